@@ -1,0 +1,42 @@
+# Every command a person or CI needs. `make demo` and `make test` set up what they need themselves.
+PYTHON ?= python3
+BIN := .venv/bin
+SHELL := /bin/bash
+TASK ?=
+CORPUS ?=
+
+.PHONY: help setup demo test check lock clean
+
+help:
+	@echo "make demo   start the embedded stack, train a classifier, show what it gains (TASK=, CORPUS= for your own data)"
+	@echo "make test   the whole test suite"
+	@echo "make check  lint and types"
+	@echo "make lock   pin the requirements anew"
+
+setup: .venv/ready
+
+.venv/ready: requirements-dev.txt pyproject.toml
+	@echo "setting up .venv (once; a few minutes with a slow connection)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --require-hashes -r <(sed -n '/^uv==/,/^[a-z]/{/^uv==/p;/--hash/p}' requirements-dev.txt | sed '$$ s/ *\\$$//')
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements-dev.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup
+	@$(BIN)/python -m tlm_client.demo $(if $(TASK),--task "$(TASK)") $(if $(CORPUS),--corpus "$(CORPUS)")
+
+test: setup
+	@$(BIN)/python -m pytest -q
+
+check: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+lock:
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml -o requirements.txt
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra dev -c requirements.txt pyproject.toml -o requirements-dev.txt
+
+clean:
+	rm -rf build .venv

@@ -1,0 +1,19 @@
+"""A clean environment for every test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+KEPT = {"TLM_SHARED_DATA"}
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No setting of the developer's shell reaches a test."""
+    for name in list(os.environ):
+        if name.startswith(("TLM_", "RAY_")) and name not in KEPT:
+            monkeypatch.delenv(name)
+    yield

@@ -1,0 +1,26 @@
+"""What several tests share: real data, loud skips."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def skip_or_fail(reason: str) -> NoReturn:
+    """Skip, saying why; where CI=true a skip would hide a gap, so there it is a failure."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"would be skipped elsewhere, but CI must run it: {reason}")
+    pytest.skip(reason)
+
+
+def shared_data() -> Path:
+    """Folder with the real tasks and corpus: TLM_SHARED_DATA, else ../shared/data beside the checkout."""
+    folder = Path(os.environ.get("TLM_SHARED_DATA") or ROOT.parent / "shared" / "data")
+    if not (folder / "tasks").is_dir():
+        skip_or_fail(f"no real data at {folder}; set TLM_SHARED_DATA to a folder with tasks/ and corpus/")
+    return folder

@@ -1,0 +1,152 @@
+"""The plan of a job: which stages it needs, on which inputs, and where they run.
+
+The coordinator knows only plans and artifacts, so a new kind of job is a new plan and no new machinery.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from tlm_core.artifacts import artifact_id
+from tlm_core.jobs.spec import JobRecord
+from tlm_core.training.params import stage_params
+
+# Raised whenever a change of code changes what the stage produces: old artifacts are then not taken again.
+STAGE_VERSIONS: Mapping[str, int] = {
+    "validate": 1,
+    "select": 1,
+    "prepare": 1,
+    "joint": 1,
+    "finetune": 1,
+    "evaluate": 1,
+    "export": 1,
+}
+
+
+class Place(StrEnum):
+    """Where a stage runs."""
+
+    COORDINATOR = "coordinator"
+    RETRIEVER = "retriever"
+    WORKERS = "workers"
+
+
+@dataclass(frozen=True)
+class Node:
+    """One stage of a job. inputs: name → node whose artifact it is; fixed: name → digest known beforehand.
+
+    reusable: false where the result depends on the clock, so that no other job may take it from the cache.
+    """
+
+    name: str
+    stage: str
+    place: Place
+    params: Mapping[str, Any]
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, str] = field(default_factory=dict)
+    reusable: bool = True
+
+    def artifact_id(self, digests: Mapping[str, str], job_id: str) -> str:
+        """Id of this node's artifact, given the manifest digests of the nodes before it."""
+        inputs = {name: digests[node] for name, node in self.inputs.items()} | dict(self.fixed)
+        params = dict(self.params) if self.reusable else {**self.params, "job": job_id}
+        return artifact_id(self.stage, STAGE_VERSIONS[self.stage], params, inputs)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Nodes in an order in which each comes after its inputs; the last one is the job's result."""
+
+    nodes: tuple[Node, ...]
+
+    @property
+    def final(self) -> Node:
+        return self.nodes[-1]
+
+    def node(self, name: str) -> Node:
+        return next(node for node in self.nodes if node.name == name)
+
+    def ready(self, done: Mapping[str, Any]) -> list[Node]:
+        """Nodes not done whose inputs all are."""
+        return [n for n in self.nodes if n.name not in done and all(i in done for i in n.inputs.values())]
+
+    def chain(self, first: Node, done: Mapping[str, Any]) -> list[Node]:
+        """`first` and every later node that needs nothing but it, what is done, and others of the chain.
+
+        They run on the same workers in one submission: starting workers costs more than a short stage.
+        """
+        chain = [first]
+        names = set(done) | {first.name}
+        for node in self.nodes:
+            if node.name not in names and node.place is first.place and all(i in names for i in node.inputs.values()):
+                chain.append(node)
+                names.add(node.name)
+        return chain
+
+
+def plan_of(job: JobRecord) -> Plan:
+    """The plan of a job, from its record alone."""
+    return _PLANS[job.spec.kind](job)
+
+
+def _train(job: JobRecord) -> Plan:
+    recipe, resolved = job.resolved.recipe, job.resolved
+    selecting = resolved.corpus_name is not None and recipe.selection.selector != "none"
+    joint = recipe.joint.enabled
+    timed = recipe.joint.budget.seconds is not None
+
+    nodes = [
+        Node(
+            "validate",
+            "validate",
+            Place.COORDINATOR,
+            params={"options": resolved.dataset_options},
+            fixed={"dataset": resolved.dataset.digest},
+        )
+    ]
+    if selecting:
+        nodes.append(
+            Node(
+                "select",
+                "select",
+                Place.RETRIEVER,
+                params=stage_params("select", recipe, None),
+                inputs={"task": "validate"},
+                fixed={"corpus": f"{resolved.corpus_name}@{resolved.corpus_version}"},
+            )
+        )
+    prepare_inputs = {"task": "validate"} | ({"selection": "select"} if selecting else {})
+    nodes.append(
+        Node("prepare", "prepare", Place.WORKERS, params=stage_params("prepare", recipe, None), inputs=prepare_inputs)
+    )
+    finetuned = {}
+    for seed in job.spec.seeds:
+        inputs = {"prepared": "prepare"}
+        if joint:
+            params = stage_params("joint", recipe, seed)
+            nodes.append(
+                Node(f"joint.s{seed}", "joint", Place.WORKERS, params=params, inputs=inputs, reusable=not timed)
+            )
+            inputs = inputs | {"joint": f"joint.s{seed}"}
+        params = stage_params("finetune", recipe, seed)
+        nodes.append(
+            Node(f"finetune.s{seed}", "finetune", Place.WORKERS, params=params, inputs=inputs, reusable=not timed)
+        )
+        finetuned[f"finetune.s{seed}"] = f"finetune.s{seed}"
+    evaluate_inputs = {"prepared": "prepare", "task": "validate"} | finetuned
+    if joint:
+        evaluate_inputs |= {f"joint.s{seed}": f"joint.s{seed}" for seed in job.spec.seeds}
+    nodes.append(
+        Node("evaluate", "evaluate", Place.WORKERS, params=stage_params("evaluate", recipe, None), inputs=evaluate_inputs)
+    )
+    export_inputs = {"prepared": "prepare", "task": "validate", "evaluate": "evaluate"} | finetuned
+    nodes.append(
+        Node("export", "export", Place.WORKERS, params=stage_params("export", recipe, None), inputs=export_inputs)
+    )
+    return Plan(tuple(nodes))
+
+
+_PLANS: Mapping[str, Callable[[JobRecord], Plan]] = {"train": _train}

@@ -1,0 +1,114 @@
+"""What a user asks for, and what the service keeps of it. Pure values: no I/O, no torch."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tlm_core.artifacts import ManifestRef
+from tlm_core.jobs.states import State
+from tlm_core.training.recipe import Recipe, Scale
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+
+
+def new_id(prefix: str, now: float | None = None) -> str:
+    """A new id such as `job_01h…`: sorts by time (milliseconds), ends in 50 random bits."""
+    value = int((time.time() if now is None else now) * 1000) << 50 | secrets.randbits(50)
+    digits = ""
+    for _ in range(19):
+        value, digit = divmod(value, 32)
+        digits = _ALPHABET[digit] + digits
+    return f"{prefix}_{digits}"
+
+
+class JobSpec(BaseModel):
+    """A request for a job, as the user sends it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["train"] = "train"
+    dataset: str = Field(description="id or name of an uploaded data set", min_length=1, max_length=200)
+    corpus: str | None = Field(
+        None, description="name, or name@version, of a corpus; none: task only", max_length=200
+    )
+    scale: Scale = "tiny"
+    recipe: Literal["fast", "paper"] = "fast"
+    seeds: tuple[int, ...] = Field((0,), min_length=1, max_length=20, description="one run of joint and finetune each")
+    set: dict[str, Any] = Field({}, description="recipe overrides by dotted key, such as {'joint.rho2': 5}")
+    workers: int = Field(1, ge=1, le=256, description="data-parallel workers")
+    max_attempts: int = Field(3, ge=1, le=20, description="tries before a job that keeps failing is given up")
+    metadata: dict[str, str] = Field({}, max_length=16, description="your labels")
+
+
+class Resolved(BaseModel):
+    """What the request meant when it was accepted; nothing published later changes it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset_id: str
+    dataset: ManifestRef
+    dataset_options: dict[str, Any] = {}
+    corpus_name: str | None = None
+    corpus_version: str | None = None
+    recipe: Recipe
+
+
+class Progress(BaseModel):
+    """How far a job is. rate in `unit` per second; eta_seconds until the end of the stage."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stage: str
+    node: str
+    step: int = 0
+    total: int = 0
+    rate: float | None = None
+    unit: str = "steps"
+    eta_seconds: float | None = None
+    nodes_done: int = 0
+    nodes_total: int = 0
+
+
+class JobRecord(BaseModel):
+    """A job as stored. Never changed in place: a verb of the store makes the next one.
+
+    attempt: number of the current try, the fencing token of every write a worker makes.
+    failures: attempts that ended by a fault (a pause is none). Times are Unix seconds.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    tenant: str
+    state: State
+    spec: JobSpec
+    resolved: Resolved
+    attempt: int = 0
+    failures: int = 0
+    owner: str | None = None
+    lease_until: float | None = None
+    created_at: float
+    updated_at: float
+    started_at: float | None = None
+    finished_at: float | None = None
+    progress: Progress | None = None
+    error: dict[str, Any] | None = None
+    result: dict[str, Any] | None = None
+    last_event: int = 0
+
+
+class Event(BaseModel):
+    """One entry of a job's log; `seq` counts from 1 without gaps. at: Unix seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seq: int
+    type: str
+    at: float
+    attempt: int
+    data: dict[str, Any] = {}

@@ -1,0 +1,98 @@
+"""States of a job and the verbs that move it. Data only: the store applies them in one atomic step.
+
+              claim                 finish
+    queued ──────────► running ──────────────► succeeded
+      ▲  ▲               │ │ └──────────────► failed        (fail)
+      │  └─── requeue ───┘ │
+      │                    ├─ pause ──► pausing ── confirm_paused ──► paused ── resume ──► queued
+      │                    └─ cancel ─► cancelling ── confirm_cancelled ──► cancelled
+      └─ submit
+
+A queued or paused job is cancelled at once, a queued one paused at once. A terminal state never changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class State(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSING = "pausing"
+    PAUSED = "paused"
+    CANCELLING = "cancelling"
+    CANCELLED = "cancelled"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
+TERMINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
+ACTIVE = frozenset({State.RUNNING, State.PAUSING, State.CANCELLING})
+
+
+class Verb(StrEnum):
+    SUBMIT = "submit"
+    CLAIM = "claim"
+    REPORT = "report"
+    PAUSE = "pause"
+    CONFIRM_PAUSED = "confirm_paused"
+    RESUME = "resume"
+    CANCEL = "cancel"
+    CONFIRM_CANCELLED = "confirm_cancelled"
+    FINISH = "finish"
+    FAIL = "fail"
+    REQUEUE = "requeue"
+
+
+class Guard(StrEnum):
+    """Who may use a verb, beside the state that allows it."""
+
+    ANYONE = "anyone"
+    OWNER = "owner"  # the coordinator that holds the lease, in the attempt it names
+    ATTEMPT = "attempt"  # a worker of the current attempt
+
+
+@dataclass(frozen=True)
+class Transition:
+    """What a verb does: from each state where it is allowed, the state that follows."""
+
+    verb: Verb
+    moves: Mapping[State, State]
+    guard: Guard
+
+
+_S = State
+
+TRANSITIONS: Mapping[Verb, Transition] = {
+    t.verb: t
+    for t in (
+        # A claim of an active job takes over an expired lease and keeps its attempt.
+        Transition(Verb.CLAIM, {_S.QUEUED: _S.RUNNING, **{s: s for s in sorted(ACTIVE)}}, Guard.ANYONE),
+        Transition(Verb.REPORT, {s: s for s in sorted(ACTIVE)}, Guard.ATTEMPT),
+        Transition(Verb.PAUSE, {_S.QUEUED: _S.PAUSED, _S.RUNNING: _S.PAUSING}, Guard.ANYONE),
+        Transition(Verb.CONFIRM_PAUSED, {_S.PAUSING: _S.PAUSED}, Guard.OWNER),
+        Transition(Verb.RESUME, {_S.PAUSED: _S.QUEUED}, Guard.ANYONE),
+        Transition(
+            Verb.CANCEL,
+            {
+                _S.QUEUED: _S.CANCELLED,
+                _S.PAUSED: _S.CANCELLED,
+                _S.RUNNING: _S.CANCELLING,
+                _S.PAUSING: _S.CANCELLING,
+            },
+            Guard.ANYONE,
+        ),
+        Transition(Verb.CONFIRM_CANCELLED, {_S.CANCELLING: _S.CANCELLED}, Guard.OWNER),
+        Transition(Verb.FINISH, {_S.RUNNING: _S.SUCCEEDED, _S.PAUSING: _S.SUCCEEDED}, Guard.OWNER),
+        Transition(Verb.FAIL, {_S.RUNNING: _S.FAILED, _S.PAUSING: _S.FAILED}, Guard.OWNER),
+        Transition(Verb.REQUEUE, {_S.RUNNING: _S.QUEUED}, Guard.OWNER),
+    )
+}
+
+
+def allowed(verb: Verb) -> str:
+    """The states from which `verb` is possible, for messages."""
+    return ", ".join(TRANSITIONS[verb].moves)
