@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+pytest_plugins = ["tests.redis_server"]
+
 KEPT = {"TLM_SHARED_DATA"}
 
 

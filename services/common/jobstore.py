@@ -1,0 +1,367 @@
+"""The job store: every job, its events, metrics and logs, and which artifacts exist. On Redis, and only there.
+
+Each verb is one Lua step that checks state, owner and attempt, changes the record, appends the event and keeps the
+indexes, or does nothing at all. Times are the Redis server's, so clocks of different machines do not matter.
+
+Keys (prefix `tlm`, tenant in braces):
+    tlm:{T}:job:ID        hash, the record            tlm:{T}:jobs        all job ids, sorted by id (that is: by time)
+    tlm:{T}:events:ID     stream, ids 1-0, 2-0, …     tlm:{T}:state:S     job ids in state S
+    tlm:{T}:metrics:ID    stream                      tlm:{T}:artifacts   artifact id → ManifestRef
+    tlm:{T}:logs:ID       stream                      tlm:{T}:checkpoints:ARTIFACT   list of published checkpoints
+    tlm:{T}:idem:KEY      idempotency                 tlm:queue, tlm:leases          members T/ID, scored by time
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import redis
+from pydantic import BaseModel, ConfigDict
+
+from services.common.redis_errors import translated
+from tlm_core.artifacts import ManifestRef, canonical_json, digest_of
+from tlm_core.errors import Conflict, IdempotencyMismatch, IllegalTransition, NotFound, StaleAttempt, TLMError
+from tlm_core.jobs.spec import Event, JobRecord, JobSpec, Progress, Resolved, new_id
+from tlm_core.jobs.states import ACTIVE, TRANSITIONS, State, Verb, allowed
+
+PREFIX = "tlm"
+_LUA = Path(__file__).parent / "lua"
+_JSON_FIELDS = ("spec", "resolved", "progress", "error", "result")
+_KEPT = 20_000
+_IDEMPOTENCY_SECONDS = 7 * 86_400
+
+
+class CheckpointRef(BaseModel):
+    """A published checkpoint. job and attempt: who wrote it; at: Unix seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ref: ManifestRef
+    step: int
+    node: str
+    job: str
+    attempt: int
+    metrics: dict[str, float | None] = {}
+
+
+def connect(url: str, *, password: str | None = None, timeout: float = 5.0) -> redis.Redis:
+    """A client of the Redis at `url` with timeouts (seconds), so that no call hangs for ever."""
+    return redis.Redis.from_url(
+        url, password=password, decode_responses=True, socket_timeout=timeout, socket_connect_timeout=timeout
+    )
+
+
+class JobStore:
+    """All operations on jobs. Thread-safe; holds nothing but the client. Raises StoreUnavailable when Redis is away."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._redis = client
+        self._script = {p.stem: client.register_script(p.read_text(encoding="utf-8")) for p in _LUA.glob("*.lua")}
+
+    def ping(self) -> None:
+        with translated():
+            self._redis.ping()
+
+    # --- verbs of the user -------------------------------------------------------------------------------------
+
+    def submit(
+        self, tenant: str, spec: JobSpec, resolved: Resolved, *, idempotency_key: str | None = None
+    ) -> tuple[JobRecord, bool]:
+        """Create a job; durable when this returns. Returns the record and whether it is new.
+
+        The same idempotency key with the same spec gives the earlier job. Raises IdempotencyMismatch for another spec.
+        """
+        job_id = new_id("job")
+        fields = {"id": job_id, "tenant": tenant, "spec": spec.model_dump_json(), "resolved": resolved.model_dump_json()}
+        kind, answered = self._run(
+            "submit",
+            [
+                self._key(tenant, "job", job_id),
+                self._key(tenant, "events", job_id),
+                self._key(tenant, "idem", digest_of(idempotency_key)) if idempotency_key else "",
+                self._key(tenant, "jobs"),
+                f"{PREFIX}:queue",
+            ],
+            [
+                job_id,
+                f"{tenant}/{job_id}",
+                canonical_json(fields),
+                canonical_json({"kind": spec.kind}),
+                digest_of(spec.model_dump(mode="json")),
+                _IDEMPOTENCY_SECONDS,
+                self._key(tenant, "state", "queued"),
+            ],
+        )
+        if kind == "mismatch":
+            raise IdempotencyMismatch(
+                f"this Idempotency-Key was used for {answered} with another body; use a new key for a new job",
+                job=answered,
+            )
+        return self.get(tenant, answered), kind == "created"
+
+    def pause(self, tenant: str, job_id: str) -> JobRecord:
+        """Stop with a checkpoint; `paused` follows when the worker has left one. A queued job is paused at once."""
+        return self._move(Verb.PAUSE, tenant, job_id, "job.pause_requested")
+
+    def resume(self, tenant: str, job_id: str) -> JobRecord:
+        return self._move(Verb.RESUME, tenant, job_id, "job.resumed")
+
+    def cancel(self, tenant: str, job_id: str) -> JobRecord:
+        """Two-phase: `cancelling` until nothing of the job runs any more. Cancelling twice is no error."""
+        try:
+            return self._move(Verb.CANCEL, tenant, job_id, "job.cancel_requested")
+        except IllegalTransition:
+            record = self.get(tenant, job_id)
+            if record.state in (State.CANCELLING, State.CANCELLED):
+                return record
+            raise
+
+    # --- verbs of the coordinator ------------------------------------------------------------------------------
+
+    def claim(self, owner: str, lease_seconds: float) -> JobRecord | None:
+        """A job to drive: one whose lease ran out (same attempt), else the next of the queue (next attempt)."""
+        member = self._run("claim", [f"{PREFIX}:queue", f"{PREFIX}:leases"], [owner, lease_seconds, PREFIX])
+        return None if member is None else self.get(*member.split("/", 1))
+
+    def renew(self, job: JobRecord, owner: str, lease_seconds: float) -> bool:
+        """Keep the lease. False: it is another's now, and this owner must do nothing more for the job."""
+        keys = [self._key(job.tenant, "job", job.id), f"{PREFIX}:leases"]
+        return bool(self._run("renew", keys, [owner, lease_seconds, f"{job.tenant}/{job.id}"]))
+
+    def confirm_paused(self, job: JobRecord, owner: str) -> JobRecord:
+        return self._move(Verb.CONFIRM_PAUSED, job.tenant, job.id, "job.paused", owner=owner, attempt=job.attempt)
+
+    def confirm_cancelled(self, job: JobRecord, owner: str) -> JobRecord:
+        return self._move(Verb.CONFIRM_CANCELLED, job.tenant, job.id, "job.cancelled", owner=owner, attempt=job.attempt)
+
+    def finish(self, job: JobRecord, owner: str, result: Mapping[str, Any]) -> JobRecord:
+        return self._move(
+            Verb.FINISH, job.tenant, job.id, "job.succeeded", owner=owner, attempt=job.attempt,
+            changes={"result": canonical_json(result), "error": None},
+        )  # fmt: skip
+
+    def fail(self, job: JobRecord, owner: str, error: TLMError) -> JobRecord:
+        return self._move(
+            Verb.FAIL, job.tenant, job.id, "job.failed", owner=owner, attempt=job.attempt,
+            changes={"error": canonical_json(error.as_dict()), "failures": str(job.failures + 1)}, data=error.as_dict(),
+        )  # fmt: skip
+
+    def requeue(self, job: JobRecord, owner: str, error: TLMError, delay_seconds: float) -> JobRecord:
+        """Give the attempt up; the job is tried again after the delay."""
+        return self._move(
+            Verb.REQUEUE, job.tenant, job.id, "job.requeued", owner=owner, attempt=job.attempt,
+            changes={"error": canonical_json(error.as_dict()), "failures": str(job.failures + 1)},
+            data={**error.as_dict(), "delay_seconds": delay_seconds}, delay=delay_seconds,
+        )  # fmt: skip
+
+    # --- verbs of an attempt (worker, or coordinator on its behalf) ---------------------------------------------
+
+    def report(
+        self,
+        tenant: str,
+        job_id: str,
+        attempt: int,
+        *,
+        progress: Progress | None = None,
+        metrics: Sequence[Mapping[str, Any]] = (),
+        events: Sequence[tuple[str, Mapping[str, Any]]] = (),
+        logs: Sequence[str] = (),
+    ) -> State:
+        """Tell what an attempt does; the answer is the job's state, from which a worker learns that it has to stop.
+
+        Raises StaleAttempt when the attempt is over: the caller must stop writing.
+        """
+        return self._report(tenant, job_id, attempt, progress=progress, metrics=metrics, events=events, logs=logs)
+
+    def publish(
+        self, tenant: str, job_id: str, attempt: int, *, artifact: str, ref: ManifestRef, node: str, stage: str
+    ) -> ManifestRef:
+        """Make an artifact exist. The first one wins; the one in force is returned. Raises StaleAttempt."""
+        event = ("artifact.published", {"artifact": artifact, "node": node, "stage": stage, "digest": ref.digest})
+        self._report(
+            tenant, job_id, attempt, events=[event], artifact=artifact, body=canonical_json(ref.model_dump(mode="json"))
+        )
+        published = self.artifact(tenant, artifact)
+        assert published is not None, "the step above has set it"
+        return published
+
+    def publish_checkpoint(self, tenant: str, artifact: str, checkpoint: CheckpointRef) -> None:
+        """Make a checkpoint exist. Raises StaleAttempt when its attempt is over."""
+        data = {"node": checkpoint.node, "step": checkpoint.step, "metrics": checkpoint.metrics}
+        self._report(
+            tenant, checkpoint.job, checkpoint.attempt, events=[("checkpoint.published", data)], artifact=artifact,
+            body=canonical_json(checkpoint.model_dump(mode="json")), checkpoint=True,
+        )  # fmt: skip
+
+    # --- reading ------------------------------------------------------------------------------------------------
+
+    def get(self, tenant: str, job_id: str) -> JobRecord:
+        """Raises NotFound."""
+        with translated():
+            fields = self._redis.hgetall(self._key(tenant, "job", job_id))
+        if not fields:
+            raise NotFound(f"no job '{job_id}'; list the jobs to see their ids")
+        return _record(fields)
+
+    def list_jobs(
+        self, tenant: str, *, state: State | None = None, after: str | None = None, limit: int = 20
+    ) -> tuple[list[JobRecord], bool]:
+        """Jobs, newest first, those older than `after`; and whether there are more."""
+        key = self._key(tenant, "state", state) if state else self._key(tenant, "jobs")
+        with translated():
+            ids = self._redis.zrange(
+                key, f"({after}" if after else "+", "-", desc=True, bylex=True, offset=0, num=limit + 1
+            )
+            pipe = self._redis.pipeline(transaction=False)
+            for job_id in ids[:limit]:
+                pipe.hgetall(self._key(tenant, "job", job_id))
+            found = pipe.execute()
+        return [_record(fields) for fields in found if fields], len(ids) > limit
+
+    def events(self, tenant: str, job_id: str, *, after: int = 0, limit: int = 100) -> list[Event]:
+        """Events with seq > after, in order."""
+        with translated():
+            rows = self._redis.xrange(self._key(tenant, "events", job_id), f"{after + 1}-0", "+", count=limit)
+        return [
+            Event(seq=int(i.split("-")[0]), type=f["type"], at=float(f["at"]), attempt=int(f["attempt"]),
+                  data=json.loads(f["data"]))
+            for i, f in rows
+        ]  # fmt: skip
+
+    def metrics(self, tenant: str, job_id: str, *, after: str = "0", limit: int = 1000) -> list[dict[str, Any]]:
+        """Metric points after stream id `after`, in order; each has `id`, `attempt`, `at` and its values."""
+        return [
+            {"id": i, "attempt": int(f["attempt"]), "at": float(f["at"]), **json.loads(f["data"])}
+            for i, f in self._stream(self._key(tenant, "metrics", job_id), after, limit)
+        ]
+
+    def logs(self, tenant: str, job_id: str, *, after: str = "0", limit: int = 1000) -> list[dict[str, Any]]:
+        """Log lines after stream id `after`, in order."""
+        return [
+            {"id": i, "attempt": int(f["attempt"]), "at": float(f["at"]), "line": f["line"]}
+            for i, f in self._stream(self._key(tenant, "logs", job_id), after, limit)
+        ]
+
+    def artifact(self, tenant: str, artifact: str) -> ManifestRef | None:
+        """Where a published artifact lies, or None: then it does not exist, whatever files there are."""
+        with translated():
+            body = self._redis.hget(self._key(tenant, "artifacts"), artifact)
+        return None if body is None else ManifestRef.model_validate_json(body)
+
+    def forget_artifact(self, tenant: str, artifact: str) -> None:
+        """Take an artifact back (its files are lost or broken), so that its stage runs again."""
+        with translated():
+            self._redis.hdel(self._key(tenant, "artifacts"), artifact)
+
+    def checkpoints(self, tenant: str, artifact: str) -> list[CheckpointRef]:
+        """Published checkpoints of an artifact under way, oldest first."""
+        with translated():
+            bodies = self._redis.lrange(self._key(tenant, "checkpoints", artifact), 0, -1)
+        return [CheckpointRef.model_validate_json(body) for body in bodies]
+
+    def drop_checkpoint(self, tenant: str, artifact: str, checkpoint: CheckpointRef) -> None:
+        """Take a checkpoint back; its files may be deleted afterwards."""
+        body = canonical_json(checkpoint.model_dump(mode="json"))
+        with translated():
+            self._redis.lrem(self._key(tenant, "checkpoints", artifact), 0, body)
+
+    # --- within -------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _key(tenant: str, *parts: str) -> str:
+        return ":".join((PREFIX, f"{{{tenant}}}", *parts))
+
+    def _run(self, script: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        with translated():
+            return self._script[script](keys=list(keys), args=list(args))
+
+    def _stream(self, key: str, after: str, limit: int) -> Iterable[tuple[str, dict[str, str]]]:
+        with translated():
+            return self._redis.xrange(key, f"({after}" if after != "0" else "-", "+", count=limit)
+
+    def _move(
+        self,
+        verb: Verb,
+        tenant: str,
+        job_id: str,
+        event: str,
+        *,
+        owner: str = "",
+        attempt: int | None = None,
+        changes: Mapping[str, str | None] | None = None,
+        data: Mapping[str, Any] | None = None,
+        delay: float = 0.0,
+    ) -> JobRecord:
+        keys = [
+            self._key(tenant, "job", job_id),
+            self._key(tenant, "events", job_id),
+            f"{PREFIX}:queue",
+            f"{PREFIX}:leases",
+            self._key(tenant, "state", ""),
+        ]
+        args = [
+            job_id,
+            f"{tenant}/{job_id}",
+            canonical_json(dict(TRANSITIONS[verb].moves)),
+            owner,
+            "" if attempt is None else attempt,
+            canonical_json(changes or {}),
+            event,
+            canonical_json(data or {}),
+            delay,
+        ]
+        self._check(verb, job_id, self._run("move", keys, args))
+        return self.get(tenant, job_id)
+
+    def _report(
+        self,
+        tenant: str,
+        job_id: str,
+        attempt: int,
+        *,
+        progress: Progress | None = None,
+        metrics: Sequence[Mapping[str, Any]] = (),
+        events: Sequence[tuple[str, Mapping[str, Any]]] = (),
+        logs: Sequence[str] = (),
+        artifact: str = "",
+        body: str = "",
+        checkpoint: bool = False,
+    ) -> State:
+        keys = [self._key(tenant, name, job_id) for name in ("job", "events", "metrics", "logs")]
+        keys += [self._key(tenant, "artifacts"), self._key(tenant, "checkpoints", artifact) if checkpoint else ""]
+        args = [
+            attempt,
+            canonical_json({state: True for state in ACTIVE}),
+            progress.model_dump_json() if progress else "",
+            canonical_json([canonical_json(point) for point in metrics]),
+            canonical_json([[kind, canonical_json(data)] for kind, data in events]),
+            canonical_json(list(logs)),
+            artifact,
+            body,
+            _KEPT,
+        ]
+        return State(self._check(Verb.REPORT, job_id, self._run("report", keys, args)))
+
+    @staticmethod
+    def _check(verb: Verb, job_id: str, answer: list[str]) -> str:
+        """The state that a script answered with, or the error it stands for."""
+        match answer:
+            case ["ok", state]:
+                return state
+            case ["missing"]:
+                raise NotFound(f"no job '{job_id}'; list the jobs to see their ids")
+            case ["state", state]:
+                raise IllegalTransition(
+                    f"{verb} is not possible for {job_id}: it is {state}; possible when {allowed(verb)}", state=state
+                )
+            case ["stale", attempt, *_]:
+                raise StaleAttempt(f"{verb} refused for {job_id}: attempt {attempt} is in force, or another owner")
+        raise Conflict(f"{verb} of {job_id} answered {answer}")
+
+
+def _record(fields: Mapping[str, str]) -> JobRecord:
+    data: dict[str, Any] = {k: json.loads(v) if k in _JSON_FIELDS else v for k, v in fields.items()}
+    return JobRecord.model_validate(data)

@@ -1,0 +1,43 @@
+-- Gives a coordinator one job: first one whose lease ran out (attempt kept), else the oldest that is due in the queue.
+-- KEYS: queue, leases
+-- ARGV: owner, lease (s), prefix of all keys
+-- Answers the member 'tenant/job id', or nil when there is nothing to do.
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
+local stamp = string.format('%.6f', now)
+local lease = string.format('%.6f', now + tonumber(ARGV[2]))
+
+local function keys_of(member)
+  local tenant, id = string.match(member, '^([^/]+)/(.+)$')
+  local base = ARGV[3] .. ':{' .. tenant .. '}'
+  return base .. ':job:' .. id, base .. ':events:' .. id, base .. ':state:', id
+end
+
+local function record(job, events, type, data)
+  local seq = redis.call('HINCRBY', job, 'last_event', 1)
+  redis.call('XADD', events, seq .. '-0', 'type', type, 'at', stamp, 'attempt', redis.call('HGET', job, 'attempt'), 'data', cjson.encode(data))
+end
+
+local expired = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', stamp, 'LIMIT', 0, 1)
+if expired[1] then
+  local job, events = keys_of(expired[1])
+  redis.call('HSET', job, 'owner', ARGV[1], 'lease_until', lease, 'updated_at', stamp)
+  redis.call('ZADD', KEYS[2], lease, expired[1])
+  record(job, events, 'job.adopted', {owner = ARGV[1]})
+  return expired[1]
+end
+
+local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', stamp, 'LIMIT', 0, 1)
+if due[1] then
+  local job, events, state, id = keys_of(due[1])
+  redis.call('ZREM', KEYS[1], due[1])
+  redis.call('HINCRBY', job, 'attempt', 1)
+  redis.call('HSETNX', job, 'started_at', stamp)
+  redis.call('HSET', job, 'state', 'running', 'owner', ARGV[1], 'lease_until', lease, 'updated_at', stamp)
+  redis.call('ZREM', state .. 'queued', id)
+  redis.call('ZADD', state .. 'running', 0, id)
+  redis.call('ZADD', KEYS[2], lease, due[1])
+  record(job, events, 'job.claimed', {owner = ARGV[1]})
+  return due[1]
+end
+return false

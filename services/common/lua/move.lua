@@ -1,0 +1,41 @@
+-- One verb of a job: guard by state, owner and attempt, change of the record, its event, the indexes; all or nothing.
+-- KEYS: job hash, events stream, queue, leases, state index prefix
+-- ARGV: job id, member, allowed moves (JSON {from: to}), owner ('' = any), attempt ('' = any),
+--       changes (JSON {field: string}), event type, event data (JSON), delay in the queue (s)
+-- Answers {'ok', new state} or {'missing'} / {'state', current} / {'stale', current attempt, current owner}.
+local state = redis.call('HGET', KEYS[1], 'state')
+if not state then return {'missing'} end
+if ARGV[5] ~= '' and redis.call('HGET', KEYS[1], 'attempt') ~= ARGV[5] then
+  return {'stale', redis.call('HGET', KEYS[1], 'attempt'), redis.call('HGET', KEYS[1], 'owner') or ''}
+end
+if ARGV[4] ~= '' and redis.call('HGET', KEYS[1], 'owner') ~= ARGV[4] then
+  return {'stale', redis.call('HGET', KEYS[1], 'attempt'), redis.call('HGET', KEYS[1], 'owner') or ''}
+end
+local target = cjson.decode(ARGV[3])[state]
+if not target then return {'state', state} end
+
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
+local stamp = string.format('%.6f', now)
+for field, value in pairs(cjson.decode(ARGV[6])) do
+  if value == cjson.null then redis.call('HDEL', KEYS[1], field) else redis.call('HSET', KEYS[1], field, value) end
+end
+redis.call('HSET', KEYS[1], 'state', target, 'updated_at', stamp)
+if target ~= state then
+  redis.call('ZREM', KEYS[5] .. state, ARGV[1])
+  redis.call('ZADD', KEYS[5] .. target, 0, ARGV[1])
+  redis.call('ZREM', KEYS[3], ARGV[2])
+  if target == 'queued' then
+    redis.call('ZADD', KEYS[3], string.format('%.6f', now + tonumber(ARGV[9])), ARGV[2])
+  end
+  if target ~= 'running' and target ~= 'pausing' and target ~= 'cancelling' then
+    redis.call('ZREM', KEYS[4], ARGV[2])
+    redis.call('HDEL', KEYS[1], 'owner', 'lease_until')
+  end
+  if target == 'succeeded' or target == 'failed' or target == 'cancelled' then
+    redis.call('HSET', KEYS[1], 'finished_at', stamp)
+  end
+end
+local seq = redis.call('HINCRBY', KEYS[1], 'last_event', 1)
+redis.call('XADD', KEYS[2], seq .. '-0', 'type', ARGV[7], 'at', stamp, 'attempt', redis.call('HGET', KEYS[1], 'attempt'), 'data', ARGV[8])
+return {'ok', target}

@@ -1,0 +1,34 @@
+-- What a worker or its coordinator tells of an attempt: progress, metric points, events, log lines, published artifacts.
+-- KEYS: job hash, events stream, metrics stream, logs stream, artifacts hash, checkpoints of the artifact (or '')
+-- ARGV: attempt, active states (JSON {state: true}), progress (JSON or ''), metrics (JSON list of JSON texts),
+--       events (JSON list of [type, JSON text]), log lines (JSON list), artifact id ('' = none), what to publish (JSON text),
+--       lines and points kept at most
+-- Answers {'ok', state}, {'missing'}, {'state', state} or {'stale', attempt}. An artifact that is published stays as it is.
+local state = redis.call('HGET', KEYS[1], 'state')
+if not state then return {'missing'} end
+local attempt = redis.call('HGET', KEYS[1], 'attempt')
+if attempt ~= ARGV[1] then return {'stale', attempt} end
+if not cjson.decode(ARGV[2])[state] then return {'state', state} end
+
+local time = redis.call('TIME')
+local stamp = string.format('%.6f', tonumber(time[1]) + tonumber(time[2]) / 1e6)
+redis.call('HSET', KEYS[1], 'updated_at', stamp)
+if ARGV[3] ~= '' then redis.call('HSET', KEYS[1], 'progress', ARGV[3]) end
+for _, point in ipairs(cjson.decode(ARGV[4])) do
+  redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[9], '*', 'attempt', attempt, 'at', stamp, 'data', point)
+end
+for _, line in ipairs(cjson.decode(ARGV[6])) do
+  redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[9], '*', 'attempt', attempt, 'at', stamp, 'line', line)
+end
+if ARGV[7] ~= '' then
+  if KEYS[6] ~= '' then
+    redis.call('RPUSH', KEYS[6], ARGV[8])
+  elseif redis.call('HSETNX', KEYS[5], ARGV[7], ARGV[8]) == 0 then
+    return {'ok', state}
+  end
+end
+for _, event in ipairs(cjson.decode(ARGV[5])) do
+  local seq = redis.call('HINCRBY', KEYS[1], 'last_event', 1)
+  redis.call('XADD', KEYS[2], seq .. '-0', 'type', event[1], 'at', stamp, 'attempt', attempt, 'data', event[2])
+end
+return {'ok', state}
