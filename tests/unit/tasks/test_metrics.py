@@ -1,0 +1,108 @@
+"""Scores agree with scikit-learn and never pretend."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tlm_core.tasks.metrics import majority_baseline, score, summary
+
+
+def test_scores_agree_with_scikit_learn() -> None:
+    from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
+
+    rng = np.random.RandomState(3)
+    true = rng.randint(0, 5, 200)
+    pred = np.where(rng.rand(200) < 0.6, true, rng.randint(0, 5, 200))
+    result = score(true, pred, 5, "macro_f1")
+    assert result["macro_f1"] == pytest.approx(f1_score(true, pred, average="macro"))
+    assert result["micro_f1"] == pytest.approx(f1_score(true, pred, average="micro"))
+    assert result["accuracy"] == pytest.approx(accuracy_score(true, pred))
+    assert result["confusion"] == confusion_matrix(true, pred).tolist()
+    per_class = np.array(precision_recall_fscore_support(true, pred)).T
+    got = [[entry[key] for key in ("precision", "recall", "f1", "support")] for entry in result["per_class"]]
+    np.testing.assert_allclose(got, per_class)
+
+
+def test_value_is_the_metric_asked_for() -> None:
+    true, pred = [0, 0, 0, 1], [0, 0, 0, 0]
+    assert score(true, pred, 2, "accuracy")["value"] == 0.75
+    assert score(true, pred, 2, "macro_f1")["value"] == pytest.approx((6 / 7 + 0) / 2)
+
+
+def test_a_class_that_never_occurs_is_null_with_its_reason_and_outside_the_mean() -> None:
+    result = score([0, 1], [0, 1], 3, "macro_f1")
+    assert result["macro_f1"] == 1.0
+    assert result["per_class"][2] == {
+        "precision": None,
+        "recall": None,
+        "f1": None,
+        "support": 0,
+        "reason": "no row has it; never predicted",
+    }
+
+
+def test_a_class_never_predicted_counts_as_zero_f1() -> None:
+    result = score([0, 1], [0, 0], 2, "macro_f1")
+    assert result["per_class"][1]["precision"] is None
+    assert result["per_class"][1]["f1"] == 0.0
+    assert result["macro_f1"] == pytest.approx(1 / 3)
+
+
+def test_deduplicated_score_leaves_out_rows_that_stand_in_train() -> None:
+    result = score([0, 0, 1, 1], [0, 1, 1, 1], 2, "accuracy", in_train=np.array([False, True, False, True]))
+    assert result["accuracy"] == 0.75
+    assert result["deduplicated"]["accuracy"] == 1.0
+    assert result["deduplicated"]["rows"] == 2
+    assert result["deduplicated"]["rows_left_out"] == 2
+
+
+def test_no_row_left_gives_null_and_not_zero() -> None:
+    result = score([0], [0], 2, "macro_f1", in_train=np.array([True]))
+    assert result["deduplicated"]["value"] is None
+    assert result["deduplicated"]["reason"] == "there is no row to score"
+
+
+@pytest.mark.parametrize(
+    ("true", "pred", "metric", "part"),
+    [
+        ([0, 1], [0], "macro_f1", "equal rows"),
+        ([0, 2], [0, 1], "macro_f1", r"0\.\.1"),
+        ([0, 1], [0, -1], "macro_f1", r"0\.\.1"),
+        ([0, 1], [0, 1], "f1", "unknown metric 'f1'"),
+    ],
+)
+def test_input_that_does_not_hold_is_refused(true: list[int], pred: list[int], metric: str, part: str) -> None:
+    with pytest.raises(ValueError, match=part):
+        score(true, pred, 2, metric)
+
+
+def test_majority_baseline_answers_the_most_frequent_train_label() -> None:
+    result = majority_baseline(
+        [2, 1, 2, 0], [2, 0, 2, 1], 3, "accuracy", in_train=np.array([True, False, False, False])
+    )
+    assert result["label"] == 2
+    assert result["accuracy"] == 0.5
+    assert result["deduplicated"]["accuracy"] == pytest.approx(1 / 3)
+
+
+def test_summary_uses_the_sample_standard_deviation() -> None:
+    assert summary([0.5, 0.7, 0.9]) == pytest.approx({"n": 3, "mean": 0.7, "std": 0.2, "min": 0.5, "max": 0.9})
+
+
+def test_summary_of_one_seed_has_no_spread_and_says_why() -> None:
+    assert summary([0.5]) == {
+        "n": 1,
+        "mean": 0.5,
+        "std": None,
+        "min": 0.5,
+        "max": 0.5,
+        "reason": "one run has no spread; give more seeds",
+    }
+
+
+@pytest.mark.parametrize(("values", "reason"), [([], "no run"), ([0.5, None], "1 of 2 runs have no value")])
+def test_summary_without_values_is_null_with_its_reason(values: list[float | None], reason: str) -> None:
+    result = summary(values)
+    assert result["mean"] is None
+    assert reason in result["reason"]

@@ -1,0 +1,104 @@
+"""The task: labelled texts in train, validation and test, their labels and the metric."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from tlm_core.errors import CorruptArtifact
+from tlm_core.tasks.duplicates import scan
+
+SPLITS = ("train", "validation", "test")
+_ROW_GROUP = 65_536
+
+
+def task_schema(pair: bool) -> Any:
+    """Arrow schema of one split: row, text, [text_pair,] label."""
+    pairs = [("text_pair", pa.string())] if pair else []
+    return pa.schema([("row", pa.int64()), ("text", pa.string()), *pairs, ("label", pa.int32())])
+
+
+@dataclass(frozen=True)
+class Task:
+    """A checked text-classification task.
+
+    splits: for train, validation and test a pyarrow table with `row` (1-based record number in its source
+    file), `text`, `text_pair` (only when `pair`) and `label` (index into `labels`).
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    metric: str
+    pair: bool
+    language: str
+    splits: Mapping[str, Any]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rows of each split."""
+        return {split: len(self.splits[split]) for split in SPLITS}
+
+    def texts(self, split: str) -> list[str]:
+        """The (first) texts of a split, in order."""
+        return cast(list[str], self.splits[split]["text"].to_pylist())
+
+    def text_pairs(self, split: str) -> list[str] | None:
+        """The second texts of a split, or None if the task has single texts."""
+        return cast(list[str], self.splits[split]["text_pair"].to_pylist()) if self.pair else None
+
+    def label_ids(self, split: str) -> NDArray[np.int32]:
+        """(rows,) indices into `labels`."""
+        return cast(NDArray[np.int32], self.splits[split]["label"].to_numpy())
+
+    def rows(self, split: str) -> NDArray[np.int64]:
+        """(rows,) 1-based record numbers in the source file."""
+        return cast(NDArray[np.int64], self.splits[split]["row"].to_numpy())
+
+    def in_train(self, split: str) -> NDArray[np.bool_]:
+        """(rows,) True where a text of `split` also stands in train, but for case and white space."""
+        train, other = (self._keys(name) for name in ("train", split))
+        return np.isin(other, train)
+
+    def _keys(self, split: str) -> NDArray[np.int64]:
+        table = self.splits[split]
+        return scan(table["text"], table["text_pair"] if self.pair else None).keys
+
+    def write(self, folder: Path) -> None:
+        """Write the files of the `validate` artifact; equal tasks give equal bytes."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for split in SPLITS:
+            table = self.splits[split].combine_chunks()
+            pq.write_table(table, folder / f"{split}.parquet", compression="zstd", row_group_size=_ROW_GROUP)
+        facts = {
+            "name": self.name,
+            "labels": list(self.labels),
+            "metric": self.metric,
+            "pair": self.pair,
+            "language": self.language,
+            "counts": self.counts,
+        }
+        (folder / "task.json").write_text(json.dumps(facts, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Task:
+        """The task that `write` left in `folder`. Raises CorruptArtifact if the files do not fit together."""
+        try:
+            facts = json.loads((folder / "task.json").read_text(encoding="utf-8"))
+            splits = {split: pq.ParquetFile(folder / f"{split}.parquet").read() for split in SPLITS}
+            counts = facts.pop("counts")
+            task = cls(**{**facts, "labels": tuple(facts["labels"]), "splits": splits})
+        except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's errors are OSError or ValueError
+            raise CorruptArtifact(f"{folder} does not hold a task ({error}); run the validate stage again") from error
+        schema = task_schema(task.pair)
+        fits = all(table.schema.equals(schema) for table in splits.values())
+        if not fits or task.counts != counts:
+            raise CorruptArtifact(f"the splits in {folder} do not fit its task.json; run the validate stage again")
+        return task
