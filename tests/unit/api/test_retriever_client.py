@@ -1,0 +1,86 @@
+"""What the retriever answers becomes values or errors of the project."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from services.common.problem import problem_of
+from services.common.retriever_client import RetrieverClient, SelectionRequest
+from tlm_core.artifacts import ManifestRef
+from tlm_core.errors import EmptySelection, IndexMismatch, IndexUnavailable, NotFound
+
+REF = ManifestRef(folder="default/x", digest="1" * 64)
+
+
+def client(answer: Callable[[httpx.Request], httpx.Response]) -> RetrieverClient:
+    return RetrieverClient(httpx.Client(transport=httpx.MockTransport(answer), base_url="http://retriever"))
+
+
+def always(status: int, **kwargs: Any) -> RetrieverClient:
+    return client(lambda _: httpx.Response(status, **kwargs))
+
+
+def refused(request: httpx.Request) -> httpx.Response:
+    raise httpx.ConnectError("refused", request=request)
+
+
+def hung(request: httpx.Request) -> httpx.Response:
+    raise httpx.ReadTimeout("", request=request)
+
+
+@pytest.mark.parametrize("behaviour", [refused, hung])
+def test_a_retriever_that_does_not_answer_is_an_index_that_is_unavailable(
+    behaviour: Callable[[httpx.Request], httpx.Response],
+) -> None:
+    with pytest.raises(IndexUnavailable):
+        client(behaviour).search("default", "docs", "v1", "q", 3)
+
+
+@pytest.mark.parametrize("error", [EmptySelection("no hit"), IndexMismatch("not ours"), NotFound("no version")])
+def test_a_problem_is_raised_as_the_error_it_stands_for(error: Any) -> None:
+    with pytest.raises(type(error), match=error.message):
+        always(500, json=problem_of(error)).search("default", "docs", "v1", "q", 3)
+
+
+@pytest.mark.parametrize(
+    "answer", [{"status_code": 502, "text": "<html>"}, {"status_code": 200, "text": "<html>"},
+               {"status_code": 500, "json": ["no", "problem"]}, {"status_code": 200, "json": {"hits": 3}},
+               {"status_code": 401, "json": {"code": "unauthorized", "detail": "no"}}],
+)  # fmt: skip
+def test_nonsense_and_a_wrong_token_never_reach_the_user_as_their_fault(answer: dict[str, Any]) -> None:
+    status = answer.pop("status_code")
+    with pytest.raises(IndexUnavailable):
+        always(status, **answer).search("default", "docs", "v1", "q", 3)
+
+
+def test_what_the_retriever_does_not_know_is_a_state() -> None:
+    unknown = always(404, json=problem_of(NotFound("x")))
+    assert unknown.corpus("default", "docs", "v1").state == "unknown"
+    assert unknown.get_selection("art_1").state == "unknown"
+    unknown.delete_corpus("default", "docs", "v1")
+
+
+def test_a_failed_load_carries_its_error() -> None:
+    load = always(200, json={"state": "failed", "error": IndexMismatch("not ours").as_dict()}).corpus("d", "n", "v")
+    assert isinstance(load.failure, IndexMismatch)
+
+
+def test_a_selection_is_asked_for_and_looked_at_by_its_id() -> None:
+    seen: list[tuple[str, str, Any]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append((request.method, request.url.path, json.loads(request.content or b"null")))
+        return httpx.Response(200, json={"state": "ready", "done": 2, "total": 2, "ref": REF.model_dump()})
+
+    api = client(answer)
+    request = SelectionRequest(tenant="default", corpus="docs", version="v1", task=REF, params={"top_k": 5}, prefix="p")
+    api.put_selection("art_1", request)
+    run = api.get_selection("art_1")
+    assert (run.state, run.ref, run.failure) == ("ready", REF, None)
+    assert [(m, p) for m, p, _ in seen] == [("PUT", "/v1/selections/art_1"), ("GET", "/v1/selections/art_1")]
+    assert seen[0][2]["task"]["digest"] == REF.digest
