@@ -29,7 +29,7 @@ from tlm_core.jobs.states import ACTIVE, TRANSITIONS, State, Verb, allowed
 
 PREFIX = "tlm"
 _LUA = Path(__file__).parent / "lua"
-_JSON_FIELDS = ("spec", "resolved", "progress", "error", "result")
+_JSON_FIELDS = ("spec", "resolved", "submissions", "progress", "error", "result")
 _KEPT = 20_000
 _IDEMPOTENCY_SECONDS = 7 * 86_400
 
@@ -169,12 +169,16 @@ class JobStore:
         metrics: Sequence[Mapping[str, Any]] = (),
         events: Sequence[tuple[str, Mapping[str, Any]]] = (),
         logs: Sequence[str] = (),
+        submissions: Mapping[str, str] | None = None,
     ) -> State:
         """Tell what an attempt does; the answer is the job's state, from which a worker learns that it has to stop.
 
         Raises StaleAttempt when the attempt is over: the caller must stop writing.
         """
-        return self._report(tenant, job_id, attempt, progress=progress, metrics=metrics, events=events, logs=logs)
+        return self._report(
+            tenant, job_id, attempt, progress=progress, metrics=metrics, events=events, logs=logs,
+            submissions=submissions,
+        )  # fmt: skip
 
     def publish(
         self, tenant: str, job_id: str, attempt: int, *, artifact: str, ref: ManifestRef, node: str, stage: str
@@ -326,6 +330,7 @@ class JobStore:
         metrics: Sequence[Mapping[str, Any]] = (),
         events: Sequence[tuple[str, Mapping[str, Any]]] = (),
         logs: Sequence[str] = (),
+        submissions: Mapping[str, str] | None = None,
         artifact: str = "",
         body: str = "",
         checkpoint: bool = False,
@@ -342,6 +347,7 @@ class JobStore:
             artifact,
             body,
             _KEPT,
+            canonical_json(submissions) if submissions is not None else "",
         ]
         return State(self._check(Verb.REPORT, job_id, self._run("report", keys, args)))
 

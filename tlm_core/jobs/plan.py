@@ -39,6 +39,8 @@ class Node:
     """One stage of a job. inputs: name → node whose artifact it is; fixed: name → digest known beforehand.
 
     reusable: false where the result depends on the clock, so that no other job may take it from the cache.
+    group: nodes of one group run on the same workers in one submission, since starting workers costs more than a
+    short stage does.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Node:
     inputs: Mapping[str, str] = field(default_factory=dict)
     fixed: Mapping[str, str] = field(default_factory=dict)
     reusable: bool = True
+    group: str = "main"
 
     def artifact_id(self, digests: Mapping[str, str], job_id: str) -> str:
         """Id of this node's artifact, given the manifest digests of the nodes before it."""
@@ -73,18 +76,9 @@ class Plan:
         """Nodes not done whose inputs all are."""
         return [n for n in self.nodes if n.name not in done and all(i in done for i in n.inputs.values())]
 
-    def chain(self, first: Node, done: Mapping[str, Any]) -> list[Node]:
-        """`first` and every later node that needs nothing but it, what is done, and others of the chain.
-
-        They run on the same workers in one submission: starting workers costs more than a short stage.
-        """
-        chain = [first]
-        names = set(done) | {first.name}
-        for node in self.nodes:
-            if node.name not in names and node.place is first.place and all(i in names for i in node.inputs.values()):
-                chain.append(node)
-                names.add(node.name)
-        return chain
+    def group(self, name: str) -> list[Node]:
+        """The nodes that the workers of one submission run, in order."""
+        return [n for n in self.nodes if n.place is Place.WORKERS and n.group == name]
 
 
 def plan_of(job: JobRecord) -> Plan:

@@ -78,7 +78,8 @@ class JobRecord(BaseModel):
     """A job as stored. Never changed in place: a verb of the store makes the next one.
 
     attempt: number of the current try, the fencing token of every write a worker makes.
-    failures: attempts that ended by a fault (a pause is none). Times are Unix seconds.
+    failures: attempts that ended by a fault (a pause is none). submissions: what this attempt has asked the cluster
+    to run, group → submission id. Times are Unix seconds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -96,6 +97,7 @@ class JobRecord(BaseModel):
     updated_at: float
     started_at: float | None = None
     finished_at: float | None = None
+    submissions: dict[str, str] = {}
     progress: Progress | None = None
     error: dict[str, Any] | None = None
     result: dict[str, Any] | None = None

@@ -32,6 +32,7 @@ if due[1] then
   local job, events, state, id = keys_of(due[1])
   redis.call('ZREM', KEYS[1], due[1])
   redis.call('HINCRBY', job, 'attempt', 1)
+  redis.call('HDEL', job, 'submissions')
   redis.call('HSETNX', job, 'started_at', stamp)
   redis.call('HSET', job, 'state', 'running', 'owner', ARGV[1], 'lease_until', lease, 'updated_at', stamp)
   redis.call('ZREM', state .. 'queued', id)

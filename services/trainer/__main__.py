@@ -1,0 +1,45 @@
+"""The trainer service: one coordinator. `python -m services.trainer`, settings from TLM_TRAINER_*."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import signal
+import socket
+import threading
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+from services.common.retriever_client import RetrieverClient
+from services.trainer.cluster import RayCluster
+from services.trainer.coordinator import Coordinator
+from services.trainer.selections import RetrieverSelections
+from services.trainer.settings import TrainerSettings
+from services.trainer.validate import validate_dataset
+
+
+def main() -> None:
+    """Put the parts together and drive jobs until SIGTERM; leases that are left run out by themselves."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    settings = TrainerSettings()
+    artifacts = settings.artifact_store()
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with ThreadPoolExecutor(max_workers=2, thread_name_prefix="stage") as executor:
+        Coordinator(
+            settings.job_store(),
+            artifacts,
+            RetrieverSelections(RetrieverClient(settings.retriever_url, settings.internal_token.get_secret_value())),
+            RayCluster(settings.ray_url),
+            settings,
+            owner=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}",
+            validate=functools.partial(validate_dataset, artifacts, settings.scratch),
+            executor=executor,
+        ).run(stop)
+
+
+if __name__ == "__main__":
+    main()

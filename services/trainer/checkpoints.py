@@ -1,0 +1,88 @@
+"""Checkpoints of one stage: written by one attempt, published through a fenced step, found by the next attempt."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from services.common.jobstore import CheckpointRef, JobStore
+from tlm_core.artifacts import ArtifactStore
+from tlm_core.errors import CorruptArtifact, NotFound, StorageFull, Unavailable
+from tlm_core.jobs.spec import JobRecord
+
+log = logging.getLogger(__name__)
+
+
+class JobCheckpoints:
+    """`Checkpoints` (tlm_core.training.stage) over storage and job store; keeps the newest `keep`.
+
+    Saving happens beside training: only when the one before is still being written does `save` wait for it, and only
+    the second failure in a row ends the stage.
+    """
+
+    def __init__(
+        self, store: JobStore, artifacts: ArtifactStore, job: JobRecord, attempt: int, node: str, artifact: str, *,
+        keep: int = 2,
+    ) -> None:  # fmt: skip
+        self._store = store
+        self._artifacts = artifacts
+        self._job = job
+        self._attempt = attempt
+        self._node = node
+        self._artifact = artifact
+        self._keep = keep
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+        self._failed = False
+
+    def latest(self) -> Path | None:
+        """The newest that is whole; a broken one is passed over and said so."""
+        for checkpoint in reversed(self._store.checkpoints(self._job.tenant, self._artifact)):
+            try:
+                self._artifacts.verify(checkpoint.ref)
+                return self._artifacts.localize(checkpoint.ref)
+            except (NotFound, CorruptArtifact) as error:
+                log.warning("checkpoint %s of %s is passed over: %s", checkpoint.step, self._node, error)
+        return None
+
+    def save(self, folder: Path, *, step: int, metrics: Mapping[str, float | None]) -> None:
+        self._settle()
+        self._pending = self._pool.submit(self._write, folder, step, dict(metrics))
+
+    def close(self) -> None:
+        """Wait for the last save. Raises what it raised."""
+        pending, self._pending = self._pending, None
+        try:
+            if pending is not None:
+                pending.result()
+        finally:
+            self._pool.shutdown()
+
+    def _settle(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        try:
+            pending.result()
+            self._failed = False
+        except (Unavailable, StorageFull) as error:
+            if self._failed:
+                raise
+            self._failed = True
+            log.warning("a checkpoint of %s could not be kept: %s", self._node, error)
+
+    def _write(self, folder: Path, step: int, metrics: dict[str, float | None]) -> None:
+        tenant, job = self._job.tenant, self._job.id
+        place = f"{tenant}/checkpoints/{self._artifact}/{job}-{self._attempt}/step-{step:09d}"
+        ref = self._artifacts.write(
+            place, folder, artifact=f"{self._artifact}/{step}", stage="checkpoint", meta={"step": step}
+        )
+        self._store.publish_checkpoint(
+            tenant, self._artifact,
+            CheckpointRef(ref=ref, step=step, node=self._node, job=job, attempt=self._attempt, metrics=metrics),
+        )  # fmt: skip
+        for old in self._store.checkpoints(tenant, self._artifact)[: -self._keep]:
+            self._store.drop_checkpoint(tenant, self._artifact, old)
+            self._artifacts.delete(old.ref.folder)

@@ -1,0 +1,296 @@
+"""The coordinator: drives claimed jobs to their end.
+
+Level-triggered: each round looks at what is true (the record, the published artifacts, what the retriever and the
+cluster say) and takes the next step. It keeps nothing that it could not find out again, so it may be killed at any
+line and another one goes on; a step is safe to take twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
+
+from services.common.artifacts_of import published
+from services.common.jobstore import JobStore
+from services.trainer.cluster import Cluster, Status
+from services.trainer.selections import Selections
+from services.trainer.settings import TrainerSettings
+from tlm_core.artifacts import ArtifactStore, ManifestRef
+from tlm_core.errors import (
+    CorruptArtifact,
+    NotFound,
+    StaleAttempt,
+    TLMError,
+    TrainingFailed,
+    Unavailable,
+    WorkerLost,
+    error_from_dict,
+)
+from tlm_core.jobs.plan import Node, Place, Plan, plan_of
+from tlm_core.jobs.spec import JobRecord, Progress
+from tlm_core.jobs.states import State
+
+log = logging.getLogger(__name__)
+
+LocalStage = Callable[[JobRecord, Node, str], ManifestRef]
+
+
+@dataclass
+class _Held:
+    """What this coordinator knows of a job it drives; all of it can be found out again."""
+
+    tenant: str
+    id: str
+    local: dict[str, Future[ManifestRef]] = field(default_factory=dict)
+    verified: set[str] = field(default_factory=set)
+    waiting: str | None = None
+    stop_since: float | None = None
+
+
+class Coordinator:
+    """Claims jobs and reconciles them, until told to stop."""
+
+    def __init__(
+        self,
+        store: JobStore,
+        artifacts: ArtifactStore,
+        selections: Selections,
+        cluster: Cluster,
+        settings: TrainerSettings,
+        *,
+        owner: str,
+        validate: LocalStage,
+        executor: Executor,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._artifacts = artifacts
+        self._selections = selections
+        self._cluster = cluster
+        self._settings = settings
+        self._owner = owner
+        self._validate = validate
+        self._executor = executor
+        self._clock = clock
+        self._held: dict[str, _Held] = {}
+
+    def run(self, stop: threading.Event) -> None:
+        """Rounds until `stop` is set. An unreachable store ends no job; it is asked again in the next round."""
+        while not stop.is_set():
+            try:
+                self.round()
+            except Unavailable as error:
+                log.warning("waiting: %s", error)
+            stop.wait(self._settings.poll_seconds)
+
+    def round(self) -> None:
+        """One look at every job held, and a claim if there is room for another."""
+        for held in list(self._held.values()):
+            self._step(held)
+        while len(self._held) < self._settings.concurrency:
+            job = self._store.claim(self._owner, self._settings.lease_seconds)
+            if job is None:
+                return
+            log.info("claimed job %s, attempt %d", job.id, job.attempt)
+            held = _Held(job.tenant, job.id)
+            self._held[job.id] = held
+            self._step(held)
+
+    def _step(self, held: _Held) -> None:
+        job = self._store.get(held.tenant, held.id)
+        if job.owner != self._owner or not self._store.renew(job, self._owner, self._settings.lease_seconds):
+            self._held.pop(held.id, None)
+            return
+        try:
+            self._reconcile(job, held)
+            held.waiting = None
+        except StaleAttempt:
+            self._held.pop(held.id, None)
+        except Unavailable as error:
+            self._wait(job, held, error)
+        except TLMError as error:
+            self._end_attempt(job, held, error)
+        except Exception as error:
+            # A fault of our own in one job must not end the coordinator and with it every other job.
+            log.exception("job %s cannot be driven on", job.id)
+            self._end_attempt(job, held, TrainingFailed(f"internal fault: {type(error).__name__}: {error}"))
+
+    def _reconcile(self, job: JobRecord, held: _Held) -> None:
+        match job.state:
+            case State.RUNNING:
+                self._drive(job, held)
+            case State.PAUSING:
+                self._pause(job, held)
+            case State.CANCELLING:
+                self._cancel(job, held)
+            case _:
+                self._held.pop(held.id, None)
+
+    # --- running ------------------------------------------------------------------------------------------------
+
+    def _drive(self, job: JobRecord, held: _Held) -> None:
+        plan = plan_of(job)
+        done = self._trusted(job, held, plan)
+        if plan.final.name in done:
+            self._finish(job, held, plan, done)
+            return
+        groups: set[str] = set()
+        for node in plan.ready(done):
+            match node.place:
+                case Place.COORDINATOR:
+                    self._run_here(job, held, node, self._id(job, node, done))
+                case Place.RETRIEVER:
+                    self._select(job, node, self._id(job, node, done), done)
+                case Place.WORKERS:
+                    groups.add(node.group)
+        for group in sorted(groups):
+            self._train(job, held, group)
+
+    def _trusted(self, job: JobRecord, held: _Held, plan: Plan) -> dict[str, ManifestRef]:
+        """The published artifacts, each looked at once: one whose files are gone is taken back and made again."""
+        done = published(self._store, job, plan)
+        for name, ref in done.items():
+            if name in held.verified:
+                continue
+            try:
+                self._artifacts.localize(ref) if self._artifacts.local else self._artifacts.manifest(ref)
+            except (NotFound, CorruptArtifact) as error:
+                artifact = self._id(job, plan.node(name), done)
+                log.warning("artifact %s of %s is lost and will be made again: %s", artifact, name, error)
+                self._store.forget_artifact(job.tenant, artifact)
+                return self._trusted(job, held, plan)
+            held.verified.add(name)
+        return done
+
+    def _id(self, job: JobRecord, node: Node, done: dict[str, ManifestRef]) -> str:
+        return node.artifact_id({name: ref.digest for name, ref in done.items()}, job.id)
+
+    def _run_here(self, job: JobRecord, held: _Held, node: Node, artifact: str) -> None:
+        future = held.local.get(artifact)
+        if future is None:
+            self._progress(job, node)
+            held.local[artifact] = self._executor.submit(self._validate, job, node, artifact)
+        elif future.done():
+            del held.local[artifact]
+            self._publish(job, node, artifact, future.result())
+
+    def _select(self, job: JobRecord, node: Node, artifact: str, done: dict[str, ManifestRef]) -> None:
+        selection = self._selections.ask(job, node, artifact, task=done["validate"])
+        if selection.ref is not None:
+            self._publish(job, node, artifact, selection.ref)
+        elif selection.error is not None:
+            raise selection.error
+        else:
+            self._progress(job, node, step=selection.done, total=selection.total, unit="queries")
+
+    def _train(self, job: JobRecord, held: _Held, group: str) -> None:
+        submission = job.submissions.get(group)
+        if submission is None:
+            # Written down before it is done: if the cluster then knows nothing of it, it is lost, and starting the
+            # same attempt a second time could make two of it.
+            submission = f"{job.id}.{group}.{job.attempt}"
+            submissions = {**job.submissions, group: submission}
+            event = ("workers.submitted", {"group": group, "submission": submission})
+            self._store.report(job.tenant, job.id, job.attempt, submissions=submissions, events=[event])
+            self._cluster.submit(submission, self._command(job, group))
+            return
+        status = self._cluster.status(submission)
+        if status is Status.ALIVE:
+            silent = self._clock() - job.updated_at
+            if silent > self._settings.stall_seconds:
+                self._cluster.stop(submission)
+                raise WorkerLost(f"the workers have told nothing for {silent:.0f} s; the attempt was ended")
+            return
+        done = published(self._store, job)
+        if all(node.name in done for node in plan_of(job).group(group)):
+            return
+        raise self._why(job, status, submission)
+
+    def _command(self, job: JobRecord, group: str) -> list[str]:
+        arguments = ["--tenant", job.tenant, "--job", job.id, "--attempt", str(job.attempt), "--group", group]
+        return [self._settings.python, "-m", "services.trainer.program", *arguments]
+
+    def _why(self, job: JobRecord, status: Status, submission: str) -> TLMError:
+        """What ended an attempt: the error its workers left, else what the cluster says."""
+        for event in reversed(self._store.events(job.tenant, job.id, after=max(0, job.last_event - 50))):
+            if event.attempt == job.attempt and event.type == "attempt.error":
+                return error_from_dict(event.data)
+        said = self._cluster.message(submission)
+        return WorkerLost(f"the workers ended without a result ({status}): {said[-2000:]}")
+
+    def _finish(self, job: JobRecord, held: _Held, plan: Plan, done: dict[str, ManifestRef]) -> None:
+        artifacts = {
+            node.name: {"artifact": self._id(job, node, done), "ref": done[node.name].model_dump()}
+            for node in plan.nodes
+        }
+        summary = self._artifacts.manifest(done["evaluate"]).meta
+        self._store.finish(job, self._owner, {"artifacts": artifacts, "summary": summary})
+        self._held.pop(held.id, None)
+        log.info("job %s succeeded", job.id)
+
+    # --- ending -------------------------------------------------------------------------------------------------
+
+    def _pause(self, job: JobRecord, held: _Held) -> None:
+        """The workers learn of it by their next report, leave a checkpoint and end."""
+        if self._quiet(job, held, grace=self._settings.pause_seconds):
+            self._store.confirm_paused(job, self._owner)
+            self._held.pop(held.id, None)
+
+    def _cancel(self, job: JobRecord, held: _Held) -> None:
+        if self._quiet(job, held, grace=0.0):
+            self._store.confirm_cancelled(job, self._owner)
+            self._held.pop(held.id, None)
+
+    def _quiet(self, job: JobRecord, held: _Held, *, grace: float) -> bool:
+        """Whether nothing of the attempt runs any more; after `grace` seconds what runs is stopped."""
+        now = self._clock()
+        held.stop_since = held.stop_since if held.stop_since is not None else now
+        alive = [s for s in job.submissions.values() if self._cluster.status(s) is Status.ALIVE]
+        if now - held.stop_since >= grace:
+            for submission in alive:
+                self._cluster.stop(submission)
+        return not alive and all(future.done() for future in held.local.values())
+
+    def _end_attempt(self, job: JobRecord, held: _Held, error: TLMError) -> None:
+        """Try again later, or give up: an error that would come back, or too many of them."""
+        self._held.pop(held.id, None)
+        try:
+            if job.state is State.CANCELLING:
+                self._store.confirm_cancelled(job, self._owner)
+            elif job.state is State.PAUSING and error.retryable:
+                self._store.confirm_paused(job, self._owner)
+            elif error.retryable and job.failures + 1 < job.spec.max_attempts and job.state is State.RUNNING:
+                self._store.requeue(job, self._owner, error, delay_seconds=min(60.0, 4.0**job.failures))
+                log.warning("job %s, attempt %d ended: %s; it will be tried again", job.id, job.attempt, error)
+            else:
+                self._store.fail(job, self._owner, error)
+                log.warning("job %s failed: %s", job.id, error)
+        except StaleAttempt:
+            log.info("job %s is driven by another coordinator now", job.id)
+
+    def _wait(self, job: JobRecord, held: _Held, error: Unavailable) -> None:
+        """A component is away: the job waits for it and uses up no attempt. Said once per reason."""
+        log.warning("job %s waits: %s", job.id, error)
+        if held.waiting != error.code:
+            held.waiting = error.code
+            self._store.report(job.tenant, job.id, job.attempt, events=[("job.waiting", error.as_dict())])
+
+    # --- small steps --------------------------------------------------------------------------------------------
+
+    def _publish(self, job: JobRecord, node: Node, artifact: str, ref: ManifestRef) -> None:
+        self._store.publish(
+            job.tenant, job.id, job.attempt, artifact=artifact, ref=ref, node=node.name, stage=node.stage
+        )
+
+    def _progress(self, job: JobRecord, node: Node, *, step: int = 0, total: int = 0, unit: str = "rows") -> None:
+        plan = plan_of(job)
+        progress = Progress(
+            stage=node.stage, node=node.name, step=step, total=total, unit=unit,
+            nodes_done=plan.nodes.index(node), nodes_total=len(plan.nodes),
+        )  # fmt: skip
+        if job.progress != progress:
+            self._store.report(job.tenant, job.id, job.attempt, progress=progress)

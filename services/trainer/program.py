@@ -1,0 +1,78 @@
+"""The program that Ray runs for an attempt: `python -m services.trainer.program --tenant … --job … --attempt … --group …`
+
+It starts the job's workers with Ray Train and waits for them. Retries are not Ray's: a lost worker ends the attempt,
+and the coordinator starts the next one, which goes on from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from dataclasses import asdict
+from typing import Any
+
+from services.trainer.settings import TrainerSettings
+from services.trainer.worker import Assignment, GroupRunner
+
+
+def run_worker(config: dict[str, Any]) -> None:
+    """What each Ray Train worker runs."""
+    import ray.train
+    import torch
+    import torch.distributed as dist
+
+    from tlm_core.training.stages import STAGES
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    settings = TrainerSettings()
+    torch.set_num_threads(max(1, int(settings.worker_cpus)))
+    context = ray.train.get_context()
+
+    def share(value: Any) -> Any:
+        if context.get_world_size() == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    GroupRunner(
+        settings.job_store(),
+        settings.artifact_store(),
+        settings.scratch,
+        STAGES,
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        share=share,
+    ).run(Assignment(**config))
+
+
+def main() -> None:
+    """Read the assignment, start the workers, wait. Exits non-zero when a worker failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("tenant", "job", "group"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--attempt", type=int, required=True)
+    assignment = Assignment(**vars(parser.parse_args()))
+
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    settings = TrainerSettings()
+    job = settings.job_store().get(assignment.tenant, assignment.job)
+    resources = {"CPU": settings.worker_cpus} | ({"GPU": settings.worker_gpus} if settings.worker_gpus else {})
+    TorchTrainer(
+        run_worker,
+        train_loop_config=asdict(assignment),
+        scaling_config=ScalingConfig(
+            num_workers=job.spec.workers, use_gpu=settings.worker_gpus > 0, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name=f"{assignment.job}.{assignment.group}.{assignment.attempt}",
+            storage_path=f"{settings.storage.rstrip('/')}/ray",
+            failure_config=FailureConfig(max_failures=0),
+        ),
+    ).fit()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""Settings of the trainer: the coordinator, and the workers it starts through Ray."""
+
+from __future__ import annotations
+
+import sys
+
+from pydantic import SecretStr
+from pydantic_settings import SettingsConfigDict
+
+from services.common.settings import StoreSettings
+
+
+class TrainerSettings(StoreSettings):
+    """Read from TLM_TRAINER_*. The same variables are set where the coordinator and where Ray's workers run."""
+
+    model_config = SettingsConfigDict(env_prefix="TLM_TRAINER_")
+
+    retriever_url: str = "http://127.0.0.1:8322"
+    internal_token: SecretStr = SecretStr("")
+    ray_url: str = "http://127.0.0.1:8265"
+    concurrency: int = 1  # jobs driven at once by one coordinator
+    lease_seconds: float = 30.0
+    poll_seconds: float = 0.5
+    stall_seconds: float = 300.0  # a worker that has told nothing for so long is taken for dead
+    pause_seconds: float = 120.0  # a worker that has not stopped by then is stopped; its last checkpoint holds
+    worker_cpus: float = 1.0
+    worker_gpus: float = 0.0
+    python: str = sys.executable

@@ -1,0 +1,171 @@
+"""What runs in each training worker: the stages of one group, one after another. Knows the services, not Ray."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import traceback
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from services.common.artifacts_of import published
+from services.common.jobstore import JobStore
+from services.trainer.checkpoints import JobCheckpoints
+from services.trainer.reporter import JobReporter
+from tlm_core.artifacts import ArtifactStore, ManifestRef
+from tlm_core.errors import StaleAttempt, TLMError, WorkerLost
+from tlm_core.jobs.plan import Node, Plan, plan_of
+from tlm_core.jobs.spec import JobRecord
+from tlm_core.training.stage import StageContext, StopRequested
+
+log = logging.getLogger(__name__)
+
+StageFunction = Callable[[StageContext], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What an attempt's workers have to do: the stages of one group of one job."""
+
+    tenant: str
+    job: str
+    attempt: int
+    group: str
+
+
+class SilentReporter:
+    """Of ranks that have nothing to tell; whether to stop they learn from rank 0, through the stage itself."""
+
+    def progress(self, **_: Any) -> bool:
+        return True
+
+    def metrics(self, **_: Any) -> None: ...
+
+    def event(self, type: str, **_: Any) -> None: ...
+
+
+class GroupRunner:
+    """Runs the stages of an assignment on this rank.
+
+    share: gives every rank the value that rank 0 passes (a broadcast that is a barrier too).
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        artifacts: ArtifactStore,
+        scratch: Path,
+        stages: Mapping[str, StageFunction],
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        share: Callable[[Any], Any] = lambda value: value,
+    ) -> None:
+        self._store = store
+        self._artifacts = artifacts
+        self._scratch = scratch
+        self._stages = stages
+        self._rank = rank
+        self._world_size = world_size
+        self._share = share
+
+    def run(self, assignment: Assignment) -> None:
+        """All stages that are not published yet. Raises what ended it, after the job's log has it too.
+
+        A stop (pause, cancel) is no fault: then it returns, with a checkpoint left where there was something to keep.
+        """
+        job = self._store.get(assignment.tenant, assignment.job)
+        if job.attempt != assignment.attempt:
+            raise StaleAttempt(f"attempt {assignment.attempt} of {job.id} is over; {job.attempt} is in force")
+        reporter = JobReporter(self._store, job.tenant, job.id, job.attempt) if self._rank == 0 else None
+        handler = _JobLog(reporter) if reporter else logging.NullHandler()
+        logging.getLogger().addHandler(handler)
+        try:
+            self._run_nodes(job, assignment.group, reporter)
+        except StopRequested:
+            log.info("stopped as asked")
+        except TLMError as error:
+            self._tell(job, error)
+            raise
+        except Exception as error:
+            log.error("%s", traceback.format_exc())
+            # What we did not foresee may be the machine's fault: it is tried again on other workers.
+            self._tell(job, WorkerLost(f"{type(error).__name__}: {error}"))
+            raise
+        finally:
+            logging.getLogger().removeHandler(handler)
+            if reporter:
+                reporter.close()
+
+    def _run_nodes(self, job: JobRecord, group: str, reporter: JobReporter | None) -> None:
+        plan = plan_of(job)
+        for node in plan.group(group):
+            done: dict[str, ManifestRef] = self._share(published(self._store, job, plan))
+            if node.name in done:
+                continue
+            if reporter:
+                reporter.start_node(node, plan)
+            go_on = self._share(reporter.going_on if reporter else True)
+            if not go_on:
+                raise StopRequested("the job was asked to stop between two stages")
+            self._run_node(job, plan, node, done, reporter)
+
+    def _run_node(
+        self, job: JobRecord, plan: Plan, node: Node, done: Mapping[str, ManifestRef], reporter: JobReporter | None
+    ) -> None:
+        artifact = node.artifact_id({name: ref.digest for name, ref in done.items()}, job.id)
+        work = self._scratch / "work" / f"{job.id}-{job.attempt}-{node.name}-{self._rank}-{uuid.uuid4().hex[:8]}"
+        out = work / "out"
+        out.mkdir(parents=True)
+        checkpoints = JobCheckpoints(self._store, self._artifacts, job, job.attempt, node.name, artifact)
+        context = StageContext(
+            inputs={name: self._artifacts.localize(done[source]) for name, source in node.inputs.items()},
+            params=node.params,
+            out=out,
+            report=reporter or SilentReporter(),
+            checkpoints=checkpoints,
+            rank=self._rank,
+            world_size=self._world_size,
+            scratch=work,
+        )
+        log.info("%s starts", node.name)
+        try:
+            try:
+                meta = self._stages[node.stage](context)
+            finally:
+                checkpoints.close()
+            if self._rank == 0:
+                self._publish(job, node, artifact, out, meta)
+            self._share(None)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        log.info("%s is done", node.name)
+
+    def _publish(self, job: JobRecord, node: Node, artifact: str, out: Path, meta: Mapping[str, Any]) -> None:
+        folder = f"{job.tenant}/artifacts/{artifact}/{job.id}-{job.attempt}"
+        ref = self._artifacts.write(folder, out, artifact=artifact, stage=node.stage, meta=meta)
+        in_force = self._store.publish(
+            job.tenant, job.id, job.attempt, artifact=artifact, ref=ref, node=node.name, stage=node.stage
+        )
+        if in_force != ref:
+            self._artifacts.delete(folder)
+
+    def _tell(self, job: JobRecord, error: TLMError) -> None:
+        try:
+            self._store.report(job.tenant, job.id, job.attempt, events=[("attempt.error", error.as_dict())])
+        except TLMError as untold:
+            log.warning("the attempt's error could not be told: %s", untold)
+
+
+class _JobLog(logging.Handler):
+    """Copies this process's log lines to the job's log, where they outlive the worker."""
+
+    def __init__(self, reporter: JobReporter) -> None:
+        super().__init__(level=logging.INFO)
+        self._reporter = reporter
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._reporter.line(f"{record.levelname.lower()} {record.name}: {record.getMessage()}")
