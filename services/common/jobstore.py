@@ -58,7 +58,8 @@ class JobStore:
     """All operations on jobs. Thread-safe; holds nothing but the client. Raises StoreUnavailable when Redis is away."""
 
     def __init__(self, client: redis.Redis) -> None:
-        self._redis = client
+        # The library types each answer as bytes, text or awaitable; with decode_responses it is text.
+        self._redis: Any = client
         self._script = {p.stem: client.register_script(p.read_text(encoding="utf-8")) for p in _LUA.glob("*.lua")}
 
     def ping(self) -> None:
@@ -75,7 +76,12 @@ class JobStore:
         The same idempotency key with the same spec gives the earlier job. Raises IdempotencyMismatch for another spec.
         """
         job_id = new_id("job")
-        fields = {"id": job_id, "tenant": tenant, "spec": spec.model_dump_json(), "resolved": resolved.model_dump_json()}
+        fields = {
+            "id": job_id,
+            "tenant": tenant,
+            "spec": spec.model_dump_json(),
+            "resolved": resolved.model_dump_json(),
+        }
         kind, answered = self._run(
             "submit",
             [
@@ -139,23 +145,40 @@ class JobStore:
 
     def finish(self, job: JobRecord, owner: str, result: Mapping[str, Any]) -> JobRecord:
         return self._move(
-            Verb.FINISH, job.tenant, job.id, "job.succeeded", owner=owner, attempt=job.attempt,
+            Verb.FINISH,
+            job.tenant,
+            job.id,
+            "job.succeeded",
+            owner=owner,
+            attempt=job.attempt,
             changes={"result": canonical_json(result), "error": None},
-        )  # fmt: skip
+        )
 
     def fail(self, job: JobRecord, owner: str, error: TLMError) -> JobRecord:
         return self._move(
-            Verb.FAIL, job.tenant, job.id, "job.failed", owner=owner, attempt=job.attempt,
-            changes={"error": canonical_json(error.as_dict()), "failures": str(job.failures + 1)}, data=error.as_dict(),
-        )  # fmt: skip
+            Verb.FAIL,
+            job.tenant,
+            job.id,
+            "job.failed",
+            owner=owner,
+            attempt=job.attempt,
+            changes={"error": canonical_json(error.as_dict()), "failures": str(job.failures + 1)},
+            data=error.as_dict(),
+        )
 
     def requeue(self, job: JobRecord, owner: str, error: TLMError, delay_seconds: float) -> JobRecord:
         """Give the attempt up; the job is tried again after the delay."""
         return self._move(
-            Verb.REQUEUE, job.tenant, job.id, "job.requeued", owner=owner, attempt=job.attempt,
+            Verb.REQUEUE,
+            job.tenant,
+            job.id,
+            "job.requeued",
+            owner=owner,
+            attempt=job.attempt,
             changes={"error": canonical_json(error.as_dict()), "failures": str(job.failures + 1)},
-            data={**error.as_dict(), "delay_seconds": delay_seconds}, delay=delay_seconds,
-        )  # fmt: skip
+            data={**error.as_dict(), "delay_seconds": delay_seconds},
+            delay=delay_seconds,
+        )
 
     # --- verbs of an attempt (worker, or coordinator on its behalf) ---------------------------------------------
 
@@ -176,9 +199,15 @@ class JobStore:
         Raises StaleAttempt when the attempt is over: the caller must stop writing.
         """
         return self._report(
-            tenant, job_id, attempt, progress=progress, metrics=metrics, events=events, logs=logs,
+            tenant,
+            job_id,
+            attempt,
+            progress=progress,
+            metrics=metrics,
+            events=events,
+            logs=logs,
             submissions=submissions,
-        )  # fmt: skip
+        )
 
     def publish(
         self, tenant: str, job_id: str, attempt: int, *, artifact: str, ref: ManifestRef, node: str, stage: str
@@ -196,9 +225,14 @@ class JobStore:
         """Make a checkpoint exist. Raises StaleAttempt when its attempt is over."""
         data = {"node": checkpoint.node, "step": checkpoint.step, "metrics": checkpoint.metrics}
         self._report(
-            tenant, checkpoint.job, checkpoint.attempt, events=[("checkpoint.published", data)], artifact=artifact,
-            body=canonical_json(checkpoint.model_dump(mode="json")), checkpoint=True,
-        )  # fmt: skip
+            tenant,
+            checkpoint.job,
+            checkpoint.attempt,
+            events=[("checkpoint.published", data)],
+            artifact=artifact,
+            body=canonical_json(checkpoint.model_dump(mode="json")),
+            checkpoint=True,
+        )
 
     # --- reading ------------------------------------------------------------------------------------------------
 
@@ -230,10 +264,15 @@ class JobStore:
         with translated():
             rows = self._redis.xrange(self._key(tenant, "events", job_id), f"{after + 1}-0", "+", count=limit)
         return [
-            Event(seq=int(i.split("-")[0]), type=f["type"], at=float(f["at"]), attempt=int(f["attempt"]),
-                  data=json.loads(f["data"]))
+            Event(
+                seq=int(i.split("-")[0]),
+                type=f["type"],
+                at=float(f["at"]),
+                attempt=int(f["attempt"]),
+                data=json.loads(f["data"]),
+            )
             for i, f in rows
-        ]  # fmt: skip
+        ]
 
     def metrics(self, tenant: str, job_id: str, *, after: str = "0", limit: int = 1000) -> list[dict[str, Any]]:
         """Metric points after stream id `after`, in order; each has `id`, `attempt`, `at` and its values."""
@@ -339,7 +378,7 @@ class JobStore:
         keys += [self._key(tenant, "artifacts"), self._key(tenant, "checkpoints", artifact) if checkpoint else ""]
         args = [
             attempt,
-            canonical_json({state: True for state in ACTIVE}),
+            canonical_json(dict.fromkeys(ACTIVE, True)),
             progress.model_dump_json() if progress else "",
             canonical_json([canonical_json(point) for point in metrics]),
             canonical_json([[kind, canonical_json(data)] for kind, data in events]),

@@ -11,7 +11,7 @@ import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
-from services.common.retriever_client import RetrieverClient
+from services.common.retriever_client import connect_retriever
 from services.trainer.cluster import RayCluster
 from services.trainer.coordinator import Coordinator
 from services.trainer.selections import RetrieverSelections
@@ -32,7 +32,7 @@ def main() -> None:
         Coordinator(
             settings.job_store(),
             artifacts,
-            RetrieverSelections(RetrieverClient(settings.retriever_url, settings.internal_token.get_secret_value())),
+            RetrieverSelections(connect_retriever(settings.retriever_url, settings.internal_token.get_secret_value())),
             RayCluster(settings.ray_url),
             settings,
             owner=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}",

@@ -23,9 +23,16 @@ class JobCheckpoints:
     """
 
     def __init__(
-        self, store: JobStore, artifacts: ArtifactStore, job: JobRecord, attempt: int, node: str, artifact: str, *,
+        self,
+        store: JobStore,
+        artifacts: ArtifactStore,
+        job: JobRecord,
+        attempt: int,
+        node: str,
+        artifact: str,
+        *,
         keep: int = 2,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._store = store
         self._artifacts = artifacts
         self._job = job
@@ -80,9 +87,10 @@ class JobCheckpoints:
             place, folder, artifact=f"{self._artifact}/{step}", stage="checkpoint", meta={"step": step}
         )
         self._store.publish_checkpoint(
-            tenant, self._artifact,
+            tenant,
+            self._artifact,
             CheckpointRef(ref=ref, step=step, node=self._node, job=job, attempt=self._attempt, metrics=metrics),
-        )  # fmt: skip
+        )
         for old in self._store.checkpoints(tenant, self._artifact)[: -self._keep]:
             self._store.drop_checkpoint(tenant, self._artifact, old)
             self._artifacts.delete(old.ref.folder)

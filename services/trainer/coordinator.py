@@ -148,7 +148,7 @@ class Coordinator:
                 case Place.WORKERS:
                     groups.add(node.group)
         for group in sorted(groups):
-            self._train(job, held, group)
+            self._train(job, group)
 
     def _trusted(self, job: JobRecord, held: _Held, plan: Plan) -> dict[str, ManifestRef]:
         """The published artifacts, each looked at once: one whose files are gone is taken back and made again."""
@@ -187,7 +187,7 @@ class Coordinator:
         else:
             self._progress(job, node, step=selection.done, total=selection.total, unit="queries")
 
-    def _train(self, job: JobRecord, held: _Held, group: str) -> None:
+    def _train(self, job: JobRecord, group: str) -> None:
         submission = job.submissions.get(group)
         if submission is None:
             # Written down before it is done: if the cluster then knows nothing of it, it is lost, and starting the
@@ -289,8 +289,13 @@ class Coordinator:
     def _progress(self, job: JobRecord, node: Node, *, step: int = 0, total: int = 0, unit: str = "rows") -> None:
         plan = plan_of(job)
         progress = Progress(
-            stage=node.stage, node=node.name, step=step, total=total, unit=unit,
-            nodes_done=plan.nodes.index(node), nodes_total=len(plan.nodes),
-        )  # fmt: skip
+            stage=node.stage,
+            node=node.name,
+            step=step,
+            total=total,
+            unit=unit,
+            nodes_done=plan.nodes.index(node),
+            nodes_total=len(plan.nodes),
+        )
         if job.progress != progress:
             self._store.report(job.tenant, job.id, job.attempt, progress=progress)

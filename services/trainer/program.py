@@ -1,4 +1,4 @@
-"""The program that Ray runs for an attempt: `python -m services.trainer.program --tenant … --job … --attempt … --group …`
+"""The program that Ray runs for an attempt: `python -m services.trainer.program --job … --attempt … --group …`
 
 It starts the job's workers with Ray Train and waits for them. Retries are not Ray's: a lost worker ends the attempt,
 and the coordinator starts the next one, which goes on from the last checkpoint.
@@ -20,7 +20,6 @@ def run_worker(config: dict[str, Any]) -> None:
     import ray.train
     import torch
     import torch.distributed as dist
-
     from tlm_core.training.stages import STAGES
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")

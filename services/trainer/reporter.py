@@ -54,9 +54,16 @@ class JobReporter:
         node, plan = self._node
         with self._lock:
             self._progress = Progress(
-                stage=node.stage, node=node.name, step=step, total=total, rate=rate, unit=unit, eta_seconds=eta_seconds,
-                nodes_done=plan.nodes.index(node), nodes_total=len(plan.nodes),
-            )  # fmt: skip
+                stage=node.stage,
+                node=node.name,
+                step=step,
+                total=total,
+                rate=rate,
+                unit=unit,
+                eta_seconds=eta_seconds,
+                nodes_done=plan.nodes.index(node),
+                nodes_total=len(plan.nodes),
+            )
             return self._go_on
 
     def metrics(self, **values: float | int | str | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from services.common.retriever_client import RetrieverClient
+from services.common.retriever_client import RetrieverClient, SelectionRequest
 from tlm_core.artifacts import ManifestRef
 from tlm_core.errors import TLMError
 from tlm_core.jobs.plan import Node
@@ -35,5 +35,31 @@ class RetrieverSelections:
         self._client = client
 
     def ask(self, job: JobRecord, node: Node, artifact: str, *, task: ManifestRef) -> SelectionState:
-        """Look first, ask when the retriever knows nothing of it (not asked yet, or it was restarted)."""
-        raise NotImplementedError
+        """Look first; ask for it when the retriever knows nothing of it (not asked yet, or restarted since).
+
+        A failure that may pass (an index that was away) is asked for again, and raised so that it is seen.
+        """
+        run = self._client.get_selection(artifact)
+        failure = run.failure
+        if run.state == "unknown" or (run.state == "failed" and failure is not None and failure.retryable):
+            self._client.put_selection(artifact, self._request(job, node, artifact, task))
+        if failure is not None and failure.retryable:
+            raise failure
+        if run.state == "failed":
+            return SelectionState(error=failure or TLMError("the retriever failed without saying why; see its log"))
+        return SelectionState(done=run.done, total=run.total, ref=run.ref if run.state == "ready" else None)
+
+    @staticmethod
+    def _request(job: JobRecord, node: Node, artifact: str, task: ManifestRef) -> SelectionRequest:
+        resolved = job.resolved
+        assert resolved.corpus_name is not None, "a plan has a select node only when there is a corpus"
+        assert resolved.corpus_version is not None
+        return SelectionRequest(
+            tenant=job.tenant,
+            corpus=resolved.corpus_name,
+            version=resolved.corpus_version,
+            task=task,
+            params=dict(node.params["selection"]),
+            seed=node.params["seed"],
+            prefix=f"{job.tenant}/artifacts/{artifact}/{job.id}-{job.attempt}",
+        )

@@ -17,7 +17,7 @@ from services.trainer.checkpoints import JobCheckpoints
 from services.trainer.reporter import JobReporter
 from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import StaleAttempt, TLMError, WorkerLost
-from tlm_core.jobs.plan import Node, Plan, plan_of
+from tlm_core.jobs.plan import Node, plan_of
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.training.stage import StageContext, StopRequested
 
@@ -111,10 +111,10 @@ class GroupRunner:
             go_on = self._share(reporter.going_on if reporter else True)
             if not go_on:
                 raise StopRequested("the job was asked to stop between two stages")
-            self._run_node(job, plan, node, done, reporter)
+            self._run_node(job, node, done, reporter)
 
     def _run_node(
-        self, job: JobRecord, plan: Plan, node: Node, done: Mapping[str, ManifestRef], reporter: JobReporter | None
+        self, job: JobRecord, node: Node, done: Mapping[str, ManifestRef], reporter: JobReporter | None
     ) -> None:
         artifact = node.artifact_id({name: ref.digest for name, ref in done.items()}, job.id)
         work = self._scratch / "work" / f"{job.id}-{job.attempt}-{node.name}-{self._rank}-{uuid.uuid4().hex[:8]}"

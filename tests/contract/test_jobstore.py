@@ -177,7 +177,9 @@ def test_a_report_answers_with_the_state_so_that_a_worker_learns_to_stop(store: 
     submit(store)
     job = claim(store)
     progress = Progress(stage="joint", node="joint.s0", step=3, total=10)
-    assert store.report(T, job.id, 1, progress=progress, metrics=[{"step": 3, "loss": 1.5}], logs=["hello"]) == "running"
+    assert (
+        store.report(T, job.id, 1, progress=progress, metrics=[{"step": 3, "loss": 1.5}], logs=["hello"]) == "running"
+    )
     store.pause(T, job.id)
     assert store.report(T, job.id, 1, events=[("stage.note", {"text": "ü<>"})]) == "pausing"
     assert store.get(T, job.id).progress == progress

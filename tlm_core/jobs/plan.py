@@ -12,17 +12,13 @@ from typing import Any
 
 from tlm_core.artifacts import artifact_id
 from tlm_core.jobs.spec import JobRecord
-from tlm_core.training.params import stage_params
+from tlm_core.training.params import VERSIONS, reproducible, stage_params
 
 # Raised whenever a change of code changes what the stage produces: old artifacts are then not taken again.
 STAGE_VERSIONS: Mapping[str, int] = {
     "validate": 1,
     "select": 1,
-    "prepare": 1,
-    "joint": 1,
-    "finetune": 1,
-    "evaluate": 1,
-    "export": 1,
+    **VERSIONS,
 }
 
 
@@ -90,7 +86,6 @@ def _train(job: JobRecord) -> Plan:
     recipe, resolved = job.resolved.recipe, job.resolved
     selecting = resolved.corpus_name is not None and recipe.selection.selector != "none"
     joint = recipe.joint.enabled
-    timed = recipe.joint.budget.seconds is not None
 
     nodes = [
         Node(
@@ -107,7 +102,7 @@ def _train(job: JobRecord) -> Plan:
                 "select",
                 "select",
                 Place.RETRIEVER,
-                params=stage_params("select", recipe, None),
+                params={"selection": recipe.selection.model_dump(mode="json"), "seed": 0},
                 inputs={"task": "validate"},
                 fixed={"corpus": f"{resolved.corpus_name}@{resolved.corpus_version}"},
             )
@@ -122,19 +117,26 @@ def _train(job: JobRecord) -> Plan:
         if joint:
             params = stage_params("joint", recipe, seed)
             nodes.append(
-                Node(f"joint.s{seed}", "joint", Place.WORKERS, params=params, inputs=inputs, reusable=not timed)
+                Node(
+                    f"joint.s{seed}",
+                    "joint",
+                    Place.WORKERS,
+                    params=params,
+                    inputs=inputs,
+                    reusable=reproducible("joint", recipe),
+                )
             )
             inputs = inputs | {"joint": f"joint.s{seed}"}
         params = stage_params("finetune", recipe, seed)
-        nodes.append(
-            Node(f"finetune.s{seed}", "finetune", Place.WORKERS, params=params, inputs=inputs, reusable=not timed)
-        )
+        nodes.append(Node(f"finetune.s{seed}", "finetune", Place.WORKERS, params=params, inputs=inputs))
         finetuned[f"finetune.s{seed}"] = f"finetune.s{seed}"
     evaluate_inputs = {"prepared": "prepare", "task": "validate"} | finetuned
     if joint:
         evaluate_inputs |= {f"joint.s{seed}": f"joint.s{seed}" for seed in job.spec.seeds}
     nodes.append(
-        Node("evaluate", "evaluate", Place.WORKERS, params=stage_params("evaluate", recipe, None), inputs=evaluate_inputs)
+        Node(
+            "evaluate", "evaluate", Place.WORKERS, params=stage_params("evaluate", recipe, None), inputs=evaluate_inputs
+        )
     )
     export_inputs = {"prepared": "prepare", "task": "validate", "evaluate": "evaluate"} | finetuned
     nodes.append(

@@ -33,9 +33,7 @@ class JobSpec(BaseModel):
 
     kind: Literal["train"] = "train"
     dataset: str = Field(description="id or name of an uploaded data set", min_length=1, max_length=200)
-    corpus: str | None = Field(
-        None, description="name, or name@version, of a corpus; none: task only", max_length=200
-    )
+    corpus: str | None = Field(None, description="name, or name@version, of a corpus; none: task only", max_length=200)
     scale: Scale = "tiny"
     recipe: Literal["fast", "paper"] = "fast"
     seeds: tuple[int, ...] = Field((0,), min_length=1, max_length=20, description="one run of joint and finetune each")

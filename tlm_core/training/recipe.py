@@ -159,7 +159,12 @@ PAPER: dict[tuple[str, Scale], dict[str, Any]] = {
 
 
 def _paper(scale: Scale) -> Recipe:
-    shapes = {"tiny": (4, 256, 4, 1024), "small": (12, 768, 12, 3072), "medium": (12, 768, 12, 3072), "large": (24, 1024, 16, 4096)}
+    shapes = {
+        "tiny": (4, 256, 4, 1024),
+        "small": (12, 768, 12, 3072),
+        "medium": (12, 768, 12, 3072),
+        "large": (24, 1024, 16, 4096),
+    }
     layers, hidden, heads, intermediate = shapes[scale]
     steps = 1_500 if scale == "tiny" else PAPER[("sciie", "small")]["steps"]
     optimizer = Optimizer(name="adamw", lr=1e-4, weight_decay=0.01, betas=(0.9, 0.999), warmup=1 / 15)
@@ -168,13 +173,23 @@ def _paper(scale: Scale) -> Recipe:
         scale=scale,
         selection=Selection(top_k=50),
         tokenizer=Tokenizer(vocab_size=30_522),
-        model=Model(architecture="bert", layers=layers, hidden=hidden, heads=heads, intermediate=intermediate, dropout=0.1),
+        model=Model(
+            architecture="bert", layers=layers, hidden=hidden, heads=heads, intermediate=intermediate, dropout=0.1
+        ),
         joint=Joint(
-            budget=Budget(steps=steps), batch_rows=256 if scale != "tiny" else 32, task_batch=256 if scale != "tiny" else 32,
-            rho1=999 if scale != "tiny" else 19, rho2=20, mask_rate=0.15, optimizer=optimizer,
+            budget=Budget(steps=steps),
+            batch_rows=256 if scale != "tiny" else 32,
+            task_batch=256 if scale != "tiny" else 32,
+            rho1=999 if scale != "tiny" else 19,
+            rho2=20,
+            mask_rate=0.15,
+            optimizer=optimizer,
         ),
         finetune=Finetune(
-            epochs=1000 if scale != "tiny" else 10, max_steps=30_000, batch=32, reset_head=True,
+            epochs=1000 if scale != "tiny" else 10,
+            max_steps=30_000,
+            batch=32,
+            reset_head=True,
             optimizer=optimizer.model_copy(update={"lr": 2e-5 if scale != "tiny" else 1e-4, "warmup": 0.1}),
         ),
         checkpoint_steps=1_000 if scale != "tiny" else 200,

@@ -1,0 +1,119 @@
+"""A cluster, a retriever and stages small enough to drive by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from services.common.jobstore import JobStore
+from services.trainer.cluster import Status
+from services.trainer.selections import SelectionState
+from services.trainer.worker import Assignment, GroupRunner
+from tlm_core.artifacts import ArtifactStore, ManifestRef
+from tlm_core.errors import ClusterUnavailable
+from tlm_core.jobs.plan import Node
+from tlm_core.jobs.spec import JobRecord
+from tlm_core.training.stage import StageContext, StopRequested
+
+
+class FakeCluster:
+    """Keeps submissions; a test says what becomes of them."""
+
+    def __init__(self) -> None:
+        self.commands: dict[str, Sequence[str]] = {}
+        self.statuses: dict[str, Status] = {}
+        self.away = False
+
+    def _check(self) -> None:
+        if self.away:
+            raise ClusterUnavailable("away")
+
+    def submit(self, submission: str, command: Sequence[str]) -> None:
+        self._check()
+        if submission not in self.commands:
+            self.commands[submission] = command
+            self.statuses[submission] = Status.ALIVE
+
+    def status(self, submission: str) -> Status:
+        self._check()
+        return self.statuses.get(submission, Status.UNKNOWN)
+
+    def stop(self, submission: str) -> None:
+        self._check()
+        self.statuses[submission] = Status.FAILED
+
+    def message(self, submission: str) -> str:
+        self._check()
+        return f"{submission} ended"
+
+    def assignment(self, submission: str) -> Assignment:
+        arguments = list(self.commands[submission])[3:]
+        given = dict(zip(arguments[::2], arguments[1::2], strict=True))
+        return Assignment(given["--tenant"], given["--job"], int(given["--attempt"]), given["--group"])
+
+
+def folder_artifact(artifacts: ArtifactStore, scratch: Path, folder: str, artifact: str, stage: str) -> ManifestRef:
+    """An artifact with one file that says what made it."""
+    work = scratch / f"made-{folder.replace('/', '-')}"
+    work.mkdir(parents=True)
+    (work / "made.json").write_text(json.dumps({"artifact": artifact, "stage": stage}))
+    return artifacts.write(folder, work, artifact=artifact, stage=stage)
+
+
+class FakeSelections:
+    """Answers what a test wants; by default a selection is ready at the second look."""
+
+    def __init__(self, artifacts: ArtifactStore, scratch: Path) -> None:
+        self._artifacts = artifacts
+        self._scratch = scratch
+        self.asked = 0
+        self.answer: Callable[[], SelectionState] | None = None
+
+    def ask(self, job: JobRecord, node: Node, artifact: str, *, task: ManifestRef) -> SelectionState:
+        self.asked += 1
+        if self.answer is not None:
+            return self.answer()
+        if self.asked == 1:
+            return SelectionState(done=1, total=2)
+        folder = f"{job.tenant}/artifacts/{artifact}/{job.id}-{self.asked}"
+        return SelectionState(ref=folder_artifact(self._artifacts, self._scratch, folder, artifact, node.stage))
+
+
+def plain_stage(ctx: StageContext) -> Mapping[str, Any]:
+    """Writes what it was given."""
+    (ctx.out / "seen.json").write_text(json.dumps({"inputs": sorted(ctx.inputs), "params": ctx.params}, sort_keys=True))
+    return {"inputs": len(ctx.inputs)}
+
+
+def counting_stage(steps: int, on_step: Callable[[int], None] = lambda _: None) -> Callable[..., Mapping[str, Any]]:
+    """A stage that counts to `steps`, leaves a checkpoint at each step, and goes on from the last one."""
+
+    def stage(ctx: StageContext) -> Mapping[str, Any]:
+        found = ctx.checkpoints.latest()
+        start = int((found / "step").read_text()) if found else 0
+        ctx.report.event("stage.started_at", step=start)
+        for step in range(start + 1, steps + 1):
+            on_step(step)
+            folder = ctx.scratch / f"checkpoint-{step}"
+            folder.mkdir()
+            (folder / "step").write_text(str(step))
+            ctx.checkpoints.save(folder, step=step, metrics={})
+            ctx.report.metrics(step=step, loss=1 / step)
+            if not ctx.report.progress(step=step, total=steps, rate=None, unit="steps", eta_seconds=None):
+                raise StopRequested("asked to stop")
+        (ctx.out / "counted").write_text(str(steps))
+        return {"steps": steps}
+
+    return stage
+
+
+def all_stages(**over: Any) -> dict[str, Any]:
+    return {name: plain_stage for name in ("prepare", "joint", "finetune", "evaluate", "export")} | over
+
+
+def run_group(
+    store: JobStore, artifacts: ArtifactStore, scratch: Path, assignment: Assignment, stages: Mapping[str, Any]
+) -> None:
+    GroupRunner(store, artifacts, scratch, stages).run(assignment)
