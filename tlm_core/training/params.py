@@ -1,0 +1,46 @@
+"""Which parts of a recipe each stage depends on. Torch-free: the coordinator names artifacts with it.
+
+A stage's parameters are hashed into the name of its artifact. Leaving out what a stage does not read lets
+another job with, say, another learning rate reuse the prepared data.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tlm_core.training.recipe import Recipe
+
+# Raise a stage's number when its code changes what it writes; older artifacts are then not reused.
+VERSIONS: dict[str, int] = {"prepare": 1, "joint": 1, "finetune": 1, "evaluate": 1, "export": 1}
+
+_READ: dict[str, tuple[str, ...]] = {
+    "prepare": ("tokenizer",),
+    "joint": ("model", "joint", "precision", "checkpoint_steps"),
+    "finetune": ("model", "finetune", "precision", "checkpoint_steps"),
+    "evaluate": (),
+    "export": ("name", "scale", "selection", "tokenizer", "model", "joint", "finetune", "precision"),
+}
+_SEEDED = ("joint", "finetune")
+
+
+def stage_params(stage: str, recipe: Recipe, seed: int | None = None) -> dict[str, Any]:
+    """What `stage` reads: `{"recipe": {part: …}, "seed": …}`; the seed only for stages that train.
+
+    Raises ValueError for a stage that is not one of training's, or one that trains without a seed.
+    """
+    if stage not in _READ:
+        raise ValueError(f"no training stage '{stage}'; known are {', '.join(_READ)}")
+    whole = recipe.model_dump(mode="json")
+    parts = {part: whole[part] for part in _READ[stage]}
+    if stage == "prepare":
+        parts["model"] = {key: whole["model"][key] for key in ("max_length", "architecture")}
+    if stage not in _SEEDED:
+        return {"recipe": parts}
+    if seed is None:
+        raise ValueError(f"stage '{stage}' needs a seed")
+    return {"recipe": parts, "seed": seed}
+
+
+def reproducible(stage: str, recipe: Recipe) -> bool:
+    """Whether the stage's result follows from its inputs alone: false for a wall-clock budget."""
+    return not (stage == "joint" and recipe.joint.budget.seconds is not None)
