@@ -18,5 +18,5 @@ redis.call('HSET', KEYS[1], 'state', 'queued', 'attempt', 0, 'failures', 0, 'cre
 redis.call('XADD', KEYS[2], '1-0', 'type', 'job.submitted', 'at', now, 'attempt', 0, 'data', ARGV[4])
 redis.call('ZADD', KEYS[4], 0, ARGV[1])
 redis.call('ZADD', ARGV[7], 0, ARGV[1])
-redis.call('ZADD', KEYS[5], time[1], ARGV[2])
+redis.call('ZADD', KEYS[5], now, ARGV[2])
 return {'created', ARGV[1]}

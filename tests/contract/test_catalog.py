@@ -1,0 +1,137 @@
+"""Data sets, corpora and loads on a real Redis: names, versions, leases."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import redis
+
+from services.common.catalog import (
+    Catalog,
+    CorpusLoad,
+    CorpusState,
+    CorpusVersion,
+    DatasetRecord,
+    LoadState,
+    ready_version,
+)
+from tlm_core.artifacts import ManifestRef
+from tlm_core.errors import Conflict, NotFound, StaleAttempt
+from tlm_core.jobs.spec import new_id
+
+T = "default"
+REF = ManifestRef(folder="default/x", digest="1" * 64)
+
+
+@pytest.fixture
+def catalog(redis_client: redis.Redis) -> Catalog:
+    return Catalog(redis_client)
+
+
+def add(catalog: Catalog, name: str = "toy", tenant: str = T, **summary: Any) -> DatasetRecord:
+    return catalog.add_dataset(tenant, new_id("ds"), name, raw=REF, report=REF, options={}, summary=summary)
+
+
+def version_of(load: CorpusLoad, state: CorpusState, version: str = "v1") -> CorpusVersion:
+    return CorpusVersion(version=version, language="en", passages=REF, count=3, state=state, created_at=load.created_at)
+
+
+def finish(catalog: Catalog, load: CorpusLoad, version: str) -> None:
+    assert catalog.lease_load(T, load.id, "a", 30)
+    over = load.model_copy(update={"state": LoadState.READY, "version": version})
+    catalog.save_load(over, "a", version_of(load, CorpusState.READY, version))
+
+
+def test_a_name_means_the_newest_version_and_an_id_always_the_same_one(catalog: Catalog) -> None:
+    first, second = add(catalog, rows=1), add(catalog, rows=2)
+    assert (first.version, second.version) == (1, 2)
+    assert catalog.dataset(T, "toy") == second
+    assert catalog.dataset(T, first.id) == first
+    catalog.drop_dataset(second)
+    assert catalog.dataset(T, "toy") == first
+    assert add(catalog).version == 3, "a number is never used twice"
+
+
+def test_uploads_at_once_get_different_versions_and_the_highest_is_the_newest(catalog: Catalog) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: add(catalog), range(24)))
+    assert sorted(r.version for r in made) == list(range(1, 25))
+    assert catalog.dataset(T, "toy").version == 24
+
+
+def test_a_dropped_data_set_leaves_nothing(catalog: Catalog, redis_client: redis.Redis) -> None:
+    catalog.drop_dataset(add(catalog))
+    with pytest.raises(NotFound):
+        catalog.dataset(T, "toy")
+    assert catalog.datasets(T) == ([], False)
+    assert set(redis_client.keys()) == {"tlm:{default}:dataset-versions"}
+
+
+def test_another_tenants_things_are_not_there(catalog: Catalog) -> None:
+    dataset = add(catalog)
+    load = catalog.add_load(T, "docs", "en", REF)
+    for call, name in (
+        (catalog.dataset, dataset.id), (catalog.dataset, "toy"), (catalog.corpus, "docs"), (catalog.load, load.id),
+    ):  # fmt: skip
+        with pytest.raises(NotFound):
+            call("other", name)
+    assert catalog.datasets("other") == ([], False)
+    assert catalog.corpora("other") == ([], False)
+
+
+def test_lists_page_to_their_end(catalog: Catalog) -> None:
+    ids = sorted(add(catalog, f"d{n}").id for n in range(5))
+    page, more = catalog.datasets(T, limit=2)
+    assert ([d.id for d in page], more) == ([ids[4], ids[3]], True)
+    page, more = catalog.datasets(T, limit=3, after=ids[3])
+    assert ([d.id for d in page], more) == ([ids[2], ids[1], ids[0]], False)
+    for name in "cab":
+        catalog.add_load(T, name, "en", REF)
+    first, more = catalog.corpora(T, limit=2)
+    assert ([c.name for c in first], more) == (["a", "b"], True)
+    assert [c.name for c in catalog.corpora(T, after="b")[0]] == ["c"]
+
+
+def test_a_load_is_worked_on_by_one_process_at_a_time(catalog: Catalog, redis_client: redis.Redis) -> None:
+    load = catalog.add_load(T, "docs", "en", REF)
+    assert catalog.open_loads() == [(T, load.id)]
+    assert catalog.lease_load(T, load.id, "a", 30)
+    assert catalog.lease_load(T, load.id, "a", 30), "the owner renews"
+    assert not catalog.lease_load(T, load.id, "b", 30)
+    redis_client.delete(f"tlm:{{{T}}}:load-lease:{load.id}")  # as when it runs out
+    assert catalog.lease_load(T, load.id, "b", 30)
+    with pytest.raises(StaleAttempt):
+        catalog.save_load(load.model_copy(update={"state": LoadState.FAILED}), "a")
+    assert catalog.load(T, load.id) == load
+
+
+def test_a_finished_load_is_no_longer_open_and_its_version_can_be_searched(catalog: Catalog) -> None:
+    load = catalog.add_load(T, "docs", "en", REF)
+    with pytest.raises(Conflict, match="queued"):
+        ready_version(catalog.corpus(T, "docs"), None, load)
+    finish(catalog, load, "v1")
+    assert catalog.open_loads() == []
+    assert ready_version(catalog.corpus(T, "docs"), None, None).version == "v1"
+
+
+def test_the_newest_ready_version_is_meant_by_the_name(catalog: Catalog) -> None:
+    first, second, third = (catalog.add_load(T, "docs", "en", REF) for _ in range(3))
+    finish(catalog, second, "v2")
+    finish(catalog, first, "v1")
+    assert catalog.lease_load(T, third.id, "a", 30)
+    catalog.save_load(
+        third.model_copy(update={"state": LoadState.INDEXING}), "a", version_of(third, CorpusState.LOADING, "v3")
+    )
+    corpus = catalog.corpus(T, "docs")
+    assert [v.version for v in corpus.versions] == ["v3", "v2", "v1"]
+    assert ready_version(corpus, None, third).version == "v2"
+    assert ready_version(corpus, "v1", third).version == "v1"
+    with pytest.raises(Conflict, match="loading"):
+        ready_version(corpus, "v3", third)
+    with pytest.raises(NotFound, match="v1"):
+        ready_version(corpus, "v9", third)
+    assert [load.id for load in catalog.loads(T, "docs")] == sorted(
+        (x.id for x in (first, second, third)), reverse=True
+    )
