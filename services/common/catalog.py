@@ -1,0 +1,320 @@
+"""What tenants have uploaded: data sets, corpora with their versions, and loads of corpora under way. In Redis.
+
+Records are small JSON values; the bytes lie in storage and are named by ManifestRef. Every write is one atomic step.
+
+Keys (prefix `tlm`, tenant in braces):
+    tlm:{T}:dataset:ID          the record           tlm:{T}:datasets             ids, sorted by id (that is: by time)
+    tlm:{T}:dataset-name:NAME   ids of that name, scored by version
+    tlm:{T}:corpus:NAME         version → record     tlm:{T}:corpora              names, sorted
+    tlm:{T}:load:ID             the record           tlm:{T}:corpus-loads:NAME    ids of the loads, sorted by time
+    tlm:loads                   open loads as T/ID   tlm:{T}:load-lease:ID        who works on it; runs out by itself
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+import redis
+from pydantic import BaseModel, ConfigDict
+
+from services.common.jobstore import PREFIX
+from services.common.redis_errors import translated
+from tlm_core.artifacts import ManifestRef
+from tlm_core.errors import Conflict, NotFound, StaleAttempt
+from tlm_core.jobs.spec import new_id
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DatasetRecord(_Value):
+    """One uploaded version of a data set; its id always means these bytes, its name the newest version.
+
+    raw: the files as uploaded. report: folder with the validation report. options: what the uploader said of the data,
+    as fields of DatasetOptions. summary: counts of rows, labels, warnings. created_at: Unix seconds.
+    """
+
+    id: str
+    tenant: str
+    name: str
+    version: int
+    raw: ManifestRef
+    report: ManifestRef
+    options: dict[str, Any] = {}
+    summary: dict[str, Any] = {}
+    created_at: float
+
+
+class CorpusState(StrEnum):
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"
+
+
+class CorpusVersion(_Value):
+    """One version of a corpus: passages in storage, and whether the index holds them."""
+
+    version: str
+    language: str
+    passages: ManifestRef
+    count: int
+    state: CorpusState
+    created_at: float
+    error: dict[str, Any] | None = None
+
+
+class CorpusRecord(_Value):
+    """A corpus with its versions, newest first."""
+
+    tenant: str
+    name: str
+    versions: tuple[CorpusVersion, ...] = ()
+
+    def ready(self) -> CorpusVersion | None:
+        """The newest version that can be searched."""
+        return next((v for v in self.versions if v.state is CorpusState.READY), None)
+
+    def version(self, version: str) -> CorpusVersion:
+        """Raises NotFound."""
+        for found in self.versions:
+            if found.version == version:
+                return found
+        known = ", ".join(v.version for v in self.versions) or "none yet"
+        raise NotFound(f"corpus '{self.name}' has no version '{version}'; it has {known}")
+
+
+class LoadState(StrEnum):
+    QUEUED = "queued"
+    CUTTING = "cutting"
+    INDEXING = "indexing"
+    READY = "ready"
+    FAILED = "failed"
+
+
+OPEN = frozenset({LoadState.QUEUED, LoadState.CUTTING, LoadState.INDEXING})
+
+
+class CorpusLoad(_Value):
+    """One upload on its way to a version. done and total count passages; total is 0 while unknown."""
+
+    id: str
+    tenant: str
+    corpus: str
+    language: str
+    upload: ManifestRef
+    state: LoadState = LoadState.QUEUED
+    version: str | None = None
+    done: int = 0
+    total: int = 0
+    error: dict[str, Any] | None = None
+    created_at: float
+
+
+# KEYS: lease, load, corpus hash, open loads. ARGV: owner, load (JSON), version ('' = none), version record (JSON),
+# member when the load is over ('' = still open). Answers 0 if the lease is another's.
+_SAVE_LOAD = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[2], ARGV[2])
+if ARGV[3] ~= '' then redis.call('HSET', KEYS[3], ARGV[3], ARGV[4]) end
+if ARGV[5] ~= '' then redis.call('SREM', KEYS[4], ARGV[5]) redis.call('DEL', KEYS[1]) end
+return 1
+"""
+# KEYS: lease. ARGV: owner, seconds. Answers 1 if the lease is this owner's now.
+_LEASE = """
+local owner = redis.call('GET', KEYS[1])
+if owner and owner ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
+return 1
+"""
+
+
+class Catalog:
+    """All operations on data sets and corpora. Thread-safe. Raises StoreUnavailable when Redis is away."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._redis = client
+        self._save_load = client.register_script(_SAVE_LOAD)
+        self._lease = client.register_script(_LEASE)
+
+    # --- data sets ------------------------------------------------------------------------------------------------
+
+    def add_dataset(
+        self,
+        tenant: str,
+        dataset_id: str,
+        name: str,
+        *,
+        raw: ManifestRef,
+        report: ManifestRef,
+        options: dict[str, Any],
+        summary: dict[str, Any],
+    ) -> DatasetRecord:
+        """Record an upload as the next version under `name`; durable when this returns."""
+        with translated():
+            # A number that is drawn and never used leaves a gap; what matters is that later uploads have higher ones.
+            version = self._redis.hincrby(_key(tenant, "dataset-versions"), name, 1)
+            record = DatasetRecord(
+                id=dataset_id, tenant=tenant, name=name, version=version, raw=raw, report=report, options=options,
+                summary=summary, created_at=self._now(),
+            )  # fmt: skip
+            pipe = self._redis.pipeline(transaction=True)
+            pipe.set(_key(tenant, "dataset", dataset_id), record.model_dump_json())
+            pipe.zadd(_key(tenant, "datasets"), {dataset_id: 0})
+            pipe.zadd(_key(tenant, "dataset-name", name), {dataset_id: version})
+            pipe.execute()
+        return record
+
+    def dataset(self, tenant: str, id_or_name: str) -> DatasetRecord:
+        """The data set of that id, else the newest of that name. Raises NotFound."""
+        with translated():
+            body = self._redis.get(_key(tenant, "dataset", id_or_name))
+            if body is None:
+                newest: Any = self._redis.zrange(_key(tenant, "dataset-name", id_or_name), -1, -1)
+                body = self._redis.get(_key(tenant, "dataset", newest[0])) if newest else None
+        if body is None:
+            raise NotFound(f"no data set '{id_or_name}'; upload it, or list the data sets to see their names")
+        return DatasetRecord.model_validate_json(body)
+
+    def datasets(self, tenant: str, *, after: str | None = None, limit: int = 20) -> tuple[list[DatasetRecord], bool]:
+        """Data sets, newest first, those older than `after`; and whether there are more."""
+        with translated():
+            ids = self._names(_key(tenant, "datasets"), after, limit + 1, newest_first=True)
+            bodies = self._redis.mget([_key(tenant, "dataset", i) for i in ids[:limit]]) if ids else []
+        return [DatasetRecord.model_validate_json(b) for b in bodies if b is not None], len(ids) > limit
+
+    def drop_dataset(self, record: DatasetRecord) -> None:
+        """Forget a data set; the caller deletes the files afterwards."""
+        with translated():
+            pipe = self._redis.pipeline(transaction=True)
+            pipe.delete(_key(record.tenant, "dataset", record.id))
+            pipe.zrem(_key(record.tenant, "datasets"), record.id)
+            pipe.zrem(_key(record.tenant, "dataset-name", record.name), record.id)
+            pipe.execute()
+
+    # --- corpora --------------------------------------------------------------------------------------------------
+
+    def corpus(self, tenant: str, name: str) -> CorpusRecord:
+        """Raises NotFound for a name under which nothing was ever uploaded."""
+        with translated():
+            pipe = self._redis.pipeline(transaction=True)
+            pipe.zscore(_key(tenant, "corpora"), name)
+            pipe.hvals(_key(tenant, "corpus", name))
+            known, bodies = pipe.execute()
+        if known is None:
+            raise NotFound(f"no corpus '{name}'; upload it, or list the corpora to see their names")
+        return _corpus(tenant, name, bodies)
+
+    def corpora(self, tenant: str, *, after: str | None = None, limit: int = 20) -> tuple[list[CorpusRecord], bool]:
+        """Corpora by name, those after `after`; and whether there are more."""
+        with translated():
+            names = self._names(_key(tenant, "corpora"), after, limit + 1)
+            pipe = self._redis.pipeline(transaction=False)
+            for name in names[:limit]:
+                pipe.hvals(_key(tenant, "corpus", name))
+            found = pipe.execute()
+        return [_corpus(tenant, n, b) for n, b in zip(names[:limit], found, strict=True)], len(names) > limit
+
+    def add_load(self, tenant: str, corpus: str, language: str, upload: ManifestRef) -> CorpusLoad:
+        """Record an upload that is to become a version; durable when this returns."""
+        with translated():
+            load = CorpusLoad(
+                id=new_id("load"),
+                tenant=tenant,
+                corpus=corpus,
+                language=language,
+                upload=upload,
+                created_at=self._now(),
+            )
+            pipe = self._redis.pipeline(transaction=True)
+            pipe.set(_key(tenant, "load", load.id), load.model_dump_json())
+            pipe.zadd(_key(tenant, "corpora"), {corpus: 0})
+            pipe.zadd(_key(tenant, "corpus-loads", corpus), {load.id: 0})
+            pipe.sadd(f"{PREFIX}:loads", f"{tenant}/{load.id}")
+            pipe.execute()
+        return load
+
+    def load(self, tenant: str, load_id: str) -> CorpusLoad:
+        """Raises NotFound."""
+        with translated():
+            body = self._redis.get(_key(tenant, "load", load_id))
+        if body is None:
+            raise NotFound(f"no load '{load_id}'; look at the corpus to see its loads")
+        return CorpusLoad.model_validate_json(body)
+
+    def loads(self, tenant: str, corpus: str, *, limit: int = 10) -> list[CorpusLoad]:
+        """The latest loads of a corpus, newest first."""
+        with translated():
+            ids = self._names(_key(tenant, "corpus-loads", corpus), None, limit, newest_first=True)
+            bodies = self._redis.mget([_key(tenant, "load", i) for i in ids]) if ids else []
+        return [CorpusLoad.model_validate_json(b) for b in bodies if b is not None]
+
+    # --- work on loads --------------------------------------------------------------------------------------------
+
+    def open_loads(self) -> list[tuple[str, str]]:
+        """(tenant, load id) of every load that is not over, oldest first."""
+        with translated():
+            members: Any = self._redis.smembers(f"{PREFIX}:loads")
+        pairs = [m.partition("/") for m in members]
+        return sorted(((tenant, load) for tenant, _, load in pairs), key=lambda pair: pair[1])
+
+    def lease_load(self, tenant: str, load_id: str, owner: str, seconds: int) -> bool:
+        """Take or keep the right to work on a load. False: another one has it."""
+        with translated():
+            return bool(self._lease(keys=[_key(tenant, "load-lease", load_id)], args=[owner, seconds]))
+
+    def save_load(self, load: CorpusLoad, owner: str, version: CorpusVersion | None = None) -> None:
+        """Store how far a load is, and its version with it. Raises StaleAttempt if the lease is not the owner's."""
+        over = "" if load.state in OPEN else f"{load.tenant}/{load.id}"
+        keys = [
+            _key(load.tenant, "load-lease", load.id),
+            _key(load.tenant, "load", load.id),
+            _key(load.tenant, "corpus", load.corpus),
+            f"{PREFIX}:loads",
+        ]
+        args = [
+            owner,
+            load.model_dump_json(),
+            version.version if version else "",
+            version.model_dump_json() if version else "",
+            over,
+        ]
+        with translated():
+            if not self._save_load(keys=keys, args=args):
+                raise StaleAttempt(f"the lease on load {load.id} is over; another process works on it")
+
+    def _names(self, key: str, after: str | None, limit: int, *, newest_first: bool = False) -> list[str]:
+        """At most `limit` members of a sorted set whose scores are all 0, in the order of their bytes."""
+        start, end = (f"({after}" if after else ("+" if newest_first else "-")), ("-" if newest_first else "+")
+        found: Any = self._redis.zrange(key, start, end, desc=newest_first, bylex=True, offset=0, num=limit)
+        return list(found)
+
+    def _now(self) -> float:
+        seconds, micros = self._redis.time()
+        return float(seconds) + micros / 1e6
+
+
+def ready_version(corpus: CorpusRecord, version: str | None, load: CorpusLoad | None) -> CorpusVersion:
+    """The version a job or a search means. Raises NotFound, or Conflict with the state of what is not ready yet."""
+    if version is not None:
+        found = corpus.version(version)
+        if found.state is not CorpusState.READY:
+            raise Conflict(f"version {version} of corpus '{corpus.name}' is {found.state}; wait until it is ready")
+        return found
+    newest = corpus.ready()
+    if newest is None:
+        state = load.state if load else "empty"
+        advice = "upload it again" if state in ("failed", "empty") else "wait until it is ready"
+        raise Conflict(f"corpus '{corpus.name}' is {state}; {advice}", state=state)
+    return newest
+
+
+def _key(tenant: str, *parts: str) -> str:
+    return ":".join((PREFIX, f"{{{tenant}}}", *parts))
+
+
+def _corpus(tenant: str, name: str, bodies: list[str]) -> CorpusRecord:
+    versions = [CorpusVersion.model_validate_json(body) for body in bodies]
+    versions.sort(key=lambda v: (v.created_at, v.version), reverse=True)
+    return CorpusRecord(tenant=tenant, name=name, versions=tuple(versions))
