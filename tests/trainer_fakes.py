@@ -69,12 +69,12 @@ class FakeSelections:
         self._artifacts = artifacts
         self._scratch = scratch
         self.asked = 0
-        self.answer: Callable[[], SelectionState] | None = None
+        self.answer: Callable[[JobRecord], SelectionState | None] = lambda _: None
 
     def ask(self, job: JobRecord, node: Node, artifact: str, *, task: ManifestRef) -> SelectionState:
         self.asked += 1
-        if self.answer is not None:
-            return self.answer()
+        if (answer := self.answer(job)) is not None:
+            return answer
         if self.asked == 1:
             return SelectionState(done=1, total=2)
         folder = f"{job.tenant}/artifacts/{artifact}/{job.id}-{self.asked}"

@@ -231,7 +231,7 @@ def test_a_job_that_keeps_failing_is_given_up_after_its_attempts(world: World) -
 def test_a_component_that_is_away_makes_the_job_wait_and_costs_no_attempt(world: World) -> None:
     coordinator, job_id = world.coordinator(), world.submit()
 
-    def away() -> SelectionState:
+    def away(_: JobRecord) -> SelectionState:
         raise IndexUnavailable("OpenSearch is away")
 
     world.selections.answer = away
@@ -239,7 +239,7 @@ def test_a_component_that_is_away_makes_the_job_wait_and_costs_no_attempt(world:
         coordinator.round()
     assert world.job(job_id).state is State.RUNNING
     assert world.events(job_id).count("job.waiting") == 1
-    world.selections.answer = None
+    world.selections.answer = lambda _: None
     submission = world.until_submitted(coordinator, job_id)
     world.cluster.away = True
     for _ in range(3):
@@ -352,13 +352,11 @@ def test_a_broken_checkpoint_is_passed_over_for_the_one_before(world: World) -> 
 def test_an_unforeseen_fault_in_one_job_leaves_the_others_running(world: World) -> None:
     coordinator = world.coordinator(concurrency=2)
     bad, good = world.submit(), world.submit(seeds=(3,))
-    asked = iter([RuntimeError("a bug")])
 
-    def answer() -> SelectionState:
-        for error in asked:
-            raise error
-        world.selections.answer = None
-        return SelectionState()
+    def answer(job: JobRecord) -> SelectionState | None:
+        if job.id == bad:
+            raise RuntimeError("a bug")
+        return None
 
     world.selections.answer = answer
     world.work(world.until_submitted(coordinator, good))
