@@ -25,6 +25,7 @@ class FakeCluster:
         self.commands: dict[str, Sequence[str]] = {}
         self.statuses: dict[str, Status] = {}
         self.away = False
+        self.refusing = False
 
     def _check(self) -> None:
         if self.away:
@@ -32,6 +33,8 @@ class FakeCluster:
 
     def submit(self, submission: str, command: Sequence[str]) -> None:
         self._check()
+        if self.refusing:
+            raise ClusterUnavailable("not ready to take jobs")
         if submission not in self.commands:
             self.commands[submission] = command
             self.statuses[submission] = Status.ALIVE
@@ -71,7 +74,7 @@ class FakeSelections:
         self.asked = 0
         self.answer: Callable[[JobRecord], SelectionState | None] = lambda _: None
 
-    def ask(self, job: JobRecord, node: Node, artifact: str, *, task: ManifestRef) -> SelectionState:
+    def ask(self, job: JobRecord, node: Node, artifact: str, *, task: ManifestRef) -> SelectionState:  # noqa: ARG002
         self.asked += 1
         if (answer := self.answer(job)) is not None:
             return answer
@@ -110,7 +113,7 @@ def counting_stage(steps: int, on_step: Callable[[int], None] = lambda _: None) 
 
 
 def all_stages(**over: Any) -> dict[str, Any]:
-    return {name: plain_stage for name in ("prepare", "joint", "finetune", "evaluate", "export")} | over
+    return dict.fromkeys(("prepare", "joint", "finetune", "evaluate", "export"), plain_stage) | over
 
 
 def run_group(

@@ -21,6 +21,7 @@ from services.trainer.selections import Selections
 from services.trainer.settings import TrainerSettings
 from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import (
+    ClusterUnavailable,
     CorruptArtifact,
     NotFound,
     StaleAttempt,
@@ -196,7 +197,7 @@ class Coordinator:
             submissions = {**job.submissions, group: submission}
             event = ("workers.submitted", {"group": group, "submission": submission})
             self._store.report(job.tenant, job.id, job.attempt, submissions=submissions, events=[event])
-            self._cluster.submit(submission, self._command(job, group))
+            self._submit(job, group, submission)
             return
         status = self._cluster.status(submission)
         if status is Status.ALIVE:
@@ -209,6 +210,16 @@ class Coordinator:
         if all(node.name in done for node in plan_of(job).group(group)):
             return
         raise self._why(job, status, submission)
+
+    def _submit(self, job: JobRecord, group: str, submission: str) -> None:
+        try:
+            self._cluster.submit(submission, self._command(job, group))
+        except ClusterUnavailable:
+            # A head that has just started has a job server before it can take jobs. Where it says itself that it
+            # knows nothing of the submission, nothing was started, and the same attempt may ask again.
+            if self._cluster.status(submission) is Status.UNKNOWN:
+                self._store.report(job.tenant, job.id, job.attempt, submissions=job.submissions)
+            raise
 
     def _command(self, job: JobRecord, group: str) -> list[str]:
         arguments = ["--tenant", job.tenant, "--job", job.id, "--attempt", str(job.attempt), "--group", group]

@@ -250,6 +250,18 @@ def test_a_component_that_is_away_makes_the_job_wait_and_costs_no_attempt(world:
     assert (world.job(job_id).state, world.job(job_id).attempt) == (State.SUCCEEDED, 1)
 
 
+def test_a_cluster_that_cannot_take_jobs_yet_is_asked_again_in_the_same_attempt(world: World) -> None:
+    coordinator, job_id = world.coordinator(), world.submit()
+    world.cluster.refusing = True
+    for _ in range(6):
+        coordinator.round()
+    assert world.events(job_id).count("job.waiting") == 1
+    world.cluster.refusing = False
+    world.work(world.until_submitted(coordinator, job_id))
+    coordinator.round()
+    assert (world.job(job_id).state, world.job(job_id).attempt) == (State.SUCCEEDED, 1)
+
+
 def test_a_worker_that_tells_nothing_is_stopped_and_replaced(world: World) -> None:
     coordinator, job_id = world.coordinator(), world.submit()
     submission = world.until_submitted(coordinator, job_id)
