@@ -1,0 +1,140 @@
+"""Predictions over a split, validation during training, and the report of the evaluate stage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tlm_core.tasks.metrics import majority_baseline, score, summary
+from tlm_core.tasks.task import Task
+from tlm_core.training.model import TaskModel
+from tlm_core.training.objective import Workers, encode, pooled_logits
+from tlm_core.training.prepared import Prepared, Split, task_batch
+from tlm_core.training.stage import StageContext
+from tlm_core.training.state import HISTORY, load_model
+
+DOCUMENTS = 128
+SCORES = ("macro_f1", "micro_f1", "accuracy")
+
+
+def pick_device() -> torch.device:
+    """This process's GPU if it has one, else the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def predict(
+    model: TaskModel,
+    split: Split,
+    prepared: Prepared,
+    *,
+    device: torch.device,
+    precision: str = "fp32",
+    workers: Workers | None = None,
+) -> npt.NDArray[np.float32]:
+    """Label logits [n, labels] of a split, in its order; the workers share the texts and all get the whole."""
+    workers = workers or Workers()
+    order = np.argsort(split.store.lengths, kind="stable")
+    logits = torch.zeros(len(split), model.shape.labels)
+    training = model.training
+    model.eval()
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        for number, begin in enumerate(range(0, len(split), DOCUMENTS)):
+            if number % workers.size == workers.rank:
+                batch = task_batch(split, order[begin : begin + DOCUMENTS], prepared)
+                hidden, segments = encode(model, batch, device)
+                found = pooled_logits(model, batch, hidden, segments)
+                logits[torch.from_numpy(batch.rows.documents)] = found.cpu()
+    model.train(training)
+    if workers.size > 1:
+        logits = workers.sum(logits.to(device)).cpu()
+    result: npt.NDArray[np.float32] = logits.numpy()
+    return result
+
+
+def validation_scores(logits: npt.NDArray[np.float32], split: Split, prepared: Prepared) -> dict[str, float]:
+    """The score that decides (the task's metric), accuracy and mean loss in nats."""
+    scores = score(split.labels, logits.argmax(axis=1), len(prepared.labels), prepared.metric)
+    return {"score": scores["value"], "accuracy": scores["accuracy"], "loss": _mean_loss(logits, split)}
+
+
+def _mean_loss(logits: npt.NDArray[np.float32], split: Split) -> float:
+    loss = torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(split.labels))
+    return float(loss)
+
+
+def evaluate(ctx: StageContext) -> dict[str, Any]:
+    """Read test once for each seed's chosen model, in fp32 as the exported model computes, and write report.json.
+
+    Inputs: `prepared`, `task`, and `finetune.s{seed}` for each seed.
+    """
+    prepared, task = Prepared(ctx.inputs["prepared"]), Task.read(ctx.inputs["task"])
+    device = pick_device()
+    workers = Workers(ctx.rank, ctx.world_size)
+    folders = {int(n.removeprefix("finetune.s")): p for n, p in ctx.inputs.items() if n.startswith("finetune.s")}
+    seeds = [_seed_report(seed, folders[seed], prepared, task, device, workers) for seed in sorted(folders)]
+    report = {
+        "task": task.name,
+        "metric": prepared.metric,
+        "labels": prepared.labels,
+        "seeds": seeds,
+        **_over_seeds(seeds),
+        "majority": {split: _majority(prepared, task, split) for split in ("validation", "test")},
+        "best_seed": max(seeds, key=lambda entry: entry["validation"]["value"] or 0.0)["seed"],
+        "cost": total_cost([entry["cost"] for entry in seeds]),
+    }
+    if not ctx.rank:
+        text = json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False)
+        (ctx.out / "report.json").write_text(text, encoding="utf-8")
+    return {"best_seed": report["best_seed"], "mean": report["mean"], "spread": report["spread"]}
+
+
+def _seed_report(
+    seed: int, folder: Path, prepared: Prepared, task: Task, device: torch.device, workers: Workers
+) -> dict[str, Any]:
+    model = load_model(folder).to(device)
+    history = json.loads((folder / HISTORY).read_text(encoding="utf-8"))
+    entry: dict[str, Any] = {"seed": seed, "chosen": history["best"]}
+    for name in ("validation", "test"):
+        split = prepared.split(name)
+        answers = predict(model, split, prepared, device=device, workers=workers).argmax(axis=1)
+        entry[name] = score(split.labels, answers, len(prepared.labels), prepared.metric, in_train=task.in_train(name))
+    entry["cost"] = {name: history[name] for name in ("joint",) if history[name]} | {"finetune": history["cost"]}
+    return entry
+
+
+def _over_seeds(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """`mean` and `spread` (sample standard deviation) of each score; null with a reason where there is none."""
+    found: dict[str, Any] = {"mean": {}, "spread": {}}
+    for split in ("validation", "test"):
+        for name in SCORES:
+            over = summary([entry[split][name] for entry in seeds])
+            found["mean"].setdefault(split, {})[name] = over["mean"]
+            found["spread"].setdefault(split, {})[name] = over["std"]
+            if "reason" in over:
+                found["spread"]["reason"] = over["reason"]
+        clean = summary([entry[split]["deduplicated"][seeds[0][split]["metric"]] for entry in seeds])
+        found["mean"][split]["deduplicated"] = clean["mean"]
+        found["spread"][split]["deduplicated"] = clean["std"]
+    return found
+
+
+def _majority(prepared: Prepared, task: Task, split: str) -> dict[str, Any]:
+    train, other = task.label_ids("train"), task.label_ids(split)
+    return majority_baseline(train, other, len(prepared.labels), prepared.metric, in_train=task.in_train(split))
+
+
+def total_cost(costs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+    """FLOPs, tokens, seconds and GPU-seconds of each stage and in all, summed over the seeds."""
+    found: dict[str, dict[str, float]] = {}
+    for cost in costs:
+        for stage, numbers in cost.items():
+            for target in (found.setdefault(stage, {}), found.setdefault("total", {})):
+                for name, value in numbers.items():
+                    target[name] = target.get(name, 0.0) + value
+    return found

@@ -1,0 +1,209 @@
+"""The export stage: a folder that stock `transformers` loads, an ONNX graph, and a model card."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from tlm_core.errors import TrainingFailed
+from tlm_core.tasks.task import Task
+from tlm_core.training.card import model_card
+from tlm_core.training.evaluate import predict
+from tlm_core.training.model import Shape, TaskModel
+from tlm_core.training.names import to_stock
+from tlm_core.training.prepared import Prepared, Split
+from tlm_core.training.stage import StageContext
+from tlm_core.training.state import load_model, weights
+
+TOLERANCE = 1e-4
+PROBES = 16
+
+
+def export(ctx: StageContext) -> dict[str, Any]:
+    """Inputs: `prepared`, `task`, `evaluate`, and `finetune.s{seed}`. Writes `model/`, `model.onnx`, `labels.json`, `report.json`.
+
+    What is written is loaded again by stock classes and by onnxruntime and must answer as our model does.
+    Raises TrainingFailed if it does not.
+    """
+    if ctx.rank:
+        return {}
+    prepared, task = Prepared(ctx.inputs["prepared"]), Task.read(ctx.inputs["task"])
+    report = json.loads((ctx.inputs["evaluate"] / "report.json").read_text(encoding="utf-8"))
+    ours = load_model(ctx.inputs[f"finetune.s{report['best_seed']}"])
+    folder = ctx.out / "model"
+    shutil.copytree(prepared.folder / "tokenizer", folder)
+    write_stock(ours, prepared, folder)
+    stock = load_stock(folder)
+    probe = _probe(prepared.split("validation"), prepared)
+    expected = _our_logits(ours, prepared)
+    _compare("the exported model", _stock_logits(stock, probe), expected)
+    graph = ctx.out / "model.onnx"
+    write_onnx(stock, probe, graph)
+    _compare("the ONNX graph", _onnx_logits(graph, probe), expected)
+    (folder / "README.md").write_text(model_card(report, prepared.facts, ctx.params["recipe"]), encoding="utf-8")
+    labels = {"labels": list(task.labels), "max_length": prepared.max_length, "pair": task.pair}
+    (ctx.out / "labels.json").write_text(json.dumps(labels, ensure_ascii=False), encoding="utf-8")
+    shutil.copyfile(ctx.inputs["evaluate"] / "report.json", ctx.out / "report.json")
+    return {"best_seed": report["best_seed"], "parameters": sum(p.numel() for p in stock.parameters())}
+
+
+def stock_config(shape: Shape, prepared: Prepared) -> Any:
+    """The `transformers` configuration of the shape, with the task's labels."""
+    from transformers import BertConfig, ModernBertConfig
+
+    ids = prepared.facts["special_ids"]
+    common: dict[str, Any] = {
+        "vocab_size": shape.vocab,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.intermediate,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "pad_token_id": ids["pad"],
+        "id2label": dict(enumerate(prepared.labels)),
+        "label2id": {label: number for number, label in enumerate(prepared.labels)},
+    }
+    if not shape.rotary:
+        dropout = {"hidden_dropout_prob": shape.dropout, "attention_probs_dropout_prob": shape.dropout}
+        positions = {"max_position_embeddings": shape.positions, "layer_norm_eps": shape.eps}
+        return BertConfig(architectures=["BertForSequenceClassification"], **common, **dropout, **positions)
+    kinds = ["full_attention" if window is None else "sliding_attention" for window in shape.windows]
+    theta = dict(zip(kinds, shape.thetas, strict=True))
+    window = next((w for w in shape.windows if w is not None), 64)
+    return ModernBertConfig(
+        architectures=["ModernBertForSequenceClassification"],
+        max_position_embeddings=max(shape.max_length, 16),
+        norm_eps=shape.eps,
+        layer_types=kinds,
+        local_attention=2 * window,
+        rope_parameters={
+            kind: {"rope_type": "default", "rope_theta": theta.get(kind, 10_000.0)}
+            for kind in ("full_attention", "sliding_attention")
+        },
+        classifier_pooling=shape.pooling,
+        embedding_dropout=shape.dropout,
+        mlp_dropout=shape.dropout,
+        attention_dropout=shape.dropout,
+        classifier_dropout=shape.dropout,
+        cls_token_id=ids["cls"],
+        bos_token_id=ids["cls"],
+        sep_token_id=ids["sep"],
+        eos_token_id=ids["sep"],
+        **common,
+    )
+
+
+def write_stock(model: TaskModel, prepared: Prepared, folder: Path) -> None:
+    """config.json and model.safetensors of the stock sequence classifier."""
+    from safetensors.torch import save_file
+
+    stock_config(model.shape, prepared).save_pretrained(folder)
+    save_file(to_stock(weights(model), model.shape), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def load_stock(folder: Path) -> Any:
+    """The folder as any user loads it. Raises TrainingFailed if a weight is missing or left over."""
+    from transformers import AutoModelForSequenceClassification
+
+    model, told = AutoModelForSequenceClassification.from_pretrained(
+        str(folder), output_loading_info=True, trust_remote_code=False, attn_implementation="sdpa"
+    )
+    wrong = sorted({*told["missing_keys"], *told["unexpected_keys"], *map(str, told["mismatched_keys"])})
+    if wrong:
+        raise TrainingFailed(f"the exported weights do not fit the stock class: {wrong[:3]}; this is a fault of ours")
+    return model.eval()
+
+
+def _probe(split: Split, prepared: Prepared) -> dict[str, npt.NDArray[np.int64]]:
+    """The first validation texts, padded, as a stock tokenizer would give them."""
+    texts = [split.store[number] for number in range(min(PROBES, len(split)))]
+    shape = (len(texts), max(map(len, texts)))
+    inputs = {name: np.zeros(shape, dtype=np.int64) for name in ("input_ids", "attention_mask", "token_type_ids")}
+    inputs["input_ids"][:] = prepared.vocabulary.pad
+    for row, text in enumerate(texts):
+        inputs["input_ids"][row, : len(text)] = text
+        inputs["attention_mask"][row, : len(text)] = 1
+        if split.second is not None:
+            inputs["token_type_ids"][row, int(split.second[row]) : len(text)] = 1
+    return inputs
+
+
+def _our_logits(model: TaskModel, prepared: Prepared) -> npt.NDArray[np.float32]:
+    split = prepared.split("validation")
+    return predict(model, split, prepared, device=torch.device("cpu"))[:PROBES]
+
+
+def _stock_logits(stock: Any, probe: Mapping[str, npt.NDArray[np.int64]]) -> npt.NDArray[np.float32]:
+    with torch.inference_mode():
+        logits = stock(**{name: torch.from_numpy(probe[name]) for name in graph_inputs(stock)}).logits
+    found: npt.NDArray[np.float32] = logits.numpy()
+    return found
+
+
+def _onnx_logits(graph: Path, probe: Mapping[str, npt.NDArray[np.int64]]) -> npt.NDArray[np.float32]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    names = [entry.name for entry in session.get_inputs()]
+    found: npt.NDArray[np.float32] = session.run(["logits"], {name: probe[name] for name in names})[0]
+    return found
+
+
+def _compare(what: str, found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> None:
+    apart = float(np.abs(found - expected).max())
+    if not apart <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
+        raise TrainingFailed(f"{what} answers differently from the trained model (logits up to {apart:.2g} apart)")
+
+
+def graph_inputs(stock: Any) -> tuple[str, ...]:
+    """Names of the inputs that the model takes."""
+    names = ("input_ids", "attention_mask")
+    return (*names, "token_type_ids") if stock.config.model_type == "bert" else names
+
+
+class _Answers(nn.Module):
+    """The stock model with logits and probabilities as plain outputs."""
+
+    def __init__(self, stock: Any) -> None:
+        super().__init__()
+        self.stock = stock
+        self.names = graph_inputs(stock)
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = self.stock(**dict(zip(self.names, inputs, strict=True))).logits
+        return logits, logits.softmax(dim=-1)
+
+
+def write_onnx(stock: Any, probe: Mapping[str, npt.NDArray[np.int64]], path: Path) -> None:
+    """One graph with batch and length dynamic; inputs as `graph_inputs`, outputs `logits` and `probabilities`."""
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
+    names = graph_inputs(stock)
+    inputs = tuple(torch.from_numpy(probe[name]) for name in names)
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)  # it names every optional package that is not there
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the exporter's own insides
+            torch.onnx.export(
+                _Answers(stock).eval(),
+                inputs,
+                str(path),
+                dynamo=True,
+                input_names=list(names),
+                output_names=["logits", "probabilities"],
+                dynamic_shapes=((*({0: batch, 1: length} for _ in names),),),
+                external_data=False,
+                verbose=False,
+            )
+    finally:
+        log.setLevel(level)

@@ -1,0 +1,28 @@
+"""Floating-point operations of a training step, counted from shapes. A multiply-add counts as two."""
+
+from __future__ import annotations
+
+from tlm_core.training.model import Shape
+
+# Backward computes two products for each one of forward: by the inputs and by the weights.
+FORWARD_AND_BACKWARD = 3
+
+
+def forward(shape: Shape, rows: int, length: int, masked: int, documents: int) -> float:
+    """Matrix products of one forward pass over [rows, length] positions, padding included since it is computed."""
+    hidden, gates = shape.hidden, 2 if shape.rotary else 1
+    layer = 4 * hidden * hidden + (gates + 1) * hidden * shape.intermediate
+    positions = rows * length
+    encoder = shape.layers * positions * (layer + 2 * length * hidden)
+    vocabulary = masked * hidden * (hidden + shape.vocab)
+    task = documents * hidden * (hidden + shape.labels)
+    return 2.0 * (encoder + vocabulary + task)
+
+
+def newton_schulz(blocks: dict[tuple[int, int], int], steps: int = 5) -> float:
+    """Matrix products of one Muon update; blocks: number of matrices of each shape."""
+    total = 0.0
+    for (rows, columns), count in blocks.items():
+        small, large = min(rows, columns), max(rows, columns)
+        total += count * steps * 2.0 * (2 * small * small * large + small**3)
+    return total

@@ -1,0 +1,107 @@
+"""The whole chain in this process, without Ray or storage: for tests and benchmarks."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tlm_core.training.params import stage_params
+from tlm_core.training.recipe import Recipe
+from tlm_core.training.stage import StageContext
+from tlm_core.training.stages import STAGES
+
+
+@dataclass
+class LocalReporter:
+    """Keeps what it is told. keep_going: asked at every report; False asks the stage to stop."""
+
+    keep_going: Callable[[int], bool] = lambda step: True
+    steps: list[int] = field(default_factory=list)
+    points: list[dict[str, Any]] = field(default_factory=list)
+    events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+    def progress(self, *, step: int, total: int, rate: float | None, unit: str, eta_seconds: float | None) -> bool:  # noqa: ARG002
+        self.steps.append(step)
+        return self.keep_going(step)
+
+    def metrics(self, **values: float | int | str | None) -> None:
+        self.points.append(dict(values))
+
+    def event(self, type: str, **data: Any) -> None:
+        self.events.append((type, data))
+
+
+@dataclass
+class LocalCheckpoints:
+    """Checkpoints as folders, moved into place whole."""
+
+    folder: Path
+
+    def latest(self) -> Path | None:
+        found = sorted(self.folder.glob("step-*"))
+        return found[-1] if found else None
+
+    def save(self, folder: Path, *, step: int, metrics: Mapping[str, float | None]) -> None:  # noqa: ARG002
+        self.folder.mkdir(parents=True, exist_ok=True)
+        target = self.folder / f"step-{step:09d}"
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.move(str(folder), target)
+
+
+def run_stage(
+    stage: str, inputs: Mapping[str, Path], params: Mapping[str, Any], folder: Path, report: LocalReporter | None = None
+) -> Path:
+    """Run one stage into `folder` and return it. Raises whatever the stage raises."""
+    folder.mkdir(parents=True)
+    scratch = folder.with_name(folder.name + ".scratch")
+    scratch.mkdir(parents=True, exist_ok=True)
+    checkpoints = LocalCheckpoints(scratch / "checkpoints")
+    context = StageContext(
+        inputs=inputs,
+        params=params,
+        out=folder,
+        report=report or LocalReporter(),
+        checkpoints=checkpoints,
+        scratch=scratch,
+    )
+    STAGES[stage](context)
+    shutil.rmtree(scratch)
+    return folder
+
+
+def run_chain(
+    task: Path,
+    selection: Path | None,
+    recipe: Recipe,
+    seeds: Iterable[int],
+    workdir: Path,
+    *,
+    told: Callable[[str, float], None] = lambda stage, seconds: None,
+) -> dict[str, Path]:
+    """prepare, then joint and finetune for each seed, evaluate, export; returns the folder of each by plan node.
+
+    selection: None trains on the task alone. told: hears each node's name and seconds when it is done.
+    """
+    done: dict[str, Path] = {}
+
+    def step(node: str, stage: str, inputs: Mapping[str, Path], seed: int | None = None) -> None:
+        began = time.perf_counter()
+        done[node] = run_stage(stage, inputs, stage_params(stage, recipe, seed), workdir / node)
+        told(node, time.perf_counter() - began)
+
+    step("prepare", "prepare", {"task": task, **({"selection": selection} if selection else {})})
+    prepared = {"prepared": done["prepare"]}
+    seeds = list(seeds)
+    for seed in seeds:
+        if recipe.joint.enabled:
+            step(f"joint.s{seed}", "joint", prepared, seed)
+        before = {"joint": done[f"joint.s{seed}"]} if recipe.joint.enabled else {}
+        step(f"finetune.s{seed}", "finetune", {**prepared, **before}, seed)
+    tuned = {f"finetune.s{seed}": done[f"finetune.s{seed}"] for seed in seeds}
+    step("evaluate", "evaluate", {**prepared, "task": task, **tuned})
+    step("export", "export", {**prepared, "task": task, "evaluate": done["evaluate"], **tuned})
+    return done

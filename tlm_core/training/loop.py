@@ -1,0 +1,233 @@
+"""The training loop that the joint and the finetune stage share."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tlm_core.errors import NonFiniteLoss, OutOfMemory
+from tlm_core.training import flops
+from tlm_core.training.model import TaskModel, seed_of
+from tlm_core.training.objective import Workers, accumulate_gradient
+from tlm_core.training.optim import Optimizer, learning_rate
+from tlm_core.training.prepared import Batch
+from tlm_core.training.stage import StageContext, StopRequested
+from tlm_core.training.state import TrainState, load_checkpoint, save_checkpoint, weights
+
+POINTS = 200
+REPORT_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When a stage ends: `amount` of `unit`, one of steps, tokens, flops, seconds."""
+
+    unit: str
+    amount: float
+
+    @classmethod
+    def of(cls, recipe: Mapping[str, Any]) -> Budget:
+        """From the recipe's budget, where exactly one unit is given."""
+        ((unit, amount),) = ((unit, amount) for unit, amount in recipe.items() if amount is not None)
+        return cls(unit, float(amount))
+
+    def progress(self, state: TrainState) -> float:
+        """Share of the budget that is used up."""
+        used = {"steps": state.step, "tokens": state.tokens, "flops": state.flops, "seconds": state.seconds}
+        return float(used[self.unit] / self.amount)
+
+    def midway(self, state: TrainState, step_tokens: int, step_flops: float) -> float:
+        """Progress in the middle of the coming step: where the schedule is read, so no step has rate zero."""
+        half = {"steps": 0.5, "tokens": step_tokens / 2, "flops": step_flops / 2, "seconds": 0.0}
+        return min(1.0, self.progress(state) + half[self.unit] / self.amount)
+
+
+@dataclass
+class Trainer:
+    """One stage's training run. batches: (step, progress) → batch. validate: scores the model, if the stage does.
+
+    optimizer_recipe: the recipe's optimizer part. evaluate_at: steps (1-based) after which to validate.
+    """
+
+    ctx: StageContext
+    model: TaskModel
+    optimizer: Optimizer
+    optimizer_recipe: Mapping[str, Any]
+    batches: Callable[[int, float], Batch]
+    budget: Budget
+    seed: int
+    precision: str
+    checkpoint_steps: int
+    device: torch.device
+    micro_rows: int = 64
+    validate: Callable[[], dict[str, float]] | None = None
+    evaluate_at: frozenset[int] = frozenset()
+    clock: Callable[[], float] = time.perf_counter
+
+    def run(self) -> tuple[TrainState, dict[str, Tensor] | None]:
+        """Train to the end of the budget; returns the final state and the best weights by validation, if any.
+
+        Raises StopRequested (a checkpoint is left), NonFiniteLoss, OutOfMemory.
+        """
+        workers = Workers(self.ctx.rank, self.ctx.world_size)
+        state, best = self._start(workers)
+        progress_report = _Progress(self.ctx, self.budget, self.clock)
+        if state.step == 0 and 0 in self.evaluate_at and not state.evaluations:
+            best = self._evaluate(state, best)
+        while (progress := self.budget.progress(state)) < 1.0:
+            began = self.clock()
+            batch = self.batches(state.step, progress)
+            cost = self._step_flops(batch)
+            share = learning_rate(
+                self.budget.midway(state, batch.rows.real_tokens, cost), self.optimizer_recipe["warmup"]
+            )
+            losses, stop, norm = self._gradient(batch, state.step, workers, progress_report.stop)
+            self.optimizer.step(share, batch.active)
+            state.step += 1
+            state.tokens += batch.rows.real_tokens
+            state.flops += cost
+            state.seconds = self._agreed(state.seconds + self.clock() - began, workers)
+            self._record(state, batch, losses, share, norm)
+            if state.step in self.evaluate_at:
+                best = self._evaluate(state, best)
+            ended = self.budget.progress(state) >= 1.0
+            if not ended and (stop or state.step % self.checkpoint_steps == 0):
+                self._checkpoint(state, best)
+            if stop and not ended:
+                raise StopRequested(f"stopped on request after step {state.step}; resume to go on from there")
+            progress_report.tick(state, losses, share, norm)
+        return state, best
+
+    def _start(self, workers: Workers) -> tuple[TrainState, dict[str, Tensor] | None]:
+        folder = self.ctx.checkpoints.latest()
+        if folder is not None:
+            return load_checkpoint(folder, self.model, self.optimizer)
+        if workers.size > 1:
+            torch.distributed.broadcast(self.optimizer.buffers.value, src=0)
+        return TrainState(), None
+
+    def _gradient(
+        self, batch: Batch, step: int, workers: Workers, stop: bool
+    ) -> tuple[dict[str, float | None], bool, float]:
+        """Fill the gradient, summed over all workers; returns mean losses, whether to stop, the gradient's norm."""
+        self.optimizer.zero_grad()
+        if self.model.shape.dropout:
+            torch.manual_seed(seed_of(self.seed, f"dropout {step} {workers.rank}"))
+        try:
+            sums = accumulate_gradient(self.model, batch, workers, self.micro_rows, self.precision, self.device)
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(
+                f"step {step}: {self.micro_rows} rows of {self.model.shape.max_length} tokens do not fit the device; "
+                "use a smaller model or a shorter max_length"
+            ) from error
+        buffers = self.optimizer.buffers
+        buffers.extras[:2] = sums
+        buffers.extras[2] = float(stop)
+        workers.sum(buffers.gradient)
+        mlm, task, stops, _ = buffers.extras.tolist()
+        norm = self.optimizer.clip()
+        losses = {
+            "mlm": mlm / batch.masked if batch.masked else None,
+            "task": task / batch.documents if batch.task_weight else None,
+        }
+        if not all(math.isfinite(value) for value in (mlm, task, norm)):
+            sources = batch.sources()
+            raise NonFiniteLoss(
+                f"the loss or its gradient is not a number at step {step}; lower the learning rate "
+                f"or look at the texts of this batch ({', '.join(sources[:3])}, ...)",
+                step=step,
+                losses={name: value if value is None or math.isfinite(value) else str(value) for name, value in losses.items()},
+                sources=sources,
+            )
+        return losses, stops > 0, norm
+
+    def _step_flops(self, batch: Batch) -> float:
+        shape = self.model.shape
+        documents = batch.documents if batch.task_weight else 0
+        products = flops.forward(shape, len(batch.rows), batch.tokens.shape[1], batch.masked, documents)
+        return flops.FORWARD_AND_BACKWARD * products + self.optimizer.flops
+
+    def _agreed(self, seconds: float, workers: Workers) -> float:
+        """Rank 0's clock, where the end of the stage hangs on it: all workers must end at the same step."""
+        if workers.size == 1 or self.budget.unit != "seconds":
+            return seconds
+        shared = torch.tensor([seconds], dtype=torch.float64, device=self.device)
+        torch.distributed.broadcast(shared, src=0)
+        return float(shared)
+
+    def _record(
+        self, state: TrainState, batch: Batch, losses: Mapping[str, float | None], share: float, norm: float
+    ) -> None:
+        """Add to the history: about POINTS points in all, each the mean since the one before."""
+        for name, value in losses.items():
+            if value is not None:
+                state.sums[name] = state.sums.get(name, 0.0) + value
+                state.sums[f"{name}.steps"] = state.sums.get(f"{name}.steps", 0.0) + 1
+        state.sums["steps"] = state.sums.get("steps", 0.0) + 1
+        if int(self.budget.progress(state) * POINTS) <= state.sums.get("mark", -1):
+            return
+        means = {
+            name: state.sums[name] / state.sums[f"{name}.steps"] if state.sums.get(f"{name}.steps") else None
+            for name in ("mlm", "task")
+        }
+        state.points.append({"step": state.step, "tokens": state.tokens, **means, "rate": share, "gradient_norm": norm})
+        state.sums = {"mark": float(int(self.budget.progress(state) * POINTS))}
+
+    def _evaluate(self, state: TrainState, best: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
+        """Validate; the first best score wins ties."""
+        assert self.validate is not None
+        began = self.clock()
+        scores = self.validate()
+        state.evaluations.append({"step": state.step, **scores})
+        state.seconds += self.clock() - began
+        if state.best is not None and scores["score"] <= state.evaluations[state.best]["score"]:
+            return best
+        state.best = len(state.evaluations) - 1
+        return weights(self.model)
+
+    def _checkpoint(self, state: TrainState, best: dict[str, Tensor] | None) -> None:
+        if self.ctx.rank:
+            return
+        folder = self.ctx.scratch / f"checkpoint-{state.step}"
+        save_checkpoint(folder, state, self.model, self.optimizer, best)
+        point = state.points[-1] if state.points else {}
+        metrics = {name: point.get(name) for name in ("mlm", "task")}
+        self.ctx.checkpoints.save(folder, step=state.step, metrics=metrics)
+
+
+class _Progress:
+    """Tells the reporter how far the stage is, at most every REPORT_SECONDS, on rank 0."""
+
+    def __init__(self, ctx: StageContext, budget: Budget, clock: Callable[[], float]) -> None:
+        self._ctx = ctx
+        self._budget = budget
+        self._clock = clock
+        self._last = clock() - REPORT_SECONDS
+        self._tokens = 0
+        self._since: float | None = None
+        self.stop = False
+
+    def tick(self, state: TrainState, losses: Mapping[str, float | None], share: float, norm: float) -> None:
+        now = self._clock()
+        if self._ctx.rank or now - self._last < REPORT_SECONDS:
+            return
+        rate = None if self._since is None else (state.tokens - self._tokens) / (now - self._since)
+        self._last, self._since, self._tokens = now, now, state.tokens
+        share_done = min(1.0, self._budget.progress(state))
+        keep_going = self._ctx.report.progress(
+            step=state.step,
+            total=max(state.step, round(state.step / share_done)),
+            rate=rate,
+            unit="tokens/s",
+            eta_seconds=state.seconds * (1 - share_done) / share_done,
+        )
+        self.stop = not keep_going
+        self._ctx.report.metrics(
+            step=state.step, tokens=state.tokens, **losses, rate=share, gradient_norm=norm, tokens_per_second=rate
+        )

@@ -1,0 +1,47 @@
+"""Masking for the masked language model: which tokens to predict, and what stands in their place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tlm_core.training.packing import Rows
+from tlm_core.training.randomness import Stream, random_at
+
+Ints = npt.NDArray[np.int64]
+NOT_MASKED = -1
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The token ids that masking has to know. ordinary: all ids that are not special, [V - specials]."""
+
+    size: int
+    pad: int
+    mask: int
+    specials: tuple[int, ...]
+
+    @property
+    def ordinary(self) -> Ints:
+        return np.setdiff1d(np.arange(self.size), np.array(self.specials))
+
+
+def mask_rows(rows: Rows, vocabulary: Vocabulary, rate: float, seed: int, step: int) -> tuple[Ints, Ints]:
+    """(tokens, targets), both [R, L]; targets are NOT_MASKED where nothing is predicted.
+
+    Each token that is neither special nor padding is drawn with probability `rate`; of the drawn, 80 % become
+    [MASK], 10 % any ordinary token, 10 % stay (Devlin et al. 2019, section 3.1). The draw is over the whole
+    step, whoever computes which rows.
+    """
+    random = random_at(seed, Stream.MASK, step)
+    shape = rows.tokens.shape
+    drawn = random.random(shape, dtype=np.float32) < rate
+    kind = random.random(shape, dtype=np.float32)
+    ordinary = vocabulary.ordinary
+    other = ordinary[random.integers(len(ordinary), size=shape)]
+    drawn &= (rows.segments > 0) & ~np.isin(rows.tokens, np.array(vocabulary.specials))
+    tokens = np.where(drawn & (kind < 0.8), vocabulary.mask, rows.tokens)
+    tokens = np.where(drawn & (kind >= 0.9), other, tokens)
+    return tokens, np.where(drawn, rows.tokens, NOT_MASKED)

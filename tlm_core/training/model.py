@@ -1,0 +1,282 @@
+"""The encoder and its two heads, for packed rows: our own modules, exported to stock classes by `names.py`.
+
+`modernbert` is pre-norm without biases, with a gated feed-forward block and rotary positions (Warner et al.
+2024); `bert` is post-norm with biases and learned positions (Devlin et al. 2019). Documents of one row do
+not see each other, and the vocabulary head runs on masked positions only.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What fixes the model's tensors and arithmetic. window, theta: per layer (rotary models only)."""
+
+    architecture: str
+    vocab: int
+    labels: int
+    layers: int
+    hidden: int
+    heads: int
+    intermediate: int
+    max_length: int
+    dropout: float = 0.0
+    eps: float = 1e-5
+    pooling: str = "mean"
+    windows: tuple[int | None, ...] = ()
+    thetas: tuple[float, ...] = ()
+    positions: int = 0
+
+    @property
+    def rotary(self) -> bool:
+        return self.architecture == "modernbert"
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Shape:
+        return cls(**{**data, "windows": tuple(data["windows"]), "thetas": tuple(data["thetas"])})
+
+
+def scratch_shape(model: dict[str, Any], vocab: int, labels: int) -> Shape:
+    """The shape that a recipe's model part asks for, for training from scratch."""
+    sizes = {key: model[key] for key in ("layers", "hidden", "heads", "intermediate", "max_length", "dropout")}
+    if model["architecture"] == "bert":
+        return Shape("bert", vocab, labels, **sizes, eps=1e-12, pooling="cls", positions=model["max_length"])
+    count = sizes["layers"]
+    return Shape("modernbert", vocab, labels, **sizes, windows=(None,) * count, thetas=(10_000.0,) * count)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with queries, keys and values from one matrix product."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        bias = not shape.rotary
+        self.heads = shape.heads
+        self.dropout = shape.dropout
+        self.qkv = nn.Linear(shape.hidden, 3 * shape.hidden, bias=bias)
+        self.out = nn.Linear(shape.hidden, shape.hidden, bias=bias)
+
+    def forward(self, x: Tensor, mask: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
+        rows, length, hidden = x.shape
+        qkv = self.qkv(x).view(rows, length, 3, self.heads, hidden // self.heads)
+        if rotation is not None:
+            cos, sin = rotation
+            qk = qkv[:, :, :2]
+            left, right = qk.chunk(2, dim=-1)
+            qk = qk * cos + torch.cat((-right, left), dim=-1) * sin
+            query, key = qk.transpose(1, 3).unbind(2)
+        else:
+            query, key = qkv[:, :, :2].transpose(1, 3).unbind(2)
+        value = qkv[:, :, 2].transpose(1, 2)
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+        out: Tensor = self.out(y.transpose(1, 2).reshape(rows, length, hidden))
+        return out
+
+
+class Norm(nn.Module):
+    """Layer norm over the last dimension, with a bias only if asked for."""
+
+    def __init__(self, hidden: int, eps: float, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden))
+        self.bias = nn.Parameter(torch.zeros(hidden)) if bias else None
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+class PreNormLayer(nn.Module):
+    """x + attention(norm x), then x + gated feed-forward(norm x). The first layer has no norm before attention."""
+
+    def __init__(self, shape: Shape, first: bool) -> None:
+        super().__init__()
+        self.attention_norm = None if first else Norm(shape.hidden, shape.eps, bias=False)
+        self.attention = Attention(shape)
+        self.mlp_norm = Norm(shape.hidden, shape.eps, bias=False)
+        self.mlp_in = nn.Linear(shape.hidden, 2 * shape.intermediate, bias=False)
+        self.mlp_out = nn.Linear(shape.intermediate, shape.hidden, bias=False)
+        self.dropout = nn.Dropout(shape.dropout)
+
+    def forward(self, x: Tensor, mask: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
+        h = x if self.attention_norm is None else self.attention_norm(x)
+        x = x + self.dropout(self.attention(h, mask, rotation))
+        value, gate = self.mlp_in(self.mlp_norm(x)).chunk(2, dim=-1)
+        return x + self.mlp_out(self.dropout(F.gelu(value) * gate))
+
+
+class PostNormLayer(nn.Module):
+    """norm(x + attention x), then norm(x + feed-forward x)."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.attention = Attention(shape)
+        self.attention_norm = Norm(shape.hidden, shape.eps, bias=True)
+        self.mlp_in = nn.Linear(shape.hidden, shape.intermediate)
+        self.mlp_out = nn.Linear(shape.intermediate, shape.hidden)
+        self.mlp_norm = Norm(shape.hidden, shape.eps, bias=True)
+        self.dropout = nn.Dropout(shape.dropout)
+
+    def forward(self, x: Tensor, mask: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
+        x = self.attention_norm(x + self.dropout(self.attention(x, mask, rotation)))
+        out: Tensor = self.mlp_norm(x + self.dropout(self.mlp_out(F.gelu(self.mlp_in(x)))))
+        return out
+
+
+class Encoder(nn.Module):
+    """Token ids to hidden states, [R, L] → [R, L, hidden]."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.tokens = nn.Embedding(shape.vocab, shape.hidden)
+        if not shape.rotary:
+            self.positions = nn.Embedding(shape.positions, shape.hidden)
+            self.types = nn.Embedding(2, shape.hidden)
+        self.norm = Norm(shape.hidden, shape.eps, bias=not shape.rotary)
+        self.dropout = nn.Dropout(shape.dropout)
+        layers = (PreNormLayer(shape, i == 0) if shape.rotary else PostNormLayer(shape) for i in range(shape.layers))
+        self.layers = nn.ModuleList(layers)
+        self.final_norm = Norm(shape.hidden, shape.eps, bias=False) if shape.rotary else None
+
+    def forward(self, tokens: Tensor, segments: Tensor, positions: Tensor, types: Tensor) -> Tensor:
+        x = self.tokens(tokens)
+        if not self.shape.rotary:
+            x = x + self.positions(positions) + self.types(types)
+        x = self.dropout(self.norm(x))
+        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+        masks, rotations = self._masks(segments, dtype), self._rotations(tokens.shape[1], x.device, dtype)
+        for layer, mask, rotation in zip(self.layers, masks, rotations, strict=True):
+            x = layer(x, mask, rotation)
+        return x if self.final_norm is None else self.final_norm(x)
+
+    def _masks(self, segments: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
+        """One additive mask [R, 1, L, L] per layer; padding sees padding only, so no row of it is empty."""
+        together = segments[:, None, :, None] == segments[:, None, None, :]
+        place = torch.arange(segments.shape[1], device=segments.device)
+        made: dict[int | None, Tensor] = {}
+        for window in self.shape.windows or (None,) * self.shape.layers:
+            if window not in made:
+                near = together if window is None else together & ((place[:, None] - place).abs() <= window)
+                made[window] = torch.zeros(near.shape, dtype=dtype, device=near.device).masked_fill_(~near, -math.inf)
+            yield made[window]
+
+    def _rotations(self, length: int, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor] | None]:
+        """(cos, sin), each [L, 1, 1, head], per layer. Only differences of positions count, so rows share them."""
+        made: dict[float, tuple[Tensor, Tensor]] = {}
+        for theta in self.shape.thetas or (None,) * self.shape.layers:
+            if theta is None:
+                yield None
+                continue
+            if theta not in made:
+                made[theta] = rotation(length, self.shape.hidden // self.shape.heads, theta, device, dtype)
+            yield made[theta]
+
+
+def rotation(
+    length: int, size: int, theta: float, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of rotary positions (Su et al. 2021), each [length, 1, 1, size]."""
+    frequency = 1.0 / theta ** (torch.arange(0, size, 2, device=device, dtype=torch.float32) / size)
+    angle = torch.arange(length, device=device, dtype=torch.float32)[:, None] * frequency
+    angle = torch.cat((angle, angle), dim=-1)[:, None, None, :]
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+class VocabularyHead(nn.Module):
+    """Hidden states of masked positions [M, hidden] to vocabulary logits [M, V]."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.dense = nn.Linear(shape.hidden, shape.hidden, bias=not shape.rotary)
+        self.norm = Norm(shape.hidden, shape.eps, bias=not shape.rotary)
+        self.out = nn.Linear(shape.hidden, shape.vocab)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.out(self.norm(F.gelu(self.dense(x))))
+        return out
+
+
+class TaskHead(nn.Module):
+    """Pooled documents [D, hidden] to label logits [D, labels], as the stock class of the architecture does."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.bert = not shape.rotary
+        self.dense = nn.Linear(shape.hidden, shape.hidden, bias=self.bert)
+        self.norm = None if self.bert else Norm(shape.hidden, shape.eps, bias=False)
+        self.dropout = nn.Dropout(shape.dropout)
+        self.out = nn.Linear(shape.hidden, shape.labels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.dense(x)
+        x = torch.tanh(x) if self.norm is None else self.norm(F.gelu(x))
+        out: Tensor = self.out(self.dropout(x))
+        return out
+
+
+class TaskModel(nn.Module):
+    """Encoder, vocabulary head and task head."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.encoder = Encoder(shape)
+        self.vocabulary = VocabularyHead(shape)
+        self.task = TaskHead(shape)
+        if not shape.rotary:
+            self.vocabulary.out.weight = self.encoder.tokens.weight  # BERT ties them
+
+    def pool(self, hidden: Tensor, segments: Tensor, doc_row: Tensor, doc_segment: Tensor) -> Tensor:
+        """One vector for each whole document, [D, hidden]: the mean of its tokens or its first."""
+        member = segments[doc_row] == doc_segment[:, None]
+        if self.shape.pooling == "cls":
+            return hidden[doc_row, member.int().argmax(dim=1)]
+        weight = member.to(hidden.dtype)
+        total = torch.bmm(weight[:, None, :], hidden[doc_row])[:, 0].float()
+        return total / member.sum(dim=1, keepdim=True)
+
+
+ZERO_AT_START = ("attention.out.weight", "mlp_out.weight", "vocabulary.out.weight", "task.out.weight")
+
+
+def seed_of(seed: int, name: str) -> int:
+    """A seed for PyTorch from a seed and a name."""
+    return int(np.random.SeedSequence([seed, zlib.crc32(name.encode())]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def initialise(model: TaskModel, seed: int) -> None:
+    """Fill all weights as a function of the seed and each tensor's name, so parts do not shift each other.
+
+    Matrices that write to the residual stream and the last layer of each head start at zero in the pre-norm
+    model: it begins as the identity, which bears a high learning rate. BERT starts as published (0.02).
+    """
+    rotary = model.shape.rotary
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim < 2:
+                continue
+            draw = torch.Generator().manual_seed(seed_of(seed, name))
+            values = torch.empty(parameter.shape)
+            if rotary and name.endswith(ZERO_AT_START):
+                values.zero_()
+            elif rotary and "encoder.tokens" not in name:
+                values.normal_(0.0, 0.5 * parameter.shape[1] ** -0.5, generator=draw)
+            else:
+                values.normal_(0.0, 0.02, generator=draw)
+            parameter.copy_(values)

@@ -1,0 +1,99 @@
+"""Loss and gradient of one step, over this worker's share of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tlm_core.training.masking import NOT_MASKED
+from tlm_core.training.model import TaskModel
+from tlm_core.training.prepared import Batch
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Which of how many workers this process is."""
+
+    rank: int = 0
+    size: int = 1
+
+    def share(self, n: int) -> tuple[int, int]:
+        """This worker's [start, stop) of n things, as even as can be."""
+        return n * self.rank // self.size, n * (self.rank + 1) // self.size
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum over all workers, in place."""
+        if self.size > 1:
+            torch.distributed.all_reduce(tensor)
+        return tensor
+
+
+def micro_batches(batch: Batch, workers: Workers, rows: int) -> Iterator[Batch]:
+    """This worker's part of the batch in parts of at most `rows` rows."""
+    start, stop = workers.share(len(batch.rows))
+    for begin in range(start, stop, rows):
+        yield batch.part(begin, min(begin + rows, stop))
+
+
+def to_device(values: npt.NDArray[Any], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values)).to(device, non_blocking=True)
+
+
+def encode(model: TaskModel, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(hidden [R, L, hidden], segments [R, L]) of the batch's rows."""
+    rows = batch.rows
+    segments = to_device(rows.segments, device)
+    hidden = model.encoder(
+        to_device(batch.tokens, device), segments, to_device(rows.positions, device), to_device(rows.types, device)
+    )
+    return hidden, segments
+
+
+def pooled_logits(model: TaskModel, batch: Batch, hidden: Tensor, segments: Tensor) -> Tensor:
+    """Label logits [D, labels] of the batch's whole documents."""
+    device = hidden.device
+    doc_row, doc_segment = to_device(batch.rows.doc_row, device), to_device(batch.rows.doc_segment, device)
+    logits: Tensor = model.task(model.pool(hidden, segments, doc_row, doc_segment))
+    return logits.float()
+
+
+def loss_sums(model: TaskModel, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Summed (not averaged) losses of masked language modelling and of the task, in nats."""
+    hidden, segments = encode(model, batch, device)
+    mlm = task = torch.zeros((), device=device)
+    place = np.flatnonzero(batch.targets != NOT_MASKED)
+    if batch.mlm_weight and len(place):
+        logits = model.vocabulary(hidden.flatten(0, 1)[to_device(place, device)])
+        targets = to_device(batch.targets.reshape(-1)[place], device)
+        mlm = F.cross_entropy(logits.float(), targets, reduction="sum")
+    if batch.task_weight and len(batch.labels):
+        logits = pooled_logits(model, batch, hidden, segments)
+        task = F.cross_entropy(logits, to_device(batch.labels, device), reduction="sum")
+    return mlm, task
+
+
+def accumulate_gradient(
+    model: TaskModel, batch: Batch, workers: Workers, micro_rows: int, precision: str, device: torch.device
+) -> Tensor:
+    """Add the step's gradient of this worker's rows to the parameters; returns its [mlm, task] loss sums.
+
+    The step's loss is mlm_weight * mlm / masked + task_weight * task / documents (paper section 3.2), both
+    counted over the whole step, so the workers' gradients only need to be summed.
+    """
+    total = torch.zeros(2, device=device)
+    for part in micro_batches(batch, workers, micro_rows):
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            mlm, task = loss_sums(model, part, device)
+        mlm_share, task_share = batch.mlm_weight / max(1, batch.masked), batch.task_weight / max(1, batch.documents)
+        loss = mlm_share * mlm + task_share * task
+        if loss.requires_grad:
+            loss.backward()  # type: ignore[no-untyped-call]
+        total += torch.stack((mlm.detach(), task.detach()))
+    return total

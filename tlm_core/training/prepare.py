@@ -1,0 +1,154 @@
+"""The prepare stage: a tokenizer, and all text as token ids in flat stores."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from tokenizers import Tokenizer
+
+from tlm_core.tasks.task import SPLITS, Task
+from tlm_core.training.stage import StageContext, StopRequested
+from tlm_core.training.store import ArrayWriter, StoreWriter
+from tlm_core.training.tokenizer import SPECIALS, load_published, train_wordpiece, write_folder
+
+BATCH = 2_000
+
+
+def prepare(ctx: StageContext) -> dict[str, Any]:
+    """Inputs: `task`, and `selection` unless the task is trained on its own. Every text is tokenised once.
+
+    Passages keep all their tokens; a task text is cut at the recipe's max_length.
+    """
+    if ctx.rank:
+        return {}
+    recipe = ctx.params["recipe"]
+    task = Task.read(ctx.inputs["task"])
+    selection = ctx.inputs.get("selection")
+    max_length = int(recipe["model"]["max_length"])
+    tokenizer, ids = _tokenizer(ctx, recipe, task, selection)
+    size = tokenizer.get_vocab_size(with_added_tokens=True)
+    progress = _Counter(ctx, sum(task.counts.values()) + (_passage_rows(selection) if selection else 0))
+    facts: dict[str, Any] = {
+        "labels": list(task.labels),
+        "metric": task.metric,
+        "pair": task.pair,
+        "language": task.language,
+        "task": task.name,
+        "counts": task.counts,
+        "max_length": max_length,
+        "vocab_size": size,
+        "special_ids": ids,
+        "tokens": {},
+    }
+    facts["passages"] = _passages(ctx.out, tokenizer, size, selection, facts["tokens"], progress) if selection else 0
+    if selection and (selection / "selection.json").exists():
+        facts["selection"] = json.loads((selection / "selection.json").read_text(encoding="utf-8"))
+    tokenizer.enable_truncation(max_length, strategy="longest_first")
+    for split in SPLITS:
+        facts["tokens"][split] = _split(ctx.out, tokenizer, size, task, split, progress)
+    (ctx.out / "data.json").write_text(json.dumps(facts, ensure_ascii=False, indent=1), encoding="utf-8")
+    return {"vocab_size": size, "tokens": facts["tokens"], "passages": facts["passages"]}
+
+
+def _tokenizer(
+    ctx: StageContext, recipe: dict[str, Any], task: Task, selection: Path | None
+) -> tuple[Tokenizer, dict[str, int]]:
+    """The recipe's tokenizer, written to the artifact's `tokenizer` folder, and its special ids."""
+    part, max_length = recipe["tokenizer"], int(recipe["model"]["max_length"])
+    folder = ctx.out / "tokenizer"
+    if part["source"] != "own":
+        return load_published(part["source"], folder, max_length)
+
+    def texts() -> Iterator[str]:
+        yield from task.texts("train")
+        yield from task.text_pairs("train") or ()
+        if selection:
+            for batch in _passage_batches(selection, ["text"]):
+                yield from batch["text"]
+
+    ctx.report.event("tokenizer", vocab_size=part["vocab_size"])
+    tokenizer = train_wordpiece(texts, part["vocab_size"], part["lowercase"])
+    write_folder(tokenizer, folder, max_length, types=recipe["model"]["architecture"] == "bert")
+    return tokenizer, {role: tokenizer.token_to_id(token) for role, token in SPECIALS.items()}
+
+
+def _passage_rows(selection: Path) -> int:
+    return int(pq.ParquetFile(selection / "passages.parquet").metadata.num_rows)
+
+
+def _passage_batches(selection: Path, columns: list[str]) -> Iterator[dict[str, list[str]]]:
+    with pq.ParquetFile(selection / "passages.parquet") as file:
+        for batch in file.iter_batches(batch_size=BATCH, columns=columns):
+            yield batch.to_pydict()
+
+
+def _passages(
+    out: Path, tokenizer: Tokenizer, size: int, selection: Path, tokens: dict[str, int], progress: _Counter
+) -> int:
+    count = 0
+    with StoreWriter(out, "passages", size) as store:
+        ids: list[bytes] = []
+        for batch in _passage_batches(selection, ["id", "text"]):
+            store.add([encoding.ids for encoding in tokenizer.encode_batch_fast(batch["text"])])
+            ids.extend(map(bytes.fromhex, batch["id"]))
+            count += len(batch["id"])
+            progress.add(len(batch["id"]))
+        tokens["passages"] = store.total
+    np.save(out / "passages.ids.npy", np.frombuffer(b"".join(ids), dtype=np.uint8).reshape(-1, 16))
+    return count
+
+
+def _split(out: Path, tokenizer: Tokenizer, size: int, task: Task, split: str, progress: _Counter) -> int:
+    texts: list[str] = task.texts(split)
+    pairs = task.text_pairs(split)
+    second = ArrayWriter(out / f"{split}.second.npy", np.int64) if pairs else None
+    with StoreWriter(out, split, size) as store:
+        for begin in range(0, len(texts), BATCH):
+            block: Iterable[Any] = texts[begin : begin + BATCH]
+            if pairs:
+                block = zip(block, pairs[begin : begin + BATCH], strict=True)
+            encodings = tokenizer.encode_batch_fast(list(block))
+            store.add([encoding.ids for encoding in encodings])
+            if second:
+                second.append([_second_begins(encoding.sequence_ids) for encoding in encodings])
+            progress.add(len(encodings))
+        total = store.total
+    if second:
+        second.close()
+    np.save(out / f"{split}.labels.npy", task.label_ids(split))
+    np.save(out / f"{split}.rows.npy", task.rows(split))
+    return total
+
+
+def _second_begins(sequences: list[int | None]) -> int:
+    return sequences.index(1) if 1 in sequences else len(sequences)
+
+
+class _Counter:
+    """Texts done, told to the reporter at most twice a second."""
+
+    def __init__(self, ctx: StageContext, total: int) -> None:
+        self._ctx = ctx
+        self._total = total
+        self._done = 0
+        self._began = self._last = time.monotonic()
+
+    def add(self, count: int) -> None:
+        """Raises StopRequested when asked to stop; the stage is short and starts anew on resume."""
+        self._done += count
+        now = time.monotonic()
+        if now - self._last < 0.5:
+            return
+        self._last = now
+        rate = self._done / (now - self._began)
+        left = (self._total - self._done) / rate
+        if not self._ctx.report.progress(
+            step=self._done, total=self._total, rate=rate, unit="texts/s", eta_seconds=left
+        ):
+            raise StopRequested("stopped on request while tokenising; resume to start this stage anew")

@@ -1,0 +1,219 @@
+"""Reading what the prepare stage wrote, and cutting training batches from it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tlm_core.training.masking import NOT_MASKED, Vocabulary, mask_rows
+from tlm_core.training.packing import PassageStream, Rows, pack
+from tlm_core.training.randomness import Stream, permutation
+from tlm_core.training.store import TokenStore
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Task texts of one split: tokens, label [n], record number in the source file [n], start of a pair's second text."""
+
+    store: TokenStore
+    labels: Ints
+    rows: Ints
+    second: Ints | None
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+
+class Prepared:
+    """The prepare artifact."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.facts: dict[str, Any] = json.loads((folder / "data.json").read_text(encoding="utf-8"))
+        self.labels: list[str] = self.facts["labels"]
+        self.metric: str = self.facts["metric"]
+        self.max_length: int = self.facts["max_length"]
+        ids = self.facts["special_ids"]
+        self.vocabulary = Vocabulary(
+            size=self.facts["vocab_size"], pad=ids["pad"], mask=ids["mask"], specials=tuple(sorted(set(ids.values())))
+        )
+
+    def split(self, name: str) -> Split:
+        second = self.folder / f"{name}.second.npy"
+        return Split(
+            store=TokenStore(self.folder, name),
+            labels=np.load(self.folder / f"{name}.labels.npy").astype(np.int64),
+            rows=np.load(self.folder / f"{name}.rows.npy"),
+            second=np.load(second).astype(np.int64) if second.exists() else None,
+        )
+
+    def passages(self) -> TokenStore | None:
+        """Retrieved passages; None for a task on its own."""
+        return TokenStore(self.folder, "passages") if self.facts["passages"] else None
+
+    def passage_ids(self, numbers: list[int]) -> list[str]:
+        ids = np.load(self.folder / "passages.ids.npy", mmap_mode="r")
+        return [bytes(ids[number]).hex() for number in numbers]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """All rows of one step, over all workers.
+
+    tokens: [R, L] as the model sees them; targets: [R, L], NOT_MASKED where nothing is predicted; labels: [D].
+    masked, documents: how many predictions and labels the whole step has; a loss is divided by these, so
+    any way of cutting the step into parts gives the same gradient. sources: names what is in the batch.
+    """
+
+    rows: Rows
+    tokens: Ints
+    targets: Ints
+    labels: Ints
+    masked: int
+    documents: int
+    mlm_weight: float
+    task_weight: float
+    sources: Callable[[], list[str]]
+
+    def part(self, start: int, stop: int) -> Batch:
+        inside = (self.rows.doc_row >= start) & (self.rows.doc_row < stop)
+        return replace(
+            self,
+            rows=self.rows.part(start, stop),
+            tokens=self.tokens[start:stop],
+            targets=self.targets[start:stop],
+            labels=self.labels[inside],
+        )
+
+    @property
+    def active(self) -> tuple[str, ...]:
+        """Parts of the model that this step trains."""
+        heads = (("vocabulary", self.mlm_weight), ("task", self.task_weight))
+        return ("encoder", *(name for name, weight in heads if weight))
+
+
+def task_steps(step: int, rho1: float) -> int:
+    """How many of the steps before `step` were task steps: of rho1 + 1 steps the last one is."""
+    return int(step / (rho1 + 1))
+
+
+class JointBatches:
+    """Step number → batch of the joint stage (paper section 3.2). joint: the recipe's part."""
+
+    def __init__(self, prepared: Prepared, joint: Mapping[str, Any], seed: int) -> None:
+        self._prepared = prepared
+        self._joint = joint
+        self._seed = seed
+        self._train = prepared.split("train")
+        passages = prepared.passages()
+        self._stream = None
+        if passages is not None:
+            order = partial(_order, seed, Stream.PASSAGES, len(passages))
+            self._stream = PassageStream(passages, prepared.max_length, order)
+        # Without passages every step is a task step; with neither loss on task text, none is.
+        self._rho1 = float(joint["rho1"]) if passages is not None else 0.0
+        if passages is not None and not (joint["task_loss"] or joint["mlm_on_task"]):
+            self._rho1 = math.inf
+
+    def __call__(self, step: int, progress: float) -> Batch:
+        """The batch of `step`; `progress` (0 to 1) sets the masking rate where the recipe lets it fall."""
+        start, end = self._joint["mask_rate"], self._joint["mask_rate_end"]
+        rate = start if end is None else start + (end - start) * progress
+        task = task_steps(step, self._rho1)
+        if task_steps(step + 1, self._rho1) > task:
+            return self._task_batch(step, task, rate)
+        assert self._stream is not None
+        first, count = (step - task) * self._joint["batch_rows"], self._joint["batch_rows"]
+        rows = self._stream.rows(first, count)
+        tokens, targets = mask_rows(rows, self._prepared.vocabulary, rate, self._seed, step)
+        return Batch(
+            rows=rows,
+            tokens=tokens,
+            targets=targets,
+            labels=np.zeros(0, dtype=np.int64),
+            masked=int(np.count_nonzero(targets != NOT_MASKED)),
+            documents=0,
+            mlm_weight=1.0,
+            task_weight=0.0,
+            sources=partial(_passage_names, self._prepared, self._stream, first, count),
+        )
+
+    def _task_batch(self, step: int, number: int, rate: float) -> Batch:
+        joint = self._joint
+        members = draw(self._seed, Stream.TASK, len(self._train), number, joint["task_batch"])
+        batch = task_batch(self._train, members, self._prepared)
+        if not joint["mlm_on_task"]:
+            return batch
+        tokens, targets = mask_rows(batch.rows, self._prepared.vocabulary, rate, self._seed, step)
+        task_weight = 1 / (joint["rho2"] + 1) if joint["task_loss"] else 0.0
+        return replace(
+            batch,
+            tokens=tokens,
+            targets=targets,
+            masked=int(np.count_nonzero(targets != NOT_MASKED)),
+            mlm_weight=1 - task_weight,
+            task_weight=task_weight,
+        )
+
+
+class FinetuneBatches:
+    """Step number → batch of labelled texts."""
+
+    def __init__(self, prepared: Prepared, batch: int, seed: int) -> None:
+        self._prepared = prepared
+        self._train = prepared.split("train")
+        self._batch = batch
+        self._seed = seed
+
+    def __call__(self, step: int, progress: float) -> Batch:  # noqa: ARG002 - the signature the loop calls
+        members = draw(self._seed, Stream.FINETUNE, len(self._train), step, self._batch)
+        return task_batch(self._train, members, self._prepared)
+
+
+def task_batch(split: Split, members: Ints, prepared: Prepared) -> Batch:
+    """Labelled texts, packed, nothing masked."""
+    rows = pack(split.store, members, prepared.max_length, split.second, prepared.vocabulary.pad)
+    return Batch(
+        rows=rows,
+        tokens=rows.tokens,
+        targets=np.full_like(rows.tokens, NOT_MASKED),
+        labels=split.labels[rows.documents],
+        masked=0,
+        documents=len(members),
+        mlm_weight=0.0,
+        task_weight=1.0,
+        sources=partial(_row_names, split, members),
+    )
+
+
+def draw(seed: int, stream: Stream, n: int, number: int, size: int) -> Ints:
+    """Items of batch `number`: an endless sequence of epochs, each a fresh permutation, cut into `size`."""
+    places = np.arange(number * size, (number + 1) * size)
+    epochs = places // n
+    found = np.empty(size, dtype=np.int64)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        found[here] = permutation(seed, stream, int(epoch), n)[places[here] % n]
+    return found
+
+
+def _order(seed: int, stream: Stream, n: int, epoch: int) -> Ints:
+    return permutation(seed, stream, epoch, n)
+
+
+def _passage_names(prepared: Prepared, stream: PassageStream, first: int, count: int) -> list[str]:
+    return prepared.passage_ids(stream.documents(first, count))
+
+
+def _row_names(split: Split, members: Ints) -> list[str]:
+    return [f"train:{row}" for row in split.rows[members]]

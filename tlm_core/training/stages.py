@@ -1,0 +1,158 @@
+"""The stages of training, by name. Each is a function of a `StageContext`; none knows who runs it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tlm_core.training import published
+from tlm_core.training.evaluate import evaluate, pick_device, predict, validation_scores
+from tlm_core.training.export import export
+from tlm_core.training.loop import Budget, Trainer
+from tlm_core.training.model import Shape, TaskModel, initialise, scratch_shape
+from tlm_core.training.objective import Workers
+from tlm_core.training.optim import Optimizer
+from tlm_core.training.prepare import prepare
+from tlm_core.training.prepared import FinetuneBatches, JointBatches, Prepared
+from tlm_core.training.stage import StageContext
+from tlm_core.training.state import HISTORY, SHAPE, WEIGHTS, TrainState, load_weights, weights
+
+
+def joint(ctx: StageContext) -> dict[str, Any]:
+    """Masked language modelling on retrieved and task text and the task's own loss (paper section 3.2)."""
+    recipe, seed, device = ctx.params["recipe"], int(ctx.params["seed"]), pick_device()
+    prepared = Prepared(ctx.inputs["prepared"])
+    model = build(recipe["model"], prepared, seed).to(device)
+    part = recipe["joint"]
+    trainer = Trainer(
+        ctx=ctx,
+        model=model,
+        optimizer=Optimizer(model, part["optimizer"], ("encoder", "vocabulary", "task")),
+        optimizer_recipe=part["optimizer"],
+        batches=JointBatches(prepared, part, seed),
+        budget=Budget.of(part["budget"]),
+        seed=seed,
+        precision=recipe["precision"],
+        checkpoint_steps=recipe["checkpoint_steps"],
+        device=device,
+    )
+    state, _ = trainer.run()
+    return _write(ctx, model.shape, weights(model), state, device, {"head_trained": part["task_loss"]})
+
+
+def finetune(ctx: StageContext) -> dict[str, Any]:
+    """The task's loss alone, from the joint stage's weights or from scratch; the best validation score decides."""
+    recipe, seed, device = ctx.params["recipe"], int(ctx.params["seed"]), pick_device()
+    prepared, part = Prepared(ctx.inputs["prepared"]), recipe["finetune"]
+    model = build(recipe["model"], prepared, seed).to(device)
+    before: dict[str, Any] = {}
+    if "joint" in ctx.inputs:
+        before = json.loads((ctx.inputs["joint"] / HISTORY).read_text(encoding="utf-8"))
+        skip = ("task.",) if part["reset_head"] else ()
+        load_weights(model, load_file(ctx.inputs["joint"] / WEIGHTS), skip=skip)
+    head_trained = bool(before.get("head_trained")) and not part["reset_head"]
+    steps = finetune_steps(part, len(prepared.split("train")))
+    validation, workers = prepared.split("validation"), Workers(ctx.rank, ctx.world_size)
+
+    def validate() -> dict[str, float]:
+        logits = predict(
+            model, validation, prepared, device=device, precision=recipe["precision"], workers=workers
+        )
+        return validation_scores(logits, validation, prepared)
+
+    trainer = Trainer(
+        ctx=ctx,
+        model=model,
+        optimizer=Optimizer(model, part["optimizer"], ("encoder", "task")),
+        optimizer_recipe=part["optimizer"],
+        batches=FinetuneBatches(prepared, part["batch"], seed),
+        budget=Budget("steps", steps),
+        seed=seed,
+        precision=recipe["precision"],
+        checkpoint_steps=recipe["checkpoint_steps"],
+        device=device,
+        validate=validate,
+        evaluate_at=evaluation_steps(steps, part["evaluations"], head_trained),
+    )
+    state, best = trainer.run()
+    assert best is not None
+    chosen = {name: tensor for name, tensor in best.items() if not name.startswith("vocabulary.")}
+    return _write(ctx, model.shape, chosen, state, device, {"joint": before.get("cost")})
+
+
+def finetune_steps(part: Mapping[str, Any], rows: int) -> int:
+    """Steps that the recipe's epochs give, under its cap."""
+    steps = max(1, math.ceil(part["epochs"] * rows / part["batch"]))
+    return min(steps, part["max_steps"]) if part["max_steps"] else steps
+
+
+def evaluation_steps(steps: int, evaluations: int, untouched: bool) -> frozenset[int]:
+    """Steps after which to validate, evenly spread and ending with the last; 0 is the model as it came."""
+    spread = {max(1, round(steps * k / evaluations)) for k in range(1, evaluations + 1)}
+    return frozenset(spread | ({0} if untouched else set()))
+
+
+def build(recipe: Mapping[str, Any], prepared: Prepared, seed: int) -> TaskModel:
+    """The recipe's model with its starting weights, on the CPU. Raises InvalidRecipe or NotFound for `init`."""
+    given: dict[str, Tensor] = {}
+    size, labels = prepared.vocabulary.size, len(prepared.labels)
+    if recipe["init"] == "scratch":
+        shape = scratch_shape(dict(recipe), size, labels)
+    else:
+        shape, given = published.load(
+            recipe["init"], labels=labels, vocab=size, max_length=recipe["max_length"], dropout=recipe["dropout"]
+        )
+    model = TaskModel(shape)
+    initialise(model, seed)
+    own = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in given.items():
+            own[name].copy_(tensor)
+    return model
+
+
+def _write(
+    ctx: StageContext,
+    shape: Shape,
+    tensors: Mapping[str, Tensor],
+    state: TrainState,
+    device: torch.device,
+    more: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write weights, shape and history (rank 0); returns the manifest's meta."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(tensors[name].numpy().tobytes())
+    meta = {"steps": state.step, "tokens": state.tokens, "flops": state.flops, "weights_sha256": digest.hexdigest()}
+    if ctx.rank:
+        return meta
+    cost = {
+        "flops": state.flops,
+        "tokens": state.tokens,
+        "seconds": state.seconds,
+        "gpu_seconds": state.seconds * ctx.world_size if device.type == "cuda" else 0.0,
+    }
+    best = None if state.best is None else state.evaluations[state.best]
+    record = asdict(state)
+    history = {"cost": cost, "points": record["points"], "evaluations": record["evaluations"], "best": best, **more}
+    save_file(dict(tensors), ctx.out / WEIGHTS)
+    (ctx.out / SHAPE).write_text(json.dumps(shape.as_dict()), encoding="utf-8")
+    (ctx.out / HISTORY).write_text(json.dumps(history), encoding="utf-8")
+    return meta
+
+
+STAGES: dict[str, Callable[[StageContext], dict[str, Any]]] = {
+    "prepare": prepare,
+    "joint": joint,
+    "finetune": finetune,
+    "evaluate": evaluate,
+    "export": export,
+}

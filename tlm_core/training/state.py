@@ -1,0 +1,99 @@
+"""All that a stage's loop carries from step to step, and its form on disk.
+
+What is drawn at random and which rows come next follow from the step number, so they need no place here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tlm_core.errors import CorruptArtifact
+from tlm_core.training.model import Shape, TaskModel
+from tlm_core.training.optim import Optimizer
+
+# What a training stage's artifact holds.
+HISTORY, SHAPE = "history.json", "model.json"
+# What a checkpoint holds; the weights have the same name in both.
+WEIGHTS, OPTIMIZER, BEST, STATE = "model.safetensors", "optimizer.safetensors", "best.safetensors", "state.json"
+
+
+@dataclass
+class TrainState:
+    """Counts of the stage so far (over all workers), its history, and the best evaluation.
+
+    sums: loss sums and counts since the last point of the history.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+    points: list[dict[str, float | None]] = field(default_factory=list)
+    sums: dict[str, float] = field(default_factory=dict)
+    evaluations: list[dict[str, float | int]] = field(default_factory=list)
+    best: int | None = None
+
+
+def weights(model: TaskModel) -> dict[str, Tensor]:
+    """Copies of all parameters by name, on the CPU; tied ones once."""
+    return {name: p.detach().cpu().clone() for name, p in model.named_parameters()}
+
+
+def load_weights(model: TaskModel, saved: Mapping[str, Tensor], *, skip: tuple[str, ...] = ()) -> None:
+    """Copy saved parameters into the model. Raises CorruptArtifact unless names and shapes agree exactly.
+
+    skip: parts of the model that the file need not have and that stay as they are.
+    """
+    own = {name: p for name, p in model.named_parameters() if not name.startswith(skip)} if skip else dict(
+        model.named_parameters()
+    )
+    given = {name: tensor for name, tensor in saved.items() if not (skip and name.startswith(skip))}
+    if own.keys() != given.keys():
+        raise CorruptArtifact(f"saved weights are of another model; they differ in {sorted(own.keys() ^ given.keys())[:3]}")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            if parameter.shape != given[name].shape:
+                raise CorruptArtifact(f"saved weight '{name}' is {tuple(given[name].shape)}, not {tuple(parameter.shape)}")
+            parameter.copy_(given[name])
+
+
+def save_checkpoint(
+    folder: Path, state: TrainState, model: TaskModel, optimizer: Optimizer, best: Mapping[str, Tensor] | None
+) -> None:
+    folder.mkdir(parents=True)
+    save_file(weights(model), folder / WEIGHTS)
+    save_file({name: t.detach().cpu().clone() for name, t in optimizer.state().items()}, folder / OPTIMIZER)
+    if best is not None:
+        save_file(dict(best), folder / BEST)
+    (folder / STATE).write_text(json.dumps(asdict(state)), encoding="utf-8")
+
+
+def load_checkpoint(
+    folder: Path, model: TaskModel, optimizer: Optimizer
+) -> tuple[TrainState, dict[str, Tensor] | None]:
+    """Restore model and optimiser in place; returns the state and the best weights so far.
+
+    Raises CorruptArtifact for a checkpoint that is not of this model.
+    """
+    load_weights(model, load_file(folder / WEIGHTS))
+    optimizer.load_state(load_file(folder / OPTIMIZER))
+    data: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    if data.keys() != TrainState.__dataclass_fields__.keys():
+        raise CorruptArtifact(f"{folder / STATE} is not a training state of this version; start the stage anew")
+    best = load_file(folder / BEST) if (folder / BEST).exists() else None
+    return TrainState(**data), best
+
+
+def load_model(folder: Path) -> TaskModel:
+    """The encoder and task head that the finetune stage wrote, ready to predict. Raises CorruptArtifact."""
+    model = TaskModel(Shape.from_dict(json.loads((folder / SHAPE).read_text(encoding="utf-8"))))
+    load_weights(model, load_file(folder / WEIGHTS), skip=("vocabulary.",))
+    return model.eval()

@@ -1,0 +1,93 @@
+"""Flat token stores: every document's tokens end to end in one memory-mapped file, and where each begins.
+
+Files of a store NAME: `NAME.tokens.npy` (uint16 or uint32), `NAME.offsets.npy` (int64, one more than there
+are documents). Written in one pass with bounded memory; read without loading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tlm_core.errors import CorruptArtifact
+
+Ints = npt.NDArray[np.int64]
+
+
+class ArrayWriter:
+    """Appends to a one-dimensional `.npy` file of a length not known beforehand."""
+
+    def __init__(self, path: Path, dtype: npt.DTypeLike) -> None:
+        self._dtype = np.dtype(dtype)
+        self._count = 0
+        self._file = open(path, "wb")
+        self._header()
+        self._start = self._file.tell()
+
+    def _header(self) -> None:
+        # NumPy pads the header so that the length of the first axis may grow in place.
+        np.lib.format.write_array_header_1_0(
+            self._file,
+            {"descr": self._dtype.str, "fortran_order": False, "shape": (self._count,)},
+        )
+
+    def append(self, values: Sequence[int] | npt.NDArray[Any]) -> None:
+        block = np.asarray(values, dtype=self._dtype)
+        self._file.write(block.tobytes())
+        self._count += block.size
+
+    def close(self) -> None:
+        self._file.seek(0)
+        self._header()
+        if self._file.tell() != self._start:
+            raise CorruptArtifact("the header of a token store outgrew its place; rerun the stage")
+        self._file.close()
+
+
+class StoreWriter:
+    """Writes a store, batch by batch. Use as a context manager."""
+
+    def __init__(self, folder: Path, name: str, vocab_size: int) -> None:
+        self._tokens = ArrayWriter(folder / f"{name}.tokens.npy", np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+        self._offsets = ArrayWriter(folder / f"{name}.offsets.npy", np.int64)
+        self._offsets.append([0])
+        self.total = 0
+
+    def add(self, documents: Sequence[Sequence[int]]) -> None:
+        lengths = np.fromiter(map(len, documents), dtype=np.int64, count=len(documents))
+        flat = np.fromiter((token for document in documents for token in document), np.int64, int(lengths.sum()))
+        self._tokens.append(flat)
+        self._offsets.append(self.total + np.cumsum(lengths))
+        self.total += int(lengths.sum())
+
+    def __enter__(self) -> StoreWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._tokens.close()
+        self._offsets.close()
+
+
+class TokenStore:
+    """Documents as token ids, memory-mapped."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.tokens = np.load(folder / f"{name}.tokens.npy", mmap_mode="r")
+        self.offsets: Ints = np.load(folder / f"{name}.offsets.npy", mmap_mode="r")
+        if int(self.offsets[-1]) != len(self.tokens):
+            raise CorruptArtifact(f"token store '{name}' ends at {len(self.tokens)}, not {self.offsets[-1]}; rerun prepare")
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> npt.NDArray[Any]:
+        return self.tokens[self.offsets[index] : self.offsets[index + 1]]
+
+    @property
+    def lengths(self) -> Ints:
+        return np.diff(self.offsets)

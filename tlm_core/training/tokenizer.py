@@ -1,0 +1,130 @@
+"""Own WordPiece vocabularies, and published tokenizers, as a folder that stock `AutoTokenizer` loads."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from tlm_core.errors import InvalidRecipe, NotFound
+
+SPECIALS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+# Enough text for a stable vocabulary of up to 60,000 pieces; more only costs time and memory.
+MAX_CHARACTERS = 200_000_000
+
+
+def _bare(vocabulary: dict[str, int] | None, lowercase: bool) -> Tokenizer:
+    """WordPiece with BERT's word splitting. Accents stay: in many languages they tell words apart."""
+    model = models.WordPiece(vocabulary or {}, unk_token=SPECIALS["unk"], max_input_chars_per_word=100)
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.BertNormalizer(lowercase=lowercase, strip_accents=False)]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return tokenizer
+
+
+def _within(texts: Iterable[str], characters: int) -> Iterator[str]:
+    for text in texts:
+        if characters <= 0:
+            return
+        yield text[:characters]
+        characters -= len(text)
+
+
+def _alphabet(texts: Iterable[str], size: int, normalizer: Any) -> list[str]:
+    """The most frequent characters, at most `size`; equal counts in code point order."""
+    counts: Counter[str] = Counter()
+    blocks = iter(texts)
+    while block := "\n".join(islice(blocks, 1000)):
+        counts.update(normalizer.normalize_str(block))
+    ranked = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))
+    return sorted(ranked[:size])
+
+
+def train_wordpiece(texts: Callable[[], Iterable[str]], vocab_size: int, lowercase: bool) -> Tokenizer:
+    """A WordPiece tokenizer of at most `vocab_size` pieces for any script; the same texts give the same one.
+
+    texts: called for each pass over the training text. Raises nothing for odd text: a word with a character
+    outside the alphabet becomes [UNK].
+    """
+    tokenizer = _bare(None, lowercase)
+    alphabet = _alphabet(_within(texts(), MAX_CHARACTERS), vocab_size // 4, tokenizer.normalizer)
+    # The trainer numbers pieces in the order of a hash table that differs from run to run, and breaks ties
+    # by number. Naming all single characters beforehand, in order, leaves it nothing to number at random.
+    first = [*SPECIALS.values(), *alphabet, *(f"##{c}" for c in alphabet)]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=max(vocab_size, len(first)),
+        special_tokens=first,
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_within(texts(), MAX_CHARACTERS), trainer)
+    pieces = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
+    trained = _bare({piece: number for number, piece in enumerate(pieces)}, lowercase)
+    trained.add_special_tokens(list(SPECIALS.values()))
+    cls, sep = SPECIALS["cls"], SPECIALS["sep"]
+    trained.post_processor = processors.TemplateProcessing(
+        single=f"{cls} $A {sep}",
+        pair=f"{cls} $A {sep} $B:1 {sep}:1",
+        special_tokens=[(token, trained.token_to_id(token)) for token in (cls, sep)],
+    )
+    return trained
+
+
+def write_folder(tokenizer: Tokenizer, folder: Path, max_length: int, types: bool) -> None:
+    """Write the folder that `AutoTokenizer.from_pretrained` reads. types: whether the model knows token types."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
+    names = ["input_ids", "token_type_ids", "attention_mask"] if types else ["input_ids", "attention_mask"]
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": max_length,
+        "model_input_names": names,
+        "clean_up_tokenization_spaces": False,
+        **{f"{role}_token": token for role, token in SPECIALS.items()},
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def load_published(source: str, folder: Path, max_length: int) -> tuple[Tokenizer, dict[str, int]]:
+    """Copy the tokenizer of `hub:ID` or of a folder to `folder`; returns it and the ids of its special tokens.
+
+    Raises NotFound if it cannot be had, InvalidRecipe if it is not a fast tokenizer with all that masking needs.
+    """
+    from transformers import AutoTokenizer
+
+    name = source.removeprefix("hub:")
+    try:
+        published = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise NotFound(f"the tokenizer '{source}' cannot be loaded: {error}") from error
+    if not published.is_fast:
+        raise InvalidRecipe(f"the tokenizer '{source}' has no fast form (tokenizer.json); choose one that has")
+    ids = {
+        "pad": published.pad_token_id,
+        "unk": published.unk_token_id,
+        "cls": _either(published.cls_token_id, published.bos_token_id),
+        "sep": _either(published.sep_token_id, published.eos_token_id),
+        "mask": published.mask_token_id,
+    }
+    missing = sorted(role for role, number in ids.items() if number is None and role != "unk")
+    if missing:
+        raise InvalidRecipe(f"the tokenizer '{source}' lacks special tokens ({', '.join(missing)}); choose a masked LM's")
+    published.model_max_length = max_length
+    published.save_pretrained(str(folder))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer, {role: number for role, number in ids.items() if number is not None}
+
+
+def _either(first: int | None, second: int | None) -> int | None:
+    return second if first is None else first
