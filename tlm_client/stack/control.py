@@ -130,7 +130,7 @@ def stack_state(data_dir: Path) -> StackState | None:
 
 
 def serve(write_end: int, given: str) -> int:
-    """The supervisor process that `start_stack` starts. Tells its way by JSON lines on a pipe; returns the exit code."""
+    """The supervisor process of `start_stack`: tells its way by JSON lines on a pipe. Returns the exit code."""
     values = json.loads(given)
     tied_to = values.pop("tied_to")
     options = replace(StackOptions(data_dir=Path(values.pop("data_dir"))), **values)

@@ -20,7 +20,7 @@ from tlm_core.errors import AlreadyRunning, StorageFull
 
 # The append-only file, the index and a model under way must fit, or the first job fails half-way.
 LEAST_FREE_BYTES = 1 << 30
-_SECRETS = ("api_token", "internal_token", "redis_password", "ray_token")
+_SECRETS = ("internal_token", "redis_password", "ray_token")
 
 
 class PartState(BaseModel):
@@ -86,7 +86,7 @@ class StackFolder:
             path.replace(f"{path}.1")
 
     def secrets(self) -> dict[str, str]:
-        """The stack's secrets by name, made at the first start; files of mode 0600."""
+        """Secrets between the parts, made at the first start; files of mode 0600. The gateway makes the API token."""
         with storage_errors(f"writing the secrets of {self.root}"):
             return {name: self._secret(name) for name in _SECRETS}
 

@@ -1,0 +1,145 @@
+"""Fetching one file of a result: goes on where it was cut, checks the digest, and appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import httpx
+
+from tlm_client.models import ModelFile
+from tlm_client.problems import error_of
+from tlm_core.artifacts import sha256_file, storage_errors
+from tlm_core.errors import CorruptArtifact, Unavailable
+
+_TRIES = 6
+_BLOCK = 1 << 18
+
+
+@dataclass(frozen=True)
+class Part:
+    """How far the download of one file is, in bytes."""
+
+    name: str
+    done: int
+    size: int
+
+
+def fetch_file(
+    http: httpx.Client,
+    path: str,
+    file: ModelFile,
+    folder: Path,
+    *,
+    on_bytes: Callable[[Part], None] | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Path:
+    """`file`, served at `path`, below `folder`. What is there already with the right digest is not fetched again.
+
+    Raises CorruptArtifact, StorageFull, StorageUnavailable, Unavailable, or what the gateway answers with.
+    """
+    target = folder / _inside(file.name)
+    tell = on_bytes or (lambda _: None)
+    with storage_errors(f"writing {target}"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_file() and target.stat().st_size == file.size and sha256_file(target) == file.sha256:
+            tell(Part(file.name, file.size, file.size))
+            return target
+        # The name holds the digest: what an earlier download of other content has left is never continued.
+        partial = target.with_name(f"{target.name}.{file.sha256[:16]}.part")
+        for whole in (False, True):
+            _fetch(http, path, file, partial, tell, sleep)
+            if sha256_file(partial) == file.sha256:
+                os.replace(partial, target)
+                return target
+            partial.unlink()
+            if whole:
+                break
+    raise CorruptArtifact(
+        f"{file.name} does not match its SHA-256 after it was fetched twice; ask who runs the gateway"
+    )
+
+
+def _fetch(
+    http: httpx.Client,
+    path: str,
+    file: ModelFile,
+    partial: Path,
+    tell: Callable[[Part], None],
+    sleep: Callable[[float], None],
+) -> None:
+    """Bring `partial` to the full size; as long as bytes come, any number of cuts is borne."""
+    etag: str | None = None
+    idle = 0
+    while True:
+        before = _size(partial)
+        if before > file.size:
+            partial.unlink()
+            continue
+        if before == file.size and partial.exists():
+            return
+        try:
+            etag = _transfer(http, path, file, partial, before, etag, tell)
+        except (httpx.TransportError, Unavailable) as error:
+            idle = 0 if _size(partial) > before else idle + 1
+            if idle >= _TRIES:
+                raise Unavailable(
+                    f"{file.name} cannot be fetched ({str(error) or type(error).__name__}); download again later: "
+                    "it goes on where it stopped"
+                ) from error
+            sleep(min(0.5 * 2**idle, 8.0))
+
+
+def _transfer(
+    http: httpx.Client,
+    path: str,
+    file: ModelFile,
+    partial: Path,
+    start: int,
+    etag: str | None,
+    tell: Callable[[Part], None],
+) -> str | None:
+    """One request, from byte `start` on if the gateway agrees. Returns the ETag."""
+    headers = {"Accept-Encoding": "identity"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+        if etag:
+            headers["If-Range"] = etag
+    with http.stream("GET", path, headers=headers) as response:
+        if response.is_error:
+            response.read()
+            raise error_of(response)
+        continued = response.status_code == httpx.codes.PARTIAL_CONTENT
+        if continued and not response.headers.get("content-range", "").startswith(f"bytes {start}-"):
+            raise CorruptArtifact(
+                f"the gateway sent another range of {file.name} than it was asked for; download again"
+            )
+        done = start if continued else 0
+        with open(partial, "ab" if continued else "wb") as handle:
+            for block in response.iter_bytes(_BLOCK):
+                handle.write(block)
+                done += len(block)
+                if done > file.size:
+                    raise CorruptArtifact(
+                        f"the gateway sends more of {file.name} than its manifest says; download again"
+                    )
+                tell(Part(file.name, done, file.size))
+        if done < file.size:
+            raise httpx.ReadError(f"the answer ended at byte {done} of {file.size}")
+        found: str | None = response.headers.get("etag")
+        return found
+
+
+def _inside(name: str) -> PurePosixPath:
+    """The name as a relative path. Raises CorruptArtifact if it leads out of the folder."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts or "\\" in name:
+        raise CorruptArtifact(f"the gateway names a file '{name}', which would lie outside of the folder")
+    return path
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

@@ -1,0 +1,115 @@
+"""What the API answers, as values. Fields that a newer gateway adds are ignored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from tlm_core.jobs.spec import JobSpec, Progress
+from tlm_core.jobs.states import TERMINAL, State
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Dataset(_Value):
+    """An uploaded data set. The id always means these rows, the name the newest version of it."""
+
+    id: str
+    name: str
+    version: int | None = None
+    summary: dict[str, Any] = {}
+    report: dict[str, Any] | None = None
+
+
+class CorpusVersion(_Value):
+    """One version of a corpus; it can be used when its state is `ready`."""
+
+    version: str
+    state: str
+    count: int = 0
+    language: str = ""
+    error: dict[str, Any] | None = None
+
+
+class CorpusLoad(_Value):
+    """An upload on its way to a version. done and total count passages; total is 0 while unknown."""
+
+    id: str
+    state: str
+    version: str | None = None
+    done: int = 0
+    total: int = 0
+    error: dict[str, Any] | None = None
+
+
+class Corpus(_Value):
+    """A corpus with its versions and the uploads under way, newest first."""
+
+    name: str
+    versions: tuple[CorpusVersion, ...] = ()
+    loads: tuple[CorpusLoad, ...] = ()
+
+
+class Hit(_Value):
+    """A passage that a search found; score is BM25's."""
+
+    id: str
+    score: float
+    text: str
+    source: str
+
+
+class NodeState(_Value):
+    """One stage of a job's plan."""
+
+    name: str
+    stage: str
+    done: bool = False
+
+
+class Job(_Value):
+    """A job as the API tells it. Times are Unix seconds."""
+
+    id: str
+    state: State
+    spec: JobSpec
+    attempt: int = 0
+    failures: int = 0
+    created_at: float
+    started_at: float | None = None
+    finished_at: float | None = None
+    progress: Progress | None = None
+    error: dict[str, Any] | None = None
+    nodes: tuple[NodeState, ...] = ()
+
+    @property
+    def is_over(self) -> bool:
+        return self.state in TERMINAL
+
+
+class JobEvent(_Value):
+    """One entry of a job's log; `seq` counts from 1 without gaps. A `progress` snapshot has no seq."""
+
+    type: str
+    seq: int | None = None
+    at: float | None = None
+    attempt: int | None = None
+    data: dict[str, Any] = {}
+
+
+class ModelFile(_Value):
+    """One file of a finished job's result; size in bytes."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+class Prediction(_Value):
+    """The label of one text and the probability of each label."""
+
+    label: str
+    probabilities: dict[str, float]
