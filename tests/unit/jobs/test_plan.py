@@ -1,0 +1,94 @@
+"""Plans: what depends on what, and which change makes which stage run again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.factories import make_resolved, make_spec
+from tlm_core.jobs.plan import Place, Plan, plan_of
+from tlm_core.jobs.spec import JobRecord, new_id
+from tlm_core.jobs.states import State
+from tlm_core.training.recipe import resolve
+
+
+def make_job(overrides: dict[str, Any] | None = None, *, seeds: tuple[int, ...] = (0,), **resolved: Any) -> JobRecord:
+    recipe = resolve("fast", "tiny", overrides or {})
+    return JobRecord(
+        id="job_1",
+        tenant="default",
+        state=State.RUNNING,
+        spec=make_spec(seeds=seeds),
+        resolved=make_resolved(recipe=recipe, **resolved),
+        created_at=0,
+        updated_at=0,
+    )
+
+
+def ids(job: JobRecord) -> dict[str, str]:
+    """Artifact ids, with each artifact's id standing for its digest."""
+    found: dict[str, str] = {}
+    for node in plan_of(job).nodes:
+        found[node.name] = node.artifact_id(found, job.id)
+    return found
+
+
+def check_order(plan: Plan) -> None:
+    seen: set[str] = set()
+    for node in plan.nodes:
+        assert set(node.inputs.values()) <= seen, f"{node.name} comes before what it needs"
+        seen.add(node.name)
+
+
+def test_each_seed_has_its_own_joint_and_finetune_and_all_meet_in_evaluate() -> None:
+    plan = plan_of(make_job(seeds=(1, 2)))
+    check_order(plan)
+    assert {"finetune.s1", "finetune.s2"} <= set(plan.node("evaluate").inputs.values())
+    assert plan.final.name == "export"
+    assert plan.group("main")[0].name == "prepare"
+
+
+def test_task_only_has_neither_selection_nor_joint_stage() -> None:
+    plan = plan_of(make_job({"joint.enabled": False, "selection.selector": "none"}, corpus_name=None))
+    check_order(plan)
+    assert [n.name for n in plan.nodes] == ["validate", "prepare", "finetune.s0", "evaluate", "export"]
+    assert all(n.place is not Place.RETRIEVER for n in plan.nodes)
+
+
+@pytest.mark.parametrize(
+    ("override", "kept"),
+    [
+        ({"finetune.epochs": 3}, {"validate", "select", "prepare", "joint.s0"}),
+        ({"joint.rho2": 7}, {"validate", "select", "prepare"}),
+        ({"tokenizer.vocab_size": 500}, {"validate", "select"}),
+        ({"selection.top_k": 7}, {"validate"}),
+    ],
+)
+def test_a_change_runs_again_only_what_depends_on_it(override: dict[str, Any], kept: set[str]) -> None:
+    before, after = ids(make_job()), ids(make_job(override))
+    assert {name for name in before if before[name] == after[name]} == kept
+
+
+def test_another_seed_shares_what_needs_no_seed() -> None:
+    one, two = ids(make_job(seeds=(0,))), ids(make_job(seeds=(1,)))
+    assert one["prepare"] == two["prepare"]
+    assert one["joint.s0"] != two["joint.s1"]
+
+
+def test_a_result_of_a_wall_clock_budget_is_never_another_job_s() -> None:
+    job = make_job({"joint.budget.seconds": 5})
+    other = job.model_copy(update={"id": "job_2"})
+    assert ids(job)["prepare"] == ids(other)["prepare"]
+    assert ids(job)["joint.s0"] != ids(other)["joint.s0"]
+    assert ids(job)["joint.s0"] == ids(job)["joint.s0"]
+
+
+def test_another_corpus_version_gives_another_selection() -> None:
+    assert ids(make_job())["select"] != ids(make_job(corpus_version="v2"))["select"]
+
+
+def test_ids_sort_by_time() -> None:
+    made = [new_id("job", now) for now in (1.0, 2.0, 3_000_000_000.0)]
+    assert made == sorted(made)
+    assert len({len(i) for i in made}) == 1

@@ -1,0 +1,83 @@
+"""The rules that keep the parts apart: imports point one way, and importing does nothing."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT
+
+PACKAGES = ("tlm_core", "services", "tlm_client")
+FOREIGN_TO_CORE = {"fastapi", "starlette", "uvicorn", "redis", "opensearchpy", "ray", "typer", "rich"}
+
+
+def modules() -> list[Path]:
+    return sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Dotted names that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+
+
+def part_of(module: str) -> str:
+    """`services.api.routes.jobs` → `services.api`; `tlm_core.tasks` → `tlm_core`."""
+    pieces = module.split(".")
+    return ".".join(pieces[:2]) if pieces[0] == "services" else pieces[0]
+
+
+def allowed(importer: str, imported: str) -> bool:
+    if importer == imported or imported == "tlm_core":
+        return True
+    if importer == "services.common" or importer == "tlm_core":
+        return False
+    return imported == "services.common" and importer.startswith("services.")
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_one_way(path: Path) -> None:
+    importer = part_of(str(path.relative_to(ROOT).with_suffix("")).replace("/", "."))
+    for name in imports_of(path):
+        if name.split(".")[0] in PACKAGES:
+            assert allowed(importer, part_of(name)), f"{importer} must not import {name}"
+        if importer == "tlm_core":
+            assert name.split(".")[0] not in FOREIGN_TO_CORE, f"the method must not know {name}"
+
+
+def loaded_by(module: str) -> set[str]:
+    """Top-level modules that importing `module` in a fresh interpreter brings in."""
+    code = f"import sys, {module}; print(' '.join(sorted({{m.split('.')[0] for m in sys.modules}})))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("module", ["services.api.app", "services.api.__main__", "services.retriever.app"])
+def test_gateway_and_retriever_start_without_the_heavy_libraries(module: str) -> None:
+    assert not loaded_by(module) & {"torch", "transformers", "datasets", "ray", "sklearn"}
+
+
+def test_the_coordinator_starts_without_torch() -> None:
+    assert not loaded_by("services.trainer.__main__") & {"torch", "transformers"}
+
+
+def test_importing_a_module_starts_nothing() -> None:
+    """No client, settings object or logger set-up at module level: only definitions, constants and plain values."""
+    forbidden = {"basicConfig", "from_url", "Redis", "OpenSearch", "FastAPI", "BaseSettings", "getenv"}
+    for path in modules():
+        for statement in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(statement, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef | ast.If):
+                continue
+            for node in ast.walk(statement):
+                if isinstance(node, ast.Call):
+                    name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+                    assert name not in forbidden, f"{path}:{node.lineno} calls {name} when it is imported"

@@ -1,0 +1,133 @@
+"""Artifacts: whole or not there, and named by their content."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from tlm_core.artifacts import ArtifactStore, Manifest, ManifestRef, artifact_id
+from tlm_core.errors import CorruptArtifact, NotFound, StorageFull, StorageUnavailable
+
+
+@pytest.fixture(params=["local", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> ArtifactStore:
+    root = str(tmp_path / "storage") if request.param == "local" else f"memory://{tmp_path.name}"
+    return ArtifactStore(root, tmp_path / "cache")
+
+
+def make(tmp_path: Path, files: dict[str, str]) -> Path:
+    source = tmp_path / "source"
+    for name, text in files.items():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text(text)
+    return source
+
+
+def write(store: ArtifactStore, tmp_path: Path, folder: str = "a/1") -> ManifestRef:
+    return store.write(
+        folder, make(tmp_path, {"x": "1", "sub/y": "22"}), artifact="art_1", stage="joint", meta={"n": 2}
+    )
+
+
+def test_what_is_written_comes_back(store: ArtifactStore, tmp_path: Path) -> None:
+    ref = write(store, tmp_path)
+    manifest = store.verify(ref)
+    assert [(f.name, f.size) for f in manifest.files] == [("sub/y", 2), ("x", 1)]
+    folder = store.localize(ref)
+    assert (folder / "sub/y").read_text() == "22"
+    with store.open(ref, "x") as handle:
+        assert handle.read() == b"1"
+    assert store.localize(ref) == folder
+
+
+def test_equal_content_has_an_equal_digest_wherever_it_lies(store: ArtifactStore, tmp_path: Path) -> None:
+    assert write(store, tmp_path, "a/1").digest == write(store, tmp_path, "b/2").digest
+
+
+def test_an_artifact_id_depends_on_stage_version_params_and_inputs() -> None:
+    base: dict[str, Any] = {"stage": "joint", "version": 1, "params": {"lr": 0.1, "a": 1}, "inputs": {"task": "d1"}}
+    same = artifact_id("joint", 1, {"a": 1, "lr": 0.1}, {"task": "d1"})
+    assert artifact_id(**base) == same
+    changes: list[dict[str, Any]] = [
+        {"stage": "finetune"},
+        {"version": 2},
+        {"params": {"lr": 0.2, "a": 1}},
+        {"inputs": {"task": "d2"}},
+    ]
+    assert len({artifact_id(**(base | change)) for change in changes} | {same}) == 5
+
+
+@pytest.mark.parametrize("broken", ["x", "sub/y", "manifest.json"])
+def test_a_lost_file_is_noticed(store: ArtifactStore, tmp_path: Path, broken: str) -> None:
+    ref = write(store, tmp_path)
+    store.fs.rm(store.path(ref.folder, broken))
+    with pytest.raises((NotFound, CorruptArtifact)):
+        store.verify(ref)
+    with pytest.raises((NotFound, CorruptArtifact)):
+        store.localize(ref)
+
+
+@pytest.mark.parametrize("name", ["x", "manifest.json"])
+def test_a_changed_byte_is_noticed(store: ArtifactStore, tmp_path: Path, name: str) -> None:
+    ref = write(store, tmp_path)
+    body = bytearray(store.fs.cat_file(store.path(ref.folder, name)))
+    body[0] ^= 1
+    store.fs.pipe_file(store.path(ref.folder, name), bytes(body))
+    with pytest.raises(CorruptArtifact):
+        store.verify(ref)
+
+
+def test_nothing_counts_before_the_manifest_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed at any file boundary: a reader never takes the folder for an artifact."""
+    real = os.replace
+    for survive in range(3):
+        store = ArtifactStore(str(tmp_path / f"s{survive}"), tmp_path / "cache")
+        left = [survive]
+
+        def dying(source: Any, target: Any, left: list[int] = left) -> None:
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            real(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", dying)
+            with pytest.raises(KeyboardInterrupt):
+                write(store, tmp_path)
+        reader = Manifest(artifact="art_1", stage="joint", files=())
+        with pytest.raises(NotFound):
+            store.manifest(ManifestRef(folder="a/1", digest=reader.digest))
+
+
+class FaultyFileSystem(fsspec.get_filesystem_class("memory")):  # type: ignore[misc]
+    """A remote storage whose writes fail."""
+
+    protocol = "faulty"
+    cachable = False
+    number = errno.ENOSPC
+
+    def put_file(self, *_: Any, **__: Any) -> None:
+        raise OSError(self.number, "made up")
+
+
+@pytest.mark.parametrize(("number", "error"), [(errno.ENOSPC, StorageFull), (errno.EIO, StorageUnavailable)])
+def test_a_storage_that_fails_is_told_in_our_words(tmp_path: Path, number: int, error: type[Exception]) -> None:
+    store = ArtifactStore("memory://faulty", tmp_path / "cache")
+    faulty = FaultyFileSystem()
+    faulty.number = number
+    store.fs = faulty
+    with pytest.raises(error):
+        write(store, tmp_path)
+
+
+def test_deleting_twice_is_no_error(store: ArtifactStore, tmp_path: Path) -> None:
+    ref = write(store, tmp_path)
+    store.delete(ref.folder)
+    store.delete(ref.folder)
+    with pytest.raises(NotFound):
+        store.manifest(ref)

@@ -1,0 +1,61 @@
+"""Recipes: presets hold, overrides are checked, and what is wrong is named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tlm_core.errors import InvalidRecipe
+from tlm_core.training.recipe import Recipe, resolve
+
+SCALES = ("tiny", "small", "medium", "large")
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", ["fast", "paper"])
+def test_every_preset_holds_and_survives_json(name: str, scale: str) -> None:
+    recipe = resolve(name, scale)
+    assert (recipe.name, recipe.scale) == (name, scale)
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+
+
+def test_the_paper_recipe_is_the_release_s() -> None:
+    recipe = resolve("paper", "small")
+    assert (recipe.model.layers, recipe.model.hidden, recipe.model.architecture) == (12, 768, "bert")
+    assert recipe.joint.budget.steps == 150_000
+    assert (recipe.joint.rho1, recipe.joint.rho2, recipe.joint.mask_rate) == (999, 20, 0.15)
+    assert recipe.joint.optimizer.lr == 1e-4
+    assert recipe.finetune.max_steps == 30_000
+    assert recipe.finetune.reset_head
+
+
+def test_an_override_replaces_the_budget_of_another_unit() -> None:
+    budget = resolve("fast", "tiny", {"joint.budget.steps": 7}).joint.budget
+    assert (budget.steps, budget.tokens) == (7, None)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ({"joint.rho11": 1}, "joint.rho1"),
+        ({"nonsense": 1}, "known are"),
+        ({"joint": {}}, "unknown recipe key 'joint'"),
+        ({"name": "paper"}, "unknown recipe key 'name'"),
+        ({"joint.mask_rate": [0.1]}, "joint.mask_rate"),
+        ({"joint.mask_rate": 1.5}, "joint.mask_rate"),
+        ({"model.heads": 5}, "heads"),
+        ({"joint.budget.steps": 0}, "joint.budget.steps"),
+        ({"tokenizer.source": "whatever"}, "tokenizer.source"),
+    ],
+)
+def test_a_wrong_override_is_refused_by_name(overrides: dict[str, Any], says: str) -> None:
+    with pytest.raises(InvalidRecipe, match=says):
+        resolve("fast", "tiny", overrides)
+
+
+def test_unknown_recipes_and_scales_say_what_is_known() -> None:
+    with pytest.raises(InvalidRecipe, match="known are fast, paper"):
+        resolve("quick", "tiny")
+    with pytest.raises(InvalidRecipe, match="tiny, small, medium, large"):
+        resolve("fast", "huge")
