@@ -12,7 +12,7 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 from services.common.retriever_client import connect_retriever
-from services.trainer.cluster import RayCluster
+from services.trainer.cluster import connect_cluster
 from services.trainer.coordinator import Coordinator
 from services.trainer.selections import RetrieverSelections
 from services.trainer.settings import TrainerSettings
@@ -33,7 +33,7 @@ def main() -> None:
             settings.job_store(),
             artifacts,
             RetrieverSelections(connect_retriever(settings.retriever_url, settings.internal_token.get_secret_value())),
-            RayCluster(settings.ray_url),
+            connect_cluster(settings.ray_url),
             settings,
             owner=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}",
             validate=functools.partial(validate_dataset, artifacts, settings.scratch),

@@ -50,12 +50,10 @@ _STATUS = {
 
 
 class RayCluster:
-    """Ray's job server at `url`; the token is read from RAY_AUTH_TOKEN, as Ray itself does."""
+    """Ray's job server. http: a client with its address, its token and a timeout."""
 
-    def __init__(self, url: str, *, timeout: float = 10.0) -> None:
-        token = os.environ.get("RAY_AUTH_TOKEN")
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout)
+    def __init__(self, http: httpx.Client) -> None:
+        self._http = http
 
     def submit(self, submission: str, command: Sequence[str]) -> None:
         if self.status(submission) is not Status.UNKNOWN:
@@ -64,13 +62,16 @@ class RayCluster:
         answer = self._call("POST", "/api/jobs/", json=body)
         # Ray answers 400 or 500 for an id that is taken; another coordinator may have been first.
         if answer.is_error and self.status(submission) is Status.UNKNOWN:
-            raise ClusterUnavailable(f"Ray did not take the submission: {_first_line(answer)}")
+            raise ClusterUnavailable(f"Ray did not take the submission: {_last_line(answer)}")
 
     def status(self, submission: str) -> Status:
         answer = self._call("GET", f"/api/jobs/{submission}")
         if answer.status_code == 404:
             return Status.UNKNOWN
-        return _STATUS[self._body(answer)["status"]]
+        status = _STATUS.get(str(self._body(answer).get("status")))
+        if status is None:
+            raise ClusterUnavailable("Ray's answer is not understood; run the same release of Ray everywhere")
+        return status
 
     def stop(self, submission: str) -> None:
         answer = self._call("POST", f"/api/jobs/{submission}/stop")
@@ -81,7 +82,7 @@ class RayCluster:
         answer = self._call("GET", f"/api/jobs/{submission}")
         if answer.status_code == 404:
             return "the cluster does not know the submission"
-        logs = self._body(self._call("GET", f"/api/jobs/{submission}/logs"))["logs"] or ""
+        logs = self._body(self._call("GET", f"/api/jobs/{submission}/logs")).get("logs") or ""
         return "\n".join([self._body(answer).get("message") or "", *logs.splitlines()[-15:]]).strip()
 
     def _call(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
@@ -96,10 +97,20 @@ class RayCluster:
     @staticmethod
     def _body(answer: httpx.Response) -> dict[str, Any]:
         if answer.is_error:
-            raise ClusterUnavailable(f"Ray's job server answered {answer.status_code}: {_first_line(answer)}")
-        body: dict[str, Any] = answer.json()
+            raise ClusterUnavailable(f"Ray's job server answered {answer.status_code}: {_last_line(answer)}")
+        try:
+            body: dict[str, Any] = answer.json()
+        except ValueError as error:
+            raise ClusterUnavailable("Ray's answer is not understood; is another server at its address?") from error
         return body
 
 
-def _first_line(answer: httpx.Response) -> str:
+def connect_cluster(url: str, *, timeout: float = 10.0) -> RayCluster:
+    """The job server at `url`; the token is read from RAY_AUTH_TOKEN, where Ray itself looks for it."""
+    token = os.environ.get("RAY_AUTH_TOKEN")
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    return RayCluster(httpx.Client(base_url=url, headers=headers, timeout=timeout))
+
+
+def _last_line(answer: httpx.Response) -> str:
     return (answer.text.strip().splitlines() or ["no reason given"])[-1][:300]

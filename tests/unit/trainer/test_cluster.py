@@ -1,0 +1,124 @@
+"""The edge to Ray, against a made job server: every answer means something, and none escapes untranslated."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from services.trainer.cluster import RayCluster, Status
+from tlm_core.errors import ClusterUnavailable
+
+Handler = Callable[[httpx.Request], httpx.Response]
+
+
+def cluster(handler: Handler) -> RayCluster:
+    return RayCluster(httpx.Client(base_url="http://ray", transport=httpx.MockTransport(handler)))
+
+
+def always(status: int, body: Any = None, text: str | None = None) -> Handler:
+    return lambda _: httpx.Response(status, json=body) if text is None else httpx.Response(status, text=text)
+
+
+class JobServer:
+    """Ray's job server as far as we use it."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, str] = {}
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        if request.method == "POST" and request.url.path == "/api/jobs/":
+            body = json.loads(request.content)
+            if body["submission_id"] in self.jobs:
+                return httpx.Response(500, text="ValueError: already exists")
+            self.jobs[body["submission_id"]] = "PENDING"
+            return httpx.Response(200, json={"submission_id": body["submission_id"]})
+        name, *verb = request.url.path.removeprefix("/api/jobs/").split("/")
+        if name not in self.jobs:
+            return httpx.Response(404, text="no such job")
+        if verb == ["stop"]:
+            self.jobs[name] = "STOPPED"
+            return httpx.Response(200, json={"stopped": True})
+        if verb == ["logs"]:
+            return httpx.Response(200, json={"logs": "one\ntwo"})
+        return httpx.Response(200, json={"status": self.jobs[name], "message": "why"})
+
+
+def test_a_submission_is_made_once_and_then_adopted() -> None:
+    server = JobServer()
+    ray = cluster(server)
+    assert ray.status("s") is Status.UNKNOWN
+    ray.submit("s", ["python", "-c", "a b"])
+    server.jobs["s"] = "RUNNING"
+    ray.submit("s", ["python"])
+    assert ray.status("s") is Status.ALIVE
+    ray.stop("s")
+    assert ray.status("s") is Status.FAILED
+    assert ray.message("s") == "why\none\ntwo"
+    ray.stop("unknown")
+
+
+def test_two_that_submit_at_once_start_one() -> None:
+    server = JobServer()
+    looks = [0]
+
+    def late(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            looks[0] += 1
+            if looks[0] == 1:  # the other coordinator submits right after our look
+                server.jobs["s"] = "RUNNING"
+                return httpx.Response(404, text="no such job")
+        return server(request)
+
+    cluster(late).submit("s", ["python"])
+
+
+def test_every_status_that_ray_knows_is_mapped() -> None:
+    from ray.job_submission import JobStatus
+
+    server = JobServer()
+    ray = cluster(server)
+    for status in JobStatus:
+        server.jobs["s"] = status.value
+        assert (ray.status("s") is Status.ALIVE) == (not status.is_terminal())
+
+
+def test_every_transport_error_is_translated() -> None:
+    pending: list[type[Exception]] = [httpx.TransportError]
+    while pending:
+        cls = pending.pop()
+        pending.extend(cls.__subclasses__())
+
+        def broken(request: httpx.Request, cls: type[Any] = cls) -> httpx.Response:
+            raise cls("made up", request=request)
+
+        with pytest.raises(ClusterUnavailable):
+            cluster(broken).status("s")
+
+
+@pytest.mark.parametrize(
+    ("handler", "says"),
+    [
+        (always(401, text="no"), "RAY_AUTH_TOKEN"),
+        (always(403, text="no"), "RAY_AUTH_TOKEN"),
+        (always(500, text="Traceback\nboom"), "boom"),
+        (always(200, text="<html>"), "not understood"),
+        (always(200, {"nothing": 1}), "not understood"),
+    ],
+)
+def test_an_answer_that_is_none_says_so(handler: Handler, says: str) -> None:
+    with pytest.raises(ClusterUnavailable, match=says):
+        cluster(handler).status("s")
+
+
+def test_a_head_that_has_no_agent_yet_refuses_as_unavailable() -> None:
+    def young(request: httpx.Request) -> httpx.Response:
+        if request.method == "POST":
+            return httpx.Response(500, text="No available agent to submit job, please try again later.")
+        return httpx.Response(404, text="no such job")
+
+    with pytest.raises(ClusterUnavailable, match="try again later"):
+        cluster(young).submit("s", ["python"])
