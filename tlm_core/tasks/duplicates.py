@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,8 +55,15 @@ def _folded(text: str | None) -> list[str]:
     return unicodedata.normalize("NFC", text).casefold().split()
 
 
-def first_positions(keys: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """(rows,) True where a key occurs for the first time."""
-    mask = np.zeros(len(keys), dtype=np.bool_)
-    mask[np.unique(keys, return_index=True)[1]] = True
-    return mask
+def is_among(keys: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(rows,) True where a key is also one of `others`."""
+    if not len(others):
+        return np.zeros(len(keys), dtype=np.bool_)
+    ordered = np.sort(others)
+    places = np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)
+    return cast(NDArray[np.bool_], ordered[places] == keys)
+
+
+def count_distinct(keys: NDArray[np.int64]) -> int:
+    """How many different keys there are."""
+    return int(np.count_nonzero(np.diff(np.sort(keys)))) + 1 if len(keys) else 0

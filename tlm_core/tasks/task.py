@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tlm_core.errors import CorruptArtifact
-from tlm_core.tasks.duplicates import scan
+from tlm_core.tasks.duplicates import is_among, scan
 
 SPLITS = ("train", "validation", "test")
 _ROW_GROUP = 65_536
@@ -65,7 +65,7 @@ class Task:
     def in_train(self, split: str) -> NDArray[np.bool_]:
         """(rows,) True where a text of `split` also stands in train, but for case and white space."""
         train, other = (self._keys(name) for name in ("train", split))
-        return np.isin(other, train)
+        return is_among(other, train)
 
     def _keys(self, split: str) -> NDArray[np.int64]:
         table = self.splits[split]

@@ -1,0 +1,116 @@
+"""Records of Parquet files and of any other stream of Arrow tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tlm_core.tasks.findings import Findings
+from tlm_core.tasks.options import Limits
+from tlm_core.tasks.table import KINDS, NOT_A_VALUE, RawTable, TableBuilder, as_text, check_names
+
+_BATCH = 10_000
+
+
+def read_parquet(path: Path, split: str, findings: Findings, limits: Limits) -> RawTable | None:
+    """All records of a Parquet file; None if it cannot be used at all.
+
+    Faults added: unreadable_file, doubled_column, too_many_columns, bad_encoding.
+    """
+    try:
+        file = pq.ParquetFile(path)
+        names = file.schema_arrow.names
+        if not check_names(names, path.name, split, findings, limits):
+            return None
+        classes = class_names(file.schema_arrow.metadata)
+        return table_from_arrow(file.iter_batches(_BATCH), names, path.name, split, findings, classes)
+    except (pa.ArrowException, OSError) as error:
+        message = f"{path.name} is not a whole Parquet file ({error}); it may be cut: write or upload it again"
+        findings.fault("unreadable_file", message, split=split)
+        return None
+
+
+def class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, Sequence[str]]:
+    """Names behind the numbers of label columns, as the `datasets` library keeps them in a schema's metadata."""
+    features = json.loads((metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    return {
+        name: feature["names"]
+        for name, feature in features.items()
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and "names" in feature
+    }
+
+
+def table_from_arrow(
+    batches: Iterable[Any],
+    names: Sequence[str],
+    file: str,
+    split: str,
+    findings: Findings,
+    classes: Mapping[str, Sequence[str]],
+) -> RawTable:
+    """Records of Arrow tables or record batches; columns in `classes` are numbers that stand for those names."""
+    builder = TableBuilder(split, file, findings)
+    builder.declare(names)
+    start = 1
+    for batch in batches:
+        rows = np.arange(start, start + len(batch), dtype=np.int64)
+        arrays = {}
+        for name in names:
+            values, kind = _strings(_flat(batch.column(name)), classes.get(name))
+            valid = rows[pc.is_valid(values).to_numpy(zero_copy_only=False)] if kind != NOT_A_VALUE else rows
+            if len(valid) and kind is not None:
+                builder.add_kind(name, kind, valid.tolist())
+            arrays[name] = _checked(values, name, rows, file, split, findings)
+        builder.add_arrays(rows, arrays)
+        start += len(batch)
+    return builder.build()
+
+
+def _flat(column: Any) -> Any:
+    """One plain array, without chunks or dictionary."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(array, pa.ChunkedArray):  # nothing but an empty or a huge column stays in chunks
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
+    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+
+
+def _strings(array: Any, classes: Sequence[str] | None) -> tuple[Any, str | None]:
+    """The array as strings, and the kind of its values; None for a column of nulls."""
+    kind = array.type
+    if pa.types.is_integer(kind) and classes is not None:
+        names = [
+            classes[value] if value is not None and 0 <= value < len(classes) else None for value in array.to_pylist()
+        ]
+        return pa.array(names, pa.string()), KINDS[str]
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return array.cast(pa.string(), safe=False), KINDS[str]
+    if pa.types.is_boolean(kind) or pa.types.is_integer(kind):
+        return array.cast(pa.string()), KINDS[bool if pa.types.is_boolean(kind) else int]
+    if pa.types.is_floating(kind):
+        values = [None if value is None or value != value else as_text(float(value)) for value in array.to_pylist()]
+        return pa.array(values, pa.string()), KINDS[float]
+    return pa.nulls(len(array), pa.string()), None if pa.types.is_null(kind) else NOT_A_VALUE
+
+
+def _checked(values: Any, name: str, rows: Any, file: str, split: str, findings: Findings) -> Any:
+    """The strings, with those that are not UTF-8 repaired and a fault for each."""
+    try:
+        values.validate(full=True)
+        return values
+    except pa.ArrowInvalid:
+        pass
+    clean = []
+    for row, value in zip(rows.tolist(), values.cast(pa.binary()).to_pylist(), strict=True):
+        text = None if value is None else value.decode("utf-8", "replace")
+        if text is not None and text.encode() != value:
+            message = f"row {row} of {file}: '{name}' holds bytes that are not UTF-8; write the file anew"
+            findings.fault("bad_encoding", message, split=split, row=row, column=name)
+        clean.append(text)
+    return pa.array(clean, pa.string())

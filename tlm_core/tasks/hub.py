@@ -1,0 +1,98 @@
+"""Data sets of the Hugging Face hub, by ids such as hub:OWNER/NAME@REVISION:CONFIG."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tlm_core.errors import InvalidRequest, NotFound, Unavailable
+from tlm_core.tasks.columnar import class_names, table_from_arrow
+from tlm_core.tasks.findings import Findings
+from tlm_core.tasks.options import Limits
+from tlm_core.tasks.table import RawTable, check_names
+from tlm_core.tasks.task import SPLITS
+
+PREFIX = "hub:"
+_ID = re.compile(r"hub:(?P<path>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[^\s@:]+))?(?::(?P<config>[^\s:]+))?")
+_BATCH = 10_000
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """path: OWNER/NAME, or a local folder in the hub's layout. revision: branch, tag or commit. config: subset."""
+
+    path: str
+    revision: str | None = None
+    config: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.path.rstrip("/").rsplit("/", 1)[-1]
+
+
+def parse_hub_id(text: str) -> HubSource:
+    """The parts of `hub:OWNER/NAME[@revision][:config]`. Raises InvalidRequest."""
+    match = _ID.fullmatch(text)
+    if match is None:
+        raise InvalidRequest(f"'{text}' is no hub id; write hub:OWNER/NAME, with @REVISION and :CONFIG if needed")
+    return HubSource(**match.groupdict())
+
+
+def read_hub(
+    source: HubSource,
+    findings: Findings,
+    limits: Limits,
+    *,
+    cache: Path | None = None,
+    load: Callable[..., Any] | None = None,
+) -> dict[str, RawTable]:
+    """The records of each split. Only data files are read: code in a data set's repository is never run.
+
+    cache: folder for what is downloaded (None: the library's own). load: `datasets.load_dataset`, if another
+    is to stand in for it.
+    Raises NotFound, InvalidRequest (a config or revision that does not exist) and Unavailable.
+    Faults added: no_train, no_rows, doubled_column, too_many_columns.
+    """
+    found = _load(source, cache, load)
+    tables = {}
+    for split in SPLITS:
+        if split not in found:
+            continue
+        dataset = found[split].with_format("arrow")
+        file = f"{split} of {source.path}"
+        names = list(dataset.column_names)
+        if not len(dataset):
+            findings.fault("no_rows", f"{file} has no record", split=split)
+        elif check_names(names, file, split, findings, limits):
+            classes = class_names(dataset.data.schema.metadata)
+            tables[split] = table_from_arrow(dataset.iter(_BATCH), names, file, split, findings, classes)
+    others = sorted(set(found) - set(SPLITS))
+    if others:
+        findings.note(f"splits not used: {', '.join(others)}")
+    if "train" not in found:
+        findings.fault("no_train", f"{source.path} has no train split, only {', '.join(others) or 'test data'}")
+    return tables
+
+
+def _load(source: HubSource, cache: Path | None, load: Callable[..., Any] | None) -> Any:
+    # The library takes seconds to import, and only hub ids need it.
+    from datasets.exceptions import DatasetsError
+
+    if load is None:
+        from datasets import load_dataset
+
+        load = load_dataset
+    what = f"the hub data set {source.path}"
+    try:
+        return load(source.path, name=source.config, revision=source.revision, cache_dir=str(cache) if cache else None)
+    except FileNotFoundError as error:
+        raise NotFound(f"{what} was not found ({error}); check the id, and that it is public") from error
+    except (ConnectionError, TimeoutError) as error:
+        raise Unavailable(f"{what} cannot be reached ({error}); try again later, or give its files") from error
+    except (ValueError, RuntimeError, DatasetsError) as error:
+        raise InvalidRequest(
+            f"{what} cannot be loaded: {error}; check config and revision, or give its files"
+        ) from error

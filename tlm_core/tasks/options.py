@@ -1,0 +1,55 @@
+"""What a user may say about a data set; all of it may be left to be guessed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tlm_core.errors import InvalidRequest
+from tlm_core.tasks.metrics import METRICS
+
+
+@dataclass(frozen=True)
+class DatasetOptions:
+    """How to read a data set. None: guessed, with the reason in the report.
+
+    text_pair_column: column of second texts; "" says that there is none. delimiter: of CSV files, one
+    character. metric: macro_f1, micro_f1 or accuracy. language: ISO 639-1 code. split_seed: decides which
+    rows go to a validation or test split that has to be cut.
+    Raises InvalidRequest.
+    """
+
+    text_column: str | None = None
+    text_pair_column: str | None = None
+    label_column: str | None = None
+    delimiter: str | None = None
+    metric: str | None = None
+    language: str | None = None
+    name: str | None = None
+    split_seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.metric is not None and self.metric not in METRICS:
+            raise InvalidRequest(f"unknown metric '{self.metric}'; known are {', '.join(METRICS)}")
+        if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n'):
+            raise InvalidRequest(f"the delimiter must be one character such as ',' or a tab; got {self.delimiter!r}")
+        if not 0 <= self.split_seed < 2**32:
+            raise InvalidRequest(f"split_seed must lie in 0..{2**32 - 1}; got {self.split_seed}")
+        used = [c for c in (self.text_column, self.text_pair_column, self.label_column) if c]
+        if len(set(used)) < len(used):
+            raise InvalidRequest(f"text, text pair and label must be different columns; got {', '.join(used)}")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Above these a data set is refused.
+
+    max_text_chars: characters of one text. long_text_chars: characters from which a warning is given.
+    max_labels: distinct labels of train. max_columns: columns of one file.
+    min_rows: distinct texts from which a split can be cut.
+    """
+
+    max_text_chars: int = 1_000_000
+    long_text_chars: int = 100_000
+    max_labels: int = 1000
+    max_columns: int = 1000
+    min_rows: int = 10

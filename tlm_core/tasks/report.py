@@ -1,0 +1,132 @@
+"""The validation report: what a user is shown about a data set, as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from tlm_core.tasks.checks import count_labels, sort_labels
+from tlm_core.tasks.duplicates import TextScan, count_distinct, is_among
+from tlm_core.tasks.findings import Findings
+from tlm_core.tasks.task import SPLITS
+
+_LISTED = 100
+_LABELS_LISTED = 1000
+_PREVIEW_ROWS = 5
+_PREVIEW_CHARS = 300
+
+
+@dataclass(frozen=True)
+class SplitData:
+    """One split with the chosen columns: pyarrow chunked arrays of strings, equally long, and record numbers."""
+
+    rows: NDArray[np.int64]
+    text: Any
+    text_pair: Any | None
+    label: Any
+    scan: TextScan
+
+    def take(self, positions: NDArray[np.int64]) -> SplitData:
+        """The rows at these (sorted) positions."""
+        mask = np.zeros(len(self.rows), dtype=np.bool_)
+        mask[positions] = True
+        pair = self.text_pair.filter(mask) if self.text_pair is not None else None
+        scan = TextScan(self.scan.keys[positions], self.scan.words[positions])
+        return SplitData(self.rows[positions], self.text.filter(mask), pair, self.label.filter(mask), scan)
+
+
+def build_report(splits: Mapping[str, SplitData], findings: Findings) -> dict[str, Any]:
+    """The whole report. Adds warnings on repeated texts to `findings`; parts that cannot be told are null.
+
+    Keys: ok, faults, fault_counts, warnings, warning_counts, notes, labels, counts, lengths (in words),
+    duplicates, overlap, preview. Of each code 100 faults are listed, and all are counted.
+    """
+    duplicates = {split: _duplicates(data, split, findings) for split, data in splits.items()}
+    overlap = _overlap(splits, findings)
+    return {
+        "ok": findings.ok,
+        "faults": [fault.as_dict() for fault in findings.faults],
+        "fault_counts": dict(findings.fault_counts),
+        "warnings": [warning.as_dict() for warning in findings.warnings],
+        "warning_counts": dict(findings.warning_counts),
+        "notes": findings.notes,
+        "labels": _labels(splits),
+        "counts": {split: len(data.rows) for split, data in splits.items()},
+        "lengths": _lengths(splits),
+        "duplicates": duplicates,
+        "overlap": overlap,
+        "preview": _preview(splits["train"]) if "train" in splits else [],
+    }
+
+
+def _labels(splits: Mapping[str, SplitData]) -> list[dict[str, Any]]:
+    counts = {split: count_labels(data.label) for split, data in splits.items()}
+    union = sort_labels({label for of_split in counts.values() for label in of_split})
+    return [
+        {"label": label, **{split: counts[split].get(label, 0) if split in counts else None for split in SPLITS}}
+        for label in union[:_LABELS_LISTED]
+    ]
+
+
+def _lengths(splits: Mapping[str, SplitData]) -> dict[str, float] | None:
+    if not splits:
+        return None
+    words = np.concatenate([data.scan.words for data in splits.values()])
+    p50, p95 = np.percentile(words, [50, 95])
+    return {"mean_words": round(float(words.mean()), 2), "p50": float(p50), "p95": float(p95), "max": int(words.max())}
+
+
+def _duplicates(data: SplitData, split: str, findings: Findings) -> dict[str, int]:
+    """copies: rows whose text stood before; conflicting: texts that stand with different labels."""
+    codes = pc.fill_null(pc.index_in(data.label, value_set=pc.unique(data.label)), -1).to_numpy()
+    keys = data.scan.keys
+    order = np.lexsort((codes, keys))
+    same_text = np.diff(keys[order]) == 0
+    conflicts = order[1:][same_text & (np.diff(codes[order]) != 0)]
+    conflicting = count_distinct(keys[conflicts])
+    if conflicting:
+        first = ", ".join(str(row) for row in np.sort(data.rows[conflicts])[:5])
+        message = f"{split} has {conflicting} text(s) with different labels (rows {first}); mend the wrong one"
+        findings.warn("conflicting_labels", message, split=split, row=int(data.rows[conflicts].min()))
+    return {"copies": int(same_text.sum()), "conflicting": conflicting}
+
+
+def _overlap(splits: Mapping[str, SplitData], findings: Findings) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for split in ("validation", "test"):
+        if split not in splits or "train" not in splits:
+            result |= {f"train_{split}": None, f"{split}_rows": []}
+            continue
+        data = splits[split]
+        rows = data.rows[is_among(data.scan.keys, splits["train"].scan.keys)]
+        result |= {f"train_{split}": len(rows), f"{split}_rows": rows[:_LISTED].tolist()}
+        if len(rows):
+            first = ", ".join(map(str, rows[:5]))
+            message = (
+                f"{len(rows)} rows of {split} stand in train too, but for case and blanks (rows {first}); "
+                "they are kept, and a score without them is shown beside the plain one"
+            )
+            findings.warn("overlap", message, split=split, row=int(rows[0]))
+    return result
+
+
+def _preview(data: SplitData) -> list[dict[str, Any]]:
+    columns = {"text": data.text, "text_pair": data.text_pair, "label": data.label}
+    shown = {
+        name: [_short(value) for value in values.slice(0, _PREVIEW_ROWS).to_pylist()]
+        for name, values in columns.items()
+        if values is not None
+    }
+    return [
+        {"row": int(row), **{name: values[index] for name, values in shown.items()}}
+        for index, row in enumerate(data.rows[:_PREVIEW_ROWS])
+    ]
+
+
+def _short(text: str | None) -> str | None:
+    return text[: _PREVIEW_CHARS - 1] + "…" if text is not None and len(text) > _PREVIEW_CHARS else text

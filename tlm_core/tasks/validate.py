@@ -1,0 +1,179 @@
+"""From a data set as a user gives it to a checked task and a report that names every fault.
+
+Codes of faults: bad_character, bad_encoding, blank_text, cut_file, cut_row, doubled_column, doubled_split,
+empty_file, malformed_row, missing_column, mixed_types, no_file, no_header, no_rows, no_train, not_a_label,
+not_text, null_label, null_text, one_class, rare_label, text_too_long, too_few_rows, too_many_columns,
+too_many_labels, unknown_label, unknown_split, unreadable_file, wrong_type.
+Codes of warnings: conflicting_labels, decimal_labels, guessed_column, label_variants, long_text,
+missing_label, overlap, rare_label.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tlm_core.tasks.checks import check_label_set, check_labels, check_texts, count_labels, sort_labels
+from tlm_core.tasks.columns import Columns, choose_columns
+from tlm_core.tasks.duplicates import count_distinct, scan
+from tlm_core.tasks.findings import Findings
+from tlm_core.tasks.hub import PREFIX, HubSource, parse_hub_id, read_hub
+from tlm_core.tasks.known import known_for_hub
+from tlm_core.tasks.options import DatasetOptions, Limits
+from tlm_core.tasks.read import find_splits, read_table
+from tlm_core.tasks.report import SplitData, build_report
+from tlm_core.tasks.splits import cut_splits
+from tlm_core.tasks.table import RawTable
+from tlm_core.tasks.task import SPLITS, Task, task_schema
+
+Source = Mapping[str, Path] | Path | str | HubSource
+
+
+def load_task(
+    source: Source, options: DatasetOptions | None = None, limits: Limits | None = None
+) -> tuple[Task, dict[str, Any]]:
+    """The task and its report. Raises InvalidDataset with every fault, and what `validate` raises."""
+    task, report, findings = _validate(source, options or DatasetOptions(), limits or Limits())
+    if task is None:
+        raise findings.error()
+    return task, report
+
+
+def validate(
+    source: Source, options: DatasetOptions | None = None, limits: Limits | None = None
+) -> tuple[Task | None, dict[str, Any]]:
+    """The task, or None if anything is at fault, and the report that says what.
+
+    source: a mapping from splits to files, one file, a folder, or a hub id (`hub:OWNER/NAME[@revision][:config]`).
+    Raises InvalidRequest for a hub id that does not hold, NotFound and Unavailable for the hub.
+    """
+    task, report, _ = _validate(source, options or DatasetOptions(), limits or Limits())
+    return task, report
+
+
+def write_task(source: Source, folder: Path, options: DatasetOptions | None = None) -> dict[str, Any]:
+    """Write the `validate` artifact (the task's files and report.json) to `folder`; returns the report.
+
+    Raises what `load_task` raises.
+    """
+    task, report = load_task(source, options)
+    task.write(folder)
+    (folder / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    return report
+
+
+def _validate(source: Source, options: DatasetOptions, limits: Limits) -> tuple[Task | None, dict[str, Any], Findings]:
+    findings = Findings()
+    source = _resolved(source)
+    tables = _read(source, options, findings, limits)
+    columns = choose_columns(tables, options, findings, limits) if "train" in tables else None
+    if columns is None:
+        return None, build_report({}, findings), findings
+    splits = {split: _check(table, columns, findings, limits) for split, table in tables.items()}
+    counts = {split: count_labels(data.label) for split, data in splits.items()}
+    check_label_set(counts, tables, columns.label, findings, limits)
+    del tables
+    missing = [split for split in SPLITS if split not in splits]
+    if missing and findings.ok and _can_cut(splits["train"], counts["train"], missing, findings, limits):
+        splits = _cut(splits, missing, options.split_seed, findings)
+    name, metric, language = _facts(source, options, findings)
+    report = build_report(splits, findings)
+    if not findings.ok:
+        return None, report, findings
+    labels = sort_labels(counts["train"])
+    made = {split: _table(splits[split], labels) for split in SPLITS}
+    return Task(name, tuple(labels), metric, columns.text_pair is not None, language, made), report, findings
+
+
+def _resolved(source: Source) -> Mapping[str, Path] | Path | HubSource:
+    if not isinstance(source, str):
+        return source
+    return parse_hub_id(source) if source.startswith(PREFIX) else Path(source)
+
+
+def _read(
+    source: Mapping[str, Path] | Path | HubSource, options: DatasetOptions, findings: Findings, limits: Limits
+) -> dict[str, RawTable]:
+    if isinstance(source, HubSource):
+        return read_hub(source, findings, limits)
+    paths = find_splits(source, findings)
+    tables = {
+        split: read_table(path, split, findings, limits, delimiter=options.delimiter) for split, path in paths.items()
+    }
+    return {split: table for split, table in tables.items() if table is not None}
+
+
+def _check(table: RawTable, columns: Columns, findings: Findings, limits: Limits) -> SplitData:
+    for name in columns.texts:
+        check_texts(table, name, findings, limits)
+    check_labels(table, columns.label, findings)
+    text = table.columns[columns.text].values
+    pair = table.columns[columns.text_pair].values if columns.text_pair else None
+    return SplitData(table.rows, text, pair, table.columns[columns.label].values, scan(text, pair))
+
+
+def _can_cut(
+    train: SplitData, counts: Mapping[str, int], missing: list[str], findings: Findings, limits: Limits
+) -> bool:
+    wanted = " and ".join(missing)
+    texts = count_distinct(train.scan.keys)
+    if texts < limits.min_rows:
+        message = f"train has {texts} different texts; {wanted} can be cut only from {limits.min_rows} or more"
+        findings.fault("too_few_rows", message, split="train")
+    for label, count in counts.items():
+        if count == 1:
+            message = (
+                f"the label '{label}' has a single row, so {wanted} cannot be cut by label; add rows or give {wanted}"
+            )
+            findings.fault("rare_label", message, split="train")
+    return findings.ok
+
+
+def _cut(splits: Mapping[str, SplitData], missing: list[str], seed: int, findings: Findings) -> dict[str, SplitData]:
+    train = splits["train"]
+    labels = pc.index_in(train.label, value_set=pc.unique(train.label)).to_numpy()
+    positions = cut_splits(labels, train.scan.keys, missing, seed)
+    cut = {split: train.take(indices) for split, indices in positions.items()}
+    shares = ", ".join(f"{split} {len(data.rows)}" for split, data in cut.items())
+    findings.note(f"{' and '.join(missing)} were cut from train by label with seed {seed}: {shares} rows")
+    for split in missing:
+        if not len(cut[split].rows):
+            message = f"no row could be cut for {split}, since copies of a text stay together; give {split} as a file"
+            findings.fault("too_few_rows", message, split=split)
+        lacking = sort_labels(count_labels(train.label).keys() - count_labels(cut[split].label).keys())
+        for label in lacking:
+            message = f"the label '{label}' has too few rows to stand in the {split} that was cut"
+            findings.warn("missing_label", message, split=split)
+    return {**splits, **cut}
+
+
+def _facts(
+    source: Mapping[str, Path] | Path | HubSource, options: DatasetOptions, findings: Findings
+) -> tuple[str, str, str]:
+    """Name, metric and language of the task."""
+    known = known_for_hub(source.path) if isinstance(source, HubSource) else None
+    if known is not None and options.metric is None:
+        findings.note(f"metric: {known.metric}, as in the TLM paper")
+    elif options.metric is None:
+        findings.note("metric: macro_f1, unless another is asked for")
+    if options.language is None:
+        findings.note("language: en, unless another is told")
+    if isinstance(source, Mapping):
+        name = "task"
+    elif isinstance(source, HubSource):
+        name = known.name if known else source.name
+    else:
+        name = source.name.split(".")[0] or source.name
+    metric = options.metric or (known.metric if known else "macro_f1")
+    return options.name or name, metric, options.language or "en"
+
+
+def _table(data: SplitData, labels: list[str]) -> Any:
+    indices = pc.index_in(data.label, value_set=pa.array(labels, pa.string()))
+    pairs = [data.text_pair] if data.text_pair is not None else []
+    return pa.table([pa.array(data.rows), data.text, *pairs, indices], schema=task_schema(bool(pairs)))
