@@ -1,0 +1,160 @@
+"""Passages: their ids, how long texts are cut into them, and which were seen before."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+SHORTEST = 25
+LONGEST = 250
+TARGET = LONGEST // 2
+
+# Scripts written without blanks: each of their characters counts as a word.
+_UNSPACED = (
+    "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+)
+# The upper bound keeps base64 and the like from hiding megabytes in one word.
+_LONGEST_WORD = 40
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]{{1,{_LONGEST_WORD}}}")
+# A blank before a small letter ends no sentence in scripts that have capitals ("e.g. this").
+_SENTENCE_END = re.compile(
+    r"""[.!?…]+["'”’)\]»]*\s(?![a-z])|[。！？｡．]+["'”’」』）】》]*\s?|[।॥۔؟።။։]+["'”’)\]»]*\s?"""
+)
+_PARAGRAPH_END = re.compile(r"\n[^\S\n]*\n")
+
+
+class Passage(NamedTuple):
+    """One short text of a corpus."""
+
+    id: str
+    text: str
+    source: str
+
+
+def passage_id(text: str) -> str:
+    """First 32 hex digits of the SHA-256 of the NFC form: the same text has the same id everywhere."""
+    return hashlib.sha256(unicodedata.normalize("NFC", text).encode()).hexdigest()[:32]
+
+
+def make_passage(text: str, source: str) -> Passage:
+    return Passage(passage_id(text), text, source)
+
+
+def encodable(text: str) -> str:
+    """`text` with U+FFFD in place of lone surrogates, which no UTF-8 file can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def tidy(text: str) -> str:
+    """NFC form of `text` with every run of white space made one blank."""
+    return unicodedata.normalize("NFC", encodable(" ".join(text.split())))
+
+
+def word_count(text: str) -> int:
+    """Words of `text`: runs without blanks (one per started 40 characters), or characters in unspaced scripts."""
+    if not text.isascii():
+        return len(_WORD.findall(text))
+    runs = text.split()  # the same count, several times faster
+    if max(map(len, runs), default=0) <= _LONGEST_WORD:
+        return len(runs)
+    return sum(-(-len(run) // _LONGEST_WORD) for run in runs)
+
+
+def cut(text: str) -> list[str]:
+    """`text` as tidy passages of at most 250 words, cut at paragraph and sentence ends.
+
+    A text of up to 250 words stays whole, however short it is; the passages of a longer one have more
+    than 25 words. The same text always gives the same passages. A blank text gives none.
+    """
+    whole = tidy(text)
+    if not whole:
+        return []
+    if word_count(whole) <= LONGEST:
+        return [whole]
+    return list(cut_stream(_PARAGRAPH_END.split(text)))
+
+
+def cut_stream(paragraphs: Iterable[str]) -> Iterator[str]:
+    """Passages of a text that comes paragraph by paragraph; holds one paragraph and one passage in memory."""
+    held: list[str] = []
+    sizes: list[int] = []
+    for paragraph in paragraphs:
+        for unit, size in _units(tidy(paragraph)):
+            held.append(unit)
+            sizes.append(size)
+            if sum(sizes) > LONGEST:
+                at = _cutting_point(sizes)
+                yield "".join(held[:at]).strip()
+                del held[:at], sizes[:at]
+    if held:
+        yield "".join(held).strip()
+
+
+def _units(paragraph: str) -> Iterator[tuple[str, int]]:
+    """The sentences of a tidy paragraph with their words, each with its trailing blank and of at most TARGET words."""
+    if not paragraph:
+        return
+    paragraph += " "
+    ends = [match.end() for match in _SENTENCE_END.finditer(paragraph)]
+    for start, end in pairwise((0, *ends, len(paragraph))):
+        sentence = paragraph[start:end]
+        size = word_count(sentence)
+        if size <= TARGET:
+            yield sentence, size
+            continue
+        begins = [match.start() for match in _WORD.finditer(sentence)]
+        for left, right in pairwise((0, *begins[TARGET::TARGET], len(sentence))):
+            yield sentence[left:right], min(TARGET, size)
+            size -= TARGET
+
+
+def _cutting_point(sizes: list[int]) -> int:
+    """How many units the next passage takes: the border nearest to TARGET words.
+
+    Units have at most TARGET words and all together more than LONGEST = 2 TARGET, so that border lies between
+    TARGET / 2 and 3/2 TARGET, and more than TARGET / 2 words stay behind it: no stub arises on either side.
+    """
+    ends = np.cumsum(sizes)
+    return int(np.argmin(np.abs(ends - TARGET))) + 1
+
+
+class SeenKeys:
+    """A growing set of 64-bit keys at eight bytes each.
+
+    Meant for leading bits of SHA-256: among 50 million texts the chance that any two different ones
+    share a key is below 1 in 10,000.
+    """
+
+    def __init__(self) -> None:
+        self._levels: list[NDArray[np.uint64]] = []
+
+    def add(self, keys: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Add `keys` [n]; true [n] where a key had not been seen, neither before nor earlier in `keys`."""
+        new = np.zeros(len(keys), dtype=np.bool_)
+        new[np.unique(keys, return_index=True)[1]] = True
+        for level in self._levels:
+            new &= level[np.searchsorted(level, keys).clip(max=len(level) - 1)] != keys
+        fresh = np.sort(keys[new])
+        # Sizes at least double from level to level, so each key is merged a logarithmic number of times.
+        while self._levels and len(self._levels[-1]) <= 2 * len(fresh):
+            fresh = np.sort(np.concatenate((self._levels.pop(), fresh)), kind="stable")
+        if len(fresh):
+            self._levels.append(fresh)
+        return new
+
+
+def keys_of(ids: Iterable[str]) -> NDArray[np.uint64]:
+    """Leading 64 bits of the SHA-256 ids `ids`."""
+    return np.frombuffer(bytes.fromhex("".join(name[:16] for name in ids)), dtype=">u8").astype(np.uint64)
