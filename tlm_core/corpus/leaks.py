@@ -1,0 +1,117 @@
+"""Which passages of a corpus hold validation or test texts."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+GRAM = 8
+SHORTEST_TEXT = 5
+HALF = "half of its 8-grams"
+WHOLE = "whole text"
+
+_TOKEN = re.compile(r"[^\W_]+")
+
+
+class Leak(NamedTuple):
+    """A validation or test text that a passage holds; `rule` is HALF or WHOLE."""
+
+    split: str
+    row: int
+    rule: str
+
+
+def tokens(text: str) -> list[str]:
+    """Runs of letters and digits of the case-folded text; marks around entities vanish."""
+    return _TOKEN.findall(unicodedata.normalize("NFC", text).casefold())
+
+
+def grams(words: list[str], size: int = GRAM) -> Iterator[tuple[str, ...]]:
+    """Every run of `size` neighbouring words."""
+    return zip(*(islice(words, start, None) for start in range(size)), strict=False)
+
+
+class LeakFilter:
+    """Finds the texts that a passage gives away.
+
+    A passage leaks a text of at least 8 tokens if it holds at least half of its distinct 8-grams, and one of
+    5 to 7 tokens if it holds all of it as one run. Texts under 5 tokens never leak.
+
+    texts: (split, row, text) of every validation and test text.
+    """
+
+    def __init__(self, texts: Iterable[tuple[str, int, str]]) -> None:
+        self._texts: list[tuple[str, int, str]] = []
+        self._needed: list[int] = []
+        long: list[NDArray[np.int64]] = []
+        short: list[NDArray[np.int64]] = []
+        for split, row, text in texts:
+            words = tokens(text)
+            if len(words) < SHORTEST_TEXT:
+                continue
+            self._texts.append((split, row, text))
+            is_long = len(words) >= GRAM
+            keys = np.unique(_hashes(words, GRAM)) if is_long else _hashes(words[:SHORTEST_TEXT], SHORTEST_TEXT)
+            self._needed.append((len(keys) + 1) // 2)
+            long.append(keys if is_long else keys[:0])
+            short.append(keys[:0] if is_long else keys)
+        self._long, self._short = _Postings(long), _Postings(short)
+
+    def leaks_of(self, passage: str) -> list[Leak]:
+        """The texts that `passage` leaks, in the order in which they were given."""
+        words = tokens(passage)
+        owners = self._long.owners_of(words, GRAM)
+        candidates = set(self._short.owners_of(words, SHORTEST_TEXT).tolist())
+        if len(owners):
+            found, counts = np.unique(owners, return_counts=True)
+            candidates.update(
+                owner
+                for owner, count in zip(found.tolist(), counts.tolist(), strict=True)
+                if count >= self._needed[owner]
+            )
+        return [leak for owner in sorted(candidates) if (leak := self._checked(owner, words))]
+
+    def _checked(self, owner: int, words: list[str]) -> Leak | None:
+        """Look at the words themselves: equal hashes are a hint only."""
+        split, row, text = self._texts[owner]
+        wanted = tokens(text)
+        if len(wanted) < GRAM:
+            return Leak(split, row, WHOLE) if tuple(wanted) in set(grams(words, len(wanted))) else None
+        parts = set(grams(wanted))
+        return Leak(split, row, HALF) if 2 * len(parts.intersection(grams(words))) >= len(parts) else None
+
+
+class _Postings:
+    """Which texts hold an n-gram, by its hash: two flat arrays, as a big test set has millions of n-grams.
+
+    keys: for each text the distinct hashes of its n-grams.
+    """
+
+    def __init__(self, keys: list[NDArray[np.int64]]) -> None:
+        owners = np.repeat(np.arange(len(keys), dtype=np.int32), [len(part) for part in keys])
+        joined = np.concatenate([np.empty(0, dtype=np.int64), *keys])
+        order = np.argsort(joined, kind="stable")
+        # A last key that no search goes past spares a bounds check.
+        self._keys = np.append(joined[order], np.iinfo(np.int64).max)
+        self._owners = owners[order]
+
+    def owners_of(self, words: list[str], size: int) -> NDArray[np.int32]:
+        """Owner of every pair of a distinct n-gram of `words` and a text that holds it."""
+        if not len(self._owners) or len(words) < size:
+            return self._owners[:0]
+        wanted = _hashes(words, size)
+        wanted = np.unique(wanted[self._keys[np.searchsorted(self._keys, wanted)] == wanted])
+        lefts = np.searchsorted(self._keys[:-1], wanted, side="left")
+        rights = np.searchsorted(self._keys[:-1], wanted, side="right")
+        slices = [self._owners[left:right] for left, right in zip(lefts, rights, strict=True)]
+        return np.concatenate(slices) if slices else self._owners[:0]
+
+
+def _hashes(words: list[str], size: int) -> NDArray[np.int64]:
+    return np.fromiter(map(hash, grams(words, size)), dtype=np.int64, count=len(words) - size + 1)
