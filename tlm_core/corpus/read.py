@@ -1,0 +1,262 @@
+"""From sources to a corpus folder and back.
+
+A corpus folder holds `passages-00000.parquet`, … (`id`, `text`, `source`) and `corpus.json`, written last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from tlm_core.artifacts import canonical_json, storage_errors
+from tlm_core.corpus.files import Faults, Row, Say, format_of, read_paragraphs, read_rows
+from tlm_core.corpus.hub import PREFIX, stream_hub
+from tlm_core.corpus.passages import (
+    LONGEST,
+    Passage,
+    SeenKeys,
+    cut,
+    cut_stream,
+    encodable,
+    keys_of,
+    make_passage,
+    passage_id,
+    word_count,
+)
+from tlm_core.errors import CorruptArtifact, Fault, InvalidDataset, InvalidRequest, NotFound
+
+INFO = "corpus.json"
+ROWS_PER_FILE = 100_000
+_BATCH = 10_000
+# Passages that come with ids were cut by someone else, with their own idea of a word: only what is far too long is cut.
+_LONGEST_KEPT = 2 * LONGEST
+
+
+class CorpusInfo(BaseModel):
+    """What a corpus folder holds. `words` as `word_count` counts; `sources`: passages by source.
+
+    version: first 16 hex digits of the SHA-256 over the ids in order and the language.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    count: int
+    words: int
+    language: str
+    version: str
+    sources: dict[str, int]
+    duplicates_dropped: int
+
+
+def read_sources(
+    sources: Sequence[str], *, text_column: str | None = None, say: Say | None = None
+) -> Iterator[Passage]:
+    """Passages of files, folders and `hub:OWNER/NAME[:config][:split]`, in the order given.
+
+    Folders are read in the order of their file names. Formats: jsonl, csv, tsv, parquet, txt, md, rst; all but
+    parquet also packed (.gz, .zst). Long texts are cut; rows with `id`, `text` and `source` and a text of
+    reasonable length are taken as they are. `say` hears what was guessed or left out.
+
+    Raises InvalidRequest for a source that is not there or holds nothing readable, and InvalidDataset with every
+    fault (file, row, column) after all sources were read; no passage follows the first fault.
+    """
+    hear = say or (lambda _: None)
+    faults = Faults()
+    places = [source if source.startswith(PREFIX) else _files_of(Path(source), hear) for source in sources]
+    for place in places:
+        if isinstance(place, str):
+            yield from _from_rows(stream_hub(place, text_column, hear, faults), place, hear, faults)
+            continue
+        for path in place:
+            if format_of(path) == "plain":
+                passages: Iterator[Passage] = (
+                    make_passage(text, path.name) for text in cut_stream(read_paragraphs(path, faults))
+                )
+            else:
+                passages = _from_rows(read_rows(path, text_column, hear, faults), path.name, hear, faults)
+            yield from (passage for passage in passages if not faults)
+    faults.check()
+
+
+def _files_of(path: Path, say: Say) -> list[Path]:
+    if not path.exists():
+        raise InvalidRequest(f"there is no file or folder '{path}'; check the path")
+    if path.is_file():
+        if format_of(path) is None:
+            raise InvalidRequest(
+                f"'{path.name}' has an ending we do not read; give jsonl, csv, tsv, parquet, txt, md "
+                "or rst, all but parquet also as .gz or .zst"
+            )
+        return [path]
+    visible = [
+        file
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    ]
+    files = [file for file in visible if format_of(file)]
+    if not files:
+        raise InvalidRequest(f"the folder '{path}' holds no jsonl, csv, tsv, parquet, txt, md or rst file")
+    if left := [file.name for file in visible if not format_of(file) and file.name != INFO]:
+        say(f"{path}: left out {len(left)} files of other kinds, such as '{left[0]}'")
+    return files
+
+
+def _from_rows(rows: Iterable[Row], name: str, say: Say, faults: Faults) -> Iterator[Passage]:
+    blank = 0
+    for row in rows:
+        if row.text is None or (isinstance(row.text, str) and not row.text.strip()):
+            blank += 1
+        elif not isinstance(row.text, str):
+            faults.add(name, "not_text", f"the text is {type(row.text).__name__}, not a string", row=row.number)
+        elif not faults:
+            yield from _from_row(row, row.text, name)
+    if blank:
+        say(f"{name}: left out {blank} rows without text")
+
+
+def _from_row(row: Row, text: str, name: str) -> Iterator[Passage]:
+    source = encodable(str(row.source)) if row.source is not None else name
+    if row.source is not None and isinstance(row.id, str) and row.id and word_count(text) <= _LONGEST_KEPT:
+        yield Passage(encodable(row.id), encodable(text), source)
+    else:
+        yield from (make_passage(piece, source) for piece in cut(text))
+
+
+def write_corpus(passages: Iterable[Passage], folder: Path, language: str = "en") -> CorpusInfo:
+    """Write `passages` to `folder`, dropping exact duplicates; a corpus that was there is replaced at the very end.
+
+    Raises InvalidDataset if there is no passage or one id stands for two texts, StorageFull, StorageUnavailable.
+    """
+    with storage_errors(f"writing {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        _clear(folder, "passages-*.parquet.part")
+    tally = _Tally(language)
+    try:
+        parts = _write_parts(tally.watch(_distinct(passages, tally)), folder)
+        if not parts:
+            fault = Fault("empty", "no source holds any text; give files with texts")
+            raise InvalidDataset(f"the corpus has no passage: {fault.message}", [fault])
+        info = tally.info()
+        with storage_errors(f"writing {folder}"):
+            # Without its corpus.json a folder is no corpus, so a mixture of old and new is never read.
+            _clear(folder, INFO, "passages-*.parquet")
+            for part in parts:
+                part.rename(part.with_suffix(""))
+            (folder / INFO).write_text(canonical_json(info.model_dump(mode="json")), encoding="utf-8")
+        return info
+    finally:
+        _clear(folder, "passages-*.parquet.part")
+
+
+def corpus_info(folder: Path) -> CorpusInfo:
+    """What `folder` says of itself. Raises NotFound, CorruptArtifact."""
+    if not (folder / INFO).is_file():
+        raise NotFound(f"'{folder}' is no corpus: it has no {INFO}; add the corpus again")
+    try:
+        return CorpusInfo.model_validate_json((folder / INFO).read_bytes())
+    except ValueError as error:
+        raise CorruptArtifact(f"{folder / INFO} cannot be read; add the corpus again") from error
+
+
+def read_passages(folder: Path, batch_size: int = _BATCH) -> Iterator[list[Passage]]:
+    """The passages of a corpus folder in their order, in lists of at most `batch_size`.
+
+    Raises NotFound, CorruptArtifact.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    left = corpus_info(folder).count
+    for path in sorted(folder.glob("passages-*.parquet")):
+        try:
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(batch_size, columns=list(Passage._fields)):
+                    columns = (batch.column(name).to_pylist() for name in Passage._fields)
+                    rows = [Passage(*values) for values in zip(*columns, strict=True)]
+                    left -= len(rows)
+                    yield rows
+        except (pa.ArrowException, OSError) as error:
+            raise CorruptArtifact(f"{path} cannot be read; add the corpus again") from error
+    if left:
+        raise CorruptArtifact(f"'{folder}' has not as many passages as its {INFO} says; add the corpus again")
+
+
+class _Tally:
+    """Counts the passages that go by."""
+
+    def __init__(self, language: str) -> None:
+        self.dropped = 0
+        self._language = language
+        self._words = 0
+        self._sources: Counter[str] = Counter()
+        self._version = hashlib.sha256()
+
+    def watch(self, passages: Iterable[tuple[Passage, str]]) -> Iterator[Passage]:
+        for passage, digest in passages:
+            # An id that does not follow from its text says nothing about it, so the text goes into the version too.
+            named = passage.id if passage.id == digest else f"{passage.id}\t{digest}"
+            self._version.update(f"{named}\n".encode())
+            self._words += word_count(passage.text)
+            self._sources[passage.source] += 1
+            yield passage
+
+    def info(self) -> CorpusInfo:
+        version = self._version.copy()
+        version.update(self._language.encode())
+        return CorpusInfo(
+            count=self._sources.total(),
+            words=self._words,
+            language=self._language,
+            version=version.hexdigest()[:16],
+            sources=dict(sorted(self._sources.items())),
+            duplicates_dropped=self.dropped,
+        )
+
+
+def _distinct(passages: Iterable[Passage], tally: _Tally) -> Iterator[tuple[Passage, str]]:
+    """Passages with texts not seen before, each with the id that its text gives."""
+    texts, ids = SeenKeys(), SeenKeys()
+    stream = iter(passages)
+    while batch := list(islice(stream, _BATCH)):
+        digests = [passage_id(passage.text) for passage in batch]
+        new = texts.add(keys_of(digests))
+        kept = [(passage, digest) for passage, digest, fresh in zip(batch, digests, new, strict=True) if fresh]
+        tally.dropped += len(batch) - len(kept)
+        unused = ids.add(keys_of(p.id if p.id == digest else passage_id(f"id {p.id}") for p, digest in kept))
+        if not unused.all():
+            twice = [passage.id for (passage, _), fresh in zip(kept, unused, strict=True) if not fresh]
+            faults = [Fault("id_twice", f"the id '{name}' stands for two texts", column="id") for name in twice]
+            raise InvalidDataset(f"{faults[0].message}; give each text its own id, or leave the column out", faults)
+        yield from kept
+
+
+def _write_parts(passages: Iterator[Passage], folder: Path) -> list[Path]:
+    """Files of ROWS_PER_FILE passages each, under their future names with `.part` behind."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([(name, pa.string()) for name in Passage._fields])
+    parts: list[Path] = []
+    batch = list(islice(passages, _BATCH))
+    while batch:
+        parts.append(folder / f"passages-{len(parts):05d}.parquet.part")
+        with storage_errors(f"writing {folder}"):
+            writer = pq.ParquetWriter(parts[-1], schema, compression="zstd")
+        with writer:
+            for _ in range(ROWS_PER_FILE // _BATCH):
+                columns = [list(values) for values in zip(*batch, strict=True)]
+                with storage_errors(f"writing {folder}"):
+                    writer.write_table(pa.table(columns, schema=schema))
+                if not (batch := list(islice(passages, _BATCH))):
+                    break
+    return parts
+
+
+def _clear(folder: Path, *patterns: str) -> None:
+    for pattern in patterns:
+        for path in sorted(folder.glob(pattern)):
+            path.unlink()
