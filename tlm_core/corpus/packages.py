@@ -1,0 +1,224 @@
+"""A first general corpus for everyone: the documentation of the Python packages that are installed.
+
+Texts are docstrings, documentation files inside packages, and package descriptions. Code is parsed and never run.
+"""
+
+from __future__ import annotations
+
+import ast
+import email
+import gc
+import multiprocessing
+import os
+import re
+import site
+import sysconfig
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+from tlm_core.corpus.passages import SHORTEST, Passage, cut, make_passage, tidy, word_count
+
+LARGEST_FILE = 2_000_000
+SHORTEST_DOCSTRING = 15
+LEAST_LETTERS = 0.5
+_CHUNK = 4_000_000
+
+_DOCUMENTS = (".md", ".rst", ".txt")
+_DESCRIPTIONS = ("METADATA", "PKG-INFO")
+_LEGAL = re.compile(r"licen[cs]e|notice|copying|privacy|authors", re.IGNORECASE)
+_RULE = re.compile(r"^[ \t]*([-=~^#*_+.`'\"])\1{2,}[ \t]*$", re.MULTILINE)
+_MARKUP = re.compile(
+    r"<!--.*?-->|</?[a-zA-Z][^<>]{0,300}>|!\[[^\]]*\]\([^)]*\)"
+    r"|^[ \t]*\.\. (?:image|figure|raw|_|\|)[^\n]*$|^[ \t]*:(?:alt|target|width|height|align):[^\n]*$",
+    re.MULTILINE | re.DOTALL,
+)
+_LETTERS = re.compile(r"[^\W\d_]+")
+_LINK = re.compile(r"\[([^\]\[\n]*)\]\([^)\s]*\)")
+_OWNERS = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+_BLOCKS = ast.If | ast.Try | ast.With | ast.For | ast.While | ast.ExceptHandler
+
+Progress = Callable[[int, int], None]
+
+
+class Document(NamedTuple):
+    """One text of a package.
+
+    package: name of the top-level module, or of the distribution for its description.
+    file: path below the folder of installed packages. docstring: whether it comes out of code.
+    """
+
+    package: str
+    file: str
+    text: str
+    docstring: bool
+
+
+def passages_from_packages(*, workers: int = 2, progress: Progress | None = None) -> Iterator[Passage]:
+    """Passages of the documentation of the standard library and every installed package, in a fixed order.
+
+    The same environment gives the same passages; `source` is `package:NAME`. Duplicates are not dropped.
+    workers: processes that parse. progress: is told bytes done and bytes in all.
+    """
+    return passages_of(documents_from_packages(workers=workers, progress=progress))
+
+
+def passages_of(documents: Iterable[Document]) -> Iterator[Passage]:
+    """Passages of `documents`, which come file by file.
+
+    Docstrings under 15 words say too little alone: those of one file are joined up to 25 words. What is hardly
+    made of letters (tables, listings) is left out.
+    """
+    for (package, _), group in groupby(documents, key=lambda document: (document.package, document.file)):
+        for text in _joined(group):
+            for piece in cut(text):
+                if is_prose(piece):
+                    yield make_passage(piece, f"package:{package}")
+
+
+def is_prose(text: str) -> bool:
+    """Whether `text` has at least 15 words and at least half of its characters are letters, blanks left aside."""
+    letters = sum(map(len, _LETTERS.findall(text)))
+    solid = sum(map(len, text.split()))
+    return letters >= LEAST_LETTERS * solid and word_count(text) >= SHORTEST_DOCSTRING
+
+
+def documents_from_packages(
+    roots: Sequence[Path] | None = None, *, workers: int = 2, progress: Progress | None = None
+) -> Iterator[Document]:
+    """Every documentation text below `roots` (by default where Python keeps its library and the installed packages).
+
+    Files over 2 MB, and code that does not parse, are passed over.
+    """
+    chunks = list(_chunks(_listing(package_folders() if roots is None else roots)))
+    total = sum(file.size for chunk in chunks for file in chunk)
+    done = 0
+    for chunk, documents in zip(chunks, _mapped(chunks, workers), strict=True):
+        yield from documents
+        done += sum(file.size for file in chunk)
+        if progress:
+            progress(done, total)
+
+
+def package_folders() -> list[Path]:
+    """Where this environment keeps the standard library and installed packages."""
+    paths = sysconfig.get_paths()
+    found = [paths["stdlib"], paths["purelib"], paths["platlib"], *site.getsitepackages()]
+    return [path for path in dict.fromkeys(Path(name).resolve() for name in found) if path.is_dir()]
+
+
+class _File(NamedTuple):
+    root: str
+    name: str
+    size: int
+
+    @property
+    def path(self) -> str:
+        return os.path.join(self.root, self.name)
+
+
+def _listing(roots: Sequence[Path]) -> Iterator[_File]:
+    for root in roots:
+        for folder, folders, names in os.walk(root):
+            folders[:] = sorted(
+                name for name in folders if name not in ("__pycache__", "site-packages", "dist-packages")
+            )
+            for name in sorted(names):
+                if _is_wanted(folder, name):
+                    path = os.path.join(folder, name)
+                    size = os.path.getsize(path) if os.path.isfile(path) else 0
+                    if 0 < size <= LARGEST_FILE:
+                        yield _File(str(root), os.path.relpath(path, root), size)
+
+
+def _is_wanted(folder: str, name: str) -> bool:
+    if folder.endswith((".dist-info", ".egg-info")):
+        return name in _DESCRIPTIONS
+    inside_metadata = ".dist-info" + os.sep in folder
+    return not inside_metadata and (name.endswith(".py") or (name.endswith(_DOCUMENTS) and not _LEGAL.search(name)))
+
+
+def _chunks(files: Iterable[_File]) -> Iterator[list[_File]]:
+    chunk: list[_File] = []
+    for file in files:
+        chunk.append(file)
+        if sum(file.size for file in chunk) >= _CHUNK:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _mapped(chunks: list[list[_File]], workers: int) -> Iterator[list[Document]]:
+    if workers <= 1 or len(chunks) <= 1:
+        yield from map(_read_chunk, chunks)
+        return
+    # Spawned, as the caller may run threads, which a fork would not survive. Syntax trees hold no cycles, and looking
+    # for some doubles the time, so the collector is off in the workers.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(chunks)), mp_context=context, initializer=gc.disable) as pool:
+        yield from pool.map(_read_chunk, chunks)
+
+
+def _read_chunk(files: list[_File]) -> list[Document]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return [document for file in files for document in _read_file(file)]
+
+
+def _read_file(file: _File) -> Iterator[Document]:
+    with open(file.path, "rb") as handle:
+        body = handle.read()
+    top = file.name.split(os.sep)[0]
+    if file.name.endswith(".py"):
+        for text in docstrings(body):
+            yield Document(top.removesuffix(".py"), file.name, text, True)
+        return
+    text = body.decode("utf-8", "replace")
+    if os.path.basename(file.name) in _DESCRIPTIONS:
+        message = email.message_from_string(text)
+        top = message["Name"] or top
+        text = f"{message['Summary'] or ''}\n\n{message.get_payload()}"
+    yield Document(top, file.name, _without_markup(text), False)
+
+
+def docstrings(code: bytes) -> Iterator[str]:
+    """The docstrings of a Python file in their order, without lines that only rule off. No code is run."""
+    if b'"""' not in code and b"'''" not in code:
+        return
+    try:
+        tree = ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # templates, other Pythons, test cases for parsers
+        return
+    owners: list[ast.AST] = [tree]
+    while owners:
+        owner = owners.pop()
+        if isinstance(owner, ast.Module | _OWNERS) and (text := ast.get_docstring(owner)):
+            yield _RULE.sub("", text)
+        inner = (*getattr(owner, "body", ()), *getattr(owner, "handlers", ()), *getattr(owner, "orelse", ()))
+        owners.extend(node for node in reversed(inner) if isinstance(node, _OWNERS | _BLOCKS))
+
+
+def _without_markup(text: str) -> str:
+    return _RULE.sub("", _LINK.sub(r"\1", _MARKUP.sub("", text.replace("\r\n", "\n"))))
+
+
+def _joined(documents: Iterable[Document]) -> Iterator[str]:
+    """Texts of one file; docstrings that are too short alone are put together."""
+    pending = ""
+    for document in documents:
+        if not document.docstring or word_count(document.text) >= SHORTEST_DOCSTRING:
+            yield document.text
+            continue
+        text = tidy(document.text)
+        pending += text if text.endswith((".", "!", "?", ":")) else f"{text}."
+        if word_count(pending) >= SHORTEST:
+            yield pending
+            pending = ""
+        elif pending:
+            pending += " "
+    if word_count(pending) >= SHORTEST_DOCSTRING:
+        yield pending
