@@ -1,0 +1,60 @@
+"""Small data sets for the tests of this folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tlm_core.errors import InvalidDataset
+from tlm_core.tasks.options import DatasetOptions, Limits
+from tlm_core.tasks.validate import Source, load_task, validate
+
+Row = Mapping[str, Any]
+
+
+def rows(count: int, labels: Sequence[str] = ("bad", "good"), start: str = "text") -> list[dict[str, Any]]:
+    """Records with texts that differ and labels in turn."""
+    return [{"text": f"{start} number {index}", "label": labels[index % len(labels)]} for index in range(count)]
+
+
+def jsonl(records: Iterable[Any]) -> str:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def put(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def folder(
+    root: Path, train: Iterable[Any] | str, validation: Iterable[Any] | None = None, test: Iterable[Any] | None = None
+) -> Path:
+    """A data set of three jsonl files; `train` may be given as the file's content."""
+    put(root / "train.jsonl", train if isinstance(train, str) else jsonl(train))
+    put(root / "validation.jsonl", jsonl(rows(4, start="validation") if validation is None else validation))
+    put(root / "test.jsonl", jsonl(rows(4, start="test") if test is None else test))
+    return root
+
+
+def faults(
+    source: Source, options: DatasetOptions | None = None, limits: Limits | None = None
+) -> list[tuple[str, str | None, int | None, str | None]]:
+    """(code, split, row, column) of every fault; also checks that `load_task` raises just these."""
+    task, report = validate(source, options, limits)
+    found = [(fault["code"], fault["split"], fault["row"], fault["column"]) for fault in report["faults"]]
+    assert (task is None) == bool(found) == (not report["ok"])
+    if found:
+        try:
+            load_task(source, options, limits)
+        except InvalidDataset as error:
+            assert [(fault.code, fault.split, fault.row, fault.column) for fault in error.faults] == found
+        else:
+            raise AssertionError("load_task took a data set that has faults")
+    return found
+
+
+def messages(report: Mapping[str, Any], kind: str, code: str) -> list[str]:
+    return [entry["message"] for entry in report[kind] if entry["code"] == code]

@@ -1,0 +1,148 @@
+"""Files that cannot be read, or not in part, are told with the row at fault."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.unit.tasks.make import faults, folder, jsonl, put, rows
+from tlm_core.errors import InvalidRequest
+from tlm_core.tasks.options import DatasetOptions, Limits
+from tlm_core.tasks.validate import validate
+
+
+def codes(source: Path) -> list[str]:
+    return [code for code, _, _, _ in faults(source)]
+
+
+@pytest.mark.parametrize("name", ["train.csv", "train.jsonl", "train.parquet", "train.tsv", "train.csv.gz"])
+@pytest.mark.parametrize("content", [b"", b" \n\n", b"\xef\xbb\xbf"])
+def test_an_empty_file(tmp_path: Path, name: str, content: bytes) -> None:
+    if name.endswith("gz"):
+        content = gzip.compress(content)
+    expected = "wrong_type" if name.endswith("parquet") and content else "empty_file"
+    assert faults(put(tmp_path / name, content)) == [(expected, "train", None, None)]
+
+
+def test_a_header_only(tmp_path: Path) -> None:
+    assert faults(put(tmp_path / "train.csv", "text,label\n")) == [("no_rows", "train", None, None)]
+    pq.write_table(pa.table({"text": pa.array([], pa.string()), "label": []}), tmp_path / "train.parquet")
+    assert faults(tmp_path / "train.parquet") == [("no_rows", "train", None, None)]
+
+
+def test_no_file_and_no_train(tmp_path: Path) -> None:
+    assert codes(tmp_path / "absent.csv") == ["no_file"]
+    assert codes(tmp_path) == ["no_train"]
+    put(tmp_path / "test.jsonl", jsonl(rows(2)))
+    assert codes(tmp_path) == ["no_train"]
+
+
+def test_two_files_for_one_split(tmp_path: Path) -> None:
+    source = folder(tmp_path, rows(4))
+    put(source / "dev.csv", "text,label\n")
+    assert ("doubled_split", "validation", None, None) in faults(source)
+
+
+def test_an_unknown_split(tmp_path: Path) -> None:
+    source = folder(tmp_path, rows(20))
+    assert [code for code, *_ in faults({"train": source / "train.jsonl", "holdout": source / "test.jsonl"})] == [
+        "unknown_split"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "part"),
+    [
+        ("train.csv", b"PK\x03\x04....", "Excel"),
+        ("train.csv", b'{"text": "a", "label": "b"}\n', "name it .jsonl"),
+        ("train.jsonl", b"text,label\na,b\n", "name it .csv"),
+        ("train.csv", b"PAR1....", "is Parquet"),
+        ("train.parquet", b"text,label\n", "is not Parquet"),
+    ],
+)
+def test_content_that_is_not_what_the_name_says(tmp_path: Path, name: str, content: bytes, part: str) -> None:
+    _, report = validate(put(tmp_path / name, content))
+    assert [fault["code"] for fault in report["faults"]] == ["wrong_type"]
+    assert part in report["faults"][0]["message"]
+
+
+def test_a_cut_parquet_file(tmp_path: Path) -> None:
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows(100)), sink)
+    assert codes(put(tmp_path / "train.parquet", sink.getvalue()[:-20])) == ["unreadable_file"]
+
+
+def test_a_cut_and_a_damaged_gzip_file(tmp_path: Path) -> None:
+    packed = gzip.compress(jsonl(rows(500)).encode())
+    assert codes(put(tmp_path / "cut.jsonl.gz", packed[: len(packed) // 2])) == ["cut_file"]
+    broken = packed[:40] + bytes(200) + packed[240:]
+    assert codes(put(tmp_path / "broken.jsonl.gz", broken)) == ["unreadable_file"]
+
+
+def test_a_byte_order_mark_that_does_not_hold(tmp_path: Path) -> None:
+    assert codes(put(tmp_path / "train.csv", b"\xff\xfet\x00e\x00x\x00t")) == ["bad_encoding"]
+
+
+def test_malformed_json_lines_are_each_told(tmp_path: Path) -> None:
+    lines = [json.dumps(row) for row in rows(6)]
+    lines[1], lines[3], lines[4] = "{'text': 1}", '["a", "b"]', "[" * 100_000
+    source = folder(tmp_path, "\n".join(lines) + "\n")
+    assert faults(source) == [("malformed_row", "train", row, None) for row in (2, 4, 5)]
+
+
+def test_a_json_line_cut_half_way(tmp_path: Path) -> None:
+    assert faults(folder(tmp_path, jsonl(rows(4)) + '{"text": "abc", "la')) == [("cut_row", "train", 5, None)]
+
+
+def test_a_json_array_cut_half_way(tmp_path: Path) -> None:
+    content = json.dumps(rows(4), indent=1)[:-30]
+    assert faults(put(tmp_path / "train.json", content)) == [("malformed_row", "train", None, None)]
+
+
+def test_csv_rows_of_the_wrong_width_are_each_told(tmp_path: Path) -> None:
+    source = folder(tmp_path, rows(4))
+    (source / "train.jsonl").unlink()
+    put(source / "train.csv", "text,label\na,bad\nb\nc,good\nd, e,good\nf,bad\ng\n")
+    assert faults(source) == [("malformed_row", "train", row, None) for row in (2, 4, 6)]
+
+
+def test_a_csv_row_cut_half_way(tmp_path: Path) -> None:
+    put(tmp_path / "train.csv", "id,text,label\n1,a,bad\n2,b,good\n3,c")
+    assert faults(tmp_path / "train.csv")[0] == ("cut_row", "train", 3, None)
+
+
+def test_a_quote_that_never_closes(tmp_path: Path) -> None:
+    put(tmp_path / "train.csv", 'text,label\na,bad\n"b,good\nc,bad\nd,good\n')
+    assert faults(tmp_path / "train.csv")[0] == ("cut_row", "train", 2, None)
+
+
+def test_a_quote_within_quotes_that_is_not_doubled(tmp_path: Path) -> None:
+    put(tmp_path / "train.csv", 'text,label\na,bad\n"b "c" d",good\ne,good\n')
+    assert faults(tmp_path / "train.csv")[0] == ("malformed_row", "train", 2, None)
+
+
+def test_a_doubled_column(tmp_path: Path) -> None:
+    put(tmp_path / "train.csv", "text,label,text\na,bad,c\n")
+    assert faults(tmp_path / "train.csv") == [("doubled_column", "train", None, "text")]
+    put(tmp_path / "train.jsonl", '{"text": "a", "label": "x", "label": "y"}\n')
+    assert faults(tmp_path / "train.jsonl") == [("doubled_column", "train", 1, "label")]
+
+
+def test_too_many_columns(tmp_path: Path) -> None:
+    put(tmp_path / "train.jsonl", jsonl({f"k{n}": 1} for n in range(30)))
+    assert faults(tmp_path / "train.jsonl", limits=Limits(max_columns=20))[0][0] == "too_many_columns"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"metric": "f1"}, {"delimiter": ";;"}, {"split_seed": -1}, {"text_column": "a", "label_column": "a"}],
+)
+def test_options_that_do_not_hold_are_refused(options: dict[str, str]) -> None:
+    with pytest.raises(InvalidRequest):
+        DatasetOptions(**options)  # type: ignore[arg-type]

@@ -1,0 +1,235 @@
+"""The same rows come out of every format, encoding and dialect."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.unit.tasks.make import faults, folder, jsonl, put, rows
+from tlm_core.tasks.options import DatasetOptions
+from tlm_core.tasks.validate import load_task
+
+ROWS = [
+    {"text": 'She said "no", and left', "label": "bad"},
+    {"text": "two\nlines", "label": "good"},
+    {"text": "日本語 texte été", "label": "good"},
+    {"text": "plain; with | signs", "label": "bad"},
+]
+
+
+def delimited(delimiter: str, end: str = "\r\n") -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, delimiter=delimiter, lineterminator=end)
+    writer.writerow(["text", "label"])
+    writer.writerows([row["text"], row["label"]] for row in ROWS)
+    return out.getvalue()
+
+
+def parquet() -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(ROWS), sink)
+    return sink.getvalue()
+
+
+FILES: dict[str, Callable[[], str | bytes]] = {
+    "train.jsonl": lambda: jsonl(ROWS),
+    "train.json": lambda: json.dumps(ROWS, indent=1),
+    "train.ndjson": lambda: "\n" + jsonl(ROWS).replace("\n", "\r\n\r\n"),
+    "train.jsonl.gz": lambda: gzip.compress(jsonl(ROWS).encode()),
+    "train.csv": lambda: delimited(","),
+    "TRAIN.CSV": lambda: delimited(",", "\n"),
+    "train.csv.gz": lambda: gzip.compress(delimited(",").encode()),
+    "train.tsv": lambda: delimited("\t"),
+    "train.tsv.gz": lambda: gzip.compress(delimited("\t").encode()),
+    "train.parquet": parquet,
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_format_gives_the_same_task(tmp_path: Path, name: str) -> None:
+    put(tmp_path / name, FILES[name]())
+    put(tmp_path / "dev.jsonl", jsonl(rows(2)))
+    put(tmp_path / "test.jsonl", jsonl(rows(2)))
+    task, report = load_task(tmp_path)
+    assert task.texts("train") == [row["text"] for row in ROWS]
+    assert [task.labels[index] for index in task.label_ids("train")] == [row["label"] for row in ROWS]
+    assert task.rows("train").tolist() == [1, 2, 3, 4]
+    assert report["counts"] == {"train": 4, "validation": 2, "test": 2}
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_the_delimiter_is_guessed_and_the_guess_is_told(tmp_path: Path, delimiter: str) -> None:
+    put(tmp_path / "train.csv", delimited(delimiter))
+    task, report = load_task(split_files(tmp_path))
+    assert task.texts("train") == [row["text"] for row in ROWS]
+    told = [note for note in report["notes"] if "delimiter" in note]
+    assert len(told) == (delimiter != ",")
+
+
+def split_files(root: Path) -> Path:
+    put(root / "valid.jsonl", jsonl(rows(2)))
+    put(root / "test.jsonl", jsonl(rows(2)))
+    return root
+
+
+def test_a_given_delimiter_is_used(tmp_path: Path) -> None:
+    put(tmp_path / "train.csv", "text~label\na,b;c~bad\nd~good\n")
+    task, _ = load_task(split_files(tmp_path), DatasetOptions(delimiter="~"))
+    assert task.texts("train") == ["a,b;c", "d"]
+
+
+def test_stray_quotes_in_tab_separated_text_are_plain_characters(tmp_path: Path) -> None:
+    put(tmp_path / "train.tsv", 'text\tlabel\n"twas night\tbad\nan 8" nail\tgood\nthe "end"\tgood\n')
+    task, report = load_task(split_files(tmp_path))
+    assert task.texts("train") == ['"twas night', 'an 8" nail', 'the "end"']
+    assert any("quotes are taken as plain" in note for note in report["notes"])
+
+
+def test_blanks_around_column_names_are_left_out_and_told(tmp_path: Path) -> None:
+    put(tmp_path / "train.csv", " text , label\na,bad\nb,good\n")
+    task, report = load_task(split_files(tmp_path))
+    assert task.texts("train") == ["a", "b"]
+    assert any("blanks around column names" in note for note in report["notes"])
+
+
+def test_blank_lines_are_no_records(tmp_path: Path) -> None:
+    put(tmp_path / "train.csv", "text,label\n\na,bad\n\n\nb,good\n\n")
+    task, _ = load_task(split_files(tmp_path))
+    assert task.rows("train").tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("codec", "told"),
+    [
+        ("utf-8", None),
+        ("utf-8-sig", "byte order mark"),
+        ("utf-16", "UTF-16"),
+        ("utf-32", "UTF-32"),
+        ("cp1252", "read as cp1252"),
+        ("latin-1", "read as cp1252"),
+    ],
+)
+@pytest.mark.parametrize("name", ["train.csv", "train.jsonl"])
+def test_encodings_are_detected_and_told(tmp_path: Path, name: str, codec: str, told: str | None) -> None:
+    text = "un été à Paris"
+    content = f"text,label\n{text},bad\nb,good\n"
+    if name.endswith("jsonl"):
+        content = jsonl([{"text": text, "label": "bad"}, {"text": "b", "label": "good"}])
+    put(tmp_path / name, content.encode(codec))
+    task, report = load_task(split_files(tmp_path))
+    assert task.texts("train")[0] == text
+    notes = [note for note in report["notes"] if note.startswith(name) and "type" not in note]
+    assert bool(notes) == (told is not None)
+    assert told is None or told in notes[0]
+
+
+def test_the_note_on_a_guessed_encoding_shows_a_sample(tmp_path: Path) -> None:
+    put(tmp_path / "train.csv", "text,label\na,bad\nle café noir,good\n".encode("cp1252"))
+    _, report = load_task(split_files(tmp_path))
+    assert any("line 3" in note and "café" in note for note in report["notes"])
+
+
+def test_bytes_unknown_to_cp1252_are_latin_1(tmp_path: Path) -> None:
+    put(tmp_path / "train.csv", b"text,label\n\xe9t\xe9 \x81,bad\nb,good\n")
+    task, report = load_task(split_files(tmp_path))
+    assert task.texts("train")[0] == "été \x81"
+    assert any("latin-1" in note for note in report["notes"])
+
+
+def test_one_broken_byte_in_utf_8_does_not_turn_the_file_into_another_encoding(tmp_path: Path) -> None:
+    put(tmp_path / "train.csv", "text,label\nnaïve été,bad\n".encode() + b"a\xffb,good\nc,bad\n")
+    assert faults(split_files(tmp_path)) == [("bad_encoding", "train", 2, "text")]
+
+
+def test_a_file_cut_within_a_character_is_not_taken_for_latin_1(tmp_path: Path) -> None:
+    put(tmp_path / "train.csv", "text,label\na,bad\nb,goodé".encode()[:-1])
+    assert ("bad_encoding", "train", 2, "label") in faults(split_files(tmp_path))
+
+
+def test_labels_may_be_numbers_or_truth_values(tmp_path: Path) -> None:
+    train = [{"text": f"t{n}", "label": n} for n in (10, 9, 10, 9)]
+    task, _ = load_task(folder(tmp_path, train, validation=train[:1], test=train[:2]))
+    assert task.labels == ("9", "10")
+    train = [{"text": f"t{n}", "label": n % 2 == 0} for n in range(4)]
+    task, _ = load_task(folder(tmp_path, train, validation=train[:1], test=train[:2]))
+    assert task.labels == ("false", "true")
+    assert task.label_ids("train").tolist() == [1, 0, 1, 0]
+
+
+def test_whole_numbers_written_with_a_point_are_the_same_labels(tmp_path: Path) -> None:
+    train = [{"text": "a", "label": 1.0}, {"text": "b", "label": 0.0}]
+    task, _ = load_task(folder(tmp_path, train, validation=[{"text": "c", "label": 1}], test=train))
+    assert task.labels == ("0", "1")
+
+
+def test_parquet_types_become_text(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "text": pa.array(["a", "b", "c"], pa.large_string()),
+            "label": pa.array([True, False, True]),
+            "kind": pa.array(["x", "y", "x"]).dictionary_encode(),
+        }
+    )
+    pq.write_table(table, tmp_path / "train.parquet")
+    put(tmp_path / "dev.csv", "text,label,kind\nd,true,x\n")
+    put(tmp_path / "test.csv", "text,label,kind\nd,false,y\n")
+    task, _ = load_task(tmp_path)
+    assert task.labels == ("false", "true")
+    task, _ = load_task(tmp_path, DatasetOptions(label_column="kind"))
+    assert task.label_ids("train").tolist() == [0, 1, 0]
+
+
+def test_class_names_in_parquet_metadata_are_used(tmp_path: Path) -> None:
+    features = {
+        "label": {"names": ["neg", "pos"], "_type": "ClassLabel"},
+        "text": {"dtype": "string", "_type": "Value"},
+    }
+    table = pa.table({"text": ["a", "b", "c"], "label": [1, 0, -1]})
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, tmp_path / "train.parquet")
+    assert faults(tmp_path) == [("null_label", "train", 3, "label"), *faults(tmp_path)[1:]]
+    pq.write_table(table.slice(0, 2), tmp_path / "train.parquet")
+    for split in ("dev", "test"):
+        pq.write_table(table.slice(0, 1), tmp_path / f"{split}.parquet")
+    assert load_task(tmp_path)[0].labels == ("neg", "pos")
+
+
+def test_hostile_looking_labels_and_texts_are_data(tmp_path: Path) -> None:
+    labels = ("<script>alert(1)</script>", "\x1b[31mred\x07", "'; DROP TABLE x")
+    train = rows(6, labels)
+    task, report = load_task(folder(tmp_path, train, validation=train[:1], test=train[:3]))
+    assert set(task.labels) == set(labels)
+    assert {entry["label"] for entry in report["labels"]} == set(labels)
+
+
+def test_a_mapping_and_a_single_file_are_sources_too(tmp_path: Path) -> None:
+    source = folder(tmp_path, rows(4))
+    mapping = {"train": source / "train.jsonl", "dev": source / "validation.jsonl", "test": source / "test.jsonl"}
+    assert load_task(mapping)[0].counts == {"train": 4, "validation": 4, "test": 4}
+    put(tmp_path / "reviews.csv", "text,label\n" + "".join(f"t{n},{n % 2}\n" for n in range(40)))
+    task, report = load_task(str(tmp_path / "reviews.csv"))
+    assert task.name == "reviews"
+    assert report["counts"] == {"train": 32, "validation": 4, "test": 4}
+
+
+def test_files_that_tell_no_split_are_left_out_and_told(tmp_path: Path) -> None:
+    source = folder(tmp_path, rows(4))
+    put(source / "notes.csv", "a,b\n")
+    put(source / "README.md", "# hello")
+    _, report = load_task(source)
+    assert any("notes.csv" in note for note in report["notes"])
+
+
+def test_a_type_unknown_by_name_is_told_by_content(tmp_path: Path) -> None:
+    put(tmp_path / "rows.data", jsonl(rows(40)))
+    task, report = load_task(tmp_path / "rows.data")
+    assert task.counts["train"] == 32
+    assert any("by its content it is read as json" in note for note in report["notes"])

@@ -1,0 +1,212 @@
+"""Values at fault are told with row and column; what only deserves a warning stops nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.tasks.make import faults, folder, jsonl, messages, put, rows
+from tlm_core.errors import InvalidDataset
+from tlm_core.tasks.options import DatasetOptions, Limits
+from tlm_core.tasks.validate import load_task, validate
+
+
+def with_rows(extra: list[Any]) -> list[Any]:
+    return [*rows(4), *extra]
+
+
+@pytest.mark.parametrize(
+    ("record", "fault"),
+    [
+        ({"text": None, "label": "bad"}, ("null_text", "train", 5, "text")),
+        ({"label": "bad"}, ("null_text", "train", 5, "text")),
+        ({"text": "", "label": "bad"}, ("blank_text", "train", 5, "text")),
+        ({"text": " \t\u3000\n", "label": "bad"}, ("blank_text", "train", 5, "text")),
+        ({"text": 17, "label": "bad"}, ("not_text", "train", 5, "text")),
+        ({"text": ["a"], "label": "bad"}, ("not_text", "train", 5, "text")),
+        ({"text": "x", "label": None}, ("null_label", "train", 5, "label")),
+        ({"text": "x"}, ("null_label", "train", 5, "label")),
+        ({"text": "x", "label": float("nan")}, ("null_label", "train", 5, "label")),
+        ({"text": "x", "label": "  "}, ("null_label", "train", 5, "label")),
+        ({"text": "x", "label": 3}, ("mixed_types", "train", 5, "label")),
+        ({"text": "x", "label": True}, ("mixed_types", "train", 5, "label")),
+        ({"text": "x", "label": ["bad"]}, ("not_a_label", "train", 5, "label")),
+        ({"text": "x", "label": {"a": 1}}, ("not_a_label", "train", 5, "label")),
+        ({"text": "a\x00b", "label": "bad"}, ("bad_character", "train", 5, "text")),
+        ({"text": "x", "label": "bad\x00"}, ("bad_character", "train", 5, "label")),
+        ({"text": "x" * 1_000_001, "label": "bad"}, ("text_too_long", "train", 5, "text")),
+    ],
+)
+def test_a_value_at_fault(tmp_path: Path, record: dict[str, Any], fault: tuple[Any, ...]) -> None:
+    assert faults(folder(tmp_path, with_rows([record]))) == [fault]
+
+
+def test_half_a_surrogate_pair(tmp_path: Path) -> None:
+    train = (
+        jsonl(rows(4)) + '{"text": "a \\ud800 b", "label": "bad"}\n{"text": "fine \\ud83d\\ude00", "label": "bad"}\n'
+    )
+    assert faults(folder(tmp_path, train)) == [("bad_character", "train", 5, "text")]
+    train = jsonl(rows(4)) + '{"text": "a", "label": "bad", "x\\udc00": 1}\n'
+    assert faults(folder(tmp_path, train)) == [("bad_character", "train", None, "x?")]
+
+
+def test_null_and_blank_values_of_csv(tmp_path: Path) -> None:
+    source = folder(tmp_path, rows(4))
+    (source / "train.jsonl").unlink()
+    put(source / "train.csv", "text,label\na,bad\n,good\nb,\nc,good\n")
+    assert faults(source) == [("blank_text", "train", 2, "text"), ("null_label", "train", 3, "label")]
+
+
+def test_all_faults_are_told_not_the_first(tmp_path: Path) -> None:
+    source = folder(
+        tmp_path,
+        with_rows([{"text": "", "label": "bad"}, {"text": "x", "label": None}, {"text": None, "label": 1}]),
+        validation=[{"text": "v", "label": "Good "}, {"text": " ", "label": "good"}],
+        test=[{"text": "t", "label": "unheard"}],
+    )
+    assert set(faults(source)) == {
+        ("blank_text", "train", 5, "text"),
+        ("null_label", "train", 6, "label"),
+        ("null_text", "train", 7, "text"),
+        ("mixed_types", "train", 7, "label"),
+        ("unknown_label", "validation", 1, "label"),
+        ("blank_text", "validation", 2, "text"),
+        ("unknown_label", "test", 1, "label"),
+    }
+
+
+def test_faults_of_one_code_are_listed_up_to_a_hundred_and_all_counted(tmp_path: Path) -> None:
+    source = folder(tmp_path, with_rows([{"text": "", "label": "bad"}] * 250))
+    _, report = validate(source)
+    assert report["fault_counts"] == {"blank_text": 250}
+    assert [fault["row"] for fault in report["faults"]] == list(range(5, 105))
+    with pytest.raises(InvalidDataset, match=r"250 faults \(250 x blank_text\); the first: row 5 of train.jsonl"):
+        load_task(source)
+
+
+def test_a_label_that_train_lacks_is_told_with_the_near_miss(tmp_path: Path) -> None:
+    train = rows(6, ("positive", "negative"))
+    test = [{"text": "a", "label": "positive"}, *({"text": "b", "label": "Positive "} for _ in range(3))]
+    source = folder(tmp_path, train, validation=[{"text": "c", "label": "negativ"}], test=test)
+    assert set(faults(source)) == {
+        ("unknown_label", "validation", 1, "label"),
+        ("unknown_label", "test", 2, "label"),
+    }
+    told = messages(validate(source)[1], "faults", "unknown_label")
+    assert any("3 in all" in text and "differs from 'positive' only in case or blanks" in text for text in told)
+    assert any("did you mean 'negative'?" in text for text in told)
+
+
+def test_one_class_only(tmp_path: Path) -> None:
+    source = folder(tmp_path, rows(6, ("good",)), validation=rows(1, ("good",)), test=rows(1, ("good",)))
+    assert faults(source) == [("one_class", "train", None, "label")]
+
+
+def test_more_labels_than_a_classifier_is_for(tmp_path: Path) -> None:
+    train = [{"text": f"t{n}", "label": f"label {n}"} for n in range(10_000)]
+    source = folder(tmp_path, train, validation=train[:5], test=train[:5])
+    assert faults(source) == [("too_many_labels", "train", None, "label")]
+    assert "is it the right column?" in validate(source)[1]["faults"][0]["message"]
+
+
+def test_a_label_with_one_row_is_a_warning_when_the_splits_are_given(tmp_path: Path) -> None:
+    train = with_rows([{"text": "x", "label": "rare"}])
+    task, report = load_task(folder(tmp_path, train))
+    assert task.labels == ("bad", "good", "rare")
+    assert "'rare' has a single train row" in messages(report, "warnings", "rare_label")[0]
+
+
+def test_a_label_with_one_row_blocks_a_split_by_label(tmp_path: Path) -> None:
+    source = put(tmp_path / "all.jsonl", jsonl([*rows(40), {"text": "x", "label": "rare"}]))
+    assert faults(source) == [("rare_label", "train", None, None)]
+
+
+def test_too_few_rows_to_cut_from(tmp_path: Path) -> None:
+    assert faults(put(tmp_path / "all.jsonl", jsonl(rows(9)))) == [("too_few_rows", "train", None, None)]
+    copies = [{"text": "the same", "label": str(n % 2)} for n in range(50)]
+    assert faults(put(tmp_path / "all.jsonl", jsonl(copies))) == [("too_few_rows", "train", None, None)]
+
+
+def test_labels_that_differ_in_case_or_blanks_are_a_warning(tmp_path: Path) -> None:
+    train = with_rows([{"text": "x", "label": "Good"}, {"text": "y", "label": "Good"}])
+    task, report = load_task(folder(tmp_path, train))
+    assert task.labels == ("Good", "bad", "good")
+    assert "'Good' (2 rows) and 'good' (2 rows)" in messages(report, "warnings", "label_variants")[0]
+
+
+def test_decimal_labels_are_a_warning(tmp_path: Path) -> None:
+    train = rows(8, ("0.5", "1.25"))
+    _, report = load_task(folder(tmp_path, train, validation=train[:2], test=train[:2]))
+    assert messages(report, "warnings", "decimal_labels")
+
+
+def test_a_long_text_is_a_warning_and_an_error_above_the_limit(tmp_path: Path) -> None:
+    train = with_rows([{"text": "é" * 60, "label": "bad"}, {"text": "w" * 200, "label": "good"}])
+    source = folder(tmp_path, train)
+    limits = Limits(max_text_chars=100, long_text_chars=50)
+    assert faults(source, limits=limits) == [("text_too_long", "train", 6, "text")]
+    _, report = validate(source, limits=limits)
+    assert [warning["row"] for warning in report["warnings"] if warning["code"] == "long_text"] == [5]
+
+
+def test_ten_megabytes_in_one_csv_field_are_told_with_the_row(tmp_path: Path) -> None:
+    put(tmp_path / "train.csv", "text,label\na,bad\n" + "x" * 10_000_000 + ",good\nb,good\n")
+    assert ("text_too_long", "train", 2, "text") in faults(tmp_path / "train.csv")
+
+
+def test_train_rows_inside_test_are_counted_and_kept(tmp_path: Path) -> None:
+    train = rows(6)
+    test = [{"text": "new", "label": "bad"}, {"text": "  TEXT number\n2", "label": "good"}, train[0]]
+    task, report = load_task(folder(tmp_path, train, test=test))
+    assert report["overlap"] == {
+        "train_validation": 0,
+        "validation_rows": [],
+        "train_test": 2,
+        "test_rows": [2, 3],
+    }
+    assert task.counts["test"] == 3
+    assert task.in_train("test").tolist() == [False, True, True]
+    assert "2 rows of test stand in train" in messages(report, "warnings", "overlap")[0]
+
+
+def test_equal_texts_in_another_unicode_form_are_copies(tmp_path: Path) -> None:
+    train = with_rows([{"text": "caf\u00e9", "label": "bad"}])
+    task, report = load_task(folder(tmp_path, train, test=[{"text": "cafe\u0301", "label": "bad"}]))
+    assert report["overlap"]["train_test"] == 1
+    assert task.texts("test") == ["cafe\u0301"]
+
+
+def test_copies_with_different_labels_are_a_warning(tmp_path: Path) -> None:
+    train = with_rows([{"text": "x", "label": "bad"}, {"text": "X", "label": "good"}, {"text": "x", "label": "good"}])
+    _, report = load_task(folder(tmp_path, train))
+    assert report["duplicates"]["train"] == {"copies": 2, "conflicting": 1}
+    assert [w["row"] for w in report["warnings"] if w["code"] == "conflicting_labels"] == [6]
+
+
+def test_a_pair_is_checked_in_both_texts(tmp_path: Path) -> None:
+    train = [{"premise": f"p{n}", "hypothesis": f"h{n}", "label": n % 2} for n in range(4)]
+    bad = [{"premise": "p", "hypothesis": " ", "label": 1}, {"premise": None, "hypothesis": "h", "label": 0}]
+    source = folder(tmp_path, [*train, *bad], validation=train, test=train)
+    assert faults(source) == [("null_text", "train", 6, "premise"), ("blank_text", "train", 5, "hypothesis")]
+
+
+def test_the_report_is_json_with_lengths_labels_and_a_preview(tmp_path: Path) -> None:
+    train = with_rows([{"text": "w " * 400, "label": "bad"}])
+    _, report = load_task(folder(tmp_path, train), DatasetOptions(name="mine"))
+    assert jsonl([report])
+    assert report["ok"]
+    assert report["lengths"] == {
+        "mean_words": pytest.approx((12 * 3 + 400) / 13, abs=0.01),
+        "p50": 3.0,
+        "p95": pytest.approx(161.8),
+        "max": 400,
+    }
+    assert report["labels"] == [
+        {"label": "bad", "train": 3, "validation": 2, "test": 2},
+        {"label": "good", "train": 2, "validation": 2, "test": 2},
+    ]
+    assert report["preview"][0] == {"row": 1, "text": "text number 0", "label": "bad"}
+    assert len(report["preview"]) == 5
+    assert len(report["preview"][4]["text"]) == 300
