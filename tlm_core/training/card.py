@@ -21,9 +21,11 @@ def _plain(text: object) -> str:
 
 def _scores(report: Mapping[str, Any]) -> list[str]:
     mean, spread = report["mean"], report["spread"]
-    lines = ["| split | macro-F1 | micro-F1 | accuracy | without texts that also stand in train |", "|---|---|---|---|---|"]
+    names = ("macro_f1", "micro_f1", "accuracy", "deduplicated")
+    header = "| split | macro-F1 | micro-F1 | accuracy | without texts that also stand in train |"
+    lines = [header, "|---|---|---|---|---|"]
     for split in ("validation", "test"):
-        cells = [_number(mean[split][n], spread[split][n]) for n in ("macro_f1", "micro_f1", "accuracy", "deduplicated")]
+        cells = [_number(mean[split][n], spread[split][n]) for n in names]
         lines.append(f"| {split} | {' | '.join(cells)} |")
     majority = report["majority"]["test"]
     cells = [_number(majority[n], None) for n in ("macro_f1", "micro_f1", "accuracy")]
@@ -34,9 +36,8 @@ def _scores(report: Mapping[str, Any]) -> list[str]:
 def _costs(report: Mapping[str, Any]) -> list[str]:
     lines = ["| stage | FLOPs | tokens | seconds | GPU-seconds |", "|---|---|---|---|---|"]
     for stage, cost in report["cost"].items():
-        lines.append(
-            f"| {stage} | {cost['flops']:.3g} | {cost['tokens']:,.0f} | {cost['seconds']:.1f} | {cost['gpu_seconds']:.1f} |"
-        )
+        flops, tokens = f"{cost['flops']:.3g}", f"{cost['tokens']:,.0f}"
+        lines.append(f"| {stage} | {flops} | {tokens} | {cost['seconds']:.1f} | {cost['gpu_seconds']:.1f} |")
     return lines
 
 

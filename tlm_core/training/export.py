@@ -30,8 +30,9 @@ PROBES = 16
 
 
 def export(ctx: StageContext) -> dict[str, Any]:
-    """Inputs: `prepared`, `task`, `evaluate`, and `finetune.s{seed}`. Writes `model/`, `model.onnx`, `labels.json`, `report.json`.
+    """Write `model/`, `model.onnx`, `labels.json` and `report.json`.
 
+    Inputs: `prepared`, `task`, `evaluate`, and `finetune.s{seed}` for each seed.
     What is written is loaded again by stock classes and by onnxruntime and must answer as our model does.
     Raises TrainingFailed if it does not.
     """

@@ -17,16 +17,16 @@ from tlm_core.training.stages import STAGES
 
 @dataclass
 class LocalReporter:
-    """Keeps what it is told. keep_going: asked at every report; False asks the stage to stop."""
+    """Keeps what it is told. keep_going: asked with the step at every report; False asks the stage to stop."""
 
-    keep_going: Callable[[int], bool] = lambda step: True
+    keep_going: Callable[[int], bool] | None = None
     steps: list[int] = field(default_factory=list)
     points: list[dict[str, Any]] = field(default_factory=list)
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
     def progress(self, *, step: int, total: int, rate: float | None, unit: str, eta_seconds: float | None) -> bool:  # noqa: ARG002
         self.steps.append(step)
-        return self.keep_going(step)
+        return self.keep_going is None or self.keep_going(step)
 
     def metrics(self, **values: float | int | str | None) -> None:
         self.points.append(dict(values))
@@ -80,7 +80,7 @@ def run_chain(
     seeds: Iterable[int],
     workdir: Path,
     *,
-    told: Callable[[str, float], None] = lambda stage, seconds: None,
+    told: Callable[[str, float], None] | None = None,
 ) -> dict[str, Path]:
     """prepare, then joint and finetune for each seed, evaluate, export; returns the folder of each by plan node.
 
@@ -91,7 +91,8 @@ def run_chain(
     def step(node: str, stage: str, inputs: Mapping[str, Path], seed: int | None = None) -> None:
         began = time.perf_counter()
         done[node] = run_stage(stage, inputs, stage_params(stage, recipe, seed), workdir / node)
-        told(node, time.perf_counter() - began)
+        if told:
+            told(node, time.perf_counter() - began)
 
     step("prepare", "prepare", {"task": task, **({"selection": selection} if selection else {})})
     prepared = {"prepared": done["prepare"]}

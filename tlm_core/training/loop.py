@@ -93,7 +93,7 @@ class Trainer:
             state.tokens += batch.rows.real_tokens
             state.flops += cost
             state.seconds = self._agreed(state.seconds + self.clock() - began, workers)
-            self._record(state, batch, losses, share, norm)
+            self._record(state, losses, share, norm)
             if state.step in self.evaluate_at:
                 best = self._evaluate(state, best)
             ended = self.budget.progress(state) >= 1.0
@@ -142,7 +142,7 @@ class Trainer:
                 f"the loss or its gradient is not a number at step {step}; lower the learning rate "
                 f"or look at the texts of this batch ({', '.join(sources[:3])}, ...)",
                 step=step,
-                losses={name: value if value is None or math.isfinite(value) else str(value) for name, value in losses.items()},
+                losses={name: None if value is None else str(value) for name, value in losses.items()},
                 sources=sources,
             )
         return losses, stops > 0, norm
@@ -161,9 +161,7 @@ class Trainer:
         torch.distributed.broadcast(shared, src=0)
         return float(shared)
 
-    def _record(
-        self, state: TrainState, batch: Batch, losses: Mapping[str, float | None], share: float, norm: float
-    ) -> None:
+    def _record(self, state: TrainState, losses: Mapping[str, float | None], share: float, norm: float) -> None:
         """Add to the history: about POINTS points in all, each the mean since the one before."""
         for name, value in losses.items():
             if value is not None:

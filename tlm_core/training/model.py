@@ -176,7 +176,9 @@ class Encoder(nn.Module):
                 made[window] = torch.zeros(near.shape, dtype=dtype, device=near.device).masked_fill_(~near, -math.inf)
             yield made[window]
 
-    def _rotations(self, length: int, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor] | None]:
+    def _rotations(
+        self, length: int, device: torch.device, dtype: torch.dtype
+    ) -> Iterator[tuple[Tensor, Tensor] | None]:
         """(cos, sin), each [L, 1, 1, head], per layer. Only differences of positions count, so rows share them."""
         made: dict[float, tuple[Tensor, Tensor]] = {}
         for theta in self.shape.thetas or (None,) * self.shape.layers:
@@ -188,9 +190,7 @@ class Encoder(nn.Module):
             yield made[theta]
 
 
-def rotation(
-    length: int, size: int, theta: float, device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def rotation(length: int, size: int, theta: float, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosines and sines of rotary positions (Su et al. 2021), each [length, 1, 1, size]."""
     frequency = 1.0 / theta ** (torch.arange(0, size, 2, device=device, dtype=torch.float32) / size)
     angle = torch.arange(length, device=device, dtype=torch.float32)[:, None] * frequency

@@ -94,6 +94,6 @@ def accumulate_gradient(
         mlm_share, task_share = batch.mlm_weight / max(1, batch.masked), batch.task_weight / max(1, batch.documents)
         loss = mlm_share * mlm + task_share * task
         if loss.requires_grad:
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         total += torch.stack((mlm.detach(), task.detach()))
     return total

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tlm_core.errors import CorruptArtifact
 from tlm_core.training.flops import newton_schulz
@@ -110,33 +110,23 @@ class Optimizer:
     def __init__(self, model: TaskModel, recipe: Mapping[str, Any], parts: Iterable[str]) -> None:
         self.buffers = Buffers(model, muon=recipe["name"] == "muon")
         self._recipe = recipe
-        wanted = set(parts)
-        self._muon: dict[str, Tensor] = {}
-        self._adamw: dict[str, nn.Parameter] = {}
-        for section in self.buffers.sections:
-            if section.part not in wanted:
-                continue
+        self._sections = [section for section in self.buffers.sections if section.part in set(parts)]
+        self._moments: dict[str, dict[str, Tensor]] = {}
+        for section in self._sections:
             value = self.buffers.value[section.start : section.stop]
-            if section.block:
-                self._muon[section.name] = torch.zeros_like(value)
-            else:
-                self._adamw[section.name] = nn.Parameter(value)
-        self._sections = {s.name: s for s in self.buffers.sections if s.part in wanted}
-        groups = [
-            {"params": [p], "weight_decay": recipe["weight_decay"] if self._sections[name].decay else 0.0}
-            for name, p in self._adamw.items()
-        ]
-        self._torch = torch.optim.AdamW(groups, lr=recipe["lr"], betas=tuple(recipe["betas"]), eps=1e-8, fused=True)
+            names = ("momentum",) if section.block else ("mean", "square")
+            self._moments[section.name] = {name: torch.zeros_like(value) for name in names}
+            if not section.block:
+                self._moments[section.name]["step"] = torch.zeros((), device=value.device)
 
     @property
     def flops(self) -> float:
         """Matrix products of one update."""
         blocks: dict[tuple[int, int], int] = {}
-        for name in self._muon:
-            section = self._sections[name]
-            assert section.block is not None
-            size = section.block[0] * section.block[1]
-            blocks[section.block] = blocks.get(section.block, 0) + (section.stop - section.start) // size
+        for section in self._sections:
+            if section.block:
+                size = section.block[0] * section.block[1]
+                blocks[section.block] = blocks.get(section.block, 0) + (section.stop - section.start) // size
         return newton_schulz(blocks)
 
     def zero_grad(self) -> None:
@@ -144,7 +134,7 @@ class Optimizer:
 
     def clip(self) -> float:
         """Scale the gradient to the recipe's limit; returns the norm it had."""
-        gradient = self.buffers.gradient[: -EXTRAS]
+        gradient = self.buffers.gradient[:-EXTRAS]
         norm = float(gradient.norm())
         limit = self._recipe["clip"]
         if limit is not None and norm > limit:
@@ -155,20 +145,40 @@ class Optimizer:
     def step(self, rate: float, active: Iterable[str]) -> None:
         """One update at `rate` times the peak learning rates; parts that are not active rest untouched."""
         parts = set(active)
-        for name, parameter in self._adamw.items():
-            section = self._sections[name]
-            parameter.grad = self.buffers.gradient[section.start : section.stop] if section.part in parts else None
-        for group in self._torch.param_groups:
-            group["lr"] = rate * self._recipe["lr"]
-        self._torch.step()
-        for name, momentum in self._muon.items():
-            if self._sections[name].part in parts:
-                self._muon_step(self._sections[name], momentum, rate * self._recipe["muon_lr"])
+        for section in self._sections:
+            if section.part in parts:
+                update = self._muon_step if section.block else self._adamw_step
+                update(section, rate)
 
-    def _muon_step(self, section: Section, momentum: Tensor, lr: float) -> None:
+    def _adamw_step(self, section: Section, rate: float) -> None:
+        """AdamW (Loshchilov and Hutter 2019) on a whole section at once.
+
+        The kernel is called without `torch.optim`, whose first use costs seconds of imports in each worker.
+        """
+        moments, recipe = self._moments[section.name], self._recipe
+        moments["step"] += 1
+        torch._fused_adamw_(
+            [self.buffers.value[section.start : section.stop]],
+            [self.buffers.gradient[section.start : section.stop]],
+            [moments["mean"]],
+            [moments["square"]],
+            [],
+            [moments["step"]],
+            lr=rate * recipe["lr"],
+            beta1=recipe["betas"][0],
+            beta2=recipe["betas"][1],
+            weight_decay=recipe["weight_decay"] if section.decay else 0.0,
+            eps=1e-8,
+            amsgrad=False,
+            maximize=False,
+        )
+
+    def _muon_step(self, section: Section, rate: float) -> None:
+        """Muon: momentum, made orthogonal, with a step that allows for the matrix's shape."""
         assert section.block is not None
         gradient = self.buffers.gradient[section.start : section.stop]
         value = self.buffers.value[section.start : section.stop]
+        momentum, lr = self._moments[section.name]["momentum"], rate * self._recipe["muon_lr"]
         momentum.lerp_(gradient, 1 - MOMENTUM)
         update = orthogonalise(gradient.lerp(momentum, MOMENTUM).view(-1, *section.block))
         rows, columns = section.block
@@ -177,34 +187,15 @@ class Optimizer:
 
     def state(self) -> dict[str, Tensor]:
         """All that the optimiser carries from step to step, by name."""
-        found = {f"{name}.momentum": tensor for name, tensor in self._muon.items()}
-        for name, parameter in self._adamw.items():
-            for key, value in self._torch.state[parameter].items():
-                found[f"{name}.{key}"] = value
-        return found
+        return {f"{part}.{name}": t for part, found in self._moments.items() for name, t in found.items()}
 
     def load_state(self, saved: Mapping[str, Tensor]) -> None:
         """Take over what `state` gave. Raises CorruptArtifact if names or sizes differ from this model's."""
-        left = dict(saved)
-        for name, momentum in self._muon.items():
-            momentum.copy_(_take(left, f"{name}.momentum", momentum.shape))
-        for name, parameter in self._adamw.items():
-            if f"{name}.step" not in left:
-                continue  # a head that had no step yet
-            self._torch.state[parameter] = {
-                "step": _take(left, f"{name}.step", torch.Size()).clone(),
-                "exp_avg": _take(left, f"{name}.exp_avg", parameter.shape).to(parameter.device, copy=True),
-                "exp_avg_sq": _take(left, f"{name}.exp_avg_sq", parameter.shape).to(parameter.device, copy=True),
-            }
-        if left:
-            raise CorruptArtifact(f"the checkpoint holds optimiser state of another model: {sorted(left)[:3]}")
-
-
-def _take(left: dict[str, Tensor], name: str, shape: torch.Size) -> Tensor:
-    tensor = left.pop(name, None)
-    if tensor is None or tensor.shape != shape:
-        raise CorruptArtifact(f"the checkpoint's optimiser state '{name}' is missing or of another size")
-    return tensor
+        own = self.state()
+        if own.keys() != saved.keys() or any(own[name].shape != saved[name].shape for name in own):
+            raise CorruptArtifact("the checkpoint holds the optimiser state of another model; start the stage anew")
+        for name, tensor in own.items():
+            tensor.copy_(saved[name])
 
 
 def learning_rate(progress: float, warmup: float) -> float:
@@ -212,5 +203,3 @@ def learning_rate(progress: float, warmup: float) -> float:
     if progress < warmup:
         return progress / warmup
     return max(0.0, (1.0 - progress) / (1.0 - warmup))
-
-

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from tlm_core.tasks.task import SPLITS, Task
 from tlm_core.training.stage import StageContext, StopRequested
 from tlm_core.training.store import ArrayWriter, StoreWriter
-from tlm_core.training.tokenizer import SPECIALS, load_published, train_wordpiece, write_folder
+from tlm_core.training.tokenizer import load_published, special_ids, train_wordpiece, write_folder
 
 BATCH = 2_000
 
@@ -75,7 +75,7 @@ def _tokenizer(
     ctx.report.event("tokenizer", vocab_size=part["vocab_size"])
     tokenizer = train_wordpiece(texts, part["vocab_size"], part["lowercase"])
     write_folder(tokenizer, folder, max_length, types=recipe["model"]["architecture"] == "bert")
-    return tokenizer, {role: tokenizer.token_to_id(token) for role, token in SPECIALS.items()}
+    return tokenizer, special_ids(tokenizer)
 
 
 def _passage_rows(selection: Path) -> int:

@@ -23,7 +23,10 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Split:
-    """Task texts of one split: tokens, label [n], record number in the source file [n], start of a pair's second text."""
+    """Task texts of one split. labels, rows: [n], label and record number in the source file.
+
+    second: [n], where the second text of a pair begins; None for single texts.
+    """
 
     store: TokenStore
     labels: Ints

@@ -86,14 +86,10 @@ def _modernbert_shape(config: dict[str, Any], source: str) -> Shape:
         raise InvalidRecipe(f"'{source}' differs from ModernBERT in biases or activation; model.init cannot take it")
     every = config.get("global_attn_every_n_layers", 3)
     count = config["num_hidden_layers"]
-    kinds = config.get("layer_types") or [
-        "sliding_attention" if i % every else "full_attention" for i in range(count)
-    ]
+    kinds = config.get("layer_types") or ["sliding_attention" if i % every else "full_attention" for i in range(count)]
     rope = config.get("rope_parameters") or {}
-    theta = {
-        "full_attention": rope.get("full_attention", {}).get("rope_theta", config.get("global_rope_theta", 160_000.0)),
-        "sliding_attention": rope.get("sliding_attention", {}).get("rope_theta", config.get("local_rope_theta", 10_000.0)),
-    }
+    older = {"full_attention": ("global_rope_theta", 160_000.0), "sliding_attention": ("local_rope_theta", 10_000.0)}
+    theta = {kind: rope.get(kind, {}).get("rope_theta", config.get(*key)) for kind, key in older.items()}
     half = config.get("local_attention", 128) // 2
     return Shape(
         "modernbert",

@@ -23,7 +23,10 @@ class Reporter(Protocol):
     """Where progress goes. Called on rank 0 only."""
 
     def progress(self, *, step: int, total: int, rate: float | None, unit: str, eta_seconds: float | None) -> bool:
-        """Tell how far the stage is. Returns False when the stage has to stop: leave a checkpoint and raise StopRequested."""
+        """Tell how far the stage is.
+
+        Returns False when the stage has to stop: leave a checkpoint and raise StopRequested.
+        """
         ...
 
     def metrics(self, **values: float | int | str | None) -> None:

@@ -63,9 +63,7 @@ def finetune(ctx: StageContext) -> dict[str, Any]:
     validation, workers = prepared.split("validation"), Workers(ctx.rank, ctx.world_size)
 
     def validate() -> dict[str, float]:
-        logits = predict(
-            model, validation, prepared, device=device, precision=recipe["precision"], workers=workers
-        )
+        logits = predict(model, validation, prepared, device=device, precision=recipe["precision"], workers=workers)
         return validation_scores(logits, validation, prepared)
 
     trainer = Trainer(

@@ -52,16 +52,16 @@ def load_weights(model: TaskModel, saved: Mapping[str, Tensor], *, skip: tuple[s
 
     skip: parts of the model that the file need not have and that stay as they are.
     """
-    own = {name: p for name, p in model.named_parameters() if not name.startswith(skip)} if skip else dict(
-        model.named_parameters()
-    )
-    given = {name: tensor for name, tensor in saved.items() if not (skip and name.startswith(skip))}
+    own = {name: p for name, p in model.named_parameters() if not name.startswith(skip)}
+    given = {name: tensor for name, tensor in saved.items() if not name.startswith(skip)}
     if own.keys() != given.keys():
-        raise CorruptArtifact(f"saved weights are of another model; they differ in {sorted(own.keys() ^ given.keys())[:3]}")
+        differing = sorted(own.keys() ^ given.keys())[:3]
+        raise CorruptArtifact(f"saved weights are of another model; they differ in {differing}")
     with torch.no_grad():
         for name, parameter in own.items():
-            if parameter.shape != given[name].shape:
-                raise CorruptArtifact(f"saved weight '{name}' is {tuple(given[name].shape)}, not {tuple(parameter.shape)}")
+            found, wanted = tuple(given[name].shape), tuple(parameter.shape)
+            if found != wanted:
+                raise CorruptArtifact(f"saved weight '{name}' is {found}, not {wanted}")
             parameter.copy_(given[name])
 
 

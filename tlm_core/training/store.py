@@ -25,7 +25,7 @@ class ArrayWriter:
     def __init__(self, path: Path, dtype: npt.DTypeLike) -> None:
         self._dtype = np.dtype(dtype)
         self._count = 0
-        self._file = open(path, "wb")
+        self._file = open(path, "wb")  # noqa: SIM115 - closed by close()
         self._header()
         self._start = self._file.tell()
 
@@ -68,7 +68,9 @@ class StoreWriter:
     def __enter__(self) -> StoreWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._tokens.close()
         self._offsets.close()
 
@@ -80,7 +82,7 @@ class TokenStore:
         self.tokens = np.load(folder / f"{name}.tokens.npy", mmap_mode="r")
         self.offsets: Ints = np.load(folder / f"{name}.offsets.npy", mmap_mode="r")
         if int(self.offsets[-1]) != len(self.tokens):
-            raise CorruptArtifact(f"token store '{name}' ends at {len(self.tokens)}, not {self.offsets[-1]}; rerun prepare")
+            raise CorruptArtifact(f"token store '{name}' is cut short; rerun the prepare stage")
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

@@ -79,6 +79,12 @@ def train_wordpiece(texts: Callable[[], Iterable[str]], vocab_size: int, lowerca
     return trained
 
 
+def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """Ids of an own tokenizer's special tokens, by role."""
+    vocabulary = tokenizer.get_vocab()
+    return {role: vocabulary[token] for role, token in SPECIALS.items()}
+
+
 def write_folder(tokenizer: Tokenizer, folder: Path, max_length: int, types: bool) -> None:
     """Write the folder that `AutoTokenizer.from_pretrained` reads. types: whether the model knows token types."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -117,7 +123,8 @@ def load_published(source: str, folder: Path, max_length: int) -> tuple[Tokenize
     }
     missing = sorted(role for role, number in ids.items() if number is None and role != "unk")
     if missing:
-        raise InvalidRecipe(f"the tokenizer '{source}' lacks special tokens ({', '.join(missing)}); choose a masked LM's")
+        lacking = ", ".join(missing)
+        raise InvalidRecipe(f"the tokenizer '{source}' lacks special tokens ({lacking}); choose a masked LM's")
     published.model_max_length = max_length
     published.save_pretrained(str(folder))
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
