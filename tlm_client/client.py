@@ -26,6 +26,7 @@ from tlm_client.models import (
     Hit,
     Job,
     JobEvent,
+    JobSummary,
     ModelFile,
     Prediction,
 )
@@ -105,6 +106,12 @@ class TLMClient:
         """The validation report: labels, counts, lengths, duplicates, warnings, and what was guessed and why."""
         return dict(self._call("GET", f"/v1/datasets/{_quoted(id_or_name)}/report", repeat=True))
 
+    def download_dataset(self, id_or_name: str, folder: Path) -> list[Path]:
+        """Fetch the files of a data set as they were uploaded, named by their split, checked by SHA-256."""
+        base = f"/v1/datasets/{_quoted(id_or_name)}/files"
+        entries = [self._model(ModelFile, entry) for entry in self._call("GET", base, repeat=True)["data"]]
+        return [self._fetch(base, entry, folder) for entry in entries]
+
     def delete_dataset(self, dataset_id: str) -> None:
         self._call("DELETE", f"/v1/datasets/{_quoted(dataset_id)}")
 
@@ -154,9 +161,9 @@ class TLMClient:
         body = spec.model_dump(mode="json", exclude_defaults=True) | {"dataset": spec.dataset}
         return self._model(Job, self._call("POST", "/v1/jobs", json=body, headers=headers, repeat=True))
 
-    def jobs(self, state: str | None = None) -> Iterator[Job]:
+    def jobs(self, state: str | None = None) -> Iterator[JobSummary]:
         """Jobs, newest first, of one state or of all."""
-        return self._pages(Job, "/v1/jobs", lambda job: job.id, {"state": state} if state else {})
+        return self._pages(JobSummary, "/v1/jobs", lambda job: job.id, {"state": state} if state else {})
 
     def job(self, job_id: str) -> Job:
         return self._model(Job, self._call("GET", f"/v1/jobs/{_quoted(job_id)}", repeat=True))
@@ -193,13 +200,17 @@ class TLMClient:
                 return job
             self._sleep(_POLL_SECONDS)
 
-    def metrics(self, job_id: str) -> list[dict[str, Any]]:
+    def metrics(self, job_id: str) -> Iterator[dict[str, Any]]:
         """The points of the job's metric series, in order."""
-        return list(self._call("GET", f"/v1/jobs/{_quoted(job_id)}/metrics", repeat=True)["data"])
+        return self._items(f"/v1/jobs/{_quoted(job_id)}/metrics", lambda point: str(point["id"]))
 
-    def logs(self, job_id: str) -> list[dict[str, Any]]:
+    def logs(self, job_id: str) -> Iterator[dict[str, Any]]:
         """The job's log lines, in order."""
-        return list(self._call("GET", f"/v1/jobs/{_quoted(job_id)}/logs", repeat=True)["data"])
+        return self._items(f"/v1/jobs/{_quoted(job_id)}/logs", lambda line: str(line["id"]))
+
+    def checkpoints(self, job_id: str) -> list[dict[str, Any]]:
+        """The checkpoints there are, with node, step, metrics and files."""
+        return list(self._call("GET", f"/v1/jobs/{_quoted(job_id)}/checkpoints", repeat=True)["data"])
 
     # --- results --------------------------------------------------------------------------------------------------
 
@@ -218,16 +229,13 @@ class TLMClient:
         An interrupted download goes on where it stopped. Raises CorruptArtifact if the bytes do not match.
         """
         base = f"/v1/jobs/{_quoted(job_id)}/model/files"
-        return [
-            fetch_file(self._http, f"{base}/{quote(file.name)}", file, folder, on_bytes=on_bytes, sleep=self._sleep)
-            for file in self.model(job_id)
-        ]
+        return [self._fetch(base, file, folder, on_bytes) for file in self.model(job_id)]
 
     def predict(self, job_id: str, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Prediction]:
         """Labels and probabilities by the job's model; pairs: second texts, where the task has them."""
         body: dict[str, Any] = {"texts": list(texts)} | ({"pairs": list(pairs)} if pairs is not None else {})
         answer = self._call("POST", f"/v1/jobs/{_quoted(job_id)}/predict", json=body, repeat=True)
-        return [self._model(Prediction, one) for one in answer["predictions"]]
+        return [self._model(Prediction, one) for one in answer["data"]]
 
     def info(self) -> dict[str, Any]:
         """Version and limits of the gateway."""
@@ -268,17 +276,26 @@ class TLMClient:
                 parts.append((field, (file.name, handle, "application/octet-stream")))
             return self._call("POST", path, data=dict(form), files=parts)
 
+    def _fetch(self, base: str, file: ModelFile, folder: Path, on_bytes: Callable[[Part], None] | None = None) -> Path:
+        path = f"{base}/{quote(file.name)}"
+        return fetch_file(self._http, path, file, folder, on_bytes=on_bytes, sleep=self._sleep)
+
     def _pages(
         self, cls: type[_Model], path: str, key: Callable[[_Model], str], filters: Mapping[str, str] | None = None
     ) -> Iterator[_Model]:
+        return (self._model(cls, item) for item in self._items(path, lambda item: key(self._model(cls, item)), filters))
+
+    def _items(
+        self, path: str, key: Callable[[dict[str, Any]], str], filters: Mapping[str, str] | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """All items of a list, page by page; key: what the next page is asked for with."""
         after: dict[str, str] = {}
         while True:
             page = self._call("GET", path, params={"limit": _PAGE, **(filters or {}), **after}, repeat=True)
-            found = [self._model(cls, item) for item in page["data"]]
-            yield from found
-            if not page["has_more"] or not found:
+            yield from page["data"]
+            if not page["has_more"] or not page["data"]:
                 return
-            after = {"after": key(found[-1])}
+            after = {"after": key(page["data"][-1])}
 
     def _model(self, cls: type[_Model], body: Any) -> _Model:
         try:

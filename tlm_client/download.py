@@ -72,7 +72,6 @@ def _fetch(
     sleep: Callable[[float], None],
 ) -> None:
     """Bring `partial` to the full size; as long as bytes come, any number of cuts is borne."""
-    etag: str | None = None
     idle = 0
     while True:
         before = _size(partial)
@@ -82,7 +81,7 @@ def _fetch(
         if before == file.size and partial.exists():
             return
         try:
-            etag = _transfer(http, path, file, partial, before, etag, tell)
+            _transfer(http, path, file, partial, before, tell)
         except (httpx.TransportError, Unavailable) as error:
             idle = 0 if _size(partial) > before else idle + 1
             if idle >= _TRIES:
@@ -94,20 +93,12 @@ def _fetch(
 
 
 def _transfer(
-    http: httpx.Client,
-    path: str,
-    file: ModelFile,
-    partial: Path,
-    start: int,
-    etag: str | None,
-    tell: Callable[[Part], None],
-) -> str | None:
-    """One request, from byte `start` on if the gateway agrees. Returns the ETag."""
+    http: httpx.Client, path: str, file: ModelFile, partial: Path, start: int, tell: Callable[[Part], None]
+) -> None:
+    """One request, from byte `start` on if the gateway still serves the same content."""
     headers = {"Accept-Encoding": "identity"}
     if start:
-        headers["Range"] = f"bytes={start}-"
-        if etag:
-            headers["If-Range"] = etag
+        headers |= {"Range": f"bytes={start}-", "If-Range": f'"{file.sha256}"'}
     with http.stream("GET", path, headers=headers) as response:
         if response.is_error:
             response.read()
@@ -129,8 +120,6 @@ def _transfer(
                 tell(Part(file.name, done, file.size))
         if done < file.size:
             raise httpx.ReadError(f"the answer ended at byte {done} of {file.size}")
-        found: str | None = response.headers.get("etag")
-        return found
 
 
 def _inside(name: str) -> PurePosixPath:

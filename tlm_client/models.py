@@ -15,12 +15,20 @@ class _Value(BaseModel):
 
 
 class Dataset(_Value):
-    """An uploaded data set. The id always means these rows, the name the newest version of it."""
+    """An uploaded data set. The id always means these bytes, the name the newest version; digest: of all files.
+
+    rows: records of each split. report: what validation found; only in the answer to an upload.
+    """
 
     id: str
     name: str
-    version: int | None = None
-    summary: dict[str, Any] = {}
+    version: int
+    digest: str
+    options: dict[str, Any] = {}
+    rows: dict[str, int]
+    labels: int
+    warnings: int = 0
+    created_at: float
     report: dict[str, Any] | None = None
 
 
@@ -46,9 +54,10 @@ class CorpusLoad(_Value):
 
 
 class Corpus(_Value):
-    """A corpus with its versions and the uploads under way, newest first."""
+    """A corpus with its versions and its latest uploads, newest first. version: the one that its name means."""
 
     name: str
+    version: str | None = None
     versions: tuple[CorpusVersion, ...] = ()
     loads: tuple[CorpusLoad, ...] = ()
 
@@ -62,32 +71,49 @@ class Hit(_Value):
     source: str
 
 
-class NodeState(_Value):
-    """One stage of a job's plan."""
+class StageState(_Value):
+    """One node of a job's plan."""
 
     name: str
     stage: str
-    done: bool = False
+    done: bool
 
 
-class Job(_Value):
-    """A job as the API tells it. Times are Unix seconds."""
+class JobSummary(_Value):
+    """A job as lists show it. Times are Unix seconds."""
 
     id: str
     state: State
-    spec: JobSpec
+    dataset: str
+    corpus: str | None = None
+    scale: str
+    recipe: str
+    seeds: tuple[int, ...]
+    metadata: dict[str, str] = {}
     attempt: int = 0
     failures: int = 0
     created_at: float
+    updated_at: float
     started_at: float | None = None
     finished_at: float | None = None
     progress: Progress | None = None
     error: dict[str, Any] | None = None
-    nodes: tuple[NodeState, ...] = ()
 
     @property
     def is_over(self) -> bool:
         return self.state in TERMINAL
+
+
+class Job(JobSummary):
+    """A job with what was settled when it was accepted, and its stages."""
+
+    spec: JobSpec
+    dataset_id: str
+    dataset_digest: str
+    corpus_version: str | None = None
+    resolved_recipe: dict[str, Any]
+    stages: tuple[StageState, ...]
+    last_event: int = 0
 
 
 class JobEvent(_Value):
@@ -109,7 +135,8 @@ class ModelFile(_Value):
 
 
 class Prediction(_Value):
-    """The label of one text and the probability of each label."""
+    """The likeliest label of one text, and the probability of every label."""
 
     label: str
+    probability: float
     probabilities: dict[str, float]

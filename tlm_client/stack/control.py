@@ -55,8 +55,12 @@ class StackHandle:
         self.url = url
 
     @property
+    def token_file(self) -> Path:
+        return self._folder.token_file
+
+    @property
     def token(self) -> str:
-        return self._folder.token_file.read_text(encoding="utf-8").strip()
+        return self.token_file.read_text(encoding="utf-8").strip()
 
     @property
     def logs(self) -> Path:

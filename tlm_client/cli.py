@@ -1,0 +1,51 @@
+"""The `tlm` command.
+
+Exit codes: 0 done; 1 the job failed, or another error; 2 wrong usage; 3 the gateway, or what it needs, does not
+answer; 4 not found; 5 what was sent is not acceptable; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tlm_client.commands import data, jobs, models, stack
+from tlm_client.console import session_of
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train small text classifiers from scratch: retrieve, train, take the model away.",
+    epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 not reachable, 4 not found, 5 invalid input, 130 interrupted.",
+)
+app.add_typer(data.datasets, name="dataset")
+app.add_typer(data.corpora, name="corpus")
+for command in (
+    stack.up, stack.down, stack.status, jobs.submit, jobs.jobs, jobs.show, jobs.watch, jobs.cancel, jobs.pause,
+    jobs.resume, models.download, models.predict, models.evaluate,
+):  # fmt: skip
+    app.command()(command)
+
+
+@app.callback()
+def connect(
+    context: typer.Context,
+    url: Annotated[
+        str | None, typer.Option(envvar="TLM_URL", help="Gateway; default: the one of this machine.")
+    ] = None,
+    token: Annotated[str | None, typer.Option(envvar="TLM_TOKEN", help="API token of that gateway.")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(envvar="TLM_DATA_DIR", help="Data folder of the service on this machine.")
+    ] = None,
+) -> None:
+    session = session_of(context)
+    session.url = url or session.url
+    session.token = token or session.token
+    session.data_dir = data_dir or session.data_dir
+
+
+def main() -> None:
+    """Entry point of the `tlm` command."""
+    app()

@@ -1,0 +1,195 @@
+"""`tlm dataset …` and `tlm corpus …`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tlm_client.console import AsJson, emit, guarded, notes, say, session_of, table
+from tlm_client.display import Display
+from tlm_client.models import Dataset
+from tlm_client.sources import corpus_files, dataset_files
+from tlm_core.errors import InvalidRequest
+
+datasets = typer.Typer(no_args_is_help=True, help="Labelled texts: add, list, show.")
+corpora = typer.Typer(no_args_is_help=True, help="General text to retrieve from: add, list, show, search.")
+
+_HUB = "hub:"
+Name = Annotated[str, typer.Argument(metavar="NAME")]
+
+
+@datasets.command("add")
+@guarded
+def dataset_add(
+    context: typer.Context,
+    name: Name,
+    source: Annotated[
+        str, typer.Argument(metavar="PATH|hub:ID", help="File, folder with train/dev/test files, or hub id.")
+    ],
+    text_column: Annotated[str | None, typer.Option(help="Column of the texts; guessed if not given.")] = None,
+    pair_column: Annotated[str | None, typer.Option(help="Column of second texts.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of the labels.")] = None,
+    delimiter: Annotated[str | None, typer.Option(help="Of CSV files.")] = None,
+    metric: Annotated[str | None, typer.Option(help="macro_f1, micro_f1 or accuracy.")] = None,
+    language: Annotated[str | None, typer.Option(help="ISO 639 code, such as de.")] = None,
+    split_seed: Annotated[int, typer.Option(help="Decides which rows a split that has to be cut gets.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Upload a data set; every fault in it is told with its row and column, and then nothing is stored."""
+    given: dict[str, Any] = {
+        "text_column": text_column,
+        "text_pair_column": pair_column,
+        "label_column": label_column,
+        "delimiter": delimiter,
+        "metric": metric,
+        "language": language,
+        "split_seed": split_seed or None,
+    }
+    options = {key: value for key, value in given.items() if value is not None}
+    with session_of(context).client() as client:
+        if source.startswith(_HUB):
+            dataset = client.add_hub_dataset(name, source, options)
+        else:
+            dataset = client.add_dataset(name, dataset_files(Path(source)), options)
+    if as_json:
+        emit(dataset)
+    else:
+        _show(dataset, dataset.report or {})
+
+
+@datasets.command("list")
+@guarded
+def dataset_list(context: typer.Context, as_json: AsJson = False) -> None:
+    """List the data sets, newest first."""
+    with session_of(context).client() as client:
+        found = list(client.datasets())
+    if as_json:
+        emit(found)
+    else:
+        rows = [(d.name, d.version, d.id, d.labels, _counts(d.rows), d.warnings) for d in found]
+        table(("name", "version", "id", "labels", "rows", "warnings"), rows)
+
+
+@datasets.command("show")
+@guarded
+def dataset_show(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
+    """Show what was found in a data set: labels, lengths, duplicates, guesses with their reasons."""
+    with session_of(context).client() as client:
+        dataset = client.dataset(name)
+        report = client.dataset_report(dataset.id)
+    if as_json:
+        emit(dataset.model_copy(update={"report": report}))
+    else:
+        _show(dataset, report)
+
+
+@corpora.command("add")
+@guarded
+def corpus_add(
+    context: typer.Context,
+    name: Name,
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="PATH…", help="Files, folders, or hub:OWNER/NAME[:config][:split] streamed from the hub."
+        ),
+    ] = None,
+    from_packages: Annotated[
+        bool, typer.Option("--from-packages", help="Documentation of the Python packages installed here.")
+    ] = False,
+    language: Annotated[str, typer.Option(help="ISO 639 code of the texts.")] = "en",
+    text_column: Annotated[str | None, typer.Option(help="Column of the texts; guessed if not given.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many passages.")] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Until it can be searched.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Cut texts into passages here, upload them, and wait until they can be searched."""
+    if bool(paths) == from_packages:
+        raise InvalidRequest("give files, folders or hub ids, or --from-packages; not both")
+    with session_of(context).client() as client, Display(notes()) as display:
+        display.begin(f"corpus {name}:")
+        with corpus_files(
+            paths or [], language=language, text_column=text_column, limit=limit, display=display
+        ) as files:
+            display.line(f"uploading {sum(file.stat().st_size for file in files) / 1e6:,.1f} MB")
+            load = client.add_corpus(name, files, language)
+        if wait:
+            load = client.wait_corpus(name, load.id, display.load)
+    if as_json:
+        emit(load)
+    elif wait:
+        say(f"corpus '{name}' is ready: {load.total:,} passages, version {load.version}")
+    else:
+        say(f"corpus '{name}' is on its way; see `tlm corpus show {name}`")
+
+
+@corpora.command("list")
+@guarded
+def corpus_list(context: typer.Context, as_json: AsJson = False) -> None:
+    """List the corpora."""
+    with session_of(context).client() as client:
+        found = list(client.corpora())
+    if as_json:
+        emit(found)
+        return
+    rows = []
+    for corpus in found:
+        version = next((v for v in corpus.versions if v.version == corpus.version), None)
+        loading = corpus.loads[0].state if corpus.loads else ""
+        count = f"{version.count:,}" if version else None
+        rows.append((corpus.name, corpus.version, count, version.language if version else None, loading))
+    table(("name", "version", "passages", "language", "last upload"), rows)
+
+
+@corpora.command("show")
+@guarded
+def corpus_show(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
+    """Show the versions of a corpus and its latest uploads."""
+    with session_of(context).client() as client:
+        corpus = client.corpus(name)
+    if as_json:
+        emit(corpus)
+        return
+    rows = [(v.version, v.state, f"{v.count:,}", v.language, _message(v.error)) for v in corpus.versions]
+    table(("version", "state", "passages", "language", "error"), rows, title="versions")
+    loads = [(x.id, x.state, f"{x.done:,}/{x.total:,}", x.version, _message(x.error)) for x in corpus.loads]
+    table(("upload", "state", "passages", "version", "error"), loads, title="uploads")
+
+
+@corpora.command("search")
+@guarded
+def corpus_search(
+    context: typer.Context,
+    name: Name,
+    query: Annotated[str, typer.Argument(metavar="QUERY")],
+    k: Annotated[int, typer.Option("-k", min=1, max=100, help="At most so many passages.")] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Try a query, as a training text would be one."""
+    with session_of(context).client() as client:
+        hits = client.search(name, query, k)
+    if as_json:
+        emit(hits)
+    else:
+        table(("score", "source", "text"), [(f"{hit.score:.2f}", hit.source, hit.text[:400]) for hit in hits])
+
+
+def _show(dataset: Dataset, report: dict[str, Any]) -> None:
+    say(f"data set '{dataset.name}' version {dataset.version} ({dataset.id}): {_counts(dataset.rows)}")
+    splits = list(dataset.rows)
+    rows = [[entry["label"], *(entry.get(split) for split in splits)] for entry in report.get("labels", [])]
+    table(("label", *splits), rows)
+    for note in report.get("notes", []):
+        say(f"note: {note}")
+    for warning in report.get("warnings", [])[:20]:
+        say(f"warning: {warning['message']}")
+
+
+def _counts(rows: dict[str, int]) -> str:
+    return ", ".join(f"{split} {count:,}" for split, count in rows.items())
+
+
+def _message(error: dict[str, Any] | None) -> str:
+    return str(error.get("message", "")) if error else ""

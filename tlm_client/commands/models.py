@@ -1,0 +1,80 @@
+"""`tlm download`, `tlm predict`, `tlm evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tlm_client.commands.jobs import JobId
+from tlm_client.console import AsJson, emit, guarded, notes, say, session_of, table
+from tlm_client.display import Display
+from tlm_client.results import SCORES, number
+
+
+@guarded
+def download(
+    context: typer.Context,
+    job_id: JobId,
+    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="Default: a folder named as the job.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fetch a job's model and reports, checked by SHA-256. What was cut goes on where it stopped."""
+    target = folder or Path(job_id)
+    with session_of(context).client() as client, Display(notes()) as display:
+        display.begin("downloading")
+        files = client.download(job_id, target, display.bytes)
+    if as_json:
+        emit({"folder": target, "files": files})
+    else:
+        say(f"{len(files)} files in {target}; AutoModelForSequenceClassification.from_pretrained('{target / 'model'}')")
+
+
+@guarded
+def predict(
+    context: typer.Context,
+    job_id: JobId,
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT…")],
+    pair: Annotated[list[str] | None, typer.Option(help="Second text of each, where the task has pairs.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Classify texts with a job's model, in the gateway."""
+    with session_of(context).client() as client:
+        answers = client.predict(job_id, texts, pair or None)
+    if as_json:
+        emit(answers)
+        return
+    rows = [(a.label, f"{a.probability:.3f}", text[:120]) for a, text in zip(answers, texts, strict=True)]
+    table(("label", "probability", "text"), rows)
+
+
+@guarded
+def evaluate(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL_DIR|hub:ID", help="A stock sequence-classification model.")],
+    dataset: Annotated[str, typer.Option(help="A folder or file, hub:ID, or the name of an uploaded data set.")],
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    batch: Annotated[int, typer.Option(min=1, help="Texts at once.")] = 64,
+    as_json: AsJson = False,
+) -> None:
+    """Score a stock model on a data set's test split, on this machine, with the measures that jobs report."""
+    from tlm_client.evaluation import evaluate_model, task_of
+
+    task = task_of(dataset, session_of(context))
+    with Display(notes()) as display:
+        display.begin("evaluating")
+        scores = evaluate_model(
+            model,
+            task,
+            split=split,
+            batch=batch,
+            on_progress=lambda done, total: display.update(split, done, total, ""),
+        )
+    if as_json:
+        emit(scores)
+        return
+    say(f"{scores['rows']:,} rows of {split}; {scores['metric']} decides")
+    clean = scores["deduplicated"]
+    rows = [(name, number(scores[name]), number(clean[name])) for name in SCORES]
+    table(("score", "all rows", f"without {clean['rows_left_out']} rows that stand in train"), rows)

@@ -1,0 +1,110 @@
+"""Scoring stock models on this machine. Needs torch and transformers, which nothing else of the client does."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from tlm_client.console import Session
+from tlm_core.errors import InvalidRequest, NotFound, Unavailable
+from tlm_core.tasks.metrics import score
+from tlm_core.tasks.options import DatasetOptions
+from tlm_core.tasks.task import SPLITS, Task
+from tlm_core.tasks.validate import load_task
+
+_HUB = "hub:"
+_LONGEST = 512
+
+
+class Classifier:
+    """A stock sequence-classification model of a folder or `hub:ID`; code from the hub is never run.
+
+    Raises NotFound, and Unavailable if the hub does not answer.
+    """
+
+    def __init__(self, source: str) -> None:
+        name = source.removeprefix(_HUB)
+        if not source.startswith(_HUB) and not (Path(name) / "config.json").is_file():
+            raise NotFound(f"'{name}' is no folder with a config.json; give a model folder, or hub:OWNER/NAME")
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            self.model = AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            cause = Unavailable if source.startswith(_HUB) else InvalidRequest
+            raise cause(f"the model '{source}' cannot be loaded: {error}") from error
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model.to(self.device).eval()
+        self.labels: list[str] = [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
+        self._longest = min(
+            self.tokenizer.model_max_length, getattr(self.model.config, "max_position_embeddings", _LONGEST)
+        )
+
+    def probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> torch.Tensor:
+        """(texts, labels) probabilities; longer texts are cut as in training."""
+        encoded = self.tokenizer(
+            list(texts),
+            list(pairs) if pairs is not None else None,
+            truncation=True,
+            max_length=self._longest,
+            padding=True,
+            return_tensors="pt",
+        )
+        with torch.inference_mode():
+            return self.model(**encoded.to(self.device)).logits.float().softmax(-1).cpu()
+
+    def classify(self, texts: Sequence[str]) -> list[tuple[str, float]]:
+        """The likeliest label of each text, and its probability."""
+        best = self.probabilities(texts).max(-1)
+        return [(self.labels[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+
+
+def task_of(dataset: str, session: Session) -> Task:
+    """The task in a folder or file, on the hub, or behind the name of an uploaded data set.
+
+    Raises InvalidDataset, NotFound, Unavailable.
+    """
+    if dataset.startswith(_HUB):
+        return load_task(dataset)[0]
+    if Path(dataset).exists():
+        return load_task(Path(dataset))[0]
+    with tempfile.TemporaryDirectory(prefix="tlm-dataset-") as folder, session.client() as client:
+        found = client.dataset(dataset)
+        files = client.download_dataset(found.id, Path(folder))
+        return load_task({Path(f.name.split(".")[0]).name: f for f in files}, DatasetOptions(**found.options))[0]
+
+
+def evaluate_model(
+    source: str,
+    task: Task,
+    *,
+    split: str = "test",
+    batch: int = 64,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Scores of a stock model on one split, as tlm_core.tasks.metrics.score gives them.
+
+    The model's labels are matched to the task's by name. Raises InvalidRequest if they are others.
+    """
+    if split not in SPLITS:
+        raise InvalidRequest(f"unknown split '{split}'; known are {', '.join(SPLITS)}")
+    classifier = Classifier(source)
+    if set(classifier.labels) != set(task.labels):
+        raise InvalidRequest(
+            f"the model knows the labels {', '.join(classifier.labels[:20])}, the data set "
+            f"{', '.join(task.labels[:20])}; they must be the same"
+        )
+    index = [task.labels.index(label) for label in classifier.labels]
+    texts, pairs = task.texts(split), task.text_pairs(split)
+    answers: list[int] = []
+    for start in range(0, len(texts), batch):
+        part = slice(start, start + batch)
+        found = classifier.probabilities(texts[part], pairs[part] if pairs is not None else None).argmax(-1)
+        answers += [index[label] for label in found.tolist()]
+        if on_progress is not None:
+            on_progress(len(answers), len(texts))
+    return score(task.label_ids(split), answers, len(task.labels), task.metric, in_train=task.in_train(split))
