@@ -1,0 +1,97 @@
+"""How a text becomes the terms that are matched. One table from language to analysis, for every index.
+
+`standard` is what Lucene's standard analyzer does: words as Unicode Annex 29 cuts them (an apostrophe between letters
+and a point or comma between digits stay inside), every Han and Hiragana character a word of its own, lower case, no
+stop words, terms of more than 255 characters cut. `bigrams` is for languages written without blanks: runs of their
+scripts become overlapping pairs of characters, all else the usual words; an index is given these terms, not the text.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import unicodedata
+from collections.abc import Iterator
+from typing import Any, Literal
+
+Analysis = Literal["standard", "bigrams"]
+
+LONGEST_TERM = 255
+
+_WITHOUT_BLANKS = frozenset({"zh", "yue", "ja", "ko", "th", "lo", "km", "my", "bo"})
+_SCRIPTS = (
+    "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029"
+    "\u3040-\u30fa\u30fc-\u318f\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff"
+    "\U00020000-\U0003ffff"
+)
+_RUN = re.compile(rf"([{_SCRIPTS}]+)|[^\W_{_SCRIPTS}]+")
+
+# Texts of these characters only (most of English) need no Unicode tables: a plain expression cuts them alike and
+# several times faster. Left out are characters that the annex treats in a way of their own.
+_LETTER = "A-Za-zÀ-ÖØ-öø-įıĲ-ſ"
+_PLAIN = re.compile(rf"[\x00-\x7f{_LETTER}\u00a0°±×÷§–—‘’“”…•]*")
+_PLAIN_WORD = re.compile(
+    rf"_*[{_LETTER}0-9][{_LETTER}0-9_]*"
+    rf"(?:(?:(?<=[{_LETTER}])['’‘.:](?=[{_LETTER}])|(?<=[0-9])['’‘.,;](?=[0-9]))[{_LETTER}0-9_]+)*"
+)
+
+
+def analysis_of(language: str) -> Analysis:
+    """The analysis of texts in `language` (a BCP 47 tag such as `en` or `zh-Hant`)."""
+    return "bigrams" if re.split("[-_]", language.lower())[0] in _WITHOUT_BLANKS else "standard"
+
+
+def terms(text: str, analysis: Analysis) -> list[str]:
+    """The terms of `text` in order, repeated ones repeated."""
+    found = list(_bigrams(text)) if analysis == "bigrams" else _standard(text)
+    if found and max(map(len, found)) > LONGEST_TERM:
+        return [term[at : at + LONGEST_TERM] for term in found for at in range(0, len(term), LONGEST_TERM)]
+    return found
+
+
+def _standard(text: str) -> list[str]:
+    if _PLAIN.fullmatch(text):
+        return _PLAIN_WORD.findall(text.lower())
+    # Lucene's lower case maps one character to one; this letter's full mapping has two.
+    words: list[str] = _annex29().analyze(text.replace("İ", "i"))
+    return words
+
+
+def _bigrams(text: str) -> Iterator[str]:
+    for match in _RUN.finditer(unicodedata.normalize("NFKC", text).lower()):
+        run = match.group()
+        if match.group(1) is None or len(run) == 1:
+            yield run
+        else:
+            yield from (run[at : at + 2] for at in range(len(run) - 1))
+
+
+@functools.cache
+def _annex29() -> Any:
+    """The word rules of Unicode Annex 29 (WB4 to WB13, WB999) as one expression without look-around."""
+    from tantivy import Filter, TextAnalyzerBuilder, Tokenizer
+
+    extend = r"[\p{wb=Extend}\p{wb=Format}\p{wb=ZWJ}]*"
+
+    def one_of(*classes: str) -> str:
+        return "[" + "".join(classes) + "]" + extend
+
+    letter = one_of(r"\p{wb=ALetter}", r"\p{wb=Hebrew_Letter}")
+    digit = one_of(r"\p{wb=Numeric}", r"\x{FF10}-\x{FF19}")
+    katakana = one_of(r"\p{wb=Katakana}")
+    joiner = f"(?:{one_of(chr(92) + 'p{wb=ExtendNumLet}')})"
+    in_word = one_of(r"\p{wb=MidLetter}", r"\p{wb=MidNumLet}", r"\p{wb=Single_Quote}")
+    in_number = one_of(r"\p{wb=MidNum}", r"\p{wb=MidNumLet}", r"\p{wb=Single_Quote}")
+    letters = f"{letter}(?:(?:{joiner}*|{in_word}){letter})*"
+    digits = f"{digit}(?:(?:{joiner}*|{in_number}){digit})*"
+    core = f"(?:{katakana}(?:{joiner}*{katakana})*|(?:{digits}|{letters})+)"
+    word = f"{joiner}*{core}(?:{joiner}+{core})*{joiner}*"
+    # Scripts whose words only a dictionary could tell apart stay whole runs, as in Lucene.
+    unsegmented = r"\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{New_Tai_Lue}\p{Tai_Le}\p{Tai_Tham}\p{Tai_Viet}\p{Ahom}"
+    run = f"(?:[[{unsegmented}]&&[\\p{{L}}\\p{{M}}]]{extend})+"
+    character = one_of(r"\p{Han}", r"\p{Hiragana}")
+    flag = f"(?:{one_of(chr(92) + 'p{wb=Regional_Indicator}')}){{2}}"
+    picture = r"\p{Extended_Pictographic}" + extend
+    emoji = rf"{flag}|[0-9#*]\x{{FE0F}}?\x{{20E3}}|{picture}(?:\x{{200D}}{picture})*"
+    tokenizer = Tokenizer.regex(f"{emoji}|{word}|{run}|{character}")
+    return TextAnalyzerBuilder(tokenizer).filter(Filter.lowercase()).build()
