@@ -1,0 +1,62 @@
+"""The gateway: wiring only."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from starlette.concurrency import run_in_threadpool
+
+from services.api.parts import Parts
+from services.api.routes import corpora, datasets, health, jobs, results
+from services.api.views import Problem
+from services.common.problem import install_problem_handlers
+
+_DESCRIPTION = (
+    "Upload a labelled data set, submit a job, take the trained classifier away. "
+    "Errors are RFC 9457 problems; lists page by `after`, `limit` and `has_more`."
+)
+
+
+def create_app(parts: Parts) -> FastAPI:
+    """The application over `parts`."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        tail = asyncio.create_task(parts.tailer.run(), name="tailer")
+        thread = threading.Thread(target=parts.loads.run, name="loads", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            parts.tailer.close()
+            parts.loads.stop()
+            await run_in_threadpool(thread.join, 10)
+            tail.cancel()
+            await asyncio.gather(tail, return_exceptions=True)
+
+    app = FastAPI(title="TLM service", version=version("tlm-service"), description=_DESCRIPTION, lifespan=lifespan)
+    app.state.parts = parts
+    install_problem_handlers(app, streamed=("/v1/datasets", "/v1/corpora"))
+    for module in (health, datasets, corpora, jobs, results):
+        app.include_router(module.router)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """The description of the API. FastAPI's own form of validation errors is replaced by the problem we send."""
+    if app.openapi_schema is None:
+        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        schemas = schema["components"]["schemas"]
+        schemas["Problem"] = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
+        app.openapi_schema = schema
+    return app.openapi_schema

@@ -1,0 +1,189 @@
+"""Taking a data set in: check it whole, keep the raw files and the report, record it. On a fault nothing is kept."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from services.api.uploads import ReceivedFile
+from services.common.catalog import Catalog, DatasetRecord
+from services.common.jobstore import JobStore
+from tlm_core.artifacts import ArtifactStore, ManifestRef, storage_errors
+from tlm_core.errors import Conflict, InvalidRequest
+from tlm_core.jobs.spec import NAME_PATTERN, new_id
+from tlm_core.jobs.states import TERMINAL, State
+
+if TYPE_CHECKING:
+    from tlm_core.tasks.options import DatasetOptions
+    from tlm_core.tasks.task import Task
+
+LoadTask = Callable[[Mapping[str, Path] | str, "DatasetOptions"], tuple["Task", dict[str, Any]]]
+ENDINGS = ("jsonl", "ndjson", "json", "csv", "tsv", "tab", "parquet", "pq")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[^\s@:]+)?(:[^\s:]+)?")
+
+
+class Intake:
+    """Adds data sets to the catalog. Raises InvalidDataset with every fault; then nothing is stored."""
+
+    def __init__(self, catalog: Catalog, artifacts: ArtifactStore, scratch: Path, load_task: LoadTask) -> None:
+        self._catalog = catalog
+        self._artifacts = artifacts
+        self._scratch = scratch
+        self._load_task = load_task
+
+    def files(
+        self, tenant: str, name: str, files: Mapping[str, ReceivedFile], options: DatasetOptions
+    ) -> DatasetRecord:
+        """Take files in by split; `file` alone stands for a train split from which the others are cut."""
+        check_dataset_name(name)
+        splits = _by_split(files)
+        endings = {split: _ending(file) for split, file in splits.items()}
+        options = _named(options, name)
+        _, report = self._load_task({split: file.path for split, file in splits.items()}, options)
+        with self._work() as raw:
+            for split, file in splits.items():
+                shutil.move(file.path, raw / f"{split}{endings[split]}")
+            return self._keep(tenant, name, raw, report, options)
+
+    def hub(self, tenant: str, name: str, hub: str, options: DatasetOptions) -> DatasetRecord:
+        """Take a data set of the hub in: `OWNER/NAME[@REVISION][:CONFIG]`. What is kept are its texts and labels."""
+        check_dataset_name(name)
+        hub = hub.removeprefix("hub:")
+        # The loader would read a local folder of that name; what lies on this machine is not for callers.
+        if not _HUB_ID.fullmatch(hub) or Path(re.split("[@:]", hub)[0]).exists():
+            raise InvalidRequest(f"'{hub}' is no hub id; write OWNER/NAME, with @REVISION and :CONFIG if needed")
+        task, report = self._load_task(f"hub:{hub}", _named(options, name))
+        with self._work() as raw:
+            with storage_errors("writing the data set"):
+                _write_raw(task, raw)
+            kept = replace(
+                options, name=options.name or name, metric=task.metric, language=task.language, text_column="text",
+                text_pair_column="text_pair" if task.pair else "", label_column="label", delimiter=None,
+            )  # fmt: skip
+            return self._keep(tenant, name, raw, report, kept)
+
+    def _keep(
+        self, tenant: str, name: str, raw: Path, report: dict[str, Any], options: DatasetOptions
+    ) -> DatasetRecord:
+        dataset_id = new_id("ds")
+        folder = f"{tenant}/datasets/{dataset_id}"
+        try:
+            # Neither id nor name goes into the manifest: equal bytes have an equal digest, and stages find them again.
+            raw_ref = self._artifacts.write(f"{folder}/raw", raw, artifact="dataset", stage="dataset")
+            report_ref = self._write_report(f"{folder}/report", report)
+            return self._catalog.add_dataset(
+                tenant, dataset_id, name, raw=raw_ref, report=report_ref, options=given(options),
+                summary=_summary(report),
+            )  # fmt: skip
+        except BaseException:
+            self._artifacts.delete(folder)
+            raise
+
+    def _write_report(self, folder: str, report: dict[str, Any]) -> ManifestRef:
+        with self._work() as work:
+            with storage_errors("writing the validation report"):
+                (work / "report.json").write_text(json.dumps(report, ensure_ascii=False), encoding="utf-8")
+            return self._artifacts.write(folder, work, artifact="report", stage="dataset")
+
+    @contextmanager
+    def _work(self) -> Iterator[Path]:
+        folder = self._scratch / "work" / uuid.uuid4().hex
+        with storage_errors("making room for the upload"):
+            folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove(catalog: Catalog, jobs: JobStore, artifacts: ArtifactStore, record: DatasetRecord) -> None:
+    """Delete a data set and its files. Raises Conflict while a job that is not over needs it."""
+    for state in sorted(set(State) - TERMINAL):
+        after = None
+        more = True
+        while more:
+            page, more = jobs.list_jobs(record.tenant, state=state, after=after, limit=100)
+            for job in page:
+                after = job.id
+                if job.resolved.dataset_id == record.id:
+                    raise Conflict(f"{job.id} is {state} and needs this data set; cancel it first", job=job.id)
+            more = more and bool(page)
+    catalog.drop_dataset(record)
+    artifacts.delete(f"{record.tenant}/datasets/{record.id}")
+
+
+def report_of(artifacts: ArtifactStore, record: DatasetRecord) -> dict[str, Any]:
+    """The validation report of a data set."""
+    with artifacts.open(record.report, "report.json") as handle:
+        report: dict[str, Any] = json.load(handle)
+    return report
+
+
+def check_dataset_name(name: str) -> None:
+    """Raises InvalidRequest for what cannot be a data set's name."""
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise InvalidRequest(
+            f"'{name[:80]}' cannot be a name; use up to 63 letters, digits, dots, dashes and underscores"
+        )
+    if name.startswith("ds_"):
+        raise InvalidRequest("a name cannot begin with 'ds_', as ids do; choose another")
+
+
+def given(options: DatasetOptions) -> dict[str, Any]:
+    """The options that differ from their defaults, so that a new option does not change what old ones mean."""
+    defaults = asdict(type(options)())
+    return {key: value for key, value in asdict(options).items() if value != defaults[key]}
+
+
+def _named(options: DatasetOptions, name: str) -> DatasetOptions:
+    return options if options.name else replace(options, name=name)
+
+
+def _by_split(files: Mapping[str, ReceivedFile]) -> dict[str, ReceivedFile]:
+    if "file" in files:
+        if len(files) > 1:
+            raise InvalidRequest("give either one 'file', or 'train' with 'validation' and 'test'; not both")
+        return {"train": files["file"]}
+    if "train" not in files:
+        raise InvalidRequest(
+            "the form lacks a file: give 'train' (with 'validation' and 'test' if you have them) or 'file'"
+        )
+    return dict(files)
+
+
+def _ending(file: ReceivedFile) -> str:
+    """Ending that tells the type, such as .csv.gz. Raises InvalidRequest."""
+    suffixes = [suffix.lower() for suffix in Path(file.name).suffixes]
+    packed = suffixes[-1:] == [".gz"]
+    kind = suffixes[-2:-1] if packed else suffixes[-1:]
+    if not kind or kind[0][1:] not in ENDINGS:
+        raise InvalidRequest(
+            f"'{file.name}' does not tell its type; name it with one of {', '.join(ENDINGS)} (text forms also with .gz)"
+        )
+    return kind[0] + (".gz" if packed else "")
+
+
+def _write_raw(task: Task, folder: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = pa.array(task.labels, pa.string())
+    for split, table in task.splits.items():
+        labels = names.take(table["label"])
+        columns = {name: table[name] for name in ("text", *(("text_pair",) if task.pair else ()))}
+        pq.write_table(pa.table({**columns, "label": labels}), folder / f"{split}.parquet", compression="zstd")
+
+
+def _summary(report: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "rows": report.get("counts", {}),
+        "labels": len(report.get("labels", [])),
+        "warnings": len(report.get("warnings", [])),
+    }

@@ -1,0 +1,198 @@
+"""Loads of corpora: an upload is cut into passages, kept in storage, and put into the index by the retriever.
+
+Level-triggered: each round looks at every open load, takes the lease on one that nobody works on, and goes on from what
+its record says. A gateway may be killed at any line; it, or another one, takes the load up again.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from services.common.catalog import Catalog, CorpusLoad, CorpusState, CorpusVersion, LoadState
+from services.common.logs import facts
+from services.common.retriever_client import RetrieverClient
+from tlm_core.artifacts import ArtifactStore
+from tlm_core.errors import NotFound, StaleAttempt, TLMError
+
+if TYPE_CHECKING:
+    from tlm_core.corpus.passages import Passage
+
+log = logging.getLogger(__name__)
+
+_TOLD_EVERY = 5_000
+
+
+class _Stopped(Exception):
+    """The process is ending; the load stays open."""
+
+
+class LoadWorker:
+    """Works on open loads, one after the other. owner: tells this process from all others."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        artifacts: ArtifactStore,
+        retriever: RetrieverClient,
+        scratch: Path,
+        *,
+        owner: str | None = None,
+        poll_seconds: float = 0.5,
+        lease_seconds: int = 60,
+    ) -> None:
+        self._catalog = catalog
+        self._artifacts = artifacts
+        self._retriever = retriever
+        self._scratch = scratch
+        self._owner = owner or uuid.uuid4().hex
+        self._poll_seconds = poll_seconds
+        self._lease_seconds = lease_seconds
+        self._wake = threading.Event()
+        self._stopping = False
+
+    def wake(self) -> None:
+        """Look for work now."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """End `run` soon; a load under way is left as it is."""
+        self._stopping = True
+        self._wake.set()
+
+    def run(self) -> None:
+        """Work until stopped."""
+        while not self._stopping:
+            try:
+                self.round()
+            except TLMError as error:
+                log.warning("loads of corpora wait: %s", error)
+            self._wake.wait(self._poll_seconds)
+            self._wake.clear()
+
+    def round(self) -> None:
+        """Take the next step of every open load that nobody else works on."""
+        for tenant, load_id in self._catalog.open_loads():
+            if self._stopping:
+                return
+            if self._catalog.lease_load(tenant, load_id, self._owner, self._lease_seconds):
+                with facts(load_id=load_id):
+                    self._step(self._catalog.load(tenant, load_id))
+
+    def _step(self, load: CorpusLoad) -> None:
+        try:
+            if load.state is LoadState.INDEXING:
+                self._index(load)
+            else:
+                self._cut(load)
+        except StaleAttempt as error:
+            log.warning("%s", error)
+        except _Stopped:
+            log.info("left load %s of corpus %s for the next start", load.id, load.corpus)
+        except TLMError as error:
+            if error.retryable:
+                log.warning("load %s of corpus %s waits: %s", load.id, load.corpus, error)
+                return
+            self._fail(load, error)
+        except Exception:
+            log.exception("load %s of corpus %s met an error nobody expected", load.id, load.corpus)
+            self._fail(load, TLMError("the load met an error it did not expect; the gateway's log has the cause"))
+
+    # --- from upload to passages in storage -------------------------------------------------------------------------
+
+    def _cut(self, load: CorpusLoad) -> None:
+        from tlm_core.corpus.read import read_sources, write_corpus
+
+        load = load.model_copy(update={"state": LoadState.CUTTING, "done": 0})
+        self._catalog.save_load(load, self._owner)
+        folder = self._artifacts.localize(load.upload)
+        names = [entry.name for entry in self._artifacts.manifest(load.upload).files]
+        work = self._scratch / "work" / uuid.uuid4().hex
+        try:
+            passages = read_sources([str(folder / name) for name in names], say=lambda text: log.info("%s", text))
+            info = write_corpus(self._told(passages, load), work, load.language)
+            # The last reading of the whole corpus (digests) tells nothing for a while: the lease has to last.
+            self._renew(load)
+            place = f"{load.tenant}/corpora/{load.corpus}/{info.version}"
+            ref = self._artifacts.write(place, work, artifact=f"{load.corpus}@{info.version}", stage="corpus")
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        version = CorpusVersion(
+            version=info.version, language=load.language, passages=ref, count=info.count, state=CorpusState.LOADING,
+            created_at=load.created_at,
+        )  # fmt: skip
+        load = load.model_copy(
+            update={"state": LoadState.INDEXING, "version": info.version, "done": 0, "total": info.count}
+        )
+        self._catalog.save_load(load, self._owner, self._kept(load, version))
+        self._index(load)
+
+    def _kept(self, load: CorpusLoad, version: CorpusVersion) -> CorpusVersion:
+        """The version as it is to be stored: one that can be searched stays so while it is asked for again."""
+        try:
+            before = self._catalog.corpus(load.tenant, load.corpus).version(version.version)
+        except NotFound:
+            return version
+        return version.model_copy(update={"state": before.state}) if before.state is CorpusState.READY else version
+
+    def _told(self, passages: Iterable[Passage], load: CorpusLoad) -> Iterator[Passage]:
+        """The passages, while the record learns how many there were."""
+        for number, passage in enumerate(passages, start=1):
+            if number % _TOLD_EVERY == 0:
+                self._renew(load)
+                self._catalog.save_load(load.model_copy(update={"done": number}), self._owner)
+                if self._stopping:
+                    raise _Stopped
+            yield passage
+
+    def _renew(self, load: CorpusLoad) -> None:
+        if not self._catalog.lease_load(load.tenant, load.id, self._owner, self._lease_seconds):
+            raise StaleAttempt(f"the lease on load {load.id} is over; another process works on it")
+
+    # --- from storage to the index ----------------------------------------------------------------------------------
+
+    def _index(self, load: CorpusLoad) -> None:
+        """One look at the retriever, asking it for the load if it knows nothing of it (not asked, or restarted)."""
+        assert load.version is not None, "a load is indexed after it has been cut"
+        version = self._catalog.corpus(load.tenant, load.corpus).version(load.version)
+        found = self._retriever.corpus(load.tenant, load.corpus, load.version)
+        match found.state:
+            case "unknown":
+                self._ask(load, version)
+            case "loading":
+                if found.loaded != load.done:
+                    self._catalog.save_load(load.model_copy(update={"done": found.loaded}), self._owner)
+            case "failed":
+                error = found.failure or TLMError("the retriever could not load the corpus and does not say why")
+                if not error.retryable:
+                    self._fail(load, error)
+                    return
+                log.warning("load %s of corpus %s is asked for again: %s", load.id, load.corpus, error)
+                self._ask(load, version)
+            case "ready":
+                over = load.model_copy(update={"state": LoadState.READY, "done": version.count})
+                ready = version.model_copy(update={"state": CorpusState.READY, "error": None})
+                self._catalog.save_load(over, self._owner, ready)
+                self._drop_upload(load)
+
+    def _ask(self, load: CorpusLoad, version: CorpusVersion) -> None:
+        folder, language = version.passages.folder, version.language
+        self._retriever.put_corpus(load.tenant, load.corpus, version.version, folder=folder, language=language)
+
+    def _fail(self, load: CorpusLoad, error: TLMError) -> None:
+        failed = load.model_copy(update={"state": LoadState.FAILED, "error": error.as_dict()})
+        version = None
+        if load.version is not None:
+            known = self._catalog.corpus(load.tenant, load.corpus).version(load.version)
+            version = known.model_copy(update={"state": CorpusState.FAILED, "error": error.as_dict()})
+        self._catalog.save_load(failed, self._owner, version)
+        self._drop_upload(load)
+        log.warning("load %s of corpus %s failed: %s", load.id, load.corpus, error)
+
+    def _drop_upload(self, load: CorpusLoad) -> None:
+        self._artifacts.delete(load.upload.folder)

@@ -1,0 +1,106 @@
+"""What a job has left in storage: its artifacts, checkpoints, selection."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from services.api.views import CheckpointView, PassageView, Provenance, SelectionView
+from services.common.artifacts_of import published
+from services.common.jobstore import CheckpointRef, JobStore
+from tlm_core.artifacts import ArtifactStore, ManifestRef
+from tlm_core.errors import Conflict, NotFound
+from tlm_core.jobs.plan import Plan, plan_of
+from tlm_core.jobs.spec import JobRecord
+
+
+def refs_of(jobs: JobStore, job: JobRecord, plan: Plan | None = None) -> dict[str, ManifestRef]:
+    """Node name → what it left, for the nodes that are done. A job that succeeded tells it itself."""
+    if job.result is not None and "artifacts" in job.result:
+        return {name: ManifestRef(**entry["ref"]) for name, entry in job.result["artifacts"].items()}
+    return published(jobs, job, plan)
+
+
+def artifact_of(jobs: JobStore, job: JobRecord, stage: str) -> ManifestRef:
+    """What the job's (last) node of `stage` left. Raises NotFound if there is none, Conflict until it has."""
+    plan = plan_of(job)
+    nodes = [node.name for node in plan.nodes if node.stage == stage]
+    if not nodes:
+        raise NotFound(f"{job.id} has no stage '{stage}'; it was submitted without")
+    done = refs_of(jobs, job, plan)
+    if nodes[-1] not in done:
+        raise Conflict(f"{job.id} is {job.state} and has not finished '{stage}' yet", state=job.state)
+    return done[nodes[-1]]
+
+
+def open_file(artifacts: ArtifactStore, ref: ManifestRef, name: str) -> tuple[Path, str, int]:
+    """(local path, SHA-256, size) of one file of an artifact. Raises NotFound."""
+    entry = artifacts.manifest(ref).file(name)
+    path = artifacts.localize(ref) / entry.name
+    if not path.is_file():
+        raise NotFound(f"'{name}' is not there any more")
+    return path, entry.sha256, entry.size
+
+
+def json_of(artifacts: ArtifactStore, ref: ManifestRef, name: str) -> dict[str, Any]:
+    """A JSON file of an artifact."""
+    with artifacts.open(ref, name) as handle:
+        content: dict[str, Any] = json.load(handle)
+    return content
+
+
+def checkpoints_of(jobs: JobStore, job: JobRecord) -> list[CheckpointRef]:
+    """The checkpoints that exist for the job's stages, in the order of its plan, oldest first."""
+    plan = plan_of(job)
+    done = refs_of(jobs, job, plan)
+    digests = {name: ref.digest for name, ref in done.items()}
+    found: list[CheckpointRef] = []
+    for node in plan.nodes:
+        if all(name in digests for name in node.inputs.values()):
+            found.extend(jobs.checkpoints(job.tenant, node.artifact_id(digests, job.id)))
+    return found
+
+
+def checkpoint_views(artifacts: ArtifactStore, checkpoints: list[CheckpointRef]) -> list[CheckpointView]:
+    """Checkpoints with their files; one that was replaced while we looked is left out."""
+    views = []
+    for one in checkpoints:
+        try:
+            files = artifacts.manifest(one.ref).files
+        except NotFound:
+            continue
+        views.append(
+            CheckpointView(
+                node=one.node, step=one.step, job=one.job, attempt=one.attempt, metrics=one.metrics, files=files
+            )
+        )
+    return views
+
+
+def selection_page(artifacts: ArtifactStore, ref: ManifestRef, *, after: int, limit: int) -> SelectionView:
+    """`limit` passages of a selection from position `after` on, each with the train rows that asked for it."""
+    import pyarrow.parquet as pq
+
+    folder = artifacts.localize(ref)
+    facts = json.loads((folder / "selection.json").read_text(encoding="utf-8"))
+    with pq.ParquetFile(folder / "passages.parquet") as file:
+        total = file.metadata.num_rows
+        rows: list[dict[str, Any]] = []
+        position = 0
+        for batch in file.iter_batches(batch_size=8_192):
+            begin = max(after - position, 0)
+            if begin < batch.num_rows:
+                rows.extend(batch.slice(begin, limit - len(rows)).to_pylist())
+            position += batch.num_rows
+            if len(rows) >= limit:
+                break
+    wanted = [row["id"] for row in rows]
+    asked: dict[str, list[Provenance]] = {name: [] for name in wanted}
+    if wanted:
+        table = pq.read_table(folder / "provenance.parquet", filters=[("passage_id", "in", wanted)])
+        for row in table.to_pylist():
+            entry = Provenance(train_row=row["train_row"], rank=row["rank"], score=row["score"])
+            asked[row["passage_id"]].append(entry)
+    data = tuple(PassageView(**row, asked_by=tuple(asked[row["id"]])) for row in rows)
+    return SelectionView(facts=facts, data=data, has_more=after + len(rows) < total)

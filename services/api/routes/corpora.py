@@ -1,0 +1,131 @@
+"""Corpora: upload, progress of the load, versions, a search box."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import uuid
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from fastapi import Path as PathParam
+from starlette.concurrency import run_in_threadpool
+
+from services.api.auth import Tenant
+from services.api.parts import AfterId, Limit, Parts, PartsDep, problems
+from services.api.uploads import ReceivedFile, received
+from services.api.views import CorpusView, Hit, LoadView, Page, SearchBody, SearchResult
+from services.common.catalog import CorpusLoad, ready_version
+from tlm_core.artifacts import storage_errors
+from tlm_core.errors import InvalidRequest
+from tlm_core.jobs.spec import NAME_PATTERN
+
+router = APIRouter(prefix="/v1/corpora", tags=["corpora"])
+
+Name = Annotated[str, PathParam(max_length=200)]
+
+_FORM: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["name", "files"],
+                    "properties": {
+                        "name": {"type": "string"},
+                        "language": {"type": "string", "default": "en", "description": "ISO 639 code"},
+                        "files": {"type": "array", "items": {"type": "string", "format": "binary"},
+                                  "description": "jsonl, csv, tsv, txt, md, rst (also .gz, .zst) or parquet"},
+                    },
+                },
+                "example": {"name": "docs", "language": "en", "files": ["@passages.parquet"]},
+            }
+        },
+    }
+}  # fmt: skip
+
+
+@router.post(
+    "", status_code=202, summary="Upload a corpus", openapi_extra=_FORM, responses=problems(400, 413, 415, 507)
+)
+async def create(request: Request, parts: PartsDep, tenant: Tenant) -> LoadView:
+    """Answers as soon as the upload is safe; cutting and indexing follow. Look at the corpus to see how far they are.
+
+    Under a name that exists it becomes a new version, named by its content.
+    """
+    async with received(
+        request,
+        parts.settings.scratch,
+        max_bytes=parts.settings.max_upload_bytes,
+        fields=("name", "language"),
+        files=("files",),
+    ) as upload:
+        name, language = upload.field("name"), upload.field("language", "en")
+        if not re.fullmatch(NAME_PATTERN, name):
+            raise InvalidRequest(
+                f"'{name[:80]}' cannot be a name; use up to 63 letters, digits, dots, dashes and underscores"
+            )
+        if not re.fullmatch(r"[a-z]{2,3}", language):
+            raise InvalidRequest(f"'{language[:20]}' is no language; give an ISO 639 code such as en, de or zh")
+        load = await run_in_threadpool(_keep, parts, tenant, name, language, upload.files)
+    parts.loads.wake()
+    return LoadView.of(load)
+
+
+@router.get("", summary="List corpora", responses=problems())
+def list_all(parts: PartsDep, tenant: Tenant, after: AfterId = None, limit: Limit = 20) -> Page[CorpusView]:
+    """By name; ask for the next page with `after` = name of the last one."""
+    corpora, more = parts.catalog.corpora(tenant, after=after, limit=limit)
+    views = tuple(CorpusView.of(c, parts.catalog.loads(tenant, c.name, limit=1)) for c in corpora)
+    return Page(data=views, has_more=more)
+
+
+@router.get("/{corpus}", summary="One corpus", responses=problems(404))
+def get(corpus: Name, parts: PartsDep, tenant: Tenant) -> CorpusView:
+    """Its versions, and how far the latest loads are."""
+    return CorpusView.of(parts.catalog.corpus(tenant, corpus), parts.catalog.loads(tenant, corpus))
+
+
+@router.get("/{corpus}/loads/{load}", summary="One load", responses=problems(404))
+def get_load(corpus: Name, load: str, parts: PartsDep, tenant: Tenant) -> LoadView:
+    """How far one upload is on its way into the index."""
+    parts.catalog.corpus(tenant, corpus)
+    return LoadView.of(parts.catalog.load(tenant, load))
+
+
+@router.post("/{corpus}/search", summary="Try a corpus", responses=problems(404, 409, 413))
+def search(corpus: Name, body: SearchBody, parts: PartsDep, tenant: Tenant) -> SearchResult:
+    """The passages that BM25 finds for a query, as the selection of a job would."""
+    latest = parts.catalog.loads(tenant, corpus, limit=1)
+    version = ready_version(parts.catalog.corpus(tenant, corpus), body.version, latest[0] if latest else None)
+    hits = parts.retriever.search(tenant, corpus, version.version, body.query, body.k)
+    return SearchResult(version=version.version, hits=tuple(Hit(**hit.model_dump()) for hit in hits))
+
+
+def _keep(parts: Parts, tenant: str, name: str, language: str, files: tuple[ReceivedFile, ...]) -> CorpusLoad:
+    """Put the uploaded files into storage and record the load; from then on a restart takes it up again."""
+    from tlm_core.corpus.files import format_of
+
+    if not files:
+        raise InvalidRequest("the form lacks files; give at least one as 'files'")
+    unread = [file.name for file in files if format_of(Path(file.name)) is None]
+    if unread:
+        raise InvalidRequest(
+            f"'{unread[0]}' is not read by its ending; give jsonl, csv, tsv, txt, md, rst (also .gz, .zst) or parquet"
+        )
+    work = parts.settings.scratch / "work" / uuid.uuid4().hex
+    folder = f"{tenant}/uploads/{uuid.uuid4().hex}"
+    try:
+        with storage_errors("keeping the upload"):
+            work.mkdir(parents=True)
+            for file in files:
+                shutil.move(file.path, work / file.name)
+        upload = parts.artifacts.write(folder, work, artifact="upload", stage="corpus")
+        return parts.catalog.add_load(tenant, name, language, upload)
+    except BaseException:
+        parts.artifacts.delete(folder)
+        raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

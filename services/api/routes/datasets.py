@@ -1,0 +1,132 @@
+"""Data sets: upload with a full check, versions by name, report, preview."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from pydantic import ValidationError
+from starlette.concurrency import run_in_threadpool
+
+from services.api.auth import Tenant
+from services.api.datasets import Intake, check_dataset_name, remove, report_of
+from services.api.parts import AfterId, Limit, Parts, PartsDep, problems
+from services.api.uploads import received, single
+from services.api.views import DatasetCreated, DatasetView, HubBody, OptionsBody, Page, Preview
+from services.common.bodies import InsaneJSON, check_json
+from services.common.catalog import DatasetRecord
+from services.common.problem import validation_problem
+from tlm_core.errors import InvalidRequest
+
+router = APIRouter(prefix="/v1/datasets", tags=["data sets"])
+
+_FILE = {"type": "string", "format": "binary"}
+_FORM: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["name"],
+                    "properties": {
+                        "name": {"type": "string"},
+                        "options": {"type": "string", "description": "JSON, as `options` of POST /v1/datasets/hub"},
+                        "train": _FILE, "validation": _FILE, "test": _FILE,
+                        "file": {**_FILE, "description": "instead of train: all rows in one file, splits are cut"},
+                    },
+                },
+                "example": {"name": "reviews", "options": '{"label_column": "stars"}', "train": "@train.csv",
+                            "test": "@test.csv"},
+            }
+        },
+    }
+}  # fmt: skip
+
+
+@router.post(
+    "",
+    status_code=201,
+    summary="Upload a data set",
+    openapi_extra=_FORM,
+    responses=problems(400, 413, 415, 507),
+)
+async def create(request: Request, parts: PartsDep, tenant: Tenant) -> DatasetCreated:
+    """Files go to disk as they come, are checked whole, and every fault is named; on a fault nothing is kept.
+
+    The same name again makes a new version, which the name then means.
+    """
+    async with received(
+        request,
+        parts.settings.scratch,
+        max_bytes=parts.settings.max_upload_bytes,
+        fields=("name", "options"),
+        files=("train", "validation", "test", "file"),
+    ) as upload:
+        name = upload.field("name")
+        check_dataset_name(name)
+        options = parse_options(upload.field("options", "{}")).options()
+        record = await run_in_threadpool(_intake(parts).files, tenant, name, single(upload.files), options)
+    return await run_in_threadpool(_created, parts, record)
+
+
+@router.post("/hub", status_code=201, summary="Take a data set from the hub", responses=problems(404, 413, 507))
+def create_from_hub(body: HubBody, parts: PartsDep, tenant: Tenant) -> DatasetCreated:
+    """Loads the data set (data files only; no code of it is run), checks it and keeps its texts and labels."""
+    return _created(parts, _intake(parts).hub(tenant, body.name, body.hub, body.options.options()))
+
+
+@router.get("", summary="List data sets", responses=problems())
+def list_all(parts: PartsDep, tenant: Tenant, after: AfterId = None, limit: Limit = 20) -> Page[DatasetView]:
+    """Every version of every data set, newest first."""
+    records, more = parts.catalog.datasets(tenant, after=after, limit=limit)
+    return Page(data=tuple(map(DatasetView.of, records)), has_more=more)
+
+
+@router.get("/{dataset}", summary="One data set", responses=problems(404))
+def get(dataset: str, parts: PartsDep, tenant: Tenant) -> DatasetView:
+    """By id, or by name for the newest version of it."""
+    return DatasetView.of(parts.catalog.dataset(tenant, dataset))
+
+
+@router.get("/{dataset}/report", summary="Its validation report", responses=problems(404))
+def report(dataset: str, parts: PartsDep, tenant: Tenant) -> dict[str, Any]:
+    """Guesses with their reasons, warnings, labels, lengths, duplicates, overlap of the splits."""
+    return report_of(parts.artifacts, parts.catalog.dataset(tenant, dataset))
+
+
+@router.get("/{dataset}/preview", summary="Its first rows", responses=problems(404))
+def preview(dataset: str, parts: PartsDep, tenant: Tenant) -> Preview:
+    """The first rows of train, as they were understood."""
+    found = report_of(parts.artifacts, parts.catalog.dataset(tenant, dataset))
+    return Preview(data=tuple(found.get("preview", ())))
+
+
+@router.delete("/{dataset}", status_code=204, summary="Delete it", responses=problems(404, 409))
+def delete(dataset: str, parts: PartsDep, tenant: Tenant) -> Response:
+    """Deletes one version (by id, or the newest of a name). Not while a job that is not over needs it."""
+    remove(parts.catalog, parts.jobs, parts.artifacts, parts.catalog.dataset(tenant, dataset))
+    return Response(status_code=204)
+
+
+def parse_options(text: str) -> OptionsBody:
+    """The options of an upload, which come as JSON text. Raises InvalidRequest."""
+    try:
+        check_json(text.encode())
+        return OptionsBody.model_validate_json(text)
+    except InsaneJSON as error:
+        raise InvalidRequest(f"options: {error}") from error
+    except ValidationError as error:
+        raise InvalidRequest(f"options: {validation_problem(_placed(error))['detail']}") from error
+
+
+def _placed(error: ValidationError) -> list[dict[str, Any]]:
+    return [{**one, "loc": ("options", *one["loc"])} for one in error.errors()]
+
+
+def _intake(parts: Parts) -> Intake:
+    return Intake(parts.catalog, parts.artifacts, parts.settings.scratch, parts.load_task)
+
+
+def _created(parts: Parts, record: DatasetRecord) -> DatasetCreated:
+    return DatasetCreated(**DatasetView.of(record).model_dump(), report=report_of(parts.artifacts, record))

@@ -1,0 +1,148 @@
+"""Jobs: submit, look, list, cancel, pause, resume; events, metrics and log lines."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Header, Query, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.concurrency import run_in_threadpool
+
+from services.api.auth import Tenant
+from services.api.parts import AfterId, Limit, Parts, PartsDep, problems
+from services.api.results import refs_of
+from services.api.submit import resolve_job
+from services.api.views import EventPage, JobSummary, JobView, Page
+from tlm_core.errors import InvalidRequest
+from tlm_core.jobs.plan import plan_of
+from tlm_core.jobs.spec import JobRecord, JobSpec
+from tlm_core.jobs.states import State
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+SPEC_EXAMPLE = {
+    "dataset": "reviews", "corpus": "docs", "scale": "tiny", "recipe": "fast", "seeds": [0, 1, 2],
+    "set": {"joint.rho2": 5}, "metadata": {"team": "search"},
+}  # fmt: skip
+StreamId = Annotated[
+    str, Query(pattern=r"^\d{1,20}(-\d{1,20})?$", description="`id` of the last one of the page before")
+]
+
+
+@router.post("", status_code=202, summary="Submit a job", responses=problems(404, 409, 413, 507))
+def submit(
+    spec: Annotated[JobSpec, Body(examples=[SPEC_EXAMPLE])],
+    parts: PartsDep,
+    tenant: Tenant,
+    response: Response,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+) -> JobView:
+    """Answers when the job is written durably. The same Idempotency-Key again gives the same job, and no second one."""
+    resolved = resolve_job(parts.catalog, tenant, spec)
+    job, new = parts.jobs.submit(tenant, spec, resolved, idempotency_key=idempotency_key)
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    if not new:
+        response.headers["Idempotent-Replayed"] = "true"
+    return _view(parts, job)
+
+
+@router.get("", summary="List jobs", responses=problems())
+def list_all(
+    parts: PartsDep, tenant: Tenant, state: State | None = None, after: AfterId = None, limit: Limit = 20
+) -> Page[JobSummary]:
+    """Newest first; `state` keeps those in one state."""
+    jobs, more = parts.jobs.list_jobs(tenant, state=state, after=after, limit=limit)
+    return Page(data=tuple(map(JobSummary.of, jobs)), has_more=more)
+
+
+@router.get("/{job}", summary="One job", responses=problems(404))
+def get(job: str, parts: PartsDep, tenant: Tenant) -> JobView:
+    """Its state, progress, error, what was settled at submission, and which stages are done."""
+    return _view(parts, parts.jobs.get(tenant, job))
+
+
+@router.post("/{job}/cancel", summary="Cancel a job", responses=problems(404, 409))
+def cancel(job: str, parts: PartsDep, tenant: Tenant) -> JobView:
+    """`cancelling` until nothing of it runs any more, then `cancelled`. Twice is no error."""
+    return _view(parts, parts.jobs.cancel(tenant, job))
+
+
+@router.post("/{job}/pause", summary="Pause a job", responses=problems(404, 409))
+def pause(job: str, parts: PartsDep, tenant: Tenant) -> JobView:
+    """`pausing` until a checkpoint is kept, then `paused`."""
+    return _view(parts, parts.jobs.pause(tenant, job))
+
+
+@router.post("/{job}/resume", summary="Resume a paused job", responses=problems(404, 409))
+def resume(job: str, parts: PartsDep, tenant: Tenant) -> JobView:
+    """Back into the queue; it goes on from its last checkpoint."""
+    return _view(parts, parts.jobs.resume(tenant, job))
+
+
+@router.get(
+    "/{job}/events",
+    summary="What happened to a job",
+    response_model=EventPage,
+    responses={
+        200: {
+            "description": "events in order, or a stream of server-sent events (`id` is seq, `event` the type; "
+            "un-numbered `progress` snapshots; `end` with the last state, then the stream closes)",
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        },
+        **problems(404),
+    },
+)
+async def events(
+    job: str,
+    request: Request,
+    parts: PartsDep,
+    tenant: Tenant,
+    after: Annotated[int, Query(ge=0, lt=2**53, description="seq of the last event that is known")] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    stream: Annotated[bool, Query(description="server-sent events, as with Accept: text/event-stream")] = False,
+    last_event_id: Annotated[str | None, Header(description="as browsers send it when they reconnect")] = None,
+) -> Response:
+    """The log of a job: seq counts from 1 without a gap. A stream can be taken up again where it broke off."""
+    await run_in_threadpool(parts.jobs.get, tenant, job)
+    if stream or "text/event-stream" in request.headers.get("accept", ""):
+        start = max(after, _seq(last_event_id))
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        return StreamingResponse(
+            parts.tailer.stream(tenant, job, start), media_type="text/event-stream", headers=headers
+        )
+    found = await run_in_threadpool(parts.jobs.events, tenant, job, after=after, limit=limit + 1)
+    page = EventPage(data=tuple(found[:limit]), has_more=len(found) > limit)
+    return JSONResponse(page.model_dump(mode="json"))
+
+
+@router.get("/{job}/metrics", summary="Its metric points", responses=problems(404))
+def metrics(
+    job: str, parts: PartsDep, tenant: Tenant, after: StreamId = "0", limit: Annotated[int, Query(ge=1, le=5000)] = 1000
+) -> Page[dict[str, Any]]:
+    """Points in the order in which they were told; each has `id`, `at`, `attempt`, `node`, `step` and its values."""
+    parts.jobs.get(tenant, job)
+    found = parts.jobs.metrics(tenant, job, after=after, limit=limit + 1)
+    return Page(data=tuple(found[:limit]), has_more=len(found) > limit)
+
+
+@router.get("/{job}/logs", summary="Its log lines", responses=problems(404))
+def logs(
+    job: str, parts: PartsDep, tenant: Tenant, after: StreamId = "0", limit: Annotated[int, Query(ge=1, le=5000)] = 1000
+) -> Page[dict[str, Any]]:
+    """Lines in order; each has `id`, `at`, `attempt` and `line`."""
+    parts.jobs.get(tenant, job)
+    found = parts.jobs.logs(tenant, job, after=after, limit=limit + 1)
+    return Page(data=tuple(found[:limit]), has_more=len(found) > limit)
+
+
+def _view(parts: Parts, job: JobRecord) -> JobView:
+    plan = plan_of(job)
+    return JobView.build(job, plan, refs_of(parts.jobs, job, plan))
+
+
+def _seq(last_event_id: str | None) -> int:
+    if last_event_id is None or last_event_id == "":
+        return 0
+    if not (last_event_id.isascii() and last_event_id.isdigit() and len(last_event_id) < 16):
+        raise InvalidRequest(f"Last-Event-ID '{last_event_id[:40]}' is none that this service gave")
+    return int(last_event_id)

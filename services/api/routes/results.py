@@ -1,0 +1,116 @@
+"""What a job leaves: checkpoints, the model, the report, the selection, predictions."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from fastapi.responses import FileResponse
+
+from services.api.auth import Tenant
+from services.api.parts import Parts, PartsDep, problems
+from services.api.results import artifact_of, checkpoint_views, checkpoints_of, json_of, open_file, selection_page
+from services.api.views import (
+    CheckpointView,
+    ModelView,
+    Page,
+    PredictBody,
+    Prediction,
+    Predictions,
+    SelectionView,
+)
+from tlm_core.artifacts import ManifestRef
+from tlm_core.errors import NotFound
+
+router = APIRouter(prefix="/v1/jobs", tags=["results"])
+
+_FILE: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "the file",
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    },
+    206: {"description": "the part of it that Range asked for"},
+    **problems(400, 404, 409, 416),
+}
+
+
+@router.get("/{job}/checkpoints", summary="Its checkpoints", responses=problems(404))
+def checkpoints(job: str, parts: PartsDep, tenant: Tenant) -> Page[CheckpointView]:
+    """Those that exist now, by stage and step; a stage keeps only its newest ones."""
+    found = checkpoints_of(parts.jobs, parts.jobs.get(tenant, job))
+    return Page(data=tuple(checkpoint_views(parts.artifacts, found)), has_more=False)
+
+
+@router.get(
+    "/{job}/checkpoints/{node}/{step}/{name:path}",
+    summary="A file of a checkpoint",
+    response_class=FileResponse,
+    responses=_FILE,
+)
+def checkpoint_file(job: str, node: str, step: int, name: str, parts: PartsDep, tenant: Tenant) -> FileResponse:
+    """With Range, If-Range and ETag; X-Checksum-SHA256 is of the whole file."""
+    for one in checkpoints_of(parts.jobs, parts.jobs.get(tenant, job)):
+        if (one.node, one.step) == (node, step):
+            return _file(parts, one.ref, name)
+    raise NotFound(f"{job} has no checkpoint of '{node}' at step {step}; list its checkpoints")
+
+
+@router.get("/{job}/model", summary="The model's files", responses=problems(404, 409))
+def model(job: str, parts: PartsDep, tenant: Tenant) -> ModelView:
+    """Every file of the exported model with size and SHA-256."""
+    ref = artifact_of(parts.jobs, parts.jobs.get(tenant, job), "export")
+    files = parts.artifacts.manifest(ref).files
+    return ModelView(digest=ref.digest, size=sum(file.size for file in files), files=files)
+
+
+@router.get(
+    "/{job}/model/files/{name:path}", summary="A file of the model", response_class=FileResponse, responses=_FILE
+)
+def model_file(job: str, name: str, parts: PartsDep, tenant: Tenant) -> FileResponse:
+    """With Range, If-Range and ETag; X-Checksum-SHA256 is of the whole file."""
+    return _file(parts, artifact_of(parts.jobs, parts.jobs.get(tenant, job), "export"), name)
+
+
+@router.get("/{job}/report", summary="How good the model is and what it cost", responses=problems(404, 409))
+def report(job: str, parts: PartsDep, tenant: Tenant) -> dict[str, Any]:
+    """Scores on the test split, per class and per seed, with the cost of each stage."""
+    ref = artifact_of(parts.jobs, parts.jobs.get(tenant, job), "evaluate")
+    return json_of(parts.artifacts, ref, "report.json")
+
+
+@router.get("/{job}/selection", summary="The passages that were selected", responses=problems(404, 409))
+def selection(
+    job: str,
+    parts: PartsDep,
+    tenant: Tenant,
+    after: Annotated[int, Query(ge=0, lt=2**40, description="how many to pass over")] = 0,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> SelectionView:
+    """Best rank first, each passage with the train rows that asked for it."""
+    ref = artifact_of(parts.jobs, parts.jobs.get(tenant, job), "select")
+    return selection_page(parts.artifacts, ref, after=after, limit=limit)
+
+
+@router.post("/{job}/predict", summary="Classify texts", responses=problems(404, 409, 413))
+def predict(job: str, body: PredictBody, parts: PartsDep, tenant: Tenant) -> Predictions:
+    """The exported model on your texts; texts longer than its limit are cut."""
+    ref = artifact_of(parts.jobs, parts.jobs.get(tenant, job), "export")
+    labels, probabilities = parts.predictor.predict(ref, body.texts, body.pairs)
+    found = []
+    for row in probabilities.tolist():
+        best = max(range(len(labels)), key=row.__getitem__)
+        found.append(
+            Prediction(label=labels[best], probability=row[best], probabilities=dict(zip(labels, row, strict=True)))
+        )
+    return Predictions(data=tuple(found))
+
+
+def _file(parts: Parts, ref: ManifestRef, name: str) -> FileResponse:
+    path, sha256, _ = open_file(parts.artifacts, ref, name)
+    return FileResponse(
+        path,
+        media_type="application/octet-stream",
+        filename=PurePosixPath(name).name,
+        headers={"ETag": f'"{sha256}"', "X-Checksum-SHA256": sha256, "Cache-Control": "private, no-transform"},
+    )

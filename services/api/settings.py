@@ -1,0 +1,24 @@
+"""Settings of the gateway."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import SettingsConfigDict
+
+from services.common.settings import StoreSettings
+
+
+class ApiSettings(StoreSettings):
+    """Read from TLM_API_*."""
+
+    model_config = SettingsConfigDict(env_prefix="TLM_API_")
+
+    host: str = "127.0.0.1"
+    port: int = Field(8321, ge=0, le=65_535)
+    token_file: Path = Field(description="holds the API token; made at the first start")
+    retriever_url: str = "http://127.0.0.1:8322"
+    internal_token: SecretStr = SecretStr("")
+    max_upload_bytes: int = Field(8 * 2**30, ge=1, description="of one request, all its files together")
+    predict_cache_bytes: int = Field(2**30, ge=1, description="models kept ready for predictions, by their size")

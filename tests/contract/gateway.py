@@ -1,0 +1,141 @@
+"""A gateway for tests: real Redis and storage, a retriever that is played, over TestClient or a real socket."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import redis
+import uvicorn
+from fastapi.testclient import TestClient
+
+from services.api.app import create_app
+from services.api.loads import LoadWorker
+from services.api.parts import Parts
+from services.api.predict import Predictor
+from services.api.settings import ApiSettings
+from services.api.tail import Tailer
+from services.common.catalog import Catalog
+from services.common.jobstore import JobStore
+from services.common.retriever_client import RetrieverClient
+from tests.redis_server import free_port
+from tlm_core.artifacts import ArtifactStore
+from tlm_core.tasks.validate import load_task
+
+T = "default"
+TOKEN = "tlm_test"
+AUTH = {"Authorization": f"Bearer {TOKEN}"}
+TRAIN = "text,label\n" + "".join(f"good film {n},pos\nbad film {n},neg\n" for n in range(20))
+
+
+@dataclass
+class PlayedRetriever:
+    """Answers as the retriever does: a load is ready at the second look, a search finds one passage."""
+
+    loads: dict[str, dict[str, Any]] = field(default_factory=dict)
+    asked: list[tuple[str, str, Any]] = field(default_factory=list)
+    away: bool = False
+    failure: dict[str, Any] | None = None
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        if self.away:
+            raise httpx.ConnectError("refused", request=request)
+        path, body = request.url.path, json.loads(request.content or b"null")
+        self.asked.append((request.method, path, body))
+        if path == "/readyz":
+            return httpx.Response(200, json={})
+        if path == "/v1/search":
+            hit = {"id": "p1", "score": 1.5, "text": f"about {body['query']}", "source": "docs"}
+            return httpx.Response(200, json={"hits": [hit]})
+        if request.method == "PUT":
+            self.loads.setdefault(path, {"state": "loading", "count": 3, "loaded": 0})
+            return httpx.Response(202, json={})
+        load = self.loads.get(path)
+        if load is None:
+            return httpx.Response(404, json={"code": "not_found", "detail": "no such version"})
+        answer = dict(load)
+        if self.failure:
+            return httpx.Response(200, json={**answer, "state": "failed", "error": self.failure})
+        load |= {"state": "ready", "loaded": 3} if load["loaded"] else {"loaded": 1}
+        return httpx.Response(200, json=answer)
+
+    def client(self) -> RetrieverClient:
+        return RetrieverClient(httpx.Client(transport=httpx.MockTransport(self), base_url="http://retriever"))
+
+
+@dataclass
+class Gateway:
+    """The parts of a gateway, and what stands behind them."""
+
+    parts: Parts
+    retriever: PlayedRetriever
+    client: redis.Redis
+    root: Path
+
+    @contextmanager
+    def test_client(self) -> Iterator[TestClient]:
+        with TestClient(create_app(self.parts), headers=AUTH, raise_server_exceptions=False) as client:
+            yield client
+
+    @contextmanager
+    def served(self) -> Iterator[str]:
+        """The address of this gateway on a real socket."""
+        port = free_port()
+        config = uvicorn.Config(create_app(self.parts), host="127.0.0.1", port=port, log_config=None, access_log=False)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        while not server.started:
+            thread.join(0.01)
+            assert thread.is_alive(), "the gateway did not start"
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            self.parts.tailer.close()
+            server.should_exit = True
+            thread.join(10)
+
+    def leftovers(self) -> list[str]:
+        """Files under scratch and storage."""
+        return [str(p.relative_to(self.root)) for p in self.root.rglob("*") if p.is_file()]
+
+
+def make_gateway(client: redis.Redis, root: Path, **settings: Any) -> Gateway:
+    """A gateway on the folder `root`; settings override the defaults."""
+    retriever = PlayedRetriever()
+    made = ApiSettings(storage=str(root / "storage"), scratch=root / "scratch", token_file=root / "token", **settings)
+    (root / "storage").mkdir(parents=True, exist_ok=True)
+    jobs, catalog = JobStore(client), Catalog(client)
+    artifacts = ArtifactStore(made.storage, made.scratch / "artifacts")
+    parts = Parts(
+        settings=made,
+        token=TOKEN,
+        jobs=jobs,
+        catalog=catalog,
+        artifacts=artifacts,
+        retriever=retriever.client(),
+        tailer=Tailer(client, jobs, interval=0.02, progress_interval=0.1),
+        predictor=Predictor(artifacts, capacity=1 << 30),
+        loads=LoadWorker(catalog, artifacts, retriever.client(), made.scratch, poll_seconds=0.02),
+        load_task=load_task,
+    )
+    return Gateway(parts, retriever, client, root)
+
+
+def restarted(gateway: Gateway) -> Gateway:
+    """The same gateway as a new process would be: nothing but storage and Redis is kept."""
+    again = make_gateway(gateway.client, gateway.root)
+    again.retriever.loads.update(gateway.retriever.loads)
+    return replace(again)
+
+
+def upload(client: Any, *, name: str = "toy", train: str = TRAIN, **more: Any) -> Any:
+    """Post a data set of one CSV file."""
+    data = {"name": name, **more}
+    return client.post("/v1/datasets", data=data, files={"train": ("train.csv", train)})

@@ -1,0 +1,255 @@
+"""Data sets over HTTP: taken in whole or not at all, every fault named."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import gzip
+import json
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from fastapi.testclient import TestClient
+
+from services.api.datasets import given
+from services.api.views import OptionsBody
+from tests.contract.gateway import AUTH, TRAIN, Gateway, make_gateway, upload
+from tests.factories import make_resolved, make_spec
+from tlm_core.artifacts import ArtifactStore
+from tlm_core.tasks.options import DatasetOptions
+
+T = "default"
+
+
+@pytest.fixture
+def gateway(redis_client: redis.Redis, tmp_path: Path) -> Gateway:
+    return make_gateway(redis_client, tmp_path)
+
+
+@pytest.fixture
+def api(gateway: Gateway) -> Iterator[TestClient]:
+    with gateway.test_client() as client:
+        yield client
+
+
+def test_an_upload_is_checked_kept_and_found_by_name_and_id(api: TestClient, gateway: Gateway) -> None:
+    answer = upload(api, options='{"label_column": "label"}')
+    assert answer.status_code == 201, answer.text
+    made = answer.json()
+    assert made["report"]["ok"]
+    assert (made["version"], made["labels"], made["options"]["label_column"]) == (1, 2, "label")
+    again = api.get(f"/v1/datasets/{made['id']}").json()
+    assert again == api.get("/v1/datasets/toy").json() == {k: v for k, v in made.items() if k != "report"}
+    assert api.get("/v1/datasets/toy/report").json() == made["report"]
+    assert len(api.get("/v1/datasets/toy/preview").json()["data"]) == 5
+    record = gateway.parts.catalog.dataset(T, "toy")
+    assert [f.name for f in gateway.parts.artifacts.verify(record.raw).files] == ["train.csv"]
+    assert not [name for name in gateway.leftovers() if name.startswith("scratch")]
+
+
+def test_the_same_bytes_have_the_same_digest_so_that_stages_are_found_again(api: TestClient) -> None:
+    first, second = upload(api).json(), upload(api).json()
+    assert (first["version"], second["version"]) == (1, 2)
+    assert first["digest"] == second["digest"]
+    assert first["id"] != second["id"]
+    assert upload(api, train=TRAIN + "more,pos\n").json()["digest"] != first["digest"]
+
+
+def test_splits_and_packed_files_are_taken_as_they_are(api: TestClient, gateway: Gateway) -> None:
+    lines = "".join(json.dumps({"text": f"t {n} {split}", "label": n % 2}) + "\n" for n in range(20) for split in "a")
+    files = {
+        "train": ("My Data (final).jsonl.gz", gzip.compress(lines.encode())),
+        "test": ("t.tsv", "text\tlabel\nx y\t0\nz w\t1\n"),
+    }
+    answer = api.post("/v1/datasets", data={"name": "two"}, files=files)
+    assert answer.status_code == 201, answer.text
+    record = gateway.parts.catalog.dataset(T, "two")
+    assert [f.name for f in gateway.parts.artifacts.manifest(record.raw).files] == ["test.tsv", "train.jsonl.gz"]
+
+
+FAULTY = {
+    "empty": "",
+    "header only": "text,label\n",
+    "one class": "text,label\n" + "".join(f"film {n},pos\n" for n in range(20)),
+    "blank and null": TRAIN + " ,pos\nx,\n",
+    "doubled column": "text,text,label\na,b,pos\n",
+}
+
+
+@pytest.mark.parametrize("train", FAULTY.values(), ids=FAULTY.keys())
+def test_a_faulty_data_set_is_refused_with_its_faults_and_leaves_nothing(
+    api: TestClient, gateway: Gateway, train: str
+) -> None:
+    answer = upload(api, train=train)
+    assert answer.status_code == 422
+    problem = answer.json()
+    assert problem["code"] == "invalid_dataset"
+    assert all({"code", "message", "split", "row", "column"} == set(fault) for fault in problem["errors"])
+    assert gateway.leftovers() == []
+    assert api.get("/v1/datasets").json() == {"data": [], "has_more": False}
+
+
+def test_all_faults_are_listed_with_row_and_column(api: TestClient) -> None:
+    problem = upload(api, train=TRAIN + " ,pos\nx,\n").json()
+    assert {(f["row"], f["column"]) for f in problem["errors"]} == {(41, "text"), (42, "label")}
+
+
+@pytest.mark.parametrize(
+    ("data", "files", "says"),
+    [
+        ({}, {"train": ("a.csv", TRAIN)}, "lacks the field 'name'"),
+        ({"name": "a/b"}, {"train": ("a.csv", TRAIN)}, "cannot be a name"),
+        ({"name": "ds_1"}, {"train": ("a.csv", TRAIN)}, "cannot begin with"),
+        ({"name": "x", "nmae": "y"}, {"train": ("a.csv", TRAIN)}, "'nmae' that is not known"),
+        ({"name": "x"}, {"trian": ("a.csv", TRAIN)}, "'trian' that is not known"),
+        ({"name": "x"}, {"test": ("a.csv", TRAIN)}, "lacks a file"),
+        ({"name": "x"}, {"train": ("a.csv", TRAIN), "file": ("b.csv", TRAIN)}, "not both"),
+        ({"name": "x"}, {"train": ("a.xlsx", TRAIN)}, "does not tell its type"),
+        ({"name": "x"}, {"train": ("noending", TRAIN)}, "does not tell its type"),
+        ({"name": "x", "options": "{"}, {"train": ("a.csv", TRAIN)}, "options"),
+        ({"name": "x", "options": '{"txt": 1}'}, {"train": ("a.csv", TRAIN)}, "/txt: is not a known field"),
+        ({"name": "x", "options": '{"text_column": [1]}'}, {"train": ("a.csv", TRAIN)}, "must be a text, not a list"),
+        ({"name": "x", "options": '{"delimiter": "ab"}'}, {"train": ("a.csv", TRAIN)}, "one character"),
+        ({"name": "x", "options": "[" * 70 + "]" * 70}, {"train": ("a.csv", TRAIN)}, "nested deeper"),
+    ],
+)
+def test_a_wrong_form_is_refused_with_a_sentence(
+    api: TestClient, gateway: Gateway, data: dict[str, str], files: dict[str, Any], says: str
+) -> None:
+    answer = api.post("/v1/datasets", data=data, files=files)
+    assert answer.status_code == 422, answer.text
+    assert says in answer.json()["detail"]
+    assert gateway.leftovers() == []
+
+
+def test_what_is_no_multipart_is_not_taken(api: TestClient) -> None:
+    assert api.post("/v1/datasets", json={"name": "x"}).status_code == 415
+    broken = api.post(
+        "/v1/datasets", content=b"--x\r\nnonsense", headers={"content-type": "multipart/form-data; boundary=x"}
+    )
+    assert broken.status_code == 422
+    assert broken.json()["code"] == "invalid_request"
+
+
+def test_an_upload_that_ends_before_its_last_boundary_is_no_data_set(api: TestClient, gateway: Gateway) -> None:
+    body = (
+        b'--x\r\nContent-Disposition: form-data; name="name"\r\n\r\ntoy\r\n'
+        b'--x\r\nContent-Disposition: form-data; name="train"; filename="train.csv"\r\n\r\n' + TRAIN.encode()
+    )
+    answer = api.post("/v1/datasets", content=body, headers={"content-type": "multipart/form-data; boundary=x"})
+    assert answer.status_code == 422
+    assert "last boundary" in answer.json()["detail"]
+    assert gateway.leftovers() == []
+
+
+def test_an_upload_whose_connection_breaks_leaves_nothing(gateway: Gateway) -> None:
+    with gateway.served() as url:
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as connection:
+            head = (
+                "POST /v1/datasets HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+                f"Authorization: {AUTH['Authorization']}\r\nContent-Length: 5000000\r\n\r\n"
+            )
+            part = '--x\r\nContent-Disposition: form-data; name="train"; filename="train.csv"\r\n\r\n'
+            connection.sendall(head.encode() + part.encode() + b"x" * 2_000_000)
+            wait_for(lambda: any(p.startswith("scratch/uploads") for p in gateway.leftovers()))
+        wait_for(lambda: gateway.leftovers() == [])
+    assert gateway.parts.catalog.datasets(T) == ([], False)
+
+
+def test_an_upload_above_the_cap_is_refused_and_leaves_nothing(redis_client: redis.Redis, tmp_path: Path) -> None:
+    gateway = make_gateway(redis_client, tmp_path, max_upload_bytes=2_000)
+    with gateway.test_client() as api:
+        answer = upload(api, train="x" * 5_000)
+        assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
+
+        def chunks() -> Iterator[bytes]:
+            yield b'--x\r\nContent-Disposition: form-data; name="train"; filename="t.csv"\r\n\r\n'
+            yield b"x" * 5_000
+
+        headers = {"content-type": "multipart/form-data; boundary=x"}
+        assert api.post("/v1/datasets", content=chunks(), headers=headers).status_code == 413
+    assert gateway.leftovers() == []
+
+
+class FullDisk(ArtifactStore):
+    def _put(self, source: Path, target: str) -> None:
+        raise OSError(errno.ENOSPC, f"no space left for {source.name} at {target}")
+
+
+def test_a_full_disk_is_said_and_nothing_is_recorded(gateway: Gateway) -> None:
+    full = FullDisk(gateway.parts.settings.storage, gateway.root / "cache")
+    changed = dataclasses.replace(gateway, parts=dataclasses.replace(gateway.parts, artifacts=full))
+    with changed.test_client() as api:
+        answer = upload(api)
+    assert (answer.status_code, answer.json()["code"]) == (507, "storage_full")
+    assert gateway.leftovers() == []
+    assert gateway.parts.catalog.datasets(T) == ([], False)
+
+
+def test_a_data_set_in_use_is_not_deleted_and_otherwise_nothing_of_it_stays(api: TestClient, gateway: Gateway) -> None:
+    made = upload(api).json()
+    store = gateway.parts.jobs
+    job = store.submit(T, make_spec(), make_resolved(dataset_id=made["id"]))[0]
+    refused = api.delete("/v1/datasets/toy")
+    assert (refused.status_code, refused.json()["facts"]["job"]) == (409, job.id)
+    store.cancel(T, job.id)
+    assert api.delete("/v1/datasets/toy").status_code == 204
+    assert api.get("/v1/datasets/toy").status_code == 404
+    assert gateway.leftovers() == []
+
+
+def test_lists_page_with_a_cursor(api: TestClient) -> None:
+    ids = {upload(api, name=f"d{n}").json()["id"] for n in range(3)}
+    first = api.get("/v1/datasets?limit=2").json()
+    assert first["has_more"]
+    rest = api.get(f"/v1/datasets?limit=2&after={first['data'][-1]['id']}").json()
+    assert not rest["has_more"]
+    assert {d["id"] for d in first["data"] + rest["data"]} == ids
+    assert api.get("/v1/datasets?limit=0").json()["errors"][0]["pointer"] == "/limit"
+
+
+def test_options_over_http_are_those_of_the_reader() -> None:
+    assert OptionsBody().options() == DatasetOptions()
+    assert set(OptionsBody.model_fields) == {f.name for f in dataclasses.fields(DatasetOptions)}
+    assert given(DatasetOptions(text_pair_column="", split_seed=0)) == {"text_pair_column": ""}
+
+
+@pytest.mark.parametrize("hub", ["../secrets/x", "/etc/passwd", "a", "tests/contract", ".git/hooks", "a/b/c"])
+def test_a_hub_id_never_reaches_into_this_machine(api: TestClient, hub: str) -> None:
+    answer = api.post("/v1/datasets/hub", json={"name": "x", "hub": hub})
+    assert answer.status_code == 422
+    assert "no hub id" in answer.json()["detail"]
+
+
+def test_a_hub_data_set_is_kept_as_its_texts_and_labels(gateway: Gateway) -> None:
+    real = gateway.parts.load_task
+    seen: list[Any] = []
+
+    def from_hub(source: Any, options: DatasetOptions) -> Any:
+        seen.append(source)
+        path = gateway.root / "hub.csv"
+        path.write_text(TRAIN)
+        return real({"train": path}, options)
+
+    changed = dataclasses.replace(gateway, parts=dataclasses.replace(gateway.parts, load_task=from_hub))
+    with changed.test_client() as api:
+        answer = api.post("/v1/datasets/hub", json={"name": "films", "hub": "owner/films@main"})
+    assert answer.status_code == 201, answer.text
+    assert seen == ["hub:owner/films@main"]
+    record = gateway.parts.catalog.dataset(T, "films")
+    task, _ = real(gateway.parts.artifacts.localize(record.raw), DatasetOptions(**record.options))  # type: ignore[arg-type]
+    assert (task.labels, task.name) == (("neg", "pos"), "films")
+    assert sum(task.counts.values()) == 40
+
+
+def wait_for(holds: Any, seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.01)
