@@ -71,7 +71,12 @@ def make_demo(folder: Path, seed: int = 0, progress: Progress | None = None) -> 
     Raises MissingDependency if fewer than 10 of the libraries are installed, StorageFull, StorageUnavailable.
     """
     tell = progress or (lambda *_: None)
-    documents = list(documents_from_packages(progress=lambda done, total: tell("reading documentation", done, total)))
+    documents = documents_from_packages(progress=lambda done, total: tell("reading documentation", done, total))
+    return write_demo(list(documents), folder, seed, tell)
+
+
+def write_demo(documents: Sequence[Document], folder: Path, seed: int, tell: Progress) -> DemoData:
+    """`make_demo` on given documents, which come file by file."""
     splits = make_task(documents, seed)
     rows = [row for split in splits.values() for row in split]
     taken = {id(row.document) for row in rows}

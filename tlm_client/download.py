@@ -16,7 +16,6 @@ from tlm_core.artifacts import sha256_file, storage_errors
 from tlm_core.errors import CorruptArtifact, Unavailable
 
 _TRIES = 6
-_BLOCK = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,8 @@ def _transfer(
             )
         done = start if continued else 0
         with open(partial, "ab" if continued else "wb") as handle:
-            for block in response.iter_bytes(_BLOCK):
+            # As they come: collected to larger blocks, the last of them would be lost when the connection breaks.
+            for block in response.iter_bytes():
                 handle.write(block)
                 done += len(block)
                 if done > file.size:

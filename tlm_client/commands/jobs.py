@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
 from tlm_client.client import TLMClient
 from tlm_client.console import FAILED, INTERRUPTED, AsJson, emit, guarded, notes, say, session_of, table
@@ -45,17 +46,15 @@ def submit(
     overrides = {key: _value(text) for key, text in map(_pair, set_ or [])}
     if corpus is None:
         overrides.setdefault("selection.selector", "none")
-    spec = JobSpec.model_validate(
-        {
-            "dataset": dataset,
-            "corpus": corpus,
-            "scale": scale,
-            "recipe": recipe,
-            "seeds": seed or [0],
-            "set": overrides,
-            "workers": workers,
-            "metadata": dict(map(_pair, label or [])),
-        }
+    spec = _spec(
+        dataset=dataset,
+        corpus=corpus,
+        scale=scale,
+        recipe=recipe,
+        seeds=seed or [0],
+        set=overrides,
+        workers=workers,
+        metadata=dict(map(_pair, label or [])),
     )
     with session_of(context).client() as client:
         job = client.submit(spec)
@@ -180,6 +179,14 @@ def _tell(job: Job, as_json: bool) -> None:
         emit(job)
     else:
         say(f"{job.id} is {job.state}")
+
+
+def _spec(**values: Any) -> JobSpec:
+    try:
+        return JobSpec.model_validate(values)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise InvalidRequest(f"the job cannot be submitted so: {faults}") from error
 
 
 def _pair(text: str) -> tuple[str, str]:

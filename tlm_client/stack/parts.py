@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -12,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-import redis
 
 from tlm_client.stack.folder import StackFolder
 from tlm_client.stack.processes import FOLDER_MARK, PART_MARK, free_ports, port_is_free
@@ -188,18 +188,11 @@ def _redis(folder: StackFolder, server: str, port: int, base: Mapping[str, str],
     with open(config, "w", encoding="utf-8", opener=opener) as handle:
         handle.write("\n".join(lines) + "\n")
 
-    def healthy() -> bool:
-        with redis.Redis(host=HOST, port=port, password=password, socket_timeout=1, socket_connect_timeout=1) as client:
-            try:
-                return bool(client.ping())
-            except redis.RedisError:
-                return False
-
     return Part(
         "redis",
         (server, str(config)),
         {**base, PART_MARK: "redis"},
-        healthy=healthy,
+        healthy=lambda: _redis_answers(port, password),
         stop_seconds=30.0,
         orphaned=signal.SIGTERM,
         order=2,
@@ -243,6 +236,16 @@ def ray_folder(folder: StackFolder) -> Path:
     made = Path(tempfile.mkdtemp(prefix="tlm-ray-"))
     link.symlink_to(made)
     return made
+
+
+def _redis_answers(port: int, password: str) -> bool:
+    # By hand: importing the library takes half a second, which each call of `tlm` would have to wait.
+    try:
+        with socket.create_connection((HOST, port), timeout=1.0) as connection, connection.makefile("rb") as answers:
+            connection.sendall(f"AUTH {password}\r\nPING\r\n".encode())
+            return [answers.readline(), answers.readline()] == [b"+OK\r\n", b"+PONG\r\n"]
+    except OSError:
+        return False
 
 
 def _answers(url: str, token: str | None = None) -> bool:

@@ -1,0 +1,108 @@
+"""A gateway made of canned answers, for a client's transport."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+
+from tlm_client.client import TLMClient
+
+URL = "http://gateway.test"
+Handler = Callable[[httpx.Request], httpx.Response]
+
+
+def client_of(handler: Handler, **over: Any) -> TLMClient:
+    """A client whose network is `handler`, and that never really waits."""
+    return TLMClient(URL, "secret", transport=httpx.MockTransport(handler), **{"sleep": lambda _: None, **over})
+
+
+def problem(status: int, code: str, detail: str, **more: Any) -> httpx.Response:
+    body = {"type": f"/docs/errors#{code}", "title": "x", "status": status, "detail": detail, "code": code, **more}
+    return httpx.Response(status, json=body, headers={"Content-Type": "application/problem+json"})
+
+
+def job_view(**over: Any) -> dict[str, Any]:
+    spec = {"dataset": "toy", "corpus": "docs", "seeds": [0]}
+    return {
+        "id": "job_1", "kind": "train", "state": "queued", "dataset": "toy", "corpus": "docs", "scale": "tiny",
+        "recipe": "fast", "seeds": [0], "metadata": {}, "attempt": 0, "failures": 0, "created_at": 1.0,
+        "updated_at": 1.0, "started_at": None, "finished_at": None, "progress": None, "error": None, "spec": spec,
+        "dataset_id": "ds_1", "dataset_digest": "0" * 64, "corpus_version": "v1", "resolved_recipe": {},
+        "stages": [{"name": "validate", "stage": "validate", "place": "coordinator", "needs": [], "done": True}],
+        "last_event": 1, **over,
+    }  # fmt: skip
+
+
+def report() -> dict[str, Any]:
+    scores = {"macro_f1": 0.5, "micro_f1": 0.6, "accuracy": 0.6}
+    return {
+        "metric": "macro_f1",
+        "seeds": [{"seed": 0}],
+        "mean": {"test": scores},
+        "spread": {"test": dict.fromkeys(scores), "reason": "one run has no spread"},
+        "majority": {"test": {"macro_f1": 0.1, "micro_f1": 0.3, "accuracy": 0.3}},
+        "cost": {"total": {"flops": 1e12, "tokens": 1000.0, "seconds": 12.0}},
+    }
+
+
+def event(seq: int, kind: str = "job.queued", **data: Any) -> str:
+    body = {"seq": seq, "type": kind, "at": 1.0, "attempt": 1, "data": data}
+    return f"id: {seq}\nevent: {kind}\ndata: {json.dumps(body)}\n\n"
+
+
+def end(state: str = "succeeded") -> str:
+    return f'event: end\ndata: {{"state": "{state}"}}\n\n'
+
+
+class CutStream(httpx.SyncByteStream):
+    """Sends `data` in small pieces, and breaks the connection after `cut` bytes, if given."""
+
+    def __init__(self, data: bytes, cut: int | None = None) -> None:
+        self._data = data
+        self._cut = cut
+
+    def __iter__(self) -> Iterator[bytes]:
+        whole = self._data if self._cut is None else self._data[: self._cut]
+        for start in range(0, len(whole), 1000):
+            yield whole[start : start + 1000]
+        if self._cut is not None and self._cut < len(self._data):
+            raise httpx.ReadError("the connection broke")
+
+
+class FileServer:
+    """Serves one file with Range and If-Range, and cuts connections at random bytes as long as it is told to."""
+
+    def __init__(self, content: bytes, *, name: str = "model/model.safetensors", cuts: int = 0, seed: int = 0) -> None:
+        self.content = content
+        self.name = name
+        self.cuts = cuts
+        self.ranges: list[str | None] = []
+        self._random = random.Random(seed)
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.content).hexdigest()
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/model"):
+            entry = {"name": self.name, "size": len(self.content), "sha256": self.sha256}
+            return httpx.Response(200, json={"digest": "d", "size": len(self.content), "files": [entry]})
+        asked = request.headers.get("Range")
+        self.ranges.append(asked)
+        start = 0
+        if asked is not None and request.headers.get("If-Range") in (None, f'"{self.sha256}"'):
+            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+        body = self.content[start:]
+        cut = None
+        if self.cuts:
+            self.cuts -= 1
+            cut = self._random.randrange(len(body))
+        headers = {"Content-Length": str(len(body)), "ETag": f'"{self.sha256}"'}
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(self.content) - 1}/{len(self.content)}"
+        return httpx.Response(206 if start else 200, headers=headers, stream=CutStream(body, cut))
