@@ -53,18 +53,22 @@ def stream_hub(name: str, text_column: str | None, say: Say, faults: Faults) -> 
     OWNER/NAME may be a local folder in the same layout. Raises InvalidRequest, NotFound, Unavailable.
     """
     import datasets
-    from datasets.exceptions import DatasetNotFoundError
+    import httpx
 
     try:
         configs = datasets.get_dataset_config_names(parse_hub_name(name)[0])
         where = resolve_hub_name(name, configs)
         stream = datasets.load_dataset(where.path, where.config, split=where.split, streaming=True)
         yield from _rows(stream, name, text_column, say, faults)
-    except DatasetNotFoundError as error:
+    except FileNotFoundError as error:  # DatasetNotFoundError among them
         raise NotFound(f"'{name}' is not on the hub or not public; check the name: {_first_line(error)}") from error
-    except (ValueError, datasets.exceptions.DatasetsError) as error:
+    except (
+        ValueError,
+        RuntimeError,
+        datasets.exceptions.DatasetsError,
+    ) as error:  # RuntimeError: needs code of its own
         raise InvalidRequest(f"'{name}' cannot be read as it is: {_first_line(error)}") from error
-    except OSError as error:
+    except (OSError, httpx.HTTPError) as error:
         raise Unavailable(
             f"the hub did not give '{name}': {_first_line(error)}; check the network, try again"
         ) from error

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tlm_core.corpus.hub import HubName, parse_hub_name, resolve_hub_name
+from tlm_core.corpus.passages import make_passage
+from tlm_core.corpus.read import read_sources
+from tlm_core.errors import InvalidRequest, NotFound
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data set as it lies on the hub: a card that names two configurations, and their files."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "repository"
+    card = ["---", "configs:"]
+    for config in ("plain", "other"):
+        card += [f"- config_name: {config}", "  data_files:"]
+        for split in ("train", "test"):
+            card += [f"  - split: {split}", f"    path: {config}/{split}.jsonl"]
+            path = folder / config / f"{split}.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(json.dumps({"body": f"{config} {split} {i}"}) + "\n" for i in range(3)))
+    (folder / "README.md").write_text("\n".join([*card, "---", ""]))
+    return folder
+
+
+def test_a_name_says_repository_configuration_and_split() -> None:
+    assert parse_hub_name("hub:o/n") == ("o/n", [])
+    assert resolve_hub_name("hub:o/n", ["default"]) == HubName("o/n", None, "train")
+    assert resolve_hub_name("hub:o/n:c", ["c", "d"]) == HubName("o/n", "c", "train")
+    assert resolve_hub_name("hub:o/n:test", ["default"]) == HubName("o/n", None, "test")
+    assert resolve_hub_name("hub:o/n:c:test", ["c", "d"]) == HubName("o/n", "c", "test")
+    assert resolve_hub_name("hub:o/n::test", ["only"]) == HubName("o/n", None, "test")
+
+
+@pytest.mark.parametrize("name", ["hub:", "hub:a:b:c:d", "hub:o/n:e:test", "hub:o/n"])
+def test_a_name_that_fits_no_configuration_is_refused(name: str) -> None:
+    with pytest.raises(InvalidRequest):
+        resolve_hub_name(name, ["c", "d"])
+
+
+def test_a_data_set_in_hub_layout_is_streamed(repository: Path) -> None:
+    heard: list[str] = []
+    name = f"hub:{repository}:other:test"
+    passages = list(read_sources([name], say=heard.append))
+    assert passages == [make_passage(f"other test {i}", name) for i in range(3)]
+    assert len(heard) == 1 and "taking 'body'" in heard[0]
+
+
+def test_a_split_or_repository_that_is_not_there_is_an_error_of_ours(repository: Path) -> None:
+    with pytest.raises(InvalidRequest, match="nosplit"):
+        list(read_sources([f"hub:{repository}:plain:nosplit"]))
+    with pytest.raises(NotFound):
+        list(read_sources([f"hub:{repository}/none"]))

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.support import shared_data
+from tlm_core.corpus.leaks import HALF, WHOLE, Leak, LeakFilter
+
+LONG = "one two three four five six seven eight nine ten"
+
+
+def naive(texts: list[tuple[str, int, str]], passage: str) -> list[tuple[str, int, str]]:
+    """The rule as the design states it, written for reading."""
+
+    def words(text: str) -> list[str]:
+        return re.sub(r"[\W_]+", " ", unicodedata.normalize("NFC", text).casefold()).split()
+
+    def runs(listed: list[str], size: int) -> set[str]:
+        return {" ".join(listed[i : i + size]) for i in range(len(listed) - size + 1)}
+
+    held = words(passage)
+    found = []
+    for split, row, text in texts:
+        wanted = words(text)
+        if len(wanted) >= 8:
+            share = len(runs(wanted, 8) & runs(held, 8)) / len(runs(wanted, 8))
+            if share >= 0.5:
+                found.append((split, row, HALF))
+        elif len(wanted) >= 5 and " ".join(wanted) in runs(held, len(wanted)):
+            found.append((split, row, WHOLE))
+    return found
+
+
+def leaks(text: str, passage: str) -> list[Leak]:
+    return LeakFilter([("test", 1, text)]).leaks_of(passage)
+
+
+def test_a_passage_that_holds_the_text_leaks_it() -> None:
+    assert leaks(LONG, f"before {LONG} after") == [Leak("test", 1, HALF)]
+
+
+def test_case_punctuation_and_entity_marks_hide_nothing() -> None:
+    marked = "[[ One Two ]] three-four << five >> six, seven_eight! nine (ten)"
+    assert leaks(marked, LONG) == leaks(LONG, marked) == [Leak("test", 1, HALF)]
+    assert leaks("Die Straße war lang und nass", "die STRASSE war lang und nass") == [Leak("test", 1, WHOLE)]
+
+
+def test_half_of_the_8_grams_is_enough_and_less_is_not() -> None:
+    text = " ".join(f"w{i}" for i in range(11))  # four 8-grams
+    assert leaks(text, " ".join(f"w{i}" for i in range(9))) == [Leak("test", 1, HALF)]
+    assert leaks(text, " ".join(f"w{i}" for i in range(8))) == []
+    odd = " ".join(f"w{i}" for i in range(12))  # five: two are less than half
+    assert leaks(odd, " ".join(f"w{i}" for i in range(9))) == []
+
+
+def test_grams_are_counted_once_however_often_they_occur() -> None:
+    text = "a b c d e f g h " * 3 + "i j k l m n o p q r s t u v w x y z"
+    assert leaks(text, "a b c d e f g h " * 30) == naive([("test", 1, text)], "a b c d e f g h " * 30) == []
+
+
+@pytest.mark.parametrize("size", [5, 6, 7])
+def test_a_short_text_leaks_only_as_one_whole_run(size: int) -> None:
+    words = LONG.split()[:size]
+    assert leaks(" ".join(words), LONG) == [Leak("test", 1, WHOLE)]
+    assert leaks(" ".join(words), " ".join([*words[:-1], "x", words[-1]])) == []
+    assert leaks(" ".join(words), " ".join(words[:-1])) == []
+
+
+def test_texts_under_five_tokens_never_leak() -> None:
+    assert leaks("one two three four", LONG) == []
+    assert LeakFilter([]).leaks_of(LONG) == []
+
+
+def test_every_leaked_text_is_named_in_the_order_given() -> None:
+    found = LeakFilter([("validation", 7, LONG), ("test", 3, "other words are here now"), ("test", 2, LONG)])
+    assert found.leaks_of(LONG.upper()) == [Leak("validation", 7, HALF), Leak("test", 2, HALF)]
+
+
+TEXT = st.lists(st.sampled_from(["a", "b", "A_b", "c1", "É,", "d.", "[[", "]]"]), max_size=30).map(" ".join)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(TEXT, max_size=6), TEXT)
+def test_agrees_with_a_naive_reading_of_the_rule(texts: list[str], passage: str) -> None:
+    rows = [("test", row, text) for row, text in enumerate(texts, start=1)]
+    assert LeakFilter(rows).leaks_of(passage) == naive(rows, passage)
+
+
+@pytest.mark.data
+def test_real_passages_that_hold_real_test_texts_are_found() -> None:
+    import pyarrow.parquet as pq
+
+    data = shared_data()
+    texts = _held_out(data / "tasks" / "sciie") + _held_out(data / "tasks" / "acl_arc")
+    passages = pq.read_table(data / "corpus" / "acl_fulltext-07.parquet", columns=["text"])["text"].to_pylist()
+    found = LeakFilter(texts)
+    leaking = [passage for passage in passages if found.leaks_of(passage)]
+    assert leaking
+    clean = [passage for passage in passages[:60] if passage not in leaking]
+    sample = texts[::8]
+    for passage in leaking[:10] + clean[:10]:
+        mine = [leak for leak in found.leaks_of(passage) if leak[:2] in {row[:2] for row in sample}]
+        assert mine == naive(sample, passage)
+
+
+def _held_out(task: Path) -> list[tuple[str, int, str]]:
+    return [
+        (f"{task.name} {split}", row, json.loads(line)["text"])
+        for split in ("validation", "test")
+        for row, line in enumerate((task / f"{split}.jsonl").read_text(encoding="utf-8").splitlines(), start=1)
+    ]
