@@ -36,7 +36,7 @@ BLANK = "___"
 # Names are blanked within longer words too; short ones only where they begin or make up a part of an identifier.
 _NAMES = re.compile(
     r"(?:py[\W_]?)?torch|transformers|datasets|pandas|pydantic|narwhals|joblib|aiohttp"
-    r"|(?:num|sci|sym)[\W_]?py|network[\W_]?x|scikit(?:[\W_]?learn)?|sk[\W_]?learn|tensor[\W_]?flow"
+    r"|(?:num|sci|sym)[\W_]?py|network[\W_]?x|sci[\W_]?kit(?:[\W_]?learn)?|sk[\W_]?learn|tensor[\W_]?flow"
     r"|onnx(?:[\W_]?(?:script|runtime))?|open[\W_]?search(?:[\W_]?py)?|hugging[\W_]?face(?:[\W_]?hub)?"
     r"|redis(?!tr)|kube[\W_]?ray|any[\W_]?scale|(?<![a-z])ray|(?-i:(?<=[a-z])Ray)"
     r"|(?<![a-z0-9])(?:np|pd|tf|nx|hf)(?![a-z0-9])|(?-i:Hf(?=[A-Z]))|(?<![a-z])boto(?:core|3)?|(?<![a-z0-9_])(?:sp|nw|ort|skl)(?=\.)",
