@@ -1,0 +1,93 @@
+"""Small made tasks, selections and prepared data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tlm_core.tasks.task import Task, task_schema
+from tlm_core.training.local import run_stage
+from tlm_core.training.params import stage_params
+from tlm_core.training.recipe import Recipe, resolve
+
+LABELS = ("red", "green", "blue")
+COMMON = [f"common{i}" for i in range(50)]
+TELLING = [[f"{label}{i}" for i in range(20)] for label in LABELS]
+TINY: Mapping[str, Any] = {
+    "tokenizer.vocab_size": 300,
+    "model.layers": 2,
+    "model.hidden": 32,
+    "model.heads": 2,
+    "model.intermediate": 48,
+    "model.max_length": 48,
+    "joint.batch_rows": 8,
+    "joint.task_batch": 8,
+    "joint.budget.steps": 12,
+    "finetune.epochs": 2,
+    "finetune.batch": 16,
+    "finetune.evaluations": 3,
+}
+
+
+def tiny(**more: Any) -> Recipe:
+    """A recipe for seconds; keys with __ for dots."""
+    return resolve("fast", "tiny", {**TINY, **{key.replace("__", "."): value for key, value in more.items()}})
+
+
+def made_task(
+    folder: Path, counts: tuple[int, int, int] = (60, 24, 30), *, pair: bool = False, longest: int = 30
+) -> Path:
+    """Texts of common words among which a third tell the label."""
+    random = np.random.default_rng(0)
+
+    def text(label: int) -> str:
+        words = [TELLING[label] if random.random() < 0.3 else COMMON for _ in range(random.integers(5, longest))]
+        return " ".join(random.choice(choices) for choices in words)
+
+    splits = {}
+    for name, count in zip(("train", "validation", "test"), counts, strict=True):
+        labels = random.integers(0, len(LABELS), count)
+        columns = {
+            "row": np.arange(1, count + 1),
+            "text": [text(label) for label in labels],
+            "label": labels.astype(np.int32),
+        }
+        if pair:
+            columns["text_pair"] = [text(label) for label in labels]
+        splits[name] = pa.table(columns, schema=task_schema(pair))
+    Task("made", LABELS, "macro_f1", pair, "en", splits).write(folder)
+    return folder
+
+
+def made_selection(folder: Path, count: int = 150) -> Path:
+    random = np.random.default_rng(1)
+    words = [*COMMON, *(word for group in TELLING for word in group)]
+    texts = [" ".join(random.choice(words, random.integers(3, 90))) for _ in range(count)]
+    folder.mkdir(parents=True)
+    table = pa.table(
+        {
+            "id": [hashlib.sha256(text.encode()).hexdigest()[:32] for text in texts],
+            "text": texts,
+            "source": ["made"] * count,
+            "rank": pa.array([1] * count, pa.int32()),
+            "score": pa.array([1.0] * count, pa.float32()),
+        }
+    )
+    pq.write_table(table, folder / "passages.parquet")
+    (folder / "selection.json").write_text(json.dumps({"passages": count}))
+    return folder
+
+
+def made_prepared(folder: Path, recipe: Recipe, *, pair: bool = False, alone: bool = False) -> Path:
+    """The prepare artifact of a made task, with passages unless `alone`."""
+    inputs = {"task": made_task(folder / "task", pair=pair)}
+    if not alone:
+        inputs["selection"] = made_selection(folder / "selection")
+    return run_stage("prepare", inputs, stage_params("prepare", recipe), folder / "prepared")

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tlm_core.training.masking import NOT_MASKED, Vocabulary, mask_rows
+from tlm_core.training.packing import Rows
+from tlm_core.training.prepared import draw
+from tlm_core.training.randomness import Stream, permutation, random_at
+
+VOCABULARY = Vocabulary(size=100, pad=0, mask=4, specials=(0, 1, 2, 3, 4))
+
+
+@pytest.fixture
+def rows() -> Rows:
+    random = np.random.default_rng(0)
+    tokens = random.integers(5, 100, (64, 128))
+    tokens[:, 0], tokens[:, 60], tokens[:, 100:] = 2, 3, 0
+    segments = np.ones_like(tokens)
+    segments[:, 100:] = 0
+    none = np.zeros(0, dtype=np.int64)
+    return Rows(tokens, segments, np.zeros_like(tokens), np.zeros_like(tokens), none, none, none)
+
+
+def test_special_tokens_and_padding_are_never_masked_and_never_drawn(rows: Rows) -> None:
+    tokens, targets = mask_rows(rows, VOCABULARY, 0.9, seed=1, step=1)
+    barred = np.isin(rows.tokens, VOCABULARY.specials) | (rows.segments == 0)
+    assert (targets[barred] == NOT_MASKED).all() and (tokens[barred] == rows.tokens[barred]).all()
+    put = tokens[targets != NOT_MASKED]
+    assert set(np.unique(put[put < 5])) == {VOCABULARY.mask}
+
+
+def test_of_the_masked_80_percent_are_hidden_10_changed_10_kept(rows: Rows) -> None:
+    tokens, targets = mask_rows(rows, VOCABULARY, 0.3, seed=1, step=1)
+    masked = targets != NOT_MASKED
+    assert masked.sum() / (64 * 98) == pytest.approx(0.3, abs=0.02)
+    assert (targets[masked] == rows.tokens[masked]).all()
+    hidden = (tokens[masked] == VOCABULARY.mask).mean()
+    kept = (tokens[masked] == rows.tokens[masked]).mean()
+    assert hidden == pytest.approx(0.8, abs=0.03)
+    assert kept == pytest.approx(0.1, abs=0.02)
+
+
+def test_the_mask_follows_from_seed_and_step(rows: Rows) -> None:
+    first = mask_rows(rows, VOCABULARY, 0.3, seed=1, step=7)
+    again = mask_rows(rows, VOCABULARY, 0.3, seed=1, step=7)
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    for seed, step in ((2, 7), (1, 8)):
+        assert not np.array_equal(first[1], mask_rows(rows, VOCABULARY, 0.3, seed=seed, step=step)[1])
+
+
+def test_what_is_masked_does_not_hang_on_the_text(rows: Rows) -> None:
+    other = replace(rows, tokens=np.where(rows.tokens > 4, 5, rows.tokens))
+    masked = mask_rows(rows, VOCABULARY, 0.3, seed=1, step=7)[1] != NOT_MASKED
+    assert np.array_equal(masked, mask_rows(other, VOCABULARY, 0.3, seed=1, step=7)[1] != NOT_MASKED)
+
+
+def test_streams_of_one_seed_differ_and_large_seeds_are_taken() -> None:
+    drawn = {random_at(2**63, stream, 3).integers(2**62) for stream in Stream}
+    assert len(drawn) == len(Stream)
+
+
+def test_batches_walk_through_whole_epochs() -> None:
+    items = np.concatenate([draw(5, Stream.TASK, 10, number, 4) for number in range(5)])
+    assert sorted(items[:10]) == sorted(items[10:]) == list(range(10))
+    assert np.array_equal(items[:10], permutation(5, Stream.TASK, 0, 10))
+
+
+def test_a_batch_larger_than_the_data_spans_epochs() -> None:
+    assert np.bincount(draw(5, Stream.TASK, 3, 0, 8), minlength=3).tolist() in ([2, 3, 3], [3, 2, 3], [3, 3, 2])

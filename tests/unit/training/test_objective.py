@@ -1,0 +1,139 @@
+"""The joint loss against a plain reference, and the same gradient however a step is cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.unit.training.made import made_prepared, tiny
+from tlm_core.training.masking import NOT_MASKED
+from tlm_core.training.model import TaskModel
+from tlm_core.training.objective import Workers, accumulate_gradient
+from tlm_core.training.optim import EXTRAS, Buffers
+from tlm_core.training.prepared import Batch, JointBatches, Prepared
+from tlm_core.training.stages import build
+
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Made:
+    model: TaskModel
+    buffers: Buffers
+    batches: JointBatches
+
+
+@pytest.fixture(params=["modernbert", "bert"])
+def made(request: pytest.FixtureRequest, tmp_path: Path) -> Made:
+    recipe = tiny(model__architecture=request.param, joint__rho1=1, joint__rho2=20, joint__task_batch=24)
+    prepared = Prepared(made_prepared(tmp_path, recipe))
+    model = build(recipe.model.model_dump(), prepared, seed=3)
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=random))
+    joint = recipe.joint.model_dump()
+    return Made(model, Buffers(model, muon=False), JointBatches(prepared, joint, seed=3))
+
+
+def plain_losses(model: TaskModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Mean losses, document by document without packing, with logits for every position."""
+    mlm, task = [], []
+    for row in range(len(batch.rows)):
+        for segment in range(1, int(batch.rows.segments[row].max()) + 1):
+            inside = batch.rows.segments[row] == segment
+            tokens = torch.from_numpy(batch.tokens[row][inside])[None]
+            ones, zeros = torch.ones_like(tokens), torch.zeros_like(tokens)
+            hidden = model.encoder(tokens, ones, torch.arange(tokens.shape[1])[None], zeros)
+            logits = model.vocabulary(hidden)[0]
+            targets = torch.from_numpy(batch.targets[row][inside])
+            mlm.append(torch.nn.functional.cross_entropy(logits, targets, ignore_index=NOT_MASKED, reduction="none"))
+            for place in np.flatnonzero((batch.rows.doc_row == row) & (batch.rows.doc_segment == segment)):
+                pooled = hidden[0, 0] if model.shape.architecture == "bert" else hidden[0].mean(dim=0)
+                label = torch.tensor(batch.labels[place])
+                task.append(torch.nn.functional.cross_entropy(model.task(pooled[None])[0], label))
+    masked = torch.cat(mlm)[torch.cat(mlm) != 0]
+    return masked.mean(), torch.stack(task).mean() if task else torch.zeros(())
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_the_joint_loss_and_gradient_are_those_of_a_plain_dense_reference(made: Made, step: int) -> None:
+    batch = made.batches(step, 0.0)
+    assert bool(batch.documents) == (step == 1)
+    mlm_sum, task_sum = accumulate_gradient(made.model, batch, Workers(), 64, "fp32", CPU).tolist()
+    packed = made.buffers.gradient.clone()
+    mlm, task = plain_losses(made.model, batch)
+    assert mlm_sum / batch.masked == pytest.approx(mlm.item(), abs=1e-5)
+    loss = mlm
+    if step == 1:
+        assert task_sum / batch.documents == pytest.approx(task.item(), abs=1e-5)
+        loss = (20 * mlm + task) / 21
+    made.buffers.gradient.zero_()
+    loss.backward()
+    largest = made.buffers.gradient.abs().max()
+    assert (packed - made.buffers.gradient).abs().max() <= 1e-5 * max(1.0, float(largest))
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_one_worker_two_workers_and_micro_batches_give_the_same_gradient(made: Made, step: int) -> None:
+    batch = made.batches(step, 0.0)
+    found = []
+    for workers, micro_rows in ((1, 64), (2, 64), (1, 2), (3, 1)):
+        made.buffers.gradient.zero_()
+        sums = torch.zeros(2)
+        for rank in range(workers):  # what the all-reduce would sum
+            sums += accumulate_gradient(made.model, batch, Workers(rank, workers), micro_rows, "fp32", CPU)
+        found.append((made.buffers.gradient.clone(), sums))
+    gradient, sums = found[0]
+    for other, other_sums in found[1:]:
+        assert (other - gradient).abs().max() <= 1e-6 * gradient.abs().max()
+        torch.testing.assert_close(other_sums, sums, rtol=1e-5, atol=0)
+    assert gradient[:-EXTRAS].abs().max() > 0
+
+
+def test_one_of_rho1_plus_one_steps_is_a_task_step(tmp_path: Path) -> None:
+    recipe = tiny(joint__rho1=3)
+    prepared = Prepared(made_prepared(tmp_path, recipe))
+    batches = JointBatches(prepared, recipe.joint.model_dump(), seed=0)
+    assert [bool(batches(step, 0.0).documents) for step in range(8)] == [False, False, False, True] * 2
+
+
+@pytest.mark.parametrize(
+    ("over", "weights"),
+    [
+        ({"joint__rho2": 20}, (20 / 21, 1 / 21)),
+        ({"joint__task_loss": False}, (1.0, 0.0)),
+        ({"joint__mlm_on_task": False}, (0.0, 1.0)),
+    ],
+)
+def test_parts_of_the_objective_can_be_left_out(
+    over: dict[str, object], weights: tuple[float, float], tmp_path: Path
+) -> None:
+    recipe = tiny(joint__rho1=0, **over)
+    batch = JointBatches(Prepared(made_prepared(tmp_path, recipe)), recipe.joint.model_dump(), seed=0)(0, 0.0)
+    assert (batch.mlm_weight, batch.task_weight) == pytest.approx(weights)
+    assert (batch.masked > 0) == (weights[0] > 0)
+
+
+def test_without_passages_every_step_is_a_task_step(tmp_path: Path) -> None:
+    recipe = tiny()
+    batches = JointBatches(Prepared(made_prepared(tmp_path, recipe, alone=True)), recipe.joint.model_dump(), seed=0)
+    assert all(batches(step, 0.0).documents for step in range(4))
+
+
+def test_with_neither_loss_on_task_text_no_step_is_a_task_step(tmp_path: Path) -> None:
+    recipe = tiny(joint__task_loss=False, joint__mlm_on_task=False)
+    batches = JointBatches(Prepared(made_prepared(tmp_path, recipe)), recipe.joint.model_dump(), seed=0)
+    assert not any(batches(step, 0.0).documents for step in range(8))
+
+
+def test_the_masking_rate_can_fall_over_the_budget(tmp_path: Path) -> None:
+    recipe = tiny(joint__mask_rate=0.6, joint__mask_rate_end=0.1, joint__batch_rows=64)
+    batches = JointBatches(Prepared(made_prepared(tmp_path, recipe)), recipe.joint.model_dump(), seed=0)
+    rates = [batches(0, progress).masked / batches(0, progress).rows.real_tokens for progress in (0.0, 0.5, 1.0)]
+    assert rates == pytest.approx([0.6, 0.35, 0.1], abs=0.05)

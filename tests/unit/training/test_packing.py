@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tlm_core.errors import CorruptArtifact
+from tlm_core.training.packing import PassageStream, Rows, first_fit, pack
+from tlm_core.training.store import StoreWriter, TokenStore
+
+LENGTH = 16
+
+
+def store_of(folder: Path, documents: list[list[int]]) -> TokenStore:
+    with StoreWriter(folder, "made", vocab_size=1000) as writer:
+        for begin in range(0, len(documents), 3):
+            writer.add(documents[begin : begin + 3])
+    return TokenStore(folder, "made")
+
+
+@pytest.fixture
+def documents() -> list[list[int]]:
+    random = np.random.default_rng(0)
+    return [[100 + number] * int(random.integers(1, 40)) for number in range(20)]
+
+
+@pytest.fixture
+def stream(tmp_path: Path, documents: list[list[int]]) -> PassageStream:
+    def order(epoch: int) -> np.ndarray:
+        return np.random.default_rng(epoch).permutation(len(documents))
+
+    return PassageStream(store_of(tmp_path, documents), LENGTH, order)
+
+
+def test_a_store_gives_back_what_was_written_and_keeps_small_ids_in_two_bytes(
+    tmp_path: Path, documents: list[list[int]]
+) -> None:
+    store = store_of(tmp_path, documents)
+    assert [list(store[i]) for i in range(len(store))] == documents
+    assert store.tokens.dtype == np.uint16
+    with StoreWriter(tmp_path, "large", vocab_size=70_000) as writer:
+        writer.add([[69_999]])
+    assert list(TokenStore(tmp_path, "large")[0]) == [69_999]
+
+
+def test_a_store_that_is_cut_short_is_refused(tmp_path: Path, documents: list[list[int]]) -> None:
+    store_of(tmp_path, documents)
+    np.save(tmp_path / "made.tokens.npy", np.zeros(3, dtype=np.uint16))
+    with pytest.raises(CorruptArtifact, match="cut short"):
+        TokenStore(tmp_path, "made")
+
+
+def test_two_epochs_of_rows_hold_every_token_twice_without_padding(
+    stream: PassageStream, documents: list[list[int]]
+) -> None:
+    total = sum(map(len, documents))
+    rows = stream.rows(0, -(-2 * total // LENGTH))
+    assert rows.real_tokens == rows.tokens.size
+    found = np.bincount(rows.tokens.reshape(-1)[: 2 * total], minlength=120)[100:]
+    assert found.tolist() == [2 * len(document) for document in documents]
+
+
+def test_rows_follow_from_their_number_alone(stream: PassageStream) -> None:
+    whole = stream.rows(0, 40)
+    for first in (33, 7, 0, 12):  # in any order, across epochs
+        part = stream.rows(first, 5)
+        for name in ("tokens", "segments", "positions"):
+            assert np.array_equal(getattr(part, name), getattr(whole, name)[first : first + 5]), name
+
+
+def test_segments_begin_at_one_and_positions_at_zero_in_each_row(stream: PassageStream) -> None:
+    rows = stream.rows(3, 20)
+    assert (rows.segments[:, 0] == 1).all() and (rows.positions[:, 0] == 0).all()
+    for tokens, segments, positions in zip(rows.tokens, rows.segments, rows.positions, strict=True):
+        change = np.flatnonzero(np.diff(segments)) + 1
+        assert set(change) >= set(np.flatnonzero(np.diff(tokens)) + 1)
+        assert (positions[change] == 0).all()
+        steady = np.setdiff1d(np.arange(1, LENGTH), change)
+        assert (positions[steady] == positions[steady - 1] + 1).all()
+
+
+def test_the_documents_of_a_row_can_be_named(stream: PassageStream) -> None:
+    rows = stream.rows(5, 2)
+    assert sorted({100 + number for number in stream.documents(5, 2)}) == sorted(set(rows.tokens.reshape(-1)))
+
+
+def test_first_fit_fills_bins_within_their_size_and_leaves_nothing_out() -> None:
+    lengths = [5, 9, 3, 16, 7, 7, 2, 1]
+    bins = first_fit(lengths, 16)
+    assert sorted(item for members in bins for item in members) == list(range(len(lengths)))
+    assert all(sum(lengths[item] for item in members) <= 16 for members in bins)
+    assert len(bins) == 4
+
+
+def _document(rows: Rows, number: int) -> tuple[list[int], list[int]]:
+    place = int(np.flatnonzero(rows.documents == number)[0])
+    inside = rows.segments[rows.doc_row[place]] == rows.doc_segment[place]
+    return rows.tokens[rows.doc_row[place]][inside].tolist(), rows.types[rows.doc_row[place]][inside].tolist()
+
+
+def test_packed_task_texts_stay_whole_and_pairs_are_told_apart(tmp_path: Path) -> None:
+    texts = [[1, 2, 3, 4], [5, 6], [7] * 16, [8, 9, 10]]
+    store = store_of(tmp_path, texts)
+    rows = pack(store, np.array([3, 0, 2]), LENGTH, second=np.array([2, 1, 9, 3]), pad=0)
+    assert len(rows) == 2
+    assert _document(rows, 0) == ([1, 2, 3, 4], [0, 0, 1, 1])
+    assert _document(rows, 3) == ([8, 9, 10], [0, 0, 0])
+    assert _document(rows, 2) == ([7] * 16, [0] * 9 + [1] * 7)
+    assert rows.real_tokens == 23
+
+
+def test_parts_of_packed_rows_keep_their_documents(tmp_path: Path) -> None:
+    store = store_of(tmp_path, [[number] * 9 for number in range(1, 6)])
+    rows = pack(store, np.arange(5), LENGTH)
+    found = []
+    for start in range(0, len(rows), 2):
+        part = rows.part(start, start + 2)
+        for number in part.documents:
+            assert _document(part, int(number))[0] == [number + 1] * 9
+            found.append(int(number))
+    assert sorted(found) == list(range(5))
