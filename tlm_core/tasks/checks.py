@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from tlm_core.tasks.findings import Findings
+from tlm_core.tasks.findings import KEPT_PER_CODE, Findings
 from tlm_core.tasks.options import Limits
 from tlm_core.tasks.table import KINDS, NOT_A_VALUE, RawTable
 
@@ -23,17 +23,15 @@ LabelCounts = Mapping[str, Mapping[str, int]]
 def check_texts(table: RawTable, column: str, findings: Findings, limits: Limits) -> None:
     """Faults: not_text, null_text, blank_text, bad_character, text_too_long. Warning: long_text."""
     values, kinds, split = table.columns[column].values, table.columns[column].kinds, table.split
-    not_text: set[int] = set()
-    for kind in kinds.keys() - {KINDS[str]}:
-        message = f"row {{row}} of {table.file}: '{column}' is a {kind}, not a text; write it in quotes"
-        findings.fault_rows("not_text", message, kinds[kind].rows, split=split, column=column)
-        not_text.update(kinds[kind].rows)
-    null = [row for row in _rows(table, values, pc.is_null).tolist() if row not in not_text]
-    message = f"row {{row}} of {table.file}: '{column}' is null; write a text or leave the row out"
-    findings.fault_rows("null_text", message, null, split=split, column=column)
-    blank = _rows(table, values, _is_blank)
-    message = f"row {{row}} of {table.file}: '{column}' is blank; write a text or leave the row out"
-    findings.fault_rows("blank_text", message, blank, split=split, column=column)
+    where = f"row {{row}} of {table.file}: '{column}'"
+    for kind in sorted(kinds.keys() - {KINDS[str]}):
+        message, odd = f"{where} is a {kind}, not a text; write it in quotes", kinds[kind]
+        findings.fault_rows("not_text", message, odd.rows, split=split, column=column, total=odd.count)
+    null, total = _null_rows(table, column, pc.is_null)
+    message = f"{where} is null; write a text or leave the row out"
+    findings.fault_rows("null_text", message, null, split=split, column=column, total=total)
+    message = f"{where} is blank; write a text or leave the row out"
+    findings.fault_rows("blank_text", message, _rows(table, values, _is_blank).tolist(), split=split, column=column)
     _check_characters(table, column, findings)
     for row, length in _long_rows(table, values, limits.long_text_chars):
         said = f"row {row} of {table.file}: '{column}' has {length:,} characters"
@@ -47,24 +45,30 @@ def check_texts(table: RawTable, column: str, findings: Findings, limits: Limits
 
 def check_labels(table: RawTable, column: str, findings: Findings) -> None:
     """Faults: null_label, mixed_types, not_a_label, bad_character."""
-    values, kinds, split = table.columns[column].values, table.columns[column].kinds, table.split
-    known = {name: kind for name, kind in kinds.items() if name != NOT_A_VALUE}
-    odd = set()
+    kinds, split = table.columns[column].kinds, table.split
+    where = f"row {{row}} of {table.file}: '{column}'"
     if NOT_A_VALUE in kinds:
-        odd = set(kinds[NOT_A_VALUE].rows)
-        message = f"row {{row}} of {table.file}: '{column}' is a {NOT_A_VALUE}; each text needs exactly one label"
-        findings.fault_rows("not_a_label", message, kinds[NOT_A_VALUE].rows, split=split, column=column)
-    null = [row for row in _rows(table, values, _is_null_or_blank).tolist() if row not in odd]
-    message = f"row {{row}} of {table.file}: '{column}' has no label; add it or leave the row out"
-    findings.fault_rows("null_label", message, null, split=split, column=column)
-    if len(known) > 1:
-        usual = max(known, key=lambda name: known[name].count)
-        for name in known.keys() - {usual}:
-            message = (
-                f"row {{row}} of {table.file}: '{column}' is a {name}, elsewhere mostly a {usual}; write all alike"
-            )
-            findings.fault_rows("mixed_types", message, known[name].rows, split=split, column=column)
+        message, odd = f"{where} is a {NOT_A_VALUE}; each text needs exactly one label", kinds[NOT_A_VALUE]
+        findings.fault_rows("not_a_label", message, odd.rows, split=split, column=column, total=odd.count)
+    null, total = _null_rows(table, column, _is_null_or_blank)
+    message = f"{where} has no label; add it or leave the row out"
+    findings.fault_rows("null_label", message, null, split=split, column=column, total=total)
+    known = {name: kind for name, kind in kinds.items() if name != NOT_A_VALUE}
+    usual = max(known, key=lambda name: known[name].count, default="")
+    for name in sorted(known.keys() - {usual}):
+        message, odd = f"{where} is a {name}, elsewhere mostly a {usual}; write all alike", known[name]
+        findings.fault_rows("mixed_types", message, odd.rows, split=split, column=column, total=odd.count)
     _check_characters(table, column, findings)
+
+
+def _null_rows(table: RawTable, column: str, predicate: Callable[[Any], Any]) -> tuple[list[int], int]:
+    """Rows without a value and how many there are; lists and objects, which are null here too, do not count."""
+    rows = _rows(table, table.columns[column].values, predicate).tolist()
+    odd = table.columns[column].kinds.get(NOT_A_VALUE)
+    if odd is None:
+        return rows, len(rows)
+    all_known = odd.count == len(odd.rows)
+    return [row for row in rows if row not in set(odd.rows)] if all_known else [], len(rows) - odd.count
 
 
 def _check_characters(table: RawTable, column: str, findings: Findings) -> None:
@@ -134,12 +138,14 @@ def check_label_set(
         if count == 1:
             message = f"the label '{label}' has a single train row; a model hardly learns it: add rows or merge it"
             findings.warn("rare_label", message, split="train", column=column)
-    for split in counts.keys() - {"train"}:
-        for label in sort_labels(counts[split].keys() - train.keys()):
+    for split in [name for name in counts if name != "train"]:
+        unknown = sort_labels(counts[split].keys() - train.keys())
+        for label in unknown[:KEPT_PER_CODE]:
             row = _first_row(tables[split], column, label)
             where = f"{tables[split].file} (row {row}, {counts[split][label]} in all)"
             message = f"the label '{label}' of {where} is not in train; {_nearest(label, train)}"
             findings.fault("unknown_label", message, split=split, row=row, column=column)
+        findings.count_more("unknown_label", len(unknown[KEPT_PER_CODE:]))
 
 
 def _first_row(table: RawTable, column: str, label: str) -> int:

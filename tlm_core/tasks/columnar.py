@@ -16,16 +16,20 @@ from tlm_core.tasks.findings import Findings
 from tlm_core.tasks.options import Limits
 from tlm_core.tasks.table import KINDS, NOT_A_VALUE, RawTable, TableBuilder, as_text, check_names
 
-_BATCH = 10_000
+_BATCH = 2_000
 
 
 def read_parquet(path: Path, split: str, findings: Findings, limits: Limits) -> RawTable | None:
     """All records of a Parquet file; None if it cannot be used at all.
 
-    Faults added: unreadable_file, doubled_column, too_many_columns, bad_encoding.
+    Faults added: unreadable_file, file_too_large, doubled_column, too_many_columns, bad_character, bad_encoding.
     """
     try:
         file = pq.ParquetFile(path)
+        size = sum(file.metadata.row_group(index).total_byte_size for index in range(file.metadata.num_row_groups))
+        if size > limits.max_file_bytes:
+            findings.fault("file_too_large", too_large(path.name, limits), split=split)
+            return None
         names = file.schema_arrow.names
         if not check_names(names, path.name, split, findings, limits):
             return None
@@ -35,6 +39,11 @@ def read_parquet(path: Path, split: str, findings: Findings, limits: Limits) -> 
         message = f"{path.name} is not a whole Parquet file ({error}); it may be cut: write or upload it again"
         findings.fault("unreadable_file", message, split=split)
         return None
+
+
+def too_large(file: str, limits: Limits) -> str:
+    """The sentence for a file above the limit."""
+    return f"{file} unpacks to more than {limits.max_file_bytes:,} bytes; give fewer rows or shorter texts"
 
 
 def class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, Sequence[str]]:

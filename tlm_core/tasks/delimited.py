@@ -17,7 +17,7 @@ from tlm_core.tasks.table import RawTable, TableBuilder, check_names
 
 DELIMITERS = (",", "\t", ";", "|")
 _NAMES = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
-_BATCH = 10_000
+_BATCH = 2_000
 _SAMPLE_CHARS = 1 << 18
 # Longest single field; a quote that never closes would otherwise take the rest of any file into memory.
 _FIELD_LIMIT = 1 << 27

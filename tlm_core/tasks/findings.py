@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Sequence
 
 from tlm_core.errors import Fault, InvalidDataset
 
@@ -29,10 +28,21 @@ class Findings:
         if self.fault_counts[code] <= KEPT_PER_CODE:
             self.faults.append(Fault(code, message, split, row, column))
 
-    def fault_rows(self, code: str, message: str, rows: Iterable[Any], *, split: str, column: str | None) -> None:
-        """Add the same fault for each of `rows`; `{row}` in the message stands for the row's number."""
-        for row in rows:
-            self.fault(code, message.replace("{row}", str(row)), split=split, row=int(row), column=column)
+    def fault_rows(
+        self, code: str, message: str, rows: Sequence[int], *, split: str, column: str, total: int | None = None
+    ) -> None:
+        """Add the same fault for each of `rows`; `{row}` in the message stands for the row's number.
+
+        total: how many rows there are in truth, if `rows` holds only the first of them.
+        """
+        for row in rows[:KEPT_PER_CODE]:
+            self.fault(code, message.replace("{row}", str(row)), split=split, row=row, column=column)
+        self.count_more(code, (len(rows) if total is None else total) - len(rows[:KEPT_PER_CODE]))
+
+    def count_more(self, code: str, count: int) -> None:
+        """Count faults that are not listed."""
+        if count:
+            self.fault_counts[code] += count
 
     def warn(
         self, code: str, message: str, *, split: str | None = None, row: int | None = None, column: str | None = None

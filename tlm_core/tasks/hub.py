@@ -16,13 +16,16 @@ from tlm_core.tasks.table import RawTable, check_names
 from tlm_core.tasks.task import SPLITS
 
 PREFIX = "hub:"
-_ID = re.compile(r"hub:(?P<path>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[^\s@:]+))?(?::(?P<config>[^\s:]+))?")
-_BATCH = 10_000
+_ID = re.compile(r"hub:(?P<path>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[^\s@:]+))?(?::(?P<config>[^\s:]+))?")
+_BATCH = 2_000
 
 
 @dataclass(frozen=True)
 class HubSource:
-    """path: OWNER/NAME, or a local folder in the hub's layout. revision: branch, tag or commit. config: subset."""
+    """path: OWNER/NAME, or the absolute path of a local folder in the hub's layout.
+
+    revision: branch, tag or commit. config: one of the data set's subsets.
+    """
 
     path: str
     revision: str | None = None
@@ -56,6 +59,9 @@ def read_hub(
     Raises NotFound, InvalidRequest (a config or revision that does not exist) and Unavailable.
     Faults added: no_train, no_rows, doubled_column, too_many_columns.
     """
+    if not Path(source.path).is_absolute() and Path(source.path).exists():
+        # The library would take it for that folder, which is not what the id asks for.
+        raise InvalidRequest(f"{source.path} is also a folder here; give the folder itself, or start elsewhere")
     found = _load(source, cache, load)
     tables = {}
     for split in SPLITS:

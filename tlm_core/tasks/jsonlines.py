@@ -14,7 +14,7 @@ from tlm_core.tasks.findings import Findings
 from tlm_core.tasks.options import Limits
 from tlm_core.tasks.table import RawTable, TableBuilder, check_names
 
-_BATCH = 10_000
+_BATCH = 2_000
 # A JSON object is kept as a tuple of its (key, value) pairs, so that a key that stands twice is seen.
 _DECODER = json.JSONDecoder(object_pairs_hook=tuple, parse_constant=lambda _name: None)
 

@@ -45,11 +45,12 @@ class Limits:
 
     max_text_chars: characters of one text. long_text_chars: characters from which a warning is given.
     max_labels: distinct labels of train. max_columns: columns of one file.
-    min_rows: distinct texts from which a split can be cut.
+    max_file_bytes: size of one file, unpacked. min_rows: distinct texts from which a split can be cut.
     """
 
     max_text_chars: int = 1_000_000
     long_text_chars: int = 100_000
     max_labels: int = 1000
     max_columns: int = 1000
+    max_file_bytes: int = 4 << 30
     min_rows: int = 10

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from tlm_core.tasks.columnar import read_parquet
+from tlm_core.tasks.columnar import read_parquet, too_large
 from tlm_core.tasks.delimited import read_delimited
 from tlm_core.tasks.encoding import detect, open_bytes
 from tlm_core.tasks.findings import Findings
@@ -52,8 +52,8 @@ WANTED = "give jsonl, csv, tsv or parquet (the text forms also as .gz)"
 def find_splits(source: Mapping[str, Path] | Path, findings: Findings) -> dict[str, Path]:
     """Which file holds which split.
 
-    source: a mapping from split names (dev, val and the like are known) to files, one file (its name may
-    tell a split, else it is train), or a folder whose file names tell the split.
+    source: a mapping from split names (dev, val and the like are known) to files, one file (all of it is
+    train), or a folder whose file names tell the split.
     Faults added: no_file, no_train, doubled_split, unknown_split.
     """
     found: dict[str, Path] = {}
@@ -115,7 +115,7 @@ def _file_type(path: Path) -> str | None:
 def read_table(path: Path, split: str, findings: Findings, limits: Limits, *, delimiter: str | None) -> RawTable | None:
     """All records of one file, or None if none can be read; every fault in it is added to `findings`.
 
-    Faults added here: empty_file, no_rows, wrong_type, unreadable_file, cut_file, bad_encoding.
+    Faults added here: empty_file, no_rows, wrong_type, unreadable_file, cut_file, file_too_large, bad_encoding.
     """
     before = findings.total
     try:
@@ -148,12 +148,24 @@ def _read(path: Path, split: str, findings: Findings, limits: Limits, delimiter:
         return None
     if kind == "parquet":
         return read_parquet(path, split, findings, limits)
+    if not _fits(path, limits.max_file_bytes):
+        findings.fault("file_too_large", too_large(path.name, limits), split=split)
+        return None
     encoding = detect(path)
     if encoding.note:
         findings.note(f"{path.name}: {encoding.note}")
     if kind == "json":
         return read_json(path, split, encoding, findings, limits)
     return read_delimited(path, split, encoding, findings, limits, delimiter=delimiter)
+
+
+def _fits(path: Path, limit: int) -> bool:
+    """Whether a file has at most `limit` bytes, unpacked; reads no more than that."""
+    read = 0
+    with open_bytes(path) as handle:
+        while read <= limit and (block := handle.read(1 << 20)):
+            read += len(block)
+    return read <= limit
 
 
 def _content_type(path: Path, start: bytes, split: str, findings: Findings) -> str | None:

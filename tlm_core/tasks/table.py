@@ -16,7 +16,8 @@ from tlm_core.tasks.options import Limits
 
 KINDS: Mapping[type, str] = {str: "text", bool: "true/false", int: "whole number", float: "decimal number"}
 NOT_A_VALUE = "list or object"
-_JOINED = 16
+_JOINED = 32
+_JOINED_BYTES = 1 << 26
 
 
 @dataclass
@@ -91,10 +92,10 @@ class TableBuilder:
             if name not in self._chunks:
                 self._chunks[name] = [pa.nulls(self._length, pa.string())] if self._length else []
         for name, chunks in self._chunks.items():
-            chunks.append(columns[name] if name in columns else pa.nulls(len(rows), pa.string()))
-            # Arrays made of Python values own up to twice the memory they need; joined ones own no more.
+            array = columns[name] if name in columns else pa.nulls(len(rows), pa.string())
+            chunks.extend(array.chunks if isinstance(array, pa.ChunkedArray) else [array])
             if len(self._rows) % _JOINED == _JOINED - 1:
-                chunks[-_JOINED:] = [pa.concat_arrays(chunks[-_JOINED:])]
+                _join_last(chunks)
         self._rows.append(np.asarray(rows, dtype=np.int64))
         self._length += len(rows)
 
@@ -141,6 +142,13 @@ class TableBuilder:
             )
             self._findings.fault("bad_character", message, split=self._split, row=row, column=name)
         return clean
+
+
+def _join_last(chunks: list[Any]) -> None:
+    """Join the latest chunks: made of Python values they own up to twice the memory they need."""
+    latest = chunks[-_JOINED:]
+    if sum(chunk.nbytes for chunk in latest) <= _JOINED_BYTES:
+        chunks[-_JOINED:] = [pa.concat_arrays(latest)]
 
 
 def _scalar(value: Any) -> str | None:

@@ -1,8 +1,8 @@
 """From a data set as a user gives it to a checked task and a report that names every fault.
 
 Codes of faults: bad_character, bad_encoding, blank_text, cut_file, cut_row, doubled_column, doubled_split,
-empty_file, malformed_row, missing_column, mixed_types, no_file, no_header, no_rows, no_train, not_a_label,
-not_text, null_label, null_text, one_class, rare_label, text_too_long, too_few_rows, too_many_columns,
+empty_file, file_too_large, malformed_row, missing_column, mixed_types, no_file, no_header, no_rows, no_train,
+not_a_label, not_text, null_label, null_text, one_class, rare_label, text_too_long, too_few_rows, too_many_columns,
 too_many_labels, unknown_label, unknown_split, unreadable_file, wrong_type.
 Codes of warnings: conflicting_labels, decimal_labels, guessed_column, label_variants, long_text,
 missing_label, overlap, rare_label.
@@ -140,7 +140,8 @@ def _cut(splits: Mapping[str, SplitData], missing: list[str], seed: int, finding
     positions = cut_splits(labels, train.scan.keys, missing, seed)
     cut = {split: train.take(indices) for split, indices in positions.items()}
     shares = ", ".join(f"{split} {len(data.rows)}" for split, data in cut.items())
-    findings.note(f"{' and '.join(missing)} were cut from train by label with seed {seed}: {shares} rows")
+    verb = "were" if len(missing) > 1 else "was"
+    findings.note(f"{' and '.join(missing)} {verb} cut from train by label with seed {seed}: {shares} rows")
     for split in missing:
         if not len(cut[split].rows):
             message = f"no row could be cut for {split}, since copies of a text stay together; give {split} as a file"

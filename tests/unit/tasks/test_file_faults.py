@@ -85,6 +85,26 @@ def test_a_cut_and_a_damaged_gzip_file(tmp_path: Path) -> None:
     assert codes(put(tmp_path / "broken.jsonl.gz", broken)) == ["unreadable_file"]
 
 
+@pytest.mark.parametrize("name", ["train.jsonl", "train.jsonl.gz", "train.parquet"])
+def test_a_file_that_unpacks_to_too_much(tmp_path: Path, name: str) -> None:
+    content = jsonl(rows(500)).encode()
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows(500)), sink)
+    packed = {"train.jsonl.gz": gzip.compress(content), "train.parquet": sink.getvalue()}.get(name, content)
+    limits = Limits(max_file_bytes=6_000)
+    assert faults(put(tmp_path / name, packed), limits=limits) == [("file_too_large", "train", None, None)]
+
+
+def test_bytes_in_parquet_that_are_not_utf_8(tmp_path: Path) -> None:
+    table = pa.table({"text": ["a", "b?", "c", "d"], "label": ["x", "y", "x", "y"]})
+    offsets, data = table["text"].chunk(0).buffers()[1:]
+    broken = pa.Array.from_buffers(
+        pa.string(), 4, [None, offsets, pa.py_buffer(data.to_pybytes().replace(b"?", b"\xff"))]
+    )
+    pq.write_table(table.set_column(0, "text", broken), tmp_path / "train.parquet")
+    assert faults(tmp_path / "train.parquet")[0] == ("bad_encoding", "train", 2, "text")
+
+
 def test_a_byte_order_mark_that_does_not_hold(tmp_path: Path) -> None:
     assert codes(put(tmp_path / "train.csv", b"\xff\xfet\x00e\x00x\x00t")) == ["bad_encoding"]
 

@@ -86,6 +86,18 @@ def test_faults_of_one_code_are_listed_up_to_a_hundred_and_all_counted(tmp_path:
         load_task(source)
 
 
+def test_lists_instead_of_texts_are_not_told_as_null_too(tmp_path: Path) -> None:
+    source = folder(tmp_path, with_rows([{"text": ["a"], "label": "bad"}] * 150 + [{"text": None, "label": "bad"}]))
+    assert validate(source)[1]["fault_counts"] == {"not_text": 150, "null_text": 1}
+
+
+def test_many_unknown_labels_are_listed_up_to_a_hundred_and_all_counted(tmp_path: Path) -> None:
+    test = [{"text": f"t{n}", "label": f"new {n:03}"} for n in range(130)]
+    _, report = validate(folder(tmp_path, rows(4), test=test))
+    assert report["fault_counts"] == {"unknown_label": 130}
+    assert [fault["row"] for fault in report["faults"]] == list(range(1, 101))
+
+
 def test_a_label_that_train_lacks_is_told_with_the_near_miss(tmp_path: Path) -> None:
     train = rows(6, ("positive", "negative"))
     test = [{"text": "a", "label": "positive"}, *({"text": "b", "label": "Positive "} for _ in range(3))]

@@ -1,0 +1,134 @@
+"""Data sets in the hub's layout are read through the datasets library; its errors become ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.tasks.make import put
+from tlm_core.errors import InvalidRequest, NotFound, TLMError, Unavailable
+from tlm_core.tasks.findings import Findings
+from tlm_core.tasks.hub import HubSource, parse_hub_id, read_hub
+from tlm_core.tasks.options import Limits
+
+
+@pytest.mark.parametrize(
+    ("text", "source"),
+    [
+        ("hub:yxchar/rct-20k-tlm", HubSource("yxchar/rct-20k-tlm")),
+        ("hub:a/b.c_d@refs/pr/1:sub-set", HubSource("a/b.c_d", "refs/pr/1", "sub-set")),
+        ("hub:nyu-mll/glue:sst2", HubSource("nyu-mll/glue", None, "sst2")),
+    ],
+)
+def test_hub_ids_are_taken_apart(text: str, source: HubSource) -> None:
+    assert parse_hub_id(text) == source
+
+
+@pytest.mark.parametrize(
+    "text", ["hub:", "hub:imdb", "hub:../x", "hub:./x", "hub:/etc/x", "hub:a/b/c", "hub:a b/c", "hub:a/b@", "a/b"]
+)
+def test_what_is_no_hub_id_is_refused(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="is no hub id"):
+        parse_hub_id(text)
+
+
+def test_a_folder_in_the_papers_layout_is_loaded(tmp_path: Path) -> None:
+    from datasets import disable_progress_bars, load_dataset
+
+    disable_progress_bars()
+    folder = tmp_path / "chemprot-tlm"
+    for split, count in (("train", 5), ("dev", 2), ("test", 3)):
+        lines = [f'"{split} text, {n}",{n % 2}' for n in range(count)]
+        put(folder / f"{split}.csv", "\n".join(["text,label", *lines]) + "\n")
+    findings = Findings()
+    tables = read_hub(HubSource(str(folder)), findings, Limits(), cache=tmp_path / "cache", load=load_dataset)
+    assert findings.ok
+    assert {split: len(table.rows) for split, table in tables.items()} == {"train": 5, "validation": 2, "test": 3}
+    assert tables["test"].columns["text"].values.to_pylist() == [f"test text, {n}" for n in range(3)]
+    assert tables["train"].columns["label"].values.to_pylist() == ["0", "1", "0", "1", "0"]
+    assert tables["train"].rows.tolist() == [1, 2, 3, 4, 5]
+
+
+def test_a_local_folder_does_not_stand_in_for_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path / "owner" / "name" / "train.csv", "text,label\na,b\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidRequest, match="is also a folder here"):
+        read_hub(HubSource("owner/name"), Findings(), Limits())
+
+
+class Hub:
+    """Stands in for `datasets.load_dataset`: keeps what it is asked and gives or raises what it is told."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+        self.asked: dict[str, Any] = {}
+
+    def __call__(self, path: str, **kwargs: Any) -> Any:
+        self.asked = {"path": path, **kwargs}
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+def made_splits(**splits: dict[str, list[Any]]) -> dict[str, Any]:
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    features = Features({"sentence": Value("string"), "label": ClassLabel(names=["neg", "pos"])})
+    return {name: Dataset.from_dict(columns, features=features) for name, columns in splits.items()}
+
+
+def test_revision_and_config_are_passed_on_and_remote_code_is_never_allowed() -> None:
+    hub = Hub(made_splits(train={"sentence": ["a"], "label": [1]}))
+    read_hub(HubSource("a/b", "v1", "small"), Findings(), Limits(), load=hub)
+    assert hub.asked == {"path": "a/b", "name": "small", "revision": "v1", "cache_dir": None}
+
+
+def test_class_names_of_the_hub_are_the_labels_and_hidden_labels_are_null() -> None:
+    hub = Hub(
+        made_splits(
+            train={"sentence": ["a", "b"], "label": [1, 0]},
+            test={"sentence": ["c"], "label": [-1]},
+            unsupervised={"sentence": ["d"], "label": [0]},
+        )
+    )
+    findings = Findings()
+    tables = read_hub(HubSource("a/b"), findings, Limits(), load=hub)
+    assert tables["train"].columns["label"].values.to_pylist() == ["pos", "neg"]
+    assert tables["test"].columns["label"].values.to_pylist() == [None]
+    assert findings.notes == ["splits not used: unsupervised"]
+
+
+def test_a_hub_data_set_without_train_or_rows_is_at_fault() -> None:
+    findings = Findings()
+    read_hub(HubSource("a/b"), findings, Limits(), load=Hub(made_splits(test={"sentence": [], "label": []})))
+    assert [fault.code for fault in findings.faults] == ["no_rows", "no_train"]
+
+
+def dataset_not_found() -> Exception:
+    from datasets.exceptions import DatasetNotFoundError
+
+    return DatasetNotFoundError("Dataset 'a/b' doesn't exist on the Hub or cannot be accessed.")
+
+
+def generation_failed() -> Exception:
+    from datasets.exceptions import DatasetGenerationError
+
+    return DatasetGenerationError("An error occurred while generating the dataset")
+
+
+@pytest.mark.parametrize(
+    ("failure", "expected"),
+    [
+        (dataset_not_found, NotFound),
+        (lambda: ConnectionError("Couldn't reach 'a/b' on the Hub"), Unavailable),
+        (lambda: ValueError("BuilderConfig 'x' not found"), InvalidRequest),
+        (lambda: RuntimeError("Dataset scripts are no longer supported"), InvalidRequest),
+        (generation_failed, InvalidRequest),
+    ],
+)
+def test_errors_of_the_library_become_ours(failure: Callable[[], Exception], expected: type[TLMError]) -> None:
+    with pytest.raises(expected, match="the hub data set a/b"):
+        read_hub(HubSource("a/b"), Findings(), Limits(), load=Hub(failure()))

@@ -1,0 +1,35 @@
+"""The real data sets validate, and what is known of their faults is found."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support import shared_data
+from tlm_core.tasks.validate import load_task
+
+pytestmark = pytest.mark.data
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "counts", "in_train"),
+    [
+        ("sciie", 7, (3219, 455, 974), 0),
+        ("acl_arc", 6, (1688, 114, 139), 52),
+        ("sci_cite", 3, (7320, 916, 1861), 0),
+        # 173 if punctuation is left out too: one test text is ": +3".
+        ("csabstruct", 5, (11333, 2026, 1349), 172),
+    ],
+)
+def test_a_real_task_is_read_and_its_repeated_texts_are_found(
+    name: str, labels: int, counts: tuple[int, ...], in_train: int
+) -> None:
+    task, report = load_task(shared_data() / "tasks" / name)
+    assert len(task.labels) == labels
+    assert tuple(task.counts.values()) == counts
+    assert report["overlap"]["train_test"] == in_train == task.in_train("test").sum()
+    assert len(report["overlap"]["test_rows"]) == min(in_train, 100)
+
+
+def test_validation_texts_of_acl_arc_in_train_are_found_too() -> None:
+    _, report = load_task(shared_data() / "tasks" / "acl_arc")
+    assert report["overlap"]["train_validation"] == 43

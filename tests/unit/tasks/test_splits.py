@@ -1,0 +1,102 @@
+"""Splits that are cut are stratified, repeatable, and keep copies together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.unit.tasks.make import jsonl, messages, put, rows
+from tlm_core.tasks.options import DatasetOptions
+from tlm_core.tasks.splits import cut_splits
+from tlm_core.tasks.validate import load_task
+
+BOTH = ("validation", "test")
+
+
+def arrays(count: int, labels: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.arange(count, dtype=np.int32) % labels, np.arange(count, dtype=np.int64)
+
+
+def test_a_tenth_of_each_label_goes_to_each_missing_split() -> None:
+    labels = np.repeat(np.array([0, 1, 2], dtype=np.int32), (100, 50, 20))
+    cut = cut_splits(labels, np.arange(170, dtype=np.int64), BOTH, seed=1)
+    assert {split: np.bincount(labels[at]).tolist() for split, at in cut.items()} == {
+        "train": [80, 40, 16],
+        "validation": [10, 5, 2],
+        "test": [10, 5, 2],
+    }
+
+
+def test_only_the_missing_split_is_cut() -> None:
+    cut = cut_splits(*arrays(100, 2), ("validation",), seed=1)
+    assert {split: len(at) for split, at in cut.items()} == {"train": 90, "validation": 10}
+
+
+def test_the_seed_decides() -> None:
+    labels, keys = arrays(200, 2)
+    first, again, other = (cut_splits(labels, keys, BOTH, seed)["test"].tolist() for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_the_cut_is_the_same_on_every_machine() -> None:
+    assert cut_splits(*arrays(60, 3), ("test",), seed=7)["test"].tolist() == [10, 15, 20, 21, 31, 59]
+
+
+def test_the_values_of_the_keys_mean_nothing() -> None:
+    labels, keys = arrays(200, 3)
+    keys //= 2
+    shuffled = np.random.RandomState(0).permutation(100).astype(np.int64)[keys] * -7
+    for split, positions in cut_splits(labels, keys, BOTH, seed=3).items():
+        assert positions.tolist() == cut_splits(labels, shuffled, BOTH, seed=3)[split].tolist()
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 30)), min_size=1, max_size=80), st.integers(0, 5))
+def test_every_row_has_one_side_copies_stay_together_and_train_keeps_every_label(
+    drawn: list[tuple[int, int]], seed: int
+) -> None:
+    keys = np.array([key for _, key in drawn], dtype=np.int64)
+    label_of_key = {key: label for label, key in reversed(drawn)}
+    labels = np.array([label_of_key[int(key)] for key in keys], dtype=np.int32)
+    cut = cut_splits(labels, keys, BOTH, seed)
+    assert sorted(np.concatenate(list(cut.values())).tolist()) == list(range(len(keys)))
+    sides = [set(keys[positions].tolist()) for positions in cut.values()]
+    assert not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
+    assert set(labels[cut["train"]].tolist()) == set(labels.tolist())
+
+
+def test_a_given_split_stays_as_it_is(tmp_path: Path) -> None:
+    put(tmp_path / "train.jsonl", jsonl(rows(100)))
+    put(tmp_path / "test.jsonl", jsonl(rows(7, start="held out")))
+    task, report = load_task(tmp_path)
+    assert task.counts == {"train": 90, "validation": 10, "test": 7}
+    assert task.rows("test").tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert "validation was cut from train by label with seed 0: train 90, validation 10 rows" in report["notes"]
+
+
+def test_rows_of_a_cut_split_keep_their_numbers_in_the_file(tmp_path: Path) -> None:
+    records = rows(100)
+    put(tmp_path / "all.jsonl", jsonl(records))
+    task, _ = load_task(tmp_path / "all.jsonl", DatasetOptions(split_seed=5))
+    for split in ("train", "validation", "test"):
+        assert task.texts(split) == [records[row - 1]["text"] for row in task.rows(split)]
+        assert [task.labels[i] for i in task.label_ids(split)] == [records[r - 1]["label"] for r in task.rows(split)]
+
+
+def test_a_label_too_rare_for_the_cut_is_a_warning(tmp_path: Path) -> None:
+    rare = [{"text": f"seldom {n}", "label": "rare"} for n in range(2)]
+    task, report = load_task(put(tmp_path / "all.jsonl", jsonl([*rows(100), *rare])))
+    assert task.counts["train"] + task.counts["validation"] + task.counts["test"] == 102
+    assert messages(report, "warnings", "missing_label")
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_no_overlap_is_left_by_a_cut(tmp_path: Path, seed: int) -> None:
+    records = [{"text": f"Text {n % 40}", "label": str(n % 40 % 3)} for n in range(200)]
+    _, report = load_task(put(tmp_path / "all.jsonl", jsonl(records)), DatasetOptions(split_seed=seed))
+    assert report["overlap"]["train_test"] == report["overlap"]["train_validation"] == 0
+    assert report["counts"]["test"] == 15
