@@ -11,7 +11,7 @@ missing_label, overlap, rare_label.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,45 +32,54 @@ from tlm_core.tasks.table import RawTable
 from tlm_core.tasks.task import SPLITS, Task, task_schema
 
 Source = Mapping[str, Path] | Path | str | HubSource
+HubReader = Callable[[HubSource, Findings, Limits], Mapping[str, RawTable]]
 
 
 def load_task(
-    source: Source, options: DatasetOptions | None = None, limits: Limits | None = None
+    source: Source, options: DatasetOptions | None = None, limits: Limits | None = None, *, hub: HubReader = read_hub
 ) -> tuple[Task, dict[str, Any]]:
     """The task and its report. Raises InvalidDataset with every fault, and what `validate` raises."""
-    task, report, findings = _validate(source, options or DatasetOptions(), limits or Limits())
+    task, report, findings = _validate(source, options or DatasetOptions(), limits or Limits(), hub)
     if task is None:
         raise findings.error()
     return task, report
 
 
 def validate(
-    source: Source, options: DatasetOptions | None = None, limits: Limits | None = None
+    source: Source, options: DatasetOptions | None = None, limits: Limits | None = None, *, hub: HubReader = read_hub
 ) -> tuple[Task | None, dict[str, Any]]:
     """The task, or None if anything is at fault, and the report that says what.
 
-    source: a mapping from splits to files, one file, a folder, or a hub id (`hub:OWNER/NAME[@revision][:config]`).
+    source: a mapping from splits to files, one file, a folder, or a hub id (`hub:OWNER/NAME[@revision][:config]`);
+    a string without `hub:` is a path. hub: how hub ids are read, such as `partial(read_hub, cache=FOLDER)`.
     Raises InvalidRequest for a hub id that does not hold, NotFound and Unavailable for the hub.
     """
-    task, report, _ = _validate(source, options or DatasetOptions(), limits or Limits())
+    task, report, _ = _validate(source, options or DatasetOptions(), limits or Limits(), hub)
     return task, report
 
 
-def write_task(source: Source, folder: Path, options: DatasetOptions | None = None) -> dict[str, Any]:
+def write_task(
+    source: Source, folder: Path, options: DatasetOptions | None = None, *, hub: HubReader = read_hub
+) -> dict[str, Any]:
     """Write the `validate` artifact (the task's files and report.json) to `folder`; returns the report.
 
     Raises what `load_task` raises.
     """
-    task, report = load_task(source, options)
+    task, report = load_task(source, options, hub=hub)
     task.write(folder)
     (folder / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     return report
 
 
-def _validate(source: Source, options: DatasetOptions, limits: Limits) -> tuple[Task | None, dict[str, Any], Findings]:
+def _validate(
+    source: Source, options: DatasetOptions, limits: Limits, hub: HubReader
+) -> tuple[Task | None, dict[str, Any], Findings]:
     findings = Findings()
     source = _resolved(source)
-    tables = _read(source, options, findings, limits)
+    if isinstance(source, HubSource):
+        tables = dict(hub(source, findings, limits))
+    else:
+        tables = _read(source, options, findings, limits)
     columns = choose_columns(tables, options, findings, limits) if "train" in tables else None
     if columns is None:
         return None, build_report({}, findings), findings
@@ -97,10 +106,8 @@ def _resolved(source: Source) -> Mapping[str, Path] | Path | HubSource:
 
 
 def _read(
-    source: Mapping[str, Path] | Path | HubSource, options: DatasetOptions, findings: Findings, limits: Limits
+    source: Mapping[str, Path] | Path, options: DatasetOptions, findings: Findings, limits: Limits
 ) -> dict[str, RawTable]:
-    if isinstance(source, HubSource):
-        return read_hub(source, findings, limits)
     paths = find_splits(source, findings)
     tables = {
         split: read_table(path, split, findings, limits, delimiter=options.delimiter) for split, path in paths.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from tests.unit.tasks.make import put
 from tlm_core.errors import InvalidRequest, NotFound, TLMError, Unavailable
 from tlm_core.tasks.findings import Findings
 from tlm_core.tasks.hub import HubSource, parse_hub_id, read_hub
-from tlm_core.tasks.options import Limits
+from tlm_core.tasks.options import DatasetOptions, Limits
+from tlm_core.tasks.validate import load_task
 
 
 @pytest.mark.parametrize(
@@ -99,6 +101,17 @@ def test_class_names_of_the_hub_are_the_labels_and_hidden_labels_are_null() -> N
     assert tables["train"].columns["label"].values.to_pylist() == ["pos", "neg"]
     assert tables["test"].columns["label"].values.to_pylist() == [None]
     assert findings.notes == ["splits not used: unsupervised"]
+
+
+def test_a_known_task_brings_its_name_and_metric_unless_another_is_asked_for() -> None:
+    columns = {"sentence": [f"text {n}" for n in range(6)], "label": [0, 1] * 3}
+    hub = partial(read_hub, load=Hub(made_splits(train=columns, validation=columns, test=columns)))
+    task, report = load_task("hub:yxchar/chemprot-tlm", hub=hub)
+    assert (task.name, task.metric, task.labels) == ("chemprot", "micro_f1", ("neg", "pos"))
+    assert "metric: micro_f1, as in the TLM paper" in report["notes"]
+    task, _ = load_task("hub:yxchar/chemprot-tlm", DatasetOptions(metric="accuracy", name="mine"), hub=hub)
+    assert (task.name, task.metric) == ("mine", "accuracy")
+    assert load_task("hub:someone/news@v1", hub=hub)[0].name == "news"
 
 
 def test_a_hub_data_set_without_train_or_rows_is_at_fault() -> None:
