@@ -1,0 +1,45 @@
+"""The progress display where there is no terminal: plain lines, not too many."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from tlm_client.display import Display, duration
+from tlm_client.models import JobEvent
+
+
+def plain(now: list[float]) -> tuple[Display, io.StringIO]:
+    out = io.StringIO()
+    return Display(Console(file=out, soft_wrap=True, highlight=False), clock=lambda: now[0]), out
+
+
+def progress(step: int, node: str = "joint.s0") -> JobEvent:
+    return JobEvent(type="progress", data={"stage": "joint", "node": node, "step": step, "total": 100})
+
+
+def test_a_stage_is_told_when_it_begins_and_then_now_and_then() -> None:
+    now = [0.0]
+    display, out = plain(now)
+    with display:
+        display.begin("job_1")
+        for second in range(25):
+            now[0] = float(second)
+            display.job_event(progress(second))
+        display.job_event(progress(1, "finetune.s0"))
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "job_1"
+    assert [line.split()[-1] for line in lines[1:]] == ["0/100", "10/100", "20/100", "1/100"]
+
+
+def test_a_failed_attempt_is_told_with_its_reason() -> None:
+    display, out = plain([0.0])
+    with display:
+        event = JobEvent(type="job.requeued", attempt=1, data={"message": "[a] worker died", "delay_seconds": 2})
+        display.job_event(event)
+    assert out.getvalue() == "attempt 1 ended: [a] worker died; trying again in 2 s\n"
+
+
+def test_durations_read_as_clocks_do() -> None:
+    assert [duration(s) for s in (0, 61.4, 3661, -1)] == ["0:00", "1:01", "1:01:01", "0:00"]
