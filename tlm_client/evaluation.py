@@ -57,9 +57,9 @@ class Classifier:
         with torch.inference_mode():
             return self.model(**encoded.to(self.device)).logits.float().softmax(-1).cpu()
 
-    def classify(self, texts: Sequence[str]) -> list[tuple[str, float]]:
+    def classify(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[tuple[str, float]]:
         """The likeliest label of each text, and its probability."""
-        best = self.probabilities(texts).max(-1)
+        best = self.probabilities(texts, pairs).max(-1)
         return [(self.labels[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
 

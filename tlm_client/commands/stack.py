@@ -11,7 +11,7 @@ import typer
 
 from tlm_client.console import FAILED, INTERRUPTED, AsJson, emit, guarded, notes, say, session_of, table
 from tlm_client.display import duration
-from tlm_client.stack.control import run_stack, stack_state, start_stack, stop_stack
+from tlm_client.stack.control import launch_stack, run_stack, stack_state, stop_stack
 from tlm_client.stack.parts import StackOptions
 from tlm_client.stack.supervisor import StopFlag
 
@@ -38,8 +38,9 @@ def up(
     options = StackOptions(data_dir or session_of(context).data_dir, port=port, opensearch_url=opensearch_url)
     console = notes()
     if detach:
-        handle = start_stack(options, say=console.print)
-        _tell_ready(handle.url, handle.token_file, as_json, "`tlm down` stops it")
+        handle = launch_stack(options)
+        handle.wait(console.print)
+        _tell_ready(handle.url, handle.folder.token_file, as_json, "`tlm down` stops it")
         return
     stop = StopFlag()
     was_ready = False

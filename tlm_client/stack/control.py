@@ -47,41 +47,60 @@ def run_stack(
 
 
 class StackHandle:
-    """A stack whose supervisor is a process of its own."""
+    """A stack whose supervisor is a process of its own. Its URL is known once it is up."""
 
-    def __init__(self, process: subprocess.Popen[bytes], folder: StackFolder, url: str) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], folder: StackFolder, messages: int) -> None:
         self._process = process
-        self._folder = folder
-        self.url = url
-
-    @property
-    def token_file(self) -> Path:
-        return self._folder.token_file
+        self._messages = messages
+        self.folder = folder
+        self.url = ""
 
     @property
     def token(self) -> str:
-        return self.token_file.read_text(encoding="utf-8").strip()
+        return self.folder.token_file.read_text(encoding="utf-8").strip()
 
-    @property
-    def logs(self) -> Path:
-        return self._folder.logs
+    def wait(self, say: Say) -> None:
+        """Wait until the stack is up; `say` gets what the supervisor tells. Raises what run_stack raises.
+
+        If it does not come up, or waiting is interrupted, nothing is left running.
+        """
+        try:
+            with open(self._messages, encoding="utf-8") as messages:
+                for line in messages:
+                    message = json.loads(line)
+                    if "say" in message:
+                        say(message["say"])
+                    elif "error" in message:
+                        raise error_from_dict(message["error"])
+                    else:
+                        self.url = message["url"]
+                        return
+            raise Unavailable(f"the supervisor ended before the stack was up; see {self.folder.log('supervisor')}")
+        except BaseException:
+            self.stop()
+            raise
 
     def stop(self) -> None:
-        """Stop everything and wait until it is gone."""
-        _end(self._process)
+        """Stop everything and wait until it is gone. Stopping twice is no error."""
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(_SHUTDOWN_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()  # its children follow, by the leash they are on
+            self._process.wait()
 
 
-def start_stack(options: StackOptions, *, say: Say, tied: bool = False) -> StackHandle:
-    """Start a supervisor in the background and wait until the stack is up.
+def launch_stack(options: StackOptions, *, tied: bool = False) -> StackHandle:
+    """Start a supervisor in the background and return at once; `wait` on the handle tells when the stack is up.
 
     tied: it stops when this process ends, however it ends; otherwise it lives on until `stop_stack`.
-    Raises what run_stack raises. If it is interrupted while waiting, the supervisor is stopped again.
+    Raises StorageFull and StorageUnavailable.
     """
     folder = StackFolder(options.data_dir)
     folder.create()
     read_end, write_end = os.pipe()
     given = {**asdict(options), "data_dir": str(folder.root), "tied_to": os.getpid() if tied else None}
-    with open(folder.logs / "supervisor.log", "ab") as log:
+    with open(folder.log("supervisor"), "ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "tlm_client.stack", str(write_end), json.dumps(given)],
             stdin=subprocess.DEVNULL,
@@ -91,21 +110,7 @@ def start_stack(options: StackOptions, *, say: Say, tied: bool = False) -> Stack
             pass_fds=(write_end,),
         )
     os.close(write_end)
-    try:
-        with open(read_end, encoding="utf-8") as messages:
-            for line in messages:
-                message = json.loads(line)
-                if "say" in message:
-                    say(message["say"])
-                elif "error" in message:
-                    process.wait()
-                    raise error_from_dict(message["error"])
-                else:
-                    return StackHandle(process, folder, message["url"])
-    except BaseException:
-        _end(process)
-        raise
-    raise Unavailable(f"the supervisor ended before the stack was up; see {folder.logs / 'supervisor.log'}")
+    return StackHandle(process, folder, read_end)
 
 
 def stop_stack(data_dir: Path) -> bool:
@@ -167,13 +172,3 @@ def serve(write_end: int, given: str) -> int:
             tell({"error": error.as_dict()})
             return 1
     return 0
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask a supervisor to stop its stack, and wait."""
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(_SHUTDOWN_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()  # its children follow, by the leash they are on
-        process.wait()

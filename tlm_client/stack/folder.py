@@ -81,9 +81,10 @@ class StackFolder:
         return self.logs / f"{part}.log"
 
     def turn_logs(self) -> None:
-        """Begin new logs, and keep those of the run before as NAME.log.1."""
+        """Begin new logs of the parts, and keep those of the run before as NAME.log.1."""
         for path in self.logs.glob("*.log"):
-            path.replace(f"{path}.1")
+            if path != self.log("supervisor"):  # which the supervisor that calls this has open
+                path.replace(f"{path}.1")
 
     def secrets(self) -> dict[str, str]:
         """Secrets between the parts, made at the first start; files of mode 0600. The gateway makes the API token."""

@@ -136,7 +136,7 @@ def plan_stack(
             healthy=lambda: True,  # it has no port; that it lives is all there is to ask
             after=("redis",),
         ),
-        _http_part("api", port, _service(base, "api", folder, gateway), after=("redis", "retriever")),
+        _http_part("api", port, _service(base, "api", folder, gateway), after=("redis",)),
     )
     return StackPlan(parts, f"http://{HOST}:{port}")
 
