@@ -109,7 +109,7 @@ def connect_cluster(url: str, *, timeout: float = 10.0) -> RayCluster:
     """The job server at `url`; the token is read from RAY_AUTH_TOKEN, where Ray itself looks for it."""
     token = os.environ.get("RAY_AUTH_TOKEN")
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    return RayCluster(httpx.Client(base_url=url, headers=headers, timeout=timeout))
+    return RayCluster(httpx.Client(base_url=url, headers=headers, timeout=timeout, trust_env=False))
 
 
 def _last_line(answer: httpx.Response) -> str:

@@ -194,6 +194,7 @@ class Coordinator:
             # Written down before it is done: if the cluster then knows nothing of it, it is lost, and starting the
             # same attempt a second time could make two of it.
             submission = f"{job.id}.{group}.{job.attempt}"
+            self._cluster.status(submission)  # a cluster that is away is waited for before anything is written
             submissions = {**job.submissions, group: submission}
             event = ("workers.submitted", {"group": group, "submission": submission})
             self._store.report(job.tenant, job.id, job.attempt, submissions=submissions, events=[event])

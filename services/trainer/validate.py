@@ -15,7 +15,7 @@ from tlm_core.tasks.options import DatasetOptions
 
 def validate_dataset(artifacts: ArtifactStore, scratch: Path, job: JobRecord, node: Node, artifact: str) -> ManifestRef:
     """Read and check the job's data set, cut missing splits, write the task. Raises InvalidDataset with every fault."""
-    from tlm_core.tasks import load_task
+    from tlm_core.tasks.validate import load_task
 
     source = artifacts.localize(job.resolved.dataset)
     task, report = load_task(source, DatasetOptions(**node.params["options"]))

@@ -167,5 +167,9 @@ class _JobLog(logging.Handler):
         super().__init__(level=logging.INFO)
         self._reporter = reporter
 
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Ours whole; of libraries only what is a warning."""
+        return record.levelno >= logging.WARNING or record.name.startswith(("services.", "tlm_core."))
+
     def emit(self, record: logging.LogRecord) -> None:
         self._reporter.line(f"{record.levelname.lower()} {record.name}: {record.getMessage()}")

@@ -240,6 +240,11 @@ def test_a_component_that_is_away_makes_the_job_wait_and_costs_no_attempt(world:
     assert world.job(job_id).state is State.RUNNING
     assert world.events(job_id).count("job.waiting") == 1
     world.selections.answer = lambda _: None
+    world.cluster.away = True
+    for _ in range(6):
+        coordinator.round()
+    assert world.job(job_id).submissions == {}
+    world.cluster.away = False
     submission = world.until_submitted(coordinator, job_id)
     world.cluster.away = True
     for _ in range(3):
