@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
+from tlm_core.artifacts import MANIFEST
 from tlm_core.tasks.columnar import read_parquet, too_large
 from tlm_core.tasks.delimited import read_delimited
 from tlm_core.tasks.encoding import detect, open_bytes
@@ -80,7 +81,8 @@ def find_splits(source: Mapping[str, Path] | Path, findings: Findings) -> dict[s
 
 
 def _find_in_folder(folder: Path, found: dict[str, Path], findings: Findings) -> None:
-    files = sorted(path for path in folder.iterdir() if path.is_file() and _file_type(path) and path.name[0] != ".")
+    files = sorted(path for path in folder.iterdir() if path.is_file() and _file_type(path))
+    files = [path for path in files if path.name != MANIFEST and not path.name.startswith(".")]
     unclear = []
     for path in files:
         words = re.split(r"[^a-z]+", path.name.lower())

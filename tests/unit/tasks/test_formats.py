@@ -223,9 +223,10 @@ def test_a_mapping_and_a_single_file_are_sources_too(tmp_path: Path) -> None:
 def test_files_that_tell_no_split_are_left_out_and_told(tmp_path: Path) -> None:
     source = folder(tmp_path, rows(4))
     put(source / "notes.csv", "a,b\n")
+    put(source / "manifest.json", "{}")
     put(source / "README.md", "# hello")
     _, report = load_task(source)
-    assert any("notes.csv" in note for note in report["notes"])
+    assert "files whose names tell no split were left out: notes.csv" in report["notes"]
 
 
 def test_a_type_unknown_by_name_is_told_by_content(tmp_path: Path) -> None:

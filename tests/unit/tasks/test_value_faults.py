@@ -192,8 +192,9 @@ def test_equal_texts_in_another_unicode_form_are_copies(tmp_path: Path) -> None:
 
 def test_copies_with_different_labels_are_a_warning(tmp_path: Path) -> None:
     train = with_rows([{"text": "x", "label": "bad"}, {"text": "X", "label": "good"}, {"text": "x", "label": "good"}])
+    train.append(train[0])
     _, report = load_task(folder(tmp_path, train))
-    assert report["duplicates"]["train"] == {"copies": 2, "conflicting": 1}
+    assert report["duplicates"]["train"] == {"copies": 3, "conflicting": 1}
     assert [w["row"] for w in report["warnings"] if w["code"] == "conflicting_labels"] == [6]
 
 
