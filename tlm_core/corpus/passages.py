@@ -26,7 +26,7 @@ _LONGEST_WORD = 40
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]{{1,{_LONGEST_WORD}}}")
 # A blank before a small letter ends no sentence in scripts that have capitals ("e.g. this").
 _SENTENCE_END = re.compile(
-    r"""[.!?…]+["'”’)\]»]*\s(?![a-z])|[。！？｡．]+["'”’」』）】》]*\s?|[।॥۔؟።။։]+["'”’)\]»]*\s?"""
+    r"""(?<![.!?…])[.!?…]+["'”’)\]»]*\s(?![a-z])|[。！？｡．]+["'”’」』）】》]*\s?|[।॥۔؟።။։]+["'”’)\]»]*\s?"""
 )
 _PARAGRAPH_END = re.compile(r"\n[^\S\n]*\n")
 

@@ -98,7 +98,8 @@ def test_real_passages_that_hold_real_test_texts_are_found() -> None:
 
     data = shared_data()
     texts = _held_out(data / "tasks" / "sciie") + _held_out(data / "tasks" / "acl_arc")
-    passages = pq.read_table(data / "corpus" / "acl_fulltext-07.parquet", columns=["text"])["text"].to_pylist()
+    table = pq.read_table(data / "corpus" / "acl_fulltext-07.parquet", columns=["text"])
+    passages = table["text"].to_pylist()[:8000]
     found = LeakFilter(texts)
     leaking = [passage for passage in passages if found.leaks_of(passage)]
     assert leaking

@@ -77,6 +77,12 @@ def test_a_run_without_any_blank_cannot_become_a_giant_passage() -> None:
     assert max(map(len, pieces)) <= 40 * LONGEST
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("run", ["." * 1_000_000 + "x ", ". " * 300_000, "(" * 1_000_000 + "! "])
+def test_odd_runs_of_punctuation_take_no_more_than_linear_time(run: str) -> None:
+    assert "".join("".join(cut(run * 2)).split()) == "".join((run * 2).split())
+
+
 def test_lone_surrogates_are_replaced_so_that_every_passage_can_be_stored() -> None:
     assert tidy("a \ud800 b \U0001f600") == "a \ufffd b \U0001f600"
 
