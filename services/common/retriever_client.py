@@ -144,7 +144,9 @@ class _Hits(BaseModel):
 
 def connect_retriever(url: str, token: str, *, timeout: float = 10.0) -> RetrieverClient:
     """A client of the retriever at `url`; token: the internal one; timeout: seconds."""
-    return RetrieverClient(httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=timeout, trust_env=False))
+    return RetrieverClient(
+        httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=timeout, trust_env=False)
+    )
 
 
 def _corpus_path(tenant: str, name: str, version: str) -> str:
