@@ -1,0 +1,281 @@
+"""A PassageIndex on OpenSearch: one index for each corpus version, with our mapping and our mark in it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from services.retriever.cluster import PASSING, Cluster, reason_of
+from tlm_core.corpus.passages import Passage
+from tlm_core.errors import Conflict, IndexMismatch, IndexUnavailable, InvalidRequest, NotFound, StorageFull
+from tlm_core.selection.analysis import Analysis, terms
+from tlm_core.selection.index import K1, MAX_TERMS, B, Hit, best_terms, ranked
+
+SCHEMA_VERSION = 1
+_BULK_BYTES = 4_000_000
+_BULK_ROWS = 2_000
+_NOTHING: dict[str, Any] = {"match_none": {}}
+_MSEARCH = 64
+_MGET = 500
+_IDS = 5_000
+_HITS_ONLY = (
+    "responses.status,responses.error,responses.timed_out,responses._shards.failed,"
+    "responses._shards.failures.reason,responses.hits.hits._score,responses.hits.hits._id"
+)
+
+
+def load_alias(name: str) -> str:
+    """The alias through which index `name` is written."""
+    return f"{name}-load"
+
+
+def index_body(meta: Mapping[str, Any], analysis: Analysis, shards: int) -> dict[str, Any]:
+    """Settings and mapping of an index that is being loaded: no replicas and no refreshes until it is whole."""
+    text: dict[str, Any] = {"type": "text", "analyzer": "standard", "index_options": "freqs", "norms": True}
+    properties: dict[str, Any] = {
+        "text": text,
+        "source": {"type": "keyword", "ignore_above": 1024},
+        "id": {"type": "keyword", "index": False, "doc_values": True},
+    }
+    source: dict[str, Any] = {"includes": ["text", "source"]}
+    if analysis == "bigrams":
+        properties["terms"] = {**text, "analyzer": "whitespace"}
+        properties["text"] = {"type": "text", "index": False}
+    return {
+        "settings": {
+            "number_of_shards": shards,
+            "number_of_replicas": 0,
+            "refresh_interval": "-1",
+            "similarity": {"default": {"type": "BM25", "k1": K1, "b": B}},
+        },
+        "mappings": {"dynamic": "strict", "_meta": {"tlm": dict(meta)}, "_source": source, "properties": properties},
+    }
+
+
+class OpenSearchIndex:
+    """The passages of one corpus version on a cluster. meta: our mark in the mapping, as `open_index` found it."""
+
+    def __init__(self, cluster: Cluster, name: str, meta: Mapping[str, Any], shards: int) -> None:
+        self.name = name
+        self.meta = dict(meta)
+        self.analysis: Analysis = meta["analysis"]
+        self._cluster = cluster
+        self._field = "terms" if self.analysis == "bigrams" else "text"
+        # Scores of several shards are comparable only with the frequencies of all of them.
+        self._search_type = "dfs_query_then_fetch" if shards > 1 else "query_then_fetch"
+        # The BM25 of OpenSearch 2 still has the constant factor that Lucene dropped.
+        self._scale = K1 + 1 if cluster.version() < 3 else 1.0
+
+    @property
+    def ready(self) -> bool:
+        """Whether the index is whole and may be searched."""
+        return self.meta.get("state") == "ready"
+
+    # --- loading --------------------------------------------------------------------------------------------------
+
+    def add(self, batch: Sequence[Passage]) -> None:
+        if self.ready:
+            raise Conflict("the index is committed; load another version of the corpus instead")
+        chunk: list[tuple[str, str]] = []
+        size = 0
+        for passage in batch:
+            line = self._line(passage)
+            if chunk and (size + len(line) > _BULK_BYTES or len(chunk) >= _BULK_ROWS):
+                self._bulk(chunk)
+                chunk, size = [], 0
+            chunk.append((passage.id, line))
+            size += len(line)
+        if chunk:
+            self._bulk(chunk)
+
+    def _line(self, passage: Passage) -> str:
+        # `create` makes a repeated passage a conflict, which is no fault here: nothing is ever written twice.
+        action = json.dumps({"create": {"_id": passage.id}})
+        document = {"id": passage.id, "text": passage.text, "source": passage.source}
+        if self._field == "terms":
+            document["terms"] = " ".join(terms(passage.text, self.analysis))
+        return f"{action}\n{json.dumps(document, ensure_ascii=False)}\n"
+
+    def _bulk(self, pending: list[tuple[str, str]]) -> None:
+        """Write all lines; those that the cluster has no room for now are tried again, alone."""
+        patience = self._cluster.patience()
+        # Without the alias a deleted index would be made anew by the write, with a mapping of its own.
+        params = {"filter_path": "items.create.status,items.create.error", "require_alias": "true"}
+        while True:
+            body = "".join(line for _, line in pending).encode()
+            answer = self._cluster.call("POST", f"/{load_alias(self.name)}/_bulk", body=body, params=params)
+            again: list[tuple[str, str]] = []
+            refusal: Any = None
+            for entry, item in zip(pending, answer["items"], strict=True):
+                status = item["create"]["status"]
+                if status in PASSING:
+                    again.append(entry)
+                    refusal = item["create"].get("error")
+                elif status >= 400 and status != 409:
+                    raise _refused(entry[0], status, item["create"].get("error"))
+            if not again:
+                return
+            pending = again
+            patience.wait(IndexUnavailable(f"OpenSearch takes no more passages: {reason_of(refusal)}; try again later"))
+
+    def commit(self, expected: int | None = None) -> None:
+        self._cluster.call("POST", f"/{self.name}/_refresh")
+        count = self.count()
+        if expected is not None and count != expected:
+            raise IndexMismatch(f"{count} passages are in the index, not {expected}; are the ids of the corpus unique?")
+        self._cluster.call("POST", f"/{self.name}/_flush")
+        settings = {"index": {"auto_expand_replicas": "0-1", "blocks": {"write": True}}}
+        self._cluster.call("PUT", f"/{self.name}/_settings", body=settings)
+        self.meta = {**self.meta, "state": "ready", "count": count}
+        self._cluster.call("PUT", f"/{self.name}/_mapping", body={"_meta": {"tlm": self.meta}})
+
+    # --- reading --------------------------------------------------------------------------------------------------
+
+    def count(self) -> int:
+        answer = self._cluster.call("GET", f"/{self.name}/_count")
+        if answer["_shards"]["failed"]:
+            raise IndexUnavailable(f"a shard of {self.name} does not answer; look at the cluster's health")
+        return int(answer["count"])
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+        results: list[list[Hit]] = []
+        for start in range(0, len(queries), _MSEARCH):
+            results.extend(self._search(queries[start : start + _MSEARCH], k))
+        return results
+
+    def _search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+        """One _msearch; queries that a busy or broken shard could not answer in full are asked again."""
+        patience = self._cluster.patience()
+        pending = {number: body for number, query in enumerate(queries) if (body := self._body(query))}
+        results: list[list[Hit]] = [[] for _ in queries]
+        while pending:
+            lines = (f"{{}}\n{json.dumps(self._request(query, k))}\n" for query in pending.values())
+            params = {"search_type": self._search_type, "filter_path": _HITS_ONLY}
+            answer = self._cluster.call("POST", f"/{self.name}/_msearch", body="".join(lines).encode(), params=params)
+            again: dict[int, Any] = {}
+            fault = None
+            for (number, query), response in zip(pending.items(), answer["responses"], strict=True):
+                if _too_many_clauses(response) and "match" in query:
+                    again[number] = self._by_terms(self._value(queries[number])) or _NOTHING
+                elif problem := _problem(response):
+                    fault = IndexUnavailable(f"a search was not answered in full: {problem}; look at the cluster")
+                    again[number] = query
+                else:
+                    hits = response.get("hits", {}).get("hits", [])
+                    results[number] = ranked([Hit(hit["_id"], hit["_score"] / self._scale) for hit in hits], k)
+            pending = again
+            if fault:
+                patience.wait(fault)
+        return results
+
+    def _value(self, text: str) -> str:
+        """What the query's field is matched with."""
+        return " ".join(terms(text, self.analysis)) if self._field == "terms" else text
+
+    def _body(self, text: str) -> dict[str, Any] | None:
+        """The query for `text`, or None if it has no terms. The text is only ever a value, never query syntax."""
+        count = len(terms(text, self.analysis))
+        if count > MAX_TERMS:
+            return self._by_terms(self._value(text))
+        return {"match": {self._field: {"query": self._value(text)}}} if count else None
+
+    def _by_terms(self, value: str) -> dict[str, Any] | None:
+        """The query for a long text: a clause for each distinct term, of too many only the best."""
+        counts = self._counts(value)
+        clauses = [{"term": {self._field: {"value": term, "boost": count}}} for term, count in counts.items()]
+        return {"bool": {"should": clauses}} if clauses else None
+
+    def _counts(self, value: str) -> dict[str, int]:
+        """Terms of a text that the index knows, with their count; the best ones if they are too many."""
+        body = {"doc": {self._field: value}, "fields": [self._field], "term_statistics": True,
+                "positions": False, "offsets": False, "field_statistics": False}  # fmt: skip
+        answer = self._cluster.call("POST", f"/{self.name}/_termvectors", body=body)
+        found = answer["term_vectors"].get(self._field, {"terms": {}})["terms"]
+        known = {term: entry for term, entry in found.items() if entry.get("doc_freq")}
+        counts = Counter({term: entry["term_freq"] for term, entry in known.items()})
+        if len(counts) <= MAX_TERMS:
+            return dict(sorted(counts.items()))
+        return best_terms(counts, lambda term: int(known[term]["doc_freq"]), self.count())
+
+    @staticmethod
+    def _request(query: Mapping[str, Any], k: int) -> dict[str, Any]:
+        # Sorting by id within a score costs nothing measurable and decides ties at the cut as well.
+        order = [{"_score": "desc"}, {"id": "asc"}]
+        return {"query": query, "size": k, "sort": order, "_source": False, "track_total_hits": False}
+
+    def fetch(self, ids: Collection[str]) -> dict[str, Passage]:
+        wanted = list(ids)
+        found: dict[str, Passage] = {}
+        for start in range(0, len(wanted), _MGET):
+            found.update(self._fetch(wanted[start : start + _MGET]))
+        return found
+
+    def _fetch(self, ids: list[str]) -> dict[str, Passage]:
+        patience = self._cluster.patience()
+        params = {"filter_path": "docs._id,docs.found,docs._source,docs.error", "realtime": "false"}
+        while True:
+            answer = self._cluster.call("POST", f"/{self.name}/_mget", body={"ids": ids}, params=params)
+            broken = next((doc["error"] for doc in answer["docs"] if "error" in doc), None)
+            if broken is None:
+                break
+            patience.wait(IndexUnavailable(f"passages cannot be read: {reason_of(broken)}; look at the cluster"))
+        for doc in answer["docs"]:
+            if not doc["found"]:
+                raise NotFound(f"passage '{doc['_id']}' is not in the index")
+        return {
+            doc["_id"]: Passage(doc["_id"], doc["_source"]["text"], doc["_source"]["source"]) for doc in answer["docs"]
+        }
+
+    def ids(self) -> Iterator[list[str]]:
+        last: str | None = None
+        while True:
+            body = {"size": _IDS, "sort": [{"id": "asc"}], "_source": False, "track_total_hits": False}
+            if last is not None:
+                body["search_after"] = [last]
+            params = {"allow_partial_search_results": "false", "filter_path": "hits.hits._id"}
+            answer = self._cluster.call("POST", f"/{self.name}/_search", body=body, params=params)
+            names = [hit["_id"] for hit in answer.get("hits", {}).get("hits", [])]
+            if not names:
+                return
+            yield names
+            last = names[-1]
+
+    def close(self) -> None:
+        """The cluster's connections belong to whoever made it."""
+
+
+def _refused(passage: str, status: int, error: Any) -> Exception:
+    reason = reason_of(error)
+    if status == 404:
+        return NotFound(f"the index was deleted while it was loaded ({reason}); load the corpus again")
+    if "watermark" in reason or "read-only" in reason:
+        return StorageFull(f"OpenSearch has no room left: {reason}; give its disk more room, then load again")
+    return InvalidRequest(f"OpenSearch refuses passage '{passage}': {reason}")
+
+
+def _too_many_clauses(response: Mapping[str, Any]) -> bool:
+    reason = reason_of(response.get("error"))
+    return "too_many" in reason and "clauses" in reason
+
+
+def _problem(response: Mapping[str, Any]) -> str | None:
+    """Why an answer is not the whole answer, if it may be later. Raises for what will not pass."""
+    if "error" in response:
+        reason = reason_of(response["error"])
+        if _too_many_clauses(response):
+            raise IndexMismatch(f"the cluster takes too few clauses ({reason}); "
+                                f"set indices.query.bool.max_clause_count to {MAX_TERMS} or more")  # fmt: skip
+        if response["status"] == 404:
+            raise NotFound(f"the index is gone: {reason}; load the corpus again")
+        if response["status"] not in PASSING and response["status"] < 500:
+            raise IndexMismatch(f"OpenSearch does not understand a search of ours: {reason}")
+        return reason
+    if response.get("timed_out"):
+        return "a shard took too long"
+    if response["_shards"]["failed"]:
+        return (
+            "; ".join(reason_of(failure["reason"]) for failure in response["_shards"].get("failures", [])) or "a shard"
+        )
+    return None

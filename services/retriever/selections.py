@@ -1,0 +1,150 @@
+"""Selections that run in the background: asked for again and again, done once."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from services.common.retriever_client import SelectionRequest
+from services.retriever.indexes import CorpusKey
+from services.retriever.loads import CorpusLoads
+from tlm_core.artifacts import MANIFEST, ArtifactStore, Manifest, ManifestRef, storage_errors
+from tlm_core.errors import InvalidRecipe, TLMError
+from tlm_core.selection.select import select
+from tlm_core.tasks.task import Task
+from tlm_core.training.recipe import Selection
+
+log = logging.getLogger(__name__)
+
+_REMEMBERED = 1000
+
+
+@dataclass
+class Run:
+    """One try to make a selection: `done` of `total` train rows have been asked with."""
+
+    prefix: str
+    state: Literal["running", "ready", "failed"] = "running"
+    done: int = 0
+    total: int = 0
+    ref: ManifestRef | None = None
+    error: dict[str, Any] | None = None
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def adoptable(self) -> bool:
+        """Whether asking again for the same must not begin anew."""
+        return self.state != "failed" or not (self.error or {}).get("retryable")
+
+
+class _Stopped(Exception):
+    """A newer attempt took over, or the process ends. Control flow."""
+
+
+class SelectionRuns:
+    """Runs selections, a few at once, and remembers the latest of each artifact id. Thread-safe.
+
+    What it remembers ends with the process: then whoever wants the selection asks for it again.
+    """
+
+    def __init__(
+        self, loads: CorpusLoads, store: ArtifactStore, scratch: Path, stop: threading.Event, *, at_once: int
+    ) -> None:
+        self._loads = loads
+        self._store = store
+        self._scratch = scratch
+        self._stop = stop
+        self._lock = threading.Lock()
+        self._runs: dict[str, Run] = {}
+        self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="selection")
+
+    def put(self, artifact: str, request: SelectionRequest) -> None:
+        """Make the selection unless it is made or being made under the same prefix.
+
+        Another prefix is another attempt: it stops the one before it. Raises InvalidRecipe for impossible params.
+        """
+        params = _params(request)
+        with self._lock:
+            before = self._runs.pop(artifact, None)
+            if before is not None and before.prefix == request.prefix and before.adoptable:
+                self._runs[artifact] = before
+                return
+            if before is not None:
+                before.stop.set()
+            run = self._runs[artifact] = Run(request.prefix)
+            self._forget_old()
+        self._pool.submit(self._run, artifact, request, params, run)
+
+    def get(self, artifact: str) -> Run | None:
+        """The latest run of `artifact`, or None if nothing is known of it (any more)."""
+        with self._lock:
+            return self._runs.get(artifact)
+
+    def close(self) -> None:
+        """End what is under way."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _forget_old(self) -> None:
+        over = [name for name, run in self._runs.items() if run.state != "running"]
+        for name in over[: max(0, len(self._runs) - _REMEMBERED)]:
+            del self._runs[name]
+
+    def _run(self, artifact: str, request: SelectionRequest, params: Selection, run: Run) -> None:
+        try:
+            run.ref = self._written(artifact, request.prefix) or self._select(artifact, request, params, run)
+            run.state = "ready"
+        except _Stopped:
+            log.info("selection %s under %s stopped", artifact, request.prefix)
+        except TLMError as error:
+            log.warning("selection %s failed: %s", artifact, error)
+            run.error, run.state = error.as_dict(), "failed"
+        except Exception as error:
+            # Without this the selection would seem to go on for ever.
+            log.exception("selection %s failed", artifact)
+            run.error, run.state = TLMError(f"selecting failed: {error!r}; see the retriever's log").as_dict(), "failed"
+
+    def _select(self, artifact: str, request: SelectionRequest, params: Selection, run: Run) -> ManifestRef:
+        def progress(done: int, total: int) -> None:
+            if run.stop.is_set() or self._stop.is_set():
+                raise _Stopped
+            run.done, run.total = done, total
+
+        key = CorpusKey(request.tenant, request.corpus, request.version)
+        index = self._loads.ready(key, patient=True)
+        task = Task.read(self._store.localize(request.task))
+        folder = self._scratch / "selections" / f"{artifact}-{uuid.uuid4().hex}"
+        corpus = {"name": key.name, "version": key.version}
+        try:
+            facts = select(task, index, params, folder, seed=request.seed, corpus=corpus, progress=progress)
+            meta = {"passages": facts["passages"], "corpus": corpus}
+            progress(run.done, run.total)
+            return self._store.write(request.prefix, folder, artifact=artifact, stage="select", meta=meta)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _written(self, artifact: str, prefix: str) -> ManifestRef | None:
+        """What an earlier process finished under this very prefix without living to tell."""
+        path = self._store.path(prefix, MANIFEST)
+        with storage_errors(f"looking into {prefix}"):
+            body = self._store.fs.cat_file(path) if self._store.fs.exists(path) else b""
+        try:
+            manifest = Manifest.model_validate_json(body)
+        except ValidationError:
+            return None
+        return ManifestRef(folder=prefix, digest=manifest.digest) if manifest.artifact == artifact else None
+
+
+def _params(request: SelectionRequest) -> Selection:
+    try:
+        return Selection.model_validate(request.params)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise InvalidRecipe(f"the selection's params do not hold: {problems}") from error
