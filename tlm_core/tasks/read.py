@@ -133,10 +133,11 @@ def read_table(path: Path, split: str, findings: Findings, limits: Limits, *, de
         message = f"{path.name} cannot be read ({error}); write or upload it again"
         findings.fault("unreadable_file", message, split=split)
         return None
-    if table is not None and not len(table.rows) and findings.total == before:
+    if table is None or len(table.rows):
+        return table
+    if findings.total == before:
         findings.fault("no_rows", f"{path.name} has column names but no record; add some", split=split)
-        return None
-    return table
+    return None
 
 
 def _read(path: Path, split: str, findings: Findings, limits: Limits, delimiter: str | None) -> RawTable | None:

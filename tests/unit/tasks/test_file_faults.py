@@ -132,6 +132,11 @@ def test_csv_rows_of_the_wrong_width_are_each_told(tmp_path: Path) -> None:
     assert faults(source) == [("malformed_row", "train", row, None) for row in (2, 4, 6)]
 
 
+def test_a_file_without_one_whole_row(tmp_path: Path) -> None:
+    put(tmp_path / "train.csv", "text,label\na\nb\n")
+    assert faults(tmp_path / "train.csv") == [("malformed_row", "train", row, None) for row in (1, 2)]
+
+
 def test_a_csv_row_cut_half_way(tmp_path: Path) -> None:
     put(tmp_path / "train.csv", "id,text,label\n1,a,bad\n2,b,good\n3,c")
     assert faults(tmp_path / "train.csv")[0] == ("cut_row", "train", 3, None)
