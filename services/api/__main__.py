@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 import sys
 
@@ -58,6 +59,9 @@ class _Server(uvicorn.Server):
 def main() -> None:
     """Serve until SIGTERM or SIGINT."""
     set_up_logging("api")
+    # uvicorn raises the signal that stopped it again, when it has stopped.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
     settings = ApiSettings()
     # What an earlier process was receiving or writing when it died is of no use to anyone.
     for name in ("uploads", "work"):

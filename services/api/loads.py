@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from services.common.catalog import Catalog, CorpusLoad, CorpusState, CorpusVersion, LoadState
+from services.common.catalog import OPEN, Catalog, CorpusLoad, CorpusState, CorpusVersion, LoadState
 from services.common.logs import facts
 from services.common.retriever_client import RetrieverClient
 from tlm_core.artifacts import ArtifactStore
@@ -67,11 +67,15 @@ class LoadWorker:
 
     def run(self) -> None:
         """Work until stopped."""
+        away = False
         while not self._stopping:
             try:
                 self.round()
+                away = False
             except TLMError as error:
-                log.warning("loads of corpora wait: %s", error)
+                if not away:
+                    log.warning("loads of corpora wait: %s", error)
+                away = True
             self._wake.wait(self._poll_seconds)
             self._wake.clear()
 
@@ -81,8 +85,11 @@ class LoadWorker:
             if self._stopping:
                 return
             if self._catalog.lease_load(tenant, load_id, self._owner, self._lease_seconds):
-                with facts(load_id=load_id):
-                    self._step(self._catalog.load(tenant, load_id))
+                # Read only now: whoever had the lease before may have brought the load to its end.
+                load = self._catalog.load(tenant, load_id)
+                if load.state in OPEN:
+                    with facts(load_id=load_id):
+                        self._step(load)
 
     def _step(self, load: CorpusLoad) -> None:
         try:

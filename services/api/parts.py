@@ -68,3 +68,12 @@ _MEANING = {
     503: "a component does not answer now; try again",
     507: "the storage is full",
 }
+
+FILE_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "the file",
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    },
+    206: {"description": "the part of it that Range asked for"},
+    **problems(400, 404, 409, 416),
+}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
+
+from fastapi.responses import FileResponse
 
 from services.api.views import CheckpointView, PassageView, Provenance, SelectionView
 from services.common.artifacts_of import published
@@ -34,13 +35,12 @@ def artifact_of(jobs: JobStore, job: JobRecord, stage: str) -> ManifestRef:
     return done[nodes[-1]]
 
 
-def open_file(artifacts: ArtifactStore, ref: ManifestRef, name: str) -> tuple[Path, str, int]:
-    """(local path, SHA-256, size) of one file of an artifact. Raises NotFound."""
+def open_file(artifacts: ArtifactStore, ref: ManifestRef, name: str) -> FileResponse:
+    """The answer that sends one file of an artifact: with Range, If-Range, ETag and its SHA-256. Raises NotFound."""
     entry = artifacts.manifest(ref).file(name)
     path = artifacts.localize(ref) / entry.name
-    if not path.is_file():
-        raise NotFound(f"'{name}' is not there any more")
-    return path, entry.sha256, entry.size
+    headers = {"ETag": f'"{entry.sha256}"', "X-Checksum-SHA256": entry.sha256, "Cache-Control": "private, no-transform"}
+    return FileResponse(path, media_type="application/octet-stream", filename=path.name, headers=headers)
 
 
 def json_of(artifacts: ArtifactStore, ref: ManifestRef, name: str) -> dict[str, Any]:

@@ -84,6 +84,11 @@ class Tailer:
         self._closed = False
         self.alive = False
 
+    @property
+    def watchers(self) -> int:
+        """Streams that are open."""
+        return sum(topic.watchers for topic in list(self._topics.values()))
+
     async def run(self) -> None:
         """Poll until cancelled. While the store is away streams stay open and go on when it is back."""
         away, self.alive = False, True
@@ -117,7 +122,7 @@ class Tailer:
         """
         with self._watch(tenant, job_id) as topic:
             yield "retry: 1000\n\n"
-            while page := await run_in_threadpool(self._jobs.events, tenant, job_id, after=after, limit=_PAGE):
+            while page := await self._read(tenant, job_id, after):
                 after = page[-1].seq
                 yield "".join(map(_event_text, page))
             shown: str | None = None
@@ -127,7 +132,7 @@ class Tailer:
                 changed = topic.changed
                 events = topic.after(after)
                 if events is None:
-                    events = await run_in_threadpool(self._jobs.events, tenant, job_id, after=after, limit=_PAGE)
+                    events = await self._read(tenant, job_id, after)
                 if events:
                     after = events[-1].seq
                     spoke_at = self._clock()
@@ -152,6 +157,15 @@ class Tailer:
                     yield ": still here\n\n"
                     continue
                 await _wait(changed, min(wait, self._keep_alive - (now - spoke_at)))
+
+    async def _read(self, tenant: str, job_id: str, after: int) -> list[Event]:
+        """A page of events from the store; waits while the store is away, for a stream has begun to answer."""
+        while not self._closed:
+            try:
+                return await run_in_threadpool(self._jobs.events, tenant, job_id, after=after, limit=_PAGE)
+            except Unavailable:
+                await asyncio.sleep(self._interval)
+        return []
 
     @contextmanager
     def _watch(self, tenant: str, job_id: str) -> Iterator[_Topic]:

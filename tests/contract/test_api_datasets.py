@@ -47,8 +47,9 @@ def test_an_upload_is_checked_kept_and_found_by_name_and_id(api: TestClient, gat
     assert again == api.get("/v1/datasets/toy").json() == {k: v for k, v in made.items() if k != "report"}
     assert api.get("/v1/datasets/toy/report").json() == made["report"]
     assert len(api.get("/v1/datasets/toy/preview").json()["data"]) == 5
-    record = gateway.parts.catalog.dataset(T, "toy")
-    assert [f.name for f in gateway.parts.artifacts.verify(record.raw).files] == ["train.csv"]
+    (file,) = api.get("/v1/datasets/toy/files").json()["data"]
+    got = api.get(f"/v1/datasets/toy/files/{file['name']}")
+    assert (file["name"], got.text, got.headers["x-checksum-sha256"]) == ("train.csv", TRAIN, file["sha256"])
     assert not [name for name in gateway.leftovers() if name.startswith("scratch")]
 
 

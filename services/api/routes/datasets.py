@@ -5,17 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import FileResponse
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from services.api.auth import Tenant
 from services.api.datasets import Intake, check_dataset_name, remove, report_of
-from services.api.parts import AfterId, Limit, Parts, PartsDep, problems
+from services.api.parts import FILE_ANSWERS, AfterId, Limit, Parts, PartsDep, problems
+from services.api.results import open_file
 from services.api.uploads import received, single
 from services.api.views import DatasetCreated, DatasetView, HubBody, OptionsBody, Page, Preview
 from services.common.bodies import InsaneJSON, check_json
 from services.common.catalog import DatasetRecord
 from services.common.problem import validation_problem
+from tlm_core.artifacts import FileEntry
 from tlm_core.errors import InvalidRequest
 
 router = APIRouter(prefix="/v1/datasets", tags=["data sets"])
@@ -100,6 +103,21 @@ def preview(dataset: str, parts: PartsDep, tenant: Tenant) -> Preview:
     """The first rows of train, as they were understood."""
     found = report_of(parts.artifacts, parts.catalog.dataset(tenant, dataset))
     return Preview(data=tuple(found.get("preview", ())))
+
+
+@router.get("/{dataset}/files", summary="Its files", responses=problems(404))
+def files(dataset: str, parts: PartsDep, tenant: Tenant) -> Page[FileEntry]:
+    """The files as they were uploaded, named by their split, with size and SHA-256."""
+    record = parts.catalog.dataset(tenant, dataset)
+    return Page(data=parts.artifacts.manifest(record.raw).files, has_more=False)
+
+
+@router.get(
+    "/{dataset}/files/{name:path}", summary="One of its files", response_class=FileResponse, responses=FILE_ANSWERS
+)
+def file(dataset: str, name: str, parts: PartsDep, tenant: Tenant) -> FileResponse:
+    """With Range, If-Range and ETag; X-Checksum-SHA256 is of the whole file."""
+    return open_file(parts.artifacts, parts.catalog.dataset(tenant, dataset).raw, name)
 
 
 @router.delete("/{dataset}", status_code=204, summary="Delete it", responses=problems(404, 409))

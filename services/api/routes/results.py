@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from fastapi.responses import FileResponse
 
 from services.api.auth import Tenant
-from services.api.parts import Parts, PartsDep, problems
+from services.api.parts import FILE_ANSWERS, PartsDep, problems
 from services.api.results import artifact_of, checkpoint_views, checkpoints_of, json_of, open_file, selection_page
 from services.api.views import (
     CheckpointView,
@@ -20,19 +19,9 @@ from services.api.views import (
     Predictions,
     SelectionView,
 )
-from tlm_core.artifacts import ManifestRef
 from tlm_core.errors import NotFound
 
 router = APIRouter(prefix="/v1/jobs", tags=["results"])
-
-_FILE: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "the file",
-        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
-    },
-    206: {"description": "the part of it that Range asked for"},
-    **problems(400, 404, 409, 416),
-}
 
 
 @router.get("/{job}/checkpoints", summary="Its checkpoints", responses=problems(404))
@@ -46,13 +35,13 @@ def checkpoints(job: str, parts: PartsDep, tenant: Tenant) -> Page[CheckpointVie
     "/{job}/checkpoints/{node}/{step}/{name:path}",
     summary="A file of a checkpoint",
     response_class=FileResponse,
-    responses=_FILE,
+    responses=FILE_ANSWERS,
 )
 def checkpoint_file(job: str, node: str, step: int, name: str, parts: PartsDep, tenant: Tenant) -> FileResponse:
     """With Range, If-Range and ETag; X-Checksum-SHA256 is of the whole file."""
     for one in checkpoints_of(parts.jobs, parts.jobs.get(tenant, job)):
         if (one.node, one.step) == (node, step):
-            return _file(parts, one.ref, name)
+            return open_file(parts.artifacts, one.ref, name)
     raise NotFound(f"{job} has no checkpoint of '{node}' at step {step}; list its checkpoints")
 
 
@@ -65,11 +54,11 @@ def model(job: str, parts: PartsDep, tenant: Tenant) -> ModelView:
 
 
 @router.get(
-    "/{job}/model/files/{name:path}", summary="A file of the model", response_class=FileResponse, responses=_FILE
+    "/{job}/model/files/{name:path}", summary="A file of the model", response_class=FileResponse, responses=FILE_ANSWERS
 )
 def model_file(job: str, name: str, parts: PartsDep, tenant: Tenant) -> FileResponse:
     """With Range, If-Range and ETag; X-Checksum-SHA256 is of the whole file."""
-    return _file(parts, artifact_of(parts.jobs, parts.jobs.get(tenant, job), "export"), name)
+    return open_file(parts.artifacts, artifact_of(parts.jobs, parts.jobs.get(tenant, job), "export"), name)
 
 
 @router.get("/{job}/report", summary="How good the model is and what it cost", responses=problems(404, 409))
@@ -104,13 +93,3 @@ def predict(job: str, body: PredictBody, parts: PartsDep, tenant: Tenant) -> Pre
             Prediction(label=labels[best], probability=row[best], probabilities=dict(zip(labels, row, strict=True)))
         )
     return Predictions(data=tuple(found))
-
-
-def _file(parts: Parts, ref: ManifestRef, name: str) -> FileResponse:
-    path, sha256, _ = open_file(parts.artifacts, ref, name)
-    return FileResponse(
-        path,
-        media_type="application/octet-stream",
-        filename=PurePosixPath(name).name,
-        headers={"ETag": f'"{sha256}"', "X-Checksum-SHA256": sha256, "Cache-Control": "private, no-transform"},
-    )

@@ -1,0 +1,117 @@
+"""What a worker would leave: artifacts of a job's stages, made by hand, published as a worker does."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
+from onnx import TensorProto, helper, numpy_helper
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+
+from services.common.artifacts_of import published
+from services.common.jobstore import JobStore
+from tlm_core.artifacts import ArtifactStore, ManifestRef
+from tlm_core.jobs.plan import plan_of
+from tlm_core.jobs.spec import JobRecord
+
+LABELS = ("bad", "good")
+VOCABULARY = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "good": 4, "bad": 5, "film": 6}
+
+
+def publish(store: JobStore, artifacts: ArtifactStore, job: JobRecord, node_name: str, files: Path) -> ManifestRef:
+    """Publish `files` as the artifact of a node whose inputs are done. The job must be running."""
+    node = plan_of(job).node(node_name)
+    digests = {name: ref.digest for name, ref in published(store, job).items()}
+    artifact = node.artifact_id(digests, job.id)
+    ref = artifacts.write(
+        f"{job.tenant}/artifacts/{artifact}/{job.attempt}", files, artifact=artifact, stage=node.stage
+    )
+    return store.publish(job.tenant, job.id, job.attempt, artifact=artifact, ref=ref, node=node_name, stage=node.stage)
+
+
+def complete(
+    store: JobStore, artifacts: ArtifactStore, job: JobRecord, root: Path, *, up_to: str = "export"
+) -> dict[str, ManifestRef]:
+    """Publish something for every node of the plan up to `up_to`; what the API reads has its real form."""
+    done = {}
+    for node in plan_of(job).nodes:
+        folder = root / "made" / uuid.uuid4().hex
+        folder.mkdir(parents=True)
+        match node.stage:
+            case "select":
+                make_selection(folder)
+            case "evaluate":
+                (folder / "report.json").write_text(json.dumps({"test": {"macro_f1": 0.5}}))
+            case "export":
+                make_export(folder)
+            case _:
+                (folder / "x.json").write_text(json.dumps({"node": node.name}))
+        done[node.name] = publish(store, artifacts, job, node.name, folder)
+        if node.name == up_to:
+            break
+    return done
+
+
+def make_selection(folder: Path, count: int = 30) -> None:
+    """A selection of `count` passages; every other one was asked for by two train rows."""
+    ids = [f"{n:032x}" for n in range(count)]
+    passages = {
+        "id": ids, "text": [f"passage {n} <b>&" for n in range(count)], "source": ["docs"] * count,
+        "rank": pa.array(range(1, count + 1), pa.int32()), "score": pa.array([9.0] * count, pa.float32()),
+    }  # fmt: skip
+    pq.write_table(pa.table(passages), folder / "passages.parquet")
+    asked = [(name, row) for n, name in enumerate(ids) for row in ([1, 2] if n % 2 else [3])]
+    provenance = {
+        "passage_id": [name for name, _ in asked], "train_row": pa.array([row for _, row in asked], pa.int64()),
+        "rank": pa.array([1] * len(asked), pa.int32()), "score": pa.array([9.0] * len(asked), pa.float32()),
+    }  # fmt: skip
+    pq.write_table(pa.table(provenance), folder / "provenance.parquet")
+    (folder / "selection.json").write_text(json.dumps({"passages": count}))
+
+
+def make_export(folder: Path, *, pair: bool = False, size: int = 0) -> None:
+    """An export whose graph adds up a score per word: 'good' speaks for good, 'bad' for bad."""
+    model = folder / "model"
+    model.mkdir(parents=True)
+    tokenizer = Tokenizer(WordLevel(VOCABULARY, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.save(str(model / "tokenizer.json"))
+    (model / "config.json").write_text(json.dumps({"pad_token_id": 0}))
+    (model / "weights.bin").write_bytes(np.random.default_rng(0).bytes(size))
+    (folder / "labels.json").write_text(json.dumps({"labels": LABELS, "max_length": 8, "pair": pair}))
+    weights = np.zeros((len(VOCABULARY), 2), np.float32)
+    weights[4], weights[5] = (0, 2), (2, 0)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["weights", "input_ids"], ["scores"]),
+            helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
+            helper.make_node("Unsqueeze", ["mask", "last"], ["wide"]),
+            helper.make_node("Mul", ["scores", "wide"], ["kept"]),
+            helper.make_node("ReduceSum", ["kept", "middle"], ["logits"], keepdims=0),
+        ],
+        "classifier",
+        [
+            helper.make_tensor_value_info(n, TensorProto.INT64, ["batch", "length"])
+            for n in ("input_ids", "attention_mask")
+        ],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 2])],
+        [
+            numpy_helper.from_array(weights, "weights"),
+            numpy_helper.from_array(np.array([2]), "last"),
+            numpy_helper.from_array(np.array([1]), "middle"),
+        ],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), folder / "model.onnx"
+    )

@@ -1,0 +1,197 @@
+"""Corpora over HTTP: an upload that was accepted becomes searchable whatever dies in between."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from fastapi.testclient import TestClient
+
+from services.api.loads import LoadWorker
+from services.common.catalog import LoadState
+from tests.contract.gateway import Gateway, make_gateway, restarted
+from tlm_core.artifacts import ArtifactStore
+from tlm_core.errors import IndexMismatch, IndexUnavailable
+
+T = "default"
+LINES = "".join(
+    json.dumps({"text": f"A sentence about the thing number {n}. " * 6, "source": "s"}) + "\n" for n in range(5)
+)
+
+
+@pytest.fixture
+def gateway(redis_client: redis.Redis, tmp_path: Path) -> Gateway:
+    return make_gateway(redis_client, tmp_path)
+
+
+@pytest.fixture
+def api(gateway: Gateway) -> Iterator[TestClient]:
+    with gateway.test_client() as client:
+        yield client
+
+
+def post(api: TestClient, text: str = LINES, name: str = "docs", file: str = "a.jsonl", **data: str) -> Any:
+    return api.post("/v1/corpora", data={"name": name, **data}, files={"files": (file, text)})
+
+
+def settled(api: TestClient, name: str = "docs") -> dict[str, Any]:
+    """The corpus, once its latest load is over."""
+    return wait_for(lambda: found(api, name))
+
+
+def found(api: TestClient, name: str) -> Any:
+    corpus = api.get(f"/v1/corpora/{name}").json()
+    return corpus if corpus["loads"][0]["state"] in ("ready", "failed") else None
+
+
+def wait_for(look: Callable[[], Any], seconds: float = 10.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (answer := look()):
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.02)
+    return answer
+
+
+def test_an_upload_is_answered_at_once_and_becomes_a_version_that_can_be_searched(
+    api: TestClient, gateway: Gateway
+) -> None:
+    answer = post(api, language="de")
+    assert answer.status_code == 202, answer.text
+    load = answer.json()
+    assert (load["corpus"], load["version"], load["error"]) == ("docs", None, None)
+    corpus = settled(api)
+    (version,) = corpus["versions"]
+    assert (version["state"], version["language"], corpus["version"]) == ("ready", "de", version["version"])
+    assert version["count"] == corpus["loads"][0]["done"] > 0
+    assert api.get(f"/v1/corpora/docs/loads/{load['id']}").json() == corpus["loads"][0]
+    put = [
+        body for method, path, body in gateway.retriever.asked if method == "PUT" and path.endswith(version["version"])
+    ]
+    assert put == [{"folder": f"default/corpora/docs/{version['version']}", "language": "de"}]
+    kept = gateway.parts.catalog.corpus(T, "docs").versions[0].passages
+    names = [f.name for f in gateway.parts.artifacts.verify(kept).files]
+    assert names == ["corpus.json", "passages-00000.parquet"]
+    wait_for(lambda: not [p for p in gateway.leftovers() if "uploads" in p or p.startswith("scratch")] or None)
+    searched = api.post("/v1/corpora/docs/search", json={"query": "thing", "k": 3}).json()
+    assert searched["version"] == version["version"]
+    assert searched["hits"][0]["text"] == "about thing"
+
+
+def test_other_texts_under_the_name_are_a_new_version_and_the_same_ones_are_not(api: TestClient) -> None:
+    post(api)
+    first = settled(api)["version"]
+    post(api, text=LINES.replace("sentence", "phrase"))
+    corpus = wait_for(lambda: (c := found(api, "docs")) and len(c["versions"]) == 2 and c)
+    second = corpus["version"]
+    assert second != first
+    post(api)
+    corpus = wait_for(lambda: (c := found(api, "docs")) and len(c["loads"]) == 3 and c)
+    assert {v["version"] for v in corpus["versions"]} == {first, second}
+    assert corpus["version"] == first, "what was uploaded last is meant by the name"
+    old = api.post("/v1/corpora/docs/search", json={"query": "x", "version": second})
+    assert old.json()["version"] == second
+    assert [c["name"] for c in api.get("/v1/corpora").json()["data"]] == ["docs"]
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "file", "data", "says"),
+    [
+        (LINES, "a@b", "a.jsonl", {}, "cannot be a name"),
+        (LINES, "docs", "a.exe", {}, "'a.exe' is not read"),
+        (LINES, "docs", "a.jsonl", {"language": "english"}, "no language"),
+        (LINES, "docs", "a.jsonl", {"version": "1"}, "'version' that is not known"),
+    ],
+)
+def test_a_wrong_form_is_refused_at_once(
+    api: TestClient, gateway: Gateway, text: str, name: str, file: str, data: dict[str, str], says: str
+) -> None:
+    answer = post(api, text, name, file, **data)
+    assert answer.status_code == 422
+    assert says in answer.json()["detail"]
+    assert gateway.leftovers() == []
+    assert api.get("/v1/corpora").json()["data"] == []
+
+
+@pytest.mark.parametrize("text", ["", '{"text": 3}\n', '{"text": "x"\n'])
+def test_files_with_faults_fail_the_load_with_each_of_them(api: TestClient, gateway: Gateway, text: str) -> None:
+    post(api, text)
+    corpus = settled(api)
+    load = corpus["loads"][0]
+    assert (load["state"], load["error"]["code"]) == ("failed", "invalid_dataset")
+    assert load["error"]["facts"]["faults"]
+    assert (corpus["version"], corpus["versions"]) == (None, [])
+    wait_for(lambda: gateway.leftovers() == [])
+    refused = api.post("/v1/corpora/docs/search", json={"query": "x"})
+    assert (refused.status_code, refused.json()["facts"]["state"]) == (409, "failed")
+
+
+def test_a_retriever_that_is_away_only_delays_a_load(api: TestClient, gateway: Gateway) -> None:
+    gateway.retriever.away = True
+    post(api)
+    wait_for(lambda: api.get("/v1/corpora/docs").json()["loads"][0]["state"] == "indexing")
+    assert api.post("/v1/corpora/docs/search", json={"query": "x"}).status_code == 409
+    gateway.retriever.away = False
+    assert settled(api)["version"]
+
+
+def test_a_load_the_retriever_fails_is_failed_unless_trying_again_may_help(api: TestClient, gateway: Gateway) -> None:
+    gateway.retriever.failure = IndexUnavailable("the index is away").as_dict()
+    post(api)
+    wait_for(lambda: sum(m == "PUT" for m, _, _ in gateway.retriever.asked) >= 2)
+    assert api.get("/v1/corpora/docs").json()["loads"][0]["state"] == "indexing"
+    gateway.retriever.failure = IndexMismatch("this index is not ours").as_dict()
+    corpus = settled(api)
+    assert corpus["loads"][0]["error"]["code"] == corpus["versions"][0]["error"]["code"] == "index_mismatch"
+
+
+class Killed(BaseException):
+    """The process dies here."""
+
+
+class DiesWriting(ArtifactStore):
+    """Storage of a process that dies while it keeps the passages."""
+
+    def write(self, *_: Any, **__: Any) -> Any:
+        raise Killed
+
+
+def test_a_load_found_open_is_taken_up_by_the_next_process(gateway: Gateway) -> None:
+    gateway.parts.loads.stop()
+    with gateway.test_client() as api:
+        load_id = post(api).json()["id"]
+    parts = gateway.parts
+    dying = DiesWriting(parts.settings.storage, gateway.root / "cache")
+    worker = LoadWorker(parts.catalog, dying, parts.retriever, parts.settings.scratch, owner="dead")
+    with pytest.raises(Killed):
+        worker.round()
+    assert parts.catalog.load(T, load_id).state is LoadState.CUTTING
+    parts.loads.round()
+    assert parts.catalog.load(T, load_id).state is LoadState.CUTTING, "the dead one's lease still holds"
+    gateway.client.delete(f"tlm:{{{T}}}:load-lease:{load_id}")  # as when it runs out
+    with restarted(gateway).test_client() as api:
+        assert settled(api)["loads"][0]["id"] == load_id
+
+
+def test_one_load_is_worked_on_by_one_of_two_gateways(gateway: Gateway, redis_client: redis.Redis) -> None:
+    other = replace(make_gateway(redis_client, gateway.root), retriever=gateway.retriever)
+    with gateway.test_client() as one, other.test_client() as two:
+        for n in range(4):
+            post(one if n % 2 else two, text=LINES.replace("thing", f"thing{n}"), name=f"docs{n}")
+        for n in range(4):
+            assert settled(one, f"docs{n}")["loads"][0]["state"] == "ready"
+    assert redis_client.smembers("tlm:loads") == set()
+
+
+def test_files_of_one_name_are_both_kept(api: TestClient, gateway: Gateway) -> None:
+    files = [("files", ("../x/a.jsonl", LINES)), ("files", ("a.jsonl", LINES.replace("thing", "matter")))]
+    assert api.post("/v1/corpora", data={"name": "docs"}, files=files).status_code == 202
+    both = settled(api)["versions"][0]["count"]
+    post(api, name="one")
+    assert both == 2 * settled(api, "one")["versions"][0]["count"]
+    assert not (gateway.root / "x").exists()

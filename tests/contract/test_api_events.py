@@ -1,0 +1,223 @@
+"""Event streams: ordered, without a gap, taken up again anywhere, with an explicit end."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import redis
+
+from tests.contract.gateway import AUTH, Gateway, make_gateway
+from tests.factories import make_resolved, make_spec
+from tlm_core.jobs.spec import JobRecord, Progress
+
+T = "default"
+
+
+@pytest.fixture
+def gateway(redis_client: redis.Redis, tmp_path: Path) -> Gateway:
+    return make_gateway(redis_client, tmp_path)
+
+
+def running(gateway: Gateway) -> JobRecord:
+    gateway.parts.jobs.submit(T, make_spec(), make_resolved())
+    job = gateway.parts.jobs.claim("a", 60)
+    assert job is not None
+    return job
+
+
+def frames(lines: Iterator[str]) -> Iterator[dict[str, str]]:
+    """The frames of an event stream; comments come as {'comment': …}."""
+    frame: dict[str, str] = {}
+    for line in lines:
+        if not line:
+            if frame:
+                yield frame
+            frame = {}
+        elif line.startswith(":"):
+            frame["comment"] = line[1:]
+        else:
+            key, _, value = line.partition(": ")
+            frame[key] = value
+
+
+def read(url: str, job: str, *, last: str | None = None, take: int | None = None) -> list[dict[str, str]]:
+    """Frames of a stream up to its end, or the first `take` of them."""
+    headers = {**AUTH, "Accept": "text/event-stream"} | ({"Last-Event-ID": last} if last else {})
+    found: list[dict[str, str]] = []
+    with (
+        httpx.Client(timeout=20, verify=False) as client,
+        client.stream("GET", f"{url}/v1/jobs/{job}/events", headers=headers) as answer,
+    ):
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        for frame in frames(answer.iter_lines()):
+            if "event" in frame:
+                found.append(frame)
+            if take is not None and len(found) >= take:
+                break
+    return found
+
+
+def numbered(found: list[dict[str, str]]) -> list[int]:
+    return [int(frame["id"]) for frame in found if "id" in frame]
+
+
+def test_a_finished_job_is_told_whole_and_ends(gateway: Gateway) -> None:
+    job = running(gateway)
+    gateway.parts.jobs.report(T, job.id, 1, events=[("note", {"text": "line\nbreak ü"})])
+    gateway.parts.jobs.finish(job, "a", {})
+    log = gateway.parts.jobs.events(T, job.id)
+    with gateway.served() as url:
+        found = read(url, job.id)
+        assert [json.loads(f["data"]) for f in found[:-1]] == [e.model_dump(mode="json") for e in log]
+        assert [f["event"] for f in found] == [e.type for e in log] + ["end"]
+        assert "id" not in found[-1]
+        assert json.loads(found[-1]["data"]) == {"state": "succeeded"}
+        assert numbered(read(url, job.id, last="2")) == [e.seq for e in log][2:]
+        assert [f["event"] for f in read(url, job.id, last=str(log[-1].seq))] == ["end"]
+
+
+def test_the_log_comes_as_json_pages_too(gateway: Gateway) -> None:
+    job = running(gateway)
+    with gateway.test_client() as api:
+        first = api.get(f"/v1/jobs/{job.id}/events?limit=1").json()
+        assert ([e["seq"] for e in first["data"]], first["has_more"]) == ([1], True)
+        rest = api.get(f"/v1/jobs/{job.id}/events?after=1").json()
+        assert ([e["type"] for e in rest["data"]], rest["has_more"]) == (["job.claimed"], False)
+        wrong = api.get(f"/v1/jobs/{job.id}/events?stream=true", headers={"Last-Event-ID": "x"})
+        assert wrong.status_code == 422
+
+
+def test_after_a_hundred_broken_connections_nothing_is_missing_and_nothing_doubled(gateway: Gateway) -> None:
+    job = running(gateway)
+    store, chance = gateway.parts.jobs, random.Random(0)
+
+    def work() -> None:
+        for number in range(300):
+            store.report(T, job.id, 1, events=[("tick", {"n": number})] * chance.randint(1, 3))
+        store.finish(job, "a", {})
+
+    writer = threading.Thread(target=work)
+    seen: list[int] = []
+    with gateway.served() as url:
+        writer.start()
+        for cut in range(100):
+            found = read(url, job.id, last=str(seen[-1]) if seen else None, take=1 + cut % 4)
+            seen.extend(numbered(found))
+        writer.join()
+        tail = read(url, job.id, last=str(seen[-1]))
+        seen.extend(numbered(tail))
+    assert tail[-1]["event"] == "end"
+    assert seen == [event.seq for event in store.events(T, job.id, limit=10_000)]
+
+
+def test_live_events_and_progress_arrive_while_the_job_runs(gateway: Gateway) -> None:
+    job = running(gateway)
+    store = gateway.parts.jobs
+    arrived: list[tuple[float, dict[str, str]]] = []
+
+    def listen(url: str) -> None:
+        headers = {**AUTH, "Accept": "text/event-stream"}
+        with (
+            httpx.Client(timeout=20, verify=False) as client,
+            client.stream("GET", f"{url}/v1/jobs/{job.id}/events", headers=headers) as answer,
+        ):
+            for frame in frames(answer.iter_lines()):
+                arrived.append((time.monotonic(), frame))
+
+    def has(kind: str, count: int = 1) -> bool:
+        return sum(frame.get("event") == kind for _, frame in arrived) >= count
+
+    with gateway.served() as url:
+        listener = threading.Thread(target=listen, args=(url,))
+        listener.start()
+        wait_for(lambda: has("job.claimed"))
+        told = time.monotonic()
+        store.report(T, job.id, 1, events=[("tick", {})], progress=Progress(stage="joint", node="joint.s0", step=1))
+        wait_for(lambda: has("tick") and has("progress"))
+        assert next(at for at, f in arrived if f.get("event") == "tick") - told < 1
+        for step in range(2, 60):
+            store.report(T, job.id, 1, progress=Progress(stage="joint", node="joint.s0", step=step))
+            time.sleep(0.005)
+        store.finish(job, "a", {})
+        listener.join(10)
+    snapshots = [json.loads(f["data"])["step"] for _, f in arrived if f.get("event") == "progress"]
+    assert snapshots == sorted(set(snapshots))
+    assert 2 <= len(snapshots) < 20, "they are thinned out"
+    assert arrived[-1][1]["event"] == "end"
+    assert all("id" not in f for _, f in arrived if f.get("event") in ("progress", "end"))
+
+
+def test_many_streams_cost_the_store_one_look(gateway: Gateway) -> None:
+    jobs = [running(gateway) for _ in range(4)]
+    with gateway.served() as url, ThreadPoolExecutor(60) as pool:
+        readers = [pool.submit(read, url, job.id) for job in jobs for _ in range(15)]
+        wait_for(lambda: watched(gateway) == 60)
+        looks = int(gateway.client.info("commandstats")["cmdstat_hmget"]["calls"])
+        started = time.monotonic()
+        time.sleep(0.5)
+        elapsed = time.monotonic() - started
+        spent = int(gateway.client.info("commandstats")["cmdstat_hmget"]["calls"]) - looks
+        rounds = elapsed / 0.02
+        assert spent <= rounds * len(jobs) + len(jobs), "each job is looked at once a round, not once a stream"
+        for job in jobs:
+            gateway.parts.jobs.report(T, job.id, 1, events=[("tick", {})])
+            gateway.parts.jobs.finish(job, "a", {})
+        for reader in readers:
+            assert [f["event"] for f in reader.result(20)][-3:] == ["tick", "job.succeeded", "end"]
+    assert watched(gateway) == 0
+
+
+def test_a_reader_that_leaves_is_forgotten_and_a_server_that_stops_ends_its_streams(gateway: Gateway) -> None:
+    job = running(gateway)
+    with gateway.served() as url:
+        read(url, job.id, take=1)
+        wait_for(lambda: watched(gateway) == 0)
+        ended: list[Any] = []
+        reader = threading.Thread(target=lambda: ended.append(read(url, job.id)))
+        reader.start()
+        wait_for(lambda: watched(gateway) == 1)
+    reader.join(10)
+    assert ended, "the stream was closed"
+    assert ended[0][-1]["event"] != "end", "a stream that ends with the server says nothing of the job"
+
+
+def test_streams_outlast_a_redis_that_is_away(redis_server: Any, tmp_path: Path) -> None:
+    server = type(redis_server)(tmp_path)
+    server.start()
+    gateway = make_gateway(server.client(), tmp_path)
+    job = running(gateway)
+    found: list[Any] = []
+    try:
+        with gateway.served() as url:
+            reader = threading.Thread(target=lambda: found.append(read(url, job.id)))
+            reader.start()
+            wait_for(lambda: watched(gateway) == 1)
+            server.kill()
+            time.sleep(0.2)
+            server.start()
+            gateway.parts.jobs.finish(job, "a", {})
+            reader.join(15)
+    finally:
+        server.kill()
+    assert [f["event"] for f in found[0]][-2:] == ["job.succeeded", "end"]
+
+
+def watched(gateway: Gateway) -> int:
+    return gateway.parts.tailer.watchers
+
+
+def wait_for(holds: Any, seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.01)

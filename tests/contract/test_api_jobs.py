@@ -1,0 +1,203 @@
+"""Jobs over HTTP: accepted once and durably, or refused with what to change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import redis
+from fastapi.testclient import TestClient
+
+from services.common.catalog import CorpusState, CorpusVersion, LoadState
+from tests.contract.gateway import AUTH, Gateway, make_gateway, upload
+from tests.contract.made_results import complete
+from tlm_core.artifacts import ManifestRef
+from tlm_core.jobs.states import State
+
+T = "default"
+REF = ManifestRef(folder="default/corpora/docs/v1", digest="1" * 64)
+BODY = {"dataset": "toy", "corpus": "docs"}
+
+
+@pytest.fixture
+def gateway(redis_client: redis.Redis, tmp_path: Path) -> Gateway:
+    return make_gateway(redis_client, tmp_path)
+
+
+@pytest.fixture
+def api(gateway: Gateway) -> Iterator[TestClient]:
+    """A gateway with a data set `toy` and a corpus `docs`, version v1 ready. It leaves loads alone."""
+    gateway.parts.loads.stop()
+    with gateway.test_client() as client:
+        assert upload(client).status_code == 201
+        add_version(gateway, "docs", "v1", CorpusState.READY)
+        yield client
+
+
+def add_version(gateway: Gateway, name: str, version: str, state: CorpusState) -> None:
+    catalog = gateway.parts.catalog
+    load = catalog.add_load(T, name, "en", REF)
+    assert catalog.lease_load(T, load.id, "me", 30)
+    over = load.model_copy(update={"state": LoadState.READY if state is CorpusState.READY else LoadState.FAILED})
+    catalog.save_load(
+        over, "me",
+        CorpusVersion(version=version, language="en", passages=REF, count=3, state=state, created_at=load.created_at),
+    )  # fmt: skip
+
+
+def test_a_job_is_accepted_with_all_that_it_means_settled(api: TestClient, gateway: Gateway) -> None:
+    answer = api.post("/v1/jobs", json={**BODY, "set": {"joint.rho2": 5}, "seeds": [1, 2], "metadata": {"team": "a"}})
+    assert answer.status_code == 202, answer.text
+    job = answer.json()
+    assert answer.headers["location"] == f"/v1/jobs/{job['id']}"
+    assert (job["state"], job["corpus_version"], job["dataset"]) == ("queued", "v1", "toy")
+    assert job["resolved_recipe"]["joint"]["rho2"] == 5
+    assert [s["name"] for s in job["stages"]][:3] == ["validate", "select", "prepare"]
+    assert not any(s["done"] for s in job["stages"])
+    record = gateway.parts.jobs.get(T, job["id"])
+    assert record.resolved.dataset == gateway.parts.catalog.dataset(T, "toy").raw
+    assert api.get(f"/v1/jobs/{job['id']}").json() == job
+    for internal in ("owner", "lease_until", "submissions", "tenant", "folder"):
+        assert f'"{internal}"' not in answer.text
+
+
+def test_a_later_upload_under_the_name_does_not_change_an_accepted_job(api: TestClient, gateway: Gateway) -> None:
+    job = api.post("/v1/jobs", json=BODY).json()
+    newer = upload(api, train="text,label\n" + "".join(f"other {n},{n % 2}\n" for n in range(30))).json()
+    add_version(gateway, "docs", "v2", CorpusState.READY)
+    again = api.get(f"/v1/jobs/{job['id']}").json()
+    assert (again["dataset_digest"], again["corpus_version"]) == (job["dataset_digest"], "v1")
+    later = api.post("/v1/jobs", json=BODY).json()
+    assert (later["dataset_digest"], later["corpus_version"]) == (newer["digest"], "v2")
+    pinned = api.post("/v1/jobs", json={"dataset": job["dataset_id"], "corpus": "docs@v1"}).json()
+    assert (pinned["dataset_digest"], pinned["corpus_version"]) == (job["dataset_digest"], "v1")
+
+
+REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
+    "unknown scale": ({"scale": "huge"}, 422, "'tiny', 'small', 'medium' or 'large'"),
+    "unknown recipe": ({"recipe": "best"}, 422, "'fast' or 'paper'"),
+    "unknown recipe key": ({"set": {"joint.rho3": 1}}, 422, "did you mean"),
+    "number where a list belongs": ({"seeds": 3}, 422, "/seeds: must be a list, not a number"),
+    "list where a number belongs": ({"set": {"joint.rho2": [1]}}, 422, "joint.rho2"),
+    "unknown field": ({"sede": [1]}, 422, "/sede: is not a known field"),
+    "no seeds": ({"seeds": []}, 422, "/seeds"),
+    "a seed twice": ({"seeds": [1, 1]}, 422, "twice"),
+    "negative seed": ({"seeds": [-1]}, 422, "0..4294967295"),
+    "no corpus": ({"corpus": None}, 422, "needs a corpus"),
+    "unknown corpus": ({"corpus": "nope"}, 404, "no corpus 'nope'"),
+    "unknown version": ({"corpus": "docs@v9"}, 404, "no version 'v9'; it has v1"),
+    "corpus not ready": ({"corpus": "late"}, 409, "queued"),
+    "broken version": ({"corpus": "broken@v1"}, 409, "failed"),
+    "unknown data set": ({"dataset": "nope"}, 404, "no data set 'nope'"),
+    "empty data set": ({"dataset": ""}, 422, "/dataset"),
+}
+
+
+@pytest.mark.parametrize(("change", "status", "says"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_cannot_be_run_is_refused_before_it_is_a_job(
+    api: TestClient, gateway: Gateway, change: dict[str, Any], status: int, says: str
+) -> None:
+    gateway.parts.catalog.add_load(T, "late", "en", REF)
+    add_version(gateway, "broken", "v1", CorpusState.FAILED)
+    answer = api.post("/v1/jobs", json=BODY | change)
+    assert answer.status_code == status, answer.text
+    assert says in answer.json()["detail"]
+    assert api.get("/v1/jobs").json()["data"] == []
+
+
+def test_a_job_on_the_task_alone_needs_no_corpus(api: TestClient) -> None:
+    body = {"dataset": "toy", "set": {"selection.selector": "none", "joint.enabled": False}}
+    job = api.post("/v1/jobs", json=body).json()
+    assert job["corpus_version"] is None
+    assert [s["stage"] for s in job["stages"]] == ["validate", "prepare", "finetune", "evaluate", "export"]
+
+
+def test_two_hundred_posts_with_one_key_make_one_job(api: TestClient, gateway: Gateway) -> None:
+    with gateway.served() as url, httpx.Client(base_url=url, headers=AUTH, timeout=30) as client:
+        headers = {"Idempotency-Key": "k"}
+        with ThreadPoolExecutor(20) as pool:
+            answers = list(pool.map(lambda _: client.post("/v1/jobs", json=BODY, headers=headers), range(200)))
+        other = client.post("/v1/jobs", json={**BODY, "scale": "small"}, headers=headers)
+    assert {a.status_code for a in answers} == {202}
+    assert len({a.json()["id"] for a in answers}) == 1
+    assert sum("idempotent-replayed" not in a.headers for a in answers) == 1
+    assert len(gateway.parts.jobs.list_jobs(T)[0]) == 1
+    assert (other.status_code, other.json()["code"]) == (422, "idempotency_mismatch")
+    del api
+
+
+def test_lists_page_and_filter_by_state(api: TestClient) -> None:
+    ids = sorted((api.post("/v1/jobs", json=BODY).json()["id"] for _ in range(3)), reverse=True)
+    api.post(f"/v1/jobs/{ids[1]}/cancel")
+    first = api.get("/v1/jobs?limit=2").json()
+    assert ([j["id"] for j in first["data"]], first["has_more"]) == (ids[:2], True)
+    rest = api.get(f"/v1/jobs?limit=2&after={ids[1]}").json()
+    assert ([j["id"] for j in rest["data"]], rest["has_more"]) == (ids[2:], False)
+    assert [j["id"] for j in api.get("/v1/jobs?state=cancelled").json()["data"]] == [ids[1]]
+    assert api.get("/v1/jobs?state=done").status_code == 422
+
+
+def test_verbs_move_a_job_and_refuse_with_its_state(api: TestClient) -> None:
+    job = api.post("/v1/jobs", json=BODY).json()["id"]
+    assert api.post(f"/v1/jobs/{job}/pause").json()["state"] == "paused"
+    assert api.post(f"/v1/jobs/{job}/resume").json()["state"] == "queued"
+    refused = api.post(f"/v1/jobs/{job}/resume")
+    assert (refused.status_code, refused.json()["code"]) == (409, "illegal_transition")
+    assert refused.json()["facts"]["state"] == "queued"
+    assert api.post(f"/v1/jobs/{job}/cancel").json()["state"] == "cancelled"
+    assert api.post(f"/v1/jobs/{job}/cancel").status_code == 200, "cancelling twice is no error"
+
+
+def test_a_view_shows_which_stages_are_done(api: TestClient, gateway: Gateway) -> None:
+    job_id = api.post("/v1/jobs", json=BODY).json()["id"]
+    store = gateway.parts.jobs
+    job = store.claim("a", 30)
+    assert job is not None
+    done = complete(store, gateway.parts.artifacts, job, gateway.root, up_to="prepare")
+    view = api.get(f"/v1/jobs/{job_id}").json()
+    assert {s["name"]: s["digest"] for s in view["stages"] if s["done"]} == {n: r.digest for n, r in done.items()}
+    assert view["state"] == State.RUNNING
+
+
+def test_metrics_and_logs_page_to_their_end(api: TestClient, gateway: Gateway) -> None:
+    job_id = api.post("/v1/jobs", json=BODY).json()["id"]
+    store = gateway.parts.jobs
+    assert store.claim("a", 30)
+    store.report(
+        T, job_id, 1, metrics=[{"step": n, "loss": None} for n in range(5)], logs=[f"line {n}" for n in range(5)]
+    )
+    for kind, key, values in (("metrics", "step", list(range(5))), ("logs", "line", [f"line {n}" for n in range(5)])):
+        first = api.get(f"/v1/jobs/{job_id}/{kind}?limit=3").json()
+        assert first["has_more"]
+        rest = api.get(f"/v1/jobs/{job_id}/{kind}?limit=3&after={first['data'][-1]['id']}").json()
+        assert not rest["has_more"]
+        assert [point[key] for point in first["data"] + rest["data"]] == values
+        assert api.get(f"/v1/jobs/{job_id}/{kind}?after=nonsense").status_code == 422
+
+
+def test_what_belongs_to_no_job_is_not_found(api: TestClient) -> None:
+    for path in (
+        "",
+        "/events",
+        "/events?stream=true",
+        "/metrics",
+        "/logs",
+        "/checkpoints",
+        "/model",
+        "/report",
+        "/selection",
+    ):
+        answer = api.get(f"/v1/jobs/job_nope{path}")
+        assert (answer.status_code, answer.json()["code"]) == (404, "not_found"), path
+
+
+def test_redis_away_is_a_503_that_says_so(tmp_path: Path) -> None:
+    nowhere = redis.Redis.from_url("redis://127.0.0.1:1/0", decode_responses=True)
+    with make_gateway(nowhere, tmp_path).test_client() as api:
+        answer = api.get("/v1/jobs")
+    assert (answer.status_code, answer.json()["code"], answer.json()["retryable"]) == (503, "store_unavailable", True)
+    assert answer.headers["retry-after"]

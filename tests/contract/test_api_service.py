@@ -1,0 +1,159 @@
+"""The service as a whole: who gets in, whether it is ready, what its description promises."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import redis
+from fastapi.testclient import TestClient
+
+from tests.contract.gateway import Gateway, make_gateway
+from tests.redis_server import RedisServer, free_port
+from tests.support import ROOT
+
+OPEN = {"/healthz", "/readyz"}
+
+
+@pytest.fixture
+def gateway(redis_client: redis.Redis, tmp_path: Path) -> Gateway:
+    return make_gateway(redis_client, tmp_path)
+
+
+@pytest.fixture
+def api(gateway: Gateway) -> Iterator[TestClient]:
+    with gateway.test_client() as client:
+        yield client
+
+
+def operations(schema: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, methods in schema["paths"].items():
+        for method, operation in methods.items():
+            yield method, path, operation
+
+
+@pytest.mark.parametrize("header", [None, "Bearer wrong", "Basic dGxtX3Rlc3Q=", "Bearer", "Bearer tlm_test2"])
+def test_nothing_but_health_is_open(api: TestClient, header: str | None) -> None:
+    del api.headers["authorization"]
+    for method, path, _ in operations(api.get("/openapi.json").json()):
+        url = re.sub(r"{[^}]+}", "x", path)
+        answer = api.request(method, url, headers={"Authorization": header} if header else {})
+        if path in OPEN:
+            assert answer.status_code != 401
+        else:
+            assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized"), path
+            assert answer.headers["www-authenticate"] == "Bearer"
+
+
+def test_readiness_names_what_is_missing(gateway: Gateway) -> None:
+    with gateway.test_client() as api:
+        assert api.get("/readyz").json() == {"redis": "ok", "storage": "ok", "retriever": "ok", "events": "ok"}
+        gateway.retriever.away = True
+        (gateway.root / "storage").rmdir()
+        answer = api.get("/readyz")
+        assert answer.status_code == 503
+        assert {name for name, state in answer.json()["checks"].items() if state != "ok"} == {"storage", "retriever"}
+        assert api.get("/healthz").status_code == 200
+
+
+def test_the_description_has_an_example_for_every_body_and_a_type_for_every_answer(api: TestClient) -> None:
+    schema = api.get("/openapi.json").json()
+    seen = 0
+    for method, path, operation in operations(schema):
+        where = f"{method} {path}"
+        assert operation.get("summary") and operation.get("description"), where
+        for kind, content in operation.get("requestBody", {}).get("content", {}).items():
+            body = content["schema"]
+            named = schema["components"]["schemas"].get(body.get("$ref", "").rsplit("/", 1)[-1], {})
+            assert "example" in content or body.get("examples") or named.get("examples"), f"{where} {kind}"
+            seen += 1
+        codes = operation["responses"]
+        good = [code for code in codes if code.startswith("2")]
+        assert good, where
+        for code in good:
+            content = codes[code].get("content", {})
+            assert content or code in ("204", "206"), where
+            assert all(one.get("schema") not in ({}, None) for one in content.values()), where
+        if path not in OPEN:
+            assert {"401", "422", "500", "503"} <= set(codes), where
+        problem = {"$ref": "#/components/schemas/Problem"}
+        for code in set(codes) - set(good):
+            assert codes[code]["content"]["application/problem+json"]["schema"] == problem, f"{where} {code}"
+    assert seen >= 6
+
+
+def test_examples_of_bodies_are_valid_ones(api: TestClient) -> None:
+    schema = api.get("/openapi.json").json()
+    for method, path, operation in operations(schema):
+        content = operation.get("requestBody", {}).get("content", {}).get("application/json")
+        if content is None:
+            continue
+        body = content["schema"]
+        named = schema["components"]["schemas"].get(body.get("$ref", "").rsplit("/", 1)[-1], {})
+        examples = body.get("examples") or named.get("examples") or [content.get("example")]
+        for example in examples:
+            if path == "/v1/datasets/hub":
+                continue  # would go out to the hub
+            answer = api.request(method, re.sub(r"{[^}]+}", "x", path), json=example)
+            assert answer.status_code == 404, f"{path}: {answer.text}: it is well formed, and the thing is not there"
+
+
+def test_info_tells_version_and_limits(api: TestClient) -> None:
+    info = api.get("/v1/info").json()
+    assert info["scales"] == ["tiny", "small", "medium", "large"]
+    assert info["max_predict_texts"] == 256
+
+
+def test_hostile_ids_are_only_ids(api: TestClient) -> None:
+    for name in ("%00", "a%0d%0ab", "..%2f..", "%f0%9f%98%80", "{default}", "*", "x" * 5000, "%ff"):
+        for path in (f"/v1/jobs/{name}", f"/v1/datasets/{name}", f"/v1/corpora/{name}"):
+            answer = api.get(path)
+            assert answer.status_code in (404, 422), path
+            assert answer.json()["code"] in ("not_found", "invalid_request")
+
+
+def test_the_process_starts_from_its_settings_makes_its_token_and_stops_on_a_signal(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    redis_server.client().flushall()
+    port = free_port()
+    (tmp_path / "storage").mkdir()
+    environment = {**os.environ, "TLM_API_PORT": str(port), "TLM_API_REDIS_URL": redis_server.url,
+                   "TLM_API_REDIS_PASSWORD": redis_server.password, "TLM_API_STORAGE": str(tmp_path / "storage"),
+                   "TLM_API_SCRATCH": str(tmp_path / "scratch"), "TLM_API_TOKEN_FILE": str(tmp_path / "token"),
+                   "TLM_API_RETRIEVER_URL": "http://127.0.0.1:1", "TLM_API_INTERNAL_TOKEN": "x"}  # fmt: skip
+    with open(tmp_path / "log", "wb") as log:
+        process = subprocess.Popen([sys.executable, "-m", "services.api"], cwd=ROOT, env=environment, stderr=log)
+    try:
+        deadline = time.monotonic() + 60
+        while not listening(port):
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        token = tmp_path / "token"
+        assert token.stat().st_mode & 0o777 == 0o600
+        headers = {"Authorization": f"Bearer {token.read_text().strip()}"}
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=10) as client:
+            assert client.get("/v1/jobs").json() == {"data": [], "has_more": False}
+            missing = client.get("/readyz").json()["checks"]
+            assert missing["retriever"] != "ok"
+        process.terminate()
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert all(line.startswith("{") for line in (tmp_path / "log").read_text().splitlines())
+
+
+def listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -1,0 +1,23 @@
+"""The API token: made once, private, the same for whoever starts at the same time."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from services.api.auth import ensure_token
+
+
+def test_a_token_is_made_once_and_only_its_owner_may_read_it(tmp_path: Path) -> None:
+    path = tmp_path / "secrets" / "token"
+    token = ensure_token(path)
+    assert len(token) > 32
+    assert ensure_token(path) == token
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [p.name for p in path.parent.iterdir()] == ["token"]
+
+
+def test_starts_at_once_get_one_token(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        tokens = set(pool.map(lambda _: ensure_token(tmp_path / "token"), range(64)))
+    assert len(tokens) == 1

@@ -1,0 +1,101 @@
+"""Models for predictions: loaded once, evicted by size, the same answer alone or in a batch."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from services.api.predict import Model, Predictor, load_model
+from tests.contract.made_results import make_export
+from tlm_core.artifacts import ArtifactStore, ManifestRef
+from tlm_core.errors import CorruptArtifact, InvalidRequest
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(str(tmp_path / "storage"), tmp_path / "cache")
+
+
+def exported(artifacts: ArtifactStore, tmp_path: Path, name: str, **how: Any) -> ManifestRef:
+    folder = tmp_path / f"made-{name}"
+    make_export(folder, **how)
+    return artifacts.write(f"default/{name}", folder, artifact=name, stage="export")
+
+
+def test_a_text_has_the_same_probabilities_alone_and_in_a_batch(artifacts: ArtifactStore, tmp_path: Path) -> None:
+    model = load_model(artifacts.localize(exported(artifacts, tmp_path, "a")))
+    texts = ["good " * (n % 7) + "bad " * (n % 3) + "film" for n in range(80)]
+    together = model.probabilities(texts)
+    for number in (0, 5, 41, 79):
+        np.testing.assert_allclose(model.probabilities([texts[number]])[0], together[number], atol=1e-6)
+    assert model.probabilities([]).shape == (0, 2)
+
+
+def test_texts_are_cut_at_the_models_length(artifacts: ArtifactStore, tmp_path: Path) -> None:
+    model = load_model(artifacts.localize(exported(artifacts, tmp_path, "a")))
+    cut, whole = model.probabilities(["good " * 6 + "bad " * 50, "good " * 6])
+    np.testing.assert_allclose(cut, whole, atol=1e-6)
+
+
+def test_a_model_of_pairs_wants_pairs(artifacts: ArtifactStore, tmp_path: Path) -> None:
+    predictor = Predictor(artifacts, capacity=1 << 30)
+    pairs = exported(artifacts, tmp_path, "pairs", pair=True)
+    with pytest.raises(InvalidRequest, match="two texts"):
+        predictor.predict(pairs, ["good"], None)
+    with pytest.raises(InvalidRequest, match="1 texts but 2 pairs"):
+        predictor.predict(pairs, ["good"], ["a", "b"])
+    labels, found = predictor.predict(pairs, ["film", "film"], ["good", "bad"])
+    assert [labels[row.argmax()] for row in found] == ["good", "bad"]
+
+
+def test_what_is_no_model_is_said_to_be_broken(tmp_path: Path) -> None:
+    with pytest.raises(CorruptArtifact, match=r"labels\.json"):
+        load_model(tmp_path)
+
+
+class Loader:
+    """Counts loads; each model is as large as told."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.loaded: list[str] = []
+        self.lock = threading.Lock()
+
+    def __call__(self, folder: Path) -> Model:
+        time.sleep(0.01)
+        with self.lock:
+            self.loaded.append(folder.name)
+        return Model(cast(Any, None), cast(Any, None), ("a",), False, self.size)
+
+
+def test_a_model_is_loaded_once_however_many_ask(artifacts: ArtifactStore, tmp_path: Path) -> None:
+    loader = Loader(10)
+    predictor = Predictor(artifacts, capacity=100, load=loader)
+    ref = exported(artifacts, tmp_path, "a")
+    with ThreadPoolExecutor(16) as pool:
+        models = list(pool.map(lambda _: predictor.model(ref), range(32)))
+    assert len(set(map(id, models))) == len(loader.loaded) == 1
+
+
+def test_the_least_lately_used_model_leaves_when_they_grow_too_large(artifacts: ArtifactStore, tmp_path: Path) -> None:
+    loader = Loader(40)
+    predictor = Predictor(artifacts, capacity=100, load=loader)
+    refs = {name: exported(artifacts, tmp_path, name) for name in "abc"}
+    for name in "abaca":
+        predictor.model(refs[name])
+    assert loader.loaded == ["a", "b", "c"], "a stayed, for it was used between"
+    predictor.model(refs["b"])
+    assert loader.loaded == ["a", "b", "c", "b"]
+
+
+def test_a_model_larger_than_all_room_still_answers(artifacts: ArtifactStore, tmp_path: Path) -> None:
+    loader = Loader(1000)
+    predictor = Predictor(artifacts, capacity=100, load=loader)
+    ref = exported(artifacts, tmp_path, "a")
+    assert predictor.model(ref) is predictor.model(ref)
