@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,12 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from tlm_core.errors import TrainingFailed
 from tlm_core.tasks.task import Task
 from tlm_core.training.card import model_card
 from tlm_core.training.evaluate import predict
+from tlm_core.training.graph import write_onnx
 from tlm_core.training.model import Shape, TaskModel
 from tlm_core.training.names import to_stock
 from tlm_core.training.prepared import Prepared, Split
@@ -49,7 +47,8 @@ def export(ctx: StageContext) -> dict[str, Any]:
     expected = _our_logits(ours, prepared)
     _compare("the exported model", _stock_logits(stock, probe), expected)
     graph = ctx.out / "model.onnx"
-    write_onnx(stock, probe, graph)
+    arrays = {name: tensor.numpy() for name, tensor in weights(ours).items()}
+    write_onnx(ours.shape, arrays, graph)
     _compare("the ONNX graph", _onnx_logits(graph, probe), expected)
     (folder / "README.md").write_text(model_card(report, prepared.facts, ctx.params["recipe"]), encoding="utf-8")
     labels = {"labels": list(task.labels), "max_length": prepared.max_length, "pair": task.pair}
@@ -144,8 +143,9 @@ def _our_logits(model: TaskModel, prepared: Prepared) -> npt.NDArray[np.float32]
 
 
 def _stock_logits(stock: Any, probe: Mapping[str, npt.NDArray[np.int64]]) -> npt.NDArray[np.float32]:
+    names = ("input_ids", "attention_mask", *(("token_type_ids",) if stock.config.model_type == "bert" else ()))
     with torch.inference_mode():
-        logits = stock(**{name: torch.from_numpy(probe[name]) for name in graph_inputs(stock)}).logits
+        logits = stock(**{name: torch.from_numpy(probe[name]) for name in names}).logits
     found: npt.NDArray[np.float32] = logits.numpy()
     return found
 
@@ -163,48 +163,3 @@ def _compare(what: str, found: npt.NDArray[np.float32], expected: npt.NDArray[np
     apart = float(np.abs(found - expected).max())
     if not apart <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
         raise TrainingFailed(f"{what} answers differently from the trained model (logits up to {apart:.2g} apart)")
-
-
-def graph_inputs(stock: Any) -> tuple[str, ...]:
-    """Names of the inputs that the model takes."""
-    names = ("input_ids", "attention_mask")
-    return (*names, "token_type_ids") if stock.config.model_type == "bert" else names
-
-
-class _Answers(nn.Module):
-    """The stock model with logits and probabilities as plain outputs."""
-
-    def __init__(self, stock: Any) -> None:
-        super().__init__()
-        self.stock = stock
-        self.names = graph_inputs(stock)
-
-    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = self.stock(**dict(zip(self.names, inputs, strict=True))).logits
-        return logits, logits.softmax(dim=-1)
-
-
-def write_onnx(stock: Any, probe: Mapping[str, npt.NDArray[np.int64]], path: Path) -> None:
-    """One graph with batch and length dynamic; inputs as `graph_inputs`, outputs `logits` and `probabilities`."""
-    batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
-    names = graph_inputs(stock)
-    inputs = tuple(torch.from_numpy(probe[name]) for name in names)
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)  # it names every optional package that is not there
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the exporter's own insides
-            torch.onnx.export(
-                _Answers(stock).eval(),
-                inputs,
-                str(path),
-                dynamo=True,
-                input_names=list(names),
-                output_names=["logits", "probabilities"],
-                dynamic_shapes=((*({0: batch, 1: length} for _ in names),),),
-                external_data=False,
-                verbose=False,
-            )
-    finally:
-        log.setLevel(level)

@@ -270,6 +270,7 @@ def initialise(model: TaskModel, seed: int) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim < 2:
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
                 continue
             draw = torch.Generator().manual_seed(seed_of(seed, name))
             values = torch.empty(parameter.shape)

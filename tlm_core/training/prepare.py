@@ -18,6 +18,7 @@ from tlm_core.training.store import ArrayWriter, StoreWriter
 from tlm_core.training.tokenizer import load_published, special_ids, train_wordpiece, write_folder
 
 BATCH = 2_000
+REPORT_SECONDS = 0.5
 
 
 def prepare(ctx: StageContext) -> dict[str, Any]:
@@ -143,7 +144,7 @@ class _Counter:
         """Raises StopRequested when asked to stop; the stage is short and starts anew on resume."""
         self._done += count
         now = time.monotonic()
-        if now - self._last < 0.5:
+        if now - self._last < REPORT_SECONDS:
             return
         self._last = now
         rate = self._done / (now - self._began)

@@ -161,6 +161,7 @@ def test_the_start_depends_on_the_seed_and_each_tensor_alone() -> None:
     )
     for model, seed in ((first, 1), (again, 1), (other, 2), (wider, 1)):
         initialise(model, seed)
+    assert all(torch.equal(p, again.get_parameter(name)) for name, p in first.named_parameters())
     name = "encoder.layers.1.mlp_in.weight"
     weight = first.get_parameter(name)
     assert torch.equal(weight, again.get_parameter(name))

@@ -1,0 +1,37 @@
+"""Counted operations against PyTorch's own counter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from tests.unit.training.made import made_prepared, tiny
+from tlm_core.training import flops
+from tlm_core.training.objective import Workers, accumulate_gradient
+from tlm_core.training.optim import Optimizer
+from tlm_core.training.prepared import JointBatches, Prepared
+from tlm_core.training.stages import build
+
+
+@pytest.mark.parametrize("architecture", ["modernbert", "bert"])
+@pytest.mark.parametrize("rho1", [0, 9])
+def test_counted_operations_agree_with_the_counter_of_the_library(
+    architecture: str, rho1: float, tmp_path: Path
+) -> None:
+    recipe = tiny(model__architecture=architecture, model__hidden=64, joint__rho1=rho1)
+    prepared = Prepared(made_prepared(tmp_path, recipe))
+    model = build(recipe.model.model_dump(), prepared, 0)
+    optimizer = Optimizer(model, recipe.joint.optimizer.model_dump(), ("encoder", "vocabulary", "task"))
+    batch = JointBatches(prepared, recipe.joint.model_dump(), 0)(0, 0.0)
+    # The fused attention kernel of the CPU is unknown to the counter; the plain one does the same products.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        accumulate_gradient(model, batch, Workers(), 64, "fp32", torch.device("cpu"))
+        optimizer.step(1.0, batch.active)
+    documents = batch.documents if batch.task_weight else 0
+    ours = flops.forward(model.shape, len(batch.rows), batch.tokens.shape[1], batch.masked, documents)
+    total = flops.FORWARD_AND_BACKWARD * ours + optimizer.flops
+    assert total == pytest.approx(counter.get_total_flops(), rel=0.03)

@@ -1,0 +1,254 @@
+"""The loop: exact resume, budgets, stop requests, faults."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.unit.training.made import made_prepared, tiny
+from tlm_core.errors import CorruptArtifact, NonFiniteLoss
+from tlm_core.training.local import LocalCheckpoints, LocalReporter
+from tlm_core.training.loop import Budget, Trainer
+from tlm_core.training.optim import Optimizer
+from tlm_core.training.params import stage_params
+from tlm_core.training.prepared import JointBatches, Prepared
+from tlm_core.training.recipe import Recipe
+from tlm_core.training.stage import StageContext, StopRequested
+from tlm_core.training.stages import STAGES, build
+
+STEPS = 12
+
+
+class Killed(Exception):
+    """Stands for a process that died."""
+
+
+@dataclass
+class DyingReporter(LocalReporter):
+    """Kills the run at its n-th report; the reports of tests come at every step, by their clock."""
+
+    die_at: int = 10**9
+
+    def metrics(self, **values: float | int | str | None) -> None:
+        super().metrics(**values)
+        if int(values["step"] or 0) >= self.die_at:
+            raise Killed
+
+
+@dataclass
+class Run:
+    """One stage that can be run again and again on the same folders."""
+
+    folder: Path
+    prepared: Path
+    recipe: Recipe
+    stage: str = "joint"
+    inputs: dict[str, Path] = field(default_factory=dict)
+
+    def __call__(self, reporter: LocalReporter | None = None) -> Path:
+        out = self.folder / f"out{len(list(self.folder.glob('out*')))}"
+        out.mkdir(parents=True)
+        context = StageContext(
+            inputs={"prepared": self.prepared, **self.inputs},
+            params=stage_params(self.stage, self.recipe, 5),
+            out=out,
+            report=reporter or LocalReporter(),
+            checkpoints=LocalCheckpoints(self.folder / "checkpoints"),
+            scratch=self.folder,
+        )
+        STAGES[self.stage](context)
+        return out
+
+
+@pytest.fixture(autouse=True)
+def report_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tlm_core.training.loop.REPORT_SECONDS", 0.0)
+
+
+def content(folder: Path) -> dict[str, Any]:
+    """What must be equal: every byte of the weights, and the history but for seconds."""
+    history = json.loads((folder / "history.json").read_text())
+    cost = {name: value for name, value in history.pop("cost").items() if "seconds" not in name}
+    history.pop("joint", None)
+    return {"weights": (folder / "model.safetensors").read_bytes(), "cost": cost, "history": history}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "over",
+    [
+        {},
+        {"joint__optimizer__name": "adamw", "model__architecture": "bert", "model__dropout": 0.1},
+        {"joint__budget__tokens": 4000, "joint__mask_rate_end": 0.1},
+    ],
+    ids=["muon", "adamw with dropout", "token budget"],
+)
+def test_killed_and_resumed_equals_never_killed_bit_for_bit(
+    over: dict[str, Any], precision: str, tmp_path: Path
+) -> None:
+    recipe = tiny(precision=precision, checkpoint_steps=1, **over)
+    prepared = made_prepared(tmp_path / "data", recipe)
+    whole = content(Run(tmp_path / "whole", prepared, recipe)())
+    killed = Run(tmp_path / "killed", prepared, recipe)
+    random = np.random.default_rng(0)
+    for step in sorted(random.choice(np.arange(1, 11), 4, replace=False)):
+        with pytest.raises(Killed):
+            killed(DyingReporter(die_at=int(step)))
+    assert content(killed()) == whole
+
+
+def test_a_run_killed_between_checkpoints_repeats_the_lost_steps_exactly(tmp_path: Path) -> None:
+    recipe = tiny(checkpoint_steps=5)
+    prepared = made_prepared(tmp_path / "data", recipe)
+    whole = content(Run(tmp_path / "whole", prepared, recipe)())
+    killed = Run(tmp_path / "killed", prepared, recipe)
+    for step in (3, 8, 9):
+        with pytest.raises(Killed):
+            killed(DyingReporter(die_at=step))
+    assert [path.name for path in (tmp_path / "killed/checkpoints").iterdir()] == ["step-000000005"]
+    assert content(killed()) == whole
+
+
+def test_a_killed_finetune_keeps_its_best_evaluation(tmp_path: Path) -> None:
+    recipe = tiny(checkpoint_steps=1, finetune__evaluations=6, finetune__epochs=4)
+    prepared = made_prepared(tmp_path / "data", recipe)
+    inputs = {"joint": Run(tmp_path / "joint", prepared, recipe)()}
+    whole = content(Run(tmp_path / "whole", prepared, recipe, "finetune", inputs)())
+    killed = Run(tmp_path / "killed", prepared, recipe, "finetune", inputs)
+    for step in (2, 6, 11):
+        with pytest.raises(Killed):
+            killed(DyingReporter(die_at=step))
+    found = content(killed())
+    assert found == whole
+    assert found["history"]["evaluations"][0]["step"] == 0
+
+
+def test_a_stop_request_is_honoured_within_one_step_and_leaves_a_checkpoint(tmp_path: Path) -> None:
+    recipe = tiny(checkpoint_steps=1000)
+    prepared = made_prepared(tmp_path / "data", recipe)
+    whole = content(Run(tmp_path / "whole", prepared, recipe)())
+    run = Run(tmp_path / "stopped", prepared, recipe)
+    with pytest.raises(StopRequested):
+        run(LocalReporter(keep_going=lambda step: step < 4))
+    assert [path.name for path in (tmp_path / "stopped/checkpoints").iterdir()] == ["step-000000005"]
+    assert content(run()) == whole
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    recipe, other = tiny(checkpoint_steps=1), tiny(checkpoint_steps=1, model__intermediate=64)
+    prepared = made_prepared(tmp_path / "data", recipe)
+    with pytest.raises(Killed):
+        Run(tmp_path / "run", prepared, recipe)(DyingReporter(die_at=3))
+    with pytest.raises(CorruptArtifact, match=r"is \(.*\), not \("):
+        Run(tmp_path / "run", prepared, other)()
+
+
+def test_the_seed_fixed_tiny_loss_stays_what_it_was(tmp_path: Path) -> None:
+    """A refactor must not move this value; a change of method says so by changing it."""
+    recipe = tiny(precision="fp32", joint__budget__steps=STEPS)
+    out = Run(tmp_path / "run", made_prepared(tmp_path / "data", recipe), recipe)()
+    points = json.loads((out / "history.json").read_text())["points"]
+    assert [points[k]["mlm"] for k in (0, 2, 10)] == pytest.approx(LOSSES, abs=2e-4)
+
+
+LOSSES = [5.14166, 5.09403, 4.97809]
+
+
+def trainer_of(folder: Path, budget: Budget, clock: Callable[[], float], **over: Any) -> Trainer:
+    recipe = tiny(precision="fp32", **over)
+    prepared = Prepared(made_prepared(folder / "data", recipe))
+    model = build(recipe.model.model_dump(), prepared, 0)
+    joint = recipe.joint.model_dump()
+    reporter, checkpoints = LocalReporter(), LocalCheckpoints(folder / "checkpoints")
+    return Trainer(
+        ctx=StageContext(inputs={}, params={}, out=folder, report=reporter, checkpoints=checkpoints, scratch=folder),
+        model=model,
+        optimizer=Optimizer(model, joint["optimizer"], ("encoder", "vocabulary", "task")),
+        optimizer_recipe=joint["optimizer"],
+        batches=JointBatches(prepared, joint, 0),
+        budget=budget,
+        seed=0,
+        precision="fp32",
+        checkpoint_steps=1000,
+        device=torch.device("cpu"),
+        clock=clock,
+    )
+
+
+@pytest.mark.parametrize("unit", ["steps", "tokens", "flops", "seconds"])
+def test_every_budget_is_kept_to_within_a_step_with_the_rate_decayed_to_near_zero(unit: str, tmp_path: Path) -> None:
+    ticks = itertools.count()
+    trial = trainer_of(tmp_path / "trial", Budget("steps", 10), lambda: float(next(ticks)))
+    spent, _ = trial.run()
+    amount = float(getattr(spent, "step" if unit == "steps" else unit))
+    trainer = trainer_of(tmp_path / "run", Budget(unit, amount), lambda: float(next(ticks)))
+    state, _ = trainer.run()
+    assert abs(state.step - 10) <= 1
+    rates = [point["rate"] for point in state.points]
+    assert rates[-1] is not None and rates[-1] < 0.15
+    assert max(rate for rate in rates if rate is not None) > 0.9
+
+
+def test_reports_are_at_most_two_a_second_and_tell_rate_and_time_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tlm_core.training.loop.REPORT_SECONDS", 0.5)
+    time = itertools.count(step=0.05)
+    trainer = trainer_of(tmp_path, Budget("steps", 20), lambda: float(next(time)))
+    trainer.run()
+    reporter = trainer.ctx.report
+    assert isinstance(reporter, LocalReporter)
+    seconds = next(time)
+    assert 2 <= len(reporter.steps) <= seconds / 0.5 + 1
+    assert reporter.points[-1]["tokens_per_second"] > 0
+
+
+def test_a_loss_that_is_not_a_number_names_step_and_passages_and_spares_the_weights(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, Budget("steps", 10), lambda: 0.0)
+    name = "vocabulary.out.bias"
+    with torch.no_grad():
+        trainer.model.get_parameter(name)[7] = float("nan")
+    before = trainer.model.get_parameter("encoder.tokens.weight").detach().clone()
+    with pytest.raises(NonFiniteLoss) as caught:
+        trainer.run()
+    assert caught.value.facts["step"] == 0
+    sources = caught.value.facts["sources"]
+    assert len(sources) > 3 and all(len(source) == 32 for source in sources)
+    assert torch.equal(before, trainer.model.get_parameter("encoder.tokens.weight"))
+
+
+def test_the_source_of_a_bad_task_batch_is_told_by_row(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, Budget("steps", 10), lambda: 0.0, joint__rho1=0)
+    with torch.no_grad():
+        trainer.model.get_parameter("task.out.bias")[0] = float("inf")
+    with pytest.raises(NonFiniteLoss, match="train:"):
+        trainer.run()
+
+
+def test_a_checkpoint_has_weights_in_safetensors_and_state_in_json(tmp_path: Path) -> None:
+    recipe = tiny(checkpoint_steps=4)
+    prepared = made_prepared(tmp_path / "data", recipe)
+    with pytest.raises(Killed):
+        Run(tmp_path / "run", prepared, recipe)(DyingReporter(die_at=4))
+    folder = LocalCheckpoints(tmp_path / "run/checkpoints").latest()
+    assert folder is not None
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "model.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+    ]
+    assert json.loads((folder / "state.json").read_text())["step"] == 4
+    tensors = load_file(folder / "model.safetensors")
+    tensors.pop("task.out.bias")
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(CorruptArtifact, match=r"task\.out\.bias"):
+        Run(tmp_path / "run", prepared, recipe)()

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+
+from tlm_core.errors import CorruptArtifact
+from tlm_core.training.model import TaskModel, initialise, scratch_shape
+from tlm_core.training.optim import EXTRAS, Buffers, Optimizer, learning_rate, orthogonalise
+from tlm_core.training.recipe import Model
+from tlm_core.training.recipe import Optimizer as Recipe
+
+PARTS = ("encoder", "vocabulary", "task")
+
+
+def small_model(**more: Any) -> TaskModel:
+    shape = {"layers": 2, "hidden": 32, "heads": 2, "intermediate": 48, **more}
+    model = TaskModel(scratch_shape(Model(**shape).model_dump(), 60, 3))
+    initialise(model, 0)
+    return model
+
+
+def scatter(buffers: Buffers, seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    buffers.gradient[:-EXTRAS] = torch.randn(buffers.value.shape, generator=random)
+
+
+def values(model: TaskModel) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("architecture", ["modernbert", "bert"])
+def test_buffers_hold_every_parameter_once_and_leave_its_value(architecture: str) -> None:
+    model = small_model(architecture=architecture)
+    before = values(model)
+    buffers = Buffers(model, muon=True)
+    assert buffers.value.numel() == sum(tensor.numel() for tensor in before.values())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in values(model).items())
+    buffers.value.add_(1.0)
+    assert all(torch.equal(tensor, before[name] + 1.0) for name, tensor in values(model).items())
+    places = [(section.start, section.stop) for section in buffers.sections]
+    assert places[0][0] == 0 and places[-1][1] == buffers.value.numel()
+    assert all(left[1] == right[0] for left, right in itertools.pairwise(places))
+
+
+def test_adamw_steps_as_the_library_does() -> None:
+    recipe = Recipe(name="adamw", lr=0.01, weight_decay=0.1, clip=None)
+    model, twin = small_model(), small_model()
+    optimizer = Optimizer(model, recipe.model_dump(), PARTS)
+    groups = [
+        {"params": [p for p in twin.parameters() if p.ndim > 1], "weight_decay": 0.1},
+        {"params": [p for p in twin.parameters() if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    library = torch.optim.AdamW(groups, lr=0.005, betas=recipe.betas)
+    for step in range(3):
+        scatter(optimizer.buffers, step)
+        for name, parameter in twin.named_parameters():
+            parameter.grad = model.get_parameter(name).grad.clone()  # type: ignore[union-attr]
+        optimizer.step(0.5, PARTS)
+        library.step()
+    for name, parameter in twin.named_parameters():
+        torch.testing.assert_close(model.get_parameter(name), parameter, rtol=1e-5, atol=1e-6)
+
+
+def test_muon_steps_as_the_library_does_on_a_matrix_that_is_one_block() -> None:
+    recipe = Recipe(name="muon", muon_lr=0.02, weight_decay=0.1, clip=None)
+    model, twin = small_model(), small_model()
+    name = "encoder.layers.0.mlp_out.weight"
+    before = twin.get_parameter(name).detach().clone()
+    optimizer = Optimizer(model, recipe.model_dump(), PARTS)
+    library = torch.optim.Muon([twin.get_parameter(name)], lr=0.02, weight_decay=0.1, momentum=0.95)
+    for step in range(3):
+        scatter(optimizer.buffers, step)
+        twin.get_parameter(name).grad = model.get_parameter(name).grad.clone()  # type: ignore[union-attr]
+        optimizer.step(1.0, PARTS)
+        library.step()
+    moved = (twin.get_parameter(name) - before).norm()
+    apart = (twin.get_parameter(name) - model.get_parameter(name)).norm()
+    assert apart < 0.03 * moved  # both iterate in bfloat16, with sums in another order
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (2, 48, 32), (2, 32, 48)])
+def test_orthogonalised_matrices_have_singular_values_near_one(shape: tuple[int, int, int]) -> None:
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    singular = torch.linalg.svdvals(orthogonalise(matrices, 8))
+    assert singular.min() > 0.6 and singular.max() < 1.3
+
+
+def test_queries_keys_and_values_are_made_orthogonal_apart() -> None:
+    sections = {s.name: s.block for s in Buffers(small_model(), muon=True).sections if s.block}
+    assert sections == {"encoder.muon.32x32": (32, 32), "encoder.muon.32x48": (32, 48), "encoder.muon.48x32": (48, 32)}
+
+
+def test_parts_without_a_loss_rest() -> None:
+    model = small_model()
+    optimizer = Optimizer(model, Recipe().model_dump(), PARTS)
+    scatter(optimizer.buffers, 0)
+    before = values(model)
+    optimizer.step(1.0, ("encoder", "vocabulary"))
+    after = values(model)
+    for name in before:
+        assert torch.equal(before[name], after[name]) == name.startswith("task."), name
+
+
+def test_the_gradient_is_clipped_to_the_recipe_and_its_norm_told() -> None:
+    optimizer = Optimizer(small_model(), Recipe(clip=0.5).model_dump(), PARTS)
+    scatter(optimizer.buffers, 0)
+    norm = float(optimizer.buffers.gradient[:-EXTRAS].norm())
+    assert optimizer.clip() == pytest.approx(norm)
+    assert float(optimizer.buffers.gradient[:-EXTRAS].norm()) == pytest.approx(0.5)
+
+
+def test_the_rate_rises_then_falls_to_zero() -> None:
+    rates = [learning_rate(progress, 0.1) for progress in (0.05, 0.1, 0.55, 1.0)]
+    assert rates == pytest.approx([0.5, 1.0, 0.5, 0.0])
+    assert learning_rate(0.0, 0.0) == 1.0
+
+
+def test_optimiser_state_of_another_model_is_refused() -> None:
+    saved = Optimizer(small_model(), Recipe().model_dump(), PARTS).state()
+    with pytest.raises(CorruptArtifact, match="another model"):
+        Optimizer(small_model(intermediate=64), Recipe().model_dump(), PARTS).load_state(saved)
+    with pytest.raises(CorruptArtifact, match="another model"):
+        Optimizer(small_model(), Recipe(name="adamw").model_dump(), PARTS).load_state(saved)

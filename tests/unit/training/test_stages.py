@@ -1,0 +1,238 @@
+"""The stages in a row on a made task, and what they leave behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from tests.unit.training.made import LABELS, made_prepared, made_selection, made_task, tiny
+from tlm_core.tasks.metrics import score
+from tlm_core.tasks.task import Task
+from tlm_core.training.graph import write_onnx
+from tlm_core.training.local import LocalReporter, run_chain, run_stage
+from tlm_core.training.model import Shape, TaskModel, initialise
+from tlm_core.training.params import VERSIONS, reproducible, stage_params
+from tlm_core.training.prepared import Prepared
+from tlm_core.training.recipe import Recipe, resolve
+from tlm_core.training.stage import StopRequested
+from tlm_core.training.stages import STAGES, evaluation_steps, finetune_steps
+
+RECIPE = tiny(
+    model__hidden=64, joint__budget__steps=40, finetune__epochs=4, finetune__optimizer__lr=1e-3, precision="fp32"
+)
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    folder = tmp_path_factory.mktemp("chain")
+    task, selection = made_task(folder / "task", (90, 30, 60)), made_selection(folder / "selection")
+    return {"task": task, **run_chain(task, selection, RECIPE, [0, 1], folder / "run")}
+
+
+def report_of(chain: Mapping[str, Path]) -> dict:
+    return json.loads((chain["evaluate"] / "report.json").read_text())
+
+
+def test_the_report_has_scores_of_each_seed_with_mean_and_spread(chain: Mapping[str, Path]) -> None:
+    report = report_of(chain)
+    assert [entry["seed"] for entry in report["seeds"]] == [0, 1]
+    scores = [entry["test"]["macro_f1"] for entry in report["seeds"]]
+    assert report["mean"]["test"]["macro_f1"] == pytest.approx(np.mean(scores))
+    assert report["spread"]["test"]["macro_f1"] == pytest.approx(np.std(scores, ddof=1))
+    assert report["mean"]["test"]["macro_f1"] > report["majority"]["test"]["macro_f1"] + 0.1
+    best = max(report["seeds"], key=lambda entry: entry["validation"]["macro_f1"])
+    assert report["best_seed"] == best["seed"]
+    assert report["seeds"][0]["test"]["deduplicated"]["rows"] <= 60
+
+
+def test_the_cost_of_every_stage_is_told(chain: Mapping[str, Path]) -> None:
+    cost = report_of(chain)["cost"]
+    assert set(cost) == {"joint", "finetune", "total"}
+    for name in ("flops", "tokens", "seconds"):
+        assert (
+            cost["total"][name] == pytest.approx(cost["joint"][name] + cost["finetune"][name]) and cost["total"][name]
+        )
+    assert cost["total"]["gpu_seconds"] == 0.0
+
+
+def test_the_exported_folder_gives_the_reported_test_score_by_stock_classes(chain: Mapping[str, Path]) -> None:
+    folder = chain["export"] / "model"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    task, report = Task.read(chain["task"]), report_of(chain)
+    with torch.inference_mode():
+        inputs = tokenizer(task.texts("test"), truncation=True, padding=True, return_tensors="pt")
+        answers = model(**inputs).logits.argmax(dim=-1).numpy()
+    assert [model.config.id2label[i] for i in range(3)] == list(LABELS)
+    found = score(task.label_ids("test"), answers, 3, "macro_f1")
+    best = next(entry for entry in report["seeds"] if entry["seed"] == report["best_seed"])
+    assert found["macro_f1"] == pytest.approx(best["test"]["macro_f1"], abs=1e-4)
+
+
+def test_the_exported_folder_holds_safetensors_and_no_code(chain: Mapping[str, Path]) -> None:
+    names = {str(path.relative_to(chain["export"])) for path in chain["export"].rglob("*") if path.is_file()}
+    model = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"}
+    assert names == {f"model/{name}" for name in model} | {"model.onnx", "labels.json", "report.json"}
+
+
+def test_the_card_states_scores_cost_recipe_and_the_risk_of_memorised_text(chain: Mapping[str, Path]) -> None:
+    card, report = (chain["export"] / "model" / "README.md").read_text(), report_of(chain)
+    assert f"{report['mean']['test']['macro_f1']:.4f} ± {report['spread']['test']['macro_f1']:.4f}" in card
+    assert f"{report['cost']['total']['flops']:.3g}" in card
+    assert "memorised" in card and '"rho1": 3.0' in card and "150 (" in card
+    assert all(f". {label}" in card for label in LABELS)
+
+
+def test_the_onnx_graph_follows_windows_and_angles_of_published_models(tmp_path: Path) -> None:
+    shape = Shape(
+        "modernbert", 50, 3, 3, 32, 2, 48, 64, pooling="cls", windows=(None, 4, 4), thetas=(160_000.0, 1e4, 1e4)
+    )
+    model = TaskModel(shape)
+    initialise(model, 0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    write_onnx(shape, {name: p.detach().numpy() for name, p in model.named_parameters()}, tmp_path / "model.onnx")
+    tokens = torch.arange(40).reshape(2, 20)
+    zeros, ones = torch.zeros_like(tokens), torch.ones_like(tokens)
+    with torch.inference_mode():
+        hidden = model.encoder(tokens, ones, torch.arange(20).expand(2, 20), zeros)
+        expected = model.task(model.pool(hidden, ones, torch.arange(2), torch.ones(2, dtype=torch.int64)))
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    logits = session.run(["logits"], {"input_ids": tokens.numpy(), "attention_mask": ones.numpy()})[0]
+    torch.testing.assert_close(torch.from_numpy(logits), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_onnx_graph_takes_any_batch_and_length(chain: Mapping[str, Path]) -> None:
+    session = onnxruntime.InferenceSession(chain["export"] / "model.onnx", providers=["CPUExecutionProvider"])
+    model = AutoModelForSequenceClassification.from_pretrained(chain["export"] / "model").eval()
+    random = torch.Generator().manual_seed(0)
+    for shape in ((1, 3), (5, 40)):
+        tokens = torch.randint(5, 170, shape, generator=random)
+        mask = torch.ones_like(tokens)
+        mask[0, 2:] = 0
+        inputs = {"input_ids": tokens.numpy(), "attention_mask": mask.numpy()}
+        logits, probabilities = session.run(["logits", "probabilities"], inputs)
+        with torch.inference_mode():
+            expected = model(input_ids=tokens, attention_mask=mask).logits
+        torch.testing.assert_close(torch.from_numpy(logits), expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(torch.from_numpy(probabilities), expected.softmax(-1), atol=1e-4, rtol=1e-4)
+
+
+def test_a_task_of_pairs_on_its_own_goes_through_the_bert_chain(tmp_path: Path) -> None:
+    recipe = tiny(model__architecture="bert", joint__enabled=False, finetune__evaluations=2, finetune__max_steps=4)
+    task = made_task(tmp_path / "task", pair=True)
+    done = run_chain(task, None, recipe, [3], tmp_path / "run")
+    assert "joint.s3" not in done
+    report = json.loads((done["evaluate"] / "report.json").read_text())
+    assert set(report["cost"]) == {"finetune", "total"}
+    assert report["spread"]["reason"] and report["spread"]["test"]["macro_f1"] is None
+    made = Task.read(task)
+    tokenizer = AutoTokenizer.from_pretrained(done["export"] / "model")
+    inputs = tokenizer(made.texts("test"), made.text_pairs("test"), truncation="longest_first", max_length=48)
+    split = Prepared(done["prepare"]).split("test")
+    assert split.second is not None
+    for number, tokens in enumerate(inputs["input_ids"]):
+        assert list(split.store[number]) == tokens
+        assert inputs["token_type_ids"][number].index(1) == split.second[number]
+
+
+def test_task_only_begins_where_the_joint_stage_begins(tmp_path: Path) -> None:
+    """With one step at the lowest rate both are still at the start, which must be the same for a seed."""
+    recipe = tiny(
+        joint__budget__steps=1, joint__optimizer__lr=1e-12, joint__optimizer__muon_lr=1e-12, precision="fp32",
+        finetune__max_steps=1, finetune__optimizer__lr=1e-12, finetune__optimizer__weight_decay=0,
+    )  # fmt: skip
+    prepared = {"prepared": made_prepared(tmp_path, recipe)}
+    joint = run_stage("joint", prepared, stage_params("joint", recipe, 4), tmp_path / "joint")
+    alone = run_stage("finetune", prepared, stage_params("finetune", recipe, 4), tmp_path / "alone")
+    first, second = load_file(joint / "model.safetensors"), load_file(alone / "model.safetensors")
+    for name, tensor in second.items():
+        torch.testing.assert_close(first[name], tensor, atol=1e-8, rtol=1e-8)
+
+
+def test_the_untouched_model_is_evaluated_first_only_if_its_head_is_trained(tmp_path: Path) -> None:
+    for over, first in (({}, 0), ({"finetune__reset_head": True}, 4), ({"joint__task_loss": False}, 4)):
+        recipe = tiny(finetune__evaluations=2, **over)
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        prepared = {"prepared": made_prepared(folder, recipe)}
+        joint = run_stage("joint", prepared, stage_params("joint", recipe, 0), folder / "joint")
+        inputs = {**prepared, "joint": joint}
+        out = run_stage("finetune", inputs, stage_params("finetune", recipe, 0), folder / "finetune")
+        assert json.loads((out / "history.json").read_text())["evaluations"][0]["step"] == first
+
+
+def test_a_published_encoder_can_be_the_start(tmp_path: Path, chain: Mapping[str, Path]) -> None:
+    source = str(chain["export"] / "model")
+    recipe = tiny(tokenizer__source=source, model__init=source, finetune__max_steps=1, finetune__optimizer__lr=1e-12)
+    prepared = {"prepared": made_prepared(tmp_path, recipe)}
+    out = run_stage("finetune", prepared, stage_params("finetune", recipe, 0), tmp_path / "finetune")
+    stock = load_file(chain["export"] / "model" / "model.safetensors")
+    ours = load_file(out / "model.safetensors")
+    torch.testing.assert_close(ours["encoder.tokens.weight"], stock["model.embeddings.tok_embeddings.weight"])
+
+
+def test_prepare_gives_the_same_bytes_again(tmp_path: Path) -> None:
+    recipe = tiny()
+    first, second = (made_prepared(tmp_path / name, recipe) for name in ("first", "second"))
+    names = sorted(str(path.relative_to(first)) for path in first.rglob("*") if path.is_file())
+    assert names == sorted(str(path.relative_to(second)) for path in second.rglob("*") if path.is_file())
+    for name in names:
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+
+
+def test_prepare_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tlm_core.training.prepare.REPORT_SECONDS", 0.0)
+    inputs = {"task": made_task(tmp_path / "task")}
+    with pytest.raises(StopRequested):
+        stop = LocalReporter(keep_going=lambda _: False)
+        run_stage("prepare", inputs, stage_params("prepare", tiny()), tmp_path / "out", stop)
+
+
+def test_every_stage_has_a_version_and_its_parameters() -> None:
+    assert set(STAGES) == set(VERSIONS)
+    recipe = resolve("fast", "tiny")
+    for stage in STAGES:
+        seed = 1 if stage in ("joint", "finetune") else None
+        assert stage_params(stage, recipe, seed) == json.loads(json.dumps(stage_params(stage, recipe, seed)))
+    with pytest.raises(ValueError, match="needs a seed"):
+        stage_params("joint", recipe)
+    with pytest.raises(ValueError, match="known are"):
+        stage_params("train", recipe)
+
+
+def changed(stage: str, key: str, value: object, seed: int | None = None) -> bool:
+    def params(recipe: Recipe) -> dict:
+        return stage_params(stage, recipe, seed)
+
+    return params(resolve("fast", "tiny")) != params(resolve("fast", "tiny", {key: value}))
+
+
+def test_a_stage_depends_on_what_it_reads_and_on_nothing_else() -> None:
+    assert changed("prepare", "tokenizer.vocab_size", 500) and changed("prepare", "model.max_length", 64)
+    assert not changed("prepare", "joint.optimizer.lr", 1e-5) and not changed("prepare", "model.layers", 9)
+    assert changed("joint", "joint.rho2", 7, 0) and not changed("joint", "finetune.epochs", 7, 0)
+    assert changed("finetune", "finetune.epochs", 7, 0) and not changed("finetune", "joint.rho2", 7, 0)
+    assert not changed("joint", "selection.top_k", 7, 0)
+
+
+def test_a_wall_clock_budget_is_not_reproducible() -> None:
+    assert reproducible("joint", resolve("fast", "tiny"))
+    assert not reproducible("joint", resolve("fast", "tiny", {"joint.budget.seconds": 60}))
+
+
+def test_finetune_steps_and_evaluations_follow_the_recipe() -> None:
+    part = resolve("fast", "tiny", {"finetune.epochs": 3, "finetune.batch": 32}).finetune.model_dump()
+    assert finetune_steps(part, 100) == 10
+    assert finetune_steps({**part, "max_steps": 4}, 100) == 4
+    assert finetune_steps({**part, "epochs": 0.01}, 10) == 1
+    assert evaluation_steps(10, 4, untouched=True) == {0, 2, 5, 8, 10}
+    assert evaluation_steps(2, 10, untouched=False) == {1, 2}
