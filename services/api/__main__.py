@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import sys
+from functools import partial
 
 import uvicorn
 
@@ -24,6 +25,7 @@ from services.common.retriever_client import connect_retriever
 
 def build_parts(settings: ApiSettings) -> Parts:
     """The gateway's stores and clients, as the settings tell."""
+    from tlm_core.tasks.hub import read_hub
     from tlm_core.tasks.validate import load_task
 
     password = settings.redis_password.get_secret_value() if settings.redis_password else None
@@ -42,7 +44,8 @@ def build_parts(settings: ApiSettings) -> Parts:
         tailer=Tailer(client, jobs),
         predictor=Predictor(artifacts, capacity=settings.predict_cache_bytes),
         loads=LoadWorker(catalog, artifacts, retriever, settings.scratch),
-        load_task=load_task,
+        # The hub library's own cache lies in the home folder, which a container may not have.
+        load_task=partial(load_task, hub=partial(read_hub, cache=settings.scratch / "hub")),
     )
 
 

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 
 from services.common.catalog import OPEN, Catalog, CorpusLoad, CorpusState, CorpusVersion, LoadState
 from services.common.logs import facts
+from services.common.retriever_client import CorpusLoad as Indexed
 from services.common.retriever_client import RetrieverClient
 from tlm_core.artifacts import ArtifactStore
-from tlm_core.errors import NotFound, StaleAttempt, TLMError
+from tlm_core.errors import IndexMismatch, NotFound, StaleAttempt, TLMError
 
 if TYPE_CHECKING:
     from tlm_core.corpus.passages import Passage
@@ -167,7 +168,11 @@ class LoadWorker:
         """One look at the retriever, asking it for the load if it knows nothing of it (not asked, or restarted)."""
         assert load.version is not None, "a load is indexed after it has been cut"
         version = self._catalog.corpus(load.tenant, load.corpus).version(load.version)
-        found = self._retriever.corpus(load.tenant, load.corpus, load.version)
+        try:
+            found = self._retriever.corpus(load.tenant, load.corpus, load.version)
+        except IndexMismatch:
+            # Left by another release: a load builds it anew, and says so itself if that cannot be.
+            found = Indexed(state="unknown")
         match found.state:
             case "unknown":
                 self._ask(load, version)

@@ -144,15 +144,17 @@ def test_live_events_and_progress_arrive_while_the_job_runs(gateway: Gateway) ->
         told = time.monotonic()
         store.report(T, job.id, 1, events=[("tick", {})], progress=Progress(stage="joint", node="joint.s0", step=1))
         wait_for(lambda: has("tick") and has("progress"))
-        assert next(at for at, f in arrived if f.get("event") == "tick") - told < 1
+        assert next(at for at, f in arrived if f.get("event") == "tick") - told < 2
+        started = time.monotonic()
         for step in range(2, 60):
             store.report(T, job.id, 1, progress=Progress(stage="joint", node="joint.s0", step=step))
             time.sleep(0.005)
         store.finish(job, "a", {})
+        elapsed = time.monotonic() - started
         listener.join(10)
     snapshots = [json.loads(f["data"])["step"] for _, f in arrived if f.get("event") == "progress"]
     assert snapshots == sorted(set(snapshots))
-    assert 2 <= len(snapshots) < 20, "they are thinned out"
+    assert 2 <= len(snapshots) <= elapsed / 0.1 + 3 < 58, "they are thinned out"
     assert arrived[-1][1]["event"] == "end"
     assert all("id" not in f for _, f in arrived if f.get("event") in ("progress", "end"))
 
@@ -168,7 +170,7 @@ def test_many_streams_cost_the_store_one_look(gateway: Gateway) -> None:
         elapsed = time.monotonic() - started
         spent = int(gateway.client.info("commandstats")["cmdstat_hmget"]["calls"]) - looks
         rounds = elapsed / 0.02
-        assert spent <= rounds * len(jobs) + len(jobs), "each job is looked at once a round, not once a stream"
+        assert spent <= (rounds + 5) * len(jobs), "each job is looked at once a round, not once a stream"
         for job in jobs:
             gateway.parts.jobs.report(T, job.id, 1, events=[("tick", {})])
             gateway.parts.jobs.finish(job, "a", {})

@@ -1,0 +1,46 @@
+"""Gateway and retriever together: what one asks, the other understands."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import redis
+from fastapi.testclient import TestClient
+
+from services.api.loads import LoadWorker
+from services.common.retriever_client import RetrieverClient
+from services.retriever.app import assemble
+from services.retriever.settings import RetrieverSettings
+from tests.contract.gateway import make_gateway
+
+WORDS = ("retrieval", "training", "tokenizer", "gradient", "corpus")
+
+
+def test_an_uploaded_corpus_is_indexed_and_found_by_what_it_says(redis_client: redis.Redis, tmp_path: Path) -> None:
+    gateway = make_gateway(redis_client, tmp_path)
+    settings = RetrieverSettings(
+        storage=gateway.parts.settings.storage, scratch=tmp_path / "retriever", internal_token="t"
+    )
+    lines = "".join(
+        json.dumps({"text": f"This passage tells of nothing but {word} and again {word}. " * 5, "source": word}) + "\n"
+        for word in WORDS
+    )
+    with TestClient(assemble(settings), headers={"Authorization": "Bearer t"}) as inner:
+        client = RetrieverClient(inner)
+        parts = gateway.parts
+        worker = LoadWorker(parts.catalog, parts.artifacts, client, parts.settings.scratch, poll_seconds=0.02)
+        gateway = replace(gateway, parts=replace(parts, retriever=client, loads=worker))
+        with gateway.test_client() as api:
+            api.post("/v1/corpora", data={"name": "docs"}, files={"files": ("a.jsonl", lines)})
+            deadline = time.monotonic() + 15
+            while (corpus := api.get("/v1/corpora/docs").json())["loads"][0]["state"] != "ready":
+                assert time.monotonic() < deadline and corpus["loads"][0]["state"] != "failed", corpus
+                time.sleep(0.02)
+            assert api.get("/readyz").status_code == 200
+            for word in WORDS:
+                hits = api.post("/v1/corpora/docs/search", json={"query": word, "k": 2}).json()["hits"]
+                assert [hit["source"] for hit in hits] == [word]
+                assert hits[0]["score"] > 0
