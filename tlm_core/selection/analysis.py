@@ -76,7 +76,9 @@ def _annex29() -> Any:
     def one_of(*classes: str) -> str:
         return "[" + "".join(classes) + "]" + extend
 
-    letter = one_of(r"\p{wb=ALetter}", r"\p{wb=Hebrew_Letter}")
+    quote = one_of(r"\p{wb=Single_Quote}")
+    hebrew = one_of(r"\p{wb=Hebrew_Letter}")
+    letter = f"(?:{hebrew}(?:(?:{one_of(chr(34))}{hebrew})+|{quote})?|{one_of(chr(92) + 'p{wb=ALetter}')})"
     digit = one_of(r"\p{wb=Numeric}", r"\x{FF10}-\x{FF19}")
     katakana = one_of(r"\p{wb=Katakana}")
     joiner = f"(?:{one_of(chr(92) + 'p{wb=ExtendNumLet}')})"
@@ -91,7 +93,7 @@ def _annex29() -> Any:
     run = f"(?:[[{unsegmented}]&&[\\p{{L}}\\p{{M}}]]{extend})+"
     character = one_of(r"\p{Han}", r"\p{Hiragana}")
     flag = f"(?:{one_of(chr(92) + 'p{wb=Regional_Indicator}')}){{2}}"
-    picture = r"\p{Extended_Pictographic}" + extend
-    emoji = rf"{flag}|[0-9#*]\x{{FE0F}}?\x{{20E3}}|{picture}(?:\x{{200D}}{picture})*"
+    picture = r"\p{Extended_Pictographic}[\p{wb=Extend}\p{wb=Format}]*"
+    emoji = rf"{flag}|[0-9#*]\x{{FE0F}}?\x{{20E3}}|{picture}(?:\x{{200D}}{picture})*{extend}"
     tokenizer = Tokenizer.regex(f"{emoji}|{word}|{run}|{character}")
     return TextAnalyzerBuilder(tokenizer).filter(Filter.lowercase()).build()
