@@ -1,0 +1,194 @@
+"""From a task and an index to the files of the selection."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.unit.selection.fake_index import WordCountIndex
+from tlm_core.corpus.passages import Passage
+from tlm_core.errors import EmptySelection
+from tlm_core.selection.retrieve import BATCH
+from tlm_core.selection.select import select
+from tlm_core.tasks.task import Task, task_schema
+from tlm_core.training.recipe import Selection
+
+CORPUS = {"name": "docs", "version": "v1"}
+LEAK = "one two three four five six seven eight nine"
+
+
+def task_of(train: Sequence[str], held_out: Sequence[str] = (), pairs: dict[str, Sequence[str]] | None = None) -> Task:
+    texts = {"train": train, "validation": (), "test": held_out}
+    splits: dict[str, Any] = {}
+    for split, rows in texts.items():
+        columns: dict[str, Any] = {"row": range(1, len(rows) + 1), "text": rows, "label": [0] * len(rows)}
+        if pairs is not None:
+            columns["text_pair"] = pairs.get(split, ())
+        schema = task_schema(pairs is not None)
+        splits[split] = pa.table(
+            [pa.array(columns[name], kind) for name, kind in zip(schema.names, schema.types, strict=True)],
+            schema=schema,
+        )
+    return Task("t", ("a", "b"), "macro_f1", pairs is not None, "en", splits)
+
+
+def index_of(*texts: str) -> WordCountIndex:
+    return WordCountIndex([Passage(f"p{n}", text, f"s{n % 2}") for n, text in enumerate(texts)])
+
+
+def run(task: Task, index: WordCountIndex, folder: Path, seed: int = 0, **params: Any) -> dict[str, Any]:
+    return select(task, index, Selection(**params), folder, seed=seed, corpus=CORPUS)
+
+
+def rows(folder: Path, name: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = pq.read_table(folder / f"{name}.parquet").to_pylist()
+    return found
+
+
+def test_the_union_keeps_each_passage_once_at_its_best_rank(tmp_path: Path) -> None:
+    index = index_of("red fox", "red", "fox den hill")
+    facts = run(task_of(["red fox", "fox den hill"]), index, tmp_path)
+    assert [(r["id"], r["text"], r["source"], r["rank"], r["score"]) for r in rows(tmp_path, "passages")] == [
+        ("p0", "red fox", "s0", 1, 2.0), ("p2", "fox den hill", "s0", 1, 3.0), ("p1", "red", "s1", 2, 1.0),
+    ]  # fmt: skip
+    assert facts["passages"] == 3
+    assert facts["asked"] == {
+        "queries": 2, "without_hit": {"count": 0, "rows": []}, "candidates": 3, "cut_by_budget": 0,
+    }  # fmt: skip
+    assert facts["sources"] == [
+        {"source": "s0", "passages": 2, "share": 0.666667}, {"source": "s1", "passages": 1, "share": 0.333333},
+    ]  # fmt: skip
+
+
+def test_provenance_names_every_row_that_asked(tmp_path: Path) -> None:
+    run(task_of(["red fox", "fox", "red fox"]), index_of("red fox", "red"), tmp_path)
+    assert [tuple(row.values()) for row in rows(tmp_path, "provenance")] == [
+        ("p0", 1, 1, 2.0), ("p0", 2, 1, 1.0), ("p0", 3, 1, 2.0), ("p1", 1, 2, 1.0), ("p1", 3, 2, 1.0),
+    ]  # fmt: skip
+    assert rows(tmp_path, "passages")[0]["score"] == 2.0
+
+
+def test_equal_texts_are_searched_once(tmp_path: Path) -> None:
+    index = index_of("red fox")
+    facts = run(task_of(["red", "red", "fox"]), index, tmp_path)
+    assert index.searched == [["red", "fox"]]
+    assert facts["asked"]["queries"] == 3
+
+
+def test_only_the_first_k_of_each_query_count(tmp_path: Path) -> None:
+    run(task_of(["a b c"]), index_of("a", "a b", "a b c"), tmp_path, top_k=2)
+    assert [row["id"] for row in rows(tmp_path, "passages")] == ["p2", "p1"]
+
+
+def test_a_budget_keeps_the_best_ranks(tmp_path: Path) -> None:
+    facts = run(task_of(["a b", "c d"]), index_of("a", "a b", "c d", "c"), tmp_path, max_passages=3)
+    assert [row["id"] for row in rows(tmp_path, "passages")] == ["p1", "p2", "p0"]
+    assert facts["asked"]["cut_by_budget"] == 1
+    assert {row["passage_id"] for row in rows(tmp_path, "provenance")} == {"p0", "p1", "p2"}
+
+
+def test_passages_that_hold_test_texts_are_dropped_and_listed(tmp_path: Path) -> None:
+    index = index_of(f"so {LEAK} said", "one apple", "one pear")
+    facts = run(task_of(["one"], held_out=["nothing of the kind at all", LEAK]), index, tmp_path, max_passages=2)
+    assert [row["id"] for row in rows(tmp_path, "passages")] == ["p1", "p2"]
+    [leak] = rows(tmp_path, "leaks")
+    assert (leak["passage_id"], leak["split"], leak["row"]) == ("p0", "test", 2)
+    assert facts["leaks"] == {"passages": 1, "texts": 1}
+    assert facts["asked"]["cut_by_budget"] == 0
+    assert {row["passage_id"] for row in rows(tmp_path, "provenance")} == {"p1", "p2"}
+
+
+def test_leaks_stay_if_the_recipe_says_so(tmp_path: Path) -> None:
+    facts = run(task_of(["one"], held_out=[LEAK]), index_of(LEAK), tmp_path, leak_filter=False)
+    assert facts["passages"] == 1 and rows(tmp_path, "leaks") == []
+
+
+def test_a_pair_asks_with_both_texts_and_leaks_by_either(tmp_path: Path) -> None:
+    index = index_of("left right", f"left {LEAK}")
+    task = task_of(["left"], held_out=["x"], pairs={"train": ["right"], "test": [LEAK]})
+    run(task, index, tmp_path)
+    assert index.searched == [["left right"]]
+    assert [row["id"] for row in rows(tmp_path, "passages")] == ["p0"]
+
+
+def test_nothing_found_is_an_error_that_names_the_corpus(tmp_path: Path) -> None:
+    with pytest.raises(EmptySelection, match="'docs'"):
+        run(task_of(["zebra"]), index_of("red fox"), tmp_path)
+
+
+def test_nothing_but_leaks_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(EmptySelection, match="test texts"):
+        run(task_of(["one"], held_out=[LEAK]), index_of(LEAK), tmp_path)
+
+
+def test_rows_without_a_hit_are_counted_and_named(tmp_path: Path) -> None:
+    facts = run(task_of(["zebra", "red", "gnu"]), index_of("red fox"), tmp_path)
+    assert facts["asked"]["without_hit"] == {"count": 2, "rows": [1, 3]}
+
+
+def test_the_random_control_draws_as_many_as_the_queries_would_bring(tmp_path: Path) -> None:
+    index = index_of(LEAK, "red fox", "red", *(f"other {n}" for n in range(40)))
+    task = task_of(["red", "one"], held_out=[LEAK])
+    facts = run(task, index, tmp_path / "a", selector="random", seed=1)
+    drawn = [row["id"] for row in rows(tmp_path / "a", "passages")]
+    assert facts["passages"] == len(set(drawn)) == 2
+    assert [row["rank"] for row in rows(tmp_path / "a", "passages")] == [1, 2]
+    assert {row["score"] for row in rows(tmp_path / "a", "passages")} == {None}
+    assert facts["asked"] is None and rows(tmp_path / "a", "provenance") == []
+    run(task, index, tmp_path / "b", selector="random", seed=1)
+    assert [row["id"] for row in rows(tmp_path / "b", "passages")] == drawn
+    others = [run(task, index, tmp_path / f"s{n}", selector="random", seed=n) for n in range(2, 6)]
+    assert len(others) == 4 and any(
+        [r["id"] for r in rows(tmp_path / f"s{n}", "passages")] != drawn for n in range(2, 6)
+    )
+
+
+def test_a_random_draw_of_given_size_asks_no_queries_and_leaves_out_leaks(tmp_path: Path) -> None:
+    index = index_of(LEAK, *(f"other {n}" for n in range(9)))
+    task = task_of(["zebra"], held_out=[LEAK])
+    facts = run(task, index, tmp_path, selector="random", max_passages=50)
+    assert index.searched == []
+    assert facts["passages"] == 9
+    assert "p0" not in {row["id"] for row in rows(tmp_path, "passages")}
+
+
+def test_no_selector_selects_nothing(tmp_path: Path) -> None:
+    assert run(task_of(["red"]), index_of("red"), tmp_path, selector="none")["passages"] == 0
+    assert rows(tmp_path, "passages") == []
+
+
+def test_equal_inputs_give_equal_bytes(tmp_path: Path) -> None:
+    index, task = (
+        index_of(*(f"w{n % 7} w{n % 5} w{n}" for n in range(300))),
+        task_of([f"w{n} w{n + 1}" for n in range(9)]),
+    )
+    digests = []
+    for name in ("a", "b"):
+        run(task, index, tmp_path / name, top_k=40)
+        digests.append({p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (tmp_path / name).iterdir()})
+    assert digests[0] == digests[1]
+    assert digests[0].keys() == {"passages.parquet", "provenance.parquet", "leaks.parquet", "selection.json"}
+    assert json.loads((tmp_path / "a" / "selection.json").read_text())["corpus"] == {**CORPUS, "passages": 300}
+
+
+def test_progress_counts_train_rows_and_may_stop_the_work(tmp_path: Path) -> None:
+    task, seen = task_of([f"w{n // 2}" for n in range(4 * BATCH)]), []
+    index = index_of(*(f"w{n}" for n in range(2 * BATCH)))
+
+    def watch(done: int, total: int) -> None:
+        seen.append((done, total))
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    select(task, index, Selection(), tmp_path, seed=0, corpus=CORPUS, progress=lambda d, t: seen.append((d, t)))
+    assert seen == [(2 * BATCH, 4 * BATCH), (4 * BATCH, 4 * BATCH)]
+    with pytest.raises(KeyboardInterrupt):
+        select(task, index, Selection(), tmp_path, seed=0, corpus=CORPUS, progress=watch)
+    assert len(index.searched) == 3
