@@ -24,6 +24,7 @@ from tlm_core.errors import InvalidRequest, NotFound, TLMError, Unavailable
 
 FAILED, USAGE, NOT_REACHABLE, NOT_FOUND, INVALID, INTERRUPTED = 1, 2, 3, 4, 5, 130
 _SHOWN_FAULTS = 20
+_FILE_WIDTH = 160
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
 
@@ -101,10 +102,15 @@ def say(text: str) -> None:
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
     """A table for people on stdout. Cells are data: markup in them is shown, not obeyed."""
-    shown = Table(*columns, title=escape(title) if title else None, title_justify="left", header_style="bold")
+    shown = Table(title=escape(title) if title else None, title_justify="left", header_style="bold")
+    for column in columns:
+        shown.add_column(column, no_wrap=column == "id", overflow="fold")
     for row in rows:
         shown.add_row(*("" if cell is None else escape(str(cell)) for cell in row))
-    Console(highlight=False).print(shown)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _FILE_WIDTH
+    console.print(shown)
 
 
 def tell_error(error: TLMError, *, as_json: bool) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from tlm_client.console import Session
 from tlm_core.errors import InvalidRequest, NotFound, Unavailable
@@ -31,6 +32,7 @@ class Classifier:
         name = source.removeprefix(_HUB)
         if not source.startswith(_HUB) and not (Path(name) / "config.json").is_file():
             raise NotFound(f"'{name}' is no folder with a config.json; give a model folder, or hub:OWNER/NAME")
+        disable_progress_bar()  # there is one progress display, and it is ours
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
             self.model = AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=False)

@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from tlm_client.stack.folder import StackFolder, StackState
-from tlm_client.stack.parts import StackOptions, find_ray, find_redis, plan_stack
-from tlm_client.stack.processes import sweep
+from tlm_client.stack.parts import StackOptions, clear_ray, find_ray, find_redis, plan_stack
+from tlm_client.stack.processes import FOLDER_MARK, RUN_MARK, janitor, sweep
 from tlm_client.stack.supervisor import Say, StopFlag, Supervisor
 from tlm_core.errors import TLMError, Unavailable, error_from_dict
 
@@ -39,11 +40,16 @@ def run_stack(
     folder.create()
     with folder.locked():
         # A supervisor that was killed leaves processes which are just ending; Redis needs a moment for its file.
-        sweep(folder.root, patience=5.0)
+        sweep({FOLDER_MARK: str(folder.root)}, patience=5.0)
         folder.turn_logs()
-        plan = plan_stack(folder, options, os.environ, redis_finder=redis_finder, ray_finder=ray_finder)
+        environment = {**os.environ, RUN_MARK: uuid.uuid4().hex}
+        plan = plan_stack(folder, options, environment, redis_finder=redis_finder, ray_finder=ray_finder)
         supervisor = Supervisor(folder, plan.parts, plan.url, say=say, pid=os.getpid(), started_at=time.time())
-        supervisor.run(stop, lambda: ready(plan.url, folder.token_file))
+        try:
+            with janitor(environment[RUN_MARK]):
+                supervisor.run(stop, lambda: ready(plan.url, folder.token_file))
+        finally:
+            clear_ray(folder)
 
 
 class StackHandle:

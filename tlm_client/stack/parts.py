@@ -224,18 +224,27 @@ def _ray(
 
 
 def ray_folder(folder: StackFolder) -> Path:
-    """Where Ray keeps sockets and logs of this run: an empty folder with a short path, made anew at each start."""
+    """Where Ray keeps sockets and logs while it runs: an empty folder with a short path."""
+    clear_ray(folder)
     link = folder.root / "ray"
     if len(str(link)) <= _LONGEST_RAY_FOLDER:
-        shutil.rmtree(link, ignore_errors=True)
         link.mkdir(mode=0o700)
         return link
-    if link.is_symlink():
-        shutil.rmtree(link.resolve(), ignore_errors=True)
-        link.unlink()
     made = Path(tempfile.mkdtemp(prefix="tlm-ray-"))
     link.symlink_to(made)
     return made
+
+
+def clear_ray(folder: StackFolder) -> None:
+    """Remove what Ray has left of a run; its logs are kept in `logs/ray`."""
+    link = folder.root / "ray"
+    found = link.resolve()
+    logs = found / "session_latest" / "logs"
+    if logs.is_dir():
+        shutil.rmtree(folder.logs / "ray", ignore_errors=True)
+        shutil.copytree(logs, folder.logs / "ray", ignore_dangling_symlinks=True)
+    shutil.rmtree(found, ignore_errors=True)
+    link.unlink(missing_ok=True)
 
 
 def _redis_answers(port: int, password: str) -> bool:

@@ -7,14 +7,21 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-# Every process of a stack carries these, and hands them to its own children: the folder, and which part it is of.
+# Every process of a stack carries these in its environment, and so do its own children, whatever session they are in:
+# the data folder, which run of the stack it is, and of which part.
 FOLDER_MARK = "TLM_STACK_FOLDER"
+RUN_MARK = "TLM_STACK_RUN"
 PART_MARK = "TLM_STACK_PART"
 _PR_SET_PDEATHSIG = 1
+_JANITOR_SECONDS = 5.0
+
+Marks = Mapping[str, str]
 
 
 def free_ports(count: int) -> list[int]:
@@ -70,9 +77,9 @@ def spawn(
         )
 
 
-def marked(folder: Path, part: str | None = None) -> list[int]:
-    """Pids of this user's processes that belong to the stack of `folder` (and to `part` of it), zombies left out."""
-    wanted = {f"{FOLDER_MARK}={folder}".encode()} | ({f"{PART_MARK}={part}".encode()} if part else set())
+def marked(marks: Marks) -> list[int]:
+    """Pids of this user's processes that carry all of `marks`, this one and zombies left out."""
+    wanted = {f"{name}={value}".encode() for name, value in marks.items()}
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -84,10 +91,13 @@ def marked(folder: Path, part: str | None = None) -> list[int]:
     return found
 
 
-def sweep(folder: Path, part: str | None = None, *, patience: float = 0.0) -> list[int]:
-    """Kill what is left of a stack, or of one part of it, after `patience` seconds. Returns the pids killed."""
+def sweep(marks: Marks, *, patience: float = 0.0) -> list[int]:
+    """Kill the processes that carry `marks`, if they do not end by themselves within `patience` seconds.
+
+    Returns the pids killed.
+    """
     deadline = time.monotonic() + patience
-    while (left := marked(folder, part)) and time.monotonic() < deadline:
+    while (left := marked(marks)) and time.monotonic() < deadline:
         time.sleep(0.1)
     for pid in left:
         try:
@@ -95,3 +105,25 @@ def sweep(folder: Path, part: str | None = None, *, patience: float = 0.0) -> li
         except ProcessLookupError:
             continue
     return left
+
+
+@contextmanager
+def janitor(run: str) -> Iterator[None]:
+    """Within it, a process of its own waits for the end of this one and then sweeps the run, even after SIGKILL.
+
+    The leash of each part tells it at once that the supervisor died; what the parts themselves have started (Ray's
+    workers above all) may not notice for long.
+    """
+    command = [sys.executable, "-m", "tlm_client.stack.processes", run]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True):
+        yield
+
+
+def _wait_and_sweep(run: str) -> None:
+    # Nobody ever writes: the read ends when the supervisor has closed its end, or died.
+    sys.stdin.buffer.read()
+    sweep({RUN_MARK: run}, patience=_JANITOR_SECONDS)
+
+
+if __name__ == "__main__":
+    _wait_and_sweep(sys.argv[1])

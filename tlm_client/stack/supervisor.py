@@ -19,7 +19,7 @@ from typing import Literal
 
 from tlm_client.stack.folder import PartState, StackFolder, StackState
 from tlm_client.stack.parts import Part
-from tlm_client.stack.processes import spawn, sweep
+from tlm_client.stack.processes import FOLDER_MARK, PART_MARK, spawn, sweep
 from tlm_core.artifacts import storage_errors
 from tlm_core.errors import ClusterUnavailable, IndexUnavailable, StoreUnavailable, TLMError, Unavailable
 
@@ -135,7 +135,7 @@ class Supervisor:
         part, now = watched.part, time.monotonic()
         _terminate(watched)
         _wait(watched)
-        sweep(self._folder.root, part.name)
+        sweep({FOLDER_MARK: str(self._folder.root), PART_MARK: part.name})
         watched.up = False
         watched.restarts += 1
         watched.crashes = [at for at in watched.crashes if now - at < _WINDOW_SECONDS] + [now]
@@ -163,7 +163,7 @@ class Supervisor:
                 _terminate(watched)
             for watched in group:
                 _wait(watched)
-        sweep(self._folder.root)
+        sweep({FOLDER_MARK: str(self._folder.root)})
         self._folder.clear_state()
 
     def _write(self, state: Literal["starting", "ready", "stopping"] | None = None) -> None:

@@ -5,21 +5,23 @@ from __future__ import annotations
 import multiprocessing
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tlm_client.stack.folder import StackFolder, StackState, default_data_dir
-from tlm_client.stack.parts import StackOptions, find_ray, find_redis, plan_stack, ray_folder
+from tlm_client.stack.parts import StackOptions, clear_ray, find_ray, find_redis, plan_stack, ray_folder
 from tlm_client.stack.processes import free_ports
 from tlm_core.errors import AlreadyRunning, MissingDependency, StorageFull, StorageUnavailable, TLMError
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> StackFolder:
+def folder(tmp_path: Path) -> Iterator[StackFolder]:
     made = StackFolder(tmp_path / "stack")
     made.create()
-    return made
+    yield made
+    clear_ray(made)
 
 
 def state(**over: object) -> StackState:
@@ -160,7 +162,10 @@ def test_ray_gets_a_short_folder_however_long_the_data_folder_is(tmp_path: Path)
     assert len(str(second)) <= 40
     assert (deep.root / "ray").resolve() == second
     assert not first.exists(), "the folder of the run before is cleared away"
-    second.rmdir()
+    (second / "session_latest" / "logs").mkdir(parents=True)
+    (second / "session_latest" / "logs" / "gcs.out").touch()
+    clear_ray(deep)
+    assert not second.exists() and (deep.logs / "ray" / "gcs.out").exists()
 
 
 def test_ports_are_distinct_and_ray_is_found() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from tlm_client.stack.folder import StackFolder
 from tlm_client.stack.parts import Part
-from tlm_client.stack.processes import FOLDER_MARK, PART_MARK, marked, sweep
+from tlm_client.stack.processes import FOLDER_MARK, PART_MARK, RUN_MARK, marked, sweep
 from tlm_client.stack.supervisor import StopFlag, Supervisor
 from tlm_core.errors import Unavailable
 
@@ -30,13 +30,14 @@ class Stack:
         self.folder.create()
         self.said: list[str] = []
         self.stop = StopFlag()
+        self.marks = {FOLDER_MARK: str(self.folder.root)}
 
     def part(self, name: str, code: str = SERVE, **over: object) -> Part:
         up = self.folder.root / f"{name}.up"
         values: dict[str, object] = {
             "name": name,
             "command": (sys.executable, "-c", textwrap.dedent(code), str(up)),
-            "environment": {FOLDER_MARK: str(self.folder.root), PART_MARK: name},
+            "environment": {**self.marks, PART_MARK: name},
             "healthy": up.exists,
             "stop_seconds": 5.0,
         }
@@ -89,7 +90,7 @@ def test_parts_start_after_those_they_need_and_stop_in_order(stack: Stack) -> No
     assert states[0] is not None and states[0].state == "ready"
     assert (stack.folder.root / "order").read_text(encoding="utf-8").split() == ["api", "ray", "redis"]
     assert stack.folder.state() is None
-    assert marked(stack.folder.root) == []
+    assert marked(stack.marks) == []
 
 
 def test_a_part_that_is_killed_is_started_again(stack: Stack) -> None:
@@ -113,7 +114,7 @@ def test_a_part_that_never_comes_up_stops_the_stack_and_shows_its_last_words(sta
     with pytest.raises(Unavailable, match=r"api ended with exit code 3, 2 times") as caught:
         stack.run(stack.part("redis"), broken)
     assert "TLM_API_STORAGE is missing" in str(caught.value)
-    assert marked(stack.folder.root) == []
+    assert marked(stack.marks) == []
     assert stack.folder.state() is None
 
 
@@ -121,7 +122,7 @@ def test_a_part_that_does_not_answer_in_time_is_given_up(stack: Stack) -> None:
     mute = stack.part("api", healthy=lambda: False, patience=0.3)
     with pytest.raises(Unavailable, match="did not answer within"):
         stack.run(mute)
-    assert marked(stack.folder.root) == []
+    assert marked(stack.marks) == []
 
 
 def test_a_part_that_ignores_sigterm_is_killed(stack: Stack) -> None:
@@ -129,7 +130,7 @@ def test_a_part_that_ignores_sigterm_is_killed(stack: Stack) -> None:
     begun = time.monotonic()
     stack.run(stack.part("api", code, stop_seconds=0.5))
     assert time.monotonic() - begun < 10
-    assert marked(stack.folder.root) == []
+    assert marked(stack.marks) == []
 
 
 def test_grandchildren_in_sessions_of_their_own_are_swept_too(stack: Stack) -> None:
@@ -142,28 +143,53 @@ def test_grandchildren_in_sessions_of_their_own_are_swept_too(stack: Stack) -> N
     seen: list[int] = []
 
     def ready() -> None:
-        seen.extend(marked(stack.folder.root))
+        seen.extend(marked(stack.marks))
         stack.stop.set()
 
     stack.run(stack.part("ray", code), when_ready=ready)
     assert len(seen) == 2
-    assert marked(stack.folder.root) == []
+    assert marked(stack.marks) == []
 
 
 def test_a_sweep_of_one_part_leaves_the_others(stack: Stack) -> None:
     def start(part: str) -> subprocess.Popen[bytes]:
-        environment = {FOLDER_MARK: str(stack.folder.root), PART_MARK: part}
+        environment = {**stack.marks, PART_MARK: part}
         return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], env=environment)
 
     ray, api = start("ray"), start("api")
     try:
-        assert sweep(stack.folder.root, "ray") == [ray.pid]
+        assert sweep({**stack.marks, PART_MARK: "ray"}) == [ray.pid]
         assert ray.wait(5) == -signal.SIGKILL
         assert api.poll() is None
     finally:
         for process in (ray, api):
             process.kill()
             process.wait()
+
+
+def test_the_janitor_clears_away_what_a_killed_supervisor_leaves(tmp_path: Path) -> None:
+    """Not even a process in a session of its own, that knows nothing of the supervisor, is left."""
+    code = """
+        import os, subprocess, sys, time
+        from tlm_client.stack.processes import RUN_MARK, janitor
+        with janitor("run-1"):
+            subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True,
+                             env={RUN_MARK: "run-1", "TLM_TEST": sys.argv[1]})
+            print("started", flush=True)
+            time.sleep(60)
+    """
+    marks = {RUN_MARK: "run-1", "TLM_TEST": str(tmp_path)}
+    supervisor = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)], stdout=subprocess.PIPE, env=dict(os.environ)
+    )
+    with supervisor:
+        assert supervisor.stdout is not None and supervisor.stdout.readline() == b"started\n"
+        assert len(marked(marks)) == 1
+        supervisor.kill()
+    deadline = time.monotonic() + 15
+    while marked(marks) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert marked(marks) == []
 
 
 def test_a_signal_sets_the_flag_and_the_old_handlers_come_back() -> None:

@@ -1,0 +1,196 @@
+"""The whole stack on this machine: it starts, heals, is found, and goes without leaving anything behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tlm_client.client import TLMClient
+from tlm_client.stack.folder import StackFolder
+from tlm_client.stack.parts import clear_ray
+from tlm_client.stack.processes import FOLDER_MARK, marked
+
+pytestmark = pytest.mark.ray
+
+TLM = (sys.executable, "-c", "from tlm_client.cli import main; main()")
+ROWS = "".join(f'{{"text": "text number {n} of class {n % 2}", "label": "c{n % 2}"}}\n' for n in range(40))
+
+
+def tlm(*arguments: str, timeout: float = 150.0) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*TLM, *arguments], capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def left_of(folder: Path) -> list[int]:
+    return marked({FOLDER_MARK: str(folder)})
+
+
+def wait_until(true: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it has not become so in time"
+        time.sleep(0.1)
+
+
+def part(folder: Path, name: str) -> Any:
+    state = StackFolder(folder).state()
+    return state.parts.get(name) if state else None
+
+
+def listening(pids: list[int]) -> set[str]:
+    """Local addresses on which the processes listen, as /proc writes them (hexadecimal, address:port)."""
+    inodes = set()
+    for pid in pids:
+        for entry in Path(f"/proc/{pid}/fd").glob("*"):
+            try:
+                target = os.readlink(entry)
+            except OSError:
+                continue
+            if target.startswith("socket:["):
+                inodes.add(target[8:-1])
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text(encoding="ascii").splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in inodes:
+                found.add(fields[1])
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    root = tmp_path_factory.mktemp("stack") / "data"
+    yield root
+    tlm("down", "--data-dir", str(root))
+
+
+@pytest.fixture(scope="module")
+def up(folder: Path) -> dict[str, Any]:
+    """A stack that runs in the background."""
+    begun = time.monotonic()
+    result = tlm("up", "--detach", "--port", "0", "--json", "--data-dir", str(folder))
+    assert result.returncode == 0, result.stderr
+    answer: dict[str, Any] = json.loads(result.stdout)
+    return {**answer, "seconds": time.monotonic() - begun}
+
+
+def test_all_parts_come_up_and_answer(up: dict[str, Any], folder: Path) -> None:
+    result = tlm("status", "--json", "--data-dir", str(folder))
+    status = json.loads(result.stdout)
+    assert result.returncode == 0, status
+    assert (status["state"], status["answers"], status["url"]) == ("ready", True, up["url"])
+    assert {name: p["state"] for name, p in status["parts"].items()} == dict.fromkeys(
+        ("redis", "ray", "retriever", "trainer", "api"), "up"
+    )
+
+
+@pytest.mark.usefixtures("up")
+def test_nothing_listens_on_anything_but_loopback(folder: Path) -> None:
+    addresses = listening(left_of(folder))
+    assert len(addresses) >= 5
+    outside = {a for a in addresses if a.split(":")[0] not in ("0100007F", "0000000000000000FFFF00000100007F")}
+    assert outside == set()
+
+
+def test_neither_gateway_nor_ray_serves_without_a_token(up: dict[str, Any], folder: Path) -> None:
+    assert httpx.get(f"{up['url']}/v1/jobs").status_code == 401
+    ray = next(p for p in left_of(folder) if b"--dashboard-port" in Path(f"/proc/{p}/cmdline").read_bytes())
+    words = Path(f"/proc/{ray}/cmdline").read_text(encoding="utf-8").split("\0")
+    port = words[words.index("--dashboard-port") + 1]
+    assert httpx.get(f"http://127.0.0.1:{port}/api/jobs/").status_code == 401
+
+
+def test_a_second_one_on_the_same_folder_is_told_where_the_first_is(up: dict[str, Any], folder: Path) -> None:
+    for way in ([], ["--detach"]):
+        result = tlm("up", *way, "--port", "0", "--data-dir", str(folder))
+        assert result.returncode == 1
+        assert f"already running at {up['url']}" in result.stderr
+    assert StackFolder(folder).running()
+
+
+def test_a_taken_port_is_told_and_leaves_nothing(up: dict[str, Any], tmp_path: Path) -> None:
+    port = up["url"].rsplit(":", 1)[1]
+    result = tlm("up", "--port", port, "--data-dir", str(tmp_path / "other"))
+    assert result.returncode == 1
+    assert f"port {port}" in result.stderr and "--port" in result.stderr
+    assert left_of(tmp_path / "other") == []
+
+
+def test_a_gateway_that_is_killed_comes_back_with_what_it_held(
+    up: dict[str, Any], folder: Path, tmp_path: Path
+) -> None:
+    rows = tmp_path / "toy.jsonl"
+    rows.write_text(ROWS, encoding="utf-8")
+    added = tlm("--data-dir", str(folder), "dataset", "add", "toy", str(rows), "--json")
+    assert added.returncode == 0, added.stderr
+    before = part(folder, "api").pid
+    os.kill(before, signal.SIGKILL)
+    wait_until(lambda: part(folder, "api").state == "up" and part(folder, "api").pid != before, 60)
+    token = Path(up["token_file"]).read_text(encoding="ascii").strip()
+    with TLMClient(up["url"], token) as client:
+        assert [d.name for d in client.datasets()] == ["toy"]
+    assert part(folder, "api").restarts == 1
+
+
+@pytest.mark.usefixtures("up")
+def test_down_leaves_nothing_and_the_next_start_has_everything(folder: Path) -> None:
+    result = tlm("down", "--data-dir", str(folder))
+    assert (result.returncode, result.stdout) == (0, "stopped\n")
+    assert left_of(folder) == []
+    assert StackFolder(folder).state() is None
+    assert tlm("status", "--data-dir", str(folder)).returncode == 1
+
+    with subprocess.Popen(
+        [*TLM, "up", "--port", "0", "--data-dir", str(folder)], stdout=subprocess.PIPE, text=True
+    ) as again:
+        assert again.stdout is not None
+        assert again.stdout.readline().startswith("ready at http://127.0.0.1:")
+        found = json.loads(tlm("--data-dir", str(folder), "dataset", "list", "--json").stdout)
+        assert [d["name"] for d in found] == ["toy"]
+        again.send_signal(signal.SIGINT)
+        assert again.wait(60) == 0
+    assert left_of(folder) == []
+
+
+def started(folder: Path) -> tuple[subprocess.Popen[bytes], list[int]]:
+    """A stack in the foreground at the moment when Ray has begun to start its own processes."""
+    process = subprocess.Popen([*TLM, "up", "--port", "0", "--data-dir", str(folder)], stderr=subprocess.PIPE)
+    ray = lambda: [p for p in left_of(folder) if b"gcs_server" in Path(f"/proc/{p}/cmdline").read_bytes()]  # noqa: E731
+    wait_until(lambda: bool(ray()), 90)
+    return process, left_of(folder)
+
+
+def test_ctrl_c_while_it_starts_leaves_nothing(tmp_path: Path) -> None:
+    process, running = started(tmp_path / "stack")
+    with process:
+        assert len(running) >= 4
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    assert left_of(tmp_path / "stack") == []
+    assert not StackFolder(tmp_path / "stack").running()
+    assert (tmp_path / "stack" / "logs" / "ray" / "gcs_server.out").exists(), "what Ray wrote is kept"
+    assert not (tmp_path / "stack" / "ray").exists()
+
+
+def test_a_supervisor_that_is_killed_takes_all_with_it(tmp_path: Path) -> None:
+    process, running = started(tmp_path / "stack")
+    with process:
+        assert len(running) >= 4
+        process.kill()
+    wait_until(lambda: left_of(tmp_path / "stack") == [], 20)
+    assert not StackFolder(tmp_path / "stack").running()
+    with socket.socket() as probe:
+        state = StackFolder(tmp_path / "stack").state()
+        assert state is not None
+        assert probe.connect_ex(("127.0.0.1", int(state.url.rsplit(":", 1)[1]))) != 0
+    clear_ray(StackFolder(tmp_path / "stack"))
