@@ -14,7 +14,7 @@ import redis
 from fastapi.testclient import TestClient
 
 from services.api.loads import LoadWorker
-from services.common.catalog import LoadState
+from services.common.catalog import Catalog, LoadState
 from tests.contract.gateway import Gateway, make_gateway, restarted
 from tlm_core.artifacts import ArtifactStore
 from tlm_core.errors import IndexMismatch, IndexUnavailable
@@ -186,6 +186,25 @@ def test_one_load_is_worked_on_by_one_of_two_gateways(gateway: Gateway, redis_cl
         for n in range(4):
             assert settled(one, f"docs{n}")["loads"][0]["state"] == "ready"
     assert redis_client.smembers("tlm:loads") == set()
+
+
+class LateLook(Catalog):
+    """A catalog whose list of open loads is already old when it is read."""
+
+    old: tuple[tuple[str, str], ...] = ()
+
+    def open_loads(self) -> list[tuple[str, str]]:
+        return list(self.old)
+
+
+def test_a_load_that_another_process_has_just_finished_is_left_alone(api: TestClient, gateway: Gateway) -> None:
+    load_id = post(api).json()["id"]
+    before = settled(api)
+    late = LateLook(gateway.client)
+    late.old = ((T, load_id),)
+    parts = gateway.parts
+    LoadWorker(late, parts.artifacts, parts.retriever, parts.settings.scratch).round()
+    assert api.get("/v1/corpora/docs").json() == before
 
 
 def test_files_of_one_name_are_both_kept(api: TestClient, gateway: Gateway) -> None:

@@ -179,12 +179,21 @@ def test_an_upload_above_the_cap_is_refused_and_leaves_nothing(redis_client: red
 
 
 class FullDisk(ArtifactStore):
+    """A storage that is full after `room` files."""
+
+    room = 0
+
     def _put(self, source: Path, target: str) -> None:
-        raise OSError(errno.ENOSPC, f"no space left for {source.name} at {target}")
+        if not self.room:
+            raise OSError(errno.ENOSPC, f"no space left for {source.name}")
+        self.room -= 1
+        super()._put(source, target)
 
 
-def test_a_full_disk_is_said_and_nothing_is_recorded(gateway: Gateway) -> None:
+@pytest.mark.parametrize("room", [0, 1, 2, 3])
+def test_a_full_disk_is_said_and_nothing_is_recorded_or_left(gateway: Gateway, room: int) -> None:
     full = FullDisk(gateway.parts.settings.storage, gateway.root / "cache")
+    full.room = room
     changed = dataclasses.replace(gateway, parts=dataclasses.replace(gateway.parts, artifacts=full))
     with changed.test_client() as api:
         answer = upload(api)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ import httpx
 import pytest
 import redis
 
+from services.api.tail import Tailer
+from services.common.jobstore import JobStore
 from tests.contract.gateway import AUTH, Gateway, make_gateway
 from tests.factories import make_resolved, make_spec
-from tlm_core.jobs.spec import JobRecord, Progress
+from tlm_core.errors import StoreUnavailable
+from tlm_core.jobs.spec import Event, JobRecord, Progress
 
 T = "default"
 
@@ -164,11 +168,11 @@ def test_many_streams_cost_the_store_one_look(gateway: Gateway) -> None:
     with gateway.served() as url, ThreadPoolExecutor(60) as pool:
         readers = [pool.submit(read, url, job.id) for job in jobs for _ in range(15)]
         wait_for(lambda: watched(gateway) == 60)
-        looks = int(gateway.client.info("commandstats")["cmdstat_hmget"]["calls"])
+        before = looks(gateway)
         started = time.monotonic()
         time.sleep(0.5)
         elapsed = time.monotonic() - started
-        spent = int(gateway.client.info("commandstats")["cmdstat_hmget"]["calls"]) - looks
+        spent = looks(gateway) - before
         rounds = elapsed / 0.02
         assert spent <= (rounds + 5) * len(jobs), "each job is looked at once a round, not once a stream"
         for job in jobs:
@@ -179,11 +183,51 @@ def test_many_streams_cost_the_store_one_look(gateway: Gateway) -> None:
     assert watched(gateway) == 0
 
 
+def test_a_burst_larger_than_what_is_kept_at_hand_reaches_an_open_stream_whole(gateway: Gateway) -> None:
+    job, store = running(gateway), gateway.parts.jobs
+    with gateway.served() as url, ThreadPoolExecutor(1) as pool:
+        reader = pool.submit(read, url, job.id)
+        wait_for(lambda: watched(gateway) == 1)
+        time.sleep(0.1)
+        for size in (250, 1300, 1):
+            store.report(T, job.id, 1, events=[("tick", {})] * size)
+            time.sleep(0.1)
+        store.finish(job, "a", {})
+        assert numbered(reader.result(20)) == list(range(1, 1555))
+
+
+class FlakyJobs(JobStore):
+    """A job store whose events cannot be read at first."""
+
+    failures = 3
+
+    def events(self, tenant: str, job_id: str, *, after: int = 0, limit: int = 100) -> list[Event]:
+        if self.failures:
+            self.failures -= 1
+            raise StoreUnavailable("away")
+        return super().events(tenant, job_id, after=after, limit=limit)
+
+
+def test_a_stream_that_has_begun_waits_for_the_store(gateway: Gateway) -> None:
+    job = running(gateway)
+    gateway.parts.jobs.finish(job, "a", {})
+    flaky = FlakyJobs(gateway.client)
+    tailer = Tailer(gateway.client, flaky, interval=0.02)
+    changed = replace(gateway, parts=replace(gateway.parts, tailer=tailer))
+    with changed.served() as url:
+        assert numbered(read(url, job.id)) == [1, 2, 3]
+    assert flaky.failures == 0
+
+
 def test_a_reader_that_leaves_is_forgotten_and_a_server_that_stops_ends_its_streams(gateway: Gateway) -> None:
     job = running(gateway)
     with gateway.served() as url:
         read(url, job.id, take=1)
         wait_for(lambda: watched(gateway) == 0)
+        time.sleep(0.1)
+        before = looks(gateway)
+        time.sleep(0.2)
+        assert looks(gateway) == before, "nobody watches, so nothing is asked"
         ended: list[Any] = []
         reader = threading.Thread(target=lambda: ended.append(read(url, job.id)))
         reader.start()
@@ -212,6 +256,11 @@ def test_streams_outlast_a_redis_that_is_away(redis_server: Any, tmp_path: Path)
     finally:
         server.kill()
     assert [f["event"] for f in found[0]][-2:] == ["job.succeeded", "end"]
+
+
+def looks(gateway: Gateway) -> int:
+    """How often jobs were looked at."""
+    return int(gateway.client.info("commandstats")["cmdstat_hmget"]["calls"])
 
 
 def watched(gateway: Gateway) -> int:
