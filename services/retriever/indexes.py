@@ -74,6 +74,7 @@ class EmbeddedIndexes:
         try:
             fcntl.flock(self._owned, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            self._owned.close()
             raise AlreadyRunning(f"another retriever uses {root}; give this one a scratch folder of its own") from error
 
     def open(self, key: CorpusKey, *, patient: bool = False) -> PassageIndex:  # noqa: ARG002 - a folder is never away

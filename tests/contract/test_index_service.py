@@ -1,0 +1,294 @@
+"""The retriever over HTTP, with either index behind it: loads, searches, selections, and what a restart leaves."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fastapi.testclient import TestClient
+
+from services.common.retriever_client import CorpusLoad, RetrieverClient, SelectionRequest, SelectionRun
+from services.retriever.app import assemble
+from services.retriever.settings import RetrieverSettings
+from tests.contract.selection_indexes import KINDS, new_key
+from tlm_core.artifacts import ArtifactStore, ManifestRef
+from tlm_core.errors import (
+    AlreadyRunning,
+    CorruptArtifact,
+    EmptySelection,
+    IndexUnavailable,
+    InvalidRecipe,
+    InvalidRequest,
+    NotFound,
+)
+from tlm_core.tasks.task import Task, task_schema
+
+TOKEN = "secret of the stack"
+PASSAGES = [(f"p{n:03d}", f"passage {n} of word{n % 10} and word{n % 7}", f"s{n % 2}") for n in range(200)]
+
+
+class Place:
+    """A storage with a corpus and a task, and retrievers over it."""
+
+    def __init__(self, folder: Path, kind: str, url: str) -> None:
+        self.folder = folder
+        self.key = new_key()
+        self.settings = RetrieverSettings(
+            storage=str(folder / "storage"), scratch=folder / "scratch", internal_token=TOKEN, index=kind,
+            opensearch_url=url, patience_seconds=20,
+        )  # type: ignore[arg-type]  # fmt: skip
+        self.store = ArtifactStore(self.settings.storage, folder / "cache")
+        self.write_corpus(PASSAGES)
+        self.task = self.write_task(["word1 word2", "word3", "absent"])
+
+    def write_corpus(self, rows: list[tuple[str, str, str]], name: str = "passages-00000.parquet") -> None:
+        path = self.folder / "storage" / "t" / "corpus" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        columns = zip(*rows, strict=True) if rows else ((), (), ())
+        pq.write_table(pa.table(dict(zip(("id", "text", "source"), map(list, columns), strict=True))), path)
+
+    def write_task(self, texts: list[str]) -> ManifestRef:
+        schema = task_schema(False)
+        rows = pa.table([range(1, len(texts) + 1), texts, [0] * len(texts)], schema=schema)
+        task = Task("t", ("a", "b"), "macro_f1", False, "en", {"train": rows, "validation": rows[:0], "test": rows[:0]})
+        task.write(self.folder / "task")
+        return self.store.write("t/task", self.folder / "task", artifact="art_task", stage="validate")
+
+    @contextmanager
+    def retriever(self) -> Iterator[RetrieverClient]:
+        """A process of the service, from start to end."""
+        with TestClient(assemble(self.settings), headers={"Authorization": f"Bearer {TOKEN}"}) as http:
+            yield RetrieverClient(http)
+
+    def load(self, api: RetrieverClient, folder: str = "t/corpus", language: str = "en") -> CorpusLoad:
+        api.put_corpus(*self.key, folder=folder, language=language)
+        return settled(lambda: api.corpus(*self.key), "loading")
+
+    def request(self, prefix: str = "t/artifacts/a/1", **over: Any) -> SelectionRequest:
+        tenant, corpus, version = self.key
+        values = {"params": {"top_k": 5}, "task": self.task, "prefix": prefix, **over}
+        return SelectionRequest(tenant=tenant, corpus=corpus, version=version, **values)
+
+    def select(self, api: RetrieverClient, artifact: str = "art_1", **over: Any) -> SelectionRun:
+        api.put_selection(artifact, self.request(**over))
+        return settled(lambda: api.get_selection(artifact), "running")
+
+
+def settled(look: Callable[[], Any], while_in: str) -> Any:
+    deadline = time.monotonic() + 30
+    while (seen := look()).state == while_in:
+        assert time.monotonic() < deadline, f"still {seen}"
+        time.sleep(0.02)
+    return seen
+
+
+@pytest.fixture(params=KINDS)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    url = request.getfixturevalue("opensearch_url") if request.param == "opensearch" else "http://127.0.0.1:1"
+    made = Place(tmp_path, request.param, url)
+    yield made
+    with made.retriever() as api:
+        api.delete_corpus(*made.key)
+
+
+@pytest.fixture
+def api(place: Place) -> Iterator[RetrieverClient]:
+    with place.retriever() as made:
+        yield made
+
+
+def test_a_corpus_is_loaded_and_searched(place: Place, api: RetrieverClient) -> None:
+    assert api.corpus(*place.key).state == "unknown"
+    load = place.load(api)
+    assert (load.state, load.count, load.loaded) == ("ready", 200, 200)
+    hits = api.search(*place.key, "word1 word2", 3)
+    assert [hit.id for hit in hits] == sorted(hit.id for hit in hits)
+    assert hits[0].text in {text for _, text, _ in PASSAGES} and hits[0].score > 0
+    assert api.search(*place.key, "nothing-like-it", 3) == []
+    api.put_corpus(*place.key, folder="t/corpus", language="en")
+    assert api.corpus(*place.key).state == "ready"
+
+
+def test_a_selection_is_written_to_storage_under_its_prefix(place: Place, api: RetrieverClient) -> None:
+    place.load(api)
+    run = place.select(api)
+    assert (run.state, run.done, run.total, run.error) == ("ready", 3, 3, None)
+    assert run.ref is not None and run.ref.folder == "t/artifacts/a/1"
+    manifest = place.store.verify(run.ref)
+    assert (manifest.artifact, manifest.stage) == ("art_1", "select")
+    folder = place.store.localize(run.ref)
+    facts = json.loads((folder / "selection.json").read_text())
+    assert facts["asked"]["without_hit"] == {"count": 1, "rows": [3]}
+    assert facts["corpus"] == {"name": place.key.name, "version": "v1", "passages": 200}
+    assert len(pq.read_table(folder / "passages.parquet")) == facts["passages"] == 10
+    assert list((place.folder / "scratch" / "selections").iterdir()) == []
+
+
+def test_equal_selections_have_equal_digests(place: Place, api: RetrieverClient) -> None:
+    place.load(api)
+    first, second = (place.select(api, "art_1", prefix=f"t/artifacts/a/{n}").ref for n in (1, 2))
+    assert first is not None and second is not None
+    assert (first.digest, first.folder) == (second.digest, "t/artifacts/a/1") and second.folder == "t/artifacts/a/2"
+
+
+def test_asking_again_adopts_what_is_there_even_after_a_restart(place: Place) -> None:
+    with place.retriever() as api:
+        place.load(api)
+        ref = place.select(api).ref
+        written = (place.folder / "storage" / "t/artifacts/a/1" / "manifest.json").stat().st_mtime_ns
+        assert place.select(api).ref == ref
+    with place.retriever() as api:
+        assert api.get_selection("art_1").state == "unknown"
+        assert api.corpus(*place.key).state == "ready"
+        assert place.select(api).ref == ref
+    assert (place.folder / "storage" / "t/artifacts/a/1" / "manifest.json").stat().st_mtime_ns == written
+
+
+def test_a_lost_index_is_built_again_from_storage(place: Place) -> None:
+    with place.retriever() as api:
+        before = place.load(api)
+        hits = api.search(*place.key, "word3", 5)
+    if place.settings.index == "embedded":
+        shutil.rmtree(place.folder / "scratch")
+    else:
+        from services.retriever.cluster import connect
+        from services.retriever.indexes import OpenSearchIndexes
+
+        cluster = connect(place.settings.opensearch_url)
+        OpenSearchIndexes(cluster, shards=1).drop(place.key)
+        cluster.close()
+    with place.retriever() as api:
+        assert api.corpus(*place.key).state == "unknown"
+        with pytest.raises(IndexUnavailable, match="being loaded"):
+            api.search(*place.key, "word3", 5)
+        assert settled(lambda: api.corpus(*place.key), "loading") == before
+        assert api.search(*place.key, "word3", 5) == hits
+
+
+def test_what_nobody_loaded_is_not_found(place: Place, api: RetrieverClient) -> None:
+    with pytest.raises(NotFound, match="load it first"):
+        api.search(*place.key, "q", 3)
+    run = place.select(api)
+    assert run.state == "failed" and isinstance(run.failure, NotFound)
+    api.delete_corpus(*place.key)
+
+
+def test_a_deleted_corpus_is_gone(place: Place, api: RetrieverClient) -> None:
+    place.load(api)
+    api.delete_corpus(*place.key)
+    assert api.corpus(*place.key).state == "unknown"
+    with pytest.raises(NotFound):
+        api.search(*place.key, "word1", 3)
+    assert place.load(api).state == "ready"
+
+
+def test_a_task_that_shares_no_word_fails_with_the_reason(place: Place, api: RetrieverClient) -> None:
+    place.load(api)
+    run = place.select(api, task=place.write_task(["zebra", "gnu"]))
+    assert run.state == "failed" and isinstance(run.failure, EmptySelection)
+    assert place.select(api, task=place.task).state == "failed", "the same attempt is not tried again"
+
+
+@pytest.mark.parametrize("kind", ["repeated id", "no parquet", "torn", "no text"])
+def test_a_corpus_at_fault_says_so_and_is_never_searched(place: Place, api: RetrieverClient, kind: str) -> None:
+    path = place.folder / "storage" / "t" / "corpus" / "passages-00000.parquet"
+    if kind == "repeated id":
+        place.write_corpus([*PASSAGES, PASSAGES[3]])
+    elif kind == "no parquet":
+        path.unlink()
+    elif kind == "torn":
+        path.write_bytes(path.read_bytes()[:-20])
+    else:
+        pq.write_table(pa.table({"id": ["a"]}), path)
+    load = place.load(api)
+    assert load.state == "failed" and load.failure is not None
+    assert {"repeated id": "unique", "no parquet": "upload", "torn": "whole", "no text": "text"}[kind] in str(
+        load.failure
+    )
+    with pytest.raises((CorruptArtifact, NotFound, type(load.failure))):
+        api.search(*place.key, "word1", 3)
+    place.write_corpus(PASSAGES)
+    assert place.load(api).state == "ready"
+
+
+def test_several_files_are_one_corpus_in_its_own_language(place: Place, api: RetrieverClient) -> None:
+    place.write_corpus([("j1", "自然言語処理の研究", "s"), ("j2", "今日は良い天気", "s")], "passages-00001.parquet")
+    assert place.load(api, language="ja").count == 202
+    assert [hit.id for hit in api.search(*place.key, "言語の処理", 2)] == ["j1"]
+
+
+# --- what does not hang on the index ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def embedded(tmp_path: Path) -> Place:
+    return Place(tmp_path, "embedded", "http://127.0.0.1:1")
+
+
+def test_a_newer_attempt_has_its_own_run(embedded: Place) -> None:
+    with embedded.retriever() as api:
+        embedded.load(api)
+        refs = [embedded.select(api, prefix=f"t/a/{n}").ref for n in range(3)]
+        assert [ref.folder for ref in refs if ref] == ["t/a/0", "t/a/1", "t/a/2"]
+
+
+def test_a_failure_that_may_pass_is_tried_again(embedded: Place) -> None:
+    with embedded.retriever() as api:
+        embedded.load(api)
+    shutil.rmtree(embedded.folder / "scratch")
+    with embedded.retriever() as api:
+        run = embedded.select(api)
+        assert run.failure is not None and run.failure.retryable
+        settled(lambda: api.corpus(*embedded.key), "loading")
+        assert embedded.select(api).state == "ready"
+
+
+def test_selections_in_parallel_do_not_disturb_each_other(embedded: Place) -> None:
+    with embedded.retriever() as api:
+        embedded.load(api)
+        for number in range(6):
+            api.put_selection(f"art_{number}", embedded.request(prefix=f"t/b/{number}"))
+        runs = [settled(lambda n=n: api.get_selection(f"art_{n}"), "running") for n in range(6)]  # type: ignore[misc]
+    assert {run.state for run in runs} == {"ready"}
+
+
+@pytest.mark.parametrize("prefix", ["/etc", "../x", "a/../../b", "", "a//b"])
+def test_nothing_is_written_outside_the_storage(embedded: Place, prefix: str) -> None:
+    with embedded.retriever() as api, pytest.raises(InvalidRequest, match="prefix"):
+        api.put_selection("art_1", embedded.request(prefix=prefix))
+
+
+def test_impossible_params_are_refused_at_once(embedded: Place) -> None:
+    with embedded.retriever() as api, pytest.raises(InvalidRecipe, match="top_k"):
+        api.put_selection("art_1", embedded.request(params={"top_k": 0}))
+
+
+def test_without_the_token_only_health_is_told(embedded: Place) -> None:
+    with TestClient(assemble(embedded.settings)) as http:
+        assert http.get("/healthz").status_code == http.get("/readyz").status_code == 200
+        for shown in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKEN}):
+            answer = http.get("/v1/selections/art_1", headers=shown)
+            assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
+
+
+def test_a_cluster_that_is_away_is_told_at_once(tmp_path: Path) -> None:
+    place = Place(tmp_path, "opensearch", "http://127.0.0.1:1")
+    with place.retriever() as api:
+        began = time.monotonic()
+        for call in (api.ready, lambda: api.search(*place.key, "q", 1), lambda: api.corpus(*place.key)):
+            with pytest.raises(IndexUnavailable):
+                call()
+        assert time.monotonic() - began < 5
+
+
+def test_two_retrievers_never_share_one_scratch_folder(embedded: Place) -> None:
+    with embedded.retriever(), pytest.raises(AlreadyRunning, match="scratch"):
+        assemble(embedded.settings)
