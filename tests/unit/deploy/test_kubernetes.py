@@ -64,6 +64,12 @@ def test_objects_are_valid_for_kubernetes(objects: tuple[Object, ...], version: 
             kubernetes_validate.validate(pod, version, strict=True)
 
 
+def test_policies_come_before_the_pods_that_they_hold(objects: tuple[Object, ...]) -> None:
+    kinds = [item["kind"] for item in objects]
+    last_policy = max(place for place, kind in enumerate(kinds) if kind == "NetworkPolicy")
+    assert last_policy < min(kinds.index(load.kind) for load in workloads(objects))
+
+
 def test_all_components_are_there_once(objects: tuple[Object, ...]) -> None:
     assert sorted(load.component for load in workloads(objects)) == sorted(COMPONENTS)
 

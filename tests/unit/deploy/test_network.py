@@ -25,29 +25,29 @@ ALLOWED = {
 }
 
 
-def test_pods_reach_what_they_need_and_nothing_else() -> None:
-    loads = workloads(base_files())
-    reached = {
-        (source.component, target.component, port)
-        for source in loads
-        for target in loads
-        for port in PORTS
-        if _lets_out(source, target, port) and _lets_in(target, source, port)
-    }
-    assert reached == ALLOWED
+LOADS = workloads(base_files())
+PAIRS = [(source, target, port) for source in LOADS for target in LOADS for port in PORTS]
+
+
+def test_pods_may_call_what_they_need_and_nothing_else() -> None:
+    assert {(s.component, t.component, port) for s, t, port in PAIRS if _lets_out(s, t, port)} == ALLOWED
+
+
+def test_pods_are_called_by_those_that_need_them_and_by_nobody_else() -> None:
+    anyone_to_the_gateway = {(source.component, "api", 8321) for source in LOADS}
+    let_in = {(s.component, t.component, port) for s, t, port in PAIRS if _lets_in(t, s, port)}
+    assert let_in == ALLOWED | anyone_to_the_gateway
 
 
 def test_the_gateway_alone_is_reached_from_elsewhere() -> None:
-    open_ports = {
-        (load.component, port) for load in workloads(base_files()) for port in PORTS if _lets_in(load, None, port)
-    }
+    open_ports = {(load.component, port) for load in LOADS for port in PORTS if _lets_in(load, None, port)}
     assert open_ports == {("api", 8321)}
 
 
 def test_the_gateway_alone_has_a_way_out_and_not_to_private_addresses() -> None:
     out = {
         load.component: rule["to"]
-        for load in workloads(base_files())
+        for load in LOADS
         for policy in _policies(load, "Egress")
         for rule in policy["egress"] or []
         if any("ipBlock" in peer for peer in rule["to"])
@@ -57,7 +57,7 @@ def test_the_gateway_alone_has_a_way_out_and_not_to_private_addresses() -> None:
     assert {"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"} <= set(peer["ipBlock"]["except"])
 
 
-@pytest.mark.parametrize("load", workloads(base_files()), ids=lambda load: load.component)
+@pytest.mark.parametrize("load", LOADS, ids=lambda load: load.component)
 def test_every_address_in_the_environment_may_be_reached(load: Workload) -> None:
     services = of_kind(base_files(), "Service")
     for name, value in environment(load, base_files()).items():
