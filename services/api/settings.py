@@ -11,7 +11,7 @@ from services.common.settings import StoreSettings
 
 
 class ApiSettings(StoreSettings):
-    """Read from TLM_API_*."""
+    """Read from TLM_API_*. The scratch folder is this process's alone: it is emptied of uploads at each start."""
 
     model_config = SettingsConfigDict(env_prefix="TLM_API_")
 

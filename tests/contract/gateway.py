@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,7 @@ def restarted(gateway: Gateway) -> Gateway:
     """The same gateway as a new process would be: nothing but storage and Redis is kept."""
     again = make_gateway(gateway.client, gateway.root)
     again.retriever.loads.update(gateway.retriever.loads)
-    return replace(again)
+    return again
 
 
 def upload(client: Any, *, name: str = "toy", train: str = TRAIN, **more: Any) -> Any:
