@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tlm_core.training.vocabulary_loss import VocabularyLoss
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -59,6 +61,11 @@ def scratch_shape(model: dict[str, Any], vocab: int, labels: int) -> Shape:
     return Shape("modernbert", vocab, labels, **sizes, windows=(None,) * count, thetas=(10_000.0,) * count)
 
 
+def product_dtype(device: torch.device) -> torch.dtype:
+    """Type in which matrix products are computed here: autocast's, else float32."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with queries, keys and values from one matrix product."""
 
@@ -73,19 +80,32 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
         rows, length, hidden = x.shape
         qkv = self.qkv(x).view(rows, length, 3, self.heads, hidden // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         if rotation is not None:
-            cos, sin = rotation
-            qk = qkv[:, :, :2]
-            left, right = qk.chunk(2, dim=-1)
-            qk = qk * cos + torch.cat((-right, left), dim=-1) * sin
-            query, key = qk.transpose(1, 3).unbind(2)
-        else:
-            query, key = qkv[:, :, :2].transpose(1, 3).unbind(2)
-        value = qkv[:, :, 2].transpose(1, 2)
+            query, key = rotate(query, rotation), rotate(key, rotation)
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+        y = attend(query, key, value, mask, dropout)
         out: Tensor = self.out(y.transpose(1, 2).reshape(rows, length, hidden))
         return out
+
+
+def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn queries or keys [R, heads, L, head] by their positions' angles (Su et al. 2021)."""
+    cos, sin = rotation
+    left, right = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-right, left), dim=-1) * sin
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float) -> Tensor:
+    """Scaled dot-product attention, [R, heads, L, head] each, with an additive mask.
+
+    On a CPU it is written out: the fused kernel's backward pass takes four times as long at these lengths.
+    """
+    if query.is_cuda:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    weights = F.dropout((scores + mask).softmax(dim=-1, dtype=scores.dtype), dropout)
+    return weights @ value
 
 
 class Norm(nn.Module):
@@ -159,7 +179,7 @@ class Encoder(nn.Module):
         if not self.shape.rotary:
             x = x + self.positions(positions) + self.types(types)
         x = self.dropout(self.norm(x))
-        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+        dtype = product_dtype(x.device)
         masks, rotations = self._masks(segments, dtype), self._rotations(tokens.shape[1], x.device, dtype)
         for layer, mask, rotation in zip(self.layers, masks, rotations, strict=True):
             x = layer(x, mask, rotation)
@@ -179,7 +199,7 @@ class Encoder(nn.Module):
     def _rotations(
         self, length: int, device: torch.device, dtype: torch.dtype
     ) -> Iterator[tuple[Tensor, Tensor] | None]:
-        """(cos, sin), each [L, 1, 1, head], per layer. Only differences of positions count, so rows share them."""
+        """(cos, sin), each [L, head], per layer. Only differences of positions count, so rows share them."""
         made: dict[float, tuple[Tensor, Tensor]] = {}
         for theta in self.shape.thetas or (None,) * self.shape.layers:
             if theta is None:
@@ -191,15 +211,15 @@ class Encoder(nn.Module):
 
 
 def rotation(length: int, size: int, theta: float, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of rotary positions (Su et al. 2021), each [length, 1, 1, size]."""
+    """Cosines and sines of rotary positions, each [length, size]."""
     frequency = 1.0 / theta ** (torch.arange(0, size, 2, device=device, dtype=torch.float32) / size)
     angle = torch.arange(length, device=device, dtype=torch.float32)[:, None] * frequency
-    angle = torch.cat((angle, angle), dim=-1)[:, None, None, :]
+    angle = torch.cat((angle, angle), dim=-1)
     return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
 class VocabularyHead(nn.Module):
-    """Hidden states of masked positions [M, hidden] to vocabulary logits [M, V]."""
+    """Hidden states of masked positions [M, hidden] to vocabulary logits [M, V], or straight to their loss."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -207,9 +227,21 @@ class VocabularyHead(nn.Module):
         self.norm = Norm(shape.hidden, shape.eps, bias=not shape.rotary)
         self.out = nn.Linear(shape.hidden, shape.vocab)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.out(self.norm(F.gelu(self.dense(x))))
+    def features(self, x: Tensor) -> Tensor:
+        """What the last matrix is applied to, [M, hidden]."""
+        out: Tensor = self.norm(F.gelu(self.dense(x)))
         return out
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.out(self.features(x))
+        return out
+
+    def loss(self, x: Tensor, targets: Tensor) -> Tensor:
+        """Summed cross-entropy against targets [M], in nats."""
+        loss: Tensor = VocabularyLoss.apply(  # type: ignore[no-untyped-call]
+            self.features(x), self.out.weight, self.out.bias, targets, product_dtype(x.device)
+        )
+        return loss
 
 
 class TaskHead(nn.Module):

@@ -70,9 +70,8 @@ def loss_sums(model: TaskModel, batch: Batch, device: torch.device) -> tuple[Ten
     mlm = task = torch.zeros((), device=device)
     place = np.flatnonzero(batch.targets != NOT_MASKED)
     if batch.mlm_weight and len(place):
-        logits = model.vocabulary(hidden.flatten(0, 1)[to_device(place, device)])
         targets = to_device(batch.targets.reshape(-1)[place], device)
-        mlm = F.cross_entropy(logits.float(), targets, reduction="sum")
+        mlm = model.vocabulary.loss(hidden.flatten(0, 1)[to_device(place, device)], targets)
     if batch.task_weight and len(batch.labels):
         logits = pooled_logits(model, batch, hidden, segments)
         task = F.cross_entropy(logits, to_device(batch.labels, device), reduction="sum")
