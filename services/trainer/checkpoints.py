@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,7 +19,7 @@ class JobCheckpoints:
     """`Checkpoints` (tlm_core.training.stage) over storage and job store; keeps the newest `keep`.
 
     Saving happens beside training: only when the one before is still being written does `save` wait for it, and only
-    the second failure in a row ends the stage.
+    the second failure in a row ends the stage. tell: hears, as an event, from which checkpoint the stage goes on.
     """
 
     def __init__(
@@ -31,6 +31,7 @@ class JobCheckpoints:
         node: str,
         artifact: str,
         *,
+        tell: Callable[..., None] = lambda *_, **__: None,
         keep: int = 2,
     ) -> None:
         self._store = store
@@ -39,6 +40,7 @@ class JobCheckpoints:
         self._attempt = attempt
         self._node = node
         self._artifact = artifact
+        self._tell = tell
         self._keep = keep
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
@@ -49,7 +51,9 @@ class JobCheckpoints:
         for checkpoint in reversed(self._store.checkpoints(self._job.tenant, self._artifact)):
             try:
                 self._artifacts.verify(checkpoint.ref)
-                return self._artifacts.localize(checkpoint.ref)
+                folder = self._artifacts.localize(checkpoint.ref)
+                self._tell("stage.resumed", node=self._node, step=checkpoint.step)
+                return folder
             except (NotFound, CorruptArtifact) as error:
                 log.warning("checkpoint %s of %s is passed over: %s", checkpoint.step, self._node, error)
         return None

@@ -120,12 +120,16 @@ class GroupRunner:
         work = self._scratch / "work" / f"{job.id}-{job.attempt}-{node.name}-{self._rank}-{uuid.uuid4().hex[:8]}"
         out = work / "out"
         out.mkdir(parents=True)
-        checkpoints = JobCheckpoints(self._store, self._artifacts, job, job.attempt, node.name, artifact)
+        report = reporter or SilentReporter()
+        checkpoints = JobCheckpoints(
+            self._store, self._artifacts, job, job.attempt, node.name, artifact, tell=report.event
+        )
+        report.event("stage.started", node=node.name, stage=node.stage)
         context = StageContext(
             inputs={name: self._artifacts.localize(done[source]) for name, source in node.inputs.items()},
             params=node.params,
             out=out,
-            report=reporter or SilentReporter(),
+            report=report,
             checkpoints=checkpoints,
             rank=self._rank,
             world_size=self._world_size,
