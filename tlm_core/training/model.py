@@ -238,7 +238,7 @@ class VocabularyHead(nn.Module):
 
     def loss(self, x: Tensor, targets: Tensor) -> Tensor:
         """Summed cross-entropy against targets [M], in nats."""
-        loss: Tensor = VocabularyLoss.apply(  # type: ignore[no-untyped-call]
+        loss: Tensor = VocabularyLoss.apply(
             self.features(x), self.out.weight, self.out.bias, targets, product_dtype(x.device)
         )
         return loss
