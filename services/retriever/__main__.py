@@ -14,7 +14,8 @@ def main() -> None:
     """Serve until SIGTERM."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     settings = RetrieverSettings()
-    uvicorn.run(assemble(settings), host=settings.host, port=settings.port, log_config=None)
+    # The other services look in several times a second; a line for each look would bury everything else.
+    uvicorn.run(assemble(settings), host=settings.host, port=settings.port, log_config=None, access_log=False)
 
 
 if __name__ == "__main__":

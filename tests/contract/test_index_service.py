@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fastapi.testclient import TestClient
 
-from services.common.retriever_client import CorpusLoad, RetrieverClient, SelectionRequest, SelectionRun
+from services.common.retriever_client import (
+    CorpusLoad,
+    RetrieverClient,
+    SelectionRequest,
+    SelectionRun,
+)
 from services.retriever.app import assemble
 from services.retriever.settings import RetrieverSettings
 from tests.contract.selection_indexes import KINDS, new_key
+from tests.redis_server import free_port
+from tests.support import ROOT
 from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import (
     AlreadyRunning,
@@ -292,3 +303,28 @@ def test_a_cluster_that_is_away_is_told_at_once(tmp_path: Path) -> None:
 def test_two_retrievers_never_share_one_scratch_folder(embedded: Place) -> None:
     with embedded.retriever(), pytest.raises(AlreadyRunning, match="scratch"):
         assemble(embedded.settings)
+
+
+def test_the_service_starts_answers_and_ends_as_a_process(embedded: Place) -> None:
+    port = free_port()
+    chosen = {"STORAGE": embedded.settings.storage, "SCRATCH": str(embedded.settings.scratch), "PORT": str(port),
+              "INTERNAL_TOKEN": TOKEN, "INDEX": "embedded"}  # fmt: skip
+    environment = {**os.environ, **{f"TLM_RETRIEVER_{name}": value for name, value in chosen.items()}}
+    process = subprocess.Popen([sys.executable, "-m", "services.retriever"], env=environment, cwd=ROOT)
+    http = httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"Authorization": f"Bearer {TOKEN}"})
+    try:
+        api = RetrieverClient(http)
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                api.ready()
+                break
+            except IndexUnavailable:
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.1)
+        assert embedded.load(api).state == "ready"
+        assert embedded.select(api).state == "ready"
+    finally:
+        http.close()
+        process.terminate()
+        assert process.wait(30) in (0, -15)

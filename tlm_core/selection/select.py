@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,10 @@ def select(
         count = params.max_passages or sum(len(batch) for batch in keeper.batches(order))
         found, keeper = None, Keeper(index, leak_filter, count)
         order = random_order(index, seed, count)
-    positions, sources = _write_passages(folder / "passages.parquet", keeper, order, found)
+    asked = found.queries if found else 0
+    positions, sources = _write_passages(
+        folder / "passages.parquet", keeper, order, found, lambda: progress(asked, asked)
+    )
     if params.selector != "none" and not len(positions):
         raise EmptySelection("every passage that was found holds validation or test texts; take another corpus")
     _write_provenance(folder / "provenance.parquet", found, positions)
@@ -105,16 +108,18 @@ def _refuse_if_empty(found: Retrieved, corpus: str) -> None:
 
 
 def _write_passages(
-    path: Path, keeper: Keeper, order: Iterable[str], found: Retrieved | None
+    path: Path, keeper: Keeper, order: Iterable[str], found: Retrieved | None, go_on: Callable[[], None]
 ) -> tuple[Positions, Counter[str]]:
     """Write what the keeper lets through; answers its positions in `order` and the count of each source.
 
-    Passages that no query asked for have their place in the draw as rank, and no score.
+    Passages that no query asked for have their place in the draw as rank, and no score. go_on: called between two
+    batches; what it raises ends the work.
     """
     kept: list[Positions] = []
     sources: Counter[str] = Counter()
     with _Rows(path, PASSAGES) as rows:
         for batch in keeper.batches(order):
+            go_on()
             positions = np.array([position for position, _ in batch], dtype=np.int64)
             first = sum(map(len, kept)) + 1
             rows.write(

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ _SLACK = 10  # hits asked for beyond k, so that most ties at the cut are seen at
 # segments, and with them the same last bits of every score.
 _SEGMENT = 100_000
 _HEAP_BYTES = 500_000_000
+_LEAST_FREE_BYTES = 20_000_000
 
 
 class TantivyIndex:
@@ -73,10 +75,10 @@ class TantivyIndex:
             raise IndexMismatch(f"{folder} was made by another release; delete it and load the corpus again")
         try:
             index = tantivy.Index.open(str(folder / _TERMS))
-        except ValueError as error:
+            opened = cls(folder, meta["analysis"], index)
+            opened._reader = _Reader(folder, opened.analysis, index)
+        except (ValueError, OSError) as error:  # pyarrow's errors are ValueError or OSError as well
             raise IndexMismatch(f"{folder} cannot be opened ({error}); delete it and load the corpus again") from error
-        opened = cls(folder, meta["analysis"], index)
-        opened._reader = _Reader(folder, opened.analysis, index)
         if opened.count() != meta["count"]:
             raise IndexMismatch(f"{folder} holds {opened.count()} passages, not {meta['count']}; load the corpus again")
         return opened
@@ -179,9 +181,12 @@ class _Writer:
         return len(self._seen)
 
     def abandon(self) -> None:
+        """Stop; what was written is of no use."""
         self._handle.close()
-        self._writer.rollback()
-        self._writer.wait_merging_threads()
+        # A writer that has failed fails here once more, which must not hide why it did.
+        with suppress(ValueError):
+            self._writer.rollback()
+            self._writer.wait_merging_threads()
 
 
 class _Reader:
@@ -266,11 +271,11 @@ def _blanks() -> Any:
 
 @contextmanager
 def _tantivy_errors(folder: Path) -> Iterator[None]:
-    """tantivy tells every fault as a ValueError."""
+    """tantivy tells every fault as a ValueError, and one in its own threads without the cause."""
     try:
         yield
     except (ValueError, OSError) as error:
-        if "No space left" in str(error):
+        if "No space left" in str(error) or shutil.disk_usage(folder).free < _LEAST_FREE_BYTES:
             raise StorageFull(f"no room left for the index in {folder}; free some and load the corpus again") from error
         raise IndexUnavailable(f"the index in {folder} does not work: {error}") from error
 
