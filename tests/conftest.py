@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-pytest_plugins = ["tests.redis_server"]
+pytest_plugins = ["tests.redis_server", "tests.opensearch_server"]
 
 KEPT = {"TLM_SHARED_DATA"}
 
