@@ -21,4 +21,5 @@ class ApiSettings(StoreSettings):
     retriever_url: str = "http://127.0.0.1:8322"
     internal_token: SecretStr = SecretStr("")
     max_upload_bytes: int = Field(8 * 2**30, ge=1, description="of one request, all its files together")
+    model_folders: tuple[Path, ...] = Field((), description="folders whose encoders and tokenizers jobs may start from")
     predict_cache_bytes: int = Field(2**30, ge=1, description="models kept ready for predictions, by their size")

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+
 from services.common.catalog import Catalog, ready_version
 from tlm_core.errors import InvalidRequest
 from tlm_core.jobs.spec import JobSpec, Resolved
-from tlm_core.training.recipe import resolve
+from tlm_core.training.recipe import Recipe, resolve
 
 _MAX_SEED = 2**32 - 1
 
 
-def resolve_job(catalog: Catalog, tenant: str, spec: JobSpec) -> Resolved:
+def resolve_job(catalog: Catalog, tenant: str, spec: JobSpec, model_folders: Iterable[Path]) -> Resolved:
     """Pin data set, corpus version and recipe, so that nothing published later changes the job.
 
+    model_folders: where a recipe may take encoders and tokenizers from, by path.
     Raises InvalidRecipe, InvalidRequest, NotFound, and Conflict for a corpus that is not ready.
     """
     recipe = resolve(spec.recipe, spec.scale, spec.set)
+    _check_folders(recipe, tuple(model_folders))
     selects = recipe.selection.selector != "none"
     if selects and spec.corpus is None:
         raise InvalidRequest(
@@ -41,3 +46,13 @@ def resolve_job(catalog: Catalog, tenant: str, spec: JobSpec) -> Resolved:
         corpus_version=corpus_version,
         recipe=recipe,
     )
+
+
+def _check_folders(recipe: Recipe, allowed: tuple[Path, ...]) -> None:
+    """A path is opened where the workers run, with their rights: only folders that the operator named will do."""
+    for key, value in (("model.init", recipe.model.init), ("tokenizer.source", recipe.tokenizer.source)):
+        if value.startswith("/") and not any(Path(value).resolve().is_relative_to(folder) for folder in allowed):
+            raise InvalidRequest(
+                f"'{key}' names the folder {value}, which jobs may not use here; use hub:ID, or ask the operator to "
+                "name the folder in TLM_API_MODEL_FOLDERS"
+            )

@@ -102,11 +102,21 @@ class JobStore:
             ],
         )
         if kind == "mismatch":
-            raise IdempotencyMismatch(
-                f"this Idempotency-Key was used for {answered} with another body; use a new key for a new job",
-                job=answered,
-            )
+            raise _mismatch(answered)
         return self.get(tenant, answered), kind == "created"
+
+    def replayed(self, tenant: str, spec: JobSpec, idempotency_key: str) -> JobRecord | None:
+        """The job that the key was used for, if it was: asked before what a spec means is looked up anew, since its
+        data set may be gone by now. Raises IdempotencyMismatch for another spec.
+        """
+        with translated():
+            body = self._redis.get(self._key(tenant, "idem", digest_of(idempotency_key)))
+        if body is None:
+            return None
+        earlier = json.loads(body)
+        if earlier["digest"] != digest_of(spec.model_dump(mode="json")):
+            raise _mismatch(earlier["id"])
+        return self.get(tenant, earlier["id"])
 
     def pause(self, tenant: str, job_id: str) -> JobRecord:
         """Stop with a checkpoint; `paused` follows when the worker has left one. A queued job is paused at once."""
@@ -405,6 +415,12 @@ class JobStore:
             case ["stale", attempt, *_]:
                 raise StaleAttempt(f"{verb} refused for {job_id}: attempt {attempt} is in force, or another owner")
         raise Conflict(f"{verb} of {job_id} answered {answer}")
+
+
+def _mismatch(job_id: str) -> IdempotencyMismatch:
+    return IdempotencyMismatch(
+        f"this Idempotency-Key was used for {job_id} with another body; use a new key for a new job", job=job_id
+    )
 
 
 def _record(fields: Mapping[str, str]) -> JobRecord:

@@ -201,3 +201,20 @@ def test_redis_away_is_a_503_that_says_so(tmp_path: Path) -> None:
         answer = api.get("/v1/jobs")
     assert (answer.status_code, answer.json()["code"], answer.json()["retryable"]) == (503, "store_unavailable", True)
     assert answer.headers["retry-after"]
+
+
+def test_a_replay_gives_the_earlier_job_though_its_data_set_is_gone(api: TestClient) -> None:
+    headers = {"Idempotency-Key": "k"}
+    job = api.post("/v1/jobs", json=BODY, headers=headers).json()
+    dataset = api.get("/v1/datasets/toy").json()
+    assert api.delete(f"/v1/datasets/{dataset['id']}").is_success
+    again = api.post("/v1/jobs", json=BODY, headers=headers)
+    assert (again.status_code, again.json()["id"]) == (202, job["id"])
+    assert again.headers["idempotent-replayed"] == "true"
+
+
+@pytest.mark.parametrize("key", ["model.init", "tokenizer.source"])
+def test_a_recipe_cannot_reach_for_files_of_the_machine(api: TestClient, key: str) -> None:
+    refused = api.post("/v1/jobs", json={**BODY, "set": {key: "/etc/../etc/passwd"}})
+    assert refused.status_code == 422
+    assert key in refused.json()["detail"]

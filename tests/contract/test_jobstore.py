@@ -203,6 +203,10 @@ def test_the_same_key_gives_the_same_job_and_another_body_is_refused(store: JobS
     assert sum(new for _, new in results) == 1
     with pytest.raises(IdempotencyMismatch):
         store.submit(T, make_spec(scale="small"), make_resolved(), idempotency_key="k")
+    assert store.replayed(T, make_spec(), "k") == results[0][0]
+    assert store.replayed(T, make_spec(), "unused") is None
+    with pytest.raises(IdempotencyMismatch):
+        store.replayed(T, make_spec(scale="small"), "k")
     assert store.submit("other", make_spec(), make_resolved(), idempotency_key="k")[1], "keys belong to a tenant"
 
 

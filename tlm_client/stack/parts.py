@@ -118,7 +118,10 @@ def plan_stack(
     base = _base_environment(environment, folder, secrets["ray_token"])
     # Ray's workers read the trainer's settings, since they report to the same store.
     trainer = _service(base, "trainer", folder, store)
-    gateway = store | {"HOST": HOST, "PORT": str(port), "TOKEN_FILE": str(folder.token_file)}
+    # Whoever started the stack may read these files anyway.
+    gateway = store | {
+        "HOST": HOST, "PORT": str(port), "TOKEN_FILE": str(folder.token_file), "MODEL_FOLDERS": '["/"]',
+    }
     retriever = {key: store[key] for key in ("STORAGE", "INTERNAL_TOKEN")} | {
         "HOST": HOST,
         "PORT": str(retriever_port),
@@ -230,7 +233,9 @@ def ray_folder(folder: StackFolder) -> Path:
     if len(str(link)) <= _LONGEST_RAY_FOLDER:
         link.mkdir(mode=0o700)
         return link
-    made = Path(tempfile.mkdtemp(prefix="tlm-ray-"))
+    # Ray opens its folder to every user of the machine, so it lies within one that is ours alone.
+    made = Path(tempfile.mkdtemp(prefix="tlm-ray-")) / "r"
+    made.mkdir()
     link.symlink_to(made)
     return made
 
@@ -243,8 +248,11 @@ def clear_ray(folder: StackFolder) -> None:
     if logs.is_dir():
         shutil.rmtree(folder.logs / "ray", ignore_errors=True)
         shutil.copytree(logs, folder.logs / "ray", ignore_dangling_symlinks=True)
-    shutil.rmtree(found, ignore_errors=True)
-    link.unlink(missing_ok=True)
+    if link.is_symlink():
+        shutil.rmtree(found.parent, ignore_errors=True)
+        link.unlink()
+    else:
+        shutil.rmtree(link, ignore_errors=True)
 
 
 def _redis_answers(port: int, password: str) -> bool:

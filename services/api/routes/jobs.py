@@ -38,8 +38,11 @@ def submit(
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
 ) -> JobView:
     """Answers when the job is written durably. The same Idempotency-Key again gives the same job, and no second one."""
-    resolved = resolve_job(parts.catalog, tenant, spec)
-    job, new = parts.jobs.submit(tenant, spec, resolved, idempotency_key=idempotency_key)
+    job = parts.jobs.replayed(tenant, spec, idempotency_key) if idempotency_key else None
+    new = False
+    if job is None:
+        resolved = resolve_job(parts.catalog, tenant, spec, parts.settings.model_folders)
+        job, new = parts.jobs.submit(tenant, spec, resolved, idempotency_key=idempotency_key)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     if not new:
         response.headers["Idempotent-Replayed"] = "true"
