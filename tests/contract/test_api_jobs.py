@@ -207,6 +207,7 @@ def test_a_replay_gives_the_earlier_job_though_its_data_set_is_gone(api: TestCli
     headers = {"Idempotency-Key": "k"}
     job = api.post("/v1/jobs", json=BODY, headers=headers).json()
     dataset = api.get("/v1/datasets/toy").json()
+    assert api.post(f"/v1/jobs/{job['id']}/cancel").is_success
     assert api.delete(f"/v1/datasets/{dataset['id']}").is_success
     again = api.post("/v1/jobs", json=BODY, headers=headers)
     assert (again.status_code, again.json()["id"]) == (202, job["id"])
