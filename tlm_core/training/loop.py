@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from tlm_core.errors import NonFiniteLoss, OutOfMemory
-from tlm_core.training import flops
 from tlm_core.training.model import TaskModel, seed_of
-from tlm_core.training.objective import Workers, accumulate_gradient
+from tlm_core.training.objective import Workers, accumulate_gradient, step_flops
 from tlm_core.training.optim import Optimizer, learning_rate
 from tlm_core.training.prepared import Batch
 from tlm_core.training.stage import StageContext, StopRequested
@@ -148,10 +147,7 @@ class Trainer:
         return losses, stops > 0, norm
 
     def _step_flops(self, batch: Batch) -> float:
-        shape = self.model.shape
-        documents = batch.documents if batch.task_weight else 0
-        products = flops.forward(shape, len(batch.rows), batch.tokens.shape[1], batch.masked, documents)
-        return flops.FORWARD_AND_BACKWARD * products + self.optimizer.flops
+        return step_flops(self.model.shape, batch) + self.optimizer.flops
 
     def _agreed(self, seconds: float, workers: Workers) -> float:
         """Rank 0's clock, where the end of the stage hangs on it: all workers must end at the same step."""

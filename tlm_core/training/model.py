@@ -236,10 +236,10 @@ class VocabularyHead(nn.Module):
         out: Tensor = self.out(self.features(x))
         return out
 
-    def loss(self, x: Tensor, targets: Tensor) -> Tensor:
-        """Summed cross-entropy against targets [M], in nats."""
+    def loss(self, x: Tensor, targets: Tensor, count: int) -> Tensor:
+        """Summed cross-entropy against the first `count` of targets [M], in nats."""
         loss: Tensor = VocabularyLoss.apply(
-            self.features(x), self.out.weight, self.out.bias, targets, product_dtype(x.device)
+            self.features(x), self.out.weight, self.out.bias, targets, count, product_dtype(x.device)
         )
         return loss
 

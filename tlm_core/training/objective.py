@@ -12,9 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tlm_core.training import flops
 from tlm_core.training.masking import NOT_MASKED
-from tlm_core.training.model import TaskModel
+from tlm_core.training.model import Shape, TaskModel
 from tlm_core.training.prepared import Batch
+
+
+# Matrix kernels are built and kept for each size they meet: few sizes keep memory from growing with every step.
+MASKED_MULTIPLE = 64
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,14 @@ def micro_batches(batch: Batch, workers: Workers, rows: int) -> Iterator[Batch]:
     start, stop = workers.share(len(batch.rows))
     for begin in range(start, stop, rows):
         yield batch.part(begin, min(begin + rows, stop))
+
+
+def step_flops(shape: Shape, batch: Batch) -> float:
+    """Matrix products of the step's forward and backward pass, with what is computed on padding."""
+    masked = -(-batch.masked // MASKED_MULTIPLE) * MASKED_MULTIPLE if batch.mlm_weight else 0
+    documents = batch.documents if batch.task_weight else 0
+    products = flops.forward(shape, len(batch.rows), batch.tokens.shape[1], masked, documents)
+    return flops.FORWARD_AND_BACKWARD * products
 
 
 def to_device(values: npt.NDArray[Any], device: torch.device) -> Tensor:
@@ -70,8 +83,9 @@ def loss_sums(model: TaskModel, batch: Batch, device: torch.device) -> tuple[Ten
     mlm = task = torch.zeros((), device=device)
     place = np.flatnonzero(batch.targets != NOT_MASKED)
     if batch.mlm_weight and len(place):
-        targets = to_device(batch.targets.reshape(-1)[place], device)
-        mlm = model.vocabulary.loss(hidden.flatten(0, 1)[to_device(place, device)], targets)
+        padded = np.pad(place, (0, -len(place) % MASKED_MULTIPLE))
+        targets = to_device(batch.targets.reshape(-1)[padded].clip(0), device)
+        mlm = model.vocabulary.loss(hidden.flatten(0, 1)[to_device(padded, device)], targets, len(place))
     if batch.task_weight and len(batch.labels):
         logits = pooled_logits(model, batch, hidden, segments)
         task = F.cross_entropy(logits, to_device(batch.labels, device), reduction="sum")

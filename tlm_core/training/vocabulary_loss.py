@@ -20,8 +20,10 @@ class VocabularyLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
-        """hidden: [M, H]; weight: [V, H]; bias: [V]; targets: [M]; dtype: of the matrix products."""
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, count: int, dtype: torch.dtype
+    ) -> Tensor:
+        """hidden: [M, H]; weight: [V, H]; bias: [V]; targets: [M], of which `count` count; dtype: of the products."""
         x, w, b = hidden.to(dtype), weight.to(dtype), bias.to(dtype)
         to_hidden = torch.empty_like(x)
         to_weight, to_bias = torch.zeros_like(weight), torch.zeros_like(bias)
@@ -32,8 +34,9 @@ class VocabularyLoss(torch.autograd.Function):
             row = torch.arange(len(target), device=x.device)
             p = torch.addmm(b, chunk, w.t()).softmax(dim=1, dtype=dtype)
             hit = p[row, target].float()
-            loss -= hit.clamp_min(torch.finfo(torch.float32).tiny).log().sum()
+            loss -= hit[: max(0, count - begin)].clamp_min(torch.finfo(torch.float32).tiny).log().sum()
             p[row, target] = (hit - 1.0).to(dtype)  # p is now the gradient by the logits
+            p[max(0, count - begin) :] = 0.0
             torch.mm(p, w, out=to_hidden[here])
             to_weight += p.t() @ chunk
             to_bias += (p.new_ones(1, len(p)) @ p)[0]
@@ -44,4 +47,4 @@ class VocabularyLoss(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         to_hidden, to_weight, to_bias = ctx.saved_tensors
         (scale,) = gradients
-        return to_hidden.float() * scale, to_weight * scale, to_bias * scale, None, None
+        return to_hidden.float() * scale, to_weight * scale, to_bias * scale, None, None, None

@@ -10,8 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.unit.training.made import made_prepared, tiny
-from tlm_core.training import flops
-from tlm_core.training.objective import Workers, accumulate_gradient
+from tlm_core.training.objective import Workers, accumulate_gradient, step_flops
 from tlm_core.training.optim import Optimizer
 from tlm_core.training.prepared import JointBatches, Prepared
 from tlm_core.training.stages import build
@@ -31,7 +30,5 @@ def test_counted_operations_agree_with_the_counter_of_the_library(
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         accumulate_gradient(model, batch, Workers(), 64, "fp32", torch.device("cpu"))
         optimizer.step(1.0, batch.active)
-    documents = batch.documents if batch.task_weight else 0
-    ours = flops.forward(model.shape, len(batch.rows), batch.tokens.shape[1], batch.masked, documents)
-    total = flops.FORWARD_AND_BACKWARD * ours + optimizer.flops
+    total = step_flops(model.shape, batch) + optimizer.flops
     assert total == pytest.approx(counter.get_total_flops(), rel=0.03)
