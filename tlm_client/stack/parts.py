@@ -21,6 +21,7 @@ from tlm_core.errors import AlreadyRunning, MissingDependency
 HOST = "127.0.0.1"
 # A socket's path may have 107 bytes; Ray adds `/session_<date>_<time>_<microseconds>_<pid>/sockets/plasma_store`.
 _LONGEST_RAY_FOLDER = 40
+_RAY_PREFIX = "tlm-ray-"
 _OBJECT_STORE_BYTES = 128 << 20
 
 
@@ -120,7 +121,10 @@ def plan_stack(
     trainer = _service(base, "trainer", folder, store)
     # Whoever started the stack may read these files anyway.
     gateway = store | {
-        "HOST": HOST, "PORT": str(port), "TOKEN_FILE": str(folder.token_file), "MODEL_FOLDERS": '["/"]',
+        "HOST": HOST,
+        "PORT": str(port),
+        "TOKEN_FILE": str(folder.token_file),
+        "MODEL_FOLDERS": '["/"]',
     }
     retriever = {key: store[key] for key in ("STORAGE", "INTERNAL_TOKEN")} | {
         "HOST": HOST,
@@ -227,32 +231,35 @@ def _ray(
 
 
 def ray_folder(folder: StackFolder) -> Path:
-    """Where Ray keeps sockets and logs while it runs: an empty folder with a short path."""
+    """Where Ray keeps sockets and logs while it runs: an empty folder with a short path.
+
+    Ray opens its folder to every user of the machine, so it lies within one that is ours alone.
+    """
     clear_ray(folder)
-    link = folder.root / "ray"
-    if len(str(link)) <= _LONGEST_RAY_FOLDER:
-        link.mkdir(mode=0o700)
-        return link
-    # Ray opens its folder to every user of the machine, so it lies within one that is ours alone.
-    made = Path(tempfile.mkdtemp(prefix="tlm-ray-")) / "r"
+    home = folder.root / "ray"
+    if len(str(home / "r")) <= _LONGEST_RAY_FOLDER:
+        home.mkdir(mode=0o700)
+    else:
+        home.symlink_to(tempfile.mkdtemp(prefix=_RAY_PREFIX))
+    made = home.resolve() / "r"
     made.mkdir()
-    link.symlink_to(made)
     return made
 
 
 def clear_ray(folder: StackFolder) -> None:
     """Remove what Ray has left of a run; its logs are kept in `logs/ray`."""
-    link = folder.root / "ray"
-    found = link.resolve()
-    logs = found / "session_latest" / "logs"
+    home = folder.root / "ray"
+    logs = home / "r" / "session_latest" / "logs"
     if logs.is_dir():
         shutil.rmtree(folder.logs / "ray", ignore_errors=True)
         shutil.copytree(logs, folder.logs / "ray", ignore_dangling_symlinks=True)
-    if link.is_symlink():
-        shutil.rmtree(found.parent, ignore_errors=True)
-        link.unlink()
-    else:
-        shutil.rmtree(link, ignore_errors=True)
+    if not home.is_symlink():
+        shutil.rmtree(home, ignore_errors=True)
+        return
+    # A link may have been made to point anywhere; only what we have made ourselves is deleted through it.
+    if home.resolve().name.startswith(_RAY_PREFIX):
+        shutil.rmtree(home.resolve(), ignore_errors=True)
+    home.unlink()
 
 
 def _redis_answers(port: int, password: str) -> bool:

@@ -160,12 +160,20 @@ def test_ray_gets_a_short_folder_however_long_the_data_folder_is(tmp_path: Path)
     deep.create()
     first, second = ray_folder(deep), ray_folder(deep)
     assert len(str(second)) <= 40
-    assert (deep.root / "ray").resolve() == second
-    assert not first.exists(), "the folder of the run before is cleared away"
+    assert stat.S_IMODE(second.parent.stat().st_mode) == 0o700
+    assert not first.parent.exists(), "the folder of the run before is cleared away"
     (second / "session_latest" / "logs").mkdir(parents=True)
     (second / "session_latest" / "logs" / "gcs.out").touch()
     clear_ray(deep)
-    assert not second.exists() and (deep.logs / "ray" / "gcs.out").exists()
+    assert not second.parent.exists() and (deep.logs / "ray" / "gcs.out").exists()
+
+
+def test_a_link_in_the_data_folder_deletes_nothing_that_is_not_ours(folder: StackFolder, tmp_path: Path) -> None:
+    kept = tmp_path / "precious"
+    (kept / "r").mkdir(parents=True)
+    (folder.root / "ray").symlink_to(kept)
+    clear_ray(folder)
+    assert (kept / "r").is_dir() and not (folder.root / "ray").exists()
 
 
 def test_ports_are_distinct_and_ray_is_found() -> None:
