@@ -17,7 +17,6 @@ from tlm_core.training.masking import NOT_MASKED
 from tlm_core.training.model import Shape, TaskModel
 from tlm_core.training.prepared import Batch
 
-
 # Matrix kernels are built and kept for each size they meet: few sizes keep memory from growing with every step.
 MASKED_MULTIPLE = 64
 

@@ -129,6 +129,12 @@ class Recipe(_Part):
     precision: Literal["bf16", "fp32"] = "bf16"
     checkpoint_steps: int = Field(200, ge=1, description="steps between two checkpoints")
 
+    @model_validator(mode="after")
+    def _published_weights_keep_their_vocabulary(self) -> Recipe:
+        if self.model.init not in ("scratch", self.tokenizer.source):
+            raise ValueError(f"model.init '{self.model.init}' needs tokenizer.source to be the same")
+        return self
+
 
 def _fast(scale: Scale) -> Recipe:
     """Ours: measured to reach the same quality for less; sources of the choices in docs/experiments.md."""

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.unit.training.made import LABELS, made_prepared, made_selection, made_task, tiny
+from tlm_core.errors import InvalidRecipe
 from tlm_core.tasks.metrics import score
 from tlm_core.tasks.task import Task
 from tlm_core.training.graph import write_onnx
@@ -178,6 +179,11 @@ def test_a_published_encoder_can_be_the_start(tmp_path: Path, chain: Mapping[str
     stock = load_file(chain["export"] / "model" / "model.safetensors")
     ours = load_file(out / "model.safetensors")
     torch.testing.assert_close(ours["encoder.tokens.weight"], stock["model.embeddings.tok_embeddings.weight"])
+
+
+def test_published_weights_with_another_vocabulary_are_refused() -> None:
+    with pytest.raises(InvalidRecipe, match=r"needs tokenizer\.source to be the same"):
+        tiny(model__init="hub:someone/encoder")
 
 
 def test_prepare_gives_the_same_bytes_again(tmp_path: Path) -> None:
