@@ -30,7 +30,7 @@ from tlm_client.sources import corpus_files, dataset_files
 from tlm_client.stack.control import StackHandle, launch_stack
 from tlm_client.stack.folder import StackFolder
 from tlm_client.stack.parts import StackOptions
-from tlm_core.errors import AlreadyRunning, TLMError, error_from_dict
+from tlm_core.errors import AlreadyRunning, InvalidRequest, TLMError, error_from_dict
 from tlm_core.jobs.spec import JobSpec
 from tlm_core.jobs.states import State
 
@@ -77,6 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(own_task: Path | None, own_corpus: Path | None) -> None:
     """The five steps, with one progress display. Raises the project's errors; the stack is stopped in any case."""
     begun = time.monotonic()
+    for own in (own_task, own_corpus):
+        if own is not None and not own.exists():
+            raise InvalidRequest(f"there is no file or folder '{own}'; check the path")
     with Display(Console(highlight=False, soft_wrap=True)) as display:
         with _stack(display) as stack:
             task, corpus = _data(own_task, own_corpus, display)

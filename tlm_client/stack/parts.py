@@ -151,7 +151,11 @@ def plan_stack(
 def _base_environment(environment: Mapping[str, str], folder: StackFolder, ray_token: str) -> dict[str, str]:
     """The caller's environment without what would lead Ray or the client elsewhere."""
     kept = {k: v for k, v in environment.items() if not k.startswith("RAY_") and k not in ("TLM_URL", "TLM_TOKEN")}
+    # The parts speak with each other on loopback, of which a proxy of the caller's environment knows nothing.
+    direct = ",".join(filter(None, (kept.get("no_proxy") or kept.get("NO_PROXY"), HOST, "localhost")))
     return kept | {
+        "no_proxy": direct,
+        "NO_PROXY": direct,
         FOLDER_MARK: str(folder.root),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": ray_token,

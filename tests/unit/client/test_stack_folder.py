@@ -135,6 +135,12 @@ def test_the_caller_s_ray_and_gateway_do_not_reach_the_stack(folder: StackFolder
         assert part.environment["RAY_AUTH_MODE"] == "token"
 
 
+def test_a_proxy_of_the_caller_does_not_come_between_the_parts(folder: StackFolder) -> None:
+    outside = {"HTTP_PROXY": "http://proxy:3128", "NO_PROXY": "intern.example"}
+    for part in plan_stack(folder, StackOptions(folder.root, port=0), outside).parts:
+        assert part.environment["no_proxy"] == part.environment["NO_PROXY"] == "intern.example,127.0.0.1,localhost"
+
+
 def test_everything_listens_on_loopback_only(folder: StackFolder) -> None:
     parts = {part.name: part for part in plan_stack(folder, StackOptions(folder.root, port=0), {}).parts}
     assert "bind 127.0.0.1" in (folder.redis / "redis.conf").read_text(encoding="utf-8")

@@ -1,0 +1,83 @@
+"""Scoring a stock model on this machine: the labels are matched by name, the scores are those of tlm_core."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tlm_client.cli import app
+from tlm_client.console import Session
+from tlm_client.evaluation import Classifier, evaluate_model
+from tlm_core.errors import InvalidRequest, NotFound
+from tlm_core.tasks.metrics import score
+from tlm_core.tasks.validate import load_task
+
+WORDS = ("good", "bad", "fine", "poor", "text", "film", "plot", "cast")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny stock BERT with random weights, whose labels stand in another order than the task's."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("model")
+    vocabulary = {word: number for number, word in enumerate(("[PAD]", "[UNK]", *WORDS))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", model_max_length=16
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=16, id2label={0: "pos", 1: "neg"}, label2id={"pos": 0, "neg": 1},
+    )  # fmt: skip
+    BertForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    for split, count in (("train", 12), ("validation", 6), ("test", 20)):
+        rows = [
+            {"text": f"{WORDS[n % 8]} {WORDS[(3 * n + len(split)) % 8]} {split} {n}", "label": ("neg", "pos")[n % 2]}
+            for n in range(count)
+        ]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return folder
+
+
+def test_scores_are_those_of_the_model_s_own_labels(model: Path, data: Path) -> None:
+    task, _ = load_task(data)
+    assert task.labels == ("neg", "pos")
+    answers = [task.labels.index(label) for label, _ in Classifier(str(model)).classify(task.texts("test"))]
+    expected = score(task.label_ids("test"), answers, 2, task.metric, in_train=task.in_train("test"))
+    for batch in (3, 64):
+        assert evaluate_model(str(model), task, batch=batch) == expected
+
+
+def test_the_command_prints_the_scores(model: Path, data: Path) -> None:
+    result = CliRunner().invoke(app, ["evaluate", str(model), "--dataset", str(data), "--json"], obj=Session())
+    assert result.exit_code == 0, result.output
+    task, _ = load_task(data)
+    assert json.loads(result.stdout)["accuracy"] == evaluate_model(str(model), task)["accuracy"]
+
+
+def test_what_is_no_model_or_has_other_labels_is_told(model: Path, data: Path, tmp_path: Path) -> None:
+    task, _ = load_task(data)
+    with pytest.raises(NotFound, match=r"config\.json"):
+        evaluate_model(str(tmp_path), task)
+    with pytest.raises(InvalidRequest, match="unknown split"):
+        evaluate_model(str(model), task, split="dev")
+    for split in ("train", "validation", "test"):
+        text = (data / f"{split}.jsonl").read_text(encoding="utf-8").replace('"pos"', '"yes"')
+        (tmp_path / f"{split}.jsonl").write_text(text, encoding="utf-8")
+    other, _ = load_task(tmp_path)
+    with pytest.raises(InvalidRequest, match="they must be the same"):
+        evaluate_model(str(model), other)
