@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,15 @@ class CheckpointRef(BaseModel):
     job: str
     attempt: int
     metrics: dict[str, float | None] = {}
+
+
+@dataclass(frozen=True)
+class _Publication:
+    """An artifact, or a checkpoint of one under way, that a report makes exist; body: its reference as JSON."""
+
+    artifact: str
+    body: str
+    is_checkpoint: bool = False
 
 
 def connect(url: str, *, password: str | None = None, timeout: float = 5.0) -> redis.Redis:
@@ -203,30 +213,40 @@ class JobStore:
         events: Sequence[tuple[str, Mapping[str, Any]]] = (),
         logs: Sequence[str] = (),
         submissions: Mapping[str, str] | None = None,
+        publication: _Publication | None = None,
     ) -> State:
         """Tell what an attempt does; the answer is the job's state, from which a worker learns that it has to stop.
 
+        publication is for `publish` and `publish_checkpoint`, which are this same step.
         Raises StaleAttempt when the attempt is over: the caller must stop writing.
         """
-        return self._report(
-            tenant,
-            job_id,
+        made = publication or _Publication("", "")
+        keys = [self._key(tenant, name, job_id) for name in ("job", "events", "metrics", "logs")]
+        keys += [
+            self._key(tenant, "artifacts"),
+            self._key(tenant, "checkpoints", made.artifact) if made.is_checkpoint else "",
+        ]
+        args = [
             attempt,
-            progress=progress,
-            metrics=metrics,
-            events=events,
-            logs=logs,
-            submissions=submissions,
-        )
+            canonical_json(dict.fromkeys(ACTIVE, True)),
+            progress.model_dump_json() if progress else "",
+            canonical_json([canonical_json(point) for point in metrics]),
+            canonical_json([[kind, canonical_json(data)] for kind, data in events]),
+            canonical_json(list(logs)),
+            made.artifact,
+            made.body,
+            _KEPT,
+            canonical_json(submissions) if submissions is not None else "",
+        ]
+        return State(self._check(Verb.REPORT, job_id, self._run("report", keys, args)))
 
     def publish(
         self, tenant: str, job_id: str, attempt: int, *, artifact: str, ref: ManifestRef, node: str, stage: str
     ) -> ManifestRef:
         """Make an artifact exist. The first one wins; the one in force is returned. Raises StaleAttempt."""
         event = ("artifact.published", {"artifact": artifact, "node": node, "stage": stage, "digest": ref.digest})
-        self._report(
-            tenant, job_id, attempt, events=[event], artifact=artifact, body=canonical_json(ref.model_dump(mode="json"))
-        )
+        publication = _Publication(artifact, canonical_json(ref.model_dump(mode="json")))
+        self.report(tenant, job_id, attempt, events=[event], publication=publication)
         published = self.artifact(tenant, artifact)
         assert published is not None, "the step above has set it"
         return published
@@ -234,14 +254,13 @@ class JobStore:
     def publish_checkpoint(self, tenant: str, artifact: str, checkpoint: CheckpointRef) -> None:
         """Make a checkpoint exist. Raises StaleAttempt when its attempt is over."""
         data = {"node": checkpoint.node, "step": checkpoint.step, "metrics": checkpoint.metrics}
-        self._report(
+        body = canonical_json(checkpoint.model_dump(mode="json"))
+        self.report(
             tenant,
             checkpoint.job,
             checkpoint.attempt,
             events=[("checkpoint.published", data)],
-            artifact=artifact,
-            body=canonical_json(checkpoint.model_dump(mode="json")),
-            checkpoint=True,
+            publication=_Publication(artifact, body, is_checkpoint=True),
         )
 
     # --- reading ------------------------------------------------------------------------------------------------
@@ -368,37 +387,6 @@ class JobStore:
         ]
         self._check(verb, job_id, self._run("move", keys, args))
         return self.get(tenant, job_id)
-
-    def _report(
-        self,
-        tenant: str,
-        job_id: str,
-        attempt: int,
-        *,
-        progress: Progress | None = None,
-        metrics: Sequence[Mapping[str, Any]] = (),
-        events: Sequence[tuple[str, Mapping[str, Any]]] = (),
-        logs: Sequence[str] = (),
-        submissions: Mapping[str, str] | None = None,
-        artifact: str = "",
-        body: str = "",
-        checkpoint: bool = False,
-    ) -> State:
-        keys = [self._key(tenant, name, job_id) for name in ("job", "events", "metrics", "logs")]
-        keys += [self._key(tenant, "artifacts"), self._key(tenant, "checkpoints", artifact) if checkpoint else ""]
-        args = [
-            attempt,
-            canonical_json(dict.fromkeys(ACTIVE, True)),
-            progress.model_dump_json() if progress else "",
-            canonical_json([canonical_json(point) for point in metrics]),
-            canonical_json([[kind, canonical_json(data)] for kind, data in events]),
-            canonical_json(list(logs)),
-            artifact,
-            body,
-            _KEPT,
-            canonical_json(submissions) if submissions is not None else "",
-        ]
-        return State(self._check(Verb.REPORT, job_id, self._run("report", keys, args)))
 
     @staticmethod
     def _check(verb: Verb, job_id: str, answer: list[str]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import os
 import signal
 import socket
@@ -11,6 +10,7 @@ import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
+from services.common.logs import set_up_logging
 from services.common.retriever_client import connect_retriever
 from services.trainer.cluster import connect_cluster
 from services.trainer.coordinator import Coordinator
@@ -21,8 +21,7 @@ from services.trainer.validate import validate_dataset
 
 def main() -> None:
     """Put the parts together and drive jobs until SIGTERM; leases that are left run out by themselves."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    set_up_logging("trainer")
     settings = TrainerSettings()
     artifacts = settings.artifact_store()
     stop = threading.Event()

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from services.common.artifacts_of import published
 from services.common.jobstore import JobStore
+from services.common.logs import facts
 from services.trainer.cluster import Cluster, Status
 from services.trainer.selections import Selections
 from services.trainer.settings import TrainerSettings
@@ -106,6 +107,11 @@ class Coordinator:
         if job.owner != self._owner or not self._store.renew(job, self._owner, self._settings.lease_seconds):
             self._held.pop(held.id, None)
             return
+        with facts(job_id=job.id, attempt=job.attempt):
+            self._look_after(job, held)
+
+    def _look_after(self, job: JobRecord, held: _Held) -> None:
+        """One step of a job, and what becomes of it when the step cannot be taken."""
         try:
             self._reconcile(job, held)
             held.waiting = None

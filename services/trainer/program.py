@@ -7,10 +7,10 @@ and the coordinator starts the next one, which goes on from the last checkpoint.
 from __future__ import annotations
 
 import argparse
-import logging
 from dataclasses import asdict
 from typing import Any
 
+from services.common.logs import facts, set_up_logging
 from services.trainer.settings import TrainerSettings
 from services.trainer.worker import Assignment, GroupRunner
 
@@ -22,7 +22,7 @@ def run_worker(config: dict[str, Any]) -> None:
     import torch.distributed as dist
     from tlm_core.training.stages import STAGES
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    set_up_logging("worker")
     settings = TrainerSettings()
     torch.set_num_threads(max(1, int(settings.worker_cpus)))
     context = ray.train.get_context()
@@ -34,7 +34,7 @@ def run_worker(config: dict[str, Any]) -> None:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    GroupRunner(
+    runner = GroupRunner(
         settings.job_store(),
         settings.artifact_store(),
         settings.scratch,
@@ -42,7 +42,10 @@ def run_worker(config: dict[str, Any]) -> None:
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
         share=share,
-    ).run(Assignment(**config))
+    )
+    assignment = Assignment(**config)
+    with facts(job_id=assignment.job, attempt=assignment.attempt, rank=context.get_world_rank()):
+        runner.run(assignment)
 
 
 def main() -> None:
