@@ -20,6 +20,7 @@ def run_worker(config: dict[str, Any]) -> None:
     import ray.train
     import torch
     import torch.distributed as dist
+
     from tlm_core.training.stages import STAGES
 
     set_up_logging("worker")
