@@ -37,6 +37,8 @@ from tlm_core.jobs.spec import JobSpec
 _Model = TypeVar("_Model", bound=BaseModel)
 _PAGE = 100
 _POLL_SECONDS = 0.5
+# Until a large upload has been checked and stored, nothing is answered.
+_CHECKING_SECONDS = 900.0
 
 
 class TLMClient:
@@ -93,7 +95,7 @@ class TLMClient:
     def add_hub_dataset(self, name: str, hub: str, options: Mapping[str, Any] | None = None) -> Dataset:
         """Let the gateway load `hub:OWNER/NAME[@revision][:config]`."""
         body = {"name": name, "hub": hub.removeprefix("hub:"), "options": dict(options or {})}
-        return self._model(Dataset, self._call("POST", "/v1/datasets/hub", json=body))
+        return self._model(Dataset, self._call("POST", "/v1/datasets/hub", json=body, timeout=_patient()))
 
     def datasets(self) -> Iterator[Dataset]:
         """All data sets, newest first."""
@@ -274,7 +276,7 @@ class TLMClient:
             for field, file in files:
                 handle = stack.enter_context(open(file, "rb"))
                 parts.append((field, (file.name, handle, "application/octet-stream")))
-            return self._call("POST", path, data=dict(form), files=parts)
+            return self._call("POST", path, data=dict(form), files=parts, timeout=_patient())
 
     def _fetch(self, base: str, file: ModelFile, folder: Path, on_bytes: Callable[[Part], None] | None = None) -> Path:
         path = f"{base}/{quote(file.name)}"
@@ -304,6 +306,10 @@ class TLMClient:
             raise TLMError(
                 f"the gateway's answer is not understood; use the same release here and there: {error}"
             ) from error
+
+
+def _patient() -> httpx.Timeout:
+    return httpx.Timeout(60.0, connect=5.0, read=_CHECKING_SECONDS)
 
 
 def _away(url: str, error: httpx.HTTPError) -> Unavailable:

@@ -17,9 +17,12 @@ import httpx
 import pytest
 
 from tlm_client.client import TLMClient
+from tlm_client.stack.control import run_stack
 from tlm_client.stack.folder import StackFolder
-from tlm_client.stack.parts import clear_ray
+from tlm_client.stack.parts import StackOptions, clear_ray
 from tlm_client.stack.processes import FOLDER_MARK, marked
+from tlm_client.stack.supervisor import StopFlag
+from tlm_core.errors import ClusterUnavailable, MissingDependency
 
 pytestmark = pytest.mark.ray
 
@@ -180,6 +183,28 @@ def test_ctrl_c_while_it_starts_leaves_nothing(tmp_path: Path) -> None:
     assert not StackFolder(tmp_path / "stack").running()
     assert (tmp_path / "stack" / "logs" / "ray" / "gcs_server.out").exists(), "what Ray wrote is kept"
     assert not (tmp_path / "stack" / "ray").exists()
+
+
+def test_a_ray_that_does_not_start_is_told_with_its_log_and_leaves_nothing(tmp_path: Path) -> None:
+    broken = tmp_path / "ray"
+    broken.write_text("#!/bin/sh\necho no room in shared memory\nexit 1\n", encoding="utf-8")
+    broken.chmod(0o755)
+    options = StackOptions(tmp_path / "stack", port=0)
+    with pytest.raises(ClusterUnavailable, match="no room in shared memory"):
+        run_stack(options, say=lambda _: None, ready=lambda *_: None, stop=StopFlag(), ray_finder=lambda: str(broken))
+    assert left_of(tmp_path / "stack") == []
+    assert not StackFolder(tmp_path / "stack").running()
+
+
+def test_without_redis_nothing_is_started(tmp_path: Path) -> None:
+    def nothing() -> str:
+        raise MissingDependency("no redis-server")
+
+    options = StackOptions(tmp_path / "stack", port=0)
+    with pytest.raises(MissingDependency):
+        run_stack(options, say=lambda _: None, ready=lambda *_: None, stop=StopFlag(), redis_finder=nothing)
+    assert left_of(tmp_path / "stack") == []
+    assert not StackFolder(tmp_path / "stack").running()
 
 
 def test_a_supervisor_that_is_killed_takes_all_with_it(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from tlm_client.stack.folder import StackFolder
 from tlm_client.stack.parts import Part
-from tlm_client.stack.processes import FOLDER_MARK, PART_MARK, RUN_MARK, marked, sweep
+from tlm_client.stack.processes import FOLDER_MARK, PART_MARK, RUN_MARK, Marks, marked, sweep
 from tlm_client.stack.supervisor import StopFlag, Supervisor
 from tlm_core.errors import Unavailable
 
@@ -55,6 +55,14 @@ class Stack:
         pid = state.parts[name].pid
         assert pid is not None
         return pid
+
+
+def wait_for(marks: Marks, count: int, seconds: float = 5.0) -> list[int]:
+    """The marked processes, as soon as there are so many: what is just being executed has no environment yet."""
+    deadline = time.monotonic() + seconds
+    while len(found := marked(marks)) != count and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
 
 
 @pytest.fixture
@@ -158,6 +166,7 @@ def test_a_sweep_of_one_part_leaves_the_others(stack: Stack) -> None:
 
     ray, api = start("ray"), start("api")
     try:
+        wait_for(stack.marks, 2)
         assert sweep({**stack.marks, PART_MARK: "ray"}) == [ray.pid]
         assert ray.wait(5) == -signal.SIGKILL
         assert api.poll() is None
@@ -184,12 +193,10 @@ def test_the_janitor_clears_away_what_a_killed_supervisor_leaves(tmp_path: Path)
     )
     with supervisor:
         assert supervisor.stdout is not None and supervisor.stdout.readline() == b"started\n"
-        assert len(marked(marks)) == 1
+        running = wait_for(marks, 1)
         supervisor.kill()
-    deadline = time.monotonic() + 15
-    while marked(marks) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert marked(marks) == []
+    assert len(running) == 1
+    assert wait_for(marks, 0, seconds=15) == []
 
 
 def test_a_signal_sets_the_flag_and_the_old_handlers_come_back() -> None:
