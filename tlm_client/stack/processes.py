@@ -19,7 +19,6 @@ FOLDER_MARK = "TLM_STACK_FOLDER"
 RUN_MARK = "TLM_STACK_RUN"
 PART_MARK = "TLM_STACK_PART"
 _PR_SET_PDEATHSIG = 1
-_JANITOR_SECONDS = 5.0
 
 Marks = Mapping[str, str]
 
@@ -108,22 +107,22 @@ def sweep(marks: Marks, *, patience: float = 0.0) -> list[int]:
 
 
 @contextmanager
-def janitor(run: str) -> Iterator[None]:
+def janitor(run: str, *, patience: float = 5.0) -> Iterator[None]:
     """Within it, a process of its own waits for the end of this one and then sweeps the run, even after SIGKILL.
 
     The leash of each part tells it at once that the supervisor died; what the parts themselves have started (Ray's
-    workers above all) may not notice for long.
+    workers above all) may not notice for long. patience: seconds they are given.
     """
-    command = [sys.executable, "-m", "tlm_client.stack.processes", run]
+    command = [sys.executable, "-m", "tlm_client.stack.processes", run, str(patience)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True):
         yield
 
 
-def _wait_and_sweep(run: str) -> None:
+def _wait_and_sweep(run: str, patience: float) -> None:
     # Nobody ever writes: the read ends when the supervisor has closed its end, or died.
     sys.stdin.buffer.read()
-    sweep({RUN_MARK: run}, patience=_JANITOR_SECONDS)
+    sweep({RUN_MARK: run}, patience=patience)
 
 
 if __name__ == "__main__":
-    _wait_and_sweep(sys.argv[1])
+    _wait_and_sweep(sys.argv[1], float(sys.argv[2]))

@@ -181,7 +181,7 @@ def test_the_janitor_clears_away_what_a_killed_supervisor_leaves(tmp_path: Path)
     code = """
         import os, subprocess, sys, time
         from tlm_client.stack.processes import RUN_MARK, janitor
-        with janitor("run-1"):
+        with janitor("run-1", patience=0.5):
             subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True,
                              env={RUN_MARK: "run-1", "TLM_TEST": sys.argv[1]})
             print("started", flush=True)
