@@ -86,7 +86,7 @@ def evaluate(ctx: StageContext) -> dict[str, Any]:
         **_over_seeds(seeds),
         "majority": {split: _majority(prepared, task, split) for split in ("validation", "test")},
         "best_seed": max(seeds, key=lambda entry: entry["validation"]["value"] or 0.0)["seed"],
-        "cost": total_cost([entry["cost"] for entry in seeds]),
+        "cost": total_cost([{"prepare": prepared.facts["cost"]}, *(entry["cost"] for entry in seeds)]),
     }
     if not ctx.rank:
         text = json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False)
@@ -130,11 +130,12 @@ def _majority(prepared: Prepared, task: Task, split: str) -> dict[str, Any]:
 
 
 def total_cost(costs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
-    """FLOPs, tokens, seconds and GPU-seconds of each stage and in all, summed over the seeds."""
+    """FLOPs, tokens, seconds and GPU-seconds of each stage, summed over the seeds, and `total`, which comes last."""
     found: dict[str, dict[str, float]] = {}
+    total: dict[str, float] = {}
     for cost in costs:
         for stage, numbers in cost.items():
-            for target in (found.setdefault(stage, {}), found.setdefault("total", {})):
+            for target in (found.setdefault(stage, {}), total):
                 for name, value in numbers.items():
                     target[name] = target.get(name, 0.0) + value
-    return found
+    return {**found, "total": total}

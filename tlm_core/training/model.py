@@ -284,6 +284,7 @@ class TaskModel(nn.Module):
         return total / member.sum(dim=1, keepdim=True)
 
 
+TOKEN_SPREAD = 0.02
 ZERO_AT_START = ("attention.out.weight", "mlp_out.weight", "vocabulary.out.weight", "task.out.weight")
 
 
@@ -311,5 +312,23 @@ def initialise(model: TaskModel, seed: int) -> None:
             elif rotary and "encoder.tokens" not in name:
                 values.normal_(0.0, 0.5 * parameter.shape[1] ** -0.5, generator=draw)
             else:
-                values.normal_(0.0, 0.02, generator=draw)
+                values.normal_(0.0, TOKEN_SPREAD, generator=draw)
             parameter.copy_(values)
+
+
+def initialise_counted(model: TaskModel, seed: int, log_frequency: Tensor, vectors: Tensor) -> None:
+    """Token embeddings and vocabulary head from counts: log_frequency [V], vectors [V, hidden].
+
+    All vectors get the length that random ones have, and are turned at random: their first axes carry most,
+    which optimisers that work axis by axis would feel. Tokens without a vector keep their random start.
+    """
+    hidden = model.shape.hidden
+    draw = torch.Generator().manual_seed(seed_of(seed, "counted vectors"))
+    turn = torch.linalg.qr(torch.randn(hidden, hidden, generator=draw))[0]
+    length = vectors.norm(dim=1, keepdim=True)
+    known = length[:, 0] > 1e-6
+    scaled = (vectors @ turn)[known] / length[known] * (TOKEN_SPREAD * hidden**0.5)
+    with torch.no_grad():
+        model.encoder.tokens.weight[known] = scaled
+        model.vocabulary.out.weight[known] = scaled
+        model.vocabulary.out.bias.copy_(log_frequency)

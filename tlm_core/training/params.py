@@ -34,6 +34,8 @@ def stage_params(stage: str, recipe: Recipe, seed: int | None = None) -> dict[st
     parts = {part: whole[part] for part in _READ[stage]}
     if stage == "prepare":
         parts["model"] = {key: whole["model"][key] for key in ("max_length", "architecture")}
+        if recipe.model.init == "counts":  # the word vectors have the model's width
+            parts["model"] |= {key: whole["model"][key] for key in ("init", "hidden")}
     if stage not in _SEEDED:
         return {"recipe": parts}
     if seed is None:

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from tlm_core.tasks.task import SPLITS, Task
+from tlm_core.training.counts import count
 from tlm_core.training.stage import StageContext, StopRequested
-from tlm_core.training.store import ArrayWriter, StoreWriter
+from tlm_core.training.store import ArrayWriter, StoreWriter, TokenStore
 from tlm_core.training.tokenizer import load_published, special_ids, train_wordpiece, write_folder
 
 BATCH = 2_000
@@ -28,6 +29,7 @@ def prepare(ctx: StageContext) -> dict[str, Any]:
     """
     if ctx.rank:
         return {}
+    began = time.monotonic()
     recipe = ctx.params["recipe"]
     task = Task.read(ctx.inputs["task"])
     selection = ctx.inputs.get("selection")
@@ -53,6 +55,10 @@ def prepare(ctx: StageContext) -> dict[str, Any]:
     tokenizer.enable_truncation(max_length, strategy="longest_first")
     for split in SPLITS:
         facts["tokens"][split] = _split(ctx.out, tokenizer, size, task, split, progress)
+    facts["cost"] = {"flops": 0.0, "tokens": sum(facts["tokens"].values())}
+    if recipe["model"].get("init") == "counts":
+        facts["cost"] |= _count(ctx.out, facts, int(recipe["model"]["hidden"]))
+    facts["cost"] |= {"seconds": time.monotonic() - began, "gpu_seconds": 0.0}
     (ctx.out / "data.json").write_text(json.dumps(facts, ensure_ascii=False, indent=1), encoding="utf-8")
     return {"vocab_size": size, "tokens": facts["tokens"], "passages": facts["passages"]}
 
@@ -77,6 +83,16 @@ def _tokenizer(
     tokenizer = train_wordpiece(texts, part["vocab_size"], part["lowercase"])
     write_folder(tokenizer, folder, max_length, types=recipe["model"]["architecture"] == "bert")
     return tokenizer, special_ids(tokenizer)
+
+
+def _count(out: Path, facts: dict[str, Any], dim: int) -> dict[str, float]:
+    """Write the frequencies and word vectors that `model.init: counts` starts from; returns their FLOPs."""
+    names = ["train", *(["passages"] if facts["passages"] else [])]
+    stores = [TokenStore(out, name) for name in names]
+    counted = count(stores, facts["vocab_size"], sorted(facts["special_ids"].values()), dim)
+    np.save(out / "log_frequency.npy", counted.log_frequency)
+    np.save(out / "vectors.npy", counted.vectors)
+    return {"flops": counted.flops}
 
 
 def _passage_rows(selection: Path) -> int:

@@ -64,6 +64,10 @@ class Prepared:
         """Retrieved passages; None for a task on its own."""
         return TokenStore(self.folder, "passages") if self.facts["passages"] else None
 
+    def counted(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """(log frequencies [V], word vectors [V, hidden]) for `model.init: counts`."""
+        return np.load(self.folder / "log_frequency.npy"), np.load(self.folder / "vectors.npy")
+
     def passage_ids(self, numbers: list[int]) -> list[str]:
         ids = np.load(self.folder / "passages.ids.npy", mmap_mode="r")
         return [bytes(ids[number]).hex() for number in numbers]

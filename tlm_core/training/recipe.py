@@ -40,10 +40,16 @@ class Tokenizer(_Part):
 
 
 class Model(_Part):
-    """Shape of the encoder. `modernbert` is pre-norm, GLU, rotary, without biases; `bert` is the paper's."""
+    """Shape of the encoder. `modernbert` is pre-norm, GLU, rotary, without biases; `bert` is the paper's.
+
+    init: `scratch` is random; `counts` is random but for the token embeddings and the vocabulary's bias, which are
+    counted on the training text; else a published encoder.
+    """
 
     architecture: Literal["modernbert", "bert"] = "modernbert"
-    init: str = Field("scratch", pattern=r"^(scratch|hub:.+|/.+)$", description="scratch, hub:ID or a folder")
+    init: str = Field(
+        "scratch", pattern=r"^(scratch|counts|hub:.+|/.+)$", description="scratch, counts, hub:ID or a folder"
+    )
     layers: int = Field(4, ge=1, le=48)
     hidden: int = Field(256, ge=16, le=4096)
     heads: int = Field(4, ge=1, le=64)
@@ -131,7 +137,7 @@ class Recipe(_Part):
 
     @model_validator(mode="after")
     def _published_weights_keep_their_vocabulary(self) -> Recipe:
-        if self.model.init not in ("scratch", self.tokenizer.source):
+        if self.model.init not in ("scratch", "counts", self.tokenizer.source):
             raise ValueError(f"model.init '{self.model.init}' needs tokenizer.source to be the same")
         return self
 

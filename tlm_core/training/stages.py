@@ -17,7 +17,7 @@ from tlm_core.training import published
 from tlm_core.training.evaluate import evaluate, pick_device, predict, validation_scores
 from tlm_core.training.export import export
 from tlm_core.training.loop import Budget, Trainer
-from tlm_core.training.model import Shape, TaskModel, initialise, scratch_shape
+from tlm_core.training.model import Shape, TaskModel, initialise, initialise_counted, scratch_shape
 from tlm_core.training.objective import Workers
 from tlm_core.training.optim import Optimizer
 from tlm_core.training.prepare import prepare
@@ -102,7 +102,7 @@ def build(recipe: Mapping[str, Any], prepared: Prepared, seed: int) -> TaskModel
     """The recipe's model with its starting weights, on the CPU. Raises InvalidRecipe or NotFound for `init`."""
     given: dict[str, Tensor] = {}
     size, labels = prepared.vocabulary.size, len(prepared.labels)
-    if recipe["init"] == "scratch":
+    if recipe["init"] in ("scratch", "counts"):
         shape = scratch_shape(dict(recipe), size, labels)
     else:
         shape, given = published.load(
@@ -110,6 +110,8 @@ def build(recipe: Mapping[str, Any], prepared: Prepared, seed: int) -> TaskModel
         )
     model = TaskModel(shape)
     initialise(model, seed)
+    if recipe["init"] == "counts":
+        initialise_counted(model, seed, *map(torch.from_numpy, prepared.counted()))
     own = dict(model.named_parameters())
     with torch.no_grad():
         for name, tensor in given.items():

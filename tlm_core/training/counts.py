@@ -1,0 +1,110 @@
+"""Word vectors and frequencies counted on the training text: where `model.init: counts` begins.
+
+From random weights the first third of a short run goes into what counting gives in seconds: how frequent each
+token is and which tokens keep the same company. The vectors are the leading eigenvectors of the tokens'
+positive pointwise mutual information (Levy and Goldberg 2014), found by subspace iteration (Halko et al. 2011).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sparse  # type: ignore[import-untyped]
+import torch
+
+from tlm_core.training.store import TokenStore
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+MAX_TOKENS = 5_000_000
+WINDOW = 5
+SMOOTHING = 0.75
+OVERSAMPLING = 16
+ITERATIONS = 3
+
+
+@dataclass(frozen=True)
+class Counted:
+    """log_frequency: [V], natural logarithm; vectors: [V, dim], zero for tokens without company.
+
+    flops, tokens: what counting took and how many tokens it read.
+    """
+
+    log_frequency: Floats
+    vectors: Floats
+    flops: float
+    tokens: int
+
+
+def count(stores: Sequence[TokenStore], size: int, specials: Sequence[int], dim: int) -> Counted:
+    """Count over the first MAX_TOKENS tokens of the stores; `size` is the vocabulary's, specials have no vector."""
+    frequency = np.zeros(size)
+    pairs = sparse.csr_matrix((size, size), dtype=np.float32)
+    left = MAX_TOKENS
+    for store in stores:
+        documents = int(np.searchsorted(store.offsets, left, side="right")) - 1
+        tokens = np.asarray(store.tokens[: store.offsets[documents]]).astype(np.int32)
+        owner = np.repeat(np.arange(documents, dtype=np.int32), store.lengths[:documents])
+        frequency += np.bincount(tokens, minlength=size)
+        pairs = pairs + _pairs(tokens, owner, size, specials)
+        left -= len(tokens)
+    frequency[list(specials)] = 0.0
+    association = _association((pairs + pairs.T).tocoo(), size)
+    smooth = frequency + 0.5  # no token is impossible
+    return Counted(
+        log_frequency=np.log(smooth / smooth.sum()).astype(np.float32),
+        vectors=_leading(association, dim),
+        flops=_flops(association.nnz, size, dim + OVERSAMPLING),
+        tokens=MAX_TOKENS - left,
+    )
+
+
+def _pairs(tokens: npt.NDArray[np.int32], owner: npt.NDArray[np.int32], size: int, specials: Sequence[int]) -> object:
+    """How often one token follows another within WINDOW in one document, weighted by 1 / distance."""
+    special = np.isin(tokens, np.array(specials))
+    total = sparse.csr_matrix((size, size), dtype=np.float32)
+    for distance in range(1, WINDOW + 1):
+        first, second = slice(None, -distance), slice(distance, None)
+        both = (owner[first] == owner[second]) & ~special[first] & ~special[second]
+        left, right = tokens[first][both], tokens[second][both]
+        weights = np.full(len(left), 1 / distance, dtype=np.float32)
+        total = total + sparse.coo_matrix((weights, (left, right)), shape=(size, size)).tocsr()
+    return total
+
+
+def _association(pairs: sparse.coo_matrix, size: int) -> sparse.csr_matrix:
+    """Positive pointwise mutual information; SMOOTHING lifts the chance of rare tokens, else they stand out most."""
+    if not pairs.nnz:
+        return pairs.tocsr()
+    row = np.asarray(pairs.sum(axis=1)).ravel() + 1e-9
+    log_chance = SMOOTHING * np.log(row)
+    log_chance -= np.log(np.exp(log_chance).sum())
+    information = np.log(pairs.data / row.sum()) - log_chance[pairs.row] - log_chance[pairs.col]
+    kept = information > 0
+    entries = (information[kept].astype(np.float32), (pairs.row[kept], pairs.col[kept]))
+    return sparse.csr_matrix(entries, shape=(size, size))
+
+
+def _leading(matrix: sparse.csr_matrix, dim: int) -> Floats:
+    """Leading eigenvectors of a symmetric matrix [V, V], each scaled by the root of its value's size: [V, dim]."""
+    size = matrix.shape[0]
+    wide = min(size, dim + OVERSAMPLING)
+    basis = np.random.default_rng(0).standard_normal((size, wide)).astype(np.float32)
+    for _ in range(ITERATIONS):
+        basis = torch.linalg.qr(torch.from_numpy(matrix @ basis))[0].numpy()
+    values, turn = torch.linalg.eigh(torch.from_numpy(basis.T @ (matrix @ basis)))
+    best = values.abs().argsort(descending=True)[:dim]
+    vectors = torch.from_numpy(basis) @ turn[:, best] * values[best].abs().sqrt()
+    found: Floats = np.zeros((size, dim), dtype=np.float32)
+    found[:, : len(best)] = vectors.numpy()
+    found[np.diff(matrix.indptr) == 0] = 0.0  # without company there is only rounding noise
+    return found
+
+
+def _flops(entries: int, size: int, wide: int) -> float:
+    products = 2.0 * entries * wide * (ITERATIONS + 1)
+    return products + 4.0 * size * wide * wide * ITERATIONS + 2.0 * size * wide * wide * 2
