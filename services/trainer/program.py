@@ -7,6 +7,7 @@ and the coordinator starts the next one, which goes on from the last checkpoint.
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import asdict
 from typing import Any
 
@@ -57,6 +58,11 @@ def main() -> None:
     parser.add_argument("--attempt", type=int, required=True)
     assignment = Assignment(**vars(parser.parse_args()))
 
+    # Read when Ray Train is imported. A lost node ends the attempt anyway, our own reports tell how training goes,
+    # and each of the two would start one more process before the first step.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 

@@ -154,9 +154,9 @@ def _fast(scale: Scale) -> Recipe:
     return Recipe(
         name="fast",
         scale=scale,
-        selection=Selection(top_k=50),
+        selection=Selection(top_k=30 if scale == "tiny" else 50),
         tokenizer=Tokenizer(vocab_size=8192 if scale == "tiny" else 30_522),
-        model=Model(layers=layers, hidden=hidden, heads=heads, intermediate=intermediate),
+        model=Model(init="counts", layers=layers, hidden=hidden, heads=heads, intermediate=intermediate),
         joint=Joint(budget=Budget(tokens=tokens), batch_rows=32 if scale in ("tiny", "small") else 256),
     )
 
