@@ -10,13 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from tlm_core.errors import TLMError
 
-
-class StopRequested(TLMError):
-    """The job was paused or cancelled; a checkpoint has been left. Control flow, not a fault."""
-
-    code = "stop_requested"
+class StopRequested(Exception):
+    """The job was paused or cancelled; a checkpoint has been left. Control flow, not a fault, so not of the error tree."""
 
 
 class Reporter(Protocol):
