@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 
 class StopRequested(Exception):
-    """The job was paused or cancelled; a checkpoint has been left. Control flow, not a fault, so not of the error tree."""
+    """The job was paused or cancelled; a checkpoint has been left. Control flow, no fault, so not of the error tree."""
 
 
 class Reporter(Protocol):

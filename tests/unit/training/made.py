@@ -22,6 +22,7 @@ COMMON = [f"common{i}" for i in range(50)]
 TELLING = [[f"{label}{i}" for i in range(20)] for label in LABELS]
 TINY: Mapping[str, Any] = {
     "tokenizer.vocab_size": 300,
+    "model.init": "scratch",
     "model.layers": 2,
     "model.hidden": 32,
     "model.heads": 2,
