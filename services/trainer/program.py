@@ -26,8 +26,8 @@ def run_worker(config: dict[str, Any]) -> None:
 
     set_up_logging("worker")
     settings = TrainerSettings()
-    torch.set_num_threads(max(1, int(settings.worker_cpus)))
     context = ray.train.get_context()
+    torch.set_num_threads(max(1, int(settings.cpus_per_worker(context.get_world_size()))))
 
     def share(value: Any) -> Any:
         if context.get_world_size() == 1:
@@ -68,7 +68,9 @@ def main() -> None:
 
     settings = TrainerSettings()
     job = settings.job_store().get(assignment.tenant, assignment.job)
-    resources = {"CPU": settings.worker_cpus} | ({"GPU": settings.worker_gpus} if settings.worker_gpus else {})
+    resources = {"CPU": settings.cpus_per_worker(job.spec.workers)} | (
+        {"GPU": settings.worker_gpus} if settings.worker_gpus else {}
+    )
     TorchTrainer(
         run_worker,
         train_loop_config=asdict(assignment),

@@ -24,5 +24,10 @@ class TrainerSettings(StoreSettings):
     stall_seconds: float = 300.0  # a worker that has told nothing for so long is taken for dead
     pause_seconds: float = 120.0  # a worker that has not stopped by then is stopped; its last checkpoint holds
     worker_cpus: float = 1.0
+    job_cpus: float | None = None  # where given, what a job's workers share in place of worker_cpus for each
     worker_gpus: float = 0.0
     python: str = sys.executable
+
+    def cpus_per_worker(self, workers: int) -> float:
+        """CPUs that each of a job's workers asks the cluster for, and computes with."""
+        return self.worker_cpus if self.job_cpus is None else self.job_cpus / workers

@@ -118,7 +118,7 @@ def plan_stack(
     }
     base = _base_environment(environment, folder, secrets["ray_token"])
     # Ray's workers read the trainer's settings, since they report to the same store.
-    trainer = _service(base, "trainer", folder, store)
+    trainer = _service(base, "trainer", folder, store | {"JOB_CPUS": str(options.cpus)})
     # Whoever started the stack may read these files anyway.
     gateway = store | {
         "HOST": HOST,
