@@ -37,11 +37,11 @@ from tlm_core.jobs.states import State
 FOLDER = Path("build/demo")
 NAME = "demo"
 SEEDS = (0, 1, 2)
-# How many of the two jobs the trainer drives at once.
-JOBS_AT_ONCE = 1
+# How many of the two jobs the trainer drives at once: the second one's start-up falls into the first one's training.
+JOBS_AT_ONCE = 2
 ARMS = {
     # As much joint training as leaves the whole demo under six minutes on two cores.
-    "TLM": JobSpec(dataset=NAME, corpus=NAME, seeds=SEEDS, set={"joint.budget.tokens": 1_200_000}),
+    "TLM": JobSpec(dataset=NAME, corpus=NAME, seeds=SEEDS, set={"joint.budget.tokens": 1_000_000}),
     "task only": JobSpec(
         dataset=NAME, corpus=None, seeds=SEEDS, set={"joint.enabled": False, "selection.selector": "none"}
     ),

@@ -209,7 +209,7 @@ class Coordinator:
         status = self._cluster.status(submission)
         if status is Status.ALIVE:
             silent = self._clock() - job.updated_at
-            if silent > self._settings.stall_seconds:
+            if silent > self._settings.stall_seconds and self._has_begun(job):
                 self._cluster.stop(submission)
                 raise WorkerLost(f"the workers have told nothing for {silent:.0f} s; the attempt was ended")
             return
@@ -227,6 +227,11 @@ class Coordinator:
             if self._cluster.status(submission) is Status.UNKNOWN:
                 self._store.report(job.tenant, job.id, job.attempt, submissions=job.submissions)
             raise
+
+    def _has_begun(self, job: JobRecord) -> bool:
+        """Whether a worker of the attempt has told anything yet. Until then the cluster may have no room for it."""
+        newest = self._store.events(job.tenant, job.id, after=job.last_event - 1)
+        return not newest or newest[0].type != "workers.submitted" or newest[0].at < job.updated_at
 
     def _command(self, job: JobRecord, group: str) -> list[str]:
         arguments = ["--tenant", job.tenant, "--job", job.id, "--attempt", str(job.attempt), "--group", group]

@@ -270,10 +270,22 @@ def test_a_cluster_that_cannot_take_jobs_yet_is_asked_again_in_the_same_attempt(
 def test_a_worker_that_tells_nothing_is_stopped_and_replaced(world: World) -> None:
     coordinator, job_id = world.coordinator(), world.submit()
     submission = world.until_submitted(coordinator, job_id)
+    world.store.report(T, job_id, 1, logs=["a worker has begun"])
     world.now = 301
     coordinator.round()
     assert world.cluster.statuses[submission] is Status.FAILED
     assert world.job(job_id).state is State.QUEUED
+
+
+def test_workers_that_wait_for_room_in_the_cluster_are_not_taken_for_dead(world: World) -> None:
+    coordinator, job_id = world.coordinator(), world.submit()
+    submission = world.until_submitted(coordinator, job_id)
+    world.now = 3600
+    coordinator.round()
+    assert world.cluster.statuses[submission] is Status.ALIVE
+    world.work(submission)
+    coordinator.round()
+    assert (world.job(job_id).state, world.job(job_id).attempt) == (State.SUCCEEDED, 1)
 
 
 def test_a_paused_job_leaves_a_checkpoint_and_goes_on_after_resume(world: World) -> None:
@@ -315,6 +327,7 @@ def test_a_zombie_can_finish_its_work_but_publishes_nothing(world: World) -> Non
     coordinator, job_id = world.coordinator(), world.submit()
     first = world.until_submitted(coordinator, job_id)
     zombie = world.cluster.assignment(first)
+    world.store.report(T, job_id, 1, logs=["a worker has begun"])
     world.now = 301
     coordinator.round()
     world.now = 0
