@@ -163,6 +163,9 @@ def _base_environment(environment: Mapping[str, str], folder: StackFolder, ray_t
         # Without it Ray takes the address of the outer interface in place of 127.0.0.1, and listens there.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "GLOO_SOCKET_IFNAME": "lo",
+        # Threads that wait for one another spin; where other processes are busy too, as the parts of the stack are,
+        # spinning for long takes the cores from the very threads waited for.
+        "GOMP_SPINCOUNT": environment.get("GOMP_SPINCOUNT", "5000"),
         # Ray's processes rename themselves; without it that overwrites the marks by which they are found.
         "SPT_NOENV": "1",
         "PYTHONUNBUFFERED": "1",
