@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import uuid
 from pathlib import Path
@@ -15,15 +14,13 @@ from tlm_core.tasks.options import DatasetOptions
 
 def validate_dataset(artifacts: ArtifactStore, scratch: Path, job: JobRecord, node: Node, artifact: str) -> ManifestRef:
     """Read and check the job's data set, cut missing splits, write the task. Raises InvalidDataset with every fault."""
-    from tlm_core.tasks.validate import load_task
+    from tlm_core.tasks.validate import write_task
 
     source = artifacts.localize(job.resolved.dataset)
-    task, report = load_task(source, DatasetOptions(**node.params["options"]))
     work = scratch / "work" / f"{job.id}-{job.attempt}-{node.name}-{uuid.uuid4().hex[:8]}"
     work.mkdir(parents=True)
     try:
-        task.write(work)
-        (work / "report.json").write_text(json.dumps(report, ensure_ascii=False), encoding="utf-8")
+        write_task(source, work, DatasetOptions(**node.params["options"]))
         folder = f"{job.tenant}/artifacts/{artifact}/{job.id}-{job.attempt}-{uuid.uuid4().hex[:8]}"
         return artifacts.write(folder, work, artifact=artifact, stage=node.stage)
     finally:
