@@ -16,7 +16,14 @@ SHORTEST_TEXT = 5
 HALF = "half of its 8-grams"
 WHOLE = "whole text"
 
-_TOKEN = re.compile(r"[^\W_]+")
+# Scripts written without blanks: Han, Kana, Bopomofo, Thai, Lao, Burmese, Khmer, Tai, Javanese, Balinese. A run of
+# them is a sentence, which a passage hardly ever holds as it is, so there each character stands for itself.
+_ALONE = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf\u1b00-\u1b7f\u3005-\u3007\u3021-\u3029"
+    "\u3040-\u30fa\u30fc-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua980-\ua9ff\uaa60-\uaadf"
+    "\uf900-\ufaff\uff66-\uff9d\U00020000-\U0003ffff"
+)
+_TOKEN = re.compile(rf"(?=[^\W_])[{_ALONE}]|[^\W_{_ALONE}]+")
 
 
 class Leak(NamedTuple):
@@ -28,7 +35,10 @@ class Leak(NamedTuple):
 
 
 def tokens(text: str) -> list[str]:
-    """Runs of letters and digits of the case-folded text; marks around entities vanish."""
+    """Runs of letters and digits of the case-folded text, and each letter of a script without blanks by itself.
+
+    Marks around entities vanish.
+    """
     return _TOKEN.findall(unicodedata.normalize("NFC", text).casefold())
 
 

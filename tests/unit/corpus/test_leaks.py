@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support import shared_data
-from tlm_core.corpus.leaks import HALF, WHOLE, Leak, LeakFilter
+from tlm_core.corpus.leaks import HALF, WHOLE, Leak, LeakFilter, tokens
 
 LONG = "one two three four five six seven eight nine ten"
 
@@ -49,6 +49,27 @@ def test_case_punctuation_and_entity_marks_hide_nothing() -> None:
     marked = "[[ One Two ]] three-four << five >> six, seven_eight! nine (ten)"
     assert leaks(marked, LONG) == leaks(LONG, marked) == [Leak("test", 1, HALF)]
     assert leaks("Die Straße war lang und nass", "die STRASSE war lang und nass") == [Leak("test", 1, WHOLE)]
+
+
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [
+        ("这家餐馆的面条很好吃，服务员也非常热情。", "那家旅店的房间十分干净，老板娘做的早饭更是丰盛。"),
+        ("この映画はとても面白かったので、また見たいと思います。", "昨日は雨が降って、ずっと家で本を読んでいました。"),
+        ("อาหารที่ร้านนี้อร่อยมากและพนักงานบริการดี", "โรงแรมแห่งนั้นสะอาดแต่ห้องพักเล็กเกินไปหน่อย"),
+    ],
+)
+def test_in_scripts_without_blanks_each_character_counts(text: str, other: str) -> None:
+    assert leaks(text, f"{other}{text}{other}") == [Leak("test", 1, HALF)]
+    assert leaks(text, other + text[: len(text) * 3 // 4]) == [Leak("test", 1, HALF)]
+    assert leaks(text, other + text[: len(text) // 3]) == leaks(text, other) == []
+
+
+def test_a_short_text_without_blanks_leaks_as_a_whole_and_languages_with_blanks_keep_their_words() -> None:
+    assert leaks("味道非常好", "我觉得这里的味道非常好，推荐。") == [Leak("test", 1, WHOLE)]
+    assert leaks("味道非常好", "味道好，非常") == []
+    assert tokens("iPhone 15的屏幕很好_用") == ["iphone", "15", *"的屏幕很好用"]
+    assert tokens("한국어는 띄어 쓴다") == ["한국어는", "띄어", "쓴다"]
 
 
 def test_half_of_the_8_grams_is_enough_and_less_is_not() -> None:
