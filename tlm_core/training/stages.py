@@ -28,11 +28,20 @@ from tlm_core.training.state import HISTORY, SHAPE, WEIGHTS, TrainState, load_we
 
 def joint(ctx: StageContext) -> dict[str, Any]:
     """Masked language modelling on retrieved and task text and the task's own loss (paper section 3.2)."""
+    trainer = joint_trainer(ctx)
+    state, _ = trainer.run()
+    head_trained = ctx.params["recipe"]["joint"]["task_loss"]
+    model = trainer.model
+    return _write(ctx, model.shape, weights(model), state, trainer.device, {"head_trained": head_trained})
+
+
+def joint_trainer(ctx: StageContext) -> Trainer:
+    """The joint stage's run, ready to begin. Raises InvalidRecipe or NotFound for `init`."""
     recipe, seed, device = ctx.params["recipe"], int(ctx.params["seed"]), pick_device()
     prepared = Prepared(ctx.inputs["prepared"])
     model = build(recipe["model"], prepared, seed).to(device)
     part = recipe["joint"]
-    trainer = Trainer(
+    return Trainer(
         ctx=ctx,
         model=model,
         optimizer=Optimizer(model, part["optimizer"], ("encoder", "vocabulary", "task")),
@@ -44,8 +53,6 @@ def joint(ctx: StageContext) -> dict[str, Any]:
         checkpoint_steps=recipe["checkpoint_steps"],
         device=device,
     )
-    state, _ = trainer.run()
-    return _write(ctx, model.shape, weights(model), state, device, {"head_trained": part["task_loss"]})
 
 
 def finetune(ctx: StageContext) -> dict[str, Any]:
