@@ -18,6 +18,8 @@ _bearer = HTTPBearer(auto_error=False, description="the API token, as `tlm up` k
 
 def ensure_token(path: Path) -> str:
     """The token in `path` (mode 0600), made if there is none; two starts at once get the same one."""
+    if path.exists():
+        return path.read_text(encoding="ascii").strip()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

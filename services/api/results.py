@@ -6,6 +6,8 @@ import json
 from typing import Any
 
 from fastapi.responses import FileResponse
+from starlette.exceptions import HTTPException
+from starlette.types import Message, Receive, Scope, Send
 
 from services.api.views import CheckpointView, PassageView, Provenance, SelectionView
 from services.common.artifacts_of import published
@@ -35,12 +37,29 @@ def artifact_of(jobs: JobStore, job: JobRecord, stage: str) -> ManifestRef:
     return done[nodes[-1]]
 
 
+class _RangedFile(FileResponse):
+    """A file, whose answer to a Range header that cannot be served is a problem like any other."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def checked(message: Message) -> None:
+            status = message.get("status")
+            if status == 400:
+                raise HTTPException(400, "the Range header is none of the form bytes=FIRST-LAST; send it so, or none")
+            if status == 416:
+                size = dict(message["headers"])[b"content-range"].decode()
+                detail = f"the file has no such range ({size.removeprefix('bytes */')} bytes in all); ask within it"
+                raise HTTPException(416, detail, {"Content-Range": size})
+            await send(message)
+
+        await super().__call__(scope, receive, checked)
+
+
 def open_file(artifacts: ArtifactStore, ref: ManifestRef, name: str) -> FileResponse:
     """The answer that sends one file of an artifact: with Range, If-Range, ETag and its SHA-256. Raises NotFound."""
     entry = artifacts.manifest(ref).file(name)
     path = artifacts.localize(ref) / entry.name
     headers = {"ETag": f'"{entry.sha256}"', "X-Checksum-SHA256": entry.sha256, "Cache-Control": "private, no-transform"}
-    return FileResponse(path, media_type="application/octet-stream", filename=path.name, headers=headers)
+    return _RangedFile(path, media_type="application/octet-stream", filename=path.name, headers=headers)
 
 
 def json_of(artifacts: ArtifactStore, ref: ManifestRef, name: str) -> dict[str, Any]:

@@ -81,7 +81,26 @@ def test_a_download_cut_anywhere_goes_on_and_is_whole(api: TestClient, gateway: 
     assert f'"{hashlib.sha256(got).hexdigest()}"' == etag
     changed = api.get(url, headers={"Range": "bytes=5-", "If-Range": '"another"'})
     assert (changed.status_code, len(changed.content)) == (200, 300_000), "other bytes are sent whole"
-    assert api.get(url, headers={"Range": "bytes=300000-"}).status_code == 416
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "said"),
+    [
+        ("bytes=999999999-", 416, "bytes in all"),
+        ("lines=1-2", 400, "bytes=FIRST-LAST"),
+        ("bytes=9-2", 400, "bytes=FIRST-LAST"),
+        ("bytes", 400, "bytes=FIRST-LAST"),
+    ],
+)
+def test_a_range_that_cannot_be_served_is_a_problem_like_any_other(
+    api: TestClient, gateway: Gateway, asked: str, status: int, said: str
+) -> None:
+    url = f"/v1/jobs/{completed(gateway)}/model/files/labels.json"
+    size = len(api.get(url).content)
+    answer = api.get(url, headers={"Range": asked})
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+    assert said in answer.json()["detail"]
+    assert answer.headers.get("content-range") == (f"bytes */{size}" if status == 416 else None)
 
 
 @pytest.mark.parametrize(

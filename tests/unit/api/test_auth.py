@@ -12,7 +12,9 @@ def test_a_token_is_made_once_and_only_its_owner_may_read_it(tmp_path: Path) -> 
     path = tmp_path / "secrets" / "token"
     token = ensure_token(path)
     assert len(token) > 32
+    written = path.parent.stat().st_mtime_ns
     assert ensure_token(path) == token
+    assert path.parent.stat().st_mtime_ns == written, "a token that is there needs no write, not even beside it"
     assert path.stat().st_mode & 0o777 == 0o600
     assert [p.name for p in path.parent.iterdir()] == ["token"]
 
