@@ -91,7 +91,7 @@ class Display:
 
     def progress(self, at: spec.Progress) -> None:
         parts = [f"{at.step}/{at.total}" if at.total else ""]
-        parts.append(f"{at.rate:,.1f} {at.unit.removesuffix('/s')}/s" if at.rate is not None else "")
+        parts.append(f"{at.rate:,.1f} {at.unit}/s" if at.rate is not None else "")
         parts.append(f"{duration(at.eta_seconds)} left" if at.eta_seconds is not None else "")
         parts.append(f"stage {min(at.nodes_done + 1, at.nodes_total)} of {at.nodes_total}" if at.nodes_total else "")
         self.update(at.node or at.stage, at.step, at.total, "  ".join(part for part in parts if part))

@@ -218,7 +218,7 @@ class _Progress:
             step=state.step,
             total=max(state.step, round(state.step / share_done)),
             rate=rate,
-            unit="tokens/s",
+            unit="tokens",
             eta_seconds=state.seconds * (1 - share_done) / share_done,
         )
         self.stop = not keep_going

@@ -165,7 +165,5 @@ class _Counter:
         self._last = now
         rate = self._done / (now - self._began)
         left = (self._total - self._done) / rate
-        if not self._ctx.report.progress(
-            step=self._done, total=self._total, rate=rate, unit="texts/s", eta_seconds=left
-        ):
+        if not self._ctx.report.progress(step=self._done, total=self._total, rate=rate, unit="texts", eta_seconds=left):
             raise StopRequested("stopped on request while tokenising; resume to start this stage anew")
