@@ -27,6 +27,8 @@ from tlm_core.errors import CorruptArtifact, NotFound, StorageFull, StorageUnava
 
 MANIFEST = "manifest.json"
 _BLOCK = 1 << 20
+# The disk is full, the quota used up, or the file larger than the file system or a limit of the process allows.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def canonical_json(value: Any) -> str:
@@ -95,8 +97,9 @@ def storage_errors(what: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise NotFound(f"{what}: {error.filename or error} is not there") from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageFull(f"{what}: no space left on the storage; free some and retry the job") from error
+        if error.errno in _NO_ROOM:
+            reason = error.strerror or error
+            raise StorageFull(f"{what}: no space left on the storage ({reason}); free some and try again") from error
         raise StorageUnavailable(f"{what}: the storage does not answer as it should: {error}") from error
 
 
@@ -153,10 +156,15 @@ class ArtifactStore:
             if error.errno != errno.EXDEV:
                 raise
             partial = f"{target}.{uuid.uuid4().hex}.part"
-            shutil.copyfile(source, partial)
-            with open(partial, "rb+") as handle:
-                os.fsync(handle.fileno())
-            os.replace(partial, target)
+            try:
+                shutil.copyfile(source, partial)
+                with open(partial, "rb+") as handle:
+                    os.fsync(handle.fileno())
+                os.replace(partial, target)
+            except BaseException:
+                # On a full disk the piece that found room would keep everyone else from finding any.
+                Path(partial).unlink(missing_ok=True)
+                raise
         descriptor = os.open(os.path.dirname(target), os.O_RDONLY)
         try:
             os.fsync(descriptor)

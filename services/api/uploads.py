@@ -6,7 +6,7 @@ import re
 import shutil
 import uuid
 from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -153,7 +153,9 @@ class _Form:
     def close(self) -> None:
         for part in self._files:
             if part.handle is not None:
-                part.handle.close()
+                # What a full disk did not take is tried again here; that it was not taken has been told already.
+                with suppress(OSError):
+                    part.handle.close()
 
     def _received(self, part: _Part) -> ReceivedFile:
         assert part.path is not None and part.file_name is not None
