@@ -87,7 +87,16 @@ class Coordinator:
                 self.round()
             except Unavailable as error:
                 log.warning("waiting: %s", error)
+            self._beat()
             stop.wait(self._settings.poll_seconds)
+
+    def _beat(self) -> None:
+        """Say that rounds go on; that it cannot be said ends no job."""
+        try:
+            self._settings.heartbeat.parent.mkdir(parents=True, exist_ok=True)
+            self._settings.heartbeat.touch()
+        except OSError as error:
+            log.warning("the sign of life cannot be written: %s", error)
 
     def round(self) -> None:
         """One look at every job held, and a claim if there is room for another."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from pydantic import SecretStr
 from pydantic_settings import SettingsConfigDict
@@ -27,6 +28,11 @@ class TrainerSettings(StoreSettings):
     job_cpus: float | None = None  # where given, what a job's workers share in place of worker_cpus for each
     worker_gpus: float = 0.0
     python: str = sys.executable
+
+    @property
+    def heartbeat(self) -> Path:
+        """File whose time is that of the coordinator's last round, for a health probe to look at."""
+        return self.scratch / "heartbeat"
 
     def cpus_per_worker(self, workers: int) -> float:
         """CPUs that each of a job's workers asks the cluster for, and computes with."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
@@ -14,7 +15,7 @@ import pytest
 import redis
 
 from services.common.artifacts_of import published
-from services.common.jobstore import JobStore
+from services.common.jobstore import JobStore, connect
 from services.trainer.cluster import Status
 from services.trainer.coordinator import Coordinator
 from services.trainer.selections import SelectionState
@@ -377,6 +378,32 @@ def test_a_broken_checkpoint_is_passed_over_for_the_one_before(world: World) -> 
     world.work(world.until_submitted(coordinator, job_id), joint=counting_stage(5))
     starts = [e.data["step"] for e in world.store.events(T, job_id) if e.type == "stage.started_at"]
     assert starts == [0, newest.step - 1]
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_every_round_gives_a_sign_of_life_even_while_the_store_is_away(
+    world: World, tmp_path: Path, away: bool
+) -> None:
+    if away:
+        world.store = JobStore(connect("redis://127.0.0.1:1/0"))
+    stop, sign = threading.Event(), tmp_path / "scratch" / "heartbeat"
+    runner = threading.Thread(target=world.coordinator(poll_seconds=0.05).run, args=(stop,))
+    runner.start()
+    try:
+        _wait_for(sign.exists)
+        os.utime(sign, (0, 0))
+        _wait_for(lambda: sign.stat().st_mtime > 0)
+    finally:
+        stop.set()
+        runner.join(20)
+    assert not runner.is_alive()
+
+
+def _wait_for(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_an_unforeseen_fault_in_one_job_leaves_the_others_running(world: World) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,6 @@ from tests.unit.deploy.versions import our_version, pinned
 
 OURS = {"api": "api", "retriever": "retriever", "trainer": "trainer", "ray-head": "trainer", "ray-worker": "trainer"}
 OVERRIDES = ("gpu", "dev")
-# It has no port; its leases tell whether it lives.
-WITHOUT_CHECK = {"trainer"}
 _VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
 
 
@@ -93,10 +93,31 @@ def test_every_image_of_ours_is_built_once() -> None:
 @pytest.mark.parametrize("name", SERVICES)
 def test_services_wait_for_healthy_ones(name: str) -> None:
     service = SERVICES[name]
-    assert ("healthcheck" in service) is (name not in WITHOUT_CHECK)
+    assert "healthcheck" in service
     for other, condition in service.get("depends_on", {}).items():
         assert condition == {"condition": "service_healthy"}
         assert "healthcheck" in SERVICES[other]
+
+
+def test_a_trainer_whose_rounds_have_stopped_is_seen(tmp_path: Path) -> None:
+    kind, command = SERVICES["trainer"]["healthcheck"]["test"]
+    (trainer,) = (load for load in workloads(base_files()) if load.component == "trainer")
+    assert (kind, trainer.container["livenessProbe"]["exec"]["command"]) == ("CMD-SHELL", ["sh", "-c", filled(command)])
+    environment = {key: filled(value) for key, value in _environment(SERVICES["trainer"]).items()}
+    path = str(check_environment("trainer", environment).heartbeat)
+    assert path in command
+    here = tmp_path / "heartbeat"
+
+    def healthy() -> bool:
+        words = ["sh", "-c", filled(command).replace(path, str(here))]
+        return subprocess.run(words, capture_output=True, check=False).returncode == 0
+
+    assert not healthy(), "no round yet"
+    here.touch()
+    assert healthy()
+    past = time.time() - 300
+    os.utime(here, (past, past))
+    assert not healthy()
 
 
 @pytest.mark.parametrize("name", OURS)

@@ -26,8 +26,6 @@ from tests.unit.deploy.versions import our_version, pinned
 
 # The image writes beside its programs when it starts.
 WRITES_TO_ITS_ROOT = {"opensearch"}
-# It has no port; its leases tell whether it lives.
-WITHOUT_PROBES = {"trainer"}
 PROCESS = {"api": "api", "retriever": "retriever", "trainer": "trainer", "ray-head": "trainer", "ray-worker": "trainer"}
 COMPONENTS = {*PROCESS, "redis", "opensearch"}
 
@@ -102,7 +100,7 @@ def test_pods_have_an_account_of_their_own_without_a_token(objects: tuple[Object
 def test_containers_are_probed(objects: tuple[Object, ...]) -> None:
     for load in workloads(objects):
         probes = {"startupProbe", "readinessProbe", "livenessProbe"}
-        assert probes & set(load.container) == (set() if load.component in WITHOUT_PROBES else probes), load
+        assert probes <= set(load.container), load
         # Restarting a process mends nothing that it depends on.
         assert "readyz" not in str(load.container.get("livenessProbe")), load
 
