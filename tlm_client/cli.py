@@ -6,6 +6,7 @@ answer; 4 not found; 5 what was sent is not acceptable; 130 interrupted.
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +30,12 @@ for command in (
     app.command()(command)
 
 
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tlm {version('tlm-service')}")
+        raise typer.Exit
+
+
 @app.callback()
 def connect(
     context: typer.Context,
@@ -39,6 +46,9 @@ def connect(
     data_dir: Annotated[
         Path | None, typer.Option(envvar="TLM_DATA_DIR", help="Data folder of the service on this machine.")
     ] = None,
+    _version: Annotated[
+        bool, typer.Option("--version", help="Say which version this is.", callback=_tell_version, is_eager=True)
+    ] = False,
 ) -> None:
     session = session_of(context)
     session.url = url or session.url

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,11 @@ def test_without_url_and_without_a_stack_the_command_says_how_to_get_one(tmp_pat
 def test_wrong_usage_is_exit_code_2() -> None:
     assert tlm(unreachable, "submit").exit_code == 2
     assert tlm(unreachable, "no-such-command").exit_code == 2
+
+
+def test_the_version_is_told_without_a_command() -> None:
+    result = tlm(unreachable, "--version")
+    assert (result.exit_code, result.stdout) == (0, f"tlm {version('tlm-service')}\n")
 
 
 def test_with_json_the_error_stands_on_stdout_as_well() -> None:
