@@ -103,8 +103,8 @@ class _Writer:
         return g.op("Add", g.op("Mul", x, cos), g.op("Mul", turned, sin))
 
     def attention(self, x: str, name: str, mask: str, rotation: tuple[str, str] | None) -> str:
-        g, heads = self.graph, self.shape.heads
-        size = self.shape.hidden // heads
+        g, size = self.graph, self.shape.hidden // self.shape.heads
+        heads = self.weights[f"{name}.qkv.weight"].shape[0] // (3 * size)  # fewer where heads were cut away
         qkv = g.op("Reshape", self.linear(x, f"{name}.qkv"), g.ints(0, 0, 3 * heads, size))
         query, key, value = g.split(g.op("Transpose", qkv, perm=[0, 2, 1, 3]), 3, axis=1)
         if rotation is not None:
@@ -112,19 +112,23 @@ class _Writer:
         scores = g.op("MatMul", query, g.op("Transpose", key, perm=[0, 1, 3, 2]))
         scores = g.op("Add", g.op("Mul", scores, g.const(size**-0.5)), mask)
         mixed = g.op("MatMul", g.op("Softmax", scores, axis=-1), value)
-        flat = g.op("Reshape", g.op("Transpose", mixed, perm=[0, 2, 1, 3]), g.ints(0, 0, self.shape.hidden))
+        flat = g.op("Reshape", g.op("Transpose", mixed, perm=[0, 2, 1, 3]), g.ints(0, 0, heads * size))
         return self.linear(flat, f"{name}.out")
 
     def pre_norm_layer(self, x: str, number: int, mask: str, rotation: tuple[str, str] | None) -> str:
         g, name = self.graph, f"encoder.layers.{number}"
         h = self.norm(x, f"{name}.attention_norm") if number else x
         x = g.op("Add", x, self.attention(h, f"{name}.attention", mask, rotation))
+        if f"{name}.mlp_out.weight" not in self.weights:  # the block was cut away
+            return x
         value, gate = g.split(self.linear(self.norm(x, f"{name}.mlp_norm"), f"{name}.mlp_in"), 2, axis=-1)
         return g.op("Add", x, self.linear(g.op("Mul", g.op("Gelu", value), gate), f"{name}.mlp_out"))
 
     def post_norm_layer(self, x: str, number: int, mask: str) -> str:
         g, name = self.graph, f"encoder.layers.{number}"
         x = self.norm(g.op("Add", x, self.attention(x, f"{name}.attention", mask, None)), f"{name}.attention_norm")
+        if f"{name}.mlp_out.weight" not in self.weights:
+            return self.norm(x, f"{name}.mlp_norm")
         inner = g.op("Gelu", self.linear(x, f"{name}.mlp_in"))
         return self.norm(g.op("Add", x, self.linear(inner, f"{name}.mlp_out")), f"{name}.mlp_norm")
 
