@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any
 
 from fastapi import Depends, Query, Request
 
 from services.api.datasets import LoadTask
+from services.api.estimate import Estimator
 from services.api.loads import LoadWorker
 from services.api.predict import Predictor
 from services.api.settings import ApiSettings
@@ -32,6 +34,11 @@ class Parts:
     predictor: Predictor
     loads: LoadWorker
     load_task: LoadTask
+
+    @cached_property
+    def estimator(self) -> Estimator:
+        """One for the process, since it keeps what finished jobs took."""
+        return Estimator(self.catalog, self.jobs, self.artifacts)
 
 
 def _parts(request: Request) -> Parts:

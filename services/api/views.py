@@ -6,6 +6,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from services.api.estimate import Estimate
 from services.common.catalog import CorpusLoad, CorpusRecord, CorpusState, CorpusVersion, DatasetRecord, LoadState
 from tlm_core.artifacts import FileEntry, ManifestRef
 from tlm_core.jobs.plan import Plan
@@ -98,6 +99,7 @@ class DatasetView(_View):
     rows: dict[str, int] = Field(description="records of each split")
     labels: int
     warnings: int
+    selection: int | None = Field(None, description="passages of the selection that it brings, if it does")
     created_at: float = Field(description="Unix seconds")
 
     @classmethod
@@ -111,6 +113,7 @@ class DatasetView(_View):
             rows=record.summary["rows"],
             labels=record.summary["labels"],
             warnings=record.summary["warnings"],
+            selection=record.summary.get("selection"),
             created_at=record.created_at,
         )
 
@@ -284,6 +287,23 @@ class JobView(JobSummary):
         )
 
 
+class DryRun(_View):
+    """What a submission would mean: all that would be settled, its stages with those that are done, and its cost."""
+
+    spec: JobSpec
+    dataset_id: str
+    dataset_digest: str
+    corpus_version: str | None
+    resolved_recipe: Recipe
+    stages: tuple[StageView, ...]
+    estimate: Estimate
+
+    @classmethod
+    def build(cls, job: JobRecord, plan: Plan, done: dict[str, ManifestRef], estimate: Estimate) -> DryRun:
+        settled = JobView.build(job, plan, done).model_dump(include=set(cls.model_fields) - {"estimate"})
+        return cls(**settled, estimate=estimate)
+
+
 def _facts(job: JobRecord) -> dict[str, Any]:
     spec = job.spec
     shared = ("id", "state", "attempt", "failures", "created_at", "updated_at", "started_at", "finished_at", "progress",
@@ -324,13 +344,13 @@ class Provenance(_View):
 
 
 class PassageView(_View):
-    """A passage of a job's selection, with its best rank and score, and who asked for it."""
+    """A passage of a job's selection, with its best rank, its score if it has one, and who asked for it."""
 
     id: str
     text: str
     source: str
     rank: int
-    score: float
+    score: float | None
     asked_by: tuple[Provenance, ...]
 
 

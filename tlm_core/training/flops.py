@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
-from tlm_core.training.model import Shape
+from typing import Protocol
+
+
+class Sizes(Protocol):
+    """What the count needs of a model's shape; `model.Shape` has it, and so has an estimate made without torch."""
+
+    @property
+    def layers(self) -> int: ...
+    @property
+    def hidden(self) -> int: ...
+    @property
+    def intermediate(self) -> int: ...
+    @property
+    def vocab(self) -> int: ...
+    @property
+    def labels(self) -> int: ...
+    @property
+    def rotary(self) -> bool: ...
+
 
 # Backward computes two products for each one of forward: by the inputs and by the weights.
 FORWARD_AND_BACKWARD = 3
 
 
-def forward(shape: Shape, rows: int, length: int, masked: int, documents: int) -> float:
+def forward(shape: Sizes, rows: int, length: int, masked: int, documents: int) -> float:
     """Matrix products of one forward pass over [rows, length] positions, padding included since it is computed."""
     hidden, gates = shape.hidden, 2 if shape.rotary else 1
     layer = 4 * hidden * hidden + (gates + 1) * hidden * shape.intermediate

@@ -9,10 +9,12 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from services.api.auth import Tenant
+from services.api.estimate import Estimate, proposed
 from services.api.parts import AfterId, Limit, Parts, PartsDep, problems
 from services.api.results import refs_of
 from services.api.submit import resolve_job
-from services.api.views import EventPage, JobSummary, JobView, Page
+from services.api.views import DryRun, EventPage, JobSummary, JobView, Page
+from services.common.artifacts_of import published
 from tlm_core.errors import InvalidRequest
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord, JobSpec
@@ -29,15 +31,25 @@ StreamId = Annotated[
 ]
 
 
-@router.post("", status_code=202, summary="Submit a job", responses=problems(404, 409, 413, 507))
+@router.post(
+    "",
+    status_code=202,
+    summary="Submit a job",
+    responses={200: {"model": DryRun, "description": "with `dry_run`: what it would mean and cost"},
+               **problems(404, 409, 413, 507)},
+    response_model=JobView,
+)  # fmt: skip
 def submit(
     spec: Annotated[JobSpec, Body(examples=[SPEC_EXAMPLE])],
     parts: PartsDep,
     tenant: Tenant,
     response: Response,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
-) -> JobView:
+    dry_run: Annotated[bool, Query(description="check everything and tell what it would cost; no job is made")] = False,
+) -> Any:
     """Answers when the job is written durably. The same Idempotency-Key again gives the same job, and no second one."""
+    if dry_run:
+        return JSONResponse(_dry_run(parts, tenant, spec).model_dump(mode="json"))
     job = parts.jobs.replayed(tenant, spec, idempotency_key) if idempotency_key else None
     new = False
     if job is None:
@@ -47,6 +59,14 @@ def submit(
     if not new:
         response.headers["Idempotent-Replayed"] = "true"
     return _view(parts, job)
+
+
+@router.post("/estimate", summary="What a job would cost", responses=problems(404, 409, 413))
+def estimate(spec: Annotated[JobSpec, Body(examples=[SPEC_EXAMPLE])], parts: PartsDep, tenant: Tenant) -> Estimate:
+    """Seconds, FLOPs, memory, disk, GPU-hours and passages, each with where it is from: earlier jobs here, the recipe's
+    shape, or a built-in rate. What cannot be told is null. Waiting in the queue is not in it."""
+    resolved = resolve_job(parts.catalog, tenant, spec, parts.settings.model_folders)
+    return parts.estimator.estimate(tenant, spec, resolved)
 
 
 @router.get("", summary="List jobs", responses=problems())
@@ -141,6 +161,14 @@ def logs(
 def _view(parts: Parts, job: JobRecord) -> JobView:
     plan = plan_of(job)
     return JobView.build(job, plan, refs_of(parts.jobs, job, plan))
+
+
+def _dry_run(parts: Parts, tenant: str, spec: JobSpec) -> DryRun:
+    resolved = resolve_job(parts.catalog, tenant, spec, parts.settings.model_folders)
+    job = proposed(tenant, spec, resolved)
+    plan = plan_of(job)
+    found = parts.estimator.estimate(tenant, spec, resolved)
+    return DryRun.build(job, plan, published(parts.jobs, job, plan), found)
 
 
 def _seq(last_event_id: str | None) -> int:

@@ -1,0 +1,137 @@
+"""What a job would cost: counted, measured on earlier jobs, or said to be unknown; never made up."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from fastapi.testclient import TestClient
+
+from services.api import work
+from services.api.work import Texts
+from services.common.catalog import CorpusState
+from tests.contract.gateway import Gateway, make_gateway, upload
+from tests.contract.recorded_jobs import ROWS, TOKENS, record
+from tests.contract.test_api_jobs import add_version
+from tlm_core.jobs.plan import Node
+from tlm_core.training.recipe import resolve
+
+T = "default"
+BODY = {"dataset": "toy", "corpus": "docs"}
+
+
+@pytest.fixture
+def gateway(redis_client: redis.Redis, tmp_path: Path) -> Gateway:
+    return make_gateway(redis_client, tmp_path)
+
+
+@pytest.fixture
+def api(gateway: Gateway) -> Iterator[TestClient]:
+    gateway.parts.loads.stop()
+    with gateway.test_client() as client:
+        assert upload(client).status_code == 201
+        add_version(gateway, "docs", "v1", CorpusState.READY)
+        yield client
+
+
+def estimate(api: TestClient, **over: Any) -> dict[str, Any]:
+    answer = api.post("/v1/jobs/estimate", json=BODY | over)
+    assert answer.status_code == 200, answer.text
+    body: dict[str, Any] = answer.json()
+    return body
+
+
+def finish_one(api: TestClient, gateway: Gateway, seconds: float, **over: Any) -> str:
+    job_id = api.post("/v1/jobs", json=BODY | over).json()["id"]
+    job = gateway.parts.jobs.claim("a", 60)
+    assert job is not None and job.id == job_id
+    record(gateway, job, lambda _: seconds)
+    return job_id
+
+
+def test_without_earlier_jobs_the_seconds_are_said_to_be_built_in_and_gpu_hours_are_unknown(api: TestClient) -> None:
+    found = estimate(api)
+    assert {s["basis"] for s in found["stages"]} == {"built-in"}
+    assert found["seconds"] > 0 and found["flops"] > 1e12
+    assert found["gpu_hours"] is None and "no job has finished here" in found["reasons"]["gpu_hours"]
+    assert found["passages_at_most"] == 3, "the corpus has no more"
+    assert found["passages"] <= 3 and "built in" in found["reasons"]["passages"]
+    assert api.get("/v1/jobs").json()["data"] == []
+
+
+def test_what_cannot_be_counted_is_null_with_its_reason(api: TestClient) -> None:
+    over = {"model.init": "hub:some/encoder", "tokenizer.source": "hub:some/encoder"}
+    found = estimate(api, set=over)
+    assert found["flops"] is None and "published encoder" in found["reasons"]["flops"]
+    assert found["seconds"] is None and found["memory_bytes"] is None and found["disk_bytes"] is None
+    joint = next(s for s in found["stages"] if s["stage"] == "joint")
+    assert (joint["seconds"], joint["basis"]) == (None, "unknown")
+
+
+def test_stages_that_are_done_cost_nothing_and_others_what_they_took_before(api: TestClient, gateway: Gateway) -> None:
+    job = finish_one(api, gateway, 7.0)
+    same = {s["stage"]: s for s in estimate(api)["stages"]}
+    assert {s["basis"] for s in same.values()} == {"cached"}
+    other = {s["stage"]: s for s in estimate(api, seeds=[1])["stages"]}
+    assert [other[s]["basis"] for s in ("validate", "select", "prepare")] == ["cached"] * 3
+    assert (other["joint"]["basis"], other["start"]["seconds"]) == ("measured", 10.0)
+    assert job in other["joint"]["reason"]
+    assert other["export"]["seconds"] == 7.0
+    found = estimate(api, seeds=[1])
+    assert (found["gpu_hours"], found["passages"]) == (0.0, 50)
+
+
+def test_a_budget_in_seconds_is_taken_at_its_word(api: TestClient) -> None:
+    found = {s["stage"]: s for s in estimate(api, seeds=[0, 1], set={"joint.budget.seconds": 30})["stages"]}
+    assert (found["joint"]["seconds"], found["joint"]["basis"]) == (60.0, "counted")
+
+
+def test_estimates_hold_against_ten_recorded_jobs(api: TestClient, gateway: Gateway) -> None:
+    """Stages that take time in proportion to their work, give or take 15 %, are foretold within 25 %."""
+    chance, missed = random.Random(0), []
+    texts = Texts(ROWS, 3.0, 3.0, 3.0, tokens=TOKENS["train"] / ROWS["train"])
+    for number in range(11):
+        over = {"seeds": [number], "set": {"joint.budget.tokens": 200_000 * (1 + number % 4),
+                                           "finetune.epochs": 5 + number % 3}}  # fmt: skip
+        told = estimate(api, **over)
+        recipe = resolve("fast", "tiny", over["set"])
+        sizes = work.sizes_of(recipe, 2, 900)
+        assert sizes is not None
+        flops = {
+            "joint": work.joint_work(recipe, sizes, texts, 180.0, retrieves=True).flops,
+            "finetune": work.finetune_work(recipe, sizes, texts).flops,
+        }
+        took: list[float] = []
+
+        def seconds(node: Node, flops: dict[str, float] = flops, took: list[float] = took) -> float:
+            noise = chance.uniform(0.85, 1.15)
+            took.append(noise * (flops[node.stage] * 4e-12 if node.stage in flops else 5.0))
+            return took[-1]
+
+        assert api.post("/v1/jobs", json=BODY | over).status_code == 202
+        job = gateway.parts.jobs.claim("a", 60)
+        assert job is not None
+        record(gateway, job, seconds, flops)
+        if number and abs(told["seconds"] / (sum(took) + 10.0) - 1) > 0.25:
+            missed.append((told["seconds"], sum(took) + 10.0))
+    assert missed == []
+
+
+def test_a_dry_run_settles_everything_and_makes_no_job(api: TestClient) -> None:
+    answer = api.post("/v1/jobs?dry_run=true", json=BODY, headers={"Idempotency-Key": "k"})
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    assert (found["corpus_version"], found["stages"][0]["name"]) == ("v1", "validate")
+    assert found["estimate"]["flops"] == estimate(api)["flops"]
+    assert api.get("/v1/jobs").json()["data"] == []
+    assert api.post("/v1/jobs", json=BODY, headers={"Idempotency-Key": "k"}).status_code == 202
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs?dry_run=true", "/v1/jobs/estimate"])
+def test_what_a_submission_refuses_these_refuse_too(api: TestClient, path: str) -> None:
+    assert api.post(path, json={**BODY, "dataset": "nope"}).status_code == 404
+    assert api.post(path, json={**BODY, "set": {"joint.rho3": 1}}).status_code == 422
