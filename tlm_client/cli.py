@@ -24,8 +24,8 @@ app = typer.Typer(
 app.add_typer(data.datasets, name="dataset")
 app.add_typer(data.corpora, name="corpus")
 for command in (
-    stack.up, stack.down, stack.status, jobs.submit, jobs.jobs, jobs.show, jobs.watch, jobs.cancel, jobs.pause,
-    jobs.resume, models.download, models.predict, models.evaluate,
+    stack.up, stack.down, stack.status, jobs.submit, jobs.estimate, jobs.jobs, jobs.show, jobs.watch, jobs.cancel,
+    jobs.pause, jobs.resume, models.download, models.predict, models.evaluate,
 ):  # fmt: skip
     app.command()(command)
 

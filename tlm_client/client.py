@@ -23,6 +23,8 @@ from tlm_client.models import (
     Corpus,
     CorpusLoad,
     Dataset,
+    DryRun,
+    Estimate,
     Hit,
     Job,
     JobEvent,
@@ -160,8 +162,16 @@ class TLMClient:
         key: the idempotency key, a fresh one by default; a repeated request cannot make a second job.
         """
         headers = {"Idempotency-Key": key or str(uuid.uuid4())}
-        body = spec.model_dump(mode="json", exclude_defaults=True) | {"dataset": spec.dataset}
-        return self._model(Job, self._call("POST", "/v1/jobs", json=body, headers=headers, repeat=True))
+        return self._model(Job, self._call("POST", "/v1/jobs", json=_body(spec), headers=headers, repeat=True))
+
+    def dry_run(self, spec: JobSpec) -> DryRun:
+        """What submitting would mean and cost, checked as a submission is; no job is made."""
+        answer = self._call("POST", "/v1/jobs", json=_body(spec), params={"dry_run": True}, repeat=True)
+        return self._model(DryRun, answer)
+
+    def estimate(self, spec: JobSpec) -> Estimate:
+        """What a job would take: seconds, FLOPs, memory, disk, GPU-hours, passages; None where that is not known."""
+        return self._model(Estimate, self._call("POST", "/v1/jobs/estimate", json=_body(spec), repeat=True))
 
     def jobs(self, state: str | None = None) -> Iterator[JobSummary]:
         """Jobs, newest first, of one state or of all."""
@@ -306,6 +316,10 @@ class TLMClient:
             raise TLMError(
                 f"the gateway's answer is not understood; use the same release here and there: {error}"
             ) from error
+
+
+def _body(spec: JobSpec) -> dict[str, Any]:
+    return spec.model_dump(mode="json", exclude_defaults=True) | {"dataset": spec.dataset}
 
 
 def _patient() -> httpx.Timeout:

@@ -17,7 +17,8 @@ class _Value(BaseModel):
 class Dataset(_Value):
     """An uploaded data set. The id always means these bytes, the name the newest version; digest: of all files.
 
-    rows: records of each split. report: what validation found; only in the answer to an upload.
+    rows: records of each split. selection: passages of the selection that it brings, if it does. report: what
+    validation found; only in the answer to an upload.
     """
 
     id: str
@@ -28,6 +29,7 @@ class Dataset(_Value):
     rows: dict[str, int]
     labels: int
     warnings: int = 0
+    selection: int | None = None
     created_at: float
     report: dict[str, Any] | None = None
 
@@ -114,6 +116,44 @@ class Job(JobSummary):
     resolved_recipe: dict[str, Any]
     stages: tuple[StageState, ...]
     last_event: int = 0
+
+
+class StageEstimate(_Value):
+    """One stage, all seeds together. basis: measured, built-in, cached, counted or unknown; reason: says more."""
+
+    stage: str
+    seconds: float | None
+    flops: float | None
+    tokens: float | None
+    basis: str
+    reason: str
+
+
+class Estimate(_Value):
+    """What a job is expected to take; what cannot be told is None, and `reasons` says why."""
+
+    seconds: float | None
+    flops: float | None
+    tokens: float | None
+    memory_bytes: int | None
+    disk_bytes: int | None
+    gpu_hours: float | None
+    passages: int | None
+    passages_at_most: int | None
+    stages: tuple[StageEstimate, ...]
+    reasons: dict[str, str] = {}
+
+
+class DryRun(_Value):
+    """What a submission would mean, had it been one."""
+
+    spec: JobSpec
+    dataset_id: str
+    dataset_digest: str
+    corpus_version: str | None = None
+    resolved_recipe: dict[str, Any]
+    stages: tuple[StageState, ...]
+    estimate: Estimate
 
 
 class JobEvent(_Value):

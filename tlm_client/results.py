@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tlm_client.console import say, table
+from tlm_client.display import duration
+from tlm_client.models import Estimate
 
 SCORES = ("macro_f1", "micro_f1", "accuracy")
 
@@ -36,6 +38,30 @@ def say_report(report: Mapping[str, Any]) -> None:
     seeds = len(report["seeds"])
     table(("score on test", f"mean of {seeds} seed{'s' if seeds != 1 else ''}", "majority class"), rows)
     say(f"cost: {cost_line(report)}")
+
+
+def say_estimate(told: Estimate) -> None:
+    """Each stage with where its seconds are from, and the whole."""
+    rows = [(s.stage, _time(s.seconds), _amount(s.flops), s.basis, s.reason) for s in told.stages]
+    table(("stage", "time", "FLOPs", "basis", "reason"), rows)
+    passages = "unknown" if told.passages is None else f"{told.passages:,} of at most {told.passages_at_most or 0:,}"
+    gpu = "unknown" if told.gpu_hours is None else f"{told.gpu_hours:.2f}"
+    say(f"time {_time(told.seconds)}, FLOPs {_amount(told.flops)}, passages {passages}, GPU-hours {gpu}")
+    say(f"memory of a worker {_bytes(told.memory_bytes)}, disk {_bytes(told.disk_bytes)}")
+    for figure, reason in told.reasons.items():
+        say(f"{figure}: {reason}")
+
+
+def _time(seconds: float | None) -> str:
+    return "unknown" if seconds is None else duration(seconds)
+
+
+def _amount(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2e}"
+
+
+def _bytes(value: int | None) -> str:
+    return "unknown" if value is None else f"{value / 1e6:,.0f} MB"
 
 
 def cost_line(report: Mapping[str, Any]) -> str:

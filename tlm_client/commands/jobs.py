@@ -1,4 +1,4 @@
-"""`tlm submit`, `jobs`, `show`, `watch`, `cancel`, `pause`, `resume`."""
+"""`tlm submit`, `estimate`, `jobs`, `show`, `watch`, `cancel`, `pause`, `resume`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tlm_client.client import TLMClient
 from tlm_client.console import FAILED, INTERRUPTED, AsJson, emit, guarded, notes, say, session_of, table
 from tlm_client.display import Display, duration
 from tlm_client.models import Job, JobEvent
-from tlm_client.results import say_report
+from tlm_client.results import say_estimate, say_report
 from tlm_core.errors import InvalidRequest
 from tlm_core.jobs.spec import JobSpec
 from tlm_core.jobs.states import State
@@ -22,41 +22,43 @@ from tlm_core.jobs.states import State
 JobId = Annotated[str, typer.Argument(metavar="ID")]
 
 
+DatasetName = Annotated[str, typer.Option("--dataset", help="Name or id of a data set.")]
+CorpusName = Annotated[
+    str | None, typer.Option("--corpus", help="NAME or NAME@VERSION; left out: trained on the task alone.")
+]
+Scale = Annotated[str, typer.Option("--scale", help="tiny, small, medium or large.")]
+RecipeName = Annotated[str, typer.Option("--recipe", help="fast or paper.")]
+Seeds = Annotated[list[int] | None, typer.Option("--seed", help="One run each; may be given several times.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Recipe override; the value is JSON.")
+]
+Workers = Annotated[int, typer.Option("--workers", min=1, help="Data-parallel workers.")]
+
+
 @guarded
 def submit(
     context: typer.Context,
-    dataset: Annotated[str, typer.Option(help="Name or id of a data set.")],
-    corpus: Annotated[
-        str | None, typer.Option(help="NAME or NAME@VERSION; left out: trained on the task alone.")
-    ] = None,
-    scale: Annotated[str, typer.Option(help="tiny, small, medium or large.")] = "tiny",
-    recipe: Annotated[str, typer.Option(help="fast or paper.")] = "fast",
-    seed: Annotated[list[int] | None, typer.Option(help="One run each; may be given several times.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Recipe override; the value is JSON.")
-    ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Data-parallel workers.")] = 1,
+    dataset: DatasetName,
+    corpus: CorpusName = None,
+    scale: Scale = "tiny",
+    recipe: RecipeName = "fast",
+    seed: Seeds = None,
+    set_: Overrides = None,
+    workers: Workers = 1,
     label: Annotated[
         list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Your own label on the job.")
     ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and estimate; submit nothing.")] = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay and show how it goes.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Submit a job."""
-    overrides = {key: _value(text) for key, text in map(_pair, set_ or [])}
-    if corpus is None:
-        overrides.setdefault("selection.selector", "none")
-    spec = _spec(
-        dataset=dataset,
-        corpus=corpus,
-        scale=scale,
-        recipe=recipe,
-        seeds=seed or [0],
-        set=overrides,
-        workers=workers,
-        metadata=dict(map(_pair, label or [])),
-    )
+    spec = _spec(dataset, corpus, scale, recipe, seed, set_, workers=workers, metadata=dict(map(_pair, label or [])))
     with session_of(context).client() as client:
+        if dry_run:
+            told = client.dry_run(spec)
+            emit(told) if as_json else say_estimate(told.estimate)
+            return
         job = client.submit(spec)
         if not watch:
             if as_json:
@@ -66,6 +68,24 @@ def submit(
             return
         notes().print(f"submitted {job.id}")
         _watch(client, job.id, as_json)
+
+
+@guarded
+def estimate(
+    context: typer.Context,
+    dataset: DatasetName,
+    corpus: CorpusName = None,
+    scale: Scale = "tiny",
+    recipe: RecipeName = "fast",
+    seed: Seeds = None,
+    set_: Overrides = None,
+    workers: Workers = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what a job would take, and where each figure is from."""
+    with session_of(context).client() as client:
+        told = client.estimate(_spec(dataset, corpus, scale, recipe, seed, set_, workers=workers))
+    emit(told) if as_json else say_estimate(told)
 
 
 @guarded
@@ -181,9 +201,21 @@ def _tell(job: Job, as_json: bool) -> None:
         say(f"{job.id} is {job.state}")
 
 
-def _spec(**values: Any) -> JobSpec:
+def _spec(
+    dataset: str,
+    corpus: str | None,
+    scale: str,
+    recipe: str,
+    seeds: list[int] | None,
+    overrides: list[str] | None,
+    **more: Any,
+) -> JobSpec:
+    chosen = {key: _value(text) for key, text in map(_pair, overrides or [])}
+    if corpus is None:
+        chosen.setdefault("selection.selector", "none")
+    asked = {"dataset": dataset, "corpus": corpus, "scale": scale, "recipe": recipe, "seeds": seeds or [0]}
     try:
-        return JobSpec.model_validate(values)
+        return JobSpec.model_validate({**asked, "set": chosen, **more})
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise InvalidRequest(f"the job cannot be submitted so: {faults}") from error
