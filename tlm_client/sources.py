@@ -21,8 +21,11 @@ _TOLD_PASSAGES = 2_000
 def dataset_files(path: Path) -> dict[str, Path]:
     """The files of a data set by split: of a folder as its file names tell, or one file for all.
 
+    A file of the folder that is named `selection` or `external` goes along as the part `selection`.
+
     Raises InvalidRequest and InvalidDataset.
     """
+    from tlm_core.selection.given import GIVEN_PART, given_part
     from tlm_core.tasks.findings import Findings
     from tlm_core.tasks.read import find_splits
 
@@ -34,7 +37,8 @@ def dataset_files(path: Path) -> dict[str, Path]:
     found = find_splits(path, findings)
     if not findings.ok:
         raise findings.error()
-    return found
+    selection = given_part(path)
+    return found if selection is None else {**found, GIVEN_PART: selection}
 
 
 @contextmanager

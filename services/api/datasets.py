@@ -48,9 +48,19 @@ class Intake:
         options = _named(options, name)
         _, report = self._load_task({split: file.path for split, file in splits.items()}, options)
         with self._work() as raw:
+            selection = self._check_given(splits.get("selection"))
             for split, file in splits.items():
                 shutil.move(file.path, raw / f"{split}{endings[split]}")
-            return self._keep(tenant, name, raw, report, options)
+            return self._keep(tenant, name, raw, report, options, selection)
+
+    def _check_given(self, file: ReceivedFile | None) -> int | None:
+        """Passages of the selection that the data set brings. Raises InvalidDataset with every fault in it."""
+        from tlm_core.selection.given import GIVEN, write_given
+
+        if file is None:
+            return None
+        with self._work() as work, storage_errors("checking the selection"):
+            return write_given(file.path, work / GIVEN)
 
     def hub(self, tenant: str, name: str, hub: str, options: DatasetOptions) -> DatasetRecord:
         """Take a data set of the hub in: `OWNER/NAME[@REVISION][:CONFIG]`. What is kept are its texts and labels."""
@@ -70,7 +80,13 @@ class Intake:
             return self._keep(tenant, name, raw, report, kept)
 
     def _keep(
-        self, tenant: str, name: str, raw: Path, report: dict[str, Any], options: DatasetOptions
+        self,
+        tenant: str,
+        name: str,
+        raw: Path,
+        report: dict[str, Any],
+        options: DatasetOptions,
+        selection: int | None = None,
     ) -> DatasetRecord:
         dataset_id = new_id("ds")
         folder = f"{tenant}/datasets/{dataset_id}"
@@ -80,7 +96,7 @@ class Intake:
             report_ref = self._write_report(f"{folder}/report", report)
             return self._catalog.add_dataset(
                 tenant, dataset_id, name, raw=raw_ref, report=report_ref, options=given(options),
-                summary=_summary(report),
+                summary=_summary(report) | ({} if selection is None else {"selection": selection}),
             )  # fmt: skip
         except BaseException:
             self._artifacts.delete(folder)
@@ -148,9 +164,9 @@ def _named(options: DatasetOptions, name: str) -> DatasetOptions:
 
 def _by_split(files: Mapping[str, ReceivedFile]) -> dict[str, ReceivedFile]:
     if "file" in files:
-        if len(files) > 1:
+        if files.keys() - {"file", "selection"}:
             raise InvalidRequest("give either one 'file', or 'train' with 'validation' and 'test'; not both")
-        return {"train": files["file"]}
+        return {"train" if name == "file" else name: file for name, file in files.items()}
     if "train" not in files:
         raise InvalidRequest(
             "the form lacks a file: give 'train' (with 'validation' and 'test' if you have them) or 'file'"

@@ -21,7 +21,7 @@ def resolve_job(catalog: Catalog, tenant: str, spec: JobSpec, model_folders: Ite
     """
     recipe = resolve(spec.recipe, spec.scale, spec.set)
     _check_folders(recipe, tuple(model_folders))
-    selects = recipe.selection.selector != "none"
+    selects = recipe.selection.needs_corpus
     if selects and spec.corpus is None:
         raise InvalidRequest(
             f"the selector '{recipe.selection.selector}' needs a corpus; give 'corpus', or set "
@@ -32,6 +32,8 @@ def resolve_job(catalog: Catalog, tenant: str, spec: JobSpec, model_folders: Ite
     if not all(0 <= seed <= _MAX_SEED for seed in spec.seeds):
         raise InvalidRequest(f"seeds must lie in 0..{_MAX_SEED}")
     dataset = catalog.dataset(tenant, spec.dataset)
+    if recipe.selection.selector == "given":
+        _check_given(spec, "selection" in dataset.summary)
     corpus_name = corpus_version = None
     if selects and spec.corpus is not None:
         corpus_name, _, asked = spec.corpus.partition("@")
@@ -46,6 +48,16 @@ def resolve_job(catalog: Catalog, tenant: str, spec: JobSpec, model_folders: Ite
         corpus_version=corpus_version,
         recipe=recipe,
     )
+
+
+def _check_given(spec: JobSpec, brought: bool) -> None:
+    if not brought:
+        raise InvalidRequest(
+            f"the data set '{spec.dataset}' brings no selection, which the selector 'given' takes; upload it with a "
+            "part 'selection' (a file with the columns text and rank), or take another selector"
+        )
+    if spec.corpus is not None:
+        raise InvalidRequest("the selector 'given' takes the data set's own selection; leave 'corpus' out")
 
 
 def _check_folders(recipe: Recipe, allowed: tuple[Path, ...]) -> None:

@@ -38,11 +38,13 @@ class CorpusLoad(_Value):
 
 
 class SelectionRun(_Value):
-    """How far a selection is, in queries. `ref` is there when it is ready."""
+    """How far a selection is, in `unit` (queries, or passages looked at). `ref` is there when it is ready."""
 
     state: Literal["unknown", "running", "ready", "failed"]
     done: int = 0
     total: int = 0
+    unit: str = "queries"
+    rate: float | None = None
     ref: ManifestRef | None = None
 
 
@@ -58,13 +60,16 @@ class SearchHit(BaseModel):
 
 
 class SelectionRequest(BaseModel):
-    """What a selection is made of; prefix: folder below the storage root to write it to."""
+    """What a selection is made of; prefix: folder below the storage root to write it to.
+
+    corpus, version: none for the selector `given`, whose passages come with the task.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     tenant: str
-    corpus: str
-    version: str
+    corpus: str | None = None
+    version: str | None = None
     task: ManifestRef
     params: dict[str, Any]
     seed: int = 0

@@ -43,11 +43,12 @@ class CorpusBody(_Body):
 
 
 class LoadAnswer(_Body):
-    """How far a load is, in passages."""
+    """How far a load is, in passages; `refused` are those of the loaded that the index will never take."""
 
     state: Literal["loading", "ready", "failed"]
     count: int
     loaded: int
+    refused: int = 0
     error: dict[str, Any] | None = None
 
 
@@ -74,11 +75,13 @@ class SelectionBody(SelectionRequest):
 
 
 class SelectionAnswer(_Body):
-    """How far a selection is, in train rows; `ref` when it is ready."""
+    """How far a selection is, in `unit`, `rate` of them a second; `ref` when it is ready."""
 
     state: Literal["unknown", "running", "ready", "failed"]
     done: int = 0
     total: int = 0
+    unit: str = "queries"
+    rate: float | None = None
     ref: ManifestRef | None = None
     error: dict[str, Any] | None = None
 
@@ -109,7 +112,9 @@ def create_app(
     @app.get("/v1/corpora/{tenant}/{name}/versions/{version}", dependencies=inner)
     def get_corpus(tenant: str, name: str, version: str) -> LoadAnswer:
         load = loads.get(CorpusKey(tenant, name, version))
-        return LoadAnswer(state=load.state, count=load.count, loaded=load.loaded, error=load.error)
+        return LoadAnswer(
+            state=load.state, count=load.count, loaded=load.loaded, refused=load.refused, error=load.error
+        )
 
     @app.delete("/v1/corpora/{tenant}/{name}/versions/{version}", status_code=204, dependencies=inner)
     def delete_corpus(tenant: str, name: str, version: str) -> None:
@@ -131,7 +136,8 @@ def create_app(
         run = selections.get(artifact)
         if run is None:
             return SelectionAnswer(state="unknown")
-        return SelectionAnswer(state=run.state, done=run.done, total=run.total, ref=run.ref, error=run.error)
+        shown = ("state", "done", "total", "unit", "rate", "ref", "error")
+        return SelectionAnswer(**{name: getattr(run, name) for name in shown})
 
     @app.get("/healthz")
     def healthz() -> dict[str, str]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
+import time
 import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,27 +19,40 @@ from services.common.retriever_client import SelectionRequest
 from services.retriever.indexes import CorpusKey
 from services.retriever.loads import CorpusLoads
 from tlm_core.artifacts import MANIFEST, ArtifactStore, Manifest, ManifestRef, storage_errors
-from tlm_core.errors import InvalidRecipe, TLMError
-from tlm_core.selection.select import select
+from tlm_core.errors import InvalidRecipe, InvalidRequest, TLMError
+from tlm_core.selection.given import GIVEN
+from tlm_core.selection.select import Corpus, select
 from tlm_core.tasks.task import Task
 from tlm_core.training.recipe import Selection
 
 log = logging.getLogger(__name__)
 
 _REMEMBERED = 1000
+_FORGOTTEN_SECONDS = 7 * 24 * 3600
 
 
 @dataclass
 class Run:
-    """One try to make a selection: `done` of `total` train rows have been asked with."""
+    """One try to make a selection: `done` of `total` in `unit`, queries or passages looked at, `rate` a second."""
 
     prefix: str
     state: Literal["running", "ready", "failed"] = "running"
     done: int = 0
     total: int = 0
+    unit: str = "queries"
+    rate: float | None = None
+    first: tuple[int, float] = (0, 0.0)
     ref: ManifestRef | None = None
     error: dict[str, Any] | None = None
     stop: threading.Event = field(default_factory=threading.Event)
+
+    def told(self, done: int, total: int, unit: str, now: float) -> None:
+        """Take progress in. What an earlier process had done does not count as speed of this one."""
+        if unit != self.unit or done < self.done or not self.total:
+            self.first = (done, now)
+        since, begun = self.first
+        self.rate = (done - since) / (now - begun) if done > since and now > begun else None
+        self.done, self.total, self.unit = done, total, unit
 
     @property
     def adoptable(self) -> bool:
@@ -56,15 +71,24 @@ class SelectionRuns:
     """
 
     def __init__(
-        self, loads: CorpusLoads, store: ArtifactStore, scratch: Path, stop: threading.Event, *, at_once: int
+        self,
+        loads: CorpusLoads,
+        store: ArtifactStore,
+        scratch: Path,
+        stop: threading.Event,
+        *,
+        at_once: int,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._loads = loads
         self._store = store
         self._scratch = scratch
         self._stop = stop
+        self._clock = clock
         self._lock = threading.Lock()
         self._runs: dict[str, Run] = {}
         self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="selection")
+        _sweep(scratch / "selections")
 
     def put(self, artifact: str, request: SelectionRequest) -> None:
         """Make the selection unless it is made or being made under the same prefix.
@@ -105,6 +129,8 @@ class SelectionRuns:
             log.info("selection %s under %s stopped", artifact, request.prefix)
         except TLMError as error:
             log.warning("selection %s failed: %s", artifact, error)
+            if not error.retryable:
+                shutil.rmtree(self._parts(artifact), ignore_errors=True)
             run.error, run.state = error.as_dict(), "failed"
         except Exception as error:
             # Without this the selection would seem to go on for ever.
@@ -112,23 +138,40 @@ class SelectionRuns:
             run.error, run.state = TLMError(f"selecting failed: {error!r}; see the retriever's log").as_dict(), "failed"
 
     def _select(self, artifact: str, request: SelectionRequest, params: Selection, run: Run) -> ManifestRef:
-        def progress(done: int, total: int) -> None:
+        def progress(done: int, total: int, unit: str) -> None:
             if run.stop.is_set() or self._stop.is_set():
                 raise _Stopped
-            run.done, run.total = done, total
+            run.told(done, total, unit, self._clock())
 
-        key = CorpusKey(request.tenant, request.corpus, request.version)
-        index = self._loads.ready(key, patient=True)
-        task = Task.read(self._store.localize(request.task))
+        task = self._store.localize(request.task)
+        source = self._source(request, params, task)
+        parts = self._parts(artifact)
         folder = self._scratch / "selections" / f"{artifact}-{uuid.uuid4().hex}"
-        corpus = {"name": key.name, "version": key.version}
         try:
-            facts = select(task, index, params, folder, seed=request.seed, corpus=corpus, progress=progress)
-            meta = {"passages": facts["passages"], "corpus": corpus}
-            progress(run.done, run.total)
-            return self._store.write(request.prefix, folder, artifact=artifact, stage="select", meta=meta)
+            facts = select(Task.read(task), source, params, folder, seed=request.seed, parts=parts, progress=progress)
+            meta: dict[str, Any] = {key: facts[key] for key in ("passages", "corpus") if key in facts}
+            progress(run.done, run.total, run.unit)
+            ref = self._store.write(request.prefix, folder, artifact=artifact, stage="select", meta=meta)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(parts, ignore_errors=True)
+        return ref
+
+    def _parts(self, artifact: str) -> Path:
+        """Where work under way lies. The artifact's name is that of its content, so whatever attempt, and whatever
+        process before a restart, has left something there, it still holds."""
+        return self._scratch / "selections" / artifact
+
+    def _source(self, request: SelectionRequest, params: Selection, task: Path) -> Corpus | Path | None:
+        """What to select from: the corpus, or what came with the data set."""
+        if params.selector == "given":
+            if not (task / GIVEN).is_file():
+                raise InvalidRequest("the data set brings no selection; upload it with a part 'selection'")
+            return task / GIVEN
+        if request.corpus is None or request.version is None:
+            raise InvalidRequest(f"selector '{params.selector}' needs a corpus and its version")
+        key = CorpusKey(request.tenant, request.corpus, request.version)
+        return Corpus(key.name, key.version, self._loads.ready(key, patient=True))
 
     def _written(self, artifact: str, prefix: str) -> ManifestRef | None:
         """What an earlier process finished under this very prefix without living to tell."""
@@ -140,6 +183,13 @@ class SelectionRuns:
         except ValidationError:
             return None
         return ManifestRef(folder=prefix, digest=manifest.digest) if manifest.artifact == artifact else None
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what selections that nobody came back for have left."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if time.time() - path.stat().st_mtime > _FORGOTTEN_SECONDS:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _params(request: SelectionRequest) -> Selection:

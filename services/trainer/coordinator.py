@@ -25,6 +25,7 @@ from tlm_core.errors import (
     ClusterUnavailable,
     CorruptArtifact,
     NotFound,
+    RuntimeExceeded,
     StaleAttempt,
     TLMError,
     TrainingFailed,
@@ -149,6 +150,7 @@ class Coordinator:
     # --- running ------------------------------------------------------------------------------------------------
 
     def _drive(self, job: JobRecord, held: _Held) -> None:
+        self._check_runtime(job)
         plan = plan_of(job)
         done = self._trusted(job, held, plan)
         if plan.final.name in done:
@@ -165,6 +167,20 @@ class Coordinator:
                     groups.add(node.group)
         for group in sorted(groups):
             self._train(job, group)
+
+    def _check_runtime(self, job: JobRecord) -> None:
+        """End a job that has run longer than its submitter allows, with what runs of it."""
+        limit = job.spec.max_runtime_seconds
+        ran = job.ran_seconds + max(0.0, self._clock() - (job.running_since or self._clock()))
+        if limit is None or ran < limit:
+            return
+        for submission in job.submissions.values():
+            if self._cluster.status(submission) is Status.ALIVE:
+                self._cluster.stop(submission)
+        raise RuntimeExceeded(
+            f"the job has run {ran:.0f} s, longer than its max_runtime_seconds of {limit:g}; clone it with a higher "
+            "limit, and it goes on from its last checkpoint"
+        )
 
     def _trusted(self, job: JobRecord, held: _Held, plan: Plan) -> dict[str, ManifestRef]:
         """The published artifacts, each looked at once: one whose files are gone is taken back and made again."""
@@ -201,7 +217,9 @@ class Coordinator:
         elif selection.error is not None:
             raise selection.error
         else:
-            self._progress(job, node, step=selection.done, total=selection.total, unit="queries")
+            self._progress(
+                job, node, step=selection.done, total=selection.total, unit=selection.unit, rate=selection.rate
+            )
 
     def _train(self, job: JobRecord, group: str) -> None:
         submission = job.submissions.get(group)
@@ -318,7 +336,16 @@ class Coordinator:
             job.tenant, job.id, job.attempt, artifact=artifact, ref=ref, node=node.name, stage=node.stage
         )
 
-    def _progress(self, job: JobRecord, node: Node, *, step: int = 0, total: int = 0, unit: str = "rows") -> None:
+    def _progress(
+        self,
+        job: JobRecord,
+        node: Node,
+        *,
+        step: int = 0,
+        total: int = 0,
+        unit: str = "rows",
+        rate: float | None = None,
+    ) -> None:
         plan = plan_of(job)
         progress = Progress(
             stage=node.stage,
@@ -326,6 +353,8 @@ class Coordinator:
             step=step,
             total=total,
             unit=unit,
+            rate=rate,
+            eta_seconds=(total - step) / rate if rate else None,
             nodes_done=plan.nodes.index(node),
             nodes_total=len(plan.nodes),
         )

@@ -14,10 +14,12 @@ from tlm_core.jobs.spec import JobRecord
 
 @dataclass(frozen=True)
 class SelectionState:
-    """How far a selection is, in queries: with `ref` it is ready, with `error` it failed."""
+    """How far a selection is, in `unit`, `rate` of them a second: with `ref` it is ready, with `error` it failed."""
 
     done: int = 0
     total: int = 0
+    unit: str = "queries"
+    rate: float | None = None
     ref: ManifestRef | None = None
     error: TLMError | None = None
 
@@ -47,13 +49,12 @@ class RetrieverSelections:
             raise failure
         if run.state == "failed":
             return SelectionState(error=failure or TLMError("the retriever failed without saying why; see its log"))
-        return SelectionState(done=run.done, total=run.total, ref=run.ref if run.state == "ready" else None)
+        ref = run.ref if run.state == "ready" else None
+        return SelectionState(run.done, run.total, run.unit, run.rate, ref)
 
     @staticmethod
     def _request(job: JobRecord, node: Node, artifact: str, task: ManifestRef) -> SelectionRequest:
         resolved = job.resolved
-        assert resolved.corpus_name is not None, "a plan has a select node only when there is a corpus"
-        assert resolved.corpus_version is not None
         return SelectionRequest(
             tenant=job.tenant,
             corpus=resolved.corpus_name,

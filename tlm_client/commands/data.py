@@ -28,6 +28,10 @@ def dataset_add(
     source: Annotated[
         str, typer.Argument(metavar="PATH|hub:ID", help="File, folder with train/dev/test files, or hub id.")
     ],
+    selection: Annotated[
+        Path | None,
+        typer.Option(help="Passages (text, rank) for the selector 'given'; a folder may hold the file too."),
+    ] = None,
     text_column: Annotated[str | None, typer.Option(help="Column of the texts; guessed if not given.")] = None,
     pair_column: Annotated[str | None, typer.Option(help="Column of second texts.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of the labels.")] = None,
@@ -50,9 +54,12 @@ def dataset_add(
     options = {key: value for key, value in given.items() if value is not None}
     with session_of(context).client() as client:
         if source.startswith(_HUB):
+            if selection is not None:
+                raise InvalidRequest("a selection can only go with files, not with a data set of the hub")
             dataset = client.add_hub_dataset(name, source, options)
         else:
-            dataset = client.add_dataset(name, dataset_files(Path(source)), options)
+            files = dataset_files(Path(source)) | ({} if selection is None else {"selection": selection})
+            dataset = client.add_dataset(name, files, options)
     if as_json:
         emit(dataset)
     else:

@@ -54,12 +54,14 @@ class Row(NamedTuple):
     text: object
     source: object
     id: object
+    rank: object = None
 
 
 class Faults:
-    """Collects what is wrong in the files, so that one run names all of it."""
+    """Collects what is wrong in the files, so that one run names all of it. where: of what, for the message."""
 
-    def __init__(self) -> None:
+    def __init__(self, where: str = "the corpus files") -> None:
+        self._where = where
         self._found: list[Fault] = []
 
     def __bool__(self) -> bool:
@@ -76,7 +78,7 @@ class Faults:
         """Raises InvalidDataset with all faults, if there are any."""
         if self._found:
             count = "1 fault" if len(self._found) == 1 else f"{len(self._found)} faults"
-            raise InvalidDataset(f"{count} in the corpus files; the first: {self._found[0].message}", self._found)
+            raise InvalidDataset(f"{count} in {self._where}; the first: {self._found[0].message}", self._found)
 
 
 def format_of(path: Path) -> str | None:
@@ -105,7 +107,7 @@ def choose_text_column(names: Sequence[str], asked: str | None, say: Say) -> str
             if name != "text" and not asked:
                 say(f"no column 'text' among {listed}; taking '{name}'")
             return name
-    rest = [name for name in names if name.strip().casefold() not in ("id", "source")]
+    rest = [name for name in names if name.strip().casefold() not in ("id", "source", "rank")]
     if len(rest) == 1 and not asked:
         say(f"no column 'text' among {listed}; taking '{rest[0]}', the only one")
         return rest[0]
@@ -258,7 +260,7 @@ def _jsonl(
         if column not in record:
             faults.add(name, "missing_text", f"no '{column}', which earlier rows have", row=number, column=column)
             continue
-        yield Row(number, record[column], record.get("source"), record.get("id"))
+        yield Row(number, record[column], record.get("source"), record.get("id"), record.get("rank"))
 
 
 def _delimited(
@@ -272,7 +274,7 @@ def _delimited(
         if header is None:
             return
         column = choose_text_column(header, text_column, say)
-        text, source, id_ = (header.index(c) if c in header else None for c in (column, "source", "id"))
+        places = [header.index(c) if c in header else None for c in (column, "source", "id", "rank")]
         for cells in reader:
             if not cells:
                 continue
@@ -281,7 +283,7 @@ def _delimited(
                 message = f"{len(cells)} cells under a header of {len(header)}; quote cells that hold '{delimiter}'"
                 faults.add(name, "wrong_width", message, row=number)
                 continue
-            yield Row(number, *(None if at is None else cells[at] for at in (text, source, id_)))
+            yield Row(number, *(None if at is None else cells[at] for at in places))
     except csv.Error as error:
         faults.add(name, "not_csv", f"{error}; check the quotes near this row", row=number + 1)
     except ValueError as error:
@@ -297,14 +299,14 @@ def _parquet(path: Path, text_column: str | None, say: Say, faults: Faults) -> I
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
             column = choose_text_column(names, text_column, say)
-            read = [column, *(name for name in ("source", "id") if name in names and name != column)]
+            read = [column, *(name for name in ("source", "id", "rank") if name in names and name != column)]
             for batch in file.iter_batches(batch_size=1000, columns=read):
                 values = {name: batch.column(name).to_pylist() for name in read}
                 none = [None] * batch.num_rows
-                triples = zip(values[column], values.get("source", none), values.get("id", none), strict=True)
-                for text, source, id_ in triples:
+                others = (values.get(name, none) for name in ("source", "id", "rank"))
+                for cells in zip(values[column], *others, strict=True):
                     number += 1
-                    yield Row(number, text, source, id_)
+                    yield Row(number, *cells)
     except pa.ArrowInvalid as error:
         faults.add(path.name, "not_parquet", f"cannot be read after row {number} ({error}); write the file again")
     except OSError as error:

@@ -17,7 +17,7 @@ from tlm_core.training.params import VERSIONS, reproducible, stage_params
 # Raised whenever a change of code changes what the stage produces: old artifacts are then not taken again.
 STAGE_VERSIONS: Mapping[str, int] = {
     "validate": 1,
-    "select": 2,
+    "select": 3,
     **VERSIONS,
 }
 
@@ -84,7 +84,8 @@ def plan_of(job: JobRecord) -> Plan:
 
 def _train(job: JobRecord) -> Plan:
     recipe, resolved = job.resolved.recipe, job.resolved
-    selecting = resolved.corpus_name is not None and recipe.selection.selector != "none"
+    given = recipe.selection.selector == "given"
+    selecting = given or (resolved.corpus_name is not None and recipe.selection.needs_corpus)
     joint = recipe.joint.enabled
 
     nodes = [
@@ -104,7 +105,7 @@ def _train(job: JobRecord) -> Plan:
                 Place.RETRIEVER,
                 params={"selection": recipe.selection.model_dump(mode="json"), "seed": 0},
                 inputs={"task": "validate"},
-                fixed={"corpus": f"{resolved.corpus_name}@{resolved.corpus_version}"},
+                fixed={} if given else {"corpus": f"{resolved.corpus_name}@{resolved.corpus_version}"},
             )
         )
     prepare_inputs = {"task": "validate"} | ({"selection": "select"} if selecting else {})

@@ -1,121 +1,154 @@
-"""From train texts to the passages that they ask for: batched queries, union by best rank, provenance."""
+"""From queries to the passages that they ask for: searched in parts that survive a restart, united by best rank."""
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from tlm_core.selection.index import PassageIndex
+from tlm_core.selection.index import Hit, PassageIndex
+from tlm_core.selection.keep import Ranked
+from tlm_core.selection.queries import Query
 
 BATCH = 128
+PART = 8 * BATCH  # queries whose hits are one file: what a death in the middle costs at most
+_HITS = pa.schema([("query", pa.int32()), ("id", pa.string()), ("rank", pa.int32()), ("score", pa.float32())])
+_SLICE = 10_000
 
-Progress = Callable[[int, int], None]
-"""Told how many train rows of how many are done. What it raises ends the work."""
+Progress = Callable[[int, int, str], None]
+"""Told how many of how many are done, and of what: `queries` (train rows) or `passages` (of a pass over the corpus).
+What it raises ends the work."""
 
 
-def unwatched(done: int, total: int) -> None:
+def unwatched(done: int, total: int, unit: str) -> None:
     """The progress of work that nobody watches."""
 
 
 @dataclass(frozen=True)
-class Query:
-    """A text to search with and the train rows that it is the text of."""
-
-    text: str
-    rows: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class Retrieved:
-    """The union of all queries' hits; n passages, m pairs of a passage and a train row that asked for it.
+    """The union of all queries' hits; n passages, m pairs of a passage and a query that asked for it.
 
-    ids: [n] by best rank, then id. rank, score: [n] the best rank of each (1 is best) and its score there, the
-    highest if several rows gave that rank. asked_passage (index into ids), asked_row, asked_rank, asked_score: [m]
-    by passage, rank, row. queries: train rows in all. without_hit: the train rows that found nothing.
+    queries: as asked. ids: [n] (Arrow strings) by best rank, then id. rank, score: [n] the best rank of each (1 is
+    best) and its score there, the highest if several queries gave that rank. hit_place (index into ids), hit_query
+    (index into queries), hit_rank, hit_score: [m] by place, rank, query. rows: train rows that asked. without_hit:
+    those of them that found nothing.
     """
 
-    ids: list[str]
+    queries: Sequence[Query]
+    ids: Any
     rank: NDArray[np.int32]
     score: NDArray[np.float32]
-    asked_passage: NDArray[np.int32]
-    asked_row: NDArray[np.int64]
-    asked_rank: NDArray[np.int32]
-    asked_score: NDArray[np.float32]
-    queries: int
+    hit_place: NDArray[np.int32]
+    hit_query: NDArray[np.int32]
+    hit_rank: NDArray[np.int32]
+    hit_score: NDArray[np.float32]
+    rows: int
     without_hit: list[int]
 
+    def ranked(self, places: NDArray[np.int64] | None = None) -> Iterator[Ranked]:
+        """The passages at `places`, in that order; all of them if None."""
+        wanted = np.arange(len(self.ids)) if places is None else places
+        for start in range(0, len(wanted), _SLICE):
+            part = wanted[start : start + _SLICE]
+            names = self.ids.take(pa.array(part)).to_pylist()
+            ranks, scores = self.rank[part].tolist(), self.score[part].tolist()
+            yield from map(Ranked, part.tolist(), names, ranks, scores)
 
-def queries_of(texts: Iterable[tuple[int, str]]) -> list[Query]:
-    """One query for each distinct text of (row, text), in order of first sight: equal texts are searched once."""
-    rows: dict[str, list[int]] = {}
-    for row, text in texts:
-        rows.setdefault(text, []).append(row)
-    return [Query(text, tuple(numbers)) for text, numbers in rows.items()]
 
+def retrieve(
+    queries: Sequence[Query], index: PassageIndex, top_k: int, folder: Path, progress: Progress = unwatched
+) -> Retrieved:
+    """The union of the `top_k` best passages of every query (paper section 3.1).
 
-def retrieve(queries: Sequence[Query], index: PassageIndex, top_k: int, progress: Progress) -> Retrieved:
-    """The union of the `top_k` best passages of every query (paper section 3.1)."""
-    numbers: dict[str, int] = {}
-    passages, rows, ranks, scores = array("i"), array("q"), array("i"), array("f")
-    without_hit: list[int] = []
+    folder: takes the hits part by part; parts that an earlier try with the same arguments left there are not
+    searched again.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     total = sum(len(query.rows) for query in queries)
     done = 0
+    paths = []
+    for start in range(0, len(queries), PART):
+        part = queries[start : start + PART]
+        path = folder / f"hits-{start // PART:05d}.parquet"
+        if not _whole(path):
+
+            def told(queries_done: int, before: int = done, part: Sequence[Query] = part) -> None:
+                progress(before + sum(len(query.rows) for query in part[:queries_done]), total, "queries")
+
+            _write_part(path, start, list(_searched(part, index, top_k, told)))
+        done += sum(len(query.rows) for query in part)
+        progress(done, total, "queries")
+        paths.append(path)
+    return _united(queries, paths, total)
+
+
+def _searched(
+    queries: Sequence[Query], index: PassageIndex, top_k: int, told: Callable[[int], None]
+) -> Iterator[list[Hit]]:
     for start in range(0, len(queries), BATCH):
-        batch = queries[start : start + BATCH]
-        for query, hits in zip(batch, index.search([query.text for query in batch], top_k), strict=True):
-            for rank, hit in enumerate(hits, start=1):
-                number = numbers.setdefault(hit.id, len(numbers))
-                for row in query.rows:
-                    passages.append(number)
-                    rows.append(row)
-                    ranks.append(rank)
-                    scores.append(hit.score)
-            if not hits:
-                without_hit.extend(query.rows)
-            done += len(query.rows)
-        progress(done, total)
-    return _united(
-        list(numbers),
-        np.asarray(passages, np.int32),
-        np.asarray(rows, np.int64),
-        np.asarray(ranks, np.int32),
-        np.asarray(scores, np.float32),
-        queries=total,
-        without_hit=sorted(without_hit),
+        told(start)
+        yield from index.search([query.text for query in queries[start : start + BATCH]], top_k)
+
+
+def _write_part(path: Path, first: int, found: Sequence[Sequence[Hit]]) -> None:
+    counts = [len(hits) for hits in found]
+    columns = (
+        np.repeat(np.arange(first, first + len(found), dtype=np.int32), counts),
+        [hit.id for hits in found for hit in hits],
+        [rank for hits in found for rank in range(1, len(hits) + 1)],
+        [hit.score for hits in found for hit in hits],
     )
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, _HITS, strict=True)]
+    partial = path.with_suffix(".part")
+    with open(partial, "wb") as handle:
+        pq.write_table(pa.table(arrays, schema=_HITS), handle)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(partial, path)
 
 
-def _united(
-    names: list[str],
-    passages: NDArray[np.int32],
-    rows: NDArray[np.int64],
-    ranks: NDArray[np.int32],
-    scores: NDArray[np.float32],
-    *,
-    queries: int,
-    without_hit: list[int],
-) -> Retrieved:
-    """Order passages by best rank and id, and the pairs by passage, rank and row."""
-    by_passage = np.lexsort((-scores, ranks, passages))
-    firsts = by_passage[np.unique(passages[by_passage], return_index=True)[1]]
-    best_rank, best_score = ranks[firsts], scores[firsts]
-    order = sorted(range(len(names)), key=lambda number: (int(best_rank[number]), names[number]))
-    position = np.empty(len(names), np.int32)
-    position[order] = np.arange(len(names), dtype=np.int32)
-    place = position[passages]
-    pairs = np.lexsort((rows, ranks, place))
+def _whole(path: Path) -> bool:
+    try:
+        with pq.ParquetFile(path) as file:
+            return bool(file.schema_arrow.equals(_HITS))
+    except (OSError, pa.ArrowException):
+        return False
+
+
+def _united(queries: Sequence[Query], paths: Sequence[Path], rows: int) -> Retrieved:
+    table = pa.concat_tables([_HITS.empty_table(), *(pq.read_table(path) for path in paths)])
+    # Every id once: as many strings as there are hits would be most of the memory of a big task.
+    coded = table["id"].dictionary_encode().combine_chunks()
+    names, passage = coded.dictionary, coded.indices.to_numpy()
+    query, rank, score = (table[name].to_numpy() for name in ("query", "rank", "score"))
+    del table, coded
+    best = np.lexsort((-score, rank, passage))
+    best = best[np.unique(passage[best], return_index=True)[1]]
+    order = pc.sort_indices(pa.table({"rank": rank[best], "id": names}), [("rank", "ascending"), ("id", "ascending")])
+    order = order.to_numpy().astype(np.int64)
+    place = np.empty(len(names), np.int32)
+    place[order] = np.arange(len(names), dtype=np.int32)
+    place = place[passage]
+    hits = np.lexsort((query, rank, place))
+    asked = np.zeros(len(queries), np.bool_)
+    asked[query] = True
     return Retrieved(
-        ids=[names[number] for number in order],
-        rank=best_rank[order],
-        score=best_score[order],
-        asked_passage=place[pairs],
-        asked_row=rows[pairs],
-        asked_rank=ranks[pairs],
-        asked_score=scores[pairs],
         queries=queries,
-        without_hit=without_hit,
+        ids=names.take(pa.array(order)),
+        rank=rank[best][order],
+        score=score[best][order],
+        hit_place=place[hits],
+        hit_query=query[hits],
+        hit_rank=rank[hits],
+        hit_score=score[hits],
+        rows=rows,
+        without_hit=sorted(row for number in np.flatnonzero(~asked).tolist() for row in queries[number].rows),
     )

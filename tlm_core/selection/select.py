@@ -2,215 +2,257 @@
 
 Files: `passages.parquet` (id, text, source, rank, score; by rank, then id), `provenance.parquet` (passage_id,
 train_row, rank, score), `leaks.parquet` (passage_id, split, row, rule) and `selection.json`. The same task, corpus
-version and parameters give the same bytes.
+version and parameters give the same bytes, however often the work was broken off in between.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tlm_core.corpus.leaks import LeakFilter
+from tlm_core.corpus.passages import word_count
 from tlm_core.errors import EmptySelection
+from tlm_core.selection.analysis import analysis_of
+from tlm_core.selection.draw import best_first, over_texts, shuffled
+from tlm_core.selection.files import PASSAGES, Rows, write_leaks, write_provenance
+from tlm_core.selection.given import given_candidates
 from tlm_core.selection.index import PassageIndex
-from tlm_core.selection.keep import Keeper, random_order
-from tlm_core.selection.retrieve import Progress, Retrieved, queries_of, retrieve, unwatched
+from tlm_core.selection.keep import Candidate, Keeper, Ranked, fetched
+from tlm_core.selection.likeness import classifier, importance
+from tlm_core.selection.queries import held_out_texts, task_queries, train_texts
+from tlm_core.selection.retrieve import Progress, Retrieved, retrieve, unwatched
+from tlm_core.selection.shares import QueryCap, in_turns, label_facts, rank_counts
 from tlm_core.tasks.task import Task
 from tlm_core.training.recipe import Selection
 
-VERSION = 1
-PASSAGES = pa.schema(
-    [("id", pa.string()), ("text", pa.string()), ("source", pa.string()), ("rank", pa.int32()), ("score", pa.float32())]
-)
-PROVENANCE = pa.schema(
-    [("passage_id", pa.string()), ("train_row", pa.int64()), ("rank", pa.int32()), ("score", pa.float32())]
-)
-LEAKS = pa.schema([("passage_id", pa.string()), ("split", pa.string()), ("row", pa.int64()), ("rule", pa.string())])
-_ROWS = 20_000
+VERSION = 2
 _LISTED = 100
+_SHORT = 25  # words of a short passage: with a budget in words, how many passages it takes at most
 
-Positions = NDArray[np.int64]
-"""Places of passages in the order in which a selector named them."""
-
-
-def train_texts(task: Task) -> Iterator[tuple[int, str]]:
-    """(row, text) of the train split; the two texts of a pair are joined by a blank."""
-    texts, pairs = task.texts("train"), task.text_pairs("train")
-    joined = texts if pairs is None else [f"{first} {second}" for first, second in zip(texts, pairs, strict=True)]
-    return zip(task.rows("train").tolist(), joined, strict=True)
+Candidates = Iterator[list[Candidate]]
 
 
-def held_out_texts(task: Task) -> Iterator[tuple[str, int, str]]:
-    """(split, row, text) of validation and test; both texts of a pair stand alone, as a passage may hold only one."""
-    for split in ("validation", "test"):
-        rows = task.rows(split).tolist()
-        for texts in (task.texts(split), task.text_pairs(split)):
-            yield from ((split, row, text) for row, text in zip(rows, texts or (), strict=texts is not None))
+@dataclass(frozen=True)
+class Corpus:
+    """What is selected from. name, version: for the record."""
+
+    name: str
+    version: str
+    index: PassageIndex
+
+
+@dataclass
+class _Kept:
+    """What has been written: places among the candidates, and counts."""
+
+    places: list[NDArray[np.int64]] = field(default_factory=list)
+    sources: Counter[str] = field(default_factory=Counter)
+    words: int = 0
+
+    @property
+    def all_places(self) -> NDArray[np.int64]:
+        return np.concatenate([np.empty(0, np.int64), *self.places])
+
+
+class _Told:
+    """Passes progress on, and says the last of it again while what follows has nothing of its own to count."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._last = (0, 0, "passages")
+
+    def __call__(self, done: int, total: int, unit: str) -> None:
+        self._last = (done, total, unit)
+        self.again()
+
+    def again(self) -> None:
+        self._progress(*self._last)
 
 
 def select(
     task: Task,
-    index: PassageIndex,
+    source: Corpus | Path | None,
     params: Selection,
     folder: Path,
     *,
     seed: int,
-    corpus: Mapping[str, str],
+    parts: Path,
     progress: Progress = unwatched,
 ) -> dict[str, Any]:
     """Write the selection for `task` to `folder`; answers the content of its `selection.json`.
 
-    Validation and test texts are never queries; they only drop the passages that hold them. corpus: its name and
-    version, for the record. Raises EmptySelection when nothing is found or every find is a leak, and what the index
-    raises.
+    Validation and test texts are never queries; they only drop the passages that hold them. source: the corpus, or
+    the file that `given.write_given` made for the selector `given`, or nothing for `none`. parts: a folder for work
+    under way, which a later call with the same arguments goes on from; the caller removes it. Raises EmptySelection
+    when nothing is found or nothing of it may stay, InvalidRecipe, and what the index raises.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    leak_filter = LeakFilter(held_out_texts(task)) if params.leak_filter else None
-    keeper = Keeper(index, leak_filter, params.max_passages)
-    found: Retrieved | None = None
-    if params.selector == "bm25" or (params.selector == "random" and params.max_passages is None):
-        found = retrieve(queries_of(train_texts(task)), index, params.top_k, progress)
-        _refuse_if_empty(found, corpus["name"])
-    order: Iterable[str] = found.ids if found else ()
-    if params.selector == "random":
-        # The control: as many passages as the queries would have brought, drawn without a look at the task.
-        count = params.max_passages or sum(len(batch) for batch in keeper.batches(order))
-        found, keeper = None, Keeper(index, leak_filter, count)
-        order = random_order(index, seed, count)
-    asked = found.queries if found else 0
-    positions, sources = _write_passages(
-        folder / "passages.parquet", keeper, order, found, lambda: progress(asked, asked)
+    told = _Told(progress)
+    keeper = Keeper(
+        LeakFilter(held_out_texts(task)) if params.leak_filter else None, params.max_passages, params.max_tokens
     )
-    if params.selector != "none" and not len(positions):
-        raise EmptySelection("every passage that was found holds validation or test texts; take another corpus")
-    _write_provenance(folder / "provenance.parquet", found, positions)
-    _write_leaks(folder / "leaks.parquet", keeper)
-    facts = _facts(params, seed, {**corpus, "passages": index.count()}, found, keeper, sources)
+    found: Retrieved | None = None
+    stay: Candidates = iter(())
+    if isinstance(source, Path):
+        stay = keeper.batches(given_candidates(source, params.top_k))
+    elif source is not None and params.selector == "bm25":
+        found = _asked(task, source, params, parts, told)
+        stay = _of_queries(task, source, params, found, keeper)
+    elif source is not None and params.selector != "none":
+        stay = _of_draw(_Draw(task, source, params, seed, parts, told), keeper)
+    kept = _write_passages(folder / "passages.parquet", stay, told.again)
+    if params.selector != "none" and not kept.places:
+        raise EmptySelection(_why_empty(keeper, params))
+    write_provenance(folder / "provenance.parquet", found, kept.all_places)
+    write_leaks(folder / "leaks.parquet", keeper.leaks)
+    facts = _facts(params, seed, source, keeper, kept) | _facts_of_queries(task, found, keeper, kept)
     text = json.dumps(facts, ensure_ascii=False, indent=2, sort_keys=True)
     (folder / "selection.json").write_text(text + "\n", encoding="utf-8")
     return facts
 
 
-def _refuse_if_empty(found: Retrieved, corpus: str) -> None:
-    if not found.ids:
+def _asked(task: Task, corpus: Corpus, params: Selection, parts: Path, progress: Progress) -> Retrieved:
+    found = retrieve(task_queries(task, params), corpus.index, params.top_k, parts / "hits", progress)
+    if not len(found.ids):
         raise EmptySelection(
-            f"none of the {found.queries} train texts shares a word with corpus '{corpus}'; "
+            f"none of the {found.rows} train texts shares a word with corpus '{corpus.name}'; "
             "take a corpus in the language and of the field of the task"
         )
+    return found
 
 
-def _write_passages(
-    path: Path, keeper: Keeper, order: Iterable[str], found: Retrieved | None, go_on: Callable[[], None]
-) -> tuple[Positions, Counter[str]]:
-    """Write what the keeper lets through; answers its positions in `order` and the count of each source.
+def _of_queries(task: Task, corpus: Corpus, params: Selection, found: Retrieved, keeper: Keeper) -> Candidates:
+    """What the queries found and may stay, by best rank."""
+    if params.per_query_cap:
+        keeper.admits = QueryCap(found, params.per_query_cap)
+    if not params.per_label_balance:
+        return keeper.batches(fetched(corpus.index, found.ranked(), params.max_passages))
+    in_order = fetched(corpus.index, found.ranked(in_turns(found, task)), params.max_passages)
+    places = [candidate.place for batch in keeper.batches(in_order) for candidate in batch]
+    return fetched(corpus.index, found.ranked(np.array(sorted(places), np.int64)), None)
 
-    Passages that no query asked for have their place in the draw as rank, and no score. go_on: called between two
-    batches; what it raises ends the work.
-    """
-    kept: list[Positions] = []
-    sources: Counter[str] = Counter()
-    with _Rows(path, PASSAGES) as rows:
-        for batch in keeper.batches(order):
+
+@dataclass(frozen=True)
+class _Draw:
+    """All that a selector which looks at every passage needs."""
+
+    task: Task
+    corpus: Corpus
+    params: Selection
+    seed: int
+    parts: Path
+    progress: Progress
+
+    @property
+    def index(self) -> PassageIndex:
+        return self.corpus.index
+
+    def best_first(self, count: int) -> Iterator[Ranked]:
+        """All passages, best first, of which some `count` will be taken."""
+        if self.params.selector in ("random", "whole"):
+            return best_first(shuffled(self.index, self.seed), count, scored=False)
+        analysis = analysis_of(self.task.language)
+        if self.params.selector == "dsir":
+            texts = (text for _, text in train_texts(self.task))
+            worth = importance(texts, self.index, analysis, self.seed, self.progress)
+        else:
+            worth = classifier(
+                task_queries(self.task, self.params), self.index, analysis, self.seed,
+                folder=self.parts / "examples", corpus=self.corpus.name, progress=self.progress,
+            )  # fmt: skip
+        return best_first(over_texts(self.index, worth, self.progress), count, scored=True)
+
+
+def _of_draw(draw: _Draw, keeper: Keeper) -> Candidates:
+    """What is drawn and may stay; without a budget as many as the queries would bring, of `whole` everything."""
+    params, total = draw.params, draw.index.count()
+    if params.selector != "whole" and not params.has_budget:
+        found = _asked(draw.task, draw.corpus, params, draw.parts, draw.progress)
+        plain = fetched(draw.index, found.ranked(), None)
+        trial = Keeper(keeper.filter)
+        keeper.budget = sum(len(batch) for batch in trial.batches(plain))
+        if not keeper.budget:
+            raise EmptySelection(_why_empty(trial, params))
+    count = total if keeper.budget is None else min(keeper.budget, total)
+    if params.max_tokens is not None:
+        count = min(count, params.max_tokens // _SHORT + 1)
+    return keeper.batches(fetched(draw.index, draw.best_first(count), count))
+
+
+def _why_empty(keeper: Keeper, params: Selection) -> str:
+    if keeper.dropped:
+        return "every passage that was found holds validation or test texts; take another corpus"
+    if params.selector == "given":
+        return f"the given selection has no passage of rank {params.top_k} or better; set selection.top_k higher"
+    return "the first passage alone is longer than selection.max_tokens; set it higher"
+
+
+def _write_passages(path: Path, stay: Iterable[list[Candidate]], go_on: Callable[[], None]) -> _Kept:
+    """Write what stays. go_on: called between two batches; what it raises ends the work."""
+    kept = _Kept()
+    with Rows(path, PASSAGES) as rows:
+        for batch in stay:
             go_on()
-            positions = np.array([position for position, _ in batch], dtype=np.int64)
-            first = sum(map(len, kept)) + 1
+            if not batch:
+                continue
+            passages = [candidate.passage for candidate in batch]
             rows.write(
-                [passage.id for _, passage in batch],
-                [passage.text for _, passage in batch],
-                [passage.source for _, passage in batch],
-                found.rank[positions] if found else np.arange(first, first + len(batch)),
-                found.score[positions] if found else [None] * len(batch),
+                [passage.id for passage in passages],
+                [passage.text for passage in passages],
+                [passage.source for passage in passages],
+                [candidate.rank for candidate in batch],
+                [candidate.score for candidate in batch],
             )
-            kept.append(positions)
-            sources.update(passage.source for _, passage in batch)
-    return np.concatenate([np.empty(0, np.int64), *kept]), sources
+            kept.places.append(np.array([candidate.place for candidate in batch], dtype=np.int64))
+            kept.sources.update(passage.source for passage in passages)
+            kept.words += sum(word_count(passage.text) for passage in passages)
+    return kept
 
 
-def _write_provenance(path: Path, found: Retrieved | None, positions: Positions) -> None:
-    """Who asked for each passage that was kept."""
-    with _Rows(path, PROVENANCE) as rows:
-        if found:
-            ids = pa.array(found.ids, pa.string())
-            pairs = np.flatnonzero(np.isin(found.asked_passage, positions))
-            for start in range(0, len(pairs), _ROWS):
-                part = pairs[start : start + _ROWS]
-                names = ids.take(pa.array(found.asked_passage[part]))
-                rows.write(names, found.asked_row[part], found.asked_rank[part], found.asked_score[part])
-
-
-def _write_leaks(path: Path, keeper: Keeper) -> None:
-    with _Rows(path, LEAKS) as rows:
-        if keeper.leaks:
-            rows.write(*zip(*((found.passage_id, *found.leak) for found in keeper.leaks), strict=True))
-
-
-class _Rows:
-    """A Parquet file written column batch by column batch, in row groups of even size and without a time in it."""
-
-    def __init__(self, path: Path, schema: Any) -> None:
-        self._schema = schema
-        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
-        self._pending: list[Any] = []
-
-    def __enter__(self) -> _Rows:
-        return self
-
-    def write(self, *columns: Any) -> None:
-        """Append rows; one sequence for each column of the schema, None for null."""
-        arrays = [pa.array(column, field.type) for column, field in zip(columns, self._schema, strict=True)]
-        self._pending.append(pa.record_batch(arrays, schema=self._schema))
-        if sum(batch.num_rows for batch in self._pending) >= _ROWS:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._pending:
-            self._writer.write_table(pa.Table.from_batches(self._pending))
-            self._pending.clear()
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self._flush()
-        self._writer.close()
-
-
-def _facts(
-    params: Selection,
-    seed: int,
-    corpus: Mapping[str, Any],
-    found: Retrieved | None,
-    keeper: Keeper,
-    sources: Counter[str],
-) -> dict[str, Any]:
-    total = sum(sources.values())
+def _facts(params: Selection, seed: int, source: Corpus | Path | None, keeper: Keeper, kept: _Kept) -> dict[str, Any]:
+    total = kept.sources.total()
+    corpus = (
+        {"corpus": {"name": source.name, "version": source.version, "passages": source.index.count()}}
+        if isinstance(source, Corpus)
+        else {}
+    )
     return {
+        **corpus,
         "version": VERSION,
         "selector": params.selector,
         "params": params.model_dump(mode="json"),
         "seed": seed,
-        "corpus": dict(corpus),
         "passages": total,
-        "asked": {
-            "queries": found.queries,
-            "without_hit": {"count": len(found.without_hit), "rows": found.without_hit[:_LISTED]},
-            "candidates": len(found.ids),
-            "cut_by_budget": len(found.ids) - total - keeper.dropped,
-        }
-        if found
-        else None,
+        "words": kept.words,
         "leaks": {
             "passages": keeper.dropped,
             "texts": len({(found.leak.split, found.leak.row) for found in keeper.leaks}),
         },
         "sources": [
-            {"source": source, "passages": count, "share": round(count / total, 6)}
-            for source, count in sorted(sources.items(), key=lambda item: (-item[1], item[0]))
+            {"source": name, "passages": count, "share": round(count / total, 6)}
+            for name, count in sorted(kept.sources.items(), key=lambda item: (-item[1], item[0]))
         ],
     }
+
+
+def _facts_of_queries(task: Task, found: Retrieved | None, keeper: Keeper, kept: _Kept) -> dict[str, Any]:
+    """Null for a selector whose passages nobody asked for."""
+    if found is None:
+        return {"asked": None, "ranks": None, "labels": None}
+    places = kept.all_places
+    asked = {
+        "queries": found.rows,
+        "without_hit": {"count": len(found.without_hit), "rows": found.without_hit[:_LISTED]},
+        "candidates": len(found.ids),
+        "cut_by_query_cap": keeper.declined,
+        "cut_by_budget": len(found.ids) - len(places) - keeper.dropped - keeper.declined,
+    }
+    return {"asked": asked, "ranks": rank_counts(found.rank[places]), "labels": label_facts(found, task, places)}

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tlm_core.artifacts import MANIFEST
+from tlm_core.selection.given import GIVEN_PART, is_given
 from tlm_core.tasks.columnar import read_parquet, too_large
 from tlm_core.tasks.delimited import read_delimited
 from tlm_core.tasks.encoding import detect, open_bytes
@@ -54,13 +55,15 @@ def find_splits(source: Mapping[str, Path] | Path, findings: Findings) -> dict[s
     """Which file holds which split.
 
     source: a mapping from split names (dev, val and the like are known) to files, one file (all of it is
-    train), or a folder whose file names tell the split.
+    train), or a folder whose file names tell the split. A part `selection` is no split and left to `given_part`.
     Faults added: no_file, no_train, doubled_split, unknown_split.
     """
     found: dict[str, Path] = {}
     if isinstance(source, Mapping):
         named = {name: _SPLIT_WORDS.get(name.lower()) for name in source}
         for name, split in named.items():
+            if name == GIVEN_PART:
+                continue
             if split is None:
                 findings.fault("unknown_split", f"unknown split '{name}'; known are train, validation and test")
             else:
@@ -82,7 +85,7 @@ def find_splits(source: Mapping[str, Path] | Path, findings: Findings) -> dict[s
 
 def _find_in_folder(folder: Path, found: dict[str, Path], findings: Findings) -> None:
     files = sorted(path for path in folder.iterdir() if path.is_file() and _file_type(path))
-    files = [path for path in files if path.name != MANIFEST and not path.name.startswith(".")]
+    files = [path for path in files if path.name != MANIFEST and not path.name.startswith(".") and not is_given(path)]
     unclear = []
     for path in files:
         words = re.split(r"[^a-z]+", path.name.lower())

@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tlm_core.selection.given import GIVEN, given_part, write_given
 from tlm_core.tasks.checks import check_label_set, check_labels, check_texts, count_labels, sort_labels
 from tlm_core.tasks.columns import Columns, choose_columns
 from tlm_core.tasks.duplicates import count_distinct, scan
@@ -63,10 +64,13 @@ def write_task(
 ) -> dict[str, Any]:
     """Write the `validate` artifact (the task's files and report.json) to `folder`; returns the report.
 
-    Raises what `load_task` raises.
+    A selection that the data set brings is kept beside the task. Raises what `load_task` and `write_given` raise.
     """
     task, report = load_task(source, options, hub=hub)
     task.write(folder)
+    given = given_part(source)
+    if given is not None:
+        write_given(given, folder / GIVEN)
     (folder / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     return report
 

@@ -36,6 +36,7 @@ _FORM: dict[str, Any] = {
                         "name": {"type": "string"},
                         "options": {"type": "string", "description": "JSON, as `options` of POST /v1/datasets/hub"},
                         "train": _FILE, "validation": _FILE, "test": _FILE,
+                        "selection": {**_FILE, "description": "passages (text, rank) for the selector 'given'"},
                         "file": {**_FILE, "description": "instead of train: all rows in one file, splits are cut"},
                     },
                 },
@@ -64,7 +65,7 @@ async def create(request: Request, parts: PartsDep, tenant: Tenant) -> DatasetCr
         parts.settings.scratch,
         max_bytes=parts.settings.max_upload_bytes,
         fields=("name", "options"),
-        files=("train", "validation", "test", "file"),
+        files=("train", "validation", "test", "selection", "file"),
     ) as upload:
         name = upload.field("name")
         check_dataset_name(name)

@@ -16,11 +16,10 @@ from tests.unit.selection.fake_index import WordCountIndex
 from tlm_core.corpus.passages import Passage
 from tlm_core.errors import EmptySelection
 from tlm_core.selection.retrieve import BATCH
-from tlm_core.selection.select import select
+from tlm_core.selection.select import Corpus, select
 from tlm_core.tasks.task import Task, task_schema
 from tlm_core.training.recipe import Selection
 
-CORPUS = {"name": "docs", "version": "v1"}
 LEAK = "one two three four five six seven eight nine"
 
 
@@ -44,7 +43,9 @@ def index_of(*texts: str) -> WordCountIndex:
 
 
 def run(task: Task, index: WordCountIndex, folder: Path, seed: int = 0, **params: Any) -> dict[str, Any]:
-    return select(task, index, Selection(**params), folder, seed=seed, corpus=CORPUS)
+    return select(
+        task, Corpus("docs", "v1", index), Selection(**params), folder, seed=seed, parts=folder.with_suffix(".work")
+    )
 
 
 def rows(folder: Path, name: str) -> list[dict[str, Any]]:
@@ -60,7 +61,8 @@ def test_the_union_keeps_each_passage_once_at_its_best_rank(tmp_path: Path) -> N
     ]  # fmt: skip
     assert facts["passages"] == 3
     assert facts["asked"] == {
-        "queries": 2, "without_hit": {"count": 0, "rows": []}, "candidates": 3, "cut_by_budget": 0,
+        "queries": 2, "without_hit": {"count": 0, "rows": []}, "candidates": 3, "cut_by_query_cap": 0,
+        "cut_by_budget": 0,
     }  # fmt: skip
     assert facts["sources"] == [
         {"source": "s0", "passages": 2, "share": 0.666667}, {"source": "s1", "passages": 1, "share": 0.333333},
@@ -175,22 +177,24 @@ def test_equal_inputs_give_equal_bytes(tmp_path: Path) -> None:
         digests.append({p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (tmp_path / name).iterdir()})
     assert digests[0] == digests[1]
     assert digests[0].keys() == {"passages.parquet", "provenance.parquet", "leaks.parquet", "selection.json"}
-    assert json.loads((tmp_path / "a" / "selection.json").read_text())["corpus"] == {**CORPUS, "passages": 300}
+    assert json.loads((tmp_path / "a" / "selection.json").read_text())["corpus"] == {
+        "name": "docs", "version": "v1", "passages": 300,
+    }  # fmt: skip
 
 
 def test_progress_counts_train_rows_and_may_stop_the_work(tmp_path: Path) -> None:
-    task, seen = task_of([f"w{n // 2}" for n in range(4 * BATCH)]), []
-    index = index_of(*(f"w{n}" for n in range(2 * BATCH)))
+    seen: list[tuple[int, int, str]] = []
+    task, index = task_of([f"w{n // 2}" for n in range(4 * BATCH)]), index_of(*(f"w{n}" for n in range(2 * BATCH)))
 
-    def watch(done: int, total: int) -> None:
-        seen.append((done, total))
-        if len(seen) == 1:
+    def watch(done: int, total: int, unit: str) -> None:
+        seen.append((done, total, unit))
+        if len(seen) == 2:
             raise KeyboardInterrupt
 
-    select(task, index, Selection(), tmp_path, seed=0, corpus=CORPUS, progress=lambda d, t: seen.append((d, t)))
-    assert seen[:2] == [(2 * BATCH, 4 * BATCH), (4 * BATCH, 4 * BATCH)]
-    assert set(seen[2:]) == {(4 * BATCH, 4 * BATCH)}
-    seen.clear()
+    corpus = Corpus("docs", "v1", index)
     with pytest.raises(KeyboardInterrupt):
-        select(task, index, Selection(), tmp_path, seed=0, corpus=CORPUS, progress=watch)
-    assert len(index.searched) == 3
+        select(task, corpus, Selection(), tmp_path, seed=0, parts=tmp_path / "parts", progress=watch)
+    assert len(index.searched) == 1
+    select(task, corpus, Selection(), tmp_path, seed=0, parts=tmp_path / "parts", progress=lambda *t: seen.append(t))
+    assert seen[:2] == [(0, 4 * BATCH, "queries"), (2 * BATCH, 4 * BATCH, "queries")]
+    assert set(seen[4:]) == {(4 * BATCH, 4 * BATCH, "queries")}
