@@ -21,6 +21,7 @@ TLMError
 ├── CorruptArtifact           bytes do not match their manifest
 ├── IndexMismatch             an index whose mapping or version is not ours
 ├── EmptySelection            no passage of the corpus matched any query
+├── RuntimeExceeded           the job ran longer than its max_runtime_seconds
 └── TrainingFailed
     ├── NonFiniteLoss         the loss is not a number
     ├── OutOfMemory           even the smallest micro-batch does not fit
@@ -174,6 +175,10 @@ class IndexMismatch(TLMError):
 
 class EmptySelection(TLMError):
     code = "empty_selection"
+
+
+class RuntimeExceeded(TLMError):
+    code = "runtime_exceeded"
 
 
 class TrainingFailed(TLMError):

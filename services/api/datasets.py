@@ -14,11 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from services.api.uploads import ReceivedFile
 from services.common.catalog import Catalog, DatasetRecord
-from services.common.jobstore import JobStore
 from tlm_core.artifacts import ArtifactStore, ManifestRef, storage_errors
-from tlm_core.errors import Conflict, InvalidRequest
+from tlm_core.errors import InvalidRequest
 from tlm_core.jobs.spec import NAME_PATTERN, new_id
-from tlm_core.jobs.states import TERMINAL, State
 
 if TYPE_CHECKING:
     from tlm_core.tasks.options import DatasetOptions
@@ -117,22 +115,6 @@ class Intake:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def remove(catalog: Catalog, jobs: JobStore, artifacts: ArtifactStore, record: DatasetRecord) -> None:
-    """Delete a data set and its files. Raises Conflict while a job that is not over needs it."""
-    for state in sorted(set(State) - TERMINAL):
-        after = None
-        more = True
-        while more:
-            page, more = jobs.list_jobs(record.tenant, state=state, after=after, limit=100)
-            for job in page:
-                after = job.id
-                if job.resolved.dataset_id == record.id:
-                    raise Conflict(f"{job.id} is {state} and needs this data set; cancel it first", job=job.id)
-            more = more and bool(page)
-    catalog.drop_dataset(record)
-    artifacts.delete(f"{record.tenant}/datasets/{record.id}")
 
 
 def report_of(artifacts: ArtifactStore, record: DatasetRecord) -> dict[str, Any]:

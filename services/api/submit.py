@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
 
 from services.common.catalog import Catalog, ready_version
+from services.common.problem import validation_problem
 from tlm_core.errors import InvalidRequest
-from tlm_core.jobs.spec import JobSpec, Resolved
+from tlm_core.jobs.spec import JobRecord, JobSpec, Resolved
 from tlm_core.training.recipe import Recipe, resolve
 
 _MAX_SEED = 2**32 - 1
@@ -58,6 +62,23 @@ def _check_given(spec: JobSpec, brought: bool) -> None:
         )
     if spec.corpus is not None:
         raise InvalidRequest("the selector 'given' takes the data set's own selection; leave 'corpus' out")
+
+
+def changed(job: JobRecord, changes: Mapping[str, Any]) -> JobSpec:
+    """The spec of a job with `changes`, data set and corpus pinned to what they meant where they are not changed.
+
+    Raises InvalidRequest with every field at fault.
+    """
+    resolved = job.resolved
+    corpus = f"{resolved.corpus_name}@{resolved.corpus_version}" if resolved.corpus_name else None
+    values = job.spec.model_dump(mode="json") | {"dataset": resolved.dataset_id, "corpus": corpus} | dict(changes)
+    if isinstance(changes.get("set"), dict):
+        values["set"] = {**job.spec.set, **changes["set"]}
+    try:
+        return JobSpec.model_validate(values)
+    except ValidationError as error:
+        problem = validation_problem([{**one, "loc": ("body", *one["loc"])} for one in error.errors()])
+        raise InvalidRequest(problem["detail"], faults=problem["errors"]) from error
 
 
 def _check_folders(recipe: Recipe, allowed: tuple[Path, ...]) -> None:

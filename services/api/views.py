@@ -10,7 +10,7 @@ from services.api.estimate import Estimate
 from services.common.catalog import CorpusLoad, CorpusRecord, CorpusState, CorpusVersion, DatasetRecord, LoadState
 from tlm_core.artifacts import FileEntry, ManifestRef
 from tlm_core.jobs.plan import Plan
-from tlm_core.jobs.spec import Event, JobRecord, JobSpec, Progress
+from tlm_core.jobs.spec import Event, JobRecord, JobSpec, Origin, Progress
 from tlm_core.jobs.states import State
 from tlm_core.tasks.options import DatasetOptions
 from tlm_core.training.recipe import Recipe
@@ -237,6 +237,8 @@ class JobSummary(_View):
     recipe: str
     seeds: tuple[int, ...]
     metadata: dict[str, str]
+    priority: int
+    origin: Origin | None = Field(description="the job that it was made from, and how")
     attempt: int
     failures: int
     created_at: float
@@ -306,9 +308,9 @@ class DryRun(_View):
 
 def _facts(job: JobRecord) -> dict[str, Any]:
     spec = job.spec
-    shared = ("id", "state", "attempt", "failures", "created_at", "updated_at", "started_at", "finished_at", "progress",
-              "error")  # fmt: skip
-    asked = ("kind", "dataset", "corpus", "scale", "recipe", "seeds", "metadata")
+    shared = ("id", "state", "origin", "attempt", "failures", "created_at", "updated_at", "started_at", "finished_at",
+              "progress", "error")  # fmt: skip
+    asked = ("kind", "dataset", "corpus", "scale", "recipe", "seeds", "metadata", "priority")
     return {name: getattr(job, name) for name in shared} | {name: getattr(spec, name) for name in asked}
 
 

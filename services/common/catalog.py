@@ -184,14 +184,11 @@ class Catalog:
             bodies = self._redis.mget([_key(tenant, "dataset", i) for i in ids[:limit]]) if ids else []
         return [DatasetRecord.model_validate_json(b) for b in bodies if b is not None], len(ids) > limit
 
-    def drop_dataset(self, record: DatasetRecord) -> None:
-        """Forget a data set; the caller deletes the files afterwards."""
+    def dataset_ids(self, tenant: str, id_or_name: str) -> list[str]:
+        """Ids of every version that a name stands for; an id stands for itself."""
         with translated():
-            pipe = self._redis.pipeline(transaction=True)
-            pipe.delete(_key(record.tenant, "dataset", record.id))
-            pipe.zrem(_key(record.tenant, "datasets"), record.id)
-            pipe.zrem(_key(record.tenant, "dataset-name", record.name), record.id)
-            pipe.execute()
+            found: Any = self._redis.zrange(_key(tenant, "dataset-name", id_or_name), 0, -1)
+        return list(found) or [id_or_name]
 
     # --- corpora --------------------------------------------------------------------------------------------------
 
@@ -308,6 +305,11 @@ def ready_version(corpus: CorpusRecord, version: str | None, load: CorpusLoad | 
         advice = "upload it again" if state in ("failed", "empty") else "wait until it is ready"
         raise Conflict(f"corpus '{corpus.name}' is {state}; {advice}", state=state)
     return newest
+
+
+def dataset_key(tenant: str, dataset_id: str) -> str:
+    """Key of a data set's record: a job that needs it is accepted in one step with a look at it."""
+    return _key(tenant, "dataset", dataset_id)
 
 
 def _key(tenant: str, *parts: str) -> str:

@@ -9,10 +9,13 @@ Keys (prefix `tlm`, tenant in braces):
     tlm:{T}:metrics:ID    stream                      tlm:{T}:artifacts   artifact id → ManifestRef
     tlm:{T}:logs:ID       stream                      tlm:{T}:checkpoints:ARTIFACT   list of published checkpoints
     tlm:{T}:idem:KEY      idempotency                 tlm:queue, tlm:leases          members T/ID, scored by time
+    tlm:{T}:kind:K, :on:DATASET, :data:DIGEST, :label:DIGEST   job ids, for lists      tlm:queue:N   other priorities
+    tlm:feed              stream of what happened to jobs, for whoever follows all of them
 """
 
 from __future__ import annotations
 
+import bisect
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,13 +28,15 @@ from pydantic import BaseModel, ConfigDict
 from services.common.redis_errors import translated
 from tlm_core.artifacts import ManifestRef, canonical_json, digest_of
 from tlm_core.errors import Conflict, IdempotencyMismatch, IllegalTransition, NotFound, StaleAttempt, TLMError
-from tlm_core.jobs.spec import Event, JobRecord, JobSpec, Progress, Resolved, new_id
-from tlm_core.jobs.states import ACTIVE, TRANSITIONS, State, Verb, allowed
+from tlm_core.jobs.spec import MAX_PRIORITY, Event, JobRecord, JobSpec, Origin, Progress, Resolved, new_id
+from tlm_core.jobs.states import ACTIVE, TERMINAL, TRANSITIONS, State, Verb, allowed
 
 PREFIX = "tlm"
 _LUA = Path(__file__).parent / "lua"
-_JSON_FIELDS = ("spec", "resolved", "submissions", "progress", "error", "result")
+_JSON_FIELDS = ("spec", "resolved", "origin", "submissions", "progress", "error", "result")
 _KEPT = 20_000
+_QUEUE, _FEED = f"{PREFIX}:queue", f"{PREFIX}:feed"
+_FEED_KEPT = 100_000
 _IDEMPOTENCY_SECONDS = 7 * 86_400
 
 
@@ -79,11 +84,20 @@ class JobStore:
     # --- verbs of the user -------------------------------------------------------------------------------------
 
     def submit(
-        self, tenant: str, spec: JobSpec, resolved: Resolved, *, idempotency_key: str | None = None
+        self,
+        tenant: str,
+        spec: JobSpec,
+        resolved: Resolved,
+        *,
+        idempotency_key: str | None = None,
+        origin: Origin | None = None,
+        needs: str = "",
     ) -> tuple[JobRecord, bool]:
         """Create a job; durable when this returns. Returns the record and whether it is new.
 
-        The same idempotency key with the same spec gives the earlier job. Raises IdempotencyMismatch for another spec.
+        The same idempotency key with the same spec gives the earlier job. origin: the job it was made from.
+        needs: key of a record without which there is no job. Raises IdempotencyMismatch for another spec, NotFound
+        when what it needs is gone.
         """
         job_id = new_id("job")
         fields = {
@@ -92,30 +106,39 @@ class JobStore:
             "spec": spec.model_dump_json(),
             "resolved": resolved.model_dump_json(),
         }
-        kind, answered = self._run(
-            "submit",
-            [
-                self._key(tenant, "job", job_id),
-                self._key(tenant, "events", job_id),
-                self._key(tenant, "idem", digest_of(idempotency_key)) if idempotency_key else "",
-                self._key(tenant, "jobs"),
-                f"{PREFIX}:queue",
-            ],
-            [
-                job_id,
-                f"{tenant}/{job_id}",
-                canonical_json(fields),
-                canonical_json({"kind": spec.kind}),
-                digest_of(spec.model_dump(mode="json")),
-                _IDEMPOTENCY_SECONDS,
-                self._key(tenant, "state", "queued"),
-            ],
-        )
+        if origin is not None:
+            fields["origin"] = origin.model_dump_json()
+        keys = [
+            self._key(tenant, "job", job_id),
+            self._key(tenant, "events", job_id),
+            self._key(tenant, "idem", digest_of(idempotency_key)) if idempotency_key else "",
+            _QUEUE,
+            needs,
+            _FEED,
+            *self._indexes(tenant, spec, resolved),
+            self._key(tenant, "state", "queued"),
+        ]
+        args = [
+            job_id,
+            f"{tenant}/{job_id}",
+            canonical_json(fields),
+            canonical_json({"kind": spec.kind} | (origin.model_dump() if origin else {})),
+            _digest(spec, origin),
+            _IDEMPOTENCY_SECONDS,
+            spec.priority,
+            self._key(tenant, "job", ""),
+            _FEED_KEPT,
+        ]
+        kind, answered = self._run("submit", keys, args)
         if kind == "mismatch":
             raise _mismatch(answered)
+        if kind == "gone":
+            raise NotFound(f"the data set '{spec.dataset}' was deleted meanwhile; upload it again")
         return self.get(tenant, answered), kind == "created"
 
-    def replayed(self, tenant: str, spec: JobSpec, idempotency_key: str) -> JobRecord | None:
+    def replayed(
+        self, tenant: str, spec: JobSpec, idempotency_key: str, origin: Origin | None = None
+    ) -> JobRecord | None:
         """The job that the key was used for, if it was: asked before what a spec means is looked up anew, since its
         data set may be gone by now. Raises IdempotencyMismatch for another spec.
         """
@@ -124,9 +147,13 @@ class JobStore:
         if body is None:
             return None
         earlier = json.loads(body)
-        if earlier["digest"] != digest_of(spec.model_dump(mode="json")):
+        try:
+            job = self.get(tenant, earlier["id"])
+        except NotFound:  # deleted since: the key is free again
+            return None
+        if earlier["digest"] != _digest(spec, origin):
             raise _mismatch(earlier["id"])
-        return self.get(tenant, earlier["id"])
+        return job
 
     def pause(self, tenant: str, job_id: str) -> JobRecord:
         """Stop with a checkpoint; `paused` follows when the worker has left one. A queued job is paused at once."""
@@ -149,7 +176,8 @@ class JobStore:
 
     def claim(self, owner: str, lease_seconds: float) -> JobRecord | None:
         """A job to drive: one whose lease ran out (same attempt), else the next of the queue (next attempt)."""
-        member = self._run("claim", [f"{PREFIX}:queue", f"{PREFIX}:leases"], [owner, lease_seconds, PREFIX])
+        args = [owner, lease_seconds, PREFIX, MAX_PRIORITY, _FEED_KEPT]
+        member = self._run("claim", [_QUEUE, f"{PREFIX}:leases", _FEED], args)
         return None if member is None else self.get(*member.split("/", 1))
 
     def renew(self, job: JobRecord, owner: str, lease_seconds: float) -> bool:
@@ -274,19 +302,46 @@ class JobStore:
         return _record(fields)
 
     def list_jobs(
-        self, tenant: str, *, state: State | None = None, after: str | None = None, limit: int = 20
+        self,
+        tenant: str,
+        *,
+        state: State | None = None,
+        kind: str | None = None,
+        datasets: Sequence[str] | None = None,
+        labels: Mapping[str, str] | None = None,
+        after: str | None = None,
+        limit: int = 20,
     ) -> tuple[list[JobRecord], bool]:
-        """Jobs, newest first, those older than `after`; and whether there are more."""
-        key = self._key(tenant, "state", state) if state else self._key(tenant, "jobs")
+        """Jobs, newest first, those older than `after`; and whether there are more. All filters must hold; of
+        `datasets` (ids) one."""
+        wanted = [self._key(tenant, "state", state)] if state else []
+        wanted += [self._key(tenant, "kind", kind)] if kind else []
+        wanted += [self._key(tenant, "label", digest_of(pair)) for pair in (labels or {}).items()]
+        on = None if datasets is None else [self._key(tenant, "on", one) for one in datasets]
         with translated():
-            ids = self._redis.zrange(
-                key, f"({after}" if after else "+", "-", desc=True, bylex=True, offset=0, num=limit + 1
-            )
+            ids = self._ids(wanted or [self._key(tenant, "jobs")], on, after, limit + 1)
             pipe = self._redis.pipeline(transaction=False)
             for job_id in ids[:limit]:
                 pipe.hgetall(self._key(tenant, "job", job_id))
             found = pipe.execute()
         return [_record(fields) for fields in found if fields], len(ids) > limit
+
+    def _ids(self, all_of: list[str], one_of: list[str] | None, after: str | None, limit: int) -> list[str]:
+        """Members, last first, of sorted sets whose scores are all 0."""
+        start = f"({after}" if after else "+"
+        if one_of is not None and len(one_of) == 1:
+            all_of, one_of = [*all_of, *one_of], None
+        if one_of is None and len(all_of) == 1:
+            found = self._redis.zrange(all_of[0], start, "-", desc=True, bylex=True, offset=0, num=limit)
+            return list(found)
+        if one_of == []:
+            return []
+        members = self._redis.zinter(all_of)
+        if one_of is not None:
+            union = set(self._redis.zunion(one_of))
+            members = [one for one in members if one in union]
+        end = bisect.bisect_left(members, after) if after else len(members)
+        return list(reversed(members[max(0, end - limit) : end]))
 
     def events(self, tenant: str, job_id: str, *, after: int = 0, limit: int = 100) -> list[Event]:
         """Events with seq > after, in order."""
@@ -340,7 +395,56 @@ class JobStore:
         with translated():
             self._redis.lrem(self._key(tenant, "checkpoints", artifact), 0, body)
 
+    # --- deleting -----------------------------------------------------------------------------------------------
+
+    def delete(self, job: JobRecord) -> None:
+        """Forget a job that is over, with its events, metrics and logs. Raises IllegalTransition, NotFound."""
+        tenant = job.tenant
+        keys = [self._key(tenant, name, job.id) for name in ("job", "events", "metrics", "logs")]
+        keys += self._indexes(tenant, job.spec, job.resolved)
+        keys += [self._key(tenant, "state", state) for state in sorted(TERMINAL)]
+        answer = self._run("delete", keys, [job.id, canonical_json(dict.fromkeys(TERMINAL, True))])
+        if answer[0] == "missing":
+            raise NotFound(f"no job '{job.id}'; list the jobs to see their ids")
+        if answer[0] == "state":
+            raise IllegalTransition(
+                f"{job.id} is {answer[1]}; cancel it, and delete it when it is over", state=answer[1]
+            )
+
+    def jobs_on_data(self, tenant: str, digest: str) -> list[JobRecord]:
+        """All jobs whose data set has these bytes: others cannot share a stage with them."""
+        with translated():
+            ids = self._redis.zrange(self._key(tenant, "data", digest), 0, -1)
+            pipe = self._redis.pipeline(transaction=False)
+            for job_id in ids:
+                pipe.hgetall(self._key(tenant, "job", job_id))
+            return [_record(fields) for fields in pipe.execute() if fields]
+
+    def drop_dataset(self, tenant: str, dataset_id: str, name: str) -> None:
+        """Forget a data set. Raises Conflict while a job that is not over needs it."""
+        keys = [
+            self._key(tenant, "dataset", dataset_id),
+            self._key(tenant, "datasets"),
+            self._key(tenant, "dataset-name", name),
+            self._key(tenant, "on", dataset_id),
+        ]
+        args = [dataset_id, canonical_json(dict.fromkeys(TERMINAL, True)), self._key(tenant, "job", "")]
+        answer = self._run("drop_dataset", keys, args)
+        if answer[0] == "busy":
+            _, job, state = answer
+            raise Conflict(f"{job} is {state} and needs this data set; cancel it first", job=job)
+
     # --- within -------------------------------------------------------------------------------------------------
+
+    def _indexes(self, tenant: str, spec: JobSpec, resolved: Resolved) -> list[str]:
+        """The lists that a job belongs to for good."""
+        return [
+            self._key(tenant, "jobs"),
+            self._key(tenant, "kind", spec.kind),
+            self._key(tenant, "on", resolved.dataset_id),
+            self._key(tenant, "data", resolved.dataset.digest),
+            *(self._key(tenant, "label", digest_of(pair)) for pair in sorted(spec.metadata.items())),
+        ]
 
     @staticmethod
     def _key(tenant: str, *parts: str) -> str:
@@ -370,9 +474,10 @@ class JobStore:
         keys = [
             self._key(tenant, "job", job_id),
             self._key(tenant, "events", job_id),
-            f"{PREFIX}:queue",
+            _QUEUE,
             f"{PREFIX}:leases",
             self._key(tenant, "state", ""),
+            _FEED,
         ]
         args = [
             job_id,
@@ -384,6 +489,7 @@ class JobStore:
             event,
             canonical_json(data or {}),
             delay,
+            _FEED_KEPT,
         ]
         self._check(verb, job_id, self._run("move", keys, args))
         return self.get(tenant, job_id)
@@ -403,6 +509,10 @@ class JobStore:
             case ["stale", attempt, *_]:
                 raise StaleAttempt(f"{verb} refused for {job_id}: attempt {attempt} is in force, or another owner")
         raise Conflict(f"{verb} of {job_id} answered {answer}")
+
+
+def _digest(spec: JobSpec, origin: Origin | None) -> str:
+    return digest_of([spec.model_dump(mode="json"), origin.model_dump() if origin else None])
 
 
 def _mismatch(job_id: str) -> IdempotencyMismatch:

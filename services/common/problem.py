@@ -46,6 +46,7 @@ STATUS: Mapping[type[e.TLMError], int] = {
     e.CorruptArtifact: 500,
     e.IndexMismatch: 500,
     e.EmptySelection: 422,
+    e.RuntimeExceeded: 500,
     e.TrainingFailed: 500,
     e.NonFiniteLoss: 500,
     e.OutOfMemory: 500,

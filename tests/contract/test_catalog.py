@@ -17,6 +17,7 @@ from services.common.catalog import (
     LoadState,
     ready_version,
 )
+from services.common.jobstore import JobStore
 from tlm_core.artifacts import ManifestRef
 from tlm_core.errors import Conflict, NotFound, StaleAttempt
 from tlm_core.jobs.spec import new_id
@@ -44,12 +45,14 @@ def finish(catalog: Catalog, load: CorpusLoad, version: str) -> None:
     catalog.save_load(over, "a", version_of(load, CorpusState.READY, version))
 
 
-def test_a_name_means_the_newest_version_and_an_id_always_the_same_one(catalog: Catalog) -> None:
+def test_a_name_means_the_newest_version_and_an_id_always_the_same_one(
+    catalog: Catalog, redis_client: redis.Redis
+) -> None:
     first, second = add(catalog, rows=1), add(catalog, rows=2)
     assert (first.version, second.version) == (1, 2)
     assert catalog.dataset(T, "toy") == second
     assert catalog.dataset(T, first.id) == first
-    catalog.drop_dataset(second)
+    JobStore(redis_client).drop_dataset(T, second.id, second.name)
     assert catalog.dataset(T, "toy") == first
     assert add(catalog).version == 3, "a number is never used twice"
 
@@ -62,7 +65,7 @@ def test_uploads_at_once_get_different_versions_and_the_highest_is_the_newest(ca
 
 
 def test_a_dropped_data_set_leaves_nothing(catalog: Catalog, redis_client: redis.Redis) -> None:
-    catalog.drop_dataset(add(catalog))
+    JobStore(redis_client).drop_dataset(T, (made := add(catalog)).id, made.name)
     with pytest.raises(NotFound):
         catalog.dataset(T, "toy")
     assert catalog.datasets(T) == ([], False)

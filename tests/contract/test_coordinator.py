@@ -426,3 +426,16 @@ def test_nothing_of_an_attempt_is_left_in_scratch(world: World) -> None:
     coordinator, job_id = world.coordinator(), world.submit()
     world.work(world.until_submitted(coordinator, job_id), joint=counting_stage(3))
     assert os.listdir(world.folder / "scratch" / "work") == []
+
+
+def test_a_job_that_runs_longer_than_it_may_is_ended_with_its_workers(world: World) -> None:
+    coordinator, job_id = world.coordinator(), world.submit(max_runtime_seconds=100)
+    submission = world.until_submitted(coordinator, job_id)
+    world.now = 90
+    coordinator.round()
+    assert world.job(job_id).state is State.RUNNING
+    world.now = 101
+    coordinator.round()
+    job = world.job(job_id)
+    assert (job.state, job.error and job.error["code"]) == (State.FAILED, "runtime_exceeded")
+    assert world.cluster.statuses[submission] is Status.FAILED, "the workers were stopped"

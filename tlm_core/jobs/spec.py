@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import secrets
 import time
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from tlm_core.artifacts import ManifestRef
 from tlm_core.jobs.states import State
 from tlm_core.training.recipe import Recipe, Scale
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+MAX_PRIORITY = 10
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 
 
@@ -24,6 +25,10 @@ def new_id(prefix: str, now: float | None = None) -> str:
         value, digit = divmod(value, 32)
         digits = _ALPHABET[digit] + digits
     return f"{prefix}_{digits}"
+
+
+LabelKey = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^=]+$")]
+LabelValue = Annotated[str, StringConstraints(max_length=512)]
 
 
 class JobSpec(BaseModel):
@@ -40,7 +45,13 @@ class JobSpec(BaseModel):
     set: dict[str, Any] = Field({}, description="recipe overrides by dotted key, such as {'joint.rho2': 5}")
     workers: int = Field(1, ge=1, le=256, description="data-parallel workers")
     max_attempts: int = Field(3, ge=1, le=20, description="tries before a job that keeps failing is given up")
-    metadata: dict[str, str] = Field({}, max_length=16, description="your labels")
+    max_runtime_seconds: float | None = Field(
+        None, gt=0, le=1e8, description="running time of all attempts together after which the job is ended"
+    )
+    priority: int = Field(
+        0, ge=-MAX_PRIORITY, le=MAX_PRIORITY, description="of the jobs that wait, higher ones are taken first"
+    )
+    metadata: dict[LabelKey, LabelValue] = Field({}, max_length=16, description="your labels")
 
 
 class Resolved(BaseModel):
@@ -54,6 +65,15 @@ class Resolved(BaseModel):
     corpus_name: str | None = None
     corpus_version: str | None = None
     recipe: Recipe
+
+
+class Origin(BaseModel):
+    """The job that another one was made from, and how: retried as it was, or cloned with changes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    job: str
+    how: Literal["retry", "clone"]
 
 
 class Progress(BaseModel):
@@ -77,7 +97,8 @@ class JobRecord(BaseModel):
 
     attempt: number of the current try, the fencing token of every write a worker makes.
     failures: attempts that ended by a fault (a pause is none). submissions: what this attempt has asked the cluster
-    to run, group → submission id. Times are Unix seconds.
+    to run, group → submission id. ran_seconds: of attempts that are over; running_since: of the one under way.
+    Times are Unix seconds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -87,8 +108,12 @@ class JobRecord(BaseModel):
     state: State
     spec: JobSpec
     resolved: Resolved
+    origin: Origin | None = None
+    priority: int = 0
     attempt: int = 0
     failures: int = 0
+    ran_seconds: float = 0.0
+    running_since: float | None = None
     owner: str | None = None
     lease_until: float | None = None
     created_at: float

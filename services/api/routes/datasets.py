@@ -10,8 +10,9 @@ from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from services.api.auth import Tenant
-from services.api.datasets import Intake, check_dataset_name, remove, report_of
+from services.api.datasets import Intake, check_dataset_name, report_of
 from services.api.parts import FILE_ANSWERS, AfterId, Limit, Parts, PartsDep, problems
+from services.api.removal import delete_dataset
 from services.api.results import open_file
 from services.api.uploads import received, single
 from services.api.views import DatasetCreated, DatasetView, HubBody, OptionsBody, Page, Preview
@@ -124,7 +125,7 @@ def file(dataset: str, name: str, parts: PartsDep, tenant: Tenant) -> FileRespon
 @router.delete("/{dataset}", status_code=204, summary="Delete it", responses=problems(404, 409))
 def delete(dataset: str, parts: PartsDep, tenant: Tenant) -> Response:
     """Deletes one version (by id, or the newest of a name). Not while a job that is not over needs it."""
-    remove(parts.catalog, parts.jobs, parts.artifacts, parts.catalog.dataset(tenant, dataset))
+    delete_dataset(parts.jobs, parts.artifacts, parts.catalog.dataset(tenant, dataset))
     return Response(status_code=204)
 
 

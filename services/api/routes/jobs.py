@@ -1,8 +1,8 @@
-"""Jobs: submit, look, list, cancel, pause, resume; events, metrics and log lines."""
+"""Jobs: submit, estimate, look, list, cancel, pause, resume, retry, clone, delete; events, metrics, log lines."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Header, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -11,13 +11,15 @@ from starlette.concurrency import run_in_threadpool
 from services.api.auth import Tenant
 from services.api.estimate import Estimate, proposed
 from services.api.parts import AfterId, Limit, Parts, PartsDep, problems
+from services.api.removal import delete_job
 from services.api.results import refs_of
-from services.api.submit import resolve_job
+from services.api.submit import changed, resolve_job
 from services.api.views import DryRun, EventPage, JobSummary, JobView, Page
 from services.common.artifacts_of import published
-from tlm_core.errors import InvalidRequest
+from services.common.catalog import dataset_key
+from tlm_core.errors import IllegalTransition, InvalidRequest
 from tlm_core.jobs.plan import plan_of
-from tlm_core.jobs.spec import JobRecord, JobSpec
+from tlm_core.jobs.spec import JobRecord, JobSpec, Origin, Resolved
 from tlm_core.jobs.states import State
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -26,6 +28,7 @@ SPEC_EXAMPLE = {
     "dataset": "reviews", "corpus": "docs", "scale": "tiny", "recipe": "fast", "seeds": [0, 1, 2],
     "set": {"joint.rho2": 5}, "metadata": {"team": "search"},
 }  # fmt: skip
+Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255)]
 StreamId = Annotated[
     str, Query(pattern=r"^\d{1,20}(-\d{1,20})?$", description="`id` of the last one of the page before")
 ]
@@ -44,7 +47,7 @@ def submit(
     parts: PartsDep,
     tenant: Tenant,
     response: Response,
-    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+    idempotency_key: Key = None,
     dry_run: Annotated[bool, Query(description="check everything and tell what it would cost; no job is made")] = False,
 ) -> Any:
     """Answers when the job is written durably. The same Idempotency-Key again gives the same job, and no second one."""
@@ -54,11 +57,9 @@ def submit(
     new = False
     if job is None:
         resolved = resolve_job(parts.catalog, tenant, spec, parts.settings.model_folders)
-        job, new = parts.jobs.submit(tenant, spec, resolved, idempotency_key=idempotency_key)
-    response.headers["Location"] = f"/v1/jobs/{job.id}"
-    if not new:
-        response.headers["Idempotent-Replayed"] = "true"
-    return _view(parts, job)
+        needs = dataset_key(tenant, resolved.dataset_id)
+        job, new = parts.jobs.submit(tenant, spec, resolved, idempotency_key=idempotency_key, needs=needs)
+    return _accepted(parts, response, job, new)
 
 
 @router.post("/estimate", summary="What a job would cost", responses=problems(404, 409, 413))
@@ -71,10 +72,20 @@ def estimate(spec: Annotated[JobSpec, Body(examples=[SPEC_EXAMPLE])], parts: Par
 
 @router.get("", summary="List jobs", responses=problems())
 def list_all(
-    parts: PartsDep, tenant: Tenant, state: State | None = None, after: AfterId = None, limit: Limit = 20
+    parts: PartsDep,
+    tenant: Tenant,
+    state: State | None = None,
+    kind: Annotated[str | None, Query(max_length=40)] = None,
+    dataset: Annotated[str | None, Query(max_length=200, description="id, or name: any version of it")] = None,
+    label: Annotated[list[str], Query(max_length=16, description="KEY=VALUE of the metadata; all must hold")] = [],  # noqa: B006
+    after: AfterId = None,
+    limit: Limit = 20,
 ) -> Page[JobSummary]:
-    """Newest first; `state` keeps those in one state."""
-    jobs, more = parts.jobs.list_jobs(tenant, state=state, after=after, limit=limit)
+    """Newest first; every filter that is given must hold."""
+    datasets = None if dataset is None else parts.catalog.dataset_ids(tenant, dataset)
+    jobs, more = parts.jobs.list_jobs(
+        tenant, state=state, kind=kind, datasets=datasets, labels=_labels(label), after=after, limit=limit
+    )
     return Page(data=tuple(map(JobSummary.of, jobs)), has_more=more)
 
 
@@ -82,6 +93,46 @@ def list_all(
 def get(job: str, parts: PartsDep, tenant: Tenant) -> JobView:
     """Its state, progress, error, what was settled at submission, and which stages are done."""
     return _view(parts, parts.jobs.get(tenant, job))
+
+
+@router.delete("/{job}", status_code=204, summary="Delete a job", responses=problems(404, 409))
+def delete(job: str, parts: PartsDep, tenant: Tenant) -> Response:
+    """A job that is over, with its log and the model and checkpoints that no other job shares. Cannot be undone."""
+    delete_job(parts.jobs, parts.artifacts, parts.jobs.get(tenant, job))
+    return Response(status_code=204)
+
+
+@router.post("/{job}/retry", status_code=202, summary="Try a job again", responses=problems(404, 409, 507))
+def retry(job: str, parts: PartsDep, tenant: Tenant, response: Response, idempotency_key: Key = None) -> JobView:
+    """A new job that means exactly the same: it takes what stages are done and goes on from the one that failed."""
+    earlier = parts.jobs.get(tenant, job)
+    if earlier.state not in (State.FAILED, State.CANCELLED):
+        raise IllegalTransition(
+            f"{job} is {earlier.state}; a job that failed or was cancelled can be tried again, others be cloned",
+            state=earlier.state,
+        )
+    return _again(parts, response, earlier, earlier.spec, earlier.resolved, "retry", idempotency_key)
+
+
+@router.post(
+    "/{job}/clone", status_code=202, summary="Clone a job with changes", responses=problems(404, 409, 413, 507)
+)
+def clone(
+    job: str,
+    changes: Annotated[dict[str, Any], Body(examples=[{"seeds": [3, 4], "set": {"joint.rho2": 10}}])],
+    parts: PartsDep,
+    tenant: Tenant,
+    response: Response,
+    idempotency_key: Key = None,
+) -> JobView:
+    """A new job with the fields of a job's spec, those given changed; keys of `set` are added to those there.
+
+    What is not changed means the same bytes as before: the same version of the data set and of the corpus.
+    """
+    earlier = parts.jobs.get(tenant, job)
+    spec = changed(earlier, changes)
+    resolved = resolve_job(parts.catalog, tenant, spec, parts.settings.model_folders)
+    return _again(parts, response, earlier, spec, resolved, "clone", idempotency_key)
 
 
 @router.post("/{job}/cancel", summary="Cancel a job", responses=problems(404, 409))
@@ -156,6 +207,38 @@ def logs(
     parts.jobs.get(tenant, job)
     found = parts.jobs.logs(tenant, job, after=after, limit=limit + 1)
     return Page(data=tuple(found[:limit]), has_more=len(found) > limit)
+
+
+def _again(
+    parts: Parts,
+    response: Response,
+    earlier: JobRecord,
+    spec: JobSpec,
+    resolved: Resolved,
+    how: Literal["retry", "clone"],
+    key: str | None,
+) -> JobView:
+    origin = Origin(job=earlier.id, how=how)
+    job = parts.jobs.replayed(earlier.tenant, spec, key, origin) if key else None
+    new = False
+    if job is None:
+        needs = dataset_key(earlier.tenant, resolved.dataset_id)
+        job, new = parts.jobs.submit(earlier.tenant, spec, resolved, idempotency_key=key, origin=origin, needs=needs)
+    return _accepted(parts, response, job, new)
+
+
+def _accepted(parts: Parts, response: Response, job: JobRecord, new: bool) -> JobView:
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    if not new:
+        response.headers["Idempotent-Replayed"] = "true"
+    return _view(parts, job)
+
+
+def _labels(asked: list[str]) -> dict[str, str]:
+    pairs = [text.partition("=") for text in asked]
+    if not all(key and equals for key, equals, _ in pairs):
+        raise InvalidRequest("a label to filter by is KEY=VALUE; give each as label=KEY=VALUE")
+    return {key: value for key, _, value in pairs}
 
 
 def _view(parts: Parts, job: JobRecord) -> JobView:

@@ -1,6 +1,7 @@
--- Gives a coordinator one job: first one whose lease ran out (attempt kept), else the oldest that is due in the queue.
--- KEYS: queue, leases
--- ARGV: owner, lease (s), prefix of all keys
+-- Gives a coordinator one job: first one whose lease ran out (attempt kept), else of those that are due in the queue
+-- the oldest of the highest priority.
+-- KEYS: queue (of priority 0; others have the priority behind it), leases, feed
+-- ARGV: owner, lease (s), prefix of all keys, highest priority (the lowest is its negative), entries kept in the feed
 -- Answers the member 'tenant/job id', or nil when there is nothing to do.
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
@@ -13,9 +14,10 @@ local function keys_of(member)
   return base .. ':job:' .. id, base .. ':events:' .. id, base .. ':state:', id
 end
 
-local function record(job, events, type, data)
+local function record(member, job, events, type, data)
   local seq = redis.call('HINCRBY', job, 'last_event', 1)
   redis.call('XADD', events, seq .. '-0', 'type', type, 'at', stamp, 'attempt', redis.call('HGET', job, 'attempt'), 'data', cjson.encode(data))
+  redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[5], '*', 'job', member, 'seq', seq, 'type', type)
 end
 
 local expired = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', stamp, 'LIMIT', 0, 1)
@@ -23,22 +25,25 @@ if expired[1] then
   local job, events = keys_of(expired[1])
   redis.call('HSET', job, 'owner', ARGV[1], 'lease_until', lease, 'updated_at', stamp)
   redis.call('ZADD', KEYS[2], lease, expired[1])
-  record(job, events, 'job.adopted', {owner = ARGV[1]})
+  record(expired[1], job, events, 'job.adopted', {owner = ARGV[1]})
   return expired[1]
 end
 
-local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', stamp, 'LIMIT', 0, 1)
-if due[1] then
-  local job, events, state, id = keys_of(due[1])
-  redis.call('ZREM', KEYS[1], due[1])
-  redis.call('HINCRBY', job, 'attempt', 1)
-  redis.call('HDEL', job, 'submissions')
-  redis.call('HSETNX', job, 'started_at', stamp)
-  redis.call('HSET', job, 'state', 'running', 'owner', ARGV[1], 'lease_until', lease, 'updated_at', stamp)
-  redis.call('ZREM', state .. 'queued', id)
-  redis.call('ZADD', state .. 'running', 0, id)
-  redis.call('ZADD', KEYS[2], lease, due[1])
-  record(job, events, 'job.claimed', {owner = ARGV[1]})
-  return due[1]
+for priority = tonumber(ARGV[4]), -tonumber(ARGV[4]), -1 do
+  local queue = priority == 0 and KEYS[1] or KEYS[1] .. ':' .. priority
+  local due = redis.call('ZRANGEBYSCORE', queue, '-inf', stamp, 'LIMIT', 0, 1)
+  if due[1] then
+    local job, events, state, id = keys_of(due[1])
+    redis.call('ZREM', queue, due[1])
+    redis.call('HINCRBY', job, 'attempt', 1)
+    redis.call('HDEL', job, 'submissions')
+    redis.call('HSETNX', job, 'started_at', stamp)
+    redis.call('HSET', job, 'state', 'running', 'owner', ARGV[1], 'lease_until', lease, 'updated_at', stamp, 'running_since', stamp)
+    redis.call('ZREM', state .. 'queued', id)
+    redis.call('ZADD', state .. 'running', 0, id)
+    redis.call('ZADD', KEYS[2], lease, due[1])
+    record(due[1], job, events, 'job.claimed', {owner = ARGV[1]})
+    return due[1]
+  end
 end
 return false

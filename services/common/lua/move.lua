@@ -1,7 +1,7 @@
 -- One verb of a job: guard by state, owner and attempt, change of the record, its event, the indexes; all or nothing.
--- KEYS: job hash, events stream, queue, leases, state index prefix
+-- KEYS: job hash, events stream, queue, leases, state index prefix, feed
 -- ARGV: job id, member, allowed moves (JSON {from: to}), owner ('' = any), attempt ('' = any),
---       changes (JSON {field: string}), event type, event data (JSON), delay in the queue (s)
+--       changes (JSON {field: string}), event type, event data (JSON), delay in the queue (s), entries kept in the feed
 -- Answers {'ok', new state} or {'missing'} / {'state', current} / {'stale', current attempt, current owner}.
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state then return {'missing'} end
@@ -22,15 +22,22 @@ for field, value in pairs(cjson.decode(ARGV[6])) do
 end
 redis.call('HSET', KEYS[1], 'state', target, 'updated_at', stamp)
 if target ~= state then
+  local priority = redis.call('HGET', KEYS[1], 'priority') or '0'
+  local queue = priority == '0' and KEYS[3] or KEYS[3] .. ':' .. priority
   redis.call('ZREM', KEYS[5] .. state, ARGV[1])
   redis.call('ZADD', KEYS[5] .. target, 0, ARGV[1])
-  redis.call('ZREM', KEYS[3], ARGV[2])
+  redis.call('ZREM', queue, ARGV[2])
   if target == 'queued' then
-    redis.call('ZADD', KEYS[3], string.format('%.6f', now + tonumber(ARGV[9])), ARGV[2])
+    redis.call('ZADD', queue, string.format('%.6f', now + tonumber(ARGV[9])), ARGV[2])
   end
   if target ~= 'running' and target ~= 'pausing' and target ~= 'cancelling' then
     redis.call('ZREM', KEYS[4], ARGV[2])
-    redis.call('HDEL', KEYS[1], 'owner', 'lease_until')
+    local since = redis.call('HGET', KEYS[1], 'running_since')
+    if since then
+      local ran = tonumber(redis.call('HGET', KEYS[1], 'ran_seconds') or '0')
+      redis.call('HSET', KEYS[1], 'ran_seconds', string.format('%.6f', ran + now - tonumber(since)))
+    end
+    redis.call('HDEL', KEYS[1], 'owner', 'lease_until', 'running_since')
   end
   if target == 'succeeded' or target == 'failed' or target == 'cancelled' then
     redis.call('HSET', KEYS[1], 'finished_at', stamp)
@@ -38,4 +45,5 @@ if target ~= state then
 end
 local seq = redis.call('HINCRBY', KEYS[1], 'last_event', 1)
 redis.call('XADD', KEYS[2], seq .. '-0', 'type', ARGV[7], 'at', stamp, 'attempt', redis.call('HGET', KEYS[1], 'attempt'), 'data', ARGV[8])
+redis.call('XADD', KEYS[6], 'MAXLEN', '~', ARGV[10], '*', 'job', ARGV[2], 'seq', seq, 'type', ARGV[7])
 return {'ok', target}

@@ -1,0 +1,50 @@
+"""Deleting data sets and jobs with what hangs on them. The record goes first, in one fenced step; files follow."""
+
+from __future__ import annotations
+
+from services.common.artifacts_of import published
+from services.common.catalog import DatasetRecord
+from services.common.jobstore import JobStore
+from tlm_core.artifacts import ArtifactStore
+from tlm_core.jobs.plan import plan_of
+from tlm_core.jobs.spec import JobRecord
+
+
+def delete_dataset(jobs: JobStore, artifacts: ArtifactStore, record: DatasetRecord) -> None:
+    """Delete a data set and its files. Raises Conflict while a job that is not over needs it.
+
+    Jobs that are over keep what they have made.
+    """
+    jobs.drop_dataset(record.tenant, record.id, record.name)
+    artifacts.delete(f"{record.tenant}/datasets/{record.id}")
+
+
+def delete_job(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord) -> None:
+    """Delete a job that is over, its log, and the artifacts and checkpoints that no other job shares.
+
+    Raises IllegalTransition while it is not over. A job submitted at this very moment that counts on one of the
+    artifacts finds its files gone and makes it again.
+    """
+    own = artifacts_made(jobs, job)
+    jobs.delete(job)
+    for other in jobs.jobs_on_data(job.tenant, job.resolved.dataset.digest):
+        own -= artifacts_made(jobs, other)
+    for artifact in sorted(own):
+        jobs.forget_artifact(job.tenant, artifact)
+        for checkpoint in jobs.checkpoints(job.tenant, artifact):
+            jobs.drop_checkpoint(job.tenant, artifact, checkpoint)
+        artifacts.delete(f"{job.tenant}/artifacts/{artifact}")
+        artifacts.delete(f"{job.tenant}/checkpoints/{artifact}")
+
+
+def artifacts_made(jobs: JobStore, job: JobRecord) -> set[str]:
+    """Ids of the artifacts that a job has, or is about to make: of each stage whose inputs are there."""
+    if job.result is not None and "artifacts" in job.result:
+        return {entry["artifact"] for entry in job.result["artifacts"].values()}
+    plan = plan_of(job)
+    digests = {name: ref.digest for name, ref in published(jobs, job, plan).items()}
+    return {
+        node.artifact_id(digests, job.id)
+        for node in plan.nodes
+        if all(name in digests for name in node.inputs.values())
+    }

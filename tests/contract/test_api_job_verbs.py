@@ -1,0 +1,232 @@
+"""Retry, clone, delete, lists with filters, priority, a limit of time: what a user does with jobs beside watching."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from fastapi.testclient import TestClient
+
+from services.common.catalog import CorpusState
+from tests.contract.gateway import TRAIN, Gateway, make_gateway, upload
+from tests.contract.made_results import complete
+from tests.contract.test_api_jobs import add_version
+from tlm_core.errors import WorkerLost
+
+T = "default"
+BODY = {"dataset": "toy", "corpus": "docs"}
+
+
+@pytest.fixture
+def gateway(redis_client: redis.Redis, tmp_path: Path) -> Gateway:
+    return make_gateway(redis_client, tmp_path)
+
+
+@pytest.fixture
+def api(gateway: Gateway) -> Iterator[TestClient]:
+    gateway.parts.loads.stop()
+    with gateway.test_client() as client:
+        assert upload(client).status_code == 201
+        add_version(gateway, "docs", "v1", CorpusState.READY)
+        yield client
+
+
+def submit(api: TestClient, **over: Any) -> str:
+    answer = api.post("/v1/jobs", json=BODY | over)
+    assert answer.status_code == 202, answer.text
+    return str(answer.json()["id"])
+
+
+def fail_one(api: TestClient, gateway: Gateway, *, up_to: str = "prepare", **over: Any) -> str:
+    """A job that failed after the stage `up_to`."""
+    job_id = submit(api, **over)
+    job = gateway.parts.jobs.claim("a", 60)
+    assert job is not None and job.id == job_id
+    complete(gateway.parts.jobs, gateway.parts.artifacts, job, gateway.root, up_to=up_to)
+    gateway.parts.jobs.fail(job, "a", WorkerLost("gone"))
+    return job_id
+
+
+def done(api: TestClient, job: str) -> list[str]:
+    return [s["name"] for s in api.get(f"/v1/jobs/{job}").json()["stages"] if s["done"]]
+
+
+def test_a_retry_is_a_new_job_that_goes_on_from_the_failed_stage(api: TestClient, gateway: Gateway) -> None:
+    failed = fail_one(api, gateway, seeds=[4])
+    upload(api, train=TRAIN + "another film,pos\n")
+    add_version(gateway, "docs", "v2", CorpusState.READY)
+    answer = api.post(f"/v1/jobs/{failed}/retry")
+    assert answer.status_code == 202, answer.text
+    again, before = answer.json(), api.get(f"/v1/jobs/{failed}").json()
+    assert (again["id"] != failed, again["state"], before["state"]) == (True, "queued", "failed")
+    assert again["origin"] == {"job": failed, "how": "retry"}
+    assert [again[k] for k in ("dataset_digest", "corpus_version", "spec", "resolved_recipe")] == [
+        before[k] for k in ("dataset_digest", "corpus_version", "spec", "resolved_recipe")
+    ], "what was uploaded since changes nothing"
+    assert done(api, again["id"]) == ["validate", "select", "prepare"]
+
+
+def test_only_what_failed_or_was_cancelled_is_tried_again(api: TestClient) -> None:
+    job = submit(api)
+    refused = api.post(f"/v1/jobs/{job}/retry")
+    assert (refused.status_code, refused.json()["facts"]["state"]) == (409, "queued")
+    api.post(f"/v1/jobs/{job}/cancel")
+    headers = {"Idempotency-Key": "k"}
+    first, second = (api.post(f"/v1/jobs/{job}/retry", headers=headers) for _ in range(2))
+    assert first.json()["id"] == second.json()["id"]
+    assert second.headers["idempotent-replayed"] == "true"
+    assert api.post(f"/v1/jobs/{job}/clone", json={}, headers=headers).status_code == 422, "the key was for a retry"
+    assert api.post("/v1/jobs/job_nope/retry").status_code == 404
+
+
+def test_a_clone_changes_what_is_given_and_pins_the_rest(api: TestClient, gateway: Gateway) -> None:
+    job = submit(api, set={"joint.rho2": 5}, metadata={"team": "a"})
+    upload(api, train=TRAIN + "another film,pos\n")
+    add_version(gateway, "docs", "v2", CorpusState.READY)
+    answer = api.post(f"/v1/jobs/{job}/clone", json={"seeds": [7], "set": {"joint.rho1": 2}})
+    assert answer.status_code == 202, answer.text
+    clone, before = answer.json(), api.get(f"/v1/jobs/{job}").json()
+    assert (clone["seeds"], clone["metadata"], clone["origin"]["how"]) == ([7], {"team": "a"}, "clone")
+    assert (clone["resolved_recipe"]["joint"]["rho1"], clone["resolved_recipe"]["joint"]["rho2"]) == (2, 5)
+    assert (clone["dataset_digest"], clone["corpus_version"]) == (before["dataset_digest"], "v1")
+    newest = api.post(f"/v1/jobs/{job}/clone", json={"dataset": "toy", "corpus": "docs"}).json()
+    assert newest["dataset_digest"] != before["dataset_digest"] and newest["corpus_version"] == "v2"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"sede": [1]}, "/sede: is not a known field"),
+        ({"seeds": 3}, "/seeds: must be a list"),
+        ({"set": {"joint.rho3": 1}}, "did you mean"),
+        ({"priority": 99}, "/priority"),
+        ({"max_runtime_seconds": 0}, "/max_runtime_seconds"),
+        ({"metadata": {"a=b": "c"}}, "/metadata"),
+    ],
+)
+def test_a_clone_that_cannot_be_run_is_refused(api: TestClient, changes: dict[str, Any], says: str) -> None:
+    job = submit(api)
+    answer = api.post(f"/v1/jobs/{job}/clone", json=changes)
+    assert (answer.status_code, says in answer.json()["detail"]) == (422, True), answer.text
+
+
+def test_a_job_whose_data_set_is_gone_is_not_made_again(api: TestClient, gateway: Gateway) -> None:
+    failed = fail_one(api, gateway)
+    assert api.delete("/v1/datasets/toy").status_code == 204
+    assert api.post(f"/v1/jobs/{failed}/retry").status_code == 404
+    assert api.post(f"/v1/jobs/{failed}/clone", json={}).status_code == 404
+
+
+def test_a_deleted_job_leaves_nothing_and_takes_nothing_that_another_shares(api: TestClient, gateway: Gateway) -> None:
+    failed = fail_one(api, gateway, up_to="export", seeds=[1])
+    sharing = submit(api, seeds=[2])
+    assert done(api, sharing) == ["validate", "select", "prepare"]
+    assert api.delete(f"/v1/jobs/{failed}").status_code == 204
+    for path in ("", "/events", "/logs", "/model"):
+        assert api.get(f"/v1/jobs/{failed}{path}").status_code == 404
+    assert done(api, sharing) == ["validate", "select", "prepare"]
+    folders = {p.parent.parent.name for p in (gateway.root / "storage/default/artifacts").rglob("manifest.json")}
+    assert len(folders) == 3, "what only the deleted job had is gone"
+    api.post(f"/v1/jobs/{sharing}/cancel")
+    assert api.delete(f"/v1/jobs/{sharing}").status_code == 204
+    assert not any((gateway.root / "storage/default/artifacts").rglob("manifest.json"))
+    assert api.delete("/v1/datasets/toy").status_code == 204
+    left = {key for key in gateway.client.keys("tlm:{default}:*") if "corpus" not in key and "corpora" not in key}
+    assert left <= {"tlm:{default}:dataset-versions", "tlm:{default}:artifacts"} | set(
+        gateway.client.keys("tlm:{default}:load*")
+    )
+
+
+def test_a_job_that_is_not_over_is_not_deleted(api: TestClient, gateway: Gateway) -> None:
+    job = submit(api)
+    refused = api.delete(f"/v1/jobs/{job}")
+    assert (refused.status_code, refused.json()["facts"]["state"]) == (409, "queued")
+    assert gateway.parts.jobs.claim("a", 60)
+    assert api.delete(f"/v1/jobs/{job}").status_code == 409
+
+
+def test_an_idempotency_key_is_free_again_when_its_job_was_deleted(api: TestClient) -> None:
+    headers = {"Idempotency-Key": "k"}
+    first = api.post("/v1/jobs", json=BODY, headers=headers).json()["id"]
+    api.post(f"/v1/jobs/{first}/cancel")
+    api.delete(f"/v1/jobs/{first}")
+    again = api.post("/v1/jobs", json={**BODY, "seeds": [9]}, headers=headers)
+    assert (again.status_code, again.json()["id"] != first) == (202, True)
+
+
+def test_a_data_set_and_a_job_on_it_never_pass_each_other(api: TestClient) -> None:
+    """Deleting and submitting at once: either the job has its data set, or it is refused."""
+    for number in range(6):
+        upload(api, name="racing")
+        body = {**BODY, "dataset": "racing", "seeds": [number]}
+        with ThreadPoolExecutor(2) as pool:
+            asked = [pool.submit(api.post, "/v1/jobs", json=body), pool.submit(api.delete, "/v1/datasets/racing")]
+        answers = [one.result() for one in asked]
+        codes = sorted(answer.status_code for answer in answers)
+        assert codes in ([202, 409], [204, 404]), codes
+        for job in api.get("/v1/jobs?dataset=racing&state=queued").json()["data"]:
+            api.post(f"/v1/jobs/{job['id']}/cancel")
+        api.delete("/v1/datasets/racing")
+
+
+def test_lists_filter_by_everything_at_once(api: TestClient) -> None:
+    upload(api, name="other")
+    ids = {
+        "a": submit(api, metadata={"team": "x", "run": "1"}),
+        "b": submit(api, metadata={"team": "x"}, dataset="other"),
+        "c": submit(api, metadata={"team": "y"}),
+        "d": submit(api),
+    }
+    upload(api, train=TRAIN + "another film,pos\n")
+    ids["e"] = submit(api)
+    api.post(f"/v1/jobs/{ids['a']}/cancel")
+
+    def listed(query: str) -> str:
+        page = api.get(f"/v1/jobs?{query}").json()["data"]
+        return "".join(sorted(name for job in page for name, one in ids.items() if one == job["id"]))
+
+    dataset = api.get(f"/v1/jobs/{ids['d']}").json()["dataset_id"]
+    for query, expected in {
+        "label=team=x": "ab", "label=team=x&label=run=1": "a", "label=team=x&state=queued": "b",
+        "dataset=toy": "acde", f"dataset={dataset}": "acd", "dataset=other&label=team=x": "b", "kind=train": "abcde",
+        "kind=prune": "", "dataset=nope": "", "dataset=toy&kind=train&state=queued&label=team=y": "c",
+    }.items():  # fmt: skip
+        assert listed(query) == expected, query
+    assert api.get("/v1/jobs?label=nonsense").status_code == 422
+
+
+def test_filtered_lists_page_without_gap_or_repeat(api: TestClient) -> None:
+    wanted = [submit(api, metadata={"n": str(n % 2)}) for n in range(9)][1::2]
+    for query in ("label=n=1", "label=n=1&state=queued"):
+        seen: list[str] = []
+        while True:
+            after = f"&after={seen[-1]}" if seen else ""
+            page = api.get(f"/v1/jobs?{query}&limit=3{after}").json()
+            seen += [job["id"] for job in page["data"]]
+            if not page["has_more"]:
+                break
+        assert seen == wanted[::-1]
+
+
+def test_higher_priority_is_claimed_first_and_equals_in_their_order(api: TestClient, gateway: Gateway) -> None:
+    low, first, high, second = (submit(api, priority=p, seeds=[n]) for n, p in enumerate((-3, 0, 10, 0)))
+    api.post(f"/v1/jobs/{high}/pause")
+    api.post(f"/v1/jobs/{high}/resume")
+    claimed = [gateway.parts.jobs.claim("a", 60) for _ in range(4)]
+    assert [job.id for job in claimed if job] == [high, first, second, low]
+    assert gateway.parts.jobs.claim("a", 60) is None
+
+
+def test_running_time_adds_up_over_attempts(api: TestClient, gateway: Gateway) -> None:
+    store = gateway.parts.jobs
+    submit(api)
+    for _ in range(2):
+        job = store.claim("a", 60)
+        assert job is not None and job.running_since is not None
+        store.requeue(job, "a", WorkerLost("gone"), 0)
+    job = store.get(T, job.id)
+    assert job.running_since is None and 0 < job.ran_seconds < 5
