@@ -1,0 +1,53 @@
+"""Small tasks and indexes for the tests of this folder, and selections from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tests.unit.selection.fake_index import WordCountIndex
+from tlm_core.corpus.passages import Passage
+from tlm_core.selection.select import Corpus, select
+from tlm_core.tasks.task import Task, task_schema
+from tlm_core.training.recipe import Selection
+
+
+def task_of(
+    train: Sequence[str],
+    held_out: Sequence[str] = (),
+    pairs: dict[str, Sequence[str]] | None = None,
+    labels: Sequence[int] | None = None,
+) -> Task:
+    texts = {"train": train, "validation": (), "test": held_out}
+    splits: dict[str, Any] = {}
+    for split, rows in texts.items():
+        columns: dict[str, Any] = {"row": range(1, len(rows) + 1), "text": rows, "label": [0] * len(rows)}
+        if split == "train" and labels is not None:
+            columns["label"] = labels
+        if pairs is not None:
+            columns["text_pair"] = pairs.get(split, ())
+        schema = task_schema(pairs is not None)
+        splits[split] = pa.table(
+            [pa.array(columns[name], kind) for name, kind in zip(schema.names, schema.types, strict=True)],
+            schema=schema,
+        )
+    return Task("t", ("a", "b"), "macro_f1", pairs is not None, "en", splits)
+
+
+def index_of(*texts: str) -> WordCountIndex:
+    return WordCountIndex([Passage(f"p{n}", text, f"s{n % 2}") for n, text in enumerate(texts)])
+
+
+def run(task: Task, index: WordCountIndex, folder: Path, seed: int = 0, **params: Any) -> dict[str, Any]:
+    return select(
+        task, Corpus("docs", "v1", index), Selection(**params), folder, seed=seed, parts=folder.with_suffix(".work")
+    )
+
+
+def rows(folder: Path, name: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = pq.read_table(folder / f"{name}.parquet").to_pylist()
+    return found

@@ -1,0 +1,62 @@
+"""Sharing the union out among queries and labels, and what the report says of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.unit.selection.make import index_of, rows, run, task_of
+
+
+def names(folder: Path) -> list[str]:
+    return [row["id"] for row in rows(folder, "passages")]
+
+
+def test_no_query_brings_in_more_than_its_cap(tmp_path: Path) -> None:
+    index = index_of("a b c", "a b", "a", "d")
+    facts = run(task_of(["a b c", "d"]), index, tmp_path, per_query_cap=2)
+    assert names(tmp_path) == ["p0", "p3", "p1"]
+    assert facts["asked"]["cut_by_query_cap"] == 1 and facts["asked"]["cut_by_budget"] == 0
+
+
+def test_a_passage_is_charged_to_another_query_once_the_first_has_spent_its_cap(tmp_path: Path) -> None:
+    index = index_of("a x", "a x y")
+    run(task_of(["a x", "y"]), index, tmp_path, per_query_cap=1)
+    assert names(tmp_path) == ["p0", "p1"]
+
+
+def test_a_leak_is_not_charged(tmp_path: Path) -> None:
+    leak = "one two three four five six seven eight nine"
+    index = index_of(f"{leak} a", "a")
+    run(task_of(["a"], held_out=[leak]), index, tmp_path, per_query_cap=1)
+    assert names(tmp_path) == ["p1"]
+
+
+def test_labels_take_turns_under_a_budget(tmp_path: Path) -> None:
+    index = index_of(*(f"a a{n}" for n in range(6)), "b", "b c")
+    task = task_of(["a", *(f"a{n}" for n in range(6)), "b c"], labels=[*[0] * 7, 1])
+    run(task, index, tmp_path / "plain", max_passages=4)
+    assert sum(name in ("p6", "p7") for name in names(tmp_path / "plain")) == 0
+    run(task, index, tmp_path / "balanced", max_passages=4, per_label_balance=True)
+    assert sum(name in ("p6", "p7") for name in names(tmp_path / "balanced")) == 2
+    ranked = [(row["rank"], row["id"]) for row in rows(tmp_path / "balanced", "passages")]
+    assert ranked == sorted(ranked)
+
+
+def test_a_label_whose_finds_are_used_up_leaves_its_turns_to_the_others(tmp_path: Path) -> None:
+    index = index_of(*(f"a a{n}" for n in range(6)), "b")
+    facts = run(task_of(["a", "b"], labels=[0, 1]), index, tmp_path, max_passages=5, per_label_balance=True)
+    assert facts["passages"] == 5 and facts["asked"]["cut_by_budget"] == 2
+
+
+def test_the_report_counts_ranks_and_says_how_much_labels_overlap(tmp_path: Path) -> None:
+    index = index_of("a b", "a", "b", "c")
+    facts = run(task_of(["a", "b", "c"], labels=[0, 0, 1]), index, tmp_path)
+    assert facts["ranks"] == [2, 2] and sum(facts["ranks"]) == facts["passages"]
+    assert facts["labels"] == {"names": ["a", "b"], "passages": [3, 1], "jaccard": [[1.0, 0.0], [0.0, 1.0]]}
+    facts = run(task_of(["a", "b"], labels=[0, 1]), index, tmp_path / "both")
+    assert facts["labels"]["jaccard"][0][1] == round(1 / 3, 6)
+
+
+def test_what_a_label_never_asked_for_has_no_overlap(tmp_path: Path) -> None:
+    facts = run(task_of(["a", "zebra"], labels=[0, 1]), index_of("a"), tmp_path)
+    assert facts["labels"] == {"names": ["a", "b"], "passages": [1, 0], "jaccard": [[1.0, 0.0], [0.0, None]]}
