@@ -5,12 +5,13 @@ SHELL := /bin/bash
 TASK ?=
 CORPUS ?=
 
-.PHONY: help setup demo test check lock clean
+.PHONY: help setup demo test check bench-training lock clean
 
 help:
 	@echo "make demo   start the embedded stack, train a classifier, show what it gains (TASK=, CORPUS= for your own data)"
 	@echo "make test   the whole test suite"
 	@echo "make check  lint and types"
+	@echo "make bench-training   what the training engine's claims rest on, as JSON lines"
 	@echo "make lock   pin the requirements anew"
 
 setup: .venv/ready
@@ -33,6 +34,9 @@ check: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+bench-training: setup
+	@$(BIN)/python -m benchmarks.training
 
 lock:
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml -o requirements.txt

@@ -1,0 +1,108 @@
+"""The text that all rivals train on, tokenised once, and the recipes that give our loop their shape."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from benchmarks.report import remark
+from tlm_core.corpus.passages import passage_id
+from tlm_core.errors import NotFound
+from tlm_core.tasks.validate import load_task
+from tlm_core.training.local import run_stage
+from tlm_core.training.params import stage_params
+from tlm_core.training.recipe import Recipe, resolve
+
+ROOT = Path(__file__).resolve().parents[2]
+CACHE = ROOT / "build" / "bench" / "training"
+VOCABULARY = 30_522
+LENGTH = 128
+BATCH = 32
+# What must be the same on both sides of a row. Dropout is off everywhere: it costs the rivals more than us.
+SHAPE = {"model.layers": 4, "model.hidden": 256, "model.heads": 4, "model.max_length": LENGTH, "model.dropout": 0.0}
+COMMON = {
+    **SHAPE,
+    "model.init": "scratch",
+    "tokenizer.vocab_size": VOCABULARY,
+    "joint.batch_rows": BATCH,
+    "joint.task_batch": BATCH,
+    "joint.budget.steps": 1_000,
+    "checkpoint_steps": 1_000_000,
+}
+
+
+def threads() -> int:
+    """Threads of every rival: the cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def environment() -> dict[str, str]:
+    """What each process of a benchmark is started with: the stack's own thread settings, and a kept compile cache."""
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads()),
+        "GOMP_SPINCOUNT": "5000",
+        "TORCHINDUCTOR_CACHE_DIR": str(CACHE / "compiled"),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def bert_recipe(**more: object) -> Recipe:
+    """The published model and losses on our engine: BERT 4 x 256, 15 % masked, AdamW, one task batch in 1,000."""
+    own = {"model.intermediate": 1024, "joint.rho1": 999, "joint.rho2": 20}
+    return resolve("paper", "tiny", {**COMMON, **own, **more})
+
+
+def fast_recipe(**more: object) -> Recipe:
+    """Recipe `fast` at the same layers and width; the gated block is narrower, so that parameters are as many."""
+    return resolve("fast", "tiny", {**COMMON, "model.intermediate": 688, **more})
+
+
+def shared_data() -> Path:
+    """The folder with `tasks/` and `corpus/`. Raises NotFound with what to set."""
+    folder = Path(os.environ.get("TLM_SHARED_DATA") or ROOT.parent / "shared" / "data")
+    if not (folder / "tasks").is_dir():
+        raise NotFound(f"no real data at {folder}; set TLM_SHARED_DATA to a folder with tasks/ and corpus/")
+    return folder
+
+
+def example_passages() -> pa.Table:
+    """Columns id, text, source: the passages of the corpus whose source is `tlm_example`."""
+    tables = []
+    for path in sorted((shared_data() / "corpus").glob("*.parquet")):
+        table = pq.read_table(path, columns=["id", "text", "source"])
+        tables.append(table.filter(pc.equal(table["source"], "tlm_example")))
+    found = pa.concat_tables(tables)
+    ids = pa.array([passage_id(text) for text in found["text"].to_pylist()])
+    return found.set_column(0, "id", ids)
+
+
+def write_selection(folder: Path, passages: pa.Table) -> Path:
+    """The passages as a given selection: what the prepare stage reads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ranks = pa.array([1] * len(passages), pa.int32())
+    scores = pa.array([1.0] * len(passages), pa.float32())
+    pq.write_table(passages.append_column("rank", ranks).append_column("score", scores), folder / "passages.parquet")
+    return folder
+
+
+def prepared() -> Path:
+    """The prepare artifact of SciERC with the example passages and an own vocabulary; made once, kept under build/."""
+    folder = CACHE / "prepared"
+    if (folder / "data.json").exists():
+        return folder
+    remark("preparing the text: vocabulary of 30,522, token stores (once)")
+    shutil.rmtree(CACHE / "making", ignore_errors=True)
+    task, _ = load_task(shared_data() / "tasks" / "sciie")
+    task.write(CACHE / "making" / "task")
+    selection = write_selection(CACHE / "making" / "selection", example_passages())
+    inputs = {"task": CACHE / "making" / "task", "selection": selection}
+    made = run_stage("prepare", inputs, stage_params("prepare", bert_recipe()), CACHE / "making" / "prepared")
+    shutil.rmtree(folder, ignore_errors=True)
+    made.rename(folder)
+    return folder

@@ -1,0 +1,108 @@
+"""The joint step on a GPU at BERT-base shape, against the published loop and a compiled Trainer; model FLOPs used.
+
+Needs torch and transformers and, once, the text (see `data.py`); no Ray, no service. Without a GPU every figure is
+null and says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from functools import partial
+from statistics import median
+
+import torch
+
+from benchmarks.report import alternate, figure, ratios, remark
+from benchmarks.training.data import bert_recipe, fast_recipe, prepared
+from benchmarks.training.ours import Ours
+from tlm_core.training.recipe import Recipe
+
+SHAPE = (12, 768, 12, 3072)
+BASE = {"model.layers": 12, "model.hidden": 768, "model.heads": 12}
+# Dense bf16 peak of the cards in FLOP/s, as their makers' data sheets give it without sparsity.
+PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
+PREFIX = {"ours": "", "fast": "fast_"}
+ROWS: dict[str, tuple[float | None, str]] = {
+    "gpu_joint_step_vs_published_fp32": (8.0, "x"),
+    "gpu_joint_step_vs_published_bf16": (None, "x"),
+    "gpu_joint_step_vs_trainer": (2.0, "x"),
+    "gpu_mfu": (0.45, "share of the card's peak"),
+}
+
+
+def recipes(rows: int) -> dict[str, Recipe]:
+    """Ours at BERT-base shape; the gated block of `fast` is narrower, so that parameters are as many."""
+    size = {**BASE, "joint.batch_rows": rows, "joint.task_batch": rows}
+    return {
+        "ours": bert_recipe(**size, **{"model.intermediate": 3072}),
+        "fast": fast_recipe(**size, **{"model.intermediate": 2048}),
+    }
+
+
+def utilisation(ours: Ours, steps: int, peak: float) -> float:
+    """FLOPs that the step's matrix products need, over those that the card could have done in the time."""
+    began = time.perf_counter()
+    flops = ours.state_after(steps).flops
+    return flops / (time.perf_counter() - began) / peak
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rows", type=int, default=256, help="rows of 128 tokens in a step, for all rivals")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        for name, (goal, unit) in ROWS.items():
+            figure(name, [], goal=goal, unit=unit, reason="no GPU on this machine")
+        return
+    prepared()
+    remark(f"on {torch.cuda.get_device_name()}, {options.rows} rows of 128 tokens a step")
+    ours = {title: Ours(recipe) for title, recipe in recipes(options.rows).items()}
+    against_published(ours, options.rows, options.steps, options.repeats)
+    against_trainer(ours, options.rows, options.steps, options.repeats)
+    model_flops(ours, options.steps, options.repeats)
+
+
+def against_published(ours: dict[str, Ours], rows: int, steps: int, repeats: int) -> None:
+    from benchmarks.training.published_loop import PublishedLoop
+
+    forms = {"fp32": False, "bf16": True}
+    loops = {kind: PublishedLoop(bf16=bf16, shape=SHAPE, batch=rows) for kind, bf16 in forms.items()}
+    rivals = {f"published_{kind}": partial(loop.run, steps) for kind, loop in loops.items()}
+    found = alternate(rivals | {title: partial(rival.run, steps) for title, rival in ours.items()}, repeats)
+    for title, runs in found.items():
+        figure(f"gpu_tokens_per_second_{title}", runs, unit="real tokens/s")
+    for title in ours:
+        for kind in forms:
+            row = f"gpu_joint_step_vs_published_{kind}"
+            figure(PREFIX[title] + row, ratios(found[title], found[f"published_{kind}"]), goal=ROWS[row][0], unit="x")
+
+
+def against_trainer(ours: dict[str, Ours], rows: int, steps: int, repeats: int) -> None:
+    from benchmarks.training.hf_trainer import take_turns
+
+    turns = {title: rival.run for title, rival in ours.items()}
+    found = {}
+    for form in ("eager", "compiled"):
+        found[form] = take_turns(SHAPE, turns, compiled=form == "compiled", batch=rows, steps=steps, repeats=repeats)
+        figure(f"gpu_tokens_per_second_trainer_{form}", found[form]["trainer"], unit="real tokens/s")
+    best = max(found.values(), key=lambda runs: median(runs["trainer"]))
+    for title in ours:
+        row = "gpu_joint_step_vs_trainer"
+        figure(PREFIX[title] + row, ratios(best[title], best["trainer"]), goal=ROWS[row][0], unit="x")
+
+
+def model_flops(ours: dict[str, Ours], steps: int, repeats: int) -> None:
+    card = torch.cuda.get_device_name()
+    peak = next((value for part, value in PEAKS.items() if part in card), None)
+    for title, rival in ours.items():
+        shares = [utilisation(rival, steps, peak) for _ in range(repeats)] if peak else []
+        goal, unit = ROWS["gpu_mfu"]
+        reason = None if shares else f"the peak of '{card}' is not known here"
+        figure(f"{PREFIX[title]}gpu_mfu", shares, goal=goal, unit=unit, reason=reason)
+
+
+if __name__ == "__main__":
+    main()

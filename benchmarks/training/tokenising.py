@@ -1,0 +1,130 @@
+"""Tokenising and packing on one core against the bare `tokenizers` library, and what memory preparing text takes.
+
+The prepare stage runs as it is, with a vocabulary that stands, so that both sides do nothing but tokenise; then all
+rows of one epoch are cut. Memory is the peak of a process that runs the whole stage, training its own vocabulary.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.report import alternate, figure, ratios
+from benchmarks.training.data import CACHE, ROOT, bert_recipe, environment, prepared, shared_data, write_selection
+
+SMALL, LARGE = 10_000, 80_000
+BLOCK = 2_000
+
+
+def passages(count: int) -> pa.Table:
+    """The first `count` passages of the shared corpus, with ids of our form."""
+    from tlm_core.corpus.passages import passage_id
+
+    tables, left = [], count
+    for path in sorted((shared_data() / "corpus").glob("*.parquet")):
+        tables.append(pq.read_table(path, columns=["id", "text", "source"])[:left])
+        left -= len(tables[-1])
+        if not left:
+            break
+    found = pa.concat_tables(tables)
+    return found.set_column(0, "id", pa.array([passage_id(text) for text in found["text"].to_pylist()]))
+
+
+def selection(count: int) -> Path:
+    folder = CACHE / f"selection-{count}"
+    return folder if (folder / "passages.parquet").exists() else write_selection(folder, passages(count))
+
+
+def stage(count: int, tokenizer: str) -> tuple[float, int]:
+    """Seconds and tokens of the prepare stage and of cutting one epoch's rows."""
+    from tlm_core.training.local import run_stage
+    from tlm_core.training.packing import PassageStream
+    from tlm_core.training.params import stage_params
+    from tlm_core.training.prepared import Prepared
+    from tlm_core.training.randomness import Stream, permutation
+
+    inputs = {"task": CACHE / "making" / "task", "selection": selection(count)}
+    params = stage_params("prepare", bert_recipe(**{"tokenizer.source": tokenizer}))
+    with tempfile.TemporaryDirectory(prefix="tlm-bench-") as folder:
+        began = time.perf_counter()
+        made = Prepared(run_stage("prepare", inputs, params, Path(folder) / "prepared"))
+        store = made.passages()
+        assert store is not None
+        stream = PassageStream(store, 128, lambda epoch: permutation(0, Stream.PASSAGES, epoch, len(store)))
+        for first in range(0, len(store.tokens) // 128 - 32, 32):
+            stream.rows(first, 32)
+        return time.perf_counter() - began, sum(made.facts["tokens"].values())
+
+
+def one_core(repeats: int) -> None:
+    """Child process: print tokens a second of both, on one core."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    from tokenizers import Tokenizer
+
+    from tlm_core.tasks.task import SPLITS, Task
+
+    folder = prepared() / "tokenizer"
+    task = Task.read(CACHE / "making" / "task")
+    texts = [text for split in SPLITS for text in task.texts(split)]
+    texts += pq.read_table(selection(SMALL) / "passages.parquet", columns=["text"])["text"].to_pylist()
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+    def bare() -> float:
+        began, tokens = time.perf_counter(), 0
+        for begin in range(0, len(texts), BLOCK):
+            tokens += sum(map(len, tokenizer.encode_batch_fast(texts[begin : begin + BLOCK])))
+        return tokens / (time.perf_counter() - began)
+
+    def ours() -> float:
+        seconds, tokens = stage(SMALL, str(folder))
+        return tokens / seconds
+
+    print(json.dumps(alternate({"bare": bare, "ours": ours}, repeats)))
+
+
+def memory(count: int) -> None:
+    """Child process: print the peak of resident memory, in bytes, of preparing `count` passages."""
+    stage(count, "own")
+    print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+
+
+def child(*arguments: str) -> str:
+    command = [sys.executable, "-m", "benchmarks.training.tokenising", *arguments]
+    one_thread = environment() | {"RAYON_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=one_thread, check=True, stdout=subprocess.PIPE, text=True)
+    return done.stdout.splitlines()[-1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--child", choices=("rate", "memory"), help="used by the benchmark itself")
+    parser.add_argument("--passages", type=int, default=SMALL)
+    options = parser.parse_args()
+    if options.child == "rate":
+        one_core(options.repeats)
+        return
+    if options.child == "memory":
+        memory(options.passages)
+        return
+    prepared()
+    rates = json.loads(child("--child=rate", f"--repeats={options.repeats}"))
+    figure("tokens_per_second_bare_tokenizers", rates["bare"], unit="tokens/s")
+    figure("tokenising", ratios(rates["ours"], rates["bare"]), goal=0.8, unit="share of the bare rate")
+    peaks = [json.loads(child("--child=memory", f"--passages={count}")) for count in (SMALL, LARGE)]
+    figure("prepare_peak_memory_small", peaks[:1], goal=1e9, better="lower", unit="bytes")
+    figure("prepare_peak_memory", peaks[1:], goal=1e9, better="lower", unit="bytes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""From the trainer's submission to a warm Ray cluster until the workers are in their first stage.
+
+It starts the whole embedded stack, lets one job warm it up, and takes the times of the next ones from their event logs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from benchmarks.report import figure, remark
+from benchmarks.training.data import shared_data
+from tlm_client.client import TLMClient
+from tlm_client.stack.control import launch_stack
+from tlm_client.stack.parts import StackOptions
+from tlm_core.jobs.spec import JobSpec
+
+# As little training as there can be: the start is what is measured.
+SMALL = {
+    "joint.enabled": False,
+    "selection.selector": "none",
+    "model.init": "scratch",
+    "model.layers": 1,
+    "model.hidden": 32,
+    "model.heads": 2,
+    "model.intermediate": 32,
+    "tokenizer.vocab_size": 1_000,
+    "finetune.max_steps": 2,
+    "finetune.evaluations": 1,
+}
+
+
+def start_seconds(client: TLMClient, seed: int) -> float:
+    """Submit a job, wait for its end; seconds from `workers.submitted` to the workers' first `stage.started`."""
+    at: dict[str, float] = {}
+    job = client.submit(JobSpec(dataset="bench", corpus=None, seeds=(seed,), set=SMALL))
+    for event in client.events(job.id):
+        first = event.type not in at and event.at is not None
+        after = event.type != "stage.started" or "workers.submitted" in at  # validate runs in the coordinator
+        if first and after and event.at is not None:
+            at[event.type] = event.at
+    return at["stage.started"] - at["workers.submitted"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    source = shared_data() / "tasks" / "sciie"
+    files = {split: source / f"{split}.jsonl" for split in ("train", "validation", "test")}
+    folder = Path(tempfile.mkdtemp(prefix="tlm-bench-"))
+    for name in [name for name in os.environ if name.startswith("RAY_")]:
+        del os.environ[name]
+    stack = launch_stack(StackOptions(folder, port=0), tied=True)
+    try:
+        stack.wait(remark)
+        with TLMClient(stack.url, stack.token) as client:
+            client.add_dataset("bench", files)
+            remark(f"the first job on this cluster took {start_seconds(client, 0):.1f} s to start")
+            runs = [start_seconds(client, seed) for seed in range(1, options.repeats + 1)]
+    finally:
+        stack.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+    figure("warm_start", runs, goal=10, better="lower", unit="s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Two data-parallel workers of one core against one worker of one core, over gloo, without Ray.
+
+Each worker is a process held to a core of its own that runs the joint stage's loop. `same_batch` keeps the step's 32
+rows, so each of two workers has 16 (what a recipe does); `batch_each` gives every worker 32. Two processes that know
+nothing of each other show what the machine itself allows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import Any
+
+from benchmarks.report import alternate, figure, ratios
+from benchmarks.training.data import BATCH, bert_recipe, prepared
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def work(orders: Connection, core: int, rank: int, size: int, port: int, rows: int) -> None:
+    """One worker: for each number of steps that it is told, answers with its real tokens a second; 0 ends it."""
+    os.sched_setaffinity(0, {core})
+    import torch
+
+    from benchmarks.training.ours import Ours
+
+    torch.set_num_threads(1)
+    if size > 1:
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+        address = f"tcp://127.0.0.1:{port}"
+        torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=size)
+    ours = Ours(bert_recipe(**{"joint.batch_rows": rows}), rank=rank, world_size=size)
+    while steps := orders.recv():
+        orders.send(ours.run(steps))
+    if size > 1:
+        torch.distributed.destroy_process_group()
+
+
+@dataclass
+class Group:
+    """Worker processes that are told to run together. together: they train one model, else each its own."""
+
+    processes: list[Any]
+    orders: list[Connection]
+    together: bool
+
+    @classmethod
+    def start(cls, count: int, rows: int, *, together: bool = True) -> Group:
+        context, port = multiprocessing.get_context("spawn"), free_port()
+        cores = sorted(os.sched_getaffinity(0))
+        processes, orders = [], []
+        for number in range(count):
+            ours, theirs = context.Pipe()
+            place = (number, count) if together else (0, 1)
+            process = context.Process(target=work, args=(theirs, cores[number], *place, port, rows), daemon=True)
+            process.start()
+            processes.append(process)
+            orders.append(ours)
+        return cls(processes, orders, together)
+
+    def run(self, steps: int) -> float:
+        """Real tokens a second of all workers."""
+        for pipe in self.orders:
+            pipe.send(steps)
+        rates = [pipe.recv() for pipe in self.orders]
+        return min(rates) if self.together else sum(rates)
+
+    def end(self) -> None:
+        for pipe, process in zip(self.orders, self.processes, strict=True):
+            pipe.send(0)
+            process.join(30)
+
+
+def measure(groups: Mapping[str, Group], steps: int, repeats: int) -> dict[str, list[float]]:
+    try:
+        return alternate({name: partial(group.run, steps) for name, group in groups.items()}, repeats)
+    finally:
+        for group in groups.values():
+            group.end()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=5)
+    options = parser.parse_args()
+    prepared()
+    names = ("data_parallel_same_batch", "data_parallel_batch_each", "side_by_side")
+    if len(os.sched_getaffinity(0)) < 2:
+        for name in names:
+            figure(name, [], goal=0.85, unit="share of twice", reason="this process may use one core only")
+        return
+    groups = {
+        "one": Group.start(1, BATCH),
+        names[0]: Group.start(2, BATCH),
+        names[1]: Group.start(2, 2 * BATCH),
+        names[2]: Group.start(2, BATCH, together=False),
+    }
+    found = measure(groups, options.steps, options.repeats)
+    figure("tokens_per_second_one_core", found["one"], unit="real tokens/s")
+    for name in names:
+        shares = [ratio / 2 for ratio in ratios(found[name], found["one"])]
+        figure(name, shares, goal=None if name == "side_by_side" else 0.85, unit="share of twice")
+
+
+if __name__ == "__main__":
+    main()
