@@ -51,8 +51,10 @@ _ADVICE: Mapping[type[Exception], str] = {
 def translated(error: Exception) -> TLMError:
     """The project's error for what opensearch-py raised."""
     reason = _reason(error)
-    if _is_disk_full(reason):
+    if is_disk_full(reason):
         return StorageFull(f"OpenSearch has no room left: {reason}; give its disk more room, then retry")
+    if _status(error) == 413:
+        return InvalidRequest(f"OpenSearch: the request is too large: {reason}")
     for cls in type(error).__mro__:
         if cls in ERRORS:
             advice = _ADVICE.get(cls, "")
@@ -76,8 +78,19 @@ def reason_of(error: Any) -> str:
     return str(error)
 
 
-def _is_disk_full(reason: str) -> bool:
-    return "flood-stage watermark" in reason or "No space left" in reason or "read-only / allow delete" in reason
+def is_disk_full(reason: str) -> bool:
+    """Whether OpenSearch refuses for want of room on its disk."""
+    signs = ("flood-stage watermark", "No space left", "read-only / allow delete", "read_only_allow_delete")
+    return any(sign in reason for sign in signs)
+
+
+class Passing(Exception):
+    """A call failed for now and may succeed a little later. status: of HTTP, None without an answer. Control flow."""
+
+    def __init__(self, error: TLMError, status: int | None) -> None:
+        super().__init__(error.message)
+        self.error = error
+        self.status = status
 
 
 class Patience:
@@ -106,7 +119,15 @@ class Cluster:
     Raises IndexUnavailable, IndexMismatch, NotFound, InvalidRequest, Conflict and StorageFull.
     """
 
-    def __init__(self, client: OpenSearch, *, patience: float, stop: threading.Event) -> None:
+    def __init__(
+        self,
+        client: OpenSearch,
+        *,
+        patience: float,
+        stop: threading.Event,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
         self._client = client
         self._patience = patience
         self._stop = stop
@@ -114,23 +135,30 @@ class Cluster:
 
     def with_patience(self, seconds: float) -> Cluster:
         """The same cluster for a caller who waits longer or less long."""
-        return Cluster(self._client, patience=seconds, stop=self._stop)
+        return Cluster(self._client, patience=seconds, stop=self._stop, clock=self._clock)
 
     def patience(self) -> Patience:
         """A new measure of patience for work that may have to be tried again."""
-        return Patience(self._patience, self._stop)
+        return Patience(self._patience, self._stop, self._clock)
 
     def call(self, method: str, path: str, *, body: Any = None, params: Mapping[str, Any] | None = None) -> Any:
         """The decoded answer. Only for calls that may be repeated without harm."""
         patience = self.patience()
         while True:
             try:
-                return self._client.transport.perform_request(method, path, params=dict(params or {}), body=body)
-            except (foreign.OpenSearchException, foreign.ImproperlyConfigured, urllib3.exceptions.HTTPError) as error:
-                ours = translated(error)
-                if not _passes(error) or isinstance(ours, StorageFull):
-                    raise ours from error
-                patience.wait(ours)
+                return self.once(method, path, body=body, params=params)
+            except Passing as fault:
+                patience.wait(fault.error)
+
+    def once(self, method: str, path: str, *, body: Any = None, params: Mapping[str, Any] | None = None) -> Any:
+        """As `call`, but with a single try: raises Passing for what the caller may try again."""
+        try:
+            return self._client.transport.perform_request(method, path, params=dict(params or {}), body=body)
+        except (foreign.OpenSearchException, foreign.ImproperlyConfigured, urllib3.exceptions.HTTPError) as error:
+            ours = translated(error)
+            if not _passes(error) or isinstance(ours, StorageFull):
+                raise ours from error
+            raise Passing(ours, _status(error)) from error
 
     def version(self) -> int:
         """Major version. Raises IndexMismatch if the server is no OpenSearch or one that is too old."""
@@ -155,6 +183,11 @@ def _passes(error: Exception) -> bool:
     if isinstance(error, foreign.ConnectionError | urllib3.exceptions.HTTPError):
         return True
     return isinstance(error, foreign.TransportError) and error.status_code in PASSING
+
+
+def _status(error: Exception) -> int | None:
+    status = error.status_code if isinstance(error, foreign.TransportError) else None
+    return status if isinstance(status, int) else None
 
 
 def connect(

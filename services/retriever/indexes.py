@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import re
 import shutil
 import threading
+import uuid
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
+from services.retriever.bulk import Refused, Taken
 from services.retriever.cluster import Cluster
-from services.retriever.opensearch_index import SCHEMA_VERSION, OpenSearchIndex, index_body, load_alias
-from tlm_core.errors import AlreadyRunning, IndexMismatch, InvalidRequest, NotFound
+from services.retriever.opensearch_index import SCHEMA_VERSION, OpenSearchIndex, index_body, load_alias, slug
+from tlm_core.corpus.passages import Passage
+from tlm_core.errors import AlreadyRunning, Conflict, IndexMismatch, InvalidRequest, NotFound
 from tlm_core.selection.analysis import analysis_of
 from tlm_core.selection.index import PassageIndex
 from tlm_core.selection.tantivy_index import TantivyIndex
@@ -31,8 +34,31 @@ class CorpusKey(NamedTuple):
     @property
     def slug(self) -> str:
         """A name for files and indexes: readable, in lower case, and different for every key."""
-        readable = re.sub("[^a-z0-9]+", "-", f"{self.name} {self.version}".lower()).strip("-")[:60]
-        return f"{readable}-{hashlib.sha256(repr(tuple(self)).encode()).hexdigest()[:16]}"
+        return slug(f"{self.name} {self.version}", tuple(self))
+
+
+class Filling(PassageIndex, Protocol):
+    """An index while it is filled. Besides what PassageIndex raises: InvalidRequest if too many passages are refused.
+
+    identity: differs for every index ever made. taken, checksum, refused: how far it is, as in `Taken`.
+    """
+
+    @property
+    def identity(self) -> str: ...
+    @property
+    def taken(self) -> int: ...
+    @property
+    def checksum(self) -> int: ...
+    @property
+    def refused(self) -> Sequence[Refused]: ...
+
+    def go_on(self, at: Taken) -> None:
+        """Take it that the index holds what `at` says; before the first `add`, which then begins behind that."""
+        ...
+
+    def flush(self) -> None:
+        """Wait until all that was added is taken."""
+        ...
 
 
 class CorpusIndexes(Protocol):
@@ -45,7 +71,7 @@ class CorpusIndexes(Protocol):
         """
         ...
 
-    def begin(self, key: CorpusKey, language: str) -> PassageIndex:
+    def begin(self, key: CorpusKey, language: str) -> Filling:
         """An index of `key` to fill and commit; what an earlier, unfinished load left may be in it already."""
         ...
 
@@ -56,6 +82,28 @@ class CorpusIndexes(Protocol):
     def check(self) -> None:
         """Raise if no index could be used now."""
         ...
+
+
+class _Anew(TantivyIndex):
+    """An embedded index under way. It is always filled from the first passage on, and takes whatever comes."""
+
+    taken = 0
+    checksum = 0
+    refused: Sequence[Refused] = ()
+
+    def add(self, batch: Sequence[Passage]) -> None:
+        super().add(batch)
+        self.taken += len(batch)
+
+    @cached_property
+    def identity(self) -> str:
+        return uuid.uuid4().hex
+
+    def go_on(self, at: Taken) -> None:
+        raise Conflict(f"an embedded index cannot go on at passage {at.taken}; fill it from the start")
+
+    def flush(self) -> None:
+        return
 
 
 class EmbeddedIndexes:
@@ -83,9 +131,9 @@ class EmbeddedIndexes:
                 self._opened[key] = TantivyIndex.open(self._folder(key))
             return self._opened[key]
 
-    def begin(self, key: CorpusKey, language: str) -> PassageIndex:
+    def begin(self, key: CorpusKey, language: str) -> Filling:
         self.drop(key)
-        return TantivyIndex.create(self._folder(key), language)
+        return cast(_Anew, _Anew.create(self._folder(key), language))
 
     def drop(self, key: CorpusKey) -> None:
         # A search under way keeps its files: they vanish from the folder, not from under it.
@@ -120,7 +168,7 @@ class OpenSearchIndexes:
             raise NotFound(f"{key} is not loaded to its end; load it again")
         return index
 
-    def begin(self, key: CorpusKey, language: str) -> PassageIndex:
+    def begin(self, key: CorpusKey, language: str) -> Filling:
         self._cluster.version()
         analysis = analysis_of(language)
         try:
@@ -129,6 +177,8 @@ class OpenSearchIndexes:
             pass
         else:
             if index.analysis == analysis and not index.ready:
+                # A load that was killed while it committed may have closed the index for writing already.
+                self._cluster.call("PUT", f"/{index.name}/_settings", body={"index": {"blocks": {"write": None}}})
                 return index
             self.drop(key)
         meta = {"schema": SCHEMA_VERSION, **key._asdict(), "analysis": analysis, "state": "loading"}
@@ -176,7 +226,7 @@ class OpenSearchIndexes:
         )
         if not same_similarity or not _covers(found["mappings"].get("properties", {}), properties):
             raise IndexMismatch(f"index {name} has a mapping that is not ours; delete it and load the corpus again")
-        return OpenSearchIndex(cluster, name, meta, shards)
+        return OpenSearchIndex(cluster, name, meta, shards, str(found["settings"]["index"].get("uuid", "")))
 
 
 def _name(key: CorpusKey) -> str:

@@ -2,37 +2,46 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
-from urllib.parse import quote
 
 from services.retriever.indexes import CorpusIndexes, CorpusKey
 from services.retriever.passages_in import CorpusFiles
-from tlm_core.artifacts import ArtifactStore, storage_errors
-from tlm_core.errors import IndexMismatch, IndexUnavailable, NotFound, TLMError, error_from_dict
+from services.retriever.records import LoadRecords
+from tlm_core.artifacts import ArtifactStore
+from tlm_core.errors import Conflict, IndexMismatch, IndexUnavailable, NotFound, TLMError, error_from_dict
 from tlm_core.selection.index import PassageIndex
 
 log = logging.getLogger(__name__)
 
 _STOP_SECONDS = 5.0
+_KEPT_EVERY = 5.0
 
 
 @dataclass
 class Load:
-    """How far one load is: `loaded` of `count` passages. count is 0 until the files were looked at."""
+    """How far one load is: `loaded` of `count` passages. count is 0 until the files were looked at.
+
+    refused: how many of those loaded the index will never take; which and why stands in storage (see `records`).
+    """
 
     folder: str
     language: str
     state: Literal["loading", "ready", "failed"] = "loading"
     count: int = 0
     loaded: int = 0
+    refused: int = 0
     error: dict[str, Any] | None = None
     stop: threading.Event = field(default_factory=threading.Event)
     over: threading.Event = field(default_factory=threading.Event)
+
+    def fail(self, error: TLMError) -> None:
+        self.error, self.state = error.as_dict(), "failed"
 
 
 class _Stopped(Exception):
@@ -46,10 +55,18 @@ class CorpusLoads:
     anyone's asking.
     """
 
-    def __init__(self, indexes: CorpusIndexes, store: ArtifactStore, stop: threading.Event) -> None:
+    def __init__(
+        self,
+        indexes: CorpusIndexes,
+        store: ArtifactStore,
+        stop: threading.Event,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._indexes = indexes
         self._store = store
+        self._records = LoadRecords(store)
         self._stop = stop
+        self._clock = clock
         self._lock = threading.Lock()
         self._loads: dict[CorpusKey, Load] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="load")
@@ -58,7 +75,7 @@ class CorpusLoads:
         """Load `key` from `folder` unless it is loaded or loading. A load that failed is begun again."""
         load = self._loads.get(key)
         if (load is None or load.state != "loading") and self._opened(key) is None:
-            self._note(key, folder, language)
+            self._records.note(key, folder, language)
             self._begin(key, folder, language)
 
     def get(self, key: CorpusKey) -> Load:
@@ -66,8 +83,10 @@ class CorpusLoads:
         load = self._loads.get(key)
         if load is not None and load.state != "ready":
             return load
-        count = self._indexes.open(key).count()
-        return Load("", "", state="ready", count=count, loaded=count)
+        index = self._indexes.open(key)
+        refused = self._records.refused(key)
+        count = index.count() + refused
+        return Load("", "", state="ready", count=count, loaded=count, refused=refused)
 
     def ready(self, key: CorpusKey, *, patient: bool = False) -> PassageIndex:
         """The whole index of `key`; patient: it waits out a cluster that is away, instead of telling at once.
@@ -81,7 +100,7 @@ class CorpusLoads:
             if index is not None:
                 return index
         if load is None or load.state == "ready":
-            load = self._begin(key, *self._noted(key))
+            load = self._begin(key, *self._records.noted(key))
         elif load.state == "failed" and load.error is not None:
             if not load.error["retryable"]:
                 raise error_from_dict(load.error)
@@ -96,9 +115,7 @@ class CorpusLoads:
             load.stop.set()
             if not load.over.wait(_STOP_SECONDS):
                 raise IndexUnavailable(f"the load of {key} has not stopped yet; try again")
-        with storage_errors(f"forgetting {key}"):
-            if self._store.fs.exists(self._note_path(key)):
-                self._store.fs.rm_file(self._note_path(key))
+        self._records.forget(key)
         self._indexes.drop(key)
         with self._lock:
             self._loads.pop(key, None)
@@ -129,13 +146,19 @@ class CorpusLoads:
             load.state = "ready"
         except _Stopped:
             log.info("load of %s stopped", key)
+        except (NotFound, Conflict) as error:
+            # Another retriever may have brought the very same load to its end, and closed the index for writing.
+            if self._opened(key) is not None:
+                load.loaded, load.state = load.count, "ready"
+            else:
+                load.fail(error)
         except TLMError as error:
             log.warning("load of %s failed: %s", key, error)
-            load.error, load.state = error.as_dict(), "failed"
+            load.fail(error)
         except Exception as error:
             # Without this the load would seem to go on for ever.
             log.exception("load of %s failed", key)
-            load.error, load.state = TLMError(f"loading failed: {error!r}; see the retriever's log").as_dict(), "failed"
+            load.fail(TLMError(f"loading failed: {error!r}; see the retriever's log"))
         finally:
             load.over.set()
 
@@ -145,35 +168,29 @@ class CorpusLoads:
         load.count = files.count()
         index = self._indexes.begin(key, load.language)
         try:
-            for batch in files.batches():
+            at = self._records.taken(key, index.identity)
+            if at.taken:
+                log.info("%s goes on behind passage %d", key, at.taken)
+                index.go_on(at)
+            load.loaded = at.taken
+            kept = self._clock()
+            for batch in files.batches(at.taken):
                 self._go_on(load)
                 index.add(batch)
-                load.loaded += len(batch)
+                load.loaded, load.refused = index.taken, len(index.refused)
+                if self._clock() - kept >= _KEPT_EVERY:
+                    self._records.keep(key, index)
+                    kept = self._clock()
+            index.flush()
+            self._records.keep(key, index)
             index.commit(load.count)
+            load.loaded, load.refused = load.count, len(index.refused)
         finally:
             index.close()
-        log.info("%s loaded: %d passages", key, load.count)
+        if load.refused:
+            log.warning("%s: %d passages refused, see %s", key, load.refused, self._records.refused_path(key))
+        log.info("%s loaded: %d passages", key, load.count - load.refused)
 
     def _go_on(self, load: Load) -> None:
         if load.stop.is_set() or self._stop.is_set():
             raise _Stopped
-
-    # --- where the passages lie -----------------------------------------------------------------------------------
-
-    def _note_path(self, key: CorpusKey) -> str:
-        tenant, name, version = (quote(part, safe="") for part in key)
-        return self._store.path(tenant, "indexes", name, f"{version}.json")
-
-    def _note(self, key: CorpusKey, folder: str, language: str) -> None:
-        body = json.dumps({"folder": folder, "language": language}).encode()
-        with storage_errors(f"noting {key}"):
-            self._store.fs.makedirs(self._note_path(key).rsplit("/", 1)[0], exist_ok=True)
-            self._store.fs.pipe_file(self._note_path(key), body)
-
-    def _noted(self, key: CorpusKey) -> tuple[str, str]:
-        try:
-            with storage_errors(f"looking for {key}"):
-                note = json.loads(self._store.fs.cat_file(self._note_path(key)))
-        except NotFound as error:
-            raise NotFound(f"{key} is not known here; load it first") from error
-        return note["folder"], note["language"]

@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any
 
+from services.retriever.bulk import CHECKSUM_RANGE, BulkWriter, Refused, Taken, id_key
 from services.retriever.cluster import PASSING, Cluster, reason_of
 from tlm_core.corpus.passages import Passage
-from tlm_core.errors import Conflict, IndexMismatch, IndexUnavailable, InvalidRequest, NotFound, StorageFull
+from tlm_core.errors import Conflict, IndexMismatch, IndexUnavailable, NotFound
 from tlm_core.selection.analysis import Analysis, terms
 from tlm_core.selection.index import K1, MAX_TERMS, B, Hit, best_terms, ranked
 
 SCHEMA_VERSION = 1
-_BULK_BYTES = 4_000_000
-_BULK_ROWS = 2_000
 _NOTHING: dict[str, Any] = {"match_none": {}}
-_MSEARCH = 64
+_VALUES_ONLY: dict[str, Any] = {"_source": False, "stored_fields": "_none_", "track_total_hits": False}
+_MSEARCH = 32
+_IN_FLIGHT = 2
 _MGET = 500
-_IDS = 5_000
+_IDS = 10_000
 _HITS_ONLY = (
     "responses.status,responses.error,responses.timed_out,responses._shards.failed,"
-    "responses._shards.failures.reason,responses.hits.hits._score,responses.hits.hits._id"
+    "responses._shards.failures.reason,responses.hits.hits.sort"
 )
 
 
 def load_alias(name: str) -> str:
     """The alias through which index `name` is written."""
     return f"{name}-load"
+
+
+def current_alias(tenant: str, corpus: str) -> str:
+    """The alias that names the version of a corpus which was completed last."""
+    return f"tlm-current-{slug(corpus, (tenant, corpus))}"
+
+
+def slug(readable: str, key: tuple[str, ...]) -> str:
+    """A name for files and indexes: readable, in lower case, and different for every key."""
+    plain = re.sub("[^a-z0-9]+", "-", readable.lower()).strip("-")[:60]
+    return f"{plain}-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}"
 
 
 def index_body(meta: Mapping[str, Any], analysis: Analysis, shards: int) -> dict[str, Any]:
@@ -55,16 +71,22 @@ def index_body(meta: Mapping[str, Any], analysis: Analysis, shards: int) -> dict
 
 
 class OpenSearchIndex:
-    """The passages of one corpus version on a cluster. meta: our mark in the mapping, as `open_index` found it."""
+    """The passages of one corpus version on a cluster.
 
-    def __init__(self, cluster: Cluster, name: str, meta: Mapping[str, Any], shards: int) -> None:
+    meta: our mark in the mapping. identity: differs for every index ever made, of the same name as well.
+    """
+
+    def __init__(self, cluster: Cluster, name: str, meta: Mapping[str, Any], shards: int, identity: str = "") -> None:
         self.name = name
+        self.identity = identity
         self.meta = dict(meta)
         self.analysis: Analysis = meta["analysis"]
         self._cluster = cluster
         self._field = "terms" if self.analysis == "bigrams" else "text"
         # Scores of several shards are comparable only with the frequencies of all of them.
         self._search_type = "dfs_query_then_fetch" if shards > 1 else "query_then_fetch"
+        self._writer: BulkWriter | None = None
+        self._from = Taken()
         # The BM25 of OpenSearch 2 still has the constant factor that Lucene dropped.
         self._scale = K1 + 1 if cluster.version() < 3 else 1.0
 
@@ -75,61 +97,74 @@ class OpenSearchIndex:
 
     # --- loading --------------------------------------------------------------------------------------------------
 
+    @property
+    def taken(self) -> int:
+        """Passages, from the first one of the corpus on, that are in the index for good or refused."""
+        return self._writer.taken if self._writer else self._from.taken
+
+    @property
+    def refused(self) -> Sequence[Refused]:
+        """Those that never will be in it."""
+        return self._writer.refused if self._writer else self._from.refused
+
+    @property
+    def checksum(self) -> int:
+        """Sum of `id_key` over those that are in it."""
+        return self._writer.checksum if self._writer else self._from.checksum
+
+    def go_on(self, at: Taken) -> None:
+        """Begin to write where an earlier load of this very index (see `identity`) came to; before the first `add`."""
+        self._from = at
+
     def add(self, batch: Sequence[Passage]) -> None:
         if self.ready:
             raise Conflict("the index is committed; load another version of the corpus instead")
-        chunk: list[tuple[str, str]] = []
-        size = 0
+        if self._writer is None:
+            self._writer = BulkWriter(self._cluster, load_alias(self.name), self._from)
         for passage in batch:
-            line = self._line(passage)
-            if chunk and (size + len(line) > _BULK_BYTES or len(chunk) >= _BULK_ROWS):
-                self._bulk(chunk)
-                chunk, size = [], 0
-            chunk.append((passage.id, line))
-            size += len(line)
-        if chunk:
-            self._bulk(chunk)
+            self._writer.write(passage, self._lines(passage))
 
-    def _line(self, passage: Passage) -> str:
+    def flush(self) -> None:
+        """Wait until all that was added is taken."""
+        if self._writer is not None:
+            self._writer.flush()
+
+    def _lines(self, passage: Passage) -> bytes:
         # `create` makes a repeated passage a conflict, which is no fault here: nothing is ever written twice.
         action = json.dumps({"create": {"_id": passage.id}})
         document = {"id": passage.id, "text": passage.text, "source": passage.source}
         if self._field == "terms":
             document["terms"] = " ".join(terms(passage.text, self.analysis))
-        return f"{action}\n{json.dumps(document, ensure_ascii=False)}\n"
-
-    def _bulk(self, pending: list[tuple[str, str]]) -> None:
-        """Write all lines; those that the cluster has no room for now are tried again, alone."""
-        patience = self._cluster.patience()
-        # Without the alias a deleted index would be made anew by the write, with a mapping of its own.
-        params = {"filter_path": "items.create.status,items.create.error", "require_alias": "true"}
-        while True:
-            body = "".join(line for _, line in pending).encode()
-            answer = self._cluster.call("POST", f"/{load_alias(self.name)}/_bulk", body=body, params=params)
-            again: list[tuple[str, str]] = []
-            refusal: Any = None
-            for entry, item in zip(pending, answer["items"], strict=True):
-                status = item["create"]["status"]
-                if status in PASSING:
-                    again.append(entry)
-                    refusal = item["create"].get("error")
-                elif status >= 400 and status != 409:
-                    raise _refused(entry[0], status, item["create"].get("error"))
-            if not again:
-                return
-            pending = again
-            patience.wait(IndexUnavailable(f"OpenSearch takes no more passages: {reason_of(refusal)}; try again later"))
+        return f"{action}\n{json.dumps(document, ensure_ascii=False)}\n".encode()
 
     def commit(self, expected: int | None = None) -> None:
+        """As the port says; count and checksum are held against what was sent. May be done again if it was cut off."""
+        self.flush()
         self._cluster.call("POST", f"/{self.name}/_refresh")
         count = self.count()
-        if expected is not None and count != expected:
-            raise IndexMismatch(f"{count} passages are in the index, not {expected}; are the ids of the corpus unique?")
+        if expected is not None and count + len(self.refused) != expected:
+            raise IndexMismatch(
+                f"{count} passages are in the index and {len(self.refused)} were refused, which is not the corpus's "
+                f"{expected}; are its ids unique?"
+            )
+        found = sum(id_key(name) for batch in self.ids() for name in batch) % CHECKSUM_RANGE
+        if self._writer is not None and found != self.checksum:
+            raise IndexMismatch(f"{self.name} does not hold the ids that were sent; delete it, load the corpus again")
         self._cluster.call("POST", f"/{self.name}/_flush")
-        settings = {"index": {"auto_expand_replicas": "0-1", "blocks": {"write": True}}}
-        self._cluster.call("PUT", f"/{self.name}/_settings", body=settings)
+        settings = {"auto_expand_replicas": "0-1", "refresh_interval": None, "blocks": {"write": True}}
+        self._cluster.call("PUT", f"/{self.name}/_settings", body={"index": settings})
+        self._move_alias()
         self.meta = {**self.meta, "state": "ready", "count": count}
         self._cluster.call("PUT", f"/{self.name}/_mapping", body={"_meta": {"tlm": self.meta}})
+
+    def _move_alias(self) -> None:
+        """The corpus's alias names this version from now on, in one step; nothing is written here any more."""
+        current = current_alias(self.meta["tenant"], self.meta["name"])
+        actions: list[dict[str, Any]] = [
+            {"remove": {"index": "tlm-*", "alias": current, "must_exist": False}},
+            {"add": {"index": self.name, "alias": current}},
+        ]
+        self._cluster.call("POST", "/_aliases", body={"actions": actions})
 
     # --- reading --------------------------------------------------------------------------------------------------
 
@@ -140,10 +175,12 @@ class OpenSearchIndex:
         return int(answer["count"])
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        results: list[list[Hit]] = []
-        for start in range(0, len(queries), _MSEARCH):
-            results.extend(self._search(queries[start : start + _MSEARCH], k))
-        return results
+        parts = [queries[start : start + _MSEARCH] for start in range(0, len(queries), _MSEARCH)]
+        if len(parts) <= 1:
+            return self._search(queries, k) if parts else []
+        # While one answer is read and its hits are put in order, the cluster works on the next one.
+        with ThreadPoolExecutor(_IN_FLIGHT, thread_name_prefix="search") as pool:
+            return list(chain.from_iterable(pool.map(lambda part: self._search(part, k), parts)))
 
     def _search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
         """One _msearch; queries that a busy or broken shard could not answer in full are asked again."""
@@ -163,8 +200,8 @@ class OpenSearchIndex:
                     fault = IndexUnavailable(f"a search was not answered in full: {problem}; look at the cluster")
                     again[number] = query
                 else:
-                    hits = response.get("hits", {}).get("hits", [])
-                    results[number] = ranked([Hit(hit["_id"], hit["_score"] / self._scale) for hit in hits], k)
+                    found = (hit["sort"] for hit in response.get("hits", {}).get("hits", []))
+                    results[number] = ranked([Hit(name, score / self._scale) for score, name in found], k)
             pending = again
             if fault:
                 patience.wait(fault)
@@ -201,9 +238,9 @@ class OpenSearchIndex:
 
     @staticmethod
     def _request(query: Mapping[str, Any], k: int) -> dict[str, Any]:
-        # Sorting by id within a score costs nothing measurable and decides ties at the cut as well.
-        order = [{"_score": "desc"}, {"id": "asc"}]
-        return {"query": query, "size": k, "sort": order, "_source": False, "track_total_hits": False}
+        # Sorting by id within a score decides ties at the cut as well. The values sorted by are all that is needed of a
+        # hit; without stored fields no block of texts is decompressed for its id, a fifth of the server's work.
+        return {"query": query, "size": k, "sort": [{"_score": "desc"}, {"id": "asc"}], **_VALUES_ONLY}
 
     def fetch(self, ids: Collection[str]) -> dict[str, Passage]:
         wanted = list(ids)
@@ -231,28 +268,21 @@ class OpenSearchIndex:
     def ids(self) -> Iterator[list[str]]:
         last: str | None = None
         while True:
-            body = {"size": _IDS, "sort": [{"id": "asc"}], "_source": False, "track_total_hits": False}
+            body: dict[str, Any] = {"size": _IDS, "sort": [{"id": "asc"}], **_VALUES_ONLY}
             if last is not None:
                 body["search_after"] = [last]
-            params = {"allow_partial_search_results": "false", "filter_path": "hits.hits._id"}
+            params = {"allow_partial_search_results": "false", "filter_path": "hits.hits.sort"}
             answer = self._cluster.call("POST", f"/{self.name}/_search", body=body, params=params)
-            names = [hit["_id"] for hit in answer.get("hits", {}).get("hits", [])]
+            names = [hit["sort"][0] for hit in answer.get("hits", {}).get("hits", [])]
             if not names:
                 return
             yield names
             last = names[-1]
 
     def close(self) -> None:
-        """The cluster's connections belong to whoever made it."""
-
-
-def _refused(passage: str, status: int, error: Any) -> Exception:
-    reason = reason_of(error)
-    if status == 404:
-        return NotFound(f"the index was deleted while it was loaded ({reason}); load the corpus again")
-    if "watermark" in reason or "read-only" in reason:
-        return StorageFull(f"OpenSearch has no room left: {reason}; give its disk more room, then load again")
-    return InvalidRequest(f"OpenSearch refuses passage '{passage}': {reason}")
+        """End what is being written. The cluster's connections belong to whoever made it."""
+        if self._writer is not None:
+            self._writer.close()
 
 
 def _too_many_clauses(response: Mapping[str, Any]) -> bool:

@@ -15,6 +15,7 @@ from tlm_core.errors import CorruptArtifact, NotFound
 
 _COLUMNS = ["id", "text", "source"]
 _BATCH = 2_000
+_BUFFER = 1 << 20
 
 
 class CorpusFiles:
@@ -38,19 +39,28 @@ class CorpusFiles:
                 total += int(file.metadata.num_rows)
         return total
 
-    def batches(self) -> Iterator[list[Passage]]:
-        """All passages in order."""
+    def batches(self, skip: int = 0) -> Iterator[list[Passage]]:
+        """All passages in order but the first `skip`; what is skipped is not read."""
         for path in self._paths:
             with self._parquet(path) as file:
-                for batch in file.iter_batches(_BATCH, columns=_COLUMNS):
-                    columns = [batch[name].to_pylist() for name in _COLUMNS]
+                groups: list[int] = []
+                for number in range(file.metadata.num_row_groups):
+                    rows = file.metadata.row_group(number).num_rows
+                    if groups or skip < rows:
+                        groups.append(number)
+                    else:
+                        skip -= rows
+                for batch in file.iter_batches(_BATCH, row_groups=groups, columns=_COLUMNS) if groups else ():
+                    kept, skip = batch.slice(skip), max(0, skip - batch.num_rows)
+                    columns = [kept[name].to_pylist() for name in _COLUMNS]
                     yield [Passage(*row) for row in zip(*columns, strict=True)]
 
     @contextmanager
     def _parquet(self, path: str) -> Iterator[Any]:
         with storage_errors(f"reading {path}"), self._store.fs.open(path, "rb") as handle:
             try:
-                file = pq.ParquetFile(handle)
+                # Buffered, so that a row group of any size is read by pieces.
+                file = pq.ParquetFile(handle, buffer_size=_BUFFER)
             except pa.ArrowInvalid as error:
                 raise CorruptArtifact(f"{path} is no whole Parquet file ({error}); upload the corpus again") from error
             missing = [name for name in _COLUMNS if name not in file.schema_arrow.names]

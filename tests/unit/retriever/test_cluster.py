@@ -93,6 +93,7 @@ def test_every_error_of_the_client_has_one_of_ours() -> None:
         (failure(403), IndexUnavailable, "rights"),
         (foreign.SSLError("N/A", "self-signed", ValueError()), IndexUnavailable, "TLM_RETRIEVER_OPENSEARCH_CA"),
         (failure(404), NotFound, "because"),
+        (failure(413), InvalidRequest, "too large"),
         (failure(400), InvalidRequest, "because"),
         (failure(409), Conflict, "because"),
         (foreign.SerializationError("no JSON"), IndexMismatch, "TLM_RETRIEVER_OPENSEARCH_URL"),
@@ -150,72 +151,11 @@ def test_anything_but_a_recent_opensearch_is_refused(said: Any) -> None:
         Cluster(transport, patience=0, stop=threading.Event()).version()
 
 
-# --- writing ----------------------------------------------------------------------------------------------------------
-
-
-def item(status: int, reason: str = "") -> dict[str, Any]:
-    error = {"error": {"type": "t", "reason": reason}} if status >= 400 else {}
-    return {"create": {"status": status, **error}}
-
-
-def batch(*names: str) -> list[Passage]:
-    return [Passage(name, f"text of {name}", "s") for name in names]
-
-
-def written(body: bytes) -> list[str]:
-    return [line.split('"')[5] for line in body.decode().splitlines() if line.startswith('{"create"')]
-
-
-def test_only_the_passages_that_were_turned_away_are_sent_again() -> None:
-    first = {"items": [item(201), item(429, "queue full"), item(409), item(503)]}
-    index, transport, stop = index_of(first, {"items": [item(201), item(201)]})
-    index.add(batch("a", "b", "c", "d"))
-    assert [written(body) for _, _, body in transport.calls] == [["a", "b", "c", "d"], ["b", "d"]]
-    assert len(stop.waited) == 1
-
-
-@pytest.mark.parametrize(
-    ("answer", "expected", "says"),
-    [
-        (item(400, "failed to parse"), InvalidRequest, "'b'.*failed to parse"),
-        (item(403, "index read-only / allow delete"), StorageFull, "more room"),
-        (item(404, "no such index"), NotFound, "deleted"),
-    ],
-)
-def test_a_passage_that_is_refused_is_named(answer: dict[str, Any], expected: type[TLMError], says: str) -> None:
-    index, _, _ = index_of({"items": [item(201), answer]})
-    with pytest.raises(expected, match=says):
-        index.add(batch("a", "b"))
-
-
-def test_a_cluster_that_never_takes_a_passage_is_unavailable() -> None:
-    index, _, _ = index_of({"items": [item(429, "queue full")]}, patience=0)
-    with pytest.raises(IndexUnavailable, match="queue full"):
-        index.add(batch("a"))
-
-
-def test_large_batches_are_sent_in_pieces() -> None:
-    class Echo(Transport):
-        def perform_request(self, method: str, path: str, params: dict[str, Any], body: Any) -> Any:
-            super().perform_request(method, path, params, body)
-            return OURS if path == "/" else {"items": [item(201)] * len(written(body))}
-
-    transport = Echo([None])
-    index = OpenSearchIndex(Cluster(transport, patience=0, stop=threading.Event()), "i", META, shards=1)
-    index.add(
-        [Passage(str(n), "x" * 100_000, "s") for n in range(100)] + [Passage(f"s{n}", "y", "s") for n in range(4500)]
-    )
-    sizes = [len(body) for _, _, body in transport.calls]
-    assert max(sizes) < 4_100_000
-    assert sum(len(written(body)) for _, _, body in transport.calls) == 4600
-    assert max(len(written(body)) for _, _, body in transport.calls) <= 2000
-
-
 # --- searching --------------------------------------------------------------------------------------------------------
 
 
 def response(*hits: tuple[str, float], failed: int = 0, timed_out: bool = False) -> dict[str, Any]:
-    found = [{"_id": name, "_score": score} for name, score in hits]
+    found = [{"sort": [score, name]} for name, score in hits]
     failures = [{"reason": {"type": "io", "reason": "disk"}}] * failed
     return {
         "status": 200, "timed_out": timed_out, "hits": {"hits": found},
