@@ -232,6 +232,8 @@ def _value(text: str) -> Any:
     """JSON if it is some, else the text itself, so that names need no quotes within quotes."""
     try:
         return json.loads(text)
+    except RecursionError as error:
+        raise InvalidRequest(f"the value {text[:20]}… is nested too deep; send it flatter") from error
     except ValueError:
         return text
 

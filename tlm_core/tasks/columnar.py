@@ -47,13 +47,27 @@ def too_large(file: str, limits: Limits) -> str:
 
 
 def class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, Sequence[str]]:
-    """Names behind the numbers of label columns, as the `datasets` library keeps them in a schema's metadata."""
-    features = json.loads((metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    return {
-        name: feature["names"]
-        for name, feature in features.items()
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and "names" in feature
-    }
+    """Names behind the numbers of label columns, as the `datasets` library keeps them in a schema's metadata.
+
+    Metadata of any other form names nothing: the numbers stay what the labels are called.
+    """
+    try:
+        note = json.loads((metadata or {}).get(b"huggingface", b"{}"))
+    except (ValueError, RecursionError):
+        return {}
+    features = _member(_member(note, "info"), "features")
+    named = {name: _member(features, name) for name in features if _member(features, name).get("_type") == "ClassLabel"}
+    return {name: feature["names"] for name, feature in named.items() if _are_names(feature.get("names"))}
+
+
+def _member(note: Any, key: str) -> dict[str, Any]:
+    """The object under `key` of what may be an object; empty where there is none."""
+    value = note.get(key) if isinstance(note, dict) else None
+    return value if isinstance(value, dict) else {}
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def table_from_arrow(

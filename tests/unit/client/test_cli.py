@@ -124,7 +124,10 @@ def test_submit_without_a_corpus_trains_on_the_task_alone() -> None:
     assert sent == {"dataset": "toy", "set": {"selection.selector": "none"}}
 
 
-@pytest.mark.parametrize("wrong", [["--scale", "gigantic"], ["--set", "joint.rho2"], ["--seed", "0"] * 21])
+@pytest.mark.parametrize(
+    "wrong",
+    [["--scale", "gigantic"], ["--set", "joint.rho2"], ["--set", "joint.rho2=" + "[" * 9_999], ["--seed", "0"] * 21],
+)
 def test_what_cannot_be_a_job_is_refused_before_it_is_sent(wrong: list[str]) -> None:
     result = tlm(unreachable, "submit", "--dataset", "toy", *wrong)
     assert result.exit_code == 5, result.output

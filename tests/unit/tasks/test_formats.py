@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.unit.tasks.make import faults, folder, jsonl, put, rows
+from tlm_core.tasks.columnar import class_names
 from tlm_core.tasks.options import DatasetOptions
 from tlm_core.tasks.validate import load_task
 
@@ -200,6 +201,23 @@ def test_class_names_in_parquet_metadata_are_used(tmp_path: Path) -> None:
     for split in ("dev", "test"):
         pq.write_table(table.slice(0, 1), tmp_path / f"{split}.parquet")
     assert load_task(tmp_path)[0].labels == ("neg", "pos")
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        b"no JSON",
+        b"\xff",
+        b"[" * 100_000,
+        b"[]",
+        b'{"info": 3}',
+        b'{"info": {"features": {"label": 1}}}',
+        b'{"info": {"features": {"label": {"_type": "ClassLabel", "names": 5}}}}',
+        b'{"info": {"features": {"label": {"_type": "ClassLabel", "names": [1, null]}}}}',
+    ],
+)
+def test_metadata_of_another_form_names_no_classes(note: bytes) -> None:
+    assert class_names({b"huggingface": note}) == {}
 
 
 def test_hostile_looking_labels_and_texts_are_data(tmp_path: Path) -> None:
