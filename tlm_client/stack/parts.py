@@ -17,6 +17,7 @@ import httpx
 from tlm_client.stack.folder import StackFolder
 from tlm_client.stack.processes import FOLDER_MARK, PART_MARK, free_ports, port_is_free
 from tlm_core.errors import AlreadyRunning, MissingDependency
+from tlm_core.training.process import ENVIRONMENT
 
 HOST = "127.0.0.1"
 # A socket's path may have 107 bytes; Ray adds `/session_<date>_<time>_<microseconds>_<pid>/sockets/plasma_store`.
@@ -163,9 +164,6 @@ def _base_environment(environment: Mapping[str, str], folder: StackFolder, ray_t
         # Without it Ray takes the address of the outer interface in place of 127.0.0.1, and listens there.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "GLOO_SOCKET_IFNAME": "lo",
-        # Threads that wait for one another spin; where other processes are busy too, as the parts of the stack are,
-        # spinning for long takes the cores from the very threads waited for.
-        "GOMP_SPINCOUNT": environment.get("GOMP_SPINCOUNT", "5000"),
         # Ray's processes rename themselves; without it that overwrites the marks by which they are found.
         "SPT_NOENV": "1",
         "PYTHONUNBUFFERED": "1",
@@ -227,8 +225,8 @@ def _ray(
     return Part(
         "ray",
         command,
-        # Fixed by default, so that a second stack on the machine would only log that it is taken.
-        {**environment, "DASHBOARD_METRIC_PORT": "0"},
+        # The metrics' port is fixed by default, so that a second stack on the machine would only log that it is taken.
+        {**ENVIRONMENT, **environment, "DASHBOARD_METRIC_PORT": "0"},
         healthy=lambda: _answers(f"http://{HOST}:{port}/api/jobs/", token),
         patience=120.0,
         stop_seconds=20.0,

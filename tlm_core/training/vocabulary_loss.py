@@ -7,16 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Rows of logits held at once: few enough to stay in a core's cache, enough to keep matrix products busy.
-CHUNK = 256
+# Tokens of the vocabulary worked on at once: their logits stay in a core's cache from one product to the next.
+BLOCK = 1024
 
 
 class VocabularyLoss(torch.autograd.Function):
     """Summed cross-entropy of `hidden @ weight.T + bias` against `targets`.
 
-    The gradient is computed along with the loss, chunk by chunk, so the [M, V] logits never exist as a whole:
-    half the time and a fraction of the memory of the plain way. A token's loss saturates where its
-    probability leaves the range of float32 (87 nats).
+    The gradient is computed along with the loss, block of the vocabulary by block, with one exponential for each
+    logit and no pass for the largest: exponents of float32 and bfloat16 reach to 88 nats, and logits beyond that
+    give a loss that is not a number. The target's own term is kept apart, so that nothing cancels when the model
+    is nearly sure.
     """
 
     @staticmethod
@@ -25,26 +26,37 @@ class VocabularyLoss(torch.autograd.Function):
     ) -> Tensor:
         """hidden: [M, H]; weight: [V, H]; bias: [V]; targets: [M], of which `count` count; dtype: of the products."""
         x, w, b = hidden.to(dtype), weight.to(dtype), bias.to(dtype)
-        to_hidden = torch.empty_like(x)
-        to_weight, to_bias = torch.zeros_like(weight), torch.zeros_like(bias)
-        loss = torch.zeros((), device=x.device)
-        for begin in range(0, len(x), CHUNK):
-            here = slice(begin, begin + CHUNK)
-            chunk, target = x[here], targets[here]
-            row = torch.arange(len(target), device=x.device)
-            p = torch.addmm(b, chunk, w.t()).softmax(dim=1, dtype=dtype)
-            hit = p[row, target].float()
-            loss -= hit[: max(0, count - begin)].clamp_min(torch.finfo(torch.float32).tiny).log().sum()
-            p[row, target] = (hit - 1.0).to(dtype)  # p is now the gradient by the logits
-            p[max(0, count - begin) :] = 0.0
-            torch.mm(p, w, out=to_hidden[here])
-            to_weight += p.t() @ chunk
-            to_bias += (p.new_ones(1, len(p)) @ p)[0]
+        row = torch.arange(len(x), device=x.device)
+        hit = (x.float() * w[targets].float()).sum(dim=1) + b[targets].float()
+        others = torch.zeros_like(hit)
+        to_hidden = torch.zeros_like(hidden)
+        exponentials = []
+        for start in range(0, len(w), BLOCK):
+            block = w[start : start + BLOCK]
+            e = torch.addmm(b[start : start + BLOCK], x, block.t()).exp_()
+            place = (targets - start).clamp(0, len(block) - 1)
+            e[row, place] *= place != targets - start
+            others += e.sum(dim=1, dtype=torch.float32)
+            to_hidden += e @ block
+            exponentials.append(e)
+        total = others + hit.exp()
+        scale = total.reciprocal()
+        scale[count:] = 0.0
+        miss = (others * scale)[:, None]  # 1 - probability of the target
+        to_hidden.mul_(scale[:, None]).sub_(miss * w[targets])
+        to_weight, to_bias = torch.empty_like(weight), torch.empty_like(bias)
+        scaled, share = (x * scale[:, None]).to(dtype), scale.to(dtype)[None]
+        for number, e in enumerate(exponentials):
+            here = slice(number * BLOCK, (number + 1) * BLOCK)
+            to_weight[here] = e.t() @ scaled
+            to_bias[here] = (share @ e)[0]
+        to_weight.index_add_(0, targets, -(miss * x))
+        to_bias.index_add_(0, targets, -miss[:, 0])
         ctx.save_for_backward(to_hidden, to_weight, to_bias)
-        return loss
+        return (total.log() - hit)[:count].sum()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        to_hidden, to_weight, to_bias = ctx.saved_tensors
         (scale,) = gradients
-        return to_hidden.float() * scale, to_weight * scale, to_bias * scale, None, None, None
+        to_hidden, to_weight, to_bias = ctx.saved_tensors
+        return to_hidden * scale, to_weight * scale, to_bias * scale, None, None, None

@@ -135,6 +135,13 @@ def test_the_caller_s_ray_and_gateway_do_not_reach_the_stack(folder: StackFolder
         assert part.environment["RAY_AUTH_MODE"] == "token"
 
 
+def test_training_has_the_environment_that_it_wants_unless_the_caller_says_otherwise(folder: StackFolder) -> None:
+    for outside, spins in (({}, "5000"), ({"GOMP_SPINCOUNT": "7"}, "7")):
+        parts = {part.name: part for part in plan_stack(folder, StackOptions(folder.root, port=0), outside).parts}
+        assert parts["ray"].environment["GOMP_SPINCOUNT"] == spins
+        assert parts["ray"].environment["MALLOC_MMAP_THRESHOLD_"] == "1073741824"
+
+
 def test_a_proxy_of_the_caller_does_not_come_between_the_parts(folder: StackFolder) -> None:
     outside = {"HTTP_PROXY": "http://proxy:3128", "NO_PROXY": "intern.example"}
     for part in plan_stack(folder, StackOptions(folder.root, port=0), outside).parts:

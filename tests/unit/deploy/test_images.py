@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import ROOT
+from tlm_core.training.process import ENVIRONMENT
 
 DEPLOY = ROOT / "deploy"
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text().replace("\\\n", " ")
@@ -28,6 +29,12 @@ BROUGHT_ALONG = {"starlette": "fastapi", "urllib3": "opensearch-py"}
 
 cut_lock = runpy.run_path(str(DEPLOY / "cut_lock.py"))
 LISTED: set[str] = cut_lock["names_in"]((DEPLOY / "services.txt").read_text())
+
+
+def test_the_trainer_s_image_has_the_environment_that_training_wants() -> None:
+    trainer = DOCKERFILE.partition("AS trainer")[2]
+    for name, value in ENVIRONMENT.items():
+        assert re.search(rf"^ENV .*\b{name}={value}\b", trainer, re.MULTILINE), name
 
 
 def test_all_that_the_gateway_and_the_retriever_import_is_listed() -> None:
