@@ -44,11 +44,12 @@ def main() -> None:
     parser.add_argument("tasks", nargs="+", help="folders under tasks/ of the shared data")
     parser.add_argument("--scale", default="tiny")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--cpus", type=int, default=os.cpu_count(), help="cores for training")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of both arms")
     given = parser.parse_args()
     changes = {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in given.set)}
     data, seeds = shared_data(), tuple(range(given.seeds))
-    with _service() as (client, display):
+    with _service(given.cpus) as (client, display):
         _load_corpus(client, data / "corpus", display)
         for name in given.tasks:
             _load_task(client, name, data / "tasks" / name)
@@ -59,7 +60,7 @@ def main() -> None:
 
 
 @contextmanager
-def _service() -> Iterator[tuple[TLMClient, Display]]:
+def _service(cpus: int) -> Iterator[tuple[TLMClient, Display]]:
     """A stack over OpenSearch; both stop at the end, and their folders stay."""
     folder = FOLDER.resolve()
     (folder / "opensearch").mkdir(parents=True, exist_ok=True)
@@ -69,7 +70,7 @@ def _service() -> Iterator[tuple[TLMClient, Display]]:
     try:
         url = server.url if server else os.environ["OPENSEARCH_URL"]
         with Display(Console(stderr=True, highlight=False, soft_wrap=True)) as display:
-            stack = launch_stack(StackOptions(folder / "stack", port=0, opensearch_url=url), tied=True)
+            stack = launch_stack(StackOptions(folder / "stack", port=0, opensearch_url=url, cpus=cpus), tied=True)
             try:
                 stack.wait(display.line)
                 with TLMClient(stack.url, stack.token) as client:
