@@ -46,19 +46,20 @@ class Intake:
         options = _named(options, name)
         _, report = self._load_task({split: file.path for split, file in splits.items()}, options)
         with self._work() as raw:
-            selection = self._check_given(splits.get("selection"))
             for split, file in splits.items():
                 shutil.move(file.path, raw / f"{split}{endings[split]}")
+            selection = self._check_given(raw)
             return self._keep(tenant, name, raw, report, options, selection)
 
-    def _check_given(self, file: ReceivedFile | None) -> int | None:
+    def _check_given(self, raw: Path) -> int | None:
         """Passages of the selection that the data set brings. Raises InvalidDataset with every fault in it."""
-        from tlm_core.selection.given import GIVEN, write_given
+        from tlm_core.selection.given import GIVEN, given_part, write_given
 
-        if file is None:
+        given = given_part(raw)
+        if given is None:
             return None
         with self._work() as work, storage_errors("checking the selection"):
-            return write_given(file.path, work / GIVEN)
+            return write_given(given, work / GIVEN)
 
     def hub(self, tenant: str, name: str, hub: str, options: DatasetOptions) -> DatasetRecord:
         """Take a data set of the hub in: `OWNER/NAME[@REVISION][:CONFIG]`. What is kept are its texts and labels."""

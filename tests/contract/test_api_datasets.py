@@ -73,6 +73,40 @@ def test_splits_and_packed_files_are_taken_as_they_are(api: TestClient, gateway:
     assert [f.name for f in gateway.parts.artifacts.manifest(record.raw).files] == ["test.tsv", "train.jsonl.gz"]
 
 
+def test_a_data_set_may_bring_its_selection(api: TestClient, gateway: Gateway) -> None:
+    chosen = {"train": ("t.csv", TRAIN), "selection": ("external.csv", "text,id,rank\nb,1,2\na,2,1\n")}
+    made = api.post("/v1/datasets", data={"name": "brings"}, files=chosen).json()
+    assert (made["selection"], made["rows"]["train"] > 0) == (2, True)
+    assert [f["name"] for f in api.get("/v1/datasets/brings/files").json()["data"]] == ["selection.csv", "train.csv"]
+    body = {"dataset": "brings", "set": {"selection.selector": "given"}}
+    job = api.post("/v1/jobs", json=body)
+    assert job.status_code == 202, job.text
+    assert [stage["name"] for stage in job.json()["stages"]][:3] == ["validate", "select", "prepare"]
+    both = api.post("/v1/jobs", json={**body, "corpus": "docs"})
+    assert both.status_code == 422 and "leave 'corpus' out" in both.json()["detail"]
+    assert upload(api).json()["selection"] is None
+    without = api.post("/v1/jobs", json={**body, "dataset": "toy"})
+    assert without.status_code == 422 and "brings no selection" in without.json()["detail"]
+    assert not [name for name in gateway.leftovers() if name.startswith("scratch")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("s.csv", "text,rank\na,best\n", "selection.csv, row 1: 'best' is no rank"),
+        ("s.json", "[]", "csv, tsv, jsonl or parquet"),
+    ],
+)
+def test_a_faulty_selection_is_refused_and_nothing_is_kept(
+    api: TestClient, gateway: Gateway, name: str, content: str, says: str
+) -> None:
+    answer = api.post(
+        "/v1/datasets", data={"name": "x"}, files={"train": ("t.csv", TRAIN), "selection": (name, content)}
+    )
+    assert answer.status_code == 422 and says in answer.json()["detail"], answer.text
+    assert gateway.leftovers() == []
+
+
 FAULTY = {
     "empty": "",
     "header only": "text,label\n",

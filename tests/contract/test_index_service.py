@@ -40,6 +40,7 @@ from tlm_core.errors import (
     InvalidRequest,
     NotFound,
 )
+from tlm_core.selection.given import GIVEN, write_given
 from tlm_core.tasks.task import Task, task_schema
 
 TOKEN = "secret of the stack"
@@ -66,11 +67,14 @@ class Place:
         columns = zip(*rows, strict=True) if rows else ((), (), ())
         pq.write_table(pa.table(dict(zip(("id", "text", "source"), map(list, columns), strict=True))), path)
 
-    def write_task(self, texts: list[str]) -> ManifestRef:
+    def write_task(self, texts: list[str], given: str | None = None) -> ManifestRef:
         schema = task_schema(False)
         rows = pa.table([range(1, len(texts) + 1), texts, [0] * len(texts)], schema=schema)
         task = Task("t", ("a", "b"), "macro_f1", False, "en", {"train": rows, "validation": rows[:0], "test": rows[:0]})
         task.write(self.folder / "task")
+        if given is not None:
+            (self.folder / "given.csv").write_text(given)
+            write_given(self.folder / "given.csv", self.folder / "task" / GIVEN)
         return self.store.write("t/task", self.folder / "task", artifact="art_task", stage="validate")
 
     @contextmanager
@@ -94,7 +98,7 @@ class Place:
 
 
 def settled(look: Callable[[], Any], while_in: str) -> Any:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while (seen := look()).state == while_in:
         assert time.monotonic() < deadline, f"still {seen}"
         time.sleep(0.02)
@@ -236,12 +240,53 @@ def test_several_files_are_one_corpus_in_its_own_language(place: Place, api: Ret
     assert [hit.id for hit in api.search(*place.key, "言語の処理", 2)] == ["j1"]
 
 
+@pytest.mark.parametrize("selector", ["random", "whole", "dsir", "classifier"])
+def test_every_selector_works_over_either_index(place: Place, api: RetrieverClient, selector: str) -> None:
+    place.load(api)
+    run = place.select(api, params={"selector": selector, "max_passages": 20})
+    assert run.state == "ready" and run.ref is not None, run
+    folder = place.store.localize(run.ref)
+    found = pq.read_table(folder / "passages.parquet")
+    assert len(set(found["id"].to_pylist())) == 20 and found["rank"].to_pylist() == list(range(1, 21))
+    assert (None in found["score"].to_pylist()) == (selector in ("random", "whole"))
+    assert list((place.folder / "scratch" / "selections").iterdir()) == []
+
+
 # --- what does not hang on the index ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def embedded(tmp_path: Path) -> Place:
     return Place(tmp_path, "embedded", "http://127.0.0.1:1")
+
+
+def test_a_given_selection_needs_no_corpus(embedded: Place) -> None:
+    embedded.task = embedded.write_task(["any"], given="text,rank\nsecond,2\nfirst,1\n")
+    with embedded.retriever() as api:
+        request = embedded.request(params={"selector": "given"}).model_copy(update={"corpus": None, "version": None})
+        api.put_selection("art_1", request)
+        run = settled(lambda: api.get_selection("art_1"), "running")
+    assert run.ref is not None, run
+    folder = embedded.store.localize(run.ref)
+    assert pq.read_table(folder / "passages.parquet")["text"].to_pylist() == ["first", "second"]
+
+
+def test_a_selection_that_is_not_there_or_lacks_its_corpus_says_so(embedded: Place) -> None:
+    with embedded.retriever() as api:
+        run = embedded.select(api, params={"selector": "given"})
+        assert run.state == "failed" and "brings no selection" in str(run.failure)
+        api.put_selection("art_2", embedded.request().model_copy(update={"corpus": None}))
+        run = settled(lambda: api.get_selection("art_2"), "running")
+        assert run.state == "failed" and "needs a corpus" in str(run.failure)
+
+
+def test_parts_of_work_under_way_survive_a_restart_and_go_when_forgotten(embedded: Place) -> None:
+    folder = embedded.folder / "scratch" / "selections"
+    for name, days in (("art_young", 1), ("art_old", 8)):
+        (folder / name).mkdir(parents=True)
+        os.utime(folder / name, (time.time() - days * 86_400,) * 2)
+    with embedded.retriever():
+        assert [path.name for path in folder.iterdir()] == ["art_young"]
 
 
 def test_a_newer_attempt_has_its_own_run(embedded: Place) -> None:

@@ -47,6 +47,13 @@ def test_an_override_replaces_the_budget_of_another_unit() -> None:
         ({"model.heads": 5}, "heads"),
         ({"joint.budget.steps": 0}, "joint.budget.steps"),
         ({"tokenizer.source": "whatever"}, "tokenizer.source"),
+        ({"selection.selector": "tfidf"}, "selection.selector"),
+        ({"selection.selector": "whole", "selection.query": "rake"}, "'whole', which asks no queries"),
+        ({"selection.selector": "given", "selection.unique_terms": True}, "'given', which asks no queries"),
+        ({"selection.selector": "dsir", "selection.per_query_cap": 3}, "need selector 'bm25', not 'dsir'"),
+        ({"selection.per_label_balance": True}, "set max_passages or max_tokens"),
+        ({"selection.per_query_cap": 0}, "selection.per_query_cap"),
+        ({"selection.max_tokens": 0}, "selection.max_tokens"),
     ],
 )
 def test_a_wrong_override_is_refused_by_name(overrides: dict[str, Any], says: str) -> None:

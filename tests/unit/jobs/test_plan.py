@@ -56,6 +56,14 @@ def test_task_only_has_neither_selection_nor_joint_stage() -> None:
     assert all(n.place is not Place.RETRIEVER for n in plan.nodes)
 
 
+def test_a_given_selection_follows_from_the_data_set_alone() -> None:
+    job = make_job({"selection.selector": "given"}, corpus_name=None, corpus_version=None)
+    check_order(plan_of(job))
+    node = plan_of(job).node("select")
+    assert (node.place, dict(node.inputs), dict(node.fixed)) == (Place.RETRIEVER, {"task": "validate"}, {})
+    assert plan_of(job).node("prepare").inputs["selection"] == "select"
+
+
 @pytest.mark.parametrize(
     ("override", "kept"),
     [
@@ -63,6 +71,9 @@ def test_task_only_has_neither_selection_nor_joint_stage() -> None:
         ({"joint.rho2": 7}, {"validate", "select", "prepare"}),
         ({"tokenizer.vocab_size": 500}, {"validate", "select"}),
         ({"selection.top_k": 7}, {"validate"}),
+        ({"selection.unique_terms": True}, {"validate"}),
+        ({"selection.per_query_cap": 2}, {"validate"}),
+        ({"selection.max_tokens": 1000}, {"validate"}),
     ],
 )
 def test_a_change_runs_again_only_what_depends_on_it(override: dict[str, Any], kept: set[str]) -> None:
