@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from fastapi.responses import FileResponse
@@ -13,9 +15,12 @@ from services.api.views import CheckpointView, PassageView, Provenance, Selectio
 from services.common.artifacts_of import published
 from services.common.jobstore import CheckpointRef, JobStore
 from tlm_core.artifacts import ArtifactStore, ManifestRef
-from tlm_core.errors import Conflict, NotFound
+from tlm_core.errors import Conflict, CorruptArtifact, NotFound
 from tlm_core.jobs.plan import Plan, plan_of
 from tlm_core.jobs.spec import JobRecord
+
+_ASKERS = 20
+_ASKER_CHARS = 300
 
 
 def refs_of(jobs: JobStore, job: JobRecord, plan: Plan | None = None) -> dict[str, ManifestRef]:
@@ -97,29 +102,83 @@ def checkpoint_views(artifacts: ArtifactStore, checkpoints: list[CheckpointRef])
     return views
 
 
-def selection_page(artifacts: ArtifactStore, ref: ManifestRef, *, after: int, limit: int) -> SelectionView:
-    """`limit` passages of a selection from position `after` on, each with the train rows that asked for it."""
+def selection_page(
+    artifacts: ArtifactStore,
+    ref: ManifestRef,
+    *,
+    after: int,
+    limit: int,
+    words: Sequence[str] = (),
+    train_row: int | None = None,
+    task: ManifestRef | None = None,
+) -> SelectionView:
+    """`limit` passages of a selection from position `after` on, each with the train rows that asked for it.
+
+    words: only passages that hold them all, in any case. train_row: only what that row asked for. task: the job's task,
+    from which the texts of the rows are shown.
+    """
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     folder = artifacts.localize(ref)
     facts = json.loads((folder / "selection.json").read_text(encoding="utf-8"))
+    only = None if train_row is None else _asked_for(folder, train_row)
+    rows: list[dict[str, Any]] = []
+    total = 0
     with pq.ParquetFile(folder / "passages.parquet") as file:
-        total = file.metadata.num_rows
-        rows: list[dict[str, Any]] = []
-        position = 0
         for batch in file.iter_batches(batch_size=8_192):
-            begin = max(after - position, 0)
-            if begin < batch.num_rows:
+            for word in words:
+                batch = batch.filter(pc.match_substring(batch["text"], word, ignore_case=True))
+            if only is not None:
+                batch = batch.filter(pc.is_in(batch["id"], only))
+            begin = max(after - total, 0)
+            if begin < batch.num_rows and len(rows) < limit:
                 rows.extend(batch.slice(begin, limit - len(rows)).to_pylist())
-            position += batch.num_rows
-            if len(rows) >= limit:
-                break
-    wanted = [row["id"] for row in rows]
-    asked: dict[str, list[Provenance]] = {name: [] for name in wanted}
-    if wanted:
-        table = pq.read_table(folder / "provenance.parquet", filters=[("passage_id", "in", wanted)])
+            total += batch.num_rows
+    asked = _askers(folder, [row["id"] for row in rows])
+    shown = _texts(artifacts, task, {entry["train_row"] for found in asked.values() for entry in found[:_ASKERS]})
+    data = tuple(
+        PassageView(
+            **row,
+            asked_by=tuple(
+                Provenance(**entry, **shown.get(entry["train_row"], {})) for entry in asked[row["id"]][:_ASKERS]
+            ),
+            asked_by_total=len(asked[row["id"]]),
+        )
+        for row in rows
+    )
+    return SelectionView(facts=facts, data=data, total=total, has_more=after + len(rows) < total)
+
+
+def _asked_for(folder: Path, train_row: int) -> Any:
+    import pyarrow.parquet as pq
+
+    columns = ["passage_id"]
+    return pq.read_table(folder / "provenance.parquet", columns=columns, filters=[("train_row", "==", train_row)])[0]
+
+
+def _askers(folder: Path, passages: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """Who asked for each of the passages, best rank first."""
+    import pyarrow.parquet as pq
+
+    asked: dict[str, list[dict[str, Any]]] = {name: [] for name in passages}
+    if passages:
+        table = pq.read_table(folder / "provenance.parquet", filters=[("passage_id", "in", passages)])
         for row in table.to_pylist():
-            entry = Provenance(train_row=row["train_row"], rank=row["rank"], score=row["score"])
-            asked[row["passage_id"]].append(entry)
-    data = tuple(PassageView(**row, asked_by=tuple(asked[row["id"]])) for row in rows)
-    return SelectionView(facts=facts, data=data, has_more=after + len(rows) < total)
+            asked[row.pop("passage_id")].append(row)
+    return asked
+
+
+def _texts(artifacts: ArtifactStore, task: ManifestRef | None, rows: set[int]) -> dict[int, dict[str, str]]:
+    """Text and label of train rows, as far as they are at hand."""
+    import pyarrow.parquet as pq
+
+    if task is None or not rows:
+        return {}
+    try:
+        folder = artifacts.localize(task)
+        labels = json.loads((folder / "task.json").read_text(encoding="utf-8"))["labels"]
+        found = pq.read_table(folder / "train.parquet", filters=[("row", "in", sorted(rows))]).to_pylist()
+    except (OSError, NotFound, CorruptArtifact):  # an explanation without the text is better than none
+        return {}
+    return {one["row"]: {"text": one["text"][:_ASKER_CHARS], "label": labels[one["label"]]} for one in found}

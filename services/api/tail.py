@@ -89,6 +89,11 @@ class Tailer:
         """Streams that are open."""
         return sum(topic.watchers for topic in list(self._topics.values()))
 
+    @property
+    def closed(self) -> bool:
+        """Whether the gateway is ending."""
+        return self._closed
+
     async def run(self) -> None:
         """Poll until cancelled. While the store is away streams stay open and go on when it is back."""
         away, self.alive = False, True

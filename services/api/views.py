@@ -134,11 +134,12 @@ class Preview(_View):
 
 
 class VersionView(_View):
-    """One version of a corpus. count: passages."""
+    """One version of a corpus. count: passages; refused: how many of them the index will never take."""
 
     version: str
     language: str
     count: int
+    refused: int = 0
     state: CorpusState
     created_at: float
     error: dict[str, Any] | None = None
@@ -342,7 +343,9 @@ class Provenance(_View):
 
     train_row: int
     rank: int
-    score: float
+    score: float | None
+    text: str | None = Field(None, description="how the row begins, while the job's task is at hand")
+    label: str | None = None
 
 
 class PassageView(_View):
@@ -353,7 +356,8 @@ class PassageView(_View):
     source: str
     rank: int
     score: float | None
-    asked_by: tuple[Provenance, ...]
+    asked_by: tuple[Provenance, ...] = Field(description="the first of them, as they stand in the provenance")
+    asked_by_total: int | None = None
 
 
 class SelectionView(_View):
@@ -361,6 +365,7 @@ class SelectionView(_View):
 
     facts: dict[str, Any]
     data: tuple[PassageView, ...]
+    total: int | None = Field(None, description="passages that fit what was asked for")
     has_more: bool
 
 

@@ -301,6 +301,14 @@ class JobStore:
             raise NotFound(f"no job '{job_id}'; list the jobs to see their ids")
         return _record(fields)
 
+    def state(self, tenant: str, job_id: str) -> State:
+        """The state alone, for those who ask often. Raises NotFound."""
+        with translated():
+            state = self._redis.hget(self._key(tenant, "job", job_id), "state")
+        if state is None:
+            raise NotFound(f"no job '{job_id}'; list the jobs to see their ids")
+        return State(state)
+
     def list_jobs(
         self,
         tenant: str,
@@ -367,10 +375,13 @@ class JobStore:
 
     def logs(self, tenant: str, job_id: str, *, after: str = "0", limit: int = 1000) -> list[dict[str, Any]]:
         """Log lines after stream id `after`, in order."""
-        return [
-            {"id": i, "attempt": int(f["attempt"]), "at": float(f["at"]), "line": f["line"]}
-            for i, f in self._stream(self._key(tenant, "logs", job_id), after, limit)
-        ]
+        return list(map(_line, self._stream(self._key(tenant, "logs", job_id), after, limit)))
+
+    def last_logs(self, tenant: str, job_id: str, count: int) -> list[dict[str, Any]]:
+        """The last `count` log lines, in order."""
+        with translated():
+            found = self._redis.xrevrange(self._key(tenant, "logs", job_id), count=count)
+        return list(map(_line, reversed(found)))
 
     def artifact(self, tenant: str, artifact: str) -> ManifestRef | None:
         """Where a published artifact lies, or None: then it does not exist, whatever files there are."""
@@ -519,6 +530,11 @@ def _mismatch(job_id: str) -> IdempotencyMismatch:
     return IdempotencyMismatch(
         f"this Idempotency-Key was used for {job_id} with another body; use a new key for a new job", job=job_id
     )
+
+
+def _line(entry: tuple[str, Mapping[str, str]]) -> dict[str, Any]:
+    stream_id, f = entry
+    return {"id": stream_id, "attempt": int(f["attempt"]), "at": float(f["at"]), "line": f["line"]}
 
 
 def _record(fields: Mapping[str, str]) -> JobRecord:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Header, Query, Request, Response
@@ -9,10 +10,13 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from services.api.auth import Tenant
+from services.api.compare import Comparison, compare
 from services.api.estimate import Estimate, proposed
+from services.api.follow_logs import follow_logs
 from services.api.parts import AfterId, Limit, Parts, PartsDep, problems
 from services.api.removal import delete_job
 from services.api.results import refs_of
+from services.api.series import Series, series_of
 from services.api.submit import changed, resolve_job
 from services.api.views import DryRun, EventPage, JobSummary, JobView, Page
 from services.common.artifacts_of import published
@@ -28,10 +32,10 @@ SPEC_EXAMPLE = {
     "dataset": "reviews", "corpus": "docs", "scale": "tiny", "recipe": "fast", "seeds": [0, 1, 2],
     "set": {"joint.rho2": 5}, "metadata": {"team": "search"},
 }  # fmt: skip
+_STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+_STREAM_ID = r"^\d{1,20}(-\d{1,20})?$"
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255)]
-StreamId = Annotated[
-    str, Query(pattern=r"^\d{1,20}(-\d{1,20})?$", description="`id` of the last one of the page before")
-]
+StreamId = Annotated[str, Query(pattern=_STREAM_ID, description="`id` of the last one of the page before")]
 
 
 @router.post(
@@ -87,6 +91,20 @@ def list_all(
         tenant, state=state, kind=kind, datasets=datasets, labels=_labels(label), after=after, limit=limit
     )
     return Page(data=tuple(map(JobSummary.of, jobs)), has_more=more)
+
+
+@router.get("/compare", summary="Compare jobs", responses=problems(404))
+def compare_jobs(
+    parts: PartsDep,
+    tenant: Tenant,
+    ids: Annotated[list[str], Query(min_length=1, max_length=10, description="once for each job, or with commas")],
+    points: Annotated[int, Query(ge=4, le=2000, description="of each curve, at most")] = 200,
+) -> Comparison:
+    """In what the jobs differ, their curves, scores and costs; 2 to 10 of them."""
+    wanted = [one for part in ids for one in part.split(",") if one]
+    if not 2 <= len(set(wanted)) == len(wanted) <= 10:
+        raise InvalidRequest("name 2 to 10 different jobs, as ids=A&ids=B or ids=A,B")
+    return compare(parts.jobs, parts.artifacts, [parts.jobs.get(tenant, one) for one in wanted], points=points)
 
 
 @router.get("/{job}", summary="One job", responses=problems(404))
@@ -180,10 +198,8 @@ async def events(
     await run_in_threadpool(parts.jobs.get, tenant, job)
     if stream or "text/event-stream" in request.headers.get("accept", ""):
         start = max(after, _seq(last_event_id))
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        return StreamingResponse(
-            parts.tailer.stream(tenant, job, start), media_type="text/event-stream", headers=headers
-        )
+        lines = parts.tailer.stream(tenant, job, start)
+        return StreamingResponse(lines, media_type="text/event-stream", headers=_STREAM_HEADERS)
     found = await run_in_threadpool(parts.jobs.events, tenant, job, after=after, limit=limit + 1)
     page = EventPage(data=tuple(found[:limit]), has_more=len(found) > limit)
     return JSONResponse(page.model_dump(mode="json"))
@@ -199,14 +215,62 @@ def metrics(
     return Page(data=tuple(found[:limit]), has_more=len(found) > limit)
 
 
-@router.get("/{job}/logs", summary="Its log lines", responses=problems(404))
-def logs(
-    job: str, parts: PartsDep, tenant: Tenant, after: StreamId = "0", limit: Annotated[int, Query(ge=1, le=5000)] = 1000
-) -> Page[dict[str, Any]]:
-    """Lines in order; each has `id`, `at`, `attempt` and `line`."""
-    parts.jobs.get(tenant, job)
-    found = parts.jobs.logs(tenant, job, after=after, limit=limit + 1)
-    return Page(data=tuple(found[:limit]), has_more=len(found) > limit)
+@router.get("/{job}/metrics/series", summary="Its metrics, for charts", responses=problems(404))
+def series(
+    job: str,
+    parts: PartsDep,
+    tenant: Tenant,
+    points: Annotated[int, Query(ge=4, le=5000, description="of each series, at most")] = 300,
+    node: Annotated[str | None, Query(max_length=200, description="only of this stage")] = None,
+    name: Annotated[list[str], Query(max_length=50, description="only these")] = [],  # noqa: B006
+) -> Page[Series]:
+    """Columns for each metric of each stage. Thinned series keep their first and last point and every peak."""
+    found = series_of(parts.jobs, parts.jobs.get(tenant, job), points=points, node=node, names=frozenset(name))
+    return Page(data=tuple(found), has_more=False)
+
+
+@router.get(
+    "/{job}/logs",
+    summary="Its log lines",
+    response_model=Page[dict[str, Any]],
+    responses={
+        200: {
+            "description": "lines in order, or with `follow` a stream of server-sent events (`line` with its id; `end` "
+            "with the last state, then the stream closes)",
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        },
+        **problems(404),
+    },
+)
+async def logs(
+    job: str,
+    request: Request,
+    parts: PartsDep,
+    tenant: Tenant,
+    after: StreamId = "0",
+    limit: Annotated[int, Query(ge=1, le=5000)] = 1000,
+    tail: Annotated[int | None, Query(ge=1, le=5000, description="only the last so many")] = None,
+    follow: Annotated[
+        bool, Query(description="go on until the job is over, as with Accept: text/event-stream")
+    ] = False,
+    last_event_id: Annotated[str | None, Header(description="as browsers send it when they reconnect")] = None,
+) -> Response:
+    """Each line has `id`, `at`, `attempt` and `line`. A stream can be taken up again where it broke off."""
+    await run_in_threadpool(parts.jobs.state, tenant, job)
+    streams = follow or "text/event-stream" in request.headers.get("accept", "")
+    start = _stream_id(last_event_id) or after
+    count = tail if tail is not None else limit + 1
+    found: list[dict[str, Any]] = []
+    if tail is not None and start == "0":
+        found = await run_in_threadpool(parts.jobs.last_logs, tenant, job, count)
+        start = _before(found)
+    if streams:
+        lines = follow_logs(parts.jobs, parts.tailer, tenant, job, start)
+        return StreamingResponse(lines, media_type="text/event-stream", headers=_STREAM_HEADERS)
+    if not found:
+        found = await run_in_threadpool(parts.jobs.logs, tenant, job, after=start, limit=count)
+    more = tail is None and len(found) > limit
+    return JSONResponse({"data": found[:limit] if tail is None else found, "has_more": more})
 
 
 def _again(
@@ -252,6 +316,22 @@ def _dry_run(parts: Parts, tenant: str, spec: JobSpec) -> DryRun:
     plan = plan_of(job)
     found = parts.estimator.estimate(tenant, spec, resolved)
     return DryRun.build(job, plan, published(parts.jobs, job, plan), found)
+
+
+def _stream_id(last_event_id: str | None) -> str | None:
+    if not last_event_id:
+        return None
+    if not re.fullmatch(_STREAM_ID, last_event_id, re.ASCII):
+        raise InvalidRequest(f"Last-Event-ID '{last_event_id[:40]}' is none that this service gave")
+    return last_event_id
+
+
+def _before(lines: list[dict[str, Any]]) -> str:
+    """The stream id just before the first of `lines`, from which a stream tells them too."""
+    if not lines:
+        return "0"
+    milliseconds, _, number = lines[0]["id"].partition("-")
+    return f"{milliseconds}-{int(number) - 1}" if int(number) else f"{int(milliseconds) - 1}-{2**63}"
 
 
 def _seq(last_event_id: str | None) -> int:

@@ -9,7 +9,15 @@ from fastapi.responses import FileResponse
 
 from services.api.auth import Tenant
 from services.api.parts import FILE_ANSWERS, PartsDep, problems
-from services.api.results import artifact_of, checkpoint_views, checkpoints_of, json_of, open_file, selection_page
+from services.api.results import (
+    artifact_of,
+    checkpoint_views,
+    checkpoints_of,
+    json_of,
+    open_file,
+    refs_of,
+    selection_page,
+)
 from services.api.views import (
     CheckpointView,
     ModelView,
@@ -73,12 +81,18 @@ def selection(
     job: str,
     parts: PartsDep,
     tenant: Tenant,
+    q: Annotated[str, Query(max_length=500, description="words that a passage must hold, in any case")] = "",
+    train_row: Annotated[int | None, Query(ge=1, lt=2**63, description="only what this train row asked for")] = None,
     after: Annotated[int, Query(ge=0, lt=2**40, description="how many to pass over")] = 0,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> SelectionView:
-    """Best rank first, each passage with the train rows that asked for it."""
-    ref = artifact_of(parts.jobs, parts.jobs.get(tenant, job), "select")
-    return selection_page(parts.artifacts, ref, after=after, limit=limit)
+    """Why is this passage in my model's diet? Best rank first, each with the train rows that asked for it."""
+    record = parts.jobs.get(tenant, job)
+    ref = artifact_of(parts.jobs, record, "select")
+    task = refs_of(parts.jobs, record).get("validate")
+    return selection_page(
+        parts.artifacts, ref, after=after, limit=limit, words=q.split()[:20], train_row=train_row, task=task
+    )
 
 
 @router.post("/{job}/predict", summary="Classify texts", responses=problems(404, 409, 413))

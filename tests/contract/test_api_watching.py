@@ -1,0 +1,204 @@
+"""How a job goes and went, over HTTP: series, log lines, comparison, the selection explained."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import redis
+from fastapi.testclient import TestClient
+
+from tests.contract.gateway import AUTH, Gateway, make_gateway
+from tests.contract.made_results import make_selection, publish
+from tests.contract.recorded_jobs import record
+from tests.factories import make_resolved, make_spec
+from tlm_core.errors import WorkerLost
+from tlm_core.jobs.spec import JobRecord
+from tlm_core.training.recipe import resolve
+
+T = "default"
+
+
+@pytest.fixture
+def gateway(redis_client: redis.Redis, tmp_path: Path) -> Gateway:
+    return make_gateway(redis_client, tmp_path)
+
+
+@pytest.fixture
+def api(gateway: Gateway) -> Iterator[TestClient]:
+    with gateway.test_client() as client:
+        yield client
+
+
+def running(gateway: Gateway, set_: dict[str, Any] | None = None, **spec: Any) -> JobRecord:
+    resolved = make_resolved(recipe=resolve("fast", "tiny", set_ or {}))
+    gateway.parts.jobs.submit(T, make_spec(**spec), resolved)
+    job = gateway.parts.jobs.claim("a", 60)
+    assert job is not None
+    return job
+
+
+def report_points(gateway: Gateway, job: JobRecord, steps: range, node: str = "joint.s0") -> None:
+    points = [{"node": node, "stage": "joint", "step": n, "mlm": 10.0 - n / 100, "task": None} for n in steps]
+    gateway.parts.jobs.report(T, job.id, job.attempt, metrics=points)
+
+
+def test_series_are_columns_with_their_ends_and_without_what_was_not_computed(
+    api: TestClient, gateway: Gateway
+) -> None:
+    job = running(gateway)
+    report_points(gateway, job, range(1, 501))
+    report_points(gateway, job, range(1, 4), node="finetune.s0")
+    found = api.get(f"/v1/jobs/{job.id}/metrics/series?points=50").json()["data"]
+    assert [(s["node"], s["name"], s["total"]) for s in found] == [("joint.s0", "mlm", 500), ("finetune.s0", "mlm", 3)]
+    assert (found[0]["steps"][0], found[0]["steps"][-1], len(found[0]["steps"]) <= 50) == (1, 500, True)
+    assert len(found[0]["values"]) == len(found[0]["at"]) == len(found[0]["steps"])
+    one = api.get(f"/v1/jobs/{job.id}/metrics/series?node=finetune.s0&name=mlm").json()["data"]
+    assert [s["node"] for s in one] == ["finetune.s0"]
+    assert api.get(f"/v1/jobs/{job.id}/metrics/series?points=3").status_code == 422
+
+
+def test_an_attempt_that_goes_on_from_a_checkpoint_overwrites_what_was_lost(api: TestClient, gateway: Gateway) -> None:
+    job = running(gateway)
+    report_points(gateway, job, range(1, 31))
+    gateway.parts.jobs.requeue(job, "a", WorkerLost("gone"), 0)
+    again = gateway.parts.jobs.claim("a", 60)
+    assert again is not None
+    report_points(gateway, again, range(21, 41))
+    (found,) = api.get(f"/v1/jobs/{job.id}/metrics/series").json()["data"]
+    assert found["steps"] == list(range(1, 41))
+
+
+def test_the_last_lines_of_a_log_can_be_asked_for(api: TestClient, gateway: Gateway) -> None:
+    job = running(gateway)
+    gateway.parts.jobs.report(T, job.id, 1, logs=[f"line {n}" for n in range(50)])
+    page = api.get(f"/v1/jobs/{job.id}/logs?tail=3").json()
+    assert [one["line"] for one in page["data"]] == ["line 47", "line 48", "line 49"]
+    assert api.get(f"/v1/jobs/{job.id}/logs?tail=3&after={page['data'][-1]['id']}").json()["data"] == []
+
+
+def frames(lines: Iterator[str]) -> Iterator[dict[str, str]]:
+    frame: dict[str, str] = {}
+    for line in lines:
+        if line:
+            name, _, value = line.partition(": ")
+            frame[name] = value
+        elif "event" in frame:
+            yield frame
+            frame = {}
+        else:
+            frame = {}
+
+
+def read(
+    url: str, job: str, *, take: int | None = None, last: str | None = None, query: str = ""
+) -> list[dict[str, str]]:
+    headers = {**AUTH, "Accept": "text/event-stream"} | ({"Last-Event-ID": last} if last else {})
+    found = []
+    with httpx.stream("GET", f"{url}/v1/jobs/{job}/logs{query}", headers=headers, timeout=30) as answer:
+        assert answer.status_code == 200, answer.read()
+        for frame in frames(answer.iter_lines()):
+            found.append(frame)
+            if take is not None and len(found) == take:
+                break
+    return found
+
+
+def test_a_log_that_is_followed_is_whole_whatever_breaks_off(gateway: Gateway) -> None:
+    job, store = running(gateway), gateway.parts.jobs
+    store.report(T, job.id, 1, logs=[f"line {n}" for n in range(5)])
+    with gateway.served() as url:
+        first = read(url, job.id, take=3)
+        writer = threading.Thread(
+            target=lambda: (
+                [store.report(T, job.id, 1, logs=[f"line {n}"]) for n in range(5, 20)],
+                store.finish(job, "a", {}),
+            )
+        )
+        writer.start()
+        rest = read(url, job.id, last=first[-1]["id"])
+        writer.join()
+        tail = read(url, job.id, query="?tail=2")
+        refused = httpx.get(
+            f"{url}/v1/jobs/{job.id}/logs", headers={**AUTH, "Accept": "text/event-stream", "Last-Event-ID": "x"}
+        )
+    lines = [json.loads(frame["data"])["line"] for frame in first + rest if frame["event"] == "line"]
+    assert lines == [f"line {n}" for n in range(20)]
+    assert (rest[-1]["event"], json.loads(rest[-1]["data"])) == ("end", {"state": "succeeded"})
+    assert [json.loads(f["data"]).get("line") for f in tail] == ["line 18", "line 19", None]
+    assert refused.status_code == 422
+
+
+def test_jobs_are_compared_in_what_differs(api: TestClient, gateway: Gateway) -> None:
+    first = running(gateway, {"joint.rho2": 5})
+    report_points(gateway, first, range(1, 300))
+    record(gateway, first, lambda _: 1.0, {"joint": 2e12})
+    second = running(gateway, {"joint.rho2": 7}, seeds=(3,))
+    found = api.get(f"/v1/jobs/compare?ids={first.id}&ids={second.id}&points=20")
+    assert found.status_code == 200, found.text
+    body = found.json()
+    assert [job["id"] for job in body["jobs"]] == [first.id, second.id]
+    assert {d["key"]: d["values"] for d in body["differences"]} == {"seeds": [[0], [3]], "joint.rho2": [5, 7]}
+    assert body["outcomes"][0]["mean"]["test"]["macro_f1"] == 0.5
+    assert body["outcomes"][0]["cost"]["total"]["flops"] == 2e12
+    assert body["outcomes"][1]["mean"] is None and "has not finished 'evaluate'" in body["outcomes"][1]["reason"]
+    (curve,) = body["curves"][0]["series"]
+    assert (curve["name"], curve["total"], len(curve["steps"]) <= 20) == ("mlm", 299, True)
+    assert api.get(f"/v1/jobs/compare?ids={first.id},{second.id}").json()["differences"] == body["differences"]
+
+
+@pytest.mark.parametrize("query", ["", "?ids=job_a", "?ids=job_a&ids=job_a", "?ids=" + ",".join(map(str, range(11)))])
+def test_a_comparison_needs_two_to_ten_jobs(api: TestClient, query: str) -> None:
+    assert api.get(f"/v1/jobs/compare{query}").status_code == 422
+
+
+def test_a_job_that_is_not_there_is_not_compared(api: TestClient) -> None:
+    assert api.get("/v1/jobs/compare?ids=job_a,job_b").status_code == 404
+
+
+@pytest.fixture
+def explained(gateway: Gateway) -> str:
+    """A job with a task of three train rows and a selection."""
+    job = running(gateway)
+    task = gateway.root / "made" / "task"
+    task.mkdir(parents=True)
+    (task / "task.json").write_text(json.dumps({"labels": ["neg", "pos"]}))
+    rows = {"row": [1, 2, 3], "text": ["first row", "second row", "<b>third"], "label": pa.array([0, 1, 1], pa.int32())}
+    pq.write_table(pa.table(rows), task / "train.parquet")
+    publish(gateway.parts.jobs, gateway.parts.artifacts, job, "validate", task)
+    chosen = gateway.root / "made" / "selection"
+    chosen.mkdir()
+    make_selection(chosen)
+    publish(gateway.parts.jobs, gateway.parts.artifacts, job, "select", chosen)
+    return job.id
+
+
+def test_each_passage_says_who_asked_for_it_and_with_what_text(api: TestClient, explained: str) -> None:
+    page = api.get(f"/v1/jobs/{explained}/selection?limit=2").json()
+    assert (page["total"], page["has_more"]) == (30, True)
+    assert [(a["train_row"], a["text"], a["label"]) for a in page["data"][1]["asked_by"]] == [
+        (1, "first row", "neg"), (2, "second row", "pos"),
+    ]  # fmt: skip
+    assert page["data"][0]["asked_by"][0]["text"] == "<b>third"
+
+
+def test_a_selection_is_searched_by_words_and_by_row(api: TestClient, explained: str) -> None:
+    url = f"/v1/jobs/{explained}/selection"
+    found = api.get(url, params={"q": "PASSAGE 1", "limit": 5}).json()
+    numbers = [n for n in range(30) if "1" in str(n)]
+    assert found["total"] == len(numbers)
+    rest = api.get(url, params={"q": "PASSAGE 1", "after": 5}).json()
+    texts = [one["text"] for one in found["data"] + rest["data"]]
+    assert texts == [f"passage {n} <b>&" for n in numbers]
+    assert api.get(url, params={"q": ".*"}).json()["total"] == 0, "words are no patterns"
+    asked = api.get(url, params={"train_row": 3, "limit": 100}).json()
+    assert {a["train_row"] for one in asked["data"] for a in one["asked_by"]} == {3}
+    assert api.get(url, params={"train_row": 3, "q": "28"}).json()["total"] == 1
+    assert api.get(url, params={"train_row": 0}).status_code == 422
