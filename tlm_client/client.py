@@ -149,6 +149,11 @@ class TLMClient:
     def corpus(self, name: str) -> Corpus:
         return self._model(Corpus, self._call("GET", f"/v1/corpora/{_quoted(name)}", repeat=True))
 
+    def delete_corpus(self, name: str, version: str | None = None) -> None:
+        """Delete a corpus, or one version of it. Raises Conflict while a job that is not over needs it."""
+        part = f"/versions/{_quoted(version)}" if version else ""
+        self._call("DELETE", f"/v1/corpora/{_quoted(name)}{part}")
+
     def search(self, name: str, query: str, k: int = 10) -> list[Hit]:
         """The best passages of a corpus for a query, best first."""
         found = self._call("POST", f"/v1/corpora/{_quoted(name)}/search", json={"query": query, "k": k}, repeat=True)

@@ -35,11 +35,12 @@ class Dataset(_Value):
 
 
 class CorpusVersion(_Value):
-    """One version of a corpus; it can be used when its state is `ready`."""
+    """One version of a corpus; it can be used when its state is `ready`. refused: of `count`, not in the index."""
 
     version: str
     state: str
     count: int = 0
+    refused: int = 0
     language: str = ""
     error: dict[str, Any] | None = None
 

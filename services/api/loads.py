@@ -188,7 +188,7 @@ class LoadWorker:
                 self._ask(load, version)
             case "ready":
                 over = load.model_copy(update={"state": LoadState.READY, "done": version.count})
-                ready = version.model_copy(update={"state": CorpusState.READY, "error": None})
+                ready = version.model_copy(update={"state": CorpusState.READY, "refused": found.refused, "error": None})
                 self._catalog.save_load(over, self._owner, ready)
                 self._drop_upload(load)
 

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from services.common.jobstore import PREFIX
 from services.common.redis_errors import translated
 from tlm_core.artifacts import ManifestRef
-from tlm_core.errors import Conflict, NotFound, StaleAttempt
+from tlm_core.errors import AlreadyRunning, Conflict, NotFound, StaleAttempt
 from tlm_core.jobs.spec import new_id
 
 
@@ -54,12 +54,16 @@ class CorpusState(StrEnum):
 
 
 class CorpusVersion(_Value):
-    """One version of a corpus: passages in storage, and whether the index holds them."""
+    """One version of a corpus: passages in storage, and whether the index holds them.
+
+    refused: how many of `count` the index will never take.
+    """
 
     version: str
     language: str
     passages: ManifestRef
     count: int
+    refused: int = 0
     state: CorpusState
     created_at: float
     error: dict[str, Any] | None = None
@@ -121,6 +125,31 @@ if ARGV[3] ~= '' then redis.call('HSET', KEYS[3], ARGV[3], ARGV[4]) end
 if ARGV[5] ~= '' then redis.call('SREM', KEYS[4], ARGV[5]) redis.call('DEL', KEYS[1]) end
 return 1
 """
+# KEYS: load, all corpora, loads of the corpus, open loads. ARGV: load (JSON), its id, corpus, tenant and slash.
+# Answers {'ok'}, or {'open', id of a load of this corpus that is not over}.
+_ADD_LOAD = """
+for _, id in ipairs(redis.call('ZRANGE', KEYS[3], 0, -1)) do
+  if redis.call('SISMEMBER', KEYS[4], ARGV[4] .. id) == 1 then return {'open', id} end
+end
+redis.call('SET', KEYS[1], ARGV[1])
+redis.call('ZADD', KEYS[2], 0, ARGV[3])
+redis.call('ZADD', KEYS[3], 0, ARGV[2])
+redis.call('SADD', KEYS[4], ARGV[4] .. ARGV[2])
+return {'ok'}
+"""
+# KEYS: corpus hash, all corpora, loads of the corpus, open loads. ARGV: version ('' = the whole corpus), corpus,
+# tenant and slash, prefix of load records. Answers as _ADD_LOAD.
+_DROP_CORPUS = """
+local ids = redis.call('ZRANGE', KEYS[3], 0, -1)
+for _, id in ipairs(ids) do
+  if redis.call('SISMEMBER', KEYS[4], ARGV[3] .. id) == 1 then return {'open', id} end
+end
+if ARGV[1] ~= '' then redis.call('HDEL', KEYS[1], ARGV[1]) return {'ok'} end
+for _, id in ipairs(ids) do redis.call('DEL', ARGV[4] .. id) end
+redis.call('DEL', KEYS[1], KEYS[3])
+redis.call('ZREM', KEYS[2], ARGV[2])
+return {'ok'}
+"""
 # KEYS: lease. ARGV: owner, seconds. Answers 1 if the lease is this owner's now.
 _LEASE = """
 local owner = redis.call('GET', KEYS[1])
@@ -137,6 +166,8 @@ class Catalog:
         self._redis = client
         self._save_load = client.register_script(_SAVE_LOAD)
         self._lease = client.register_script(_LEASE)
+        self._add_load = client.register_script(_ADD_LOAD)
+        self._drop_corpus = client.register_script(_DROP_CORPUS)
 
     # --- data sets ------------------------------------------------------------------------------------------------
 
@@ -214,7 +245,10 @@ class Catalog:
         return [_corpus(tenant, n, b) for n, b in zip(names[:limit], found, strict=True)], len(names) > limit
 
     def add_load(self, tenant: str, corpus: str, language: str, upload: ManifestRef) -> CorpusLoad:
-        """Record an upload that is to become a version; durable when this returns."""
+        """Record an upload that is to become a version; durable when this returns.
+
+        Raises AlreadyRunning while an earlier upload of this corpus is on its way.
+        """
         with translated():
             load = CorpusLoad(
                 id=new_id("load"),
@@ -224,13 +258,28 @@ class Catalog:
                 upload=upload,
                 created_at=self._now(),
             )
-            pipe = self._redis.pipeline(transaction=True)
-            pipe.set(_key(tenant, "load", load.id), load.model_dump_json())
-            pipe.zadd(_key(tenant, "corpora"), {corpus: 0})
-            pipe.zadd(_key(tenant, "corpus-loads", corpus), {load.id: 0})
-            pipe.sadd(f"{PREFIX}:loads", f"{tenant}/{load.id}")
-            pipe.execute()
+            keys = [_key(tenant, "load", load.id), *self._keys_of_loads(tenant, corpus)]
+            answer: Any = self._add_load(keys=keys, args=[load.model_dump_json(), load.id, corpus, f"{tenant}/"])
+        _refuse_while_open(corpus, answer)
         return load
+
+    def drop_corpus(self, tenant: str, corpus: str, version: str = "") -> None:
+        """Forget a corpus, or one version of it; the caller has deleted what the records name.
+
+        Raises AlreadyRunning while an upload of it is on its way.
+        """
+        with translated():
+            keys = [_key(tenant, "corpus", corpus), *self._keys_of_loads(tenant, corpus)]
+            answer: Any = self._drop_corpus(keys=keys, args=[version, corpus, f"{tenant}/", _key(tenant, "load", "")])
+        _refuse_while_open(corpus, answer)
+
+    def open_load(self, tenant: str, corpus: str) -> CorpusLoad | None:
+        """The upload of a corpus that is on its way, if there is one."""
+        return next((load for load in self.loads(tenant, corpus) if load.state in OPEN), None)
+
+    @staticmethod
+    def _keys_of_loads(tenant: str, corpus: str) -> list[str]:
+        return [_key(tenant, "corpora"), _key(tenant, "corpus-loads", corpus), f"{PREFIX}:loads"]
 
     def load(self, tenant: str, load_id: str) -> CorpusLoad:
         """Raises NotFound."""
@@ -310,6 +359,14 @@ def ready_version(corpus: CorpusRecord, version: str | None, load: CorpusLoad | 
 def dataset_key(tenant: str, dataset_id: str) -> str:
     """Key of a data set's record: a job that needs it is accepted in one step with a look at it."""
     return _key(tenant, "dataset", dataset_id)
+
+
+def _refuse_while_open(corpus: str, answer: Any) -> None:
+    if answer[0] == "open":
+        raise AlreadyRunning(
+            f"an upload of corpus '{corpus}' is on its way ({answer[1]}); wait until it is over, then ask again",
+            load=answer[1],
+        )
 
 
 def _key(tenant: str, *parts: str) -> str:

@@ -30,11 +30,12 @@ class _Value(BaseModel):
 
 
 class CorpusLoad(_Value):
-    """How far the load of one corpus version is: `loaded` of `count` passages are in the index."""
+    """How far the load of one corpus version is: `loaded` of `count` passages; `refused` of these never will be in."""
 
     state: Literal["unknown", "loading", "ready", "failed"]
     count: int = 0
     loaded: int = 0
+    refused: int = 0
 
 
 class SelectionRun(_Value):

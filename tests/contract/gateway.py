@@ -42,6 +42,7 @@ class PlayedRetriever:
     asked: list[tuple[str, str, Any]] = field(default_factory=list)
     away: bool = False
     failure: dict[str, Any] | None = None
+    refused: int = 0
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         if self.away:
@@ -54,9 +55,12 @@ class PlayedRetriever:
             hit = {"id": "p1", "score": 1.5, "text": f"about {body['query']}", "source": "docs"}
             return httpx.Response(200, json={"hits": [hit]})
         if request.method == "PUT":
-            self.loads.setdefault(path, {"state": "loading", "count": 3, "loaded": 0})
+            self.loads.setdefault(path, {"state": "loading", "count": 3, "loaded": 0, "refused": self.refused})
             return httpx.Response(202, json={})
         load = self.loads.get(path)
+        if request.method == "DELETE":
+            self.loads.pop(path, None)
+            return httpx.Response(204)
         if load is None:
             return httpx.Response(404, json={"code": "not_found", "detail": "no such version"})
         answer = dict(load)

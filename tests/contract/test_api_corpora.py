@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 
 from services.api.loads import LoadWorker
 from services.common.catalog import Catalog, LoadState
-from tests.contract.gateway import Gateway, make_gateway, restarted
+from tests.contract.gateway import Gateway, make_gateway, restarted, upload
 from tlm_core.artifacts import ArtifactStore
 from tlm_core.errors import IndexMismatch, IndexUnavailable
 
@@ -214,3 +214,78 @@ def test_files_of_one_name_are_both_kept(api: TestClient, gateway: Gateway) -> N
     post(api, name="one")
     assert both == 2 * settled(api, "one")["versions"][0]["count"]
     assert not (gateway.root / "x").exists()
+
+
+def test_a_second_upload_of_a_corpus_under_way_is_refused_and_leaves_nothing(api: TestClient, gateway: Gateway) -> None:
+    gateway.retriever.away = True
+    load_id = post(api).json()["id"]
+    wait_for(lambda: api.get("/v1/corpora/docs").json()["loads"][0]["state"] == "indexing")
+    kept = gateway.leftovers()
+    refused = post(api, text=LINES.replace("thing", "matter"))
+    assert (refused.status_code, refused.json()["code"], refused.json()["facts"]["load"]) == (
+        409, "already_running", load_id,
+    )  # fmt: skip
+    assert api.delete("/v1/corpora/docs").status_code == 409
+    assert gateway.leftovers() == kept
+    gateway.retriever.away = False
+    assert len(settled(api)["versions"]) == 1
+    assert post(api, text=LINES.replace("thing", "matter")).status_code == 202
+
+
+def two_versions(api: TestClient) -> tuple[str, str]:
+    post(api)
+    old = str(settled(api)["version"])
+    post(api, text=LINES.replace("sentence", "phrase"))
+    return old, str(wait_for(lambda: (c := found(api, "docs")) and len(c["versions"]) == 2 and c)["version"])
+
+
+def test_a_dropped_version_is_gone_with_its_index_and_files_and_the_other_stays(
+    api: TestClient, gateway: Gateway
+) -> None:
+    old, new = two_versions(api)
+    assert api.delete(f"/v1/corpora/docs/versions/{new}").status_code == 204
+    assert (corpus := api.get("/v1/corpora/docs").json())["version"] == old and len(corpus["versions"]) == 1
+    assert [path for path in gateway.retriever.loads if new in path] == []
+    assert not [path for path in gateway.leftovers() if new in path] and [p for p in gateway.leftovers() if old in p]
+    assert api.post("/v1/corpora/docs/search", json={"query": "x", "version": new}).status_code == 404
+    assert api.delete(f"/v1/corpora/docs/versions/{new}").status_code == 404
+
+
+def test_a_deleted_corpus_is_gone_with_all_its_versions(api: TestClient, gateway: Gateway) -> None:
+    two_versions(api)
+    assert api.delete("/v1/corpora/docs").status_code == 204
+    assert api.get("/v1/corpora/docs").status_code == api.delete("/v1/corpora/docs").status_code == 404
+    assert gateway.retriever.loads == {} and not [p for p in gateway.leftovers() if "corpora" in p]
+    post(api)
+    assert settled(api)["version"], "the name is free again"
+
+
+def test_a_corpus_that_a_job_needs_is_not_deleted(api: TestClient, gateway: Gateway) -> None:
+    old, new = two_versions(api)
+    assert upload(api).status_code == 201
+    job = api.post("/v1/jobs", json={"dataset": "toy", "corpus": f"docs@{old}"}).json()["id"]
+    for path in ("", f"/versions/{old}"):
+        refused = api.delete(f"/v1/corpora/docs{path}")
+        assert (refused.status_code, refused.json()["facts"]["job"]) == (409, job)
+    assert api.delete(f"/v1/corpora/docs/versions/{new}").status_code == 204
+    api.post(f"/v1/jobs/{job}/cancel")
+    wait_for(lambda: gateway.parts.jobs.claim("me", 60) is None)
+    assert api.delete("/v1/corpora/docs").status_code == 204
+
+
+def test_a_delete_while_the_retriever_is_away_changes_nothing_and_can_be_asked_again(
+    api: TestClient, gateway: Gateway
+) -> None:
+    post(api)
+    version = settled(api)["version"]
+    gateway.retriever.away = True
+    assert api.delete("/v1/corpora/docs").status_code == 503
+    assert api.get("/v1/corpora/docs").json()["version"] == version
+    gateway.retriever.away = False
+    assert api.delete("/v1/corpora/docs").status_code == 204
+
+
+def test_passages_that_the_index_refused_are_counted_in_the_version(api: TestClient, gateway: Gateway) -> None:
+    gateway.retriever.refused = 2
+    post(api)
+    assert settled(api)["versions"][0]["refused"] == 2

@@ -19,7 +19,7 @@ from services.common.catalog import (
 )
 from services.common.jobstore import JobStore
 from tlm_core.artifacts import ManifestRef
-from tlm_core.errors import Conflict, NotFound, StaleAttempt
+from tlm_core.errors import AlreadyRunning, Conflict, NotFound, StaleAttempt
 from tlm_core.jobs.spec import new_id
 
 T = "default"
@@ -120,9 +120,9 @@ def test_a_finished_load_is_no_longer_open_and_its_version_can_be_searched(catal
 
 
 def test_the_newest_ready_version_is_meant_by_the_name(catalog: Catalog) -> None:
-    first, second, third = (catalog.add_load(T, "docs", "en", REF) for _ in range(3))
-    finish(catalog, second, "v2")
-    finish(catalog, first, "v1")
+    finish(catalog, first := catalog.add_load(T, "docs", "en", REF), "v1")
+    finish(catalog, second := catalog.add_load(T, "docs", "en", REF), "v2")
+    third = catalog.add_load(T, "docs", "en", REF)
     assert catalog.lease_load(T, third.id, "a", 30)
     catalog.save_load(
         third.model_copy(update={"state": LoadState.INDEXING}), "a", version_of(third, CorpusState.LOADING, "v3")
@@ -138,3 +138,26 @@ def test_the_newest_ready_version_is_meant_by_the_name(catalog: Catalog) -> None
     assert [load.id for load in catalog.loads(T, "docs")] == sorted(
         (x.id for x in (first, second, third)), reverse=True
     )
+
+
+def test_one_upload_of_a_corpus_is_on_its_way_at_a_time(catalog: Catalog) -> None:
+    load = catalog.add_load(T, "docs", "en", REF)
+    for call in (lambda: catalog.add_load(T, "docs", "en", REF), lambda: catalog.drop_corpus(T, "docs")):
+        with pytest.raises(AlreadyRunning, match=load.id):
+            call()
+    catalog.add_load(T, "others", "en", REF)
+    assert catalog.open_load(T, "docs") == load
+    finish(catalog, load, "v1")
+    assert catalog.open_load(T, "docs") is None
+    assert catalog.add_load(T, "docs", "en", REF).id != load.id
+
+
+def test_a_dropped_corpus_leaves_nothing(catalog: Catalog, redis_client: redis.Redis) -> None:
+    for version in ("v1", "v2"):
+        finish(catalog, catalog.add_load(T, "docs", "en", REF), version)
+    catalog.drop_corpus(T, "docs", "v1")
+    assert [v.version for v in catalog.corpus(T, "docs").versions] == ["v2"]
+    catalog.drop_corpus(T, "docs")
+    with pytest.raises(NotFound):
+        catalog.corpus(T, "docs")
+    assert set(redis_client.keys()) == set()

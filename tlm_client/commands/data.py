@@ -159,10 +159,25 @@ def corpus_show(context: typer.Context, name: Name, as_json: AsJson = False) -> 
     if as_json:
         emit(corpus)
         return
-    rows = [(v.version, v.state, f"{v.count:,}", v.language, _message(v.error)) for v in corpus.versions]
-    table(("version", "state", "passages", "language", "error"), rows, title="versions")
+    rows = [
+        (v.version, v.state, f"{v.count:,}", v.refused or "", v.language, _message(v.error)) for v in corpus.versions
+    ]
+    table(("version", "state", "passages", "refused", "language", "error"), rows, title="versions")
     loads = [(x.id, x.state, f"{x.done:,}/{x.total:,}", x.version, _message(x.error)) for x in corpus.loads]
     table(("upload", "state", "passages", "version", "error"), loads, title="uploads")
+
+
+@corpora.command("delete")
+@guarded
+def corpus_delete(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="All versions, or the one named.")],
+) -> None:
+    """Delete a corpus or one version of it; refused while a job that is not over needs it."""
+    corpus, _, version = name.partition("@")
+    with session_of(context).client() as client:
+        client.delete_corpus(corpus, version or None)
+    say(f"deleted {f'version {version} of ' if version else ''}corpus '{corpus}'")
 
 
 @corpora.command("search")

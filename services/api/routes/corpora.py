@@ -8,11 +8,12 @@ import uuid
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from fastapi import Path as PathParam
 from starlette.concurrency import run_in_threadpool
 
 from services.api.auth import Tenant
+from services.api.corpus_removal import delete_corpus
 from services.api.parts import AfterId, Limit, Parts, PartsDep, problems
 from services.api.uploads import ReceivedFile, received
 from services.api.views import CorpusView, Hit, LoadView, Page, SearchBody, SearchResult
@@ -48,12 +49,12 @@ _FORM: dict[str, Any] = {
 
 
 @router.post(
-    "", status_code=202, summary="Upload a corpus", openapi_extra=_FORM, responses=problems(400, 413, 415, 507)
+    "", status_code=202, summary="Upload a corpus", openapi_extra=_FORM, responses=problems(400, 409, 413, 415, 507)
 )
 async def create(request: Request, parts: PartsDep, tenant: Tenant) -> LoadView:
     """Answers as soon as the upload is safe; cutting and indexing follow. Look at the corpus to see how far they are.
 
-    Under a name that exists it becomes a new version, named by its content.
+    Under a name that exists it becomes a new version, named by its content. One upload of a corpus at a time.
     """
     async with received(
         request,
@@ -93,6 +94,20 @@ def get_load(corpus: Name, load: str, parts: PartsDep, tenant: Tenant) -> LoadVi
     """How far one upload is on its way into the index."""
     parts.catalog.corpus(tenant, corpus)
     return LoadView.of(parts.catalog.load(tenant, load))
+
+
+@router.delete("/{corpus}/versions/{version}", status_code=204, summary="Drop a version", responses=problems(404, 409))
+def delete_version(corpus: Name, version: str, parts: PartsDep, tenant: Tenant) -> Response:
+    """Drop one version: its index and its passages. Refused while a job that is not over selects from it."""
+    delete_corpus(parts, tenant, parts.catalog.corpus(tenant, corpus), version)
+    return Response(status_code=204)
+
+
+@router.delete("/{corpus}", status_code=204, summary="Delete a corpus", responses=problems(404, 409))
+def delete(corpus: Name, parts: PartsDep, tenant: Tenant) -> Response:
+    """Delete a corpus with all its versions. Refused while it is being loaded, or a job that is not over needs it."""
+    delete_corpus(parts, tenant, parts.catalog.corpus(tenant, corpus))
+    return Response(status_code=204)
 
 
 @router.post("/{corpus}/search", summary="Try a corpus", responses=problems(404, 409, 413))
