@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 
 from rich.console import Console
@@ -26,6 +27,7 @@ class Display:
         self._title = ""
         self._shown_at = float("-inf")
         self._shown_stage = ""
+        self._pace = _Pace("", 0.0, 0)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
@@ -97,11 +99,32 @@ class Display:
         self.update(at.node or at.stage, at.step, at.total, "  ".join(part for part in parts if part))
 
     def load(self, load: CorpusLoad) -> None:
-        count = f"{load.done:,}/{load.total:,} passages" if load.total else ""
-        self.update(load.state, load.done, load.total, count)
+        if load.state != self._pace.of:
+            self._pace = _Pace(load.state, self._clock(), load.done)
+        rate = self._pace.rate(self._clock(), load.done)
+        parts = [
+            f"{load.done:,}/{load.total:,} passages" if load.total else f"{load.done:,} passages" * bool(load.done)
+        ]
+        if rate:
+            parts.append(f"{rate:,.0f}/s")
+            parts.append(f"{duration((load.total - load.done) / rate)} left" if load.total else "")
+        self.update(load.state, load.done, load.total, "  ".join(part for part in parts if part))
 
     def bytes(self, part: Part) -> None:
         self.update(part.name, part.done, part.size, f"{part.done / 1e6:.1f}/{part.size / 1e6:.1f} MB")
+
+
+@dataclass(frozen=True)
+class _Pace:
+    """From when and which count on the rate of a state of a load is taken."""
+
+    of: str
+    since: float
+    first: int
+
+    def rate(self, now: float, done: int) -> float | None:
+        """Per second on average since then; None while there is nothing to tell it from."""
+        return (done - self.first) / (now - self.since) if now > self.since and done > self.first else None
 
 
 def duration(seconds: float) -> str:

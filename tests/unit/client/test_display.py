@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 
 from tlm_client.display import Display, duration
-from tlm_client.models import JobEvent
+from tlm_client.models import CorpusLoad, JobEvent
 
 
 def plain(now: list[float]) -> tuple[Display, io.StringIO]:
@@ -39,6 +39,25 @@ def test_a_failed_attempt_is_told_with_its_reason() -> None:
         event = JobEvent(type="job.requeued", attempt=1, data={"message": "[a] worker died", "delay_seconds": 2})
         display.job_event(event)
     assert out.getvalue() == "attempt 1 ended: [a] worker died; trying again in 2 s\n"
+
+
+def test_a_load_is_told_with_its_rate_and_the_time_left() -> None:
+    now = [100.0]
+    display, out = plain(now)
+    with display:
+        display.begin("corpus docs:")
+        cutting = (0, 500, 0), (10, 5_500, 0)
+        indexing = (12, 0, 9_000), (22, 3_000, 9_000)
+        for number, (second, done, total) in enumerate((*cutting, *indexing)):
+            state = "cutting" if number < 2 else "indexing"
+            now[0] = 100.0 + second
+            display.load(CorpusLoad(id="load_1", state=state, done=done, total=total))
+    assert out.getvalue().splitlines()[1:] == [
+        "corpus docs: cutting 500 passages",
+        "corpus docs: cutting 5,500 passages  500/s",
+        "corpus docs: indexing   0% 0/9,000 passages",
+        "corpus docs: indexing  33% 3,000/9,000 passages  300/s  0:20 left",
+    ]
 
 
 def test_durations_read_as_clocks_do() -> None:
