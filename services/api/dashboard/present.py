@@ -1,0 +1,123 @@
+"""How values look on a page: numbers, times, sizes, scores. What is not known is a dash, never a zero."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+NONE = "–"
+_DIGITS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+
+
+def count(value: float | None) -> str:
+    """1,234,567."""
+    return NONE if value is None else f"{value:,.0f}"
+
+
+def power(value: float | None) -> str:
+    """Large numbers with a power of ten: 4.1 × 10¹³."""
+    if value is None:
+        return NONE
+    if abs(value) < 1e5:
+        return f"{value:,.0f}"
+    mantissa, _, exponent = f"{value:.1e}".partition("e")
+    return f"{mantissa} × 10{str(int(exponent)).translate(_DIGITS)}"
+
+
+def about(value: float | None) -> str:
+    """Two digits of a number that is known no better: 79,000."""
+    return NONE if value is None else f"{float(f'{value:.1e}'):,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def metric(name: str) -> str:
+    """macro-F1 for macro_f1."""
+    return name.replace("_f1", "-F1")
+
+
+def score(value: float | None, spread: float | None = None) -> str:
+    """Three digits, with the spread if there is one."""
+    if value is None:
+        return NONE
+    return f"{value:.3f}" + (f" ± {spread:.3f}" if spread is not None else "")
+
+
+def percent(value: float | None) -> str:
+    return NONE if value is None else f"{100 * value:.1f} %"
+
+
+def duration(seconds: float | None) -> str:
+    """The two largest units: 45 s, 4 min 12 s, 3 h 5 min, 2 d 4 h."""
+    if seconds is None:
+        return NONE
+    if 0 < seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for size, unit, smaller, name in ((86_400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            rest = whole % size // smaller
+            return f"{whole // size} {unit}" + (f" {rest} {name}" if rest else "")
+    return f"{whole} s"
+
+
+def ago(at: float | None, now: float) -> str:
+    """How long ago, in one unit: just now, 5 min ago, 3 d ago."""
+    if at is None:
+        return NONE
+    passed = max(0, round(now - at))
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if passed >= size:
+            return f"{passed // size} {unit} ago"
+    return f"{passed} s ago" if passed >= 5 else "just now"
+
+
+def moment(at: float | None) -> str:
+    """Date and time in UTC, to the second."""
+    return NONE if at is None else datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def clock(at: float) -> str:
+    """Time of day in UTC."""
+    return datetime.fromtimestamp(at, UTC).strftime("%H:%M:%S")
+
+
+def size(value: float | None) -> str:
+    """Bytes in the largest fitting unit."""
+    if value is None:
+        return NONE
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000 or unit == "GB":
+            break
+        value /= 1000
+    return f"{value:,.0f} {unit}" if unit == "B" else f"{value:,.1f} {unit}"
+
+
+def plain(value: Any) -> str:
+    """A value of a recipe or an event as people write it."""
+    match value:
+        case None:
+            return NONE
+        case bool():
+            return "yes" if value else "no"
+        case float() if value and (abs(value) >= 1e6 or abs(value) < 1e-3):
+            return f"{value:.3g}"
+        case int() if abs(value) >= 10_000:
+            return f"{value:,}"
+        case list() | tuple():
+            return ", ".join(map(plain, value)) or NONE
+    return str(value)
+
+
+FILTERS = {
+    "count": count,
+    "power": power,
+    "about": about,
+    "metric": metric,
+    "score": score,
+    "percent": percent,
+    "duration": duration,
+    "ago": ago,
+    "moment": moment,
+    "clock": clock,
+    "size": size,
+    "plain": plain,
+}

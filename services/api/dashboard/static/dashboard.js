@@ -1,0 +1,104 @@
+// Charts, and a word when the service does not answer. Everything else on the pages works without this file.
+"use strict";
+
+const EVERY = 3000;
+const LABELS = {mlm: "masked language model", task: "task", score: "score", tokens_per_second: "tokens per second", learning_rate: "rate"};
+
+function colour(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+}
+
+function readable(value) {
+  if (value === null || value === undefined) return "–";
+  const size = Math.abs(value);
+  if (size !== 0 && (size < 1e-3 || size >= 1e7)) return value.toExponential(2);
+  return size >= 100 ? Math.round(value).toLocaleString("en") : value.toPrecision(3);
+}
+
+function short(value) {
+  const size = Math.abs(value);
+  if (size >= 1e6) return value / 1e6 + "M";
+  if (size >= 1e4) return value / 1e3 + "k";
+  return size !== 0 && size < 1e-3 ? value.toExponential(1).replace(".0", "") : String(+value.toPrecision(6));
+}
+
+// One line for each curve that has the series: its columns, label, colour, dash.
+function linesOf(curves, names) {
+  const lines = [];
+  curves.forEach((curve, number) => names.forEach((name, kind) => {
+    const line = curve.series[name];
+    if (!line) return;
+    const words = [curves.length > 1 ? curve.name : "", curves.length < 2 || names.length > 1 ? LABELS[name] : ""].filter(Boolean);
+    lines.push({x: line.x, y: line.y, label: words.join(", "), colour: colour("--c" + number % 6), dash: kind ? [5, 4] : undefined});
+  }));
+  return lines;
+}
+
+function options(lines, width) {
+  const axis = {stroke: colour("--dim"), grid: {stroke: colour("--line"), width: 1}, ticks: {show: false}, font: "12px system-ui, sans-serif"};
+  return {
+    width, height: 190, legend: {live: true}, cursor: {points: {size: 6}}, scales: {x: {time: false}},
+    axes: [
+      {...axis, grid: {show: false}, size: 26, values: (_, ticks) => ticks.map(short)},
+      {...axis, size: 52, values: (_, ticks) => ticks.map(short)},
+    ],
+    series: [{label: "step", value: (_, value) => readable(value)}, ...lines.map(line => ({
+      label: line.label, stroke: line.colour, width: 1.6, dash: line.dash, spanGaps: true,
+      points: {show: line.x.length < 30, size: 5, fill: line.colour}, value: (_, value) => readable(value),
+    }))],
+  };
+}
+
+function draw(figure, curves) {
+  const plot = figure.querySelector(".plot");
+  const lines = linesOf(curves, figure.dataset.series.split(" "));
+  const title = figure.querySelector("figcaption").textContent.replace(/\s+/g, " ").trim();
+  const latest = lines.map(line => `${line.label} ${readable(line.y.at(-1))}`).join("; ");
+  plot.setAttribute("aria-label", `${title}: ${latest || "no points yet"}`);
+  const shape = lines.map(line => line.label).join("|") + plot.clientWidth + colour("--ink");
+  const data = lines.length ? uPlot.join(lines.map(line => [line.x, line.y])) : null;
+  if (figure.chart && figure.shape === shape) return figure.chart.setData(data);
+  if (figure.chart) figure.chart.destroy();
+  figure.chart = null;
+  figure.shape = shape;
+  plot.replaceChildren();
+  if (data) {
+    figure.chart = new uPlot(options(lines, plot.clientWidth), data, plot);
+  } else {
+    const word = document.createElement("p");
+    word.className = "none";
+    word.textContent = "no points yet";
+    plot.append(word);
+  }
+}
+
+function showCharts(area) {
+  const figures = [...area.querySelectorAll(".chart")];
+  let curves = [];
+  const redraw = () => figures.forEach(figure => draw(figure, curves));
+  const load = async () => {
+    const began = performance.now();
+    try {
+      const answer = await fetch(area.dataset.points, {headers: {"HX-Request": "true"}});
+      if (!answer.ok) return;
+      const told = await answer.json();
+      curves = told.curves;
+      redraw();
+      area.dataset.drawn = "yes";
+      // The longer the course, the more its points cost the service, and the less they change.
+      if (told.live) setTimeout(load, Math.max(EVERY, 20 * (performance.now() - began)));
+    } catch {
+      setTimeout(load, 2 * EVERY);
+    }
+  };
+  new ResizeObserver(redraw).observe(area);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+  load();
+}
+
+const offline = document.querySelector(".offline");
+if (offline) {
+  document.addEventListener("htmx:error", () => { offline.hidden = false; });
+  document.addEventListener("htmx:after:request", () => { offline.hidden = true; });
+}
+document.querySelectorAll("[data-points]").forEach(showCharts);

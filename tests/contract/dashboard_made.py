@@ -1,0 +1,396 @@
+"""A gateway full of made things for the dashboard: data sets, a corpus, and a job in every state."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
+from onnx import numpy_helper
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+
+from services.common.catalog import CorpusState, CorpusVersion, LoadState
+from services.common.jobstore import CheckpointRef
+from tests.contract.gateway import Gateway, T
+from tests.contract.made_results import make_export, publish
+from tests.factories import make_spec
+from tlm_core.artifacts import ManifestRef
+from tlm_core.errors import NonFiniteLoss
+from tlm_core.jobs.plan import plan_of
+from tlm_core.jobs.spec import JobRecord, Progress, Resolved
+from tlm_core.tasks.metrics import majority_baseline, score, summary
+from tlm_core.training.recipe import resolve
+
+HOSTILE = """<script>document.title='owned'</script><img src=x onerror="document.title='owned'">"'&amp;"""
+TOPICS = {
+    "billing": "invoice charge payment amount twice month",
+    "delivery": "parcel courier late address tracking window",
+    "returns": "refund exchange label box send back",
+    "account": "password login email reset locked profile",
+    "fault": "broken screen noise battery stops crack",
+    "praise": "thank great helpful friendly quick pleased",
+}
+LABELS = tuple(sorted(TOPICS))
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Made:
+    """Ids of what was made, by name."""
+
+    dataset: str
+    hostile_dataset: str
+    jobs: dict[str, str]
+
+
+def sentence(chance: random.Random, label: str) -> str:
+    words = chance.sample(TOPICS[label].split(), 3)
+    return chance.choice(
+        ("my {} and the {} but no {}", "the {} about a {} was {}", "please see {} with {} after {}")
+    ).format(*words)
+
+
+def table(rows: int, seed: int, labels: tuple[str, ...] = LABELS) -> str:
+    chance = random.Random(seed)
+    lines = [
+        f'"{sentence(chance, label)} no. {n}",{label}'
+        for n, label in enumerate(chance.choices(labels, [9, 7, 5, 5, 3, 1], k=rows))
+    ]
+    return "text,label\n" + "\n".join(lines)
+
+
+def fill(gateway: Gateway, client: Any) -> Made:
+    """Make everything. client: of the API, with the token."""
+    files = {
+        name: (f"{name}.csv", table(rows, seed))
+        for seed, (name, rows) in enumerate([("train", 420), ("validation", 90), ("test", 120)])
+    }
+    dataset = client.post("/v1/datasets", data={"name": "tickets"}, files=files).json()["id"]
+    quoted = HOSTILE.replace('"', '""')
+    rows = "".join(f'"{quoted} good film {n}","{quoted}"\n"plain text {n}",other\n' for n in range(20))
+    hostile = client.post(
+        "/v1/datasets", data={"name": "hostile"}, files={"train": ("t.csv", "text,label\n" + rows)}
+    ).json()["id"]
+    make_corpus(gateway)
+    jobs = {}
+    for name in ("cancelled", "failed", "succeeded", "alone", "hostile", "running", "paused", "queued"):
+        jobs[name] = make_job(gateway, name, hostile if name == "hostile" else dataset)
+    return Made(dataset, hostile, jobs)
+
+
+def make_corpus(gateway: Gateway) -> None:
+    catalog, artifacts = gateway.parts.catalog, gateway.parts.artifacts
+    folder = gateway.root / "made" / "upload"
+    folder.mkdir(parents=True)
+    (folder / "x.txt").write_text("x")
+    load = catalog.add_load(
+        T, "manuals", "en", artifacts.write("default/uploads/1", folder, artifact="u", stage="corpus")
+    )
+    assert catalog.lease_load(T, load.id, "maker", 60)
+    version = CorpusVersion(
+        version="4f1c2a9be07d",
+        language="en",
+        passages=load.upload,
+        count=93_518,
+        state=CorpusState.READY,
+        created_at=load.created_at,
+    )
+    over = load.model_copy(
+        update={"state": LoadState.READY, "version": version.version, "done": 93_518, "total": 93_518}
+    )
+    catalog.save_load(over, "maker", version)
+
+
+def make_job(gateway: Gateway, name: str, dataset: str) -> str:
+    """A job in the state that its name says; `alone` and `hostile` have succeeded."""
+    store, record = gateway.parts.jobs, gateway.parts.catalog.dataset(T, dataset)
+    alone = name == "alone"
+    changes: dict[str, Any] = {"selection.selector": "none"} if alone else {}
+    if name in ("running", "paused", "failed"):
+        # Another recipe, or they would find what the succeeded one has left.
+        changes = {"joint.rho2": {"running": 2, "paused": 3, "failed": 4}[name]}
+    spec = make_spec(
+        dataset=record.name,
+        corpus=None if alone else "manuals",
+        set=changes,
+        seeds=SEEDS if name == "succeeded" else (0,),
+        metadata={"team": HOSTILE} if name == "hostile" else {},
+    )
+    resolved = Resolved(
+        dataset_id=record.id,
+        dataset=record.raw,
+        corpus_name=None if alone else "manuals",
+        corpus_version=None if alone else "4f1c2a9be07d",
+        recipe=resolve("fast", "tiny", changes),
+    )
+    job, _ = store.submit(T, spec, resolved)
+    if name == "queued":
+        return job.id
+    if name == "cancelled":
+        store.cancel(T, job.id)
+        return job.id
+    claimed = store.claim("maker", 3_600)
+    assert claimed is not None and claimed.id == job.id
+    begin(gateway, claimed)
+    match name:
+        case "succeeded" | "alone" | "hostile":
+            finish(gateway, claimed, (HOSTILE, "other") if name == "hostile" else LABELS, skill=0.5 if alone else 0.8)
+        case "failed":
+            store.fail(
+                claimed,
+                "maker",
+                NonFiniteLoss("the loss is not a number at step 120; lower the learning rate", step=120),
+            )
+        case "paused":
+            tell(gateway, claimed, 0.3)
+            store.pause(T, job.id)
+            store.confirm_paused(store.get(T, job.id), "maker")
+        case "running":
+            tell(gateway, claimed, 0.45)
+    return job.id
+
+
+def begin(gateway: Gateway, job: JobRecord) -> None:
+    """What happens before training: the stages up to prepare, and the first words of a worker."""
+    for node in plan_of(job).nodes:
+        if node.stage not in ("validate", "select", "prepare"):
+            break
+        if node.name in published_of(gateway, job):
+            continue
+        folder = gateway.root / "made" / uuid.uuid4().hex
+        folder.mkdir(parents=True)
+        if node.stage == "validate":
+            make_task(folder, job)
+        elif node.stage == "select":
+            make_selection(folder)
+        else:
+            (folder / "data.json").write_text(json.dumps({"job": job.id}))
+        publish(gateway.parts.jobs, gateway.parts.artifacts, job, node.name, folder)
+    lines = [f"step {step}: mlm {9 * 0.99**step:.3f}, task {1.8 * 0.98**step:.3f}" for step in range(0, 60, 5)]
+    gateway.parts.jobs.report(
+        T,
+        job.id,
+        job.attempt,
+        logs=["tokenizer: 8,192 tokens", HOSTILE, *lines],
+        events=[("stage.started", {"node": "joint.s0", "stage": "joint"})],
+    )
+
+
+def tell(gateway: Gateway, job: JobRecord, share: float) -> None:
+    """Points and progress of a joint stage that is `share` of its way along, and a checkpoint."""
+    nodes = plan_of(job).nodes
+    joint = next(node for node in nodes if node.stage == "joint")
+    total = 900
+    step = round(total * share)
+    progress = Progress(
+        stage="joint",
+        node=joint.name,
+        step=step,
+        total=total,
+        rate=15_320,
+        unit="tokens/s",
+        eta_seconds=(total - step) * 0.14,
+        nodes_done=nodes.index(joint),
+        nodes_total=len(nodes),
+    )
+    points = [{"node": joint.name, "stage": "joint", **point} for point in course(total, step, 0)]
+    gateway.parts.jobs.report(T, job.id, job.attempt, metrics=points, progress=progress)
+    folder = gateway.root / "made" / uuid.uuid4().hex
+    folder.mkdir(parents=True)
+    (folder / "state.bin").write_bytes(b"x" * 10_000)
+    digests = {n: ref.digest for n, ref in published_of(gateway, job).items()}
+    artifact = joint.artifact_id(digests, job.id)
+    ref = gateway.parts.artifacts.write(
+        f"default/checkpoints/{job.id}", folder, artifact=f"{artifact}/200", stage="checkpoint"
+    )
+    gateway.parts.jobs.publish_checkpoint(
+        T,
+        artifact,
+        CheckpointRef(
+            ref=ref, step=200, node=joint.name, job=job.id, attempt=job.attempt, metrics={"mlm": 5.1, "task": 0.8}
+        ),
+    )
+
+
+def published_of(gateway: Gateway, job: JobRecord) -> dict[str, ManifestRef]:
+    from services.common.artifacts_of import published
+
+    return published(gateway.parts.jobs, job)
+
+
+def course(total: int, until: int, seed: int) -> list[dict[str, Any]]:
+    """Points as the loop tells them: falling losses with some noise, the schedule's share, a rate."""
+    chance = random.Random(seed)
+    return [
+        {
+            "step": step,
+            "tokens": step * 2_200,
+            "mlm": 3.4 + 5.6 * math.exp(-step / (0.22 * total)) + chance.gauss(0, 0.05),
+            "task": 0.25 + 1.5 * math.exp(-step / (0.15 * total)) + chance.gauss(0, 0.04) if step % 20 == 0 else None,
+            "rate": min(1.0, step / (0.05 * total)) * (1 - step / total),
+            "gradient_norm": 1.0,
+            "tokens_per_second": 15_000 + chance.gauss(0, 350),
+        }
+        for step in range(5, until + 1, 5)
+    ]
+
+
+def finish(gateway: Gateway, job: JobRecord, labels: tuple[str, ...], skill: float) -> None:
+    store, artifacts = gateway.parts.jobs, gateway.parts.artifacts
+    report = make_report(labels, job.spec.seeds, skill)
+    done = published_of(gateway, job)
+    for node in plan_of(job).nodes:
+        if node.name in done:
+            continue
+        folder = gateway.root / "made" / uuid.uuid4().hex
+        folder.mkdir(parents=True)
+        if node.stage in ("joint", "finetune"):
+            seed = int(node.name.partition(".s")[2])
+            total = 900 if node.stage == "joint" else 140
+            evaluations = [
+                {"step": s, "score": skill * (1 - math.exp(-(s + 8) / 30)) + 0.01 * seed, "accuracy": 0.5, "loss": 1.0}
+                for s in range(0, 141, 14)
+            ]
+            history = {
+                "points": course(total, total, seed),
+                "evaluations": evaluations if node.stage == "finetune" else [],
+                "best": None,
+            }
+            (folder / "history.json").write_text(json.dumps(history | {"job": job.id}))
+        elif node.stage == "evaluate":
+            (folder / "report.json").write_text(json.dumps(report))
+        else:
+            make_model(folder, labels)
+        done[node.name] = publish(store, artifacts, job, node.name, folder)
+    result = {
+        "artifacts": {name: {"artifact": name, "ref": ref.model_dump()} for name, ref in done.items()},
+        "summary": {"best_seed": report["best_seed"], "mean": report["mean"], "spread": report["spread"]},
+    }
+    store.finish(job, "maker", result)
+
+
+def make_report(labels: tuple[str, ...], seeds: tuple[int, ...], skill: float) -> dict[str, Any]:
+    """What the evaluate stage writes, over made answers; the scores are reckoned as it does."""
+    count = len(labels)
+    chance = np.random.default_rng(0)
+    weights = np.arange(count, 0, -1) / np.arange(count, 0, -1).sum()
+    entries, splits = [], {}
+    for split, rows in (("validation", 90), ("test", 120)):
+        splits[split] = chance.choice(count, rows, p=weights)
+    for seed in seeds:
+        entry: dict[str, Any] = {"seed": seed, "chosen": None, "cost": {}}
+        for split, truth in splits.items():
+            guess = np.where(chance.random(len(truth)) < skill, truth, chance.choice(count, len(truth)))
+            entry[split] = score(truth, guess, count, "macro_f1", in_train=np.arange(len(truth)) < 3)
+        entries.append(entry)
+    report: dict[str, Any] = {
+        "task": "tickets",
+        "metric": "macro_f1",
+        "labels": list(labels),
+        "seeds": entries,
+        "mean": {},
+        "spread": {},
+    }
+    for split in splits:
+        for name in ("macro_f1", "micro_f1", "accuracy"):
+            over = summary([entry[split][name] for entry in entries])
+            report["mean"].setdefault(split, {})[name] = over["mean"]
+            report["spread"].setdefault(split, {})[name] = over["std"]
+        clean = summary([entry[split]["deduplicated"]["macro_f1"] for entry in entries])
+        report["mean"][split]["deduplicated"], report["spread"][split]["deduplicated"] = clean["mean"], clean["std"]
+    report["majority"] = {
+        split: majority_baseline(truth, truth, count, "macro_f1", in_train=np.arange(len(truth)) < 3)
+        for split, truth in splits.items()
+    }
+    report["best_seed"] = seeds[-1]
+    cost = {
+        "prepare": {"flops": 0.0, "tokens": 2_140_332, "seconds": 6.2, "gpu_seconds": 0.0},
+        "joint": {"flops": 3.1e13, "tokens": 6_002_112, "seconds": 98.4, "gpu_seconds": 0.0},
+        "finetune": {"flops": 1.0e13, "tokens": 812_007, "seconds": 44.9, "gpu_seconds": 0.0},
+    }
+    total = {
+        name: sum(stage[name] for stage in cost.values()) for name in ("flops", "tokens", "seconds", "gpu_seconds")
+    }
+    return report | {"cost": {**cost, "total": total}}
+
+
+def make_task(folder: Path, job: JobRecord) -> None:
+    chance = random.Random(0)
+    labels = [n % len(LABELS) for n in range(60)]
+    rows = {
+        "row": pa.array(range(1, 61), pa.int64()),
+        "text": [sentence(chance, LABELS[n]) for n in labels],
+        "label": pa.array(labels, pa.int32()),
+    }
+    pq.write_table(pa.table(rows), folder / "train.parquet")
+    (folder / "task.json").write_text(json.dumps({"labels": LABELS, "job": job.id}))
+
+
+def make_selection(folder: Path, count: int = 60) -> None:
+    chance = random.Random(1)
+    faults, papers = TOPICS["fault"].split(), TOPICS["billing"].split()
+    ids = [f"{n:032x}" for n in range(count)]
+    texts = [
+        f"{sentence(chance, chance.choice(LABELS)).capitalize()}. When it is the {chance.choice(faults)}, "
+        f"write to the desk and name the {chance.choice(papers)} on the form."
+        for _ in ids
+    ]
+    texts[2] = HOSTILE
+    passages = {
+        "id": ids,
+        "text": texts,
+        "source": [chance.choice(("handbook", "forum", HOSTILE)) for _ in ids],
+        "rank": pa.array([1 + n // 4 for n in range(count)], pa.int32()),
+        "score": pa.array([24 - n / 5 for n in range(count)], pa.float32()),
+    }
+    pq.write_table(pa.table(passages), folder / "passages.parquet")
+    asked = [(name, chance.randint(1, 60)) for name in ids for _ in range(chance.randint(1, 9))]
+    provenance = {
+        "passage_id": [name for name, _ in asked],
+        "train_row": pa.array([row for _, row in asked], pa.int64()),
+        "rank": pa.array([1] * len(asked), pa.int32()),
+        "score": pa.array([9.0] * len(asked), pa.float32()),
+    }
+    pq.write_table(pa.table(provenance), folder / "provenance.parquet")
+    facts = {
+        "selector": "bm25",
+        "top_k": 30,
+        "passages": count,
+        "queries": 420,
+        "queries_without_hit": 3,
+        "leaks": 2,
+        "corpus": {"name": "manuals", "version": "4f1c2a9be07d"},
+    }
+    (folder / "selection.json").write_text(json.dumps(facts))
+
+
+def make_model(folder: Path, labels: tuple[str, ...]) -> None:
+    """An export in which each topic's words speak for its label."""
+    make_export(folder, size=200_000)
+    words = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3} | {
+        word: 4 + n for n, word in enumerate(word for label in LABELS for word in TOPICS[label].split())
+    }
+    tokenizer = Tokenizer(WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.save(str(folder / "model" / "tokenizer.json"))
+    (folder / "labels.json").write_text(json.dumps({"labels": labels, "max_length": 32, "pair": False}))
+    weights = np.zeros((len(words), len(labels)), np.float32)
+    for number, label in enumerate(LABELS):
+        for word in TOPICS[label].split():
+            weights[words[word], number % len(labels)] = 1.5
+    model = onnx.load(folder / "model.onnx")
+    next(one for one in model.graph.initializer if one.name == "weights").CopyFrom(
+        numpy_helper.from_array(weights, "weights")
+    )
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = len(labels)
+    onnx.save(model, folder / "model.onnx")
