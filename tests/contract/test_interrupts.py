@@ -1,0 +1,121 @@
+"""Ctrl-C in the real command, while it speaks with a real gateway: it ends at once, and nothing is lost or left."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+
+from tests.contract.gateway import TOKEN, TRAIN, Gateway, T, make_gateway
+from tests.contract.made_results import complete, make_export, publish
+from tests.factories import make_resolved, make_spec
+from tests.support import ROOT
+from tlm_core.jobs.states import State
+
+TLM = (sys.executable, "-c", "from tlm_client.cli import main; main()")
+SIZE = 120_000_000
+
+
+@pytest.fixture
+def gateway(redis_client: redis.Redis, tmp_path: Path) -> Gateway:
+    return make_gateway(redis_client, tmp_path)
+
+
+@pytest.fixture
+def url(gateway: Gateway) -> Iterator[str]:
+    with gateway.served() as address:
+        yield address
+
+
+def tlm(url: str, *arguments: str) -> list[str]:
+    return [*TLM, "--url", url, "--token", TOKEN, *arguments]
+
+
+@contextmanager
+def interrupted(command: list[str], moment: Callable[[], bool]) -> Iterator[str]:
+    """What `command` says on stderr when Ctrl-C comes at `moment`; it has to end with 130 and without a traceback."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+    deadline = time.monotonic() + 60
+    try:
+        while not moment():
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=30)[1]
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    yield said
+
+
+def test_a_download_goes_on_after_each_ctrl_c(gateway: Gateway, url: str, tmp_path: Path) -> None:
+    jobs, artifacts = gateway.parts.jobs, gateway.parts.artifacts
+    jobs.submit(T, make_spec(), make_resolved())
+    job = jobs.claim("a", 60)
+    assert job is not None
+    complete(jobs, artifacts, job, gateway.root, up_to="evaluate")
+    made, out = gateway.root / "made" / "big", tmp_path / "out"
+    make_export(made, size=SIZE)
+    digest = hashlib.sha256((made / "model" / "weights.bin").read_bytes()).hexdigest()
+    publish(jobs, artifacts, job, "export", made)
+
+    def so_far() -> int:
+        return sum(part.stat().st_size for part in out.rglob("weights.bin.*.part"))
+
+    command, had = tlm(url, "download", job.id, str(out)), 0
+    for _ in range(2):
+        with interrupted(command, lambda before=had: so_far() > before):  # type: ignore[misc]
+            assert had < so_far() < SIZE
+            had = so_far()
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ})
+    assert done.returncode == 0, done.stderr
+    assert hashlib.sha256((out / "model" / "weights.bin").read_bytes()).hexdigest() == digest
+    assert not list(out.rglob("*.part"))
+
+
+def test_an_upload_that_is_broken_off_leaves_nothing_and_can_be_done_again(
+    gateway: Gateway, url: str, tmp_path: Path
+) -> None:
+    rows = tmp_path / "mine" / "train.csv"
+    rows.parent.mkdir()
+    rows.write_bytes(b"text,label\n" + b"x" * SIZE)
+    command = tlm(url, "dataset", "add", "toy", str(rows))
+
+    def kept() -> list[str]:
+        return [name for name in gateway.leftovers() if name.startswith(("scratch", "storage"))]
+
+    with interrupted(command, lambda: bool(kept())):
+        deadline = time.monotonic() + 20
+        while kept():
+            assert time.monotonic() < deadline, kept()
+            time.sleep(0.05)
+    assert gateway.parts.catalog.datasets(T) == ([], False)
+    rows.write_text(TRAIN, encoding="utf-8")
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def test_a_submitted_job_stays_when_the_one_who_watches_it_leaves(gateway: Gateway, url: str, tmp_path: Path) -> None:
+    rows = tmp_path / "train.csv"
+    rows.write_text(TRAIN, encoding="utf-8")
+    subprocess.run(tlm(url, "dataset", "add", "toy", str(rows)), capture_output=True, check=True)
+
+    def waiting() -> bool:
+        return bool(gateway.parts.jobs.list_jobs(T, limit=1)[0])
+
+    with interrupted(tlm(url, "submit", "--dataset", "toy", "--watch"), waiting) as said:
+        ((job,), _) = gateway.parts.jobs.list_jobs(T, limit=2)
+        assert job.state is State.QUEUED
+        assert not said or job.id in said
