@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from services.common.jobstore import CheckpointRef, JobStore
 from tlm_core.artifacts import ArtifactStore
-from tlm_core.errors import CorruptArtifact, NotFound, StorageFull, Unavailable
+from tlm_core.errors import CorruptArtifact, NotFound, StorageFull, TLMError, Unavailable
 from tlm_core.jobs.spec import JobRecord
 
 log = logging.getLogger(__name__)
@@ -87,9 +88,15 @@ class JobCheckpoints:
     def _write(self, folder: Path, step: int, metrics: dict[str, float | None]) -> None:
         tenant, job = self._job.tenant, self._job.id
         place = f"{tenant}/checkpoints/{self._artifact}/{job}-{self._attempt}/step-{step:09d}"
-        ref = self._artifacts.write(
-            place, folder, artifact=f"{self._artifact}/{step}", stage="checkpoint", meta={"step": step}
-        )
+        try:
+            ref = self._artifacts.write(
+                place, folder, artifact=f"{self._artifact}/{step}", stage="checkpoint", meta={"step": step}
+            )
+        except (Unavailable, StorageFull):
+            # On a full disk, the files that found room would keep the next checkpoint from finding any.
+            with suppress(TLMError):
+                self._artifacts.delete(place)
+            raise
         self._store.publish_checkpoint(
             tenant,
             self._artifact,
