@@ -113,11 +113,11 @@ def _passages(
         ids: list[bytes] = []
         for batch in _passage_batches(selection, ["id", "text"]):
             store.add([encoding.ids for encoding in tokenizer.encode_batch_fast(batch["text"])])
-            ids.extend(map(bytes.fromhex, batch["id"]))
+            ids.extend(map(str.encode, batch["id"]))
             count += len(batch["id"])
             progress.add(len(batch["id"]))
         tokens["passages"] = store.total
-    np.save(out / "passages.ids.npy", np.frombuffer(b"".join(ids), dtype=np.uint8).reshape(-1, 16))
+    np.save(out / "passages.ids.npy", np.array(ids, dtype=np.bytes_))
     return count
 
 

@@ -70,7 +70,7 @@ class Prepared:
 
     def passage_ids(self, numbers: list[int]) -> list[str]:
         ids = np.load(self.folder / "passages.ids.npy", mmap_mode="r")
-        return [bytes(ids[number]).hex() for number in numbers]
+        return [bytes(ids[number]).decode() for number in numbers]
 
 
 @dataclass(frozen=True)

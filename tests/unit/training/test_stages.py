@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -194,6 +196,17 @@ def test_prepare_gives_the_same_bytes_again(tmp_path: Path) -> None:
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
     facts = [json.loads((folder / "data.json").read_text()) for folder in (first, second)]
     assert [found.pop("cost")["tokens"] for found in facts] and facts[0] == facts[1]
+
+
+def test_a_passage_is_told_by_the_name_that_its_corpus_gives_it(tmp_path: Path) -> None:
+    selection = made_selection(tmp_path / "selection")
+    table = pq.read_table(selection / "passages.parquet")
+    names = [f"journal:{row}#é" for row in range(len(table))]
+    pq.write_table(table.set_column(0, "id", pa.array(names)), selection / "passages.parquet")
+    recipe = tiny()
+    inputs = {"task": made_task(tmp_path / "task"), "selection": selection}
+    folder = run_stage("prepare", inputs, stage_params("prepare", recipe), tmp_path / "prepared")
+    assert Prepared(folder).passage_ids([0, 149]) == ["journal:0#é", "journal:149#é"]
 
 
 def test_prepare_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
