@@ -9,6 +9,7 @@ from benchmarks.report import figure
 from benchmarks.training.data import bert_recipe, fast_recipe, prepared, threads
 from benchmarks.training.ours import Ours
 from tlm_core.training.objective import Workers, accumulate_gradient, step_flops
+from tlm_core.training.state import MICRO_ROWS
 
 
 def main() -> None:
@@ -21,7 +22,7 @@ def main() -> None:
         for step in range(4):  # of recipe `fast` the fourth is a task step
             batch = trainer.batches(step, 0.0)
             with FlopCounterMode(display=False) as counter:
-                accumulate_gradient(model, batch, Workers(), trainer.micro_rows, "fp32", trainer.device)
+                accumulate_gradient(model, batch, Workers(), MICRO_ROWS, "fp32", trainer.device)
                 optimizer.step(1.0, batch.active)
             reported = step_flops(model.shape, batch) + optimizer.flops
             apart.append(abs(reported / counter.get_total_flops() - 1))

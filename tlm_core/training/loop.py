@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tlm_core.errors import NonFiniteLoss, OutOfMemory
 from tlm_core.training.model import TaskModel, seed_of
-from tlm_core.training.objective import Workers, accumulate_gradient, step_flops
+from tlm_core.training.objective import Workers, accumulate_gradient, peak_flops, step_flops
 from tlm_core.training.optim import Optimizer, learning_rate
 from tlm_core.training.prepared import Batch
 from tlm_core.training.stage import StageContext, StopRequested
@@ -21,6 +21,7 @@ from tlm_core.training.state import TrainState, load_checkpoint, save_checkpoint
 
 POINTS = 200
 REPORT_SECONDS = 0.5
+SKIPS = 20
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,6 @@ class Trainer:
     precision: str
     checkpoint_steps: int
     device: torch.device
-    micro_rows: int = 64
     validate: Callable[[], dict[str, float]] | None = None
     evaluate_at: frozenset[int] = frozenset()
     clock: Callable[[], float] = time.perf_counter
@@ -76,7 +76,7 @@ class Trainer:
         """
         workers = Workers(self.ctx.rank, self.ctx.world_size)
         state, best = self._start(workers)
-        progress_report = _Progress(self.ctx, self.budget, self.clock)
+        progress_report = _Progress(self.ctx, self.budget, self.clock, peak_flops(self.device))
         if state.step == 0 and 0 in self.evaluate_at and not state.evaluations:
             best = self._evaluate(state, best)
         while (progress := self.budget.progress(state)) < 1.0:
@@ -86,8 +86,9 @@ class Trainer:
             share = learning_rate(
                 self.budget.midway(state, batch.rows.real_tokens, cost), self.optimizer_recipe["warmup"]
             )
-            losses, stop, norm = self._gradient(batch, state.step, workers, progress_report.stop)
-            self.optimizer.step(share, batch.active)
+            losses, stop, norm = self._gradient(batch, state, workers, progress_report.stop)
+            if self._finite(batch, state, losses, norm):
+                self.optimizer.step(share, batch.active)
             state.step += 1
             state.tokens += batch.rows.real_tokens
             state.flops += cost
@@ -112,39 +113,65 @@ class Trainer:
         return TrainState(), None
 
     def _gradient(
-        self, batch: Batch, step: int, workers: Workers, stop: bool
+        self, batch: Batch, state: TrainState, workers: Workers, stop: bool
     ) -> tuple[dict[str, float | None], bool, float]:
         """Fill the gradient, summed over all workers; returns mean losses, whether to stop, the gradient's norm."""
-        self.optimizer.zero_grad()
-        if self.model.shape.dropout:
-            torch.manual_seed(seed_of(self.seed, f"dropout {step} {workers.rank}"))
-        try:
-            sums = accumulate_gradient(self.model, batch, workers, self.micro_rows, self.precision, self.device)
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemory(
-                f"step {step}: {self.micro_rows} rows of {self.model.shape.max_length} tokens do not fit the device; "
-                "use a smaller model or a shorter max_length"
-            ) from error
+        while (sums := self._own_gradient(batch, state, workers)) is None:
+            self._step_down(batch, state)
         buffers = self.optimizer.buffers
         buffers.extras[:2] = sums
         buffers.extras[2] = float(stop)
         workers.sum(buffers.gradient)
         mlm, task, stops, _ = buffers.extras.tolist()
-        norm = self.optimizer.clip()
         losses = {
             "mlm": mlm / batch.masked if batch.masked else None,
             "task": task / batch.documents if batch.task_weight else None,
         }
-        if not all(math.isfinite(value) for value in (mlm, task, norm)):
-            sources = batch.sources()
+        return losses, stops > 0, self.optimizer.clip()
+
+    def _own_gradient(self, batch: Batch, state: TrainState, workers: Workers) -> Tensor | None:
+        """This worker's part of the gradient and its loss sums; None if the device's memory did not hold it."""
+        self.optimizer.zero_grad()
+        if self.model.shape.dropout:
+            torch.manual_seed(seed_of(self.seed, f"dropout {state.step} {workers.rank}"))
+        try:
+            return accumulate_gradient(self.model, batch, workers, state.micro_rows, self.precision, self.device)
+        except torch.OutOfMemoryError:
+            return None
+
+    def _step_down(self, batch: Batch, state: TrainState) -> None:
+        """Halve the rows that are held at once; the step keeps all of its rows. Raises OutOfMemory at one row."""
+        held = min(state.micro_rows, len(batch.rows))
+        if held == 1:
+            raise OutOfMemory(
+                f"step {state.step}: not even one row of {self.model.shape.max_length} tokens fits the device; "
+                "use a smaller model or a shorter max_length"
+            )
+        state.micro_rows = held // 2
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if not self.ctx.rank:
+            self.ctx.report.event("memory.stepped_down", step=state.step, rows=state.micro_rows)
+
+    def _finite(self, batch: Batch, state: TrainState, losses: dict[str, float | None], norm: float) -> bool:
+        """Whether the step's losses and gradient are numbers. If not: raises NonFiniteLoss, or counts and says so."""
+        if all(math.isfinite(value) for value in (*losses.values(), norm) if value is not None):
+            return True
+        told = {name: None if value is None else str(value) for name, value in losses.items()}
+        sources = batch.sources()
+        if self.optimizer_recipe["non_finite"] == "stop" or state.skipped >= SKIPS:
             raise NonFiniteLoss(
-                f"the loss or its gradient is not a number at step {step}; lower the learning rate "
+                f"the loss or its gradient is not a number at step {state.step}; lower the learning rate "
                 f"or look at the texts of this batch ({', '.join(sources[:3])}, ...)",
-                step=step,
-                losses={name: None if value is None else str(value) for name, value in losses.items()},
+                step=state.step,
+                losses=told,
                 sources=sources,
             )
-        return losses, stops > 0, norm
+        state.skipped += 1
+        losses.update(dict.fromkeys(losses))
+        if not self.ctx.rank:
+            self.ctx.report.event("step.skipped", step=state.step, losses=told, sources=sources[:100])
+        return False
 
     def _step_flops(self, batch: Batch) -> float:
         return step_flops(self.model.shape, batch) + self.optimizer.flops
@@ -198,21 +225,26 @@ class Trainer:
 class _Progress:
     """Tells the reporter how far the stage is, at most every REPORT_SECONDS, on rank 0."""
 
-    def __init__(self, ctx: StageContext, budget: Budget, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, ctx: StageContext, budget: Budget, clock: Callable[[], float], peak: float | None = None
+    ) -> None:
         self._ctx = ctx
         self._budget = budget
         self._clock = clock
+        self._peak = peak
         self._last = clock() - REPORT_SECONDS
-        self._tokens = 0
-        self._since: float | None = None
+        self._done: tuple[float, int, float] | None = None
         self.stop = False
 
     def tick(self, state: TrainState, losses: Mapping[str, float | None], share: float, norm: float) -> None:
         now = self._clock()
         if self._ctx.rank or now - self._last < REPORT_SECONDS:
             return
-        rate = None if self._since is None else (state.tokens - self._tokens) / (now - self._since)
-        self._last, self._since, self._tokens = now, now, state.tokens
+        rate = speed = None
+        if self._done is not None and now > self._done[0]:
+            since, tokens, flops = self._done
+            rate, speed = (state.tokens - tokens) / (now - since), (state.flops - flops) / (now - since)
+        self._last, self._done = now, (now, state.tokens, state.flops)
         share_done = min(1.0, self._budget.progress(state))
         keep_going = self._ctx.report.progress(
             step=state.step,
@@ -223,5 +255,12 @@ class _Progress:
         )
         self.stop = not keep_going
         self._ctx.report.metrics(
-            step=state.step, tokens=state.tokens, **losses, rate=share, gradient_norm=norm, tokens_per_second=rate
+            step=state.step,
+            tokens=state.tokens,
+            **losses,
+            rate=share,
+            gradient_norm=norm if math.isfinite(norm) else None,
+            tokens_per_second=rate,
+            gflops_per_second=None if speed is None else speed / 1e9,
+            **({} if self._peak is None or speed is None else {"mfu": speed / self._peak / self._ctx.world_size}),
         )

@@ -123,6 +123,7 @@ class Optimizer(_Part):
     betas: tuple[float, float] = (0.9, 0.98)
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the budget; then linear to zero")
     clip: float | None = Field(1.0, gt=0, description="limit of the gradient's norm")
+    non_finite: Literal["stop", "skip"] = Field("stop", description="what to do with a step whose loss is no number")
 
 
 class Joint(_Part):

@@ -24,12 +24,16 @@ HISTORY, SHAPE = "history.json", "model.json"
 # What a checkpoint holds; the weights have the same name in both.
 WEIGHTS, OPTIMIZER, BEST, STATE = "model.safetensors", "optimizer.safetensors", "best.safetensors", "state.json"
 
+# Rows held at once where memory allows.
+MICRO_ROWS = 64
+
 
 @dataclass
 class TrainState:
     """Counts of the stage so far (over all workers), its history, and the best evaluation.
 
-    sums: loss sums and counts since the last point of the history.
+    sums: loss sums and counts since the last point of the history. micro_rows: rows held in memory at once.
+    skipped: steps left out because their loss was not a number.
     """
 
     step: int = 0
@@ -40,6 +44,8 @@ class TrainState:
     sums: dict[str, float] = field(default_factory=dict)
     evaluations: list[dict[str, float | int]] = field(default_factory=list)
     best: int | None = None
+    micro_rows: int = MICRO_ROWS
+    skipped: int = 0
 
 
 def weights(model: TaskModel) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.unit.training.made import made_prepared, tiny
-from tlm_core.errors import CorruptArtifact, NonFiniteLoss
+from tlm_core.errors import CorruptArtifact, NonFiniteLoss, OutOfMemory
 from tlm_core.training.local import LocalCheckpoints, LocalReporter
 from tlm_core.training.loop import Budget, Trainer
 from tlm_core.training.optim import Optimizer
@@ -115,6 +115,17 @@ def test_a_run_killed_between_checkpoints_repeats_the_lost_steps_exactly(tmp_pat
         with pytest.raises(Killed):
             killed(DyingReporter(die_at=step))
     assert [path.name for path in (tmp_path / "killed/checkpoints").iterdir()] == ["step-000000005"]
+    assert content(killed()) == whole
+
+
+def test_twenty_deaths_at_random_steps_leave_no_trace(tmp_path: Path) -> None:
+    recipe = tiny(checkpoint_steps=3, joint__budget__steps=60)
+    prepared = made_prepared(tmp_path / "data", recipe)
+    whole = content(Run(tmp_path / "whole", prepared, recipe)())
+    killed = Run(tmp_path / "killed", prepared, recipe)
+    for step in sorted(np.random.default_rng(2).choice(np.arange(1, 60), 20, replace=False)):
+        with pytest.raises(Killed):
+            killed(DyingReporter(die_at=int(step)))
     assert content(killed()) == whole
 
 
@@ -224,6 +235,62 @@ def test_a_loss_that_is_not_a_number_names_step_and_passages_and_spares_the_weig
     sources = caught.value.facts["sources"]
     assert len(sources) > 3 and all(len(source) == 32 for source in sources)
     assert torch.equal(before, trainer.model.get_parameter("encoder.tokens.weight"))
+
+
+def test_a_recipe_may_skip_steps_that_are_not_numbers_and_counts_them(tmp_path: Path) -> None:
+    over = {"joint__optimizer__non_finite": "skip", "joint__rho1": 3}
+    trainer = trainer_of(tmp_path, Budget("steps", 12), lambda: 0.0, **over)
+    with torch.no_grad():
+        trainer.model.get_parameter("task.out.bias")[0] = float("inf")
+    state, _ = trainer.run()
+    reporter = trainer.ctx.report
+    assert isinstance(reporter, LocalReporter)
+    assert state.step == 12 and state.skipped == 3
+    assert [(type, data["step"]) for type, data in reporter.events] == [("step.skipped", step) for step in (3, 7, 11)]
+    assert all(torch.isfinite(tensor).all() for name, tensor in trainer.model.named_parameters() if "task" not in name)
+
+
+def test_a_run_that_only_skips_ends(tmp_path: Path) -> None:
+    over = {"joint__optimizer__non_finite": "skip"}
+    trainer = trainer_of(tmp_path, Budget("steps", 100), lambda: 0.0, **over)
+    with torch.no_grad():
+        trainer.model.get_parameter("vocabulary.out.bias")[7] = float("nan")
+    with pytest.raises(NonFiniteLoss, match="at step 20"):
+        trainer.run()
+
+
+def _fits(rows: int) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
+    """A device whose memory holds so many rows."""
+
+    def check(_: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        if len(arguments[0]) > rows:
+            raise torch.OutOfMemoryError("no room")
+
+    return check
+
+
+def test_out_of_memory_steps_down_and_goes_on_with_the_same_batches(tmp_path: Path) -> None:
+    roomy = trainer_of(tmp_path / "roomy", Budget("steps", 6), lambda: 0.0)
+    plenty, _ = roomy.run()
+    tight = trainer_of(tmp_path / "tight", Budget("steps", 6), lambda: 0.0)
+    tight.model.encoder.register_forward_pre_hook(_fits(3))
+    state, _ = tight.run()
+    reporter = tight.ctx.report
+    assert isinstance(reporter, LocalReporter)
+    assert reporter.events == [
+        ("memory.stepped_down", {"step": 0, "rows": 4}),
+        ("memory.stepped_down", {"step": 0, "rows": 2}),
+    ]
+    assert state.micro_rows == 2 and state.step == 6
+    assert [point["mlm"] for point in state.points] == pytest.approx([p["mlm"] for p in plenty.points], rel=1e-3)
+    assert (state.tokens, state.flops) == (plenty.tokens, plenty.flops)
+
+
+def test_a_row_that_does_not_fit_ends_the_run_with_what_to_change(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, Budget("steps", 6), lambda: 0.0)
+    trainer.model.encoder.register_forward_pre_hook(_fits(0))
+    with pytest.raises(OutOfMemory, match="shorter max_length"):
+        trainer.run()
 
 
 def test_the_source_of_a_bad_task_batch_is_told_by_row(tmp_path: Path) -> None:
