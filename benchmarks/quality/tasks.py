@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import time
@@ -105,7 +106,9 @@ def _load_task(client: TLMClient, name: str, folder: Path) -> None:
 def _run(client: TLMClient, what: str, spec: JobSpec, display: Display) -> tuple[dict[str, Any], float]:
     """The job's report and its seconds from start to end. Raises the error for which it failed."""
     text = json.dumps(spec.model_dump(mode="json"), sort_keys=True)
-    job = client.submit(spec, key=hashlib.sha256(text.encode()).hexdigest())
+    tries = (hashlib.sha256(f"{text} {number}".encode()).hexdigest() for number in itertools.count())
+    while (job := client.submit(spec, key=next(tries))).state in (State.FAILED, State.CANCELLED):
+        remark(f"{what}: {job.id} ended as {job.state} earlier and is run anew")
     display.begin(f"{what}:")
     job = client.wait(job.id, display.job_event)
     if job.state is not State.SUCCEEDED:
