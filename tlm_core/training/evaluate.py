@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ from tlm_core.training.state import HISTORY, load_model
 
 DOCUMENTS = 128
 SCORES = ("macro_f1", "micro_f1", "accuracy")
+
+# Label logits [n, labels] of a split, by the model that finetuning left in a folder.
+Answer = Callable[[Path, Split], npt.NDArray[np.float32]]
 
 
 def pick_device() -> torch.device:
@@ -74,11 +77,26 @@ def evaluate(ctx: StageContext) -> dict[str, Any]:
     Inputs: `prepared`, `task`, and `finetune.s{seed}` for each seed.
     """
     prepared, task = Prepared(ctx.inputs["prepared"]), Task.read(ctx.inputs["task"])
-    device = pick_device()
-    workers = Workers(ctx.rank, ctx.world_size)
+    device, workers = pick_device(), Workers(ctx.rank, ctx.world_size)
+
+    def answer(folder: Path, split: Split) -> npt.NDArray[np.float32]:
+        return predict(load_model(folder).to(device), split, prepared, device=device, workers=workers)
+
     folders = {int(n.removeprefix("finetune.s")): p for n, p in ctx.inputs.items() if n.startswith("finetune.s")}
-    seeds = [_seed_report(seed, folders[seed], prepared, task, device, workers) for seed in sorted(folders)]
-    report = {
+    report = report_of(folders, prepared, task, answer)
+    if not ctx.rank:
+        text = json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False)
+        (ctx.out / "report.json").write_text(text, encoding="utf-8")
+    return {"best_seed": report["best_seed"], "mean": report["mean"], "spread": report["spread"]}
+
+
+def report_of(folders: Mapping[int, Path], prepared: Prepared, task: Task, answer: Answer) -> dict[str, Any]:
+    """Scores of each seed's finetuned model on validation and test, their mean and spread, and what they cost.
+
+    folders: what finetuning wrote, by seed. Reads test: call it once, when all training is done.
+    """
+    seeds = [_seed_report(seed, folders[seed], prepared, task, answer) for seed in sorted(folders)]
+    return {
         "task": task.name,
         "metric": prepared.metric,
         "labels": prepared.labels,
@@ -88,21 +106,14 @@ def evaluate(ctx: StageContext) -> dict[str, Any]:
         "best_seed": max(seeds, key=lambda entry: entry["validation"]["value"] or 0.0)["seed"],
         "cost": total_cost([{"prepare": prepared.facts["cost"]}, *(entry["cost"] for entry in seeds)]),
     }
-    if not ctx.rank:
-        text = json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False)
-        (ctx.out / "report.json").write_text(text, encoding="utf-8")
-    return {"best_seed": report["best_seed"], "mean": report["mean"], "spread": report["spread"]}
 
 
-def _seed_report(
-    seed: int, folder: Path, prepared: Prepared, task: Task, device: torch.device, workers: Workers
-) -> dict[str, Any]:
-    model = load_model(folder).to(device)
+def _seed_report(seed: int, folder: Path, prepared: Prepared, task: Task, answer: Answer) -> dict[str, Any]:
     history = json.loads((folder / HISTORY).read_text(encoding="utf-8"))
     entry: dict[str, Any] = {"seed": seed, "chosen": history["best"]}
     for name in ("validation", "test"):
         split = prepared.split(name)
-        answers = predict(model, split, prepared, device=device, workers=workers).argmax(axis=1)
+        answers = answer(folder, split).argmax(axis=1)
         entry[name] = score(split.labels, answers, len(prepared.labels), prepared.metric, in_train=task.in_train(name))
     entry["cost"] = {name: history[name] for name in ("joint",) if history[name]} | {"finetune": history["cost"]}
     return entry

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from tlm_core.errors import TrainingFailed
 from tlm_core.tasks.task import Task
@@ -39,22 +40,39 @@ def export(ctx: StageContext) -> dict[str, Any]:
     prepared, task = Prepared(ctx.inputs["prepared"]), Task.read(ctx.inputs["task"])
     report = json.loads((ctx.inputs["evaluate"] / "report.json").read_text(encoding="utf-8"))
     ours = load_model(ctx.inputs[f"finetune.s{report['best_seed']}"])
-    folder = ctx.out / "model"
+    count = write_export(ctx.out, ours, weights(ours), prepared, task, report, ctx.params["recipe"])
+    shutil.copyfile(ctx.inputs["evaluate"] / "report.json", ctx.out / "report.json")
+    return {"best_seed": report["best_seed"], "parameters": count}
+
+
+def write_export(
+    out: Path,
+    model: TaskModel,
+    full: Mapping[str, Tensor],
+    prepared: Prepared,
+    task: Task,
+    report: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+) -> int:
+    """Write `model/`, `model.onnx` and `labels.json`; returns the stock model's parameters.
+
+    model: what is exported, on the CPU; full: its weights under our names at the size of its shape (a model from
+    which parts were cut away has zeros there). Raises TrainingFailed unless both forms answer as the model does.
+    """
+    folder = out / "model"
     shutil.copytree(prepared.folder / "tokenizer", folder)
-    write_stock(ours, prepared, folder)
+    write_stock(model.shape, full, prepared, folder)
     stock = load_stock(folder)
     probe = _probe(prepared.split("validation"), prepared)
-    expected = _our_logits(ours, prepared)
+    expected = _our_logits(model, prepared)
     _compare("the exported model", _stock_logits(stock, probe), expected)
-    graph = ctx.out / "model.onnx"
-    arrays = {name: tensor.numpy() for name, tensor in weights(ours).items()}
-    write_onnx(ours.shape, arrays, graph)
+    graph = out / "model.onnx"
+    write_onnx(model.shape, {name: tensor.numpy() for name, tensor in weights(model).items()}, graph)
     _compare("the ONNX graph", _onnx_logits(graph, probe), expected)
-    (folder / "README.md").write_text(model_card(report, prepared.facts, ctx.params["recipe"]), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(report, prepared.facts, recipe), encoding="utf-8")
     labels = {"labels": list(task.labels), "max_length": prepared.max_length, "pair": task.pair}
-    (ctx.out / "labels.json").write_text(json.dumps(labels, ensure_ascii=False), encoding="utf-8")
-    shutil.copyfile(ctx.inputs["evaluate"] / "report.json", ctx.out / "report.json")
-    return {"best_seed": report["best_seed"], "parameters": sum(p.numel() for p in stock.parameters())}
+    (out / "labels.json").write_text(json.dumps(labels, ensure_ascii=False), encoding="utf-8")
+    return sum(p.numel() for p in stock.parameters())
 
 
 def stock_config(shape: Shape, prepared: Prepared) -> Any:
@@ -102,12 +120,12 @@ def stock_config(shape: Shape, prepared: Prepared) -> Any:
     )
 
 
-def write_stock(model: TaskModel, prepared: Prepared, folder: Path) -> None:
+def write_stock(shape: Shape, tensors: Mapping[str, Tensor], prepared: Prepared, folder: Path) -> None:
     """config.json and model.safetensors of the stock sequence classifier."""
     from safetensors.torch import save_file
 
-    stock_config(model.shape, prepared).save_pretrained(folder)
-    save_file(to_stock(weights(model), model.shape), folder / "model.safetensors", metadata={"format": "pt"})
+    stock_config(shape, prepared).save_pretrained(folder)
+    save_file(to_stock(tensors, shape), folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def load_stock(folder: Path) -> Any:

@@ -6,7 +6,7 @@ answers each time (see `export.py`). Lengths and batch sizes are free.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -171,13 +171,18 @@ def write_onnx(shape: Shape, weights: Mapping[str, npt.NDArray[np.float32]], pat
     writer = _Writer(shape, weights)
     writer.answers()
     names = ["input_ids", "attention_mask", *([] if shape.rotary else ["token_type_ids"])]
-    free, labels = ["batch", "length"], ["batch", shape.labels]
+    save(writer.graph, names, shape.labels, path)
+
+
+def save(written: Graph, names: Sequence[str], labels: int, path: Path) -> None:
+    """Check and write a graph whose inputs are int64 [batch, length] and whose outputs those of `write_onnx`."""
+    free, answers = ["batch", "length"], ["batch", labels]
     graph = helper.make_graph(
-        writer.graph.nodes,
+        written.nodes,
         "classifier",
         [helper.make_tensor_value_info(name, TensorProto.INT64, free) for name in names],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, labels) for name in ("logits", "probabilities")],
-        writer.graph.constants,
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, answers) for name in ("logits", "probabilities")],
+        written.constants,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="tlm")
     model.ir_version = IR_VERSION

@@ -21,7 +21,7 @@ from tlm_core.training.model import Shape, TaskModel, initialise, initialise_cou
 from tlm_core.training.objective import Workers
 from tlm_core.training.optim import Optimizer
 from tlm_core.training.prepare import prepare
-from tlm_core.training.prepared import FinetuneBatches, JointBatches, Prepared
+from tlm_core.training.prepared import Batch, FinetuneBatches, JointBatches, Prepared
 from tlm_core.training.stage import StageContext
 from tlm_core.training.state import HISTORY, SHAPE, WEIGHTS, TrainState, load_weights, weights
 
@@ -57,14 +57,36 @@ def joint_trainer(ctx: StageContext) -> Trainer:
 
 def finetune(ctx: StageContext) -> dict[str, Any]:
     """The task's loss alone, from the joint stage's weights or from scratch; the best validation score decides."""
+    return tune(ctx, *start(ctx))
+
+
+def start(ctx: StageContext) -> tuple[TaskModel, dict[str, Any]]:
+    """The model with which finetuning begins, on this worker's device, and the joint stage's history if there was one.
+
+    Inputs: `prepared`, and `joint` unless the recipe leaves it out.
+    """
+    recipe = ctx.params["recipe"]
+    model = build(recipe["model"], Prepared(ctx.inputs["prepared"]), int(ctx.params["seed"])).to(pick_device())
+    if "joint" not in ctx.inputs:
+        return model, {}
+    skip = ("task.",) if recipe["finetune"]["reset_head"] else ()
+    load_weights(model, load_file(ctx.inputs["joint"] / WEIGHTS), skip=skip)
+    return model, json.loads((ctx.inputs["joint"] / HISTORY).read_text(encoding="utf-8"))
+
+
+def tune(
+    ctx: StageContext,
+    model: TaskModel,
+    before: Mapping[str, Any],
+    make: Callable[..., Trainer] = Trainer,
+    draw: Callable[[Prepared, int, int], Callable[[int, float], Batch]] = FinetuneBatches,
+) -> dict[str, Any]:
+    """Finetune what `start` gave (or what was made of it) and write the weights that validation chose.
+
+    make: the trainer; draw: (prepared, batch size, seed) → batches by step.
+    """
     recipe, seed, device = ctx.params["recipe"], int(ctx.params["seed"]), pick_device()
     prepared, part = Prepared(ctx.inputs["prepared"]), recipe["finetune"]
-    model = build(recipe["model"], prepared, seed).to(device)
-    before: dict[str, Any] = {}
-    if "joint" in ctx.inputs:
-        before = json.loads((ctx.inputs["joint"] / HISTORY).read_text(encoding="utf-8"))
-        skip = ("task.",) if part["reset_head"] else ()
-        load_weights(model, load_file(ctx.inputs["joint"] / WEIGHTS), skip=skip)
     head_trained = bool(before.get("head_trained")) and not part["reset_head"]
     steps = finetune_steps(part, len(prepared.split("train")))
     validation, workers = prepared.split("validation"), Workers(ctx.rank, ctx.world_size)
@@ -73,12 +95,12 @@ def finetune(ctx: StageContext) -> dict[str, Any]:
         logits = predict(model, validation, prepared, device=device, precision=recipe["precision"], workers=workers)
         return validation_scores(logits, validation, prepared)
 
-    trainer = Trainer(
+    trainer = make(
         ctx=ctx,
         model=model,
         optimizer=Optimizer(model, part["optimizer"], ("encoder", "task")),
         optimizer_recipe=part["optimizer"],
-        batches=FinetuneBatches(prepared, part["batch"], seed),
+        batches=draw(prepared, part["batch"], seed),
         budget=Budget("steps", steps),
         seed=seed,
         precision=recipe["precision"],
