@@ -1,0 +1,161 @@
+"""The BiLSTM against torch's own LSTM on packed sequences, its batches, and its ONNX graph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from tests.unit.training.made import made_prepared, tiny
+from tlm_core.studies.bilstm import GATES, BiLSTM, LSTMShape, initialise
+from tlm_core.studies.lstm_export import export_lstm
+from tlm_core.studies.measure import padded
+from tlm_core.studies.stages import BucketBatches
+from tlm_core.training.evaluate import predict
+from tlm_core.training.objective import Workers, accumulate_gradient, loss_sums
+from tlm_core.training.prepared import FinetuneBatches, Prepared, task_batch
+
+CPU = torch.device("cpu")
+ORDER = (0, 1, 3, 2)  # torch: input, forget, candidate, output
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    return Prepared(made_prepared(tmp_path_factory.mktemp("made"), tiny(selection__selector="none"), alone=True))
+
+
+@pytest.fixture
+def model(prepared: Prepared) -> BiLSTM:
+    made = BiLSTM(LSTMShape(prepared.vocabulary.size, 3, layers=2, hidden=8, embedding=12, max_length=48))
+    initialise(made, 0)
+    random = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=random))
+    return made
+
+
+def reference(model: BiLSTM) -> nn.LSTM:
+    """torch's LSTM with the model's weights."""
+    shape = model.shape
+    lstm = nn.LSTM(shape.embedding, shape.hidden, shape.layers, bidirectional=True, batch_first=True)
+
+    def reordered(values: torch.Tensor) -> torch.Tensor:
+        return torch.cat([values.chunk(GATES, dim=-1)[i] for i in ORDER], dim=-1)
+
+    with torch.no_grad():
+        for number, layer in enumerate(cast(Any, model.encoder.layers)):
+            for way, suffix in enumerate(("", "_reverse")):
+                getattr(lstm, f"weight_ih_l{number}{suffix}").copy_(reordered(layer.weight[way]).T)
+                getattr(lstm, f"weight_hh_l{number}{suffix}").copy_(reordered(layer.state_weight[way]).T)
+                getattr(lstm, f"bias_ih_l{number}{suffix}").copy_(reordered(layer.bias.view(2, -1)[way]))
+                getattr(lstm, f"bias_hh_l{number}{suffix}").zero_()
+    return lstm
+
+
+def reference_loss(model: BiLSTM, lstm: nn.LSTM, prepared: Prepared, members: np.ndarray) -> torch.Tensor:
+    split = prepared.split("train")
+    texts = [torch.from_numpy(np.asarray(split.store[int(m)], dtype=np.int64)) for m in members]
+    lengths = torch.tensor([len(text) for text in texts])
+    vectors = model.encoder.tokens(nn.utils.rnn.pad_sequence(texts, batch_first=True))
+    packed = pack_padded_sequence(vectors, lengths, batch_first=True, enforce_sorted=False)
+    hidden, _ = pad_packed_sequence(lstm(packed)[0], batch_first=True, padding_value=-torch.inf)
+    logits = model.task(hidden.amax(dim=1))
+    return nn.functional.cross_entropy(logits, torch.from_numpy(split.labels[members]), reduction="sum")
+
+
+def test_loss_and_gradients_are_those_of_torch_s_lstm(model: BiLSTM, prepared: Prepared) -> None:
+    members, lstm = np.arange(20), reference(model)
+    expected = reference_loss(model, lstm, prepared, members)
+    expected.backward()
+    tokens = cast(Any, model.encoder.tokens.weight.grad).clone()
+    model.zero_grad()
+    loss = loss_sums(cast(Any, model), task_batch(prepared.split("train"), members, prepared), CPU)[1]
+    loss.backward()
+    torch.testing.assert_close(loss, expected, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(model.encoder.tokens.weight.grad, tokens, atol=1e-4, rtol=1e-3)
+    first = cast(Any, model.encoder.layers[0])
+    for way, suffix in enumerate(("", "_reverse")):
+        for ours, theirs in ((first.weight, "weight_ih_l0"), (first.state_weight, "weight_hh_l0")):
+            parts = getattr(lstm, theirs + suffix).grad.T.chunk(GATES, dim=-1)
+            wanted = torch.cat([parts[ORDER.index(i)] for i in range(GATES)], dim=-1)
+            torch.testing.assert_close(ours.grad[way], wanted, atol=1e-4, rtol=1e-3)
+        parts = getattr(lstm, f"bias_ih_l0{suffix}").grad.chunk(GATES)
+        wanted = torch.cat([parts[ORDER.index(i)] for i in range(GATES)])
+        torch.testing.assert_close(first.bias.grad.view(2, -1)[way], wanted, atol=1e-4, rtol=1e-3)
+
+
+def test_bf16_comes_close_to_fp32(model: BiLSTM, prepared: Prepared) -> None:
+    batch = task_batch(prepared.split("train"), np.arange(20), prepared)
+    found = {}
+    for precision in ("fp32", "bf16"):
+        model.zero_grad()
+        losses = accumulate_gradient(cast(Any, model), batch, Workers(), 64, precision, CPU)
+        found[precision] = (float(losses[1]), model.encoder.tokens.weight.grad.clone())  # type: ignore[union-attr]
+    assert found["bf16"][0] == pytest.approx(found["fp32"][0], rel=0.02)
+    cosine = nn.functional.cosine_similarity(found["bf16"][1].flatten(), found["fp32"][1].flatten(), dim=0)
+    assert float(cosine) > 0.99
+
+
+def test_a_text_gets_the_same_answer_in_company_as_alone(model: BiLSTM, prepared: Prepared) -> None:
+    model.eval()
+    split = prepared.split("validation")
+    together = predict(cast(Any, model), split, prepared, device=CPU)
+    for number in (0, 5, 11):
+        batch = task_batch(split, np.array([number]), prepared)
+        arrays = (batch.tokens, batch.rows.segments, batch.rows.positions, batch.rows.types)
+        first = (torch.zeros(1, dtype=torch.long), torch.ones(1, dtype=torch.long))
+        with torch.inference_mode():
+            hidden = model.encoder(*map(torch.from_numpy, arrays))
+            alone = model.task(model.pool(hidden, torch.from_numpy(batch.rows.segments), *first))
+        np.testing.assert_allclose(alone[0].numpy(), together[number], atol=1e-5)
+
+
+def test_every_epoch_sees_each_text_once_in_rows_of_like_length(prepared: Prepared) -> None:
+    batches, plain = BucketBatches(prepared, 8, seed=0), FinetuneBatches(prepared, 8, seed=0)
+    count = -(-len(prepared.split("train")) // 8)
+    epochs = [[batches(epoch * count + step, 0.0) for step in range(count)] for epoch in range(2)]
+    drawn = [[batch.rows.documents.tolist() for batch in epoch] for epoch in epochs]
+    assert all(sorted(text for batch in epoch for text in batch) == list(range(60)) for epoch in drawn)
+    assert drawn[0] != drawn[1]
+    assert BucketBatches(prepared, 8, seed=0)(count + 3, 0.0).rows.documents.tolist() == drawn[1][3]
+    lengths = prepared.split("train").store.lengths
+
+    def spread(batch: Any) -> float:
+        return float(np.ptp(lengths[batch.rows.documents]))
+
+    assert np.mean([spread(b) for b in epochs[0]]) < 0.5 * np.mean([spread(plain(s, 0.0)) for s in range(count)])
+
+
+def test_the_exported_graph_answers_as_the_model_for_any_length(
+    model: BiLSTM, prepared: Prepared, tmp_path: Path
+) -> None:
+    model.eval()
+    export_lstm(model, prepared, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "model.onnx", "labels.json"}
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    split = prepared.split("validation")
+    expected = predict(cast(Any, model), split, prepared, device=CPU)
+    for members in ([0], [1, 2, 3], list(range(len(split)))):
+        inputs = padded([split.store[m] for m in members], prepared.vocabulary.pad)
+        found = session.run(["logits"], {name: inputs[name] for name in ("input_ids", "attention_mask")})[0]
+        np.testing.assert_allclose(found, expected[members], atol=1e-4)
+
+
+def test_the_start_follows_the_seed_and_given_embeddings_are_taken() -> None:
+    shape = LSTMShape(50, 3, layers=1, hidden=4, embedding=6, max_length=16)
+    given = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    first, again, other, begun = (BiLSTM(shape) for _ in range(4))
+    for made, seed in ((first, 1), (again, 1), (other, 2)):
+        initialise(made, seed)
+    initialise(begun, 1, given)
+    name = "encoder.layers.0.weight"
+    assert torch.equal(first.get_parameter(name), again.get_parameter(name))
+    assert not torch.equal(first.get_parameter(name), other.get_parameter(name))
+    assert torch.equal(begun.encoder.tokens.weight, given)

@@ -1,0 +1,174 @@
+"""The last stage of a `learning_curve` job: all points together, the fitted laws, the plot, and the BiLSTM to keep."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tlm_core.studies.bilstm import load_bilstm
+from tlm_core.studies.fit import compare, fit
+from tlm_core.studies.lstm_export import export_lstm, lstm_onnx
+from tlm_core.studies.measure import compare_graphs
+from tlm_core.studies.plot import Curve, plot
+from tlm_core.tasks.metrics import summary
+from tlm_core.training.evaluate import total_cost
+from tlm_core.training.graph import write_onnx
+from tlm_core.training.prepared import Prepared
+from tlm_core.training.stage import StageContext
+from tlm_core.training.state import load_model, weights
+
+BILSTM = "bilstm"
+SCORES = ("accuracy", "macro_f1", "micro_f1")
+TIMED = 64
+
+
+def curve(ctx: StageContext) -> dict[str, Any]:
+    """Write `report.json`, `curves.csv`, `plot.svg`, and the BiLSTM of the largest size as `model/`, `model.onnx`.
+
+    Inputs: `sizes`, `evaluate.{model}.n{size}.s{seed}`, and of the largest size `prepared.{model}.s{seed}` and
+    `trained.{model}.s{seed}`. Parameters: `models` (of which `bilstm` is one), `seeds`, `margin`.
+    """
+    if ctx.rank:
+        return {}
+    models, seeds = ctx.params["models"], ctx.params["seeds"]
+    sizes = json.loads((ctx.inputs["sizes"] / "sizes.json").read_text(encoding="utf-8"))
+    kept = [size for size in sizes if not size["dropped"]]
+    reports = {
+        (model, size["rows"], seed): _report(ctx.inputs[f"evaluate.{model}.n{size['asked']:g}.s{seed}"])
+        for model in models
+        for size in kept
+        for seed in seeds
+    }
+    one = next(iter(reports.values()))
+    report: dict[str, Any] = {
+        "kind": "learning_curve",
+        "task": one["task"],
+        "metric": one["metric"],
+        "labels": one["labels"],
+        "sizes": [size["rows"] for size in kept],
+        "dropped": [size for size in sizes if size["dropped"]],
+        "seeds": seeds,
+        "majority": one["majority"],
+        "models": {model: _model(model, reports, [s["rows"] for s in kept], seeds) for model in models},
+    }
+    best = max(seeds, key=lambda s: reports[BILSTM, kept[-1]["rows"], s]["seeds"][0]["validation"]["value"] or 0.0)
+    prepared = Prepared(ctx.inputs[f"prepared.{BILSTM}.s{best}"])
+    export_lstm(load_bilstm(ctx.inputs[f"trained.{BILSTM}.s{best}"]), prepared, ctx.out)
+    report["exported"] = {"model": BILSTM, "labels": kept[-1]["rows"], "seed": best}
+    _add_inference(ctx, report, models, seeds[0], best)
+    report["against"] = {m: _against(report, m, ctx.params["margin"]) for m in models if not m.startswith(BILSTM)}
+    report["words"] = words(report)
+    report["mean"] = report["models"][BILSTM]["points"][-1]["mean"]
+    _write(ctx.out, report)
+    return {"mean": report["mean"], "words": report["words"]}
+
+
+def _report(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _model(
+    model: str, reports: Mapping[tuple[str, int, int], Mapping[str, Any]], sizes: Sequence[int], seeds: Sequence[int]
+) -> dict[str, Any]:
+    """Points, cost and power law of one model."""
+    points = []
+    for rows in sizes:
+        runs = [reports[model, rows, seed]["seeds"][0] for seed in seeds]
+        point: dict[str, Any] = {"labels": rows, "mean": {"validation": {}, "test": {}}, "spread": {"test": {}}}
+        for name in SCORES:
+            over = summary([run["test"][name] for run in runs])
+            point["mean"]["test"][name], point["spread"]["test"][name] = over["mean"], over["std"]
+            point["mean"]["validation"][name] = summary([run["validation"][name] for run in runs])["mean"]
+        point["runs"] = [{n: run["test"][n] for n in (*SCORES, "value")} for run in runs]
+        point["cost"] = total_cost([reports[model, rows, seed]["cost"] for seed in seeds])["total"]
+        points.append(point)
+    return {"points": points, "law": _law(points)}
+
+
+def _law(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """error = a * n ** -b + c through the mean errors (1 - accuracy); nulls with a reason where there is no fit."""
+    try:
+        law = fit([p["labels"] for p in points], [1 - p["mean"]["test"]["accuracy"] for p in points])
+    except ValueError as error:
+        return {"a": None, "b": None, "c": None, "reason": str(error)}
+    return {"a": law.a, "b": law.b, "c": law.c}
+
+
+def _against(report: Mapping[str, Any], model: str, margin: float) -> dict[str, Any]:
+    def errors(name: str) -> list[tuple[float, list[float]]]:
+        points = report["models"][name]["points"]
+        return [(p["labels"], [1 - run["accuracy"] for run in p["runs"]]) for p in points]
+
+    found = compare(errors(BILSTM), errors(model), margin=margin)
+    speeds = [report["models"][name]["inference"]["seconds_per_text"] for name in (BILSTM, model)]
+    return {**found, "speed_up": speeds[1] / speeds[0]}
+
+
+def _add_inference(ctx: StageContext, report: dict[str, Any], models: Sequence[str], first: int, best: int) -> None:
+    """Size and speed of each model's ONNX graph, trained on the largest size, on the first validation texts."""
+    graphs, texts, pads = {}, {}, {}
+    for model in models:
+        seed = best if model == BILSTM else first
+        prepared, trained = Prepared(ctx.inputs[f"prepared.{model}.s{seed}"]), ctx.inputs[f"trained.{model}.s{seed}"]
+        graphs[model] = ctx.scratch / f"{model}.onnx"
+        if model.startswith(BILSTM):
+            lstm_onnx(load_bilstm(trained), graphs[model])
+        else:
+            encoder = load_model(trained)
+            arrays = {name: tensor.numpy() for name, tensor in weights(encoder).items()}
+            write_onnx(encoder.shape, arrays, graphs[model])
+        split = prepared.split("validation")
+        texts[model] = [split.store[number] for number in range(min(TIMED, len(split)))]
+        pads[model] = prepared.vocabulary.pad
+    for model, found in compare_graphs(graphs, texts, pads).items():
+        report["models"][model]["inference"] = found
+
+
+def words(report: Mapping[str, Any]) -> str:
+    """What came out, in a paragraph."""
+    last = report["models"][BILSTM]["points"][-1]
+    metric, most = report["metric"], last["labels"]
+    found = [f"With {most:,} labels the BiLSTM reaches a {metric} of {last['mean']['test'][metric]:.4f}."]
+    for model, against in report["against"].items():
+        other = report["models"][model]["points"][-1]["mean"]["test"]["accuracy"]
+        gap = other - last["mean"]["test"]["accuracy"]
+        found.append(f"There it is {abs(gap):.1%} {'below' if gap > 0 else 'above'} '{model}' in accuracy.")
+        faster = f"it runs {against['speed_up']:.1f} times as fast on one core"
+        if against["labels"] is None:
+            found.append(f"Where the two meet cannot be told ({against['reason']}); {faster}.")
+            continue
+        within = f"within {against['margin']:.1%} of '{model}'"
+        found.append(
+            f"By the fitted power laws, from some {against['labels']:,.0f} labels on it is {within}: {faster}."
+        )
+        if against["interval"] is not None:
+            ends = ["beyond what was looked at" if end is None else f"{end:,.0f}" for end in against["interval"]]
+            found.append(f"The 90 % interval of that number reaches from {ends[0]} to {ends[1]}.")
+        if "note" in against:
+            found.append(f"That is {against['note']}.")
+    for size in report["dropped"]:
+        found.append(f"{size['rows']} labels were left out: {size['dropped']}.")
+    return " ".join(found)
+
+
+def _write(out: Path, report: Mapping[str, Any]) -> None:
+    text = json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False)
+    (out / "report.json").write_text(text, encoding="utf-8")
+    with open(out / "curves.csv", "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["model", "labels", "seed", *SCORES])
+        for model, found in report["models"].items():
+            for point in found["points"]:
+                for seed, run in zip(report["seeds"], point["runs"], strict=True):
+                    table.writerow([model, point["labels"], seed, *(run[name] for name in SCORES)])
+    lines = []
+    for model, found in report["models"].items():
+        means = [(p["labels"], p["mean"]["test"], p["spread"]["test"]) for p in found["points"]]
+        lines.append(Curve(model, [(n, mean["accuracy"], spread["accuracy"]) for n, mean, spread in means]))
+    title = f"{report['task']}: accuracy on test by number of labels"
+    drawn = plot(lines, title=title, x="labelled texts", y="accuracy", log_x=True)
+    (out / "plot.svg").write_text(drawn, encoding="utf-8")

@@ -1,0 +1,114 @@
+"""The stages of a `learning_curve` job that training does not have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.torch import load_file
+
+from tlm_core.studies.bilstm import BiLSTM, LSTMShape, initialise, load_bilstm
+from tlm_core.studies.curve import curve
+from tlm_core.tasks.task import Task
+from tlm_core.training.evaluate import pick_device, predict, report_of
+from tlm_core.training.flops import FORWARD_AND_BACKWARD
+from tlm_core.training.loop import Trainer
+from tlm_core.training.prepared import Batch, Prepared, Split, task_batch
+from tlm_core.training.randomness import Stream, permutation, random_at
+from tlm_core.training.stage import StageContext
+from tlm_core.training.stages import tune
+from tlm_core.training.state import WEIGHTS
+
+# Batches that are sorted by length together: enough for rows of like length, few enough to stay a random draw.
+CHUNK = 32
+
+
+class BucketBatches:
+    """Step number → batch of texts of like length, since a recurrence takes as many steps as its longest text.
+
+    Each epoch is a fresh permutation, cut into chunks of CHUNK batches; within a chunk texts are sorted by length
+    and the batches shuffled. Follows from seed and step alone.
+    """
+
+    def __init__(self, prepared: Prepared, batch: int, seed: int) -> None:
+        self._prepared = prepared
+        self._train = prepared.split("train")
+        self._batch = batch
+        self._seed = seed
+        self._epoch = -1
+        self._batches: list[npt.NDArray[np.int64]] = []
+
+    def __call__(self, step: int, progress: float) -> Batch:  # noqa: ARG002 - the signature the loop calls
+        epoch, number = divmod(step, -(-len(self._train) // self._batch))
+        if epoch != self._epoch:
+            self._batches, self._epoch = self._arranged(epoch), epoch
+        return task_batch(self._train, self._batches[number], self._prepared)
+
+    def _arranged(self, epoch: int) -> list[npt.NDArray[np.int64]]:
+        order = permutation(self._seed, Stream.FINETUNE, epoch, len(self._train))
+        lengths, size = self._train.store.lengths, self._batch * CHUNK
+        found: list[npt.NDArray[np.int64]] = []
+        for begin in range(0, len(order), size):
+            chunk = order[begin : begin + size]
+            chunk = chunk[np.argsort(lengths[chunk], kind="stable")]
+            found.extend(chunk[start : start + self._batch] for start in range(0, len(chunk), self._batch))
+        shuffle = random_at(self._seed, Stream.TASK, epoch).permutation(len(found))
+        return [found[index] for index in shuffle]
+
+
+class LSTMTrainer(Trainer):
+    """Counts the FLOPs of a recurrence, which has no padding."""
+
+    def _step_flops(self, batch: Batch) -> float:
+        shape = cast(LSTMShape, self.model.shape)
+        head = 2.0 * batch.documents * 2 * shape.hidden * shape.labels
+        return FORWARD_AND_BACKWARD * (batch.rows.real_tokens * shape.token_flops() + head)
+
+
+def bilstm(ctx: StageContext) -> dict[str, Any]:
+    """Train a BiLSTM on the task, by the same rule of epochs and validation as finetuning an encoder.
+
+    Inputs: `prepared`, and `joint` for one that begins with the token embeddings of a trained TLM model.
+    """
+    part, prepared = ctx.params["recipe"]["bilstm"], Prepared(ctx.inputs["prepared"])
+    embeddings = load_file(ctx.inputs["joint"] / WEIGHTS)["encoder.tokens.weight"] if "joint" in ctx.inputs else None
+    shape = LSTMShape(
+        vocab=prepared.vocabulary.size,
+        labels=len(prepared.labels),
+        layers=part["layers"],
+        hidden=part["hidden"],
+        embedding=part["embedding"] if embeddings is None else embeddings.shape[1],
+        max_length=prepared.max_length,
+        dropout=part["dropout"],
+    )
+    model = BiLSTM(shape)
+    initialise(model, int(ctx.params["seed"]), embeddings)
+    return tune(ctx, cast(Any, model.to(pick_device())), {}, LSTMTrainer, BucketBatches)
+
+
+def evaluate_bilstm(ctx: StageContext) -> dict[str, Any]:
+    """What `training.evaluate` does, for BiLSTMs. Inputs: `prepared`, `task`, and `finetune.s{seed}` for each seed."""
+    if ctx.rank:
+        return {}
+    prepared, task = Prepared(ctx.inputs["prepared"]), Task.read(ctx.inputs["task"])
+    device = pick_device()
+
+    def answer(folder: Path, split: Split) -> npt.NDArray[np.float32]:
+        return predict(cast(Any, load_bilstm(folder).to(device)), split, prepared, device=device)
+
+    folders = {int(n.removeprefix("finetune.s")): p for n, p in ctx.inputs.items() if n.startswith("finetune.s")}
+    report = report_of(folders, prepared, task, answer)
+    text = json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False)
+    (ctx.out / "report.json").write_text(text, encoding="utf-8")
+    return {"best_seed": report["best_seed"], "mean": report["mean"], "spread": report["spread"]}
+
+
+STAGES: dict[str, Callable[[StageContext], dict[str, Any]]] = {
+    "bilstm": bilstm,
+    "evaluate_bilstm": evaluate_bilstm,
+    "curve": curve,
+}

@@ -1,0 +1,77 @@
+"""Nested, stratified subsets of a task's train split, for learning curves (arXiv 2006.08671)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tlm_core.errors import InvalidRequest
+from tlm_core.tasks.task import Task
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Size:
+    """One point of the curve. asked: as in the request; rows: labelled texts; dropped: why it is left out, if it is."""
+
+    asked: float
+    rows: int
+    dropped: str | None
+
+
+def order(labels: npt.NDArray[np.integer[Any]], seed: int) -> Ints:
+    """An order of all rows whose every beginning is stratified: within one row of each label's share.
+
+    The k-th of n rows with a label, in a seeded order, stands at (k + 1/2) / n of the way, so a longer beginning
+    holds every shorter one.
+    """
+    random = np.random.default_rng(seed)
+    place = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        place[random.permutation(members)] = (np.arange(len(members)) + 0.5) / len(members)
+    found: Ints = np.lexsort((random.random(len(labels)), place)).astype(np.int64)
+    return found
+
+
+def rows_of(asked: float, rows: int) -> int:
+    """How many rows a size means: a share up to 1, a count above. Raises InvalidRequest if there are fewer rows."""
+    wanted = max(1, round(asked * rows)) if asked <= 1 else int(asked)
+    if wanted > rows:
+        raise InvalidRequest(
+            f"a subset of {wanted} labelled texts was asked for, but train has {rows}; give smaller sizes or shares",
+            asked=asked,
+        )
+    return wanted
+
+
+def sizes_of(task: Task, asked: Sequence[float], seeds: Sequence[int]) -> list[Size]:
+    """Each size in rising order, with the reason where a class that train has would vanish for some seed.
+
+    Raises InvalidRequest if train has fewer rows than asked for, two sizes are the same, or none is left.
+    """
+    labels = task.label_ids("train")
+    present = np.unique(labels)
+    orders = [order(labels, seed) for seed in seeds]
+    found: list[Size] = []
+    for one in sorted(asked, key=lambda size: rows_of(size, len(labels))):
+        rows = rows_of(one, len(labels))
+        if found and rows == found[-1].rows:
+            raise InvalidRequest(f"the sizes {found[-1].asked:g} and {one:g} both mean {rows} texts; leave one out")
+        gone = {int(label) for way in orders for label in np.setdiff1d(present, labels[way[:rows]])}
+        names = ", ".join(f"'{task.labels[label]}'" for label in sorted(gone))
+        found.append(Size(one, rows, f"with {rows} texts no text of {names} is left" if gone else None))
+    if all(size.dropped for size in found):
+        raise InvalidRequest(f"every size loses a class ({found[-1].dropped}); give larger sizes")
+    return found
+
+
+def subset(task: Task, rows: int, seed: int) -> Task:
+    """The task with the first `rows` of `order` as its train split, in their old order; the rest as it was."""
+    chosen = np.sort(order(task.label_ids("train"), seed)[:rows])
+    return replace(task, splits={**task.splits, "train": task.splits["train"].take(chosen)})
