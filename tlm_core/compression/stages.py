@@ -1,0 +1,75 @@
+"""The stages of a `prune` job: importance, one finetuned ticket for each mask, the choice among them, the export."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from tlm_core.compression.importance import importance as importance_of
+from tlm_core.compression.masks import Importance, Mask, one_shot
+from tlm_core.compression.phases import phases
+from tlm_core.compression.sliced import MASK, sliced, spared_flops
+from tlm_core.training.evaluate import pick_device
+from tlm_core.training.loop import Trainer
+from tlm_core.training.prepared import Batch, Prepared
+from tlm_core.training.stage import StageContext
+from tlm_core.training.stages import start, tune
+from tlm_core.training.state import load_model
+
+IMPORTANCE = "importance.json"
+
+
+def importance(ctx: StageContext) -> dict[str, Any]:
+    """Write the importance of each head and block for the finetuned model, over all train texts.
+
+    Inputs: `prepared`, `finetune`. Parameter `as_published`: see `compression.importance`.
+    """
+    if ctx.rank:
+        return {}
+    prepared, device = Prepared(ctx.inputs["prepared"]), pick_device()
+    model, split = load_model(ctx.inputs["finetune"]).to(device), prepared.split("train")
+
+    def told(done: int) -> None:
+        ctx.report.progress(step=done, total=len(split), rate=None, unit="texts", eta_seconds=None)
+
+    published = bool(ctx.params["as_published"])
+    found = importance_of(model, split, prepared, device=device, as_published=published, told=told)
+    (ctx.out / IMPORTANCE).write_text(json.dumps(found.as_dict()), encoding="utf-8")
+    return {"layers": len(found.blocks), "heads": int(found.heads.shape[1])}
+
+
+@dataclass
+class TicketTrainer(Trainer):
+    """Counts the FLOPs of what the mask leaves of the model."""
+
+    mask: Mask | None = None
+
+    def _step_flops(self, batch: Batch) -> float:
+        assert self.mask is not None
+        spared = spared_flops(self.model.shape, self.mask, len(batch.rows), batch.tokens.shape[1])
+        return super()._step_flops(batch) - spared
+
+
+def ticket(ctx: StageContext) -> dict[str, Any]:
+    """Rewind to the weights before finetuning, cut away what the mask drops, finetune what is left (section 3.2).
+
+    Inputs: `prepared`, `importance`, and `joint` unless the recipe leaves it out. Parameters beside those of
+    finetuning: `level` (share removed), `which` (winning, random, losing).
+    """
+    found = Importance.from_dict(json.loads((ctx.inputs["importance"] / IMPORTANCE).read_text(encoding="utf-8")))
+    mask = one_shot(found, float(ctx.params["level"]), str(ctx.params["which"]), int(ctx.params["seed"]))
+    model, before = start(ctx)
+    meta = tune(ctx, sliced(model, mask), before, partial(TicketTrainer, mask=mask))
+    if not ctx.rank:
+        (ctx.out / MASK).write_text(json.dumps(mask.as_dict()), encoding="utf-8")
+    return meta
+
+
+STAGES: dict[str, Callable[[StageContext], dict[str, Any]]] = {
+    "importance": importance,
+    "ticket": ticket,
+    "phases": phases,
+}
