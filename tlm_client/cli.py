@@ -25,7 +25,7 @@ app.add_typer(data.datasets, name="dataset")
 app.add_typer(data.corpora, name="corpus")
 for command in (
     stack.up, stack.down, stack.status, jobs.submit, jobs.estimate, jobs.jobs, jobs.show, jobs.watch, jobs.cancel,
-    jobs.pause, jobs.resume, models.download, models.predict, models.evaluate,
+    jobs.pause, jobs.resume, models.download, models.predict, models.evaluate, models.convert,
 ):  # fmt: skip
     app.command()(command)
 

@@ -17,6 +17,7 @@ from tlm_core.tasks.metrics import score
 from tlm_core.tasks.options import DatasetOptions
 from tlm_core.tasks.task import SPLITS, Task
 from tlm_core.tasks.validate import load_task
+from tlm_core.training.release import stock_form
 
 _HUB = "hub:"
 _LONGEST = 512
@@ -25,7 +26,8 @@ _LONGEST = 512
 class Classifier:
     """A stock sequence-classification model of a folder or `hub:ID`; code from the hub is never run.
 
-    Raises NotFound, and Unavailable if the hub does not answer.
+    A model of the original TLM release is converted on the way. Raises NotFound, InvalidRequest, and Unavailable if
+    the hub does not answer.
     """
 
     def __init__(self, source: str) -> None:
@@ -34,8 +36,10 @@ class Classifier:
             raise NotFound(f"'{name}' is no folder with a config.json; give a model folder, or hub:OWNER/NAME")
         disable_progress_bar()  # there is one progress display, and it is ours
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-            self.model = AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=False)
+            with tempfile.TemporaryDirectory(prefix="tlm-release-") as folder:
+                name = str(stock_form(source, Path(folder)) or name)
+                self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+                self.model = AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=False)
         except (OSError, ValueError) as error:
             cause = Unavailable if source.startswith(_HUB) else InvalidRequest
             raise cause(f"the model '{source}' cannot be loaded: {error}") from error

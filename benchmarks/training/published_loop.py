@@ -81,7 +81,7 @@ class PublishedModel(nn.Module):
         self.cls.predictions.decoder.weight = self.bert.embeddings.word_embeddings.weight
         self.cls_layer = nn.Sequential(
             nn.Linear(config.hidden_size, config.hidden_size),
-            nn.Tanh(),
+            nn.GELU(),
             nn.Linear(config.hidden_size, config.num_labels),
         )
 

@@ -1,4 +1,4 @@
-"""`tlm download`, `tlm predict`, `tlm evaluate`."""
+"""`tlm download`, `tlm predict`, `tlm evaluate`, `tlm convert`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tlm_client.commands.jobs import JobId
 from tlm_client.console import AsJson, emit, guarded, notes, say, session_of, table
 from tlm_client.display import Display
 from tlm_client.results import SCORES, number
+from tlm_core.errors import Conflict
 
 
 @guarded
@@ -78,3 +79,24 @@ def evaluate(
     clean = scores["deduplicated"]
     rows = [(name, number(scores[name]), number(clean[name])) for name in SCORES]
     table(("score", "all rows", f"without {clean['rows_left_out']} rows that stand in train"), rows)
+
+
+@guarded
+def convert(
+    model: Annotated[str, typer.Argument(metavar="MODEL_DIR|hub:ID", help="A model of the original TLM release.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write; must not be there yet.")],
+    label: Annotated[
+        list[str] | None, typer.Option("--label", help="Names of the labels in order; default: their numbers.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a model of the original TLM release as a folder that stock classes load."""
+    from tlm_core.training.release import convert as convert_release
+
+    if folder.exists():
+        raise Conflict(f"'{folder}' is there already; give a new folder")
+    convert_release(model, folder, label or None)
+    if as_json:
+        emit({"folder": folder})
+    else:
+        say(f"AutoModelForSequenceClassification.from_pretrained('{folder}') loads it")

@@ -95,7 +95,7 @@ def from_stock(stock: Mapping[str, Tensor], shape: Shape) -> dict[str, Tensor]:
 
     Raises InvalidRecipe if the encoder is not whole.
     """
-    named = {_modern_name(name): tensor for name, tensor in stock.items()}
+    named = {modern_name(name): tensor for name, tensor in stock.items()}
     encoder = {k: v for k, v in (MODERNBERT if shape.rotary else BERT).items() if k.startswith("encoder.")}
     vocabulary = _spread(MODERNBERT_VOCABULARY if shape.rotary else BERT_VOCABULARY, shape)
     found = {ours: _lookup(named, theirs) for ours, theirs in _spread(encoder, shape).items()}
@@ -109,7 +109,7 @@ def from_stock(stock: Mapping[str, Tensor], shape: Shape) -> dict[str, Tensor]:
     return {name: tensor.float() for name, tensor in found.items()}
 
 
-def _modern_name(name: str) -> str:
+def modern_name(name: str) -> str:
     """Early BERT files call a norm's weight and bias gamma and beta."""
     return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 

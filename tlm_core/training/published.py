@@ -3,44 +3,95 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tlm_core.errors import InvalidRecipe, NotFound
+from tlm_core.errors import InvalidRecipe, NotFound, Unavailable
 from tlm_core.training.model import Shape
 from tlm_core.training.names import from_stock
 
+HUB = "hub:"
+WHOLE, INDEX, PICKLED = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 
-def fetch(source: str) -> Path:
-    """Folder of `hub:ID` (downloaded if need be) or of a local path. Raises NotFound."""
-    if not source.startswith("hub:"):
-        folder = Path(source)
-        if not (folder / "config.json").exists():
-            raise NotFound(f"'{source}' has no config.json; model.init wants a folder in Hugging Face layout")
-        return folder
+
+def fetch(source: str, *more: str) -> Path:
+    """Folder of `hub:ID` (downloaded if need be) or of a local path, with config and weights.
+
+    more: patterns of other files to download from the hub. Raises NotFound, and Unavailable if the hub does not answer.
+    """
+    folder = fetch_config(source)
+    if source.startswith(HUB):
+        folder = _download(source, ["config.json", WHOLE, "model-*.safetensors", INDEX, *more])
+        if not any((folder / name).exists() for name in (WHOLE, INDEX)):
+            folder = _download(source, ["config.json", PICKLED, *more])
+    return folder
+
+
+def fetch_config(source: str) -> Path:
+    """Folder of `hub:ID` or of a local path with at least its config. Raises as `fetch` does."""
+    if source.startswith(HUB):
+        return _download(source, ["config.json"])
+    folder = Path(source)
+    if not (folder / "config.json").exists():
+        raise NotFound(f"'{source}' has no config.json; give a folder in Hugging Face layout, or hub:OWNER/NAME")
+    return folder
+
+
+def _download(source: str, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
     try:
-        files = ["config.json", "model.safetensors"]
-        return Path(snapshot_download(source.removeprefix("hub:"), allow_patterns=files))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise NotFound(f"the model '{source}' cannot be loaded: {error}") from error
+        return Path(snapshot_download(source.removeprefix(HUB), allow_patterns=patterns))
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise NotFound(f"there is no model '{source}' for us on the hub: {error}") from error
+    except (HfHubHTTPError, OSError) as error:  # without an answer the library looks in its cache; OSError: not there
+        raise Unavailable(f"'{source}' cannot be fetched now: {error}; try again, or give a local folder") from error
+
+
+def read_config(folder: Path, source: str) -> dict[str, Any]:
+    """config.json of a published model. Raises InvalidRecipe."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidRecipe(f"the config.json of '{source}' cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise InvalidRecipe(f"the config.json of '{source}' is no JSON object")
+    return config
+
+
+def read_weights(folder: Path, source: str) -> dict[str, Tensor]:
+    """All tensors of a published model: safetensors in one file or several, else an older file of plain tensors.
+
+    Code in a pickled file is never run. Raises InvalidRecipe if there are no weights, or none that can be read so.
+    """
+    try:
+        if (folder / WHOLE).exists():
+            return load_file(folder / WHOLE)
+        if (folder / INDEX).exists():
+            parts = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+            return {name: tensor for part in parts for name, tensor in load_file(folder / Path(part).name).items()}
+        if (folder / PICKLED).exists():
+            return dict(torch.load(folder / PICKLED, map_location="cpu", weights_only=True))
+    except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
+        raise InvalidRecipe(f"the weights of '{source}' cannot be read: {error}") from error
+    raise InvalidRecipe(f"'{source}' has neither {WHOLE} nor {PICKLED}; only PyTorch's weights are read")
 
 
 def load(source: str, *, labels: int, vocab: int, max_length: int, dropout: float) -> tuple[Shape, dict[str, Tensor]]:
     """Shape and weights (encoder, and vocabulary head if it has one) of a BERT or ModernBERT class encoder.
 
-    Raises NotFound, or InvalidRecipe for another architecture or a vocabulary that is not the tokenizer's.
+    Raises NotFound, Unavailable, or InvalidRecipe for another architecture or a vocabulary that is not the tokenizer's.
     """
     folder = fetch(source)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if not (folder / "model.safetensors").exists():
-        raise InvalidRecipe(f"'{source}' has no model.safetensors; only safetensors weights are read")
+    config = read_config(folder, source)
     readers = {"bert": _bert_shape, "modernbert": _modernbert_shape}
     kind = config.get("model_type")
     if kind not in readers:
@@ -53,7 +104,7 @@ def load(source: str, *, labels: int, vocab: int, max_length: int, dropout: floa
     shape = replace(readers[kind](config, source), labels=labels, max_length=max_length, dropout=dropout)
     if shape.positions and shape.positions < max_length:
         raise InvalidRecipe(f"'{source}' has {shape.positions} positions; lower model.max_length from {max_length}")
-    return shape, from_stock(load_file(folder / "model.safetensors"), shape)
+    return shape, from_stock(read_weights(folder, source), shape)
 
 
 def _common(config: dict[str, Any]) -> dict[str, Any]:

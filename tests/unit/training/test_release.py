@@ -1,0 +1,85 @@
+"""Models of the original TLM release, read from made files of its layout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForSequenceClassification
+
+from tests.unit.training.made_release import VOCABULARY, made_release
+from tlm_core.errors import InvalidRequest, NotFound
+from tlm_core.training.release import convert, known, stock_form
+
+
+def test_a_converted_release_answers_as_the_release_does(tmp_path: Path) -> None:
+    release = made_release(tmp_path / "tlm-sciie-small-scale")
+    folder = convert(str(release.folder), tmp_path / "stock")
+    model, told = AutoModelForSequenceClassification.from_pretrained(str(folder), output_loading_info=True)
+    assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    ids = torch.randint(5, len(VOCABULARY), (4, 12), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[1, 7:] = mask[3, 3:] = 0
+    with torch.inference_mode():
+        found = model.eval()(input_ids=ids, attention_mask=mask).logits
+    torch.testing.assert_close(found, release.logits(ids, mask), atol=1e-5, rtol=1e-5)
+
+
+def test_labels_are_numbers_unless_named(tmp_path: Path) -> None:
+    release = made_release(tmp_path / "release")
+    numbered = json.loads((convert(str(release.folder), tmp_path / "a") / "config.json").read_text())
+    named = json.loads((convert(str(release.folder), tmp_path / "b", ["x", "y", "z"]) / "config.json").read_text())
+    assert numbered["id2label"] == {"0": "0", "1": "1", "2": "2"}
+    assert named["label2id"] == {"x": 0, "y": 1, "z": 2}
+    with pytest.raises(InvalidRequest, match="tells 3 labels apart, not 2"):
+        convert(str(release.folder), tmp_path / "c", ["x", "y"])
+
+
+def test_the_tokenizer_cuts_where_the_release_did(tmp_path: Path) -> None:
+    release = made_release(tmp_path / "tlm-sciie-small-scale")
+    tokenizer = AutoTokenizer.from_pretrained(str(convert(str(release.folder), tmp_path / "stock")))
+    assert tokenizer.model_max_length == 40  # the model's own positions are fewer than the release's 128
+    assert tokenizer("good films")["input_ids"] == [2, 5, 10, 13, 3]
+
+
+def test_safetensors_are_read_as_well_as_pickled_weights(tmp_path: Path) -> None:
+    release = made_release(tmp_path / "release")
+    first = convert(str(release.folder), tmp_path / "first")
+    (release.folder / "pytorch_model.bin").unlink()
+    save_file({name: t.clone() for name, t in release.tensors.items()}, release.folder / "model.safetensors")
+    second = convert(str(release.folder), tmp_path / "second")
+    assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
+
+
+def test_code_in_pickled_weights_is_never_run(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[object, tuple[Path]]:
+            return Path.touch, (tmp_path / "run",)
+
+    release = made_release(tmp_path / "release")
+    torch.save({"cls_layer.0.weight": Trap()}, release.folder / "pytorch_model.bin")
+    with pytest.raises(InvalidRequest, match="cannot be read"):
+        convert(str(release.folder), tmp_path / "stock")
+    assert not (tmp_path / "run").exists()
+
+
+def test_only_the_release_s_layout_is_converted(tmp_path: Path) -> None:
+    release = made_release(tmp_path / "release")
+    assert stock_form(str(release.folder), tmp_path / "stock") == tmp_path / "stock"
+    stock = tmp_path / "classifier"
+    BertForSequenceClassification(release.config).save_pretrained(stock)
+    assert stock_form(str(stock), tmp_path / "other") is None
+    with pytest.raises(InvalidRequest, match="is no model of the TLM release"):
+        convert(str(stock), tmp_path / "other")
+    with pytest.raises(NotFound, match=r"no config\.json"):
+        convert(str(tmp_path / "nowhere"), tmp_path / "other")
+
+
+def test_a_name_of_the_release_tells_the_task() -> None:
+    found = known("hub:yxchar/tlm-rct-20k-medium-scale")
+    assert found is not None
+    assert (found.name, found.max_length) == ("rct-20k", 128)
+    assert known("hub:someone/else") is None
