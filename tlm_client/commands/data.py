@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,15 @@ datasets = typer.Typer(no_args_is_help=True, help="Labelled texts: add, list, sh
 corpora = typer.Typer(no_args_is_help=True, help="General text to retrieve from: add, list, show, search.")
 
 _HUB = "hub:"
+
+
+class NearChoice(StrEnum):
+    """What becomes of near duplicates."""
+
+    KEEP = "keep"
+    DROP = "drop"
+
+
 Name = Annotated[str, typer.Argument(metavar="NAME")]
 
 
@@ -109,6 +119,9 @@ def corpus_add(
     language: Annotated[str, typer.Option(help="ISO 639 code of the texts.")] = "en",
     text_column: Annotated[str | None, typer.Option(help="Column of the texts; guessed if not given.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many passages.")] = None,
+    near_duplicates: Annotated[
+        NearChoice, typer.Option(help="What becomes of passages that are nearly equal to an earlier one.")
+    ] = NearChoice.KEEP,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Until it can be searched.")] = True,
     as_json: AsJson = False,
 ) -> None:
@@ -118,7 +131,12 @@ def corpus_add(
     with session_of(context).client() as client, Display(notes()) as display:
         display.begin(f"corpus {name}:")
         with corpus_files(
-            paths or [], language=language, text_column=text_column, limit=limit, display=display
+            paths or [],
+            language=language,
+            text_column=text_column,
+            limit=limit,
+            near_duplicates=near_duplicates is NearChoice.KEEP,
+            display=display,
         ) as files:
             display.line(f"uploading {sum(file.stat().st_size for file in files) / 1e6:,.1f} MB")
             load = client.add_corpus(name, files, language)

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from tlm_core.artifacts import canonical_json, storage_errors
 from tlm_core.corpus.files import Faults, Row, Say, format_of, read_paragraphs, read_rows
 from tlm_core.corpus.hub import PREFIX, stream_hub
+from tlm_core.corpus.near import NearDuplicates
 from tlm_core.corpus.passages import (
     LONGEST,
     Passage,
@@ -40,7 +41,8 @@ _LONGEST_KEPT = 2 * LONGEST
 class CorpusInfo(BaseModel):
     """What a corpus folder holds. `words` as `word_count` counts; `sources`: passages by source.
 
-    version: first 16 hex digits of the SHA-256 over the ids in order and the language.
+    near_duplicates_dropped: None if nobody looked for them. version: first 16 hex digits of the SHA-256 over the ids
+    in order and the language.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,6 +52,7 @@ class CorpusInfo(BaseModel):
     version: str
     sources: dict[str, int]
     duplicates_dropped: int
+    near_duplicates_dropped: int | None = None
 
 
 def read_sources(
@@ -126,21 +129,25 @@ def _from_row(row: Row, text: str, name: str) -> Iterator[Passage]:
         yield from (make_passage(piece, source) for piece in cut(text))
 
 
-def write_corpus(passages: Iterable[Passage], folder: Path, language: str = "en") -> CorpusInfo:
+def write_corpus(
+    passages: Iterable[Passage], folder: Path, language: str = "en", near: NearDuplicates | None = None
+) -> CorpusInfo:
     """Write `passages` to `folder`, dropping exact duplicates; a corpus that was there is replaced at the very end.
 
-    Raises InvalidDataset if there is no passage or one id stands for two texts, StorageFull, StorageUnavailable.
+    near: drops near duplicates too, of which the first stays. Raises InvalidDataset if there is no passage or one id
+    stands for two texts, StorageFull, StorageUnavailable.
     """
     with storage_errors(f"writing {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         _clear(folder, "passages-*.parquet.part")
     tally = _Tally(language)
     try:
-        parts = _write_parts(tally.watch(_distinct(passages, tally)), folder)
+        distinct = _distinct(passages, tally)
+        parts = _write_parts(tally.watch(_unlike(distinct, near) if near else distinct), folder)
         if not parts:
             fault = Fault("empty", "no source holds any text; give files with texts")
             raise InvalidDataset(f"the corpus has no passage: {fault.message}", [fault])
-        info = tally.info()
+        info = tally.info(near.dropped if near else None)
         with storage_errors(f"writing {folder}"):
             # Without its corpus.json a folder is no corpus, so a mixture of old and new is never read.
             _clear(folder, INFO, "passages-*.parquet")
@@ -204,7 +211,7 @@ class _Tally:
             self._sources[passage.source] += 1
             yield passage
 
-    def info(self) -> CorpusInfo:
+    def info(self, near_dropped: int | None) -> CorpusInfo:
         version = self._version.copy()
         version.update(self._language.encode())
         return CorpusInfo(
@@ -214,6 +221,7 @@ class _Tally:
             version=version.hexdigest()[:16],
             sources=dict(sorted(self._sources.items())),
             duplicates_dropped=self.dropped,
+            near_duplicates_dropped=near_dropped,
         )
 
 
@@ -232,6 +240,12 @@ def _distinct(passages: Iterable[Passage], tally: _Tally) -> Iterator[tuple[Pass
             faults = [Fault("id_twice", f"the id '{name}' stands for two texts", column="id") for name in twice]
             raise InvalidDataset(f"{faults[0].message}; give each text its own id, or leave the column out", faults)
         yield from kept
+
+
+def _unlike(passages: Iterator[tuple[Passage, str]], near: NearDuplicates) -> Iterator[tuple[Passage, str]]:
+    while batch := list(islice(passages, _BATCH)):
+        kept = near.keep([passage.text for passage, _ in batch])
+        yield from (pair for pair, stays in zip(batch, kept.tolist(), strict=True) if stays)
 
 
 def _write_parts(passages: Iterator[Passage], folder: Path) -> list[Path]:

@@ -1,0 +1,121 @@
+"""Near duplicates: which are found, that the first stays, and that what is remembered lies on disk."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support import skip_or_fail
+from tlm_core.corpus import near
+from tlm_core.corpus.leaks import grams, tokens
+from tlm_core.corpus.near import NearDuplicates
+from tlm_core.corpus.passages import make_passage
+from tlm_core.corpus.read import corpus_info, read_passages, write_corpus
+from tlm_core.errors import MissingDependency
+
+WORDS = [f"word{n}" for n in range(3000)]
+
+
+@pytest.fixture
+def finder(tmp_path: Path) -> NearDuplicates:
+    folder = tmp_path / "near"
+    folder.mkdir()
+    try:
+        return NearDuplicates(folder, clock=ticking())
+    except MissingDependency as error:
+        skip_or_fail(str(error))
+
+
+def ticking() -> Callable[[], float]:
+    """A clock that goes on by a second at each look."""
+    seconds = itertools.count()
+    return lambda: float(next(seconds))
+
+
+def text(draw: random.Random, length: int = 80) -> str:
+    return " ".join(draw.choices(WORDS, k=length))
+
+
+def changed(original: str, draw: random.Random, words: int) -> str:
+    parts = original.split()
+    for place in draw.sample(range(len(parts)), words):
+        parts[place] = f"new{draw.random()}"
+    return " ".join(parts)
+
+
+def jaccard(one: str, other: str) -> float:
+    first, second = (set(grams(tokens(t), 3)) for t in (one, other))
+    return len(first & second) / len(first | second)
+
+
+def test_case_marks_and_a_changed_word_make_no_new_passage(finder: NearDuplicates) -> None:
+    draw = random.Random(1)
+    original = text(draw)
+    others = [original.upper(), original.replace(" ", ", ") + "!", changed(original, draw, 1)]
+    assert finder.keep([original, *others]).tolist() == [True, False, False, False]
+    assert finder.keep([others[2], text(draw)]).tolist() == [False, True]
+    assert finder.dropped == 4 and finder.seconds == 2.0
+
+
+def test_what_shares_half_its_words_is_another_passage(finder: NearDuplicates) -> None:
+    draw = random.Random(2)
+    originals = [text(draw) for _ in range(100)]
+    halves = [" ".join([*t.split()[:40], *text(draw, 40).split()]) for t in originals]
+    assert finder.keep(originals).all() and finder.keep(halves).all()
+
+
+def test_the_estimate_follows_the_jaccard_index_of_word_triples(finder: NearDuplicates) -> None:
+    draw = random.Random(3)
+    originals = [text(draw) for _ in range(200)]
+    finder.keep(originals)
+    for words, lowest, highest in ((1, 0.9, 1.0), (6, 0.0, 0.2)):
+        others = [changed(t, draw, words) for t in originals]
+        found = 1 - finder.keep(others).mean()
+        mean = np.mean([jaccard(*pair) for pair in zip(originals, others, strict=True)])
+        assert lowest <= found <= highest, (words, mean, found)
+
+
+def test_short_and_wordless_texts_are_compared_whole(finder: NearDuplicates) -> None:
+    kept = finder.keep(["one", "two words", "One!", "two words", "…", "!!", "…", ""])
+    assert kept.tolist() == [True, True, False, False, True, True, False, True]
+
+
+def test_many_copies_of_one_text_leave_one(finder: NearDuplicates) -> None:
+    original = text(random.Random(4))
+    assert finder.keep([f"{original} {n}" for n in range(3000)]).sum() == 1
+
+
+def test_what_lies_in_files_is_found_as_well(finder: NearDuplicates, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near, "_RUN", 500)
+    draw = random.Random(5)
+    originals = [text(draw) for _ in range(100)]
+    for start in range(0, 100, 20):
+        assert finder.keep(originals[start : start + 20]).all()
+    assert len(list(finder._folder.glob("keys-*.npy"))) == 2
+    assert not finder.keep([changed(t, draw, 1) for t in originals]).any()
+
+
+def test_a_corpus_without_near_duplicates_counts_them_and_has_its_own_version(
+    tmp_path: Path, finder: NearDuplicates
+) -> None:
+    draw = random.Random(6)
+    originals = [text(draw) for _ in range(50)]
+    passages = [make_passage(t, "s") for t in [*originals, *(changed(t, draw, 1) for t in originals), originals[0]]]
+    with_all = write_corpus(passages, tmp_path / "a")
+    without = write_corpus(passages, tmp_path / "b", near=finder)
+    assert (with_all.count, with_all.near_duplicates_dropped) == (100, None)
+    assert (without.count, without.near_duplicates_dropped, without.duplicates_dropped) == (50, 50, 1)
+    assert with_all.version != without.version and corpus_info(tmp_path / "b") == without
+    assert [p.text for batch in read_passages(tmp_path / "b") for p in batch] == originals
+
+
+def test_without_the_library_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rensa", None)
+    with pytest.raises(MissingDependency, match="rensa"):
+        NearDuplicates(tmp_path)

@@ -1,0 +1,156 @@
+"""Passages that are nearly equal to earlier ones, by MinHash with its state on disk (Broder 1997).
+
+Two passages are near duplicates if the Jaccard index of their word triples, as 128 minima estimate it, is at least
+0.8. Only passages that agree in one of 16 bands of 8 minima are compared: pairs at 0.8 are found with probability
+0.95, at 0.9 always.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tlm_core.artifacts import storage_errors
+from tlm_core.corpus.leaks import grams, tokens
+from tlm_core.errors import MissingDependency
+
+THRESHOLD = 0.8
+_MINIMA = 128
+_BANDS = 16
+_SHINGLE = 3
+_SEED = 1
+_RUN = 2_000_000  # keys that are searched in memory before they become a file
+_MOST = 16  # passages looked at for one band of one file: more only where a text is everywhere
+
+Keys = NDArray[np.uint64]
+Owners = NDArray[np.uint32]
+
+
+class NearDuplicates:
+    """Tells of each passage whether one like it was kept before. Memory does not grow with their number.
+
+    folder: an empty one for what it has to remember, some 700 bytes a passage; the caller removes it. Afterwards
+    `dropped` and `seconds` say what it found and what that cost. Raises MissingDependency, StorageFull.
+    """
+
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._minima = _library()
+        self._folder = folder
+        self._clock = clock
+        self._kept = 0
+        self._runs = 0
+        self._pending: list[tuple[Keys, Owners]] = []
+        self.dropped = 0
+        self.seconds = 0.0
+
+    def keep(self, texts: Sequence[str]) -> NDArray[np.bool_]:
+        """True for each of `texts` that is like none that was kept before, here or in an earlier call."""
+        begun = self._clock()
+        with storage_errors("looking for near duplicates"):
+            kept = self._keep(texts)
+        self.dropped += len(texts) - int(kept.sum())
+        self.seconds += self._clock() - begun
+        return kept
+
+    def _keep(self, texts: Sequence[str]) -> NDArray[np.bool_]:
+        signatures = self._signatures(texts)
+        bands = _band_keys(signatures)
+        earlier = self._earlier(bands)
+        here: dict[int, list[int]] = {}
+        kept = np.ones(len(texts), np.bool_)
+        for number, keys in enumerate(bands.tolist()):
+            signature = signatures[number]
+            rivals = sorted({rival for key in keys for rival in here.get(key, ())})
+            alike = number in earlier and _alike(signature, earlier[number])
+            if alike or (rivals and _alike(signature, signatures[rivals])):
+                kept[number] = False
+                continue
+            for key in keys:
+                here.setdefault(key, []).append(number)
+        self._remember(signatures[kept], bands[kept])
+        return kept
+
+    def _signatures(self, texts: Sequence[str]) -> NDArray[np.uint32]:
+        """[texts, minima]. A text of fewer words than a shingle is one shingle."""
+        shingles = []
+        for text in texts:
+            words = tokens(text)
+            shingles.append([" ".join(gram) for gram in grams(words, _SHINGLE)] or [" ".join(words) or text])
+        return np.array(self._minima(shingles), np.uint32).reshape(len(texts), _MINIMA)
+
+    def _earlier(self, bands: Keys) -> dict[int, NDArray[np.uint32]]:
+        """Signatures of the kept passages of earlier calls that share a band with a passage, by its number."""
+        wanted, passages = bands.ravel(), np.repeat(np.arange(len(bands)), _BANDS)
+        order = np.argsort(wanted)
+        wanted, passages = wanted[order], passages[order]
+        found: dict[int, set[int]] = {}
+        for keys, owners in self._known():
+            lefts, rights = (np.searchsorted(keys, wanted, side=side) for side in ("left", "right"))
+            for hit in np.flatnonzero(rights > lefts).tolist():
+                rows = owners[lefts[hit] : min(rights[hit], lefts[hit] + _MOST)]
+                found.setdefault(int(passages[hit]), set()).update(rows.tolist())
+        if not found:
+            return {}
+        every = np.unique(np.concatenate([list(rows) for rows in found.values()]))
+        stored = np.memmap(self._folder / "signatures", np.uint32, "r", shape=(self._kept, _MINIMA))[every]
+        return {number: stored[np.searchsorted(every, sorted(rows))] for number, rows in found.items()}
+
+    def _known(self) -> Iterator[tuple[Keys, Owners]]:
+        yield from self._pending
+        for run in range(self._runs):
+            # Mapped anew each time: what was read of a file is then given back at once.
+            keys, owners = (np.load(self._folder / f"{name}-{run}.npy", mmap_mode="r") for name in ("keys", "owners"))
+            yield keys, owners
+
+    def _remember(self, signatures: NDArray[np.uint32], bands: Keys) -> None:
+        with open(self._folder / "signatures", "ab") as handle:
+            handle.write(signatures.tobytes())
+        owners = np.repeat(np.arange(self._kept, self._kept + len(signatures), dtype=np.uint32), _BANDS)
+        self._kept += len(signatures)
+        self._pending.append(_sorted(bands.ravel(), owners))
+        if sum(len(keys) for keys, _ in self._pending) >= _RUN:
+            keys, owners = _sorted(*(np.concatenate(parts) for parts in zip(*self._pending, strict=True)))
+            np.save(self._folder / f"keys-{self._runs}.npy", keys)
+            np.save(self._folder / f"owners-{self._runs}.npy", owners)
+            self._runs += 1
+            self._pending.clear()
+
+
+def _alike(one: NDArray[np.uint32], others: NDArray[np.uint32]) -> bool:
+    return bool(((others == one).mean(axis=1) >= THRESHOLD).any())
+
+
+def _sorted(keys: Keys, owners: Owners) -> tuple[Keys, Owners]:
+    order = np.argsort(keys, kind="stable")
+    return keys[order], owners[order]
+
+
+def _band_keys(signatures: NDArray[np.uint32]) -> Keys:
+    """[passages, bands]: one number for the minima of each band, different for different bands."""
+    size = _MINIMA // _BANDS
+    keys = np.empty((len(signatures), _BANDS), np.uint64)
+    for band in range(_BANDS):
+        mixed = np.full(len(signatures), band + 1, np.uint64)
+        for column in range(band * size, (band + 1) * size):
+            # FNV-1a on words of 32 bits, with a shift since its low bits alone would hardly mix.
+            mixed = (mixed ^ signatures[:, column]) * np.uint64(0x100000001B3)
+            mixed ^= mixed >> np.uint64(29)
+        keys[:, band] = mixed
+    return keys
+
+
+def _library() -> Callable[[list[list[str]]], Any]:
+    try:
+        from rensa import RMinHash  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    except ImportError as error:
+        raise MissingDependency("looking for near duplicates needs the package rensa; install it") from error
+
+    def minima(shingles: list[list[str]]) -> Any:
+        return RMinHash.digests_from_token_sets(shingles, _MINIMA, _SEED)
+
+    return minima
