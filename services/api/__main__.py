@@ -15,6 +15,7 @@ from services.api.auth import ensure_token
 from services.api.loads import LoadWorker
 from services.api.parts import Parts
 from services.api.predict import Predictor
+from services.api.resumable import Uploads
 from services.api.settings import ApiSettings
 from services.api.tail import Tailer
 from services.common.catalog import Catalog
@@ -44,6 +45,7 @@ def build_parts(settings: ApiSettings) -> Parts:
         tailer=Tailer(client, jobs),
         predictor=Predictor(artifacts, capacity=settings.predict_cache_bytes),
         loads=LoadWorker(catalog, artifacts, retriever, settings.scratch),
+        uploads=Uploads(client, artifacts, settings.scratch, max_bytes=settings.max_upload_bytes),
         # The hub library's own cache lies in the home folder, which a container may not have.
         load_task=partial(load_task, hub=partial(read_hub, cache=settings.scratch / "hub")),
     )

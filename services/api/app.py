@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from services.api.dashboard.app import mount_dashboard
 from services.api.dashboard.data import UPLOAD_PATHS
 from services.api.parts import Parts
-from services.api.routes import corpora, datasets, health, jobs, results
+from services.api.routes import corpora, datasets, health, jobs, results, uploads
 from services.api.views import Problem
 from services.common.problem import install_problem_handlers
 
@@ -45,8 +45,8 @@ def create_app(parts: Parts) -> FastAPI:
 
     app = FastAPI(title="TLM service", version=version("tlm-service"), description=_DESCRIPTION, lifespan=lifespan)
     app.state.parts = parts
-    install_problem_handlers(app, streamed=("/v1/datasets", "/v1/corpora", *UPLOAD_PATHS))
-    for module in (health, datasets, corpora, jobs, results):
+    install_problem_handlers(app, streamed=("/v1/datasets", "/v1/corpora", *UPLOAD_PATHS), raw=("/v1/uploads/",))
+    for module in (health, uploads, datasets, corpora, jobs, results):
         app.include_router(module.router)
     mount_dashboard(app, parts)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]

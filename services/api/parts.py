@@ -12,6 +12,7 @@ from services.api.datasets import LoadTask
 from services.api.estimate import Estimator
 from services.api.loads import LoadWorker
 from services.api.predict import Predictor
+from services.api.resumable import Uploads
 from services.api.settings import ApiSettings
 from services.api.tail import Tailer
 from services.common.catalog import Catalog
@@ -34,6 +35,7 @@ class Parts:
     predictor: Predictor
     loads: LoadWorker
     load_task: LoadTask
+    uploads: Uploads
 
     @cached_property
     def estimator(self) -> Estimator:

@@ -81,13 +81,15 @@ def _short(text: str) -> int:
 class BodyGuard:
     """ASGI layer: reads a body of at most MAX_JSON_BYTES, checks it if it is JSON, and hands it on.
 
-    Multipart bodies to one of the `streamed` paths pass untouched: their route reads and limits them itself.
+    Multipart bodies to one of the `streamed` paths pass untouched, and bytes put below one of the `raw` paths: their
+    route reads and limits them itself.
     """
 
-    def __init__(self, app: ASGIApp, *, refuse: Refuse, streamed: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, *, refuse: Refuse, streamed: frozenset[str], raw: tuple[str, ...] = ()) -> None:
         self._app = app
         self._refuse = refuse
         self._streamed = streamed
+        self._raw = raw
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
@@ -95,7 +97,8 @@ class BodyGuard:
             return
         headers = dict(scope["headers"])
         kind = headers.get(b"content-type", b"").decode("latin-1").lower()
-        if kind.startswith("multipart/") and scope["path"] in self._streamed:
+        sent = kind.startswith("multipart/") and scope["path"] in self._streamed
+        if sent or (scope["method"] == "PUT" and scope["path"].startswith(self._raw or ("\0",))):
             await self._app(scope, receive, send)
             return
         body, whole = await _read(receive)

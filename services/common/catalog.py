@@ -198,7 +198,10 @@ class Catalog:
         return record
 
     def dataset(self, tenant: str, id_or_name: str) -> DatasetRecord:
-        """The data set of that id, else the newest of that name. Raises NotFound."""
+        """The data set of that id, else the newest of that name, or of it the version that is named behind an @: by
+        number (`reviews@v3`) or by at least 8 digits of its digest. Raises NotFound."""
+        if "@" in id_or_name:
+            return self._version(tenant, *id_or_name.split("@", 1))
         with translated():
             body = self._redis.get(_key(tenant, "dataset", id_or_name))
             if body is None:
@@ -207,6 +210,17 @@ class Catalog:
         if body is None:
             raise NotFound(f"no data set '{id_or_name}'; upload it, or list the data sets to see their names")
         return DatasetRecord.model_validate_json(body)
+
+    def _version(self, tenant: str, name: str, which: str) -> DatasetRecord:
+        ids = self.dataset_ids(tenant, name)
+        with translated():
+            bodies = self._redis.mget([_key(tenant, "dataset", one) for one in reversed(ids)])
+        for body in bodies:
+            if body is not None:
+                record = DatasetRecord.model_validate_json(body)
+                if which == f"v{record.version}" or (len(which) >= 8 and record.raw.digest.startswith(which)):
+                    return record
+        raise NotFound(f"data set '{name}' has no version '{which}'; give v and its number, or 8 digits of its digest")
 
     def datasets(self, tenant: str, *, after: str | None = None, limit: int = 20) -> tuple[list[DatasetRecord], bool]:
         """Data sets, newest first, those older than `after`; and whether there are more."""

@@ -105,17 +105,17 @@ def problem_response(problem: Mapping[str, Any], headers: Mapping[str, str] | No
     return JSONResponse(problem, status_code=problem["status"], media_type=MEDIA_TYPE, headers=extra)
 
 
-def install_problem_handlers(app: FastAPI, *, streamed: Sequence[str] = ()) -> None:
+def install_problem_handlers(app: FastAPI, *, streamed: Sequence[str] = (), raw: Sequence[str] = ()) -> None:
     """Make `app` answer every error as a problem, and refuse bodies that are too large or no sane JSON.
 
-    streamed: paths whose multipart bodies the route itself reads and limits.
+    streamed: paths whose multipart bodies the route itself reads and limits; raw: the same for bytes put below them.
     """
     app.add_exception_handler(e.TLMError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_validation)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(Exception, _on_unexpected)
-    app.add_middleware(BodyGuard, refuse=_refuse, streamed=frozenset(streamed))
+    app.add_middleware(BodyGuard, refuse=_refuse, streamed=frozenset(streamed), raw=tuple(raw))
 
 
 def _refuse(status: int, detail: str) -> Response:

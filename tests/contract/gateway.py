@@ -19,6 +19,7 @@ from services.api.app import create_app
 from services.api.loads import LoadWorker
 from services.api.parts import Parts
 from services.api.predict import Predictor
+from services.api.resumable import Uploads
 from services.api.settings import ApiSettings
 from services.api.tail import Tailer
 from services.common.catalog import Catalog
@@ -128,6 +129,7 @@ def make_gateway(client: redis.Redis, root: Path, **settings: Any) -> Gateway:
         predictor=Predictor(artifacts, capacity=1 << 30),
         loads=LoadWorker(catalog, artifacts, retriever.client(), made.scratch, poll_seconds=0.02),
         load_task=load_task,
+        uploads=Uploads(client, artifacts, made.scratch, max_bytes=made.max_upload_bytes),
     )
     return Gateway(parts, retriever, client, root)
 

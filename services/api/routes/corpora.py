@@ -64,13 +64,7 @@ async def create(request: Request, parts: PartsDep, tenant: Tenant) -> LoadView:
         files=("files",),
     ) as upload:
         name, language = upload.field("name"), upload.field("language", "en")
-        if not re.fullmatch(NAME_PATTERN, name):
-            raise InvalidRequest(
-                f"'{name[:80]}' cannot be a name; use up to 63 letters, digits, dots, dashes and underscores"
-            )
-        if not re.fullmatch(r"[a-z]{2,3}", language):
-            raise InvalidRequest(f"'{language[:20]}' is no language; give an ISO 639 code such as en, de or zh")
-        load = await run_in_threadpool(_keep, parts, tenant, name, language, upload.files)
+        load = await run_in_threadpool(take_in, parts, tenant, name, language, upload.files)
     parts.loads.wake()
     return LoadView.of(load)
 
@@ -119,10 +113,16 @@ def search(corpus: Name, body: SearchBody, parts: PartsDep, tenant: Tenant) -> S
     return SearchResult(version=version.version, hits=tuple(Hit(**hit.model_dump()) for hit in hits))
 
 
-def _keep(parts: Parts, tenant: str, name: str, language: str, files: tuple[ReceivedFile, ...]) -> CorpusLoad:
+def take_in(parts: Parts, tenant: str, name: str, language: str, files: tuple[ReceivedFile, ...]) -> CorpusLoad:
     """Put the uploaded files into storage and record the load; from then on a restart takes it up again."""
     from tlm_core.corpus.files import format_of
 
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise InvalidRequest(
+            f"'{name[:80]}' cannot be a name; use up to 63 letters, digits, dots, dashes and underscores"
+        )
+    if not re.fullmatch(r"[a-z]{2,3}", language):
+        raise InvalidRequest(f"'{language[:20]}' is no language; give an ISO 639 code such as en, de or zh")
     if not files:
         raise InvalidRequest("the form lacks files; give at least one as 'files'")
     unread = [file.name for file in files if format_of(Path(file.name)) is None]

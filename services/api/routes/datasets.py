@@ -71,14 +71,14 @@ async def create(request: Request, parts: PartsDep, tenant: Tenant) -> DatasetCr
         name = upload.field("name")
         check_dataset_name(name)
         options = parse_options(upload.field("options", "{}")).options()
-        record = await run_in_threadpool(_intake(parts).files, tenant, name, single(upload.files), options)
-    return await run_in_threadpool(_created, parts, record)
+        record = await run_in_threadpool(intake(parts).files, tenant, name, single(upload.files), options)
+    return await run_in_threadpool(created, parts, record)
 
 
 @router.post("/hub", status_code=201, summary="Take a data set from the hub", responses=problems(404, 413, 507))
 def create_from_hub(body: HubBody, parts: PartsDep, tenant: Tenant) -> DatasetCreated:
     """Loads the data set (data files only; no code of it is run), checks it and keeps its texts and labels."""
-    return _created(parts, _intake(parts).hub(tenant, body.name, body.hub, body.options.options()))
+    return created(parts, intake(parts).hub(tenant, body.name, body.hub, body.options.options()))
 
 
 @router.get("", summary="List data sets", responses=problems())
@@ -90,7 +90,7 @@ def list_all(parts: PartsDep, tenant: Tenant, after: AfterId = None, limit: Limi
 
 @router.get("/{dataset}", summary="One data set", responses=problems(404))
 def get(dataset: str, parts: PartsDep, tenant: Tenant) -> DatasetView:
-    """By id, or by name for the newest version of it."""
+    """By id, by name for its newest version, by `NAME@vNUMBER`, or by `NAME@` and 8 or more digits of its digest."""
     return DatasetView.of(parts.catalog.dataset(tenant, dataset))
 
 
@@ -144,9 +144,11 @@ def _placed(error: ValidationError) -> list[dict[str, Any]]:
     return [{**one, "loc": ("options", *one["loc"])} for one in error.errors()]
 
 
-def _intake(parts: Parts) -> Intake:
+def intake(parts: Parts) -> Intake:
+    """What takes data sets in."""
     return Intake(parts.catalog, parts.artifacts, parts.settings.scratch, parts.load_task)
 
 
-def _created(parts: Parts, record: DatasetRecord) -> DatasetCreated:
+def created(parts: Parts, record: DatasetRecord) -> DatasetCreated:
+    """The answer to an upload that was taken in."""
     return DatasetCreated(**DatasetView.of(record).model_dump(), report=report_of(parts.artifacts, record))

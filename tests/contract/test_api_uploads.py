@@ -1,0 +1,189 @@
+"""Uploads in parts: whatever breaks off, what has arrived is kept, and only whole files become anything."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import random
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import redis
+from fastapi.testclient import TestClient
+
+from tests.contract.gateway import AUTH, TRAIN, Gateway, make_gateway, restarted, upload
+
+WHOLE = gzip.compress((TRAIN + "".join(f"row {n} {n * 7919 % 1000},pos\n" for n in range(3000))).encode())
+SHA = hashlib.sha256(WHOLE).hexdigest()
+
+
+@pytest.fixture
+def gateway(redis_client: redis.Redis, tmp_path: Path) -> Gateway:
+    return make_gateway(redis_client, tmp_path)
+
+
+@pytest.fixture
+def api(gateway: Gateway) -> Iterator[TestClient]:
+    gateway.parts.loads.stop()
+    with gateway.test_client() as client:
+        yield client
+
+
+def begin(api: Any, **over: Any) -> str:
+    answer = api.post("/v1/uploads", json={"name": "train.csv.gz", "size": len(WHOLE), "sha256": SHA, **over})
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["id"])
+
+
+def put(api: Any, one: str, first: int, last: int, data: bytes | None = None) -> Any:
+    headers = {"Content-Range": f"bytes {first}-{last}/{len(WHOLE)}", "Content-Type": "application/octet-stream"}
+    return api.put(f"/v1/uploads/{one}", content=WHOLE[first : last + 1] if data is None else data, headers=headers)
+
+
+def send(api: Any, one: str, *, parts: int = 5) -> None:
+    edges = [len(WHOLE) * n // parts for n in range(parts + 1)]
+    for first, end in pairwise(edges):
+        assert put(api, one, first, end - 1).status_code == 200
+
+
+def test_parts_become_a_data_set_like_one_piece(api: TestClient, gateway: Gateway) -> None:
+    one = begin(api)
+    send(api, one)
+    assert api.get(f"/v1/uploads/{one}").json()["offset"] == len(WHOLE)
+    answer = api.post("/v1/datasets/from-uploads", json={"name": "toy", "files": {"train": one}})
+    assert answer.status_code == 201, answer.text
+    again = api.post("/v1/datasets", data={"name": "toy"}, files={"train": ("train.csv.gz", WHOLE)}).json()
+    assert (answer.json()["digest"], answer.json()["rows"]) == (again["digest"], again["rows"])
+    assert api.get(f"/v1/uploads/{one}").status_code == 404, "it is over"
+    assert not any("parts/" in name or "uploads/" in name for name in gateway.leftovers())
+
+
+def test_an_upload_goes_on_after_cuts_and_a_restart_of_the_gateway(gateway: Gateway) -> None:
+    chance, where, rounds = random.Random(0), gateway, 0
+    with where.test_client() as api:
+        one = begin(api)
+    while True:
+        where = restarted(where)
+        with where.served() as url, httpx.Client(base_url=url, headers=AUTH, timeout=20) as api:
+            offset = api.get(f"/v1/uploads/{one}").json()["offset"]
+            if offset == len(WHOLE):
+                made = api.post("/v1/datasets/from-uploads", json={"name": "toy", "files": {"train": one}})
+                break
+            last = min(len(WHOLE), offset + len(WHOLE) // 2 + 1) - 1
+            rounds += 1
+            if rounds % 2:
+
+                def cut(first: int = offset) -> Iterator[bytes]:
+                    yield WHOLE[first : first + chance.randrange(last - first)]  # noqa: B023
+                    raise ConnectionError("the line is dead")
+
+                headers = {"Content-Range": f"bytes {offset}-{last}/{len(WHOLE)}"}
+                with pytest.raises(ConnectionError):
+                    api.put(f"/v1/uploads/{one}", content=cut(), headers=headers)
+            else:
+                assert put(api, one, offset, last).status_code == 200
+    assert made.status_code == 201, made.text
+    assert rounds == 4
+    assert made.json()["rows"]["train"] + made.json()["rows"]["validation"] + made.json()["rows"]["test"] == 3040
+
+
+def test_a_part_that_begins_elsewhere_is_told_where_to_go_on(api: TestClient) -> None:
+    one = begin(api)
+    assert put(api, one, 0, 999).status_code == 200
+    for first in (0, 500, 2000):
+        answer = put(api, one, first, first + 99)
+        assert (answer.status_code, answer.json()["facts"]["offset"]) == (409, 1000)
+    assert api.post("/v1/datasets/from-uploads", json={"name": "toy", "files": {"train": one}}).status_code == 409
+
+
+def test_of_two_that_send_the_same_part_one_is_kept(gateway: Gateway) -> None:
+    with gateway.served() as url, httpx.Client(base_url=url, headers=AUTH, timeout=20) as api:
+        one = begin(api)
+        with ThreadPoolExecutor(4) as pool:
+            codes = sorted(pool.map(lambda _: put(api, one, 0, 4999).status_code, range(4)))
+        assert codes == [200, 409, 409, 409]
+        assert put(api, one, 5000, len(WHOLE) - 1).status_code == 200
+        assert api.post("/v1/datasets/from-uploads", json={"name": "t", "files": {"train": one}}).status_code == 201
+
+
+def test_bytes_that_are_not_what_was_announced_become_nothing(api: TestClient, gateway: Gateway) -> None:
+    one = begin(api, sha256="0" * 64)
+    send(api, one, parts=2)
+    answer = api.post("/v1/datasets/from-uploads", json={"name": "toy", "files": {"train": one}})
+    assert (answer.status_code, "SHA-256" in answer.json()["detail"]) == (422, True)
+    assert api.get("/v1/datasets").json()["data"] == []
+    assert gateway.leftovers() == []
+
+
+def test_a_refused_data_set_leaves_the_upload_to_be_used_otherwise(api: TestClient) -> None:
+    one = begin(api)
+    send(api, one, parts=1)
+    body = {"name": "toy", "files": {"train": one}, "options": {"label_column": "nope"}}
+    assert api.post("/v1/datasets/from-uploads", json=body).status_code == 422
+    assert api.post("/v1/datasets/from-uploads", json={**body, "options": {}}).status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("header", "data", "says"),
+    [
+        (None, b"x", "Content-Range"),
+        ("bytes 0-9/5", b"x" * 10, "does not lie"),
+        ("bytes 9-0/10", b"x", "does not lie"),
+        ("bytes a-b/c", b"x", "Content-Range"),
+        (f"bytes 0-9/{len(WHOLE)}", b"x" * 9, "the part has 9 bytes"),
+        (f"bytes 0-9/{len(WHOLE)}", b"x" * 11, "the part has 11 bytes"),
+    ],
+)
+def test_a_part_that_says_something_else_than_it_is_is_refused(
+    api: TestClient, header: str | None, data: bytes, says: str
+) -> None:
+    one = begin(api)
+    answer = api.put(f"/v1/uploads/{one}", content=data, headers={"Content-Range": header} if header else {})
+    assert (answer.status_code, says in answer.json()["detail"]) == (422, True), answer.text
+    assert api.get(f"/v1/uploads/{one}").json()["offset"] == 0
+
+
+def test_too_much_is_refused_before_it_is_sent_and_what_was_given_up_is_gone(api: TestClient, gateway: Gateway) -> None:
+    assert api.post("/v1/uploads", json={"name": "x.csv", "size": 1 << 60}).status_code == 422
+    one = begin(api)
+    put(api, one, 0, 999)
+    assert api.delete(f"/v1/uploads/{one}").status_code == 204
+    assert put(api, one, 1000, 1999).status_code == 404
+    assert gateway.leftovers() == []
+
+
+def test_parts_of_a_forgotten_upload_are_swept_away(api: TestClient, gateway: Gateway) -> None:
+    one = begin(api)
+    put(api, one, 0, 999)
+    gateway.client.delete(f"tlm:{{default}}:upload:{one}")
+    begin(api)
+    assert gateway.leftovers() == []
+
+
+def test_uploads_of_one_name_become_one_corpus(api: TestClient) -> None:
+    ids = []
+    for text in (b"one passage of text\n", b"another passage of text\n"):
+        made = api.post("/v1/uploads", json={"name": "docs.txt", "size": len(text)}).json()["id"]
+        headers = {"Content-Range": f"bytes 0-{len(text) - 1}/{len(text)}"}
+        assert api.put(f"/v1/uploads/{made}", content=text, headers=headers).status_code == 200
+        ids.append(made)
+    answer = api.post("/v1/corpora/from-uploads", json={"name": "docs", "files": ids})
+    assert (answer.status_code, answer.json()["state"]) == (202, "queued"), answer.text
+    assert api.post("/v1/corpora/from-uploads", json={"name": "d/x", "files": ids}).status_code in (404, 422)
+
+
+def test_a_version_is_named_by_its_number_or_its_digest(api: TestClient) -> None:
+    first = upload(api).json()
+    second = upload(api, train=TRAIN + "more film,pos\n").json()
+    for name, made in {
+        "toy": second, "toy@v1": first, "toy@v2": second, f"toy@{first['digest'][:8]}": first,
+        f"toy@{second['digest']}": second,
+    }.items():  # fmt: skip
+        assert api.get(f"/v1/datasets/{name}").json()["id"] == made["id"], name
+    for name in ("toy@v3", "toy@", f"toy@{first['digest'][:7]}", "nope@v1"):
+        assert api.get(f"/v1/datasets/{name}").status_code == 404, name
