@@ -54,8 +54,3 @@ def connect(
     session.url = url or session.url
     session.token = token or session.token
     session.data_dir = data_dir or session.data_dir
-
-
-def main() -> None:
-    """Entry point of the `tlm` command."""
-    app()

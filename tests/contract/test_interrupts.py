@@ -21,7 +21,7 @@ from tests.factories import make_resolved, make_spec
 from tests.support import ROOT
 from tlm_core.jobs.states import State
 
-TLM = (sys.executable, "-c", "from tlm_client.cli import main; main()")
+TLM = (sys.executable, "-m", "tlm_client")
 SIZE = 120_000_000
 
 

@@ -26,7 +26,7 @@ from tlm_core.errors import ClusterUnavailable, MissingDependency
 
 pytestmark = pytest.mark.ray
 
-TLM = (sys.executable, "-c", "from tlm_client.cli import main; main()")
+TLM = (sys.executable, "-m", "tlm_client")
 ROWS = "".join(f'{{"text": "text number {n} of class {n % 2}", "label": "c{n % 2}"}}\n' for n in range(40))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from tests.unit.client.gateway import URL, FileServer, Handler, end, event, job_view, problem, report
+from tlm_client.__main__ import main
 from tlm_client.cli import app
 from tlm_client.console import Session
 
@@ -69,6 +72,22 @@ def test_without_url_and_without_a_stack_the_command_says_how_to_get_one(tmp_pat
 def test_wrong_usage_is_exit_code_2() -> None:
     assert tlm(unreachable, "submit").exit_code == 2
     assert tlm(unreachable, "no-such-command").exit_code == 2
+
+
+def test_ctrl_c_while_the_command_is_loaded_is_exit_code_130_too() -> None:
+    def loading() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        main(loading)
+    assert ended.value.code == 130
+
+
+def test_the_command_is_found_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tlm_client", "--version"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, f"tlm {version('tlm-service')}\n")
 
 
 def test_the_version_is_told_without_a_command() -> None:
