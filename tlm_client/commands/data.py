@@ -190,11 +190,15 @@ def corpus_show(context: typer.Context, name: Name, as_json: AsJson = False) -> 
 def corpus_delete(
     context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="All versions, or the one named.")],
+    as_json: AsJson = False,
 ) -> None:
     """Delete a corpus or one version of it; refused while a job that is not over needs it."""
     corpus, _, version = name.partition("@")
     with session_of(context).client() as client:
         client.delete_corpus(corpus, version or None)
+    if as_json:
+        emit({"deleted": corpus, "version": version or None})
+        return
     say(f"deleted {f'version {version} of ' if version else ''}corpus '{corpus}'")
 
 
