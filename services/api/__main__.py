@@ -13,11 +13,13 @@ import uvicorn
 from services.api.app import create_app
 from services.api.auth import ensure_token
 from services.api.loads import LoadWorker
+from services.api.outgoing import Outgoing
 from services.api.parts import Parts
 from services.api.predict import Predictor
 from services.api.resumable import Uploads
 from services.api.settings import ApiSettings
 from services.api.tail import Tailer
+from services.api.webhooks import Deliverer, Webhooks
 from services.common.catalog import Catalog
 from services.common.jobstore import JobStore, connect
 from services.common.logs import set_up_logging
@@ -35,6 +37,7 @@ def build_parts(settings: ApiSettings) -> Parts:
     artifacts = settings.artifact_store()
     catalog = Catalog(client)
     retriever = connect_retriever(settings.retriever_url, settings.internal_token.get_secret_value())
+    webhooks, outgoing = Webhooks(client), Outgoing(private=settings.webhook_private)
     return Parts(
         settings=settings,
         token=ensure_token(settings.token_file),
@@ -45,6 +48,9 @@ def build_parts(settings: ApiSettings) -> Parts:
         tailer=Tailer(client, jobs),
         predictor=Predictor(artifacts, capacity=settings.predict_cache_bytes),
         loads=LoadWorker(catalog, artifacts, retriever, settings.scratch),
+        webhooks=webhooks,
+        outgoing=outgoing,
+        deliverer=Deliverer(client, jobs, webhooks, outgoing),
         uploads=Uploads(client, artifacts, settings.scratch, max_bytes=settings.max_upload_bytes),
         # The hub library's own cache lies in the home folder, which a container may not have.
         load_task=partial(load_task, hub=partial(read_hub, cache=settings.scratch / "hub")),

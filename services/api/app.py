@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from services.api.dashboard.app import mount_dashboard
 from services.api.dashboard.data import UPLOAD_PATHS
 from services.api.parts import Parts
-from services.api.routes import corpora, datasets, health, jobs, results, uploads
+from services.api.routes import corpora, datasets, health, jobs, results, uploads, webhooks
 from services.api.views import Problem
 from services.common.problem import install_problem_handlers
 
@@ -32,21 +32,27 @@ def create_app(parts: Parts) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         tail = asyncio.create_task(parts.tailer.run(), name="tailer")
-        thread = threading.Thread(target=parts.loads.run, name="loads", daemon=True)
-        thread.start()
+        threads = [
+            threading.Thread(target=run, name=name, daemon=True)
+            for name, run in (("loads", parts.loads.run), ("webhooks", parts.deliverer.run))
+        ]
+        for thread in threads:
+            thread.start()
         try:
             yield
         finally:
             parts.tailer.close()
             parts.loads.stop()
-            await run_in_threadpool(thread.join, 10)
+            parts.deliverer.stop()
+            for thread in threads:
+                await run_in_threadpool(thread.join, 10)
             tail.cancel()
             await asyncio.gather(tail, return_exceptions=True)
 
     app = FastAPI(title="TLM service", version=version("tlm-service"), description=_DESCRIPTION, lifespan=lifespan)
     app.state.parts = parts
     install_problem_handlers(app, streamed=("/v1/datasets", "/v1/corpora", *UPLOAD_PATHS), raw=("/v1/uploads/",))
-    for module in (health, uploads, datasets, corpora, jobs, results):
+    for module in (health, uploads, datasets, corpora, jobs, results, webhooks):
         app.include_router(module.router)
     mount_dashboard(app, parts)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]

@@ -11,10 +11,12 @@ from fastapi import Depends, Query, Request
 from services.api.datasets import LoadTask
 from services.api.estimate import Estimator
 from services.api.loads import LoadWorker
+from services.api.outgoing import Outgoing
 from services.api.predict import Predictor
 from services.api.resumable import Uploads
 from services.api.settings import ApiSettings
 from services.api.tail import Tailer
+from services.api.webhooks import Deliverer, Webhooks
 from services.common.catalog import Catalog
 from services.common.jobstore import JobStore
 from services.common.retriever_client import RetrieverClient
@@ -36,6 +38,9 @@ class Parts:
     loads: LoadWorker
     load_task: LoadTask
     uploads: Uploads
+    webhooks: Webhooks
+    outgoing: Outgoing
+    deliverer: Deliverer
 
     @cached_property
     def estimator(self) -> Estimator:

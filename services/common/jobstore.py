@@ -35,7 +35,7 @@ PREFIX = "tlm"
 _LUA = Path(__file__).parent / "lua"
 _JSON_FIELDS = ("spec", "resolved", "origin", "submissions", "progress", "error", "result")
 _KEPT = 20_000
-_QUEUE, _FEED = f"{PREFIX}:queue", f"{PREFIX}:feed"
+_QUEUE, FEED = f"{PREFIX}:queue", f"{PREFIX}:feed"
 _FEED_KEPT = 100_000
 _IDEMPOTENCY_SECONDS = 7 * 86_400
 
@@ -114,7 +114,7 @@ class JobStore:
             self._key(tenant, "idem", digest_of(idempotency_key)) if idempotency_key else "",
             _QUEUE,
             needs,
-            _FEED,
+            FEED,
             *self._indexes(tenant, spec, resolved),
             self._key(tenant, "state", "queued"),
         ]
@@ -177,7 +177,7 @@ class JobStore:
     def claim(self, owner: str, lease_seconds: float) -> JobRecord | None:
         """A job to drive: one whose lease ran out (same attempt), else the next of the queue (next attempt)."""
         args = [owner, lease_seconds, PREFIX, MAX_PRIORITY, _FEED_KEPT]
-        member = self._run("claim", [_QUEUE, f"{PREFIX}:leases", _FEED], args)
+        member = self._run("claim", [_QUEUE, f"{PREFIX}:leases", FEED], args)
         return None if member is None else self.get(*member.split("/", 1))
 
     def renew(self, job: JobRecord, owner: str, lease_seconds: float) -> bool:
@@ -488,7 +488,7 @@ class JobStore:
             _QUEUE,
             f"{PREFIX}:leases",
             self._key(tenant, "state", ""),
-            _FEED,
+            FEED,
         ]
         args = [
             job_id,

@@ -17,11 +17,13 @@ from fastapi.testclient import TestClient
 
 from services.api.app import create_app
 from services.api.loads import LoadWorker
+from services.api.outgoing import Outgoing
 from services.api.parts import Parts
 from services.api.predict import Predictor
 from services.api.resumable import Uploads
 from services.api.settings import ApiSettings
 from services.api.tail import Tailer
+from services.api.webhooks import Deliverer, Webhooks
 from services.common.catalog import Catalog
 from services.common.jobstore import JobStore
 from services.common.retriever_client import RetrieverClient
@@ -118,6 +120,7 @@ def make_gateway(client: redis.Redis, root: Path, **settings: Any) -> Gateway:
     (root / "storage").mkdir(parents=True, exist_ok=True)
     jobs, catalog = JobStore(client), Catalog(client)
     artifacts = ArtifactStore(made.storage, made.scratch / "artifacts")
+    webhooks, outgoing = Webhooks(client), Outgoing(private=made.webhook_private)
     parts = Parts(
         settings=made,
         token=TOKEN,
@@ -129,6 +132,9 @@ def make_gateway(client: redis.Redis, root: Path, **settings: Any) -> Gateway:
         predictor=Predictor(artifacts, capacity=1 << 30),
         loads=LoadWorker(catalog, artifacts, retriever.client(), made.scratch, poll_seconds=0.02),
         load_task=load_task,
+        webhooks=webhooks,
+        outgoing=outgoing,
+        deliverer=Deliverer(client, jobs, webhooks, outgoing, poll_seconds=0.05),
         uploads=Uploads(client, artifacts, made.scratch, max_bytes=made.max_upload_bytes),
     )
     return Gateway(parts, retriever, client, root)

@@ -1,0 +1,180 @@
+"""Webhooks on a real store: each event once to whoever wants it, signed, and again until it is taken."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import redis
+from fastapi.testclient import TestClient
+
+from services.api.outgoing import Outgoing
+from services.api.webhooks import BACKOFF, Deliverer, sign
+from tests.contract.gateway import Gateway, make_gateway
+from tests.factories import make_resolved, make_spec
+from tlm_core.errors import WorkerLost
+from tlm_core.jobs.spec import JobRecord
+
+T = "default"
+
+
+@dataclass
+class World:
+    """A gateway whose deliverer a test drives, with an endpoint that answers as the test says, and a clock."""
+
+    gateway: Gateway
+    now: float = 1_000_000.0
+    answer: Callable[[httpx.Request], int] = lambda _: 204
+    received: list[httpx.Request] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        def handle(request: httpx.Request) -> httpx.Response:
+            self.received.append(request)
+            status = self.answer(request)
+            if status == 0:
+                raise httpx.ConnectError("refused", request=request)
+            return httpx.Response(status)
+
+        outgoing = Outgoing(private=False, transport=httpx.MockTransport(handle), resolve=lambda *_: ["93.184.216.34"])
+        self.deliverer = Deliverer(
+            self.gateway.client, self.gateway.parts.jobs, self.gateway.parts.webhooks, outgoing, clock=lambda: self.now
+        )
+        self.deliverer.round()
+
+    def bodies(self) -> list[dict[str, Any]]:
+        return [json.loads(request.content) for request in self.received]
+
+    def job(self) -> JobRecord:
+        self.gateway.parts.jobs.submit(T, make_spec(), make_resolved())
+        job = self.gateway.parts.jobs.claim("a", 60)
+        assert job is not None
+        return job
+
+
+@pytest.fixture
+def world(redis_client: redis.Redis, tmp_path: Path) -> World:
+    return World(make_gateway(redis_client, tmp_path))
+
+
+@pytest.fixture
+def api(world: World) -> Iterator[TestClient]:
+    world.gateway.parts.deliverer.stop()
+    with world.gateway.test_client() as client:
+        yield client
+
+
+def hook(world: World, *events: Any) -> tuple[str, str]:
+    made, secret = world.gateway.parts.webhooks.add(T, "https://example.com/hook", events or ("job.succeeded",))
+    return made.id, secret
+
+
+def test_an_event_arrives_once_signed_and_with_what_it_is_about(world: World) -> None:
+    _, secret = hook(world, "job.claimed", "job.succeeded")
+    job = world.job()
+    world.gateway.parts.jobs.finish(job, "a", {})
+    for _ in range(3):
+        world.deliverer.round()
+    assert [body["type"] for body in world.bodies()] == ["job.claimed", "job.succeeded"]
+    assert world.bodies()[1]["data"]["job"] == job.id
+    for request in world.received:
+        message, at = request.headers["webhook-id"], int(request.headers["webhook-timestamp"])
+        assert request.headers["webhook-signature"] == sign(secret, message, at, request.content)
+        assert at == world.now
+    assert len({request.headers["webhook-id"] for request in world.received}) == 2
+
+
+def test_what_is_not_taken_is_tried_again_with_the_same_id_and_then_given_up(world: World) -> None:
+    hook_id, _ = hook(world)
+    world.answer = lambda _: 500 if len(world.received) % 2 else 0
+    world.gateway.parts.jobs.finish(world.job(), "a", {})
+    for wait in (0, *BACKOFF):
+        world.now += wait - 1 if wait else 0
+        before = len(world.received)
+        world.deliverer.round()
+        assert len(world.received) == (before if wait else before + 1), "not before its time"
+        world.now += 1 if wait else 0
+        world.deliverer.round()
+    world.now += 10 * BACKOFF[-1]
+    world.deliverer.round()
+    assert len(world.received) == len(BACKOFF) + 1
+    assert len({request.headers["webhook-id"] for request in world.received}) == 1
+    log = world.gateway.parts.webhooks.attempts(T, hook_id)
+    assert [one.number for one in log] == list(range(len(BACKOFF) + 1, 0, -1))
+    assert (log[0].next_at, {one.status for one in log}) == (None, {None, 500})
+    assert world.gateway.client.keys("tlm:webhook:*[sed]") == ["tlm:webhook:lease"], "nothing is left to deliver"
+
+
+def test_a_deliverer_that_dies_anywhere_loses_nothing(world: World) -> None:
+    hook(world)
+    for _ in range(3):
+        world.gateway.parts.jobs.finish(world.job(), "a", {})
+
+    def die(_: httpx.Request) -> int:
+        raise RuntimeError("killed")
+
+    world.answer = die
+    with pytest.raises(RuntimeError):
+        world.deliverer.round()
+    world.gateway.client.delete("tlm:webhook:lease")
+    again = World(world.gateway, now=world.now)
+    again.deliverer.round()
+    assert [body["type"] for body in again.bodies()] == ["job.succeeded"] * 3
+    assert len({request.headers["webhook-id"] for request in again.received}) == 3
+
+
+def test_one_deliverer_works_and_another_takes_over_when_its_lease_is_gone(world: World) -> None:
+    hook(world)
+    other = World(world.gateway, now=world.now)
+    world.gateway.parts.jobs.finish(world.job(), "a", {})
+    other.deliverer.round()
+    assert other.received == []
+    world.gateway.client.delete("tlm:webhook:lease")
+    other.deliverer.round()
+    world.deliverer.round()
+    assert (len(other.received), len(world.received)) == (1, 0)
+
+
+def test_an_endpoint_that_is_gone_is_told_nothing_more(world: World, api: TestClient) -> None:
+    hook_id, _ = hook(world)
+    world.answer = lambda _: 410
+    for _ in range(2):
+        world.gateway.parts.jobs.finish(world.job(), "a", {})
+        world.deliverer.round()
+    assert len(world.received) == 1
+    assert "410" in api.get(f"/v1/webhooks/{hook_id}").json()["disabled"]
+
+
+def test_webhooks_over_http_tell_their_secret_once(world: World, api: TestClient) -> None:
+    answer = api.post("/v1/webhooks", json={"url": "https://93.184.216.34/x", "events": ["job.failed"]})
+    assert answer.status_code == 201, answer.text
+    made = answer.json()
+    assert made["secret"].startswith("whsec_")
+    listed = api.get("/v1/webhooks").json()["data"]
+    assert [one["id"] for one in listed] == [made["id"]] and "secret" not in listed[0]
+    world.gateway.parts.jobs.fail(world.job(), "a", WorkerLost("gone"))
+    world.deliverer.round()
+    (tried,) = api.get(f"/v1/webhooks/{made['id']}/attempts").json()["data"]
+    assert (tried["type"], tried["status"], tried["next_at"]) == ("job.failed", 204, None)
+    assert api.delete(f"/v1/webhooks/{made['id']}").status_code == 204
+    assert api.get(f"/v1/webhooks/{made['id']}").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"url": "https://127.0.0.1/x"},
+        {"url": "https://169.254.169.254/latest"},
+        {"url": "https://[::1]/x"},
+        {"url": "http://93.184.216.34/x"},
+        {"url": "https://93.184.216.34/x", "events": ["job.danced"]},
+        {"url": "https://93.184.216.34/x", "events": []},
+    ],
+)
+def test_what_nothing_can_be_sent_to_is_refused(api: TestClient, body: dict[str, Any]) -> None:
+    assert api.post("/v1/webhooks", json=body).status_code == 422
+    assert api.get("/v1/webhooks").json()["data"] == []

@@ -1,0 +1,68 @@
+"""What is sent to addresses that users name, and what is not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import httpx
+import pytest
+
+from services.api.outgoing import Outgoing
+from services.api.webhooks import sign
+from tlm_core.errors import InvalidRequest
+
+
+def at(*addresses: str, private: bool = False, seen: list[httpx.Request] | None = None) -> Outgoing:
+    """An Outgoing for which every host is at these addresses."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if seen is not None:
+            seen.append(request)
+        return httpx.Response(204)
+
+    def resolve(_: str, __: int) -> Sequence[str]:
+        return addresses
+
+    return Outgoing(private=private, transport=httpx.MockTransport(answer), resolve=resolve)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["127.0.0.1", "10.0.0.7", "192.168.1.1", "172.16.0.1", "169.254.169.254", "0.0.0.0", "100.64.0.1", "::1", "fc00::1",
+     "fe80::1%eth0", "::ffff:127.0.0.1", "224.0.0.1", "255.255.255.255"],
+)  # fmt: skip
+def test_an_address_that_is_not_public_is_refused_even_beside_a_public_one(address: str) -> None:
+    with pytest.raises(InvalidRequest, match="not on the public internet"):
+        at("93.184.216.34", address).check("https://example.com/hook")
+    at("93.184.216.34", address, private=True).check("http://example.com/hook")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://example.com/", "ftp://example.com/", "https://", "https://me:secret@example.com/", "nonsense", "//x"],
+)
+def test_what_is_no_plain_https_address_is_refused(url: str) -> None:
+    with pytest.raises(InvalidRequest):
+        at("93.184.216.34").check(url)
+
+
+def test_the_request_goes_to_the_address_that_was_checked() -> None:
+    seen: list[httpx.Request] = []
+    assert at("93.184.216.34", seen=seen).post("https://example.com:8443/a?b=c", b"{}", {"x": "y"}) == (204, None)
+    (request,) = seen
+    assert (request.url.host, request.url.raw_path) == ("93.184.216.34", b"/a?b=c")
+    assert (request.headers["host"], request.extensions["sni_hostname"]) == ("example.com:8443", "example.com")
+
+
+def test_a_host_that_moves_to_a_private_address_gets_nothing() -> None:
+    seen: list[httpx.Request] = []
+    status, error = at("10.0.0.7", seen=seen).post("https://example.com/", b"{}", {})
+    assert (status, seen) == (None, []) and error is not None and "public internet" in error
+
+
+def test_signatures_are_those_of_the_scheme() -> None:
+    # The example of the scheme's own libraries.
+    found = sign(
+        "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}'
+    )
+    assert found == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
