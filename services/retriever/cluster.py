@@ -13,7 +13,16 @@ import opensearchpy.exceptions as foreign
 import urllib3.exceptions
 from opensearchpy import OpenSearch
 
-from tlm_core.errors import Conflict, IndexMismatch, IndexUnavailable, InvalidRequest, NotFound, StorageFull, TLMError
+from tlm_core.errors import (
+    Conflict,
+    IndexMismatch,
+    IndexUnavailable,
+    InvalidRequest,
+    MissingDependency,
+    NotFound,
+    StorageFull,
+    TLMError,
+)
 
 OLDEST = 2
 PASSING = frozenset({429, 502, 503, 504})
@@ -42,6 +51,7 @@ ERRORS: Mapping[type[Exception], type[TLMError]] = {
 }
 _ADVICE: Mapping[type[Exception], str] = {
     foreign.SerializationError: "what answers is no OpenSearch; check TLM_RETRIEVER_OPENSEARCH_URL",
+    foreign.ConnectionError: "it does not answer; is it up, and TLM_RETRIEVER_OPENSEARCH_URL right (http or https)?",
     foreign.SSLError: "its certificate is not trusted; set TLM_RETRIEVER_OPENSEARCH_CA to the authority's file",
     foreign.AuthenticationException: "it refuses the user; check TLM_RETRIEVER_OPENSEARCH_USER and _PASSWORD",
     foreign.AuthorizationException: "the user may not do this; give it all rights on indexes tlm-*",
@@ -168,7 +178,10 @@ class Cluster:
             name = version.get("distribution", "elasticsearch" if "number" in version else "something unknown")
             number = str(version.get("number", "?"))
             if name != "opensearch" or not number[0].isdigit() or int(number.split(".")[0]) < OLDEST:
-                raise IndexMismatch(f"OpenSearch {OLDEST} or later is needed, but {name} {number} answers")
+                raise IndexMismatch(
+                    f"OpenSearch {OLDEST} or later is needed, but {name} {number} answers; "
+                    "set TLM_RETRIEVER_OPENSEARCH_URL to the address of an OpenSearch"
+                )
             self._version = int(number.split(".")[0])
         return self._version
 
@@ -202,8 +215,13 @@ def connect(
 ) -> Cluster:
     """The cluster at `url`. timeout: seconds for one request; patience: seconds over which to try again.
 
-    opensearch-py's own retries are off: they would not wait between two tries.
+    opensearch-py's own retries are off: they would not wait between two tries. Raises MissingDependency if `ca` is no
+    file.
     """
+    if ca is not None and not ca.is_file():
+        raise MissingDependency(
+            f"TLM_RETRIEVER_OPENSEARCH_CA names {ca}, which is no file; give the authority's PEM file"
+        )
     client = opensearchpy.OpenSearch(
         hosts=[url],
         http_auth=(user, password or "") if user else None,

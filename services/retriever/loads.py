@@ -96,11 +96,10 @@ class CorpusLoads:
         """
         load = self._loads.get(key)
         if load is None or load.state == "ready":
-            index = self._opened(key, patient=patient)
-            if index is not None:
-                return index
-        if load is None or load.state == "ready":
-            load = self._begin(key, *self._records.noted(key))
+            try:
+                return self._indexes.open(key, patient=patient)
+            except (NotFound, IndexMismatch) as fault:
+                load = self._begin(key, *self._noted(key, fault))
         elif load.state == "failed" and load.error is not None:
             if not load.error["retryable"]:
                 raise error_from_dict(load.error)
@@ -124,12 +123,22 @@ class CorpusLoads:
         """End the load under way; the next process goes on with it when asked."""
         self._pool.shutdown(cancel_futures=True)
 
-    def _opened(self, key: CorpusKey, *, patient: bool = False) -> PassageIndex | None:
+    def _opened(self, key: CorpusKey) -> PassageIndex | None:
         """The index of `key` if it is whole and of this release; anything else is to be built anew."""
         try:
-            return self._indexes.open(key, patient=patient)
+            return self._indexes.open(key)
         except (NotFound, IndexMismatch):
             return None
+
+    def _noted(self, key: CorpusKey, fault: TLMError) -> tuple[str, str]:
+        """Where the passages of `key` lie. fault: why its index cannot be used, which is what to tell if it is more
+        than that nobody asked for it."""
+        try:
+            return self._records.noted(key)
+        except NotFound:
+            if isinstance(fault, IndexMismatch):
+                raise fault from None
+            raise
 
     def _begin(self, key: CorpusKey, folder: str, language: str) -> Load:
         with self._lock:

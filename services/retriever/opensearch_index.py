@@ -73,7 +73,8 @@ def index_body(meta: Mapping[str, Any], analysis: Analysis, shards: int) -> dict
 class OpenSearchIndex:
     """The passages of one corpus version on a cluster.
 
-    meta: our mark in the mapping. identity: differs for every index ever made, of the same name as well.
+    meta: our mark in the mapping. identity: differs for every index ever made, of the same name as well. scale: what
+    the server's scores are divided by to be on the common scale.
     """
 
     def __init__(self, cluster: Cluster, name: str, meta: Mapping[str, Any], shards: int, identity: str = "") -> None:
@@ -88,7 +89,7 @@ class OpenSearchIndex:
         self._writer: BulkWriter | None = None
         self._from = Taken()
         # The BM25 of OpenSearch 2 still has the constant factor that Lucene dropped.
-        self._scale = K1 + 1 if cluster.version() < 3 else 1.0
+        self.scale = K1 + 1 if cluster.version() < 3 else 1.0
 
     @property
     def ready(self) -> bool:
@@ -205,7 +206,7 @@ class OpenSearchIndex:
                     again[number] = query
                 else:
                     found = (hit["sort"] for hit in response.get("hits", {}).get("hits", []))
-                    results[number] = ranked([Hit(name, score / self._scale) for score, name in found], k)
+                    results[number] = ranked([Hit(name, score / self.scale) for score, name in found], k)
             pending = again
             if fault:
                 patience.wait(fault)
