@@ -31,9 +31,13 @@ def refs_of(jobs: JobStore, job: JobRecord, plan: Plan | None = None) -> dict[st
 
 
 def artifact_of(jobs: JobStore, job: JobRecord, stage: str) -> ManifestRef:
-    """What the job's (last) node of `stage` left. Raises NotFound if there is none, Conflict until it has."""
+    """What the job's (last) node of `stage` left. Raises NotFound if there is none, Conflict until it has.
+
+    `evaluate` and `export` mean the report and the model of the job, whichever stage makes them in its kind.
+    """
     plan = plan_of(job)
-    nodes = [node.name for node in plan.nodes if node.stage == stage]
+    named = {"evaluate": plan.report, "export": plan.model}.get(stage)
+    nodes = [node.name for node in plan.nodes if node.name == named or (named is None and node.stage == stage)]
     if not nodes:
         raise NotFound(f"{job.id} has no stage '{stage}'; it was submitted without")
     done = refs_of(jobs, job, plan)

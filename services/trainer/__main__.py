@@ -14,9 +14,9 @@ from services.common.logs import set_up_logging
 from services.common.retriever_client import connect_retriever
 from services.trainer.cluster import connect_cluster
 from services.trainer.coordinator import Coordinator
+from services.trainer.local import run_local
 from services.trainer.selections import RetrieverSelections
 from services.trainer.settings import TrainerSettings
-from services.trainer.validate import validate_dataset
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
             connect_cluster(settings.ray_url),
             settings,
             owner=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}",
-            validate=functools.partial(validate_dataset, artifacts, settings.scratch),
+            local=functools.partial(run_local, artifacts, settings.scratch),
             executor=executor,
         ).run(stop)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 
@@ -33,13 +33,14 @@ from tlm_core.errors import (
     WorkerLost,
     error_from_dict,
 )
-from tlm_core.jobs.plan import Node, Place, Plan, plan_of
+from tlm_core.jobs.plan import DROPPED, Node, Place, Plan, plan_of
 from tlm_core.jobs.spec import JobRecord, Progress
 from tlm_core.jobs.states import State
 
 log = logging.getLogger(__name__)
 
-LocalStage = Callable[[JobRecord, Node, str], ManifestRef]
+# Runs a stage of the coordinator's own: (job, node, artifact id, input artifacts by name) → what was written.
+LocalStage = Callable[[JobRecord, Node, str, Mapping[str, ManifestRef]], ManifestRef]
 
 
 @dataclass
@@ -66,7 +67,7 @@ class Coordinator:
         settings: TrainerSettings,
         *,
         owner: str,
-        validate: LocalStage,
+        local: LocalStage,
         executor: Executor,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -76,7 +77,7 @@ class Coordinator:
         self._cluster = cluster
         self._settings = settings
         self._owner = owner
-        self._validate = validate
+        self._local = local
         self._executor = executor
         self._clock = clock
         self._held: dict[str, _Held] = {}
@@ -160,13 +161,14 @@ class Coordinator:
         for node in plan.ready(done):
             match node.place:
                 case Place.COORDINATOR:
-                    self._run_here(job, held, node, self._id(job, node, done))
+                    self._run_here(job, held, node, done)
                 case Place.RETRIEVER:
                     self._select(job, node, self._id(job, node, done), done)
                 case Place.WORKERS:
                     groups.add(node.group)
         for group in sorted(groups):
-            self._train(job, group)
+            if plan.startable(group, done):
+                self._train(job, group)
 
     def _check_runtime(self, job: JobRecord) -> None:
         """End a job that has run longer than its submitter allows, with what runs of it."""
@@ -201,17 +203,23 @@ class Coordinator:
     def _id(self, job: JobRecord, node: Node, done: dict[str, ManifestRef]) -> str:
         return node.artifact_id({name: ref.digest for name, ref in done.items()}, job.id)
 
-    def _run_here(self, job: JobRecord, held: _Held, node: Node, artifact: str) -> None:
+    def _run_here(self, job: JobRecord, held: _Held, node: Node, done: dict[str, ManifestRef]) -> None:
+        artifact = self._id(job, node, done)
         future = held.local.get(artifact)
         if future is None:
             self._progress(job, node)
-            held.local[artifact] = self._executor.submit(self._validate, job, node, artifact)
+            inputs = {name: done[source] for name, source in node.inputs.items()}
+            held.local[artifact] = self._executor.submit(self._local, job, node, artifact, inputs)
         elif future.done():
             del held.local[artifact]
             self._publish(job, node, artifact, future.result())
 
     def _select(self, job: JobRecord, node: Node, artifact: str, done: dict[str, ManifestRef]) -> None:
-        selection = self._selections.ask(job, node, artifact, task=done["validate"])
+        task = done[node.inputs["task"]]
+        if DROPPED in self._artifacts.manifest(task).meta:
+            self._publish(job, node, artifact, task)
+            return
+        selection = self._selections.ask(job, node, artifact, task=task)
         if selection.ref is not None:
             self._publish(job, node, artifact, selection.ref)
         elif selection.error is not None:
@@ -277,7 +285,7 @@ class Coordinator:
             node.name: {"artifact": self._id(job, node, done), "ref": done[node.name].model_dump()}
             for node in plan.nodes
         }
-        summary = self._artifacts.manifest(done["evaluate"]).meta
+        summary = self._artifacts.manifest(done[plan.report]).meta
         self._store.finish(job, self._owner, {"artifacts": artifacts, "summary": summary})
         self._held.pop(held.id, None)
         log.info("job %s succeeded", job.id)

@@ -22,7 +22,7 @@ def run_worker(config: dict[str, Any]) -> None:
     import torch
     import torch.distributed as dist
 
-    from tlm_core.training.stages import STAGES
+    from tlm_core.stages import STAGES
 
     set_up_logging("worker")
     settings = TrainerSettings()

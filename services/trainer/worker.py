@@ -17,7 +17,7 @@ from services.trainer.checkpoints import JobCheckpoints
 from services.trainer.reporter import JobReporter
 from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import StaleAttempt, TLMError, WorkerLost
-from tlm_core.jobs.plan import Node, plan_of
+from tlm_core.jobs.plan import DROPPED, Node, plan_of
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.training.stage import StageContext, StopRequested
 
@@ -117,6 +117,13 @@ class GroupRunner:
         self, job: JobRecord, node: Node, done: Mapping[str, ManifestRef], reporter: JobReporter | None
     ) -> None:
         artifact = node.artifact_id({name: ref.digest for name, ref in done.items()}, job.id)
+        if dropped := self._dropped(node, done):
+            if self._rank == 0:
+                self._store.publish(
+                    job.tenant, job.id, job.attempt, artifact=artifact, ref=dropped, node=node.name, stage=node.stage
+                )
+            self._share(None)
+            return
         work = self._scratch / "work" / f"{job.id}-{job.attempt}-{node.name}-{self._rank}-{uuid.uuid4().hex[:8]}"
         out = work / "out"
         out.mkdir(parents=True)
@@ -147,6 +154,11 @@ class GroupRunner:
         finally:
             shutil.rmtree(work, ignore_errors=True)
         log.info("%s is done", node.name)
+
+    def _dropped(self, node: Node, done: Mapping[str, ManifestRef]) -> ManifestRef | None:
+        """The input that stands for work left out, if one does and the node cannot do without."""
+        refs = [] if node.gathers else [done[source] for source in node.inputs.values()]
+        return next((ref for ref in refs if DROPPED in self._artifacts.manifest(ref).meta), None)
 
     def _publish(self, job: JobRecord, node: Node, artifact: str, out: Path, meta: Mapping[str, Any]) -> None:
         folder = f"{job.tenant}/artifacts/{artifact}/{job.id}-{job.attempt}"

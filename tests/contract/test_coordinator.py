@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,7 +58,7 @@ class World:
         self.selections = FakeSelections(self.artifacts, self.folder)
         self.validated = 0
 
-    def validate(self, job: JobRecord, node: Node, artifact: str) -> ManifestRef:
+    def local(self, job: JobRecord, node: Node, artifact: str, inputs: Mapping[str, ManifestRef]) -> ManifestRef:  # noqa: ARG002
         if self.validate_error:
             raise self.validate_error
         self.validated += 1
@@ -69,7 +69,7 @@ class World:
         values = {"storage": str(self.folder / "storage"), "scratch": self.folder / "scratch", "lease_seconds": 0.2}
         return Coordinator(
             self.store, self.artifacts, self.selections, self.cluster, TrainerSettings(**(values | settings)),
-            owner=owner, validate=self.validate, executor=AtOnce(), clock=lambda: time.time() + self.now,
+            owner=owner, local=self.local, executor=AtOnce(), clock=lambda: time.time() + self.now,
         )  # fmt: skip
 
     def submit(self, **over: Any) -> str:

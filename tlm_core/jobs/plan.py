@@ -6,75 +6,13 @@ The coordinator knows only plans and artifacts, so a new kind of job is a new pl
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Any
 
-from tlm_core.artifacts import artifact_id
+from tlm_core.jobs.nodes import DROPPED, STAGE_VERSIONS, Node, Place, Plan
 from tlm_core.jobs.spec import JobRecord
-from tlm_core.training.params import VERSIONS, reproducible, stage_params
+from tlm_core.jobs.studies import learning_curve, prune, validate_node
+from tlm_core.training.params import reproducible, stage_params
 
-# Raised whenever a change of code changes what the stage produces: old artifacts are then not taken again.
-STAGE_VERSIONS: Mapping[str, int] = {
-    "validate": 1,
-    "select": 3,
-    **VERSIONS,
-}
-
-
-class Place(StrEnum):
-    """Where a stage runs."""
-
-    COORDINATOR = "coordinator"
-    RETRIEVER = "retriever"
-    WORKERS = "workers"
-
-
-@dataclass(frozen=True)
-class Node:
-    """One stage of a job. inputs: name → node whose artifact it is; fixed: name → digest known beforehand.
-
-    reusable: false where the result depends on the clock, so that no other job may take it from the cache.
-    group: nodes of one group run on the same workers in one submission, since starting workers costs more than a
-    short stage does.
-    """
-
-    name: str
-    stage: str
-    place: Place
-    params: Mapping[str, Any]
-    inputs: Mapping[str, str] = field(default_factory=dict)
-    fixed: Mapping[str, str] = field(default_factory=dict)
-    reusable: bool = True
-    group: str = "main"
-
-    def artifact_id(self, digests: Mapping[str, str], job_id: str) -> str:
-        """Id of this node's artifact, given the manifest digests of the nodes before it."""
-        inputs = {name: digests[node] for name, node in self.inputs.items()} | dict(self.fixed)
-        params = dict(self.params) if self.reusable else {**self.params, "job": job_id}
-        return artifact_id(self.stage, STAGE_VERSIONS[self.stage], params, inputs)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Nodes in an order in which each comes after its inputs; the last one is the job's result."""
-
-    nodes: tuple[Node, ...]
-
-    @property
-    def final(self) -> Node:
-        return self.nodes[-1]
-
-    def node(self, name: str) -> Node:
-        return next(node for node in self.nodes if node.name == name)
-
-    def ready(self, done: Mapping[str, Any]) -> list[Node]:
-        """Nodes not done whose inputs all are."""
-        return [n for n in self.nodes if n.name not in done and all(i in done for i in n.inputs.values())]
-
-    def group(self, name: str) -> list[Node]:
-        """The nodes that the workers of one submission run, in order."""
-        return [n for n in self.nodes if n.place is Place.WORKERS and n.group == name]
+__all__ = ["DROPPED", "STAGE_VERSIONS", "Node", "Place", "Plan", "plan_of"]
 
 
 def plan_of(job: JobRecord) -> Plan:
@@ -82,21 +20,14 @@ def plan_of(job: JobRecord) -> Plan:
     return _PLANS[job.spec.kind](job)
 
 
-def _train(job: JobRecord) -> Plan:
+def train(job: JobRecord) -> Plan:
+    """One chain: validate, select, prepare, then joint and finetune for each seed, evaluate, export."""
     recipe, resolved = job.resolved.recipe, job.resolved
     given = recipe.selection.selector == "given"
     selecting = given or (resolved.corpus_name is not None and recipe.selection.needs_corpus)
     joint = recipe.joint.enabled
 
-    nodes = [
-        Node(
-            "validate",
-            "validate",
-            Place.COORDINATOR,
-            params={"options": resolved.dataset_options},
-            fixed={"dataset": resolved.dataset.digest},
-        )
-    ]
+    nodes = [validate_node(job)]
     if selecting:
         nodes.append(
             Node(
@@ -146,4 +77,8 @@ def _train(job: JobRecord) -> Plan:
     return Plan(tuple(nodes))
 
 
-_PLANS: Mapping[str, Callable[[JobRecord], Plan]] = {"train": _train}
+_PLANS: Mapping[str, Callable[[JobRecord], Plan]] = {
+    "train": train,
+    "learning_curve": learning_curve,
+    "prune": lambda job: prune(job, train(job)),
+}

@@ -6,9 +6,10 @@ import secrets
 import time
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from tlm_core.artifacts import ManifestRef
+from tlm_core.jobs.options import LearningCurve, Prune
 from tlm_core.jobs.states import State
 from tlm_core.training.recipe import Recipe, Scale
 
@@ -36,7 +37,7 @@ class JobSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["train"] = "train"
+    kind: Literal["train", "learning_curve", "prune"] = "train"
     dataset: str = Field(description="id or name of an uploaded data set", min_length=1, max_length=200)
     corpus: str | None = Field(None, description="name, or name@version, of a corpus; none: task only", max_length=200)
     scale: Scale = "tiny"
@@ -52,6 +53,15 @@ class JobSpec(BaseModel):
         0, ge=-MAX_PRIORITY, le=MAX_PRIORITY, description="of the jobs that wait, higher ones are taken first"
     )
     metadata: dict[LabelKey, LabelValue] = Field({}, max_length=16, description="your labels")
+    learning_curve: LearningCurve | None = Field(None, description="options of that kind; none: its defaults")
+    prune: Prune | None = Field(None, description="options of that kind; none: its defaults")
+
+    @model_validator(mode="after")
+    def _options_of_the_kind(self) -> JobSpec:
+        for kind in ("learning_curve", "prune"):
+            if getattr(self, kind) is not None and self.kind != kind:
+                raise ValueError(f"the options '{kind}' belong to a job of that kind, not to '{self.kind}'")
+        return self
 
 
 class Resolved(BaseModel):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from tlm_core.studies.lstm_export import export_lstm, lstm_onnx
 from tlm_core.studies.measure import compare_graphs
 from tlm_core.studies.plot import Curve, plot
 from tlm_core.tasks.metrics import summary
-from tlm_core.training.evaluate import total_cost
+from tlm_core.training.evaluate import over_seeds, total_cost
 from tlm_core.training.graph import write_onnx
 from tlm_core.training.prepared import Prepared
 from tlm_core.training.stage import StageContext
@@ -42,26 +42,21 @@ def curve(ctx: StageContext) -> dict[str, Any]:
         for size in kept
         for seed in seeds
     }
-    one = next(iter(reports.values()))
+    rows = [size["rows"] for size in kept]
     report: dict[str, Any] = {
         "kind": "learning_curve",
-        "task": one["task"],
-        "metric": one["metric"],
-        "labels": one["labels"],
-        "sizes": [size["rows"] for size in kept],
+        **_whole([reports[BILSTM, rows[-1], seed] for seed in seeds]),
+        "cost": _cost(reports.values()),
+        "sizes": rows,
         "dropped": [size for size in sizes if size["dropped"]],
-        "seeds": seeds,
-        "majority": one["majority"],
-        "models": {model: _model(model, reports, [s["rows"] for s in kept], seeds) for model in models},
+        "models": {model: _model(model, reports, rows, seeds) for model in models},
     }
-    best = max(seeds, key=lambda s: reports[BILSTM, kept[-1]["rows"], s]["seeds"][0]["validation"]["value"] or 0.0)
+    best = report["best_seed"]
     prepared = Prepared(ctx.inputs[f"prepared.{BILSTM}.s{best}"])
     export_lstm(load_bilstm(ctx.inputs[f"trained.{BILSTM}.s{best}"]), prepared, ctx.out)
-    report["exported"] = {"model": BILSTM, "labels": kept[-1]["rows"], "seed": best}
     _add_inference(ctx, report, models, seeds[0], best)
     report["against"] = {m: _against(report, m, ctx.params["margin"]) for m in models if not m.startswith(BILSTM)}
     report["words"] = words(report)
-    report["mean"] = report["models"][BILSTM]["points"][-1]["mean"]
     _write(ctx.out, report)
     return {"mean": report["mean"], "words": report["words"]}
 
@@ -69,6 +64,19 @@ def curve(ctx: StageContext) -> dict[str, Any]:
 def _report(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     return found
+
+
+def _whole(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The BiLSTM of the largest size, which is what gets exported, as one report over its seeds."""
+    seeds = [run["seeds"][0] for run in runs]
+    same = {name: runs[0][name] for name in ("task", "metric", "labels", "majority")}
+    best = max(seeds, key=lambda entry: entry["validation"]["value"] or 0.0)["seed"]
+    return {**same, "seeds": seeds, **over_seeds(seeds), "best_seed": best}
+
+
+def _cost(reports: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Cost by stage, and in all, over several reports."""
+    return total_cost([{stage: c for stage, c in one["cost"].items() if stage != "total"} for one in reports])
 
 
 def _model(
@@ -84,7 +92,7 @@ def _model(
             point["mean"]["test"][name], point["spread"]["test"][name] = over["mean"], over["std"]
             point["mean"]["validation"][name] = summary([run["validation"][name] for run in runs])["mean"]
         point["runs"] = [{n: run["test"][n] for n in (*SCORES, "value")} for run in runs]
-        point["cost"] = total_cost([reports[model, rows, seed]["cost"] for seed in seeds])["total"]
+        point["cost"] = _cost(reports[model, rows, seed] for seed in seeds)["total"]
         points.append(point)
     return {"points": points, "law": _law(points)}
 
@@ -163,8 +171,8 @@ def _write(out: Path, report: Mapping[str, Any]) -> None:
         table.writerow(["model", "labels", "seed", *SCORES])
         for model, found in report["models"].items():
             for point in found["points"]:
-                for seed, run in zip(report["seeds"], point["runs"], strict=True):
-                    table.writerow([model, point["labels"], seed, *(run[name] for name in SCORES)])
+                for entry, run in zip(report["seeds"], point["runs"], strict=True):
+                    table.writerow([model, point["labels"], entry["seed"], *(run[name] for name in SCORES)])
     lines = []
     for model, found in report["models"].items():
         means = [(p["labels"], p["mean"]["test"], p["spread"]["test"]) for p in found["points"]]

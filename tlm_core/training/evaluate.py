@@ -101,7 +101,7 @@ def report_of(folders: Mapping[int, Path], prepared: Prepared, task: Task, answe
         "metric": prepared.metric,
         "labels": prepared.labels,
         "seeds": seeds,
-        **_over_seeds(seeds),
+        **over_seeds(seeds),
         "majority": {split: _majority(prepared, task, split) for split in ("validation", "test")},
         "best_seed": max(seeds, key=lambda entry: entry["validation"]["value"] or 0.0)["seed"],
         "cost": total_cost([{"prepare": prepared.facts["cost"]}, *(entry["cost"] for entry in seeds)]),
@@ -119,7 +119,7 @@ def _seed_report(seed: int, folder: Path, prepared: Prepared, task: Task, answer
     return entry
 
 
-def _over_seeds(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def over_seeds(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """`mean` and `spread` (sample standard deviation) of each score; null with a reason where there is none."""
     found: dict[str, Any] = {"mean": {}, "spread": {}}
     for split in ("validation", "test"):

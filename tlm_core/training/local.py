@@ -53,9 +53,14 @@ class LocalCheckpoints:
 
 
 def run_stage(
-    stage: str, inputs: Mapping[str, Path], params: Mapping[str, Any], folder: Path, report: LocalReporter | None = None
+    stage: str,
+    inputs: Mapping[str, Path],
+    params: Mapping[str, Any],
+    folder: Path,
+    report: LocalReporter | None = None,
+    stages: Mapping[str, Callable[[StageContext], Any]] = STAGES,
 ) -> Path:
-    """Run one stage into `folder` and return it. Raises whatever the stage raises."""
+    """Run one of the `stages` into `folder` and return it. Raises whatever the stage raises."""
     folder.mkdir(parents=True)
     scratch = folder.with_name(folder.name + ".scratch")
     scratch.mkdir(parents=True, exist_ok=True)
@@ -68,7 +73,7 @@ def run_stage(
         checkpoints=checkpoints,
         scratch=scratch,
     )
-    STAGES[stage](context)
+    stages[stage](context)
     shutil.rmtree(scratch)
     return folder
 

@@ -1,0 +1,77 @@
+"""The stages that the coordinator runs itself: they need neither workers nor torch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tlm_core.artifacts import ArtifactStore, ManifestRef
+from tlm_core.jobs.plan import DROPPED, Node
+from tlm_core.jobs.spec import JobRecord
+from tlm_core.tasks.options import DatasetOptions
+
+
+def run_local(
+    artifacts: ArtifactStore,
+    scratch: Path,
+    job: JobRecord,
+    node: Node,
+    artifact: str,
+    inputs: Mapping[str, ManifestRef],
+) -> ManifestRef:
+    """Run a node of Place.COORDINATOR. Raises InvalidDataset with every fault, InvalidRequest."""
+    work = scratch / "work" / f"{job.id}-{job.attempt}-{node.name}-{uuid.uuid4().hex[:8]}"
+    work.mkdir(parents=True)
+    try:
+        match node.stage:
+            case "validate":
+                meta = _validate(artifacts.localize(job.resolved.dataset), work, node.params)
+            case "sizes":
+                meta = sizes(artifacts.localize(inputs["task"]), work, node.params)
+            case "subset":
+                meta = subset(
+                    artifacts.localize(inputs["task"]), artifacts.localize(inputs["sizes"]), work, node.params
+                )
+            case _:
+                raise ValueError(f"the coordinator has no stage '{node.stage}'")
+        folder = f"{job.tenant}/artifacts/{artifact}/{job.id}-{job.attempt}-{uuid.uuid4().hex[:8]}"
+        return artifacts.write(folder, work, artifact=artifact, stage=node.stage, meta=meta)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _validate(source: Path, out: Path, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Read and check the job's data set, cut missing splits, write the task."""
+    from tlm_core.tasks.validate import write_task
+
+    write_task(source, out, DatasetOptions(**params["options"]))
+    return {}
+
+
+def sizes(task: Path, out: Path, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Write `sizes.json`: how many texts each size of a learning curve means, and which sizes are left out, and why."""
+    from tlm_core.studies.subsets import sizes_of
+    from tlm_core.tasks.task import Task
+
+    found = [asdict(size) for size in sizes_of(Task.read(task), params["sizes"], params["seeds"])]
+    (out / "sizes.json").write_text(json.dumps(found), encoding="utf-8")
+    return {"sizes": len(found)}
+
+
+def subset(task: Path, told: Path, out: Path, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the task with a part of its train split, or a note that this size is left out."""
+    from tlm_core.studies.subsets import subset as cut
+    from tlm_core.tasks.task import Task
+
+    found = json.loads((told / "sizes.json").read_text(encoding="utf-8"))
+    size = next(size for size in found if size["asked"] == params["size"])
+    if size["dropped"]:
+        (out / "dropped.json").write_text(json.dumps({"reason": size["dropped"]}), encoding="utf-8")
+        return {DROPPED: size["dropped"]}
+    cut(Task.read(task), size["rows"], params["seed"]).write(out)
+    return {"rows": size["rows"]}

@@ -1,0 +1,127 @@
+"""The plans of learning curves and pruning: what fans out, what is shared, what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from tests.factories import make_spec
+from tests.unit.jobs.test_plan import check_order, ids, make_job
+from tlm_core.jobs.options import LearningCurve, Prune
+from tlm_core.jobs.plan import STAGE_VERSIONS, Place, plan_of
+from tlm_core.jobs.spec import JobRecord
+
+
+def job_of(kind: str, options: dict[str, Any] | None = None, *, seeds: tuple[int, ...] = (0, 1)) -> JobRecord:
+    over: dict[str, Any] = {"kind": kind, "seeds": seeds}
+    if options is not None:
+        over[kind] = options
+    job = make_job(seeds=seeds)
+    return job.model_copy(update={"spec": make_spec(**over)})
+
+
+@pytest.mark.parametrize("kind", ["learning_curve", "prune"])
+def test_every_node_comes_after_its_inputs_and_the_last_one_is_the_report(kind: str) -> None:
+    plan = plan_of(job_of(kind))
+    check_order(plan)
+    assert plan.final.name == plan.report == plan.model
+    assert len({node.name for node in plan.nodes}) == len(plan.nodes)
+    assert {node.stage for node in plan.nodes} <= set(STAGE_VERSIONS)
+
+
+def test_a_curve_has_each_model_at_each_size_and_seed() -> None:
+    plan = plan_of(job_of("learning_curve", {"sizes": [50, 200], "models": ["bilstm", "encoder", "tlm"]}))
+    tested = {node.name for node in plan.nodes if node.name.startswith("evaluate.")}
+    models, sizes, seeds = ("bilstm", "encoder", "tlm"), (50, 200), (0, 1)
+    assert tested == {f"evaluate.{m}.n{n}.s{s}" for m in models for n in sizes for s in seeds}
+    assert tested <= set(plan.final.inputs.values())
+    assert plan.node("finetune.bilstm.n50.s0").stage == "bilstm"
+    assert {"trained.tlm.s0", "prepared.bilstm.s1"} <= set(plan.final.inputs)
+    assert plan.final.inputs["trained.tlm.s0"] == "finetune.tlm.n200.s0"
+
+
+def test_tlm_asks_with_the_subset_s_texts_alone_unless_told_otherwise() -> None:
+    options: dict[str, Any] = {"sizes": [50, 200], "models": ["bilstm", "tlm"]}
+    assert plan_of(job_of("learning_curve", options)).node("select.n50.s0").inputs == {"task": "subset.n50.s0"}
+    more = plan_of(job_of("learning_curve", options | {"unlabelled": True}))
+    assert more.node("select.n50.s0").inputs == {"task": "validate"}
+    assert more.node("prepare.tlm.n50.s0").inputs["task"] == "subset.n50.s0"
+
+
+def test_models_that_need_no_corpus_have_no_selection() -> None:
+    plan = plan_of(job_of("learning_curve", {"sizes": [50, 200], "models": ["bilstm", "encoder"]}))
+    assert not [node for node in plan.nodes if node.place is Place.RETRIEVER or node.stage == "joint"]
+
+
+def test_a_published_encoder_brings_its_own_tokens_and_is_finetuned_alone() -> None:
+    options = {"sizes": [50, 200], "models": ["bilstm", "pretrained"], "pretrained": "hub:some/encoder"}
+    plan = plan_of(job_of("learning_curve", options))
+    assert plan.node("prepare.pretrained.n50.s0").params["recipe"]["tokenizer"]["source"] == "hub:some/encoder"
+    assert plan.node("finetune.pretrained.n50.s0").params["recipe"]["model"]["init"] == "hub:some/encoder"
+
+
+def test_workers_begin_only_when_all_selections_are_there() -> None:
+    plan = plan_of(job_of("learning_curve", {"sizes": [50, 200], "models": ["bilstm", "tlm"]}))
+    here = {node.name: None for node in plan.nodes if node.place is not Place.WORKERS}
+    assert plan.startable("main", here)
+    here.pop("select.n200.s1")
+    assert not plan.startable("main", here)
+
+
+def test_pruning_takes_the_dense_model_of_a_train_job_from_the_cache() -> None:
+    dense, pruned = ids(job_of("train")), ids(job_of("prune"))
+    shared = {name for name in dense if name != "export"}
+    assert {name: dense[name] for name in shared} == {name: pruned[name] for name in shared}
+
+
+def test_pruning_has_a_ticket_for_each_kind_level_and_seed() -> None:
+    plan = plan_of(job_of("prune", {"levels": [0.2, 0.4], "tickets": ["winning", "losing"]}))
+    tickets = [node for node in plan.nodes if node.stage == "ticket"]
+    assert len(tickets) == 2 * 2 * 2
+    node = plan.node("ticket.winning.l0.2.s1")
+    assert node.inputs == {"prepared": "prepare", "importance": "importance.s1", "joint": "joint.s1"}
+    assert node.params["level"] == 0.2 and node.params["seed"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"sizes": [0.5]}, "at least 2"),
+        ({"sizes": [0.5, -1]}, "above 0"),
+        ({"sizes": [10.5, 20]}, "whole counts"),
+        ({"sizes": [0.5, 0.5]}, "stand twice"),
+        ({"sizes": [0.5, 100]}, "not a mixture"),
+        ({"models": ["encoder"]}, "'bilstm' has to be among"),
+        ({"models": ["bilstm", "pretrained"]}, "go together"),
+        ({"pretrained": "hub:x"}, "go together"),
+    ],
+)
+def test_impossible_options_of_a_curve_are_refused(options: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        LearningCurve(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"levels": [0.0]}, "between 0 and 1"),
+        ({"levels": [0.5, 0.5]}, "stand twice"),
+        ({"tickets": ["random"]}, "'winning' has to be"),
+    ],
+)
+def test_impossible_options_of_pruning_are_refused(options: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        Prune(**options)
+
+
+def test_options_of_another_kind_are_refused() -> None:
+    with pytest.raises(ValidationError, match="belong to a job of that kind"):
+        make_spec(kind="train", prune={"levels": [0.5]})
+
+
+def test_the_whole_is_the_largest_size() -> None:
+    assert LearningCurve(sizes=(1.0, 0.1)).largest == 1.0
+    assert LearningCurve(sizes=(100, 500)).largest == 500
+    assert LearningCurve(sizes=(100, 1)).largest == 1

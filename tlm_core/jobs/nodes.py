@@ -1,0 +1,96 @@
+"""Nodes and plans: what depends on what, and where it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from tlm_core.artifacts import artifact_id
+from tlm_core.training.params import VERSIONS
+
+# Raised whenever a change of code changes what the stage produces: old artifacts are then not taken again.
+STAGE_VERSIONS: Mapping[str, int] = {
+    "validate": 1,
+    "select": 3,
+    **VERSIONS,
+    "sizes": 1,
+    "subset": 1,
+    "bilstm": 1,
+    "evaluate_bilstm": 1,
+    "curve": 1,
+    "importance": 1,
+    "ticket": 1,
+    "phases": 1,
+}
+
+# In the facts of an artifact that stands for work left out, with the reason: what depends on it is left out too.
+DROPPED = "dropped"
+
+
+class Place(StrEnum):
+    """Where a stage runs."""
+
+    COORDINATOR = "coordinator"
+    RETRIEVER = "retriever"
+    WORKERS = "workers"
+
+
+@dataclass(frozen=True)
+class Node:
+    """One stage of a job. inputs: name → node whose artifact it is; fixed: name → digest known beforehand.
+
+    reusable: false where the result depends on the clock, so that no other job may take it from the cache.
+    group: nodes of one group run on the same workers in one submission, since starting workers costs more than a
+    short stage does. gathers: it runs even where some of its inputs were dropped.
+    """
+
+    name: str
+    stage: str
+    place: Place
+    params: Mapping[str, Any]
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, str] = field(default_factory=dict)
+    reusable: bool = True
+    group: str = "main"
+    gathers: bool = False
+
+    def artifact_id(self, digests: Mapping[str, str], job_id: str) -> str:
+        """Id of this node's artifact, given the manifest digests of the nodes before it."""
+        inputs = {name: digests[node] for name, node in self.inputs.items()} | dict(self.fixed)
+        params = dict(self.params) if self.reusable else {**self.params, "job": job_id}
+        return artifact_id(self.stage, STAGE_VERSIONS[self.stage], params, inputs)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Nodes in an order in which each comes after its inputs; the last one is the job's result.
+
+    report, model: the nodes that leave the job's report and the model on which it predicts.
+    """
+
+    nodes: tuple[Node, ...]
+    report: str = "evaluate"
+    model: str = "export"
+
+    @property
+    def final(self) -> Node:
+        return self.nodes[-1]
+
+    def node(self, name: str) -> Node:
+        return next(node for node in self.nodes if node.name == name)
+
+    def ready(self, done: Mapping[str, Any]) -> list[Node]:
+        """Nodes not done whose inputs all are."""
+        return [n for n in self.nodes if n.name not in done and all(i in done for i in n.inputs.values())]
+
+    def group(self, name: str) -> list[Node]:
+        """The nodes that the workers of one submission run, in order."""
+        return [n for n in self.nodes if n.place is Place.WORKERS and n.group == name]
+
+    def startable(self, name: str, done: Mapping[str, Any]) -> bool:
+        """Whether everything that the group takes from outside itself is there."""
+        members = {node.name for node in self.group(name)}
+        outside = {source for node in self.group(name) for source in node.inputs.values()} - members
+        return all(source in done for source in outside)

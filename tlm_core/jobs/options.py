@@ -1,0 +1,82 @@
+"""What the kinds of job other than `train` ask for beyond a recipe."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from tlm_core.compression.masks import Which
+
+CurveModel = Literal["bilstm", "bilstm_tlm", "encoder", "tlm", "pretrained"]
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LSTM(_Options):
+    """Shape and learning rate of the BiLSTM; LSTM-4-256 in the paper's naming is four layers of 256 each way."""
+
+    layers: int = Field(4, ge=1, le=8)
+    hidden: int = Field(256, ge=8, le=1024, description="width of each direction")
+    embedding: int = Field(256, ge=8, le=1024, description="width of token vectors of its own")
+    dropout: float = Field(0.2, ge=0, lt=1)
+    lr: float = Field(2e-3, gt=0, description="peak learning rate of AdamW")
+
+
+class LearningCurve(_Options):
+    """Options of a `learning_curve` job (arXiv 2006.08671).
+
+    models: `bilstm` from scratch (always), `bilstm_tlm` with the token embeddings of the TLM model, `encoder` on the
+    task alone, `tlm`, `pretrained`.
+    """
+
+    sizes: tuple[float, ...] = Field(
+        (0.01, 0.03, 0.1, 0.3, 1.0), min_length=2, max_length=20, description="shares up to 1, counts above"
+    )
+    models: tuple[CurveModel, ...] = Field(("bilstm", "encoder", "tlm"), min_length=1)
+    lstm: LSTM = LSTM()
+    pretrained: str | None = Field(None, pattern=r"^(hub:.+|/.+)$", description="hub:ID or a folder")
+    unlabelled: bool = Field(False, description="TLM may query with all train texts, not only the subset's")
+    margin: float = Field(0.01, ge=0, lt=1, description="how far below another model is near enough, in accuracy")
+
+    @property
+    def largest(self) -> float:
+        """The size with the most rows; where both stand, a whole (1) counts as more than any count."""
+        shares = [size for size in self.sizes if size <= 1]
+        return 1 if 1 in shares else max(self.sizes)
+
+    @model_validator(mode="after")
+    def _possible(self) -> LearningCurve:
+        if min(self.sizes) <= 0 or any(size > 1 and size != int(size) for size in self.sizes):
+            raise ValueError("sizes are shares above 0 up to 1, or whole counts above 1")
+        if len(set(self.sizes)) < len(self.sizes) or len(set(self.models)) < len(self.models):
+            raise ValueError("no size and no model may stand twice")
+        if any(size > 1 for size in self.sizes) and any(size < 1 for size in self.sizes):
+            raise ValueError("give shares or counts (1 is the whole in both), not a mixture")
+        if "bilstm" not in self.models:
+            raise ValueError("'bilstm' has to be among the models: the others are compared with it")
+        if ("pretrained" in self.models) != (self.pretrained is not None):
+            raise ValueError("the model 'pretrained' and the option that names it, 'pretrained', go together")
+        return self
+
+
+class Prune(_Options):
+    """Options of a `prune` job (Super Tickets, arXiv 2105.12002)."""
+
+    levels: tuple[float, ...] = Field(
+        (0.15, 0.3, 0.45, 0.6), min_length=1, max_length=30, description="shares of heads and blocks that go"
+    )
+    tickets: tuple[Which, ...] = Field(("winning", "random", "losing"), min_length=1)
+    as_published: bool = Field(False, description="importance as the authors' released code computes it")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Prune:
+        if not all(0 < level < 1 for level in self.levels):
+            raise ValueError("levels are shares between 0 and 1; the dense model is always there")
+        if len(set(self.levels)) < len(self.levels) or len(set(self.tickets)) < len(self.tickets):
+            raise ValueError("no level and no ticket may stand twice")
+        if "winning" not in self.tickets:
+            raise ValueError("'winning' has to be among the tickets: the super ticket is one of them")
+        return self

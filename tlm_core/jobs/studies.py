@@ -1,0 +1,186 @@
+"""The plans of learning curves and of pruning: they fan out over sizes, seeds, models and masks, and gather again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tlm_core.jobs.nodes import Node, Place, Plan
+from tlm_core.jobs.options import LearningCurve, Prune
+from tlm_core.jobs.spec import JobRecord
+from tlm_core.training.params import reproducible, stage_params
+from tlm_core.training.recipe import Recipe
+
+
+def validate_node(job: JobRecord) -> Node:
+    """The node with which every plan begins: the data set becomes a task."""
+    resolved = job.resolved
+    params, fixed = {"options": resolved.dataset_options}, {"dataset": resolved.dataset.digest}
+    return Node("validate", "validate", Place.COORDINATOR, params=params, fixed=fixed)
+
+
+def prune(job: JobRecord, dense: Plan) -> Plan:
+    """The dense model as `train` makes it, its importance, a ticket for each kind, level and seed, the choice."""
+    options, recipe, seeds = job.spec.prune or Prune(), job.resolved.recipe, job.spec.seeds
+    nodes = [node for node in dense.nodes if node.name != dense.model]
+    gathered = {"prepared": "prepare", "task": "validate", "evaluate": "evaluate"}
+    for seed in seeds:
+        inputs = {"prepared": "prepare", "finetune": f"finetune.s{seed}"}
+        params = {"as_published": options.as_published}
+        nodes.append(Node(f"importance.s{seed}", "importance", Place.WORKERS, params=params, inputs=inputs))
+        gathered[f"finetune.s{seed}"] = f"finetune.s{seed}"
+    for which in options.tickets:
+        for level in options.levels:
+            for seed in seeds:
+                name = f"ticket.{which}.l{level:g}.s{seed}"
+                asked = {**stage_params("finetune", recipe, seed), "which": which, "level": level}
+                inputs = {"prepared": "prepare", "importance": f"importance.s{seed}"}
+                if recipe.joint.enabled:
+                    inputs["joint"] = f"joint.s{seed}"
+                nodes.append(Node(name, "ticket", Place.WORKERS, params=asked, inputs=inputs))
+                gathered[name] = name
+    whole = {"tickets": options.tickets, "levels": options.levels, "seeds": seeds, **stage_params("export", recipe)}
+    nodes.append(Node("phases", "phases", Place.WORKERS, params=_plain(whole), inputs=gathered))
+    return Plan(tuple(nodes), report="phases", model="phases")
+
+
+def learning_curve(job: JobRecord) -> Plan:
+    """For each size and seed a subset, on it each model, and all of them gathered in one curve."""
+    options, seeds = job.spec.learning_curve or LearningCurve(), job.spec.seeds
+    sizes = sorted(options.sizes, key=lambda size: size if size > 1 else size * 1e-12)
+    asked = {"sizes": options.sizes, "seeds": seeds}
+    nodes = [validate_node(job)]
+    nodes.append(Node("sizes", "sizes", Place.COORDINATOR, params=_plain(asked), inputs={"task": "validate"}))
+    gathered = {"sizes": "sizes"}
+    for size in sizes:
+        for seed in seeds:
+            point = _Point(job, options, size, seed)
+            nodes.extend(point.nodes())
+            gathered |= {f"evaluate.{model}{point.end}": f"evaluate.{model}{point.end}" for model in options.models}
+            if size == options.largest:
+                gathered |= point.largest()
+    params = {"models": options.models, "seeds": seeds, "margin": options.margin}
+    nodes.append(Node("curve", "curve", Place.WORKERS, params=_plain(params), inputs=gathered, gathers=True))
+    # Subsets first: what cannot be had is told before anything is trained.
+    nodes.sort(key=lambda node: node.place is not Place.COORDINATOR)
+    return Plan(tuple(nodes), report="curve", model="curve")
+
+
+class _Point:
+    """The nodes of one size and seed."""
+
+    def __init__(self, job: JobRecord, options: LearningCurve, size: float, seed: int) -> None:
+        self._job = job
+        self._options = options
+        self._size = size
+        self._seed = seed
+        self.end = f".n{size:g}.s{seed}"
+
+    def nodes(self) -> list[Node]:
+        params = {"size": self._size, "seed": self._seed}
+        inputs = {"task": "validate", "sizes": "sizes"}
+        found = [Node(f"subset{self.end}", "subset", Place.COORDINATOR, params=params, inputs=inputs)]
+        recipe = self._job.resolved.recipe
+        alone = task_only(recipe)
+        with_text = {"tlm", "bilstm_tlm"} & set(self._options.models)
+        found.append(self._prepare("own", alone, {}))
+        if with_text:
+            found += self._retrieved(recipe)
+        if "pretrained" in self._options.models:
+            found.append(self._prepare("pretrained", pretrained(alone, self._options), {}))
+        for model in self._options.models:
+            found += self._model(model, recipe, alone)
+        return found
+
+    def largest(self) -> dict[str, str]:
+        """What the last stage measures and exports: each model of the largest size, and its tokens."""
+        found = {}
+        for model in self._options.models:
+            found[f"prepared.{model}.s{self._seed}"] = self._prepared(model)
+            found[f"trained.{model}.s{self._seed}"] = f"finetune.{model}{self.end}"
+        return found
+
+    def _prepared(self, model: str) -> str:
+        family = {"tlm": "tlm", "bilstm_tlm": "tlm", "pretrained": "pretrained"}.get(model, "own")
+        return f"prepare.{family}{self.end}"
+
+    def _prepare(self, family: str, recipe: Recipe, more: Mapping[str, str]) -> Node:
+        inputs = {"task": f"subset{self.end}", **more}
+        params = stage_params("prepare", recipe)
+        return Node(f"prepare.{family}{self.end}", "prepare", Place.WORKERS, params=params, inputs=inputs)
+
+    def _retrieved(self, recipe: Recipe) -> list[Node]:
+        """Selection, tokens and joint stage of TLM. Queries are the subset's texts, or all texts if so asked."""
+        resolved = self._job.resolved
+        task = "validate" if self._options.unlabelled else f"subset{self.end}"
+        select = Node(
+            f"select{self.end}",
+            "select",
+            Place.RETRIEVER,
+            params={"selection": recipe.selection.model_dump(mode="json"), "seed": 0},
+            inputs={"task": task},
+            fixed={"corpus": f"{resolved.corpus_name}@{resolved.corpus_version}"},
+        )
+        joint = Node(
+            f"joint{self.end}",
+            "joint",
+            Place.WORKERS,
+            params=stage_params("joint", recipe, self._seed),
+            inputs={"prepared": f"prepare.tlm{self.end}"},
+            reusable=reproducible("joint", recipe),
+        )
+        return [select, self._prepare("tlm", recipe, {"selection": f"select{self.end}"}), joint]
+
+    def _model(self, model: str, recipe: Recipe, alone: Recipe) -> list[Node]:
+        """Training and test of one model."""
+        lstm = model.startswith("bilstm")
+        inputs = {"prepared": self._prepared(model)}
+        if model in ("tlm", "bilstm_tlm"):
+            inputs["joint"] = f"joint{self.end}"
+        if lstm:
+            params = lstm_params(recipe, self._options, self._seed)
+        else:
+            used = {"tlm": recipe, "pretrained": pretrained(alone, self._options)}.get(model, alone)
+            params = stage_params("finetune", used, self._seed)
+        name = f"finetune.{model}{self.end}"
+        trained = Node(name, "bilstm" if lstm else "finetune", Place.WORKERS, params=params, inputs=inputs)
+        tested = Node(
+            f"evaluate.{model}{self.end}",
+            "evaluate_bilstm" if lstm else "evaluate",
+            Place.WORKERS,
+            params=stage_params("evaluate", recipe),
+            inputs={
+                "prepared": self._prepared(model),
+                "task": f"subset{self.end}",
+                f"finetune.s{self._seed}": name,
+            },
+        )
+        return [trained, tested]
+
+
+def task_only(recipe: Recipe) -> Recipe:
+    """The same encoder trained on the task alone."""
+    joint = recipe.joint.model_copy(update={"enabled": False})
+    selection = recipe.selection.model_copy(update={"selector": "none"})
+    return recipe.model_copy(update={"joint": joint, "selection": selection})
+
+
+def pretrained(alone: Recipe, options: LearningCurve) -> Recipe:
+    """Finetuning of the published encoder that the request names."""
+    model = alone.model.model_copy(update={"init": options.pretrained})
+    tokenizer = alone.tokenizer.model_copy(update={"source": options.pretrained})
+    return alone.model_copy(update={"model": model, "tokenizer": tokenizer})
+
+
+def lstm_params(recipe: Recipe, options: LearningCurve, seed: int) -> dict[str, Any]:
+    """Epochs, batch and validation as finetuning has them; the optimiser and the shape are the BiLSTM's own."""
+    part = recipe.finetune.model_dump(mode="json")
+    part["optimizer"] |= {"name": "adamw", "lr": options.lstm.lr}
+    lstm = options.lstm.model_dump(mode="json", exclude={"lr"})
+    whole = {"finetune": part, "bilstm": lstm, "precision": recipe.precision}
+    return {"recipe": {**whole, "checkpoint_steps": recipe.checkpoint_steps}, "seed": seed}
+
+
+def _plain(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists for tuples, as JSON gives them back."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in params.items()}
