@@ -77,7 +77,7 @@ def write_export(
 
 def stock_config(shape: Shape, prepared: Prepared) -> Any:
     """The `transformers` configuration of the shape, with the task's labels."""
-    from transformers import BertConfig, ModernBertConfig
+    from transformers import BertConfig, ModernBertConfig, RobertaConfig
 
     ids = prepared.facts["special_ids"]
     common: dict[str, Any] = {
@@ -92,8 +92,11 @@ def stock_config(shape: Shape, prepared: Prepared) -> Any:
     }
     if not shape.rotary:
         dropout = {"hidden_dropout_prob": shape.dropout, "attention_probs_dropout_prob": shape.dropout}
-        positions = {"max_position_embeddings": shape.positions, "layer_norm_eps": shape.eps}
-        return BertConfig(architectures=["BertForSequenceClassification"], **common, **dropout, **positions)
+        common |= {"max_position_embeddings": shape.positions + shape.skipped, "layer_norm_eps": shape.eps, **dropout}
+        if not shape.skipped:
+            return BertConfig(architectures=["BertForSequenceClassification"], **common)
+        ends = {"type_vocab_size": 1, "bos_token_id": ids["cls"], "eos_token_id": ids["sep"]}
+        return RobertaConfig(architectures=["RobertaForSequenceClassification"], **common, **ends)
     kinds = ["full_attention" if window is None else "sliding_attention" for window in shape.windows]
     theta = dict(zip(kinds, shape.thetas, strict=True))
     window = next((w for w in shape.windows if w is not None), 64)

@@ -74,7 +74,8 @@ class _Writer:
         x = g.op("Gather", g.const(self.weights["encoder.tokens.weight"]), "input_ids")
         if not self.shape.rotary:
             x = g.op("Add", x, g.op("Gather", g.const(self.weights["encoder.positions.weight"]), places))
-            x = g.op("Add", x, g.op("Gather", g.const(self.weights["encoder.types.weight"]), "token_type_ids"))
+            types = g.const(self.weights["encoder.types.weight"])
+            x = g.op("Add", x, types if self.shape.types == 1 else g.op("Gather", types, "token_type_ids"))
         return self.norm(x, "encoder.norm")
 
     def mask(self, places: str, window: int | None) -> str:
@@ -170,7 +171,7 @@ def write_onnx(shape: Shape, weights: Mapping[str, npt.NDArray[np.float32]], pat
     """
     writer = _Writer(shape, weights)
     writer.answers()
-    names = ["input_ids", "attention_mask", *([] if shape.rotary else ["token_type_ids"])]
+    names = ["input_ids", "attention_mask", *([] if shape.rotary or shape.types == 1 else ["token_type_ids"])]
     save(writer.graph, names, shape.labels, path)
 
 

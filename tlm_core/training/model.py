@@ -23,7 +23,10 @@ from tlm_core.training.vocabulary_loss import VocabularyLoss
 
 @dataclass(frozen=True)
 class Shape:
-    """What fixes the model's tensors and arithmetic. window, theta: per layer (rotary models only)."""
+    """What fixes the model's tensors and arithmetic. window, theta: per layer (rotary models only).
+
+    skipped: position numbers that a published model leaves unused at the start; only RoBERTa's kind does.
+    """
 
     architecture: str
     vocab: int
@@ -39,10 +42,16 @@ class Shape:
     windows: tuple[int | None, ...] = ()
     thetas: tuple[float, ...] = ()
     positions: int = 0
+    skipped: int = 0
 
     @property
     def rotary(self) -> bool:
         return self.architecture == "modernbert"
+
+    @property
+    def types(self) -> int:
+        """Kinds of text that the model tells apart: RoBERTa's does not."""
+        return 1 if self.skipped else 2
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -167,7 +176,7 @@ class Encoder(nn.Module):
         self.tokens = nn.Embedding(shape.vocab, shape.hidden)
         if not shape.rotary:
             self.positions = nn.Embedding(shape.positions, shape.hidden)
-            self.types = nn.Embedding(2, shape.hidden)
+            self.types = nn.Embedding(shape.types, shape.hidden)
         self.norm = Norm(shape.hidden, shape.eps, bias=not shape.rotary)
         self.dropout = nn.Dropout(shape.dropout)
         layers = (PreNormLayer(shape, i == 0) if shape.rotary else PostNormLayer(shape) for i in range(shape.layers))
@@ -177,7 +186,7 @@ class Encoder(nn.Module):
     def forward(self, tokens: Tensor, segments: Tensor, positions: Tensor, types: Tensor) -> Tensor:
         x = self.tokens(tokens)
         if not self.shape.rotary:
-            x = x + self.positions(positions) + self.types(types)
+            x = x + self.positions(positions) + self.types(types.clamp(max=self.shape.types - 1))
         x = self.dropout(self.norm(x))
         dtype = product_dtype(x.device)
         masks, rotations = self._masks(segments, dtype), self._rotations(tokens.shape[1], x.device, dtype)

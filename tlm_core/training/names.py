@@ -63,8 +63,31 @@ BERT_VOCABULARY = {
     "vocabulary.norm.bias": "cls.predictions.transform.LayerNorm.bias",
     "vocabulary.out.bias": "cls.predictions.bias",
 }
+ROBERTA = {ours: theirs.replace("bert.", "roberta.", 1) for ours, theirs in BERT.items()} | {
+    f"task.{ours}.{kind}": f"classifier.{theirs}.{kind}"
+    for ours, theirs in (("dense", "dense"), ("out", "out_proj"))
+    for kind in ("weight", "bias")
+}
+ROBERTA_VOCABULARY = {
+    ours: theirs.replace("cls.predictions.transform", "lm_head").replace("LayerNorm", "layer_norm")
+    for ours, theirs in BERT_VOCABULARY.items()
+} | {"vocabulary.out.bias": "lm_head.bias"}
+_POSITIONS = "encoder.positions.weight"
 _QKV = "encoder.layers.{i}.attention.qkv"
-_BERT_QKV = tuple(f"bert.encoder.layer.{{i}}.attention.self.{name}" for name in ("query", "key", "value"))
+_PARTS = ("query", "key", "value")
+
+
+def _tables(shape: Shape) -> tuple[Mapping[str, str], Mapping[str, str]]:
+    """Names of encoder and task head, and of the vocabulary head."""
+    if shape.rotary:
+        return MODERNBERT, MODERNBERT_VOCABULARY
+    return (ROBERTA, ROBERTA_VOCABULARY) if shape.skipped else (BERT, BERT_VOCABULARY)
+
+
+def _parts_of(shape: Shape, layer: int, kind: str) -> list[str]:
+    """Stock names of a layer's query, key and value."""
+    family = "roberta" if shape.skipped else "bert"
+    return [f"{family}.encoder.layer.{layer}.attention.self.{part}.{kind}" for part in _PARTS]
 
 
 def _spread(table: Mapping[str, str], shape: Shape) -> dict[str, str]:
@@ -78,15 +101,17 @@ def _spread(table: Mapping[str, str], shape: Shape) -> dict[str, str]:
 
 
 def to_stock(weights: Mapping[str, Tensor], shape: Shape) -> dict[str, Tensor]:
-    """Encoder and task head under the names of ModernBertForSequenceClassification or its BERT twin."""
-    table = _spread(MODERNBERT if shape.rotary else BERT, shape)
+    """Encoder and task head under the names of the stock sequence classifier of the shape's kind."""
+    table = _spread(_tables(shape)[0], shape)
     stock = {theirs: weights[ours].contiguous() for ours, theirs in table.items()}
     if not shape.rotary:
         for i in range(shape.layers):
             for kind in ("weight", "bias"):
                 parts = weights[f"{_QKV.replace('{i}', str(i))}.{kind}"].chunk(3)
-                for name, part in zip(_BERT_QKV, parts, strict=True):
-                    stock[f"{name.replace('{i}', str(i))}.{kind}"] = part.contiguous()
+                for name, part in zip(_parts_of(shape, i, kind), parts, strict=True):
+                    stock[name] = part.contiguous()
+        places = stock[table[_POSITIONS]]
+        stock[table[_POSITIONS]] = torch.cat((places.new_zeros(shape.skipped, shape.hidden), places))
     return stock
 
 
@@ -96,14 +121,16 @@ def from_stock(stock: Mapping[str, Tensor], shape: Shape) -> dict[str, Tensor]:
     Raises InvalidRecipe if the encoder is not whole.
     """
     named = {modern_name(name): tensor for name, tensor in stock.items()}
-    encoder = {k: v for k, v in (MODERNBERT if shape.rotary else BERT).items() if k.startswith("encoder.")}
-    vocabulary = _spread(MODERNBERT_VOCABULARY if shape.rotary else BERT_VOCABULARY, shape)
+    table, heads = _tables(shape)
+    encoder = {ours: theirs for ours, theirs in table.items() if ours.startswith("encoder.")}
+    vocabulary = _spread(heads, shape)
     found = {ours: _lookup(named, theirs) for ours, theirs in _spread(encoder, shape).items()}
     if not shape.rotary:
         for i in range(shape.layers):
             for kind in ("weight", "bias"):
-                parts = [_lookup(named, f"{name.replace('{i}', str(i))}.{kind}") for name in _BERT_QKV]
+                parts = [_lookup(named, name) for name in _parts_of(shape, i, kind)]
                 found[f"{_QKV.replace('{i}', str(i))}.{kind}"] = torch.cat(parts)
+        found[_POSITIONS] = found[_POSITIONS][shape.skipped :]
     if all(theirs in named for theirs in vocabulary.values()):
         found |= {ours: named[theirs] for ours, theirs in vocabulary.items()}
     return {name: tensor.float() for name, tensor in found.items()}
@@ -118,4 +145,6 @@ def _lookup(named: Mapping[str, Tensor], name: str) -> Tensor:
     for candidate in (name, name.split(".", 1)[1]):  # a bare encoder is saved without the model's prefix
         if candidate in named:
             return named[candidate]
-    raise InvalidRecipe(f"the published model lacks '{name}'; model.init takes BERT and ModernBERT class encoders only")
+    raise InvalidRecipe(
+        f"the published model lacks '{name}'; model.init takes BERT, RoBERTa and ModernBERT class encoders"
+    )

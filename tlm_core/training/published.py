@@ -86,16 +86,16 @@ def read_weights(folder: Path, source: str) -> dict[str, Tensor]:
 
 
 def load(source: str, *, labels: int, vocab: int, max_length: int, dropout: float) -> tuple[Shape, dict[str, Tensor]]:
-    """Shape and weights (encoder, and vocabulary head if it has one) of a BERT or ModernBERT class encoder.
+    """Shape and weights (encoder, and vocabulary head if it has one) of a BERT, RoBERTa or ModernBERT class encoder.
 
     Raises NotFound, Unavailable, or InvalidRecipe for another architecture or a vocabulary that is not the tokenizer's.
     """
     folder = fetch(source)
     config = read_config(folder, source)
-    readers = {"bert": _bert_shape, "modernbert": _modernbert_shape}
+    readers = {"bert": _bert_shape, "roberta": _roberta_shape, "modernbert": _modernbert_shape}
     kind = config.get("model_type")
     if kind not in readers:
-        raise InvalidRecipe(f"'{source}' is a '{kind}' model; model.init takes bert and modernbert")
+        raise InvalidRecipe(f"'{source}' is a '{kind}' model; model.init takes {', '.join(readers)}")
     if config["vocab_size"] < vocab:
         raise InvalidRecipe(
             f"'{source}' knows {config['vocab_size']} tokens but the tokenizer has {vocab}; "
@@ -120,8 +120,7 @@ def _common(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _bert_shape(config: dict[str, Any], source: str) -> Shape:
-    if config.get("hidden_act", "gelu") != "gelu" or config.get("position_embedding_type", "absolute") != "absolute":
-        raise InvalidRecipe(f"'{source}' differs from BERT in activation or positions; model.init cannot take it")
+    _refuse_unlike(config, {"hidden_act": "gelu", "position_embedding_type": "absolute", "type_vocab_size": 2}, source)
     return Shape(
         "bert",
         **_common(config),
@@ -129,6 +128,28 @@ def _bert_shape(config: dict[str, Any], source: str) -> Shape:
         pooling="cls",
         positions=config["max_position_embeddings"],
     )
+
+
+def _roberta_shape(config: dict[str, Any], source: str) -> Shape:
+    """RoBERTa is BERT with one kind of text, and positions that count on from the padding's number."""
+    _refuse_unlike(config, {"hidden_act": "gelu", "position_embedding_type": "absolute", "type_vocab_size": 1}, source)
+    skipped = int(config.get("pad_token_id", 1)) + 1
+    return Shape(
+        "bert",
+        **_common(config),
+        eps=config.get("layer_norm_eps", 1e-12),
+        pooling="cls",
+        positions=config["max_position_embeddings"] - skipped,
+        skipped=skipped,
+    )
+
+
+def _refuse_unlike(config: dict[str, Any], wanted: dict[str, Any], source: str) -> None:
+    """Raises InvalidRecipe for the first key with another value; what is not written has the library's default."""
+    given = {"hidden_act": "gelu", "position_embedding_type": "absolute", "type_vocab_size": 2, **config}
+    for key, value in wanted.items():
+        if (found := given[key]) != value:
+            raise InvalidRecipe(f"'{source}' has {key} {found!r} and not {value!r}; model.init cannot take it")
 
 
 def _modernbert_shape(config: dict[str, Any], source: str) -> Shape:

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import BertConfig, BertForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
 
 from tlm_core.errors import InvalidRecipe, NotFound
 from tlm_core.training import published
@@ -41,6 +48,16 @@ BERT = BertConfig(
     num_attention_heads=2,
     max_position_embeddings=64,
     pad_token_id=0,
+)
+ROBERTA = RobertaConfig(
+    vocab_size=VOCAB,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    max_position_embeddings=66,
+    type_vocab_size=1,
+    pad_token_id=1,
 )
 
 
@@ -90,7 +107,10 @@ def test_a_document_gets_the_same_hidden_states_in_company_as_alone(architecture
         torch.testing.assert_close(together[number], alone, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("config", "cls"), [(MODERNBERT, ModernBertForMaskedLM), (BERT, BertForMaskedLM)])
+@pytest.mark.parametrize(
+    ("config", "cls"),
+    [(MODERNBERT, ModernBertForMaskedLM), (BERT, BertForMaskedLM), (ROBERTA, RobertaForMaskedLM)],
+)
 def test_a_published_encoder_answers_here_as_in_its_stock_class(
     config: Any, cls: Any, store: TokenStore, tmp_path: Path
 ) -> None:
@@ -131,9 +151,10 @@ def test_older_names_of_bert_files_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"model_type": "roberta"}, "'roberta' model"),
+        ({"model_type": "gpt2"}, "'gpt2' model; model.init takes bert, roberta, modernbert"),
+        ({"model_type": "roberta"}, "has type_vocab_size 2"),
         ({"vocab_size": 10}, "set tokenizer.source to the same model"),
-        ({"hidden_act": "relu"}, "differs from BERT"),
+        ({"hidden_act": "relu"}, "has hidden_act 'relu'"),
         ({"max_position_embeddings": 8}, "lower model.max_length"),
     ],
 )
