@@ -16,6 +16,7 @@ from tlm_core.errors import NotFound
 from tlm_core.tasks.validate import load_task
 from tlm_core.training.local import run_stage
 from tlm_core.training.params import stage_params
+from tlm_core.training.process import ENVIRONMENT
 from tlm_core.training.recipe import Recipe, resolve
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,9 +45,9 @@ def threads() -> int:
 def environment() -> dict[str, str]:
     """What each process of a benchmark is started with: the stack's own thread settings, and a kept compile cache."""
     return {
+        **ENVIRONMENT,
         **os.environ,
         "OMP_NUM_THREADS": str(threads()),
-        "GOMP_SPINCOUNT": "5000",
         "TORCHINDUCTOR_CACHE_DIR": str(CACHE / "compiled"),
         "TOKENIZERS_PARALLELISM": "false",
     }
