@@ -12,6 +12,7 @@ from services.common.catalog import Catalog, ready_version
 from services.common.problem import validation_problem
 from tlm_core.errors import InvalidRequest
 from tlm_core.jobs.spec import JobRecord, JobSpec, Resolved
+from tlm_core.jobs.studies import check_kind, recipes_of
 from tlm_core.training.recipe import Recipe, resolve
 
 _MAX_SEED = 2**32 - 1
@@ -23,8 +24,10 @@ def resolve_job(catalog: Catalog, tenant: str, spec: JobSpec, model_folders: Ite
     model_folders: where a recipe may take encoders and tokenizers from, by path.
     Raises InvalidRecipe, InvalidRequest, NotFound, and Conflict for a corpus that is not ready.
     """
-    recipe = resolve(spec.recipe, spec.scale, spec.set)
-    _check_folders(recipe, tuple(model_folders))
+    recipe, allowed = resolve(spec.recipe, spec.scale, spec.set), tuple(model_folders)
+    check_kind(spec, recipe)
+    for used in recipes_of(spec, recipe):
+        _check_folders(used, allowed)
     selects = recipe.selection.needs_corpus
     if selects and spec.corpus is None:
         raise InvalidRequest(

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tlm_core.compression.masks import removals
+from tlm_core.errors import InvalidRequest
 from tlm_core.jobs.nodes import Node, Place, Plan
 from tlm_core.jobs.options import LearningCurve, Prune
-from tlm_core.jobs.spec import JobRecord
+from tlm_core.jobs.spec import JobRecord, JobSpec
 from tlm_core.training.params import reproducible, stage_params
 from tlm_core.training.recipe import Recipe
 
@@ -156,6 +158,27 @@ class _Point:
             },
         )
         return [trained, tested]
+
+
+def check_kind(spec: JobSpec, recipe: Recipe) -> None:
+    """Refuse before anything runs what the job's kind cannot do with this recipe. Raises InvalidRequest."""
+    if spec.kind == "prune" and recipe.model.init in ("scratch", "counts"):
+        for level in (spec.prune or Prune()).levels:
+            removals(level, recipe.model.layers, recipe.model.heads)
+    if spec.kind == "learning_curve":
+        models = (spec.learning_curve or LearningCurve()).models
+        retrieves = recipe.selection.needs_corpus and recipe.joint.enabled
+        if {"tlm", "bilstm_tlm"} & set(models) and not retrieves:
+            raise InvalidRequest(
+                "the models 'tlm' and 'bilstm_tlm' of a learning curve retrieve from a corpus and train on it; give a "
+                "corpus and leave 'selection.selector' and 'joint.enabled' at that, or take these models out"
+            )
+
+
+def recipes_of(spec: JobSpec, recipe: Recipe) -> list[Recipe]:
+    """Every recipe that the job trains by."""
+    options = spec.learning_curve
+    return [recipe, pretrained(recipe, options)] if options and options.pretrained else [recipe]
 
 
 def task_only(recipe: Recipe) -> Recipe:

@@ -9,9 +9,12 @@ from pydantic import ValidationError
 
 from tests.factories import make_spec
 from tests.unit.jobs.test_plan import check_order, ids, make_job
+from tlm_core.errors import InvalidRequest
 from tlm_core.jobs.options import LearningCurve, Prune
 from tlm_core.jobs.plan import STAGE_VERSIONS, Place, plan_of
 from tlm_core.jobs.spec import JobRecord
+from tlm_core.jobs.studies import check_kind, recipes_of
+from tlm_core.training.recipe import resolve
 
 
 def job_of(kind: str, options: dict[str, Any] | None = None, *, seeds: tuple[int, ...] = (0, 1)) -> JobRecord:
@@ -125,3 +128,24 @@ def test_the_whole_is_the_largest_size() -> None:
     assert LearningCurve(sizes=(1.0, 0.1)).largest == 1.0
     assert LearningCurve(sizes=(100, 500)).largest == 500
     assert LearningCurve(sizes=(100, 1)).largest == 1
+
+
+def test_a_level_that_would_empty_a_layer_is_refused_before_anything_runs() -> None:
+    recipe = resolve("fast", "tiny")  # 3 layers x 3 heads
+    check_kind(make_spec(kind="prune"), recipe)
+    with pytest.raises(InvalidRequest, match="at most 6 heads"):
+        check_kind(make_spec(kind="prune", prune={"levels": [0.3, 0.8]}), recipe)
+
+
+def test_a_curve_with_tlm_needs_something_to_retrieve() -> None:
+    check_kind(make_spec(kind="learning_curve"), resolve("fast", "tiny"))
+    alone = resolve("fast", "tiny", {"selection.selector": "none"})
+    with pytest.raises(InvalidRequest, match="retrieve from a corpus"):
+        check_kind(make_spec(kind="learning_curve"), alone)
+    check_kind(make_spec(kind="learning_curve", learning_curve={"models": ["bilstm", "encoder"]}), alone)
+
+
+def test_the_published_encoder_of_a_curve_is_among_its_recipes() -> None:
+    options = {"models": ["bilstm", "pretrained"], "pretrained": "/srv/models/one"}
+    found = recipes_of(make_spec(kind="learning_curve", learning_curve=options), resolve("fast", "tiny"))
+    assert [recipe.model.init for recipe in found] == ["counts", "/srv/models/one"]
