@@ -107,7 +107,7 @@ class Estimator:
         gpu_hours = _gpu_hours(known, stages, reasons)
         memory = work.memory_bytes(sizes, min(recipe.joint.batch_rows, 64)) if sizes else None
         disk = None
-        if sizes and tokens is not None:
+        if sizes and tokens is not None and spec.kind == "train":
             found = _BYTES_A_PASSAGE * (passages or 0)
             disk = work.disk_bytes(sizes, recipe, len(spec.seeds), sum(tokens.values()), found)
         reasons["memory_bytes"] = "counted from the model's shape" if memory else reasons.get("flops", "")
@@ -216,6 +216,13 @@ def _stages(
     names: dict[str, list[str]] = {}
     for node in known.plan.nodes:
         names.setdefault(node.stage, []).append(node.name)
+    if known.job.spec.kind != "train":
+        for stage in names:
+            yield StageEstimate(
+                stage=stage, seconds=None, flops=None, tokens=None, basis="unknown",
+                reason=f"the stages of a job of kind '{known.job.spec.kind}' are not estimated",
+            )  # fmt: skip
+        return
     started = False
     for stage, nodes in names.items():
         left = [name for name in nodes if name not in known.done]
