@@ -24,7 +24,8 @@ _MINIMA = 128
 _BANDS = 16
 _SHINGLE = 3
 _SEED = 1
-_RUN = 2_000_000  # keys that are searched in memory before they become a file
+_AT_ONCE = 2_000  # texts whose shingles are held: together they take many times the text's room
+_RUN = 1_000_000  # keys that are searched in memory before they become a file
 _MOST = 16  # passages looked at for one band of one file: more only where a text is everywhere
 
 Keys = NDArray[np.uint64]
@@ -52,7 +53,8 @@ class NearDuplicates:
         """True for each of `texts` that is like none that was kept before, here or in an earlier call."""
         begun = self._clock()
         with storage_errors("looking for near duplicates"):
-            kept = self._keep(texts)
+            parts = [self._keep(texts[start : start + _AT_ONCE]) for start in range(0, len(texts), _AT_ONCE)]
+        kept = np.concatenate([np.ones(0, np.bool_), *parts])
         self.dropped += len(texts) - int(kept.sum())
         self.seconds += self._clock() - begun
         return kept
