@@ -1,0 +1,93 @@
+"""Pruning from its plan to its report, on a made task."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from services.api.predict import load_model
+from tests.unit.studies.local_plan import make_job, run_plan
+from tests.unit.training.made import made_task, tiny
+from tlm_core.compression.masks import Importance, Mask, one_shot
+from tlm_core.compression.sliced import load_sliced
+from tlm_core.errors import InvalidRequest
+from tlm_core.tasks.metrics import score
+from tlm_core.tasks.task import Task
+
+RECIPE = tiny(joint__budget__steps=8, finetune__epochs=2, finetune__evaluations=2, precision="fp32", model__heads=4)
+OPTIONS = {"levels": [0.25, 0.5], "tickets": ["winning", "losing"]}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    folder = tmp_path_factory.mktemp("prune")
+    task = made_task(folder / "task", (90, 40, 60))
+    return run_plan(make_job(RECIPE, kind="prune", seeds=(0, 1), prune=OPTIONS), task, folder / "run")
+
+
+@pytest.fixture
+def report(done: Mapping[str, Path]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((done["phases"] / "report.json").read_text())
+    return found
+
+
+def test_tickets_are_cut_from_the_importance_of_their_own_seed(done: Mapping[str, Path]) -> None:
+    for seed in (0, 1):
+        found = Importance.from_dict(json.loads((done[f"importance.s{seed}"] / "importance.json").read_text()))
+        for which in ("winning", "losing"):
+            model, mask = load_sliced(done[f"ticket.{which}.l0.5.s{seed}"])
+            assert mask == one_shot(found, 0.5, which, seed)
+            assert model.encoder.layers[0].attention.heads == sum(mask.heads[0])  # type: ignore[union-attr]
+
+
+def test_a_ticket_costs_less_than_the_dense_model(done: Mapping[str, Path]) -> None:
+    flops = [
+        json.loads((done[name] / "history.json").read_text())["cost"]["flops"]
+        for name in ("finetune.s0", "ticket.winning.l0.25.s0", "ticket.winning.l0.5.s0")
+    ]
+    assert flops[0] > flops[1] > flops[2]
+
+
+def test_the_curves_hold_every_ticket_and_the_dense_model(report: dict[str, Any]) -> None:
+    found = [(point["ticket"], point["level"]) for point in report["curves"]]
+    assert found == [("dense", 0.0), ("winning", 0.25), ("winning", 0.5), ("losing", 0.25), ("losing", 0.5)]
+    left = [point["weights_left"] for point in report["curves"]]
+    assert left[0] == 1.0 > left[1] > left[2] > 0
+
+
+def test_the_super_ticket_is_the_best_winning_one_on_validation(report: dict[str, Any]) -> None:
+    winning = [point for point in report["curves"] if point["ticket"] == "winning"]
+    best = max(point["mean"] for point in winning)
+    chosen = next(p for p in winning if p["level"] == report["super_ticket"]["level"])
+    assert chosen["mean"] == best
+    assert len(report["seeds"]) == 2 and "dense" in report
+
+
+def test_the_export_is_smaller_and_scores_as_reported(done: Mapping[str, Path], report: dict[str, Any]) -> None:
+    sizes = report["inference"]
+    assert sizes["sliced"]["bytes"] < sizes["dense"]["bytes"]
+    task = Task.read(done["validate"])
+    answers = load_model(done["phases"]).probabilities(task.texts("test")).argmax(axis=1)
+    best = next(entry for entry in report["seeds"] if entry["seed"] == report["best_seed"])
+    found = score(task.label_ids("test"), answers, 3, "macro_f1")
+    assert found["macro_f1"] == pytest.approx(best["test"]["macro_f1"], abs=1e-4)
+
+
+def test_the_stock_weights_have_zeros_where_the_mask_drops(done: Mapping[str, Path], report: dict[str, Any]) -> None:
+    mask = Mask.from_dict(report["super_ticket"]["mask"])
+    weights = load_file(done["phases"] / "model" / "model.safetensors")
+    for layer, kept in enumerate(mask.heads):
+        columns = weights[f"model.layers.{layer}.attn.Wo.weight"].view(32, 4, 8).abs().sum(dim=(0, 2)).numpy()
+        np.testing.assert_array_equal(columns > 0, kept)
+
+
+def test_a_level_that_would_empty_a_layer_fails_with_the_most_that_can_go() -> None:
+    found = Importance(np.ones((2, 4)), np.ones(2))
+    with pytest.raises(InvalidRequest, match="at most 6 heads"):
+        one_shot(found, 0.9, "winning")

@@ -1,0 +1,58 @@
+"""A job's plan run in this process, with a made task and a made selection in place of the services."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from services.trainer.local import sizes, subset
+from tests.factories import make_resolved, make_spec
+from tests.unit.training.made import made_selection
+from tlm_core.jobs.plan import DROPPED, Plan, plan_of
+from tlm_core.jobs.spec import JobRecord
+from tlm_core.jobs.states import State
+from tlm_core.stages import STAGES
+from tlm_core.training.local import run_stage
+from tlm_core.training.recipe import Recipe
+
+
+def make_job(recipe: Recipe, **spec: Any) -> JobRecord:
+    resolved = make_resolved(recipe=recipe)
+    times = {"created_at": 0, "updated_at": 0}
+    return JobRecord(id="job_1", tenant="t", state=State.RUNNING, spec=make_spec(**spec), resolved=resolved, **times)
+
+
+def run_plan(job: JobRecord, task: Path, folder: Path) -> dict[str, Path]:
+    """The folder of each node. What depends on a dropped subset is dropped, as the services do it."""
+    plan: Plan = plan_of(job)
+    done: dict[str, Path] = {}
+    dropped: set[str] = set()
+    for node in plan.nodes:
+        out, inputs = folder / node.name, {name: done[source] for name, source in node.inputs.items()}
+        done[node.name] = out
+        if not node.gathers and dropped & set(node.inputs.values()):
+            dropped.add(node.name)
+            out.mkdir(parents=True)
+            continue
+        if DROPPED in _run(node.stage, inputs, node.params, task, out):
+            dropped.add(node.name)
+    return done
+
+
+def _run(stage: str, inputs: Mapping[str, Path], params: Mapping[str, Any], task: Path, out: Path) -> dict[str, Any]:
+    match stage:
+        case "validate":
+            shutil.copytree(task, out)
+        case "select":
+            made_selection(out)
+        case "sizes":
+            out.mkdir(parents=True)
+            return sizes(inputs["task"], out, params)
+        case "subset":
+            out.mkdir(parents=True)
+            return subset(inputs["task"], inputs["sizes"], out, params)
+        case _:
+            run_stage(stage, inputs, params, out, stages=STAGES)
+    return {}

@@ -1,0 +1,92 @@
+"""A learning curve from its plan to its report, on a made task."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from services.api.predict import load_model
+from tests.unit.studies.local_plan import make_job, run_plan
+from tests.unit.training.made import LABELS, made_task, tiny
+from tlm_core.tasks.metrics import score
+from tlm_core.tasks.task import Task
+
+RECIPE = tiny(joint__budget__steps=6, finetune__epochs=3, finetune__evaluations=2, precision="fp32")
+LSTM = {"layers": 1, "hidden": 16, "embedding": 16, "dropout": 0.0, "lr": 0.01}
+OPTIONS = {"sizes": [2, 24, 60, 150], "models": ["bilstm", "bilstm_tlm", "encoder", "tlm"], "lstm": LSTM}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    folder = tmp_path_factory.mktemp("curve")
+    task = made_task(folder / "task", (150, 40, 60))
+    job = make_job(RECIPE, kind="learning_curve", seeds=(0, 1), learning_curve=OPTIONS)
+    return run_plan(job, task, folder / "run")
+
+
+@pytest.fixture
+def report(done: Mapping[str, Path]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((done["curve"] / "report.json").read_text())
+    return found
+
+
+def test_a_size_that_loses_a_class_is_left_out_with_the_reason(report: dict[str, Any]) -> None:
+    assert report["sizes"] == [24, 60, 150]
+    (dropped,) = report["dropped"]
+    assert dropped["rows"] == 2 and "no text of" in dropped["dropped"]
+    assert "2 labels were left out" in report["words"]
+
+
+def test_every_point_has_mean_and_spread_over_seeds(report: dict[str, Any]) -> None:
+    for model in OPTIONS["models"]:
+        points = report["models"][model]["points"]
+        assert [point["labels"] for point in points] == [24, 60, 150]
+        for point in points:
+            values = [run["accuracy"] for run in point["runs"]]
+            assert point["mean"]["test"]["accuracy"] == pytest.approx(np.mean(values))
+            assert point["spread"]["test"]["accuracy"] == pytest.approx(np.std(values, ddof=1))
+            assert point["cost"]["flops"] > 0
+    lstm = report["models"]["bilstm"]["points"]
+    assert lstm[-1]["mean"]["test"]["accuracy"] > report["majority"]["test"]["accuracy"] + 0.1
+
+
+def test_laws_crossing_speed_and_words_stand_in_the_report(report: dict[str, Any]) -> None:
+    assert set(report["against"]) == {"encoder", "tlm"}
+    for model, against in report["against"].items():
+        assert against["speed_up"] > 0
+        assert f"'{model}'" in report["words"]
+        assert (against["labels"] is None) == ("reason" in against)
+    for found in report["models"].values():
+        assert found["law"]["a"] >= 0 and found["inference"]["bytes"] > 0
+
+
+def test_table_and_plot_hold_the_same_points(done: Mapping[str, Path], report: dict[str, Any]) -> None:
+    with open(done["curve"] / "curves.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4 * 3 * 2
+    assert float(rows[0]["accuracy"]) == report["models"]["bilstm"]["points"][0]["runs"][0]["accuracy"]
+    root = ElementTree.parse(done["curve"] / "plot.svg").getroot()
+    assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == 4 * 3
+
+
+def test_the_exported_bilstm_predicts_as_the_gateway_does(done: Mapping[str, Path], report: dict[str, Any]) -> None:
+    model, task = load_model(done["curve"]), Task.read(done["validate"])
+    assert model.labels == LABELS
+    answers = model.probabilities(task.texts("test")).argmax(axis=1)
+    place = [0, 1].index(report["best_seed"])
+    found = score(task.label_ids("test"), answers, 3, "macro_f1")
+    wanted = report["models"]["bilstm"]["points"][-1]["runs"][place]
+    assert found["macro_f1"] == pytest.approx(wanted["macro_f1"], abs=1e-6)
+
+
+def test_the_report_has_the_parts_that_every_report_has(report: dict[str, Any]) -> None:
+    assert report["kind"] == "learning_curve"
+    assert [entry["seed"] for entry in report["seeds"]] == [0, 1]
+    assert {"task", "metric", "labels", "mean", "spread", "majority", "best_seed", "cost"} <= set(report)
