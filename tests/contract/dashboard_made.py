@@ -19,6 +19,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
+from services.api.datasets import Intake
+from services.api.uploads import ReceivedFile
 from services.common.catalog import CorpusState, CorpusVersion, LoadState
 from services.common.jobstore import CheckpointRef
 from tests.contract.gateway import Gateway, T
@@ -29,6 +31,7 @@ from tlm_core.errors import NonFiniteLoss
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord, Progress, Resolved
 from tlm_core.tasks.metrics import majority_baseline, score, summary
+from tlm_core.tasks.options import DatasetOptions
 from tlm_core.training.recipe import resolve
 
 HOSTILE = """<script>document.title='owned'</script><img src=x onerror="document.title='owned'">"'&amp;"""
@@ -69,23 +72,30 @@ def table(rows: int, seed: int, labels: tuple[str, ...] = LABELS) -> str:
     return "text,label\n" + "\n".join(lines)
 
 
-def fill(gateway: Gateway, client: Any) -> Made:
-    """Make everything. client: of the API, with the token."""
-    files = {
-        name: (f"{name}.csv", table(rows, seed))
-        for seed, (name, rows) in enumerate([("train", 420), ("validation", 90), ("test", 120)])
-    }
-    dataset = client.post("/v1/datasets", data={"name": "tickets"}, files=files).json()["id"]
+def fill(gateway: Gateway) -> Made:
+    """Make everything, before the gateway is started."""
+    sizes = {"train": 420, "validation": 90, "test": 120}
+    dataset = add(gateway, "tickets", {name: table(rows, seed) for seed, (name, rows) in enumerate(sizes.items())})
     quoted = HOSTILE.replace('"', '""')
     rows = "".join(f'"{quoted} good film {n}","{quoted}"\n"plain text {n}",other\n' for n in range(20))
-    hostile = client.post(
-        "/v1/datasets", data={"name": "hostile"}, files={"train": ("t.csv", "text,label\n" + rows)}
-    ).json()["id"]
+    hostile = add(gateway, "hostile", {"train": "text,label\n" + rows})
     make_corpus(gateway)
     jobs = {}
     for name in ("cancelled", "failed", "succeeded", "alone", "hostile", "running", "paused", "queued"):
         jobs[name] = make_job(gateway, name, hostile if name == "hostile" else dataset)
     return Made(dataset, hostile, jobs)
+
+
+def add(gateway: Gateway, name: str, tables: dict[str, str]) -> str:
+    """A data set of CSV files; its id."""
+    parts, files = gateway.parts, {}
+    (gateway.root / "made").mkdir(exist_ok=True)
+    for split, body in tables.items():
+        path = gateway.root / "made" / f"{name}-{split}.csv"
+        path.write_text(body)
+        files[split] = ReceivedFile(split, path.name, path, len(body))
+    intake = Intake(parts.catalog, parts.artifacts, parts.settings.scratch, parts.load_task)
+    return intake.files(T, name, files, DatasetOptions()).id
 
 
 def make_corpus(gateway: Gateway) -> None:
@@ -172,7 +182,7 @@ def begin(gateway: Gateway, job: JobRecord) -> None:
         if node.stage == "validate":
             make_task(folder, job)
         elif node.stage == "select":
-            make_selection(folder)
+            make_selection(folder, HOSTILE if job.spec.dataset == "hostile" else "")
         else:
             (folder / "data.json").write_text(json.dumps({"job": job.id}))
         publish(gateway.parts.jobs, gateway.parts.artifacts, job, node.name, folder)
@@ -181,7 +191,7 @@ def begin(gateway: Gateway, job: JobRecord) -> None:
         T,
         job.id,
         job.attempt,
-        logs=["tokenizer: 8,192 tokens", HOSTILE, *lines],
+        logs=["tokenizer: 8,192 tokens", *([HOSTILE] if job.spec.dataset == "hostile" else []), *lines],
         events=[("stage.started", {"node": "joint.s0", "stage": "joint"})],
     )
 
@@ -336,7 +346,7 @@ def make_task(folder: Path, job: JobRecord) -> None:
     (folder / "task.json").write_text(json.dumps({"labels": LABELS, "job": job.id}))
 
 
-def make_selection(folder: Path, count: int = 60) -> None:
+def make_selection(folder: Path, hostile: str, count: int = 60) -> None:
     chance = random.Random(1)
     faults, papers = TOPICS["fault"].split(), TOPICS["billing"].split()
     ids = [f"{n:032x}" for n in range(count)]
@@ -345,11 +355,11 @@ def make_selection(folder: Path, count: int = 60) -> None:
         f"write to the desk and name the {chance.choice(papers)} on the form."
         for _ in ids
     ]
-    texts[2] = HOSTILE
+    texts[2] = hostile or texts[2]
     passages = {
         "id": ids,
         "text": texts,
-        "source": [chance.choice(("handbook", "forum", HOSTILE)) for _ in ids],
+        "source": [chance.choice(("handbook", "forum", hostile or "wiki")) for _ in ids],
         "rank": pa.array([1 + n // 4 for n in range(count)], pa.int32()),
         "score": pa.array([24 - n / 5 for n in range(count)], pa.float32()),
     }

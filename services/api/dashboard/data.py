@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from services.api.dashboard.web import PREFIX, SignedIn, go_to, page
 from services.api.datasets import Intake, check_dataset_name, report_of
 from services.api.parts import AfterId, PartsDep
+from services.api.removal import delete_dataset
 from services.api.results import open_file
 from services.api.routes.datasets import parse_options
 from services.api.uploads import received, single
@@ -64,6 +65,12 @@ def dataset(request: Request, dataset: str, parts: PartsDep, tenant: SignedIn) -
         request, "dataset.html", record=record, report=report, splits=splits, labels=labels[:_LABELS],
         left_out=max(0, len(labels) - _LABELS), most=most or 1, files=parts.artifacts.manifest(record.raw).files,
     )  # fmt: skip
+
+
+@router.post("/datasets/{dataset}/delete")
+def delete(request: Request, dataset: str, parts: PartsDep, tenant: SignedIn) -> Response:
+    delete_dataset(parts.jobs, parts.artifacts, parts.catalog.dataset(tenant, dataset))
+    return go_to(request, f"{PREFIX}/datasets")
 
 
 @router.get("/datasets/{dataset}/files/{name:path}", response_class=FileResponse)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import JSONResponse, Response
 
-from services.api.dashboard.curves import curves, stages_of, told_points
+from services.api.dashboard.curves import curves, stages_of
 from services.api.dashboard.strip import overall, selects, steps_of
 from services.api.dashboard.web import PREFIX, SignedIn, go_to, page
 from services.api.parts import AfterId, Parts, PartsDep
+from services.api.removal import delete_job
 from services.api.results import refs_of
-from tlm_core.errors import NotFound
+from services.common.catalog import dataset_key
+from tlm_core.errors import IllegalTransition, NotFound
 from tlm_core.jobs.plan import plan_of
-from tlm_core.jobs.spec import Event, JobRecord
+from tlm_core.jobs.spec import Event, JobRecord, Origin
 from tlm_core.jobs.states import TERMINAL, TRANSITIONS, State, Verb
 
 router = APIRouter(prefix="/jobs")
@@ -23,6 +26,7 @@ _LIMIT = 25
 _EVENTS = 12
 _EVENTS_PAGE = 500
 _LINES = 500
+_RETRIED = (State.FAILED, State.CANCELLED)
 _ACTIONS = (Verb.PAUSE, Verb.RESUME, Verb.CANCEL)
 
 
@@ -74,10 +78,7 @@ def points(
 ) -> Response:
     """The curves of one stage, thinned for drawing."""
     record = parts.jobs.get(tenant, job)
-    plan = plan_of(record)
-    nodes = [node for node in plan.nodes if node.stage == stage]
-    told, _ = told_points(parts.jobs, record)
-    found = curves(parts.artifacts, record, nodes, told, refs_of(parts.jobs, record, plan))
+    found = curves(parts.jobs, parts.artifacts, record, stage)
     return JSONResponse({"curves": found, "live": record.state not in TERMINAL})
 
 
@@ -86,10 +87,10 @@ def log(request: Request, job: str, parts: PartsDep, tenant: SignedIn) -> Respon
     """Every event, and the last lines of the log."""
     record = parts.jobs.get(tenant, job)
     events = _events(parts, record, 0)
-    lines, last = _tail(parts, record)
+    lines = parts.jobs.last_logs(tenant, job, _LINES)
     return page(
-        request, "log.html", job=record, events=events, lines=lines, last=last, over=record.state in TERMINAL,
-        tab="log", selects=selects(record),
+        request, "log.html", job=record, events=events, lines=lines, last=lines[-1]["id"] if lines else "0",
+        over=record.state in TERMINAL, tab="log", selects=selects(record),
     )  # fmt: skip
 
 
@@ -111,13 +112,42 @@ def more_log(
 
 
 @router.post("/{job}/do/{verb}")
-def act(request: Request, job: str, verb: str, parts: PartsDep, tenant: SignedIn) -> Response:
-    """Pause, resume or cancel."""
-    doings = {"pause": parts.jobs.pause, "resume": parts.jobs.resume, "cancel": parts.jobs.cancel}
-    if verb not in doings:
-        raise NotFound(f"nothing called '{verb[:40]}' can be done with a job")
-    doings[verb](tenant, job)
+def act(
+    request: Request,
+    job: str,
+    verb: str,
+    parts: PartsDep,
+    tenant: SignedIn,
+    key: Annotated[str, Form(max_length=200)] = "",
+) -> Response:
+    """Pause, resume, cancel, retry or delete. key: drawn when the page was made, so that a retry sent twice is one."""
+    record = parts.jobs.get(tenant, job)
+    match verb:
+        case "pause" | "resume" | "cancel":
+            {"pause": parts.jobs.pause, "resume": parts.jobs.resume, "cancel": parts.jobs.cancel}[verb](tenant, job)
+        case "retry":
+            return go_to(request, f"{PREFIX}/jobs/{_retry(parts, record, key)}")
+        case "delete":
+            delete_job(parts.jobs, parts.artifacts, record)
+            return go_to(request, f"{PREFIX}/jobs")
+        case _:
+            raise NotFound(f"nothing called '{verb[:40]}' can be done with a job")
     return go_to(request, f"{PREFIX}/jobs/{job}")
+
+
+def _retry(parts: Parts, job: JobRecord, key: str) -> str:
+    """The id of a new job that means the same and goes on from the stage that failed."""
+    if job.state not in _RETRIED:
+        raise IllegalTransition(f"{job.id} is {job.state}; only what failed or was cancelled can be tried again")
+    origin = Origin(job=job.id, how="retry")
+    asked = f"dashboard {key}" if key else None
+    again = parts.jobs.replayed(job.tenant, job.spec, asked, origin) if asked else None
+    if again is None:
+        needs = dataset_key(job.tenant, job.resolved.dataset_id)
+        again, _ = parts.jobs.submit(
+            job.tenant, job.spec, job.resolved, idempotency_key=asked, origin=origin, needs=needs
+        )
+    return again.id
 
 
 def _live_values(parts: Parts, job: JobRecord) -> dict[str, Any]:
@@ -133,6 +163,8 @@ def _live_values(parts: Parts, job: JobRecord) -> dict[str, Any]:
         "events": _events(parts, job, max(0, job.last_event - _EVENTS)),
         "actions": [verb for verb in _ACTIONS if job.state in TRANSITIONS[verb].moves],
         "over": job.state in TERMINAL,
+        "again": job.state in _RETRIED,
+        "key": secrets.token_urlsafe(16),
         "charted": begun,
         "shown": shown,
         "selects": selects(job),
@@ -148,16 +180,6 @@ def _events(parts: Parts, job: JobRecord, after: int) -> list[Event]:
         found.extend(page)
         after = page[-1].seq
     return found[::-1]
-
-
-def _tail(parts: Parts, job: JobRecord) -> tuple[list[dict[str, Any]], str]:
-    """The last lines, and the stream id to go on from."""
-    lines: list[dict[str, Any]] = []
-    after = "0"
-    while found := parts.jobs.logs(job.tenant, job.id, after=after, limit=5_000):
-        lines = [*lines, *found][-_LINES:]
-        after = found[-1]["id"]
-    return lines, after
 
 
 def _score(job: JobRecord) -> dict[str, Any] | None:

@@ -100,6 +100,8 @@ def plain(value: Any) -> str:
             return "yes" if value else "no"
         case float() if value and (abs(value) >= 1e6 or abs(value) < 1e-3):
             return f"{value:.3g}"
+        case float():
+            return f"{value:g}"
         case int() if abs(value) >= 10_000:
             return f"{value:,}"
         case list() | tuple():

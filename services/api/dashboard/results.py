@@ -7,13 +7,20 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import FileResponse, Response
 
-from services.api.dashboard.diet import ASKERS, askers, explore
 from services.api.dashboard.strip import selects
 from services.api.dashboard.web import SignedIn, page
 from services.api.parts import Parts, PartsDep
-from services.api.results import artifact_of, checkpoint_views, checkpoints_of, json_of, open_file, refs_of
+from services.api.results import (
+    artifact_of,
+    checkpoint_views,
+    checkpoints_of,
+    json_of,
+    open_file,
+    refs_of,
+    selection_page,
+)
 from tlm_core.artifacts import ManifestRef
-from tlm_core.errors import Conflict, InvalidRequest
+from tlm_core.errors import Conflict, InvalidRequest, NotFound
 from tlm_core.jobs.spec import JobRecord
 
 router = APIRouter(prefix="/jobs")
@@ -67,12 +74,11 @@ def selection(
     if ref is None:
         return page(request, "not_yet.html", job=record, selects=selects(record), tab="selection", what="Selection",
                     stage="select")  # fmt: skip
-    found = explore(parts.artifacts, ref, query=q.strip(), after=after, limit=_PASSAGES)
     task = refs_of(parts.jobs, record).get("validate")
+    found = selection_page(parts.artifacts, ref, after=after, limit=_PASSAGES, words=q.split(), task=task)
     return page(
         request, "_passages.html" if "hx-request" in request.headers else "selection.html", job=record, found=found,
-        q=q.strip(), after=after, step=_PASSAGES, texts=askers(parts.artifacts, task, found.data), shown=ASKERS,
-        selects=True, tab="selection",
+        q=q.strip(), after=after, step=_PASSAGES, selects=True, tab="selection",
     )  # fmt: skip
 
 
@@ -135,10 +141,10 @@ def _takes_pairs(parts: Parts, ref: ManifestRef) -> bool:
 
 
 def _finished(parts: Parts, job: JobRecord, stage: str) -> ManifestRef | None:
-    """What a stage left, or None while it has not."""
+    """What a stage left, or None while it has not, or where the job's kind has no such stage."""
     try:
         return artifact_of(parts.jobs, job, stage)
-    except Conflict:
+    except (Conflict, NotFound):
         return None
 
 

@@ -14,6 +14,7 @@ from services.api.dashboard.web import PREFIX, SignedIn, go_to, page
 from services.api.parts import Parts, PartsDep
 from services.api.submit import resolve_job
 from services.common.bodies import InsaneJSON, check_json
+from services.common.catalog import dataset_key
 from services.common.problem import validation_problem
 from tlm_core.errors import InvalidRequest, TLMError
 from tlm_core.jobs.spec import JobSpec
@@ -78,7 +79,8 @@ def submit(request: Request, parts: PartsDep, tenant: SignedIn, asked: Annotated
         job = parts.jobs.replayed(tenant, spec, key) if key else None
         if job is None:
             resolved = resolve_job(parts.catalog, tenant, spec, parts.settings.model_folders)
-            job, _ = parts.jobs.submit(tenant, spec, resolved, idempotency_key=key)
+            needs = dataset_key(tenant, resolved.dataset_id)
+            job, _ = parts.jobs.submit(tenant, spec, resolved, idempotency_key=key, needs=needs)
     except TLMError as error:
         return _form(request, parts, tenant, asked, error)
     return go_to(request, f"{PREFIX}/jobs/{job.id}")
@@ -86,9 +88,11 @@ def submit(request: Request, parts: PartsDep, tenant: SignedIn, asked: Annotated
 
 @router.post("/preview")
 def preview(request: Request, parts: PartsDep, tenant: SignedIn, asked: Annotated[Asked, Form()]) -> Response:
-    """What the job would mean, without submitting it."""
-    resolved = resolve_job(parts.catalog, tenant, asked.spec(), parts.settings.model_folders)
-    return page(request, "_preview.html", resolved=resolved, recipe=resolved.recipe)
+    """What the job would mean and cost, without submitting it."""
+    spec = asked.spec()
+    resolved = resolve_job(parts.catalog, tenant, spec, parts.settings.model_folders)
+    estimate = parts.estimator.estimate(tenant, spec, resolved)
+    return page(request, "_preview.html", resolved=resolved, recipe=resolved.recipe, estimate=estimate)
 
 
 def _form(request: Request, parts: Parts, tenant: str, asked: Asked, error: TLMError | None) -> Response:

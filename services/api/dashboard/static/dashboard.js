@@ -2,7 +2,7 @@
 "use strict";
 
 const EVERY = 3000;
-const LABELS = {mlm: "masked language model", task: "task", score: "score", tokens_per_second: "tokens per second", learning_rate: "rate"};
+const LABELS = {mlm: "MLM", task: "task", score: "score", tokens_per_second: "tokens per second", learning_rate: "rate"};
 
 function colour(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -34,10 +34,16 @@ function linesOf(curves, names) {
   return lines;
 }
 
+// Where the pointer is nowhere the legend tells the latest values.
+function showLatest(chart) {
+  if (chart.cursor.left >= 0) return;
+  chart.setLegend({idxs: chart.data.map(column => column.findLastIndex(value => value !== null && value !== undefined))}, false);
+}
+
 function options(lines, width) {
   const axis = {stroke: colour("--dim"), grid: {stroke: colour("--line"), width: 1}, ticks: {show: false}, font: "12px system-ui, sans-serif"};
   return {
-    width, height: 190, legend: {live: true}, cursor: {points: {size: 6}}, scales: {x: {time: false}},
+    width, height: 190, legend: {live: true}, hooks: {setCursor: [showLatest]}, cursor: {points: {size: 6}}, scales: {x: {time: false}},
     axes: [
       {...axis, grid: {show: false}, size: 26, values: (_, ticks) => ticks.map(short)},
       {...axis, size: 52, values: (_, ticks) => ticks.map(short)},
@@ -54,16 +60,22 @@ function draw(figure, curves) {
   const lines = linesOf(curves, figure.dataset.series.split(" "));
   const title = figure.querySelector("figcaption").textContent.replace(/\s+/g, " ").trim();
   const latest = lines.map(line => `${line.label} ${readable(line.y.at(-1))}`).join("; ");
+  // Only finetuning is validated; a stage without a series has no empty frame for it.
+  figure.hidden = !lines.length && curves.some(curve => Object.keys(curve.series).length);
   plot.setAttribute("aria-label", `${title}: ${latest || "no points yet"}`);
   const shape = lines.map(line => line.label).join("|") + plot.clientWidth + colour("--ink");
   const data = lines.length ? uPlot.join(lines.map(line => [line.x, line.y])) : null;
-  if (figure.chart && figure.shape === shape) return figure.chart.setData(data);
+  if (figure.chart && figure.shape === shape) {
+    figure.chart.setData(data);
+    return showLatest(figure.chart);
+  }
   if (figure.chart) figure.chart.destroy();
   figure.chart = null;
   figure.shape = shape;
   plot.replaceChildren();
   if (data) {
     figure.chart = new uPlot(options(lines, plot.clientWidth), data, plot);
+    showLatest(figure.chart);
   } else {
     const word = document.createElement("p");
     word.className = "none";
@@ -78,18 +90,20 @@ function showCharts(area) {
   const redraw = () => figures.forEach(figure => draw(figure, curves));
   const load = async () => {
     const began = performance.now();
+    let told;
     try {
       const answer = await fetch(area.dataset.points, {headers: {"HX-Request": "true"}});
       if (!answer.ok) return;
-      const told = await answer.json();
-      curves = told.curves;
-      redraw();
-      area.dataset.drawn = "yes";
-      // The longer the course, the more its points cost the service, and the less they change.
-      if (told.live) setTimeout(load, Math.max(EVERY, 20 * (performance.now() - began)));
+      told = await answer.json();
     } catch {
       setTimeout(load, 2 * EVERY);
+      return;
     }
+    curves = told.curves;
+    redraw();
+    area.dataset.drawn = "yes";
+    // The longer the course, the more its points cost the service, and the less they change.
+    if (told.live) setTimeout(load, Math.max(EVERY, 20 * (performance.now() - began)));
   };
   new ResizeObserver(redraw).observe(area);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
