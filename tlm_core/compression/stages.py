@@ -10,7 +10,10 @@ from typing import Any
 
 from tlm_core.compression.importance import importance as importance_of
 from tlm_core.compression.masks import Importance, Mask, one_shot
+from tlm_core.compression.merge import part
 from tlm_core.compression.phases import phases
+from tlm_core.compression.shared_report import shared_report
+from tlm_core.compression.sharing import share
 from tlm_core.compression.sliced import MASK, sliced, spared_flops
 from tlm_core.training.evaluate import pick_device
 from tlm_core.training.loop import Trainer
@@ -72,4 +75,7 @@ STAGES: dict[str, Callable[[StageContext], dict[str, Any]]] = {
     "importance": importance,
     "ticket": ticket,
     "phases": phases,
+    "part": part,
+    "share": share,
+    "shared_report": shared_report,
 }

@@ -32,7 +32,7 @@ def joint(ctx: StageContext) -> dict[str, Any]:
     state, _ = trainer.run()
     head_trained = ctx.params["recipe"]["joint"]["task_loss"]
     model = trainer.model
-    return _write(ctx, model.shape, weights(model), state, trainer.device, {"head_trained": head_trained})
+    return write_trained(ctx, model.shape, weights(model), state, trainer.device, {"head_trained": head_trained})
 
 
 def joint_trainer(ctx: StageContext) -> Trainer:
@@ -112,7 +112,7 @@ def tune(
     state, best = trainer.run()
     assert best is not None
     chosen = {name: tensor for name, tensor in best.items() if not name.startswith("vocabulary.")}
-    return _write(ctx, model.shape, chosen, state, device, {"joint": before.get("cost")})
+    return write_trained(ctx, model.shape, chosen, state, device, {"joint": before.get("cost")})
 
 
 def finetune_steps(part: Mapping[str, Any], rows: int) -> int:
@@ -148,7 +148,7 @@ def build(recipe: Mapping[str, Any], prepared: Prepared, seed: int) -> TaskModel
     return model
 
 
-def _write(
+def write_trained(
     ctx: StageContext,
     shape: Shape,
     tensors: Mapping[str, Tensor],

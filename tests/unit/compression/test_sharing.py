@@ -1,0 +1,188 @@
+"""Ticket sharing: only allowed weights move, each task computes with its own ticket."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+
+from tests.unit.compression.made import CPU
+from tests.unit.training.made import made_task, tiny
+from tlm_core.compression.gates import gated, masked
+from tlm_core.compression.masks import Mask
+from tlm_core.compression.merge import MERGE, merge
+from tlm_core.compression.sharing import SharedBatches, SharedModel, TicketOptimizer, frozen, load_shared
+from tlm_core.compression.sliced import sliced
+from tlm_core.errors import InvalidRequest
+from tlm_core.stages import STAGES
+from tlm_core.tasks.task import Task
+from tlm_core.training.evaluate import predict
+from tlm_core.training.local import run_stage
+from tlm_core.training.objective import Workers, accumulate_gradient
+from tlm_core.training.params import stage_params
+from tlm_core.training.prepared import Prepared, task_batch
+from tlm_core.training.stages import build
+
+MASKS = (
+    Mask(((True, False, False, True), (True,) * 4), (False, True)),
+    Mask(((False, True, True, True), (True, True, False, True)), (True, True)),
+)
+
+
+def recipe_of(architecture: str, optimizer: str = "adamw") -> Any:
+    return tiny(
+        model__architecture=architecture,
+        model__heads=4,
+        selection__selector="none",
+        joint__enabled=False,
+        finetune__reset_head=True,
+        finetune__optimizer__name=optimizer,
+        finetune__optimizer__weight_decay=0.5,
+        finetune__evaluations=2,
+        precision="fp32",
+    )
+
+
+def made_parts(folder: Path, recipe: Any, *, pair: bool = False) -> list[Path]:
+    """Prepared parts of two merged tasks."""
+    sizes = {"one": (40, 12, 12), "two": (24, 10, 10)}
+    tasks = [Task.read(made_task(folder / name, counts, pair=pair)) for name, counts in sizes.items()]
+    (folder / "merged").mkdir()
+    merge(tasks, list(sizes), folder / "merged")
+    prepared = run_stage("prepare", {"task": folder / "merged"}, stage_params("prepare", recipe), folder / "prepared")
+    inputs = {"prepared": prepared, "task": folder / "merged"}
+    return [run_stage("part", inputs, {"number": n}, folder / f"part{n}", stages=STAGES) for n in range(2)]
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> list[Prepared]:
+    folders = made_parts(tmp_path_factory.mktemp("parts"), recipe_of("modernbert"))
+    return [Prepared(folder) for folder in folders]
+
+
+def shared(recipe: Any, parts: list[Prepared]) -> SharedModel:
+    models = [build(recipe.model.model_dump(), prepared, seed=1) for prepared in parts]
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in (parameter for model in models for parameter in model.parameters()):
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=random))
+    return SharedModel(models, MASKS)
+
+
+def test_a_part_holds_the_texts_and_labels_of_its_task_alone(tmp_path: Path) -> None:
+    folders = made_parts(tmp_path, recipe_of("modernbert"), pair=True)
+    whole = Prepared(tmp_path / "prepared")
+    assert len(whole.labels) == 6 and whole.labels[3] == "two: red"
+    for number, (name, begin) in enumerate((("one", 0), ("two", 40))):
+        own, task = Prepared(folders[number]).split("train"), Task.read(tmp_path / name)
+        np.testing.assert_array_equal(own.labels, task.label_ids("train"))
+        together = whole.split("train")
+        for row in (0, len(own) - 1):
+            np.testing.assert_array_equal(own.store[row], together.store[begin + row])
+            assert own.second is not None and together.second is not None
+            assert own.second[row] == together.second[begin + row]
+
+
+@pytest.mark.parametrize("architecture", ["modernbert", "bert"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_step_moves_only_what_the_task_s_ticket_holds(
+    architecture: str, optimizer: str, parts: list[Prepared]
+) -> None:
+    recipe = recipe_of(architecture, optimizer)
+    model = shared(recipe, parts)
+    optim = TicketOptimizer(model, recipe.finetune.optimizer.model_dump())
+    with gated(cast(Any, model), model.head_gates, model.block_gates):
+        for number in (0, 1, 0):
+            model.select(number)
+            before = {name: p.detach().clone() for name, p in model.named_parameters()}
+            memory = {name: value.clone() for name, value in optim.state().items()}
+            batch = task_batch(parts[number].split("train"), np.arange(12), parts[number])
+            optim.zero_grad()
+            accumulate_gradient(cast(Any, model), batch, Workers(), 64, "fp32", CPU)
+            optim.step(1.0, batch.active)
+            moved = {name: p.detach() != before[name] for name, p in model.named_parameters()}
+            gone = frozen(model.shape, MASKS[number])
+            for name, changed in moved.items():
+                if name.startswith("task"):
+                    assert changed.any() == name.startswith(f"task{number}."), name
+                elif name in gone:
+                    assert not changed[gone[name]].any(), name
+                    if not gone[name].all():
+                        assert changed[~gone[name]].float().mean() > 0.9, name
+            other = f"task{1 - number}."
+            assert all(torch.equal(memory[name], v) for name, v in optim.state().items() if name.startswith(other))
+
+
+def test_what_one_ticket_drops_the_other_moves(parts: list[Prepared]) -> None:
+    """The masks differ, so the test above would not hold if one task's mask stood for both."""
+    first, second = (frozen(shared(recipe_of("modernbert"), parts).shape, mask) for mask in MASKS)
+    name = "encoder.layers.0.attention.qkv.weight"
+    assert (first[name] & ~second[name]).any() and (second[name] & ~first[name]).any()
+
+
+def test_each_task_answers_as_its_own_sliced_model_would(parts: list[Prepared]) -> None:
+    recipe = recipe_of("modernbert")
+    model = shared(recipe, parts).eval()
+    with gated(cast(Any, model), model.head_gates, model.block_gates):
+        found = []
+        for number in (0, 1):
+            model.select(number)
+            found.append(predict(cast(Any, model), parts[number].split("test"), parts[number], device=CPU))
+    for number in (0, 1):
+        alone = build(recipe.model.model_dump(), parts[number], seed=1).eval()
+        alone.encoder.load_state_dict(model.encoder.state_dict())
+        alone.task.load_state_dict(getattr(model, f"task{number}").state_dict())
+        expected = predict(sliced(alone, MASKS[number]), parts[number].split("test"), parts[number], device=CPU)
+        np.testing.assert_allclose(found[number], expected, atol=1e-4)
+        with masked(alone, MASKS[number]):
+            again = predict(alone, parts[number].split("test"), parts[number], device=CPU)
+        np.testing.assert_allclose(found[number], again, atol=1e-5)
+
+
+def test_an_epoch_holds_every_text_of_every_task_once(parts: list[Prepared]) -> None:
+    model = shared(recipe_of("modernbert"), parts)
+    batches = SharedBatches(model, parts, 8, seed=0)
+    seen: dict[int, list[int]] = {0: [], 1: []}
+    for step in range(5 + 3):
+        batch = batches(step, 0.0)
+        seen[model.current].extend(batch.rows.documents.tolist())
+    assert sorted(seen[0]) == list(range(40)) and sorted(seen[1]) == list(range(24))
+
+
+def test_the_stage_trains_and_each_task_can_be_loaded_out_of_it(parts: list[Prepared], tmp_path: Path) -> None:
+    recipe = recipe_of("modernbert")
+    tickets = [{"mask": mask.as_dict()} for mask in MASKS]
+    inputs = {f"prepared.{number}": prepared.folder for number, prepared in enumerate(parts)}
+    params = {**stage_params("finetune", recipe, 3), "tickets": tickets}
+    out = run_stage("share", inputs, params, tmp_path / "shared", stages=STAGES)
+    history = json.loads((out / "history.json").read_text())
+    best = history["best"]
+    assert best["score"] == pytest.approx((best["score.0"] + best["score.1"]) / 2)
+    for number, prepared in enumerate(parts):
+        model = load_shared(out, number, 3)
+        assert sum(sum(row) for row in MASKS[number].heads) == sum(
+            cast(Any, layer).attention.heads for layer in model.encoder.layers
+        )
+        assert predict(model, prepared.split("test"), prepared, device=CPU).shape == (len(prepared.split("test")), 3)
+
+
+def test_tasks_of_one_name_or_of_other_form_are_refused(tmp_path: Path) -> None:
+    one = Task.read(made_task(tmp_path / "one", (12, 4, 4)))
+    pairs = Task.read(made_task(tmp_path / "pairs", (12, 4, 4), pair=True))
+    with pytest.raises(InvalidRequest, match="labels clash"):
+        merge([one, one], ["same", "same"], tmp_path / "a")
+    with pytest.raises(InvalidRequest, match="the same kind of texts"):
+        merge([one, pairs], ["one", "pairs"], tmp_path / "b")
+
+
+def test_merging_says_which_labels_are_whose(tmp_path: Path) -> None:
+    one = Task.read(made_task(tmp_path / "one", (12, 4, 4)))
+    (tmp_path / "merged").mkdir()
+    merge([one, one], ["a", "b"], tmp_path / "merged")
+    facts = json.loads((tmp_path / "merged" / MERGE).read_text())
+    assert [(entry["name"], entry["offset"]) for entry in facts] == [("a", 0), ("b", 3)]
+    assert Task.read(tmp_path / "merged").counts == {"train": 24, "validation": 8, "test": 8}

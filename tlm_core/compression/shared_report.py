@@ -1,0 +1,123 @@
+"""The last stage of a `share_tickets` job: each task alone, plain multi-task training, shared tickets."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tlm_core.compression.masks import Mask
+from tlm_core.compression.merge import MERGE
+from tlm_core.compression.sharing import MASKS, load_shared
+from tlm_core.compression.sliced import parameters
+from tlm_core.tasks.metrics import summary
+from tlm_core.tasks.task import Task
+from tlm_core.training.evaluate import pick_device, predict, report_of, total_cost
+from tlm_core.training.model import Shape
+from tlm_core.training.prepared import Prepared, Split
+from tlm_core.training.stage import StageContext
+from tlm_core.training.state import HISTORY, SHAPE, load_model
+
+SYSTEMS = ("alone", "multi_task", "tickets")
+
+
+def shared_report(ctx: StageContext) -> dict[str, Any]:
+    """Write `report.json` and `scores.csv`. Each model is tested once for each seed.
+
+    Inputs: `merged`, `task.{number}`, `prepared.{number}`, `alone.{number}.s{seed}`, `multi_task.s{seed}`,
+    `tickets.s{seed}`. Parameter `seeds`.
+    """
+    if ctx.rank:
+        return {}
+    facts = json.loads((ctx.inputs["merged"] / MERGE).read_text(encoding="utf-8"))
+    seeds = ctx.params["seeds"]
+    tasks = [_task(ctx.inputs, number, one["name"], seeds) for number, one in enumerate(facts)]
+    report: dict[str, Any] = {
+        "kind": "share_tickets",
+        "task": " + ".join(task["name"] for task in tasks),
+        "metric": "value",
+        "tasks": tasks,
+        "average": {system: _average(tasks, system, len(seeds)) for system in SYSTEMS},
+        "weights_left": _weights_left(ctx.inputs[f"tickets.s{seeds[0]}"], len(tasks)),
+        "cost": _cost(ctx.inputs),
+    }
+    average = report["average"]
+    report["mean"] = {"test": {"value": average["tickets"]["mean"]}}
+    report["spread"] = {"test": {"value": average["tickets"]["std"]}}
+    report["words"] = words(report)
+    (ctx.out / "report.json").write_text(
+        json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False), encoding="utf-8"
+    )
+    with open(ctx.out / "scores.csv", "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["task", "system", "seed", "metric", "test"])
+        for task in tasks:
+            for system in SYSTEMS:
+                for entry in task[system]["seeds"]:
+                    table.writerow([task["name"], system, entry["seed"], task["metric"], entry["test"]["value"]])
+    return {"mean": report["mean"], "words": report["words"]}
+
+
+def _task(inputs: Mapping[str, Path], number: int, name: str, seeds: Sequence[int]) -> dict[str, Any]:
+    prepared, task = Prepared(inputs[f"prepared.{number}"]), Task.read(inputs[f"task.{number}"])
+    device, labels = pick_device(), len(prepared.labels)
+
+    def alone(folder: Path, split: Split) -> npt.NDArray[np.float32]:
+        return predict(load_model(folder).to(device), split, prepared, device=device)
+
+    def together(folder: Path, split: Split) -> npt.NDArray[np.float32]:
+        return predict(load_shared(folder, number, labels).to(device), split, prepared, device=device)
+
+    found: dict[str, Any] = {"name": name, "metric": prepared.metric}
+    for system in SYSTEMS:
+        own = f"alone.{number}" if system == "alone" else system
+        folders = {seed: inputs[f"{own}.s{seed}"] for seed in seeds}
+        report = report_of(folders, prepared, task, alone if system == "alone" else together)
+        found[system] = {key: report[key] for key in ("seeds", "mean", "spread")}
+    return found
+
+
+def _average(tasks: Sequence[Mapping[str, Any]], system: str, seeds: int) -> dict[str, Any]:
+    """Mean over tasks of the test score by each task's own metric, for each seed, and over seeds."""
+    by_seed = [float(np.mean([task[system]["seeds"][i]["test"]["value"] for task in tasks])) for i in range(seeds)]
+    return summary(by_seed)
+
+
+def _weights_left(folder: Path, tasks: int) -> list[float]:
+    """Share of the layers' weights that each task's ticket holds (of the first seed)."""
+    shape = Shape.from_dict(json.loads((folder / SHAPE).read_text(encoding="utf-8")))
+    masks = [Mask.from_dict(mask) for mask in json.loads((folder / MASKS).read_text(encoding="utf-8"))]
+    counts = [parameters(shape, mask) for mask in masks[:tasks]]
+    return [count["layers_left"] / count["layers_full"] for count in counts]
+
+
+def _cost(inputs: Mapping[str, Path]) -> dict[str, dict[str, float]]:
+    """Of finetuning, by system; what all of them begin with (the joint stage) is not in it."""
+    costs = []
+    for name, folder in inputs.items():
+        if name.startswith(SYSTEMS):
+            history = json.loads((folder / HISTORY).read_text(encoding="utf-8"))
+            costs.append({name.split(".")[0]: history["cost"]})
+    return total_cost(costs)
+
+
+def words(report: Mapping[str, Any]) -> str:
+    """What came out, in a sentence or two."""
+    average = report["average"]
+    alone, plain, tickets = (average[system]["mean"] for system in SYSTEMS)
+    left = float(np.mean(report["weights_left"]))
+    text = (
+        f"Over {len(report['tasks'])} tasks the mean test score is {tickets:.4f} with shared tickets ({left:.0%} of "
+        f"the layers' weights), {plain:.4f} with plain multi-task training and {alone:.4f} with a model for each task."
+    )
+    spread = average["tickets"]["std"]
+    if spread is None:
+        return f"{text} One seed tells nothing of chance: give at least three."
+    if abs(tickets - plain) <= spread:
+        text += f" Tickets and plain training differ by no more than one standard deviation ({spread:.4f})."
+    return text

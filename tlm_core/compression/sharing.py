@@ -1,0 +1,242 @@
+"""Ticket sharing: one encoder for several tasks, each with its own ticket (arXiv 2105.12002, section 4).
+
+A task computes with its ticket alone, and a step on its texts moves the ticket's weights alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tlm_core.compression.gates import gated
+from tlm_core.compression.masks import Importance, Mask, one_shot
+from tlm_core.compression.sliced import sliced
+from tlm_core.training.evaluate import pick_device, predict, validation_scores
+from tlm_core.training.loop import Budget, Trainer
+from tlm_core.training.model import Shape, TaskModel
+from tlm_core.training.objective import Workers
+from tlm_core.training.optim import Optimizer
+from tlm_core.training.prepared import Batch, FinetuneBatches, Prepared
+from tlm_core.training.randomness import Stream, random_at
+from tlm_core.training.stage import StageContext
+from tlm_core.training.stages import build, evaluation_steps, finetune_steps, write_trained
+from tlm_core.training.state import SHAPE, WEIGHTS, load_weights
+
+MASKS = "masks.json"
+
+
+class SharedModel(nn.Module):
+    """One encoder and a head for each task. To the training loop it is the model of the task that `select` chose."""
+
+    def __init__(self, models: Sequence[TaskModel], masks: Sequence[Mask]) -> None:
+        """models: one for each task, of which the first gives the encoder."""
+        super().__init__()
+        self._shapes = [model.shape for model in models]
+        self.encoder = models[0].encoder
+        for number, model in enumerate(models):
+            self.add_module(f"task{number}", model.task)
+        self._gates = [_gates(mask) for mask in masks]
+        heads, blocks = self._gates[0]
+        self.head_gates, self.block_gates = [g.clone() for g in heads], [g.clone() for g in blocks]
+        self.masks = list(masks)
+        self.current = 0
+
+    def select(self, number: int) -> None:
+        """Be the model of that task from now on."""
+        self.current = number
+        for own, wanted in zip((self.head_gates, self.block_gates), self._gates[number], strict=True):
+            for gate, values in zip(own, wanted, strict=True):
+                gate.copy_(values)
+
+    @property
+    def shape(self) -> Shape:
+        return self._shapes[self.current]
+
+    @property
+    def task(self) -> nn.Module:
+        return cast(nn.Module, getattr(self, f"task{self.current}"))
+
+    def pool(self, hidden: Tensor, segments: Tensor, doc_row: Tensor, doc_segment: Tensor) -> Tensor:
+        return TaskModel.pool(cast(Any, self), hidden, segments, doc_row, doc_segment)
+
+
+def _gates(mask: Mask) -> tuple[list[Tensor], list[Tensor]]:
+    device = pick_device()
+    heads = [torch.tensor(row, dtype=torch.float32, device=device) for row in mask.heads]
+    return heads, [torch.tensor([kept], dtype=torch.float32, device=device) for kept in mask.blocks]
+
+
+def frozen(shape: Shape, mask: Mask) -> dict[str, Tensor]:
+    """Which weights of the encoder a ticket does not hold: parameter name → True there, in the parameter's shape.
+
+    Biases and norms that act on kept and dropped parts alike belong to every ticket.
+    """
+    size, gates = shape.hidden // shape.heads, 2 if shape.rotary else 1
+    found: dict[str, Tensor] = {}
+    for number, (heads, block) in enumerate(zip(mask.heads, mask.blocks, strict=True)):
+        name = f"encoder.layers.{number}"
+        gone = ~torch.tensor(heads).repeat_interleave(size)
+        found[f"{name}.attention.qkv.weight"] = gone.repeat(3)[:, None].expand(-1, shape.hidden)
+        found[f"{name}.attention.out.weight"] = gone.expand(shape.hidden, -1)
+        if not shape.rotary:
+            found[f"{name}.attention.qkv.bias"] = gone.repeat(3)
+        if not block:
+            found[f"{name}.mlp_in.weight"] = torch.ones(gates * shape.intermediate, shape.hidden, dtype=torch.bool)
+            found[f"{name}.mlp_out.weight"] = torch.ones(shape.hidden, shape.intermediate, dtype=torch.bool)
+            if shape.rotary:
+                found[f"{name}.mlp_norm.weight"] = torch.ones(shape.hidden, dtype=torch.bool)
+            else:
+                found[f"{name}.mlp_in.bias"] = torch.ones(shape.intermediate, dtype=torch.bool)
+                found[f"{name}.mlp_out.bias"] = torch.ones(shape.hidden, dtype=torch.bool)
+    return found
+
+
+class TicketOptimizer(Optimizer):
+    """Leaves what the current task's ticket does not hold as it is: the weights and all that is remembered of them.
+
+    A gradient of zero would not do: weight decay and momentum move weights without one.
+    """
+
+    def __init__(self, model: SharedModel, recipe: Mapping[str, Any]) -> None:
+        tasks = [f"task{number}" for number in range(len(model.masks))]
+        super().__init__(cast(Any, model), recipe, ("encoder", *tasks))
+        self._model = model
+        parameters = dict(model.named_parameters())
+        self._held: list[Tensor] = []
+        for mask in model.masks:
+            places = [torch.zeros(0, dtype=torch.int64, device=self.buffers.value.device)]
+            for name, gone in frozen(model.shape, mask).items():
+                parameter = parameters[name]
+                inside = gone.reshape(-1).nonzero()[:, 0].to(parameter.device)
+                places.append(parameter.storage_offset() + inside)
+            self._held.append(torch.cat(places).sort().values)
+
+    @torch.no_grad()
+    def step(self, rate: float, active: Iterable[str]) -> None:
+        number = self._model.current
+        kept = [(values, values[places].clone(), places) for values, places in self._untouched(number)]
+        parts = [f"task{number}" if part == "task" else part for part in active]
+        super().step(rate, parts)
+        for values, before, places in kept:
+            values[places] = before
+
+    def _untouched(self, number: int) -> Iterable[tuple[Tensor, Tensor]]:
+        """Tensors with the places in them that must stay: the parameters', then each moment's."""
+        held = self._held[number]
+        yield self.buffers.value, held
+        for section in self._sections:
+            places = held[(held >= section.start) & (held < section.stop)] - section.start
+            for name, values in self._moments[section.name].items():
+                if name != "step" and len(places):
+                    yield values, places
+
+
+class SharedBatches:
+    """Step number → batch of one task; an epoch has each task's batches, shuffled. Selects the task in the model."""
+
+    def __init__(self, model: SharedModel, tasks: Sequence[Prepared], batch: int, seed: int) -> None:
+        self._model = model
+        self._batches = [FinetuneBatches(prepared, batch, seed) for prepared in tasks]
+        counts = [-(-len(prepared.split("train")) // batch) for prepared in tasks]
+        self._turns = np.repeat(np.arange(len(tasks)), counts)
+        self._counts = counts
+        self._seed = seed
+
+    def __call__(self, step: int, progress: float) -> Batch:
+        epoch, place = divmod(step, len(self._turns))
+        order = random_at(self._seed, Stream.TASK, epoch).permutation(self._turns)
+        number = int(order[place])
+        self._model.select(number)
+        turn = int(np.count_nonzero(order[:place] == number))
+        return self._batches[number](epoch * self._counts[number] + turn, progress)
+
+
+def share(ctx: StageContext) -> dict[str, Any]:
+    """Train one encoder on all tasks. Parameter `tickets`: for each task `{"level": …}`, `{"mask": …}` or null.
+
+    Null is the whole model; with null for all this is plain multi-task training. Inputs: `prepared.{number}`,
+    `importance.{number}` where a level is given, and `joint` unless the recipe leaves it out.
+    The mean of the tasks' validation scores decides.
+    """
+    recipe, seed, device = ctx.params["recipe"], int(ctx.params["seed"]), pick_device()
+    tasks = [Prepared(ctx.inputs[f"prepared.{number}"]) for number in range(len(ctx.params["tickets"]))]
+    models = [_start(ctx, prepared).to(device) for prepared in tasks]
+    masks = [ticket_of(ctx, number, models[0].shape) for number in range(len(tasks))]
+    model, part = SharedModel(models, masks), recipe["finetune"]
+    steps = sum(finetune_steps(part, len(prepared.split("train"))) for prepared in tasks)
+    trainer = Trainer(
+        ctx=ctx,
+        model=cast(Any, model),
+        optimizer=TicketOptimizer(model, part["optimizer"]),
+        optimizer_recipe=part["optimizer"],
+        batches=SharedBatches(model, tasks, part["batch"], seed),
+        budget=Budget("steps", steps),
+        seed=seed,
+        precision=recipe["precision"],
+        checkpoint_steps=recipe["checkpoint_steps"],
+        device=device,
+        validate=partial(_validate, model, tasks, recipe["precision"], Workers(ctx.rank, ctx.world_size), device),
+        evaluate_at=evaluation_steps(steps, part["evaluations"], False),
+    )
+    with gated(cast(Any, model), model.head_gates, model.block_gates):
+        state, best = trainer.run()
+    assert best is not None
+    if not ctx.rank:
+        (ctx.out / MASKS).write_text(json.dumps([mask.as_dict() for mask in masks]), encoding="utf-8")
+    return write_trained(ctx, models[0].shape, best, state, device, {"joint": None})
+
+
+def _start(ctx: StageContext, prepared: Prepared) -> TaskModel:
+    """The model with which finetuning on one task alone would begin, too."""
+    model = build(ctx.params["recipe"]["model"], prepared, int(ctx.params["seed"]))
+    if "joint" in ctx.inputs:
+        load_weights(model, load_file(ctx.inputs["joint"] / WEIGHTS), skip=("task.",))
+    return model
+
+
+def ticket_of(ctx: StageContext, number: int, shape: Shape) -> Mask:
+    """The mask of one task. Raises InvalidRequest for a mask of another model and for a level that is too high."""
+    asked = ctx.params["tickets"][number]
+    if asked is None:
+        return Mask.full(shape.layers, shape.heads)
+    if "mask" in asked:
+        mask = Mask.from_dict(asked["mask"])
+        mask.check(shape.layers, shape.heads)
+        return mask
+    text = (ctx.inputs[f"importance.{number}"] / "importance.json").read_text(encoding="utf-8")
+    return one_shot(Importance.from_dict(json.loads(text)), float(asked["level"]), "winning")
+
+
+def _validate(
+    model: SharedModel, tasks: Sequence[Prepared], precision: str, workers: Workers, device: torch.device
+) -> dict[str, float]:
+    """Mean over tasks of what `validation_scores` gives, and each task's score."""
+    found, chosen = [], model.current
+    for number, prepared in enumerate(tasks):
+        model.select(number)
+        split = prepared.split("validation")
+        logits = predict(cast(Any, model), split, prepared, device=device, precision=precision, workers=workers)
+        found.append(validation_scores(logits, split, prepared))
+    model.select(chosen)
+    means = {name: float(np.mean([scores[name] for scores in found])) for name in found[0]}
+    return means | {f"score.{number}": scores["score"] for number, scores in enumerate(found)}
+
+
+def load_shared(folder: Path, number: int, labels: int) -> TaskModel:
+    """One task's model out of what `share` wrote, cut to its ticket, ready to predict. Raises CorruptArtifact."""
+    shape = Shape.from_dict(json.loads((folder / SHAPE).read_text(encoding="utf-8")))
+    mask = Mask.from_dict(json.loads((folder / MASKS).read_text(encoding="utf-8"))[number])
+    model = TaskModel(replace(shape, labels=labels))
+    own = {n.replace(f"task{number}.", "task."): tensor for n, tensor in load_file(folder / WEIGHTS).items()}
+    kept = {name: tensor for name, tensor in own.items() if name.startswith(("encoder.", "task."))}
+    load_weights(model, kept, skip=("vocabulary.",))
+    return sliced(model.eval(), mask)
