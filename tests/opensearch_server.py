@@ -1,7 +1,7 @@
 """A real OpenSearch for tests: one node on a free loopback port, started by the JDK of the machine.
 
 `OPENSEARCH_URL` names a running one instead. Else Maven copies the jars of tests/opensearch/pom.xml once into
-build/opensearch, and a JDK of version 21 or later runs tests/opensearch/Launcher.java on them.
+build/opensearch, and a JDK of version 21 or later compiles tests/opensearch/Launcher.java once and runs it on them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +23,9 @@ from tests.support import ROOT, skip_or_fail
 
 HERE = ROOT / "tests" / "opensearch"
 JAVA = 21
-START_SECONDS = 120
+START_SECONDS = 240
+FOR_SPEED = ("--add-modules=jdk.incubator.vector",)  # as the stock distribution has it
+FOR_START = ("-XX:TieredStopAtLevel=1",)  # short tests end before thorough compiling pays
 
 
 def java_binary() -> str:
@@ -65,13 +68,31 @@ def jars() -> Path:
     return folder
 
 
+def launcher(java: str, classes: Path) -> Path:
+    """Folder with the compiled launcher, made once for each source, set of jars and JDK."""
+    source = HERE / "Launcher.java"
+    digest = hashlib.sha256(f"{source.read_text()} {classes.name} {java}".encode()).hexdigest()[:12]
+    folder = classes.with_name(f"launcher-{digest}")
+    if not folder.is_dir():
+        partial = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+        compiler = str(Path(java).with_name("javac"))
+        subprocess.run([compiler, "-cp", f"{classes}/*", "-d", str(partial), str(source)], check=True)
+        with suppress(OSError):  # another run was first; its classes are as good
+            partial.rename(folder)
+    return folder
+
+
 @dataclass
 class OpenSearchServer:
-    """One node with its own folder; may be killed and started again on the same port and data."""
+    """One node with its own folder; may be killed and started again on the same port and data.
+
+    options: of the virtual machine. settings: of the node.
+    """
 
     folder: Path
     heap: str = "1g"
     port: int = 0
+    options: tuple[str, ...] = FOR_START
     settings: tuple[str, ...] = ()
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
@@ -85,8 +106,9 @@ class OpenSearchServer:
         port_file.unlink(missing_ok=True)
         command = [
             java, f"-Xms{self.heap}", f"-Xmx{self.heap}", "-XX:ActiveProcessorCount=2", "-XX:+UseSerialGC",
-            "-Dlog4j2.disable.jmx=true", "-Dlog4j2.level=warn", "-cp", f"{classes}/*", str(HERE / "Launcher.java"),
-            str(port_file), f"path.home={self.folder}", "cluster.name=tests", "node.name=tests",
+            "--enable-native-access=ALL-UNNAMED", "-Dlog4j2.disable.jmx=true", "-Dlog4j2.level=warn", *self.options,
+            "-cp", f"{launcher(java, classes)}:{classes}/*", "Launcher", str(port_file),
+            f"path.home={self.folder}", "cluster.name=tests", "node.name=tests",
             "discovery.type=single-node", "network.host=127.0.0.1", f"http.port={self.port}", "transport.port=0",
             "http.type=netty4", "transport.type=netty4", "cluster.routing.allocation.disk.threshold_enabled=false",
             *self.settings,
