@@ -20,6 +20,7 @@ TLMError
 ├── StorageFull               no room left
 ├── CorruptArtifact           bytes do not match their manifest
 ├── IndexMismatch             an index whose mapping or version is not ours
+├── UnreadableRecord          a job's record that another release wrote and this one cannot read
 ├── EmptySelection            no passage of the corpus matched any query
 ├── RuntimeExceeded           the job ran longer than its max_runtime_seconds
 └── TrainingFailed
@@ -171,6 +172,10 @@ class CorruptArtifact(TLMError):
 
 class IndexMismatch(TLMError):
     code = "index_mismatch"
+
+
+class UnreadableRecord(TLMError):
+    code = "unreadable_record"
 
 
 class EmptySelection(TLMError):

@@ -23,11 +23,19 @@ from pathlib import Path
 from typing import Any
 
 import redis
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from services.common.redis_errors import translated
 from tlm_core.artifacts import ManifestRef, canonical_json, digest_of
-from tlm_core.errors import Conflict, IdempotencyMismatch, IllegalTransition, NotFound, StaleAttempt, TLMError
+from tlm_core.errors import (
+    Conflict,
+    IdempotencyMismatch,
+    IllegalTransition,
+    NotFound,
+    StaleAttempt,
+    TLMError,
+    UnreadableRecord,
+)
 from tlm_core.jobs.spec import MAX_PRIORITY, Event, JobRecord, JobSpec, Origin, Progress, Resolved, new_id
 from tlm_core.jobs.states import ACTIVE, TERMINAL, TRANSITIONS, State, Verb, allowed
 
@@ -539,4 +547,11 @@ def _line(entry: tuple[str, Mapping[str, str]]) -> dict[str, Any]:
 
 def _record(fields: Mapping[str, str]) -> JobRecord:
     data: dict[str, Any] = {k: json.loads(v) if k in _JSON_FIELDS else v for k, v in fields.items()}
-    return JobRecord.model_validate(data)
+    try:
+        return JobRecord.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UnreadableRecord(
+            f"job {fields.get('id')} was written by another release of the service: "
+            f"{'.'.join(map(str, first['loc']))}: {first['msg']}; run the newest release on all processes"
+        ) from error

@@ -45,6 +45,7 @@ STATUS: Mapping[type[e.TLMError], int] = {
     e.StorageFull: 507,
     e.CorruptArtifact: 500,
     e.IndexMismatch: 500,
+    e.UnreadableRecord: 500,
     e.EmptySelection: 422,
     e.RuntimeExceeded: 500,
     e.TrainingFailed: 500,

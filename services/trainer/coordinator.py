@@ -30,6 +30,7 @@ from tlm_core.errors import (
     TLMError,
     TrainingFailed,
     Unavailable,
+    UnreadableRecord,
     WorkerLost,
     error_from_dict,
 )
@@ -105,7 +106,11 @@ class Coordinator:
         for held in list(self._held.values()):
             self._step(held)
         while len(self._held) < self._settings.concurrency:
-            job = self._store.claim(self._owner, self._settings.lease_seconds)
+            try:
+                job = self._store.claim(self._owner, self._settings.lease_seconds)
+            except UnreadableRecord as error:  # its lease lapses, and a coordinator that can read it takes it
+                log.error("a job is left to a coordinator of another release: %s", error)
+                return
             if job is None:
                 return
             log.info("claimed job %s, attempt %d", job.id, job.attempt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -23,7 +24,15 @@ from services.trainer.settings import TrainerSettings
 from tests.factories import make_resolved, make_spec
 from tests.trainer_fakes import FakeCluster, FakeSelections, all_stages, counting_stage, folder_artifact, run_group
 from tlm_core.artifacts import ArtifactStore, ManifestRef
-from tlm_core.errors import EmptySelection, IndexUnavailable, InvalidDataset, NonFiniteLoss, StaleAttempt, TLMError
+from tlm_core.errors import (
+    EmptySelection,
+    IndexUnavailable,
+    InvalidDataset,
+    NonFiniteLoss,
+    StaleAttempt,
+    TLMError,
+    UnreadableRecord,
+)
 from tlm_core.jobs.plan import Node, plan_of
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import State
@@ -439,3 +448,20 @@ def test_a_job_that_runs_longer_than_it_may_is_ended_with_its_workers(world: Wor
     job = world.job(job_id)
     assert (job.state, job.error and job.error["code"]) == (State.FAILED, "runtime_exceeded")
     assert world.cluster.statuses[submission] is Status.FAILED, "the workers were stopped"
+
+
+def test_a_job_of_another_release_is_left_alone_and_others_go_on(world: World, redis_client: redis.Redis) -> None:
+    strange = world.submit()
+    key = f"tlm:{{{T}}}:job:{strange}"
+    known = redis_client.hget(key, "resolved")
+    newer = {**json.loads(known), "recipe": {**json.loads(known)["recipe"], "of_tomorrow": 1}}
+    redis_client.hset(key, "resolved", json.dumps(newer))
+    ours = world.submit()
+    coordinator = world.coordinator()
+    coordinator.round()
+    with pytest.raises(UnreadableRecord, match=rf"{strange}.*of_tomorrow"):
+        world.job(strange)
+    assert world.until_submitted(coordinator, ours)
+    redis_client.hset(key, "resolved", known)  # as a coordinator sees it that knows the field
+    time.sleep(0.3)
+    assert world.until_submitted(world.coordinator("b", concurrency=4), strange)
