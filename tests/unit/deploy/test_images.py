@@ -21,7 +21,7 @@ from tlm_core.training.process import ENVIRONMENT
 DEPLOY = ROOT / "deploy"
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text().replace("\\\n", " ")
 OURS = ("services", "tlm_core", "tlm_client")
-HEAVY = {"torch", "transformers", "ray", "scikit-learn", "accelerate"}
+HEAVY = {"torch", "transformers", "ray", "accelerate"}
 # Loaded by name, or at a distance, rather than imported: fsspec loads s3fs.
 NOT_IMPORTED = {"s3fs"}
 # Of the packages that a listed one cannot do without, those that we import ourselves.
