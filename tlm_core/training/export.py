@@ -21,6 +21,7 @@ from tlm_core.training.graph import write_onnx
 from tlm_core.training.model import Shape, TaskModel
 from tlm_core.training.names import to_stock
 from tlm_core.training.prepared import Prepared, Split
+from tlm_core.training.profiling import copy_traces
 from tlm_core.training.stage import StageContext
 from tlm_core.training.state import load_model, weights
 
@@ -39,9 +40,11 @@ def export(ctx: StageContext) -> dict[str, Any]:
         return {}
     prepared, task = Prepared(ctx.inputs["prepared"]), Task.read(ctx.inputs["task"])
     report = json.loads((ctx.inputs["evaluate"] / "report.json").read_text(encoding="utf-8"))
-    ours = load_model(ctx.inputs[f"finetune.s{report['best_seed']}"])
+    best = ctx.inputs[f"finetune.s{report['best_seed']}"]
+    ours = load_model(best)
     count = write_export(ctx.out, ours, weights(ours), prepared, task, report, ctx.params["recipe"])
     shutil.copyfile(ctx.inputs["evaluate"] / "report.json", ctx.out / "report.json")
+    copy_traces(best, ctx.out)
     return {"best_seed": report["best_seed"], "parameters": count}
 
 

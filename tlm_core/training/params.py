@@ -40,7 +40,8 @@ def stage_params(stage: str, recipe: Recipe, seed: int | None = None) -> dict[st
         return {"recipe": parts}
     if seed is None:
         raise ValueError(f"stage '{stage}' needs a seed")
-    return {"recipe": parts, "seed": seed}
+    # Only where it is asked for: a traced stage is an artifact of its own, all others keep their names.
+    return {"recipe": parts, "seed": seed} | ({"profile": True} if recipe.profile else {})
 
 
 def reproducible(stage: str, recipe: Recipe) -> bool:

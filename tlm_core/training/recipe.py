@@ -168,6 +168,7 @@ class Recipe(_Part):
     finetune: Finetune = Finetune()
     precision: Literal["bf16", "fp32"] = "bf16"
     checkpoint_steps: int = Field(200, ge=1, description="steps between two checkpoints")
+    profile: bool = Field(False, description="leave a trace of a few steps beside the model; the weights are the same")
 
     @model_validator(mode="after")
     def _published_weights_keep_their_vocabulary(self) -> Recipe:

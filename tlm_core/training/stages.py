@@ -22,6 +22,7 @@ from tlm_core.training.objective import Workers
 from tlm_core.training.optim import Optimizer
 from tlm_core.training.prepare import prepare
 from tlm_core.training.prepared import Batch, FinetuneBatches, JointBatches, Prepared
+from tlm_core.training.profiling import copy_traces, trace_path, traced
 from tlm_core.training.stage import StageContext
 from tlm_core.training.state import HISTORY, SHAPE, WEIGHTS, TrainState, load_weights, weights
 
@@ -29,7 +30,8 @@ from tlm_core.training.state import HISTORY, SHAPE, WEIGHTS, TrainState, load_we
 def joint(ctx: StageContext) -> dict[str, Any]:
     """Masked language modelling on retrieved and task text and the task's own loss (paper section 3.2)."""
     trainer = joint_trainer(ctx)
-    state, _ = trainer.run()
+    with traced(trainer, trace_path(ctx, "joint")):
+        state, _ = trainer.run()
     head_trained = ctx.params["recipe"]["joint"]["task_loss"]
     model = trainer.model
     return write_trained(ctx, model.shape, weights(model), state, trainer.device, {"head_trained": head_trained})
@@ -109,8 +111,11 @@ def tune(
         validate=validate,
         evaluate_at=evaluation_steps(steps, part["evaluations"], head_trained),
     )
-    state, best = trainer.run()
+    with traced(trainer, trace_path(ctx, "finetune")):
+        state, best = trainer.run()
     assert best is not None
+    if "joint" in ctx.inputs and not ctx.rank:
+        copy_traces(ctx.inputs["joint"], ctx.out)
     chosen = {name: tensor for name, tensor in best.items() if not name.startswith("vocabulary.")}
     return write_trained(ctx, model.shape, chosen, state, device, {"joint": before.get("cost")})
 

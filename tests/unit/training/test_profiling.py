@@ -1,0 +1,53 @@
+"""`profile: true`: a trace beside the model, the same weights."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from tests.unit.training.made import made_prepared, made_selection, made_task, tiny
+from tlm_core.training.local import run_chain, run_stage
+from tlm_core.training.params import stage_params
+from tlm_core.training.profiling import STEPS, WARM
+from tlm_core.training.stage import StageContext
+
+
+def test_the_model_s_artifact_has_a_trace_of_each_training_stage(tmp_path: Path) -> None:
+    recipe = tiny(profile=True, joint__budget__steps=WARM + STEPS + 2, finetune__max_steps=WARM + 2, finetune__batch=4)
+    selection = made_selection(tmp_path / "selection", 40)
+    done = run_chain(made_task(tmp_path / "task", (24, 12, 12)), selection, recipe, [0], tmp_path / "work")
+    counts = {}
+    for stage in ("joint", "finetune"):
+        with gzip.open(done["export"] / f"trace-{stage}.json.gz", "rt") as file:
+            events = json.load(file)["traceEvents"]
+        counts[stage] = sum(event.get("name") == "aten::embedding_dense_backward" for event in events)
+    assert counts["joint"] >= STEPS
+    assert 0 < counts["finetune"] < counts["joint"]
+
+
+def test_a_trace_changes_no_weight(tmp_path: Path) -> None:
+    plain, traced = tiny(precision="fp32"), tiny(precision="fp32", profile=True)
+    prepared = {"prepared": made_prepared(tmp_path, plain)}
+    first = run_stage("joint", prepared, stage_params("joint", plain, 0), tmp_path / "plain")
+    second = run_stage("joint", prepared, stage_params("joint", traced, 0), tmp_path / "traced")
+    assert not list(first.glob("trace-*")) and list(second.glob("trace-*"))
+    weights = [load_file(folder / "model.safetensors") for folder in (first, second)]
+    assert all(bool((weights[0][name] == weights[1][name]).all()) for name in weights[0])
+
+
+def test_only_training_stages_of_a_traced_job_are_named_apart() -> None:
+    for stage, seed in (("prepare", None), ("joint", 0), ("finetune", 0), ("evaluate", None)):
+        plain, traced = (stage_params(stage, tiny(profile=on), seed) for on in (False, True))
+        assert (plain == traced) == (seed is None)
+        assert "profile" not in plain
+
+
+def test_other_workers_leave_no_trace(tmp_path: Path) -> None:
+    from tlm_core.training.local import LocalCheckpoints, LocalReporter
+    from tlm_core.training.profiling import trace_path
+
+    sees = StageContext({}, {"profile": True}, tmp_path, LocalReporter(), LocalCheckpoints(tmp_path), rank=1)
+    assert trace_path(sees, "joint") is None
