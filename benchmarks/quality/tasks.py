@@ -1,6 +1,7 @@
 """Real tasks through the whole service, over HTTP, with OpenSearch: `python -m benchmarks.quality.tasks sciie acl_arc`.
 
-For each task a job with retrieval and one on the task alone, with the same finetuning, beside the majority class.
+For each task a job with retrieval and one on the task alone, with the same finetuning, beside the majority class;
+and one on the task alone that finetunes three times as long, since it has not had the joint stage's share of the work.
 Stopped and started again with the same arguments it goes on: the stack's folder is kept, and a submission with the
 same key is the same job. OPENSEARCH_URL names a running OpenSearch; else one is started as the tests start it.
 """
@@ -54,7 +55,11 @@ def main() -> None:
         _load_corpus(client, data / "corpus", display)
         for name in given.tasks:
             _load_task(client, name, data / "tasks" / name)
-            arms = {"tlm": (CORPUS, changes), "task_only": (None, changes | TASK_ONLY)}
+            arms = {
+                "tlm": (CORPUS, changes),
+                "task_only": (None, changes | TASK_ONLY),
+                "task_only_long": (None, changes | TASK_ONLY | {"finetune.epochs": 30}),
+            }
             for arm, (corpus, own) in arms.items():
                 spec = JobSpec(dataset=name, corpus=corpus, scale=given.scale, seeds=seeds, set=own)
                 _tell(f"{name}_{arm}", *_run(client, f"{name} {arm}", spec, display))
