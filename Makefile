@@ -5,13 +5,15 @@ SHELL := /bin/bash
 TASK ?=
 CORPUS ?=
 
-.PHONY: help setup demo test check bench-training lock clean
+.PHONY: help setup demo test check bench-quality bench-retrieval bench-training lock clean
 
 help:
 	@echo "make demo   start the embedded stack, train a classifier, show what it gains (TASK=, CORPUS= for your own data)"
 	@echo "make test   the whole test suite"
 	@echo "make check  lint and types"
+	@echo "make bench-retrieval  what the retriever's claims rest on, as JSON lines (BENCH=--three-million: the long one too)"
 	@echo "make bench-training   what the training engine's claims rest on, as JSON lines"
+	@echo "make bench-quality    what trained models are worth; hours, and goes on where it was stopped"
 	@echo "make lock   pin the requirements anew"
 
 setup: .venv/ready
@@ -35,8 +37,16 @@ check: setup
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+bench-retrieval: setup
+	@$(BIN)/python -m benchmarks.retrieval $(BENCH)
+
 bench-training: setup
 	@$(BIN)/python -m benchmarks.training
+
+bench-quality: setup
+	@$(BIN)/python -m benchmarks.quality.tasks sciie acl_arc
+	@$(BIN)/python -m benchmarks.quality.selectors sciie acl_arc sci_cite
+	@$(BIN)/python -m benchmarks.quality.time_to_quality sciie sci_cite
 
 lock:
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml -o requirements.txt

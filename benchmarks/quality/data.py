@@ -1,0 +1,78 @@
+"""Tasks, selections and outcomes of the quality runs, made once and kept under build/quality."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import shutil
+from pathlib import Path
+
+from benchmarks.report import remark
+from tests.support import shared_data
+from tlm_core.artifacts import canonical_json
+from tlm_core.corpus.read import read_sources
+from tlm_core.selection.select import Corpus, select
+from tlm_core.selection.tantivy_index import TantivyIndex
+from tlm_core.tasks.task import Task
+from tlm_core.tasks.validate import write_task
+from tlm_core.training.local import run_chain
+from tlm_core.training.recipe import Recipe, Selection
+
+FOLDER = Path("build/quality")
+_BATCH = 4096
+
+
+def selected(name: str, params: Selection) -> tuple[Path, Path]:
+    """Folders of a task of the shared data and of its selection from the whole shared corpus."""
+    task = FOLDER / "task" / name
+    if not (task / "report.json").exists():
+        shutil.rmtree(task, ignore_errors=True)
+        write_task(shared_data() / "tasks" / name, task)
+    key = hashlib.sha256(canonical_json(params.model_dump(mode="json")).encode()).hexdigest()[:12]
+    folder = FOLDER / "selection" / f"{name}-{key}"
+    if not (folder / "selection.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        parts = folder.with_suffix(".parts")
+        corpus = Corpus("shared", "1", _index())
+        select(Task.read(task), corpus, params, folder, seed=0, parts=parts)
+        shutil.rmtree(parts, ignore_errors=True)
+    return task, folder
+
+
+def outcome(name: str, what: str, task: Path, selection: Path | None, recipe: Recipe, seed: int) -> dict[str, float]:
+    """Best validation score, the test score of that model, and seconds of the joint and the finetune stage together.
+
+    what: the run's name; an outcome under that name is not computed again.
+    """
+    kept = FOLDER / "outcomes" / name / f"{what}.json"
+    if kept.exists():
+        found: dict[str, float] = json.loads(kept.read_text(encoding="utf-8"))
+        return found
+    remark(f"{name}: {what}")
+    folder = kept.with_suffix("")
+    shutil.rmtree(folder, ignore_errors=True)
+    done = run_chain(task, selection, recipe, [seed], folder)
+    report = json.loads((done["evaluate"] / "report.json").read_text(encoding="utf-8"))
+    (entry,) = report["seeds"]
+    found = {
+        "validation": entry["chosen"]["score"],
+        "test": entry["test"]["value"],
+        "test_accuracy": entry["test"]["accuracy"],
+        "seconds": sum(cost["seconds"] for cost in entry["cost"].values()),
+    }
+    kept.write_text(json.dumps(found), encoding="utf-8")
+    shutil.rmtree(folder)
+    return found
+
+
+def _index() -> TantivyIndex:
+    folder = FOLDER / "index"
+    if not (folder / "index.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        index = TantivyIndex.create(folder, "en")
+        passages = read_sources([str(shared_data() / "corpus")])
+        while batch := list(itertools.islice(passages, _BATCH)):
+            index.add(batch)
+        index.commit()
+    return TantivyIndex.open(folder)
