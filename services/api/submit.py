@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from services.common.catalog import Catalog, ready_version
 from services.common.problem import validation_problem
 from tlm_core.errors import InvalidRequest
-from tlm_core.jobs.spec import JobRecord, JobSpec, Resolved
+from tlm_core.jobs.spec import JobRecord, JobSpec, OtherData, Resolved
 from tlm_core.jobs.studies import check_kind, recipes_of
 from tlm_core.training.recipe import Recipe, resolve
 
@@ -53,8 +53,16 @@ def resolve_job(catalog: Catalog, tenant: str, spec: JobSpec, model_folders: Ite
         dataset_options=dataset.options,
         corpus_name=corpus_name,
         corpus_version=corpus_version,
+        others=_others(catalog, tenant, spec),
         recipe=recipe,
     )
+
+
+def _others(catalog: Catalog, tenant: str, spec: JobSpec) -> tuple[OtherData, ...]:
+    """The data sets that share an encoder with the first one. Raises NotFound."""
+    names = spec.share_tickets.others if spec.share_tickets else ()
+    found = (catalog.dataset(tenant, name) for name in names)
+    return tuple(OtherData(id=one.id, ref=one.raw, options=one.options) for one in found)
 
 
 def _check_given(spec: JobSpec, brought: bool) -> None:

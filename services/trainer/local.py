@@ -30,13 +30,16 @@ def run_local(
     try:
         match node.stage:
             case "validate":
-                meta = _validate(artifacts.localize(job.resolved.dataset), work, node.params)
+                ref = next(data.ref for data in job.resolved.data if data.ref.digest == node.fixed["dataset"])
+                meta = _validate(artifacts.localize(ref), work, node.params)
             case "sizes":
                 meta = sizes(artifacts.localize(inputs["task"]), work, node.params)
             case "subset":
                 meta = subset(
                     artifacts.localize(inputs["task"]), artifacts.localize(inputs["sizes"]), work, node.params
                 )
+            case "merge":
+                meta = merge({name: artifacts.localize(ref) for name, ref in inputs.items()}, work, node.params)
             case _:
                 raise ValueError(f"the coordinator has no stage '{node.stage}'")
         folder = f"{job.tenant}/artifacts/{artifact}/{job.id}-{job.attempt}-{uuid.uuid4().hex[:8]}"
@@ -75,3 +78,13 @@ def subset(task: Path, told: Path, out: Path, params: Mapping[str, Any]) -> dict
         return {DROPPED: size["dropped"]}
     cut(Task.read(task), size["rows"], params["seed"]).write(out)
     return {"rows": size["rows"]}
+
+
+def merge(tasks: Mapping[str, Path], out: Path, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Write one task that holds all rows of several. tasks: `task.0`, `task.1`, …"""
+    from tlm_core.tasks.merge import merge as write
+    from tlm_core.tasks.task import Task
+
+    names: list[str] = params["names"]
+    write([Task.read(tasks[f"task.{number}"]) for number in range(len(names))], names, out)
+    return {"tasks": len(names)}

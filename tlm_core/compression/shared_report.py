@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tlm_core.compression.masks import Mask
-from tlm_core.compression.merge import MERGE
 from tlm_core.compression.sharing import MASKS, load_shared
 from tlm_core.compression.sliced import parameters
+from tlm_core.tasks.merge import MERGE
 from tlm_core.tasks.metrics import summary
 from tlm_core.tasks.task import Task
 from tlm_core.training.evaluate import pick_device, predict, report_of, total_cost

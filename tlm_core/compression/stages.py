@@ -10,7 +10,7 @@ from typing import Any
 
 from tlm_core.compression.importance import importance as importance_of
 from tlm_core.compression.masks import Importance, Mask, one_shot
-from tlm_core.compression.merge import part
+from tlm_core.compression.part import part
 from tlm_core.compression.phases import phases
 from tlm_core.compression.shared_report import shared_report
 from tlm_core.compression.sharing import share

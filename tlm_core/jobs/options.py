@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from tlm_core.compression.masks import Which
+from tlm_core.compression.masks import Mask, Which
+from tlm_core.errors import InvalidRequest
 
 CurveModel = Literal["bilstm", "bilstm_tlm", "encoder", "tlm", "pretrained"]
 
@@ -80,3 +81,33 @@ class Prune(_Options):
         if "winning" not in self.tickets:
             raise ValueError("'winning' has to be among the tickets: the super ticket is one of them")
         return self
+
+
+class ShareTickets(_Options):
+    """Options of a `share_tickets` job: tasks that share an encoder (arXiv 2105.12002, section 4).
+
+    tickets: for each data set, by the name it has in the request, a level or a mask file's content.
+    """
+
+    others: tuple[str, ...] = Field(min_length=1, max_length=19, description="data sets beside `dataset`, id or name")
+    level: float = Field(0.15, gt=0, lt=1, description="share of heads and blocks that go where none is given")
+    tickets: dict[str, float | dict[str, Any]] = Field({}, description="data set → level, or mask as `prune` writes it")
+    as_published: bool = Field(False, description="importance as the authors' released code computes it")
+
+    def ticket(self, name: str) -> dict[str, Any]:
+        """What is asked for one data set, as the `share` stage takes it."""
+        given = self.tickets.get(name, self.level)
+        return {"mask": given} if isinstance(given, dict) else {"level": given}
+
+    @field_validator("tickets")
+    @classmethod
+    def _are_tickets(cls, tickets: dict[str, float | dict[str, Any]]) -> dict[str, float | dict[str, Any]]:
+        for name, given in tickets.items():
+            try:
+                if isinstance(given, dict):
+                    Mask.from_dict(given)
+                elif not 0 < given < 1:
+                    raise InvalidRequest("a level is a share between 0 and 1")
+            except InvalidRequest as error:
+                raise ValueError(f"the ticket of '{name}': {error.message}") from error
+        return tickets

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from tlm_core.jobs.nodes import DROPPED, STAGE_VERSIONS, Node, Place, Plan
+from tlm_core.jobs.sharing import share_tickets
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.studies import learning_curve, prune, validate_node
 from tlm_core.training.params import reproducible, stage_params
@@ -81,4 +82,5 @@ _PLANS: Mapping[str, Callable[[JobRecord], Plan]] = {
     "train": train,
     "learning_curve": learning_curve,
     "prune": lambda job: prune(job, train(job)),
+    "share_tickets": share_tickets,
 }

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from tlm_core.artifacts import ManifestRef
-from tlm_core.jobs.options import LearningCurve, Prune
+from tlm_core.jobs.options import LearningCurve, Prune, ShareTickets
 from tlm_core.jobs.states import State
 from tlm_core.training.recipe import Recipe, Scale
 
@@ -37,7 +37,7 @@ class JobSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["train", "learning_curve", "prune"] = "train"
+    kind: Literal["train", "learning_curve", "prune", "share_tickets"] = "train"
     dataset: str = Field(description="id or name of an uploaded data set", min_length=1, max_length=200)
     corpus: str | None = Field(None, description="name, or name@version, of a corpus; none: task only", max_length=200)
     scale: Scale = "tiny"
@@ -55,13 +55,26 @@ class JobSpec(BaseModel):
     metadata: dict[LabelKey, LabelValue] = Field({}, max_length=16, description="your labels")
     learning_curve: LearningCurve | None = Field(None, description="options of that kind; none: its defaults")
     prune: Prune | None = Field(None, description="options of that kind; none: its defaults")
+    share_tickets: ShareTickets | None = Field(None, description="options of that kind, which needs them")
 
     @model_validator(mode="after")
     def _options_of_the_kind(self) -> JobSpec:
-        for kind in ("learning_curve", "prune"):
+        for kind in ("learning_curve", "prune", "share_tickets"):
             if getattr(self, kind) is not None and self.kind != kind:
                 raise ValueError(f"the options '{kind}' belong to a job of that kind, not to '{self.kind}'")
+        if self.kind == "share_tickets" and self.share_tickets is None:
+            raise ValueError("a job of kind 'share_tickets' says in 'share_tickets.others' which data sets share")
         return self
+
+
+class OtherData(BaseModel):
+    """A data set beside the job's first one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    ref: ManifestRef
+    options: dict[str, Any] = {}
 
 
 class Resolved(BaseModel):
@@ -74,7 +87,13 @@ class Resolved(BaseModel):
     dataset_options: dict[str, Any] = {}
     corpus_name: str | None = None
     corpus_version: str | None = None
+    others: tuple[OtherData, ...] = ()
     recipe: Recipe
+
+    @property
+    def data(self) -> tuple[OtherData, ...]:
+        """Every data set of the job, the first one first."""
+        return (OtherData(id=self.dataset_id, ref=self.dataset, options=self.dataset_options), *self.others)
 
 
 class Origin(BaseModel):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tlm_core.compression.masks import removals
+from tlm_core.compression.masks import Mask, removals
 from tlm_core.errors import InvalidRequest
 from tlm_core.jobs.nodes import Node, Place, Plan
 from tlm_core.jobs.options import LearningCurve, Prune
@@ -14,11 +14,12 @@ from tlm_core.training.params import reproducible, stage_params
 from tlm_core.training.recipe import Recipe
 
 
-def validate_node(job: JobRecord) -> Node:
-    """The node with which every plan begins: the data set becomes a task."""
-    resolved = job.resolved
-    params, fixed = {"options": resolved.dataset_options}, {"dataset": resolved.dataset.digest}
-    return Node("validate", "validate", Place.COORDINATOR, params=params, fixed=fixed)
+def validate_node(job: JobRecord, number: int = 0) -> Node:
+    """The node with which every plan begins: a data set of the job, by default its first, becomes a task."""
+    data = job.resolved.data[number]
+    params, fixed = {"options": data.options}, {"dataset": data.ref.digest}
+    name = f"validate.{number}" if number else "validate"
+    return Node(name, "validate", Place.COORDINATOR, params=params, fixed=fixed)
 
 
 def prune(job: JobRecord, dense: Plan) -> Plan:
@@ -162,9 +163,8 @@ class _Point:
 
 def check_kind(spec: JobSpec, recipe: Recipe) -> None:
     """Refuse before anything runs what the job's kind cannot do with this recipe. Raises InvalidRequest."""
-    if spec.kind == "prune" and recipe.model.init in ("scratch", "counts"):
-        for level in (spec.prune or Prune()).levels:
-            removals(level, recipe.model.layers, recipe.model.heads)
+    if recipe.model.init in ("scratch", "counts"):  # the shape of a published encoder is not known here
+        _check_tickets(spec, recipe)
     if spec.kind == "learning_curve":
         models = (spec.learning_curve or LearningCurve()).models
         retrieves = recipe.selection.needs_corpus and recipe.joint.enabled
@@ -173,6 +173,22 @@ def check_kind(spec: JobSpec, recipe: Recipe) -> None:
                 "the models 'tlm' and 'bilstm_tlm' of a learning curve retrieve from a corpus and train on it; give a "
                 "corpus and leave 'selection.selector' and 'joint.enabled' at that, or take these models out"
             )
+
+
+def _check_tickets(spec: JobSpec, recipe: Recipe) -> None:
+    layers, heads = recipe.model.layers, recipe.model.heads
+    levels = (spec.prune or Prune()).levels if spec.kind == "prune" else ()
+    for level in levels:
+        removals(level, layers, heads)
+    if (options := spec.share_tickets) is not None:
+        names = (spec.dataset, *options.others)
+        if strange := sorted(options.tickets.keys() - set(names)):
+            raise InvalidRequest(f"there is a ticket for '{strange[0]}', which is none of the tasks {', '.join(names)}")
+        for ticket in map(options.ticket, names):
+            if "mask" in ticket:
+                Mask.from_dict(ticket["mask"]).check(layers, heads)
+            else:
+                removals(ticket["level"], layers, heads)
 
 
 def recipes_of(spec: JobSpec, recipe: Recipe) -> list[Recipe]:

@@ -11,14 +11,15 @@ import pytest
 import torch
 
 from tests.unit.compression.made import CPU
+from tests.unit.studies.local_plan import make_job, run_plan
 from tests.unit.training.made import made_task, tiny
 from tlm_core.compression.gates import gated, masked
 from tlm_core.compression.masks import Mask
-from tlm_core.compression.merge import MERGE, merge
 from tlm_core.compression.sharing import SharedBatches, SharedModel, TicketOptimizer, frozen, load_shared
 from tlm_core.compression.sliced import sliced
 from tlm_core.errors import InvalidRequest
 from tlm_core.stages import STAGES
+from tlm_core.tasks.merge import MERGE, merge
 from tlm_core.tasks.task import Task
 from tlm_core.training.evaluate import predict
 from tlm_core.training.local import run_stage
@@ -186,3 +187,20 @@ def test_merging_says_which_labels_are_whose(tmp_path: Path) -> None:
     facts = json.loads((tmp_path / "merged" / MERGE).read_text())
     assert [(entry["name"], entry["offset"]) for entry in facts] == [("a", 0), ("b", 3)]
     assert Task.read(tmp_path / "merged").counts == {"train": 24, "validation": 8, "test": 8}
+
+
+def test_a_job_compares_tasks_alone_together_and_with_tickets(tmp_path: Path) -> None:
+    recipe = tiny(joint__budget__steps=4, finetune__epochs=1, finetune__evaluations=1, precision="fp32", model__heads=4)
+    options = {"others": ["second"], "level": 0.25, "tickets": {"second": MASKS[1].as_dict()}}
+    job = make_job(recipe, others=1, kind="share_tickets", dataset="first", seeds=(0, 1), share_tickets=options)
+    done = run_plan(job, made_task(tmp_path / "task", (40, 12, 20)), tmp_path / "run")
+    report = json.loads((done["report"] / "report.json").read_text())
+    assert [task["name"] for task in report["tasks"]] == ["first", "second"]
+    for system in ("alone", "multi_task", "tickets"):
+        values = [[task[system]["seeds"][seed]["test"]["value"] for task in report["tasks"]] for seed in (0, 1)]
+        assert report["average"][system]["mean"] == pytest.approx(np.mean(values))
+        assert set(report["cost"]) == {"alone", "multi_task", "tickets", "total"}
+    assert 0 < report["weights_left"][0] < 1 and f"{report['average']['tickets']['mean']:.4f}" in report["words"]
+    masks = json.loads((done["multi_task.s0"] / "masks.json").read_text())
+    assert all(Mask.from_dict(mask) == Mask.full(2, 4) for mask in masks)
+    assert len((done["report"] / "scores.csv").read_text().splitlines()) == 1 + 2 * 3 * 2

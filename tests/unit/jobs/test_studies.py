@@ -9,27 +9,32 @@ from pydantic import ValidationError
 
 from tests.factories import make_spec
 from tests.unit.jobs.test_plan import check_order, ids, make_job
+from tlm_core.artifacts import ManifestRef
+from tlm_core.compression.masks import Mask
 from tlm_core.errors import InvalidRequest
 from tlm_core.jobs.options import LearningCurve, Prune
 from tlm_core.jobs.plan import STAGE_VERSIONS, Place, plan_of
-from tlm_core.jobs.spec import JobRecord
+from tlm_core.jobs.spec import JobRecord, OtherData
 from tlm_core.jobs.studies import check_kind, recipes_of
 from tlm_core.training.recipe import resolve
+
+SHARE: dict[str, Any] = {"others": ["second"], "tickets": {"second": Mask.full(3, 3).as_dict()}}
 
 
 def job_of(kind: str, options: dict[str, Any] | None = None, *, seeds: tuple[int, ...] = (0, 1)) -> JobRecord:
     over: dict[str, Any] = {"kind": kind, "seeds": seeds}
     if options is not None:
         over[kind] = options
-    job = make_job(seeds=seeds)
+    other = OtherData(id="ds_2", ref=ManifestRef(folder="default/datasets/ds_2", digest="2" * 64))
+    job = make_job(seeds=seeds, others=(other,) if kind == "share_tickets" else ())
     return job.model_copy(update={"spec": make_spec(**over)})
 
 
-@pytest.mark.parametrize("kind", ["learning_curve", "prune"])
+@pytest.mark.parametrize("kind", ["learning_curve", "prune", "share_tickets"])
 def test_every_node_comes_after_its_inputs_and_the_last_one_is_the_report(kind: str) -> None:
-    plan = plan_of(job_of(kind))
+    plan = plan_of(job_of(kind, SHARE if kind == "share_tickets" else None))
     check_order(plan)
-    assert plan.final.name == plan.report == plan.model
+    assert plan.final.name == plan.report
     assert len({node.name for node in plan.nodes}) == len(plan.nodes)
     assert {node.stage for node in plan.nodes} <= set(STAGE_VERSIONS)
 
@@ -149,3 +154,43 @@ def test_the_published_encoder_of_a_curve_is_among_its_recipes() -> None:
     options = {"models": ["bilstm", "pretrained"], "pretrained": "/srv/models/one"}
     found = recipes_of(make_spec(kind="learning_curve", learning_curve=options), resolve("fast", "tiny"))
     assert [recipe.model.init for recipe in found] == ["counts", "/srv/models/one"]
+
+
+def test_sharing_trains_each_task_alone_all_together_and_with_tickets_from_one_start() -> None:
+    plan = plan_of(job_of("share_tickets", SHARE))
+    assert plan.node("validate.1").fixed == {"dataset": "2" * 64}
+    assert plan.node("merge").inputs == {"task.0": "validate", "task.1": "validate.1"}
+    for name in ("alone.0.s0", "alone.1.s0", "multi_task.s0", "tickets.s0"):
+        assert plan.node(name).inputs["joint"] == "joint.s0"
+        assert plan.node(name).params["recipe"]["finetune"]["reset_head"] is True
+    assert plan.node("multi_task.s0").params["tickets"] == [None, None]
+    assert plan.node("tickets.s0").params["tickets"] == [{"level": 0.15}, {"mask": SHARE["tickets"]["second"]}]
+    assert plan.node("tickets.s0").inputs["importance.0"] == "importance.0.s0"
+    assert "importance.1" not in plan.node("tickets.s0").inputs, "a mask that is given needs no importance"
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (None, "share_tickets.others"),
+        ({"others": []}, "at least 1"),
+        ({"others": ["b"], "tickets": {"b": 1.5}}, "the ticket of 'b': a level is a share"),
+        ({"others": ["b"], "tickets": {"b": {"heads": [[0]], "blocks": [1]}}}, "leaves layer 0 without a head"),
+    ],
+)
+def test_impossible_options_of_sharing_are_refused(options: dict[str, Any] | None, complaint: str) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        make_spec(kind="share_tickets", share_tickets=options)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"others": ["b"], "level": 0.9}, "at most 6 heads"),
+        ({"others": ["b"], "tickets": {"c": 0.2}}, "a ticket for 'c', which is none of the tasks toy, b"),
+        ({"others": ["b"], "tickets": {"b": Mask.full(2, 4).as_dict()}}, "2 layers x 4 heads; this one has 3 x 3"),
+    ],
+)
+def test_tickets_that_do_not_fit_the_model_are_refused(options: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(InvalidRequest, match=complaint):
+        check_kind(make_spec(kind="share_tickets", share_tickets=options), resolve("fast", "tiny"))

@@ -7,19 +7,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from services.trainer.local import sizes, subset
+from services.trainer.local import merge, sizes, subset
 from tests.factories import make_resolved, make_spec
 from tests.unit.training.made import made_selection
+from tlm_core.artifacts import ManifestRef
 from tlm_core.jobs.plan import DROPPED, Plan, plan_of
-from tlm_core.jobs.spec import JobRecord
+from tlm_core.jobs.spec import JobRecord, OtherData
 from tlm_core.jobs.states import State
 from tlm_core.stages import STAGES
 from tlm_core.training.local import run_stage
 from tlm_core.training.recipe import Recipe
 
 
-def make_job(recipe: Recipe, **spec: Any) -> JobRecord:
-    resolved = make_resolved(recipe=recipe)
+def make_job(recipe: Recipe, *, others: int = 0, **spec: Any) -> JobRecord:
+    data = [OtherData(id=f"ds_{n}", ref=ManifestRef(folder=f"t/{n}", digest=str(n + 1) * 64)) for n in range(others)]
+    resolved = make_resolved(recipe=recipe, others=tuple(data))
     times = {"created_at": 0, "updated_at": 0}
     return JobRecord(id="job_1", tenant="t", state=State.RUNNING, spec=make_spec(**spec), resolved=resolved, **times)
 
@@ -50,6 +52,9 @@ def _run(stage: str, inputs: Mapping[str, Path], params: Mapping[str, Any], task
         case "sizes":
             out.mkdir(parents=True)
             return sizes(inputs["task"], out, params)
+        case "merge":
+            out.mkdir(parents=True)
+            return merge(inputs, out, params)
         case "subset":
             out.mkdir(parents=True)
             return subset(inputs["task"], inputs["sizes"], out, params)
