@@ -24,7 +24,7 @@ from tlm_core.training.prepare import prepare
 from tlm_core.training.prepared import Batch, FinetuneBatches, JointBatches, Prepared
 from tlm_core.training.profiling import copy_traces, trace_path, traced
 from tlm_core.training.stage import StageContext
-from tlm_core.training.state import HISTORY, SHAPE, WEIGHTS, TrainState, load_weights, weights
+from tlm_core.training.state import HISTORY, MICRO_ROWS, SHAPE, WEIGHTS, TrainState, load_weights, weights
 
 
 def joint(ctx: StageContext) -> dict[str, Any]:
@@ -166,6 +166,10 @@ def write_trained(
     for name in sorted(tensors):
         digest.update(tensors[name].numpy().tobytes())
     meta = {"steps": state.step, "tokens": state.tokens, "flops": state.flops, "weights_sha256": digest.hexdigest()}
+    if state.skipped:
+        meta["skipped_steps"] = state.skipped
+    if state.micro_rows < MICRO_ROWS:  # the same sums in another order, so not the same bits as elsewhere
+        meta["rows_held_at_once"] = state.micro_rows
     if ctx.rank:
         return meta
     cost = {
