@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from tlm_client.commands import data, jobs, models, stack
+from tlm_client.commands import again, data, jobs, look, models, profiles, stack, webhooks
 from tlm_client.console import session_of
 
 app = typer.Typer(
@@ -23,9 +23,12 @@ app = typer.Typer(
 )
 app.add_typer(data.datasets, name="dataset")
 app.add_typer(data.corpora, name="corpus")
+app.add_typer(webhooks.webhooks, name="webhook")
+app.add_typer(profiles.profiles, name="profile")
 for command in (
-    stack.up, stack.down, stack.status, jobs.submit, jobs.estimate, jobs.jobs, jobs.show, jobs.watch, jobs.cancel,
-    jobs.pause, jobs.resume, models.download, models.predict, models.evaluate, models.convert,
+    stack.up, stack.down, stack.status, jobs.submit, jobs.estimate, jobs.jobs, jobs.show, jobs.watch, look.logs,
+    look.compare, look.why, jobs.cancel, jobs.pause, jobs.resume, again.retry, again.clone, again.delete,
+    models.download, models.predict, models.evaluate, models.convert,
 ):  # fmt: skip
     app.command()(command)
 
@@ -39,6 +42,9 @@ def _tell_version(wanted: bool) -> None:
 @app.callback()
 def connect(
     context: typer.Context,
+    profile: Annotated[
+        str | None, typer.Option(envvar="TLM_PROFILE", help="One of `tlm profile list`, instead of URL and token.")
+    ] = None,
     url: Annotated[
         str | None, typer.Option(envvar="TLM_URL", help="Gateway; default: the one of this machine.")
     ] = None,
@@ -51,6 +57,7 @@ def connect(
     ] = False,
 ) -> None:
     session = session_of(context)
+    session.profile = profile or session.profile
     session.url = url or session.url
     session.token = token or session.token
     session.data_dir = data_dir or session.data_dir

@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tlm_client.client import TLMClient
+from tlm_client.profiles import profile, profiles_file
 from tlm_client.stack.control import stack_state
 from tlm_client.stack.folder import StackFolder, default_data_dir
 from tlm_core.errors import InvalidRequest, NotFound, TLMError, Unavailable
@@ -34,16 +35,21 @@ _R = TypeVar("_R")
 
 @dataclass
 class Session:
-    """Where the commands go. transport: stands in for the network in tests."""
+    """Where the commands go. profiles: file with gateways by name. transport: stands in for the network in tests."""
 
+    profile: str | None = None
     url: str | None = None
     token: str | None = None
     data_dir: Path = field(default_factory=lambda: default_data_dir(os.environ))
+    profiles: Path = field(default_factory=lambda: profiles_file(os.environ))
     transport: httpx.BaseTransport | None = None
 
     def client(self) -> TLMClient:
         """A client of the gateway that was named, else of the stack that runs on this machine. Raises Unavailable."""
         url, token = self.url, self.token
+        if url is None and self.profile is not None:
+            known = profile(self.profiles, self.profile)
+            url, token = known.url, token or known.token
         if url is None:
             state = stack_state(self.data_dir)
             if state is None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean
 from types import TracebackType
 
 from rich.console import Console
@@ -16,6 +18,8 @@ from tlm_client.models import CorpusLoad, JobEvent
 from tlm_core.jobs import spec
 
 _PLAIN_SECONDS = 10.0
+_CURVE_SECONDS = 5.0
+_BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 class Display:
@@ -28,6 +32,8 @@ class Display:
         self._shown_at = float("-inf")
         self._shown_stage = ""
         self._pace = _Pace("", 0.0, 0)
+        self._curve = ""
+        self._curve_at = float("-inf")
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
@@ -96,7 +102,17 @@ class Display:
         parts.append(f"{at.rate:,.1f} {at.unit}/s" if at.rate is not None else "")
         parts.append(f"{duration(at.eta_seconds)} left" if at.eta_seconds is not None else "")
         parts.append(f"stage {min(at.nodes_done + 1, at.nodes_total)} of {at.nodes_total}" if at.nodes_total else "")
+        parts.append(self._curve)
         self.update(at.node or at.stage, at.step, at.total, "  ".join(part for part in parts if part))
+
+    def wants_curve(self) -> bool:
+        """Whether a fresh curve would be shown: on a terminal, every few seconds."""
+        return self._bar is not None and self._clock() - self._curve_at >= _CURVE_SECONDS
+
+    def curve(self, found: tuple[str, Sequence[float]] | None) -> None:
+        """The metric to show as a spark line from now on."""
+        self._curve_at = self._clock()
+        self._curve = f"{found[0]} {spark(found[1])} {found[1][-1]:.3g}" if found else ""
 
     def load(self, load: CorpusLoad) -> None:
         if load.state != self._pace.of:
@@ -125,6 +141,18 @@ class _Pace:
     def rate(self, now: float, done: int) -> float | None:
         """Per second on average since then; None while there is nothing to tell it from."""
         return (done - self.first) / (now - self.since) if now > self.since and done > self.first else None
+
+
+def spark(values: Sequence[float], width: int = 24) -> str:
+    """The course of some numbers as a line of blocks, each the mean of its part."""
+    if not values:
+        return ""
+    parts = min(width, len(values))
+    edges = [len(values) * n // parts for n in range(parts + 1)]
+    means = [fmean(values[start:end]) for start, end in pairwise(edges)]
+    low, high = min(means), max(means)
+    steps = len(_BLOCKS) - 1
+    return "".join(_BLOCKS[round((value - low) / (high - low) * steps) if high > low else 0] for value in means)
 
 
 def duration(seconds: float) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -11,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import httpx
 
 from tlm_client.models import ModelFile
-from tlm_client.problems import error_of
+from tlm_client.steps import Ask, Open, Read, Sleep, refused
 from tlm_core.artifacts import sha256_file, storage_errors
 from tlm_core.errors import CorruptArtifact, Unavailable
 
@@ -28,14 +27,8 @@ class Part:
 
 
 def fetch_file(
-    http: httpx.Client,
-    path: str,
-    file: ModelFile,
-    folder: Path,
-    *,
-    on_bytes: Callable[[Part], None] | None = None,
-    sleep: Callable[[float], None] = time.sleep,
-) -> Path:
+    path: str, file: ModelFile, folder: Path, *, on_bytes: Callable[[Part], None] | None = None
+) -> Ask[Path]:
     """`file`, served at `path`, below `folder`. What is there already with the right digest is not fetched again.
 
     Raises CorruptArtifact, StorageFull, StorageUnavailable, Unavailable, or what the gateway answers with.
@@ -50,7 +43,7 @@ def fetch_file(
         # The name holds the digest: what an earlier download of other content has left is never continued.
         partial = target.with_name(f"{target.name}.{file.sha256[:16]}.part")
         for whole in (False, True):
-            _fetch(http, path, file, partial, tell, sleep)
+            yield from _fetch(path, file, partial, tell)
             if sha256_file(partial) == file.sha256:
                 os.replace(partial, target)
                 return target
@@ -62,14 +55,7 @@ def fetch_file(
     )
 
 
-def _fetch(
-    http: httpx.Client,
-    path: str,
-    file: ModelFile,
-    partial: Path,
-    tell: Callable[[Part], None],
-    sleep: Callable[[float], None],
-) -> None:
+def _fetch(path: str, file: ModelFile, partial: Path, tell: Callable[[Part], None]) -> Ask[None]:
     """Bring `partial` to the full size; as long as bytes come, any number of cuts is borne."""
     idle = 0
     while True:
@@ -80,7 +66,7 @@ def _fetch(
         if before == file.size and partial.exists():
             return
         try:
-            _transfer(http, path, file, partial, before, tell)
+            yield from _transfer(path, file, partial, before, tell)
         except (httpx.TransportError, Unavailable) as error:
             idle = 0 if _size(partial) > before else idle + 1
             if idle >= _TRIES:
@@ -88,38 +74,31 @@ def _fetch(
                     f"{file.name} cannot be fetched ({str(error) or type(error).__name__}); download again later: "
                     "it goes on where it stopped"
                 ) from error
-            sleep(min(0.5 * 2**idle, 8.0))
+            yield Sleep(min(0.5 * 2**idle, 8.0))
 
 
-def _transfer(
-    http: httpx.Client, path: str, file: ModelFile, partial: Path, start: int, tell: Callable[[Part], None]
-) -> None:
+def _transfer(path: str, file: ModelFile, partial: Path, start: int, tell: Callable[[Part], None]) -> Ask[None]:
     """One request, from byte `start` on if the gateway still serves the same content."""
     headers = {"Accept-Encoding": "identity"}
     if start:
         headers |= {"Range": f"bytes={start}-", "If-Range": f'"{file.sha256}"'}
-    with http.stream("GET", path, headers=headers) as response:
-        if response.is_error:
-            response.read()
-            raise error_of(response)
-        continued = response.status_code == httpx.codes.PARTIAL_CONTENT
-        if continued and not response.headers.get("content-range", "").startswith(f"bytes {start}-"):
-            raise CorruptArtifact(
-                f"the gateway sent another range of {file.name} than it was asked for; download again"
-            )
-        done = start if continued else 0
-        with open(partial, "ab" if continued else "wb") as handle:
-            # As they come: collected to larger blocks, the last of them would be lost when the connection breaks.
-            for block in response.iter_bytes():
-                handle.write(block)
-                done += len(block)
-                if done > file.size:
-                    raise CorruptArtifact(
-                        f"the gateway sends more of {file.name} than its manifest says; download again"
-                    )
-                tell(Part(file.name, done, file.size))
-        if done < file.size:
-            raise httpx.ReadError(f"the answer ended at byte {done} of {file.size}")
+    opened = yield Open("GET", path, headers)
+    if opened.status >= 400:
+        raise (yield from refused(opened))
+    continued = opened.status == httpx.codes.PARTIAL_CONTENT
+    if continued and not opened.headers.get("content-range", "").startswith(f"bytes {start}-"):
+        raise CorruptArtifact(f"the gateway sent another range of {file.name} than it was asked for; download again")
+    done = start if continued else 0
+    with open(partial, "ab" if continued else "wb") as handle:
+        # As they come: collected to larger blocks, the last of them would be lost when the connection breaks.
+        while (block := (yield Read())) is not None:
+            handle.write(block)
+            done += len(block)
+            if done > file.size:
+                raise CorruptArtifact(f"the gateway sends more of {file.name} than its manifest says; download again")
+            tell(Part(file.name, done, file.size))
+    if done < file.size:
+        raise httpx.ReadError(f"the answer ended at byte {done} of {file.size}")
 
 
 def _inside(name: str) -> PurePosixPath:

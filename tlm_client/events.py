@@ -1,15 +1,15 @@
-"""Server-sent events of a job, as one stream that outlives broken connections and restarts of the gateway."""
+"""Server-sent events as one stream that outlives broken connections and restarts of the gateway."""
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import httpx
 
 from tlm_client.models import JobEvent
-from tlm_client.problems import error_of
+from tlm_client.steps import Emit, Listing, Now, Open, Read, Sleep, refused
 from tlm_core.errors import Unavailable
 
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 5.0
@@ -17,81 +17,89 @@ _FIRST_DELAY, _LONGEST_DELAY = 0.5, 5.0
 _SILENCE_SECONDS = 45.0
 
 
-def follow(
-    http: httpx.Client,
-    path: str,
-    after: int,
-    *,
-    patience: float,
-    sleep: Callable[[float], None] = time.sleep,
-    clock: Callable[[], float] = time.monotonic,
-) -> Iterator[JobEvent]:
-    """Events of `path` with seq > after, each once and in order, until the gateway says that the log has ended.
+@dataclass(frozen=True)
+class Frame:
+    """One event as sent; id: None for snapshots, which are no history."""
+
+    event: str
+    data: str
+    id: str | None = None
+
+    @property
+    def place(self) -> tuple[int, ...] | None:
+        """Where it stands in its log."""
+        return None if self.id is None else _place(self.id)
+
+
+def follow(path: str, after: str, *, patience: float) -> Listing[Frame]:
+    """Events of `path` behind id `after`, each once and in order, until the gateway says that the log has ended.
 
     patience: seconds without any answer after which Unavailable is raised. Raises what the gateway answers with.
     """
-    delay, heard = _FIRST_DELAY, clock()
-
-    def touch() -> None:
-        nonlocal delay, heard
-        delay, heard = _FIRST_DELAY, clock()
-
+    delay, heard = _FIRST_DELAY, (yield Now())
     while True:
+        parser = EventParser()
+        headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": after} if _place(after) > (0,) else {})
         try:
-            for event in _connection(http, path, after, touch):
-                if event.type == "end":
-                    return
-                if event.seq is not None:
-                    if event.seq <= after:
-                        continue
-                    after = event.seq
-                yield event
+            opened = yield Open("GET", path, headers, httpx.Timeout(_SILENCE_SECONDS, connect=5.0))
+            if opened.status >= 400:
+                raise (yield from refused(opened))
+            while (piece := (yield Read())) is not None:
+                delay, heard = _FIRST_DELAY, (yield Now())
+                for frame in parser.feed(piece):
+                    if frame.event == "end":
+                        return
+                    if frame.id is not None:
+                        if _place(frame.id) <= _place(after):
+                            continue
+                        after = frame.id
+                    yield Emit(frame)
             reason = "it closed the stream before its end"
         except (httpx.TransportError, Unavailable) as error:
             reason = str(error) or type(error).__name__
-        if clock() - heard > patience:
+        if (yield Now()) - heard > patience:
             raise Unavailable(f"the gateway has not told anything for {patience:.0f} s ({reason}); watch again later")
-        sleep(delay)
+        yield Sleep(delay)
         delay = min(2 * delay, _LONGEST_DELAY)
 
 
-def _connection(http: httpx.Client, path: str, after: int, touch: Callable[[], None]) -> Iterator[JobEvent]:
-    """The events of one connection; `touch` is called for whatever comes, so that silence can be told from absence."""
+class EventParser:
+    """Frames of a text/event-stream that comes in pieces; one that is cut off is not told."""
 
-    def lines(response: httpx.Response) -> Iterator[str]:
-        for line in response.iter_lines():
-            touch()
-            yield line
+    def __init__(self) -> None:
+        self._rest = b""
+        self._fields: dict[str, str] = {}
 
-    headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": str(after)} if after else {})
-    timeout = httpx.Timeout(_SILENCE_SECONDS, connect=5.0)
-    with http.stream("GET", path, headers=headers, timeout=timeout) as response:
-        if response.is_error:
-            response.read()
-            raise error_of(response)
-        yield from parse(lines(response))
-
-
-def parse(lines: Iterable[str]) -> Iterator[JobEvent]:
-    """Events of a text/event-stream; one that is cut off is not told."""
-    fields: dict[str, str] = {}
-    for line in lines:
-        if not line:
+    def feed(self, piece: bytes) -> Iterator[Frame]:
+        *lines, self._rest = (self._rest + piece).split(b"\n")
+        for raw in lines:
+            line = raw.decode("utf-8", "replace").rstrip("\r")
+            if line:
+                self._line(line)
+                continue
+            fields, self._fields = self._fields, {}
             if "data" in fields or "event" in fields:
-                yield _event(fields)
-            fields = {}
-            continue
+                yield Frame(fields.get("event", "message"), fields.get("data", ""), fields.get("id"))
+
+    def _line(self, line: str) -> None:
         name, _, value = line.partition(":")
         value = value.removeprefix(" ")
-        if name:  # a line that begins with a colon is a comment
-            fields[name] = f"{fields[name]}\n{value}" if name == "data" and name in fields else value
+        if name == "data" and name in self._fields:
+            self._fields[name] += f"\n{value}"
+        elif name:  # a line that begins with a colon is a comment
+            self._fields[name] = value
 
 
-def _event(fields: dict[str, str]) -> JobEvent:
+def job_event(frame: Frame) -> JobEvent:
     """`data` is the event itself for numbered ones, and plain facts for snapshots."""
-    body = json.loads(fields.get("data") or "{}")
-    seq = int(fields["id"]) if fields.get("id", "").isdigit() else None
-    kind = fields.get("event", "message")
+    body = json.loads(frame.data or "{}")
+    seq = int(frame.id) if frame.id is not None and frame.id.isdigit() else None
     if isinstance(body, dict) and seq is not None and "data" in body:
-        return JobEvent(type=kind, seq=seq, at=body.get("at"), attempt=body.get("attempt"), data=body["data"])
-    return JobEvent(type=kind, seq=seq, data=body if isinstance(body, dict) else {"value": body})
+        return JobEvent(type=frame.event, seq=seq, at=body.get("at"), attempt=body.get("attempt"), data=body["data"])
+    return JobEvent(type=frame.event, seq=seq, data=body if isinstance(body, dict) else {"value": body})
+
+
+def _place(text: str) -> tuple[int, ...]:
+    """`7` and `1700000000000-3` as what they are ordered by."""
+    parts = text.split("-")
+    return tuple(int(part) for part in parts) if all(part.isdigit() for part in parts) else (0,)

@@ -93,6 +93,8 @@ class JobSummary(_Value):
     recipe: str
     seeds: tuple[int, ...]
     metadata: dict[str, str] = {}
+    priority: int = 0
+    origin: dict[str, str] | None = None
     attempt: int = 0
     failures: int = 0
     created_at: float
@@ -173,6 +175,104 @@ class ModelFile(_Value):
     name: str
     size: int
     sha256: str
+
+
+class Checkpoint(_Value):
+    """A checkpoint that exists; metrics as they were when it was taken."""
+
+    node: str
+    step: int
+    job: str
+    attempt: int
+    metrics: dict[str, float | None] = {}
+    files: tuple[ModelFile, ...] = ()
+
+
+class Series(_Value):
+    """One metric of one stage as columns; total: points before thinning."""
+
+    node: str
+    name: str
+    total: int
+    steps: tuple[float, ...]
+    at: tuple[float, ...]
+    values: tuple[float, ...]
+
+
+class Difference(_Value):
+    """A key in which compared jobs are not all alike; values in the order of the jobs."""
+
+    key: str
+    values: tuple[Any, ...]
+
+
+class Outcome(_Value):
+    """What a compared job's report says; None with the reason where there is none."""
+
+    job: str
+    metric: str | None = None
+    mean: dict[str, Any] | None = None
+    spread: dict[str, Any] | None = None
+    cost: dict[str, Any] | None = None
+    reason: str | None = None
+
+
+class JobSeries(_Value):
+    """The curves of a compared job."""
+
+    job: str
+    series: tuple[Series, ...]
+
+
+class Comparison(_Value):
+    """Jobs side by side, in the order in which they were asked for."""
+
+    jobs: tuple[JobSummary, ...]
+    differences: tuple[Difference, ...]
+    outcomes: tuple[Outcome, ...]
+    curves: tuple[JobSeries, ...]
+
+
+class Asker(_Value):
+    """A train row that asked for a passage, and at which rank and score it came."""
+
+    train_row: int
+    rank: int
+    score: float | None = None
+    text: str | None = None
+    label: str | None = None
+
+
+class SelectedPassage(_Value):
+    """A passage of a job's selection, with its best rank and the first of those who asked for it."""
+
+    id: str
+    text: str
+    source: str
+    rank: int
+    score: float | None = None
+    asked_by: tuple[Asker, ...] = ()
+    asked_by_total: int | None = None
+
+
+class Selection(_Value):
+    """A page of a selection, best rank first; facts: how it was made; total: what fits the question."""
+
+    facts: dict[str, Any]
+    data: tuple[SelectedPassage, ...]
+    total: int | None = None
+    has_more: bool
+
+
+class Webhook(_Value):
+    """An endpoint that events are posted to. secret: only in the answer to its making."""
+
+    id: str
+    url: str
+    events: tuple[str, ...]
+    created_at: float
+    disabled: str | None = None
+    secret: str | None = None
 
 
 class Prediction(_Value):

@@ -42,6 +42,24 @@ def error_of(response: httpx.Response) -> TLMError:
     return _class_of(status)(message, **facts)
 
 
+def away(url: str, error: httpx.HTTPError) -> Unavailable:
+    """The error for a gateway from which no answer came."""
+    return Unavailable(
+        f"the gateway at {url} does not answer ({str(error) or type(error).__name__}); is it running? "
+        "`tlm up` starts one on this machine"
+    )
+
+
+def json_of(response: httpx.Response) -> Any:
+    """The body of an answer; an empty one is an empty object. Raises TLMError for what is no JSON."""
+    if not response.content:
+        return {}
+    try:
+        return response.json()
+    except ValueError as error:
+        raise TLMError(f"{response.request.url} answered with something else than JSON; check the URL") from error
+
+
 def _problem(response: httpx.Response) -> dict[str, Any] | None:
     try:
         body = response.json()

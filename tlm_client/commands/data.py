@@ -102,6 +102,23 @@ def dataset_show(context: typer.Context, name: Name, as_json: AsJson = False) ->
         _show(dataset, report)
 
 
+@datasets.command("delete")
+@guarded
+def dataset_delete(
+    context: typer.Context,
+    dataset: Annotated[str, typer.Argument(metavar="ID|NAME", help="A name means its newest version.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete one version of a data set. Refused while a job that is not over needs it."""
+    with session_of(context).client() as client:
+        found = client.dataset(dataset)
+        if not yes:
+            typer.confirm(f"delete '{found.name}' version {found.version} ({found.id}) for good?", abort=True, err=True)
+        client.delete_dataset(found.id)
+    emit({"deleted": found.id}) if as_json else say(f"deleted {found.id}")
+
+
 @corpora.command("add")
 @guarded
 def corpus_add(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from datetime import datetime
+from itertools import islice
 from typing import Annotated, Any
 
 import typer
@@ -15,7 +16,7 @@ from tlm_client.console import FAILED, INTERRUPTED, AsJson, emit, guarded, notes
 from tlm_client.display import Display, duration
 from tlm_client.models import Job, JobEvent
 from tlm_client.results import say_estimate, say_report
-from tlm_core.errors import InvalidRequest
+from tlm_core.errors import InvalidRequest, TLMError
 from tlm_core.jobs.spec import JobSpec
 from tlm_core.jobs.states import State
 
@@ -48,12 +49,15 @@ def submit(
     label: Annotated[
         list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Your own label on the job.")
     ] = None,
+    priority: Annotated[int, typer.Option(min=-10, max=10, help="Of jobs that wait, higher ones are taken first.")] = 0,
+    max_runtime: Annotated[float | None, typer.Option(help="Seconds of running after which it is ended.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and estimate; submit nothing.")] = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay and show how it goes.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Submit a job."""
-    spec = _spec(dataset, corpus, scale, recipe, seed, set_, workers=workers, metadata=dict(map(_pair, label or [])))
+    more = {"metadata": labels_of(label), "priority": priority, "max_runtime_seconds": max_runtime}
+    spec = _spec(dataset, corpus, scale, recipe, seed, set_, workers=workers, **more)
     with session_of(context).client() as client:
         if dry_run:
             told = client.dry_run(spec)
@@ -67,7 +71,7 @@ def submit(
                 say(f"{job.id} is {job.state}; `tlm watch {job.id}` shows how it goes")
             return
         notes().print(f"submitted {job.id}")
-        _watch(client, job.id, as_json)
+        watch_job(client, job.id, as_json)
 
 
 @guarded
@@ -92,12 +96,18 @@ def estimate(
 def jobs(
     context: typer.Context,
     state: Annotated[State | None, typer.Option(help="Only those in this state.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only those of this kind, such as train.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Only those on this data set, by id or name.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Only those with these labels.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
     with session_of(context).client() as client:
-        found = [job for _, job in zip(range(limit), client.jobs(state), strict=False)]
+        every = client.jobs(state, kind=kind, dataset=dataset, labels=labels_of(label))
+        found = list(islice(every, limit))
     if as_json:
         emit(found)
         return
@@ -140,7 +150,7 @@ def show(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None
 def watch(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
     """Show how a job goes until it is over. Ctrl-C leaves the job running. Exit code 1 if it does not succeed."""
     with session_of(context).client() as client:
-        _watch(client, job_id, as_json)
+        watch_job(client, job_id, as_json)
 
 
 @guarded
@@ -164,7 +174,8 @@ def resume(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> No
         _tell(client.resume(job_id), as_json)
 
 
-def _watch(client: TLMClient, job_id: str, as_json: bool) -> None:
+def watch_job(client: TLMClient, job_id: str, as_json: bool) -> None:
+    """Show how a job goes until it is over. Raises typer.Exit if it does not succeed, or on Ctrl-C."""
     try:
         job = _followed(client, job_id, as_json)
     except KeyboardInterrupt as error:
@@ -191,7 +202,22 @@ def _followed(client: TLMClient, job_id: str, as_json: bool) -> Job:
         return client.wait(job_id, line)
     with Display(notes()) as display:
         display.begin(job_id)
-        return client.wait(job_id, display.job_event)
+
+        def show(event: JobEvent) -> None:
+            display.job_event(event)
+            if event.type == "progress" and display.wants_curve():
+                display.curve(_curve(client, job_id, str(event.data.get("node", ""))))
+
+        return client.wait(job_id, show)
+
+
+def _curve(client: TLMClient, job_id: str, node: str) -> tuple[str, tuple[float, ...]] | None:
+    """The loss of the stage under way, for the spark line; a picture is not worth an error."""
+    try:
+        found = client.series(job_id, points=24, node=node, names=("mlm", "loss", "task"))
+    except TLMError:
+        return None
+    return (found[0].name, found[0].values) if found else None
 
 
 def _tell(job: Job, as_json: bool) -> None:
@@ -210,7 +236,7 @@ def _spec(
     overrides: list[str] | None,
     **more: Any,
 ) -> JobSpec:
-    chosen = {key: _value(text) for key, text in map(_pair, overrides or [])}
+    chosen = overrides_of(overrides)
     if corpus is None:
         chosen.setdefault("selection.selector", "none")
     asked = {"dataset": dataset, "corpus": corpus, "scale": scale, "recipe": recipe, "seeds": seeds or [0]}
@@ -219,6 +245,16 @@ def _spec(
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise InvalidRequest(f"the job cannot be submitted so: {faults}") from error
+
+
+def overrides_of(given: list[str] | None) -> dict[str, Any]:
+    """KEY=VALUE recipe overrides; a value is JSON, or else the text itself."""
+    return {key: _value(text) for key, text in map(_pair, given or [])}
+
+
+def labels_of(given: list[str] | None) -> dict[str, str]:
+    """KEY=VALUE labels."""
+    return dict(map(_pair, given or []))
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -256,7 +256,7 @@ def test_a_corpus_is_cut_here_and_uploaded_as_passages(tmp_path: Path) -> None:
         if request.method == "POST":
             sent["body"] = request.read()
             return httpx.Response(202, json=load)
-        return httpx.Response(200, json={"name": "docs", "version": "v1", "versions": [], "loads": [load]})
+        return httpx.Response(200, json=load)
 
     result = tlm(handler, "corpus", "add", "docs", str(tmp_path / "a.txt"), "--language", "de")
     assert result.exit_code == 0, result.output

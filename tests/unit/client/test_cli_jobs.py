@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
+from typer.testing import CliRunner
 
 from tests.unit.client.gateway import job_view
-from tests.unit.client.test_cli import tlm
+from tests.unit.client.test_cli import serve, tlm
+from tlm_client.cli import app
 
 ESTIMATE = {
     "seconds": 125.0, "flops": 4.1e13, "tokens": 1e6, "memory_bytes": 464_000_000, "disk_bytes": None,
@@ -47,3 +50,125 @@ def test_a_dry_run_submits_nothing() -> None:
     told = tlm(handler, "submit", "--dataset", "toy", "--dry-run")
     assert (told.exit_code, seen) == (0, ["b'dry_run=true'"]), told.output
     assert "2:05" in told.stdout and "job_" not in told.stdout
+
+
+LINES = [{"id": f"{n}-0", "at": 1.0, "attempt": 1, "line": f"line {n}"} for n in range(1, 4)]
+
+
+def test_a_log_that_is_followed_goes_on_behind_what_was_printed() -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        asked.append((request.url.query.decode(), request.headers.get("Last-Event-ID")))
+        if "event-stream" not in request.headers["Accept"]:
+            return httpx.Response(200, json={"data": LINES[:2], "has_more": False})
+        frames = "".join(f"id: {one['id']}\nevent: line\ndata: {json.dumps(one)}\n\n" for one in LINES[1:])
+        return httpx.Response(200, text=frames + 'event: end\ndata: {"state": "succeeded"}\n\n')
+
+    told = tlm(handler, "logs", "job_1", "-f", "--tail", "2")
+    assert told.exit_code == 0, told.output
+    assert [line.split(" ", 1)[1] for line in told.stdout.splitlines()] == ["line 1", "line 2", "line 3"]
+    assert asked == [("tail=2", None), ("", "2-0")]
+    assert [json.loads(one)["line"] for one in tlm(handler, "logs", "job_1", "--json").stdout.splitlines()] == [
+        "line 1", "line 2",
+    ]  # fmt: skip
+
+
+def test_a_comparison_shows_what_differs_and_what_is_missing() -> None:
+    scores = {"test": {"macro_f1": 0.5, "micro_f1": 0.6, "accuracy": None}}
+    series = {"node": "joint.s0", "name": "mlm", "total": 3, "steps": [1, 2, 3], "at": [1, 2, 3], "values": [3, 2, 1]}
+    body = {
+        "jobs": [job_view(), job_view(id="job_2")],
+        "differences": [{"key": "joint.rho2", "values": [5, None]}],
+        "outcomes": [
+            {"job": "job_1", "mean": scores, "spread": {"test": {"macro_f1": 0.01}},
+             "cost": {"total": {"flops": 2e12, "tokens": 5.0, "seconds": 7.0}}},
+            {"job": "job_2", "reason": "it has not finished"},
+        ],
+        "curves": [{"job": "job_1", "series": [series]}, {"job": "job_2", "series": []}],
+    }  # fmt: skip
+    told = tlm(serve({"GET /v1/jobs/compare": body}), "compare", "job_1", "job_2")
+    assert told.exit_code == 0, told.output
+    for part in ("joint.rho2", "0.500 ± 0.010", "0.600", "n/a", "2e+12", "█▅▁ 1", "job_2: it has not finished"):
+        assert part in told.stdout, part
+
+
+def test_a_clone_sends_only_what_changes() -> None:
+    sent: list[Any] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        sent.append((request.url.path, json.loads(request.content or b"null")))
+        return httpx.Response(202, json=job_view(id="job_2"))
+
+    told = tlm(handler, "clone", "job_1", "--seed", "3", "--set", "joint.rho2=7", "--priority", "5")
+    assert told.exit_code == 0 and "job_2 is queued, made from job_1" in told.stdout
+    assert tlm(handler, "retry", "job_1").exit_code == 0
+    changes = {"seeds": [3], "set": {"joint.rho2": 7}, "priority": 5}
+    assert sent == [("/v1/jobs/job_1/clone", changes), ("/v1/jobs/job_1/retry", None)]
+
+
+def test_nothing_is_deleted_unasked() -> None:
+    asked: list[str] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        asked.append(request.method)
+        return httpx.Response(204)
+
+    assert tlm(handler, "delete", "job_1").exit_code != 0
+    assert asked == []
+    assert tlm(handler, "delete", "job_1", "--yes").exit_code == 0
+    assert asked == ["DELETE"]
+
+
+def test_lists_pass_their_filters_on() -> None:
+    asked: list[list[tuple[str, str]]] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.params.multi_items())
+        return httpx.Response(200, json={"data": [], "has_more": False})
+
+    arguments = ("--state", "failed", "--dataset", "toy", "--label", "a=b", "--label", "c=d=e", "--kind", "train")
+    assert tlm(handler, "jobs", *arguments).exit_code == 0
+    assert set(asked[0]) >= {
+        ("state", "failed"), ("dataset", "toy"), ("label", "a=b"), ("label", "c=d=e"), ("kind", "train"),
+    }  # fmt: skip
+
+
+def test_why_shows_the_rows_that_asked() -> None:
+    asker = {"train_row": 7, "rank": 1, "score": 2.0, "text": "a [bold]row[/bold]", "label": "pos"}
+    passage = {"id": "p", "text": "a passage", "source": "docs", "rank": 1, "score": 2.0, "asked_by": [asker]}
+    body = {"facts": {}, "data": [passage], "total": 9, "has_more": True}
+    told = tlm(serve({"GET /v1/jobs/job_1/selection": body}), "why", "job_1", "a", "passage")
+    assert told.exit_code == 0, told.output
+    assert "row 7 (pos) a [bold]row[/bold]" in told.stdout and "1 of 9 passages" in told.stdout
+
+
+def test_a_profile_names_a_gateway_and_its_token_is_kept_to_oneself(tmp_path: Path) -> None:
+    seen: list[tuple[str, str]] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        seen.append((str(request.url.copy_with(query=None)), request.headers["Authorization"]))
+        return httpx.Response(200, json={"data": [], "has_more": False})
+
+    file = tmp_path / "config" / "profiles.toml"
+    here = {"profiles": file, "url": None, "token": None}
+    added = tlm(handler, "profile", "add", "lab", "https://lab.example", "--token", 's"ecret', **here)
+    assert added.exit_code == 0, added.output
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert tlm(handler, "--profile", "lab", "jobs", **here).exit_code == 0
+    assert seen == [("https://lab.example/v1/jobs", 'Bearer s"ecret')]
+    listed = tlm(handler, "profile", "list", **here)
+    assert "lab" in listed.stdout and "ecret" not in listed.stdout
+    unknown = tlm(handler, "--profile", "nope", "jobs", **here)
+    assert (unknown.exit_code, "there are lab" in unknown.stderr) == (4, True)
+    assert tlm(handler, "profile", "remove", "lab", **here).exit_code == 0
+    assert tlm(handler, "--profile", "lab", "jobs", **here).exit_code == 4
+    file.write_text("not toml [")
+    assert tlm(handler, "profile", "list", **here).exit_code == 5
+    assert tlm(handler, "profile", "add", "a b", "https://x", "--token", "t", **here).exit_code == 5
+
+
+def test_the_shell_completes_commands() -> None:
+    environment = {"_TLM_COMPLETE": "complete_bash", "COMP_WORDS": "tlm comp", "COMP_CWORD": "1"}
+    found = CliRunner().invoke(app, [], env=environment, prog_name="tlm")
+    assert "compare" in found.stdout.split()

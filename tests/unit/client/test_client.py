@@ -128,7 +128,7 @@ def test_waiting_for_a_corpus_ends_when_it_is_ready_or_raises_why_it_failed() ->
     def handler(_: httpx.Request) -> httpx.Response:
         error = e.IndexUnavailable("the index is away").as_dict() if states[0] == "failed" else None
         load = {"id": "load_1", "state": states.pop(0), "done": 1, "total": 2, "version": "v1", "error": error}
-        return httpx.Response(200, json={"name": "docs", "version": None, "versions": [], "loads": [load]})
+        return httpx.Response(200, json=load)
 
     seen: list[str] = []
     with client_of(handler) as client:

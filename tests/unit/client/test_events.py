@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.unit.client.gateway import CutStream, client_of, end, event, job_view, problem
-from tlm_client.events import follow, parse
+from tlm_client.events import EventParser
 from tlm_core.errors import NotFound, Unavailable
 
 
@@ -63,8 +63,11 @@ def test_a_stream_that_closes_before_its_end_is_opened_again() -> None:
 
 
 def test_an_event_that_is_cut_in_its_middle_is_not_told_half() -> None:
-    lines = (event(1) + event(2)).removesuffix("\n").splitlines()
-    assert [e.seq for e in parse(lines)] == [1]
+    text = (event(1) + event(2)).removesuffix("\n").encode()
+    for size in (1, 7, len(text)):
+        parser = EventParser()
+        pieces = (text[start : start + size] for start in range(0, len(text), size))
+        assert [frame.id for piece in pieces for frame in parser.feed(piece)] == ["1"]
 
 
 def test_a_restart_of_the_gateway_is_survived_and_a_long_absence_told() -> None:
@@ -83,11 +86,11 @@ def test_a_restart_of_the_gateway_is_survived_and_a_long_absence_told() -> None:
             raise httpx.ConnectError("refused")
         return httpx.Response(200, text=event(1)) if now > 50 else problem(503, "store_unavailable", "Redis is away")
 
-    http = httpx.Client(base_url="http://gateway.test", transport=httpx.MockTransport(handler))
-    stream = follow(http, "/events", 0, patience=60.0, sleep=sleep, clock=lambda: now)
-    assert next(stream).seq == 1
-    with pytest.raises(Unavailable, match="watch again later"):
-        list(stream)
+    with client_of(handler, sleep=sleep, clock=lambda: now) as client:
+        stream = client.events("job_1", patience=60.0)
+        assert next(stream).seq == 1
+        with pytest.raises(Unavailable, match="watch again later"):
+            list(stream)
     assert now >= 160
 
 
