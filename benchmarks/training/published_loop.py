@@ -22,6 +22,7 @@ from transformers.models.bert.modeling_bert import BertOnlyMLMHead
 
 from benchmarks.training.data import BATCH, LENGTH, prepared, threads
 from tlm_core.training.evaluate import pick_device
+from tlm_core.training.masking import Vocabulary
 from tlm_core.training.prepared import Prepared
 from tlm_core.training.store import TokenStore
 
@@ -49,8 +50,8 @@ class Texts(Dataset[dict[str, Any]]):
 class Collator:
     """Stacks examples, masking each on its own."""
 
-    def __init__(self, prepared: Prepared) -> None:
-        self._words = prepared.vocabulary
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._words = vocabulary
         self._specials = torch.tensor(self._words.specials)
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -121,7 +122,7 @@ class PublishedLoop:
         self._model: Any = torch.compile(model, dynamic=False) if compiled else model
         train, passages = data.split("train"), data.passages()
         assert passages is not None
-        collator, pad = Collator(data), data.vocabulary.pad
+        collator, pad = Collator(data.vocabulary), data.vocabulary.pad
         self._external = _forever(Texts(passages, None, pad), collator, batch)
         self._task = _forever(Texts(train.store, train.labels, pad), collator, batch)
         self._step = itertools.count(1)

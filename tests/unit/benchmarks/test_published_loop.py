@@ -1,0 +1,46 @@
+"""The rebuilt published loop does what the release is described to do."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from transformers import BertConfig
+
+from benchmarks.training.published_loop import IGNORED, LENGTH, Collator, PublishedModel
+from tlm_core.training.masking import Vocabulary
+
+WORDS = Vocabulary(size=200, pad=0, mask=4, specials=(0, 1, 2, 3, 4))
+
+
+def test_the_collator_masks_each_example_at_15_percent_with_80_10_10() -> None:
+    torch.manual_seed(0)
+    random = np.random.default_rng(0)
+    examples = []
+    for _ in range(200):
+        ids = random.integers(5, 200, LENGTH)
+        ids[0], ids[100], ids[101:] = 2, 3, 0
+        examples.append({"ids": ids, "mask": (ids > 0).astype(np.int64), "label": 1})
+    batch = Collator(WORDS)(examples)
+    before = torch.from_numpy(np.stack([example["ids"] for example in examples]))
+    drawn, ordinary = batch["targets"] != IGNORED, before > 4
+    assert not (drawn & ~ordinary).any()
+    assert torch.equal(batch["targets"][drawn], before[drawn])
+    assert torch.equal(batch["ids"][~drawn], before[~drawn])
+    share = drawn.sum() / ordinary.sum()
+    masked = (batch["ids"][drawn] == WORDS.mask).float().mean()
+    kept = (batch["ids"][drawn] == before[drawn]).float().mean()
+    assert abs(share - 0.15) < 0.01
+    assert abs(masked - 0.8) < 0.03
+    assert abs(kept - 0.1) < 0.03
+
+
+def test_the_model_gives_vocabulary_logits_everywhere_and_labels_from_the_first_token() -> None:
+    config = BertConfig(
+        vocab_size=200, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, num_labels=3
+    )
+    model = PublishedModel(config).eval()
+    ids = torch.randint(5, 200, (2, 7), generator=torch.Generator().manual_seed(0))
+    words, labels = model(ids, torch.ones_like(ids))
+    assert words.shape == (2, 7, 200)
+    assert labels.shape == (2, 3)
+    assert model.cls.predictions.decoder.weight is model.bert.embeddings.word_embeddings.weight
