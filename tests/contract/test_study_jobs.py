@@ -1,0 +1,153 @@
+"""Jobs that fan out, on a real job store and with the coordinator's own stages."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from services.common.artifacts_of import published
+from services.common.jobstore import JobStore
+from services.trainer.cluster import Status
+from services.trainer.coordinator import Coordinator
+from services.trainer.local import run_local
+from services.trainer.settings import TrainerSettings
+from tests.factories import make_resolved, make_spec
+from tests.trainer_fakes import FakeCluster, FakeSelections, plain_stage, run_group
+from tlm_core.artifacts import ArtifactStore, ManifestRef
+from tlm_core.errors import TLMError
+from tlm_core.jobs.nodes import STAGE_VERSIONS
+from tlm_core.jobs.plan import DROPPED, plan_of
+from tlm_core.jobs.spec import JobRecord, OtherData
+from tlm_core.jobs.states import State
+
+T = "default"
+CURVE: dict[str, Any] = {"sizes": [2, 30], "models": ["bilstm", "tlm"]}
+
+
+class AtOnce(Executor):
+    """Runs what it is given before it answers."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except TLMError as error:
+            future.set_exception(error)
+        return future
+
+
+class World:
+    """A store, a storage with two data sets, a coordinator with its real local stages, fake workers and retriever."""
+
+    def __init__(self, store: JobStore, folder: Path) -> None:
+        self.store, self.folder, self.cluster = store, folder, FakeCluster()
+        self.artifacts = ArtifactStore(str(folder / "storage"), folder / "cache")
+        self.selections = FakeSelections(self.artifacts, folder)
+        values = {"storage": str(folder / "storage"), "scratch": folder / "scratch", "lease_seconds": 30.0}
+        self.coordinator = Coordinator(
+            store, self.artifacts, self.selections, self.cluster, TrainerSettings(**values), owner="a",
+            local=functools.partial(run_local, self.artifacts, folder / "scratch"), executor=AtOnce(), clock=time.time,
+        )  # fmt: skip
+
+    def dataset(self, name: str, labels: str) -> ManifestRef:
+        work = self.folder / f"upload-{name}"
+        work.mkdir()
+        for split, rows in (("train", 30), ("validation", 6), ("test", 6)):
+            lines = [{"text": f"{name} {split} text number {n}", "label": labels[n % len(labels)]} for n in range(rows)]
+            (work / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        return self.artifacts.write(f"{T}/datasets/{name}", work, artifact=name, stage="dataset")
+
+    def submit(self, *, others: tuple[OtherData, ...] = (), labels: str = "abc", **spec: Any) -> str:
+        resolved = make_resolved(dataset=self.dataset("first", labels), others=others)
+        return self.store.submit(T, make_spec(**spec), resolved)[0].id
+
+    def drive(self, job_id: str, rounds: int = 12) -> JobRecord:
+        for _ in range(rounds):
+            self.coordinator.round()
+        return self.store.get(T, job_id)
+
+    def work(self, submission: str) -> None:
+        stages = dict.fromkeys(STAGE_VERSIONS, plain_stage)
+        run_group(self.store, self.artifacts, self.folder / "scratch", self.cluster.assignment(submission), stages)
+        self.cluster.statuses[submission] = Status.ENDED
+
+
+@pytest.fixture
+def world(redis_client: redis.Redis, tmp_path: Path) -> World:
+    return World(JobStore(redis_client), tmp_path)
+
+
+def test_what_hangs_on_a_subset_that_lost_a_class_is_left_out_and_the_rest_goes_on(world: World) -> None:
+    job_id = world.submit(kind="learning_curve", learning_curve=CURVE)
+    world.work(world.drive(job_id).submissions["main"])
+    job = world.drive(job_id)
+    assert job.state is State.SUCCEEDED
+    metas = {name: world.artifacts.manifest(ref).meta for name, ref in published(world.store, job).items()}
+    left_out = {name for name, meta in metas.items() if DROPPED in meta}
+    assert left_out == {node.name for node in plan_of(job).nodes if ".n2." in node.name}
+    assert "with 2 texts no text of" in metas["evaluate.bilstm.n2.s0"][DROPPED]
+    assert world.selections.asked == 2, "the retriever is asked for the other size alone, until it is ready"
+    assert metas["curve"] == {"inputs": len(plan_of(job).final.inputs)}
+
+
+def test_workers_wait_until_every_selection_is_there(world: World) -> None:
+    job_id = world.submit(kind="learning_curve", learning_curve=CURVE | {"sizes": [15, 30]})
+    for _ in range(30):
+        job = world.drive(job_id, rounds=1)
+        done = published(world.store, job)
+        assert ("main" in job.submissions) <= ({"select.n15.s0", "select.n30.s0"} <= done.keys())
+    assert "main" in job.submissions
+
+
+@pytest.mark.parametrize(
+    ("sizes", "complaint"), [([10, 31], "31 labelled texts was asked for"), ([2, 3], "every size loses a class")]
+)
+def test_sizes_that_cannot_be_had_fail_the_job_before_any_training(
+    world: World, sizes: list[int], complaint: str
+) -> None:
+    job_id = world.submit(kind="learning_curve", learning_curve=CURVE | {"sizes": sizes}, labels="abcdefgh")
+    job = world.drive(job_id)
+    assert job.state is State.FAILED and job.error is not None
+    assert complaint in job.error["message"]
+    assert world.cluster.commands == {}
+
+
+def test_a_second_pruning_with_another_level_makes_only_the_new_tickets(world: World) -> None:
+    first = world.submit(kind="prune", prune={"levels": [0.3]})
+    world.work(world.drive(first).submissions["main"])
+    assert world.drive(first).state is State.SUCCEEDED
+    resolved = world.store.get(T, first).resolved
+    spec = make_spec(kind="prune", prune={"levels": [0.3, 0.5]})
+    second = world.store.submit(T, spec, resolved)[0].id
+    world.coordinator.round()
+    job = world.store.get(T, second)
+    missing = {node.name for node in plan_of(job).nodes} - published(world.store, job).keys()
+    assert missing == {f"ticket.{which}.l0.5.s0" for which in ("winning", "random", "losing")} | {"phases"}
+
+
+def test_data_sets_that_share_are_each_validated_and_merged(world: World) -> None:
+    other = OtherData(id="ds_2", ref=world.dataset("second", "xy"))
+    job_id = world.submit(kind="share_tickets", share_tickets={"others": ["second"]}, others=(other,))
+    world.work(world.drive(job_id).submissions["main"])
+    job = world.drive(job_id)
+    assert job.state is State.SUCCEEDED
+    merged = world.artifacts.localize(published(world.store, job)["merge"])
+    assert json.loads((merged / "task.json").read_text())["labels"] == [
+        "toy: a", "toy: b", "toy: c", "second: x", "second: y",
+    ]  # fmt: skip
+
+
+def test_tasks_with_clashing_labels_fail_before_any_training(world: World) -> None:
+    other = OtherData(id="ds_2", ref=world.dataset("second", "xy"))
+    job_id = world.submit(kind="share_tickets", share_tickets={"others": ["toy"]}, others=(other,))
+    job = world.drive(job_id)
+    assert job.state is State.FAILED and job.error is not None and "labels clash" in job.error["message"]
+    assert world.cluster.commands == {}
