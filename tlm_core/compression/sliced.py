@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from tlm_core.compression.masks import Mask
 from tlm_core.training.flops import FORWARD_AND_BACKWARD
-from tlm_core.training.model import Attention, PostNormLayer, PreNormLayer, Shape, TaskModel, attend, rotate
+from tlm_core.training.kernels import Rotate
+from tlm_core.training.model import Attention, PostNormLayer, PreNormLayer, Shape, TaskModel, attend
 from tlm_core.training.state import SHAPE, WEIGHTS, load_weights
 
 MASK = "mask.json"
@@ -42,7 +43,7 @@ class SlicedAttention(nn.Module):
         qkv = self.qkv(x).view(rows, length, 3, self.heads, self.size)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         if rotation is not None:
-            query, key = rotate(query, rotation), rotate(key, rotation)
+            query, key = Rotate.apply(query, *rotation), Rotate.apply(key, *rotation)
         y = attend(query, key, value, mask, self.dropout if self.training else 0.0)
         out: Tensor = self.out(y.transpose(1, 2).reshape(rows, length, -1))
         return out

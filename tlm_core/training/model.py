@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tlm_core.training.kernels import Gate, Rotate
 from tlm_core.training.vocabulary_loss import VocabularyLoss
 
 
@@ -91,18 +92,11 @@ class Attention(nn.Module):
         qkv = self.qkv(x).view(rows, length, 3, self.heads, hidden // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         if rotation is not None:
-            query, key = rotate(query, rotation), rotate(key, rotation)
+            query, key = Rotate.apply(query, *rotation), Rotate.apply(key, *rotation)
         dropout = self.dropout if self.training else 0.0
         y = attend(query, key, value, mask, dropout)
         out: Tensor = self.out(y.transpose(1, 2).reshape(rows, length, hidden))
         return out
-
-
-def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn queries or keys [R, heads, L, head] by their positions' angles (Su et al. 2021)."""
-    cos, sin = rotation
-    left, right = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-right, left), dim=-1) * sin
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float) -> Tensor:
@@ -113,7 +107,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: flo
     if query.is_cuda:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-    weights = F.dropout((scores + mask).softmax(dim=-1, dtype=scores.dtype), dropout)
+    weights = F.dropout(scores.add_(mask).softmax(dim=-1, dtype=scores.dtype), dropout)
     return weights @ value
 
 
@@ -145,8 +139,7 @@ class PreNormLayer(nn.Module):
     def forward(self, x: Tensor, mask: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
         h = x if self.attention_norm is None else self.attention_norm(x)
         x = x + self.dropout(self.attention(h, mask, rotation))
-        value, gate = self.mlp_in(self.mlp_norm(x)).chunk(2, dim=-1)
-        return x + self.mlp_out(self.dropout(F.gelu(value) * gate))
+        return x + self.mlp_out(self.dropout(Gate.apply(self.mlp_in(self.mlp_norm(x)))))
 
 
 class PostNormLayer(nn.Module):
