@@ -15,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 
 from services.api.dashboard.app import mount_dashboard
 from services.api.dashboard.data import UPLOAD_PATHS
+from services.api.error_page import mount_error_page
 from services.api.parts import Parts
 from services.api.routes import corpora, datasets, health, jobs, results, uploads, webhooks
 from services.api.views import Problem
@@ -54,6 +55,7 @@ def create_app(parts: Parts) -> FastAPI:
     install_problem_handlers(app, streamed=("/v1/datasets", "/v1/corpora", *UPLOAD_PATHS), raw=("/v1/uploads/",))
     for module in (health, uploads, datasets, corpora, jobs, results, webhooks):
         app.include_router(module.router)
+    mount_error_page(app)
     mount_dashboard(app, parts)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app

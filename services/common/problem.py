@@ -22,6 +22,8 @@ from services.common.bodies import BodyGuard
 from tlm_core import errors as e
 
 MEDIA_TYPE = "application/problem+json"
+# Where the gateway serves docs/errors.md; an address relative to whoever answered needs no other host to be there.
+ERROR_PAGE = "/docs/errors"
 _RETRY_AFTER_SECONDS = 2
 
 STATUS: Mapping[type[e.TLMError], int] = {
@@ -70,7 +72,7 @@ _WANTED = {
 def problem_body(status: int, code: str, detail: str, *, retryable: bool = False, **more: Any) -> dict[str, Any]:
     """The members of a problem object; `more` holds those that not every problem has."""
     return {
-        "type": f"/docs/errors#{code}",
+        "type": f"{ERROR_PAGE}#{code}",
         "title": HTTPStatus(status).phrase,
         "status": status,
         "detail": detail,
