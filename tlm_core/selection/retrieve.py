@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,9 @@ from tlm_core.selection.queries import Query
 BATCH = 128
 PART = 8 * BATCH  # queries whose hits are one file: what a death in the middle costs at most
 _HITS = pa.schema([("query", pa.int32()), ("id", pa.string()), ("rank", pa.int32()), ("score", pa.float32())])
+_NUMBERS = ["query", "rank", "score"]
 _SLICE = 10_000
+_LOW = np.uint64(2**32 - 1)
 
 Progress = Callable[[int, int, str], None]
 """Told how many of how many are done, and of what: `queries` (train rows) or `passages` (of a pass over the corpus).
@@ -124,31 +127,75 @@ def _whole(path: Path) -> bool:
 
 
 def _united(queries: Sequence[Query], paths: Sequence[Path], rows: int) -> Retrieved:
-    table = pa.concat_tables([_HITS.empty_table(), *(pq.read_table(path) for path in paths)])
-    # Every id once: as many strings as there are hits would be most of the memory of a big task.
-    coded = table["id"].dictionary_encode().combine_chunks()
-    names, passage = coded.dictionary, coded.indices.to_numpy()
-    query, rank, score = (table[name].to_numpy() for name in ("query", "rank", "score"))
-    del table, coded
-    best = np.lexsort((-score, rank, passage))
-    best = best[np.unique(passage[best], return_index=True)[1]]
-    order = pc.sort_indices(pa.table({"rank": rank[best], "id": names}), [("rank", "ascending"), ("id", "ascending")])
-    order = order.to_numpy().astype(np.int64)
+    """Unite the parts. A big task has millions of hits, so ids are held once and everything else as plain numbers."""
+    query, rank, score, passage, names = _numbered(paths)
+    # Rank first, then falling score: of numbers that are not negative the bits order as the numbers do.
+    worth = (rank.astype(np.uint64) << np.uint64(32)) | (_LOW - score.view(np.uint32))
+    best = np.full(len(names), np.iinfo(np.uint64).max, np.uint64)
+    np.minimum.at(best, passage, worth)
+    del worth
+    best_rank = (best >> np.uint64(32)).astype(np.int32)
+    best_score = (_LOW - (best & _LOW)).astype(np.uint32).view(np.float32)
+    by = pc.sort_indices(pa.table({"rank": best_rank, "id": names}), [("rank", "ascending"), ("id", "ascending")])
+    order = by.to_numpy().astype(np.int64)
     place = np.empty(len(names), np.int32)
     place[order] = np.arange(len(names), dtype=np.int32)
-    place = place[passage]
-    hits = np.lexsort((query, rank, place))
+    passage = place[passage]
     asked = np.zeros(len(queries), np.bool_)
     asked[query] = True
+    # Hits come by query, which a stable sort keeps within a passage and rank.
+    hits = np.argsort((passage.astype(np.int64) << 32) | rank, kind="stable")
     return Retrieved(
         queries=queries,
-        ids=names.take(pa.array(order)),
-        rank=rank[best][order],
-        score=score[best][order],
-        hit_place=place[hits],
+        ids=names.take(by),
+        rank=best_rank[order],
+        score=best_score[order],
+        hit_place=passage[hits],
         hit_query=query[hits],
         hit_rank=rank[hits],
         hit_score=score[hits],
         rows=rows,
         without_hit=sorted(row for number in np.flatnonzero(~asked).tolist() for row in queries[number].rows),
     )
+
+
+def _numbered(
+    paths: Sequence[Path],
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32], NDArray[np.int32], Any]:
+    """Query, rank, score and passage number of every hit, and the ids by passage number.
+
+    Ids are told apart by 64 bits of a hash: among ten million the chance that any two share them is 1 in 300,000.
+    """
+    table = pa.concat_tables(
+        [_HITS.empty_table().select(_NUMBERS), *(pq.read_table(path, columns=_NUMBERS) for path in paths)]
+    )
+    query, rank, score = (table[name].to_numpy() for name in _NUMBERS)
+    del table
+    keys = np.empty(len(query), np.uint64)
+    filled = 0
+    for path in paths:
+        part = _keys(_ids(path))
+        keys[filled : filled + len(part)] = part
+        filled += len(part)
+    _, first, passage = np.unique(keys, return_index=True, return_inverse=True)
+    del keys
+    appearance = np.argsort(first)
+    first = first[appearance]
+    names, before = [pa.array([], pa.string())], 0
+    for path in paths:
+        ids = _ids(path)
+        start, end = np.searchsorted(first, (before, before + len(ids)))
+        names.append(ids.take(pa.array(first[start:end] - before)))
+        before += len(ids)
+    number = np.empty(len(first), np.int32)
+    number[appearance] = np.arange(len(first), dtype=np.int32)
+    return query, rank, score, number[passage], pa.concat_arrays(names)
+
+
+def _ids(path: Path) -> Any:
+    return pq.read_table(path, columns=["id"])["id"].combine_chunks()
+
+
+def _keys(ids: Any) -> NDArray[np.uint64]:
+    digests = (hashlib.blake2b(name.encode(), digest_size=8).digest() for name in ids.to_pylist())
+    return np.frombuffer(b"".join(digests), np.uint64)
