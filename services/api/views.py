@@ -212,6 +212,21 @@ class SearchResult(_View):
     hits: tuple[Hit, ...]
 
 
+class RefusedPassage(_View):
+    """A passage that the index will never take, and why."""
+
+    id: str
+    text: str
+    source: str
+    reason: str
+
+
+class RefusedView(_View):
+    """The passages that were left out of a version's index, in the order of the corpus; at most a thousand."""
+
+    data: tuple[RefusedPassage, ...]
+
+
 # --- jobs -----------------------------------------------------------------------------------------------------------
 
 

@@ -60,6 +60,17 @@ class SearchHit(BaseModel):
     source: str
 
 
+class RefusedPassage(BaseModel):
+    """A passage that the index will never take, and why."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    text: str
+    source: str
+    reason: str
+
+
 class SelectionRequest(BaseModel):
     """What a selection is made of; prefix: folder below the storage root to write it to.
 
@@ -100,6 +111,10 @@ class RetrieverClient:
             return _parse(CorpusLoad, self._call("GET", _corpus_path(tenant, name, version)))
         except NotFound:
             return CorpusLoad(state="unknown")
+
+    def refused(self, tenant: str, name: str, version: str) -> list[RefusedPassage]:
+        """The passages of a version that its index will never take; at most a thousand, else the load fails."""
+        return list(_parse(_Refused, self._call("GET", f"{_corpus_path(tenant, name, version)}/refused")).refused)
 
     def delete_corpus(self, tenant: str, name: str, version: str) -> None:
         """Drop a version's index; dropping what is not there is no error."""
@@ -146,6 +161,10 @@ class RetrieverClient:
 
 class _Hits(BaseModel):
     hits: tuple[SearchHit, ...]
+
+
+class _Refused(BaseModel):
+    refused: tuple[RefusedPassage, ...]
 
 
 def connect_retriever(url: str, token: str, *, timeout: float = 10.0) -> RetrieverClient:

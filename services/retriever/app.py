@@ -12,7 +12,7 @@ from fastapi import Depends, FastAPI, Request
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from services.common.problem import install_problem_handlers
-from services.common.retriever_client import SearchHit, SelectionRequest
+from services.common.retriever_client import RefusedPassage, SearchHit, SelectionRequest
 from services.retriever.cluster import connect
 from services.retriever.indexes import CorpusIndexes, CorpusKey, EmbeddedIndexes, OpenSearchIndexes
 from services.retriever.loads import CorpusLoads
@@ -50,6 +50,12 @@ class LoadAnswer(_Body):
     loaded: int
     refused: int = 0
     error: dict[str, Any] | None = None
+
+
+class RefusedAnswer(_Body):
+    """The passages of a corpus version that the index will never take."""
+
+    refused: list[RefusedPassage]
 
 
 class SearchBody(_Body):
@@ -115,6 +121,11 @@ def create_app(
         return LoadAnswer(
             state=load.state, count=load.count, loaded=load.loaded, refused=load.refused, error=load.error
         )
+
+    @app.get("/v1/corpora/{tenant}/{name}/versions/{version}/refused", dependencies=inner)
+    def get_refused(tenant: str, name: str, version: str) -> RefusedAnswer:
+        found = loads.refused(CorpusKey(tenant, name, version))
+        return RefusedAnswer(refused=[RefusedPassage(reason=r.reason, **r.passage._asdict()) for r in found])
 
     @app.delete("/v1/corpora/{tenant}/{name}/versions/{version}", status_code=204, dependencies=inner)
     def delete_corpus(tenant: str, name: str, version: str) -> None:

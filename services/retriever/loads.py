@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from services.retriever.bulk import Refused
 from services.retriever.indexes import CorpusIndexes, CorpusKey
 from services.retriever.passages_in import CorpusFiles
 from services.retriever.records import LoadRecords
@@ -87,6 +88,10 @@ class CorpusLoads:
         refused = self._records.refused(key)
         count = index.count() + refused
         return Load("", "", state="ready", count=count, loaded=count, refused=refused)
+
+    def refused(self, key: CorpusKey) -> list[Refused]:
+        """The passages of `key` that its index will never take, with the reasons."""
+        return self._records.letters(key)
 
     def ready(self, key: CorpusKey, *, patient: bool = False) -> PassageIndex:
         """The whole index of `key`; patient: it waits out a cluster that is away, instead of telling at once.

@@ -62,8 +62,14 @@ class LoadRecords:
             return Taken()
         return Taken(cursor["taken"], cursor["checksum"], refused)
 
+    def letters(self, key: CorpusKey) -> list[Refused]:
+        """The passages of `key` that the index will never take, in their order, with the reasons."""
+        cursor = self._cursor(key)
+        taken = cursor["taken"] if cursor else 0
+        return [entry for entry in self._letters(key) if entry.number < taken]
+
     def refused(self, key: CorpusKey) -> int:
-        """How many passages of `key` were refused by the index that was kept last."""
+        """How many they are."""
         cursor = self._cursor(key)
         return int(cursor["refused"]) if cursor else 0
 

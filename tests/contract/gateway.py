@@ -60,6 +60,9 @@ class PlayedRetriever:
         if request.method == "PUT":
             self.loads.setdefault(path, {"state": "loading", "count": 3, "loaded": 0, "refused": self.refused})
             return httpx.Response(202, json={})
+        if path.endswith("/refused"):
+            passage = {"id": "p9", "text": "too long", "source": "docs", "reason": "id is too long"}
+            return httpx.Response(200, json={"refused": [passage] * self.refused})
         load = self.loads.get(path)
         if request.method == "DELETE":
             self.loads.pop(path, None)

@@ -285,7 +285,13 @@ def test_a_delete_while_the_retriever_is_away_changes_nothing_and_can_be_asked_a
     assert api.delete("/v1/corpora/docs").status_code == 204
 
 
-def test_passages_that_the_index_refused_are_counted_in_the_version(api: TestClient, gateway: Gateway) -> None:
+def test_passages_that_the_index_refused_are_counted_and_shown_with_the_reason(
+    api: TestClient, gateway: Gateway
+) -> None:
     gateway.retriever.refused = 2
     post(api)
-    assert settled(api)["versions"][0]["refused"] == 2
+    version = settled(api)["versions"][0]
+    assert version["refused"] == 2
+    shown = api.get(f"/v1/corpora/docs/versions/{version['version']}/refused").json()["data"]
+    assert [entry["reason"] for entry in shown] == ["id is too long"] * 2
+    assert api.get("/v1/corpora/docs/versions/none/refused").status_code == 404

@@ -196,6 +196,18 @@ def test_what_nobody_loaded_is_not_found(place: Place, api: RetrieverClient) -> 
     api.delete_corpus(*place.key)
 
 
+@pytest.mark.parametrize("place", KINDS[1:], indirect=True)
+def test_a_passage_that_opensearch_refuses_is_left_out_and_told_with_the_reason(
+    place: Place, api: RetrieverClient
+) -> None:
+    place.write_corpus([*PASSAGES, ("x" * 600, "an id that is too long", "s")])
+    load = place.load(api)
+    assert (load.state, load.count, load.loaded, load.refused) == ("ready", 201, 201, 1)
+    [refused] = api.refused(*place.key)
+    assert refused.text == "an id that is too long" and "too long" in refused.reason
+    assert len(api.search(*place.key, "passage", 1000)) == 200
+
+
 def test_a_deleted_corpus_is_gone(place: Place, api: RetrieverClient) -> None:
     place.load(api)
     api.delete_corpus(*place.key)

@@ -16,7 +16,16 @@ from services.api.auth import Tenant
 from services.api.corpus_removal import delete_corpus
 from services.api.parts import AfterId, Limit, Parts, PartsDep, problems
 from services.api.uploads import ReceivedFile, received
-from services.api.views import CorpusView, Hit, LoadView, Page, SearchBody, SearchResult
+from services.api.views import (
+    CorpusView,
+    Hit,
+    LoadView,
+    Page,
+    RefusedPassage,
+    RefusedView,
+    SearchBody,
+    SearchResult,
+)
 from services.common.catalog import CorpusLoad, ready_version
 from tlm_core.artifacts import storage_errors
 from tlm_core.errors import InvalidRequest
@@ -80,7 +89,9 @@ def list_all(parts: PartsDep, tenant: Tenant, after: AfterId = None, limit: Limi
 @router.get("/{corpus}", summary="One corpus", responses=problems(404))
 def get(corpus: Name, parts: PartsDep, tenant: Tenant) -> CorpusView:
     """Its versions, and how far the latest loads are."""
-    return CorpusView.of(parts.catalog.corpus(tenant, corpus), parts.catalog.loads(tenant, corpus))
+    # Loads first: whoever sees one that is ready sees its version as well.
+    loads = parts.catalog.loads(tenant, corpus)
+    return CorpusView.of(parts.catalog.corpus(tenant, corpus), loads)
 
 
 @router.get("/{corpus}/loads/{load}", summary="One load", responses=problems(404))
@@ -88,6 +99,14 @@ def get_load(corpus: Name, load: str, parts: PartsDep, tenant: Tenant) -> LoadVi
     """How far one upload is on its way into the index."""
     parts.catalog.corpus(tenant, corpus)
     return LoadView.of(parts.catalog.load(tenant, load))
+
+
+@router.get("/{corpus}/versions/{version}/refused", summary="Passages left out", responses=problems(404))
+def refused(corpus: Name, version: str, parts: PartsDep, tenant: Tenant) -> RefusedView:
+    """The passages of a version that the index will never take, each with the reason."""
+    known = parts.catalog.corpus(tenant, corpus).version(version)
+    found = parts.retriever.refused(tenant, corpus, version) if known.refused else []
+    return RefusedView(data=tuple(RefusedPassage(**entry.model_dump()) for entry in found))
 
 
 @router.delete("/{corpus}/versions/{version}", status_code=204, summary="Drop a version", responses=problems(404, 409))

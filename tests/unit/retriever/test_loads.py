@@ -159,8 +159,9 @@ def test_a_load_keeps_refused_passages_with_the_reason_and_counts_them(store: Ar
         {"number": 3, "id": "p00003", "text": "text 3", "source": "s", "reason": "bad id"},
         {"number": 6000, "id": "p06000", "text": "text 6000", "source": "s", "reason": "bad id"},
     ]
-    later = CorpusLoads(indexes, store, threading.Event()).get(KEY)
-    assert (later.state, later.count, later.refused) == ("ready", COUNT, 2)
+    later = CorpusLoads(indexes, store, threading.Event())
+    assert ((seen := later.get(KEY)).state, seen.count, seen.refused) == ("ready", COUNT, 2)
+    assert [entry.passage.id for entry in later.refused(KEY)] == sorted(BAD)
 
 
 @pytest.mark.parametrize("lives", [0, 1, 3, 4])
