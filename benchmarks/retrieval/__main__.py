@@ -1,0 +1,33 @@
+"""All figures of retrieval, each benchmark in a process of its own: `make bench-retrieval`.
+
+`--three-million` is passed on to the growth of the index. Exits with 1 if one of them failed; the others are run all
+the same.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+from benchmarks.report import remark
+from benchmarks.retrieval.data import program
+
+NAMES = ("search", "ingest", "growth", "selection")
+
+
+def main() -> int:
+    failed = []
+    for name in NAMES:
+        began = time.monotonic()
+        arguments = sys.argv[1:] if name == "growth" else []
+        if subprocess.run(program(name, *arguments), check=False).returncode:
+            failed.append(name)
+        remark(f"{name} took {time.monotonic() - began:.0f} s")
+    if failed:
+        remark(f"failed: {', '.join(failed)}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

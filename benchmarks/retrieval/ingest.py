@@ -1,0 +1,90 @@
+"""Loading a corpus: documents a second against the client library's own helper, and memory at two sizes.
+
+The rival is `opensearchpy.helpers.streaming_bulk` as it comes, into an index with our mapping and the server's own
+settings. Both read the same Parquet files; ours keeps its cursor as the service does.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from opensearchpy import OpenSearch
+from opensearchpy.helpers import streaming_bulk
+
+from benchmarks.report import alternate, figure, ratios
+from benchmarks.retrieval.data import opensearch, passages, program, recombined, write_corpus
+from services.retriever.cluster import Cluster
+from services.retriever.indexes import CorpusKey, OpenSearchIndexes
+from services.retriever.opensearch_index import index_body
+from services.retriever.passages_in import CorpusFiles
+from tlm_core.artifacts import ArtifactStore
+
+_COUNT = 100_000
+_REPEATS = 3
+
+
+def main() -> None:
+    with opensearch() as (url, cluster, places), tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        real = passages()
+        write_corpus(real[:_COUNT], folder / "storage" / "part")
+        write_corpus(real, folder / "storage" / "whole")
+        write_corpus(recombined(real, 3 * len(real)), folder / "storage" / "thrice")
+        del real
+        files = CorpusFiles(ArtifactStore(str(folder / "storage"), folder / "cache"), "part")
+        rates = alternate(
+            {"ours": lambda: _ours(places, files), "streaming_bulk": lambda: _theirs(url, cluster, files)}, _REPEATS
+        )
+        for name, runs in rates.items():
+            figure(f"ingest_{name}", runs, unit="documents/s")
+        figure("ingest_vs_streaming_bulk", ratios(rates["ours"], rates["streaming_bulk"]), unit="times", goal=1.3)
+        for name in ("part", "whole", "thrice"):
+            done = subprocess.run(program("load", url, folder, name), stdout=subprocess.PIPE, text=True, check=True)
+            told = json.loads(done.stdout)
+            label = f"ingest_memory_{told['passages']}"
+            figure(label, [told["peak_bytes"] / 1e6], unit="MB", goal=300, better="lower")
+            if name == "whole":
+                figure("ingest_whole_seconds", [told["seconds"]], unit="s", better="lower")
+
+
+def _ours(places: OpenSearchIndexes, files: CorpusFiles) -> float:
+    key = CorpusKey("bench", "ours", "v1")
+    places.drop(key)
+    index = places.begin(key, "en")
+    began, count = time.perf_counter(), 0
+    for batch in files.batches():
+        index.add(batch)
+        count += len(batch)
+    index.flush()
+    rate = count / (time.perf_counter() - began)
+    index.close()
+    places.drop(key)
+    return rate
+
+
+def _theirs(url: str, cluster: Cluster, files: CorpusFiles) -> float:
+    name = "theirs"
+    body = index_body({}, "standard", 1)
+    cluster.call("PUT", f"/{name}", body={"mappings": body["mappings"]})
+
+    def actions() -> Iterator[dict[str, Any]]:
+        for batch in files.batches():
+            for passage in batch:
+                yield {"_index": name, "_id": passage.id, "_source": passage._asdict()}
+
+    with OpenSearch(hosts=[url], timeout=60) as client:
+        began = time.perf_counter()
+        count = sum(ok for ok, _ in streaming_bulk(client, actions()))
+        rate = count / (time.perf_counter() - began)
+    cluster.call("DELETE", f"/{name}")
+    return rate
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""One load as the service does it, in a process of its own whose memory is told:
+
+    python -m benchmarks.retrieval.load URL FOLDER CORPUS
+
+FOLDER/storage/CORPUS holds the Parquet files. Prints {"passages", "seconds", "peak_bytes"}.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import threading
+import time
+from pathlib import Path
+
+from services.retriever.cluster import connect
+from services.retriever.indexes import CorpusKey, OpenSearchIndexes
+from services.retriever.loads import CorpusLoads
+from tlm_core.artifacts import ArtifactStore
+
+
+def main() -> None:
+    url, folder, corpus = sys.argv[1:]
+    cluster = connect(url)
+    indexes = OpenSearchIndexes(cluster, shards=1)
+    store = ArtifactStore(f"{folder}/storage", Path(folder) / "cache")
+    loads = CorpusLoads(indexes, store, threading.Event())
+    key = CorpusKey("bench", corpus, "v1")
+    began = time.perf_counter()
+    loads.put(key, corpus, "en")
+    while (load := loads.get(key)).state == "loading":
+        time.sleep(0.1)
+    seconds = time.perf_counter() - began
+    if load.state != "ready":
+        raise SystemExit(str(load.error))
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"passages": load.count, "seconds": seconds, "peak_bytes": peak}))
+    loads.drop(key)
+    loads.close()
+    cluster.close()
+
+
+if __name__ == "__main__":
+    main()
