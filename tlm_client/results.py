@@ -33,7 +33,11 @@ def total_cost(report: Mapping[str, Any], what: str) -> float | None:
 
 
 def say_report(report: Mapping[str, Any]) -> None:
-    """Scores on test, beside the majority baseline, and what they cost."""
+    """Scores on test, beside the majority baseline, and what they cost; a study's own words where it has them."""
+    if "words" in report:
+        say(str(report["words"]))
+        say(f"cost: {cost_line(report)}")
+        return
     rows = [(s, mean_and_spread(report, s), number(test_value(report, "majority", s))) for s in SCORES]
     seeds = len(report["seeds"])
     table(("score on test", f"mean of {seeds} seed{'s' if seeds != 1 else ''}", "majority class"), rows)

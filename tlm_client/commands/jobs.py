@@ -6,6 +6,7 @@ import json
 import time
 from datetime import datetime
 from itertools import islice
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -51,12 +52,18 @@ def submit(
     ] = None,
     priority: Annotated[int, typer.Option(min=-10, max=10, help="Of jobs that wait, higher ones are taken first.")] = 0,
     max_runtime: Annotated[float | None, typer.Option(help="Seconds of running after which it is ended.")] = None,
+    kind: Annotated[str, typer.Option(help="train, learning_curve, prune or share_tickets.")] = "train",
+    options: Annotated[
+        str | None, typer.Option(metavar="JSON|FILE", help="What that kind asks for beyond the recipe.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and estimate; submit nothing.")] = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay and show how it goes.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Submit a job."""
-    more = {"metadata": labels_of(label), "priority": priority, "max_runtime_seconds": max_runtime}
+    more = {"metadata": labels_of(label), "priority": priority, "max_runtime_seconds": max_runtime, "kind": kind}
+    if options is not None:
+        more[kind] = options_of(options)
     spec = _spec(dataset, corpus, scale, recipe, seed, set_, workers=workers, **more)
     with session_of(context).client() as client:
         if dry_run:
@@ -245,6 +252,18 @@ def _spec(
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise InvalidRequest(f"the job cannot be submitted so: {faults}") from error
+
+
+def options_of(given: str) -> dict[str, Any]:
+    """The options of a kind of job: a JSON object, or a file that holds one. Raises InvalidRequest."""
+    try:
+        text = given if given.lstrip().startswith("{") else Path(given).read_text(encoding="utf-8")
+        found = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InvalidRequest(f"--options takes a JSON object or a file with one: {error}") from error
+    if not isinstance(found, dict):
+        raise InvalidRequest("--options takes a JSON object, such as '{\"levels\": [0.2, 0.4]}'")
+    return found
 
 
 def overrides_of(given: list[str] | None) -> dict[str, Any]:

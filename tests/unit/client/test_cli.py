@@ -143,9 +143,31 @@ def test_submit_without_a_corpus_trains_on_the_task_alone() -> None:
     assert sent == {"dataset": "toy", "set": {"selection.selector": "none"}}
 
 
+def test_submit_takes_the_options_of_a_kind_as_json_or_from_a_file(tmp_path: Path) -> None:
+    sent: list[dict[str, Any]] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        sent.append(json.loads(request.content))
+        return httpx.Response(202, json=job_view())
+
+    (tmp_path / "options.json").write_text('{"levels": [0.2, 0.4]}')
+    for given in ('{"levels": [0.2, 0.4]}', str(tmp_path / "options.json")):
+        result = tlm(handler, "submit", "--dataset", "toy", "--kind", "prune", "--options", given)
+        assert result.exit_code == 0, result.output
+    assert [(one["kind"], one["prune"]["levels"]) for one in sent] == [("prune", [0.2, 0.4])] * 2
+
+
 @pytest.mark.parametrize(
     "wrong",
-    [["--scale", "gigantic"], ["--set", "joint.rho2"], ["--set", "joint.rho2=" + "[" * 9_999], ["--seed", "0"] * 21],
+    [
+        ["--kind", "prune", "--options", "no/such/file"],
+        ["--kind", "prune", "--options", '{"levels": [2]}'],
+        ["--kind", "gigantic"],
+        ["--scale", "gigantic"],
+        ["--set", "joint.rho2"],
+        ["--set", "joint.rho2=" + "[" * 9_999],
+        ["--seed", "0"] * 21,
+    ],
 )
 def test_what_cannot_be_a_job_is_refused_before_it_is_sent(wrong: list[str]) -> None:
     result = tlm(unreachable, "submit", "--dataset", "toy", *wrong)
