@@ -45,6 +45,15 @@ class CorpusVersion(_Value):
     error: dict[str, Any] | None = None
 
 
+class Refused(_Value):
+    """A passage that an index would not take, and why."""
+
+    id: str
+    text: str
+    source: str
+    reason: str
+
+
 class CorpusLoad(_Value):
     """An upload on its way to a version. done and total count passages; total is 0 while unknown."""
 

@@ -219,6 +219,24 @@ def corpus_delete(
     say(f"deleted {f'version {version} of ' if version else ''}corpus '{corpus}'")
 
 
+@corpora.command("refused")
+@guarded
+def corpus_refused(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="Else the version that the name means.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show the passages that the index would not take, with the reasons."""
+    corpus, _, version = name.partition("@")
+    with session_of(context).client() as client:
+        chosen = version or client.corpus(corpus).version
+        found = client.refused_passages(corpus, chosen) if chosen else []
+    if as_json:
+        emit(found)
+    else:
+        table(("id", "reason", "text"), [(entry.id[:32], entry.reason, entry.text[:200]) for entry in found])
+
+
 @corpora.command("search")
 @guarded
 def corpus_search(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tlm_client.download import fetch_file
-from tlm_client.models import Corpus, CorpusLoad, Dataset, Hit, ModelFile
+from tlm_client.models import Corpus, CorpusLoad, Dataset, Hit, ModelFile, Refused
 from tlm_client.operations.base import RESUMABLE_BYTES, at, model, pages, patient, sent_in_parts, size_of, upload
 from tlm_client.steps import Ask, Listing, Sleep, call
 from tlm_core.errors import TLMError, error_from_dict
@@ -124,6 +124,13 @@ def delete_corpus(name: str, version: str | None = None) -> Ask[None]:
         yield from call("DELETE", at("/v1/corpora/{name}", name=name))
     else:
         yield from call("DELETE", at("/v1/corpora/{name}/versions/{version}", name=name, version=version))
+
+
+def refused_passages(name: str, version: str) -> Ask[list[Refused]]:
+    """The passages of a version that the index would not take, each with the reason."""
+    path = at("/v1/corpora/{name}/versions/{version}/refused", name=name, version=version)
+    found = yield from call("GET", path, repeat=True)
+    return [model(Refused, entry) for entry in found["data"]]
 
 
 def search(name: str, query: str, k: int = 10) -> Ask[list[Hit]]:

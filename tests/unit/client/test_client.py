@@ -155,3 +155,13 @@ def test_an_answer_of_another_release_is_told_as_such() -> None:
         pytest.raises(e.TLMError, match="same release"),
     ):
         client.job("job_1")
+
+
+def test_passages_that_the_index_left_out_are_told_with_the_reason() -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        assert request.url.raw_path == b"/v1/corpora/my%20docs/versions/v1/refused"
+        entry = {"id": "p9", "text": "t", "source": "s", "reason": "id is too long"}
+        return httpx.Response(200, json={"data": [entry]})
+
+    with client_of(handler) as client:
+        assert [entry.reason for entry in client.refused_passages("my docs", "v1")] == ["id is too long"]
