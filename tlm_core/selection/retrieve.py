@@ -88,8 +88,8 @@ def retrieve(
 
             _write_part(path, start, list(_searched(part, index, top_k, told)))
         done += sum(len(query.rows) for query in part)
-        progress(done, total, "queries")
         paths.append(path)
+    progress(total, total, "queries")
     return _united(queries, paths, total)
 
 

@@ -1,0 +1,56 @@
+"""What the coordinator asks of the retriever, and what it makes of the answer."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+
+from services.common.retriever_client import RetrieverClient
+from services.trainer.selections import RetrieverSelections, SelectionState
+from tests.factories import make_resolved, make_spec
+from tlm_core.artifacts import ManifestRef
+from tlm_core.jobs.plan import plan_of
+from tlm_core.jobs.spec import JobRecord
+from tlm_core.jobs.states import State
+from tlm_core.training.recipe import resolve
+
+TASK = ManifestRef(folder="default/task", digest="2" * 64)
+
+
+def asked(run: dict[str, Any], **over: Any) -> tuple[SelectionState, list[Any]]:
+    """The state that the answer `run` gives, and the bodies that were put."""
+    put: list[Any] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "PUT":
+            put.append(json.loads(request.content))
+            return httpx.Response(202)
+        return httpx.Response(200, json=run)
+
+    job = JobRecord(
+        id="job_1", tenant="default", state=State.RUNNING, spec=make_spec(), resolved=make_resolved(**over),
+        created_at=0, updated_at=0,
+    )  # fmt: skip
+    client = RetrieverClient(httpx.Client(transport=httpx.MockTransport(answer), base_url="http://retriever"))
+    state = RetrieverSelections(client).ask(job, plan_of(job).node("select"), "art_1", task=TASK)
+    return state, put
+
+
+def test_how_far_and_how_fast_a_selection_goes_is_passed_on() -> None:
+    state, put = asked({"state": "running", "done": 4096, "total": 9000, "unit": "passages", "rate": 12.5})
+    assert (state.done, state.total, state.unit, state.rate, state.ref) == (4096, 9000, "passages", 12.5, None)
+    assert put == []
+
+
+def test_what_is_not_known_is_asked_for_with_corpus_and_version() -> None:
+    _, [body] = asked({"state": "unknown"})
+    assert (body["corpus"], body["version"], body["params"]["selector"]) == ("docs", "v1", "bm25")
+
+
+def test_a_given_selection_is_asked_for_without_a_corpus() -> None:
+    recipe = resolve("fast", "tiny", {"selection.selector": "given"})
+    _, [body] = asked({"state": "unknown"}, recipe=recipe, corpus_name=None, corpus_version=None)
+    assert (body["corpus"], body["version"], body["params"]["selector"]) == (None, None, "given")
+    assert body["task"] == TASK.model_dump()
