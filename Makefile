@@ -5,12 +5,13 @@ SHELL := /bin/bash
 TASK ?=
 CORPUS ?=
 
-.PHONY: help setup demo test check bench-quality bench-retrieval bench-training lock clean
+.PHONY: help setup demo test check bench-gateway bench-quality bench-retrieval bench-training lock clean
 
 help:
 	@echo "make demo   start the embedded stack, train a classifier, show what it gains (TASK=, CORPUS= for your own data)"
 	@echo "make test   the whole test suite"
 	@echo "make check  lint and types"
+	@echo "make bench-gateway    what the gateway's claims rest on, as JSON lines (BENCH=submit: one part alone)"
 	@echo "make bench-retrieval  what the retriever's claims rest on, as JSON lines (BENCH=--three-million: the long one too)"
 	@echo "make bench-training   what the training engine's claims rest on, as JSON lines"
 	@echo "make bench-quality    what trained models are worth; hours, and goes on where it was stopped"
@@ -36,6 +37,9 @@ check: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+bench-gateway: setup
+	@$(BIN)/python -m benchmarks.gateway $(BENCH)
 
 bench-retrieval: setup
 	@$(BIN)/python -m benchmarks.retrieval $(BENCH)
