@@ -21,6 +21,7 @@ from tlm_core.errors import NotFound
 from tlm_core.jobs.plan import Plan, plan_of
 from tlm_core.jobs.spec import JobRecord, JobSpec, Resolved
 from tlm_core.jobs.states import State
+from tlm_core.training.recipe import Selection
 
 Basis = Literal["measured", "built-in", "cached", "counted", "unknown"]
 
@@ -84,6 +85,11 @@ class _Known:
     like: Finished | None
 
 
+def asks(selection: Selection) -> bool:
+    """Whether the number of passages follows from what the queries find."""
+    return selection.selector == "bm25" or (selection.selector not in ("whole", "given") and not selection.has_budget)
+
+
 class Estimator:
     """Makes estimates from the recipe's plan, the data set's validation report and the jobs that finished here."""
 
@@ -100,7 +106,10 @@ class Estimator:
         passages, at_most = self._passages(known, reasons)
         recipe = resolved.recipe
         sizes = work.sizes_of(recipe, known.labels, known.like.vocab if known.like else None)
-        if sizes is None:
+        if spec.kind != "train":
+            sizes = None
+            reasons["flops"] = f"jobs of kind '{spec.kind}' are not estimated"
+        elif sizes is None:
             reasons["flops"] = "a published encoder's shape is known only when its weights are loaded"
         tokens = self._tokens(known, passages)
         stages = list(_stages(known, sizes, tokens, passages))
@@ -148,9 +157,8 @@ class Estimator:
         if known.texts is None:
             reasons["passages"] = "the validation report has no row counts"
             return None, None
-        corpus = self._corpus_size(known)
-        limits = [known.texts.rows["train"] * selection.top_k, selection.max_passages, corpus]
-        at_most = min(int(limit) for limit in limits if limit is not None)
+        limits = [*self._offered(known, known.texts.rows["train"]), selection.max_passages]
+        at_most = min((int(limit) for limit in limits if limit is not None), default=None)
         if nodes[0].name in known.done:
             meta = self._artifacts.manifest(known.done[nodes[0].name]).meta
             if isinstance(meta.get("passages"), int):
@@ -160,6 +168,9 @@ class Estimator:
         if same:
             reasons["passages"] = f"counted by {same[0].job}, which selected in the same way"
             return same[0].passages, at_most
+        if not asks(selection):
+            reasons["passages"] = "all that there is to take, or the budget in passages"
+            return at_most, at_most
         shares = [
             one.passages / (one.rows["train"] * selection.top_k)
             for one in known.history
@@ -168,7 +179,15 @@ class Estimator:
         share = median(shares) if shares else _BUILT_IN_DISTINCT
         whose = "of other jobs on this corpus" if shares else "that is built in"
         reasons["passages"] = f"{share:.0%} of what the queries can ask for, a share {whose}"
-        return min(at_most, round(share * known.texts.rows["train"] * selection.top_k)), at_most
+        expected = round(share * known.texts.rows["train"] * selection.top_k)
+        return expected if at_most is None else min(at_most, expected), at_most
+
+    def _offered(self, known: _Known, rows: int) -> tuple[int | None, ...]:
+        """What bounds a selection before its budget does; None where that is not known."""
+        resolved, selection = known.job.resolved, known.job.resolved.recipe.selection
+        if selection.selector == "given":
+            return (self._catalog.dataset(known.job.tenant, resolved.dataset_id).summary.get("selection"),)
+        return (self._corpus_size(known), rows * selection.top_k if asks(selection) else None)
 
     def _corpus_size(self, known: _Known) -> int | None:
         resolved = known.job.resolved
@@ -307,6 +326,6 @@ def _gpu_hours(known: _Known, stages: Sequence[StageEstimate], reasons: dict[str
 
 
 def _total(values: Iterable[float | None], digits: int) -> float | None:
-    """The sum; None if one of them is not known."""
+    """The sum; None if one of them is not known, or there is none."""
     found: list[Any] = list(values)
-    return None if None in found else round(math.fsum(found), digits)
+    return None if None in found or not found else round(math.fsum(found), digits)

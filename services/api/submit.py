@@ -66,6 +66,10 @@ def _others(catalog: Catalog, tenant: str, spec: JobSpec) -> tuple[OtherData, ..
 
 
 def _check_given(spec: JobSpec, brought: bool) -> None:
+    if spec.kind not in ("train", "prune"):
+        raise InvalidRequest(
+            f"a job of kind '{spec.kind}' cannot take the selection that a data set brings; take another selector"
+        )
     if not brought:
         raise InvalidRequest(
             f"the data set '{spec.dataset}' brings no selection, which the selector 'given' takes; upload it with a "
@@ -82,7 +86,9 @@ def changed(job: JobRecord, changes: Mapping[str, Any]) -> JobSpec:
     """
     resolved = job.resolved
     corpus = f"{resolved.corpus_name}@{resolved.corpus_version}" if resolved.corpus_name else None
-    values = job.spec.model_dump(mode="json") | {"dataset": resolved.dataset_id, "corpus": corpus} | dict(changes)
+    # Options of several data sets speak of them by the names that they were given, so those stay.
+    dataset = job.spec.dataset if resolved.others else resolved.dataset_id
+    values = job.spec.model_dump(mode="json") | {"dataset": dataset, "corpus": corpus} | dict(changes)
     if isinstance(changes.get("set"), dict):
         values["set"] = {**job.spec.set, **changes["set"]}
     try:

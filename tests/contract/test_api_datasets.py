@@ -84,6 +84,11 @@ def test_a_data_set_may_bring_its_selection(api: TestClient, gateway: Gateway) -
     assert [stage["name"] for stage in job.json()["stages"]][:3] == ["validate", "select", "prepare"]
     both = api.post("/v1/jobs", json={**body, "corpus": "docs"})
     assert both.status_code == 422 and "leave 'corpus' out" in both.json()["detail"]
+    others = {"kind": "share_tickets", "share_tickets": {"others": ["toy"]}}
+    kind = api.post("/v1/jobs", json={**body, **others})
+    assert kind.status_code == 422 and "cannot take the selection" in kind.json()["detail"], kind.text
+    guess = api.post("/v1/jobs/estimate", json=body).json()
+    assert (guess["passages"], guess["passages_at_most"]) == (2, 2)
     assert upload(api).json()["selection"] is None
     without = api.post("/v1/jobs", json={**body, "dataset": "toy"})
     assert without.status_code == 422 and "brings no selection" in without.json()["detail"]
