@@ -6,6 +6,8 @@ import json
 import math
 import random
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +25,10 @@ from services.api.datasets import Intake
 from services.api.uploads import ReceivedFile
 from services.common.catalog import CorpusState, CorpusVersion, LoadState
 from services.common.jobstore import CheckpointRef
-from tests.contract.gateway import Gateway, T
+from tests.contract.gateway import Gateway, T, make_gateway
 from tests.contract.made_results import make_export, publish
 from tests.factories import make_spec
+from tests.redis_server import RedisServer
 from tlm_core.artifacts import ManifestRef
 from tlm_core.errors import NonFiniteLoss
 from tlm_core.jobs.plan import plan_of
@@ -72,6 +75,21 @@ def table(rows: int, seed: int, labels: tuple[str, ...] = LABELS) -> str:
     return "text,label\n" + "\n".join(lines)
 
 
+@contextmanager
+def filled_gateway(folder: Path) -> Iterator[tuple[Gateway, Made]]:
+    """A gateway full of made things, on a Redis of its own, since other tests empty the common one."""
+    server = RedisServer(folder / "redis")
+    server.folder.mkdir()
+    server.start()
+    client = server.client()
+    try:
+        gateway = make_gateway(client, folder / "gateway")
+        yield gateway, fill(gateway)
+    finally:
+        client.close()
+        server.kill()
+
+
 def fill(gateway: Gateway) -> Made:
     """Make everything, before the gateway is started."""
     sizes = {"train": 420, "validation": 90, "test": 120}
@@ -89,7 +107,7 @@ def fill(gateway: Gateway) -> Made:
 def add(gateway: Gateway, name: str, tables: dict[str, str]) -> str:
     """A data set of CSV files; its id."""
     parts, files = gateway.parts, {}
-    (gateway.root / "made").mkdir(exist_ok=True)
+    (gateway.root / "made").mkdir(parents=True, exist_ok=True)
     for split, body in tables.items():
         path = gateway.root / "made" / f"{name}-{split}.csv"
         path.write_text(body)

@@ -14,9 +14,8 @@ from fastapi.testclient import TestClient
 
 from services.api.app import create_app
 from services.api.dashboard.assets import STATIC, integrity_of, vendored
-from tests.contract.dashboard_made import HOSTILE, LABELS, Made, fill
+from tests.contract.dashboard_made import HOSTILE, LABELS, Made, fill, filled_gateway
 from tests.contract.gateway import AUTH, TOKEN, Gateway, make_gateway
-from tests.redis_server import RedisServer
 from tlm_core.jobs.states import State
 
 OWN = {"Origin": "http://testserver"}
@@ -25,14 +24,8 @@ T = "default"
 
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gateway, Made]]:
-    """A gateway full of made things, on a Redis of its own, since other tests empty the common one."""
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    server.start()
-    client = server.client()
-    gateway = make_gateway(client, tmp_path_factory.mktemp("dashboard"))
-    yield gateway, fill(gateway)
-    client.close()
-    server.kill()
+    with filled_gateway(tmp_path_factory.mktemp("dashboard")) as found:
+        yield found
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from services.api.dashboard.web import PREFIX, SignedIn, go_to, page
 from services.api.parts import AfterId, Parts, PartsDep
 from services.api.removal import delete_job
 from services.api.results import refs_of
-from services.common.catalog import dataset_key
+from services.common.catalog import dataset_keys
 from tlm_core.errors import IllegalTransition, NotFound
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import Event, JobRecord, Origin
@@ -143,7 +143,7 @@ def _retry(parts: Parts, job: JobRecord, key: str) -> str:
     asked = f"dashboard {key}" if key else None
     again = parts.jobs.replayed(job.tenant, job.spec, asked, origin) if asked else None
     if again is None:
-        needs = dataset_key(job.tenant, job.resolved.dataset_id)
+        needs = dataset_keys(job.tenant, (one.id for one in job.resolved.data))
         again, _ = parts.jobs.submit(
             job.tenant, job.spec, job.resolved, idempotency_key=asked, origin=origin, needs=needs
         )

@@ -14,7 +14,7 @@ from services.api.dashboard.web import PREFIX, SignedIn, go_to, page
 from services.api.parts import Parts, PartsDep
 from services.api.submit import resolve_job
 from services.common.bodies import InsaneJSON, check_json
-from services.common.catalog import dataset_key
+from services.common.catalog import dataset_keys
 from services.common.problem import validation_problem
 from tlm_core.errors import InvalidRequest, TLMError
 from tlm_core.jobs.spec import JobSpec
@@ -79,7 +79,7 @@ def submit(request: Request, parts: PartsDep, tenant: SignedIn, asked: Annotated
         job = parts.jobs.replayed(tenant, spec, key) if key else None
         if job is None:
             resolved = resolve_job(parts.catalog, tenant, spec, parts.settings.model_folders)
-            needs = dataset_key(tenant, resolved.dataset_id)
+            needs = dataset_keys(tenant, (one.id for one in resolved.data))
             job, _ = parts.jobs.submit(tenant, spec, resolved, idempotency_key=key, needs=needs)
     except TLMError as error:
         return _form(request, parts, tenant, asked, error)

@@ -1,0 +1,78 @@
+"""How values look on a page: what is not known is a dash, and no number says more than is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from services.api.dashboard.present import about, ago, count, duration, percent, plain, power, score, size
+from services.api.dashboard.session import LIFETIME_SECONDS, is_own, is_valid, issue, local_path
+
+
+@pytest.mark.parametrize("show", [count, power, about, score, percent, duration, size, plain, lambda at: ago(at, 0)])
+def test_what_is_not_known_is_a_dash(show: Callable[[Any], str]) -> None:
+    assert show(None) == "–"
+
+
+@pytest.mark.parametrize(
+    ("shown", "as_text"),
+    [
+        (power(4.1e13), "4.1 × 10¹³"),
+        (power(99_999), "99,999"),
+        (about(79_123), "79,000"),
+        (about(0.123), "0.12"),
+        (score(0.54), "0.540"),
+        (score(0.54, 0.019), "0.540 ± 0.019"),
+        (score(0.0), "0.000"),
+        (duration(0), "0 s"),
+        (duration(6.24), "6.2 s"),
+        (duration(252), "4 min 12 s"),
+        (duration(3600), "1 h"),
+        (duration(190_000), "2 d 4 h"),
+        (ago(100, 100), "just now"),
+        (ago(100, 90), "just now"),
+        (ago(0, 3_700), "1 h ago"),
+        (size(999), "999 B"),
+        (size(1_500_000), "1.5 MB"),
+        (plain(3e-4), "0.0003"),
+        (plain(10.0), "10"),
+        (plain([0, 1]), "0, 1"),
+        (plain(2_000_000), "2,000,000"),
+        (plain(True), "yes"),
+    ],
+)
+def test_values_are_written_as_people_write_them(shown: str, as_text: str) -> None:
+    assert shown == as_text
+
+
+def test_a_session_ends_and_is_void_for_another_token() -> None:
+    value = issue("token", 1_000)
+    assert is_valid(value, "token", 1_000 + LIFETIME_SECONDS - 1)
+    assert not is_valid(value, "token", 1_000 + LIFETIME_SECONDS)
+    assert not is_valid(value, "other", 1_000)
+    ends, _, signature = value.partition(".")
+    assert not is_valid(f"{int(ends) + 1}.{signature}", "token", 1_000), "the end is part of what is signed"
+
+
+@pytest.mark.parametrize(
+    ("headers", "own"),
+    [
+        ({"origin": "https://tlm.example", "host": "tlm.example"}, True),
+        ({"origin": "http://127.0.0.1:8321", "host": "127.0.0.1:8321"}, True),
+        ({"origin": "http://127.0.0.1:9999", "host": "127.0.0.1:8321"}, False),
+        ({"origin": "https://tlm.example.evil", "host": "tlm.example"}, False),
+        ({"origin": "null", "host": "tlm.example", "sec-fetch-site": "same-origin"}, False),
+        ({"host": "tlm.example", "sec-fetch-site": "same-origin"}, True),
+        ({"host": "tlm.example", "sec-fetch-site": "same-site"}, False),
+        ({"host": "tlm.example"}, False),
+    ],
+)
+def test_only_pages_of_the_same_origin_may_write(headers: dict[str, str], own: bool) -> None:
+    assert is_own(headers) is own
+
+
+def test_the_way_after_signing_in_stays_on_the_dashboard() -> None:
+    assert local_path("/ui/jobs/job_1") == "/ui/jobs/job_1"
+    assert {local_path(path) for path in ("", "/", "//x", "/ui/..//x", "/v1/jobs", "http://x/ui/")} == {"/ui/jobs"}

@@ -1,0 +1,48 @@
+"""Makes the pictures in docs/screenshots: `python -m tests.integration.dashboard_screenshots`."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from tests.contract.dashboard_made import filled_gateway
+from tests.integration.browser import chromium, settle, sign_in
+from tests.support import ROOT
+
+FOLDER = ROOT / "docs" / "screenshots"
+DESK, PHONE = {"width": 1200, "height": 820}, {"width": 390, "height": 780}
+
+
+def main() -> None:
+    """Write every picture anew."""
+    FOLDER.mkdir(exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        filled_gateway(Path(folder)) as (gateway, made),
+        gateway.served() as url,
+        chromium() as browser,
+    ):
+        running, over = (f"/ui/jobs/{made.jobs[name]}" for name in ("running", "succeeded"))
+        wanted = [
+            ("jobs-light", "/ui/jobs", "light", DESK),
+            ("jobs-phone", "/ui/jobs", "light", PHONE),
+            ("job-light", running, "light", DESK),
+            ("job-phone", running, "dark", PHONE),
+            ("results-dark", f"{over}/results", "dark", {"width": 1060, "height": 660}),
+            ("selection-light", f"{over}/selection", "light", DESK),
+            ("dataset-dark", f"/ui/datasets/{made.dataset}", "dark", DESK),
+            ("compare-light", f"/ui/compare?id={made.jobs['succeeded']}&id={made.jobs['alone']}", "light", DESK),
+        ]
+        for name, path, scheme, size in wanted:
+            context = browser.new_context(color_scheme=scheme, viewport=size)
+            context.set_default_timeout(60_000)
+            page = context.new_page()
+            sign_in(page, url)
+            page.goto(url + path)
+            settle(page)
+            page.screenshot(path=FOLDER / f"{name}.png", full_page=name == "job-light")
+            context.close()
+
+
+if __name__ == "__main__":
+    main()

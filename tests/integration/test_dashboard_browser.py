@@ -1,0 +1,223 @@
+"""The dashboard in headless Chromium: live, by keyboard alone, on a phone, light and dark, without a fault of axe."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.contract.dashboard_made import HOSTILE, Made, filled_gateway, tell
+from tests.contract.gateway import TOKEN, Gateway
+from tests.integration.browser import chromium, settle, sign_in
+from tlm_core.jobs.states import State
+
+AXE = Path(__file__).parent / "vendor" / "axe.min.js"
+T = "default"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Gateway, Made]]:
+    with filled_gateway(tmp_path_factory.mktemp("dashboard")) as (gateway, made), gateway.served() as url:
+        yield url, gateway, made
+
+
+@pytest.fixture
+def page(browser: Any, served: tuple[str, Gateway, Made]) -> Iterator[Any]:
+    """A page of a visitor who has signed in. Whatever a browser complains of is a fault of the test."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(60_000)
+    page = context.new_page()
+    page.complaints = []
+    page.on("console", lambda said: said.type in ("error", "warning") and page.complaints.append(said.text))
+    page.on("pageerror", lambda error: page.complaints.append(str(error)))
+    page.on("dialog", lambda dialog: (page.complaints.append(dialog.message), dialog.dismiss()))
+    sign_in(page, served[0])
+    yield page
+    assert page.complaints == []
+    context.close()
+
+
+def paths_of(made: Made) -> list[str]:
+    one, hostile, running = (f"/ui/jobs/{made.jobs[name]}" for name in ("succeeded", "hostile", "running"))
+    tabs = [f"{job}/{tab}" for job in (one, hostile) for tab in ("results", "selection", "model", "log")]
+    lists = ["/ui/jobs", "/ui/datasets", "/ui/corpora", "/ui/corpora/manuals?q=parcel", "/ui/submit", "/ui/nowhere"]
+    sets = [f"/ui/datasets/{name}" for name in (made.dataset, made.hostile_dataset)]
+    both = f"/ui/compare?id={made.jobs['succeeded']}&id={made.jobs['alone']}"
+    return [*lists, *sets, one, running, f"/ui/jobs/{made.jobs['failed']}", *tabs, both]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_page_has_a_serious_fault_of_accessibility(
+    page: Any, served: tuple[str, Gateway, Made], scheme: str
+) -> None:
+    url, _, made = served
+    page.emulate_media(color_scheme=scheme)
+    axe = AXE.read_text(encoding="utf-8")
+    found = []
+    # Dark differs in colours alone, and these pages have them all.
+    colours = [f"/ui/jobs/{made.jobs['succeeded']}{tab}" for tab in ("", "/results", "/model")]
+    for path in ["/ui/sign-in", *paths_of(made)] if scheme == "light" else ["/ui/jobs", "/ui/submit", *colours]:
+        page.goto(url + path)
+        settle(page)
+        page.evaluate("() => document.querySelectorAll('details').forEach(one => one.open = true)")
+        page.evaluate(axe)
+        told = page.evaluate("() => axe.run({resultTypes: ['violations']})")
+        found += [
+            (path, one["id"], one["nodes"][0]["html"][:200])
+            for one in told["violations"]
+            if one["impact"] in ("serious", "critical")
+        ]
+    page.complaints = [said for said in page.complaints if "404" not in said]
+    assert found == []
+
+
+def test_hostile_texts_run_nowhere_and_nothing_is_fetched_from_elsewhere(
+    page: Any, served: tuple[str, Gateway, Made]
+) -> None:
+    url, _, made = served
+    elsewhere: list[str] = []
+    page.on("request", lambda asked: asked.url.startswith(url) or elsewhere.append(asked.url))
+    for path in paths_of(made):
+        page.goto(url + path)
+        settle(page)
+        assert "owned" not in page.title(), path
+        assert page.locator("main img").count() == 0, path
+    page.goto(f"{url}/ui/jobs/{made.jobs['hostile']}/model")
+    page.fill("#texts", HOSTILE)
+    page.get_by_role("button", name="Classify").click()
+    page.wait_for_selector(".answer")
+    assert HOSTILE in page.inner_text("#answers")
+    assert "owned" not in page.title()
+    page.complaints = [said for said in page.complaints if "404" not in said]
+    assert elsewhere == []
+
+
+def test_every_page_fits_a_phone(page: Any, served: tuple[str, Gateway, Made]) -> None:
+    url, _, made = served
+    page.set_viewport_size({"width": 360, "height": 740})
+    for path in paths_of(made):
+        page.goto(url + path)
+        settle(page)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360, path
+    page.complaints = [said for said in page.complaints if "404" not in said]
+
+
+def test_a_visitor_without_a_pointer_gets_everywhere(browser: Any, served: tuple[str, Gateway, Made]) -> None:
+    url, gateway, made = served
+    page = browser.new_page()
+    page.set_default_timeout(60_000)
+    page.goto(url)
+    page.keyboard.type(TOKEN)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#jobs")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    assert page.evaluate("document.activeElement.getBoundingClientRect().left") >= 0, "it is seen when it has the focus"
+    page.keyboard.press("Enter")
+    wanted = f"/ui/jobs/{made.jobs['paused']}"
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none", "the focus is seen"
+        if page.evaluate("document.activeElement.getAttribute('href')") == wanted:
+            break
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"**{wanted}")
+    page.get_by_role("button", name="Resume").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".job-head .state.queued")
+    assert gateway.parts.jobs.get(T, made.jobs["paused"]).state is State.QUEUED
+    page.close()
+
+
+def test_the_list_stays_live_and_keeps_what_was_chosen(page: Any, served: tuple[str, Gateway, Made]) -> None:
+    url, gateway, made = served
+    job = made.jobs["queued"]
+    page.goto(f"{url}/ui/jobs")
+    chosen = page.locator(f"#row-{made.jobs['succeeded']} input")
+    chosen.check()
+    chosen.focus()
+    gateway.parts.jobs.cancel(T, job)
+    page.wait_for_selector(f"#row-{job} .state.cancelled")
+    assert chosen.is_checked()
+    assert page.evaluate("document.activeElement.value") == made.jobs["succeeded"], "the focus stays where it was"
+    page.locator(f"#row-{made.jobs['alone']} input").check()
+    page.get_by_role("button", name="Compare the chosen").click()
+    page.wait_for_url("**/ui/compare?*")
+    settle(page)
+    assert page.locator(".chart canvas").count() >= 3
+
+
+def test_a_running_job_is_watched_to_its_end(page: Any, served: tuple[str, Gateway, Made]) -> None:
+    url, gateway, made = served
+    store, job = gateway.parts.jobs, gateway.parts.jobs.get(T, made.jobs["running"])
+    page.goto(f"{url}/ui/jobs/{job.id}")
+    settle(page)
+    losses = page.locator("[data-series='mlm task']")
+    assert re.search(r"MLM [\d.]+; task [\d.]+", losses.locator("[role=img]").get_attribute("aria-label"))
+    before = losses.locator("[role=img]").get_attribute("aria-label")
+    tell(gateway, job, 0.8)
+    page.wait_for_selector("text=720")
+    page.wait_for_function(
+        "before => document.querySelector(\"[data-series='mlm task'] [role=img]\").ariaLabel !== before", arg=before
+    )
+    page.wait_for_selector("#latest >> text=checkpoint.published")
+    page.get_by_role("button", name="Pause").click()
+    page.wait_for_selector(".job-head .state.pausing")
+    store.confirm_paused(store.get(T, job.id), "maker")
+    page.wait_for_selector(".job-head .state.paused")
+    assert page.get_by_role("button", name="Resume").is_visible()
+
+
+def test_the_model_and_the_searches_answer_without_a_new_page(page: Any, served: tuple[str, Gateway, Made]) -> None:
+    url, _, made = served
+    page.goto(f"{url}/ui/jobs/{made.jobs['succeeded']}/model")
+    page.evaluate("window.same = true")
+    page.fill("#texts", "invoice payment\nlate parcel")
+    page.get_by_role("button", name="Classify").click()
+    page.wait_for_selector(".answer")
+    assert page.locator(".best .label").all_inner_texts() == ["billing", "delivery"]
+    assert page.evaluate("window.same")
+    page.goto(f"{url}/ui/jobs/{made.jobs['succeeded']}/selection")
+    page.evaluate("window.same = true")
+    page.fill("#q", "parcel")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=hold it.")
+    assert all("parcel" in text.lower() for text in page.locator(".passages > li > .text").all_inner_texts())
+    page.locator(".passages summary").first.click()
+    assert page.locator(".askers .tag").first.is_visible()
+    assert page.evaluate("window.same")
+    page.goto(f"{url}/ui/submit")
+    page.select_option("#dataset", "tickets")
+    page.get_by_role("button", name="What would it cost?").click()
+    page.wait_for_selector("#preview >> text=FLOPs")
+
+
+def test_a_service_that_is_away_is_said_and_forgotten_when_it_is_back(
+    page: Any, served: tuple[str, Gateway, Made]
+) -> None:
+    url, _, made = served
+    page.goto(f"{url}/ui/jobs")
+    page.route(re.compile("/ui/jobs"), lambda route: route.abort())
+    page.wait_for_selector(".offline:not([hidden])")
+    page.unroute(re.compile("/ui/jobs"))
+    page.wait_for_selector(".offline", state="hidden")
+    assert page.locator(f"#row-{made.jobs['succeeded']}").is_visible()
+    page.complaints = [said for said in page.complaints if "ERR_FAILED" not in said and "fetch" not in said]
+
+
+def test_the_first_page_weighs_at_most_200_kilobytes(page: Any, served: tuple[str, Gateway, Made]) -> None:
+    page.goto(f"{served[0]}/ui/jobs")
+    page.wait_for_load_state("load")
+    parts = "[...performance.getEntriesByType('navigation'), ...performance.getEntriesByType('resource')]"
+    weights = page.evaluate(f"() => {parts}.map(part => part.decodedBodySize)")
+    assert len(weights) >= 4
+    assert sum(weights) <= 200_000, weights
