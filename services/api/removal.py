@@ -27,8 +27,9 @@ def delete_job(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord) -> None
     """
     own = artifacts_made(jobs, job)
     jobs.delete(job)
-    for other in jobs.jobs_on_data(job.tenant, job.resolved.dataset.digest):
-        own -= artifacts_made(jobs, other)
+    for digest in {one.ref.digest for one in job.resolved.data}:
+        for other in jobs.jobs_on_data(job.tenant, digest):
+            own -= artifacts_made(jobs, other)
     for artifact in sorted(own):
         jobs.forget_artifact(job.tenant, artifact)
         for checkpoint in jobs.checkpoints(job.tenant, artifact):

@@ -12,6 +12,7 @@ Keys (prefix `tlm`, tenant in braces):
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Any
 
@@ -370,9 +371,9 @@ def ready_version(corpus: CorpusRecord, version: str | None, load: CorpusLoad | 
     return newest
 
 
-def dataset_key(tenant: str, dataset_id: str) -> str:
-    """Key of a data set's record: a job that needs it is accepted in one step with a look at it."""
-    return _key(tenant, "dataset", dataset_id)
+def dataset_keys(tenant: str, dataset_ids: Iterable[str]) -> list[str]:
+    """Keys of data sets' records: a job that needs them is accepted in one step with a look at them."""
+    return [_key(tenant, "dataset", one) for one in dataset_ids]
 
 
 def _refuse_while_open(corpus: str, answer: Any) -> None:

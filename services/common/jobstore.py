@@ -99,12 +99,12 @@ class JobStore:
         *,
         idempotency_key: str | None = None,
         origin: Origin | None = None,
-        needs: str = "",
+        needs: Sequence[str] = (),
     ) -> tuple[JobRecord, bool]:
         """Create a job; durable when this returns. Returns the record and whether it is new.
 
         The same idempotency key with the same spec gives the earlier job. origin: the job it was made from.
-        needs: key of a record without which there is no job. Raises IdempotencyMismatch for another spec, NotFound
+        needs: keys of records without which there is no job. Raises IdempotencyMismatch for another spec, NotFound
         when what it needs is gone.
         """
         job_id = new_id("job")
@@ -121,7 +121,6 @@ class JobStore:
             self._key(tenant, "events", job_id),
             self._key(tenant, "idem", digest_of(idempotency_key)) if idempotency_key else "",
             _QUEUE,
-            needs,
             FEED,
             *self._indexes(tenant, spec, resolved),
             self._key(tenant, "state", "queued"),
@@ -136,12 +135,14 @@ class JobStore:
             spec.priority,
             self._key(tenant, "job", ""),
             _FEED_KEPT,
+            canonical_json(list(needs)),
         ]
         kind, answered = self._run("submit", keys, args)
         if kind == "mismatch":
             raise _mismatch(answered)
         if kind == "gone":
-            raise NotFound(f"the data set '{spec.dataset}' was deleted meanwhile; upload it again")
+            name = answered.rsplit(":", 1)[-1]
+            raise NotFound(f"the data set {name} was deleted meanwhile; upload it again")
         return self.get(tenant, answered), kind == "created"
 
     def replayed(
@@ -460,8 +461,8 @@ class JobStore:
         return [
             self._key(tenant, "jobs"),
             self._key(tenant, "kind", spec.kind),
-            self._key(tenant, "on", resolved.dataset_id),
-            self._key(tenant, "data", resolved.dataset.digest),
+            *(self._key(tenant, "on", one.id) for one in resolved.data),
+            *(self._key(tenant, "data", digest) for digest in sorted({one.ref.digest for one in resolved.data})),
             *(self._key(tenant, "label", digest_of(pair)) for pair in sorted(spec.metadata.items())),
         ]
 

@@ -13,8 +13,16 @@ from services.common.jobstore import CheckpointRef, JobStore
 from tests.factories import make_resolved, make_spec
 from tests.redis_server import RedisServer
 from tlm_core.artifacts import ManifestRef
-from tlm_core.errors import IdempotencyMismatch, IllegalTransition, NotFound, StaleAttempt, StoreUnavailable, WorkerLost
-from tlm_core.jobs.spec import JobRecord, Progress
+from tlm_core.errors import (
+    Conflict,
+    IdempotencyMismatch,
+    IllegalTransition,
+    NotFound,
+    StaleAttempt,
+    StoreUnavailable,
+    WorkerLost,
+)
+from tlm_core.jobs.spec import JobRecord, OtherData, Progress
 from tlm_core.jobs.states import TERMINAL, TRANSITIONS, State, Verb
 
 T = "default"
@@ -259,3 +267,19 @@ def test_an_accepted_job_survives_a_killed_redis(tmp_path: Any) -> None:
         assert submit(store, idempotency_key="k").id == job.id
     finally:
         server.kill()
+
+
+def test_a_job_is_not_made_without_every_data_set_that_it_needs(store: JobStore, redis_client: redis.Redis) -> None:
+    others = (OtherData(id="ds_2", ref=ManifestRef(folder="default/datasets/ds_2", digest="2" * 64), options={}),)
+    resolved = make_resolved(others=others)
+    needs = ["tlm:{default}:dataset:ds_1", "tlm:{default}:dataset:ds_2"]
+    redis_client.set(needs[0], "{}")
+    with pytest.raises(NotFound, match="ds_2"):
+        store.submit(T, make_spec(), resolved, needs=needs, idempotency_key="k")
+    redis_client.set(needs[1], "{}")
+    job, new = store.submit(T, make_spec(), resolved, needs=needs, idempotency_key="k")
+    assert new
+    for dataset in ("ds_1", "ds_2"):
+        with pytest.raises(Conflict, match=job.id):
+            store.drop_dataset(T, dataset, "toy")
+        assert [one.id for one in store.list_jobs(T, datasets=[dataset])[0]] == [job.id]

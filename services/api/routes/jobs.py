@@ -20,7 +20,7 @@ from services.api.series import Series, series_of
 from services.api.submit import changed, resolve_job
 from services.api.views import DryRun, EventPage, JobSummary, JobView, Page
 from services.common.artifacts_of import published
-from services.common.catalog import dataset_key
+from services.common.catalog import dataset_keys
 from tlm_core.errors import IllegalTransition, InvalidRequest
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord, JobSpec, Origin, Resolved
@@ -61,7 +61,7 @@ def submit(
     new = False
     if job is None:
         resolved = resolve_job(parts.catalog, tenant, spec, parts.settings.model_folders)
-        needs = dataset_key(tenant, resolved.dataset_id)
+        needs = dataset_keys(tenant, (one.id for one in resolved.data))
         job, new = parts.jobs.submit(tenant, spec, resolved, idempotency_key=idempotency_key, needs=needs)
     return _accepted(parts, response, job, new)
 
@@ -286,7 +286,7 @@ def _again(
     job = parts.jobs.replayed(earlier.tenant, spec, key, origin) if key else None
     new = False
     if job is None:
-        needs = dataset_key(earlier.tenant, resolved.dataset_id)
+        needs = dataset_keys(earlier.tenant, (one.id for one in resolved.data))
         job, new = parts.jobs.submit(earlier.tenant, spec, resolved, idempotency_key=key, origin=origin, needs=needs)
     return _accepted(parts, response, job, new)
 

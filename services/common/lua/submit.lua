@@ -1,9 +1,8 @@
 -- Creates a job, once per idempotency key.
--- KEYS: job hash, events stream, idempotency key ('' if none), queue, what the job needs and must be there ('' if
---       nothing), feed, then the indexes it belongs to
+-- KEYS: job hash, events stream, idempotency key ('' if none), queue, feed, then the indexes it belongs to
 -- ARGV: job id, member, record fields (JSON object), event data (JSON), body digest, time to live of the key (s),
---       priority, prefix of job hashes, entries kept in the feed
--- Answers {'created', id}, {'same', id of the earlier job}, {'mismatch', id of the earlier job} or {'gone', ''}.
+--       priority, prefix of job hashes, entries kept in the feed, keys that must be there (JSON list)
+-- Answers {'created', id}, {'same', id of the earlier job}, {'mismatch', id of the earlier job} or {'gone', key}.
 if KEYS[3] ~= '' then
   local earlier = redis.call('GET', KEYS[3])
   if earlier then
@@ -15,14 +14,16 @@ if KEYS[3] ~= '' then
     end
   end
 end
-if KEYS[5] ~= '' and redis.call('EXISTS', KEYS[5]) == 0 then return {'gone', ''} end
+for _, needed in ipairs(cjson.decode(ARGV[10])) do
+  if redis.call('EXISTS', needed) == 0 then return {'gone', needed} end
+end
 if KEYS[3] ~= '' then redis.call('SET', KEYS[3], cjson.encode({id = ARGV[1], digest = ARGV[5]}), 'EX', ARGV[6]) end
 local time = redis.call('TIME')
 local now = time[1] .. '.' .. string.format('%06d', time[2])
 for field, value in pairs(cjson.decode(ARGV[3])) do redis.call('HSET', KEYS[1], field, value) end
 redis.call('HSET', KEYS[1], 'state', 'queued', 'attempt', 0, 'failures', 0, 'priority', ARGV[7], 'created_at', now, 'updated_at', now, 'last_event', 1)
 redis.call('XADD', KEYS[2], '1-0', 'type', 'job.submitted', 'at', now, 'attempt', 0, 'data', ARGV[4])
-redis.call('XADD', KEYS[6], 'MAXLEN', '~', ARGV[9], '*', 'job', ARGV[2], 'seq', 1, 'type', 'job.submitted')
-for index = 7, #KEYS do redis.call('ZADD', KEYS[index], 0, ARGV[1]) end
+redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[9], '*', 'job', ARGV[2], 'seq', 1, 'type', 'job.submitted')
+for index = 6, #KEYS do redis.call('ZADD', KEYS[index], 0, ARGV[1]) end
 redis.call('ZADD', ARGV[7] == '0' and KEYS[4] or KEYS[4] .. ':' .. ARGV[7], now, ARGV[2])
 return {'created', ARGV[1]}
