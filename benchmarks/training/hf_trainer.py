@@ -124,7 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=8)
     options = parser.parse_args()
     torch.set_num_threads(threads())
     others = {"ours": Ours(bert_recipe()).run, "fast": Ours(fast_recipe()).run}

@@ -92,7 +92,7 @@ def measure(groups: Mapping[str, Group], steps: int, repeats: int) -> dict[str, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=8)
     options = parser.parse_args()
     prepared()
     names = ("data_parallel_same_batch", "data_parallel_batch_each", "side_by_side")

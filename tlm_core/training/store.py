@@ -7,6 +7,7 @@ are documents). Written in one pass with bounded memory; read without loading.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -60,7 +61,7 @@ class StoreWriter:
 
     def add(self, documents: Sequence[Sequence[int]]) -> None:
         lengths = np.fromiter(map(len, documents), dtype=np.int64, count=len(documents))
-        flat = np.fromiter((token for document in documents for token in document), np.int64, int(lengths.sum()))
+        flat = np.fromiter(chain.from_iterable(documents), np.int64, int(lengths.sum()))
         self._tokens.append(flat)
         self._offsets.append(self.total + np.cumsum(lengths))
         self.total += int(lengths.sum())
