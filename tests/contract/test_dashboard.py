@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -14,8 +15,12 @@ from fastapi.testclient import TestClient
 
 from services.api.app import create_app
 from services.api.dashboard.assets import STATIC, integrity_of, vendored
-from tests.contract.dashboard_made import HOSTILE, LABELS, Made, fill, filled_gateway
+from tests.contract.dashboard_made import HOSTILE, LABELS, Made, fill, filled_gateway, make_report
 from tests.contract.gateway import AUTH, TOKEN, Gateway, make_gateway
+from tests.factories import make_resolved, make_spec
+from tlm_core.jobs.options import ShareTickets
+from tlm_core.jobs.plan import plan_of
+from tlm_core.jobs.spec import OtherData
 from tlm_core.jobs.states import State
 
 OWN = {"Origin": "http://testserver"}
@@ -375,6 +380,43 @@ def test_files_are_sent_to_a_session(filled: tuple[Gateway, Made]) -> None:
         answer = browser.get(path)
         assert (answer.status_code, answer.headers["content-disposition"][:10]) == (200, "attachment")
     assert browser.get(f"/ui/jobs/{job}/files/nope").status_code == 404
+
+
+def test_studies_show_their_words_and_their_plot(gateway: Gateway) -> None:
+    store, artifacts = gateway.parts.jobs, gateway.parts.artifacts
+    others = {"share_tickets": ShareTickets(others=("b",))}
+    for kind in ("learning_curve", "share_tickets"):
+        shared = kind == "share_tickets"
+        spec = make_spec(kind=kind, **(others if shared else {}))
+        other = OtherData(id="ds_2", ref=make_resolved().dataset)
+        job, _ = store.submit(T, spec, make_resolved(others=(other,) if shared else ()))
+        claimed = store.claim("maker", 60)
+        assert claimed is not None
+        folder = gateway.root / "made" / kind
+        folder.mkdir(parents=True)
+        report = make_report(LABELS, (0, 1), 0.7) | {"words": f"Said of {HOSTILE}."}
+        if shared:
+            alone = {name: report[name] for name in ("mean", "spread")}
+            report = {"words": report["words"], "mean": {"test": {"value": 0.5}}, "spread": {"test": {"value": None}}}
+            report |= {"tasks": [{"name": "a", "metric": "accuracy", "alone": alone}]}
+            report |= {"average": {"alone": {"mean": 0.5, "std": None}}}
+        (folder / "report.json").write_text(json.dumps(report))
+        (folder / "plot.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+        ref = artifacts.write(f"default/{kind}", folder, artifact=kind, stage="curve")
+        made = {plan_of(claimed).report: {"artifact": kind, "ref": ref.model_dump()}}
+        store.finish(claimed, "maker", {"artifacts": made, "summary": {"mean": report["mean"], "words": "x"}})
+        browser = signed_in(gateway)
+        for path in ("/ui/jobs", *(f"/ui/jobs/{job.id}{tab}" for tab in ("", "/results", "/log"))):
+            answer = browser.get(path)
+            assert (answer.status_code, Tags(answer.text).has("img", onerror="x")) == (200, False), path
+        assert HOSTILE in Tags(browser.get(f"/ui/jobs/{job.id}/results").text).words
+        assert 'class="running"' not in browser.get(f"/ui/jobs/{job.id}").text
+        plot = browser.get(f"/ui/jobs/{job.id}/plot.svg")
+        assert (plot.headers["content-type"], "script-src 'self'" in plot.headers["content-security-policy"]) == (
+            "image/svg+xml",
+            True,
+        )
+        assert browser.get(f"/ui/compare?id={job.id}").status_code == 200
 
 
 # --- data sets, corpora, submitting, comparing ----------------------------------------------------------------------

@@ -30,6 +30,7 @@ _CLASSES_IN_MATRIX = 24
 _SHADES = 5
 _LABELS_SHOWN = 12
 _TEXTS = 20
+_PLOT = "plot.svg"
 # Joint stage of the release at the paper's small scale: steps, rows and tokens from its scripts; 6 FLOPs for each
 # token and parameter, of which a BERT of base size has 110 million.
 PAPER_FLOPS = 6 * 110e6 * 150_000 * 256 * 128
@@ -50,13 +51,24 @@ def results(
     if ref is None:
         return page(request, "not_yet.html", **shared, what="Results", stage="evaluate")
     report = json_of(parts.artifacts, ref, "report.json")
+    plot = _PLOT in {file.name for file in parts.artifacts.manifest(ref).files}
+    if "seeds" not in report:  # of several tasks at once
+        return page(request, "results.html", **shared, report=report, plot=plot)
     seeds = {entry["seed"]: entry for entry in report["seeds"]}
     chosen = seeds.get(seed, seeds[report["best_seed"]]) if seed is not None else seeds[report["best_seed"]]
     return page(
-        request, "results.html", **shared, report=report, chosen=chosen, matrix=_matrix(report["labels"], chosen),
-        confusions=_confusions(report["labels"], chosen), paper_flops=PAPER_FLOPS,
+        request, "results.html", **shared, report=report, plot=plot, chosen=chosen,
+        matrix=_matrix(report["labels"], chosen), confusions=_confusions(report["labels"], chosen), paper_flops=PAPER_FLOPS,
         classes=list(zip(report["labels"], chosen["test"]["per_class"], strict=True)),
     )  # fmt: skip
+
+
+@router.get("/{job}/plot.svg")
+def plot(job: str, parts: PartsDep, tenant: SignedIn) -> Response:
+    """The picture that a study draws of its curves."""
+    ref = artifact_of(parts.jobs, parts.jobs.get(tenant, job), "evaluate")
+    with parts.artifacts.open(ref, _PLOT) as handle:
+        return Response(handle.read(), media_type="image/svg+xml")
 
 
 @router.get("/{job}/selection")
