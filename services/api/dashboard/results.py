@@ -21,6 +21,7 @@ from services.api.results import (
 )
 from tlm_core.artifacts import ManifestRef
 from tlm_core.errors import Conflict, InvalidRequest, NotFound
+from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord
 
 router = APIRouter(prefix="/jobs")
@@ -49,16 +50,17 @@ def results(
     shared: dict[str, Any] = {"job": record, "selects": selects(record), "tab": "results"}
     ref = _finished(parts, record, "evaluate")
     if ref is None:
-        return page(request, "not_yet.html", **shared, what="Results", stage="evaluate")
+        return page(request, "not_yet.html", **shared, what="Results", stage=plan_of(record).report)
     report = json_of(parts.artifacts, ref, "report.json")
     plot = _PLOT in {file.name for file in parts.artifacts.manifest(ref).files}
     if "seeds" not in report:  # of several tasks at once
         return page(request, "results.html", **shared, report=report, plot=plot)
     seeds = {entry["seed"]: entry for entry in report["seeds"]}
-    chosen = seeds.get(seed, seeds[report["best_seed"]]) if seed is not None else seeds[report["best_seed"]]
+    chosen = seeds[seed if seed in seeds else report["best_seed"]]
     return page(
         request, "results.html", **shared, report=report, plot=plot, chosen=chosen,
-        matrix=_matrix(report["labels"], chosen), confusions=_confusions(report["labels"], chosen), paper_flops=PAPER_FLOPS,
+        matrix=_matrix(report["labels"], chosen), confusions=_confusions(report["labels"], chosen),
+        paper_flops=PAPER_FLOPS,
         classes=list(zip(report["labels"], chosen["test"]["per_class"], strict=True)),
     )  # fmt: skip
 
