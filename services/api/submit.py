@@ -45,7 +45,8 @@ def resolve_job(catalog: Catalog, tenant: str, spec: JobSpec, model_folders: Ite
     if selects and spec.corpus is not None:
         corpus_name, _, asked = spec.corpus.partition("@")
         corpus = catalog.corpus(tenant, corpus_name)
-        latest = catalog.loads(tenant, corpus_name, limit=1)
+        # Only what is not ready has to be explained, and each look costs the submitter time.
+        latest = [] if corpus.ready() else catalog.loads(tenant, corpus_name, limit=1)
         corpus_version = ready_version(corpus, asked or None, latest[0] if latest else None).version
     return Resolved(
         dataset_id=dataset.id,

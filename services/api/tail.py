@@ -44,12 +44,22 @@ class _Topic:
     watchers: int = 0
     head: Head | None = None
     recent: deque[Event] = field(default_factory=lambda: deque(maxlen=_KEPT_EVENTS))
+    texts: dict[int, str] = field(default_factory=dict)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def announce(self) -> None:
         """Wake all who wait; those who come later wait for the next change."""
         self.changed.set()
         self.changed = asyncio.Event()
+
+    def text(self, event: Event) -> str:
+        """The event as it is sent; written once, however many streams send it."""
+        found = self.texts.get(event.seq)
+        if found is None:
+            if len(self.texts) > 2 * _KEPT_EVENTS:
+                self.texts.clear()
+            found = self.texts[event.seq] = _text(event.type, event.model_dump_json(), event.seq)
+        return found
 
     def after(self, seq: int) -> list[Event] | None:
         """The events after `seq`, or None if older ones than those at hand are needed."""
@@ -129,7 +139,7 @@ class Tailer:
             yield "retry: 1000\n\n"
             while page := await self._read(tenant, job_id, after):
                 after = page[-1].seq
-                yield "".join(map(_event_text, page))
+                yield "".join(map(topic.text, page))
             shown: str | None = None
             shown_at = spoke_at = self._clock()
             due = 0.0
@@ -141,7 +151,7 @@ class Tailer:
                 if events:
                     after = events[-1].seq
                     spoke_at = self._clock()
-                    yield "".join(map(_event_text, events))
+                    yield "".join(map(topic.text, events))
                     continue
                 head = topic.head
                 if head is not None and head.state in TERMINAL and after >= head.last_event:
@@ -217,14 +227,12 @@ class Tailer:
 
 
 async def _wait(changed: asyncio.Event, seconds: float) -> None:
+    # Not wait_for: it makes a task for each wait, and thousands of streams wait at once.
     try:
-        await asyncio.wait_for(changed.wait(), max(seconds, 0.001))
+        async with asyncio.timeout(max(seconds, 0.001)):
+            await changed.wait()
     except TimeoutError:
         return
-
-
-def _event_text(event: Event) -> str:
-    return _text(event.type, event.model_dump_json(), event.seq)
 
 
 def _text(kind: str, data: str, seq: int | None = None) -> str:

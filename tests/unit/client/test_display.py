@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from tlm_client.display import Display, duration
+from tlm_client.display import Display, duration, spark
 from tlm_client.models import CorpusLoad, JobEvent
 
 
@@ -62,3 +62,10 @@ def test_a_load_is_told_with_its_rate_and_the_time_left() -> None:
 
 def test_durations_read_as_clocks_do() -> None:
     assert [duration(s) for s in (0, 61.4, 3661, -1)] == ["0:00", "1:01", "1:01:01", "0:00"]
+
+
+def test_a_spark_line_shows_the_course_of_its_numbers() -> None:
+    assert spark([1, 2, 3, 4, 5, 6, 7, 8]) == "▁▂▃▄▅▆▇█"
+    assert spark([5.0, 5.0]) == "▁▁"
+    assert spark([]) == ""
+    assert len(spark(list(range(1000)))) == 24

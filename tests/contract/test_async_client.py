@@ -1,0 +1,55 @@
+"""The client for asyncio on a real gateway: the same operations, awaited, many at once."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import redis
+
+from tests.contract.gateway import TOKEN, TRAIN, make_gateway
+from tests.contract.made_results import complete
+from tlm_client.client import AsyncTLMClient
+from tlm_core.errors import NotFound
+from tlm_core.jobs.spec import JobSpec
+
+SPEC = JobSpec(dataset="toy", set={"selection.selector": "none"})
+
+
+def test_jobs_are_submitted_watched_and_fetched_at_once(redis_client: redis.Redis, tmp_path: Path) -> None:
+    gateway = make_gateway(redis_client, tmp_path)
+    store = gateway.parts.jobs
+    (tmp_path / "train.csv").write_text(TRAIN)
+
+    def work(count: int) -> None:
+        for _ in range(count):
+            job = store.claim("a", 60)
+            assert job is not None
+            store.report("default", job.id, 1, logs=["one", "two"])
+            complete(store, gateway.parts.artifacts, job, gateway.root)
+            store.finish(job, "a", {})
+
+    async def use(url: str) -> None:
+        async with AsyncTLMClient(url, TOKEN) as tlm:
+            dataset = await tlm.add_dataset("toy", {"train": tmp_path / "train.csv"}, in_parts_from=1)
+            assert [one.id async for one in tlm.datasets()] == [dataset.id]
+            jobs = await asyncio.gather(*(tlm.submit(SPEC.model_copy(update={"seeds": (n,)})) for n in range(4)))
+            waiting = asyncio.gather(*(tlm.wait(job.id) for job in jobs))
+            await asyncio.to_thread(work, 4)
+            assert {job.state for job in await waiting} == {"succeeded"}
+            one = jobs[0].id
+            assert [line["line"] async for line in tlm.follow_logs(one)] == ["one", "two"]
+            events = [event.type async for event in tlm.events(one) if event.seq]
+            assert events[0] == "job.submitted" and events[-1] == "job.succeeded"
+            files = await tlm.download(one, tmp_path / "model")
+            assert {file.name for file in files} >= {"model.onnx", "labels.json"}
+            assert [p.label for p in await tlm.predict(one, ["good", "bad"])] == ["good", "bad"]
+            async for event in tlm.events(one):
+                assert event.seq == 1
+                break
+            with pytest.raises(NotFound):
+                await tlm.job("job_nope")
+
+    with gateway.served() as url:
+        asyncio.run(asyncio.wait_for(use(url), 120))
