@@ -73,3 +73,13 @@ def test_an_index_of_nothing_answers_nothing(tmp_path: Path) -> None:
     index = TantivyIndex.open(built(tmp_path / "x", 0))
     assert (index.count(), index.search(["w1"], 3), list(index.ids())) == (0, [[]], [[]])
     index.close()
+
+
+def test_passages_are_fetched_from_any_part_of_the_folder(tmp_path: Path) -> None:
+    index, known = TantivyIndex.open(built(tmp_path / "x", 9000)), {p.id: p for p in passages(9000)}
+    for step in (1, 7, 8999):
+        names = list(known)[::-step]
+        assert index.fetch(names) == {name: known[name] for name in names}
+    with pytest.raises(NotFound, match="'p9000'"):
+        index.fetch(["p1", "p9000", "p2"])
+    index.close()
