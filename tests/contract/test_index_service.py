@@ -41,6 +41,7 @@ from tlm_core.errors import (
     NotFound,
 )
 from tlm_core.selection.given import GIVEN, write_given
+from tlm_core.selection.retrieve import PART
 from tlm_core.tasks.task import Task, task_schema
 
 TOKEN = "secret of the stack"
@@ -95,6 +96,13 @@ class Place:
     def select(self, api: RetrieverClient, artifact: str = "art_1", **over: Any) -> SelectionRun:
         api.put_selection(artifact, self.request(**over))
         return settled(lambda: api.get_selection(artifact), "running")
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def settled(look: Callable[[], Any], while_in: str) -> Any:
@@ -290,6 +298,26 @@ def test_a_selection_that_is_not_there_or_lacks_its_corpus_says_so(embedded: Pla
         api.put_selection("art_2", embedded.request().model_copy(update={"corpus": None}))
         run = settled(lambda: api.get_selection("art_2"), "running")
         assert run.state == "failed" and "needs a corpus" in str(run.failure)
+
+
+def test_a_selection_goes_on_where_the_retriever_was_stopped(embedded: Place) -> None:
+    embedded.task = embedded.write_task([f"word{n % 10} word{n % 7} number{n}" for n in range(16 * PART)])
+    with embedded.retriever() as api:
+        embedded.load(api)
+        api.put_selection("art_1", embedded.request())
+        wait_for(lambda: api.get_selection("art_1").done > PART)
+    parts = list((embedded.folder / "scratch" / "selections" / "art_1").rglob("hits-*.parquet"))
+    assert 1 <= len(parts) < 16, "the first retriever was to be stopped in the middle"
+    with embedded.retriever() as api:
+        api.put_selection("art_1", embedded.request(prefix="t/artifacts/a/2"))
+        wait_for(lambda: api.get_selection("art_1").done > 0)
+        assert api.get_selection("art_1").done >= len(parts) * PART
+        resumed = settled(lambda: api.get_selection("art_1"), "running")
+        # The manifest holds the artifact's name, so the same name is selected once more from nothing.
+        again = embedded.select(api, prefix="t/artifacts/a/3")
+    assert resumed.ref is not None and again.ref is not None
+    assert resumed.ref.digest == again.ref.digest
+    assert list((embedded.folder / "scratch" / "selections").iterdir()) == []
 
 
 def test_parts_of_work_under_way_survive_a_restart_and_go_when_forgotten(embedded: Place) -> None:
