@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from tlm_core.selection.retrieve import Retrieved
 from tlm_core.tasks.task import Task
 
-_MOST_LABELS = 50
+_MOST_LABELS = 64  # bits of a mask
+_SLICE = 50_000
 
 Places = NDArray[np.int64]
 
@@ -64,11 +65,38 @@ def label_facts(found: Retrieved, task: Task, kept: Places) -> dict[str, Any]:
     """
     is_kept = np.zeros(len(found.ids), np.bool_)
     is_kept[kept] = True
-    sets = [places[is_kept[places]] for places, _ in _by_label(found, task)]
-    facts: dict[str, Any] = {"names": list(task.labels), "passages": [len(places) for places in sets]}
-    if len(sets) > _MOST_LABELS:
+    facts: dict[str, Any] = {"names": list(task.labels), "passages": []}
+    # A bit for each label that asked for a passage: passages by the thousand then have the same few values.
+    masks = np.zeros(len(found.ids) if len(task.labels) <= _MOST_LABELS else 0, np.uint64)
+    for label, (places, _) in enumerate(_by_label(found, task)):
+        places = places[is_kept[places]]
+        facts["passages"].append(len(places))
+        if len(masks):
+            masks[places] |= np.uint64(1 << label)
+    if len(task.labels) > _MOST_LABELS:
         return {**facts, "jaccard": None, "reason": f"only computed for up to {_MOST_LABELS} labels"}
-    return {**facts, "jaccard": [[_jaccard(one, other) for other in sets] for one in sets]}
+    return {**facts, "jaccard": _jaccard(_common(masks, len(task.labels)))}
+
+
+def _common(masks: NDArray[np.uint64], labels: int) -> NDArray[np.int64]:
+    """[labels, labels]: passages that both labels asked for."""
+    common = np.zeros((labels, labels), np.int64)
+    values, counts = np.unique(masks, return_counts=True)
+    for start in range(0, len(values), _SLICE):
+        part = slice(start, start + _SLICE)
+        bits = ((values[part, None] >> np.arange(labels, dtype=np.uint64)) & np.uint64(1)).astype(np.int64)
+        common += (bits * counts[part, None]).T @ bits
+    return common
+
+
+def _jaccard(common: NDArray[np.int64]) -> list[list[float | None]]:
+    """Common over united; None where neither label asked for anything."""
+    own = common.diagonal()
+    united = own[:, None] + own[None, :] - common
+    return [
+        [round(both / either, 6) if either else None for both, either in zip(*row, strict=True)]
+        for row in zip(common.tolist(), united.tolist(), strict=True)
+    ]
 
 
 def rank_counts(ranks: NDArray[np.int32]) -> list[int]:
@@ -77,21 +105,13 @@ def rank_counts(ranks: NDArray[np.int32]) -> list[int]:
     return counts
 
 
-def _by_label(found: Retrieved, task: Task) -> list[tuple[Places, NDArray[np.int32]]]:
+def _by_label(found: Retrieved, task: Task) -> Iterator[tuple[Places, NDArray[np.int32]]]:
     """For each label the places that its rows asked for, rising, and their best ranks there."""
     label_of_row = dict(zip(task.rows("train").tolist(), task.label_ids("train").tolist(), strict=True))
     labels_of_query = [{label_of_row[row] for row in query.rows} for query in found.queries]
-    result = []
     for label in range(len(task.labels)):
         asks = np.array([label in labels for labels in labels_of_query], np.bool_)
         hits = np.flatnonzero(asks[found.hit_query]) if len(asks) else np.empty(0, np.int64)
         # Hits lie by place, then rank: the first of each place is its best.
         places, firsts = np.unique(found.hit_place[hits], return_index=True)
-        result.append((places.astype(np.int64), found.hit_rank[hits][firsts]))
-    return result
-
-
-def _jaccard(one: Places, other: Places) -> float | None:
-    union = len(np.union1d(one, other))
-    common = len(one) + len(other) - union
-    return round(common / union, 6) if union else None
+        yield places.astype(np.int64), found.hit_rank[hits][firsts]

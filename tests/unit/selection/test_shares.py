@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from tests.unit.selection.make import index_of, rows, run, task_of
+from tlm_core.selection.select import Corpus, select
+from tlm_core.training.recipe import Selection
 
 
 def names(folder: Path) -> list[str]:
@@ -60,3 +63,18 @@ def test_the_report_counts_ranks_and_says_how_much_labels_overlap(tmp_path: Path
 def test_what_a_label_never_asked_for_has_no_overlap(tmp_path: Path) -> None:
     facts = run(task_of(["a", "zebra"], labels=[0, 1]), index_of("a"), tmp_path)
     assert facts["labels"] == {"names": ["a", "b"], "passages": [1, 0], "jaccard": [[1.0, 0.0], [0.0, None]]}
+
+
+def test_overlap_of_many_labels_is_left_out_with_the_reason(tmp_path: Path) -> None:
+    for count in (64, 65):
+        names = tuple(f"label{n}" for n in range(count))
+        task = replace(task_of([f"w{n} all" for n in range(count)], labels=range(count)), labels=names)
+        index = index_of(*(f"w{n}" for n in range(count)), "all")
+        found = select(
+            task, Corpus("docs", "v1", index), Selection(), tmp_path / "out", seed=0, parts=tmp_path / str(count)
+        )["labels"]
+        assert found["passages"] == [2] * count
+        if count == 64:
+            assert all(found["jaccard"][i][j] == (1.0 if i == j else 0.333333) for i in (0, 63) for j in (0, 5, 63))
+        else:
+            assert found["jaccard"] is None and "64 labels" in found["reason"]
