@@ -55,6 +55,27 @@ def fetch_file(
     )
 
 
+def fetch_archive(path: str, target: Path) -> Ask[Path]:
+    """What is served at `path`, written to `target` once it is whole. Raises Unavailable if it was cut."""
+    opened = yield Open("GET", path, {"Accept-Encoding": "identity"})
+    if opened.status >= 400:
+        raise (yield from refused(opened))
+    partial, done = target.with_name(f"{target.name}.part"), 0
+    with storage_errors(f"writing {target}"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as handle:
+            try:
+                while (block := (yield Read())) is not None:
+                    handle.write(block)
+                    done += len(block)
+            except httpx.TransportError as error:
+                raise Unavailable(f"{target.name} was cut at byte {done:,}; download again") from error
+        if done != int(opened.headers["content-length"]):
+            raise Unavailable(f"{target.name} was cut at byte {done:,}; download again")
+        os.replace(partial, target)
+    return target
+
+
 def _fetch(path: str, file: ModelFile, partial: Path, tell: Callable[[Part], None]) -> Ask[None]:
     """Bring `partial` to the full size; as long as bytes come, any number of cuts is borne."""
     idle = 0

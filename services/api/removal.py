@@ -10,13 +10,19 @@ from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord
 
 
-def delete_dataset(jobs: JobStore, artifacts: ArtifactStore, record: DatasetRecord) -> None:
+def delete_dataset(jobs: JobStore, artifacts: ArtifactStore, record: DatasetRecord, *, with_jobs: bool = False) -> None:
     """Delete a data set and its files. Raises Conflict while a job that is not over needs it.
 
-    Jobs that are over keep what they have made.
+    Jobs that are over keep what they have made, unless they go with it.
     """
     jobs.drop_dataset(record.tenant, record.id, record.name)
     artifacts.delete(f"{record.tenant}/datasets/{record.id}")
+    more = with_jobs
+    while more:
+        page, more = jobs.list_jobs(record.tenant, datasets=[record.id], limit=100)
+        for job in page:
+            delete_job(jobs, artifacts, job)
+        more = more and bool(page)
 
 
 def delete_job(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord) -> None:

@@ -141,6 +141,15 @@ def test_a_deleted_job_leaves_nothing_and_takes_nothing_that_another_shares(api:
     )
 
 
+def test_a_data_set_takes_its_jobs_with_it_if_that_is_asked_for(api: TestClient, gateway: Gateway) -> None:
+    failed, kept = fail_one(api, gateway, up_to="export"), submit(api)
+    assert api.delete("/v1/datasets/toy?with_jobs=true").status_code == 409
+    api.post(f"/v1/jobs/{kept}/cancel")
+    assert api.delete("/v1/datasets/toy?with_jobs=true").status_code == 204
+    assert api.get(f"/v1/jobs/{failed}").status_code == 404
+    assert not any((gateway.root / "storage/default").rglob("manifest.json"))
+
+
 def test_a_job_that_is_not_over_is_not_deleted(api: TestClient, gateway: Gateway) -> None:
     job = submit(api)
     refused = api.delete(f"/v1/jobs/{job}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,12 @@ def test_jobs_are_submitted_watched_and_fetched_at_once(redis_client: redis.Redi
             assert events[0] == "job.submitted" and events[-1] == "job.succeeded"
             files = await tlm.download(one, tmp_path / "model")
             assert {file.name for file in files} >= {"model.onnx", "labels.json"}
+            with tarfile.open(await tlm.download_archive(one, tmp_path / "all.tar")) as archive:
+                found = {entry.name: archive.extractfile(entry) for entry in archive}
+                for file in files:
+                    inner = found[f"{one}/{file.relative_to(tmp_path / 'model')}"]
+                    assert inner is not None and inner.read() == file.read_bytes()
+                assert len(found) == len(files)
             assert [p.label for p in await tlm.predict(one, ["good", "bad"])] == ["good", "bad"]
             async for event in tlm.events(one):
                 assert event.seq == 1

@@ -107,6 +107,7 @@ def dataset_show(context: typer.Context, name: Name, as_json: AsJson = False) ->
 def dataset_delete(
     context: typer.Context,
     dataset: Annotated[str, typer.Argument(metavar="ID|NAME", help="A name means its newest version.")],
+    with_jobs: Annotated[bool, typer.Option("--with-jobs", help="The jobs on it and their models too.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -115,7 +116,7 @@ def dataset_delete(
         found = client.dataset(dataset)
         if not yes:
             typer.confirm(f"delete '{found.name}' version {found.version} ({found.id}) for good?", abort=True, err=True)
-        client.delete_dataset(found.id)
+        client.delete_dataset(found.id, with_jobs=with_jobs)
     emit({"deleted": found.id}) if as_json else say(f"deleted {found.id}")
 
 
@@ -257,6 +258,8 @@ def corpus_search(
 
 def _show(dataset: Dataset, report: dict[str, Any]) -> None:
     say(f"data set '{dataset.name}' version {dataset.version} ({dataset.id}): {_counts(dataset.rows)}")
+    if dataset.selection is not None:
+        say(f"it brings a selection of {dataset.selection:,} passages, for the selector 'given'")
     splits = list(dataset.rows)
     rows = [[entry["label"], *(entry.get(split) for split in splits)] for entry in report.get("labels", [])]
     table(("label", *splits), rows)

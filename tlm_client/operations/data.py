@@ -25,8 +25,9 @@ def add_dataset(
 ) -> Ask[Dataset]:
     """Upload a data set: `files` by split (train, and validation and test if there are). Options: DatasetOptions.
 
-    in_parts_from: bytes from which on the files go in parts, which outlasts a broken connection. Raises InvalidDataset
-    with every fault found, by split, row and column.
+    A file `selection` (text, rank) beside them is what the selector `given` takes. in_parts_from: bytes from which on
+    the files go in parts, which outlasts a broken connection. Raises InvalidDataset with every fault found, by split,
+    row and column.
     """
     if size_of(files.values()) >= in_parts_from:
         body = {"name": name, "options": dict(options or {})}
@@ -73,9 +74,9 @@ def download_dataset(id_or_name: str, folder: Path) -> Ask[list[Path]]:
     return found
 
 
-def delete_dataset(dataset_id: str) -> Ask[None]:
-    """Raises Conflict while a job that is not over needs it."""
-    yield from call("DELETE", at("/v1/datasets/{one}", one=dataset_id))
+def delete_dataset(dataset_id: str, *, with_jobs: bool = False) -> Ask[None]:
+    """with_jobs: the jobs on it and their models too. Raises Conflict while a job that is not over needs it."""
+    yield from call("DELETE", at("/v1/datasets/{one}", one=dataset_id), params={"with_jobs": with_jobs})
 
 
 def add_corpus(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tlm_client.download import Part, fetch_file
+from tlm_client.download import Part, fetch_archive, fetch_file
 from tlm_client.models import Checkpoint, ModelFile, Prediction, Selection, Webhook
 from tlm_client.operations.base import at, model
 from tlm_client.steps import Ask, call
@@ -50,6 +50,17 @@ def download(job_id: str, folder: Path, on_bytes: Callable[[Part], None] | None 
     for file in (yield from model_files(job_id)):
         found.append((yield from fetch_file(f"{base}/{_name(file)}", file, folder, on_bytes=on_bytes)))
     return found
+
+
+def download_archive(job_id: str, target: Path) -> Ask[Path]:
+    """Fetch the whole result as one tar file. `download` goes on where it was cut and checks every file."""
+    return fetch_archive(at("/v1/jobs/{job}/model/archive", job=job_id), target)
+
+
+def download_checkpoint_archive(job_id: str, checkpoint: Checkpoint, target: Path) -> Ask[Path]:
+    """Fetch a whole checkpoint as one tar file."""
+    parts = {"job": job_id, "node": checkpoint.node, "step": str(checkpoint.step)}
+    return fetch_archive(at("/v1/jobs/{job}/checkpoints/{node}/{step}", **parts), target)
 
 
 def selection(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
@@ -123,9 +123,14 @@ def file(dataset: str, name: str, parts: PartsDep, tenant: Tenant) -> FileRespon
 
 
 @router.delete("/{dataset}", status_code=204, summary="Delete it", responses=problems(404, 409))
-def delete(dataset: str, parts: PartsDep, tenant: Tenant) -> Response:
+def delete(
+    dataset: str,
+    parts: PartsDep,
+    tenant: Tenant,
+    with_jobs: Annotated[bool, Query(description="its jobs and their models too; else those stay")] = False,
+) -> Response:
     """Deletes one version (by id, or the newest of a name). Not while a job that is not over needs it."""
-    delete_dataset(parts.jobs, parts.artifacts, parts.catalog.dataset(tenant, dataset))
+    delete_dataset(parts.jobs, parts.artifacts, parts.catalog.dataset(tenant, dataset), with_jobs=with_jobs)
     return Response(status_code=204)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, StreamingResponse
 
+from services.api.archive import archive_of
 from services.api.auth import Tenant
 from services.api.parts import FILE_ANSWERS, PartsDep, problems
 from services.api.results import (
@@ -31,6 +32,14 @@ from tlm_core.errors import NotFound
 
 router = APIRouter(prefix="/v1/jobs", tags=["results"])
 
+TAR: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "a tar archive",
+        "content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}},
+    },
+    **problems(404, 409),
+}
+
 
 @router.get("/{job}/checkpoints", summary="Its checkpoints", responses=problems(404))
 def checkpoints(job: str, parts: PartsDep, tenant: Tenant) -> Page[CheckpointView]:
@@ -51,6 +60,23 @@ def checkpoint_file(job: str, node: str, step: int, name: str, parts: PartsDep, 
         if (one.node, one.step) == (node, step):
             return open_file(parts.artifacts, one.ref, name)
     raise NotFound(f"{job} has no checkpoint of '{node}' at step {step}; list its checkpoints")
+
+
+@router.get(
+    "/{job}/checkpoints/{node}/{step}", summary="A whole checkpoint", response_class=StreamingResponse, responses=TAR
+)
+def checkpoint_archive(job: str, node: str, step: int, parts: PartsDep, tenant: Tenant) -> StreamingResponse:
+    """All its files as one tar stream."""
+    for one in checkpoints_of(parts.jobs, parts.jobs.get(tenant, job)):
+        if (one.node, one.step) == (node, step):
+            return archive_of(parts.artifacts, one.ref, f"{job}-{node}-{step}")
+    raise NotFound(f"{job} has no checkpoint of '{node}' at step {step}; list its checkpoints")
+
+
+@router.get("/{job}/model/archive", summary="The whole model", response_class=StreamingResponse, responses=TAR)
+def model_archive(job: str, parts: PartsDep, tenant: Tenant) -> StreamingResponse:
+    """All its files as one tar stream. Cut, it begins anew: for what goes on, and is checked, fetch file by file."""
+    return archive_of(parts.artifacts, artifact_of(parts.jobs, parts.jobs.get(tenant, job), "export"), job)
 
 
 @router.get("/{job}/model", summary="The model's files", responses=problems(404, 409))
