@@ -25,6 +25,7 @@ router = APIRouter(prefix="/jobs")
 _LIMIT = 25
 _EVENTS = 12
 _EVENTS_PAGE = 500
+_EVENTS_ON_LOG = 1_000
 _LINES = 500
 _RETRIED = (State.FAILED, State.CANCELLED)
 _ACTIONS = (Verb.PAUSE, Verb.RESUME, Verb.CANCEL)
@@ -84,9 +85,9 @@ def points(
 
 @router.get("/{job}/log")
 def log(request: Request, job: str, parts: PartsDep, tenant: SignedIn) -> Response:
-    """Every event, and the last lines of the log."""
+    """The last events, and the last lines of the log; the API has them all."""
     record = parts.jobs.get(tenant, job)
-    events = _events(parts, record, 0)
+    events = _events(parts, record, max(0, record.last_event - _EVENTS_ON_LOG))
     lines = parts.jobs.last_logs(tenant, job, _LINES)
     return page(
         request, "log.html", job=record, events=events, lines=lines, last=lines[-1]["id"] if lines else "0",
