@@ -16,6 +16,7 @@ from benchmarks.training.data import shared_data
 from tlm_client.client import TLMClient
 from tlm_client.stack.control import launch_stack
 from tlm_client.stack.parts import StackOptions
+from tlm_core.errors import TrainingFailed
 from tlm_core.jobs.spec import JobSpec
 
 # As little training as there can be: the start is what is measured.
@@ -42,6 +43,8 @@ def start_seconds(client: TLMClient, seed: int) -> float:
         after = event.type != "stage.started" or "workers.submitted" in at  # validate runs in the coordinator
         if first and after and event.at is not None:
             at[event.type] = event.at
+    if "stage.started" not in at:
+        raise TrainingFailed(f"the job never began: {client.job(job.id).error}")
     return at["stage.started"] - at["workers.submitted"]
 
 
