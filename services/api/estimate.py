@@ -304,7 +304,8 @@ def _timed(known: _Known, stage: str, amount: float | None, done: work.Work | No
         chosen = [one for one in nearest if distance(one) == distance(nearest[0])]
         rates = [took.seconds / took.work for one in chosen for took in one.took if took.stage == stage]
         reason = f"measured on {len(rates)} run(s) of this stage in {', '.join(one.job for one in chosen)}"
-        seconds, basis = median(rates) * amount, "measured"
+        # A start may have waited until the cluster had room for it, which is no work of the job's own.
+        seconds, basis = (min(rates) if stage == START else median(rates)) * amount, "measured"
     else:
         reason = "no job has run this stage here yet: the built-in rate, of `make demo` on 2 cores"
         seconds, basis = BUILT_IN_SECONDS[stage] * amount, "built-in"

@@ -79,17 +79,15 @@ class Stack:
         return [pid for pid in marked({FOLDER_MARK: str(self.folder)}) if b"RayTrainWorker" in command_of(pid)]
 
     def events(self, job_id: str, kind: str) -> list[JobEvent]:
-        found = self.client._items(f"/v1/jobs/{job_id}/events", lambda e: str(e["seq"]))
-        return [e for e in map(JobEvent.model_validate, found) if e.type == kind]
+        return [event for event in self.client.past_events(job_id) if event.type == kind]
 
     def selected(self, job_id: str) -> list[str]:
         """Ids of the passages that were selected, best rank first."""
         ids: list[str] = []
         while True:
-            params = {"after": len(ids), "limit": 100}
-            page = self.client._call("GET", f"/v1/jobs/{job_id}/selection", params=params)
-            ids += [passage["id"] for passage in page["data"]]
-            if not page["has_more"]:
+            page = self.client.selection(job_id, after=len(ids), limit=100)
+            ids += [passage.id for passage in page.data]
+            if not page.has_more:
                 return ids
 
     def weights(self, job_id: str) -> str:
