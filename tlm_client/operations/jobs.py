@@ -102,6 +102,11 @@ def events(job_id: str, *, after: int = 0, patience: float = 120.0) -> Listing[J
     return transformed(follow(path, str(after), patience=patience), job_event)
 
 
+def past_events(job_id: str) -> Listing[JobEvent]:
+    """What has happened to the job so far, in order; it does not wait for more."""
+    return pages(JobEvent, at("/v1/jobs/{job}/events", job=job_id), lambda event: str(event.seq))
+
+
 def wait(job_id: str, on_event: Callable[[JobEvent], None] | None = None, *, patience: float = 120.0) -> Ask[Job]:
     """Wait until the job is over and return it, whether it succeeded or not."""
     after = 0
