@@ -1,0 +1,95 @@
+"""Every command of the documentation is understood: commands, options, targets, files and addresses exist."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import tlm_client.client
+from tests.support import ROOT
+from tests.unit.docs.blocks import PAGES, blocks_of, commands_of
+from tlm_client.cli import app
+
+EVERY = [(page.name, command) for page in PAGES for command in commands_of(page)]
+
+
+def of(*programs: str) -> list[str]:
+    return sorted({command for _, command in EVERY if command.split()[0] in programs})
+
+
+def test_pages_that_show_the_way_hold_commands() -> None:
+    pages = {name for name, _ in EVERY}
+    assert {"README.md", "quickstart.md", "api.md", "data.md", "scale.md", "report.md", "deploy.md"} <= pages
+    assert len(of("tlm")) > 40 and len(of("curl")) > 40
+
+
+@pytest.mark.parametrize("line", of("tlm"))
+def test_a_tlm_command_and_its_options_exist(line: str) -> None:
+    words = shlex.split(line, comments=True)[1:]
+    # With --help nothing is run, but an option or a command that does not exist is still an error.
+    result = CliRunner().invoke(app, [*words, "--help"])
+    assert result.exit_code == 0, f"{line}\n{result.output}"
+
+
+def test_a_command_that_does_not_exist_is_noticed() -> None:
+    for words in (["submitt"], ["submit", "--datasett", "x"], ["dataset", "remove"]):
+        assert CliRunner().invoke(app, [*words, "--help"]).exit_code == 2
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for line in of("make"):
+        for word in shlex.split(line.split("   ")[0], comments=True)[1:]:
+            assert "=" in word or word in targets, line
+
+
+@pytest.mark.parametrize("line", of("docker", "kubectl", "deploy/make-env", "python", "python3"))
+def test_files_and_modules_that_a_command_names_exist(line: str) -> None:
+    words = shlex.split(line, comments=True)
+    for word in words:
+        if re.match(r"(deploy/(kubernetes|compose|make)|docs/|tests/|benchmarks/|docker-compose)", word):
+            assert (ROOT / word).exists(), line
+    if "-m" in words and words[0].startswith("python"):
+        assert importlib.util.find_spec(words[words.index("-m") + 1]), line
+
+
+def called_on(tree: ast.AST, name: str) -> set[str]:
+    """Methods that are called on the variable `name`."""
+    return {
+        node.func.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and isinstance(node.func.value, ast.Name)
+        and node.func.value.id == name
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_on_a_page_is_python_and_calls_what_the_client_has(page: Path) -> None:
+    for block in blocks_of(page):
+        if block.language == "python":
+            unknown = called_on(ast.parse(block.text), "tlm") - set(dir(tlm_client.client.TLMClient))
+            assert not unknown, block.text
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = page.parent / path if path else page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), target

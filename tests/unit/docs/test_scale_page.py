@@ -1,0 +1,43 @@
+"""The tables of docs/scale.md say what the presets are."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from services.api.work import sizes_of
+from tests.support import ROOT
+from tlm_core.training.recipe import resolve
+
+PAGE = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+ROWS = re.findall(
+    r"^\| `(fast|paper)` `(\w+)` \| (\d+) × (\d+) \| ([\d.]+) \| ([\d,]+) (tokens|steps)", PAGE, re.MULTILINE
+)
+
+
+def test_every_scale_has_its_row() -> None:
+    scales = ("tiny", "small", "medium", "large")
+    assert [row[:2] for row in ROWS] == [(name, scale) for name in ("fast", "paper") for scale in scales]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row[0]}-{row[1]}")
+def test_a_row_is_what_the_preset_says(row: tuple[str, ...]) -> None:
+    name, scale, layers, width, millions, amount, unit = row
+    recipe = resolve(name, scale)
+    sizes = sizes_of(recipe, 7, None)
+    assert sizes is not None
+    assert (sizes.layers, sizes.hidden) == (int(layers), int(width))
+    assert f"{sizes.exported / 1e6:.1f}" == millions
+    assert getattr(recipe.joint.budget, unit) == int(amount.replace(",", ""))
+
+
+def test_the_keys_that_are_named_exist_with_the_values_that_are_told() -> None:
+    recipe = resolve("fast", "tiny")
+    told = re.findall(r"^\| `([a-z_.0-9]+)` \| `?([\w]+)`? \|", PAGE.split("## Keys that matter")[1], re.MULTILINE)
+    assert len(told) >= 7
+    for key, value in told:
+        found = recipe
+        for part in key.split("."):
+            found = getattr(found, part)
+        assert str(found).lower().removesuffix(".0") == value.lower(), key
