@@ -207,6 +207,8 @@ class Trainer:
         scores = self.validate()
         state.evaluations.append({"step": state.step, **scores})
         state.seconds += self.clock() - began
+        if not self.ctx.rank:
+            self.ctx.report.metrics(step=state.step, score=scores["score"], validation_loss=scores["loss"])
         if state.best is not None and scores["score"] <= state.evaluations[state.best]["score"]:
             return best
         state.best = len(state.evaluations) - 1
