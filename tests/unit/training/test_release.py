@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 
 from tests.unit.training.made_release import VOCABULARY, made_release
 from tlm_core.errors import InvalidRequest, NotFound
+from tlm_core.training.published import load
 from tlm_core.training.release import convert, known, stock_form
 
 
@@ -83,3 +84,11 @@ def test_a_name_of_the_release_tells_the_task() -> None:
     assert found is not None
     assert (found.name, found.max_length) == ("rct-20k", 128)
     assert known("hub:someone/else") is None
+
+
+def test_a_released_model_can_be_the_start_of_training(tmp_path: Path) -> None:
+    release = made_release(tmp_path / "release")
+    shape, given = load(str(release.folder), labels=3, vocab=len(VOCABULARY), max_length=40, dropout=0.0)
+    assert shape.layers == 2
+    assert torch.equal(given["encoder.tokens.weight"], release.tensors["bert.embeddings.word_embeddings.weight"])
+    assert torch.equal(given["vocabulary.out.bias"], release.tensors["cls.predictions.bias"])
