@@ -22,6 +22,7 @@ PROVENANCE = pa.schema(
 )
 LEAKS = pa.schema([("passage_id", pa.string()), ("split", pa.string()), ("row", pa.int64()), ("rule", pa.string())])
 _ROWS = 20_000
+_PASSAGES = 2_000
 
 
 class Rows:
@@ -59,17 +60,12 @@ def write_provenance(path: Path, found: Retrieved | None, kept: NDArray[np.int64
         if found is None:
             return
         row_lists = [np.array(query.rows, np.int64) for query in found.queries]
-        starts = np.searchsorted(found.hit_place, kept)
-        ends = np.searchsorted(found.hit_place, kept, side="right")
-        pending: list[int] = []
-        held = 0
-        for number, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
-            pending.append(number)
-            held += end - start
-            if held >= _ROWS or number == len(kept) - 1:
-                hits = np.concatenate([np.arange(starts[one], ends[one]) for one in pending])
-                _write_hits(rows, found, hits, row_lists)
-                pending, held = [], 0
+        for start in range(0, len(kept), _PASSAGES):
+            part = kept[start : start + _PASSAGES]
+            lefts, rights = (np.searchsorted(found.hit_place, part, side=side) for side in ("left", "right"))
+            lengths = rights - lefts
+            within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+            _write_hits(rows, found, np.repeat(lefts, lengths) + within, row_lists)
 
 
 def _write_hits(rows: Rows, found: Retrieved, hits: NDArray[np.int64], row_lists: Sequence[NDArray[np.int64]]) -> None:
