@@ -8,12 +8,12 @@ FOLDER/storage/CORPUS holds the Parquet files. Prints {"passages", "seconds", "p
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import threading
 import time
 from pathlib import Path
 
+from benchmarks.retrieval.memory import peak_bytes
 from services.retriever.cluster import connect
 from services.retriever.indexes import CorpusKey, OpenSearchIndexes
 from services.retriever.loads import CorpusLoads
@@ -34,8 +34,7 @@ def main() -> None:
     seconds = time.perf_counter() - began
     if load.state != "ready":
         raise SystemExit(str(load.error))
-    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"passages": load.count, "seconds": seconds, "peak_bytes": peak}))
+    print(json.dumps({"passages": load.count, "seconds": seconds, "peak_bytes": peak_bytes()}))
     loads.drop(key)
     loads.close()
     cluster.close()

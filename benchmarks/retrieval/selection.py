@@ -7,7 +7,6 @@ python -m benchmarks.retrieval.selection URL FOLDER ROWS     selects; prints {"p
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from benchmarks.report import figure, remark
 from benchmarks.retrieval.data import TOP_K, fill, opensearch, passages, program, recombined
+from benchmarks.retrieval.memory import peak_bytes
 from services.retriever.cluster import connect
 from services.retriever.indexes import CorpusKey, OpenSearchIndexes
 
@@ -69,9 +69,8 @@ def _select(url: str, folder: Path) -> None:
         parts=folder / "parts",
         progress=progress,
     )
-    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds = time.perf_counter() - began
-    print(json.dumps({"passages": facts["passages"], "seconds": seconds, "peak_bytes": peak}))
+    print(json.dumps({"passages": facts["passages"], "seconds": seconds, "peak_bytes": peak_bytes()}))
     cluster.close()
 
 
