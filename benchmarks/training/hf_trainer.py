@@ -92,8 +92,9 @@ def take_turns(
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )
+    folder = tempfile.TemporaryDirectory(prefix="tlm-bench-")
     arguments = TrainingArguments(
-        output_dir=tempfile.mkdtemp(prefix="tlm-bench-"),
+        output_dir=folder.name,
         max_steps=steps * (repeats + 1),
         per_device_train_batch_size=batch,
         dataloader_drop_last=True,

@@ -27,7 +27,8 @@ class Ours:
     """
 
     def __init__(self, recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> None:
-        folder = Path(tempfile.mkdtemp(prefix="tlm-bench-"))
+        self._folder = tempfile.TemporaryDirectory(prefix="tlm-bench-")  # gone with this object
+        folder = Path(self._folder.name)
         context = StageContext(
             inputs={"prepared": prepared()},
             params=stage_params("joint", recipe, 0),
