@@ -5,7 +5,7 @@ SHELL := /bin/bash
 TASK ?=
 CORPUS ?=
 
-.PHONY: help setup demo test check bench-gateway bench-quality bench-retrieval bench-training lock clean
+.PHONY: help setup demo test check bench-gateway bench-quality bench-retrieval bench-studies bench-training lock clean
 
 help:
 	@echo "make demo   start the embedded stack, train a classifier, show what it gains (TASK=, CORPUS= for your own data)"
@@ -14,6 +14,7 @@ help:
 	@echo "make bench-gateway    what the gateway's claims rest on, as JSON lines (BENCH=submit: one part alone)"
 	@echo "make bench-retrieval  what the retriever's claims rest on, as JSON lines (BENCH=--three-million: the long one too)"
 	@echo "make bench-training   what the training engine's claims rest on, as JSON lines"
+	@echo "make bench-studies    how fast the BiLSTM trains and predicts, as JSON lines"
 	@echo "make bench-quality    what trained models are worth; hours, and goes on where it was stopped"
 	@echo "make lock   pin the requirements anew"
 
@@ -46,6 +47,9 @@ bench-retrieval: setup
 
 bench-training: setup
 	@$(BIN)/python -m benchmarks.training
+
+bench-studies: setup
+	@$(BIN)/python -m benchmarks.studies
 
 bench-quality: setup
 	@$(BIN)/python -m benchmarks.quality.tasks sciie acl_arc

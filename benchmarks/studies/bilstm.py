@@ -1,0 +1,178 @@
+"""Training speed of the BiLSTM against a plain padded loop, and its speed in use against encoders.
+
+`python -m benchmarks.studies.bilstm`. Texts: SciCite of TLM_SHARED_DATA, in an own vocabulary of 8,192 pieces. Both
+rivals train LSTM-4-256 (four layers of 256 each way) on batches of 32 texts and count real tokens, not padding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks.report import alternate, figure, ratios, remark
+from tlm_core.studies.bilstm import BiLSTM, LSTMShape, initialise
+from tlm_core.studies.lstm_export import lstm_onnx
+from tlm_core.studies.measure import compare_graphs
+from tlm_core.studies.stages import BucketBatches, LSTMTrainer
+from tlm_core.tasks.options import DatasetOptions
+from tlm_core.tasks.validate import write_task
+from tlm_core.training.graph import write_onnx
+from tlm_core.training.local import LocalCheckpoints, LocalReporter, run_stage
+from tlm_core.training.loop import Budget
+from tlm_core.training.model import TaskModel, scratch_shape
+from tlm_core.training.model import initialise as initialise_encoder
+from tlm_core.training.optim import Optimizer
+from tlm_core.training.params import stage_params
+from tlm_core.training.prepared import Prepared
+from tlm_core.training.recipe import resolve
+from tlm_core.training.stage import StageContext
+from tlm_core.training.state import weights
+
+BATCH = 32
+LAYERS, WIDTH = 4, 256
+OPTIMIZER = {"name": "adamw", "lr": 2e-3, "betas": (0.9, 0.98), "weight_decay": 0.01, "warmup": 0.05, "clip": 1.0}
+CPU = torch.device("cpu")
+
+
+def prepared_texts(folder: Path) -> Prepared:
+    """SciCite as the prepare stage leaves it. Exits with a word where the data is not there."""
+    source = Path(os.environ.get("TLM_SHARED_DATA", "../shared/data")) / "tasks" / "sci_cite"
+    if not source.is_dir():
+        sys.exit(f"no texts at {source}; set TLM_SHARED_DATA to the folder with tasks/")
+    write_task(source, folder / "task", DatasetOptions())
+    recipe = resolve("fast", "tiny", {"selection.selector": "none", "model.init": "scratch"})
+    params = stage_params("prepare", recipe)
+    return Prepared(run_stage("prepare", {"task": folder / "task"}, params, folder / "prepared"))
+
+
+def ours(prepared: Prepared, folder: Path, precision: str, steps: int) -> float:
+    """Real tokens per second of our training loop, checkpoints and reports left out."""
+    shape = LSTMShape(prepared.vocabulary.size, len(prepared.labels), LAYERS, WIDTH, WIDTH, prepared.max_length)
+    model = BiLSTM(shape)
+    initialise(model, 0)
+    context = StageContext({}, {}, folder, LocalReporter(), LocalCheckpoints(folder / "none"), scratch=folder)
+    trainer = LSTMTrainer(
+        ctx=context,
+        model=cast(Any, model),
+        optimizer=Optimizer(cast(Any, model), OPTIMIZER, ("encoder", "task")),
+        optimizer_recipe=OPTIMIZER,
+        batches=BucketBatches(prepared, BATCH, 0),
+        budget=Budget("steps", steps),
+        seed=0,
+        precision=precision,
+        checkpoint_steps=steps + 1,
+        device=CPU,
+    )
+    state, _ = trainer.run()
+    return state.tokens / state.seconds
+
+
+class Plain(nn.Module):
+    """What one writes first: embedding, nn.LSTM over padded texts, maximum over time, a linear layer."""
+
+    def __init__(self, vocab: int, labels: int) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocab, WIDTH)
+        self.lstm = nn.LSTM(WIDTH, WIDTH, LAYERS, batch_first=True, bidirectional=True)
+        self.out = nn.Linear(2 * WIDTH, labels)
+
+    def forward(self, tokens: torch.Tensor, pad: int) -> torch.Tensor:
+        hidden, _ = self.lstm(self.tokens(tokens))
+        hidden = hidden.masked_fill((tokens == pad)[..., None], -torch.inf)
+        return cast(torch.Tensor, self.out(hidden.amax(dim=1)))
+
+
+def plain(prepared: Prepared, steps: int) -> float:
+    """Real tokens per second of the plain loop: random batches, padded to their longest text, float32."""
+    split, pad = prepared.split("train"), prepared.vocabulary.pad
+    texts = [torch.from_numpy(np.asarray(split.store[i], dtype=np.int64)) for i in range(len(split))]
+    labels = torch.from_numpy(split.labels)
+    torch.manual_seed(0)
+    model = Plain(prepared.vocabulary.size, len(prepared.labels))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
+    order = torch.randperm(len(texts)).tolist()
+    tokens, began = 0, time.perf_counter()
+    for step in range(steps):
+        members = order[step * BATCH : (step + 1) * BATCH]
+        batch = nn.utils.rnn.pad_sequence([texts[i] for i in members], batch_first=True, padding_value=pad)
+        loss = nn.functional.cross_entropy(model(batch, pad), labels[members])
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        tokens += sum(len(texts[i]) for i in members)
+    return tokens / (time.perf_counter() - began)
+
+
+def training(prepared: Prepared, folder: Path, repeats: int, steps: int) -> None:
+    rivals: dict[str, Callable[[], float]] = {
+        "plain": lambda: plain(prepared, steps),
+        "fp32": lambda: ours(prepared, folder, "fp32", steps),
+        "bf16": lambda: ours(prepared, folder, "bf16", steps),
+    }
+    found = alternate(rivals, repeats)
+    for name, runs in found.items():
+        figure(f"bilstm_{name}_tokens_per_second", runs, unit="real tokens/s")
+    figure("bilstm_fp32_vs_plain_loop", ratios(found["fp32"], found["plain"]), unit="x")
+    figure("bilstm_vs_plain_loop", ratios(found["bf16"], found["plain"]), unit="x", goal=5.0)
+
+
+def inference(prepared: Prepared, folder: Path, repeats: int, count: int) -> None:
+    """ONNX graphs on one core, the first `count` validation texts; what the weights are does not matter to speed."""
+    split, size, labels = prepared.split("validation"), prepared.vocabulary.size, len(prepared.labels)
+    graphs = {"bilstm_4_256": folder / "4.onnx", "bilstm_1_128": folder / "1.onnx"}
+    for name, layers, width in (("bilstm_4_256", 4, 256), ("bilstm_1_128", 1, 128)):
+        model = BiLSTM(LSTMShape(size, labels, layers, width, width, prepared.max_length))
+        initialise(model, 0)
+        lstm_onnx(model, graphs[name])
+    shapes = {
+        "encoder_tiny": resolve("fast", "tiny").model.model_dump(),
+        "encoder_bert_base": resolve("paper", "small").model.model_dump(),
+    }
+    for name, part in shapes.items():
+        encoder = TaskModel(scratch_shape(part, size, labels))
+        initialise_encoder(encoder, 0)
+        graphs[name] = folder / f"{name}.onnx"
+        write_onnx(encoder.shape, {key: t.numpy() for key, t in weights(encoder).items()}, graphs[name])
+    texts = [split.store[number] for number in range(count)]
+    pads = dict.fromkeys(graphs, prepared.vocabulary.pad)
+    runs = [compare_graphs(graphs, dict.fromkeys(graphs, texts), pads) for _ in range(repeats)]
+    seconds = {name: [run[name]["seconds_per_text"] for run in runs] for name in graphs}
+    for name in graphs:
+        figure(f"{name}_ms_per_text", [1000 * s for s in seconds[name]], unit="ms", better="lower")
+    for lstm in ("bilstm_4_256", "bilstm_1_128"):
+        for encoder_name in shapes:
+            goal = 20.0 if encoder_name == "encoder_bert_base" else None  # the paper's figure, against RoBERTa
+            name = f"{lstm}_speed_up_over_{encoder_name}"
+            figure(name, ratios(seconds[encoder_name], seconds[lstm]), unit="x", goal=goal)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--texts", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=2)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prepared = prepared_texts(folder)
+        lengths = prepared.split("train").store.lengths
+        remark(f"{len(lengths):,} texts, {lengths.mean():.1f} tokens each, {given.threads} threads")
+        training(prepared, folder, given.repeats, given.steps)
+        inference(prepared, folder, given.repeats, given.texts)
+
+
+if __name__ == "__main__":
+    main()
