@@ -16,6 +16,11 @@ class _Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def size_name(size: float) -> str:
+    """A size as the nodes of a learning curve are called by it; two sizes never have one name."""
+    return str(int(size)) if size >= 1 else repr(float(size))
+
+
 class LSTM(_Options):
     """Shape and learning rate of the BiLSTM; LSTM-4-256 in the paper's naming is four layers of 256 each way."""
 

@@ -8,7 +8,7 @@ from typing import Any
 from tlm_core.compression.masks import Mask, removals
 from tlm_core.errors import InvalidRequest
 from tlm_core.jobs.nodes import Node, Place, Plan
-from tlm_core.jobs.options import LearningCurve, Prune
+from tlm_core.jobs.options import LearningCurve, Prune, size_name
 from tlm_core.jobs.spec import JobRecord, JobSpec
 from tlm_core.training.params import reproducible, stage_params
 from tlm_core.training.recipe import Recipe
@@ -50,7 +50,7 @@ def prune(job: JobRecord, dense: Plan) -> Plan:
 def learning_curve(job: JobRecord) -> Plan:
     """For each size and seed a subset, on it each model, and all of them gathered in one curve."""
     options, seeds = job.spec.learning_curve or LearningCurve(), job.spec.seeds
-    sizes = sorted(options.sizes, key=lambda size: size if size > 1 else size * 1e-12)
+    sizes = sorted(options.sizes, key=lambda size: (size == 1, size))  # 1 is the whole
     asked = {"sizes": options.sizes, "seeds": seeds}
     nodes = [validate_node(job)]
     nodes.append(Node("sizes", "sizes", Place.COORDINATOR, params=_plain(asked), inputs={"task": "validate"}))
@@ -77,7 +77,7 @@ class _Point:
         self._options = options
         self._size = size
         self._seed = seed
-        self.end = f".n{size:g}.s{seed}"
+        self.end = f".n{size_name(size)}.s{seed}"
 
     def nodes(self) -> list[Node]:
         params = {"size": self._size, "seed": self._seed}

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tlm_core.jobs.options import size_name
 from tlm_core.studies.bilstm import load_bilstm
 from tlm_core.studies.fit import compare, fit
 from tlm_core.studies.lstm_export import export_lstm, lstm_onnx
@@ -37,7 +38,7 @@ def curve(ctx: StageContext) -> dict[str, Any]:
     sizes = json.loads((ctx.inputs["sizes"] / "sizes.json").read_text(encoding="utf-8"))
     kept = [size for size in sizes if not size["dropped"]]
     reports = {
-        (model, size["rows"], seed): _report(ctx.inputs[f"evaluate.{model}.n{size['asked']:g}.s{seed}"])
+        (model, size["rows"], seed): _report(ctx.inputs[f"evaluate.{model}.n{size_name(size['asked'])}.s{seed}"])
         for model in models
         for size in kept
         for seed in seeds

@@ -194,3 +194,9 @@ def test_impossible_options_of_sharing_are_refused(options: dict[str, Any] | Non
 def test_tickets_that_do_not_fit_the_model_are_refused(options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(InvalidRequest, match=complaint):
         check_kind(make_spec(kind="share_tickets", share_tickets=options), resolve("fast", "tiny"))
+
+
+def test_sizes_that_differ_a_little_have_nodes_of_their_own() -> None:
+    options = {"sizes": [1_000_000, 1_000_001], "models": ["bilstm"]}
+    names = [node.name for node in plan_of(job_of("learning_curve", options, seeds=(0,))).nodes]
+    assert len(names) == len(set(names)) and "finetune.bilstm.n1000001.s0" in names
