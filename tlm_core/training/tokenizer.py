@@ -14,8 +14,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from tlm_core.errors import InvalidRecipe, NotFound
 
 SPECIALS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
-# Enough text for a stable vocabulary of up to 60,000 pieces; more only costs time and memory.
-MAX_CHARACTERS = 200_000_000
+# Some five million words: enough for a stable vocabulary of up to 60,000 pieces. The trainer holds every different
+# word with its pairs, so without a limit its memory would grow with the corpus.
+MAX_CHARACTERS = 30_000_000
 
 
 def _bare(vocabulary: dict[str, int] | None, lowercase: bool) -> Tokenizer:
