@@ -7,7 +7,9 @@ import gzip
 import json
 import re
 import shlex
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from typer.testing import CliRunner
 
 from services.api.app import create_app
 from services.api.outgoing import Outgoing
-from tests.contract.dashboard_made import add, make_corpus, make_job, table
+from tests.contract.dashboard_made import LABELS, add, begin, finish, make_corpus, make_job, table
 from tests.contract.gateway import AUTH, TOKEN, Gateway, make_gateway
 from tests.redis_server import RedisServer
 from tests.support import ROOT
@@ -88,14 +90,17 @@ class Reader:
         here = expanded(line.replace("http://127.0.0.1:8321", "$TLM_URL"), self.names | {"TOKEN": TOKEN})
         request = curl_request(shlex.split(here, comments=True)[1:], self.folder)
         if request.method == "DELETE" and not re.search("jobs|uploads|webhooks", str(request.url)):
-            for job in self.http.get("/v1/jobs?state=queued&limit=100").json()["data"]:
-                self.http.post(f"/v1/jobs/{job['id']}/cancel")
+            self.cancel_what_waits()
         answer = self.http.send(request)
         assert answer.is_success, f"{line}\n{answer.status_code} {answer.text}"
         if target := request.extensions.get("save_as"):
             with open(target, "ab" if answer.status_code == 206 and request.extensions["append"] else "wb") as file:
                 file.write(answer.content)
         self._remember(request, answer)
+
+    def cancel_what_waits(self) -> None:
+        for job in self.http.get("/v1/jobs?state=queued&limit=100").json()["data"]:
+            self.http.post(f"/v1/jobs/{job['id']}/cancel")
 
     def _remember(self, request: httpx.Request, answer: httpx.Response) -> None:
         """What a reader takes from an answer to the next command; and a reader waits for a corpus to be ready."""
@@ -223,6 +228,27 @@ def reader(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
         yield Reader(http, served.url, tmp_path, served.job, served.other)
 
 
+@contextmanager
+def worked(gateway: Gateway) -> Iterator[None]:
+    """Someone who finishes, with made results, whatever job is submitted."""
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.wait(0.02):
+            job = gateway.parts.jobs.claim("maker", 60)
+            if job is not None:
+                begin(gateway, job)
+                finish(gateway, job, LABELS, skill=0.8)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(30)
+
+
 def elsewhere(line: str) -> bool:
     return any(re.search(pattern, line) for pattern in ELSEWHERE)
 
@@ -264,6 +290,16 @@ def test_the_commands_of_a_page_work(page: Path, reader: Reader) -> None:
             client.wait_corpus(name, client.add_corpus(name, [Path("notes.txt")]).id)
     for line in runnable(page):
         reader.type(line)
+
+
+def test_the_python_of_the_readme_works(served: Served, reader: Reader) -> None:
+    (text,) = (block.text for block in blocks_of(ROOT / "README.md") if block.language == "python")
+    with TLMClient(reader.url, TOKEN) as client:
+        client.wait_corpus("docs", client.add_corpus("docs", [Path("notes.txt")]).id)
+    reader.cancel_what_waits()
+    with worked(served.gateway):
+        exec(text.replace("http://127.0.0.1:8321", reader.url), {"token": TOKEN})
+    assert (reader.folder / "model" / "model.onnx").is_file()
 
 
 def test_the_guide_names_every_address(served: Served) -> None:

@@ -41,3 +41,10 @@ def test_the_keys_that_are_named_exist_with_the_values_that_are_told() -> None:
         for part in key.split("."):
             found = getattr(found, part)
         assert str(found).lower().removesuffix(".0") == value.lower(), key
+
+
+@pytest.mark.parametrize("page", ["docs/scale.md", "docs/report.md", "README.md"])
+def test_scores_that_a_page_quotes_stand_in_the_results(page: str) -> None:
+    results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    for figure in re.findall(r"0\.\d{3} ± 0\.\d{3}", (ROOT / page).read_text(encoding="utf-8")):
+        assert figure in results, f"{page} quotes {figure}, which is no longer among the results"
