@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
-import tempfile
-from pathlib import Path
 
 from benchmarks.report import figure, remark
-from benchmarks.training.data import shared_data
-from tlm_client.client import TLMClient
-from tlm_client.stack.control import launch_stack
-from tlm_client.stack.parts import StackOptions
+from benchmarks.stack import stack_with_sciie
 from tlm_core.jobs.spec import JobSpec
 
 
@@ -21,36 +14,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=11)
     options = parser.parse_args()
-    source = shared_data() / "tasks" / "sciie"
-    files = {split: source / f"{split}.jsonl" for split in ("train", "validation", "test")}
-    folder = Path(tempfile.mkdtemp(prefix="tlm-bench-"))
-    for name in [name for name in os.environ if name.startswith("RAY_")]:
-        del os.environ[name]
-    stack = launch_stack(StackOptions(folder, port=0), tied=True)
     off: list[float] = []
     flops: list[float] = []
-    try:
-        stack.wait(remark)
-        with TLMClient(stack.url, stack.token) as client:
-            client.add_dataset("bench", files)
-            for number in range(options.jobs):
-                spec = JobSpec(
-                    dataset="bench", corpus=None, seeds=(number,),
-                    set={"selection.selector": "none", "joint.budget.tokens": 100_000 * (1 + number % 4),
-                         "finetune.epochs": 1 + number % 3},
-                )  # fmt: skip
-                told = client.estimate(spec)
-                job = client.wait(client.submit(spec).id)
-                took = (job.finished_at or 0) - (job.started_at or 0)
-                cost = client.report(job.id)["cost"]
-                spent = sum(cost[stage]["flops"] for stage in ("joint", "finetune"))
-                remark(f"{job.id} {job.state}: told {told.seconds} s, took {took:.1f} s; {told.flops} of {spent} FLOPs")
-                if number and told.seconds is not None and told.flops is not None:
-                    off.append(abs(told.seconds / took - 1))
-                    flops.append(abs(told.flops / spent - 1))
-    finally:
-        stack.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+    with stack_with_sciie() as client:
+        for number in range(options.jobs):
+            spec = JobSpec(
+                dataset="bench", corpus=None, seeds=(number,),
+                set={"selection.selector": "none", "joint.budget.tokens": 100_000 * (1 + number % 4),
+                     "finetune.epochs": 1 + number % 3},
+            )  # fmt: skip
+            told = client.estimate(spec)
+            job = client.wait(client.submit(spec).id)
+            took = (job.finished_at or 0) - (job.started_at or 0)
+            cost = client.report(job.id)["cost"]
+            spent = sum(cost[stage]["flops"] for stage in ("joint", "finetune"))
+            remark(f"{job.id} {job.state}: told {told.seconds} s, took {took:.1f} s; {told.flops} of {spent} FLOPs")
+            if number and told.seconds is not None and told.flops is not None:
+                off.append(abs(told.seconds / took - 1))
+                flops.append(abs(told.flops / spent - 1))
     figure("estimate_seconds_off_most", [max(off)], unit="share", goal=0.25, better="lower")
     figure("estimate_seconds_off", off, unit="share", better="lower")
     figure("estimate_flops_off", flops, unit="share", goal=0.25, better="lower")

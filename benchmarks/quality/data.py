@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from benchmarks.report import remark
-from tests.support import shared_data
+from benchmarks.shared import shared_data
 from tlm_core.artifacts import canonical_json
 from tlm_core.corpus.read import read_sources
 from tlm_core.selection.select import Corpus, select

@@ -23,8 +23,8 @@ import yaml
 from rich.console import Console
 
 from benchmarks.report import figure, remark
+from benchmarks.shared import shared_data
 from tests.opensearch_server import OpenSearchServer
-from tests.support import shared_data
 from tlm_client.client import TLMClient
 from tlm_client.display import Display
 from tlm_client.sources import corpus_files, dataset_files

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from benchmarks.shared import ROOT, shared_data
 from services.retriever.cluster import Cluster, connect
 from services.retriever.indexes import CorpusIndexes, CorpusKey, OpenSearchIndexes
 from tests.opensearch_server import FOR_SPEED, OpenSearchServer
-from tests.support import ROOT, shared_data
 from tlm_core.corpus.passages import Passage, make_passage
 from tlm_core.selection.index import PassageIndex
 

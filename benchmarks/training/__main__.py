@@ -10,7 +10,8 @@ import sys
 import time
 
 from benchmarks.report import remark
-from benchmarks.training.data import ROOT, environment, prepared
+from benchmarks.shared import ROOT
+from benchmarks.training.data import environment, prepared
 
 # The shortest first, so that a machine that lacks something says so soon.
 NAMES = ("counted", "data_wait", "tokenising", "workers", "warm_start", "joint_step", "gpu")

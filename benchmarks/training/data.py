@@ -11,15 +11,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmarks.report import remark
+from benchmarks.shared import ROOT, shared_data
 from tlm_core.corpus.passages import passage_id
-from tlm_core.errors import NotFound
 from tlm_core.tasks.validate import load_task
 from tlm_core.training.local import run_stage
 from tlm_core.training.params import stage_params
 from tlm_core.training.process import ENVIRONMENT
 from tlm_core.training.recipe import Recipe, resolve
 
-ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / "build" / "bench" / "training"
 VOCABULARY = 30_522
 LENGTH = 128
@@ -62,14 +61,6 @@ def bert_recipe(**more: object) -> Recipe:
 def fast_recipe(**more: object) -> Recipe:
     """Recipe `fast` at the same layers and width; the gated block is narrower, so that parameters are as many."""
     return resolve("fast", "tiny", {**COMMON, "model.intermediate": 688, **more})
-
-
-def shared_data() -> Path:
-    """The folder with `tasks/` and `corpus/`. Raises NotFound with what to set."""
-    folder = Path(os.environ.get("TLM_SHARED_DATA") or ROOT.parent / "shared" / "data")
-    if not (folder / "tasks").is_dir():
-        raise NotFound(f"no real data at {folder}; set TLM_SHARED_DATA to a folder with tasks/ and corpus/")
-    return folder
 
 
 def example_passages() -> pa.Table:

@@ -19,7 +19,6 @@ import torch
 from torch.utils.data import Dataset
 from transformers import (
     AutoTokenizer,
-    BertConfig,
     BertForMaskedLM,
     DataCollatorForLanguageModeling,
     Trainer,
@@ -29,6 +28,7 @@ from transformers import (
 
 from benchmarks.training.data import BATCH, LENGTH, bert_recipe, fast_recipe, prepared, threads
 from benchmarks.training.ours import Ours
+from benchmarks.training.published_loop import bert_config
 from tlm_core.training.prepared import Prepared
 
 
@@ -82,16 +82,7 @@ def take_turns(
 ) -> dict[str, list[float]]:
     """Tokens a second of the trainer and of the others, `repeats` times. shape: layers, hidden, heads, intermediate."""
     data = Prepared(prepared())
-    layers, hidden, heads, intermediate = shape
-    config = BertConfig(
-        vocab_size=data.vocabulary.size,
-        num_hidden_layers=layers,
-        hidden_size=hidden,
-        num_attention_heads=heads,
-        intermediate_size=intermediate,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
+    config = bert_config(shape, data)
     folder = tempfile.TemporaryDirectory(prefix="tlm-bench-")
     arguments = TrainingArguments(
         output_dir=folder.name,

@@ -17,7 +17,8 @@ from statistics import median
 import torch
 
 from benchmarks.report import alternate, figure, ratios, remark
-from benchmarks.training.data import ROOT, bert_recipe, environment, fast_recipe, prepared, threads
+from benchmarks.shared import ROOT
+from benchmarks.training.data import bert_recipe, environment, fast_recipe, prepared, threads
 from benchmarks.training.ours import Ours
 from benchmarks.training.published_loop import PublishedLoop
 

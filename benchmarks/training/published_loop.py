@@ -92,6 +92,22 @@ class PublishedModel(nn.Module):
         return self.cls(hidden), self.cls_layer(hidden[:, 0])
 
 
+def bert_config(shape: tuple[int, int, int, int], data: Prepared) -> BertConfig:
+    """The model of both rivals. shape: layers, hidden, heads, intermediate."""
+    layers, hidden, heads, intermediate = shape
+    return BertConfig(
+        vocab_size=data.vocabulary.size,
+        num_hidden_layers=layers,
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        intermediate_size=intermediate,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        max_position_embeddings=512,
+        num_labels=len(data.labels),
+    )
+
+
 class PublishedLoop:
     """The loop as a rival. shape: layers, hidden, heads, intermediate."""
 
@@ -104,18 +120,7 @@ class PublishedLoop:
         batch: int = BATCH,
     ) -> None:
         data = Prepared(prepared())
-        layers, hidden, heads, intermediate = shape
-        config = BertConfig(
-            vocab_size=data.vocabulary.size,
-            num_hidden_layers=layers,
-            hidden_size=hidden,
-            num_attention_heads=heads,
-            intermediate_size=intermediate,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            max_position_embeddings=512,
-            num_labels=len(data.labels),
-        )
+        config = bert_config(shape, data)
         self._device, self._bf16 = pick_device(), bf16
         model = PublishedModel(config).to(self._device).train()
         self._optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01, fused=True)

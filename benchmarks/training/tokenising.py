@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.report import alternate, figure, ratios
-from benchmarks.training.data import CACHE, ROOT, bert_recipe, environment, prepared, shared_data, write_selection
+from benchmarks.shared import ROOT, shared_data
+from benchmarks.training.data import CACHE, bert_recipe, environment, prepared, write_selection
 
 SMALL, LARGE = 10_000, 80_000
 # Of so many passages the start of the stage (libraries, the tokenizer's files) is no part worth naming.

@@ -6,16 +6,10 @@ It starts the whole embedded stack, lets one job warm it up, and takes the times
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
-import tempfile
-from pathlib import Path
 
 from benchmarks.report import figure, remark
-from benchmarks.training.data import shared_data
+from benchmarks.stack import stack_with_sciie
 from tlm_client.client import TLMClient
-from tlm_client.stack.control import launch_stack
-from tlm_client.stack.parts import StackOptions
 from tlm_core.errors import TrainingFailed
 from tlm_core.jobs.spec import JobSpec
 
@@ -52,21 +46,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    source = shared_data() / "tasks" / "sciie"
-    files = {split: source / f"{split}.jsonl" for split in ("train", "validation", "test")}
-    folder = Path(tempfile.mkdtemp(prefix="tlm-bench-"))
-    for name in [name for name in os.environ if name.startswith("RAY_")]:
-        del os.environ[name]
-    stack = launch_stack(StackOptions(folder, port=0), tied=True)
-    try:
-        stack.wait(remark)
-        with TLMClient(stack.url, stack.token) as client:
-            client.add_dataset("bench", files)
-            remark(f"the first job on this cluster took {start_seconds(client, 0):.1f} s to start")
-            runs = [start_seconds(client, seed) for seed in range(1, options.repeats + 1)]
-    finally:
-        stack.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+    with stack_with_sciie() as client:
+        remark(f"the first job on this cluster took {start_seconds(client, 0):.1f} s to start")
+        runs = [start_seconds(client, seed) for seed in range(1, options.repeats + 1)]
     figure("warm_start", runs, goal=10, better="lower", unit="s")
 
 

@@ -1,0 +1,35 @@
+"""A stack of their own for benchmarks that need the whole service."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks.report import remark
+from benchmarks.shared import shared_data
+from tlm_client.client import TLMClient
+from tlm_client.stack.control import launch_stack
+from tlm_client.stack.parts import StackOptions
+
+
+@contextmanager
+def stack_with_sciie() -> Iterator[TLMClient]:
+    """A client of a fresh embedded stack that has SciERC as data set `bench`; nothing of it stays."""
+    source = shared_data() / "tasks" / "sciie"
+    files = {split: source / f"{split}.jsonl" for split in ("train", "validation", "test")}
+    folder = Path(tempfile.mkdtemp(prefix="tlm-bench-"))
+    for name in [name for name in os.environ if name.startswith("RAY_")]:
+        del os.environ[name]
+    stack = launch_stack(StackOptions(folder, port=0), tied=True)
+    try:
+        stack.wait(remark)
+        with TLMClient(stack.url, stack.token) as client:
+            client.add_dataset("bench", files)
+            yield client
+    finally:
+        stack.stop()
+        shutil.rmtree(folder, ignore_errors=True)
