@@ -74,12 +74,19 @@ def looks(served: Served, *, seconds: float, stored: int = 10_000) -> None:
 
 
 def _highest(run: Callable[[float], Load], limit: float) -> float:
-    """The highest rate (1/s), of steps of a quarter, at which 99 % are answered within `limit` seconds, none badly."""
+    """The highest rate (1/s), of steps of a quarter, at which 99 % are answered within `limit` seconds, none badly.
+
+    A rate is given up when it was missed twice: a short stall of the machine is no sign of load.
+    """
     held, rate = 0.0, 50.0
     while rate < 5_000:
-        load = run(rate)
-        remark(f"  {rate:.0f}/s: {load.rate:.0f}/s answered, p99 {1e3 * load.quantile(0.99):.1f} ms, {load.bad} badly")
-        if load.bad or load.quantile(0.99) > limit or load.rate < 0.95 * rate:
+        for _ in range(2):
+            load = run(rate)
+            p99 = load.quantile(0.99)
+            remark(f"  {rate:.0f}/s: {load.rate:.0f}/s answered, p99 {1e3 * p99:.1f} ms, {load.bad} badly")
+            if not load.bad and p99 <= limit and load.rate >= 0.95 * rate:
+                break
+        else:
             break
         held, rate = load.rate, rate * 1.25
     return held

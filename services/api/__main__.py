@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import signal
 import socket
@@ -24,6 +25,10 @@ from services.common.catalog import Catalog
 from services.common.jobstore import JobStore, connect
 from services.common.logs import set_up_logging
 from services.common.retriever_client import connect_retriever
+
+# Longer than clients and proxies pause between two requests (60 s is usual): a connection that the server closes just
+# as the next request is on its way is an error that nobody can tell from a crash.
+_KEEP_ALIVE_SECONDS = 75
 
 
 def build_parts(settings: ApiSettings) -> Parts:
@@ -80,10 +85,14 @@ def main() -> None:
     parts = build_parts(settings)
     config = uvicorn.Config(
         create_app(parts), host=settings.host, port=settings.port, log_config=None, access_log=False,
-        timeout_graceful_shutdown=10,
+        timeout_graceful_shutdown=10, timeout_keep_alive=_KEEP_ALIVE_SECONDS,
     )  # fmt: skip
     server = _Server(config)
     server.parts = parts
+    # Modules and routes are there for good: looked through by the collector again and again, they cost every request
+    # of that moment a tenth of a second.
+    gc.collect()
+    gc.freeze()
     server.run()
     sys.exit(0 if server.started else 1)
 
