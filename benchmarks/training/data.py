@@ -42,10 +42,15 @@ def threads() -> int:
 
 
 def environment() -> dict[str, str]:
-    """What each process of a benchmark is started with: the stack's own thread settings, and a kept compile cache."""
+    """What each process of a benchmark is started with: the stack's own settings, and a kept compile cache."""
+    return {**plain_environment(), **ENVIRONMENT}
+
+
+def plain_environment() -> dict[str, str]:
+    """The same without what the stack sets for its own training processes."""
+    given = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}
     return {
-        **ENVIRONMENT,
-        **os.environ,
+        **given,
         "OMP_NUM_THREADS": str(threads()),
         "TORCHINDUCTOR_CACHE_DIR": str(CACHE / "compiled"),
         "TOKENIZERS_PARALLELISM": "false",

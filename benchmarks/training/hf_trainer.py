@@ -12,6 +12,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from benchmarks.training.data import BATCH, LENGTH, bert_recipe, fast_recipe, prepared, threads
-from benchmarks.training.ours import Ours
+from benchmarks.training.apart import Apart
+from benchmarks.training.data import BATCH, LENGTH, environment, prepared, threads
 from benchmarks.training.published_loop import bert_config
 from tlm_core.training.prepared import Prepared
 
@@ -119,15 +120,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     options = parser.parse_args()
     torch.set_num_threads(threads())
-    others = {"ours": Ours(bert_recipe()).run, "fast": Ours(fast_recipe()).run}
-    found = take_turns(
-        (4, 256, 4, 1024),
-        others,
-        compiled=options.compiled,
-        batch=BATCH,
-        steps=options.steps,
-        repeats=options.repeats,
-    )
+    with ExitStack() as ended:
+        started = {name: Apart("benchmarks.training.ours", name, env=environment()) for name in ("ours", "fast")}
+        others = {name: ended.enter_context(rival).run for name, rival in started.items()}
+        found = take_turns(
+            (4, 256, 4, 1024),
+            others,
+            compiled=options.compiled,
+            batch=BATCH,
+            steps=options.steps,
+            repeats=options.repeats,
+        )
     print(json.dumps(found), flush=True)
 
 

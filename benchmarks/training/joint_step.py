@@ -1,7 +1,9 @@
 """Real (non-padding) tokens a second of the joint step on this machine's cores, against the published loop and Trainer.
 
-All rivals have the same threads, rows, text, vocabulary and no dropout, and take turns within one run. `joint_step_…`
-is the published model on our engine (BERT 4 x 256), `fast_joint_step_…` recipe `fast` at the same size.
+All rivals have the same threads, rows, text, vocabulary and no dropout, and take turns within one run, each in a
+process of its own. `joint_step_…` is the published model on our engine (BERT 4 x 256), `fast_joint_step_…` recipe
+`fast` at the same size. Each rival runs as it comes, and once more (`…_tuned`) with the environment that our stack
+gives to its own training processes, of which memory kept by the C library does most for it.
 """
 
 from __future__ import annotations
@@ -10,77 +12,79 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import partial
 from statistics import median
 
-import torch
-
 from benchmarks.report import alternate, figure, ratios, remark
 from benchmarks.shared import ROOT
-from benchmarks.training.data import bert_recipe, environment, fast_recipe, prepared, threads
-from benchmarks.training.ours import Ours
-from benchmarks.training.published_loop import PublishedLoop
+from benchmarks.training.apart import Apart, RivalDied
+from benchmarks.training.data import environment, plain_environment, prepared
 
 # A cold compile takes a minute or two here; one that takes longer than this is left out and said so.
 COMPILE_SECONDS = 400
 OURS = {"joint_step": "ours", "fast_joint_step": "fast"}
-
-
-def compile_works() -> bool:
-    """Compile the published loop once in a process of its own, which also fills the cache for the run that counts."""
-    command = [sys.executable, "-m", "benchmarks.training.published_loop"]
-    try:
-        subprocess.run(
-            command, cwd=ROOT, env=environment(), check=True, timeout=COMPILE_SECONDS, stdout=subprocess.DEVNULL
-        )
-    except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
-        remark(f"the published loop does not compile here, so it runs eager alone: {error}")
-        return False
-    return True
+FORMS = ("fp32", "bf16", "bf16_compile")
+# What comes after the name of a figure, and the environment that the rival has in it.
+SETTINGS = {"": plain_environment, "_tuned": environment}
 
 
 def against_published(repeats: int, steps: int) -> None:
     slow = max(1, steps // 3)  # the rivals take several times as long for a step
-    rivals: dict[str, Callable[[], float]] = {
-        "published_fp32": partial(PublishedLoop(bf16=False).run, slow),
-        "published_bf16": partial(PublishedLoop(bf16=True).run, slow),
-        "ours": partial(Ours(bert_recipe()).run, steps),
-        "fast": partial(Ours(fast_recipe()).run, steps),
-    }
-    if compile_works():
-        rivals["published_bf16_compile"] = partial(PublishedLoop(bf16=True, compiled=True).run, slow)
-    found = alternate(rivals, repeats)
+    with ExitStack() as ended:
+        rivals = {}
+        for name in OURS.values():
+            rival = ended.enter_context(Apart("benchmarks.training.ours", name, env=environment()))
+            rivals[name] = partial(rival.run, steps)
+        for setting, made in SETTINGS.items():
+            for form in FORMS:
+                rival = ended.enter_context(Apart("benchmarks.training.published_loop", form, env=made()))
+                try:
+                    rival.run(1)  # compiles, where it is to
+                except RivalDied:
+                    remark(f"the published loop does not run as {form} here; what it said stands above")
+                    continue
+                rivals[f"published_{form}{setting}"] = partial(rival.run, slow)
+        found = alternate(rivals, repeats)
     for name, runs in found.items():
         figure(f"tokens_per_second_{name}", runs, unit="real tokens/s")
-    given = max((name for name in found if "bf16" in name), key=lambda name: median(found[name]))
-    remark(f"the better of the published loop's bf16 forms is {given}")
-    for title, name in OURS.items():
-        figure(f"{title}_vs_published_fp32", ratios(found[name], found["published_fp32"]), goal=12, unit="x")
-        figure(f"{title}_vs_published_bf16_compile", ratios(found[name], found[given]), goal=6, unit="x")
+    for setting in SETTINGS:
+        given = _best({form: found.get(f"published_{form}{setting}", []) for form in FORMS[1:]})
+        remark(f"the better of the published loop's bf16{setting} forms is {given}")
+        for title, name in OURS.items():
+            fp32, bf16 = (found[f"published_{form}{setting}"] for form in ("fp32", given))
+            figure(f"{title}_vs_published_fp32{setting}", ratios(found[name], fp32), goal=12, unit="x")
+            figure(f"{title}_vs_published_bf16_compile{setting}", ratios(found[name], bf16), goal=6, unit="x")
+
+
+def _best(runs: Mapping[str, list[float]]) -> str:
+    """The fastest of those that ran."""
+    return max((name for name in runs if runs[name]), key=lambda name: median(runs[name]))
 
 
 def against_trainer(repeats: int, steps: int) -> None:
-    found = {}
-    for form in ("eager", "compiled"):
-        command = [sys.executable, "-m", "benchmarks.training.hf_trainer", f"--repeats={repeats}", f"--steps={steps}"]
-        command += ["--compiled"] if form == "compiled" else []
-        try:
-            done = subprocess.run(
-                command, cwd=ROOT, env=environment(), check=True, stdout=subprocess.PIPE, timeout=COMPILE_SECONDS
-            )
-        except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
-            remark(f"Trainer does not run {form} here: {error}")
-            continue
-        found[form] = json.loads(done.stdout.splitlines()[-1])
-        figure(f"tokens_per_second_trainer_{form}", found[form]["trainer"], unit="real tokens/s")
-    if not found:
-        for title in OURS:
-            figure(f"{title}_vs_trainer", [], goal=4, unit="x", reason="Trainer did not run; see standard error")
-        return
-    best = max(found.values(), key=lambda runs: median(runs["trainer"]))
-    for title, name in OURS.items():
-        figure(f"{title}_vs_trainer", ratios(best[name], best["trainer"]), goal=4, unit="x")
+    for setting, made in SETTINGS.items():
+        found = {}
+        for form in ("eager", "compiled"):
+            command = [sys.executable, "-m", "benchmarks.training.hf_trainer"]
+            command += [f"--repeats={repeats}", f"--steps={steps}", *(["--compiled"] if form == "compiled" else [])]
+            try:
+                done = subprocess.run(
+                    command, cwd=ROOT, env=made(), check=True, stdout=subprocess.PIPE, timeout=COMPILE_SECONDS
+                )
+            except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
+                remark(f"Trainer does not run {form} here: {error}")
+                continue
+            found[form] = json.loads(done.stdout.splitlines()[-1])
+            figure(f"tokens_per_second_trainer_{form}{setting}", found[form]["trainer"], unit="real tokens/s")
+        for title, name in OURS.items():
+            row = f"{title}_vs_trainer{setting}"
+            if not found:
+                figure(row, [], goal=4, unit="x", reason="Trainer did not run; see standard error")
+                continue
+            best = found[_best({form: runs["trainer"] for form, runs in found.items()})]
+            figure(row, ratios(best[name], best["trainer"]), goal=4, unit="x")
 
 
 def main() -> None:
@@ -90,7 +94,6 @@ def main() -> None:
     parser.add_argument("--against", choices=("published", "trainer"))
     options = parser.parse_args()
     prepared()
-    torch.set_num_threads(threads())
     if options.against != "trainer":
         against_published(options.repeats, options.steps)
     if options.against != "published":

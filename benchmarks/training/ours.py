@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import torch
 
-from benchmarks.training.data import prepared
+from benchmarks.training.apart import answer
+from benchmarks.training.data import bert_recipe, fast_recipe, prepared
 from tlm_core.training.local import LocalCheckpoints, LocalReporter
 from tlm_core.training.loop import Budget
 from tlm_core.training.params import stage_params
@@ -66,3 +68,8 @@ class Ours:
         spent = time.perf_counter() - began
         self.spent += spent
         return state.tokens / spent
+
+
+if __name__ == "__main__":
+    recipes = {"ours": bert_recipe, "fast": fast_recipe}
+    answer(lambda: Ours(recipes[sys.argv[1]]()).run)

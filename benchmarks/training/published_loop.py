@@ -8,6 +8,7 @@ example (15 %; 80/10/10), AdamW, batches of 32 external texts with every 1000th 
 from __future__ import annotations
 
 import itertools
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -20,7 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import BertConfig, BertModel
 from transformers.models.bert.modeling_bert import BertOnlyMLMHead
 
-from benchmarks.training.data import BATCH, LENGTH, prepared, threads
+from benchmarks.training.apart import answer
+from benchmarks.training.data import BATCH, LENGTH, prepared
 from tlm_core.training.evaluate import pick_device
 from tlm_core.training.masking import Vocabulary
 from tlm_core.training.prepared import Prepared
@@ -161,6 +163,6 @@ def _forever(texts: Texts, collator: Collator, batch: int) -> Iterator[dict[str,
         yield from loader
 
 
-if __name__ == "__main__":  # does it compile here, and soon? The run that counts then finds the compile cache full.
-    torch.set_num_threads(threads())
-    PublishedLoop(bf16=True, compiled=True).run(2)
+if __name__ == "__main__":
+    forms = {"fp32": {"bf16": False}, "bf16": {"bf16": True}, "bf16_compile": {"bf16": True, "compiled": True}}
+    answer(lambda: PublishedLoop(**forms[sys.argv[1]]).run)
