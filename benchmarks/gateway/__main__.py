@@ -11,12 +11,13 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.gateway.files import downloads, validation
+from benchmarks.gateway.predictions import predictions
 from benchmarks.gateway.requests import looks, submits
 from benchmarks.gateway.server import gateway
 from benchmarks.gateway.streams import streams
 from benchmarks.report import remark
 
-PARTS = ("submit", "status", "events", "download", "validation")
+PARTS = ("submit", "status", "events", "download", "predict", "validation")
 
 
 def main() -> None:
@@ -41,6 +42,8 @@ def main() -> None:
                             streams(served)
                         case "download":
                             downloads(served)
+                        case "predict":
+                            predictions(served)
     if "validation" in wanted:
         remark("validation")
         with tempfile.TemporaryDirectory(prefix="tlm-bench-") as folder:
