@@ -18,7 +18,7 @@ def delete_corpus(parts: Parts, tenant: str, corpus: CorpusRecord, version: str 
     versions = corpus.versions if version is None else (corpus.version(version),)
     if load := parts.catalog.open_load(tenant, corpus.name):
         raise AlreadyRunning(
-            f"corpus '{corpus.name}' is being loaded ({load.id}); wait until that is over", load=load.id
+            f"corpus '{corpus.name}' is being loaded ({load.id}); wait until that is over, or cancel it", load=load.id
         )
     _refuse_while_needed(parts, tenant, corpus.name, {entry.version for entry in versions})
     for entry in versions:

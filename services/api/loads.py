@@ -18,7 +18,7 @@ from services.common.catalog import OPEN, Catalog, CorpusLoad, CorpusState, Corp
 from services.common.logs import facts
 from services.common.retriever_client import CorpusLoad as Indexed
 from services.common.retriever_client import RetrieverClient
-from tlm_core.artifacts import ArtifactStore
+from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import IndexMismatch, NotFound, StaleAttempt, TLMError
 
 if TYPE_CHECKING:
@@ -94,7 +94,9 @@ class LoadWorker:
 
     def _step(self, load: CorpusLoad) -> None:
         try:
-            if load.state is LoadState.INDEXING:
+            if load.state is LoadState.CANCELLING:
+                self._undo(load)
+            elif load.state is LoadState.INDEXING:
                 self._index(load)
             else:
                 self._cut(load)
@@ -137,8 +139,19 @@ class LoadWorker:
         load = load.model_copy(
             update={"state": LoadState.INDEXING, "version": info.version, "done": 0, "total": info.count}
         )
-        self._catalog.save_load(load, self._owner, self._kept(load, version))
+        try:
+            self._catalog.save_load(load, self._owner, self._kept(load, version))
+        except StaleAttempt:
+            self._drop_unclaimed(load, ref)
+            raise
         self._index(load)
+
+    def _drop_unclaimed(self, load: CorpusLoad, passages: ManifestRef) -> None:
+        """Remove what was kept for a load that was cancelled meanwhile, unless a version is made of the same."""
+        versions = self._catalog.corpus(load.tenant, load.corpus).versions
+        cancelled = self._catalog.load(load.tenant, load.id).state in (LoadState.CANCELLING, LoadState.CANCELLED)
+        if cancelled and passages.folder not in {version.passages.folder for version in versions}:
+            self._artifacts.delete(passages.folder)
 
     def _kept(self, load: CorpusLoad, version: CorpusVersion) -> CorpusVersion:
         """The version as it is to be stored: one that can be searched stays so while it is asked for again."""
@@ -205,6 +218,21 @@ class LoadWorker:
         self._catalog.save_load(failed, self._owner, version)
         self._drop_upload(load)
         log.warning("load %s of corpus %s failed: %s", load.id, load.corpus, error)
+
+    # --- the end of a load that was cancelled -----------------------------------------------------------------------
+
+    def _undo(self, load: CorpusLoad) -> None:
+        """Leave nothing of it: index, passages, upload. A version that could be searched before it stays as it is."""
+        forget = ""
+        if load.version is not None:
+            version = self._catalog.corpus(load.tenant, load.corpus).version(load.version)
+            if version.state is not CorpusState.READY:
+                self._retriever.delete_corpus(load.tenant, load.corpus, load.version)
+                self._artifacts.delete(version.passages.folder)
+                forget = load.version
+        self._drop_upload(load)
+        over = load.model_copy(update={"state": LoadState.CANCELLED})
+        self._catalog.save_load(over, self._owner, forget=forget)
 
     def _drop_upload(self, load: CorpusLoad) -> None:
         self._artifacts.delete(load.upload.folder)

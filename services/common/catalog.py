@@ -94,11 +94,13 @@ class LoadState(StrEnum):
     QUEUED = "queued"
     CUTTING = "cutting"
     INDEXING = "indexing"
+    CANCELLING = "cancelling"
     READY = "ready"
     FAILED = "failed"
+    CANCELLED = "cancelled"
 
 
-OPEN = frozenset({LoadState.QUEUED, LoadState.CUTTING, LoadState.INDEXING})
+OPEN = frozenset({LoadState.QUEUED, LoadState.CUTTING, LoadState.INDEXING, LoadState.CANCELLING})
 
 
 class CorpusLoad(_Value):
@@ -117,13 +119,23 @@ class CorpusLoad(_Value):
     created_at: float
 
 
-# KEYS: lease, load, corpus hash, open loads. ARGV: owner, load (JSON), version ('' = none), version record (JSON),
-# member when the load is over ('' = still open). Answers 0 if the lease is another's.
+# KEYS: lease, load, corpus hash, open loads. ARGV: owner, load (JSON), version ('' = none), version record (JSON;
+# '' = forget it), member when the load is over ('' = still open), state of the load. Answers 0 if the lease is
+# another's, -1 if the load is being cancelled and this is not the end of that.
 _SAVE_LOAD = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+local kept = redis.call('GET', KEYS[2])
+if kept and cjson.decode(kept).state == 'cancelling' and ARGV[6] ~= 'cancelled' then return -1 end
 redis.call('SET', KEYS[2], ARGV[2])
-if ARGV[3] ~= '' then redis.call('HSET', KEYS[3], ARGV[3], ARGV[4]) end
+if ARGV[3] ~= '' and ARGV[4] ~= '' then redis.call('HSET', KEYS[3], ARGV[3], ARGV[4]) end
+if ARGV[3] ~= '' and ARGV[4] == '' then redis.call('HDEL', KEYS[3], ARGV[3]) end
 if ARGV[5] ~= '' then redis.call('SREM', KEYS[4], ARGV[5]) redis.call('DEL', KEYS[1]) end
+return 1
+"""
+# KEYS: load. ARGV: load (JSON) as it was read, as it is to be. Answers 1 if nobody changed it in between.
+_SWAP_LOAD = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2])
 return 1
 """
 # KEYS: load, all corpora, loads of the corpus, open loads. ARGV: load (JSON), its id, corpus, tenant and slash.
@@ -166,6 +178,7 @@ class Catalog:
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
         self._save_load = client.register_script(_SAVE_LOAD)
+        self._swap_load = client.register_script(_SWAP_LOAD)
         self._lease = client.register_script(_LEASE)
         self._add_load = client.register_script(_ADD_LOAD)
         self._drop_corpus = client.register_script(_DROP_CORPUS)
@@ -299,10 +312,8 @@ class Catalog:
     def load(self, tenant: str, load_id: str) -> CorpusLoad:
         """Raises NotFound."""
         with translated():
-            body = self._redis.get(_key(tenant, "load", load_id))
-        if body is None:
-            raise NotFound(f"no load '{load_id}'; look at the corpus to see its loads")
-        return CorpusLoad.model_validate_json(body)
+            body: Any = self._redis.get(_key(tenant, "load", load_id))
+        return _load(load_id, body)
 
     def loads(self, tenant: str, corpus: str, *, limit: int = 10) -> list[CorpusLoad]:
         """The latest loads of a corpus, newest first."""
@@ -325,8 +336,30 @@ class Catalog:
         with translated():
             return bool(self._lease(keys=[_key(tenant, "load-lease", load_id)], args=[owner, seconds]))
 
-    def save_load(self, load: CorpusLoad, owner: str, version: CorpusVersion | None = None) -> None:
-        """Store how far a load is, and its version with it. Raises StaleAttempt if the lease is not the owner's."""
+    def cancel_load(self, tenant: str, load_id: str) -> CorpusLoad:
+        """Ask for the end of a load: `cancelling` from now on, until whoever works on it has undone it. Twice is no
+        error. Raises NotFound, Conflict for a load that is over already."""
+        while True:
+            with translated():
+                body: Any = self._redis.get(_key(tenant, "load", load_id))
+            load = _load(load_id, body)
+            if load.state in (LoadState.CANCELLING, LoadState.CANCELLED):
+                return load
+            if load.state not in OPEN:
+                raise Conflict(f"load {load_id} is {load.state} and cannot be cancelled; delete its version instead")
+            asked = load.model_copy(update={"state": LoadState.CANCELLING})
+            with translated():
+                if self._swap_load(keys=[_key(tenant, "load", load_id)], args=[body, asked.model_dump_json()]):
+                    return asked
+
+    def save_load(
+        self, load: CorpusLoad, owner: str, version: CorpusVersion | None = None, *, forget: str = ""
+    ) -> None:
+        """Store how far a load is, and its version with it, or the version `forget` no more.
+
+        Raises StaleAttempt if the lease is not the owner's, or the load is being cancelled and this is not the end of
+        that.
+        """
         over = "" if load.state in OPEN else f"{load.tenant}/{load.id}"
         keys = [
             _key(load.tenant, "load-lease", load.id),
@@ -337,13 +370,17 @@ class Catalog:
         args = [
             owner,
             load.model_dump_json(),
-            version.version if version else "",
+            version.version if version else forget,
             version.model_dump_json() if version else "",
             over,
+            load.state,
         ]
         with translated():
-            if not self._save_load(keys=keys, args=args):
-                raise StaleAttempt(f"the lease on load {load.id} is over; another process works on it")
+            answer: Any = self._save_load(keys=keys, args=args)
+        if answer == -1:
+            raise StaleAttempt(f"load {load.id} is being cancelled")
+        if not answer:
+            raise StaleAttempt(f"the lease on load {load.id} is over; another process works on it")
 
     def _names(self, key: str, after: str | None, limit: int, *, newest_first: bool = False) -> list[str]:
         """At most `limit` members of a sorted set whose scores are all 0, in the order of their bytes."""
@@ -366,9 +403,15 @@ def ready_version(corpus: CorpusRecord, version: str | None, load: CorpusLoad | 
     newest = corpus.ready()
     if newest is None:
         state = load.state if load else "empty"
-        advice = "upload it again" if state in ("failed", "empty") else "wait until it is ready"
+        advice = "wait until it is ready" if load and load.state in OPEN else "upload it again"
         raise Conflict(f"corpus '{corpus.name}' is {state}; {advice}", state=state)
     return newest
+
+
+def _load(load_id: str, body: str | None) -> CorpusLoad:
+    if body is None:
+        raise NotFound(f"no load '{load_id}'; look at the corpus to see its loads")
+    return CorpusLoad.model_validate_json(body)
 
 
 def dataset_keys(tenant: str, dataset_ids: Iterable[str]) -> list[str]:

@@ -285,6 +285,102 @@ def test_a_delete_while_the_retriever_is_away_changes_nothing_and_can_be_asked_a
     assert api.delete("/v1/corpora/docs").status_code == 204
 
 
+def cancelled(api: TestClient, load: str) -> Any:
+    """The load, once its end is reached."""
+    path = f"/v1/corpora/docs/loads/{load}"
+    return wait_for(lambda: (one := api.get(path).json())["state"] == "cancelled" and one)
+
+
+def stuck(api: TestClient, gateway: Gateway, text: str) -> str:
+    """The id of a load that the retriever cannot bring to its end."""
+    gateway.retriever.failure = IndexUnavailable("the index is away").as_dict()
+    load = str(post(api, text).json()["id"])
+    wait_for(lambda: api.get(f"/v1/corpora/docs/loads/{load}").json()["state"] == "indexing")
+    return load
+
+
+def test_a_stuck_load_can_be_cancelled_and_leaves_nothing_but_the_version_from_before(
+    api: TestClient, gateway: Gateway
+) -> None:
+    post(api)
+    before = settled(api)
+    wait_for(lambda: not [path for path in gateway.leftovers() if "uploads" in path])
+    kept, indexes = gateway.leftovers(), dict(gateway.retriever.loads)
+    load = stuck(api, gateway, LINES.replace("sentence", "phrase"))
+    assert len(gateway.retriever.loads) == 2
+    asked = api.post(f"/v1/corpora/docs/loads/{load}/cancel")
+    assert (asked.status_code, asked.json()["state"]) == (200, "cancelling")
+    assert cancelled(api, load)["error"] is None
+    after = api.get("/v1/corpora/docs").json()
+    assert (after["version"], after["versions"]) == (before["version"], before["versions"])
+    assert gateway.retriever.loads.keys() == indexes.keys()
+    assert sorted(gateway.leftovers()) == sorted(kept)
+    assert api.post(f"/v1/corpora/docs/loads/{load}/cancel").json()["state"] == "cancelled", "twice is no error"
+    gateway.retriever.failure = None
+    post(api, LINES.replace("sentence", "phrase"))
+    assert wait_for(lambda: (c := found(api, "docs")) and len(c["versions"]) == 2)
+
+
+def test_a_cancelled_load_of_what_is_there_already_leaves_it_there(api: TestClient, gateway: Gateway) -> None:
+    post(api)
+    version = settled(api)["version"]
+    load = stuck(api, gateway, LINES)
+    api.post(f"/v1/corpora/docs/loads/{load}/cancel")
+    cancelled(api, load)
+    assert (corpus := api.get("/v1/corpora/docs").json())["version"] == version
+    assert [path for path in gateway.retriever.loads if version in path]
+    assert gateway.parts.artifacts.verify(gateway.parts.catalog.corpus(T, "docs").versions[0].passages)
+    assert len(corpus["versions"]) == 1
+
+
+def test_a_load_stays_cancelling_while_the_retriever_is_away(api: TestClient, gateway: Gateway) -> None:
+    load = stuck(api, gateway, LINES)
+    gateway.retriever.away = True
+    for _ in range(2):
+        assert api.post(f"/v1/corpora/docs/loads/{load}/cancel").json()["state"] == "cancelling"
+    assert post(api).status_code == 409, "what is still there is in the way of the next one"
+    gateway.retriever.away = False
+    cancelled(api, load)
+    assert gateway.retriever.loads == {} and gateway.leftovers() == []
+
+
+class CancelsWriting(ArtifactStore):
+    """Storage of a process whose load is cancelled while it keeps the passages."""
+
+    cancel: Callable[[], object] = staticmethod(lambda: None)
+
+    def write(self, *given: Any, **named: Any) -> Any:
+        ref = super().write(*given, **named)
+        self.cancel()
+        return ref
+
+
+def test_a_load_cancelled_while_it_is_cut_leaves_nothing(gateway: Gateway) -> None:
+    gateway.parts.loads.stop()
+    with gateway.test_client() as api:
+        load_id = post(api).json()["id"]
+    parts = gateway.parts
+    store = CancelsWriting(parts.settings.storage, gateway.root / "cache")
+    store.cancel = lambda: parts.catalog.cancel_load(T, load_id)
+    worker = LoadWorker(parts.catalog, store, parts.retriever, parts.settings.scratch)
+    worker.round()
+    assert parts.catalog.load(T, load_id).state is LoadState.CANCELLING
+    worker.round()
+    assert parts.catalog.load(T, load_id).state is LoadState.CANCELLED
+    assert [path for path in gateway.leftovers() if path.startswith("storage")] == []
+    assert parts.catalog.corpus(T, "docs").versions == () and parts.catalog.open_loads() == []
+
+
+def test_a_load_that_is_over_or_unknown_cannot_be_cancelled(api: TestClient) -> None:
+    load = post(api).json()["id"]
+    version = settled(api)["version"]
+    refused = api.post(f"/v1/corpora/docs/loads/{load}/cancel")
+    assert (refused.status_code, refused.json()["code"]) == (409, "conflict")
+    assert api.get("/v1/corpora/docs").json()["version"] == version
+    for path in ("docs/loads/load_none", f"none/loads/{load}"):
+        assert api.post(f"/v1/corpora/{path}/cancel").status_code == 404
+
+
 def test_passages_that_the_index_refused_are_counted_and_shown_with_the_reason(
     api: TestClient, gateway: Gateway
 ) -> None:

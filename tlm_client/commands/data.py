@@ -18,6 +18,7 @@ datasets = typer.Typer(no_args_is_help=True, help="Labelled texts: add, list, sh
 corpora = typer.Typer(no_args_is_help=True, help="General text to retrieve from: add, list, show, search.")
 
 _HUB = "hub:"
+_OVER = frozenset({"ready", "failed", "cancelled"})
 
 
 class NearChoice(StrEnum):
@@ -218,6 +219,23 @@ def corpus_delete(
         emit({"deleted": corpus, "version": version or None})
         return
     say(f"deleted {f'version {version} of ' if version else ''}corpus '{corpus}'")
+
+
+@corpora.command("cancel")
+@guarded
+def corpus_cancel(
+    context: typer.Context,
+    name: Name,
+    load: Annotated[str | None, typer.Argument(metavar="[UPLOAD]", help="Else the one under way.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give up an upload that is under way; versions from before stay as they are."""
+    with session_of(context).client() as client:
+        chosen = load or next((one.id for one in client.corpus(name).loads if one.state not in _OVER), None)
+        if chosen is None:
+            raise InvalidRequest(f"no upload of corpus '{name}' is under way; `tlm corpus show {name}` lists them")
+        found = client.cancel_load(name, chosen)
+    emit(found) if as_json else say(f"{found.id} of corpus '{name}' is {found.state}")
 
 
 @corpora.command("refused")

@@ -11,7 +11,7 @@ from tlm_client.download import fetch_file
 from tlm_client.models import Corpus, CorpusLoad, Dataset, Hit, ModelFile, Refused
 from tlm_client.operations.base import RESUMABLE_BYTES, at, model, pages, patient, sent_in_parts, size_of, upload
 from tlm_client.steps import Ask, Listing, Sleep, call
-from tlm_core.errors import TLMError, error_from_dict
+from tlm_core.errors import Conflict, TLMError, error_from_dict
 
 POLL_SECONDS = 0.5
 
@@ -96,7 +96,7 @@ def add_corpus(
 
 
 def wait_corpus(name: str, load_id: str, on_progress: Callable[[CorpusLoad], None] | None = None) -> Ask[CorpusLoad]:
-    """Wait until an upload can be used. Raises the error for which it failed."""
+    """Wait until an upload can be used. Raises the error for which it failed, Conflict if it was cancelled."""
     path = at("/v1/corpora/{name}/loads/{load}", name=name, load=load_id)
     while True:
         load = model(CorpusLoad, (yield from call("GET", path, repeat=True)))
@@ -106,7 +106,15 @@ def wait_corpus(name: str, load_id: str, on_progress: Callable[[CorpusLoad], Non
             return load
         if load.state == "failed":
             raise error_from_dict(load.error) if load.error else TLMError(f"loading corpus '{name}' failed")
+        if load.state == "cancelled":
+            raise Conflict(f"the upload of corpus '{name}' was cancelled; add it again")
         yield Sleep(POLL_SECONDS)
+
+
+def cancel_load(name: str, load_id: str) -> Ask[CorpusLoad]:
+    """Give an upload up: `cancelling` until nothing of it is left. Versions from before stay; twice is no error."""
+    path = at("/v1/corpora/{name}/loads/{load}/cancel", name=name, load=load_id)
+    return model(CorpusLoad, (yield from call("POST", path)))
 
 
 def corpora() -> Listing[Corpus]:

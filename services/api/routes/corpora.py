@@ -101,6 +101,18 @@ def get_load(corpus: Name, load: str, parts: PartsDep, tenant: Tenant) -> LoadVi
     return LoadView.of(parts.catalog.load(tenant, load))
 
 
+@router.post("/{corpus}/loads/{load}/cancel", summary="Cancel a load", responses=problems(404, 409))
+def cancel_load(corpus: Name, load: str, parts: PartsDep, tenant: Tenant) -> LoadView:
+    """`cancelling` until nothing of it is left, neither index nor files, then `cancelled`. Twice is no error.
+
+    Versions from before stay as they are. While the retriever or the index is away, the load stays `cancelling`.
+    """
+    parts.catalog.corpus(tenant, corpus)
+    asked = parts.catalog.cancel_load(tenant, load)
+    parts.loads.wake()
+    return LoadView.of(asked)
+
+
 @router.get("/{corpus}/versions/{version}/refused", summary="Passages left out", responses=problems(404))
 def refused(corpus: Name, version: str, parts: PartsDep, tenant: Tenant) -> RefusedView:
     """The passages of a version that the index will never take, each with the reason."""
