@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,10 @@ def plain_stage(ctx: StageContext) -> Mapping[str, Any]:
     return {"inputs": len(ctx.inputs)}
 
 
+def _write_step(step: int, folder: Path) -> None:
+    (folder / "step").write_text(str(step))
+
+
 def counting_stage(steps: int, on_step: Callable[[int], None] = lambda _: None) -> Callable[..., Mapping[str, Any]]:
     """A stage that counts to `steps`, leaves a checkpoint at each step, and goes on from the last one."""
 
@@ -99,10 +104,7 @@ def counting_stage(steps: int, on_step: Callable[[int], None] = lambda _: None) 
         ctx.report.event("stage.started_at", step=start)
         for step in range(start + 1, steps + 1):
             on_step(step)
-            folder = ctx.scratch / f"checkpoint-{step}"
-            folder.mkdir()
-            (folder / "step").write_text(str(step))
-            ctx.checkpoints.save(folder, step=step, metrics={})
+            ctx.checkpoints.save(partial(_write_step, step), step=step, metrics={})
             ctx.report.metrics(step=step, loss=1 / step)
             if not ctx.report.progress(step=step, total=steps, rate=None, unit="steps", eta_seconds=None):
                 raise StopRequested("asked to stop")

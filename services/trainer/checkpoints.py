@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 from services.common.jobstore import CheckpointRef, JobStore
-from tlm_core.artifacts import ArtifactStore
+from tlm_core.artifacts import ArtifactStore, storage_errors
 from tlm_core.errors import CorruptArtifact, NotFound, StorageFull, TLMError, Unavailable
 from tlm_core.jobs.spec import JobRecord
 
@@ -19,8 +20,9 @@ log = logging.getLogger(__name__)
 class JobCheckpoints:
     """`Checkpoints` (tlm_core.training.stage) over storage and job store; keeps the newest `keep`.
 
-    Saving happens beside training: only when the one before is still being written does `save` wait for it, and only
-    the second failure in a row ends the stage. tell: hears, as an event, from which checkpoint the stage goes on.
+    scratch: where a checkpoint's files lie until they are moved to the storage. Saving, writing them included, happens
+    beside training: only when the one before is still being written does `save` wait for it, and only the second
+    failure in a row ends the stage. tell: hears, as an event, from which checkpoint the stage goes on.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class JobCheckpoints:
         attempt: int,
         node: str,
         artifact: str,
+        scratch: Path,
         *,
         tell: Callable[..., None] = lambda *_, **__: None,
         keep: int = 2,
@@ -41,6 +44,7 @@ class JobCheckpoints:
         self._attempt = attempt
         self._node = node
         self._artifact = artifact
+        self._scratch = scratch
         self._tell = tell
         self._keep = keep
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -59,9 +63,9 @@ class JobCheckpoints:
                 log.warning("checkpoint %s of %s is passed over: %s", checkpoint.step, self._node, error)
         return None
 
-    def save(self, folder: Path, *, step: int, metrics: Mapping[str, float | None]) -> None:
+    def save(self, write: Callable[[Path], None], *, step: int, metrics: Mapping[str, float | None]) -> None:
         self._settle()
-        self._pending = self._pool.submit(self._write, folder, step, dict(metrics))
+        self._pending = self._pool.submit(self._write, write, step, dict(metrics))
 
     def close(self) -> None:
         """Wait for the last save. Raises what it raised."""
@@ -85,15 +89,20 @@ class JobCheckpoints:
             self._failed = True
             log.warning("a checkpoint of %s could not be kept: %s", self._node, error)
 
-    def _write(self, folder: Path, step: int, metrics: dict[str, float | None]) -> None:
+    def _write(self, write: Callable[[Path], None], step: int, metrics: dict[str, float | None]) -> None:
         tenant, job = self._job.tenant, self._job.id
         place = f"{tenant}/checkpoints/{self._artifact}/{job}-{self._attempt}/step-{step:09d}"
+        folder = self._scratch / f"checkpoint-{step}"
         try:
+            with storage_errors(f"writing {folder}"):
+                folder.mkdir()
+            write(folder)
             ref = self._artifacts.write(
                 place, folder, artifact=f"{self._artifact}/{step}", stage="checkpoint", meta={"step": step}
             )
         except (Unavailable, StorageFull):
             # On a full disk, the files that found room would keep the next checkpoint from finding any.
+            shutil.rmtree(folder, ignore_errors=True)
             with suppress(TLMError):
                 self._artifacts.delete(place)
             raise

@@ -249,7 +249,7 @@ class Coordinator:
         status = self._cluster.status(submission)
         if status is Status.ALIVE:
             silent = self._clock() - job.updated_at
-            if silent > self._settings.stall_seconds and self._has_begun(job):
+            if silent > self._settings.stall_seconds and self._has_begun(job, group):
                 self._cluster.stop(submission)
                 raise WorkerLost(f"the workers have told nothing for {silent:.0f} s; the attempt was ended")
             return
@@ -268,10 +268,17 @@ class Coordinator:
                 self._store.report(job.tenant, job.id, job.attempt, submissions=job.submissions)
             raise
 
-    def _has_begun(self, job: JobRecord) -> bool:
-        """Whether a worker of the attempt has told anything yet. Until then the cluster may have no room for it."""
+    def _has_begun(self, job: JobRecord, group: str) -> bool:
+        """Whether a worker of the group has told anything yet. Until then the cluster may have no room for it."""
         newest = self._store.events(job.tenant, job.id, after=job.last_event - 1)
-        return not newest or newest[0].type != "workers.submitted" or newest[0].at < job.updated_at
+        if newest and newest[0].type == "workers.submitted" and newest[0].at >= job.updated_at:
+            return False
+        if len(job.submissions) == 1:
+            return True
+        # Of several groups one may wait while another ends: what was told last need not be its own.
+        own = {node.name for node in plan_of(job).group(group)}
+        events = self._store.events(job.tenant, job.id, after=max(0, job.last_event - 5000), limit=5000)
+        return any(e.attempt == job.attempt and e.type == "stage.started" and e.data["node"] in own for e in events)
 
     def _command(self, job: JobRecord, group: str) -> list[str]:
         arguments = ["--tenant", job.tenant, "--job", job.id, "--attempt", str(job.attempt), "--group", group]

@@ -129,7 +129,7 @@ class GroupRunner:
         out.mkdir(parents=True)
         report = reporter or SilentReporter()
         checkpoints = JobCheckpoints(
-            self._store, self._artifacts, job, job.attempt, node.name, artifact, tell=report.event
+            self._store, self._artifacts, job, job.attempt, node.name, artifact, work, tell=report.event
         )
         report.event("stage.started", node=node.name, stage=node.stage)
         context = StageContext(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -42,11 +44,11 @@ class Training:
 
     def save(self) -> None:
         self.step += 1
-        made = self.folder / f"made-{self.step}"
-        made.mkdir()
+        self.checkpoints.save(partial(self.write, self.step), step=self.step, metrics={})
+
+    def write(self, step: int, folder: Path) -> None:
         for name in ("state.json", "weights"):
-            (made / name).write_text(f"{name} {self.step}")
-        self.checkpoints.save(made, step=self.step, metrics={})
+            (folder / name).write_text(f"{name} {step}")
 
     def kept(self) -> set[str]:
         return {path.parent.name for path in (self.folder / "storage").rglob("*") if path.is_file()}
@@ -58,7 +60,7 @@ def training(redis_client: redis.Redis, tmp_path: Path) -> Training:
     store.submit(T, make_spec(), make_resolved())
     job = store.claim("a", 60)
     assert job is not None
-    return Training(JobCheckpoints(store, disk, job, job.attempt, "joint.s0", "art_1"), disk, tmp_path)
+    return Training(JobCheckpoints(store, disk, job, job.attempt, "joint.s0", "art_1", tmp_path), disk, tmp_path)
 
 
 def wait(training: Training) -> None:
@@ -92,3 +94,40 @@ def test_the_second_in_a_row_ends_the_attempt_with_the_cause(
     training.save()
     with pytest.raises(StorageFull, match="no space left on the storage"):
         end(training)
+
+
+def test_training_waits_for_no_checkpoint_but_the_one_before(training: Training) -> None:
+    may_write, second = threading.Event(), threading.Event()
+
+    def slow(folder: Path) -> None:
+        may_write.wait(10)
+        training.write(1, folder)
+
+    def save_again() -> None:
+        training.step = 1
+        training.save()
+        second.set()
+
+    training.checkpoints.save(slow, step=1, metrics={})  # comes back while nothing is written yet
+    assert not training.kept()
+    waits = threading.Thread(target=save_again)
+    waits.start()
+    assert not second.wait(0.2), "a second one must not overtake the first"
+    may_write.set()
+    assert second.wait(10)
+    waits.join()
+    training.checkpoints.close()
+    assert training.kept() == {"step-000000001", "step-000000002"}
+
+
+def test_no_room_for_the_files_before_they_are_moved_is_the_same_as_no_room_for_them(training: Training) -> None:
+    def full(folder: Path) -> None:
+        (folder / "half").write_text("half")
+        raise StorageFull("no space left on the scratch disk")
+
+    training.checkpoints.save(full, step=1, metrics={})
+    wait(training)
+    assert not list(training.folder.glob("checkpoint-*")), "no half checkpoint takes room"
+    training.save()
+    training.checkpoints.close()
+    assert training.checkpoints.latest() is not None

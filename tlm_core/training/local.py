@@ -45,11 +45,14 @@ class LocalCheckpoints:
         found = sorted(self.folder.glob("step-*"))
         return found[-1] if found else None
 
-    def save(self, folder: Path, *, step: int, metrics: Mapping[str, float | None]) -> None:  # noqa: ARG002
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def save(self, write: Callable[[Path], None], *, step: int, metrics: Mapping[str, float | None]) -> None:  # noqa: ARG002
+        made = self.folder / "making"
+        shutil.rmtree(made, ignore_errors=True)
+        made.mkdir(parents=True)
+        write(made)
         target = self.folder / f"step-{step:09d}"
         shutil.rmtree(target, ignore_errors=True)
-        shutil.move(str(folder), target)
+        made.rename(target)
 
 
 def run_stage(

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from tlm_core.errors import NonFiniteLoss, OutOfMemory
+from tlm_core.tasks.metrics import better
 from tlm_core.training.model import TaskModel, seed_of
 from tlm_core.training.objective import Workers, accumulate_gradient, peak_flops, step_flops
 from tlm_core.training.optim import Optimizer, learning_rate
 from tlm_core.training.prepared import Batch
 from tlm_core.training.stage import StageContext, StopRequested
-from tlm_core.training.state import TrainState, load_checkpoint, save_checkpoint, weights
+from tlm_core.training.state import TrainState, checkpoint_writer, load_checkpoint, weights
 
 POINTS = 200
 REPORT_SECONDS = 0.5
@@ -65,7 +66,7 @@ class Trainer:
     precision: str
     checkpoint_steps: int
     device: torch.device
-    validate: Callable[[], dict[str, float]] | None = None
+    validate: Callable[[], dict[str, float | None]] | None = None
     evaluate_at: frozenset[int] = frozenset()
     clock: Callable[[], float] = time.perf_counter
 
@@ -209,7 +210,7 @@ class Trainer:
         state.seconds += self.clock() - began
         if not self.ctx.rank:
             self.ctx.report.metrics(step=state.step, score=scores["score"], validation_loss=scores["loss"])
-        if state.best is not None and scores["score"] <= state.evaluations[state.best]["score"]:
+        if state.best is not None and not better(scores["score"], state.evaluations[state.best]["score"]):
             return best
         state.best = len(state.evaluations) - 1
         return weights(self.model)
@@ -217,11 +218,10 @@ class Trainer:
     def _checkpoint(self, state: TrainState, best: dict[str, Tensor] | None) -> None:
         if self.ctx.rank:
             return
-        folder = self.ctx.scratch / f"checkpoint-{state.step}"
-        save_checkpoint(folder, state, self.model, self.optimizer, best)
+        write = checkpoint_writer(state, self.model, self.optimizer, best)
         point = state.points[-1] if state.points else {}
         metrics = {name: point.get(name) for name in ("mlm", "task")}
-        self.ctx.checkpoints.save(folder, step=state.step, metrics=metrics)
+        self.ctx.checkpoints.save(write, step=state.step, metrics=metrics)
 
 
 class _Progress:

@@ -5,7 +5,7 @@ The stages know nothing of Ray, Redis or the storage; whoever runs them gives th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,8 +41,11 @@ class Checkpoints(Protocol):
         """Folder of the newest published checkpoint of this stage, or None. All ranks may call it."""
         ...
 
-    def save(self, folder: Path, *, step: int, metrics: Mapping[str, float | None]) -> None:
-        """Publish the files of `folder` (which is taken away) as the checkpoint of `step`. Rank 0 only."""
+    def save(self, write: Callable[[Path], None], *, step: int, metrics: Mapping[str, float | None]) -> None:
+        """Publish what `write` puts into the empty folder it is given as the checkpoint of `step`. Rank 0 only.
+
+        It may be called later and in another thread, so it must hold copies of all that training goes on to change.
+        """
         ...
 
 

@@ -6,15 +6,18 @@ What is drawn at random and which rows come next follow from the step number, so
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tlm_core.artifacts import storage_errors
 from tlm_core.errors import CorruptArtifact
 from tlm_core.training.model import Shape, TaskModel
 from tlm_core.training.optim import Optimizer
@@ -42,7 +45,7 @@ class TrainState:
     seconds: float = 0.0
     points: list[dict[str, float | None]] = field(default_factory=list)
     sums: dict[str, float] = field(default_factory=dict)
-    evaluations: list[dict[str, float | int]] = field(default_factory=list)
+    evaluations: list[dict[str, float | int | None]] = field(default_factory=list)
     best: int | None = None
     micro_rows: int = MICRO_ROWS
     skipped: int = 0
@@ -71,15 +74,37 @@ def load_weights(model: TaskModel, saved: Mapping[str, Tensor], *, skip: tuple[s
             parameter.copy_(given[name])
 
 
-def save_checkpoint(
-    folder: Path, state: TrainState, model: TaskModel, optimizer: Optimizer, best: Mapping[str, Tensor] | None
-) -> None:
-    folder.mkdir(parents=True)
-    save_file(weights(model), folder / WEIGHTS)
-    save_file({name: t.detach().cpu().clone() for name, t in optimizer.state().items()}, folder / OPTIMIZER)
-    if best is not None:
-        save_file(dict(best), folder / BEST)
-    (folder / STATE).write_text(json.dumps(asdict(state)), encoding="utf-8")
+def checkpoint_writer(
+    state: TrainState, model: TaskModel, optimizer: Optimizer, best: Mapping[str, Tensor] | None
+) -> Callable[[Path], None]:
+    """What writes a checkpoint of this very moment into a folder, then or later; training may go on meanwhile.
+
+    Writing raises StorageFull or StorageUnavailable.
+    """
+    files = {
+        WEIGHTS: weights(model),
+        OPTIMIZER: {name: t.detach().cpu().clone() for name, t in optimizer.state().items()},
+        **({} if best is None else {BEST: dict(best)}),  # replaced by better ones, never changed
+    }
+    told = json.dumps(asdict(state))
+
+    def write(folder: Path) -> None:
+        with storage_errors("a checkpoint"):
+            for name, tensors in files.items():
+                _save(tensors, folder / name)
+            (folder / STATE).write_text(told, encoding="utf-8")
+
+    return write
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    """`save_file` with the file system's own error, which it otherwise hands on as text alone."""
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        if not (found := re.search(r"os error (\d+)", str(error))):
+            raise
+        raise OSError(int(found[1]), str(error)) from error
 
 
 def load_checkpoint(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import resource
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.unit.training.made import made_prepared, tiny
-from tlm_core.errors import CorruptArtifact, NonFiniteLoss, OutOfMemory
+from tlm_core.errors import CorruptArtifact, NonFiniteLoss, OutOfMemory, StorageFull
 from tlm_core.training.local import LocalCheckpoints, LocalReporter
 from tlm_core.training.loop import Budget, Trainer
 from tlm_core.training.optim import Optimizer
@@ -24,6 +25,7 @@ from tlm_core.training.prepared import JointBatches, Prepared
 from tlm_core.training.recipe import Recipe
 from tlm_core.training.stage import StageContext, StopRequested
 from tlm_core.training.stages import STAGES, build
+from tlm_core.training.state import TrainState, checkpoint_writer, load_checkpoint
 
 STEPS = 12
 
@@ -299,6 +301,36 @@ def test_the_source_of_a_bad_task_batch_is_told_by_row(tmp_path: Path) -> None:
         trainer.model.get_parameter("task.out.bias")[0] = float("inf")
     with pytest.raises(NonFiniteLoss, match="train:"):
         trainer.run()
+
+
+def test_a_checkpoint_is_of_the_moment_it_was_asked_for_however_late_it_is_written(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, Budget("steps", 10), lambda: 0.0)
+    state = TrainState(step=3)
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    write = checkpoint_writer(state, trainer.model, trainer.optimizer, None)
+    state.step = 4
+    with torch.no_grad():
+        trainer.optimizer.buffers.value.add_(1)
+        for moment in trainer.optimizer.state().values():
+            moment.add_(1)
+    (tmp_path / "late").mkdir()
+    write(tmp_path / "late")
+    found, _ = load_checkpoint(tmp_path / "late", trainer.model, trainer.optimizer)
+    assert found.step == 3
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.model.state_dict().items())
+    assert not any(moment.any() for moment in trainer.optimizer.state().values())
+
+
+def test_no_room_for_a_checkpoint_is_told_as_such(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, Budget("steps", 10), lambda: 0.0)
+    write = checkpoint_writer(TrainState(), trainer.model, trainer.optimizer, None)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, before[1]))
+    try:
+        with pytest.raises(StorageFull, match="no space left"):
+            write(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_checkpoint_has_weights_in_safetensors_and_state_in_json(tmp_path: Path) -> None:
