@@ -54,6 +54,7 @@ bench-studies: setup
 bench-quality: setup
 	@$(BIN)/python -m benchmarks.quality.tasks sciie acl_arc
 	@$(BIN)/python -m benchmarks.quality.selectors sciie acl_arc sci_cite
+	@$(BIN)/python -m benchmarks.quality.ablations sciie
 	@$(BIN)/python -m benchmarks.quality.time_to_quality sciie sci_cite
 
 lock:
