@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from services.api.results import artifact_of, json_of
 from services.api.series import Series, series_of
 from services.api.views import JobSummary
-from services.common.jobstore import JobStore
+from services.common.jobreads import JobReads
 from tlm_core.artifacts import ArtifactStore
 from tlm_core.errors import Conflict, CorruptArtifact, NotFound
 from tlm_core.jobs.spec import JobRecord
@@ -54,7 +54,7 @@ class Comparison(_View):
     curves: tuple[JobSeries, ...]
 
 
-def compare(jobs: JobStore, artifacts: ArtifactStore, records: Sequence[JobRecord], *, points: int) -> Comparison:
+def compare(jobs: JobReads, artifacts: ArtifactStore, records: Sequence[JobRecord], *, points: int) -> Comparison:
     """Compare `records`; points: of each curve, at most."""
     return Comparison(
         jobs=tuple(map(JobSummary.of, records)),
@@ -94,7 +94,7 @@ def _leaves(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]
     return found
 
 
-def _outcome(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord) -> Outcome:
+def _outcome(jobs: JobReads, artifacts: ArtifactStore, job: JobRecord) -> Outcome:
     try:
         report = json_of(artifacts, artifact_of(jobs, job, "evaluate"), "report.json")
     except (Conflict, NotFound, CorruptArtifact) as error:

@@ -13,7 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from services.api.views import CheckpointView, PassageView, Provenance, SelectionView
 from services.common.artifacts_of import published
-from services.common.jobstore import CheckpointRef, JobStore
+from services.common.jobreads import CheckpointRef, JobReads
 from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import Conflict, CorruptArtifact, NotFound
 from tlm_core.jobs.plan import Plan, plan_of
@@ -23,14 +23,14 @@ _ASKERS = 20
 _ASKER_CHARS = 300
 
 
-def refs_of(jobs: JobStore, job: JobRecord, plan: Plan | None = None) -> dict[str, ManifestRef]:
+def refs_of(jobs: JobReads, job: JobRecord, plan: Plan | None = None) -> dict[str, ManifestRef]:
     """Node name → what it left, for the nodes that are done. A job that succeeded tells it itself."""
     if job.result is not None and "artifacts" in job.result:
         return {name: ManifestRef(**entry["ref"]) for name, entry in job.result["artifacts"].items()}
     return published(jobs, job, plan)
 
 
-def artifact_of(jobs: JobStore, job: JobRecord, stage: str) -> ManifestRef:
+def artifact_of(jobs: JobReads, job: JobRecord, stage: str) -> ManifestRef:
     """What the job's (last) node of `stage` left. Raises NotFound if there is none, Conflict until it has.
 
     `evaluate` and `export` mean the report and the model of the job, whichever stage makes them in its kind.
@@ -78,7 +78,7 @@ def json_of(artifacts: ArtifactStore, ref: ManifestRef, name: str) -> dict[str, 
     return content
 
 
-def checkpoints_of(jobs: JobStore, job: JobRecord) -> list[CheckpointRef]:
+def checkpoints_of(jobs: JobReads, job: JobRecord) -> list[CheckpointRef]:
     """The checkpoints that exist for the job's stages, in the order of its plan, oldest first."""
     plan = plan_of(job)
     done = refs_of(jobs, job, plan)

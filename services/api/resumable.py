@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from services.api.uploads import ReceivedFile, harmless
-from services.common.jobstore import PREFIX
+from services.common.jobkeys import key
 from services.common.redis_errors import translated
 from tlm_core.artifacts import ArtifactStore, storage_errors
 from tlm_core.errors import Conflict, InvalidRequest, NotFound
@@ -216,7 +216,7 @@ class Uploads:
 
     @staticmethod
     def _key(tenant: str, upload_id: str, *more: str) -> str:
-        return ":".join((PREFIX, f"{{{tenant}}}", "upload", upload_id, *more))
+        return key(tenant, "upload", upload_id, *more)
 
 
 def _range(header: str | None, upload: UploadView) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from services.common.jobstore import JobStore
+from services.common.jobreads import JobReads
 from tlm_core.jobs.spec import JobRecord
 
 _PAGE = 5_000
@@ -29,7 +29,7 @@ class Series(BaseModel):
 
 
 def series_of(
-    jobs: JobStore, job: JobRecord, *, points: int, node: str | None = None, names: Collection[str] = ()
+    jobs: JobReads, job: JobRecord, *, points: int, node: str | None = None, names: Collection[str] = ()
 ) -> list[Series]:
     """Every series of the job, in the order in which each began; names: only those. points: of each, at most."""
     found: dict[tuple[str, str], list[Point]] = {}
@@ -72,7 +72,7 @@ def _append(line: list[Point], point: Point) -> None:
     line.append(point)
 
 
-def _all_points(jobs: JobStore, job: JobRecord) -> list[Mapping[str, Any]]:
+def _all_points(jobs: JobReads, job: JobRecord) -> list[Mapping[str, Any]]:
     found: list[Mapping[str, Any]] = []
     after = "0"
     while page := jobs.metrics(job.tenant, job.id, after=after, limit=_PAGE):

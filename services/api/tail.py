@@ -15,7 +15,8 @@ from typing import Any
 import redis
 from starlette.concurrency import run_in_threadpool
 
-from services.common.jobstore import PREFIX, JobStore
+from services.common import jobkeys
+from services.common.jobreads import JobReads
 from services.common.redis_errors import translated
 from tlm_core.artifacts import canonical_json
 from tlm_core.errors import Unavailable
@@ -76,7 +77,7 @@ class Tailer:
     def __init__(
         self,
         client: redis.Redis,
-        jobs: JobStore,
+        jobs: JobReads,
         *,
         interval: float = 0.25,
         keep_alive: float = 15.0,
@@ -221,7 +222,7 @@ class Tailer:
         with translated():
             pipe = self._redis.pipeline(transaction=False)
             for tenant, job_id in keys:
-                pipe.hmget(f"{PREFIX}:{{{tenant}}}:job:{job_id}", ["state", "last_event", "progress"])
+                pipe.hmget(jobkeys.key(tenant, "job", job_id), ["state", "last_event", "progress"])
             rows: list[list[Any]] = pipe.execute()
         return [Head(State(s), int(n), p) if s is not None else None for s, n, p in rows]
 

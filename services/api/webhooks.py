@@ -27,7 +27,8 @@ import redis
 from pydantic import BaseModel, ConfigDict
 
 from services.api.outgoing import Outgoing
-from services.common.jobstore import FEED, PREFIX, JobStore
+from services.common.jobkeys import FEED, PREFIX, key
+from services.common.jobreads import JobReads
 from services.common.redis_errors import translated
 from tlm_core.artifacts import canonical_json
 from tlm_core.errors import NotFound, TLMError
@@ -92,20 +93,20 @@ class Webhooks:
         secret = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
         with translated():
             pipe = self._redis.pipeline(transaction=True)
-            pipe.hset(_key(tenant, "webhooks"), hook.id, hook.model_dump_json())
-            pipe.hset(_key(tenant, "webhook-secrets"), hook.id, secret)
+            pipe.hset(key(tenant, "webhooks"), hook.id, hook.model_dump_json())
+            pipe.hset(key(tenant, "webhook-secrets"), hook.id, secret)
             pipe.execute()
         return hook, secret
 
     def all(self, tenant: str) -> list[Webhook]:
         with translated():
-            found = self._redis.hvals(_key(tenant, "webhooks"))
+            found = self._redis.hvals(key(tenant, "webhooks"))
         return sorted((Webhook.model_validate_json(one) for one in found), key=lambda hook: hook.id)
 
     def get(self, tenant: str, hook_id: str) -> Webhook:
         """Raises NotFound."""
         with translated():
-            found = self._redis.hget(_key(tenant, "webhooks"), hook_id)
+            found = self._redis.hget(key(tenant, "webhooks"), hook_id)
         if found is None:
             raise NotFound(f"no webhook '{hook_id}'; list the webhooks to see their ids")
         return Webhook.model_validate_json(found)
@@ -115,31 +116,31 @@ class Webhooks:
         self.get(tenant, hook_id)
         with translated():
             pipe = self._redis.pipeline(transaction=True)
-            pipe.hdel(_key(tenant, "webhooks"), hook_id)
-            pipe.hdel(_key(tenant, "webhook-secrets"), hook_id)
-            pipe.delete(_key(tenant, "webhook-log", hook_id))
+            pipe.hdel(key(tenant, "webhooks"), hook_id)
+            pipe.hdel(key(tenant, "webhook-secrets"), hook_id)
+            pipe.delete(key(tenant, "webhook-log", hook_id))
             pipe.execute()
 
     def disable(self, tenant: str, hook: Webhook, reason: str) -> None:
         with translated():
             changed = hook.model_copy(update={"disabled": reason})
-            self._redis.hset(_key(tenant, "webhooks"), hook.id, changed.model_dump_json())
+            self._redis.hset(key(tenant, "webhooks"), hook.id, changed.model_dump_json())
 
     def secret(self, tenant: str, hook_id: str) -> str:
         with translated():
-            return str(self._redis.hget(_key(tenant, "webhook-secrets"), hook_id) or "")
+            return str(self._redis.hget(key(tenant, "webhook-secrets"), hook_id) or "")
 
     def attempts(self, tenant: str, hook_id: str) -> list[Attempt]:
         """The latest attempts, newest first."""
         with translated():
-            found = self._redis.lrange(_key(tenant, "webhook-log", hook_id), 0, -1)
+            found = self._redis.lrange(key(tenant, "webhook-log", hook_id), 0, -1)
         return [Attempt.model_validate_json(one) for one in found]
 
     def note(self, tenant: str, hook_id: str, attempt: Attempt) -> None:
         with translated():
             pipe = self._redis.pipeline(transaction=True)
-            pipe.lpush(_key(tenant, "webhook-log", hook_id), attempt.model_dump_json())
-            pipe.ltrim(_key(tenant, "webhook-log", hook_id), 0, _LOGGED - 1)
+            pipe.lpush(key(tenant, "webhook-log", hook_id), attempt.model_dump_json())
+            pipe.ltrim(key(tenant, "webhook-log", hook_id), 0, _LOGGED - 1)
             pipe.execute()
 
 
@@ -149,7 +150,7 @@ class Deliverer:
     def __init__(
         self,
         client: redis.Redis,
-        jobs: JobStore,
+        jobs: JobReads,
         hooks: Webhooks,
         outgoing: Outgoing,
         *,
@@ -195,13 +196,13 @@ class Deliverer:
             self._try(delivery)
 
     def _has_lease(self) -> bool:
-        key = f"{PREFIX}:webhook:lease"
+        lease = f"{PREFIX}:webhook:lease"
         with translated():
-            if self._redis.set(key, self._owner, nx=True, ex=_LEASE_SECONDS):
+            if self._redis.set(lease, self._owner, nx=True, ex=_LEASE_SECONDS):
                 return True
-            if self._redis.get(key) != self._owner:
+            if self._redis.get(lease) != self._owner:
                 return False
-            return bool(self._redis.expire(key, _LEASE_SECONDS))
+            return bool(self._redis.expire(lease, _LEASE_SECONDS))
 
     def _take_in(self) -> bool:
         """A page of the feed becomes deliveries; the cursor moves with them. False at the end of the feed."""
@@ -297,7 +298,3 @@ class Deliverer:
 
 def _iso(at: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
-
-
-def _key(tenant: str, *parts: str) -> str:
-    return ":".join((PREFIX, f"{{{tenant}}}", *parts))

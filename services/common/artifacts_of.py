@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from services.common.jobstore import JobStore
+from services.common.jobreads import JobReads
 from tlm_core.artifacts import ManifestRef
 from tlm_core.jobs.plan import Plan, plan_of
 from tlm_core.jobs.spec import JobRecord
 
 
-def published(store: JobStore, job: JobRecord, plan: Plan | None = None) -> dict[str, ManifestRef]:
+def published(store: JobReads, job: JobRecord, plan: Plan | None = None) -> dict[str, ManifestRef]:
     """Node name → manifest of each stage of the job that is done, by whatever job it was done."""
     done: dict[str, ManifestRef] = {}
     for node in (plan or plan_of(job)).nodes:

@@ -3,62 +3,33 @@
 Each verb is one Lua step that checks state, owner and attempt, changes the record, appends the event and keeps the
 indexes, or does nothing at all. Times are the Redis server's, so clocks of different machines do not matter.
 
-Keys (prefix `tlm`, tenant in braces):
-    tlm:{T}:job:ID        hash, the record            tlm:{T}:jobs        all job ids, sorted by id (that is: by time)
-    tlm:{T}:events:ID     stream, ids 1-0, 2-0, …     tlm:{T}:state:S     job ids in state S
-    tlm:{T}:metrics:ID    stream                      tlm:{T}:artifacts   artifact id → ManifestRef
-    tlm:{T}:logs:ID       stream                      tlm:{T}:checkpoints:ARTIFACT   list of published checkpoints
-    tlm:{T}:idem:KEY      idempotency                 tlm:queue, tlm:leases          members T/ID, scored by time
-    tlm:{T}:kind:K, :on:DATASET, :data:DIGEST, :label:DIGEST   job ids, for lists      tlm:queue:N   other priorities
-    tlm:feed              stream of what happened to jobs, for whoever follows all of them
+What is asked without changing anything is in jobreads.py, what lies under which key in jobkeys.py.
 """
 
 from __future__ import annotations
 
-import bisect
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import redis
-from pydantic import BaseModel, ConfigDict, ValidationError
 
+from services.common.jobkeys import FEED, LEASES, PREFIX, QUEUE, indexes, key
+from services.common.jobreads import CheckpointRef, JobReads
 from services.common.redis_errors import translated
 from tlm_core.artifacts import ManifestRef, canonical_json, digest_of
-from tlm_core.errors import (
-    Conflict,
-    IdempotencyMismatch,
-    IllegalTransition,
-    NotFound,
-    StaleAttempt,
-    TLMError,
-    UnreadableRecord,
-)
-from tlm_core.jobs.spec import MAX_PRIORITY, Event, JobRecord, JobSpec, Origin, Progress, Resolved, new_id
+from tlm_core.errors import Conflict, IdempotencyMismatch, IllegalTransition, NotFound, StaleAttempt, TLMError
+from tlm_core.jobs.spec import MAX_PRIORITY, JobRecord, JobSpec, Origin, Progress, Resolved, new_id
 from tlm_core.jobs.states import ACTIVE, TERMINAL, TRANSITIONS, State, Verb, allowed
 
-PREFIX = "tlm"
+__all__ = ["FEED", "PREFIX", "CheckpointRef", "JobStore", "connect"]
+
 _LUA = Path(__file__).parent / "lua"
-_JSON_FIELDS = ("spec", "resolved", "origin", "submissions", "progress", "error", "result")
 _KEPT = 20_000
-_QUEUE, FEED = f"{PREFIX}:queue", f"{PREFIX}:feed"
 _FEED_KEPT = 100_000
 _IDEMPOTENCY_SECONDS = 7 * 86_400
-
-
-class CheckpointRef(BaseModel):
-    """A published checkpoint. job and attempt: who wrote it; at: Unix seconds."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    ref: ManifestRef
-    step: int
-    node: str
-    job: str
-    attempt: int
-    metrics: dict[str, float | None] = {}
 
 
 @dataclass(frozen=True)
@@ -77,17 +48,12 @@ def connect(url: str, *, password: str | None = None, timeout: float = 5.0) -> r
     )
 
 
-class JobStore:
+class JobStore(JobReads):
     """All operations on jobs. Thread-safe; holds nothing but the client. Raises StoreUnavailable when Redis is away."""
 
     def __init__(self, client: redis.Redis) -> None:
-        # The library types each answer as bytes, text or awaitable; with decode_responses it is text.
-        self._redis: Any = client
+        super().__init__(client)
         self._script = {p.stem: client.register_script(p.read_text(encoding="utf-8")) for p in _LUA.glob("*.lua")}
-
-    def ping(self) -> None:
-        with translated():
-            self._redis.ping()
 
     # --- verbs of the user -------------------------------------------------------------------------------------
 
@@ -117,13 +83,13 @@ class JobStore:
         if origin is not None:
             fields["origin"] = origin.model_dump_json()
         keys = [
-            self._key(tenant, "job", job_id),
-            self._key(tenant, "events", job_id),
-            self._key(tenant, "idem", digest_of(idempotency_key)) if idempotency_key else "",
-            _QUEUE,
+            key(tenant, "job", job_id),
+            key(tenant, "events", job_id),
+            key(tenant, "idem", digest_of(idempotency_key)) if idempotency_key else "",
+            QUEUE,
             FEED,
-            *self._indexes(tenant, spec, resolved),
-            self._key(tenant, "state", "queued"),
+            *indexes(tenant, spec, resolved),
+            key(tenant, "state", "queued"),
         ]
         args = [
             job_id,
@@ -133,7 +99,7 @@ class JobStore:
             _digest(spec, origin),
             _IDEMPOTENCY_SECONDS,
             spec.priority,
-            self._key(tenant, "job", ""),
+            key(tenant, "job", ""),
             _FEED_KEPT,
             canonical_json(list(needs)),
         ]
@@ -152,7 +118,7 @@ class JobStore:
         data set may be gone by now. Raises IdempotencyMismatch for another spec.
         """
         with translated():
-            body = self._redis.get(self._key(tenant, "idem", digest_of(idempotency_key)))
+            body = self._redis.get(key(tenant, "idem", digest_of(idempotency_key)))
         if body is None:
             return None
         earlier = json.loads(body)
@@ -186,12 +152,12 @@ class JobStore:
     def claim(self, owner: str, lease_seconds: float) -> JobRecord | None:
         """A job to drive: one whose lease ran out (same attempt), else the next of the queue (next attempt)."""
         args = [owner, lease_seconds, PREFIX, MAX_PRIORITY, _FEED_KEPT]
-        member = self._run("claim", [_QUEUE, f"{PREFIX}:leases", FEED], args)
+        member = self._run("claim", [QUEUE, LEASES, FEED], args)
         return None if member is None else self.get(*member.split("/", 1))
 
     def renew(self, job: JobRecord, owner: str, lease_seconds: float) -> bool:
         """Keep the lease. False: it is another's now, and this owner must do nothing more for the job."""
-        keys = [self._key(job.tenant, "job", job.id), f"{PREFIX}:leases"]
+        keys = [key(job.tenant, "job", job.id), LEASES]
         return bool(self._run("renew", keys, [owner, lease_seconds, f"{job.tenant}/{job.id}"]))
 
     def confirm_paused(self, job: JobRecord, owner: str) -> JobRecord:
@@ -258,10 +224,10 @@ class JobStore:
         Raises StaleAttempt when the attempt is over: the caller must stop writing.
         """
         made = publication or _Publication("", "")
-        keys = [self._key(tenant, name, job_id) for name in ("job", "events", "metrics", "logs")]
+        keys = [key(tenant, name, job_id) for name in ("job", "events", "metrics", "logs")]
         keys += [
-            self._key(tenant, "artifacts"),
-            self._key(tenant, "checkpoints", made.artifact) if made.is_checkpoint else "",
+            key(tenant, "artifacts"),
+            key(tenant, "checkpoints", made.artifact) if made.is_checkpoint else "",
         ]
         args = [
             attempt,
@@ -300,129 +266,27 @@ class JobStore:
             publication=_Publication(artifact, body, is_checkpoint=True),
         )
 
-    # --- reading ------------------------------------------------------------------------------------------------
-
-    def get(self, tenant: str, job_id: str) -> JobRecord:
-        """Raises NotFound."""
-        with translated():
-            fields = self._redis.hgetall(self._key(tenant, "job", job_id))
-        if not fields:
-            raise NotFound(f"no job '{job_id}'; list the jobs to see their ids")
-        return _record(fields)
-
-    def state(self, tenant: str, job_id: str) -> State:
-        """The state alone, for those who ask often. Raises NotFound."""
-        with translated():
-            state = self._redis.hget(self._key(tenant, "job", job_id), "state")
-        if state is None:
-            raise NotFound(f"no job '{job_id}'; list the jobs to see their ids")
-        return State(state)
-
-    def list_jobs(
-        self,
-        tenant: str,
-        *,
-        state: State | None = None,
-        kind: str | None = None,
-        datasets: Sequence[str] | None = None,
-        labels: Mapping[str, str] | None = None,
-        after: str | None = None,
-        limit: int = 20,
-    ) -> tuple[list[JobRecord], bool]:
-        """Jobs, newest first, those older than `after`; and whether there are more. All filters must hold; of
-        `datasets` (ids) one."""
-        wanted = [self._key(tenant, "state", state)] if state else []
-        wanted += [self._key(tenant, "kind", kind)] if kind else []
-        wanted += [self._key(tenant, "label", digest_of(pair)) for pair in (labels or {}).items()]
-        on = None if datasets is None else [self._key(tenant, "on", one) for one in datasets]
-        with translated():
-            ids = self._ids(wanted or [self._key(tenant, "jobs")], on, after, limit + 1)
-            pipe = self._redis.pipeline(transaction=False)
-            for job_id in ids[:limit]:
-                pipe.hgetall(self._key(tenant, "job", job_id))
-            found = pipe.execute()
-        return [_record(fields) for fields in found if fields], len(ids) > limit
-
-    def _ids(self, all_of: list[str], one_of: list[str] | None, after: str | None, limit: int) -> list[str]:
-        """Members, last first, of sorted sets whose scores are all 0."""
-        start = f"({after}" if after else "+"
-        if one_of is not None and len(one_of) == 1:
-            all_of, one_of = [*all_of, *one_of], None
-        if one_of is None and len(all_of) == 1:
-            found = self._redis.zrange(all_of[0], start, "-", desc=True, bylex=True, offset=0, num=limit)
-            return list(found)
-        if one_of == []:
-            return []
-        members = self._redis.zinter(all_of)
-        if one_of is not None:
-            union = set(self._redis.zunion(one_of))
-            members = [one for one in members if one in union]
-        end = bisect.bisect_left(members, after) if after else len(members)
-        return list(reversed(members[max(0, end - limit) : end]))
-
-    def events(self, tenant: str, job_id: str, *, after: int = 0, limit: int = 100) -> list[Event]:
-        """Events with seq > after, in order."""
-        with translated():
-            rows = self._redis.xrange(self._key(tenant, "events", job_id), f"{after + 1}-0", "+", count=limit)
-        return [
-            Event(
-                seq=int(i.split("-")[0]),
-                type=f["type"],
-                at=float(f["at"]),
-                attempt=int(f["attempt"]),
-                data=json.loads(f["data"]),
-            )
-            for i, f in rows
-        ]
-
-    def metrics(self, tenant: str, job_id: str, *, after: str = "0", limit: int = 1000) -> list[dict[str, Any]]:
-        """Metric points after stream id `after`, in order; each has `id`, `attempt`, `at` and its values."""
-        return [
-            {"id": i, "attempt": int(f["attempt"]), "at": float(f["at"]), **json.loads(f["data"])}
-            for i, f in self._stream(self._key(tenant, "metrics", job_id), after, limit)
-        ]
-
-    def logs(self, tenant: str, job_id: str, *, after: str = "0", limit: int = 1000) -> list[dict[str, Any]]:
-        """Log lines after stream id `after`, in order."""
-        return list(map(_line, self._stream(self._key(tenant, "logs", job_id), after, limit)))
-
-    def last_logs(self, tenant: str, job_id: str, count: int) -> list[dict[str, Any]]:
-        """The last `count` log lines, in order."""
-        with translated():
-            found = self._redis.xrevrange(self._key(tenant, "logs", job_id), count=count)
-        return list(map(_line, reversed(found)))
-
-    def artifact(self, tenant: str, artifact: str) -> ManifestRef | None:
-        """Where a published artifact lies, or None: then it does not exist, whatever files there are."""
-        with translated():
-            body = self._redis.hget(self._key(tenant, "artifacts"), artifact)
-        return None if body is None else ManifestRef.model_validate_json(body)
+    # --- taking back ------------------------------------------------------------------------------------------------
 
     def forget_artifact(self, tenant: str, artifact: str) -> None:
         """Take an artifact back (its files are lost or broken), so that its stage runs again."""
         with translated():
-            self._redis.hdel(self._key(tenant, "artifacts"), artifact)
-
-    def checkpoints(self, tenant: str, artifact: str) -> list[CheckpointRef]:
-        """Published checkpoints of an artifact under way, oldest first."""
-        with translated():
-            bodies = self._redis.lrange(self._key(tenant, "checkpoints", artifact), 0, -1)
-        return [CheckpointRef.model_validate_json(body) for body in bodies]
+            self._redis.hdel(key(tenant, "artifacts"), artifact)
 
     def drop_checkpoint(self, tenant: str, artifact: str, checkpoint: CheckpointRef) -> None:
         """Take a checkpoint back; its files may be deleted afterwards."""
         body = canonical_json(checkpoint.model_dump(mode="json"))
         with translated():
-            self._redis.lrem(self._key(tenant, "checkpoints", artifact), 0, body)
+            self._redis.lrem(key(tenant, "checkpoints", artifact), 0, body)
 
     # --- deleting -----------------------------------------------------------------------------------------------
 
     def delete(self, job: JobRecord) -> None:
         """Forget a job that is over, with its events, metrics and logs. Raises IllegalTransition, NotFound."""
         tenant = job.tenant
-        keys = [self._key(tenant, name, job.id) for name in ("job", "events", "metrics", "logs")]
-        keys += self._indexes(tenant, job.spec, job.resolved)
-        keys += [self._key(tenant, "state", state) for state in sorted(TERMINAL)]
+        keys = [key(tenant, name, job.id) for name in ("job", "events", "metrics", "logs")]
+        keys += indexes(tenant, job.spec, job.resolved)
+        keys += [key(tenant, "state", state) for state in sorted(TERMINAL)]
         answer = self._run("delete", keys, [job.id, canonical_json(dict.fromkeys(TERMINAL, True))])
         if answer[0] == "missing":
             raise NotFound(f"no job '{job.id}'; list the jobs to see their ids")
@@ -431,24 +295,15 @@ class JobStore:
                 f"{job.id} is {answer[1]}; cancel it, and delete it when it is over", state=answer[1]
             )
 
-    def jobs_on_data(self, tenant: str, digest: str) -> list[JobRecord]:
-        """All jobs whose data set has these bytes: others cannot share a stage with them."""
-        with translated():
-            ids = self._redis.zrange(self._key(tenant, "data", digest), 0, -1)
-            pipe = self._redis.pipeline(transaction=False)
-            for job_id in ids:
-                pipe.hgetall(self._key(tenant, "job", job_id))
-            return [_record(fields) for fields in pipe.execute() if fields]
-
     def drop_dataset(self, tenant: str, dataset_id: str, name: str) -> None:
         """Forget a data set. Raises Conflict while a job that is not over needs it."""
         keys = [
-            self._key(tenant, "dataset", dataset_id),
-            self._key(tenant, "datasets"),
-            self._key(tenant, "dataset-name", name),
-            self._key(tenant, "on", dataset_id),
+            key(tenant, "dataset", dataset_id),
+            key(tenant, "datasets"),
+            key(tenant, "dataset-name", name),
+            key(tenant, "on", dataset_id),
         ]
-        args = [dataset_id, canonical_json(dict.fromkeys(TERMINAL, True)), self._key(tenant, "job", "")]
+        args = [dataset_id, canonical_json(dict.fromkeys(TERMINAL, True)), key(tenant, "job", "")]
         answer = self._run("drop_dataset", keys, args)
         if answer[0] == "busy":
             _, job, state = answer
@@ -456,27 +311,9 @@ class JobStore:
 
     # --- within -------------------------------------------------------------------------------------------------
 
-    def _indexes(self, tenant: str, spec: JobSpec, resolved: Resolved) -> list[str]:
-        """The lists that a job belongs to for good."""
-        return [
-            self._key(tenant, "jobs"),
-            self._key(tenant, "kind", spec.kind),
-            *(self._key(tenant, "on", one.id) for one in resolved.data),
-            *(self._key(tenant, "data", digest) for digest in sorted({one.ref.digest for one in resolved.data})),
-            *(self._key(tenant, "label", digest_of(pair)) for pair in sorted(spec.metadata.items())),
-        ]
-
-    @staticmethod
-    def _key(tenant: str, *parts: str) -> str:
-        return ":".join((PREFIX, f"{{{tenant}}}", *parts))
-
     def _run(self, script: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
         with translated():
             return self._script[script](keys=list(keys), args=list(args))
-
-    def _stream(self, key: str, after: str, limit: int) -> Iterable[tuple[str, dict[str, str]]]:
-        with translated():
-            return self._redis.xrange(key, f"({after}" if after != "0" else "-", "+", count=limit)
 
     def _move(
         self,
@@ -492,11 +329,11 @@ class JobStore:
         delay: float = 0.0,
     ) -> JobRecord:
         keys = [
-            self._key(tenant, "job", job_id),
-            self._key(tenant, "events", job_id),
-            _QUEUE,
-            f"{PREFIX}:leases",
-            self._key(tenant, "state", ""),
+            key(tenant, "job", job_id),
+            key(tenant, "events", job_id),
+            QUEUE,
+            LEASES,
+            key(tenant, "state", ""),
             FEED,
         ]
         args = [
@@ -539,20 +376,3 @@ def _mismatch(job_id: str) -> IdempotencyMismatch:
     return IdempotencyMismatch(
         f"this Idempotency-Key was used for {job_id} with another body; use a new key for a new job", job=job_id
     )
-
-
-def _line(entry: tuple[str, Mapping[str, str]]) -> dict[str, Any]:
-    stream_id, f = entry
-    return {"id": stream_id, "attempt": int(f["attempt"]), "at": float(f["at"]), "line": f["line"]}
-
-
-def _record(fields: Mapping[str, str]) -> JobRecord:
-    data: dict[str, Any] = {k: json.loads(v) if k in _JSON_FIELDS else v for k, v in fields.items()}
-    try:
-        return JobRecord.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UnreadableRecord(
-            f"job {fields.get('id')} was written by another release of the service: "
-            f"{'.'.join(map(str, first['loc']))}: {first['msg']}; run the newest release on all processes"
-        ) from error
