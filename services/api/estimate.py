@@ -28,7 +28,7 @@ Basis = Literal["measured", "built-in", "cached", "counted", "unknown"]
 # Where no job has run yet: seconds for one unit of work (`Facts.work`) of each stage, from `make demo` on 2 cores of
 # an AMD EPYC with AVX-512 bf16.
 BUILT_IN_SECONDS = {
-    "validate": 5e-4, "select": 8e-3, START: 25.0, "prepare": 1.7e-6, "joint": 3.5e-12, "finetune": 5.0e-12,
+    "validate": 5e-4, "select": 8.4e-8, START: 25.0, "prepare": 1.7e-6, "joint": 3.5e-12, "finetune": 5.0e-12,
     "evaluate": 6.4e-5, "export": 9.0,
 }  # fmt: skip
 # Of the passages that the queries ask for, so many are distinct; 10,004 of 13,500 there.
@@ -74,7 +74,7 @@ class Estimate(BaseModel):
 @dataclass(frozen=True)
 class _Known:
     """What is known of the job beforehand. done: nodes whose artifacts exist; like: the nearest earlier job on the same
-    texts, if any."""
+    texts, if any; searched: passages of its corpus, 0 without one, None where that is not known."""
 
     job: JobRecord
     plan: Plan
@@ -83,6 +83,7 @@ class _Known:
     labels: int
     history: Sequence[Finished]
     like: Finished | None
+    searched: int | None
 
 
 def asks(selection: Selection) -> bool:
@@ -145,7 +146,8 @@ class Estimator:
         like = max(same, key=lambda one: one.source == source_of(resolved), default=None)
         if texts is not None and like is not None and like.rows.get("train"):
             texts = replace(texts, rows=like.rows, tokens=like.tokens["train"] / like.rows["train"])
-        return _Known(job, plan, published(self._jobs, job, plan), texts, len(report["labels"]), history, like)
+        done, searched = published(self._jobs, job, plan), self._corpus_size(tenant, resolved)
+        return _Known(job, plan, done, texts, len(report["labels"]), history, like, searched)
 
     def _passages(self, known: _Known, reasons: dict[str, str]) -> tuple[int | None, int | None]:
         """Passages that will be selected: as counted by a job, else a share of what the queries can ask for."""
@@ -187,14 +189,13 @@ class Estimator:
         resolved, selection = known.job.resolved, known.job.resolved.recipe.selection
         if selection.selector == "given":
             return (self._catalog.dataset(known.job.tenant, resolved.dataset_id).summary.get("selection"),)
-        return (self._corpus_size(known), rows * selection.top_k if asks(selection) else None)
+        return (known.searched, rows * selection.top_k if asks(selection) else None)
 
-    def _corpus_size(self, known: _Known) -> int | None:
-        resolved = known.job.resolved
+    def _corpus_size(self, tenant: str, resolved: Resolved) -> int | None:
         if resolved.corpus_name is None or resolved.corpus_version is None:
-            return None
+            return 0
         try:
-            return self._catalog.corpus(known.job.tenant, resolved.corpus_name).version(resolved.corpus_version).count
+            return self._catalog.corpus(tenant, resolved.corpus_name).version(resolved.corpus_version).count
         except NotFound:
             return None
 
@@ -261,8 +262,9 @@ def _stages(
             yield _timed(known, stage, one.flops * len(left) if one else None, one.times(len(left)) if one else None)
         else:
             rows = known.texts.rows if known.texts else None
-            facts = Facts(rows, tokens or {}, seeds) if rows else None
+            facts = Facts(rows, tokens or {}, seeds, float(known.searched or 0)) if rows else None
             unknown = facts is None or (tokens is None and stage in ("prepare", "evaluate"))
+            unknown = unknown or (known.searched is None and stage == "select")
             yield _timed(known, stage, None if unknown or facts is None else facts.work(stage, 0.0), None)
 
 

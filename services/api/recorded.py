@@ -77,7 +77,8 @@ class Recorded:
             rows = self._json(refs["validate"], "task.json")["counts"]
             cost = self._json(refs["evaluate"], "report.json")["cost"]["total"]
             prepared = metas["prepare"]
-            facts = Facts(rows, prepared["tokens"], len(job.spec.seeds))
+            searched = (metas.get("select", {}).get("corpus") or {}).get("passages", 0)
+            facts = Facts(rows, prepared["tokens"], len(job.spec.seeds), float(searched))
         except (NotFound, CorruptArtifact, KeyError):
             return None
         model, resolved = job.resolved.recipe.model, job.resolved
@@ -101,20 +102,24 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the work of a stage is counted from. rows, tokens: of each split; of the passages too, in tokens."""
+    """What the work of a stage is counted from. rows, tokens: of each split; of the passages too, in tokens.
+
+    searched: passages of the corpus that is selected from, 0 without one.
+    """
 
     rows: Mapping[str, int]
     tokens: Mapping[str, float]
     seeds: int
+    searched: float = 0.0
 
     def work(self, stage: str, flops: float) -> float:
-        """How much a stage does: rows to check, queries, tokens to cut, FLOPs to train, tokens to evaluate for all
-        seeds; 1 where the time hangs on nothing that is known."""
+        """How much a stage does: rows to check, queries times passages that each looks through, tokens to cut, FLOPs to
+        train, tokens to evaluate for all seeds; 1 where the time hangs on nothing that is known."""
         match stage:
             case "validate":
                 return float(sum(self.rows.values()))
             case "select":
-                return float(self.rows["train"])
+                return float(self.rows["train"]) * self.searched
             case "prepare":
                 return float(sum(self.tokens.values()))
             case "joint" | "finetune":

@@ -21,11 +21,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from services.api.datasets import Intake
-from services.api.uploads import ReceivedFile
 from services.common.catalog import CorpusState, CorpusVersion, LoadState
 from services.common.jobstore import CheckpointRef
-from tests.contract.gateway import Gateway, T, make_gateway
+from tests.contract.gateway import Gateway, T, add_dataset, make_gateway
 from tests.contract.made_results import make_export, publish
 from tests.factories import make_spec
 from tests.redis_server import RedisServer
@@ -34,7 +32,6 @@ from tlm_core.errors import NonFiniteLoss
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord, Progress, Resolved
 from tlm_core.tasks.metrics import majority_baseline, score, summary
-from tlm_core.tasks.options import DatasetOptions
 from tlm_core.training.recipe import resolve
 
 HOSTILE = """<script>document.title='owned'</script><img src=x onerror="document.title='owned'">"'&amp;"""
@@ -93,27 +90,17 @@ def filled_gateway(folder: Path) -> Iterator[tuple[Gateway, Made]]:
 def fill(gateway: Gateway) -> Made:
     """Make everything, before the gateway is started."""
     sizes = {"train": 420, "validation": 90, "test": 120}
-    dataset = add(gateway, "tickets", {name: table(rows, seed) for seed, (name, rows) in enumerate(sizes.items())})
+    dataset = add_dataset(
+        gateway, "tickets", {name: table(rows, seed) for seed, (name, rows) in enumerate(sizes.items())}
+    )
     quoted = HOSTILE.replace('"', '""')
     rows = "".join(f'"{quoted} good film {n}","{quoted}"\n"plain text {n}",other\n' for n in range(20))
-    hostile = add(gateway, "hostile", {"train": "text,label\n" + rows})
+    hostile = add_dataset(gateway, "hostile", {"train": "text,label\n" + rows})
     make_corpus(gateway)
     jobs = {}
     for name in ("cancelled", "failed", "succeeded", "alone", "hostile", "running", "paused", "queued"):
         jobs[name] = make_job(gateway, name, hostile if name == "hostile" else dataset)
     return Made(dataset, hostile, jobs)
-
-
-def add(gateway: Gateway, name: str, tables: dict[str, str]) -> str:
-    """A data set of CSV files; its id."""
-    parts, files = gateway.parts, {}
-    (gateway.root / "made").mkdir(parents=True, exist_ok=True)
-    for split, body in tables.items():
-        path = gateway.root / "made" / f"{name}-{split}.csv"
-        path.write_text(body)
-        files[split] = ReceivedFile(split, path.name, path, len(body))
-    intake = Intake(parts.catalog, parts.artifacts, parts.settings.scratch, parts.load_task)
-    return intake.files(T, name, files, DatasetOptions()).id
 
 
 def make_corpus(gateway: Gateway) -> None:

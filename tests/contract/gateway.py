@@ -16,6 +16,7 @@ import uvicorn
 from fastapi.testclient import TestClient
 
 from services.api.app import create_app
+from services.api.datasets import Intake
 from services.api.loads import LoadWorker
 from services.api.outgoing import Outgoing
 from services.api.parts import Parts
@@ -23,17 +24,20 @@ from services.api.predict import Predictor
 from services.api.resumable import Uploads
 from services.api.settings import ApiSettings
 from services.api.tail import Tailer
+from services.api.uploads import ReceivedFile
 from services.api.webhooks import Deliverer, Webhooks
-from services.common.catalog import Catalog
+from services.common.catalog import Catalog, CorpusState, CorpusVersion, LoadState
 from services.common.jobstore import JobStore
 from services.common.retriever_client import RetrieverClient
 from tests.redis_server import free_port
-from tlm_core.artifacts import ArtifactStore
+from tlm_core.artifacts import ArtifactStore, ManifestRef
+from tlm_core.tasks.options import DatasetOptions
 from tlm_core.tasks.validate import load_task
 
 T = "default"
 TOKEN = "tlm_test"
 AUTH = {"Authorization": f"Bearer {TOKEN}"}
+REF = ManifestRef(folder="default/corpora/docs/v1", digest="1" * 64)
 TRAIN = "text,label\n" + "".join(f"good film {n},pos\nbad film {n},neg\n" for n in range(20))
 
 
@@ -154,3 +158,27 @@ def upload(client: Any, *, name: str = "toy", train: str = TRAIN, **more: Any) -
     """Post a data set of one CSV file."""
     data = {"name": name, **more}
     return client.post("/v1/datasets", data=data, files={"train": ("train.csv", train)})
+
+
+def add_dataset(gateway: Gateway, name: str, tables: dict[str, str]) -> str:
+    """A data set of CSV files by their split; its id."""
+    parts, files = gateway.parts, {}
+    (gateway.root / "made").mkdir(parents=True, exist_ok=True)
+    for split, body in tables.items():
+        path = gateway.root / "made" / f"{name}-{split}.csv"
+        path.write_text(body)
+        files[split] = ReceivedFile(split, path.name, path, len(body))
+    intake = Intake(parts.catalog, parts.artifacts, parts.settings.scratch, parts.load_task)
+    return intake.files(T, name, files, DatasetOptions()).id
+
+
+def add_version(gateway: Gateway, name: str, version: str, state: CorpusState, count: int = 3) -> None:
+    """A version of a corpus of `count` passages, whose load is over."""
+    catalog = gateway.parts.catalog
+    load = catalog.add_load(T, name, "en", REF)
+    assert catalog.lease_load(T, load.id, "me", 30)
+    over = load.model_copy(update={"state": LoadState.READY if state is CorpusState.READY else LoadState.FAILED})
+    made = CorpusVersion(
+        version=version, language="en", passages=REF, count=count, state=state, created_at=load.created_at
+    )
+    catalog.save_load(over, "me", made)

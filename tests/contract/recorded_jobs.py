@@ -15,6 +15,7 @@ from tlm_core.training.recipe import Recipe
 
 T = "default"
 TOKENS = {"train": 320, "validation": 40, "test": 40, "passages": 9_000}
+SEARCHED = 3
 ROWS = {"train": 32, "validation": 4, "test": 4}
 
 
@@ -36,7 +37,9 @@ def record(
         folder.mkdir(parents=True)
         (folder / "task.json").write_text(json.dumps({"counts": ROWS}))
         (folder / "report.json").write_text(json.dumps(report(job.resolved.recipe, flops or {})))
-        meta = {"passages": 50, "tokens": TOKENS, "vocab_size": 900} if node.stage in ("select", "prepare") else {}
+        meta: dict[str, Any] = {}
+        if node.stage in ("select", "prepare"):
+            meta = {"passages": 50, "tokens": TOKENS, "vocab_size": 900, "corpus": {"passages": SEARCHED}}
         meta |= (
             {"flops": (flops or {}).get(node.stage, 1e9), "steps": 10} if node.stage in ("joint", "finetune") else {}
         )

@@ -26,17 +26,6 @@ from tlm_core.tasks.options import DatasetOptions
 T = "default"
 
 
-@pytest.fixture
-def gateway(redis_client: redis.Redis, tmp_path: Path) -> Gateway:
-    return make_gateway(redis_client, tmp_path)
-
-
-@pytest.fixture
-def api(gateway: Gateway) -> Iterator[TestClient]:
-    with gateway.test_client() as client:
-        yield client
-
-
 def test_an_upload_is_checked_kept_and_found_by_name_and_id(api: TestClient, gateway: Gateway) -> None:
     answer = upload(api, options='{"label_column": "label"}')
     assert answer.status_code == 201, answer.text

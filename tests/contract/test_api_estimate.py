@@ -3,39 +3,22 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
 from fastapi.testclient import TestClient
 
 from services.api import work
 from services.api.work import Texts
 from services.common.catalog import CorpusState
-from tests.contract.gateway import Gateway, make_gateway, upload
-from tests.contract.recorded_jobs import ROWS, TOKENS, record
-from tests.contract.test_api_jobs import add_version
+from tests.contract.gateway import Gateway, add_version
+from tests.contract.recorded_jobs import ROWS, SEARCHED, TOKENS, record
 from tlm_core.jobs.plan import Node
 from tlm_core.training.recipe import resolve
 
 T = "default"
+pytestmark = pytest.mark.usefixtures("stocked")
 BODY = {"dataset": "toy", "corpus": "docs"}
-
-
-@pytest.fixture
-def gateway(redis_client: redis.Redis, tmp_path: Path) -> Gateway:
-    return make_gateway(redis_client, tmp_path)
-
-
-@pytest.fixture
-def api(gateway: Gateway) -> Iterator[TestClient]:
-    gateway.parts.loads.stop()
-    with gateway.test_client() as client:
-        assert upload(client).status_code == 201
-        add_version(gateway, "docs", "v1", CorpusState.READY)
-        yield client
 
 
 def estimate(api: TestClient, **over: Any) -> dict[str, Any]:
@@ -83,6 +66,13 @@ def test_stages_that_are_done_cost_nothing_and_others_what_they_took_before(api:
     assert other["export"]["seconds"] == 7.0
     found = estimate(api, seeds=[1])
     assert (found["gpu_hours"], found["passages"]) == (0.0, 50)
+
+
+def test_a_larger_corpus_takes_longer_to_select_from(api: TestClient, gateway: Gateway) -> None:
+    finish_one(api, gateway, 7.0)
+    add_version(gateway, "docs", "v2", CorpusState.READY, count=4 * SEARCHED)
+    select = next(s for s in estimate(api)["stages"] if s["stage"] == "select")
+    assert (select["basis"], select["seconds"]) == ("measured", pytest.approx(28.0))
 
 
 def test_a_budget_in_seconds_is_taken_at_its_word(api: TestClient) -> None:

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
-import redis
 
 from services.api.tail import Tailer
 from services.common.jobstore import JobStore
@@ -24,11 +22,6 @@ from tlm_core.errors import StoreUnavailable
 from tlm_core.jobs.spec import Event, JobRecord, Progress
 
 T = "default"
-
-
-@pytest.fixture
-def gateway(redis_client: redis.Redis, tmp_path: Path) -> Gateway:
-    return make_gateway(redis_client, tmp_path)
 
 
 def running(gateway: Gateway) -> JobRecord:

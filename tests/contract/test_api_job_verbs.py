@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
 from fastapi.testclient import TestClient
 
 from services.common.catalog import CorpusState
-from tests.contract.gateway import TRAIN, Gateway, make_gateway, upload
+from tests.contract.gateway import TRAIN, Gateway, add_version, upload
 from tests.contract.made_results import complete
-from tests.contract.test_api_jobs import add_version
 from tlm_core.errors import WorkerLost
 
 T = "default"
+pytestmark = pytest.mark.usefixtures("stocked")
 BODY = {"dataset": "toy", "corpus": "docs"}
-
-
-@pytest.fixture
-def gateway(redis_client: redis.Redis, tmp_path: Path) -> Gateway:
-    return make_gateway(redis_client, tmp_path)
-
-
-@pytest.fixture
-def api(gateway: Gateway) -> Iterator[TestClient]:
-    gateway.parts.loads.stop()
-    with gateway.test_client() as client:
-        assert upload(client).status_code == 201
-        add_version(gateway, "docs", "v1", CorpusState.READY)
-        yield client
 
 
 def submit(api: TestClient, **over: Any) -> str:

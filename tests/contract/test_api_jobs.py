@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,41 +11,14 @@ import pytest
 import redis
 from fastapi.testclient import TestClient
 
-from services.common.catalog import CorpusState, CorpusVersion, LoadState
-from tests.contract.gateway import AUTH, Gateway, make_gateway, upload
+from services.common.catalog import CorpusState
+from tests.contract.gateway import AUTH, REF, Gateway, add_version, make_gateway, upload
 from tests.contract.made_results import complete
-from tlm_core.artifacts import ManifestRef
 from tlm_core.jobs.states import State
 
 T = "default"
-REF = ManifestRef(folder="default/corpora/docs/v1", digest="1" * 64)
+pytestmark = pytest.mark.usefixtures("stocked")
 BODY = {"dataset": "toy", "corpus": "docs"}
-
-
-@pytest.fixture
-def gateway(redis_client: redis.Redis, tmp_path: Path) -> Gateway:
-    return make_gateway(redis_client, tmp_path)
-
-
-@pytest.fixture
-def api(gateway: Gateway) -> Iterator[TestClient]:
-    """A gateway with a data set `toy` and a corpus `docs`, version v1 ready. It leaves loads alone."""
-    gateway.parts.loads.stop()
-    with gateway.test_client() as client:
-        assert upload(client).status_code == 201
-        add_version(gateway, "docs", "v1", CorpusState.READY)
-        yield client
-
-
-def add_version(gateway: Gateway, name: str, version: str, state: CorpusState) -> None:
-    catalog = gateway.parts.catalog
-    load = catalog.add_load(T, name, "en", REF)
-    assert catalog.lease_load(T, load.id, "me", 30)
-    over = load.model_copy(update={"state": LoadState.READY if state is CorpusState.READY else LoadState.FAILED})
-    catalog.save_load(
-        over, "me",
-        CorpusVersion(version=version, language="en", passages=REF, count=3, state=state, created_at=load.created_at),
-    )  # fmt: skip
 
 
 def test_a_job_is_accepted_with_all_that_it_means_settled(api: TestClient, gateway: Gateway) -> None:

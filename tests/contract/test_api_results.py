@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
 from fastapi.testclient import TestClient
 
 from services.common.jobstore import CheckpointRef
-from tests.contract.gateway import Gateway, make_gateway
+from tests.contract.gateway import Gateway
 from tests.contract.made_results import complete, make_export, publish
 from tests.factories import make_resolved, make_spec
 from tlm_core.jobs.plan import plan_of
@@ -21,17 +18,6 @@ from tlm_core.jobs.spec import JobRecord
 from tlm_core.training.recipe import resolve
 
 T = "default"
-
-
-@pytest.fixture
-def gateway(redis_client: redis.Redis, tmp_path: Path) -> Gateway:
-    return make_gateway(redis_client, tmp_path)
-
-
-@pytest.fixture
-def api(gateway: Gateway) -> Iterator[TestClient]:
-    with gateway.test_client() as client:
-        yield client
 
 
 def running(gateway: Gateway, **resolved: Any) -> JobRecord:

@@ -12,9 +12,8 @@ import pytest
 import redis
 
 from services.common.catalog import CorpusState
-from tests.contract.gateway import AUTH, Gateway, make_gateway, upload
+from tests.contract.gateway import AUTH, Gateway, add_version, make_gateway, upload
 from tests.contract.made_results import complete
-from tests.contract.test_api_jobs import add_version
 from tests.support import skip_or_fail
 
 EXAMPLES = 10

@@ -14,25 +14,13 @@ from typing import Any
 
 import httpx
 import pytest
-import redis
 from fastapi.testclient import TestClient
 
-from tests.contract.gateway import Gateway, make_gateway
+from tests.contract.gateway import Gateway
 from tests.redis_server import RedisServer, free_port
 from tests.support import ROOT
 
 OPEN = {"/healthz", "/readyz"}
-
-
-@pytest.fixture
-def gateway(redis_client: redis.Redis, tmp_path: Path) -> Gateway:
-    return make_gateway(redis_client, tmp_path)
-
-
-@pytest.fixture
-def api(gateway: Gateway) -> Iterator[TestClient]:
-    with gateway.test_client() as client:
-        yield client
 
 
 def operations(schema: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:

@@ -8,27 +8,21 @@ import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import redis
 from fastapi.testclient import TestClient
 
-from tests.contract.gateway import AUTH, TRAIN, Gateway, make_gateway, restarted, upload
+from tests.contract.gateway import AUTH, TRAIN, Gateway, restarted, upload
 
 WHOLE = gzip.compress((TRAIN + "".join(f"row {n} {n * 7919 % 1000},pos\n" for n in range(3000))).encode())
 SHA = hashlib.sha256(WHOLE).hexdigest()
 
 
 @pytest.fixture
-def gateway(redis_client: redis.Redis, tmp_path: Path) -> Gateway:
-    return make_gateway(redis_client, tmp_path)
-
-
-@pytest.fixture
 def api(gateway: Gateway) -> Iterator[TestClient]:
+    """It leaves loads alone."""
     gateway.parts.loads.stop()
     with gateway.test_client() as client:
         yield client

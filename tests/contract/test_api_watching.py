@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import redis
 from fastapi.testclient import TestClient
 
-from tests.contract.gateway import AUTH, Gateway, make_gateway
+from tests.contract.gateway import AUTH, Gateway
 from tests.contract.made_results import make_selection, publish
 from tests.contract.recorded_jobs import record
 from tests.factories import make_resolved, make_spec
@@ -24,17 +22,6 @@ from tlm_core.jobs.spec import JobRecord
 from tlm_core.training.recipe import resolve
 
 T = "default"
-
-
-@pytest.fixture
-def gateway(redis_client: redis.Redis, tmp_path: Path) -> Gateway:
-    return make_gateway(redis_client, tmp_path)
-
-
-@pytest.fixture
-def api(gateway: Gateway) -> Iterator[TestClient]:
-    with gateway.test_client() as client:
-        yield client
 
 
 def running(gateway: Gateway, set_: dict[str, Any] | None = None, **spec: Any) -> JobRecord:
