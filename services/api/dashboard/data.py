@@ -14,6 +14,7 @@ from services.api.datasets import Intake, check_dataset_name, report_of
 from services.api.parts import AfterId, PartsDep
 from services.api.removal import delete_dataset
 from services.api.results import open_file
+from services.api.routes.corpora import take_in
 from services.api.routes.datasets import parse_options
 from services.api.uploads import received, single
 from services.common.catalog import OPEN, ready_version
@@ -21,7 +22,7 @@ from tlm_core.errors import TLMError
 
 router = APIRouter()
 
-UPLOAD_PATHS = (f"{PREFIX}/datasets",)
+UPLOAD_PATHS = (f"{PREFIX}/datasets", f"{PREFIX}/corpora")
 _LIMIT = 25
 _HITS = 20
 _LABELS = 60
@@ -84,6 +85,20 @@ def corpora(request: Request, parts: PartsDep, tenant: SignedIn, after: AfterId 
     rows = [{"corpus": one, "ready": one.ready(), "loads": parts.catalog.loads(tenant, one.name, limit=1)}
             for one in records]  # fmt: skip
     return page(request, "corpora.html", rows=rows, more=more, after=after)
+
+
+@router.post("/corpora")
+async def upload_corpus(request: Request, parts: PartsDep, tenant: SignedIn) -> Response:
+    """Take passages in as the API does; cutting and indexing follow, and the page of the corpus shows how far."""
+    async with received(
+        request, parts.settings.scratch, max_bytes=parts.settings.max_upload_bytes, fields=("name", "language"),
+        files=("files",),
+    ) as form:  # fmt: skip
+        name, language = form.field("name").strip(), form.field("language", "").strip() or "en"
+        files = tuple(file for file in form.files if file.size)
+        load = await run_in_threadpool(take_in, parts, tenant, name, language, files)
+    parts.loads.wake()
+    return go_to(request, f"{PREFIX}/corpora/{load.corpus}")
 
 
 @router.get("/corpora/{name}")

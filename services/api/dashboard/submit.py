@@ -2,61 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import secrets
-from typing import Annotated, Any, get_args
+from collections import Counter
+from typing import Annotated, get_args
 
 from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from services.api.dashboard.asked import Asked
 from services.api.dashboard.web import PREFIX, SignedIn, go_to, page
+from services.api.estimate import proposed
 from services.api.parts import Parts, PartsDep
 from services.api.submit import resolve_job
-from services.common.bodies import InsaneJSON, check_json
 from services.common.catalog import dataset_keys
-from services.common.problem import validation_problem
-from tlm_core.errors import InvalidRequest, TLMError
-from tlm_core.jobs.spec import JobSpec
+from tlm_core.compression.masks import Which
+from tlm_core.errors import TLMError
+from tlm_core.jobs.options import CurveModel
+from tlm_core.jobs.plan import plan_of
+from tlm_core.jobs.spec import MAX_PRIORITY, JobSpec
 from tlm_core.training.recipe import RecipeName, Scale
 
 router = APIRouter(prefix="/submit")
 
 _CHOICES = 100
-
-
-class Asked(BaseModel):
-    """The form as it was filled in. key: drawn when the form was shown."""
-
-    model_config = ConfigDict(frozen=True)
-
-    dataset: str = Field("", max_length=200)
-    corpus: str = Field("", max_length=200)
-    scale: str = Field("tiny", max_length=20)
-    recipe: str = Field("fast", max_length=20)
-    seeds: str = Field("0", max_length=400)
-    overrides: str = Field("", max_length=10_000)
-    key: str = Field("", max_length=200)
-
-    def spec(self) -> JobSpec:
-        """The request that the form stands for. Raises InvalidRequest."""
-        overrides = _overrides(self.overrides)
-        if not self.corpus:
-            overrides.setdefault("selection.selector", "none")
-        try:
-            return JobSpec.model_validate(
-                {
-                    "dataset": self.dataset,
-                    "corpus": self.corpus or None,
-                    "scale": self.scale,
-                    "recipe": self.recipe,
-                    "seeds": _seeds(self.seeds),
-                    "set": overrides,
-                }
-            )
-        except ValidationError as error:
-            faults: list[Any] = [{**one, "loc": ("body", *one["loc"])} for one in error.errors()]
-            raise InvalidRequest(str(validation_problem(faults)["detail"])) from error
 
 
 @router.get("")
@@ -67,7 +35,7 @@ def form(
     dataset: Annotated[str, Query(max_length=200)] = "",
     corpus: Annotated[str, Query(max_length=200)] = "",
 ) -> Response:
-    return _form(request, parts, tenant, Asked(dataset=dataset, corpus=corpus), None)
+    return _form(request, parts, tenant, Asked.fresh(dataset, corpus), None)
 
 
 @router.post("")
@@ -92,7 +60,11 @@ def preview(request: Request, parts: PartsDep, tenant: SignedIn, asked: Annotate
     spec = asked.spec()
     resolved = resolve_job(parts.catalog, tenant, spec, parts.settings.model_folders)
     estimate = parts.estimator.estimate(tenant, spec, resolved)
-    return page(request, "_preview.html", resolved=resolved, recipe=resolved.recipe, estimate=estimate)
+    plan = plan_of(proposed(tenant, spec, resolved))
+    return page(
+        request, "_preview.html", spec=spec, resolved=resolved, recipe=resolved.recipe, estimate=estimate,
+        stages=Counter(node.stage for node in plan.nodes),
+    )  # fmt: skip
 
 
 def _form(request: Request, parts: Parts, tenant: str, asked: Asked, error: TLMError | None) -> Response:
@@ -105,31 +77,6 @@ def _form(request: Request, parts: Parts, tenant: str, asked: Asked, error: TLME
     return page(
         request, "submit.html", status=422 if error else 200, asked=asked, error=error, datasets=names,
         corpora=[one for one in corpora if one.ready()], scales=get_args(Scale), recipes=get_args(RecipeName),
-        key=secrets.token_urlsafe(16),
+        kinds=get_args(JobSpec.model_fields["kind"].annotation), models=get_args(CurveModel), tickets=get_args(Which),
+        most=MAX_PRIORITY, key=secrets.token_urlsafe(16),
     )  # fmt: skip
-
-
-def _seeds(text: str) -> list[int]:
-    parts = text.replace(",", " ").split()
-    if not parts or not all(part.isascii() and part.isdigit() for part in parts):
-        raise InvalidRequest("seeds: give whole numbers with commas or blanks between, such as 0, 1, 2")
-    return [int(part[:12]) for part in parts]
-
-
-def _overrides(text: str) -> dict[str, Any]:
-    """Lines of `key = value` as the recipe's overrides; a value that is no JSON is a text."""
-    found: dict[str, Any] = {}
-    for line in text.splitlines():
-        if not line.strip():
-            continue
-        key, sign, value = (part.strip() for part in line.partition("="))
-        if not (key and sign and value):
-            raise InvalidRequest(f"recipe: '{line.strip()[:80]}' is no 'key = value'; write such as joint.rho2 = 5")
-        try:
-            check_json(value.encode())
-            found[key] = json.loads(value)
-        except InsaneJSON as error:
-            raise InvalidRequest(f"recipe: {key}: {error}") from error
-        except ValueError:
-            found[key] = value
-    return found

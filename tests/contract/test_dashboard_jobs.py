@@ -1,0 +1,112 @@
+"""The dashboard's pages of jobs: the list, one job and what can be done with it, its curves, its log, comparisons."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.contract.dashboard_made import Made, fill
+from tests.contract.dashboard_pages import signed_in
+from tests.contract.gateway import Gateway
+from tlm_core.jobs.states import State
+
+T = "default"
+
+
+def test_the_list_shows_each_job_with_its_state_in_words(filled: tuple[Gateway, Made]) -> None:
+    gateway, made = filled
+    browser = signed_in(gateway)
+    text = browser.get("/ui/jobs").text
+    for state in ("queued", "paused", "running", "succeeded", "failed", "cancelled"):
+        assert f'<span class="state {state}">{state}</span>' in text
+    assert all(job in text for job in made.jobs.values())
+    only = browser.get("/ui/jobs?state=failed").text
+    assert made.jobs["failed"] in only and made.jobs["running"] not in only
+    part = browser.get("/ui/jobs", headers={"HX-Request": "true"}).text
+    assert part.lstrip().startswith('<div id="jobs"') and 'hx-trigger="every 3s"' in part
+    assert "hx-trigger" not in browser.get("/ui/jobs?state=failed", headers={"HX-Request": "true"}).text
+
+
+def test_a_running_job_shows_its_stage_and_what_can_be_done(filled: tuple[Gateway, Made]) -> None:
+    gateway, made = filled
+    job = made.jobs["running"]
+    browser = signed_in(gateway)
+    text = browser.get(f"/ui/jobs/{job}").text
+    assert re.search(r'<li class="running" aria-current="step">\s*<span class="name">joint</span>', text)
+    assert "405" in text and "15,320" in text and "1 min 9 s" in text
+    assert f"/ui/jobs/{job}/do/pause" in text and f"/ui/jobs/{job}/do/resume" not in text
+    assert "no number; write" not in text
+
+
+def test_a_live_part_asks_for_the_whole_page_when_the_state_has_changed(filled: tuple[Gateway, Made]) -> None:
+    gateway, made = filled
+    browser, job = signed_in(gateway), made.jobs["running"]
+    same = browser.get(f"/ui/jobs/{job}/live?was=running.joint", headers={"HX-Request": "true"})
+    assert (same.status_code, "hx-refresh" in same.headers) == (200, False)
+    assert 'hx-swap-oob="outerMorph"' in same.text
+    other = browser.get(f"/ui/jobs/{job}/live?was=queued.None", headers={"HX-Request": "true"})
+    assert (other.status_code, other.headers["hx-refresh"]) == (204, "true")
+
+
+def test_what_is_done_with_a_job_goes_through_its_states(gateway: Gateway) -> None:
+    made = fill(gateway)
+    browser, job = signed_in(gateway), made.jobs["paused"]
+    assert browser.post(f"/ui/jobs/{job}/do/resume").headers["location"] == f"/ui/jobs/{job}"
+    assert gateway.parts.jobs.get(T, job).state is State.QUEUED
+    browser.post(f"/ui/jobs/{job}/do/cancel")
+    assert gateway.parts.jobs.get(T, job).state is State.CANCELLED
+    again = browser.post(f"/ui/jobs/{job}/do/resume")
+    assert (again.status_code, "not possible" in again.text) == (409, True)
+    assert browser.post(f"/ui/jobs/{job}/do/rename").status_code == 404
+    once, twice = (browser.post(f"/ui/jobs/{job}/do/retry", data={"key": "k"}).headers["location"] for _ in range(2))
+    assert once == twice != f"/ui/jobs/{job}"
+    new = gateway.parts.jobs.get(T, once.rsplit("/", 1)[1])
+    assert new.origin is not None and (new.origin.job, new.state) == (job, State.QUEUED)
+    assert browser.post(f"/ui/jobs/{made.jobs['succeeded']}/do/retry").status_code == 409
+    assert browser.post(f"{once}/do/delete").status_code == 409, "it is not over"
+    assert browser.post(f"/ui/jobs/{job}/do/delete").headers["location"] == "/ui/jobs"
+    assert browser.get(f"/ui/jobs/{job}").status_code == 404
+    assert browser.post(f"/ui/datasets/{made.dataset}/delete").status_code == 409, "jobs need it"
+    browser.post(f"/ui/jobs/{made.jobs['hostile']}/do/delete")
+    assert browser.post(f"/ui/datasets/{made.hostile_dataset}/delete").headers["location"] == "/ui/datasets"
+    assert browser.get(f"/ui/datasets/{made.hostile_dataset}").status_code == 404
+
+
+def test_curves_come_from_what_was_told_and_from_what_was_kept(filled: tuple[Gateway, Made]) -> None:
+    gateway, made = filled
+    browser = signed_in(gateway)
+    running = browser.get(f"/ui/jobs/{made.jobs['running']}/points?stage=joint").json()
+    (curve,) = running["curves"]
+    assert running["live"] and curve["name"] == "seed 0"
+    assert curve["series"]["mlm"]["x"][-1] == 405
+    assert max(curve["series"]["learning_rate"]["y"]) == pytest.approx(3e-3, rel=0.1)
+    over = browser.get(f"/ui/jobs/{made.jobs['succeeded']}/points?stage=finetune").json()
+    assert [one["name"] for one in over["curves"]] == ["seed 0", "seed 1", "seed 2"]
+    assert over["curves"][2]["series"]["score"]["x"] == list(range(0, 141, 14))
+    assert not over["live"]
+
+
+def test_the_log_is_followed_from_where_it_ended(filled: tuple[Gateway, Made]) -> None:
+    gateway, made = filled
+    browser, job = signed_in(gateway), made.jobs["running"]
+    text = browser.get(f"/ui/jobs/{job}/log").text
+    after = re.search(r"log/more\?after=([\d-]+)", text)
+    assert after and "tokenizer: 8,192 tokens" in text
+    gateway.parts.jobs.report(T, job, 1, logs=["one line more"])
+    part = browser.get(f"/ui/jobs/{job}/log/more?after={after[1]}", headers={"HX-Request": "true"}).text
+    assert "one line more" in part and "tokenizer" not in part and "hx-get" in part
+
+
+def test_a_comparison_shows_what_differs_and_both_scores(filled: tuple[Gateway, Made]) -> None:
+    gateway, made = filled
+    browser = signed_in(gateway)
+    ids = f"id={made.jobs['succeeded']}&id={made.jobs['alone']}"
+    text = browser.get(f"/ui/compare?{ids}").text
+    assert "selection.selector" in text and "joint.rho1" not in text
+    assert text.count("± ") == 3, "the spread of each score of the one with three seeds"
+    points = browser.get(f"/ui/compare/points?stage=finetune&{ids}").json()
+    assert [curve["name"] for curve in points["curves"]] == ["A", "B"]
+    many = "&".join(f"id={job}" for job in made.jobs.values())
+    assert browser.get(f"/ui/compare?{many}").status_code == 422
+    assert browser.get("/ui/compare?id=nope").status_code == 404

@@ -1,0 +1,124 @@
+"""The dashboard's pages of what a job leaves: scores, selection, the model, what a study found."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from tests.contract.dashboard_made import HOSTILE, LABELS, Made, make_report
+from tests.contract.dashboard_pages import Tags, signed_in
+from tests.contract.gateway import AUTH, Gateway
+from tests.factories import make_resolved, make_spec
+from tlm_core.jobs.options import ShareTickets
+from tlm_core.jobs.plan import plan_of
+from tlm_core.jobs.spec import OtherData
+
+T = "default"
+
+
+def test_results_show_scores_classes_confusions_and_cost_beside_the_papers(filled: tuple[Gateway, Made]) -> None:
+    gateway, made = filled
+    browser = signed_in(gateway)
+    text = browser.get(f"/ui/jobs/{made.jobs['succeeded']}/results").text
+    words = " ".join(Tags(text).words.split())
+    report = browser.get(f"/v1/jobs/{made.jobs['succeeded']}/report", headers=AUTH).json()
+    mean, spread = report["mean"]["test"]["macro_f1"], report["spread"]["test"]["macro_f1"]
+    assert f"{mean:.3f} ± {spread:.3f} macro-F1" in words
+    assert all(label in words for label in LABELS)
+    assert "4.1 × 10¹³ FLOPs 79,000 times less than the 3.2 × 10¹⁸ of the paper’s small scale" in words
+    confusion = report["seeds"][2]["test"]["confusion"]
+    cells = re.findall(r'<td class="s\d(?: right)?">(\d+)</td>', text)
+    assert [int(cell) for cell in cells] == [n for row in confusion for n in row]
+    other = browser.get(f"/ui/jobs/{made.jobs['succeeded']}/results?seed=0").text
+    assert "test, seed 0" in other
+
+
+def test_a_result_that_is_not_there_yet_says_when_it_will_be(filled: tuple[Gateway, Made]) -> None:
+    gateway, made = filled
+    browser = signed_in(gateway)
+    for tab in ("results", "model"):
+        answer = browser.get(f"/ui/jobs/{made.jobs['running']}/{tab}")
+        assert answer.status_code == 200 and "when the stage" in answer.text
+    assert "/selection" not in browser.get(f"/ui/jobs/{made.jobs['alone']}").text
+
+
+def test_the_selection_is_searched_and_tells_who_asked(filled: tuple[Gateway, Made]) -> None:
+    gateway, made = filled
+    browser, path = signed_in(gateway), f"/ui/jobs/{made.jobs['succeeded']}/selection"
+    first = browser.get(path).text
+    assert first.count('<p class="meta">') == 20 and "Next 20" in first and "asked for by" in first
+    row, text = re.findall(r'row (\d+), rank 1</span> <span class="tag">\w+</span> ([^<]+)<', first)[0]
+    task = gateway.parts.artifacts.localize(made_task(gateway, made.jobs["succeeded"])) / "train.parquet"
+    assert pq.read_table(task)["text"][int(row) - 1].as_py() == text
+    found = browser.get(path + "?q=PARCEL", headers={"HX-Request": "true"}).text
+    texts = re.findall(r'<p class="text">([^<]*)</p>', found)
+    assert texts and all("parcel" in one.lower() for one in texts)
+    assert "No selected passage holds" in browser.get(path + "?q=zzz").text
+
+
+def made_task(gateway: Gateway, job: str) -> Any:
+    from services.common.artifacts_of import published
+
+    return published(gateway.parts.jobs, gateway.parts.jobs.get(T, job))["validate"]
+
+
+def test_the_model_classifies_what_is_typed(filled: tuple[Gateway, Made]) -> None:
+    gateway, made = filled
+    browser, path = signed_in(gateway), f"/ui/jobs/{made.jobs['succeeded']}/predict"
+    part = browser.post(path, data={"texts": "invoice payment\n\nlate parcel"}, headers={"HX-Request": "true"}).text
+    assert re.findall(r'class="best"><th scope="row" class="label">(\w+)<', part) == ["billing", "delivery"]
+    assert "<html" in browser.post(path, data={"texts": "invoice"}).text, "it works without a script"
+    empty = browser.post(path, data={"texts": " "}, headers={"HX-Request": "true"})
+    assert (empty.status_code, "there is no text" in empty.text) == (422, True)
+    assert browser.post(f"/ui/jobs/{made.jobs['running']}/predict", data={"texts": "x"}).status_code == 409
+
+
+def test_files_are_sent_to_a_session(filled: tuple[Gateway, Made]) -> None:
+    gateway, made = filled
+    browser, job = signed_in(gateway), made.jobs["succeeded"]
+    listed = re.findall(r'href="(/ui/jobs/[^"]+/files/[^"]+)"', browser.get(f"/ui/jobs/{job}/model").text)
+    assert f"/ui/jobs/{job}/files/model/weights.bin" in listed
+    for path in listed:
+        answer = browser.get(path)
+        assert (answer.status_code, answer.headers["content-disposition"][:10]) == (200, "attachment")
+    assert browser.get(f"/ui/jobs/{job}/files/nope").status_code == 404
+
+
+def test_studies_show_their_words_and_their_plot(gateway: Gateway) -> None:
+    store, artifacts = gateway.parts.jobs, gateway.parts.artifacts
+    others = {"share_tickets": ShareTickets(others=("b",))}
+    for kind in ("learning_curve", "share_tickets"):
+        shared = kind == "share_tickets"
+        spec = make_spec(kind=kind, **(others if shared else {}))
+        other = OtherData(id="ds_2", ref=make_resolved().dataset)
+        job, _ = store.submit(T, spec, make_resolved(others=(other,) if shared else ()))
+        claimed = store.claim("maker", 60)
+        assert claimed is not None
+        folder = gateway.root / "made" / kind
+        folder.mkdir(parents=True)
+        report = make_report(LABELS, (0, 1), 0.7) | {"words": f"Said of {HOSTILE}."}
+        if shared:
+            alone = {name: report[name] for name in ("mean", "spread")}
+            report = {"words": report["words"], "mean": {"test": {"value": 0.5}}, "spread": {"test": {"value": None}}}
+            report |= {"tasks": [{"name": "a", "metric": "accuracy", "alone": alone}]}
+            report |= {"average": {"alone": {"mean": 0.5, "std": None}}}
+        (folder / "report.json").write_text(json.dumps(report))
+        (folder / "plot.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+        ref = artifacts.write(f"default/{kind}", folder, artifact=kind, stage="curve")
+        made = {plan_of(claimed).report: {"artifact": kind, "ref": ref.model_dump()}}
+        store.finish(claimed, "maker", {"artifacts": made, "summary": {"mean": report["mean"], "words": "x"}})
+        browser = signed_in(gateway)
+        for path in ("/ui/jobs", *(f"/ui/jobs/{job.id}{tab}" for tab in ("", "/results", "/log"))):
+            answer = browser.get(path)
+            assert (answer.status_code, Tags(answer.text).has("img", onerror="x")) == (200, False), path
+        assert HOSTILE in Tags(browser.get(f"/ui/jobs/{job.id}/results").text).words
+        assert 'class="running"' not in browser.get(f"/ui/jobs/{job.id}").text
+        plot = browser.get(f"/ui/jobs/{job.id}/plot.svg")
+        assert (plot.headers["content-type"], "script-src 'self'" in plot.headers["content-security-policy"]) == (
+            "image/svg+xml",
+            True,
+        )
+        assert browser.get(f"/ui/compare?id={job.id}").status_code == 200
