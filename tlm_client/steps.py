@@ -104,44 +104,43 @@ def consumed(steps: Listing[T], take: Callable[[T], None]) -> Ask[None]:
     yield from _through(steps, taken)
 
 
-def _through(steps: Generator[Any, Any, R], item: Callable[[Any], Emit[Any] | None]) -> Generator[Any, Any, R]:
-    """`steps`, its items replaced by what `item` makes of them (None: nothing)."""
-    answer: Any = None
-    error: Exception | None = None
-    try:
-        while True:
-            try:
-                step = steps.throw(error) if error is not None else steps.send(answer)
-            except StopIteration as end:
-                value: R = end.value
-                return value
-            answer = error = None
-            if isinstance(step, Emit) and (step := item(step.value)) is None:
-                continue
-            try:
-                answer = yield step
-            except Exception as problem:
-                error = problem
-    finally:
-        steps.close()
-
-
 def plain(steps: Generator[Any, Any, R], *, url: str, tries: int) -> Generator[Any, Any, R]:
     """`steps` with every Call carried out as requests and pauses, so that a client has only those to do."""
-    answer: Any = None
-    error: Exception | None = None
+
+    def carried(step: Any) -> Ask[Any]:
+        return (yield from _called(step, url, tries)) if isinstance(step, Call) else (yield step)
+
+    return _through(steps, Emit, carried)
+
+
+def _as_it_is(step: Any) -> Ask[Any]:
+    return (yield step)
+
+
+def _through(
+    steps: Generator[Any, Any, R],
+    item: Callable[[Any], Emit[Any] | None],
+    carried: Callable[[Any], Ask[Any]] = _as_it_is,
+) -> Generator[Any, Any, R]:
+    """`steps`, its items replaced by what `item` makes of them (None: nothing), each step by what `carried` does.
+
+    `steps` is told of whatever comes of a step; what `item` raises is no business of its.
+    """
+    run = _Run(steps)
     try:
-        while True:
+        step = run.advance()
+        while not run.over:
+            if isinstance(step, Emit) and (step := item(step.value)) is None:
+                step = run.advance()
+                continue
             try:
-                step = steps.throw(error) if error is not None else steps.send(answer)
-            except StopIteration as end:
-                value: R = end.value
-                return value
-            answer = error = None
-            try:
-                answer = (yield from _called(step, url, tries)) if isinstance(step, Call) else (yield step)
+                answer = yield from carried(step)
             except Exception as problem:
-                error = problem
+                step = run.advance(error=problem)
+            else:
+                step = run.advance(answer)
+        value: R = run.result
+        return value
     finally:
         steps.close()
 
@@ -165,12 +164,22 @@ def _called(wanted: Call, url: str, tries: int) -> Ask[Any]:
 
 
 class _Run:
-    """What belongs to one operation under way: its stream, if one is open, and what it returned."""
+    """One operation under way: its steps, its stream, if one is open, and what it returned."""
 
-    def __init__(self) -> None:
+    def __init__(self, steps: Generator[Any, Any, Any]) -> None:
+        self.steps = steps
+        self.over = False
+        self.result: Any = None
         self.response: httpx.Response | None = None
         self.pieces: Any = None
-        self.result: Any = None
+
+    def advance(self, answer: Any = None, error: Exception | None = None) -> Any:
+        """The next step, after what came of the last one; None when it is `over`, and `result` is there."""
+        try:
+            return self.steps.throw(error) if error is not None else self.steps.send(answer)
+        except StopIteration as end:
+            self.over, self.result = True, end.value
+            return None
 
 
 class Driver:
@@ -183,36 +192,32 @@ class Driver:
 
     def value(self, steps: Generator[Any, Any, R]) -> R:
         """What an operation returns."""
-        run = _Run()
-        for _ in self._driven(steps, run):
+        run = _Run(steps)
+        for _ in self._driven(run):
             raise AssertionError("an operation with one result has no items")
         result: R = run.result
         return result
 
     def each(self, steps: Listing[T]) -> Iterator[T]:
         """The items of an operation, as they come."""
-        return self._driven(steps, _Run())
+        return self._driven(_Run(steps))
 
-    def _driven(self, steps: Generator[Any, Any, Any], run: _Run) -> Iterator[Any]:
-        answer: Any = None
-        error: Exception | None = None
+    def _driven(self, run: _Run) -> Iterator[Any]:
         try:
-            while True:
-                try:
-                    step = steps.throw(error) if error is not None else steps.send(answer)
-                except StopIteration as end:
-                    run.result = end.value
-                    return
-                answer = error = None
+            step = run.advance()
+            while not run.over:
                 if isinstance(step, Emit):
                     yield step.value
+                    step = run.advance()
                     continue
                 try:
                     answer = self._do(step, run)
                 except Exception as problem:
-                    error = problem
+                    step = run.advance(error=problem)
+                else:
+                    step = run.advance(answer)
         finally:
-            steps.close()
+            run.steps.close()
             if run.response is not None:
                 run.response.close()
 
@@ -247,36 +252,32 @@ class AsyncDriver:
 
     async def value(self, steps: Generator[Any, Any, R]) -> R:
         """What an operation returns."""
-        run = _Run()
-        async for _ in self._driven(steps, run):
+        run = _Run(steps)
+        async for _ in self._driven(run):
             raise AssertionError("an operation with one result has no items")
         result: R = run.result
         return result
 
     def each(self, steps: Listing[T]) -> AsyncIterator[T]:
         """The items of an operation, as they come."""
-        return self._driven(steps, _Run())
+        return self._driven(_Run(steps))
 
-    async def _driven(self, steps: Generator[Any, Any, Any], run: _Run) -> AsyncIterator[Any]:
-        answer: Any = None
-        error: Exception | None = None
+    async def _driven(self, run: _Run) -> AsyncIterator[Any]:
         try:
-            while True:
-                try:
-                    step = steps.throw(error) if error is not None else steps.send(answer)
-                except StopIteration as end:
-                    run.result = end.value
-                    return
-                answer = error = None
+            step = run.advance()
+            while not run.over:
                 if isinstance(step, Emit):
                     yield step.value
+                    step = run.advance()
                     continue
                 try:
                     answer = await self._do(step, run)
                 except Exception as problem:
-                    error = problem
+                    step = run.advance(error=problem)
+                else:
+                    step = run.advance(answer)
         finally:
-            steps.close()
+            run.steps.close()
             if run.response is not None:
                 await run.response.aclose()
 
