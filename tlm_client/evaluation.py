@@ -104,6 +104,8 @@ def evaluate_model(
             f"the model knows the labels {', '.join(classifier.labels[:20])}, the data set "
             f"{', '.join(task.labels[:20])}; they must be the same"
         )
+    if task.regression:
+        raise InvalidRequest("this command scores classes; for regression the job's report has the correlations")
     index = [task.labels.index(label) for label in classifier.labels]
     texts, pairs = task.texts(split), task.text_pairs(split)
     answers: list[int] = []

@@ -285,8 +285,9 @@ class Webhook(_Value):
 
 
 class Prediction(_Value):
-    """The likeliest label of one text, and the probability of every label."""
+    """The likeliest label of one text, and the probability of every label; of a model of amounts its value."""
 
     label: str
-    probability: float
-    probabilities: dict[str, float]
+    probability: float | None = None
+    probabilities: dict[str, float] = {}
+    value: float | None = None

@@ -38,7 +38,8 @@ def say_report(report: Mapping[str, Any]) -> None:
         say(str(report["words"]))
         say(f"cost: {cost_line(report)}")
         return
-    rows = [(s, mean_and_spread(report, s), number(test_value(report, "majority", s))) for s in SCORES]
+    known = [score for score, mean in report["mean"]["test"].items() if mean is not None and score != "deduplicated"]
+    rows = [(s, mean_and_spread(report, s), number(test_value(report, "majority", s))) for s in known or SCORES]
     seeds = len(report["seeds"])
     table(("score on test", f"mean of {seeds} seed{'s' if seeds != 1 else ''}", "majority class"), rows)
     say(f"cost: {cost_line(report)}")

@@ -75,6 +75,7 @@ class Intake:
             kept = replace(
                 options, name=options.name or name, metric=task.metric, language=task.language, text_column="text",
                 text_pair_column="text_pair" if task.pair else "", label_column="label", delimiter=None,
+                positive_label=task.labels[-1] if task.metric == "f1" else None,
             )  # fmt: skip
             return self._keep(tenant, name, raw, report, kept)
 
@@ -175,7 +176,7 @@ def _write_raw(task: Task, folder: Path) -> None:
 
     names = pa.array(task.labels, pa.string())
     for split, table in task.splits.items():
-        labels = names.take(table["label"])
+        labels = table["label"] if task.regression else names.take(table["label"])
         columns = {name: table[name] for name in ("text", *(("text_pair",) if task.pair else ()))}
         pq.write_table(pa.table({**columns, "label": labels}), folder / f"{split}.parquet", compression="zstd")
 

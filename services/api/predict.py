@@ -27,17 +27,18 @@ _BATCH = 32
 class Model:
     """An exported classifier, ready to run. labels: in the order of the model's outputs; pair: takes two texts a row.
 
-    size: bytes of its files."""
+    size: bytes of its files. regression: the one output is an amount, and `labels` holds its name."""
 
     session: InferenceSession
     tokenizer: Tokenizer
     labels: tuple[str, ...]
     pair: bool
     size: int
+    regression: bool = False
 
     def probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> NDArray[np.float32]:
-        """(texts, labels) probabilities; row i is for texts[i] (with pairs[i]). A text alone or in a batch gives the
-        same result but for rounding."""
+        """(texts, labels) probabilities, in regression (texts, 1) amounts; row i is for texts[i] (with pairs[i]). A
+        text alone or in a batch gives the same result but for rounding."""
         if not texts:
             return np.zeros((0, len(self.labels)), np.float32)
         rows = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
@@ -58,6 +59,8 @@ class Model:
         }
         wanted = {one.name for one in self.session.get_inputs()}
         logits = self.session.run(None, {name: array for name, array in columns.items() if name in wanted})[0]
+        if self.regression:
+            return np.asarray(logits, np.float32)
         scaled = np.exp(logits - logits.max(axis=1, keepdims=True))
         return np.asarray(scaled / scaled.sum(axis=1, keepdims=True), np.float32)
 
@@ -81,7 +84,7 @@ def load_model(folder: Path) -> Model:
     options = SessionOptions()
     options.log_severity_level = 3
     session = InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
-    return Model(session, tokenizer, labels, pair, size)
+    return Model(session, tokenizer, labels, pair, size, bool(facts.get("regression")))
 
 
 class Predictor:
@@ -101,7 +104,8 @@ class Predictor:
     def predict(
         self, export: ManifestRef, texts: Sequence[str], pairs: Sequence[str] | None
     ) -> tuple[tuple[str, ...], NDArray[np.float32]]:
-        """The labels, and (texts, labels) probabilities. Raises InvalidRequest, CorruptArtifact."""
+        """The labels, and (texts, labels) probabilities; a single label is the name of an amount, which is given in
+        place of a probability. Raises InvalidRequest, CorruptArtifact."""
         model = self.model(export)
         if model.pair and pairs is None:
             raise InvalidRequest("this model takes two texts a row; give the second ones as 'pairs'")

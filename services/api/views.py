@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,6 +12,7 @@ from tlm_core.artifacts import FileEntry, ManifestRef
 from tlm_core.jobs.plan import Plan
 from tlm_core.jobs.spec import Event, JobRecord, JobSpec, Origin, Progress
 from tlm_core.jobs.states import State
+from tlm_core.tasks.metrics import Metric
 from tlm_core.tasks.options import DatasetOptions
 from tlm_core.training.recipe import Recipe
 
@@ -67,7 +68,8 @@ class OptionsBody(_Body):
     text_pair_column: str | None = Field(None, max_length=200, description='column of second texts; "": there is none')
     label_column: str | None = Field(None, max_length=200)
     delimiter: str | None = Field(None, description="of CSV files, one character")
-    metric: Literal["macro_f1", "micro_f1", "accuracy"] | None = None
+    metric: Metric | None = Field(None, description="pearson and spearman: the labels are amounts (regression)")
+    positive_label: str | None = Field(None, max_length=1000, description="the label of which the metric f1 is taken")
     language: str | None = Field(None, pattern=r"^[a-z]{2,3}$", description="ISO 639 code")
     name: str | None = Field(None, max_length=200, description="of the task, in reports and on the model's card")
     split_seed: int = Field(0, ge=0, lt=2**32, description="decides which rows a split that is cut gets")
@@ -394,11 +396,12 @@ class PredictBody(_Body):
 
 
 class Prediction(_View):
-    """The likeliest label of one text, and the probability of every label."""
+    """The likeliest label of one text, and the probability of every label; of a model of amounts its value."""
 
-    label: str
-    probability: float
-    probabilities: dict[str, float]
+    label: str = Field(description="in regression: what the value is of")
+    probability: float | None = None
+    probabilities: dict[str, float] = {}
+    value: float | None = Field(None, description="the amount, where the task is regression")
 
 
 class Predictions(_View):

@@ -46,8 +46,10 @@ def predict(
     if as_json:
         emit(answers)
         return
-    rows = [(a.label, f"{a.probability:.3f}", text[:120]) for a, text in zip(answers, texts, strict=True)]
-    table(("label", "probability", "text"), rows)
+    amounts = answers[0].value is not None
+    found = [(a.label, number(a.value if amounts else a.probability)) for a in answers]
+    rows = [(*one, text[:120]) for one, text in zip(found, texts, strict=True)]
+    table(("label", "value" if amounts else "probability", "text"), rows)
 
 
 @guarded

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tlm_core.tasks.merge import MERGE
+from tlm_core.tasks.merge import AMOUNTS, MERGE
+from tlm_core.tasks.metrics import REGRESSION
 from tlm_core.tasks.task import SPLITS
 from tlm_core.training.prepared import Prepared
 from tlm_core.training.stage import StageContext
@@ -22,8 +23,8 @@ def part(ctx: StageContext) -> dict[str, Any]:
     """
     if ctx.rank:
         return {}
-    whole = Prepared(ctx.inputs["prepared"])
-    facts = json.loads((ctx.inputs["task"] / MERGE).read_text(encoding="utf-8"))[ctx.params["number"]]
+    whole, merged = Prepared(ctx.inputs["prepared"]), ctx.inputs["task"]
+    facts = json.loads((merged / MERGE).read_text(encoding="utf-8"))[ctx.params["number"]]
     shutil.copytree(whole.folder / "tokenizer", ctx.out / "tokenizer")
     tokens, counts = {}, {}
     for name in SPLITS:
@@ -33,7 +34,8 @@ def part(ctx: StageContext) -> dict[str, Any]:
         with StoreWriter(ctx.out, name, whole.vocabulary.size) as store:
             store.add([split.store[int(member)].tolist() for member in members])
             tokens[name] = store.total
-        np.save(ctx.out / f"{name}.labels.npy", own[members].astype(np.int32))
+        labels = np.load(merged / AMOUNTS.format(split=name)) if facts["metric"] in REGRESSION else own.astype(np.int32)
+        np.save(ctx.out / f"{name}.labels.npy", labels[members])
         np.save(ctx.out / f"{name}.rows.npy", split.rows[members])
         if split.second is not None:
             np.save(ctx.out / f"{name}.second.npy", split.second[members])

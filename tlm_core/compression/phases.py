@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from tlm_core.compression.masks import Mask
 from tlm_core.compression.sliced import MASK, load_sliced, parameters, widened
-from tlm_core.studies.measure import compare_graphs
+from tlm_core.studies.measure import compare_graphs, in_words
 from tlm_core.studies.plot import Curve, plot
 from tlm_core.tasks.metrics import summary
 from tlm_core.tasks.task import Task
@@ -40,7 +41,8 @@ def phases(ctx: StageContext) -> dict[str, Any]:
     levels, seeds = ctx.params["levels"], ctx.params["seeds"]
     dense = json.loads((ctx.inputs["evaluate"] / "report.json").read_text(encoding="utf-8"))
     curves = _curves(ctx.inputs, ctx.params["tickets"], levels, seeds)
-    chosen = max((p for p in curves if p["ticket"] == "winning"), key=lambda p: (p["mean"] or 0.0, p["level"]))
+    winning = (p for p in curves if p["ticket"] == "winning")
+    chosen = max(winning, key=lambda p: (-math.inf if p["mean"] is None else p["mean"], p["level"]))
     folders = {seed: ctx.inputs[node_of("winning", chosen["level"], seed)] for seed in seeds}
     report: dict[str, Any] = {"kind": "prune", **report_of(folders, prepared, task, _answer(prepared))}
     report["dense"] = {name: dense[name] for name in ("mean", "spread", "cost")}
@@ -126,6 +128,10 @@ def words(report: Mapping[str, Any]) -> str:
     chosen, metric = report["super_ticket"], report["metric"]
     dense, ours = report["dense"]["mean"]["test"][metric], report["mean"]["test"][metric]
     left = chosen["layers_left"] / chosen["layers_full"]
+    if dense is None or ours is None:
+        return (
+            f"No {metric} on test could be computed for some seed, so the dense model and the ticket are not compared."
+        )
     seeds = len(report["seeds"])
     verdict = "better than" if ours > dense else "no better than"
     text = (
@@ -139,7 +145,7 @@ def words(report: Mapping[str, Any]) -> str:
         text += f" The difference is within one standard deviation ({spread:.4f}), so it may be chance."
     speed, sizes = report["inference"]["speed_up"], report["inference"]
     smaller = 1 - sizes["sliced"]["bytes"] / sizes["dense"]["bytes"]
-    return f"{text} As ONNX it is {smaller:.0%} smaller and runs {speed:.2f} times as fast on one core."
+    return f"{text} As ONNX it is {smaller:.0%} smaller and {in_words(speed)} on one core."
 
 
 def _write(out: Path, report: Mapping[str, Any]) -> None:
@@ -154,8 +160,8 @@ def _write(out: Path, report: Mapping[str, Any]) -> None:
     kinds = list(dict.fromkeys(point["ticket"] for point in report["curves"]))
     lines = []
     for kind in kinds:
-        points = [(p["weights_left"], p["mean"], p["spread"]) for p in report["curves"] if p["ticket"] == kind]
-        lines.append(Curve(kind, sorted(points)))
+        known = [p for p in report["curves"] if p["ticket"] == kind and p["mean"] is not None]
+        lines.append(Curve(kind, sorted((p["weights_left"], p["mean"], p["spread"]) for p in known)))
     title = f"{report['task']}: tickets on validation"
     drawn = plot(lines, title=title, x="share of the layers' weights left", y=report["metric"])
     (out / "plot.svg").write_text(drawn, encoding="utf-8")

@@ -84,7 +84,7 @@ def _task(inputs: Mapping[str, Path], number: int, name: str, seeds: Sequence[in
 
 def _average(tasks: Sequence[Mapping[str, Any]], system: str, seeds: int) -> dict[str, Any]:
     """Mean over tasks of the test score by each task's own metric, for each seed, and over seeds."""
-    by_seed = [float(np.mean([task[system]["seeds"][i]["test"]["value"] for task in tasks])) for i in range(seeds)]
+    by_seed = [summary([task[system]["seeds"][i]["test"]["value"] for task in tasks])["mean"] for i in range(seeds)]
     return summary(by_seed)
 
 
@@ -111,6 +111,8 @@ def words(report: Mapping[str, Any]) -> str:
     average = report["average"]
     alone, plain, tickets = (average[system]["mean"] for system in SYSTEMS)
     left = float(np.mean(report["weights_left"]))
+    if None in (alone, plain, tickets):
+        return "Some test score could not be computed, so there is no mean over the tasks; see the single scores."
     text = (
         f"Over {len(report['tasks'])} tasks the mean test score is {tickets:.4f} with shared tickets ({left:.0%} of "
         f"the layers' weights), {plain:.4f} with plain multi-task training and {alone:.4f} with a model for each task."

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tlm_core.compression.gates import gated
 from tlm_core.compression.masks import Importance, Mask, one_shot
 from tlm_core.compression.sliced import sliced
+from tlm_core.tasks.metrics import summary
 from tlm_core.training.evaluate import pick_device, predict, validation_scores
 from tlm_core.training.loop import Budget, Trainer
 from tlm_core.training.model import Shape, TaskModel
@@ -218,8 +219,8 @@ def ticket_of(ctx: StageContext, number: int, shape: Shape) -> Mask:
 
 def _validate(
     model: SharedModel, tasks: Sequence[Prepared], precision: str, workers: Workers, device: torch.device
-) -> dict[str, float]:
-    """Mean over tasks of what `validation_scores` gives, and each task's score."""
+) -> dict[str, float | None]:
+    """Mean over tasks of what `validation_scores` gives, and each task's score; null where one of them is."""
     found, chosen = [], model.current
     for number, prepared in enumerate(tasks):
         model.select(number)
@@ -227,7 +228,7 @@ def _validate(
         logits = predict(cast(Any, model), split, prepared, device=device, precision=precision, workers=workers)
         found.append(validation_scores(logits, split, prepared))
     model.select(chosen)
-    means = {name: float(np.mean([scores[name] for scores in found])) for name in found[0]}
+    means = {name: summary([scores[name] for scores in found])["mean"] for name in found[0]}
     return means | {f"score.{number}": scores["score"] for number, scores in enumerate(found)}
 
 

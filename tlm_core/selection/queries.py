@@ -28,8 +28,8 @@ def train_texts(task: Task) -> Iterator[tuple[int, str]]:
 
 
 def held_out_texts(task: Task) -> Iterator[tuple[str, int, str]]:
-    """(split, row, text) of validation and test; both texts of a pair stand alone, as a passage may hold only one."""
-    for split in ("validation", "test"):
+    """(split, row, text) of validation and all tests; the texts of a pair stand alone: a passage may hold only one."""
+    for split in ("validation", "test", *task.further_tests):
         rows = task.rows(split).tolist()
         for texts in (task.texts(split), task.text_pairs(split)):
             yield from ((split, row, text) for row, text in zip(rows, texts or (), strict=texts is not None))

@@ -12,9 +12,9 @@ from tlm_core.jobs.options import size_name
 from tlm_core.studies.bilstm import load_bilstm
 from tlm_core.studies.fit import compare, fit
 from tlm_core.studies.lstm_export import export_lstm, lstm_onnx
-from tlm_core.studies.measure import compare_graphs
+from tlm_core.studies.measure import compare_graphs, in_words
 from tlm_core.studies.plot import Curve, plot
-from tlm_core.tasks.metrics import summary
+from tlm_core.tasks.metrics import better, summary
 from tlm_core.training.evaluate import over_seeds, total_cost
 from tlm_core.training.graph import write_onnx
 from tlm_core.training.prepared import Prepared
@@ -71,8 +71,11 @@ def _whole(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The BiLSTM of the largest size, which is what gets exported, as one report over its seeds."""
     seeds = [run["seeds"][0] for run in runs]
     same = {name: runs[0][name] for name in ("task", "metric", "labels", "majority")}
-    best = max(seeds, key=lambda entry: entry["validation"]["value"] or 0.0)["seed"]
-    return {**same, "seeds": seeds, **over_seeds(seeds), "best_seed": best}
+    best = seeds[0]
+    for entry in seeds[1:]:
+        if better(entry["validation"]["value"], best["validation"]["value"]):
+            best = entry
+    return {**same, "seeds": seeds, **over_seeds(seeds), "best_seed": best["seed"]}
 
 
 def _cost(reports: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
@@ -146,7 +149,7 @@ def words(report: Mapping[str, Any]) -> str:
         other = report["models"][model]["points"][-1]["mean"]["test"]["accuracy"]
         gap = other - last["mean"]["test"]["accuracy"]
         found.append(f"There it is {abs(gap):.1%} {'below' if gap > 0 else 'above'} '{model}' in accuracy.")
-        faster = f"it runs {against['speed_up']:.1f} times as fast on one core"
+        faster = f"it {in_words(against['speed_up'])} on one core"
         if against["labels"] is None:
             found.append(f"Where the two meet cannot be told ({against['reason']}); {faster}.")
             continue

@@ -28,6 +28,13 @@ def padded(texts: Sequence[npt.NDArray[Any]], pad: int) -> dict[str, npt.NDArray
     return found
 
 
+def in_words(speed_up: float) -> str:
+    """How a model that does `speed_up` times the work in the same time compares, as the end of a sentence."""
+    if speed_up >= 1:
+        return f"runs {speed_up:.1f} times as fast"
+    return f"takes {1 / speed_up:.1f} times as long"
+
+
 def compare_graphs(
     graphs: Mapping[str, Path], texts: Mapping[str, Sequence[npt.NDArray[Any]]], pads: Mapping[str, int]
 ) -> dict[str, dict[str, float]]:

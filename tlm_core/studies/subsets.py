@@ -53,8 +53,11 @@ def rows_of(asked: float, rows: int) -> int:
 def sizes_of(task: Task, asked: Sequence[float], seeds: Sequence[int]) -> list[Size]:
     """Each size in rising order, with the reason where a class that train has would vanish for some seed.
 
-    Raises InvalidRequest if train has fewer rows than asked for, two sizes are the same, or none is left.
+    Raises InvalidRequest if train has fewer rows than asked for, two sizes are the same, or none is left, and for
+    regression, of which a curve of accuracies says nothing.
     """
+    if task.regression:
+        raise InvalidRequest("a learning curve is of a task with classes; this one's labels are amounts (regression)")
     labels = task.label_ids("train")
     present = np.unique(labels)
     orders = [order(labels, seed) for seed in seeds]

@@ -27,7 +27,7 @@ def check_texts(table: RawTable, column: str, findings: Findings, limits: Limits
     for kind in sorted(kinds.keys() - {KINDS[str]}):
         message, odd = f"{where} is a {kind}, not a text; write it in quotes", kinds[kind]
         findings.fault_rows("not_text", message, odd.rows, split=split, column=column, total=odd.count)
-    null, total = _null_rows(table, column, pc.is_null)
+    null, total = null_rows(table, column, pc.is_null)
     message = f"{where} is null; write a text or leave the row out"
     findings.fault_rows("null_text", message, null, split=split, column=column, total=total)
     message = f"{where} is blank; write a text or leave the row out"
@@ -50,7 +50,7 @@ def check_labels(table: RawTable, column: str, findings: Findings) -> None:
     if NOT_A_VALUE in kinds:
         message, odd = f"{where} is a {NOT_A_VALUE}; each text needs exactly one label", kinds[NOT_A_VALUE]
         findings.fault_rows("not_a_label", message, odd.rows, split=split, column=column, total=odd.count)
-    null, total = _null_rows(table, column, _is_null_or_blank)
+    null, total = null_rows(table, column, is_null_or_blank)
     message = f"{where} has no label; add it or leave the row out"
     findings.fault_rows("null_label", message, null, split=split, column=column, total=total)
     known = {name: kind for name, kind in kinds.items() if name != NOT_A_VALUE}
@@ -61,7 +61,7 @@ def check_labels(table: RawTable, column: str, findings: Findings) -> None:
     _check_characters(table, column, findings)
 
 
-def _null_rows(table: RawTable, column: str, predicate: Callable[[Any], Any]) -> tuple[list[int], int]:
+def null_rows(table: RawTable, column: str, predicate: Callable[[Any], Any]) -> tuple[list[int], int]:
     """Rows without a value and how many there are; lists and objects, which are null here too, do not count."""
     rows = _rows(table, table.columns[column].values, predicate).tolist()
     odd = table.columns[column].kinds.get(NOT_A_VALUE)
@@ -92,7 +92,8 @@ def _is_blank(chunk: Any) -> Any:
     return pc.equal(pc.utf8_trim_whitespace(chunk), "")
 
 
-def _is_null_or_blank(chunk: Any) -> Any:
+def is_null_or_blank(chunk: Any) -> Any:
+    """Whether each string of a pyarrow array is null, empty or white space."""
     return pc.fill_null(_is_blank(chunk), True)
 
 
@@ -162,7 +163,10 @@ def _check_spelling(train: Mapping[str, int], file: str, column: str, findings: 
             message = f"{spelled} differ only in case or blanks; if they mean the same, write them alike"
             findings.warn("label_variants", message, split="train", column=column)
     if len(train) > 1 and all(_DECIMAL.fullmatch(label) for label in train):
-        message = f"the labels of {file} are decimal numbers; they are taken as names of classes, not as amounts"
+        message = (
+            f"the labels of {file} are decimal numbers; they are taken as names of classes, "
+            "not as amounts: give the metric pearson or spearman to predict amounts"
+        )
         findings.warn("decimal_labels", message, split="train", column=column)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from tlm_core.errors import InvalidRequest, NotFound, Unavailable
 from tlm_core.tasks.columnar import class_names, table_from_arrow
 from tlm_core.tasks.findings import Findings
+from tlm_core.tasks.glue import NOTE, glue_task
 from tlm_core.tasks.options import Limits
 from tlm_core.tasks.table import RawTable, check_names
 from tlm_core.tasks.task import SPLITS
@@ -54,6 +55,8 @@ def read_hub(
 ) -> dict[str, RawTable]:
     """The records of each split. Only data files are read: code in a data set's repository is never run.
 
+    A task of GLUE comes with its development set as `test`, and with any second one as `test_NAME`.
+
     cache: folder for what is downloaded (None: the library's own). load: `datasets.load_dataset`, if another
     is to stand in for it.
     Raises NotFound, InvalidRequest (a config or revision that does not exist) and Unavailable.
@@ -63,19 +66,22 @@ def read_hub(
         # The library would take it for that folder, which is not what the id asks for.
         raise InvalidRequest(f"{source.path} is also a folder here; give the folder itself, or start elsewhere")
     found = _load(source, cache, load)
-    tables = {}
-    for split in SPLITS:
-        if split not in found:
+    tables, glue = {}, glue_task(source.path, source.config)
+    wanted = glue.splits if glue else {split: split for split in SPLITS}
+    if glue:
+        findings.note(NOTE)
+    for theirs, split in wanted.items():
+        if theirs not in found:
             continue
-        dataset = found[split].with_format("arrow")
-        file = f"{split} of {source.path}"
+        dataset = found[theirs].with_format("arrow")
+        file = f"{theirs} of {source.path}"
         names = list(dataset.column_names)
         if not len(dataset):
             findings.fault("no_rows", f"{file} has no record", split=split)
         elif check_names(names, file, split, findings, limits):
             classes = class_names(dataset.data.schema.metadata)
             tables[split] = table_from_arrow(dataset.iter(_BATCH), names, file, split, findings, classes)
-    others = sorted(set(found) - set(SPLITS))
+    others = sorted(set(found) - wanted.keys())
     if others:
         findings.note(f"splits not used: {', '.join(others)}")
     if "train" not in found:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,35 +14,43 @@ from tlm_core.errors import InvalidRequest
 from tlm_core.tasks.task import SPLITS, Task, task_schema
 
 MERGE = "merge.json"
+AMOUNTS = "{split}.amounts.npy"  # [rows] of the merged split, not a number where the row's task has classes
 
 
 def merge(tasks: Sequence[Task], names: Sequence[str], out: Path) -> None:
     """Write one task that holds all rows, each label as `name: label`, and which labels are whose.
 
-    Raises InvalidRequest if two tasks have one name, so that their labels would clash, or if single texts and pairs
-    or several languages meet.
+    A task of regression has one label here, and its amounts beside the rows; single texts among pairs have a blank
+    second text. Further test sets are left out. Raises InvalidRequest if two tasks have one name, so that their labels
+    would clash, or if several languages meet.
     """
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InvalidRequest(f"two of the tasks are called '{twice[0]}', so their labels clash; rename one data set")
-    for what, values in (("texts", [t.pair for t in tasks]), ("languages", [t.language for t in tasks])):
-        if len(set(values)) > 1:
-            told = dict(zip(names, values, strict=True))
-            raise InvalidRequest(f"tasks that share an encoder need the same kind of {what}; got {told}")
+    if len({task.language for task in tasks}) > 1:
+        told = {name: task.language for name, task in zip(names, tasks, strict=True)}
+        raise InvalidRequest(f"tasks that share an encoder need the same language; got {told}")
     labels = [f"{name}: {label}" for name, task in zip(names, tasks, strict=True) for label in task.labels]
     offsets = np.cumsum([0, *(len(task.labels) for task in tasks)])[:-1].tolist()
-    schema = task_schema(tasks[0].pair)
+    pair = any(task.pair for task in tasks)
     splits = {}
     for split in SPLITS:
-        parts = []
-        for task, offset in zip(tasks, offsets, strict=True):
-            table = task.splits[split]
-            shifted = pa.array(task.label_ids(split) + offset, pa.int32())
-            parts.append(table.set_column(table.schema.get_field_index("label"), "label", shifted).cast(schema))
+        parts = [_shifted(task, split, offset, pair) for task, offset in zip(tasks, offsets, strict=True)]
         splits[split] = pa.concat_tables(parts)
-    Task(" + ".join(names), tuple(labels), "macro_f1", tasks[0].pair, tasks[0].language, splits).write(out)
+        amounts = [t.amounts(split) if t.regression else np.full(t.counts[split], np.nan) for t in tasks]
+        np.save(out / AMOUNTS.format(split=split), np.concatenate(amounts))
+    Task(" + ".join(names), tuple(labels), "macro_f1", pair, tasks[0].language, splits).write(out)
     facts = [
         {"name": name, "offset": offset, "labels": list(task.labels), "metric": task.metric}
         for name, task, offset in zip(names, tasks, offsets, strict=True)
     ]
     (out / MERGE).write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
+
+
+def _shifted(task: Task, split: str, offset: int, pair: bool) -> Any:
+    """The split with labels counted on from `offset`, in the form of the merged task."""
+    table = task.splits[split]
+    labels = np.zeros(len(table), np.int32) if task.regression else task.label_ids(split)
+    seconds = table["text_pair"] if task.pair else pa.array([""] * len(table), pa.string())
+    columns = [table["row"], table["text"], *([seconds] if pair else []), pa.array(labels + offset, pa.int32())]
+    return pa.table(columns, schema=task_schema(pair))

@@ -1,4 +1,4 @@
-"""Scores of a single-label classifier, the majority baseline and the spread over several runs.
+"""Scores of a single-label classifier or of predicted amounts, baselines and the spread over several runs.
 
 What cannot be computed is None and stands beside a `reason`; no score is ever made up as 0.
 """
@@ -12,10 +12,20 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-Metric = Literal["macro_f1", "micro_f1", "accuracy"]
+Metric = Literal["macro_f1", "micro_f1", "accuracy", "f1", "matthews", "pearson", "spearman"]
 METRICS: tuple[str, ...] = get_args(Metric)
+# The two that compare amounts: a task with one of them has a number for each text in place of a label.
+REGRESSION = ("pearson", "spearman")
+ALWAYS = ("macro_f1", "micro_f1", "accuracy")
 
 LabelIds = Sequence[int] | NDArray[np.integer[Any]]
+
+
+def scores_for(metric: str) -> tuple[str, ...]:
+    """Names of the scores that a report gives for a task with this metric, the usual three first."""
+    if metric in REGRESSION:
+        return (*ALWAYS, *REGRESSION)
+    return ALWAYS if metric in ALWAYS else (*ALWAYS, metric)
 
 
 def score(
@@ -28,16 +38,19 @@ def score(
 ) -> dict[str, Any]:
     """Macro-F1, micro-F1, accuracy, scores per class and the confusion matrix.
 
-    labels_true, labels_pred: (rows,) label indices in [0, n_labels). metric: which of the three is `value`.
+    labels_true, labels_pred: (rows,) label indices in [0, n_labels). metric: which of the scores is `value`.
     in_train: (rows,) True where the row's text also stands in train; then `deduplicated` holds the same
     scores over the other rows, since a repeated text measures memory rather than skill.
 
     Macro-F1 is the mean over the classes that occur among true or predicted labels. With one label for
-    each text micro-F1 equals accuracy; both are given, since papers name either.
+    each text micro-F1 equals accuracy; both are given, since papers name either. Where one of them is the metric,
+    `f1` is that of label 1 out of two, and `matthews` the correlation of answers and labels.
     Raises ValueError if shapes, indices or the metric do not hold.
     """
-    if metric not in METRICS:
-        raise ValueError(f"unknown metric '{metric}'; known are {', '.join(METRICS)}")
+    if metric not in METRICS or metric in REGRESSION:
+        raise ValueError(f"'{metric}' is no metric of labels; they are {', '.join(set(METRICS) - set(REGRESSION))}")
+    if metric == "f1" and n_labels != 2:
+        raise ValueError(f"'f1' is of one label against another; there are {n_labels} labels")
     true, pred = np.asarray(labels_true, dtype=np.int64), np.asarray(labels_pred, dtype=np.int64)
     if true.ndim != 1 or true.shape != pred.shape:
         raise ValueError(f"true and predicted labels must be two equal rows of indices; got {true.shape}, {pred.shape}")
@@ -68,10 +81,68 @@ def _scores(true: NDArray[np.int64], pred: NDArray[np.int64], n_labels: int, met
         "per_class": per_class,
         "confusion": confusion.tolist(),
     }
+    if metric == "f1":
+        result["f1"] = per_class[1]["f1"]
+    elif metric == "matthews":
+        result["matthews"] = _matthews(confusion) if len(true) else None
     result["value"] = result[metric]
     if not len(true):
         result["reason"] = "there is no row to score"
+    elif result["value"] is None:
+        result["reason"] = per_class[1]["reason"]
     return result
+
+
+def _matthews(confusion: NDArray[np.int64]) -> float:
+    """Correlation of true and predicted labels; 0, its limit, where all answers or all labels are the same."""
+    table = confusion.astype(np.float64)
+    rows, true, pred = table.sum(), table.sum(axis=1), table.sum(axis=0)
+    spread = (rows**2 - pred @ pred) * (rows**2 - true @ true)
+    return float((np.trace(table) * rows - true @ pred) / np.sqrt(spread)) if spread > 0 else 0.0
+
+
+def score_values(
+    true: NDArray[np.floating[Any]],
+    predicted: NDArray[np.floating[Any]],
+    metric: str,
+    *,
+    in_train: NDArray[np.bool_] | None = None,
+) -> dict[str, Any]:
+    """Pearson's and Spearman's correlation of amounts, (rows,) each; the scores of classes are null.
+
+    metric: which of the two is `value`. in_train: as in `score`. Raises ValueError if shapes or metric do not hold.
+    """
+    if metric not in REGRESSION:
+        raise ValueError(f"'{metric}' does not compare amounts; these do: {', '.join(REGRESSION)}")
+    if true.ndim != 1 or true.shape != predicted.shape:
+        raise ValueError(f"true and predicted amounts must be two equal rows; got {true.shape}, {predicted.shape}")
+    result = _correlations(true, predicted, metric)
+    if in_train is not None:
+        kept = ~in_train
+        result["deduplicated"] = _correlations(true[kept], predicted[kept], metric)
+        result["deduplicated"]["rows_left_out"] = int(in_train.sum())
+    return result
+
+
+def _correlations(true: NDArray[Any], predicted: NDArray[Any], metric: str) -> dict[str, Any]:
+    result: dict[str, Any] = {"metric": metric, "rows": len(true), **dict.fromkeys(ALWAYS), "per_class": []}
+    result |= {"confusion": [], "pearson": None, "spearman": None}
+    if len(true) < 2 or np.ptp(true) == 0 or np.ptp(predicted) == 0:
+        result["reason"] = "a correlation needs two rows or more, and amounts that differ on both sides"
+    else:
+        for name, sides in (("pearson", (true, predicted)), ("spearman", (_ranks(true), _ranks(predicted)))):
+            left, right = (side.astype(np.float64) for side in sides)
+            result[name] = float(np.corrcoef(left, right)[0, 1])
+    result["value"] = result[metric]
+    return result
+
+
+def _ranks(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Ranks from 1; equal values share the mean of theirs."""
+    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    shared: NDArray[np.float64] = (last - (counts - 1) / 2)[group]
+    return shared
 
 
 def _class_scores(confusion: NDArray[np.int64], index: int) -> dict[str, Any]:
@@ -128,3 +199,8 @@ def summary(values: Sequence[float | None]) -> dict[str, Any]:
         return {**result, "reason": "one run has no spread; give more seeds"}
     result["std"] = math.sqrt(math.fsum((value - mean) ** 2 for value in known) / (len(known) - 1))
     return result
+
+
+def better(score: float | None, than: float | None) -> bool:
+    """Whether a score beats another; one that could not be computed beats none."""
+    return score is not None and (than is None or score > than)

@@ -13,8 +13,9 @@ class DatasetOptions:
     """How to read a data set. None: guessed, with the reason in the report.
 
     text_pair_column: column of second texts; "" says that there is none. delimiter: of CSV files, one
-    character. metric: macro_f1, micro_f1 or accuracy. language: ISO 639-1 code. split_seed: decides which
-    rows go to a validation or test split that has to be cut.
+    character. metric: one of `metrics.METRICS`; pearson and spearman say that the label column holds amounts.
+    positive_label: the label of which `f1` is taken (None: the last in order). language: ISO 639-1 code.
+    split_seed: decides which rows go to a validation or test split that has to be cut.
     Raises InvalidRequest.
     """
 
@@ -26,10 +27,13 @@ class DatasetOptions:
     language: str | None = None
     name: str | None = None
     split_seed: int = 0
+    positive_label: str | None = None
 
     def __post_init__(self) -> None:
         if self.metric is not None and self.metric not in METRICS:
             raise InvalidRequest(f"unknown metric '{self.metric}'; known are {', '.join(METRICS)}")
+        if self.positive_label is not None and self.metric not in (None, "f1"):
+            raise InvalidRequest(f"a positive label belongs to the metric f1, not to {self.metric}; leave one out")
         if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n'):
             raise InvalidRequest(f"the delimiter must be one character such as ',' or a tab; got {self.delimiter!r}")
         if not 0 <= self.split_seed < 2**32:
@@ -44,13 +48,15 @@ class Limits:
     """Above these a data set is refused.
 
     max_text_chars: characters of one text. long_text_chars: characters from which a warning is given.
-    max_labels: distinct labels of train. max_columns: columns of one file.
+    max_labels: distinct labels of train. max_decimals: distinct decimal numbers up to which a label column is
+    taken as names of classes, where no metric is told. max_columns: columns of one file.
     max_file_bytes: size of one file, unpacked. min_rows: distinct texts from which a split can be cut.
     """
 
     max_text_chars: int = 1_000_000
     long_text_chars: int = 100_000
     max_labels: int = 1000
+    max_decimals: int = 20
     max_columns: int = 1000
     max_file_bytes: int = 4 << 30
     min_rows: int = 10

@@ -16,7 +16,7 @@ from tlm_core.tasks.findings import Findings
 from tlm_core.tasks.jsonlines import read_json
 from tlm_core.tasks.options import Limits
 from tlm_core.tasks.table import RawTable
-from tlm_core.tasks.task import SPLITS
+from tlm_core.tasks.task import FURTHER, SPLITS
 
 _SPLIT_WORDS = {
     "train": "train",
@@ -55,12 +55,13 @@ def find_splits(source: Mapping[str, Path] | Path, findings: Findings) -> dict[s
     """Which file holds which split.
 
     source: a mapping from split names (dev, val and the like are known) to files, one file (all of it is
-    train), or a folder whose file names tell the split. A part `selection` is no split and left to `given_part`.
+    train), or a folder whose file names tell the split. A part `selection` is no split and left to `given_part`;
+    `test_NAME`, in letters, is a further test set where there is a `test` too.
     Faults added: no_file, no_train, doubled_split, unknown_split.
     """
     found: dict[str, Path] = {}
     if isinstance(source, Mapping):
-        named = {name: _SPLIT_WORDS.get(name.lower()) for name in source}
+        named = {name: name if _is_further(name) else _SPLIT_WORDS.get(name.lower()) for name in source}
         for name, split in named.items():
             if name == GIVEN_PART:
                 continue
@@ -80,14 +81,24 @@ def find_splits(source: Mapping[str, Path] | Path, findings: Findings) -> dict[s
         if not path.is_file():
             findings.fault("no_file", f"{path.name} is not a file that can be read", split=split)
             del found[split]
-    return {split: found[split] for split in SPLITS if split in found}
+    return {split: found[split] for split in (*SPLITS, *sorted(set(found) - set(SPLITS))) if split in found}
+
+
+def _is_further(name: str) -> bool:
+    return re.fullmatch(f"{FURTHER}[a-z]+", name) is not None
 
 
 def _find_in_folder(folder: Path, found: dict[str, Path], findings: Findings) -> None:
     files = sorted(path for path in folder.iterdir() if path.is_file() and _file_type(path))
     files = [path for path in files if path.name != MANIFEST and not path.name.startswith(".") and not is_given(path)]
     unclear = []
+    stems = {path.name.split(".")[0] for path in files}
     for path in files:
+        stem = path.name.split(".")[0]
+        if "test" in stems and _is_further(stem):
+            _take(found, stem, path, findings)
+            findings.note(f"{path.name} is a further test set beside test")
+            continue
         words = re.split(r"[^a-z]+", path.name.lower())
         splits = {_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS}
         if len(splits) == 1:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from tlm_core.tasks.amounts import as_numbers
 from tlm_core.tasks.checks import count_labels, sort_labels
 from tlm_core.tasks.duplicates import TextScan, count_distinct, is_among
 from tlm_core.tasks.findings import Findings
@@ -30,6 +31,7 @@ class SplitData:
     text_pair: Any | None
     label: Any
     scan: TextScan
+    regression: bool = False
 
     def take(self, positions: NDArray[np.int64]) -> SplitData:
         """The rows at these (sorted) positions."""
@@ -37,14 +39,21 @@ class SplitData:
         mask[positions] = True
         pair = self.text_pair.filter(mask) if self.text_pair is not None else None
         scan = TextScan(self.scan.keys[positions], self.scan.words[positions])
-        return SplitData(self.rows[positions], self.text.filter(mask), pair, self.label.filter(mask), scan)
+        label = self.label.filter(mask)
+        return SplitData(self.rows[positions], self.text.filter(mask), pair, label, scan, self.regression)
+
+    def amounts(self) -> NDArray[np.float64]:
+        """(rows,) the labels as numbers. Only for checked splits: raises ValueError for what is no number."""
+        found: NDArray[np.float64] = as_numbers(self.label).to_numpy()
+        return found
 
 
 def build_report(splits: Mapping[str, SplitData], findings: Findings) -> dict[str, Any]:
     """The whole report. Adds warnings on repeated texts to `findings`; parts that cannot be told are null.
 
-    Keys: ok, faults, fault_counts, warnings, warning_counts, notes, labels, counts, lengths (in words),
-    duplicates, overlap, preview. Of each code 100 faults are listed, and all are counted.
+    Keys: ok, faults, fault_counts, warnings, warning_counts, notes, labels, amounts (of regression, which has no
+    labels), counts, lengths (in words), duplicates, overlap, preview. Of each code 100 faults
+    are listed, and all are counted.
     """
     duplicates = {split: _duplicates(data, split, findings) for split, data in splits.items()}
     overlap = _overlap(splits, findings)
@@ -56,6 +65,7 @@ def build_report(splits: Mapping[str, SplitData], findings: Findings) -> dict[st
         "warning_counts": dict(findings.warning_counts),
         "notes": findings.notes,
         "labels": _labels(splits),
+        "amounts": _amounts(splits) if findings.ok else None,
         "counts": {split: len(data.rows) for split, data in splits.items()},
         "lengths": _lengths(splits),
         "duplicates": duplicates,
@@ -64,7 +74,18 @@ def build_report(splits: Mapping[str, SplitData], findings: Findings) -> dict[st
     }
 
 
+def _amounts(splits: Mapping[str, SplitData]) -> dict[str, dict[str, float]] | None:
+    """Lowest, highest and mean amount of each split; None for a task of classes."""
+    found = {split: data.amounts() for split, data in splits.items() if data.regression}
+    return {
+        split: {"min": float(values.min()), "max": float(values.max()), "mean": float(values.mean())}
+        for split, values in found.items()
+    } or None
+
+
 def _labels(splits: Mapping[str, SplitData]) -> list[dict[str, Any]]:
+    if any(data.regression for data in splits.values()):
+        return []
     counts = {split: count_labels(data.label) for split, data in splits.items()}
     union = sort_labels({label for of_split in counts.values() for label in of_split})
     return [

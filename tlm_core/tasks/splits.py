@@ -15,9 +15,10 @@ def cut_splits(
 ) -> dict[str, NDArray[np.int64]]:
     """Positions of the train rows that go to each split, sorted; each of `missing` gets a tenth of them.
 
-    labels, keys: (rows,); rows with equal keys are copies of one text and stay together, under the label of
-    the first. missing: of "validation" and "test". Each label keeps its share in each split as far as whole
-    texts allow, and at least one text in train. The same arguments give the same splits on any machine.
+    labels, keys: (rows,); amounts go in as numbers of their `bands`. Rows with equal keys are copies of one text and
+    stay together, under the label of the first. missing: of "validation" and "test". Each label keeps its share in each
+    split as far as whole texts allow, and at least one text in train. The same arguments give the same
+    splits on any machine.
     """
     _, first, group = np.unique(keys, return_index=True, return_inverse=True)
     sizes = np.bincount(group)
@@ -53,3 +54,11 @@ def _quotas(labels: NDArray[np.int32], share: float) -> list[int]:
     for label in np.argsort(-(exact - quotas), kind="stable")[: max(0, rest)]:
         quotas[label] += 1
     return [int(quota) for quota in quotas]
+
+
+def bands(amounts: NDArray[np.float64]) -> NDArray[np.int32]:
+    """(rows,) in which band of amounts each lies, so that splits have like ones: ten bands, fewer for few rows."""
+    count = max(1, min(10, len(amounts) // 20))  # of each a tenth has to be some rows
+    edges = np.quantile(amounts, np.arange(1, count) / count)
+    found: NDArray[np.int32] = np.searchsorted(edges, amounts, side="right").astype(np.int32)
+    return found

@@ -15,23 +15,27 @@ from numpy.typing import NDArray
 
 from tlm_core.errors import CorruptArtifact
 from tlm_core.tasks.duplicates import is_among, scan
+from tlm_core.tasks.metrics import REGRESSION
 
 SPLITS = ("train", "validation", "test")
+FURTHER = "test_"  # how the names of further test sets begin
 _ROW_GROUP = 65_536
 
 
-def task_schema(pair: bool) -> Any:
+def task_schema(pair: bool, regression: bool = False) -> Any:
     """Arrow schema of one split: row, text, [text_pair,] label."""
     pairs = [("text_pair", pa.string())] if pair else []
-    return pa.schema([("row", pa.int64()), ("text", pa.string()), *pairs, ("label", pa.int32())])
+    label = pa.float64() if regression else pa.int32()
+    return pa.schema([("row", pa.int64()), ("text", pa.string()), *pairs, ("label", label)])
 
 
 @dataclass(frozen=True)
 class Task:
-    """A checked text-classification task.
+    """A checked text-classification task, or one of regression: an amount for each text.
 
-    splits: for train, validation and test a pyarrow table with `row` (1-based record number in its source
-    file), `text`, `text_pair` (only when `pair`) and `label` (index into `labels`).
+    splits: for train, validation and test, and for further test sets (`test_NAME`), a pyarrow table with `row`
+    (1-based record number in its source file), `text`, `text_pair` (only when `pair`) and `label`: an index into
+    `labels`, or in regression the amount, where `labels` holds nothing but its name.
     """
 
     name: str
@@ -42,9 +46,19 @@ class Task:
     splits: Mapping[str, Any]
 
     @property
+    def regression(self) -> bool:
+        """Whether the labels are amounts: the metric says so."""
+        return self.metric in REGRESSION
+
+    @property
+    def further_tests(self) -> list[str]:
+        """Names of the test sets beside `test`."""
+        return sorted(set(self.splits) - set(SPLITS))
+
+    @property
     def counts(self) -> dict[str, int]:
         """Rows of each split."""
-        return {split: len(self.splits[split]) for split in SPLITS}
+        return {split: len(self.splits[split]) for split in (*SPLITS, *self.further_tests)}
 
     def texts(self, split: str) -> list[str]:
         """The (first) texts of a split, in order."""
@@ -55,8 +69,16 @@ class Task:
         return cast(list[str], self.splits[split]["text_pair"].to_pylist()) if self.pair else None
 
     def label_ids(self, split: str) -> NDArray[np.int32]:
-        """(rows,) indices into `labels`."""
+        """(rows,) indices into `labels`. Raises ValueError in regression, which has none."""
+        if self.regression:
+            raise ValueError(f"task '{self.name}' has amounts, not labels; take them by `amounts`")
         return cast(NDArray[np.int32], self.splits[split]["label"].to_numpy())
+
+    def amounts(self, split: str) -> NDArray[np.float64]:
+        """(rows,) what regression has in place of labels. Raises ValueError for a task of classes."""
+        if not self.regression:
+            raise ValueError(f"task '{self.name}' has labels, not amounts; take them by `label_ids`")
+        return cast(NDArray[np.float64], self.splits[split]["label"].to_numpy())
 
     def rows(self, split: str) -> NDArray[np.int64]:
         """(rows,) 1-based record numbers in the source file."""
@@ -74,7 +96,7 @@ class Task:
     def write(self, folder: Path) -> None:
         """Write the files of the `validate` artifact; equal tasks give equal bytes."""
         folder.mkdir(parents=True, exist_ok=True)
-        for split in SPLITS:
+        for split in self.counts:
             table = self.splits[split].combine_chunks()
             pq.write_table(table, folder / f"{split}.parquet", compression="zstd", row_group_size=_ROW_GROUP)
         facts = {
@@ -92,12 +114,13 @@ class Task:
         """The task that `write` left in `folder`. Raises CorruptArtifact if the files do not fit together."""
         try:
             facts = json.loads((folder / "task.json").read_text(encoding="utf-8"))
-            splits = {split: pq.ParquetFile(folder / f"{split}.parquet").read() for split in SPLITS}
             counts = facts.pop("counts")
+            names = {*SPLITS, *counts}
+            splits = {split: pq.ParquetFile(folder / f"{split}.parquet").read() for split in names}
             task = cls(**{**facts, "labels": tuple(facts["labels"]), "splits": splits})
         except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's errors are OSError or ValueError
             raise CorruptArtifact(f"{folder} does not hold a task ({error}); run the validate stage again") from error
-        schema = task_schema(task.pair)
+        schema = task_schema(task.pair, task.regression)
         fits = all(table.schema.equals(schema) for table in splits.values())
         if not fits or task.counts != counts:
             raise CorruptArtifact(f"the splits in {folder} do not fit its task.json; run the validate stage again")

@@ -2,33 +2,37 @@
 
 Codes of faults: bad_character, bad_encoding, blank_text, cut_file, cut_row, doubled_column, doubled_split,
 empty_file, file_too_large, malformed_row, missing_column, mixed_types, no_file, no_header, no_rows, no_train,
-not_a_label, not_text, null_label, null_text, one_class, rare_label, text_too_long, too_few_rows, too_many_columns,
-too_many_labels, unknown_label, unknown_split, unreadable_file, wrong_type.
+not_a_label, not_a_number, not_text, null_label, null_text, one_class, rare_label, text_too_long, too_few_rows,
+too_many_columns, too_many_labels, unknown_label, unknown_split, unreadable_file, wrong_type.
 Codes of warnings: conflicting_labels, decimal_labels, guessed_column, label_variants, long_text,
-missing_label, overlap, rare_label.
+missing_label, overlap, rare_label, read_as_amounts.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tlm_core.errors import InvalidRequest
 from tlm_core.selection.given import GIVEN, given_part, write_given
+from tlm_core.tasks.amounts import as_numbers, check_amounts, check_spread, is_regression
 from tlm_core.tasks.checks import check_label_set, check_labels, check_texts, count_labels, sort_labels
 from tlm_core.tasks.columns import Columns, choose_columns
 from tlm_core.tasks.duplicates import count_distinct, scan
 from tlm_core.tasks.findings import Findings
+from tlm_core.tasks.glue import glue_task
 from tlm_core.tasks.hub import PREFIX, HubSource, parse_hub_id, read_hub
 from tlm_core.tasks.known import known_for_hub
 from tlm_core.tasks.options import DatasetOptions, Limits
 from tlm_core.tasks.read import find_splits, read_table
 from tlm_core.tasks.report import SplitData, build_report
-from tlm_core.tasks.splits import cut_splits
+from tlm_core.tasks.splits import bands, cut_splits
 from tlm_core.tasks.table import RawTable
 from tlm_core.tasks.task import SPLITS, Task, task_schema
 
@@ -84,22 +88,29 @@ def _validate(
         tables = dict(hub(source, findings, limits))
     else:
         tables = _read(source, options, findings, limits)
+    options = _known(source, options, findings)
     columns = choose_columns(tables, options, findings, limits) if "train" in tables else None
     if columns is None:
         return None, build_report({}, findings), findings
-    splits = {split: _check(table, columns, findings, limits) for split, table in tables.items()}
-    counts = {split: count_labels(data.label) for split, data in splits.items()}
-    check_label_set(counts, tables, columns.label, findings, limits)
+    regression = is_regression(tables["train"], columns.label, options.metric, findings, limits)
+    splits = {split: _check(table, columns, regression, findings, limits) for split, table in tables.items()}
+    counts = {split: {} if regression else count_labels(data.label) for split, data in splits.items()}
+    if regression:
+        check_spread(tables, columns.label, findings)
+    else:
+        check_label_set(counts, tables, columns.label, findings, limits)
     del tables
     missing = [split for split in SPLITS if split not in splits]
     if missing and findings.ok and _can_cut(splits["train"], counts["train"], missing, findings, limits):
         splits = _cut(splits, missing, options.split_seed, findings)
-    name, metric, language = _facts(source, options, findings)
+    name, metric, language = _facts(source, options, regression, findings)
     report = build_report(splits, findings)
     if not findings.ok:
         return None, report, findings
-    labels = sort_labels(counts["train"])
-    made = {split: _table(splits[split], labels) for split in SPLITS}
+    labels = [columns.label] if regression else sort_labels(counts["train"])
+    if metric == "f1":
+        labels = _positive_last(labels, options.positive_label, report)
+    made = {split: _table(data, labels) for split, data in splits.items()}
     return Task(name, tuple(labels), metric, columns.text_pair is not None, language, made), report, findings
 
 
@@ -119,13 +130,13 @@ def _read(
     return {split: table for split, table in tables.items() if table is not None}
 
 
-def _check(table: RawTable, columns: Columns, findings: Findings, limits: Limits) -> SplitData:
+def _check(table: RawTable, columns: Columns, regression: bool, findings: Findings, limits: Limits) -> SplitData:
     for name in columns.texts:
         check_texts(table, name, findings, limits)
-    check_labels(table, columns.label, findings)
+    (check_amounts if regression else check_labels)(table, columns.label, findings)
     text = table.columns[columns.text].values
     pair = table.columns[columns.text_pair].values if columns.text_pair else None
-    return SplitData(table.rows, text, pair, table.columns[columns.label].values, scan(text, pair))
+    return SplitData(table.rows, text, pair, table.columns[columns.label].values, scan(text, pair), regression)
 
 
 def _can_cut(
@@ -147,32 +158,68 @@ def _can_cut(
 
 def _cut(splits: Mapping[str, SplitData], missing: list[str], seed: int, findings: Findings) -> dict[str, SplitData]:
     train = splits["train"]
-    labels = pc.index_in(train.label, value_set=pc.unique(train.label)).to_numpy()
+    if train.regression:
+        labels, by = bands(train.amounts()), "amount"
+    else:
+        labels, by = pc.index_in(train.label, value_set=pc.unique(train.label)).to_numpy(), "label"
     positions = cut_splits(labels, train.scan.keys, missing, seed)
     cut = {split: train.take(indices) for split, indices in positions.items()}
     shares = ", ".join(f"{split} {len(data.rows)}" for split, data in cut.items())
     verb = "were" if len(missing) > 1 else "was"
-    findings.note(f"{' and '.join(missing)} {verb} cut from train by label with seed {seed}: {shares} rows")
+    findings.note(f"{' and '.join(missing)} {verb} cut from train by {by} with seed {seed}: {shares} rows")
     for split in missing:
         if not len(cut[split].rows):
             message = f"no row could be cut for {split}, since copies of a text stay together; give {split} as a file"
             findings.fault("too_few_rows", message, split=split)
-        lacking = sort_labels(count_labels(train.label).keys() - count_labels(cut[split].label).keys())
-        for label in lacking:
+        lacking = count_labels(train.label).keys() - count_labels(cut[split].label).keys()
+        for label in [] if train.regression else sort_labels(lacking):
             message = f"the label '{label}' has too few rows to stand in the {split} that was cut"
             findings.warn("missing_label", message, split=split)
     return {**splits, **cut}
 
 
-def _facts(
+def _known(
     source: Mapping[str, Path] | Path | HubSource, options: DatasetOptions, findings: Findings
+) -> DatasetOptions:
+    """The options with what is known of the paper's tasks and of GLUE's in place of what was not told."""
+    if not isinstance(source, HubSource):
+        return options
+    if glue := glue_task(source.path, source.config):
+        if options.metric is None:
+            findings.note(f"metric: {glue.metric}, as in GLUE")
+            positive = options.positive_label or glue.positive
+            options = replace(options, metric=glue.metric, positive_label=positive)
+        pair = glue.pair or "" if options.text_pair_column is None else options.text_pair_column
+        name = options.name or source.config
+        return replace(options, text_column=options.text_column or glue.text, text_pair_column=pair, name=name)
+    known = known_for_hub(source.path)
+    if known is not None and options.metric is None:
+        findings.note(f"metric: {known.metric}, as in the TLM paper")
+        return replace(options, metric=known.metric)
+    return options
+
+
+def _positive_last(labels: list[str], positive: str | None, report: dict[str, Any]) -> list[str]:
+    """Two labels, the one whose F1 is the metric last. Raises InvalidRequest for more, or for one that is not there."""
+    if len(labels) != 2:
+        raise InvalidRequest(
+            f"the metric f1 is of one label against another; there are {len(labels)}: ask for macro_f1"
+        )
+    if positive is not None and positive not in labels:
+        raise InvalidRequest(f"the positive label '{positive}' is none of {', '.join(labels)}")
+    labels = [label for label in labels if label != positive] + ([positive] if positive is not None else [])
+    report["notes"].append(f"f1 is that of the label '{labels[1]}'")
+    return labels
+
+
+def _facts(
+    source: Mapping[str, Path] | Path | HubSource, options: DatasetOptions, regression: bool, findings: Findings
 ) -> tuple[str, str, str]:
     """Name, metric and language of the task."""
     known = known_for_hub(source.path) if isinstance(source, HubSource) else None
-    if known is not None and options.metric is None:
-        findings.note(f"metric: {known.metric}, as in the TLM paper")
-    elif options.metric is None:
-        findings.note("metric: macro_f1, unless another is asked for")
+    metric = options.metric or ("pearson" if regression else "macro_f1")
+    if options.metric is None:
+        findings.note(f"metric: {metric}, unless another is asked for")
     if options.language is None:
         findings.note("language: en, unless another is told")
     if isinstance(source, Mapping):
@@ -181,11 +228,14 @@ def _facts(
         name = known.name if known else source.name
     else:
         name = source.name.split(".")[0] or source.name
-    metric = options.metric or (known.metric if known else "macro_f1")
     return options.name or name, metric, options.language or "en"
 
 
 def _table(data: SplitData, labels: list[str]) -> Any:
-    indices = pc.index_in(data.label, value_set=pa.array(labels, pa.string()))
+    if data.regression:
+        found = as_numbers(data.label)
+    else:
+        found = pc.index_in(data.label, value_set=pa.array(labels, pa.string()))
     pairs = [data.text_pair] if data.text_pair is not None else []
-    return pa.table([pa.array(data.rows), data.text, *pairs, indices], schema=task_schema(bool(pairs)))
+    schema = task_schema(bool(pairs), data.regression)
+    return pa.table([pa.array(data.rows), data.text, *pairs, found], schema=schema)

@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from tlm_core.tasks.metrics import REGRESSION, scores_for
+
+TITLES = {
+    "macro_f1": "macro-F1",
+    "micro_f1": "micro-F1",
+    "accuracy": "accuracy",
+    "f1": "F1 of the last label",
+    "matthews": "Matthews correlation",
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+}
 
 
 def _number(value: float | None, spread: float | None) -> str:
@@ -21,16 +33,25 @@ def _plain(text: object) -> str:
 
 def _scores(report: Mapping[str, Any]) -> list[str]:
     mean, spread = report["mean"], report["spread"]
-    names = ("macro_f1", "micro_f1", "accuracy", "deduplicated")
-    header = "| split | macro-F1 | micro-F1 | accuracy | without texts that also stand in train |"
-    lines = [header, "|---|---|---|---|---|"]
-    for split in ("validation", "test"):
-        cells = [_number(mean[split][n], spread[split][n]) for n in names]
-        lines.append(f"| {split} | {' | '.join(cells)} |")
-    majority = report["majority"]["test"]
-    cells = [_number(majority[n], None) for n in ("macro_f1", "micro_f1", "accuracy")]
-    lines.append(f"| test, always the most frequent label | {' | '.join(cells)} | |")
+    regression = report["metric"] in REGRESSION
+    names = REGRESSION if regression else scores_for(report["metric"])
+    header = f"| split | {' | '.join(TITLES[n] for n in names)} | without texts that also stand in train |"
+    lines = [header, "|---" * (len(names) + 2) + "|"]
+    for split in mean:
+        cells = [_number(mean[split][n], spread[split][n]) for n in (*names, "deduplicated")]
+        lines.append(f"| {_plain(split)} | {' | '.join(cells)} |")
+    if not regression:
+        majority = report["majority"]["test"]
+        cells = [_number(majority[n], None) for n in names]
+        lines.append(f"| test, always the most frequent label | {' | '.join(cells)} | |")
     return lines
+
+
+def _labels(metric: str, labels: Sequence[str]) -> list[str]:
+    if metric in REGRESSION:
+        amount = f"One number for each text, '{_plain(labels[0])}': the model's only output, as it is (regression)."
+        return ["## Output", amount]
+    return ["## Labels", *(f"{number}. {_plain(label)}" for number, label in enumerate(labels))]
 
 
 def _costs(report: Mapping[str, Any]) -> list[str]:
@@ -60,6 +81,7 @@ def model_card(report: Mapping[str, Any], facts: Mapping[str, Any], recipe: Mapp
     seeds = [entry["seed"] for entry in report["seeds"]]
     name = _plain(facts["task"]) or "task"
     spread_note = report["spread"].get("reason")
+    kind = "regression model" if report["metric"] in REGRESSION else "classifier"
     body = [
         "---",
         "library_name: transformers",
@@ -69,11 +91,10 @@ def model_card(report: Mapping[str, Any], facts: Mapping[str, Any], recipe: Mapp
         "---",
         f"# {name}",
         "",
-        "A text classifier trained from scratch on a labelled task and the passages retrieved for it",
+        f"A text {kind} trained from scratch on a labelled task and the passages retrieved for it",
         "(TLM, arXiv 2111.04130): masked language modelling and the task's loss together, then the task alone.",
         "",
-        "## Labels",
-        *(f"{number}. {_plain(label)}" for number, label in enumerate(facts["labels"])),
+        *_labels(report["metric"], facts["labels"]),
         "",
         "## Scores",
         f"Mean over {len(seeds)} seed(s) {seeds}, ± sample standard deviation"

@@ -11,16 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tlm_core.tasks.metrics import majority_baseline, score, summary
-from tlm_core.tasks.task import Task
+from tlm_core.tasks.metrics import better, majority_baseline, score, score_values, scores_for, summary
+from tlm_core.tasks.task import SPLITS, Task
 from tlm_core.training.model import TaskModel
-from tlm_core.training.objective import Workers, encode, pooled_logits
+from tlm_core.training.objective import Workers, encode, pooled_logits, task_loss
 from tlm_core.training.prepared import Prepared, Split, task_batch
 from tlm_core.training.stage import StageContext
 from tlm_core.training.state import HISTORY, load_model
 
 DOCUMENTS = 128
-SCORES = ("macro_f1", "micro_f1", "accuracy")
 
 # Label logits [n, labels] of a split, by the model that finetuning left in a folder.
 Answer = Callable[[Path, Split], npt.NDArray[np.float32]]
@@ -60,15 +59,23 @@ def predict(
     return result
 
 
-def validation_scores(logits: npt.NDArray[np.float32], split: Split, prepared: Prepared) -> dict[str, float]:
-    """The score that decides (the task's metric), accuracy and mean loss in nats."""
-    scores = score(split.labels, logits.argmax(axis=1), len(prepared.labels), prepared.metric)
-    return {"score": scores["value"], "accuracy": scores["accuracy"], "loss": _mean_loss(logits, split)}
+def validation_scores(logits: npt.NDArray[np.float32], split: Split, prepared: Prepared) -> dict[str, float | None]:
+    """The score that decides (the task's metric), accuracy and mean loss; null what cannot be computed."""
+    scores = scores_of(logits, split, prepared)
+    loss = float(task_loss(torch.from_numpy(logits), torch.from_numpy(split.labels))) / len(split)
+    return {"score": scores["value"], "accuracy": scores["accuracy"], "loss": loss}
 
 
-def _mean_loss(logits: npt.NDArray[np.float32], split: Split) -> float:
-    loss = torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(split.labels))
-    return float(loss)
+def scores_of(
+    logits: npt.NDArray[np.float32],
+    split: Split,
+    prepared: Prepared,
+    in_train: npt.NDArray[np.bool_] | None = None,
+) -> dict[str, Any]:
+    """What `metrics.score` gives for the likeliest labels, in regression what `metrics.score_values` gives."""
+    if prepared.regression:
+        return score_values(split.labels, logits[:, 0], prepared.metric, in_train=in_train)
+    return score(split.labels, logits.argmax(axis=1), len(prepared.labels), prepared.metric, in_train=in_train)
 
 
 def evaluate(ctx: StageContext) -> dict[str, Any]:
@@ -96,14 +103,18 @@ def report_of(folders: Mapping[int, Path], prepared: Prepared, task: Task, answe
     folders: what finetuning wrote, by seed. Reads test: call it once, when all training is done.
     """
     seeds = [_seed_report(seed, folders[seed], prepared, task, answer) for seed in sorted(folders)]
+    best = seeds[0]
+    for entry in seeds[1:]:
+        if better(entry["validation"]["value"], best["validation"]["value"]):
+            best = entry
     return {
         "task": task.name,
         "metric": prepared.metric,
         "labels": prepared.labels,
         "seeds": seeds,
         **over_seeds(seeds),
-        "majority": {split: _majority(prepared, task, split) for split in ("validation", "test")},
-        "best_seed": max(seeds, key=lambda entry: entry["validation"]["value"] or 0.0)["seed"],
+        "majority": {split: _majority(prepared, task, split) for split in ("validation", *tests_of(prepared))},
+        "best_seed": best["seed"],
         "cost": total_cost([{"prepare": prepared.facts["cost"]}, *(entry["cost"] for entry in seeds)]),
     }
 
@@ -111,10 +122,9 @@ def report_of(folders: Mapping[int, Path], prepared: Prepared, task: Task, answe
 def _seed_report(seed: int, folder: Path, prepared: Prepared, task: Task, answer: Answer) -> dict[str, Any]:
     history = json.loads((folder / HISTORY).read_text(encoding="utf-8"))
     entry: dict[str, Any] = {"seed": seed, "chosen": history["best"]}
-    for name in ("validation", "test"):
+    for name in ("validation", *tests_of(prepared)):
         split = prepared.split(name)
-        answers = answer(folder, split).argmax(axis=1)
-        entry[name] = score(split.labels, answers, len(prepared.labels), prepared.metric, in_train=task.in_train(name))
+        entry[name] = scores_of(answer(folder, split), split, prepared, task.in_train(name))
     entry["cost"] = {name: history[name] for name in ("joint",) if history[name]} | {"finetune": history["cost"]}
     return entry
 
@@ -122,20 +132,30 @@ def _seed_report(seed: int, folder: Path, prepared: Prepared, task: Task, answer
 def over_seeds(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """`mean` and `spread` (sample standard deviation) of each score; null with a reason where there is none."""
     found: dict[str, Any] = {"mean": {}, "spread": {}}
-    for split in ("validation", "test"):
-        for name in SCORES:
+    metric = seeds[0]["test"]["metric"]
+    for split in [name for name, entry in seeds[0].items() if isinstance(entry, Mapping) and "value" in entry]:
+        for name in scores_for(metric):
             over = summary([entry[split][name] for entry in seeds])
             found["mean"].setdefault(split, {})[name] = over["mean"]
             found["spread"].setdefault(split, {})[name] = over["std"]
             if "reason" in over:
                 found["spread"]["reason"] = over["reason"]
-        clean = summary([entry[split]["deduplicated"][seeds[0][split]["metric"]] for entry in seeds])
+        clean = summary([entry[split]["deduplicated"][metric] for entry in seeds])
         found["mean"][split]["deduplicated"] = clean["mean"]
         found["spread"][split]["deduplicated"] = clean["std"]
     return found
 
 
+def tests_of(prepared: Prepared) -> list[str]:
+    """The test set and any further ones."""
+    return ["test", *sorted(set(prepared.facts["counts"]) - set(SPLITS))]
+
+
 def _majority(prepared: Prepared, task: Task, split: str) -> dict[str, Any]:
+    if task.regression:  # always the mean of train: what does not vary correlates with nothing
+        amounts = task.amounts(split)
+        mean = np.full(len(amounts), task.amounts("train").mean())
+        return score_values(amounts, mean, prepared.metric, in_train=task.in_train(split))
     train, other = task.label_ids("train"), task.label_ids(split)
     return majority_baseline(train, other, len(prepared.labels), prepared.metric, in_train=task.in_train(split))
 

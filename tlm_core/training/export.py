@@ -74,12 +74,14 @@ def write_export(
     _compare("the ONNX graph", _onnx_logits(graph, probe), expected)
     (folder / "README.md").write_text(model_card(report, prepared.facts, recipe), encoding="utf-8")
     labels = {"labels": list(task.labels), "max_length": prepared.max_length, "pair": task.pair}
+    if task.regression:
+        labels["regression"] = True
     (out / "labels.json").write_text(json.dumps(labels, ensure_ascii=False), encoding="utf-8")
     return sum(p.numel() for p in stock.parameters())
 
 
 def stock_config(shape: Shape, prepared: Prepared) -> Any:
-    """The `transformers` configuration of the shape, with the task's labels."""
+    """The `transformers` configuration of the shape, with the task's labels or, in regression, its amount's name."""
     from transformers import BertConfig, ModernBertConfig, RobertaConfig
 
     ids = prepared.facts["special_ids"]
@@ -92,6 +94,7 @@ def stock_config(shape: Shape, prepared: Prepared) -> Any:
         "pad_token_id": ids["pad"],
         "id2label": dict(enumerate(prepared.labels)),
         "label2id": {label: number for number, label in enumerate(prepared.labels)},
+        **({"problem_type": "regression"} if shape.labels == 1 else {}),
     }
     if not shape.rotary:
         dropout = {"hidden_dropout_prob": shape.dropout, "attention_probs_dropout_prob": shape.dropout}

@@ -161,13 +161,15 @@ class _Writer:
         g = self.graph
         x = self.linear(self.pooled(self.encoder()), "task.dense")
         x = self.norm(g.op("Gelu", x), "task.norm") if self.shape.rotary else g.op("Tanh", x)
-        g.op("Softmax", self.linear(x, "task.out", out="logits"), axis=-1, out="probabilities")
+        logits = self.linear(x, "task.out", out="logits")
+        if self.shape.labels > 1:
+            g.op("Softmax", logits, axis=-1, out="probabilities")
 
 
 def write_onnx(shape: Shape, weights: Mapping[str, npt.NDArray[np.float32]], path: Path) -> None:
     """Inputs `input_ids`, `attention_mask` and, for BERT, `token_type_ids`, int64 [batch, length].
 
-    Outputs `logits` and `probabilities`, float32 [batch, labels].
+    Outputs `logits` and `probabilities`, float32 [batch, labels]; in regression `logits` alone, which is the amount.
     """
     writer = _Writer(shape, weights)
     writer.answers()
@@ -178,11 +180,12 @@ def write_onnx(shape: Shape, weights: Mapping[str, npt.NDArray[np.float32]], pat
 def save(written: Graph, names: Sequence[str], labels: int, path: Path) -> None:
     """Check and write a graph whose inputs are int64 [batch, length] and whose outputs those of `write_onnx`."""
     free, answers = ["batch", "length"], ["batch", labels]
+    outputs = ("logits", "probabilities") if labels > 1 else ("logits",)
     graph = helper.make_graph(
         written.nodes,
         "classifier",
         [helper.make_tensor_value_info(name, TensorProto.INT64, free) for name in names],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, answers) for name in ("logits", "probabilities")],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, answers) for name in outputs],
         written.constants,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="tlm")

@@ -88,8 +88,15 @@ def pooled_logits(model: TaskModel, batch: Batch, hidden: Tensor, segments: Tens
     return logits.float()
 
 
+def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Summed loss of logits [D, labels] against labels [D], or in regression, [D, 1], against amounts [D]."""
+    if logits.shape[1] == 1:
+        return F.mse_loss(logits[:, 0], labels, reduction="sum")
+    return F.cross_entropy(logits, labels, reduction="sum")
+
+
 def loss_sums(model: TaskModel, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Summed (not averaged) losses of masked language modelling and of the task, in nats."""
+    """Summed (not averaged) losses of masked language modelling and of the task, in nats; in regression squares."""
     hidden, segments = encode(model, batch, device)
     mlm = task = torch.zeros((), device=device)
     place = np.flatnonzero(batch.targets != NOT_MASKED)
@@ -99,7 +106,7 @@ def loss_sums(model: TaskModel, batch: Batch, device: torch.device) -> tuple[Ten
         mlm = model.vocabulary.loss(hidden.flatten(0, 1)[to_device(padded, device)], targets, len(place))
     if batch.task_weight and len(batch.labels):
         logits = pooled_logits(model, batch, hidden, segments)
-        task = F.cross_entropy(logits, to_device(batch.labels, device), reduction="sum")
+        task = task_loss(logits, to_device(batch.labels, device))
     return mlm, task
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
-from tlm_core.tasks.task import SPLITS, Task
+from tlm_core.tasks.task import Task
 from tlm_core.training.counts import count
 from tlm_core.training.stage import StageContext, StopRequested
 from tlm_core.training.store import ArrayWriter, StoreWriter, TokenStore
@@ -53,7 +53,7 @@ def prepare(ctx: StageContext) -> dict[str, Any]:
     if selection and (selection / "selection.json").exists():
         facts["selection"] = json.loads((selection / "selection.json").read_text(encoding="utf-8"))
     tokenizer.enable_truncation(max_length, strategy="longest_first")
-    for split in SPLITS:
+    for split in task.counts:
         facts["tokens"][split] = _split(ctx.out, tokenizer, size, task, split, progress)
     facts["cost"] = {"flops": 0.0, "tokens": sum(facts["tokens"].values())}
     if recipe["model"].get("init") == "counts":
@@ -129,7 +129,9 @@ def _split(out: Path, tokenizer: Tokenizer, size: int, task: Task, split: str, p
         for begin in range(0, len(texts), BATCH):
             block: Iterable[Any] = texts[begin : begin + BATCH]
             if pairs:
-                block = zip(block, pairs[begin : begin + BATCH], strict=True)
+                # Of merged tasks some have pairs and some have single texts, whose second one is blank.
+                both = zip(block, pairs[begin : begin + BATCH], strict=True)
+                block = [(text, second) if second else text for text, second in both]
             encodings = tokenizer.encode_batch_fast(list(block))
             store.add([encoding.ids for encoding in encodings])
             if second:
@@ -138,7 +140,7 @@ def _split(out: Path, tokenizer: Tokenizer, size: int, task: Task, split: str, p
         total = store.total
     if second:
         second.close()
-    np.save(out / f"{split}.labels.npy", task.label_ids(split))
+    np.save(out / f"{split}.labels.npy", task.amounts(split) if task.regression else task.label_ids(split))
     np.save(out / f"{split}.rows.npy", task.rows(split))
     return total
 

@@ -13,23 +13,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tlm_core.tasks.metrics import REGRESSION
 from tlm_core.training.masking import NOT_MASKED, Vocabulary, mask_rows
 from tlm_core.training.packing import PassageStream, Rows, pack
 from tlm_core.training.randomness import Stream, permutation
 from tlm_core.training.store import TokenStore
 
 Ints = npt.NDArray[np.int64]
+Labels = npt.NDArray[Any]  # int64, or float32 in regression
 
 
 @dataclass(frozen=True)
 class Split:
-    """Task texts of one split. labels, rows: [n], label and record number in the source file.
+    """Task texts of one split. labels, rows: [n], label (in regression the amount) and record number in its file.
 
     second: [n], where the second text of a pair begins; None for single texts.
     """
 
     store: TokenStore
-    labels: Ints
+    labels: Labels
     rows: Ints
     second: Ints | None
 
@@ -45,6 +47,7 @@ class Prepared:
         self.facts: dict[str, Any] = json.loads((folder / "data.json").read_text(encoding="utf-8"))
         self.labels: list[str] = self.facts["labels"]
         self.metric: str = self.facts["metric"]
+        self.regression = self.metric in REGRESSION
         self.max_length: int = self.facts["max_length"]
         ids = self.facts["special_ids"]
         self.vocabulary = Vocabulary(
@@ -55,7 +58,7 @@ class Prepared:
         second = self.folder / f"{name}.second.npy"
         return Split(
             store=TokenStore(self.folder, name),
-            labels=np.load(self.folder / f"{name}.labels.npy").astype(np.int64),
+            labels=np.load(self.folder / f"{name}.labels.npy").astype(np.float32 if self.regression else np.int64),
             rows=np.load(self.folder / f"{name}.rows.npy"),
             second=np.load(second).astype(np.int64) if second.exists() else None,
         )
@@ -85,7 +88,7 @@ class Batch:
     rows: Rows
     tokens: Ints
     targets: Ints
-    labels: Ints
+    labels: Labels
     masked: int
     documents: int
     mlm_weight: float

@@ -93,7 +93,7 @@ def tune(
     steps = finetune_steps(part, len(prepared.split("train")))
     validation, workers = prepared.split("validation"), Workers(ctx.rank, ctx.world_size)
 
-    def validate() -> dict[str, float]:
+    def validate() -> dict[str, float | None]:
         logits = predict(model, validation, prepared, device=device, precision=recipe["precision"], workers=workers)
         return validation_scores(logits, validation, prepared)
 

@@ -124,6 +124,9 @@ def predict(
     labels, found = parts.predictor.predict(ref, rows, [pair.strip()] if takes_pairs else None)
     answers = []
     for text, row in zip(rows, found.tolist(), strict=True):
+        if len(labels) == 1:
+            answers.append({"text": text, "name": labels[0], "value": row[0]})
+            continue
         ranked = sorted(zip(labels, row, strict=True), key=lambda entry: -entry[1])
         answers.append({"text": text, "ranked": ranked[:_LABELS_SHOWN], "more": len(ranked) - _LABELS_SHOWN})
     if "hx-request" in request.headers:

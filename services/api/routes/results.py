@@ -126,6 +126,9 @@ def predict(job: str, body: PredictBody, parts: PartsDep, tenant: Tenant) -> Pre
     """The exported model on your texts; texts longer than its limit are cut."""
     ref = artifact_of(parts.jobs, parts.jobs.get(tenant, job), "export")
     labels, probabilities = parts.predictor.predict(ref, body.texts, body.pairs)
+    if len(labels) == 1:
+        amounts = tuple(Prediction(label=labels[0], value=row[0]) for row in probabilities.tolist())
+        return Predictions(data=amounts)
     found = []
     for row in probabilities.tolist():
         best = max(range(len(labels)), key=row.__getitem__)

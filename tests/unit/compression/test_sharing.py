@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ import torch
 from tests.unit.compression.made import CPU
 from tests.unit.studies.local_plan import make_job, run_plan
 from tests.unit.training.made import made_task, tiny
+from tests.unit.training.test_regression import made_amounts
 from tlm_core.compression.gates import gated, masked
 from tlm_core.compression.masks import Mask
 from tlm_core.compression.sharing import SharedBatches, SharedModel, TicketOptimizer, frozen, load_shared
@@ -171,13 +173,38 @@ def test_the_stage_trains_and_each_task_can_be_loaded_out_of_it(parts: list[Prep
         assert predict(model, prepared.split("test"), prepared, device=CPU).shape == (len(prepared.split("test")), 3)
 
 
-def test_tasks_of_one_name_or_of_other_form_are_refused(tmp_path: Path) -> None:
+def test_tasks_of_one_name_or_of_several_languages_are_refused(tmp_path: Path) -> None:
     one = Task.read(made_task(tmp_path / "one", (12, 4, 4)))
-    pairs = Task.read(made_task(tmp_path / "pairs", (12, 4, 4), pair=True))
     with pytest.raises(InvalidRequest, match="labels clash"):
         merge([one, one], ["same", "same"], tmp_path / "a")
-    with pytest.raises(InvalidRequest, match="the same kind of texts"):
-        merge([one, pairs], ["one", "pairs"], tmp_path / "b")
+    with pytest.raises(InvalidRequest, match="the same language"):
+        merge([one, replace(one, language="de")], ["one", "two"], tmp_path / "b")
+
+
+def test_single_texts_pairs_and_amounts_share_an_encoder(tmp_path: Path) -> None:
+    tasks = [
+        Task.read(made_task(tmp_path / "single", (24, 8, 8))),
+        Task.read(made_task(tmp_path / "pairs", (24, 8, 8), pair=True)),
+        Task.read(made_amounts(tmp_path / "amounts", (24, 8, 8))),
+    ]
+    recipe = tiny(finetune__epochs=1, finetune__evaluations=1, precision="fp32", model__heads=4, model__init="scratch")
+    (tmp_path / "merged").mkdir()
+    merge(tasks, ["single", "pairs", "amounts"], tmp_path / "merged")
+    merged = {"task": tmp_path / "merged"}
+    whole = {"prepared": run_stage("prepare", merged, stage_params("prepare", recipe), tmp_path / "prepared"), **merged}
+    inputs = {}
+    for number in range(3):
+        out = tmp_path / f"part{number}"
+        inputs[f"prepared.{number}"] = run_stage("part", whole, {"number": number}, out, stages=STAGES)
+    second = Prepared(inputs["prepared.0"]).split("train").second
+    assert (
+        second is not None and second.tolist() == Prepared(inputs["prepared.0"]).split("train").store.lengths.tolist()
+    )
+    np.testing.assert_allclose(Prepared(inputs["prepared.2"]).split("test").labels, tasks[2].amounts("test"), rtol=1e-6)
+    params = {**stage_params("finetune", recipe, 0), "tickets": [None, None, None]}
+    out = run_stage("share", inputs, params, tmp_path / "shared", stages=STAGES)
+    last = json.loads((out / "history.json").read_text())["evaluations"][-1]
+    assert {"score.0", "score.1", "score.2"} <= last.keys()
 
 
 def test_merging_says_which_labels_are_whose(tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_too_many_columns(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"metric": "f1"}, {"delimiter": ";;"}, {"split_seed": -1}, {"text_column": "a", "label_column": "a"}],
+    [{"metric": "f2"}, {"delimiter": ";;"}, {"split_seed": -1}, {"text_column": "a", "label_column": "a"}],
 )
 def test_options_that_do_not_hold_are_refused(options: dict[str, str]) -> None:
     with pytest.raises(InvalidRequest):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tlm_core.tasks.metrics import majority_baseline, score, summary
+from tlm_core.tasks.metrics import better, majority_baseline, score, score_values, summary
 
 
 def test_scores_agree_with_scikit_learn() -> None:
@@ -69,7 +69,7 @@ def test_no_row_left_gives_null_and_not_zero() -> None:
         ([0, 1], [0], "macro_f1", "equal rows"),
         ([0, 2], [0, 1], "macro_f1", r"0\.\.1"),
         ([0, 1], [0, -1], "macro_f1", r"0\.\.1"),
-        ([0, 1], [0, 1], "f1", "unknown metric 'f1'"),
+        ([0, 1], [0, 1], "pearson", "no metric of labels"),
     ],
 )
 def test_input_that_does_not_hold_is_refused(true: list[int], pred: list[int], metric: str, part: str) -> None:
@@ -106,3 +106,37 @@ def test_summary_without_values_is_null_with_its_reason(values: list[float | Non
     result = summary(values)
     assert result["mean"] is None
     assert reason in result["reason"]
+
+
+def test_matthews_and_f1_of_one_label_agree_with_scikit_learn() -> None:
+    from sklearn.metrics import f1_score, matthews_corrcoef
+
+    rng = np.random.RandomState(4)
+    for labels in (2, 4):
+        true, pred = rng.randint(0, labels, 100), rng.randint(0, labels, 100)
+        assert score(true, pred, labels, "matthews")["value"] == pytest.approx(matthews_corrcoef(true, pred))
+    true, pred = rng.randint(0, 2, 100), rng.randint(0, 2, 100)
+    assert score(true, pred, 2, "f1")["value"] == pytest.approx(f1_score(true, pred))
+    assert score(true, np.zeros(100, int), 2, "matthews")["value"] == 0.0
+    nothing = score([0, 0], [0, 0], 2, "f1")
+    assert nothing["value"] is None and "no row has it" in nothing["reason"]
+
+
+def test_correlations_agree_with_scipy_and_repeated_rows_are_left_out() -> None:
+    from scipy.stats import pearsonr, spearmanr
+
+    rng = np.random.RandomState(5)
+    true = rng.randint(0, 6, 80).astype(float)  # with ties
+    pred = true + rng.randn(80)
+    repeated = rng.rand(80) < 0.3
+    found = score_values(true, pred, "spearman", in_train=repeated)
+    assert found["pearson"] == pytest.approx(pearsonr(true, pred)[0])
+    assert found["value"] == found["spearman"] == pytest.approx(spearmanr(true, pred)[0])
+    assert found["deduplicated"]["value"] == pytest.approx(spearmanr(true[~repeated], pred[~repeated])[0])
+    assert found["accuracy"] is None
+
+
+def test_a_correlation_with_what_does_not_vary_is_null_with_its_reason() -> None:
+    found = score_values(np.array([1.0, 2.0]), np.array([3.0, 3.0]), "pearson")
+    assert found["value"] is None and "differ" in found["reason"]
+    assert better(0.0, None) and not better(None, None) and not better(0.1, 0.1)

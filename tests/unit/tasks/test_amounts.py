@@ -1,0 +1,89 @@
+"""Labels that are amounts: when they are read so, what the report says, and what is wrong in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.unit.tasks.make import faults, folder, jsonl, messages, put, rows
+from tlm_core.errors import InvalidRequest
+from tlm_core.tasks.options import DatasetOptions
+from tlm_core.tasks.task import Task
+from tlm_core.tasks.validate import load_task, write_task
+
+PEARSON = DatasetOptions(metric="pearson")
+
+
+def amounts(count: int, step: float = 0.25) -> list[dict[str, Any]]:
+    return [{"text": f"text number {n}", "label": n * step} for n in range(count)]
+
+
+def test_many_decimal_numbers_are_read_as_amounts_and_the_report_says_so(tmp_path: Path) -> None:
+    task, report = load_task(put(tmp_path / "all.jsonl", jsonl(amounts(60))))
+    assert task.regression and task.metric == "pearson"
+    assert "60 different decimal numbers" in messages(report, "warnings", "read_as_amounts")[0]
+    assert "validation and test were cut from train by amount with seed 0" in " ".join(report["notes"])
+    means = [task.amounts(split).mean() for split in ("train", "validation", "test")]
+    assert np.ptp(means) < 1.5  # of 0 to 14.75: small and large ones stand in each split
+
+
+def test_few_decimal_numbers_stay_names_of_classes_and_the_report_says_how_to_change_it(tmp_path: Path) -> None:
+    path = put(tmp_path / "all.jsonl", jsonl(rows(60, ("0.5", "1.25"))))
+    task, report = load_task(path)
+    assert task.labels == ("0.5", "1.25")
+    assert "give the metric pearson" in messages(report, "warnings", "decimal_labels")[0]
+    assert load_task(path, PEARSON)[0].regression
+
+
+def test_numbers_are_classes_where_a_metric_of_classes_is_given(tmp_path: Path) -> None:
+    path = folder(tmp_path, amounts(60), amounts(30), amounts(30))
+    task, _ = load_task(path, DatasetOptions(metric="macro_f1"))
+    assert len(task.labels) == 60
+
+
+def test_many_whole_numbers_are_classes(tmp_path: Path) -> None:
+    task, _ = load_task(folder(tmp_path, amounts(60, 1.0), amounts(30, 1.0), amounts(30, 1.0)))
+    assert not task.regression and len(task.labels) == 60
+
+
+@pytest.mark.parametrize("label", ["high", "nan", "inf", "1_000"])
+def test_what_is_no_finite_number_is_a_fault_with_its_row(tmp_path: Path, label: str) -> None:
+    train = [*amounts(5), {"text": "odd", "label": label}]
+    path = folder(tmp_path, train, amounts(3), amounts(3))
+    assert faults(path, PEARSON) == [("not_a_number", "train", 6, "label")]
+
+
+def test_a_missing_amount_and_equal_amounts_are_faults(tmp_path: Path) -> None:
+    path = folder(tmp_path / "a", [*amounts(5), {"text": "odd", "label": None}], amounts(3), amounts(3))
+    assert faults(path, PEARSON) == [("null_label", "train", 6, "label")]
+    path = folder(tmp_path / "b", rows(5, ("2.5",)), amounts(3), amounts(3))
+    assert faults(path, PEARSON) == [("one_class", "train", None, "label")]
+
+
+def test_a_task_of_amounts_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    write_task(folder(tmp_path / "raw", amounts(12), amounts(3), amounts(4)), tmp_path / "task", PEARSON)
+    task = Task.read(tmp_path / "task")
+    assert task.amounts("test").tolist() == [0.0, 0.25, 0.5, 0.75]
+    with pytest.raises(ValueError, match="amounts, not labels"):
+        task.label_ids("test")
+
+
+def test_a_further_test_set_stands_beside_test(tmp_path: Path) -> None:
+    path = folder(tmp_path, rows(12))
+    put(path / "test_other.jsonl", jsonl(rows(6, start="other")))
+    task, report = load_task(path)
+    assert task.counts["test_other"] == 6 and report["counts"]["test_other"] == 6
+    (path / "test.jsonl").unlink()
+    assert load_task(path)[0].further_tests == []  # alone it is the test set
+
+
+def test_a_positive_label_needs_f1(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="belongs to the metric f1"):
+        DatasetOptions(metric="accuracy", positive_label="yes")
+    path = folder(tmp_path, rows(12))
+    assert load_task(path, DatasetOptions(metric="f1", positive_label="bad"))[0].labels == ("good", "bad")
+    with pytest.raises(InvalidRequest, match="none of bad, good"):
+        load_task(path, DatasetOptions(metric="f1", positive_label="ugly"))

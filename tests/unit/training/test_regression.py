@@ -1,0 +1,75 @@
+"""A task of amounts goes through all stages and comes out as a stock model of one number; further tests are told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from services.api.predict import load_model
+from tests.unit.training.made import TELLING, made_task, tiny
+from tlm_core.tasks.task import Task, task_schema
+from tlm_core.training.local import run_chain
+from tlm_core.training.objective import task_loss
+
+
+def made_amounts(folder: Path, counts: tuple[int, int, int] = (64, 24, 30)) -> Path:
+    """Each text's amount is the share of its words that are of the first kind."""
+    random = np.random.default_rng(0)
+    splits = {}
+    for name, count in zip(("train", "validation", "test"), counts, strict=True):
+        shares = random.random(count)
+        texts = [" ".join(TELLING[int(random.random() > share)][0] for _ in range(20)) for share in shares]
+        columns = {"row": np.arange(1, count + 1), "text": texts, "label": 5 * shares}
+        splits[name] = pa.table(columns, schema=task_schema(False, regression=True))
+    Task("amounts", ("similarity",), "pearson", False, "en", splits).write(folder)
+    return folder
+
+
+@pytest.mark.parametrize("architecture", ["modernbert", "bert"])
+def test_amounts_are_learnt_and_predicted_alike_by_stock_class_and_gateway(architecture: str, tmp_path: Path) -> None:
+    recipe = tiny(
+        joint__enabled=False, selection__selector="none", model__architecture=architecture, precision="fp32",
+        finetune__epochs=12,
+    )  # fmt: skip
+    done = run_chain(made_amounts(tmp_path / "task"), None, recipe, [0], tmp_path / "work")
+    report = json.loads((done["evaluate"] / "report.json").read_text())
+    assert report["metric"] == "pearson" and report["mean"]["test"]["accuracy"] is None
+    if architecture == "modernbert":  # post-norm learns nothing in so few steps
+        assert report["mean"]["test"]["pearson"] > 0.6 and report["mean"]["test"]["spearman"] > 0.6
+    assert report["majority"]["test"]["value"] is None and report["majority"]["test"]["reason"]
+    folder = done["export"] / "model"
+    stock = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert stock.config.problem_type == "regression" and stock.config.num_labels == 1
+    texts = [f"{TELLING[0][0]} " * 12, f"{TELLING[1][0]} " * 12]
+    with torch.inference_mode():
+        expected = stock(**AutoTokenizer.from_pretrained(folder)(texts, return_tensors="pt")).logits.numpy()
+    model = load_model(done["export"])
+    assert model.labels == ("similarity",)
+    np.testing.assert_allclose(model.probabilities(texts), expected, atol=1e-4)
+    card = (folder / "README.md").read_text()
+    assert "Pearson correlation" in card and "macro-F1" not in card and "'similarity'" in card
+
+
+def test_a_further_test_set_is_reported_beside_test(tmp_path: Path) -> None:
+    task = Task.read(made_task(tmp_path / "plain", (40, 12, 20)))
+    more = Task("more", task.labels, "matthews", False, "en", {**task.splits, "test_other": task.splits["validation"]})
+    more.write(tmp_path / "task")
+    recipe = tiny(joint__enabled=False, selection__selector="none", finetune__epochs=1, finetune__evaluations=1)
+    done = run_chain(tmp_path / "task", None, recipe, [0], tmp_path / "work")
+    report = json.loads((done["evaluate"] / "report.json").read_text())
+    (seed,) = report["seeds"]
+    assert seed["test_other"]["rows"] == 12 and seed["test_other"]["value"] == seed["validation"]["value"]
+    assert report["mean"]["test_other"]["matthews"] == seed["validation"]["matthews"]
+    card = (done["export"] / "model" / "README.md").read_text()
+    assert "Matthews correlation" in card and "| test_other |" in card.replace("\\", "")
+
+
+def test_the_loss_of_amounts_is_the_sum_of_squares() -> None:
+    found = task_loss(torch.tensor([[1.0], [3.0]]), torch.tensor([0.0, 5.0]))
+    assert float(found) == 1.0 + 4.0

@@ -1,0 +1,79 @@
+"""Label columns that hold amounts: when a column is taken for one, and what is wrong in its values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tlm_core.tasks.checks import count_labels, is_null_or_blank, null_rows
+from tlm_core.tasks.findings import Findings
+from tlm_core.tasks.metrics import REGRESSION
+from tlm_core.tasks.options import Limits
+from tlm_core.tasks.table import NOT_A_VALUE, RawTable
+
+
+def is_regression(train: RawTable, column: str, metric: str | None, findings: Findings, limits: Limits) -> bool:
+    """Whether the label column holds amounts: the metric says so, or it has many different decimal numbers.
+
+    metric: None if none is known. Says in the report what was decided. Warning: read_as_amounts.
+    """
+    if metric is not None:
+        if metric in REGRESSION:
+            findings.note(f"label: '{column}' is read as amounts (regression), as the metric {metric} says")
+        return metric in REGRESSION
+    distinct = count_labels(train.columns[column].values)
+    if len(distinct) <= limits.max_decimals or not all(_is_decimal(label) for label in distinct):
+        return False
+    if all(float(label).is_integer() for label in distinct):
+        return False
+    message = (
+        f"'{column}' of {train.file} has {len(distinct):,} different decimal numbers, so it is read as amounts to "
+        "predict (regression, metric pearson); give the metric macro_f1 if they are names of classes"
+    )
+    findings.warn("read_as_amounts", message, split="train", column=column)
+    return True
+
+
+def check_amounts(table: RawTable, column: str, findings: Findings) -> None:
+    """Faults: null_label, not_a_label, not_a_number."""
+    split, odd = table.split, table.columns[column].kinds.get(NOT_A_VALUE)
+    where = f"row {{row}} of {table.file}: '{column}'"
+    if odd is not None:
+        message = f"{where} is a {NOT_A_VALUE}; each text needs exactly one amount"
+        findings.fault_rows("not_a_label", message, odd.rows, split=split, column=column, total=odd.count)
+    null, total = null_rows(table, column, is_null_or_blank)
+    message = f"{where} has no amount; add it or leave the row out"
+    findings.fault_rows("null_label", message, null, split=split, column=column, total=total)
+    strange = [label for label in count_labels(table.columns[column].values) if not _is_decimal(label)]
+    found = pc.is_in(table.columns[column].values, value_set=pa.array(strange, pa.string()))
+    rows = table.rows[found.to_numpy().astype(bool)]
+    message = f"{where} is no finite number, which regression needs; write it with digits, such as 2.5"
+    findings.fault_rows("not_a_number", message, rows.tolist(), split=split, column=column)
+
+
+def check_spread(tables: Mapping[str, RawTable], column: str, findings: Findings) -> None:
+    """Fault: one_class, where all train rows have the same amount."""
+    values = {float(label) for label in count_labels(tables["train"].columns[column].values) if _is_decimal(label)}
+    if len(values) == 1:
+        message = (
+            f"all rows of {tables['train'].file} have the amount {values.pop():g}; regression needs different ones"
+        )
+        findings.fault("one_class", message, split="train", column=column)
+
+
+def as_numbers(column: Any) -> Any:
+    """A checked string column as float64 (pyarrow)."""
+    values = [float(value) for value in column.to_pylist()]
+    return pa.array(np.asarray(values, dtype=np.float64))
+
+
+def _is_decimal(text: str) -> bool:
+    try:
+        return math.isfinite(float(text)) and "_" not in text
+    except ValueError:
+        return False
