@@ -9,12 +9,13 @@ from functools import partial
 from typing import Any
 
 from tlm_core.compression.importance import importance as importance_of
-from tlm_core.compression.masks import Importance, Mask, one_shot
+from tlm_core.compression.masks import Importance, Mask, one_shot, removals
 from tlm_core.compression.part import part
 from tlm_core.compression.phases import phases
 from tlm_core.compression.shared_report import shared_report
 from tlm_core.compression.sharing import share
 from tlm_core.compression.sliced import MASK, sliced, spared_flops
+from tlm_core.training import published
 from tlm_core.training.evaluate import pick_device
 from tlm_core.training.loop import Trainer
 from tlm_core.training.prepared import Batch, Prepared
@@ -23,6 +24,24 @@ from tlm_core.training.stages import start, tune
 from tlm_core.training.state import load_model
 
 IMPORTANCE = "importance.json"
+
+
+def tickets_fit(ctx: StageContext) -> dict[str, Any]:
+    """Refuse tickets that the published encoder `init` has no room for, before anything is trained. No inputs.
+
+    Parameters: `init`, `levels`, `masks`. Raises InvalidRequest, InvalidRecipe for an encoder of another kind, and
+    NotFound or Unavailable for one that cannot be had.
+    """
+    source = str(ctx.params["init"])
+    shape = published.shape_of(published.read_config(published.fetch_config(source), source), source)
+    for level in ctx.params["levels"]:
+        removals(float(level), shape.layers, shape.heads)
+    for mask in ctx.params["masks"]:
+        Mask.from_dict(mask).check(shape.layers, shape.heads)
+    found = {"layers": shape.layers, "heads": shape.heads}
+    if not ctx.rank:
+        (ctx.out / "shape.json").write_text(json.dumps(found), encoding="utf-8")
+    return found
 
 
 def importance(ctx: StageContext) -> dict[str, Any]:
@@ -72,6 +91,7 @@ def ticket(ctx: StageContext) -> dict[str, Any]:
 
 
 STAGES: dict[str, Callable[[StageContext], dict[str, Any]]] = {
+    "tickets_fit": tickets_fit,
     "importance": importance,
     "ticket": ticket,
     "phases": phases,

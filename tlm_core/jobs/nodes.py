@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -20,6 +20,7 @@ STAGE_VERSIONS: Mapping[str, int] = {
     "bilstm": 1,
     "evaluate_bilstm": 1,
     "curve": 1,
+    "tickets_fit": 1,
     "importance": 1,
     "ticket": 1,
     "phases": 1,
@@ -65,6 +66,22 @@ class Node:
         inputs = {name: digests[node] for name, node in self.inputs.items()} | dict(self.fixed)
         params = dict(self.params) if self.reusable else {**self.params, "job": job_id}
         return artifact_id(self.stage, STAGE_VERSIONS[self.stage], params, inputs)
+
+
+def side_by_side(nodes: Iterable[Node], seeds: Sequence[int], name: str) -> list[Node]:
+    """The nodes with a group for each seed, since what hangs on different seeds can run at the same time.
+
+    With one seed they stay as they are: starting workers anew would gain nothing. Seedless nodes stay, too.
+    """
+    if len(seeds) < 2:
+        return list(nodes)
+    ends = {f"s{seed}" for seed in seeds}
+    found = []
+    for node in nodes:
+        end = node.name.rsplit(".", 1)[-1]
+        own = node.place is Place.WORKERS and end in ends
+        found.append(replace(node, group=f"{name}.{end}") if own else node)
+    return found
 
 
 @dataclass(frozen=True)

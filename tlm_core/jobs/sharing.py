@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from tlm_core.jobs.nodes import Node, Place, Plan
+from tlm_core.jobs.nodes import Node, Place, Plan, side_by_side
 from tlm_core.jobs.options import ShareTickets
 from tlm_core.jobs.spec import JobRecord
-from tlm_core.jobs.studies import validate_node
+from tlm_core.jobs.studies import before_training, gather, tickets_fit, validate_node
 from tlm_core.training.params import reproducible, stage_params
 
 
@@ -35,9 +35,15 @@ def share_tickets(job: JobRecord) -> Plan:
         inputs = {"prepared": "prepare", "task": "merge"}
         nodes.append(Node(f"part.{number}", "part", Place.WORKERS, params={"number": number}, inputs=inputs))
     gathered = {"merged": "merge", **tasks, **{f"prepared.{n}": f"part.{n}" for n in range(len(names))}}
+    levels = [ticket["level"] for ticket in tickets if "level" in ticket]
+    masks = [ticket["mask"] for ticket in tickets if "mask" in ticket]
+    nodes = before_training(nodes, tickets_fit(recipe, levels, masks))
+    fan: list[Node] = []
     for seed in seeds:
-        nodes += _one_seed(job, options, tickets, seed, stage_params("finetune", recipe, seed), gathered)
-    last = Node("report", "shared_report", Place.WORKERS, params={"seeds": list(seeds)}, inputs=gathered)
+        fan += _one_seed(job, options, tickets, seed, stage_params("finetune", recipe, seed), gathered)
+    nodes += side_by_side(fan, seeds, "seed")
+    params = {"seeds": list(seeds)}
+    last = Node("report", "shared_report", Place.WORKERS, params=params, inputs=gathered, group=gather(seeds))
     return Plan((*nodes, last), report="report", model="export")
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tlm_core.compression.masks import Mask, removals
 from tlm_core.errors import InvalidRequest
-from tlm_core.jobs.nodes import Node, Place, Plan
+from tlm_core.jobs.nodes import Node, Place, Plan, side_by_side
 from tlm_core.jobs.options import LearningCurve, Prune, size_name
 from tlm_core.jobs.spec import JobRecord, JobSpec
 from tlm_core.training.params import reproducible, stage_params
@@ -26,11 +26,12 @@ def prune(job: JobRecord, dense: Plan) -> Plan:
     """The dense model as `train` makes it, its importance, a ticket for each kind, level and seed, the choice."""
     options, recipe, seeds = job.spec.prune or Prune(), job.resolved.recipe, job.spec.seeds
     nodes = [node for node in dense.nodes if node.name != dense.model]
+    fan: list[Node] = []
     gathered = {"prepared": "prepare", "task": "validate", "evaluate": "evaluate"}
     for seed in seeds:
         inputs = {"prepared": "prepare", "finetune": f"finetune.s{seed}"}
         params = {"as_published": options.as_published}
-        nodes.append(Node(f"importance.s{seed}", "importance", Place.WORKERS, params=params, inputs=inputs))
+        fan.append(Node(f"importance.s{seed}", "importance", Place.WORKERS, params=params, inputs=inputs))
         gathered[f"finetune.s{seed}"] = f"finetune.s{seed}"
     for which in options.tickets:
         for level in options.levels:
@@ -40,11 +41,31 @@ def prune(job: JobRecord, dense: Plan) -> Plan:
                 inputs = {"prepared": "prepare", "importance": f"importance.s{seed}"}
                 if recipe.joint.enabled:
                     inputs["joint"] = f"joint.s{seed}"
-                nodes.append(Node(name, "ticket", Place.WORKERS, params=asked, inputs=inputs))
+                fan.append(Node(name, "ticket", Place.WORKERS, params=asked, inputs=inputs))
                 gathered[name] = name
     whole = {"tickets": options.tickets, "levels": options.levels, "seeds": seeds, **stage_params("export", recipe)}
-    nodes.append(Node("phases", "phases", Place.WORKERS, params=_plain(whole), inputs=gathered))
-    return Plan(tuple(nodes), report="phases", model="phases")
+    last = Node("phases", "phases", Place.WORKERS, params=_plain(whole), inputs=gathered, group=gather(seeds))
+    nodes = before_training(nodes, tickets_fit(recipe, options.levels))
+    return Plan((*nodes, *side_by_side(fan, seeds, "tickets"), last), report="phases", model="phases")
+
+
+def gather(seeds: Sequence[int]) -> str:
+    """The group of a last node that waits for groups of other seeds."""
+    return "gather" if len(seeds) > 1 else "main"
+
+
+def tickets_fit(recipe: Recipe, levels: Sequence[float], masks: Sequence[Mapping[str, Any]] = ()) -> Node | None:
+    """A check of the tickets against a published encoder; None where `check_kind` could make it at once."""
+    if recipe.model.init in ("scratch", "counts"):
+        return None
+    params = {"init": recipe.model.init, "levels": list(levels), "masks": list(masks)}
+    return Node("tickets_fit", "tickets_fit", Place.WORKERS, params=params)
+
+
+def before_training(nodes: Sequence[Node], check: Node | None) -> list[Node]:
+    """The nodes, with the check in front of the first that runs on workers."""
+    first = next(number for number, node in enumerate(nodes) if node.place is Place.WORKERS)
+    return [*nodes[:first], *([check] if check else []), *nodes[first:]]
 
 
 def learning_curve(job: JobRecord) -> Plan:
@@ -63,7 +84,9 @@ def learning_curve(job: JobRecord) -> Plan:
             if size == options.largest:
                 gathered |= point.largest()
     params = {"models": options.models, "seeds": seeds, "margin": options.margin}
-    nodes.append(Node("curve", "curve", Place.WORKERS, params=_plain(params), inputs=gathered, gathers=True))
+    nodes = side_by_side(nodes, seeds, "curve")
+    last = {"inputs": gathered, "gathers": True, "group": gather(seeds)}
+    nodes.append(Node("curve", "curve", Place.WORKERS, params=_plain(params), **last))
     # Subsets first: what cannot be had is told before anything is trained.
     nodes.sort(key=lambda node: node.place is not Place.COORDINATOR)
     return Plan(tuple(nodes), report="curve", model="curve")
@@ -163,7 +186,10 @@ class _Point:
 
 def check_kind(spec: JobSpec, recipe: Recipe) -> None:
     """Refuse before anything runs what the job's kind cannot do with this recipe. Raises InvalidRequest."""
-    if recipe.model.init in ("scratch", "counts"):  # the shape of a published encoder is not known here
+    if recipe.model.init in (
+        "scratch",
+        "counts",
+    ):  # the shape of a published encoder is not known here, see `tickets_fit`
         _check_tickets(spec, recipe)
     if spec.kind == "learning_curve":
         models = (spec.learning_curve or LearningCurve()).models

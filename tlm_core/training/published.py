@@ -92,19 +92,25 @@ def load(source: str, *, labels: int, vocab: int, max_length: int, dropout: floa
     """
     folder = fetch(source)
     config = read_config(folder, source)
-    readers = {"bert": _bert_shape, "roberta": _roberta_shape, "modernbert": _modernbert_shape}
-    kind = config.get("model_type")
-    if kind not in readers:
-        raise InvalidRecipe(f"'{source}' is a '{kind}' model; model.init takes {', '.join(readers)}")
+    own = shape_of(config, source)
     if config["vocab_size"] < vocab:
         raise InvalidRecipe(
             f"'{source}' knows {config['vocab_size']} tokens but the tokenizer has {vocab}; "
             "set tokenizer.source to the same model"
         )
-    shape = replace(readers[kind](config, source), labels=labels, max_length=max_length, dropout=dropout)
+    shape = replace(own, labels=labels, max_length=max_length, dropout=dropout)
     if shape.positions and shape.positions < max_length:
         raise InvalidRecipe(f"'{source}' has {shape.positions} positions; lower model.max_length from {max_length}")
     return shape, from_stock(read_weights(folder, source), shape)
+
+
+def shape_of(config: dict[str, Any], source: str) -> Shape:
+    """The shape that a published model's config tells, without labels. Raises InvalidRecipe for one we do not take."""
+    readers = {"bert": _bert_shape, "roberta": _roberta_shape, "modernbert": _modernbert_shape}
+    kind = config.get("model_type")
+    if kind not in readers:
+        raise InvalidRecipe(f"'{source}' is a '{kind}' model; model.init takes {', '.join(readers)}")
+    return readers[kind](config, source)
 
 
 def _common(config: dict[str, Any]) -> dict[str, Any]:

@@ -16,9 +16,11 @@ from tests.unit.studies.local_plan import make_job, run_plan
 from tests.unit.training.made import made_task, tiny
 from tlm_core.compression.masks import Importance, Mask, one_shot
 from tlm_core.compression.sliced import load_sliced
-from tlm_core.errors import InvalidRequest
+from tlm_core.errors import InvalidRecipe, InvalidRequest
+from tlm_core.stages import STAGES
 from tlm_core.tasks.metrics import score
 from tlm_core.tasks.task import Task
+from tlm_core.training.local import run_stage
 
 RECIPE = tiny(joint__budget__steps=8, finetune__epochs=2, finetune__evaluations=2, precision="fp32", model__heads=4)
 OPTIONS = {"levels": [0.25, 0.5], "tickets": ["winning", "losing"]}
@@ -91,3 +93,23 @@ def test_a_level_that_would_empty_a_layer_fails_with_the_most_that_can_go() -> N
     found = Importance(np.ones((2, 4)), np.ones(2))
     with pytest.raises(InvalidRequest, match="at most 6 heads"):
         one_shot(found, 0.9, "winning")
+
+
+@pytest.mark.parametrize(
+    ("over", "complaint"),
+    [({"levels": [0.5, 0.95]}, "at most 6 heads"), ({"masks": [Mask.full(2, 3).as_dict()]}, "this one has 2 x 4")],
+)
+def test_tickets_for_which_a_published_encoder_has_no_room_are_refused(
+    tmp_path: Path, over: dict[str, Any], complaint: str
+) -> None:
+    config = {"model_type": "bert", "vocab_size": 100, "num_hidden_layers": 2, "num_attention_heads": 4,
+              "hidden_size": 32, "intermediate_size": 48, "max_position_embeddings": 64}  # fmt: skip
+    (tmp_path / "encoder").mkdir()
+    (tmp_path / "encoder" / "config.json").write_text(json.dumps(config))
+    params = {"init": str(tmp_path / "encoder"), "levels": [0.5], "masks": []}
+    run_stage("tickets_fit", {}, params, tmp_path / "fits", stages=STAGES)
+    with pytest.raises(InvalidRequest, match=complaint):
+        run_stage("tickets_fit", {}, params | over, tmp_path / "refused", stages=STAGES)
+    (tmp_path / "encoder" / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
+    with pytest.raises(InvalidRecipe, match="'gpt2' model"):
+        run_stage("tickets_fit", {}, params, tmp_path / "other", stages=STAGES)

@@ -70,12 +70,38 @@ def test_a_published_encoder_brings_its_own_tokens_and_is_finetuned_alone() -> N
     assert plan.node("finetune.pretrained.n50.s0").params["recipe"]["model"]["init"] == "hub:some/encoder"
 
 
-def test_workers_begin_only_when_all_selections_are_there() -> None:
+def test_the_workers_of_a_seed_begin_when_its_own_selections_are_there() -> None:
     plan = plan_of(job_of("learning_curve", {"sizes": [50, 200], "models": ["bilstm", "tlm"]}))
     here = {node.name: None for node in plan.nodes if node.place is not Place.WORKERS}
-    assert plan.startable("main", here)
     here.pop("select.n200.s1")
-    assert not plan.startable("main", here)
+    assert plan.startable("curve.s0", here) and not plan.startable("curve.s1", here)
+
+
+@pytest.mark.parametrize("kind", ["learning_curve", "prune", "share_tickets"])
+def test_seeds_run_side_by_side_and_no_two_groups_wait_for_each_other(kind: str) -> None:
+    plan = plan_of(job_of(kind, SHARE if kind == "share_tickets" else None))
+    groups = {node.group for node in plan.nodes if node.place is Place.WORKERS}
+    assert {"gather"} < groups and len([group for group in groups if group.endswith((".s0", ".s1"))]) == 2
+    done: dict[str, Any] = {node.name: None for node in plan.nodes if node.place is not Place.WORKERS}
+    while groups:
+        ready = {group for group in groups if plan.startable(group, done)}
+        assert ready
+        done |= {node.name: None for group in ready for node in plan.group(group)}
+        groups -= ready
+    alone = plan_of(job_of(kind, SHARE if kind == "share_tickets" else None, seeds=(0,)))
+    assert {node.group for node in alone.nodes} == {"main"}
+
+
+@pytest.mark.parametrize("kind", ["prune", "share_tickets"])
+def test_tickets_of_a_published_encoder_are_checked_before_any_training(kind: str) -> None:
+    job = job_of(kind, SHARE if kind == "share_tickets" else {"levels": [0.5, 0.95]})
+    changes = {"model.init": "hub:some/encoder", "tokenizer.source": "hub:some/encoder", "joint.enabled": False}
+    resolved = job.resolved.model_copy(update={"recipe": resolve("fast", "tiny", changes)})
+    plan = plan_of(job.model_copy(update={"resolved": resolved}))
+    first = next(node for node in plan.nodes if node.place is Place.WORKERS)
+    assert first.stage == "tickets_fit" and first.group == "main"
+    assert first.params["init"] == "hub:some/encoder"
+    assert "tickets_fit" not in {node.stage for node in plan_of(job).nodes}
 
 
 def test_pruning_takes_the_dense_model_of_a_train_job_from_the_cache() -> None:
