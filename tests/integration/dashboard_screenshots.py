@@ -31,6 +31,9 @@ def main() -> None:
             ("results-dark", f"{over}/results", "dark", {"width": 1060, "height": 660}),
             ("selection-light", f"{over}/selection", "light", DESK),
             ("dataset-dark", f"/ui/datasets/{made.dataset}", "dark", DESK),
+            ("submit-light", "/ui/submit", "light", {"width": 1060, "height": 1180}),
+            ("submit-phone", "/ui/submit", "dark", PHONE),
+            ("corpora-light", "/ui/corpora", "light", {"width": 1060, "height": 560}),
             ("compare-light", f"/ui/compare?id={made.jobs['succeeded']}&id={made.jobs['alone']}", "light", DESK),
         ]
         for name, path, scheme, size in wanted:
@@ -40,7 +43,9 @@ def main() -> None:
             sign_in(page, url)
             page.goto(url + path)
             settle(page)
-            page.screenshot(path=FOLDER / f"{name}.png", full_page=name == "job-light")
+            if name.startswith("submit"):
+                page.check("[name=kind][value=learning_curve]")
+            page.screenshot(path=FOLDER / f"{name}.png", full_page=name in ("job-light", "submit-phone"))
             context.close()
 
 

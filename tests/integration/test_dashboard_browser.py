@@ -55,6 +55,17 @@ def paths_of(made: Made) -> list[str]:
     return [*lists, *sets, one, running, f"/ui/jobs/{made.jobs['failed']}", *tabs, both]
 
 
+def looks(page: Any, address: str) -> Iterator[None]:
+    """Open a page, and show each of its faces in turn: the form for a new job has one for each kind."""
+    page.goto(address)
+    settle(page)
+    page.evaluate("() => document.querySelectorAll('details').forEach(one => one.open = true)")
+    yield
+    for number in range(1, page.locator("[name=kind]").count()):
+        page.locator("[name=kind]").nth(number).check()
+        yield
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_page_has_a_serious_fault_of_accessibility(
     page: Any, served: tuple[str, Gateway, Made], scheme: str
@@ -66,16 +77,14 @@ def test_no_page_has_a_serious_fault_of_accessibility(
     # Dark differs in colours alone, and these pages have them all.
     colours = [f"/ui/jobs/{made.jobs['succeeded']}{tab}" for tab in ("", "/results", "/model")]
     for path in ["/ui/sign-in", *paths_of(made)] if scheme == "light" else ["/ui/jobs", "/ui/submit", *colours]:
-        page.goto(url + path)
-        settle(page)
-        page.evaluate("() => document.querySelectorAll('details').forEach(one => one.open = true)")
-        page.evaluate(axe)
-        told = page.evaluate("() => axe.run({resultTypes: ['violations']})")
-        found += [
-            (path, one["id"], one["nodes"][0]["html"][:200])
-            for one in told["violations"]
-            if one["impact"] in ("serious", "critical")
-        ]
+        for _ in looks(page, url + path):
+            page.evaluate(axe)
+            told = page.evaluate("() => axe.run({resultTypes: ['violations']})")
+            found += [
+                (path, one["id"], one["nodes"][0]["html"][:200])
+                for one in told["violations"]
+                if one["impact"] in ("serious", "critical")
+            ]
     page.complaints = [said for said in page.complaints if "404" not in said]
     assert found == []
 
@@ -105,9 +114,8 @@ def test_every_page_fits_a_phone(page: Any, served: tuple[str, Gateway, Made]) -
     url, _, made = served
     page.set_viewport_size({"width": 360, "height": 740})
     for path in paths_of(made):
-        page.goto(url + path)
-        settle(page)
-        assert page.evaluate("document.documentElement.scrollWidth") <= 360, path
+        for _ in looks(page, url + path):
+            assert page.evaluate("document.documentElement.scrollWidth") <= 360, path
     page.complaints = [said for said in page.complaints if "404" not in said]
 
 
@@ -199,6 +207,55 @@ def test_the_model_and_the_searches_answer_without_a_new_page(page: Any, served:
     page.select_option("#dataset", "tickets")
     page.get_by_role("button", name="What would it cost?").click()
     page.wait_for_selector("#preview >> text=FLOPs")
+
+
+def test_a_study_is_submitted_by_keyboard_alone_and_only_its_own_fields_are_seen(
+    page: Any, served: tuple[str, Gateway, Made]
+) -> None:
+    url, gateway, _ = served
+    page.goto(f"{url}/ui/submit")
+    own = {"learning_curve": "#sizes", "prune": "#levels", "share_tickets": "#own_levels"}
+    page.locator("[name=kind][value=train]").focus()
+    for kind in own:
+        page.keyboard.press("ArrowDown")
+        assert page.locator(f"[name=kind][value={kind}]").is_checked()
+        assert [name for name, field in own.items() if page.locator(field).is_visible()] == [kind]
+        assert page.locator("[name=as_published]").is_visible() == (kind != "learning_curve")
+    page.keyboard.press("ArrowUp")
+    page.select_option("#corpus", "")
+    for field, text in {"#levels": "0.2", "#metadata": "team = search", "#priority": "3", "#minutes": "90"}.items():
+        page.locator(field).focus()
+        page.keyboard.press("ControlOrMeta+a")
+        page.keyboard.type(text)
+    page.get_by_role("button", name="What would it cost?").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#preview >> text=ticket × 3")
+    page.get_by_role("button", name="Submit").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/ui/jobs/job_*")
+    spec = gateway.parts.jobs.get(T, page.url.rsplit("/", 1)[1]).spec
+    assert spec.prune is not None and spec.prune.levels == (0.2,)
+    assert (spec.kind, spec.metadata, spec.priority, spec.max_runtime_seconds) == ("prune", {"team": "search"}, 3, 5400)
+
+
+def test_a_corpus_is_uploaded_and_watched_until_it_can_be_searched(
+    page: Any, served: tuple[str, Gateway, Made], tmp_path: Path
+) -> None:
+    text = "a passage about parcels and couriers that is long enough to be kept as one of its own . " * 3
+    files = []
+    for number in range(2):
+        files.append(tmp_path / f"{number}.txt")
+        files[-1].write_text(f"{text} {number}")
+    page.goto(f"{served[0]}/ui/corpora")
+    page.fill("#name", "uploaded")
+    page.set_input_files("#files", files)
+    page.get_by_role("button", name="Upload and index").click()
+    page.wait_for_url("**/ui/corpora/uploaded")
+    page.wait_for_selector("#live .state.ready")
+    page.goto(f"{served[0]}/ui/corpora/uploaded")
+    page.fill("#q", "parcel")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=about parcel")
 
 
 def test_a_service_that_is_away_is_said_and_forgotten_when_it_is_back(
