@@ -32,7 +32,7 @@ def test_a_corpus_is_searched_and_an_index_that_is_away_is_said_on_the_page(gate
     assert (answer.status_code, "does not answer" in answer.text) == (200, True)
 
 
-def test_a_corpus_is_uploaded_in_several_files_and_its_page_shows_how_far_it_is(gateway: Gateway) -> None:
+def test_a_corpus_is_uploaded_in_several_files_watched_and_its_load_cancelled(gateway: Gateway) -> None:
     browser = signed_in(gateway)
     sentence = "a passage about parcels and couriers that is long enough to be kept as one of its own . " * 3
     texts = [("files", ("one.txt", f"{sentence} one")), ("files", ("two.txt", f"{sentence} two"))]
@@ -43,6 +43,11 @@ def test_a_corpus_is_uploaded_in_several_files_and_its_page_shows_how_far_it_is(
     assert (load.language, names) == ("en", {"one.txt", "two.txt"})
     shown = browser.get("/ui/corpora/manuals").text
     assert '<span class="state queued">queued</span>' in shown and 'hx-trigger="every 2s"' in shown
+    cancel = f"/ui/corpora/manuals/loads/{load.id}/cancel"
+    assert f'action="{cancel}"' in shown
+    assert browser.post(cancel).headers["location"] == "/ui/corpora/manuals"
+    after = browser.get("/ui/corpora/manuals").text
+    assert '<span class="state cancelling">cancelling</span>' in after and cancel not in after
 
 
 @pytest.mark.parametrize(

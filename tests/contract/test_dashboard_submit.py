@@ -41,6 +41,8 @@ def test_labels_priority_and_a_limit_of_time_become_a_part_of_the_job(gateway: G
     job = submitted(gateway, metadata="team = search\n\nrun = a = b", priority="-3", minutes="1.5")
     assert job.spec.metadata == {"team": "search", "run": "a = b"}
     assert (job.spec.priority, job.spec.max_runtime_seconds) == (-3, 90)
+    shown = " ".join(Tags(signed_in(gateway).get(f"/ui/jobs/{job.id}").text).words.split())
+    assert "team: search" in shown and "priority-3" in shown and "longest running time1 min 30 s" in shown
     plain = submitted(gateway, metadata="", minutes=" ")
     assert (plain.spec.metadata, plain.spec.priority, plain.spec.max_runtime_seconds) == ({}, 0, None)
 
@@ -49,7 +51,10 @@ def test_each_kind_of_study_is_submitted_with_what_its_own_fields_say(gateway: G
     fill(gateway)
     # What stands in the fields of other kinds does not count.
     fields = {"sizes": "10, 50, 1", "levels": "0.25", "level": "0.4", "others": ["hostile", "tickets"]}
-    curve = submitted(gateway, kind="learning_curve", models=["encoder"], **fields).spec
+    job = submitted(gateway, kind="learning_curve", models=["encoder"], **fields)
+    shown = Tags(signed_in(gateway).get(f"/ui/jobs/{job.id}").text).words
+    assert "learning_curve.sizes" in shown and "prune.levels" not in shown
+    curve = job.spec
     assert curve.learning_curve is not None
     assert (curve.learning_curve.sizes, curve.learning_curve.models) == ((10, 50, 1), ("bilstm", "encoder"))
     prune = submitted(gateway, kind="prune", tickets=["losing"], as_published="true", **fields).spec

@@ -44,6 +44,7 @@ def main() -> None:
             page.goto(url + path)
             settle(page)
             if name.startswith("submit"):
+                page.select_option("#dataset", "tickets")
                 page.check("[name=kind][value=learning_curve]")
             page.screenshot(path=FOLDER / f"{name}.png", full_page=name in ("job-light", "submit-phone"))
             context.close()

@@ -114,6 +114,15 @@ def corpus(
     return page(request, "corpus.html", **_corpus(parts, tenant, name), **_search(parts, tenant, name, q, version))
 
 
+@router.post("/corpora/{name}/loads/{load}/cancel")
+def cancel_load(request: Request, name: str, load: str, parts: PartsDep, tenant: SignedIn) -> Response:
+    """End a load that is on its way; the page shows when nothing of it is left."""
+    parts.catalog.corpus(tenant, name)
+    parts.catalog.cancel_load(tenant, load)
+    parts.loads.wake()
+    return go_to(request, f"{PREFIX}/corpora/{name}")
+
+
 @router.get("/corpora/{name}/live")
 def corpus_live(request: Request, name: str, parts: PartsDep, tenant: SignedIn) -> Response:
     """The part of a corpus's page that changes while a load is under way."""
