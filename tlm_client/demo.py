@@ -133,7 +133,7 @@ def _data(own_task: Path | None, own_corpus: Path | None, display: Display) -> t
 def _upload(client: TLMClient, task: dict[str, Path], corpus: Path, display: Display) -> None:
     display.begin("loading:")
     with corpus_files([str(corpus)], language="en", display=display) as files:
-        load = client.add_corpus(NAME, files)
+        load = client.add_corpus(NAME, files, near_duplicates="keep")  # as the corpus was when its figures were taken
     dataset = client.add_dataset(NAME, task)
     for warning in (dataset.report or {}).get("warnings", [])[:5]:
         display.line(f"warning: {warning['message']}")

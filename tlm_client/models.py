@@ -35,12 +35,18 @@ class Dataset(_Value):
 
 
 class CorpusVersion(_Value):
-    """One version of a corpus; it can be used when its state is `ready`. refused: of `count`, not in the index."""
+    """One version of a corpus; it can be used when its state is `ready`. refused: of `count`, not in the index.
+
+    duplicates_dropped, near_duplicates_dropped: left out of `count`; the latter None if nobody looked for them.
+    """
 
     version: str
     state: str
     count: int = 0
     refused: int = 0
+    duplicates_dropped: int = 0
+    near_duplicates_dropped: int | None = None
+    near_duplicates_seconds: float | None = None
     language: str = ""
     error: dict[str, Any] | None = None
 

@@ -49,18 +49,15 @@ def corpus_files(
     display: Display,
     text_column: str | None = None,
     limit: int | None = None,
-    near_duplicates: bool = True,
 ) -> Iterator[list[Path]]:
     """Files of passages made of `sources` (none: of the documentation of the installed packages).
 
-    near_duplicates: whether they stay; if not, what looking for them found and cost is told. A folder that holds
-    passages already is sent as it is, unless something of it is to be left out. Raises InvalidRequest, InvalidDataset,
-    MissingDependency, StorageFull.
+    A folder that holds passages already is sent as it is, unless something of it is to be left out. Equal passages are
+    dropped here, near duplicates behind the gateway. Raises InvalidRequest, InvalidDataset, StorageFull.
     """
-    from tlm_core.corpus.near import NearDuplicates
     from tlm_core.corpus.read import INFO, read_sources, write_corpus
 
-    if len(sources) == 1 and (Path(sources[0]) / INFO).is_file() and limit is None and near_duplicates:
+    if len(sources) == 1 and (Path(sources[0]) / INFO).is_file() and limit is None:
         yield sorted(Path(sources[0]).glob("passages-*.parquet"))
         return
     with tempfile.TemporaryDirectory(prefix="tlm-corpus-") as folder:
@@ -71,17 +68,9 @@ def corpus_files(
 
             passages = passages_from_packages(progress=lambda done, total: display.update("reading", done, total, ""))
         counted = _counted(islice(passages, limit), display, quiet=not sources)
-        near = None if near_duplicates else NearDuplicates(_made(Path(folder) / "near"))
-        info = write_corpus(counted, Path(folder), language, near)
-        if near is not None:
-            display.line(f"{near.dropped:,} near duplicates dropped; looking for them took {near.seconds:,.1f} s")
+        info = write_corpus(counted, Path(folder), language)
         display.line(f"{info.count:,} passages, {info.words:,} words, {info.duplicates_dropped:,} duplicates dropped")
         yield sorted(Path(folder).glob("passages-*.parquet"))
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir()
-    return folder
 
 
 def _counted(passages: Iterable[Passage], display: Display, *, quiet: bool) -> Iterator[Passage]:

@@ -96,7 +96,7 @@ def _load_corpus(client: TLMClient, folder: Path, display: Display) -> None:
         pass
     began = time.monotonic()
     with corpus_files([str(folder)], language="en", display=display) as files:
-        load = client.add_corpus(CORPUS, files)
+        load = client.add_corpus(CORPUS, files, near_duplicates="keep")  # every arm has all of the corpus
     client.wait_corpus(CORPUS, load.id, display.load)
     remark(f"corpus loaded after {time.monotonic() - began:.0f} s")
 

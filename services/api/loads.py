@@ -116,6 +116,7 @@ class LoadWorker:
     # --- from upload to passages in storage -------------------------------------------------------------------------
 
     def _cut(self, load: CorpusLoad) -> None:
+        from tlm_core.corpus.near import NearDuplicates
         from tlm_core.corpus.read import read_sources, write_corpus
 
         load = load.model_copy(update={"state": LoadState.CUTTING, "done": 0})
@@ -123,18 +124,26 @@ class LoadWorker:
         folder = self._artifacts.localize(load.upload)
         names = [entry.name for entry in self._artifacts.manifest(load.upload).files]
         work = self._scratch / "work" / uuid.uuid4().hex
+        state = work.with_suffix(".near")
         try:
             passages = read_sources([str(folder / name) for name in names], say=lambda text: log.info("%s", text))
-            info = write_corpus(self._told(passages, load), work, load.language)
+            near = None
+            if load.near_duplicates == "drop":
+                state.mkdir(parents=True)
+                near = NearDuplicates(state)
+            info = write_corpus(self._told(passages, load), work, load.language, near)
             # The last reading of the whole corpus (digests) tells nothing for a while: the lease has to last.
             self._renew(load)
             place = f"{load.tenant}/corpora/{load.corpus}/{info.version}"
             ref = self._artifacts.write(place, work, artifact=f"{load.corpus}@{info.version}", stage="corpus")
         finally:
             shutil.rmtree(work, ignore_errors=True)
+            shutil.rmtree(state, ignore_errors=True)
         version = CorpusVersion(
             version=info.version, language=load.language, passages=ref, count=info.count, state=CorpusState.LOADING,
-            created_at=load.created_at,
+            created_at=load.created_at, duplicates_dropped=info.duplicates_dropped,
+            near_duplicates_dropped=info.near_duplicates_dropped,
+            near_duplicates_seconds=round(near.seconds, 1) if near else None,
         )  # fmt: skip
         load = load.model_copy(
             update={"state": LoadState.INDEXING, "version": info.version, "done": 0, "total": info.count}

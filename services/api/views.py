@@ -7,7 +7,15 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.api.estimate import Estimate
-from services.common.catalog import CorpusLoad, CorpusRecord, CorpusState, CorpusVersion, DatasetRecord, LoadState
+from services.common.catalog import (
+    CorpusLoad,
+    CorpusRecord,
+    CorpusState,
+    CorpusVersion,
+    DatasetRecord,
+    LoadState,
+    NearDuplicatesChoice,
+)
 from tlm_core.artifacts import FileEntry, ManifestRef
 from tlm_core.jobs.plan import Plan
 from tlm_core.jobs.spec import Event, JobRecord, JobSpec, Origin, Progress
@@ -136,12 +144,19 @@ class Preview(_View):
 
 
 class VersionView(_View):
-    """One version of a corpus. count: passages; refused: how many of them the index will never take."""
+    """One version of a corpus. count: passages; refused: how many of them the index will never take.
+
+    duplicates_dropped, near_duplicates_dropped: passages of the upload that were left out as (nearly) equal to an
+    earlier one; the latter null, as are the seconds that it took, if they were to be kept.
+    """
 
     version: str
     language: str
     count: int
     refused: int = 0
+    duplicates_dropped: int = 0
+    near_duplicates_dropped: int | None = None
+    near_duplicates_seconds: float | None = None
     state: CorpusState
     created_at: float
     error: dict[str, Any] | None = None
@@ -157,6 +172,7 @@ class LoadView(_View):
     id: str
     corpus: str
     language: str
+    near_duplicates: NearDuplicatesChoice
     state: LoadState
     version: str | None
     done: int

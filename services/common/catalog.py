@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 import redis
 from pydantic import BaseModel, ConfigDict
@@ -57,7 +57,8 @@ class CorpusState(StrEnum):
 class CorpusVersion(_Value):
     """One version of a corpus: passages in storage, and whether the index holds them.
 
-    refused: how many of `count` the index will never take.
+    refused: how many of `count` the index will never take. duplicates_dropped, near_duplicates_dropped: passages of the
+    upload that `count` is without; the latter is None, and its seconds too, if nobody looked for them.
     """
 
     version: str
@@ -65,6 +66,9 @@ class CorpusVersion(_Value):
     passages: ManifestRef
     count: int
     refused: int = 0
+    duplicates_dropped: int = 0
+    near_duplicates_dropped: int | None = None
+    near_duplicates_seconds: float | None = None
     state: CorpusState
     created_at: float
     error: dict[str, Any] | None = None
@@ -90,6 +94,9 @@ class CorpusRecord(_Value):
         raise NotFound(f"corpus '{self.name}' has no version '{version}'; it has {known}")
 
 
+NearDuplicatesChoice = Literal["drop", "keep"]
+
+
 class LoadState(StrEnum):
     QUEUED = "queued"
     CUTTING = "cutting"
@@ -104,12 +111,16 @@ OPEN = frozenset({LoadState.QUEUED, LoadState.CUTTING, LoadState.INDEXING, LoadS
 
 
 class CorpusLoad(_Value):
-    """One upload on its way to a version. done and total count passages; total is 0 while unknown."""
+    """One upload on its way to a version. done and total count passages; total is 0 while unknown.
+
+    near_duplicates: what becomes of passages that are nearly equal to an earlier one.
+    """
 
     id: str
     tenant: str
     corpus: str
     language: str
+    near_duplicates: NearDuplicatesChoice = "keep"
     upload: ManifestRef
     state: LoadState = LoadState.QUEUED
     version: str | None = None
@@ -272,7 +283,14 @@ class Catalog:
             found = pipe.execute()
         return [_corpus(tenant, n, b) for n, b in zip(names[:limit], found, strict=True)], len(names) > limit
 
-    def add_load(self, tenant: str, corpus: str, language: str, upload: ManifestRef) -> CorpusLoad:
+    def add_load(
+        self,
+        tenant: str,
+        corpus: str,
+        language: str,
+        upload: ManifestRef,
+        near_duplicates: NearDuplicatesChoice = "drop",
+    ) -> CorpusLoad:
         """Record an upload that is to become a version; durable when this returns.
 
         Raises AlreadyRunning while an earlier upload of this corpus is on its way.
@@ -283,6 +301,7 @@ class Catalog:
                 tenant=tenant,
                 corpus=corpus,
                 language=language,
+                near_duplicates=near_duplicates,
                 upload=upload,
                 created_at=self._now(),
             )

@@ -118,6 +118,24 @@ def test_a_wrong_form_is_refused_at_once(
     assert api.get("/v1/corpora").json()["data"] == []
 
 
+def test_near_duplicates_are_dropped_and_counted_unless_they_are_to_be_kept(api: TestClient, gateway: Gateway) -> None:
+    words = " ".join(f"word{n}" for n in range(100))
+    texts = (words, f"{words} more", words, " ".join(f"other{n}" for n in range(100)))
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    seen = {}
+    for choice in ("drop", "keep"):
+        load = post(api, lines, choice, near_duplicates=choice).json()
+        assert load["near_duplicates"] == choice
+        (version,) = settled(api, choice)["versions"]
+        assert (version["near_duplicates_seconds"] is None) == (choice == "keep")
+        seen[choice] = (version["count"], version["duplicates_dropped"], version["near_duplicates_dropped"])
+    assert seen == {"drop": (2, 1, 1), "keep": (3, 1, None)}
+    assert post(api, lines, "third").json()["near_duplicates"] == "drop", "unless one says otherwise"
+    settled(api, "third")
+    wait_for(lambda: not [path for path in gateway.leftovers() if path.startswith("scratch/work")] or None)
+    assert post(api, lines, near_duplicates="both").status_code == 422
+
+
 @pytest.mark.parametrize("text", ["", '{"text": 3}\n', '{"text": "x"\n'])
 def test_files_with_faults_fail_the_load_with_each_of_them(api: TestClient, gateway: Gateway, text: str) -> None:
     post(api, text)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from tlm_client.console import AsJson, emit, guarded, notes, say, session_of, table
 from tlm_client.display import Display
-from tlm_client.models import Dataset
+from tlm_client.models import CorpusVersion, Dataset
 from tlm_client.sources import corpus_files, dataset_files
 from tlm_core.errors import InvalidRequest
 
@@ -24,8 +24,8 @@ _OVER = frozenset({"ready", "failed", "cancelled"})
 class NearChoice(StrEnum):
     """What becomes of near duplicates."""
 
-    KEEP = "keep"
     DROP = "drop"
+    KEEP = "keep"
 
 
 Name = Annotated[str, typer.Argument(metavar="NAME")]
@@ -129,7 +129,8 @@ def corpus_add(
     paths: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="PATH…", help="Files, folders, or hub:OWNER/NAME[:config][:split] streamed from the hub."
+            metavar="PATH…",
+            help="Files, folders, addresses (s3://…), or hub:OWNER/NAME[:config][:split], streamed.",
         ),
     ] = None,
     from_packages: Annotated[
@@ -140,7 +141,7 @@ def corpus_add(
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many passages.")] = None,
     near_duplicates: Annotated[
         NearChoice, typer.Option(help="What becomes of passages that are nearly equal to an earlier one.")
-    ] = NearChoice.KEEP,
+    ] = NearChoice.DROP,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Until it can be searched.")] = True,
     as_json: AsJson = False,
 ) -> None:
@@ -154,17 +155,19 @@ def corpus_add(
             language=language,
             text_column=text_column,
             limit=limit,
-            near_duplicates=near_duplicates is NearChoice.KEEP,
             display=display,
         ) as files:
             display.line(f"uploading {sum(file.stat().st_size for file in files) / 1e6:,.1f} MB")
-            load = client.add_corpus(name, files, language)
+            near: Literal["drop", "keep"] = "drop" if near_duplicates is NearChoice.DROP else "keep"
+            load = client.add_corpus(name, files, language, near_duplicates=near)
+        version = None
         if wait:
             load = client.wait_corpus(name, load.id, display.load)
+            version = next((v for v in client.corpus(name).versions if v.version == load.version), None)
     if as_json:
         emit(load)
     elif wait:
-        say(f"corpus '{name}' is ready: {load.total:,} passages, version {load.version}")
+        say(f"corpus '{name}' is ready: {load.total:,} passages, version {load.version}{_near(version)}")
     else:
         say(f"corpus '{name}' is on its way; see `tlm corpus show {name}`")
 
@@ -197,9 +200,12 @@ def corpus_show(context: typer.Context, name: Name, as_json: AsJson = False) -> 
         emit(corpus)
         return
     rows = [
-        (v.version, v.state, f"{v.count:,}", v.refused or "", v.language, _message(v.error)) for v in corpus.versions
-    ]
-    table(("version", "state", "passages", "refused", "language", "error"), rows, title="versions")
+        (v.version, v.state, f"{v.count:,}", _counted(v.near_duplicates_dropped), v.refused or "", v.language,
+         _message(v.error))
+        for v in corpus.versions
+    ]  # fmt: skip
+    names = ("version", "state", "passages", "near duplicates dropped", "refused", "language", "error")
+    table(names, rows, title="versions")
     loads = [(x.id, x.state, f"{x.done:,}/{x.total:,}", x.version, _message(x.error)) for x in corpus.loads]
     table(("upload", "state", "passages", "version", "error"), loads, title="uploads")
 
@@ -272,6 +278,18 @@ def corpus_search(
         emit(hits)
     else:
         table(("score", "source", "text"), [(f"{hit.score:.2f}", hit.source, hit.text[:400]) for hit in hits])
+
+
+def _counted(number: int | None) -> str:
+    return "–" if number is None else f"{number:,}"
+
+
+def _near(version: CorpusVersion | None) -> str:
+    """What looking for near duplicates found and cost, if anybody looked."""
+    if version is None or version.near_duplicates_dropped is None:
+        return ""
+    took = version.near_duplicates_seconds or 0.0
+    return f"; {version.near_duplicates_dropped:,} near duplicates dropped, which took {took:,.1f} s"
 
 
 def _show(dataset: Dataset, report: dict[str, Any]) -> None:

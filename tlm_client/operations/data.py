@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tlm_client.download import fetch_file
 from tlm_client.models import Corpus, CorpusLoad, Dataset, Hit, ModelFile, Refused
@@ -80,13 +80,19 @@ def delete_dataset(dataset_id: str, *, with_jobs: bool = False) -> Ask[None]:
 
 
 def add_corpus(
-    name: str, files: Sequence[Path], language: str = "en", *, in_parts_from: int = RESUMABLE_BYTES
+    name: str,
+    files: Sequence[Path],
+    language: str = "en",
+    *,
+    near_duplicates: Literal["drop", "keep"] = "drop",
+    in_parts_from: int = RESUMABLE_BYTES,
 ) -> Ask[CorpusLoad]:
     """Upload files as the next version of a corpus; `wait_corpus` tells when it can be used.
 
-    in_parts_from: bytes from which on the files go in parts, which outlasts a broken connection.
+    near_duplicates: what becomes of passages that are nearly equal to an earlier one. in_parts_from: bytes from which
+    on the files go in parts, which outlasts a broken connection.
     """
-    form = {"name": name, "language": language}
+    form = {"name": name, "language": language, "near_duplicates": near_duplicates}
     fields = [("files", path) for path in files]
     if size_of(files) >= in_parts_from:
         answer = yield from sent_in_parts("/v1/corpora/from-uploads", form, fields, listed=True)

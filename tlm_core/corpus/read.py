@@ -29,6 +29,7 @@ from tlm_core.corpus.passages import (
     passage_id,
     word_count,
 )
+from tlm_core.corpus.remote import Remote, find_remote, is_address
 from tlm_core.errors import CorruptArtifact, Fault, InvalidDataset, InvalidRequest, NotFound
 
 INFO = "corpus.json"
@@ -58,23 +59,24 @@ class CorpusInfo(BaseModel):
 def read_sources(
     sources: Sequence[str], *, text_column: str | None = None, say: Say | None = None
 ) -> Iterator[Passage]:
-    """Passages of files, folders and `hub:OWNER/NAME[:config][:split]`, in the order given.
+    """Passages of files, folders, addresses (`s3://…`) and `hub:OWNER/NAME[:config][:split]`, in the order given.
 
     Folders are read in the order of their file names. Formats: jsonl, csv, tsv, parquet, txt, md, rst; all but
     parquet also packed (.gz, .zst). Long texts are cut; rows with `id`, `text` and `source` and a text of
     reasonable length are taken as they are. `say` hears what was guessed or left out.
 
     Raises InvalidRequest for a source that is not there or holds nothing readable, and InvalidDataset with every
-    fault (file, row, column) after all sources were read; no passage follows the first fault.
+    fault (file, row, column) after all sources were read; no passage follows the first fault. Of an address:
+    MissingDependency for the package that its protocol needs, StorageUnavailable.
     """
     hear = say or (lambda _: None)
     faults = Faults()
-    places = [source if source.startswith(PREFIX) else _files_of(Path(source), hear) for source in sources]
+    places = [_place(source, hear) for source in sources]
     for place in places:
         if isinstance(place, str):
             yield from _from_rows(stream_hub(place, text_column, hear, faults), place, hear, faults)
             continue
-        for path in place:
+        for path in place.files() if isinstance(place, Remote) else place:
             if format_of(path) == "plain":
                 passages: Iterator[Passage] = (
                     make_passage(text, path.name) for text in cut_stream(read_paragraphs(path, faults))
@@ -83,6 +85,13 @@ def read_sources(
                 passages = _from_rows(read_rows(path, text_column, hear, faults), path.name, hear, faults)
             yield from (passage for passage in passages if not faults)
     faults.check()
+
+
+def _place(source: str, say: Say) -> str | Remote | list[Path]:
+    """What a source is: a data set of the hub, files at an address, files of this machine."""
+    if source.startswith(PREFIX):
+        return source
+    return find_remote(source, say) if is_address(source) else _files_of(Path(source), say)
 
 
 def _files_of(path: Path, say: Say) -> list[Path]:

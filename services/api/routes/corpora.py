@@ -6,7 +6,7 @@ import re
 import shutil
 import uuid
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 from fastapi import APIRouter, Request, Response
 from fastapi import Path as PathParam
@@ -26,7 +26,7 @@ from services.api.views import (
     SearchBody,
     SearchResult,
 )
-from services.common.catalog import CorpusLoad, ready_version
+from services.common.catalog import CorpusLoad, NearDuplicatesChoice, ready_version
 from tlm_core.artifacts import storage_errors
 from tlm_core.errors import InvalidRequest
 from tlm_core.jobs.spec import NAME_PATTERN
@@ -46,6 +46,8 @@ _FORM: dict[str, Any] = {
                     "properties": {
                         "name": {"type": "string"},
                         "language": {"type": "string", "default": "en", "description": "ISO 639 code"},
+                        "near_duplicates": {"enum": ["drop", "keep"], "default": "drop",
+                                            "description": "what becomes of passages nearly equal to an earlier one"},
                         "files": {"type": "array", "items": {"type": "string", "format": "binary"},
                                   "description": "jsonl, csv, tsv, txt, md, rst (also .gz, .zst) or parquet"},
                     },
@@ -69,11 +71,12 @@ async def create(request: Request, parts: PartsDep, tenant: Tenant) -> LoadView:
         request,
         parts.settings.scratch,
         max_bytes=parts.settings.max_upload_bytes,
-        fields=("name", "language"),
+        fields=("name", "language", "near_duplicates"),
         files=("files",),
     ) as upload:
         name, language = upload.field("name"), upload.field("language", "en")
-        load = await run_in_threadpool(take_in, parts, tenant, name, language, upload.files)
+        near = upload.field("near_duplicates", "drop")
+        load = await run_in_threadpool(take_in, parts, tenant, name, language, upload.files, near)
     parts.loads.wake()
     return LoadView.of(load)
 
@@ -144,7 +147,14 @@ def search(corpus: Name, body: SearchBody, parts: PartsDep, tenant: Tenant) -> S
     return SearchResult(version=version.version, hits=tuple(Hit(**hit.model_dump()) for hit in hits))
 
 
-def take_in(parts: Parts, tenant: str, name: str, language: str, files: tuple[ReceivedFile, ...]) -> CorpusLoad:
+def take_in(
+    parts: Parts,
+    tenant: str,
+    name: str,
+    language: str,
+    files: tuple[ReceivedFile, ...],
+    near_duplicates: str = "drop",
+) -> CorpusLoad:
     """Put the uploaded files into storage and record the load; from then on a restart takes it up again."""
     from tlm_core.corpus.files import format_of
 
@@ -154,6 +164,8 @@ def take_in(parts: Parts, tenant: str, name: str, language: str, files: tuple[Re
         )
     if not re.fullmatch(r"[a-z]{2,3}", language):
         raise InvalidRequest(f"'{language[:20]}' is no language; give an ISO 639 code such as en, de or zh")
+    if near_duplicates not in get_args(NearDuplicatesChoice):
+        raise InvalidRequest(f"near_duplicates is '{near_duplicates[:20]}'; give drop or keep")
     if not files:
         raise InvalidRequest("the form lacks files; give at least one as 'files'")
     unread = [file.name for file in files if format_of(Path(file.name)) is None]
@@ -169,7 +181,7 @@ def take_in(parts: Parts, tenant: str, name: str, language: str, files: tuple[Re
             for file in files:
                 shutil.move(file.path, work / file.name)
         upload = parts.artifacts.write(folder, work, artifact="upload", stage="corpus")
-        return parts.catalog.add_load(tenant, name, language, upload)
+        return parts.catalog.add_load(tenant, name, language, upload, cast(NearDuplicatesChoice, near_duplicates))
     except BaseException:
         parts.artifacts.delete(folder)
         raise

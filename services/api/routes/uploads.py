@@ -14,6 +14,7 @@ from services.api.routes.corpora import take_in
 from services.api.routes.datasets import created, intake
 from services.api.uploads import single
 from services.api.views import DatasetCreated, LoadView, OptionsBody
+from services.common.catalog import NearDuplicatesChoice
 
 router = APIRouter(tags=["uploads"])
 
@@ -58,6 +59,7 @@ class CorpusOfUploads(_Body):
 
     name: str = Field(max_length=200)
     language: str = Field("en", max_length=20)
+    near_duplicates: NearDuplicatesChoice = "drop"
     files: tuple[str, ...] = Field(min_length=1, max_length=1000)
 
 
@@ -120,6 +122,6 @@ def dataset(body: DatasetOfUploads, parts: PartsDep, tenant: Tenant) -> DatasetC
 def corpus(body: CorpusOfUploads, parts: PartsDep, tenant: Tenant) -> LoadView:
     """Cutting and indexing follow, as after an upload in one piece."""
     with parts.uploads.files(tenant, [("files", one) for one in body.files]) as files:
-        load = take_in(parts, tenant, body.name, body.language, tuple(files))
+        load = take_in(parts, tenant, body.name, body.language, tuple(files), body.near_duplicates)
     parts.loads.wake()
     return LoadView.of(load)

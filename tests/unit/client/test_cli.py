@@ -231,6 +231,32 @@ def test_what_the_gateway_sends_is_shown_and_not_obeyed() -> None:
     assert "[red]x[/red]" in result.stdout and "[bold]hi[/bold] <script>" in result.stdout
 
 
+def upload_of(state: str, name: str = "load_1") -> dict[str, Any]:
+    return {"id": name, "state": state}
+
+
+def test_the_upload_of_a_corpus_that_is_under_way_is_cancelled_unless_another_is_named() -> None:
+    corpus = {"name": "docs", "loads": [upload_of("indexing", "load_2"), upload_of("ready")]}
+    answers = {
+        "GET /v1/corpora/docs": corpus,
+        "POST /v1/corpora/docs/loads/load_2/cancel": upload_of("cancelling", "load_2"),
+        "POST /v1/corpora/docs/loads/load_1/cancel": upload_of("cancelled"),
+    }
+    assert tlm(serve(answers), "corpus", "cancel", "docs").stdout == "load_2 of corpus 'docs' is cancelling\n"
+    assert "load_1 of corpus 'docs' is cancelled" in tlm(serve(answers), "corpus", "cancel", "docs", "load_1").stdout
+    corpus["loads"] = [upload_of("ready")]
+    result = tlm(serve(answers), "corpus", "cancel", "docs")
+    assert (result.exit_code, result.stdout) == (5, "") and "no upload of corpus 'docs' is under way" in result.stderr
+
+
+def test_waiting_for_an_upload_that_is_cancelled_ends_with_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("Some words about a thing that is told of here. " * 9, encoding="utf-8")
+    answers = {"POST /v1/corpora": upload_of("queued"), "GET /v1/corpora/docs/loads/load_1": upload_of("cancelled")}
+    result = tlm(serve(answers), "corpus", "add", "docs", str(tmp_path / "a.txt"))
+    assert result.exit_code == 1
+    assert "was cancelled" in result.stderr
+
+
 def test_download_puts_the_files_into_the_folder_and_lists_them(tmp_path: Path) -> None:
     result = tlm(FileServer(b"weights" * 1000), "download", "job_1", str(tmp_path / "out"), "--json")
     assert result.exit_code == 0, result.output
@@ -278,13 +304,17 @@ def test_a_corpus_is_cut_here_and_uploaded_as_passages(tmp_path: Path) -> None:
         if request.method == "POST":
             sent["body"] = request.read()
             return httpx.Response(202, json=load)
-        return httpx.Response(200, json=load)
+        version = {"version": "v1", "state": "ready", "near_duplicates_dropped": 3, "near_duplicates_seconds": 1.25}
+        corpus = {"name": "docs", "versions": [version]}
+        return httpx.Response(200, json=load if "/loads/" in request.url.path else corpus)
 
     result = tlm(handler, "corpus", "add", "docs", str(tmp_path / "a.txt"), "--language", "de")
     assert result.exit_code == 0, result.output
     assert b'name="files"; filename="passages-00000.parquet"' in sent["body"]
     assert b'name="language"\r\n\r\nde\r\n' in sent["body"]
-    assert "corpus 'docs' is ready: 4 passages, version v1" in result.stdout
+    assert b'name="near_duplicates"\r\n\r\ndrop\r\n' in sent["body"]
+    told = "corpus 'docs' is ready: 4 passages, version v1; 3 near duplicates dropped, which took 1.2 s"
+    assert " ".join(result.stdout.split()) == told
 
 
 def test_every_command_can_print_json() -> None:

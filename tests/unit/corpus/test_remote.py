@@ -1,0 +1,69 @@
+"""Corpora read from addresses that fsspec understands."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator
+
+import fsspec
+import pytest
+from fsspec.registry import known_implementations
+
+from tlm_core.corpus.read import read_sources
+from tlm_core.corpus.remote import is_address
+from tlm_core.errors import InvalidRequest, MissingDependency, NotFound
+
+
+@pytest.fixture
+def bucket() -> Iterator[str]:
+    fs = fsspec.filesystem("memory")
+    fs.pipe({
+        "/bucket/b/two.jsonl": b'{"text": "the second text"}\n',
+        "/bucket/a.txt.gz": gzip.compress(b"the first text"),
+        "/bucket/picture.png": b"no text",
+    })  # fmt: skip
+    yield "memory://bucket"
+    fs.rm("/bucket", recursive=True)
+
+
+def test_a_folder_at_an_address_is_read_by_file_name_like_one_of_this_machine(bucket: str) -> None:
+    said: list[str] = []
+    found = [(passage.text, passage.source) for passage in read_sources([bucket], say=said.append)]
+    assert found == [("the first text", "a.txt.gz"), ("the second text", "two.jsonl")]
+    assert said == [f"{bucket}: left out 1 files of other kinds"]
+
+
+def test_a_single_file_at_an_address_is_read(bucket: str) -> None:
+    assert [passage.text for passage in read_sources([f"{bucket}/b/two.jsonl"])] == ["the second text"]
+
+
+def test_what_cannot_be_read_is_told_before_anything_is(bucket: str) -> None:
+    for address, error in (
+        (f"{bucket}/picture.png", InvalidRequest),
+        ("nothing-like-it://x/y.txt", InvalidRequest),
+        ("memory://nowhere", InvalidRequest),
+    ):
+        with pytest.raises(error):
+            next(read_sources([bucket, address]))
+
+
+def test_a_protocol_whose_package_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(known_implementations, "played", {"class": "no_such.X", "err": "get it"})
+    with pytest.raises(MissingDependency, match="played://"):
+        next(read_sources(["played://bucket/a.txt"]))
+
+
+def test_a_file_that_vanishes_before_its_turn_is_told(bucket: str) -> None:
+    passages = read_sources([bucket])
+    next(passages)
+    fsspec.filesystem("memory").rm("/bucket/b/two.jsonl")
+    with pytest.raises(NotFound, match=r"two\.jsonl"):
+        next(passages)
+
+
+@pytest.mark.parametrize(("source", "address"), [
+    ("s3://bucket/x", True), ("simplecache::https://host/x.csv", True), ("notes/a.txt", False), ("/a/b://c", False),
+    ("hub:owner/name", False),
+])  # fmt: skip
+def test_an_address_is_told_from_a_path(source: str, address: bool) -> None:
+    assert is_address(source) is address
