@@ -7,13 +7,21 @@ import shutil
 import threading
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Protocol, cast
 
 from services.retriever.bulk import Refused, Taken
 from services.retriever.cluster import Cluster
-from services.retriever.opensearch_index import SCHEMA_VERSION, OpenSearchIndex, index_body, load_alias, slug
+from services.retriever.opensearch_index import (
+    SCHEMA_VERSION,
+    OpenSearchIndex,
+    current_alias,
+    index_body,
+    load_alias,
+    slug,
+)
 from tlm_core.corpus.passages import Passage
 from tlm_core.errors import AlreadyRunning, Conflict, IndexMismatch, InvalidRequest, NotFound
 from tlm_core.selection.analysis import analysis_of
@@ -192,10 +200,27 @@ class OpenSearchIndexes:
         return self._find(key, self._cluster)
 
     def drop(self, key: CorpusKey) -> None:
-        try:
+        with suppress(NotFound):
             self._hurried.call("DELETE", f"/{_name(key)}")
-        except NotFound:
+        self._name_current(key)
+
+    def _name_current(self, dropped: CorpusKey) -> None:
+        """If the corpus's alias went with the index that was dropped, it names the newest of the others."""
+        alias = current_alias(dropped.tenant, dropped.name)
+        try:
+            self._hurried.call("GET", f"/_alias/{alias}")
             return
+        except NotFound:
+            params = {"filter_path": "*.mappings._meta.tlm,*.settings.index.creation_date"}
+            found = self._hurried.call("GET", "/tlm-*", params=params)
+        made: dict[str, int] = {}
+        for name, entry in (found or {}).items():
+            meta = entry.get("mappings", {}).get("_meta", {}).get("tlm", {})
+            if (meta.get("tenant"), meta.get("name"), meta.get("state")) == (dropped.tenant, dropped.name, "ready"):
+                made[name] = int(entry["settings"]["index"]["creation_date"])
+        if made:
+            actions = [{"add": {"index": max(made, key=made.__getitem__), "alias": alias}}]
+            self._hurried.call("POST", "/_aliases", body={"actions": actions})
 
     def check(self) -> None:
         self._hurried.version()

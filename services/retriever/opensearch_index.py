@@ -21,8 +21,8 @@ from tlm_core.selection.index import K1, MAX_TERMS, B, Hit, best_terms, ranked
 SCHEMA_VERSION = 1
 _NOTHING: dict[str, Any] = {"match_none": {}}
 _VALUES_ONLY: dict[str, Any] = {"_source": False, "stored_fields": "_none_", "track_total_hits": False}
-_MSEARCH = 32
-_IN_FLIGHT = 2
+_MSEARCH = 128
+_IN_FLIGHT = 3
 _MGET = 500
 _IDS = 10_000
 _HITS_ONLY = (
@@ -183,7 +183,7 @@ class OpenSearchIndex:
         parts = [queries[start : start + _MSEARCH] for start in range(0, len(queries), _MSEARCH)]
         if len(parts) <= 1:
             return self._search(queries, k) if parts else []
-        # While one answer is read and its hits are put in order, the cluster works on the next one.
+        # While one answer is read and its hits are put in order, the cluster works on the next ones.
         with ThreadPoolExecutor(_IN_FLIGHT, thread_name_prefix="search") as pool:
             return list(chain.from_iterable(pool.map(lambda part: self._search(part, k), parts)))
 

@@ -13,13 +13,14 @@ import pytest
 
 from services.retriever.cluster import connect
 from services.retriever.indexes import OpenSearchIndexes
+from services.retriever.opensearch_index import SCHEMA_VERSION, index_body, load_alias
 from tests.contract.selection_indexes import new_key
 from tests.contract.test_index_service import PASSAGES, Place
 from tests.integration.played_opensearch import PlayedOpenSearch, Reply, Trouble
 from tests.redis_server import free_port
 from tests.support import skip_or_fail
 from tlm_core.corpus.passages import Passage
-from tlm_core.errors import IndexMismatch, IndexUnavailable, StorageFull, TLMError
+from tlm_core.errors import IndexMismatch, IndexUnavailable, NotFound, StorageFull, TLMError
 
 HELD = [Passage(*row) for row in PASSAGES]
 WHOLE = 10  # passages that the three queries of the task find at top 5
@@ -303,7 +304,47 @@ def test_an_old_version_stays_selectable_when_a_new_one_is_complete(opensearch_u
         index.commit(1)
     assert list(cluster.call("GET", f"/_alias/{alias}")) == [f"tlm-{new.slug}"]
     assert [[h.id for h in indexes.open(key).search(["apple"], 3)[0]] for key in (old, new)] == [["p"], []]
-    indexes.drop(old)
-    assert indexes.open(new).count() == 1
     indexes.drop(new)
+    assert list(cluster.call("GET", f"/_alias/{alias}")) == [f"tlm-{old.slug}"], "the version before is current again"
+    assert indexes.open(old).count() == 1
+    indexes.drop(old)
+    with pytest.raises(NotFound):
+        cluster.call("GET", f"/_alias/{alias}")
+    cluster.close()
+
+
+def red_index(cluster: Any, place: Place, state: str) -> str:
+    """The path of an index of ours whose primary shard has nowhere to go."""
+    meta = {"schema": SCHEMA_VERSION, **place.key._asdict(), "analysis": "standard", "state": state}
+    body = index_body(meta, "standard", 1)
+    body["settings"]["routing.allocation.require._name"] = "nowhere"
+    name = f"tlm-{place.key.slug}"
+    body["aliases"] = {load_alias(name): {}}
+    cluster.call("PUT", f"/{name}", body=body, params={"wait_for_active_shards": "0"})
+    assert cluster.call("GET", f"/_cluster/health/{name}")["status"] == "red"
+    return f"/{name}"
+
+
+@pytest.mark.opensearch
+def test_a_red_index_is_waited_for_and_then_told_and_never_a_smaller_selection(
+    opensearch_url: str, tmp_path: Path
+) -> None:
+    place = Place(tmp_path, "opensearch", opensearch_url)
+    place.settings = place.settings.model_copy(update={"patience_seconds": 2})
+    cluster = connect(opensearch_url, patience=20)
+    with place.retriever() as api:
+        path = red_index(cluster, place, "ready")
+        began = time.monotonic()
+        run = place.select(api)
+        assert (run.state, type(run.failure)) == ("failed", IndexUnavailable)
+        assert time.monotonic() - began >= 2, "it waited as long as it may"
+        cluster.call("DELETE", path)
+        path = red_index(cluster, place, "loading")
+        api.put_corpus(*place.key, folder="t/corpus", language="en")
+        time.sleep(1)
+        assert (load := api.corpus(*place.key)).state == "loading" and not load.loaded
+        cluster.call("PUT", f"{path}/_settings", body={"index": {"routing.allocation.require._name": None}})
+        assert (load := place.load(api)).state == "ready" and load.loaded == load.count == len(PASSAGES)
+        assert place.select(api).state == "ready"
+        api.delete_corpus(*place.key)
     cluster.close()

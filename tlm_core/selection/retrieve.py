@@ -19,8 +19,8 @@ from tlm_core.selection.index import Hit, PassageIndex
 from tlm_core.selection.keep import Ranked
 from tlm_core.selection.queries import Query
 
-BATCH = 128
-PART = 8 * BATCH  # queries whose hits are one file: what a death in the middle costs at most
+BATCH = 512
+PART = 2 * BATCH  # queries whose hits are one file: what a death in the middle costs at most
 _HITS = pa.schema([("query", pa.int32()), ("id", pa.string()), ("rank", pa.int32()), ("score", pa.float32())])
 _NUMBERS = ["query", "rank", "score"]
 _SLICE = 10_000
