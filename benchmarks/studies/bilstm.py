@@ -21,7 +21,7 @@ from torch import nn
 
 from benchmarks.report import alternate, figure, ratios, remark
 from tlm_core.studies.bilstm import BiLSTM, LSTMShape, initialise
-from tlm_core.studies.lstm_export import lstm_onnx
+from tlm_core.studies.lstm_export import lstm_int8, lstm_onnx
 from tlm_core.studies.measure import compare_graphs
 from tlm_core.studies.stages import BucketBatches, LSTMTrainer
 from tlm_core.tasks.options import DatasetOptions
@@ -135,6 +135,8 @@ def inference(prepared: Prepared, folder: Path, repeats: int, count: int) -> Non
         model = BiLSTM(LSTMShape(size, labels, layers, width, width, prepared.max_length))
         initialise(model, 0)
         lstm_onnx(model, graphs[name])
+    graphs["bilstm_4_256_int8"] = folder / "4.int8.onnx"
+    lstm_int8(graphs["bilstm_4_256"], graphs["bilstm_4_256_int8"])
     shapes = {
         "encoder_tiny": resolve("fast", "tiny").model.model_dump(),
         "encoder_bert_base": resolve("paper", "small").model.model_dump(),
@@ -150,7 +152,7 @@ def inference(prepared: Prepared, folder: Path, repeats: int, count: int) -> Non
     seconds = {name: [run[name]["seconds_per_text"] for run in runs] for name in graphs}
     for name in graphs:
         figure(f"{name}_ms_per_text", [1000 * s for s in seconds[name]], unit="ms", better="lower")
-    for lstm in ("bilstm_4_256", "bilstm_1_128"):
+    for lstm in ("bilstm_4_256", "bilstm_4_256_int8", "bilstm_1_128"):
         for encoder_name in shapes:
             goal = 20.0 if encoder_name == "encoder_bert_base" else None  # the paper's figure, against RoBERTa
             name = f"{lstm}_speed_up_over_{encoder_name}"

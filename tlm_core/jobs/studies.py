@@ -85,8 +85,17 @@ def learning_curve(job: JobRecord) -> Plan:
                 gathered |= point.largest()
     params = {"models": options.models, "seeds": seeds, "margin": options.margin}
     nodes = side_by_side(nodes, seeds, "curve")
-    last = {"inputs": gathered, "gathers": True, "group": gather(seeds)}
-    nodes.append(Node("curve", "curve", Place.WORKERS, params=_plain(params), **last))
+    nodes.append(
+        Node(
+            "curve",
+            "curve",
+            Place.WORKERS,
+            params=_plain(params),
+            inputs=gathered,
+            gathers=True,
+            group=gather(seeds),
+        )
+    )
     # Subsets first: what cannot be had is told before anything is trained.
     nodes.sort(key=lambda node: node.place is not Place.COORDINATOR)
     return Plan(tuple(nodes), report="curve", model="curve")

@@ -1,8 +1,8 @@
 """A bidirectional LSTM classifier from scratch (arXiv 2006.08671: LSTM-layers-width), trained without padding.
 
 It takes the same packed rows as the encoder, so the loop, validation and prediction are the encoder's. Inside, the
-documents are taken apart and sorted by length; each step of the recurrence computes the documents that are still
-going on, both directions in one matrix product.
+documents are taken apart and stand side by side; batches of like length keep what is computed beyond a text's end
+small, and torch's LSTM kernels (oneDNN on a CPU, in bfloat16 where asked for) do one direction at a time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tlm_core.training.model import product_dtype, seed_of
 from tlm_core.training.state import SHAPE, WEIGHTS, load_weights
 
-GATES = 4  # input, forget, output, candidate, in this order
+GATES = 4  # input, forget, candidate, output, in this order
 
 
 @dataclass(frozen=True)
@@ -49,102 +49,44 @@ class LSTMShape:
         return 2.0 * 2 * GATES * self.hidden * (inputs + self.layers * self.hidden)
 
 
-class Recurrence(torch.autograd.Function):
-    """The sequential half of an LSTM layer, both directions side by side.
-
-    Written out with its own gradient: a step then costs one product each way and a few passes over tensors that stay
-    in a core's cache, instead of some twenty recorded operations. Only the products are in the type of `drive`; all
-    else is float32, since operations on mixed types copy their operands first.
-    """
+class Turn(torch.autograd.Function):
+    """Rows in the order in which documents are read backwards. Its own inverse, so the gradient needs no sum."""
 
     @staticmethod
-    def forward(ctx: Any, drive: Tensor, weight: Tensor, active: list[int]) -> Tensor:
-        """drive: [2, T, B, 4H], the inputs' share of the gates; weight: [2, H, 4H]; active: documents at each step.
-
-        Documents are sorted by length, longest first. Returns [2, T, B, H]; of no meaning where a document has ended.
-        """
-        _, steps, batch, gates = drive.shape
-        width = gates // GATES
-        weight = weight.to(drive.dtype)
-        opened = drive.new_empty(drive.shape, dtype=torch.float32)
-        cells, bent = (drive.new_empty((2, steps, batch, width), dtype=torch.float32) for _ in range(2))
-        states = drive.new_zeros((2, steps, batch, width))
-        for step, count in enumerate(active):
-            a, cell = opened[:, step, :count], cells[:, step, :count]
-            if step:
-                a.copy_(torch.baddbmm(drive[:, step, :count], states[:, step - 1, :count], weight))
-            else:
-                a.copy_(drive[:, step])
-            a[..., : 3 * width].sigmoid_()
-            a[..., 3 * width :].tanh_()
-            into, keep, out, candidate = a.split(width, dim=-1)
-            torch.mul(into, candidate, out=cell)
-            if step:
-                cell.addcmul_(keep, cells[:, step - 1, :count])
-            states[:, step, :count] = out * torch.tanh(cell, out=bent[:, step, :count])
-        ctx.save_for_backward(opened, cells, bent, states, weight)
-        ctx.active = active
-        return states
+    def forward(ctx: Any, x: Tensor, places: Tensor) -> Tensor:
+        """x: [T, B, n]; places: [T * B], where each row of the flattened x lies when its document is turned round."""
+        ctx.save_for_backward(places)
+        return x.flatten(0, 1)[places].view(x.shape)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        opened, cells, bent, states, weight = ctx.saved_tensors
-        _, _, batch, gates = opened.shape
-        width = gates // GATES
-        to_drive = states.new_zeros(opened.shape)
-        back = weight.transpose(1, 2).contiguous()
-        to_cell, carry = cells.new_zeros((2, batch, width)), cells.new_zeros((2, batch, width))
-        for step in range(len(ctx.active) - 1, -1, -1):
-            count = ctx.active[step]
-            into, keep, out, candidate = (a := opened[:, step, :count]).split(width, dim=-1)
-            tip = bent[:, step, :count]
-            to_state = carry[:, :count].add_(gradients[0][:, step, :count])
-            by_out = to_state * out
-            here = to_cell[:, :count].add_(by_out).addcmul_(by_out * tip, tip, value=-1.0)
-            d = torch.empty_like(a)
-            torch.mul(here, candidate, out=d[..., :width])
-            if step:
-                torch.mul(here, cells[:, step - 1, :count], out=d[..., width : 2 * width])
-            else:
-                d[..., width : 2 * width] = 0.0
-            torch.mul(to_state, tip, out=d[..., 2 * width : 3 * width])
-            # The slope of a sigmoid s is s * (1 - s), that of a hyperbolic tangent t is 1 - t * t.
-            opening = a[..., : 3 * width]
-            d[..., : 3 * width] *= opening.addcmul(opening, opening, value=-1.0)
-            by_into = here * into
-            torch.addcmul(by_into, by_into * candidate, candidate, value=-1.0, out=d[..., 3 * width :])
-            here *= keep
-            narrow = to_drive[:, step, :count]
-            narrow.copy_(d)
-            carry[:, :count].copy_(torch.bmm(narrow, back))
-        before = states[:, :-1].reshape(2, -1, width).transpose(1, 2)
-        to_weight = torch.bmm(before, to_drive[:, 1:].reshape(2, -1, gates))
-        return to_drive, to_weight.float(), None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = gradients
+        (places,) = ctx.saved_tensors
+        return gradient.flatten(0, 1)[places].view(gradient.shape), None
 
 
 class LSTMLayer(nn.Module):
-    """[T, B, inputs] to [T, B, 2 * hidden]."""
+    """[T, B, inputs] to [T, B, 2 * hidden]. Weights lie as torch's own kernels want them."""
 
     def __init__(self, inputs: int, hidden: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(2, inputs, GATES * hidden))
-        self.state_weight = nn.Parameter(torch.zeros(2, hidden, GATES * hidden))
+        self.hidden = hidden
+        self.weight = nn.Parameter(torch.zeros(2, GATES * hidden, inputs))
+        self.state_weight = nn.Parameter(torch.zeros(2, GATES * hidden, hidden))
         self.bias = nn.Parameter(torch.zeros(2 * GATES * hidden))
 
-    def forward(self, x: Tensor, reverse: Tensor, active: list[int]) -> Tensor:
-        """reverse: [T, B], where each place of a document lies when it is read backwards."""
-        steps, batch, _ = x.shape
-        dtype = product_dtype(x.device)
-        both = torch.stack((x, _turned(x, reverse))).to(dtype).flatten(1, 2)
-        bias = self.bias.view(2, 1, -1).to(dtype)
-        drive = torch.baddbmm(bias, both, self.weight.to(dtype)).view(2, steps, batch, -1)
-        states = Recurrence.apply(drive, self.state_weight, active)
-        out: Tensor = torch.cat((states[0], _turned(states[1], reverse)), dim=-1)
+    def forward(self, x: Tensor, turned: Tensor) -> Tensor:
+        """turned: see `Turn`. Texts begin at step 0; what is computed beyond a text's end is of no meaning."""
+        onward = self._read(0, x)
+        backward = Turn.apply(self._read(1, Turn.apply(x, turned)), turned)
+        return torch.cat((onward, backward), dim=-1)
+
+    def _read(self, way: int, x: Tensor) -> Tensor:
+        bias = self.bias.view(2, -1)[way]
+        parameters = (self.weight[way], self.state_weight[way], bias, torch.zeros_like(bias))
+        start = x.new_zeros((1, x.shape[1], self.hidden))
+        out: Tensor = torch.lstm(x, (start, start), parameters, True, 1, 0.0, self.training, False, False)[0]
         return out
-
-
-def _turned(x: Tensor, reverse: Tensor) -> Tensor:
-    return x.gather(0, reverse[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def _round_up(count: int) -> int:
@@ -153,33 +95,37 @@ def _round_up(count: int) -> int:
 
 @dataclass(frozen=True)
 class Documents:
-    """The documents of packed rows, longest first; N tokens, B documents, T steps (the longest, rounded up).
+    """The documents of packed rows, in their order there; N tokens, B documents, T steps (the longest, rounded up).
 
-    real: [N], where the tokens lie in the flattened rows; place: [N], where in a flattened [T, B].
+    tokens: [T, B], where each step's token lies in the flattened rows (anywhere beyond a document's end);
+    inside: [T, B], whether the document goes on; turned: see `Turn`.
     """
 
-    real: Tensor
-    place: Tensor
-    reverse: Tensor
-    active: list[int]
+    tokens: Tensor
+    inside: Tensor
+    turned: Tensor
 
     @classmethod
     def of(cls, segments: Tensor, positions: Tensor) -> Documents:
         real = segments.flatten().nonzero()[:, 0]
         position = positions.flatten()[real]
         number = (position == 0).cumsum(0) - 1
-        lengths, ranked = number.bincount().sort(descending=True, stable=True)
-        rank = torch.empty_like(ranked).scatter_(0, ranked, torch.arange(len(ranked), device=ranked.device))
-        # Matrix kernels are built for each size they meet, so lengths and numbers of documents are few.
-        step = torch.arange(_round_up(int(lengths[0])), device=lengths.device)[:, None]
-        going_on = step < lengths
-        reverse = torch.where(going_on, lengths - 1 - step, step)
-        active = [min(len(lengths), _round_up(count)) for count in going_on.sum(dim=1).tolist() if count]
-        return cls(real, position * len(lengths) + rank[number], reverse, active)
+        lengths = number.bincount()
+        # Kernels are built for each size they meet, so lengths are few.
+        steps, batch = _round_up(int(lengths.max())), len(lengths)
+        step = torch.arange(steps, device=lengths.device)[:, None]
+        inside = step < lengths
+        tokens = real.new_zeros(steps * batch).index_copy(0, position * batch + number, real)
+        back = torch.where(inside, lengths - 1 - step, step)
+        turned = back * batch + torch.arange(batch, device=lengths.device)
+        return cls(tokens.view(steps, batch), inside, turned.flatten())
 
 
 class LSTMEncoder(nn.Module):
-    """Token ids of packed rows to hidden states, [R, L] → [R, L, 2 * hidden]; zero at padding."""
+    """Token ids of packed rows to one vector for each document, [D, 2 * hidden], in the documents' order in the rows.
+
+    A document's vector is the largest value of each feature over its tokens.
+    """
 
     def __init__(self, shape: LSTMShape) -> None:
         super().__init__()
@@ -190,15 +136,11 @@ class LSTMEncoder(nn.Module):
 
     def forward(self, tokens: Tensor, segments: Tensor, positions: Tensor, types: Tensor) -> Tensor:  # noqa: ARG002
         documents = Documents.of(segments, positions)
-        steps, batch = documents.reverse.shape
-        vectors = self.tokens(tokens.flatten()[documents.real])
-        x = vectors.new_zeros((steps * batch, vectors.shape[-1])).index_copy(0, documents.place, vectors)
-        x = self.dropout(x).view(steps, batch, -1)
+        x = self.dropout(self.tokens(tokens.flatten()[documents.tokens]))
+        x = x.to(product_dtype(x.device))
         for layer in self.layers:
-            x = layer(x, documents.reverse, documents.active)
-        hidden = x.flatten(0, 1)[documents.place]
-        rows = hidden.new_zeros((segments.numel(), hidden.shape[-1])).index_copy(0, documents.real, hidden)
-        return rows.view(*segments.shape, -1)
+            x = layer(x, documents.turned)
+        return x.masked_fill(~documents.inside[..., None], -torch.inf).amax(dim=0).float()
 
 
 class LSTMHead(nn.Module):
@@ -215,7 +157,7 @@ class LSTMHead(nn.Module):
 
 
 class BiLSTM(nn.Module):
-    """Encoder and task head; what the training loop asks of a model, it has. A document's vector is its maximum."""
+    """Encoder and task head; what the training loop asks of a model, it has."""
 
     def __init__(self, shape: LSTMShape) -> None:
         super().__init__()
@@ -224,9 +166,9 @@ class BiLSTM(nn.Module):
         self.task = LSTMHead(shape)
 
     def pool(self, hidden: Tensor, segments: Tensor, doc_row: Tensor, doc_segment: Tensor) -> Tensor:
-        """The largest value of each feature over a document's tokens, [D, 2 * hidden]."""
-        member = segments[doc_row] == doc_segment[:, None]
-        return hidden[doc_row].masked_fill(~member[..., None], -torch.inf).amax(dim=1).float()
+        """The encoder's vectors in the order of the documents asked for, [D, 2 * hidden]."""
+        place = doc_row * (segments.max() + 1) + doc_segment
+        return hidden[place.argsort().argsort()]
 
 
 def initialise(model: BiLSTM, seed: int, embeddings: Tensor | None = None) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from tlm_core.jobs.options import size_name
 from tlm_core.studies.bilstm import load_bilstm
 from tlm_core.studies.fit import compare, fit
-from tlm_core.studies.lstm_export import export_lstm, lstm_onnx
+from tlm_core.studies.lstm_export import INT8, export_lstm, lstm_onnx
 from tlm_core.studies.measure import compare_graphs, in_words
 from tlm_core.studies.plot import Curve, plot
 from tlm_core.tasks.metrics import better, summary
@@ -24,10 +24,11 @@ from tlm_core.training.state import load_model, weights
 BILSTM = "bilstm"
 SCORES = ("accuracy", "macro_f1", "micro_f1")
 TIMED = 64
+SPEEDS = {"speed_up": "inference", "speed_up_int8": "int8"}
 
 
 def curve(ctx: StageContext) -> dict[str, Any]:
-    """Write `report.json`, `curves.csv`, `plot.svg`, and the BiLSTM of the largest size as `model/`, `model.onnx`.
+    """Write `report.json`, `curves.csv`, `plot.svg`, and the BiLSTM of the largest size as `export_lstm` does.
 
     Inputs: `sizes`, `evaluate.{model}.n{size}.s{seed}`, and of the largest size `prepared.{model}.s{seed}` and
     `trained.{model}.s{seed}`. Parameters: `models` (of which `bilstm` is one), `seeds`, `margin`.
@@ -54,8 +55,9 @@ def curve(ctx: StageContext) -> dict[str, Any]:
     }
     best = report["best_seed"]
     prepared = Prepared(ctx.inputs[f"prepared.{BILSTM}.s{best}"])
-    export_lstm(load_bilstm(ctx.inputs[f"trained.{BILSTM}.s{best}"]), prepared, ctx.out)
+    int8 = export_lstm(load_bilstm(ctx.inputs[f"trained.{BILSTM}.s{best}"]), prepared, ctx.out)
     _add_inference(ctx, report, models, seeds[0], best)
+    report["models"][BILSTM]["int8"] |= int8
     report["against"] = {m: _against(report, m, ctx.params["margin"]) for m in models if not m.startswith(BILSTM)}
     report["words"] = words(report)
     _write(ctx.out, report)
@@ -116,8 +118,9 @@ def _against(report: Mapping[str, Any], model: str, margin: float) -> dict[str, 
         return [(p["labels"], [1 - run["accuracy"] for run in p["runs"]]) for p in points]
 
     found = compare(errors(BILSTM), errors(model), margin=margin)
-    speeds = [report["models"][name]["inference"]["seconds_per_text"] for name in (BILSTM, model)]
-    return {**found, "speed_up": speeds[1] / speeds[0]}
+    own, other = report["models"][BILSTM], report["models"][model]["inference"]["seconds_per_text"]
+    speed_up = {name: other / own[part]["seconds_per_text"] for name, part in SPEEDS.items()}
+    return {**found, **speed_up}
 
 
 def _add_inference(ctx: StageContext, report: dict[str, Any], models: Sequence[str], first: int, best: int) -> None:
@@ -136,20 +139,26 @@ def _add_inference(ctx: StageContext, report: dict[str, Any], models: Sequence[s
         split = prepared.split("validation")
         texts[model] = [split.store[number] for number in range(min(TIMED, len(split)))]
         pads[model] = prepared.vocabulary.pad
-    for model, found in compare_graphs(graphs, texts, pads).items():
-        report["models"][model]["inference"] = found
+    graphs[INT8], texts[INT8], pads[INT8] = ctx.out / INT8, texts[BILSTM], pads[BILSTM]
+    found = compare_graphs(graphs, texts, pads)
+    report["models"][BILSTM]["int8"] = found.pop(INT8)
+    for model, one in found.items():
+        report["models"][model]["inference"] = one
 
 
 def words(report: Mapping[str, Any]) -> str:
     """What came out, in a paragraph."""
     last = report["models"][BILSTM]["points"][-1]
     metric, most = report["metric"], last["labels"]
+    alike = report["models"][BILSTM]["int8"]["agreement"]
     found = [f"With {most:,} labels the BiLSTM reaches a {metric} of {last['mean']['test'][metric]:.4f}."]
     for model, against in report["against"].items():
         other = report["models"][model]["points"][-1]["mean"]["test"]["accuracy"]
         gap = other - last["mean"]["test"]["accuracy"]
         found.append(f"There it is {abs(gap):.1%} {'below' if gap > 0 else 'above'} '{model}' in accuracy.")
-        faster = f"it {in_words(against['speed_up'])} on one core"
+        faster = (
+            f"it {in_words(against['speed_up'])} on one core, with weights of 8 bits {against['speed_up_int8']:.1f}"
+        )
         if against["labels"] is None:
             found.append(f"Where the two meet cannot be told ({against['reason']}); {faster}.")
             continue
@@ -162,6 +171,7 @@ def words(report: Mapping[str, Any]) -> str:
             found.append(f"The 90 % interval of that number reaches from {ends[0]} to {ends[1]}.")
         if "note" in against:
             found.append(f"That is {against['note']}.")
+    found.append(f"With weights of 8 bits the BiLSTM labels {alike:.1%} of validation texts as it does without.")
     for size in report["dropped"]:
         found.append(f"{size['rows']} labels were left out: {size['dropped']}.")
     return " ".join(found)

@@ -14,8 +14,8 @@ from tlm_core.training.graph import FAR, Graph, save
 
 Weights = Mapping[str, npt.NDArray[np.float32]]
 
-# ONNX wants input, output, forget, candidate; ours are input, forget, output, candidate.
-_ORDER = (0, 2, 1, 3)
+# ONNX wants input, output, forget, candidate; ours are input, forget, candidate, output.
+_ORDER = (0, 3, 1, 2)
 
 
 def write_lstm(shape: LSTMShape, weights: Weights, path: Path) -> None:
@@ -37,13 +37,13 @@ def write_lstm(shape: LSTMShape, weights: Weights, path: Path) -> None:
 def _layer(g: Graph, x: str, lengths: str, name: str, shape: LSTMShape, weights: Weights) -> str:
     inputs = g.const(_gates(weights[f"{name}.weight"]))
     states = g.const(_gates(weights[f"{name}.state_weight"]))
-    bias = _gates(weights[f"{name}.bias"].reshape(2, 1, -1))[..., 0]
+    bias = _gates(weights[f"{name}.bias"].reshape(2, -1))
     biases = g.const(np.concatenate([bias, np.zeros_like(bias)], axis=1))
     y = g.op("LSTM", x, inputs, states, biases, lengths, hidden_size=shape.hidden, direction="bidirectional")
     return g.op("Reshape", g.op("Transpose", y, perm=[0, 2, 1, 3]), g.ints(0, 0, 2 * shape.hidden))
 
 
 def _gates(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """[2, n, 4H] in our order of gates to [2, 4H, n] in ONNX's."""
-    parts = np.split(values, GATES, axis=-1)
-    return np.concatenate([parts[index] for index in _ORDER], axis=-1).transpose(0, 2, 1)
+    """[2, 4H, ...] in our order of gates to ONNX's."""
+    parts = np.split(values, GATES, axis=1)
+    return np.concatenate([parts[index] for index in _ORDER], axis=1)

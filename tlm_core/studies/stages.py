@@ -61,12 +61,13 @@ class BucketBatches:
 
 
 class LSTMTrainer(Trainer):
-    """Counts the FLOPs of a recurrence, which has no padding."""
+    """Counts the FLOPs of a recurrence over texts side by side, as many steps for each as the longest has."""
 
     def _step_flops(self, batch: Batch) -> float:
         shape = cast(LSTMShape, self.model.shape)
         head = 2.0 * batch.documents * 2 * shape.hidden * shape.labels
-        return FORWARD_AND_BACKWARD * (batch.rows.real_tokens * shape.token_flops() + head)
+        steps = batch.documents * (int(batch.rows.positions.max()) + 1)
+        return FORWARD_AND_BACKWARD * (steps * shape.token_flops() + head)
 
 
 def bilstm(ctx: StageContext) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from tests.unit.training.made import made_prepared, tiny
-from tlm_core.studies.bilstm import GATES, BiLSTM, LSTMShape, initialise
+from tlm_core.studies.bilstm import BiLSTM, LSTMShape, initialise
 from tlm_core.studies.lstm_export import export_lstm
 from tlm_core.studies.measure import padded
 from tlm_core.studies.stages import BucketBatches
@@ -22,7 +22,6 @@ from tlm_core.training.objective import Workers, accumulate_gradient, loss_sums
 from tlm_core.training.prepared import FinetuneBatches, Prepared, task_batch
 
 CPU = torch.device("cpu")
-ORDER = (0, 1, 3, 2)  # torch: input, forget, candidate, output
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +45,12 @@ def reference(model: BiLSTM) -> nn.LSTM:
     shape = model.shape
     lstm = nn.LSTM(shape.embedding, shape.hidden, shape.layers, bidirectional=True, batch_first=True)
 
-    def reordered(values: torch.Tensor) -> torch.Tensor:
-        return torch.cat([values.chunk(GATES, dim=-1)[i] for i in ORDER], dim=-1)
-
     with torch.no_grad():
         for number, layer in enumerate(cast(Any, model.encoder.layers)):
             for way, suffix in enumerate(("", "_reverse")):
-                getattr(lstm, f"weight_ih_l{number}{suffix}").copy_(reordered(layer.weight[way]).T)
-                getattr(lstm, f"weight_hh_l{number}{suffix}").copy_(reordered(layer.state_weight[way]).T)
-                getattr(lstm, f"bias_ih_l{number}{suffix}").copy_(reordered(layer.bias.view(2, -1)[way]))
+                getattr(lstm, f"weight_ih_l{number}{suffix}").copy_(layer.weight[way])
+                getattr(lstm, f"weight_hh_l{number}{suffix}").copy_(layer.state_weight[way])
+                getattr(lstm, f"bias_ih_l{number}{suffix}").copy_(layer.bias.view(2, -1)[way])
                 getattr(lstm, f"bias_hh_l{number}{suffix}").zero_()
     return lstm
 
@@ -83,11 +79,9 @@ def test_loss_and_gradients_are_those_of_torch_s_lstm(model: BiLSTM, prepared: P
     first = cast(Any, model.encoder.layers[0])
     for way, suffix in enumerate(("", "_reverse")):
         for ours, theirs in ((first.weight, "weight_ih_l0"), (first.state_weight, "weight_hh_l0")):
-            parts = getattr(lstm, theirs + suffix).grad.T.chunk(GATES, dim=-1)
-            wanted = torch.cat([parts[ORDER.index(i)] for i in range(GATES)], dim=-1)
+            wanted = getattr(lstm, theirs + suffix).grad
             torch.testing.assert_close(ours.grad[way], wanted, atol=1e-4, rtol=1e-3)
-        parts = getattr(lstm, f"bias_ih_l0{suffix}").grad.chunk(GATES)
-        wanted = torch.cat([parts[ORDER.index(i)] for i in range(GATES)])
+        wanted = getattr(lstm, f"bias_ih_l0{suffix}").grad
         torch.testing.assert_close(first.bias.grad.view(2, -1)[way], wanted, atol=1e-4, rtol=1e-3)
 
 
@@ -137,8 +131,9 @@ def test_the_exported_graph_answers_as_the_model_for_any_length(
     model: BiLSTM, prepared: Prepared, tmp_path: Path
 ) -> None:
     model.eval()
-    export_lstm(model, prepared, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"model", "model.onnx", "labels.json"}
+    told = export_lstm(model, prepared, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "model.onnx", "model.int8.onnx", "labels.json"}
+    assert told["texts"] == len(prepared.split("validation")) and told["agreement"] > 0.8
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     split = prepared.split("validation")
     expected = predict(cast(Any, model), split, prepared, device=CPU)

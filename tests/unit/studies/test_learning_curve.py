@@ -60,7 +60,7 @@ def test_every_point_has_mean_and_spread_over_seeds(report: dict[str, Any]) -> N
 def test_laws_crossing_speed_and_words_stand_in_the_report(report: dict[str, Any]) -> None:
     assert set(report["against"]) == {"encoder", "tlm"}
     for model, against in report["against"].items():
-        assert against["speed_up"] > 0
+        assert against["speed_up"] > 0 and against["speed_up_int8"] > 0
         assert f"'{model}'" in report["words"]
         assert (against["labels"] is None) == ("reason" in against)
     for found in report["models"].values():
