@@ -23,18 +23,24 @@ FOLDER = Path("build/quality")
 _BATCH = 4096
 
 
-def selected(name: str, params: Selection) -> tuple[Path, Path]:
-    """Folders of a task of the shared data and of its selection from the whole shared corpus."""
+def made_task(name: str) -> Path:
+    """Folder of a task of the shared data, as `validate` leaves it."""
     task = FOLDER / "task" / name
     if not (task / "report.json").exists():
         shutil.rmtree(task, ignore_errors=True)
         write_task(shared_data() / "tasks" / name, task)
+    return task
+
+
+def selected(name: str, params: Selection) -> tuple[Path, Path]:
+    """Folders of a task of the shared data and of its selection from the whole shared corpus."""
+    task = made_task(name)
     key = hashlib.sha256(canonical_json(params.model_dump(mode="json")).encode()).hexdigest()[:12]
     folder = FOLDER / "selection" / f"{name}-{key}"
     if not (folder / "selection.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
         parts = folder.with_suffix(".parts")
-        corpus = Corpus("shared", "1", _index())
+        corpus = Corpus("shared", "1", corpus_index())
         select(Task.read(task), corpus, params, folder, seed=0, parts=parts)
         shutil.rmtree(parts, ignore_errors=True)
     return task, folder
@@ -66,7 +72,8 @@ def outcome(name: str, what: str, task: Path, selection: Path | None, recipe: Re
     return found
 
 
-def _index() -> TantivyIndex:
+def corpus_index() -> TantivyIndex:
+    """The whole shared corpus, indexed once."""
     folder = FOLDER / "index"
     if not (folder / "index.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
