@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 
 from services.api.app import create_app
 from services.api.outgoing import Outgoing
-from tests.contract.dashboard_made import LABELS, add, begin, finish, make_corpus, make_job, table
-from tests.contract.gateway import AUTH, TOKEN, Gateway, make_gateway
+from tests.contract.dashboard_made import LABELS, begin, finish, make_corpus, make_job, table
+from tests.contract.gateway import AUTH, TOKEN, Gateway, add_dataset, make_gateway
 from tests.redis_server import RedisServer
 from tests.support import ROOT
 from tests.unit.docs.blocks import PAGES, blocks_of, commands_of
@@ -210,7 +210,8 @@ def served(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) 
     outgoing = Outgoing(private=False, resolve=lambda _host, _port: ["93.184.215.14"])
     gateway = dataclasses.replace(made, parts=dataclasses.replace(made.parts, outgoing=outgoing))
     sizes = {"train": 60, "validation": 20, "test": 20}
-    dataset = add(gateway, "tickets", {name: table(rows, seed) for seed, (name, rows) in enumerate(sizes.items())})
+    tables = {name: table(rows, seed) for seed, (name, rows) in enumerate(sizes.items())}
+    dataset = add_dataset(gateway, "tickets", tables)
     make_corpus(gateway)
     done = make_job(gateway, "succeeded", dataset), make_job(gateway, "alone", dataset)
     with gateway.served() as url:
