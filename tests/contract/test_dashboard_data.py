@@ -36,11 +36,13 @@ def test_a_corpus_is_uploaded_in_several_files_watched_and_its_load_cancelled(ga
     browser = signed_in(gateway)
     sentence = "a passage about parcels and couriers that is long enough to be kept as one of its own . " * 3
     texts = [("files", ("one.txt", f"{sentence} one")), ("files", ("two.txt", f"{sentence} two"))]
-    answer = browser.post("/ui/corpora", data={"name": "manuals", "language": "en"}, files=texts)
+    answer = browser.post(
+        "/ui/corpora", data={"name": "manuals", "language": "en", "near_duplicates": "keep"}, files=texts
+    )
     assert (answer.status_code, answer.headers.get("location")) == (303, "/ui/corpora/manuals"), answer.text
     (load,) = gateway.parts.catalog.loads("default", "manuals")
     names = {file.name for file in gateway.parts.artifacts.manifest(load.upload).files}
-    assert (load.language, names) == ("en", {"one.txt", "two.txt"})
+    assert (load.language, load.near_duplicates, names) == ("en", "keep", {"one.txt", "two.txt"})
     shown = browser.get("/ui/corpora/manuals").text
     assert '<span class="state queued">queued</span>' in shown and 'hx-trigger="every 2s"' in shown
     cancel = f"/ui/corpora/manuals/loads/{load.id}/cancel"

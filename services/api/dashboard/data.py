@@ -91,12 +91,13 @@ def corpora(request: Request, parts: PartsDep, tenant: SignedIn, after: AfterId 
 async def upload_corpus(request: Request, parts: PartsDep, tenant: SignedIn) -> Response:
     """Take passages in as the API does; cutting and indexing follow, and the page of the corpus shows how far."""
     async with received(
-        request, parts.settings.scratch, max_bytes=parts.settings.max_upload_bytes, fields=("name", "language"),
-        files=("files",),
+        request, parts.settings.scratch, max_bytes=parts.settings.max_upload_bytes,
+        fields=("name", "language", "near_duplicates"), files=("files",),
     ) as form:  # fmt: skip
         name, language = form.field("name").strip(), form.field("language", "").strip() or "en"
+        near = form.field("near_duplicates", "drop")
         files = tuple(file for file in form.files if file.size)
-        load = await run_in_threadpool(take_in, parts, tenant, name, language, files)
+        load = await run_in_threadpool(take_in, parts, tenant, name, language, files, near)
     parts.loads.wake()
     return go_to(request, f"{PREFIX}/corpora/{load.corpus}")
 
