@@ -21,7 +21,7 @@ from tlm_core.errors import Conflict, IndexUnavailable, InvalidRequest, NotFound
 
 LEAST_BYTES = 64_000
 FIRST_BYTES = 1_000_000
-MOST_BYTES = 4_000_000
+MOST_BYTES = 2_000_000  # more is no faster, and three chunks are held at once
 MOST_ROWS = 5_000
 MOST_REFUSED = 1_000
 CHECKSUM_RANGE = 1 << 64

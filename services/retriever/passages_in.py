@@ -50,10 +50,12 @@ class CorpusFiles:
                         groups.append(number)
                     else:
                         skip -= rows
-                for batch in file.iter_batches(_BATCH, row_groups=groups, columns=_COLUMNS) if groups else ():
-                    kept, skip = batch.slice(skip), max(0, skip - batch.num_rows)
-                    columns = [kept[name].to_pylist() for name in _COLUMNS]
-                    yield [Passage(*row) for row in zip(*columns, strict=True)]
+                # Asked for together, row groups would all be open, with their buffers, at once.
+                for number in groups:
+                    for batch in file.iter_batches(_BATCH, row_groups=[number], columns=_COLUMNS):
+                        kept, skip = batch.slice(skip), max(0, skip - batch.num_rows)
+                        columns = [kept[name].to_pylist() for name in _COLUMNS]
+                        yield [Passage(*row) for row in zip(*columns, strict=True)]
 
     @contextmanager
     def _parquet(self, path: str) -> Iterator[Any]:
