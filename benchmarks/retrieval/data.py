@@ -45,12 +45,19 @@ def passages() -> list[Passage]:
 def recombined(real: Sequence[Passage], count: int, seed: int = 0) -> Iterator[Passage]:
     """`count` passages as long as real ones, each of sentences drawn from all of them: none is another's copy."""
     draw = random.Random(seed)
-    sentences = [s for passage in real for s in _SENTENCE.split(passage.text) if s]
-    for number in range(count):
-        words, text = len(real[draw.randrange(len(real))].text.split()), ""
-        while len(text.split()) < words:
-            text = f"{text} {draw.choice(sentences)}".strip()
-        yield make_passage(text, f"made-{number % 16}")
+    sentences = [(s, len(s.split())) for passage in real for s in _SENTENCE.split(passage.text) if s]
+    lengths = [len(passage.text.split()) for passage in real]
+    seen: set[int] = set()
+    while len(seen) < count:
+        left, drawn = draw.choice(lengths), []
+        while left > 0:
+            sentence, words = draw.choice(sentences)
+            drawn.append(sentence)
+            left -= words
+        made = make_passage(" ".join(drawn), f"made-{len(seen) % 16}")
+        if (key := hash(made.id)) not in seen:  # single sentences come again
+            seen.add(key)
+            yield made
 
 
 def write_corpus(found: Sequence[Passage] | Iterator[Passage], folder: Path) -> None:

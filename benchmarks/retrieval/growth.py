@@ -1,22 +1,26 @@
-"""How the time of a query grows with the corpus: below linear is the claim. Leaves a plot in build/bench-retrieval.
+"""How the time of a query grows with the corpus: below linear is the claim. Leaves a plot (`--plot FILE`).
 
-`--three-million` adds an index of three million passages, recombined of the real ones' sentences; it takes long.
+`--three-million` adds an index of three million passages, recombined of the real ones' sentences; making it takes long.
+On a cluster of one's own (OPENSEARCH_URL) the indexes stay, and the next run takes them as they are.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
-import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Sequence
+from itertools import chain, islice
+from pathlib import Path
 
 from benchmarks.report import figure, remark
 from benchmarks.retrieval.data import TOP_K, folder, opensearch, passages, queries, recombined
 from services.retriever.indexes import CorpusKey, OpenSearchIndexes
 from tlm_core.corpus.passages import Passage
+from tlm_core.errors import NotFound
 from tlm_core.selection.index import PassageIndex
 from tlm_core.selection.retrieve import BATCH
+from tlm_core.studies.plot import Curve, plot
 
 SIZES = (50_000, 100_000, 200_000)
 _MANY = 3_000_000
@@ -25,38 +29,45 @@ _REPEATS = 3
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--three-million", action="store_true")
+    parser.add_argument("--plot", type=Path, default=folder() / "growth.svg")
+    options = parser.parse_args()
     real, asked = passages(), queries()[::_EVERY]
     points: list[tuple[int, float]] = []
-    with opensearch(heap="4g" if "--three-million" in sys.argv else "2g") as (_, _, places):
-        for size in (*SIZES, len(real)):
-            points.append((size, _measure(places, real[:size], size, asked)))
-        if "--three-million" in sys.argv:
-            made = recombined(real, _MANY - len(real))
-            points.append((_MANY, _measure(places, _chain(real, made), _MANY, asked)))
+    with opensearch(heap="4g" if options.three_million else "2g") as (_, _, places):
+        for size in (*SIZES, len(real), *([_MANY] if options.three_million else [])):
+            points.append((size, _measure(_index(places, real, size), size, asked)))
     figure("growth_exponent", [_slope(points)], unit="power of the number of passages", goal=1, better="lower")
-    path = folder() / "growth.svg"
-    path.write_text(_plot(points), encoding="utf-8")
-    remark(f"plotted in {path}")
+    options.plot.write_text(_plot(points), encoding="utf-8")
+    remark(f"plotted in {options.plot}")
 
 
-def _chain(first: Sequence[Passage], rest: Iterator[Passage]) -> Iterator[Passage]:
-    yield from first
-    yield from rest
-
-
-def _measure(places: OpenSearchIndexes, found: Iterable[Passage], size: int, asked: Sequence[str]) -> float:
-    """Seconds for a query, the median of some runs; prints it."""
+def _index(places: OpenSearchIndexes, real: Sequence[Passage], size: int) -> PassageIndex:
+    """An index of the first `size` passages, and of recombined ones if there are not so many."""
     key = CorpusKey("bench", "growth", str(size))
-    index, stream = places.begin(key, "en"), iter(found)
+    try:
+        there = places.open(key)
+        if there.count() == size:
+            return there
+    except NotFound:
+        pass
+    places.drop(key)
+    made: Iterable[Passage] = recombined(real, size - len(real)) if size > len(real) else ()
+    index, stream = places.begin(key, "en"), chain(islice(real, size), made)
     while batch := list(islice(stream, 2_000)):
         index.add(batch)
     index.commit()
     index.close()
-    opened = places.open(key)
-    _seconds(opened, asked)  # warm: the first run reads the files
-    runs = [_seconds(opened, asked) for _ in range(_REPEATS)]
-    places.drop(key)
-    line = figure(f"growth_seconds_per_query_{size}", runs, unit="s", better="lower")
+    return places.open(key)
+
+
+def _measure(index: PassageIndex, size: int, asked: Sequence[str]) -> float:
+    """Seconds for a query, the median of some runs; prints it."""
+    _seconds(index, asked)  # warm: the first run reads the files
+    line = figure(
+        f"growth_seconds_per_query_{size}", [_seconds(index, asked) for _ in range(_REPEATS)], unit="s", better="lower"
+    )
     return float(str(line["value"]))
 
 
@@ -77,29 +88,13 @@ def _slope(points: Sequence[tuple[int, float]]) -> float:
 
 def _plot(points: Sequence[tuple[int, float]]) -> str:
     """Milliseconds for a query over passages; dashed: as it would grow in a line from the first point on."""
-    width, height, margin = 640, 400, 60
-    most_x = points[-1][0]
-    most_y = max(points[0][1] * most_x / points[0][0], *(seconds for _, seconds in points))
-
-    def at(size: float, seconds: float) -> str:
-        x = margin + size / most_x * (width - 2 * margin)
-        return f"{x:.1f},{height - margin - seconds / most_y * (height - 2 * margin):.1f}"
-
-    line = " ".join(at(*point) for point in points)
-    linear = f"{at(0, 0)} {at(most_x, points[0][1] * most_x / points[0][0])}"
-    marks = "".join(
-        f'<text x="{at(size, seconds).split(",")[0]}" y="{float(at(size, seconds).split(",")[1]) - 8:.1f}">'
-        f"{1000 * seconds:.1f} ms</text>"
-        f'<text x="{at(size, 0).split(",")[0]}" y="{height - margin + 20}">{size:,}</text>'
-        for size, seconds in points
-    )
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        f'font-family="sans-serif" font-size="11" text-anchor="middle">'
-        f'<polyline points="{linear}" fill="none" stroke="#999" stroke-dasharray="4 4"/>'
-        f'<polyline points="{line}" fill="none" stroke="#06c" stroke-width="2"/>{marks}'
-        f'<text x="{width // 2}" y="{height - 10}">passages in the index; dashed: linear</text></svg>\n'
-    )
+    first, seconds = points[0]
+    curves = [
+        Curve("OpenSearch", [(size, 1000 * taken, None) for size, taken in points]),
+        Curve("if it were linear", [(size, 1000 * seconds * size / first, None) for size, _ in points], dashed=True),
+    ]
+    title = f"Time of a query, whole text, top {TOP_K}"
+    return plot(curves, title=title, x="passages in the index", y="milliseconds", log_x=True)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def _theirs(url: str, cluster: Cluster, files: CorpusFiles) -> float:
 
     with OpenSearch(hosts=[url], timeout=60) as client:
         began = time.perf_counter()
-        count = sum(ok for ok, _ in streaming_bulk(client, actions()))
+        count = sum(bool(ok) for ok, _ in streaming_bulk(client, actions()))
         rate = count / (time.perf_counter() - began)
     cluster.call("DELETE", f"/{name}")
     return rate

@@ -1,15 +1,17 @@
 """The published selection, rebuilt as a rival: what the release's script does, with the client that speaks OpenSearch.
 
 One search request for each query, four processes, a new pool for every four queries, the full `_source` of each hit,
-`multi_match` `cross_fields` on `text`. A program of its own, so that its processes are forked from a small one:
+`multi_match` `cross_fields` on `text`. A program of its own:
 
-    python -m benchmarks.retrieval.published URL INDEX K < queries.json
+    python -m benchmarks.retrieval.published URL INDEX K [--lean] < queries.json
 
-prints {"seconds", "hits": [[[id, score], …], …]} for a JSON list of queries.
+prints {"seconds", "hits": [[[id, score], …], …]} for a JSON list of queries. Its processes are forked from one that has
+imported torch, datasets and pandas, as the script's have; `--lean` leaves these imports out, which the script cannot.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing
 import sys
@@ -19,6 +21,7 @@ from typing import Any
 from opensearchpy import OpenSearch
 
 _PROCESSES = 4
+_IMPORTED = ("torch", "numpy", "datasets", "pandas")  # by the script; they make every fork dearer
 
 
 _client: OpenSearch
@@ -36,7 +39,9 @@ def _search(query: str) -> list[dict[str, Any]]:
 
 def main() -> None:
     global _client, _index, _k
-    url, _index, k = sys.argv[1:]
+    url, _index, k, *lean = sys.argv[1:]
+    for name in () if lean else _IMPORTED:
+        importlib.import_module(name)
     _client, _k = OpenSearch(hosts=[url], timeout=60), int(k)
     queries = json.load(sys.stdin)
     context = multiprocessing.get_context("fork")
