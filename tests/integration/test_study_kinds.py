@@ -107,8 +107,10 @@ def service(redis_client: redis.Redis, tmp_path: Path) -> Iterator[Service]:
 
 def test_a_learning_curve_ends_in_a_report_and_a_bilstm_that_predicts(service: Service) -> None:
     options = {"sizes": [0.02, 0.3, 1], "models": ["bilstm", "encoder"], "lstm": LSTM}
-    job = service.finished(kind="learning_curve", learning_curve=options, seeds=[0])
+    job = service.finished(kind="learning_curve", learning_curve=options, seeds=[0, 1])
     assert job["state"] == "succeeded", job["error"]
+    submitted = [e.data["group"] for e in service.store.events("default", job["id"]) if e.type == "workers.submitted"]
+    assert submitted == ["curve.s0", "curve.s1", "gather"]
     report = service.report(job["id"])
     assert report["sizes"] == [18, 60] and report["dropped"][0]["rows"] == 1
     assert "1 labels were left out" in report["words"]

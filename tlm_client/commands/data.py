@@ -47,7 +47,10 @@ def dataset_add(
     pair_column: Annotated[str | None, typer.Option(help="Column of second texts.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of the labels.")] = None,
     delimiter: Annotated[str | None, typer.Option(help="Of CSV files.")] = None,
-    metric: Annotated[str | None, typer.Option(help="macro_f1, micro_f1 or accuracy.")] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="macro_f1, micro_f1, accuracy, f1, matthews, pearson or spearman.")
+    ] = None,
+    positive_label: Annotated[str | None, typer.Option(help="The label of which the metric f1 is taken.")] = None,
     language: Annotated[str | None, typer.Option(help="ISO 639 code, such as de.")] = None,
     split_seed: Annotated[int, typer.Option(help="Decides which rows a split that has to be cut gets.")] = 0,
     as_json: AsJson = False,
@@ -59,6 +62,7 @@ def dataset_add(
         "label_column": label_column,
         "delimiter": delimiter,
         "metric": metric,
+        "positive_label": positive_label,
         "language": language,
         "split_seed": split_seed or None,
     }

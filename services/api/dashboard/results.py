@@ -23,6 +23,7 @@ from tlm_core.artifacts import ManifestRef
 from tlm_core.errors import Conflict, InvalidRequest, NotFound
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord
+from tlm_core.tasks.metrics import ALWAYS, REGRESSION
 
 router = APIRouter(prefix="/jobs")
 
@@ -57,11 +58,11 @@ def results(
         return page(request, "results.html", **shared, report=report, plot=plot)
     seeds = {entry["seed"]: entry for entry in report["seeds"]}
     chosen = seeds[seed if seed in seeds else report["best_seed"]]
+    labels = report["labels"] if chosen["test"]["per_class"] else []  # of regression there are none
     return page(
         request, "results.html", **shared, report=report, plot=plot, chosen=chosen,
-        matrix=_matrix(report["labels"], chosen), confusions=_confusions(report["labels"], chosen),
-        paper_flops=PAPER_FLOPS,
-        classes=list(zip(report["labels"], chosen["test"]["per_class"], strict=True)),
+        matrix=_matrix(labels, chosen), confusions=_confusions(labels, chosen), paper_flops=PAPER_FLOPS,
+        classes=list(zip(labels, chosen["test"]["per_class"], strict=True)), shown=_shown(report["metric"]),
     )  # fmt: skip
 
 
@@ -163,6 +164,14 @@ def _finished(parts: Parts, job: JobRecord, stage: str) -> ManifestRef | None:
         return artifact_of(parts.jobs, job, stage)
     except (Conflict, NotFound):
         return None
+
+
+def _shown(metric: str) -> tuple[str, ...]:
+    """Columns of the table of scores."""
+    if metric in REGRESSION:
+        return REGRESSION
+    usual = ("macro_f1", "accuracy")
+    return usual if metric in ALWAYS else (*usual, metric)
 
 
 def _matrix(labels: list[str], entry: dict[str, Any]) -> list[dict[str, Any]] | None:

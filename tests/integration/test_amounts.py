@@ -1,0 +1,55 @@
+"""A task of amounts from the upload to the prediction, with real stages; Ray is played."""
+
+from __future__ import annotations
+
+import json
+import random
+
+from fastapi.testclient import TestClient
+
+from tests.contract.gateway import TOKEN
+from tests.integration.test_study_kinds import Service, service
+
+__all__ = ["service"]
+
+
+def files(rng: random.Random) -> dict[str, tuple[str, str]]:
+    """Each text's amount is how often it rains in it."""
+    found = {}
+    for split, rows in (("train", 60), ("validation", 20), ("test", 30)):
+        lines = []
+        for _ in range(rows):
+            words = [rng.choice(["rain", "dust"]) for _ in range(12)]
+            lines.append(json.dumps({"text": " ".join(words), "label": words.count("rain") / 2.4}))
+        found[split] = (f"{split}.jsonl", "\n".join(lines))
+    return found
+
+
+def test_amounts_are_uploaded_trained_on_and_predicted_as_values(service: Service) -> None:
+    options = json.dumps({"metric": "spearman"})
+    data = {"name": "amounts", "options": options}
+    answer = service.client.post("/v1/datasets", data=data, files=files(random.Random(0)))
+    assert answer.status_code == 201, answer.text
+    assert answer.json()["report"]["amounts"]["train"]["max"] <= 5.0
+    job = service.finished(dataset="amounts", seeds=[0])
+    assert job["state"] == "succeeded", job["error"]
+    report = service.report(job["id"])
+    assert report["metric"] == "spearman" and report["mean"]["test"]["macro_f1"] is None
+    texts = {"texts": ["rain rain rain", "dust dust dust"]}
+    found = service.client.post(f"/v1/jobs/{job['id']}/predict", json=texts).json()["data"]
+    assert [one["label"] for one in found] == ["label", "label"]
+    assert all(one["probability"] is None and isinstance(one["value"], float) for one in found)
+    browser = TestClient(service.client.app, headers={"Origin": "http://testserver"})
+    browser.post("/ui/sign-in", data={"token": TOKEN})
+    page = browser.get(f"/ui/jobs/{job['id']}/results").text
+    assert "spearman" in page and "Confusion" not in page
+    answers = browser.post(f"/ui/jobs/{job['id']}/predict", data={"texts": "rain rain"}).text
+    assert f"{found[0]['label']}</span>" in answers
+
+
+def test_a_curve_of_amounts_is_refused_before_any_training(service: Service) -> None:
+    data = {"name": "amounts", "options": json.dumps({"metric": "pearson"})}
+    assert service.client.post("/v1/datasets", data=data, files=files(random.Random(1))).status_code == 201
+    options = {"sizes": [0.5, 1], "models": ["bilstm", "encoder"]}
+    job = service.finished(dataset="amounts", kind="learning_curve", learning_curve=options)
+    assert job["state"] == "failed" and "regression" in job["error"]["message"]
