@@ -59,7 +59,7 @@ def write_provenance(path: Path, found: Retrieved | None, kept: NDArray[np.int64
     with Rows(path, PROVENANCE) as rows:
         if found is None:
             return
-        row_lists = [np.array(query.rows, np.int64) for query in found.queries]
+        row_lists = [np.array(one, np.int64) for one in found.asked_by]
         for start in range(0, len(kept), _PASSAGES):
             part = kept[start : start + _PASSAGES]
             lefts, rights = (np.searchsorted(found.hit_place, part, side=side) for side in ("left", "right"))

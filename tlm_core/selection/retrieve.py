@@ -22,7 +22,6 @@ from tlm_core.selection.queries import Query
 BATCH = 512
 PART = 2 * BATCH  # queries whose hits are one file: what a death in the middle costs at most
 _HITS = pa.schema([("query", pa.int32()), ("id", pa.string()), ("rank", pa.int32()), ("score", pa.float32())])
-_NUMBERS = ["query", "rank", "score"]
 _SLICE = 10_000
 _LOW = np.uint64(2**32 - 1)
 
@@ -39,13 +38,13 @@ def unwatched(done: int, total: int, unit: str) -> None:
 class Retrieved:
     """The union of all queries' hits; n passages, m pairs of a passage and a query that asked for it.
 
-    queries: as asked. ids: [n] (Arrow strings) by best rank, then id. rank, score: [n] the best rank of each (1 is
-    best) and its score there, the highest if several queries gave that rank. hit_place (index into ids), hit_query
-    (index into queries), hit_rank, hit_score: [m] by place, rank, query. rows: train rows that asked. without_hit:
-    those of them that found nothing.
+    asked_by: the train rows of each query. ids: [n] (Arrow strings) by best rank, then id. rank, score: [n] the best
+    rank of each (1 is best) and its score there, the highest if several queries gave that rank. hit_place (index into
+    ids), hit_query (index into asked_by), hit_rank, hit_score: [m] by place, rank, query. rows: train rows that asked.
+    without_hit: those of them that found nothing.
     """
 
-    queries: Sequence[Query]
+    asked_by: Sequence[tuple[int, ...]]
     ids: Any
     rank: NDArray[np.int32]
     score: NDArray[np.float32]
@@ -75,9 +74,11 @@ def retrieve(
     searched again.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    total = sum(len(query.rows) for query in queries)
+    asked_by = [query.rows for query in queries]
+    total = sum(map(len, asked_by))
     done = 0
     paths = []
+    part: Sequence[Query] = ()
     for start in range(0, len(queries), PART):
         part = queries[start : start + PART]
         path = folder / f"hits-{start // PART:05d}.parquet"
@@ -90,7 +91,8 @@ def retrieve(
         done += sum(len(query.rows) for query in part)
         paths.append(path)
     progress(total, total, "queries")
-    return _united(queries, paths, total)
+    del queries, part  # their texts, which may take as much memory as what follows
+    return _united(asked_by, paths, total)
 
 
 def _searched(
@@ -126,7 +128,7 @@ def _whole(path: Path) -> bool:
         return False
 
 
-def _united(queries: Sequence[Query], paths: Sequence[Path], rows: int) -> Retrieved:
+def _united(asked_by: Sequence[tuple[int, ...]], paths: Sequence[Path], rows: int) -> Retrieved:
     """Unite the parts. A big task has millions of hits, so ids are held once and everything else as plain numbers."""
     query, rank, score, passage, names = _numbered(paths)
     # Rank first, then falling score: of numbers that are not negative the bits order as the numbers do.
@@ -141,12 +143,12 @@ def _united(queries: Sequence[Query], paths: Sequence[Path], rows: int) -> Retri
     place = np.empty(len(names), np.int32)
     place[order] = np.arange(len(names), dtype=np.int32)
     passage = place[passage]
-    asked = np.zeros(len(queries), np.bool_)
+    asked = np.zeros(len(asked_by), np.bool_)
     asked[query] = True
     # Hits come by query, which a stable sort keeps within a passage and rank.
     hits = np.argsort((passage.astype(np.int64) << 32) | rank, kind="stable")
     return Retrieved(
-        queries=queries,
+        asked_by=asked_by,
         ids=names.take(by),
         rank=best_rank[order],
         score=best_score[order],
@@ -155,7 +157,7 @@ def _united(queries: Sequence[Query], paths: Sequence[Path], rows: int) -> Retri
         hit_rank=rank[hits],
         hit_score=score[hits],
         rows=rows,
-        without_hit=sorted(row for number in np.flatnonzero(~asked).tolist() for row in queries[number].rows),
+        without_hit=sorted(row for number in np.flatnonzero(~asked).tolist() for row in asked_by[number]),
     )
 
 
@@ -166,17 +168,16 @@ def _numbered(
 
     Ids are told apart by 64 bits of a hash: among ten million the chance that any two share them is 1 in 300,000.
     """
-    table = pa.concat_tables(
-        [_HITS.empty_table().select(_NUMBERS), *(pq.read_table(path, columns=_NUMBERS) for path in paths)]
-    )
-    query, rank, score = (table[name].to_numpy() for name in _NUMBERS)
-    del table
-    keys = np.empty(len(query), np.uint64)
+    total = sum(pq.read_metadata(path).num_rows for path in paths)
+    query, rank = np.empty(total, np.int32), np.empty(total, np.int32)
+    score, keys = np.empty(total, np.float32), np.empty(total, np.uint64)
     filled = 0
     for path in paths:
-        part = _keys(_ids(path))
-        keys[filled : filled + len(part)] = part
-        filled += len(part)
+        part = pq.read_table(path)
+        here = slice(filled, filled + len(part))
+        query[here], rank[here], score[here] = (part[name].to_numpy() for name in ("query", "rank", "score"))
+        keys[here] = _keys(part["id"])
+        filled = here.stop
     _, first, passage = np.unique(keys, return_index=True, return_inverse=True)
     del keys
     appearance = np.argsort(first)

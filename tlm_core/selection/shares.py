@@ -23,7 +23,7 @@ class QueryCap:
     def __init__(self, found: Retrieved, cap: int) -> None:
         self._found = found
         self._starts = np.searchsorted(found.hit_place, np.arange(len(found.ids) + 1))
-        self._left = np.full(len(found.queries), cap, np.int32)
+        self._left = np.full(len(found.asked_by), cap, np.int32)
 
     def __call__(self, place: int) -> bool:
         queries = self._found.hit_query[self._starts[place] : self._starts[place + 1]]
@@ -108,7 +108,7 @@ def rank_counts(ranks: NDArray[np.int32]) -> list[int]:
 def _by_label(found: Retrieved, task: Task) -> Iterator[tuple[Places, NDArray[np.int32]]]:
     """For each label the places that its rows asked for, rising, and their best ranks there."""
     label_of_row = dict(zip(task.rows("train").tolist(), task.label_ids("train").tolist(), strict=True))
-    labels_of_query = [{label_of_row[row] for row in query.rows} for query in found.queries]
+    labels_of_query = [{label_of_row[row] for row in rows} for rows in found.asked_by]
     for label in range(len(task.labels)):
         asks = np.array([label in labels for labels in labels_of_query], np.bool_)
         hits = np.flatnonzero(asks[found.hit_query]) if len(asks) else np.empty(0, np.int64)
