@@ -40,11 +40,18 @@ def tlm(url: str, *arguments: str) -> list[str]:
     return [*TLM, "--url", url, "--token", TOKEN, *arguments]
 
 
+def _heed_ctrl_c() -> None:
+    """A shell's background commands ignore Ctrl-C, and so does all that they start; these tests may run in one."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def interrupted(command: list[str], moment: Callable[[], bool]) -> Iterator[str]:
     """What `command` says on stderr when Ctrl-C comes at `moment`; it has to end with 130 and without a traceback."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=_heed_ctrl_c
+    )
     deadline = time.monotonic() + 60
     try:
         while not moment():
