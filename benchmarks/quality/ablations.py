@@ -6,13 +6,10 @@ choices are made on; test is told beside it.
 
 from __future__ import annotations
 
-import argparse
 from statistics import mean
 from typing import Any
 
-import yaml
-
-from benchmarks.quality.data import outcome, selected
+from benchmarks.quality.data import asked, outcome, selected
 from benchmarks.report import figure, remark
 from tlm_core.training.recipe import resolve
 
@@ -39,13 +36,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("tasks", nargs="+", help="folders under tasks/ of the shared data")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of all runs")
-    given = parser.parse_args()
-    common = {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in given.set)}
-    named = " ".join(given.set)
+    given, common, named = asked(__doc__)
     for name in given.tasks:
         usual: float | None = None
         for change, own in CHANGES.items():

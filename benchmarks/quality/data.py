@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import itertools
 import json
 import shutil
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from benchmarks.report import remark
 from benchmarks.shared import shared_data
@@ -21,6 +25,17 @@ from tlm_core.training.recipe import Recipe, Selection
 
 FOLDER = Path("build/quality")
 _BATCH = 4096
+
+
+def asked(description: str | None) -> tuple[argparse.Namespace, dict[str, Any], str]:
+    """Tasks and seeds that the command line gives, what it changes of all recipes, and the name of those changes."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("tasks", nargs="+", help="folders under tasks/ of the shared data")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of all runs")
+    given = parser.parse_args()
+    changes = {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in given.set)}
+    return given, changes, " ".join(given.set)
 
 
 def made_task(name: str) -> Path:

@@ -6,13 +6,11 @@ each. On our engine, in this process; every run's outcome is kept under build/qu
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 import pyarrow.parquet as pq
-import yaml
 
-from benchmarks.quality.data import outcome, selected
+from benchmarks.quality.data import asked, outcome, selected
 from benchmarks.report import figure
 from tlm_core.training.recipe import resolve
 
@@ -20,13 +18,7 @@ SELECTORS = ("bm25", "random", "dsir", "classifier", "whole")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("tasks", nargs="+", help="folders under tasks/ of the shared data")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of all runs")
-    given = parser.parse_args()
-    changes = {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in given.set)}
-    named = " ".join(given.set)
+    given, changes, named = asked(__doc__)
     for name in given.tasks:
         _, found = selected(name, resolve("fast", "tiny", changes).selection)
         count = pq.ParquetFile(found / "passages.parquet").metadata.num_rows
