@@ -23,14 +23,14 @@ app = Starlette(routes=[Mount("/", StaticFiles(directory=sys.argv[1]))])
 uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[2]), log_level="error", access_log=False)
 """
 _CHECK = """
-import json, resource, sys, time
+import json, sys, time
 from pathlib import Path
+from benchmarks.memory import peak_bytes
 from tlm_core.tasks.options import DatasetOptions
 from tlm_core.tasks.validate import load_task
 began = time.perf_counter()
 _, report = load_task({"train": Path(sys.argv[1])}, DatasetOptions(name="bench"))
-print(json.dumps([time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-                  sum(report["counts"].values())]))
+print(json.dumps([time.perf_counter() - began, peak_bytes() / 1e6, sum(report["counts"].values())]))
 """
 
 

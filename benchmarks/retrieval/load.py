@@ -13,7 +13,7 @@ import threading
 import time
 from pathlib import Path
 
-from benchmarks.retrieval.memory import peak_bytes
+from benchmarks.memory import peak_bytes
 from services.retriever.cluster import connect
 from services.retriever.indexes import CorpusKey, OpenSearchIndexes
 from services.retriever.loads import CorpusLoads

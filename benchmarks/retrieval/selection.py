@@ -13,9 +13,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.memory import peak_bytes
 from benchmarks.report import figure, remark
 from benchmarks.retrieval.data import TOP_K, fill, opensearch, passages, program, recombined
-from benchmarks.retrieval.memory import peak_bytes
 from services.retriever.cluster import connect
 from services.retriever.indexes import CorpusKey, OpenSearchIndexes
 
