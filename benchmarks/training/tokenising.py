@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.memory import peak_bytes
 from benchmarks.report import alternate, figure, ratios
 from benchmarks.shared import ROOT, shared_data
 from benchmarks.training.data import CACHE, bert_recipe, environment, prepared, write_selection
@@ -98,7 +98,7 @@ def one_core(repeats: int) -> None:
 def memory(count: int) -> None:
     """Child process: print the peak of resident memory, in bytes, of preparing `count` passages."""
     stage(count, "own")
-    print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+    print(json.dumps(peak_bytes()))
 
 
 def child(*arguments: str) -> str:
