@@ -14,7 +14,7 @@ from typing import Any
 
 from tlm_core.training import flops
 from tlm_core.training.packing import first_fit
-from tlm_core.training.recipe import Recipe
+from tlm_core.training.recipe import OWN_STARTS, Recipe
 
 # Subwords a word falls into, where no job has cut these texts yet: an own vocabulary of some 8,000 on English text.
 TOKENS_PER_WORD = 1.5
@@ -105,7 +105,7 @@ def sizes_of(recipe: Recipe, labels: int, vocab: int | None) -> Sizes | None:
     """
     model, tokenizer = recipe.model, recipe.tokenizer
     size = vocab or (tokenizer.vocab_size if tokenizer.source == "own" else None)
-    if model.init not in ("scratch", "counts") or size is None:
+    if model.init not in OWN_STARTS or size is None:
         return None
     return Sizes(
         model.layers, model.hidden, model.heads, model.intermediate, model.max_length, size, labels,

@@ -11,7 +11,7 @@ from tlm_core.jobs.nodes import Node, Place, Plan, side_by_side
 from tlm_core.jobs.options import LearningCurve, Prune, size_name
 from tlm_core.jobs.spec import JobRecord, JobSpec
 from tlm_core.training.params import reproducible, stage_params
-from tlm_core.training.recipe import Recipe
+from tlm_core.training.recipe import OWN_STARTS, Recipe
 
 
 def validate_node(job: JobRecord, number: int = 0) -> Node:
@@ -56,7 +56,7 @@ def gather(seeds: Sequence[int]) -> str:
 
 def tickets_fit(recipe: Recipe, levels: Sequence[float], masks: Sequence[Mapping[str, Any]] = ()) -> Node | None:
     """A check of the tickets against a published encoder; None where `check_kind` could make it at once."""
-    if recipe.model.init in ("scratch", "counts"):
+    if recipe.model.init in OWN_STARTS:
         return None
     params = {"init": recipe.model.init, "levels": list(levels), "masks": list(masks)}
     return Node("tickets_fit", "tickets_fit", Place.WORKERS, params=params)
@@ -195,10 +195,7 @@ class _Point:
 
 def check_kind(spec: JobSpec, recipe: Recipe) -> None:
     """Refuse before anything runs what the job's kind cannot do with this recipe. Raises InvalidRequest."""
-    if recipe.model.init in (
-        "scratch",
-        "counts",
-    ):  # the shape of a published encoder is not known here, see `tickets_fit`
+    if recipe.model.init in OWN_STARTS:  # the shape of a published encoder is not known here, see `tickets_fit`
         _check_tickets(spec, recipe)
     if spec.kind == "learning_curve":
         models = (spec.learning_curve or LearningCurve()).models

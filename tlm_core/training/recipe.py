@@ -18,6 +18,9 @@ Scale = Literal["tiny", "small", "medium", "large"]
 RecipeName = Literal["fast", "paper"]
 
 
+OWN_STARTS = ("scratch", "counts")  # what `model.init` may be besides a published encoder
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -172,7 +175,7 @@ class Recipe(_Part):
 
     @model_validator(mode="after")
     def _published_weights_keep_their_vocabulary(self) -> Recipe:
-        if self.model.init not in ("scratch", "counts", self.tokenizer.source):
+        if self.model.init not in (*OWN_STARTS, self.tokenizer.source):
             raise ValueError(f"model.init '{self.model.init}' needs tokenizer.source to be the same")
         return self
 

@@ -23,6 +23,7 @@ from tlm_core.training.optim import Optimizer
 from tlm_core.training.prepare import prepare
 from tlm_core.training.prepared import Batch, FinetuneBatches, JointBatches, Prepared
 from tlm_core.training.profiling import copy_traces, trace_path, traced
+from tlm_core.training.recipe import OWN_STARTS
 from tlm_core.training.stage import StageContext
 from tlm_core.training.state import HISTORY, MICRO_ROWS, SHAPE, WEIGHTS, TrainState, load_weights, weights
 
@@ -136,7 +137,7 @@ def build(recipe: Mapping[str, Any], prepared: Prepared, seed: int) -> TaskModel
     """The recipe's model with its starting weights, on the CPU. Raises InvalidRecipe or NotFound for `init`."""
     given: dict[str, Tensor] = {}
     size, labels = prepared.vocabulary.size, len(prepared.labels)
-    if recipe["init"] in ("scratch", "counts"):
+    if recipe["init"] in OWN_STARTS:
         shape = scratch_shape(dict(recipe), size, labels)
     else:
         shape, given = published.load(
