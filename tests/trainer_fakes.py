@@ -24,6 +24,8 @@ class FakeCluster:
 
     def __init__(self) -> None:
         self.commands: dict[str, Sequence[str]] = {}
+        self.needs: dict[str, tuple[float, float]] = {}
+        self.stopped: list[str] = []
         self.statuses: dict[str, Status] = {}
         self.away = False
         self.refusing = False
@@ -32,12 +34,13 @@ class FakeCluster:
         if self.away:
             raise ClusterUnavailable("away")
 
-    def submit(self, submission: str, command: Sequence[str]) -> None:
+    def submit(self, submission: str, command: Sequence[str], *, cpus: float = 0.0, gpus: float = 0.0) -> None:
         self._check()
         if self.refusing:
             raise ClusterUnavailable("not ready to take jobs")
         if submission not in self.commands:
             self.commands[submission] = command
+            self.needs[submission] = (cpus, gpus)
             self.statuses[submission] = Status.ALIVE
 
     def status(self, submission: str) -> Status:
@@ -46,7 +49,9 @@ class FakeCluster:
 
     def stop(self, submission: str) -> None:
         self._check()
-        self.statuses[submission] = Status.FAILED
+        self.stopped.append(submission)
+        if self.statuses.get(submission) is not Status.WAITING:  # as Ray: what has not started hears of it when it does
+            self.statuses[submission] = Status.FAILED
 
     def message(self, submission: str) -> str:
         self._check()

@@ -17,6 +17,7 @@ class Status(StrEnum):
     """What the cluster says of a submission. It is an observation; the artifacts decide whether a stage is done."""
 
     UNKNOWN = "unknown"
+    WAITING = "waiting"  # for room on the cluster; nothing of it runs yet
     ALIVE = "alive"
     ENDED = "ended"
     FAILED = "failed"
@@ -25,8 +26,8 @@ class Status(StrEnum):
 class Cluster(Protocol):
     """Runs commands under ids. Every call may raise ClusterUnavailable."""
 
-    def submit(self, submission: str, command: Sequence[str]) -> None:
-        """Start `command` under the id; if the id is known already, leave it as it is."""
+    def submit(self, submission: str, command: Sequence[str], *, cpus: float = 0.0, gpus: float = 0.0) -> None:
+        """Start `command` under the id where that much is free; if the id is known already, leave it as it is."""
         ...
 
     def status(self, submission: str) -> Status: ...
@@ -41,7 +42,7 @@ class Cluster(Protocol):
 
 
 _STATUS = {
-    "PENDING": Status.ALIVE,
+    "PENDING": Status.WAITING,
     "RUNNING": Status.ALIVE,
     "SUCCEEDED": Status.ENDED,
     "STOPPED": Status.FAILED,
@@ -55,10 +56,12 @@ class RayCluster:
     def __init__(self, http: httpx.Client) -> None:
         self._http = http
 
-    def submit(self, submission: str, command: Sequence[str]) -> None:
+    def submit(self, submission: str, command: Sequence[str], *, cpus: float = 0.0, gpus: float = 0.0) -> None:
         if self.status(submission) is not Status.UNKNOWN:
             return
-        body = {"submission_id": submission, "entrypoint": shlex.join(command)}
+        body: dict[str, Any] = {"submission_id": submission, "entrypoint": shlex.join(command)}
+        body |= {"entrypoint_num_cpus": cpus} if cpus else {}
+        body |= {"entrypoint_num_gpus": gpus} if gpus else {}
         answer = self._call("POST", "/api/jobs/", json=body)
         # Ray answers 400 or 500 for an id that is taken; another coordinator may have been first.
         if answer.is_error and self.status(submission) is Status.UNKNOWN:

@@ -182,7 +182,7 @@ class Coordinator:
         if limit is None or ran < limit:
             return
         for submission in job.submissions.values():
-            if self._cluster.status(submission) is Status.ALIVE:
+            if self._cluster.status(submission) in (Status.WAITING, Status.ALIVE):
                 self._cluster.stop(submission)
         raise RuntimeExceeded(
             f"the job has run {ran:.0f} s, longer than its max_runtime_seconds of {limit:g}; clone it with a higher "
@@ -247,6 +247,8 @@ class Coordinator:
             self._submit(job, group, submission)
             return
         status = self._cluster.status(submission)
+        if status is Status.WAITING:
+            return
         if status is Status.ALIVE:
             silent = self._clock() - job.updated_at
             if silent > self._settings.stall_seconds and self._has_begun(job, group):
@@ -260,7 +262,7 @@ class Coordinator:
 
     def _submit(self, job: JobRecord, group: str, submission: str) -> None:
         try:
-            self._cluster.submit(submission, self._command(job, group))
+            self._cluster.submit(submission, self._command(job, group), **self._settings.needs(job.spec.workers))
         except ClusterUnavailable:
             # A head that has just started has a job server before it can take jobs. Where it says itself that it
             # knows nothing of the submission, nothing was started, and the same attempt may ask again.
@@ -269,7 +271,7 @@ class Coordinator:
             raise
 
     def _has_begun(self, job: JobRecord, group: str) -> bool:
-        """Whether a worker of the group has told anything yet. Until then the cluster may have no room for it."""
+        """Whether a worker of the group has told anything yet. Until then there may be no room for all of them."""
         newest = self._store.events(job.tenant, job.id, after=job.last_event - 1)
         if newest and newest[0].type == "workers.submitted" and newest[0].at >= job.updated_at:
             return False
@@ -319,10 +321,12 @@ class Coordinator:
         """Whether nothing of the attempt runs any more; after `grace` seconds what runs is stopped."""
         now = self._clock()
         held.stop_since = held.stop_since if held.stop_since is not None else now
-        alive = [s for s in job.submissions.values() if self._cluster.status(s) is Status.ALIVE]
-        if now - held.stop_since >= grace:
-            for submission in alive:
-                self._cluster.stop(submission)
+        statuses = {submission: self._cluster.status(submission) for submission in job.submissions.values()}
+        alive = [submission for submission, status in statuses.items() if status is Status.ALIVE]
+        # What waits for room is not waited for: should it start all the same, it finds its attempt over and ends.
+        waiting = [submission for submission, status in statuses.items() if status is Status.WAITING]
+        for submission in waiting + (alive if now - held.stop_since >= grace else []):
+            self._cluster.stop(submission)
         return not alive and all(future.done() for future in held.local.values())
 
     def _end_attempt(self, job: JobRecord, held: _Held, error: TLMError) -> None:

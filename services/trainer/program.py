@@ -1,13 +1,15 @@
 """The program that Ray runs for an attempt: `python -m services.trainer.program --job … --attempt … --group …`
 
-It starts the job's workers with Ray Train and waits for them. Retries are not Ray's: a lost worker ends the attempt,
-and the coordinator starts the next one, which goes on from the last checkpoint.
+A single worker computes in this very process, which Ray has started where there is room for it. Several are started
+with Ray Train, and waited for. Retries are not Ray's: a lost worker ends the attempt, and the coordinator starts the
+next one, which goes on from the last checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -16,48 +18,45 @@ from services.trainer.settings import TrainerSettings
 from services.trainer.worker import Assignment, GroupRunner
 
 
-def run_worker(config: dict[str, Any]) -> None:
-    """What each Ray Train worker runs."""
-    import ray.train
-    import torch
-    import torch.distributed as dist
-
-    from tlm_core.stages import STAGES
-
-    set_up_logging("worker")
-    settings = TrainerSettings()
-    context = ray.train.get_context()
-    torch.set_num_threads(max(1, int(settings.cpus_per_worker(context.get_world_size()))))
-
-    def share(value: Any) -> Any:
-        if context.get_world_size() == 1:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
-
-    runner = GroupRunner(
-        settings.job_store(),
-        settings.artifact_store(),
-        settings.scratch,
-        STAGES,
-        rank=context.get_world_rank(),
-        world_size=context.get_world_size(),
-        share=share,
-    )
-    assignment = Assignment(**config)
-    with facts(job_id=assignment.job, attempt=assignment.attempt, rank=context.get_world_rank()):
-        runner.run(assignment)
-
-
 def main() -> None:
-    """Read the assignment, start the workers, wait. Exits non-zero when a worker failed."""
+    """Read the assignment and see it through. Exits non-zero when a worker failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("tenant", "job", "group"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--attempt", type=int, required=True)
     assignment = Assignment(**vars(parser.parse_args()))
+    settings = TrainerSettings()
+    workers = settings.job_store().get(assignment.tenant, assignment.job).spec.workers
+    # Ray Train would start a controller and a worker for this, which import everything again, one after the other.
+    _compute(assignment) if workers == 1 else _start(assignment, settings, workers)
 
+
+def _compute(
+    assignment: Assignment, rank: int = 0, world_size: int = 1, share: Callable[[Any], Any] = lambda value: value
+) -> None:
+    """The work of one worker. share: as of GroupRunner."""
+    import torch
+
+    from tlm_core.stages import STAGES
+
+    set_up_logging("worker")
+    settings = TrainerSettings()
+    torch.set_num_threads(max(1, int(settings.cpus_per_worker(world_size))))
+    runner = GroupRunner(
+        settings.job_store(),
+        settings.artifact_store(),
+        settings.scratch,
+        STAGES,
+        rank=rank,
+        world_size=world_size,
+        share=share,
+    )
+    with facts(job_id=assignment.job, attempt=assignment.attempt, rank=rank):
+        runner.run(assignment)
+
+
+def _start(assignment: Assignment, settings: TrainerSettings, workers: int) -> None:
+    """Start that many workers and wait for them."""
     # Read when Ray Train is imported. A lost node ends the attempt anyway, our own reports tell how training goes,
     # and each of the two would start one more process before the first step.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -66,16 +65,14 @@ def main() -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    settings = TrainerSettings()
-    job = settings.job_store().get(assignment.tenant, assignment.job)
-    resources = {"CPU": settings.cpus_per_worker(job.spec.workers)} | (
+    resources = {"CPU": settings.cpus_per_worker(workers)} | (
         {"GPU": settings.worker_gpus} if settings.worker_gpus else {}
     )
     TorchTrainer(
         run_worker,
         train_loop_config=asdict(assignment),
         scaling_config=ScalingConfig(
-            num_workers=job.spec.workers, use_gpu=settings.worker_gpus > 0, resources_per_worker=resources
+            num_workers=workers, use_gpu=settings.worker_gpus > 0, resources_per_worker=resources
         ),
         run_config=RunConfig(
             name=f"{assignment.job}.{assignment.group}.{assignment.attempt}",
@@ -83,6 +80,20 @@ def main() -> None:
             failure_config=FailureConfig(max_failures=0),
         ),
     ).fit()
+
+
+def run_worker(config: dict[str, Any]) -> None:
+    """What each Ray Train worker runs."""
+    import ray.train
+    import torch.distributed as dist
+
+    def share(value: Any) -> Any:
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    context = ray.train.get_context()
+    _compute(Assignment(**config), context.get_world_rank(), context.get_world_size(), share)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,10 @@ class TrainerSettings(StoreSettings):
         """File whose time is that of the coordinator's last round, for a health probe to look at."""
         return self.scratch / "heartbeat"
 
+    def needs(self, workers: int) -> dict[str, float]:
+        """CPUs and GPUs of the program that is submitted: a single worker computes in it, of several it starts each."""
+        return {"cpus": self.cpus_per_worker(workers), "gpus": self.worker_gpus} if workers == 1 else {}
+
     def cpus_per_worker(self, workers: int) -> float:
         """CPUs that each of a job's workers asks the cluster for, and computes with."""
         return self.worker_cpus if self.job_cpus is None else self.job_cpus / workers

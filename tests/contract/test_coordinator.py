@@ -298,6 +298,26 @@ def test_workers_that_wait_for_room_in_the_cluster_are_not_taken_for_dead(world:
     assert (world.job(job_id).state, world.job(job_id).attempt) == (State.SUCCEEDED, 1)
 
 
+@pytest.mark.parametrize("workers, cpus", [(1, 3.0), (2, 0.0)])
+def test_a_single_worker_computes_in_the_program_that_is_given_room(world: World, workers: int, cpus: float) -> None:
+    coordinator = world.coordinator(worker_cpus=3.0)
+    submission = world.until_submitted(coordinator, world.submit(workers=workers))
+    assert world.cluster.needs[submission] == (cpus, 0.0), "several ask for room themselves, through Ray Train"
+
+
+def test_a_job_that_waits_for_room_is_cancelled_at_once_and_does_nothing_should_it_start(world: World) -> None:
+    coordinator, job_id = world.coordinator(), world.submit()
+    submission = world.until_submitted(coordinator, job_id)
+    world.cluster.statuses[submission] = Status.WAITING
+    world.store.cancel(T, job_id)
+    coordinator.round()
+    assert world.job(job_id).state is State.CANCELLED
+    assert world.cluster.stopped == [submission]
+    told = world.events(job_id)
+    world.work(submission)
+    assert world.events(job_id) == told
+
+
 def test_a_paused_job_leaves_a_checkpoint_and_goes_on_after_resume(world: World) -> None:
     coordinator, job_id = world.coordinator(), world.submit()
     submission = world.until_submitted(coordinator, job_id)

@@ -75,8 +75,9 @@ class Stack:
     folder: Path
 
     def training_workers(self) -> list[int]:
-        """Pids of the Ray Train workers of this stack."""
-        return [pid for pid in marked({FOLDER_MARK: str(self.folder)}) if b"RayTrainWorker" in command_of(pid)]
+        """Pids of the single workers of this stack."""
+        program = b"\0services.trainer.program\0"
+        return [pid for pid in marked({FOLDER_MARK: str(self.folder)}) if program in command_of(pid)]
 
     def events(self, job_id: str, kind: str) -> list[JobEvent]:
         return [event for event in self.client.past_events(job_id) if event.type == kind]

@@ -23,6 +23,7 @@ HOST = "127.0.0.1"
 # A socket's path may have 107 bytes; Ray adds `/session_<date>_<time>_<microseconds>_<pid>/sockets/plasma_store`.
 _LONGEST_RAY_FOLDER = 40
 _RAY_PREFIX = "tlm-ray-"
+_WAIT_FOR_ROOM = 30 * 24 * 3600  # seconds after which Ray gives up a job that it had no room for; 900 by default
 _OBJECT_STORE_BYTES = 128 << 20
 
 
@@ -226,7 +227,12 @@ def _ray(
         "ray",
         command,
         # The metrics' port is fixed by default, so that a second stack on the machine would only log that it is taken.
-        {**ENVIRONMENT, **environment, "DASHBOARD_METRIC_PORT": "0"},
+        {
+            **ENVIRONMENT,
+            **environment,
+            "DASHBOARD_METRIC_PORT": "0",
+            "RAY_JOB_START_TIMEOUT_SECONDS": str(_WAIT_FOR_ROOM),
+        },
         healthy=lambda: _answers(f"http://{HOST}:{port}/api/jobs/", token),
         patience=120.0,
         stop_seconds=20.0,
