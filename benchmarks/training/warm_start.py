@@ -1,6 +1,7 @@
 """From the trainer's submission to a warm Ray cluster until the workers are in their first stage.
 
-It starts the whole embedded stack, lets one job warm it up, and takes the times of the next ones from their event logs.
+It starts the whole embedded stack, lets one job warm it up, and takes the times of the next ones from their event logs:
+with a single worker, which computes in the program that Ray starts, and with two, which that program has Ray Train start.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ SMALL = {
 }
 
 
-def start_seconds(client: TLMClient, seed: int) -> float:
+def start_seconds(client: TLMClient, seed: int, workers: int) -> float:
     """Submit a job, wait for its end; seconds from `workers.submitted` to the workers' first `stage.started`."""
     at: dict[str, float] = {}
-    job = client.submit(JobSpec(dataset="bench", corpus=None, seeds=(seed,), set=SMALL))
+    job = client.submit(JobSpec(dataset="bench", corpus=None, seeds=(seed,), workers=workers, set=SMALL))
     for event in client.events(job.id):
         first = event.type not in at and event.at is not None
         after = event.type != "stage.started" or "workers.submitted" in at  # validate runs in the coordinator
@@ -47,9 +48,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     with stack_with_sciie() as client:
-        remark(f"the first job on this cluster took {start_seconds(client, 0):.1f} s to start")
-        runs = [start_seconds(client, seed) for seed in range(1, options.repeats + 1)]
-    figure("warm_start", runs, goal=10, better="lower", unit="s")
+        remark(f"the first job on this cluster took {start_seconds(client, 0, 1):.1f} s to start")
+        for name, workers in (("warm_start", 1), ("warm_start_two_workers", 2)):
+            runs = [start_seconds(client, 10 * workers + number, workers) for number in range(options.repeats)]
+            figure(name, runs, goal=10, better="lower", unit="s")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from tlm_core.errors import NotFound, UnreadableRecord
 from tlm_core.jobs.spec import Event, JobRecord
 from tlm_core.jobs.states import State
 
-_JSON_FIELDS = ("spec", "resolved", "origin", "submissions", "progress", "error", "result")
+_JSON_FIELDS = ("spec", "resolved", "origin", "submissions", "unshared", "progress", "error", "result")
 
 
 class CheckpointRef(BaseModel):

@@ -217,10 +217,11 @@ class JobStore(JobReads):
         logs: Sequence[str] = (),
         submissions: Mapping[str, str] | None = None,
         publication: _Publication | None = None,
+        unshared: str = "",
     ) -> State:
         """Tell what an attempt does; the answer is the job's state, from which a worker learns that it has to stop.
 
-        publication is for `publish` and `publish_checkpoint`, which are this same step.
+        publication and unshared are for `publish` and `publish_checkpoint`, which are this same step.
         Raises StaleAttempt when the attempt is over: the caller must stop writing.
         """
         made = publication or _Publication("", "")
@@ -240,16 +241,29 @@ class JobStore(JobReads):
             made.body,
             _KEPT,
             canonical_json(submissions) if submissions is not None else "",
+            unshared,
         ]
         return State(self._check(Verb.REPORT, job_id, self._run("report", keys, args)))
 
     def publish(
-        self, tenant: str, job_id: str, attempt: int, *, artifact: str, ref: ManifestRef, node: str, stage: str
+        self,
+        tenant: str,
+        job_id: str,
+        attempt: int,
+        *,
+        artifact: str,
+        ref: ManifestRef,
+        node: str,
+        stage: str,
+        shared: bool = True,
     ) -> ManifestRef:
-        """Make an artifact exist. The first one wins; the one in force is returned. Raises StaleAttempt."""
+        """Make an artifact exist. The first one wins; the one in force is returned. Raises StaleAttempt.
+
+        shared: false where no other job may take it, which the node's id then says, too.
+        """
         event = ("artifact.published", {"artifact": artifact, "node": node, "stage": stage, "digest": ref.digest})
         publication = _Publication(artifact, canonical_json(ref.model_dump(mode="json")))
-        self.report(tenant, job_id, attempt, events=[event], publication=publication)
+        self.report(tenant, job_id, attempt, events=[event], publication=publication, unshared="" if shared else node)
         published = self.artifact(tenant, artifact)
         assert published is not None, "the step above has set it"
         return published

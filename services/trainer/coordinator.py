@@ -255,6 +255,7 @@ class Coordinator:
                 self._cluster.stop(submission)
                 raise WorkerLost(f"the workers have told nothing for {silent:.0f} s; the attempt was ended")
             return
+        job = self._store.get(job.tenant, job.id)  # as its workers left it
         done = published(self._store, job)
         if all(node.name in done for node in plan_of(job).group(group)):
             return

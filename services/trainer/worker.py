@@ -7,7 +7,7 @@ import shutil
 import traceback
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import StaleAttempt, TLMError, WorkerLost
 from tlm_core.jobs.plan import DROPPED, Node, plan_of
 from tlm_core.jobs.spec import JobRecord
+from tlm_core.training.params import SHRUNK
 from tlm_core.training.stage import StageContext, StopRequested
 
 log = logging.getLogger(__name__)
@@ -77,14 +78,12 @@ class GroupRunner:
 
         A stop (pause, cancel) is no fault: then it returns, with a checkpoint left where there was something to keep.
         """
-        job = self._store.get(assignment.tenant, assignment.job)
-        if job.attempt != assignment.attempt:
-            raise StaleAttempt(f"attempt {assignment.attempt} of {job.id} is over; {job.attempt} is in force")
+        job = self._job(assignment)
         reporter = JobReporter(self._store, job.tenant, job.id, job.attempt) if self._rank == 0 else None
         handler = _JobLog(reporter) if reporter else logging.NullHandler()
         logging.getLogger().addHandler(handler)
         try:
-            self._run_nodes(job, assignment.group, reporter)
+            self._run_nodes(assignment, reporter)
         except StopRequested:
             log.info("stopped as asked")
         except TLMError as error:
@@ -100,11 +99,20 @@ class GroupRunner:
             if reporter:
                 reporter.close()
 
-    def _run_nodes(self, job: JobRecord, group: str, reporter: JobReporter | None) -> None:
-        plan = plan_of(job)
-        for node in plan.group(group):
+    def _job(self, assignment: Assignment) -> JobRecord:
+        """The job as it is now. Raises StaleAttempt when this attempt of it is over."""
+        job = self._store.get(assignment.tenant, assignment.job)
+        if job.attempt != assignment.attempt:
+            raise StaleAttempt(f"attempt {assignment.attempt} of {job.id} is over; {job.attempt} is in force")
+        return job
+
+    def _run_nodes(self, assignment: Assignment, reporter: JobReporter | None) -> None:
+        for name in [node.name for node in plan_of(self._job(assignment)).group(assignment.group)]:
+            job = self._job(assignment)  # anew: the node before may be one that no other job may take
+            plan = plan_of(job)
+            node = plan.node(name)
             done: dict[str, ManifestRef] = self._share(published(self._store, job, plan))
-            if node.name in done:
+            if name in done:
                 continue
             if reporter:
                 reporter.start_node(node, plan)
@@ -116,7 +124,8 @@ class GroupRunner:
     def _run_node(
         self, job: JobRecord, node: Node, done: Mapping[str, ManifestRef], reporter: JobReporter | None
     ) -> None:
-        artifact = node.artifact_id({name: ref.digest for name, ref in done.items()}, job.id)
+        digests = {name: ref.digest for name, ref in done.items()}
+        artifact = node.artifact_id(digests, job.id)
         if dropped := self._dropped(node, done):
             if self._rank == 0:
                 self._store.publish(
@@ -148,8 +157,10 @@ class GroupRunner:
                 meta = self._stages[node.stage](context)
             finally:
                 checkpoints.close()
+            if SHRUNK in meta:
+                node = replace(node, reusable=False)
             if self._rank == 0:
-                self._publish(job, node, artifact, out, meta)
+                self._publish(job, node, node.artifact_id(digests, job.id), out, meta)
             self._share(None)
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -164,7 +175,14 @@ class GroupRunner:
         folder = f"{job.tenant}/artifacts/{artifact}/{job.id}-{job.attempt}"
         ref = self._artifacts.write(folder, out, artifact=artifact, stage=node.stage, meta=meta)
         in_force = self._store.publish(
-            job.tenant, job.id, job.attempt, artifact=artifact, ref=ref, node=node.name, stage=node.stage
+            job.tenant,
+            job.id,
+            job.attempt,
+            artifact=artifact,
+            ref=ref,
+            node=node.name,
+            stage=node.stage,
+            shared=SHRUNK not in meta,
         )
         if in_force != ref:
             self._artifacts.delete(folder)

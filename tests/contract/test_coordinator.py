@@ -22,7 +22,15 @@ from services.trainer.coordinator import Coordinator
 from services.trainer.selections import SelectionState
 from services.trainer.settings import TrainerSettings
 from tests.factories import make_resolved, make_spec
-from tests.trainer_fakes import FakeCluster, FakeSelections, all_stages, counting_stage, folder_artifact, run_group
+from tests.trainer_fakes import (
+    FakeCluster,
+    FakeSelections,
+    all_stages,
+    counting_stage,
+    folder_artifact,
+    plain_stage,
+    run_group,
+)
 from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import (
     EmptySelection,
@@ -36,6 +44,8 @@ from tlm_core.errors import (
 from tlm_core.jobs.plan import Node, plan_of
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import State
+from tlm_core.training.params import SHRUNK
+from tlm_core.training.stage import StageContext
 
 T = "default"
 
@@ -139,6 +149,29 @@ def test_a_second_job_of_the_same_content_takes_every_stage_from_the_first(world
     assert world.job(second).state is State.SUCCEEDED
     assert world.job(second).submissions == {}
     assert world.validated == 1
+
+
+def test_what_had_to_shrink_for_memory_is_the_jobs_own_and_taken_by_no_other(world: World) -> None:
+    def shrunk(ctx: StageContext) -> Mapping[str, Any]:
+        return {**plain_stage(ctx), SHRUNK: 4}
+
+    coordinator, first = world.coordinator(), world.submit()
+    world.work(world.until_submitted(coordinator, first), joint=shrunk)
+    coordinator.round()
+    again = world.until_submitted(coordinator, second := world.submit())
+    assert world.events(second).count("artifact.published") == 0, "validate and select come from the cache"
+    world.work(again)
+    coordinator.round()
+    own, others = world.job(first).result, world.job(second).result
+    assert own is not None and others is not None
+    assert own["artifacts"]["joint.s0"]["artifact"] != others["artifacts"]["joint.s0"]["artifact"]
+    assert own["artifacts"]["prepare"] == others["artifacts"]["prepare"]
+    for ref in published(world.store, world.job(first)).values():
+        world.artifacts.verify(ref)
+    third = world.submit()
+    coordinator.round()
+    coordinator.round()
+    assert world.job(third).state is State.SUCCEEDED, "the second's is for all"
 
 
 def test_an_artifact_whose_files_are_gone_is_made_again(world: World) -> None:

@@ -46,7 +46,8 @@ class Place(StrEnum):
 class Node:
     """One stage of a job. inputs: name → node whose artifact it is; fixed: name → digest known beforehand.
 
-    reusable: false where the result depends on the clock, so that no other job may take it from the cache.
+    reusable: false where the result depends on the clock or on the memory there was, so that no other job may take it
+    from the cache.
     group: nodes of one group run on the same workers in one submission, since starting workers costs more than a
     short stage does. gathers: it runs even where some of its inputs were dropped.
     """

@@ -6,6 +6,7 @@ The coordinator knows only plans and artifacts, so a new kind of job is a new pl
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from tlm_core.jobs.nodes import DROPPED, STAGE_VERSIONS, Node, Place, Plan
 from tlm_core.jobs.sharing import share_tickets
@@ -18,7 +19,9 @@ __all__ = ["DROPPED", "STAGE_VERSIONS", "Node", "Place", "Plan", "plan_of"]
 
 def plan_of(job: JobRecord) -> Plan:
     """The plan of a job, from its record alone."""
-    return _PLANS[job.spec.kind](job)
+    plan = _PLANS[job.spec.kind](job)
+    nodes = [replace(node, reusable=node.reusable and node.name not in job.unshared) for node in plan.nodes]
+    return replace(plan, nodes=tuple(nodes))
 
 
 def train(job: JobRecord) -> Plan:

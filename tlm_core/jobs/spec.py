@@ -126,7 +126,8 @@ class JobRecord(BaseModel):
 
     attempt: number of the current try, the fencing token of every write a worker makes.
     failures: attempts that ended by a fault (a pause is none). submissions: what this attempt has asked the cluster
-    to run, group → submission id. ran_seconds: of attempts that are over; running_since: of the one under way.
+    to run, group → submission id. unshared: nodes whose results no other job may take. ran_seconds: of attempts that
+    are over; running_since: of the one under way.
     Times are Unix seconds.
     """
 
@@ -150,6 +151,7 @@ class JobRecord(BaseModel):
     started_at: float | None = None
     finished_at: float | None = None
     submissions: dict[str, str] = {}
+    unshared: tuple[str, ...] = ()
     progress: Progress | None = None
     error: dict[str, Any] | None = None
     result: dict[str, Any] | None = None

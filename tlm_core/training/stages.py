@@ -20,6 +20,7 @@ from tlm_core.training.loop import Budget, Trainer
 from tlm_core.training.model import Shape, TaskModel, initialise, initialise_counted, scratch_shape
 from tlm_core.training.objective import Workers
 from tlm_core.training.optim import Optimizer
+from tlm_core.training.params import SHRUNK
 from tlm_core.training.prepare import prepare
 from tlm_core.training.prepared import Batch, FinetuneBatches, JointBatches, Prepared
 from tlm_core.training.profiling import copy_traces, trace_path, traced
@@ -169,8 +170,8 @@ def write_trained(
     meta = {"steps": state.step, "tokens": state.tokens, "flops": state.flops, "weights_sha256": digest.hexdigest()}
     if state.skipped:
         meta["skipped_steps"] = state.skipped
-    if state.micro_rows < MICRO_ROWS:  # the same sums in another order, so not the same bits as elsewhere
-        meta["rows_held_at_once"] = state.micro_rows
+    if state.micro_rows < MICRO_ROWS:
+        meta[SHRUNK] = state.micro_rows
     if ctx.rank:
         return meta
     cost = {

@@ -2,7 +2,8 @@
 -- KEYS: job hash, events stream, metrics stream, logs stream, artifacts hash, checkpoints of the artifact (or '')
 -- ARGV: attempt, active states (JSON {state: true}), progress (JSON or ''), metrics (JSON list of JSON texts),
 --       events (JSON list of [type, JSON text]), log lines (JSON list), artifact id ('' = none), what to publish (JSON text),
---       lines and points kept at most, submissions of the attempt (JSON or '')
+--       lines and points kept at most, submissions of the attempt (JSON or ''),
+--       node whose artifact no other job may take ('' = none)
 -- Answers {'ok', state}, {'missing'}, {'state', state} or {'stale', attempt}. An artifact that is published stays as it is.
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state then return {'missing'} end
@@ -20,6 +21,11 @@ for _, point in ipairs(cjson.decode(ARGV[4])) do
 end
 for _, line in ipairs(cjson.decode(ARGV[6])) do
   redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[9], '*', 'attempt', attempt, 'at', stamp, 'line', line)
+end
+if ARGV[11] ~= '' then
+  local unshared = cjson.decode(redis.call('HGET', KEYS[1], 'unshared') or '[]')
+  table.insert(unshared, ARGV[11])
+  redis.call('HSET', KEYS[1], 'unshared', cjson.encode(unshared))
 end
 if ARGV[7] ~= '' then
   if KEYS[6] ~= '' then
