@@ -16,12 +16,11 @@ import torch
 from benchmarks.report import alternate, figure, ratios, remark
 from benchmarks.training.data import bert_recipe, fast_recipe, prepared
 from benchmarks.training.ours import Ours
+from tlm_core.training.objective import peak_flops
 from tlm_core.training.recipe import Recipe
 
 SHAPE = (12, 768, 12, 3072)
 BASE = {"model.layers": 12, "model.hidden": 768, "model.heads": 12}
-# Dense bf16 peak of the cards in FLOP/s, as their makers' data sheets give it without sparsity.
-PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 PREFIX = {"ours": "", "fast": "fast_"}
 ROWS: dict[str, tuple[float | None, str]] = {
     "gpu_joint_step_vs_published_fp32": (8.0, "x"),
@@ -96,7 +95,7 @@ def against_trainer(ours: dict[str, Ours], rows: int, steps: int, repeats: int) 
 
 def model_flops(ours: dict[str, Ours], steps: int, repeats: int) -> None:
     card = torch.cuda.get_device_name()
-    peak = next((value for part, value in PEAKS.items() if part in card), None)
+    peak = peak_flops(torch.device("cuda"))
     for title, rival in ours.items():
         shares = [utilisation(rival, steps, peak) for _ in range(repeats)] if peak else []
         goal, unit = ROWS["gpu_mfu"]

@@ -54,8 +54,8 @@ def step_flops(shape: Shape, batch: Batch) -> float:
     return flops.FORWARD_AND_BACKWARD * products
 
 
-# Dense bfloat16 peaks of one device in FLOP/s, by what its name holds; from the makers' data sheets.
-PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40": 181e12, "L4": 121e12, "B200": 2250e12}
+# Dense bfloat16 peaks of one device in FLOP/s without sparsity, by what its name holds; from the makers' data sheets.
+_PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40": 181e12, "L4": 121e12, "B200": 2250e12}
 
 
 def peak_flops(device: torch.device) -> float | None:
@@ -63,7 +63,7 @@ def peak_flops(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAKS.items() if part in name), None)
+    return next((peak for part, peak in _PEAKS.items() if part in name), None)
 
 
 def to_device(values: npt.NDArray[Any], device: torch.device) -> Tensor:
