@@ -1,4 +1,4 @@
-"""What tests of the gateway share: an empty one, one with a data set and a corpus, one full of made things."""
+"""What tests share: gateways (empty, with a data set and a corpus, full of made things), a coordinator's world."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import redis
 from fastapi.testclient import TestClient
 
 from services.common.catalog import CorpusState
+from services.common.jobstore import JobStore
+from tests.contract.coordinator_world import World
 from tests.contract.dashboard_made import Made, filled_gateway
 from tests.contract.gateway import TRAIN, Gateway, add_dataset, add_version, make_gateway
 
@@ -40,3 +42,9 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gateway, 
     """A gateway with a job in every state, for tests that change nothing which others look at."""
     with filled_gateway(tmp_path_factory.mktemp("dashboard")) as found:
         yield found
+
+
+@pytest.fixture
+def world(redis_client: redis.Redis, tmp_path: Path) -> World:
+    """A coordinator's surroundings on a real store."""
+    return World(JobStore(redis_client), tmp_path)

@@ -1,0 +1,194 @@
+"""The coordinator while workers, coordinators, submissions and the store itself fail under it."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import redis
+
+from services.common.artifacts_of import published
+from services.common.jobstore import JobStore, connect
+from services.trainer.cluster import Status
+from services.trainer.selections import SelectionState
+from tests.contract.coordinator_world import T, World
+from tests.trainer_fakes import all_stages, counting_stage, run_group
+from tlm_core.errors import NonFiniteLoss, StaleAttempt, UnreadableRecord
+from tlm_core.jobs.plan import plan_of
+from tlm_core.jobs.spec import JobRecord
+from tlm_core.jobs.states import State
+
+
+def test_a_killed_worker_is_followed_by_an_attempt_that_goes_on_from_the_checkpoint(world: World) -> None:
+    coordinator, job_id = world.coordinator(), world.submit()
+
+    def die_at_three(step: int) -> None:
+        if step == 3:
+            raise RuntimeError("killed")
+
+    first = world.until_submitted(coordinator, job_id)
+    world.work(first, joint=counting_stage(5, die_at_three))
+    coordinator.round()
+    assert (world.job(job_id).state, world.job(job_id).failures) == (State.QUEUED, 1)
+    time.sleep(1.1)
+    second = world.until_submitted(coordinator, job_id)
+    assert second != first
+    world.work(second, joint=counting_stage(5))
+    coordinator.round()
+    assert world.job(job_id).state is State.SUCCEEDED
+    starts = [e.data["step"] for e in world.store.events(T, job_id) if e.type == "stage.started_at"]
+    assert starts == [0, 2]
+
+
+def test_any_coordinator_goes_on_where_another_was_killed(world: World) -> None:
+    job_id = world.submit()
+    for n in range(12):
+        coordinator = world.coordinator(f"c{n}")  # a few rounds each, then it is gone and its lease runs out
+        coordinator.round()
+        coordinator.round()
+        if world.job(job_id).state is State.SUCCEEDED:
+            break
+        for submission, status in list(world.cluster.statuses.items()):
+            if status is Status.ALIVE:
+                world.work(submission)
+        time.sleep(0.25)
+    assert world.job(job_id).state is State.SUCCEEDED
+    assert world.job(job_id).attempt == 1, "an adoption is no new attempt"
+    assert len(world.cluster.commands) == 1, "and nothing was started twice"
+
+
+def test_a_submission_that_the_cluster_has_lost_is_not_started_again_under_the_same_attempt(world: World) -> None:
+    coordinator, job_id = world.coordinator(), world.submit()
+    lost = world.until_submitted(coordinator, job_id)
+    world.cluster.commands.clear()
+    world.cluster.statuses.clear()
+    coordinator.round()
+    assert world.job(job_id).state is State.QUEUED
+    time.sleep(1.1)
+    assert world.until_submitted(coordinator, job_id) != lost
+
+
+def test_a_zombie_can_finish_its_work_but_publishes_nothing(world: World) -> None:
+    coordinator, job_id = world.coordinator(), world.submit()
+    first = world.until_submitted(coordinator, job_id)
+    zombie = world.cluster.assignment(first)
+    world.store.report(T, job_id, 1, logs=["a worker has begun"])
+    world.now = 301
+    coordinator.round()
+    world.now = 0
+    time.sleep(1.1)
+    second = world.until_submitted(coordinator, job_id)
+    with pytest.raises(StaleAttempt):
+        run_group(world.store, world.artifacts, world.folder / "scratch", zombie, all_stages())
+    assert published(world.store, world.job(job_id)).keys() == {"validate", "select"}
+    world.work(second)
+    coordinator.round()
+    assert world.job(job_id).state is State.SUCCEEDED
+
+
+def test_a_worker_overtaken_in_the_middle_of_a_stage_stops_and_publishes_nothing(world: World) -> None:
+    coordinator, job_id = world.coordinator(), world.submit()
+    first = world.until_submitted(coordinator, job_id)
+
+    def overtaken(step: int) -> None:
+        if step == 2:
+            job = world.job(job_id)
+            world.store.requeue(job, "a", NonFiniteLoss("made up"), 0)
+            assert world.store.claim("b", 30) is not None
+
+    with pytest.raises(StaleAttempt):
+        run_group(
+            world.store, world.artifacts, world.folder / "scratch", world.cluster.assignment(first),
+            all_stages(joint=counting_stage(5, overtaken)),
+        )  # fmt: skip
+    assert "joint.s0" not in published(world.store, world.job(job_id))
+
+
+def test_a_broken_checkpoint_is_passed_over_for_the_one_before(world: World) -> None:
+    coordinator, job_id = world.coordinator(), world.submit()
+
+    def die_at_four(step: int) -> None:
+        if step == 4:
+            raise RuntimeError("killed")
+
+    world.work(world.until_submitted(coordinator, job_id), joint=counting_stage(5, die_at_four))
+    job = world.job(job_id)
+    done = {name: ref.digest for name, ref in published(world.store, job).items()}
+    artifact = plan_of(job).node("joint.s0").artifact_id(done, job.id)
+    newest = world.store.checkpoints(T, artifact)[-1]
+    Path(world.artifacts.path(newest.ref.folder, "step")).write_text("9")
+    coordinator.round()
+    time.sleep(1.1)
+    world.work(world.until_submitted(coordinator, job_id), joint=counting_stage(5))
+    starts = [e.data["step"] for e in world.store.events(T, job_id) if e.type == "stage.started_at"]
+    assert starts == [0, newest.step - 1]
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_every_round_gives_a_sign_of_life_even_while_the_store_is_away(
+    world: World, tmp_path: Path, away: bool
+) -> None:
+    if away:
+        world.store = JobStore(connect("redis://127.0.0.1:1/0"))
+    stop, sign = threading.Event(), tmp_path / "scratch" / "heartbeat"
+    runner = threading.Thread(target=world.coordinator(poll_seconds=0.05).run, args=(stop,))
+    runner.start()
+    try:
+        _wait_for(sign.exists)
+        os.utime(sign, (0, 0))
+        _wait_for(lambda: sign.stat().st_mtime > 0)
+    finally:
+        stop.set()
+        runner.join(20)
+    assert not runner.is_alive()
+
+
+def _wait_for(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_an_unforeseen_fault_in_one_job_leaves_the_others_running(world: World) -> None:
+    coordinator = world.coordinator(concurrency=2)
+    bad, good = world.submit(), world.submit(seeds=(3,))
+
+    def answer(job: JobRecord) -> SelectionState | None:
+        if job.id == bad:
+            raise RuntimeError("a bug")
+        return None
+
+    world.selections.answer = answer
+    world.work(world.until_submitted(coordinator, good))
+    coordinator.round()
+    assert world.job(bad).state is State.FAILED
+    assert world.job(good).state is State.SUCCEEDED
+
+
+def test_nothing_of_an_attempt_is_left_in_scratch(world: World) -> None:
+    coordinator, job_id = world.coordinator(), world.submit()
+    world.work(world.until_submitted(coordinator, job_id), joint=counting_stage(3))
+    assert os.listdir(world.folder / "scratch" / "work") == []
+
+
+def test_a_job_of_another_release_is_left_alone_and_others_go_on(world: World, redis_client: redis.Redis) -> None:
+    strange = world.submit()
+    key = f"tlm:{{{T}}}:job:{strange}"
+    known = redis_client.hget(key, "resolved")
+    newer = {**json.loads(known), "recipe": {**json.loads(known)["recipe"], "of_tomorrow": 1}}
+    redis_client.hset(key, "resolved", json.dumps(newer))
+    ours = world.submit()
+    coordinator = world.coordinator()
+    coordinator.round()
+    with pytest.raises(UnreadableRecord, match=rf"{strange}.*of_tomorrow"):
+        world.job(strange)
+    assert world.until_submitted(coordinator, ours)
+    redis_client.hset(key, "resolved", known)  # as a coordinator sees it that knows the field
+    time.sleep(0.3)
+    assert world.until_submitted(world.coordinator("b", concurrency=4), strange)

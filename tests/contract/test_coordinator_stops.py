@@ -1,0 +1,92 @@
+"""How a coordinator ends what runs: pause, cancel, limits of time, workers that tell nothing or wait for room."""
+
+from __future__ import annotations
+
+import time
+
+from services.trainer.cluster import Status
+from tests.contract.coordinator_world import T, World
+from tests.trainer_fakes import counting_stage
+from tlm_core.jobs.states import State
+
+
+def test_a_worker_that_tells_nothing_is_stopped_and_replaced(world: World) -> None:
+    coordinator, job_id = world.coordinator(), world.submit()
+    submission = world.until_submitted(coordinator, job_id)
+    world.store.report(T, job_id, 1, logs=["a worker has begun"])
+    world.now = 301
+    coordinator.round()
+    assert world.cluster.statuses[submission] is Status.FAILED
+    assert world.job(job_id).state is State.QUEUED
+
+
+def test_workers_that_wait_for_room_in_the_cluster_are_not_taken_for_dead(world: World) -> None:
+    coordinator, job_id = world.coordinator(), world.submit()
+    submission = world.until_submitted(coordinator, job_id)
+    world.now = 3600
+    coordinator.round()
+    assert world.cluster.statuses[submission] is Status.ALIVE
+    world.work(submission)
+    coordinator.round()
+    assert (world.job(job_id).state, world.job(job_id).attempt) == (State.SUCCEEDED, 1)
+
+
+def test_a_job_that_waits_for_room_is_cancelled_at_once_and_does_nothing_should_it_start(world: World) -> None:
+    coordinator, job_id = world.coordinator(), world.submit()
+    submission = world.until_submitted(coordinator, job_id)
+    world.cluster.statuses[submission] = Status.WAITING
+    world.store.cancel(T, job_id)
+    coordinator.round()
+    assert world.job(job_id).state is State.CANCELLED
+    assert world.cluster.stopped == [submission]
+    told = world.events(job_id)
+    world.work(submission)
+    assert world.events(job_id) == told
+
+
+def test_a_paused_job_leaves_a_checkpoint_and_goes_on_after_resume(world: World) -> None:
+    coordinator, job_id = world.coordinator(), world.submit()
+    submission = world.until_submitted(coordinator, job_id)
+
+    def pause_at_two(step: int) -> None:
+        if step == 2:
+            world.store.pause(T, job_id)
+            coordinator.round()
+            assert world.job(job_id).state is State.PAUSING
+            time.sleep(0.7)  # until the reporter has learnt of it
+
+    world.work(submission, joint=counting_stage(50, pause_at_two))
+    coordinator.round()
+    assert world.job(job_id).state is State.PAUSED
+    world.store.resume(T, job_id)
+    world.work(world.until_submitted(coordinator, job_id), joint=counting_stage(50))
+    coordinator.round()
+    job = world.job(job_id)
+    assert (job.state, job.failures) == (State.SUCCEEDED, 0)
+    starts = [e.data["step"] for e in world.store.events(T, job_id) if e.type == "stage.started_at"]
+    assert starts[0] == 0
+    assert starts[1] in (2, 3)
+
+
+def test_a_cancelled_job_is_cancelled_only_when_nothing_of_it_runs(world: World) -> None:
+    coordinator, job_id = world.coordinator(), world.submit()
+    submission = world.until_submitted(coordinator, job_id)
+    assert world.store.cancel(T, job_id).state is State.CANCELLING
+    coordinator.round()
+    assert world.cluster.statuses[submission] is Status.FAILED, "it was stopped"
+    assert world.job(job_id).state is State.CANCELLING
+    coordinator.round()
+    assert world.job(job_id).state is State.CANCELLED
+
+
+def test_a_job_that_runs_longer_than_it_may_is_ended_with_its_workers(world: World) -> None:
+    coordinator, job_id = world.coordinator(), world.submit(max_runtime_seconds=100)
+    submission = world.until_submitted(coordinator, job_id)
+    world.now = 90
+    coordinator.round()
+    assert world.job(job_id).state is State.RUNNING
+    world.now = 101
+    coordinator.round()
+    job = world.job(job_id)
+    assert (job.state, job.error and job.error["code"]) == (State.FAILED, "runtime_exceeded")
+    assert world.cluster.statuses[submission] is Status.FAILED, "the workers were stopped"
