@@ -18,7 +18,8 @@ from pathlib import Path
 import httpx
 import redis
 
-from services.common.catalog import Catalog, CorpusState, CorpusVersion, LoadState
+from services.common.catalog import Catalog
+from services.common.catalog_records import CorpusState, CorpusVersion, LoadState
 from services.common.jobstore import JobStore
 from tests.redis_server import RedisServer, free_port
 from tlm_core.artifacts import ArtifactStore, ManifestRef

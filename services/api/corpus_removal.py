@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from services.api.parts import Parts
-from services.common.catalog import CorpusRecord
+from services.common.catalog_records import CorpusRecord
 from tlm_core.errors import AlreadyRunning, Conflict
 from tlm_core.jobs.states import TERMINAL, State
 

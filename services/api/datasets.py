@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from services.api.uploads import ReceivedFile
-from services.common.catalog import Catalog, DatasetRecord
+from services.common.catalog import Catalog
+from services.common.catalog_records import DatasetRecord
 from tlm_core.artifacts import ArtifactStore, ManifestRef, storage_errors
 from tlm_core.errors import InvalidRequest
 from tlm_core.jobs.spec import NAME_PATTERN, new_id

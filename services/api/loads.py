@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from services.common.catalog import OPEN, Catalog, CorpusLoad, CorpusState, CorpusVersion, LoadState
+from services.common.catalog import Catalog
+from services.common.catalog_records import OPEN, CorpusLoad, CorpusState, CorpusVersion, LoadState
 from services.common.logs import facts
 from services.common.retriever_client import CorpusLoad as Indexed
 from services.common.retriever_client import RetrieverClient

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from services.common.artifacts_of import published
-from services.common.catalog import DatasetRecord
+from services.common.catalog_records import DatasetRecord
 from services.common.jobstore import JobStore
 from tlm_core.artifacts import ArtifactStore
 from tlm_core.jobs.plan import plan_of

@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.api.estimate import Estimate
-from services.common.catalog import (
+from services.common.catalog_records import (
     CorpusLoad,
     CorpusRecord,
     CorpusState,

@@ -9,7 +9,7 @@ import pytest
 import redis
 from fastapi.testclient import TestClient
 
-from services.common.catalog import CorpusState
+from services.common.catalog_records import CorpusState
 from services.common.jobstore import JobStore
 from tests.contract.coordinator_world import World
 from tests.contract.dashboard_made import Made, filled_gateway

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from services.common.catalog import CorpusState, CorpusVersion, LoadState
+from services.common.catalog_records import CorpusState, CorpusVersion, LoadState
 from services.common.jobstore import CheckpointRef
 from tests.contract.gateway import Gateway, T, add_dataset, make_gateway
 from tests.contract.made_results import make_export, publish

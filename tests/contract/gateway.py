@@ -26,7 +26,8 @@ from services.api.settings import ApiSettings
 from services.api.tail import Tailer
 from services.api.uploads import ReceivedFile
 from services.api.webhooks import Deliverer, Webhooks
-from services.common.catalog import Catalog, CorpusState, CorpusVersion, LoadState
+from services.common.catalog import Catalog
+from services.common.catalog_records import CorpusState, CorpusVersion, LoadState
 from services.common.jobstore import JobStore
 from services.common.retriever_client import RetrieverClient
 from tests.redis_server import free_port

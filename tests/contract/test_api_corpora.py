@@ -14,7 +14,8 @@ import redis
 from fastapi.testclient import TestClient
 
 from services.api.loads import LoadWorker
-from services.common.catalog import Catalog, LoadState
+from services.common.catalog import Catalog
+from services.common.catalog_records import LoadState
 from tests.contract.gateway import Gateway, make_gateway, restarted, upload
 from tlm_core.artifacts import ArtifactStore
 from tlm_core.errors import IndexMismatch, IndexUnavailable

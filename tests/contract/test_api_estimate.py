@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 
 from services.api import work
 from services.api.work import Texts
-from services.common.catalog import CorpusState
+from services.common.catalog_records import CorpusState
 from tests.contract.gateway import Gateway, add_version
 from tests.contract.recorded_jobs import ROWS, SEARCHED, TOKENS, record
 from tlm_core.jobs.plan import Node

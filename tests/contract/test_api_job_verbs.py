@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from services.common.catalog import CorpusState
+from services.common.catalog_records import CorpusState
 from tests.contract.gateway import TRAIN, Gateway, add_version, upload
 from tests.contract.made_results import complete
 from tlm_core.errors import WorkerLost

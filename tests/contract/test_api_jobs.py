@@ -11,7 +11,7 @@ import pytest
 import redis
 from fastapi.testclient import TestClient
 
-from services.common.catalog import CorpusState
+from services.common.catalog_records import CorpusState
 from tests.contract.gateway import AUTH, REF, Gateway, add_version, make_gateway, upload
 from tests.contract.made_results import complete
 from tlm_core.jobs.states import State

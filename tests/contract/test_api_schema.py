@@ -11,7 +11,7 @@ import httpx
 import pytest
 import redis
 
-from services.common.catalog import CorpusState
+from services.common.catalog_records import CorpusState
 from tests.contract.gateway import AUTH, Gateway, add_version, make_gateway, upload
 from tests.contract.made_results import complete
 from tests.support import skip_or_fail

@@ -8,15 +8,8 @@ from typing import Any
 import pytest
 import redis
 
-from services.common.catalog import (
-    Catalog,
-    CorpusLoad,
-    CorpusState,
-    CorpusVersion,
-    DatasetRecord,
-    LoadState,
-    ready_version,
-)
+from services.common.catalog import Catalog, ready_version
+from services.common.catalog_records import CorpusLoad, CorpusState, CorpusVersion, DatasetRecord, LoadState
 from services.common.jobstore import JobStore
 from tlm_core.artifacts import ManifestRef
 from tlm_core.errors import AlreadyRunning, Conflict, NotFound, StaleAttempt

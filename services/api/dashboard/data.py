@@ -17,7 +17,8 @@ from services.api.results import open_file
 from services.api.routes.corpora import take_in
 from services.api.routes.datasets import parse_options
 from services.api.uploads import received, single
-from services.common.catalog import OPEN, ready_version
+from services.common.catalog import ready_version
+from services.common.catalog_records import OPEN
 from tlm_core.errors import TLMError
 
 router = APIRouter()

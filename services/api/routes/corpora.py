@@ -26,7 +26,8 @@ from services.api.views import (
     SearchBody,
     SearchResult,
 )
-from services.common.catalog import CorpusLoad, NearDuplicatesChoice, ready_version
+from services.common.catalog import ready_version
+from services.common.catalog_records import CorpusLoad, NearDuplicatesChoice
 from tlm_core.artifacts import storage_errors
 from tlm_core.errors import InvalidRequest
 from tlm_core.jobs.spec import NAME_PATTERN

@@ -17,7 +17,7 @@ from services.api.results import open_file
 from services.api.uploads import received, single
 from services.api.views import DatasetCreated, DatasetView, HubBody, OptionsBody, Page, Preview
 from services.common.bodies import InsaneJSON, check_json
-from services.common.catalog import DatasetRecord
+from services.common.catalog_records import DatasetRecord
 from services.common.problem import validation_problem
 from tlm_core.artifacts import FileEntry
 from tlm_core.errors import InvalidRequest

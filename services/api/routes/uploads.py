@@ -14,7 +14,7 @@ from services.api.routes.corpora import take_in
 from services.api.routes.datasets import created, intake
 from services.api.uploads import single
 from services.api.views import DatasetCreated, LoadView, OptionsBody
-from services.common.catalog import NearDuplicatesChoice
+from services.common.catalog_records import NearDuplicatesChoice
 
 router = APIRouter(tags=["uploads"])
 
