@@ -11,6 +11,7 @@ import shutil
 import threading
 import uuid
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -127,16 +128,16 @@ class LoadWorker:
         work = self._scratch / "work" / uuid.uuid4().hex
         state = work.with_suffix(".near")
         try:
-            passages = read_sources([str(folder / name) for name in names], say=lambda text: log.info("%s", text))
+            sources = [*(str(folder / name) for name in names), *load.sources]
+            passages = read_sources(sources, say=lambda text: log.info("%s", text))
             near = None
             if load.near_duplicates == "drop":
                 state.mkdir(parents=True)
                 near = NearDuplicates(state)
-            info = write_corpus(self._told(passages, load), work, load.language, near)
-            # The last reading of the whole corpus (digests) tells nothing for a while: the lease has to last.
-            self._renew(load)
-            place = f"{load.tenant}/corpora/{load.corpus}/{info.version}"
-            ref = self._artifacts.write(place, work, artifact=f"{load.corpus}@{info.version}", stage="corpus")
+            with self._kept_leased(load):
+                info = write_corpus(self._told(passages, load), work, load.language, near)
+                place = f"{load.tenant}/corpora/{load.corpus}/{info.version}"
+                ref = self._artifacts.write(place, work, artifact=f"{load.corpus}@{info.version}", stage="corpus")
         finally:
             shutil.rmtree(work, ignore_errors=True)
             shutil.rmtree(state, ignore_errors=True)
@@ -175,15 +176,33 @@ class LoadWorker:
         """The passages, while the record learns how many there were."""
         for number, passage in enumerate(passages, start=1):
             if number % _TOLD_EVERY == 0:
-                self._renew(load)
                 self._catalog.save_load(load.model_copy(update={"done": number}), self._owner)
                 if self._stopping:
                     raise _Stopped
             yield passage
 
-    def _renew(self, load: CorpusLoad) -> None:
-        if not self._catalog.lease_load(load.tenant, load.id, self._owner, self._lease_seconds):
-            raise StaleAttempt(f"the lease on load {load.id} is over; another process works on it")
+    @contextmanager
+    def _kept_leased(self, load: CorpusLoad) -> Iterator[None]:
+        """Renew the lease beside the work: fetching a file, or reading all for its digest, may outlast it.
+
+        A lease that was lost all the same shows when the record is next saved.
+        """
+        over = threading.Event()
+
+        def renew() -> None:
+            while not over.wait(self._lease_seconds / 3):
+                try:
+                    self._catalog.lease_load(load.tenant, load.id, self._owner, self._lease_seconds)
+                except TLMError as error:
+                    log.warning("the lease on load %s could not be renewed: %s", load.id, error)
+
+        thread = threading.Thread(target=renew, name="lease", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     # --- from storage to the index ----------------------------------------------------------------------------------
 

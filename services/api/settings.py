@@ -22,5 +22,6 @@ class ApiSettings(StoreSettings):
     internal_token: SecretStr = SecretStr("")
     max_upload_bytes: int = Field(8 * 2**30, ge=1, description="of one request, all its files together")
     model_folders: tuple[Path, ...] = Field((), description="folders whose encoders and tokenizers jobs may start from")
+    sources: tuple[str, ...] = Field((), description="what corpora may be fetched from: s3://bucket/folder, hub:, …")
     predict_cache_bytes: int = Field(2**30, ge=1, description="models kept ready for predictions, by their size")
     webhook_private: bool = Field(False, description="send webhooks over plain http and to private networks too")

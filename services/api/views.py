@@ -167,12 +167,16 @@ class VersionView(_View):
 
 
 class LoadView(_View):
-    """An upload on its way into the index. done and total count passages; total is 0 while unknown."""
+    """An upload on its way into the index. done and total count passages; total is 0 while unknown.
+
+    sources: the addresses that it is fetched from, if it was not sent.
+    """
 
     id: str
     corpus: str
     language: str
     near_duplicates: NearDuplicatesChoice
+    sources: tuple[str, ...]
     state: LoadState
     version: str | None
     done: int
@@ -202,6 +206,15 @@ class CorpusView(_View):
             versions=tuple(map(VersionView.of, corpus.versions)),
             loads=tuple(map(LoadView.of, loads)),
         )
+
+
+class CorpusOfSources(_Body):
+    """A corpus to be fetched by the service. sources: addresses of files or folders, or ids on the hub."""
+
+    name: str = Field(max_length=200, examples=["docs"])
+    language: str = Field("en", max_length=20)
+    near_duplicates: NearDuplicatesChoice = "drop"
+    sources: tuple[str, ...] = Field(min_length=1, max_length=1000, examples=[["s3://texts/articles/"]])
 
 
 class SearchBody(_Body):

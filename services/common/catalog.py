@@ -12,7 +12,7 @@ Keys (prefix `tlm`, tenant in braces):
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import redis
@@ -193,8 +193,9 @@ class Catalog:
         language: str,
         upload: ManifestRef,
         near_duplicates: NearDuplicatesChoice = "drop",
+        sources: Sequence[str] = (),
     ) -> CorpusLoad:
-        """Record an upload that is to become a version; durable when this returns.
+        """Record an upload, and addresses to fetch from, that are to become a version; durable when this returns.
 
         Raises AlreadyRunning while an earlier upload of this corpus is on its way.
         """
@@ -206,6 +207,7 @@ class Catalog:
                 language=language,
                 near_duplicates=near_duplicates,
                 upload=upload,
+                sources=tuple(sources),
                 created_at=self._now(),
             )
             keys = [_key(tenant, "load", load.id), *self._keys_of_loads(tenant, corpus)]

@@ -98,7 +98,8 @@ OPEN = frozenset({LoadState.QUEUED, LoadState.CUTTING, LoadState.INDEXING, LoadS
 class CorpusLoad(_Value):
     """One upload on its way to a version. done and total count passages; total is 0 while unknown.
 
-    near_duplicates: what becomes of passages that are nearly equal to an earlier one.
+    near_duplicates: what becomes of passages that are nearly equal to an earlier one. upload: the files that were sent;
+    sources: addresses to fetch the rest from.
     """
 
     id: str
@@ -107,6 +108,7 @@ class CorpusLoad(_Value):
     language: str
     near_duplicates: NearDuplicatesChoice = "keep"
     upload: ManifestRef
+    sources: tuple[str, ...] = ()
     state: LoadState = LoadState.QUEUED
     version: str | None = None
     done: int = 0

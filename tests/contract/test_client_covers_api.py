@@ -63,7 +63,7 @@ def calls(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     file.write_text("text")
     known: dict[str, Any] = {
         "files": {"train": file}, "spec": JobSpec(dataset="toy"), "folder": folder / "out", "job_ids": ["a", "b"],
-        "texts": ["x"], "count": 5, "target": folder / "all.tar",
+        "sources": ["hub:a/b"], "texts": ["x"], "count": 5, "target": folder / "all.tar",
         "checkpoint": Checkpoint(node="n", step=1, job="j", attempt=1,
                                  files=(ModelFile(name="x", size=1, sha256="0" * 64),)),
     }  # fmt: skip

@@ -143,6 +143,9 @@ def corpus_add(
     language: Annotated[str, typer.Option(help="ISO 639 code of the texts.")] = "en",
     text_column: Annotated[str | None, typer.Option(help="Column of the texts; guessed if not given.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many passages.")] = None,
+    by_service: Annotated[
+        bool, typer.Option("--by-service", help="The service fetches the addresses itself, where its operator allows.")
+    ] = False,
     near_duplicates: Annotated[
         NearChoice, typer.Option(help="What becomes of passages that are nearly equal to an earlier one.")
     ] = NearChoice.DROP,
@@ -152,18 +155,19 @@ def corpus_add(
     """Cut texts into passages here, upload them, and wait until they can be searched."""
     if bool(paths) == from_packages:
         raise InvalidRequest("give files, folders or hub ids, or --from-packages; not both")
+    if by_service and (from_packages or text_column or limit):
+        raise InvalidRequest("--by-service takes addresses alone; leave out --from-packages, --text-column and --limit")
+    near: Literal["drop", "keep"] = "drop" if near_duplicates is NearChoice.DROP else "keep"
     with session_of(context).client() as client, Display(notes()) as display:
         display.begin(f"corpus {name}:")
-        with corpus_files(
-            paths or [],
-            language=language,
-            text_column=text_column,
-            limit=limit,
-            display=display,
-        ) as files:
-            display.line(f"uploading {sum(file.stat().st_size for file in files) / 1e6:,.1f} MB")
-            near: Literal["drop", "keep"] = "drop" if near_duplicates is NearChoice.DROP else "keep"
-            load = client.add_corpus(name, files, language, near_duplicates=near)
+        if by_service:
+            load = client.fetch_corpus(name, paths or [], language, near_duplicates=near)
+        else:
+            with corpus_files(
+                paths or [], language=language, text_column=text_column, limit=limit, display=display
+            ) as files:
+                display.line(f"uploading {sum(file.stat().st_size for file in files) / 1e6:,.1f} MB")
+                load = client.add_corpus(name, files, language, near_duplicates=near)
         version = None
         if wait:
             load = client.wait_corpus(name, load.id, display.load)

@@ -101,6 +101,17 @@ def add_corpus(
     return model(CorpusLoad, answer)
 
 
+def fetch_corpus(
+    name: str, sources: Sequence[str], language: str = "en", *, near_duplicates: Literal["drop", "keep"] = "drop"
+) -> Ask[CorpusLoad]:
+    """Have the service fetch addresses (`s3://…`, `hub:…`) as the next version of a corpus, with its own rights.
+
+    Raises InvalidRequest for an address that its operator does not allow.
+    """
+    body = {"name": name, "language": language, "near_duplicates": near_duplicates, "sources": list(sources)}
+    return model(CorpusLoad, (yield from call("POST", "/v1/corpora/from-sources", json=body)))
+
+
 def wait_corpus(name: str, load_id: str, on_progress: Callable[[CorpusLoad], None] | None = None) -> Ask[CorpusLoad]:
     """Wait until an upload can be used. Raises the error for which it failed, Conflict if it was cancelled."""
     path = at("/v1/corpora/{name}/loads/{load}", name=name, load=load_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
@@ -15,8 +16,10 @@ from starlette.concurrency import run_in_threadpool
 from services.api.auth import Tenant
 from services.api.corpus_removal import delete_corpus
 from services.api.parts import AfterId, Limit, Parts, PartsDep, problems
+from services.api.sources import check_sources
 from services.api.uploads import ReceivedFile, received
 from services.api.views import (
+    CorpusOfSources,
     CorpusView,
     Hit,
     LoadView,
@@ -78,6 +81,18 @@ async def create(request: Request, parts: PartsDep, tenant: Tenant) -> LoadView:
         name, language = upload.field("name"), upload.field("language", "en")
         near = upload.field("near_duplicates", "drop")
         load = await run_in_threadpool(take_in, parts, tenant, name, language, upload.files, near)
+    parts.loads.wake()
+    return LoadView.of(load)
+
+
+@router.post("/from-sources", status_code=202, summary="Fetch a corpus", responses=problems(409, 507))
+def fetch(body: CorpusOfSources, parts: PartsDep, tenant: Tenant) -> LoadView:
+    """The service fetches the files itself, where its operator allows it; it answers before it has begun to.
+
+    What cannot be fetched fails the load with the reason; a store that is away for a while is waited for.
+    """
+    check_sources(body.sources, parts.settings.sources)
+    load = take_in(parts, tenant, body.name, body.language, (), body.near_duplicates, body.sources)
     parts.loads.wake()
     return LoadView.of(load)
 
@@ -155,8 +170,12 @@ def take_in(
     language: str,
     files: tuple[ReceivedFile, ...],
     near_duplicates: str = "drop",
+    sources: Sequence[str] = (),
 ) -> CorpusLoad:
-    """Put the uploaded files into storage and record the load; from then on a restart takes it up again."""
+    """Put the uploaded files into storage and record the load; from then on a restart takes it up again.
+
+    sources: addresses that may be fetched from, in place of files or beside them.
+    """
     from tlm_core.corpus.files import format_of
 
     if not re.fullmatch(NAME_PATTERN, name):
@@ -167,7 +186,7 @@ def take_in(
         raise InvalidRequest(f"'{language[:20]}' is no language; give an ISO 639 code such as en, de or zh")
     if near_duplicates not in get_args(NearDuplicatesChoice):
         raise InvalidRequest(f"near_duplicates is '{near_duplicates[:20]}'; give drop or keep")
-    if not files:
+    if not files and not sources:
         raise InvalidRequest("the form lacks files; give at least one as 'files'")
     unread = [file.name for file in files if format_of(Path(file.name)) is None]
     if unread:
@@ -182,7 +201,8 @@ def take_in(
             for file in files:
                 shutil.move(file.path, work / file.name)
         upload = parts.artifacts.write(folder, work, artifact="upload", stage="corpus")
-        return parts.catalog.add_load(tenant, name, language, upload, cast(NearDuplicatesChoice, near_duplicates))
+        near = cast(NearDuplicatesChoice, near_duplicates)
+        return parts.catalog.add_load(tenant, name, language, upload, near, sources)
     except BaseException:
         parts.artifacts.delete(folder)
         raise

@@ -61,6 +61,18 @@ def test_a_file_that_vanishes_before_its_turn_is_told(bucket: str) -> None:
         next(passages)
 
 
+@pytest.mark.parametrize("reason", [PermissionError("forbidden"), RuntimeError("no credentials")])
+def test_what_may_not_be_read_is_told_and_not_waited_for(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, reason: Exception
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise reason
+
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "get_file", refuse)
+    with pytest.raises(InvalidRequest, match=f"two.jsonl.*{reason}|a.txt.gz.*{reason}"):
+        next(read_sources([bucket]))
+
+
 @pytest.mark.parametrize(("source", "address"), [
     ("s3://bucket/x", True), ("simplecache::https://host/x.csv", True), ("notes/a.txt", False), ("/a/b://c", False),
     ("hub:owner/name", False),

@@ -1,0 +1,33 @@
+"""Which addresses the gateway fetches corpora from: those that its operator allows, and no other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from tlm_core.corpus.hub import PREFIX
+from tlm_core.corpus.remote import is_address
+from tlm_core.errors import InvalidRequest
+
+# What leads out of an allowed folder: steps upwards, and fsspec's chains of file systems (`zip://…::file://…`).
+_WAY_OUT = re.compile(r"::|\\|(^|/)(\.|%2e){2}(/|$)|[\x00-\x1f]", re.IGNORECASE)
+
+
+def check_sources(sources: Sequence[str], allowed: Sequence[str]) -> None:
+    """Raises InvalidRequest for the first source that is no address, or lies under none that is allowed."""
+    for source in sources:
+        if not (is_address(source) or source.startswith(PREFIX)):
+            raise InvalidRequest(
+                f"'{source[:200]}' is no address; give one such as s3://bucket/folder, or upload files"
+            )
+        if _WAY_OUT.search(source) or not any(_lies_under(source, prefix) for prefix in allowed):
+            open_to = ", ".join(allowed) or "none"
+            raise InvalidRequest(
+                f"this service does not fetch '{source[:200]}'; what its operator allows (TLM_API_SOURCES): {open_to}; "
+                "or upload the files"
+            )
+
+
+def _lies_under(source: str, prefix: str) -> bool:
+    """A prefix that ends as a folder or a scheme does (`s3://`, `hub:`) holds all that begins so; else whole steps."""
+    return source == prefix or source.startswith(prefix if prefix.endswith(("/", ":")) else f"{prefix}/")

@@ -1,0 +1,76 @@
+"""Corpora that the service fetches itself, from where its operator allows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+import redis
+from fastapi.testclient import TestClient
+
+from services.api.sources import check_sources
+from tests.contract.gateway import Gateway, make_gateway
+from tests.contract.test_api_corpora import LINES, settled
+from tlm_core.errors import InvalidRequest
+
+ALLOWED = "memory://texts/open"
+
+
+@pytest.fixture
+def gateway(redis_client: redis.Redis, tmp_path: Path) -> Gateway:
+    return make_gateway(redis_client, tmp_path, sources=(ALLOWED,))
+
+
+@pytest.fixture
+def api(gateway: Gateway) -> Iterator[TestClient]:
+    fs = fsspec.filesystem("memory")
+    fs.pipe({"/texts/open/a.jsonl": LINES.encode(), "/texts/closed/b.jsonl": LINES.encode()})
+    with gateway.test_client() as client:
+        yield client
+    fs.rm("/texts", recursive=True)
+
+
+def fetch(api: TestClient, *sources: str) -> tuple[int, dict[str, object]]:
+    answer = api.post("/v1/corpora/from-sources", json={"name": "docs", "sources": sources})
+    return answer.status_code, answer.json()
+
+
+def test_an_allowed_address_becomes_a_corpus_like_an_upload_of_the_same_files(api: TestClient) -> None:
+    status, load = fetch(api, f"{ALLOWED}/")
+    assert (status, load["state"], load["sources"]) == (202, "queued", [f"{ALLOWED}/"])
+    fetched = settled(api)
+    assert fetched["loads"][0]["state"] == "ready"
+    sent = api.post("/v1/corpora", data={"name": "sent"}, files={"files": ("a.jsonl", LINES)})
+    assert sent.status_code == 202
+    assert settled(api, "sent")["version"] == fetched["version"]
+
+
+def test_an_address_that_is_not_allowed_is_refused_before_anything_is_looked_at(api: TestClient) -> None:
+    status, problem = fetch(api, ALLOWED, "memory://texts/closed/b.jsonl")
+    assert status == 422
+    assert "closed" in str(problem["detail"]) and ALLOWED in str(problem["detail"])
+    assert api.get("/v1/corpora/docs").status_code == 404
+
+
+def test_a_load_of_what_is_not_there_fails_and_says_so(api: TestClient) -> None:
+    assert fetch(api, f"{ALLOWED}/nothing")[0] == 202
+    load = settled(api)["loads"][0]
+    assert load["state"] == "failed" and "nothing" in load["error"]["message"]
+
+
+@pytest.mark.parametrize(("source", "prefix", "fits"), [
+    ("s3://bucket/a", "s3://bucket", True), ("s3://bucket", "s3://bucket", True),
+    ("s3://bucket2/a", "s3://bucket", False),
+    ("s3://any/a", "s3://", True), ("hub:owner/name", "hub:", True), ("hub:owner/name", "hub:owner", True),
+    ("hub:owner2/name", "hub:owner", False), ("s3://bucket/../other/a", "s3://bucket", False),
+    ("s3://bucket/%2E%2e/other", "s3://bucket", False), ("s3://bucket/a::file:///etc", "s3://bucket", False),
+    ("https://host@evil/a", "https://host", False), ("/etc/passwd", "/etc", False), ("file:///x.csv", "s3://", False),
+])  # fmt: skip
+def test_only_what_lies_under_an_allowed_address_passes(source: str, prefix: str, fits: bool) -> None:
+    if fits:
+        check_sources([source], [prefix])
+        return
+    with pytest.raises(InvalidRequest):
+        check_sources([source], [prefix])
