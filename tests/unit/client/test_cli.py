@@ -317,6 +317,19 @@ def test_a_corpus_is_cut_here_and_uploaded_as_passages(tmp_path: Path) -> None:
     assert " ".join(result.stdout.split()) == told
 
 
+def test_a_corpus_that_the_service_fetches_is_told_by_address_alone() -> None:
+    sent = {}
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        sent[request.url.path] = json.loads(request.read())
+        return httpx.Response(202, json={"id": "load_1", "state": "queued"})
+
+    add = ("corpus", "add", "docs", "s3://texts/open/", "hub:owner/name", "--by-service", "--no-wait")
+    assert tlm(handler, *add).exit_code == 0
+    assert sent["/v1/corpora/from-sources"]["sources"] == ["s3://texts/open/", "hub:owner/name"]
+    assert tlm(unreachable, *add, "--limit", "5").exit_code == 5
+
+
 def test_every_command_can_print_json() -> None:
     def commands(typer_app: Any, path: tuple[str, ...]) -> list[tuple[str, ...]]:
         found = [(*path, c.name or c.callback.__name__.replace("_", "-")) for c in typer_app.registered_commands]
