@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Callable
-from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +17,10 @@ from services.trainer.cluster import Status
 from services.trainer.coordinator import Coordinator
 from services.trainer.local import run_local
 from services.trainer.settings import TrainerSettings
+from tests.contract.coordinator_world import AtOnce
 from tests.factories import make_resolved, make_spec
 from tests.trainer_fakes import FakeCluster, FakeSelections, plain_stage, run_group
 from tlm_core.artifacts import ArtifactStore, ManifestRef
-from tlm_core.errors import TLMError
 from tlm_core.jobs.nodes import STAGE_VERSIONS
 from tlm_core.jobs.plan import DROPPED, plan_of
 from tlm_core.jobs.spec import JobRecord, OtherData
@@ -32,29 +30,18 @@ T = "default"
 CURVE: dict[str, Any] = {"sizes": [2, 30], "models": ["bilstm", "tlm"]}
 
 
-class AtOnce(Executor):
-    """Runs what it is given before it answers."""
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        try:
-            future.set_result(fn(*args, **kwargs))
-        except TLMError as error:
-            future.set_exception(error)
-        return future
-
-
 class World:
     """A store, a storage with two data sets, a coordinator with its real local stages, fake workers and retriever."""
 
     def __init__(self, store: JobStore, folder: Path) -> None:
-        self.store, self.folder, self.cluster = store, folder, FakeCluster()
+        self.store, self.folder, self.cluster, self.now = store, folder, FakeCluster(), 0.0
         self.artifacts = ArtifactStore(str(folder / "storage"), folder / "cache")
         self.selections = FakeSelections(self.artifacts, folder)
         values = {"storage": str(folder / "storage"), "scratch": folder / "scratch", "lease_seconds": 30.0}
         self.coordinator = Coordinator(
             store, self.artifacts, self.selections, self.cluster, TrainerSettings(**values), owner="a",
-            local=functools.partial(run_local, self.artifacts, folder / "scratch"), executor=AtOnce(), clock=time.time,
+            local=functools.partial(run_local, self.artifacts, folder / "scratch"), executor=AtOnce(),
+            clock=lambda: time.time() + self.now,
         )  # fmt: skip
 
     def dataset(self, name: str, labels: str) -> ManifestRef:
@@ -131,6 +118,20 @@ def test_a_second_pruning_with_another_level_makes_only_the_new_tickets(world: W
     job = world.store.get(T, second)
     missing = {node.name for node in plan_of(job).nodes} - published(world.store, job).keys()
     assert missing == {f"ticket.{which}.l0.5.s0" for which in ("winning", "random", "losing")} | {"phases"}
+
+
+def test_a_group_that_waits_for_room_is_not_taken_for_dead_by_what_another_told(world: World) -> None:
+    job_id = world.submit(kind="prune", prune={"levels": [0.3]}, seeds=(0, 1))
+    world.work(world.drive(job_id).submissions["main"])
+    first, second = sorted(world.drive(job_id).submissions.keys() - {"main"})
+    world.work(world.store.get(T, job_id).submissions[first])  # it tells, and ends
+    world.now = 3600
+    job = world.drive(job_id)
+    assert (job.attempt, job.failures) == (1, 0)
+    world.work(job.submissions[second])
+    gathering = world.drive(job_id).submissions.keys() - {"main", first, second}
+    world.work(world.store.get(T, job_id).submissions[gathering.pop()])
+    assert world.drive(job_id).state is State.SUCCEEDED
 
 
 def test_data_sets_that_share_are_each_validated_and_merged(world: World) -> None:
