@@ -16,7 +16,7 @@ from tlm_core.errors import EmptySelection
 from tlm_core.selection.analysis import Analysis, terms
 from tlm_core.selection.draw import best_first, passages_of, shuffled, uniform
 from tlm_core.selection.index import PassageIndex
-from tlm_core.selection.queries import Query
+from tlm_core.selection.queries import Queries
 from tlm_core.selection.retrieve import Progress, retrieve
 
 Worth = Callable[[Sequence[Passage]], NDArray[np.float64]]
@@ -55,7 +55,7 @@ def importance(texts: Iterable[str], index: PassageIndex, analysis: Analysis, se
 
 
 def classifier(
-    queries: Sequence[Query],
+    queries: Queries,
     index: PassageIndex,
     analysis: Analysis,
     seed: int,
@@ -71,7 +71,7 @@ def classifier(
     """
     from sklearn.linear_model import SGDClassifier
 
-    asked = random.Random(seed).sample(list(queries), min(_ASKED, len(queries)))
+    asked = queries.picked(random.Random(seed).sample(range(len(queries)), min(_ASKED, len(queries))))
     found = retrieve(asked, index, _EACH, folder, progress)
     liked = [one.id for one in islice(found.ranked(), _EXAMPLES)]
     known = set(found.ids.to_pylist())

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tlm_core.selection.index import Hit, PassageIndex
 from tlm_core.selection.keep import Ranked
-from tlm_core.selection.queries import Query
+from tlm_core.selection.queries import Queries, Query
 
 BATCH = 512
 PART = 2 * BATCH  # queries whose hits are one file: what a death in the middle costs at most
@@ -66,7 +66,7 @@ class Retrieved:
 
 
 def retrieve(
-    queries: Sequence[Query], index: PassageIndex, top_k: int, folder: Path, progress: Progress = unwatched
+    queries: Queries, index: PassageIndex, top_k: int, folder: Path, progress: Progress = unwatched
 ) -> Retrieved:
     """The union of the `top_k` best passages of every query (paper section 3.1).
 
@@ -74,25 +74,19 @@ def retrieve(
     searched again.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    asked_by = [query.rows for query in queries]
-    total = sum(map(len, asked_by))
-    done = 0
+    total = sum(map(len, queries.rows))
     paths = []
-    part: Sequence[Query] = ()
     for start in range(0, len(queries), PART):
-        part = queries[start : start + PART]
         path = folder / f"hits-{start // PART:05d}.parquet"
         if not _whole(path):
 
-            def told(queries_done: int, before: int = done, part: Sequence[Query] = part) -> None:
-                progress(before + sum(len(query.rows) for query in part[:queries_done]), total, "queries")
+            def told(queries_done: int, start: int = start) -> None:
+                progress(sum(map(len, queries.rows[: start + queries_done])), total, "queries")
 
-            _write_part(path, start, list(_searched(part, index, top_k, told)))
-        done += sum(len(query.rows) for query in part)
+            _write_part(path, start, list(_searched(queries[start : start + PART], index, top_k, told)))
         paths.append(path)
     progress(total, total, "queries")
-    del queries, part  # their texts, which may take as much memory as what follows
-    return _united(asked_by, paths, total)
+    return _united(queries.rows, paths, total)
 
 
 def _searched(
@@ -132,7 +126,9 @@ def _united(asked_by: Sequence[tuple[int, ...]], paths: Sequence[Path], rows: in
     """Unite the parts. A big task has millions of hits, so ids are held once and everything else as plain numbers."""
     query, rank, score, passage, names = _numbered(paths)
     # Rank first, then falling score: of numbers that are not negative the bits order as the numbers do.
-    worth = (rank.astype(np.uint64) << np.uint64(32)) | (_LOW - score.view(np.uint32))
+    worth = rank.astype(np.uint64)
+    worth <<= np.uint64(32)
+    worth |= _LOW - score.view(np.uint32)
     best = np.full(len(names), np.iinfo(np.uint64).max, np.uint64)
     np.minimum.at(best, passage, worth)
     del worth
@@ -146,7 +142,11 @@ def _united(asked_by: Sequence[tuple[int, ...]], paths: Sequence[Path], rows: in
     asked = np.zeros(len(asked_by), np.bool_)
     asked[query] = True
     # Hits come by query, which a stable sort keeps within a passage and rank.
-    hits = np.argsort((passage.astype(np.int64) << 32) | rank, kind="stable")
+    key = passage.astype(np.int64)
+    key <<= 32
+    key |= rank
+    hits = np.argsort(key, kind="stable")
+    del key
     return Retrieved(
         asked_by=asked_by,
         ids=names.take(by),
@@ -167,34 +167,37 @@ def _numbered(
     """Query, rank, score and passage number of every hit, and the ids by passage number.
 
     Ids are told apart by 64 bits of a hash: among ten million the chance that any two share them is 1 in 300,000.
+    Part by part, since to sort the hashes of all hits at once takes several times their size.
     """
     total = sum(pq.read_metadata(path).num_rows for path in paths)
     query, rank = np.empty(total, np.int32), np.empty(total, np.int32)
-    score, keys = np.empty(total, np.float32), np.empty(total, np.uint64)
-    filled = 0
+    score, passage = np.empty(total, np.float32), np.empty(total, np.int32)
+    known = np.empty(0, np.uint64)
     for path in paths:
-        part = pq.read_table(path)
+        known = np.union1d(known, _keys(_read(path, ["id"])["id"]))
+    unseen, filled = np.ones(len(known), np.bool_), 0
+    numbers, names = [np.empty(0, np.int64)], [pa.array([], pa.string())]  # of passages as they first appear
+    for path in paths:
+        part = _read(path)
         here = slice(filled, filled + len(part))
         query[here], rank[here], score[here] = (part[name].to_numpy() for name in ("query", "rank", "score"))
-        keys[here] = _keys(part["id"])
+        ids = part["id"].combine_chunks()
+        passage[here] = found = np.searchsorted(known, _keys(ids))
         filled = here.stop
-    _, first, passage = np.unique(keys, return_index=True, return_inverse=True)
-    del keys
-    appearance = np.argsort(first)
-    first = first[appearance]
-    names, before = [pa.array([], pa.string())], 0
-    for path in paths:
-        ids = _ids(path)
-        start, end = np.searchsorted(first, (before, before + len(ids)))
-        names.append(ids.take(pa.array(first[start:end] - before)))
-        before += len(ids)
-    number = np.empty(len(first), np.int32)
-    number[appearance] = np.arange(len(first), dtype=np.int32)
-    return query, rank, score, number[passage], pa.concat_arrays(names)
+        new, first = np.unique(found, return_index=True)
+        new, first = new[unseen[new]], first[unseen[new]]
+        unseen[new] = False
+        numbers.append(new)
+        names.append(ids.take(pa.array(first)))
+    pa.default_memory_pool().release_unused()  # what decoding took
+    by_number = np.argsort(np.concatenate(numbers))
+    return query, rank, score, passage, pa.concat_arrays(names).take(pa.array(by_number))
 
 
-def _ids(path: Path) -> Any:
-    return pq.read_table(path, columns=["id"])["id"].combine_chunks()
+def _read(path: Path, columns: Sequence[str] | None = None) -> Any:
+    """A part's table, by this thread alone: each thread of a pool keeps memory of its own."""
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        return file.read(columns, use_threads=False)
 
 
 def _keys(ids: Any) -> NDArray[np.uint64]:

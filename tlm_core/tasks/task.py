@@ -131,4 +131,6 @@ class Task:
 def _table(path: Path) -> pa.Table:
     """The file's table, read bit by bit: read at once it takes four times its size for a while."""
     with pq.ParquetFile(path, pre_buffer=False) as file:
-        return pa.Table.from_batches(file.iter_batches(_BATCH, use_threads=False), file.schema_arrow)
+        table = pa.Table.from_batches(file.iter_batches(_BATCH, use_threads=False), file.schema_arrow)
+    pa.default_memory_pool().release_unused()  # what decoding took
+    return table

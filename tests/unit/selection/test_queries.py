@@ -39,7 +39,10 @@ def test_rake_is_refused_for_a_language_whose_stop_words_it_does_not_know() -> N
 
 def test_unique_terms_ask_with_every_word_once_and_join_what_is_then_equal() -> None:
     task = task_of(["fox, FOX hen", "Fox hen hen", "don't 3.14"])
-    assert task_queries(task, Selection(unique_terms=True)) == [Query("fox hen", (1, 2)), Query("don't 3.14", (3,))]
+    found = task_queries(task, Selection(unique_terms=True))
+    assert list(found) == [Query("fox hen", (1, 2)), Query("don't 3.14", (3,))]
+    assert found.rows == [(1, 2), (3,)]
+    assert list(found.picked([1, 0])) == [found[1], found[-2]]
     assert [query.text for query in task_queries(task, Selection())] == task.texts("train")
 
 
