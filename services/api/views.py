@@ -211,10 +211,12 @@ class CorpusView(_View):
 class CorpusOfSources(_Body):
     """A corpus to be fetched by the service. sources: addresses of files or folders, or ids on the hub."""
 
-    name: str = Field(max_length=200, examples=["docs"])
+    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "docs", "sources": ["s3://texts/articles/"]}]})
+
+    name: str = Field(max_length=200)
     language: str = Field("en", max_length=20)
     near_duplicates: NearDuplicatesChoice = "drop"
-    sources: tuple[str, ...] = Field(min_length=1, max_length=1000, examples=[["s3://texts/articles/"]])
+    sources: tuple[str, ...] = Field(min_length=1, max_length=1000)
 
 
 class SearchBody(_Body):

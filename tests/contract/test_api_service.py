@@ -89,8 +89,8 @@ def test_examples_of_bodies_are_valid_ones(api: TestClient) -> None:
         named = schema["components"]["schemas"].get(body.get("$ref", "").rsplit("/", 1)[-1], {})
         examples = body.get("examples") or named.get("examples") or [content.get("example")]
         for example in examples:
-            if path == "/v1/datasets/hub":
-                continue  # would go out to the hub
+            if path in ("/v1/datasets/hub", "/v1/corpora/from-sources"):
+                continue  # would go out to the hub, or to a store
             answer = api.request(method, re.sub(r"{[^}]+}", "x", path), json=example)
             # Well formed: it makes something, or says only that what it names is not there.
             assert answer.status_code in (201, 404), f"{path}: {answer.text}"
