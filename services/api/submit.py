@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from services.api.parts import Parts
+from services.api.results import artifact_of, json_of
 from services.common.catalog import Catalog, ready_version
 from services.common.problem import validation_problem
 from tlm_core.errors import InvalidRequest
@@ -18,14 +20,14 @@ from tlm_core.training.recipe import Recipe, resolve
 _MAX_SEED = 2**32 - 1
 
 
-def resolve_job(catalog: Catalog, tenant: str, spec: JobSpec, model_folders: Iterable[Path]) -> Resolved:
-    """Pin data set, corpus version and recipe, so that nothing published later changes the job.
+def resolve_job(parts: Parts, tenant: str, spec: JobSpec) -> Resolved:
+    """Pin data sets, corpus version, tickets and recipe, so that nothing published later changes the job.
 
-    model_folders: where a recipe may take encoders and tokenizers from, by path.
-    Raises InvalidRecipe, InvalidRequest, NotFound, and Conflict for a corpus that is not ready.
+    Raises InvalidRecipe, InvalidRequest, NotFound, and Conflict for a corpus or a ticket that is not ready.
     """
-    recipe, allowed = resolve(spec.recipe, spec.scale, spec.set), tuple(model_folders)
-    check_kind(spec, recipe)
+    catalog, allowed = parts.catalog, parts.settings.model_folders
+    recipe, tickets = resolve(spec.recipe, spec.scale, spec.set), _tickets(parts, tenant, spec)
+    check_kind(spec, recipe, tickets)
     for used in recipes_of(spec, recipe):
         _check_folders(used, allowed)
     selects = recipe.selection.needs_corpus
@@ -55,6 +57,7 @@ def resolve_job(catalog: Catalog, tenant: str, spec: JobSpec, model_folders: Ite
         corpus_name=corpus_name,
         corpus_version=corpus_version,
         others=_others(catalog, tenant, spec),
+        tickets=tickets,
         recipe=recipe,
     )
 
@@ -64,6 +67,28 @@ def _others(catalog: Catalog, tenant: str, spec: JobSpec) -> tuple[OtherData, ..
     names = spec.share_tickets.others if spec.share_tickets else ()
     found = (catalog.dataset(tenant, name) for name in names)
     return tuple(OtherData(id=one.id, ref=one.raw, options=one.options) for one in found)
+
+
+def _tickets(parts: Parts, tenant: str, spec: JobSpec) -> dict[str, dict[str, Any]]:
+    """The masks of the tickets that are named by the `prune` job that found them."""
+    asked = spec.share_tickets.tickets if spec.share_tickets else {}
+    return {name: _found(parts, tenant, name, job) for name, job in asked.items() if isinstance(job, str)}
+
+
+def _found(parts: Parts, tenant: str, name: str, job_id: str) -> dict[str, Any]:
+    job = parts.jobs.get(tenant, job_id)
+    if job.spec.kind != "prune":
+        raise InvalidRequest(
+            f"the ticket of '{name}' names {job_id}, which is of kind '{job.spec.kind}'; name a job of kind 'prune'"
+        )
+    if job.resolved.dataset.digest != parts.catalog.dataset(tenant, name).raw.digest:
+        raise InvalidRequest(
+            f"the ticket of '{name}' names {job_id}, which pruned on other data ({job.spec.dataset}); if so meant, "
+            "give the mask of its report in place of its id"
+        )
+    report = json_of(parts.artifacts, artifact_of(parts.jobs, job, "evaluate"), "report.json")
+    mask: dict[str, Any] = report["super_ticket"]["mask"]
+    return mask
 
 
 def _check_given(spec: JobSpec, brought: bool) -> None:

@@ -17,6 +17,7 @@ SMALL: dict[str, Any] = SPEC | {
     "set": SPEC["set"] | {"joint.budget.steps": 20, "finetune.epochs": 2, "finetune.evaluations": 2},
     "seeds": (0,),
 }
+PRUNE = {"levels": [0.25, 0.5], "tickets": ["winning", "losing"]}
 LSTM = {"layers": 1, "hidden": 16, "embedding": 16, "lr": 0.01}
 TEXTS = ["rain and cloud with storm", "the oven near some butter"]
 
@@ -50,8 +51,7 @@ def test_a_learning_curve_ends_in_a_report_and_a_bilstm_that_predicts(stack: Sta
 
 def test_pruning_takes_the_dense_model_from_the_cache_and_ends_in_a_smaller_one(stack: Stack, tmp_path: Path) -> None:
     _, dense = finished(stack, kind="train")
-    options = {"levels": [0.25, 0.5], "tickets": ["winning", "losing"]}
-    job, report = finished(stack, kind="prune", prune=options)
+    job, report = finished(stack, kind="prune", prune=PRUNE)
     assert report["dense"]["mean"] == dense["mean"]
     assert stack.events(job, "stage.started")[0].data["node"] == "importance.s0"
     assert report["inference"]["sliced"]["bytes"] < report["inference"]["dense"]["bytes"]
@@ -63,7 +63,10 @@ def test_pruning_takes_the_dense_model_from_the_cache_and_ends_in_a_smaller_one(
 
 
 def test_sharing_compares_three_systems(stack: Stack) -> None:
-    options = {"others": ["topics2"], "level": 0.25}
-    _, report = finished(stack, kind="share_tickets", share_tickets=options)
+    found, _ = finished(stack, kind="prune", prune=PRUNE)
+    options = {"others": ["topics2"], "level": 0.25, "tickets": {"topics": found}}
+    job, report = finished(stack, kind="share_tickets", share_tickets=options)
     assert [task["name"] for task in report["tasks"]] == ["topics", "topics2"]
     assert set(report["average"]) == {"alone", "multi_task", "tickets"} and report["words"]
+    nodes = {event.data["node"] for event in stack.events(job, "stage.started")}
+    assert "importance.1.s0" in nodes and "importance.0.s0" not in nodes, "the first task's ticket is a job's"

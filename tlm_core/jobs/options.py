@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -91,26 +92,32 @@ class Prune(_Options):
 class ShareTickets(_Options):
     """Options of a `share_tickets` job: tasks that share an encoder (arXiv 2105.12002, section 4).
 
-    tickets: for each data set, by the name it has in the request, a level or a mask file's content.
+    tickets: for each data set, by the name it has in the request, a level, a mask file's content, or the id of the
+    `prune` job that found its super ticket.
     """
 
     others: tuple[str, ...] = Field(min_length=1, max_length=19, description="data sets beside `dataset`, id or name")
     level: float = Field(0.15, gt=0, lt=1, description="share of heads and blocks that go where none is given")
-    tickets: dict[str, float | dict[str, Any]] = Field({}, description="data set → level, or mask as `prune` writes it")
+    tickets: dict[str, float | str | dict[str, Any]] = Field(
+        {}, description="data set → level, mask as `prune` writes it, or id of a `prune` job"
+    )
     as_published: bool = Field(False, description="importance as the authors' released code computes it")
 
-    def ticket(self, name: str) -> dict[str, Any]:
-        """What is asked for one data set, as the `share` stage takes it."""
-        given = self.tickets.get(name, self.level)
+    def ticket(self, name: str, found: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+        """What is asked for one data set, as the `share` stage takes it. found: data set → mask, of those by job."""
+        given = found.get(name) or self.tickets.get(name, self.level)
         return {"mask": given} if isinstance(given, dict) else {"level": given}
 
     @field_validator("tickets")
     @classmethod
-    def _are_tickets(cls, tickets: dict[str, float | dict[str, Any]]) -> dict[str, float | dict[str, Any]]:
+    def _are_tickets(cls, tickets: dict[str, float | str | dict[str, Any]]) -> dict[str, float | str | dict[str, Any]]:
         for name, given in tickets.items():
             try:
                 if isinstance(given, dict):
                     Mask.from_dict(given)
+                elif isinstance(given, str):
+                    if not given.startswith("job_"):
+                        raise InvalidRequest(f"'{given[:80]}' is no job's id; give a level, a mask, or such an id")
                 elif not 0 < given < 1:
                     raise InvalidRequest("a level is a share between 0 and 1")
             except InvalidRequest as error:

@@ -18,7 +18,7 @@ def share_tickets(job: JobRecord) -> Plan:
     # The joint stage has learnt the labels of all tasks; each task begins with a head of its own.
     recipe = recipe.model_copy(update={"finetune": recipe.finetune.model_copy(update={"reset_head": True})})
     names = [job.spec.dataset, *options.others]
-    tickets = [options.ticket(name) for name in names]
+    tickets = [options.ticket(name, job.resolved.tickets) for name in names]
     nodes = [validate_node(job, number) for number in range(len(names))]
     tasks = {f"task.{number}": node.name for number, node in enumerate(nodes)}
     nodes.append(Node("merge", "merge", Place.COORDINATOR, params={"names": names}, inputs=tasks))

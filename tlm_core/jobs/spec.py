@@ -78,7 +78,10 @@ class OtherData(BaseModel):
 
 
 class Resolved(BaseModel):
-    """What the request meant when it was accepted; nothing published later changes it."""
+    """What the request meant when it was accepted; nothing published later changes it.
+
+    tickets: data set, by the name it has in the request → mask, of those that were named by their `prune` job.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -88,6 +91,7 @@ class Resolved(BaseModel):
     corpus_name: str | None = None
     corpus_version: str | None = None
     others: tuple[OtherData, ...] = ()
+    tickets: dict[str, dict[str, Any]] = {}
     recipe: Recipe
 
     @property

@@ -193,10 +193,13 @@ class _Point:
         return [trained, tested]
 
 
-def check_kind(spec: JobSpec, recipe: Recipe) -> None:
-    """Refuse before anything runs what the job's kind cannot do with this recipe. Raises InvalidRequest."""
+def check_kind(spec: JobSpec, recipe: Recipe, tickets: Mapping[str, dict[str, Any]] | None = None) -> None:
+    """Refuse before anything runs what the job's kind cannot do with this recipe. Raises InvalidRequest.
+
+    tickets: data set → mask, of those that the request names by their job.
+    """
     if recipe.model.init in OWN_STARTS:  # the shape of a published encoder is not known here, see `tickets_fit`
-        _check_tickets(spec, recipe)
+        _check_tickets(spec, recipe, tickets or {})
     if spec.kind == "learning_curve":
         models = (spec.learning_curve or LearningCurve()).models
         retrieves = recipe.selection.needs_corpus and recipe.joint.enabled
@@ -207,7 +210,7 @@ def check_kind(spec: JobSpec, recipe: Recipe) -> None:
             )
 
 
-def _check_tickets(spec: JobSpec, recipe: Recipe) -> None:
+def _check_tickets(spec: JobSpec, recipe: Recipe, tickets: Mapping[str, dict[str, Any]]) -> None:
     layers, heads = recipe.model.layers, recipe.model.heads
     levels = (spec.prune or Prune()).levels if spec.kind == "prune" else ()
     for level in levels:
@@ -216,7 +219,7 @@ def _check_tickets(spec: JobSpec, recipe: Recipe) -> None:
         names = (spec.dataset, *options.others)
         if strange := sorted(options.tickets.keys() - set(names)):
             raise InvalidRequest(f"there is a ticket for '{strange[0]}', which is none of the tasks {', '.join(names)}")
-        for ticket in map(options.ticket, names):
+        for ticket in (options.ticket(name, tickets) for name in names):
             if "mask" in ticket:
                 Mask.from_dict(ticket["mask"]).check(layers, heads)
             else:

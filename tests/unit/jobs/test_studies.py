@@ -201,6 +201,7 @@ def test_sharing_trains_each_task_alone_all_together_and_with_tickets_from_one_s
         (None, "share_tickets.others"),
         ({"others": []}, "at least 1"),
         ({"others": ["b"], "tickets": {"b": 1.5}}, "the ticket of 'b': a level is a share"),
+        ({"others": ["b"], "tickets": {"b": "best"}}, "the ticket of 'b': 'best' is no job's id"),
         ({"others": ["b"], "tickets": {"b": {"heads": [[0]], "blocks": [1]}}}, "leaves layer 0 without a head"),
     ],
 )

@@ -1,0 +1,74 @@
+"""Tickets of a sharing job that are named by the `prune` job which found them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from tests.contract.gateway import TRAIN, Gateway, add_dataset
+from tests.contract.made_results import publish
+from tlm_core.compression.masks import Mask
+from tlm_core.jobs.plan import plan_of
+
+T = "default"
+ALONE = {"joint.enabled": False, "selection.selector": "none"}
+MASK = json.loads(json.dumps(Mask.full(3, 3).as_dict())) | {"blocks": [1, 0, 1]}
+
+
+def submitted(api: TestClient, **body: Any) -> dict[str, Any]:
+    answer = api.post("/v1/jobs", json={"dataset": "toy", "seeds": [0], "set": ALONE, **body})
+    return {**answer.json(), "status_code": answer.status_code}
+
+
+def shared(api: TestClient, ticket: str) -> dict[str, Any]:
+    return submitted(api, kind="share_tickets", share_tickets={"others": ["more"], "tickets": {"toy": ticket}})
+
+
+@pytest.fixture
+def api(gateway: Gateway, api: TestClient) -> TestClient:
+    for name in ("toy", "more"):
+        add_dataset(gateway, name, {"train": TRAIN + f"about {name},pos\n"})
+    return api
+
+
+def pruned(gateway: Gateway, api: TestClient, dataset: str = "toy") -> str:
+    """A running `prune` job whose report is there."""
+    job_id = submitted(api, kind="prune", dataset=dataset, prune={"levels": [0.1]})["id"]
+    job = gateway.parts.jobs.claim("maker", 60)
+    assert job is not None and job.id == job_id
+    for node in plan_of(job).nodes:
+        folder = gateway.root / "made" / node.name
+        folder.mkdir(parents=True)
+        (folder / "report.json").write_text(json.dumps({"node": node.name, "super_ticket": {"mask": MASK}}))
+        publish(gateway.parts.jobs, gateway.parts.artifacts, job, node.name, folder)
+    return job_id
+
+
+def test_the_ticket_of_a_prune_job_is_pinned_when_the_sharing_is_submitted(gateway: Gateway, api: TestClient) -> None:
+    found = pruned(gateway, api)
+    job = shared(api, found)
+    assert job["status_code"] == 202, job
+    record = gateway.parts.jobs.get(T, job["id"])
+    assert record.spec.share_tickets is not None and record.spec.share_tickets.tickets == {"toy": found}
+    assert plan_of(record).node("tickets.s0").params["tickets"] == [{"mask": MASK}, {"level": 0.15}]
+
+
+def test_a_ticket_that_is_none_is_refused_before_anything_runs(gateway: Gateway, api: TestClient) -> None:
+    train = submitted(api)["id"]
+    gateway.parts.jobs.claim("maker", 60)
+    waiting = submitted(api, kind="prune", prune={"levels": [0.1]})["id"]
+    for ticket, status, complaint in (
+        (train, 422, "of kind 'train'"), ("job_none", 404, "job_none"), (waiting, 409, "has not finished"),
+        ("best", 422, "no job's id"),
+    ):  # fmt: skip
+        answer = shared(api, ticket)
+        assert answer["status_code"] == status, answer
+        assert complaint in json.dumps(answer)
+
+
+def test_a_ticket_found_on_other_data_is_refused(gateway: Gateway, api: TestClient) -> None:
+    answer = shared(api, pruned(gateway, api, "more"))
+    assert answer["status_code"] == 422 and "other data (more)" in answer["detail"], answer
