@@ -51,12 +51,15 @@ def test_each_kind_of_study_is_submitted_with_what_its_own_fields_say(gateway: G
     fill(gateway)
     # What stands in the fields of other kinds does not count.
     fields = {"sizes": "10, 50, 1", "levels": "0.25", "level": "0.4", "others": ["hostile", "tickets"]}
-    job = submitted(gateway, kind="learning_curve", models=["encoder"], **fields)
+    shape = {"lstm": "LSTM-1-128", "margin": "0.02"}
+    job = submitted(gateway, kind="learning_curve", models=["encoder"], **fields, **shape)
     shown = Tags(signed_in(gateway).get(f"/ui/jobs/{job.id}").text).words
     assert "learning_curve.sizes" in shown and "prune.levels" not in shown
     curve = job.spec
     assert curve.learning_curve is not None
     assert (curve.learning_curve.sizes, curve.learning_curve.models) == ((10, 50, 1), ("bilstm", "encoder"))
+    lstm = curve.learning_curve.lstm
+    assert (lstm.layers, lstm.hidden, lstm.embedding, curve.learning_curve.margin) == (1, 128, 128, 0.02)
     prune = submitted(gateway, kind="prune", tickets=["losing"], as_published="true", **fields).spec
     assert prune.prune is not None and prune.prune.as_published
     assert (prune.prune.levels, prune.prune.tickets) == ((0.25,), ("winning", "losing"))
@@ -108,6 +111,7 @@ def submitted(gateway: Gateway, **fields: Any) -> JobRecord:
         ({"minutes": "soon"}, "is no number"),
         ({"minutes": "-1"}, "/max_runtime_seconds"),
         ({"kind": "learning_curve", "sizes": "0.1, many"}, "is no number"),
+        ({"kind": "learning_curve", "sizes": "0.1, 1", "lstm": "4x256"}, "such as 4-256"),
         ({"kind": "learning_curve", "sizes": "0.1, 1", "models": ["pretrained"]}, "go together"),
         ({"kind": "prune", "levels": "1.5"}, "between 0 and 1"),
         ({"kind": "share_tickets", "level": "0.3"}, "/share_tickets/others"),

@@ -40,6 +40,8 @@ class Asked(BaseModel):
     models: tuple[str, ...] = Field((), max_length=10)
     pretrained: str = Field("", max_length=300)
     unlabelled: bool = False
+    lstm: str = Field("", max_length=20)
+    margin: str = Field("", max_length=20)
     # pruning
     levels: str = Field("", max_length=400)
     tickets: tuple[str, ...] = Field((), max_length=10)
@@ -58,6 +60,8 @@ class Asked(BaseModel):
             corpus=corpus,
             sizes=_numbers_of(_CURVE.sizes),
             models=_CURVE.models,
+            lstm=f"{_CURVE.lstm.layers}-{_CURVE.lstm.hidden}",
+            margin=f"{_CURVE.margin:g}",
             levels=_numbers_of(_PRUNE.levels),
             tickets=_PRUNE.tickets,
             level=f"{ShareTickets.model_fields['level'].default:g}",
@@ -98,6 +102,8 @@ class Asked(BaseModel):
                     "models": list(dict.fromkeys(("bilstm", *self.models))),
                     "pretrained": self.pretrained.strip() or None,
                     "unlabelled": self.unlabelled,
+                    "lstm": _lstm(self.lstm) if self.lstm.strip() else {},
+                    "margin": _number(self.margin, "margin") if self.margin.strip() else _CURVE.margin,
                 }
             case "prune":
                 return {
@@ -145,6 +151,15 @@ def _whole_numbers(text: str, what: str) -> list[int]:
     if not parts or not all(part.isascii() and part.isdigit() for part in parts):
         raise InvalidRequest(f"{what}: give whole numbers with commas or blanks between, such as 0, 1, 2")
     return [int(part[:12]) for part in parts]
+
+
+def _lstm(text: str) -> dict[str, int]:
+    """Its shape, in the paper's naming: `4-256` is four layers of 256 each way, over token vectors as wide."""
+    parts = text.strip().upper().removeprefix("LSTM-").split("-")
+    if len(parts) != 2 or not all(part.isascii() and part.isdigit() for part in parts):
+        raise InvalidRequest(f"BiLSTM: '{text.strip()}' is no shape; give layers and width, such as 4-256")
+    layers, width = (int(part) for part in parts)
+    return {"layers": layers, "hidden": width, "embedding": width}
 
 
 def _numbers(text: str, what: str) -> list[float]:
