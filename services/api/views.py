@@ -208,14 +208,19 @@ class CorpusView(_View):
         )
 
 
-class CorpusOfSources(_Body):
-    """A corpus to be fetched by the service. sources: addresses of files or folders, or ids on the hub."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "docs", "sources": ["s3://texts/articles/"]}]})
+class CorpusBody(_Body):
+    """What is said of a corpus, wherever its files come from."""
 
     name: str = Field(max_length=200)
     language: str = Field("en", max_length=20)
     near_duplicates: NearDuplicatesChoice = "drop"
+
+
+class CorpusOfSources(CorpusBody):
+    """A corpus to be fetched by the service. sources: addresses of files or folders, or ids on the hub."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "docs", "sources": ["s3://texts/articles/"]}]})
+
     sources: tuple[str, ...] = Field(min_length=1, max_length=1000)
 
 

@@ -157,10 +157,8 @@ class GroupRunner:
                 meta = self._stages[node.stage](context)
             finally:
                 checkpoints.close()
-            if SHRUNK in meta:
-                node = replace(node, reusable=False)
             if self._rank == 0:
-                self._publish(job, node, node.artifact_id(digests, job.id), out, meta)
+                self._publish(job, node, digests, out, meta)
             self._share(None)
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -171,7 +169,11 @@ class GroupRunner:
         refs = [] if node.gathers else [done[source] for source in node.inputs.values()]
         return next((ref for ref in refs if DROPPED in self._artifacts.manifest(ref).meta), None)
 
-    def _publish(self, job: JobRecord, node: Node, artifact: str, out: Path, meta: Mapping[str, Any]) -> None:
+    def _publish(
+        self, job: JobRecord, node: Node, digests: Mapping[str, str], out: Path, meta: Mapping[str, Any]
+    ) -> None:
+        shared = SHRUNK not in meta
+        artifact = replace(node, reusable=node.reusable and shared).artifact_id(digests, job.id)
         folder = f"{job.tenant}/artifacts/{artifact}/{job.id}-{job.attempt}"
         ref = self._artifacts.write(folder, out, artifact=artifact, stage=node.stage, meta=meta)
         in_force = self._store.publish(
@@ -182,7 +184,7 @@ class GroupRunner:
             ref=ref,
             node=node.name,
             stage=node.stage,
-            shared=SHRUNK not in meta,
+            shared=shared,
         )
         if in_force != ref:
             self._artifacts.delete(folder)

@@ -20,6 +20,8 @@ __all__ = ["DROPPED", "STAGE_VERSIONS", "Node", "Place", "Plan", "plan_of"]
 def plan_of(job: JobRecord) -> Plan:
     """The plan of a job, from its record alone."""
     plan = _PLANS[job.spec.kind](job)
+    if not job.unshared:
+        return plan
     nodes = [replace(node, reusable=node.reusable and node.name not in job.unshared) for node in plan.nodes]
     return replace(plan, nodes=tuple(nodes))
 

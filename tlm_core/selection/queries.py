@@ -37,16 +37,16 @@ class Queries(Sequence[Query]):
 
     def __init__(self, task: Task, wording: Callable[[str], str]) -> None:
         self._table, self._wording = task.splits["train"], wording
-        self.rows: list[tuple[int, ...]] = []
         self._first: list[int] = []
+        rows: list[list[int]] = []
         seen: dict[bytes, int] = {}
         for number, (row, text) in enumerate(train_texts(task)):
             place = seen.setdefault(hashlib.blake2b(wording(text).encode(), digest_size=16).digest(), len(seen))
-            if place == len(self.rows):
-                self.rows.append((row,))
+            if place == len(rows):
+                rows.append([])
                 self._first.append(number)
-            else:
-                self.rows[place] += (row,)
+            rows[place].append(row)
+        self.rows: list[tuple[int, ...]] = list(map(tuple, rows))
 
     def picked(self, places: Sequence[int]) -> Queries:
         """The queries at `places`, in that order."""

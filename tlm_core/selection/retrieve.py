@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -74,14 +75,14 @@ def retrieve(
     searched again.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    total = sum(map(len, queries.rows))
-    paths = []
+    asked = [0, *accumulate(map(len, queries.rows))]  # train rows, by how many queries they are the text of
+    total, paths = asked[-1], []
     for start in range(0, len(queries), PART):
         path = folder / f"hits-{start // PART:05d}.parquet"
         if not _whole(path):
 
             def told(queries_done: int, start: int = start) -> None:
-                progress(sum(map(len, queries.rows[: start + queries_done])), total, "queries")
+                progress(asked[start + queries_done], total, "queries")
 
             _write_part(path, start, list(_searched(queries[start : start + PART], index, top_k, told)))
         paths.append(path)

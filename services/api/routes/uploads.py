@@ -13,8 +13,7 @@ from services.api.resumable import UploadView
 from services.api.routes.corpora import take_in
 from services.api.routes.datasets import created, intake
 from services.api.uploads import single
-from services.api.views import DatasetCreated, LoadView, OptionsBody
-from services.common.catalog_records import NearDuplicatesChoice
+from services.api.views import CorpusBody, DatasetCreated, LoadView, OptionsBody
 
 router = APIRouter(tags=["uploads"])
 
@@ -52,14 +51,11 @@ class DatasetOfUploads(_Body):
     options: OptionsBody = OptionsBody()
 
 
-class CorpusOfUploads(_Body):
+class CorpusOfUploads(CorpusBody):
     """A corpus, or its next version, of uploads that have arrived whole."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"name": "docs", "files": ["upl_1"]}]})
 
-    name: str = Field(max_length=200)
-    language: str = Field("en", max_length=20)
-    near_duplicates: NearDuplicatesChoice = "drop"
     files: tuple[str, ...] = Field(min_length=1, max_length=1000)
 
 
