@@ -168,22 +168,25 @@ def _numbered(
     """Query, rank, score and passage number of every hit, and the ids by passage number.
 
     Ids are told apart by 64 bits of a hash: among ten million the chance that any two share them is 1 in 300,000.
-    Part by part, since to sort the hashes of all hits at once takes several times their size.
+    Numbered part by part, since to number all hits at once takes several times their size.
     """
     total = sum(pq.read_metadata(path).num_rows for path in paths)
     query, rank = np.empty(total, np.int32), np.empty(total, np.int32)
     score, passage = np.empty(total, np.float32), np.empty(total, np.int32)
-    known = np.empty(0, np.uint64)
-    for path in paths:
-        known = np.union1d(known, _keys(_read(path, ["id"])["id"]))
-    unseen, filled = np.ones(len(known), np.bool_), 0
-    numbers, names = [np.empty(0, np.int64)], [pa.array([], pa.string())]  # of passages as they first appear
+    keys, filled = np.empty(total, np.uint64), 0
     for path in paths:
         part = _read(path)
         here = slice(filled, filled + len(part))
         query[here], rank[here], score[here] = (part[name].to_numpy() for name in ("query", "rank", "score"))
-        ids = part["id"].combine_chunks()
-        passage[here] = found = np.searchsorted(known, _keys(ids))
+        keys[here] = _keys(part["id"])
+        filled = here.stop
+    known = np.unique(keys)
+    unseen, filled = np.ones(len(known), np.bool_), 0
+    numbers, names = [np.empty(0, np.int64)], [pa.array([], pa.string())]  # of passages as they first appear
+    for path in paths:
+        ids = _read(path, ["id"])["id"].combine_chunks()
+        here = slice(filled, filled + len(ids))
+        passage[here] = found = np.searchsorted(known, keys[here])
         filled = here.stop
         new, first = np.unique(found, return_index=True)
         new, first = new[unseen[new]], first[unseen[new]]
