@@ -1,7 +1,7 @@
 """From the trainer's submission to a warm Ray cluster until the workers are in their first stage.
 
 It starts the whole embedded stack, lets one job warm it up, and takes the times of the next ones from their event logs:
-with a single worker, which computes in the program that Ray starts, and with two, which Ray Train starts from there.
+with a single worker, which computes in the program that Ray starts, and with two, which that program starts.
 """
 
 from __future__ import annotations

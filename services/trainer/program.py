@@ -1,16 +1,15 @@
 """The program that Ray runs for an attempt: `python -m services.trainer.program --job … --attempt … --group …`
 
 A single worker computes in this very process, which Ray has started where there is room for it. Several are started
-with Ray Train, and waited for. Retries are not Ray's: a lost worker ends the attempt, and the coordinator starts the
+as Ray actors, and waited for. Retries are not Ray's: a lost worker ends the attempt, and the coordinator starts the
 next one, which goes on from the last checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import socket
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 from services.common.logs import facts, set_up_logging
@@ -27,7 +26,6 @@ def main() -> None:
     assignment = Assignment(**vars(parser.parse_args()))
     settings = TrainerSettings()
     workers = settings.job_store().get(assignment.tenant, assignment.job).spec.workers
-    # Ray Train would start a controller and a worker for this, which import everything again, one after the other.
     _compute(assignment) if workers == 1 else _start(assignment, settings, workers)
 
 
@@ -56,44 +54,60 @@ def _compute(
 
 
 def _start(assignment: Assignment, settings: TrainerSettings, workers: int) -> None:
-    """Start that many workers and wait for them."""
-    # Read when Ray Train is imported. A lost node ends the attempt anyway, our own reports tell how training goes,
-    # and each of the two would start one more process before the first step.
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    """Start that many workers, together or not at all, and wait for them. Raises what the first to fail raised."""
+    # Plain actors, not Ray Train: its controller and its trainer import torch and pandas before the first worker does.
+    import ray
+    from ray.util.placement_group import placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    resources = {"CPU": settings.cpus_per_worker(workers)} | (
-        {"GPU": settings.worker_gpus} if settings.worker_gpus else {}
-    )
-    TorchTrainer(
-        run_worker,
-        train_loop_config=asdict(assignment),
-        scaling_config=ScalingConfig(
-            num_workers=workers, use_gpu=settings.worker_gpus > 0, resources_per_worker=resources
-        ),
-        run_config=RunConfig(
-            name=f"{assignment.job}.{assignment.group}.{assignment.attempt}",
-            storage_path=f"{settings.storage.rstrip('/')}/ray",
-            failure_config=FailureConfig(max_failures=0),
-        ),
-    ).fit()
+    ray.init()
+    gpus = {"GPU": settings.worker_gpus} if settings.worker_gpus else {}
+    room = placement_group([{"CPU": settings.cpus_per_worker(workers)} | gpus] * workers, strategy="PACK")
+    members = [
+        ray.remote(_Member)
+        .options(
+            num_cpus=settings.cpus_per_worker(workers),
+            num_gpus=settings.worker_gpus,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(room, placement_group_bundle_index=rank),
+        )
+        .remote(assignment, rank, workers)
+        for rank in range(workers)
+    ]
+    meeting = members[0].meeting_point.remote()
+    running = [member.run.remote(meeting) for member in members]
+    while running:
+        done, running = ray.wait(running)
+        ray.get(done)
 
 
-def run_worker(config: dict[str, Any]) -> None:
-    """What each Ray Train worker runs."""
-    import ray.train
-    import torch.distributed as dist
+class _Member:
+    """One of several workers, in a process of its own; the others die with the program."""
 
-    def share(value: Any) -> Any:
-        box = [value]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
+    def __init__(self, assignment: Assignment, rank: int, world_size: int) -> None:
+        self._assignment, self._rank, self._world_size = assignment, rank, world_size
 
-    context = ray.train.get_context()
-    _compute(Assignment(**config), context.get_world_rank(), context.get_world_size(), share)
+    def meeting_point(self) -> str:
+        """Where the workers find one another: an address of this one."""
+        import ray
+
+        with socket.socket() as free:
+            free.bind(("", 0))
+            return f"tcp://{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
+
+    def run(self, meeting_point: str) -> None:
+        """This worker's part of the assignment."""
+        import torch
+        import torch.distributed as dist
+
+        def share(value: Any) -> Any:
+            box = [value]
+            dist.broadcast_object_list(box, src=0)
+            return box[0]
+
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, meeting_point, rank=self._rank, world_size=self._world_size)
+        _compute(self._assignment, self._rank, self._world_size, share)
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

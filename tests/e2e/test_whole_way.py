@@ -74,10 +74,15 @@ class Stack:
     client: TLMClient
     folder: Path
 
-    def training_workers(self) -> list[int]:
-        """Pids of the single workers of this stack."""
-        program = b"\0services.trainer.program\0"
-        return [pid for pid in marked({FOLDER_MARK: str(self.folder)}) if program in command_of(pid)]
+    def training_workers(self, command: bytes = b"\0services.trainer.program\0") -> list[int]:
+        """Pids of the programs of this stack's attempts, which are their workers where these are single."""
+        return [pid for pid in marked({FOLDER_MARK: str(self.folder)}) if command in command_of(pid)]
+
+    def wait_for_no_worker(self, *which: bytes) -> None:
+        deadline = time.monotonic() + 60
+        while self.training_workers(*which):
+            assert time.monotonic() < deadline, "a worker is left"
+            time.sleep(0.1)
 
     def events(self, job_id: str, kind: str) -> list[JobEvent]:
         return [event for event in self.client.past_events(job_id) if event.type == kind]
@@ -124,14 +129,13 @@ def embedded(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[S
         yield stack
 
 
-def kill_in_joint_stage(stack: Stack, job_id: str) -> int:
-    """Kill the training worker once it has left a checkpoint of the joint stage; returns that checkpoint's step."""
+def kill_in_joint_stage(stack: Stack, job_id: str, *which: bytes) -> int:
+    """Kill a training worker once a checkpoint of the joint stage is there; returns that checkpoint's step."""
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         found = [e.data["step"] for e in stack.events(job_id, "checkpoint.published")]
-        if found and (workers := stack.training_workers()):
-            for pid in workers:
-                os.kill(pid, signal.SIGKILL)
+        if found and (workers := stack.training_workers(*which)):
+            os.kill(workers[0], signal.SIGKILL)
             return int(max(found))
         time.sleep(0.1)
     raise AssertionError(f"no checkpoint came: {stack.client.job(job_id)}")
@@ -201,9 +205,20 @@ def test_a_running_job_is_cancelled_and_leaves_no_worker(embedded: Stack) -> Non
         time.sleep(0.1)
     embedded.client.cancel(job.id)
     assert embedded.client.wait(job.id).state == "cancelled"
-    while embedded.training_workers():
-        assert time.monotonic() < deadline, "a worker is left"
-        time.sleep(0.1)
+    embedded.wait_for_no_worker()
+
+
+def test_one_of_two_workers_is_killed_and_both_go_on_from_the_checkpoint(embedded: Stack) -> None:
+    member = b"ray::_Member"
+    short = SPEC["set"] | {"joint.budget.steps": 300}
+    job = embedded.client.submit(JobSpec(**SPEC | {"seeds": (11,), "workers": 2, "set": short}))
+    step = kill_in_joint_stage(embedded, job.id, member)
+    ended = embedded.client.wait(job.id)
+    assert (ended.state, ended.attempt) == ("succeeded", 2)
+    (resumed,) = embedded.events(job.id, "stage.resumed")
+    assert (resumed.attempt, resumed.data["node"]) == (2, "joint.s11")
+    assert resumed.data["step"] >= step > 0
+    embedded.wait_for_no_worker(member)
 
 
 @pytest.mark.opensearch
