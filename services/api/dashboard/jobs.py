@@ -19,6 +19,7 @@ from tlm_core.errors import IllegalTransition, NotFound
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import Event, JobRecord, Origin
 from tlm_core.jobs.states import TERMINAL, TRANSITIONS, State, Verb
+from tlm_core.tasks.metrics import ALWAYS, METRICS
 
 router = APIRouter(prefix="/jobs")
 
@@ -184,7 +185,13 @@ def _events(parts: Parts, job: JobRecord, after: int) -> list[Event]:
 
 
 def _score(job: JobRecord) -> dict[str, Any] | None:
-    """Test scores of a job that succeeded, as its record tells them: means over the seeds."""
-    summary = (job.result or {}).get("summary") or {}
-    test: dict[str, Any] | None = summary.get("mean", {}).get("test")
-    return test
+    """What a job that succeeded scores on test, as its record tells it: means over the seeds.
+
+    `name` and `value` are of the task's own metric where it is none of the usual ones, else of macro-F1.
+    """
+    test = ((job.result or {}).get("summary") or {}).get("mean", {}).get("test")
+    if not test:
+        return None
+    own = [name for name in METRICS if name not in ALWAYS and test.get(name) is not None]
+    name = own[0] if own else "macro_f1"
+    return {"name": name, "value": test.get(name), "accuracy": test.get("accuracy")}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+from tlm_core.tasks.metrics import ALWAYS, REGRESSION
+
 NONE = "–"
 _DIGITS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
@@ -32,6 +34,14 @@ def about(value: float | None) -> str:
 def metric(name: str) -> str:
     """macro-F1 for macro_f1."""
     return name.replace("_f1", "-F1")
+
+
+def scores_shown(metric: str) -> tuple[str, ...]:
+    """Names of the scores that a page shows of a task with this metric."""
+    if metric in REGRESSION:
+        return REGRESSION
+    usual = ("macro_f1", "accuracy")
+    return usual if metric in ALWAYS else (*usual, metric)
 
 
 def score(value: float | None, spread: float | None = None) -> str:

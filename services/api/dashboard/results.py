@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import FileResponse, Response
 
+from services.api.dashboard.present import scores_shown
 from services.api.dashboard.strip import selects
 from services.api.dashboard.web import SignedIn, page
 from services.api.parts import Parts, PartsDep
@@ -23,7 +24,6 @@ from tlm_core.artifacts import ManifestRef
 from tlm_core.errors import Conflict, InvalidRequest, NotFound
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord
-from tlm_core.tasks.metrics import ALWAYS, REGRESSION
 
 router = APIRouter(prefix="/jobs")
 
@@ -62,7 +62,7 @@ def results(
     return page(
         request, "results.html", **shared, report=report, plot=plot, chosen=chosen,
         matrix=_matrix(labels, chosen), confusions=_confusions(labels, chosen), paper_flops=PAPER_FLOPS,
-        classes=list(zip(labels, chosen["test"]["per_class"], strict=True)), shown=_shown(report["metric"]),
+        classes=list(zip(labels, chosen["test"]["per_class"], strict=True)), shown=scores_shown(report["metric"]),
     )  # fmt: skip
 
 
@@ -164,14 +164,6 @@ def _finished(parts: Parts, job: JobRecord, stage: str) -> ManifestRef | None:
         return artifact_of(parts.jobs, job, stage)
     except (Conflict, NotFound):
         return None
-
-
-def _shown(metric: str) -> tuple[str, ...]:
-    """Columns of the table of scores."""
-    if metric in REGRESSION:
-        return REGRESSION
-    usual = ("macro_f1", "accuracy")
-    return usual if metric in ALWAYS else (*usual, metric)
 
 
 def _matrix(labels: list[str], entry: dict[str, Any]) -> list[dict[str, Any]] | None:
