@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from tlm_client.console import Session
 from tlm_core.errors import InvalidRequest, NotFound, Unavailable
-from tlm_core.tasks.metrics import score
+from tlm_core.tasks.metrics import score, score_values
 from tlm_core.tasks.options import DatasetOptions
 from tlm_core.tasks.task import SPLITS, Task
 from tlm_core.tasks.validate import load_task
@@ -50,8 +51,8 @@ class Classifier:
             self.tokenizer.model_max_length, getattr(self.model.config, "max_position_embeddings", _LONGEST)
         )
 
-    def probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> torch.Tensor:
-        """(texts, labels) probabilities; longer texts are cut as in training."""
+    def outputs(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> torch.Tensor:
+        """(texts, labels) logits, of a regression model (texts, 1) amounts; longer texts are cut as in training."""
         encoded = self.tokenizer(
             list(texts),
             list(pairs) if pairs is not None else None,
@@ -61,11 +62,11 @@ class Classifier:
             return_tensors="pt",
         )
         with torch.inference_mode():
-            return self.model(**encoded.to(self.device)).logits.float().softmax(-1).cpu()
+            return self.model(**encoded.to(self.device)).logits.float().cpu()
 
     def classify(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[tuple[str, float]]:
         """The likeliest label of each text, and its probability."""
-        best = self.probabilities(texts, pairs).max(-1)
+        best = self.outputs(texts, pairs).softmax(-1).max(-1)
         return [(self.labels[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
 
@@ -92,27 +93,33 @@ def evaluate_model(
     batch: int = 64,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Scores of a stock model on one split, as tlm_core.tasks.metrics.score gives them.
+    """Scores of a stock model on one split, as tlm_core.tasks.metrics gives them.
 
-    The model's labels are matched to the task's by name. Raises InvalidRequest if they are others.
+    The model's labels are matched to the task's by name. Raises InvalidRequest if they are others, or if one of the
+    two has amounts and the other labels.
     """
     if split not in SPLITS:
         raise InvalidRequest(f"unknown split '{split}'; known are {', '.join(SPLITS)}")
     classifier = Classifier(source)
-    if set(classifier.labels) != set(task.labels):
+    if task.regression != (len(classifier.labels) == 1):
+        wants, has = ("one amount", "labels") if task.regression else ("labels", "one amount")
+        raise InvalidRequest(f"the data set has {wants} for each text, the model gives {has}; they must be the same")
+    if not task.regression and set(classifier.labels) != set(task.labels):
         raise InvalidRequest(
             f"the model knows the labels {', '.join(classifier.labels[:20])}, the data set "
             f"{', '.join(task.labels[:20])}; they must be the same"
         )
-    if task.regression:
-        raise InvalidRequest("this command scores classes; for regression the job's report has the correlations")
-    index = [task.labels.index(label) for label in classifier.labels]
     texts, pairs = task.texts(split), task.text_pairs(split)
-    answers: list[int] = []
+    answers: list[torch.Tensor] = []
     for start in range(0, len(texts), batch):
         part = slice(start, start + batch)
-        found = classifier.probabilities(texts[part], pairs[part] if pairs is not None else None).argmax(-1)
-        answers += [index[label] for label in found.tolist()]
+        answers.append(classifier.outputs(texts[part], pairs[part] if pairs is not None else None))
         if on_progress is not None:
-            on_progress(len(answers), len(texts))
-    return score(task.label_ids(split), answers, len(task.labels), task.metric, in_train=task.in_train(split))
+            on_progress(min(start + batch, len(texts)), len(texts))
+    found = torch.cat(answers).numpy()
+    if task.regression:
+        return score_values(task.amounts(split), found[:, 0], task.metric, in_train=task.in_train(split))
+    index = np.array([task.labels.index(label) for label in classifier.labels])
+    return score(
+        task.label_ids(split), index[found.argmax(1)], len(task.labels), task.metric, in_train=task.in_train(split)
+    )

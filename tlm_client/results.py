@@ -8,8 +8,7 @@ from typing import Any
 from tlm_client.console import say, table
 from tlm_client.display import duration
 from tlm_client.models import Estimate
-
-SCORES = ("macro_f1", "micro_f1", "accuracy")
+from tlm_core.tasks.metrics import scores_shown
 
 
 def mean_and_spread(report: Mapping[str, Any], score: str) -> str:
@@ -38,8 +37,8 @@ def say_report(report: Mapping[str, Any]) -> None:
         say(str(report["words"]))
         say(f"cost: {cost_line(report)}")
         return
-    known = [score for score, mean in report["mean"]["test"].items() if mean is not None and score != "deduplicated"]
-    rows = [(s, mean_and_spread(report, s), number(test_value(report, "majority", s))) for s in known or SCORES]
+    shown = scores_shown(report["metric"])
+    rows = [(s, mean_and_spread(report, s), number(test_value(report, "majority", s))) for s in shown]
     seeds = len(report["seeds"])
     table(("score on test", f"mean of {seeds} seed{'s' if seeds != 1 else ''}", "majority class"), rows)
     say(f"cost: {cost_line(report)}")

@@ -11,7 +11,8 @@ from tlm_client.commands.jobs import JobId
 from tlm_client.console import INTERRUPTED, AsJson, emit, guarded, notes, say, session_of, table
 from tlm_client.display import spark
 from tlm_client.models import Comparison, Outcome
-from tlm_client.results import SCORES, number
+from tlm_client.results import number
+from tlm_core.tasks.metrics import scores_shown
 
 
 @guarded
@@ -88,7 +89,8 @@ def _print(line: dict[str, Any], as_json: bool) -> None:
 
 
 def _scores(found: Comparison) -> list[tuple[str, ...]]:
-    rows = [(score, *(_mean(one, score) for one in found.outcomes)) for score in SCORES]
+    shown = dict.fromkeys(score for one in found.outcomes if one.metric for score in scores_shown(one.metric))
+    rows = [(score, *(_mean(one, score) for one in found.outcomes)) for score in shown]
     for what in ("flops", "tokens", "seconds"):
         totals = [(one.cost or {}).get("total", {}).get(what) for one in found.outcomes]
         rows.append((what, *("n/a" if total is None else f"{total:.3g}" for total in totals)))

@@ -10,8 +10,9 @@ import typer
 from tlm_client.commands.jobs import JobId
 from tlm_client.console import AsJson, emit, guarded, notes, say, session_of, table
 from tlm_client.display import Display
-from tlm_client.results import SCORES, number
+from tlm_client.results import number
 from tlm_core.errors import Conflict
+from tlm_core.tasks.metrics import scores_shown
 
 
 @guarded
@@ -79,7 +80,7 @@ def evaluate(
         return
     say(f"{scores['rows']:,} rows of {split}; {scores['metric']} decides")
     clean = scores["deduplicated"]
-    rows = [(name, number(scores[name]), number(clean[name])) for name in SCORES]
+    rows = [(name, number(scores[name]), number(clean[name])) for name in scores_shown(scores["metric"])]
     table(("score", "all rows", f"without {clean['rows_left_out']} rows that stand in train"), rows)
 
 

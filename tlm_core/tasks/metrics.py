@@ -28,6 +28,11 @@ def scores_for(metric: str) -> tuple[str, ...]:
     return ALWAYS if metric in ALWAYS else (*ALWAYS, metric)
 
 
+def scores_shown(metric: str) -> tuple[str, ...]:
+    """Those of `scores_for` that a task with this metric can have: in regression the correlations alone."""
+    return REGRESSION if metric in REGRESSION else scores_for(metric)
+
+
 def score(
     labels_true: LabelIds,
     labels_pred: LabelIds,

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tlm_core.tasks.metrics import REGRESSION, scores_for
+from tlm_core.tasks.metrics import REGRESSION, scores_shown
 
 TITLES = {
     "macro_f1": "macro-F1",
@@ -34,7 +34,7 @@ def _plain(text: object) -> str:
 def _scores(report: Mapping[str, Any]) -> list[str]:
     mean, spread = report["mean"], report["spread"]
     regression = report["metric"] in REGRESSION
-    names = REGRESSION if regression else scores_for(report["metric"])
+    names = scores_shown(report["metric"])
     header = f"| split | {' | '.join(TITLES[n] for n in names)} | without texts that also stand in train |"
     lines = [header, "|---" * (len(names) + 2) + "|"]
     for split in mean:

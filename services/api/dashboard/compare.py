@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse, Response
 
 from services.api.compare import compare
 from services.api.dashboard.curves import STAGES, curves, stages_of
-from services.api.dashboard.present import scores_shown
+from services.api.dashboard.present import scores_of
 from services.api.dashboard.web import SignedIn, page
 from services.api.parts import Parts, PartsDep
 from tlm_core.errors import InvalidRequest
@@ -34,7 +34,7 @@ def compare_page(
 ) -> Response:
     jobs = _jobs(parts, tenant, ids)
     found = compare(parts.jobs, parts.artifacts, jobs, points=_FEWEST_POINTS)
-    scores = dict.fromkeys(name for one in found.outcomes if one.metric for name in scores_shown(one.metric))
+    scores = dict.fromkeys(name for one in found.outcomes if one.metric for name in scores_of(one.metric))
     charted = [name for name in STAGES if any(name in stages_of(plan_of(job)) for job in jobs)]
     return page(
         request, "compare.html", jobs=jobs, names=_names(jobs), differences=found.differences, outcomes=found.outcomes,

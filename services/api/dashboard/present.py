@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from tlm_core.tasks.metrics import ALWAYS, REGRESSION
+from tlm_core.tasks.metrics import scores_shown
 
 NONE = "–"
 _DIGITS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
@@ -36,12 +36,9 @@ def metric(name: str) -> str:
     return name.replace("_f1", "-F1")
 
 
-def scores_shown(metric: str) -> tuple[str, ...]:
-    """Names of the scores that a page shows of a task with this metric."""
-    if metric in REGRESSION:
-        return REGRESSION
-    usual = ("macro_f1", "accuracy")
-    return usual if metric in ALWAYS else (*usual, metric)
+def scores_of(metric: str) -> tuple[str, ...]:
+    """Names of the scores that a page shows; micro-F1 is accuracy where a text has one label, and is not told twice."""
+    return tuple(name for name in scores_shown(metric) if name != "micro_f1")
 
 
 def score(value: float | None, spread: float | None = None) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import FileResponse, Response
 
-from services.api.dashboard.present import scores_shown
+from services.api.dashboard.present import scores_of
 from services.api.dashboard.strip import selects
 from services.api.dashboard.web import SignedIn, page
 from services.api.parts import Parts, PartsDep
@@ -62,7 +62,7 @@ def results(
     return page(
         request, "results.html", **shared, report=report, plot=plot, chosen=chosen,
         matrix=_matrix(labels, chosen), confusions=_confusions(labels, chosen), paper_flops=PAPER_FLOPS,
-        classes=list(zip(labels, chosen["test"]["per_class"], strict=True)), shown=scores_shown(report["metric"]),
+        classes=list(zip(labels, chosen["test"]["per_class"], strict=True)), shown=scores_of(report["metric"]),
     )  # fmt: skip
 
 

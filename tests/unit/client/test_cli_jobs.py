@@ -81,7 +81,7 @@ def test_a_comparison_shows_what_differs_and_what_is_missing() -> None:
         "jobs": [job_view(), job_view(id="job_2")],
         "differences": [{"key": "joint.rho2", "values": [5, None]}],
         "outcomes": [
-            {"job": "job_1", "mean": scores, "spread": {"test": {"macro_f1": 0.01}},
+            {"job": "job_1", "metric": "macro_f1", "mean": scores, "spread": {"test": {"macro_f1": 0.01}},
              "cost": {"total": {"flops": 2e12, "tokens": 5.0, "seconds": 7.0}}},
             {"job": "job_2", "reason": "it has not finished"},
         ],
