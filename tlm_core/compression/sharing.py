@@ -142,23 +142,22 @@ class TicketOptimizer(Optimizer):
 
 
 class SharedBatches:
-    """Step number → batch of one task; an epoch has each task's batches, shuffled. Selects the task in the model."""
+    """Step number → batch of one task, which it selects in the model.
 
-    def __init__(self, model: SharedModel, tasks: Sequence[Prepared], batch: int, seed: int) -> None:
+    steps: of each task, all of which come, shuffled; each task's batches are those that it would have alone.
+    """
+
+    def __init__(
+        self, model: SharedModel, tasks: Sequence[Prepared], steps: Sequence[int], batch: int, seed: int
+    ) -> None:
         self._model = model
         self._batches = [FinetuneBatches(prepared, batch, seed) for prepared in tasks]
-        counts = [-(-len(prepared.split("train")) // batch) for prepared in tasks]
-        self._turns = np.repeat(np.arange(len(tasks)), counts)
-        self._counts = counts
-        self._seed = seed
+        self._turns = random_at(seed, Stream.TASK, 0).permutation(np.repeat(np.arange(len(tasks)), steps))
 
     def __call__(self, step: int, progress: float) -> Batch:
-        epoch, place = divmod(step, len(self._turns))
-        order = random_at(self._seed, Stream.TASK, epoch).permutation(self._turns)
-        number = int(order[place])
+        number = int(self._turns[step])
         self._model.select(number)
-        turn = int(np.count_nonzero(order[:place] == number))
-        return self._batches[number](epoch * self._counts[number] + turn, progress)
+        return self._batches[number](int(np.count_nonzero(self._turns[:step] == number)), progress)
 
 
 def share(ctx: StageContext) -> dict[str, Any]:
@@ -173,20 +172,21 @@ def share(ctx: StageContext) -> dict[str, Any]:
     models = [_start(ctx, prepared).to(device) for prepared in tasks]
     masks = [ticket_of(ctx, number, models[0].shape) for number in range(len(tasks))]
     model, part = SharedModel(models, masks), recipe["finetune"]
-    steps = sum(finetune_steps(part, len(prepared.split("train"))) for prepared in tasks)
+    # A cap on steps is each task's, so that no task has fewer here than alone because another is large.
+    steps = [finetune_steps(part, len(prepared.split("train"))) for prepared in tasks]
     trainer = Trainer(
         ctx=ctx,
         model=cast(Any, model),
         optimizer=TicketOptimizer(model, part["optimizer"]),
         optimizer_recipe=part["optimizer"],
-        batches=SharedBatches(model, tasks, part["batch"], seed),
-        budget=Budget("steps", steps),
+        batches=SharedBatches(model, tasks, steps, part["batch"], seed),
+        budget=Budget("steps", sum(steps)),
         seed=seed,
         precision=recipe["precision"],
         checkpoint_steps=recipe["checkpoint_steps"],
         device=device,
         validate=partial(_validate, model, tasks, recipe["precision"], Workers(ctx.rank, ctx.world_size), device),
-        evaluate_at=evaluation_steps(steps, part["evaluations"], False),
+        evaluate_at=evaluation_steps(sum(steps), part["evaluations"], False),
     )
     with gated(cast(Any, model), model.head_gates, model.block_gates):
         state, best = trainer.run()

@@ -26,7 +26,7 @@ STAGE_VERSIONS: Mapping[str, int] = {
     "phases": 1,
     "merge": 2,
     "part": 1,
-    "share": 1,
+    "share": 2,
     "shared_report": 1,
 }
 

@@ -27,7 +27,7 @@ from tlm_core.training.evaluate import predict
 from tlm_core.training.local import run_stage
 from tlm_core.training.objective import Workers, accumulate_gradient
 from tlm_core.training.params import stage_params
-from tlm_core.training.prepared import Prepared, task_batch
+from tlm_core.training.prepared import FinetuneBatches, Prepared, task_batch
 from tlm_core.training.stages import build
 
 MASKS = (
@@ -146,14 +146,24 @@ def test_each_task_answers_as_its_own_sliced_model_would(parts: list[Prepared]) 
         np.testing.assert_allclose(found[number], again, atol=1e-5)
 
 
-def test_an_epoch_holds_every_text_of_every_task_once(parts: list[Prepared]) -> None:
+def test_each_task_has_the_batches_that_it_would_have_alone_whatever_the_size_of_the_others(
+    parts: list[Prepared],
+) -> None:
     model = shared(recipe_of("modernbert"), parts)
-    batches = SharedBatches(model, parts, 8, seed=0)
-    seen: dict[int, list[int]] = {0: [], 1: []}
-    for step in range(5 + 3):
+    counts = (5, 6)  # one epoch of the first task's 40 texts, two of the second's 24
+    batches = SharedBatches(model, parts, counts, 8, seed=0)
+    seen: dict[int, list[list[int]]] = {0: [], 1: []}
+    turns: list[int] = []
+    for step in range(sum(counts)):
         batch = batches(step, 0.0)
-        seen[model.current].extend(batch.rows.documents.tolist())
-    assert sorted(seen[0]) == list(range(40)) and sorted(seen[1]) == list(range(24))
+        turns.append(model.current)
+        seen[model.current].append(batch.rows.documents.tolist())
+    assert turns != sorted(turns), "the tasks are mixed"
+    for number, prepared in enumerate(parts):
+        alone = FinetuneBatches(prepared, 8, seed=0)
+        assert seen[number] == [alone(turn, 0.0).rows.documents.tolist() for turn in range(counts[number])]
+    texts = [sorted(text for batch in seen[number] for text in batch) for number in range(2)]
+    assert texts == [list(range(40)), sorted(2 * list(range(24)))]
 
 
 def test_the_stage_trains_and_each_task_can_be_loaded_out_of_it(parts: list[Prepared], tmp_path: Path) -> None:
