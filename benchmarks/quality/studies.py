@@ -32,9 +32,9 @@ from tlm_core.jobs.spec import JobSpec
 from tlm_core.training.recipe import Recipe, resolve
 
 ALONE = {"joint.enabled": False, "selection.selector": "none"}
-# From 300 to 200,000 texts of one short task, with a cap on steps that two cores can bear.
-LARGE = {"model.max_length": 64, "finetune.max_steps": 3000}
-LARGE_SIZES = (300, 1000, 3000, 10_000, 30_000, 100_000, 1)
+# From 300 to 200,000 texts of one short task; the cap on steps is one epoch of all of them.
+LARGE = {"model.max_length": 24, "finetune.batch": 128, "finetune.max_steps": 1600, "finetune.evaluations": 3}
+LARGE_SIZES = (300, 3000, 30_000, 1)
 LEVELS = (0.15, 0.3, 0.45, 0.6)
 
 

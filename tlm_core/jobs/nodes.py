@@ -19,7 +19,7 @@ STAGE_VERSIONS: Mapping[str, int] = {
     "subset": 1,
     "bilstm": 2,
     "evaluate_bilstm": 1,
-    "curve": 2,
+    "curve": 3,
     "tickets_fit": 1,
     "importance": 1,
     "ticket": 1,

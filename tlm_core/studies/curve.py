@@ -164,10 +164,10 @@ def words(report: Mapping[str, Any]) -> str:
             continue
         within = f"within {against['margin']:.1%} of '{model}'"
         found.append(
-            f"By the fitted power laws, from some {against['labels']:,.0f} labels on it is {within}: {faster}."
+            f"By the fitted power laws, from some {_about(against['labels'])} labels on it is {within}: {faster}."
         )
         if against["interval"] is not None:
-            ends = ["beyond what was looked at" if end is None else f"{end:,.0f}" for end in against["interval"]]
+            ends = ["beyond what was looked at" if end is None else _about(end) for end in against["interval"]]
             found.append(f"The 90 % interval of that number reaches from {ends[0]} to {ends[1]}.")
         if "note" in against:
             found.append(f"That is {against['note']}.")
@@ -175,6 +175,11 @@ def words(report: Mapping[str, Any]) -> str:
     for size in report["dropped"]:
         found.append(f"{size['rows']} labels were left out: {size['dropped']}.")
     return " ".join(found)
+
+
+def _about(count: float) -> str:
+    """Two digits: a fit through a few points knows no more."""
+    return f"{float(f'{count:.1e}'):,.0f}"
 
 
 def _write(out: Path, report: Mapping[str, Any]) -> None:
