@@ -15,7 +15,7 @@ help:
 	@echo "make bench-retrieval  what the retriever's claims rest on, as JSON lines (BENCH=--three-million: the long one too)"
 	@echo "make bench-training   what the training engine's claims rest on, as JSON lines"
 	@echo "make bench-studies    how fast the BiLSTM trains and predicts, as JSON lines"
-	@echo "make bench-quality    what trained models are worth; hours, and goes on where it was stopped"
+	@echo "make bench-quality    what trained models are worth, all studies too; many hours, and goes on where it was stopped"
 	@echo "make lock   pin the requirements anew"
 
 setup: .venv/ready
@@ -56,6 +56,12 @@ bench-quality: setup
 	@$(BIN)/python -m benchmarks.quality.selectors sciie acl_arc sci_cite
 	@$(BIN)/python -m benchmarks.quality.ablations sciie
 	@$(BIN)/python -m benchmarks.quality.time_to_quality sciie sci_cite
+	@$(BIN)/python -m benchmarks.quality.pretrained sciie
+	@$(BIN)/python -m benchmarks.quality.studies curve csabstruct sci_cite --minilm
+	@$(BIN)/python -m benchmarks.quality.studies curve sources --lstm 1x128
+	@$(BIN)/python -m benchmarks.quality.studies prune sciie sci_cite csabstruct
+	@$(BIN)/python -m benchmarks.quality.studies prune sciie sci_cite csabstruct --minilm
+	@$(BIN)/python -m benchmarks.quality.studies share sciie acl_arc sci_cite csabstruct
 
 lock:
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml -o requirements.txt
