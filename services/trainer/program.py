@@ -61,18 +61,13 @@ def _start(assignment: Assignment, settings: TrainerSettings, workers: int) -> N
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     ray.init()
-    gpus = {"GPU": settings.worker_gpus} if settings.worker_gpus else {}
-    room = placement_group([{"CPU": settings.cpus_per_worker(workers)} | gpus] * workers, strategy="PACK")
-    members = [
-        ray.remote(_Member)
-        .options(
-            num_cpus=settings.cpus_per_worker(workers),
-            num_gpus=settings.worker_gpus,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(room, placement_group_bundle_index=rank),
-        )
-        .remote(assignment, rank, workers)
-        for rank in range(workers)
-    ]
+    cpus, gpus = settings.cpus_per_worker(workers), settings.worker_gpus
+    room = placement_group([{"CPU": cpus} | ({"GPU": gpus} if gpus else {})] * workers, strategy="PACK")
+    members = []
+    for rank in range(workers):
+        place = PlacementGroupSchedulingStrategy(room, placement_group_bundle_index=rank)
+        member = ray.remote(_Member).options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy=place)
+        members.append(member.remote(assignment, rank, workers))
     meeting = members[0].meeting_point.remote()
     running = [member.run.remote(meeting) for member in members]
     while running:
