@@ -90,7 +90,7 @@ def _print(line: dict[str, Any], as_json: bool) -> None:
 
 def _scores(found: Comparison) -> list[tuple[str, ...]]:
     shown = dict.fromkeys(score for one in found.outcomes if one.metric for score in scores_shown(one.metric))
-    rows = [(score, *(_mean(one, score) for one in found.outcomes)) for score in shown]
+    rows = [(score, *(_mean(one, score) for one in found.outcomes)) for score in shown or scores_shown("macro_f1")]
     for what in ("flops", "tokens", "seconds"):
         totals = [(one.cost or {}).get("total", {}).get(what) for one in found.outcomes]
         rows.append((what, *("n/a" if total is None else f"{total:.3g}" for total in totals)))

@@ -38,7 +38,7 @@ def compare_page(
     charted = [name for name in STAGES if any(name in stages_of(plan_of(job)) for job in jobs)]
     return page(
         request, "compare.html", jobs=jobs, names=_names(jobs), differences=found.differences, outcomes=found.outcomes,
-        scores=[*scores, "deduplicated"],
+        scores=[*(scores or scores_of("macro_f1")), "deduplicated"],
         charted=charted, shown=stage if stage in charted else (charted[-1] if charted else None),
     )  # fmt: skip
 
