@@ -32,6 +32,7 @@ from tlm_core.errors import NonFiniteLoss
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord, Progress, Resolved
 from tlm_core.tasks.metrics import majority_baseline, score, summary
+from tlm_core.training.evaluate import told
 from tlm_core.training.recipe import resolve
 
 HOSTILE = """<script>document.title='owned'</script><img src=x onerror="document.title='owned'">"'&amp;"""
@@ -289,7 +290,7 @@ def finish(gateway: Gateway, job: JobRecord, labels: tuple[str, ...], skill: flo
         done[node.name] = publish(store, artifacts, job, node.name, folder)
     result = {
         "artifacts": {name: {"artifact": name, "ref": ref.model_dump()} for name, ref in done.items()},
-        "summary": {"best_seed": report["best_seed"], "mean": report["mean"], "spread": report["spread"]},
+        "summary": told(report),
     }
     store.finish(job, "maker", result)
 

@@ -89,26 +89,27 @@ def test_files_are_sent_to_a_session(filled: tuple[Gateway, Made]) -> None:
 
 def test_lists_and_comparisons_show_the_metric_of_a_task_that_has_one_of_its_own(gateway: Gateway) -> None:
     store = gateway.parts.jobs
-    wanted = {"pearson": (0.8125, 0.7875), "matthews": (0.4375, None)}
-    for metric, (own, more) in wanted.items():
+    correlations = {"pearson": 0.8125, "spearman": 0.7875}
+    wanted = {"pearson": correlations, "spearman": correlations, "matthews": {"matthews": 0.4375}}
+    for metric, scores in wanted.items():
+        usual = dict.fromkeys(("macro_f1", "micro_f1", "accuracy"), None if scores is correlations else 0.25)
         job, _ = store.submit(T, make_spec(), make_resolved())
         claimed = store.claim("maker", 60)
         assert claimed is not None
         folder = gateway.root / "made" / metric
         folder.mkdir(parents=True)
-        usual = dict.fromkeys(("macro_f1", "micro_f1", "accuracy"), None if more else 0.25)
-        test = usual | {metric: own} | ({"spearman": more} if more else {}) | {"deduplicated": 0.125}
+        test = usual | scores | {"deduplicated": 0.125}
         report = {"metric": metric, "mean": {"test": test}, "spread": {"test": {}}, "cost": None}
         (folder / "report.json").write_text(json.dumps(report))
         ref = gateway.parts.artifacts.write(f"default/{metric}", folder, artifact=metric, stage="evaluate")
         made = {plan_of(claimed).report: {"artifact": metric, "ref": ref.model_dump()}}
-        store.finish(claimed, "maker", {"artifacts": made, "summary": {"mean": report["mean"]}})
+        store.finish(claimed, "maker", {"artifacts": made, "summary": {"metric": metric, "mean": report["mean"]}})
         browser = signed_in(gateway)
         row = Tags(browser.get("/ui/jobs").text.partition(f'id="row-{job.id}"')[2].partition("</tr>")[0]).words
-        assert f"{own:.3f} {metric}" in " ".join(row.split())
+        assert f"{scores[metric]:.3f} {metric}" in " ".join(row.split())
         table = Tags(browser.get(f"/ui/compare?id={job.id}").text).words
-        assert all(word in table for word in (metric, f"{own:.3f}", *(["spearman", "0.787"] if more else ["macro-F1"])))
-        assert ("macro-F1" in table) == (more is None)
+        assert all(word in table for name, value in scores.items() for word in (name, f"{value:.3f}"))
+        assert ("macro-F1" in table) == (scores is not correlations)
 
 
 def test_studies_show_their_words_and_their_plot(gateway: Gateway) -> None:

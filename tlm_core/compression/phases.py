@@ -18,7 +18,7 @@ from tlm_core.studies.measure import compare_graphs, in_words
 from tlm_core.studies.plot import Curve, plot
 from tlm_core.tasks.metrics import summary
 from tlm_core.tasks.task import Task
-from tlm_core.training.evaluate import pick_device, predict, report_of, total_cost
+from tlm_core.training.evaluate import pick_device, predict, report_of, told, total_cost
 from tlm_core.training.export import write_export
 from tlm_core.training.graph import write_onnx
 from tlm_core.training.prepared import Prepared, Split
@@ -58,7 +58,7 @@ def phases(ctx: StageContext) -> dict[str, Any]:
     report["inference"] = _inference({"dense": graph, "sliced": ctx.out / "model.onnx"}, prepared)
     report["words"] = words(report)
     _write(ctx.out, report)
-    return {"super_ticket": chosen["level"], "best_seed": report["best_seed"], "mean": report["mean"]}
+    return {"super_ticket": chosen["level"], **told(report)}
 
 
 def node_of(which: str, level: float, seed: int) -> str:

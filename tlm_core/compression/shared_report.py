@@ -60,7 +60,7 @@ def shared_report(ctx: StageContext) -> dict[str, Any]:
             for system in SYSTEMS:
                 for entry in task[system]["seeds"]:
                     table.writerow([task["name"], system, entry["seed"], task["metric"], entry["test"]["value"]])
-    return {"mean": report["mean"], "words": report["words"]}
+    return {name: report[name] for name in ("metric", "mean", "spread", "words")}
 
 
 def _task(inputs: Mapping[str, Path], number: int, name: str, seeds: Sequence[int]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from tlm_core.studies.lstm_export import INT8, export_lstm, lstm_onnx
 from tlm_core.studies.measure import compare_graphs, in_words
 from tlm_core.studies.plot import Curve, plot
 from tlm_core.tasks.metrics import better, summary
-from tlm_core.training.evaluate import over_seeds, total_cost
+from tlm_core.training.evaluate import over_seeds, told, total_cost
 from tlm_core.training.graph import write_onnx
 from tlm_core.training.prepared import Prepared
 from tlm_core.training.stage import StageContext
@@ -61,7 +61,7 @@ def curve(ctx: StageContext) -> dict[str, Any]:
     report["against"] = {m: _against(report, m, ctx.params["margin"]) for m in models if not m.startswith(BILSTM)}
     report["words"] = words(report)
     _write(ctx.out, report)
-    return {"mean": report["mean"], "words": report["words"]}
+    return {**told(report), "words": report["words"]}
 
 
 def _report(folder: Path) -> dict[str, Any]:

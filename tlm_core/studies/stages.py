@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tlm_core.studies.bilstm import BiLSTM, LSTMShape, initialise, load_bilstm
 from tlm_core.studies.curve import curve
 from tlm_core.tasks.task import Task
-from tlm_core.training.evaluate import pick_device, predict, report_of
+from tlm_core.training.evaluate import pick_device, predict, report_of, told
 from tlm_core.training.flops import FORWARD_AND_BACKWARD
 from tlm_core.training.loop import Trainer
 from tlm_core.training.prepared import Batch, Prepared, Split, task_batch
@@ -105,7 +105,7 @@ def evaluate_bilstm(ctx: StageContext) -> dict[str, Any]:
     report = report_of(folders, prepared, task, answer)
     text = json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False)
     (ctx.out / "report.json").write_text(text, encoding="utf-8")
-    return {"best_seed": report["best_seed"], "mean": report["mean"], "spread": report["spread"]}
+    return told(report)
 
 
 STAGES: dict[str, Callable[[StageContext], dict[str, Any]]] = {

@@ -94,7 +94,12 @@ def evaluate(ctx: StageContext) -> dict[str, Any]:
     if not ctx.rank:
         text = json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False)
         (ctx.out / "report.json").write_text(text, encoding="utf-8")
-    return {"best_seed": report["best_seed"], "mean": report["mean"], "spread": report["spread"]}
+    return told(report)
+
+
+def told(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What a job's record keeps of its report."""
+    return {name: report[name] for name in ("metric", "best_seed", "mean", "spread")}
 
 
 def report_of(folders: Mapping[int, Path], prepared: Prepared, task: Task, answer: Answer) -> dict[str, Any]:

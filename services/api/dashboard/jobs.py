@@ -19,7 +19,7 @@ from tlm_core.errors import IllegalTransition, NotFound
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import Event, JobRecord, Origin
 from tlm_core.jobs.states import TERMINAL, TRANSITIONS, State, Verb
-from tlm_core.tasks.metrics import ALWAYS, METRICS
+from tlm_core.tasks.metrics import ALWAYS
 
 router = APIRouter(prefix="/jobs")
 
@@ -189,9 +189,10 @@ def _score(job: JobRecord) -> dict[str, Any] | None:
 
     `name` and `value` are of the task's own metric where it is none of the usual ones, else of macro-F1.
     """
-    test = ((job.result or {}).get("summary") or {}).get("mean", {}).get("test")
+    summary = (job.result or {}).get("summary") or {}
+    test = summary.get("mean", {}).get("test")
     if not test:
         return None
-    own = [name for name in METRICS if name not in ALWAYS and test.get(name) is not None]
-    name = own[0] if own else "macro_f1"
+    metric = summary.get("metric", "macro_f1")
+    name = "macro_f1" if metric in ALWAYS else metric
     return {"name": name, "value": test.get(name), "accuracy": test.get("accuracy")}
