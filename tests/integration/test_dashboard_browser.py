@@ -124,6 +124,7 @@ def test_a_visitor_without_a_pointer_gets_everywhere(browser: Any, served: tuple
     page = browser.new_page()
     page.set_default_timeout(60_000)
     page.goto(url)
+    page.wait_for_selector("#token:focus")  # no visitor types before the page has been drawn
     page.keyboard.type(TOKEN)
     page.keyboard.press("Enter")
     page.wait_for_selector("#jobs")
