@@ -16,7 +16,7 @@ import torch
 from benchmarks.report import alternate, figure, ratios, remark
 from benchmarks.training.data import bert_recipe, fast_recipe, prepared
 from benchmarks.training.ours import Ours
-from tlm_core.training.objective import peak_flops
+from tlm_core.training.device import peak_flops
 from tlm_core.training.recipe import Recipe
 
 SHAPE = (12, 768, 12, 3072)

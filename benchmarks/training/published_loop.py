@@ -23,7 +23,7 @@ from transformers.models.bert.modeling_bert import BertOnlyMLMHead
 
 from benchmarks.training.apart import answer
 from benchmarks.training.data import BATCH, LENGTH, prepared
-from tlm_core.training.evaluate import pick_device
+from tlm_core.training.device import pick_device
 from tlm_core.training.masking import Vocabulary
 from tlm_core.training.prepared import Prepared
 from tlm_core.training.store import TokenStore

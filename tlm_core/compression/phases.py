@@ -18,7 +18,8 @@ from tlm_core.studies.measure import compare_graphs, in_words
 from tlm_core.studies.plot import Curve, plot
 from tlm_core.tasks.metrics import summary
 from tlm_core.tasks.task import Task
-from tlm_core.training.evaluate import pick_device, predict, report_of, told, total_cost
+from tlm_core.training.device import pick_device
+from tlm_core.training.evaluate import predict, report_of, told, total_cost
 from tlm_core.training.export import write_export
 from tlm_core.training.graph import write_onnx
 from tlm_core.training.prepared import Prepared, Split

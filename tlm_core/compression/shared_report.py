@@ -17,7 +17,8 @@ from tlm_core.compression.sliced import parameters
 from tlm_core.tasks.merge import MERGE
 from tlm_core.tasks.metrics import summary
 from tlm_core.tasks.task import Task
-from tlm_core.training.evaluate import pick_device, predict, report_of, total_cost
+from tlm_core.training.device import pick_device
+from tlm_core.training.evaluate import predict, report_of, total_cost
 from tlm_core.training.model import Shape
 from tlm_core.training.prepared import Prepared, Split
 from tlm_core.training.stage import StageContext

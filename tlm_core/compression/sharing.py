@@ -21,7 +21,8 @@ from tlm_core.compression.gates import gated
 from tlm_core.compression.masks import Importance, Mask, one_shot
 from tlm_core.compression.sliced import sliced
 from tlm_core.tasks.metrics import summary
-from tlm_core.training.evaluate import pick_device, predict, validation_scores
+from tlm_core.training.device import pick_device
+from tlm_core.training.evaluate import predict, validation_scores
 from tlm_core.training.loop import Budget, Trainer
 from tlm_core.training.model import Shape, TaskModel
 from tlm_core.training.objective import Workers

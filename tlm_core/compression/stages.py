@@ -16,7 +16,7 @@ from tlm_core.compression.shared_report import shared_report
 from tlm_core.compression.sharing import share
 from tlm_core.compression.sliced import MASK, sliced, spared_flops
 from tlm_core.training import published
-from tlm_core.training.evaluate import pick_device
+from tlm_core.training.device import pick_device
 from tlm_core.training.loop import Trainer
 from tlm_core.training.prepared import Batch, Prepared
 from tlm_core.training.stage import StageContext

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from tlm_core.studies.bilstm import BiLSTM, LSTMShape, initialise, load_bilstm
 from tlm_core.studies.curve import curve
 from tlm_core.tasks.task import Task
-from tlm_core.training.evaluate import pick_device, predict, report_of, told
+from tlm_core.training.device import pick_device
+from tlm_core.training.evaluate import predict, report_of, told
 from tlm_core.training.flops import FORWARD_AND_BACKWARD
 from tlm_core.training.loop import Trainer
 from tlm_core.training.prepared import Batch, Prepared, Split, task_batch

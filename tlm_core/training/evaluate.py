@@ -13,6 +13,7 @@ import torch
 
 from tlm_core.tasks.metrics import better, majority_baseline, score, score_values, scores_for, summary
 from tlm_core.tasks.task import SPLITS, Task
+from tlm_core.training.device import autocast, pick_device
 from tlm_core.training.model import TaskModel
 from tlm_core.training.objective import Workers, encode, pooled_logits, task_loss
 from tlm_core.training.prepared import Prepared, Split, task_batch
@@ -23,11 +24,6 @@ DOCUMENTS = 128
 
 # Label logits [n, labels] of a split, by the model that finetuning left in a folder.
 Answer = Callable[[Path, Split], npt.NDArray[np.float32]]
-
-
-def pick_device() -> torch.device:
-    """This process's GPU if it has one, else the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def predict(
@@ -45,7 +41,7 @@ def predict(
     logits = torch.zeros(len(split), model.shape.labels)
     training = model.training
     model.eval()
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+    with torch.inference_mode(), autocast(precision, device):
         for number, begin in enumerate(range(0, len(split), DOCUMENTS)):
             if number % workers.size == workers.rank:
                 batch = task_batch(split, order[begin : begin + DOCUMENTS], prepared)

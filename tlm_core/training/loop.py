@@ -13,8 +13,9 @@ from torch import Tensor
 
 from tlm_core.errors import NonFiniteLoss, OutOfMemory
 from tlm_core.tasks.metrics import better
+from tlm_core.training.device import peak_flops
 from tlm_core.training.model import TaskModel, seed_of
-from tlm_core.training.objective import Workers, accumulate_gradient, peak_flops, step_flops
+from tlm_core.training.objective import Workers, accumulate_gradient, step_flops
 from tlm_core.training.optim import Optimizer, learning_rate
 from tlm_core.training.prepared import Batch
 from tlm_core.training.stage import StageContext, StopRequested

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tlm_core.training import flops
+from tlm_core.training.device import autocast
 from tlm_core.training.masking import NOT_MASKED
 from tlm_core.training.model import Shape, TaskModel
 from tlm_core.training.prepared import Batch
@@ -52,18 +53,6 @@ def step_flops(shape: Shape, batch: Batch) -> float:
     documents = batch.documents if batch.task_weight else 0
     products = flops.forward(shape, len(batch.rows), batch.tokens.shape[1], masked, documents)
     return flops.FORWARD_AND_BACKWARD * products
-
-
-# Dense bfloat16 peaks of one device in FLOP/s without sparsity, by what its name holds; from the makers' data sheets.
-_PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40": 181e12, "L4": 121e12, "B200": 2250e12}
-
-
-def peak_flops(device: torch.device) -> float | None:
-    """What the device could compute in a second at most; None where it is not known."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in _PEAKS.items() if part in name), None)
 
 
 def to_device(values: npt.NDArray[Any], device: torch.device) -> Tensor:
@@ -120,7 +109,7 @@ def accumulate_gradient(
     """
     total = torch.zeros(2, device=device)
     for part in micro_batches(batch, workers, micro_rows):
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with autocast(precision, device):
             mlm, task = loss_sums(model, part, device)
         mlm_share, task_share = batch.mlm_weight / max(1, batch.masked), batch.task_weight / max(1, batch.documents)
         loss = mlm_share * mlm + task_share * task

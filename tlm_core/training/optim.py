@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tlm_core.errors import CorruptArtifact
+from tlm_core.training.device import fast_dtype
 from tlm_core.training.flops import newton_schulz
 from tlm_core.training.model import TaskModel
 
@@ -29,7 +30,7 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
-    x = (x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)).bfloat16()
+    x = (x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)).to(fast_dtype(x.device.type))
     for _ in range(steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)

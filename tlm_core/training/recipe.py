@@ -169,7 +169,10 @@ class Recipe(_Part):
     model: Model = Model()
     joint: Joint = Joint()
     finetune: Finetune = Finetune()
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto",
+        description="of matrix products; auto: bf16 where the device has instructions for it, else fp32",
+    )
     checkpoint_steps: int = Field(200, ge=1, description="steps between two checkpoints")
     profile: bool = Field(False, description="leave a trace of a few steps beside the model; the weights are the same")
 

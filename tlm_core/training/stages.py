@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tlm_core.training import published
-from tlm_core.training.evaluate import evaluate, pick_device, predict, validation_scores
+from tlm_core.training.device import pick_device, resolved_precision
+from tlm_core.training.evaluate import evaluate, predict, validation_scores
 from tlm_core.training.export import export
 from tlm_core.training.loop import Budget, Trainer
 from tlm_core.training.model import Shape, TaskModel, initialise, initialise_counted, scratch_shape
@@ -168,6 +169,7 @@ def write_trained(
     for name in sorted(tensors):
         digest.update(tensors[name].numpy().tobytes())
     meta = {"steps": state.step, "tokens": state.tokens, "flops": state.flops, "weights_sha256": digest.hexdigest()}
+    meta["precision"] = resolved_precision(ctx.params["recipe"]["precision"], device)
     if state.skipped:
         meta["skipped_steps"] = state.skipped
     if state.micro_rows < MICRO_ROWS:
