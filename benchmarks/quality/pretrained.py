@@ -73,7 +73,7 @@ def _one(name: str, rates: list[float], epochs: list[float], seeds: int, more: d
     runs = [run(*best, seed) for seed in range(seeds)]
     for split in ("validation", "test"):
         figure(f"{name}_minilm_{split}", [found[split] for found in runs], unit=f"score, rate {best[0]:g}, {best[1]:g}")
-    figure(f"{name}_minilm_seconds", [found["seconds"] for found in runs], unit="s of finetuning", better="lower")
+    figure(f"{name}_minilm_seconds", [found["seconds"] for found in runs], unit="s to its model", better="lower")
 
 
 if __name__ == "__main__":
