@@ -26,6 +26,7 @@ from tlm_core.studies.measure import compare_graphs
 from tlm_core.studies.stages import BucketBatches, LSTMTrainer
 from tlm_core.tasks.options import DatasetOptions
 from tlm_core.tasks.validate import write_task
+from tlm_core.training.device import resolved_precision
 from tlm_core.training.graph import write_onnx
 from tlm_core.training.local import LocalCheckpoints, LocalReporter, run_stage
 from tlm_core.training.loop import Budget
@@ -118,13 +119,14 @@ def training(prepared: Prepared, folder: Path, repeats: int, steps: int) -> None
     rivals: dict[str, Callable[[], float]] = {
         "plain": lambda: plain(prepared, steps),
         "fp32": lambda: ours(prepared, folder, "fp32", steps),
-        "bf16": lambda: ours(prepared, folder, "bf16", steps),
     }
+    given = resolved_precision("auto", CPU)
+    rivals.setdefault(given, lambda: ours(prepared, folder, given, steps))
     found = alternate(rivals, repeats)
     for name, runs in found.items():
         figure(f"bilstm_{name}_tokens_per_second", runs, unit="real tokens/s")
     figure("bilstm_fp32_vs_plain_loop", ratios(found["fp32"], found["plain"]), unit="x")
-    figure("bilstm_vs_plain_loop", ratios(found["bf16"], found["plain"]), unit="x", goal=5.0)
+    figure("bilstm_vs_plain_loop", ratios(found[given], found["plain"]), unit="x", goal=5.0)
 
 
 def inference(prepared: Prepared, folder: Path, repeats: int, count: int) -> None:

@@ -14,6 +14,7 @@ from benchmarks.report import remark
 from benchmarks.shared import ROOT, shared_data
 from tlm_core.corpus.passages import passage_id
 from tlm_core.tasks.validate import load_task
+from tlm_core.training.device import pick_device, resolved_precision
 from tlm_core.training.local import run_stage
 from tlm_core.training.params import stage_params
 from tlm_core.training.process import ENVIRONMENT
@@ -39,6 +40,11 @@ COMMON = {
 def threads() -> int:
     """Threads of every rival: the cores that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def precision() -> str:
+    """What all rivals are given beside fp32: "bf16", or "fp32" where the device has no instructions for it."""
+    return resolved_precision("auto", pick_device())
 
 
 def environment() -> dict[str, str]:

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from benchmarks.training.apart import Apart
-from benchmarks.training.data import BATCH, LENGTH, environment, prepared, threads
+from benchmarks.training.data import BATCH, LENGTH, environment, precision, prepared, threads
 from benchmarks.training.published_loop import bert_config
 from tlm_core.training.prepared import Prepared
 
@@ -91,7 +91,7 @@ def take_turns(
         per_device_train_batch_size=batch,
         dataloader_drop_last=True,
         learning_rate=1e-4,
-        bf16=True,
+        bf16=precision() == "bf16",
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
         torch_compile=compiled,

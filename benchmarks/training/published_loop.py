@@ -164,5 +164,5 @@ def _forever(texts: Texts, collator: Collator, batch: int) -> Iterator[dict[str,
 
 
 if __name__ == "__main__":
-    forms = {"fp32": {"bf16": False}, "bf16": {"bf16": True}, "bf16_compile": {"bf16": True, "compiled": True}}
-    answer(lambda: PublishedLoop(**forms[sys.argv[1]]).run)
+    form = sys.argv[1]  # fp32 or bf16, and with _compile compiled
+    answer(lambda: PublishedLoop(bf16=form.startswith("bf16"), compiled=form.endswith("_compile")).run)
