@@ -22,7 +22,7 @@ class JobCheckpoints:
 
     scratch: where a checkpoint's files lie until they are moved to the storage. Saving, writing them included, happens
     beside training: only when the one before is still being written does `save` wait for it, and only the second
-    failure in a row ends the stage. tell: hears, as an event, from which checkpoint the stage goes on.
+    failure in a row ends the stage, as long as it trains. tell: hears, as an event, from which checkpoint it goes on.
     """
 
     def __init__(
@@ -64,19 +64,25 @@ class JobCheckpoints:
         return None
 
     def save(self, write: Callable[[Path], None], *, step: int, metrics: Mapping[str, float | None]) -> None:
-        self._settle()
+        self._settle(bearable=not self._failed)
         self._pending = self._pool.submit(self._write, write, step, dict(metrics))
 
-    def close(self) -> None:
-        """Wait for the last save. Raises what it raised."""
-        pending, self._pending = self._pending, None
+    def newest(self) -> int | None:
+        with suppress(Unavailable, StorageFull):
+            if self._pending is not None:
+                self._pending.result()
+        found = self._store.checkpoints(self._job.tenant, self._artifact)
+        return found[-1].step if found else None
+
+    def close(self, *, needed: bool) -> None:
+        """Wait for the last save. needed: a job is to go on from it; raises Unavailable or StorageFull if it failed."""
         try:
-            if pending is not None:
-                pending.result()
+            self._settle(bearable=not needed)
         finally:
             self._pool.shutdown()
 
-    def _settle(self) -> None:
+    def _settle(self, *, bearable: bool) -> None:
+        """Wait for the save under way. bearable: if the storage did not take it, that is only said."""
         pending, self._pending = self._pending, None
         if pending is None:
             return
@@ -84,7 +90,7 @@ class JobCheckpoints:
             pending.result()
             self._failed = False
         except (Unavailable, StorageFull) as error:
-            if self._failed:
+            if not bearable:
                 raise
             self._failed = True
             log.warning("a checkpoint of %s could not be kept: %s", self._node, error)

@@ -152,11 +152,15 @@ class GroupRunner:
             scratch=work,
         )
         log.info("%s starts", node.name)
+        stopped = False
         try:
             try:
                 meta = self._stages[node.stage](context)
+            except StopRequested:
+                stopped = True
+                raise
             finally:
-                checkpoints.close()
+                checkpoints.close(needed=stopped)
             if self._rank == 0:
                 self._publish(job, node, digests, out, meta)
             self._share(None)

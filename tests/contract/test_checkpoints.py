@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -65,7 +64,7 @@ def training(redis_client: redis.Redis, tmp_path: Path) -> Training:
 
 def wait(training: Training) -> None:
     """Until the last save has been settled, as the next one or the end of the stage does."""
-    training.checkpoints._settle()
+    training.checkpoints._settle(bearable=True)
 
 
 @pytest.mark.parametrize("room", [0, 1, 2])
@@ -80,20 +79,41 @@ def test_one_checkpoint_that_finds_no_room_does_not_end_the_training(training: T
     assert latest is not None and (latest / "weights").read_text() == "weights 1"
     training.disk.room = 1_000
     training.save()
-    training.checkpoints.close()
+    training.checkpoints.close(needed=True)
     latest = training.checkpoints.latest()
     assert latest is not None and (latest / "weights").read_text() == "weights 3"
 
 
-@pytest.mark.parametrize("end", [lambda t: t.save(), lambda t: t.checkpoints.close()], ids=["save", "close"])
-def test_the_second_in_a_row_ends_the_attempt_with_the_cause(
-    training: Training, end: Callable[[Training], None]
-) -> None:
+def test_the_second_in_a_row_ends_the_attempt_with_the_cause(training: Training) -> None:
     training.disk.room = 0
     training.save()
     training.save()
     with pytest.raises(StorageFull, match="no space left on the storage"):
-        end(training)
+        training.save()
+
+
+@pytest.mark.parametrize("saves", [1, 2])
+def test_what_failed_to_be_kept_at_the_end_spoils_no_stage_that_is_done(training: Training, saves: int) -> None:
+    training.disk.room = 0
+    for _ in range(saves):
+        training.save()
+    training.checkpoints.close(needed=False)
+    assert training.checkpoints.newest() is None
+
+
+def test_a_checkpoint_that_a_stopped_job_is_to_go_on_from_must_be_kept(training: Training) -> None:
+    training.disk.room = 0
+    training.save()
+    with pytest.raises(StorageFull, match="no space left on the storage"):
+        training.checkpoints.close(needed=True)
+
+
+def test_the_newest_two_are_kept(training: Training) -> None:
+    for _ in range(4):
+        training.save()
+    assert training.checkpoints.newest() == 4, "the one under way counts once it is whole"
+    training.checkpoints.close(needed=True)
+    assert training.kept() == {"step-000000003", "step-000000004"}
 
 
 def test_training_waits_for_no_checkpoint_but_the_one_before(training: Training) -> None:
@@ -116,7 +136,7 @@ def test_training_waits_for_no_checkpoint_but_the_one_before(training: Training)
     may_write.set()
     assert second.wait(10)
     waits.join()
-    training.checkpoints.close()
+    training.checkpoints.close(needed=True)
     assert training.kept() == {"step-000000001", "step-000000002"}
 
 
@@ -129,5 +149,5 @@ def test_no_room_for_the_files_before_they_are_moved_is_the_same_as_no_room_for_
     wait(training)
     assert not list(training.folder.glob("checkpoint-*")), "no half checkpoint takes room"
     training.save()
-    training.checkpoints.close()
+    training.checkpoints.close(needed=True)
     assert training.checkpoints.latest() is not None

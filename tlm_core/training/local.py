@@ -45,6 +45,10 @@ class LocalCheckpoints:
         found = sorted(self.folder.glob("step-*"))
         return found[-1] if found else None
 
+    def newest(self) -> int | None:
+        found = self.latest()
+        return None if found is None else int(found.name.removeprefix("step-"))
+
     def save(self, write: Callable[[Path], None], *, step: int, metrics: Mapping[str, float | None]) -> None:  # noqa: ARG002
         made = self.folder / "making"
         shutil.rmtree(made, ignore_errors=True)

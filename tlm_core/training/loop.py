@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -79,10 +80,10 @@ class Trainer:
         workers = Workers(self.ctx.rank, self.ctx.world_size)
         state, best = self._start(workers)
         progress_report = _Progress(self.ctx, self.budget, self.clock, peak_flops(self.device))
+        counted = self.clock()
         if state.step == 0 and 0 in self.evaluate_at and not state.evaluations:
             best = self._evaluate(state, best)
         while (progress := self.budget.progress(state)) < 1.0:
-            began = self.clock()
             batch = self.batches(state.step, progress)
             cost = self._step_flops(batch)
             share = learning_rate(
@@ -94,16 +95,19 @@ class Trainer:
             state.step += 1
             state.tokens += batch.rows.real_tokens
             state.flops += cost
-            state.seconds = self._agreed(state.seconds + self.clock() - began, workers)
-            self._record(state, losses, share, norm)
             if state.step in self.evaluate_at:
                 best = self._evaluate(state, best)
+            # From step to step, so that validation, copying a checkpoint and waiting for a slow storage count, too.
+            now = self.clock()
+            state.seconds, counted = self._agreed(state.seconds + now - counted, workers), now
+            self._record(state, losses, share, norm)
             ended = self.budget.progress(state) >= 1.0
             if not ended and (stop or state.step % self.checkpoint_steps == 0):
                 self._checkpoint(state, best)
             if stop and not ended:
                 raise StopRequested(f"stopped on request after step {state.step}; resume to go on from there")
             progress_report.tick(state, losses, share, norm)
+        state.seconds += self.clock() - counted
         return state, best
 
     def _start(self, workers: Workers) -> tuple[TrainState, dict[str, Tensor] | None]:
@@ -162,12 +166,15 @@ class Trainer:
         told = {name: None if value is None else str(value) for name, value in losses.items()}
         sources = batch.sources()
         if self.optimizer_recipe["non_finite"] == "stop" or state.skipped >= SKIPS:
+            checkpoint = self.ctx.checkpoints.newest()
+            kept = "none was due before it" if checkpoint is None else f"the last one is of step {checkpoint}"
             raise NonFiniteLoss(
                 f"the loss or its gradient is not a number at step {state.step}; lower the learning rate "
-                f"or look at the texts of this batch ({', '.join(sources[:3])}, ...)",
+                f"or look at the texts of this batch ({', '.join(sources[:3])}, ...). Of good checkpoints {kept}",
                 step=state.step,
                 losses=told,
                 sources=sources,
+                checkpoint=checkpoint,
             )
         state.skipped += 1
         losses.update(dict.fromkeys(losses))
@@ -205,10 +212,8 @@ class Trainer:
     def _evaluate(self, state: TrainState, best: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
         """Validate; the first best score wins ties."""
         assert self.validate is not None
-        began = self.clock()
         scores = self.validate()
         state.evaluations.append({"step": state.step, **scores})
-        state.seconds += self.clock() - began
         if not self.ctx.rank:
             self.ctx.report.metrics(step=state.step, score=scores["score"], validation_loss=scores["loss"])
         if state.best is not None and not better(scores["score"], state.evaluations[state.best]["score"]):
@@ -226,7 +231,10 @@ class Trainer:
 
 
 class _Progress:
-    """Tells the reporter how far the stage is, at most every REPORT_SECONDS, on rank 0."""
+    """Tells the reporter how far the stage is at every step, so that it can stop it there; on rank 0.
+
+    A point of the metric series comes at most every REPORT_SECONDS; its losses are means since the one before.
+    """
 
     def __init__(
         self, ctx: StageContext, budget: Budget, clock: Callable[[], float], peak: float | None = None
@@ -237,33 +245,42 @@ class _Progress:
         self._peak = peak
         self._last = clock() - REPORT_SECONDS
         self._done: tuple[float, int, float] | None = None
+        self._rate: float | None = None
+        self._losses: dict[str, list[float]] = {}
         self.stop = False
 
     def tick(self, state: TrainState, losses: Mapping[str, float | None], share: float, norm: float) -> None:
-        now = self._clock()
-        if self._ctx.rank or now - self._last < REPORT_SECONDS:
+        if self._ctx.rank:
             return
-        rate = speed = None
-        if self._done is not None and now > self._done[0]:
-            since, tokens, flops = self._done
-            rate, speed = (state.tokens - tokens) / (now - since), (state.flops - flops) / (now - since)
-        self._last, self._done = now, (now, state.tokens, state.flops)
+        for name, value in losses.items():
+            self._losses.setdefault(name, []).extend([] if value is None else [value])
+        now = self._clock()
+        if now - self._last >= REPORT_SECONDS:
+            self._point(now, state, share, norm)
         share_done = min(1.0, self._budget.progress(state))
         keep_going = self._ctx.report.progress(
             step=state.step,
             total=max(state.step, round(state.step / share_done)),
-            rate=rate,
+            rate=self._rate,
             unit="tokens",
             eta_seconds=state.seconds * (1 - share_done) / share_done,
         )
         self.stop = not keep_going
+
+    def _point(self, now: float, state: TrainState, share: float, norm: float) -> None:
+        speed = None
+        if self._done is not None and now > self._done[0]:
+            since, tokens, flops = self._done
+            self._rate, speed = (state.tokens - tokens) / (now - since), (state.flops - flops) / (now - since)
+        self._last, self._done = now, (now, state.tokens, state.flops)
+        losses, self._losses = self._losses, {}
         self._ctx.report.metrics(
             step=state.step,
             tokens=state.tokens,
-            **losses,
+            **{name: fmean(values) if values else None for name, values in losses.items()},
             rate=share,
             gradient_norm=norm if math.isfinite(norm) else None,
-            tokens_per_second=rate,
+            tokens_per_second=self._rate,
             gflops_per_second=None if speed is None else speed / 1e9,
             **({} if self._peak is None or speed is None else {"mfu": speed / self._peak / self._ctx.world_size}),
         )

@@ -41,6 +41,10 @@ class Checkpoints(Protocol):
         """Folder of the newest published checkpoint of this stage, or None. All ranks may call it."""
         ...
 
+    def newest(self) -> int | None:
+        """Step of the newest published checkpoint of this stage, or None."""
+        ...
+
     def save(self, write: Callable[[Path], None], *, step: int, metrics: Mapping[str, float | None]) -> None:
         """Publish what `write` puts into the empty folder it is given as the checkpoint of `step`. Rank 0 only.
 

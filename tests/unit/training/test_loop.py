@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from tlm_core.training.local import LocalCheckpoints, LocalReporter
 from tlm_core.training.loop import Budget, Trainer
 from tlm_core.training.optim import Optimizer
 from tlm_core.training.params import stage_params
-from tlm_core.training.prepared import JointBatches, Prepared
+from tlm_core.training.prepared import Batch, JointBatches, Prepared
 from tlm_core.training.recipe import Recipe
 from tlm_core.training.stage import StageContext, StopRequested
 from tlm_core.training.stages import STAGES, build
@@ -211,18 +211,56 @@ def test_every_budget_is_kept_to_within_a_step_with_the_rate_decayed_to_near_zer
     assert max(rate for rate in rates if rate is not None) > 0.9
 
 
-def test_reports_are_at_most_two_a_second_and_tell_rate_and_time_left(
+def test_points_are_at_most_two_a_second_and_tell_rate_and_mean_losses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    every = trainer_of(tmp_path / "every", Budget("steps", 60), lambda: 0.0, joint__rho1=9)
+    every.run()
     monkeypatch.setattr("tlm_core.training.loop.REPORT_SECONDS", 0.5)
     time = itertools.count(step=0.05)
-    trainer = trainer_of(tmp_path, Budget("steps", 20), lambda: float(next(time)))
+    trainer = trainer_of(tmp_path / "run", Budget("steps", 60), lambda: float(next(time)), joint__rho1=9)
+    trainer.run()
+    reporter, told = trainer.ctx.report, every.ctx.report
+    assert isinstance(reporter, LocalReporter) and isinstance(told, LocalReporter)
+    assert reporter.steps == list(range(1, 61)), "a stop request is asked for at every step"
+    points = reporter.points
+    assert 3 <= len(points) <= next(time) / 0.5 + 1
+    assert points[-1]["tokens_per_second"] > 0 and points[-1]["gflops_per_second"] > 0
+    for before, point in itertools.pairwise(points):
+        for term in ("mlm", "task"):
+            losses = [one[term] for one in told.points[before["step"] : point["step"]] if one[term] is not None]
+            assert point[term] == (pytest.approx(sum(losses) / len(losses)) if losses else None)
+    assert any(point["task"] is not None for point in points), "one step in ten has it"
+
+
+def test_utilisation_is_told_where_the_peak_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tlm_core.training.loop.peak_flops", lambda _: 1e12)
+    ticks = itertools.count()
+    trainer = trainer_of(tmp_path, Budget("steps", 4), lambda: float(next(ticks)))
     trainer.run()
     reporter = trainer.ctx.report
     assert isinstance(reporter, LocalReporter)
-    seconds = next(time)
-    assert 2 <= len(reporter.steps) <= seconds / 0.5 + 1
-    assert reporter.points[-1]["tokens_per_second"] > 0
+    point = reporter.points[-1]
+    assert point["mfu"] == pytest.approx(point["gflops_per_second"] / 1e3)
+
+
+def test_the_clock_of_a_stage_counts_its_checkpoints_and_validation(tmp_path: Path) -> None:
+    now = [0.0]
+
+    class Slow(LocalCheckpoints):
+        def save(self, write: Callable[[Path], None], *, step: int, metrics: Mapping[str, float | None]) -> None:
+            now[0] += 7.0
+            super().save(write, step=step, metrics=metrics)
+
+    def validate() -> dict[str, float | None]:
+        now[0] += 5.0
+        return {"score": 0.5, "loss": 1.0, "accuracy": 0.5}
+
+    trainer = trainer_of(tmp_path, Budget("steps", 4), lambda: now[0])
+    trainer.checkpoint_steps, trainer.validate, trainer.evaluate_at = 2, validate, frozenset({0, 4})
+    trainer.ctx.checkpoints = Slow(tmp_path / "slow")
+    state, _ = trainer.run()
+    assert state.seconds == 5 + 7 + 5
 
 
 def test_a_loss_that_is_not_a_number_names_step_and_passages_and_spares_the_weights(tmp_path: Path) -> None:
@@ -237,6 +275,23 @@ def test_a_loss_that_is_not_a_number_names_step_and_passages_and_spares_the_weig
     sources = caught.value.facts["sources"]
     assert len(sources) > 3 and all(len(source) == 32 for source in sources)
     assert torch.equal(before, trainer.model.get_parameter("encoder.tokens.weight"))
+    assert caught.value.facts["checkpoint"] is None and "none was due" in str(caught.value)
+
+
+def test_a_loss_that_is_not_a_number_names_the_last_good_checkpoint(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, Budget("steps", 10), lambda: 0.0)
+    trainer.checkpoint_steps, batches = 2, trainer.batches
+
+    def spoiled(step: int, progress: float) -> Batch:
+        if step == 5:
+            with torch.no_grad():
+                trainer.model.get_parameter("vocabulary.out.bias")[7] = float("nan")
+        return batches(step, progress)
+
+    trainer.batches = spoiled
+    with pytest.raises(NonFiniteLoss, match="the last one is of step 4") as caught:
+        trainer.run()
+    assert (caught.value.facts["step"], caught.value.facts["checkpoint"]) == (5, 4)
 
 
 def test_a_recipe_may_skip_steps_that_are_not_numbers_and_counts_them(tmp_path: Path) -> None:
