@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from benchmarks.report import remark
 from benchmarks.shared import ROOT, shared_data
 from tlm_core.corpus.passages import passage_id
+from tlm_core.selection.files import PASSAGES, Rows
 from tlm_core.tasks.validate import load_task
 from tlm_core.training.device import pick_device, resolved_precision
 from tlm_core.training.local import run_stage
@@ -88,9 +89,10 @@ def example_passages() -> pa.Table:
 def write_selection(folder: Path, passages: pa.Table) -> Path:
     """The passages as a given selection: what the prepare stage reads."""
     folder.mkdir(parents=True, exist_ok=True)
-    ranks = pa.array([1] * len(passages), pa.int32())
-    scores = pa.array([1.0] * len(passages), pa.float32())
-    pq.write_table(passages.append_column("rank", ranks).append_column("score", scores), folder / "passages.parquet")
+    with Rows(folder / "passages.parquet", PASSAGES) as rows:
+        for batch in passages.to_batches(2_000):
+            columns = (batch[name] for name in ("id", "text", "source"))
+            rows.write(*columns, [1] * len(batch), [1.0] * len(batch))
     return folder
 
 

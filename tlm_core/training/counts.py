@@ -7,7 +7,8 @@ positive pointwise mutual information (Levy and Goldberg 2014), found by subspac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,10 @@ Floats = npt.NDArray[np.float32]
 
 MAX_TOKENS = 5_000_000
 WINDOW = 5
+# A pair weighs 1 / distance. In sixtieths all weights are whole, so sums do not depend on the order they are made in.
+UNIT = 60
+# Text and rows that are looked at at once: what bounds the memory beside the counts themselves.
+BLOCK_TOKENS, BLOCK_ROWS = 500_000, 512
 SMOOTHING = 0.75
 OVERSAMPLING = 16
 ITERATIONS = 3
@@ -43,50 +48,66 @@ class Counted:
 def count(stores: Sequence[TokenStore], size: int, specials: Sequence[int], dim: int) -> Counted:
     """Count over the first MAX_TOKENS tokens of the stores; `size` is the vocabulary's, specials have no vector."""
     frequency = np.zeros(size)
-    pairs = sparse.csr_matrix((size, size), dtype=np.float32)
-    left = MAX_TOKENS
-    for store in stores:
-        documents = int(np.searchsorted(store.offsets, left, side="right")) - 1
-        tokens = np.asarray(store.tokens[: store.offsets[documents]]).astype(np.int32)
-        owner = np.repeat(np.arange(documents, dtype=np.int32), store.lengths[:documents])
+    pairs = sparse.csr_matrix((size, size), dtype=np.int32)
+    read = 0
+    for tokens, owner in _blocks(stores):
         frequency += np.bincount(tokens, minlength=size)
         pairs = pairs + _pairs(tokens, owner, size, specials)
-        left -= len(tokens)
+        read += len(tokens)
     frequency[list(specials)] = 0.0
-    association = _association((pairs + pairs.T).tocoo(), size)
+    association = _association(pairs + pairs.T, size)
     smooth = frequency + 0.5  # no token is impossible
     return Counted(
         log_frequency=np.log(smooth / smooth.sum()).astype(np.float32),
         vectors=_leading(association, dim),
         flops=_flops(association.nnz, size, dim + OVERSAMPLING),
-        tokens=MAX_TOKENS - left,
+        tokens=read,
     )
 
 
-def _pairs(tokens: npt.NDArray[np.int32], owner: npt.NDArray[np.int32], size: int, specials: Sequence[int]) -> object:
-    """How often one token follows another within WINDOW in one document, weighted by 1 / distance."""
+def _blocks(stores: Sequence[TokenStore]) -> Iterator[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]]:
+    """(tokens, the document of each) of whole documents, up to MAX_TOKENS of all stores."""
+    left = MAX_TOKENS
+    for store in stores:
+        documents = int(np.searchsorted(store.offsets, left, side="right")) - 1
+        end = int(store.offsets[documents])
+        left -= end
+        marks = np.searchsorted(store.offsets[: documents + 1], np.arange(0, end, BLOCK_TOKENS), side="right") - 1
+        for first, last in itertools.pairwise([*marks.tolist(), documents]):
+            tokens = np.asarray(store.tokens[store.offsets[first] : store.offsets[last]]).astype(np.int32)
+            yield tokens, np.repeat(np.arange(first, last, dtype=np.int32), store.lengths[first:last])
+
+
+def _pairs(
+    tokens: npt.NDArray[np.int32], owner: npt.NDArray[np.int32], size: int, specials: Sequence[int]
+) -> sparse.csr_matrix:
+    """How often one token follows another within WINDOW in one document, weighted by UNIT / distance."""
     special = np.isin(tokens, np.array(specials))
-    total = sparse.csr_matrix((size, size), dtype=np.float32)
+    total = sparse.csr_matrix((size, size), dtype=np.int32)
     for distance in range(1, WINDOW + 1):
         first, second = slice(None, -distance), slice(distance, None)
         both = (owner[first] == owner[second]) & ~special[first] & ~special[second]
         left, right = tokens[first][both], tokens[second][both]
-        weights = np.full(len(left), 1 / distance, dtype=np.float32)
+        weights = np.full(len(left), UNIT // distance, dtype=np.int32)
         total = total + sparse.coo_matrix((weights, (left, right)), shape=(size, size)).tocsr()
     return total
 
 
-def _association(pairs: sparse.coo_matrix, size: int) -> sparse.csr_matrix:
+def _association(pairs: sparse.csr_matrix, size: int) -> sparse.csr_matrix:
     """Positive pointwise mutual information; SMOOTHING lifts the chance of rare tokens, else they stand out most."""
     if not pairs.nnz:
-        return pairs.tocsr()
+        return pairs.astype(np.float32)
     row = np.asarray(pairs.sum(axis=1)).ravel() + 1e-9
     log_chance = SMOOTHING * np.log(row)
     log_chance -= np.log(np.exp(log_chance).sum())
-    information = np.log(pairs.data / row.sum()) - log_chance[pairs.row] - log_chance[pairs.col]
-    kept = information > 0
-    entries = (information[kept].astype(np.float32), (pairs.row[kept], pairs.col[kept]))
-    return sparse.csr_matrix(entries, shape=(size, size))
+    parts = []
+    for first in range(0, size, BLOCK_ROWS):
+        part = pairs[first : first + BLOCK_ROWS].tocoo()
+        information = np.log(part.data / row.sum()) - log_chance[first + part.row] - log_chance[part.col]
+        kept = information > 0
+        entries = (information[kept].astype(np.float32), (part.row[kept], part.col[kept]))
+        parts.append(sparse.csr_matrix(entries, shape=part.shape))
+    return sparse.vstack(parts, format="csr")
 
 
 def _leading(matrix: sparse.csr_matrix, dim: int) -> Floats:

@@ -109,15 +109,19 @@ def _passages(
     out: Path, tokenizer: Tokenizer, size: int, selection: Path, tokens: dict[str, int], progress: _Counter
 ) -> int:
     count = 0
+    # All ids are as wide as the widest, so that they can be written as they come: a selection may be a whole corpus.
+    width = max(
+        (len(name.encode()) for batch in _passage_batches(selection, ["id"]) for name in batch["id"]), default=1
+    )
+    ids = ArrayWriter(out / "passages.ids.npy", f"S{width}")
     with StoreWriter(out, "passages", size) as store:
-        ids: list[bytes] = []
         for batch in _passage_batches(selection, ["id", "text"]):
             store.add([encoding.ids for encoding in tokenizer.encode_batch_fast(batch["text"])])
-            ids.extend(map(str.encode, batch["id"]))
+            ids.append(np.array([name.encode() for name in batch["id"]]))
             count += len(batch["id"])
             progress.add(len(batch["id"]))
         tokens["passages"] = store.total
-    np.save(out / "passages.ids.npy", np.array(ids, dtype=np.bytes_))
+    ids.close()
     return count
 
 

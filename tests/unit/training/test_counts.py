@@ -53,6 +53,17 @@ def test_counting_stops_at_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert found.tokens == 8
 
 
+def test_counting_in_blocks_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    store = store_of(tmp_path, [random.integers(3, 40, length).tolist() for length in (5, 0, 90, 1, 17, 3, 44)])
+    whole = count([store, store], 40, (1,), 8)
+    monkeypatch.setattr(counts, "BLOCK_TOKENS", 13)
+    monkeypatch.setattr(counts, "BLOCK_ROWS", 7)
+    found = count([store, store], 40, (1,), 8)
+    assert found.tokens == whole.tokens == 320 and found.flops == whole.flops
+    assert np.array_equal(found.vectors, whole.vectors) and np.array_equal(found.log_frequency, whole.log_frequency)
+
+
 def test_a_model_begins_with_the_counted_vectors_turned_by_its_seed(tmp_path: Path) -> None:
     recipe = tiny(model__init="counts")
     prepared = Prepared(made_prepared(tmp_path, recipe))
