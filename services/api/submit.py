@@ -12,19 +12,24 @@ from services.api.parts import Parts
 from services.api.results import artifact_of, json_of
 from services.common.catalog import Catalog, ready_version
 from services.common.problem import validation_problem
-from tlm_core.errors import InvalidRequest
-from tlm_core.jobs.spec import JobRecord, JobSpec, OtherData, Resolved
+from tlm_core.errors import Conflict, InvalidRequest
+from tlm_core.jobs.plan import plan_of
+from tlm_core.jobs.spec import FROM_JOB, JobRecord, JobSpec, OtherData, Resolved, Taken
+from tlm_core.jobs.states import State
 from tlm_core.jobs.studies import check_kind, recipes_of
 from tlm_core.training.recipe import Recipe, resolve
 
 _MAX_SEED = 2**32 - 1
 
 
-def resolve_job(parts: Parts, tenant: str, spec: JobSpec) -> Resolved:
-    """Pin data sets, corpus version, tickets and recipe, so that nothing published later changes the job.
+def resolve_job(parts: Parts, tenant: str, spec: JobSpec) -> tuple[JobSpec, Resolved]:
+    """The request in full, and what it means: data sets, corpus version, tickets and recipe are pinned, so that nothing
+    published later changes the job.
 
-    Raises InvalidRecipe, InvalidRequest, NotFound, and Conflict for a corpus or a ticket that is not ready.
+    Raises InvalidRecipe, InvalidRequest, NotFound, and Conflict for a corpus, a ticket or a job that is not ready.
     """
+    if spec.pruned is not None:
+        return _pruning(parts, tenant, spec, parts.jobs.get(tenant, spec.pruned))
     catalog, allowed = parts.catalog, parts.settings.model_folders
     recipe, tickets = resolve(spec.recipe, spec.scale, spec.set), _tickets(parts, tenant, spec)
     check_kind(spec, recipe, tickets)
@@ -50,7 +55,7 @@ def resolve_job(parts: Parts, tenant: str, spec: JobSpec) -> Resolved:
         # Only what is not ready has to be explained, and each look costs the submitter time.
         latest = [] if corpus.ready() else catalog.loads(tenant, corpus_name, limit=1)
         corpus_version = ready_version(corpus, asked or None, latest[0] if latest else None).version
-    return Resolved(
+    return spec, Resolved(
         dataset_id=dataset.id,
         dataset=dataset.raw,
         dataset_options=dataset.options,
@@ -60,6 +65,43 @@ def resolve_job(parts: Parts, tenant: str, spec: JobSpec) -> Resolved:
         tickets=tickets,
         recipe=recipe,
     )
+
+
+def _pruning(parts: Parts, tenant: str, spec: JobSpec, trained: JobRecord) -> tuple[JobSpec, Resolved]:
+    """A request to prune the model of the job `trained`, with all that this job brings."""
+    if trained.spec.kind != "train":
+        raise InvalidRequest(
+            f"'prune.job' names {trained.id}, which is of kind '{trained.spec.kind}'; name a job of kind 'train'"
+        )
+    if trained.state is not State.SUCCEEDED:
+        raise Conflict(
+            f"{trained.id} is {trained.state}; its model can be pruned when it has succeeded", state=trained.state
+        )
+    own = changed(trained, {})
+    for name in FROM_JOB:
+        if name in spec.model_fields_set and getattr(spec, name) != getattr(own, name):
+            raise InvalidRequest(f"'prune.job' brings '{name}' from {trained.id}; leave '{name}' out")
+    spec = spec.model_copy(update={name: getattr(own, name) for name in FROM_JOB})
+    resolved = trained.resolved.model_copy(update={"taken": _taken(trained)})
+    parts.catalog.dataset(tenant, resolved.dataset_id)
+    check_kind(spec, resolved.recipe)
+    _check_folders(resolved.recipe, parts.settings.model_folders)
+    return spec, resolved
+
+
+def _taken(trained: JobRecord) -> dict[str, Taken]:
+    """What the job has left of each stage up to its finetuned models. Raises Conflict where that has an older form."""
+    assert trained.result is not None, "a job that succeeded tells what it has left"
+    left = {name: Taken.model_validate(entry) for name, entry in trained.result["artifacts"].items()}
+    digests = {name: one.ref.digest for name, one in left.items()}
+    nodes = [node for node in plan_of(trained).nodes if node.stage not in ("evaluate", "export")]
+    for node in nodes:
+        if node.name not in left or node.artifact_id(digests, trained.id) != left[node.name].artifact:
+            raise Conflict(
+                f"{trained.id} was trained by another release, whose stage '{node.name}' left another form; clone it, "
+                "and prune the clone"
+            )
+    return {node.name: left[node.name] for node in nodes}
 
 
 def _others(catalog: Catalog, tenant: str, spec: JobSpec) -> tuple[OtherData, ...]:
@@ -108,15 +150,19 @@ def _check_given(spec: JobSpec, brought: bool) -> None:
 def changed(job: JobRecord, changes: Mapping[str, Any]) -> JobSpec:
     """The spec of a job with `changes`, data set and corpus pinned to what they meant where they are not changed.
 
+    Keys of `set` and of the kind's options are changed one by one. Another kind has none of the old kind's options.
     Raises InvalidRequest with every field at fault.
     """
-    resolved = job.resolved
+    resolved, own, kind = job.resolved, job.spec.model_dump(mode="json"), changes.get("kind", job.spec.kind)
+    if kind != job.spec.kind:
+        own.pop(job.spec.kind, None)
     corpus = f"{resolved.corpus_name}@{resolved.corpus_version}" if resolved.corpus_name else None
     # Options of several data sets speak of them by the names that they were given, so those stay.
-    dataset = job.spec.dataset if resolved.others else resolved.dataset_id
-    values = job.spec.model_dump(mode="json") | {"dataset": dataset, "corpus": corpus} | dict(changes)
-    if isinstance(changes.get("set"), dict):
-        values["set"] = {**job.spec.set, **changes["set"]}
+    dataset = job.spec.dataset if kind == "share_tickets" and resolved.others else resolved.dataset_id
+    values = own | {"dataset": dataset, "corpus": corpus} | dict(changes)
+    for name in ("set", "learning_curve", "prune", "share_tickets"):
+        if isinstance(own.get(name), dict) and isinstance(changes.get(name), dict):
+            values[name] = own[name] | changes[name]
     try:
         return JobSpec.model_validate(values)
     except ValidationError as error:

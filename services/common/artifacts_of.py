@@ -14,7 +14,7 @@ def published(store: JobReads, job: JobRecord, plan: Plan | None = None) -> dict
     for node in (plan or plan_of(job)).nodes:
         if all(i in done for i in node.inputs.values()):
             digests = {name: ref.digest for name, ref in done.items()}
-            ref = store.artifact(job.tenant, node.artifact_id(digests, job.id))
+            ref = node.taken.ref if node.taken else store.artifact(job.tenant, node.artifact_id(digests, job.id))
             if ref is not None:
                 done[node.name] = ref
     return done

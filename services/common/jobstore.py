@@ -21,7 +21,7 @@ from services.common.jobreads import CheckpointRef, JobReads
 from services.common.redis_errors import translated
 from tlm_core.artifacts import ManifestRef, canonical_json, digest_of
 from tlm_core.errors import Conflict, IdempotencyMismatch, IllegalTransition, NotFound, StaleAttempt, TLMError
-from tlm_core.jobs.spec import MAX_PRIORITY, JobRecord, JobSpec, Origin, Progress, Resolved, new_id
+from tlm_core.jobs.spec import FROM_JOB, MAX_PRIORITY, JobRecord, JobSpec, Origin, Progress, Resolved, new_id
 from tlm_core.jobs.states import ACTIVE, TERMINAL, TRANSITIONS, State, Verb, allowed
 
 __all__ = ["FEED", "PREFIX", "CheckpointRef", "JobStore", "connect"]
@@ -383,7 +383,9 @@ class JobStore(JobReads):
 
 
 def _digest(spec: JobSpec, origin: Origin | None) -> str:
-    return digest_of([spec.model_dump(mode="json"), origin.model_dump() if origin else None])
+    # What follows from the job that is pruned stands in a job's record, but not in the request for it.
+    asked = spec.model_dump(mode="json", exclude=set(FROM_JOB) if spec.pruned else None)
+    return digest_of([asked, origin.model_dump() if origin else None])
 
 
 def _mismatch(job_id: str) -> IdempotencyMismatch:

@@ -198,6 +198,11 @@ class Coordinator:
             try:
                 self._artifacts.localize(ref) if self._artifacts.local else self._artifacts.manifest(ref)
             except (NotFound, CorruptArtifact) as error:
+                if plan.node(name).taken:
+                    raise NotFound(
+                        f"what {job.spec.pruned} has left of '{name}' is lost ({error}), and made anew it would be "
+                        "another model's; train the model again and prune that job"
+                    ) from error
                 artifact = self._id(job, plan.node(name), done)
                 log.warning("artifact %s of %s is lost and will be made again: %s", artifact, name, error)
                 self._store.forget_artifact(job.tenant, artifact)

@@ -288,8 +288,12 @@ def finish(gateway: Gateway, job: JobRecord, labels: tuple[str, ...], skill: flo
         else:
             make_model(folder, labels)
         done[node.name] = publish(store, artifacts, job, node.name, folder)
+    digests = {name: ref.digest for name, ref in done.items()}
     result = {
-        "artifacts": {name: {"artifact": name, "ref": ref.model_dump()} for name, ref in done.items()},
+        "artifacts": {
+            node.name: {"artifact": node.artifact_id(digests, job.id), "ref": done[node.name].model_dump()}
+            for node in plan_of(job).nodes
+        },
         "summary": told(report),
     }
     store.finish(job, "maker", result)

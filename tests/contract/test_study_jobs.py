@@ -23,7 +23,7 @@ from tests.trainer_fakes import FakeCluster, FakeSelections, plain_stage, run_gr
 from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.jobs.nodes import STAGE_VERSIONS
 from tlm_core.jobs.plan import DROPPED, plan_of
-from tlm_core.jobs.spec import JobRecord, OtherData
+from tlm_core.jobs.spec import JobRecord, OtherData, Taken
 from tlm_core.jobs.states import State
 
 T = "default"
@@ -118,6 +118,44 @@ def test_a_second_pruning_with_another_level_makes_only_the_new_tickets(world: W
     job = world.store.get(T, second)
     missing = {node.name for node in plan_of(job).nodes} - published(world.store, job).keys()
     assert missing == {f"ticket.{which}.l0.5.s0" for which in ("winning", "random", "losing")} | {"phases"}
+
+
+def pruning_of(world: World) -> str:
+    """A job that prunes the model of another one, of which nothing could be found again by the recipe alone."""
+    first = world.submit(seeds=(0,))
+    world.work(world.drive(first).submissions["main"])
+    trained = world.drive(first)
+    assert trained.state is State.SUCCEEDED and trained.result is not None
+    left = {
+        name: Taken(artifact=f"own-{name}", ref=entry["ref"]) for name, entry in trained.result["artifacts"].items()
+    }
+    for name in ("evaluate", "export"):
+        del left[name]
+    resolved = trained.resolved.model_copy(update={"taken": left})
+    return world.store.submit(T, make_spec(kind="prune", prune={"job": first, "levels": [0.3]}), resolved)[0].id
+
+
+def test_what_the_job_that_is_pruned_has_left_stands_for_the_stages_and_is_not_made_again(world: World) -> None:
+    job_id = pruning_of(world)
+    selections = world.selections.asked
+    world.work(world.drive(job_id).submissions["main"])
+    job = world.drive(job_id)
+    assert job.state is State.SUCCEEDED and job.result is not None
+    ran = {e.data["node"] for e in world.store.events(T, job_id) if e.type == "artifact.published"}
+    assert ran == {"importance.s0", "phases"} | {f"ticket.{which}.l0.3.s0" for which in ("winning", "random", "losing")}
+    assert world.selections.asked == selections
+    for name, taken in job.resolved.taken.items():
+        assert job.result["artifacts"][name] == taken.model_dump()
+
+
+def test_a_model_that_is_lost_is_not_trained_anew_to_be_pruned(world: World) -> None:
+    job_id = pruning_of(world)
+    taken = world.store.get(T, job_id).resolved.taken
+    world.artifacts.delete(taken["joint.s0"].ref.folder)
+    commands = len(world.cluster.commands)
+    job = world.drive(job_id)
+    assert job.state is State.FAILED and job.error is not None
+    assert "has left of 'joint.s0' is lost" in job.error["message"] and len(world.cluster.commands) == commands
 
 
 def test_a_group_that_waits_for_room_is_not_taken_for_dead_by_what_another_told(world: World) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tlm_client.commands.jobs import JobId, Overrides, Seeds, labels_of, overrides_of, watch_job
+from tlm_client.commands.jobs import JobId, Options, Overrides, Seeds, labels_of, options_of, overrides_of, watch_job
 from tlm_client.console import AsJson, emit, guarded, notes, say, session_of
 from tlm_client.models import Job
 
@@ -37,6 +37,10 @@ def clone(
     label: Annotated[list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Instead of its own.")] = None,
     priority: Annotated[int | None, typer.Option(help="-10 to 10; higher ones are taken first.")] = None,
     max_runtime: Annotated[float | None, typer.Option(help="Seconds after which it is ended.")] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="train, learning_curve, prune or share_tickets; another begins without options.")
+    ] = None,
+    options: Options = None,
     watch: Watch = False,
     as_json: AsJson = False,
 ) -> None:
@@ -44,9 +48,12 @@ def clone(
     given: dict[str, Any] = {
         "dataset": dataset, "corpus": corpus, "scale": scale, "seeds": seed or None,
         "set": overrides_of(set_) or None, "metadata": labels_of(label) or None, "priority": priority,
-        "max_runtime_seconds": max_runtime,
+        "max_runtime_seconds": max_runtime, "kind": kind,
     }  # fmt: skip
+    changed_options = options_of(options) if options is not None else None
     with session_of(context).client() as client:
+        if changed_options is not None:
+            given[kind or client.job(job_id).spec.kind] = changed_options
         job = client.clone(job_id, {name: value for name, value in given.items() if value is not None})
         if watch:
             notes().print(f"submitted {job.id}")

@@ -28,22 +28,27 @@ DatasetName = Annotated[str, typer.Option("--dataset", help="Name or id of a dat
 CorpusName = Annotated[
     str | None, typer.Option("--corpus", help="NAME or NAME@VERSION; left out: trained on the task alone.")
 ]
-Scale = Annotated[str, typer.Option("--scale", help="tiny, small, medium or large.")]
-RecipeName = Annotated[str, typer.Option("--recipe", help="fast or paper.")]
+Scale = Annotated[str | None, typer.Option("--scale", help="tiny (as is), small, medium or large.")]
+RecipeName = Annotated[str | None, typer.Option("--recipe", help="fast (as is) or paper.")]
 Seeds = Annotated[list[int] | None, typer.Option("--seed", help="One run each; may be given several times.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Recipe override; the value is JSON.")
 ]
 Workers = Annotated[int, typer.Option("--workers", min=1, help="Data-parallel workers.")]
+Options = Annotated[
+    str | None, typer.Option("--options", metavar="JSON|FILE", help="What the kind asks for beyond the recipe.")
+]
 
 
 @guarded
 def submit(
     context: typer.Context,
-    dataset: DatasetName,
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", help="Name or id; left out where the option `job` of prune brings it.")
+    ] = None,
     corpus: CorpusName = None,
-    scale: Scale = "tiny",
-    recipe: RecipeName = "fast",
+    scale: Scale = None,
+    recipe: RecipeName = None,
     seed: Seeds = None,
     set_: Overrides = None,
     workers: Workers = 1,
@@ -53,17 +58,22 @@ def submit(
     priority: Annotated[int, typer.Option(min=-10, max=10, help="Of jobs that wait, higher ones are taken first.")] = 0,
     max_runtime: Annotated[float | None, typer.Option(help="Seconds of running after which it is ended.")] = None,
     kind: Annotated[str, typer.Option(help="train, learning_curve, prune or share_tickets.")] = "train",
-    options: Annotated[
-        str | None, typer.Option(metavar="JSON|FILE", help="What that kind asks for beyond the recipe.")
-    ] = None,
+    options: Options = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and estimate; submit nothing.")] = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay and show how it goes.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Submit a job."""
-    more = {"metadata": labels_of(label), "priority": priority, "max_runtime_seconds": max_runtime, "kind": kind}
+    more: dict[str, Any] = {
+        "metadata": labels_of(label),
+        "priority": priority,
+        "max_runtime_seconds": max_runtime,
+        "kind": kind,
+    }
     if options is not None:
         more[kind] = options_of(options)
+    if dataset is None and "job" not in more.get(kind, {}):
+        raise typer.BadParameter("name a data set", param_hint="--dataset")
     spec = _spec(dataset, corpus, scale, recipe, seed, set_, workers=workers, **more)
     with session_of(context).client() as client:
         if dry_run:
@@ -86,8 +96,8 @@ def estimate(
     context: typer.Context,
     dataset: DatasetName,
     corpus: CorpusName = None,
-    scale: Scale = "tiny",
-    recipe: RecipeName = "fast",
+    scale: Scale = None,
+    recipe: RecipeName = None,
     seed: Seeds = None,
     set_: Overrides = None,
     workers: Workers = 1,
@@ -235,20 +245,22 @@ def _tell(job: Job, as_json: bool) -> None:
 
 
 def _spec(
-    dataset: str,
+    dataset: str | None,
     corpus: str | None,
-    scale: str,
-    recipe: str,
+    scale: str | None,
+    recipe: str | None,
     seeds: list[int] | None,
     overrides: list[str] | None,
     **more: Any,
 ) -> JobSpec:
+    """What was given, and nothing else: of the rest the gateway has the defaults, or a job that is pruned brings it."""
     chosen = overrides_of(overrides)
-    if corpus is None:
+    if corpus is None and dataset is not None:
         chosen.setdefault("selection.selector", "none")
-    asked = {"dataset": dataset, "corpus": corpus, "scale": scale, "recipe": recipe, "seeds": seeds or [0]}
+    asked = {"dataset": dataset, "corpus": corpus, "scale": scale, "recipe": recipe, "seeds": seeds, "set": chosen}
     try:
-        return JobSpec.model_validate({**asked, "set": chosen, **more})
+        given = {name: value for name, value in (asked | more).items() if value is not None and value != {}}
+        return JobSpec.model_validate(given)
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise InvalidRequest(f"the job cannot be submitted so: {faults}") from error

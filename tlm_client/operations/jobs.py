@@ -12,7 +12,7 @@ from tlm_client.models import Comparison, DryRun, Estimate, Job, JobEvent, JobSu
 from tlm_client.operations.base import at, items, model, pages
 from tlm_client.operations.data import POLL_SECONDS
 from tlm_client.steps import Ask, Listing, Sleep, call, consumed, transformed
-from tlm_core.jobs.spec import JobSpec
+from tlm_core.jobs.spec import FROM_JOB, JobSpec
 
 
 def submit(spec: JobSpec, *, key: str | None = None) -> Ask[Job]:
@@ -158,7 +158,9 @@ def follow_logs(job_id: str, *, after: str = "0", patience: float = 120.0) -> Li
 
 
 def _body(spec: JobSpec) -> dict[str, Any]:
-    return spec.model_dump(mode="json", exclude_defaults=True) | {"dataset": spec.dataset}
+    """Without defaults, except of what a job that is pruned would bring: there a default may contradict it."""
+    given = spec.model_dump(mode="json", include=spec.model_fields_set & set(FROM_JOB))
+    return spec.model_dump(mode="json", exclude_defaults=True) | given
 
 
 def _once(key: str | None) -> dict[str, str]:

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from tlm_core.artifacts import artifact_id
+from tlm_core.jobs.spec import Taken
 from tlm_core.training.params import VERSIONS
 
 # Raised whenever a change of code changes what the stage produces: old artifacts are then not taken again.
@@ -50,6 +51,7 @@ class Node:
     from the cache.
     group: nodes of one group run on the same workers in one submission, since starting workers costs more than a
     short stage does. gathers: it runs even where some of its inputs were dropped.
+    taken: the artifact of another job that stands for this node, which then never runs.
     """
 
     name: str
@@ -61,9 +63,12 @@ class Node:
     reusable: bool = True
     group: str = "main"
     gathers: bool = False
+    taken: Taken | None = None
 
     def artifact_id(self, digests: Mapping[str, str], job_id: str) -> str:
         """Id of this node's artifact, given the manifest digests of the nodes before it."""
+        if self.taken is not None:
+            return self.taken.artifact
         inputs = {name: digests[node] for name, node in self.inputs.items()} | dict(self.fixed)
         params = dict(self.params) if self.reusable else {**self.params, "job": job_id}
         return artifact_id(self.stage, STAGE_VERSIONS[self.stage], params, inputs)

@@ -19,10 +19,13 @@ __all__ = ["DROPPED", "STAGE_VERSIONS", "Node", "Place", "Plan", "plan_of"]
 
 def plan_of(job: JobRecord) -> Plan:
     """The plan of a job, from its record alone."""
-    plan = _PLANS[job.spec.kind](job)
-    if not job.unshared:
+    plan, taken = _PLANS[job.spec.kind](job), job.resolved.taken
+    if not job.unshared and not taken:
         return plan
-    nodes = [replace(node, reusable=node.reusable and node.name not in job.unshared) for node in plan.nodes]
+    nodes = [
+        replace(node, reusable=node.reusable and node.name not in job.unshared, taken=taken.get(node.name))
+        for node in plan.nodes
+    ]
     return replace(plan, nodes=tuple(nodes))
 
 

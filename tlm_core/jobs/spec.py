@@ -32,13 +32,22 @@ LabelKey = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern
 LabelValue = Annotated[str, StringConstraints(max_length=512)]
 
 
+# What a request leaves out that names a job whose model is pruned: that job brings it.
+FROM_JOB = ("dataset", "corpus", "scale", "recipe", "seeds", "set")
+
+
 class JobSpec(BaseModel):
     """A request for a job, as the user sends it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["train", "learning_curve", "prune", "share_tickets"] = "train"
-    dataset: str = Field(description="id or name of an uploaded data set", min_length=1, max_length=200)
+    dataset: str = Field(
+        "",
+        description="id or name of an uploaded data set; only `prune.job` brings its own",
+        min_length=1,
+        max_length=200,
+    )
     corpus: str | None = Field(None, description="name, or name@version, of a corpus; none: task only", max_length=200)
     scale: Scale = "tiny"
     recipe: Literal["fast", "paper"] = "fast"
@@ -64,7 +73,14 @@ class JobSpec(BaseModel):
                 raise ValueError(f"the options '{kind}' belong to a job of that kind, not to '{self.kind}'")
         if self.kind == "share_tickets" and self.share_tickets is None:
             raise ValueError("a job of kind 'share_tickets' says in 'share_tickets.others' which data sets share")
+        if not self.dataset and self.pruned is None:
+            raise ValueError("'dataset' is missing; name an uploaded data set")
         return self
+
+    @property
+    def pruned(self) -> str | None:
+        """The job whose model is pruned, if one was named."""
+        return self.prune.job if self.prune else None
 
 
 class OtherData(BaseModel):
@@ -77,10 +93,20 @@ class OtherData(BaseModel):
     options: dict[str, Any] = {}
 
 
+class Taken(BaseModel):
+    """What a stage of another job has left: the artifact's id, and where it lies."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    artifact: str
+    ref: ManifestRef
+
+
 class Resolved(BaseModel):
     """What the request meant when it was accepted; nothing published later changes it.
 
     tickets: data set, by the name it has in the request → mask, of those that were named by their `prune` job.
+    taken: node → what the job whose model is pruned has left of it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -92,6 +118,7 @@ class Resolved(BaseModel):
     corpus_version: str | None = None
     others: tuple[OtherData, ...] = ()
     tickets: dict[str, dict[str, Any]] = {}
+    taken: dict[str, Taken] = {}
     recipe: Recipe
 
     @property

@@ -46,7 +46,7 @@ def submit(request: Request, parts: PartsDep, tenant: SignedIn, asked: Annotated
         key = f"dashboard {asked.key}" if asked.key else None
         job = parts.jobs.replayed(tenant, spec, key) if key else None
         if job is None:
-            resolved = resolve_job(parts, tenant, spec)
+            spec, resolved = resolve_job(parts, tenant, spec)
             needs = dataset_keys(tenant, (one.id for one in resolved.data))
             job, _ = parts.jobs.submit(tenant, spec, resolved, idempotency_key=key, needs=needs)
     except TLMError as error:
@@ -57,8 +57,7 @@ def submit(request: Request, parts: PartsDep, tenant: SignedIn, asked: Annotated
 @router.post("/preview")
 def preview(request: Request, parts: PartsDep, tenant: SignedIn, asked: Annotated[Asked, Form()]) -> Response:
     """What the job would mean and cost, without submitting it."""
-    spec = asked.spec()
-    resolved = resolve_job(parts, tenant, spec)
+    spec, resolved = resolve_job(parts, tenant, asked.spec())
     estimate = parts.estimator.estimate(tenant, spec, resolved)
     plan = plan_of(proposed(tenant, spec, resolved))
     return page(

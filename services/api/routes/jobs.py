@@ -60,7 +60,7 @@ def submit(
     job = parts.jobs.replayed(tenant, spec, idempotency_key) if idempotency_key else None
     new = False
     if job is None:
-        resolved = resolve_job(parts, tenant, spec)
+        spec, resolved = resolve_job(parts, tenant, spec)
         needs = dataset_keys(tenant, (one.id for one in resolved.data))
         job, new = parts.jobs.submit(tenant, spec, resolved, idempotency_key=idempotency_key, needs=needs)
     return _accepted(parts, response, job, new)
@@ -70,7 +70,7 @@ def submit(
 def estimate(spec: Annotated[JobSpec, Body(examples=[SPEC_EXAMPLE])], parts: PartsDep, tenant: Tenant) -> Estimate:
     """Seconds, FLOPs, memory, disk, GPU-hours and passages, each with where it is from: earlier jobs here, the recipe's
     shape, or a built-in rate. What cannot be told is null. Waiting in the queue is not in it."""
-    resolved = resolve_job(parts, tenant, spec)
+    spec, resolved = resolve_job(parts, tenant, spec)
     return parts.estimator.estimate(tenant, spec, resolved)
 
 
@@ -148,8 +148,7 @@ def clone(
     What is not changed means the same bytes as before: the same version of the data set and of the corpus.
     """
     earlier = parts.jobs.get(tenant, job)
-    spec = changed(earlier, changes)
-    resolved = resolve_job(parts, tenant, spec)
+    spec, resolved = resolve_job(parts, tenant, changed(earlier, changes))
     return _again(parts, response, earlier, spec, resolved, "clone", idempotency_key)
 
 
@@ -311,7 +310,7 @@ def _view(parts: Parts, job: JobRecord) -> JobView:
 
 
 def _dry_run(parts: Parts, tenant: str, spec: JobSpec) -> DryRun:
-    resolved = resolve_job(parts, tenant, spec)
+    spec, resolved = resolve_job(parts, tenant, spec)
     job = proposed(tenant, spec, resolved)
     plan = plan_of(job)
     found = parts.estimator.estimate(tenant, spec, resolved)

@@ -107,6 +107,37 @@ def test_a_clone_sends_only_what_changes() -> None:
     assert sent == [("/v1/jobs/job_1/clone", changes), ("/v1/jobs/job_1/retry", None)]
 
 
+def test_a_clone_of_another_kind_sends_kind_and_options() -> None:
+    sent: list[Any] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(200, json=job_view(spec={"dataset": "toy", "kind": "prune"}))
+        sent.append(json.loads(request.content))
+        return httpx.Response(202, json=job_view(id="job_2"))
+
+    options = '{"levels": [0.2]}'
+    for arguments in (("--kind", "prune"), ("--kind", "prune", "--options", options), ("--options", options)):
+        told = tlm(handler, "clone", "job_1", *arguments)
+        assert told.exit_code == 0, told.output
+    assert sent == [{"kind": "prune"}, {"kind": "prune", "prune": {"levels": [0.2]}}, {"prune": {"levels": [0.2]}}]
+
+
+def test_pruning_the_model_of_a_job_sends_nothing_that_the_job_brings_unless_it_is_given() -> None:
+    sent: list[Any] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        sent.append(json.loads(request.content))
+        return httpx.Response(202, json=job_view())
+
+    asked = ("submit", "--kind", "prune", "--options", '{"job": "job_1"}')
+    assert tlm(handler, *asked, "--priority", "1").exit_code == 0
+    assert tlm(handler, *asked, "--seed", "0", "--scale", "tiny").exit_code == 0, "the gateway refuses it"
+    whole = {"kind": "prune", "prune": {"job": "job_1"}}
+    assert sent == [{**whole, "priority": 1}, {**whole, "seeds": [0], "scale": "tiny"}]
+    assert tlm(handler, "submit", "--kind", "prune", "--options", '{"levels": [0.2]}').exit_code == 2
+
+
 def test_nothing_is_deleted_unasked() -> None:
     asked: list[str] = []
 

@@ -1,0 +1,131 @@
+"""Pruning the model of a job that is named: exactly what that job has left is taken, or nothing is submitted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from services.common.artifacts_of import published
+from tests.contract.gateway import Gateway
+from tests.contract.made_results import complete
+from tlm_core.jobs.plan import plan_of
+from tlm_core.jobs.spec import JobRecord
+from tlm_core.jobs.states import State
+
+T = "default"
+pytestmark = pytest.mark.usefixtures("stocked")
+CLOCKED = {"dataset": "toy", "corpus": "docs", "seeds": [3, 4], "set": {"joint.budget.seconds": 5}}
+MODEL = {"validate", "select", "prepare", "joint.s3", "joint.s4", "finetune.s3", "finetune.s4"}
+
+
+def submit(api: TestClient, **body: Any) -> dict[str, Any]:
+    answer = api.post("/v1/jobs", json=body)
+    return {**answer.json(), "status_code": answer.status_code}
+
+
+def prune(api: TestClient, job: str, **more: Any) -> dict[str, Any]:
+    return submit(api, kind="prune", prune={"job": job, "levels": [0.2]}, **more)
+
+
+def trained(api: TestClient, gateway: Gateway, older: str | None = None) -> JobRecord:
+    """A finished job, recorded as a coordinator records it, whose joint stage ended by the clock.
+
+    older: a node that another release ran, which named its artifact otherwise.
+    """
+    store, job_id = gateway.parts.jobs, submit(api, **CLOCKED)["id"]
+    job = store.claim("a", 60)
+    assert job is not None and job.id == job_id
+    refs = complete(store, gateway.parts.artifacts, job, gateway.root)
+    digests = {name: ref.digest for name, ref in refs.items()}
+    artifacts = {
+        node.name: {"artifact": node.artifact_id(digests, job.id), "ref": refs[node.name].model_dump()}
+        for node in plan_of(job).nodes
+    }
+    if older:
+        artifacts[older]["artifact"] = "another"
+    return store.finish(job, "a", {"artifacts": artifacts, "summary": {}})
+
+
+def test_the_model_of_a_job_that_ended_by_the_clock_is_the_one_that_is_pruned(
+    api: TestClient, gateway: Gateway
+) -> None:
+    job = trained(api, gateway)
+    told = prune(api, job.id, priority=2)
+    assert told["status_code"] == 202, told
+    pruning = gateway.parts.jobs.get(T, told["id"])
+    done = published(gateway.parts.jobs, pruning)
+    own = published(gateway.parts.jobs, job)
+    assert {name: done[name] for name in MODEL | {"evaluate"}} == {name: own[name] for name in MODEL | {"evaluate"}}
+    assert (pruning.spec.seeds, pruning.spec.set, pruning.spec.priority) == ((3, 4), CLOCKED["set"], 2)
+    assert (pruning.resolved.recipe, pruning.resolved.corpus_version) == (job.resolved.recipe, "v1")
+    assert "ticket.winning.l0.2.s3" in {node.name for node in plan_of(pruning).nodes}
+    by_recipe = submit(api, **CLOCKED, kind="prune", prune={"levels": [0.2]})["id"]
+    assert "joint.s3" not in published(gateway.parts.jobs, gateway.parts.jobs.get(T, by_recipe))
+
+
+def test_what_the_job_brings_is_part_of_its_request_only_where_it_says_the_same(
+    api: TestClient, gateway: Gateway
+) -> None:
+    job = trained(api, gateway)
+    for more in ({"seeds": [0]}, {"dataset": "toy"}, {"set": {"joint.rho2": 2}}, {"scale": "small"}, {"corpus": None}):
+        refused = prune(api, job.id, **more)
+        assert refused["status_code"] == 422 and f"leave '{next(iter(more))}' out" in refused["detail"], refused
+    first = prune(api, job.id)
+    clone = api.post(f"/v1/jobs/{first['id']}/clone", json={"prune": {"levels": [0.3]}})
+    assert clone.status_code == 202, clone.text
+    assert clone.json()["spec"]["prune"] == {**first["spec"]["prune"], "levels": [0.3]}
+    record = gateway.parts.jobs.get(T, clone.json()["id"])
+    assert record.resolved.taken.keys() == MODEL
+
+
+def test_a_job_whose_model_cannot_be_pruned_is_refused(api: TestClient, gateway: Gateway) -> None:
+    waiting = submit(api, **CLOCKED)["id"]
+    curve = {"learning_curve": {"sizes": [5, 10], "models": ["bilstm"]}}
+    other = submit(api, dataset="toy", kind="learning_curve", set={"selection.selector": "none"}, **curve)["id"]
+    for named, status, complaint in (
+        (waiting, 409, "is queued; its model can be pruned when it has succeeded"),
+        (other, 422, "of kind 'learning_curve'; name a job of kind 'train'"), ("job_none", 404, "job_none"),
+        ("toy", 422, "/prune/job"),
+    ):  # fmt: skip
+        refused = prune(api, named)
+        assert (refused["status_code"], complaint in refused["detail"]) == (status, True), refused
+    api.post(f"/v1/jobs/{waiting}/cancel")
+    api.post(f"/v1/jobs/{other}/cancel")
+    job = trained(api, gateway)
+    high = submit(api, kind="prune", prune={"job": job.id, "levels": [0.9]})
+    assert high["status_code"] == 422 and "at most 6 heads" in high["detail"], high
+    missing = submit(api, kind="prune", prune={"levels": [0.2]})
+    assert missing["status_code"] == 422 and "'dataset' is missing" in missing["detail"], missing
+
+
+def test_a_model_of_another_form_is_refused(api: TestClient, gateway: Gateway) -> None:
+    refused = prune(api, trained(api, gateway, older="joint.s3").id)
+    assert refused["status_code"] == 409 and "whose stage 'joint.s3' left another form" in refused["detail"], refused
+
+
+def test_a_request_sent_again_is_the_same_job_even_when_the_job_it_prunes_is_gone(
+    api: TestClient, gateway: Gateway
+) -> None:
+    job, headers = trained(api, gateway), {"Idempotency-Key": "k"}
+    body = {"kind": "prune", "prune": {"job": job.id}}
+    first = api.post("/v1/jobs", json=body, headers=headers).json()["id"]
+    assert api.delete(f"/v1/jobs/{job.id}").status_code == 204
+    assert api.post("/v1/jobs", json=body, headers=headers).json()["id"] == first
+    assert api.post("/v1/jobs", json={**body, "prune": {}, "dataset": "toy"}, headers=headers).status_code == 422
+    pruning = gateway.parts.jobs.get(T, first)
+    for ref in published(gateway.parts.jobs, pruning).values():
+        gateway.parts.artifacts.verify(ref)  # what a job shares stays when the other one goes
+    assert pruning.state is State.QUEUED
+
+
+def test_another_kind_has_none_of_the_old_kind_s_options(api: TestClient) -> None:
+    curve = {"sizes": [5, 10], "models": ["bilstm", "encoder"]}
+    job = submit(api, dataset="toy", corpus="docs", kind="learning_curve", learning_curve=curve)["id"]
+    clone = api.post(f"/v1/jobs/{job}/clone", json={"kind": "prune", "prune": {"levels": [0.2]}})
+    assert clone.status_code == 202, clone.text
+    spec = clone.json()["spec"]
+    assert (spec["kind"], spec["learning_curve"], spec["prune"]["levels"]) == ("prune", None, [0.2])
+    wrong = api.post(f"/v1/jobs/{job}/clone", json={"kind": ["prune"], "prune": {}})
+    assert wrong.status_code == 422, wrong.text
