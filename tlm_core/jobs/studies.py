@@ -198,6 +198,10 @@ def check_kind(spec: JobSpec, recipe: Recipe, tickets: Mapping[str, dict[str, An
 
     tickets: data set → mask, of those that the request names by their job.
     """
+    if (options := spec.share_tickets) is not None:
+        names = (spec.dataset, *options.others)
+        if strange := sorted(options.tickets.keys() - set(names)):
+            raise InvalidRequest(f"there is a ticket for '{strange[0]}', which is none of the tasks {', '.join(names)}")
     if recipe.model.init in OWN_STARTS:  # the shape of a published encoder is not known here, see `tickets_fit`
         _check_tickets(spec, recipe, tickets or {})
     if spec.kind == "learning_curve":
@@ -216,10 +220,7 @@ def _check_tickets(spec: JobSpec, recipe: Recipe, tickets: Mapping[str, dict[str
     for level in levels:
         removals(level, layers, heads)
     if (options := spec.share_tickets) is not None:
-        names = (spec.dataset, *options.others)
-        if strange := sorted(options.tickets.keys() - set(names)):
-            raise InvalidRequest(f"there is a ticket for '{strange[0]}', which is none of the tasks {', '.join(names)}")
-        for ticket in (options.ticket(name, tickets) for name in names):
+        for ticket in (options.ticket(name, tickets) for name in (spec.dataset, *options.others)):
             if "mask" in ticket:
                 Mask.from_dict(ticket["mask"]).check(layers, heads)
             else:

@@ -223,6 +223,14 @@ def test_tickets_that_do_not_fit_the_model_are_refused(options: dict[str, Any], 
         check_kind(make_spec(kind="share_tickets", share_tickets=options), resolve("fast", "tiny"))
 
 
+@pytest.mark.parametrize("init", ["scratch", "hub:some/encoder"])
+def test_a_ticket_for_none_of_the_tasks_is_refused_whatever_the_model_starts_from(init: str) -> None:
+    recipe = resolve("fast", "tiny", {"model.init": init, "tokenizer.source": init if "hub" in init else "own"})
+    with pytest.raises(InvalidRequest, match="a ticket for 'c', which is none of the tasks toy, b"):
+        options = {"others": ["b"], "tickets": {"c": 0.2}}
+        check_kind(make_spec(kind="share_tickets", share_tickets=options), recipe)
+
+
 def test_sizes_that_differ_a_little_have_nodes_of_their_own() -> None:
     options = {"sizes": [1_000_000, 1_000_001], "models": ["bilstm"]}
     names = [node.name for node in plan_of(job_of("learning_curve", options, seeds=(0,))).nodes]
