@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from services.api.compare import differences
 from services.api.parts import Parts
 from services.api.results import artifact_of, json_of
 from services.common.catalog import Catalog, ready_version
@@ -31,7 +32,8 @@ def resolve_job(parts: Parts, tenant: str, spec: JobSpec) -> tuple[JobSpec, Reso
     if spec.pruned is not None:
         return _pruning(parts, tenant, spec, parts.jobs.get(tenant, spec.pruned))
     catalog, allowed = parts.catalog, parts.settings.model_folders
-    recipe, tickets = resolve(spec.recipe, spec.scale, spec.set), _tickets(parts, tenant, spec)
+    recipe = resolve(spec.recipe, spec.scale, spec.set)
+    tickets = _tickets(parts, tenant, spec, recipe)
     check_kind(spec, recipe, tickets)
     for used in recipes_of(spec, recipe):
         _check_folders(used, allowed)
@@ -111,13 +113,14 @@ def _others(catalog: Catalog, tenant: str, spec: JobSpec) -> tuple[OtherData, ..
     return tuple(OtherData(id=one.id, ref=one.raw, options=one.options) for one in found)
 
 
-def _tickets(parts: Parts, tenant: str, spec: JobSpec) -> dict[str, dict[str, Any]]:
+def _tickets(parts: Parts, tenant: str, spec: JobSpec, recipe: Recipe) -> dict[str, dict[str, Any]]:
     """The masks of the tickets that are named by the `prune` job that found them."""
     asked = spec.share_tickets.tickets if spec.share_tickets else {}
-    return {name: _found(parts, tenant, name, job) for name, job in asked.items() if isinstance(job, str)}
+    return {name: _found(parts, tenant, name, job, recipe) for name, job in asked.items() if isinstance(job, str)}
 
 
-def _found(parts: Parts, tenant: str, name: str, job_id: str) -> dict[str, Any]:
+def _found(parts: Parts, tenant: str, name: str, job_id: str, recipe: Recipe) -> dict[str, Any]:
+    """The mask of the super ticket that a job found on the same data, with the same model and finetuning."""
     job = parts.jobs.get(tenant, job_id)
     if job.spec.kind != "prune":
         raise InvalidRequest(
@@ -128,9 +131,20 @@ def _found(parts: Parts, tenant: str, name: str, job_id: str) -> dict[str, Any]:
             f"the ticket of '{name}' names {job_id}, which pruned on other data ({job.spec.dataset}); if so meant, "
             "give the mask of its report in place of its id"
         )
+    if other := differences([_tuned_by(job.resolved.recipe), _tuned_by(recipe)]):
+        keys = ", ".join(f"{one.key} ({one.values[0]} there, {one.values[1]} here)" for one in other)
+        raise InvalidRequest(
+            f"the ticket of '{name}' was found by {job_id} with other settings: {keys}; set them as there, or, if so "
+            "meant, give the mask of its report in place of its id"
+        )
     report = json_of(parts.artifacts, artifact_of(parts.jobs, job, "evaluate"), "report.json")
     mask: dict[str, Any] = report["super_ticket"]["mask"]
     return mask
+
+
+def _tuned_by(recipe: Recipe) -> dict[str, Any]:
+    """The model and how it is finetuned, in which finding and sharing tickets agree; sharing always resets the head."""
+    return recipe.model_dump(mode="json", include={"model", "finetune"}, exclude={"finetune": {"reset_head"}})
 
 
 def _check_given(spec: JobSpec, brought: bool) -> None:

@@ -23,8 +23,9 @@ def submitted(api: TestClient, **body: Any) -> dict[str, Any]:
     return {**answer.json(), "status_code": answer.status_code}
 
 
-def shared(api: TestClient, ticket: str) -> dict[str, Any]:
-    return submitted(api, kind="share_tickets", share_tickets={"others": ["more"], "tickets": {"toy": ticket}})
+def shared(api: TestClient, ticket: str, **over: Any) -> dict[str, Any]:
+    options = {"others": ["more"], "tickets": {"toy": ticket}}
+    return submitted(api, kind="share_tickets", share_tickets=options, set=ALONE | over)
 
 
 @pytest.fixture
@@ -72,3 +73,16 @@ def test_a_ticket_that_is_none_is_refused_before_anything_runs(gateway: Gateway,
 def test_a_ticket_found_on_other_data_is_refused(gateway: Gateway, api: TestClient) -> None:
     answer = shared(api, pruned(gateway, api, "more"))
     assert answer["status_code"] == 422 and "other data (more)" in answer["detail"], answer
+
+
+def test_a_ticket_found_with_other_settings_is_refused_with_the_keys_that_differ(
+    gateway: Gateway, api: TestClient
+) -> None:
+    found = pruned(gateway, api)
+    other = {"finetune.optimizer.lr": 0.001, "finetune.epochs": 3, "model.max_length": 64}
+    answer = shared(api, found, **other)
+    assert answer["status_code"] == 422, answer
+    for part in ("finetune.optimizer.lr (0.0003 there, 0.001 here)", "finetune.epochs", "model.max_length"):
+        assert part in answer["detail"], answer
+    same = {"finetune.reset_head": True, "tokenizer.vocab_size": 900}
+    assert shared(api, found, **same)["status_code"] == 202, "the head is always reset"
