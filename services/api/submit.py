@@ -63,7 +63,7 @@ def resolve_job(parts: Parts, tenant: str, spec: JobSpec) -> tuple[JobSpec, Reso
         dataset_options=dataset.options,
         corpus_name=corpus_name,
         corpus_version=corpus_version,
-        others=_others(catalog, tenant, spec),
+        others=_others(catalog, tenant, spec, dataset.id),
         tickets=tickets,
         recipe=recipe,
     )
@@ -106,11 +106,19 @@ def _taken(trained: JobRecord) -> dict[str, Taken]:
     return {node.name: left[node.name] for node in nodes}
 
 
-def _others(catalog: Catalog, tenant: str, spec: JobSpec) -> tuple[OtherData, ...]:
-    """The data sets that share an encoder with the first one. Raises NotFound."""
-    names = spec.share_tickets.others if spec.share_tickets else ()
-    found = (catalog.dataset(tenant, name) for name in names)
-    return tuple(OtherData(id=one.id, ref=one.raw, options=one.options) for one in found)
+def _others(catalog: Catalog, tenant: str, spec: JobSpec, first: str) -> tuple[OtherData, ...]:
+    """The data sets that share an encoder with the first one, whose id is given.
+
+    Raises NotFound, and InvalidRequest for one that stands twice, by whatever name.
+    """
+    called, found = {first: spec.dataset}, []
+    for name in spec.share_tickets.others if spec.share_tickets else ():
+        one = catalog.dataset(tenant, name)
+        if one.id in called:
+            raise InvalidRequest(f"'{called[one.id]}' and '{name}' are the same data set ({one.id}); name it once")
+        called[one.id] = name
+        found.append(OtherData(id=one.id, ref=one.raw, options=one.options))
+    return tuple(found)
 
 
 def _tickets(parts: Parts, tenant: str, spec: JobSpec, recipe: Recipe) -> dict[str, dict[str, Any]]:

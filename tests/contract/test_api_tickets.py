@@ -86,3 +86,13 @@ def test_a_ticket_found_with_other_settings_is_refused_with_the_keys_that_differ
         assert part in answer["detail"], answer
     same = {"finetune.reset_head": True, "tokenizer.vocab_size": 900}
     assert shared(api, found, **same)["status_code"] == 202, "the head is always reset"
+
+
+@pytest.mark.parametrize("others", [["more", "toy@v1"], ["more", "more"], ["ID"]])
+def test_a_data_set_that_stands_twice_is_refused_by_whatever_name(
+    gateway: Gateway, api: TestClient, others: list[str]
+) -> None:
+    own = gateway.parts.catalog.dataset(T, "toy").id
+    named = [own if name == "ID" else name for name in others]
+    answer = submitted(api, kind="share_tickets", share_tickets={"others": named})
+    assert answer["status_code"] == 422 and "are the same data set (ds_" in answer["detail"], answer
