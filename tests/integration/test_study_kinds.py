@@ -65,7 +65,8 @@ class Service:
 
     def finished(self, **spec: Any) -> dict[str, Any]:
         """The job when it is over."""
-        answer = self.client.post("/v1/jobs", json={"dataset": "topics", "set": SET, **spec})
+        brought = {} if "job" in spec.get("prune", {}) else {"dataset": "topics", "set": SET}
+        answer = self.client.post("/v1/jobs", json=brought | spec)
         assert answer.status_code == 202, answer.text
         job = answer.json()["id"]
         for _ in range(400):
@@ -129,6 +130,22 @@ def test_pruning_a_finished_job_takes_its_model_from_the_cache_and_leaves_a_smal
     assert report["dense"]["mean"] == service.report(first["id"])["mean"]
     assert report["inference"]["sliced"]["bytes"] < report["inference"]["dense"]["bytes"]
     assert set(service.predicted(job["id"])) <= set(TOPICS)
+
+
+def test_the_model_of_a_job_that_ended_by_the_clock_is_pruned_and_its_ticket_is_shared(service: Service) -> None:
+    clocked = SET | {"joint.enabled": True, "joint.budget.seconds": 0.5}
+    first = service.finished(seeds=[0], set=clocked)
+    assert first["state"] == "succeeded", first["error"]
+    job = service.finished(kind="prune", prune={"job": first["id"], "levels": [0.25], "tickets": ["winning"]})
+    assert job["state"] == "succeeded", job["error"]
+    started = [e.data["node"] for e in service.store.events("default", job["id"]) if e.type == "stage.started"]
+    assert started == ["importance.s0", "ticket.winning.l0.25.s0", "phases"]
+    assert service.report(job["id"])["dense"]["mean"] == service.report(first["id"])["mean"]
+    mask = service.client.get(f"/v1/jobs/{job['id']}/model/files/mask.json").json()
+    service.dataset("more")
+    share = {"others": ["more"], "level": 0.25, "tickets": {"more": mask}}
+    shared = service.finished(kind="share_tickets", share_tickets=share, seeds=[0])
+    assert shared["state"] == "succeeded", shared["error"]
 
 
 def test_sharing_compares_three_systems(service: Service) -> None:

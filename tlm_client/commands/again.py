@@ -50,10 +50,10 @@ def clone(
         "set": overrides_of(set_) or None, "metadata": labels_of(label) or None, "priority": priority,
         "max_runtime_seconds": max_runtime, "kind": kind,
     }  # fmt: skip
-    changed_options = options_of(options) if options is not None else None
     with session_of(context).client() as client:
-        if changed_options is not None:
-            given[kind or client.job(job_id).spec.kind] = changed_options
+        if options is not None:
+            of = kind or client.job(job_id).spec.kind
+            given[of] = options_of(options, of)
         job = client.clone(job_id, {name: value for name, value in given.items() if value is not None})
         if watch:
             notes().print(f"submitted {job.id}")

@@ -17,6 +17,7 @@ from tlm_client.console import FAILED, INTERRUPTED, AsJson, emit, guarded, notes
 from tlm_client.display import Display, duration
 from tlm_client.models import Job, JobEvent
 from tlm_client.results import say_estimate, say_report
+from tlm_core.compression.masks import Mask
 from tlm_core.errors import InvalidRequest, TLMError
 from tlm_core.jobs.spec import JobSpec
 from tlm_core.jobs.states import State
@@ -71,7 +72,7 @@ def submit(
         "kind": kind,
     }
     if options is not None:
-        more[kind] = options_of(options)
+        more[kind] = options_of(options, kind)
     if dataset is None and "job" not in more.get(kind, {}):
         raise typer.BadParameter("name a data set", param_hint="--dataset")
     spec = _spec(dataset, corpus, scale, recipe, seed, set_, workers=workers, **more)
@@ -266,8 +267,11 @@ def _spec(
         raise InvalidRequest(f"the job cannot be submitted so: {faults}") from error
 
 
-def options_of(given: str) -> dict[str, Any]:
-    """The options of a kind of job: a JSON object, or a file that holds one. Raises InvalidRequest."""
+def options_of(given: str, kind: str) -> dict[str, Any]:
+    """The options of a kind of job: a JSON object, or a file that holds one. Raises InvalidRequest.
+
+    A ticket of `share_tickets` may be the path of a file with its mask, which is read here.
+    """
     try:
         text = given if given.lstrip().startswith("{") else Path(given).read_text(encoding="utf-8")
         found = json.loads(text)
@@ -275,7 +279,22 @@ def options_of(given: str) -> dict[str, Any]:
         raise InvalidRequest(f"--options takes a JSON object or a file with one: {error}") from error
     if not isinstance(found, dict):
         raise InvalidRequest("--options takes a JSON object, such as '{\"levels\": [0.2, 0.4]}'")
+    if kind == "share_tickets" and isinstance(tickets := found.get("tickets"), dict):
+        found["tickets"] = {name: _ticket(name, ticket) for name, ticket in tickets.items()}
     return found
+
+
+def _ticket(name: str, given: Any) -> Any:
+    """A ticket as the gateway takes it. Raises InvalidRequest for a text that is neither a job's id nor a mask file."""
+    if not isinstance(given, str) or given.startswith("job_"):
+        return given
+    try:
+        mask = json.loads(Path(given).read_text(encoding="utf-8"))
+        return Mask.from_dict(mask if isinstance(mask, dict) else {}).as_dict()
+    except (OSError, ValueError, RecursionError, InvalidRequest) as error:
+        raise InvalidRequest(
+            f"the ticket of '{name}' is '{given}', no level, no job's id (job_…) and no file with a mask: {error}"
+        ) from error
 
 
 def overrides_of(given: list[str] | None) -> dict[str, Any]:

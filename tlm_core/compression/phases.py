@@ -32,6 +32,8 @@ TIMED = 64
 def phases(ctx: StageContext) -> dict[str, Any]:
     """Write `report.json`, `curves.csv`, `plot.svg`, and the super ticket as `model/`, `model.onnx`, `labels.json`.
 
+    Its mask is in `mask.json`, as `share_tickets` takes it.
+
     The super ticket is the winning level with the best mean validation score over seeds; at a tie the sparser one.
     Only it is tested, once for each seed. Inputs: `prepared`, `task`, `evaluate` (of the dense model),
     `finetune.s{seed}` and `ticket.{which}.l{level}.s{seed}`. Parameters: `levels`, `tickets`, `seeds`, `recipe`.
@@ -58,6 +60,7 @@ def phases(ctx: StageContext) -> dict[str, Any]:
     write_onnx(whole.shape, {name: tensor.numpy() for name, tensor in weights(whole).items()}, graph)
     report["inference"] = _inference({"dense": graph, "sliced": ctx.out / "model.onnx"}, prepared)
     report["words"] = words(report)
+    (ctx.out / MASK).write_text(json.dumps(mask.as_dict()), encoding="utf-8")
     _write(ctx.out, report)
     return {"super_ticket": chosen["level"], **told(report)}
 

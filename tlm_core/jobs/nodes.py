@@ -24,7 +24,7 @@ STAGE_VERSIONS: Mapping[str, int] = {
     "tickets_fit": 1,
     "importance": 1,
     "ticket": 1,
-    "phases": 2,
+    "phases": 3,
     "merge": 2,
     "part": 1,
     "share": 2,

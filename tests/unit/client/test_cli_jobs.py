@@ -138,6 +138,30 @@ def test_pruning_the_model_of_a_job_sends_nothing_that_the_job_brings_unless_it_
     assert tlm(handler, "submit", "--kind", "prune", "--options", '{"levels": [0.2]}').exit_code == 2
 
 
+def test_a_ticket_may_be_a_file_with_a_mask_which_is_sent_in_its_place(tmp_path: Path) -> None:
+    sent: list[Any] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        sent.append(json.loads(request.content))
+        return httpx.Response(202, json=job_view())
+
+    def ask(ticket: str) -> Any:
+        options = {"others": ["b"], "tickets": {"toy": 0.3, "b": ticket}}
+        asked = ("--dataset", "toy", "--kind", "share_tickets", "--options", json.dumps(options))
+        return tlm(handler, "submit", *asked)
+
+    mask, other = {"heads": [[True, False], [True, True]], "blocks": [True, False]}, tmp_path / "other.json"
+    (tmp_path / "mask.json").write_text(json.dumps(mask))
+    assert ask(str(tmp_path / "mask.json")).exit_code == 0
+    assert ask("job_1").exit_code == 0
+    assert [one["share_tickets"]["tickets"] for one in sent] == [{"toy": 0.3, "b": mask}, {"toy": 0.3, "b": "job_1"}]
+    for content in ("[1]", '{"heads": [[0]], "blocks": [1]}', "{"):
+        other.write_text(content)
+        refused = ask(str(other))
+        assert refused.exit_code == 5 and "the ticket of 'b'" in refused.stderr, refused.output
+    assert ask(str(tmp_path / "none.json")).exit_code == 5 and len(sent) == 2
+
+
 def test_nothing_is_deleted_unasked() -> None:
     asked: list[str] = []
 

@@ -17,6 +17,7 @@ from tests.unit.training.made import made_task, tiny
 from tlm_core.compression.masks import Importance, Mask, one_shot
 from tlm_core.compression.sliced import load_sliced
 from tlm_core.errors import InvalidRecipe, InvalidRequest
+from tlm_core.jobs.options import ShareTickets
 from tlm_core.stages import STAGES
 from tlm_core.tasks.metrics import score
 from tlm_core.tasks.task import Task
@@ -87,6 +88,12 @@ def test_the_stock_weights_have_zeros_where_the_mask_drops(done: Mapping[str, Pa
     for layer, kept in enumerate(mask.heads):
         columns = weights[f"model.layers.{layer}.attn.Wo.weight"].view(32, 4, 8).abs().sum(dim=(0, 2)).numpy()
         np.testing.assert_array_equal(columns > 0, kept)
+
+
+def test_the_mask_file_is_a_ticket_as_sharing_takes_it(done: Mapping[str, Path], report: dict[str, Any]) -> None:
+    mask = json.loads((done["phases"] / "mask.json").read_text(encoding="utf-8"))
+    assert mask == report["super_ticket"]["mask"]
+    assert ShareTickets(others=("b",), tickets={"b": mask}).ticket("b", {}) == {"mask": mask}
 
 
 def test_a_level_that_would_empty_a_layer_fails_with_the_most_that_can_go() -> None:
