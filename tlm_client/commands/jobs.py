@@ -203,7 +203,8 @@ def watch_job(client: TLMClient, job_id: str, as_json: bool) -> None:
         emit({"job": job.model_dump(mode="json")})
     elif job.state is State.SUCCEEDED:
         took = duration((job.finished_at or 0) - job.created_at)
-        say(f"{job.id} succeeded after {took}; `tlm download {job.id}` fetches the model")
+        fetch = "" if job.spec.kind == "share_tickets" else f"; `tlm download {job.id}` fetches the model"
+        say(f"{job.id} succeeded after {took}{fetch}")
         say_report(client.report(job.id))
     else:
         say(f"{job.id} is {job.state}{': ' + str(job.error.get('message')) if job.error else ''}")

@@ -188,6 +188,18 @@ def test_watch_shows_the_way_and_the_scores() -> None:
     assert "succeeded after 1:09" in result.stdout and "0.500" in result.stdout and "1.00e+12 FLOPs" in result.stdout
 
 
+@pytest.mark.parametrize(("kind", "told"), [("train", True), ("share_tickets", False)])
+def test_a_model_is_offered_only_where_there_is_one(kind: str, told: bool) -> None:
+    spec = {"dataset": "toy", "kind": kind} | ({"share_tickets": {"others": ["b"]}} if kind != "train" else {})
+    answers = {
+        "GET /v1/jobs/job_1/events": httpx.Response(200, text=end()),
+        "GET /v1/jobs/job_1": job_view(state="succeeded", finished_at=70.0, spec=spec),
+        "GET /v1/jobs/job_1/report": report(),
+    }
+    result = tlm(serve(answers), "watch", "job_1")
+    assert result.exit_code == 0 and ("tlm download" in result.stdout) is told, result.output
+
+
 def test_watch_of_a_job_that_fails_is_exit_code_1() -> None:
     answers = {
         "GET /v1/jobs/job_1/events": httpx.Response(200, text=end("failed")),
