@@ -71,6 +71,14 @@ def test_each_kind_of_study_is_submitted_with_what_its_own_fields_say(gateway: G
     assert (train.learning_curve, train.prune, train.share_tickets) == (None, None, None)
 
 
+def test_the_model_of_a_job_is_pruned_whatever_stands_in_the_fields_that_it_brings(gateway: Gateway) -> None:
+    trained = gateway.parts.jobs.get(T, fill(gateway).jobs["succeeded"])
+    job = submitted(gateway, kind="prune", job=f" {trained.id} ", levels="0.2", scale="small", seeds="9")
+    assert job.spec.pruned == trained.id
+    assert (job.spec.scale, job.spec.seeds, job.spec.set) == ("tiny", trained.spec.seeds, trained.spec.set)
+    assert job.resolved.taken["joint.s0"].model_dump() == (trained.result or {})["artifacts"]["joint.s0"]
+
+
 def test_the_empty_form_asks_for_each_kind_as_the_api_does_by_default(gateway: Gateway) -> None:
     fill(gateway)
     page = Tags(signed_in(gateway).get("/ui/submit").text)
@@ -114,6 +122,7 @@ def submitted(gateway: Gateway, **fields: Any) -> JobRecord:
         ({"kind": "learning_curve", "sizes": "0.1, 1", "lstm": "4x256"}, "such as 4-256"),
         ({"kind": "learning_curve", "sizes": "0.1, 1", "models": ["pretrained"]}, "go together"),
         ({"kind": "prune", "levels": "1.5"}, "between 0 and 1"),
+        ({"kind": "prune", "levels": "0.2", "job": "toy"}, "/prune/job"),
         ({"kind": "share_tickets", "level": "0.3"}, "/share_tickets/others"),
         ({"kind": "share_tickets", "level": "0.3", "others": ["hostile"], "own_levels": "hostile = 2"}, "0 and 1"),
     ],

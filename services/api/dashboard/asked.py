@@ -11,7 +11,7 @@ from services.common.bodies import InsaneJSON, check_json
 from services.common.problem import validation_problem
 from tlm_core.errors import InvalidRequest
 from tlm_core.jobs.options import LearningCurve, Prune, ShareTickets
-from tlm_core.jobs.spec import JobSpec
+from tlm_core.jobs.spec import FROM_JOB, JobSpec
 
 _CURVE, _PRUNE = LearningCurve(), Prune()
 
@@ -43,6 +43,7 @@ class Asked(BaseModel):
     lstm: str = Field("", max_length=20)
     margin: str = Field("", max_length=20)
     # pruning
+    job: str = Field("", max_length=100)
     levels: str = Field("", max_length=400)
     tickets: tuple[str, ...] = Field((), max_length=10)
     # ticket sharing
@@ -87,6 +88,8 @@ class Asked(BaseModel):
         }
         if self.kind != "train":
             asked[self.kind] = self._options()
+        if asked.get("prune", {}).get("job"):
+            asked = {name: value for name, value in asked.items() if name not in FROM_JOB}
         try:
             return JobSpec.model_validate(asked)
         except ValidationError as error:
@@ -107,6 +110,7 @@ class Asked(BaseModel):
                 }
             case "prune":
                 return {
+                    "job": self.job.strip() or None,
                     "levels": _numbers(self.levels, "levels"),
                     "tickets": list(dict.fromkeys(("winning", *self.tickets))),
                     "as_published": self.as_published,
