@@ -43,7 +43,7 @@ class Intake:
         """Take files in by split; `file` alone stands for a train split from which the others are cut."""
         check_dataset_name(name)
         splits = _by_split(files)
-        endings = {split: _ending(file) for split, file in splits.items()}
+        endings = {split: _ending(file.name) for split, file in splits.items()}
         options = _named(options, name)
         _, report = self._load_task({split: file.path for split, file in splits.items()}, options)
         with self._work() as raw:
@@ -62,8 +62,14 @@ class Intake:
         with self._work() as work, storage_errors("checking the selection"):
             return write_given(given, work / GIVEN)
 
-    def hub(self, tenant: str, name: str, hub: str, options: DatasetOptions) -> DatasetRecord:
-        """Take a data set of the hub in: `OWNER/NAME[@REVISION][:CONFIG]`. What is kept are its texts and labels."""
+    def hub(
+        self, tenant: str, name: str, hub: str, options: DatasetOptions, selection: str | None = None
+    ) -> DatasetRecord:
+        """Take a data set of the hub in: `OWNER/NAME[@REVISION][:CONFIG]`. What is kept are its texts and labels, and
+        the passages of its file `selection`, if one is named."""
+        from tlm_core.selection.given import GIVEN_PART
+        from tlm_core.tasks.hub import hub_file, parse_hub_id
+
         check_dataset_name(name)
         hub = hub.removeprefix("hub:")
         # The loader would read a local folder of that name; what lies on this machine is not for callers.
@@ -78,7 +84,13 @@ class Intake:
                 text_pair_column="text_pair" if task.pair else "", label_column="label", delimiter=None,
                 positive_label=task.labels[-1] if task.metric == "f1" else None,
             )  # fmt: skip
-            return self._keep(tenant, name, raw, report, kept)
+            passages = None
+            if selection is not None:
+                file = hub_file(parse_hub_id(f"hub:{hub}"), selection, cache=self._scratch / "hub")
+                with storage_errors("keeping the selection"):
+                    shutil.copyfile(file, raw / f"{GIVEN_PART}{_ending(selection)}")
+                passages = self._check_given(raw)
+            return self._keep(tenant, name, raw, report, kept, passages)
 
     def _keep(
         self,
@@ -159,14 +171,14 @@ def _by_split(files: Mapping[str, ReceivedFile]) -> dict[str, ReceivedFile]:
     return dict(files)
 
 
-def _ending(file: ReceivedFile) -> str:
-    """Ending that tells the type, such as .csv.gz. Raises InvalidRequest."""
-    suffixes = [suffix.lower() for suffix in Path(file.name).suffixes]
+def _ending(name: str) -> str:
+    """Ending of a file's name that tells the type, such as .csv.gz. Raises InvalidRequest."""
+    suffixes = [suffix.lower() for suffix in Path(name).suffixes]
     packed = suffixes[-1:] == [".gz"]
     kind = suffixes[-2:-1] if packed else suffixes[-1:]
     if not kind or kind[0][1:] not in ENDINGS:
         raise InvalidRequest(
-            f"'{file.name}' does not tell its type; name it with one of {', '.join(ENDINGS)} (text forms also with .gz)"
+            f"'{name}' does not tell its type; name it with one of {', '.join(ENDINGS)} (text forms also with .gz)"
         )
     return kind[0] + (".gz" if packed else "")
 

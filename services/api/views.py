@@ -96,6 +96,9 @@ class HubBody(_Body):
     name: str
     hub: str = Field(description="OWNER/NAME, with @REVISION and :CONFIG if needed", max_length=300)
     options: OptionsBody = OptionsBody()
+    selection: str | None = Field(
+        None, max_length=300, description="a file of the data set with passages for the selector `given`"
+    )
 
 
 class DatasetView(_View):

@@ -21,6 +21,7 @@ from services.api.views import OptionsBody
 from tests.contract.gateway import AUTH, TRAIN, Gateway, make_gateway, upload
 from tests.factories import make_resolved, make_spec
 from tlm_core.artifacts import ArtifactStore
+from tlm_core.tasks.hub import HubSource
 from tlm_core.tasks.options import DatasetOptions
 
 T = "default"
@@ -284,6 +285,29 @@ def test_a_hub_data_set_is_kept_as_its_texts_and_labels(gateway: Gateway) -> Non
     task, _ = real(gateway.parts.artifacts.localize(record.raw), DatasetOptions(**record.options))  # type: ignore[arg-type]
     assert (task.labels, task.name) == (("neg", "pos"), "films")
     assert sum(task.counts.values()) == 40
+
+
+def test_a_file_of_a_hub_data_set_may_be_its_selection(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, asked = gateway.parts.load_task, []
+    (gateway.root / "hub.csv").write_text(TRAIN)
+    (gateway.root / "external.csv").write_text("text,id,rank\nb,1,2\na,2,1\n")
+
+    def fetched(source: HubSource, name: str, *, cache: Path | None = None) -> Path:
+        assert cache is not None and cache.is_relative_to(gateway.root)
+        asked.append((source, name))
+        return gateway.root / "external.csv"
+
+    monkeypatch.setattr("tlm_core.tasks.hub.hub_file", fetched)
+    parts = dataclasses.replace(
+        gateway.parts, load_task=lambda _, options: real({"train": gateway.root / "hub.csv"}, options)
+    )
+    body = {"name": "films", "hub": "owner/films@v2", "selection": "small_external.csv"}
+    with dataclasses.replace(gateway, parts=parts).test_client() as api:
+        made = api.post("/v1/datasets/hub", json=body)
+        odd = api.post("/v1/datasets/hub", json={**body, "selection": "small_external"})
+    assert made.status_code == 201 and made.json()["selection"] == 2, made.text
+    assert asked[0] == (HubSource("owner/films", "v2"), "small_external.csv")
+    assert odd.status_code == 422 and "does not tell its type" in odd.json()["detail"]
 
 
 def wait_for(holds: Any, seconds: float = 5.0) -> None:

@@ -41,7 +41,7 @@ def dataset_add(
     ],
     selection: Annotated[
         Path | None,
-        typer.Option(help="Passages (text, rank) for the selector 'given'; a folder may hold the file too."),
+        typer.Option(help="Passages (text, rank) for the selector 'given': a file here, or of the hub's data set."),
     ] = None,
     text_column: Annotated[str | None, typer.Option(help="Column of the texts; guessed if not given.")] = None,
     pair_column: Annotated[str | None, typer.Option(help="Column of second texts.")] = None,
@@ -69,9 +69,8 @@ def dataset_add(
     options = {key: value for key, value in given.items() if value is not None}
     with session_of(context).client() as client:
         if source.startswith(_HUB):
-            if selection is not None:
-                raise InvalidRequest("a selection can only go with files, not with a data set of the hub")
-            dataset = client.add_hub_dataset(name, source, options)
+            file = None if selection is None else selection.as_posix()
+            dataset = client.add_hub_dataset(name, source, options, selection=file)
         else:
             files = dataset_files(Path(source)) | ({} if selection is None else {"selection": selection})
             dataset = client.add_dataset(name, files, options)

@@ -38,9 +38,11 @@ def add_dataset(
     return model(Dataset, answer)
 
 
-def add_hub_dataset(name: str, hub: str, options: Mapping[str, Any] | None = None) -> Ask[Dataset]:
-    """Let the gateway load `hub:OWNER/NAME[@revision][:config]`."""
-    body = {"name": name, "hub": hub.removeprefix("hub:"), "options": dict(options or {})}
+def add_hub_dataset(
+    name: str, hub: str, options: Mapping[str, Any] | None = None, *, selection: str | None = None
+) -> Ask[Dataset]:
+    """Let the gateway load `hub:OWNER/NAME[@revision][:config]`. selection: a file of it with passages (text, rank)."""
+    body = {"name": name, "hub": hub.removeprefix("hub:"), "options": dict(options or {}), "selection": selection}
     return model(Dataset, (yield from call("POST", "/v1/datasets/hub", json=body, timeout=patient())))
 
 

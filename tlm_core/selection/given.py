@@ -5,6 +5,7 @@ Beside the task it lies as one Parquet file: `id`, `text`, `source`, `rank`, in 
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,7 +24,8 @@ from tlm_core.selection.keep import Candidate
 
 GIVEN = "selection.parquet"
 GIVEN_PART = "selection"
-NAMES = (GIVEN_PART, "external")
+# The release's data sets call it by the scale: small_external.csv, and so on.
+_NAME = re.compile(rf"{GIVEN_PART}|((small|medium|large)_)?external")
 _SOURCE = "given"
 _SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string()), ("source", pa.string()), ("rank", pa.int32())])
 _TEXTS = pa.schema([("text", pa.large_string()), ("source", pa.large_string())])
@@ -33,7 +35,7 @@ _HIGHEST = 2**31 - 2
 
 def given_part(source: object) -> Path | None:
     """The selection of a data set, if it brings one: the part `selection` of a mapping, or the file of a folder that
-    is named `selection` or `external`. Raises InvalidRequest if there are several."""
+    is named `selection`, `external` or `SCALE_external`. Raises InvalidRequest if there are several."""
     if isinstance(source, Mapping):
         return Path(source[GIVEN_PART]) if GIVEN_PART in source else None
     if not isinstance(source, Path) or not source.is_dir():
@@ -46,7 +48,7 @@ def given_part(source: object) -> Path | None:
 
 def is_given(path: Path) -> bool:
     """Whether a file's name says that it is a selection, not a split."""
-    return path.name.split(".")[0].lower() in NAMES
+    return _NAME.fullmatch(path.name.split(".")[0].lower()) is not None
 
 
 def write_given(path: Path, target: Path) -> int:

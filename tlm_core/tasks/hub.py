@@ -18,6 +18,7 @@ from tlm_core.tasks.task import SPLITS
 
 PREFIX = "hub:"
 _ID = re.compile(r"hub:(?P<path>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[^\s@:]+))?(?::(?P<config>[^\s:]+))?")
+_FILE = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
 _BATCH = 2_000
 
 
@@ -87,6 +88,34 @@ def read_hub(
     if "train" not in found:
         findings.fault("no_train", f"{source.path} has no train split, only {', '.join(others) or 'test data'}")
     return tables
+
+
+def hub_file(source: HubSource, name: str, *, cache: Path | None = None) -> Path:
+    """A file of a hub data set, fetched, or found in `cache` (None: the library's own) where the hub does not answer.
+
+    Raises InvalidRequest for a name that is no path inside the data set, NotFound and Unavailable.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    missing = (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError, HFValidationError)
+    if not _FILE.fullmatch(name) or ".." in name.split("/"):
+        raise InvalidRequest(f"'{name}' names no file of a data set; write it as the hub lists it: small_external.csv")
+    what = f"'{name}' of the hub data set {source.path}"
+    try:
+        return Path(hf_hub_download(source.path, name, repo_type="dataset", revision=source.revision, cache_dir=cache))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        # The library says that an entry was not found locally where the hub gave no answer.
+        if isinstance(error, missing) and not isinstance(error, LocalEntryNotFoundError):
+            raise NotFound(f"{what} was not found ({error}); the hub's page of the data set lists its files") from error
+        raise Unavailable(f"{what} cannot be fetched now ({error}); try again later, or give its files") from error
 
 
 def _load(source: HubSource, cache: Path | None, load: Callable[..., Any] | None) -> Any:

@@ -78,7 +78,7 @@ async def create(request: Request, parts: PartsDep, tenant: Tenant) -> DatasetCr
 @router.post("/hub", status_code=201, summary="Take a data set from the hub", responses=problems(404, 413, 507))
 def create_from_hub(body: HubBody, parts: PartsDep, tenant: Tenant) -> DatasetCreated:
     """Loads the data set (data files only; no code of it is run), checks it and keeps its texts and labels."""
-    return created(parts, intake(parts).hub(tenant, body.name, body.hub, body.options.options()))
+    return created(parts, intake(parts).hub(tenant, body.name, body.hub, body.options.options(), body.selection))
 
 
 @router.get("", summary="List data sets", responses=problems())

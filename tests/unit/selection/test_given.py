@@ -130,7 +130,7 @@ def test_a_file_that_was_cut_off_is_told(tmp_path: Path) -> None:
         )
 
 
-@pytest.mark.parametrize("name", ["selection.csv", "external.csv", "External.release.csv"])
+@pytest.mark.parametrize("name", ["selection.csv", "external.csv", "External.release.csv", "small_external.csv"])
 def test_a_data_set_s_folder_may_hold_the_selection(tmp_path: Path, name: str) -> None:
     source = folder(tmp_path / "data", records(20))
     put(source / name, CSV)

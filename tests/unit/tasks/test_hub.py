@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -9,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import ROOT
 from tests.unit.tasks.make import put
 from tlm_core.errors import InvalidRequest, NotFound, TLMError, Unavailable
 from tlm_core.tasks.findings import Findings
@@ -52,6 +56,32 @@ def test_a_folder_in_the_papers_layout_is_loaded(tmp_path: Path) -> None:
     assert tables["test"].columns["text"].values.to_pylist() == [f"test text, {n}" for n in range(3)]
     assert tables["train"].columns["label"].values.to_pylist() == ["0", "1", "0", "1", "0"]
     assert tables["train"].rows.tolist() == [1, 2, 3, 4, 5]
+
+
+PROGRAM = """
+from tlm_core.errors import TLMError
+from tlm_core.tasks.hub import hub_file, parse_hub_id
+for name in ("small_external.csv", "large_external.csv", "../secrets", "/etc/passwd"):
+    try:
+        print(hub_file(parse_hub_id("hub:yxchar/sciie-tlm"), name).read_text().splitlines()[1])
+    except TLMError as error:
+        print(type(error).__name__, error.message)
+"""
+
+
+def test_a_file_beside_the_splits_is_taken_from_the_hub_s_cache(tmp_path: Path) -> None:
+    repository = tmp_path / "hub" / "datasets--yxchar--sciie-tlm"
+    put(repository / "snapshots" / ("a" * 40) / "small_external.csv", "text,id,rank\na passage,7,1\n")
+    put(repository / "refs" / "main", "a" * 40)
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    environment.pop("HF_HUB_CACHE", None)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    found, missing, *outside = done.stdout.splitlines()
+    assert found == "a passage,7,1", done.stderr
+    assert missing.startswith("Unavailable 'large_external.csv' of the hub data set yxchar/sciie-tlm cannot be fetched")
+    assert all(told.startswith("InvalidRequest") for told in outside) and len(outside) == 2
 
 
 def test_a_local_folder_does_not_stand_in_for_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
