@@ -50,8 +50,7 @@ def made_task(name: str) -> Path:
 def selected(name: str, params: Selection) -> tuple[Path, Path]:
     """Folders of a task of the shared data and of its selection from the whole shared corpus."""
     task = made_task(name)
-    key = hashlib.sha256(canonical_json(params.model_dump(mode="json")).encode()).hexdigest()[:12]
-    folder = FOLDER / "selection" / f"{name}-{key}"
+    folder = FOLDER / "selection" / f"{name}-{_key(params.model_dump(mode='json'))}"
     if not (folder / "selection.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
         parts = folder.with_suffix(".parts")
@@ -61,12 +60,17 @@ def selected(name: str, params: Selection) -> tuple[Path, Path]:
     return task, folder
 
 
+def _key(asked: Any) -> str:
+    return hashlib.sha256(canonical_json(asked).encode()).hexdigest()[:12]
+
+
 def outcome(name: str, what: str, task: Path, selection: Path | None, recipe: Recipe, seed: int) -> dict[str, float]:
     """Best validation score, the test score of that model, and seconds to it by the clock, from the selection on.
 
-    what: the run's name; an outcome under that name is not computed again.
+    what: the run's name; an outcome under that name is not computed again for the same recipe and selection.
     """
-    kept = FOLDER / "outcomes" / name / f"{what}.json"
+    key = _key({"recipe": recipe.model_dump(mode="json"), "selection": selection and selection.name, "seed": seed})
+    kept = FOLDER / "outcomes" / name / f"{what}-{key}.json"
     if kept.exists():
         found: dict[str, float] = json.loads(kept.read_text(encoding="utf-8"))
         return found

@@ -91,6 +91,20 @@ def test_two_workers_train_as_one(tmp_path: Path, recipe: Recipe) -> None:
     assert both[0] == both[1]
 
 
+def test_two_workers_have_the_gradient_of_one(tmp_path: Path) -> None:
+    recipe = tiny(
+        precision="fp32", joint__budget__steps=6, joint__optimizer__name="adamw", joint__rho1=3, finetune__epochs=1
+    )
+    made_prepared(tmp_path, recipe)
+    for size in (1, 2):
+        run_workers(size, tmp_path, recipe)
+    one, two = points(tmp_path / "joint1"), points(tmp_path / "joint2")
+    assert two[0]["gradient_norm"] == pytest.approx(one[0]["gradient_norm"], rel=1e-6)
+    for term in ("mlm", "gradient_norm"):
+        assert [point[term] for point in two] == pytest.approx([point[term] for point in one], rel=1e-4)
+    assert two[3]["task"] == pytest.approx(one[3]["task"], rel=1e-5)
+
+
 def test_all_workers_stop_at_the_same_step(tmp_path: Path, recipe: Recipe) -> None:
     made_prepared(tmp_path, recipe)
     run_workers(2, tmp_path, recipe, stop_at=0)

@@ -25,6 +25,11 @@ def peak_flops(device: torch.device) -> float | None:
     return next((peak for part, peak in _PEAKS.items() if part in name), None)
 
 
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether the device's memory did not hold what was asked for. A CPU's allocator has no class of error for it."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 @cache
 def fast_dtype(kind: str) -> torch.dtype:
     """bfloat16 where devices of this kind ("cpu", "cuda") have instructions for it here, else float32.

@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
+from tlm_core.errors import OutOfMemory
 from tlm_core.tasks.metrics import better, majority_baseline, score, score_values, scores_for, summary
 from tlm_core.tasks.task import SPLITS, Task
-from tlm_core.training.device import autocast, pick_device
+from tlm_core.training.device import autocast, out_of_memory, pick_device
 from tlm_core.training.model import TaskModel
 from tlm_core.training.objective import Workers, encode, pooled_logits, task_loss
-from tlm_core.training.prepared import Prepared, Split, task_batch
+from tlm_core.training.prepared import Ints, Prepared, Split, task_batch
 from tlm_core.training.stage import StageContext
 from tlm_core.training.state import HISTORY, load_model
 
@@ -35,7 +37,10 @@ def predict(
     precision: str = "fp32",
     workers: Workers | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Label logits [n, labels] of a split, in its order; the workers share the texts and all get the whole."""
+    """Label logits [n, labels] of a split, in its order; the workers share the texts and all get the whole.
+
+    Raises OutOfMemory where not even one text fits the device.
+    """
     workers = workers or Workers()
     order = np.argsort(split.store.lengths, kind="stable")
     logits = torch.zeros(len(split), model.shape.labels)
@@ -44,15 +49,35 @@ def predict(
     with torch.inference_mode(), autocast(precision, device):
         for number, begin in enumerate(range(0, len(split), DOCUMENTS)):
             if number % workers.size == workers.rank:
-                batch = task_batch(split, order[begin : begin + DOCUMENTS], prepared)
-                hidden, segments = encode(model, batch, device)
-                found = pooled_logits(model, batch, hidden, segments)
-                logits[torch.from_numpy(batch.rows.documents)] = found.cpu()
+                _answer(model, split, order[begin : begin + DOCUMENTS], prepared, device, logits)
     model.train(training)
     if workers.size > 1:
         logits = workers.sum(logits.to(device)).cpu()
     result: npt.NDArray[np.float32] = logits.numpy()
     return result
+
+
+def _answer(
+    model: TaskModel, split: Split, members: Ints, prepared: Prepared, device: torch.device, logits: Tensor
+) -> None:
+    """Write the members' label logits into `logits` [n, labels]; in halves where the device does not hold them all."""
+    batch = task_batch(split, members, prepared)
+    try:
+        hidden, segments = encode(model, batch, device)
+        found = pooled_logits(model, batch, hidden, segments).cpu()
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        if len(members) == 1:
+            raise OutOfMemory(
+                "not even one text fits the device; use a smaller model or a shorter max_length"
+            ) from error
+    else:
+        logits[torch.from_numpy(batch.rows.documents)] = found
+        return
+    # Out of the handler, whose error would hold on to what had been computed.
+    for half in np.array_split(members, 2):
+        _answer(model, split, half, prepared, device, logits)
 
 
 def validation_scores(logits: npt.NDArray[np.float32], split: Split, prepared: Prepared) -> dict[str, float | None]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tlm_core.errors import NonFiniteLoss, OutOfMemory
 from tlm_core.tasks.metrics import better
-from tlm_core.training.device import peak_flops
+from tlm_core.training.device import out_of_memory, peak_flops
 from tlm_core.training.model import TaskModel, seed_of
 from tlm_core.training.objective import Workers, accumulate_gradient, step_flops
 from tlm_core.training.optim import Optimizer, learning_rate
@@ -142,8 +142,10 @@ class Trainer:
             torch.manual_seed(seed_of(self.seed, f"dropout {state.step} {workers.rank}"))
         try:
             return accumulate_gradient(self.model, batch, workers, state.micro_rows, self.precision, self.device)
-        except torch.OutOfMemoryError:
-            return None
+        except RuntimeError as error:
+            if out_of_memory(error):
+                return None
+            raise
 
     def _step_down(self, batch: Batch, state: TrainState) -> None:
         """Halve the rows that are held at once; the step keeps all of its rows. Raises OutOfMemory at one row."""

@@ -96,6 +96,24 @@ def test_one_worker_two_workers_and_micro_batches_give_the_same_gradient(made: M
     assert gradient[:-EXTRAS].abs().max() > 0
 
 
+@pytest.mark.parametrize("step", [0, 1])
+def test_sixty_four_rows_give_one_gradient_by_one_worker_by_two_and_in_four_parts(step: int, tmp_path: Path) -> None:
+    recipe = tiny(joint__rho1=1, joint__rho2=20, joint__batch_rows=64, joint__task_batch=400)
+    prepared = Prepared(made_prepared(tmp_path, recipe))
+    model = build(recipe.model.model_dump(), prepared, seed=3)
+    buffers, batch = Buffers(model, muon=False), JointBatches(prepared, recipe.joint.model_dump(), seed=3)(step, 0.0)
+    assert len(batch.rows) >= 64
+    found = []
+    for workers, micro_rows in ((1, 1000), (2, 32), (1, 16)):
+        buffers.gradient.zero_()
+        for rank in range(workers):
+            accumulate_gradient(model, batch, Workers(rank, workers), micro_rows, "fp32", CPU)
+        found.append(buffers.gradient.clone())
+    largest = found[0].abs().max()
+    assert largest > 0
+    assert all((other - found[0]).abs().max() <= 1e-6 * largest for other in found[1:])
+
+
 def test_one_of_rho1_plus_one_steps_is_a_task_step(tmp_path: Path) -> None:
     recipe = tiny(joint__rho1=3)
     prepared = Prepared(made_prepared(tmp_path, recipe))
