@@ -25,7 +25,7 @@ HEAVY = {"torch", "transformers", "ray", "accelerate"}
 # Loaded by name, or at a distance, rather than imported: fsspec loads s3fs.
 NOT_IMPORTED = {"s3fs"}
 # Of the packages that a listed one cannot do without, those that we import ourselves.
-BROUGHT_ALONG = {"starlette": "fastapi", "urllib3": "opensearch-py"}
+BROUGHT_ALONG = {"starlette": "fastapi", "urllib3": "opensearch-py", "huggingface-hub": "datasets"}
 
 cut_lock = runpy.run_path(str(DEPLOY / "cut_lock.py"))
 LISTED: set[str] = cut_lock["names_in"]((DEPLOY / "services.txt").read_text())
