@@ -1,7 +1,8 @@
 """Tokenising and packing on one core against the bare `tokenizers` library, and what memory preparing text takes.
 
 The prepare stage runs as it is, with a vocabulary that stands, so that both sides do nothing but tokenise; then all
-rows of one epoch are cut. Memory is the peak of a process that runs the whole stage, training its own vocabulary.
+rows of one epoch are cut. Memory is the peak of a process that runs the whole stage of recipe `fast`, which trains a
+vocabulary of its own and counts word vectors, too.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from benchmarks.memory import peak_bytes
 from benchmarks.report import alternate, figure, ratios
 from benchmarks.shared import ROOT, shared_data
 from benchmarks.training.data import CACHE, bert_recipe, environment, prepared, write_selection
+from tlm_core.training.recipe import Recipe, resolve
 
 SMALL, LARGE = 10_000, 80_000
 # Of so many passages the start of the stage (libraries, the tokenizer's files) is no part worth naming.
@@ -48,19 +50,24 @@ def selection(count: int) -> Path:
     return folder if (folder / "passages.parquet").exists() else write_selection(folder, passages(count))
 
 
-def stage(count: int, tokenizer: str) -> tuple[float, int]:
-    """Seconds and tokens of the prepare stage and of cutting one epoch's rows."""
+def stage(count: int, recipe: Recipe, folder: str) -> Path:
+    """Run the prepare stage in `folder`, with so many passages."""
     from tlm_core.training.local import run_stage
-    from tlm_core.training.packing import PassageStream
     from tlm_core.training.params import stage_params
+
+    inputs = {"task": CACHE / "making" / "task", "selection": selection(count)}
+    return run_stage("prepare", inputs, stage_params("prepare", recipe), Path(folder) / "prepared")
+
+
+def stage_and_rows(count: int, recipe: Recipe) -> tuple[float, int]:
+    """Seconds and tokens of the prepare stage and of cutting one epoch's rows."""
+    from tlm_core.training.packing import PassageStream
     from tlm_core.training.prepared import Prepared
     from tlm_core.training.randomness import Stream, permutation
 
-    inputs = {"task": CACHE / "making" / "task", "selection": selection(count)}
-    params = stage_params("prepare", bert_recipe(**{"tokenizer.source": tokenizer}))
     with tempfile.TemporaryDirectory(prefix="tlm-bench-") as folder:
         began = time.perf_counter()
-        made = Prepared(run_stage("prepare", inputs, params, Path(folder) / "prepared"))
+        made = Prepared(stage(count, recipe, folder))
         store = made.passages()
         assert store is not None
         stream = PassageStream(store, 128, lambda epoch: permutation(0, Stream.PASSAGES, epoch, len(store)))
@@ -89,7 +96,7 @@ def one_core(repeats: int) -> None:
         return tokens / (time.perf_counter() - began)
 
     def ours() -> float:
-        seconds, tokens = stage(TIMED, str(folder))
+        seconds, tokens = stage_and_rows(TIMED, bert_recipe(**{"tokenizer.source": str(folder)}))
         return tokens / seconds
 
     print(json.dumps(alternate({"bare": bare, "ours": ours}, repeats)))
@@ -97,7 +104,8 @@ def one_core(repeats: int) -> None:
 
 def memory(count: int) -> None:
     """Child process: print the peak of resident memory, in bytes, of preparing `count` passages."""
-    stage(count, "own")
+    with tempfile.TemporaryDirectory(prefix="tlm-bench-") as folder:
+        stage(count, resolve("fast", "tiny"), folder)
     print(json.dumps(peak_bytes()))
 
 

@@ -55,7 +55,8 @@ def count(stores: Sequence[TokenStore], size: int, specials: Sequence[int], dim:
         pairs = pairs + _pairs(tokens, owner, size, specials)
         read += len(tokens)
     frequency[list(specials)] = 0.0
-    association = _association(pairs + pairs.T, size)
+    pairs = pairs + pairs.T
+    association = _association(pairs, size)
     smooth = frequency + 0.5  # no token is impossible
     return Counted(
         log_frequency=np.log(smooth / smooth.sum()).astype(np.float32),
@@ -100,14 +101,15 @@ def _association(pairs: sparse.csr_matrix, size: int) -> sparse.csr_matrix:
     row = np.asarray(pairs.sum(axis=1)).ravel() + 1e-9
     log_chance = SMOOTHING * np.log(row)
     log_chance -= np.log(np.exp(log_chance).sum())
-    parts = []
+    information = np.empty(pairs.nnz, dtype=np.float32)
     for first in range(0, size, BLOCK_ROWS):
-        part = pairs[first : first + BLOCK_ROWS].tocoo()
-        information = np.log(part.data / row.sum()) - log_chance[first + part.row] - log_chance[part.col]
-        kept = information > 0
-        entries = (information[kept].astype(np.float32), (part.row[kept], part.col[kept]))
-        parts.append(sparse.csr_matrix(entries, shape=part.shape))
-    return sparse.vstack(parts, format="csr")
+        bounds = pairs.indptr[first : first + BLOCK_ROWS + 1]
+        here = slice(bounds[0], bounds[-1])
+        own = np.repeat(log_chance[first : first + BLOCK_ROWS], np.diff(bounds))
+        information[here] = np.log(pairs.data[here] / row.sum()) - own - log_chance[pairs.indices[here]]
+    found = sparse.csr_matrix((np.maximum(information, 0, out=information), pairs.indices, pairs.indptr), pairs.shape)
+    found.eliminate_zeros()
+    return found
 
 
 def _leading(matrix: sparse.csr_matrix, dim: int) -> Floats:

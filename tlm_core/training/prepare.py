@@ -18,7 +18,8 @@ from tlm_core.training.stage import StageContext, StopRequested
 from tlm_core.training.store import ArrayWriter, StoreWriter, TokenStore
 from tlm_core.training.tokenizer import load_published, special_ids, train_wordpiece, write_folder
 
-BATCH = 2_000
+# Larger ones are no faster, and what the tokenizer tells of each text is many times the text.
+BATCH = 250
 REPORT_SECONDS = 0.5
 
 
