@@ -19,7 +19,7 @@ from tlm_core.training import published
 from tlm_core.training.device import pick_device
 from tlm_core.training.loop import Trainer
 from tlm_core.training.prepared import Batch, Prepared
-from tlm_core.training.stage import StageContext
+from tlm_core.training.stage import StageContext, StopRequested
 from tlm_core.training.stages import start, tune
 from tlm_core.training.state import load_model
 
@@ -47,7 +47,8 @@ def tickets_fit(ctx: StageContext) -> dict[str, Any]:
 def importance(ctx: StageContext) -> dict[str, Any]:
     """Write the importance of each head and block for the finetuned model, over all train texts.
 
-    Inputs: `prepared`, `finetune`. Parameter `as_published`: see `compression.importance`.
+    Inputs: `prepared`, `finetune`. Parameter `as_published`: see `compression.importance`. Raises StopRequested when
+    asked to stop; the stage is short and starts anew on resume.
     """
     if ctx.rank:
         return {}
@@ -55,7 +56,9 @@ def importance(ctx: StageContext) -> dict[str, Any]:
     model, split = load_model(ctx.inputs["finetune"]).to(device), prepared.split("train")
 
     def told(done: int) -> None:
-        ctx.report.progress(step=done, total=len(split), rate=None, unit="texts", eta_seconds=None)
+        go_on = ctx.report.progress(step=done, total=len(split), rate=None, unit="texts", eta_seconds=None)
+        if not go_on and done < len(split):
+            raise StopRequested("stopped on request while weighing heads and blocks; resume to start this stage anew")
 
     published = bool(ctx.params["as_published"])
     found = importance_of(model, split, prepared, device=device, as_published=published, told=told)

@@ -21,7 +21,8 @@ from tlm_core.jobs.options import ShareTickets
 from tlm_core.stages import STAGES
 from tlm_core.tasks.metrics import score
 from tlm_core.tasks.task import Task
-from tlm_core.training.local import run_stage
+from tlm_core.training.local import LocalReporter, run_stage
+from tlm_core.training.stage import StopRequested
 
 RECIPE = tiny(joint__budget__steps=8, finetune__epochs=2, finetune__evaluations=2, precision="fp32", model__heads=4)
 OPTIONS = {"levels": [0.25, 0.5], "tickets": ["winning", "losing"]}
@@ -47,6 +48,16 @@ def test_tickets_are_cut_from_the_importance_of_their_own_seed(done: Mapping[str
             model, mask = load_sliced(done[f"ticket.{which}.l0.5.s{seed}"])
             assert mask == one_shot(found, 0.5, which, seed)
             assert model.encoder.layers[0].attention.heads == sum(mask.heads[0])  # type: ignore[union-attr]
+
+
+def test_importance_stops_when_asked_and_starts_anew(done: Mapping[str, Path], tmp_path: Path) -> None:
+    inputs = {"prepared": done["prepare"], "finetune": done["finetune.s0"]}
+    stop = LocalReporter(keep_going=lambda step: step < 64)
+    with pytest.raises(StopRequested, match="start this stage anew"):
+        run_stage("importance", inputs, {"as_published": False}, tmp_path / "first", stop, STAGES)
+    assert stop.steps == [32, 64] and not list((tmp_path / "first").iterdir())
+    out = run_stage("importance", inputs, {"as_published": False}, tmp_path / "second", stages=STAGES)
+    assert (out / "importance.json").read_bytes() == (done["importance.s0"] / "importance.json").read_bytes()
 
 
 def test_a_ticket_costs_less_than_the_dense_model(done: Mapping[str, Path]) -> None:
