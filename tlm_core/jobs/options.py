@@ -22,6 +22,11 @@ def size_name(size: float) -> str:
     return str(int(size)) if size >= 1 else repr(float(size))
 
 
+def family(model: str) -> str:
+    """Which models of a curve have their tokens in common, and with them what was trained before: those of one name."""
+    return {"tlm": "tlm", "bilstm_tlm": "tlm", "pretrained": "pretrained"}.get(model, "own")
+
+
 class LSTM(_Options):
     """Shape and learning rate of the BiLSTM; LSTM-4-256 in the paper's naming is four layers of 256 each way."""
 

@@ -8,7 +8,7 @@ from typing import Any
 from tlm_core.compression.masks import Mask, removals
 from tlm_core.errors import InvalidRequest
 from tlm_core.jobs.nodes import Node, Place, Plan, side_by_side
-from tlm_core.jobs.options import LearningCurve, Prune, size_name
+from tlm_core.jobs.options import LearningCurve, Prune, family, size_name
 from tlm_core.jobs.spec import JobRecord, JobSpec
 from tlm_core.training.params import reproducible, stage_params
 from tlm_core.training.recipe import OWN_STARTS, Recipe
@@ -136,13 +136,12 @@ class _Point:
         return found
 
     def _prepared(self, model: str) -> str:
-        family = {"tlm": "tlm", "bilstm_tlm": "tlm", "pretrained": "pretrained"}.get(model, "own")
-        return f"prepare.{family}{self.end}"
+        return f"prepare.{family(model)}{self.end}"
 
-    def _prepare(self, family: str, recipe: Recipe, more: Mapping[str, str]) -> Node:
+    def _prepare(self, kind: str, recipe: Recipe, more: Mapping[str, str]) -> Node:
         inputs = {"task": f"subset{self.end}", **more}
         params = stage_params("prepare", recipe)
-        return Node(f"prepare.{family}{self.end}", "prepare", Place.WORKERS, params=params, inputs=inputs)
+        return Node(f"prepare.{kind}{self.end}", "prepare", Place.WORKERS, params=params, inputs=inputs)
 
     def _retrieved(self, recipe: Recipe) -> list[Node]:
         """Selection, tokens and joint stage of TLM. Queries are the subset's texts, or all texts if so asked."""

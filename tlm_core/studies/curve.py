@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tlm_core.jobs.options import size_name
+from tlm_core.jobs.options import family, size_name
 from tlm_core.studies.bilstm import load_bilstm
 from tlm_core.studies.fit import compare, fit
 from tlm_core.studies.lstm_export import INT8, export_lstm, lstm_onnx
@@ -48,7 +48,7 @@ def curve(ctx: StageContext) -> dict[str, Any]:
     report: dict[str, Any] = {
         "kind": "learning_curve",
         **_whole([reports[BILSTM, rows[-1], seed] for seed in seeds]),
-        "cost": _cost(reports.values()),
+        "cost": _cost(reports),
         "sizes": rows,
         "dropped": [size for size in sizes if size["dropped"]],
         "models": {model: _model(model, reports, rows, seeds) for model in models},
@@ -80,9 +80,15 @@ def _whole(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {**same, "seeds": seeds, **over_seeds(seeds), "best_seed": best["seed"]}
 
 
-def _cost(reports: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Cost by stage, and in all, over several reports."""
-    return total_cost([{stage: c for stage, c in one["cost"].items() if stage != "total"} for one in reports])
+def _cost(reports: Mapping[tuple[str, int, int], Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Cost by stage, and in all, over several reports; tokens and a joint stage that models share count once."""
+    costs = {}
+    for (model, rows, seed), report in reports.items():
+        for stage, cost in report["cost"].items():
+            if stage != "total":
+                whose = model if stage == "finetune" else family(model)
+                costs[stage, whose, rows, seed] = {stage: cost}
+    return total_cost(list(costs.values()))
 
 
 def _model(
@@ -98,7 +104,7 @@ def _model(
             point["mean"]["test"][name], point["spread"]["test"][name] = over["mean"], over["std"]
             point["mean"]["validation"][name] = summary([run["validation"][name] for run in runs])["mean"]
         point["runs"] = [{n: run["test"][n] for n in (*SCORES, "value")} for run in runs]
-        point["cost"] = _cost(reports[model, rows, seed] for seed in seeds)["total"]
+        point["cost"] = _cost({(model, rows, seed): reports[model, rows, seed] for seed in seeds})["total"]
         points.append(point)
     return {"points": points, "law": _law(points)}
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 from safetensors.torch import load_file
+from torch import Tensor
 
 from tlm_core.studies.bilstm import BiLSTM, LSTMShape, initialise, load_bilstm
 from tlm_core.studies.curve import curve
@@ -22,7 +23,7 @@ from tlm_core.training.prepared import Batch, Prepared, Split, task_batch
 from tlm_core.training.randomness import Stream, permutation, random_at
 from tlm_core.training.stage import StageContext
 from tlm_core.training.stages import tune
-from tlm_core.training.state import WEIGHTS
+from tlm_core.training.state import HISTORY, WEIGHTS
 
 # Batches that are sorted by length together: enough for rows of like length, few enough to stay a random draw.
 CHUNK = 32
@@ -77,7 +78,7 @@ def bilstm(ctx: StageContext) -> dict[str, Any]:
     Inputs: `prepared`, and `joint` for one that begins with the token embeddings of a trained TLM model.
     """
     part, prepared = ctx.params["recipe"]["bilstm"], Prepared(ctx.inputs["prepared"])
-    embeddings = load_file(ctx.inputs["joint"] / WEIGHTS)["encoder.tokens.weight"] if "joint" in ctx.inputs else None
+    embeddings, before = _begun(ctx.inputs["joint"]) if "joint" in ctx.inputs else (None, {})
     shape = LSTMShape(
         vocab=prepared.vocabulary.size,
         labels=len(prepared.labels),
@@ -89,7 +90,13 @@ def bilstm(ctx: StageContext) -> dict[str, Any]:
     )
     model = BiLSTM(shape)
     initialise(model, int(ctx.params["seed"]), embeddings)
-    return tune(ctx, cast(Any, model.to(pick_device())), {}, LSTMTrainer, BucketBatches)
+    return tune(ctx, cast(Any, model.to(pick_device())), before, LSTMTrainer, BucketBatches)
+
+
+def _begun(joint: Path) -> tuple[Tensor, dict[str, Any]]:
+    """The token embeddings that the joint stage left, and what they cost; the head that it trained is not taken."""
+    history = json.loads((joint / HISTORY).read_text(encoding="utf-8"))
+    return load_file(joint / WEIGHTS)["encoder.tokens.weight"], {"cost": history["cost"]}
 
 
 def evaluate_bilstm(ctx: StageContext) -> dict[str, Any]:

@@ -57,6 +57,28 @@ def test_every_point_has_mean_and_spread_over_seeds(report: dict[str, Any]) -> N
     assert lstm[-1]["mean"]["test"]["accuracy"] > report["majority"]["test"]["accuracy"] + 0.1
 
 
+def test_a_model_costs_all_that_it_needs_and_the_curve_counts_once_what_models_share(
+    done: Mapping[str, Path], report: dict[str, Any]
+) -> None:
+    def cost(node: str, size: int, seed: int) -> float:
+        file = "data.json" if node.startswith("prepare.") else "history.json"
+        found = json.loads((done[f"{node}.n{size}.s{seed}"] / file).read_text())["cost"]["tokens"]
+        return float(found)
+
+    begins = {"bilstm": [], "encoder": [], "tlm": ["joint"], "bilstm_tlm": ["joint"]}
+    for model, before in begins.items():
+        family = "tlm" if before else "own"
+        nodes = [f"prepare.{family}", *before, f"finetune.{model}"]
+        for point in report["models"][model]["points"]:
+            wanted = sum(cost(node, point["labels"], seed) for node in nodes for seed in (0, 1))
+            assert point["cost"]["tokens"] == pytest.approx(wanted), model
+    stages = {"prepare": ["own", "tlm"], "joint": [""], "finetune": list(begins)}
+    for stage, whose in stages.items():
+        names = [f"{stage}.{one}" if one else stage for one in whose]
+        wanted = sum(cost(name, size, seed) for name in names for size in (24, 60, 150) for seed in (0, 1))
+        assert report["cost"][stage]["tokens"] == pytest.approx(wanted), stage
+
+
 def test_laws_crossing_speed_and_words_stand_in_the_report(report: dict[str, Any]) -> None:
     assert set(report["against"]) == {"encoder", "tlm"}
     for model, against in report["against"].items():
