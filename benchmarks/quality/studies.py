@@ -85,12 +85,15 @@ def _curve(name: str, given: argparse.Namespace) -> None:
         law = found["law"]
         remark(f"{name}, {model}: error = a n^-b + c with {law}")
         figure(f"{name}_{model}_ms_per_text", [1000 * found["inference"]["seconds_per_text"]], unit="ms, one core")
-    for model, against in report["against"].items():
-        labels = [] if against["labels"] is None else [against["labels"]]
-        reason = None if labels else against["reason"]
-        figure(
-            f"{name}_bilstm_within_1_percent_of_{model}", labels, unit=f"labels, {against['interval']}", reason=reason
-        )
+    crossings = {"bilstm": report["against"]} | {
+        m: one["against"] for m, one in report["models"].items() if "against" in one
+    }
+    for lstm, found in crossings.items():
+        for model, against in found.items():
+            labels = [] if against["labels"] is None else [against["labels"]]
+            reason = None if labels else against["reason"]
+            what = f"{name}_{lstm}_within_1_percent_of_{model}"
+            figure(what, labels, unit=f"labels, {against['interval']}", reason=reason)
 
 
 def _prune(name: str, given: argparse.Namespace) -> None:

@@ -58,7 +58,7 @@ def curve(ctx: StageContext) -> dict[str, Any]:
     int8 = export_lstm(load_bilstm(ctx.inputs[f"trained.{BILSTM}.s{best}"]), prepared, ctx.out)
     _add_inference(ctx, report, models, seeds[0], best)
     report["models"][BILSTM]["int8"] |= int8
-    report["against"] = {m: _against(report, m, ctx.params["margin"]) for m in models if not m.startswith(BILSTM)}
+    _add_crossings(report, ctx.params["margin"])
     report["words"] = words(report)
     _write(ctx.out, report)
     return {**told(report), "words": report["words"]}
@@ -118,14 +118,24 @@ def _law(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"a": law.a, "b": law.b, "c": law.c}
 
 
-def _against(report: Mapping[str, Any], model: str, margin: float) -> dict[str, Any]:
+def _add_crossings(report: dict[str, Any], margin: float) -> None:
+    """`against`, what `_against` tells of each encoder: of `bilstm` in the report, of its variant in that model."""
+    models = report["models"]
+    for lstm in [model for model in models if model.startswith(BILSTM)]:
+        found = {model: _against(report, lstm, model, margin) for model in models if not model.startswith(BILSTM)}
+        (report if lstm == BILSTM else models[lstm])["against"] = found
+
+
+def _against(report: Mapping[str, Any], lstm: str, model: str, margin: float) -> dict[str, Any]:
+    """Where `lstm` comes within `margin` of `model`, and how many times as fast it is; in 8 bits where it has them."""
+
     def errors(name: str) -> list[tuple[float, list[float]]]:
         points = report["models"][name]["points"]
         return [(p["labels"], [1 - run["accuracy"] for run in p["runs"]]) for p in points]
 
-    found = compare(errors(BILSTM), errors(model), margin=margin)
-    own, other = report["models"][BILSTM], report["models"][model]["inference"]["seconds_per_text"]
-    speed_up = {name: other / own[part]["seconds_per_text"] for name, part in SPEEDS.items()}
+    found = compare(errors(lstm), errors(model), margin=margin)
+    own, other = report["models"][lstm], report["models"][model]["inference"]["seconds_per_text"]
+    speed_up = {name: other / own[part]["seconds_per_text"] for name, part in SPEEDS.items() if part in own}
     return {**found, **speed_up}
 
 
@@ -158,29 +168,38 @@ def words(report: Mapping[str, Any]) -> str:
     metric, most = report["metric"], last["labels"]
     alike = report["models"][BILSTM]["int8"]["agreement"]
     found = [f"With {most:,} labels the BiLSTM reaches a {metric} of {last['mean']['test'][metric]:.4f}."]
-    for model, against in report["against"].items():
-        other = report["models"][model]["points"][-1]["mean"]["test"]["accuracy"]
-        gap = other - last["mean"]["test"]["accuracy"]
-        found.append(f"There it is {abs(gap):.1%} {'below' if gap > 0 else 'above'} '{model}' in accuracy.")
-        faster = (
-            f"it {in_words(against['speed_up'])} on one core, with weights of 8 bits {against['speed_up_int8']:.1f}"
-        )
-        if against["labels"] is None:
-            found.append(f"Where the two meet cannot be told ({against['reason']}); {faster}.")
-            continue
-        within = f"within {against['margin']:.1%} of '{model}'"
-        found.append(
-            f"By the fitted power laws, from some {_about(against['labels'])} labels on it is {within}: {faster}."
-        )
-        if against["interval"] is not None:
-            ends = ["beyond what was looked at" if end is None else _about(end) for end in against["interval"]]
-            found.append(f"The 90 % interval of that number reaches from {ends[0]} to {ends[1]}.")
-        if "note" in against:
-            found.append(f"That is {against['note']}.")
+    found += _crossings(report, BILSTM, report["against"])
+    for model, one in report["models"].items():
+        if "against" in one:
+            reached = one["points"][-1]["mean"]["test"][metric]
+            found.append(f"With the token embeddings of TLM ('{model}') it reaches {reached:.4f}.")
+            found += _crossings(report, model, one["against"])
     found.append(f"With weights of 8 bits the BiLSTM labels {alike:.1%} of validation texts as it does without.")
     for size in report["dropped"]:
         found.append(f"{size['rows']} labels were left out: {size['dropped']}.")
     return " ".join(found)
+
+
+def _crossings(report: Mapping[str, Any], lstm: str, against: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Sentences on one LSTM beside each encoder."""
+    found, own = [], report["models"][lstm]["points"][-1]["mean"]["test"]["accuracy"]
+    for model, one in against.items():
+        gap = report["models"][model]["points"][-1]["mean"]["test"]["accuracy"] - own
+        found.append(f"There it is {abs(gap):.1%} {'below' if gap > 0 else 'above'} '{model}' in accuracy.")
+        faster = f"it {in_words(one['speed_up'])} on one core"
+        if "speed_up_int8" in one:
+            faster += f", with weights of 8 bits {one['speed_up_int8']:.1f}"
+        if one["labels"] is None:
+            found.append(f"Where the two meet cannot be told ({one['reason']}); {faster}.")
+            continue
+        within = f"within {one['margin']:.1%} of '{model}'"
+        found.append(f"By the fitted power laws, from some {_about(one['labels'])} labels on it is {within}: {faster}.")
+        if one["interval"] is not None:
+            ends = ["beyond what was looked at" if end is None else _about(end) for end in one["interval"]]
+            found.append(f"The 90 % interval of that number reaches from {ends[0]} to {ends[1]}.")
+        if "note" in one:
+            found.append(f"That is {one['note']}.")
+    return found
 
 
 def _about(count: float) -> str:

@@ -15,6 +15,7 @@ import pytest
 from services.api.predict import load_model
 from tests.unit.studies.local_plan import make_job, run_plan
 from tests.unit.training.made import LABELS, made_task, tiny
+from tlm_core.studies.fit import compare
 from tlm_core.tasks.metrics import score
 from tlm_core.tasks.task import Task
 
@@ -87,6 +88,21 @@ def test_laws_crossing_speed_and_words_stand_in_the_report(report: dict[str, Any
         assert (against["labels"] is None) == ("reason" in against)
     for found in report["models"].values():
         assert found["law"]["a"] >= 0 and found["inference"]["bytes"] > 0
+
+
+def test_the_lstm_with_tlm_s_embeddings_has_a_crossing_of_its_own_with_each_encoder(report: dict[str, Any]) -> None:
+    models = report["models"]
+    assert [name for name, one in models.items() if "against" in one] == ["bilstm_tlm"]
+    points = {name: [(p["labels"], [1 - run["accuracy"] for run in p["runs"]]) for p in one["points"]]
+              for name, one in models.items()}  # fmt: skip
+    for model, against in models["bilstm_tlm"]["against"].items():
+        wanted = compare(points["bilstm_tlm"], points[model], margin=0.01)
+        assert {name: against[name] for name in wanted} == wanted
+        seconds = [models[name]["inference"]["seconds_per_text"] for name in (model, "bilstm_tlm")]
+        assert against["speed_up"] == pytest.approx(seconds[0] / seconds[1])
+        assert "speed_up_int8" not in against, "it is not exported, so it has no weights of 8 bits"
+    assert set(models["bilstm_tlm"]["against"]) == set(report["against"]) == {"encoder", "tlm"}
+    assert "('bilstm_tlm') it reaches" in report["words"]
 
 
 def test_table_and_plot_hold_the_same_points(done: Mapping[str, Path], report: dict[str, Any]) -> None:
