@@ -27,10 +27,10 @@ IMPORTANCE = "importance.json"
 
 
 def tickets_fit(ctx: StageContext) -> dict[str, Any]:
-    """Refuse tickets that the published encoder `init` has no room for, before anything is trained. No inputs.
+    """Refuse a published encoder `init` of another kind, and tickets that it has no room for, before any training.
 
-    Parameters: `init`, `levels`, `masks`. Raises InvalidRequest, InvalidRecipe for an encoder of another kind, and
-    NotFound or Unavailable for one that cannot be had.
+    No inputs. Parameters: `init`, `levels`, `masks`. Raises InvalidRequest, InvalidRecipe for an encoder of another
+    kind, and NotFound or Unavailable for one that cannot be had.
     """
     source = str(ctx.params["init"])
     shape = published.shape_of(published.read_config(published.fetch_config(source), source), source)

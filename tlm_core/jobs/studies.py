@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tlm_core.compression.masks import Mask, removals
@@ -55,7 +56,7 @@ def gather(seeds: Sequence[int]) -> str:
 
 
 def tickets_fit(recipe: Recipe, levels: Sequence[float], masks: Sequence[Mapping[str, Any]] = ()) -> Node | None:
-    """A check of the tickets against a published encoder; None where `check_kind` could make it at once."""
+    """A check of a published encoder and of the tickets against it; None where `check_kind` could make it at once."""
     if recipe.model.init in OWN_STARTS:
         return None
     params = {"init": recipe.model.init, "levels": list(levels), "masks": list(masks)}
@@ -73,7 +74,7 @@ def learning_curve(job: JobRecord) -> Plan:
     options, seeds = job.spec.learning_curve or LearningCurve(), job.spec.seeds
     sizes = sorted(options.sizes, key=lambda size: (size == 1, size))  # 1 is the whole
     asked = {"sizes": options.sizes, "seeds": seeds}
-    nodes = [validate_node(job)]
+    nodes = [validate_node(job), *_pretrained_fits(job, options)]
     nodes.append(Node("sizes", "sizes", Place.COORDINATOR, params=_plain(asked), inputs={"task": "validate"}))
     gathered = {"sizes": "sizes"}
     for size in sizes:
@@ -99,6 +100,14 @@ def learning_curve(job: JobRecord) -> Plan:
     # Subsets first: what cannot be had is told before anything is trained.
     nodes.sort(key=lambda node: node.place is not Place.COORDINATOR)
     return Plan(tuple(nodes), report="curve", model="curve")
+
+
+def _pretrained_fits(job: JobRecord, options: LearningCurve) -> list[Node]:
+    """A check of the curve's published encoder for each seed: its workers make it before they train anything."""
+    if options.pretrained is None:
+        return []
+    check = tickets_fit(pretrained(job.resolved.recipe, options), ())
+    return [replace(check, name=f"pretrained_fits.s{seed}") for seed in job.spec.seeds] if check else []
 
 
 class _Point:

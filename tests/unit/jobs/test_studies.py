@@ -104,6 +104,17 @@ def test_tickets_of_a_published_encoder_are_checked_before_any_training(kind: st
     assert "tickets_fit" not in {node.stage for node in plan_of(job).nodes}
 
 
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_the_published_encoder_of_a_curve_is_checked_before_any_training(seeds: tuple[int, ...]) -> None:
+    options = {"sizes": [50, 200], "models": ["bilstm", "tlm", "pretrained"], "pretrained": "hub:some/encoder"}
+    plan = plan_of(job_of("learning_curve", options, seeds=seeds))
+    for group in {node.group for node in plan.nodes if node.stage in ("joint", "finetune", "bilstm")}:
+        first = plan.group(group)[0]
+        assert first.stage == "tickets_fit" and first.params["init"] == "hub:some/encoder"
+    alone = plan_of(job_of("learning_curve", {"sizes": [50, 200], "models": ["bilstm", "tlm"]}, seeds=seeds))
+    assert "tickets_fit" not in {node.stage for node in alone.nodes}
+
+
 def test_pruning_takes_the_dense_model_of_a_train_job_from_the_cache() -> None:
     dense, pruned = ids(job_of("train")), ids(job_of("prune"))
     shared = {name for name in dense if name != "export"}

@@ -15,6 +15,7 @@ import pytest
 from services.api.predict import load_model
 from tests.unit.studies.local_plan import make_job, run_plan
 from tests.unit.training.made import LABELS, made_task, tiny
+from tlm_core.errors import InvalidRecipe
 from tlm_core.studies.fit import compare
 from tlm_core.tasks.metrics import score
 from tlm_core.tasks.task import Task
@@ -128,3 +129,15 @@ def test_the_report_has_the_parts_that_every_report_has(report: dict[str, Any]) 
     assert report["kind"] == "learning_curve"
     assert [entry["seed"] for entry in report["seeds"]] == [0, 1]
     assert {"task", "metric", "labels", "mean", "spread", "majority", "best_seed", "cost"} <= set(report)
+
+
+def test_a_pretrained_model_of_another_architecture_is_refused_before_any_training(tmp_path: Path) -> None:
+    (tmp_path / "distilled").mkdir()
+    config = {"model_type": "distilbert", "vocab_size": 100, "n_layers": 2, "n_heads": 2, "dim": 32}
+    (tmp_path / "distilled" / "config.json").write_text(json.dumps(config))
+    options = {**OPTIONS, "models": ["bilstm", "tlm", "pretrained"], "pretrained": str(tmp_path / "distilled")}
+    job = make_job(RECIPE, kind="learning_curve", seeds=(0, 1), learning_curve=options)
+    with pytest.raises(InvalidRecipe, match="is a 'distilbert' model"):
+        run_plan(job, made_task(tmp_path / "task", (150, 40, 60)), tmp_path / "run")
+    stages = {path.name.partition(".")[0] for path in (tmp_path / "run").iterdir()}
+    assert not stages & {"joint", "finetune", "prepare"}
