@@ -10,7 +10,6 @@ import numpy as np
 
 from tlm_core.tasks.merge import AMOUNTS, MERGE
 from tlm_core.tasks.metrics import REGRESSION
-from tlm_core.tasks.task import SPLITS
 from tlm_core.training.prepared import Prepared
 from tlm_core.training.stage import StageContext
 from tlm_core.training.store import StoreWriter
@@ -27,7 +26,7 @@ def part(ctx: StageContext) -> dict[str, Any]:
     facts = json.loads((merged / MERGE).read_text(encoding="utf-8"))[ctx.params["number"]]
     shutil.copytree(whole.folder / "tokenizer", ctx.out / "tokenizer")
     tokens, counts = {}, {}
-    for name in SPLITS:
+    for name in facts["splits"]:
         split = whole.split(name)
         own = split.labels - facts["offset"]
         members = np.flatnonzero((own >= 0) & (own < len(facts["labels"])))

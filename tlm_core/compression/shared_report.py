@@ -18,7 +18,7 @@ from tlm_core.tasks.merge import MERGE
 from tlm_core.tasks.metrics import summary
 from tlm_core.tasks.task import Task
 from tlm_core.training.device import pick_device
-from tlm_core.training.evaluate import predict, report_of, total_cost
+from tlm_core.training.evaluate import predict, report_of, tests_of, total_cost
 from tlm_core.training.model import Shape
 from tlm_core.training.prepared import Prepared, Split
 from tlm_core.training.stage import StageContext
@@ -28,7 +28,7 @@ SYSTEMS = ("alone", "multi_task", "tickets")
 
 
 def shared_report(ctx: StageContext) -> dict[str, Any]:
-    """Write `report.json` and `scores.csv`. Each model is tested once for each seed.
+    """Write `report.json` and `scores.csv`. Each model is tested once for each seed, further test sets beside `test`.
 
     Inputs: `merged`, `task.{number}`, `prepared.{number}`, `alone.{number}.s{seed}`, `multi_task.s{seed}`,
     `tickets.s{seed}`. Parameter `seeds`.
@@ -54,14 +54,21 @@ def shared_report(ctx: StageContext) -> dict[str, Any]:
     (ctx.out / "report.json").write_text(
         json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False), encoding="utf-8"
     )
-    with open(ctx.out / "scores.csv", "w", newline="", encoding="utf-8") as file:
+    _write_scores(ctx.out, tasks)
+    return {name: report[name] for name in ("metric", "mean", "spread", "words")}
+
+
+def _write_scores(out: Path, tasks: Sequence[Mapping[str, Any]]) -> None:
+    """A row for each task, system and seed; a column for each test set, blank where the task has none of that name."""
+    tests = ["test", *sorted({test for task in tasks for test in task["tests"]} - {"test"})]
+    with open(out / "scores.csv", "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        table.writerow(["task", "system", "seed", "metric", "test"])
+        table.writerow(["task", "system", "seed", "metric", *tests])
         for task in tasks:
             for system in SYSTEMS:
                 for entry in task[system]["seeds"]:
-                    table.writerow([task["name"], system, entry["seed"], task["metric"], entry["test"]["value"]])
-    return {name: report[name] for name in ("metric", "mean", "spread", "words")}
+                    scores = [entry[test]["value"] if test in entry else "" for test in tests]
+                    table.writerow([task["name"], system, entry["seed"], task["metric"], *scores])
 
 
 def _task(inputs: Mapping[str, Path], number: int, name: str, seeds: Sequence[int]) -> dict[str, Any]:
@@ -74,7 +81,7 @@ def _task(inputs: Mapping[str, Path], number: int, name: str, seeds: Sequence[in
     def together(folder: Path, split: Split) -> npt.NDArray[np.float32]:
         return predict(load_shared(folder, number, labels).to(device), split, prepared, device=device)
 
-    found: dict[str, Any] = {"name": name, "metric": prepared.metric}
+    found: dict[str, Any] = {"name": name, "metric": prepared.metric, "tests": tests_of(prepared)}
     for system in SYSTEMS:
         own = f"alone.{number}" if system == "alone" else system
         folders = {seed: inputs[f"{own}.s{seed}"] for seed in seeds}

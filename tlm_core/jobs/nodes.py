@@ -25,10 +25,10 @@ STAGE_VERSIONS: Mapping[str, int] = {
     "importance": 1,
     "ticket": 1,
     "phases": 3,
-    "merge": 2,
-    "part": 1,
+    "merge": 3,
+    "part": 2,
     "share": 2,
-    "shared_report": 2,
+    "shared_report": 3,
 }
 
 # In the facts of an artifact that stands for work left out, with the reason: what depends on it is left out too.

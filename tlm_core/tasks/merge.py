@@ -21,8 +21,8 @@ def merge(tasks: Sequence[Task], names: Sequence[str], out: Path) -> None:
     """Write one task that holds all rows, each label as `name: label`, and which labels are whose.
 
     A task of regression has one label here, and its amounts beside the rows; single texts among pairs have a blank
-    second text. Further test sets are left out. Raises InvalidRequest if two tasks have one name, so that their labels
-    would clash, or if several languages meet.
+    second text. A further test set (`test_NAME`) holds the rows of the tasks that have one of that name. Raises
+    InvalidRequest if two tasks have one name, so that their labels would clash, or if several languages meet.
     """
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -34,14 +34,20 @@ def merge(tasks: Sequence[Task], names: Sequence[str], out: Path) -> None:
     offsets = np.cumsum([0, *(len(task.labels) for task in tasks)])[:-1].tolist()
     pair = any(task.pair for task in tasks)
     splits = {}
-    for split in SPLITS:
-        parts = [_shifted(task, split, offset, pair) for task, offset in zip(tasks, offsets, strict=True)]
-        splits[split] = pa.concat_tables(parts)
-        amounts = [t.amounts(split) if t.regression else np.full(t.counts[split], np.nan) for t in tasks]
+    for split in (*SPLITS, *sorted({name for task in tasks for name in task.further_tests})):
+        having = [(task, offset) for task, offset in zip(tasks, offsets, strict=True) if split in task.splits]
+        splits[split] = pa.concat_tables([_shifted(task, split, offset, pair) for task, offset in having])
+        amounts = [t.amounts(split) if t.regression else np.full(t.counts[split], np.nan) for t, _ in having]
         np.save(out / AMOUNTS.format(split=split), np.concatenate(amounts))
     Task(" + ".join(names), tuple(labels), "macro_f1", pair, tasks[0].language, splits).write(out)
     facts = [
-        {"name": name, "offset": offset, "labels": list(task.labels), "metric": task.metric}
+        {
+            "name": name,
+            "offset": offset,
+            "labels": list(task.labels),
+            "metric": task.metric,
+            "splits": list(task.counts),
+        }
         for name, task, offset in zip(names, tasks, offsets, strict=True)
     ]
     (out / MERGE).write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")

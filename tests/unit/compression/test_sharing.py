@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -241,3 +242,49 @@ def test_a_job_compares_tasks_alone_together_and_with_tickets(tmp_path: Path) ->
     masks = json.loads((done["multi_task.s0"] / "masks.json").read_text())
     assert all(Mask.from_dict(mask) == Mask.full(2, 4) for mask in masks)
     assert len((done["report"] / "scores.csv").read_text().splitlines()) == 1 + 2 * 3 * 2
+
+
+def test_further_test_sets_outlast_merging_and_are_scored_beside_test(tmp_path: Path) -> None:
+    one, two = (Task.read(made_task(tmp_path / name, (24, 8, 12), pair=name == "two")) for name in ("one", "two"))
+    one = replace(one, splits={**one.splits, "test_other": one.splits["validation"]})
+    two = replace(two, splits={**two.splits, "test_other": two.splits["test"], "test_third": two.splits["validation"]})
+    tasks = [one, two]
+    for number, task in enumerate(tasks):
+        task.write(tmp_path / f"task{number}")
+    (tmp_path / "merged").mkdir()
+    merge(tasks, ["one", "two"], tmp_path / "merged")
+    assert Task.read(tmp_path / "merged").counts == {
+        "train": 48, "validation": 16, "test": 24, "test_other": 20, "test_third": 8,
+    }  # fmt: skip
+    recipe = recipe_of("modernbert")
+    whole = {"task": tmp_path / "merged"}
+    whole["prepared"] = run_stage("prepare", whole, stage_params("prepare", recipe), tmp_path / "prepared")
+    inputs = {"merged": tmp_path / "merged"}
+    finetune = stage_params("finetune", recipe, 0)
+    for number in range(2):
+        out = run_stage("part", whole, {"number": number}, tmp_path / f"part{number}", stages=STAGES)
+        inputs |= {f"task.{number}": tmp_path / f"task{number}", f"prepared.{number}": out}
+        assert Prepared(out).facts["counts"] == tasks[number].counts
+        for test in tasks[number].further_tests:
+            np.testing.assert_array_equal(Prepared(out).split(test).labels, tasks[number].label_ids(test))
+        inputs[f"alone.{number}.s0"] = run_stage(
+            "finetune", {"prepared": out}, finetune, tmp_path / f"alone{number}", stages=STAGES
+        )
+    parts = {f"prepared.{number}": inputs[f"prepared.{number}"] for number in range(2)}
+    for system in ("multi_task", "tickets"):
+        params = {**finetune, "tickets": [None, None]}
+        inputs[f"{system}.s0"] = run_stage("share", parts, params, tmp_path / system, stages=STAGES)
+    done = run_stage("shared_report", inputs, {"seeds": [0]}, tmp_path / "report", stages=STAGES)
+    report = json.loads((done / "report.json").read_text())
+    assert [task["tests"] for task in report["tasks"]] == [["test", "test_other"], ["test", "test_other", "test_third"]]
+    for system in ("alone", "multi_task", "tickets"):
+        first, second = (task[system]["seeds"][0] for task in report["tasks"])
+        assert (first["test_other"]["value"], second["test_other"]["value"], second["test_third"]["value"]) == (
+            first["validation"]["value"], second["test"]["value"], second["validation"]["value"],
+        )  # fmt: skip
+        assert report["average"][system]["mean"] == pytest.approx(
+            (first["test"]["value"] + second["test"]["value"]) / 2
+        )
+    with open(done / "scores.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["test_third"] == "" for row in rows] == [row["task"] == "one" for row in rows]
