@@ -14,6 +14,7 @@ import numpy.typing as npt
 from tlm_core.compression.masks import Mask
 from tlm_core.compression.sharing import MASKS, load_shared
 from tlm_core.compression.sliced import parameters
+from tlm_core.studies.plot import Curve, plot
 from tlm_core.tasks.merge import MERGE
 from tlm_core.tasks.metrics import summary
 from tlm_core.tasks.task import Task
@@ -25,10 +26,11 @@ from tlm_core.training.stage import StageContext
 from tlm_core.training.state import HISTORY, SHAPE, load_model
 
 SYSTEMS = ("alone", "multi_task", "tickets")
+APART = 0.2  # between the systems of one task in the plot, where tasks are 1 apart
 
 
 def shared_report(ctx: StageContext) -> dict[str, Any]:
-    """Write `report.json` and `scores.csv`. Each model is tested once for each seed, further test sets beside `test`.
+    """Write `report.json`, `scores.csv` and `plot.svg`. Each model is tested once for each seed, on all its test sets.
 
     Inputs: `merged`, `task.{number}`, `prepared.{number}`, `alone.{number}.s{seed}`, `multi_task.s{seed}`,
     `tickets.s{seed}`. Parameter `seeds`.
@@ -55,6 +57,7 @@ def shared_report(ctx: StageContext) -> dict[str, Any]:
         json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False), encoding="utf-8"
     )
     _write_scores(ctx.out, tasks)
+    _draw(ctx.out, report)
     return {name: report[name] for name in ("metric", "mean", "spread", "words")}
 
 
@@ -69,6 +72,25 @@ def _write_scores(out: Path, tasks: Sequence[Mapping[str, Any]]) -> None:
                 for entry in task[system]["seeds"]:
                     scores = [entry[test]["value"] if test in entry else "" for test in tests]
                     table.writerow([task["name"], system, entry["seed"], task["metric"], *scores])
+
+
+def _draw(out: Path, report: Mapping[str, Any]) -> None:
+    """Mean and spread of each system's test scores, task by task and over all; no plot where no score is known."""
+    tasks, average = report["tasks"], report["average"]
+    curves = []
+    for number, system in enumerate(SYSTEMS):
+        found = [(t[system]["mean"]["test"][t["metric"]], t[system]["spread"]["test"][t["metric"]]) for t in tasks]
+        found.append((average[system]["mean"], average[system]["std"]))
+        aside = APART * (number - (len(SYSTEMS) - 1) / 2)
+        points = [(place + aside, mean, std) for place, (mean, std) in enumerate(found) if mean is not None]
+        curves.append(Curve(system.replace("_", " "), points, drawn=False))
+    if not any(curve.points for curve in curves):
+        return
+    names = [*(task["name"] for task in tasks), "mean of all"]
+    drawn = plot(
+        curves, title="One encoder for several tasks", x="", y="score on test, each by its metric", names=names
+    )
+    (out / "plot.svg").write_text(drawn, encoding="utf-8")
 
 
 def _task(inputs: Mapping[str, Path], number: int, name: str, seeds: Sequence[int]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from html import escape
 
 WIDTH, HEIGHT = 720, 440
 LEFT, RIGHT, TOP, BOTTOM = 70, 170, 40, 60
+LONGEST = 18
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # told apart by all eyes
 
 
@@ -46,8 +47,11 @@ class _Axis:
         return [number * step for number in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
-def plot(curves: Sequence[Curve], *, title: str, x: str, y: str, log_x: bool = False) -> str:
-    """An SVG document. Raises ValueError without a point, and for x of 0 or less on a logarithmic axis."""
+def plot(curves: Sequence[Curve], *, title: str, x: str, y: str, log_x: bool = False, names: Sequence[str] = ()) -> str:
+    """An SVG document. Raises ValueError without a point, and for x of 0 or less on a logarithmic axis.
+
+    names: where given, x counts among them: they stand below the axis in place of numbers.
+    """
     points = [point for curve in curves for point in curve.points]
     if not points:
         raise ValueError("there is no point to draw")
@@ -56,9 +60,10 @@ def plot(curves: Sequence[Curve], *, title: str, x: str, y: str, log_x: bool = F
     lows = [mean - (spread or 0.0) for _, mean, spread in points]
     highs = [mean + (spread or 0.0) for _, mean, spread in points]
     margin = 0.05 * (max(highs) - min(lows)) or 0.05
-    across = _Axis(min(p[0] for p in points), max(p[0] for p in points), log_x, LEFT, WIDTH - RIGHT)
+    ends = (-0.5, len(names) - 0.5) if names else (min(p[0] for p in points), max(p[0] for p in points))
+    across = _Axis(*ends, log_x, LEFT, WIDTH - RIGHT)
     up = _Axis(min(lows) - margin, max(highs) + margin, False, HEIGHT - BOTTOM, TOP)
-    body = [*_frame(across, up, title, x, y)]
+    body = [*_frame(across, up, title, x, y, names)]
     for number, curve in enumerate(curves):
         body += _curve(curve, COLOURS[number % len(COLOURS)], across.at, up.at)
         body += _legend(curve, COLOURS[number % len(COLOURS)], TOP + 10 + 20 * number)
@@ -68,23 +73,34 @@ def plot(curves: Sequence[Curve], *, title: str, x: str, y: str, log_x: bool = F
     )
 
 
-def _frame(across: _Axis, up: _Axis, title: str, x: str, y: str) -> list[str]:
+def _frame(across: _Axis, up: _Axis, title: str, x: str, y: str, names: Sequence[str]) -> list[str]:
     bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
     found = [f'<text x="{LEFT}" y="22" font-size="15">{escape(title)}</text>']
     for value in up.ticks():
         place = up.at(value)
         found.append(f'<path d="M{LEFT} {place:.1f}H{right}" stroke="#ddd"/>')
         found.append(f'<text x="{LEFT - 6}" y="{place + 4:.1f}" text-anchor="end">{value:.4g}</text>')
-    for value in across.ticks():
+    for value in range(len(names)) if names else across.ticks():
         place = across.at(value)
         found.append(f'<path d="M{place:.1f} {bottom}v5" stroke="#333"/>')
-        found.append(f'<text x="{place:.1f}" y="{bottom + 18}" text-anchor="middle">{value:,.4g}</text>')
+        found.append(_name(names[int(value)], place) if names else _number(value, place))
     found.append(f'<path d="M{LEFT} {TOP}V{bottom}H{right}" fill="none" stroke="#333"/>')
     middle = (LEFT + right) / 2
     found.append(f'<text x="{middle:.0f}" y="{HEIGHT - 14}" text-anchor="middle">{escape(x)}</text>')
     turn = f'transform="translate(18 {(TOP + bottom) / 2:.0f}) rotate(-90)"'
     found.append(f'<text {turn} text-anchor="middle">{escape(y)}</text>')
     return found
+
+
+def _number(value: float, place: float) -> str:
+    return f'<text x="{place:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{value:,.4g}</text>'
+
+
+def _name(name: str, place: float) -> str:
+    """Slanted, so that long names have room; of too long a one the end is kept, in which ids and paths differ."""
+    shown = name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}"
+    turn = f'transform="translate({place - 8:.1f} {HEIGHT - BOTTOM + 16}) rotate(20)"'
+    return f"<text {turn}>{escape(shown)}</text>"
 
 
 def _curve(curve: Curve, colour: str, at_x: Callable[[float], float], at_y: Callable[[float], float]) -> list[str]:

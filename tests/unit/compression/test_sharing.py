@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -242,6 +243,10 @@ def test_a_job_compares_tasks_alone_together_and_with_tickets(tmp_path: Path) ->
     masks = json.loads((done["multi_task.s0"] / "masks.json").read_text())
     assert all(Mask.from_dict(mask) == Mask.full(2, 4) for mask in masks)
     assert len((done["report"] / "scores.csv").read_text().splitlines()) == 1 + 2 * 3 * 2
+    root = ElementTree.parse(done["report"] / "plot.svg").getroot()
+    assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == 3 * (2 + 1), "each system, each task and all"
+    texts = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"first", "second", "mean of all", "alone", "multi task", "tickets"} <= set(texts)
 
 
 def test_further_test_sets_outlast_merging_and_are_scored_beside_test(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tlm_core.studies.plot import HEIGHT, WIDTH, Curve, plot
+from tlm_core.studies.plot import HEIGHT, LEFT, RIGHT, WIDTH, Curve, plot
 
 CURVES = [
     Curve("a <model> & more", [(10, 0.5, 0.1), (100, 0.6, None), (1000, 0.7, 0.05)]),
@@ -39,3 +39,14 @@ def test_nothing_to_draw_and_a_logarithm_of_nothing_are_refused() -> None:
         plot([], title="T", x="x", y="y")
     with pytest.raises(ValueError, match="logarithmic"):
         plot([Curve("a", [(0, 1, None)])], title="T", x="x", y="y", log_x=True)
+
+
+def test_names_stand_below_the_axis_where_they_are_given() -> None:
+    points = [(place + 0.2, 0.5, 0.1) for place in range(3)]
+    names = ["first", "a & b", "some/very/long/path:end"]
+    root = ElementTree.fromstring(plot([Curve("one", points, drawn=False)], title="T", x="", y="y", names=names))
+    texts = [text.text or "" for text in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"first", "a & b"} <= set(texts) and any(text.startswith("…") and text.endswith(":end") for text in texts)
+    assert "0" not in texts and "1" not in texts, "numbers of an axis of names mean nothing"
+    circles = [float(c.get("cx", "")) for c in root.iter("{http://www.w3.org/2000/svg}circle")]
+    assert LEFT < circles[0] < circles[1] < circles[2] < WIDTH - RIGHT
