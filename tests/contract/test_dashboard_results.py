@@ -115,7 +115,7 @@ def test_lists_and_comparisons_show_the_metric_of_a_task_that_has_one_of_its_own
 def test_studies_show_their_words_and_their_plot(gateway: Gateway) -> None:
     store, artifacts = gateway.parts.jobs, gateway.parts.artifacts
     others = {"share_tickets": ShareTickets(others=("b",))}
-    for kind in ("learning_curve", "share_tickets"):
+    for kind in ("learning_curve", "prune", "share_tickets"):
         shared = kind == "share_tickets"
         spec = make_spec(kind=kind, **(others if shared else {}))
         other = OtherData(id="ds_2", ref=make_resolved().dataset)

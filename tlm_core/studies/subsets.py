@@ -25,10 +25,10 @@ class Size:
 
 
 def order(labels: npt.NDArray[np.integer[Any]], seed: int) -> Ints:
-    """An order of all rows whose every beginning is stratified: within one row of each label's share.
+    """An order of all rows whose every beginning is stratified, and holds every shorter one.
 
-    The k-th of n rows with a label, in a seeded order, stands at (k + 1/2) / n of the way, so a longer beginning
-    holds every shorter one.
+    The k-th of n rows with a label, in a seeded order, stands at (k + 1/2) / n of the way. So of a label that makes up
+    a share s of all rows, with L labels in all, a beginning has at most 1/2 + s L / 2 rows more or fewer than its due.
     """
     random = np.random.default_rng(seed)
     place = np.empty(len(labels))

@@ -73,11 +73,16 @@ def test_as_published_early_batches_weigh_more(made: Made) -> None:
     for members in (range(DOCUMENTS), range(DOCUMENTS, len(split))):
         batch = task_batch(split, np.array(members), prepared)
         layers, per = made.model.shape.layers, made.model.shape.heads
-        gates = [torch.ones(*batch.rows.tokens.shape, per, requires_grad=True) for _ in range(layers)]
-        with gated(made.model, gates, [torch.ones(1)] * layers):
+        size = batch.rows.tokens.shape
+        heads = [torch.ones(*size, per, requires_grad=True) for _ in range(layers)]
+        blocks = [torch.ones(size, requires_grad=True) for _ in range(layers)]
+        with gated(made.model, heads, blocks):
             loss = loss_sums(made.model, batch, CPU)[1] / len(members)
-        parts.append(torch.stack(torch.autograd.grad(loss, gates)).abs().sum(dim=(1, 2)).double().numpy())
-    expected = 2 * parts[0] + parts[1]
-    np.testing.assert_allclose(both.heads, expected / np.linalg.norm(expected, axis=1, keepdims=True), rtol=1e-4)
+        found = torch.autograd.grad(loss, [*heads, *blocks])
+        by_position = torch.stack(found[:layers]), torch.stack(found[layers:])
+        parts.append([derivatives.abs().sum(dim=(1, 2)).double().numpy() for derivatives in by_position])
+    by_head, by_block = (2 * first + second for first, second in zip(*parts, strict=True))
+    np.testing.assert_allclose(both.heads, by_head / np.linalg.norm(by_head, axis=1, keepdims=True), rtol=1e-4)
+    np.testing.assert_allclose(both.blocks, by_block / np.linalg.norm(by_block), rtol=1e-4)
     ours = importance(made.model, split, prepared, device=CPU)
     assert np.abs(ours.heads - both.heads).max() > 1e-3

@@ -27,7 +27,7 @@ from tlm_core.tasks.merge import MERGE, merge
 from tlm_core.tasks.task import Task
 from tlm_core.training.evaluate import predict
 from tlm_core.training.local import run_stage
-from tlm_core.training.objective import Workers, accumulate_gradient
+from tlm_core.training.objective import Workers, accumulate_gradient, loss_sums
 from tlm_core.training.params import stage_params
 from tlm_core.training.prepared import FinetuneBatches, Prepared, task_batch
 from tlm_core.training.stages import build
@@ -90,6 +90,26 @@ def test_a_part_holds_the_texts_and_labels_of_its_task_alone(tmp_path: Path) -> 
             np.testing.assert_array_equal(own.store[row], together.store[begin + row])
             assert own.second is not None and together.second is not None
             assert own.second[row] == together.second[begin + row]
+
+
+@pytest.mark.parametrize("architecture", ["modernbert", "bert"])
+def test_a_ticket_does_not_hold_the_weights_on_which_its_answers_do_not_depend(
+    architecture: str, parts: list[Prepared]
+) -> None:
+    model = shared(recipe_of(architecture), parts).eval()
+    with gated(cast(Any, model), model.head_gates, model.block_gates):
+        for number, prepared in enumerate(parts):
+            model.select(number)
+            model.zero_grad()
+            loss_sums(cast(Any, model), task_batch(prepared.split("train"), np.arange(12), prepared), CPU)[1].backward()
+            gone = frozen(model.shape, MASKS[number])
+            layers = {name: p.grad for name, p in model.named_parameters() if name.startswith("encoder.layers.")}
+            assert gone.keys() <= layers.keys()
+            for name, gradient in layers.items():
+                still = gradient == 0 if gradient is not None else torch.ones_like(gone[name])
+                held = ~gone.get(name, torch.zeros_like(still))
+                assert still[~held].all(), name
+                assert not held.any() or still[held].float().mean() < 0.1, name
 
 
 @pytest.mark.parametrize("architecture", ["modernbert", "bert"])

@@ -6,7 +6,6 @@ import itertools
 import json
 import resource
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.unit.training.killed import DyingReporter, Killed, Run, content
 from tests.unit.training.made import made_prepared, tiny
 from tlm_core.errors import CorruptArtifact, NonFiniteLoss, OutOfMemory, StorageFull
 from tlm_core.training.evaluate import predict
@@ -25,64 +25,21 @@ from tlm_core.training.params import stage_params
 from tlm_core.training.prepared import Batch, JointBatches, Prepared
 from tlm_core.training.recipe import Recipe
 from tlm_core.training.stage import StageContext, StopRequested
-from tlm_core.training.stages import STAGES, build
+from tlm_core.training.stages import build
 from tlm_core.training.state import TrainState, checkpoint_writer, load_checkpoint
 
 STEPS = 12
 
 
-class Killed(Exception):
-    """Stands for a process that died."""
-
-
-@dataclass
-class DyingReporter(LocalReporter):
-    """Kills the run at its n-th report; the reports of tests come at every step, by their clock."""
-
-    die_at: int = 10**9
-
-    def metrics(self, **values: float | int | str | None) -> None:
-        super().metrics(**values)
-        if int(values["step"] or 0) >= self.die_at:
-            raise Killed
-
-
-@dataclass
-class Run:
-    """One stage that can be run again and again on the same folders."""
-
-    folder: Path
-    prepared: Path
-    recipe: Recipe
-    stage: str = "joint"
-    inputs: dict[str, Path] = field(default_factory=dict)
-
-    def __call__(self, reporter: LocalReporter | None = None) -> Path:
-        out = self.folder / f"out{len(list(self.folder.glob('out*')))}"
-        out.mkdir(parents=True)
-        context = StageContext(
-            inputs={"prepared": self.prepared, **self.inputs},
-            params=stage_params(self.stage, self.recipe, 5),
-            out=out,
-            report=reporter or LocalReporter(),
-            checkpoints=LocalCheckpoints(self.folder / "checkpoints"),
-            scratch=self.folder,
-        )
-        STAGES[self.stage](context)
-        return out
+def run_of(
+    folder: Path, prepared: Path, recipe: Recipe, stage: str = "joint", inputs: Mapping[str, Path] | None = None
+) -> Run:
+    return Run(folder, stage, {"prepared": prepared, **(inputs or {})}, stage_params(stage, recipe, 5))
 
 
 @pytest.fixture(autouse=True)
 def report_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tlm_core.training.loop.REPORT_SECONDS", 0.0)
-
-
-def content(folder: Path) -> dict[str, Any]:
-    """What must be equal: every byte of the weights, and the history but for seconds."""
-    history = json.loads((folder / "history.json").read_text())
-    cost = {name: value for name, value in history.pop("cost").items() if "seconds" not in name}
-    history.pop("joint", None)
-    return {"weights": (folder / "model.safetensors").read_bytes(), "cost": cost, "history": history}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -100,8 +57,8 @@ def test_killed_and_resumed_equals_never_killed_bit_for_bit(
 ) -> None:
     recipe = tiny(precision=precision, checkpoint_steps=1, **over)
     prepared = made_prepared(tmp_path / "data", recipe)
-    whole = content(Run(tmp_path / "whole", prepared, recipe)())
-    killed = Run(tmp_path / "killed", prepared, recipe)
+    whole = content(run_of(tmp_path / "whole", prepared, recipe)())
+    killed = run_of(tmp_path / "killed", prepared, recipe)
     random = np.random.default_rng(0)
     for step in sorted(random.choice(np.arange(1, 11), 4, replace=False)):
         with pytest.raises(Killed):
@@ -112,8 +69,8 @@ def test_killed_and_resumed_equals_never_killed_bit_for_bit(
 def test_a_run_killed_between_checkpoints_repeats_the_lost_steps_exactly(tmp_path: Path) -> None:
     recipe = tiny(checkpoint_steps=5)
     prepared = made_prepared(tmp_path / "data", recipe)
-    whole = content(Run(tmp_path / "whole", prepared, recipe)())
-    killed = Run(tmp_path / "killed", prepared, recipe)
+    whole = content(run_of(tmp_path / "whole", prepared, recipe)())
+    killed = run_of(tmp_path / "killed", prepared, recipe)
     for step in (3, 8, 9):
         with pytest.raises(Killed):
             killed(DyingReporter(die_at=step))
@@ -124,8 +81,8 @@ def test_a_run_killed_between_checkpoints_repeats_the_lost_steps_exactly(tmp_pat
 def test_twenty_deaths_at_random_steps_leave_no_trace(tmp_path: Path) -> None:
     recipe = tiny(checkpoint_steps=3, joint__budget__steps=60)
     prepared = made_prepared(tmp_path / "data", recipe)
-    whole = content(Run(tmp_path / "whole", prepared, recipe)())
-    killed = Run(tmp_path / "killed", prepared, recipe)
+    whole = content(run_of(tmp_path / "whole", prepared, recipe)())
+    killed = run_of(tmp_path / "killed", prepared, recipe)
     for step in sorted(np.random.default_rng(2).choice(np.arange(1, 60), 20, replace=False)):
         with pytest.raises(Killed):
             killed(DyingReporter(die_at=int(step)))
@@ -135,9 +92,9 @@ def test_twenty_deaths_at_random_steps_leave_no_trace(tmp_path: Path) -> None:
 def test_a_killed_finetune_keeps_its_best_evaluation(tmp_path: Path) -> None:
     recipe = tiny(checkpoint_steps=1, finetune__evaluations=6, finetune__epochs=4)
     prepared = made_prepared(tmp_path / "data", recipe)
-    inputs = {"joint": Run(tmp_path / "joint", prepared, recipe)()}
-    whole = content(Run(tmp_path / "whole", prepared, recipe, "finetune", inputs)())
-    killed = Run(tmp_path / "killed", prepared, recipe, "finetune", inputs)
+    inputs = {"joint": run_of(tmp_path / "joint", prepared, recipe)()}
+    whole = content(run_of(tmp_path / "whole", prepared, recipe, "finetune", inputs)())
+    killed = run_of(tmp_path / "killed", prepared, recipe, "finetune", inputs)
     for step in (2, 6, 11):
         with pytest.raises(Killed):
             killed(DyingReporter(die_at=step))
@@ -149,8 +106,8 @@ def test_a_killed_finetune_keeps_its_best_evaluation(tmp_path: Path) -> None:
 def test_a_stop_request_is_honoured_within_one_step_and_leaves_a_checkpoint(tmp_path: Path) -> None:
     recipe = tiny(checkpoint_steps=1000)
     prepared = made_prepared(tmp_path / "data", recipe)
-    whole = content(Run(tmp_path / "whole", prepared, recipe)())
-    run = Run(tmp_path / "stopped", prepared, recipe)
+    whole = content(run_of(tmp_path / "whole", prepared, recipe)())
+    run = run_of(tmp_path / "stopped", prepared, recipe)
     with pytest.raises(StopRequested):
         run(LocalReporter(keep_going=lambda step: step < 4))
     assert [path.name for path in (tmp_path / "stopped/checkpoints").iterdir()] == ["step-000000005"]
@@ -161,9 +118,9 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     recipe, other = tiny(checkpoint_steps=1), tiny(checkpoint_steps=1, model__intermediate=64)
     prepared = made_prepared(tmp_path / "data", recipe)
     with pytest.raises(Killed):
-        Run(tmp_path / "run", prepared, recipe)(DyingReporter(die_at=3))
+        run_of(tmp_path / "run", prepared, recipe)(DyingReporter(die_at=3))
     with pytest.raises(CorruptArtifact, match=r"is \(.*\), not \("):
-        Run(tmp_path / "run", prepared, other)()
+        run_of(tmp_path / "run", prepared, other)()
 
 
 # Of steps 0, 3 and 11: loss of masked language modelling, of the task (of four steps one has it), norm of the gradient.
@@ -185,7 +142,7 @@ def test_the_seed_fixed_tiny_losses_stay_what_they_were(name: str, tmp_path: Pat
     """A refactor must not move these values; a change of method says so by changing them."""
     over, held = HELD[name]
     recipe = tiny(precision="fp32", joint__budget__steps=STEPS, joint__rho1=3, **over)
-    out = Run(tmp_path / "run", made_prepared(tmp_path / "data", recipe), recipe)()
+    out = run_of(tmp_path / "run", made_prepared(tmp_path / "data", recipe), recipe)()
     points = json.loads((out / "history.json").read_text())["points"]
     # Processors sum in orders of their own, and Muon rounds to bfloat16 where there are instructions for it.
     close = 2e-4 if name == "muon" else 5e-5
@@ -437,7 +394,7 @@ def test_a_checkpoint_has_weights_in_safetensors_and_state_in_json(tmp_path: Pat
     recipe = tiny(checkpoint_steps=4)
     prepared = made_prepared(tmp_path / "data", recipe)
     with pytest.raises(Killed):
-        Run(tmp_path / "run", prepared, recipe)(DyingReporter(die_at=4))
+        run_of(tmp_path / "run", prepared, recipe)(DyingReporter(die_at=4))
     folder = LocalCheckpoints(tmp_path / "run/checkpoints").latest()
     assert folder is not None
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -450,4 +407,4 @@ def test_a_checkpoint_has_weights_in_safetensors_and_state_in_json(tmp_path: Pat
     tensors.pop("task.out.bias")
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(CorruptArtifact, match=r"task\.out\.bias"):
-        Run(tmp_path / "run", prepared, recipe)()
+        run_of(tmp_path / "run", prepared, recipe)()

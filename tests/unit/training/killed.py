@@ -1,0 +1,61 @@
+"""Stages that are killed, or asked to stop, and run again on the same folders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tlm_core.stages import STAGES
+from tlm_core.training.local import LocalCheckpoints, LocalReporter
+from tlm_core.training.stage import StageContext
+
+
+class Killed(Exception):
+    """Stands for a process that died."""
+
+
+@dataclass
+class DyingReporter(LocalReporter):
+    """Kills the run at its n-th report; the reports of tests come at every step, by their clock."""
+
+    die_at: int = 10**9
+
+    def metrics(self, **values: float | int | str | None) -> None:
+        super().metrics(**values)
+        if int(values["step"] or 0) >= self.die_at:
+            raise Killed
+
+
+@dataclass
+class Run:
+    """One stage that can be run again and again on the same folders."""
+
+    folder: Path
+    stage: str
+    inputs: Mapping[str, Path]
+    params: Mapping[str, Any]
+
+    def __call__(self, reporter: LocalReporter | None = None) -> Path:
+        out = self.folder / f"out{len(list(self.folder.glob('out*')))}"
+        out.mkdir(parents=True)
+        context = StageContext(
+            inputs=self.inputs,
+            params=self.params,
+            out=out,
+            report=reporter or LocalReporter(),
+            checkpoints=LocalCheckpoints(self.folder / "checkpoints"),
+            scratch=self.folder,
+        )
+        STAGES[self.stage](context)
+        return out
+
+
+def content(folder: Path) -> dict[str, Any]:
+    """What must be equal: every byte of the weights, and the history but for seconds."""
+    history = json.loads((folder / "history.json").read_text())
+    cost = {name: value for name, value in history.pop("cost").items() if "seconds" not in name}
+    history.pop("joint", None)
+    return {"weights": (folder / "model.safetensors").read_bytes(), "cost": cost, "history": history}
