@@ -36,6 +36,7 @@ ALONE = {"joint.enabled": False, "selection.selector": "none"}
 LARGE = {"model.max_length": 24, "finetune.batch": 128, "finetune.max_steps": 1600, "finetune.evaluations": 3}
 LARGE_SIZES = (300, 3000, 30_000, 1)
 LEVELS = (0.15, 0.3, 0.45, 0.6)
+RATE = 2e-4
 
 
 def main() -> None:
@@ -49,12 +50,16 @@ def main() -> None:
     parser.add_argument("--levels", type=float, nargs="+", default=list(LEVELS), help="of pruning")
     parser.add_argument("--level", type=float, default=0.15, help="of sharing")
     parser.add_argument("--minilm", action="store_true", help="pretrained: of a curve another row, else in our place")
-    parser.add_argument("--rate", type=float, default=2e-4, help="of MiniLM's finetuning")
+    parser.add_argument("--rate", type=float, help=f"of MiniLM's finetuning, but in a curve (default {RATE:g})")
     parser.add_argument("--rows", type=int, default=SOURCES, help="train texts of 'sources'")
     parser.add_argument("--plots", type=Path, default=Path("docs/plots"))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the recipe")
     given = parser.parse_args()
+    if given.rate is not None and (given.study == "curve" or not given.minilm):
+        parser.error("--rate belongs to --minilm of prune and share; the models of a curve have the recipe's")
     given.changes = {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in given.set)}
+    if given.minilm and given.study != "curve":
+        given.changes = pretrained_changes(given.rate or RATE, 10) | given.changes
     if given.study == "share":
         _share(given)
         return
@@ -97,10 +102,9 @@ def _curve(name: str, given: argparse.Namespace) -> None:
 
 
 def _prune(name: str, given: argparse.Namespace) -> None:
-    pretrained = pretrained_changes(given.rate, 10) if given.minilm else {}
     spec = JobSpec(kind="prune", dataset=name, seeds=range(given.seeds), prune=Prune(levels=tuple(given.levels)))
     kind = "minilm" if given.minilm else "ours"
-    recipe = resolve("fast", "tiny", pretrained | given.changes)
+    recipe = resolve("fast", "tiny", given.changes)
     report = _report(spec, recipe, [_task(name, given.rows)], given.plots, f"prune-{name}-{kind}")
     for point in report["curves"]:
         what = f"{name}_{kind}_{point['ticket']}_{point['weights_left']:.2f}_left"
@@ -115,7 +119,7 @@ def _share(given: argparse.Namespace) -> None:
     first, *others = given.tasks
     options = ShareTickets(others=tuple(others), level=given.level)
     spec = JobSpec(kind="share_tickets", dataset=first, seeds=range(given.seeds), share_tickets=options)
-    recipe = resolve("fast", "tiny", (pretrained_changes(given.rate, 10) if given.minilm else {}) | given.changes)
+    recipe = resolve("fast", "tiny", given.changes)
     kind = "minilm" if given.minilm else "ours"
     tasks = [_task(name, given.rows) for name in given.tasks]
     report = _report(spec, recipe, tasks, given.plots, f"share-{'-'.join(given.tasks)}-{kind}")

@@ -141,18 +141,22 @@ class PublishedLoop:
             is_task = next(self._step) % (RHO1 + 1) == 0
             batch = next(self._task if is_task else self._external)
             tokens += int(batch["mask"].sum())
-            on = {name: tensor.to(self._device, non_blocking=True) for name, tensor in batch.items()}
-            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
-                words, labels = self._model(on["ids"], on["mask"])
-                loss = F.cross_entropy(words.flatten(0, 1), on["targets"].flatten(), ignore_index=IGNORED)
-                if is_task:
-                    loss = (RHO2 * loss + F.cross_entropy(labels, on["label"])) / (RHO2 + 1)
-            loss.backward()
+            self.loss(batch, is_task).backward()
             self._optimizer.step()
             self._optimizer.zero_grad()
         if self._device.type == "cuda":
             torch.cuda.synchronize()
         return tokens / (time.perf_counter() - began)
+
+    def loss(self, batch: dict[str, Tensor], is_task: bool) -> Tensor:
+        """Of one batch: MLM's, on task batches together with the task's."""
+        on = {name: tensor.to(self._device, non_blocking=True) for name, tensor in batch.items()}
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
+            words, labels = self._model(on["ids"], on["mask"])
+            loss = F.cross_entropy(words.flatten(0, 1), on["targets"].flatten(), ignore_index=IGNORED)
+            if is_task:
+                loss = (RHO2 * loss + F.cross_entropy(labels, on["label"])) / (RHO2 + 1)
+            return loss
 
 
 def _forever(texts: Texts, collator: Collator, batch: int) -> Iterator[dict[str, Tensor]]:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pytest
 import torch
+from torch.nn import functional as F
 from transformers import BertConfig
 
-from benchmarks.training.published_loop import IGNORED, LENGTH, Collator, PublishedModel
+from benchmarks.training import published_loop
+from benchmarks.training.published_loop import IGNORED, LENGTH, Collator, PublishedLoop, PublishedModel
+from tests.unit.training.made import made_prepared, tiny
 from tlm_core.training.masking import Vocabulary
 
 WORDS = Vocabulary(size=200, pad=0, mask=4, specials=(0, 1, 2, 3, 4))
@@ -44,3 +50,30 @@ def test_the_model_gives_vocabulary_logits_everywhere_and_labels_from_the_first_
     assert words.shape == (2, 7, 200)
     assert labels.shape == (2, 3)
     assert model.cls.predictions.decoder.weight is model.bert.embeddings.word_embeddings.weight
+
+
+def test_every_thousandth_batch_is_a_task_batch_whose_loss_weighs_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (published_loop.RHO1, published_loop.RHO2) == (999, 20)
+    monkeypatch.setattr(published_loop, "RHO1", 2)
+    monkeypatch.setattr(published_loop, "prepared", lambda: made_prepared(tmp_path, tiny()))
+    loop = PublishedLoop(bf16=False, shape=(1, 16, 2, 16), batch=4)
+    seen: list[tuple[bool, bool, float, float]] = []
+    usual = PublishedLoop.loss
+
+    def noted(loop: PublishedLoop, batch: dict[str, torch.Tensor], is_task: bool) -> torch.Tensor:
+        found = usual(loop, batch, is_task)
+        words, labels = loop._model(batch["ids"], batch["mask"])
+        expected = F.cross_entropy(words.flatten(0, 1), batch["targets"].flatten(), ignore_index=IGNORED)
+        if is_task:
+            expected = 20 / 21 * expected + F.cross_entropy(labels, batch["label"]) / 21
+        seen.append((is_task, bool((batch["label"] >= 0).all()), found.item(), expected.item()))
+        return found
+
+    monkeypatch.setattr(PublishedLoop, "loss", noted)
+    loop.run(9)
+    assert [is_task for is_task, *_ in seen] == [False, False, True] * 3
+    assert [labelled for _, labelled, *_ in seen] == [False, False, True] * 3
+    for *_, found, expected in seen:
+        assert found == pytest.approx(expected, rel=1e-5)
