@@ -18,6 +18,7 @@ from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import Conflict, CorruptArtifact, NotFound
 from tlm_core.jobs.plan import Plan, plan_of
 from tlm_core.jobs.spec import JobRecord
+from tlm_core.parquet import open_parquet
 
 _ASKERS = 20
 _ASKER_CHARS = 300
@@ -122,14 +123,13 @@ def selection_page(
     from which the texts of the rows are shown.
     """
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
     folder = artifacts.localize(ref)
     facts = json.loads((folder / "selection.json").read_text(encoding="utf-8"))
     only = None if train_row is None else _asked_for(folder, train_row)
     rows: list[dict[str, Any]] = []
     total = 0
-    with pq.ParquetFile(folder / "passages.parquet") as file:
+    with open_parquet(folder / "passages.parquet") as file:
         for batch in file.iter_batches(batch_size=8_192):
             for word in words:
                 batch = batch.filter(pc.match_substring(batch["text"], word, ignore_case=True))

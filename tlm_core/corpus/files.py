@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from tlm_core.errors import Fault, InvalidDataset, StorageUnavailable
+from tlm_core.parquet import open_parquet
 
 MOST_FAULTS = 100
 LONGEST_RECORD = 64 << 20
@@ -292,11 +293,10 @@ def _delimited(
 
 def _parquet(path: Path, text_column: str | None, say: Say, faults: Faults) -> Iterator[Row]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     number = 0
     try:
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             names = file.schema_arrow.names
             column = choose_text_column(names, text_column, say)
             read = [column, *(name for name in ("source", "id", "rank") if name in names and name != column)]

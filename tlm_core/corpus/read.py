@@ -31,6 +31,7 @@ from tlm_core.corpus.passages import (
 )
 from tlm_core.corpus.remote import Remote, find_remote, is_address
 from tlm_core.errors import CorruptArtifact, Fault, InvalidDataset, InvalidRequest, NotFound
+from tlm_core.parquet import open_parquet
 
 INFO = "corpus.json"
 ROWS_PER_FILE = 100_000
@@ -184,12 +185,11 @@ def read_passages(folder: Path, batch_size: int = _BATCH) -> Iterator[list[Passa
     Raises NotFound, CorruptArtifact.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     left = corpus_info(folder).count
     for path in sorted(folder.glob("passages-*.parquet")):
         try:
-            with pq.ParquetFile(path) as file:
+            with open_parquet(path) as file:
                 for batch in file.iter_batches(batch_size, columns=list(Passage._fields)):
                     columns = (batch.column(name).to_pylist() for name in Passage._fields)
                     rows = [Passage(*values) for values in zip(*columns, strict=True)]

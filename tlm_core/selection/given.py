@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tlm_core.corpus.files import Faults, Row, format_of, read_rows
 from tlm_core.corpus.passages import Passage, encodable, passage_id
 from tlm_core.errors import CorruptArtifact, InvalidRequest
+from tlm_core.parquet import open_parquet
 from tlm_core.selection.keep import Candidate
 
 GIVEN = "selection.parquet"
@@ -70,7 +71,7 @@ def write_given(path: Path, target: Path) -> int:
 def given_candidates(path: Path, top_k: int) -> Iterator[list[Candidate]]:
     """The passages of `write_given`'s file with a rank of at most `top_k`, or all of them if they have no ranks."""
     try:
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             place = 0
             for batch in file.iter_batches(_BATCH):
                 found = []

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from tlm_core.parquet import open_parquet
 from tlm_core.selection.index import Hit, PassageIndex
 from tlm_core.selection.keep import Ranked
 from tlm_core.selection.queries import Queries, Query
@@ -200,7 +201,7 @@ def _numbered(
 
 def _read(path: Path, columns: Sequence[str] | None = None) -> Any:
     """A part's table, by this thread alone: each thread of a pool keeps memory of its own."""
-    with pq.ParquetFile(path, pre_buffer=False) as file:
+    with open_parquet(path) as file:
         return file.read(columns, use_threads=False)
 
 

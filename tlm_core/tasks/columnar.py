@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from tlm_core.parquet import open_parquet
 from tlm_core.tasks.findings import Findings
 from tlm_core.tasks.options import Limits
 from tlm_core.tasks.table import KINDS, NOT_A_VALUE, RawTable, TableBuilder, as_text, check_names
@@ -25,7 +25,7 @@ def read_parquet(path: Path, split: str, findings: Findings, limits: Limits) -> 
     Faults added: unreadable_file, file_too_large, doubled_column, too_many_columns, bad_character, bad_encoding.
     """
     try:
-        file = pq.ParquetFile(path)
+        file = open_parquet(path)
         size = sum(file.metadata.row_group(index).total_byte_size for index in range(file.metadata.num_row_groups))
         if size > limits.max_file_bytes:
             findings.fault("file_too_large", too_large(path.name, limits), split=split)

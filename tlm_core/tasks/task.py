@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tlm_core.errors import CorruptArtifact
+from tlm_core.parquet import open_parquet
 from tlm_core.tasks.duplicates import is_among, scan
 from tlm_core.tasks.metrics import REGRESSION
 
@@ -130,7 +131,7 @@ class Task:
 
 def _table(path: Path) -> pa.Table:
     """The file's table, read bit by bit: read at once it takes four times its size for a while."""
-    with pq.ParquetFile(path, pre_buffer=False) as file:
+    with open_parquet(path) as file:
         table = pa.Table.from_batches(file.iter_batches(_BATCH, use_threads=False), file.schema_arrow)
     pa.default_memory_pool().release_unused()  # what decoding took
     return table

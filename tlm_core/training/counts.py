@@ -76,7 +76,7 @@ def _blocks(stores: Sequence[TokenStore]) -> Iterator[tuple[npt.NDArray[np.int32
         marks = np.searchsorted(store.offsets[: documents + 1], np.arange(0, end, BLOCK_TOKENS), side="right") - 1
         for first, last in itertools.pairwise([*marks.tolist(), documents]):
             tokens = np.asarray(store.tokens[store.offsets[first] : store.offsets[last]]).astype(np.int32)
-            yield tokens, np.repeat(np.arange(first, last, dtype=np.int32), store.lengths[first:last])
+            yield tokens, np.repeat(np.arange(first, last, dtype=np.int32), np.diff(store.offsets[first : last + 1]))
 
 
 def _pairs(

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
+from tlm_core.parquet import open_parquet
 from tlm_core.tasks.task import Task
 from tlm_core.training.counts import count
 from tlm_core.training.stage import StageContext, StopRequested
@@ -97,11 +98,11 @@ def _count(out: Path, facts: dict[str, Any], dim: int) -> dict[str, float]:
 
 
 def _passage_rows(selection: Path) -> int:
-    return int(pq.ParquetFile(selection / "passages.parquet").metadata.num_rows)
+    return int(pq.read_metadata(selection / "passages.parquet").num_rows)
 
 
 def _passage_batches(selection: Path, columns: list[str]) -> Iterator[dict[str, list[str]]]:
-    with pq.ParquetFile(selection / "passages.parquet") as file:
+    with open_parquet(selection / "passages.parquet") as file:
         for batch in file.iter_batches(batch_size=BATCH, columns=columns):
             yield batch.to_pydict()
 
