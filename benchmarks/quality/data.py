@@ -50,7 +50,7 @@ def made_task(name: str) -> Path:
 def selected(name: str, params: Selection) -> tuple[Path, Path]:
     """Folders of a task of the shared data and of its selection from the whole shared corpus."""
     task = made_task(name)
-    folder = FOLDER / "selection" / f"{name}-{_key(params.model_dump(mode='json'))}"
+    folder = FOLDER / "selection" / f"{name}-{key_of(params.model_dump(mode='json'))}"
     if not (folder / "selection.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
         parts = folder.with_suffix(".parts")
@@ -60,7 +60,8 @@ def selected(name: str, params: Selection) -> tuple[Path, Path]:
     return task, folder
 
 
-def _key(asked: Any) -> str:
+def key_of(asked: Any) -> str:
+    """What a request is kept under: twelve hexadecimal digits."""
     return hashlib.sha256(canonical_json(asked).encode()).hexdigest()[:12]
 
 
@@ -69,7 +70,7 @@ def outcome(name: str, what: str, task: Path, selection: Path | None, recipe: Re
 
     what: the run's name; an outcome under that name is not computed again for the same recipe and selection.
     """
-    key = _key({"recipe": recipe.model_dump(mode="json"), "selection": selection and selection.name, "seed": seed})
+    key = key_of({"recipe": recipe.model_dump(mode="json"), "selection": selection and selection.name, "seed": seed})
     kept = FOLDER / "outcomes" / name / f"{what}-{key}.json"
     if kept.exists():
         found: dict[str, float] = json.loads(kept.read_text(encoding="utf-8"))

@@ -11,7 +11,6 @@ Figures go to standard output as JSON lines, plots to --plots. Hours, on two cor
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -20,13 +19,12 @@ from typing import Any
 
 import yaml
 
-from benchmarks.quality.data import FOLDER, made_task
+from benchmarks.quality.data import FOLDER, key_of, made_task
 from benchmarks.quality.plans import free, run
 from benchmarks.quality.pretrained import changes as pretrained_changes
 from benchmarks.quality.pretrained import minilm
 from benchmarks.quality.sources import SOURCES, source_task
 from benchmarks.report import figure, remark
-from tlm_core.artifacts import canonical_json
 from tlm_core.jobs.options import LearningCurve, Prune, ShareTickets
 from tlm_core.jobs.spec import JobSpec
 from tlm_core.training.recipe import Recipe, resolve
@@ -142,7 +140,7 @@ def _report(spec: JobSpec, recipe: Recipe, tasks: list[Path], plots: Path, what:
         "recipe": recipe.model_dump(mode="json"),
         "tasks": list(map(str, tasks)),
     }
-    folder = FOLDER / "studies" / f"{what}-{hashlib.sha256(canonical_json(asked).encode()).hexdigest()[:10]}"
+    folder = FOLDER / "studies" / f"{what}-{key_of(asked)[:10]}"
     kept = folder / "report.json"
     if not kept.exists():
         last = run(spec, recipe, tasks, folder)
