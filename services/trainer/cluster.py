@@ -37,7 +37,7 @@ class Cluster(Protocol):
         ...
 
     def message(self, submission: str) -> str:
-        """Why the submission ended, as the cluster tells it, and the last lines it printed."""
+        """Why the submission ended, as the cluster tells it, and the last lines it printed, if they can be read."""
         ...
 
 
@@ -85,8 +85,13 @@ class RayCluster:
         answer = self._call("GET", f"/api/jobs/{submission}")
         if answer.status_code == 404:
             return "the cluster does not know the submission"
-        logs = self._body(self._call("GET", f"/api/jobs/{submission}/logs")).get("logs") or ""
-        return "\n".join([self._body(answer).get("message") or "", *logs.splitlines()[-15:]]).strip()
+        why = self._body(answer).get("message") or ""
+        try:
+            logs = self._body(self._call("GET", f"/api/jobs/{submission}/logs")).get("logs") or ""
+        except ClusterUnavailable as error:
+            # They lie on the machine where it ran, which may be just what was lost: no reason to wait for it.
+            logs = f"what it printed cannot be read: {error}"
+        return "\n".join([why, *logs.splitlines()[-15:]]).strip()
 
     def _call(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
         try:

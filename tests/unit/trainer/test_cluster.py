@@ -65,6 +65,26 @@ def test_a_submission_is_made_once_and_then_adopted() -> None:
     ray.stop("unknown")
 
 
+def no_logs(request: httpx.Request) -> httpx.Response:
+    return httpx.Response(500, text="Cannot connect to host 10.0.0.4:52365")
+
+
+def silent_logs(request: httpx.Request) -> httpx.Response:
+    raise httpx.ReadTimeout("timed out", request=request)
+
+
+@pytest.mark.parametrize(("logs", "says"), [(no_logs, "Cannot connect to host"), (silent_logs, "timed out")])
+def test_why_a_submission_ended_is_told_without_the_machine_where_it_ran(logs: Handler, says: str) -> None:
+    def away(request: httpx.Request) -> httpx.Response:
+        return logs(request) if request.url.path.endswith("/logs") else server(request)
+
+    server = JobServer()
+    server.jobs["s"] = "FAILED"
+    said = cluster(away).message("s")
+    assert said.startswith("why\n")
+    assert says in said
+
+
 def test_two_that_submit_at_once_start_one() -> None:
     server = JobServer()
     looks = [0]
