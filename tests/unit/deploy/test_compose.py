@@ -158,7 +158,10 @@ def test_ray_gives_out_as_many_cpus_as_a_training_worker_takes() -> None:
 
 
 def test_redis_answers_only_what_is_on_the_disk() -> None:
-    source = load()["configs"][SERVICES["redis"]["configs"][0]["source"]]["file"]
+    (mounted,) = (volume for volume in SERVICES["redis"]["volumes"] if volume.startswith("./"))
+    source, target, mode = mounted.split(":")
+    assert mode == "ro"
+    assert f"exec redis-server {target} " in SERVICES["redis"]["command"][-1]
     settings = dict(line.split(maxsplit=1) for line in _read(source).splitlines() if line and line[0] != "#")
     assert settings["appendonly"] == "yes"
     assert settings["appendfsync"] == "always"
