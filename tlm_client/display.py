@@ -174,6 +174,8 @@ def _told(event: JobEvent) -> str | None:
             return (
                 f"attempt {event.attempt} ended: {data.get('message')}; trying again in {data.get('delay_seconds')} s"
             )
+        case "job.waiting":
+            return f"waiting: {data.get('message')}"
         case "job.failed":
             return f"failed: {data.get('message')}"
         case kind if kind.startswith("job."):

@@ -8,6 +8,7 @@ line and another one goes on; a step is safe to take twice.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -54,6 +55,8 @@ class _Held:
     verified: set[str] = field(default_factory=set)
     waiting: str | None = None
     stop_since: float | None = None
+    # Since when a submission is looked at that has no worker yet; infinite once that is settled.
+    unstarted: dict[str, float] = field(default_factory=dict)
 
 
 class Coordinator:
@@ -173,7 +176,7 @@ class Coordinator:
                     groups.add(node.group)
         for group in sorted(groups):
             if plan.startable(group, done):
-                self._train(job, group)
+                self._train(job, held, group)
 
     def _check_runtime(self, job: JobRecord) -> None:
         """End a job that has run longer than its submitter allows, with what runs of it."""
@@ -239,7 +242,7 @@ class Coordinator:
                 job, node, step=selection.done, total=selection.total, unit=selection.unit, rate=selection.rate
             )
 
-    def _train(self, job: JobRecord, group: str) -> None:
+    def _train(self, job: JobRecord, held: _Held, group: str) -> None:
         submission = job.submissions.get(group)
         if submission is None:
             # Written down before it is done: if the cluster then knows nothing of it, it is lost, and starting the
@@ -252,6 +255,8 @@ class Coordinator:
             self._submit(job, group, submission)
             return
         status = self._cluster.status(submission)
+        if status is Status.WAITING or (status is Status.ALIVE and job.spec.workers > 1):
+            self._look_for_workers(job, held, group, status)
         if status is Status.WAITING:
             return
         if status is Status.ALIVE:
@@ -276,14 +281,33 @@ class Coordinator:
                 self._store.report(job.tenant, job.id, job.attempt, submissions=job.submissions)
             raise
 
+    def _look_for_workers(self, job: JobRecord, held: _Held, group: str, status: Status) -> None:
+        """Say, once, that workers have not started for longer than a start takes: then there is no room for them.
+
+        A single worker is the submission itself; several are started by theirs, which is alive before they are.
+        """
+        submission, now = job.submissions[group], self._clock()
+        if now - held.unstarted.setdefault(submission, now) < self._settings.start_seconds:
+            return
+        held.unstarted[submission] = math.inf
+        if status is Status.WAITING or not self._has_begun(job, group):
+            each = self._settings.cpus_per_worker(job.spec.workers)
+            full = ClusterUnavailable(
+                f"the cluster has no room yet for {job.spec.workers} worker(s) of {each:g} CPU(s)"
+                + (f" and {self._settings.worker_gpus:g} GPU(s)" if self._settings.worker_gpus else "")
+                + "; they start as soon as others end, or workers are added"
+            )
+            self._report_waiting(job, full)
+
     def _has_begun(self, job: JobRecord, group: str) -> bool:
         """Whether a worker of the group has told anything yet. Until then there may be no room for all of them."""
         newest = self._store.events(job.tenant, job.id, after=job.last_event - 1)
-        if newest and newest[0].type == "workers.submitted" and newest[0].at >= job.updated_at:
+        last = newest[0].type if newest and newest[0].at >= job.updated_at else None
+        if last == "workers.submitted":
             return False
-        if len(job.submissions) == 1:
+        if len(job.submissions) == 1 and last != "job.waiting":
             return True
-        # Of several groups one may wait while another ends: what was told last need not be its own.
+        # What was told last need not be its own: we have told that it waits, or another group has ended.
         own = {node.name for node in plan_of(job).group(group)}
         events = self._store.events(job.tenant, job.id, after=max(0, job.last_event - 5000), limit=5000)
         return any(e.attempt == job.attempt and e.type == "stage.started" and e.data["node"] in own for e in events)
@@ -357,7 +381,10 @@ class Coordinator:
         log.warning("job %s waits: %s", job.id, error)
         if held.waiting != error.code:
             held.waiting = error.code
-            self._store.report(job.tenant, job.id, job.attempt, events=[("job.waiting", error.as_dict())])
+            self._report_waiting(job, error)
+
+    def _report_waiting(self, job: JobRecord, error: Unavailable) -> None:
+        self._store.report(job.tenant, job.id, job.attempt, events=[("job.waiting", error.as_dict())])
 
     # --- small steps --------------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ class TrainerSettings(StoreSettings):
     lease_seconds: float = 30.0
     poll_seconds: float = 0.5
     stall_seconds: float = 300.0  # a worker that has told nothing for so long is taken for dead
+    start_seconds: float = 30.0  # workers that have not started by then are said to wait for room
     pause_seconds: float = 120.0  # a worker that has not stopped by then is stopped; its last checkpoint holds
     worker_cpus: float = 1.0
     job_cpus: float | None = None  # where given, what a job's workers share in place of worker_cpus for each

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 from services.trainer.cluster import Status
 from tests.contract.coordinator_world import T, World
 from tests.trainer_fakes import counting_stage
@@ -29,6 +31,51 @@ def test_workers_that_wait_for_room_in_the_cluster_are_not_taken_for_dead(world:
     world.work(submission)
     coordinator.round()
     assert (world.job(job_id).state, world.job(job_id).attempt) == (State.SUCCEEDED, 1)
+
+
+def waits(world: World, job_id: str) -> list[str]:
+    return [e.data["message"] for e in world.store.events(T, job_id) if e.type == "job.waiting"]
+
+
+def test_a_job_without_room_in_the_cluster_says_so_once(world: World) -> None:
+    coordinator, job_id = world.coordinator(worker_cpus=3.0), world.submit()
+    submission = world.until_submitted(coordinator, job_id)
+    world.cluster.statuses[submission] = Status.WAITING
+    for world.now in (0, 29, 31, 62, 3600):
+        coordinator.round()
+        assert len(waits(world, job_id)) == (world.now > 30)
+    assert "1 worker(s) of 3 CPU(s)" in waits(world, job_id)[0]
+    world.work(submission)
+    coordinator.round()
+    assert world.job(job_id).state is State.SUCCEEDED
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_several_workers_without_room_say_so_and_are_not_taken_for_dead(world: World, begun: bool) -> None:
+    coordinator, job_id = world.coordinator(), world.submit(workers=2)
+    submission = world.until_submitted(coordinator, job_id)
+    coordinator.round()
+    if begun:
+        world.store.report(T, job_id, 1, events=[("stage.started", {"node": "joint.s0"})])
+    world.now = 31
+    coordinator.round()
+    assert len(waits(world, job_id)) == (not begun)
+    world.now = 3600
+    coordinator.round()
+    assert world.cluster.statuses[submission] is (Status.FAILED if begun else Status.ALIVE)
+
+
+def test_a_worker_is_taken_for_dead_though_its_job_has_waited_for_the_cluster(world: World) -> None:
+    coordinator, job_id = world.coordinator(), world.submit()
+    submission = world.until_submitted(coordinator, job_id)
+    world.store.report(T, job_id, 1, events=[("stage.started", {"node": "joint.s0"})])
+    world.cluster.away = True
+    coordinator.round()
+    world.cluster.away = False
+    assert world.events(job_id)[-1] == "job.waiting"
+    world.now = 301
+    coordinator.round()
+    assert world.cluster.statuses[submission] is Status.FAILED
 
 
 def test_a_job_that_waits_for_room_is_cancelled_at_once_and_does_nothing_should_it_start(world: World) -> None:

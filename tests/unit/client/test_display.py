@@ -33,12 +33,13 @@ def test_a_stage_is_told_when_it_begins_and_then_now_and_then() -> None:
     assert [line.split()[-1] for line in lines[1:]] == ["0/100", "10/100", "20/100", "1/100"]
 
 
-def test_a_failed_attempt_is_told_with_its_reason() -> None:
+def test_a_failed_attempt_and_a_job_that_waits_are_told_with_their_reasons() -> None:
     display, out = plain([0.0])
     with display:
         event = JobEvent(type="job.requeued", attempt=1, data={"message": "[a] worker died", "delay_seconds": 2})
         display.job_event(event)
-    assert out.getvalue() == "attempt 1 ended: [a] worker died; trying again in 2 s\n"
+        display.job_event(JobEvent(type="job.waiting", attempt=1, data={"message": "no room yet"}))
+    assert out.getvalue() == "attempt 1 ended: [a] worker died; trying again in 2 s\nwaiting: no room yet\n"
 
 
 def test_a_load_is_told_with_its_rate_and_the_time_left() -> None:
