@@ -36,7 +36,7 @@ RIVALS = {
     f"rho1={rho1} lr={lr:g}": {"joint.rho1": rho1, "joint.optimizer.lr": lr} for rho1 in (3, 19) for lr in (3e-4, 1e-3)
 }
 # What is left of three minutes goes into preparing the texts, finetuning and validation.
-FAST = {"joint.budget.seconds": 100.0, "finetune.epochs": 5, "finetune.max_steps": 450, "finetune.evaluations": 5}
+FAST = {"joint.budget.seconds": 80.0, "finetune.epochs": 5, "finetune.max_steps": 450, "finetune.evaluations": 5}
 SEEDS = (0, 1, 2)
 
 
