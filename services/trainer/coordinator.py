@@ -378,9 +378,9 @@ class Coordinator:
 
     def _wait(self, job: JobRecord, held: _Held, error: Unavailable) -> None:
         """A component is away: the job waits for it and uses up no attempt. Said once per reason."""
-        log.warning("job %s waits: %s", job.id, error)
         if held.waiting != error.code:
             held.waiting = error.code
+            log.warning("job %s waits: %s", job.id, error)
             self._report_waiting(job, error)
 
     def _report_waiting(self, job: JobRecord, error: Unavailable) -> None:

@@ -65,7 +65,7 @@ def test_a_submission_is_made_once_and_then_adopted() -> None:
     ray.stop("unknown")
 
 
-def no_logs(request: httpx.Request) -> httpx.Response:
+def no_logs(_: httpx.Request) -> httpx.Response:
     return httpx.Response(500, text="Cannot connect to host 10.0.0.4:52365")
 
 
