@@ -147,9 +147,9 @@ def words(report: Mapping[str, Any]) -> str:
         f"Over {len(report['tasks'])} tasks the mean test score is {tickets:.4f} with shared tickets ({left:.0%} of "
         f"the layers' weights), {plain:.4f} with plain multi-task training and {alone:.4f} with a model for each task."
     )
-    spread = average["tickets"]["std"]
-    if spread is None:
+    spreads = average["tickets"]["std"], average["multi_task"]["std"]
+    if None in spreads:
         return f"{text} One seed tells nothing of chance: give at least three."
-    if abs(tickets - plain) <= spread:
-        text += f" Tickets and plain training differ by no more than one standard deviation ({spread:.4f})."
+    if abs(tickets - plain) <= max(spreads):
+        text += f" Tickets and plain training differ by no more than one standard deviation ({max(spreads):.4f})."
     return text

@@ -1,0 +1,48 @@
+"""What a report says in words: a difference counts only where it is beyond the spread of both sides."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tlm_core.compression import phases, shared_report
+
+BY_CHANCE = [(0.01, 0.02, 0.0), (0.01, 0.0, 0.02), (0.01, 0.02, 0.02)]
+
+
+def pruned(gain: float, ours: float | None, dense: float | None) -> dict[str, Any]:
+    return {
+        "metric": "accuracy",
+        "super_ticket": {"layers_left": 65, "layers_full": 100},
+        "dense": {"mean": {"test": {"accuracy": 0.68}}, "spread": {"test": {"accuracy": dense}}},
+        "mean": {"test": {"accuracy": 0.68 + gain}},
+        "spread": {"test": {"accuracy": ours}},
+        "seeds": [{}] * (1 if ours is None else 3),
+        "inference": {"speed_up": 1.5, "dense": {"bytes": 100.0}, "sliced": {"bytes": 84.0}},
+    }
+
+
+def shared(gain: float, ours: float | None, plain: float | None) -> dict[str, Any]:
+    averages = {"alone": (0.7, 0.0), "multi_task": (0.68, plain), "tickets": (0.68 + gain, ours)}
+    return {
+        "average": {system: {"mean": mean, "std": std} for system, (mean, std) in averages.items()},
+        "weights_left": [0.9, 0.9],
+        "tasks": [{}, {}],
+    }
+
+
+@pytest.mark.parametrize(("gain", "ours", "other"), BY_CHANCE)
+def test_a_difference_within_either_side_s_spread_is_said_to_be_no_more(gain: float, ours: float, other: float) -> None:
+    assert "may be chance" in phases.words(pruned(gain, ours, other))
+    assert "no more than one standard deviation" in shared_report.words(shared(gain, ours, other))
+
+
+def test_a_difference_beyond_both_is_told_without_that() -> None:
+    assert "chance" not in phases.words(pruned(0.03, 0.02, 0.02))
+    assert "standard deviation" not in shared_report.words(shared(0.03, 0.02, 0.02))
+
+
+def test_one_seed_tells_nothing_of_chance() -> None:
+    assert "at least three" in phases.words(pruned(0.03, None, None))
+    assert "at least three" in shared_report.words(shared(0.03, None, None))
