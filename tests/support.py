@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -24,3 +25,9 @@ def shared_data() -> Path:
     if not (folder / "tasks").is_dir():
         skip_or_fail(f"no real data at {folder}; set TLM_SHARED_DATA to a folder with tasks/ and corpus/")
     return folder
+
+
+def files_under(folder: Path) -> Iterator[Path]:
+    """Files below `folder` while a service works in it: unlike `rglob`, it bears that folders vanish underway."""
+    for place, _, names in os.walk(folder):
+        yield from (Path(place, name) for name in names)

@@ -31,6 +31,7 @@ from services.common.catalog_records import CorpusState, CorpusVersion, LoadStat
 from services.common.jobstore import JobStore
 from services.common.retriever_client import RetrieverClient
 from tests.redis_server import free_port
+from tests.support import files_under
 from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.tasks.options import DatasetOptions
 from tlm_core.tasks.validate import load_task
@@ -118,7 +119,7 @@ class Gateway:
 
     def leftovers(self) -> list[str]:
         """Files under scratch and storage."""
-        return [str(p.relative_to(self.root)) for p in self.root.rglob("*") if p.is_file()]
+        return [str(path.relative_to(self.root)) for path in files_under(self.root)]
 
 
 def make_gateway(client: redis.Redis, root: Path, **settings: Any) -> Gateway:

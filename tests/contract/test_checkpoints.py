@@ -14,6 +14,7 @@ import redis
 from services.common.jobstore import JobStore
 from services.trainer.checkpoints import JobCheckpoints
 from tests.factories import make_resolved, make_spec
+from tests.support import files_under
 from tlm_core.artifacts import ArtifactStore
 from tlm_core.errors import StorageFull
 
@@ -50,7 +51,7 @@ class Training:
             (folder / name).write_text(f"{name} {step}")
 
     def kept(self) -> set[str]:
-        return {path.parent.name for path in (self.folder / "storage").rglob("*") if path.is_file()}
+        return {path.parent.name for path in files_under(self.folder / "storage")}
 
 
 @pytest.fixture
