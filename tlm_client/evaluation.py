@@ -13,14 +13,15 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from tlm_client.console import Session
-from tlm_core.errors import InvalidRequest, NotFound, Unavailable
+from tlm_core.errors import InvalidRequest
+from tlm_core.hub import HUB, TOKENIZER
 from tlm_core.tasks.metrics import score, score_values
 from tlm_core.tasks.options import DatasetOptions
 from tlm_core.tasks.task import SPLITS, Task
 from tlm_core.tasks.validate import load_task
+from tlm_core.training.published import fetch
 from tlm_core.training.release import stock_form
 
-_HUB = "hub:"
 _LONGEST = 512
 
 
@@ -32,18 +33,14 @@ class Classifier:
     """
 
     def __init__(self, source: str) -> None:
-        name = source.removeprefix(_HUB)
-        if not source.startswith(_HUB) and not (Path(name) / "config.json").is_file():
-            raise NotFound(f"'{name}' is no folder with a config.json; give a model folder, or hub:OWNER/NAME")
         disable_progress_bar()  # there is one progress display, and it is ours
         try:
             with tempfile.TemporaryDirectory(prefix="tlm-release-") as folder:
-                name = str(stock_form(source, Path(folder)) or name)
+                name = str(stock_form(source, Path(folder)) or fetch(source, *TOKENIZER))
                 self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
                 self.model = AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=False)
         except (OSError, ValueError) as error:
-            cause = Unavailable if source.startswith(_HUB) else InvalidRequest
-            raise cause(f"the model '{source}' cannot be loaded: {error}") from error
+            raise InvalidRequest(f"the model '{source}' cannot be loaded: {error}") from error
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model.to(self.device).eval()
         self.labels: list[str] = [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
@@ -75,7 +72,7 @@ def task_of(dataset: str, session: Session) -> Task:
 
     Raises InvalidDataset, NotFound, Unavailable.
     """
-    if dataset.startswith(_HUB):
+    if dataset.startswith(HUB):
         return load_task(dataset)[0]
     if Path(dataset).exists():
         return load_task(Path(dataset))[0]

@@ -17,6 +17,7 @@ from services.common.catalog import Catalog
 from services.common.catalog_records import DatasetRecord
 from tlm_core.artifacts import ArtifactStore, ManifestRef, storage_errors
 from tlm_core.errors import InvalidRequest
+from tlm_core.hub import HUB, refuse_folder
 from tlm_core.jobs.spec import NAME_PATTERN, new_id
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 LoadTask = Callable[[Mapping[str, Path] | str, "DatasetOptions"], tuple["Task", dict[str, Any]]]
 ENDINGS = ("jsonl", "ndjson", "json", "csv", "tsv", "tab", "parquet", "pq")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[^\s@:]+)?(:[^\s:]+)?")
 
 
 class Intake:
@@ -71,11 +71,10 @@ class Intake:
         from tlm_core.tasks.hub import hub_file, parse_hub_id
 
         check_dataset_name(name)
-        hub = hub.removeprefix("hub:")
-        # The loader would read a local folder of that name; what lies on this machine is not for callers.
-        if not _HUB_ID.fullmatch(hub) or Path(re.split("[@:]", hub)[0]).exists():
-            raise InvalidRequest(f"'{hub}' is no hub id; write OWNER/NAME, with @REVISION and :CONFIG if needed")
-        task, report = self._load_task(f"hub:{hub}", _named(options, name))
+        hub = f"{HUB}{hub.removeprefix(HUB)}"
+        source = parse_hub_id(hub)
+        refuse_folder(source.path)  # what lies on this machine is not for callers
+        task, report = self._load_task(hub, _named(options, name))
         with self._work() as raw:
             with storage_errors("writing the data set"):
                 _write_raw(task, raw)
@@ -86,7 +85,7 @@ class Intake:
             )  # fmt: skip
             passages = None
             if selection is not None:
-                file = hub_file(parse_hub_id(f"hub:{hub}"), selection, cache=self._scratch / "hub")
+                file = hub_file(source, selection, cache=self._scratch / "hub")
                 with storage_errors("keeping the selection"):
                     shutil.copyfile(file, raw / f"{GIVEN_PART}{_ending(selection)}")
                 passages = self._check_given(raw)

@@ -5,21 +5,31 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from tlm_core.corpus.hub import PREFIX
 from tlm_core.corpus.remote import is_address
 from tlm_core.errors import InvalidRequest
+from tlm_core.hub import HUB, refuse_folder
 
 # What leads out of an allowed folder: steps upwards, and fsspec's chains of file systems (`zip://…::file://…`).
 _WAY_OUT = re.compile(r"::|\\|(^|/)(\.|%2e){2}(/|$)|[\x00-\x1f]", re.IGNORECASE)
+
+# The hub's library would read a folder of this machine in place of OWNER/NAME.
+_REPOSITORY = re.compile(rf"{HUB}(?P<path>\w[\w.-]*/\w[\w.-]*)(:[^\s:]*){{0,2}}")
 
 
 def check_sources(sources: Sequence[str], allowed: Sequence[str]) -> None:
     """Raises InvalidRequest for the first source that is no address, or lies under none that is allowed."""
     for source in sources:
-        if not (is_address(source) or source.startswith(PREFIX)):
+        if not (is_address(source) or source.startswith(HUB)):
             raise InvalidRequest(
                 f"'{source[:200]}' is no address; give one such as s3://bucket/folder, or upload files"
             )
+        if source.startswith(HUB):
+            found = _REPOSITORY.fullmatch(source)
+            if not found:
+                raise InvalidRequest(
+                    f"'{source[:200]}' is no data set of the hub; write hub:OWNER/NAME[:config][:split]"
+                )
+            refuse_folder(found["path"])
         if _WAY_OUT.search(source) or not any(_lies_under(source, prefix) for prefix in allowed):
             open_to = ", ".join(allowed) or "none"
             raise InvalidRequest(

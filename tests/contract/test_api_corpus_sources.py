@@ -66,6 +66,8 @@ def test_a_load_of_what_is_not_there_fails_and_says_so(api: TestClient) -> None:
     ("s3://any/a", "s3://", True), ("hub:owner/name", "hub:", True), ("hub:owner/name", "hub:owner", True),
     ("hub:owner2/name", "hub:owner", False), ("s3://bucket/../other/a", "s3://bucket", False),
     ("s3://bucket/%2E%2e/other", "s3://bucket", False), ("s3://bucket/a::file:///etc", "s3://bucket", False),
+    ("hub:/etc/x", "hub:", False), ("hub:name", "hub:", False), ("hub:a/b/c", "hub:", False),
+    ("hub:a/b@main", "hub:", False), ("hub:owner/name:config:split", "hub:", True),
     ("https://host@evil/a", "https://host", False), ("/etc/passwd", "/etc", False), ("file:///x.csv", "s3://", False),
 ])  # fmt: skip
 def test_only_what_lies_under_an_allowed_address_passes(source: str, prefix: str, fits: bool) -> None:

@@ -1,4 +1,4 @@
-"""`model.init: hub:ID` out of the hub library's own cache, without a network."""
+"""`hub:ID` of the recipe out of the hub library's own cache, without a network."""
 
 from __future__ import annotations
 
@@ -7,35 +7,61 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from transformers import BertConfig, BertForMaskedLM
 
 from tests.support import ROOT
 from tests.unit.training.test_published import SIZES
+from tlm_core.errors import InvalidRecipe, NotFound
+from tlm_core.training.recipe import resolve
+from tlm_core.training.tokenizer import load_published, train_wordpiece, write_folder
 
 PROGRAM = """
+import sys
+from pathlib import Path
 from tlm_core.errors import TLMError
 from tlm_core.training.published import load
-for source in ("hub:made/encoder", "hub:made/missing", "hub:not an id"):
+from tlm_core.training.tokenizer import load_published
+for source in sys.argv[2:]:
     try:
         shape, given = load(source, labels=3, vocab=300, max_length=48, dropout=0.0)
-        print(shape.layers, "vocabulary.dense.weight" in given)
+        _, specials = load_published(source, Path(sys.argv[1]), 48)
+        print(shape.layers, "vocabulary.dense.weight" in given, sorted(specials))
     except TLMError as error:
         print(type(error).__name__, error.message)
 """
+COMMIT = "a" * 40
 
 
 def test_an_encoder_is_taken_from_the_cache_and_one_that_is_not_there_is_told(tmp_path: Path) -> None:
     repository = tmp_path / "hub" / "models--made--encoder"
-    BertForMaskedLM(BertConfig(**SIZES)).save_pretrained(repository / "snapshots" / ("a" * 40))
+    snapshot = repository / "snapshots" / COMMIT
+    BertForMaskedLM(BertConfig(**SIZES)).save_pretrained(snapshot)
+    write_folder(train_wordpiece(lambda: ["some text"], 300, lowercase=True), snapshot, 48, types=True)
     (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("a" * 40)
+    (repository / "refs" / "main").write_text(COMMIT)
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     environment.pop("HF_HUB_CACHE", None)
+    sources = ["hub:made/encoder", f"hub:made/encoder@{COMMIT}", "hub:made/encoder@none", "hub:made/missing"]
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", PROGRAM, str(tmp_path / "copy"), *sources],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
-    found, missing, wrong = done.stdout.splitlines()[:3]
-    assert found == "2 True"
-    assert missing.startswith("Unavailable 'hub:made/missing' cannot be fetched now")
-    assert wrong.startswith("NotFound there is no model 'hub:not an id'")
+    found, pinned, other, missing = done.stdout.splitlines()[:4]
+    assert found == pinned == "2 True ['cls', 'mask', 'pad', 'sep', 'unk']"
+    assert other.startswith("Unavailable the model 'hub:made/encoder@none' cannot be fetched now")
+    assert missing.startswith("Unavailable the model 'hub:made/missing' cannot be fetched now")
+
+
+def test_a_local_folder_is_not_read_by_way_of_a_hub_id(tmp_path: Path) -> None:
+    write_folder(train_wordpiece(lambda: ["some text"], 300, lowercase=True), tmp_path / "own", 48, types=True)
+    with pytest.raises(NotFound, match="no model of the hub"):
+        load_published(f"hub:{tmp_path / 'own'}", tmp_path / "copy", 48)
+    for key in ("model.init", "tokenizer.source"):
+        with pytest.raises(InvalidRecipe, match=key):
+            resolve("fast", "tiny", {key: f"hub:{tmp_path / 'own'}"})

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 from tlm_core.corpus.files import Faults, Row, Say, choose_text_column
-from tlm_core.errors import InvalidRequest, NotFound, Unavailable
-
-PREFIX = "hub:"
+from tlm_core.errors import InvalidRequest
+from tlm_core.hub import HUB, hub_errors, refuse_folder
 
 
 class HubName(NamedTuple):
@@ -21,7 +21,7 @@ class HubName(NamedTuple):
 
 def parse_hub_name(name: str) -> tuple[str, list[str]]:
     """Path and the up to two further parts of `hub:OWNER/NAME[:config][:split]`. Raises InvalidRequest."""
-    path, *rest = name.removeprefix(PREFIX).split(":")
+    path, *rest = name.removeprefix(HUB).split(":")
     if not path or len(rest) > 2:
         raise InvalidRequest(f"'{name}' is no data set of the hub; write hub:OWNER/NAME, :config and :split may follow")
     return path, rest
@@ -41,7 +41,7 @@ def resolve_hub_name(name: str, configs: list[str]) -> HubName:
         raise InvalidRequest(f"'{path}' has no configuration '{config}'; it has {', '.join(sorted(configs))}")
     if not config and len(configs) > 1 and "default" not in configs:
         raise InvalidRequest(
-            f"'{path}' needs a configuration; write {PREFIX}{path}:{sorted(configs)[0]} or another of "
+            f"'{path}' needs a configuration; write {HUB}{path}:{sorted(configs)[0]} or another of "
             f"{', '.join(sorted(configs))}"
         )
     return HubName(path, config or None, split or "train")
@@ -50,28 +50,18 @@ def resolve_hub_name(name: str, configs: list[str]) -> HubName:
 def stream_hub(name: str, text_column: str | None, say: Say, faults: Faults) -> Iterator[Row]:
     """Rows of `hub:OWNER/NAME[:config][:split]`, never more than a batch of them in memory.
 
-    OWNER/NAME may be a local folder in the same layout. Raises InvalidRequest, NotFound, Unavailable.
+    OWNER/NAME may be the absolute path of a local folder in that layout. Raises InvalidRequest, NotFound, Unavailable.
     """
     import datasets
-    import httpx
 
-    try:
-        configs = datasets.get_dataset_config_names(parse_hub_name(name)[0])
+    path, _ = parse_hub_name(name)
+    if not Path(path).is_absolute():
+        refuse_folder(path)
+    with hub_errors(f"'{name}'"):
+        configs = datasets.get_dataset_config_names(path)
         where = resolve_hub_name(name, configs)
         stream = datasets.load_dataset(where.path, where.config, split=where.split, streaming=True)
         yield from _rows(stream, name, text_column, say, faults)
-    except FileNotFoundError as error:  # DatasetNotFoundError among them
-        raise NotFound(f"'{name}' is not on the hub or not public; check the name: {_first_line(error)}") from error
-    except (
-        ValueError,
-        RuntimeError,
-        datasets.exceptions.DatasetsError,
-    ) as error:  # RuntimeError: needs code of its own
-        raise InvalidRequest(f"'{name}' cannot be read as it is: {_first_line(error)}") from error
-    except (OSError, httpx.HTTPError) as error:
-        raise Unavailable(
-            f"the hub did not give '{name}': {_first_line(error)}; check the network, try again"
-        ) from error
 
 
 def _rows(stream: object, name: str, text_column: str | None, say: Say, faults: Faults) -> Iterator[Row]:
@@ -84,7 +74,3 @@ def _rows(stream: object, name: str, text_column: str | None, say: Say, faults: 
                 faults.add(name, "no_text_column", str(error))
                 return
         yield Row(number, record[column], record.get("source"), record.get("id"))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tlm_core.artifacts import canonical_json, storage_errors
 from tlm_core.corpus.files import Faults, Row, Say, format_of, read_paragraphs, read_rows
-from tlm_core.corpus.hub import PREFIX, stream_hub
+from tlm_core.corpus.hub import stream_hub
 from tlm_core.corpus.near import NearDuplicates
 from tlm_core.corpus.passages import (
     LONGEST,
@@ -31,6 +31,7 @@ from tlm_core.corpus.passages import (
 )
 from tlm_core.corpus.remote import Remote, find_remote, is_address
 from tlm_core.errors import CorruptArtifact, Fault, InvalidDataset, InvalidRequest, NotFound
+from tlm_core.hub import HUB
 from tlm_core.parquet import open_parquet
 
 INFO = "corpus.json"
@@ -90,7 +91,7 @@ def read_sources(
 
 def _place(source: str, say: Say) -> str | Remote | list[Path]:
     """What a source is: a data set of the hub, files at an address, files of this machine."""
-    if source.startswith(PREFIX):
+    if source.startswith(HUB):
         return source
     return find_remote(source, say) if is_address(source) else _files_of(Path(source), say)
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from tlm_core.compression.masks import Mask, Which
 from tlm_core.errors import InvalidRequest
+from tlm_core.hub import MODEL
 
 CurveModel = Literal["bilstm", "bilstm_tlm", "encoder", "tlm", "pretrained"]
 
@@ -49,7 +50,9 @@ class LearningCurve(_Options):
     )
     models: tuple[CurveModel, ...] = Field(("bilstm", "encoder", "tlm"), min_length=1)
     lstm: LSTM = LSTM()
-    pretrained: str | None = Field(None, pattern=r"^(hub:.+|/.+)$", description="hub:ID or a folder")
+    pretrained: str | None = Field(
+        None, pattern=rf"^({MODEL}|/.+)$", description="hub:OWNER/NAME[@REVISION] or a folder"
+    )
     unlabelled: bool = Field(False, description="TLM may query with all train texts, not only the subset's")
     margin: float = Field(0.01, ge=0, lt=1, description="how far below another model is near enough, in accuracy")
 

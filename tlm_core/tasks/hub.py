@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tlm_core.errors import InvalidRequest, NotFound, Unavailable
+from tlm_core.errors import InvalidRequest
+from tlm_core.hub import hub_errors, refuse_folder
 from tlm_core.tasks.columnar import class_names, table_from_arrow
 from tlm_core.tasks.findings import Findings
 from tlm_core.tasks.glue import NOTE, glue_task
@@ -16,7 +17,6 @@ from tlm_core.tasks.options import Limits
 from tlm_core.tasks.table import RawTable, check_names
 from tlm_core.tasks.task import SPLITS
 
-PREFIX = "hub:"
 _ID = re.compile(r"hub:(?P<path>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[^\s@:]+))?(?::(?P<config>[^\s:]+))?")
 _FILE = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
 _BATCH = 2_000
@@ -63,9 +63,8 @@ def read_hub(
     Raises NotFound, InvalidRequest (a config or revision that does not exist) and Unavailable.
     Faults added: no_train, no_rows, doubled_column, too_many_columns.
     """
-    if not Path(source.path).is_absolute() and Path(source.path).exists():
-        # The library would take it for that folder, which is not what the id asks for.
-        raise InvalidRequest(f"{source.path} is also a folder here; give the folder itself, or start elsewhere")
+    if not Path(source.path).is_absolute():
+        refuse_folder(source.path)
     found = _load(source, cache, load)
     tables, glue = {}, glue_task(source.path, source.config)
     wanted = glue.splits if glue else {split: split for split in SPLITS}
@@ -95,45 +94,19 @@ def hub_file(source: HubSource, name: str, *, cache: Path | None = None) -> Path
 
     Raises InvalidRequest for a name that is no path inside the data set, NotFound and Unavailable.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    missing = (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError, HFValidationError)
     if not _FILE.fullmatch(name) or ".." in name.split("/"):
         raise InvalidRequest(f"'{name}' names no file of a data set; write it as the hub lists it: small_external.csv")
-    what = f"'{name}' of the hub data set {source.path}"
-    try:
+    from huggingface_hub import hf_hub_download
+
+    with hub_errors(f"'{name}' of the hub data set {source.path}"):
         return Path(hf_hub_download(source.path, name, repo_type="dataset", revision=source.revision, cache_dir=cache))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        # The library says that an entry was not found locally where the hub gave no answer.
-        if isinstance(error, missing) and not isinstance(error, LocalEntryNotFoundError):
-            raise NotFound(f"{what} was not found ({error}); the hub's page of the data set lists its files") from error
-        raise Unavailable(f"{what} cannot be fetched now ({error}); try again later, or give its files") from error
 
 
 def _load(source: HubSource, cache: Path | None, load: Callable[..., Any] | None) -> Any:
-    # The library takes seconds to import, and only hub ids need it.
-    from datasets.exceptions import DatasetsError
-
     if load is None:
+        # The library takes seconds to import, and only hub ids need it.
         from datasets import load_dataset
 
         load = load_dataset
-    what = f"the hub data set {source.path}"
-    try:
+    with hub_errors(f"the hub data set {source.path}"):
         return load(source.path, name=source.config, revision=source.revision, cache_dir=str(cache) if cache else None)
-    except FileNotFoundError as error:
-        raise NotFound(f"{what} was not found ({error}); check the id, and that it is public") from error
-    except (ConnectionError, TimeoutError) as error:
-        raise Unavailable(f"{what} cannot be reached ({error}); try again later, or give its files") from error
-    except (ValueError, RuntimeError, DatasetsError) as error:
-        raise InvalidRequest(
-            f"{what} cannot be loaded: {error}; check config and revision, or give its files"
-        ) from error

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tlm_core.errors import InvalidRequest
+from tlm_core.hub import HUB
 from tlm_core.selection.given import GIVEN, given_part, write_given
 from tlm_core.tasks.amounts import as_numbers, check_amounts, check_spread, is_regression
 from tlm_core.tasks.checks import check_label_set, check_labels, check_texts, count_labels, sort_labels
@@ -27,7 +28,7 @@ from tlm_core.tasks.columns import Columns, choose_columns
 from tlm_core.tasks.duplicates import count_distinct, scan
 from tlm_core.tasks.findings import Findings
 from tlm_core.tasks.glue import glue_task
-from tlm_core.tasks.hub import PREFIX, HubSource, parse_hub_id, read_hub
+from tlm_core.tasks.hub import HubSource, parse_hub_id, read_hub
 from tlm_core.tasks.known import known_for_hub
 from tlm_core.tasks.options import DatasetOptions, Limits
 from tlm_core.tasks.read import find_splits, read_table
@@ -117,7 +118,7 @@ def _validate(
 def _resolved(source: Source) -> Mapping[str, Path] | Path | HubSource:
     if not isinstance(source, str):
         return source
-    return parse_hub_id(source) if source.startswith(PREFIX) else Path(source)
+    return parse_hub_id(source) if source.startswith(HUB) else Path(source)
 
 
 def _read(

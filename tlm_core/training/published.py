@@ -13,47 +13,33 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tlm_core.errors import InvalidRecipe, NotFound, Unavailable
+from tlm_core.errors import InvalidRecipe, NotFound
+from tlm_core.hub import HUB, model_folder
 from tlm_core.training.model import Shape
 from tlm_core.training.names import from_stock
 
-HUB = "hub:"
 WHOLE, INDEX, PICKLED = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 
 
 def fetch(source: str, *more: str) -> Path:
-    """Folder of `hub:ID` (downloaded if need be) or of a local path, with config and weights.
+    """Folder of `hub:ID[@REVISION]` (downloaded if need be) or of a local path, with config and weights.
 
     more: patterns of other files to download from the hub. Raises NotFound, and Unavailable if the hub does not answer.
     """
     folder = fetch_config(source)
     if source.startswith(HUB):
-        folder = _download(source, ["config.json", WHOLE, "model-*.safetensors", INDEX, *more])
+        folder = model_folder(source, "config.json", WHOLE, "model-*.safetensors", INDEX, *more)
         if not any((folder / name).exists() for name in (WHOLE, INDEX)):
-            folder = _download(source, ["config.json", PICKLED, *more])
+            folder = model_folder(source, "config.json", PICKLED, *more)
     return folder
 
 
 def fetch_config(source: str) -> Path:
     """Folder of `hub:ID` or of a local path with at least its config. Raises as `fetch` does."""
-    if source.startswith(HUB):
-        return _download(source, ["config.json"])
-    folder = Path(source)
+    folder = model_folder(source, "config.json")
     if not (folder / "config.json").exists():
         raise NotFound(f"'{source}' has no config.json; give a folder in Hugging Face layout, or hub:OWNER/NAME")
     return folder
-
-
-def _download(source: str, patterns: list[str]) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
-
-    try:
-        return Path(snapshot_download(source.removeprefix(HUB), allow_patterns=patterns))
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise NotFound(f"there is no model '{source}' for us on the hub: {error}") from error
-    except (HfHubHTTPError, OSError) as error:  # without an answer the library looks in its cache; OSError: not there
-        raise Unavailable(f"'{source}' cannot be fetched now: {error}; try again, or give a local folder") from error
 
 
 def read_config(folder: Path, source: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tlm_core.errors import InvalidRecipe
+from tlm_core.hub import MODEL
 
 Scale = Literal["tiny", "small", "medium", "large"]
 RecipeName = Literal["fast", "paper"]
@@ -70,7 +71,9 @@ class Selection(_Part):
 class Tokenizer(_Part):
     """Own WordPiece trained on selection and train text, or a published one."""
 
-    source: str = Field("own", pattern=r"^(own|hub:.+|/.+)$", description="own, hub:ID or a folder")
+    source: str = Field(
+        "own", pattern=rf"^(own|{MODEL}|/.+)$", description="own, hub:OWNER/NAME[@REVISION] or a folder"
+    )
     vocab_size: int = Field(8192, ge=300, le=60_000, description="of an own tokenizer")
     lowercase: bool = True
 
@@ -84,7 +87,9 @@ class Model(_Part):
 
     architecture: Literal["modernbert", "bert"] = "modernbert"
     init: str = Field(
-        "scratch", pattern=r"^(scratch|counts|hub:.+|/.+)$", description="scratch, counts, hub:ID or a folder"
+        "scratch",
+        pattern=rf"^(scratch|counts|{MODEL}|/.+)$",
+        description="scratch, counts, hub:OWNER/NAME[@REVISION] or a folder",
     )
     layers: int = Field(4, ge=1, le=48)
     hidden: int = Field(256, ge=16, le=4096)

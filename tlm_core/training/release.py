@@ -17,12 +17,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tlm_core.errors import InvalidRequest, NotFound
+from tlm_core.hub import TOKENIZER
 from tlm_core.tasks.known import KNOWN_TASKS, KnownTask
 from tlm_core.training.names import modern_name
 from tlm_core.training.published import fetch, fetch_config, read_config, read_weights
 
 _HEAD = {"cls_layer.0.": "classifier.dense.", "cls_layer.2.": "classifier.out_proj."}
-_TOKENIZER_FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _NAME = re.compile(r"tlm-(?P<task>.+)-(?P<scale>small|medium|large)-scale")
 # Longest text of the release's runs but for one task (its scripts).
 _LENGTH = 128
@@ -49,7 +49,7 @@ def convert(source: str, folder: Path, labels: Sequence[str] | None = None) -> P
     """
     from transformers import AutoTokenizer
 
-    found = fetch(source, *_TOKENIZER_FILES)
+    found = fetch(source, *TOKENIZER)
     config = read_config(found, source)
     tensors = _renamed(read_weights(found, source), source)
     outputs = len(tensors["classifier.out_proj.weight"])
@@ -72,7 +72,7 @@ def convert(source: str, folder: Path, labels: Sequence[str] | None = None) -> P
 
 def known(source: str) -> KnownTask | None:
     """The task of the paper that a model was trained for, by the name that the release gave it."""
-    match = _NAME.fullmatch(source.rstrip("/").rsplit("/", 1)[-1])
+    match = _NAME.fullmatch(source.rstrip("/").rsplit("/", 1)[-1].partition("@")[0])
     return KNOWN_TASKS.get(match["task"]) if match else None
 
 
@@ -117,7 +117,7 @@ def _electra(config: Mapping[str, Any], labels: Sequence[str], source: str) -> A
 
 
 def _card(source: str, labels: Sequence[str], task: KnownTask | None) -> str:
-    scale = _NAME.fullmatch(source.rstrip("/").rsplit("/", 1)[-1])
+    scale = _NAME.fullmatch(source.rstrip("/").rsplit("/", 1)[-1].partition("@")[0])
     lines = [
         "---",
         "library_name: transformers",

@@ -12,6 +12,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from tlm_core.errors import InvalidRecipe, NotFound
+from tlm_core.hub import TOKENIZER, model_folder
 
 SPECIALS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 # Some five million words: enough for a stable vocabulary of up to 60,000 pieces. The trainer holds every different
@@ -108,9 +109,9 @@ def load_published(source: str, folder: Path, max_length: int) -> tuple[Tokenize
     """
     from transformers import AutoTokenizer
 
-    name = source.removeprefix("hub:")
+    found = model_folder(source, "config.json", *TOKENIZER)
     try:
-        published = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        published = AutoTokenizer.from_pretrained(str(found), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise NotFound(f"the tokenizer '{source}' cannot be loaded: {error}") from error
     if not published.is_fast:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import pytest
 
 from tests.support import ROOT
 from tests.unit.tasks.make import put
-from tlm_core.errors import InvalidRequest, NotFound, TLMError, Unavailable
+from tlm_core.errors import InvalidRequest
 from tlm_core.tasks.findings import Findings
 from tlm_core.tasks.hub import HubSource, parse_hub_id, read_hub
 from tlm_core.tasks.options import DatasetOptions, Limits
@@ -148,30 +147,3 @@ def test_a_hub_data_set_without_train_or_rows_is_at_fault() -> None:
     findings = Findings()
     read_hub(HubSource("a/b"), findings, Limits(), load=Hub(made_splits(test={"sentence": [], "label": []})))
     assert [fault.code for fault in findings.faults] == ["no_rows", "no_train"]
-
-
-def dataset_not_found() -> Exception:
-    from datasets.exceptions import DatasetNotFoundError
-
-    return DatasetNotFoundError("Dataset 'a/b' doesn't exist on the Hub or cannot be accessed.")
-
-
-def generation_failed() -> Exception:
-    from datasets.exceptions import DatasetGenerationError
-
-    return DatasetGenerationError("An error occurred while generating the dataset")
-
-
-@pytest.mark.parametrize(
-    ("failure", "expected"),
-    [
-        (dataset_not_found, NotFound),
-        (lambda: ConnectionError("Couldn't reach 'a/b' on the Hub"), Unavailable),
-        (lambda: ValueError("BuilderConfig 'x' not found"), InvalidRequest),
-        (lambda: RuntimeError("Dataset scripts are no longer supported"), InvalidRequest),
-        (generation_failed, InvalidRequest),
-    ],
-)
-def test_errors_of_the_library_become_ours(failure: Callable[[], Exception], expected: type[TLMError]) -> None:
-    with pytest.raises(expected, match="the hub data set a/b"):
-        read_hub(HubSource("a/b"), Findings(), Limits(), load=Hub(failure()))

@@ -1,0 +1,77 @@
+"""Ids of the hub, and what its library's failures become."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+
+from tlm_core.errors import InvalidRequest, NotFound, TLMError, Unavailable
+from tlm_core.hub import hub_errors, model_folder, refuse_folder
+
+
+def of_datasets(name: str) -> Callable[[], Exception]:
+    def failure() -> Exception:
+        from datasets import exceptions
+
+        found: Exception = getattr(exceptions, name)("said at length\nand more")
+        return found
+
+    return failure
+
+
+def of_hub(name: str) -> Callable[[], Exception]:
+    def failure() -> Exception:
+        from huggingface_hub import errors
+
+        kind, answer = getattr(errors, name), {"response": Mock()}
+        found: Exception = kind("said at length", **(answer if issubclass(kind, errors.HfHubHTTPError) else {}))
+        return found
+
+    return failure
+
+
+@pytest.mark.parametrize(
+    ("failure", "expected"),
+    [
+        (of_datasets("DatasetNotFoundError"), NotFound),
+        (of_datasets("DatasetGenerationError"), InvalidRequest),
+        (of_hub("RepositoryNotFoundError"), NotFound),
+        (of_hub("RevisionNotFoundError"), NotFound),
+        (of_hub("EntryNotFoundError"), NotFound),
+        (of_hub("LocalEntryNotFoundError"), Unavailable),
+        (of_hub("HfHubHTTPError"), Unavailable),
+        (of_hub("OfflineModeIsEnabled"), Unavailable),
+        (of_hub("HTTPError"), Unavailable),
+        (lambda: ConnectionError("said at length"), Unavailable),
+        (lambda: ValueError("said at length"), InvalidRequest),
+        (lambda: RuntimeError("said at length"), InvalidRequest),
+    ],
+)
+def test_failures_of_the_libraries_become_ours(failure: Callable[[], Exception], expected: type[TLMError]) -> None:
+    with pytest.raises(expected, match=r"the model .* \(said at length\);") as told, hub_errors("the model 'hub:a/b'"):
+        raise failure()
+    assert type(told.value) is expected
+
+
+def test_our_own_errors_and_faults_in_our_code_pass_as_they_are() -> None:
+    for error in (NotFound("ours"), KeyError("a fault")):
+        with pytest.raises(type(error)) as told, hub_errors("a model"):
+            raise error
+        assert told.value is error
+
+
+@pytest.mark.parametrize("source", ["hub:/etc/models", "hub:../models", "hub:a/b/c", "hub:a b", "hub:a/b@", "hub:"])
+def test_what_is_no_model_of_the_hub_is_told_before_anything_is_asked(source: str) -> None:
+    with pytest.raises(NotFound, match="is no model of the hub"):
+        model_folder(source, "config.json")
+
+
+def test_a_folder_does_not_stand_in_for_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    refuse_folder("a/c")
+    with pytest.raises(InvalidRequest, match="is also a folder here"):
+        refuse_folder("a/b")
