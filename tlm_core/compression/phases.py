@@ -16,7 +16,7 @@ from tlm_core.compression.masks import Mask
 from tlm_core.compression.sliced import MASK, load_sliced, parameters, widened
 from tlm_core.studies.measure import compare_graphs, in_words
 from tlm_core.studies.plot import Curve, plot
-from tlm_core.tasks.metrics import summary
+from tlm_core.tasks.metrics import chance_in_words, summary
 from tlm_core.tasks.task import Task
 from tlm_core.training.device import pick_device
 from tlm_core.training.evaluate import predict, report_of, told, total_cost
@@ -142,14 +142,11 @@ def words(report: Mapping[str, Any]) -> str:
         f"Of the winning tickets the one with {left:.0%} of the layers' weights did best on validation. On test it "
         f"has a {metric} of {ours:.4f}, {verdict} the dense model's {dense:.4f} ({seeds} seed(s))."
     )
-    spreads = report["spread"]["test"][metric], report["dense"]["spread"]["test"][metric]
-    if None in spreads:
-        text += " One seed tells nothing of chance: give at least three."
-    elif abs(ours - dense) <= max(spreads):
-        text += f" The difference is within one standard deviation ({max(spreads):.4f}), so it may be chance."
+    chance = chance_in_words(ours - dense, [side["spread"]["test"][metric] for side in (report, report["dense"])])
     speed, sizes = report["inference"]["speed_up"], report["inference"]
     smaller = 1 - sizes["sliced"]["bytes"] / sizes["dense"]["bytes"]
-    return f"{text} As ONNX it is {smaller:.0%} smaller and {in_words(speed)} on one core."
+    size = f"As ONNX it is {smaller:.0%} smaller and {in_words(speed)} on one core."
+    return " ".join(filter(None, (text, chance, size)))
 
 
 def _write(out: Path, report: Mapping[str, Any]) -> None:

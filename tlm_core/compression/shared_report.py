@@ -16,7 +16,7 @@ from tlm_core.compression.sharing import MASKS, load_shared
 from tlm_core.compression.sliced import parameters
 from tlm_core.studies.plot import Curve, plot
 from tlm_core.tasks.merge import MERGE
-from tlm_core.tasks.metrics import summary
+from tlm_core.tasks.metrics import chance_in_words, summary
 from tlm_core.tasks.task import Task
 from tlm_core.training.device import pick_device
 from tlm_core.training.evaluate import predict, report_of, tests_of, total_cost
@@ -147,9 +147,5 @@ def words(report: Mapping[str, Any]) -> str:
         f"Over {len(report['tasks'])} tasks the mean test score is {tickets:.4f} with shared tickets ({left:.0%} of "
         f"the layers' weights), {plain:.4f} with plain multi-task training and {alone:.4f} with a model for each task."
     )
-    spreads = average["tickets"]["std"], average["multi_task"]["std"]
-    if None in spreads:
-        return f"{text} One seed tells nothing of chance: give at least three."
-    if abs(tickets - plain) <= max(spreads):
-        text += f" Tickets and plain training differ by no more than one standard deviation ({max(spreads):.4f})."
-    return text
+    chance = chance_in_words(tickets - plain, [average[system]["std"] for system in ("tickets", "multi_task")])
+    return f"{text} Tickets against plain training: {chance[0].lower()}{chance[1:]}" if chance else text

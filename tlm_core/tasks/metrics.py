@@ -209,3 +209,13 @@ def summary(values: Sequence[float | None]) -> dict[str, Any]:
 def better(score: float | None, than: float | None) -> bool:
     """Whether a score beats another; one that could not be computed beats none."""
     return score is not None and (than is None or score > than)
+
+
+def chance_in_words(difference: float, spreads: Sequence[float | None]) -> str:
+    """What the seeds' standard deviations on both sides leave of a difference; empty where it is beyond either."""
+    known = [spread for spread in spreads if spread is not None]
+    if len(known) < len(spreads):
+        return "One seed tells nothing of chance: give at least three."
+    if abs(difference) <= max(known):
+        return f"The difference is within one standard deviation ({max(known):.4f}), so it may be chance."
+    return ""
