@@ -90,7 +90,7 @@ def _paper(name: str) -> float:
 
 
 def _recipe(tuned: Mapping[str, Any], tokens: int, minutes: float) -> Recipe:
-    # Finetuned as `fast` is, whose rate is higher than the published one.
+    # The published finetuning rate is for more steps: so few want a higher one.
     steps = STEPS if minutes == MINUTES else TRIAL_STEPS
     finetune = {"finetune.optimizer.lr": 3e-4, "finetune.epochs": 10, "finetune.max_steps": steps}
     return resolve("paper", "tiny", {"joint.budget.tokens": tokens, **finetune, **tuned})

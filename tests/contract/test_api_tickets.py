@@ -79,10 +79,10 @@ def test_a_ticket_found_with_other_settings_is_refused_with_the_keys_that_differ
     gateway: Gateway, api: TestClient
 ) -> None:
     found = pruned(gateway, api)
-    other = {"finetune.optimizer.lr": 0.001, "finetune.epochs": 3, "model.max_length": 64}
+    other = {"finetune.optimizer.lr": 0.002, "finetune.epochs": 3, "model.max_length": 64}
     answer = shared(api, found, **other)
     assert answer["status_code"] == 422, answer
-    for part in ("finetune.optimizer.lr (0.0003 there, 0.001 here)", "finetune.epochs", "model.max_length"):
+    for part in ("finetune.optimizer.lr (0.001 there, 0.002 here)", "finetune.epochs", "model.max_length"):
         assert part in answer["detail"], answer
     same = {"finetune.reset_head": True, "tokenizer.vocab_size": 900}
     assert shared(api, found, **same)["status_code"] == 202, "the head is always reset"

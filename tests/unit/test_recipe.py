@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tlm_core.errors import InvalidRecipe
-from tlm_core.training.recipe import Recipe, resolve
+from tlm_core.training.recipe import PUBLISHED_LR, Recipe, resolve
 
 SCALES = ("tiny", "small", "medium", "large")
 
@@ -33,6 +33,14 @@ def test_the_paper_recipe_is_the_release_s() -> None:
 def test_an_override_replaces_the_budget_of_another_unit() -> None:
     budget = resolve("fast", "tiny", {"joint.budget.steps": 7}).joint.budget
     assert (budget.steps, budget.tokens) == (7, None)
+
+
+def test_a_published_encoder_is_finetuned_at_a_lower_rate_unless_one_is_given() -> None:
+    published = {"model.init": "hub:a/b", "tokenizer.source": "hub:a/b"}
+    assert resolve("fast", "tiny").finetune.optimizer.lr == 1e-3
+    assert resolve("fast", "tiny", published).finetune.optimizer.lr == PUBLISHED_LR
+    assert resolve("fast", "tiny", published | {"finetune.optimizer.lr": 2e-3}).finetune.optimizer.lr == 2e-3
+    assert resolve("paper", "tiny", published).finetune.optimizer.lr == 1e-4, "a lower one stays"
 
 
 @pytest.mark.parametrize(

@@ -249,10 +249,11 @@ def task_only(recipe: Recipe) -> Recipe:
 
 
 def pretrained(alone: Recipe, options: LearningCurve) -> Recipe:
-    """Finetuning of the published encoder that the request names."""
+    """Finetuning of the published encoder that the request names, by the same rule but for too high a rate."""
     model = alone.model.model_copy(update={"init": options.pretrained})
     tokenizer = alone.tokenizer.model_copy(update={"source": options.pretrained})
-    return alone.model_copy(update={"model": model, "tokenizer": tokenizer})
+    finetune = alone.finetune.for_published()
+    return alone.model_copy(update={"model": model, "tokenizer": tokenizer, "finetune": finetune})
 
 
 def lstm_params(recipe: Recipe, options: LearningCurve, seed: int) -> dict[str, Any]:

@@ -20,6 +20,7 @@ RecipeName = Literal["fast", "paper"]
 
 
 OWN_STARTS = ("scratch", "counts")  # what `model.init` may be besides a published encoder
+PUBLISHED_LR = 3e-4  # highest finetuning rate that a published encoder gets unless it is asked for
 
 
 class _Part(BaseModel):
@@ -161,7 +162,12 @@ class Finetune(_Part):
     batch: int = Field(32, ge=1, le=8192)
     evaluations: int = Field(10, ge=1, description="validations spread over the stage, the untouched model beside them")
     reset_head: bool = False
-    optimizer: Optimizer = Optimizer(name="adamw", lr=3e-4)
+    optimizer: Optimizer = Optimizer(name="adamw", lr=PUBLISHED_LR)
+
+    def for_published(self) -> Finetune:
+        """The same for a published encoder: at the rate of a small one of our own it would forget what it knows."""
+        lr = min(self.optimizer.lr, PUBLISHED_LR)
+        return self.model_copy(update={"optimizer": self.optimizer.model_copy(update={"lr": lr})})
 
 
 class Recipe(_Part):
@@ -204,6 +210,7 @@ def _fast(scale: Scale) -> Recipe:
         tokenizer=Tokenizer(vocab_size=8192 if scale == "tiny" else 30_522),
         model=Model(init="counts", layers=layers, hidden=hidden, heads=heads, intermediate=intermediate),
         joint=Joint(budget=Budget(tokens=tokens), batch_rows=32 if scale in ("tiny", "small") else 256),
+        finetune=Finetune(optimizer=Optimizer(name="adamw", lr=1e-3 if scale == "tiny" else PUBLISHED_LR)),
     )
 
 
@@ -270,7 +277,10 @@ def resolve(name: str, scale: str, overrides: Mapping[str, Any] | None = None) -
     for key, value in (overrides or {}).items():
         _override(data, key, value, known)
     try:
-        return Recipe.model_validate(data)
+        recipe = Recipe.model_validate(data)
+        if recipe.model.init in OWN_STARTS or "finetune.optimizer.lr" in (overrides or {}):
+            return recipe
+        return recipe.model_copy(update={"finetune": recipe.finetune.for_published()})
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
         raise InvalidRecipe(f"the recipe does not hold: {problems}") from error

@@ -16,7 +16,7 @@ from tlm_core.jobs.options import LearningCurve, Prune
 from tlm_core.jobs.plan import STAGE_VERSIONS, Place, plan_of
 from tlm_core.jobs.spec import JobRecord, OtherData
 from tlm_core.jobs.studies import check_kind, recipes_of
-from tlm_core.training.recipe import resolve
+from tlm_core.training.recipe import PUBLISHED_LR, resolve
 
 SHARE: dict[str, Any] = {"others": ["second"], "tickets": {"second": Mask.full(3, 3).as_dict()}}
 
@@ -64,10 +64,13 @@ def test_models_that_need_no_corpus_have_no_selection() -> None:
 
 
 def test_a_published_encoder_brings_its_own_tokens_and_is_finetuned_alone() -> None:
-    options = {"sizes": [50, 200], "models": ["bilstm", "pretrained"], "pretrained": "hub:some/encoder"}
+    options = {"sizes": [50, 200], "models": ["bilstm", "encoder", "pretrained"], "pretrained": "hub:some/encoder"}
     plan = plan_of(job_of("learning_curve", options))
     assert plan.node("prepare.pretrained.n50.s0").params["recipe"]["tokenizer"]["source"] == "hub:some/encoder"
-    assert plan.node("finetune.pretrained.n50.s0").params["recipe"]["model"]["init"] == "hub:some/encoder"
+    own, published = (plan.node(f"finetune.{name}.n50.s0").params["recipe"] for name in ("encoder", "pretrained"))
+    assert published["model"]["init"] == "hub:some/encoder"
+    assert own["finetune"]["optimizer"]["lr"] > published["finetune"]["optimizer"]["lr"] == PUBLISHED_LR
+    assert published["finetune"]["epochs"] == own["finetune"]["epochs"]
 
 
 def test_the_workers_of_a_seed_begin_when_its_own_selections_are_there() -> None:
