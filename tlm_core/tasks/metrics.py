@@ -212,7 +212,7 @@ def better(score: float | None, than: float | None) -> bool:
 
 
 def chance_in_words(difference: float, spreads: Sequence[float | None]) -> str:
-    """What the seeds' standard deviations on both sides leave of a difference; empty where it is beyond either."""
+    """What the seeds' standard deviations on both sides leave of a difference; empty where it is beyond both."""
     known = [spread for spread in spreads if spread is not None]
     if len(known) < len(spreads):
         return "One seed tells nothing of chance: give at least three."

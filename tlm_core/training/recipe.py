@@ -162,7 +162,7 @@ class Finetune(_Part):
     batch: int = Field(32, ge=1, le=8192)
     evaluations: int = Field(10, ge=1, description="validations spread over the stage, the untouched model beside them")
     reset_head: bool = False
-    optimizer: Optimizer = Optimizer(name="adamw", lr=PUBLISHED_LR)
+    optimizer: Optimizer = Optimizer(name="adamw", lr=3e-4)
 
     def for_published(self) -> Finetune:
         """The same for a published encoder: at the rate of a small one of our own it would forget what it knows."""
@@ -210,7 +210,7 @@ def _fast(scale: Scale) -> Recipe:
         tokenizer=Tokenizer(vocab_size=8192 if scale == "tiny" else 30_522),
         model=Model(init="counts", layers=layers, hidden=hidden, heads=heads, intermediate=intermediate),
         joint=Joint(budget=Budget(tokens=tokens), batch_rows=32 if scale in ("tiny", "small") else 256),
-        finetune=Finetune(optimizer=Optimizer(name="adamw", lr=1e-3 if scale == "tiny" else PUBLISHED_LR)),
+        finetune=Finetune(optimizer=Optimizer(name="adamw", lr=1e-3 if scale == "tiny" else 3e-4)),
     )
 
 

@@ -72,8 +72,13 @@ def convert(source: str, folder: Path, labels: Sequence[str] | None = None) -> P
 
 def known(source: str) -> KnownTask | None:
     """The task of the paper that a model was trained for, by the name that the release gave it."""
-    match = _NAME.fullmatch(source.rstrip("/").rsplit("/", 1)[-1].partition("@")[0])
+    match = _named(source)
     return KNOWN_TASKS.get(match["task"]) if match else None
+
+
+def _named(source: str) -> re.Match[str] | None:
+    """Task and scale in the name of a hub id (a revision left out) or of a folder."""
+    return _NAME.fullmatch(source.rstrip("/").rsplit("/", 1)[-1].partition("@")[0])
 
 
 def _renamed(release: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
@@ -117,7 +122,7 @@ def _electra(config: Mapping[str, Any], labels: Sequence[str], source: str) -> A
 
 
 def _card(source: str, labels: Sequence[str], task: KnownTask | None) -> str:
-    scale = _NAME.fullmatch(source.rstrip("/").rsplit("/", 1)[-1].partition("@")[0])
+    scale = _named(source)
     lines = [
         "---",
         "library_name: transformers",

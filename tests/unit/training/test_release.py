@@ -83,6 +83,7 @@ def test_a_name_of_the_release_tells_the_task() -> None:
     found = known("hub:yxchar/tlm-rct-20k-medium-scale")
     assert found is not None
     assert (found.name, found.max_length) == ("rct-20k", 128)
+    assert known("hub:yxchar/tlm-rct-20k-medium-scale@main") == found, "a revision is no part of the name"
     assert known("hub:someone/else") is None
 
 
