@@ -10,9 +10,10 @@ from pathlib import Path
 from tlm_core.errors import InvalidRequest, NotFound, Unavailable
 
 HUB = "hub:"
+# An owner, or what is theirs: no step of a path leads out of it.
+NAME = r"[A-Za-z0-9][\w.-]*"
 # A model of the hub as recipes name it; the oldest ones have no owner.
-MODEL = r"hub:\w[\w.-]*(/\w[\w.-]*)?(@[^\s@:]+)?"
-
+MODEL = rf"{HUB}({NAME}/)?{NAME}(@[^\s@:]+)?"
 # Files of all kinds of tokenizers that stock classes load.
 TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json")
 
@@ -42,7 +43,10 @@ def refuse_folder(path: str) -> None:
 
 @contextmanager
 def hub_errors(what: str) -> Iterator[None]:
-    """Raise what `huggingface_hub` and `datasets` raise as NotFound, Unavailable or InvalidRequest. what: was asked."""
+    """Raise what `huggingface_hub` and `datasets` raise as NotFound, Unavailable or InvalidRequest.
+
+    what: that was asked for, in words.
+    """
     try:
         yield
     except Exception as error:

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 from tlm_core.corpus.remote import is_address
 from tlm_core.errors import InvalidRequest
-from tlm_core.hub import HUB, refuse_folder
+from tlm_core.hub import HUB, NAME, refuse_folder
 
 # What leads out of an allowed folder: steps upwards, and fsspec's chains of file systems (`zip://…::file://…`).
 _WAY_OUT = re.compile(r"::|\\|(^|/)(\.|%2e){2}(/|$)|[\x00-\x1f]", re.IGNORECASE)
 
 # The hub's library would read a folder of this machine in place of OWNER/NAME.
-_REPOSITORY = re.compile(rf"{HUB}(?P<path>\w[\w.-]*/\w[\w.-]*)(:[^\s:]*){{0,2}}")
+_REPOSITORY = re.compile(rf"{HUB}(?P<path>{NAME}/{NAME})(:[^\s:]*){{0,2}}")
 
 
 def check_sources(sources: Sequence[str], allowed: Sequence[str]) -> None:

@@ -148,4 +148,4 @@ def words(report: Mapping[str, Any]) -> str:
         f"the layers' weights), {plain:.4f} with plain multi-task training and {alone:.4f} with a model for each task."
     )
     chance = chance_in_words(tickets - plain, [average[system]["std"] for system in ("tickets", "multi_task")])
-    return f"{text} Tickets against plain training: {chance[0].lower()}{chance[1:]}" if chance else text
+    return f"{text} Tickets against plain training: {chance}" if chance else text

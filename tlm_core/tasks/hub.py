@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tlm_core.errors import InvalidRequest
-from tlm_core.hub import hub_errors, refuse_folder
+from tlm_core.hub import HUB, NAME, hub_errors, refuse_folder
 from tlm_core.tasks.columnar import class_names, table_from_arrow
 from tlm_core.tasks.findings import Findings
 from tlm_core.tasks.glue import NOTE, glue_task
@@ -17,7 +17,7 @@ from tlm_core.tasks.options import Limits
 from tlm_core.tasks.table import RawTable, check_names
 from tlm_core.tasks.task import SPLITS
 
-_ID = re.compile(r"hub:(?P<path>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[^\s@:]+))?(?::(?P<config>[^\s:]+))?")
+_ID = re.compile(rf"{HUB}(?P<path>{NAME}/{NAME})(?:@(?P<revision>[^\s@:]+))?(?::(?P<config>[^\s:]+))?")
 _FILE = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
 _BATCH = 2_000
 

@@ -26,17 +26,15 @@ def fetch(source: str, *more: str) -> Path:
 
     more: patterns of other files to download from the hub. Raises NotFound, and Unavailable if the hub does not answer.
     """
-    folder = fetch_config(source)
-    if source.startswith(HUB):
-        folder = model_folder(source, "config.json", WHOLE, "model-*.safetensors", INDEX, *more)
-        if not any((folder / name).exists() for name in (WHOLE, INDEX)):
-            folder = model_folder(source, "config.json", PICKLED, *more)
+    folder = fetch_config(source, WHOLE, "model-*.safetensors", INDEX, *more)
+    if source.startswith(HUB) and not any((folder / name).exists() for name in (WHOLE, INDEX)):
+        folder = fetch_config(source, PICKLED, *more)
     return folder
 
 
-def fetch_config(source: str) -> Path:
-    """Folder of `hub:ID` or of a local path with at least its config. Raises as `fetch` does."""
-    folder = model_folder(source, "config.json")
+def fetch_config(source: str, *more: str) -> Path:
+    """Folder of `hub:ID` or of a local path with at least its config, and what fits `more`. Raises as `fetch` does."""
+    folder = model_folder(source, "config.json", *more)
     if not (folder / "config.json").exists():
         raise NotFound(f"'{source}' has no config.json; give a folder in Hugging Face layout, or hub:OWNER/NAME")
     return folder

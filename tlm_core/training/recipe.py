@@ -278,12 +278,12 @@ def resolve(name: str, scale: str, overrides: Mapping[str, Any] | None = None) -
         _override(data, key, value, known)
     try:
         recipe = Recipe.model_validate(data)
-        if recipe.model.init in OWN_STARTS or "finetune.optimizer.lr" in (overrides or {}):
-            return recipe
-        return recipe.model_copy(update={"finetune": recipe.finetune.for_published()})
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
         raise InvalidRecipe(f"the recipe does not hold: {problems}") from error
+    if recipe.model.init in OWN_STARTS or "finetune.optimizer.lr" in (overrides or {}):
+        return recipe
+    return recipe.model_copy(update={"finetune": recipe.finetune.for_published()})
 
 
 def _keys(data: Mapping[str, Any], prefix: str = "") -> list[str]:
