@@ -160,13 +160,7 @@ def finetune_work(recipe: Recipe, sizes: Sizes, texts: Texts) -> Work:
     """The finetune stage of one seed, validations not counted."""
     part = recipe.finetune
     step = task_step(sizes, texts, part.batch, 0.0, task_loss=True, optimizer=part.optimizer.name)
-    return step.times(finetune_steps(part.epochs, texts.rows["train"], part.batch, part.max_steps))
-
-
-def finetune_steps(epochs: float, rows: int, batch: int, cap: int | None) -> int:
-    """Steps that the epochs give, under their cap."""
-    steps = max(1, math.ceil(epochs * rows / batch))
-    return min(steps, cap) if cap else steps
+    return step.times(part.steps(texts.rows["train"]))
 
 
 def update_flops(sizes: Sizes, optimizer: str) -> float:

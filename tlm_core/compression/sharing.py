@@ -29,8 +29,9 @@ from tlm_core.training.objective import Workers
 from tlm_core.training.optim import Optimizer
 from tlm_core.training.prepared import Batch, FinetuneBatches, Prepared
 from tlm_core.training.randomness import Stream, random_at
+from tlm_core.training.recipe import Finetune
 from tlm_core.training.stage import StageContext
-from tlm_core.training.stages import build, evaluation_steps, finetune_steps, write_trained
+from tlm_core.training.stages import build, evaluation_steps, write_trained
 from tlm_core.training.state import SHAPE, WEIGHTS, load_weights
 
 MASKS = "masks.json"
@@ -174,7 +175,7 @@ def share(ctx: StageContext) -> dict[str, Any]:
     masks = [ticket_of(ctx, number, models[0].shape) for number in range(len(tasks))]
     model, part = SharedModel(models, masks), recipe["finetune"]
     # A cap on steps is each task's, so that no task has fewer here than alone because another is large.
-    steps = [finetune_steps(part, len(prepared.split("train"))) for prepared in tasks]
+    steps = [Finetune(**part).steps(len(prepared.split("train"))) for prepared in tasks]
     trainer = Trainer(
         ctx=ctx,
         model=cast(Any, model),

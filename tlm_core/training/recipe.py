@@ -7,6 +7,7 @@ cannot change a job that is under way. Importing this module needs no torch: the
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -163,6 +164,11 @@ class Finetune(_Part):
     evaluations: int = Field(10, ge=1, description="validations spread over the stage, the untouched model beside them")
     reset_head: bool = False
     optimizer: Optimizer = Optimizer(name="adamw", lr=3e-4)
+
+    def steps(self, rows: int) -> int:
+        """Steps that the epochs give over that many train texts, under their cap."""
+        steps = max(1, math.ceil(self.epochs * rows / self.batch))
+        return min(steps, self.max_steps) if self.max_steps else steps
 
     def for_published(self) -> Finetune:
         """The same for a published encoder: at the rate of a small one of our own it would forget what it knows."""

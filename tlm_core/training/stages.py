@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -25,7 +24,7 @@ from tlm_core.training.params import SHRUNK
 from tlm_core.training.prepare import prepare
 from tlm_core.training.prepared import Batch, FinetuneBatches, JointBatches, Prepared
 from tlm_core.training.profiling import copy_traces, trace_path, traced
-from tlm_core.training.recipe import OWN_STARTS
+from tlm_core.training.recipe import OWN_STARTS, Finetune
 from tlm_core.training.stage import StageContext
 from tlm_core.training.state import HISTORY, MICRO_ROWS, SHAPE, WEIGHTS, TrainState, load_weights, weights
 
@@ -93,7 +92,7 @@ def tune(
     recipe, seed, device = ctx.params["recipe"], int(ctx.params["seed"]), pick_device()
     prepared, part = Prepared(ctx.inputs["prepared"]), recipe["finetune"]
     head_trained = bool(before.get("head_trained")) and not part["reset_head"]
-    steps = finetune_steps(part, len(prepared.split("train")))
+    steps = Finetune(**part).steps(len(prepared.split("train")))
     validation, workers = prepared.split("validation"), Workers(ctx.rank, ctx.world_size)
 
     def validate() -> dict[str, float | None]:
@@ -121,12 +120,6 @@ def tune(
         copy_traces(ctx.inputs["joint"], ctx.out)
     chosen = {name: tensor for name, tensor in best.items() if not name.startswith("vocabulary.")}
     return write_trained(ctx, model.shape, chosen, state, device, {"joint": before.get("cost")})
-
-
-def finetune_steps(part: Mapping[str, Any], rows: int) -> int:
-    """Steps that the recipe's epochs give, under its cap."""
-    steps = max(1, math.ceil(part["epochs"] * rows / part["batch"]))
-    return min(steps, part["max_steps"]) if part["max_steps"] else steps
 
 
 def evaluation_steps(steps: int, evaluations: int, untouched: bool) -> frozenset[int]:

@@ -50,7 +50,7 @@ def test_counted_beforehand_is_counted_while_training(over: dict[str, Any], tmp_
     assert flops == pytest.approx(expected.flops, rel=0.1)
 
     expected = finetune_work(recipe, sizes, texts)
-    assert expected.steps == stages.finetune_steps(recipe.finetune.model_dump(), 60)
+    assert expected.steps == recipe.finetune.steps(60)
     finetune = FinetuneBatches(prepared, recipe.finetune.batch, 0)
     done = [finetune(step, 0.0) for step in range(round(expected.steps))]
     assert sum(b.rows.real_tokens for b in done) == pytest.approx(expected.tokens, rel=0.05)

@@ -26,7 +26,7 @@ from tlm_core.training.params import VERSIONS, reproducible, stage_params
 from tlm_core.training.prepared import Prepared
 from tlm_core.training.recipe import Recipe, resolve
 from tlm_core.training.stage import StopRequested
-from tlm_core.training.stages import STAGES, evaluation_steps, finetune_steps
+from tlm_core.training.stages import STAGES, evaluation_steps
 
 RECIPE = tiny(
     model__hidden=64, joint__budget__steps=40, finetune__epochs=4, finetune__optimizer__lr=1e-3, precision="fp32"
@@ -250,9 +250,9 @@ def test_a_wall_clock_budget_is_not_reproducible() -> None:
 
 
 def test_finetune_steps_and_evaluations_follow_the_recipe() -> None:
-    part = resolve("fast", "tiny", {"finetune.epochs": 3, "finetune.batch": 32}).finetune.model_dump()
-    assert finetune_steps(part, 100) == 10
-    assert finetune_steps({**part, "max_steps": 4}, 100) == 4
-    assert finetune_steps({**part, "epochs": 0.01}, 10) == 1
+    part = resolve("fast", "tiny", {"finetune.epochs": 3, "finetune.batch": 32}).finetune
+    assert part.steps(100) == 10
+    assert part.model_copy(update={"max_steps": 4}).steps(100) == 4
+    assert part.model_copy(update={"epochs": 0.01}).steps(10) == 1
     assert evaluation_steps(10, 4, untouched=True) == {0, 2, 5, 8, 10}
     assert evaluation_steps(2, 10, untouched=False) == {1, 2}
