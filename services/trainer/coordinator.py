@@ -282,7 +282,7 @@ class Coordinator:
             raise
 
     def _look_for_workers(self, job: JobRecord, held: _Held, group: str, status: Status) -> None:
-        """Say, once, that workers have not started for longer than a start takes: then there is no room for them.
+        """Say, once, that workers have not started for longer than a start takes: most often there is no room.
 
         A single worker is the submission itself; several are started by theirs, which is alive before they are.
         """
@@ -292,12 +292,13 @@ class Coordinator:
         held.unstarted[submission] = math.inf
         if status is Status.WAITING or not self._has_begun(job, group):
             each = self._settings.cpus_per_worker(job.spec.workers)
-            full = ClusterUnavailable(
-                f"the cluster has no room yet for {job.spec.workers} worker(s) of {each:g} CPU(s)"
-                + (f" and {self._settings.worker_gpus:g} GPU(s)" if self._settings.worker_gpus else "")
-                + "; they start as soon as others end, or workers are added"
+            gpus = f" and {self._settings.worker_gpus:g} GPU(s)" if self._settings.worker_gpus else ""
+            late = ClusterUnavailable(
+                f"{job.spec.workers} worker(s) of {each:g} CPU(s){gpus} have not started in "
+                f"{self._settings.start_seconds:g} s: the cluster is slow, or has no room for them yet; then they "
+                "start as soon as others end, or workers are added"
             )
-            self._report_waiting(job, full)
+            self._report_waiting(job, late)
 
     def _has_begun(self, job: JobRecord, group: str) -> bool:
         """Whether a worker of the group has told anything yet. Until then there may be no room for all of them."""
