@@ -188,9 +188,8 @@ def disk_bytes(sizes: Sizes, recipe: Recipe, seeds: int, tokens: float, select_b
     stores = tokens * (2 if sizes.vocab < 2**16 else 4)
     counted = _BYTES * sizes.vocab * sizes.hidden if recipe.model.init == "counts" else 0
     joint = _BYTES * sizes.parameters if recipe.joint.enabled else 0
-    return round(
-        select_bytes + stores + counted + seeds * (joint + _BYTES * sizes.exported) + 2 * _BYTES * sizes.exported
-    )
+    finetuned = 1 + len(recipe.finetune.rates)  # each try, and the chosen one under the seed's name
+    return round(select_bytes + stores + counted + seeds * joint + (seeds * finetuned + 2) * _BYTES * sizes.exported)
 
 
 def facts_of(report: Mapping[str, Any]) -> Texts | None:

@@ -68,6 +68,14 @@ def test_stages_that_are_done_cost_nothing_and_others_what_they_took_before(api:
     assert (found["gpu_hours"], found["passages"]) == (0.0, 50)
 
 
+def test_every_rate_that_is_tried_counts(api: TestClient) -> None:
+    one, two = estimate(api), estimate(api, set={"finetune.rates": [1e-3, 1e-4]})
+    before, after = ({s["stage"]: s for s in found["stages"]} for found in (one, two))
+    assert after["finetune"]["flops"] == pytest.approx(2 * before["finetune"]["flops"])
+    assert after["joint"] == before["joint"] and after["choose"]["seconds"] < 1
+    assert two["disk_bytes"] > one["disk_bytes"]
+
+
 def test_a_larger_corpus_takes_longer_to_select_from(api: TestClient, gateway: Gateway) -> None:
     finish_one(api, gateway, 7.0)
     add_version(gateway, "docs", "v2", CorpusState.READY, count=4 * SEARCHED)

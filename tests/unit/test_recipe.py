@@ -43,9 +43,22 @@ def test_a_published_encoder_is_finetuned_at_a_lower_rate_unless_one_is_given() 
     assert resolve("paper", "tiny", published).finetune.optimizer.lr == 1e-4, "a lower one stays"
 
 
+def test_of_the_rates_to_try_a_published_encoder_gets_none_that_is_too_high_unless_they_are_given() -> None:
+    published = {"model.init": "hub:a/b", "tokenizer.source": "hub:a/b"}
+    part = resolve("fast", "tiny", {"finetune.rates": [1e-3, 1e-4, 2e-3]}).finetune
+    assert part.rates == (1e-3, 1e-4, 2e-3)
+    assert part.for_published().rates == (PUBLISHED_LR, 1e-4)
+    alone = part.model_copy(update={"rates": (1e-3, 2e-3)}).for_published()
+    assert (alone.rates, alone.optimizer.lr) == ((), PUBLISHED_LR)
+    assert resolve("fast", "tiny", published | {"finetune.rates": [1e-3, 2e-3]}).finetune.rates == (1e-3, 2e-3)
+
+
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
+        ({"finetune.rates": [1e-3]}, "two or more rates that differ"),
+        ({"finetune.rates": [1e-3, 0.001]}, "two or more rates that differ"),
+        ({"finetune.rates": [1e-3, 0]}, "finetune.rates.1"),
         ({"joint.rho11": 1}, "joint.rho1"),
         ({"nonsense": 1}, "known are"),
         ({"joint": {}}, "unknown recipe key 'joint'"),

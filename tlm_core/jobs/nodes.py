@@ -9,7 +9,7 @@ from typing import Any
 
 from tlm_core.artifacts import artifact_id
 from tlm_core.jobs.spec import Taken
-from tlm_core.training.params import VERSIONS
+from tlm_core.training.params import VERSIONS, at_rate
 
 # Raised whenever a change of code changes what the stage produces: old artifacts are then not taken again.
 STAGE_VERSIONS: Mapping[str, int] = {
@@ -72,6 +72,19 @@ class Node:
         inputs = {name: digests[node] for name, node in self.inputs.items()} | dict(self.fixed)
         params = dict(self.params) if self.reusable else {**self.params, "job": job_id}
         return artifact_id(self.stage, STAGE_VERSIONS[self.stage], params, inputs)
+
+
+def tried(node: Node, rates: Sequence[float]) -> list[Node]:
+    """A node that finetunes; with rates to try one such node for each of them, and the choice, which takes its name.
+
+    A try is the same stage as a finetuning at that rate alone, so that either takes the other's artifact.
+    """
+    if not rates:
+        return [node]
+    stem, _, seed = node.name.rpartition(".")
+    tries = [replace(node, name=f"{stem}.lr{rate:g}.{seed}", params=at_rate(node.params, rate)) for rate in rates]
+    inputs = {f"try.{number}": one.name for number, one in enumerate(tries)}
+    return [*tries, Node(node.name, "choose", node.place, params={"rates": list(rates)}, inputs=inputs)]
 
 
 def side_by_side(nodes: Iterable[Node], seeds: Sequence[int], name: str) -> list[Node]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from tlm_core.jobs.nodes import DROPPED, STAGE_VERSIONS, Node, Place, Plan
+from tlm_core.jobs.nodes import DROPPED, STAGE_VERSIONS, Node, Place, Plan, tried
 from tlm_core.jobs.sharing import share_tickets
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.studies import learning_curve, prune, validate_node
@@ -69,7 +69,8 @@ def train(job: JobRecord) -> Plan:
             )
             inputs = inputs | {"joint": f"joint.s{seed}"}
         params = stage_params("finetune", recipe, seed)
-        nodes.append(Node(f"finetune.s{seed}", "finetune", Place.WORKERS, params=params, inputs=inputs))
+        node = Node(f"finetune.s{seed}", "finetune", Place.WORKERS, params=params, inputs=inputs)
+        nodes.extend(tried(node, recipe.finetune.rates))
         finetuned[f"finetune.s{seed}"] = f"finetune.s{seed}"
     evaluate_inputs = {"prepared": "prepare", "task": "validate"} | finetuned
     if joint:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tlm_core.compression.masks import Mask, removals
 from tlm_core.errors import InvalidRequest
-from tlm_core.jobs.nodes import Node, Place, Plan, side_by_side
+from tlm_core.jobs.nodes import Node, Place, Plan, side_by_side, tried
 from tlm_core.jobs.options import LearningCurve, Prune, family, size_name
 from tlm_core.jobs.spec import JobRecord, JobSpec
 from tlm_core.training.params import reproducible, stage_params
@@ -42,7 +42,8 @@ def prune(job: JobRecord, dense: Plan) -> Plan:
                 inputs = {"prepared": "prepare", "importance": f"importance.s{seed}"}
                 if recipe.joint.enabled:
                     inputs["joint"] = f"joint.s{seed}"
-                fan.append(Node(name, "ticket", Place.WORKERS, params=asked, inputs=inputs))
+                node = Node(name, "ticket", Place.WORKERS, params=asked, inputs=inputs)
+                fan.extend(tried(node, recipe.finetune.rates))
                 gathered[name] = name
     whole = {"tickets": options.tickets, "levels": options.levels, "seeds": seeds, **stage_params("export", recipe)}
     last = Node("phases", "phases", Place.WORKERS, params=_plain(whole), inputs=gathered, group=gather(seeds))
@@ -180,13 +181,15 @@ class _Point:
         inputs = {"prepared": self._prepared(model)}
         if model in ("tlm", "bilstm_tlm"):
             inputs["joint"] = f"joint{self.end}"
+        name = f"finetune.{model}{self.end}"
         if lstm:
             params = lstm_params(recipe, self._options, self._seed)
+            trained = [Node(name, "bilstm", Place.WORKERS, params=params, inputs=inputs)]
         else:
             used = {"tlm": recipe, "pretrained": pretrained(alone, self._options)}.get(model, alone)
             params = stage_params("finetune", used, self._seed)
-        name = f"finetune.{model}{self.end}"
-        trained = Node(name, "bilstm" if lstm else "finetune", Place.WORKERS, params=params, inputs=inputs)
+            node = Node(name, "finetune", Place.WORKERS, params=params, inputs=inputs)
+            trained = tried(node, used.finetune.rates)
         tested = Node(
             f"evaluate.{model}{self.end}",
             "evaluate_bilstm" if lstm else "evaluate",
@@ -198,7 +201,7 @@ class _Point:
                 f"finetune.s{self._seed}": name,
             },
         )
-        return [trained, tested]
+        return [*trained, tested]
 
 
 def check_kind(spec: JobSpec, recipe: Recipe, tickets: Mapping[str, dict[str, Any]] | None = None) -> None:
@@ -210,6 +213,11 @@ def check_kind(spec: JobSpec, recipe: Recipe, tickets: Mapping[str, dict[str, An
         names = (spec.dataset, *options.others)
         if strange := sorted(options.tickets.keys() - set(names)):
             raise InvalidRequest(f"there is a ticket for '{strange[0]}', which is none of the tasks {', '.join(names)}")
+        if recipe.finetune.rates:
+            raise InvalidRequest(
+                "tickets are found and shared with the same settings, so 'share_tickets' finetunes at a single rate; "
+                "give it as 'finetune.optimizer.lr' and leave 'finetune.rates' out"
+            )
     if recipe.model.init in OWN_STARTS:  # the shape of a published encoder is not known here, see `tickets_fit`
         _check_tickets(spec, recipe, tickets or {})
     if spec.kind == "learning_curve":
@@ -258,7 +266,7 @@ def pretrained(alone: Recipe, options: LearningCurve) -> Recipe:
 
 def lstm_params(recipe: Recipe, options: LearningCurve, seed: int) -> dict[str, Any]:
     """Epochs, batch and validation as finetuning has them; the optimiser and the shape are the BiLSTM's own."""
-    part = recipe.finetune.model_dump(mode="json")
+    part = recipe.finetune.model_dump(mode="json", exclude={"rates"})
     part["optimizer"] |= {"name": "adamw", "lr": options.lstm.lr}
     lstm = options.lstm.model_dump(mode="json", exclude={"lr"})
     whole = {"finetune": part, "bilstm": lstm, "precision": recipe.precision}

@@ -62,6 +62,12 @@ def _costs(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _rates(report: Mapping[str, Any]) -> list[str]:
+    """Which finetuning rate was chosen for each seed, where several were tried."""
+    found = [f"{entry['chosen']['lr']:g} (seed {entry['seed']})" for entry in report["seeds"] if "tries" in entry]
+    return ["", f"Finetuned at the rate that was best on validation: {', '.join(found)}."] if found else []
+
+
 def _data(facts: Mapping[str, Any]) -> list[str]:
     counts = facts["counts"]
     lines = [f"- task texts: {counts['train']} train, {counts['validation']} validation, {counts['test']} test"]
@@ -103,6 +109,7 @@ def model_card(report: Mapping[str, Any], facts: Mapping[str, Any], recipe: Mapp
         "the best on validation. Test was read once for each seed, after all training.",
         "",
         *_scores(report),
+        *_rates(report),
         "",
         "## Data",
         *_data(facts),

@@ -151,6 +151,8 @@ def _seed_report(seed: int, folder: Path, prepared: Prepared, task: Task, answer
     for name in ("validation", *tests_of(prepared)):
         split = prepared.split(name)
         entry[name] = scores_of(answer(folder, split), split, prepared, task.in_train(name))
+    if "tries" in history:
+        entry["tries"] = history["tries"]
     entry["cost"] = {name: history[name] for name in ("joint",) if history[name]} | {"finetune": history["cost"]}
     return entry
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tlm_core.jobs.nodes import Node, Place, tried
 from tlm_core.training.params import stage_params
 from tlm_core.training.recipe import Recipe
 from tlm_core.training.stage import StageContext
@@ -100,9 +101,9 @@ def run_chain(
     """
     done: dict[str, Path] = {}
 
-    def step(node: str, stage: str, inputs: Mapping[str, Path], seed: int | None = None) -> None:
+    def step(node: str, stage: str, inputs: Mapping[str, Path], params: Mapping[str, Any] | None = None) -> None:
         began = time.perf_counter()
-        done[node] = run_stage(stage, inputs, stage_params(stage, recipe, seed), workdir / node)
+        done[node] = run_stage(stage, inputs, params or stage_params(stage, recipe), workdir / node)
         if told:
             told(node, time.perf_counter() - began)
 
@@ -111,9 +112,12 @@ def run_chain(
     seeds = list(seeds)
     for seed in seeds:
         if recipe.joint.enabled:
-            step(f"joint.s{seed}", "joint", prepared, seed)
-        before = {"joint": done[f"joint.s{seed}"]} if recipe.joint.enabled else {}
-        step(f"finetune.s{seed}", "finetune", {**prepared, **before}, seed)
+            step(f"joint.s{seed}", "joint", prepared, stage_params("joint", recipe, seed))
+        before = {"joint": f"joint.s{seed}"} if recipe.joint.enabled else {}
+        params = stage_params("finetune", recipe, seed)
+        node = Node(f"finetune.s{seed}", "finetune", Place.WORKERS, params, {"prepared": "prepare", **before})
+        for one in tried(node, recipe.finetune.rates):
+            step(one.name, one.stage, {name: done[source] for name, source in one.inputs.items()}, one.params)
     tuned = {f"finetune.s{seed}": done[f"finetune.s{seed}"] for seed in seeds}
     step("evaluate", "evaluate", {**prepared, "task": task, **tuned})
     step("export", "export", {**prepared, "task": task, "evaluate": done["evaluate"], **tuned})

@@ -6,12 +6,13 @@ another job with, say, another learning rate reuse the prepared data.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from tlm_core.training.recipe import Recipe
 
 # Raise a stage's number when its code changes what it writes; older artifacts are then not reused.
-VERSIONS: dict[str, int] = {"prepare": 4, "joint": 3, "finetune": 2, "evaluate": 2, "export": 1}
+VERSIONS: dict[str, int] = {"prepare": 4, "joint": 3, "finetune": 2, "choose": 1, "evaluate": 2, "export": 1}
 
 # In the facts of an artifact for which memory did not suffice: the same sums in another order are other bits, so that
 # no other job takes it.
@@ -36,6 +37,8 @@ def stage_params(stage: str, recipe: Recipe, seed: int | None = None) -> dict[st
         raise ValueError(f"no training stage '{stage}'; known are {', '.join(_READ)}")
     whole = recipe.model_dump(mode="json")
     parts = {part: whole[part] for part in _READ[stage]}
+    if stage == "finetune":
+        del parts["finetune"]["rates"]  # each is a stage of its own, see `at_rate`
     if stage == "prepare":
         parts["model"] = {key: whole["model"][key] for key in ("max_length", "architecture")}
         if recipe.model.init == "counts":  # the word vectors have the model's width
@@ -46,6 +49,13 @@ def stage_params(stage: str, recipe: Recipe, seed: int | None = None) -> dict[st
         raise ValueError(f"stage '{stage}' needs a seed")
     # Only where it is asked for: a traced stage is an artifact of its own, all others keep their names.
     return {"recipe": parts, "seed": seed} | ({"profile": True} if recipe.profile else {})
+
+
+def at_rate(params: Mapping[str, Any], rate: float) -> dict[str, Any]:
+    """Parameters of a finetuning as `stage_params` gives them, with another peak rate."""
+    recipe = params["recipe"]
+    optimizer = {**recipe["finetune"]["optimizer"], "lr": rate}
+    return {**params, "recipe": {**recipe, "finetune": {**recipe["finetune"], "optimizer": optimizer}}}
 
 
 def reproducible(stage: str, recipe: Recipe) -> bool:

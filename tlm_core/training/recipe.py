@@ -9,9 +9,9 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tlm_core.errors import InvalidRecipe
 from tlm_core.hub import MODEL
@@ -164,6 +164,16 @@ class Finetune(_Part):
     evaluations: int = Field(10, ge=1, description="validations spread over the stage, the untouched model beside them")
     reset_head: bool = False
     optimizer: Optimizer = Optimizer(name="adamw", lr=3e-4)
+    rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (), max_length=8, description="tried one after another in place of optimizer.lr; validation chooses"
+    )
+
+    @field_validator("rates")
+    @classmethod
+    def _rates_differ(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
+        if len(rates) == 1 or len({f"{rate:g}" for rate in rates}) < len(rates):  # they name stages, so short
+            raise ValueError("give two or more rates that differ, or a single one as finetune.optimizer.lr")
+        return rates
 
     def steps(self, rows: int) -> int:
         """Steps that the epochs give over that many train texts, under their cap."""
@@ -172,8 +182,9 @@ class Finetune(_Part):
 
     def for_published(self) -> Finetune:
         """The same for a published encoder: at the rate of a small one of our own it would forget what it knows."""
-        lr = min(self.optimizer.lr, PUBLISHED_LR)
-        return self.model_copy(update={"optimizer": self.optimizer.model_copy(update={"lr": lr})})
+        lr, *more = dict.fromkeys(min(rate, PUBLISHED_LR) for rate in self.rates or (self.optimizer.lr,))
+        optimizer = self.optimizer.model_copy(update={"lr": lr})
+        return self.model_copy(update={"optimizer": optimizer, "rates": (lr, *more) if more else ()})
 
 
 class Recipe(_Part):
@@ -287,7 +298,7 @@ def resolve(name: str, scale: str, overrides: Mapping[str, Any] | None = None) -
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
         raise InvalidRecipe(f"the recipe does not hold: {problems}") from error
-    if recipe.model.init in OWN_STARTS or "finetune.optimizer.lr" in (overrides or {}):
+    if recipe.model.init in OWN_STARTS or {"finetune.optimizer.lr", "finetune.rates"} & set(overrides or ()):
         return recipe
     return recipe.model_copy(update={"finetune": recipe.finetune.for_published()})
 

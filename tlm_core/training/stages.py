@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tlm_core.training import published
+from tlm_core.training.choose import choose
 from tlm_core.training.device import pick_device, resolved_precision
 from tlm_core.training.evaluate import evaluate, predict, validation_scores
 from tlm_core.training.export import export
@@ -188,6 +189,7 @@ STAGES: dict[str, Callable[[StageContext], dict[str, Any]]] = {
     "prepare": prepare,
     "joint": joint,
     "finetune": finetune,
+    "choose": choose,
     "evaluate": evaluate,
     "export": export,
 }

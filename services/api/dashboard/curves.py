@@ -17,7 +17,6 @@ from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import TLMError
 from tlm_core.jobs.plan import Node, Plan, plan_of
 from tlm_core.jobs.spec import JobRecord
-from tlm_core.training.recipe import Recipe
 
 STAGES = ("joint", "finetune")
 _SHOWN = ("mlm", "task", "tokens_per_second", "score", "rate")
@@ -33,9 +32,10 @@ def stages_of(plan: Plan) -> list[str]:
     return [stage for stage in STAGES if any(node.stage == stage for node in plan.nodes)]
 
 
-def peak_rate(recipe: Recipe, stage: str) -> float:
-    """AdamW's highest learning rate in a stage; points tell the share of it."""
-    return recipe.joint.optimizer.lr if stage == "joint" else recipe.finetune.optimizer.lr
+def peak_rate(node: Node) -> float:
+    """AdamW's highest learning rate in a node that trains; points tell the share of it."""
+    lr: float = node.params["recipe"][node.stage]["optimizer"]["lr"]
+    return lr
 
 
 def curves(
@@ -52,9 +52,7 @@ def curves(
         {
             "node": node.name,
             "name": _name(job, node),
-            "series": _series(
-                told.get(node.name, {}), _history(artifacts, done.get(node.name)), peak_rate(job.resolved.recipe, stage)
-            ),
+            "series": _series(told.get(node.name, {}), _history(artifacts, done.get(node.name)), peak_rate(node)),
         }
         for node in nodes
     ]
@@ -90,4 +88,7 @@ def _history(artifacts: ArtifactStore, ref: ManifestRef | None) -> dict[str, Any
 
 
 def _name(job: JobRecord, node: Node) -> str:
-    return f"seed {node.name.partition('.s')[2]}" if job.spec.kind == "train" else node.name
+    if job.spec.kind != "train":
+        return node.name
+    rate = f", {peak_rate(node):g}" if node.stage == "finetune" and job.resolved.recipe.finetune.rates else ""
+    return f"seed {node.params['seed']}{rate}"

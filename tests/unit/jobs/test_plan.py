@@ -81,6 +81,28 @@ def test_a_change_runs_again_only_what_depends_on_it(override: dict[str, Any], k
     assert {name for name in before if before[name] == after[name]} == kept
 
 
+RATES = {"finetune.rates": [1e-4, 1e-3]}
+
+
+def test_each_rate_is_a_finetuning_of_its_own_and_the_choice_stands_for_them() -> None:
+    plan = plan_of(make_job(RATES, seeds=(0, 1)))
+    check_order(plan)
+    tries = [node for node in plan.nodes if node.stage == "finetune"]
+    names = [f"finetune.lr{rate}.s{seed}" for seed in (0, 1) for rate in ("0.0001", "0.001")]
+    assert [node.name for node in tries] == names
+    assert [node.params["recipe"]["finetune"]["optimizer"]["lr"] for node in tries] == [1e-4, 1e-3] * 2
+    choice = plan.node("finetune.s1")
+    assert (choice.stage, dict(choice.inputs)) == ("choose", {"try.0": names[2], "try.1": names[3]})
+    assert plan.node("evaluate").inputs["finetune.s1"] == "finetune.s1"
+
+
+def test_a_rate_that_is_tried_is_the_same_stage_as_one_that_is_given() -> None:
+    tried, given = ids(make_job(RATES)), ids(make_job({"finetune.optimizer.lr": 1e-3}))
+    assert tried["finetune.lr0.001.s0"] == given["finetune.s0"] != tried["finetune.s0"]
+    more = ids(make_job({"finetune.rates": [1e-4, 1e-3, 2e-3]}))
+    assert tried["finetune.lr0.0001.s0"] == more["finetune.lr0.0001.s0"]
+
+
 def test_another_seed_shares_what_needs_no_seed() -> None:
     one, two = ids(make_job(seeds=(0,))), ids(make_job(seeds=(1,)))
     assert one["prepare"] == two["prepare"]

@@ -73,6 +73,39 @@ def test_a_published_encoder_brings_its_own_tokens_and_is_finetuned_alone() -> N
     assert published["finetune"]["epochs"] == own["finetune"]["epochs"]
 
 
+def with_rates(job: JobRecord, rates: list[float]) -> JobRecord:
+    recipe = resolve("fast", "tiny", {"finetune.rates": rates})
+    return job.model_copy(update={"resolved": job.resolved.model_copy(update={"recipe": recipe})})
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+@pytest.mark.parametrize("kind", ["learning_curve", "prune"])
+def test_encoders_and_tickets_of_a_study_try_every_rate_beside_their_seed(kind: str, seeds: tuple[int, ...]) -> None:
+    options = {"sizes": [50, 200], "models": ["bilstm", "encoder"]} if kind == "learning_curve" else {"levels": [0.5]}
+    plan = plan_of(with_rates(job_of(kind, options, seeds=seeds), [1e-4, 1e-3]))
+    check_order(plan)
+    choices = [node for node in plan.nodes if node.stage == "choose"]
+    assert len(choices) == len(seeds) * (2 if kind == "learning_curve" else 4)
+    for choice in choices:
+        tries = [plan.node(source) for source in choice.inputs.values()]
+        assert [node.params["recipe"]["finetune"]["optimizer"]["lr"] for node in tries] == [1e-4, 1e-3]
+        assert {node.group for node in tries} == {choice.group}
+    assert "choose" not in {node.stage for node in plan.nodes if "bilstm" in node.name}
+
+
+def test_rates_that_are_one_for_a_published_encoder_are_tried_once() -> None:
+    options = {"sizes": [50, 200], "models": ["bilstm", "pretrained"], "pretrained": "hub:some/encoder"}
+    plan = plan_of(with_rates(job_of("learning_curve", options), [5e-4, 1e-3]))
+    node = plan.node("finetune.pretrained.n50.s0")
+    assert (node.stage, node.params["recipe"]["finetune"]["optimizer"]["lr"]) == ("finetune", PUBLISHED_LR)
+
+
+def test_sharing_takes_a_single_rate() -> None:
+    job = with_rates(job_of("share_tickets", SHARE), [1e-4, 1e-3])
+    with pytest.raises(InvalidRequest, match=r"leave 'finetune\.rates' out"):
+        check_kind(job.spec, job.resolved.recipe)
+
+
 def test_the_workers_of_a_seed_begin_when_its_own_selections_are_there() -> None:
     plan = plan_of(job_of("learning_curve", {"sizes": [50, 200], "models": ["bilstm", "tlm"]}))
     here = {node.name: None for node in plan.nodes if node.place is not Place.WORKERS}

@@ -16,17 +16,19 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.unit.training.made import LABELS, made_prepared, made_selection, made_task, tiny
+from tlm_core.artifacts import MANIFEST
 from tlm_core.errors import InvalidRecipe
 from tlm_core.tasks.metrics import score
 from tlm_core.tasks.task import Task
 from tlm_core.training.graph import write_onnx
 from tlm_core.training.local import LocalReporter, run_chain, run_stage
 from tlm_core.training.model import Shape, TaskModel, initialise
-from tlm_core.training.params import VERSIONS, reproducible, stage_params
+from tlm_core.training.params import VERSIONS, at_rate, reproducible, stage_params
 from tlm_core.training.prepared import Prepared
 from tlm_core.training.recipe import Recipe, resolve
 from tlm_core.training.stage import StopRequested
 from tlm_core.training.stages import STAGES, evaluation_steps
+from tlm_core.training.state import HISTORY, WEIGHTS
 
 RECIPE = tiny(
     model__hidden=64, joint__budget__steps=40, finetune__epochs=4, finetune__optimizer__lr=1e-3, precision="fp32"
@@ -220,7 +222,7 @@ def test_prepare_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_every_stage_has_a_version_and_its_parameters() -> None:
     assert set(STAGES) == set(VERSIONS)
     recipe = resolve("fast", "tiny")
-    for stage in STAGES:
+    for stage in set(STAGES) - {"choose"}:  # which reads the rates alone
         seed = 1 if stage in ("joint", "finetune") else None
         assert stage_params(stage, recipe, seed) == json.loads(json.dumps(stage_params(stage, recipe, seed)))
     with pytest.raises(ValueError, match="needs a seed"):
@@ -242,6 +244,40 @@ def test_a_stage_depends_on_what_it_reads_and_on_nothing_else() -> None:
     assert changed("joint", "joint.rho2", 7, 0) and not changed("joint", "finetune.epochs", 7, 0)
     assert changed("finetune", "finetune.epochs", 7, 0) and not changed("finetune", "joint.rho2", 7, 0)
     assert not changed("joint", "selection.top_k", 7, 0)
+
+
+def test_of_several_rates_validation_chooses_and_all_of_them_are_paid_for(
+    chain: Mapping[str, Path], tmp_path: Path
+) -> None:
+    """Both tries of the chain's own start, so that the one at its rate is its own finetuning."""
+    rates, found = (1e-6, RECIPE.finetune.optimizer.lr), {}
+    for number, rate in enumerate(rates):
+        inputs = {"prepared": chain["prepare"], "joint": chain["joint.s0"]}
+        params = at_rate(stage_params("finetune", RECIPE, 0), rate)
+        found[f"try.{number}"] = run_stage("finetune", inputs, params, tmp_path / str(number))
+    tries = [json.loads((folder / HISTORY).read_text()) for folder in found.values()]
+    assert tries[1]["best"]["score"] > tries[0]["best"]["score"], "or there is nothing to choose"
+    (found["try.1"] / MANIFEST).write_text("{}")
+    chosen = run_stage("choose", found, {"rates": rates}, tmp_path / "chosen")
+    history = json.loads((chosen / HISTORY).read_text())
+    assert history["best"] == {"lr": rates[1], **tries[1]["best"]}
+    assert [one["lr"] for one in history["tries"]] == list(rates)
+    assert history["cost"]["flops"] == tries[0]["cost"]["flops"] + tries[1]["cost"]["flops"]
+    assert history["joint"] == tries[1]["joint"], "the joint stage was paid for once"
+    assert (chosen / WEIGHTS).read_bytes() == (chain["finetune.s0"] / WEIGHTS).read_bytes()
+    assert not (chosen / MANIFEST).exists(), "an artifact's manifest is its own"
+    ties = run_stage("choose", {"try.0": chosen, "try.1": chosen}, {"rates": rates}, tmp_path / "ties")
+    assert json.loads((ties / HISTORY).read_text())["best"]["lr"] == rates[0]
+
+
+def test_report_and_card_tell_which_rate_was_chosen(tmp_path: Path) -> None:
+    task = made_task(tmp_path / "task", (60, 20, 20))
+    recipe = tiny(joint__enabled=False, finetune__epochs=1, finetune__rates=(1e-3, 1e-4))
+    chain = run_chain(task, None, recipe, [3], tmp_path / "run")
+    (entry,) = report_of(chain)["seeds"]
+    assert entry["chosen"]["lr"] in (1e-3, 1e-4) and [one["lr"] for one in entry["tries"]] == [1e-3, 1e-4]
+    card = (chain["export"] / "model" / "README.md").read_text()
+    assert f"best on validation: {entry['chosen']['lr']:g} (seed 3)." in card
 
 
 def test_a_wall_clock_budget_is_not_reproducible() -> None:
