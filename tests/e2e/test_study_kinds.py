@@ -10,6 +10,7 @@ import pytest
 
 from tests.e2e.test_whole_way import SPEC, Stack, make_data, running
 from tlm_core.jobs.spec import JobSpec
+from tlm_core.training.recipe import resolve
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -60,6 +61,18 @@ def test_pruning_takes_the_dense_model_from_the_cache_and_ends_in_a_smaller_one(
     from transformers import AutoModelForSequenceClassification
 
     assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "model" / "model").num_labels == 3
+
+
+def test_of_two_rates_the_one_that_was_there_is_taken_and_validation_chooses(stack: Stack) -> None:
+    _, before = finished(stack, kind="train")
+    rates = [resolve("fast", "tiny").finetune.optimizer.lr, 1e-7]
+    job, report = finished(stack, kind="train", set=SMALL["set"] | {"finetune.rates": rates})
+    began = [event.data["node"] for event in stack.events(job, "stage.started")]
+    assert began == ["finetune.lr1e-07.s0", "finetune.s0", "evaluate", "export"]
+    (entry,) = report["seeds"]
+    assert entry["chosen"]["score"] == max(one["score"] for one in entry["tries"])
+    assert report["cost"]["finetune"]["flops"] == pytest.approx(2 * before["cost"]["finetune"]["flops"])
+    assert len(stack.client.predict(job, TEXTS)) == 2
 
 
 def test_sharing_compares_three_systems(stack: Stack) -> None:
