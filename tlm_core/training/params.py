@@ -37,8 +37,9 @@ def stage_params(stage: str, recipe: Recipe, seed: int | None = None) -> dict[st
         raise ValueError(f"no training stage '{stage}'; known are {', '.join(_READ)}")
     whole = recipe.model_dump(mode="json")
     parts = {part: whole[part] for part in _READ[stage]}
-    if stage == "finetune":
-        del parts["finetune"]["rates"]  # each is a stage of its own, see `at_rate`
+    if "finetune" in parts and (stage == "finetune" or not recipe.finetune.rates):
+        # Each is a stage of its own, see `at_rate`; without any, stages are named as before there were rates.
+        del parts["finetune"]["rates"]
     if stage == "prepare":
         parts["model"] = {key: whole["model"][key] for key in ("max_length", "architecture")}
         if recipe.model.init == "counts":  # the word vectors have the model's width

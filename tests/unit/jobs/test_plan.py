@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -99,6 +100,7 @@ def test_each_rate_is_a_finetuning_of_its_own_and_the_choice_stands_for_them() -
 def test_a_rate_that_is_tried_is_the_same_stage_as_one_that_is_given() -> None:
     tried, given = ids(make_job(RATES)), ids(make_job({"finetune.optimizer.lr": 1e-3}))
     assert tried["finetune.lr0.001.s0"] == given["finetune.s0"] != tried["finetune.s0"]
+    assert all('"rates"' not in json.dumps(node.params) for node in plan_of(make_job()).nodes), "names as before"
     more = ids(make_job({"finetune.rates": [1e-4, 1e-3, 2e-3]}))
     assert tried["finetune.lr0.0001.s0"] == more["finetune.lr0.0001.s0"]
 
