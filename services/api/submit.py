@@ -139,6 +139,11 @@ def _found(parts: Parts, tenant: str, name: str, job_id: str, recipe: Recipe) ->
             f"the ticket of '{name}' names {job_id}, which pruned on other data ({job.spec.dataset}); if so meant, "
             "give the mask of its report in place of its id"
         )
+    if job.resolved.recipe.finetune.rates:
+        raise InvalidRequest(
+            f"the ticket of '{name}' was found by {job_id} with several finetuning rates, where sharing has one; if so "
+            "meant, give the mask of its report in place of its id"
+        )
     if other := differences([_tuned_by(job.resolved.recipe), _tuned_by(recipe)]):
         keys = ", ".join(f"{one.key} ({one.values[0]} there, {one.values[1]} here)" for one in other)
         raise InvalidRequest(

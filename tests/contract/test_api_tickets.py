@@ -70,6 +70,13 @@ def test_a_ticket_that_is_none_is_refused_before_anything_runs(gateway: Gateway,
         assert complaint in json.dumps(answer)
 
 
+def test_a_ticket_found_at_several_rates_is_taken_as_a_mask_alone(gateway: Gateway, api: TestClient) -> None:
+    rates = {"set": ALONE | {"finetune.rates": [1e-3, 1e-4]}}
+    found = submitted(api, kind="prune", prune={"levels": [0.1]}, **rates)["id"]
+    answer = shared(api, found)
+    assert (answer["status_code"], "several finetuning rates" in answer["detail"]) == (422, True), answer
+
+
 def test_a_ticket_found_on_other_data_is_refused(gateway: Gateway, api: TestClient) -> None:
     answer = shared(api, pruned(gateway, api, "more"))
     assert answer["status_code"] == 422 and "other data (more)" in answer["detail"], answer

@@ -87,6 +87,19 @@ def test_curves_come_from_what_was_told_and_from_what_was_kept(filled: tuple[Gat
     assert not over["live"]
 
 
+def test_rates_that_are_tried_have_a_curve_each(filled: tuple[Gateway, Made]) -> None:
+    gateway, made = filled
+    changes = {"joint.enabled": False, "selection.selector": "none", "finetune.rates": [1e-3, 1e-4]}
+    with gateway.test_client() as api:
+        job = api.post("/v1/jobs", json={"dataset": made.dataset, "seeds": [0, 1], "set": changes}).json()["id"]
+    browser = signed_in(gateway)
+    names = [one["name"] for one in browser.get(f"/ui/jobs/{job}/points?stage=finetune").json()["curves"]]
+    assert names == [f"seed {seed}, {rate}" for seed in (0, 1) for rate in ("0.001", "0.0001")]
+    both = browser.get(f"/ui/compare/points?stage=finetune&id={made.jobs['succeeded']}&id={job}").json()
+    assert [one["name"] for one in both["curves"]] == ["A", "B, 0.001", "B, 0.0001"]
+    assert "finetune.rates" in browser.get(f"/ui/compare?id={made.jobs['succeeded']}&id={job}").text
+
+
 def test_the_log_is_followed_from_where_it_ended(filled: tuple[Gateway, Made]) -> None:
     gateway, made = filled
     browser, job = signed_in(gateway), made.jobs["running"]

@@ -20,7 +20,7 @@ STAGE_VERSIONS: Mapping[str, int] = {
     "subset": 1,
     "bilstm": 3,
     "evaluate_bilstm": 2,
-    "curve": 6,
+    "curve": 7,
     "tickets_fit": 1,
     "importance": 1,
     "ticket": 1,

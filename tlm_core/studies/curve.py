@@ -14,7 +14,7 @@ from tlm_core.studies.fit import compare, fit
 from tlm_core.studies.lstm_export import INT8, export_lstm, lstm_onnx
 from tlm_core.studies.measure import compare_graphs, in_words
 from tlm_core.studies.plot import Curve, plot
-from tlm_core.tasks.metrics import better, summary
+from tlm_core.tasks.metrics import better, scores_for, summary
 from tlm_core.training.evaluate import over_seeds, told, total_cost
 from tlm_core.training.graph import write_onnx
 from tlm_core.training.prepared import Prepared
@@ -22,7 +22,6 @@ from tlm_core.training.stage import StageContext
 from tlm_core.training.state import load_model, weights
 
 BILSTM = "bilstm"
-SCORES = ("accuracy", "macro_f1", "micro_f1")
 TIMED = 64
 SPEEDS = {"speed_up": "inference", "speed_up_int8": "int8"}
 
@@ -98,15 +97,22 @@ def _model(
     points = []
     for rows in sizes:
         runs = [reports[model, rows, seed]["seeds"][0] for seed in seeds]
+        names = scores_for(reports[model, rows, seeds[0]]["metric"])
         point: dict[str, Any] = {"labels": rows, "mean": {"validation": {}, "test": {}}, "spread": {"test": {}}}
-        for name in SCORES:
+        for name in names:
             over = summary([run["test"][name] for run in runs])
             point["mean"]["test"][name], point["spread"]["test"][name] = over["mean"], over["std"]
             point["mean"]["validation"][name] = summary([run["validation"][name] for run in runs])["mean"]
-        point["runs"] = [{n: run["test"][n] for n in (*SCORES, "value")} for run in runs]
+        point["runs"] = [_run(run, names) for run in runs]
         point["cost"] = _cost({(model, rows, seed): reports[model, rows, seed] for seed in seeds})["total"]
         points.append(point)
     return {"points": points, "law": _law(points)}
+
+
+def _run(run: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Scores of one seed, and the rate that validation chose where several were tried."""
+    found = {name: run["test"][name] for name in (*names, "value")}
+    return {**found, "lr": run["chosen"]["lr"]} if "tries" in run else found
 
 
 def _law(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -167,17 +173,22 @@ def words(report: Mapping[str, Any]) -> str:
     last = report["models"][BILSTM]["points"][-1]
     metric, most = report["metric"], last["labels"]
     alike = report["models"][BILSTM]["int8"]["agreement"]
-    found = [f"With {most:,} labels the BiLSTM reaches a {metric} of {last['mean']['test'][metric]:.4f}."]
+    found = [f"With {most:,} labels the BiLSTM reaches a {metric} of {_reached(last, metric)}."]
     found += _crossings(report, BILSTM, report["against"])
     for model, one in report["models"].items():
         if "against" in one:
-            reached = one["points"][-1]["mean"]["test"][metric]
-            found.append(f"With the token embeddings of TLM ('{model}') it reaches {reached:.4f}.")
+            reached = _reached(one["points"][-1], metric)
+            found.append(f"With the token embeddings of TLM ('{model}') it reaches {reached}.")
             found += _crossings(report, model, one["against"])
     found.append(f"With weights of 8 bits the BiLSTM labels {alike:.1%} of validation texts as it does without.")
     for size in report["dropped"]:
         found.append(f"{size['rows']} labels were left out: {size['dropped']}.")
     return " ".join(found)
+
+
+def _reached(point: Mapping[str, Any], metric: str) -> str:
+    mean = point["mean"]["test"][metric]  # null where, say, no test text has the label of which F1 is told
+    return "(not computed)" if mean is None else f"{mean:.4f}"
 
 
 def _crossings(report: Mapping[str, Any], lstm: str, against: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -212,11 +223,12 @@ def _write(out: Path, report: Mapping[str, Any]) -> None:
     (out / "report.json").write_text(text, encoding="utf-8")
     with open(out / "curves.csv", "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        table.writerow(["model", "labels", "seed", *SCORES])
+        names = scores_for(report["metric"])
+        table.writerow(["model", "labels", "seed", *names])
         for model, found in report["models"].items():
             for point in found["points"]:
                 for entry, run in zip(report["seeds"], point["runs"], strict=True):
-                    table.writerow([model, point["labels"], entry["seed"], *(run[name] for name in SCORES)])
+                    table.writerow([model, point["labels"], entry["seed"], *(run[name] for name in names)])
     lines = []
     for model, found in report["models"].items():
         means = [(p["labels"], p["mean"]["test"], p["spread"]["test"]) for p in found["points"]]

@@ -50,12 +50,12 @@ def points(
     stage: Annotated[str, Query(max_length=40)],
     ids: Ids = [],  # noqa: B006
 ) -> Response:
-    """The curves of one stage of all the jobs, each job's first run."""
+    """The curves of one stage of all the jobs: each job's first seed, at every rate that it tried."""
     jobs = _jobs(parts, tenant, ids)
     found = [
-        {**line, "name": name}
+        {**line, "name": name + line["tried"]}
         for job, name in zip(jobs, _names(jobs), strict=True)
-        for line in curves(parts.jobs, parts.artifacts, job, stage, most=1)
+        for line in curves(parts.jobs, parts.artifacts, job, stage, most=_runs(job, stage))
     ]
     return JSONResponse({"curves": found, "live": False})
 
@@ -65,6 +65,11 @@ def _jobs(parts: Parts, tenant: str, ids: list[str]) -> list[JobRecord]:
     if len(ids) > _MOST:
         raise InvalidRequest(f"{len(ids)} jobs were chosen; at most {_MOST} fit side by side")
     return [parts.jobs.get(tenant, job) for job in ids]
+
+
+def _runs(job: JobRecord, stage: str) -> int:
+    """How many nodes of a stage one seed has; a study is shown by its first."""
+    return max(1, len(job.resolved.recipe.finetune.rates)) if (job.spec.kind, stage) == ("train", "finetune") else 1
 
 
 def _names(jobs: list[JobRecord]) -> list[str]:

@@ -41,7 +41,10 @@ def peak_rate(node: Node) -> float:
 def curves(
     jobs: JobStore, artifacts: ArtifactStore, job: JobRecord, stage: str, *, most: int = _MOST_LINES
 ) -> list[dict[str, Any]]:
-    """The first `most` runs of a stage: `{"node", "name", "series": {name: {"x": steps, "y": values}}}`."""
+    """The first `most` runs of a stage: `{"node", "tried", "name", "series": {name: {"x": steps, "y": values}}}`.
+
+    tried: what the name says of a rate that is one of several, else empty.
+    """
     plan = plan_of(job)
     nodes = [node for node in plan.nodes if node.stage == stage][:most]
     done = refs_of(jobs, job, plan)
@@ -51,7 +54,8 @@ def curves(
     return [
         {
             "node": node.name,
-            "name": _name(job, node),
+            "tried": _tried(job, node),
+            "name": (f"seed {node.params['seed']}" if job.spec.kind == "train" else node.name) + _tried(job, node),
             "series": _series(told.get(node.name, {}), _history(artifacts, done.get(node.name)), peak_rate(node)),
         }
         for node in nodes
@@ -87,8 +91,7 @@ def _history(artifacts: ArtifactStore, ref: ManifestRef | None) -> dict[str, Any
     return history
 
 
-def _name(job: JobRecord, node: Node) -> str:
-    if job.spec.kind != "train":
-        return node.name
-    rate = f", {peak_rate(node):g}" if node.stage == "finetune" and job.resolved.recipe.finetune.rates else ""
-    return f"seed {node.params['seed']}{rate}"
+def _tried(job: JobRecord, node: Node) -> str:
+    """The rate, where a job of kind `train` tries several; the nodes of other kinds are called by their whole name."""
+    several = job.spec.kind == "train" and node.stage == "finetune" and job.resolved.recipe.finetune.rates
+    return f", {peak_rate(node):g}" if several else ""

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
 
 from services.api.predict import load_model
 from tests.unit.studies.local_plan import make_job, run_plan
 from tests.unit.training.made import made_task, tiny
+from tests.unit.training.test_published import published
 from tlm_core.compression.masks import Importance, Mask, one_shot
 from tlm_core.compression.sliced import load_sliced
 from tlm_core.errors import InvalidRecipe, InvalidRequest
@@ -111,6 +113,31 @@ def test_a_level_that_would_empty_a_layer_fails_with_the_most_that_can_go() -> N
     found = Importance(np.ones((2, 4)), np.ones(2))
     with pytest.raises(InvalidRequest, match="at most 6 heads"):
         one_shot(found, 0.9, "winning")
+
+
+def test_a_published_encoder_is_finetuned_pruned_and_exported_at_the_rates_that_validation_chooses(
+    tmp_path: Path,
+) -> None:
+    source, rates = str(published(tmp_path / "published", "Bert")), (1e-3, 1e-4)
+    recipe = tiny(model__init=source, tokenizer__source=source, joint__enabled=False, selection__selector="none",
+                  finetune__max_steps=4, finetune__evaluations=1, finetune__rates=rates, precision="fp32")  # fmt: skip
+    job = make_job(recipe, kind="prune", seeds=(0,), prune={"levels": [0.25], "tickets": ["winning"]})
+    done = run_plan(job, made_task(tmp_path / "task", (40, 20, 20)), tmp_path / "run")
+    report = json.loads((done["phases"] / "report.json").read_text())
+    history = {name: json.loads((done[name] / "history.json").read_text())
+               for name in done if name.startswith(("finetune.", "ticket."))}  # fmt: skip
+    for name in ("finetune", "ticket.winning.l0.25"):
+        tries = [history[f"{name}.lr{rate:g}.s0"] for rate in rates]
+        chosen = history[f"{name}.s0"]["best"]
+        assert chosen["score"] == max(one["best"]["score"] for one in tries) and chosen["lr"] in rates
+    costs = {key: sum(one["cost"]["flops"] for name, one in history.items() if key in name and ".lr" in name)
+             for key in ("finetune", "ticket")}  # fmt: skip
+    assert report["dense"]["cost"]["finetune"]["flops"] == pytest.approx(costs["finetune"])
+    assert report["sweep_cost"]["tickets"]["flops"] == pytest.approx(costs["ticket"])
+    assert report["seeds"][0]["chosen"]["lr"] in rates
+    assert (done["ticket.winning.l0.25.s0"] / "mask.json").exists()
+    stock = AutoModelForSequenceClassification.from_pretrained(str(done["phases"] / "model"))
+    assert type(stock).__name__ == "BertForSequenceClassification"
 
 
 @pytest.mark.parametrize(

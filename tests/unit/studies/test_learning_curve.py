@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -129,6 +130,29 @@ def test_the_report_has_the_parts_that_every_report_has(report: dict[str, Any]) 
     assert report["kind"] == "learning_curve"
     assert [entry["seed"] for entry in report["seeds"]] == [0, 1]
     assert {"task", "metric", "labels", "mean", "spread", "majority", "best_seed", "cost"} <= set(report)
+
+
+def test_a_task_with_a_metric_of_its_own_and_rates_to_try_has_its_curve(tmp_path: Path) -> None:
+    task = replace(Task.read(made_task(tmp_path / "made", (80, 30, 30))), metric="matthews")
+    task.write(tmp_path / "task")
+    recipe, rates = tiny(finetune__epochs=1, finetune__rates=(1e-3, 1e-4), precision="fp32"), {1e-3, 1e-4}
+    options = {"sizes": [2, 40, 80], "models": ["bilstm", "encoder"], "lstm": LSTM}
+    job = make_job(recipe, kind="learning_curve", seeds=(0,), learning_curve=options)
+    done = run_plan(job, tmp_path / "task", tmp_path / "run")
+    report = json.loads((done["curve"] / "report.json").read_text())
+    assert (report["metric"], report["sizes"]) == ("matthews", [40, 80])
+    lstm, encoder = (report["models"][model]["points"] for model in ("bilstm", "encoder"))
+    assert f"a matthews of {lstm[-1]['mean']['test']['matthews']:.4f}" in report["words"]
+    with open(done["curve"] / "curves.csv", newline="") as file:
+        assert {"accuracy", "matthews"} < set(next(csv.DictReader(file)))
+    for point in encoder:
+        (run,) = point["runs"]
+        tries = [done[f"finetune.encoder.n{point['labels']}.lr{rate:g}.s0"] for rate in rates]
+        histories = [json.loads((folder / "history.json").read_text()) for folder in tries]
+        prepared = json.loads((done[f"prepare.own.n{point['labels']}.s0"] / "data.json").read_text())
+        wanted = sum(one["cost"]["tokens"] for one in [*histories, prepared])
+        assert run["lr"] in rates and point["cost"]["tokens"] == pytest.approx(wanted)
+    assert all("lr" not in run for point in lstm for run in point["runs"]), "a BiLSTM has one rate, its own"
 
 
 def test_a_pretrained_model_of_another_architecture_is_refused_before_any_training(tmp_path: Path) -> None:
