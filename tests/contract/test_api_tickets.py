@@ -70,7 +70,7 @@ def test_a_ticket_that_is_none_is_refused_before_anything_runs(gateway: Gateway,
         assert complaint in json.dumps(answer)
 
 
-def test_a_ticket_found_at_several_rates_is_taken_as_a_mask_alone(gateway: Gateway, api: TestClient) -> None:
+def test_a_ticket_found_at_several_rates_is_taken_as_a_mask_alone(api: TestClient) -> None:
     rates = {"set": ALONE | {"finetune.rates": [1e-3, 1e-4]}}
     found = submitted(api, kind="prune", prune={"levels": [0.1]}, **rates)["id"]
     answer = shared(api, found)
