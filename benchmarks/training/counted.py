@@ -8,8 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.report import figure
 from benchmarks.training.data import bert_recipe, fast_recipe, prepared, threads
 from benchmarks.training.ours import Ours
+from tlm_core.training.memory import MICRO_ROWS
 from tlm_core.training.objective import Workers, accumulate_gradient, step_flops
-from tlm_core.training.state import MICRO_ROWS
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from tlm_core.errors import NotFound
 from tlm_core.jobs.plan import Plan, plan_of
 from tlm_core.jobs.spec import JobRecord, JobSpec, Resolved
 from tlm_core.jobs.states import State
+from tlm_core.training.memory import MICRO_ROWS, training_bytes
 from tlm_core.training.recipe import Selection
 
 Basis = Literal["measured", "built-in", "cached", "counted", "unknown"]
@@ -115,7 +116,8 @@ class Estimator:
         tokens = self._tokens(known, passages)
         stages = list(_stages(known, sizes, tokens, passages))
         gpu_hours = _gpu_hours(known, stages, reasons)
-        memory = work.memory_bytes(sizes, min(recipe.joint.batch_rows, 64)) if sizes else None
+        rows = min(recipe.joint.batch_rows, MICRO_ROWS)
+        memory = training_bytes(sizes, sizes.parameters, rows) if sizes else None
         disk = None
         if sizes and tokens is not None and spec.kind == "train":
             found = _BYTES_A_PASSAGE * (passages or 0)

@@ -174,15 +174,6 @@ def update_flops(sizes: Sizes, optimizer: str) -> float:
     return flops.newton_schulz(blocks)
 
 
-def memory_bytes(sizes: Sizes, rows: int) -> int:
-    """What a worker holds while it trains: weights, gradient, two moments and the best weights so far, and what the
-    backward pass needs of at most `rows` rows. The libraries' own memory is not in it."""
-    held = 5 * _BYTES * sizes.parameters
-    gates = 2 if sizes.rotary else 1
-    position = 8 * sizes.hidden + (gates + 1) * sizes.intermediate + 3 * sizes.heads * sizes.max_length
-    return held + _BYTES * rows * sizes.max_length * sizes.layers * position
-
-
 def disk_bytes(sizes: Sizes, recipe: Recipe, seeds: int, tokens: float, select_bytes: float) -> int:
     """What the job's artifacts take: selection, token stores, weights of every seed, the export twice (ONNX)."""
     stores = tokens * (2 if sizes.vocab < 2**16 else 4)

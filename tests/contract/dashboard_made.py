@@ -219,7 +219,8 @@ def tell(gateway: Gateway, job: JobRecord, share: float) -> None:
         nodes_done=nodes.index(joint),
         nodes_total=len(nodes),
     )
-    points = [{"node": joint.name, "stage": "joint", **point} for point in course(total, step, 0)]
+    told = ({**point, "learning_rate": 3e-3 * point["rate"]} for point in course(total, step, 0))
+    points = [{"node": joint.name, "stage": "joint", **point} for point in told]
     gateway.parts.jobs.report(T, job.id, job.attempt, metrics=points, progress=progress)
     folder = gateway.root / "made" / uuid.uuid4().hex
     folder.mkdir(parents=True)

@@ -13,8 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from tests.unit.training.made import made_prepared, tiny
+from tlm_core.training import loop
 from tlm_core.training.local import LocalCheckpoints, LocalReporter
-from tlm_core.training.params import stage_params
+from tlm_core.training.objective import Workers, accumulate_gradient
+from tlm_core.training.params import SHRUNK, stage_params
 from tlm_core.training.recipe import Recipe
 from tlm_core.training.stage import StageContext, StopRequested
 from tlm_core.training.stages import STAGES
@@ -26,8 +28,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def work(rank: int, size: int, port: int, folder: Path, recipe: Recipe, stop_at: int | None) -> None:
+def work(rank: int, size: int, port: int, folder: Path, recipe: Recipe, stop_at: int | None, tight: int | None) -> None:
     torch.set_num_threads(1)
+    if rank == tight:
+        loop.accumulate_gradient = _holds_two_rows
     address = f"tcp://127.0.0.1:{port}"
     torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=size)
     inputs = {"prepared": folder / "prepared"}
@@ -56,9 +60,19 @@ def work(rank: int, size: int, port: int, folder: Path, recipe: Recipe, stop_at:
         torch.distributed.destroy_process_group()
 
 
-def run_workers(size: int, folder: Path, recipe: Recipe, stop_at: int | None = None) -> None:
+def _holds_two_rows(model: Any, batch: Any, workers: Workers, micro_rows: int, *more: Any) -> Any:
+    if micro_rows > 2:
+        raise torch.OutOfMemoryError("no room")
+    return accumulate_gradient(model, batch, workers, micro_rows, *more)
+
+
+def run_workers(
+    size: int, folder: Path, recipe: Recipe, *, stop_at: int | None = None, tight: int | None = None
+) -> None:
+    """tight: a worker whose memory holds two rows."""
     context, port = multiprocessing.get_context("spawn"), free_port()
-    workers = [context.Process(target=work, args=(rank, size, port, folder, recipe, stop_at)) for rank in range(size)]
+    given = (port, folder, recipe, stop_at, tight)
+    workers = [context.Process(target=work, args=(rank, size, *given)) for rank in range(size)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -107,8 +121,20 @@ def test_two_workers_have_the_gradient_of_one(tmp_path: Path) -> None:
 
 def test_all_workers_stop_at_the_same_step(tmp_path: Path, recipe: Recipe) -> None:
     made_prepared(tmp_path, recipe)
-    run_workers(2, tmp_path, recipe, stop_at=0)
+    run_workers(2, tmp_path, recipe, stop_at=3)
     assert (tmp_path / "stopped.0").exists() and (tmp_path / "stopped.1").exists()
     assert len(list((tmp_path / "checkpoints.joint").iterdir())) == 1
     run_workers(2, tmp_path, recipe)
-    assert (tmp_path / "finetune2" / "model.safetensors").exists()
+    made_prepared(tmp_path / "whole", recipe)
+    run_workers(2, tmp_path / "whole", recipe)
+    resumed, whole = (folder / "finetune2" / "model.safetensors" for folder in (tmp_path, tmp_path / "whole"))
+    assert resumed.read_bytes() == whole.read_bytes(), "stopped and resumed is never stopped"
+
+
+def test_what_one_worker_s_memory_holds_and_one_clock_are_all_workers_(tmp_path: Path) -> None:
+    recipe = tiny(precision="fp32", joint__budget__seconds=0.5, finetune__epochs=1, checkpoint_steps=1000)
+    made_prepared(tmp_path, recipe)
+    run_workers(2, tmp_path, recipe, tight=1)
+    for stage in ("joint", "finetune"):
+        first, second = (json.loads((tmp_path / f"{stage}2.{rank}.json").read_text()) for rank in (0, 1))
+        assert first == second and first[SHRUNK] in (1, 2), "the artifact says so, whichever worker it was"

@@ -21,7 +21,7 @@ from tlm_core.compression.gates import gated
 from tlm_core.compression.masks import Importance, Mask, one_shot
 from tlm_core.compression.sliced import sliced
 from tlm_core.tasks.metrics import summary
-from tlm_core.training.device import pick_device
+from tlm_core.training.device import holding_the_model, pick_device
 from tlm_core.training.evaluate import predict, validation_scores
 from tlm_core.training.loop import Budget, Trainer
 from tlm_core.training.model import Shape, TaskModel
@@ -162,6 +162,7 @@ class SharedBatches:
         return self._batches[number](int(np.count_nonzero(self._turns[:step] == number)), progress)
 
 
+@holding_the_model()
 def share(ctx: StageContext) -> dict[str, Any]:
     """Train one encoder on all tasks. Parameter `tickets`: for each task `{"level": …}`, `{"mask": …}` or null.
 

@@ -19,6 +19,7 @@ from tlm_core.training.device import pick_device
 from tlm_core.training.evaluate import predict, report_of, told
 from tlm_core.training.flops import FORWARD_AND_BACKWARD
 from tlm_core.training.loop import Trainer
+from tlm_core.training.memory import MICRO_ROWS
 from tlm_core.training.prepared import Batch, Prepared, Split, task_batch
 from tlm_core.training.randomness import Stream, permutation, random_at
 from tlm_core.training.stage import StageContext
@@ -64,6 +65,9 @@ class BucketBatches:
 
 class LSTMTrainer(Trainer):
     """Counts the FLOPs of a recurrence over texts side by side, as many steps for each as the longest has."""
+
+    def _first_rows(self) -> int:
+        return MICRO_ROWS  # not counted for a recurrence, which is small beside an encoder
 
     def _step_flops(self, batch: Batch) -> float:
         shape = cast(LSTMShape, self.model.shape)

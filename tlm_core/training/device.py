@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
+
+from tlm_core.errors import OutOfMemory
 
 # Dense bfloat16 peaks of one device in FLOP/s without sparsity, by what its name holds; from the makers' data sheets.
 _PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40": 181e12, "L4": 121e12, "B200": 2250e12}
@@ -28,6 +32,20 @@ def peak_flops(device: torch.device) -> float | None:
 def out_of_memory(error: RuntimeError) -> bool:
     """Whether the device's memory did not hold what was asked for. A CPU's allocator has no class of error for it."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+@contextmanager
+def holding_the_model() -> Iterator[None]:
+    """Around a whole stage that trains: raises OutOfMemory where the device has too little whatever the batch is."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise OutOfMemory(
+            "the model, its gradient and its optimiser do not fit the device; use a smaller model or scale, or workers "
+            "with more memory"
+        ) from error
 
 
 @cache

@@ -15,6 +15,7 @@ from torch import Tensor
 from tlm_core.errors import NonFiniteLoss, OutOfMemory
 from tlm_core.tasks.metrics import better
 from tlm_core.training.device import out_of_memory, peak_flops
+from tlm_core.training.memory import MICRO_ROWS, fitting_rows, memory_limit
 from tlm_core.training.model import TaskModel, seed_of
 from tlm_core.training.objective import Workers, accumulate_gradient, step_flops
 from tlm_core.training.optim import Optimizer, learning_rate
@@ -24,7 +25,8 @@ from tlm_core.training.state import TrainState, checkpoint_writer, load_checkpoi
 
 POINTS = 200
 REPORT_SECONDS = 0.5
-SKIPS = 20
+# Steps that a recipe may skip: so many, in a long run one in a hundred; with more the run itself is at fault.
+SKIPS, SKIPPED_SHARE = 20, 0.01
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ class Trainer:
         """
         workers = Workers(self.ctx.rank, self.ctx.world_size)
         state, best = self._start(workers)
-        progress_report = _Progress(self.ctx, self.budget, self.clock, peak_flops(self.device))
+        lr = self.optimizer_recipe["lr"]
+        progress_report = _Progress(self.ctx, self.budget, lr, self.clock, peak_flops(self.device))
         counted = self.clock()
         if state.step == 0 and 0 in self.evaluate_at and not state.evaluations:
             best = self._evaluate(state, best)
@@ -90,7 +93,7 @@ class Trainer:
                 self.budget.midway(state, batch.rows.real_tokens, cost), self.optimizer_recipe["warmup"]
             )
             losses, stop, norm = self._gradient(batch, state, workers, progress_report.stop)
-            if self._finite(batch, state, losses, norm):
+            if self._finite(batch, state, losses, norm, workers):
                 self.optimizer.step(share, batch.active)
             state.step += 1
             state.tokens += batch.rows.real_tokens
@@ -116,19 +119,31 @@ class Trainer:
             return load_checkpoint(folder, self.model, self.optimizer)
         if workers.size > 1:
             torch.distributed.broadcast(self.optimizer.buffers.value, src=0)
-        return TrainState(), None
+        return TrainState(micro_rows=self._first_rows()), None
+
+    def _first_rows(self) -> int:
+        """Rows held at once to begin with. A GPU refuses what it cannot hold; a CPU's system ends the process instead,
+        so there it is counted beforehand, as if all workers were on this machine."""
+        if self.device.type != "cpu":
+            return MICRO_ROWS
+        limit = memory_limit() // self.ctx.world_size
+        return fitting_rows(self.model.shape, self.optimizer.buffers.value.numel(), limit)
 
     def _gradient(
         self, batch: Batch, state: TrainState, workers: Workers, stop: bool
     ) -> tuple[dict[str, float | None], bool, float]:
         """Fill the gradient, summed over all workers; returns mean losses, whether to stop, the gradient's norm."""
+        before = state.micro_rows
         while (sums := self._own_gradient(batch, state, workers)) is None:
             self._step_down(batch, state)
         buffers = self.optimizer.buffers
         buffers.extras[:2] = sums
         buffers.extras[2] = float(stop)
+        buffers.extras[3] = float(state.micro_rows < before)
         workers.sum(buffers.gradient)
-        mlm, task, stops, _ = buffers.extras.tolist()
+        mlm, task, stops, tight = buffers.extras.tolist()
+        if tight:
+            self._agree_on_rows(state, workers)
         losses = {
             "mlm": mlm / batch.masked if batch.masked else None,
             "task": task / batch.documents if batch.task_weight else None,
@@ -158,17 +173,24 @@ class Trainer:
         state.micro_rows = held // 2
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def _agree_on_rows(self, state: TrainState, workers: Workers) -> None:
+        """All go on with the rows that the tightest of them holds: one checkpoint and one history tell for all."""
+        state.micro_rows = workers.least(state.micro_rows, self.device)
         if not self.ctx.rank:
             self.ctx.report.event("memory.stepped_down", step=state.step, rows=state.micro_rows)
 
-    def _finite(self, batch: Batch, state: TrainState, losses: dict[str, float | None], norm: float) -> bool:
+    def _finite(
+        self, batch: Batch, state: TrainState, losses: dict[str, float | None], norm: float, workers: Workers
+    ) -> bool:
         """Whether the step's losses and gradient are numbers. If not: raises NonFiniteLoss, or counts and says so."""
         if all(math.isfinite(value) for value in (*losses.values(), norm) if value is not None):
             return True
         told = {name: None if value is None else str(value) for name, value in losses.items()}
         sources = batch.sources()
-        if self.optimizer_recipe["non_finite"] == "stop" or state.skipped >= SKIPS:
-            checkpoint = self.ctx.checkpoints.newest()
+        most = max(SKIPS, int(SKIPPED_SHARE * state.step))
+        if self.optimizer_recipe["non_finite"] == "stop" or state.skipped >= most:
+            checkpoint = self._newest_checkpoint(workers)
             kept = "none was due before it" if checkpoint is None else f"the last one is of step {checkpoint}"
             raise NonFiniteLoss(
                 f"the loss or its gradient is not a number at step {state.step}; lower the learning rate "
@@ -183,6 +205,12 @@ class Trainer:
         if not self.ctx.rank:
             self.ctx.report.event("step.skipped", step=state.step, losses=told, sources=sources[:100])
         return False
+
+    def _newest_checkpoint(self, workers: Workers) -> int | None:
+        """Its step, once the one that is being written is there: the first to raise ends the others."""
+        found = self.ctx.checkpoints.newest()
+        workers.least(0, self.device)
+        return self.ctx.checkpoints.newest() if workers.rank else found
 
     def _step_flops(self, batch: Batch) -> float:
         return step_flops(self.model.shape, batch) + self.optimizer.flops
@@ -235,14 +263,16 @@ class Trainer:
 class _Progress:
     """Tells the reporter how far the stage is at every step, so that it can stop it there; on rank 0.
 
-    A point of the metric series comes at most every REPORT_SECONDS; its losses are means since the one before.
+    A point of the metric series comes at most every REPORT_SECONDS; its losses are means since the one before, its
+    learning rate is AdamW's. lr: the peak of that.
     """
 
     def __init__(
-        self, ctx: StageContext, budget: Budget, clock: Callable[[], float], peak: float | None = None
+        self, ctx: StageContext, budget: Budget, lr: float, clock: Callable[[], float], peak: float | None = None
     ) -> None:
         self._ctx = ctx
         self._budget = budget
+        self._lr = lr
         self._clock = clock
         self._peak = peak
         self._last = clock() - REPORT_SECONDS
@@ -280,7 +310,7 @@ class _Progress:
             step=state.step,
             tokens=state.tokens,
             **{name: fmean(values) if values else None for name, values in losses.items()},
-            rate=share,
+            learning_rate=share * self._lr,
             gradient_norm=norm if math.isfinite(norm) else None,
             tokens_per_second=self._rate,
             gflops_per_second=None if speed is None else speed / 1e9,

@@ -39,6 +39,14 @@ class Workers:
             torch.distributed.all_reduce(tensor)
         return tensor
 
+    def least(self, value: int, device: torch.device) -> int:
+        """The least value that any worker passes; returns when all have passed one."""
+        if self.size == 1:
+            return value
+        found = torch.tensor(value, device=device)
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MIN)
+        return int(found)
+
 
 def micro_batches(batch: Batch, workers: Workers, rows: int) -> Iterator[Batch]:
     """This worker's part of the batch in parts of at most `rows` rows."""

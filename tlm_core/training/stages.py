@@ -14,10 +14,11 @@ from torch import Tensor
 
 from tlm_core.training import published
 from tlm_core.training.choose import choose
-from tlm_core.training.device import pick_device, resolved_precision
+from tlm_core.training.device import holding_the_model, pick_device, resolved_precision
 from tlm_core.training.evaluate import evaluate, predict, validation_scores
 from tlm_core.training.export import export
 from tlm_core.training.loop import Budget, Trainer
+from tlm_core.training.memory import MICRO_ROWS
 from tlm_core.training.model import Shape, TaskModel, initialise, initialise_counted, scratch_shape
 from tlm_core.training.objective import Workers
 from tlm_core.training.optim import Optimizer
@@ -27,9 +28,10 @@ from tlm_core.training.prepared import Batch, FinetuneBatches, JointBatches, Pre
 from tlm_core.training.profiling import copy_traces, trace_path, traced
 from tlm_core.training.recipe import OWN_STARTS, Finetune
 from tlm_core.training.stage import StageContext
-from tlm_core.training.state import HISTORY, MICRO_ROWS, SHAPE, WEIGHTS, TrainState, load_weights, weights
+from tlm_core.training.state import HISTORY, SHAPE, WEIGHTS, TrainState, load_weights, weights
 
 
+@holding_the_model()
 def joint(ctx: StageContext) -> dict[str, Any]:
     """Masked language modelling on retrieved and task text and the task's own loss (paper section 3.2)."""
     trainer = joint_trainer(ctx)
@@ -65,6 +67,7 @@ def finetune(ctx: StageContext) -> dict[str, Any]:
     return tune(ctx, *start(ctx))
 
 
+@holding_the_model()
 def start(ctx: StageContext) -> tuple[TaskModel, dict[str, Any]]:
     """The model with which finetuning begins, on this worker's device, and the joint stage's history if there was one.
 
@@ -79,6 +82,7 @@ def start(ctx: StageContext) -> tuple[TaskModel, dict[str, Any]]:
     return model, json.loads((ctx.inputs["joint"] / HISTORY).read_text(encoding="utf-8"))
 
 
+@holding_the_model()
 def tune(
     ctx: StageContext,
     model: TaskModel,

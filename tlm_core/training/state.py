@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tlm_core.artifacts import storage_errors
 from tlm_core.errors import CorruptArtifact
+from tlm_core.training.memory import MICRO_ROWS
 from tlm_core.training.model import Shape, TaskModel
 from tlm_core.training.optim import Optimizer
 
@@ -26,9 +27,6 @@ from tlm_core.training.optim import Optimizer
 HISTORY, SHAPE = "history.json", "model.json"
 # What a checkpoint holds; the weights have the same name in both.
 WEIGHTS, OPTIMIZER, BEST, STATE = "model.safetensors", "optimizer.safetensors", "best.safetensors", "state.json"
-
-# Rows held at once where memory allows.
-MICRO_ROWS = 64
 
 
 @dataclass

@@ -19,7 +19,7 @@ from tlm_core.jobs.plan import Node, Plan, plan_of
 from tlm_core.jobs.spec import JobRecord
 
 STAGES = ("joint", "finetune")
-_SHOWN = ("mlm", "task", "tokens_per_second", "score", "rate")
+_SHOWN = ("mlm", "task", "tokens_per_second", "score", "learning_rate")
 _POINTS = 400
 # Studies have a node for each size and seed; more lines than these nobody can tell apart.
 _MOST_LINES = 12
@@ -33,7 +33,7 @@ def stages_of(plan: Plan) -> list[str]:
 
 
 def peak_rate(node: Node) -> float:
-    """AdamW's highest learning rate in a node that trains; points tell the share of it."""
+    """AdamW's highest learning rate in a node that trains; its history tells the share of it."""
     lr: float = node.params["recipe"][node.stage]["optimizer"]["lr"]
     return lr
 
@@ -67,10 +67,9 @@ def _series(told: dict[str, Line], history: Mapping[str, Any], peak: float) -> d
     kept = {name: _columns(points, name) for name in ("mlm", "task", "rate")}
     # A stage that is over has every validation in its history, whatever was told of them.
     scores = _columns(history.get("evaluations", ()), "score")
+    share = kept.pop("rate")
+    kept["learning_rate"] = {"x": share["x"], "y": [part * peak for part in share["y"]]}
     found = (told or kept) | ({"score": scores} if scores["x"] else {})
-    rate = found.pop("rate", None)
-    if rate:
-        found["learning_rate"] = {"x": rate["x"], "y": [share * peak for share in rate["y"]]}
     return {name: line for name, line in found.items() if line["x"]}
 
 

@@ -209,6 +209,16 @@ def test_points_are_at_most_two_a_second_and_tell_rate_and_mean_losses(
     assert any(point["task"] is not None for point in points), "one step in ten has it"
 
 
+def test_the_series_tells_the_learning_rate_and_the_gradient_s_norm(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, Budget("steps", 10), lambda: 0.0)
+    state, _ = trainer.run()
+    reporter = trainer.ctx.report
+    assert isinstance(reporter, LocalReporter)
+    peak = trainer.optimizer_recipe["lr"]
+    assert [one["learning_rate"] for one in reporter.points] == [peak * point["rate"] for point in state.points]
+    assert [one["gradient_norm"] for one in reporter.points] == [point["gradient_norm"] for point in state.points]
+
+
 def test_utilisation_is_told_where_the_peak_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tlm_core.training.loop.peak_flops", lambda _: 1e12)
     ticks = itertools.count()
@@ -283,6 +293,21 @@ def test_a_recipe_may_skip_steps_that_are_not_numbers_and_counts_them(tmp_path: 
     assert all(torch.isfinite(tensor).all() for name, tensor in trainer.model.named_parameters() if "task" not in name)
 
 
+def test_a_long_run_may_skip_more_steps_than_a_short_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tlm_core.training.loop.SKIPS", 2)
+    for share in (0.3, 0.1):  # of steps 3, 7 and 11 the last is one too many for a tenth of the steps
+        monkeypatch.setattr("tlm_core.training.loop.SKIPPED_SHARE", share)
+        over = {"joint__optimizer__non_finite": "skip", "joint__rho1": 3}
+        trainer = trainer_of(tmp_path / str(share), Budget("steps", 12), lambda: 0.0, **over)
+        with torch.no_grad():
+            trainer.model.get_parameter("task.out.bias")[0] = float("inf")
+        if share == 0.3:
+            assert trainer.run()[0].skipped == 3
+        else:
+            with pytest.raises(NonFiniteLoss, match="at step 11"):
+                trainer.run()
+
+
 def test_a_run_that_only_skips_ends(tmp_path: Path) -> None:
     over = {"joint__optimizer__non_finite": "skip"}
     trainer = trainer_of(tmp_path, Budget("steps", 100), lambda: 0.0, **over)
@@ -310,13 +335,29 @@ def test_out_of_memory_steps_down_and_goes_on_with_the_same_batches(tmp_path: Pa
     state, _ = tight.run()
     reporter = tight.ctx.report
     assert isinstance(reporter, LocalReporter)
-    assert reporter.events == [
-        ("memory.stepped_down", {"step": 0, "rows": 4}),
-        ("memory.stepped_down", {"step": 0, "rows": 2}),
-    ]
+    assert reporter.events == [("memory.stepped_down", {"step": 0, "rows": 2})]
     assert state.micro_rows == 2 and state.step == 6
     assert [point["mlm"] for point in state.points] == pytest.approx([p["mlm"] for p in plenty.points], rel=1e-3)
     assert (state.tokens, state.flops) == (plenty.tokens, plenty.flops)
+
+
+def test_a_cpu_begins_with_the_rows_that_its_limit_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_of(tmp_path, Budget("steps", 2), lambda: 0.0)
+    monkeypatch.setattr("tlm_core.training.loop.memory_limit", lambda: 0)
+    state, _ = trainer.run()
+    assert state.micro_rows == 1
+
+
+def test_memory_that_does_not_hold_the_optimiser_is_told_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(Optimizer, "step", fails)
+    recipe = tiny()
+    with pytest.raises(OutOfMemory, match="its optimiser do not fit the device"):
+        run_of(tmp_path / "run", made_prepared(tmp_path / "data", recipe), recipe)()
 
 
 def test_the_error_of_a_cpu_s_allocator_is_out_of_memory_and_no_other_error_is(tmp_path: Path) -> None:
