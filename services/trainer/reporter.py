@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from services.common.jobstore import JobStore
@@ -16,6 +17,7 @@ from tlm_core.jobs.states import State
 log = logging.getLogger(__name__)
 
 _KEPT_WHILE_AWAY = 10_000
+_LOOK = 0.1  # seconds between two looks at the job's state: a read of one field, where a report is a durable write
 
 
 class JobReporter:
@@ -111,8 +113,18 @@ class JobReporter:
                 waited = 0.0
             if closing:
                 return
-            self._wake.wait(self._interval)
+            self._wait()
             waited += self._interval
+
+    def _wait(self) -> None:
+        """Until the next report may be sent; a request to stop is seen within a few steps of the smallest model."""
+        for _ in range(max(1, round(self._interval / _LOOK))):
+            if self._wake.wait(min(self._interval, _LOOK)):
+                return
+            if self._go_on:
+                # What this read cannot have, the next report tells of.
+                with suppress(Unavailable, NotFound):
+                    self._go_on = self._store.state(*self._job[:2]) is State.RUNNING
 
     def _send(self) -> None:
         with self._lock:

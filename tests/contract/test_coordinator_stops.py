@@ -100,7 +100,7 @@ def test_a_paused_job_leaves_a_checkpoint_and_goes_on_after_resume(world: World)
             world.store.pause(T, job_id)
             coordinator.round()
             assert world.job(job_id).state is State.PAUSING
-            time.sleep(0.7)  # until the reporter has learnt of it
+            time.sleep(0.3)  # until the reporter has learnt of it, which does not wait for its next report
 
     world.work(submission, joint=counting_stage(50, pause_at_two))
     coordinator.round()
