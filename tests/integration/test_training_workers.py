@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import socket
@@ -103,6 +104,9 @@ def test_two_workers_train_as_one(tmp_path: Path, recipe: Recipe) -> None:
         assert (second[name] - tensor).abs().max() <= 0.02, name
     both = [json.loads((tmp_path / f"finetune2.{rank}.json").read_text()) for rank in (0, 1)]
     assert both[0] == both[1]
+    weights = load_file(tmp_path / "finetune2" / "model.safetensors")
+    content = b"".join(weights[name].numpy().tobytes() for name in sorted(weights))
+    assert both[0]["weights_sha256"] == hashlib.sha256(content).hexdigest()
 
 
 def test_two_workers_have_the_gradient_of_one(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def words(report: Mapping[str, Any]) -> str:
     verdict = "better than" if ours > dense else "no better than"
     text = (
         f"Of the winning tickets the one with {left:.0%} of the layers' weights did best on validation. On test it "
-        f"has a {metric} of {ours:.4f}, {verdict} the dense model's {dense:.4f} ({seeds} seed(s))."
+        f"has {ours:.4f} in {metric}, {verdict} the dense model's {dense:.4f} ({seeds} seed(s))."
     )
     chance = chance_in_words(ours - dense, [side["spread"]["test"][metric] for side in (report, report["dense"])])
     speed, sizes = report["inference"]["speed_up"], report["inference"]

@@ -173,7 +173,7 @@ def words(report: Mapping[str, Any]) -> str:
     last = report["models"][BILSTM]["points"][-1]
     metric, most = report["metric"], last["labels"]
     alike = report["models"][BILSTM]["int8"]["agreement"]
-    found = [f"With {most:,} labels the BiLSTM reaches a {metric} of {_reached(last, metric)}."]
+    found = [f"With {most:,} labels the BiLSTM reaches {_reached(last, metric)} in {metric} on test."]
     found += _crossings(report, BILSTM, report["against"])
     for model, one in report["models"].items():
         if "against" in one:

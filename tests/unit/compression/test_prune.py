@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -75,6 +77,17 @@ def test_the_curves_hold_every_ticket_and_the_dense_model(report: dict[str, Any]
     assert found == [("dense", 0.0), ("winning", 0.25), ("winning", 0.5), ("losing", 0.25), ("losing", 0.5)]
     left = [point["weights_left"] for point in report["curves"]]
     assert left[0] == 1.0 > left[1] > left[2] > 0
+
+
+def test_table_and_plot_hold_the_same_points(done: Mapping[str, Path], report: dict[str, Any]) -> None:
+    with open(done["phases"] / "curves.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for row, point in zip(rows, report["curves"], strict=True):
+        assert (row["ticket"], float(row["level"])) == (point["ticket"], point["level"])
+        assert (float(row["weights_left"]), float(row["mean"])) == (point["weights_left"], point["mean"])
+        assert list(map(float, row["validation"].split())) == point["validation"]
+    root = ElementTree.parse(done["phases"] / "plot.svg").getroot()
+    assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == len(rows)
 
 
 def test_the_super_ticket_is_the_best_winning_one_on_validation(report: dict[str, Any]) -> None:

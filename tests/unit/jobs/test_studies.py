@@ -106,6 +106,33 @@ def test_sharing_takes_a_single_rate() -> None:
         check_kind(job.spec, job.resolved.recipe)
 
 
+def test_the_sizes_and_the_shape_of_the_lstm_are_the_paper_s_unless_others_are_given() -> None:
+    assert LearningCurve().sizes == (0.01, 0.03, 0.1, 0.3, 1.0)
+    assert (LearningCurve().lstm.layers, LearningCurve().lstm.hidden) == (4, 256)
+
+
+def test_all_models_of_a_curve_have_the_same_epochs_batches_cap_and_validations() -> None:
+    options = {"sizes": [50, 200], "models": ["bilstm", "bilstm_tlm", "encoder", "tlm", "pretrained"],
+               "pretrained": "hub:some/encoder"}  # fmt: skip
+    job = job_of("learning_curve", options)
+    changes = {"finetune.epochs": 7, "finetune.batch": 16, "finetune.max_steps": 90, "finetune.evaluations": 3}
+    resolved = job.resolved.model_copy(update={"recipe": resolve("fast", "tiny", changes)})
+    plan = plan_of(job.model_copy(update={"resolved": resolved}))
+    for node in plan.nodes:
+        if node.name.startswith("finetune."):
+            part = node.params["recipe"]["finetune"]
+            assert {f"finetune.{key}": part[key.removeprefix("finetune.")] for key in
+                    ("epochs", "batch", "max_steps", "evaluations")} == changes, node.name  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "options"), [("prune", {}), ("share_tickets", {"others": ["second"]})])
+def test_importance_is_weighed_as_the_request_says(kind: str, options: dict[str, Any]) -> None:
+    for asked in (True, False):
+        plan = plan_of(job_of(kind, {**options, "as_published": asked}))
+        told = {node.params["as_published"] for node in plan.nodes if node.stage == "importance"}
+        assert told == {asked}
+
+
 def test_the_workers_of_a_seed_begin_when_its_own_selections_are_there() -> None:
     plan = plan_of(job_of("learning_curve", {"sizes": [50, 200], "models": ["bilstm", "tlm"]}))
     here = {node.name: None for node in plan.nodes if node.place is not Place.WORKERS}

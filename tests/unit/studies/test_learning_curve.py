@@ -12,14 +12,21 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from services.api.predict import load_model
 from tests.unit.studies.local_plan import make_job, run_plan
 from tests.unit.training.made import LABELS, made_task, tiny
 from tlm_core.errors import InvalidRecipe
+from tlm_core.jobs.options import LearningCurve
+from tlm_core.jobs.studies import lstm_params
+from tlm_core.stages import STAGES
+from tlm_core.studies.curve import words
 from tlm_core.studies.fit import compare
 from tlm_core.tasks.metrics import score
 from tlm_core.tasks.task import Task
+from tlm_core.training.local import run_stage
 
 RECIPE = tiny(joint__budget__steps=6, finetune__epochs=3, finetune__evaluations=2, precision="fp32")
 LSTM = {"layers": 1, "hidden": 16, "embedding": 16, "dropout": 0.0, "lr": 0.01}
@@ -107,6 +114,45 @@ def test_the_lstm_with_tlm_s_embeddings_has_a_crossing_of_its_own_with_each_enco
     assert "('bilstm_tlm') it reaches" in report["words"]
 
 
+def test_the_third_variant_begins_with_the_token_embeddings_of_the_joint_stage(
+    done: Mapping[str, Path], tmp_path: Path
+) -> None:
+    inputs = {"prepared": done["prepare.tlm.n24.s0"], "joint": done["joint.n24.s0"]}
+    params = lstm_params(RECIPE, LearningCurve(lstm=LSTM | {"lr": 1e-12}), 0)
+    folder = run_stage("bilstm", inputs, params, tmp_path / "bilstm", stages=STAGES)
+    learnt = load_file(done["joint.n24.s0"] / "model.safetensors")["encoder.tokens.weight"]
+    torch.testing.assert_close(load_file(folder / "model.safetensors")["encoder.tokens.weight"], learnt)
+
+
+def made_report(own: list[float], other: list[float], found: dict[str, Any]) -> dict[str, Any]:
+    """What the paragraph is written from: accuracies of the BiLSTM and an encoder, and where the two meet."""
+    models = {
+        name: {
+            "points": [
+                {"labels": n, "mean": {"test": {"accuracy": mean}}} for n, mean in zip((100, 1000), means, strict=True)
+            ]
+        }
+        for name, means in (("bilstm", own), ("tlm", other))
+    }
+    models["bilstm"]["int8"] = {"agreement": 0.98}
+    against = {"tlm": {"margin": 0.01, "speed_up": 4.0, "speed_up_int8": 8.0, **found}}
+    dropped = [{"rows": 5, "dropped": "no text of 'red' is left"}]
+    return {"metric": "accuracy", "models": models, "against": against, "dropped": dropped}
+
+
+def test_the_paragraph_says_which_side_is_ahead_where_they_meet_and_how_sure_that_is() -> None:
+    meet = {"labels": 123_456.0, "interval": [98_000.0, None], "note": "an extrapolation"}
+    told = words(made_report([0.5, 0.7], [0.6, 0.75], meet))
+    for part in ("With 1,000 labels the BiLSTM reaches 0.7000 in accuracy on test", "5.0% below 'tlm' in accuracy",
+                 "from some 120,000 labels on it is within 1.0% of 'tlm'", "4.0 times as fast",
+                 "from 98,000 to beyond what was looked at", "That is an extrapolation.",
+                 "98.0% of validation texts", "5 labels were left out: no text of 'red' is left."):  # fmt: skip
+        assert part in told, told
+    reason = {"labels": None, "interval": None, "reason": "they never meet"}
+    told = words(made_report([0.5, 0.8], [0.6, 0.75], reason))
+    assert "5.0% above 'tlm'" in told and "Where the two meet cannot be told (they never meet)" in told
+
+
 def test_table_and_plot_hold_the_same_points(done: Mapping[str, Path], report: dict[str, Any]) -> None:
     with open(done["curve"] / "curves.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -142,7 +188,7 @@ def test_a_task_with_a_metric_of_its_own_and_rates_to_try_has_its_curve(tmp_path
     report = json.loads((done["curve"] / "report.json").read_text())
     assert (report["metric"], report["sizes"]) == ("matthews", [40, 80])
     lstm, encoder = (report["models"][model]["points"] for model in ("bilstm", "encoder"))
-    assert f"a matthews of {lstm[-1]['mean']['test']['matthews']:.4f}" in report["words"]
+    assert f"{lstm[-1]['mean']['test']['matthews']:.4f} in matthews" in report["words"]
     with open(done["curve"] / "curves.csv", newline="") as file:
         assert {"accuracy", "matthews"} < set(next(csv.DictReader(file)))
     for point in encoder:
