@@ -158,6 +158,17 @@ def test_ray_gives_out_as_many_cpus_as_a_training_worker_takes() -> None:
         assert _environment(SERVICES[name])["RAY_AUTH_MODE"] == "token"
 
 
+def test_on_gpus_ray_gives_out_all_cpus_of_the_machine_so_that_every_gpu_may_have_a_worker() -> None:
+    override = load("deploy/compose.gpu.yml")["services"]["ray-worker"]
+    shared = re.sub(r" --num-cpus=\S+", "", SERVICES["ray-worker"]["command"])
+    assert override["command"] == shared
+    (device,) = override["deploy"]["resources"]["reservations"]["devices"]
+    assert device["count"] == "all"
+    environment = {**_environment(SERVICES["ray-worker"]), **_environment(override)}
+    settings = check_environment("trainer", {key: filled(value) for key, value in environment.items()})
+    assert (settings.cpus_per_worker(2), settings.worker_gpus) == (settings.worker_cpus, 1.0)
+
+
 def test_redis_answers_only_what_is_on_the_disk() -> None:
     (mounted,) = (volume for volume in SERVICES["redis"]["volumes"] if volume.startswith("./"))
     source, target, mode = mounted.split(":")
