@@ -5,14 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.common.jobstore import JobStore, connect
 from tlm_core.artifacts import ArtifactStore
 
 
 class StoreSettings(BaseSettings):
-    """Where job state and artifacts are kept; each service adds its own and gives the prefix of the variables."""
+    """Where job state and artifacts are kept; each service adds its own and gives the prefix of the variables.
+
+    A variable that is empty counts as one that is not there: Compose passes on what `.env` lacks as an empty one.
+    """
+
+    model_config = SettingsConfigDict(env_ignore_empty=True)
 
     redis_url: str = "redis://127.0.0.1:6379/0"
     redis_password: SecretStr | None = None

@@ -14,7 +14,7 @@ from tlm_core.artifacts import ArtifactStore
 class RetrieverSettings(BaseSettings):
     """Where the retriever listens, reads, writes and searches. It needs no Redis."""
 
-    model_config = SettingsConfigDict(env_prefix="TLM_RETRIEVER_")
+    model_config = SettingsConfigDict(env_prefix="TLM_RETRIEVER_", env_ignore_empty=True)
 
     storage: str = Field(description="root of the artifacts: a folder or any fsspec address")
     scratch: Path = Field(description="local folder for files under way and the embedded indexes")

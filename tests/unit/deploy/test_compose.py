@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import botocore.session
 import pytest
 import yaml
 
@@ -127,6 +128,37 @@ def test_variables_are_settings_of_their_process(name: str) -> None:
     settings = check_environment(OURS[name], environment)
     mounted = {volume.split(":")[-1] for volume in SERVICES[name]["volumes"]}
     assert {str(settings.storage), str(settings.scratch)} <= mounted
+
+
+def test_what_the_documentation_names_as_a_setting_is_passed_on() -> None:
+    passed = {
+        key
+        for file in ("docker-compose.yml", *(f"deploy/compose.{name}.yml" for name in OVERRIDES))
+        for service in load(file)["services"].values()
+        for key in _environment(service)
+    }
+    settings = re.compile(r"\bTLM_(?:API|RETRIEVER|TRAINER)_[A-Z_]*[A-Z]\b")
+    named = {name for page in sorted((ROOT / "docs").glob("*.md")) for name in settings.findall(page.read_text())}
+    assert {"TLM_API_SOURCES", "TLM_API_WEBHOOK_PRIVATE"} <= named <= passed
+
+
+def test_what_env_does_not_say_is_left_at_its_default_and_what_it_says_is_taken() -> None:
+    environment = {key: filled(value) for key, value in _environment(SERVICES["api"]).items()}
+    settings = check_environment("api", environment)
+    assert (settings.sources, settings.model_folders, settings.webhook_private) == ((), (), False)
+    settings = check_environment(
+        "api", environment | {"TLM_API_SOURCES": '["hub:"]', "TLM_API_WEBHOOK_PRIVATE": "true"}
+    )
+    assert (settings.sources, settings.webhook_private) == (("hub:",), True)
+
+
+def test_a_way_to_s3_without_settings_is_one_that_the_client_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in _environment(SERVICES["api"]).items():
+        if key.startswith("AWS_"):
+            monkeypatch.setenv(key, filled(value))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    client = botocore.session.get_session().create_client("s3")
+    assert client.meta.endpoint_url == "https://s3.amazonaws.com"
 
 
 @pytest.mark.parametrize("file", ["docker-compose.yml", *(f"deploy/compose.{name}.yml" for name in OVERRIDES)])
