@@ -13,7 +13,8 @@ from tlm_core.errors import StorageFull, StoreUnavailable, TLMError
 def translate(error: redis_errors.RedisError) -> TLMError:
     """Our error for an error of redis-py."""
     text = str(error)
-    if isinstance(error, redis_errors.OutOfMemoryError) or text.startswith("OOM"):
+    # Within a script, Redis 6 tells it in the middle of a longer sentence.
+    if isinstance(error, redis_errors.OutOfMemoryError) or "OOM command" in text:
         return StorageFull("Redis has no memory left; raise its maxmemory or delete old jobs")
     if "MISCONF" in text or "No space left" in text:
         return StorageFull(f"Redis cannot write its append-only file: {text}; free space on its disk")

@@ -19,6 +19,7 @@ from tlm_core.errors import (
     IllegalTransition,
     NotFound,
     StaleAttempt,
+    StorageFull,
     StoreUnavailable,
     WorkerLost,
 )
@@ -32,6 +33,19 @@ ERROR = WorkerLost("a worker died")
 @pytest.fixture
 def store(redis_client: redis.Redis) -> JobStore:
     return JobStore(redis_client)
+
+
+def test_a_full_redis_says_what_to_do_and_lets_jobs_be_deleted(store: JobStore, redis_client: redis.Redis) -> None:
+    job = bring_to(store, State.CANCELLED)
+    redis_client.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(StorageFull, match="raise its maxmemory or delete old jobs"):
+            submit(store)
+        store.delete(job)
+    finally:
+        redis_client.config_set("maxmemory", 0)
+    with pytest.raises(NotFound):
+        store.get(T, job.id)
 
 
 def submit(store: JobStore, **kwargs: Any) -> JobRecord:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import kubernetes_validate
@@ -141,6 +142,15 @@ def test_a_training_worker_fits_into_a_pod(objects: tuple[Object, ...]) -> None:
             values, limits = environment(load, objects), load.container["resources"]["limits"]
             assert float(values["TLM_TRAINER_WORKER_CPUS"]) <= float(limits["cpu"])
             assert float(values["TLM_TRAINER_WORKER_GPUS"]) == float(limits.get("nvidia.com/gpu", 0))
+
+
+def test_redis_refuses_writes_well_before_its_container_is_killed(objects: tuple[Object, ...]) -> None:
+    """Rewriting its append-only file may take as much memory again."""
+    (config,) = (item["data"]["redis.conf"] for item in objects if "redis.conf" in item.get("data", {}))
+    (maxmemory,) = re.findall(r"^maxmemory (\d+)gb$", config, re.MULTILINE)
+    (redis,) = (load for load in workloads(objects) if load.component == "redis")
+    (limit,) = re.findall(r"^(\d+)Gi$", redis.container["resources"]["limits"]["memory"])
+    assert 2 * int(maxmemory) <= int(limit)
 
 
 def test_workloads_select_their_own_pods(objects: tuple[Object, ...]) -> None:
