@@ -15,9 +15,9 @@ import pytest
 import yaml
 
 from tests.support import ROOT
+from tests.unit.deploy import versions
 from tests.unit.deploy.environment import check_environment
 from tests.unit.deploy.manifests import base_files, workloads
-from tests.unit.deploy.versions import our_version, pinned
 
 OURS = {"api": "api", "retriever": "retriever", "trainer": "trainer", "ray-head": "trainer", "ray-worker": "trainer"}
 OVERRIDES = ("gpu", "dev")
@@ -70,10 +70,10 @@ def test_services_are_locked_down(name: str) -> None:
 @pytest.mark.parametrize("name", SERVICES)
 def test_images_are_pinned_and_the_same_as_in_kubernetes(name: str) -> None:
     image = SERVICES[name]["image"]
-    assert pinned(image)
+    assert versions.pinned(image)
     assert {image} == {load.container["image"] for load in workloads(base_files()) if load.component == name}
     if name in OURS:
-        assert image == f"tlm-service/{OURS[name]}:{our_version()}"
+        assert image == f"{versions.OURS}{OURS[name]}:{versions.our_version()}"
 
 
 def test_opensearch_is_of_the_version_that_the_tests_run() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
@@ -13,6 +15,7 @@ from tests.support import ROOT
 from tests.unit.deploy.environment import check_environment
 from tests.unit.deploy.manifests import (
     BASE,
+    KUBERNETES,
     OVERLAYS,
     Object,
     Workload,
@@ -23,7 +26,8 @@ from tests.unit.deploy.manifests import (
     rendered,
     workloads,
 )
-from tests.unit.deploy.versions import our_version, pinned
+from tests.unit.deploy.versions import OURS, our_version, pinned
+from tests.unit.docs.blocks import blocks_of
 
 # The image writes beside its programs when it starts.
 WRITES_TO_ITS_ROOT = {"opensearch"}
@@ -120,9 +124,21 @@ def test_images_are_pinned(objects: tuple[Object, ...]) -> None:
 def test_the_base_names_this_version_and_the_ray_of_the_lock() -> None:
     for load in workloads(base_files()):
         name, tag = load.container["image"].split(":")
-        assert not name.startswith("tlm-service/") or tag == our_version(), load
+        if load.component in PROCESS:
+            assert (name, tag) == (f"{OURS}{PROCESS[load.component]}", our_version()), load
     (cluster,) = of_kind(base_files(), "RayCluster").values()
     assert f"ray=={cluster['spec']['rayVersion']} " in (ROOT / "requirements.txt").read_text()
+
+
+@pytest.mark.parametrize("below", ["base", "overlays/gpu"])
+def test_the_overlay_of_the_page_takes_every_image_from_a_place_of_one_s_own(tmp_path: Path, below: str) -> None:
+    (text,) = (b.text for b in blocks_of(ROOT / "docs" / "deploy.md") if "kind: Kustomization" in b.text)
+    assert "resources: [../deploy/kubernetes/base]" in text
+    own = text.replace("../deploy/kubernetes/base", os.path.relpath(KUBERNETES / below, tmp_path.resolve()))
+    (tmp_path / "kustomization.yaml").write_text(own, encoding="utf-8")
+    for load in workloads(rendered(tmp_path)):
+        if load.component in PROCESS:
+            assert load.container["image"] == f"registry.example/tlm/{PROCESS[load.component]}:{our_version()}"
 
 
 def test_ray_asks_for_its_token_and_runs_no_training_on_its_head(objects: tuple[Object, ...]) -> None:

@@ -7,6 +7,9 @@ import tomllib
 
 from tests.support import ROOT
 
+# Never a bare name: those are looked for in a public place, where anyone may own them.
+OURS = "localhost/tlm-service/"
+
 
 def our_version() -> str:
     version: str = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
@@ -16,4 +19,4 @@ def our_version() -> str:
 def pinned(image: str) -> bool:
     """Whether the image's tag is a full version, or `dev` for one that is built by hand."""
     name, _, tag = image.partition(":")
-    return bool(re.match(r"\d+\.\d+\.\d+", tag)) or (name.startswith("tlm-service/") and tag == "dev")
+    return bool(re.match(r"\d+\.\d+\.\d+", tag)) or (name.startswith(OURS) and tag == "dev")
