@@ -32,10 +32,14 @@ def up(
     opensearch_url: Annotated[
         str | None, typer.Option(help="Use the OpenSearch at this address in place of the embedded index.")
     ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(help="GPUs for training, one for each worker; all that are found, 0: none.", min=0)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Start the whole service on this machine: Redis, Ray, retriever, trainer, gateway. Ctrl-C stops it."""
-    options = StackOptions(data_dir or session_of(context).data_dir, port=port, opensearch_url=opensearch_url)
+    data_dir = data_dir or session_of(context).data_dir
+    options = StackOptions(data_dir, port=port, opensearch_url=opensearch_url, gpus=gpus)
     console = notes()
     if detach:
         handle = launch_stack(options)

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -48,12 +49,16 @@ class Part:
 
 @dataclass(frozen=True)
 class StackOptions:
-    """What `tlm up` is asked for. port: of the gateway, 0: any free one. cpus: what Ray may use."""
+    """What `tlm up` is asked for. port: of the gateway, 0: any free one. cpus, gpus: what Ray may use.
+
+    gpus: None for those that `count_gpus` finds.
+    """
 
     data_dir: Path
     port: int = 8321
     opensearch_url: str | None = None
     cpus: int = os.cpu_count() or 1
+    gpus: int | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,22 @@ def find_ray() -> str:
     return found
 
 
+def count_gpus(environment: Mapping[str, str]) -> int:
+    """NVIDIA GPUs that the driver shows and CUDA_VISIBLE_DEVICES in `environment` leaves.
+
+    Asked of `nvidia-smi`, since torch takes seconds to import. Where it is missing or fails there are none: without a
+    driver that answers, training computes on the CPU.
+    """
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    found = sum(line.startswith("GPU ") for line in listed.stdout.splitlines()) if listed.returncode == 0 else 0
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return found
+    return min(found, sum(name.strip() not in ("", "-1", "NoDevFiles") for name in visible.split(",")))
+
+
 def plan_stack(
     folder: StackFolder,
     options: StackOptions,
@@ -119,8 +140,13 @@ def plan_stack(
         "RAY_URL": f"http://{HOST}:{ray_port}",
     }
     base = _base_environment(environment, folder, secrets["ray_token"])
-    # Ray's workers read the trainer's settings, since they report to the same store.
-    trainer = _service(base, "trainer", folder, store | {"JOB_CPUS": str(options.cpus)})
+    gpus = count_gpus(environment) if options.gpus is None else options.gpus
+    # Ray's workers read the trainer's settings, since they report to the same store. One GPU for each: workers that do
+    # not ask Ray for one would all take the first.
+    compute = {"JOB_CPUS": str(options.cpus), "WORKER_GPUS": "1" if gpus else "0"}
+    trainer = _service(base, "trainer", folder, store | compute)
+    if options.gpus == 0:
+        trainer["CUDA_VISIBLE_DEVICES"] = ""
     # Whoever started the stack may read these files anyway.
     gateway = store | {
         "HOST": HOST,
@@ -136,7 +162,7 @@ def plan_stack(
     }
     parts = (
         _redis(folder, redis_server, redis_port, base, secrets["redis_password"]),
-        _ray(folder, ray, ray_port, client_port, options.cpus, {**trainer, PART_MARK: "ray"}, secrets["ray_token"]),
+        _ray(folder, ray, ray_port, client_port, (options.cpus, gpus), trainer, secrets["ray_token"]),
         _http_part("retriever", retriever_port, _service(base, "retriever", folder, retriever)),
         Part(
             "trainer",
@@ -213,15 +239,23 @@ def _redis(folder: StackFolder, server: str, port: int, base: Mapping[str, str],
 
 
 def _ray(
-    folder: StackFolder, ray: str, port: int, client_port: int, cpus: int, environment: Mapping[str, str], token: str
+    folder: StackFolder,
+    ray: str,
+    port: int,
+    client_port: int,
+    room: tuple[int, int],
+    environment: Mapping[str, str],
+    token: str,
 ) -> Part:
+    """room: CPUs and GPUs that Ray gives out. environment: the trainer's."""
+    cpus, gpus = room
     command = (
         ray, "start", "--head", "--block", "--disable-usage-stats", "--no-monitor", "--log-color", "false",
         "--node-ip-address", HOST, "--port", "0", "--min-worker-port", "0", "--max-worker-port", "0",
         "--dashboard-host", HOST, "--dashboard-port", str(port), "--include-dashboard", "true",
         "--dashboard-agent-listen-port", "0", "--ray-client-server-port", str(client_port),
-        "--include-log-monitor", "false", "--num-cpus", str(cpus), "--object-store-memory", str(_OBJECT_STORE_BYTES),
-        "--temp-dir", str(ray_folder(folder)),
+        "--include-log-monitor", "false", "--num-cpus", str(cpus), "--num-gpus", str(gpus),
+        "--object-store-memory", str(_OBJECT_STORE_BYTES), "--temp-dir", str(ray_folder(folder)),
     )  # fmt: skip
     return Part(
         "ray",
@@ -230,6 +264,7 @@ def _ray(
         {
             **ENVIRONMENT,
             **environment,
+            PART_MARK: "ray",
             "DASHBOARD_METRIC_PORT": "0",
             "RAY_JOB_START_TIMEOUT_SECONDS": str(_WAIT_FOR_ROOM),
         },

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import stat
 import sys
 from collections.abc import Iterator
@@ -170,6 +171,35 @@ def test_everything_listens_on_loopback_only(folder: StackFolder) -> None:
     assert (
         parts["api"].environment["TLM_API_HOST"] == parts["retriever"].environment["TLM_RETRIEVER_HOST"] == "127.0.0.1"
     )
+
+
+def compute_of(folder: StackFolder, gpus: int | None, outside: dict[str, str]) -> tuple[str, str, str | None]:
+    """What a stack gives Ray, what it has each worker ask for, and which GPUs its workers may see."""
+    plan = plan_stack(folder, StackOptions(folder.root, port=0, gpus=gpus), outside)
+    parts = {part.name: part for part in plan.parts}
+    ray = parts["ray"]
+    asked = ray.environment["TLM_TRAINER_WORKER_GPUS"]
+    assert parts["trainer"].environment["TLM_TRAINER_WORKER_GPUS"] == asked
+    return ray.command[ray.command.index("--num-gpus") + 1], asked, ray.environment.get("CUDA_VISIBLE_DEVICES")
+
+
+def test_every_worker_has_a_gpu_of_its_own_where_there_are_any(
+    folder: StackFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smi = tmp_path / "bin" / "nvidia-smi"
+    smi.parent.mkdir()
+    monkeypatch.setenv("PATH", f"{smi.parent}:{os.environ['PATH']}")
+    if shutil.which("nvidia-smi") is None:
+        assert compute_of(folder, None, {}) == ("0", "0", None)
+    smi.write_text("#!/bin/sh\necho 'GPU 0: A (UUID: GPU-1)'\necho '  MIG 1g'\necho 'GPU 1: A (UUID: GPU-2)'\n")
+    smi.chmod(0o755)
+    assert compute_of(folder, None, {}) == ("2", "1", None)
+    assert compute_of(folder, None, {"CUDA_VISIBLE_DEVICES": "1"}) == ("1", "1", "1")
+    assert compute_of(folder, None, {"CUDA_VISIBLE_DEVICES": ""}) == ("0", "0", "")
+    assert compute_of(folder, 1, {}) == ("1", "1", None)
+    assert compute_of(folder, 0, {}) == ("0", "0", ""), "asked for none, none is seen"
+    smi.write_text("#!/bin/sh\necho 'GPU access blocked by the operating system'\nexit 9\n")
+    assert compute_of(folder, None, {}) == ("0", "0", None)
 
 
 def test_opensearch_takes_the_place_of_the_embedded_index(folder: StackFolder) -> None:
