@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import time
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from tests.support import ROOT
 from tests.unit.deploy import versions
 from tests.unit.deploy.environment import check_environment
 from tests.unit.deploy.manifests import base_files, workloads
+from tests.unit.docs.blocks import blocks_of
 
 OURS = {"api": "api", "retriever": "retriever", "trainer": "trainer", "ray-head": "trainer", "ray-worker": "trainer"}
 OVERRIDES = ("gpu", "dev")
@@ -140,6 +142,20 @@ def test_what_the_documentation_names_as_a_setting_is_passed_on() -> None:
     settings = re.compile(r"\bTLM_(?:API|RETRIEVER|TRAINER)_[A-Z_]*[A-Z]\b")
     named = {name for page in sorted((ROOT / "docs").glob("*.md")) for name in settings.findall(page.read_text())}
     assert {"TLM_API_SOURCES", "TLM_API_WEBHOOK_PRIVATE"} <= named <= passed
+
+
+def test_the_page_s_folder_of_models_is_one_that_jobs_may_use_and_training_workers_see() -> None:
+    blocks = [block.text for block in blocks_of(ROOT / "docs" / "deploy.md")]
+    (line,) = (text.strip() for text in blocks if text.startswith("TLM_API_MODEL_FOLDERS="))
+    (override,) = (yaml.safe_load(text) for text in blocks if text.startswith("services:"))
+    (command,) = (text for text in blocks if text.startswith("tlm submit"))
+    name, _, value = line.partition("=")
+    environment = {key: filled(value) for key, value in _environment(SERVICES["api"]).items()}
+    (folder,) = check_environment("api", environment | {name: shlex.split(value)[0]}).model_folders
+    (mount,) = override["services"]["ray-worker"]["volumes"]
+    assert mount.split(":")[1:] == [str(folder), "ro"]
+    paths = [Path(word.partition("=")[2]) for word in command.split() if "=/" in word]
+    assert len(paths) == 2 and all(path.is_relative_to(folder) for path in paths)
 
 
 def test_what_env_does_not_say_is_left_at_its_default_and_what_it_says_is_taken() -> None:
