@@ -59,6 +59,13 @@ def test_files_and_modules_that_a_command_names_exist(line: str) -> None:
         assert importlib.util.find_spec(words[words.index("-m") + 1]), line
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_says_before_it_begins_which_curl_has_json(page: Path) -> None:
+    if any(command.startswith("curl ") and " --json " in command for command in commands_of(page)):
+        before = re.split(r"^curl .* --json ", page.read_text(encoding="utf-8"), maxsplit=1, flags=re.MULTILINE)[0]
+        assert "curl 7.82" in before
+
+
 def called_on(tree: ast.AST, name: str) -> set[str]:
     """Methods that are called on the variable `name`."""
     return {
