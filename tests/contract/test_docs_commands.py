@@ -206,7 +206,7 @@ class Served:
 def served(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     client = redis_server.client()
     client.flushall()
-    made = make_gateway(client, tmp_path_factory.mktemp("docs"))
+    made = make_gateway(client, tmp_path_factory.mktemp("docs"), model_folders=(Path("/models"),))
     outgoing = Outgoing(private=False, resolve=lambda _host, _port: ["93.184.215.14"])
     gateway = dataclasses.replace(made, parts=dataclasses.replace(made.parts, outgoing=outgoing))
     sizes = {"train": 60, "validation": 20, "test": 20}
