@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
+from tests.support import ROOT
 from tests.unit.training.made_release import WORDS, Release, made_release
 from tlm_client.cli import app
 from tlm_client.console import Session
@@ -47,6 +52,22 @@ def test_a_released_model_is_evaluated_as_it_stands(release: Release, data: Path
     expected = score(task.label_ids("test"), answers, 3, task.metric, in_train=task.in_train("test"))
     assert len(set(answers)) > 1
     assert json.loads(result.stdout) == json.loads(json.dumps(expected))
+
+
+def test_a_released_model_is_evaluated_by_its_id(release: Release, data: Path, tmp_path: Path) -> None:
+    """Out of the hub library's own cache, which has only the pickled weights, as the release has."""
+    repository = tmp_path / "hub" / "models--yxchar--tlm-sciie-small-scale"
+    shutil.copytree(release.folder, repository / "snapshots" / ("a" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_CACHE"}
+    environment |= {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    asked = ["evaluate", "hub:yxchar/tlm-sciie-small-scale", "--dataset", str(data), "--json"]
+    command = [sys.executable, "-m", "tlm_client", *asked]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    folder = CliRunner().invoke(app, ["evaluate", str(release.folder), *asked[2:]], obj=Session())
+    assert json.loads(done.stdout)["accuracy"] == json.loads(folder.stdout)["accuracy"]
 
 
 def test_a_released_model_is_written_for_stock_classes(release: Release, tmp_path: Path) -> None:
