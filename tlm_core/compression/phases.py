@@ -24,7 +24,7 @@ from tlm_core.training.export import write_export
 from tlm_core.training.graph import write_onnx
 from tlm_core.training.prepared import Prepared, Split
 from tlm_core.training.stage import StageContext
-from tlm_core.training.state import HISTORY, load_model, weights
+from tlm_core.training.state import load_model, read_history, weights
 
 TIMED = 64
 
@@ -50,7 +50,9 @@ def phases(ctx: StageContext) -> dict[str, Any]:
     report: dict[str, Any] = {"kind": "prune", **report_of(folders, prepared, task, _answer(prepared))}
     report["dense"] = {name: dense[name] for name in ("mean", "spread", "cost")}
     report["curves"] = curves
-    report["sweep_cost"] = total_cost([{"tickets": _history(f)["cost"]} for n, f in ctx.inputs.items() if ".l" in n])
+    report["sweep_cost"] = total_cost(
+        [{"tickets": read_history(f)["cost"]} for n, f in ctx.inputs.items() if ".l" in n]
+    )
     model, mask = load_sliced(folders[report["best_seed"]])
     full = widened(weights(model), model.shape, mask)
     write_export(ctx.out, model, full, prepared, task, report, ctx.params["recipe"])
@@ -70,16 +72,11 @@ def node_of(which: str, level: float, seed: int) -> str:
     return f"ticket.{which}.l{level:g}.s{seed}"
 
 
-def _history(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / HISTORY).read_text(encoding="utf-8"))
-    return found
-
-
 def _curves(
     inputs: Mapping[str, Path], tickets: Sequence[str], levels: Sequence[float], seeds: Sequence[int]
 ) -> list[dict[str, Any]]:
     """One point for the dense model and one for each kind of ticket and level: validation scores over seeds."""
-    dense = [_history(inputs[f"finetune.s{seed}"])["best"]["score"] for seed in seeds]
+    dense = [read_history(inputs[f"finetune.s{seed}"])["best"]["score"] for seed in seeds]
     points = [_point("dense", 0.0, 1.0, dense)]
     shape = load_model(inputs[f"finetune.s{seeds[0]}"]).shape
     for which in tickets:
@@ -88,7 +85,7 @@ def _curves(
             mask = Mask.from_dict(json.loads((folders[0] / MASK).read_text(encoding="utf-8")))
             counts = parameters(shape, mask)  # the same for each seed: a level fixes how many heads and blocks go
             left = counts["layers_left"] / counts["layers_full"]
-            points.append(_point(which, level, left, [_history(folder)["best"]["score"] for folder in folders]))
+            points.append(_point(which, level, left, [read_history(folder)["best"]["score"] for folder in folders]))
             points[-1] |= {"heads_left": mask.heads_left, "blocks_left": mask.blocks_left}
     return points
 

@@ -23,7 +23,7 @@ from tlm_core.training.evaluate import predict, report_of, tests_of, total_cost
 from tlm_core.training.model import Shape
 from tlm_core.training.prepared import Prepared, Split
 from tlm_core.training.stage import StageContext
-from tlm_core.training.state import HISTORY, SHAPE, load_model
+from tlm_core.training.state import SHAPE, load_model, read_history
 
 SYSTEMS = ("alone", "multi_task", "tickets")
 APART = 0.2  # between the systems of one task in the plot, where tasks are 1 apart
@@ -131,8 +131,7 @@ def _cost(inputs: Mapping[str, Path]) -> dict[str, dict[str, float]]:
     costs = []
     for name, folder in inputs.items():
         if name.startswith(SYSTEMS):
-            history = json.loads((folder / HISTORY).read_text(encoding="utf-8"))
-            costs.append({name.split(".")[0]: history["cost"]})
+            costs.append({name.split(".")[0]: read_history(folder)["cost"]})
     return total_cost(costs)
 
 

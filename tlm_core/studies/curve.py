@@ -14,7 +14,7 @@ from tlm_core.studies.fit import compare, fit
 from tlm_core.studies.lstm_export import INT8, export_lstm, lstm_onnx
 from tlm_core.studies.measure import compare_graphs, in_words
 from tlm_core.studies.plot import Curve, plot
-from tlm_core.tasks.metrics import better, scores_for, summary
+from tlm_core.tasks.metrics import best_of, scores_for, summary
 from tlm_core.training.evaluate import over_seeds, told, total_cost
 from tlm_core.training.graph import write_onnx
 from tlm_core.training.prepared import Prepared
@@ -72,10 +72,7 @@ def _whole(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The BiLSTM of the largest size, which is what gets exported, as one report over its seeds."""
     seeds = [run["seeds"][0] for run in runs]
     same = {name: runs[0][name] for name in ("task", "metric", "labels", "majority")}
-    best = seeds[0]
-    for entry in seeds[1:]:
-        if better(entry["validation"]["value"], best["validation"]["value"]):
-            best = entry
+    best = seeds[best_of([entry["validation"]["value"] for entry in seeds])]
     return {**same, "seeds": seeds, **over_seeds(seeds), "best_seed": best["seed"]}
 
 

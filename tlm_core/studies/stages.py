@@ -24,7 +24,7 @@ from tlm_core.training.prepared import Batch, Prepared, Split, task_batch
 from tlm_core.training.randomness import Stream, permutation, random_at
 from tlm_core.training.stage import StageContext
 from tlm_core.training.stages import tune
-from tlm_core.training.state import HISTORY, WEIGHTS
+from tlm_core.training.state import WEIGHTS, read_history
 
 # Batches that are sorted by length together: enough for rows of like length, few enough to stay a random draw.
 CHUNK = 32
@@ -99,8 +99,7 @@ def bilstm(ctx: StageContext) -> dict[str, Any]:
 
 def _begun(joint: Path) -> tuple[Tensor, dict[str, Any]]:
     """The token embeddings that the joint stage left, and what they cost; the head that it trained is not taken."""
-    history = json.loads((joint / HISTORY).read_text(encoding="utf-8"))
-    return load_file(joint / WEIGHTS)["encoder.tokens.weight"], {"cost": history["cost"]}
+    return load_file(joint / WEIGHTS)["encoder.tokens.weight"], {"cost": read_history(joint)["cost"]}
 
 
 def evaluate_bilstm(ctx: StageContext) -> dict[str, Any]:

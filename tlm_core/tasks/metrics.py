@@ -211,6 +211,15 @@ def better(score: float | None, than: float | None) -> bool:
     return score is not None and (than is None or score > than)
 
 
+def best_of(scores: Sequence[float | None]) -> int:
+    """Which of the scores, one at least, is the best; the first wins ties."""
+    best = 0
+    for number, score in enumerate(scores):
+        if better(score, scores[best]):
+            best = number
+    return best
+
+
 def chance_in_words(difference: float, spreads: Sequence[float | None]) -> str:
     """What the seeds' standard deviations on both sides leave of a difference; empty where it is beyond both."""
     known = [spread for spread in spreads if spread is not None]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 from typing import Any
 
 from tlm_core.artifacts import MANIFEST
-from tlm_core.tasks.metrics import better
+from tlm_core.tasks.metrics import best_of
 from tlm_core.training.stage import StageContext
-from tlm_core.training.state import HISTORY
+from tlm_core.training.state import HISTORY, read_history
 
 
 def choose(ctx: StageContext) -> dict[str, Any]:
@@ -22,19 +21,11 @@ def choose(ctx: StageContext) -> dict[str, Any]:
     if ctx.rank:
         return {}
     folders = [ctx.inputs[f"try.{number}"] for number in range(len(ctx.params["rates"]))]
-    histories = [_history(folder) for folder in folders]
+    histories = [read_history(folder) for folder in folders]
     tries = [{**found["best"], "lr": lr} for lr, found in zip(ctx.params["rates"], histories, strict=True)]
-    best = 0
-    for number, one in enumerate(tries):
-        if better(one["score"], tries[best]["score"]):
-            best = number
+    best = best_of([one["score"] for one in tries])
     cost = {name: sum(found["cost"][name] for found in histories) for name in histories[best]["cost"]}
     shutil.copytree(folders[best], ctx.out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
     history = {**histories[best], "cost": cost, "best": tries[best], "tries": tries}
     (ctx.out / HISTORY).write_text(json.dumps(history), encoding="utf-8")
     return {"lr": tries[best]["lr"]}
-
-
-def _history(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / HISTORY).read_text(encoding="utf-8"))
-    return found

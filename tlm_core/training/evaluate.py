@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from tlm_core.errors import OutOfMemory
-from tlm_core.tasks.metrics import better, majority_baseline, score, score_values, scores_for, summary
+from tlm_core.tasks.metrics import best_of, majority_baseline, score, score_values, scores_for, summary
 from tlm_core.tasks.task import SPLITS, Task
 from tlm_core.training.device import autocast, out_of_memory, pick_device
 from tlm_core.training.model import TaskModel
 from tlm_core.training.objective import Workers, encode, pooled_logits, task_loss
 from tlm_core.training.prepared import Ints, Prepared, Split, task_batch
 from tlm_core.training.stage import StageContext
-from tlm_core.training.state import HISTORY, load_model
+from tlm_core.training.state import load_model, read_history
 
 DOCUMENTS = 128
 
@@ -129,10 +129,7 @@ def report_of(folders: Mapping[int, Path], prepared: Prepared, task: Task, answe
     folders: what finetuning wrote, by seed. Reads test: call it once, when all training is done.
     """
     seeds = [_seed_report(seed, folders[seed], prepared, task, answer) for seed in sorted(folders)]
-    best = seeds[0]
-    for entry in seeds[1:]:
-        if better(entry["validation"]["value"], best["validation"]["value"]):
-            best = entry
+    best = seeds[best_of([entry["validation"]["value"] for entry in seeds])]
     return {
         "task": task.name,
         "metric": prepared.metric,
@@ -146,7 +143,7 @@ def report_of(folders: Mapping[int, Path], prepared: Prepared, task: Task, answe
 
 
 def _seed_report(seed: int, folder: Path, prepared: Prepared, task: Task, answer: Answer) -> dict[str, Any]:
-    history = json.loads((folder / HISTORY).read_text(encoding="utf-8"))
+    history = read_history(folder)
     entry: dict[str, Any] = {"seed": seed, "chosen": history["best"]}
     for name in ("validation", *tests_of(prepared)):
         split = prepared.split(name)

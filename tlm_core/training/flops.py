@@ -6,14 +6,21 @@ from typing import Protocol
 
 
 class Sizes(Protocol):
-    """What the count needs of a model's shape; `model.Shape` has it, and so has an estimate made without torch."""
+    """What counts of operations and of memory need of a model's shape.
+
+    `model.Shape` has it, and so has an estimate made without torch.
+    """
 
     @property
     def layers(self) -> int: ...
     @property
     def hidden(self) -> int: ...
     @property
+    def heads(self) -> int: ...
+    @property
     def intermediate(self) -> int: ...
+    @property
+    def max_length(self) -> int: ...
     @property
     def vocab(self) -> int: ...
     @property

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Protocol
+
+from tlm_core.training.flops import Sizes
 
 # Rows held at once where memory allows.
 MICRO_ROWS = 64
@@ -15,23 +16,6 @@ _LIBRARIES = 700_000_000
 _USABLE = 0.8
 # Where a container's limit stands, of either kind of control groups.
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-
-
-class Sizes(Protocol):
-    """What the count needs of a model's shape; `model.Shape` has it, and so has an estimate made without torch."""
-
-    @property
-    def layers(self) -> int: ...
-    @property
-    def hidden(self) -> int: ...
-    @property
-    def heads(self) -> int: ...
-    @property
-    def intermediate(self) -> int: ...
-    @property
-    def max_length(self) -> int: ...
-    @property
-    def rotary(self) -> bool: ...
 
 
 def training_bytes(shape: Sizes, parameters: int, rows: int) -> int:

@@ -28,7 +28,7 @@ from tlm_core.training.prepared import Batch, FinetuneBatches, JointBatches, Pre
 from tlm_core.training.profiling import copy_traces, trace_path, traced
 from tlm_core.training.recipe import OWN_STARTS, Finetune
 from tlm_core.training.stage import StageContext
-from tlm_core.training.state import HISTORY, SHAPE, WEIGHTS, TrainState, load_weights, weights
+from tlm_core.training.state import HISTORY, SHAPE, WEIGHTS, TrainState, load_weights, read_history, weights
 
 
 @holding_the_model()
@@ -79,7 +79,7 @@ def start(ctx: StageContext) -> tuple[TaskModel, dict[str, Any]]:
         return model, {}
     skip = ("task.",) if recipe["finetune"]["reset_head"] else ()
     load_weights(model, load_file(ctx.inputs["joint"] / WEIGHTS), skip=skip)
-    return model, json.loads((ctx.inputs["joint"] / HISTORY).read_text(encoding="utf-8"))
+    return model, read_history(ctx.inputs["joint"])
 
 
 @holding_the_model()

@@ -121,6 +121,12 @@ def load_checkpoint(
     return TrainState(**data), best
 
 
+def read_history(folder: Path) -> dict[str, Any]:
+    """What a stage that trained tells of its course: points, evaluations, the best of them, its cost."""
+    found: dict[str, Any] = json.loads((folder / HISTORY).read_text(encoding="utf-8"))
+    return found
+
+
 def load_model(folder: Path) -> TaskModel:
     """The encoder and task head that the finetune stage wrote, ready to predict. Raises CorruptArtifact."""
     model = TaskModel(Shape.from_dict(json.loads((folder / SHAPE).read_text(encoding="utf-8"))))

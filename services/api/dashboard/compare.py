@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from services.api.compare import compare
-from services.api.dashboard.curves import STAGES, curves, stages_of
+from services.api.dashboard.curves import STAGES, curves, rates_of, stages_of
 from services.api.dashboard.present import scores_of
 from services.api.dashboard.web import SignedIn, page
 from services.api.parts import Parts, PartsDep
@@ -55,7 +55,7 @@ def points(
     found = [
         {**line, "name": name + line["tried"]}
         for job, name in zip(jobs, _names(jobs), strict=True)
-        for line in curves(parts.jobs, parts.artifacts, job, stage, most=_runs(job, stage))
+        for line in curves(parts.jobs, parts.artifacts, job, stage, most=max(1, len(rates_of(job, stage))))
     ]
     return JSONResponse({"curves": found, "live": False})
 
@@ -65,11 +65,6 @@ def _jobs(parts: Parts, tenant: str, ids: list[str]) -> list[JobRecord]:
     if len(ids) > _MOST:
         raise InvalidRequest(f"{len(ids)} jobs were chosen; at most {_MOST} fit side by side")
     return [parts.jobs.get(tenant, job) for job in ids]
-
-
-def _runs(job: JobRecord, stage: str) -> int:
-    """How many nodes of a stage one seed has; a study is shown by its first."""
-    return max(1, len(job.resolved.recipe.finetune.rates)) if (job.spec.kind, stage) == ("train", "finetune") else 1
 
 
 def _names(jobs: list[JobRecord]) -> list[str]:

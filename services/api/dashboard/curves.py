@@ -90,7 +90,10 @@ def _history(artifacts: ArtifactStore, ref: ManifestRef | None) -> dict[str, Any
     return history
 
 
+def rates_of(job: JobRecord, stage: str) -> tuple[float, ...]:
+    """The rates of which each is a run of the stage, for each seed. None in studies, whose nodes have whole names."""
+    return job.resolved.recipe.finetune.rates if (job.spec.kind, stage) == ("train", "finetune") else ()
+
+
 def _tried(job: JobRecord, node: Node) -> str:
-    """The rate, where a job of kind `train` tries several; the nodes of other kinds are called by their whole name."""
-    several = job.spec.kind == "train" and node.stage == "finetune" and job.resolved.recipe.finetune.rates
-    return f", {peak_rate(node):g}" if several else ""
+    return f", {peak_rate(node):g}" if rates_of(job, node.stage) else ""
