@@ -21,6 +21,11 @@ from tlm_core.jobs.studies import check_kind, recipes_of
 from tlm_core.training.recipe import Recipe, resolve
 
 _MAX_SEED = 2**32 - 1
+# Kinds of jobs that leave nothing with heads and blocks to prune, and what they leave.
+_NOT_PRUNED = {
+    "learning_curve": "leaves a BiLSTM, which has no attention heads",
+    "share_tickets": "compares systems and leaves no model",
+}
 
 
 def resolve_job(parts: Parts, tenant: str, spec: JobSpec) -> tuple[JobSpec, Resolved]:
@@ -70,10 +75,15 @@ def resolve_job(parts: Parts, tenant: str, spec: JobSpec) -> tuple[JobSpec, Reso
 
 
 def _pruning(parts: Parts, tenant: str, spec: JobSpec, trained: JobRecord) -> tuple[JobSpec, Resolved]:
-    """A request to prune the model of the job `trained`, with all that this job brings."""
-    if trained.spec.kind != "train":
+    """A request to prune the model of the job `trained`, with all that this job brings.
+
+    Tickets are found in one shot (arXiv 2105.12002, section 3), so of a `prune` job it is the dense model that is
+    pruned, and not what it has left of that.
+    """
+    if (kind := trained.spec.kind) in _NOT_PRUNED:
         raise InvalidRequest(
-            f"'prune.job' names {trained.id}, which is of kind '{trained.spec.kind}'; name a job of kind 'train'"
+            f"'prune.job' names {trained.id}, but a job of kind '{kind}' {_NOT_PRUNED[kind]}; name one of kind 'train' "
+            "or 'prune', or prune by the recipe, without 'prune.job'"
         )
     if trained.state is not State.SUCCEEDED:
         raise Conflict(
@@ -96,7 +106,7 @@ def _taken(trained: JobRecord) -> dict[str, Taken]:
     assert trained.result is not None, "a job that succeeded tells what it has left"
     left = {name: Taken.model_validate(entry) for name, entry in trained.result["artifacts"].items()}
     digests = {name: one.ref.digest for name, one in left.items()}
-    nodes = [node for node in plan_of(trained).nodes if node.stage not in ("evaluate", "export")]
+    nodes = plan_of(trained).behind("evaluate")
     for node in nodes:
         if node.name not in left or node.artifact_id(digests, trained.id) != left[node.name].artifact:
             raise Conflict(

@@ -8,7 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from services.common.artifacts_of import published
-from tests.contract.gateway import Gateway
+from tests.contract.gateway import TRAIN, Gateway, add_dataset
 from tests.contract.made_results import complete
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord
@@ -29,12 +29,13 @@ def prune(api: TestClient, job: str, **more: Any) -> dict[str, Any]:
     return submit(api, kind="prune", prune={"job": job, "levels": [0.2]}, **more)
 
 
-def trained(api: TestClient, gateway: Gateway, older: str | None = None) -> JobRecord:
+def trained(api: TestClient, gateway: Gateway, older: str | None = None, **asked: Any) -> JobRecord:
     """A finished job, recorded as a coordinator records it, whose joint stage ended by the clock.
 
-    older: a node that another release ran, which named its artifact otherwise.
+    older: a node that another release ran, which named its artifact otherwise. asked: the request, by default of a
+    `train` job.
     """
-    store, job_id = gateway.parts.jobs, submit(api, **CLOCKED)["id"]
+    store, job_id = gateway.parts.jobs, submit(api, **asked or CLOCKED)["id"]
     job = store.claim("a", 60)
     assert job is not None and job.id == job_id
     refs = complete(store, gateway.parts.artifacts, job, gateway.root)
@@ -65,6 +66,22 @@ def test_the_model_of_a_job_that_ended_by_the_clock_is_the_one_that_is_pruned(
     assert "joint.s3" not in published(gateway.parts.jobs, gateway.parts.jobs.get(T, by_recipe))
 
 
+@pytest.mark.parametrize("how", [{**CLOCKED, "prune": {"levels": [0.3]}}, {"prune": {"levels": [0.3]}, "job": True}])
+def test_of_a_prune_job_it_is_the_dense_model_that_is_pruned_at_other_levels(
+    api: TestClient, gateway: Gateway, how: dict[str, Any]
+) -> None:
+    if how.pop("job", False):  # it pruned a job's model itself
+        how["prune"]["job"] = trained(api, gateway).id
+    job = trained(api, gateway, kind="prune", **how)
+    told = prune(api, job.id)
+    assert told["status_code"] == 202, told
+    pruning, own = gateway.parts.jobs.get(T, told["id"]), published(gateway.parts.jobs, job)
+    assert {name: one.ref for name, one in pruning.resolved.taken.items()} == {name: own[name] for name in MODEL}
+    assert published(gateway.parts.jobs, pruning)["evaluate"] == own["evaluate"]
+    names = {node.name for node in plan_of(pruning).nodes}
+    assert "ticket.winning.l0.2.s3" in names and not any("l0.3" in name for name in names)
+
+
 def test_what_the_job_brings_is_part_of_its_request_only_where_it_says_the_same(
     api: TestClient, gateway: Gateway
 ) -> None:
@@ -84,15 +101,19 @@ def test_a_job_whose_model_cannot_be_pruned_is_refused(api: TestClient, gateway:
     waiting = submit(api, **CLOCKED)["id"]
     curve = {"learning_curve": {"sizes": [5, 10], "models": ["bilstm"]}}
     other = submit(api, dataset="toy", kind="learning_curve", set={"selection.selector": "none"}, **curve)["id"]
+    add_dataset(gateway, "second", {"train": TRAIN.replace("film", "book")})
+    sharing = {"share_tickets": {"others": ["second"]}, "set": {"selection.selector": "none"}}
+    shared = submit(api, dataset="toy", kind="share_tickets", **sharing)["id"]
     for named, status, complaint in (
         (waiting, 409, "is queued; its model can be pruned when it has succeeded"),
-        (other, 422, "of kind 'learning_curve'; name a job of kind 'train'"), ("job_none", 404, "job_none"),
+        (other, 422, "a job of kind 'learning_curve' leaves a BiLSTM"), ("job_none", 404, "job_none"),
+        (shared, 422, "a job of kind 'share_tickets' compares systems and leaves no model; name one of kind 'train'"),
         ("toy", 422, "/prune/job"),
     ):  # fmt: skip
         refused = prune(api, named)
         assert (refused["status_code"], complaint in refused["detail"]) == (status, True), refused
-    api.post(f"/v1/jobs/{waiting}/cancel")
-    api.post(f"/v1/jobs/{other}/cancel")
+    for left in (waiting, other, shared):
+        api.post(f"/v1/jobs/{left}/cancel")
     job = trained(api, gateway)
     high = submit(api, kind="prune", prune={"job": job.id, "levels": [0.9]})
     assert high["status_code"] == 422 and "at most 6 heads" in high["detail"], high

@@ -121,6 +121,14 @@ class Plan:
     def node(self, name: str) -> Node:
         return next(node for node in self.nodes if node.name == name)
 
+    def behind(self, name: str) -> list[Node]:
+        """All that a node is made from, near and far, in order."""
+        needed = set(self.node(name).inputs.values())
+        for node in reversed(self.nodes):
+            if node.name in needed:
+                needed |= set(node.inputs.values())
+        return [node for node in self.nodes if node.name in needed]
+
     def ready(self, done: Mapping[str, Any]) -> list[Node]:
         """Nodes not done whose inputs all are."""
         return [n for n in self.nodes if n.name not in done and all(i in done for i in n.inputs.values())]

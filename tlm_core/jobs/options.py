@@ -80,11 +80,11 @@ class LearningCurve(_Options):
 class Prune(_Options):
     """Options of a `prune` job (Super Tickets, arXiv 2105.12002).
 
-    job: its model is pruned, and its data set, corpus, recipe and seeds are taken; none: the recipe's model, trained
-    or found.
+    job: its model (of a `prune` job the dense one) is pruned, and its data set, corpus, recipe and seeds are taken;
+    none: the recipe's model, trained or found.
     """
 
-    job: str | None = Field(None, pattern=r"^job_", max_length=100, description="a finished `train` job")
+    job: str | None = Field(None, pattern=r"^job_", max_length=100, description="a finished `train` or `prune` job")
     levels: tuple[float, ...] = Field(
         (0.15, 0.3, 0.45, 0.6), min_length=1, max_length=30, description="shares of heads and blocks that go"
     )
