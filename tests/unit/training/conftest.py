@@ -1,4 +1,4 @@
-"""One thread: the models here are too small for two, and other tests run beside them."""
+"""What tests of training have in common."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ import torch
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
+    """The models here are too small for two threads, and other tests run beside them."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def report_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tlm_core.training.loop.REPORT_SECONDS", 0.0)

@@ -10,6 +10,8 @@ from typing import Any
 
 from tlm_core.stages import STAGES
 from tlm_core.training.local import LocalCheckpoints, LocalReporter
+from tlm_core.training.params import stage_params
+from tlm_core.training.recipe import Recipe
 from tlm_core.training.stage import StageContext
 
 
@@ -59,3 +61,10 @@ def content(folder: Path) -> dict[str, Any]:
     cost = {name: value for name, value in history.pop("cost").items() if "seconds" not in name}
     history.pop("joint", None)
     return {"weights": (folder / "model.safetensors").read_bytes(), "cost": cost, "history": history}
+
+
+def run_of(
+    folder: Path, prepared: Path, recipe: Recipe, stage: str = "joint", inputs: Mapping[str, Path] | None = None
+) -> Run:
+    """A stage by `recipe`, at seed 5."""
+    return Run(folder, stage, {"prepared": prepared, **(inputs or {})}, stage_params(stage, recipe, 5))

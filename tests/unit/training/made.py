@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from tlm_core.tasks.task import Task, task_schema
-from tlm_core.training.local import run_stage
+from tlm_core.training.local import LocalCheckpoints, LocalReporter, run_stage
+from tlm_core.training.loop import Budget, Trainer
+from tlm_core.training.optim import Optimizer
 from tlm_core.training.params import stage_params
+from tlm_core.training.prepared import JointBatches, Prepared
 from tlm_core.training.recipe import Recipe, resolve
+from tlm_core.training.stage import StageContext
+from tlm_core.training.stages import build
 
 LABELS = ("red", "green", "blue")
 COMMON = [f"common{i}" for i in range(50)]
@@ -92,3 +98,25 @@ def made_prepared(folder: Path, recipe: Recipe, *, pair: bool = False, alone: bo
     if not alone:
         inputs["selection"] = made_selection(folder / "selection")
     return run_stage("prepare", inputs, stage_params("prepare", recipe), folder / "prepared")
+
+
+def trainer_of(folder: Path, budget: Budget, clock: Callable[[], float], **over: Any) -> Trainer:
+    """A joint stage's run on made data, in float32."""
+    recipe = tiny(precision="fp32", **over)
+    prepared = Prepared(made_prepared(folder / "data", recipe))
+    model = build(recipe.model.model_dump(), prepared, 0)
+    joint = recipe.joint.model_dump()
+    reporter, checkpoints = LocalReporter(), LocalCheckpoints(folder / "checkpoints")
+    return Trainer(
+        ctx=StageContext(inputs={}, params={}, out=folder, report=reporter, checkpoints=checkpoints, scratch=folder),
+        model=model,
+        optimizer=Optimizer(model, joint["optimizer"], ("encoder", "vocabulary", "task")),
+        optimizer_recipe=joint["optimizer"],
+        batches=JointBatches(prepared, joint, 0),
+        budget=budget,
+        seed=0,
+        precision="fp32",
+        checkpoint_steps=1000,
+        device=torch.device("cpu"),
+        clock=clock,
+    )

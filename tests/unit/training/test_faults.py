@@ -1,0 +1,174 @@
+"""Faults of a run: losses that are no numbers, memory that does not do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.unit.training.killed import run_of
+from tests.unit.training.made import made_prepared, tiny, trainer_of
+from tlm_core.errors import NonFiniteLoss, OutOfMemory
+from tlm_core.training.evaluate import predict
+from tlm_core.training.local import LocalReporter
+from tlm_core.training.loop import Budget
+from tlm_core.training.optim import Optimizer
+from tlm_core.training.prepared import Batch, Prepared
+
+pytestmark = pytest.mark.usefixtures("report_at_every_step")
+
+
+def test_a_loss_that_is_not_a_number_names_step_and_passages_and_spares_the_weights(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, Budget("steps", 10), lambda: 0.0)
+    name = "vocabulary.out.bias"
+    with torch.no_grad():
+        trainer.model.get_parameter(name)[7] = float("nan")
+    before = trainer.model.get_parameter("encoder.tokens.weight").detach().clone()
+    with pytest.raises(NonFiniteLoss) as caught:
+        trainer.run()
+    assert caught.value.facts["step"] == 0
+    sources = caught.value.facts["sources"]
+    assert len(sources) > 3 and all(len(source) == 32 for source in sources)
+    assert torch.equal(before, trainer.model.get_parameter("encoder.tokens.weight"))
+    assert caught.value.facts["checkpoint"] is None and "none was due" in str(caught.value)
+
+
+def test_a_loss_that_is_not_a_number_names_the_last_good_checkpoint(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, Budget("steps", 10), lambda: 0.0)
+    trainer.checkpoint_steps, batches = 2, trainer.batches
+
+    def spoiled(step: int, progress: float) -> Batch:
+        if step == 5:
+            with torch.no_grad():
+                trainer.model.get_parameter("vocabulary.out.bias")[7] = float("nan")
+        return batches(step, progress)
+
+    trainer.batches = spoiled
+    with pytest.raises(NonFiniteLoss, match="the last one is of step 4") as caught:
+        trainer.run()
+    assert (caught.value.facts["step"], caught.value.facts["checkpoint"]) == (5, 4)
+
+
+def test_a_recipe_may_skip_steps_that_are_not_numbers_and_counts_them(tmp_path: Path) -> None:
+    over = {"joint__optimizer__non_finite": "skip", "joint__rho1": 3}
+    trainer = trainer_of(tmp_path, Budget("steps", 12), lambda: 0.0, **over)
+    with torch.no_grad():
+        trainer.model.get_parameter("task.out.bias")[0] = float("inf")
+    state, _ = trainer.run()
+    reporter = trainer.ctx.report
+    assert isinstance(reporter, LocalReporter)
+    assert state.step == 12 and state.skipped == 3
+    assert [(type, data["step"]) for type, data in reporter.events] == [("step.skipped", step) for step in (3, 7, 11)]
+    assert all(torch.isfinite(tensor).all() for name, tensor in trainer.model.named_parameters() if "task" not in name)
+
+
+def test_a_long_run_may_skip_more_steps_than_a_short_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tlm_core.training.loop.SKIPS", 2)
+    for share in (0.3, 0.1):  # of steps 3, 7 and 11 the last is one too many for a tenth of the steps
+        monkeypatch.setattr("tlm_core.training.loop.SKIPPED_SHARE", share)
+        over = {"joint__optimizer__non_finite": "skip", "joint__rho1": 3}
+        trainer = trainer_of(tmp_path / str(share), Budget("steps", 12), lambda: 0.0, **over)
+        with torch.no_grad():
+            trainer.model.get_parameter("task.out.bias")[0] = float("inf")
+        if share == 0.3:
+            assert trainer.run()[0].skipped == 3
+        else:
+            with pytest.raises(NonFiniteLoss, match="at step 11"):
+                trainer.run()
+
+
+def test_a_run_that_only_skips_ends(tmp_path: Path) -> None:
+    over = {"joint__optimizer__non_finite": "skip"}
+    trainer = trainer_of(tmp_path, Budget("steps", 100), lambda: 0.0, **over)
+    with torch.no_grad():
+        trainer.model.get_parameter("vocabulary.out.bias")[7] = float("nan")
+    with pytest.raises(NonFiniteLoss, match="at step 20"):
+        trainer.run()
+
+
+def _fits(rows: int) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
+    """A device whose memory holds so many rows."""
+
+    def check(_: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        if len(arguments[0]) > rows:
+            raise torch.OutOfMemoryError("no room")
+
+    return check
+
+
+def test_out_of_memory_steps_down_and_goes_on_with_the_same_batches(tmp_path: Path) -> None:
+    roomy = trainer_of(tmp_path / "roomy", Budget("steps", 6), lambda: 0.0)
+    plenty, _ = roomy.run()
+    tight = trainer_of(tmp_path / "tight", Budget("steps", 6), lambda: 0.0)
+    tight.model.encoder.register_forward_pre_hook(_fits(3))
+    state, _ = tight.run()
+    reporter = tight.ctx.report
+    assert isinstance(reporter, LocalReporter)
+    assert reporter.events == [("memory.stepped_down", {"step": 0, "rows": 2})]
+    assert state.micro_rows == 2 and state.step == 6
+    assert [point["mlm"] for point in state.points] == pytest.approx([p["mlm"] for p in plenty.points], rel=1e-3)
+    assert (state.tokens, state.flops) == (plenty.tokens, plenty.flops)
+
+
+def test_a_cpu_begins_with_the_rows_that_its_limit_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_of(tmp_path, Budget("steps", 2), lambda: 0.0)
+    monkeypatch.setattr("tlm_core.training.loop.memory_limit", lambda: 0)
+    state, _ = trainer.run()
+    assert state.micro_rows == 1
+
+
+def test_memory_that_does_not_hold_the_optimiser_is_told_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(Optimizer, "step", fails)
+    recipe = tiny()
+    with pytest.raises(OutOfMemory, match="its optimiser do not fit the device"):
+        run_of(tmp_path / "run", made_prepared(tmp_path / "data", recipe), recipe)()
+
+
+def test_the_error_of_a_cpu_s_allocator_is_out_of_memory_and_no_other_error_is(tmp_path: Path) -> None:
+    told = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"
+    for message, expected in ((told, OutOfMemory), ("shapes do not match", RuntimeError)):
+
+        def fails(*_: Any, message: str = message) -> None:
+            raise RuntimeError(message)
+
+        trainer = trainer_of(tmp_path / expected.__name__, Budget("steps", 6), lambda: 0.0)
+        trainer.model.encoder.register_forward_pre_hook(fails)
+        with pytest.raises(expected):
+            trainer.run()
+
+
+def test_predictions_are_made_in_parts_where_the_device_holds_no_more(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, Budget("steps", 6), lambda: 0.0)
+    trainer.run()
+    prepared = Prepared(tmp_path / "data" / "prepared")
+    split, device = prepared.split("train"), torch.device("cpu")
+    whole = predict(trainer.model, split, prepared, device=device)
+    trainer.model.encoder.register_forward_pre_hook(_fits(1))
+    np.testing.assert_allclose(predict(trainer.model, split, prepared, device=device), whole, atol=1e-5)
+    trainer.model.encoder.register_forward_pre_hook(_fits(0))
+    with pytest.raises(OutOfMemory, match="not even one text"):
+        predict(trainer.model, split, prepared, device=device)
+
+
+def test_a_row_that_does_not_fit_ends_the_run_with_what_to_change(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, Budget("steps", 6), lambda: 0.0)
+    trainer.model.encoder.register_forward_pre_hook(_fits(0))
+    with pytest.raises(OutOfMemory, match="shorter max_length"):
+        trainer.run()
+
+
+def test_the_source_of_a_bad_task_batch_is_told_by_row(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, Budget("steps", 10), lambda: 0.0, joint__rho1=0)
+    with torch.no_grad():
+        trainer.model.get_parameter("task.out.bias")[0] = float("inf")
+    with pytest.raises(NonFiniteLoss, match="train:"):
+        trainer.run()
