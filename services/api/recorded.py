@@ -11,7 +11,7 @@ from typing import Any
 from services.common.jobstore import JobStore
 from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import CorruptArtifact, NotFound
-from tlm_core.jobs.plan import plan_of
+from tlm_core.jobs.plan import Plan, plan_of
 from tlm_core.jobs.spec import Event, JobRecord, Resolved
 from tlm_core.jobs.states import State
 
@@ -19,11 +19,16 @@ _LATEST = 30
 _EVENTS = 20_000
 # The workers' start is no stage, but it takes its time in every job.
 START = "start"
+_TRAINED = ("joint", "finetune")
 
 
 @dataclass(frozen=True)
 class Took:
-    """One stage of one job. work: see `Facts.work`; seconds: wall clock, from its start to its publication."""
+    """One stage of one job. work: see `Facts.work`.
+
+    seconds: wall clock, from its (last) start to its publication; of a stage that went on from a checkpoint at least
+    those that training has counted, as its work is all of it, too.
+    """
 
     stage: str
     work: float
@@ -71,20 +76,27 @@ class Recorded:
     def _read(self, job: JobRecord) -> Finished | None:
         if not job.result or "artifacts" not in job.result:
             return None
+        plan = plan_of(job)
         refs = {name: ManifestRef(**entry["ref"]) for name, entry in job.result["artifacts"].items()}
         try:
             metas = {name: self._artifacts.manifest(ref).meta for name, ref in refs.items()}
             rows = self._json(refs["validate"], "task.json")["counts"]
             cost = self._json(refs["evaluate"], "report.json")["cost"]["total"]
             prepared = metas["prepare"]
+            trained = {
+                node.name: float(self._json(refs[node.name], "history.json")["cost"]["seconds"])
+                for node in plan.nodes
+                if node.stage in _TRAINED and metas.get(node.name, {}).get("flops")
+            }
             searched = (metas.get("select", {}).get("corpus") or {}).get("passages", 0)
             facts = Facts(rows, prepared["tokens"], len(job.spec.seeds), float(searched))
         except (NotFound, CorruptArtifact, KeyError):
             return None
         model, resolved = job.resolved.recipe.model, job.resolved
+        events = self._jobs.events(job.tenant, job.id, limit=_EVENTS)
         return Finished(
             job=job.id,
-            took=tuple(_took(job, metas, facts, self._jobs.events(job.tenant, job.id, limit=_EVENTS))),
+            took=tuple(_took(job, plan, metas, trained, facts, events)),
             width=model.layers * model.hidden,
             workers=job.spec.workers,
             source=source_of(resolved),
@@ -136,10 +148,17 @@ def source_of(resolved: Resolved) -> tuple[str, str, str]:
 
 
 def _took(
-    job: JobRecord, metas: Mapping[str, Mapping[str, Any]], facts: Facts, events: Sequence[Event]
+    job: JobRecord,
+    plan: Plan,
+    metas: Mapping[str, Mapping[str, Any]],
+    trained: Mapping[str, float],
+    facts: Facts,
+    events: Sequence[Event],
 ) -> Iterator[Took]:
-    """Each stage that this job ran itself, from its events; what it took from the cache has none."""
-    plan = plan_of(job)
+    """Each stage that this job ran itself, from its events; what it took from the cache has none.
+
+    trained: seconds that each node which trains has counted, over all attempts and jobs that had a part in it.
+    """
     began: dict[str, float] = {}
     mark, submitted = job.created_at, None
     for event in events:
@@ -155,6 +174,6 @@ def _took(
             stage = plan.node(node).stage
             work = facts.work(stage, float(metas[node].get("flops", 0.0)))
             if work > 0:
-                yield Took(stage, work, event.at - began.get(node, mark))
+                yield Took(stage, work, max(event.at - began.get(node, mark), trained.get(node, 0.0)))
         if event.type in ("job.claimed", "artifact.published"):
             mark = event.at

@@ -28,11 +28,11 @@ def estimate(api: TestClient, **over: Any) -> dict[str, Any]:
     return body
 
 
-def finish_one(api: TestClient, gateway: Gateway, seconds: float, **over: Any) -> str:
+def finish_one(api: TestClient, gateway: Gateway, seconds: float, counted: float = 0.0, **over: Any) -> str:
     job_id = api.post("/v1/jobs", json=BODY | over).json()["id"]
     job = gateway.parts.jobs.claim("a", 60)
     assert job is not None and job.id == job_id
-    record(gateway, job, lambda _: seconds)
+    record(gateway, job, lambda _: seconds, counted=counted)
     return job_id
 
 
@@ -66,6 +66,13 @@ def test_stages_that_are_done_cost_nothing_and_others_what_they_took_before(api:
     assert other["export"]["seconds"] == 7.0
     found = estimate(api, seeds=[1])
     assert (found["gpu_hours"], found["passages"]) == (0.0, 50)
+
+
+def test_a_stage_that_was_resumed_took_all_the_seconds_that_it_counted(api: TestClient, gateway: Gateway) -> None:
+    """Its events know of the last start alone, while its FLOPs are of the whole stage."""
+    finish_one(api, gateway, 10.0, counted=1_000.0)
+    joint = next(s for s in estimate(api, seeds=[1])["stages"] if s["stage"] == "joint")
+    assert joint["seconds"] == pytest.approx(joint["flops"] * 1_000 / 1e9), "the recorded stage had 1e9 FLOPs"
 
 
 def test_every_rate_that_is_tried_counts(api: TestClient) -> None:
