@@ -37,6 +37,8 @@ _BUILT_IN_DISTINCT = 0.74
 _TOKENS_A_PASSAGE = 196.0
 _BYTES_A_PASSAGE = 337.0
 _NEAREST = 5
+# Stages whose work all workers share; how much sooner several end is not known before as many have run one.
+_SHARED = ("joint", "finetune", "evaluate")
 
 
 class StageEstimate(BaseModel):
@@ -289,23 +291,20 @@ def _by_clock(known: _Known, seeds: int) -> StageEstimate:
 
 
 def _timed(known: _Known, stage: str, amount: float | None, done: work.Work | None) -> StageEstimate:
-    """Seconds for `amount` of work, by the nearest jobs that ran this stage, else by the built-in rate."""
+    """Seconds for `amount` of work, by the nearest jobs that ran this stage, else by the built-in rate.
+
+    Of a stage that all workers share, only jobs with as many of them count, and the built-in rate is of one.
+    """
     flops, tokens = (done.flops, done.tokens) if done else (None, None)
+    chosen, workers = _nearest(known, stage), known.job.spec.workers
+    reason = ""
     if amount is None:
         reason = "the work cannot be counted before the texts and the model's shape are known"
+    elif stage in _SHARED and (chosen[0].workers if chosen else 1) != workers:
+        reason = f"no job with {workers} worker(s) has run this stage here yet, and how well they share it is not known"
+    if amount is None or reason:
         return StageEstimate(stage=stage, seconds=None, flops=flops, tokens=tokens, basis="unknown", reason=reason)
-    model, workers = known.job.resolved.recipe.model, known.job.spec.workers
-    width = model.layers * model.hidden
-
-    def distance(one: Finished) -> tuple[bool, float]:
-        return (one.workers != workers, abs(math.log(one.width / width)))
-
-    nearest = sorted(
-        (one for one in known.history if any(took.stage == stage for took in one.took)), key=distance
-    )[:_NEAREST]  # fmt: skip
-    if nearest:
-        # Only those as near as the nearest: a rate changes with the size of the model.
-        chosen = [one for one in nearest if distance(one) == distance(nearest[0])]
+    if chosen:
         rates = [took.seconds / took.work for one in chosen for took in one.took if took.stage == stage]
         reason = f"measured on {len(rates)} run(s) of this stage in {', '.join(one.job for one in chosen)}"
         # A start may have waited until the cluster had room for it, which is no work of the job's own.
@@ -318,6 +317,22 @@ def _timed(known: _Known, stage: str, amount: float | None, done: work.Work | No
     )
 
 
+def _nearest(known: _Known, stage: str) -> list[Finished]:
+    """The jobs that ran a stage and are most like this one: as many workers before all, then a model as wide.
+
+    Only those as near as the nearest: a rate changes with the size of the model.
+    """
+    model, workers = known.job.resolved.recipe.model, known.job.spec.workers
+    width = model.layers * model.hidden
+
+    def distance(one: Finished) -> tuple[bool, float]:
+        return (one.workers != workers, abs(math.log(one.width / width)))
+
+    ran = [one for one in known.history if any(took.stage == stage for took in one.took)]
+    nearest = sorted(ran, key=distance)[:_NEAREST]
+    return [one for one in nearest if distance(one) == distance(nearest[0])]
+
+
 def _gpu_hours(known: _Known, stages: Sequence[StageEstimate], reasons: dict[str, str]) -> float | None:
     if not known.history:
         reasons["gpu_hours"] = "no job has finished here yet, so whether its workers have GPUs is not known"
@@ -326,8 +341,11 @@ def _gpu_hours(known: _Known, stages: Sequence[StageEstimate], reasons: dict[str
         reasons["gpu_hours"] = f"{known.history[0].job} ran without GPUs"
         return 0.0
     seconds = _total((s.seconds for s in stages if s.stage in ("joint", "finetune")), 1)
+    if seconds is None:
+        reasons["gpu_hours"] = "the time of training is not known"
+        return None
     reasons["gpu_hours"] = f"{known.job.spec.workers} worker(s) with a GPU each, as {known.history[0].job} had"
-    return None if seconds is None else seconds * known.job.spec.workers / 3600
+    return seconds * known.job.spec.workers / 3600
 
 
 def _total(values: Iterable[float | None], digits: int) -> float | None:

@@ -25,10 +25,11 @@ def record(
     seconds: Callable[[Node], float],
     flops: Mapping[str, float] | None = None,
     counted: float = 0.0,
+    gpu_seconds: float = 0.0,
 ) -> JobRecord:
     """Bring a running job to its end; its events then say that each stage took `seconds`, and the start 10 s.
 
-    counted: seconds of each stage that trains, by its own count.
+    counted: seconds of each stage that trains, by its own count. gpu_seconds: of the whole job, as its report says.
     """
     store, artifacts = gateway.parts.jobs, gateway.parts.artifacts
     plan = plan_of(job)
@@ -44,7 +45,7 @@ def record(
         folder.mkdir(parents=True)
         (folder / "task.json").write_text(json.dumps({"counts": ROWS}))
         (folder / "history.json").write_text(json.dumps({"cost": {"seconds": counted}}))
-        (folder / "report.json").write_text(json.dumps(report(job.resolved.recipe, flops or {})))
+        (folder / "report.json").write_text(json.dumps(report(job.resolved.recipe, flops or {}, gpu_seconds)))
         meta: dict[str, Any] = {}
         if node.stage in ("select", "prepare"):
             meta = {"passages": 50, "tokens": TOKENS, "vocab_size": 900, "corpus": {"passages": SEARCHED}}
@@ -63,13 +64,13 @@ def record(
     return done
 
 
-def report(recipe: Recipe, flops: Mapping[str, float]) -> dict[str, Any]:
+def report(recipe: Recipe, flops: Mapping[str, float], gpu_seconds: float) -> dict[str, Any]:
     """An evaluation's report with what comparisons read of it."""
     scores = {"macro_f1": 0.5, "micro_f1": 0.6, "accuracy": 0.6}
     return {
         "metric": "macro_f1", "seeds": [{"seed": 0}], "mean": {"test": scores, "validation": scores},
         "spread": {"test": dict.fromkeys(scores), "reason": "one run has no spread"},
-        "cost": {"total": {"flops": sum(flops.values()), "tokens": 9.0, "seconds": 5.0, "gpu_seconds": 0.0}},
+        "cost": {"total": {"flops": sum(flops.values()), "tokens": 9.0, "seconds": 5.0, "gpu_seconds": gpu_seconds}},
         "recipe": recipe.name,
     }  # fmt: skip
 

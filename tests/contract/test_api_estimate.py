@@ -28,11 +28,13 @@ def estimate(api: TestClient, **over: Any) -> dict[str, Any]:
     return body
 
 
-def finish_one(api: TestClient, gateway: Gateway, seconds: float, counted: float = 0.0, **over: Any) -> str:
+def finish_one(
+    api: TestClient, gateway: Gateway, seconds: float, counted: float = 0.0, gpu_seconds: float = 0.0, **over: Any
+) -> str:
     job_id = api.post("/v1/jobs", json=BODY | over).json()["id"]
     job = gateway.parts.jobs.claim("a", 60)
     assert job is not None and job.id == job_id
-    record(gateway, job, lambda _: seconds, counted=counted)
+    record(gateway, job, lambda _: seconds, counted=counted, gpu_seconds=gpu_seconds)
     return job_id
 
 
@@ -73,6 +75,25 @@ def test_a_stage_that_was_resumed_took_all_the_seconds_that_it_counted(api: Test
     finish_one(api, gateway, 10.0, counted=1_000.0)
     joint = next(s for s in estimate(api, seeds=[1])["stages"] if s["stage"] == "joint")
     assert joint["seconds"] == pytest.approx(joint["flops"] * 1_000 / 1e9), "the recorded stage had 1e9 FLOPs"
+
+
+def test_what_several_workers_take_is_unknown_until_as_many_have_run(api: TestClient, gateway: Gateway) -> None:
+    assert estimate(api, workers=4)["seconds"] is None, "the built-in rates are of one worker"
+    finish_one(api, gateway, 7.0)
+    four = estimate(api, seeds=[1], workers=4)
+    joint = next(s for s in four["stages"] if s["stage"] == "joint")
+    assert (joint["seconds"], joint["basis"], four["seconds"]) == (None, "unknown", None)
+    assert "no job with 4 worker(s) has run this stage" in joint["reason"]
+    assert joint["flops"] == next(s["flops"] for s in estimate(api, seeds=[1])["stages"] if s["stage"] == "joint")
+    finish_one(api, gateway, 7.0, workers=4, seeds=[2])
+    assert estimate(api, seeds=[1], workers=4)["seconds"] > 0
+
+
+def test_gpu_hours_are_null_where_the_time_is(api: TestClient, gateway: Gateway) -> None:
+    finish_one(api, gateway, 7.0, gpu_seconds=5.0)
+    assert estimate(api, seeds=[1])["gpu_hours"] > 0
+    found = estimate(api, seeds=[1], workers=4)
+    assert (found["gpu_hours"], found["reasons"]["gpu_hours"]) == (None, "the time of training is not known")
 
 
 def test_every_rate_that_is_tried_counts(api: TestClient) -> None:
