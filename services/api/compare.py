@@ -13,6 +13,7 @@ from services.api.views import JobSummary
 from services.common.jobreads import JobReads
 from tlm_core.artifacts import ArtifactStore
 from tlm_core.errors import Conflict, CorruptArtifact, NotFound
+from tlm_core.jobs.options import LearningCurve, Prune
 from tlm_core.jobs.spec import JobRecord
 
 
@@ -21,7 +22,7 @@ class _View(BaseModel):
 
 
 class Difference(_View):
-    """A key of recipe or request in which the jobs are not all alike; values in the order of the jobs."""
+    """A key of request or recipe in which the jobs are not all alike; values in the order of the jobs."""
 
     key: str
     values: tuple[Any, ...]
@@ -84,7 +85,24 @@ def _settled(job: JobRecord) -> dict[str, Any]:
         "corpus": resolved.corpus_name,
         "corpus_version": resolved.corpus_version,
     }
-    return asked | data | recipe
+    return asked | _options(job) | data | recipe
+
+
+def _options(job: JobRecord) -> dict[str, Any]:
+    """What the job's kind asks for beyond a recipe, with its defaults; other data sets by their content."""
+    spec = job.spec
+    match spec.kind:
+        case "learning_curve":
+            options: dict[str, Any] = (spec.learning_curve or LearningCurve()).model_dump(mode="json")
+        case "prune":
+            options = (spec.prune or Prune()).model_dump(mode="json")
+        case "share_tickets":
+            assert spec.share_tickets is not None  # a request without them is refused
+            options = spec.share_tickets.model_dump(mode="json")
+            options["others"] = [other.ref.digest for other in job.resolved.others]
+        case _:
+            return {}
+    return {spec.kind: options}
 
 
 def _leaves(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

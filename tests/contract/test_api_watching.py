@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from fastapi.testclient import TestClient
 
-from tests.contract.gateway import AUTH, Gateway
+from tests.contract.gateway import AUTH, TRAIN, Gateway, add_dataset
 from tests.contract.made_results import make_selection, publish
 from tests.contract.recorded_jobs import record
 from tests.factories import make_resolved, make_spec
@@ -139,6 +139,30 @@ def test_jobs_are_compared_in_what_differs(api: TestClient, gateway: Gateway) ->
     (curve,) = body["curves"][0]["series"]
     assert (curve["name"], curve["total"], len(curve["steps"]) <= 20) == ("mlm", 299, True)
     assert api.get(f"/v1/jobs/compare?ids={first.id},{second.id}").json()["differences"] == body["differences"]
+
+
+@pytest.mark.usefixtures("stocked")
+def test_a_comparison_shows_in_which_options_of_their_kind_jobs_differ(api: TestClient, gateway: Gateway) -> None:
+    for name in ("second", "third"):
+        add_dataset(gateway, name, {"train": TRAIN.replace("film", name)})
+
+    def differences(kind: str, *options: dict[str, Any]) -> dict[str, list[Any]]:
+        alone = {"dataset": "toy", "set": {"selection.selector": "none"}, "kind": kind}
+        answers = [api.post("/v1/jobs", json=alone | ({kind: one} if one else {})) for one in options]
+        assert [answer.status_code for answer in answers] == [202, 202], [answer.text for answer in answers]
+        ids = ",".join(answer.json()["id"] for answer in answers)
+        return {d["key"]: d["values"] for d in api.get(f"/v1/jobs/compare?ids={ids}").json()["differences"]}
+
+    assert differences("prune", {"levels": [0.15]}, {"levels": [0.3]}) == {"prune.levels": [[0.15], [0.3]]}
+    curves = [{"models": ["bilstm"], "sizes": sizes, "lstm": {"layers": sizes[0]}} for sizes in ([2, 8], [4, 8])]
+    assert differences("learning_curve", *curves) == {
+        "learning_curve.sizes": [[2, 8], [4, 8]], "learning_curve.lstm.layers": [2, 4],
+    }  # fmt: skip
+    assert differences("prune", {"tickets": ["winning", "random", "losing"]}, {}) == {}, "these are the defaults"
+    shared = differences("share_tickets", {"others": ["second"]}, {"others": ["third"], "tickets": {"toy": 0.3}})
+    assert shared.pop("share_tickets.tickets.toy") == [None, 0.3]
+    ((key, (one, other)),) = shared.items()
+    assert key == "share_tickets.others" and one != other
 
 
 @pytest.mark.parametrize("query", ["", "?ids=job_a", "?ids=job_a&ids=job_a", "?ids=" + ",".join(map(str, range(11)))])
