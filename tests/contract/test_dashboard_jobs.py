@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.contract.dashboard_made import Made, fill
+from tests.contract.dashboard_made import LABELS, Made, fill, finish
 from tests.contract.dashboard_pages import signed_in
 from tests.contract.gateway import Gateway
 from tlm_core.jobs.states import State
@@ -85,6 +85,18 @@ def test_curves_come_from_what_was_told_and_from_what_was_kept(filled: tuple[Gat
     assert [one["name"] for one in over["curves"]] == ["seed 0", "seed 1", "seed 2"]
     assert over["curves"][2]["series"]["score"]["x"] == list(range(0, 141, 14))
     assert not over["live"]
+
+
+def test_a_finished_stage_is_drawn_from_its_beginning_though_its_first_points_were_dropped(gateway: Gateway) -> None:
+    made = fill(gateway)
+    job = gateway.parts.jobs.get(T, made.jobs["running"])
+    late = [{"node": "joint.s0", "stage": "joint", "step": n, "mlm": 9.0, "tokens_per_second": 5.0} for n in (895, 900)]
+    gateway.client.delete(f"tlm:{{{T}}}:metrics:{job.id}")
+    gateway.parts.jobs.report(T, job.id, job.attempt, metrics=late)
+    finish(gateway, job, LABELS, skill=0.8)
+    (curve,) = signed_in(gateway).get(f"/ui/jobs/{job.id}/points?stage=joint").json()["curves"]
+    first = {name: line["x"][0] for name, line in curve["series"].items()}
+    assert first == {"mlm": 5, "task": 20, "learning_rate": 5, "tokens_per_second": 895}
 
 
 def test_rates_that_are_tried_have_a_curve_each(filled: tuple[Gateway, Made]) -> None:

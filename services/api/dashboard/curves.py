@@ -1,7 +1,8 @@
 """Curves of a job for its charts: losses, validation score, tokens per second, learning rate, by step.
 
-While a stage runs its points are what the workers tell; where a stage was taken from an earlier job, or its points were
-dropped since, they come from the history that its artifact keeps.
+While a stage runs its points are what the workers tell, of which the oldest are dropped in a long run. Once it is done
+they come from the history that its artifact keeps, which is whole, also of what an earlier job or attempt has trained;
+its speed alone stands in no history.
 """
 
 from __future__ import annotations
@@ -65,12 +66,10 @@ def curves(
 def _series(told: dict[str, Line], history: Mapping[str, Any], peak: float) -> dict[str, Line]:
     points = history.get("points", ())
     kept = {name: _columns(points, name) for name in ("mlm", "task", "rate")}
-    # A stage that is over has every validation in its history, whatever was told of them.
-    scores = _columns(history.get("evaluations", ()), "score")
     share = kept.pop("rate")
     kept["learning_rate"] = {"x": share["x"], "y": [part * peak for part in share["y"]]}
-    found = (told or kept) | ({"score": scores} if scores["x"] else {})
-    return {name: line for name, line in found.items() if line["x"]}
+    kept["score"] = _columns(history.get("evaluations", ()), "score")
+    return told | {name: line for name, line in kept.items() if line["x"]}
 
 
 def _columns(points: Any, name: str) -> Line:
