@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
 
 from tests.contract.dashboard_made import LABELS, Made, fill, finish
-from tests.contract.dashboard_pages import signed_in
+from tests.contract.dashboard_pages import Tags, signed_in
 from tests.contract.gateway import Gateway
 from tlm_core.jobs.states import State
 
@@ -37,6 +38,20 @@ def test_a_running_job_shows_its_stage_and_what_can_be_done(filled: tuple[Gatewa
     assert "405" in text and "15,320" in text and "1 min 9 s" in text
     assert f"/ui/jobs/{job}/do/pause" in text and f"/ui/jobs/{job}/do/resume" not in text
     assert "no number; write" not in text
+
+
+def test_what_a_job_has_run_leaves_out_what_it_waited_and_was_paused(gateway: Gateway) -> None:
+    made = fill(gateway)
+    browser, now = signed_in(gateway), time.time()
+    for name, told in {
+        "paused": "ran for 1 min 40 s", "running": "running for 3 h 5 min", "succeeded": "took 1 min 40 s",
+        "queued": "ran for –",
+    }.items():  # fmt: skip
+        begun = {"started_at": now - 50_000} if name != "queued" else {}
+        run = {"running_since": now - 11_020} if name == "running" else {}
+        gateway.client.hset(f"tlm:{{{T}}}:job:{made.jobs[name]}", mapping={"ran_seconds": 100.0, **begun, **run})
+        words = Tags(browser.get(f"/ui/jobs/{made.jobs[name]}").text.replace("</dt><dd>", " ")).words
+        assert told in words, name
 
 
 def test_a_live_part_asks_for_the_whole_page_when_the_state_has_changed(filled: tuple[Gateway, Made]) -> None:
