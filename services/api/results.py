@@ -174,15 +174,19 @@ def _askers(folder: Path, passages: list[str]) -> dict[str, list[dict[str, Any]]
 
 
 def _texts(artifacts: ArtifactStore, task: ManifestRef | None, rows: set[int]) -> dict[int, dict[str, str]]:
-    """Text and label of train rows, as far as they are at hand."""
+    """Text and label (in regression the amount) of train rows, as far as they are at hand."""
     import pyarrow.parquet as pq
 
     if task is None or not rows:
         return {}
     try:
         folder = artifacts.localize(task)
-        labels = json.loads((folder / "task.json").read_text(encoding="utf-8"))["labels"]
+        labels: list[str] = json.loads((folder / "task.json").read_text(encoding="utf-8"))["labels"]
         found = pq.read_table(folder / "train.parquet", filters=[("row", "in", sorted(rows))]).to_pylist()
     except (OSError, NotFound, CorruptArtifact):  # an explanation without the text is better than none
         return {}
-    return {one["row"]: {"text": one["text"][:_ASKER_CHARS], "label": labels[one["label"]]} for one in found}
+
+    def label(value: int | float) -> str:
+        return f"{value:g}" if isinstance(value, float) else labels[value]
+
+    return {one["row"]: {"text": one["text"][:_ASKER_CHARS], "label": label(one["label"])} for one in found}

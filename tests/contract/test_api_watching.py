@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from fastapi.testclient import TestClient
 
+from tests.contract.dashboard_pages import signed_in
 from tests.contract.gateway import AUTH, TRAIN, Gateway, add_dataset
 from tests.contract.made_results import make_selection, publish
 from tests.contract.recorded_jobs import record
@@ -176,12 +177,16 @@ def test_a_job_that_is_not_there_is_not_compared(api: TestClient) -> None:
 
 @pytest.fixture
 def explained(gateway: Gateway) -> str:
+    return explained_job(gateway, ["neg", "pos"], pa.array([0, 1, 1], pa.int32()))
+
+
+def explained_job(gateway: Gateway, names: list[str], labels: Any) -> str:
     """A job with a task of three train rows and a selection."""
     job = running(gateway)
     task = gateway.root / "made" / "task"
     task.mkdir(parents=True)
-    (task / "task.json").write_text(json.dumps({"labels": ["neg", "pos"]}))
-    rows = {"row": [1, 2, 3], "text": ["first row", "second row", "<b>third"], "label": pa.array([0, 1, 1], pa.int32())}
+    (task / "task.json").write_text(json.dumps({"labels": names}))
+    rows = {"row": [1, 2, 3], "text": ["first row", "second row", "<b>third"], "label": labels}
     pq.write_table(pa.table(rows), task / "train.parquet")
     publish(gateway.parts.jobs, gateway.parts.artifacts, job, "validate", task)
     chosen = gateway.root / "made" / "selection"
@@ -198,6 +203,14 @@ def test_each_passage_says_who_asked_for_it_and_with_what_text(api: TestClient, 
         (1, "first row", "neg"), (2, "second row", "pos"),
     ]  # fmt: skip
     assert page["data"][0]["asked_by"][0]["text"] == "<b>third"
+
+
+def test_of_a_regression_task_the_amounts_of_those_who_asked_are_shown(api: TestClient, gateway: Gateway) -> None:
+    job = explained_job(gateway, ["similarity"], pa.array([0.0, 3.8, 5.0], pa.float64()))
+    found = api.get(f"/v1/jobs/{job}/selection?limit=2")
+    assert found.status_code == 200, found.text
+    assert [one["label"] for passage in found.json()["data"] for one in passage["asked_by"]] == ["5", "0", "3.8"]
+    assert '<span class="tag">3.8</span> second row' in signed_in(gateway).get(f"/ui/jobs/{job}/selection").text
 
 
 def test_a_selection_is_searched_by_words_and_by_row(api: TestClient, explained: str) -> None:
