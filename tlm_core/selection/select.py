@@ -236,10 +236,20 @@ def _facts(params: Selection, seed: int, source: Corpus | Path | None, keeper: K
             "passages": keeper.dropped,
             "texts": len({(found.leak.split, found.leak.row) for found in keeper.leaks}),
         },
+        **_source_facts(kept.sources),
+    }
+
+
+def _source_facts(counts: Counter[str]) -> dict[str, Any]:
+    """The sources with the most passages, and how many others there are: a corpus may have one for each document."""
+    total = counts.total()
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    rest = ranked[_LISTED:]
+    return {
         "sources": [
-            {"source": name, "passages": count, "share": round(count / total, 6)}
-            for name, count in sorted(kept.sources.items(), key=lambda item: (-item[1], item[0]))
+            {"source": name, "passages": count, "share": round(count / total, 6)} for name, count in ranked[:_LISTED]
         ],
+        "other_sources": {"sources": len(rest), "passages": sum(count for _, count in rest)},
     }
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.selection.fake_index import WordCountIndex
 from tests.unit.selection.make import index_of, rows, run, task_of
+from tlm_core.corpus.passages import Passage
 from tlm_core.errors import EmptySelection
 from tlm_core.selection.retrieve import BATCH
 from tlm_core.selection.select import Corpus, select
@@ -31,6 +33,16 @@ def test_the_union_keeps_each_passage_once_at_its_best_rank(tmp_path: Path) -> N
     assert facts["sources"] == [
         {"source": "s0", "passages": 2, "share": 0.666667}, {"source": "s1", "passages": 1, "share": 0.333333},
     ]  # fmt: skip
+    assert facts["other_sources"] == {"sources": 0, "passages": 0}
+
+
+def test_of_many_sources_the_largest_are_listed_and_the_others_counted(tmp_path: Path) -> None:
+    names = [f"https://example.org/{n:03}" for n in range(103)]
+    index = WordCountIndex([Passage(f"p{n}", "red", names[min(n, 102)]) for n in range(105)])
+    facts = run(task_of(["red"]), index, tmp_path, top_k=105)
+    assert [one["source"] for one in facts["sources"]] == [names[102], *names[:99]]
+    assert facts["other_sources"] == {"sources": 3, "passages": 3}
+    assert facts["sources"][0] == {"source": names[102], "passages": 3, "share": round(3 / 105, 6)}
 
 
 def test_provenance_names_every_row_that_asked(tmp_path: Path) -> None:
