@@ -387,10 +387,15 @@ def make_selection(folder: Path, hostile: str, count: int = 60) -> None:
         "selector": "bm25",
         "top_k": 30,
         "passages": count,
-        "queries": 420,
-        "queries_without_hit": 3,
-        "leaks": 2,
+        "asked": {"queries": 420, "without_hit": {"count": 2, "rows": [7, 31]}},
+        "leaks": {"passages": 2, "texts": 1},
+        "labels": {"names": list(LABELS[:2]), "passages": [40, 31], "jaccard": [[1.0, 0.25], [0.25, 1.0]]},
         "corpus": {"name": "manuals", "version": "4f1c2a9be07d"},
+        "sources": [
+            {"source": "handbook", "passages": 33, "share": 0.55},
+            {"source": hostile or "wiki", "passages": 15, "share": 0.25},
+        ],
+        "other_sources": {"sources": 3, "passages": 12},
     }
     (folder / "selection.json").write_text(json.dumps(facts))
 

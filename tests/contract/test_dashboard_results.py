@@ -59,6 +59,17 @@ def test_the_selection_is_searched_and_tells_who_asked(filled: tuple[Gateway, Ma
     assert "No selected passage holds" in browser.get(path + "?q=zzz").text
 
 
+def test_how_a_selection_was_made_is_told_in_words_and_figures(filled: tuple[Gateway, Made]) -> None:
+    gateway, made = filled
+    text = signed_in(gateway).get(f"/ui/jobs/{made.jobs['succeeded']}/selection").text
+    how = text.partition('<details class="how">')[2].partition("</details>")[0]
+    words = " ".join(Tags(how.replace("</dt>", " ").replace("</t", " </t")).words.split())
+    assert "handbook 33 55.0 % wiki 15 25.0 % and 3 more sources with 12 passages" in words
+    assert "asked.without_hit count 2, rows 7, 31" in words
+    assert "labels.jaccard 1, 0.25; 0.25, 1" in words
+    assert not set("{}[]") & set(words)
+
+
 def made_task(gateway: Gateway, job: str) -> Any:
     from services.common.artifacts_of import published
 

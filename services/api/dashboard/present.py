@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -111,8 +112,11 @@ def plain(value: Any) -> str:
             return f"{value:g}"
         case int() if abs(value) >= 10_000:
             return f"{value:,}"
+        case Mapping():
+            return ", ".join(f"{key} {plain(inner)}" for key, inner in value.items()) or NONE
         case list() | tuple():
-            return ", ".join(map(plain, value)) or NONE
+            nested = any(isinstance(inner, Mapping | list | tuple) for inner in value)
+            return ("; " if nested else ", ").join(map(plain, value)) or NONE
     return str(value)
 
 
