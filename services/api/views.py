@@ -401,7 +401,7 @@ class Provenance(_View):
     rank: int
     score: float | None
     text: str | None = Field(None, description="how the row begins, while the job's task is at hand")
-    label: str | None = None
+    label: str | None = Field(None, description="its label, in regression its amount, while the task is at hand")
 
 
 class PassageView(_View):
