@@ -19,7 +19,7 @@ from services.common.retriever_client import SelectionRequest
 from services.retriever.indexes import CorpusKey
 from services.retriever.loads import CorpusLoads
 from tlm_core.artifacts import MANIFEST, ArtifactStore, Manifest, ManifestRef, storage_errors
-from tlm_core.errors import InvalidRecipe, InvalidRequest, TLMError
+from tlm_core.errors import CorruptArtifact, InvalidRecipe, InvalidRequest, NotFound, TLMError
 from tlm_core.selection.given import GIVEN
 from tlm_core.selection.select import Corpus, select
 from tlm_core.tasks.task import Task
@@ -108,9 +108,18 @@ class SelectionRuns:
         self._pool.submit(self._run, artifact, request, params, run)
 
     def get(self, artifact: str) -> Run | None:
-        """The latest run of `artifact`, or None if nothing is known of it (any more)."""
+        """The latest run of `artifact`, or None if nothing is known of it (any more).
+
+        A run whose files are lost or damaged is forgotten: whoever wants the selection then asks for it again.
+        """
         with self._lock:
-            return self._runs.get(artifact)
+            run = self._runs.get(artifact)
+        if run is None or run.ref is None or self._stands(run.ref):
+            return run
+        with self._lock:
+            if self._runs.get(artifact) is run:
+                del self._runs[artifact]
+        return None
 
     def close(self) -> None:
         """End what is under way."""
@@ -182,7 +191,17 @@ class SelectionRuns:
             manifest = Manifest.model_validate_json(body)
         except ValidationError:
             return None
-        return ManifestRef(folder=prefix, digest=manifest.digest) if manifest.artifact == artifact else None
+        ref = ManifestRef(folder=prefix, digest=manifest.digest)
+        return ref if manifest.artifact == artifact and self._stands(ref) else None
+
+    def _stands(self, ref: ManifestRef) -> bool:
+        """Whether what was written is still there, as the coordinator looks at it before it takes it."""
+        try:
+            self._store.localize(ref) if self._store.local else self._store.manifest(ref)
+        except (NotFound, CorruptArtifact) as error:
+            log.warning("the selection in %s is lost and will be made again: %s", ref.folder, error)
+            return False
+        return True
 
 
 def _sweep(folder: Path) -> None:

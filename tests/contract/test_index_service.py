@@ -175,6 +175,27 @@ def test_asking_again_adopts_what_is_there_even_after_a_restart(place: Place) ->
     assert (place.folder / "storage" / "t/artifacts/a/1" / "manifest.json").stat().st_mtime_ns == written
 
 
+@pytest.mark.parametrize("lost", ["everything", "a file", "half of a file"])
+@pytest.mark.parametrize("again", ["t/artifacts/a/1", "t/artifacts/a/2"])
+def test_a_selection_whose_files_are_lost_is_made_again(
+    place: Place, api: RetrieverClient, lost: str, again: str
+) -> None:
+    place.load(api)
+    before = place.select(api).ref
+    assert before is not None
+    path = place.store.localize(before) / "passages.parquet"
+    if lost == "everything":
+        place.store.delete(before.folder)
+    elif lost == "a file":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-100])
+    assert api.get_selection("art_1").state == "unknown"
+    after = place.select(api, prefix=again).ref
+    assert after is not None and (after.digest, after.folder) == (before.digest, again)
+    place.store.verify(after)
+
+
 def test_a_lost_index_is_built_again_from_storage(place: Place) -> None:
     with place.retriever() as api:
         before = place.load(api)
