@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from tlm_core.corpus.leaks import LeakFilter
 from tlm_core.corpus.passages import word_count
-from tlm_core.errors import EmptySelection
+from tlm_core.errors import EmptySelection, InvalidRecipe
 from tlm_core.selection.analysis import analysis_of
 from tlm_core.selection.draw import best_first, over_texts, shuffled
 from tlm_core.selection.files import PASSAGES, Rows, write_leaks, write_provenance
@@ -94,6 +94,7 @@ def select(
     under way, which a later call with the same arguments goes on from; the caller removes it. Raises EmptySelection
     when nothing is found or nothing of it may stay, InvalidRecipe, and what the index raises.
     """
+    _check_fit(task, params)
     folder.mkdir(parents=True, exist_ok=True)
     told = _Told(progress)
     keeper = Keeper(
@@ -117,6 +118,15 @@ def select(
     text = json.dumps(facts, ensure_ascii=False, indent=2, sort_keys=True)
     (folder / "selection.json").write_text(text + "\n", encoding="utf-8")
     return facts
+
+
+def _check_fit(task: Task, params: Selection) -> None:
+    """Raises InvalidRecipe for params that mean nothing to this task, before anything is asked of an index."""
+    if params.per_label_balance and task.regression:
+        raise InvalidRecipe(
+            f"selection.per_label_balance lets labels take turns, and task '{task.name}' has amounts (regression); "
+            "leave it out"
+        )
 
 
 def _asked(task: Task, corpus: Corpus, params: Selection, parts: Path, progress: Progress) -> Retrieved:
@@ -254,7 +264,7 @@ def _source_facts(counts: Counter[str]) -> dict[str, Any]:
 
 
 def _facts_of_queries(task: Task, found: Retrieved | None, keeper: Keeper, kept: _Kept) -> dict[str, Any]:
-    """Null for a selector whose passages nobody asked for."""
+    """Null for a selector whose passages nobody asked for; `labels` is null in regression too."""
     if found is None:
         return {"asked": None, "ranks": None, "labels": None}
     places = kept.all_places

@@ -58,11 +58,13 @@ def in_turns(found: Retrieved, task: Task) -> Places:
     return np.array(order, np.int64)
 
 
-def label_facts(found: Retrieved, task: Task, kept: Places) -> dict[str, Any]:
+def label_facts(found: Retrieved, task: Task, kept: Places) -> dict[str, Any] | None:
     """Passages that each label's rows asked for, and the Jaccard index of any two labels' passages.
 
-    Of tasks with many labels the matrix is left out, with the reason.
+    Of tasks with many labels the matrix is left out, with the reason. None in regression, which has no labels.
     """
+    if task.regression:
+        return None
     is_kept = np.zeros(len(found.ids), np.bool_)
     is_kept[kept] = True
     facts: dict[str, Any] = {"names": list(task.labels), "passages": []}

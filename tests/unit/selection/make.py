@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,13 @@ def task_of(
             schema=schema,
         )
     return Task("t", ("a", "b"), "macro_f1", pairs is not None, "en", splits)
+
+
+def amounts_of(train: Sequence[str]) -> Task:
+    """A task of regression."""
+    plain, schema = task_of(train), task_schema(False, regression=True)
+    splits = {split: table.cast(schema) for split, table in plain.splits.items()}
+    return replace(plain, labels=("label",), metric="pearson", splits=splits)
 
 
 def index_of(*texts: str) -> WordCountIndex:

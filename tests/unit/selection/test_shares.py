@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from tests.unit.selection.make import index_of, rows, run, task_of
+import pytest
+
+from tests.unit.selection.make import amounts_of, index_of, rows, run, task_of
+from tlm_core.errors import InvalidRecipe
 from tlm_core.selection.select import Corpus, select
 from tlm_core.training.recipe import Selection
 
@@ -63,6 +66,19 @@ def test_the_report_counts_ranks_and_says_how_much_labels_overlap(tmp_path: Path
 def test_what_a_label_never_asked_for_has_no_overlap(tmp_path: Path) -> None:
     facts = run(task_of(["a", "zebra"], labels=[0, 1]), index_of("a"), tmp_path)
     assert facts["labels"] == {"names": ["a", "b"], "passages": [1, 0], "jaccard": [[1.0, 0.0], [0.0, None]]}
+
+
+def test_a_task_of_amounts_has_its_selection_without_facts_of_labels(tmp_path: Path) -> None:
+    facts = run(amounts_of(["a b", "c"]), index_of("a b", "b", "c"), tmp_path)
+    assert names(tmp_path) == ["p0", "p2", "p1"]
+    assert facts["labels"] is None and facts["ranks"] == [2, 1]
+
+
+def test_balance_of_labels_is_refused_for_amounts_before_any_search(tmp_path: Path) -> None:
+    index = index_of("a b", "b")
+    with pytest.raises(InvalidRecipe, match=r"has amounts \(regression\); leave it out"):
+        run(amounts_of(["a b"]), index, tmp_path, max_passages=4, per_label_balance=True)
+    assert index.searched == []
 
 
 def test_overlap_of_many_labels_is_left_out_with_the_reason(tmp_path: Path) -> None:
