@@ -85,6 +85,7 @@ class OpenSearchIndex:
         self._cluster = cluster
         self._field = "terms" if self.analysis == "bigrams" else "text"
         # Scores of several shards are comparable only with the frequencies of all of them.
+        self._shards = shards
         self._search_type = "dfs_query_then_fetch" if shards > 1 else "query_then_fetch"
         self._writer: BulkWriter | None = None
         self._from = Taken()
@@ -200,7 +201,7 @@ class OpenSearchIndex:
             fault = None
             for (number, query), response in zip(pending.items(), answer["responses"], strict=True):
                 if _too_many_clauses(response) and "match" in query:
-                    again[number] = self._by_terms(self._value(queries[number])) or _NOTHING
+                    again[number] = self._by_terms(terms(queries[number], self.analysis))
                 elif problem := _problem(response):
                     fault = IndexUnavailable(f"a search was not answered in full: {problem}; look at the cluster")
                     again[number] = query
@@ -218,28 +219,31 @@ class OpenSearchIndex:
 
     def _body(self, text: str) -> dict[str, Any] | None:
         """The query for `text`, or None if it has no terms. The text is only ever a value, never query syntax."""
-        count = len(terms(text, self.analysis))
-        if count > MAX_TERMS:
-            return self._by_terms(self._value(text))
-        return {"match": {self._field: {"query": self._value(text)}}} if count else None
+        found = terms(text, self.analysis)
+        if len(found) > MAX_TERMS:
+            return self._by_terms(found)
+        return {"match": {self._field: {"query": self._value(text)}}} if found else None
 
-    def _by_terms(self, value: str) -> dict[str, Any] | None:
+    def _by_terms(self, found: Sequence[str]) -> dict[str, Any]:
         """The query for a long text: a clause for each distinct term, of too many only the best."""
-        counts = self._counts(value)
+        counts: Mapping[str, int] = Counter(found)
+        if len(counts) > MAX_TERMS:
+            holding = self._passages_with(counts)
+            counts = best_terms(counts, holding.__getitem__, self.count())
         clauses = [{"term": {self._field: {"value": term, "boost": count}}} for term, count in counts.items()]
-        return {"bool": {"should": clauses}} if clauses else None
+        return {"bool": {"should": clauses}} if clauses else _NOTHING
 
-    def _counts(self, value: str) -> dict[str, int]:
-        """Terms of a text that the index knows, with their count; the best ones if they are too many."""
-        body = {"doc": {self._field: value}, "fields": [self._field], "term_statistics": True,
+    def _passages_with(self, wanted: Collection[str]) -> Counter[str]:
+        """How many passages hold each of the terms. A shard tells of its own only, so all of them are asked."""
+        body = {"doc": {self._field: " ".join(wanted)}, "fields": [self._field], "term_statistics": True,
                 "positions": False, "offsets": False, "field_statistics": False}  # fmt: skip
-        answer = self._cluster.call("POST", f"/{self.name}/_termvectors", body=body)
-        found = answer["term_vectors"].get(self._field, {"terms": {}})["terms"]
-        known = {term: entry for term, entry in found.items() if entry.get("doc_freq")}
-        counts = Counter({term: entry["term_freq"] for term, entry in known.items()})
-        if len(counts) <= MAX_TERMS:
-            return dict(sorted(counts.items()))
-        return best_terms(counts, lambda term: int(known[term]["doc_freq"]), self.count())
+        holding: Counter[str] = Counter()
+        for shard in range(self._shards):
+            params = {"preference": f"_shards:{shard}"}
+            answer = self._cluster.call("POST", f"/{self.name}/_termvectors", body=body, params=params)
+            found = answer["term_vectors"].get(self._field, {"terms": {}})["terms"]
+            holding.update({term: entry.get("doc_freq", 0) for term, entry in found.items()})
+        return holding
 
     @staticmethod
     def _request(query: Mapping[str, Any], k: int) -> dict[str, Any]:

@@ -204,13 +204,17 @@ def test_a_load_that_was_broken_off_can_be_done_again(indexes: CorpusIndexes) ->
 
 
 @pytest.mark.opensearch
-def test_several_shards_score_as_one(cluster: Cluster) -> None:
-    passages = passages_of(random_texts(200, longest=80, seed=7))
+def test_several_shards_score_as_one_however_long_the_query(cluster: Cluster) -> None:
+    draw, words = random.Random(7), [f"w{number}" for number in range(4000)]
+    passages = passages_of([" ".join(draw.choices(words, k=60)) for _ in range(300)])
     key, sharded = new_key(), OpenSearchIndexes(cluster, shards=3)
     index = sharded.begin(key, "en")
     index.add(passages)
     index.commit(len(passages))
-    naive, queries = NaiveBM25(passages), random_texts(20, longest=30, seed=8)
+    short = [" ".join(draw.choices(words, k=30)) for _ in range(20)]
+    few, many = " ".join(draw.choices(words[:900], k=1500)), " ".join(draw.choices(words, k=5000))
+    assert len(set(few.split())) < MAX_TERMS < len(set(many.split()))
+    naive, queries = NaiveBM25(passages), [*short, few, many]
     for query, found in zip(queries, index.search(queries, 10), strict=True):
         assert_same(found, naive.search(query, 10), query)
     sharded.drop(key)

@@ -192,11 +192,10 @@ def test_a_search_that_the_cluster_does_not_understand_is_told_at_once() -> None
 
 def test_a_cluster_with_a_low_clause_limit_gets_terms_then_advice() -> None:
     too_many = error_response(400, "too_many_nested_clauses")
-    vectors = {"term_vectors": {"text": {"terms": {"q": {"doc_freq": 1, "term_freq": 2}}}}}
-    index, transport, _ = index_of({"responses": [too_many]}, vectors, {"responses": [response(("a", 1.0))]})
+    index, transport, _ = index_of({"responses": [too_many]}, {"responses": [response(("a", 1.0))]})
     assert [hit.id for hit in index.search(["q q"], 5)[0]] == ["a"]
     assert b'"boost": 2' in transport.calls[-1][2]
-    index, _, _ = index_of({"responses": [too_many]}, vectors, {"responses": [too_many]})
+    index, _, _ = index_of({"responses": [too_many]}, {"responses": [too_many]})
     with pytest.raises(IndexMismatch, match="max_clause_count"):
         index.search(["q q"], 5)
 
