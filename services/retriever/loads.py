@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -39,7 +39,7 @@ class Load:
     refused: int = 0
     error: dict[str, Any] | None = None
     stop: threading.Event = field(default_factory=threading.Event)
-    over: threading.Event = field(default_factory=threading.Event)
+    future: Future[None] = field(default_factory=Future)
 
     def fail(self, error: TLMError) -> None:
         self.error, self.state = error.as_dict(), "failed"
@@ -75,9 +75,14 @@ class CorpusLoads:
     def put(self, key: CorpusKey, folder: str, language: str) -> None:
         """Load `key` from `folder` unless it is loaded or loading. A load that failed is begun again."""
         load = self._loads.get(key)
-        if (load is None or load.state != "loading") and self._opened(key) is None:
+        if load is not None and load.state == "loading":
+            return
+        if self._opened(key) is None:
             self._records.note(key, folder, language)
             self._begin(key, folder, language)
+        elif load is not None:
+            # One that failed may be whole all the same: it was the answer to its last step that was lost.
+            load.state = "ready"
 
     def get(self, key: CorpusKey) -> Load:
         """How far `key` is. Raises NotFound if it is neither loaded nor was asked for here."""
@@ -100,15 +105,16 @@ class CorpusLoads:
         its load fail for good.
         """
         load = self._loads.get(key)
+        if load is not None and load.state == "failed" and load.error is not None:
+            if not load.error["retryable"]:
+                raise error_from_dict(load.error)
+            self.put(key, load.folder, load.language)
+            load = self._loads.get(key)
         if load is None or load.state == "ready":
             try:
                 return self._indexes.open(key, patient=patient)
             except (NotFound, IndexMismatch) as fault:
                 load = self._begin(key, *self._noted(key, fault))
-        elif load.state == "failed" and load.error is not None:
-            if not load.error["retryable"]:
-                raise error_from_dict(load.error)
-            load = self._begin(key, load.folder, load.language)
         raise IndexUnavailable(f"{key} is being loaded ({load.loaded} of {load.count or '?'} passages); wait for it")
 
     def drop(self, key: CorpusKey) -> None:
@@ -117,7 +123,9 @@ class CorpusLoads:
             load = self._loads.get(key)
         if load is not None:
             load.stop.set()
-            if not load.over.wait(_STOP_SECONDS):
+            if load.future.cancel():  # another load is still in its way
+                load.fail(_stopped(key))
+            elif wait([load.future], _STOP_SECONDS).not_done:
                 raise IndexUnavailable(f"the load of {key} has not stopped yet; try again")
         self._records.forget(key)
         self._indexes.drop(key)
@@ -151,7 +159,7 @@ class CorpusLoads:
             if load is not None and load.state == "loading":
                 return load
             load = self._loads[key] = Load(folder, language)
-            self._pool.submit(self._run, key, load)
+            load.future = self._pool.submit(self._run, key, load)
             return load
 
     def _run(self, key: CorpusKey, load: Load) -> None:
@@ -159,7 +167,9 @@ class CorpusLoads:
             self._fill(key, load)
             load.state = "ready"
         except _Stopped:
+            # Whoever stopped it may not come to an end with the index, and then it must not seem to go on.
             log.info("load of %s stopped", key)
+            load.fail(_stopped(key))
         except (NotFound, Conflict) as error:
             # Another retriever may have brought the very same load to its end, and closed the index for writing.
             if self._opened(key) is not None:
@@ -173,8 +183,6 @@ class CorpusLoads:
             # Without this the load would seem to go on for ever.
             log.exception("load of %s failed", key)
             load.fail(TLMError(f"loading failed: {error!r}; see the retriever's log"))
-        finally:
-            load.over.set()
 
     def _fill(self, key: CorpusKey, load: Load) -> None:
         self._go_on(load)
@@ -208,3 +216,7 @@ class CorpusLoads:
     def _go_on(self, load: Load) -> None:
         if load.stop.is_set() or self._stop.is_set():
             raise _Stopped
+
+
+def _stopped(key: CorpusKey) -> TLMError:
+    return IndexUnavailable(f"the load of {key} was stopped; ask for it again")

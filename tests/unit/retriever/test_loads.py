@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import wait
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from services.retriever.passages_in import CorpusFiles
 from services.retriever.records import LoadRecords
 from tlm_core.artifacts import ArtifactStore
 from tlm_core.corpus.passages import Passage
-from tlm_core.errors import Conflict, IndexMismatch, NotFound
+from tlm_core.errors import Conflict, IndexMismatch, IndexUnavailable, NotFound
 from tlm_core.selection.index import Hit
 
 KEY = CorpusKey("t", "docs", "v/1")
@@ -140,7 +141,7 @@ def loaded(store: ArtifactStore, indexes: PlayedIndexes) -> Load:
     loads = CorpusLoads(indexes, store, threading.Event(), clock=lambda: float(next(ticks)))
     loads.put(KEY, "t/corpus", "en")
     load = loads._loads[KEY]
-    assert load.over.wait(30)
+    assert not wait([load.future], 30).not_done
     loads.close()
     return load
 
@@ -212,6 +213,81 @@ def test_an_index_closed_by_someone_else_fails_the_load(store: ArtifactStore) ->
     indexes.index = Closed("uuid")
     load = loaded(store, indexes)
     assert load.state == "failed" and load.error is not None and "closed for writing" in load.error["message"]
+
+
+# --- loads that are dropped, and last answers that are lost -----------------------------------------------------------
+
+
+def test_a_load_that_waits_for_another_is_dropped_at_once(store: ArtifactStore) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def prepared(_: PlayedIndex) -> None:
+        begun.set()
+        assert go_on.wait(30)
+
+    indexes, queued = PlayedIndexes(prepared), KEY._replace(version="queued")
+    loads = CorpusLoads(indexes, store, threading.Event())
+    loads.put(KEY, "t/corpus", "en")
+    assert begun.wait(30)
+    loads.put(queued, "t/corpus", "en")
+    loads.drop(queued)
+    with pytest.raises(NotFound):
+        loads.get(queued)
+    assert loads.get(KEY).state == "loading"
+    go_on.set()
+    loads.close()
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_load_whose_dropping_failed_does_not_seem_to_go_on_and_may_be_asked_for_again(
+    store: ArtifactStore, waits: bool
+) -> None:
+    class Away(PlayedIndexes):
+        def drop(self, key: CorpusKey) -> None:  # noqa: ARG002
+            raise IndexUnavailable("away")
+
+    dropped, begun, go_on = KEY._replace(version="dropped"), threading.Event(), threading.Event()
+
+    def prepared(_: PlayedIndex) -> None:
+        begun.set()
+        while not (go_on.is_set() or loads._loads[dropped].stop.wait(0.01)):
+            pass
+
+    loads = CorpusLoads(Away(prepared), store, threading.Event())
+    if waits:
+        loads.put(KEY, "t/corpus", "en")
+    loads.put(dropped, "t/corpus", "en")
+    assert begun.wait(30)
+    with pytest.raises(IndexUnavailable, match="away"):
+        loads.drop(dropped)
+    failed = loads.get(dropped)
+    assert failed.state == "failed" and failed.error is not None and failed.error["retryable"]
+    go_on.set()
+    loads.put(dropped, "t/corpus", "en")
+    wait([loads._loads[dropped].future], 30)
+    assert loads.get(dropped).state == "ready"
+    loads.close()
+
+
+@pytest.mark.parametrize("asked", ["by a load", "by a search"])
+def test_a_load_that_lost_only_its_last_answer_is_ready_when_asked_for_again(store: ArtifactStore, asked: str) -> None:
+    class LastAnswerLost(PlayedIndex):
+        def commit(self, expected: int | None = None) -> None:
+            super().commit(expected)
+            raise IndexUnavailable("the answer was lost")
+
+    indexes = PlayedIndexes()
+    indexes.index = whole = LastAnswerLost("uuid")
+    loads = CorpusLoads(indexes, store, threading.Event())
+    loads.put(KEY, "t/corpus", "en")
+    wait([loads._loads[KEY].future], 30)
+    assert loads.get(KEY).state == "failed"
+    if asked == "by a load":
+        loads.put(KEY, "t/corpus", "en")
+    else:
+        assert loads.ready(KEY) is whole
+    assert loads.get(KEY).state == "ready" and whole.added == COUNT
+    loads.close()
 
 
 @pytest.mark.parametrize("skip", [0, 1, 1_699, 1_700, 4_999, 5_000, 5_001, 8_999, 9_000])
