@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,6 +27,17 @@ def shared_data() -> Path:
     if not (folder / "tasks").is_dir():
         skip_or_fail(f"no real data at {folder}; set TLM_SHARED_DATA to a folder with tasks/ and corpus/")
     return folder
+
+
+@contextmanager
+def no_file_larger_than(size: int) -> Iterator[None]:
+    """Writes beyond `size` bytes of a file fail as on a full disk, in this process and while it lasts."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def files_under(folder: Path) -> Iterator[Path]:

@@ -29,7 +29,7 @@ from services.retriever.app import assemble
 from services.retriever.settings import RetrieverSettings
 from tests.contract.selection_indexes import KINDS, new_key
 from tests.redis_server import free_port
-from tests.support import ROOT
+from tests.support import ROOT, no_file_larger_than
 from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import (
     AlreadyRunning,
@@ -39,6 +39,7 @@ from tlm_core.errors import (
     InvalidRecipe,
     InvalidRequest,
     NotFound,
+    StorageFull,
 )
 from tlm_core.selection.given import GIVEN, write_given
 from tlm_core.selection.retrieve import PART
@@ -194,6 +195,14 @@ def test_a_selection_whose_files_are_lost_is_made_again(
     after = place.select(api, prefix=again).ref
     assert after is not None and (after.digest, after.folder) == (before.digest, again)
     place.store.verify(after)
+
+
+def test_a_selection_that_finds_no_room_is_told_and_leaves_nothing(place: Place, api: RetrieverClient) -> None:
+    place.load(api)
+    with no_file_larger_than(500):
+        run = place.select(api)
+    assert run.state == "failed" and isinstance(run.failure, StorageFull)
+    assert list((place.folder / "scratch" / "selections").iterdir()) == []
 
 
 def test_a_lost_index_is_built_again_from_storage(place: Place) -> None:

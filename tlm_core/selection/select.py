@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tlm_core.artifacts import storage_errors
 from tlm_core.corpus.leaks import LeakFilter
 from tlm_core.corpus.passages import word_count
 from tlm_core.errors import EmptySelection, InvalidRecipe
@@ -77,6 +78,7 @@ class _Told:
         self._progress(*self._last)
 
 
+@storage_errors("writing the selection")
 def select(
     task: Task,
     source: Corpus | Path | None,
@@ -92,7 +94,8 @@ def select(
     Validation and test texts are never queries; they only drop the passages that hold them. source: the corpus, or
     the file that `given.write_given` made for the selector `given`, or nothing for `none`. parts: a folder for work
     under way, which a later call with the same arguments goes on from; the caller removes it. Raises EmptySelection
-    when nothing is found or nothing of it may stay, InvalidRecipe, and what the index raises.
+    when nothing is found or nothing of it may stay, InvalidRecipe, StorageFull, StorageUnavailable, and what the index
+    raises.
     """
     _check_fit(task, params)
     folder.mkdir(parents=True, exist_ok=True)

@@ -40,6 +40,7 @@ _SLACK = 10  # hits asked for beyond k, so that most ties at the cut are seen at
 _SEGMENT = 100_000
 _HEAP_BYTES = 500_000_000
 _LEAST_FREE_BYTES = 20_000_000
+_NO_ROOM = ("No space left", "Disk quota exceeded", "File too large")
 
 
 class TantivyIndex:
@@ -52,6 +53,7 @@ class TantivyIndex:
         index.register_tokenizer("blanks", _blanks())
         self._writer: _Writer | None = None
         self._reader: _Reader | None = None
+        self._half = False
 
     @classmethod
     def create(cls, folder: Path, language: str) -> TantivyIndex:
@@ -59,8 +61,8 @@ class TantivyIndex:
         (folder / _TERMS).mkdir(parents=True)
         with _tantivy_errors(folder):
             index = tantivy.Index(_schema(), path=str(folder / _TERMS))
-        made = cls(folder, analysis_of(language), index)
-        made._writer = _Writer(folder, made.analysis, index)
+            made = cls(folder, analysis_of(language), index)
+            made._writer, made._half = _Writer(folder, made.analysis, index), True
         return made
 
     @classmethod
@@ -99,8 +101,9 @@ class TantivyIndex:
         if expected is not None and count != expected:
             raise IndexMismatch(f"{count} passages are in the index, not {expected}; are the ids of the corpus unique?")
         meta = {"schema": SCHEMA_VERSION, "analysis": self.analysis, "count": count}
-        with _synced(self.folder / _META) as handle:
+        with _tantivy_errors(self.folder), _synced(self.folder / _META) as handle:
             handle.write(json.dumps(meta).encode())
+        self._half = False
         self._reader = _Reader(self.folder, self.analysis, self._index)
 
     def count(self) -> int:
@@ -117,11 +120,14 @@ class TantivyIndex:
         return self._read.ids()
 
     def close(self) -> None:
+        """As the port says. Half an index is of no use to anyone: its folder goes."""
         if self._writer is not None:
             self._writer.abandon()
         if self._reader is not None:
             self._reader.close()
         self._writer = self._reader = None
+        if self._half:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
     def _read(self) -> _Reader:
@@ -183,8 +189,9 @@ class _Writer:
 
     def abandon(self) -> None:
         """Stop; what was written is of no use."""
-        self._handle.close()
-        # A writer that has failed fails here once more, which must not hide why it did.
+        # What has failed fails here once more, which must not hide why it did.
+        with suppress(OSError):
+            self._handle.close()
         with suppress(ValueError):
             self._writer.rollback()
             self._writer.wait_merging_threads()
@@ -291,7 +298,7 @@ def _tantivy_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        if "No space left" in str(error) or shutil.disk_usage(folder).free < _LEAST_FREE_BYTES:
+        if any(sign in str(error) for sign in _NO_ROOM) or shutil.disk_usage(folder).free < _LEAST_FREE_BYTES:
             raise StorageFull(f"no room left for the index in {folder}; free some and load the corpus again") from error
         raise IndexUnavailable(f"the index in {folder} does not work: {error}") from error
 

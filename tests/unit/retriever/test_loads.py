@@ -15,10 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from services.retriever.bulk import Refused, Taken
-from services.retriever.indexes import CorpusKey
+from services.retriever.indexes import CorpusKey, EmbeddedIndexes
 from services.retriever.loads import CorpusLoads, Load
 from services.retriever.passages_in import CorpusFiles
 from services.retriever.records import LoadRecords
+from tests.support import no_file_larger_than
 from tlm_core.artifacts import ArtifactStore
 from tlm_core.corpus.passages import Passage
 from tlm_core.errors import Conflict, IndexMismatch, IndexUnavailable, NotFound
@@ -213,6 +214,22 @@ def test_an_index_closed_by_someone_else_fails_the_load(store: ArtifactStore) ->
     indexes.index = Closed("uuid")
     load = loaded(store, indexes)
     assert load.state == "failed" and load.error is not None and "closed for writing" in load.error["message"]
+
+
+def test_an_embedded_index_that_finds_no_room_leaves_nothing(store: ArtifactStore, tmp_path: Path) -> None:
+    indexes = EmbeddedIndexes(tmp_path / "indexes")
+    loads = CorpusLoads(indexes, store, threading.Event())
+    with no_file_larger_than(50_000):
+        loads.put(KEY, "t/corpus", "en")
+        wait([loads._loads[KEY].future], 60)
+    failed = loads.get(KEY)
+    assert failed.state == "failed" and failed.error is not None and failed.error["code"] == "storage_full"
+    assert [path.name for path in (tmp_path / "indexes").iterdir()] == ["lock"]
+    loads.put(KEY, "t/corpus", "en")
+    wait([loads._loads[KEY].future], 60)
+    assert loads.get(KEY).state == "ready"
+    loads.close()
+    indexes.close()
 
 
 # --- loads that are dropped, and last answers that are lost -----------------------------------------------------------

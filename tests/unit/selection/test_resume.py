@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import no_file_larger_than
 from tests.unit.selection.fake_index import WordCountIndex
 from tests.unit.selection.make import task_of
 from tlm_core.corpus.passages import Passage
+from tlm_core.errors import StorageFull
 from tlm_core.selection.index import Hit
 from tlm_core.selection.retrieve import BATCH, PART
 from tlm_core.selection.select import Corpus, select
@@ -67,6 +69,14 @@ def test_a_part_that_was_torn_is_searched_again(tmp_path: Path, whole: dict[str,
     again = WordCountIndex(PASSAGES)
     assert run(again, tmp_path / "b", tmp_path / "parts") == whole
     assert sum(map(len, again.searched)) == PART
+
+
+def test_a_full_disk_is_told_as_one_wherever_it_is_met(tmp_path: Path) -> None:
+    with pytest.raises(StorageFull, match="no space left"), no_file_larger_than(1_000):
+        run(WordCountIndex(PASSAGES), tmp_path / "a", tmp_path / "parts")
+    run(WordCountIndex(PASSAGES), tmp_path / "b", tmp_path / "parts")  # so that all hits are there
+    with pytest.raises(StorageFull, match="no space left"), no_file_larger_than(1_000):
+        run(WordCountIndex(PASSAGES), tmp_path / "c", tmp_path / "parts")
 
 
 def test_what_an_earlier_try_wrote_into_the_same_folder_does_not_stay(tmp_path: Path, whole: dict[str, str]) -> None:
