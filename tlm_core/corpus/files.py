@@ -9,11 +9,13 @@ import io
 import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from tlm_core.errors import Fault, InvalidDataset, StorageUnavailable
 from tlm_core.parquet import open_parquet
+from tlm_core.tasks.delimited import guess_delimiter
 
 MOST_FAULTS = 100
 LONGEST_RECORD = 64 << 20
@@ -44,6 +46,7 @@ _FORMATS = {
 }
 _PACKED = (".gz", ".zst")
 _PIECE = 1 << 16
+_SAMPLE_CHARS = 1 << 18  # by which a delimiter is guessed
 
 Say = Callable[[str], None]
 
@@ -130,7 +133,7 @@ def read_rows(path: Path, text_column: str | None, say: Say, faults: Faults) -> 
         if kind == "jsonl":
             yield from _jsonl(lines, path.name, text_column, say_name, faults)
         else:
-            yield from _delimited(lines, path.name, "\t" if kind == "tsv" else ",", text_column, say_name, faults)
+            yield from _delimited(lines, path.name, kind == "tsv", text_column, say_name, faults)
 
 
 def read_paragraphs(path: Path, faults: Faults) -> Iterator[str]:
@@ -265,10 +268,11 @@ def _jsonl(
 
 
 def _delimited(
-    lines: Iterator[tuple[int, str]], name: str, delimiter: str, text_column: str | None, say: Say, faults: Faults
+    lines: Iterator[tuple[int, str]], name: str, tab_first: bool, text_column: str | None, say: Say, faults: Faults
 ) -> Iterator[Row]:
     csv.field_size_limit(max(csv.field_size_limit(), LONGEST_RECORD))
-    reader = csv.reader((line for _, line in lines), delimiter=delimiter, strict=True)
+    delimiter, texts = _with_delimiter((line for _, line in lines), tab_first, say)
+    reader = csv.reader(texts, delimiter=delimiter, strict=True)
     number = 0
     try:
         header = next(reader, None)
@@ -289,6 +293,22 @@ def _delimited(
         faults.add(name, "not_csv", f"{error}; check the quotes near this row", row=number + 1)
     except ValueError as error:
         faults.add(name, "no_text_column", str(error))
+
+
+def _with_delimiter(lines: Iterator[str], tab_first: bool, say: Say) -> tuple[str, Iterator[str]]:
+    """The delimiter, guessed by the first lines as that of a data set is, and all lines."""
+    head: list[str] = []
+    size = 0
+    for line in lines:
+        head.append(line)
+        size += len(line)
+        if size >= _SAMPLE_CHARS:
+            break
+    sample = "".join(head)[:_SAMPLE_CHARS]
+    delimiter, reason = guess_delimiter(sample, tab_first=tab_first, whole=size < _SAMPLE_CHARS)
+    if delimiter != ("\t" if tab_first else ","):
+        say(f"the delimiter is {delimiter!r}: {reason}")
+    return delimiter, chain(head, lines)
 
 
 def _parquet(path: Path, text_column: str | None, say: Say, faults: Faults) -> Iterator[Row]:

@@ -55,6 +55,21 @@ class TestFormats:
         written(path, f'\ufeffn{delimiter}text\r\n1{delimiter}"a ""b"",\tc\nd"\r\n\r\n2{delimiter}é\r\n')
         assert texts(path) == ['a "b", c d', "é"]
 
+    @pytest.mark.parametrize("delimiter", [";", "|", "\t"])
+    @pytest.mark.parametrize("count", [3, 5_000])
+    def test_the_delimiter_is_guessed_and_said_where_it_is_not_the_usual_one(
+        self, tmp_path: Path, delimiter: str, count: int
+    ) -> None:
+        prose = ",\nin two lines of it, with, commas"
+        rows = [[str(n), f'"a passage,{delimiter} or {n}{prose}"', "web"] for n in range(count)]
+        rows.insert(0, ["id", "text", "source"])
+        path = written(tmp_path / "a.csv", "\n".join(delimiter.join(row) for row in rows))
+        heard: list[str] = []
+        found = list(read_sources([str(path)], say=heard.append))
+        assert len(found) == count and {passage.source for passage in found} == {"web"}
+        assert found[1].id == "1" and found[1].text.endswith(f" or 1{prose}")
+        assert len(heard) == 1 and f"the delimiter is {delimiter!r}" in heard[0]
+
     def test_parquet_gives_its_texts(self, tmp_path: Path) -> None:
         table = pa.table({"text": pa.array(["a b", None, "c"]).dictionary_encode(), "n": [1, 2, 3]})
         pq.write_table(table, tmp_path / "a.parquet")
