@@ -170,7 +170,10 @@ def _cut(splits: Mapping[str, SplitData], missing: list[str], seed: int, finding
     findings.note(f"{' and '.join(missing)} {verb} cut from train by {by} with seed {seed}: {shares} rows")
     for split in missing:
         if not len(cut[split].rows):
-            message = f"no row could be cut for {split}, since copies of a text stay together; give {split} as a file"
+            message = (
+                f"no row could be cut for {split}, since copies of a text stay together and of each label a text "
+                f"stays in train; give {split} as a file"
+            )
             findings.fault("too_few_rows", message, split=split)
         lacking = count_labels(train.label).keys() - count_labels(cut[split].label).keys()
         for label in [] if train.regression else sort_labels(lacking):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.unit.tasks.make import jsonl, messages, put, rows
 from tlm_core.tasks.options import DatasetOptions
 from tlm_core.tasks.splits import cut_splits
-from tlm_core.tasks.validate import load_task
+from tlm_core.tasks.validate import load_task, validate
 
 BOTH = ("validation", "test")
 
@@ -54,6 +54,51 @@ def test_the_values_of_the_keys_mean_nothing() -> None:
         assert positions.tolist() == cut_splits(labels, shuffled, BOTH, seed=3)[split].tolist()
 
 
+def few_rows(*counts: int) -> tuple[np.ndarray, np.ndarray]:
+    """Labels with so many rows each, all texts different."""
+    labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    return labels, np.arange(len(labels), dtype=np.int64)
+
+
+def test_labels_with_few_rows_are_shared_out_among_the_splits() -> None:
+    labels, keys = few_rows(*[5] * 150)
+    cut = cut_splits(labels, keys, BOTH, seed=1)
+    validation, test = (set(labels[cut[split]].tolist()) for split in BOTH)
+    assert len(validation) == len(test) == 75
+    assert validation | test == set(range(150))
+
+
+def test_the_seed_draws_which_of_equal_labels_a_split_has() -> None:
+    labels, keys = few_rows(*[4] * 20)
+    seen = [set(labels[cut_splits(labels, keys, ("test",), seed)["test"]].tolist()) for seed in range(40)]
+    assert {len(found) for found in seen} == {8}
+    assert set().union(*seen) == set(range(20))
+
+
+def test_of_equal_claims_that_of_a_label_without_any_row_comes_first() -> None:
+    labels, keys = few_rows(*[15] * 10, *[5] * 10)
+    for at in list(cut_splits(labels, keys, BOTH, seed=0).values())[1:]:
+        assert set(labels[at].tolist()) == set(range(20))
+
+
+def test_a_label_that_has_no_row_to_give_leaves_it_to_another() -> None:
+    labels, keys = few_rows(*[2] * 60)
+    keys[:60] = keys[:60] // 2 * 2  # thirty labels with one text that stands twice
+    cut = cut_splits(labels, keys, BOTH, seed=2)
+    assert [len(cut[split]) for split in BOTH] == [12, 12]
+
+
+@pytest.mark.parametrize(
+    ("counts", "test"), [((55, 55), [6, 5]), ((56, 16), [6, 1]), ((13, 23), [1, 3]), ((8, 4, 9), [1, 0, 1])]
+)
+def test_where_no_label_is_left_out_for_its_equals_the_cut_is_what_it_always_was(
+    counts: tuple[int, ...], test: list[int]
+) -> None:
+    labels, keys = few_rows(*counts)
+    for at in list(cut_splits(labels, keys, BOTH, seed=1).values())[1:]:
+        assert np.bincount(labels[at], minlength=len(counts)).tolist() == test
+
+
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 30)), min_size=1, max_size=80), st.integers(0, 5))
 def test_every_row_has_one_side_copies_stay_together_and_train_keeps_every_label(
@@ -92,6 +137,23 @@ def test_a_label_too_rare_for_the_cut_is_a_warning(tmp_path: Path) -> None:
     task, report = load_task(put(tmp_path / "all.jsonl", jsonl([*rows(100), *rare])))
     assert task.counts["train"] + task.counts["validation"] + task.counts["test"] == 102
     assert messages(report, "warnings", "missing_label")
+
+
+def test_many_labels_with_two_rows_each_can_be_cut(tmp_path: Path) -> None:
+    records = rows(200, [f"label {number}" for number in range(100)])
+    task, _ = load_task(put(tmp_path / "all.jsonl", jsonl(records)))
+    assert task.counts == {"train": 160, "validation": 20, "test": 20}
+    assert not set(task.label_ids("validation").tolist()) & set(task.label_ids("test").tolist())
+
+
+def test_a_split_for_which_nothing_can_be_cut_is_refused_with_every_reason(tmp_path: Path) -> None:
+    records = [{"text": f"text {number}", "label": str(number)} for number in range(20)]
+    _, report = validate(put(tmp_path / "all.jsonl", jsonl([*records, *records])))
+    assert messages(report, "faults", "too_few_rows") == [
+        f"no row could be cut for {split}, since copies of a text stay together and of each label a text stays in "
+        f"train; give {split} as a file"
+        for split in BOTH
+    ]
 
 
 @pytest.mark.parametrize("seed", [0, 1])
