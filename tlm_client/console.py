@@ -106,6 +106,11 @@ def say(text: str) -> None:
     typer.echo(text)
 
 
+def remark(text: str) -> None:
+    """A note for people on stderr; the text is shown as it is."""
+    typer.echo(f"note: {text}", err=True)
+
+
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
     """A table for people on stdout. Cells are data: markup in them is shown, not obeyed."""
     shown = Table(title=escape(title) if title else None, title_justify="left", header_style="bold")

@@ -126,7 +126,7 @@ def _data(own_task: Path | None, own_corpus: Path | None, display: Display) -> t
         rows = ", ".join(f"{split} {count:,}" for split, count in made.rows.items())
         display.line(f"corpus: {made.corpus.count:,} passages of documentation found on this machine")
         display.line(f"task: which of {len(made.labels)} libraries does this text document? rows: {rows}")
-    task = dataset_files(own_task if own_task is not None else FOLDER / "data" / "task")
+    task = dataset_files(own_task if own_task is not None else FOLDER / "data" / "task", say=display.line)
     return task, own_corpus if own_corpus is not None else FOLDER / "data" / "corpus"
 
 

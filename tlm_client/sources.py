@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 _TOLD_PASSAGES = 2_000
 
 
-def dataset_files(path: Path) -> dict[str, Path]:
+def dataset_files(path: Path, *, say: Callable[[str], None]) -> dict[str, Path]:
     """The files of a data set by split: of a folder as its file names tell, or one file for all.
 
-    A file of the folder that is named `selection` or `external` goes along as the part `selection`.
+    A file of the folder that is named `selection` or `external` goes along as the part `selection`. say: takes what
+    was guessed and which files were left out, which the gateway never sees and cannot put into the report.
 
     Raises InvalidRequest and InvalidDataset.
     """
@@ -37,6 +38,8 @@ def dataset_files(path: Path) -> dict[str, Path]:
     found = find_splits(path, findings)
     if not findings.ok:
         raise findings.error()
+    for note in findings.notes:
+        say(note)
     selection = given_part(path)
     return found if selection is None else {**found, GIVEN_PART: selection}
 

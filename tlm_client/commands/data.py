@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from tlm_client.console import AsJson, emit, guarded, notes, say, session_of, table
+from tlm_client.console import AsJson, emit, guarded, notes, remark, say, session_of, table
 from tlm_client.display import Display
 from tlm_client.models import CorpusVersion, Dataset
 from tlm_client.sources import corpus_files, dataset_files
@@ -72,7 +72,7 @@ def dataset_add(
             file = None if selection is None else selection.as_posix()
             dataset = client.add_hub_dataset(name, source, options, selection=file)
         else:
-            files = dataset_files(Path(source)) | ({} if selection is None else {"selection": selection})
+            files = dataset_files(Path(source), say=remark) | ({} if selection is None else {"selection": selection})
             dataset = client.add_dataset(name, files, options)
     if as_json:
         emit(dataset)

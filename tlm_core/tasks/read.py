@@ -89,8 +89,12 @@ def _is_further(name: str) -> bool:
 
 
 def _find_in_folder(folder: Path, found: dict[str, Path], findings: Findings) -> None:
-    files = sorted(path for path in folder.iterdir() if path.is_file() and _file_type(path))
-    files = [path for path in files if path.name != MANIFEST and not path.name.startswith(".") and not is_given(path)]
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    files = [path for path in files if path.name != MANIFEST and not is_given(path)]
+    foreign = [path.name for path in files if not _file_type(path) and _told_splits(path)]
+    if foreign:
+        findings.note(f"files of a type that is not read were left out: {', '.join(foreign[:20])}; {WANTED}")
+    files = [path for path in files if _file_type(path)]
     unclear = []
     stems = {path.name.split(".")[0] for path in files}
     for path in files:
@@ -99,8 +103,7 @@ def _find_in_folder(folder: Path, found: dict[str, Path], findings: Findings) ->
             _take(found, stem, path, findings)
             findings.note(f"{path.name} is a further test set beside test")
             continue
-        words = re.split(r"[^a-z]+", path.name.lower())
-        splits = {_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS}
+        splits = _told_splits(path)
         if len(splits) == 1:
             _take(found, splits.pop(), path, findings)
         else:
@@ -110,6 +113,11 @@ def _find_in_folder(folder: Path, found: dict[str, Path], findings: Findings) ->
         findings.note(f"{found['train'].name} is the only data file, so it is taken as train")
     if unclear:
         findings.note(f"files whose names tell no split were left out: {', '.join(path.name for path in unclear[:20])}")
+
+
+def _told_splits(path: Path) -> set[str]:
+    words = re.split(r"[^a-z]+", path.name.lower())
+    return {_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS}
 
 
 def _take(found: dict[str, Path], split: str, path: Path, findings: Findings) -> None:

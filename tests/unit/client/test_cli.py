@@ -283,21 +283,33 @@ def test_a_folder_is_uploaded_split_by_split(tmp_path: Path) -> None:
     def handler(request: httpx.Request) -> httpx.Response:
         body = request.read()
         fields.extend(f for f in (b"train", b"validation", b"test", b"file") if b'name="%s"; filename' % f in body)
-        view = {
-            "id": "ds_1",
-            "name": "toy",
-            "version": 1,
-            "digest": "d",
-            "rows": {"train": 1},
-            "labels": 1,
-            "created_at": 1,
-        }
-        return httpx.Response(201, json={**view, "report": {"labels": [{"label": "y", "train": 1}], "notes": ["n"]}})
+        return added()
 
     result = tlm(handler, "dataset", "add", "toy", str(tmp_path))
     assert result.exit_code == 0, result.output
     assert fields == [b"train", b"validation", b"test"]
     assert "note: n" in result.stdout
+    assert result.stderr == ""
+
+
+def added() -> httpx.Response:
+    """The gateway's answer to a data set that it took."""
+    view: dict[str, Any] = {"id": "ds_1", "name": "toy", "version": 1, "digest": "d", "labels": 1, "created_at": 1}
+    report = {"labels": [{"label": "y", "train": 1}], "notes": ["n"]}
+    return httpx.Response(201, json={**view, "rows": {"train": 1}, "report": report})
+
+
+def test_files_of_a_folder_that_are_left_out_are_told_on_stderr(tmp_path: Path) -> None:
+    for name in ("train.csv", "eval.csv", "test.xlsx", "README.md"):
+        (tmp_path / name).write_text("text,label\nx,y\n", encoding="utf-8")
+    result = tlm(lambda _: added(), "dataset", "add", "toy", str(tmp_path), "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["id"] == "ds_1"
+    assert result.stderr.splitlines() == [
+        "note: files of a type that is not read were left out: test.xlsx; "
+        "give jsonl, csv, tsv or parquet (the text forms also as .gz)",
+        "note: files whose names tell no split were left out: eval.csv",
+    ]
 
 
 def test_a_path_that_is_not_there_is_invalid_input(tmp_path: Path) -> None:
