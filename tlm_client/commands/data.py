@@ -72,6 +72,8 @@ def dataset_add(
             file = None if selection is None else selection.as_posix()
             dataset = client.add_hub_dataset(name, source, options, selection=file)
         else:
+            if selection is not None and not selection.is_file():
+                raise InvalidRequest(f"--selection: there is no file '{selection}'; check the path")
             files = dataset_files(Path(source), say=remark) | ({} if selection is None else {"selection": selection})
             dataset = client.add_dataset(name, files, options)
     if as_json:

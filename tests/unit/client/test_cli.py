@@ -314,6 +314,11 @@ def test_files_of_a_folder_that_are_left_out_are_told_on_stderr(tmp_path: Path) 
 
 def test_a_path_that_is_not_there_is_invalid_input(tmp_path: Path) -> None:
     assert tlm(unreachable, "dataset", "add", "toy", str(tmp_path / "none")).exit_code == 5
+    (tmp_path / "all.csv").write_text("text,label\nx,y\n", encoding="utf-8")
+    for selection in (tmp_path / "none.csv", tmp_path):
+        result = tlm(unreachable, "dataset", "add", "toy", str(tmp_path / "all.csv"), "--selection", str(selection))
+        assert result.exit_code == 5
+        assert result.stderr == f"error: --selection: there is no file '{selection}'; check the path\n"
     assert tlm(unreachable, "corpus", "add", "docs", str(tmp_path / "none")).exit_code == 5
     assert tlm(unreachable, "corpus", "add", "docs").exit_code == 5
 
