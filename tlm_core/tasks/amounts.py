@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tlm_core.tasks.checks import count_labels, is_null_or_blank, null_rows
+from tlm_core.tasks.checks import check_unread, count_labels, is_null_or_blank, null_rows
 from tlm_core.tasks.findings import Findings
 from tlm_core.tasks.metrics import REGRESSION
 from tlm_core.tasks.options import Limits
-from tlm_core.tasks.table import NOT_A_VALUE, RawTable
+from tlm_core.tasks.table import RawTable
 
 
 def is_regression(train: RawTable, column: str, metric: str | None, findings: Findings, limits: Limits) -> bool:
@@ -41,11 +41,9 @@ def is_regression(train: RawTable, column: str, metric: str | None, findings: Fi
 
 def check_amounts(table: RawTable, column: str, findings: Findings) -> None:
     """Faults: null_label, not_a_label, not_a_number."""
-    split, odd = table.split, table.columns[column].kinds.get(NOT_A_VALUE)
+    split = table.split
     where = f"row {{row}} of {table.file}: '{column}'"
-    if odd is not None:
-        message = f"{where} is a {NOT_A_VALUE}; each text needs exactly one amount"
-        findings.fault_rows("not_a_label", message, odd.rows, split=split, column=column, total=odd.count)
+    check_unread(table, column, findings)
     null, total = null_rows(table, column, is_null_or_blank)
     message = f"{where} has no amount; add it or leave the row out"
     findings.fault_rows("null_label", message, null, split=split, column=column, total=total)

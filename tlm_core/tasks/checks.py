@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tlm_core.tasks.findings import KEPT_PER_CODE, Findings
 from tlm_core.tasks.options import Limits
-from tlm_core.tasks.table import KINDS, NOT_A_VALUE, RawTable
+from tlm_core.tasks.table import KINDS, UNREAD, RawTable
 
 _DECIMAL = re.compile(r"-?\d*\.\d+(?:e-?\d+)?", re.IGNORECASE)
 LabelCounts = Mapping[str, Mapping[str, int]]
@@ -25,7 +25,7 @@ def check_texts(table: RawTable, column: str, findings: Findings, limits: Limits
     values, kinds, split = table.columns[column].values, table.columns[column].kinds, table.split
     where = f"row {{row}} of {table.file}: '{column}'"
     for kind in sorted(kinds.keys() - {KINDS[str]}):
-        message, odd = f"{where} is a {kind}, not a text; write it in quotes", kinds[kind]
+        message, odd = f"{where} is a {kind}, not a text; {UNREAD.get(kind, 'write it in quotes')}", kinds[kind]
         findings.fault_rows("not_text", message, odd.rows, split=split, column=column, total=odd.count)
     null, total = null_rows(table, column, pc.is_null)
     message = f"{where} is null; write a text or leave the row out"
@@ -47,13 +47,11 @@ def check_labels(table: RawTable, column: str, findings: Findings) -> None:
     """Faults: null_label, mixed_types, not_a_label, bad_character."""
     kinds, split = table.columns[column].kinds, table.split
     where = f"row {{row}} of {table.file}: '{column}'"
-    if NOT_A_VALUE in kinds:
-        message, odd = f"{where} is a {NOT_A_VALUE}; each text needs exactly one label", kinds[NOT_A_VALUE]
-        findings.fault_rows("not_a_label", message, odd.rows, split=split, column=column, total=odd.count)
+    check_unread(table, column, findings)
     null, total = null_rows(table, column, is_null_or_blank)
     message = f"{where} has no label; add it or leave the row out"
     findings.fault_rows("null_label", message, null, split=split, column=column, total=total)
-    known = {name: kind for name, kind in kinds.items() if name != NOT_A_VALUE}
+    known = {name: kind for name, kind in kinds.items() if name not in UNREAD}
     usual = max(known, key=lambda name: known[name].count, default="")
     for name in sorted(known.keys() - {usual}):
         message, odd = f"{where} is a {name}, elsewhere mostly a {usual}; write all alike", known[name]
@@ -61,14 +59,22 @@ def check_labels(table: RawTable, column: str, findings: Findings) -> None:
     _check_characters(table, column, findings)
 
 
+def check_unread(table: RawTable, column: str, findings: Findings) -> None:
+    """Fault not_a_label, for labels or amounts of kinds that are not read."""
+    kinds = table.columns[column].kinds
+    for name in sorted(kinds.keys() & UNREAD.keys()):
+        message = f"row {{row}} of {table.file}: '{column}' is a {name}; {UNREAD[name]}"
+        odd = kinds[name]
+        findings.fault_rows("not_a_label", message, odd.rows, split=table.split, column=column, total=odd.count)
+
+
 def null_rows(table: RawTable, column: str, predicate: Callable[[Any], Any]) -> tuple[list[int], int]:
-    """Rows without a value and how many there are; lists and objects, which are null here too, do not count."""
+    """Rows without a value and how many there are; values that are not read, null here too, do not count."""
     rows = _rows(table, table.columns[column].values, predicate).tolist()
-    odd = table.columns[column].kinds.get(NOT_A_VALUE)
-    if odd is None:
-        return rows, len(rows)
-    all_known = odd.count == len(odd.rows)
-    return [row for row in rows if row not in set(odd.rows)] if all_known else [], len(rows) - odd.count
+    odd = [kind for name, kind in table.columns[column].kinds.items() if name in UNREAD]
+    listed = {row for kind in odd for row in kind.rows}
+    unread = sum(kind.count for kind in odd)
+    return [row for row in rows if row not in listed] if len(listed) == unread else [], len(rows) - unread
 
 
 def _check_characters(table: RawTable, column: str, findings: Findings) -> None:

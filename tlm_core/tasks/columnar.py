@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import pyarrow.compute as pc
 from tlm_core.parquet import open_parquet
 from tlm_core.tasks.findings import Findings
 from tlm_core.tasks.options import Limits
-from tlm_core.tasks.table import KINDS, NOT_A_VALUE, RawTable, TableBuilder, as_text, check_names
+from tlm_core.tasks.table import BYTES, DATE, KINDS, NOT_A_VALUE, RawTable, TableBuilder, as_text, check_names
 
 _BATCH = 2_000
+_BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
 
 
 def read_parquet(path: Path, split: str, findings: Findings, limits: Limits) -> RawTable | None:
@@ -86,10 +88,12 @@ def table_from_arrow(
         rows = np.arange(start, start + len(batch), dtype=np.int64)
         arrays = {}
         for name in names:
-            values, kind = _strings(_flat(batch.column(name)), classes.get(name))
-            valid = rows[pc.is_valid(values).to_numpy(zero_copy_only=False)] if kind != NOT_A_VALUE else rows
-            if len(valid) and kind is not None:
-                builder.add_kind(name, kind, valid.tolist())
+            array = _flat(batch.column(name))
+            values, kind, unread = _strings(array, classes.get(name))
+            there, read = (pc.is_valid(one).to_numpy(zero_copy_only=False) for one in (array, values))
+            for found, mask in ((kind, read), (unread, there & ~read)):
+                if found is not None and mask.any():
+                    builder.add_kind(name, found, rows[mask].tolist())
             arrays[name] = _checked(values, name, rows, file, split, findings)
         builder.add_arrays(rows, arrays)
         start += len(batch)
@@ -97,29 +101,53 @@ def table_from_arrow(
 
 
 def _flat(column: Any) -> Any:
-    """One plain array, without chunks or dictionary."""
+    """One plain array, without chunks, dictionary or extension type."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if isinstance(array, pa.ChunkedArray):  # nothing but an empty or a huge column stays in chunks
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
+    array = array.storage if isinstance(array, pa.ExtensionArray) else array
     return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
 
 
-def _strings(array: Any, classes: Sequence[str] | None) -> tuple[Any, str | None]:
-    """The array as strings, and the kind of its values; None for a column of nulls."""
-    kind = array.type
-    if pa.types.is_integer(kind) and classes is not None:
+def _strings(array: Any, classes: Sequence[str] | None) -> tuple[Any, str | None, str | None]:
+    """The array as strings, the kind of its values, and the kind of those that are not read and null in the strings.
+
+    None: there is no such value, or it counts as null.
+    """
+    kind, types = array.type, pa.types
+    if types.is_integer(kind) and classes is not None:
         names = [
             classes[value] if value is not None and 0 <= value < len(classes) else None for value in array.to_pylist()
         ]
-        return pa.array(names, pa.string()), KINDS[str]
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        return array.cast(pa.string(), safe=False), KINDS[str]
-    if pa.types.is_boolean(kind) or pa.types.is_integer(kind):
-        return array.cast(pa.string()), KINDS[bool if pa.types.is_boolean(kind) else int]
-    if pa.types.is_floating(kind):
+        return pa.array(names, pa.string()), KINDS[str], None
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+        return array.cast(pa.string(), safe=False), KINDS[str], None
+    if types.is_boolean(kind) or types.is_integer(kind):
+        return array.cast(pa.string()), KINDS[bool if types.is_boolean(kind) else int], None
+    if types.is_floating(kind):
         values = [None if value is None or value != value else as_text(float(value)) for value in array.to_pylist()]
-        return pa.array(values, pa.string()), KINDS[float]
-    return pa.nulls(len(array), pa.string()), None if pa.types.is_null(kind) else NOT_A_VALUE
+        return pa.array(values, pa.string()), KINDS[float], None
+    if types.is_decimal(kind):
+        values = [None if value is None else _spelled(value) for value in array.to_pylist()]
+        return pa.array(values, pa.string()), KINDS[float if kind.scale > 0 else int], None
+    if any(is_bytes(kind) for is_bytes in _BYTES):
+        return pa.array([_decoded(value.as_py()) for value in array], pa.string()), KINDS[str], BYTES
+    unread = DATE if types.is_temporal(kind) else NOT_A_VALUE
+    return pa.nulls(len(array), pa.string()), None, unread
+
+
+def _spelled(value: Decimal) -> str:
+    """As `as_text` spells numbers, with all digits."""
+    text = f"{value:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _decoded(value: bytes | None) -> str | None:
+    """What older writers mean by a binary column; None for what is no text."""
+    try:
+        return None if value is None else value.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
 
 
 def _checked(values: Any, name: str, rows: Any, file: str, split: str, findings: Findings) -> Any:

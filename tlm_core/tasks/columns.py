@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from tlm_core.tasks.findings import Findings
 from tlm_core.tasks.options import DatasetOptions, Limits
-from tlm_core.tasks.table import NOT_A_VALUE, RawTable
+from tlm_core.tasks.table import UNREAD, RawTable
 
 LABEL_NAMES = (
     "label", "labels", "class", "category", "target", "y", "sentiment", "intent", "topic", "relation", "tag",
@@ -107,7 +107,7 @@ def _guess_label(table: RawTable, taken: set[str], findings: Findings, limits: L
     distinct = {
         name: pc.count_distinct(column.values).as_py()
         for name, column in table.columns.items()
-        if name not in taken and NOT_A_VALUE not in column.kinds
+        if name not in taken and not UNREAD.keys() & column.kinds.keys()
     }
     ceiling = min(limits.max_labels, rows // 2)
     candidates = sorted((count, name) for name, count in distinct.items() if 2 <= count <= ceiling)

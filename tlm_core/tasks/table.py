@@ -16,6 +16,14 @@ from tlm_core.tasks.options import Limits
 
 KINDS: Mapping[type, str] = {str: "text", bool: "true/false", int: "whole number", float: "decimal number"}
 NOT_A_VALUE = "list or object"
+DATE = "date or time"
+BYTES = "piece of binary data"
+# Kinds that are not read: their values are null in a Column. With what is to be done about them.
+UNREAD: Mapping[str, str] = {
+    NOT_A_VALUE: "each row needs exactly one plain value",
+    DATE: "write it as text",
+    BYTES: "write it as UTF-8 text",
+}
 _JOINED = 32
 _JOINED_BYTES = 1 << 26
 

@@ -7,7 +7,9 @@ import gzip
 import io
 import json
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -186,6 +188,28 @@ def test_parquet_types_become_text(tmp_path: Path) -> None:
     assert task.labels == ("false", "true")
     task, _ = load_task(tmp_path, DatasetOptions(label_column="kind"))
     assert task.label_ids("train").tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()])
+def test_binary_columns_of_parquet_that_hold_utf_8_are_texts(tmp_path: Path, kind: Any) -> None:
+    texts = pa.array([row["text"].encode() for row in ROWS], kind)
+    pictures = pa.array([b"\xff\xd8"] * 4, kind)  # of no interest, and so no fault
+    labels = pa.array([row["label"].encode() for row in ROWS], kind).cast(pa.binary()).dictionary_encode()
+    pq.write_table(pa.table({"text": texts, "picture": pictures, "label": labels}), tmp_path / "train.parquet")
+    task, _ = load_task(split_files(tmp_path))
+    assert task.texts("train") == [row["text"] for row in ROWS]
+    assert [task.labels[index] for index in task.label_ids("train")] == [row["label"] for row in ROWS]
+
+
+def test_decimals_of_parquet_are_numbers(tmp_path: Path) -> None:
+    amounts = [Decimal("1.50"), Decimal("-2.00"), Decimal("0.05"), Decimal("100.00")]
+    pq.write_table(pa.table({"text": ["a", "b", "c", "d"], "label": amounts}), tmp_path / "train.parquet")
+    for split in ("dev", "test"):
+        put(tmp_path / f"{split}.csv", "text,label\nx,1.5\ny,-2\nz,100\n")
+    task, _ = load_task(tmp_path, DatasetOptions(metric="accuracy"))
+    assert task.labels == ("-2", "0.05", "1.5", "100")
+    task, _ = load_task(tmp_path, DatasetOptions(metric="pearson"))
+    assert task.amounts("train").tolist() == [1.5, -2.0, 0.05, 100.0]
 
 
 def test_class_names_in_parquet_metadata_are_used(tmp_path: Path) -> None:

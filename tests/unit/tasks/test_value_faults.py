@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.unit.tasks.make import faults, folder, jsonl, messages, put, rows
@@ -89,6 +92,18 @@ def test_faults_of_one_code_are_listed_up_to_a_hundred_and_all_counted(tmp_path:
 def test_lists_instead_of_texts_are_not_told_as_null_too(tmp_path: Path) -> None:
     source = folder(tmp_path, with_rows([{"text": ["a"], "label": "bad"}] * 150 + [{"text": None, "label": "bad"}]))
     assert validate(source)[1]["fault_counts"] == {"not_text": 150, "null_text": 1}
+
+
+@pytest.mark.parametrize("metric", ["macro_f1", "pearson"])
+def test_parquet_values_that_are_not_read_are_called_what_they_are(tmp_path: Path, metric: str) -> None:
+    days = [None, datetime.date(2020, 1, 2), datetime.date(2020, 1, 3)]
+    table = pa.table({"text": [b"\xff", b"plain", None], "label": days})
+    pq.write_table(table, tmp_path / "train.parquet")
+    _, report = validate(tmp_path / "train.parquet", DatasetOptions(metric=metric))
+    found = {(fault["code"], fault["row"]): fault["message"] for fault in report["faults"]}
+    assert set(found) == {("not_text", 1), ("null_text", 3), ("null_label", 1), ("not_a_label", 2), ("not_a_label", 3)}
+    assert found["not_text", 1].endswith("'text' is a piece of binary data, not a text; write it as UTF-8 text")
+    assert found["not_a_label", 2].endswith("'label' is a date or time; write it as text")
 
 
 def test_many_unknown_labels_are_listed_up_to_a_hundred_and_all_counted(tmp_path: Path) -> None:
