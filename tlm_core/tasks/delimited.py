@@ -21,6 +21,7 @@ _BATCH = 2_000
 _SAMPLE_CHARS = 1 << 18
 # Longest single field; a quote that never closes would otherwise take the rest of any file into memory.
 _FIELD_LIMIT = 1 << 27
+_SHOWN_CHARS = 80
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
 
@@ -35,7 +36,8 @@ def read_delimited(
 ) -> RawTable | None:
     """All records of a delimited file with a header line; None if the header itself is at fault.
 
-    delimiter: None to guess it. Faults added: empty_file, doubled_column, too_many_columns, malformed_row, cut_row.
+    delimiter: None to guess it. Faults added: empty_file, missing_column, doubled_column, too_many_columns,
+    malformed_row, cut_row.
     """
     csv.field_size_limit(max(csv.field_size_limit(), _FIELD_LIMIT))
     if delimiter is None:
@@ -52,7 +54,7 @@ def read_delimited(
         reader = csv.reader(
             handle, delimiter=delimiter, quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL, strict=True
         )
-        names = _header(reader, path.name, split, findings, limits)
+        names = _header(reader, path.name, split, delimiter, findings, limits)
         if names is None:
             return None
         builder = TableBuilder(split, path.name, findings, damaged=encoding.damaged)
@@ -114,7 +116,9 @@ def _quotes_are_plain(path: Path, encoding: Encoding) -> bool:
     return stray
 
 
-def _header(reader: Iterator[list[str]], file: str, split: str, findings: Findings, limits: Limits) -> list[str] | None:
+def _header(
+    reader: Iterator[list[str]], file: str, split: str, delimiter: str, findings: Findings, limits: Limits
+) -> list[str] | None:
     try:
         raw = next((record for record in reader if record), None)
     except csv.Error as error:
@@ -128,7 +132,17 @@ def _header(reader: Iterator[list[str]], file: str, split: str, findings: Findin
         findings.note(f"{file}: blanks around column names were left out")
     if "" in names:
         findings.note(f"{file}: {names.count('')} column(s) without a name were left out")
-    return names if check_names(names, file, split, findings, limits) else None
+    if not check_names(names, file, split, findings, limits):
+        return None
+    if len(named := [name for name in names if name]) == 1:
+        message = (
+            f"the header of {file}, read with the delimiter {_NAMES.get(delimiter, delimiter)}, names one column, "
+            f"'{named[0][:_SHOWN_CHARS]}'; it needs texts and labels: say another delimiter, or remove what stands "
+            "above the header"
+        )
+        findings.fault("missing_column", message, split=split)
+        return None
+    return names
 
 
 def _records(

@@ -175,7 +175,10 @@ def check_names(names: Sequence[str], file: str, split: str, findings: Findings,
             findings.fault("doubled_column", message, split=split, column=name)
         if "\x00" in name or name != _clean(name):
             shown = _clean(name).replace("\x00", "?")
-            message = f"the column name '{shown}' of {file} holds NUL or broken characters; rename it"
+            message = (
+                f"the column name '{shown}' of {file} holds NUL or broken characters; rename it, or save the file as "
+                "UTF-8 if it is UTF-16 without its mark"
+            )
             findings.fault("bad_character", message, split=split, column=shown)
     if len(names) > limits.max_columns:
         message = f"{file} has more than {limits.max_columns} columns; keep the few that are needed"

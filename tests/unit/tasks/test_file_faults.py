@@ -125,6 +125,33 @@ def test_a_json_array_cut_half_way(tmp_path: Path) -> None:
     assert faults(put(tmp_path / "train.json", content)) == [("malformed_row", "train", None, None)]
 
 
+@pytest.mark.parametrize(
+    ("header", "delimiter", "named"),
+    [
+        ("text^label", None, "delimiter comma, names one column, 'text^label'"),
+        ("text,label", ";", "delimiter semicolon, names one column, 'text,label'"),
+        ("text,label", "^", "delimiter ^, names one column, 'text,label'"),
+        ("sep=;\ntext;label", None, "delimiter semicolon, names one column, 'sep='"),
+        ("# made by hand\ntext,label", None, "delimiter comma, names one column, '# made by hand'"),
+    ],
+)
+def test_a_header_that_names_one_column_is_told_with_the_delimiter(
+    tmp_path: Path, header: str, delimiter: str | None, named: str
+) -> None:
+    records = "".join(f"text {n}{header[-6]}{n % 2}\n" for n in range(20))
+    _, report = validate(put(tmp_path / "all.csv", f"{header}\n{records}"), DatasetOptions(delimiter=delimiter))
+    assert [fault["code"] for fault in report["faults"]] == ["missing_column"]
+    assert named in report["faults"][0]["message"]
+    assert report["faults"][0]["message"].endswith("say another delimiter, or remove what stands above the header")
+
+
+def test_utf_16_without_its_mark_is_asked_about(tmp_path: Path) -> None:
+    file = put(tmp_path / "all.csv", "text,label\nx,y\n".encode("utf-16-le"))
+    _, report = validate(file)
+    assert {fault["code"] for fault in report["faults"]} == {"bad_character"}
+    assert report["faults"][0]["message"].endswith("save the file as UTF-8 if it is UTF-16 without its mark")
+
+
 def test_csv_rows_of_the_wrong_width_are_each_told(tmp_path: Path) -> None:
     source = folder(tmp_path, rows(4))
     (source / "train.jsonl").unlink()
