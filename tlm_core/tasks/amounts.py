@@ -16,6 +16,9 @@ from tlm_core.tasks.metrics import REGRESSION
 from tlm_core.tasks.options import Limits
 from tlm_core.tasks.table import RawTable
 
+# Training computes squares of differences, and sums of them, in 32 bits, which hold nothing above 3.4e38.
+LARGEST = 1e18
+
 
 def is_regression(train: RawTable, column: str, metric: str | None, findings: Findings, limits: Limits) -> bool:
     """Whether the label column holds amounts: the metric says so, or it has many different decimal numbers.
@@ -47,19 +50,31 @@ def check_amounts(table: RawTable, column: str, findings: Findings) -> None:
     null, total = null_rows(table, column, is_null_or_blank)
     message = f"{where} has no amount; add it or leave the row out"
     findings.fault_rows("null_label", message, null, split=split, column=column, total=total)
-    strange = [label for label in count_labels(table.columns[column].values) if not _is_decimal(label)]
-    found = pc.is_in(table.columns[column].values, value_set=pa.array(strange, pa.string()))
-    rows = table.rows[found.to_numpy().astype(bool)]
+    distinct = count_labels(table.columns[column].values)
+    strange = [label for label in distinct if not _is_decimal(label)]
     message = f"{where} is no finite number, which regression needs; write it with digits, such as 2.5"
-    findings.fault_rows("not_a_number", message, rows.tolist(), split=split, column=column)
+    findings.fault_rows("not_a_number", message, _rows_with(table, column, strange), split=split, column=column)
+    large = [label for label in distinct if _is_decimal(label) and abs(float(label)) > LARGEST]
+    message = f"{where} is beyond {LARGEST:g}, too large for training in 32 bits; divide all amounts by the same number"
+    findings.fault_rows("not_a_number", message, _rows_with(table, column, large), split=split, column=column)
+
+
+def _rows_with(table: RawTable, column: str, labels: list[str]) -> list[int]:
+    found = pc.is_in(table.columns[column].values, value_set=pa.array(labels, pa.string()))
+    return [int(row) for row in table.rows[found.to_numpy().astype(bool)]]
 
 
 def check_spread(tables: Mapping[str, RawTable], column: str, findings: Findings) -> None:
-    """Fault: one_class, where all train rows have the same amount."""
+    """Fault: one_class, where all train rows have the same amount, or one that is the same in 32 bits."""
+    file = tables["train"].file
     values = {float(label) for label in count_labels(tables["train"].columns[column].values) if _is_decimal(label)}
     if len(values) == 1:
+        message = f"all rows of {file} have the amount {values.pop():g}; regression needs different ones"
+        findings.fault("one_class", message, split="train", column=column)
+    elif max(map(abs, values), default=0.0) <= LARGEST and len(set(np.array(list(values), np.float32))) == 1:
         message = (
-            f"all rows of {tables['train'].file} have the amount {values.pop():g}; regression needs different ones"
+            f"all amounts of {file} are {min(values):g} in 32 bits, in which training computes; subtract what they "
+            "share, or multiply them all by the same number"
         )
         findings.fault("one_class", message, split="train", column=column)
 

@@ -12,7 +12,7 @@ from tests.unit.tasks.make import faults, folder, jsonl, messages, put, rows
 from tlm_core.errors import InvalidRequest
 from tlm_core.tasks.options import DatasetOptions
 from tlm_core.tasks.task import Task
-from tlm_core.tasks.validate import load_task, write_task
+from tlm_core.tasks.validate import load_task, validate, write_task
 
 PEARSON = DatasetOptions(metric="pearson")
 
@@ -61,6 +61,23 @@ def test_a_missing_amount_and_equal_amounts_are_faults(tmp_path: Path) -> None:
     assert faults(path, PEARSON) == [("null_label", "train", 6, "label")]
     path = folder(tmp_path / "b", rows(5, ("2.5",)), amounts(3), amounts(3))
     assert faults(path, PEARSON) == [("one_class", "train", None, "label")]
+
+
+@pytest.mark.parametrize("label", ["1e19", "-1e300"])
+def test_amounts_too_large_for_the_arithmetic_of_training_are_faults(tmp_path: Path, label: str) -> None:
+    path = folder(tmp_path, [*amounts(5), {"text": "odd", "label": label}], amounts(3), amounts(3))
+    assert faults(path, PEARSON) == [("not_a_number", "train", 6, "label")]
+    assert "beyond 1e+18" in validate(path, PEARSON)[1]["faults"][0]["message"]
+
+
+@pytest.mark.parametrize(("start", "step"), [(1.0, 1e-9), (1e15, 1.0), (0.0, 1e-60)])
+def test_amounts_that_are_equal_in_the_arithmetic_of_training_are_a_fault(
+    tmp_path: Path, start: float, step: float
+) -> None:
+    near = [{"text": f"text {n}", "label": start + n * step} for n in range(5)]
+    path = folder(tmp_path, near, amounts(3), amounts(3))
+    assert faults(path, PEARSON) == [("one_class", "train", None, "label")]
+    assert "in 32 bits" in validate(path, PEARSON)[1]["faults"][0]["message"]
 
 
 def test_a_task_of_amounts_is_read_back_as_it_was_written(tmp_path: Path) -> None:
