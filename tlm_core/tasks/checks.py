@@ -14,9 +14,12 @@ from numpy.typing import NDArray
 
 from tlm_core.tasks.findings import KEPT_PER_CODE, Findings
 from tlm_core.tasks.options import Limits
-from tlm_core.tasks.table import KINDS, UNREAD, RawTable
+from tlm_core.tasks.table import KINDS, UNREAD, RawTable, as_text
 
 _DECIMAL = re.compile(r"-?\d*\.\d+(?:e-?\d+)?", re.IGNORECASE)
+# Digits that a float holds exactly: longer numbers may be ids.
+_NUMBER = re.compile(r"-?\d{1,15}|-?\d{0,8}\.\d{1,6}", re.ASCII)
+_HOW = "case, blanks or the writing of a number"
 LabelCounts = Mapping[str, Mapping[str, int]]
 
 
@@ -166,8 +169,14 @@ def _check_spelling(train: Mapping[str, int], file: str, column: str, findings: 
     for labels in by_folded.values():
         if len(labels) > 1:
             spelled = " and ".join(f"'{label}' ({train[label]} rows)" for label in sorted(labels))
-            message = f"{spelled} differ only in case or blanks; if they mean the same, write them alike"
+            message = f"{spelled} differ only in {_HOW}; if they mean the same, write them alike"
             findings.warn("label_variants", message, split="train", column=column)
+    if edged := sort_labels(label for label in train if label != label.strip()):
+        shown = ", ".join(map(repr, edged[:5]))
+        message = (
+            f"the labels {shown} begin or end with blanks, which stay part of their names; take them out of {file}"
+        )
+        findings.warn("label_variants", message, split="train", column=column)
     if len(train) > 1 and all(_DECIMAL.fullmatch(label) for label in train):
         message = (
             f"the labels of {file} are decimal numbers; they are taken as names of classes, "
@@ -177,12 +186,13 @@ def _check_spelling(train: Mapping[str, int], file: str, column: str, findings: 
 
 
 def _folded(label: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", label).casefold().split())
+    folded = " ".join(unicodedata.normalize("NFC", label).casefold().split())
+    return as_text(float(folded)) if _NUMBER.fullmatch(folded) else folded
 
 
 def _nearest(label: str, train: Mapping[str, int]) -> str:
     same = [known for known in train if _folded(known) == _folded(label)]
     if same:
-        return f"it differs from '{same[0]}' only in case or blanks: write them alike"
+        return f"it differs from '{same[0]}' only in {_HOW}: write them alike"
     near = difflib.get_close_matches(label, train, n=1, cutoff=0.75)
     return f"did you mean '{near[0]}'?" if near else "add train rows that have it, or leave it out"

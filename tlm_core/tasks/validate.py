@@ -210,7 +210,7 @@ def _positive_last(labels: list[str], positive: str | None, report: dict[str, An
             f"the metric f1 is of one label against another; there are {len(labels)}: ask for macro_f1"
         )
     if positive is not None and positive not in labels:
-        raise InvalidRequest(f"the positive label '{positive}' is none of {', '.join(labels)}")
+        raise InvalidRequest(f"the positive label '{positive}' is none of {', '.join(map(repr, labels))}")
     labels = [label for label in labels if label != positive] + ([positive] if positive is not None else [])
     report["notes"].append(f"f1 is that of the label '{labels[1]}'")
     return labels

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.unit.tasks.make import faults, folder, jsonl, messages, put, rows
-from tlm_core.errors import InvalidDataset
+from tlm_core.errors import InvalidDataset, InvalidRequest
 from tlm_core.tasks.options import DatasetOptions, Limits
 from tlm_core.tasks.validate import load_task, validate
 
@@ -122,7 +122,10 @@ def test_a_label_that_train_lacks_is_told_with_the_near_miss(tmp_path: Path) -> 
         ("unknown_label", "test", 2, "label"),
     }
     told = messages(validate(source)[1], "faults", "unknown_label")
-    assert any("3 in all" in text and "differs from 'positive' only in case or blanks" in text for text in told)
+    assert any(
+        "3 in all" in text and "differs from 'positive' only in case, blanks or the writing of a number" in text
+        for text in told
+    )
     assert any("did you mean 'negative'?" in text for text in told)
 
 
@@ -161,6 +164,31 @@ def test_labels_that_differ_in_case_or_blanks_are_a_warning(tmp_path: Path) -> N
     task, report = load_task(folder(tmp_path, train))
     assert task.labels == ("Good", "bad", "good")
     assert "'Good' (2 rows) and 'good' (2 rows)" in messages(report, "warnings", "label_variants")[0]
+
+
+def test_numbers_written_in_two_ways_are_told_as_such(tmp_path: Path) -> None:
+    train = rows(8, ("0", "1", "1.0", "2024"))
+    _, report = validate(folder(tmp_path, train, rows(2, ("0.0", "2024"), "v"), rows(2, ("0", "02024"), "t")))
+    assert messages(report, "warnings", "label_variants")[0].startswith("'1' (2 rows) and '1.0' (2 rows) differ only")
+    told = messages(report, "faults", "unknown_label")
+    assert ["differs from '0' only" in told[0], "differs from '2024' only" in told[1]] == [True, True]
+
+
+def test_long_numbers_that_a_float_cannot_hold_are_not_taken_for_each_other(tmp_path: Path) -> None:
+    _, report = validate(folder(tmp_path, rows(8, ("90071992547409921", "90071992547409922")), [], []))
+    assert not messages(report, "warnings", "label_variants")
+
+
+def test_labels_with_blanks_at_an_end_are_a_warning(tmp_path: Path) -> None:
+    padded = "".join(f"text {n}, {'bad' if n % 2 else 'good'}\n" for n in range(40))
+    path = put(tmp_path / "all.csv", f"text, label\n{padded}")
+    task, report = load_task(path)
+    assert task.labels == (" bad", " good")
+    assert messages(report, "warnings", "label_variants") == [
+        "the labels ' bad', ' good' begin or end with blanks, which stay part of their names; take them out of all.csv"
+    ]
+    with pytest.raises(InvalidRequest, match="the positive label 'good' is none of ' bad', ' good'"):
+        load_task(path, DatasetOptions(metric="f1", positive_label="good"))
 
 
 def test_decimal_labels_are_a_warning(tmp_path: Path) -> None:
