@@ -224,6 +224,8 @@ def _facts(
     metric = options.metric or ("pearson" if regression else "macro_f1")
     if options.metric is None:
         findings.note(f"metric: {metric}, unless another is asked for")
+    if options.positive_label is not None and metric != "f1":
+        findings.note(f"the positive label '{options.positive_label}' means nothing to {metric}; give the metric f1")
     if options.language is None:
         findings.note("language: en, unless another is told")
     if isinstance(source, Mapping):

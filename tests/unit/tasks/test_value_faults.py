@@ -191,6 +191,11 @@ def test_labels_with_blanks_at_an_end_are_a_warning(tmp_path: Path) -> None:
         load_task(path, DatasetOptions(metric="f1", positive_label="good"))
 
 
+def test_a_positive_label_without_the_metric_f1_is_told_to_mean_nothing(tmp_path: Path) -> None:
+    _, report = load_task(put(tmp_path / "all.jsonl", jsonl(rows(40))), DatasetOptions(positive_label="good"))
+    assert "the positive label 'good' means nothing to macro_f1; give the metric f1" in report["notes"]
+
+
 def test_decimal_labels_are_a_warning(tmp_path: Path) -> None:
     train = rows(8, ("0.5", "1.25"))
     _, report = load_task(folder(tmp_path, train, validation=train[:2], test=train[:2]))
