@@ -132,7 +132,9 @@ def score_values(
 def _correlations(true: NDArray[Any], predicted: NDArray[Any], metric: str) -> dict[str, Any]:
     result: dict[str, Any] = {"metric": metric, "rows": len(true), **dict.fromkeys(ALWAYS), "per_class": []}
     result |= {"confusion": [], "pearson": None, "spearman": None}
-    if len(true) < 2 or np.ptp(true) == 0 or np.ptp(predicted) == 0:
+    if strange := int((~np.isfinite(predicted)).sum()):
+        result["reason"] = f"{strange} of {len(true)} predictions are no finite numbers"
+    elif len(true) < 2 or np.ptp(true) == 0 or np.ptp(predicted) == 0:
         result["reason"] = "a correlation needs two rows or more, and amounts that differ on both sides"
     else:
         for name, sides in (("pearson", (true, predicted)), ("spearman", (_ranks(true), _ranks(predicted)))):

@@ -136,6 +136,16 @@ def test_correlations_agree_with_scipy_and_repeated_rows_are_left_out() -> None:
     assert found["accuracy"] is None
 
 
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+def test_a_correlation_with_what_is_no_finite_number_is_null_with_its_reason(odd: float) -> None:
+    found = score_values(
+        np.array([1.0, 2.0, 3.0]), np.array([1.0, odd, 2.0]), "spearman", in_train=np.array([False, True, False])
+    )
+    assert (found["value"], found["pearson"], found["spearman"]) == (None, None, None)
+    assert found["reason"] == "1 of 3 predictions are no finite numbers"
+    assert found["deduplicated"]["value"] == pytest.approx(1.0)
+
+
 def test_a_correlation_with_what_does_not_vary_is_null_with_its_reason() -> None:
     found = score_values(np.array([1.0, 2.0]), np.array([3.0, 3.0]), "pearson")
     assert found["value"] is None and "differ" in found["reason"]
