@@ -135,8 +135,9 @@ def _header(
     if not check_names(names, file, split, findings, limits):
         return None
     if len(named := [name for name in names if name]) == 1:
+        told = _NAMES.get(delimiter, repr(delimiter))
         message = (
-            f"the header of {file}, read with the delimiter {_NAMES.get(delimiter, delimiter)}, names one column, "
+            f"the header of {file}, read with the delimiter {told}, names one column, "
             f"'{named[0][:_SHOWN_CHARS]}'; it needs texts and labels: say another delimiter, or remove what stands "
             "above the header"
         )
@@ -161,7 +162,7 @@ def _records(
             row += 1
             _malformed(str(error), row, file, split, findings)
             continue
-        if not record:
+        if not record or (len(record) == 1 < width and not record[0].strip()):  # a blank line
             continue
         row += 1
         if short is not None:

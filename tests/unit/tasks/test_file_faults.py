@@ -130,7 +130,7 @@ def test_a_json_array_cut_half_way(tmp_path: Path) -> None:
     [
         ("text^label", None, "delimiter comma, names one column, 'text^label'"),
         ("text,label", ";", "delimiter semicolon, names one column, 'text,label'"),
-        ("text,label", "^", "delimiter ^, names one column, 'text,label'"),
+        ("text,label", "^", "delimiter '^', names one column, 'text,label'"),
         ("sep=;\ntext;label", None, "delimiter semicolon, names one column, 'sep='"),
         ("# made by hand\ntext,label", None, "delimiter comma, names one column, '# made by hand'"),
     ],

@@ -104,7 +104,7 @@ def test_blanks_around_column_names_are_left_out_and_told(tmp_path: Path) -> Non
 
 
 def test_blank_lines_are_no_records(tmp_path: Path) -> None:
-    put(tmp_path / "train.csv", "text,label\n\na,bad\n\n\nb,good\n\n")
+    put(tmp_path / "train.csv", "text,label\n\na,bad\n\n  \nb,good\n\t \n ")
     task, _ = load_task(split_files(tmp_path))
     assert task.rows("train").tolist() == [1, 2]
 
