@@ -215,12 +215,13 @@ class JobStore(JobReads):
         metrics: Sequence[Mapping[str, Any]] = (),
         events: Sequence[tuple[str, Mapping[str, Any]]] = (),
         logs: Sequence[str] = (),
-        submissions: Mapping[str, str] | None = None,
+        submissions: Mapping[str, str | None] | None = None,
         publication: _Publication | None = None,
         unshared: str = "",
     ) -> State:
         """Tell what an attempt does; the answer is the job's state, from which a worker learns that it has to stop.
 
+        submissions: by group, what the cluster is asked to run for it, or None to take that back; other groups' stay.
         publication and unshared are for `publish` and `publish_checkpoint`, which are this same step.
         Raises StaleAttempt when the attempt is over: the caller must stop writing.
         """

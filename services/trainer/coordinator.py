@@ -249,9 +249,8 @@ class Coordinator:
             # same attempt a second time could make two of it.
             submission = f"{job.id}.{group}.{job.attempt}"
             self._cluster.status(submission)  # a cluster that is away is waited for before anything is written
-            submissions = {**job.submissions, group: submission}
             event = ("workers.submitted", {"group": group, "submission": submission})
-            self._store.report(job.tenant, job.id, job.attempt, submissions=submissions, events=[event])
+            self._store.report(job.tenant, job.id, job.attempt, submissions={group: submission}, events=[event])
             self._submit(job, group, submission)
             return
         status = self._cluster.status(submission)
@@ -278,7 +277,7 @@ class Coordinator:
             # A head that has just started has a job server before it can take jobs. Where it says itself that it
             # knows nothing of the submission, nothing was started, and the same attempt may ask again.
             if self._cluster.status(submission) is Status.UNKNOWN:
-                self._store.report(job.tenant, job.id, job.attempt, submissions=job.submissions)
+                self._store.report(job.tenant, job.id, job.attempt, submissions={group: None})
             raise
 
     def _look_for_workers(self, job: JobRecord, held: _Held, group: str, status: Status) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tests.contract.coordinator_world import AtOnce
 from tests.factories import make_resolved, make_spec
 from tests.trainer_fakes import FakeCluster, FakeSelections, plain_stage, run_group
 from tlm_core.artifacts import ArtifactStore, ManifestRef
+from tlm_core.errors import ClusterUnavailable
 from tlm_core.jobs.nodes import STAGE_VERSIONS
 from tlm_core.jobs.plan import DROPPED, plan_of
 from tlm_core.jobs.spec import JobRecord, OtherData, Taken
@@ -170,6 +172,44 @@ def test_a_group_that_waits_for_room_is_not_taken_for_dead_by_what_another_told(
     gathering = world.drive(job_id).submissions.keys() - {"main", first, second}
     world.work(world.store.get(T, job_id).submissions[gathering.pop()])
     assert world.drive(job_id).state is State.SUCCEEDED
+
+
+def side_by_side(world: World) -> tuple[str, set[str]]:
+    """A pruning whose seeds are to be submitted in the next round; and the names of their groups."""
+    job_id = world.submit(kind="prune", prune={"levels": [0.3]}, seeds=(0, 1, 2))
+    world.work(world.drive(job_id).submissions["main"])
+    return job_id, {f"tickets.s{seed}" for seed in (0, 1, 2)}
+
+
+def test_groups_that_start_in_one_round_are_all_written_down_and_submitted_once(world: World) -> None:
+    job_id, groups = side_by_side(world)
+    assert world.drive(job_id, rounds=1).submissions.keys() == {"main"} | groups
+    world.drive(job_id, rounds=3)
+    told = [e.data["group"] for e in world.store.events(T, job_id) if e.type == "workers.submitted"]
+    assert sorted(told) == ["main", *sorted(groups)]
+
+
+def test_a_group_that_the_cluster_refuses_is_taken_back_alone(world: World) -> None:
+    job_id, groups = side_by_side(world)
+    submit, refused = world.cluster.submit, f"{job_id}.tickets.s1.1"
+
+    def refusing(submission: str, command: Sequence[str], **needs: float) -> None:
+        if submission == refused:
+            raise ClusterUnavailable("not ready to take jobs")
+        submit(submission, command, **needs)
+
+    world.cluster.submit = refusing  # type: ignore[method-assign]
+    assert world.drive(job_id, rounds=1).submissions.keys() == {"main", "tickets.s0"}
+    world.cluster.submit = submit  # type: ignore[method-assign]
+    assert world.drive(job_id, rounds=1).submissions.keys() == {"main"} | groups
+
+
+def test_a_job_cancelled_right_after_its_groups_started_is_over_only_when_all_are_stopped(world: World) -> None:
+    job_id, _ = side_by_side(world)
+    world.drive(job_id, rounds=1)
+    world.store.cancel(T, job_id)
+    assert world.drive(job_id, rounds=2).state is State.CANCELLED
+    assert Status.ALIVE not in world.cluster.statuses.values()
 
 
 def test_data_sets_that_share_are_each_validated_and_merged(world: World) -> None:

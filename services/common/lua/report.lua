@@ -2,7 +2,7 @@
 -- KEYS: job hash, events stream, metrics stream, logs stream, artifacts hash, checkpoints of the artifact (or '')
 -- ARGV: attempt, active states (JSON {state: true}), progress (JSON or ''), metrics (JSON list of JSON texts),
 --       events (JSON list of [type, JSON text]), log lines (JSON list), artifact id ('' = none), what to publish (JSON text),
---       lines and points kept at most, submissions of the attempt (JSON or ''),
+--       lines and points kept at most, submissions by group (JSON or ''; null takes one back, other groups' stay),
 --       node whose artifact no other job may take ('' = none)
 -- Answers {'ok', state}, {'missing'}, {'state', state} or {'stale', attempt}. An artifact that is published stays as it is.
 local state = redis.call('HGET', KEYS[1], 'state')
@@ -15,7 +15,13 @@ local time = redis.call('TIME')
 local stamp = string.format('%.6f', tonumber(time[1]) + tonumber(time[2]) / 1e6)
 redis.call('HSET', KEYS[1], 'updated_at', stamp)
 if ARGV[3] ~= '' then redis.call('HSET', KEYS[1], 'progress', ARGV[3]) end
-if ARGV[10] ~= '' then redis.call('HSET', KEYS[1], 'submissions', ARGV[10]) end
+if ARGV[10] ~= '' then
+  local submissions = cjson.decode(redis.call('HGET', KEYS[1], 'submissions') or '{}')
+  for group, submission in pairs(cjson.decode(ARGV[10])) do
+    submissions[group] = submission ~= cjson.null and submission or nil
+  end
+  redis.call('HSET', KEYS[1], 'submissions', cjson.encode(submissions))
+end
 for _, point in ipairs(cjson.decode(ARGV[4])) do
   redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[9], '*', 'attempt', attempt, 'at', stamp, 'data', point)
 end
