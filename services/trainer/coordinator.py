@@ -25,6 +25,7 @@ from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import (
     ClusterUnavailable,
     CorruptArtifact,
+    IllegalTransition,
     NotFound,
     RuntimeExceeded,
     StaleAttempt,
@@ -122,20 +123,31 @@ class Coordinator:
             self._step(held)
 
     def _step(self, held: _Held) -> None:
-        job = self._store.get(held.tenant, held.id)
-        if job.owner != self._owner or not self._store.renew(job, self._owner, self._settings.lease_seconds):
+        """A look at a job, and its next step. Raises only Unavailable: while the store is away no job can go on."""
+        try:
+            job = self._store.get(held.tenant, held.id)
+            if job.owner != self._owner or not self._store.renew(job, self._owner, self._settings.lease_seconds):
+                self._held.pop(held.id, None)
+                return
+            with facts(job_id=job.id, attempt=job.attempt):
+                self._look_after(job, held)
+        except Unavailable:
+            raise
+        except IllegalTransition as error:
+            log.info("job %s was paused or cancelled meanwhile, and is looked at again: %s", held.id, error)
+        except TLMError as error:
+            # Another coordinator has taken it over, it is over and deleted, or another release has written to it: what
+            # there is left to do for it is another's.
+            log.warning("job %s is let go: %s", held.id, error)
             self._held.pop(held.id, None)
-            return
-        with facts(job_id=job.id, attempt=job.attempt):
-            self._look_after(job, held)
 
     def _look_after(self, job: JobRecord, held: _Held) -> None:
         """One step of a job, and what becomes of it when the step cannot be taken."""
         try:
             self._reconcile(job, held)
             held.waiting = None
-        except StaleAttempt:
-            self._held.pop(held.id, None)
+        except (IllegalTransition, StaleAttempt):
+            raise  # its state is not what it was: no fault of the job
         except Unavailable as error:
             self._wait(job, held, error)
         except TLMError as error:
@@ -361,20 +373,17 @@ class Coordinator:
 
     def _end_attempt(self, job: JobRecord, held: _Held, error: TLMError) -> None:
         """Try again later, or give up: an error that would come back, or too many of them."""
+        if job.state is State.CANCELLING:
+            self._store.confirm_cancelled(job, self._owner)
+        elif job.state is State.PAUSING and error.retryable:
+            self._store.confirm_paused(job, self._owner)
+        elif error.retryable and job.failures + 1 < job.spec.max_attempts and job.state is State.RUNNING:
+            self._store.requeue(job, self._owner, error, delay_seconds=min(60.0, 4.0**job.failures))
+            log.warning("job %s, attempt %d ended: %s; it will be tried again", job.id, job.attempt, error)
+        else:
+            self._store.fail(job, self._owner, error)
+            log.warning("job %s failed: %s", job.id, error)
         self._held.pop(held.id, None)
-        try:
-            if job.state is State.CANCELLING:
-                self._store.confirm_cancelled(job, self._owner)
-            elif job.state is State.PAUSING and error.retryable:
-                self._store.confirm_paused(job, self._owner)
-            elif error.retryable and job.failures + 1 < job.spec.max_attempts and job.state is State.RUNNING:
-                self._store.requeue(job, self._owner, error, delay_seconds=min(60.0, 4.0**job.failures))
-                log.warning("job %s, attempt %d ended: %s; it will be tried again", job.id, job.attempt, error)
-            else:
-                self._store.fail(job, self._owner, error)
-                log.warning("job %s failed: %s", job.id, error)
-        except StaleAttempt:
-            log.info("job %s is driven by another coordinator now", job.id)
 
     def _wait(self, job: JobRecord, held: _Held, error: Unavailable) -> None:
         """A component is away: the job waits for it and uses up no attempt. Said once per reason."""

@@ -7,8 +7,12 @@ import time
 import pytest
 
 from services.trainer.cluster import Status
+from services.trainer.selections import SelectionState
 from tests.contract.coordinator_world import T, World
 from tests.trainer_fakes import counting_stage
+from tlm_core.artifacts import ArtifactStore, Manifest, ManifestRef
+from tlm_core.errors import IndexUnavailable
+from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import State
 
 
@@ -124,6 +128,57 @@ def test_a_cancelled_job_is_cancelled_only_when_nothing_of_it_runs(world: World)
     assert world.job(job_id).state is State.CANCELLING
     coordinator.round()
     assert world.job(job_id).state is State.CANCELLED
+
+
+@pytest.mark.parametrize("verb", ["pause", "cancel"])
+def test_a_stop_that_comes_while_an_attempt_is_ended_is_followed(world: World, verb: str) -> None:
+    coordinator, job_id = world.coordinator(), world.submit()
+    submission = world.until_submitted(coordinator, job_id)
+    world.cluster.statuses[submission] = Status.FAILED
+    message = world.cluster.message
+
+    def asked_just_now(submission: str) -> str:
+        getattr(world.store, verb)(T, job_id)
+        return message(submission)
+
+    world.cluster.message = asked_just_now  # type: ignore[method-assign]
+    coordinator.round()
+    coordinator.round()
+    job = world.job(job_id)
+    assert (job.state, job.failures) == (State.PAUSED if verb == "pause" else State.CANCELLED, 0)
+
+
+def test_a_cancel_that_comes_while_a_job_is_finished_is_followed(world: World) -> None:
+    class CancellingStore(ArtifactStore):
+        armed = False
+
+        def manifest(self, ref: ManifestRef) -> Manifest:
+            if self.armed and world.job(job_id).state is State.RUNNING:
+                world.store.cancel(T, job_id)
+            return super().manifest(ref)
+
+    world.artifacts = storage = CancellingStore(str(world.folder / "storage"), world.folder / "cache")
+    coordinator, job_id = world.coordinator(), world.submit()
+    world.work(world.until_submitted(coordinator, job_id))
+    storage.armed = True
+    coordinator.round()
+    coordinator.round()
+    assert world.job(job_id).state is State.CANCELLED
+
+
+def test_a_job_that_was_ended_elsewhere_and_deleted_is_let_go_and_others_go_on(world: World) -> None:
+    deleted, coordinator = world.submit(), world.coordinator()
+
+    def ended_elsewhere(job: JobRecord) -> SelectionState:
+        world.store.cancel(T, deleted)
+        world.store.delete(world.store.confirm_cancelled(job, "a"))
+        raise IndexUnavailable("OpenSearch is away")
+
+    world.selections.answer = ended_elsewhere
+    for _ in range(3):
+        coordinator.round()
+    world.selections.answer = lambda _: None
+    assert world.until_submitted(coordinator, world.submit())
 
 
 def test_a_job_that_runs_longer_than_it_may_is_ended_with_its_workers(world: World) -> None:
