@@ -29,6 +29,7 @@ from tlm_core.errors import (
     NotFound,
     RuntimeExceeded,
     StaleAttempt,
+    StorageFull,
     TLMError,
     TrainingFailed,
     Unavailable,
@@ -86,14 +87,17 @@ class Coordinator:
         self._executor = executor
         self._clock = clock
         self._held: dict[str, _Held] = {}
+        # Until when the store took nothing, from workers neither.
+        self._deaf_until = 0.0
 
     def run(self, stop: threading.Event) -> None:
-        """Rounds until `stop` is set. An unreachable store ends no job; it is asked again in the next round."""
+        """Rounds until `stop` is set. A store that is away or full ends no job; it is asked again in the next round."""
         while not stop.is_set():
             try:
                 self.round()
-            except Unavailable as error:
+            except (Unavailable, StorageFull) as error:
                 log.warning("waiting: %s", error)
+                self._deaf_until = self._clock()
             self._beat()
             stop.wait(self._settings.poll_seconds)
 
@@ -123,7 +127,9 @@ class Coordinator:
             self._step(held)
 
     def _step(self, held: _Held) -> None:
-        """A look at a job, and its next step. Raises only Unavailable: while the store is away no job can go on."""
+        """A look at a job, and its next step. Raises what keeps every job from going on: Unavailable and StorageFull,
+        of the store.
+        """
         try:
             job = self._store.get(held.tenant, held.id)
             if job.owner != self._owner or not self._store.renew(job, self._owner, self._settings.lease_seconds):
@@ -131,7 +137,7 @@ class Coordinator:
                 return
             with facts(job_id=job.id, attempt=job.attempt):
                 self._look_after(job, held)
-        except Unavailable:
+        except (Unavailable, StorageFull):
             raise
         except IllegalTransition as error:
             log.info("job %s was paused or cancelled meanwhile, and is looked at again: %s", held.id, error)
@@ -271,7 +277,7 @@ class Coordinator:
         if status is Status.WAITING:
             return
         if status is Status.ALIVE:
-            silent = self._clock() - job.updated_at
+            silent = self._clock() - max(job.updated_at, self._deaf_until)
             if silent > self._settings.stall_seconds and self._has_begun(job, group):
                 self._cluster.stop(submission)
                 raise WorkerLost(f"the workers have told nothing for {silent:.0f} s; the attempt was ended")

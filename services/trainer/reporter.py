@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from services.common.jobstore import JobStore
-from tlm_core.errors import Conflict, NotFound, Unavailable
+from tlm_core.errors import Conflict, NotFound, StorageFull, Unavailable
 from tlm_core.jobs.plan import Node, Plan
 from tlm_core.jobs.spec import Progress
 from tlm_core.jobs.states import State
@@ -23,8 +23,8 @@ _LOOK = 0.1  # seconds between two looks at the job's state: a read of one field
 class JobReporter:
     """A `Reporter` (tlm_core.training.stage) over the job store.
 
-    Sends at least every `heartbeat` seconds, which shows that the worker lives. While Redis is away it keeps what it
-    was told and training goes on. When the attempt is over (another one runs, or the job has ended) `progress`
+    Sends at least every `heartbeat` seconds, which shows that the worker lives. While Redis is away or full it keeps
+    what it was told and training goes on. When the attempt is over (another one runs, or the job has ended) `progress`
     answers False for good.
     """
 
@@ -137,8 +137,8 @@ class JobReporter:
         try:
             state = self._store.report(*self._job, progress=progress, metrics=metrics, events=events, logs=logs)
             self._go_on = self._go_on and state is State.RUNNING
-        except Unavailable as error:
-            log.warning("the job store is away, what there is to tell is kept: %s", error)
+        except (Unavailable, StorageFull) as error:
+            log.warning("the job store takes nothing now, what there is to tell is kept: %s", error)
             with self._lock:
                 self._progress = self._progress or progress
                 self._metrics = [*metrics, *self._metrics][-_KEPT_WHILE_AWAY:]
@@ -148,3 +148,6 @@ class JobReporter:
             log.warning("this attempt is over: %s", error)
             self._stale = True
             self._go_on = False
+        except Exception:
+            # A thread that died of it could tell nothing more, and the attempt would be ended as lost.
+            log.exception("what there was to tell since the last report is lost")

@@ -148,6 +148,33 @@ def test_every_round_gives_a_sign_of_life_even_while_the_store_is_away(
     assert not runner.is_alive()
 
 
+def test_a_full_redis_ends_neither_the_coordinator_nor_a_worker_that_it_silenced(
+    world: World, redis_client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    coordinator, job_id = world.coordinator(poll_seconds=0.05), world.submit()
+    submission = world.until_submitted(coordinator, job_id)
+    world.store.report(T, job_id, 1, logs=["a worker has begun"])
+    stop = threading.Event()
+    runner = threading.Thread(target=coordinator.run, args=(stop,))
+    world.now = 299
+    redis_client.config_set("maxmemory", 1)
+    try:
+        runner.start()
+        _wait_for(lambda: "waiting: Redis has no memory left" in caplog.text)
+        world.now = 310  # longer than a worker may be silent
+        caplog.clear()
+        _wait_for(lambda: "waiting: Redis has no memory left" in caplog.text)
+    finally:
+        redis_client.config_set("maxmemory", 0)
+        time.sleep(0.2)
+        stop.set()
+        runner.join(20)
+    assert (world.job(job_id).state, world.cluster.stopped) == (State.RUNNING, [])
+    world.now = 621
+    coordinator.round()
+    assert world.cluster.stopped == [submission], "from then on it counts"
+
+
 def _wait_for(true: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 20
     while not true():

@@ -48,6 +48,17 @@ def test_a_full_redis_says_what_to_do_and_lets_jobs_be_deleted(store: JobStore, 
         store.get(T, job.id)
 
 
+def test_a_full_redis_gives_out_no_job_and_loses_none(store: JobStore, redis_client: redis.Redis) -> None:
+    job = submit(store)
+    redis_client.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(StorageFull):
+            store.claim("a", 30)
+    finally:
+        redis_client.config_set("maxmemory", 0)
+    assert (claim(store).id, store.get(T, job.id).attempt) == (job.id, 1)
+
+
 def submit(store: JobStore, **kwargs: Any) -> JobRecord:
     return store.submit(T, make_spec(), make_resolved(), **kwargs)[0]
 

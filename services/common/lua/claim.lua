@@ -34,8 +34,9 @@ for priority = tonumber(ARGV[4]), -tonumber(ARGV[4]), -1 do
   local due = redis.call('ZRANGEBYSCORE', queue, '-inf', stamp, 'LIMIT', 0, 1)
   if due[1] then
     local job, events, state, id = keys_of(due[1])
-    redis.call('ZREM', queue, due[1])
+    -- First a write that a Redis without memory refuses: it takes removals, and what stands would not be undone.
     redis.call('HINCRBY', job, 'attempt', 1)
+    redis.call('ZREM', queue, due[1])
     redis.call('HDEL', job, 'submissions')
     redis.call('HSETNX', job, 'started_at', stamp)
     redis.call('HSET', job, 'state', 'running', 'owner', ARGV[1], 'lease_until', lease, 'updated_at', stamp, 'running_since', stamp)
