@@ -15,7 +15,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -233,9 +233,9 @@ class ArtifactStore:
 
     def delete(self, folder: str) -> None:
         """Remove a folder and all below it; removing what is not there is no error."""
-        with storage_errors(f"deleting {folder}"):
-            if self.fs.exists(self.path(folder)):
-                self.fs.rm(self.path(folder), recursive=True)
+        # Nothing is looked up before: another process may remove it in between.
+        with storage_errors(f"deleting {folder}"), suppress(FileNotFoundError):
+            self.fs.rm(self.path(folder), recursive=True)
 
     @staticmethod
     def _check(path: Path, entry: FileEntry, *, deep: bool) -> None:

@@ -144,10 +144,10 @@ class JobReads:
         return None if body is None else ManifestRef.model_validate_json(body)
 
     def checkpoints(self, tenant: str, artifact: str) -> list[CheckpointRef]:
-        """Published checkpoints of an artifact under way, oldest first."""
+        """Published checkpoints of an artifact under way, the furthest last; several jobs may have left them."""
         with translated():
             bodies = self._redis.lrange(key(tenant, "checkpoints", artifact), 0, -1)
-        return [CheckpointRef.model_validate_json(body) for body in bodies]
+        return sorted((CheckpointRef.model_validate_json(body) for body in bodies), key=lambda one: one.step)
 
     def jobs_on_data(self, tenant: str, digest: str) -> list[JobRecord]:
         """All jobs whose data set has these bytes: others cannot share a stage with them."""

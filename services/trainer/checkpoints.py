@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class JobCheckpoints:
-    """`Checkpoints` (tlm_core.training.stage) over storage and job store; keeps the newest `keep`.
+    """`Checkpoints` (tlm_core.training.stage) over storage and job store; keeps `keep`: its last and the furthest.
 
     scratch: where a checkpoint's files lie until they are moved to the storage. Saving, writing them included, happens
     beside training: only when the one before is still being written does `save` wait for it, and only the second
@@ -52,7 +52,7 @@ class JobCheckpoints:
         self._failed = False
 
     def latest(self) -> Path | None:
-        """The newest that is whole; a broken one is passed over and said so."""
+        """The furthest that is whole; a broken one is passed over and said so."""
         for checkpoint in reversed(self._store.checkpoints(self._job.tenant, self._artifact)):
             try:
                 self._artifacts.verify(checkpoint.ref)
@@ -112,11 +112,10 @@ class JobCheckpoints:
             with suppress(TLMError):
                 self._artifacts.delete(place)
             raise
-        self._store.publish_checkpoint(
-            tenant,
-            self._artifact,
-            CheckpointRef(ref=ref, step=step, node=self._node, job=job, attempt=self._attempt, metrics=metrics),
-        )
-        for old in self._store.checkpoints(tenant, self._artifact)[: -self._keep]:
+        made = CheckpointRef(ref=ref, step=step, node=self._node, job=job, attempt=self._attempt, metrics=metrics)
+        self._store.publish_checkpoint(tenant, self._artifact, made)
+        # What is further may be another job's, or broken: then this one has to go on from its own.
+        found = sorted(self._store.checkpoints(tenant, self._artifact), key=lambda one: (one == made, one.step))
+        for old in found[: -self._keep]:
             self._store.drop_checkpoint(tenant, self._artifact, old)
             self._artifacts.delete(old.ref.folder)

@@ -54,13 +54,24 @@ class Training:
         return {path.parent.name for path in files_under(self.folder / "storage")}
 
 
-@pytest.fixture
-def training(redis_client: redis.Redis, tmp_path: Path) -> Training:
-    store, disk = JobStore(redis_client), FillingDisk(str(tmp_path / "storage"), tmp_path / "cache")
+def training_of(store: JobStore, folder: Path, scratch: Path) -> Training:
+    """Another job's, on the one stage that all of them have."""
     store.submit(T, make_spec(), make_resolved())
     job = store.claim("a", 60)
     assert job is not None
-    return Training(JobCheckpoints(store, disk, job, job.attempt, "joint.s0", "art_1", tmp_path), disk, tmp_path)
+    disk = FillingDisk(str(folder / "storage"), folder / "cache")
+    return Training(JobCheckpoints(store, disk, job, job.attempt, "joint.s0", "art_1", scratch), disk, folder)
+
+
+@pytest.fixture
+def training(redis_client: redis.Redis, tmp_path: Path) -> Training:
+    return training_of(JobStore(redis_client), tmp_path, tmp_path)
+
+
+@pytest.fixture
+def other(training: Training, redis_client: redis.Redis, tmp_path: Path) -> Training:
+    (scratch := tmp_path / "other").mkdir()
+    return training_of(JobStore(redis_client), training.folder, scratch)
 
 
 def wait(training: Training) -> None:
@@ -115,6 +126,35 @@ def test_the_newest_two_are_kept(training: Training) -> None:
     assert training.checkpoints.newest() == 4, "the one under way counts once it is whole"
     training.checkpoints.close(needed=True)
     assert training.kept() == {"step-000000003", "step-000000004"}
+
+
+def test_a_job_far_ahead_keeps_its_last_checkpoint_when_another_begins_the_same_stage(
+    training: Training, other: Training
+) -> None:
+    training.step = 998
+    for one in (training, training, other, other, other):
+        one.save()
+        wait(one)
+    assert training.kept() == {"step-000001000", "step-000000003"}
+    for one in (training, other):
+        latest = one.checkpoints.latest()
+        assert latest is not None and (latest / "weights").read_text() == "weights 1000", "for both of them"
+        assert one.checkpoints.newest() == 1000
+
+
+def test_a_broken_checkpoint_further_on_is_no_reason_to_keep_none(training: Training) -> None:
+    training.step = 998
+    for _ in range(2):
+        training.save()
+    wait(training)
+    for broken in (training.folder / "storage").rglob("weights"):
+        broken.write_text("broken")
+    training.step = 0
+    for _ in range(3):
+        training.save()
+        wait(training)
+        latest = training.checkpoints.latest()
+        assert latest is not None and (latest / "weights").read_text() == f"weights {training.step}"
 
 
 def test_training_waits_for_no_checkpoint_but_the_one_before(training: Training) -> None:

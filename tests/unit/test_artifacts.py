@@ -125,6 +125,22 @@ def test_a_storage_that_fails_is_told_in_our_words(tmp_path: Path, number: int, 
         write(store, tmp_path)
 
 
+class SharedFileSystem(fsspec.get_filesystem_class("memory")):  # type: ignore[misc]
+    """A remote storage where others delete what was there a moment ago."""
+
+    protocol = "shared"
+    cachable = False
+
+    def exists(self, path: str, **_: Any) -> bool:  # noqa: ARG002
+        return True
+
+
+def test_deleting_what_another_deletes_at_the_same_time_is_no_error(tmp_path: Path) -> None:
+    store = ArtifactStore("memory://shared", tmp_path / "cache")
+    store.fs = SharedFileSystem()
+    store.delete("a/1")
+
+
 def test_deleting_twice_is_no_error(store: ArtifactStore, tmp_path: Path) -> None:
     ref = write(store, tmp_path)
     store.delete(ref.folder)
