@@ -81,6 +81,15 @@ class JobCheckpoints:
         finally:
             self._pool.shutdown()
 
+    def drop(self) -> None:
+        """Take back those of this job: its stage is published under another id, so that nothing leads to them."""
+        try:
+            for checkpoint in self._store.checkpoints(self._job.tenant, self._artifact):
+                if checkpoint.job == self._job.id:
+                    self._take_back(checkpoint)
+        except (Unavailable, StorageFull) as error:
+            log.warning("checkpoints of %s are left behind: %s", self._node, error)
+
     def _settle(self, *, bearable: bool) -> None:
         """Wait for the save under way. bearable: if the storage did not take it, that is only said."""
         pending, self._pending = self._pending, None
@@ -117,5 +126,8 @@ class JobCheckpoints:
         # What is further may be another job's, or broken: then this one has to go on from its own.
         found = sorted(self._store.checkpoints(tenant, self._artifact), key=lambda one: (one == made, one.step))
         for old in found[: -self._keep]:
-            self._store.drop_checkpoint(tenant, self._artifact, old)
-            self._artifacts.delete(old.ref.folder)
+            self._take_back(old)
+
+    def _take_back(self, checkpoint: CheckpointRef) -> None:
+        self._store.drop_checkpoint(self._job.tenant, self._artifact, checkpoint)
+        self._artifacts.delete(checkpoint.ref.folder)

@@ -161,8 +161,8 @@ class GroupRunner:
                 raise
             finally:
                 checkpoints.close(needed=stopped)
-            if self._rank == 0:
-                self._publish(job, node, digests, out, meta)
+            if self._rank == 0 and self._publish(job, node, digests, out, meta) != artifact:
+                checkpoints.drop()
             self._share(None)
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -175,7 +175,8 @@ class GroupRunner:
 
     def _publish(
         self, job: JobRecord, node: Node, digests: Mapping[str, str], out: Path, meta: Mapping[str, Any]
-    ) -> None:
+    ) -> str:
+        """Make what is in `out` the node's artifact. Returns its id: the job's own, if it had to shrink for memory."""
         shared = SHRUNK not in meta
         artifact = replace(node, reusable=node.reusable and shared).artifact_id(digests, job.id)
         folder = f"{job.tenant}/artifacts/{artifact}/{job.id}-{job.attempt}"
@@ -192,6 +193,7 @@ class GroupRunner:
         )
         if in_force != ref:
             self._artifacts.delete(folder)
+        return artifact
 
     def _tell(self, job: JobRecord, error: TLMError) -> None:
         try:

@@ -142,6 +142,16 @@ def test_a_job_far_ahead_keeps_its_last_checkpoint_when_another_begins_the_same_
         assert one.checkpoints.newest() == 1000
 
 
+def test_only_the_jobs_own_checkpoints_are_dropped(training: Training, other: Training) -> None:
+    for one in (training, other):
+        one.step += len(one.kept())
+        one.save()
+        wait(one)
+    training.checkpoints.drop()
+    assert other.kept() == {"step-000000002"}
+    assert other.checkpoints.newest() == 2
+
+
 def test_a_broken_checkpoint_further_on_is_no_reason_to_keep_none(training: Training) -> None:
     training.step = 998
     for _ in range(2):

@@ -12,7 +12,7 @@ from services.common.artifacts_of import published
 from services.trainer.cluster import Status
 from services.trainer.selections import SelectionState
 from tests.contract.coordinator_world import World
-from tests.trainer_fakes import plain_stage
+from tests.trainer_fakes import counting_stage, plain_stage
 from tlm_core.errors import EmptySelection, IndexUnavailable, InvalidDataset, NonFiniteLoss, TLMError
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord
@@ -69,6 +69,22 @@ def test_what_had_to_shrink_for_memory_is_the_jobs_own_and_taken_by_no_other(wor
     coordinator.round()
     coordinator.round()
     assert world.job(third).state is State.SUCCEEDED, "the second's is for all"
+
+
+def test_what_had_to_shrink_leaves_no_checkpoints_that_nothing_leads_to(world: World) -> None:
+    counting = counting_stage(5)
+
+    def shrunk(ctx: StageContext) -> Mapping[str, Any]:
+        return {**counting(ctx), SHRUNK: 4}
+
+    coordinator, job_id = world.coordinator(), world.submit()
+    world.work(world.until_submitted(coordinator, job_id), joint=shrunk, finetune=counting)
+    coordinator.round()
+    job = world.job(job_id)
+    assert job.state is State.SUCCEEDED and job.unshared == ("joint.s0",)
+    left = {path.parent.parent.parent.name for path in (world.folder / "storage").rglob("checkpoints/**/step")}
+    assert job.result is not None
+    assert left == {job.result["artifacts"]["finetune.s0"]["artifact"]}, "others stay"
 
 
 def test_an_artifact_whose_files_are_gone_is_made_again(world: World) -> None:
