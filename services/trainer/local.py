@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from services.trainer.scratch import work_folder
 from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.jobs.plan import DROPPED, Node
 from tlm_core.jobs.spec import JobRecord
@@ -25,9 +25,7 @@ def run_local(
     inputs: Mapping[str, ManifestRef],
 ) -> ManifestRef:
     """Run a node of Place.COORDINATOR. Raises InvalidDataset with every fault, InvalidRequest."""
-    work = scratch / "work" / f"{job.id}-{job.attempt}-{node.name}-{uuid.uuid4().hex[:8]}"
-    work.mkdir(parents=True)
-    try:
+    with work_folder(scratch, f"{job.id}-{job.attempt}-{node.name}") as work:
         match node.stage:
             case "validate":
                 ref = next(data.ref for data in job.resolved.data if data.ref.digest == node.fixed["dataset"])
@@ -44,8 +42,6 @@ def run_local(
                 raise ValueError(f"the coordinator has no stage '{node.stage}'")
         folder = f"{job.tenant}/artifacts/{artifact}/{job.id}-{job.attempt}-{uuid.uuid4().hex[:8]}"
         return artifacts.write(folder, work, artifact=artifact, stage=node.stage, meta=meta)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _validate(source: Path, out: Path, params: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import traceback
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +13,7 @@ from services.common.artifacts_of import published
 from services.common.jobstore import JobStore
 from services.trainer.checkpoints import JobCheckpoints
 from services.trainer.reporter import JobReporter
+from services.trainer.scratch import work_folder
 from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import StaleAttempt, TLMError, WorkerLost
 from tlm_core.jobs.plan import DROPPED, Node, plan_of
@@ -124,19 +123,31 @@ class GroupRunner:
     def _run_node(
         self, job: JobRecord, node: Node, done: Mapping[str, ManifestRef], reporter: JobReporter | None
     ) -> None:
-        digests = {name: ref.digest for name, ref in done.items()}
-        artifact = node.artifact_id(digests, job.id)
         if dropped := self._dropped(node, done):
             if self._rank == 0:
+                artifact = node.artifact_id({name: ref.digest for name, ref in done.items()}, job.id)
                 self._store.publish(
                     job.tenant, job.id, job.attempt, artifact=artifact, ref=dropped, node=node.name, stage=node.stage
                 )
             self._share(None)
             return
-        work = self._scratch / "work" / f"{job.id}-{job.attempt}-{node.name}-{self._rank}-{uuid.uuid4().hex[:8]}"
+        with work_folder(self._scratch, f"{job.id}-{job.attempt}-{node.name}-{self._rank}") as work:
+            self._compute(job, node, done, work, reporter or SilentReporter())
+        log.info("%s is done", node.name)
+
+    def _compute(
+        self,
+        job: JobRecord,
+        node: Node,
+        done: Mapping[str, ManifestRef],
+        work: Path,
+        report: JobReporter | SilentReporter,
+    ) -> None:
+        """Run the node's stage in the empty folder `work`, and publish what it made."""
+        digests = {name: ref.digest for name, ref in done.items()}
+        artifact = node.artifact_id(digests, job.id)
         out = work / "out"
-        out.mkdir(parents=True)
-        report = reporter or SilentReporter()
+        out.mkdir()
         checkpoints = JobCheckpoints(
             self._store, self._artifacts, job, job.attempt, node.name, artifact, work, tell=report.event
         )
@@ -154,19 +165,15 @@ class GroupRunner:
         log.info("%s starts", node.name)
         stopped = False
         try:
-            try:
-                meta = self._stages[node.stage](context)
-            except StopRequested:
-                stopped = True
-                raise
-            finally:
-                checkpoints.close(needed=stopped)
-            if self._rank == 0 and self._publish(job, node, digests, out, meta) != artifact:
-                checkpoints.drop()
-            self._share(None)
+            meta = self._stages[node.stage](context)
+        except StopRequested:
+            stopped = True
+            raise
         finally:
-            shutil.rmtree(work, ignore_errors=True)
-        log.info("%s is done", node.name)
+            checkpoints.close(needed=stopped)
+        if self._rank == 0 and self._publish(job, node, digests, out, meta) != artifact:
+            checkpoints.drop()
+        self._share(None)
 
     def _dropped(self, node: Node, done: Mapping[str, ManifestRef]) -> ManifestRef | None:
         """The input that stands for work left out, if one does and the node cannot do without."""

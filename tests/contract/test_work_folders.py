@@ -1,0 +1,81 @@
+"""What workers that are ended from outside leave on the disk of their machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from services.trainer.scratch import work_folder
+from tests.contract.coordinator_world import World
+from tests.redis_server import RedisServer
+from tests.support import ROOT, files_under
+
+_HOLD = """
+import sys, time
+from pathlib import Path
+from services.trainer.scratch import work_folder
+with work_folder(Path(sys.argv[1]), sys.argv[2]) as work:
+    (work / "tokens").write_text("1 2 3")
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+_TRAIN = """
+import time
+from services.trainer import program
+from tlm_core import stages
+
+def slow(context):
+    (context.out / "tokens").write_text("1 2 3")
+    print("ready", flush=True)
+    time.sleep(60)
+
+stages.STAGES = dict.fromkeys(stages.STAGES, slow)
+program.main()
+"""
+
+
+@contextmanager
+def at_work(code: str, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that runs `code` and has said that it is at work."""
+    command = [sys.executable, "-c", code, *arguments]
+    with subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_worker_that_is_asked_to_end_leaves_nothing(world: World, redis_server: RedisServer) -> None:
+    job_id, scratch = world.submit(), world.folder / "scratch"
+    submission = world.until_submitted(world.coordinator(), job_id)
+    own = {
+        "REDIS_URL": redis_server.url, "REDIS_PASSWORD": redis_server.password, "SCRATCH": str(scratch),
+        "STORAGE": world.artifacts.root,
+    }  # fmt: skip
+    environment: Mapping[str, str] = {f"TLM_TRAINER_{key}": value for key, value in own.items()}
+    arguments = list(world.cluster.commands[submission])[3:]
+    with at_work(_TRAIN, *arguments, **environment) as process:
+        assert [path.name for path in files_under(scratch)] == ["tokens"]
+        process.terminate()
+        assert process.wait(30) == 143
+    assert list((scratch / "work").iterdir()) == []
+
+
+def test_the_next_worker_removes_what_killed_ones_have_left_and_nothing_else(tmp_path: Path) -> None:
+    with at_work(_HOLD, str(tmp_path), "lives"), at_work(_HOLD, str(tmp_path), "killed") as killed:
+        killed.kill()
+        killed.wait()
+        assert len(list(files_under(tmp_path))) == 2
+        with work_folder(tmp_path, "next") as work, work_folder(tmp_path, "beside") as beside:
+            left = sorted((tmp_path / "work").iterdir())
+            assert [path.name.split("-")[0] for path in left] == ["beside", "lives", "next"]
+            assert (left[1] / "tokens").read_text() == "1 2 3"
+        assert not work.exists() and not beside.exists()
