@@ -203,18 +203,21 @@ class ArtifactStore:
         folder = self.cache / ref.digest
         if not folder.exists():
             partial = self.cache / f"{ref.digest}.{uuid.uuid4().hex}.part"
-            with storage_errors(f"copying {ref.folder}"):
-                for entry in manifest.files:
-                    (partial / entry.name).parent.mkdir(parents=True, exist_ok=True)
-                    self.fs.get_file(self.path(ref.folder, entry.name), str(partial / entry.name))
-                    self._check(partial / entry.name, entry, deep=True)
-                partial.mkdir(parents=True, exist_ok=True)
-                try:
-                    os.rename(partial, folder)
-                except OSError:  # another process was first; its copy is as good
-                    shutil.rmtree(partial, ignore_errors=True)
-                    if not folder.exists():
-                        raise
+            try:
+                with storage_errors(f"copying {ref.folder}"):
+                    partial.mkdir(parents=True)
+                    for entry in manifest.files:
+                        (partial / entry.name).parent.mkdir(parents=True, exist_ok=True)
+                        self.fs.get_file(self.path(ref.folder, entry.name), str(partial / entry.name))
+                        self._check(partial / entry.name, entry, deep=True)
+                    try:
+                        os.rename(partial, folder)
+                    except OSError:
+                        if not folder.exists():  # else another process was first; its copy is as good
+                            raise
+            finally:
+                # What failed half-way would take room with every try.
+                shutil.rmtree(partial, ignore_errors=True)
         return folder
 
     def verify(self, ref: ManifestRef) -> Manifest:

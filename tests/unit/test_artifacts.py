@@ -125,6 +125,37 @@ def test_a_storage_that_fails_is_told_in_our_words(tmp_path: Path, number: int, 
         write(store, tmp_path)
 
 
+class BreakingFileSystem(fsspec.get_filesystem_class("memory")):  # type: ignore[misc]
+    """A remote storage that breaks off, or ends this process, at every second file."""
+
+    protocol = "breaking"
+    cachable = False
+    asked = 0
+    error: BaseException = OSError("connection reset")
+
+    def get_file(self, *args: Any, **kwargs: Any) -> None:
+        self.asked += 1
+        if self.asked % 2 == 0:
+            raise self.error
+        super().get_file(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"), [(OSError("connection reset"), StorageUnavailable), (SystemExit(143), SystemExit)]
+)
+def test_a_copy_that_was_broken_off_takes_no_room_in_the_cache(
+    tmp_path: Path, error: BaseException, raised: type[BaseException]
+) -> None:
+    store = ArtifactStore("memory://breaking", tmp_path / "cache")
+    ref = write(store, tmp_path)
+    store.fs = faulty = BreakingFileSystem()
+    faulty.error = error
+    for _ in range(3):
+        with pytest.raises(raised):
+            store.localize(ref)
+        assert list((tmp_path / "cache").iterdir()) == []
+
+
 class SharedFileSystem(fsspec.get_filesystem_class("memory")):  # type: ignore[misc]
     """A remote storage where others delete what was there a moment ago."""
 
