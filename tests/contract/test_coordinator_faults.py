@@ -204,6 +204,16 @@ def test_nothing_of_an_attempt_is_left_in_scratch(world: World) -> None:
     assert os.listdir(world.folder / "scratch" / "work") == []
 
 
+def test_a_job_that_another_release_takes_over_while_it_is_held_is_let_go(
+    world: World, redis_client: redis.Redis
+) -> None:
+    coordinator, strange = world.coordinator(), world.submit()
+    coordinator.round()
+    redis_client.hset(f"tlm:{{{T}}}:job:{strange}", "resolved", '{"of_tomorrow": 1}')
+    coordinator.round()
+    assert world.until_submitted(coordinator, world.submit())
+
+
 def test_a_job_of_another_release_is_left_alone_and_others_go_on(world: World, redis_client: redis.Redis) -> None:
     strange = world.submit()
     key = f"tlm:{{{T}}}:job:{strange}"
