@@ -80,7 +80,7 @@ def json_of(artifacts: ArtifactStore, ref: ManifestRef, name: str) -> dict[str, 
 
 
 def checkpoints_of(jobs: JobReads, job: JobRecord) -> list[CheckpointRef]:
-    """The checkpoints that exist for the job's stages, in the order of its plan, oldest first."""
+    """The checkpoints that exist for the job's stages, in the order of its plan, the furthest last."""
     plan = plan_of(job)
     done = refs_of(jobs, job, plan)
     digests = {name: ref.digest for name, ref in done.items()}
