@@ -88,6 +88,14 @@ def test_an_event_arrives_once_signed_and_with_what_it_is_about(world: World) ->
     assert len({request.headers["webhook-id"] for request in world.received}) == 2
 
 
+def test_a_job_that_is_cancelled_in_the_queue_is_told_to_who_waits_for_that(world: World) -> None:
+    hook(world, "job.cancelled")
+    job = world.gateway.parts.jobs.submit(T, make_spec(), make_resolved())[0]
+    world.gateway.parts.jobs.cancel(T, job.id)
+    world.deliverer.round()
+    assert [(body["type"], body["data"]["job"]) for body in world.bodies()] == [("job.cancelled", job.id)]
+
+
 def test_what_is_not_taken_is_tried_again_with_the_same_id_and_then_given_up(world: World) -> None:
     hook_id, _ = hook(world)
     world.answer = lambda _: 500 if len(world.received) % 2 else 0

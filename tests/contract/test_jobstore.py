@@ -133,6 +133,20 @@ def test_a_verb_moves_a_job_exactly_as_the_table_says(store: JobStore, state: St
     assert [e.seq for e in events] == list(range(1, store.get(T, job.id).last_event + 1))
 
 
+@pytest.mark.parametrize("state", [State.QUEUED, State.PAUSED, State.RUNNING])
+def test_a_job_tells_when_it_is_paused_and_cancelled_whether_or_not_anybody_runs_it(
+    store: JobStore, state: State
+) -> None:
+    job = bring_to(store, state)
+    if state is not State.PAUSED:
+        store.pause(T, job.id)
+    if state is State.RUNNING:
+        store.confirm_paused(job, "a")
+    store.cancel(T, job.id)
+    types = [event.type for event in store.events(T, job.id)]
+    assert types[-4:] == ["job.pause_requested", "job.paused", "job.cancel_requested", "job.cancelled"]
+
+
 @pytest.mark.parametrize("state", sorted(TERMINAL))
 def test_a_terminal_job_is_never_claimed(store: JobStore, state: State) -> None:
     bring_to(store, state)

@@ -1,4 +1,4 @@
--- One verb of a job: guard by state, owner and attempt, change of the record, its event, the indexes; all or nothing.
+-- One verb of a job: guard by state, owner and attempt, change of the record, its events, the indexes; all or nothing.
 -- KEYS: job hash, events stream, queue, leases, state index prefix, feed
 -- ARGV: job id, member, allowed moves (JSON {from: to}), owner ('' = any), attempt ('' = any),
 --       changes (JSON {field: string}), event type, event data (JSON), delay in the queue (s), entries kept in the feed
@@ -43,7 +43,13 @@ if target ~= state then
     redis.call('HSET', KEYS[1], 'finished_at', stamp)
   end
 end
-local seq = redis.call('HINCRBY', KEYS[1], 'last_event', 1)
-redis.call('XADD', KEYS[2], seq .. '-0', 'type', ARGV[7], 'at', stamp, 'attempt', redis.call('HGET', KEYS[1], 'attempt'), 'data', ARGV[8])
-redis.call('XADD', KEYS[6], 'MAXLEN', '~', ARGV[10], '*', 'job', ARGV[2], 'seq', seq, 'type', ARGV[7])
+local function record(type, data)
+  local seq = redis.call('HINCRBY', KEYS[1], 'last_event', 1)
+  redis.call('XADD', KEYS[2], seq .. '-0', 'type', type, 'at', stamp, 'attempt', redis.call('HGET', KEYS[1], 'attempt'), 'data', data)
+  redis.call('XADD', KEYS[6], 'MAXLEN', '~', ARGV[10], '*', 'job', ARGV[2], 'seq', seq, 'type', type)
+end
+record(ARGV[7], ARGV[8])
+-- A job that nobody runs is paused or cancelled as soon as that is asked: whoever waits for the end of it hears both.
+local done = 'job.' .. target
+if (target == 'paused' or target == 'cancelled') and ARGV[7] ~= done then record(done, '{}') end
 return {'ok', target}
