@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from services.api.removal import taken_back
 from services.api.uploads import ReceivedFile
 from services.common.catalog import Catalog
 from services.common.catalog_records import DatasetRecord
@@ -102,7 +103,7 @@ class Intake:
     ) -> DatasetRecord:
         dataset_id = new_id("ds")
         folder = f"{tenant}/datasets/{dataset_id}"
-        try:
+        with taken_back(self._artifacts, folder):
             # Neither id nor name goes into the manifest: equal bytes have an equal digest, and stages find them again.
             raw_ref = self._artifacts.write(f"{folder}/raw", raw, artifact="dataset", stage="dataset")
             report_ref = self._write_report(f"{folder}/report", report)
@@ -110,9 +111,6 @@ class Intake:
                 tenant, dataset_id, name, raw=raw_ref, report=report_ref, options=given(options),
                 summary=_summary(report) | ({} if selection is None else {"selection": selection}),
             )  # fmt: skip
-        except BaseException:
-            self._artifacts.delete(folder)
-            raise
 
     def _write_report(self, folder: str, report: dict[str, Any]) -> ManifestRef:
         with self._work() as work:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from services.common.artifacts_of import published
 from services.common.catalog_records import DatasetRecord
 from services.common.jobstore import JobStore
 from tlm_core.artifacts import ArtifactStore
+from tlm_core.errors import StoreUnavailable
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord
 
@@ -42,6 +46,21 @@ def delete_job(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord) -> None
             jobs.drop_checkpoint(job.tenant, artifact, checkpoint)
         artifacts.delete(f"{job.tenant}/artifacts/{artifact}")
         artifacts.delete(f"{job.tenant}/checkpoints/{artifact}")
+
+
+@contextmanager
+def taken_back(artifacts: ArtifactStore, folder: str) -> Iterator[None]:
+    """Within it `folder` is written and then recorded; it is deleted again when that fails.
+
+    It stays where the store did not answer: the record may have been made all the same, and then names these files.
+    """
+    try:
+        yield
+    except StoreUnavailable:
+        raise
+    except BaseException:
+        artifacts.delete(folder)
+        raise
 
 
 def artifacts_made(jobs: JobStore, job: JobRecord) -> set[str]:

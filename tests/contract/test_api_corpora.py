@@ -15,10 +15,10 @@ from fastapi.testclient import TestClient
 
 from services.api.loads import LoadWorker
 from services.common.catalog import Catalog
-from services.common.catalog_records import LoadState
+from services.common.catalog_records import CorpusLoad, LoadState
 from tests.contract.gateway import Gateway, make_gateway, restarted, upload
 from tlm_core.artifacts import ArtifactStore
-from tlm_core.errors import IndexMismatch, IndexUnavailable
+from tlm_core.errors import IndexMismatch, IndexUnavailable, StoreUnavailable
 
 T = "default"
 LINES = "".join(
@@ -249,6 +249,21 @@ def test_a_second_upload_of_a_corpus_under_way_is_refused_and_leaves_nothing(api
     gateway.retriever.away = False
     assert len(settled(api)["versions"]) == 1
     assert post(api, text=LINES.replace("thing", "matter")).status_code == 202
+
+
+class LostAnswer(Catalog):
+    """The record is made, but the store's answer does not arrive in time."""
+
+    def add_load(self, *args: Any, **kwargs: Any) -> CorpusLoad:
+        super().add_load(*args, **kwargs)
+        raise StoreUnavailable("Redis does not answer: Timeout reading from socket")
+
+
+def test_an_upload_whose_answer_from_the_store_is_lost_is_loaded_if_it_was_recorded(gateway: Gateway) -> None:
+    parts = replace(gateway.parts, catalog=LostAnswer(gateway.client))
+    with replace(gateway, parts=parts).test_client() as api:
+        assert post(api).status_code == 503
+        assert settled(api)["loads"][0]["state"] == "ready"
 
 
 def two_versions(api: TestClient) -> tuple[str, str]:

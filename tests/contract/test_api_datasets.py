@@ -18,9 +18,12 @@ from fastapi.testclient import TestClient
 
 from services.api.datasets import given
 from services.api.views import OptionsBody
+from services.common.catalog import Catalog
+from services.common.catalog_records import DatasetRecord
 from tests.contract.gateway import AUTH, TRAIN, Gateway, make_gateway, upload
 from tests.factories import make_resolved, make_spec
 from tlm_core.artifacts import ArtifactStore
+from tlm_core.errors import StoreUnavailable
 from tlm_core.tasks.hub import HubSource
 from tlm_core.tasks.options import DatasetOptions
 
@@ -229,6 +232,23 @@ def test_a_full_disk_is_said_and_nothing_is_recorded_or_left(gateway: Gateway, r
     assert (answer.status_code, answer.json()["code"]) == (507, "storage_full")
     assert gateway.leftovers() == []
     assert gateway.parts.catalog.datasets(T) == ([], False)
+
+
+class LostAnswer(Catalog):
+    """The record is made, but the store's answer does not arrive in time."""
+
+    def add_dataset(self, *args: Any, **kwargs: Any) -> DatasetRecord:
+        super().add_dataset(*args, **kwargs)
+        raise StoreUnavailable("Redis does not answer: Timeout reading from socket")
+
+
+def test_an_upload_whose_answer_from_the_store_is_lost_is_whole_if_it_was_recorded(gateway: Gateway) -> None:
+    parts = dataclasses.replace(gateway.parts, catalog=LostAnswer(gateway.client))
+    with dataclasses.replace(gateway, parts=parts).test_client() as api:
+        answer = upload(api)
+    assert (answer.status_code, answer.json()["code"]) == (503, "store_unavailable")
+    with gateway.test_client() as api:
+        assert api.get("/v1/datasets/toy/report").json()["counts"] == {"train": 32, "validation": 4, "test": 4}
 
 
 def test_a_data_set_in_use_is_not_deleted_and_otherwise_nothing_of_it_stays(api: TestClient, gateway: Gateway) -> None:

@@ -16,6 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from services.api.auth import Tenant
 from services.api.corpus_removal import delete_corpus
 from services.api.parts import AfterId, Limit, Parts, PartsDep, problems
+from services.api.removal import taken_back
 from services.api.sources import check_sources
 from services.api.uploads import ReceivedFile, received
 from services.api.views import (
@@ -200,11 +201,9 @@ def take_in(
             work.mkdir(parents=True)
             for file in files:
                 shutil.move(file.path, work / file.name)
-        upload = parts.artifacts.write(folder, work, artifact="upload", stage="corpus")
         near = cast(NearDuplicatesChoice, near_duplicates)
-        return parts.catalog.add_load(tenant, name, language, upload, near, sources)
-    except BaseException:
-        parts.artifacts.delete(folder)
-        raise
+        with taken_back(parts.artifacts, folder):
+            upload = parts.artifacts.write(folder, work, artifact="upload", stage="corpus")
+            return parts.catalog.add_load(tenant, name, language, upload, near, sources)
     finally:
         shutil.rmtree(work, ignore_errors=True)
