@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from tlm_core.tasks.task import Task
 
 LoadTask = Callable[[Mapping[str, Path] | str, "DatasetOptions"], tuple["Task", dict[str, Any]]]
+# What a data set is sent as, as regular expressions. Letters are counted since a file in storage is named by them.
+PARTS = ("train", "validation", "test", "test_[a-z]{1,40}", "selection", "file")
 ENDINGS = ("jsonl", "ndjson", "json", "csv", "tsv", "tab", "parquet", "pq")
 
 
@@ -165,6 +167,9 @@ def _by_split(files: Mapping[str, ReceivedFile]) -> dict[str, ReceivedFile]:
         raise InvalidRequest(
             "the form lacks a file: give 'train' (with 'validation' and 'test' if you have them) or 'file'"
         )
+    further = sorted(name for name in files if name.startswith("test_"))
+    if further and "test" not in files:
+        raise InvalidRequest(f"'{further[0]}' is a further test set and stands beside 'test'; give 'test' too")
     return dict(files)
 
 

@@ -57,13 +57,13 @@ async def received(
 ) -> AsyncIterator[Upload]:
     """The form that `request` carries; its files are gone when the block ends, whatever happened in it.
 
-    fields, files: names that the form may use. Raises InvalidRequest, StorageFull, HTTPException 413 or 415, and
-    ClientDisconnect for an upload that was cut.
+    fields, files: names that the form may use, as regular expressions. Raises InvalidRequest, StorageFull,
+    HTTPException 413 or 415, and ClientDisconnect for an upload that was cut.
     """
     folder = scratch / "uploads" / uuid.uuid4().hex
     with storage_errors("receiving the upload"):
         folder.mkdir(parents=True)
-    form = _Form(folder, max_bytes, frozenset(fields), frozenset(files))
+    form = _Form(folder, max_bytes, fields, files)
     try:
         yield await form.receive(request)
     finally:
@@ -85,7 +85,7 @@ class _Part:
 
 
 class _Form:
-    def __init__(self, folder: Path, max_bytes: int, fields: frozenset[str], files: frozenset[str]) -> None:
+    def __init__(self, folder: Path, max_bytes: int, fields: Collection[str], files: Collection[str]) -> None:
         self._folder = folder
         self._max_bytes = max_bytes
         self._field_names = fields
@@ -224,8 +224,8 @@ class _Form:
     def _on_end(self) -> None:
         self._ended = True
 
-    def _check_name(self, name: str, known: frozenset[str], what: str) -> None:
-        if name not in known:
+    def _check_name(self, name: str, known: Collection[str], what: str) -> None:
+        if not any(re.fullmatch(one, name) for one in known):
             listed = ", ".join(sorted(known)) or "none"
             raise InvalidRequest(f"the form has a {what} '{name[:100]}' that is not known; {what}s are: {listed}")
         if what == "field" and name in self._texts:

@@ -20,7 +20,7 @@ from services.api.datasets import given
 from services.api.views import OptionsBody
 from services.common.catalog import Catalog
 from services.common.catalog_records import DatasetRecord
-from tests.contract.gateway import AUTH, TRAIN, Gateway, make_gateway, upload
+from tests.contract.gateway import AUTH, TRAIN, Gateway, in_parts, make_gateway, upload
 from tests.factories import make_resolved, make_spec
 from tlm_core.artifacts import ArtifactStore
 from tlm_core.errors import StoreUnavailable
@@ -64,6 +64,21 @@ def test_splits_and_packed_files_are_taken_as_they_are(api: TestClient, gateway:
     assert answer.status_code == 201, answer.text
     record = gateway.parts.catalog.dataset(T, "two")
     assert [f.name for f in gateway.parts.artifacts.manifest(record.raw).files] == ["test.tsv", "train.jsonl.gz"]
+
+
+def test_further_test_sets_are_taken_beside_test_in_one_piece_and_in_parts(api: TestClient) -> None:
+    rows = {name: TRAIN.replace("film", name) for name in ("train", "test", "test_other")}
+    files = {name: (f"{name}.csv", text) for name, text in rows.items()}
+    whole = api.post("/v1/datasets", data={"name": "whole"}, files=files)
+    assert whole.status_code == 201, whole.text
+    assert whole.json()["rows"] == {"train": 36, "validation": 4, "test": 40, "test_other": 40}
+    named = {name: in_parts(api, f"{name}.csv", text.encode()) for name, text in rows.items()}
+    parts = api.post("/v1/datasets/from-uploads", json={"name": "parts", "files": named})
+    assert (parts.status_code, parts.json()["digest"]) == (201, whole.json()["digest"])
+    del files["test"]
+    alone = api.post("/v1/datasets", data={"name": "alone"}, files=files)
+    assert alone.status_code == 422
+    assert alone.json()["detail"] == "'test_other' is a further test set and stands beside 'test'; give 'test' too"
 
 
 def test_a_data_set_may_bring_its_selection(api: TestClient, gateway: Gateway) -> None:

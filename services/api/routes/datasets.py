@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from services.api.auth import Tenant
-from services.api.datasets import Intake, check_dataset_name, report_of
+from services.api.datasets import PARTS, Intake, check_dataset_name, report_of
 from services.api.parts import FILE_ANSWERS, AfterId, Limit, Parts, PartsDep, problems
 from services.api.removal import delete_dataset
 from services.api.results import open_file
@@ -37,6 +37,7 @@ _FORM: dict[str, Any] = {
                         "name": {"type": "string"},
                         "options": {"type": "string", "description": "JSON, as `options` of POST /v1/datasets/hub"},
                         "train": _FILE, "validation": _FILE, "test": _FILE,
+                        "test_other": {**_FILE, "description": "a further test set, beside test: test_ and letters"},
                         "selection": {**_FILE, "description": "passages (text, rank) for the selector 'given'"},
                         "file": {**_FILE, "description": "instead of train: all rows in one file, splits are cut"},
                     },
@@ -66,7 +67,7 @@ async def create(request: Request, parts: PartsDep, tenant: Tenant) -> DatasetCr
         parts.settings.scratch,
         max_bytes=parts.settings.max_upload_bytes,
         fields=("name", "options"),
-        files=("train", "validation", "test", "selection", "file"),
+        files=PARTS,
     ) as upload:
         name = upload.field("name")
         check_dataset_name(name)

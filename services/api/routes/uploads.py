@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from services.api.auth import Tenant
+from services.api.datasets import PARTS
 from services.api.parts import PartsDep, problems
 from services.api.resumable import UploadView
 from services.api.routes.corpora import take_in
@@ -47,7 +48,7 @@ class DatasetOfUploads(_Body):
     )
 
     name: str = Field(max_length=200)
-    files: dict[Literal["train", "validation", "test", "selection", "file"], str] = Field(min_length=1)
+    files: dict[Annotated[str, StringConstraints(pattern=rf"^({'|'.join(PARTS)})$")], str] = Field(min_length=1)
     options: OptionsBody = OptionsBody()
 
 
