@@ -6,10 +6,11 @@ import re
 import shutil
 import uuid
 from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import IO
 
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
@@ -67,20 +68,18 @@ async def received(
     try:
         yield await form.receive(request)
     finally:
-        form.close()
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass
 class _Part:
-    """One part of the form while it is read: a text, or a file that is open."""
+    """One part of the form while it is read: a text, or a file, of `size` bytes so far."""
 
     headers: dict[bytes, bytes] = field(default_factory=dict)
     name: str = ""
     text: bytearray = field(default_factory=bytearray)
     file_name: str | None = None
     path: Path | None = None
-    handle: IO[bytes] | None = None
     size: int = 0
 
 
@@ -95,7 +94,7 @@ class _Form:
         self._ended = False
         self._texts: dict[str, str] = {}
         self._files: list[_Part] = []
-        self._pending: list[tuple[_Part, bytes]] = []
+        self._pending: list[tuple[Path, bytes]] = []
         self._pending_bytes = 0
 
     async def receive(self, request: Request) -> Upload:
@@ -139,31 +138,16 @@ class _Form:
 
     def _flush(self) -> None:
         with storage_errors("receiving the upload"):
-            for part, data in self._pending:
-                assert part.path is not None
-                if part.handle is None:
-                    part.handle = open(part.path, "wb")  # noqa: SIM115 - closed by close()
-                part.handle.write(data)
-            for part in self._files:
-                if part.handle is not None and part is not self._part:
-                    part.handle.close()
+            # One file is open at a time, however many small ones have come.
+            for path, pieces in groupby(self._pending, key=itemgetter(0)):
+                with open(path, "ab") as handle:
+                    handle.writelines(data for _, data in pieces)
         self._pending.clear()
         self._pending_bytes = 0
 
-    def close(self) -> None:
-        for part in self._files:
-            if part.handle is not None:
-                # What a full disk did not take is tried again here; that it was not taken has been told already.
-                with suppress(OSError):
-                    part.handle.close()
-
-    def _received(self, part: _Part) -> ReceivedFile:
+    @staticmethod
+    def _received(part: _Part) -> ReceivedFile:
         assert part.path is not None and part.file_name is not None
-        with storage_errors("receiving the upload"):
-            if part.handle is None:
-                part.path.touch()
-            else:
-                part.handle.close()
         return ReceivedFile(part.name, part.file_name, part.path, part.size)
 
     def _too_large(self) -> HTTPException:
@@ -201,12 +185,13 @@ class _Form:
         part.file_name = harmless(options[b"filename"].decode("utf-8", "replace"), taken)
         part.path = self._folder / f"{len(self._files):05d}-{part.file_name}"
         self._files.append(part)
+        self._pending.append((part.path, b""))  # so that an empty file is there, too
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
         part, piece = self._part, data[start:end]
         if part.path is not None:
             part.size += len(piece)
-            self._pending.append((part, piece))
+            self._pending.append((part.path, piece))
             self._pending_bytes += len(piece)
             return
         part.text += piece

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -249,6 +251,17 @@ def test_a_second_upload_of_a_corpus_under_way_is_refused_and_leaves_nothing(api
     gateway.retriever.away = False
     assert len(settled(api)["versions"]) == 1
     assert post(api, text=LINES.replace("thing", "matter")).status_code == 202
+
+
+def test_many_small_files_are_taken_one_open_at_a_time(api: TestClient) -> None:
+    files = [("files", (f"{n}.txt", f"A sentence about the thing number {n}. " * 6)) for n in range(300)]
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 100, before[1]))
+    try:
+        answer = api.post("/v1/corpora", data={"name": "docs"}, files=files)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert answer.status_code == 202, answer.text
 
 
 class LostAnswer(Catalog):
