@@ -16,7 +16,6 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +134,10 @@ class Uploads:
         try:
             found: list[ReceivedFile] = []
             for number, (field, upload_id) in enumerate(uploads):
-                file = self._assembled(tenant, field, upload_id, folder / str(number))
-                found.append(replace(file, name=harmless(file.name, {other.name for other in found})))
+                upload = self.get(tenant, upload_id)
+                # In a folder of its own it keeps its name, by which faults are told and its type is known.
+                name = harmless(upload.name, {other.name for other in found})
+                found.append(self._assembled(tenant, field, upload, folder / str(number) / name))
             yield found
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -175,28 +176,29 @@ class Uploads:
             self._artifacts.delete(f"{self._folder(tenant, upload.id)}/{name}")
             raise _elsewhere(upload.id, int(offset)) if kind == "offset" else NotFound(f"no upload '{upload.id}'")
 
-    def _assembled(self, tenant: str, field: str, upload_id: str, target: Path) -> ReceivedFile:
-        upload = self.get(tenant, upload_id)
+    def _assembled(self, tenant: str, field: str, upload: UploadView, target: Path) -> ReceivedFile:
         if upload.offset < upload.size:
             raise Conflict(
-                f"of upload {upload_id} only {upload.offset:,} of {upload.size:,} bytes have arrived; send the rest",
+                f"of upload {upload.id} only {upload.offset:,} of {upload.size:,} bytes have arrived; send the rest",
                 offset=upload.offset,
             )
         with translated():
-            parts = self._redis.lrange(self._key(tenant, upload_id, "parts"), 0, -1)
+            parts = self._redis.lrange(self._key(tenant, upload.id, "parts"), 0, -1)
         digest = hashlib.sha256()
-        with storage_errors("putting the upload together"), open(target, "wb") as out:
-            for part in parts:
-                with self._artifacts.fs.open(
-                    self._artifacts.path(self._folder(tenant, upload_id), part), "rb"
-                ) as piece:
-                    while block := piece.read(1 << 20):
-                        digest.update(block)
-                        out.write(block)
+        with storage_errors("putting the upload together"):
+            target.parent.mkdir()
+            with open(target, "wb") as out:
+                for part in parts:
+                    with self._artifacts.fs.open(
+                        self._artifacts.path(self._folder(tenant, upload.id), part), "rb"
+                    ) as piece:
+                        while block := piece.read(1 << 20):
+                            digest.update(block)
+                            out.write(block)
         if upload.sha256 is not None and digest.hexdigest() != upload.sha256:
-            self.delete(tenant, upload_id)
-            raise InvalidRequest(f"the bytes of upload {upload_id} do not match its SHA-256; upload the file again")
-        return ReceivedFile(field, upload.name, target, upload.size)
+            self.delete(tenant, upload.id)
+            raise InvalidRequest(f"the bytes of upload {upload.id} do not match its SHA-256; upload the file again")
+        return ReceivedFile(field, target.name, target, upload.size)
 
     def _sweep(self, tenant: str) -> None:
         """Delete parts whose upload is forgotten."""

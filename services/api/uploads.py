@@ -140,6 +140,7 @@ class _Form:
         with storage_errors("receiving the upload"):
             # One file is open at a time, however many small ones have come.
             for path, pieces in groupby(self._pending, key=itemgetter(0)):
+                path.parent.mkdir(exist_ok=True)
                 with open(path, "ab") as handle:
                     handle.writelines(data for _, data in pieces)
         self._pending.clear()
@@ -183,7 +184,8 @@ class _Form:
             raise InvalidRequest(f"more than {_MAX_FILES} files in one upload; pack them together")
         taken = {other.file_name for other in self._files}
         part.file_name = harmless(options[b"filename"].decode("utf-8", "replace"), taken)
-        part.path = self._folder / f"{len(self._files):05d}-{part.file_name}"
+        # In a folder of its own it keeps its name, by which faults are told and its type is known.
+        part.path = self._folder / f"{len(self._files):05d}" / part.file_name
         self._files.append(part)
         self._pending.append((part.path, b""))  # so that an empty file is there, too
 

@@ -142,6 +142,24 @@ def test_a_faulty_data_set_is_refused_with_its_faults_and_leaves_nothing(
     assert api.get("/v1/datasets").json() == {"data": [], "has_more": False}
 
 
+def either_way(api: TestClient, name: str, text: str) -> list[Any]:
+    """Answers to a data set of one file, sent in one piece and in parts."""
+    body = {"name": "toy", "files": {"file": in_parts(api, name, text.encode())}}
+    return [
+        api.post("/v1/datasets", data={"name": "toy"}, files={"file": (name, text)}),
+        api.post("/v1/datasets/from-uploads", json=body),
+    ]
+
+
+def test_a_file_is_told_and_read_by_the_name_that_its_sender_gave_it(api: TestClient) -> None:
+    for answer in either_way(api, "mine.csv", TRAIN + "x\n"):
+        assert answer.json()["detail"].startswith("row 41 of mine.csv has 1 field(s)")
+    for answer in either_way(api, "mine.tsv", "no,yes\tlabel\n" + TRAIN.partition("\n")[2].replace(",", "\t")):
+        assert answer.status_code == 201, answer.text
+    for answer in either_way(api, "mine.csv", TRAIN.replace("text", "[text]")):
+        assert answer.status_code == 201, answer.text
+
+
 def test_all_faults_are_listed_with_row_and_column(api: TestClient) -> None:
     problem = upload(api, train=TRAIN + " ,pos\nx,\n").json()
     assert {(f["row"], f["column"]) for f in problem["errors"]} == {(41, "text"), (42, "label")}
