@@ -43,6 +43,7 @@ EventType = Literal[
 # Seconds between the attempts of one delivery, as the scheme recommends: about a day and a half in all.
 BACKOFF = (5, 300, 1_800, 7_200, 18_000, 36_000, 50_400)
 _LEASE_SECONDS = 30
+_SHARE_SECONDS = 5.0  # of a round, after which an endpoint's other deliveries wait for the next one
 _PAGE = 200
 _LOGGED = 20
 
@@ -183,17 +184,28 @@ class Deliverer:
             self._stop.wait(self._poll_seconds)
 
     def round(self) -> None:
-        """Write down what has happened since the cursor, then try what is due."""
+        """Write down what has happened since the cursor, then try what is due.
+
+        An endpoint that has taken its share of the round waits for the next one: one that is slow, or silent until
+        the time is up, holds up no other for longer.
+        """
         if not self._has_lease():
             return
         while self._take_in():
             pass
         with translated():
-            due = self._redis.zrangebyscore(f"{PREFIX}:webhook:due", "-inf", self._clock(), start=0, num=_PAGE)
+            due = self._redis.zrangebyscore(f"{PREFIX}:webhook:due", "-inf", self._clock())
+        spent: dict[str, float] = {}
         for delivery in due:
+            hook = delivery.partition("/")[0]
+            if spent.get(hook, 0.0) >= _SHARE_SECONDS:
+                continue
             if self._stop.is_set() or not self._has_lease():
                 return
+            began = self._clock()
             self._try(delivery)
+            spent[hook] = spent.get(hook, 0.0) + self._clock() - began
+            self._take_in()
 
     def _has_lease(self) -> bool:
         lease = f"{PREFIX}:webhook:lease"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,6 +116,33 @@ def test_what_is_not_taken_is_tried_again_with_the_same_id_and_then_given_up(wor
     assert [one.number for one in log] == list(range(len(BACKOFF) + 1, 0, -1))
     assert (log[0].next_at, {one.status for one in log}) == (None, {None, 500})
     assert world.gateway.client.keys("tlm:webhook:*[sed]") == ["tlm:webhook:lease"], "nothing is left to deliver"
+
+
+def test_an_endpoint_that_never_answers_holds_up_no_other(world: World) -> None:
+    hooks, jobs = world.gateway.parts.webhooks, world.gateway.parts.jobs
+    hooks.add(T, "https://dead.example.com/", ("job.succeeded",))
+    alive = hooks.add(T, "https://alive.example.com/", ("job.succeeded",))[0].id
+    late = world.job()
+
+    def answer(request: httpx.Request) -> int:
+        if request.headers["Host"] != "dead.example.com":
+            return 204
+        world.now += 10
+        if len(world.received) == 1:
+            jobs.finish(late, "a", {})
+        return 0
+
+    for _ in range(20):
+        jobs.finish(world.job(), "a", {})
+    world.answer = answer
+    world.deliverer.round()
+    assert Counter(request.headers["Host"] for request in world.received) == {
+        "dead.example.com": 1, "alive.example.com": 20,
+    }  # fmt: skip
+    waiting = world.gateway.client.zrange("tlm:webhook:due", 0, -1)
+    assert [name for name in waiting if name.startswith(alive)], "what happened meanwhile is written down already"
+    world.deliverer.round()
+    assert [request.headers["Host"] for request in world.received].count("alive.example.com") == 21
 
 
 def test_a_deliverer_that_dies_anywhere_loses_nothing(world: World) -> None:
