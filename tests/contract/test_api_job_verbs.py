@@ -97,6 +97,18 @@ def test_a_clone_that_cannot_be_run_is_refused(api: TestClient, changes: dict[st
     assert (answer.status_code, says in answer.json()["detail"]) == (422, True), answer.text
 
 
+def test_a_clone_asked_for_again_is_the_same_even_if_its_data_set_is_gone(api: TestClient) -> None:
+    job, headers = submit(api), {"Idempotency-Key": "k"}
+    clone = api.post(f"/v1/jobs/{job}/clone", json={"seeds": [7]}, headers=headers).json()["id"]
+    for one in (job, clone):
+        api.post(f"/v1/jobs/{one}/cancel")
+    assert api.delete("/v1/datasets/toy").status_code == 204
+    again = api.post(f"/v1/jobs/{job}/clone", json={"seeds": [7]}, headers=headers)
+    assert (again.status_code, again.json()["id"], again.headers["idempotent-replayed"]) == (202, clone, "true")
+    other = api.post(f"/v1/jobs/{job}/clone", json={"seeds": [8]}, headers=headers)
+    assert (other.status_code, other.json()["code"]) == (422, "idempotency_mismatch")
+
+
 def test_a_job_whose_data_set_is_gone_is_not_made_again(api: TestClient, gateway: Gateway) -> None:
     failed = fail_one(api, gateway)
     assert api.delete("/v1/datasets/toy").status_code == 204

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -57,13 +58,7 @@ def submit(
     """Answers when the job is written durably. The same Idempotency-Key again gives the same job, and no second one."""
     if dry_run:
         return JSONResponse(_dry_run(parts, tenant, spec).model_dump(mode="json"))
-    job = parts.jobs.replayed(tenant, spec, idempotency_key) if idempotency_key else None
-    new = False
-    if job is None:
-        spec, resolved = resolve_job(parts, tenant, spec)
-        needs = dataset_keys(tenant, (one.id for one in resolved.data))
-        job, new = parts.jobs.submit(tenant, spec, resolved, idempotency_key=idempotency_key, needs=needs)
-    return _accepted(parts, response, job, new)
+    return _made(parts, tenant, response, spec, lambda: resolve_job(parts, tenant, spec), idempotency_key)
 
 
 @router.post("/estimate", summary="What a job would cost", responses=problems(404, 409, 413))
@@ -129,7 +124,8 @@ def retry(job: str, parts: PartsDep, tenant: Tenant, response: Response, idempot
             f"{job} is {earlier.state}; a job that failed or was cancelled can be tried again, others be cloned",
             state=earlier.state,
         )
-    return _again(parts, response, earlier, earlier.spec, earlier.resolved, "retry", idempotency_key)
+    same, origin = (earlier.spec, earlier.resolved), Origin(job=earlier.id, how="retry")
+    return _made(parts, tenant, response, earlier.spec, lambda: same, idempotency_key, origin)
 
 
 @router.post(
@@ -148,8 +144,8 @@ def clone(
     What is not changed means the same bytes as before: the same version of the data set and of the corpus.
     """
     earlier = parts.jobs.get(tenant, job)
-    spec, resolved = resolve_job(parts, tenant, changed(earlier, changes))
-    return _again(parts, response, earlier, spec, resolved, "clone", idempotency_key)
+    spec, origin = changed(earlier, changes), Origin(job=earlier.id, how="clone")
+    return _made(parts, tenant, response, spec, lambda: resolve_job(parts, tenant, spec), idempotency_key, origin)
 
 
 @router.post("/{job}/cancel", summary="Cancel a job", responses=problems(404, 409))
@@ -272,25 +268,25 @@ async def logs(
     return JSONResponse({"data": found[:limit] if tail is None else found, "has_more": more})
 
 
-def _again(
+def _made(
     parts: Parts,
+    tenant: str,
     response: Response,
-    earlier: JobRecord,
     spec: JobSpec,
-    resolved: Resolved,
-    how: Literal["retry", "clone"],
+    meant: Callable[[], tuple[JobSpec, Resolved]],
     key: str | None,
+    origin: Origin | None = None,
 ) -> JobView:
-    origin = Origin(job=earlier.id, how=how)
-    job = parts.jobs.replayed(earlier.tenant, spec, key, origin) if key else None
+    """The job that a request makes, or the one that its key made before.
+
+    meant: what the request means now, which is asked for a new job only: data that an earlier one used may be gone.
+    """
+    job = parts.jobs.replayed(tenant, spec, key, origin) if key else None
     new = False
     if job is None:
-        needs = dataset_keys(earlier.tenant, (one.id for one in resolved.data))
-        job, new = parts.jobs.submit(earlier.tenant, spec, resolved, idempotency_key=key, origin=origin, needs=needs)
-    return _accepted(parts, response, job, new)
-
-
-def _accepted(parts: Parts, response: Response, job: JobRecord, new: bool) -> JobView:
+        spec, resolved = meant()
+        needs = dataset_keys(tenant, (one.id for one in resolved.data))
+        job, new = parts.jobs.submit(tenant, spec, resolved, idempotency_key=key, origin=origin, needs=needs)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     if not new:
         response.headers["Idempotent-Replayed"] = "true"
