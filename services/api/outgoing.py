@@ -15,7 +15,7 @@ Resolve = Callable[[str, int], Sequence[str]]
 
 
 def resolve(host: str, port: int) -> list[str]:
-    """The addresses of a host, as the system knows them. Raises OSError."""
+    """The addresses of a host, as the system knows them. Raises OSError, UnicodeError for what can be no name."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
@@ -67,7 +67,12 @@ class Outgoing:
     def _address(self, url: httpx.URL) -> str:
         """The first address of the host. Raises InvalidRequest if any of them is not public, OSError."""
         port = url.port or (443 if url.scheme == "https" else 80)
-        found = self._resolve(url.host, port)
+        try:
+            found = self._resolve(url.host, port)
+        except UnicodeError as error:
+            raise InvalidRequest(
+                f"'{url.host[:200]}' is no host name; between its dots there are 1 to 63 characters each"
+            ) from error
         for one in found:
             if not self._private and not _is_public(one):
                 raise InvalidRequest(

@@ -46,6 +46,13 @@ def test_what_is_no_plain_https_address_is_refused(url: str) -> None:
         at("93.184.216.34").check(url)
 
 
+@pytest.mark.parametrize("url", ["https://a..example.com/x", f"https://{'a' * 70}.example.com/x"])
+def test_a_name_that_no_host_can_have_is_refused(url: str) -> None:
+    with pytest.raises(InvalidRequest, match="is no host name"):
+        Outgoing(private=False).check(url)
+    assert Outgoing(private=False).post(url, b"", {})[0] is None
+
+
 def test_the_request_goes_to_the_address_that_was_checked() -> None:
     seen: list[httpx.Request] = []
     assert at("93.184.216.34", seen=seen).post("https://example.com:8443/a?b=c", b"{}", {"x": "y"}) == (204, None)
