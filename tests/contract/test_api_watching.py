@@ -72,6 +72,15 @@ def test_the_last_lines_of_a_log_can_be_asked_for(api: TestClient, gateway: Gate
     assert api.get(f"/v1/jobs/{job.id}/logs?tail=3&after={page['data'][-1]['id']}").json()["data"] == []
 
 
+@pytest.mark.parametrize("after", ["9" * 20, "5-" + "9" * 20, "\u0665"])
+def test_an_id_that_no_line_can_have_is_refused(api: TestClient, gateway: Gateway, after: str) -> None:
+    job = running(gateway)
+    for path in ("logs", "metrics"):
+        answer = api.get(f"/v1/jobs/{job.id}/{path}", params={"after": after})
+        assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/after"), answer.text
+    assert api.get(f"/v1/jobs/{job.id}/logs", params={"after": "9" * 19}).json()["data"] == []
+
+
 def frames(lines: Iterator[str]) -> Iterator[dict[str, str]]:
     frame: dict[str, str] = {}
     for line in lines:
