@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,10 +18,15 @@ from services.api.dashboard.app import mount_dashboard
 from services.api.dashboard.data import UPLOAD_PATHS
 from services.api.error_page import mount_error_page
 from services.api.parts import Parts
+from services.api.removal import finish_removals
 from services.api.routes import corpora, datasets, health, jobs, results, uploads, webhooks
 from services.api.views import Problem
 from services.common.problem import install_problem_handlers
+from tlm_core.errors import TLMError
 
+log = logging.getLogger(__name__)
+
+_REMOVALS_SECONDS = 300
 _DESCRIPTION = (
     "Upload a labelled data set, submit a job, take the trained classifier away. "
     "Errors are RFC 9457 problems; lists page by `after`, `limit` and `has_more`."
@@ -32,7 +38,10 @@ def create_app(parts: Parts) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        tail = asyncio.create_task(parts.tailer.run(), name="tailer")
+        tasks = [
+            asyncio.create_task(parts.tailer.run(), name="tailer"),
+            asyncio.create_task(_remove_what_is_left(parts), name="removals"),
+        ]
         threads = [
             threading.Thread(target=run, name=name, daemon=True)
             for name, run in (("loads", parts.loads.run), ("webhooks", parts.deliverer.run))
@@ -47,8 +56,9 @@ def create_app(parts: Parts) -> FastAPI:
             parts.deliverer.stop()
             for thread in threads:
                 await run_in_threadpool(thread.join, 10)
-            tail.cancel()
-            await asyncio.gather(tail, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     app = FastAPI(title="TLM service", version=version("tlm-service"), description=_DESCRIPTION, lifespan=lifespan)
     app.state.parts = parts
@@ -59,6 +69,16 @@ def create_app(parts: Parts) -> FastAPI:
     mount_dashboard(app, parts)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
+
+
+async def _remove_what_is_left(parts: Parts) -> None:
+    """Now and every few minutes, finish the deletions that broke off."""
+    while True:
+        try:
+            await run_in_threadpool(finish_removals, parts.jobs, parts.artifacts)
+        except TLMError as error:
+            log.warning("deletions that broke off wait: %s", error)
+        await asyncio.sleep(_REMOVALS_SECONDS)
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

@@ -1,17 +1,21 @@
-"""Deleting data sets and jobs with what hangs on them. The record goes first, in one fenced step; files follow."""
+"""Deleting data sets and jobs with what hangs on them. The record goes first, in one fenced step that also notes what
+is to be removed after it; files follow, now or, where that broke off, by `finish_removals`."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from services.common.artifacts_of import published
 from services.common.catalog_records import DatasetRecord
-from services.common.jobstore import JobStore
+from services.common.jobstore import JobStore, Removal
 from tlm_core.artifacts import ArtifactStore
-from tlm_core.errors import StoreUnavailable
+from tlm_core.errors import StoreUnavailable, TLMError
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord
+
+log = logging.getLogger(__name__)
 
 
 def delete_dataset(jobs: JobStore, artifacts: ArtifactStore, record: DatasetRecord, *, with_jobs: bool = False) -> None:
@@ -19,8 +23,9 @@ def delete_dataset(jobs: JobStore, artifacts: ArtifactStore, record: DatasetReco
 
     Jobs that are over keep what they have made, unless they go with it.
     """
-    jobs.drop_dataset(record.tenant, record.id, record.name)
-    artifacts.delete(f"{record.tenant}/datasets/{record.id}")
+    removal = Removal(record.tenant, record.id, folders=[f"{record.tenant}/datasets/{record.id}"])
+    jobs.drop_dataset(record.tenant, record.id, record.name, removal)
+    _finish(jobs, artifacts, removal)
     more = with_jobs
     while more:
         page, more = jobs.list_jobs(record.tenant, datasets=[record.id], limit=100)
@@ -35,17 +40,39 @@ def delete_job(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord) -> None
     Raises IllegalTransition while it is not over. A job submitted at this very moment that counts on one of the
     artifacts finds its files gone and makes it again.
     """
-    own = artifacts_made(jobs, job)
-    jobs.delete(job)
-    for digest in {one.ref.digest for one in job.resolved.data}:
-        for other in jobs.jobs_on_data(job.tenant, digest):
+    made, data = sorted(artifacts_made(jobs, job)), sorted({one.ref.digest for one in job.resolved.data})
+    removal = Removal(job.tenant, job.id, artifacts=made, data=data)
+    jobs.delete(job, removal)
+    _finish(jobs, artifacts, removal)
+
+
+def finish_removals(jobs: JobStore, artifacts: ArtifactStore) -> None:
+    """Remove what deletions that broke off have left. Raises StoreUnavailable."""
+    for removal in jobs.removals():
+        _finish(jobs, artifacts, removal)
+
+
+def _finish(jobs: JobStore, artifacts: ArtifactStore, removal: Removal) -> None:
+    """Remove what is noted. What cannot be removed now stays noted: the record is gone, so nobody could ask again."""
+    try:
+        _remove(jobs, artifacts, removal)
+        jobs.removed(removal)
+    except TLMError as error:
+        log.warning("what %s has left is removed later: %s", removal.id, error)
+
+
+def _remove(jobs: JobStore, artifacts: ArtifactStore, removal: Removal) -> None:
+    tenant, own = removal.tenant, set(removal.artifacts)
+    for digest in removal.data:
+        for other in jobs.jobs_on_data(tenant, digest):
             own -= artifacts_made(jobs, other)
     for artifact in sorted(own):
-        jobs.forget_artifact(job.tenant, artifact)
-        for checkpoint in jobs.checkpoints(job.tenant, artifact):
-            jobs.drop_checkpoint(job.tenant, artifact, checkpoint)
-        artifacts.delete(f"{job.tenant}/artifacts/{artifact}")
-        artifacts.delete(f"{job.tenant}/checkpoints/{artifact}")
+        jobs.forget_artifact(tenant, artifact)
+        for checkpoint in jobs.checkpoints(tenant, artifact):
+            jobs.drop_checkpoint(tenant, artifact, checkpoint)
+    owned = [f"{tenant}/{kind}/{artifact}" for artifact in sorted(own) for kind in ("artifacts", "checkpoints")]
+    for folder in (*removal.folders, *owned):
+        artifacts.delete(folder)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ Prefix `tlm`, tenant in braces:
     tlm:{T}:idem:KEY      idempotency                 tlm:queue, tlm:leases          members T/ID, scored by time
     tlm:{T}:kind:K, :on:DATASET, :data:DIGEST, :label:DIGEST   job ids, for lists      tlm:queue:N   other priorities
     tlm:feed              stream of what happened to jobs, for whoever follows all of them
+    tlm:removals          T/ID of a job or data set that is gone → what is still to be removed after it
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from tlm_core.artifacts import digest_of
 from tlm_core.jobs.spec import JobSpec, Resolved
 
 PREFIX = "tlm"
-QUEUE, LEASES, FEED = f"{PREFIX}:queue", f"{PREFIX}:leases", f"{PREFIX}:feed"
+QUEUE, LEASES, FEED, REMOVALS = f"{PREFIX}:queue", f"{PREFIX}:leases", f"{PREFIX}:feed", f"{PREFIX}:removals"
 
 
 def key(tenant: str, *parts: str) -> str:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import redis
 
-from services.common.jobkeys import FEED, LEASES, PREFIX, QUEUE, indexes, key
+from services.common.jobkeys import FEED, LEASES, PREFIX, QUEUE, REMOVALS, indexes, key
 from services.common.jobreads import CheckpointRef, JobReads
 from services.common.redis_errors import translated
 from tlm_core.artifacts import ManifestRef, canonical_json, digest_of
@@ -24,7 +24,7 @@ from tlm_core.errors import Conflict, IdempotencyMismatch, IllegalTransition, No
 from tlm_core.jobs.spec import FROM_JOB, MAX_PRIORITY, JobRecord, JobSpec, Origin, Progress, Resolved, new_id
 from tlm_core.jobs.states import ACTIVE, TERMINAL, TRANSITIONS, State, Verb, allowed
 
-__all__ = ["FEED", "PREFIX", "CheckpointRef", "JobStore", "connect"]
+__all__ = ["FEED", "PREFIX", "CheckpointRef", "JobStore", "Removal", "connect"]
 
 _LUA = Path(__file__).parent / "lua"
 _KEPT = 20_000
@@ -39,6 +39,25 @@ class _Publication:
     artifact: str
     body: str
     is_checkpoint: bool = False
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What is still to be removed after a job or a data set (id) whose record is gone.
+
+    folders: in storage. artifacts: ids of those that the job had made; what another job on the same data shares stays.
+    data: digests of the job's data sets.
+    """
+
+    tenant: str
+    id: str
+    folders: Sequence[str] = ()
+    artifacts: Sequence[str] = ()
+    data: Sequence[str] = ()
+
+    @property
+    def member(self) -> str:
+        return f"{self.tenant}/{self.id}"
 
 
 def connect(url: str, *, password: str | None = None, timeout: float = 5.0) -> redis.Redis:
@@ -296,13 +315,17 @@ class JobStore(JobReads):
 
     # --- deleting -----------------------------------------------------------------------------------------------
 
-    def delete(self, job: JobRecord) -> None:
-        """Forget a job that is over, with its events, metrics and logs. Raises IllegalTransition, NotFound."""
+    def delete(self, job: JobRecord, removal: Removal) -> None:
+        """Forget a job that is over, with its events, metrics and logs, and note what is to be removed after it.
+
+        Raises IllegalTransition, NotFound.
+        """
         tenant = job.tenant
-        keys = [key(tenant, name, job.id) for name in ("job", "events", "metrics", "logs")]
+        keys = [*(key(tenant, name, job.id) for name in ("job", "events", "metrics", "logs")), REMOVALS]
         keys += indexes(tenant, job.spec, job.resolved)
         keys += [key(tenant, "state", state) for state in sorted(TERMINAL)]
-        answer = self._run("delete", keys, [job.id, canonical_json(dict.fromkeys(TERMINAL, True))])
+        over = canonical_json(dict.fromkeys(TERMINAL, True))
+        answer = self._run("delete", keys, [job.id, over, removal.member, canonical_json(asdict(removal))])
         if answer[0] == "missing":
             raise NotFound(f"no job '{job.id}'; list the jobs to see their ids")
         if answer[0] == "state":
@@ -310,19 +333,33 @@ class JobStore(JobReads):
                 f"{job.id} is {answer[1]}; cancel it, and delete it when it is over", state=answer[1]
             )
 
-    def drop_dataset(self, tenant: str, dataset_id: str, name: str) -> None:
-        """Forget a data set. Raises Conflict while a job that is not over needs it."""
+    def drop_dataset(self, tenant: str, dataset_id: str, name: str, removal: Removal) -> None:
+        """Forget a data set, and note what is to be removed after it. Raises Conflict while a job that is not over
+        needs it."""
         keys = [
             key(tenant, "dataset", dataset_id),
             key(tenant, "datasets"),
             key(tenant, "dataset-name", name),
             key(tenant, "on", dataset_id),
+            REMOVALS,
         ]
-        args = [dataset_id, canonical_json(dict.fromkeys(TERMINAL, True)), key(tenant, "job", "")]
+        over = canonical_json(dict.fromkeys(TERMINAL, True))
+        args = [dataset_id, over, key(tenant, "job", ""), removal.member, canonical_json(asdict(removal))]
         answer = self._run("drop_dataset", keys, args)
         if answer[0] == "busy":
             _, job, state = answer
             raise Conflict(f"{job} is {state} and needs this data set; cancel it first", job=job)
+
+    def removals(self) -> list[Removal]:
+        """What is still to be removed, of all tenants."""
+        with translated():
+            found: Any = self._redis.hvals(REMOVALS)
+        return [Removal(**json.loads(one)) for one in found]
+
+    def removed(self, removal: Removal) -> None:
+        """Nothing of it is left."""
+        with translated():
+            self._redis.hdel(REMOVALS, removal.member)
 
     # --- within -------------------------------------------------------------------------------------------------
 

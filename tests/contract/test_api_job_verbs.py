@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
 from services.common.catalog_records import CorpusState
-from tests.contract.gateway import TRAIN, Gateway, add_version, upload
+from tests.contract.gateway import TRAIN, Gateway, add_version, restarted, upload
 from tests.contract.made_results import complete
-from tlm_core.errors import WorkerLost
+from tlm_core.artifacts import ArtifactStore
+from tlm_core.errors import StorageUnavailable, WorkerLost
 
 T = "default"
 pytestmark = pytest.mark.usefixtures("stocked")
@@ -142,6 +145,30 @@ def test_a_data_set_takes_its_jobs_with_it_if_that_is_asked_for(api: TestClient,
     api.post(f"/v1/jobs/{kept}/cancel")
     assert api.delete("/v1/datasets/toy?with_jobs=true").status_code == 204
     assert api.get(f"/v1/jobs/{failed}").status_code == 404
+    assert not any((gateway.root / "storage/default").rglob("manifest.json"))
+
+
+class Stuck(ArtifactStore):
+    """A storage that deletes nothing."""
+
+    def delete(self, folder: str) -> None:
+        raise StorageUnavailable(f"deleting {folder}: the storage does not answer")
+
+
+def test_a_deletion_that_breaks_off_is_finished_by_itself(api: TestClient, gateway: Gateway) -> None:
+    failed = fail_one(api, gateway, up_to="export")
+    settings = gateway.parts.settings
+    stuck = replace(gateway.parts, artifacts=Stuck(settings.storage, settings.scratch / "artifacts"))
+    with replace(gateway, parts=stuck).test_client() as broken:
+        assert broken.delete(f"/v1/jobs/{failed}").status_code == 204
+        assert broken.delete("/v1/datasets/toy").status_code == 204
+        assert broken.get(f"/v1/jobs/{failed}").status_code == broken.get("/v1/datasets/toy").status_code == 404
+    assert any((gateway.root / "storage/default").rglob("manifest.json"))
+    with restarted(gateway).test_client():
+        deadline = time.monotonic() + 10
+        while gateway.parts.jobs.removals():
+            assert time.monotonic() < deadline, "it is not finished"
+            time.sleep(0.02)
     assert not any((gateway.root / "storage/default").rglob("manifest.json"))
 
 

@@ -10,7 +10,7 @@ import redis
 
 from services.common.catalog import Catalog, ready_version
 from services.common.catalog_records import CorpusLoad, CorpusState, CorpusVersion, DatasetRecord, LoadState
-from services.common.jobstore import JobStore
+from services.common.jobstore import JobStore, Removal
 from tlm_core.artifacts import ManifestRef
 from tlm_core.errors import AlreadyRunning, Conflict, NotFound, StaleAttempt
 from tlm_core.jobs.spec import new_id
@@ -45,7 +45,7 @@ def test_a_name_means_the_newest_version_and_an_id_always_the_same_one(
     assert (first.version, second.version) == (1, 2)
     assert catalog.dataset(T, "toy") == second
     assert catalog.dataset(T, first.id) == first
-    JobStore(redis_client).drop_dataset(T, second.id, second.name)
+    JobStore(redis_client).drop_dataset(T, second.id, second.name, Removal(T, second.id))
     assert catalog.dataset(T, "toy") == first
     assert add(catalog).version == 3, "a number is never used twice"
 
@@ -58,7 +58,10 @@ def test_uploads_at_once_get_different_versions_and_the_highest_is_the_newest(ca
 
 
 def test_a_dropped_data_set_leaves_nothing(catalog: Catalog, redis_client: redis.Redis) -> None:
-    JobStore(redis_client).drop_dataset(T, (made := add(catalog)).id, made.name)
+    made, store = add(catalog), JobStore(redis_client)
+    store.drop_dataset(T, made.id, made.name, Removal(T, made.id))
+    assert [one.id for one in store.removals()] == [made.id]
+    store.removed(Removal(T, made.id))
     with pytest.raises(NotFound):
         catalog.dataset(T, "toy")
     assert catalog.datasets(T) == ([], False)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import redis
 
-from services.common.jobstore import CheckpointRef, JobStore
+from services.common.jobstore import CheckpointRef, JobStore, Removal
 from tests.factories import make_resolved, make_spec
 from tests.redis_server import RedisServer
 from tlm_core.artifacts import ManifestRef
@@ -41,7 +41,7 @@ def test_a_full_redis_says_what_to_do_and_lets_jobs_be_deleted(store: JobStore, 
     try:
         with pytest.raises(StorageFull, match="raise its maxmemory or delete old jobs"):
             submit(store)
-        store.delete(job)
+        store.delete(job, Removal(T, job.id))
     finally:
         redis_client.config_set("maxmemory", 0)
     with pytest.raises(NotFound):
@@ -320,5 +320,5 @@ def test_a_job_is_not_made_without_every_data_set_that_it_needs(store: JobStore,
     assert new
     for dataset in ("ds_1", "ds_2"):
         with pytest.raises(Conflict, match=job.id):
-            store.drop_dataset(T, dataset, "toy")
+            store.drop_dataset(T, dataset, "toy", Removal(T, dataset))
         assert [one.id for one in store.list_jobs(T, datasets=[dataset])[0]] == [job.id]
