@@ -56,6 +56,9 @@ def _parts(request: Request) -> Parts:
 PartsDep = Annotated[Parts, Depends(_parts)]
 Limit = Annotated[int, Query(ge=1, le=100, description="at most so many")]
 AfterId = Annotated[str | None, Query(max_length=200, description="id of the last one of the page before")]
+# Redis takes numbers up to 2^64 - 1, which has 20 digits; milliseconds and counts do not come near.
+STREAM_ID = r"^[0-9]{1,19}(-[0-9]{1,19})?$"
+StreamId = Annotated[str, Query(pattern=STREAM_ID, description="`id` of the last one of the page before")]
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from services.api.dashboard.curves import curves, stages_of
 from services.api.dashboard.strip import overall, selects, steps_of
 from services.api.dashboard.web import PREFIX, SignedIn, go_to, page
-from services.api.parts import AfterId, Parts, PartsDep
+from services.api.parts import AfterId, Parts, PartsDep, StreamId
 from services.api.removal import delete_job
 from services.api.results import refs_of
 from services.common.catalog import dataset_keys
@@ -102,7 +102,7 @@ def more_log(
     job: str,
     parts: PartsDep,
     tenant: SignedIn,
-    after: Annotated[str, Query(pattern=r"^\d{1,20}(-\d{1,20})?$")],
+    after: StreamId,
 ) -> Response:
     """The lines after a stream id, followed by the mark that asks for the next ones."""
     record = parts.jobs.get(tenant, job)

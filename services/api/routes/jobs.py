@@ -14,7 +14,7 @@ from services.api.auth import Tenant
 from services.api.compare import Comparison, compare
 from services.api.estimate import Estimate, proposed
 from services.api.follow_logs import follow_logs
-from services.api.parts import AfterId, Limit, Parts, PartsDep, problems
+from services.api.parts import STREAM_ID, AfterId, Limit, Parts, PartsDep, StreamId, problems
 from services.api.removal import delete_job
 from services.api.results import refs_of
 from services.api.series import Series, series_of
@@ -34,10 +34,7 @@ SPEC_EXAMPLE = {
     "set": {"joint.rho2": 5}, "metadata": {"team": "search"},
 }  # fmt: skip
 _STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-# Redis takes numbers up to 2^64 - 1, which has 20 digits; milliseconds and counts do not come near.
-_STREAM_ID = r"^[0-9]{1,19}(-[0-9]{1,19})?$"
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255)]
-StreamId = Annotated[str, Query(pattern=_STREAM_ID, description="`id` of the last one of the page before")]
 
 
 @router.post(
@@ -317,7 +314,7 @@ def _dry_run(parts: Parts, tenant: str, spec: JobSpec) -> DryRun:
 def _stream_id(last_event_id: str | None) -> str | None:
     if not last_event_id:
         return None
-    if not re.fullmatch(_STREAM_ID, last_event_id):
+    if not re.fullmatch(STREAM_ID, last_event_id):
         raise InvalidRequest(f"Last-Event-ID '{last_event_id[:40]}' is none that this service gave")
     return last_event_id
 
