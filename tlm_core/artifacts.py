@@ -220,6 +220,11 @@ class ArtifactStore:
                 shutil.rmtree(partial, ignore_errors=True)
         return folder
 
+    def look_at(self, ref: ManifestRef) -> None:
+        """See that the artifact stands, as far as that costs little: the sizes of files in a local storage, of a remote
+        one the manifest. Raises CorruptArtifact or NotFound."""
+        self.localize(ref) if self.local else self.manifest(ref)
+
     def verify(self, ref: ManifestRef) -> Manifest:
         """Read every byte of the artifact and compare. Raises CorruptArtifact or NotFound."""
         manifest = self.manifest(ref)

@@ -217,7 +217,7 @@ class Coordinator:
             if name in held.verified:
                 continue
             try:
-                self._artifacts.localize(ref) if self._artifacts.local else self._artifacts.manifest(ref)
+                self._artifacts.look_at(ref)
             except (NotFound, CorruptArtifact) as error:
                 if plan.node(name).taken:
                     raise NotFound(
