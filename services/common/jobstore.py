@@ -27,6 +27,7 @@ from tlm_core.jobs.states import ACTIVE, TERMINAL, TRANSITIONS, State, Verb, all
 __all__ = ["FEED", "PREFIX", "CheckpointRef", "JobStore", "Removal", "connect"]
 
 _LUA = Path(__file__).parent / "lua"
+_OVER = canonical_json(dict.fromkeys(TERMINAL, True))
 _KEPT = 20_000
 _FEED_KEPT = 100_000
 _IDEMPOTENCY_SECONDS = 7 * 86_400
@@ -324,8 +325,7 @@ class JobStore(JobReads):
         keys = [*(key(tenant, name, job.id) for name in ("job", "events", "metrics", "logs")), REMOVALS]
         keys += indexes(tenant, job.spec, job.resolved)
         keys += [key(tenant, "state", state) for state in sorted(TERMINAL)]
-        over = canonical_json(dict.fromkeys(TERMINAL, True))
-        answer = self._run("delete", keys, [job.id, over, removal.member, canonical_json(asdict(removal))])
+        answer = self._run("delete", keys, [job.id, _OVER, removal.member, canonical_json(asdict(removal))])
         if answer[0] == "missing":
             raise NotFound(f"no job '{job.id}'; list the jobs to see their ids")
         if answer[0] == "state":
@@ -343,8 +343,7 @@ class JobStore(JobReads):
             key(tenant, "on", dataset_id),
             REMOVALS,
         ]
-        over = canonical_json(dict.fromkeys(TERMINAL, True))
-        args = [dataset_id, over, key(tenant, "job", ""), removal.member, canonical_json(asdict(removal))]
+        args = [dataset_id, _OVER, key(tenant, "job", ""), removal.member, canonical_json(asdict(removal))]
         answer = self._run("drop_dataset", keys, args)
         if answer[0] == "busy":
             _, job, state = answer

@@ -15,7 +15,7 @@ from typing import IO, Any, NamedTuple
 
 from tlm_core.errors import Fault, InvalidDataset, StorageUnavailable
 from tlm_core.parquet import open_parquet
-from tlm_core.tasks.delimited import guess_delimiter
+from tlm_core.tasks.delimited import SAMPLE_CHARS, guess_delimiter
 
 MOST_FAULTS = 100
 LONGEST_RECORD = 64 << 20
@@ -46,7 +46,6 @@ _FORMATS = {
 }
 _PACKED = (".gz", ".zst")
 _PIECE = 1 << 16
-_SAMPLE_CHARS = 1 << 18  # by which a delimiter is guessed
 
 Say = Callable[[str], None]
 
@@ -302,10 +301,10 @@ def _with_delimiter(lines: Iterator[str], tab_first: bool, say: Say) -> tuple[st
     for line in lines:
         head.append(line)
         size += len(line)
-        if size >= _SAMPLE_CHARS:
+        if size >= SAMPLE_CHARS:
             break
-    sample = "".join(head)[:_SAMPLE_CHARS]
-    delimiter, reason = guess_delimiter(sample, tab_first=tab_first, whole=size < _SAMPLE_CHARS)
+    sample = "".join(head)[:SAMPLE_CHARS]
+    delimiter, reason = guess_delimiter(sample, tab_first=tab_first, whole=size < SAMPLE_CHARS)
     if delimiter != ("\t" if tab_first else ","):
         say(f"the delimiter is {delimiter!r}: {reason}")
     return delimiter, chain(head, lines)

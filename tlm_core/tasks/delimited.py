@@ -18,7 +18,7 @@ from tlm_core.tasks.table import RawTable, TableBuilder, check_names
 DELIMITERS = (",", "\t", ";", "|")
 _NAMES = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 _BATCH = 2_000
-_SAMPLE_CHARS = 1 << 18
+SAMPLE_CHARS = 1 << 18  # by which a delimiter is guessed
 # Longest single field; a quote that never closes would otherwise take the rest of any file into memory.
 _FIELD_LIMIT = 1 << 27
 _SHOWN_CHARS = 80
@@ -42,7 +42,7 @@ def read_delimited(
     csv.field_size_limit(max(csv.field_size_limit(), _FIELD_LIMIT))
     if delimiter is None:
         with open_text(path, encoding, newline="") as handle:
-            sample = handle.read(_SAMPLE_CHARS)
+            sample = handle.read(SAMPLE_CHARS)
             whole = not handle.read(1)
         delimiter, reason = guess_delimiter(sample, tab_first=".tsv" in path.name.lower(), whole=whole)
         if delimiter != ("\t" if ".tsv" in path.name.lower() else ","):
