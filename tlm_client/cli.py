@@ -39,6 +39,12 @@ def _tell_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _is_typed(context: typer.Context, name: str) -> bool:
+    """Whether an option was given on the command line, not by the environment."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 @app.callback()
 def connect(
     context: typer.Context,
@@ -57,6 +63,13 @@ def connect(
     ] = False,
 ) -> None:
     session = session_of(context)
+    typed = {name for name in ("profile", "url", "token") if _is_typed(context, name)}
+    if {"profile", "url"} <= typed:
+        raise typer.BadParameter("--profile and --url each name a gateway; leave one of them out")
+    if "url" in typed:
+        profile = None
+    if profile is not None and "token" not in typed:
+        token = None  # that of the environment is for another gateway
     session.profile = profile or session.profile
     session.url = url or session.url
     session.token = token or session.token

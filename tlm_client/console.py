@@ -35,7 +35,8 @@ _R = TypeVar("_R")
 
 @dataclass
 class Session:
-    """Where the commands go. profiles: file with gateways by name. transport: stands in for the network in tests."""
+    """Where the commands go. profile: stands in place of url, and of token if that is None. profiles: file with
+    gateways by name. transport: stands in for the network in tests."""
 
     profile: str | None = None
     url: str | None = None
@@ -47,7 +48,7 @@ class Session:
     def client(self) -> TLMClient:
         """A client of the gateway that was named, else of the stack that runs on this machine. Raises Unavailable."""
         url, token = self.url, self.token
-        if url is None and self.profile is not None:
+        if self.profile is not None:
             known = profile(self.profiles, self.profile)
             url, token = known.url, token or known.token
         if url is None:

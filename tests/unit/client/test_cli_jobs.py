@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from typer.testing import CliRunner
 
 from tests.unit.client.gateway import job_view
 from tests.unit.client.test_cli import serve, tlm
 from tlm_client.cli import app
+from tlm_client.console import Session
+from tlm_client.profiles import Profile, save
 
 ESTIMATE = {
     "seconds": 125.0, "flops": 4.1e13, "tokens": 1e6, "memory_bytes": 464_000_000, "disk_bytes": None,
@@ -221,6 +224,38 @@ def test_a_profile_names_a_gateway_and_its_token_is_kept_to_oneself(tmp_path: Pa
     file.write_text("not toml [")
     assert tlm(handler, "profile", "list", **here).exit_code == 5
     assert tlm(handler, "profile", "add", "a b", "https://x", "--token", "t", **here).exit_code == 5
+
+
+ELSEWHERE = {"TLM_URL": "https://production.example", "TLM_TOKEN": "production"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "went"),
+    [
+        (["--profile", "lab"], ELSEWHERE, ("lab.example", "Bearer lab")),
+        (["--profile", "lab"], {"TLM_TOKEN": "production"}, ("lab.example", "Bearer lab")),
+        ([], {**ELSEWHERE, "TLM_PROFILE": "lab"}, ("lab.example", "Bearer lab")),
+        (["--profile", "lab", "--token", "typed"], ELSEWHERE, ("lab.example", "Bearer typed")),
+        (["--url", "https://x.example"], {"TLM_PROFILE": "lab", "TLM_TOKEN": "x"}, ("x.example", "Bearer x")),
+    ],
+)
+def test_a_profile_stands_in_place_of_what_the_environment_says(
+    tmp_path: Path, arguments: list[str], environment: dict[str, str], went: tuple[str, str]
+) -> None:
+    seen = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        seen.append((request.url.host, request.headers["Authorization"]))
+        return httpx.Response(200, json={"data": [], "has_more": False})
+
+    save(tmp_path / "profiles.toml", {"lab": Profile(url="https://lab.example", token="lab")})
+    session = Session(profiles=tmp_path / "profiles.toml", transport=httpx.MockTransport(handler))
+    result = CliRunner().invoke(app, [*arguments, "jobs"], obj=session, env=environment)
+    assert (result.exit_code, seen) == (0, [went]), result.output
+
+
+def test_a_profile_and_a_url_on_one_command_line_are_refused(tmp_path: Path) -> None:
+    assert tlm(serve({}), "--profile", "lab", "--url", "https://x", "jobs", data_dir=tmp_path).exit_code == 2
 
 
 def test_the_shell_completes_commands() -> None:
