@@ -224,16 +224,17 @@ def corpus_show(context: typer.Context, name: Name, as_json: AsJson = False) -> 
 def corpus_delete(
     context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="All versions, or the one named.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Delete a corpus or one version of it; refused while a job that is not over needs it."""
-    corpus, _, version = name.partition("@")
+    corpus, version = _versioned(name)
+    what = f"version {version} of corpus '{corpus}'" if version else f"corpus '{corpus}'"
+    if not yes:
+        typer.confirm(f"delete {what}{'' if version else ' with all its versions'} for good?", abort=True, err=True)
     with session_of(context).client() as client:
-        client.delete_corpus(corpus, version or None)
-    if as_json:
-        emit({"deleted": corpus, "version": version or None})
-        return
-    say(f"deleted {f'version {version} of ' if version else ''}corpus '{corpus}'")
+        client.delete_corpus(corpus, version)
+    emit({"deleted": corpus, "version": version}) if as_json else say(f"deleted {what}")
 
 
 @corpora.command("cancel")
@@ -261,7 +262,7 @@ def corpus_refused(
     as_json: AsJson = False,
 ) -> None:
     """Show the passages that the index would not take, with the reasons."""
-    corpus, _, version = name.partition("@")
+    corpus, version = _versioned(name)
     with session_of(context).client() as client:
         chosen = version or client.corpus(corpus).version
         found = client.refused_passages(corpus, chosen) if chosen else []
@@ -287,6 +288,14 @@ def corpus_search(
         emit(hits)
     else:
         table(("score", "source", "text"), [(f"{hit.score:.2f}", hit.source, hit.text[:400]) for hit in hits])
+
+
+def _versioned(name: str) -> tuple[str, str | None]:
+    """NAME or NAME@VERSION in its parts. Raises InvalidRequest for a version that is empty."""
+    corpus, at, version = name.partition("@")
+    if at and not version:
+        raise InvalidRequest(f"'{name}' names no version behind '@'; give one, or leave out the '@' for the corpus")
+    return corpus, version or None
 
 
 def _counted(number: int | None) -> str:

@@ -243,6 +243,22 @@ def test_what_the_gateway_sends_is_shown_and_not_obeyed() -> None:
     assert "[red]x[/red]" in result.stdout and "[bold]hi[/bold] <script>" in result.stdout
 
 
+def test_a_corpus_is_deleted_only_after_a_yes_and_never_for_a_version_that_is_empty() -> None:
+    asked: list[str] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        asked.append(f"{request.method} {request.url.path}")
+        return httpx.Response(204)
+
+    assert tlm(handler, "corpus", "delete", "docs").exit_code == 1, "nobody said yes"
+    for refused in (tlm(handler, "corpus", verb, "docs@") for verb in ("delete", "refused")):
+        assert (refused.exit_code, "names no version" in refused.stderr) == (5, True), refused.output
+    assert asked == []
+    assert tlm(handler, "corpus", "delete", "docs@v1", "--yes").stdout == "deleted version v1 of corpus 'docs'\n"
+    assert tlm(handler, "corpus", "delete", "docs", "-y").stdout == "deleted corpus 'docs'\n"
+    assert asked == ["DELETE /v1/corpora/docs/versions/v1", "DELETE /v1/corpora/docs"]
+
+
 def upload_of(state: str, name: str = "load_1") -> dict[str, Any]:
     return {"id": name, "state": state}
 
