@@ -29,12 +29,14 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 @dataclass(frozen=True)
 class ReceivedFile:
-    """One uploaded file. field: of the form; name: the sender's, made harmless; path: where it lies; size in bytes."""
+    """One uploaded file. field: of the form; name: the sender's, made harmless; path: where it lies; size in bytes;
+    named: whether the sender named it at all."""
 
     field: str
     name: str
     path: Path
     size: int
+    named: bool = True
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,10 @@ class Upload:
         if value is None:
             raise InvalidRequest(f"the form lacks the field '{name}'")
         return value
+
+    def chosen(self) -> tuple[ReceivedFile, ...]:
+        """The files, but for those without name and content: browsers send one for each box that was left empty."""
+        return tuple(file for file in self.files if file.named or file.size)
 
 
 @asynccontextmanager
@@ -79,6 +85,7 @@ class _Part:
     name: str = ""
     text: bytearray = field(default_factory=bytearray)
     file_name: str | None = None
+    named: bool = False
     path: Path | None = None
     size: int = 0
 
@@ -149,7 +156,7 @@ class _Form:
     @staticmethod
     def _received(part: _Part) -> ReceivedFile:
         assert part.path is not None and part.file_name is not None
-        return ReceivedFile(part.name, part.file_name, part.path, part.size)
+        return ReceivedFile(part.name, part.file_name, part.path, part.size, part.named)
 
     def _too_large(self) -> HTTPException:
         return HTTPException(
@@ -183,6 +190,7 @@ class _Form:
         if len(self._files) >= _MAX_FILES:
             raise InvalidRequest(f"more than {_MAX_FILES} files in one upload; pack them together")
         taken = {other.file_name for other in self._files}
+        part.named = bool(options[b"filename"])
         part.file_name = harmless(options[b"filename"].decode("utf-8", "replace"), taken)
         # In a folder of its own it keeps its name, by which faults are told and its type is known.
         part.path = self._folder / f"{len(self._files):05d}" / part.file_name

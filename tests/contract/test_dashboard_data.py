@@ -22,6 +22,13 @@ def test_a_data_set_is_uploaded_and_its_faults_are_shown_with_their_rows(gateway
     assert (answer.status_code, "row 41" in answer.text) == (422, True)
 
 
+def test_an_empty_file_is_a_fault_and_no_box_that_was_left_empty(gateway: Gateway) -> None:
+    train = "text,label\n" + "".join(f"good {n},pos\nbad {n},neg\n" for n in range(20))
+    files = {"train": ("train.csv", train), "test": ("test.csv", "")}
+    answer = signed_in(gateway).post("/ui/datasets", data={"name": "toy"}, files=files)
+    assert (answer.status_code, "test.csv is empty" in answer.text) == (422, True), answer.text
+
+
 def test_a_corpus_is_searched_and_an_index_that_is_away_is_said_on_the_page(gateway: Gateway) -> None:
     fill(gateway)
     browser = signed_in(gateway)

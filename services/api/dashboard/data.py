@@ -49,8 +49,7 @@ async def upload(request: Request, parts: PartsDep, tenant: SignedIn) -> Respons
         check_dataset_name(name)
         given = {column: text for column in _COLUMNS if (text := form.field(column, "").strip())}
         options = parse_options(json.dumps(given)).options()
-        # Browsers send an empty file for each box that was left empty.
-        files = single([file for file in form.files if file.size])
+        files = single(form.chosen())
         record = await run_in_threadpool(intake.files, tenant, name, files, options)
     return go_to(request, f"{PREFIX}/datasets/{record.id}")
 
@@ -97,8 +96,7 @@ async def upload_corpus(request: Request, parts: PartsDep, tenant: SignedIn) -> 
     ) as form:  # fmt: skip
         name, language = form.field("name").strip(), form.field("language", "").strip() or "en"
         near = form.field("near_duplicates", "drop")
-        files = tuple(file for file in form.files if file.size)
-        load = await run_in_threadpool(take_in, parts, tenant, name, language, files, near)
+        load = await run_in_threadpool(take_in, parts, tenant, name, language, form.chosen(), near)
     parts.loads.wake()
     return go_to(request, f"{PREFIX}/corpora/{load.corpus}")
 
