@@ -22,6 +22,7 @@ import httpx
 from tlm_client.operations import data, results
 from tlm_client.operations import jobs as work
 from tlm_client.steps import Ask, AsyncDriver, Driver, Listing, plain
+from tlm_core.errors import InvalidRequest
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -76,6 +77,7 @@ class TLMClient:
     timeout: seconds without any byte before an answer is given up. tries: how often a request that can safely be
     repeated is sent when the gateway does not answer. transport, sleep, clock: for tests.
     Every method raises the errors of tlm_core.errors: what the gateway says, and Unavailable if it does not answer.
+    Raises InvalidRequest for a URL or token that nothing can be sent with.
     """
 
     def __init__(
@@ -246,10 +248,27 @@ class AsyncTLMClient:
     ready = _awaited(results.ready)
 
 
+def check_gateway(url: str, token: str) -> None:
+    """Raises InvalidRequest for a URL that no gateway can have, and for a token that no header can carry."""
+    try:
+        found = httpx.URL(url)
+        found.host.encode("idna")
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise InvalidRequest(f"'{url}' is no URL of a gateway: {error}; correct it") from error
+    if found.scheme not in ("http", "https") or not found.host or not 0 < (found.port or 1) < 65_536:
+        raise InvalidRequest(f"'{url}' is no URL of a gateway; give one such as http://127.0.0.1:8321")
+    if not (token.isascii() and token.isprintable() and token == token.strip()):
+        raise InvalidRequest(
+            "the token holds a line break, a blank at an end or a character that is not ASCII; copy it again"
+        )
+
+
 def _settings(url: str, token: str, timeout: float) -> dict[str, Any]:
+    check_gateway(url, token)
     return {
         "base_url": url,
-        "headers": {"Authorization": f"Bearer {token}"},
+        # Without a token the gateway itself says that one is missing; an empty one could not even be sent.
+        "headers": {"Authorization": f"Bearer {token}"} if token else {},
         "timeout": httpx.Timeout(timeout, connect=5.0),
         # A proxy of the environment knows nothing of this machine's loopback.
         "trust_env": not _is_loopback(url),

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from tlm_client.client import check_gateway
 from tlm_client.console import AsJson, emit, guarded, say, session_of, table
 from tlm_client.profiles import Profile, load, profile, save
 
@@ -26,6 +27,7 @@ def add(
     as_json: AsJson = False,
 ) -> None:
     """Add a gateway, or change the one of that name."""
+    check_gateway(url, token)
     file = session_of(context).profiles
     save(file, load(file) | {name: Profile(url=url, token=token)})
     emit({"name": name, "url": url}) if as_json else say(f"`tlm --profile {name} …` goes to {url}")

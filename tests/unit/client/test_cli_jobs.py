@@ -223,7 +223,11 @@ def test_a_profile_names_a_gateway_and_its_token_is_kept_to_oneself(tmp_path: Pa
     assert tlm(handler, "--profile", "lab", "jobs", **here).exit_code == 4
     file.write_text("not toml [")
     assert tlm(handler, "profile", "list", **here).exit_code == 5
-    assert tlm(handler, "profile", "add", "a b", "https://x", "--token", "t", **here).exit_code == 5
+    file.unlink()
+    for wrong in (("a b", "https://x", "--token", "t"), ("x", "http://h:80z", "--token", "t"),
+                  ("x", "https://x", "--token", "t…")):  # fmt: skip
+        assert tlm(handler, "profile", "add", *wrong, **here).exit_code == 5
+    assert not file.exists()
 
 
 ELSEWHERE = {"TLM_URL": "https://production.example", "TLM_TOKEN": "production"}

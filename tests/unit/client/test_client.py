@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from tests.unit.client.gateway import URL, client_of, job_view, problem
+from tlm_client.client import AsyncTLMClient, TLMClient
 from tlm_core import errors as e
 from tlm_core.jobs.spec import JobSpec
 
@@ -165,3 +166,31 @@ def test_passages_that_the_index_left_out_are_told_with_the_reason() -> None:
 
     with client_of(handler) as client:
         assert [entry.reason for entry in client.refused_passages("my docs", "v1")] == ["id is too long"]
+
+
+def test_without_a_token_none_is_sent_so_that_the_gateway_says_what_is_missing() -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        assert "Authorization" not in request.headers
+        return problem(401, "unauthorized", "send the API token")
+
+    with TLMClient(URL, "", transport=httpx.MockTransport(handler)) as client, pytest.raises(e.Unauthorized):
+        client.info()
+
+
+@pytest.mark.parametrize(
+    ("url", "token", "says"),
+    [
+        ("http://host:80z", "t", "Invalid port"),
+        ("http://host:99999", "t", "no URL of a gateway"),
+        ("http://a..b", "t", "no URL of a gateway"),
+        ("gateway.example", "t", "such as http://"),
+        (URL, "t…", "not ASCII"),
+        (URL, "t\n", "line break"),
+    ],
+)
+@pytest.mark.parametrize("kind", [TLMClient, AsyncTLMClient])
+def test_a_url_or_token_that_nothing_can_be_sent_with_is_refused(
+    kind: type[TLMClient | AsyncTLMClient], url: str, token: str, says: str
+) -> None:
+    with pytest.raises(e.InvalidRequest, match=says):
+        kind(url, token)
