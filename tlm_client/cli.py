@@ -8,14 +8,29 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from tlm_client.commands import again, data, jobs, look, models, profiles, stack, webhooks
 from tlm_client.console import session_of
 
+
+class _Commands(TyperGroup):
+    """All commands. Ctrl-C at a question ends them as it does elsewhere; typer tells it as it tells a no."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except typer.Abort as error:
+            if isinstance(error.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from error
+            raise
+
+
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Train small text classifiers from scratch: retrieve, train, take the model away.",

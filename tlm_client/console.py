@@ -77,7 +77,7 @@ def exit_code(error: TLMError) -> int:
 
 
 def guarded(command: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Turn the project's errors and Ctrl-C into a message and an exit code."""
+    """Turn the project's errors into a message and an exit code."""
 
     @functools.wraps(command)
     def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -86,8 +86,6 @@ def guarded(command: Callable[_P, _R]) -> Callable[_P, _R]:
         except TLMError as error:
             tell_error(error, as_json=bool(kwargs.get("as_json")))
             raise typer.Exit(exit_code(error)) from error
-        except KeyboardInterrupt as error:
-            raise typer.Exit(INTERRUPTED) from error
 
     return run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -80,6 +81,24 @@ def test_ctrl_c_while_the_command_is_loaded_is_exit_code_130_too() -> None:
 
     with pytest.raises(SystemExit) as ended:
         main(loading)
+    assert ended.value.code == 130
+
+
+@pytest.mark.parametrize("arguments", [["delete", "job_1"], ["profile", "add", "lab", "https://x"]])
+def test_ctrl_c_at_a_question_is_exit_code_130_and_a_no_is_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: list[str]
+) -> None:
+    def typed(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    session = Session(url=URL, token="secret", profiles=tmp_path / "profiles.toml")
+    assert CliRunner().invoke(app, ["delete", "job_1"], obj=session, input="n\n").exit_code == 1
+    keyboard = io.StringIO()
+    monkeypatch.setattr(keyboard, "readline", typed)
+    monkeypatch.setattr("sys.stdin", keyboard)
+    monkeypatch.setattr("getpass.getpass", typed)
+    with pytest.raises(SystemExit) as ended:
+        app(arguments, obj=session)
     assert ended.value.code == 130
 
 
