@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from tlm_client.problems import error_of
 from tlm_client.steps import Ask, Emit, Listing, Send, Sleep, call, transformed
 from tlm_core.artifacts import sha256_file
-from tlm_core.errors import Conflict, TLMError, Unavailable
+from tlm_core.errors import Conflict, Fault, InvalidDataset, TLMError, Unavailable
 
 Model = TypeVar("Model", bound=BaseModel)
 PAGE = 100
@@ -79,13 +79,23 @@ def upload(path: str, form: Mapping[str, str], files: Sequence[tuple[str, Path]]
 def sent_in_parts(path: str, body: Mapping[str, Any], files: Sequence[tuple[str, Path]], *, listed: bool) -> Ask[Any]:
     """Upload files in parts and post `body` with their ids as `files`; listed: without their fields.
 
-    What is refused is not kept.
+    What is refused is not kept. Raises InvalidDataset, before anything is sent, for files that are empty.
     """
+    empty = [
+        Fault("empty_file", f"{file.name} is empty; fill it or leave it out", None if listed else name)
+        for name, file in files
+        if not size_of([file])
+    ]
+    if empty:
+        raise InvalidDataset(empty[0].message, empty)
     sent: list[tuple[str, str]] = []
-    for name, file in files:
-        sent.append((name, (yield from upload_in_parts(file))))
-    named: Any = [one for _, one in sent] if listed else dict(sent)
     try:
+        for name, file in files:
+            about = {"name": file.name, "size": size_of([file]), "sha256": sha256_file(file)}
+            begun = yield from call("POST", "/v1/uploads", json=about)
+            sent.append((name, str(begun["id"])))
+            yield from _parts(file, begun)
+        named: Any = [one for _, one in sent] if listed else dict(sent)
         return (yield from call("POST", path, json={**body, "files": named}, timeout=patient()))
     except Unavailable:
         raise
@@ -99,15 +109,12 @@ def size_of(files: Iterable[Path]) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def upload_in_parts(file: Path) -> Ask[str]:
-    """Send one file part by part and return the upload's id. After a cut it goes on where the gateway says.
+def _parts(file: Path, begun: Mapping[str, Any]) -> Ask[None]:
+    """Send one file part by part to the upload that was begun for it. After a cut it goes on where the gateway says.
 
     Raises Unavailable when the gateway takes nothing for several tries in a row, and what it answers with.
     """
-    size = file.stat().st_size
-    body = {"name": file.name, "size": size, "sha256": sha256_file(file)}
-    begun = yield from call("POST", "/v1/uploads", json=body)
-    path, offset, idle = at("/v1/uploads/{upload}", upload=begun["id"]), 0, 0
+    path, size, offset, idle = at("/v1/uploads/{upload}", upload=str(begun["id"])), size_of([file]), 0, 0
     with open(file, "rb") as handle:
         while offset < size:
             handle.seek(offset)
@@ -122,7 +129,6 @@ def upload_in_parts(file: Path) -> Ask[str]:
                     ) from error
                 yield Sleep(min(0.5 * 2**idle, 8.0))
                 offset = int((yield from call("GET", path, repeat=True))["offset"])
-    return str(begun["id"])
 
 
 def _part(path: str, data: bytes, offset: int, size: int) -> Ask[int]:

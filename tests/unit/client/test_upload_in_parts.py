@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.unit.client.gateway import client_of, problem
-from tlm_core.errors import InvalidDataset, Unavailable
+from tlm_core.errors import InvalidDataset, StorageFull, Unavailable
 
 CONTENT = bytes(range(256)) * 300
 VIEW = {
@@ -91,5 +91,29 @@ def test_what_is_refused_is_not_left_lying_there(tmp_path: Path) -> None:
     server = PartServer(0, losses=0)
     server.refuse = True
     with client_of(server) as client, pytest.raises(InvalidDataset):
+        client.add_dataset("toy", {"train": file}, in_parts_from=1)
+    assert server.deleted == 1
+
+
+def test_an_empty_file_is_told_before_anything_is_sent(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_bytes(CONTENT)
+    (tmp_path / "dev.csv").touch()
+    files = {"train": tmp_path / "train.csv", "validation": tmp_path / "dev.csv"}
+    server = PartServer(0, losses=0)
+    with client_of(server) as client, pytest.raises(InvalidDataset, match="is empty") as caught:
+        client.add_dataset("toy", files, in_parts_from=1)
+    assert [(fault.code, fault.split) for fault in caught.value.faults] == [("empty_file", "validation")]
+    assert server.announced == ""
+
+
+def test_what_was_sent_before_a_part_was_refused_is_not_left_lying_there(tmp_path: Path) -> None:
+    file = tmp_path / "train.csv"
+    file.write_bytes(CONTENT)
+    server = PartServer(0, losses=0)
+
+    def full(request: httpx.Request) -> httpx.Response:
+        return problem(507, "storage_full", "no room") if request.method == "PUT" and server.got else server(request)
+
+    with client_of(full) as client, pytest.raises(StorageFull):
         client.add_dataset("toy", {"train": file}, in_parts_from=1)
     assert server.deleted == 1
