@@ -73,6 +73,7 @@ def test_the_description_has_an_example_for_every_body_and_a_type_for_every_answ
             assert all(one.get("schema") not in ({}, None) for one in content.values()), where
         if path not in OPEN:
             assert {"401", "422", "500", "503"} <= set(codes), where
+        assert "413" in codes or "requestBody" not in operation, where
         problem = {"$ref": "#/components/schemas/Problem"}
         for code in set(codes) - set(good):
             assert codes[code]["content"]["application/problem+json"]["schema"] == problem, f"{where} {code}"

@@ -86,7 +86,7 @@ async def create(request: Request, parts: PartsDep, tenant: Tenant) -> LoadView:
     return LoadView.of(load)
 
 
-@router.post("/from-sources", status_code=202, summary="Fetch a corpus", responses=problems(409, 507))
+@router.post("/from-sources", status_code=202, summary="Fetch a corpus", responses=problems(409, 413, 507))
 def fetch(body: CorpusOfSources, parts: PartsDep, tenant: Tenant) -> LoadView:
     """The service fetches the files itself, where its operator allows it; it answers before it has begun to.
 
