@@ -97,7 +97,8 @@ class BodyGuard:
             return
         headers = dict(scope["headers"])
         kind = headers.get(b"content-type", b"").decode("latin-1").lower()
-        sent = kind.startswith("multipart/") and scope["path"] in self._streamed
+        # With a slash at its end, a path is answered with where to go, whatever the body.
+        sent = kind.startswith("multipart/") and scope["path"].rstrip("/") in self._streamed
         if sent or (scope["method"] == "PUT" and scope["path"].startswith(self._raw or ("\0",))):
             await self._app(scope, receive, send)
             return

@@ -228,6 +228,12 @@ def test_an_upload_whose_connection_breaks_leaves_nothing(gateway: Gateway) -> N
     assert gateway.parts.catalog.datasets(T) == ([], False)
 
 
+def test_a_large_form_to_a_path_with_a_slash_at_its_end_is_led_to_the_right_one(api: TestClient) -> None:
+    large = "x" * 1_100_000
+    answer = api.post("/v1/datasets/", files={"train": ("train.csv", large)}, follow_redirects=False)
+    assert (answer.status_code, answer.headers.get("location")) == (307, "http://testserver/v1/datasets"), answer.text
+
+
 def test_an_upload_above_the_cap_is_refused_and_leaves_nothing(redis_client: redis.Redis, tmp_path: Path) -> None:
     gateway = make_gateway(redis_client, tmp_path, max_upload_bytes=2_000)
     with gateway.test_client() as api:
