@@ -11,6 +11,7 @@ from fastapi.testclient import TestClient
 from services.api.error_page import mount_error_page, page_of
 from services.common import problem
 from tests.support import ROOT
+from tlm_client.console import NOT_REACHABLE, exit_code
 from tlm_core import errors
 
 PAGE = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
@@ -34,6 +35,12 @@ def test_each_code_has_its_paragraph_and_each_paragraph_its_code() -> None:
 def test_a_paragraph_says_enough_to_act_on() -> None:
     for code, body in paragraphs(PAGE).items():
         assert body.count(".") >= 2 and len(body) > 100, code
+
+
+def test_the_codes_that_the_page_names_by_their_end_are_those_that_end_the_command_line_with_3() -> None:
+    assert "(`unavailable` and the codes that end the same way)" in PAGE
+    for code, cls in errors.error_classes().items():
+        assert code.endswith("unavailable") is (exit_code(cls.__new__(cls)) == NOT_REACHABLE), code
 
 
 class Ids(HTMLParser):
