@@ -18,6 +18,7 @@ from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import Conflict, CorruptArtifact, NotFound
 from tlm_core.jobs.plan import Plan, plan_of
 from tlm_core.jobs.spec import JobRecord
+from tlm_core.jobs.states import TERMINAL
 from tlm_core.parquet import open_parquet
 
 _ASKERS = 20
@@ -32,7 +33,7 @@ def refs_of(jobs: JobReads, job: JobRecord, plan: Plan | None = None) -> dict[st
 
 
 def artifact_of(jobs: JobReads, job: JobRecord, stage: str) -> ManifestRef:
-    """What the job's (last) node of `stage` left. Raises NotFound if there is none, Conflict until it has.
+    """What the job's (last) node of `stage` left. Raises Conflict until there is one, NotFound if none will be.
 
     `evaluate` and `export` mean the report and the model of the job, whichever stage makes them in its kind.
     """
@@ -43,6 +44,8 @@ def artifact_of(jobs: JobReads, job: JobRecord, stage: str) -> ManifestRef:
         raise NotFound(f"{job.id} has no stage '{stage}'; it was submitted without")
     done = refs_of(jobs, job, plan)
     if nodes[-1] not in done:
+        if job.state in TERMINAL:
+            raise NotFound(f"{job.id} is {job.state} and has not made '{stage}'; retry it", state=job.state)
         raise Conflict(f"{job.id} is {job.state} and has not finished '{stage}' yet", state=job.state)
     return done[nodes[-1]]
 

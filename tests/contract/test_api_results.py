@@ -41,6 +41,14 @@ def test_before_there_is_a_result_the_answer_is_the_state(api: TestClient, gatew
     assert api.post(f"/v1/jobs/{job}/predict", json={"texts": ["x"]}).status_code == 409
 
 
+def test_of_a_job_that_is_over_what_it_has_not_made_is_not_there(api: TestClient, gateway: Gateway) -> None:
+    job, _ = gateway.parts.jobs.submit(T, make_spec(), make_resolved())
+    assert api.post(f"/v1/jobs/{job.id}/cancel").json()["state"] == "cancelled"
+    for path in ("model", "report", "selection"):
+        answer = api.get(f"/v1/jobs/{job.id}/{path}")
+        assert (answer.status_code, "retry it" in answer.json()["detail"]) == (404, True), path
+
+
 def test_every_file_of_the_model_is_listed_and_has_the_digest_that_is_told(api: TestClient, gateway: Gateway) -> None:
     job = completed(gateway)
     model = api.get(f"/v1/jobs/{job}/model").json()

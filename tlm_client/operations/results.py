@@ -35,7 +35,7 @@ def report(job_id: str) -> Ask[dict[str, Any]]:
 
 
 def model_files(job_id: str) -> Ask[list[ModelFile]]:
-    """The files of the result. Raises Conflict while there is none."""
+    """The files of the result. Raises Conflict while there is none, NotFound if the job ended without."""
     answer = yield from call("GET", at("/v1/jobs/{job}/model", job=job_id), repeat=True)
     return [model(ModelFile, entry) for entry in answer["files"]]
 
