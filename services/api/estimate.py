@@ -119,7 +119,8 @@ class Estimator:
         stages = list(_stages(known, sizes, tokens, passages))
         gpu_hours = _gpu_hours(known, stages, reasons)
         rows = min(recipe.joint.batch_rows, MICRO_ROWS)
-        memory = training_bytes(sizes, sizes.parameters, rows) if sizes else None
+        masked = recipe.joint.highest_mask_rate if recipe.joint.enabled else 0.0
+        memory = training_bytes(sizes, sizes.parameters, rows, masked) if sizes else None
         disk = None
         if sizes and tokens is not None and spec.kind == "train":
             found = _BYTES_A_PASSAGE * (passages or 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from tlm_core.compression.gates import gated
 from tlm_core.compression.masks import Importance
-from tlm_core.training.model import TaskModel
-from tlm_core.training.objective import loss_sums, to_device
+from tlm_core.training.memory import rows_at_once, training_bytes
+from tlm_core.training.model import TaskModel, classifier_size
+from tlm_core.training.objective import Workers, loss_sums, micro_batches, to_device
 from tlm_core.training.prepared import Batch, Prepared, Split, task_batch
 
 DOCUMENTS = 32
@@ -41,17 +43,20 @@ def importance(
     model.eval()
     order = np.argsort(split.store.lengths, kind="stable") if not as_published else np.arange(len(split))
     batches = range(0, len(split), DOCUMENTS)
+    rows = rows_at_once(device.type, 1, DOCUMENTS, partial(training_bytes, shape, classifier_size(model)))
     for begin in batches:
         batch = task_batch(split, order[begin : begin + DOCUMENTS], prepared)
-        by_head, by_block = _derivatives(model, batch, device)
+        for part in micro_batches(batch, Workers(), rows):
+            by_head, by_block = _derivatives(model, part, device)
+            if as_published:
+                for total, found in zip(running, (by_head, by_block), strict=True):
+                    total += _sum(found.abs().sum(dim=(1, 2))) / batch.documents
+            else:
+                heads += _sum(_by_document(by_head, part, device)) / len(split)
+                blocks += _sum(_by_document(by_block[..., None], part, device)[..., 0]) / len(split)
         if as_published:
-            for total, found in zip(running, (by_head, by_block), strict=True):
-                total += _sum(found.abs().sum(dim=(1, 2))) / batch.documents
             heads += running[0] / len(batches)
             blocks += running[1] / len(batches)
-        else:
-            heads += _sum(_by_document(by_head, batch, device)) / len(split)
-            blocks += _sum(_by_document(by_block[..., None], batch, device)[..., 0]) / len(split)
         told(min(begin + DOCUMENTS, len(split)))
     model.train(training)
     return Importance(_unit(heads), _unit(blocks[None])[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from tlm_core.errors import OutOfMemory
 from tlm_core.tasks.metrics import best_of, majority_baseline, score, score_values, scores_for, summary
 from tlm_core.tasks.task import SPLITS, Task
 from tlm_core.training.device import autocast, out_of_memory, pick_device
-from tlm_core.training.model import TaskModel
-from tlm_core.training.objective import Workers, encode, pooled_logits, task_loss
-from tlm_core.training.prepared import Ints, Prepared, Split, task_batch
+from tlm_core.training.memory import predicting_bytes, rows_at_once
+from tlm_core.training.model import Shape, TaskModel, classifier_size
+from tlm_core.training.objective import Workers, encode, micro_batches, pooled_logits, task_loss
+from tlm_core.training.prepared import Batch, Prepared, Split, task_batch
 from tlm_core.training.stage import StageContext
 from tlm_core.training.state import load_model, read_history
 
@@ -39,9 +41,13 @@ def predict(
 ) -> npt.NDArray[np.float32]:
     """Label logits [n, labels] of a split, in its order; the workers share the texts and all get the whole.
 
-    Raises OutOfMemory where not even one text fits the device.
+    Raises OutOfMemory where not even one row of texts fits the device.
     """
     workers = workers or Workers()
+    rows = DOCUMENTS
+    if isinstance(model.shape, Shape):  # not counted for a recurrence, which is small beside an encoder
+        count = partial(predicting_bytes, model.shape, classifier_size(model))
+        rows = rows_at_once(device.type, workers.size, DOCUMENTS, count)
     order = np.argsort(split.store.lengths, kind="stable")
     logits = torch.zeros(len(split), model.shape.labels)
     training = model.training
@@ -49,7 +55,8 @@ def predict(
     with torch.inference_mode(), autocast(precision, device):
         for number, begin in enumerate(range(0, len(split), DOCUMENTS)):
             if number % workers.size == workers.rank:
-                _answer(model, split, order[begin : begin + DOCUMENTS], prepared, device, logits)
+                batch = task_batch(split, order[begin : begin + DOCUMENTS], prepared)
+                _answer(model, batch, rows, device, logits)
     model.train(training)
     if workers.size > 1:
         logits = workers.sum(logits.to(device)).cpu()
@@ -57,27 +64,27 @@ def predict(
     return result
 
 
-def _answer(
-    model: TaskModel, split: Split, members: Ints, prepared: Prepared, device: torch.device, logits: Tensor
-) -> None:
-    """Write the members' label logits into `logits` [n, labels]; in halves where the device does not hold them all."""
-    batch = task_batch(split, members, prepared)
-    try:
-        hidden, segments = encode(model, batch, device)
-        found = pooled_logits(model, batch, hidden, segments).cpu()
-    except RuntimeError as error:
-        if not out_of_memory(error):
-            raise
-        if len(members) == 1:
-            raise OutOfMemory(
-                "not even one text fits the device; use a smaller model or a shorter max_length"
-            ) from error
-    else:
-        logits[torch.from_numpy(batch.rows.documents)] = found
-        return
-    # Out of the handler, whose error would hold on to what had been computed.
-    for half in np.array_split(members, 2):
-        _answer(model, split, half, prepared, device, logits)
+def _answer(model: TaskModel, batch: Batch, rows: int, device: torch.device, logits: Tensor) -> None:
+    """Write the texts' label logits into `logits` [n, labels], from `rows` rows at once or as few as the device holds.
+
+    The texts stay in the rows into which they were packed, so that cutting changes no more than the sums' rounding.
+    """
+    for part in micro_batches(batch, Workers(), rows):
+        try:
+            hidden, segments = encode(model, part, device)
+            found = pooled_logits(model, part, hidden, segments).cpu()
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            if len(part.rows) == 1:
+                raise OutOfMemory(
+                    "not even one row of texts fits the device; use a smaller model or a shorter max_length"
+                ) from error
+        else:
+            logits[torch.from_numpy(part.rows.documents)] = found
+            continue
+        # Out of the handler, whose error would hold on to what had been computed.
+        _answer(model, part, -(-len(part.rows) // 2), device, logits)
 
 
 def validation_scores(logits: npt.NDArray[np.float32], split: Split, prepared: Prepared) -> dict[str, float | None]:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from tlm_core.errors import NonFiniteLoss, OutOfMemory
 from tlm_core.tasks.metrics import better
 from tlm_core.training.device import out_of_memory, peak_flops
-from tlm_core.training.memory import MICRO_ROWS, fitting_rows, memory_limit
+from tlm_core.training.memory import MICRO_ROWS, rows_at_once, training_bytes
 from tlm_core.training.model import TaskModel, seed_of
 from tlm_core.training.objective import Workers, accumulate_gradient, step_flops
 from tlm_core.training.optim import Optimizer, learning_rate
@@ -57,7 +58,8 @@ class Budget:
 class Trainer:
     """One stage's training run. batches: (step, progress) → batch. validate: scores the model, if the stage does.
 
-    optimizer_recipe: the recipe's optimizer part. evaluate_at: steps (1-based) after which to validate.
+    optimizer_recipe: the recipe's optimizer part. evaluate_at: steps (1-based) after which to validate. masked: the
+    highest share of tokens that a step masks.
     """
 
     ctx: StageContext
@@ -72,6 +74,7 @@ class Trainer:
     device: torch.device
     validate: Callable[[], dict[str, float | None]] | None = None
     evaluate_at: frozenset[int] = frozenset()
+    masked: float = 0.0
     clock: Callable[[], float] = time.perf_counter
 
     def run(self) -> tuple[TrainState, dict[str, Tensor] | None]:
@@ -116,18 +119,19 @@ class Trainer:
     def _start(self, workers: Workers) -> tuple[TrainState, dict[str, Tensor] | None]:
         folder = self.ctx.checkpoints.latest()
         if folder is not None:
-            return load_checkpoint(folder, self.model, self.optimizer)
-        if workers.size > 1:
-            torch.distributed.broadcast(self.optimizer.buffers.value, src=0)
-        return TrainState(micro_rows=self._first_rows()), None
+            state, best = load_checkpoint(folder, self.model, self.optimizer)
+        else:
+            state, best = TrainState(), None
+            if workers.size > 1:
+                torch.distributed.broadcast(self.optimizer.buffers.value, src=0)
+        # The machine on which a run goes on may hold fewer than the one that wrote the checkpoint.
+        state.micro_rows = workers.least(min(state.micro_rows, self._first_rows()), self.device)
+        return state, best
 
     def _first_rows(self) -> int:
-        """Rows held at once to begin with. A GPU refuses what it cannot hold; a CPU's system ends the process instead,
-        so there it is counted beforehand, as if all workers were on this machine."""
-        if self.device.type != "cpu":
-            return MICRO_ROWS
-        limit = memory_limit() // self.ctx.world_size
-        return fitting_rows(self.model.shape, self.optimizer.buffers.value.numel(), limit)
+        """Rows that this worker's memory is expected to hold at once."""
+        count = partial(training_bytes, self.model.shape, self.optimizer.buffers.value.numel(), masked=self.masked)
+        return rows_at_once(self.device.type, self.ctx.world_size, MICRO_ROWS, count)
 
     def _gradient(
         self, batch: Batch, state: TrainState, workers: Workers, stop: bool

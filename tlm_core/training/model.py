@@ -286,6 +286,11 @@ class TaskModel(nn.Module):
         return total / member.sum(dim=1, keepdim=True)
 
 
+def classifier_size(model: TaskModel) -> int:
+    """Parameters of the encoder and the task's head: what finetuning trains and prediction takes."""
+    return sum(p.numel() for part in (model.encoder, model.task) for p in part.parameters())
+
+
 TOKEN_SPREAD = 0.02
 ZERO_AT_START = ("attention.out.weight", "mlp_out.weight", "vocabulary.out.weight", "task.out.weight")
 

@@ -154,6 +154,10 @@ class Joint(_Part):
     mask_rate_end: float | None = Field(None, gt=0, lt=1, description="share at the end; None: constant")
     optimizer: Optimizer = Optimizer()
 
+    @property
+    def highest_mask_rate(self) -> float:
+        return max(self.mask_rate, self.mask_rate_end or 0.0)
+
 
 class Finetune(_Part):
     """Finetune stage: the task's loss only, a fresh optimiser; the best validation score decides."""

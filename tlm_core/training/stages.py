@@ -26,7 +26,7 @@ from tlm_core.training.params import SHRUNK
 from tlm_core.training.prepare import prepare
 from tlm_core.training.prepared import Batch, FinetuneBatches, JointBatches, Prepared
 from tlm_core.training.profiling import copy_traces, trace_path, traced
-from tlm_core.training.recipe import OWN_STARTS, Finetune
+from tlm_core.training.recipe import OWN_STARTS, Finetune, Joint
 from tlm_core.training.stage import StageContext
 from tlm_core.training.state import HISTORY, SHAPE, WEIGHTS, TrainState, load_weights, read_history, weights
 
@@ -59,6 +59,7 @@ def joint_trainer(ctx: StageContext) -> Trainer:
         precision=recipe["precision"],
         checkpoint_steps=recipe["checkpoint_steps"],
         device=device,
+        masked=Joint(**part).highest_mask_rate,
     )
 
 

@@ -65,6 +65,20 @@ def test_texts_are_weighed_alike_however_they_are_packed(made: Made) -> None:
     assert told == [32, 60]
 
 
+@pytest.mark.parametrize("as_published", [False, True])
+def test_importance_is_the_same_from_as_few_rows_as_memory_holds(
+    made: Made, as_published: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split, seen = made.prepared.split("train"), []
+    whole = importance(made.model, split, made.prepared, device=CPU, as_published=as_published)
+    made.model.encoder.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
+    monkeypatch.setattr("tlm_core.training.memory.memory_limit", lambda: 0)
+    found = importance(made.model, split, made.prepared, device=CPU, as_published=as_published)
+    assert set(seen) == {1}
+    np.testing.assert_allclose(found.heads, whole.heads, rtol=1e-4)
+    np.testing.assert_allclose(found.blocks, whole.blocks, rtol=1e-4)
+
+
 def test_as_published_early_batches_weigh_more(made: Made) -> None:
     """Two batches: the released code counts the first twice, for its gradient is never zeroed."""
     split, prepared = made.prepared.split("train"), made.prepared

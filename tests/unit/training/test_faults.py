@@ -14,10 +14,14 @@ from tests.unit.training.killed import run_of
 from tests.unit.training.made import made_prepared, tiny, trainer_of
 from tlm_core.errors import NonFiniteLoss, OutOfMemory
 from tlm_core.training.evaluate import predict
-from tlm_core.training.local import LocalReporter
+from tlm_core.training.local import LocalCheckpoints, LocalReporter
 from tlm_core.training.loop import Budget
 from tlm_core.training.optim import Optimizer
+from tlm_core.training.params import stage_params
 from tlm_core.training.prepared import Batch, Prepared
+from tlm_core.training.stage import StageContext
+from tlm_core.training.stages import joint_trainer
+from tlm_core.training.state import TrainState, checkpoint_writer
 
 pytestmark = pytest.mark.usefixtures("report_at_every_step")
 
@@ -116,9 +120,33 @@ def test_out_of_memory_steps_down_and_goes_on_with_the_same_batches(tmp_path: Pa
 
 def test_a_cpu_begins_with_the_rows_that_its_limit_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = trainer_of(tmp_path, Budget("steps", 2), lambda: 0.0)
-    monkeypatch.setattr("tlm_core.training.loop.memory_limit", lambda: 0)
+    monkeypatch.setattr("tlm_core.training.memory.memory_limit", lambda: 0)
     state, _ = trainer.run()
     assert state.micro_rows == 1
+
+
+def test_the_joint_stage_counts_by_its_highest_rate_of_masking(tmp_path: Path) -> None:
+    recipe = tiny(joint__mask_rate=0.2, joint__mask_rate_end=0.4)
+    ctx = StageContext(
+        inputs={"prepared": made_prepared(tmp_path, recipe)},
+        params=stage_params("joint", recipe, 0),
+        out=tmp_path,
+        report=LocalReporter(),
+        checkpoints=LocalCheckpoints(tmp_path),
+    )
+    assert joint_trainer(ctx).masked == 0.4
+
+
+def test_a_run_goes_on_with_no_more_rows_than_the_machine_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_of(tmp_path, Budget("steps", 4), lambda: 0.0)
+    write = checkpoint_writer(TrainState(step=2, micro_rows=8), trainer.model, trainer.optimizer, None)
+    trainer.ctx.checkpoints.save(write, step=2, metrics={})
+    for limit, rows in ((10**15, 8), (0, 1)):
+        monkeypatch.setattr("tlm_core.training.memory.memory_limit", lambda limit=limit: limit)
+        state, _ = trainer.run()
+        assert (state.step, state.micro_rows) == (4, rows)
 
 
 def test_memory_that_does_not_hold_the_optimiser_is_told_as_such(
@@ -155,8 +183,23 @@ def test_predictions_are_made_in_parts_where_the_device_holds_no_more(tmp_path: 
     trainer.model.encoder.register_forward_pre_hook(_fits(1))
     np.testing.assert_allclose(predict(trainer.model, split, prepared, device=device), whole, atol=1e-5)
     trainer.model.encoder.register_forward_pre_hook(_fits(0))
-    with pytest.raises(OutOfMemory, match="not even one text"):
+    with pytest.raises(OutOfMemory, match="not even one row of texts"):
         predict(trainer.model, split, prepared, device=device)
+
+
+def test_predictions_are_made_of_the_rows_that_a_cpu_s_limit_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_of(tmp_path, Budget("steps", 6), lambda: 0.0)
+    trainer.run()
+    prepared = Prepared(tmp_path / "data" / "prepared")
+    split, device, seen = prepared.split("train"), torch.device("cpu"), []
+    whole = predict(trainer.model, split, prepared, device=device)
+    trainer.model.encoder.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
+    monkeypatch.setattr("tlm_core.training.memory.memory_limit", lambda: 0)
+    found = predict(trainer.model, split, prepared, device=device)
+    assert len(seen) > 1 and set(seen) == {1}
+    np.testing.assert_allclose(found, whole, atol=1e-6)
 
 
 def test_a_row_that_does_not_fit_ends_the_run_with_what_to_change(tmp_path: Path) -> None:
