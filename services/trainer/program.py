@@ -12,11 +12,16 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 from services.common.logs import facts, set_up_logging
 from services.trainer.settings import TrainerSettings
 from services.trainer.worker import Assignment, GroupRunner
+
+# No stage takes so long. One that a single worker computes may well outlast what torch has the others wait for it, 10
+# minutes over NCCL; should that worker die, its connections break or Ray ends the program.
+PATIENCE = timedelta(days=30)
 
 
 def main() -> None:
@@ -98,15 +103,25 @@ class _Member:
         import torch
         import torch.distributed as dist
 
-        def share(value: Any) -> Any:
-            box = [value]
-            dist.broadcast_object_list(box, src=0)
-            return box[0]
-
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, meeting_point, rank=self._rank, world_size=self._world_size)
-        _compute(self._assignment, self._rank, self._world_size, share)
+        _compute(self._assignment, self._rank, self._world_size, patient_share())
         dist.destroy_process_group()
+
+
+def patient_share() -> Callable[[Any], Any]:
+    """GroupRunner's `share` among all workers, which waits PATIENCE. Every worker calls this at the same time."""
+    import torch.distributed as dist
+
+    # A group of its own: in a step of training the others are waited for as long as torch thinks right.
+    group = dist.new_group(backend="gloo", timeout=PATIENCE)
+
+    def share(value: Any) -> Any:
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=group)
+        return box[0]
+
+    return share
 
 
 if __name__ == "__main__":

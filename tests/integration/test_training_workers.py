@@ -6,6 +6,9 @@ import hashlib
 import json
 import multiprocessing
 import socket
+import time
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from services.trainer.program import patient_share
 from tests.unit.training.made import made_prepared, tiny
 from tlm_core.training import loop
 from tlm_core.training.local import LocalCheckpoints, LocalReporter
@@ -71,9 +75,13 @@ def run_workers(
     size: int, folder: Path, recipe: Recipe, *, stop_at: int | None = None, tight: int | None = None
 ) -> None:
     """tight: a worker whose memory holds two rows."""
+    start(work, size, folder, recipe, stop_at, tight)
+
+
+def start(target: Callable[..., None], size: int, *more: Any) -> None:
+    """Run target(rank, size, port, *more) in as many processes, all of which must do well."""
     context, port = multiprocessing.get_context("spawn"), free_port()
-    given = (port, folder, recipe, stop_at, tight)
-    workers = [context.Process(target=work, args=(rank, size, *given)) for rank in range(size)]
+    workers = [context.Process(target=target, args=(rank, size, port, *more)) for rank in range(size)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -142,3 +150,17 @@ def test_what_one_worker_s_memory_holds_and_one_clock_are_all_workers_(tmp_path:
     for stage in ("joint", "finetune"):
         first, second = (json.loads((tmp_path / f"{stage}2.{rank}.json").read_text()) for rank in (0, 1))
         assert first == second and first[SHRUNK] in (1, 2), "the artifact says so, whichever worker it was"
+
+
+def wait_for_the_first(rank: int, size: int, port: int) -> None:
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
+    share = patient_share()
+    torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=0.5))  # torch's own patience, gone sooner
+    if rank == 0:
+        time.sleep(1.5)
+    assert share("done" if rank == 0 else None) == "done"
+    torch.distributed.destroy_process_group()
+
+
+def test_the_others_wait_for_a_stage_of_one_worker_longer_than_for_a_gradient() -> None:
+    start(wait_for_the_first, 2)
