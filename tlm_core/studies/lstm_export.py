@@ -18,7 +18,7 @@ from tlm_core.studies.bilstm import BiLSTM
 from tlm_core.studies.lstm_graph import write_lstm
 from tlm_core.studies.measure import padded
 from tlm_core.training.evaluate import predict
-from tlm_core.training.prepared import Prepared
+from tlm_core.training.prepared import Prepared, Split
 from tlm_core.training.state import weights
 
 TOLERANCE = 1e-4
@@ -64,29 +64,29 @@ def export_lstm(model: BiLSTM, prepared: Prepared, out: Path) -> dict[str, float
     facts = {"labels": prepared.labels, "max_length": prepared.max_length, "pair": prepared.facts["pair"]}
     (out / "labels.json").write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
     lstm_onnx(model, out / "model.onnx")
-    expected = predict(cast(Any, model), prepared.split("validation"), prepared, device=torch.device("cpu"))[:COMPARED]
-    _check(_logits(out / "model.onnx", prepared, PROBES), expected[:PROBES])
+    split, pad = prepared.split("validation").first(COMPARED), prepared.vocabulary.pad
+    expected = predict(cast(Any, model), split, prepared, device=torch.device("cpu"))
+    _check(_logits(out / "model.onnx", split.first(PROBES), pad), expected[:PROBES])
     lstm_int8(out / "model.onnx", out / INT8)
-    found = _logits(out / INT8, prepared, COMPARED)
+    found = _logits(out / INT8, split, pad)
     return {"agreement": float((found.argmax(1) == expected.argmax(1)).mean()), "texts": len(found)}
 
 
-def _logits(graph: Path, prepared: Prepared, count: int) -> npt.NDArray[np.float32]:
-    """The graph's answers to the first validation texts."""
+def _logits(graph: Path, split: Split, pad: int) -> npt.NDArray[np.float32]:
+    """The graph's answers to the split's texts."""
     import onnxruntime
 
-    split = prepared.split("validation")
     session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
     found = []
-    for begin in range(0, min(count, len(split)), PROBES):
+    for begin in range(0, len(split), PROBES):
         members = range(begin, min(begin + PROBES, len(split)))
-        inputs = padded([split.store[number] for number in members], prepared.vocabulary.pad)
+        inputs = padded([split.store[number] for number in members], pad)
         found.append(session.run(["logits"], {name: inputs[name] for name in ("input_ids", "attention_mask")})[0])
     return np.concatenate(found)
 
 
 def _check(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> None:
-    apart = float(np.abs(found - expected[: len(found)]).max())
+    apart = float(np.abs(found - expected).max())
     if not apart <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
         raise TrainingFailed(f"the ONNX graph answers differently from the BiLSTM (logits up to {apart:.2g} apart)")
 

@@ -66,8 +66,8 @@ def write_export(
     shutil.copytree(prepared.folder / "tokenizer", folder)
     write_stock(model.shape, full, prepared, folder)
     stock = load_stock(folder)
-    probe = _probe(prepared.split("validation"), prepared)
-    expected = _our_logits(model, prepared)
+    split = prepared.split("validation").first(PROBES)
+    probe, expected = _probe(split, prepared), predict(model, split, prepared, device=torch.device("cpu"))
     _compare("the exported model", _stock_logits(stock, probe), expected)
     graph = out / "model.onnx"
     write_onnx(model.shape, {name: tensor.numpy() for name, tensor in weights(model).items()}, graph)
@@ -151,8 +151,8 @@ def load_stock(folder: Path) -> Any:
 
 
 def _probe(split: Split, prepared: Prepared) -> dict[str, npt.NDArray[np.int64]]:
-    """The first validation texts, padded, as a stock tokenizer would give them."""
-    texts = [split.store[number] for number in range(min(PROBES, len(split)))]
+    """The split's texts, padded, as a stock tokenizer would give them."""
+    texts = [split.store[number] for number in range(len(split))]
     shape = (len(texts), max(map(len, texts)))
     inputs = {name: np.zeros(shape, dtype=np.int64) for name in ("input_ids", "attention_mask", "token_type_ids")}
     inputs["input_ids"][:] = prepared.vocabulary.pad
@@ -162,11 +162,6 @@ def _probe(split: Split, prepared: Prepared) -> dict[str, npt.NDArray[np.int64]]
         if split.second is not None:
             inputs["token_type_ids"][row, int(split.second[row]) : len(text)] = 1
     return inputs
-
-
-def _our_logits(model: TaskModel, prepared: Prepared) -> npt.NDArray[np.float32]:
-    split = prepared.split("validation")
-    return predict(model, split, prepared, device=torch.device("cpu"))[:PROBES]
 
 
 def _stock_logits(stock: Any, probe: Mapping[str, npt.NDArray[np.int64]]) -> npt.NDArray[np.float32]:

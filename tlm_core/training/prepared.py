@@ -38,6 +38,11 @@ class Split:
     def __len__(self) -> int:
         return len(self.store)
 
+    def first(self, count: int) -> Split:
+        """The first texts, all if there are no more."""
+        second = None if self.second is None else self.second[:count]
+        return Split(self.store.first(count), self.labels[:count], self.rows[:count], second)
+
 
 class Prepared:
     """The prepare artifact."""

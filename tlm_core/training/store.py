@@ -7,6 +7,7 @@ are documents). Written in one pass with bounded memory; read without loading.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -87,6 +88,12 @@ class TokenStore:
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+    def first(self, count: int) -> TokenStore:
+        """The first documents, all if there are no more."""
+        found = copy(self)
+        found.offsets = self.offsets[: count + 1]
+        return found
 
     def __getitem__(self, index: int) -> npt.NDArray[Any]:
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]

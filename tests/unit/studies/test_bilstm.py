@@ -143,6 +143,16 @@ def test_the_exported_graph_answers_as_the_model_for_any_length(
         np.testing.assert_allclose(found, expected[members], atol=1e-4)
 
 
+def test_export_sends_no_more_texts_through_the_bilstm_than_it_compares(
+    model: BiLSTM, prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tlm_core.studies.lstm_export.COMPARED", 18)  # two batches of the graph
+    seen: list[int] = []
+    model.eval().task.register_forward_pre_hook(lambda _, pooled: seen.append(len(pooled[0])))
+    assert export_lstm(model, prepared, tmp_path)["texts"] == 18
+    assert sum(seen) == 18 < len(prepared.split("validation"))
+
+
 def test_the_start_follows_the_seed_and_given_embeddings_are_taken() -> None:
     shape = LSTMShape(50, 3, layers=1, hidden=4, embedding=6, max_length=16)
     given = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))

@@ -20,6 +20,7 @@ from tlm_core.artifacts import MANIFEST
 from tlm_core.errors import InvalidRecipe
 from tlm_core.tasks.metrics import score
 from tlm_core.tasks.task import Task
+from tlm_core.training.export import PROBES, write_export
 from tlm_core.training.graph import write_onnx
 from tlm_core.training.local import LocalReporter, run_chain, run_stage
 from tlm_core.training.model import Shape, TaskModel, initialise
@@ -28,7 +29,7 @@ from tlm_core.training.prepared import Prepared
 from tlm_core.training.recipe import Recipe, resolve
 from tlm_core.training.stage import StopRequested
 from tlm_core.training.stages import STAGES, evaluation_steps
-from tlm_core.training.state import HISTORY, WEIGHTS
+from tlm_core.training.state import HISTORY, WEIGHTS, load_model, weights
 
 RECIPE = tiny(
     model__hidden=64, joint__budget__steps=40, finetune__epochs=4, finetune__optimizer__lr=1e-3, precision="fp32"
@@ -79,6 +80,16 @@ def test_the_exported_folder_gives_the_reported_test_score_by_stock_classes(chai
     found = score(task.label_ids("test"), answers, 3, "macro_f1")
     best = next(entry for entry in report["seeds"] if entry["seed"] == report["best_seed"])
     assert found["macro_f1"] == pytest.approx(best["test"]["macro_f1"], abs=1e-4)
+
+
+def test_export_sends_no_more_texts_through_the_model_than_it_compares(
+    chain: Mapping[str, Path], tmp_path: Path
+) -> None:
+    model, prepared, seen = load_model(chain["finetune.s0"]), Prepared(chain["prepare"]), []
+    model.task.register_forward_pre_hook(lambda _, pooled: seen.append(len(pooled[0])))
+    recipe = stage_params("export", RECIPE)["recipe"]
+    write_export(tmp_path, model, weights(model), prepared, Task.read(chain["task"]), report_of(chain), recipe)
+    assert sum(seen) == PROBES < len(prepared.split("validation"))
 
 
 def test_the_exported_folder_holds_safetensors_and_no_code(chain: Mapping[str, Path]) -> None:
