@@ -75,6 +75,10 @@ def test_of_the_rates_to_try_a_published_encoder_gets_none_that_is_too_high_unle
         ({"selection.per_label_balance": True}, "set max_passages or max_tokens"),
         ({"selection.per_query_cap": 0}, "selection.per_query_cap"),
         ({"selection.max_tokens": 0}, "selection.max_tokens"),
+        (
+            {"selection.selector": "none", "joint.task_loss": False, "joint.mlm_on_task": False},
+            "joint.task_loss or joint.mlm_on_task must be true",
+        ),
     ],
 )
 def test_a_wrong_override_is_refused_by_name(overrides: dict[str, Any], says: str) -> None:

@@ -149,7 +149,7 @@ class Trainer:
         if tight:
             self._agree_on_rows(state, workers)
         losses = {
-            "mlm": mlm / batch.masked if batch.masked else None,
+            "mlm": mlm / batch.masked if batch.masked and batch.mlm_weight else None,
             "task": task / batch.documents if batch.task_weight else None,
         }
         return losses, stops > 0, self.optimizer.clip()

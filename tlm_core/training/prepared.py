@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tlm_core.errors import InvalidRecipe
 from tlm_core.tasks.metrics import REGRESSION
 from tlm_core.training.masking import NOT_MASKED, Vocabulary, mask_rows
 from tlm_core.training.packing import PassageStream, Rows, pack
@@ -123,7 +124,10 @@ def task_steps(step: int, rho1: float) -> int:
 
 
 class JointBatches:
-    """Step number → batch of the joint stage (paper section 3.2). joint: the recipe's part."""
+    """Step number → batch of the joint stage (paper section 3.2). joint: the recipe's part.
+
+    Raises InvalidRecipe where it leaves nothing to train on: no passages, and neither loss on task text.
+    """
 
     def __init__(self, prepared: Prepared, joint: Mapping[str, Any], seed: int) -> None:
         self._prepared = prepared
@@ -137,7 +141,12 @@ class JointBatches:
             self._stream = PassageStream(passages, prepared.max_length, order)
         # Without passages every step is a task step; with neither loss on task text, none is.
         self._rho1 = float(joint["rho1"]) if passages is not None else 0.0
-        if passages is not None and not (joint["task_loss"] or joint["mlm_on_task"]):
+        if not (joint["task_loss"] or joint["mlm_on_task"]):
+            if passages is None:
+                raise InvalidRecipe(
+                    "the joint stage has neither loss on task text and no passages were selected; set joint.task_loss "
+                    "or joint.mlm_on_task to true, or joint.enabled to false"
+                )
             self._rho1 = math.inf
 
     def __call__(self, step: int, progress: float) -> Batch:

@@ -214,6 +214,16 @@ class Recipe(_Part):
             raise ValueError(f"model.init '{self.model.init}' needs tokenizer.source to be the same")
         return self
 
+    @model_validator(mode="after")
+    def _the_joint_stage_has_something_to_train_on(self) -> Recipe:
+        joint = self.joint
+        if joint.enabled and self.selection.selector == "none" and not (joint.task_loss or joint.mlm_on_task):
+            raise ValueError(
+                "with selection.selector 'none' the joint stage trains on task text alone, so joint.task_loss or "
+                "joint.mlm_on_task must be true, or joint.enabled false"
+            )
+        return self
+
 
 def _fast(scale: Scale) -> Recipe:
     """Ours: measured to reach the same quality for less; sources of the choices in docs/experiments.md."""

@@ -93,6 +93,13 @@ def test_the_series_tells_the_learning_rate_and_the_gradient_s_norm(tmp_path: Pa
     assert [one["gradient_norm"] for one in reporter.points] == [point["gradient_norm"] for point in state.points]
 
 
+def test_a_loss_that_is_not_trained_is_told_as_none(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, Budget("steps", 4), lambda: 0.0, joint__rho1=1, joint__rho2=0)
+    state, _ = trainer.run()
+    assert [point["mlm"] is None for point in state.points] == [False, True, False, True]
+    assert [point["task"] is None for point in state.points] == [True, False, True, False]
+
+
 def test_utilisation_is_told_where_the_peak_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tlm_core.training.loop.peak_flops", lambda _: 1e12)
     ticks = itertools.count()

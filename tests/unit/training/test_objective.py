@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.unit.training.made import made_prepared, tiny
+from tlm_core.errors import InvalidRecipe
 from tlm_core.training.masking import NOT_MASKED
 from tlm_core.training.model import TaskModel
 from tlm_core.training.objective import Workers, accumulate_gradient
@@ -142,6 +143,13 @@ def test_without_passages_every_step_is_a_task_step(tmp_path: Path) -> None:
     recipe = tiny()
     batches = JointBatches(Prepared(made_prepared(tmp_path, recipe, alone=True)), recipe.joint.model_dump(), seed=0)
     assert all(batches(step, 0.0).documents for step in range(4))
+
+
+def test_with_neither_passages_nor_a_loss_on_task_text_nothing_is_trained(tmp_path: Path) -> None:
+    prepared = Prepared(made_prepared(tmp_path, tiny(), alone=True))  # of a selection that found nothing
+    joint = tiny(joint__task_loss=False, joint__mlm_on_task=False).joint.model_dump()
+    with pytest.raises(InvalidRecipe, match=r"set joint\.task_loss or joint\.mlm_on_task to true"):
+        JointBatches(prepared, joint, seed=0)
 
 
 def test_with_neither_loss_on_task_text_no_step_is_a_task_step(tmp_path: Path) -> None:
