@@ -75,6 +75,8 @@ def test_of_the_rates_to_try_a_published_encoder_gets_none_that_is_too_high_unle
         ({"selection.per_label_balance": True}, "set max_passages or max_tokens"),
         ({"selection.per_query_cap": 0}, "selection.per_query_cap"),
         ({"selection.max_tokens": 0}, "selection.max_tokens"),
+        ({"joint.optimizer.betas": [0.9, 1.0]}, "joint.optimizer.betas.1"),
+        ({"finetune.optimizer.betas": [-0.1, 0.9]}, "finetune.optimizer.betas.0"),
         (
             {"selection.selector": "none", "joint.task_loss": False, "joint.mlm_on_task": False},
             "joint.task_loss or joint.mlm_on_task must be true",

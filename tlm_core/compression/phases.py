@@ -23,6 +23,7 @@ from tlm_core.training.evaluate import predict, report_of, told, total_cost
 from tlm_core.training.export import write_export
 from tlm_core.training.graph import write_onnx
 from tlm_core.training.prepared import Prepared, Split
+from tlm_core.training.profiling import copy_traces
 from tlm_core.training.stage import StageContext
 from tlm_core.training.state import load_model, read_history, weights
 
@@ -64,6 +65,7 @@ def phases(ctx: StageContext) -> dict[str, Any]:
     report["words"] = words(report)
     (ctx.out / MASK).write_text(json.dumps(mask.as_dict()), encoding="utf-8")
     _write(ctx.out, report)
+    copy_traces(folders[report["best_seed"]], ctx.out)
     return {"super_ticket": chosen["level"], **told(report)}
 
 

@@ -209,6 +209,11 @@ def check_kind(spec: JobSpec, recipe: Recipe, tickets: Mapping[str, dict[str, An
 
     tickets: data set → mask, of those that the request names by their job.
     """
+    if recipe.profile and spec.kind not in ("train", "prune"):
+        raise InvalidRequest(
+            f"a job of kind '{spec.kind}' keeps no trace of its training; leave 'profile' out, or set it in a job of "
+            "kind 'train' or 'prune'"
+        )
     if (options := spec.share_tickets) is not None:
         names = (spec.dataset, *options.others)
         if strange := sorted(options.tickets.keys() - set(names)):

@@ -240,7 +240,8 @@ class Trainer:
             name: state.sums[name] / state.sums[f"{name}.steps"] if state.sums.get(f"{name}.steps") else None
             for name in ("mlm", "task")
         }
-        state.points.append({"step": state.step, "tokens": state.tokens, **means, "rate": share, "gradient_norm": norm})
+        told = {"rate": share, "gradient_norm": _number(norm)}
+        state.points.append({"step": state.step, "tokens": state.tokens, **means, **told})
         state.sums = {"mark": float(int(self.budget.progress(state) * POINTS))}
 
     def _evaluate(self, state: TrainState, best: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
@@ -262,6 +263,11 @@ class Trainer:
         point = state.points[-1] if state.points else {}
         metrics = {name: point.get(name) for name in ("mlm", "task")}
         self.ctx.checkpoints.save(write, step=state.step, metrics=metrics)
+
+
+def _number(value: float) -> float | None:
+    """None for what is not a number, for which JSON has no form."""
+    return value if math.isfinite(value) else None
 
 
 class _Progress:
@@ -315,7 +321,7 @@ class _Progress:
             tokens=state.tokens,
             **{name: fmean(values) if values else None for name, values in losses.items()},
             learning_rate=share * self._lr,
-            gradient_norm=norm if math.isfinite(norm) else None,
+            gradient_norm=_number(norm),
             tokens_per_second=self._rate,
             gflops_per_second=None if speed is None else speed / 1e9,
             **({} if self._peak is None or speed is None else {"mfu": speed / self._peak / self._ctx.world_size}),

@@ -123,6 +123,9 @@ class Budget(_Part):
         return self
 
 
+_Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class Optimizer(_Part):
     """AdamW, or Muon on the matrices with AdamW on everything else."""
 
@@ -130,7 +133,7 @@ class Optimizer(_Part):
     lr: float = Field(3e-3, gt=0, description="AdamW's peak learning rate")
     muon_lr: float = Field(0.02, gt=0, description="Muon's peak learning rate")
     weight_decay: float = Field(0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[_Beta, _Beta] = (0.9, 0.98)
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the budget; then linear to zero")
     clip: float | None = Field(1.0, gt=0, description="limit of the gradient's norm")
     non_finite: Literal["stop", "skip"] = Field("stop", description="what to do with a step whose loss is no number")

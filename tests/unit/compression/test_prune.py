@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tlm_core.compression.masks import Importance, Mask, one_shot
 from tlm_core.compression.sliced import load_sliced
 from tlm_core.errors import InvalidRecipe, InvalidRequest
 from tlm_core.jobs.options import ShareTickets
+from tlm_core.jobs.plan import plan_of
 from tlm_core.stages import STAGES
 from tlm_core.tasks.metrics import score
 from tlm_core.tasks.task import Task
@@ -52,6 +54,18 @@ def test_tickets_are_cut_from_the_importance_of_their_own_seed(done: Mapping[str
             model, mask = load_sliced(done[f"ticket.{which}.l0.5.s{seed}"])
             assert mask == one_shot(found, 0.5, which, seed)
             assert model.encoder.layers[0].attention.heads == sum(mask.heads[0])  # type: ignore[union-attr]
+
+
+def test_the_super_ticket_s_traces_are_beside_it(done: Mapping[str, Path], tmp_path: Path) -> None:
+    node = plan_of(make_job(RECIPE, kind="prune", seeds=(0, 1), prune=OPTIONS)).node("phases")
+    inputs = {name: done[source] for name, source in node.inputs.items()}
+    for name in [name for name in inputs if name.startswith("ticket.")]:
+        inputs[name] = shutil.copytree(inputs[name], tmp_path / name)
+        (inputs[name] / "trace-finetune.json.gz").write_text(name)
+    out = run_stage("phases", inputs, node.params, tmp_path / "out", stages=STAGES)
+    report = json.loads((out / "report.json").read_text())
+    super_ticket = f"ticket.winning.l{report['super_ticket']['level']:g}.s{report['best_seed']}"
+    assert (out / "trace-finetune.json.gz").read_text() == super_ticket
 
 
 def test_importance_stops_when_asked_and_starts_anew(done: Mapping[str, Path], tmp_path: Path) -> None:

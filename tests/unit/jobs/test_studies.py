@@ -242,6 +242,16 @@ def test_a_level_that_would_empty_a_layer_is_refused_before_anything_runs() -> N
         check_kind(make_spec(kind="prune", prune={"levels": [0.3, 0.8]}), recipe)
 
 
+@pytest.mark.parametrize("kind", ["learning_curve", "share_tickets"])
+def test_a_trace_is_refused_where_none_would_be_kept(kind: str) -> None:
+    recipe = resolve("fast", "tiny", {"profile": True})
+    options = {kind: SHARE} if kind == "share_tickets" else {}
+    with pytest.raises(InvalidRequest, match=f"kind '{kind}' keeps no trace"):
+        check_kind(make_spec(kind=kind, **options), recipe)
+    for kept in ("train", "prune"):
+        check_kind(make_spec(kind=kept), recipe)
+
+
 def test_a_curve_with_tlm_needs_something_to_retrieve() -> None:
     check_kind(make_spec(kind="learning_curve"), resolve("fast", "tiny"))
     alone = resolve("fast", "tiny", {"selection.selector": "none"})

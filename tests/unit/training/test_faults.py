@@ -66,6 +66,8 @@ def test_a_recipe_may_skip_steps_that_are_not_numbers_and_counts_them(tmp_path: 
     reporter = trainer.ctx.report
     assert isinstance(reporter, LocalReporter)
     assert state.step == 12 and state.skipped == 3
+    norms = {point["step"]: point["gradient_norm"] for point in state.points}
+    assert [step for step, norm in norms.items() if norm is None] == [4, 8, 12], "the history has no NaN"
     assert [(type, data["step"]) for type, data in reporter.events] == [("step.skipped", step) for step in (3, 7, 11)]
     assert all(torch.isfinite(tensor).all() for name, tensor in trainer.model.named_parameters() if "task" not in name)
 
