@@ -32,7 +32,7 @@ from tlm_core.training.randomness import Stream, random_at
 from tlm_core.training.recipe import Finetune
 from tlm_core.training.stage import StageContext
 from tlm_core.training.stages import build, evaluation_steps, write_trained
-from tlm_core.training.state import SHAPE, WEIGHTS, load_weights
+from tlm_core.training.state import SHAPE, WEIGHTS, load_weights, own_units
 
 MASKS = "masks.json"
 
@@ -194,6 +194,8 @@ def share(ctx: StageContext) -> dict[str, Any]:
     with gated(cast(Any, model), model.head_gates, model.block_gates):
         state, best = trainer.run()
     assert best is not None
+    for number, prepared in enumerate(tasks):
+        best = own_units(best, prepared, f"task{number}")
     if not ctx.rank:
         (ctx.out / MASKS).write_text(json.dumps([mask.as_dict() for mask in masks]), encoding="utf-8")
     return write_trained(ctx, models[0].shape, best, state, device, {"joint": None})

@@ -39,7 +39,7 @@ class BucketBatches:
 
     def __init__(self, prepared: Prepared, batch: int, seed: int) -> None:
         self._prepared = prepared
-        self._train = prepared.split("train")
+        self._train = prepared.training()
         self._batch = batch
         self._seed = seed
         self._epoch = -1

@@ -16,7 +16,7 @@ from tlm_core.tasks.metrics import REGRESSION
 from tlm_core.tasks.options import Limits
 from tlm_core.tasks.table import RawTable
 
-# Training computes squares of differences, and sums of them, in 32 bits, which hold nothing above 3.4e38.
+# Weighing heads and blocks takes squares of differences, and sums of them, in 32 bits: nothing there is above 3.4e38.
 LARGEST = 1e18
 
 

@@ -88,9 +88,13 @@ def _answer(model: TaskModel, batch: Batch, rows: int, device: torch.device, log
 
 
 def validation_scores(logits: npt.NDArray[np.float32], split: Split, prepared: Prepared) -> dict[str, float | None]:
-    """The score that decides (the task's metric), accuracy and mean loss; null what cannot be computed."""
+    """The score that decides (the task's metric), accuracy and mean loss; null what cannot be computed.
+
+    logits: of a model in training, so that in regression the loss is in squares of train's standard deviation.
+    """
     scores = scores_of(logits, split, prepared)
-    loss = float(task_loss(torch.from_numpy(logits), torch.from_numpy(split.labels))) / len(split)
+    labels = torch.from_numpy(prepared.standard(split.labels))
+    loss = float(task_loss(torch.from_numpy(logits), labels)) / len(split)
     return {"score": scores["value"], "accuracy": scores["accuracy"], "loss": loss}
 
 

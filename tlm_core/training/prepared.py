@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,27 @@ class Prepared:
             rows=np.load(self.folder / f"{name}.rows.npy"),
             second=np.load(second).astype(np.int64) if second.exists() else None,
         )
+
+    @cached_property
+    def scale(self) -> tuple[float, float]:
+        """Mean and standard deviation of train's amounts (1 where all are equal). Regression alone has them."""
+        amounts = np.load(self.folder / "train.labels.npy").astype(np.float64)
+        return float(amounts.mean()), float(amounts.std()) or 1.0
+
+    def standard(self, labels: Labels) -> Labels:
+        """Labels as training takes them: amounts less train's mean, in its standard deviations; classes as they are.
+
+        Raw ones would leave it to the head's bias, at the rate of all weights, to find their mean.
+        """
+        if not self.regression:
+            return labels
+        mean, deviation = self.scale
+        return ((labels.astype(np.float64) - mean) / deviation).astype(np.float32)
+
+    def training(self) -> Split:
+        """The train split with `standard` labels; what is trained on it answers so until `own_units`."""
+        split = self.split("train")
+        return replace(split, labels=self.standard(split.labels))
 
     def passages(self) -> TokenStore | None:
         """Retrieved passages; None for a task on its own."""
@@ -133,7 +154,7 @@ class JointBatches:
         self._prepared = prepared
         self._joint = joint
         self._seed = seed
-        self._train = prepared.split("train")
+        self._train = prepared.training()
         passages = prepared.passages()
         self._stream = None
         if passages is not None:
@@ -195,7 +216,7 @@ class FinetuneBatches:
 
     def __init__(self, prepared: Prepared, batch: int, seed: int) -> None:
         self._prepared = prepared
-        self._train = prepared.split("train")
+        self._train = prepared.training()
         self._batch = batch
         self._seed = seed
 

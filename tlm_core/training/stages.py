@@ -28,7 +28,7 @@ from tlm_core.training.prepared import Batch, FinetuneBatches, JointBatches, Pre
 from tlm_core.training.profiling import copy_traces, trace_path, traced
 from tlm_core.training.recipe import OWN_STARTS, Finetune, Joint
 from tlm_core.training.stage import StageContext
-from tlm_core.training.state import HISTORY, SHAPE, WEIGHTS, TrainState, load_weights, read_history, weights
+from tlm_core.training.state import HISTORY, SHAPE, WEIGHTS, TrainState, load_weights, own_units, read_history, weights
 
 
 @holding_the_model()
@@ -125,7 +125,7 @@ def tune(
     if "joint" in ctx.inputs and not ctx.rank:
         copy_traces(ctx.inputs["joint"], ctx.out)
     chosen = {name: tensor for name, tensor in best.items() if not name.startswith("vocabulary.")}
-    return write_trained(ctx, model.shape, chosen, state, device, {"joint": before.get("cost")})
+    return write_trained(ctx, model.shape, own_units(chosen, prepared), state, device, {"joint": before.get("cost")})
 
 
 def evaluation_steps(steps: int, evaluations: int, untouched: bool) -> frozenset[int]:

@@ -22,6 +22,7 @@ from tlm_core.errors import CorruptArtifact
 from tlm_core.training.memory import MICRO_ROWS
 from tlm_core.training.model import Shape, TaskModel
 from tlm_core.training.optim import Optimizer
+from tlm_core.training.prepared import Prepared
 
 # What a training stage's artifact holds.
 HISTORY, SHAPE = "history.json", "model.json"
@@ -70,6 +71,18 @@ def load_weights(model: TaskModel, saved: Mapping[str, Tensor], *, skip: tuple[s
             if found != wanted:
                 raise CorruptArtifact(f"saved weight '{name}' is {found}, not {wanted}")
             parameter.copy_(given[name])
+
+
+def own_units(saved: Mapping[str, Tensor], prepared: Prepared, head: str = "task") -> dict[str, Tensor]:
+    """Weights of a model trained on `standard` amounts, made to answer in the amounts themselves; of classes unchanged.
+
+    The head's last layer is linear, so that mean and deviation go into its weights, [1, hidden], and bias, [1].
+    """
+    if not prepared.regression:
+        return dict(saved)
+    mean, deviation = prepared.scale
+    weight, bias = f"{head}.out.weight", f"{head}.out.bias"
+    return {**saved, weight: saved[weight] * deviation, bias: saved[bias] * deviation + mean}
 
 
 def checkpoint_writer(

@@ -237,6 +237,9 @@ def test_single_texts_pairs_and_amounts_share_an_encoder(tmp_path: Path) -> None
     out = run_stage("share", inputs, params, tmp_path / "shared", stages=STAGES)
     last = json.loads((out / "history.json").read_text())["evaluations"][-1]
     assert {"score.0", "score.1", "score.2"} <= last.keys()
+    amounts = Prepared(inputs["prepared.2"])
+    answers = predict(load_shared(out, 2, 1), amounts.split("test"), amounts, device=CPU)
+    assert np.all((answers > 1980) & (answers < 2030)), "each task answers in its own units"
 
 
 def test_merging_says_which_labels_are_whose(tmp_path: Path) -> None:
