@@ -28,7 +28,7 @@ STAGE_VERSIONS: Mapping[str, int] = {
     "merge": 3,
     "part": 2,
     "share": 3,
-    "shared_report": 4,
+    "shared_report": 5,
 }
 
 # In the facts of an artifact that stands for work left out, with the reason: what depends on it is left out too.

@@ -166,7 +166,10 @@ def _seed_report(seed: int, folder: Path, prepared: Prepared, task: Task, answer
 
 
 def over_seeds(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """`mean` and `spread` (sample standard deviation) of each score; null with a reason where there is none."""
+    """`mean` and `spread` (sample standard deviation) of each score; null where there is none.
+
+    `spread` has a `reason` where the metric that decides has none; in regression all scores of classes lack one.
+    """
     found: dict[str, Any] = {"mean": {}, "spread": {}}
     metric = seeds[0]["test"]["metric"]
     for split in [name for name, entry in seeds[0].items() if isinstance(entry, Mapping) and "value" in entry]:
@@ -174,7 +177,7 @@ def over_seeds(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             over = summary([entry[split][name] for entry in seeds])
             found["mean"].setdefault(split, {})[name] = over["mean"]
             found["spread"].setdefault(split, {})[name] = over["std"]
-            if "reason" in over:
+            if name == metric and "reason" in over:
                 found["spread"]["reason"] = over["reason"]
         clean = summary([entry[split]["deduplicated"][metric] for entry in seeds])
         found["mean"][split]["deduplicated"] = clean["mean"]

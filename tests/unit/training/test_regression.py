@@ -13,7 +13,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from services.api.predict import load_model
 from tests.unit.training.made import TELLING, made_task, tiny
+from tlm_core.tasks.metrics import score_values
 from tlm_core.tasks.task import Task, task_schema
+from tlm_core.training.evaluate import over_seeds
 from tlm_core.training.local import run_chain
 from tlm_core.training.objective import task_loss
 
@@ -74,6 +76,15 @@ def test_a_further_test_set_is_reported_beside_test(tmp_path: Path) -> None:
     assert report["mean"]["test_other"]["matthews"] == seed["validation"]["matthews"]
     card = (done["export"] / "model" / "README.md").read_text()
     assert "Matthews correlation" in card and "| test_other |" in card.replace("\\", "")
+
+
+@pytest.mark.parametrize(("seeds", "reason"), [(3, None), (1, "one run has no spread; give more seeds")])
+def test_scores_that_amounts_never_have_are_no_reason_for_a_missing_spread(seeds: int, reason: str | None) -> None:
+    amounts = np.array([1.0, 2.0, 4.0])
+    in_train = np.zeros(3, dtype=bool)
+    scores = [score_values(amounts, amounts**number, "pearson", in_train=in_train) for number in range(1, seeds + 1)]
+    found = over_seeds([{"seed": number, "test": one} for number, one in enumerate(scores)])["spread"]
+    assert (found["test"]["pearson"] is None) == (seeds == 1) and found.get("reason") == reason
 
 
 def test_the_loss_of_amounts_is_the_sum_of_squares() -> None:
