@@ -15,7 +15,7 @@ import numpy.typing as npt
 from tlm_core.compression.masks import Mask
 from tlm_core.compression.sliced import MASK, load_sliced, parameters, widened
 from tlm_core.studies.measure import compare_graphs, in_words
-from tlm_core.studies.plot import Curve, plot
+from tlm_core.studies.plot import Curve, write_plot
 from tlm_core.tasks.metrics import chance_in_words, summary
 from tlm_core.tasks.task import Task
 from tlm_core.training.device import pick_device
@@ -137,8 +137,10 @@ def words(report: Mapping[str, Any]) -> str:
         )
     seeds = len(report["seeds"])
     verdict = "better than" if ours > dense else "no better than"
+    decided = report["mean"]["validation"][metric] is not None
+    how = "did best on validation" if decided else "was taken, the sparsest, since validation has no score to decide by"
     text = (
-        f"Of the winning tickets the one with {left:.0%} of the layers' weights did best on validation. On test it "
+        f"Of the winning tickets the one with {left:.0%} of the layers' weights {how}. On test it "
         f"has {ours:.4f} in {metric}, {verdict} the dense model's {dense:.4f} ({seeds} seed(s))."
     )
     chance = chance_in_words(ours - dense, [side["spread"]["test"][metric] for side in (report, report["dense"])])
@@ -163,5 +165,4 @@ def _write(out: Path, report: Mapping[str, Any]) -> None:
         known = [p for p in report["curves"] if p["ticket"] == kind and p["mean"] is not None]
         lines.append(Curve(kind, sorted((p["weights_left"], p["mean"], p["spread"]) for p in known)))
     title = f"{report['task']}: tickets on validation"
-    drawn = plot(lines, title=title, x="share of the layers' weights left", y=report["metric"])
-    (out / "plot.svg").write_text(drawn, encoding="utf-8")
+    write_plot(out / "plot.svg", lines, title=title, x="share of the layers' weights left", y=report["metric"])

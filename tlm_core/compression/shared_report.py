@@ -14,7 +14,7 @@ import numpy.typing as npt
 from tlm_core.compression.masks import Mask
 from tlm_core.compression.sharing import MASKS, load_shared
 from tlm_core.compression.sliced import parameters
-from tlm_core.studies.plot import Curve, plot
+from tlm_core.studies.plot import Curve, write_plot
 from tlm_core.tasks.merge import MERGE
 from tlm_core.tasks.metrics import chance_in_words, summary
 from tlm_core.tasks.task import Task
@@ -84,13 +84,9 @@ def _draw(out: Path, report: Mapping[str, Any]) -> None:
         aside = APART * (number - (len(SYSTEMS) - 1) / 2)
         points = [(place + aside, mean, std) for place, (mean, std) in enumerate(found) if mean is not None]
         curves.append(Curve(system.replace("_", " "), points, drawn=False))
-    if not any(curve.points for curve in curves):
-        return
     names = [*(task["name"] for task in tasks), "mean of all"]
-    drawn = plot(
-        curves, title="One encoder for several tasks", x="", y="score on test, each by its metric", names=names
-    )
-    (out / "plot.svg").write_text(drawn, encoding="utf-8")
+    title, y = "One encoder for several tasks", "score on test, each by its metric"
+    write_plot(out / "plot.svg", curves, title=title, x="", y=y, names=names)
 
 
 def _task(inputs: Mapping[str, Path], number: int, name: str, seeds: Sequence[int]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from tlm_core.studies.bilstm import load_bilstm
 from tlm_core.studies.fit import compare, fit
 from tlm_core.studies.lstm_export import INT8, export_lstm, lstm_onnx
 from tlm_core.studies.measure import compare_graphs, in_words
-from tlm_core.studies.plot import Curve, plot
+from tlm_core.studies.plot import Curve, write_plot
 from tlm_core.tasks.metrics import best_of, scores_for, summary
 from tlm_core.training.evaluate import over_seeds, told, total_cost
 from tlm_core.training.graph import write_onnx
@@ -231,5 +231,4 @@ def _write(out: Path, report: Mapping[str, Any]) -> None:
         means = [(p["labels"], p["mean"]["test"], p["spread"]["test"]) for p in found["points"]]
         lines.append(Curve(model, [(n, mean["accuracy"], spread["accuracy"]) for n, mean, spread in means]))
     title = f"{report['task']}: accuracy on test by number of labels"
-    drawn = plot(lines, title=title, x="labelled texts", y="accuracy", log_x=True)
-    (out / "plot.svg").write_text(drawn, encoding="utf-8")
+    write_plot(out / "plot.svg", lines, title=title, x="labelled texts", y="accuracy", log_x=True)

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
+from typing import Any
 
 WIDTH, HEIGHT = 720, 440
 LEFT, RIGHT, TOP, BOTTOM = 70, 170, 40, 60
@@ -45,6 +47,12 @@ class _Axis:
         step *= next(factor for factor in (1, 2, 5, 10) if (self.high - self.low) / (step * factor) <= 6)
         first = math.ceil(self.low / step)
         return [number * step for number in range(first, math.floor(self.high / step + 1e-9) + 1)]
+
+
+def write_plot(path: Path, curves: Sequence[Curve], **how: Any) -> None:
+    """What `plot` draws, as a file; none where no score is known, so that there is no point."""
+    if any(curve.points for curve in curves):
+        path.write_text(plot(curves, **how), encoding="utf-8")
 
 
 def plot(curves: Sequence[Curve], *, title: str, x: str, y: str, log_x: bool = False, names: Sequence[str] = ()) -> str:

@@ -5,7 +5,7 @@ empty_file, file_too_large, malformed_row, missing_column, mixed_types, no_file,
 not_a_label, not_a_number, not_text, null_label, null_text, one_class, rare_label, text_too_long, too_few_rows,
 too_many_columns, too_many_labels, unknown_label, unknown_split, unreadable_file, wrong_type.
 Codes of warnings: conflicting_labels, decimal_labels, guessed_column, label_variants, long_text,
-missing_label, overlap, rare_label, read_as_amounts.
+missing_label, no_choice, overlap, rare_label, read_as_amounts.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -105,12 +106,13 @@ def _validate(
     if missing and findings.ok and _can_cut(splits["train"], counts["train"], missing, findings, limits):
         splits = _cut(splits, missing, options.split_seed, findings)
     name, metric, language = _facts(source, options, regression, findings)
-    report = build_report(splits, findings)
     if not findings.ok:
-        return None, report, findings
+        return None, build_report(splits, findings), findings
     labels = [columns.label] if regression else sort_labels(counts["train"])
     if metric == "f1":
-        labels = _positive_last(labels, options.positive_label, report)
+        labels = _positive_last(labels, options.positive_label, findings)
+    _check_validation(splits["validation"], metric, labels[-1], findings)
+    report = build_report(splits, findings)
     made = {split: _table(data, labels) for split, data in splits.items()}
     return Task(name, tuple(labels), metric, columns.text_pair is not None, language, made), report, findings
 
@@ -203,7 +205,19 @@ def _known(
     return options
 
 
-def _positive_last(labels: list[str], positive: str | None, report: dict[str, Any]) -> list[str]:
+def _check_validation(validation: SplitData, metric: str, positive: str, findings: Findings) -> None:
+    """Warning no_choice: validation on which no model scores better than another. positive: the label that f1 is of."""
+    if validation.regression and not np.ptp(validation.amounts().astype(np.float32)):
+        lack = "different amounts"
+    elif metric == "f1" and positive not in count_labels(validation.label):
+        lack = f"a row with the label '{positive}'"
+    else:
+        return
+    message = f"validation lacks {lack}, so {metric} cannot choose among models there; add such rows to it"
+    findings.warn("no_choice", message, split="validation")
+
+
+def _positive_last(labels: list[str], positive: str | None, findings: Findings) -> list[str]:
     """Two labels, the one whose F1 is the metric last. Raises InvalidRequest for more, or for one that is not there."""
     if len(labels) != 2:
         raise InvalidRequest(
@@ -212,7 +226,7 @@ def _positive_last(labels: list[str], positive: str | None, report: dict[str, An
     if positive is not None and positive not in labels:
         raise InvalidRequest(f"the positive label '{positive}' is none of {', '.join(map(repr, labels))}")
     labels = [label for label in labels if label != positive] + ([positive] if positive is not None else [])
-    report["notes"].append(f"f1 is that of the label '{labels[1]}'")
+    findings.note(f"f1 is that of the label '{labels[1]}'")
     return labels
 
 

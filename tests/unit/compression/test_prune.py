@@ -6,11 +6,13 @@ import csv
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
@@ -19,6 +21,7 @@ from services.api.predict import load_model
 from tests.unit.studies.local_plan import make_job, run_plan
 from tests.unit.training.made import made_task, tiny
 from tests.unit.training.test_published import published
+from tests.unit.training.test_regression import made_amounts
 from tlm_core.compression.masks import Importance, Mask, one_shot
 from tlm_core.compression.sliced import load_sliced
 from tlm_core.errors import InvalidRecipe, InvalidRequest
@@ -140,6 +143,24 @@ def test_a_level_that_would_empty_a_layer_fails_with_the_most_that_can_go() -> N
     found = Importance(np.ones((2, 4)), np.ones(2))
     with pytest.raises(InvalidRequest, match="at most 6 heads"):
         one_shot(found, 0.9, "winning")
+
+
+def test_validation_without_a_score_leaves_the_sparsest_ticket_and_no_plot(tmp_path: Path) -> None:
+    task = Task.read(made_amounts(tmp_path / "made"))
+    same = task.splits["validation"].drop_columns("label").append_column(
+        task.splits["validation"].schema.field("label"), pa.array(np.full(task.counts["validation"], 2000.0))
+    )  # fmt: skip
+    replace(task, splits={**task.splits, "validation": same}).write(tmp_path / "task")
+    recipe = tiny(joint__enabled=False, selection__selector="none", finetune__epochs=1, finetune__evaluations=1,
+                  precision="fp32", model__heads=4)  # fmt: skip
+    job = make_job(recipe, kind="prune", seeds=(0,), prune={"levels": [0.25, 0.5], "tickets": ["winning"]})
+    done = run_plan(job, tmp_path / "task", tmp_path / "run")
+    report = json.loads((done["phases"] / "report.json").read_text())
+    assert [(point["mean"], "reason" in point) for point in report["curves"]] == [(None, True)] * 3
+    assert report["super_ticket"]["level"] == 0.5 and not (done["phases"] / "plot.svg").exists()
+    assert "validation has no score to decide by" in report["words"]
+    answers = load_model(done["phases"]).probabilities(task.texts("test"))
+    assert np.all((answers > 1980) & (answers < 2030)), "a ticket answers in the amounts themselves"
 
 
 def test_a_published_encoder_is_finetuned_pruned_and_exported_at_the_rates_that_validation_chooses(

@@ -97,6 +97,17 @@ def test_a_further_test_set_stands_beside_test(tmp_path: Path) -> None:
     assert load_task(path)[0].further_tests == []  # alone it is the test set
 
 
+def test_validation_that_cannot_choose_among_models_is_warned_of(tmp_path: Path) -> None:
+    same = [{"text": f"other text {n}", "label": 1.5} for n in range(5)]
+    _, report = load_task(folder(tmp_path / "a", amounts(9), same, amounts(3)), PEARSON)
+    assert "validation lacks different amounts" in messages(report, "warnings", "no_choice")[0]
+    path = folder(tmp_path / "b", rows(12), [{"text": "another", "label": "good"}], rows(4, start="test"))
+    _, report = load_task(path, DatasetOptions(metric="f1", positive_label="bad"))
+    assert "lacks a row with the label 'bad'" in messages(report, "warnings", "no_choice")[0]
+    _, report = load_task(path, DatasetOptions(metric="f1", positive_label="good"))
+    assert "no_choice" not in report["warning_counts"] and report["ok"]
+
+
 def test_a_positive_label_needs_f1(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="belongs to the metric f1"):
         DatasetOptions(metric="accuracy", positive_label="yes")
