@@ -56,8 +56,8 @@ def phases(ctx: StageContext) -> dict[str, Any]:
     )
     model, mask = load_sliced(folders[report["best_seed"]])
     full = widened(weights(model), model.shape, mask)
-    write_export(ctx.out, model, full, prepared, task, report, ctx.params["recipe"])
     report["super_ticket"] = {"level": chosen["level"], "mask": mask.as_dict(), **parameters(model.shape, mask)}
+    write_export(ctx.out, model, full, prepared, task, report, ctx.params["recipe"])
     whole = load_model(ctx.inputs[f"finetune.s{dense['best_seed']}"])
     graph = ctx.scratch / "dense.onnx"
     write_onnx(whole.shape, {name: tensor.numpy() for name, tensor in weights(whole).items()}, graph)

@@ -24,7 +24,7 @@ STAGE_VERSIONS: Mapping[str, int] = {
     "tickets_fit": 1,
     "importance": 1,
     "ticket": 2,
-    "phases": 4,
+    "phases": 5,
     "merge": 3,
     "part": 2,
     "share": 3,

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tlm_core.tasks.metrics import REGRESSION, scores_shown
+from tlm_core.training.evaluate import total_cost
+from tlm_core.training.recipe import OWN_STARTS
 
 TITLES = {
     "macro_f1": "macro-F1",
@@ -16,6 +18,16 @@ TITLES = {
     "matthews": "Matthews correlation",
     "pearson": "Pearson correlation",
     "spearman": "Spearman correlation",
+}
+
+# How the passages were selected, by the recipe's selector.
+SELECTED = {
+    "bm25": "retrieved by queries from the train texts",
+    "random": "drawn at random from the corpus",
+    "whole": "of the whole corpus, without a look at the task",
+    "dsir": "resampled from the corpus by their likeness to the train texts",
+    "classifier": "those of the corpus most like what queries from the train texts find",
+    "given": "given with the data set",
 }
 
 
@@ -55,8 +67,15 @@ def _labels(metric: str, labels: Sequence[str]) -> list[str]:
 
 
 def _costs(report: Mapping[str, Any]) -> list[str]:
-    lines = ["| stage | FLOPs | tokens | seconds | GPU-seconds |", "|---|---|---|---|---|"]
-    for stage, cost in report["cost"].items():
+    """What the weights cost; of a super ticket with the dense model and all tickets among which it was chosen."""
+    costs, lines = report["cost"], ["Summed over all seeds.", ""]
+    if "super_ticket" in report:
+        parts = (report["dense"]["cost"], report["sweep_cost"])
+        costs = total_cost([{name: cost for name, cost in part.items() if name != "total"} for part in parts])
+        told = "Summed over all seeds; `tickets` is the finetuning of every ticket tried, `finetune` that of the whole"
+        lines = [told, "model. Weighing heads and blocks is not counted.", ""]
+    lines += ["| stage | FLOPs | tokens | seconds | GPU-seconds |", "|---|---|---|---|---|"]
+    for stage, cost in costs.items():
         flops, tokens = f"{cost['flops']:.3g}", f"{cost['tokens']:,.0f}"
         lines.append(f"| {stage} | {flops} | {tokens} | {cost['seconds']:.1f} | {cost['gpu_seconds']:.1f} |")
     return lines
@@ -68,18 +87,48 @@ def _rates(report: Mapping[str, Any]) -> list[str]:
     return ["", f"Finetuned at the rate that was best on validation: {', '.join(found)}."] if found else []
 
 
-def _data(facts: Mapping[str, Any]) -> list[str]:
+def _data(facts: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[str]:
     counts = facts["counts"]
     lines = [f"- task texts: {counts['train']} train, {counts['validation']} validation, {counts['test']} test"]
     if facts["passages"]:
         tokens = facts["tokens"]["passages"]
-        lines.append(f"- retrieved passages: {facts['passages']} ({tokens:,} tokens), with train texts as queries")
+        selected = SELECTED[recipe["selection"]["selector"]]
+        lines.append(f"- passages: {facts['passages']} ({tokens:,} tokens), {selected}")
         selection = facts.get("selection", {})
         if "corpus" in selection:
             lines.append(f"- corpus: {_plain(json.dumps(selection['corpus'], ensure_ascii=False))}")
     else:
-        lines.append("- no retrieved text: trained on the task alone")
+        lines.append("- no passages: trained on the task alone")
     return lines
+
+
+def _course(facts: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
+    """How the weights came about: where they began, what the joint stage trained if there was one, the finetuning."""
+    init, joint = recipe["model"]["init"], recipe["joint"]
+    start = "trained from scratch" if init in OWN_STARTS else f"trained from the published encoder {_plain(init)}"
+    if not joint["enabled"]:
+        return f"{start} by the task's loss alone."
+    texts = ["passages"] if facts["passages"] and joint["rho1"] else []
+    if joint["mlm_on_task"] and (joint["rho2"] or not joint["task_loss"]):
+        texts.append("the task's texts")
+    losses = [f"masked language modelling on {' and '.join(texts)}"] if texts else []
+    if joint["task_loss"] or not losses:
+        losses.append("the task's loss")
+    return f"{start} by {' together with '.join(losses)}, then by the task's loss alone (TLM, arXiv 2111.04130)."
+
+
+def _pruning(report: Mapping[str, Any]) -> list[str]:
+    """That a super ticket is one, and where its parts are missing."""
+    if "super_ticket" not in report:
+        return []
+    ticket = report["super_ticket"]
+    return [
+        "",
+        f"It is a super ticket (arXiv 2105.12002): the least important {ticket['level']:.0%} of its attention heads",
+        "and feed-forward blocks were cut away, and what is left was finetuned again from the weights before that.",
+        f"`model.onnx` holds the {ticket['left']:,} parameters that are left; these weights, for stock classes, have",
+        f"the full size ({ticket['full']:,}) with zeros where parts are missing.",
+    ]
 
 
 def model_card(report: Mapping[str, Any], facts: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
@@ -87,18 +136,22 @@ def model_card(report: Mapping[str, Any], facts: Mapping[str, Any], recipe: Mapp
     seeds = [entry["seed"] for entry in report["seeds"]]
     name = _plain(facts["task"]) or "task"
     spread_note = report["spread"].get("reason")
+    chosen = "the best on validation"
+    if all(entry["validation"]["value"] is None for entry in report["seeds"]):
+        chosen = "the first, since validation has no score"
+    scratch = ", trained-from-scratch" if recipe["model"]["init"] in OWN_STARTS else ""
     kind = "regression model" if report["metric"] in REGRESSION else "classifier"
     body = [
         "---",
         "library_name: transformers",
         "pipeline_tag: text-classification",
-        "tags: [text-classification, trained-from-scratch]",
+        f"tags: [text-classification{scratch}]",
         f"language: {json.dumps(facts['language'])}",
         "---",
         f"# {name}",
         "",
-        f"A text {kind} trained from scratch on a labelled task and the passages retrieved for it",
-        "(TLM, arXiv 2111.04130): masked language modelling and the task's loss together, then the task alone.",
+        f"A text {kind} {_course(facts, recipe)}",
+        *_pruning(report),
         "",
         *_labels(report["metric"], facts["labels"]),
         "",
@@ -106,22 +159,20 @@ def model_card(report: Mapping[str, Any], facts: Mapping[str, Any], recipe: Mapp
         f"Mean over {len(seeds)} seed(s) {seeds}, ± sample standard deviation"
         + (f" ({spread_note})" if spread_note else "")
         + f". Metric that decides: {report['metric']}. These weights are of seed {report['best_seed']},",
-        "the best on validation. Test was read once for each seed, after all training.",
+        f"{chosen}. Test was read once for each seed, after all training.",
         "",
         *_scores(report),
         *_rates(report),
         "",
         "## Data",
-        *_data(facts),
+        *_data(facts, recipe),
         "",
         "## Cost of training",
-        "Summed over all seeds.",
-        "",
         *_costs(report),
         "",
         "## Limits",
-        "- The model may have memorised parts of the task's and the retrieved texts; treat the weights with the care",
-        "  those texts ask for.",
+        "- The model may have memorised parts of the texts that it was trained on; treat the weights with the care",
+        "  that those texts ask for.",
         f"- Texts longer than {facts['max_length']} tokens are cut.",
         "- Scores hold for texts like the test split's; nothing was measured beyond it.",
         "",

@@ -133,6 +133,18 @@ def test_the_stock_weights_have_zeros_where_the_mask_drops(done: Mapping[str, Pa
         np.testing.assert_array_equal(columns > 0, kept)
 
 
+def test_the_card_tells_of_the_pruning_and_counts_the_dense_model_and_the_whole_sweep(
+    done: Mapping[str, Path], report: dict[str, Any]
+) -> None:
+    card = (done["phases"] / "model" / "README.md").read_text()
+    ticket = report["super_ticket"]
+    assert f"the least important {ticket['level']:.0%} of its attention heads" in card
+    assert f"holds the {ticket['left']:,} parameters" in card and f"full size ({ticket['full']:,}) with zeros" in card
+    stages = ("prepare", "joint", "finetune")
+    flops = [report["dense"]["cost"][stage]["flops"] for stage in stages] + [report["sweep_cost"]["tickets"]["flops"]]
+    assert f"| tickets | {flops[-1]:.3g} |" in card and f"| total | {sum(flops):.3g} |" in card
+
+
 def test_the_mask_file_is_a_ticket_as_sharing_takes_it(done: Mapping[str, Path], report: dict[str, Any]) -> None:
     mask = json.loads((done["phases"] / "mask.json").read_text(encoding="utf-8"))
     assert mask == report["super_ticket"]["mask"]

@@ -20,6 +20,7 @@ from tlm_core.artifacts import MANIFEST
 from tlm_core.errors import InvalidRecipe
 from tlm_core.tasks.metrics import score
 from tlm_core.tasks.task import Task
+from tlm_core.training.card import model_card
 from tlm_core.training.export import PROBES, write_export
 from tlm_core.training.graph import write_onnx
 from tlm_core.training.local import LocalReporter, run_chain, run_stage
@@ -104,6 +105,34 @@ def test_the_card_states_scores_cost_recipe_and_the_risk_of_memorised_text(chain
     assert f"{report['cost']['total']['flops']:.3g}" in card
     assert "memorised" in card and '"rho1": 3.0' in card and "150 (" in card
     assert all(f". {label}" in card for label in LABELS)
+
+
+ALONE = {"selection__selector": "none", "joint__enabled": False}
+TWO_STAGES = {"joint__task_loss": False, "joint__mlm_on_task": False, "selection__selector": "random"}
+ENCODER = {"model__init": "hub:one/encoder", "tokenizer__source": "hub:one/encoder"}
+
+
+@pytest.mark.parametrize(
+    ("over", "course", "data"),
+    [
+        ({}, "by masked language modelling on passages and the task's texts together with the task's loss, then by",
+         "retrieved by queries from the train texts"),
+        (ALONE, "trained from scratch by the task's loss alone.", "no passages"),
+        (TWO_STAGES, "scratch by masked language modelling on passages, then by the task's loss", "drawn at random"),
+        ({"joint__rho2": 0.0}, "scratch by masked language modelling on passages together with the task's loss", ""),
+        ({**ENCODER, "selection__selector": "given"}, "trained from the published encoder hub:one/encoder by masked",
+         "given with the data set"),
+    ],
+)  # fmt: skip
+def test_the_card_tells_how_this_model_came_about(
+    chain: Mapping[str, Path], over: dict, course: str, data: str
+) -> None:
+    facts = json.loads((chain["prepare"] / "data.json").read_text())
+    if over is ALONE:
+        facts["passages"] = 0
+    card = model_card(report_of(chain), facts, stage_params("export", tiny(**over))["recipe"])
+    assert course in card and data in card
+    assert ("trained-from-scratch" in card) == ("model__init" not in over)
 
 
 def test_the_onnx_graph_follows_windows_and_angles_of_published_models(tmp_path: Path) -> None:
