@@ -20,7 +20,7 @@ STAGE_VERSIONS: Mapping[str, int] = {
     "subset": 1,
     "bilstm": 4,
     "evaluate_bilstm": 2,
-    "curve": 7,
+    "curve": 8,
     "tickets_fit": 1,
     "importance": 1,
     "ticket": 2,

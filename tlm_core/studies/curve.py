@@ -196,7 +196,7 @@ def _crossings(report: Mapping[str, Any], lstm: str, against: Mapping[str, Mappi
         found.append(f"There it is {abs(gap):.1%} {'below' if gap > 0 else 'above'} '{model}' in accuracy.")
         faster = f"it {in_words(one['speed_up'])} on one core"
         if "speed_up_int8" in one:
-            faster += f", with weights of 8 bits {one['speed_up_int8']:.1f}"
+            faster += f", with weights of 8 bits it {in_words(one['speed_up_int8'])}"
         if one["labels"] is None:
             found.append(f"Where the two meet cannot be told ({one['reason']}); {faster}.")
             continue

@@ -148,9 +148,10 @@ def test_the_paragraph_says_which_side_is_ahead_where_they_meet_and_how_sure_tha
                  "from 98,000 to beyond what was looked at", "That is an extrapolation.",
                  "98.0% of validation texts", "5 labels were left out: no text of 'red' is left."):  # fmt: skip
         assert part in told, told
-    reason = {"labels": None, "interval": None, "reason": "they never meet"}
+    reason = {"labels": None, "interval": None, "reason": "they never meet", "speed_up": 0.8, "speed_up_int8": 1.4}
     told = words(made_report([0.5, 0.8], [0.6, 0.75], reason))
     assert "5.0% above 'tlm'" in told and "Where the two meet cannot be told (they never meet)" in told
+    assert "it takes 1.2 times as long on one core, with weights of 8 bits it runs 1.4 times as fast." in told
 
 
 def test_table_and_plot_hold_the_same_points(done: Mapping[str, Path], report: dict[str, Any]) -> None:
