@@ -47,6 +47,12 @@ class JobReads:
         with translated():
             self._redis.ping()
 
+    def now(self) -> float:
+        """The time of the store, in Unix seconds, by which all its times are."""
+        with translated():
+            seconds, microseconds = self._redis.time()
+        return float(seconds + microseconds / 1e6)
+
     def get(self, tenant: str, job_id: str) -> JobRecord:
         """Raises NotFound."""
         with translated():

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 import threading
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
@@ -75,7 +74,6 @@ class Coordinator:
         owner: str,
         local: LocalStage,
         executor: Executor,
-        clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._artifacts = artifacts
@@ -85,10 +83,10 @@ class Coordinator:
         self._owner = owner
         self._local = local
         self._executor = executor
-        self._clock = clock
         self._held: dict[str, _Held] = {}
-        # Until when the store took nothing, from workers neither.
-        self._deaf_until = 0.0
+        # When the round under way began, by the store's clock; and when the last one did before which workers may have
+        # been unable to tell anything: the store took nothing, or this machine slept.
+        self._now = self._deaf_until = -math.inf
 
     def run(self, stop: threading.Event) -> None:
         """Rounds until `stop` is set. A store that is away or full ends no job; it is asked again in the next round."""
@@ -97,7 +95,7 @@ class Coordinator:
                 self.round()
             except (Unavailable, StorageFull) as error:
                 log.warning("waiting: %s", error)
-                self._deaf_until = self._clock()
+                self._now = -math.inf
             self._beat()
             stop.wait(self._settings.poll_seconds)
 
@@ -111,6 +109,9 @@ class Coordinator:
 
     def round(self) -> None:
         """One look at every job held, and a claim if there is room for another."""
+        before, self._now = self._now, self._store.now()
+        if self._now - before > self._settings.stall_seconds / 2:
+            self._deaf_until = self._now
         for held in list(self._held.values()):
             self._step(held)
         while len(self._held) < self._settings.concurrency:
@@ -199,7 +200,7 @@ class Coordinator:
     def _check_runtime(self, job: JobRecord) -> None:
         """End a job that has run longer than its submitter allows, with what runs of it."""
         limit = job.spec.max_runtime_seconds
-        ran = job.ran_seconds + max(0.0, self._clock() - (job.running_since or self._clock()))
+        ran = job.ran_seconds + max(0.0, self._now - (job.running_since or self._now))
         if limit is None or ran < limit:
             return
         for submission in job.submissions.values():
@@ -277,7 +278,7 @@ class Coordinator:
         if status is Status.WAITING:
             return
         if status is Status.ALIVE:
-            silent = self._clock() - max(job.updated_at, self._deaf_until)
+            silent = self._now - max(job.updated_at, self._deaf_until)
             if silent > self._settings.stall_seconds and self._has_begun(job, group):
                 self._cluster.stop(submission)
                 raise WorkerLost(f"the workers have told nothing for {silent:.0f} s; the attempt was ended")
@@ -303,8 +304,8 @@ class Coordinator:
 
         A single worker is the submission itself; several are started by theirs, which is alive before they are.
         """
-        submission, now = job.submissions[group], self._clock()
-        if now - held.unstarted.setdefault(submission, now) < self._settings.start_seconds:
+        submission = job.submissions[group]
+        if self._now - held.unstarted.setdefault(submission, self._now) < self._settings.start_seconds:
             return
         held.unstarted[submission] = math.inf
         if status is Status.WAITING or not self._has_begun(job, group):
@@ -367,13 +368,12 @@ class Coordinator:
 
     def _quiet(self, job: JobRecord, held: _Held, *, grace: float) -> bool:
         """Whether nothing of the attempt runs any more; after `grace` seconds what runs is stopped."""
-        now = self._clock()
-        held.stop_since = held.stop_since if held.stop_since is not None else now
+        held.stop_since = held.stop_since if held.stop_since is not None else self._now
         statuses = {submission: self._cluster.status(submission) for submission in job.submissions.values()}
         alive = [submission for submission, status in statuses.items() if status is Status.ALIVE]
         # What waits for room is not waited for: should it start all the same, it finds its attempt over and ends.
         waiting = [submission for submission, status in statuses.items() if status is Status.WAITING]
-        for submission in waiting + (alive if now - held.stop_since >= grace else []):
+        for submission in waiting + (alive if self._now - held.stop_since >= grace else []):
             self._cluster.stop(submission)
         return not alive and all(future.done() for future in held.local.values())
 

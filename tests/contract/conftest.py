@@ -10,8 +10,7 @@ import redis
 from fastapi.testclient import TestClient
 
 from services.common.catalog_records import CorpusState
-from services.common.jobstore import JobStore
-from tests.contract.coordinator_world import World
+from tests.contract.coordinator_world import AheadStore, World
 from tests.contract.dashboard_made import Made, filled_gateway
 from tests.contract.gateway import TRAIN, Gateway, add_dataset, add_version, make_gateway
 
@@ -47,4 +46,4 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gateway, 
 @pytest.fixture
 def world(redis_client: redis.Redis, tmp_path: Path) -> World:
     """A coordinator's surroundings on a real store."""
-    return World(JobStore(redis_client), tmp_path)
+    return World(AheadStore(redis_client), tmp_path)

@@ -13,10 +13,10 @@ import pytest
 import redis
 
 from services.common.artifacts_of import published
-from services.common.jobstore import JobStore, connect
+from services.common.jobstore import connect
 from services.trainer.cluster import Status
 from services.trainer.selections import SelectionState
-from tests.contract.coordinator_world import T, World
+from tests.contract.coordinator_world import AheadStore, T, World
 from tests.trainer_fakes import all_stages, counting_stage, run_group
 from tlm_core.errors import NonFiniteLoss, StaleAttempt, UnreadableRecord
 from tlm_core.jobs.plan import plan_of
@@ -78,9 +78,8 @@ def test_a_zombie_can_finish_its_work_but_publishes_nothing(world: World) -> Non
     first = world.until_submitted(coordinator, job_id)
     zombie = world.cluster.assignment(first)
     world.store.report(T, job_id, 1, logs=["a worker has begun"])
-    world.now = 301
-    coordinator.round()
-    world.now = 0
+    world.rounds_until(coordinator, 301)
+    world.store.ahead = 0
     time.sleep(1.1)
     second = world.until_submitted(coordinator, job_id)
     with pytest.raises(StaleAttempt):
@@ -134,7 +133,7 @@ def test_every_round_gives_a_sign_of_life_even_while_the_store_is_away(
     world: World, tmp_path: Path, away: bool
 ) -> None:
     if away:
-        world.store = JobStore(connect("redis://127.0.0.1:1/0"))
+        world.store = AheadStore(connect("redis://127.0.0.1:1/0"))
     stop, sign = threading.Event(), tmp_path / "scratch" / "heartbeat"
     runner = threading.Thread(target=world.coordinator(poll_seconds=0.05).run, args=(stop,))
     runner.start()
@@ -156,12 +155,12 @@ def test_a_full_redis_ends_neither_the_coordinator_nor_a_worker_that_it_silenced
     world.store.report(T, job_id, 1, logs=["a worker has begun"])
     stop = threading.Event()
     runner = threading.Thread(target=coordinator.run, args=(stop,))
-    world.now = 299
+    world.rounds_until(coordinator, 299)
     redis_client.config_set("maxmemory", 1)
     try:
         runner.start()
         _wait_for(lambda: "waiting: Redis has no memory left" in caplog.text)
-        world.now = 310  # longer than a worker may be silent
+        world.store.ahead = 310  # longer than a worker may be silent
         caplog.clear()
         _wait_for(lambda: "waiting: Redis has no memory left" in caplog.text)
     finally:
@@ -170,8 +169,7 @@ def test_a_full_redis_ends_neither_the_coordinator_nor_a_worker_that_it_silenced
         stop.set()
         runner.join(20)
     assert (world.job(job_id).state, world.cluster.stopped) == (State.RUNNING, [])
-    world.now = 621
-    coordinator.round()
+    world.rounds_until(coordinator, 621)
     assert world.cluster.stopped == [submission], "from then on it counts"
 
 

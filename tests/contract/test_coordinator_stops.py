@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
+import redis
 
 from services.trainer.cluster import Status
 from services.trainer.selections import SelectionState
@@ -20,17 +21,42 @@ def test_a_worker_that_tells_nothing_is_stopped_and_replaced(world: World) -> No
     coordinator, job_id = world.coordinator(), world.submit()
     submission = world.until_submitted(coordinator, job_id)
     world.store.report(T, job_id, 1, logs=["a worker has begun"])
-    world.now = 301
-    coordinator.round()
+    world.rounds_until(coordinator, 299)
+    assert world.cluster.statuses[submission] is Status.ALIVE
+    world.rounds_until(coordinator, 301)
     assert world.cluster.statuses[submission] is Status.FAILED
     assert world.job(job_id).state is State.QUEUED
+
+
+def test_a_worker_that_slept_with_its_machine_is_given_time_to_tell_something(world: World) -> None:
+    coordinator, job_id = world.coordinator(), world.submit()
+    submission = world.until_submitted(coordinator, job_id)
+    world.store.report(T, job_id, 1, logs=["a worker has begun"])
+    world.store.ahead = 600
+    coordinator.round()
+    world.rounds_until(coordinator, 899)
+    assert world.cluster.statuses[submission] is Status.ALIVE
+    world.rounds_until(coordinator, 901)
+    assert world.cluster.statuses[submission] is Status.FAILED
+
+
+def test_a_store_whose_clock_is_behind_that_of_the_machine_ends_no_attempt(
+    world: World, redis_client: redis.Redis
+) -> None:
+    coordinator, job_id = world.coordinator(), world.submit(max_runtime_seconds=100)
+    world.until_submitted(coordinator, job_id)
+    world.store.report(T, job_id, 1, logs=["a worker has begun"])
+    world.store.ahead = -3600
+    at = world.store.now()
+    redis_client.hset(f"tlm:{{{T}}}:job:{job_id}", mapping={"updated_at": at, "running_since": at})
+    coordinator.round()
+    assert (world.job(job_id).state, world.cluster.stopped) == (State.RUNNING, [])
 
 
 def test_workers_that_wait_for_room_in_the_cluster_are_not_taken_for_dead(world: World) -> None:
     coordinator, job_id = world.coordinator(), world.submit()
     submission = world.until_submitted(coordinator, job_id)
-    world.now = 3600
-    coordinator.round()
+    world.rounds_until(coordinator, 3600)
     assert world.cluster.statuses[submission] is Status.ALIVE
     world.work(submission)
     coordinator.round()
@@ -45,9 +71,9 @@ def test_a_job_without_room_in_the_cluster_says_so_once(world: World) -> None:
     coordinator, job_id = world.coordinator(worker_cpus=3.0), world.submit()
     submission = world.until_submitted(coordinator, job_id)
     world.cluster.statuses[submission] = Status.WAITING
-    for world.now in (0, 29, 31, 62, 3600):
+    for world.store.ahead in (0, 29, 31, 62, 3600):
         coordinator.round()
-        assert len(waits(world, job_id)) == (world.now > 30)
+        assert len(waits(world, job_id)) == (world.store.ahead > 30)
     assert "1 worker(s) of 3 CPU(s)" in waits(world, job_id)[0]
     world.work(submission)
     coordinator.round()
@@ -61,11 +87,9 @@ def test_several_workers_without_room_say_so_and_are_not_taken_for_dead(world: W
     coordinator.round()
     if begun:
         world.store.report(T, job_id, 1, events=[("stage.started", {"node": "joint.s0"})])
-    world.now = 31
-    coordinator.round()
+    world.rounds_until(coordinator, 31)
     assert len(waits(world, job_id)) == (not begun)
-    world.now = 3600
-    coordinator.round()
+    world.rounds_until(coordinator, 3600)
     assert world.cluster.statuses[submission] is (Status.FAILED if begun else Status.ALIVE)
 
 
@@ -77,8 +101,7 @@ def test_a_worker_is_taken_for_dead_though_its_job_has_waited_for_the_cluster(wo
     coordinator.round()
     world.cluster.away = False
     assert world.events(job_id)[-1] == "job.waiting"
-    world.now = 301
-    coordinator.round()
+    world.rounds_until(coordinator, 301)
     assert world.cluster.statuses[submission] is Status.FAILED
 
 
@@ -184,10 +207,10 @@ def test_a_job_that_was_ended_elsewhere_and_deleted_is_let_go_and_others_go_on(w
 def test_a_job_that_runs_longer_than_it_may_is_ended_with_its_workers(world: World) -> None:
     coordinator, job_id = world.coordinator(), world.submit(max_runtime_seconds=100)
     submission = world.until_submitted(coordinator, job_id)
-    world.now = 90
+    world.store.ahead = 90
     coordinator.round()
     assert world.job(job_id).state is State.RUNNING
-    world.now = 101
+    world.store.ahead = 101
     coordinator.round()
     job = world.job(job_id)
     assert (job.state, job.error and job.error["code"]) == (State.FAILED, "runtime_exceeded")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,11 @@ import pytest
 import redis
 
 from services.common.artifacts_of import published
-from services.common.jobstore import JobStore
 from services.trainer.cluster import Status
 from services.trainer.coordinator import Coordinator
 from services.trainer.local import run_local
 from services.trainer.settings import TrainerSettings
-from tests.contract.coordinator_world import AtOnce
+from tests.contract.coordinator_world import AheadStore, AtOnce
 from tests.factories import make_resolved, make_spec
 from tests.trainer_fakes import FakeCluster, FakeSelections, plain_stage, run_group
 from tlm_core.artifacts import ArtifactStore, ManifestRef
@@ -35,15 +33,14 @@ CURVE: dict[str, Any] = {"sizes": [2, 30], "models": ["bilstm", "tlm"]}
 class World:
     """A store, a storage with two data sets, a coordinator with its real local stages, fake workers and retriever."""
 
-    def __init__(self, store: JobStore, folder: Path) -> None:
-        self.store, self.folder, self.cluster, self.now = store, folder, FakeCluster(), 0.0
+    def __init__(self, store: AheadStore, folder: Path) -> None:
+        self.store, self.folder, self.cluster = store, folder, FakeCluster()
         self.artifacts = ArtifactStore(str(folder / "storage"), folder / "cache")
         self.selections = FakeSelections(self.artifacts, folder)
         values = {"storage": str(folder / "storage"), "scratch": folder / "scratch", "lease_seconds": 30.0}
         self.coordinator = Coordinator(
             store, self.artifacts, self.selections, self.cluster, TrainerSettings(**values), owner="a",
             local=functools.partial(run_local, self.artifacts, folder / "scratch"), executor=AtOnce(),
-            clock=lambda: time.time() + self.now,
         )  # fmt: skip
 
     def dataset(self, name: str, labels: str) -> ManifestRef:
@@ -71,7 +68,7 @@ class World:
 
 @pytest.fixture
 def world(redis_client: redis.Redis, tmp_path: Path) -> World:
-    return World(JobStore(redis_client), tmp_path)
+    return World(AheadStore(redis_client), tmp_path)
 
 
 def test_what_hangs_on_a_subset_that_lost_a_class_is_left_out_and_the_rest_goes_on(world: World) -> None:
@@ -165,7 +162,8 @@ def test_a_group_that_waits_for_room_is_not_taken_for_dead_by_what_another_told(
     world.work(world.drive(job_id).submissions["main"])
     first, second = sorted(world.drive(job_id).submissions.keys() - {"main"})
     world.work(world.store.get(T, job_id).submissions[first])  # it tells, and ends
-    world.now = 3600
+    for world.store.ahead in range(0, 3600, 100):
+        world.drive(job_id, rounds=1)
     job = world.drive(job_id)
     assert (job.attempt, job.failures) == (1, 0)
     world.work(job.submissions[second])
