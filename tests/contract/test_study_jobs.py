@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from tlm_core.jobs.nodes import STAGE_VERSIONS
 from tlm_core.jobs.plan import DROPPED, plan_of
 from tlm_core.jobs.spec import JobRecord, OtherData, Taken
 from tlm_core.jobs.states import State
+from tlm_core.training.recipe import resolve
 
 T = "default"
 CURVE: dict[str, Any] = {"sizes": [2, 30], "models": ["bilstm", "tlm"]}
@@ -117,6 +119,21 @@ def test_a_second_pruning_with_another_level_makes_only_the_new_tickets(world: W
     job = world.store.get(T, second)
     missing = {node.name for node in plan_of(job).nodes} - published(world.store, job).keys()
     assert missing == {f"ticket.{which}.l0.5.s0" for which in ("winning", "random", "losing")} | {"phases"}
+
+
+def test_a_check_that_is_lost_when_the_report_is_there_is_made_again(world: World) -> None:
+    changes = {"model.init": "hub:a/b", "tokenizer.source": "hub:a/b", "joint.enabled": False}
+    resolved = make_resolved(dataset=world.dataset("first", "abc"), recipe=resolve("fast", "tiny", changes))
+    spec = make_spec(kind="prune", prune={"levels": [0.3]})
+    job_id = world.store.submit(T, spec, resolved)[0].id
+    world.work(world.drive(job_id).submissions["main"])
+    job = world.store.get(T, job_id)
+    done = {name: ref.digest for name, ref in published(world.store, job).items()}
+    world.store.forget_artifact(T, plan_of(job).node("tickets_fit").artifact_id(done, job_id))
+    assert world.drive(job_id, rounds=1).state is State.QUEUED
+    time.sleep(1.1)
+    world.work(world.drive(job_id).submissions["main"])
+    assert world.drive(job_id).state is State.SUCCEEDED
 
 
 def pruning_of(world: World) -> str:

@@ -37,7 +37,7 @@ def share_tickets(job: JobRecord) -> Plan:
     gathered = {"merged": "merge", **tasks, **{f"prepared.{n}": f"part.{n}" for n in range(len(names))}}
     levels = [ticket["level"] for ticket in tickets if "level" in ticket]
     masks = [ticket["mask"] for ticket in tickets if "mask" in ticket]
-    nodes = before_training(nodes, tickets_fit(recipe, levels, masks))
+    nodes = before_training(nodes, tickets_fit(job, recipe, levels, masks))
     fan: list[Node] = []
     for seed in seeds:
         fan += _one_seed(job, options, tickets, seed, stage_params("finetune", recipe, seed), gathered)

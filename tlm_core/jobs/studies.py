@@ -47,7 +47,7 @@ def prune(job: JobRecord, dense: Plan) -> Plan:
                 gathered[name] = name
     whole = {"tickets": options.tickets, "levels": options.levels, "seeds": seeds, **stage_params("export", recipe)}
     last = Node("phases", "phases", Place.WORKERS, params=_plain(whole), inputs=gathered, group=gather(seeds))
-    nodes = before_training(nodes, tickets_fit(recipe, options.levels))
+    nodes = before_training(nodes, tickets_fit(job, recipe, options.levels))
     return Plan((*nodes, *side_by_side(fan, seeds, "tickets"), last), report="phases", model="phases")
 
 
@@ -56,12 +56,16 @@ def gather(seeds: Sequence[int]) -> str:
     return "gather" if len(seeds) > 1 else "main"
 
 
-def tickets_fit(recipe: Recipe, levels: Sequence[float], masks: Sequence[Mapping[str, Any]] = ()) -> Node | None:
+def tickets_fit(
+    job: JobRecord, recipe: Recipe, levels: Sequence[float], masks: Sequence[Mapping[str, Any]] = ()
+) -> Node | None:
     """A check of a published encoder and of the tickets against it; None where `check_kind` could make it at once."""
     if recipe.model.init in OWN_STARTS:
         return None
     params = {"init": recipe.model.init, "levels": list(levels), "masks": list(masks)}
-    return Node("tickets_fit", "tickets_fit", Place.WORKERS, params=params)
+    # It reads no data, but only jobs on the same data may share an artifact: with the last of them it is deleted.
+    fixed = {"dataset": job.resolved.data[0].ref.digest}
+    return Node("tickets_fit", "tickets_fit", Place.WORKERS, params=params, fixed=fixed)
 
 
 def before_training(nodes: Sequence[Node], check: Node | None) -> list[Node]:
@@ -107,7 +111,7 @@ def _pretrained_fits(job: JobRecord, options: LearningCurve) -> list[Node]:
     """A check of the curve's published encoder for each seed: its workers make it before they train anything."""
     if options.pretrained is None:
         return []
-    check = tickets_fit(pretrained(job.resolved.recipe, options), ())
+    check = tickets_fit(job, pretrained(job.resolved.recipe, options), ())
     return [replace(check, name=f"pretrained_fits.s{seed}") for seed in job.spec.seeds] if check else []
 
 

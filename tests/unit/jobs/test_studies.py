@@ -167,6 +167,18 @@ def test_tickets_of_a_published_encoder_are_checked_before_any_training(kind: st
     assert "tickets_fit" not in {node.stage for node in plan_of(job).nodes}
 
 
+@pytest.mark.parametrize("kind", ["train", "learning_curve", "prune", "share_tickets"])
+def test_jobs_on_different_data_share_no_artifact(kind: str) -> None:
+    model = {"models": ["bilstm", "pretrained"], "pretrained": "hub:some/encoder"}
+    job = job_of(kind, {"learning_curve": model, "share_tickets": SHARE}.get(kind))
+    changes = {"model.init": "hub:some/encoder", "tokenizer.source": "hub:some/encoder", "joint.enabled": False}
+    resolved = job.resolved.model_copy(update={"recipe": resolve("fast", "tiny", changes)})
+    elsewhere = resolved.model_copy(update={"dataset": ManifestRef(folder="default/datasets/ds_9", digest="9" * 64)})
+    one, other = (ids(job.model_copy(update={"resolved": found})) for found in (resolved, elsewhere))
+    own = {"validate.1"} if kind == "share_tickets" else set()  # its second data set is the same
+    assert {name for name in one if one[name] == other[name]} == own
+
+
 @pytest.mark.parametrize("seeds", [(0,), (0, 1)])
 def test_the_published_encoder_of_a_curve_is_checked_before_any_training(seeds: tuple[int, ...]) -> None:
     options = {"sizes": [50, 200], "models": ["bilstm", "tlm", "pretrained"], "pretrained": "hub:some/encoder"}
