@@ -169,9 +169,12 @@ class JobStore(JobReads):
 
     # --- verbs of the coordinator ------------------------------------------------------------------------------
 
-    def claim(self, owner: str, lease_seconds: float) -> JobRecord | None:
-        """A job to drive: one whose lease ran out (same attempt), else the next of the queue (next attempt)."""
-        args = [owner, lease_seconds, PREFIX, MAX_PRIORITY, _FEED_KEPT]
+    def claim(self, owner: str, lease_seconds: float, *, stopping: bool = False) -> JobRecord | None:
+        """A job to drive: one whose lease ran out (same attempt), else the next of the queue (next attempt).
+
+        stopping: only one to end, that is pausing or cancelling and whose lease ran out.
+        """
+        args = [owner, lease_seconds, PREFIX, MAX_PRIORITY, _FEED_KEPT, "1" if stopping else ""]
         member = self._run("claim", [QUEUE, LEASES, FEED], args)
         return None if member is None else self.get(*member.split("/", 1))
 

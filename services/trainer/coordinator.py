@@ -59,6 +59,11 @@ class _Held:
     # Since when a submission is looked at that has no worker yet; infinite once that is settled.
     unstarted: dict[str, float] = field(default_factory=dict)
 
+    def begin_no_more(self) -> None:
+        """Take back the job's own stages that still wait for a thread."""
+        for future in self.local.values():
+            future.cancel()
+
 
 class Coordinator:
     """Claims jobs and reconciles them, until told to stop."""
@@ -108,24 +113,23 @@ class Coordinator:
             log.warning("the sign of life cannot be written: %s", error)
 
     def round(self) -> None:
-        """One look at every job held, and a claim if there is room for another."""
+        """One look at every job held, and a claim if there is room for another; to end a job there always is."""
         before, self._now = self._now, self._store.now()
         if self._now - before > self._settings.stall_seconds / 2:
             self._deaf_until = self._now
         for held in list(self._held.values()):
             self._step(held)
-        while len(self._held) < self._settings.concurrency:
+        while True:
+            full = len(self._held) >= self._settings.concurrency
             try:
-                job = self._store.claim(self._owner, self._settings.lease_seconds)
+                job = self._store.claim(self._owner, self._settings.lease_seconds, stopping=full)
             except UnreadableRecord as error:  # its lease lapses, and a coordinator that can read it takes it
                 log.error("a job is left to a coordinator of another release: %s", error)
                 return
             if job is None:
                 return
             log.info("claimed job %s, attempt %d", job.id, job.attempt)
-            held = _Held(job.tenant, job.id)
-            self._held[job.id] = held
-            self._step(held)
+            self._step(self._held.setdefault(job.id, _Held(job.tenant, job.id)))
 
     def _step(self, held: _Held) -> None:
         """A look at a job, and its next step. Raises what keeps every job from going on: Unavailable and StorageFull,
@@ -134,7 +138,7 @@ class Coordinator:
         try:
             job = self._store.get(held.tenant, held.id)
             if job.owner != self._owner or not self._store.renew(job, self._owner, self._settings.lease_seconds):
-                self._held.pop(held.id, None)
+                self._let_go(held)
                 return
             with facts(job_id=job.id, attempt=job.attempt):
                 self._look_after(job, held)
@@ -146,7 +150,11 @@ class Coordinator:
             # Another coordinator has taken it over, it is over and deleted, or another release has written to it: what
             # there is left to do for it is another's.
             log.warning("job %s is let go: %s", held.id, error)
-            self._held.pop(held.id, None)
+            self._let_go(held)
+
+    def _let_go(self, held: _Held) -> None:
+        held.begin_no_more()
+        self._held.pop(held.id, None)
 
     def _look_after(self, job: JobRecord, held: _Held) -> None:
         """One step of a job, and what becomes of it when the step cannot be taken."""
@@ -173,7 +181,7 @@ class Coordinator:
             case State.CANCELLING:
                 self._cancel(job, held)
             case _:
-                self._held.pop(held.id, None)
+                self._let_go(held)
 
     # --- running ------------------------------------------------------------------------------------------------
 
@@ -350,7 +358,7 @@ class Coordinator:
         }
         summary = self._artifacts.manifest(done[plan.report]).meta
         self._store.finish(job, self._owner, {"artifacts": artifacts, "summary": summary})
-        self._held.pop(held.id, None)
+        self._let_go(held)
         log.info("job %s succeeded", job.id)
 
     # --- ending -------------------------------------------------------------------------------------------------
@@ -359,12 +367,12 @@ class Coordinator:
         """The workers learn of it by their next report, leave a checkpoint and end."""
         if self._quiet(job, held, grace=self._settings.pause_seconds):
             self._store.confirm_paused(job, self._owner)
-            self._held.pop(held.id, None)
+            self._let_go(held)
 
     def _cancel(self, job: JobRecord, held: _Held) -> None:
         if self._quiet(job, held, grace=0.0):
             self._store.confirm_cancelled(job, self._owner)
-            self._held.pop(held.id, None)
+            self._let_go(held)
 
     def _quiet(self, job: JobRecord, held: _Held, *, grace: float) -> bool:
         """Whether nothing of the attempt runs any more; after `grace` seconds what runs is stopped."""
@@ -375,6 +383,7 @@ class Coordinator:
         waiting = [submission for submission, status in statuses.items() if status is Status.WAITING]
         for submission in waiting + (alive if self._now - held.stop_since >= grace else []):
             self._cluster.stop(submission)
+        held.begin_no_more()
         return not alive and all(future.done() for future in held.local.values())
 
     def _end_attempt(self, job: JobRecord, held: _Held, error: TLMError) -> None:
@@ -389,7 +398,7 @@ class Coordinator:
         else:
             self._store.fail(job, self._owner, error)
             log.warning("job %s failed: %s", job.id, error)
-        self._held.pop(held.id, None)
+        self._let_go(held)
 
     def _wait(self, job: JobRecord, held: _Held, error: Unavailable) -> None:
         """A component is away: the job waits for it and uses up no attempt. Said once per reason."""

@@ -43,6 +43,17 @@ class AheadStore(JobStore):
         return super().now() + self.ahead
 
 
+class Busy(Executor):
+    """Begins nothing that it is given."""
+
+    def __init__(self) -> None:
+        self.given: list[Future[Any]] = []
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:  # noqa: ARG002
+        self.given.append(Future())
+        return self.given[-1]
+
+
 @dataclass
 class World:
     """A store, a storage, a cluster, and coordinators on them."""
@@ -50,6 +61,7 @@ class World:
     store: AheadStore
     folder: Path
     cluster: FakeCluster = field(default_factory=FakeCluster)
+    executor: Executor = field(default_factory=AtOnce)
     validate_error: TLMError | None = None
 
     def __post_init__(self) -> None:
@@ -68,7 +80,7 @@ class World:
         values = {"storage": str(self.folder / "storage"), "scratch": self.folder / "scratch", "lease_seconds": 0.2}
         return Coordinator(
             self.store, self.artifacts, self.selections, self.cluster, TrainerSettings(**(values | settings)),
-            owner=owner, local=self.local, executor=AtOnce(),
+            owner=owner, local=self.local, executor=self.executor,
         )  # fmt: skip
 
     def rounds_until(self, coordinator: Coordinator, ahead: float) -> None:

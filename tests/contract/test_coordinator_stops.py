@@ -7,9 +7,10 @@ import time
 import pytest
 import redis
 
+from services.common.jobkeys import LEASES
 from services.trainer.cluster import Status
 from services.trainer.selections import SelectionState
-from tests.contract.coordinator_world import T, World
+from tests.contract.coordinator_world import Busy, T, World
 from tests.trainer_fakes import counting_stage
 from tlm_core.artifacts import ArtifactStore, Manifest, ManifestRef
 from tlm_core.errors import IndexUnavailable
@@ -187,6 +188,36 @@ def test_a_cancel_that_comes_while_a_job_is_finished_is_followed(world: World) -
     coordinator.round()
     coordinator.round()
     assert world.job(job_id).state is State.CANCELLED
+
+
+@pytest.mark.parametrize("end", ["cancel", "pause", "runtime"])
+def test_a_stage_that_waits_for_a_thread_is_not_begun_once_its_job_has_ended(world: World, end: str) -> None:
+    world.executor = busy = Busy()
+    coordinator, job_id = world.coordinator(), world.submit(max_runtime_seconds=100)
+    coordinator.round()
+    if end == "runtime":
+        world.store.ahead = 101
+    else:
+        getattr(world.store, end)(T, job_id)
+    coordinator.round()
+    assert world.job(job_id).state is {"cancel": State.CANCELLED, "pause": State.PAUSED, "runtime": State.FAILED}[end]
+    assert [future.cancelled() for future in busy.given] == [True]
+
+
+def test_a_cancelled_job_that_its_coordinator_left_is_ended_by_one_that_drives_as_many_as_it_may(
+    world: World, redis_client: redis.Redis
+) -> None:
+    left, gone = [world.submit(), world.submit()], world.coordinator("gone", lease_seconds=30.0, concurrency=2)
+    for job_id in left:
+        world.until_submitted(gone, job_id)
+    own, coordinator = world.submit(), world.coordinator("b", lease_seconds=30.0)
+    world.until_submitted(coordinator, own)
+    world.store.cancel(T, left[1])
+    redis_client.zadd(LEASES, {f"{T}/{job_id}": 0 for job_id in left})
+    coordinator.round()
+    coordinator.round()
+    assert [world.job(job_id).state for job_id in left] == [State.RUNNING, State.CANCELLED]
+    assert [world.job(job_id).owner for job_id in (left[0], own)] == ["gone", "b"]
 
 
 def test_a_job_that_was_ended_elsewhere_and_deleted_is_let_go_and_others_go_on(world: World) -> None:

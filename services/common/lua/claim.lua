@@ -1,7 +1,8 @@
 -- Gives a coordinator one job: first one whose lease ran out (attempt kept), else of those that are due in the queue
 -- the oldest of the highest priority.
 -- KEYS: queue (of priority 0; others have the priority behind it), leases, feed
--- ARGV: owner, lease (s), prefix of all keys, highest priority (the lowest is its negative), entries kept in the feed
+-- ARGV: owner, lease (s), prefix of all keys, highest priority (the lowest is its negative), entries kept in the feed,
+--       '1' if only a job that is pausing or cancelling is wanted, else ''
 -- Answers the member 'tenant/job id', or nil when there is nothing to do.
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
@@ -20,14 +21,16 @@ local function record(member, job, events, type, data)
   redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[5], '*', 'job', member, 'seq', seq, 'type', type)
 end
 
-local expired = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', stamp, 'LIMIT', 0, 1)
-if expired[1] then
-  local job, events = keys_of(expired[1])
-  redis.call('HSET', job, 'owner', ARGV[1], 'lease_until', lease, 'updated_at', stamp)
-  redis.call('ZADD', KEYS[2], lease, expired[1])
-  record(expired[1], job, events, 'job.adopted', {owner = ARGV[1]})
-  return expired[1]
+for _, expired in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', stamp)) do
+  local job, events = keys_of(expired)
+  if ARGV[6] == '' or redis.call('HGET', job, 'state') ~= 'running' then
+    redis.call('HSET', job, 'owner', ARGV[1], 'lease_until', lease, 'updated_at', stamp)
+    redis.call('ZADD', KEYS[2], lease, expired)
+    record(expired, job, events, 'job.adopted', {owner = ARGV[1]})
+    return expired
+  end
 end
+if ARGV[6] ~= '' then return false end
 
 for priority = tonumber(ARGV[4]), -tonumber(ARGV[4]), -1 do
   local queue = priority == 0 and KEYS[1] or KEYS[1] .. ':' .. priority
