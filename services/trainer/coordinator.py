@@ -58,6 +58,8 @@ class _Held:
     stop_since: float | None = None
     # Since when a submission is looked at that has no worker yet; infinite once that is settled.
     unstarted: dict[str, float] = field(default_factory=dict)
+    # Since when a submission is seen to run.
+    alive: dict[str, float] = field(default_factory=dict)
 
     def begin_no_more(self) -> None:
         """Take back the job's own stages that still wait for a thread."""
@@ -286,8 +288,8 @@ class Coordinator:
         if status is Status.WAITING:
             return
         if status is Status.ALIVE:
-            silent = self._now - max(job.updated_at, self._deaf_until)
-            if silent > self._settings.stall_seconds and self._has_begun(job, group):
+            silent = self._now - max(job.updated_at, self._deaf_until, held.alive.setdefault(submission, self._now))
+            if silent > self._settings.stall_seconds and (job.spec.workers == 1 or self._has_begun(job, group)):
                 self._cluster.stop(submission)
                 raise WorkerLost(f"the workers have told nothing for {silent:.0f} s; the attempt was ended")
             return
@@ -327,7 +329,7 @@ class Coordinator:
             self._report_waiting(job, late)
 
     def _has_begun(self, job: JobRecord, group: str) -> bool:
-        """Whether a worker of the group has told anything yet. Until then there may be no room for all of them."""
+        """Whether one of several workers has told anything yet. Until then there may be no room for all of them."""
         newest = self._store.events(job.tenant, job.id, after=job.last_event - 1)
         last = newest[0].type if newest and newest[0].at >= job.updated_at else None
         if last == "workers.submitted":

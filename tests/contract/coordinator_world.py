@@ -85,6 +85,7 @@ class World:
 
     def rounds_until(self, coordinator: Coordinator, ahead: float) -> None:
         """The rounds of a coordinator that never stands still, until the store's time is so far ahead."""
+        coordinator.round()
         while self.store.ahead < ahead:
             self.store.ahead = min(ahead, self.store.ahead + 100)
             coordinator.round()

@@ -155,7 +155,7 @@ def test_a_full_redis_ends_neither_the_coordinator_nor_a_worker_that_it_silenced
     world.store.report(T, job_id, 1, logs=["a worker has begun"])
     stop = threading.Event()
     runner = threading.Thread(target=coordinator.run, args=(stop,))
-    world.rounds_until(coordinator, 299)
+    world.rounds_until(coordinator, 290)
     redis_client.config_set("maxmemory", 1)
     try:
         runner.start()

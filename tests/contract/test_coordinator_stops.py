@@ -22,7 +22,7 @@ def test_a_worker_that_tells_nothing_is_stopped_and_replaced(world: World) -> No
     coordinator, job_id = world.coordinator(), world.submit()
     submission = world.until_submitted(coordinator, job_id)
     world.store.report(T, job_id, 1, logs=["a worker has begun"])
-    world.rounds_until(coordinator, 299)
+    world.rounds_until(coordinator, 290)
     assert world.cluster.statuses[submission] is Status.ALIVE
     world.rounds_until(coordinator, 301)
     assert world.cluster.statuses[submission] is Status.FAILED
@@ -34,8 +34,7 @@ def test_a_worker_that_slept_with_its_machine_is_given_time_to_tell_something(wo
     submission = world.until_submitted(coordinator, job_id)
     world.store.report(T, job_id, 1, logs=["a worker has begun"])
     world.store.ahead = 600
-    coordinator.round()
-    world.rounds_until(coordinator, 899)
+    world.rounds_until(coordinator, 890)
     assert world.cluster.statuses[submission] is Status.ALIVE
     world.rounds_until(coordinator, 901)
     assert world.cluster.statuses[submission] is Status.FAILED
@@ -54,8 +53,21 @@ def test_a_store_whose_clock_is_behind_that_of_the_machine_ends_no_attempt(
     assert (world.job(job_id).state, world.cluster.stopped) == (State.RUNNING, [])
 
 
-def test_workers_that_wait_for_room_in_the_cluster_are_not_taken_for_dead(world: World) -> None:
+def test_a_worker_that_hangs_before_its_first_word_is_replaced(world: World) -> None:
     coordinator, job_id = world.coordinator(), world.submit()
+    submission = world.until_submitted(coordinator, job_id)
+    world.cluster.statuses[submission] = Status.WAITING
+    world.rounds_until(coordinator, 3600)
+    world.cluster.statuses[submission] = Status.ALIVE
+    world.rounds_until(coordinator, 3890)
+    assert world.cluster.statuses[submission] is Status.ALIVE, "it counts from when it was seen to run"
+    world.rounds_until(coordinator, 3901)
+    assert world.cluster.statuses[submission] is Status.FAILED
+    assert world.job(job_id).error is not None
+
+
+def test_workers_that_wait_for_room_in_the_cluster_are_not_taken_for_dead(world: World) -> None:
+    coordinator, job_id = world.coordinator(), world.submit(workers=2)
     submission = world.until_submitted(coordinator, job_id)
     world.rounds_until(coordinator, 3600)
     assert world.cluster.statuses[submission] is Status.ALIVE

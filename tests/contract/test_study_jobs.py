@@ -179,6 +179,7 @@ def test_a_group_that_waits_for_room_is_not_taken_for_dead_by_what_another_told(
     world.work(world.drive(job_id).submissions["main"])
     first, second = sorted(world.drive(job_id).submissions.keys() - {"main"})
     world.work(world.store.get(T, job_id).submissions[first])  # it tells, and ends
+    world.cluster.statuses[world.store.get(T, job_id).submissions[second]] = Status.WAITING
     for world.store.ahead in range(0, 3600, 100):
         world.drive(job_id, rounds=1)
     job = world.drive(job_id)
