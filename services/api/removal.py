@@ -65,7 +65,9 @@ def _remove(jobs: JobStore, artifacts: ArtifactStore, removal: Removal) -> None:
     tenant, own = removal.tenant, set(removal.artifacts)
     for digest in removal.data:
         for other in jobs.jobs_on_data(tenant, digest):
-            own -= artifacts_made(jobs, other)
+            if shared := own & artifacts_made(jobs, other):
+                jobs.leave_to(other, shared)
+                own -= shared
     for artifact in sorted(own):
         jobs.forget_artifact(tenant, artifact)
         for checkpoint in jobs.checkpoints(tenant, artifact):
@@ -91,12 +93,16 @@ def taken_back(artifacts: ArtifactStore, folder: str) -> Iterator[None]:
 
 
 def artifacts_made(jobs: JobStore, job: JobRecord) -> set[str]:
-    """Ids of the artifacts that a job has, or is about to make: of each stage whose inputs are there."""
+    """Ids of the artifacts that a job has, or is about to make: of each stage whose inputs are there.
+
+    What it made under an earlier release may have other ids than its plan has now.
+    """
+    made = jobs.made(job.tenant, job.id)
     if job.result is not None and "artifacts" in job.result:
-        return {entry["artifact"] for entry in job.result["artifacts"].values()}
+        return made | {entry["artifact"] for entry in job.result["artifacts"].values()}
     plan = plan_of(job)
     digests = {name: ref.digest for name, ref in published(jobs, job, plan).items()}
-    return {
+    return made | {
         node.artifact_id(digests, job.id)
         for node in plan.nodes
         if all(name in digests for name in node.inputs.values())

@@ -5,6 +5,7 @@ Prefix `tlm`, tenant in braces:
     tlm:{T}:events:ID     stream, ids 1-0, 2-0, …     tlm:{T}:state:S     job ids in state S
     tlm:{T}:metrics:ID    stream                      tlm:{T}:artifacts   artifact id → ManifestRef
     tlm:{T}:logs:ID       stream                      tlm:{T}:checkpoints:ARTIFACT   list of published checkpoints
+    tlm:{T}:made:ID       set of artifact ids that the job has published or left checkpoints of
     tlm:{T}:idem:KEY      idempotency                 tlm:queue, tlm:leases          members T/ID, scored by time
     tlm:{T}:kind:K, :on:DATASET, :data:DIGEST, :label:DIGEST   job ids, for lists      tlm:queue:N   other priorities
     tlm:feed              stream of what happened to jobs, for whoever follows all of them

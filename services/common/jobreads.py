@@ -149,6 +149,11 @@ class JobReads:
             body = self._redis.hget(key(tenant, "artifacts"), artifact)
         return None if body is None else ManifestRef.model_validate_json(body)
 
+    def made(self, tenant: str, job_id: str) -> set[str]:
+        """Ids of the artifacts of which the job has published the whole or a checkpoint."""
+        with translated():
+            return set(self._redis.smembers(key(tenant, "made", job_id)))
+
     def checkpoints(self, tenant: str, artifact: str) -> list[CheckpointRef]:
         """Published checkpoints of an artifact under way, the furthest last; several jobs may have left them."""
         with translated():

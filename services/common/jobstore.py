@@ -9,7 +9,7 @@ What is asked without changing anything is in jobreads.py, what lies under which
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -253,6 +253,7 @@ class JobStore(JobReads):
         keys += [
             key(tenant, "artifacts"),
             key(tenant, "checkpoints", made.artifact) if made.is_checkpoint else "",
+            key(tenant, "made", job_id),
         ]
         args = [
             attempt,
@@ -325,7 +326,7 @@ class JobStore(JobReads):
         Raises IllegalTransition, NotFound.
         """
         tenant = job.tenant
-        keys = [*(key(tenant, name, job.id) for name in ("job", "events", "metrics", "logs")), REMOVALS]
+        keys = [*(key(tenant, name, job.id) for name in ("job", "events", "metrics", "logs", "made")), REMOVALS]
         keys += indexes(tenant, job.spec, job.resolved)
         keys += [key(tenant, "state", state) for state in sorted(TERMINAL)]
         answer = self._run("delete", keys, [job.id, _OVER, removal.member, canonical_json(asdict(removal))])
@@ -351,6 +352,14 @@ class JobStore(JobReads):
         if answer[0] == "busy":
             _, job, state = answer
             raise Conflict(f"{job} is {state} and needs this data set; cancel it first", job=job)
+
+    def leave_to(self, job: JobRecord, artifacts: Iterable[str]) -> None:
+        """Count what a deleted job had made, and this one shares, among what this one has made: it goes with it."""
+        made = key(job.tenant, "made", job.id)
+        with translated():
+            self._redis.sadd(made, *artifacts)
+            if not self._redis.exists(key(job.tenant, "job", job.id)):  # deleted just now
+                self._redis.delete(made)
 
     def removals(self) -> list[Removal]:
         """What is still to be removed, of all tenants."""

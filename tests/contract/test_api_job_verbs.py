@@ -12,9 +12,10 @@ from fastapi.testclient import TestClient
 
 from services.common.catalog_records import CorpusState
 from tests.contract.gateway import TRAIN, Gateway, add_version, restarted, upload
-from tests.contract.made_results import complete
+from tests.contract.made_results import complete, publish
 from tlm_core.artifacts import ArtifactStore
 from tlm_core.errors import StorageUnavailable, WorkerLost
+from tlm_core.jobs import nodes
 
 T = "default"
 pytestmark = pytest.mark.usefixtures("stocked")
@@ -137,6 +138,23 @@ def test_a_deleted_job_leaves_nothing_and_takes_nothing_that_another_shares(api:
     assert left <= {"tlm:{default}:dataset-versions", "tlm:{default}:artifacts"} | set(
         gateway.client.keys("tlm:{default}:load*")
     )
+
+
+def test_what_an_earlier_release_made_goes_with_the_last_job_that_shares_it(
+    api: TestClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, own = fail_one(api, gateway), submit(api)
+    job = gateway.parts.jobs.claim("a", 60)
+    assert job is not None and job.id == own
+    publish(gateway.parts.jobs, gateway.parts.artifacts, job, "joint.s0", gateway.root / "made")
+    gateway.parts.jobs.fail(job, "a", WorkerLost("gone"))
+    assert api.delete(f"/v1/jobs/{first}").status_code == 204
+    assert done(api, own) == ["validate", "select", "prepare", "joint.s0"]
+    monkeypatch.setattr(nodes, "STAGE_VERSIONS", {**nodes.STAGE_VERSIONS, "validate": 99})
+    assert done(api, own) == []
+    assert api.delete(f"/v1/jobs/{own}").status_code == 204
+    assert not any((gateway.root / "storage/default/artifacts").rglob("manifest.json"))
+    assert not gateway.client.exists("tlm:{default}:artifacts") and not gateway.client.keys("tlm:{default}:made:*")
 
 
 def test_a_data_set_takes_its_jobs_with_it_if_that_is_asked_for(api: TestClient, gateway: Gateway) -> None:

@@ -218,6 +218,7 @@ def test_checkpoints_come_back_in_order_and_can_be_dropped(store: JobStore) -> N
         store.publish_checkpoint(T, "art", checkpoint)
     store.drop_checkpoint(T, "art", made[0])
     assert store.checkpoints(T, "art") == made[1:]
+    assert store.made(T, job.id) == {"art"}, "so that the rest of them can be deleted with the job"
 
 
 def test_a_report_answers_with_the_state_so_that_a_worker_learns_to_stop(store: JobStore) -> None:

@@ -1,11 +1,11 @@
 -- Forgets a job that is over, with its log, and notes what is to be removed after it; all or nothing.
--- KEYS: job hash, events, metrics, logs, removals, then the indexes it belongs to
+-- KEYS: job hash, events, metrics, logs, artifacts it has made, removals, then the indexes it belongs to
 -- ARGV: job id, states that are over (JSON {state: true}), member, what is to be removed (JSON)
 -- Answers {'ok', its state}, {'missing'} or {'state', current}.
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state then return {'missing'} end
 if not cjson.decode(ARGV[2])[state] then return {'state', state} end
-redis.call('DEL', KEYS[1], KEYS[2], KEYS[3], KEYS[4])
-for index = 6, #KEYS do redis.call('ZREM', KEYS[index], ARGV[1]) end
-redis.call('HSET', KEYS[5], ARGV[3], ARGV[4])
+redis.call('DEL', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5])
+for index = 7, #KEYS do redis.call('ZREM', KEYS[index], ARGV[1]) end
+redis.call('HSET', KEYS[6], ARGV[3], ARGV[4])
 return {'ok', state}

@@ -1,5 +1,6 @@
 -- What a worker or its coordinator tells of an attempt: progress, metric points, events, log lines, published artifacts.
--- KEYS: job hash, events stream, metrics stream, logs stream, artifacts hash, checkpoints of the artifact (or '')
+-- KEYS: job hash, events stream, metrics stream, logs stream, artifacts hash, checkpoints of the artifact (or ''),
+--       artifacts that the job has made
 -- ARGV: attempt, active states (JSON {state: true}), progress (JSON or ''), metrics (JSON list of JSON texts),
 --       events (JSON list of [type, JSON text]), log lines (JSON list), artifact id ('' = none), what to publish (JSON text),
 --       lines and points kept at most, submissions by group (JSON or ''; null takes one back, other groups' stay),
@@ -34,6 +35,7 @@ if ARGV[11] ~= '' then
   redis.call('HSET', KEYS[1], 'unshared', cjson.encode(unshared))
 end
 if ARGV[7] ~= '' then
+  redis.call('SADD', KEYS[7], ARGV[7])
   if KEYS[6] ~= '' then
     redis.call('RPUSH', KEYS[6], ARGV[8])
   elseif redis.call('HSETNX', KEYS[5], ARGV[7], ARGV[8]) == 0 then
