@@ -78,6 +78,8 @@ class FakeSelections:
         self._artifacts = artifacts
         self._scratch = scratch
         self.asked = 0
+        self.stopped: list[str] = []
+        self.running = False  # whether what is stopped goes on for a while
         self.answer: Callable[[JobRecord], SelectionState | None] = lambda _: None
 
     def ask(self, job: JobRecord, node: Node, artifact: str, *, task: ManifestRef) -> SelectionState:  # noqa: ARG002
@@ -88,6 +90,10 @@ class FakeSelections:
             return SelectionState(done=1, total=2)
         folder = f"{job.tenant}/artifacts/{artifact}/{job.id}-{self.asked}"
         return SelectionState(ref=folder_artifact(self._artifacts, self._scratch, folder, artifact, node.stage))
+
+    def stop(self, job: JobRecord, artifact: str) -> bool:  # noqa: ARG002
+        self.stopped.append(artifact)
+        return not self.running
 
 
 def plain_stage(ctx: StageContext) -> Mapping[str, Any]:

@@ -139,6 +139,11 @@ class RetrieverClient:
         except NotFound:
             return SelectionRun(state="unknown")
 
+    def stop_selection(self, artifact: str, prefix: str) -> bool:
+        """Stop a selection if it is made for a folder whose name begins with `prefix`; whether it runs no more."""
+        path = f"/v1/selections/{quote(artifact, safe='')}?prefix={quote(prefix, safe='')}"
+        return _parse(_Stop, self._call("DELETE", path)).over
+
     def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         try:
             answer = self._http.request(method, path, json=body)
@@ -161,6 +166,10 @@ class RetrieverClient:
 
 class _Hits(BaseModel):
     hits: tuple[SearchHit, ...]
+
+
+class _Stop(BaseModel):
+    over: bool
 
 
 class _Refused(BaseModel):

@@ -92,6 +92,12 @@ class SelectionAnswer(_Body):
     error: dict[str, Any] | None = None
 
 
+class StopAnswer(_Body):
+    """Whether a selection that is to be stopped runs no more."""
+
+    over: bool
+
+
 def create_app(
     indexes: CorpusIndexes, loads: CorpusLoads, selections: SelectionRuns, *, token: str, close: Callable[[], None]
 ) -> FastAPI:
@@ -149,6 +155,10 @@ def create_app(
             return SelectionAnswer(state="unknown")
         shown = ("state", "done", "total", "unit", "rate", "ref", "error")
         return SelectionAnswer(**{name: getattr(run, name) for name in shown})
+
+    @app.delete("/v1/selections/{artifact}", dependencies=inner)
+    def stop_selection(artifact: str, prefix: str) -> StopAnswer:
+        return StopAnswer(over=selections.stop(artifact, prefix))
 
     @app.get("/healthz")
     def healthz() -> dict[str, str]:

@@ -45,6 +45,7 @@ class Run:
     ref: ManifestRef | None = None
     error: dict[str, Any] | None = None
     stop: threading.Event = field(default_factory=threading.Event)
+    begun: bool = False
 
     def told(self, done: int, total: int, unit: str, now: float) -> None:
         """Take progress in. What an earlier process had done does not count as speed of this one."""
@@ -61,7 +62,7 @@ class Run:
 
 
 class _Stopped(Exception):
-    """A newer attempt took over, or the process ends. Control flow."""
+    """Nobody wants it any more, a newer attempt took over, or the process ends. Control flow."""
 
 
 class SelectionRuns:
@@ -121,6 +122,21 @@ class SelectionRuns:
                 del self._runs[artifact]
         return None
 
+    def stop(self, artifact: str, prefix: str) -> bool:
+        """Stop the selection of `artifact`, if it is made for a folder whose name begins with `prefix`.
+
+        Answers whether it runs no more; until then it comes to the end of its batch. What it has done is kept for
+        whoever asks for the same selection next.
+        """
+        with self._lock:
+            run = self._runs.get(artifact)
+            if run is None or run.state != "running" or not run.prefix.startswith(prefix):
+                return True
+            run.stop.set()
+            if not run.begun:
+                del self._runs[artifact]
+            return not run.begun
+
     def close(self) -> None:
         """End what is under way."""
         self._pool.shutdown(cancel_futures=True)
@@ -131,11 +147,17 @@ class SelectionRuns:
             del self._runs[name]
 
     def _run(self, artifact: str, request: SelectionRequest, params: Selection, run: Run) -> None:
+        with self._lock:
+            run.begun = not run.stop.is_set()
+        if not run.begun:
+            return
         try:
-            run.ref = self._written(artifact, request.prefix) or self._select(artifact, request, params, run)
-            run.state = "ready"
+            self._end(run, self._written(artifact, request.prefix) or self._select(artifact, request, params, run))
         except _Stopped:
             log.info("selection %s under %s stopped", artifact, request.prefix)
+            with self._lock:
+                if self._runs.get(artifact) is run:
+                    del self._runs[artifact]
         except TLMError as error:
             log.warning("selection %s failed: %s", artifact, error)
             if not error.retryable:
@@ -145,6 +167,15 @@ class SelectionRuns:
             # Without this the selection would seem to go on for ever.
             log.exception("selection %s failed", artifact)
             run.error, run.state = TLMError(f"selecting failed: {error!r}; see the retriever's log").as_dict(), "failed"
+
+    def _end(self, run: Run, ref: ManifestRef) -> None:
+        """The run is ready; if it was stopped while its files were written, these go."""
+        with self._lock:
+            if not run.stop.is_set():
+                run.ref, run.state = ref, "ready"
+        if run.ref is None:
+            self._store.delete(run.prefix)
+            raise _Stopped
 
     def _select(self, artifact: str, request: SelectionRequest, params: Selection, run: Run) -> ManifestRef:
         def progress(done: int, total: int, unit: str) -> None:

@@ -386,10 +386,22 @@ class Coordinator:
         for submission in waiting + (alive if self._now - held.stop_since >= grace else []):
             self._cluster.stop(submission)
         held.begin_no_more()
-        return not alive and all(future.done() for future in held.local.values())
+        return self._selected_out(job) and not alive and all(future.done() for future in held.local.values())
+
+    def _selected_out(self, job: JobRecord) -> bool:
+        """Stop the selections that the job waits for. Answers whether none of them runs any more."""
+        plan = plan_of(job)
+        done = published(self._store, job, plan)
+        asked = [self._id(job, node, done) for node in plan.ready(done) if node.place is Place.RETRIEVER]
+        running = [artifact for artifact in asked if not self._selections.stop(job, artifact)]
+        return not running
 
     def _end_attempt(self, job: JobRecord, held: _Held, error: TLMError) -> None:
         """Try again later, or give up: an error that would come back, or too many of them."""
+        try:
+            self._selected_out(job)
+        except Exception as fault:  # the attempt ends all the same
+            log.warning("a selection of job %s may go on: %s", job.id, fault)
         if job.state is State.CANCELLING:
             self._store.confirm_cancelled(job, self._owner)
         elif job.state is State.PAUSING and error.retryable:

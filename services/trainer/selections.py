@@ -25,9 +25,14 @@ class SelectionState:
 
 
 class Selections(Protocol):
-    """Makes the selection of a job when asked again and again. Raises Unavailable while it cannot."""
+    """Makes the selection of a job when asked again and again. Raises Unavailable while it cannot.
+
+    stop: of whatever attempt of the job; answers whether it runs no more.
+    """
 
     def ask(self, job: JobRecord, node: Node, artifact: str, *, task: ManifestRef) -> SelectionState: ...
+
+    def stop(self, job: JobRecord, artifact: str) -> bool: ...
 
 
 class RetrieverSelections:
@@ -52,6 +57,10 @@ class RetrieverSelections:
         ref = run.ref if run.state == "ready" else None
         return SelectionState(run.done, run.total, run.unit, run.rate, ref)
 
+    def stop(self, job: JobRecord, artifact: str) -> bool:
+        """See `Selections`. Another job that waits for this very selection asks for it under its own name then."""
+        return self._client.stop_selection(artifact, _folders(job, artifact))
+
     @staticmethod
     def _request(job: JobRecord, node: Node, artifact: str, task: ManifestRef) -> SelectionRequest:
         resolved = job.resolved
@@ -62,5 +71,10 @@ class RetrieverSelections:
             task=task,
             params=dict(node.params["selection"]),
             seed=node.params["seed"],
-            prefix=f"{job.tenant}/artifacts/{artifact}/{job.id}-{job.attempt}",
+            prefix=f"{_folders(job, artifact)}{job.attempt}",
         )
+
+
+def _folders(job: JobRecord, artifact: str) -> str:
+    """With what the folder of each attempt at the artifact begins."""
+    return f"{job.tenant}/artifacts/{artifact}/{job.id}-"

@@ -166,6 +166,31 @@ def test_a_cancelled_job_is_cancelled_only_when_nothing_of_it_runs(world: World)
     assert world.job(job_id).state is State.CANCELLED
 
 
+@pytest.mark.parametrize(("verb", "state"), [("pause", State.PAUSED), ("cancel", State.CANCELLED)])
+def test_a_selection_under_way_is_stopped_and_its_end_waited_for(world: World, verb: str, state: State) -> None:
+    coordinator, job_id = world.coordinator(), world.submit()
+    world.selections.answer = lambda _: SelectionState(done=1, total=2)
+    for _ in range(4):
+        coordinator.round()
+    getattr(world.store, verb)(T, job_id)
+    world.selections.running = True
+    coordinator.round()
+    assert world.job(job_id).state in (State.PAUSING, State.CANCELLING) and len(world.selections.stopped) == 1
+    world.selections.running = False
+    coordinator.round()
+    assert world.job(job_id).state is state
+
+
+def test_a_job_that_fails_while_it_selects_leaves_no_selection_under_way(world: World) -> None:
+    coordinator, job_id = world.coordinator(), world.submit(max_runtime_seconds=100)
+    world.selections.answer = lambda _: SelectionState(done=1, total=2)
+    for _ in range(4):
+        coordinator.round()
+    world.store.ahead = 101
+    coordinator.round()
+    assert world.job(job_id).state is State.FAILED and len(world.selections.stopped) == 1
+
+
 @pytest.mark.parametrize("verb", ["pause", "cancel"])
 def test_a_stop_that_comes_while_an_attempt_is_ended_is_followed(world: World, verb: str) -> None:
     coordinator, job_id = world.coordinator(), world.submit()

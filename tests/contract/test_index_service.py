@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,9 @@ from services.common.retriever_client import (
     SelectionRun,
 )
 from services.retriever.app import assemble
+from services.retriever.indexes import EmbeddedIndexes
+from services.retriever.loads import CorpusLoads
+from services.retriever.selections import SelectionRuns
 from services.retriever.settings import RetrieverSettings
 from tests.contract.selection_indexes import KINDS, new_key
 from tests.redis_server import free_port
@@ -364,6 +368,53 @@ def test_a_newer_attempt_has_its_own_run(embedded: Place) -> None:
         embedded.load(api)
         refs = [embedded.select(api, prefix=f"t/a/{n}").ref for n in range(3)]
         assert [ref.folder for ref in refs if ref] == ["t/a/0", "t/a/1", "t/a/2"]
+
+
+def test_a_selection_that_is_stopped_runs_no_more_and_another_job_goes_on_from_there(embedded: Place) -> None:
+    embedded.task = embedded.write_task([f"word{n % 10} word{n % 7} number{n}" for n in range(16 * PART)])
+    with embedded.retriever() as api:
+        embedded.load(api)
+        api.put_selection("art_1", embedded.request(prefix="t/artifacts/a/job_1-2"))
+        wait_for(lambda: api.get_selection("art_1").done > PART)
+        assert api.stop_selection("art_1", "t/artifacts/a/job_12-"), "another job's is none of it"
+        assert api.get_selection("art_1").state == "running"
+        wait_for(lambda: api.stop_selection("art_1", "t/artifacts/a/job_1-"))
+        assert api.get_selection("art_1").state == "unknown"
+        assert embedded.select(api, prefix="t/artifacts/a/job_12-1").state == "ready"
+    assert [path.name for path in (embedded.folder / "storage/t/artifacts/a").iterdir()] == ["job_12-1"]
+
+
+class WaitingStore(ArtifactStore):
+    """Waits before it ends a write."""
+
+    def __init__(self, storage: str, cache: Path) -> None:
+        super().__init__(storage, cache)
+        self.writing, self.go_on = threading.Event(), threading.Event()
+
+    def write(self, *args: Any, **options: Any) -> ManifestRef:
+        ref = super().write(*args, **options)
+        self.writing.set()
+        assert self.go_on.wait(60)
+        return ref
+
+
+def test_a_selection_that_is_stopped_before_it_begins_or_while_it_is_written_leaves_nothing(embedded: Place) -> None:
+    embedded.task = embedded.write_task(["any"], given="text,rank\nsecond,2\nfirst,1\n")
+    store, stop = WaitingStore(embedded.settings.storage, embedded.folder / "cache"), threading.Event()
+    indexes = EmbeddedIndexes(embedded.folder / "indexes")
+    loads = CorpusLoads(indexes, store, stop)
+    runs = SelectionRuns(loads, store, embedded.folder / "scratch", stop, at_once=1)
+    for artifact in ("art_1", "art_2"):
+        runs.put(artifact, embedded.request(prefix=f"t/artifacts/{artifact}/job_1-1", params={"selector": "given"}))
+    assert store.writing.wait(60)
+    assert runs.stop("art_2", "t/artifacts/art_2/job_1-"), "it waits for the first"
+    assert not runs.stop("art_1", "t/artifacts/art_1/job_1-"), "it is being written"
+    store.go_on.set()
+    wait_for(lambda: runs.stop("art_1", "t/artifacts/art_1/job_1-"))
+    for part in (runs, loads, indexes):
+        part.close()
+    assert runs.get("art_1") is None and runs.get("art_2") is None
+    assert not list((embedded.folder / "storage/t/artifacts").rglob("*.*"))
 
 
 def test_a_failure_that_may_pass_is_tried_again(embedded: Place) -> None:

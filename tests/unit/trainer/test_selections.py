@@ -19,6 +19,13 @@ from tlm_core.training.recipe import resolve
 TASK = ManifestRef(folder="default/task", digest="2" * 64)
 
 
+def made_job(**over: Any) -> JobRecord:
+    return JobRecord(
+        id="job_1", tenant="default", state=State.RUNNING, spec=make_spec(), resolved=make_resolved(**over),
+        created_at=0, updated_at=0, attempt=2,
+    )  # fmt: skip
+
+
 def asked(run: dict[str, Any], **over: Any) -> tuple[SelectionState, list[Any]]:
     """The state that the answer `run` gives, and the bodies that were put."""
     put: list[Any] = []
@@ -29,10 +36,7 @@ def asked(run: dict[str, Any], **over: Any) -> tuple[SelectionState, list[Any]]:
             return httpx.Response(202)
         return httpx.Response(200, json=run)
 
-    job = JobRecord(
-        id="job_1", tenant="default", state=State.RUNNING, spec=make_spec(), resolved=make_resolved(**over),
-        created_at=0, updated_at=0,
-    )  # fmt: skip
+    job = made_job(**over)
     client = RetrieverClient(httpx.Client(transport=httpx.MockTransport(answer), base_url="http://retriever"))
     state = RetrieverSelections(client).ask(job, plan_of(job).node("select"), "art_1", task=TASK)
     return state, put
@@ -54,3 +58,16 @@ def test_a_given_selection_is_asked_for_without_a_corpus() -> None:
     _, [body] = asked({"state": "unknown"}, recipe=recipe, corpus_name=None, corpus_version=None)
     assert (body["corpus"], body["version"], body["params"]["selector"]) == (None, None, "given")
     assert body["task"] == TASK.model_dump()
+
+
+def test_what_is_stopped_is_the_jobs_own_of_whatever_attempt() -> None:
+    told: list[tuple[str, str]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        told.append((request.method, request.url.params["prefix"]))
+        return httpx.Response(200, json={"over": False})
+
+    client = RetrieverClient(httpx.Client(transport=httpx.MockTransport(answer), base_url="http://retriever"))
+    assert not RetrieverSelections(client).stop(made_job(), "art_1")
+    [(method, prefix)], [_, [body]] = told, asked({"state": "unknown"})
+    assert method == "DELETE" and body["prefix"] == f"{prefix}2"
