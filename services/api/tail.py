@@ -40,10 +40,11 @@ class Head:
 
 @dataclass
 class _Topic:
-    """A job that is watched. recent: its latest events without a gap, oldest first."""
+    """A job that is watched. recent: its latest events without a gap, oldest first. gone: it was deleted meanwhile."""
 
     watchers: int = 0
     head: Head | None = None
+    gone: bool = False
     recent: deque[Event] = field(default_factory=lambda: deque(maxlen=_KEPT_EVENTS))
     texts: dict[int, str] = field(default_factory=dict)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -134,7 +135,8 @@ class Tailer:
     async def stream(self, tenant: str, job_id: str, after: int) -> AsyncIterator[str]:
         """Server-sent events of a job that exists: those after seq `after`, then live ones, then `end`.
 
-        Log events carry their seq as id. `progress` snapshots have none: they are news, not history.
+        Log events carry their seq as id. `progress` snapshots have none: they are news, not history. Of a job that is
+        deleted meanwhile there is no `end`: whoever watches asks again, and is told that it is not there.
         """
         with self._watch(tenant, job_id) as topic:
             yield "retry: 1000\n\n"
@@ -144,7 +146,7 @@ class Tailer:
             shown: str | None = None
             shown_at = spoke_at = self._clock()
             due = 0.0
-            while not self._closed:
+            while not (self._closed or topic.gone):
                 changed = topic.changed
                 events = topic.after(after)
                 if events is None:
@@ -199,14 +201,15 @@ class Tailer:
     async def _poll(self) -> None:
         keys = list(self._topics)
         heads = await run_in_threadpool(self._heads, keys)
-        fresh = [
-            (key, head)
-            for key, head in zip(keys, heads, strict=True)
-            if head is not None and key in self._topics and head != self._topics[key].head
-        ]
-        for key, head in fresh:
+        for key, head in zip(keys, heads, strict=True):
             topic = self._topics.get(key)
             if topic is None:
+                continue
+            if head is None:
+                topic.gone = True
+                topic.announce()
+                continue
+            if head == topic.head:
                 continue
             known = topic.recent[-1].seq if topic.recent else max(head.last_event - _KEPT_EVENTS // 2, 0)
             if head.last_event > known:

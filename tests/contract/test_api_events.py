@@ -16,9 +16,10 @@ import httpx
 
 from services.api.tail import Tailer
 from services.common.jobstore import JobStore
-from tests.contract.gateway import AUTH, Gateway, make_gateway
+from tests.contract.gateway import AUTH, TOKEN, Gateway, make_gateway
 from tests.factories import make_resolved, make_spec
-from tlm_core.errors import StoreUnavailable
+from tlm_client.client import TLMClient
+from tlm_core.errors import NotFound, StoreUnavailable
 from tlm_core.jobs.spec import Event, JobRecord, Progress
 
 T = "default"
@@ -210,6 +211,21 @@ def test_a_stream_that_has_begun_waits_for_the_store(gateway: Gateway) -> None:
     with changed.served() as url:
         assert numbered(read(url, job.id)) == [1, 2, 3]
     assert flaky.failures == 0
+
+
+def test_the_streams_of_a_job_that_is_deleted_end_although_its_end_was_never_seen(gateway: Gateway) -> None:
+    job = running(gateway)
+
+    def waited(url: str) -> Any:
+        with TLMClient(url, TOKEN) as client:
+            return client.wait(job.id, patience=1)
+
+    with ThreadPoolExecutor(1) as pool, gateway.served() as url:
+        waiting = pool.submit(waited, url)
+        wait_for(lambda: watched(gateway) == 1)
+        gateway.client.delete(f"tlm:{{{T}}}:job:{job.id}")  # as when its end and its deletion come between two looks
+        assert isinstance(waiting.exception(5), NotFound)
+    assert watched(gateway) == 0
 
 
 def test_a_reader_that_leaves_is_forgotten_and_a_server_that_stops_ends_its_streams(gateway: Gateway) -> None:
