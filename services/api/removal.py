@@ -1,17 +1,18 @@
 """Deleting data sets and jobs with what hangs on them. The record goes first, in one fenced step that also notes what
-is to be removed after it; files follow, now or, where that broke off, by `finish_removals`."""
+is to be removed after it. Files, and the jobs that a data set takes with it, follow, now or, where that broke off, by
+`finish_removals`."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from services.common.artifacts_of import published
 from services.common.catalog_records import DatasetRecord
 from services.common.jobstore import JobStore, Removal
 from tlm_core.artifacts import ArtifactStore
-from tlm_core.errors import StoreUnavailable, TLMError
+from tlm_core.errors import NotFound, StoreUnavailable, TLMError
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord
 
@@ -23,15 +24,10 @@ def delete_dataset(jobs: JobStore, artifacts: ArtifactStore, record: DatasetReco
 
     Jobs that are over keep what they have made, unless they go with it.
     """
-    removal = Removal(record.tenant, record.id, folders=[f"{record.tenant}/datasets/{record.id}"])
+    folders = [f"{record.tenant}/datasets/{record.id}"]
+    removal = Removal(record.tenant, record.id, folders=folders, with_jobs=with_jobs)
     jobs.drop_dataset(record.tenant, record.id, record.name, removal)
     _finish(jobs, artifacts, removal)
-    more = with_jobs
-    while more:
-        page, more = jobs.list_jobs(record.tenant, datasets=[record.id], limit=100)
-        for job in page:
-            delete_job(jobs, artifacts, job)
-        more = more and bool(page)
 
 
 def delete_job(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord) -> None:
@@ -75,6 +71,14 @@ def _remove(jobs: JobStore, artifacts: ArtifactStore, removal: Removal) -> None:
     owned = [f"{tenant}/{kind}/{artifact}" for artifact in sorted(own) for kind in ("artifacts", "checkpoints")]
     for folder in (*removal.folders, *owned):
         artifacts.delete(folder)
+    more = removal.with_jobs
+    while more:
+        page, more = jobs.list_jobs(tenant, datasets=[removal.id], limit=100)
+        for job in page:
+            # Another gateway may be at the same removal.
+            with suppress(NotFound):
+                delete_job(jobs, artifacts, job)
+        more = more and bool(page)
 
 
 @contextmanager

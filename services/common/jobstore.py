@@ -47,7 +47,7 @@ class Removal:
     """What is still to be removed after a job or a data set (id) whose record is gone.
 
     folders: in storage. artifacts: ids of those that the job had made; what another job on the same data shares stays.
-    data: digests of the job's data sets.
+    data: digests of the job's data sets. with_jobs: the jobs on the data set, all of them over, go too.
     """
 
     tenant: str
@@ -55,6 +55,7 @@ class Removal:
     folders: Sequence[str] = ()
     artifacts: Sequence[str] = ()
     data: Sequence[str] = ()
+    with_jobs: bool = False
 
     @property
     def member(self) -> str:

@@ -11,11 +11,13 @@ import pytest
 from fastapi.testclient import TestClient
 
 from services.common.catalog_records import CorpusState
+from services.common.jobstore import JobStore, Removal
 from tests.contract.gateway import TRAIN, Gateway, add_version, restarted, upload
 from tests.contract.made_results import complete, publish
 from tlm_core.artifacts import ArtifactStore
-from tlm_core.errors import StorageUnavailable, WorkerLost
+from tlm_core.errors import StorageUnavailable, StoreUnavailable, WorkerLost
 from tlm_core.jobs import nodes
+from tlm_core.jobs.spec import JobRecord
 
 T = "default"
 pytestmark = pytest.mark.usefixtures("stocked")
@@ -182,11 +184,42 @@ def test_a_deletion_that_breaks_off_is_finished_by_itself(api: TestClient, gatew
         assert broken.delete("/v1/datasets/toy").status_code == 204
         assert broken.get(f"/v1/jobs/{failed}").status_code == broken.get("/v1/datasets/toy").status_code == 404
     assert any((gateway.root / "storage/default").rglob("manifest.json"))
+    finish_removals(gateway)
+    assert not any((gateway.root / "storage/default").rglob("manifest.json"))
+
+
+def finish_removals(gateway: Gateway) -> None:
+    """Start the gateway anew, and wait until no removal is noted."""
     with restarted(gateway).test_client():
         deadline = time.monotonic() + 10
         while gateway.parts.jobs.removals():
             assert time.monotonic() < deadline, "it is not finished"
             time.sleep(0.02)
+
+
+class AwayOnce(JobStore):
+    """A job store that does not answer when the second job is to be deleted."""
+
+    asked = 0
+
+    def delete(self, job: JobRecord, removal: Removal) -> None:
+        self.asked += 1
+        if self.asked == 2:
+            raise StoreUnavailable("Redis does not answer: timed out")
+        super().delete(job, removal)
+
+
+def test_a_data_set_s_deletion_with_its_jobs_that_breaks_off_is_finished_by_itself(
+    api: TestClient, gateway: Gateway
+) -> None:
+    for seed in range(3):
+        fail_one(api, gateway, up_to="export", seeds=[seed])
+    away = replace(gateway.parts, jobs=AwayOnce(gateway.client))
+    with replace(gateway, parts=away).test_client() as broken:
+        assert broken.delete("/v1/datasets/toy?with_jobs=true").status_code == 204
+    assert len(api.get("/v1/jobs").json()["data"]) == 2
+    finish_removals(gateway)
+    assert api.get("/v1/jobs").json()["data"] == []
     assert not any((gateway.root / "storage/default").rglob("manifest.json"))
 
 
