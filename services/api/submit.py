@@ -18,9 +18,10 @@ from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import FROM_JOB, JobRecord, JobSpec, OtherData, Resolved, Taken
 from tlm_core.jobs.states import State
 from tlm_core.jobs.studies import check_kind, recipes_of
-from tlm_core.training.recipe import Recipe, resolve
+from tlm_core.training.recipe import WITHOUT_CORPUS, Recipe, resolve
 
 _MAX_SEED = 2**32 - 1
+_SELECTOR = "selection.selector"
 # Kinds of jobs that leave nothing with heads and blocks to prune, and what they leave.
 _NOT_PRUNED = {
     "learning_curve": "leaves a BiLSTM, which has no attention heads",
@@ -46,7 +47,12 @@ def resolve_job(parts: Parts, tenant: str, spec: JobSpec) -> tuple[JobSpec, Reso
     if selects and spec.corpus is None:
         raise InvalidRequest(
             f"the selector '{recipe.selection.selector}' needs a corpus; give 'corpus', or set "
-            "'selection.selector' to 'none' to train on the task alone"
+            f"'{_SELECTOR}' to 'none' to train on the task alone"
+        )
+    if spec.corpus is not None and not selects:
+        raise InvalidRequest(
+            f"'{_SELECTOR}' is '{recipe.selection.selector}', which takes nothing from a corpus; leave 'corpus' "
+            "out, or take another selector"
         )
     if len(set(spec.seeds)) < len(spec.seeds):
         raise InvalidRequest("the same seed stands twice in 'seeds'; each seed is one run")
@@ -56,7 +62,7 @@ def resolve_job(parts: Parts, tenant: str, spec: JobSpec) -> tuple[JobSpec, Reso
     if recipe.selection.selector == "given":
         _check_given(spec, "selection" in dataset.summary)
     corpus_name = corpus_version = None
-    if selects and spec.corpus is not None:
+    if spec.corpus is not None:
         corpus_name, _, asked = spec.corpus.partition("@")
         corpus = catalog.corpus(tenant, corpus_name)
         # Only what is not ready has to be explained, and each look costs the submitter time.
@@ -180,15 +186,14 @@ def _check_given(spec: JobSpec, brought: bool) -> None:
             f"the data set '{spec.dataset}' brings no selection, which the selector 'given' takes; upload it with a "
             "part 'selection' (a file with the columns text and rank), or take another selector"
         )
-    if spec.corpus is not None:
-        raise InvalidRequest("the selector 'given' takes the data set's own selection; leave 'corpus' out")
 
 
 def changed(job: JobRecord, changes: Mapping[str, Any]) -> JobSpec:
     """The spec of a job with `changes`, data set and corpus pinned to what they meant where they are not changed.
 
     Keys of `set` and of the kind's options are changed one by one. Another kind has none of the old kind's options.
-    Raises InvalidRequest with every field at fault.
+    Of corpus and selector, the one that is given ends what the other was. Raises InvalidRequest with every field at
+    fault.
     """
     resolved, own, kind = job.resolved, job.spec.model_dump(mode="json"), changes.get("kind", job.spec.kind)
     if kind != job.spec.kind:
@@ -201,10 +206,22 @@ def changed(job: JobRecord, changes: Mapping[str, Any]) -> JobSpec:
         if isinstance(own.get(name), dict) and isinstance(changes.get(name), dict):
             values[name] = own[name] | changes[name]
     try:
-        return JobSpec.model_validate(values)
+        return JobSpec.model_validate(_agreeing(values, changes))
     except ValidationError as error:
         problem = validation_problem([{**one, "loc": ("body", *one["loc"])} for one in error.errors()])
         raise InvalidRequest(problem["detail"], faults=problem["errors"]) from error
+
+
+def _agreeing(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Of corpus and selector, the one that is changed ends what the other was: clients write `none` where no corpus is
+    named."""
+    overrides = values["set"]
+    selector = overrides.get(_SELECTOR) if isinstance(overrides, dict) else None
+    if "corpus" not in changes:
+        return values | {"corpus": None} if selector in WITHOUT_CORPUS else values
+    if changes["corpus"] is not None and selector == "none" and _SELECTOR not in changes.get("set", {}):
+        return values | {"set": {key: value for key, value in overrides.items() if key != _SELECTOR}}
+    return values
 
 
 def _check_folders(recipe: Recipe, allowed: tuple[Path, ...]) -> None:

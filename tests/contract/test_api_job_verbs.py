@@ -86,6 +86,16 @@ def test_a_clone_changes_what_is_given_and_pins_the_rest(api: TestClient, gatewa
     assert newest["dataset_digest"] != before["dataset_digest"] and newest["corpus_version"] == "v2"
 
 
+def test_a_clone_with_a_corpus_selects_from_it_and_one_on_the_task_alone_has_none(api: TestClient) -> None:
+    alone = submit(api, corpus=None, set={"selection.selector": "none", "joint.rho2": 5})
+    clone = api.post(f"/v1/jobs/{alone}/clone", json={"corpus": "docs"}).json()
+    assert (clone["corpus_version"], clone["spec"]["set"]) == ("v1", {"joint.rho2": 5})
+    back = api.post(f"/v1/jobs/{clone['id']}/clone", json={"set": {"selection.selector": "none"}}).json()
+    assert (back["corpus"], back["corpus_version"]) == (None, None)
+    both = api.post(f"/v1/jobs/{alone}/clone", json={"corpus": "docs", "set": {"selection.selector": "none"}})
+    assert (both.status_code, "leave 'corpus' out" in both.json()["detail"]) == (422, True), both.text
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

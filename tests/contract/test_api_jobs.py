@@ -60,6 +60,7 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
     "a seed twice": ({"seeds": [1, 1]}, 422, "twice"),
     "negative seed": ({"seeds": [-1]}, 422, "0..4294967295"),
     "no corpus": ({"corpus": None}, 422, "needs a corpus"),
+    "corpus not taken": ({"set": {"selection.selector": "none"}}, 422, "'selection.selector' is 'none', which takes"),
     "unknown corpus": ({"corpus": "nope"}, 404, "no corpus 'nope'"),
     "unknown version": ({"corpus": "docs@v9"}, 404, "no version 'v9'; it has v1"),
     "corpus not ready": ({"corpus": "late"}, 409, "queued"),

@@ -21,6 +21,7 @@ RecipeName = Literal["fast", "paper"]
 
 
 OWN_STARTS = ("scratch", "counts")  # what `model.init` may be besides a published encoder
+WITHOUT_CORPUS = ("given", "none")  # selectors that take nothing from a corpus
 PUBLISHED_LR = 3e-4  # highest finetuning rate that a published encoder gets unless it is asked for
 
 
@@ -50,7 +51,7 @@ class Selection(_Part):
 
     @property
     def needs_corpus(self) -> bool:
-        return self.selector not in ("given", "none")
+        return self.selector not in WITHOUT_CORPUS
 
     @property
     def has_budget(self) -> bool:
