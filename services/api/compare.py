@@ -82,6 +82,7 @@ def _settled(job: JobRecord) -> dict[str, Any]:
     recipe = resolved.recipe.model_dump(mode="json", exclude={"name", "scale"})
     data = {
         "dataset": resolved.dataset.digest,
+        "dataset_options": resolved.dataset_options,
         "corpus": resolved.corpus_name,
         "corpus_version": resolved.corpus_version,
     }
@@ -89,7 +90,7 @@ def _settled(job: JobRecord) -> dict[str, Any]:
 
 
 def _options(job: JobRecord) -> dict[str, Any]:
-    """What the job's kind asks for beyond a recipe, with its defaults; other data sets by their content."""
+    """What the job's kind asks for beyond a recipe, with its defaults; other data sets by their content and options."""
     spec = job.spec
     match spec.kind:
         case "learning_curve":
@@ -99,7 +100,8 @@ def _options(job: JobRecord) -> dict[str, Any]:
         case "share_tickets":
             assert spec.share_tickets is not None  # a request without them is refused
             options = spec.share_tickets.model_dump(mode="json")
-            options["others"] = [other.ref.digest for other in job.resolved.others]
+            others = job.resolved.others
+            options["others"] = [{"dataset": one.ref.digest, "dataset_options": one.options} for one in others]
         case _:
             return {}
     return {spec.kind: options}

@@ -146,9 +146,10 @@ class Estimator:
         report = report_of(self._artifacts, self._catalog.dataset(tenant, resolved.dataset_id))
         texts = work.facts_of(report)
         history = self._recorded.latest(tenant)
-        same = [one for one in history if one.source[0] == resolved.dataset.digest]
+        source = source_of(resolved)
+        same = [one for one in history if one.source[0] == source[0]]
         # The same selection first: it has the same tokenizer's text, and so the same tokens.
-        like = max(same, key=lambda one: one.source == source_of(resolved), default=None)
+        like = max(same, key=lambda one: one.source == source, default=None)
         if texts is not None and like is not None and like.rows.get("train"):
             texts = replace(texts, rows=like.rows, tokens=like.tokens["train"] / like.rows["train"])
         done, searched = published(self._jobs, job, plan), self._corpus_size(tenant, resolved)

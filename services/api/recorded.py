@@ -144,7 +144,7 @@ class Facts:
 def source_of(resolved: Resolved) -> tuple[str, str, str]:
     """Data set, corpus version and how is selected, each by what names its content."""
     corpus = f"{resolved.corpus_name}@{resolved.corpus_version}"
-    return (resolved.dataset.digest, corpus, resolved.recipe.selection.model_dump_json())
+    return (resolved.data[0].content, corpus, resolved.recipe.selection.model_dump_json())
 
 
 def _took(

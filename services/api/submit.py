@@ -12,6 +12,7 @@ from services.api.compare import differences
 from services.api.parts import Parts
 from services.api.results import artifact_of, json_of
 from services.common.catalog import Catalog, ready_version
+from services.common.catalog_records import DatasetRecord
 from services.common.problem import validation_problem
 from tlm_core.errors import Conflict, InvalidRequest
 from tlm_core.jobs.plan import plan_of
@@ -133,8 +134,12 @@ def _others(catalog: Catalog, tenant: str, spec: JobSpec, first: str) -> tuple[O
         if one.id in called:
             raise InvalidRequest(f"'{called[one.id]}' and '{name}' are the same data set ({one.id}); name it once")
         called[one.id] = name
-        found.append(OtherData(id=one.id, ref=one.raw, options=one.options))
+        found.append(_data(one))
     return tuple(found)
+
+
+def _data(record: DatasetRecord) -> OtherData:
+    return OtherData(id=record.id, ref=record.raw, options=record.options)
 
 
 def _tickets(parts: Parts, tenant: str, spec: JobSpec, recipe: Recipe) -> dict[str, dict[str, Any]]:
@@ -150,10 +155,10 @@ def _found(parts: Parts, tenant: str, name: str, job_id: str, recipe: Recipe) ->
         raise InvalidRequest(
             f"the ticket of '{name}' names {job_id}, which is of kind '{job.spec.kind}'; name a job of kind 'prune'"
         )
-    if job.resolved.dataset.digest != parts.catalog.dataset(tenant, name).raw.digest:
+    if job.resolved.data[0].content != _data(parts.catalog.dataset(tenant, name)).content:
         raise InvalidRequest(
-            f"the ticket of '{name}' names {job_id}, which pruned on other data ({job.spec.dataset}); if so meant, "
-            "give the mask of its report in place of its id"
+            f"the ticket of '{name}' names {job_id}, which pruned on other data ({job.spec.dataset}), or read it with "
+            "other options; if so meant, give the mask of its report in place of its id"
         )
     if job.resolved.recipe.finetune.rates:
         raise InvalidRequest(

@@ -170,8 +170,8 @@ def in_parts(client: Any, name: str, data: bytes) -> str:
     return one
 
 
-def add_dataset(gateway: Gateway, name: str, tables: dict[str, str]) -> str:
-    """A data set of CSV files by their split; its id."""
+def add_dataset(gateway: Gateway, name: str, tables: dict[str, str], **options: Any) -> str:
+    """A data set of CSV files by their split, read with `options`; its id."""
     parts, files = gateway.parts, {}
     (gateway.root / "made").mkdir(parents=True, exist_ok=True)
     for split, body in tables.items():
@@ -179,7 +179,7 @@ def add_dataset(gateway: Gateway, name: str, tables: dict[str, str]) -> str:
         path.write_text(body)
         files[split] = ReceivedFile(split, path.name, path, len(body))
     intake = Intake(parts.catalog, parts.artifacts, parts.settings.scratch, parts.load_task)
-    return intake.files(T, name, files, DatasetOptions()).id
+    return intake.files(T, name, files, DatasetOptions(**options)).id
 
 
 def add_version(gateway: Gateway, name: str, version: str, state: CorpusState, count: int = 3) -> None:

@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 from services.api import work
 from services.api.work import Texts
 from services.common.catalog_records import CorpusState
-from tests.contract.gateway import Gateway, add_version
+from tests.contract.gateway import TRAIN, Gateway, add_dataset, add_version
 from tests.contract.recorded_jobs import ROWS, SEARCHED, TOKENS, record
 from tlm_core.jobs.plan import Node
 from tlm_core.training.recipe import resolve
@@ -68,6 +68,14 @@ def test_stages_that_are_done_cost_nothing_and_others_what_they_took_before(api:
     assert other["export"]["seconds"] == 7.0
     found = estimate(api, seeds=[1])
     assert (found["gpu_hours"], found["passages"]) == (0.0, 50)
+
+
+def test_the_same_bytes_read_otherwise_are_other_data(api: TestClient, gateway: Gateway) -> None:
+    job = finish_one(api, gateway, 7.0)
+    add_dataset(gateway, "twin", {"train": TRAIN})
+    assert job in estimate(api, dataset="twin")["reasons"]["passages"], "the name alone is another"
+    add_dataset(gateway, "cut", {"train": TRAIN}, split_seed=3)
+    assert job not in estimate(api, dataset="cut")["reasons"]["passages"], "another split may find other passages"
 
 
 def test_a_stage_that_was_resumed_took_all_the_seconds_that_it_counted(api: TestClient, gateway: Gateway) -> None:

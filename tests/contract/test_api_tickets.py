@@ -82,6 +82,13 @@ def test_a_ticket_found_on_other_data_is_refused(gateway: Gateway, api: TestClie
     assert answer["status_code"] == 422 and "other data (more)" in answer["detail"], answer
 
 
+def test_a_ticket_found_on_the_same_bytes_read_otherwise_is_refused(gateway: Gateway, api: TestClient) -> None:
+    found = pruned(gateway, api)
+    add_dataset(gateway, "toy", {"train": TRAIN + "about toy,pos\n"}, split_seed=3)
+    answer = shared(api, found)
+    assert answer["status_code"] == 422 and "or read it with other options" in answer["detail"], answer
+
+
 def test_a_ticket_found_with_other_settings_is_refused_with_the_keys_that_differ(
     gateway: Gateway, api: TestClient
 ) -> None:

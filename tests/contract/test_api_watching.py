@@ -175,6 +175,15 @@ def test_a_comparison_shows_in_which_options_of_their_kind_jobs_differ(api: Test
     assert key == "share_tickets.others" and one != other
 
 
+@pytest.mark.usefixtures("stocked")
+def test_a_comparison_shows_that_the_same_bytes_were_read_otherwise(api: TestClient, gateway: Gateway) -> None:
+    alone = {"set": {"selection.selector": "none"}}
+    toy = add_dataset(gateway, "toy", {"train": TRAIN}, split_seed=3)
+    ids = [api.post("/v1/jobs", json=alone | {"dataset": name}).json()["id"] for name in ("toy@v1", toy)]
+    (difference,) = api.get(f"/v1/jobs/compare?ids={','.join(ids)}").json()["differences"]
+    assert difference == {"key": "dataset_options.split_seed", "values": [None, 3]}
+
+
 @pytest.mark.parametrize("query", ["", "?ids=job_a", "?ids=job_a&ids=job_a", "?ids=" + ",".join(map(str, range(11)))])
 def test_a_comparison_needs_two_to_ten_jobs(api: TestClient, query: str) -> None:
     assert api.get(f"/v1/jobs/compare{query}").status_code == 422

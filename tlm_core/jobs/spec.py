@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from tlm_core.artifacts import ManifestRef
+from tlm_core.artifacts import ManifestRef, digest_of
 from tlm_core.jobs.options import LearningCurve, Prune, ShareTickets
 from tlm_core.jobs.states import State
 from tlm_core.training.recipe import Recipe, Scale
@@ -84,13 +84,18 @@ class JobSpec(BaseModel):
 
 
 class OtherData(BaseModel):
-    """A data set beside the job's first one."""
+    """A data set of a job."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
     ref: ManifestRef
     options: dict[str, Any] = {}
+
+    @property
+    def content(self) -> str:
+        """Digest of what its texts and labels hang on: the bytes, and how they are read. The name is no part of it."""
+        return digest_of([self.ref.digest, {key: value for key, value in self.options.items() if key != "name"}])
 
 
 class Taken(BaseModel):
