@@ -10,7 +10,7 @@ import logging
 import shutil
 import threading
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _TOLD_EVERY = 5_000
+_TO_CUT = frozenset({LoadState.QUEUED, LoadState.CUTTING})
 
 
 class _Stopped(Exception):
@@ -36,7 +37,7 @@ class _Stopped(Exception):
 
 
 class LoadWorker:
-    """Works on open loads, one after the other. owner: tells this process from all others."""
+    """Works on open loads; cuts one after the other. owner: tells this process from all others."""
 
     def __init__(
         self,
@@ -58,6 +59,7 @@ class LoadWorker:
         self._lease_seconds = lease_seconds
         self._wake = threading.Event()
         self._stopping = False
+        self._cutting = ""
 
     def wake(self) -> None:
         """Look for work now."""
@@ -69,11 +71,17 @@ class LoadWorker:
         self._wake.set()
 
     def run(self) -> None:
-        """Work until stopped."""
+        """Work until stopped. Cutting may take hours and has a thread of its own: no other load waits for it."""
+        cutter = threading.Thread(target=self._rounds, args=(_TO_CUT,), name="cutting", daemon=True)
+        cutter.start()
+        self._rounds(OPEN - _TO_CUT)
+        cutter.join()
+
+    def _rounds(self, states: Set[LoadState]) -> None:
         away = False
         while not self._stopping:
             try:
-                self.round()
+                self.round(states)
                 away = False
             except TLMError as error:
                 if not away:
@@ -82,15 +90,18 @@ class LoadWorker:
             self._wake.wait(self._poll_seconds)
             self._wake.clear()
 
-    def round(self) -> None:
-        """Take the next step of every open load that nobody else works on."""
+    def round(self, states: Set[LoadState] = OPEN) -> None:
+        """Take the next step of every open load in one of `states` that nobody else works on."""
         for tenant, load_id in self._catalog.open_loads():
             if self._stopping:
                 return
+            # In this order: one that is being cut here is named before its record says so, until it is left.
+            if self._catalog.load(tenant, load_id).state not in states or load_id == self._cutting:
+                continue
             if self._catalog.lease_load(tenant, load_id, self._owner, self._lease_seconds):
-                # Read only now: whoever had the lease before may have brought the load to its end.
+                # Read again only now: whoever had the lease before may have brought the load to its end.
                 load = self._catalog.load(tenant, load_id)
-                if load.state in OPEN:
+                if load.state in states:
                     with facts(load_id=load_id):
                         self._step(load)
 
@@ -101,7 +112,11 @@ class LoadWorker:
             elif load.state is LoadState.INDEXING:
                 self._index(load)
             else:
-                self._cut(load)
+                self._cutting = load.id
+                try:
+                    self._cut(load)
+                finally:
+                    self._cutting = ""
         except StaleAttempt as error:
             log.warning("%s", error)
         except _Stopped:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -20,6 +21,8 @@ from services.common.catalog import Catalog
 from services.common.catalog_records import CorpusLoad, LoadState
 from tests.contract.gateway import Gateway, make_gateway, restarted, upload
 from tlm_core.artifacts import ArtifactStore
+from tlm_core.corpus.passages import Passage
+from tlm_core.corpus.read import read_sources
 from tlm_core.errors import IndexMismatch, IndexUnavailable, StoreUnavailable
 
 T = "default"
@@ -389,6 +392,56 @@ def test_a_load_stays_cancelling_while_the_retriever_is_away(api: TestClient, ga
     gateway.retriever.away = False
     cancelled(api, load)
     assert gateway.retriever.loads == {} and gateway.leftovers() == []
+
+
+@pytest.fixture
+def go_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Set, it lets the cutting of files named slow.jsonl begin."""
+    event = threading.Event()
+
+    def slow(sources: list[str], **given: Any) -> Iterator[Passage]:
+        if sources[0].endswith("slow.jsonl"):
+            event.wait(20)
+        yield from read_sources(sources, **given)
+
+    monkeypatch.setattr("tlm_core.corpus.read.read_sources", slow)
+    yield event
+    event.set()
+
+
+def state_of(api: TestClient, name: str) -> str:
+    return str(api.get(f"/v1/corpora/{name}").json()["loads"][0]["state"])
+
+
+def test_while_one_load_is_cut_another_is_cancelled_and_a_third_indexed(
+    api: TestClient, gateway: Gateway, go_on: threading.Event
+) -> None:
+    gateway.retriever.away = True
+    post(api, name="third")
+    wait_for(lambda: state_of(api, "third") == "indexing")
+    post(api, name="long", file="slow.jsonl")
+    wait_for(lambda: state_of(api, "long") == "cutting")
+    queued = post(api).json()["id"]
+    api.post(f"/v1/corpora/docs/loads/{queued}/cancel")
+    cancelled(api, queued)
+    gateway.retriever.away = False
+    assert settled(api, "third")["version"]
+    assert state_of(api, "long") == "cutting"
+    go_on.set()
+    assert settled(api, "long")["version"]
+
+
+def test_a_load_that_is_cancelled_is_undone_when_the_thread_that_cuts_it_has_left_it(
+    api: TestClient, gateway: Gateway, go_on: threading.Event
+) -> None:
+    load = str(post(api, file="slow.jsonl").json()["id"])
+    wait_for(lambda: state_of(api, "docs") == "cutting")
+    api.post(f"/v1/corpora/docs/loads/{load}/cancel")
+    time.sleep(0.2)
+    assert state_of(api, "docs") == "cancelling", "its files are being read"
+    go_on.set()
+    cancelled(api, load)
+    wait_for(lambda: gateway.leftovers() == [])
 
 
 class CancelsWriting(ArtifactStore):
