@@ -128,8 +128,14 @@ class Catalog:
     def dataset(self, tenant: str, id_or_name: str) -> DatasetRecord:
         """The data set of that id, else the newest of that name, or of it the version that is named behind an @: by
         number (`reviews@v3`) or by at least 8 digits of its digest. Raises NotFound."""
-        if "@" in id_or_name:
-            return self._version(tenant, *id_or_name.split("@", 1))
+        name, at, which = id_or_name.partition("@")
+        if at:
+            found = self._version(tenant, name, which)
+            if found is None:
+                raise NotFound(
+                    f"data set '{name}' has no version '{which}'; give v and its number, or 8 digits of its digest"
+                )
+            return found
         with translated():
             body = self._redis.get(_key(tenant, "dataset", id_or_name))
             if body is None:
@@ -139,7 +145,7 @@ class Catalog:
             raise NotFound(f"no data set '{id_or_name}'; upload it, or list the data sets to see their names")
         return DatasetRecord.model_validate_json(body)
 
-    def _version(self, tenant: str, name: str, which: str) -> DatasetRecord:
+    def _version(self, tenant: str, name: str, which: str) -> DatasetRecord | None:
         ids = self.dataset_ids(tenant, name)
         with translated():
             bodies = self._redis.mget([_key(tenant, "dataset", one) for one in reversed(ids)])
@@ -148,7 +154,7 @@ class Catalog:
                 record = DatasetRecord.model_validate_json(body)
                 if which == f"v{record.version}" or (len(which) >= 8 and record.raw.digest.startswith(which)):
                     return record
-        raise NotFound(f"data set '{name}' has no version '{which}'; give v and its number, or 8 digits of its digest")
+        return None
 
     def datasets(self, tenant: str, *, after: str | None = None, limit: int = 20) -> tuple[list[DatasetRecord], bool]:
         """Data sets, newest first, those older than `after`; and whether there are more."""
@@ -158,7 +164,12 @@ class Catalog:
         return [DatasetRecord.model_validate_json(b) for b in bodies if b is not None], len(ids) > limit
 
     def dataset_ids(self, tenant: str, id_or_name: str) -> list[str]:
-        """Ids of every version that a name stands for; an id stands for itself."""
+        """Ids of every version that a name stands for, or of the one that is named behind an @, if there is one; an id
+        stands for itself."""
+        name, at, which = id_or_name.partition("@")
+        if at:
+            version = self._version(tenant, name, which)
+            return [version.id] if version else []
         with translated():
             found: Any = self._redis.zrange(_key(tenant, "dataset-name", id_or_name), 0, -1)
         return list(found) or [id_or_name]

@@ -285,6 +285,7 @@ def test_lists_filter_by_everything_at_once(api: TestClient) -> None:
     for query, expected in {
         "label=team=x": "ab", "label=team=x&label=run=1": "a", "label=team=x&state=queued": "b",
         "dataset=toy": "acde", f"dataset={dataset}": "acd", "dataset=other&label=team=x": "b", "kind=train": "abcde",
+        "dataset=toy@v1": "acd", "dataset=toy@v2": "e", "dataset=toy@v9": "",
         "kind=prune": "", "dataset=nope": "", "dataset=toy&kind=train&state=queued&label=team=y": "c",
     }.items():  # fmt: skip
         assert listed(query) == expected, query

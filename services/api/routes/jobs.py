@@ -73,7 +73,7 @@ def list_all(
     tenant: Tenant,
     state: State | None = None,
     kind: Annotated[str | None, Query(max_length=40)] = None,
-    dataset: Annotated[str | None, Query(max_length=200, description="id, or name: any version of it")] = None,
+    dataset: Annotated[str | None, Query(max_length=200, description="id, NAME (any version), NAME@VERSION")] = None,
     label: Annotated[list[str], Query(max_length=16, description="KEY=VALUE of the metadata; all must hold")] = [],  # noqa: B006
     after: AfterId = None,
     limit: Limit = 20,
