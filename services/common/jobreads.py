@@ -76,7 +76,7 @@ class JobReads:
         state: State | None = None,
         kind: str | None = None,
         datasets: Sequence[str] | None = None,
-        labels: Mapping[str, str] | None = None,
+        labels: Sequence[tuple[str, str]] = (),
         after: str | None = None,
         limit: int = 20,
     ) -> tuple[list[JobRecord], bool]:
@@ -84,7 +84,7 @@ class JobReads:
         `datasets` (ids) one."""
         wanted = [key(tenant, "state", state)] if state else []
         wanted += [key(tenant, "kind", kind)] if kind else []
-        wanted += [key(tenant, "label", digest_of(pair)) for pair in (labels or {}).items()]
+        wanted += [key(tenant, "label", digest_of(pair)) for pair in labels]
         on = None if datasets is None else [key(tenant, "on", one) for one in datasets]
         with translated():
             ids = self._ids(wanted or [key(tenant, "jobs")], on, after, limit + 1)

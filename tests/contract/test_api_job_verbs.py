@@ -284,6 +284,7 @@ def test_lists_filter_by_everything_at_once(api: TestClient) -> None:
     dataset = api.get(f"/v1/jobs/{ids['d']}").json()["dataset_id"]
     for query, expected in {
         "label=team=x": "ab", "label=team=x&label=run=1": "a", "label=team=x&state=queued": "b",
+        "label=team=y&label=team=x": "", "label=team=x&label=team=x": "ab",
         "dataset=toy": "acde", f"dataset={dataset}": "acd", "dataset=other&label=team=x": "b", "kind=train": "abcde",
         "dataset=toy@v1": "acd", "dataset=toy@v2": "e", "dataset=toy@v9": "",
         "kind=prune": "", "dataset=nope": "", "dataset=toy&kind=train&state=queued&label=team=y": "c",

@@ -291,11 +291,11 @@ def _made(
     return _view(parts, job)
 
 
-def _labels(asked: list[str]) -> dict[str, str]:
+def _labels(asked: list[str]) -> list[tuple[str, str]]:
     pairs = [text.partition("=") for text in asked]
     if not all(key and equals for key, equals, _ in pairs):
         raise InvalidRequest("a label to filter by is KEY=VALUE; give each as label=KEY=VALUE")
-    return {key: value for key, _, value in pairs}
+    return [(key, value) for key, _, value in pairs]
 
 
 def _view(parts: Parts, job: JobRecord) -> JobView:
