@@ -250,6 +250,14 @@ class Catalog:
             body: Any = self._redis.get(_key(tenant, "load", load_id))
         return _load(load_id, body)
 
+    def load_of(self, tenant: str, corpus: str, load_id: str) -> CorpusLoad:
+        """Raises NotFound for a load of another corpus too."""
+        self.corpus(tenant, corpus)
+        found = self.load(tenant, load_id)
+        if found.corpus != corpus:
+            raise NotFound(f"load {load_id} is of corpus '{found.corpus}', not of '{corpus}'; ask for it there")
+        return found
+
     def loads(self, tenant: str, corpus: str, *, limit: int = 10) -> list[CorpusLoad]:
         """The latest loads of a corpus, newest first."""
         with translated():

@@ -481,6 +481,15 @@ def test_a_load_that_is_over_or_unknown_cannot_be_cancelled(api: TestClient) -> 
         assert api.post(f"/v1/corpora/{path}/cancel").status_code == 404
 
 
+def test_a_load_is_neither_shown_nor_cancelled_under_another_corpus(api: TestClient, gateway: Gateway) -> None:
+    gateway.parts.loads.stop()
+    load = post(api).json()["id"]
+    post(api, name="other")
+    for refused in (api.get(f"/v1/corpora/other/loads/{load}"), api.post(f"/v1/corpora/other/loads/{load}/cancel")):
+        assert (refused.status_code, "is of corpus 'docs'" in refused.json()["detail"]) == (404, True), refused.text
+    assert state_of(api, "docs") != "cancelling"
+
+
 def test_passages_that_the_index_refused_are_counted_and_shown_with_the_reason(
     api: TestClient, gateway: Gateway
 ) -> None:

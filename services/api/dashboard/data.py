@@ -117,8 +117,7 @@ def corpus(
 @router.post("/corpora/{name}/loads/{load}/cancel")
 def cancel_load(request: Request, name: str, load: str, parts: PartsDep, tenant: SignedIn) -> Response:
     """End a load that is on its way; the page shows when nothing of it is left."""
-    parts.catalog.corpus(tenant, name)
-    parts.catalog.cancel_load(tenant, load)
+    parts.catalog.cancel_load(tenant, parts.catalog.load_of(tenant, name, load).id)
     parts.loads.wake()
     return go_to(request, f"{PREFIX}/corpora/{name}")
 

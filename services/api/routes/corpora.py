@@ -117,8 +117,7 @@ def get(corpus: Name, parts: PartsDep, tenant: Tenant) -> CorpusView:
 @router.get("/{corpus}/loads/{load}", summary="One load", responses=problems(404))
 def get_load(corpus: Name, load: str, parts: PartsDep, tenant: Tenant) -> LoadView:
     """How far one upload is on its way into the index."""
-    parts.catalog.corpus(tenant, corpus)
-    return LoadView.of(parts.catalog.load(tenant, load))
+    return LoadView.of(parts.catalog.load_of(tenant, corpus, load))
 
 
 @router.post("/{corpus}/loads/{load}/cancel", summary="Cancel a load", responses=problems(404, 409))
@@ -127,8 +126,7 @@ def cancel_load(corpus: Name, load: str, parts: PartsDep, tenant: Tenant) -> Loa
 
     Versions from before stay as they are. While the retriever or the index is away, the load stays `cancelling`.
     """
-    parts.catalog.corpus(tenant, corpus)
-    asked = parts.catalog.cancel_load(tenant, load)
+    asked = parts.catalog.cancel_load(tenant, parts.catalog.load_of(tenant, corpus, load).id)
     parts.loads.wake()
     return LoadView.of(asked)
 
