@@ -137,10 +137,10 @@ class JobReads:
         """Log lines after stream id `after`, in order."""
         return list(map(_line, self._stream(key(tenant, "logs", job_id), after, limit)))
 
-    def last_logs(self, tenant: str, job_id: str, count: int) -> list[dict[str, Any]]:
-        """The last `count` log lines, in order."""
+    def last_logs(self, tenant: str, job_id: str, count: int, *, after: str = "0") -> list[dict[str, Any]]:
+        """The last `count` log lines of those after stream id `after`, in order."""
         with translated():
-            found = self._redis.xrevrange(key(tenant, "logs", job_id), count=count)
+            found = self._redis.xrevrange(key(tenant, "logs", job_id), min=f"({after}", count=count)
         return list(map(_line, reversed(found)))
 
     def artifact(self, tenant: str, artifact: str) -> ManifestRef | None:

@@ -70,6 +70,10 @@ def test_the_last_lines_of_a_log_can_be_asked_for(api: TestClient, gateway: Gate
     page = api.get(f"/v1/jobs/{job.id}/logs?tail=3").json()
     assert [one["line"] for one in page["data"]] == ["line 47", "line 48", "line 49"]
     assert api.get(f"/v1/jobs/{job.id}/logs?tail=3&after={page['data'][-1]['id']}").json()["data"] == []
+    first = api.get(f"/v1/jobs/{job.id}/logs?limit=1").json()["data"][0]["id"]
+    assert api.get(f"/v1/jobs/{job.id}/logs?tail=3&after={first}").json() == page
+    two = api.get(f"/v1/jobs/{job.id}/logs?tail=3&after={page['data'][0]['id']}").json()["data"]
+    assert two == page["data"][1:], "there are no more behind it"
 
 
 @pytest.mark.parametrize("after", ["9" * 20, "5-" + "9" * 20, "\u0665"])
@@ -123,6 +127,8 @@ def test_a_log_that_is_followed_is_whole_whatever_breaks_off(gateway: Gateway) -
         rest = read(url, job.id, last=first[-1]["id"])
         writer.join()
         tail = read(url, job.id, query="?tail=2")
+        after = read(url, job.id, query=f"?tail=2&after={first[0]['id']}")
+        again = read(url, job.id, query="?tail=2", last=first[-1]["id"])
         refused = httpx.get(
             f"{url}/v1/jobs/{job.id}/logs", headers={**AUTH, "Accept": "text/event-stream", "Last-Event-ID": "x"}
         )
@@ -130,6 +136,7 @@ def test_a_log_that_is_followed_is_whole_whatever_breaks_off(gateway: Gateway) -
     assert lines == [f"line {n}" for n in range(20)]
     assert (rest[-1]["event"], json.loads(rest[-1]["data"])) == ("end", {"state": "succeeded"})
     assert [json.loads(f["data"]).get("line") for f in tail] == ["line 18", "line 19", None]
+    assert (after, again) == (tail, rest), "what broke off is taken up whole"
     assert refused.status_code == 422
 
 

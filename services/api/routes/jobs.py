@@ -251,19 +251,19 @@ async def logs(
     """Each line has `id`, `at`, `attempt` and `line`. A stream can be taken up again where it broke off."""
     await run_in_threadpool(parts.jobs.state, tenant, job)
     streams = follow or "text/event-stream" in request.headers.get("accept", "")
-    start = _stream_id(last_event_id) or after
-    count = tail if tail is not None else limit + 1
-    found: list[dict[str, Any]] = []
-    if tail is not None and start == "0":
-        found = await run_in_threadpool(parts.jobs.last_logs, tenant, job, count)
-        start = _before(found)
+    broken_off = _stream_id(last_event_id)
+    start, found = broken_off or after, None
+    # A stream that is taken up again lacks no line, however short its tail is.
+    if tail is not None and not (streams and broken_off):
+        found = await run_in_threadpool(parts.jobs.last_logs, tenant, job, tail, after=start)
+        start = _before(found[0]) if found else start
     if streams:
         lines = follow_logs(parts.jobs, parts.tailer, tenant, job, start)
         return StreamingResponse(lines, media_type="text/event-stream", headers=_STREAM_HEADERS)
-    if not found:
-        found = await run_in_threadpool(parts.jobs.logs, tenant, job, after=start, limit=count)
-    more = tail is None and len(found) > limit
-    return JSONResponse({"data": found[:limit] if tail is None else found, "has_more": more})
+    if found is not None:
+        return JSONResponse({"data": found, "has_more": False})
+    found = await run_in_threadpool(parts.jobs.logs, tenant, job, after=start, limit=limit + 1)
+    return JSONResponse({"data": found[:limit], "has_more": len(found) > limit})
 
 
 def _made(
@@ -319,11 +319,9 @@ def _stream_id(last_event_id: str | None) -> str | None:
     return last_event_id
 
 
-def _before(lines: list[dict[str, Any]]) -> str:
-    """The stream id just before the first of `lines`, from which a stream tells them too."""
-    if not lines:
-        return "0"
-    milliseconds, _, number = lines[0]["id"].partition("-")
+def _before(line: dict[str, Any]) -> str:
+    """The stream id just before that of `line`, from which a stream tells it too."""
+    milliseconds, _, number = line["id"].partition("-")
     return f"{milliseconds}-{int(number) - 1}" if int(number) else f"{int(milliseconds) - 1}-{2**63}"
 
 
