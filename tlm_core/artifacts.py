@@ -23,7 +23,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel, ConfigDict
 
-from tlm_core.errors import CorruptArtifact, NotFound, StorageFull, StorageUnavailable
+from tlm_core.errors import CorruptArtifact, NotFound, StorageFull, StorageUnavailable, TLMError
 
 MANIFEST = "manifest.json"
 _BLOCK = 1 << 20
@@ -120,6 +120,22 @@ class ArtifactStore:
     def path(self, *parts: str) -> str:
         return "/".join((self.root, *parts))
 
+    @contextmanager
+    def errors(self, what: str) -> Iterator[None]:
+        """Translate what this storage raises into the project's errors."""
+        try:
+            with storage_errors(what):
+                yield
+        except TLMError:
+            raise
+        except Exception as error:
+            # A remote one's package has classes of its own: no connection, no answer in time, no credentials.
+            if self.local:
+                raise
+            raise StorageUnavailable(
+                f"{what}: the storage does not answer as it should: {type(error).__name__}: {error}"
+            ) from error
+
     def write(
         self, folder: str, source: Path, *, artifact: str, stage: str, meta: Mapping[str, Any] | None = None
     ) -> ManifestRef:
@@ -133,7 +149,7 @@ class ArtifactStore:
             ),
             meta=dict(meta or {}),
         )
-        with storage_errors(f"writing {folder}"):
+        with self.errors(f"writing {folder}"):
             for name in names:
                 self._put(source / name, self.path(folder, name))
             body = source / f".{uuid.uuid4().hex}"
@@ -173,7 +189,7 @@ class ArtifactStore:
 
     def manifest(self, ref: ManifestRef) -> Manifest:
         """The manifest at `ref`. Raises CorruptArtifact if it is not the one that was published."""
-        with storage_errors(f"reading {ref.folder}"), self.fs.open(self.path(ref.folder, MANIFEST), "rb") as handle:
+        with self.errors(f"reading {ref.folder}"), self.fs.open(self.path(ref.folder, MANIFEST), "rb") as handle:
             body = handle.read()
         try:
             manifest = Manifest.model_validate_json(body)
@@ -185,7 +201,7 @@ class ArtifactStore:
 
     def open(self, ref: ManifestRef, name: str) -> IO[bytes]:
         """A binary reader of one file of the artifact; the caller closes it."""
-        with storage_errors(f"reading {ref.folder}/{name}"):
+        with self.errors(f"reading {ref.folder}/{name}"):
             handle: IO[bytes] = self.fs.open(self.path(ref.folder, name), "rb")
             return handle
 
@@ -204,7 +220,7 @@ class ArtifactStore:
         if not folder.exists():
             partial = self.cache / f"{ref.digest}.{uuid.uuid4().hex}.part"
             try:
-                with storage_errors(f"copying {ref.folder}"):
+                with self.errors(f"copying {ref.folder}"):
                     partial.mkdir(parents=True)
                     for entry in manifest.files:
                         (partial / entry.name).parent.mkdir(parents=True, exist_ok=True)
@@ -231,7 +247,7 @@ class ArtifactStore:
         for entry in manifest.files:
             digest = hashlib.sha256()
             size = 0
-            with self.open(ref, entry.name) as handle:
+            with self.errors(f"reading {ref.folder}/{entry.name}"), self.open(ref, entry.name) as handle:
                 while block := handle.read(_BLOCK):
                     digest.update(block)
                     size += len(block)
@@ -242,7 +258,7 @@ class ArtifactStore:
     def delete(self, folder: str) -> None:
         """Remove a folder and all below it; removing what is not there is no error."""
         # Nothing is looked up before: another process may remove it in between.
-        with storage_errors(f"deleting {folder}"), suppress(FileNotFoundError):
+        with self.errors(f"deleting {folder}"), suppress(FileNotFoundError):
             self.fs.rm(self.path(folder), recursive=True)
 
     @staticmethod

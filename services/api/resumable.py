@@ -163,7 +163,7 @@ class Uploads:
         # Names are never used twice: of two that send the same part at once, one is kept and the other's file dropped.
         name = f"{begin:016d}-{uuid.uuid4().hex}"
         target = self._artifacts.path(self._folder(tenant, upload.id), name)
-        with storage_errors("keeping the part"):
+        with self._artifacts.errors("keeping the part"):
             self._artifacts.fs.makedirs(os.path.dirname(target), exist_ok=True)
             if self._artifacts.local:
                 shutil.move(local, target)
@@ -185,7 +185,7 @@ class Uploads:
         with translated():
             parts = self._redis.lrange(self._key(tenant, upload.id, "parts"), 0, -1)
         digest = hashlib.sha256()
-        with storage_errors("putting the upload together"):
+        with self._artifacts.errors("putting the upload together"):
             target.parent.mkdir()
             with open(target, "wb") as out:
                 for part in parts:
@@ -203,7 +203,7 @@ class Uploads:
     def _sweep(self, tenant: str) -> None:
         """Delete parts whose upload is forgotten."""
         root = self._artifacts.path(f"{tenant}/parts")
-        with storage_errors("looking for old uploads"):
+        with self._artifacts.errors("looking for old uploads"):
             found = self._artifacts.fs.ls(root, detail=False) if self._artifacts.fs.exists(root) else []
         for path in found:
             upload_id = str(path).rstrip("/").rsplit("/", 1)[-1]

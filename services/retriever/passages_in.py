@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tlm_core.artifacts import ArtifactStore, storage_errors
+from tlm_core.artifacts import ArtifactStore
 from tlm_core.corpus.passages import Passage
 from tlm_core.errors import CorruptArtifact, NotFound
 
@@ -26,7 +26,7 @@ class CorpusFiles:
 
     def __init__(self, store: ArtifactStore, folder: str) -> None:
         self._store = store
-        with storage_errors(f"listing {folder}"):
+        with store.errors(f"listing {folder}"):
             self._paths = sorted(store.fs.glob(store.path(folder, "*.parquet")))
         if not self._paths:
             raise NotFound(f"there are no Parquet files in {folder}; upload the corpus again")
@@ -59,13 +59,13 @@ class CorpusFiles:
 
     @contextmanager
     def _parquet(self, path: str) -> Iterator[Any]:
-        with storage_errors(f"reading {path}"), self._store.fs.open(path, "rb") as handle:
+        with self._store.errors(f"reading {path}"), self._store.fs.open(path, "rb") as handle:
             try:
                 # Buffered, so that a row group of any size is read by pieces.
                 file = pq.ParquetFile(handle, buffer_size=_BUFFER)
+                missing = [name for name in _COLUMNS if name not in file.schema_arrow.names]
+                if missing:
+                    raise CorruptArtifact(f"{path} lacks the columns {missing}; passages have {_COLUMNS}")
+                yield file
             except pa.ArrowInvalid as error:
                 raise CorruptArtifact(f"{path} is no whole Parquet file ({error}); upload the corpus again") from error
-            missing = [name for name in _COLUMNS if name not in file.schema_arrow.names]
-            if missing:
-                raise CorruptArtifact(f"{path} lacks the columns {missing}; passages have {_COLUMNS}")
-            yield file

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from services.retriever.bulk import Refused, Taken
 from services.retriever.indexes import CorpusKey, Filling
-from tlm_core.artifacts import ArtifactStore, storage_errors
+from tlm_core.artifacts import ArtifactStore
 from tlm_core.corpus.passages import Passage
 from tlm_core.errors import NotFound
 
@@ -75,7 +75,7 @@ class LoadRecords:
 
     def forget(self, key: CorpusKey) -> None:
         """Remove all notes of `key`; none is no error."""
-        with storage_errors(f"forgetting {key}"):
+        with self._store.errors(f"forgetting {key}"):
             for ending in (".json", ".cursor.json", ".refused.jsonl"):
                 if self._store.fs.exists(self._path(key, ending)):
                     self._store.fs.rm_file(self._path(key, ending))
@@ -106,13 +106,13 @@ class LoadRecords:
 
     def _read(self, path: str) -> bytes | None:
         try:
-            with storage_errors(f"reading {path}"):
+            with self._store.errors(f"reading {path}"):
                 return bytes(self._store.fs.cat_file(path))
         except NotFound:
             return None
 
     def _write(self, path: str, text: str) -> None:
-        with storage_errors(f"writing {path}"):
+        with self._store.errors(f"writing {path}"):
             self._store.fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
             if not self._store.local:  # an object is there whole or not at all
                 self._store.fs.pipe_file(path, text.encode())

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from services.common.retriever_client import SelectionRequest
 from services.retriever.indexes import CorpusKey
 from services.retriever.loads import CorpusLoads
-from tlm_core.artifacts import MANIFEST, ArtifactStore, Manifest, ManifestRef, storage_errors
+from tlm_core.artifacts import MANIFEST, ArtifactStore, Manifest, ManifestRef
 from tlm_core.errors import CorruptArtifact, InvalidRecipe, InvalidRequest, NotFound, TLMError
 from tlm_core.selection.given import GIVEN
 from tlm_core.selection.select import Corpus, select
@@ -216,7 +216,7 @@ class SelectionRuns:
     def _written(self, artifact: str, prefix: str) -> ManifestRef | None:
         """What an earlier process finished under this very prefix without living to tell."""
         path = self._store.path(prefix, MANIFEST)
-        with storage_errors(f"looking into {prefix}"):
+        with self._store.errors(f"looking into {prefix}"):
             body = self._store.fs.cat_file(path) if self._store.fs.exists(path) else b""
         try:
             manifest = Manifest.model_validate_json(body)

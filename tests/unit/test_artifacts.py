@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -109,20 +110,38 @@ class FaultyFileSystem(fsspec.get_filesystem_class("memory")):  # type: ignore[m
 
     protocol = "faulty"
     cachable = False
-    number = errno.ENOSPC
+    fault: Exception = OSError()
 
-    def put_file(self, *_: Any, **__: Any) -> None:
-        raise OSError(self.number, "made up")
+    def fail(self, *_: Any, **__: Any) -> Any:
+        raise self.fault
+
+    put_file = open = rm = fail
 
 
-@pytest.mark.parametrize(("number", "error"), [(errno.ENOSPC, StorageFull), (errno.EIO, StorageUnavailable)])
-def test_a_storage_that_fails_is_told_in_our_words(tmp_path: Path, number: int, error: type[Exception]) -> None:
+class EndpointConnectionError(Exception):
+    """What the package of an object store raises where nobody answers: no OSError."""
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (OSError(errno.ENOSPC, "made up"), StorageFull),
+        (OSError(errno.EIO, "made up"), StorageUnavailable),
+        (EndpointConnectionError("made up"), StorageUnavailable),
+    ],
+)
+def test_a_storage_that_fails_is_told_in_our_words(tmp_path: Path, fault: Exception, error: type[Exception]) -> None:
     store = ArtifactStore("memory://faulty", tmp_path / "cache")
-    faulty = FaultyFileSystem()
-    faulty.number = number
-    store.fs = faulty
-    with pytest.raises(error):
-        write(store, tmp_path)
+    ref = write(store, tmp_path)
+    store.fs = FaultyFileSystem()
+    store.fs.fault = fault
+    asked: list[Callable[[], object]] = [
+        lambda: write(store, tmp_path, "b/2"), lambda: store.manifest(ref), lambda: store.open(ref, "x"),
+        lambda: store.localize(ref), lambda: store.verify(ref), lambda: store.delete(ref.folder),
+    ]  # fmt: skip
+    for ask in asked:
+        with pytest.raises(error):
+            ask()
 
 
 class BreakingFileSystem(fsspec.get_filesystem_class("memory")):  # type: ignore[misc]

@@ -17,7 +17,6 @@ from services.api.parts import Parts, PartsDep, problems
 from services.api.views import Info, PredictBody
 from services.common.bodies import MAX_JSON_BYTES
 from services.common.problem import problem_body, problem_response
-from tlm_core.artifacts import storage_errors
 from tlm_core.errors import StorageFull, TLMError
 from tlm_core.training.recipe import RecipeName, Scale
 
@@ -82,7 +81,7 @@ async def _check(ask: Callable[[], None]) -> str:
 
 def _storage(parts: Parts) -> None:
     store = parts.artifacts
-    with storage_errors("looking at the storage"):
+    with store.errors("looking at the storage"):
         if store.local:
             free = shutil.disk_usage(store.root).free
             if free < _LEAST_FREE_BYTES:
