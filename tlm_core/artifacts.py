@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict
 from tlm_core.errors import CorruptArtifact, NotFound, StorageFull, StorageUnavailable, TLMError
 
 MANIFEST = "manifest.json"
+MARK = ".tlm-storage"
 _BLOCK = 1 << 20
 # The disk is full, the quota used up, or the file larger than the file system or a limit of the process allows.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -107,25 +108,35 @@ class ArtifactStore:
     """Reads and writes artifact folders below one storage root.
 
     root: any fsspec address, or a plain path. cache: local folder for copies of remote artifacts
-    (unused when the storage is a local folder). Raises NotFound, StorageFull, StorageUnavailable and
-    CorruptArtifact.
+    (unused when the storage is a local folder). new: asked where nothing is found at the root: whether
+    nothing was ever kept there. Raises NotFound, StorageFull, StorageUnavailable and CorruptArtifact.
     """
 
-    def __init__(self, root: str, cache: Path) -> None:
+    def __init__(self, root: str, cache: Path, *, new: Callable[[], bool] = lambda: True) -> None:
         self.fs, path = fsspec.core.url_to_fs(root)
         self.root: str = str(path).rstrip("/")
         self.cache = cache
         self.local = isinstance(self.fs, LocalFileSystem)
+        self._new = new
 
     def path(self, *parts: str) -> str:
         return "/".join((self.root, *parts))
 
     @contextmanager
-    def errors(self, what: str) -> Iterator[None]:
-        """Translate what this storage raises into the project's errors."""
+    def errors(self, what: str, *, writes: bool = False) -> Iterator[None]:
+        """Translate what this storage raises into the project's errors. Where the storage itself is not there, that is
+        StorageUnavailable and no file is called lost. writes: look for it first, so that nothing is written into the
+        empty folder where it should be mounted.
+        """
         try:
             with storage_errors(what):
-                yield
+                try:
+                    if writes:
+                        self.look_for_itself(writes=True)
+                    yield
+                except (FileNotFoundError, NotFound):
+                    self.look_for_itself()
+                    raise
         except TLMError:
             raise
         except Exception as error:
@@ -135,6 +146,26 @@ class ArtifactStore:
             raise StorageUnavailable(
                 f"{what}: the storage does not answer as it should: {type(error).__name__}: {error}"
             ) from error
+
+    def look_for_itself(self, *, writes: bool = False) -> None:
+        """See that the storage is there, by the mark that the first write leaves; one of an earlier release, which left
+        none, is known by its folders. Raises StorageUnavailable."""
+        try:
+            found = self.fs.ls(self.root, detail=True, refresh=True)
+        except FileNotFoundError:
+            found = []
+        if any(str(entry["name"]).endswith(f"/{MARK}") for entry in found):
+            return
+        folders = any(entry["type"] == "directory" for entry in found)
+        if not folders and not self._new():
+            raise StorageUnavailable(
+                f"{self.root} is not the storage that was written to, since it lacks the file {MARK}: mount it there, "
+                f"or check the setting; if all that it held is lost, make an empty file {MARK} in the new one"
+            )
+        if folders or writes:
+            if self.local:
+                Path(self.root).mkdir(parents=True, exist_ok=True)
+            self.fs.pipe_file(self.path(MARK), b"By this file the service knows its storage.\n")
 
     def write(
         self, folder: str, source: Path, *, artifact: str, stage: str, meta: Mapping[str, Any] | None = None
@@ -149,7 +180,7 @@ class ArtifactStore:
             ),
             meta=dict(meta or {}),
         )
-        with self.errors(f"writing {folder}"):
+        with self.errors(f"writing {folder}", writes=True):
             for name in names:
                 self._put(source / name, self.path(folder, name))
             body = source / f".{uuid.uuid4().hex}"
@@ -258,7 +289,7 @@ class ArtifactStore:
     def delete(self, folder: str) -> None:
         """Remove a folder and all below it; removing what is not there is no error."""
         # Nothing is looked up before: another process may remove it in between.
-        with self.errors(f"deleting {folder}"), suppress(FileNotFoundError):
+        with suppress(NotFound), self.errors(f"deleting {folder}"):
             self.fs.rm(self.path(folder), recursive=True)
 
     @staticmethod

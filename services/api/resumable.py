@@ -163,7 +163,7 @@ class Uploads:
         # Names are never used twice: of two that send the same part at once, one is kept and the other's file dropped.
         name = f"{begin:016d}-{uuid.uuid4().hex}"
         target = self._artifacts.path(self._folder(tenant, upload.id), name)
-        with self._artifacts.errors("keeping the part"):
+        with self._artifacts.errors("keeping the part", writes=True):
             self._artifacts.fs.makedirs(os.path.dirname(target), exist_ok=True)
             if self._artifacts.local:
                 shutil.move(local, target)

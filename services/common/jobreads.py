@@ -10,7 +10,7 @@ from typing import Any
 import redis
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from services.common.jobkeys import key
+from services.common.jobkeys import FEED, REMOVALS, key
 from services.common.redis_errors import translated
 from tlm_core.artifacts import ManifestRef, digest_of
 from tlm_core.errors import NotFound, UnreadableRecord
@@ -153,6 +153,14 @@ class JobReads:
         """Ids of the artifacts of which the job has published the whole or a checkpoint."""
         with translated():
             return set(self._redis.smembers(key(tenant, "made", job_id)))
+
+    def knows_no_files(self) -> bool:
+        """Whether there was no data set, corpus or job of any tenant yet, so that nothing can lie in the storage."""
+        with translated():
+            if self._redis.exists(FEED, REMOVALS):
+                return False
+            kept = (self._redis.scan_iter(key("*", kind), count=10_000) for kind in ("datasets", "corpora"))
+            return not any(any(found) for found in kept)
 
     def checkpoints(self, tenant: str, artifact: str) -> list[CheckpointRef]:
         """Published checkpoints of an artifact under way, the furthest last; several jobs may have left them."""

@@ -29,4 +29,4 @@ class StoreSettings(BaseSettings):
         return JobStore(connect(self.redis_url, password=password))
 
     def artifact_store(self) -> ArtifactStore:
-        return ArtifactStore(self.storage, self.scratch / "artifacts")
+        return ArtifactStore(self.storage, self.scratch / "artifacts", new=self.job_store().knows_no_files)

@@ -28,8 +28,8 @@ class CorpusFiles:
         self._store = store
         with store.errors(f"listing {folder}"):
             self._paths = sorted(store.fs.glob(store.path(folder, "*.parquet")))
-        if not self._paths:
-            raise NotFound(f"there are no Parquet files in {folder}; upload the corpus again")
+            if not self._paths:
+                raise NotFound(f"there are no Parquet files in {folder}; upload the corpus again")
 
     def count(self) -> int:
         """Passages in all files, as their footers say."""

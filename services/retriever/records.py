@@ -112,7 +112,7 @@ class LoadRecords:
             return None
 
     def _write(self, path: str, text: str) -> None:
-        with self._store.errors(f"writing {path}"):
+        with self._store.errors(f"writing {path}", writes=True):
             self._store.fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
             if not self._store.local:  # an object is there whole or not at all
                 self._store.fs.pipe_file(path, text.encode())

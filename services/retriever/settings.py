@@ -31,4 +31,5 @@ class RetrieverSettings(BaseSettings):
     selections_at_once: int = Field(2, ge=1)
 
     def artifact_store(self) -> ArtifactStore:
-        return ArtifactStore(self.storage, self.scratch / "artifacts")
+        # The gateway writes first: there are no passages to index, and no task to select for, before it has.
+        return ArtifactStore(self.storage, self.scratch / "artifacts", new=lambda: False)

@@ -32,7 +32,7 @@ from services.common.jobstore import JobStore
 from services.common.retriever_client import RetrieverClient
 from tests.redis_server import free_port
 from tests.support import files_under
-from tlm_core.artifacts import ArtifactStore, ManifestRef
+from tlm_core.artifacts import MARK, ArtifactStore, ManifestRef
 from tlm_core.tasks.options import DatasetOptions
 from tlm_core.tasks.validate import load_task
 
@@ -119,7 +119,7 @@ class Gateway:
 
     def leftovers(self) -> list[str]:
         """Files under scratch and storage."""
-        return [str(path.relative_to(self.root)) for path in files_under(self.root)]
+        return [str(path.relative_to(self.root)) for path in files_under(self.root) if path.name != MARK]
 
 
 def make_gateway(client: redis.Redis, root: Path, **settings: Any) -> Gateway:

@@ -15,7 +15,7 @@ from services.common.jobstore import JobStore
 from services.trainer.checkpoints import JobCheckpoints
 from tests.factories import make_resolved, make_spec
 from tests.support import files_under
-from tlm_core.artifacts import ArtifactStore
+from tlm_core.artifacts import MARK, ArtifactStore
 from tlm_core.errors import StorageFull
 
 T = "default"
@@ -51,7 +51,7 @@ class Training:
             (folder / name).write_text(f"{name} {step}")
 
     def kept(self) -> set[str]:
-        return {path.parent.name for path in files_under(self.folder / "storage")}
+        return {path.parent.name for path in files_under(self.folder / "storage") if path.name != MARK}
 
 
 def training_of(store: JobStore, folder: Path, scratch: Path) -> Training:

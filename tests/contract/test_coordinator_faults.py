@@ -180,6 +180,23 @@ def _wait_for(true: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+def test_a_storage_that_is_not_mounted_takes_nothing_back_and_jobs_wait_for_it(world: World) -> None:
+    job_id, other = world.submit(), world.submit(seeds=(3,))
+    submission = world.until_submitted(world.coordinator(), job_id)
+    storage, away = world.folder / "storage", world.folder / "away"
+    storage.rename(away)
+    time.sleep(0.25)  # the lease runs out
+    coordinator = world.coordinator("b", concurrency=2)
+    coordinator.round()
+    coordinator.round()
+    assert [world.events(one)[-1] for one in (job_id, other)] == ["job.waiting"] * 2
+    assert not storage.exists(), "what is written there would be hidden when it comes back"
+    away.rename(storage)
+    world.work(submission)
+    coordinator.round()
+    assert (world.job(job_id).state, world.validated) == (State.SUCCEEDED, 1)
+
+
 def test_an_unforeseen_fault_in_one_job_leaves_the_others_running(world: World) -> None:
     coordinator = world.coordinator(concurrency=2)
     bad, good = world.submit(), world.submit(seeds=(3,))

@@ -48,6 +48,16 @@ def test_a_full_redis_says_what_to_do_and_lets_jobs_be_deleted(store: JobStore, 
         store.get(T, job.id)
 
 
+def test_a_store_knows_of_files_once_there_was_a_data_set_or_a_job(store: JobStore, redis_client: redis.Redis) -> None:
+    redis_client.set("tlm:{other}:webhooks", "no file")
+    assert store.knows_no_files()
+    redis_client.zadd("tlm:{other}:datasets", {"ds_1": 0})
+    assert not store.knows_no_files()
+    redis_client.delete("tlm:{other}:datasets")
+    submit(store)
+    assert not store.knows_no_files()
+
+
 def test_a_full_redis_gives_out_no_job_and_loses_none(store: JobStore, redis_client: redis.Redis) -> None:
     job = submit(store)
     redis_client.config_set("maxmemory", 1)
@@ -296,7 +306,8 @@ def test_another_tenants_job_is_not_there(store: JobStore) -> None:
 def test_an_accepted_job_survives_a_killed_redis(tmp_path: Any) -> None:
     server = RedisServer(tmp_path)
     server.start()
-    store = JobStore(server.client())
+    client = server.client()
+    store = JobStore(client)
     job = submit(store, idempotency_key="k")
     server.kill()
     with pytest.raises(StoreUnavailable):
@@ -306,6 +317,7 @@ def test_an_accepted_job_survives_a_killed_redis(tmp_path: Any) -> None:
         assert store.get(T, job.id) == job
         assert submit(store, idempotency_key="k").id == job.id
     finally:
+        client.close()
         server.kill()
 
 

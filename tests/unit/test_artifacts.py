@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import fsspec
 import pytest
 
-from tlm_core.artifacts import ArtifactStore, Manifest, ManifestRef, artifact_id
+from tlm_core.artifacts import MARK, ArtifactStore, Manifest, ManifestRef, artifact_id
 from tlm_core.errors import CorruptArtifact, NotFound, StorageFull, StorageUnavailable
 
 
@@ -197,3 +198,49 @@ def test_deleting_twice_is_no_error(store: ArtifactStore, tmp_path: Path) -> Non
     store.delete(ref.folder)
     with pytest.raises(NotFound):
         store.manifest(ref)
+
+
+def used_before(store: ArtifactStore) -> ArtifactStore:
+    """The same for a process that starts later, and knows that the storage was written to."""
+    return ArtifactStore(store.fs.unstrip_protocol(store.root), store.cache, new=lambda: False)
+
+
+@pytest.mark.parametrize("mount_point", [False, True])
+def test_a_storage_that_is_away_is_waited_for_and_nothing_of_it_counts_as_lost(
+    tmp_path: Path, mount_point: bool
+) -> None:
+    root, away = tmp_path / "storage", tmp_path / "away"
+    ref = write(ArtifactStore(str(root), tmp_path / "cache"), tmp_path)
+    root.rename(away)
+    if mount_point:
+        root.mkdir()
+        (root / "NOT_MOUNTED").touch()
+    store = ArtifactStore(str(root), tmp_path / "cache", new=lambda: False)
+    asked: list[Callable[[], object]] = [
+        lambda: store.manifest(ref), lambda: store.localize(ref), lambda: store.delete(ref.folder),
+        lambda: write(store, tmp_path, "b/2"),
+    ]  # fmt: skip
+    for ask in asked:
+        with pytest.raises(StorageUnavailable, match="mount it"):
+            ask()
+    assert not (root / "b").exists(), "it would be hidden when the storage comes back"
+    shutil.rmtree(root, ignore_errors=True)
+    away.rename(root)
+    store.verify(ref)
+
+
+def test_a_storage_of_a_release_that_left_no_mark_goes_on_and_gets_one(store: ArtifactStore, tmp_path: Path) -> None:
+    ref = write(store, tmp_path)
+    store.fs.rm(store.path(MARK))
+    later = used_before(store)
+    later.verify(ref)
+    with pytest.raises(NotFound):
+        later.manifest(ref.model_copy(update={"folder": "a/lost"}))
+    assert store.fs.exists(store.path(MARK))
+
+
+def test_a_storage_that_was_emptied_by_deleting_is_still_there(store: ArtifactStore, tmp_path: Path) -> None:
+    store.delete(write(store, tmp_path).folder)
+    later = used_before(store)
+    later.delete("a/1")
+    later.verify(write(later, tmp_path))

@@ -82,9 +82,8 @@ async def _check(ask: Callable[[], None]) -> str:
 def _storage(parts: Parts) -> None:
     store = parts.artifacts
     with store.errors("looking at the storage"):
+        store.look_for_itself()
         if store.local:
             free = shutil.disk_usage(store.root).free
             if free < _LEAST_FREE_BYTES:
                 raise StorageFull(f"only {free >> 20} MiB are free on the storage; free some space")
-        else:
-            store.fs.exists(store.root)
