@@ -46,6 +46,14 @@ log = logging.getLogger(__name__)
 LocalStage = Callable[[JobRecord, Node, str, Mapping[str, ManifestRef]], ManifestRef]
 
 
+class _Ended(Exception):
+    """What ended an attempt's workers. Even where a component was away from them, nothing is left to wait for."""
+
+    def __init__(self, error: TLMError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
 @dataclass
 class _Held:
     """What this coordinator knows of a job it drives; all of it can be found out again."""
@@ -167,6 +175,8 @@ class Coordinator:
             raise  # its state is not what it was: no fault of the job
         except Unavailable as error:
             self._wait(job, held, error)
+        except _Ended as ended:
+            self._end_attempt(job, held, ended.error)
         except TLMError as error:
             self._end_attempt(job, held, error)
         except Exception as error:
@@ -297,7 +307,7 @@ class Coordinator:
         done = published(self._store, job)
         if all(node.name in done for node in plan_of(job).group(group)):
             return
-        raise self._why(job, status, submission)
+        raise _Ended(self._why(job, status, submission))
 
     def _submit(self, job: JobRecord, group: str, submission: str) -> None:
         try:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import redis
@@ -18,10 +19,11 @@ from services.trainer.cluster import Status
 from services.trainer.selections import SelectionState
 from tests.contract.coordinator_world import AheadStore, T, World
 from tests.trainer_fakes import all_stages, counting_stage, run_group
-from tlm_core.errors import NonFiniteLoss, StaleAttempt, UnreadableRecord
+from tlm_core.errors import NonFiniteLoss, StaleAttempt, StorageUnavailable, UnreadableRecord
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import State
+from tlm_core.training.stage import StageContext
 
 
 def test_a_killed_worker_is_followed_by_an_attempt_that_goes_on_from_the_checkpoint(world: World) -> None:
@@ -43,6 +45,19 @@ def test_a_killed_worker_is_followed_by_an_attempt_that_goes_on_from_the_checkpo
     assert world.job(job_id).state is State.SUCCEEDED
     starts = [e.data["step"] for e in world.store.events(T, job_id) if e.type == "stage.started_at"]
     assert starts == [0, 2]
+
+
+def test_a_worker_that_an_absent_component_ended_is_followed_by_another_attempt(world: World) -> None:
+    coordinator, job_id = world.coordinator(), world.submit()
+
+    def away(_: StageContext) -> NoReturn:
+        raise StorageUnavailable("away")
+
+    world.work(world.until_submitted(coordinator, job_id), joint=away)
+    coordinator.round()
+    job = world.job(job_id)
+    assert (job.state, job.failures) == (State.QUEUED, 1), "nothing is left to wait for"
+    assert job.error is not None and job.error["code"] == "storage_unavailable"
 
 
 def test_any_coordinator_goes_on_where_another_was_killed(world: World) -> None:
