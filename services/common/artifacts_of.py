@@ -1,11 +1,18 @@
-"""Which of a job's artifacts exist."""
+"""Which of a job's artifacts exist, and taking one back."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
+
 from services.common.jobreads import JobReads
+from services.common.jobstore import JobStore
 from tlm_core.artifacts import ManifestRef
-from tlm_core.jobs.plan import Plan, plan_of
+from tlm_core.errors import CorruptArtifact, NotFound
+from tlm_core.jobs.plan import Node, Plan, plan_of
 from tlm_core.jobs.spec import JobRecord
+
+log = logging.getLogger(__name__)
 
 
 def published(store: JobReads, job: JobRecord, plan: Plan | None = None) -> dict[str, ManifestRef]:
@@ -18,3 +25,20 @@ def published(store: JobReads, job: JobRecord, plan: Plan | None = None) -> dict
             if ref is not None:
                 done[node.name] = ref
     return done
+
+
+def take_back(
+    store: JobStore, job: JobRecord, node: Node, done: Mapping[str, ManifestRef], error: NotFound | CorruptArtifact
+) -> None:
+    """Take back the node's artifact, whose files are lost or changed as `error` says, so that it is made again.
+
+    done: as `published` gave it. Raises NotFound where it is another job's, and cannot be made again.
+    """
+    if node.taken:
+        raise NotFound(
+            f"what {job.spec.pruned} has left of '{node.name}' is lost ({error}), and made anew it would be another "
+            "model's; train the model again and prune that job"
+        ) from error
+    artifact = node.artifact_id({name: ref.digest for name, ref in done.items()}, job.id)
+    log.warning("artifact %s of %s is lost and will be made again: %s", artifact, node.name, error)
+    store.forget_artifact(job.tenant, artifact, done[node.name])

@@ -308,10 +308,11 @@ class JobStore(JobReads):
 
     # --- taking back ------------------------------------------------------------------------------------------------
 
-    def forget_artifact(self, tenant: str, artifact: str) -> None:
-        """Take an artifact back (its files are lost or broken), so that its stage runs again."""
-        with translated():
-            self._redis.hdel(key(tenant, "artifacts"), artifact)
+    def forget_artifact(self, tenant: str, artifact: str, ref: ManifestRef | None = None) -> None:
+        """Take an artifact back (its files are lost or broken), so that its stage runs again. ref: where it lay; if it
+        was made again elsewhere meanwhile, it stays."""
+        body = canonical_json(ref.model_dump(mode="json")) if ref else ""
+        self._run("forget", [key(tenant, "artifacts")], [artifact, body])
 
     def drop_checkpoint(self, tenant: str, artifact: str, checkpoint: CheckpointRef) -> None:
         """Take a checkpoint back; its files may be deleted afterwards."""

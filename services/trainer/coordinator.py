@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 
-from services.common.artifacts_of import published
+from services.common.artifacts_of import published, take_back
 from services.common.jobstore import JobStore
 from services.common.logs import facts
 from services.trainer.cluster import Cluster, Status
@@ -240,14 +240,7 @@ class Coordinator:
             try:
                 self._artifacts.look_at(ref)
             except (NotFound, CorruptArtifact) as error:
-                if plan.node(name).taken:
-                    raise NotFound(
-                        f"what {job.spec.pruned} has left of '{name}' is lost ({error}), and made anew it would be "
-                        "another model's; train the model again and prune that job"
-                    ) from error
-                artifact = self._id(job, plan.node(name), done)
-                log.warning("artifact %s of %s is lost and will be made again: %s", artifact, name, error)
-                self._store.forget_artifact(job.tenant, artifact)
+                take_back(self._store, job, plan.node(name), done, error)
                 return self._trusted(job, held, plan)
             held.verified.add(name)
         return done

@@ -7,15 +7,15 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from services.common.artifacts_of import published
+from services.common.artifacts_of import published, take_back
 from services.common.jobstore import JobStore
 from services.trainer.checkpoints import JobCheckpoints
 from services.trainer.reporter import JobReporter
 from services.trainer.scratch import work_folder
 from tlm_core.artifacts import ArtifactStore, ManifestRef
-from tlm_core.errors import StaleAttempt, TLMError, WorkerLost
+from tlm_core.errors import CorruptArtifact, NotFound, StaleAttempt, StorageUnavailable, TLMError, WorkerLost
 from tlm_core.jobs.plan import DROPPED, Node, plan_of
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.training.params import SHRUNK
@@ -23,6 +23,7 @@ from tlm_core.training.stage import StageContext, StopRequested
 
 log = logging.getLogger(__name__)
 
+_Read = TypeVar("_Read")
 StageFunction = Callable[[StageContext], Mapping[str, Any]]
 
 
@@ -123,7 +124,7 @@ class GroupRunner:
     def _run_node(
         self, job: JobRecord, node: Node, done: Mapping[str, ManifestRef], reporter: JobReporter | None
     ) -> None:
-        if dropped := self._dropped(node, done):
+        if dropped := self._dropped(job, node, done):
             if self._rank == 0:
                 artifact = node.artifact_id({name: ref.digest for name, ref in done.items()}, job.id)
                 self._store.publish(
@@ -153,7 +154,9 @@ class GroupRunner:
         )
         report.event("stage.started", node=node.name, stage=node.stage)
         context = StageContext(
-            inputs={name: self._artifacts.localize(done[source]) for name, source in node.inputs.items()},
+            inputs={
+                name: self._input(job, source, done, self._artifacts.localize) for name, source in node.inputs.items()
+            },
             params=node.params,
             out=out,
             report=report,
@@ -175,10 +178,23 @@ class GroupRunner:
             checkpoints.drop()
         self._share(None)
 
-    def _dropped(self, node: Node, done: Mapping[str, ManifestRef]) -> ManifestRef | None:
+    def _dropped(self, job: JobRecord, node: Node, done: Mapping[str, ManifestRef]) -> ManifestRef | None:
         """The input that stands for work left out, if one does and the node cannot do without."""
-        refs = [] if node.gathers else [done[source] for source in node.inputs.values()]
-        return next((ref for ref in refs if DROPPED in self._artifacts.manifest(ref).meta), None)
+        for source in () if node.gathers else node.inputs.values():
+            if DROPPED in self._input(job, source, done, self._artifacts.manifest).meta:
+                return done[source]
+        return None
+
+    def _input(
+        self, job: JobRecord, source: str, done: Mapping[str, ManifestRef], read: Callable[[ManifestRef], _Read]
+    ) -> _Read:
+        """What `read` gives of the node `source`. Where its files are lost or changed since they were looked at, it is
+        taken back, and StorageUnavailable raised: the next attempt makes it again."""
+        try:
+            return read(done[source])
+        except (NotFound, CorruptArtifact) as error:
+            take_back(self._store, job, plan_of(job).node(source), done, error)
+            raise StorageUnavailable(f"'{source}' is lost or damaged, and is made again: {error}") from error
 
     def _publish(
         self, job: JobRecord, node: Node, digests: Mapping[str, str], out: Path, meta: Mapping[str, Any]

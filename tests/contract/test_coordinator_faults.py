@@ -18,7 +18,8 @@ from services.common.jobstore import connect
 from services.trainer.cluster import Status
 from services.trainer.selections import SelectionState
 from tests.contract.coordinator_world import AheadStore, T, World
-from tests.trainer_fakes import all_stages, counting_stage, run_group
+from tests.trainer_fakes import FakeSelections, all_stages, counting_stage, run_group
+from tlm_core.artifacts import ArtifactStore
 from tlm_core.errors import NonFiniteLoss, StaleAttempt, StorageUnavailable, UnreadableRecord
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord
@@ -58,6 +59,26 @@ def test_a_worker_that_an_absent_component_ended_is_followed_by_another_attempt(
     job = world.job(job_id)
     assert (job.state, job.failures) == (State.QUEUED, 1), "nothing is left to wait for"
     assert job.error is not None and job.error["code"] == "storage_unavailable"
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_an_input_damaged_after_the_coordinators_look_is_made_again(world: World, remote: bool) -> None:
+    if remote:
+        world.artifacts = ArtifactStore(f"memory://{world.folder.name}", world.folder / "cache")
+        world.selections = FakeSelections(world.artifacts, world.folder)
+    coordinator, job_id = world.coordinator(), world.submit()
+    first = world.until_submitted(coordinator, job_id)
+    task = world.artifacts.path(published(world.store, world.job(job_id))["validate"].folder, "made.json")
+    body = world.artifacts.fs.cat_file(task)
+    world.artifacts.fs.pipe_file(task, b"x" * len(body) if remote else b"")
+    world.work(first)
+    for _ in range(3):
+        coordinator.round()
+    assert (world.job(job_id).state, world.job(job_id).failures) == (State.QUEUED, 1)
+    time.sleep(1.1)
+    world.work(world.until_submitted(coordinator, job_id))
+    coordinator.round()
+    assert (world.job(job_id).state, world.validated) == (State.SUCCEEDED, 2)
 
 
 def test_any_coordinator_goes_on_where_another_was_killed(world: World) -> None:

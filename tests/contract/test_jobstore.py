@@ -217,6 +217,16 @@ def test_the_first_published_manifest_of_an_artifact_stays(store: JobStore) -> N
     assert [e.type for e in store.events(T, job.id)].count("artifact.published") == 1
 
 
+def test_an_artifact_that_was_made_again_meanwhile_is_not_taken_back(store: JobStore) -> None:
+    job = bring_to(store, State.RUNNING)
+    old, new = (ManifestRef(folder=f"default/artifacts/art_1/{n}", digest=str(n) * 64) for n in (1, 2))
+    store.publish(T, job.id, job.attempt, artifact="art_1", ref=new, node="prepare", stage="prepare")
+    store.forget_artifact(T, "art_1", old)
+    assert store.artifact(T, "art_1") == new
+    store.forget_artifact(T, "art_1", new)
+    assert store.artifact(T, "art_1") is None
+
+
 def test_checkpoints_come_back_in_order_and_can_be_dropped(store: JobStore) -> None:
     submit(store)
     job = claim(store)
