@@ -13,6 +13,7 @@ TLMError
 │   └── AlreadyRunning        a second one of what may exist once
 ├── Unavailable               a component does not answer now (retryable)
 │   ├── StoreUnavailable      Redis
+│   ├── StoreFull             Redis has no memory or disk left; jobs wait
 │   ├── IndexUnavailable      OpenSearch or the embedded index
 │   ├── ClusterUnavailable    Ray
 │   └── StorageUnavailable    the file system behind the artifacts
@@ -144,6 +145,10 @@ class Unavailable(TLMError):
 
 class StoreUnavailable(Unavailable):
     code = "store_unavailable"
+
+
+class StoreFull(Unavailable):
+    code = "store_full"
 
 
 class IndexUnavailable(Unavailable):

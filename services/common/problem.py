@@ -40,6 +40,7 @@ STATUS: Mapping[type[e.TLMError], int] = {
     e.AlreadyRunning: 409,
     e.Unavailable: 503,
     e.StoreUnavailable: 503,
+    e.StoreFull: 507,
     e.IndexUnavailable: 503,
     e.ClusterUnavailable: 503,
     e.StorageUnavailable: 503,

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import redis.exceptions as redis_errors
 
-from tlm_core.errors import StorageFull, StoreUnavailable, TLMError
+from tlm_core.errors import StoreFull, StoreUnavailable, TLMError
 
 
 def translate(error: redis_errors.RedisError) -> TLMError:
@@ -15,9 +15,9 @@ def translate(error: redis_errors.RedisError) -> TLMError:
     text = str(error)
     # Within a script, Redis 6 tells it in the middle of a longer sentence.
     if isinstance(error, redis_errors.OutOfMemoryError) or "OOM command" in text:
-        return StorageFull("Redis has no memory left; raise its maxmemory or delete old jobs")
+        return StoreFull("Redis has no memory left; raise its maxmemory or delete old jobs")
     if "MISCONF" in text or "No space left" in text:
-        return StorageFull(f"Redis cannot write its append-only file: {text}; free space on its disk")
+        return StoreFull(f"Redis cannot write its append-only file: {text}; free space on its disk")
     if isinstance(error, redis_errors.AuthenticationError | redis_errors.NoPermissionError):
         return StoreUnavailable(f"Redis refuses the credentials: {text}; check the password in the settings")
     return StoreUnavailable(f"Redis does not answer: {text or type(error).__name__}")

@@ -28,7 +28,6 @@ from tlm_core.errors import (
     NotFound,
     RuntimeExceeded,
     StaleAttempt,
-    StorageFull,
     TLMError,
     TrainingFailed,
     Unavailable,
@@ -108,7 +107,7 @@ class Coordinator:
         while not stop.is_set():
             try:
                 self.round()
-            except (Unavailable, StorageFull) as error:
+            except Unavailable as error:
                 log.warning("waiting: %s", error)
                 self._now = -math.inf
             self._beat()
@@ -142,9 +141,7 @@ class Coordinator:
             self._step(self._held.setdefault(job.id, _Held(job.tenant, job.id)))
 
     def _step(self, held: _Held) -> None:
-        """A look at a job, and its next step. Raises what keeps every job from going on: Unavailable and StorageFull,
-        of the store.
-        """
+        """A look at a job, and its next step. Raises what keeps every job from going on: Unavailable, of the store."""
         try:
             job = self._store.get(held.tenant, held.id)
             if job.owner != self._owner or not self._store.renew(job, self._owner, self._settings.lease_seconds):
@@ -152,7 +149,7 @@ class Coordinator:
                 return
             with facts(job_id=job.id, attempt=job.attempt):
                 self._look_after(job, held)
-        except (Unavailable, StorageFull):
+        except Unavailable:
             raise
         except IllegalTransition as error:
             log.info("job %s was paused or cancelled meanwhile, and is looked at again: %s", held.id, error)

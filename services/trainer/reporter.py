@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from services.common.jobstore import JobStore
-from tlm_core.errors import Conflict, NotFound, StorageFull, Unavailable
+from tlm_core.errors import Conflict, NotFound, Unavailable
 from tlm_core.jobs.plan import Node, Plan
 from tlm_core.jobs.spec import Progress
 from tlm_core.jobs.states import State
@@ -137,7 +137,7 @@ class JobReporter:
         try:
             state = self._store.report(*self._job, progress=progress, metrics=metrics, events=events, logs=logs)
             self._go_on = self._go_on and state is State.RUNNING
-        except (Unavailable, StorageFull) as error:
+        except Unavailable as error:
             log.warning("the job store takes nothing now, what there is to tell is kept: %s", error)
             with self._lock:
                 self._progress = self._progress or progress

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import redis
@@ -207,6 +207,32 @@ def test_a_full_redis_ends_neither_the_coordinator_nor_a_worker_that_it_silenced
     assert (world.job(job_id).state, world.cluster.stopped) == (State.RUNNING, [])
     world.rounds_until(coordinator, 621)
     assert world.cluster.stopped == [submission], "from then on it counts"
+
+
+class HoveringStore(JobStore):
+    """Its Redis has no memory for one report, and then has some again."""
+
+    full = True
+
+    def report(self, *args: Any, **kwargs: Any) -> State:
+        if not self.full:
+            return super().report(*args, **kwargs)
+        self.full = False
+        self._redis.config_set("maxmemory", 1)
+        try:
+            return super().report(*args, **kwargs)
+        finally:
+            self._redis.config_set("maxmemory", 0)
+
+
+def test_a_redis_that_is_full_for_a_moment_fails_no_job(world: World, redis_client: redis.Redis) -> None:
+    world.store = HoveringStore(redis_client)
+    coordinator, job_id = world.coordinator(), world.submit()
+    coordinator.round()
+    assert (world.job(job_id).state, world.job(job_id).failures) == (State.RUNNING, 0)
+    world.work(world.until_submitted(coordinator, job_id))
+    coordinator.round()
+    assert world.job(job_id).state is State.SUCCEEDED
 
 
 def _wait_for(true: Callable[[], bool]) -> None:

@@ -19,7 +19,7 @@ from tlm_core.errors import (
     IllegalTransition,
     NotFound,
     StaleAttempt,
-    StorageFull,
+    StoreFull,
     StoreUnavailable,
     WorkerLost,
 )
@@ -39,7 +39,7 @@ def test_a_full_redis_says_what_to_do_and_lets_jobs_be_deleted(store: JobStore, 
     job = bring_to(store, State.CANCELLED)
     redis_client.config_set("maxmemory", 1)
     try:
-        with pytest.raises(StorageFull, match="raise its maxmemory or delete old jobs"):
+        with pytest.raises(StoreFull, match="raise its maxmemory or delete old jobs"):
             submit(store)
         store.delete(job, Removal(T, job.id))
     finally:
@@ -62,7 +62,7 @@ def test_a_full_redis_gives_out_no_job_and_loses_none(store: JobStore, redis_cli
     job = submit(store)
     redis_client.config_set("maxmemory", 1)
     try:
-        with pytest.raises(StorageFull):
+        with pytest.raises(StoreFull):
             store.claim("a", 30)
     finally:
         redis_client.config_set("maxmemory", 0)
