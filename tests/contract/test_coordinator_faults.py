@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from services.common.artifacts_of import published
-from services.common.jobstore import connect
+from services.common.jobstore import JobStore, connect
 from services.trainer.cluster import Status
 from services.trainer.selections import SelectionState
 from tests.contract.coordinator_world import AheadStore, T, World
