@@ -75,8 +75,8 @@ def test_of_the_rates_to_try_a_published_encoder_gets_none_that_is_too_high_unle
         ({"selection.per_label_balance": True}, "set max_passages or max_tokens"),
         ({"selection.per_query_cap": 0}, "selection.per_query_cap"),
         ({"selection.max_tokens": 0}, "selection.max_tokens"),
-        ({"joint.optimizer.betas": [0.9, 1.0]}, "joint.optimizer.betas.1"),
-        ({"finetune.optimizer.betas": [-0.1, 0.9]}, "finetune.optimizer.betas.0"),
+        ({"joint.optimizer.betas": [0.9, 1.0]}, "joint.optimizer.betas"),
+        ({"finetune.optimizer.betas": [-0.1, 0.9]}, "finetune.optimizer.betas"),
         (
             {"selection.selector": "none", "joint.task_loss": False, "joint.mlm_on_task": False},
             "joint.task_loss or joint.mlm_on_task must be true",
@@ -93,3 +93,11 @@ def test_unknown_recipes_and_scales_say_what_is_known() -> None:
         resolve("quick", "tiny")
     with pytest.raises(InvalidRecipe, match="tiny, small, medium, large"):
         resolve("fast", "huge")
+
+
+def test_a_record_with_a_recipe_that_is_refused_by_now_can_still_be_read() -> None:
+    kept = resolve("fast", "tiny").model_dump(mode="json")
+    kept["joint"]["optimizer"]["betas"] = [0.9, 1.0]
+    kept["selection"]["selector"] = "none"
+    kept["joint"] |= {"task_loss": False, "mlm_on_task": False}
+    assert Recipe.model_validate(kept).joint.optimizer.betas == (0.9, 1.0)

@@ -124,9 +124,6 @@ class Budget(_Part):
         return self
 
 
-_Beta = Annotated[float, Field(ge=0, lt=1)]
-
-
 class Optimizer(_Part):
     """AdamW, or Muon on the matrices with AdamW on everything else."""
 
@@ -134,7 +131,7 @@ class Optimizer(_Part):
     lr: float = Field(3e-3, gt=0, description="AdamW's peak learning rate")
     muon_lr: float = Field(0.02, gt=0, description="Muon's peak learning rate")
     weight_decay: float = Field(0.01, ge=0)
-    betas: tuple[_Beta, _Beta] = (0.9, 0.98)
+    betas: tuple[float, float] = (0.9, 0.98)
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the budget; then linear to zero")
     clip: float | None = Field(1.0, gt=0, description="limit of the gradient's norm")
     non_finite: Literal["stop", "skip"] = Field("stop", description="what to do with a step whose loss is no number")
@@ -216,16 +213,6 @@ class Recipe(_Part):
     def _published_weights_keep_their_vocabulary(self) -> Recipe:
         if self.model.init not in (*OWN_STARTS, self.tokenizer.source):
             raise ValueError(f"model.init '{self.model.init}' needs tokenizer.source to be the same")
-        return self
-
-    @model_validator(mode="after")
-    def _the_joint_stage_has_something_to_train_on(self) -> Recipe:
-        joint = self.joint
-        if joint.enabled and self.selection.selector == "none" and not (joint.task_loss or joint.mlm_on_task):
-            raise ValueError(
-                "with selection.selector 'none' the joint stage trains on task text alone, so joint.task_loss or "
-                "joint.mlm_on_task must be true, or joint.enabled false"
-            )
         return self
 
 
@@ -316,9 +303,25 @@ def resolve(name: str, scale: str, overrides: Mapping[str, Any] | None = None) -
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
         raise InvalidRecipe(f"the recipe does not hold: {problems}") from error
+    _check_trainable(recipe)
     if recipe.model.init in OWN_STARTS or {"finetune.optimizer.lr", "finetune.rates"} & set(overrides or ()):
         return recipe
     return recipe.model_copy(update={"finetune": recipe.finetune.for_published()})
+
+
+def _check_trainable(recipe: Recipe) -> None:
+    """Refuse what could not train. Not the model does: an earlier release's records may hold it, and are to be read."""
+    for key, part in (("joint", recipe.joint), ("finetune", recipe.finetune)):
+        if not all(0 <= beta < 1 for beta in part.optimizer.betas):
+            raise InvalidRecipe(
+                f"{key}.optimizer.betas: {list(part.optimizer.betas)} do not hold; each is at least 0 and below 1"
+            )
+    joint = recipe.joint
+    if joint.enabled and recipe.selection.selector == "none" and not (joint.task_loss or joint.mlm_on_task):
+        raise InvalidRecipe(
+            "with selection.selector 'none' the joint stage trains on task text alone, so joint.task_loss or "
+            "joint.mlm_on_task must be true, or joint.enabled false"
+        )
 
 
 def _keys(data: Mapping[str, Any], prefix: str = "") -> list[str]:
