@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from services.common.artifacts_of import published
+from services.common.artifacts_of import artifact_id, published
 from services.common.catalog_records import DatasetRecord
 from services.common.jobstore import JobStore, Removal
 from tlm_core.artifacts import ArtifactStore
@@ -105,9 +105,7 @@ def artifacts_made(jobs: JobStore, job: JobRecord) -> set[str]:
     if job.result is not None and "artifacts" in job.result:
         return made | {entry["artifact"] for entry in job.result["artifacts"].values()}
     plan = plan_of(job)
-    digests = {name: ref.digest for name, ref in published(jobs, job, plan).items()}
+    done = published(jobs, job, plan)
     return made | {
-        node.artifact_id(digests, job.id)
-        for node in plan.nodes
-        if all(name in digests for name in node.inputs.values())
+        artifact_id(job, node, done) for node in plan.nodes if all(name in done for name in node.inputs.values())
     }

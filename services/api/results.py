@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
 from services.api.views import CheckpointView, PassageView, Provenance, SelectionView
-from services.common.artifacts_of import published
+from services.common.artifacts_of import artifact_id, published
 from services.common.jobreads import CheckpointRef, JobReads
 from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import Conflict, CorruptArtifact, NotFound
@@ -86,11 +86,10 @@ def checkpoints_of(jobs: JobReads, job: JobRecord) -> list[CheckpointRef]:
     """The checkpoints that exist for the job's stages, in the order of its plan, the furthest last."""
     plan = plan_of(job)
     done = refs_of(jobs, job, plan)
-    digests = {name: ref.digest for name, ref in done.items()}
     found: list[CheckpointRef] = []
     for node in plan.nodes:
-        if all(name in digests for name in node.inputs.values()):
-            found.extend(jobs.checkpoints(job.tenant, node.artifact_id(digests, job.id)))
+        if all(name in done for name in node.inputs.values()):
+            found.extend(jobs.checkpoints(job.tenant, artifact_id(job, node, done)))
     return found
 
 

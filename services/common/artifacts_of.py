@@ -1,4 +1,4 @@
-"""Which of a job's artifacts exist, and taking one back."""
+"""Which of a job's artifacts exist, their names and folders, and taking one back."""
 
 from __future__ import annotations
 
@@ -15,13 +15,22 @@ from tlm_core.jobs.spec import JobRecord
 log = logging.getLogger(__name__)
 
 
+def artifact_id(job: JobRecord, node: Node, done: Mapping[str, ManifestRef]) -> str:
+    """Name of what the node makes of its inputs. done: at least these, as `published` gives them."""
+    return node.artifact_id({name: ref.digest for name, ref in done.items()}, job.id)
+
+
+def folders_of(job: JobRecord, artifact: str) -> str:
+    """With what the folder of each attempt of the job at the artifact begins; the attempt's number follows."""
+    return f"{job.tenant}/artifacts/{artifact}/{job.id}-"
+
+
 def published(store: JobReads, job: JobRecord, plan: Plan | None = None) -> dict[str, ManifestRef]:
     """Node name → manifest of each stage of the job that is done, by whatever job it was done."""
     done: dict[str, ManifestRef] = {}
     for node in (plan or plan_of(job)).nodes:
         if all(i in done for i in node.inputs.values()):
-            digests = {name: ref.digest for name, ref in done.items()}
-            ref = node.taken.ref if node.taken else store.artifact(job.tenant, node.artifact_id(digests, job.id))
+            ref = node.taken.ref if node.taken else store.artifact(job.tenant, artifact_id(job, node, done))
             if ref is not None:
                 done[node.name] = ref
     return done
@@ -39,6 +48,6 @@ def take_back(
             f"what {job.spec.pruned} has left of '{node.name}' is lost ({error}), and made anew it would be another "
             "model's; train the model again and prune that job"
         ) from error
-    artifact = node.artifact_id({name: ref.digest for name, ref in done.items()}, job.id)
+    artifact = artifact_id(job, node, done)
     log.warning("artifact %s of %s is lost and will be made again: %s", artifact, node.name, error)
     store.forget_artifact(job.tenant, artifact, done[node.name])

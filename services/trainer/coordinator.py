@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 
-from services.common.artifacts_of import published, take_back
+from services.common.artifacts_of import artifact_id, published, take_back
 from services.common.jobstore import JobStore
 from services.common.logs import facts
 from services.trainer.cluster import Cluster, Status
@@ -207,7 +207,7 @@ class Coordinator:
                 case Place.COORDINATOR:
                     self._run_here(job, held, node, done)
                 case Place.RETRIEVER:
-                    self._select(job, node, self._id(job, node, done), done)
+                    self._select(job, node, artifact_id(job, node, done), done)
                 case Place.WORKERS:
                     groups.add(node.group)
         for group in sorted(groups):
@@ -242,11 +242,8 @@ class Coordinator:
             held.verified.add(name)
         return done
 
-    def _id(self, job: JobRecord, node: Node, done: dict[str, ManifestRef]) -> str:
-        return node.artifact_id({name: ref.digest for name, ref in done.items()}, job.id)
-
     def _run_here(self, job: JobRecord, held: _Held, node: Node, done: dict[str, ManifestRef]) -> None:
-        artifact = self._id(job, node, done)
+        artifact = artifact_id(job, node, done)
         future = held.local.get(artifact)
         if future is None:
             self._progress(job, node)
@@ -355,7 +352,7 @@ class Coordinator:
 
     def _finish(self, job: JobRecord, held: _Held, plan: Plan, done: dict[str, ManifestRef]) -> None:
         artifacts = {
-            node.name: {"artifact": self._id(job, node, done), "ref": done[node.name].model_dump()}
+            node.name: {"artifact": artifact_id(job, node, done), "ref": done[node.name].model_dump()}
             for node in plan.nodes
         }
         summary = self._artifacts.manifest(done[plan.report]).meta
@@ -392,7 +389,7 @@ class Coordinator:
         """Stop the selections that the job waits for. Answers whether none of them runs any more."""
         plan = plan_of(job)
         done = published(self._store, job, plan)
-        asked = [self._id(job, node, done) for node in plan.ready(done) if node.place is Place.RETRIEVER]
+        asked = [artifact_id(job, node, done) for node in plan.ready(done) if node.place is Place.RETRIEVER]
         running = [artifact for artifact in asked if not self._selections.stop(job, artifact)]
         return not running
 

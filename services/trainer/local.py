@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from services.common.artifacts_of import folders_of
 from services.trainer.scratch import work_folder
 from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.jobs.plan import DROPPED, Node
@@ -40,7 +41,7 @@ def run_local(
                 meta = merge({name: artifacts.localize(ref) for name, ref in inputs.items()}, work, node.params)
             case _:
                 raise ValueError(f"the coordinator has no stage '{node.stage}'")
-        folder = f"{job.tenant}/artifacts/{artifact}/{job.id}-{job.attempt}-{uuid.uuid4().hex[:8]}"
+        folder = f"{folders_of(job, artifact)}{job.attempt}-{uuid.uuid4().hex[:8]}"
         return artifacts.write(folder, work, artifact=artifact, stage=node.stage, meta=meta)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from services.common.artifacts_of import folders_of
 from services.common.retriever_client import RetrieverClient, SelectionRequest
 from tlm_core.artifacts import ManifestRef
 from tlm_core.errors import TLMError
@@ -59,7 +60,7 @@ class RetrieverSelections:
 
     def stop(self, job: JobRecord, artifact: str) -> bool:
         """See `Selections`. Another job that waits for this very selection asks for it under its own name then."""
-        return self._client.stop_selection(artifact, _folders(job, artifact))
+        return self._client.stop_selection(artifact, folders_of(job, artifact))
 
     @staticmethod
     def _request(job: JobRecord, node: Node, artifact: str, task: ManifestRef) -> SelectionRequest:
@@ -71,10 +72,5 @@ class RetrieverSelections:
             task=task,
             params=dict(node.params["selection"]),
             seed=node.params["seed"],
-            prefix=f"{_folders(job, artifact)}{job.attempt}",
+            prefix=f"{folders_of(job, artifact)}{job.attempt}",
         )
-
-
-def _folders(job: JobRecord, artifact: str) -> str:
-    """With what the folder of each attempt at the artifact begins."""
-    return f"{job.tenant}/artifacts/{artifact}/{job.id}-"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from services.common.artifacts_of import published, take_back
+from services.common.artifacts_of import artifact_id, folders_of, published, take_back
 from services.common.jobstore import JobStore
 from services.trainer.checkpoints import JobCheckpoints
 from services.trainer.reporter import JobReporter
@@ -126,7 +126,7 @@ class GroupRunner:
     ) -> None:
         if dropped := self._dropped(job, node, done):
             if self._rank == 0:
-                artifact = node.artifact_id({name: ref.digest for name, ref in done.items()}, job.id)
+                artifact = artifact_id(job, node, done)
                 self._store.publish(
                     job.tenant, job.id, job.attempt, artifact=artifact, ref=dropped, node=node.name, stage=node.stage
                 )
@@ -145,8 +145,7 @@ class GroupRunner:
         report: JobReporter | SilentReporter,
     ) -> None:
         """Run the node's stage in the empty folder `work`, and publish what it made."""
-        digests = {name: ref.digest for name, ref in done.items()}
-        artifact = node.artifact_id(digests, job.id)
+        artifact = artifact_id(job, node, done)
         out = work / "out"
         out.mkdir()
         checkpoints = JobCheckpoints(
@@ -174,7 +173,7 @@ class GroupRunner:
             raise
         finally:
             checkpoints.close(needed=stopped)
-        if self._rank == 0 and self._publish(job, node, digests, out, meta) != artifact:
+        if self._rank == 0 and self._publish(job, node, done, out, meta) != artifact:
             checkpoints.drop()
         self._share(None)
 
@@ -197,12 +196,12 @@ class GroupRunner:
             raise StorageUnavailable(f"'{source}' is lost or damaged, and is made again: {error}") from error
 
     def _publish(
-        self, job: JobRecord, node: Node, digests: Mapping[str, str], out: Path, meta: Mapping[str, Any]
+        self, job: JobRecord, node: Node, done: Mapping[str, ManifestRef], out: Path, meta: Mapping[str, Any]
     ) -> str:
         """Make what is in `out` the node's artifact. Returns its id: the job's own, if it had to shrink for memory."""
         shared = SHRUNK not in meta
-        artifact = replace(node, reusable=node.reusable and shared).artifact_id(digests, job.id)
-        folder = f"{job.tenant}/artifacts/{artifact}/{job.id}-{job.attempt}"
+        artifact = artifact_id(job, replace(node, reusable=node.reusable and shared), done)
+        folder = f"{folders_of(job, artifact)}{job.attempt}"
         ref = self._artifacts.write(folder, out, artifact=artifact, stage=node.stage, meta=meta)
         in_force = self._store.publish(
             job.tenant,

@@ -64,7 +64,7 @@ def tickets_fit(
         return None
     params = {"init": recipe.model.init, "levels": list(levels), "masks": list(masks)}
     # It reads no data, but only jobs on the same data may share an artifact: with the last of them it is deleted.
-    fixed = {"dataset": job.resolved.data[0].ref.digest}
+    fixed = {"dataset": job.resolved.dataset.digest}
     return Node("tickets_fit", "tickets_fit", Place.WORKERS, params=params, fixed=fixed)
 
 
