@@ -28,6 +28,7 @@ _SHOWN_FAULTS = 20
 _FILE_WIDTH = 160
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -103,6 +104,12 @@ def emit(value: Any) -> None:
 def say(text: str) -> None:
     """A line for people on stdout; the text is shown as it is."""
     typer.echo(text)
+
+
+def confirm_deletion(what: str, *, yes: bool) -> None:
+    """Ask before anything is deleted, unless `yes` was given; a no ends the command."""
+    if not yes:
+        typer.confirm(f"delete {what} for good?", abort=True, err=True)
 
 
 def remark(text: str) -> None:

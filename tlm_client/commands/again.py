@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from tlm_client.commands.jobs import JobId, Options, Overrides, Seeds, labels_of, options_of, overrides_of, watch_job
-from tlm_client.console import AsJson, emit, guarded, notes, say, session_of
+from tlm_client.console import AsJson, Yes, confirm_deletion, emit, guarded, notes, say, session_of
 from tlm_client.models import Job
 
 Watch = Annotated[bool, typer.Option("--watch", "-w", help="Stay and show how it goes.")]
@@ -66,12 +66,11 @@ def clone(
 def delete(
     context: typer.Context,
     job_id: JobId,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Delete a job that is over, with its log, and the model and checkpoints that no other job shares."""
-    if not yes:
-        typer.confirm(f"delete {job_id} and its model for good?", abort=True, err=True)
+    confirm_deletion(f"{job_id} and its model", yes=yes)
     with session_of(context).client() as client:
         client.delete_job(job_id)
     emit({"deleted": job_id}) if as_json else say(f"deleted {job_id}")

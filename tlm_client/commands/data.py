@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from tlm_client.console import AsJson, emit, guarded, notes, remark, say, session_of, table
+from tlm_client.console import AsJson, Yes, confirm_deletion, emit, guarded, notes, remark, say, session_of, table
 from tlm_client.display import Display
 from tlm_client.models import CorpusVersion, Dataset
 from tlm_client.sources import corpus_files, dataset_files
@@ -114,14 +114,13 @@ def dataset_delete(
     context: typer.Context,
     dataset: Annotated[str, typer.Argument(metavar="ID|NAME", help="A name means its newest version.")],
     with_jobs: Annotated[bool, typer.Option("--with-jobs", help="The jobs on it and their models too.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Delete one version of a data set. Refused while a job that is not over needs it."""
     with session_of(context).client() as client:
         found = client.dataset(dataset)
-        if not yes:
-            typer.confirm(f"delete '{found.name}' version {found.version} ({found.id}) for good?", abort=True, err=True)
+        confirm_deletion(f"'{found.name}' version {found.version} ({found.id})", yes=yes)
         client.delete_dataset(found.id, with_jobs=with_jobs)
     emit({"deleted": found.id}) if as_json else say(f"deleted {found.id}")
 
@@ -224,14 +223,13 @@ def corpus_show(context: typer.Context, name: Name, as_json: AsJson = False) -> 
 def corpus_delete(
     context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="All versions, or the one named.")],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Delete a corpus or one version of it; refused while a job that is not over needs it."""
     corpus, version = _versioned(name)
     what = f"version {version} of corpus '{corpus}'" if version else f"corpus '{corpus}'"
-    if not yes:
-        typer.confirm(f"delete {what}{'' if version else ' with all its versions'} for good?", abort=True, err=True)
+    confirm_deletion(what if version else f"{what} with all its versions", yes=yes)
     with session_of(context).client() as client:
         client.delete_corpus(corpus, version)
     emit({"deleted": corpus, "version": version}) if as_json else say(f"deleted {what}")
