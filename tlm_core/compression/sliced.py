@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from tlm_core.compression.masks import Mask
 from tlm_core.training.flops import FORWARD_AND_BACKWARD
-from tlm_core.training.kernels import Rotate
 from tlm_core.training.model import Attention, PostNormLayer, PreNormLayer, Shape, TaskModel, attend
 from tlm_core.training.state import SHAPE, WEIGHTS, load_weights
 
@@ -39,13 +38,8 @@ class SlicedAttention(nn.Module):
         self.out = _linear(whole.out, columns=inner)
 
     def forward(self, x: Tensor, mask: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
-        rows, length, _ = x.shape
-        qkv = self.qkv(x).view(rows, length, 3, self.heads, self.size)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        if rotation is not None:
-            query, key = Rotate.apply(query, *rotation), Rotate.apply(key, *rotation)
-        y = attend(query, key, value, mask, self.dropout if self.training else 0.0)
-        out: Tensor = self.out(y.transpose(1, 2).reshape(rows, length, -1))
+        y = attend(self.qkv(x), self.heads, mask, rotation, self.dropout if self.training else 0.0)
+        out: Tensor = self.out(y)
         return out
 
 

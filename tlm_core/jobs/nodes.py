@@ -22,12 +22,12 @@ STAGE_VERSIONS: Mapping[str, int] = {
     "evaluate_bilstm": 2,
     "curve": 8,
     "tickets_fit": 1,
-    "importance": 1,
-    "ticket": 2,
-    "phases": 5,
+    "importance": 2,
+    "ticket": 3,
+    "phases": 6,
     "merge": 3,
     "part": 2,
-    "share": 3,
+    "share": 4,
     "shared_report": 5,
 }
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tlm_core.training.kernels import Gate, Rotate
+from tlm_core.training.kernels import GatedLinear, Heads
 from tlm_core.training.vocabulary_loss import VocabularyLoss
 
 
@@ -88,27 +88,36 @@ class Attention(nn.Module):
         self.out = nn.Linear(shape.hidden, shape.hidden, bias=bias)
 
     def forward(self, x: Tensor, mask: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
-        rows, length, hidden = x.shape
-        qkv = self.qkv(x).view(rows, length, 3, self.heads, hidden // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        if rotation is not None:
-            query, key = Rotate.apply(query, *rotation), Rotate.apply(key, *rotation)
-        dropout = self.dropout if self.training else 0.0
-        y = attend(query, key, value, mask, dropout)
-        out: Tensor = self.out(y.transpose(1, 2).reshape(rows, length, hidden))
+        y = attend(self.qkv(x), self.heads, mask, rotation, self.dropout if self.training else 0.0)
+        out: Tensor = self.out(y)
         return out
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float) -> Tensor:
-    """Scaled dot-product attention, [R, heads, L, head] each, with an additive mask.
+def attend(qkv: Tensor, heads: int, mask: Tensor, rotation: tuple[Tensor, Tensor] | None, dropout: float) -> Tensor:
+    """Scaled dot-product attention of [R, L, 3 * heads * head], the queries, keys and values; [R, L, heads * head].
 
-    On a CPU it is written out: the fused kernel's backward pass takes four times as long at these lengths.
+    mask: of `attention_mask`. On a CPU attention is written out: the fused kernel's backward pass takes four times as
+    long at these lengths.
     """
+    query, key, value = Heads.apply(qkv.unflatten(-1, (3, heads, -1)), rotation)
     if query.is_cuda:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-    weights = F.dropout(scores.add_(mask).softmax(dim=-1, dtype=scores.dtype), dropout)
-    return weights @ value
+        y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+    else:
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+        with torch.no_grad():  # a score that is put out has no gradient: softmax gives it none
+            scores.masked_fill_(mask, -math.inf)
+        y = F.dropout(scores.softmax(dim=-1, dtype=scores.dtype), dropout) @ value
+    return y.transpose(1, 2).flatten(-2)
+
+
+def attention_mask(together: Tensor, dtype: torch.dtype) -> Tensor:
+    """What `attend` takes for `together` [R, 1, L, L], true where one token sees another.
+
+    Where it does not, on a CPU; on a GPU, in `dtype`, what is added to the scores.
+    """
+    if not together.is_cuda:
+        return ~together
+    return torch.zeros(together.shape, dtype=dtype, device=together.device).masked_fill_(~together, -math.inf)
 
 
 class Norm(nn.Module):
@@ -139,7 +148,8 @@ class PreNormLayer(nn.Module):
     def forward(self, x: Tensor, mask: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
         h = x if self.attention_norm is None else self.attention_norm(x)
         x = x + self.dropout(self.attention(h, mask, rotation))
-        return x + self.mlp_out(self.dropout(Gate.apply(self.mlp_in(self.mlp_norm(x)))))
+        gated = GatedLinear.apply(self.mlp_norm(x), self.mlp_in.weight, product_dtype(x.device))
+        return x + self.mlp_out(self.dropout(gated))
 
 
 class PostNormLayer(nn.Module):
@@ -180,22 +190,22 @@ class Encoder(nn.Module):
         x = self.tokens(tokens)
         if not self.shape.rotary:
             x = x + self.positions(positions) + self.types(types.clamp(max=self.shape.types - 1))
-        x = self.dropout(self.norm(x))
         dtype = product_dtype(x.device)
+        x = self.dropout(self.norm(x)).to(dtype)  # as are all sums from here on: what costs between products is memory
         masks, rotations = self._masks(segments, dtype), self._rotations(tokens.shape[1], x.device, dtype)
         for layer, mask, rotation in zip(self.layers, masks, rotations, strict=True):
             x = layer(x, mask, rotation)
         return x if self.final_norm is None else self.final_norm(x)
 
     def _masks(self, segments: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
-        """One additive mask [R, 1, L, L] per layer; padding sees padding only, so no row of it is empty."""
+        """One `attention_mask` per layer; padding sees padding only, so no row of it is empty."""
         together = segments[:, None, :, None] == segments[:, None, None, :]
         place = torch.arange(segments.shape[1], device=segments.device)
         made: dict[int | None, Tensor] = {}
         for window in self.shape.windows or (None,) * self.shape.layers:
             if window not in made:
                 near = together if window is None else together & ((place[:, None] - place).abs() <= window)
-                made[window] = torch.zeros(near.shape, dtype=dtype, device=near.device).masked_fill_(~near, -math.inf)
+                made[window] = attention_mask(near, dtype)
             yield made[window]
 
     def _rotations(

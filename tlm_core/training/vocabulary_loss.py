@@ -50,7 +50,11 @@ class VocabularyLoss(torch.autograd.Function):
             here = slice(number * BLOCK, (number + 1) * BLOCK)
             to_weight[here] = e.t() @ scaled
             to_bias[here] = (share @ e)[0]
-        to_weight.index_add_(0, targets, -(miss * x))
+        # A frequent token has many terms of its own; one after the other in float32 they would blur its sum.
+        found, place = targets.unique(return_inverse=True)
+        own = torch.zeros(len(found), x.shape[1], dtype=torch.float64, device=x.device)
+        own.index_add_(0, place, (miss * x).double())
+        to_weight[found] = (to_weight[found].double() - own).to(to_weight.dtype)
         to_bias.index_add_(0, targets, -miss[:, 0])
         ctx.save_for_backward(to_hidden, to_weight, to_bias)
         return (total.log() - hit)[:count].sum()
