@@ -20,7 +20,6 @@ from tlm_core.jobs.spec import JobRecord, JobSpec, OtherData, Resolved
 from tlm_core.jobs.states import State
 from tlm_core.jobs.studies import check_kind
 from tlm_core.selection.select import Corpus, select
-from tlm_core.stages import STAGES
 from tlm_core.tasks.task import Task
 from tlm_core.training.local import run_stage
 from tlm_core.training.recipe import Recipe, Selection
@@ -79,7 +78,7 @@ def _run(node: Node, inputs: Mapping[str, Path], tasks: Sequence[Path], out: Pat
         select(Task.read(inputs["task"]), Corpus("shared", "1", corpus_index()), params, out, seed=0, parts=parts)
         shutil.rmtree(parts, ignore_errors=True)
     else:
-        run_stage(node.stage, inputs, node.params, out, stages=STAGES)
+        run_stage(node.stage, inputs, node.params, out)
         if node.stage == "ticket" and node.params["which"] != "winning":
             (out / WEIGHTS).unlink()  # only its history and mask are looked at: a large encoder's would fill the disk
     return {}

@@ -8,6 +8,7 @@ next one, which goes on from the last checkpoint.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import socket
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 from services.common.logs import facts, set_up_logging
 from services.trainer.settings import TrainerSettings
 from services.trainer.worker import Assignment, GroupRunner
+from tlm_core.stages import STAGES
 
 # No stage takes so long. One that a single worker computes may well outlast what torch has the others wait for it, 10
 # minutes over NCCL; should that worker die, its connections break or Ray ends the program.
@@ -42,13 +44,9 @@ def _compute(
     assignment: Assignment, rank: int = 0, world_size: int = 1, share: Callable[[Any], Any] = lambda value: value
 ) -> None:
     """The work of one worker. share: as of GroupRunner."""
-    import torch
-
-    from tlm_core.stages import STAGES
-
     set_up_logging("worker")
     settings = TrainerSettings()
-    torch.set_num_threads(max(1, int(settings.cpus_per_worker(world_size))))
+    _use_threads(max(1, int(settings.cpus_per_worker(world_size))))
     runner = GroupRunner(
         settings.job_store(),
         settings.artifact_store(),
@@ -60,6 +58,13 @@ def _compute(
     )
     with facts(job_id=assignment.job, attempt=assignment.attempt, rank=rank):
         runner.run(assignment)
+
+
+def _use_threads(count: int) -> None:
+    """Have torch compute with that many, if it is there; if it is not, once it is: not every stage wants it."""
+    os.environ["OMP_NUM_THREADS"] = str(count)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(count)
 
 
 def _start(assignment: Assignment, settings: TrainerSettings, workers: int) -> None:

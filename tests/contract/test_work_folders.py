@@ -27,14 +27,13 @@ with work_folder(Path(sys.argv[1]), sys.argv[2]) as work:
 _TRAIN = """
 import time
 from services.trainer import program
-from tlm_core import stages
 
 def slow(context):
     (context.out / "tokens").write_text("1 2 3")
     print("ready", flush=True)
     time.sleep(60)
 
-stages.STAGES = dict.fromkeys(stages.STAGES, slow)
+program.STAGES = dict.fromkeys(program.STAGES, slow)
 program.main()
 """
 

@@ -18,13 +18,13 @@ from safetensors.torch import load_file
 
 from services.trainer.program import patient_share
 from tests.unit.training.made import made_prepared, tiny
+from tlm_core.stages import STAGES
 from tlm_core.training import loop
 from tlm_core.training.local import LocalCheckpoints, LocalReporter
 from tlm_core.training.objective import Workers, accumulate_gradient
 from tlm_core.training.params import SHRUNK, stage_params
 from tlm_core.training.recipe import Recipe
 from tlm_core.training.stage import StageContext, StopRequested
-from tlm_core.training.stages import STAGES
 
 
 def free_port() -> int:

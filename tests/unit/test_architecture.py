@@ -66,8 +66,11 @@ def test_gateway_and_retriever_start_without_the_heavy_libraries(module: str) ->
     assert not loaded_by(module) & {"torch", "transformers", "datasets", "ray", "sklearn"}
 
 
-def test_the_coordinator_starts_without_torch() -> None:
-    assert not loaded_by("services.trainer.__main__") & {"torch", "transformers"}
+@pytest.mark.parametrize(
+    "module", ["services.trainer.__main__", "services.trainer.program", "tlm_core.training.prepare"]
+)
+def test_the_coordinator_and_a_worker_that_prepares_text_do_without_torch(module: str) -> None:
+    assert not loaded_by(module) & {"torch", "transformers"}
 
 
 def test_importing_a_module_starts_nothing() -> None:

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from tlm_core.compression.importance import importance as importance_of
 from tlm_core.compression.masks import Importance, Mask, one_shot, removals
-from tlm_core.compression.part import part
-from tlm_core.compression.phases import phases
-from tlm_core.compression.shared_report import shared_report
-from tlm_core.compression.sharing import share
 from tlm_core.compression.sliced import MASK, sliced, spared_flops
 from tlm_core.training import published
 from tlm_core.training.device import pick_device
@@ -91,14 +86,3 @@ def ticket(ctx: StageContext) -> dict[str, Any]:
     if not ctx.rank:
         (ctx.out / MASK).write_text(json.dumps(mask.as_dict()), encoding="utf-8")
     return meta
-
-
-STAGES: dict[str, Callable[[StageContext], dict[str, Any]]] = {
-    "tickets_fit": tickets_fit,
-    "importance": importance,
-    "ticket": ticket,
-    "phases": phases,
-    "part": part,
-    "share": share,
-    "shared_report": shared_report,
-}

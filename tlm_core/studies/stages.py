@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +12,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tlm_core.studies.bilstm import BiLSTM, LSTMShape, initialise, load_bilstm
-from tlm_core.studies.curve import curve
 from tlm_core.tasks.task import Task
 from tlm_core.training.device import pick_device
 from tlm_core.training.evaluate import predict, report_of, told
@@ -117,10 +115,3 @@ def evaluate_bilstm(ctx: StageContext) -> dict[str, Any]:
     text = json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False)
     (ctx.out / "report.json").write_text(text, encoding="utf-8")
     return told(report)
-
-
-STAGES: dict[str, Callable[[StageContext], dict[str, Any]]] = {
-    "bilstm": bilstm,
-    "evaluate_bilstm": evaluate_bilstm,
-    "curve": curve,
-}

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sparse  # type: ignore[import-untyped]
-import torch
 
 from tlm_core.training.store import TokenStore
 
@@ -118,12 +117,11 @@ def _leading(matrix: sparse.csr_matrix, dim: int) -> Floats:
     wide = min(size, dim + OVERSAMPLING)
     basis = np.random.default_rng(0).standard_normal((size, wide)).astype(np.float32)
     for _ in range(ITERATIONS):
-        basis = torch.linalg.qr(torch.from_numpy(matrix @ basis))[0].numpy()
-    values, turn = torch.linalg.eigh(torch.from_numpy(basis.T @ (matrix @ basis)))
-    best = values.abs().argsort(descending=True)[:dim]
-    vectors = torch.from_numpy(basis) @ turn[:, best] * values[best].abs().sqrt()
+        basis = np.linalg.qr(matrix @ basis)[0]
+    values, turn = np.linalg.eigh(basis.T @ (matrix @ basis))
+    best = np.argsort(-np.abs(values), kind="stable")[:dim]
     found: Floats = np.zeros((size, dim), dtype=np.float32)
-    found[:, : len(best)] = vectors.numpy()
+    found[:, : len(best)] = basis @ turn[:, best] * np.sqrt(np.abs(values[best]))
     found[np.diff(matrix.indptr) == 0] = 0.0  # without company there is only rounding noise
     return found
 

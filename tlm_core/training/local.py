@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from tlm_core.jobs.nodes import Node, Place, tried
+from tlm_core.stages import STAGES
 from tlm_core.training.params import stage_params
 from tlm_core.training.recipe import Recipe
 from tlm_core.training.stage import StageContext
-from tlm_core.training.stages import STAGES
 
 
 @dataclass
@@ -66,9 +66,8 @@ def run_stage(
     params: Mapping[str, Any],
     folder: Path,
     report: LocalReporter | None = None,
-    stages: Mapping[str, Callable[[StageContext], Any]] = STAGES,
 ) -> Path:
-    """Run one of the `stages` into `folder` and return it. Raises whatever the stage raises."""
+    """Run the stage into `folder` and return it. Raises whatever the stage raises."""
     folder.mkdir(parents=True)
     scratch = folder.with_name(folder.name + ".scratch")
     scratch.mkdir(parents=True, exist_ok=True)
@@ -81,7 +80,7 @@ def run_stage(
         checkpoints=checkpoints,
         scratch=scratch,
     )
-    stages[stage](context)
+    STAGES[stage](context)
     shutil.rmtree(scratch)
     return folder
 

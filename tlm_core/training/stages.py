@@ -13,17 +13,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tlm_core.training import published
-from tlm_core.training.choose import choose
 from tlm_core.training.device import holding_the_model, pick_device, resolved_precision
-from tlm_core.training.evaluate import evaluate, predict, validation_scores
-from tlm_core.training.export import export
+from tlm_core.training.evaluate import predict, validation_scores
 from tlm_core.training.loop import Budget, Trainer
 from tlm_core.training.memory import MICRO_ROWS
 from tlm_core.training.model import Shape, TaskModel, initialise, initialise_counted, scratch_shape
 from tlm_core.training.objective import Workers
 from tlm_core.training.optim import Optimizer
 from tlm_core.training.params import SHRUNK
-from tlm_core.training.prepare import prepare
 from tlm_core.training.prepared import Batch, FinetuneBatches, JointBatches, Prepared
 from tlm_core.training.profiling import copy_traces, trace_path, traced
 from tlm_core.training.recipe import OWN_STARTS, Finetune, Joint
@@ -188,13 +185,3 @@ def write_trained(
     (ctx.out / SHAPE).write_text(json.dumps(shape.as_dict()), encoding="utf-8")
     (ctx.out / HISTORY).write_text(json.dumps(history), encoding="utf-8")
     return meta
-
-
-STAGES: dict[str, Callable[[StageContext], dict[str, Any]]] = {
-    "prepare": prepare,
-    "joint": joint,
-    "finetune": finetune,
-    "choose": choose,
-    "evaluate": evaluate,
-    "export": export,
-}

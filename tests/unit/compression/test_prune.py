@@ -27,7 +27,6 @@ from tlm_core.compression.sliced import load_sliced
 from tlm_core.errors import InvalidRecipe, InvalidRequest
 from tlm_core.jobs.options import ShareTickets
 from tlm_core.jobs.plan import plan_of
-from tlm_core.stages import STAGES
 from tlm_core.tasks.metrics import score
 from tlm_core.tasks.task import Task
 from tlm_core.training.local import LocalReporter, run_stage
@@ -65,7 +64,7 @@ def test_the_super_ticket_s_traces_are_beside_it(done: Mapping[str, Path], tmp_p
     for name in [name for name in inputs if name.startswith("ticket.")]:
         inputs[name] = shutil.copytree(inputs[name], tmp_path / name)
         (inputs[name] / "trace-finetune.json.gz").write_text(name)
-    out = run_stage("phases", inputs, node.params, tmp_path / "out", stages=STAGES)
+    out = run_stage("phases", inputs, node.params, tmp_path / "out")
     report = json.loads((out / "report.json").read_text())
     super_ticket = f"ticket.winning.l{report['super_ticket']['level']:g}.s{report['best_seed']}"
     assert (out / "trace-finetune.json.gz").read_text() == super_ticket
@@ -75,9 +74,9 @@ def test_importance_stops_when_asked_and_starts_anew(done: Mapping[str, Path], t
     inputs = {"prepared": done["prepare"], "finetune": done["finetune.s0"]}
     stop = LocalReporter(keep_going=lambda step: step < 64)
     with pytest.raises(StopRequested, match="start this stage anew"):
-        run_stage("importance", inputs, {"as_published": False}, tmp_path / "first", stop, STAGES)
+        run_stage("importance", inputs, {"as_published": False}, tmp_path / "first", stop)
     assert stop.steps == [32, 64] and not list((tmp_path / "first").iterdir())
-    out = run_stage("importance", inputs, {"as_published": False}, tmp_path / "second", stages=STAGES)
+    out = run_stage("importance", inputs, {"as_published": False}, tmp_path / "second")
     assert (out / "importance.json").read_bytes() == (done["importance.s0"] / "importance.json").read_bytes()
 
 
@@ -212,9 +211,9 @@ def test_tickets_for_which_a_published_encoder_has_no_room_are_refused(
     (tmp_path / "encoder").mkdir()
     (tmp_path / "encoder" / "config.json").write_text(json.dumps(config))
     params = {"init": str(tmp_path / "encoder"), "levels": [0.5], "masks": []}
-    run_stage("tickets_fit", {}, params, tmp_path / "fits", stages=STAGES)
+    run_stage("tickets_fit", {}, params, tmp_path / "fits")
     with pytest.raises(InvalidRequest, match=complaint):
-        run_stage("tickets_fit", {}, params | over, tmp_path / "refused", stages=STAGES)
+        run_stage("tickets_fit", {}, params | over, tmp_path / "refused")
     (tmp_path / "encoder" / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
     with pytest.raises(InvalidRecipe, match="'gpt2' model"):
-        run_stage("tickets_fit", {}, params, tmp_path / "other", stages=STAGES)
+        run_stage("tickets_fit", {}, params, tmp_path / "other")

@@ -22,7 +22,6 @@ from tlm_core.compression.masks import Mask
 from tlm_core.compression.sharing import SharedBatches, SharedModel, TicketOptimizer, frozen, load_shared
 from tlm_core.compression.sliced import sliced
 from tlm_core.errors import InvalidRequest
-from tlm_core.stages import STAGES
 from tlm_core.tasks.merge import MERGE, merge
 from tlm_core.tasks.task import Task
 from tlm_core.training.evaluate import predict
@@ -60,7 +59,7 @@ def made_parts(folder: Path, recipe: Any, *, pair: bool = False) -> list[Path]:
     merge(tasks, list(sizes), folder / "merged")
     prepared = run_stage("prepare", {"task": folder / "merged"}, stage_params("prepare", recipe), folder / "prepared")
     inputs = {"prepared": prepared, "task": folder / "merged"}
-    return [run_stage("part", inputs, {"number": n}, folder / f"part{n}", stages=STAGES) for n in range(2)]
+    return [run_stage("part", inputs, {"number": n}, folder / f"part{n}") for n in range(2)]
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +192,7 @@ def test_the_stage_trains_and_each_task_can_be_loaded_out_of_it(parts: list[Prep
     tickets = [{"mask": mask.as_dict()} for mask in MASKS]
     inputs = {f"prepared.{number}": prepared.folder for number, prepared in enumerate(parts)}
     params = {**stage_params("finetune", recipe, 3), "tickets": tickets}
-    out = run_stage("share", inputs, params, tmp_path / "shared", stages=STAGES)
+    out = run_stage("share", inputs, params, tmp_path / "shared")
     history = json.loads((out / "history.json").read_text())
     best = history["best"]
     assert best["score"] == pytest.approx((best["score.0"] + best["score.1"]) / 2)
@@ -227,14 +226,14 @@ def test_single_texts_pairs_and_amounts_share_an_encoder(tmp_path: Path) -> None
     inputs = {}
     for number in range(3):
         out = tmp_path / f"part{number}"
-        inputs[f"prepared.{number}"] = run_stage("part", whole, {"number": number}, out, stages=STAGES)
+        inputs[f"prepared.{number}"] = run_stage("part", whole, {"number": number}, out)
     second = Prepared(inputs["prepared.0"]).split("train").second
     assert (
         second is not None and second.tolist() == Prepared(inputs["prepared.0"]).split("train").store.lengths.tolist()
     )
     np.testing.assert_allclose(Prepared(inputs["prepared.2"]).split("test").labels, tasks[2].amounts("test"), rtol=1e-6)
     params = {**stage_params("finetune", recipe, 0), "tickets": [None, None, None]}
-    out = run_stage("share", inputs, params, tmp_path / "shared", stages=STAGES)
+    out = run_stage("share", inputs, params, tmp_path / "shared")
     last = json.loads((out / "history.json").read_text())["evaluations"][-1]
     assert {"score.0", "score.1", "score.2"} <= last.keys()
     amounts = Prepared(inputs["prepared.2"])
@@ -290,19 +289,17 @@ def test_further_test_sets_outlast_merging_and_are_scored_beside_test(tmp_path: 
     inputs = {"merged": tmp_path / "merged"}
     finetune = stage_params("finetune", recipe, 0)
     for number in range(2):
-        out = run_stage("part", whole, {"number": number}, tmp_path / f"part{number}", stages=STAGES)
+        out = run_stage("part", whole, {"number": number}, tmp_path / f"part{number}")
         inputs |= {f"task.{number}": tmp_path / f"task{number}", f"prepared.{number}": out}
         assert Prepared(out).facts["counts"] == tasks[number].counts
         for test in tasks[number].further_tests:
             np.testing.assert_array_equal(Prepared(out).split(test).labels, tasks[number].label_ids(test))
-        inputs[f"alone.{number}.s0"] = run_stage(
-            "finetune", {"prepared": out}, finetune, tmp_path / f"alone{number}", stages=STAGES
-        )
+        inputs[f"alone.{number}.s0"] = run_stage("finetune", {"prepared": out}, finetune, tmp_path / f"alone{number}")
     parts = {f"prepared.{number}": inputs[f"prepared.{number}"] for number in range(2)}
     for system in ("multi_task", "tickets"):
         params = {**finetune, "tickets": [None, None]}
-        inputs[f"{system}.s0"] = run_stage("share", parts, params, tmp_path / system, stages=STAGES)
-    done = run_stage("shared_report", inputs, {"seeds": [0]}, tmp_path / "report", stages=STAGES)
+        inputs[f"{system}.s0"] = run_stage("share", parts, params, tmp_path / system)
+    done = run_stage("shared_report", inputs, {"seeds": [0]}, tmp_path / "report")
     report = json.loads((done / "report.json").read_text())
     assert [task["tests"] for task in report["tasks"]] == [["test", "test_other"], ["test", "test_other", "test_third"]]
     for system in ("alone", "multi_task", "tickets"):

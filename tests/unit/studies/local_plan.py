@@ -14,7 +14,6 @@ from tlm_core.artifacts import ManifestRef
 from tlm_core.jobs.plan import DROPPED, Plan, plan_of
 from tlm_core.jobs.spec import JobRecord, OtherData
 from tlm_core.jobs.states import State
-from tlm_core.stages import STAGES
 from tlm_core.training.local import run_stage
 from tlm_core.training.recipe import Recipe
 
@@ -59,5 +58,5 @@ def _run(stage: str, inputs: Mapping[str, Path], params: Mapping[str, Any], task
             out.mkdir(parents=True)
             return subset(inputs["task"], inputs["sizes"], out, params)
         case _:
-            run_stage(stage, inputs, params, out, stages=STAGES)
+            run_stage(stage, inputs, params, out)
     return {}

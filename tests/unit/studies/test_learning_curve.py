@@ -21,7 +21,6 @@ from tests.unit.training.made import LABELS, made_task, tiny
 from tlm_core.errors import InvalidRecipe
 from tlm_core.jobs.options import LearningCurve
 from tlm_core.jobs.studies import lstm_params
-from tlm_core.stages import STAGES
 from tlm_core.studies.curve import words
 from tlm_core.studies.fit import compare
 from tlm_core.tasks.metrics import score
@@ -119,7 +118,7 @@ def test_the_third_variant_begins_with_the_token_embeddings_of_the_joint_stage(
 ) -> None:
     inputs = {"prepared": done["prepare.tlm.n24.s0"], "joint": done["joint.n24.s0"]}
     params = lstm_params(RECIPE, LearningCurve(lstm=LSTM | {"lr": 1e-12}), 0)
-    folder = run_stage("bilstm", inputs, params, tmp_path / "bilstm", stages=STAGES)
+    folder = run_stage("bilstm", inputs, params, tmp_path / "bilstm")
     learnt = load_file(done["joint.n24.s0"] / "model.safetensors")["encoder.tokens.weight"]
     torch.testing.assert_close(load_file(folder / "model.safetensors")["encoder.tokens.weight"], learnt)
 
