@@ -15,7 +15,6 @@ from benchmarks.shared import ROOT, shared_data
 from tlm_core.corpus.passages import passage_id
 from tlm_core.selection.files import PASSAGES, Rows
 from tlm_core.tasks.validate import load_task
-from tlm_core.training.device import pick_device, resolved_precision
 from tlm_core.training.local import run_stage
 from tlm_core.training.params import stage_params
 from tlm_core.training.process import ENVIRONMENT
@@ -45,6 +44,8 @@ def threads() -> int:
 
 def precision() -> str:
     """What all rivals are given beside fp32: "bf16", or "fp32" where the device has no instructions for it."""
+    from tlm_core.training.device import pick_device, resolved_precision  # torch, which preparing text does without
+
     return resolved_precision("auto", pick_device())
 
 
