@@ -30,10 +30,10 @@ class SlicedAttention(nn.Module):
     def __init__(self, whole: Attention, kept: Tensor) -> None:
         super().__init__()
         hidden = whole.out.out_features
-        self.size = hidden // whole.heads
+        size = hidden // whole.heads
         self.heads = len(kept)
         self.dropout = whole.dropout
-        inner = _members(kept, self.size)
+        inner = _members(kept, size)
         self.qkv = _linear(whole.qkv, rows=torch.cat([inner + part * hidden for part in range(3)]))
         self.out = _linear(whole.out, columns=inner)
 
