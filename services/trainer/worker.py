@@ -18,13 +18,13 @@ from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import CorruptArtifact, NotFound, StaleAttempt, StorageUnavailable, TLMError, WorkerLost
 from tlm_core.jobs.plan import DROPPED, Node, plan_of
 from tlm_core.jobs.spec import JobRecord
+from tlm_core.stages import Stage
 from tlm_core.training.params import SHRUNK
 from tlm_core.training.stage import StageContext, StopRequested
 
 log = logging.getLogger(__name__)
 
 _Read = TypeVar("_Read")
-StageFunction = Callable[[StageContext], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class GroupRunner:
         store: JobStore,
         artifacts: ArtifactStore,
         scratch: Path,
-        stages: Mapping[str, StageFunction],
+        stages: Mapping[str, Stage],
         *,
         rank: int = 0,
         world_size: int = 1,
