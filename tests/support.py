@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -44,3 +45,12 @@ def files_under(folder: Path) -> Iterator[Path]:
     """Files below `folder` while a service works in it: unlike `rglob`, it bears that folders vanish underway."""
     for place, _, names in os.walk(folder):
         yield from (Path(place, name) for name in names)
+
+
+def wait_for(look: Callable[[], Any], seconds: float = 10.0) -> Any:
+    """What `look` answers, once that is something. It is asked again and again for so long."""
+    deadline = time.monotonic() + seconds
+    while not (answer := look()):
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.01)
+    return answer

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -28,6 +29,8 @@ from tlm_core.errors import CorruptArtifact, NotFound, StorageFull, StorageUnava
 MANIFEST = "manifest.json"
 MARK = ".tlm-storage"
 _BLOCK = 1 << 20
+# Longer than a stage computes on copies that it asked for when it began.
+COPIES_KEPT_SECONDS = 14 * 24 * 3600.0
 # The disk is full, the quota used up, or the file larger than the file system or a limit of the process allows.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -239,33 +242,40 @@ class ArtifactStore:
     def localize(self, ref: ManifestRef) -> Path:
         """A local folder with the artifact's files, checked against the manifest.
 
-        A local storage is used in place (sizes are checked); a remote one is copied to the cache once.
+        A local storage is used in place (sizes are checked); a remote one is copied to the cache once, where it stays
+        until nobody has asked for it in COPIES_KEPT_SECONDS.
         """
         manifest = self.manifest(ref)
         if self.local:
             folder = Path(self.path(ref.folder))
-            for entry in manifest.files:
-                self._check(folder / entry.name, entry, deep=False)
+            _check_sizes(folder, manifest)
             return folder
         folder = self.cache / ref.digest
-        if not folder.exists():
-            partial = self.cache / f"{ref.digest}.{uuid.uuid4().hex}.part"
-            try:
-                with self.errors(f"copying {ref.folder}"):
-                    partial.mkdir(parents=True)
-                    for entry in manifest.files:
-                        (partial / entry.name).parent.mkdir(parents=True, exist_ok=True)
-                        self.fs.get_file(self.path(ref.folder, entry.name), str(partial / entry.name))
-                        self._check(partial / entry.name, entry, deep=True)
-                    try:
-                        os.rename(partial, folder)
-                    except OSError:
-                        if not folder.exists():  # else another process was first; its copy is as good
-                            raise
-            finally:
-                # What failed half-way would take room with every try.
-                shutil.rmtree(partial, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            os.utime(folder)  # it is in use
+        if not _whole(folder, manifest):
+            self._copy(ref, manifest, folder)
+            drop_untouched(self.cache, COPIES_KEPT_SECONDS)  # old copies, and what killed processes left of theirs
         return folder
+
+    def _copy(self, ref: ManifestRef, manifest: Manifest, folder: Path) -> None:
+        """Copy a remote artifact to `folder`, all of it or nothing."""
+        partial = self.cache / f"{ref.digest}.{uuid.uuid4().hex}.part"
+        try:
+            with self.errors(f"copying {ref.folder}"):
+                partial.mkdir(parents=True)
+                for entry in manifest.files:
+                    (partial / entry.name).parent.mkdir(parents=True, exist_ok=True)
+                    self.fs.get_file(self.path(ref.folder, entry.name), str(partial / entry.name))
+                    _check(partial / entry.name, entry, deep=True)
+                try:
+                    os.rename(partial, folder)
+                except OSError:
+                    if not folder.exists():  # else another process was first; its copy is as good
+                        raise
+        finally:
+            # What failed half-way would take room with every try.
+            shutil.rmtree(partial, ignore_errors=True)
 
     def look_at(self, ref: ManifestRef) -> None:
         """See that the artifact stands, as far as that costs little: the sizes of files in a local storage, of a remote
@@ -292,9 +302,43 @@ class ArtifactStore:
         with suppress(NotFound), self.errors(f"deleting {folder}"):
             self.fs.rm(self.path(folder), recursive=True)
 
-    @staticmethod
-    def _check(path: Path, entry: FileEntry, *, deep: bool) -> None:
-        if not path.is_file():
-            raise CorruptArtifact(f"{path.name} is named by its manifest but is not there; restore it or rerun")
-        if path.stat().st_size != entry.size or (deep and sha256_file(path) != entry.sha256):
-            raise CorruptArtifact(f"{path.name} does not match its manifest; restore it or rerun the stage")
+
+def _check(path: Path, entry: FileEntry, *, deep: bool) -> None:
+    if not path.is_file():
+        raise CorruptArtifact(f"{path.name} is named by its manifest but is not there; restore it or rerun")
+    if path.stat().st_size != entry.size or (deep and sha256_file(path) != entry.sha256):
+        raise CorruptArtifact(f"{path.name} does not match its manifest; restore it or rerun the stage")
+
+
+def _check_sizes(folder: Path, manifest: Manifest) -> None:
+    for entry in manifest.files:
+        _check(folder / entry.name, entry, deep=False)
+
+
+def _whole(folder: Path, manifest: Manifest) -> bool:
+    """Whether a copy stands as it was made. One that somebody's cleaning has thinned out is dropped."""
+    if not folder.exists():
+        return False
+    try:
+        _check_sizes(folder, manifest)
+    except CorruptArtifact:
+        _drop(folder)
+        return False
+    return True
+
+
+def drop_untouched(folder: Path, seconds: float) -> None:
+    """Remove the folders in a folder, if there is one, that were not changed for so long; not those of another user."""
+    oldest = time.time() - seconds
+    for path in folder.iterdir() if folder.is_dir() else ():
+        with suppress(FileNotFoundError, PermissionError):  # another process drops it, too, or is another user's
+            if path.stat().st_mtime < oldest:
+                _drop(path)
+
+
+def _drop(folder: Path) -> None:
+    """Remove a folder; nobody finds half of it. Nothing happens if another process was first."""
+    aside = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.part")
+    with suppress(FileNotFoundError):
+        os.rename(folder, aside)
+        shutil.rmtree(aside, ignore_errors=True)

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from services.common.retriever_client import SelectionRequest
 from services.retriever.indexes import CorpusKey
 from services.retriever.loads import CorpusLoads
-from tlm_core.artifacts import MANIFEST, ArtifactStore, Manifest, ManifestRef
+from tlm_core.artifacts import MANIFEST, ArtifactStore, Manifest, ManifestRef, drop_untouched
 from tlm_core.errors import CorruptArtifact, InvalidRecipe, InvalidRequest, NotFound, TLMError
 from tlm_core.selection.given import GIVEN
 from tlm_core.selection.select import Corpus, select
@@ -89,7 +89,7 @@ class SelectionRuns:
         self._lock = threading.Lock()
         self._runs: dict[str, Run] = {}
         self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="selection")
-        _sweep(scratch / "selections")
+        drop_untouched(scratch / "selections", _FORGOTTEN_SECONDS)  # of selections that nobody came back for
 
     def put(self, artifact: str, request: SelectionRequest) -> None:
         """Make the selection unless it is made or being made under the same prefix.
@@ -233,13 +233,6 @@ class SelectionRuns:
             log.warning("the selection in %s is lost and will be made again: %s", ref.folder, error)
             return False
         return True
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what selections that nobody came back for have left."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if time.time() - path.stat().st_mtime > _FORGOTTEN_SECONDS:
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def _params(request: SelectionRequest) -> Selection:

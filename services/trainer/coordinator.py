@@ -20,9 +20,9 @@ from services.common.logs import facts
 from services.trainer.cluster import Cluster, Status
 from services.trainer.selections import Selections
 from services.trainer.settings import TrainerSettings
+from services.trainer.submissions import AttemptEnded, Submissions, Watch, report_waiting
 from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import (
-    ClusterUnavailable,
     CorruptArtifact,
     IllegalTransition,
     NotFound,
@@ -32,8 +32,6 @@ from tlm_core.errors import (
     TrainingFailed,
     Unavailable,
     UnreadableRecord,
-    WorkerLost,
-    error_from_dict,
 )
 from tlm_core.jobs.plan import DROPPED, Node, Place, Plan, plan_of
 from tlm_core.jobs.spec import JobRecord, Progress
@@ -43,14 +41,6 @@ log = logging.getLogger(__name__)
 
 # Runs a stage of the coordinator's own: (job, node, artifact id, input artifacts by name) → what was written.
 LocalStage = Callable[[JobRecord, Node, str, Mapping[str, ManifestRef]], ManifestRef]
-
-
-class _Ended(Exception):
-    """What ended an attempt's workers. Even where a component was away from them, nothing is left to wait for."""
-
-    def __init__(self, error: TLMError) -> None:
-        super().__init__(error.message)
-        self.error = error
 
 
 @dataclass
@@ -63,10 +53,7 @@ class _Held:
     verified: set[str] = field(default_factory=set)
     waiting: str | None = None
     stop_since: float | None = None
-    # Since when a submission is looked at that has no worker yet; infinite once that is settled.
-    unstarted: dict[str, float] = field(default_factory=dict)
-    # Since when a submission is seen to run.
-    alive: dict[str, float] = field(default_factory=dict)
+    watch: Watch = field(default_factory=Watch)
 
     def begin_no_more(self) -> None:
         """Take back the job's own stages that still wait for a thread."""
@@ -93,6 +80,7 @@ class Coordinator:
         self._artifacts = artifacts
         self._selections = selections
         self._cluster = cluster
+        self._submissions = Submissions(store, cluster, settings)
         self._settings = settings
         self._owner = owner
         self._local = local
@@ -172,7 +160,7 @@ class Coordinator:
             raise  # its state is not what it was: no fault of the job
         except Unavailable as error:
             self._wait(job, held, error)
-        except _Ended as ended:
+        except AttemptEnded as ended:
             self._end_attempt(job, held, ended.error)
         except TLMError as error:
             self._end_attempt(job, held, error)
@@ -212,7 +200,7 @@ class Coordinator:
                     groups.add(node.group)
         for group in sorted(groups):
             if plan.startable(group, done):
-                self._train(job, held, group)
+                self._submissions.look_after(job, held.watch, group, now=self._now, deaf_until=self._deaf_until)
 
     def _check_runtime(self, job: JobRecord) -> None:
         """End a job that has run longer than its submitter allows, with what runs of it."""
@@ -267,88 +255,6 @@ class Coordinator:
             self._progress(
                 job, node, step=selection.done, total=selection.total, unit=selection.unit, rate=selection.rate
             )
-
-    def _train(self, job: JobRecord, held: _Held, group: str) -> None:
-        submission = job.submissions.get(group)
-        if submission is None:
-            # Written down before it is done: if the cluster then knows nothing of it, it is lost, and starting the
-            # same attempt a second time could make two of it.
-            submission = f"{job.id}.{group}.{job.attempt}"
-            self._cluster.status(submission)  # a cluster that is away is waited for before anything is written
-            event = ("workers.submitted", {"group": group, "submission": submission})
-            self._store.report(job.tenant, job.id, job.attempt, submissions={group: submission}, events=[event])
-            self._submit(job, group, submission)
-            return
-        status = self._cluster.status(submission)
-        if status is Status.WAITING or (status is Status.ALIVE and job.spec.workers > 1):
-            self._look_for_workers(job, held, group, status)
-        if status is Status.WAITING:
-            return
-        if status is Status.ALIVE:
-            silent = self._now - max(job.updated_at, self._deaf_until, held.alive.setdefault(submission, self._now))
-            if silent > self._settings.stall_seconds and (job.spec.workers == 1 or self._has_begun(job, group)):
-                self._cluster.stop(submission)
-                raise WorkerLost(f"the workers have told nothing for {silent:.0f} s; the attempt was ended")
-            return
-        job = self._store.get(job.tenant, job.id)  # as its workers left it
-        done = published(self._store, job)
-        if all(node.name in done for node in plan_of(job).group(group)):
-            return
-        raise _Ended(self._why(job, status, submission))
-
-    def _submit(self, job: JobRecord, group: str, submission: str) -> None:
-        try:
-            self._cluster.submit(submission, self._command(job, group), **self._settings.needs(job.spec.workers))
-        except ClusterUnavailable:
-            # A head that has just started has a job server before it can take jobs. Where it says itself that it
-            # knows nothing of the submission, nothing was started, and the same attempt may ask again.
-            if self._cluster.status(submission) is Status.UNKNOWN:
-                self._store.report(job.tenant, job.id, job.attempt, submissions={group: None})
-            raise
-
-    def _look_for_workers(self, job: JobRecord, held: _Held, group: str, status: Status) -> None:
-        """Say, once, that workers have not started for longer than a start takes: most often there is no room.
-
-        A single worker is the submission itself; several are started by theirs, which is alive before they are.
-        """
-        submission = job.submissions[group]
-        if self._now - held.unstarted.setdefault(submission, self._now) < self._settings.start_seconds:
-            return
-        held.unstarted[submission] = math.inf
-        if status is Status.WAITING or not self._has_begun(job, group):
-            each = self._settings.cpus_per_worker(job.spec.workers)
-            gpus = f" and {self._settings.worker_gpus:g} GPU(s)" if self._settings.worker_gpus else ""
-            late = ClusterUnavailable(
-                f"{job.spec.workers} worker(s) of {each:g} CPU(s){gpus} have not started in "
-                f"{self._settings.start_seconds:g} s: the cluster is slow, or has no room for them yet; then they "
-                "start as soon as others end, or workers are added"
-            )
-            self._report_waiting(job, late)
-
-    def _has_begun(self, job: JobRecord, group: str) -> bool:
-        """Whether one of several workers has told anything yet. Until then there may be no room for all of them."""
-        newest = self._store.events(job.tenant, job.id, after=job.last_event - 1)
-        last = newest[0].type if newest and newest[0].at >= job.updated_at else None
-        if last == "workers.submitted":
-            return False
-        if len(job.submissions) == 1 and last != "job.waiting":
-            return True
-        # What was told last need not be its own: we have told that it waits, or another group has ended.
-        own = {node.name for node in plan_of(job).group(group)}
-        events = self._store.events(job.tenant, job.id, after=max(0, job.last_event - 5000), limit=5000)
-        return any(e.attempt == job.attempt and e.type == "stage.started" and e.data["node"] in own for e in events)
-
-    def _command(self, job: JobRecord, group: str) -> list[str]:
-        arguments = ["--tenant", job.tenant, "--job", job.id, "--attempt", str(job.attempt), "--group", group]
-        return [self._settings.python, "-m", "services.trainer.program", *arguments]
-
-    def _why(self, job: JobRecord, status: Status, submission: str) -> TLMError:
-        """What ended an attempt: the error its workers left, else what the cluster says."""
-        for event in reversed(self._store.events(job.tenant, job.id, after=max(0, job.last_event - 50))):
-            if event.attempt == job.attempt and event.type == "attempt.error":
-                return error_from_dict(event.data)
-        said = self._cluster.message(submission)
-        return WorkerLost(f"the workers ended without a result ({status}): {said[-2000:]}")
 
     def _finish(self, job: JobRecord, held: _Held, plan: Plan, done: dict[str, ManifestRef]) -> None:
         artifacts = {
@@ -416,10 +322,7 @@ class Coordinator:
         if held.waiting != error.code:
             held.waiting = error.code
             log.warning("job %s waits: %s", job.id, error)
-            self._report_waiting(job, error)
-
-    def _report_waiting(self, job: JobRecord, error: Unavailable) -> None:
-        self._store.report(job.tenant, job.id, job.attempt, events=[("job.waiting", error.as_dict())])
+            report_waiting(self._store, job, error)
 
     # --- small steps --------------------------------------------------------------------------------------------
 

@@ -5,11 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
-import threading
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,49 +15,11 @@ from fastapi.testclient import TestClient
 from services.api.loads import LoadWorker
 from services.common.catalog import Catalog
 from services.common.catalog_records import CorpusLoad, LoadState
-from tests.contract.gateway import Gateway, make_gateway, restarted, upload
+from tests.contract.corpora import LINES, T, found, left_queued, post, settled
+from tests.contract.gateway import Gateway, make_gateway, restarted
+from tests.support import wait_for
 from tlm_core.artifacts import ArtifactStore
-from tlm_core.corpus.passages import Passage
-from tlm_core.corpus.read import read_sources
 from tlm_core.errors import IndexMismatch, IndexUnavailable, StoreUnavailable
-
-T = "default"
-LINES = "".join(
-    json.dumps({"text": f"A sentence about the thing number {n}. " * 6, "source": "s"}) + "\n" for n in range(5)
-)
-
-
-@pytest.fixture
-def gateway(redis_client: redis.Redis, tmp_path: Path) -> Gateway:
-    return make_gateway(redis_client, tmp_path)
-
-
-@pytest.fixture
-def api(gateway: Gateway) -> Iterator[TestClient]:
-    with gateway.test_client() as client:
-        yield client
-
-
-def post(api: TestClient, text: str = LINES, name: str = "docs", file: str = "a.jsonl", **data: str) -> Any:
-    return api.post("/v1/corpora", data={"name": name, **data}, files={"files": (file, text)})
-
-
-def settled(api: TestClient, name: str = "docs") -> dict[str, Any]:
-    """The corpus, once its latest load is over."""
-    return wait_for(lambda: found(api, name))
-
-
-def found(api: TestClient, name: str) -> Any:
-    corpus = api.get(f"/v1/corpora/{name}").json()
-    return corpus if corpus["loads"][0]["state"] in ("ready", "failed") else None
-
-
-def wait_for(look: Callable[[], Any], seconds: float = 10.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (answer := look()):
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.02)
-    return answer
 
 
 def test_an_upload_is_answered_at_once_and_becomes_a_version_that_can_be_searched(
@@ -186,9 +144,7 @@ class DiesWriting(ArtifactStore):
 
 
 def test_a_load_found_open_is_taken_up_by_the_next_process(gateway: Gateway) -> None:
-    gateway.parts.loads.stop()
-    with gateway.test_client() as api:
-        load_id = post(api).json()["id"]
+    load_id = left_queued(gateway)
     parts = gateway.parts
     dying = DiesWriting(parts.settings.storage, gateway.root / "cache")
     worker = LoadWorker(parts.catalog, dying, parts.retriever, parts.settings.scratch, owner="dead")
@@ -280,214 +236,6 @@ def test_an_upload_whose_answer_from_the_store_is_lost_is_loaded_if_it_was_recor
     with replace(gateway, parts=parts).test_client() as api:
         assert post(api).status_code == 503
         assert settled(api)["loads"][0]["state"] == "ready"
-
-
-def two_versions(api: TestClient) -> tuple[str, str]:
-    post(api)
-    old = str(settled(api)["version"])
-    post(api, text=LINES.replace("sentence", "phrase"))
-    return old, str(wait_for(lambda: (c := found(api, "docs")) and len(c["versions"]) == 2 and c)["version"])
-
-
-def test_a_dropped_version_is_gone_with_its_index_and_files_and_the_other_stays(
-    api: TestClient, gateway: Gateway
-) -> None:
-    old, new = two_versions(api)
-    assert api.delete(f"/v1/corpora/docs/versions/{new}").status_code == 204
-    assert (corpus := api.get("/v1/corpora/docs").json())["version"] == old and len(corpus["versions"]) == 1
-    assert [path for path in gateway.retriever.loads if new in path] == []
-    assert not [path for path in gateway.leftovers() if new in path] and [p for p in gateway.leftovers() if old in p]
-    assert api.post("/v1/corpora/docs/search", json={"query": "x", "version": new}).status_code == 404
-    assert api.delete(f"/v1/corpora/docs/versions/{new}").status_code == 404
-
-
-def test_a_deleted_corpus_is_gone_with_all_its_versions(api: TestClient, gateway: Gateway) -> None:
-    two_versions(api)
-    assert api.delete("/v1/corpora/docs").status_code == 204
-    assert api.get("/v1/corpora/docs").status_code == api.delete("/v1/corpora/docs").status_code == 404
-    assert gateway.retriever.loads == {} and not [p for p in gateway.leftovers() if "corpora" in p]
-    post(api)
-    assert settled(api)["version"], "the name is free again"
-
-
-def test_a_corpus_that_a_job_needs_is_not_deleted(api: TestClient, gateway: Gateway) -> None:
-    old, new = two_versions(api)
-    assert upload(api).status_code == 201
-    job = api.post("/v1/jobs", json={"dataset": "toy", "corpus": f"docs@{old}"}).json()["id"]
-    for path in ("", f"/versions/{old}"):
-        refused = api.delete(f"/v1/corpora/docs{path}")
-        assert (refused.status_code, refused.json()["facts"]["job"]) == (409, job)
-    assert api.delete(f"/v1/corpora/docs/versions/{new}").status_code == 204
-    api.post(f"/v1/jobs/{job}/cancel")
-    wait_for(lambda: gateway.parts.jobs.claim("me", 60) is None)
-    assert api.delete("/v1/corpora/docs").status_code == 204
-
-
-def test_a_delete_while_the_retriever_is_away_changes_nothing_and_can_be_asked_again(
-    api: TestClient, gateway: Gateway
-) -> None:
-    post(api)
-    version = settled(api)["version"]
-    gateway.retriever.away = True
-    assert api.delete("/v1/corpora/docs").status_code == 503
-    assert api.get("/v1/corpora/docs").json()["version"] == version
-    gateway.retriever.away = False
-    assert api.delete("/v1/corpora/docs").status_code == 204
-
-
-def cancelled(api: TestClient, load: str) -> Any:
-    """The load, once its end is reached."""
-    path = f"/v1/corpora/docs/loads/{load}"
-    return wait_for(lambda: (one := api.get(path).json())["state"] == "cancelled" and one)
-
-
-def stuck(api: TestClient, gateway: Gateway, text: str) -> str:
-    """The id of a load that the retriever cannot bring to its end."""
-    gateway.retriever.failure = IndexUnavailable("the index is away").as_dict()
-    load = str(post(api, text).json()["id"])
-    wait_for(lambda: api.get(f"/v1/corpora/docs/loads/{load}").json()["state"] == "indexing")
-    return load
-
-
-def test_a_stuck_load_can_be_cancelled_and_leaves_nothing_but_the_version_from_before(
-    api: TestClient, gateway: Gateway
-) -> None:
-    post(api)
-    before = settled(api)
-    wait_for(lambda: not [path for path in gateway.leftovers() if "uploads" in path])
-    kept, indexes = gateway.leftovers(), dict(gateway.retriever.loads)
-    load = stuck(api, gateway, LINES.replace("sentence", "phrase"))
-    assert len(gateway.retriever.loads) == 2
-    asked = api.post(f"/v1/corpora/docs/loads/{load}/cancel")
-    assert (asked.status_code, asked.json()["state"]) == (200, "cancelling")
-    assert cancelled(api, load)["error"] is None
-    after = api.get("/v1/corpora/docs").json()
-    assert (after["version"], after["versions"]) == (before["version"], before["versions"])
-    assert gateway.retriever.loads.keys() == indexes.keys()
-    assert sorted(gateway.leftovers()) == sorted(kept)
-    assert api.post(f"/v1/corpora/docs/loads/{load}/cancel").json()["state"] == "cancelled", "twice is no error"
-    gateway.retriever.failure = None
-    post(api, LINES.replace("sentence", "phrase"))
-    assert wait_for(lambda: (c := found(api, "docs")) and len(c["versions"]) == 2)
-
-
-def test_a_cancelled_load_of_what_is_there_already_leaves_it_there(api: TestClient, gateway: Gateway) -> None:
-    post(api)
-    version = settled(api)["version"]
-    load = stuck(api, gateway, LINES)
-    api.post(f"/v1/corpora/docs/loads/{load}/cancel")
-    cancelled(api, load)
-    assert (corpus := api.get("/v1/corpora/docs").json())["version"] == version
-    assert [path for path in gateway.retriever.loads if version in path]
-    assert gateway.parts.artifacts.verify(gateway.parts.catalog.corpus(T, "docs").versions[0].passages)
-    assert len(corpus["versions"]) == 1
-
-
-def test_a_load_stays_cancelling_while_the_retriever_is_away(api: TestClient, gateway: Gateway) -> None:
-    load = stuck(api, gateway, LINES)
-    gateway.retriever.away = True
-    for _ in range(2):
-        assert api.post(f"/v1/corpora/docs/loads/{load}/cancel").json()["state"] == "cancelling"
-    assert post(api).status_code == 409, "what is still there is in the way of the next one"
-    gateway.retriever.away = False
-    cancelled(api, load)
-    assert gateway.retriever.loads == {} and gateway.leftovers() == []
-
-
-@pytest.fixture
-def go_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Set, it lets the cutting of files named slow.jsonl begin."""
-    event = threading.Event()
-
-    def slow(sources: list[str], **given: Any) -> Iterator[Passage]:
-        if sources[0].endswith("slow.jsonl"):
-            event.wait(20)
-        yield from read_sources(sources, **given)
-
-    monkeypatch.setattr("tlm_core.corpus.read.read_sources", slow)
-    yield event
-    event.set()
-
-
-def state_of(api: TestClient, name: str) -> str:
-    return str(api.get(f"/v1/corpora/{name}").json()["loads"][0]["state"])
-
-
-def test_while_one_load_is_cut_another_is_cancelled_and_a_third_indexed(
-    api: TestClient, gateway: Gateway, go_on: threading.Event
-) -> None:
-    gateway.retriever.away = True
-    post(api, name="third")
-    wait_for(lambda: state_of(api, "third") == "indexing")
-    post(api, name="long", file="slow.jsonl")
-    wait_for(lambda: state_of(api, "long") == "cutting")
-    queued = post(api).json()["id"]
-    api.post(f"/v1/corpora/docs/loads/{queued}/cancel")
-    cancelled(api, queued)
-    gateway.retriever.away = False
-    assert settled(api, "third")["version"]
-    assert state_of(api, "long") == "cutting"
-    go_on.set()
-    assert settled(api, "long")["version"]
-
-
-def test_a_load_that_is_cancelled_is_undone_when_the_thread_that_cuts_it_has_left_it(
-    api: TestClient, gateway: Gateway, go_on: threading.Event
-) -> None:
-    load = str(post(api, file="slow.jsonl").json()["id"])
-    wait_for(lambda: state_of(api, "docs") == "cutting")
-    api.post(f"/v1/corpora/docs/loads/{load}/cancel")
-    time.sleep(0.2)
-    assert state_of(api, "docs") == "cancelling", "its files are being read"
-    go_on.set()
-    cancelled(api, load)
-    wait_for(lambda: gateway.leftovers() == [])
-
-
-class CancelsWriting(ArtifactStore):
-    """Storage of a process whose load is cancelled while it keeps the passages."""
-
-    cancel: Callable[[], object] = staticmethod(lambda: None)
-
-    def write(self, *given: Any, **named: Any) -> Any:
-        ref = super().write(*given, **named)
-        self.cancel()
-        return ref
-
-
-def test_a_load_cancelled_while_it_is_cut_leaves_nothing(gateway: Gateway) -> None:
-    gateway.parts.loads.stop()
-    with gateway.test_client() as api:
-        load_id = post(api).json()["id"]
-    parts = gateway.parts
-    store = CancelsWriting(parts.settings.storage, gateway.root / "cache")
-    store.cancel = lambda: parts.catalog.cancel_load(T, load_id)
-    worker = LoadWorker(parts.catalog, store, parts.retriever, parts.settings.scratch)
-    worker.round()
-    assert parts.catalog.load(T, load_id).state is LoadState.CANCELLING
-    worker.round()
-    assert parts.catalog.load(T, load_id).state is LoadState.CANCELLED
-    assert [path for path in gateway.leftovers() if path.startswith("storage")] == []
-    assert parts.catalog.corpus(T, "docs").versions == () and parts.catalog.open_loads() == []
-
-
-def test_a_load_that_is_over_or_unknown_cannot_be_cancelled(api: TestClient) -> None:
-    load = post(api).json()["id"]
-    version = settled(api)["version"]
-    refused = api.post(f"/v1/corpora/docs/loads/{load}/cancel")
-    assert (refused.status_code, refused.json()["code"]) == (409, "conflict")
-    assert api.get("/v1/corpora/docs").json()["version"] == version
-    for path in ("docs/loads/load_none", f"none/loads/{load}"):
-        assert api.post(f"/v1/corpora/{path}/cancel").status_code == 404
-
-
-def test_a_load_is_neither_shown_nor_cancelled_under_another_corpus(api: TestClient, gateway: Gateway) -> None:
-    gateway.parts.loads.stop()
-    load = post(api).json()["id"]
-    post(api, name="other")
-    for refused in (api.get(f"/v1/corpora/other/loads/{load}"), api.post(f"/v1/corpora/other/loads/{load}/cancel")):
-        assert (refused.status_code, "is of corpus 'docs'" in refused.json()["detail"]) == (404, True), refused.text
-    assert state_of(api, "docs") != "cancelling"
 
 
 def test_passages_that_the_index_refused_are_counted_and_shown_with_the_reason(

@@ -11,8 +11,8 @@ import redis
 from fastapi.testclient import TestClient
 
 from services.api.sources import check_sources
+from tests.contract.corpora import LINES, settled
 from tests.contract.gateway import Gateway, make_gateway
-from tests.contract.test_api_corpora import LINES, settled
 from tlm_core.errors import InvalidRequest
 
 ALLOWED = "memory://texts/open"

@@ -7,7 +7,6 @@ import errno
 import gzip
 import json
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from services.common.catalog import Catalog
 from services.common.catalog_records import DatasetRecord
 from tests.contract.gateway import AUTH, TRAIN, Gateway, in_parts, make_gateway, upload
 from tests.factories import make_resolved, make_spec
+from tests.support import wait_for
 from tlm_core.artifacts import ArtifactStore
 from tlm_core.errors import StoreUnavailable
 from tlm_core.tasks.hub import HubSource
@@ -223,8 +223,8 @@ def test_an_upload_whose_connection_breaks_leaves_nothing(gateway: Gateway) -> N
             )
             part = '--x\r\nContent-Disposition: form-data; name="train"; filename="train.csv"\r\n\r\n'
             connection.sendall(head.encode() + part.encode() + b"x" * 2_000_000)
-            wait_for(lambda: any(p.startswith("scratch/uploads") for p in gateway.leftovers()))
-        wait_for(lambda: gateway.leftovers() == [])
+            wait_for(lambda: any(p.startswith("scratch/uploads") for p in gateway.leftovers()), 5)
+        wait_for(lambda: gateway.leftovers() == [], 5)
     assert gateway.parts.catalog.datasets(T) == ([], False)
 
 
@@ -367,10 +367,3 @@ def test_a_file_of_a_hub_data_set_may_be_its_selection(gateway: Gateway, monkeyp
     assert made.status_code == 201 and made.json()["selection"] == 2, made.text
     assert asked[0] == (HubSource("owner/films", "v2"), "small_external.csv")
     assert odd.status_code == 422 and "does not tell its type" in odd.json()["detail"]
-
-
-def wait_for(holds: Any, seconds: float = 5.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.01)

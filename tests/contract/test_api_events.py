@@ -18,6 +18,7 @@ from services.api.tail import Tailer
 from services.common.jobstore import JobStore
 from tests.contract.gateway import AUTH, TOKEN, Gateway, make_gateway
 from tests.factories import make_resolved, make_spec
+from tests.support import wait_for
 from tlm_client.client import TLMClient
 from tlm_core.errors import NotFound, StoreUnavailable
 from tlm_core.jobs.spec import Event, JobRecord, Progress
@@ -274,10 +275,3 @@ def looks(gateway: Gateway) -> int:
 
 def watched(gateway: Gateway) -> int:
     return gateway.parts.tailer.watchers
-
-
-def wait_for(holds: Any, seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.01)

@@ -13,9 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import redis
 
-from tests.contract.gateway import TOKEN, TRAIN, Gateway, T, make_gateway
+from tests.contract.gateway import TOKEN, TRAIN, Gateway, T
 from tests.contract.made_results import complete, make_export, publish
 from tests.factories import make_resolved, make_spec
 from tests.support import ROOT
@@ -23,11 +22,6 @@ from tlm_core.jobs.states import State
 
 TLM = (sys.executable, "-m", "tlm_client")
 SIZE = 120_000_000
-
-
-@pytest.fixture
-def gateway(redis_client: redis.Redis, tmp_path: Path) -> Gateway:
-    return make_gateway(redis_client, tmp_path)
 
 
 @pytest.fixture

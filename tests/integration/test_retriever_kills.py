@@ -18,7 +18,7 @@ from services.retriever.indexes import CorpusKey, OpenSearchIndexes
 from services.retriever.loads import CorpusLoads
 from services.retriever.records import LoadRecords
 from services.retriever.selections import SelectionRuns
-from tests.contract.test_index_service import Place
+from tests.contract.retriever_place import Place
 from tlm_core.artifacts import ArtifactStore
 
 KILLS = 20

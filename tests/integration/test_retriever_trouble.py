@@ -14,8 +14,8 @@ import pytest
 from services.retriever.cluster import connect
 from services.retriever.indexes import OpenSearchIndexes
 from services.retriever.opensearch_index import SCHEMA_VERSION, index_body, load_alias
+from tests.contract.retriever_place import PASSAGES, Place
 from tests.contract.selection_indexes import new_key
-from tests.contract.test_index_service import PASSAGES, Place
 from tests.integration.played_opensearch import PlayedOpenSearch, Reply, Trouble
 from tests.redis_server import free_port
 from tests.support import skip_or_fail

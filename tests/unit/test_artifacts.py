@@ -30,10 +30,9 @@ def make(tmp_path: Path, files: dict[str, str]) -> Path:
     return source
 
 
-def write(store: ArtifactStore, tmp_path: Path, folder: str = "a/1") -> ManifestRef:
-    return store.write(
-        folder, make(tmp_path, {"x": "1", "sub/y": "22"}), artifact="art_1", stage="joint", meta={"n": 2}
-    )
+def write(store: ArtifactStore, tmp_path: Path, folder: str = "a/1", text: str = "1") -> ManifestRef:
+    source = make(tmp_path, {"x": text, "sub/y": "22"})
+    return store.write(folder, source, artifact="art_1", stage="joint", meta={"n": 2})
 
 
 def test_what_is_written_comes_back(store: ArtifactStore, tmp_path: Path) -> None:
@@ -174,6 +173,30 @@ def test_a_copy_that_was_broken_off_takes_no_room_in_the_cache(
         with pytest.raises(raised):
             store.localize(ref)
         assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_copies_that_nobody_asks_for_any_more_leave_the_cache(tmp_path: Path) -> None:
+    store = ArtifactStore("memory://ageing", tmp_path / "cache")
+    first, second, third = (write(store, tmp_path, f"a/{number}", text=str(number)) for number in range(3))
+    copies = [store.localize(first), store.localize(second)]
+    killed = tmp_path / "cache" / "killed.part"
+    killed.mkdir()
+    for folder in (*copies, killed):
+        os.utime(folder, (0, 0))
+    store.localize(second)  # whoever asks for a copy keeps it
+    new = store.localize(third)
+    assert sorted((tmp_path / "cache").iterdir()) == sorted([copies[1], new])
+    assert (store.localize(first) / "x").read_text() == "0"
+
+
+@pytest.mark.parametrize("left", [None, ""])
+def test_a_copy_that_was_thinned_out_is_made_again(tmp_path: Path, left: str | None) -> None:
+    store = ArtifactStore("memory://thinned", tmp_path / "cache")
+    ref = write(store, tmp_path)
+    file = store.localize(ref) / "sub/y"
+    file.unlink() if left is None else file.write_text(left)
+    assert (store.localize(ref) / "sub/y").read_text() == "22"
+    assert [entry.name for entry in (tmp_path / "cache").iterdir()] == [ref.digest]
 
 
 class SharedFileSystem(fsspec.get_filesystem_class("memory")):  # type: ignore[misc]
