@@ -32,6 +32,7 @@ _MODULES = {
     "evaluate_bilstm": "studies.stages",
     "curve": "studies.curve",
 }
+WITHOUT_TORCH = frozenset({"prepare"})
 
 
 class _Stages(Mapping[str, Stage]):

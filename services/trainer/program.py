@@ -9,21 +9,16 @@ from __future__ import annotations
 
 import argparse
 import os
+import secrets
 import signal
-import socket
 import sys
-from collections.abc import Callable
-from datetime import timedelta
-from typing import Any
+from collections.abc import Mapping
 
 from services.common.logs import facts, set_up_logging
+from services.trainer.meeting import Door, JoiningTorch, Share, join
 from services.trainer.settings import TrainerSettings
 from services.trainer.worker import Assignment, GroupRunner
-from tlm_core.stages import STAGES
-
-# No stage takes so long. One that a single worker computes may well outlast what torch has the others wait for it, 10
-# minutes over NCCL; should that worker die, its connections break or Ray ends the program.
-PATIENCE = timedelta(days=30)
+from tlm_core.stages import STAGES, Stage
 
 
 def main() -> None:
@@ -41,7 +36,11 @@ def main() -> None:
 
 
 def _compute(
-    assignment: Assignment, rank: int = 0, world_size: int = 1, share: Callable[[Any], Any] = lambda value: value
+    assignment: Assignment,
+    rank: int = 0,
+    world_size: int = 1,
+    share: Share = lambda value: value,
+    stages: Mapping[str, Stage] = STAGES,
 ) -> None:
     """The work of one worker. share: as of GroupRunner."""
     set_up_logging("worker")
@@ -51,7 +50,7 @@ def _compute(
         settings.job_store(),
         settings.artifact_store(),
         settings.scratch,
-        STAGES,
+        stages,
         rank=rank,
         world_size=world_size,
         share=share,
@@ -77,11 +76,11 @@ def _start(assignment: Assignment, settings: TrainerSettings, workers: int) -> N
     ray.init()
     cpus, gpus = settings.cpus_per_worker(workers), settings.worker_gpus
     room = placement_group([{"CPU": cpus} | ({"GPU": gpus} if gpus else {})] * workers, strategy="PACK")
-    members = []
+    members, secret = [], secrets.token_bytes(32)
     for rank in range(workers):
         place = PlacementGroupSchedulingStrategy(room, placement_group_bundle_index=rank)
         member = ray.remote(_Member).options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy=place)
-        members.append(member.remote(assignment, rank, workers))
+        members.append(member.remote(assignment, rank, workers, secret))
     meeting = members[0].meeting_point.remote()
     running = [member.run.remote(meeting) for member in members]
     while running:
@@ -92,41 +91,23 @@ def _start(assignment: Assignment, settings: TrainerSettings, workers: int) -> N
 class _Member:
     """One of several workers, in a process of its own; the others die with the program."""
 
-    def __init__(self, assignment: Assignment, rank: int, world_size: int) -> None:
-        self._assignment, self._rank, self._world_size = assignment, rank, world_size
-
-    def meeting_point(self) -> str:
-        """Where the workers find one another: an address of this one."""
+    def __init__(self, assignment: Assignment, rank: int, world_size: int, secret: bytes) -> None:
         import ray
 
-        with socket.socket() as free:
-            free.bind(("", 0))
-            return f"tcp://{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
+        self._assignment, self._rank, self._world_size, self._secret = assignment, rank, world_size, secret
+        self._door = None if rank else Door(ray.util.get_node_ip_address(), secret, world_size - 1)
 
-    def run(self, meeting_point: str) -> None:
+    def meeting_point(self) -> tuple[str, int]:
+        """Where the workers find one another: an address of this one, the first."""
+        assert self._door is not None
+        return self._door.address
+
+    def run(self, meeting_point: tuple[str, int]) -> None:
         """This worker's part of the assignment."""
-        import torch
-        import torch.distributed as dist
-
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, meeting_point, rank=self._rank, world_size=self._world_size)
-        _compute(self._assignment, self._rank, self._world_size, patient_share())
-        dist.destroy_process_group()
-
-
-def patient_share() -> Callable[[Any], Any]:
-    """GroupRunner's `share` among all workers, which waits PATIENCE. Every worker calls this at the same time."""
-    import torch.distributed as dist
-
-    # A group of its own: in a step of training the others are waited for as long as torch thinks right.
-    group = dist.new_group(backend="gloo", timeout=PATIENCE)
-
-    def share(value: Any) -> Any:
-        box = [value]
-        dist.broadcast_object_list(box, src=0, group=group)
-        return box[0]
-
-    return share
+        share = join(meeting_point, self._secret) if self._door is None else self._door.open()
+        stages = JoiningTorch(STAGES, share, meeting_point[0], self._rank, self._world_size)
+        _compute(self._assignment, self._rank, self._world_size, share, stages)
+        stages.part()
 
 
 if __name__ == "__main__":

@@ -9,13 +9,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from tests.support import wait_for
 from tlm_client.client import TLMClient
 from tlm_client.stack.control import run_stack
 from tlm_client.stack.folder import StackFolder
@@ -36,13 +37,6 @@ def tlm(*arguments: str, timeout: float = 150.0) -> subprocess.CompletedProcess[
 
 def left_of(folder: Path) -> list[int]:
     return marked({FOLDER_MARK: str(folder)})
-
-
-def wait_until(true: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it has not become so in time"
-        time.sleep(0.1)
 
 
 def part(folder: Path, name: str) -> Any:
@@ -138,7 +132,7 @@ def test_a_gateway_that_is_killed_comes_back_with_what_it_held(
     assert added.returncode == 0, added.stderr
     before = part(folder, "api").pid
     os.kill(before, signal.SIGKILL)
-    wait_until(lambda: part(folder, "api").state == "up" and part(folder, "api").pid != before, 60)
+    wait_for(lambda: part(folder, "api").state == "up" and part(folder, "api").pid != before, 60)
     token = Path(up["token_file"]).read_text(encoding="ascii").strip()
     with TLMClient(up["url"], token) as client:
         assert [d.name for d in client.datasets()] == ["toy"]
@@ -169,7 +163,7 @@ def started(folder: Path) -> tuple[subprocess.Popen[bytes], list[int]]:
     """A stack in the foreground at the moment when Ray has begun to start its own processes."""
     process = subprocess.Popen([*TLM, "up", "--port", "0", "--data-dir", str(folder)], stderr=subprocess.PIPE)
     ray = lambda: [p for p in left_of(folder) if b"gcs_server" in Path(f"/proc/{p}/cmdline").read_bytes()]  # noqa: E731
-    wait_until(lambda: bool(ray()), 90)
+    wait_for(ray, 90)
     return process, left_of(folder)
 
 
@@ -212,7 +206,7 @@ def test_a_supervisor_that_is_killed_takes_all_with_it(tmp_path: Path) -> None:
     with process:
         assert len(running) >= 4
         process.kill()
-    wait_until(lambda: left_of(tmp_path / "stack") == [], 20)
+    wait_for(lambda: left_of(tmp_path / "stack") == [], 20)
     assert not StackFolder(tmp_path / "stack").running()
     with socket.socket() as probe:
         state = StackFolder(tmp_path / "stack").state()

@@ -16,7 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from services.trainer.program import patient_share
+from services.trainer.meeting import Door, JoiningTorch, join
+from tests.support import wait_for
 from tests.unit.training.made import made_prepared, tiny
 from tlm_core.stages import STAGES
 from tlm_core.training import loop
@@ -152,15 +153,32 @@ def test_what_one_worker_s_memory_holds_and_one_clock_are_all_workers_(tmp_path:
         assert first == second and first[SHRUNK] in (1, 2), "the artifact says so, whichever worker it was"
 
 
-def wait_for_the_first(rank: int, size: int, port: int) -> None:
-    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
-    share = patient_share()
+def meet_late(rank: int, size: int, _port: int, folder: Path) -> None:
+    """The first worker computes a stage alone for longer than torch would have the others wait."""
+    told = folder / "door"
+    if rank == 0:
+        door = Door("127.0.0.1", b"secret", size - 1)
+        told.with_suffix(".new").write_text(str(door.address[1]))
+        told.with_suffix(".new").rename(told)
+        share = door.open()
+    else:
+        wait_for(told.exists, 60)
+        share = join(("127.0.0.1", int(told.read_text())), b"secret")
+    stages = JoiningTorch({"prepare": len, "joint": len, "export": len}, share, "127.0.0.1", rank, size)  # type: ignore[dict-item]
+    assert stages["prepare"] is len
+    assert not torch.distributed.is_initialized(), "preparing needs no torch"
+    assert stages["joint"] is len
+    total = torch.ones(1)
+    torch.distributed.all_reduce(total)
+    assert total.item() == size
     torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=0.5))  # torch's own patience, gone sooner
     if rank == 0:
         time.sleep(1.5)
     assert share("done" if rank == 0 else None) == "done"
-    torch.distributed.destroy_process_group()
+    assert stages["export"] is len, "they meet once"
+    stages.part()
+    assert not torch.distributed.is_initialized()
 
 
-def test_the_others_wait_for_a_stage_of_one_worker_longer_than_for_a_gradient() -> None:
-    start(wait_for_the_first, 2)
+def test_torch_joins_workers_that_have_met_and_they_wait_for_one_another_longer_than_it_would(tmp_path: Path) -> None:
+    start(meet_late, 2, tmp_path)

@@ -1,0 +1,60 @@
+"""How workers meet without torch: three of them, each a thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client, Listener
+from typing import Any
+
+import pytest
+
+from services.trainer.meeting import Door, JoiningTorch, join
+from tlm_core.stages import STAGES, WITHOUT_TORCH
+
+HOST, SECRET = "127.0.0.1", b"a secret"
+
+
+def met(pool: ThreadPoolExecutor, others: int = 2) -> list[Callable[[Any], Any]]:
+    door = Door(HOST, SECRET, others)
+    first = pool.submit(door.open)
+    rest = [pool.submit(join, door.address, SECRET) for _ in range(others)]
+    return [found.result(10) for found in (first, *rest)]
+
+
+def test_all_get_what_the_first_passes_once_all_have_asked() -> None:
+    with ThreadPoolExecutor(3) as pool:
+        first, second, third = met(pool)
+        for value in ({"done": ["prepare"]}, None, "x" * 1_000_000):
+            asked: list[Future[Any]] = [pool.submit(first, value), pool.submit(second, "not this")]
+            with pytest.raises(TimeoutError):
+                asked[0].result(0.2)
+            assert third("nor this") == value
+            assert [one.result(10) for one in asked] == [value, value]
+
+
+def test_the_death_of_the_first_ends_those_who_wait_for_it() -> None:
+    with ThreadPoolExecutor(2) as pool, Listener((HOST, 0), authkey=SECRET) as listener:
+        opened = pool.submit(listener.accept)
+        waiting = pool.submit(join(listener.address, SECRET), None)
+        opened.result(10).close()
+        with pytest.raises(EOFError):
+            waiting.result(10)
+
+
+def test_who_does_not_know_the_secret_is_refused() -> None:
+    door = Door(HOST, SECRET, 1)
+    with ThreadPoolExecutor(1) as pool:
+        opened = pool.submit(door.open)
+        with pytest.raises(AuthenticationError):
+            Client(door.address, authkey=b"another")
+        with pytest.raises(AuthenticationError):
+            opened.result(10)
+
+
+def test_every_stage_is_there_and_which_needs_no_torch_is_one_of_them() -> None:
+    stages = JoiningTorch(STAGES, lambda value: value, HOST, 0, 2)
+    assert list(stages) == list(STAGES) and len(stages) == len(STAGES)
+    assert set(STAGES) >= WITHOUT_TORCH
+    stages.part()  # torch has met nobody
