@@ -32,16 +32,13 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     settings = TrainerSettings()
     workers = settings.job_store().get(assignment.tenant, assignment.job).spec.workers
-    _compute(assignment) if workers == 1 else _start(assignment, settings, workers)
+    if workers > 1:
+        _start(assignment, settings, workers)
+    else:
+        _compute(assignment, 0, 1, lambda value: value, STAGES)
 
 
-def _compute(
-    assignment: Assignment,
-    rank: int = 0,
-    world_size: int = 1,
-    share: Share = lambda value: value,
-    stages: Mapping[str, Stage] = STAGES,
-) -> None:
+def _compute(assignment: Assignment, rank: int, world_size: int, share: Share, stages: Mapping[str, Stage]) -> None:
     """The work of one worker. share: as of GroupRunner."""
     set_up_logging("worker")
     settings = TrainerSettings()
