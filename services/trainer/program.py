@@ -42,7 +42,8 @@ def _compute(assignment: Assignment, rank: int, world_size: int, share: Share, s
     """The work of one worker. share: as of GroupRunner."""
     set_up_logging("worker")
     settings = TrainerSettings()
-    _use_threads(max(1, int(settings.cpus_per_worker(world_size))))
+    # For torch, once it is there: not every stage wants it.
+    os.environ["OMP_NUM_THREADS"] = str(max(1, int(settings.cpus_per_worker(world_size))))
     runner = GroupRunner(
         settings.job_store(),
         settings.artifact_store(),
@@ -54,13 +55,6 @@ def _compute(assignment: Assignment, rank: int, world_size: int, share: Share, s
     )
     with facts(job_id=assignment.job, attempt=assignment.attempt, rank=rank):
         runner.run(assignment)
-
-
-def _use_threads(count: int) -> None:
-    """Have torch compute with that many, if it is there; if it is not, once it is: not every stage wants it."""
-    os.environ["OMP_NUM_THREADS"] = str(count)
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(count)
 
 
 def _start(assignment: Assignment, settings: TrainerSettings, workers: int) -> None:
