@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from services.common.jobstore import JobStore
+from services.trainer.assignment import Assignment
 from services.trainer.cluster import Status
 from services.trainer.selections import SelectionState
-from services.trainer.worker import Assignment, GroupRunner
+from services.trainer.worker import GroupRunner
 from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import ClusterUnavailable
 from tlm_core.jobs.plan import Node
@@ -58,9 +59,7 @@ class FakeCluster:
         return f"{submission} ended"
 
     def assignment(self, submission: str) -> Assignment:
-        arguments = list(self.commands[submission])[3:]
-        given = dict(zip(arguments[::2], arguments[1::2], strict=True))
-        return Assignment(given["--tenant"], given["--job"], int(given["--attempt"]), given["--group"])
+        return Assignment.read(list(self.commands[submission])[3:])
 
 
 def folder_artifact(artifacts: ArtifactStore, scratch: Path, folder: str, artifact: str, stage: str) -> ManifestRef:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from services.common.artifacts_of import published
 from services.common.jobstore import JobStore
+from services.trainer.assignment import Assignment
 from services.trainer.cluster import Cluster, Status
 from services.trainer.settings import TrainerSettings
 from tlm_core.errors import ClusterUnavailable, TLMError, Unavailable, WorkerLost, error_from_dict
@@ -118,8 +119,10 @@ class Submissions:
         return any(e.attempt == job.attempt and e.type == "stage.started" and e.data["node"] in own for e in events)
 
     def _command(self, job: JobRecord, group: str) -> list[str]:
-        arguments = ["--tenant", job.tenant, "--job", job.id, "--attempt", str(job.attempt), "--group", group]
-        return [self._settings.python, "-m", "services.trainer.program", *arguments]
+        workers, settings = job.spec.workers, self._settings
+        cpus, gpus = settings.cpus_per_worker(workers), settings.worker_gpus
+        assignment = Assignment(job.tenant, job.id, job.attempt, group, workers, cpus, gpus)
+        return [settings.python, "-m", "services.trainer.program", *assignment.arguments()]
 
     def _why(self, job: JobRecord, status: Status, submission: str) -> TLMError:
         """What ended an attempt: the error its workers left, else what the cluster says."""

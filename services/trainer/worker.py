@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from services.common.artifacts_of import artifact_id, folders_of, published, take_back
 from services.common.jobstore import JobStore
+from services.trainer.assignment import Assignment
 from services.trainer.checkpoints import JobCheckpoints
 from services.trainer.reporter import JobReporter
 from services.trainer.scratch import work_folder
@@ -25,16 +26,6 @@ from tlm_core.training.stage import StageContext, StopRequested
 log = logging.getLogger(__name__)
 
 _Read = TypeVar("_Read")
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """What an attempt's workers have to do: the stages of one group of one job."""
-
-    tenant: str
-    job: str
-    attempt: int
-    group: str
 
 
 class SilentReporter:

@@ -67,10 +67,15 @@ def test_gateway_and_retriever_start_without_the_heavy_libraries(module: str) ->
 
 
 @pytest.mark.parametrize(
-    "module", ["services.trainer.__main__", "services.trainer.program", "tlm_core.training.prepare"]
+    "module", ["services.trainer.__main__", "services.trainer.worker", "tlm_core.training.prepare"]
 )
 def test_the_coordinator_and_a_worker_that_prepares_text_do_without_torch(module: str) -> None:
     assert not loaded_by(module) & {"torch", "transformers"}
+
+
+def test_the_program_that_starts_workers_imports_nothing_that_only_they_need() -> None:
+    """They begin the sooner."""
+    assert not loaded_by("services.trainer.program") & {"redis", "pydantic", "structlog", "numpy", "httpx"}
 
 
 def test_importing_a_module_starts_nothing() -> None:
