@@ -126,10 +126,12 @@ class SelectionRuns:
         """Stop the selection of `artifact`, if it is made for a folder whose name begins with `prefix`.
 
         Answers whether it runs no more; until then it comes to the end of its batch. What it has done is kept for
-        whoever asks for the same selection next.
+        whoever asks for the same selection next, unless it is a failure.
         """
         with self._lock:
             run = self._runs.get(artifact)
+            if run is not None and run.state == "failed":
+                del self._runs[artifact]
             if run is None or run.state != "running" or not run.prefix.startswith(prefix):
                 return True
             run.stop.set()

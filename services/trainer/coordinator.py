@@ -28,6 +28,7 @@ from tlm_core.errors import (
     NotFound,
     RuntimeExceeded,
     StaleAttempt,
+    StorageUnavailable,
     TLMError,
     TrainingFailed,
     Unavailable,
@@ -239,7 +240,11 @@ class Coordinator:
             held.local[artifact] = self._executor.submit(self._local, job, node, artifact, inputs)
         elif future.done():
             del held.local[artifact]
-            self._publish(job, node, artifact, future.result())
+            try:
+                made = future.result()
+            except (NotFound, CorruptArtifact) as error:
+                raise self._cause(job, node, done, error) from error
+            self._publish(job, node, artifact, made)
 
     def _select(self, job: JobRecord, node: Node, artifact: str, done: dict[str, ManifestRef]) -> None:
         task = done[node.inputs["task"]]
@@ -250,11 +255,25 @@ class Coordinator:
         if selection.ref is not None:
             self._publish(job, node, artifact, selection.ref)
         elif selection.error is not None:
-            raise selection.error
+            self._selections.stop(job, artifact)  # so that another attempt is not told of this one's failure
+            raise self._cause(job, node, done, selection.error)
         else:
             self._progress(
                 job, node, step=selection.done, total=selection.total, unit=selection.unit, rate=selection.rate
             )
+
+    def _cause(self, job: JobRecord, node: Node, done: dict[str, ManifestRef], error: TLMError) -> Exception:
+        """What ends the attempt: a stage's error, unless that came of inputs whose files are lost or damaged. These are
+        taken back, so that the next attempt makes them again."""
+        lost: dict[str, TLMError] = {}
+        for source in set(node.inputs.values()) if isinstance(error, NotFound | CorruptArtifact) else ():
+            try:
+                self._artifacts.verify(done[source])
+            except (NotFound, CorruptArtifact) as damage:
+                take_back(self._store, job, plan_of(job).node(source), done, damage)
+                lost[source] = damage
+        told = "; ".join(f"'{source}' is lost or damaged, and is made again: {lost[source]}" for source in sorted(lost))
+        return AttemptEnded(StorageUnavailable(told)) if lost else error
 
     def _finish(self, job: JobRecord, held: _Held, plan: Plan, done: dict[str, ManifestRef]) -> None:
         artifacts = {

@@ -20,7 +20,7 @@ from services.trainer.selections import SelectionState
 from tests.contract.coordinator_world import AheadStore, T, World
 from tests.trainer_fakes import FakeSelections, all_stages, counting_stage, run_group
 from tlm_core.artifacts import ArtifactStore
-from tlm_core.errors import NonFiniteLoss, StaleAttempt, StorageUnavailable, UnreadableRecord
+from tlm_core.errors import CorruptArtifact, NonFiniteLoss, NotFound, StaleAttempt, StorageUnavailable, UnreadableRecord
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import State
@@ -61,16 +61,26 @@ def test_a_worker_that_an_absent_component_ended_is_followed_by_another_attempt(
     assert job.error is not None and job.error["code"] == "storage_unavailable"
 
 
+def use_remote_storage(world: World) -> None:
+    """One in which only a whole read finds damage."""
+    world.artifacts = ArtifactStore(f"memory://{world.folder.name}", world.folder / "cache")
+    world.selections = FakeSelections(world.artifacts, world.folder)
+
+
+def damage_task(world: World, job_id: str, body: bytes | None = None) -> None:
+    """Write other bytes, by default as many, into the file of the validated task."""
+    task = world.artifacts.path(published(world.store, world.job(job_id))["validate"].folder, "made.json")
+    size = world.artifacts.fs.size(task)
+    world.artifacts.fs.pipe_file(task, b"x" * size if body is None else body)
+
+
 @pytest.mark.parametrize("remote", [False, True])
 def test_an_input_damaged_after_the_coordinators_look_is_made_again(world: World, remote: bool) -> None:
     if remote:
-        world.artifacts = ArtifactStore(f"memory://{world.folder.name}", world.folder / "cache")
-        world.selections = FakeSelections(world.artifacts, world.folder)
+        use_remote_storage(world)
     coordinator, job_id = world.coordinator(), world.submit()
     first = world.until_submitted(coordinator, job_id)
-    task = world.artifacts.path(published(world.store, world.job(job_id))["validate"].folder, "made.json")
-    body = world.artifacts.fs.cat_file(task)
-    world.artifacts.fs.pipe_file(task, b"x" * len(body) if remote else b"")
+    damage_task(world, job_id, None if remote else b"")
     world.work(first)
     for _ in range(3):
         coordinator.round()
@@ -79,6 +89,37 @@ def test_an_input_damaged_after_the_coordinators_look_is_made_again(world: World
     world.work(world.until_submitted(coordinator, job_id))
     coordinator.round()
     assert (world.job(job_id).state, world.validated) == (State.SUCCEEDED, 2)
+
+
+def test_a_task_that_the_retriever_finds_damaged_is_made_again(world: World) -> None:
+    use_remote_storage(world)
+
+    def retriever(job: JobRecord) -> SelectionState | None:
+        if world.validated > 1:
+            return None
+        damage_task(world, job.id)
+        return SelectionState(error=CorruptArtifact("made.json does not match its manifest"))
+
+    world.selections.answer = retriever
+    coordinator, job_id = world.coordinator(), world.submit()
+    for _ in range(3):
+        coordinator.round()
+    job = world.job(job_id)
+    assert (job.state, job.failures, job.error and job.error["code"]) == (State.QUEUED, 1, "storage_unavailable")
+    assert world.selections.stopped, "the retriever forgets a failure that is stopped"
+    time.sleep(1.1)
+    world.work(world.until_submitted(coordinator, job_id))
+    coordinator.round()
+    assert (world.job(job_id).state, world.validated) == (State.SUCCEEDED, 2)
+
+
+def test_an_error_of_the_retriever_that_no_input_explains_fails_the_job(world: World) -> None:
+    world.selections.answer = lambda _: SelectionState(error=NotFound("the corpus is gone"))
+    coordinator, job_id = world.coordinator(), world.submit()
+    for _ in range(4):
+        coordinator.round()
+    job = world.job(job_id)
+    assert (job.state, job.error and job.error["code"], world.validated) == (State.FAILED, "not_found", 1)
 
 
 def test_any_coordinator_goes_on_where_another_was_killed(world: World) -> None:

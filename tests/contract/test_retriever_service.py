@@ -155,6 +155,14 @@ def test_a_failure_that_may_pass_is_tried_again(embedded: Place) -> None:
         assert embedded.select(api).state == "ready"
 
 
+def test_a_failure_that_stays_is_told_until_it_is_stopped(embedded: Place) -> None:
+    with embedded.retriever() as api:
+        assert embedded.select(api, params={"selector": "given"}).state == "failed"
+        assert embedded.select(api, params={"selector": "given"}).state == "failed"
+        assert api.stop_selection("art_1", "t/artifacts/a/another_job-")
+        assert api.get_selection("art_1").state == "unknown"
+
+
 def test_selections_in_parallel_do_not_disturb_each_other(embedded: Place) -> None:
     with embedded.retriever() as api:
         embedded.load(api)

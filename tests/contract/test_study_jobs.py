@@ -37,12 +37,15 @@ class World:
 
     def __init__(self, store: AheadStore, folder: Path) -> None:
         self.store, self.folder, self.cluster = store, folder, FakeCluster()
-        self.artifacts = ArtifactStore(str(folder / "storage"), folder / "cache")
-        self.selections = FakeSelections(self.artifacts, folder)
-        values = {"storage": str(folder / "storage"), "scratch": folder / "scratch", "lease_seconds": 30.0}
+        self.use_storage(ArtifactStore(str(folder / "storage"), folder / "cache"))
+
+    def use_storage(self, artifacts: ArtifactStore) -> None:
+        self.artifacts, scratch = artifacts, self.folder / "scratch"
+        self.selections = FakeSelections(artifacts, self.folder)
+        settings = TrainerSettings(storage=artifacts.root, scratch=scratch, lease_seconds=30.0)
         self.coordinator = Coordinator(
-            store, self.artifacts, self.selections, self.cluster, TrainerSettings(**values), owner="a",
-            local=functools.partial(run_local, self.artifacts, folder / "scratch"), executor=AtOnce(),
+            self.store, artifacts, self.selections, self.cluster, settings, owner="a",
+            local=functools.partial(run_local, artifacts, scratch), executor=AtOnce(),
         )  # fmt: skip
 
     def dataset(self, name: str, labels: str) -> ManifestRef:
@@ -106,6 +109,20 @@ def test_sizes_that_cannot_be_had_fail_the_job_before_any_training(
     assert job.state is State.FAILED and job.error is not None
     assert complaint in job.error["message"]
     assert world.cluster.commands == {}
+
+
+def test_a_task_that_a_stage_of_the_coordinator_finds_damaged_is_made_again(world: World) -> None:
+    world.use_storage(ArtifactStore(f"memory://{world.folder.name}", world.folder / "cache"))
+    job_id = world.submit(kind="learning_curve", learning_curve=CURVE)
+    while "validate" not in (done := published(world.store, world.store.get(T, job_id))):
+        world.coordinator.round()
+    path = world.artifacts.path(done["validate"].folder, "train.parquet")
+    world.artifacts.fs.pipe_file(path, b"x" * world.artifacts.fs.size(path))
+    job = world.drive(job_id, rounds=3)
+    assert (job.state, job.failures, job.error and job.error["code"]) == (State.QUEUED, 1, "storage_unavailable")
+    time.sleep(1.1)
+    world.drive(job_id)
+    assert "sizes" in published(world.store, world.store.get(T, job_id))
 
 
 def test_a_second_pruning_with_another_level_makes_only_the_new_tickets(world: World) -> None:
