@@ -304,8 +304,12 @@ def overrides_of(given: list[str] | None) -> dict[str, Any]:
 
 
 def labels_of(given: list[str] | None) -> dict[str, str]:
-    """KEY=VALUE labels."""
-    return dict(map(_pair, given or []))
+    """KEY=VALUE labels. Raises InvalidRequest for a key with two values, as a job has one of each."""
+    found: dict[str, str] = {}
+    for key, value in map(_pair, given or []):
+        if found.setdefault(key, value) != value:
+            raise InvalidRequest(f"the label '{key}' is given as '{found[key]}' and as '{value}'; give it once")
+    return found
 
 
 def _pair(text: str) -> tuple[str, str]:

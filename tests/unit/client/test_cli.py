@@ -186,6 +186,7 @@ def test_submit_takes_the_options_of_a_kind_as_json_or_from_a_file(tmp_path: Pat
         ["--set", "joint.rho2"],
         ["--set", "joint.rho2=" + "[" * 9_999],
         ["--seed", "0"] * 21,
+        ["--label", "team=a", "--label", "team=b"],
     ],
 )
 def test_what_cannot_be_a_job_is_refused_before_it_is_sent(wrong: list[str]) -> None:
