@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,14 +15,12 @@ import redis
 from services.common.jobstore import connect
 from tests.support import skip_or_fail
 from tlm_client.stack.parts import find_redis
+from tlm_client.stack.processes import free_ports
 from tlm_core.errors import MissingDependency
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return free_ports(1)[0]
 
 
 def redis_binary() -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -19,12 +18,7 @@ from typing import Any
 
 from benchmarks.report import alternate, figure, ratios
 from benchmarks.training.data import BATCH, bert_recipe, prepared
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from tlm_client.stack.processes import free_ports
 
 
 def work(orders: Connection, core: int, rank: int, size: int, port: int, rows: int) -> None:
@@ -56,7 +50,7 @@ class Group:
 
     @classmethod
     def start(cls, count: int, rows: int, *, together: bool = True) -> Group:
-        context, port = multiprocessing.get_context("spawn"), free_port()
+        context, port = multiprocessing.get_context("spawn"), free_ports(1)[0]
         cores = sorted(os.sched_getaffinity(0))
         processes, orders = [], []
         for number in range(count):

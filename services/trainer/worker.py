@@ -13,6 +13,7 @@ from services.common.artifacts_of import artifact_id, folders_of, published, tak
 from services.common.jobstore import JobStore
 from services.trainer.assignment import Assignment
 from services.trainer.checkpoints import JobCheckpoints
+from services.trainer.meeting import Share
 from services.trainer.reporter import JobReporter
 from services.trainer.scratch import work_folder
 from tlm_core.artifacts import ArtifactStore, ManifestRef
@@ -54,7 +55,7 @@ class GroupRunner:
         *,
         rank: int = 0,
         world_size: int = 1,
-        share: Callable[[Any], Any] = lambda value: value,
+        share: Share = lambda value: value,
     ) -> None:
         self._store = store
         self._artifacts = artifacts

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-import socket
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -17,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from services.trainer.meeting import Door, JoiningTorch, join
+from tests.redis_server import free_port
 from tests.support import wait_for
 from tests.unit.training.made import made_prepared, tiny
 from tlm_core.stages import STAGES
@@ -26,12 +26,6 @@ from tlm_core.training.objective import Workers, accumulate_gradient
 from tlm_core.training.params import SHRUNK, stage_params
 from tlm_core.training.recipe import Recipe
 from tlm_core.training.stage import StageContext, StopRequested
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def work(rank: int, size: int, port: int, folder: Path, recipe: Recipe, stop_at: int | None, tight: int | None) -> None:

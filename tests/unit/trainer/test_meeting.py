@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Listener
@@ -10,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from services.trainer.meeting import Door, JoiningTorch, join
+from services.trainer.meeting import Door, JoiningTorch, Share, join
 from tlm_core.stages import STAGES, WITHOUT_TORCH
 
 HOST, SECRET = "127.0.0.1", b"a secret"
 
 
-def met(pool: ThreadPoolExecutor, others: int = 2) -> list[Callable[[Any], Any]]:
+def met(pool: ThreadPoolExecutor, others: int = 2) -> list[Share]:
     door = Door(HOST, SECRET, others)
     first = pool.submit(door.open)
     rest = [pool.submit(join, door.address, SECRET) for _ in range(others)]
