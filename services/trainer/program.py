@@ -32,13 +32,13 @@ def main() -> None:
 
 def _compute(assignment: Assignment, rank: int, share: Share, stages: Mapping[str, Stage]) -> None:
     """The work of one worker. share: as of GroupRunner."""
+    # Before numpy and torch are there, which look for it when they are loaded.
+    os.environ["OMP_NUM_THREADS"] = str(max(1, int(assignment.cpus)))
     from services.common.logs import facts, set_up_logging
     from services.trainer.settings import TrainerSettings
     from services.trainer.worker import GroupRunner
 
     set_up_logging("worker")
-    # For torch, once it is there: not every stage wants it.
-    os.environ["OMP_NUM_THREADS"] = str(max(1, int(assignment.cpus)))
     settings = TrainerSettings()
     runner = GroupRunner(
         settings.job_store(),
