@@ -93,7 +93,7 @@ def against_trainer(repeats: int, steps: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=12, help="of ours in one turn; the published loop makes a third")
+    parser.add_argument("--steps", type=int, default=9, help="of ours in one turn; the published loop makes a third")
     parser.add_argument("--against", choices=("published", "trainer"))
     options = parser.parse_args()
     prepared()
