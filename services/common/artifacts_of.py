@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from services.common.jobreads import JobReads
 from services.common.jobstore import JobStore
 from tlm_core.artifacts import ManifestRef
-from tlm_core.errors import CorruptArtifact, NotFound
+from tlm_core.errors import CorruptArtifact, NotFound, StorageUnavailable
 from tlm_core.jobs.plan import Node, Plan, plan_of
 from tlm_core.jobs.spec import JobRecord
 
@@ -38,10 +38,11 @@ def published(store: JobReads, job: JobRecord, plan: Plan | None = None) -> dict
 
 def take_back(
     store: JobStore, job: JobRecord, node: Node, done: Mapping[str, ManifestRef], error: NotFound | CorruptArtifact
-) -> None:
+) -> StorageUnavailable:
     """Take back the node's artifact, whose files are lost or changed as `error` says, so that it is made again.
 
-    done: as `published` gave it. Raises NotFound where it is another job's, and cannot be made again.
+    done: as `published` gave it. Returns what ends an attempt that cannot do without it. Raises NotFound where it is
+    another job's, and cannot be made again.
     """
     if node.taken:
         raise NotFound(
@@ -51,3 +52,4 @@ def take_back(
     artifact = artifact_id(job, node, done)
     log.warning("artifact %s of %s is lost and will be made again: %s", artifact, node.name, error)
     store.forget_artifact(job.tenant, artifact, done[node.name])
+    return StorageUnavailable(f"'{node.name}' is lost or damaged, and is made again: {error}")

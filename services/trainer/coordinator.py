@@ -28,7 +28,6 @@ from tlm_core.errors import (
     NotFound,
     RuntimeExceeded,
     StaleAttempt,
-    StorageUnavailable,
     TLMError,
     TrainingFailed,
     Unavailable,
@@ -265,15 +264,13 @@ class Coordinator:
     def _cause(self, job: JobRecord, node: Node, done: dict[str, ManifestRef], error: TLMError) -> Exception:
         """What ends the attempt: a stage's error, unless that came of inputs whose files are lost or damaged. These are
         taken back, so that the next attempt makes them again."""
-        lost: dict[str, TLMError] = {}
+        cause: Exception = error
         for source in set(node.inputs.values()) if isinstance(error, NotFound | CorruptArtifact) else ():
             try:
                 self._artifacts.verify(done[source])
             except (NotFound, CorruptArtifact) as damage:
-                take_back(self._store, job, plan_of(job).node(source), done, damage)
-                lost[source] = damage
-        told = "; ".join(f"'{source}' is lost or damaged, and is made again: {lost[source]}" for source in sorted(lost))
-        return AttemptEnded(StorageUnavailable(told)) if lost else error
+                cause = AttemptEnded(take_back(self._store, job, plan_of(job).node(source), done, damage))
+        return cause
 
     def _finish(self, job: JobRecord, held: _Held, plan: Plan, done: dict[str, ManifestRef]) -> None:
         artifacts = {

@@ -17,7 +17,7 @@ from services.trainer.meeting import Share
 from services.trainer.reporter import JobReporter
 from services.trainer.scratch import work_folder
 from tlm_core.artifacts import ArtifactStore, ManifestRef
-from tlm_core.errors import CorruptArtifact, NotFound, StaleAttempt, StorageUnavailable, TLMError, WorkerLost
+from tlm_core.errors import CorruptArtifact, NotFound, StaleAttempt, TLMError, WorkerLost
 from tlm_core.jobs.plan import DROPPED, Node, plan_of
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.stages import Stage
@@ -184,8 +184,7 @@ class GroupRunner:
         try:
             return read(done[source])
         except (NotFound, CorruptArtifact) as error:
-            take_back(self._store, job, plan_of(job).node(source), done, error)
-            raise StorageUnavailable(f"'{source}' is lost or damaged, and is made again: {error}") from error
+            raise take_back(self._store, job, plan_of(job).node(source), done, error) from error
 
     def _publish(
         self, job: JobRecord, node: Node, done: Mapping[str, ManifestRef], out: Path, meta: Mapping[str, Any]
