@@ -1,0 +1,87 @@
+"""Report identifiers and phrases that CONTRIBUTING.md bans, with file and line.
+
+Run it with `python -m tools.check_words`; `make check` does.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import subprocess
+import sys
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+# A name must say what it holds.
+BANNED_IDENTIFIERS = frozenset(
+    (
+        *("asked", "found", "foretold", "heed", "kept", "made", "mend", "mended", "one", "ones"),
+        *("reckon", "reckoned", "said", "strange", "taken", "tell", "tells", "told"),
+    )
+)
+BANNED_PHRASES = re.compile(
+    r"\b(anew|beforehand|foretell|foretold|goes on where|handed out|hands? out|hangs? on|heeds?|is no kind|is none of|"
+    r"mends?|mended|none of the form|of its own accord|reckon(?:s|ed)?|stands? beside|tells? of|told|whose sake)\b",
+    re.IGNORECASE,
+)
+# These files must name the banned words.
+EXEMPT = frozenset({"tools/check_words.py", "CONTRIBUTING.md", "docs/contributing/style.md"})
+
+
+def tracked_files(*patterns: str) -> list[str]:
+    """Return the tracked files that match `patterns`, without exempt and vendored ones."""
+    listing = subprocess.run(
+        ["git", "ls-files", "-z", "--", *patterns], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    names = listing.stdout.split("\0")
+    return [name for name in names if name and name not in EXEMPT and "vendor" not in name and (ROOT / name).exists()]
+
+
+def identifiers(source: str) -> Iterator[tuple[int, str]]:
+    """Yield the line and the name of each definition: functions, classes, arguments and assigned variables."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.lineno, node.name
+        elif isinstance(node, ast.arg):
+            yield node.lineno, node.arg
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.id
+
+
+def prose(source: str) -> Iterator[tuple[int, str]]:
+    """Yield the line and the text of each comment and string of Python source."""
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type in (tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", -1)):
+            for offset, line in enumerate(token.string.splitlines()):
+                yield token.start[0] + offset, line
+
+
+def violations() -> Iterator[str]:
+    """Yield `file:line: message` for each banned identifier or phrase."""
+    for name in tracked_files("*.py"):
+        source = (ROOT / name).read_text(encoding="utf-8")
+        for line, identifier in identifiers(source):
+            if identifier.strip("_").lower() in BANNED_IDENTIFIERS:
+                yield f"{name}:{line}: '{identifier}' does not say what it holds. Choose a specific noun or verb."
+        for line, text in prose(source):
+            if match := BANNED_PHRASES.search(text):
+                yield f"{name}:{line}: '{match[0]}' is not plain English here. See the style rules in CONTRIBUTING.md."
+    for name in tracked_files("*.md", "*.html", "*.lua", "*.yaml", "*.yml", "Makefile"):
+        for line, text in enumerate((ROOT / name).read_text(encoding="utf-8").splitlines(), 1):
+            if match := BANNED_PHRASES.search(text):
+                yield f"{name}:{line}: '{match[0]}' is not plain English here. See the style rules in CONTRIBUTING.md."
+
+
+def main() -> int:
+    """Print the violations; return 1 when there are any."""
+    lines = list(violations())
+    print(*lines, sep="\n")
+    return int(bool(lines))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

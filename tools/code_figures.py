@@ -1,0 +1,126 @@
+"""Print the size and shape of the code base, and fail where a figure exceeds its limit.
+
+Run it with `python -m tools.code_figures`; `make check` does.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("tlm_core", "services", "tlm_client")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured figure and the limit that `make check` enforces."""
+
+    name: str
+    value: float
+    limit: float
+    detail: str = ""
+
+    def __str__(self) -> str:
+        verdict = "ok" if self.value <= self.limit else "TOO HIGH"
+        return f"{self.name:32} {self.value:>8,g}  limit {self.limit:>8,g}  {verdict}  {self.detail}".rstrip()
+
+
+def python_files(*folders: str) -> list[Path]:
+    """Return the tracked Python files below `folders`, or all of them."""
+    listing = subprocess.run(
+        ["git", "ls-files", "-z", "--", *(f"{folder}/*.py" for folder in folders or (".",))],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [ROOT / name for name in listing.stdout.split("\0") if name.endswith(".py") and (ROOT / name).exists()]
+
+
+def is_test(path: Path) -> bool:
+    return path.relative_to(ROOT).parts[0] == "tests"
+
+
+def functions(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the length in lines and the name of each function of a file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
+            yield node.end_lineno - node.lineno + 1, f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_names(path: Path) -> Iterator[str]:
+    """Yield the dotted names that a file imports when Python loads it."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def longest_import_chain(files: list[Path]) -> list[str]:
+    """Return the longest chain of project modules in which each imports the next. Raises ValueError for a cycle."""
+    modules = {module_name(path): path for path in files}
+    imports = {
+        name: {target for target in imported_names(path) if target in modules and target != name}
+        for name, path in modules.items()
+    }
+    open_modules: set[str] = set()
+
+    @cache
+    def chain_from(name: str) -> tuple[str, ...]:
+        if name in open_modules:
+            raise ValueError(f"Import cycle through {name}.")
+        open_modules.add(name)
+        longest = max(map(chain_from, sorted(imports[name])), key=len, default=())
+        open_modules.discard(name)
+        return (name, *longest)
+
+    return list(max(map(chain_from, sorted(modules)), key=len))
+
+
+def count_lines(files: list[Path], counts: Callable[[str], object]) -> int:
+    """Return how many lines of `files` satisfy `counts`."""
+    return sum(bool(counts(line)) for path in files for line in path.read_text(encoding="utf-8").splitlines())
+
+
+def measure() -> list[Figure]:
+    """Return every figure with its limit."""
+    product = [path for path in python_files() if not is_test(path)]
+    packages = python_files(*PACKAGES)
+    lengths = [function for path in packages for function in functions(path)]
+    longest, where = max(lengths)
+    chain = longest_import_chain(packages)
+    return [
+        Figure("lines of Python, without tests", count_lines(product, lambda _: True), 30_000),
+        Figure(
+            "lines that use Any", count_lines(packages, re.compile(r"^(?!from typing import).*\bAny\b").search), 150
+        ),
+        Figure("longest function, in lines", longest, 60, where),
+        Figure("median function, in lines", statistics.median(length for length, _ in lengths), 7),
+        Figure("longest import chain, in modules", len(chain), 12, " > ".join(chain)),
+    ]
+
+
+def main() -> int:
+    """Print the figures; return 1 when one exceeds its limit."""
+    figures = measure()
+    print(*figures, sep="\n")
+    return int(any(figure.value > figure.limit for figure in figures))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
