@@ -6,15 +6,15 @@ import sys
 from collections.abc import Callable
 
 
-def _command() -> None:
-    # Loading takes a second on a busy machine, and Ctrl-C is not to show a traceback then either.
+def _run_app() -> None:
+    # Imports may take seconds, so Ctrl-C can arrive during them.
     from tlm_client.cli import app
 
     app()
 
 
-def main(command: Callable[[], None] = _command) -> None:
-    """Run the command; Ctrl-C at any moment, while it is being loaded too, is exit code 130."""
+def main(command: Callable[[], None] = _run_app) -> None:
+    """Run the command. Ctrl-C at any time exits with code 130, without a traceback."""
     try:
         command()
     except KeyboardInterrupt:

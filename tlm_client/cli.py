@@ -1,7 +1,7 @@
 """The `tlm` command.
 
-Exit codes: 0 done; 1 the job failed, or another error; 2 wrong usage; 3 the gateway, or what it needs, does not
-answer; 4 not found; 5 what was sent is not acceptable; 130 interrupted.
+Exit codes: 0 success; 1 the job failed, or another error; 2 wrong usage; 3 the gateway, or a service that it needs,
+does not answer; 4 not found; 5 invalid input; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -13,49 +13,63 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from tlm_client.commands import again, data, jobs, look, models, profiles, stack, webhooks
-from tlm_client.console import session_of
+from tlm_client.commands import analysis, data, gateway, jobs, models, stack, submit
+from tlm_client.console import exit_code, print_error, session_of
+from tlm_core.errors import TLMError
 
 
-class _Commands(TyperGroup):
-    """All commands. Ctrl-C at a question ends them as it does elsewhere; typer tells it as it tells a no."""
+class _RootGroup(TyperGroup):
+    """All commands. Prints errors and sets the exit code."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except TLMError as error:
+            print_error(error, as_json=session_of(ctx).as_json)
+            raise typer.Exit(exit_code(error)) from error
         except typer.Abort as error:
+            # Typer raises Abort both for the answer "no" and for Ctrl-C at a prompt.
             if isinstance(error.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from error
             raise
 
 
 app = typer.Typer(
-    cls=_Commands,
+    cls=_RootGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Train small text classifiers from scratch: retrieve, train, take the model away.",
-    epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 not reachable, 4 not found, 5 invalid input, 130 interrupted.",
+    help="Train small text classifiers from scratch: retrieve text, train, download the model.",
+    epilog="Exit codes: 0 success, 1 failed, 2 wrong usage, 3 not reachable, 4 not found, 5 invalid input, "
+    "130 interrupted.",
 )
-app.add_typer(data.datasets, name="dataset")
-app.add_typer(data.corpora, name="corpus")
-app.add_typer(webhooks.webhooks, name="webhook")
-app.add_typer(profiles.profiles, name="profile")
-for command in (
-    stack.up, stack.down, stack.status, jobs.submit, jobs.estimate, jobs.jobs, jobs.show, jobs.watch, look.logs,
-    look.compare, look.why, jobs.cancel, jobs.pause, jobs.resume, again.retry, again.clone, again.delete,
-    models.download, models.predict, models.evaluate, models.convert,
-):  # fmt: skip
-    app.command()(command)
+_PANELS = {
+    "Service": (stack.up, stack.down, stack.status),
+    "Jobs": (
+        *(submit.submit, submit.estimate, submit.retry, submit.clone),
+        *(jobs.jobs, jobs.show, jobs.watch, jobs.logs, jobs.cancel, jobs.pause, jobs.resume, jobs.delete),
+    ),
+    "Results": (
+        *(analysis.compare, analysis.why),
+        *(models.download, models.predict, models.evaluate, models.convert),
+    ),
+}
+for panel, commands in _PANELS.items():
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)
+for name, group in (("dataset", data.datasets), ("corpus", data.corpora)):
+    app.add_typer(group, name=name, rich_help_panel="Data")
+for name, group in (("webhook", gateway.webhooks), ("profile", gateway.profiles)):
+    app.add_typer(group, name=name, rich_help_panel="Service")
 
 
-def _tell_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"tlm {version('tlm-service')}")
         raise typer.Exit
 
 
-def _is_typed(context: typer.Context, name: str) -> bool:
-    """Whether an option was given on the command line, not by the environment."""
+def _is_on_command_line(context: typer.Context, name: str) -> bool:
+    """Return whether an option comes from the command line, not from the environment."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
@@ -64,27 +78,28 @@ def _is_typed(context: typer.Context, name: str) -> bool:
 def connect(
     context: typer.Context,
     profile: Annotated[
-        str | None, typer.Option(envvar="TLM_PROFILE", help="One of `tlm profile list`, instead of URL and token.")
+        str | None,
+        typer.Option(envvar="TLM_PROFILE", help="Use the URL and token of this profile (see `tlm profile list`)."),
     ] = None,
     url: Annotated[
-        str | None, typer.Option(envvar="TLM_URL", help="Gateway; default: the one of this machine.")
+        str | None, typer.Option(envvar="TLM_URL", help="URL of the gateway. Default: the stack on this machine.")
     ] = None,
-    token: Annotated[str | None, typer.Option(envvar="TLM_TOKEN", help="API token of that gateway.")] = None,
+    token: Annotated[str | None, typer.Option(envvar="TLM_TOKEN", help="API token of the gateway.")] = None,
     data_dir: Annotated[
-        Path | None, typer.Option(envvar="TLM_DATA_DIR", help="Data folder of the service on this machine.")
+        Path | None, typer.Option(envvar="TLM_DATA_DIR", help="Data folder of the stack on this machine.")
     ] = None,
     _version: Annotated[
-        bool, typer.Option("--version", help="Say which version this is.", callback=_tell_version, is_eager=True)
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
     session = session_of(context)
-    typed = {name for name in ("profile", "url", "token") if _is_typed(context, name)}
+    typed = {name for name in ("profile", "url", "token") if _is_on_command_line(context, name)}
     if {"profile", "url"} <= typed:
-        raise typer.BadParameter("--profile and --url each name a gateway; leave one of them out")
+        raise typer.BadParameter("--profile and --url both select a gateway. Use only one of them.")
     if "url" in typed:
         profile = None
     if profile is not None and "token" not in typed:
-        token = None  # that of the environment is for another gateway
+        token = None  # TLM_TOKEN belongs to another gateway
     session.profile = profile or session.profile
     session.url = url or session.url
     session.token = token or session.token

@@ -1,63 +1,63 @@
-"""What every command shares: finding the gateway, printing for people or programs, exit codes."""
+"""What all commands share: the session, output for people and for programs, errors and exit codes."""
 
 from __future__ import annotations
 
-import functools
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated
 
 import httpx
 import typer
-from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from tlm_client.client import TLMClient
-from tlm_client.profiles import profile, profiles_file
+from tlm_client.profiles import find_profile, profiles_file
 from tlm_client.stack.control import stack_state
 from tlm_client.stack.folder import StackFolder, default_data_dir
 from tlm_core.errors import InvalidRequest, NotFound, TLMError, Unavailable
 
 FAILED, USAGE, NOT_REACHABLE, NOT_FOUND, INVALID, INTERRUPTED = 1, 2, 3, 4, 5, 130
-_SHOWN_FAULTS = 20
-_FILE_WIDTH = 160
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
+_MOST_DATA_ERRORS = 20
+_WIDTH_WITHOUT_TERMINAL = 160
 
 
 @dataclass
 class Session:
-    """Where the commands go. profile: stands in place of url, and of token if that is None. profiles: file with
-    gateways by name. transport: stands in for the network in tests."""
+    """The connection options of one `tlm` call.
+
+    profile: replaces url, and token unless that is set. profiles: the file with all profiles. as_json: whether the
+    command prints JSON. transport: replaces the network in tests.
+    """
 
     profile: str | None = None
     url: str | None = None
     token: str | None = None
     data_dir: Path = field(default_factory=lambda: default_data_dir(os.environ))
     profiles: Path = field(default_factory=lambda: profiles_file(os.environ))
+    as_json: bool = False
     transport: httpx.BaseTransport | None = None
 
     def client(self) -> TLMClient:
-        """A client of the gateway that was named, else of the stack that runs on this machine. Raises Unavailable."""
+        """Return a client of the selected gateway, by default of the stack on this machine.
+
+        Raises Unavailable if no gateway is selected and no stack runs, NotFound for an unknown profile.
+        """
         url, token = self.url, self.token
         if self.profile is not None:
-            known = profile(self.profiles, self.profile)
-            url, token = known.url, token or known.token
+            profile = find_profile(self.profiles, self.profile)
+            url, token = profile.url, token or profile.token
         if url is None:
             state = stack_state(self.data_dir)
             if state is None:
                 raise Unavailable(
-                    f"no stack is running on {self.data_dir} and no URL is given; start one with `tlm up`, "
-                    "or set --url and --token (TLM_URL, TLM_TOKEN)"
+                    f"No stack runs on {self.data_dir}, and no URL is set. Start one with `tlm up`, "
+                    "or set --url and --token (TLM_URL, TLM_TOKEN)."
                 )
             url = state.url
             token = token or StackFolder(self.data_dir).token_file.read_text(encoding="utf-8").strip()
@@ -65,11 +65,22 @@ class Session:
 
 
 def session_of(context: typer.Context) -> Session:
+    """Return the session of this `tlm` call."""
     return context.ensure_object(Session)
 
 
+def _note_json(context: typer.Context, value: bool) -> bool:
+    session_of(context).as_json = value
+    return value
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print only JSON to stdout.", callback=_note_json)]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
+Watch = Annotated[bool, typer.Option("--watch", "-w", help="Show the progress until the job ends.")]
+
+
 def exit_code(error: TLMError) -> int:
-    """The documented exit code for an error."""
+    """Return the documented exit code of an error."""
     if isinstance(error, Unavailable):
         return NOT_REACHABLE
     if isinstance(error, NotFound):
@@ -77,87 +88,68 @@ def exit_code(error: TLMError) -> int:
     return INVALID if isinstance(error, InvalidRequest) else FAILED
 
 
-def guarded(command: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Turn the project's errors into a message and an exit code."""
-
-    @functools.wraps(command)
-    def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        try:
-            return command(*args, **kwargs)
-        except TLMError as error:
-            tell_error(error, as_json=bool(kwargs.get("as_json")))
-            raise typer.Exit(exit_code(error)) from error
-
-    return run
-
-
-def notes() -> Console:
-    """Where progress and remarks go, so that stdout holds results alone."""
+def stderr_console() -> Console:
+    """Return the console for progress and notes. Only results go to stdout."""
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def emit(value: Any) -> None:
-    """One JSON value on stdout, on one line."""
-    typer.echo(json.dumps(_plain(value), ensure_ascii=False))
+def print_json(value: object) -> None:
+    """Print one JSON value to stdout, on one line."""
+    typer.echo(json.dumps(to_jsonable_python(value, by_alias=False), ensure_ascii=False))
 
 
-def say(text: str) -> None:
-    """A line for people on stdout; the text is shown as it is."""
+def print_line(text: str) -> None:
+    """Print a line to stdout without interpreting markup."""
     typer.echo(text)
 
 
-def confirm_deletion(what: str, *, yes: bool) -> None:
-    """Ask before anything is deleted, unless `yes` was given; a no ends the command."""
-    if not yes:
-        typer.confirm(f"delete {what} for good?", abort=True, err=True)
+def print_result(value: object, text: str, *, as_json: bool) -> None:
+    """Print `value` as JSON, or `text` for people."""
+    print_json(value) if as_json else print_line(text)
 
 
-def remark(text: str) -> None:
-    """A note for people on stderr; the text is shown as it is."""
+def print_note(text: str) -> None:
+    """Print a note to stderr without interpreting markup."""
     typer.echo(f"note: {text}", err=True)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
-    """A table for people on stdout. Cells are data: markup in them is shown, not obeyed."""
-    shown = Table(title=escape(title) if title else None, title_justify="left", header_style="bold")
+def confirm_deletion(what: str, *, yes: bool) -> None:
+    """Ask for confirmation unless `yes`. Raises typer.Abort if the answer is no."""
+    if not yes:
+        typer.confirm(f"Delete {what} permanently?", abort=True, err=True)
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
+    """Print a table to stdout. Markup in cells is shown as text."""
+    table = Table(title=escape(title) if title else None, title_justify="left", header_style="bold")
     for column in columns:
-        shown.add_column(column, no_wrap=column == "id", overflow="fold")
+        table.add_column(column, no_wrap=column == "id", overflow="fold")
     for row in rows:
-        shown.add_row(*("" if cell is None else escape(str(cell)) for cell in row))
+        table.add_row(*("" if cell is None else escape(str(cell)) for cell in row))
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = _FILE_WIDTH
-    console.print(shown)
+        console.width = _WIDTH_WITHOUT_TERMINAL
+    console.print(table)
 
 
-def tell_error(error: TLMError, *, as_json: bool) -> None:
-    """The sentence, and each fault with its place, on stderr; with --json the whole error on stdout as well."""
+def print_error(error: TLMError, *, as_json: bool) -> None:
+    """Print an error and its data errors to stderr; with `as_json` also print the error to stdout."""
     if as_json:
-        emit({"error": error.as_dict()})
+        print_json({"error": error.as_dict()})
     typer.echo(f"error: {error.message}", err=True)
-    faults: list[Mapping[str, Any]] = [*error.facts.get("faults", []), *error.facts.get("errors", [])]
-    for fault in faults[:_SHOWN_FAULTS]:
-        typer.echo(f"  {_place(fault)}{fault.get('message', '')}", err=True)
-    if len(faults) > _SHOWN_FAULTS:
-        typer.echo(f"  and {len(faults) - _SHOWN_FAULTS} more (--json lists them all)", err=True)
+    data_errors = [*error.facts.get("faults", []), *error.facts.get("errors", [])]
+    for data_error in data_errors[:_MOST_DATA_ERRORS]:
+        typer.echo(f"  {_location(data_error)}{data_error.get('message', '')}", err=True)
+    if len(data_errors) > _MOST_DATA_ERRORS:
+        typer.echo(f"  {len(data_errors) - _MOST_DATA_ERRORS} more; --json lists all", err=True)
 
 
-def _place(fault: Mapping[str, Any]) -> str:
+def _location(data_error: Mapping[str, object]) -> str:
     parts = [
-        str(fault["split"]) if fault.get("split") else "",
-        f"row {fault['row']}" if fault.get("row") is not None else "",
-        f"column '{fault['column']}'" if fault.get("column") else "",
-        str(fault.get("pointer") or ""),
+        str(data_error.get("split") or ""),
+        f"row {data_error['row']}" if data_error.get("row") is not None else "",
+        f"column '{data_error['column']}'" if data_error.get("column") else "",
+        str(data_error.get("pointer") or ""),
     ]
-    place = ", ".join(part for part in parts if part)
-    return f"{place}: " if place else ""
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return str(value) if isinstance(value, Path) else value
+    location = ", ".join(part for part in parts if part)
+    return f"{location}: " if location else ""

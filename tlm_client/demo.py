@@ -22,14 +22,14 @@ from typing import Any
 from rich.console import Console
 
 from tlm_client.client import TLMClient
-from tlm_client.console import table
+from tlm_client.console import print_table
 from tlm_client.display import Display, duration
 from tlm_client.models import Job
-from tlm_client.results import mean_and_spread, number, test_value, total_cost
 from tlm_client.sources import corpus_files, dataset_files
 from tlm_client.stack.control import StackHandle, launch_stack
 from tlm_client.stack.folder import StackFolder
 from tlm_client.stack.parts import StackOptions
+from tlm_client.summary import format_score, mean_and_spread, report_score, total_cost
 from tlm_core.errors import AlreadyRunning, InvalidRequest, TLMError, error_from_dict
 from tlm_core.jobs.spec import JobSpec
 from tlm_core.jobs.states import State
@@ -179,15 +179,15 @@ def _classify(model: Path, task: dict[str, Path]) -> list[dict[str, Any]]:
 
 def _show(arms: dict[str, Arm], classified: list[dict[str, Any]]) -> None:
     answers = [(c["text"][:160], c["label"], f"{c['probability']:.2f}", c["true_label"]) for c in classified]
-    table(("text of the test split", "model says", "probability", "true"), answers, title="Three texts")
+    print_table(("text of the test split", "model says", "probability", "true"), answers, title="Three texts")
     rows = [
         (name, *(mean_and_spread(arm.report, s) for s in ("macro_f1", "accuracy")), *_cost(arm))
         for name, arm in arms.items()
     ]
-    majority = [number(test_value(arms["TLM"].report, "majority", score)) for score in ("macro_f1", "accuracy")]
+    majority = [format_score(report_score(arms["TLM"].report, "majority", score)) for score in ("macro_f1", "accuracy")]
     title = f"On {arms['TLM'].report['seeds'][0]['test']['rows']:,} test rows, mean ± spread of {len(SEEDS)} seeds"
     columns = ("", "macro-F1", "accuracy", "training seconds", "FLOPs")
-    table(columns, [*rows, ("majority class", *majority, "0", "0")], title=title)
+    print_table(columns, [*rows, ("majority class", *majority, "0", "0")], title=title)
 
 
 def _cost(arm: Arm) -> tuple[str, str]:

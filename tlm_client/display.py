@@ -1,10 +1,9 @@
-"""The one progress display: stage, step, rate, time left. A live line on a terminal, plain lines elsewhere."""
+"""Progress display: a live line on a terminal, occasional plain lines elsewhere."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
 from types import TracebackType
@@ -23,15 +22,15 @@ _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 class Display:
-    """Shows one thing under way at a time. Use it in a `with` block; `line` prints above the live line."""
+    """Progress of one operation at a time. Use it in a `with` block."""
 
     def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
         self._clock = clock
         self._title = ""
-        self._shown_at = float("-inf")
-        self._shown_stage = ""
-        self._pace = _Pace("", 0.0, 0)
+        self._printed_at = float("-inf")
+        self._printed_stage = ""
+        self._load_start = ("", 0.0, 0)  # state, time and passages when this state began
         self._curve = ""
         self._curve_at = float("-inf")
         self._bar: Progress | None = None
@@ -57,9 +56,9 @@ class Display:
             self._bar.stop()
 
     def begin(self, title: str) -> None:
-        """Name what is under way from now on."""
+        """Start the display of another operation."""
         self._title = title
-        self._shown_stage = ""
+        self._printed_stage = ""
         if self._bar is None:
             self.line(title)
             return
@@ -68,11 +67,11 @@ class Display:
         self._task = self._bar.add_task(escape(title), total=None, facts="")
 
     def line(self, text: str) -> None:
-        """Print a line that stays."""
+        """Print a permanent line, above the live line if there is one."""
         self._console.print(escape(text))
 
     def update(self, stage: str, done: float, total: float, facts: str) -> None:
-        """How far `stage` is; total 0: not known. On plain output a line for each stage, and one now and then."""
+        """Show the progress of `stage`; total 0 means unknown. Plain output gets a line per stage and per 10 s."""
         if self._bar is not None:
             if self._task is None:
                 self.begin(self._title)
@@ -83,72 +82,65 @@ class Display:
             )
             return
         now = self._clock()
-        if stage != self._shown_stage or now - self._shown_at >= _PLAIN_SECONDS:
-            self._shown_at, self._shown_stage = now, stage
-            share = f"{done / total:4.0%} " if total else ""
-            self.line(f"{self._title} {stage} {share}{facts}".strip())
-
-    # --- what is shown of the things that take time -----------------------------------------------------------------
+        if stage != self._printed_stage or now - self._printed_at >= _PLAIN_SECONDS:
+            self._printed_at, self._printed_stage = now, stage
+            percentage = f"{done / total:4.0%} " if total else ""
+            self.line(f"{self._title} {stage} {percentage}{facts}".strip())
 
     def job_event(self, event: JobEvent) -> None:
-        """A job's event: snapshots move the bar, the rest that a person wants to know becomes a line."""
+        """Show a job's event: progress moves the bar, other important events become lines."""
         if event.type == "progress":
             self.progress(spec.Progress.model_validate({"stage": "", "node": "", **event.data}))
-        elif (text := _told(event)) is not None:
+        elif (text := _describe(event)) is not None:
             self.line(text)
 
-    def progress(self, at: spec.Progress) -> None:
-        parts = [f"{at.step}/{at.total}" if at.total else ""]
-        parts.append(f"{at.rate:,.1f} {at.unit}/s" if at.rate is not None else "")
-        parts.append(f"{duration(at.eta_seconds)} left" if at.eta_seconds is not None else "")
-        parts.append(f"stage {min(at.nodes_done + 1, at.nodes_total)} of {at.nodes_total}" if at.nodes_total else "")
-        parts.append(self._curve)
-        self.update(at.node or at.stage, at.step, at.total, "  ".join(part for part in parts if part))
+    def progress(self, progress: spec.Progress) -> None:
+        """Show step, rate, time left, stage number and loss curve of a job."""
+        parts = (
+            f"{progress.step}/{progress.total}" if progress.total else "",
+            f"{progress.rate:,.1f} {progress.unit}/s" if progress.rate is not None else "",
+            f"{duration(progress.eta_seconds)} left" if progress.eta_seconds is not None else "",
+            f"stage {min(progress.nodes_done + 1, progress.nodes_total)} of {progress.nodes_total}"
+            if progress.nodes_total
+            else "",
+            self._curve,
+        )
+        self.update(progress.node or progress.stage, progress.step, progress.total, "  ".join(filter(None, parts)))
 
     def wants_curve(self) -> bool:
-        """Whether a fresh curve would be shown: on a terminal, every few seconds."""
+        """Return whether to fetch a new curve: every few seconds on a terminal."""
         return self._bar is not None and self._clock() - self._curve_at >= _CURVE_SECONDS
 
-    def curve(self, found: tuple[str, Sequence[float]] | None) -> None:
-        """The metric to show as a spark line from now on."""
+    def curve(self, series: tuple[str, Sequence[float]] | None) -> None:
+        """Show the name and values of a metric as a sparkline from now on; None hides it."""
         self._curve_at = self._clock()
-        self._curve = f"{found[0]} {spark(found[1])} {found[1][-1]:.3g}" if found else ""
+        self._curve = f"{series[0]} {spark(series[1])} {series[1][-1]:.3g}" if series else ""
 
     def load(self, load: CorpusLoad) -> None:
-        if load.state != self._pace.of:
-            self._pace = _Pace(load.state, self._clock(), load.done)
-        rate = self._pace.rate(self._clock(), load.done)
-        parts = [
-            f"{load.done:,}/{load.total:,} passages" if load.total else f"{load.done:,} passages" * bool(load.done)
-        ]
-        if rate:
+        """Show the progress of a corpus upload, with the average rate of its current state."""
+        now = self._clock()
+        if load.state != self._load_start[0]:
+            self._load_start = (load.state, now, load.done)
+        _, start, first = self._load_start
+        total = f"/{load.total:,}" if load.total else ""
+        parts = [f"{load.done:,}{total} passages" if load.done or load.total else ""]
+        if now > start and load.done > first:
+            rate = (load.done - first) / (now - start)
             parts.append(f"{rate:,.0f}/s")
             parts.append(f"{duration((load.total - load.done) / rate)} left" if load.total else "")
-        self.update(load.state, load.done, load.total, "  ".join(part for part in parts if part))
+        self.update(load.state, load.done, load.total, "  ".join(filter(None, parts)))
 
     def bytes(self, part: Part) -> None:
+        """Show the progress of a download."""
         self.update(part.name, part.done, part.size, f"{part.done / 1e6:.1f}/{part.size / 1e6:.1f} MB")
 
 
-@dataclass(frozen=True)
-class _Pace:
-    """From when and which count on the rate of a state of a load is taken."""
-
-    of: str
-    since: float
-    first: int
-
-    def rate(self, now: float, done: int) -> float | None:
-        """Per second on average since then; None while there is nothing to tell it from."""
-        return (done - self.first) / (now - self.since) if now > self.since and done > self.first else None
-
-
 def spark(values: Sequence[float], width: int = 24) -> str:
-    """The course of some numbers as a line of blocks, each the mean of its part."""
+    """Return a sparkline of at most `width` blocks, each for the mean of its range of values."""
     if not values:
         return ""
-    parts = min(width, len(values))
-    edges = [len(values) * n // parts for n in range(parts + 1)]
+    blocks = min(width, len(values))
+    edges = [len(values) * n // blocks for n in range(blocks + 1)]
     means = [fmean(values[start:end]) for start, end in pairwise(edges)]
     low, high = min(means), max(means)
     steps = len(_BLOCKS) - 1
@@ -156,24 +148,19 @@ def spark(values: Sequence[float], width: int = 24) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Minutes and seconds, with hours if there are any."""
-    whole = max(0, round(seconds))
-    hours, rest = divmod(whole, 3600)
-    minutes, left = divmod(rest, 60)
-    return f"{hours}:{minutes:02d}:{left:02d}" if hours else f"{minutes}:{left:02d}"
+    """Return `m:ss`, or `h:mm:ss` from one hour on."""
+    minutes, remainder = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{remainder:02d}" if hours else f"{minutes}:{remainder:02d}"
 
 
-def _told(event: JobEvent) -> str | None:
+def _describe(event: JobEvent) -> str | None:
     data = event.data
     match event.type:
         case "artifact.published":
             return f"{data.get('node', data.get('stage'))} is done"
-        case "checkpoint.published":
-            return None
         case "job.requeued":
-            return (
-                f"attempt {event.attempt} ended: {data.get('message')}; trying again in {data.get('delay_seconds')} s"
-            )
+            return f"attempt {event.attempt} failed, retry in {data.get('delay_seconds')} s: {data.get('message')}"
         case "job.waiting":
             return f"waiting: {data.get('message')}"
         case "job.failed":

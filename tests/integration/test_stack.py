@@ -142,7 +142,7 @@ def test_a_gateway_that_is_killed_comes_back_with_what_it_held(
 @pytest.mark.usefixtures("up")
 def test_down_leaves_nothing_and_the_next_start_has_everything(folder: Path) -> None:
     result = tlm("down", "--data-dir", str(folder))
-    assert (result.returncode, result.stdout) == (0, "stopped\n")
+    assert (result.returncode, result.stdout) == (0, "Stopped\n")
     assert left_of(folder) == []
     assert StackFolder(folder).state() is None
     assert tlm("status", "--data-dir", str(folder)).returncode == 1
@@ -151,7 +151,7 @@ def test_down_leaves_nothing_and_the_next_start_has_everything(folder: Path) -> 
         [*TLM, "up", "--port", "0", "--data-dir", str(folder)], stdout=subprocess.PIPE, text=True
     ) as again:
         assert again.stdout is not None
-        assert again.stdout.readline().startswith("ready at http://127.0.0.1:")
+        assert again.stdout.readline().startswith("Ready at http://127.0.0.1:")
         found = json.loads(tlm("--data-dir", str(folder), "dataset", "list", "--json").stdout)
         assert [d["name"] for d in found] == ["toy"]
         again.send_signal(signal.SIGINT)

@@ -2,163 +2,171 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from tlm_client.console import AsJson, Yes, confirm_deletion, emit, guarded, notes, remark, say, session_of, table
+from tlm_client.console import (
+    AsJson,
+    Yes,
+    confirm_deletion,
+    print_json,
+    print_line,
+    print_note,
+    print_result,
+    print_table,
+    session_of,
+    stderr_console,
+)
 from tlm_client.display import Display
 from tlm_client.models import CorpusVersion, Dataset
 from tlm_client.sources import corpus_files, dataset_files
 from tlm_core.errors import InvalidRequest
 
-datasets = typer.Typer(no_args_is_help=True, help="Labelled texts: add, list, show.")
-corpora = typer.Typer(no_args_is_help=True, help="General text to retrieve from: add, list, show, search.")
+datasets = typer.Typer(no_args_is_help=True, help="Labeled texts: add, list, show, delete.")
+corpora = typer.Typer(
+    no_args_is_help=True, help="General texts to retrieve from: add, list, show, search, delete, cancel, refused."
+)
 
 _HUB = "hub:"
-_OVER = frozenset({"ready", "failed", "cancelled"})
+_FINAL_STATES = frozenset({"ready", "failed", "cancelled"})
+_MOST_WARNINGS = 20
 
 
-class NearChoice(StrEnum):
-    """What becomes of near duplicates."""
+class NearDuplicates(StrEnum):
+    """What to do with near duplicates."""
 
     DROP = "drop"
     KEEP = "keep"
 
 
-Name = Annotated[str, typer.Argument(metavar="NAME")]
+DatasetName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the dataset.")]
+CorpusName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the corpus.")]
+TextColumn = Annotated[str | None, typer.Option(help="Column with the texts. Default: inferred.")]
+Language = Annotated[str, typer.Option(help="ISO 639 code of the language, such as de.")]
 
 
 @datasets.command("add")
-@guarded
-def dataset_add(
+def add_dataset(
     context: typer.Context,
-    name: Name,
+    name: DatasetName,
     source: Annotated[
-        str, typer.Argument(metavar="PATH|hub:ID", help="File, folder with train/dev/test files, or hub id.")
+        str,
+        typer.Argument(metavar="PATH|hub:ID", help="A file, a folder with train, dev and test files, or a hub ID."),
     ],
     selection: Annotated[
         Path | None,
-        typer.Option(help="Passages (text, rank) for the selector 'given': a file here, or of the hub's data set."),
+        typer.Option(help="Passages (text, rank) for the selector 'given': a local file, or a file on the hub."),
     ] = None,
-    text_column: Annotated[str | None, typer.Option(help="Column of the texts; guessed if not given.")] = None,
-    pair_column: Annotated[str | None, typer.Option(help="Column of second texts.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Column of the labels.")] = None,
-    delimiter: Annotated[str | None, typer.Option(help="Of CSV files.")] = None,
+    text_column: TextColumn = None,
+    pair_column: Annotated[str | None, typer.Option(help="Column with the second texts of text pairs.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column with the labels. Default: inferred.")] = None,
+    delimiter: Annotated[str | None, typer.Option(help="Delimiter of CSV files. Default: inferred.")] = None,
     metric: Annotated[
         str | None, typer.Option(help="macro_f1, micro_f1, accuracy, f1, matthews, pearson or spearman.")
     ] = None,
-    positive_label: Annotated[str | None, typer.Option(help="The label of which the metric f1 is taken.")] = None,
-    language: Annotated[str | None, typer.Option(help="ISO 639 code, such as de.")] = None,
-    split_seed: Annotated[int, typer.Option(help="Decides which rows a split that has to be cut gets.")] = 0,
+    positive_label: Annotated[str | None, typer.Option(help="The positive label of the metric f1.")] = None,
+    language: Annotated[str | None, typer.Option(help="ISO 639 code of the language, such as de.")] = None,
+    split_seed: Annotated[int, typer.Option(help="Seed for splits that the service creates.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Upload a data set; every fault in it is told with its row and column, and then nothing is stored."""
-    given: dict[str, Any] = {
-        "text_column": text_column,
-        "text_pair_column": pair_column,
-        "label_column": label_column,
-        "delimiter": delimiter,
-        "metric": metric,
-        "positive_label": positive_label,
-        "language": language,
+    """Upload a dataset. If it contains errors, print each with its row and column, and store nothing."""
+    fields = {
+        "text_column": text_column, "text_pair_column": pair_column, "label_column": label_column,
+        "delimiter": delimiter, "metric": metric, "positive_label": positive_label, "language": language,
         "split_seed": split_seed or None,
-    }
-    options = {key: value for key, value in given.items() if value is not None}
+    }  # fmt: skip
+    options = {key: value for key, value in fields.items() if value is not None}
     with session_of(context).client() as client:
         if source.startswith(_HUB):
-            file = None if selection is None else selection.as_posix()
-            dataset = client.add_hub_dataset(name, source, options, selection=file)
+            path = None if selection is None else selection.as_posix()
+            dataset = client.add_hub_dataset(name, source, options, selection=path)
         else:
             if selection is not None and not selection.is_file():
-                raise InvalidRequest(f"--selection: there is no file '{selection}'; check the path")
-            files = dataset_files(Path(source), say=remark) | ({} if selection is None else {"selection": selection})
-            dataset = client.add_dataset(name, files, options)
+                raise InvalidRequest(f"Invalid --selection: no file '{selection}'. Check the path.")
+            files = dataset_files(Path(source), say=print_note)
+            dataset = client.add_dataset(name, files | ({"selection": selection} if selection else {}), options)
     if as_json:
-        emit(dataset)
+        print_json(dataset)
     else:
-        _show(dataset, dataset.report or {})
+        _print_dataset(dataset, dataset.report or {})
 
 
 @datasets.command("list")
-@guarded
-def dataset_list(context: typer.Context, as_json: AsJson = False) -> None:
-    """List the data sets, newest first."""
+def list_datasets(context: typer.Context, as_json: AsJson = False) -> None:
+    """List the datasets, newest first."""
     with session_of(context).client() as client:
-        found = list(client.datasets())
+        listed = list(client.datasets())
     if as_json:
-        emit(found)
+        print_json(listed)
     else:
-        rows = [(d.name, d.version, d.id, d.labels, _counts(d.rows), d.warnings) for d in found]
-        table(("name", "version", "id", "labels", "rows", "warnings"), rows)
+        rows = [(d.name, d.version, d.id, d.labels, _format_rows(d.rows), d.warnings) for d in listed]
+        print_table(("name", "version", "id", "labels", "rows", "warnings"), rows)
 
 
 @datasets.command("show")
-@guarded
-def dataset_show(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
-    """Show what was found in a data set: labels, lengths, duplicates, guesses with their reasons."""
+def show_dataset(context: typer.Context, name: DatasetName, as_json: AsJson = False) -> None:
+    """Show the labels, warnings and inferred settings of a dataset."""
     with session_of(context).client() as client:
         dataset = client.dataset(name)
         report = client.dataset_report(dataset.id)
     if as_json:
-        emit(dataset.model_copy(update={"report": report}))
+        print_json(dataset.model_copy(update={"report": report}))
     else:
-        _show(dataset, report)
+        _print_dataset(dataset, report)
 
 
 @datasets.command("delete")
-@guarded
-def dataset_delete(
+def delete_dataset(
     context: typer.Context,
-    dataset: Annotated[str, typer.Argument(metavar="ID|NAME", help="A name means its newest version.")],
-    with_jobs: Annotated[bool, typer.Option("--with-jobs", help="The jobs on it and their models too.")] = False,
+    dataset: Annotated[str, typer.Argument(metavar="ID|NAME", help="NAME deletes its newest version.")],
+    with_jobs: Annotated[bool, typer.Option("--with-jobs", help="Also delete its jobs and their models.")] = False,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete one version of a data set. Refused while a job that is not over needs it."""
+    """Delete one version of a dataset. Fails while an unfinished job uses it."""
     with session_of(context).client() as client:
-        found = client.dataset(dataset)
-        confirm_deletion(f"'{found.name}' version {found.version} ({found.id})", yes=yes)
-        client.delete_dataset(found.id, with_jobs=with_jobs)
-    emit({"deleted": found.id}) if as_json else say(f"deleted {found.id}")
+        target = client.dataset(dataset)
+        confirm_deletion(f"'{target.name}' version {target.version} ({target.id})", yes=yes)
+        client.delete_dataset(target.id, with_jobs=with_jobs)
+    print_result({"deleted": target.id}, f"Deleted {target.id}", as_json=as_json)
 
 
 @corpora.command("add")
-@guarded
-def corpus_add(
+def add_corpus(
     context: typer.Context,
-    name: Name,
+    name: CorpusName,
     paths: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="PATH…",
-            help="Files, folders, addresses (s3://…), or hub:OWNER/NAME[:config][:split], streamed.",
+            metavar="PATH…", help="Files, folders, URLs (s3://…), or hub:OWNER/NAME[:config][:split] to stream."
         ),
     ] = None,
     from_packages: Annotated[
-        bool, typer.Option("--from-packages", help="Documentation of the Python packages installed here.")
+        bool, typer.Option("--from-packages", help="Use the documentation of the installed Python packages.")
     ] = False,
-    language: Annotated[str, typer.Option(help="ISO 639 code of the texts.")] = "en",
-    text_column: Annotated[str | None, typer.Option(help="Column of the texts; guessed if not given.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many passages.")] = None,
+    language: Language = "en",
+    text_column: TextColumn = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of passages.")] = None,
     by_service: Annotated[
-        bool, typer.Option("--by-service", help="The service fetches the addresses itself, where its operator allows.")
+        bool, typer.Option("--by-service", help="The service fetches the URLs itself, if its operator allows them.")
     ] = False,
     near_duplicates: Annotated[
-        NearChoice, typer.Option(help="What becomes of passages that are nearly equal to an earlier one.")
-    ] = NearChoice.DROP,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Until it can be searched.")] = True,
+        NearDuplicates, typer.Option(help="Drop or keep passages that nearly equal an earlier passage.")
+    ] = NearDuplicates.DROP,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the corpus is ready.")] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Cut texts into passages here, upload them, and wait until they can be searched."""
+    """Split texts into passages on this machine, upload them, and wait until the corpus is ready."""
     if bool(paths) == from_packages:
-        raise InvalidRequest("give files, folders or hub ids, or --from-packages; not both")
+        raise InvalidRequest("Name files, folders or hub IDs, or use --from-packages. Do not combine them.")
     if by_service and (from_packages or text_column or limit):
-        raise InvalidRequest("--by-service takes addresses alone; leave out --from-packages, --text-column and --limit")
-    near: Literal["drop", "keep"] = "drop" if near_duplicates is NearChoice.DROP else "keep"
-    with session_of(context).client() as client, Display(notes()) as display:
+        raise InvalidRequest("--by-service does not support --from-packages, --text-column and --limit. Omit them.")
+    near: Literal["drop", "keep"] = "drop" if near_duplicates is NearDuplicates.DROP else "keep"
+    with session_of(context).client() as client, Display(stderr_console()) as display:
         display.begin(f"corpus {name}:")
         if by_service:
             load = client.fetch_corpus(name, paths or [], language, near_duplicates=near)
@@ -172,158 +180,152 @@ def corpus_add(
         if wait:
             load = client.wait_corpus(name, load.id, display.load)
             version = next((v for v in client.corpus(name).versions if v.version == load.version), None)
-    if as_json:
-        emit(load)
-    elif wait:
-        say(f"corpus '{name}' is ready: {load.total:,} passages, version {load.version}{_near(version)}")
-    else:
-        say(f"corpus '{name}' is on its way; see `tlm corpus show {name}`")
+    text = f"Corpus '{name}' is loading. See `tlm corpus show {name}`"
+    if wait:
+        text = f"Corpus '{name}' is ready: {load.total:,} passages, version {load.version}{_format_dropped(version)}"
+    print_result(load, text, as_json=as_json)
 
 
 @corpora.command("list")
-@guarded
-def corpus_list(context: typer.Context, as_json: AsJson = False) -> None:
+def list_corpora(context: typer.Context, as_json: AsJson = False) -> None:
     """List the corpora."""
     with session_of(context).client() as client:
-        found = list(client.corpora())
+        listed = list(client.corpora())
     if as_json:
-        emit(found)
+        print_json(listed)
         return
     rows = []
-    for corpus in found:
+    for corpus in listed:
         version = next((v for v in corpus.versions if v.version == corpus.version), None)
-        loading = corpus.loads[0].state if corpus.loads else ""
-        count = f"{version.count:,}" if version else None
-        rows.append((corpus.name, corpus.version, count, version.language if version else None, loading))
-    table(("name", "version", "passages", "language", "last upload"), rows)
+        count, language = (f"{version.count:,}", version.language) if version else (None, None)
+        rows.append((corpus.name, corpus.version, count, language, corpus.loads[0].state if corpus.loads else ""))
+    print_table(("name", "version", "passages", "language", "last upload"), rows)
 
 
 @corpora.command("show")
-@guarded
-def corpus_show(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
+def show_corpus(context: typer.Context, name: CorpusName, as_json: AsJson = False) -> None:
     """Show the versions of a corpus and its latest uploads."""
     with session_of(context).client() as client:
         corpus = client.corpus(name)
     if as_json:
-        emit(corpus)
+        print_json(corpus)
         return
-    rows = [
-        (v.version, v.state, f"{v.count:,}", _counted(v.near_duplicates_dropped), v.refused or "", v.language,
-         _message(v.error))
+    versions = [
+        (
+            v.version,
+            v.state,
+            f"{v.count:,}",
+            "–" if v.near_duplicates_dropped is None else f"{v.near_duplicates_dropped:,}",
+            v.refused or "",
+            v.language,
+            _error_message(v.error),
+        )
         for v in corpus.versions
-    ]  # fmt: skip
-    names = ("version", "state", "passages", "near duplicates dropped", "refused", "language", "error")
-    table(names, rows, title="versions")
-    loads = [(x.id, x.state, f"{x.done:,}/{x.total:,}", x.version, _message(x.error)) for x in corpus.loads]
-    table(("upload", "state", "passages", "version", "error"), loads, title="uploads")
+    ]
+    columns = ("version", "state", "passages", "near duplicates dropped", "refused", "language", "error")
+    print_table(columns, versions, title="Versions")
+    uploads = [(x.id, x.state, f"{x.done:,}/{x.total:,}", x.version, _error_message(x.error)) for x in corpus.loads]
+    print_table(("upload", "state", "passages", "version", "error"), uploads, title="Uploads")
 
 
 @corpora.command("delete")
-@guarded
-def corpus_delete(
+def delete_corpus(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="All versions, or the one named.")],
+    name: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="NAME deletes all versions.")],
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete a corpus or one version of it; refused while a job that is not over needs it."""
-    corpus, version = _versioned(name)
-    what = f"version {version} of corpus '{corpus}'" if version else f"corpus '{corpus}'"
-    confirm_deletion(what if version else f"{what} with all its versions", yes=yes)
+    """Delete a corpus or one of its versions. Fails while an unfinished job uses it."""
+    corpus, version = _split_version(name)
+    target = f"version {version} of corpus '{corpus}'" if version else f"corpus '{corpus}'"
+    confirm_deletion(target if version else f"{target} with all its versions", yes=yes)
     with session_of(context).client() as client:
         client.delete_corpus(corpus, version)
-    emit({"deleted": corpus, "version": version}) if as_json else say(f"deleted {what}")
+    print_result({"deleted": corpus, "version": version}, f"Deleted {target}", as_json=as_json)
 
 
 @corpora.command("cancel")
-@guarded
-def corpus_cancel(
+def cancel_upload(
     context: typer.Context,
-    name: Name,
-    load: Annotated[str | None, typer.Argument(metavar="[UPLOAD]", help="Else the one under way.")] = None,
+    name: CorpusName,
+    upload: Annotated[str | None, typer.Argument(metavar="[UPLOAD]", help="Default: the active upload.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Give up an upload that is under way; versions from before stay as they are."""
+    """Cancel an active upload. Earlier versions remain."""
     with session_of(context).client() as client:
-        chosen = load or next((one.id for one in client.corpus(name).loads if one.state not in _OVER), None)
-        if chosen is None:
-            raise InvalidRequest(f"no upload of corpus '{name}' is under way; `tlm corpus show {name}` lists them")
-        found = client.cancel_load(name, chosen)
-    emit(found) if as_json else say(f"{found.id} of corpus '{name}' is {found.state}")
+        active = (load.id for load in client.corpus(name).loads if load.state not in _FINAL_STATES)
+        upload_id = upload or next(active, None)
+        if upload_id is None:
+            raise InvalidRequest(f"Corpus '{name}' has no active upload. `tlm corpus show {name}` lists all uploads.")
+        load = client.cancel_load(name, upload_id)
+    print_result(load, f"{load.id} of corpus '{name}' is {load.state}", as_json=as_json)
 
 
 @corpora.command("refused")
-@guarded
-def corpus_refused(
+def list_refused(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="Else the version that the name means.")],
+    name: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="Default: the current version.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show the passages that the index would not take, with the reasons."""
-    corpus, version = _versioned(name)
+    """Show the passages that the index rejected, with the reasons."""
+    corpus, version = _split_version(name)
     with session_of(context).client() as client:
-        chosen = version or client.corpus(corpus).version
-        found = client.refused_passages(corpus, chosen) if chosen else []
+        version = version or client.corpus(corpus).version
+        passages = client.refused_passages(corpus, version) if version else []
     if as_json:
-        emit(found)
+        print_json(passages)
     else:
-        table(("id", "reason", "text"), [(entry.id[:32], entry.reason, entry.text[:200]) for entry in found])
+        print_table(("id", "reason", "text"), [(p.id[:32], p.reason, p.text[:200]) for p in passages])
 
 
 @corpora.command("search")
-@guarded
-def corpus_search(
+def search_corpus(
     context: typer.Context,
-    name: Name,
-    query: Annotated[str, typer.Argument(metavar="QUERY")],
-    k: Annotated[int, typer.Option("-k", min=1, max=100, help="At most so many passages.")] = 10,
+    name: CorpusName,
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="A text, such as one of your training texts.")],
+    k: Annotated[int, typer.Option("-k", min=1, max=100, help="Maximum number of passages.")] = 10,
     as_json: AsJson = False,
 ) -> None:
-    """Try a query, as a training text would be one."""
+    """Search a corpus."""
     with session_of(context).client() as client:
         hits = client.search(name, query, k)
     if as_json:
-        emit(hits)
+        print_json(hits)
     else:
-        table(("score", "source", "text"), [(f"{hit.score:.2f}", hit.source, hit.text[:400]) for hit in hits])
+        print_table(("score", "source", "text"), [(f"{hit.score:.2f}", hit.source, hit.text[:400]) for hit in hits])
 
 
-def _versioned(name: str) -> tuple[str, str | None]:
-    """NAME or NAME@VERSION in its parts. Raises InvalidRequest for a version that is empty."""
+def _split_version(name: str) -> tuple[str, str | None]:
+    """Split NAME[@VERSION]. Raises InvalidRequest for an empty version."""
     corpus, at, version = name.partition("@")
     if at and not version:
-        raise InvalidRequest(f"'{name}' names no version behind '@'; give one, or leave out the '@' for the corpus")
+        raise InvalidRequest(f"'{name}' has no version after '@'. Add a version, or remove '@' for the whole corpus.")
     return corpus, version or None
 
 
-def _counted(number: int | None) -> str:
-    return "–" if number is None else f"{number:,}"
-
-
-def _near(version: CorpusVersion | None) -> str:
-    """What looking for near duplicates found and cost, if anybody looked."""
+def _format_dropped(version: CorpusVersion | None) -> str:
     if version is None or version.near_duplicates_dropped is None:
         return ""
-    took = version.near_duplicates_seconds or 0.0
-    return f"; {version.near_duplicates_dropped:,} near duplicates dropped, which took {took:,.1f} s"
+    seconds = version.near_duplicates_seconds or 0.0
+    return f". Dropped {version.near_duplicates_dropped:,} near duplicates in {seconds:,.1f} s"
 
 
-def _show(dataset: Dataset, report: dict[str, Any]) -> None:
-    say(f"data set '{dataset.name}' version {dataset.version} ({dataset.id}): {_counts(dataset.rows)}")
+def _print_dataset(dataset: Dataset, report: Mapping[str, Any]) -> None:
+    print_line(f"Dataset '{dataset.name}' version {dataset.version} ({dataset.id}): {_format_rows(dataset.rows)}")
     if dataset.selection is not None:
-        say(f"it brings a selection of {dataset.selection:,} passages, for the selector 'given'")
+        print_line(f"It contains {dataset.selection:,} passages for the selector 'given'")
     splits = list(dataset.rows)
     rows = [[entry["label"], *(entry.get(split) for split in splits)] for entry in report.get("labels", [])]
-    table(("label", *splits), rows)
+    print_table(("label", *splits), rows)
     for note in report.get("notes", []):
-        say(f"note: {note}")
-    for warning in report.get("warnings", [])[:20]:
-        say(f"warning: {warning['message']}")
+        print_line(f"note: {note}")
+    for warning in report.get("warnings", [])[:_MOST_WARNINGS]:
+        print_line(f"warning: {warning['message']}")
 
 
-def _counts(rows: dict[str, int]) -> str:
+def _format_rows(rows: Mapping[str, int]) -> str:
     return ", ".join(f"{split} {count:,}" for split, count in rows.items())
 
 
-def _message(error: dict[str, Any] | None) -> str:
+def _error_message(error: Mapping[str, object] | None) -> str:
     return str(error.get("message", "")) if error else ""

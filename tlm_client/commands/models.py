@@ -1,4 +1,4 @@
-"""`tlm download`, `tlm predict`, `tlm evaluate`, `tlm convert`."""
+"""`tlm download`, `predict`, `evaluate`, `convert`: use trained models."""
 
 from __future__ import annotations
 
@@ -8,65 +8,64 @@ from typing import Annotated
 import typer
 
 from tlm_client.commands.jobs import JobId
-from tlm_client.console import AsJson, emit, guarded, notes, say, session_of, table
+from tlm_client.console import AsJson, print_json, print_line, print_result, print_table, session_of, stderr_console
 from tlm_client.display import Display
-from tlm_client.results import number
+from tlm_client.summary import format_score
 from tlm_core.errors import Conflict
 from tlm_core.tasks.metrics import scores_shown
 
 
-@guarded
 def download(
     context: typer.Context,
     job_id: JobId,
-    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="Default: a folder named as the job.")] = None,
+    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="Default: the job ID.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fetch a job's model and reports, checked by SHA-256. What was cut goes on where it stopped."""
+    """Download the model and the reports of a job, verified by SHA-256. Continues an interrupted download."""
     target = folder or Path(job_id)
-    with session_of(context).client() as client, Display(notes()) as display:
+    with session_of(context).client() as client, Display(stderr_console()) as display:
         display.begin("downloading")
         files = client.download(job_id, target, display.bytes)
-    if as_json:
-        emit({"folder": target, "files": files})
-    else:
-        say(f"{len(files)} files in {target}; AutoModelForSequenceClassification.from_pretrained('{target / 'model'}')")
+    text = f"{len(files)} files in {target}. Load the model with {_loading_code(target / 'model')}"
+    print_result({"folder": target, "files": files}, text, as_json=as_json)
 
 
-@guarded
 def predict(
     context: typer.Context,
     job_id: JobId,
-    texts: Annotated[list[str], typer.Argument(metavar="TEXT…")],
-    pair: Annotated[list[str] | None, typer.Option(help="Second text of each, where the task has pairs.")] = None,
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT…", help="Texts to classify.")],
+    pair: Annotated[
+        list[str] | None, typer.Option(help="Second text of each text, for a task on text pairs. Repeatable.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Classify texts with a job's model, in the gateway."""
+    """Classify texts with the model of a job, on the gateway."""
     with session_of(context).client() as client:
-        answers = client.predict(job_id, texts, pair or None)
+        predictions = client.predict(job_id, texts, pair or None)
     if as_json:
-        emit(answers)
+        print_json(predictions)
         return
-    amounts = answers[0].value is not None
-    found = [(a.label, number(a.value if amounts else a.probability)) for a in answers]
-    rows = [(*one, text[:120]) for one, text in zip(found, texts, strict=True)]
-    table(("label", "value" if amounts else "probability", "text"), rows)
+    regression = predictions[0].value is not None
+    rows = [
+        (p.label, format_score(p.value if regression else p.probability), text[:120])
+        for p, text in zip(predictions, texts, strict=True)
+    ]
+    print_table(("label", "value" if regression else "probability", "text"), rows)
 
 
-@guarded
 def evaluate(
     context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL_DIR|hub:ID", help="A stock sequence-classification model.")],
-    dataset: Annotated[str, typer.Option(help="A folder or file, hub:ID, or the name of an uploaded data set.")],
+    dataset: Annotated[str, typer.Option(help="A folder or file, hub:ID, or the name of an uploaded dataset.")],
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
-    batch: Annotated[int, typer.Option(min=1, help="Texts at once.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="Batch size.")] = 64,
     as_json: AsJson = False,
 ) -> None:
-    """Score a stock model on a data set's test split, on this machine, with the measures that jobs report."""
+    """Score a model on a dataset, on this machine, with the same metrics as a job."""
     from tlm_client.evaluation import evaluate_model, task_of
 
     task = task_of(dataset, session_of(context))
-    with Display(notes()) as display:
+    with Display(stderr_console()) as display:
         display.begin("evaluating")
         scores = evaluate_model(
             model,
@@ -76,30 +75,31 @@ def evaluate(
             on_progress=lambda done, total: display.update(split, done, total, ""),
         )
     if as_json:
-        emit(scores)
+        print_json(scores)
         return
-    say(f"{scores['rows']:,} rows of {split}; {scores['metric']} decides")
+    print_line(f"{scores['rows']:,} {split} rows. Main metric: {scores['metric']}")
     clean = scores["deduplicated"]
-    rows = [(name, number(scores[name]), number(clean[name])) for name in scores_shown(scores["metric"])]
-    table(("score", "all rows", f"without {clean['rows_left_out']} rows that stand in train"), rows)
+    rows = [(name, format_score(scores[name]), format_score(clean[name])) for name in scores_shown(scores["metric"])]
+    print_table(("score", "all rows", f"without {clean['rows_left_out']} rows that are also in train"), rows)
 
 
-@guarded
 def convert(
     model: Annotated[str, typer.Argument(metavar="MODEL_DIR|hub:ID", help="A model of the original TLM release.")],
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write; must not be there yet.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to create.")],
     label: Annotated[
-        list[str] | None, typer.Option("--label", help="Names of the labels in order; default: their numbers.")
+        list[str] | None,
+        typer.Option("--label", help="Label names in order. Repeatable. Default: the label numbers."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a model of the original TLM release as a folder that stock classes load."""
+    """Convert a model of the original TLM release to a folder that stock classes load."""
     from tlm_core.training.release import convert as convert_release
 
     if folder.exists():
-        raise Conflict(f"'{folder}' is there already; give a new folder")
+        raise Conflict(f"'{folder}' exists. Name a new folder.")
     convert_release(model, folder, label or None)
-    if as_json:
-        emit({"folder": folder})
-    else:
-        say(f"AutoModelForSequenceClassification.from_pretrained('{folder}') loads it")
+    print_result({"folder": folder}, f"Load the model with {_loading_code(folder)}", as_json=as_json)
+
+
+def _loading_code(folder: Path) -> str:
+    return f"AutoModelForSequenceClassification.from_pretrained('{folder}')"

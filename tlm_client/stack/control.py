@@ -30,8 +30,10 @@ def run_stack(
     stop: StopFlag,
     redis_finder: Callable[[], str] = find_redis,
     ray_finder: Callable[[], str] = find_ray,
-) -> None:
+) -> bool:
     """Run the stack in this process until `stop` is set; `ready` gets its URL and token file once all parts are up.
+
+    Return whether it was ready.
 
     Call it from the main thread, within `stop.on_signals()`. Raises AlreadyRunning, MissingDependency, StorageFull,
     Unavailable; whatever it raises, nothing is left running.
@@ -47,7 +49,7 @@ def run_stack(
         supervisor = Supervisor(folder, plan.parts, plan.url, say=say, pid=os.getpid(), started_at=time.time())
         try:
             with janitor(environment[RUN_MARK]):
-                supervisor.run(stop, lambda: ready(plan.url, folder.token_file))
+                return supervisor.run(stop, lambda: ready(plan.url, folder.token_file))
         finally:
             clear_ray(folder)
 

@@ -83,8 +83,10 @@ class Supervisor:
         self._say = say
         self._state = StackState(state="starting", pid=pid, url=url, started_at=started_at)
 
-    def run(self, stop: StopFlag, ready: Callable[[], None]) -> None:
+    def run(self, stop: StopFlag, ready: Callable[[], None]) -> bool:
         """Start everything, call `ready` once it is up, watch until `stop` is set; then nothing is left running.
+
+        Return whether it was ready.
 
         Raises Unavailable when a part does not come up or crashes too often.
         """
@@ -100,6 +102,7 @@ class Supervisor:
                     self._write("ready")
                     ready()
                 time.sleep(_ROUND_SECONDS)
+            return told
         finally:
             self._stop_all()
 

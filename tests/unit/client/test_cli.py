@@ -1,4 +1,4 @@
-"""The `tlm` command over a made gateway: what is printed, where, and with which exit code."""
+"""The `tlm` command against a canned gateway: output, streams and exit codes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tlm_client.__main__ import main
 from tlm_client.cli import app
 from tlm_client.console import Session
 
-FAULT = {"code": "null_text", "message": "there is no text", "split": "train", "row": 7, "column": "text"}
+DATA_ERROR = {"code": "null_text", "message": "there is no text", "split": "train", "row": 7, "column": "text"}
 
 
 def tlm(handler: Handler, *arguments: str, **over: Any) -> Result:
@@ -28,7 +28,7 @@ def tlm(handler: Handler, *arguments: str, **over: Any) -> Result:
 
 
 def serve(answers: dict[str, Any]) -> Handler:
-    """Answers by `METHOD /path`; a response, or JSON."""
+    """Return a handler that answers `METHOD /path` with a response or with JSON."""
 
     def handler(request: httpx.Request) -> httpx.Response:
         answer = answers[f"{request.method} {request.url.path}"]
@@ -44,94 +44,94 @@ def unreachable(_: httpx.Request) -> httpx.Response:
 @pytest.mark.parametrize(
     ("answer", "code"),
     [
-        (problem(503, "store_unavailable", "Redis is away"), 3),
-        (problem(404, "not_found", "no job 'job_9'"), 4),
-        (problem(422, "invalid_request", "that cannot be"), 5),
-        (problem(409, "illegal_transition", "it is over"), 1),
-        (problem(500, "error", "a fault"), 1),
+        (problem(503, "store_unavailable", "Redis does not answer."), 3),
+        (problem(404, "not_found", "No job 'job_9'."), 4),
+        (problem(422, "invalid_request", "Invalid."), 5),
+        (problem(409, "illegal_transition", "The job has ended."), 1),
+        (problem(500, "error", "Internal error."), 1),
     ],
 )
-def test_each_kind_of_error_has_its_exit_code(answer: httpx.Response, code: int) -> None:
+def test_error_class_sets_the_exit_code(answer: httpx.Response, code: int) -> None:
     result = tlm(lambda _: answer, "cancel", "job_9")
     assert result.exit_code == code
     assert "Traceback" not in result.output
     assert "error: " in result.stderr and result.stdout == ""
 
 
-def test_a_gateway_that_is_away_is_exit_code_3_and_says_what_to_do() -> None:
+def test_unreachable_gateway_exits_3_with_a_hint() -> None:
     result = tlm(unreachable, "cancel", "job_1")
     assert result.exit_code == 3
     assert "tlm up" in result.stderr
 
 
-def test_without_url_and_without_a_stack_the_command_says_how_to_get_one(tmp_path: Path) -> None:
+def test_missing_url_and_stack_exits_3_with_a_hint(tmp_path: Path) -> None:
     result = tlm(unreachable, "jobs", url=None, data_dir=tmp_path)
     assert result.exit_code == 3
     assert "tlm up" in result.stderr and "TLM_URL" in result.stderr
 
 
-def test_wrong_usage_is_exit_code_2() -> None:
+def test_wrong_usage_exits_2() -> None:
     assert tlm(unreachable, "submit").exit_code == 2
     assert tlm(unreachable, "no-such-command").exit_code == 2
 
 
-def test_ctrl_c_while_the_command_is_loaded_is_exit_code_130_too() -> None:
-    def loading() -> None:
+def test_ctrl_c_during_imports_exits_130() -> None:
+    def load() -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(SystemExit) as ended:
-        main(loading)
-    assert ended.value.code == 130
+    with pytest.raises(SystemExit) as exit_info:
+        main(load)
+    assert exit_info.value.code == 130
 
 
 @pytest.mark.parametrize("arguments", [["delete", "job_1"], ["profile", "add", "lab", "https://x"]])
-def test_ctrl_c_at_a_question_is_exit_code_130_and_a_no_is_not(
+def test_ctrl_c_at_a_prompt_exits_130_but_no_exits_1(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: list[str]
 ) -> None:
-    def typed(*_: object) -> str:
+    def interrupt(*_: object) -> str:
         raise KeyboardInterrupt
 
     session = Session(url=URL, token="secret", profiles=tmp_path / "profiles.toml")
     assert CliRunner().invoke(app, ["delete", "job_1"], obj=session, input="n\n").exit_code == 1
     keyboard = io.StringIO()
-    monkeypatch.setattr(keyboard, "readline", typed)
+    monkeypatch.setattr(keyboard, "readline", interrupt)
     monkeypatch.setattr("sys.stdin", keyboard)
-    monkeypatch.setattr("getpass.getpass", typed)
-    with pytest.raises(SystemExit) as ended:
+    monkeypatch.setattr("getpass.getpass", interrupt)
+    with pytest.raises(SystemExit) as exit_info:
         app(arguments, obj=session)
-    assert ended.value.code == 130
+    assert exit_info.value.code == 130
 
 
-def test_the_command_is_found_as_a_module() -> None:
-    done = subprocess.run(
+def test_module_runs_the_command() -> None:
+    result = subprocess.run(
         [sys.executable, "-m", "tlm_client", "--version"], capture_output=True, text=True, check=False
     )
-    assert (done.returncode, done.stdout) == (0, f"tlm {version('tlm-service')}\n")
+    assert (result.returncode, result.stdout) == (0, f"tlm {version('tlm-service')}\n")
 
 
-def test_the_version_is_told_without_a_command() -> None:
+def test_version_option_needs_no_command() -> None:
     result = tlm(unreachable, "--version")
     assert (result.exit_code, result.stdout) == (0, f"tlm {version('tlm-service')}\n")
 
 
-def test_with_json_the_error_stands_on_stdout_as_well() -> None:
-    result = tlm(lambda _: problem(404, "not_found", "no job 'job_9'"), "show", "job_9", "--json")
+def test_json_error_goes_to_stdout_too() -> None:
+    result = tlm(lambda _: problem(404, "not_found", "No job 'job_9'."), "show", "job_9", "--json")
     assert json.loads(result.stdout)["error"]["code"] == "not_found"
     assert result.exit_code == 4
 
 
-def test_faults_in_data_are_listed_with_their_place(tmp_path: Path) -> None:
+def test_data_errors_are_listed_with_their_location(tmp_path: Path) -> None:
     file = tmp_path / "toy.csv"
     file.write_text("text,label\n", encoding="utf-8")
-    faults = [{**FAULT, "row": row} for row in range(1, 31)]
-    answer = problem(422, "invalid_dataset", "the data set has 30 faults", errors=faults)
+    data_errors = [{**DATA_ERROR, "row": row} for row in range(1, 31)]
+    answer = problem(422, "invalid_dataset", "The dataset has 30 errors.", errors=data_errors)
     result = tlm(lambda _: answer, "dataset", "add", "toy", str(file))
     assert result.exit_code == 5
     assert "train, row 7, column 'text': there is no text" in result.stderr
-    assert "and 10 more" in result.stderr
+    assert "10 more; --json lists all" in result.stderr
 
 
-def test_submit_sends_what_was_asked_for() -> None:
+def test_submit_sends_the_given_options() -> None:
     sent: dict[str, Any] = {}
 
     def handler(request: httpx.Request) -> httpx.Response:
@@ -151,7 +151,7 @@ def test_submit_sends_what_was_asked_for() -> None:
     }  # fmt: skip
 
 
-def test_submit_without_a_corpus_trains_on_the_task_alone() -> None:
+def test_submit_without_corpus_selects_no_passages() -> None:
     sent: dict[str, Any] = {}
 
     def handler(request: httpx.Request) -> httpx.Response:
@@ -162,7 +162,7 @@ def test_submit_without_a_corpus_trains_on_the_task_alone() -> None:
     assert sent == {"dataset": "toy", "set": {"selection.selector": "none"}}
 
 
-def test_submit_takes_the_options_of_a_kind_as_json_or_from_a_file(tmp_path: Path) -> None:
+def test_submit_reads_kind_options_from_json_or_a_file(tmp_path: Path) -> None:
     sent: list[dict[str, Any]] = []
 
     def handler(request: httpx.Request) -> httpx.Response:
@@ -170,14 +170,14 @@ def test_submit_takes_the_options_of_a_kind_as_json_or_from_a_file(tmp_path: Pat
         return httpx.Response(202, json=job_view())
 
     (tmp_path / "options.json").write_text('{"levels": [0.2, 0.4]}')
-    for given in ('{"levels": [0.2, 0.4]}', str(tmp_path / "options.json")):
-        result = tlm(handler, "submit", "--dataset", "toy", "--kind", "prune", "--options", given)
+    for options in ('{"levels": [0.2, 0.4]}', str(tmp_path / "options.json")):
+        result = tlm(handler, "submit", "--dataset", "toy", "--kind", "prune", "--options", options)
         assert result.exit_code == 0, result.output
-    assert [(one["kind"], one["prune"]["levels"]) for one in sent] == [("prune", [0.2, 0.4])] * 2
+    assert [(body["kind"], body["prune"]["levels"]) for body in sent] == [("prune", [0.2, 0.4])] * 2
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "arguments",
     [
         ["--kind", "prune", "--options", "no/such/file"],
         ["--kind", "prune", "--options", '{"levels": [2]}'],
@@ -189,12 +189,12 @@ def test_submit_takes_the_options_of_a_kind_as_json_or_from_a_file(tmp_path: Pat
         ["--label", "team=a", "--label", "team=b"],
     ],
 )
-def test_what_cannot_be_a_job_is_refused_before_it_is_sent(wrong: list[str]) -> None:
-    result = tlm(unreachable, "submit", "--dataset", "toy", *wrong)
+def test_invalid_job_is_rejected_before_sending(arguments: list[str]) -> None:
+    result = tlm(unreachable, "submit", "--dataset", "toy", *arguments)
     assert result.exit_code == 5, result.output
 
 
-def test_watch_shows_the_way_and_the_scores() -> None:
+def test_watch_shows_progress_and_scores() -> None:
     stream = event(1, "job.claimed") + 'event: progress\ndata: {"stage":"joint","node":"joint.s0","step":5,"total":10,'
     stream += '"rate":2.5,"unit":"steps","eta_seconds":62,"nodes_done":3,"nodes_total":8}\n\n' + end()
     answers = {
@@ -208,8 +208,8 @@ def test_watch_shows_the_way_and_the_scores() -> None:
     assert "succeeded after 1:09" in result.stdout and "0.500" in result.stdout and "1.00e+12 FLOPs" in result.stdout
 
 
-@pytest.mark.parametrize(("kind", "told"), [("train", True), ("share_tickets", False)])
-def test_a_model_is_offered_only_where_there_is_one(kind: str, told: bool) -> None:
+@pytest.mark.parametrize(("kind", "offered"), [("train", True), ("share_tickets", False)])
+def test_watch_offers_a_download_only_for_kinds_with_a_model(kind: str, offered: bool) -> None:
     spec = {"dataset": "toy", "kind": kind} | ({"share_tickets": {"others": ["b"]}} if kind != "train" else {})
     answers = {
         "GET /v1/jobs/job_1/events": httpx.Response(200, text=end()),
@@ -217,10 +217,10 @@ def test_a_model_is_offered_only_where_there_is_one(kind: str, told: bool) -> No
         "GET /v1/jobs/job_1/report": report(),
     }
     result = tlm(serve(answers), "watch", "job_1")
-    assert result.exit_code == 0 and ("tlm download" in result.stdout) is told, result.output
+    assert result.exit_code == 0 and ("tlm download" in result.stdout) is offered, result.output
 
 
-def test_watch_of_a_job_that_fails_is_exit_code_1() -> None:
+def test_watch_of_a_failed_job_exits_1() -> None:
     answers = {
         "GET /v1/jobs/job_1/events": httpx.Response(200, text=end("failed")),
         "GET /v1/jobs/job_1": job_view(state="failed", error={"code": "out_of_memory", "message": "does not fit"}),
@@ -230,7 +230,7 @@ def test_watch_of_a_job_that_fails_is_exit_code_1() -> None:
     assert "does not fit" in result.stdout
 
 
-def test_watch_with_json_gives_one_value_a_line() -> None:
+def test_watch_json_prints_one_value_per_line() -> None:
     answers = {
         "GET /v1/jobs/job_1/events": httpx.Response(200, text=event(1) + end("cancelled")),
         "GET /v1/jobs/job_1": job_view(state="cancelled"),
@@ -242,20 +242,20 @@ def test_watch_with_json_gives_one_value_a_line() -> None:
     assert result.exit_code == 1
 
 
-def test_ctrl_c_in_watch_leaves_the_job_running_and_says_how_to_come_back() -> None:
-    asked = []
+def test_ctrl_c_in_watch_does_not_stop_the_job() -> None:
+    methods = []
 
     def handler(request: httpx.Request) -> httpx.Response:
-        asked.append(request.method)
+        methods.append(request.method)
         raise KeyboardInterrupt
 
     result = tlm(handler, "watch", "job_1")
     assert result.exit_code == 130
     assert "tlm watch job_1" in result.stderr
-    assert asked == ["GET"]
+    assert methods == ["GET"]
 
 
-def test_what_the_gateway_sends_is_shown_and_not_obeyed() -> None:
+def test_markup_from_the_gateway_is_printed_as_text() -> None:
     hits = [{"id": "1", "score": 1.0, "source": "[red]x[/red]", "text": "[bold]hi[/bold] <script>"}]
     result = tlm(
         serve({"POST /v1/corpora/docs/search": {"version": "v", "hits": hits}}), "corpus", "search", "docs", "q"
@@ -263,55 +263,55 @@ def test_what_the_gateway_sends_is_shown_and_not_obeyed() -> None:
     assert "[red]x[/red]" in result.stdout and "[bold]hi[/bold] <script>" in result.stdout
 
 
-def test_a_corpus_is_deleted_only_after_a_yes_and_never_for_a_version_that_is_empty() -> None:
-    asked: list[str] = []
+def test_corpus_deletion_needs_confirmation_and_a_valid_version() -> None:
+    requests: list[str] = []
 
     def handler(request: httpx.Request) -> httpx.Response:
-        asked.append(f"{request.method} {request.url.path}")
+        requests.append(f"{request.method} {request.url.path}")
         return httpx.Response(204)
 
-    assert tlm(handler, "corpus", "delete", "docs").exit_code == 1, "nobody said yes"
-    for refused in (tlm(handler, "corpus", verb, "docs@") for verb in ("delete", "refused")):
-        assert (refused.exit_code, "names no version" in refused.stderr) == (5, True), refused.output
-    assert asked == []
-    assert tlm(handler, "corpus", "delete", "docs@v1", "--yes").stdout == "deleted version v1 of corpus 'docs'\n"
-    assert tlm(handler, "corpus", "delete", "docs", "-y").stdout == "deleted corpus 'docs'\n"
-    assert asked == ["DELETE /v1/corpora/docs/versions/v1", "DELETE /v1/corpora/docs"]
+    assert tlm(handler, "corpus", "delete", "docs").exit_code == 1
+    for result in (tlm(handler, "corpus", verb, "docs@") for verb in ("delete", "refused")):
+        assert (result.exit_code, "has no version after" in result.stderr) == (5, True), result.output
+    assert requests == []
+    assert tlm(handler, "corpus", "delete", "docs@v1", "--yes").stdout == "Deleted version v1 of corpus 'docs'\n"
+    assert tlm(handler, "corpus", "delete", "docs", "-y").stdout == "Deleted corpus 'docs'\n"
+    assert requests == ["DELETE /v1/corpora/docs/versions/v1", "DELETE /v1/corpora/docs"]
 
 
-def upload_of(state: str, name: str = "load_1") -> dict[str, Any]:
+def upload(state: str, name: str = "load_1") -> dict[str, Any]:
     return {"id": name, "state": state}
 
 
-def test_the_upload_of_a_corpus_that_is_under_way_is_cancelled_unless_another_is_named() -> None:
-    corpus = {"name": "docs", "loads": [upload_of("indexing", "load_2"), upload_of("ready")]}
+def test_corpus_cancel_selects_the_active_upload_by_default() -> None:
+    corpus = {"name": "docs", "loads": [upload("indexing", "load_2"), upload("ready")]}
     answers = {
         "GET /v1/corpora/docs": corpus,
-        "POST /v1/corpora/docs/loads/load_2/cancel": upload_of("cancelling", "load_2"),
-        "POST /v1/corpora/docs/loads/load_1/cancel": upload_of("cancelled"),
+        "POST /v1/corpora/docs/loads/load_2/cancel": upload("cancelling", "load_2"),
+        "POST /v1/corpora/docs/loads/load_1/cancel": upload("cancelled"),
     }
     assert tlm(serve(answers), "corpus", "cancel", "docs").stdout == "load_2 of corpus 'docs' is cancelling\n"
     assert "load_1 of corpus 'docs' is cancelled" in tlm(serve(answers), "corpus", "cancel", "docs", "load_1").stdout
-    corpus["loads"] = [upload_of("ready")]
+    corpus["loads"] = [upload("ready")]
     result = tlm(serve(answers), "corpus", "cancel", "docs")
-    assert (result.exit_code, result.stdout) == (5, "") and "no upload of corpus 'docs' is under way" in result.stderr
+    assert (result.exit_code, result.stdout) == (5, "") and "'docs' has no active upload" in result.stderr
 
 
-def test_waiting_for_an_upload_that_is_cancelled_ends_with_an_error(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("Some words about a thing that is told of here. " * 9, encoding="utf-8")
-    answers = {"POST /v1/corpora": upload_of("queued"), "GET /v1/corpora/docs/loads/load_1": upload_of("cancelled")}
+def test_waiting_for_a_cancelled_upload_fails(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("Some words about a thing that this file describes. " * 9, encoding="utf-8")
+    answers = {"POST /v1/corpora": upload("queued"), "GET /v1/corpora/docs/loads/load_1": upload("cancelled")}
     result = tlm(serve(answers), "corpus", "add", "docs", str(tmp_path / "a.txt"))
     assert result.exit_code == 1
     assert "was cancelled" in result.stderr
 
 
-def test_download_puts_the_files_into_the_folder_and_lists_them(tmp_path: Path) -> None:
+def test_download_writes_and_lists_the_files(tmp_path: Path) -> None:
     result = tlm(FileServer(b"weights" * 1000), "download", "job_1", str(tmp_path / "out"), "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["files"] == [str(tmp_path / "out" / "model" / "model.safetensors")]
 
 
-def test_a_folder_is_uploaded_split_by_split(tmp_path: Path) -> None:
+def test_dataset_folder_is_uploaded_by_split(tmp_path: Path) -> None:
     for split in ("train", "dev", "test"):
         (tmp_path / f"{split}.jsonl").write_text('{"text": "x", "label": "y"}\n', encoding="utf-8")
     fields = []
@@ -319,7 +319,7 @@ def test_a_folder_is_uploaded_split_by_split(tmp_path: Path) -> None:
     def handler(request: httpx.Request) -> httpx.Response:
         body = request.read()
         fields.extend(f for f in (b"train", b"validation", b"test", b"file") if b'name="%s"; filename' % f in body)
-        return added()
+        return added_dataset()
 
     result = tlm(handler, "dataset", "add", "toy", str(tmp_path))
     assert result.exit_code == 0, result.output
@@ -328,17 +328,17 @@ def test_a_folder_is_uploaded_split_by_split(tmp_path: Path) -> None:
     assert result.stderr == ""
 
 
-def added() -> httpx.Response:
-    """The gateway's answer to a data set that it took."""
+def added_dataset() -> httpx.Response:
+    """Return the response to an accepted dataset."""
     view: dict[str, Any] = {"id": "ds_1", "name": "toy", "version": 1, "digest": "d", "labels": 1, "created_at": 1}
     report = {"labels": [{"label": "y", "train": 1}], "notes": ["n"]}
     return httpx.Response(201, json={**view, "rows": {"train": 1}, "report": report})
 
 
-def test_files_of_a_folder_that_are_left_out_are_told_on_stderr(tmp_path: Path) -> None:
+def test_skipped_files_are_reported_on_stderr(tmp_path: Path) -> None:
     for name in ("train.csv", "eval.csv", "test.xlsx", "README.md"):
         (tmp_path / name).write_text("text,label\nx,y\n", encoding="utf-8")
-    result = tlm(lambda _: added(), "dataset", "add", "toy", str(tmp_path), "--json")
+    result = tlm(lambda _: added_dataset(), "dataset", "add", "toy", str(tmp_path), "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["id"] == "ds_1"
     assert result.stderr.splitlines() == [
@@ -348,18 +348,18 @@ def test_files_of_a_folder_that_are_left_out_are_told_on_stderr(tmp_path: Path) 
     ]
 
 
-def test_a_path_that_is_not_there_is_invalid_input(tmp_path: Path) -> None:
+def test_missing_path_is_invalid_input(tmp_path: Path) -> None:
     assert tlm(unreachable, "dataset", "add", "toy", str(tmp_path / "none")).exit_code == 5
     (tmp_path / "all.csv").write_text("text,label\nx,y\n", encoding="utf-8")
     for selection in (tmp_path / "none.csv", tmp_path):
         result = tlm(unreachable, "dataset", "add", "toy", str(tmp_path / "all.csv"), "--selection", str(selection))
         assert result.exit_code == 5
-        assert result.stderr == f"error: --selection: there is no file '{selection}'; check the path\n"
+        assert result.stderr == f"error: Invalid --selection: no file '{selection}'. Check the path.\n"
     assert tlm(unreachable, "corpus", "add", "docs", str(tmp_path / "none")).exit_code == 5
     assert tlm(unreachable, "corpus", "add", "docs").exit_code == 5
 
 
-def test_a_corpus_is_cut_here_and_uploaded_as_passages(tmp_path: Path) -> None:
+def test_corpus_is_split_locally_and_uploaded_as_passages(tmp_path: Path) -> None:
     text = " ".join(f"Sentence number {n} is here to be read by somebody." for n in range(40))
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
     load = {"id": "load_1", "state": "ready", "version": "v1", "done": 4, "total": 4}
@@ -378,11 +378,11 @@ def test_a_corpus_is_cut_here_and_uploaded_as_passages(tmp_path: Path) -> None:
     assert b'name="files"; filename="passages-00000.parquet"' in sent["body"]
     assert b'name="language"\r\n\r\nde\r\n' in sent["body"]
     assert b'name="near_duplicates"\r\n\r\ndrop\r\n' in sent["body"]
-    told = "corpus 'docs' is ready: 4 passages, version v1; 3 near duplicates dropped, which took 1.2 s"
-    assert " ".join(result.stdout.split()) == told
+    expected = "Corpus 'docs' is ready: 4 passages, version v1. Dropped 3 near duplicates in 1.2 s"
+    assert " ".join(result.stdout.split()) == expected
 
 
-def test_a_corpus_that_the_service_fetches_is_told_by_address_alone() -> None:
+def test_by_service_sends_only_urls() -> None:
     sent = {}
 
     def handler(request: httpx.Request) -> httpx.Response:
@@ -395,15 +395,15 @@ def test_a_corpus_that_the_service_fetches_is_told_by_address_alone() -> None:
     assert tlm(unreachable, *add, "--limit", "5").exit_code == 5
 
 
-def test_every_command_can_print_json() -> None:
+def test_every_command_has_a_json_option() -> None:
     def commands(typer_app: Any, path: tuple[str, ...]) -> list[tuple[str, ...]]:
-        found = [(*path, c.name or c.callback.__name__.replace("_", "-")) for c in typer_app.registered_commands]
+        names = [(*path, c.name or c.callback.__name__.replace("_", "-")) for c in typer_app.registered_commands]
         for group in typer_app.registered_groups:
-            found += commands(group.typer_instance, (*path, group.name))
-        return found
+            names += commands(group.typer_instance, (*path, group.name))
+        return names
 
     names = commands(app, ())
     assert len(names) >= 19
     for name in names:
-        shown = CliRunner().invoke(app, [*name, "--help"], env={"COLUMNS": "200"})
-        assert "--json" in shown.stdout, name
+        result = CliRunner().invoke(app, [*name, "--help"], env={"COLUMNS": "200"})
+        assert "--json" in result.stdout, name

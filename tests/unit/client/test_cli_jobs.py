@@ -1,4 +1,4 @@
-"""Commands about jobs: what they ask the gateway for, and what they print of its answer."""
+"""Job commands: the requests that they send and the output that they print."""
 
 from __future__ import annotations
 
@@ -14,34 +14,35 @@ from tests.unit.client.gateway import job_view
 from tests.unit.client.test_cli import serve, tlm
 from tlm_client.cli import app
 from tlm_client.console import Session
-from tlm_client.profiles import Profile, save
+from tlm_client.profiles import Profile, save_profiles
 
 ESTIMATE = {
     "seconds": 125.0, "flops": 4.1e13, "tokens": 1e6, "memory_bytes": 464_000_000, "disk_bytes": None,
     "gpu_hours": None, "passages": 10_004, "passages_at_most": 13_500,
     "stages": [{"stage": "joint", "seconds": 100.0, "flops": 4e13, "tokens": 1e6, "basis": "measured",
                 "reason": "measured on 3 runs"}],
-    "reasons": {"gpu_hours": "no job has finished here yet"},
+    "reasons": {"gpu_hours": "No finished job yet."},
 }  # fmt: skip
 
 
-def test_an_estimate_says_where_its_figures_are_from_and_what_is_unknown() -> None:
-    asked: list[dict[str, Any]] = []
+def test_estimate_shows_sources_and_unknown_figures() -> None:
+    requests: list[dict[str, Any]] = []
 
     def handler(request: httpx.Request) -> httpx.Response:
-        asked.append(json.loads(request.content))
+        requests.append(json.loads(request.content))
         return httpx.Response(200, json=ESTIMATE)
 
     arguments = ("estimate", "--dataset", "toy", "--corpus", "docs", "--seed", "1", "--set", "joint.rho2=5")
-    told = tlm(handler, *arguments)
-    assert told.exit_code == 0, told.output
-    assert asked == [{"dataset": "toy", "corpus": "docs", "seeds": [1], "set": {"joint.rho2": 5}}]
-    for part in ("2:05", "4.10e+13", "10,004 of at most 13,500", "GPU-hours unknown", "disk unknown", "measured on 3"):
-        assert part in told.stdout
+    result = tlm(handler, *arguments)
+    assert result.exit_code == 0, result.output
+    assert requests == [{"dataset": "toy", "corpus": "docs", "seeds": [1], "set": {"joint.rho2": 5}}]
+    passages = "10,004 of at most 13,500"
+    for part in ("2:05", "4.10e+13", passages, "GPU hours: unknown", "Disk: unknown", "measured on 3"):
+        assert part in result.stdout
     assert json.loads(tlm(handler, *arguments, "--json").stdout)["gpu_hours"] is None
 
 
-def test_a_dry_run_submits_nothing() -> None:
+def test_dry_run_submits_nothing() -> None:
     view = job_view()
     dry = {key: view[key] for key in ("spec", "dataset_id", "dataset_digest", "resolved_recipe", "stages")}
     seen: list[str] = []
@@ -50,34 +51,34 @@ def test_a_dry_run_submits_nothing() -> None:
         seen.append(str(request.url.query))
         return httpx.Response(200, json={**dry, "corpus_version": "v1", "estimate": ESTIMATE})
 
-    told = tlm(handler, "submit", "--dataset", "toy", "--dry-run")
-    assert (told.exit_code, seen) == (0, ["b'dry_run=true'"]), told.output
-    assert "2:05" in told.stdout and "job_" not in told.stdout
+    result = tlm(handler, "submit", "--dataset", "toy", "--dry-run")
+    assert (result.exit_code, seen) == (0, ["b'dry_run=true'"]), result.output
+    assert "2:05" in result.stdout and "job_" not in result.stdout
 
 
 LINES = [{"id": f"{n}-0", "at": 1.0, "attempt": 1, "line": f"line {n}"} for n in range(1, 4)]
 
 
-def test_a_log_that_is_followed_goes_on_behind_what_was_printed() -> None:
-    asked: list[tuple[str, str | None]] = []
+def test_followed_log_continues_after_the_printed_lines() -> None:
+    requests: list[tuple[str, str | None]] = []
 
     def handler(request: httpx.Request) -> httpx.Response:
-        asked.append((request.url.query.decode(), request.headers.get("Last-Event-ID")))
+        requests.append((request.url.query.decode(), request.headers.get("Last-Event-ID")))
         if "event-stream" not in request.headers["Accept"]:
             return httpx.Response(200, json={"data": LINES[:2], "has_more": False})
-        frames = "".join(f"id: {one['id']}\nevent: line\ndata: {json.dumps(one)}\n\n" for one in LINES[1:])
+        frames = "".join(f"id: {line['id']}\nevent: line\ndata: {json.dumps(line)}\n\n" for line in LINES[1:])
         return httpx.Response(200, text=frames + 'event: end\ndata: {"state": "succeeded"}\n\n')
 
-    told = tlm(handler, "logs", "job_1", "-f", "--tail", "2")
-    assert told.exit_code == 0, told.output
-    assert [line.split(" ", 1)[1] for line in told.stdout.splitlines()] == ["line 1", "line 2", "line 3"]
-    assert asked == [("tail=2", None), ("", "2-0")]
-    assert [json.loads(one)["line"] for one in tlm(handler, "logs", "job_1", "--json").stdout.splitlines()] == [
+    result = tlm(handler, "logs", "job_1", "-f", "--tail", "2")
+    assert result.exit_code == 0, result.output
+    assert [line.split(" ", 1)[1] for line in result.stdout.splitlines()] == ["line 1", "line 2", "line 3"]
+    assert requests == [("tail=2", None), ("", "2-0")]
+    assert [json.loads(line)["line"] for line in tlm(handler, "logs", "job_1", "--json").stdout.splitlines()] == [
         "line 1", "line 2",
     ]  # fmt: skip
 
 
-def test_a_comparison_shows_what_differs_and_what_is_missing() -> None:
+def test_comparison_shows_differences_and_missing_reports() -> None:
     scores = {"test": {"macro_f1": 0.5, "micro_f1": 0.6, "accuracy": None}}
     series = {"node": "joint.s0", "name": "mlm", "total": 3, "steps": [1, 2, 3], "at": [1, 2, 3], "values": [3, 2, 1]}
     body = {
@@ -90,27 +91,27 @@ def test_a_comparison_shows_what_differs_and_what_is_missing() -> None:
         ],
         "curves": [{"job": "job_1", "series": [series]}, {"job": "job_2", "series": []}],
     }  # fmt: skip
-    told = tlm(serve({"GET /v1/jobs/compare": body}), "compare", "job_1", "job_2")
-    assert told.exit_code == 0, told.output
+    result = tlm(serve({"GET /v1/jobs/compare": body}), "compare", "job_1", "job_2")
+    assert result.exit_code == 0, result.output
     for part in ("joint.rho2", "0.500 ± 0.010", "0.600", "n/a", "2e+12", "█▅▁ 1", "job_2: it has not finished"):
-        assert part in told.stdout, part
+        assert part in result.stdout, part
 
 
-def test_a_clone_sends_only_what_changes() -> None:
+def test_clone_sends_only_changes() -> None:
     sent: list[Any] = []
 
     def handler(request: httpx.Request) -> httpx.Response:
         sent.append((request.url.path, json.loads(request.content or b"null")))
         return httpx.Response(202, json=job_view(id="job_2"))
 
-    told = tlm(handler, "clone", "job_1", "--seed", "3", "--set", "joint.rho2=7", "--priority", "5")
-    assert told.exit_code == 0 and "job_2 is queued, made from job_1" in told.stdout
+    result = tlm(handler, "clone", "job_1", "--seed", "3", "--set", "joint.rho2=7", "--priority", "5")
+    assert result.exit_code == 0 and "job_2 is queued, a clone of job_1" in result.stdout
     assert tlm(handler, "retry", "job_1").exit_code == 0
     changes = {"seeds": [3], "set": {"joint.rho2": 7}, "priority": 5}
     assert sent == [("/v1/jobs/job_1/clone", changes), ("/v1/jobs/job_1/retry", None)]
 
 
-def test_a_clone_of_another_kind_sends_kind_and_options() -> None:
+def test_clone_of_another_kind_sends_kind_and_options() -> None:
     sent: list[Any] = []
 
     def handler(request: httpx.Request) -> httpx.Response:
@@ -121,87 +122,87 @@ def test_a_clone_of_another_kind_sends_kind_and_options() -> None:
 
     options = '{"levels": [0.2]}'
     for arguments in (("--kind", "prune"), ("--kind", "prune", "--options", options), ("--options", options)):
-        told = tlm(handler, "clone", "job_1", *arguments)
-        assert told.exit_code == 0, told.output
+        result = tlm(handler, "clone", "job_1", *arguments)
+        assert result.exit_code == 0, result.output
     assert sent == [{"kind": "prune"}, {"kind": "prune", "prune": {"levels": [0.2]}}, {"prune": {"levels": [0.2]}}]
 
 
-def test_pruning_the_model_of_a_job_sends_nothing_that_the_job_brings_unless_it_is_given() -> None:
+def test_pruning_a_job_sends_only_the_given_fields() -> None:
     sent: list[Any] = []
 
     def handler(request: httpx.Request) -> httpx.Response:
         sent.append(json.loads(request.content))
         return httpx.Response(202, json=job_view())
 
-    asked = ("submit", "--kind", "prune", "--options", '{"job": "job_1"}')
-    assert tlm(handler, *asked, "--priority", "1").exit_code == 0
-    assert tlm(handler, *asked, "--seed", "0", "--scale", "tiny").exit_code == 0, "the gateway refuses it"
-    whole = {"kind": "prune", "prune": {"job": "job_1"}}
-    assert sent == [{**whole, "priority": 1}, {**whole, "seeds": [0], "scale": "tiny"}]
+    prune = ("submit", "--kind", "prune", "--options", '{"job": "job_1"}')
+    assert tlm(handler, *prune, "--priority", "1").exit_code == 0
+    assert tlm(handler, *prune, "--seed", "0", "--scale", "tiny").exit_code == 0, "the gateway rejects it"
+    fields = {"kind": "prune", "prune": {"job": "job_1"}}
+    assert sent == [{**fields, "priority": 1}, {**fields, "seeds": [0], "scale": "tiny"}]
     assert tlm(handler, "submit", "--kind", "prune", "--options", '{"levels": [0.2]}').exit_code == 2
 
 
-def test_a_ticket_may_be_a_file_with_a_mask_which_is_sent_in_its_place(tmp_path: Path) -> None:
+def test_ticket_mask_file_is_sent_as_its_mask(tmp_path: Path) -> None:
     sent: list[Any] = []
 
     def handler(request: httpx.Request) -> httpx.Response:
         sent.append(json.loads(request.content))
         return httpx.Response(202, json=job_view())
 
-    def ask(ticket: str) -> Any:
+    def submit(ticket: str) -> Any:
         options = {"others": ["b"], "tickets": {"toy": 0.3, "b": ticket}}
-        asked = ("--dataset", "toy", "--kind", "share_tickets", "--options", json.dumps(options))
-        return tlm(handler, "submit", *asked)
+        arguments = ("--dataset", "toy", "--kind", "share_tickets", "--options", json.dumps(options))
+        return tlm(handler, "submit", *arguments)
 
     mask, other = {"heads": [[True, False], [True, True]], "blocks": [True, False]}, tmp_path / "other.json"
     (tmp_path / "mask.json").write_text(json.dumps(mask))
-    assert ask(str(tmp_path / "mask.json")).exit_code == 0
-    assert ask("job_1").exit_code == 0
-    assert [one["share_tickets"]["tickets"] for one in sent] == [{"toy": 0.3, "b": mask}, {"toy": 0.3, "b": "job_1"}]
+    assert submit(str(tmp_path / "mask.json")).exit_code == 0
+    assert submit("job_1").exit_code == 0
+    assert [body["share_tickets"]["tickets"] for body in sent] == [{"toy": 0.3, "b": mask}, {"toy": 0.3, "b": "job_1"}]
     for content in ("[1]", '{"heads": [[0]], "blocks": [1]}', "{"):
         other.write_text(content)
-        refused = ask(str(other))
-        assert refused.exit_code == 5 and "the ticket of 'b'" in refused.stderr, refused.output
-    assert ask(str(tmp_path / "none.json")).exit_code == 5 and len(sent) == 2
+        result = submit(str(other))
+        assert result.exit_code == 5 and "Invalid ticket of 'b'" in result.stderr, result.output
+    assert submit(str(tmp_path / "none.json")).exit_code == 5 and len(sent) == 2
 
 
-def test_nothing_is_deleted_unasked() -> None:
-    asked: list[str] = []
+def test_job_deletion_needs_confirmation() -> None:
+    requests: list[str] = []
 
     def handler(request: httpx.Request) -> httpx.Response:
-        asked.append(request.method)
+        requests.append(request.method)
         return httpx.Response(204)
 
     assert tlm(handler, "delete", "job_1").exit_code != 0
-    assert asked == []
+    assert requests == []
     assert tlm(handler, "delete", "job_1", "--yes").exit_code == 0
-    assert asked == ["DELETE"]
+    assert requests == ["DELETE"]
 
 
-def test_lists_pass_their_filters_on() -> None:
-    asked: list[list[tuple[str, str]]] = []
+def test_job_list_sends_its_filters() -> None:
+    requests: list[list[tuple[str, str]]] = []
 
     def handler(request: httpx.Request) -> httpx.Response:
-        asked.append(request.url.params.multi_items())
+        requests.append(request.url.params.multi_items())
         return httpx.Response(200, json={"data": [], "has_more": False})
 
     arguments = ("--state", "failed", "--dataset", "toy", "--label", "a=b", "--label", "c=d=e", "--kind", "train")
     assert tlm(handler, "jobs", *arguments).exit_code == 0
-    assert set(asked[0]) >= {
+    assert set(requests[0]) >= {
         ("state", "failed"), ("dataset", "toy"), ("label", "a=b"), ("label", "c=d=e"), ("kind", "train"),
     }  # fmt: skip
 
 
-def test_why_shows_the_rows_that_asked() -> None:
+def test_why_shows_the_train_rows_of_a_passage() -> None:
     asker = {"train_row": 7, "rank": 1, "score": 2.0, "text": "a [bold]row[/bold]", "label": "pos"}
     passage = {"id": "p", "text": "a passage", "source": "docs", "rank": 1, "score": 2.0, "asked_by": [asker]}
     body = {"facts": {}, "data": [passage], "total": 9, "has_more": True}
-    told = tlm(serve({"GET /v1/jobs/job_1/selection": body}), "why", "job_1", "a", "passage")
-    assert told.exit_code == 0, told.output
-    assert "row 7 (pos) a [bold]row[/bold]" in told.stdout and "1 of 9 passages" in told.stdout
+    result = tlm(serve({"GET /v1/jobs/job_1/selection": body}), "why", "job_1", "a", "passage")
+    assert result.exit_code == 0, result.output
+    assert "row 7 (pos) a [bold]row[/bold]" in result.stdout and "1 of 9 passages" in result.stdout
 
 
-def test_a_profile_names_a_gateway_and_its_token_is_kept_to_oneself(tmp_path: Path) -> None:
+def test_profile_selects_a_gateway_and_hides_its_token(tmp_path: Path) -> None:
     seen: list[tuple[str, str]] = []
 
     def handler(request: httpx.Request) -> httpx.Response:
@@ -218,15 +219,15 @@ def test_a_profile_names_a_gateway_and_its_token_is_kept_to_oneself(tmp_path: Pa
     listed = tlm(handler, "profile", "list", **here)
     assert "lab" in listed.stdout and "ecret" not in listed.stdout
     unknown = tlm(handler, "--profile", "nope", "jobs", **here)
-    assert (unknown.exit_code, "there are lab" in unknown.stderr) == (4, True)
+    assert (unknown.exit_code, "Existing profiles: lab" in unknown.stderr) == (4, True)
     assert tlm(handler, "profile", "remove", "lab", **here).exit_code == 0
     assert tlm(handler, "--profile", "lab", "jobs", **here).exit_code == 4
     file.write_text("not toml [")
     assert tlm(handler, "profile", "list", **here).exit_code == 5
     file.unlink()
-    for wrong in (("a b", "https://x", "--token", "t"), ("x", "http://h:80z", "--token", "t"),
+    for arguments in (("a b", "https://x", "--token", "t"), ("x", "http://h:80z", "--token", "t"),
                   ("x", "https://x", "--token", "t…")):  # fmt: skip
-        assert tlm(handler, "profile", "add", *wrong, **here).exit_code == 5
+        assert tlm(handler, "profile", "add", *arguments, **here).exit_code == 5
     assert not file.exists()
 
 
@@ -234,7 +235,7 @@ ELSEWHERE = {"TLM_URL": "https://production.example", "TLM_TOKEN": "production"}
 
 
 @pytest.mark.parametrize(
-    ("arguments", "environment", "went"),
+    ("arguments", "environment", "destination"),
     [
         (["--profile", "lab"], ELSEWHERE, ("lab.example", "Bearer lab")),
         (["--profile", "lab"], {"TLM_TOKEN": "production"}, ("lab.example", "Bearer lab")),
@@ -243,8 +244,8 @@ ELSEWHERE = {"TLM_URL": "https://production.example", "TLM_TOKEN": "production"}
         (["--url", "https://x.example"], {"TLM_PROFILE": "lab", "TLM_TOKEN": "x"}, ("x.example", "Bearer x")),
     ],
 )
-def test_a_profile_stands_in_place_of_what_the_environment_says(
-    tmp_path: Path, arguments: list[str], environment: dict[str, str], went: tuple[str, str]
+def test_profile_overrides_the_environment(
+    tmp_path: Path, arguments: list[str], environment: dict[str, str], destination: tuple[str, str]
 ) -> None:
     seen = []
 
@@ -252,17 +253,17 @@ def test_a_profile_stands_in_place_of_what_the_environment_says(
         seen.append((request.url.host, request.headers["Authorization"]))
         return httpx.Response(200, json={"data": [], "has_more": False})
 
-    save(tmp_path / "profiles.toml", {"lab": Profile(url="https://lab.example", token="lab")})
+    save_profiles(tmp_path / "profiles.toml", {"lab": Profile(url="https://lab.example", token="lab")})
     session = Session(profiles=tmp_path / "profiles.toml", transport=httpx.MockTransport(handler))
     result = CliRunner().invoke(app, [*arguments, "jobs"], obj=session, env=environment)
-    assert (result.exit_code, seen) == (0, [went]), result.output
+    assert (result.exit_code, seen) == (0, [destination]), result.output
 
 
-def test_a_profile_and_a_url_on_one_command_line_are_refused(tmp_path: Path) -> None:
+def test_profile_and_url_together_are_rejected(tmp_path: Path) -> None:
     assert tlm(serve({}), "--profile", "lab", "--url", "https://x", "jobs", data_dir=tmp_path).exit_code == 2
 
 
-def test_the_shell_completes_commands() -> None:
+def test_shell_completion_lists_commands() -> None:
     environment = {"_TLM_COMPLETE": "complete_bash", "COMP_WORDS": "tlm comp", "COMP_CWORD": "1"}
-    found = CliRunner().invoke(app, [], env=environment, prog_name="tlm")
-    assert "compare" in found.stdout.split()
+    completions = CliRunner().invoke(app, [], env=environment, prog_name="tlm")
+    assert "compare" in completions.stdout.split()

@@ -1,4 +1,4 @@
-"""The progress display where there is no terminal: plain lines, not too many."""
+"""The progress display without a terminal prints a few plain lines."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def progress(step: int, node: str = "joint.s0") -> JobEvent:
     return JobEvent(type="progress", data={"stage": "joint", "node": node, "step": step, "total": 100})
 
 
-def test_a_stage_is_told_when_it_begins_and_then_now_and_then() -> None:
+def test_stage_is_printed_at_its_start_and_every_ten_seconds() -> None:
     now = [0.0]
     display, out = plain(now)
     with display:
@@ -33,16 +33,16 @@ def test_a_stage_is_told_when_it_begins_and_then_now_and_then() -> None:
     assert [line.split()[-1] for line in lines[1:]] == ["0/100", "10/100", "20/100", "1/100"]
 
 
-def test_a_failed_attempt_and_a_job_that_waits_are_told_with_their_reasons() -> None:
+def test_failed_attempt_and_waiting_job_show_their_reasons() -> None:
     display, out = plain([0.0])
     with display:
         event = JobEvent(type="job.requeued", attempt=1, data={"message": "[a] worker died", "delay_seconds": 2})
         display.job_event(event)
         display.job_event(JobEvent(type="job.waiting", attempt=1, data={"message": "no room yet"}))
-    assert out.getvalue() == "attempt 1 ended: [a] worker died; trying again in 2 s\nwaiting: no room yet\n"
+    assert out.getvalue() == "attempt 1 failed, retry in 2 s: [a] worker died\nwaiting: no room yet\n"
 
 
-def test_a_load_is_told_with_its_rate_and_the_time_left() -> None:
+def test_corpus_upload_shows_rate_and_time_left() -> None:
     now = [100.0]
     display, out = plain(now)
     with display:
@@ -61,11 +61,11 @@ def test_a_load_is_told_with_its_rate_and_the_time_left() -> None:
     ]
 
 
-def test_durations_read_as_clocks_do() -> None:
+def test_duration_has_clock_format() -> None:
     assert [duration(s) for s in (0, 61.4, 3661, -1)] == ["0:00", "1:01", "1:01:01", "0:00"]
 
 
-def test_a_spark_line_shows_the_course_of_its_numbers() -> None:
+def test_spark_scales_values_to_blocks() -> None:
     assert spark([1, 2, 3, 4, 5, 6, 7, 8]) == "▁▂▃▄▅▆▇█"
     assert spark([5.0, 5.0]) == "▁▁"
     assert spark([]) == ""

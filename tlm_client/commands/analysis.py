@@ -1,0 +1,89 @@
+"""`tlm compare`, `why`: compare jobs, and explain which passages a job selected."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tlm_client.commands.jobs import JobId
+from tlm_client.console import AsJson, print_json, print_line, print_table, session_of
+from tlm_client.display import spark
+from tlm_client.models import Comparison, Outcome
+from tlm_client.summary import format_score
+from tlm_core.tasks.metrics import scores_shown
+
+_LONGEST_VALUE = 40
+
+
+def compare(
+    context: typer.Context,
+    job_ids: Annotated[list[str], typer.Argument(metavar="ID ID…", help="Two to ten jobs.")],
+    as_json: AsJson = False,
+) -> None:
+    """Compare two to ten jobs: settings that differ, scores, cost and curves."""
+    with session_of(context).client() as client:
+        comparison = client.compare(job_ids, points=40)
+    if as_json:
+        print_json(comparison)
+        return
+    columns = ("", *(job.id for job in comparison.jobs))
+    differences = [(d.key, *map(_shorten, d.values)) for d in comparison.differences]
+    print_table(columns, differences, title="Differences")
+    print_table(columns, _score_rows(comparison), title="Test scores and cost")
+    print_table(columns, _curve_rows(comparison), title="Curves")
+    for outcome in comparison.outcomes:
+        if outcome.reason:
+            print_line(f"{outcome.job}: {outcome.reason}")
+
+
+def why(
+    context: typer.Context,
+    job_id: JobId,
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[WORD…]", help="Only passages that contain these words.")
+    ] = None,
+    row: Annotated[int | None, typer.Option(min=1, help="Only passages that this train row retrieved.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="Maximum number of passages.")] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Show selected passages, and the train rows that retrieved each of them."""
+    with session_of(context).client() as client:
+        selection = client.selection(job_id, words=" ".join(words or []), train_row=row, limit=limit)
+    if as_json:
+        print_json(selection)
+        return
+    rows = []
+    for passage in selection.data:
+        queries = (f"row {q.train_row} ({q.label or '?'}) {(q.text or '')[:80]}" for q in passage.asked_by[:3])
+        rows.append((passage.rank, passage.source, passage.text[:300], "\n".join(queries)))
+    print_table(("rank", "source", "passage", "retrieved by"), rows)
+    print_line(f"{len(selection.data)} of {'?' if selection.total is None else selection.total} passages")
+
+
+def _score_rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    outcomes = comparison.outcomes
+    scores = dict.fromkeys(score for outcome in outcomes if outcome.metric for score in scores_shown(outcome.metric))
+    rows = [(score, *(_format_mean(o, score) for o in outcomes)) for score in scores or scores_shown("macro_f1")]
+    for quantity in ("flops", "tokens", "seconds"):
+        totals = [(outcome.cost or {}).get("total", {}).get(quantity) for outcome in outcomes]
+        rows.append((quantity, *("n/a" if total is None else f"{total:.3g}" for total in totals)))
+    return rows
+
+
+def _format_mean(outcome: Outcome, score: str) -> str:
+    mean, spread = (((part or {}).get("test") or {}).get(score) for part in (outcome.mean, outcome.spread))
+    return format_score(mean, spread)
+
+
+def _curve_rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    curves = [{f"{s.node} {s.name}": s.values for s in job.series} for job in comparison.curves]
+    return [
+        (name, *(f"{spark(curve[name])} {curve[name][-1]:.3g}" if name in curve else "" for curve in curves))
+        for name in dict.fromkeys(name for curve in curves for name in curve)
+    ]
+
+
+def _shorten(value: object) -> str:
+    text = "" if value is None else str(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 3]}…"

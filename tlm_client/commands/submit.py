@@ -1,0 +1,203 @@
+"""`tlm submit`, `estimate`, `retry`, `clone`: create jobs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from tlm_client.client import TLMClient
+from tlm_client.commands.jobs import JobId, parse_labels, split_pair, watch_job
+from tlm_client.console import AsJson, Watch, print_json, print_result, session_of, stderr_console
+from tlm_client.models import Job
+from tlm_client.summary import print_estimate
+from tlm_core.compression.masks import Mask
+from tlm_core.errors import InvalidRequest
+from tlm_core.jobs.spec import JobSpec
+
+_KINDS = "train, learning_curve, prune or share_tickets."
+
+CorpusName = Annotated[
+    str | None,
+    typer.Option("--corpus", help="NAME or NAME@VERSION. Default: no corpus, train only on the dataset."),
+]
+Scale = Annotated[str | None, typer.Option("--scale", help="tiny, small, medium or large. Default: tiny.")]
+RecipeName = Annotated[str | None, typer.Option("--recipe", help="fast or paper. Default: fast.")]
+Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Seed of one training run. Repeatable.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe; VALUE is JSON or text. Repeatable."),
+]
+Workers = Annotated[int, typer.Option("--workers", min=1, help="Number of data-parallel workers.")]
+Options = Annotated[str | None, typer.Option("--options", metavar="JSON|FILE", help="Options of the job kind.")]
+Labels = Annotated[list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Label of the job. Repeatable.")]
+MaxRuntime = Annotated[float | None, typer.Option(help="Time limit in seconds of running.")]
+
+
+def submit(
+    context: typer.Context,
+    dataset: Annotated[
+        str | None,
+        typer.Option("--dataset", help="Name or ID. Omit it if --options of kind prune contains `job`."),
+    ] = None,
+    corpus: CorpusName = None,
+    scale: Scale = None,
+    recipe: RecipeName = None,
+    seed: Seeds = None,
+    set_: Overrides = None,
+    workers: Workers = 1,
+    label: Labels = None,
+    priority: Annotated[int, typer.Option(min=-10, max=10, help="Higher priorities start first.")] = 0,
+    max_runtime: MaxRuntime = None,
+    kind: Annotated[str, typer.Option(help=f"Job kind: {_KINDS}")] = "train",
+    options: Options = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Validate and estimate without submitting.")] = False,
+    watch: Watch = False,
+    as_json: AsJson = False,
+) -> None:
+    """Submit a job."""
+    fields: dict[str, Any] = {"metadata": parse_labels(label), "priority": priority, "kind": kind}
+    if options is not None:
+        fields[kind] = _parse_options(options, kind)
+    if dataset is None and "job" not in fields.get(kind, {}):
+        raise typer.BadParameter("Name a dataset.", param_hint="--dataset")
+    spec = _build_spec(
+        set_, dataset=dataset, corpus=corpus, scale=scale, recipe=recipe, seeds=seed, workers=workers,
+        max_runtime_seconds=max_runtime, **fields,
+    )  # fmt: skip
+    with session_of(context).client() as client:
+        if dry_run:
+            result = client.dry_run(spec)
+            print_json(result) if as_json else print_estimate(result.estimate)
+            return
+        job = client.submit(spec)
+        _report_new_job(client, job, "", watch=watch, as_json=as_json)
+
+
+def estimate(
+    context: typer.Context,
+    dataset: Annotated[str, typer.Option("--dataset", help="Name or ID of a dataset.")],
+    corpus: CorpusName = None,
+    scale: Scale = None,
+    recipe: RecipeName = None,
+    seed: Seeds = None,
+    set_: Overrides = None,
+    workers: Workers = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Estimate the time, compute and memory of a job, with the source of each figure."""
+    spec = _build_spec(
+        set_, dataset=dataset, corpus=corpus, scale=scale, recipe=recipe, seeds=seed, workers=workers
+    )  # fmt: skip
+    with session_of(context).client() as client:
+        result = client.estimate(spec)
+    print_json(result) if as_json else print_estimate(result)
+
+
+def retry(context: typer.Context, job_id: JobId, watch: Watch = False, as_json: AsJson = False) -> None:
+    """Run a failed or cancelled job again. The new job reuses finished stages."""
+    with session_of(context).client() as client:
+        job = client.retry(job_id)
+        _report_new_job(client, job, f", a retry of {job_id}", watch=watch, as_json=as_json)
+
+
+def clone(
+    context: typer.Context,
+    job_id: JobId,
+    dataset: Annotated[str | None, typer.Option(help="Another dataset, or NAME for its newest version.")] = None,
+    corpus: Annotated[str | None, typer.Option(help="Another corpus, or NAME for its newest version.")] = None,
+    scale: Annotated[str | None, typer.Option(help="tiny, small, medium or large.")] = None,
+    seed: Seeds = None,
+    set_: Overrides = None,
+    label: Annotated[
+        list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Replace the labels. Repeatable.")
+    ] = None,
+    priority: Annotated[int | None, typer.Option(help="-10 to 10. Higher priorities start first.")] = None,
+    max_runtime: MaxRuntime = None,
+    kind: Annotated[str | None, typer.Option(help=f"{_KINDS} A new kind starts without options.")] = None,
+    options: Options = None,
+    watch: Watch = False,
+    as_json: AsJson = False,
+) -> None:
+    """Submit a copy of a job, with changes. By default it uses the same versions of the data."""
+    changes: dict[str, Any] = {
+        "dataset": dataset, "corpus": corpus, "scale": scale, "seeds": seed or None,
+        "set": _parse_overrides(set_) or None, "metadata": parse_labels(label) or None, "priority": priority,
+        "max_runtime_seconds": max_runtime, "kind": kind,
+    }  # fmt: skip
+    with session_of(context).client() as client:
+        if options is not None:
+            target_kind = kind or client.job(job_id).spec.kind
+            changes[target_kind] = _parse_options(options, target_kind)
+        job = client.clone(job_id, {name: value for name, value in changes.items() if value is not None})
+        _report_new_job(client, job, f", a clone of {job_id}", watch=watch, as_json=as_json)
+
+
+def _report_new_job(client: TLMClient, job: Job, origin: str, *, watch: bool, as_json: bool) -> None:
+    if watch:
+        stderr_console().print(f"Submitted {job.id}")
+        watch_job(client, job.id, as_json)
+        return
+    print_result(job, f"{job.id} is {job.state}{origin}. Follow it with `tlm watch {job.id}`", as_json=as_json)
+
+
+def _build_spec(overrides: list[str] | None, *, dataset: str | None, corpus: str | None, **fields: object) -> JobSpec:
+    """Build a spec that contains only the given fields, because the gateway or a pruned job sets the others.
+
+    Raises InvalidRequest.
+    """
+    recipe_changes = _parse_overrides(overrides)
+    if corpus is None and dataset is not None:
+        recipe_changes.setdefault("selection.selector", "none")
+    fields |= {"dataset": dataset, "corpus": corpus, "set": recipe_changes}
+    try:
+        return JobSpec.model_validate({name: value for name, value in fields.items() if value not in (None, {})})
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise InvalidRequest(f"Invalid job: {problems}.") from error
+
+
+def _parse_options(text: str, kind: str) -> dict[str, Any]:
+    """Parse the options of a job kind from a JSON object, or from a file that contains one. Raises InvalidRequest.
+
+    A ticket of `share_tickets` may be the path of a mask file. The result contains the mask instead.
+    """
+    try:
+        content = text if text.lstrip().startswith("{") else Path(text).read_text(encoding="utf-8")
+        options = json.loads(content)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InvalidRequest(f"Invalid --options: {error}. Expected a JSON object or a file with one.") from error
+    if not isinstance(options, dict):
+        raise InvalidRequest("Invalid --options. Expected a JSON object such as '{\"levels\": [0.2, 0.4]}'.")
+    if kind == "share_tickets" and isinstance(tickets := options.get("tickets"), dict):
+        options["tickets"] = {name: _read_ticket(name, ticket) for name, ticket in tickets.items()}
+    return options
+
+
+def _read_ticket(name: str, ticket: object) -> object:
+    """Return a ticket as the gateway accepts it. Raises InvalidRequest unless a text is a job ID or a mask file."""
+    if not isinstance(ticket, str) or ticket.startswith("job_"):
+        return ticket
+    try:
+        mask = json.loads(Path(ticket).read_text(encoding="utf-8"))
+        return Mask.from_dict(mask if isinstance(mask, dict) else {}).as_dict()
+    except (OSError, ValueError, RecursionError, InvalidRequest) as error:
+        raise InvalidRequest(
+            f"Invalid ticket of '{name}': '{ticket}'. Expected a level, a job ID (job_…) or a mask file: {error}"
+        ) from error
+
+
+def _parse_overrides(texts: list[str] | None) -> dict[str, Any]:
+    """Parse KEY=VALUE recipe overrides. A value that is not JSON stays text, so that names need no extra quotes."""
+    overrides = {}
+    for key, text in map(split_pair, texts or []):
+        try:
+            overrides[key] = json.loads(text)
+        except RecursionError as error:
+            raise InvalidRequest(f"The value {text[:20]}… of '{key}' has too many nested levels.") from error
+        except ValueError:
+            overrides[key] = text
+    return overrides

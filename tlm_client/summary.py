@@ -1,0 +1,91 @@
+"""Print job reports and estimates for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tlm_client.console import print_line, print_table
+from tlm_client.display import duration
+from tlm_client.models import Estimate
+from tlm_core.tasks.metrics import scores_shown
+
+Report = Mapping[str, Any]
+
+
+def format_score(value: float | None, spread: float | None = None) -> str:
+    """Return `0.612`, `0.612 ± 0.008` with a spread, or `n/a`."""
+    if value is None:
+        return "n/a"
+    return f"{value:.3f}" if spread is None else f"{value:.3f} ± {spread:.3f}"
+
+
+def mean_and_spread(report: Report, score: str) -> str:
+    """Return the mean and spread of a test score over all seeds; one seed has no spread."""
+    return format_score(report_score(report, "mean", score), report_score(report, "spread", score))
+
+
+def report_score(report: Report, part: str, score: str) -> float | None:
+    """Return a test score; part: mean, spread or majority."""
+    value = report[part]["test"].get(score)
+    return None if value is None else float(value)
+
+
+def total_cost(report: Report, quantity: str) -> float | None:
+    """Return the total `flops`, `tokens`, `seconds` or `gpu_seconds` of all stages and seeds; None if unknown."""
+    value = report["cost"].get("total", {}).get(quantity)
+    return None if value is None else float(value)
+
+
+def print_report(report: Report) -> None:
+    """Print the test scores beside the majority baseline, or the text of a study; then the cost."""
+    if "words" in report:
+        print_line(str(report["words"]))
+    else:
+        rows = [
+            (score, mean_and_spread(report, score), format_score(report_score(report, "majority", score)))
+            for score in scores_shown(report["metric"])
+        ]
+        seeds = len(report["seeds"])
+        print_table(("test score", f"mean of {seeds} seed{'s' if seeds != 1 else ''}", "majority class"), rows)
+    flops, tokens, seconds = (total_cost(report, quantity) for quantity in ("flops", "tokens", "seconds"))
+    parts = (
+        "FLOPs unknown" if flops is None else f"{flops:.2e} FLOPs",
+        "tokens unknown" if tokens is None else f"{tokens:,.0f} tokens",
+        "time unknown" if seconds is None else f"{seconds:,.0f} s",
+    )
+    print_line(f"Cost: {', '.join(parts)}")
+
+
+def print_estimate(estimate: Estimate) -> None:
+    """Print each stage with the source of its figures, then the totals."""
+    rows = [(s.stage, _format_time(s.seconds), _format_flops(s.flops), s.basis, s.reason) for s in estimate.stages]
+    print_table(("stage", "time", "FLOPs", "basis", "reason"), rows)
+    passages = "unknown"
+    if estimate.passages is not None:
+        passages = f"{estimate.passages:,} of at most {estimate.passages_at_most or 0:,}"
+    gpu_hours = "unknown" if estimate.gpu_hours is None else f"{estimate.gpu_hours:.2f}"
+    totals = (
+        ("Time", _format_time(estimate.seconds)),
+        ("FLOPs", _format_flops(estimate.flops)),
+        ("Passages", passages),
+        ("GPU hours", gpu_hours),
+        ("Memory per worker", _format_bytes(estimate.memory_bytes)),
+        ("Disk", _format_bytes(estimate.disk_bytes)),
+    )
+    for name, text in totals:
+        print_line(f"{name}: {text}")
+    for figure, reason in estimate.reasons.items():
+        print_line(f"{figure}: {reason}")
+
+
+def _format_time(seconds: float | None) -> str:
+    return "unknown" if seconds is None else duration(seconds)
+
+
+def _format_flops(flops: float | None) -> str:
+    return "unknown" if flops is None else f"{flops:.2e}"
+
+
+def _format_bytes(size: int | None) -> str:
+    return "unknown" if size is None else f"{size / 1e6:,.0f} MB"
