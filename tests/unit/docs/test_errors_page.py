@@ -37,8 +37,8 @@ def test_a_paragraph_says_enough_to_act_on() -> None:
         assert body.count(".") >= 2 and len(body) > 100, code
 
 
-def test_the_codes_that_the_page_names_are_those_that_end_the_command_line_with_3() -> None:
-    assert "(`unavailable`, the codes that end the\nsame way, and `store_full`)" in PAGE
+def test_page_names_the_codes_with_exit_code_3() -> None:
+    assert "(`unavailable`, codes that end with it, and `store_full`)" in " ".join(PAGE.split())
     for code, cls in errors.error_classes().items():
         named = code.endswith("unavailable") or code == "store_full"
         assert named is (exit_code(cls.__new__(cls)) == NOT_REACHABLE), code
