@@ -27,7 +27,7 @@ def codes_in_use() -> set[str]:
 
 
 def test_each_code_is_explained_and_each_explained_code_exists() -> None:
-    section = PAGE.split("### Faults by code")[1].split("\n### ")[0]
+    section = PAGE.split("### Errors and warnings")[1].split("\n### ")[0]
     rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
     explained = {code for row in rows for code in re.findall(r"`(\w+)`", row)}
     assert len(explained) > 30
