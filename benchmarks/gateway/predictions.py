@@ -65,8 +65,9 @@ def _export(folder: Path, scale: Scale) -> Path:
     from tokenizers.pre_tokenizers import Whitespace
     from tokenizers.processors import TemplateProcessing
 
+    from tlm_core.training.architectures import scratch_shape
     from tlm_core.training.graph import write_onnx
-    from tlm_core.training.model import TaskModel, initialise, scratch_shape
+    from tlm_core.training.model import TaskModel, initialize
 
     recipe = resolve("fast", scale, {})
     size, labels = recipe.tokenizer.vocab_size, ["l0", "l1", "l2", "l3", "l4"]
@@ -79,8 +80,8 @@ def _export(folder: Path, scale: Scale) -> Path:
     (folder / "model" / "config.json").write_text(json.dumps({"pad_token_id": 0}))
     facts = {"labels": labels, "max_length": recipe.model.max_length, "pair": False}
     (folder / "labels.json").write_text(json.dumps(facts))
-    model = TaskModel(scratch_shape(recipe.model.model_dump(), size, len(labels)))
-    initialise(model, 0)
+    model = TaskModel(scratch_shape(recipe.model, size, len(labels)))
+    initialize(model, 0)
     weights = {name: value.detach().numpy() for name, value in model.state_dict().items()}
     write_onnx(model.shape, weights, folder / "model.onnx")
     return folder

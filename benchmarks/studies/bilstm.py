@@ -26,12 +26,13 @@ from tlm_core.studies.measure import compare_graphs
 from tlm_core.studies.stages import BucketBatches, LSTMTrainer
 from tlm_core.tasks.options import DatasetOptions
 from tlm_core.tasks.validate import write_task
+from tlm_core.training.architectures import scratch_shape
 from tlm_core.training.device import resolved_precision
 from tlm_core.training.graph import write_onnx
 from tlm_core.training.local import LocalCheckpoints, LocalReporter, run_stage
 from tlm_core.training.loop import Budget
-from tlm_core.training.model import TaskModel, scratch_shape
-from tlm_core.training.model import initialise as initialise_encoder
+from tlm_core.training.model import TaskModel
+from tlm_core.training.model import initialize as initialize_encoder
 from tlm_core.training.optim import Optimizer
 from tlm_core.training.params import stage_params
 from tlm_core.training.prepared import Prepared
@@ -140,12 +141,12 @@ def inference(prepared: Prepared, folder: Path, repeats: int, count: int) -> Non
     graphs["bilstm_4_256_int8"] = folder / "4.int8.onnx"
     lstm_int8(graphs["bilstm_4_256"], graphs["bilstm_4_256_int8"])
     shapes = {
-        "encoder_tiny": resolve("fast", "tiny").model.model_dump(),
-        "encoder_bert_base": resolve("paper", "small").model.model_dump(),
+        "encoder_tiny": resolve("fast", "tiny").model,
+        "encoder_bert_base": resolve("paper", "small").model,
     }
-    for name, part in shapes.items():
-        encoder = TaskModel(scratch_shape(part, size, labels))
-        initialise_encoder(encoder, 0)
+    for name, model_recipe in shapes.items():
+        encoder = TaskModel(scratch_shape(model_recipe, size, labels))
+        initialize_encoder(encoder, 0)
         graphs[name] = folder / f"{name}.onnx"
         write_onnx(encoder.shape, {key: t.numpy() for key, t in weights(encoder).items()}, graphs[name])
     texts = [split.store[number] for number in range(count)]

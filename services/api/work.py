@@ -13,6 +13,7 @@ from statistics import NormalDist
 from typing import Any
 
 from tlm_core.training import flops
+from tlm_core.training.architectures import architecture_of
 from tlm_core.training.packing import first_fit
 from tlm_core.training.recipe import OWN_STARTS, Recipe
 
@@ -35,23 +36,17 @@ class Sizes:
     max_length: int
     vocab: int
     labels: int
-    rotary: bool
-
-    @property
-    def layer_weights(self) -> int:
-        return 4 * self.hidden**2 + (3 if self.rotary else 2) * self.hidden * self.intermediate
+    architecture: str
 
     @property
     def parameters(self) -> int:
         """Weights of encoder and both heads, small vectors left out."""
-        return self.exported + (self.vocab * (self.hidden + 1) if self.rotary else self.vocab) + self.hidden**2
+        return self.exported + architecture_of(self).vocabulary_parameters(self)
 
     @property
     def exported(self) -> int:
         """Weights of what is finetuned and handed out: encoder and task head."""
-        heads = self.hidden**2 + self.hidden * self.labels
-        positions = 0 if self.rotary else (self.max_length + 2) * self.hidden
-        return positions + self.vocab * self.hidden + self.layers * self.layer_weights + heads
+        return architecture_of(self).exported_parameters(self)
 
 
 @dataclass(frozen=True)
@@ -109,7 +104,7 @@ def sizes_of(recipe: Recipe, labels: int, vocab: int | None) -> Sizes | None:
         return None
     return Sizes(
         model.layers, model.hidden, model.heads, model.intermediate, model.max_length, size, labels,
-        rotary=model.architecture == "modernbert",
+        architecture=model.architecture,
     )  # fmt: skip
 
 
@@ -167,11 +162,7 @@ def update_flops(sizes: Sizes, optimizer: str) -> float:
     """Matrix products of one update: Muon's, on the encoder's matrices; AdamW has none."""
     if optimizer != "muon":
         return 0.0
-    square, wide = (sizes.hidden, sizes.hidden), (sizes.intermediate, sizes.hidden)
-    blocks: dict[tuple[int, int], int] = {}
-    for block, count in ((square, 4), (wide, 3 if sizes.rotary else 2)):
-        blocks[block] = blocks.get(block, 0) + count * sizes.layers
-    return flops.newton_schulz(blocks)
+    return flops.newton_schulz(architecture_of(sizes).matrices(sizes))
 
 
 def disk_bytes(sizes: Sizes, recipe: Recipe, seeds: int, tokens: float, select_bytes: float) -> int:

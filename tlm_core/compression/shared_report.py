@@ -18,9 +18,9 @@ from tlm_core.studies.plot import Curve, write_plot
 from tlm_core.tasks.merge import MERGE
 from tlm_core.tasks.metrics import chance_in_words, summary
 from tlm_core.tasks.task import Task
+from tlm_core.training.architectures import Shape
 from tlm_core.training.device import pick_device
 from tlm_core.training.evaluate import predict, report_of, tests_of, total_cost
-from tlm_core.training.model import Shape
 from tlm_core.training.prepared import Prepared, Split
 from tlm_core.training.stage import StageContext
 from tlm_core.training.state import SHAPE, load_model, read_history

@@ -21,10 +21,11 @@ from tlm_core.compression.gates import gated
 from tlm_core.compression.masks import Importance, Mask, one_shot
 from tlm_core.compression.sliced import sliced
 from tlm_core.tasks.metrics import summary
+from tlm_core.training.architectures import Shape, architecture_of
 from tlm_core.training.device import holding_the_model, pick_device
 from tlm_core.training.evaluate import predict, validation_scores
 from tlm_core.training.loop import Budget, Trainer
-from tlm_core.training.model import Shape, TaskModel
+from tlm_core.training.model import TaskModel
 from tlm_core.training.objective import Workers
 from tlm_core.training.optim import Optimizer
 from tlm_core.training.prepared import Batch, FinetuneBatches, Prepared
@@ -83,24 +84,19 @@ def frozen(shape: Shape, mask: Mask) -> dict[str, Tensor]:
 
     Biases and norms that act on kept and dropped parts alike belong to every ticket.
     """
-    size, gates = shape.hidden // shape.heads, 2 if shape.rotary else 1
-    found: dict[str, Tensor] = {}
+    architecture = architecture_of(shape)
+    outside: dict[str, Tensor] = {}
     for number, (heads, block) in enumerate(zip(mask.heads, mask.blocks, strict=True)):
         name = f"encoder.layers.{number}"
-        gone = ~torch.tensor(heads).repeat_interleave(size)
-        found[f"{name}.attention.qkv.weight"] = gone.repeat(3)[:, None].expand(-1, shape.hidden)
-        found[f"{name}.attention.out.weight"] = gone.expand(shape.hidden, -1)
-        if not shape.rotary:
-            found[f"{name}.attention.qkv.bias"] = gone.repeat(3)
+        dropped = ~torch.tensor(heads).repeat_interleave(shape.head_size)
+        outside[f"{name}.attention.qkv.weight"] = dropped.repeat(3)[:, None].expand(-1, shape.hidden)
+        outside[f"{name}.attention.out.weight"] = dropped.expand(shape.hidden, -1)
+        if architecture.biases:
+            outside[f"{name}.attention.qkv.bias"] = dropped.repeat(3)
         if not block:
-            found[f"{name}.mlp_in.weight"] = torch.ones(gates * shape.intermediate, shape.hidden, dtype=torch.bool)
-            found[f"{name}.mlp_out.weight"] = torch.ones(shape.hidden, shape.intermediate, dtype=torch.bool)
-            if shape.rotary:
-                found[f"{name}.mlp_norm.weight"] = torch.ones(shape.hidden, dtype=torch.bool)
-            else:
-                found[f"{name}.mlp_in.bias"] = torch.ones(shape.intermediate, dtype=torch.bool)
-                found[f"{name}.mlp_out.bias"] = torch.ones(shape.hidden, dtype=torch.bool)
-    return found
+            for part, (size, _) in architecture.feed_forward(shape).items():
+                outside[f"{name}.{part}"] = torch.ones(size, dtype=torch.bool)
+    return outside
 
 
 class TicketOptimizer(Optimizer):

@@ -34,7 +34,6 @@ class LSTMShape:
     max_length: int
     dropout: float = 0.0
     architecture: str = "bilstm"
-    rotary: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -16,9 +16,10 @@ from torch import Tensor
 from tlm_core.errors import OutOfMemory
 from tlm_core.tasks.metrics import best_of, majority_baseline, score, score_values, scores_for, summary
 from tlm_core.tasks.task import SPLITS, Task
+from tlm_core.training.architectures import Shape
 from tlm_core.training.device import autocast, out_of_memory, pick_device
 from tlm_core.training.memory import predicting_bytes, rows_at_once
-from tlm_core.training.model import Shape, TaskModel, classifier_size
+from tlm_core.training.model import TaskModel, classifier_size
 from tlm_core.training.objective import Workers, encode, micro_batches, pooled_logits, task_loss
 from tlm_core.training.prepared import Batch, Prepared, Split, task_batch
 from tlm_core.training.stage import StageContext

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from tlm_core.errors import TrainingFailed
 from tlm_core.tasks.task import Task
+from tlm_core.training.architectures import Shape, architecture_of
 from tlm_core.training.card import model_card
 from tlm_core.training.evaluate import predict
 from tlm_core.training.graph import write_onnx
-from tlm_core.training.model import Shape, TaskModel
+from tlm_core.training.model import TaskModel
 from tlm_core.training.names import to_stock
 from tlm_core.training.prepared import Prepared, Split
 from tlm_core.training.profiling import copy_traces
@@ -82,8 +83,6 @@ def write_export(
 
 def stock_config(shape: Shape, prepared: Prepared) -> Any:
     """The `transformers` configuration of the shape, with the task's labels or, in regression, its amount's name."""
-    from transformers import BertConfig, ModernBertConfig, RobertaConfig
-
     ids = prepared.facts["special_ids"]
     common: dict[str, Any] = {
         "vocab_size": shape.vocab,
@@ -96,37 +95,7 @@ def stock_config(shape: Shape, prepared: Prepared) -> Any:
         "label2id": {label: number for number, label in enumerate(prepared.labels)},
         **({"problem_type": "regression"} if shape.labels == 1 else {}),
     }
-    if not shape.rotary:
-        dropout = {"hidden_dropout_prob": shape.dropout, "attention_probs_dropout_prob": shape.dropout}
-        common |= {"max_position_embeddings": shape.positions + shape.skipped, "layer_norm_eps": shape.eps, **dropout}
-        if not shape.skipped:
-            return BertConfig(architectures=["BertForSequenceClassification"], **common)
-        ends = {"type_vocab_size": 1, "bos_token_id": ids["cls"], "eos_token_id": ids["sep"]}
-        return RobertaConfig(architectures=["RobertaForSequenceClassification"], **common, **ends)
-    kinds = ["full_attention" if window is None else "sliding_attention" for window in shape.windows]
-    theta = dict(zip(kinds, shape.thetas, strict=True))
-    window = next((w for w in shape.windows if w is not None), 64)
-    return ModernBertConfig(
-        architectures=["ModernBertForSequenceClassification"],
-        max_position_embeddings=max(shape.max_length, 16),
-        norm_eps=shape.eps,
-        layer_types=kinds,
-        local_attention=2 * window,
-        rope_parameters={
-            kind: {"rope_type": "default", "rope_theta": theta.get(kind, 10_000.0)}
-            for kind in ("full_attention", "sliding_attention")
-        },
-        classifier_pooling=shape.pooling,
-        embedding_dropout=shape.dropout,
-        mlp_dropout=shape.dropout,
-        attention_dropout=shape.dropout,
-        classifier_dropout=shape.dropout,
-        cls_token_id=ids["cls"],
-        bos_token_id=ids["cls"],
-        sep_token_id=ids["sep"],
-        eos_token_id=ids["sep"],
-        **common,
-    )
+    return architecture_of(shape).stock_config(shape, common, ids)
 
 
 def write_stock(shape: Shape, tensors: Mapping[str, Tensor], prepared: Prepared, folder: Path) -> None:

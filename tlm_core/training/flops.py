@@ -1,53 +1,30 @@
-"""Floating-point operations of a training step, counted from shapes. A multiply-add counts as two."""
+"""Floating-point operations of a training step, from the sizes of a model. A multiply-add counts as two."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
 
+from tlm_core.training.architectures import Sizes, architecture_of
 
-class Sizes(Protocol):
-    """What counts of operations and of memory need of a model's shape.
-
-    `model.Shape` has it, and so has an estimate made without torch.
-    """
-
-    @property
-    def layers(self) -> int: ...
-    @property
-    def hidden(self) -> int: ...
-    @property
-    def heads(self) -> int: ...
-    @property
-    def intermediate(self) -> int: ...
-    @property
-    def max_length(self) -> int: ...
-    @property
-    def vocab(self) -> int: ...
-    @property
-    def labels(self) -> int: ...
-    @property
-    def rotary(self) -> bool: ...
-
-
-# Backward computes two products for each one of forward: by the inputs and by the weights.
+# The backward pass computes two products for each one of the forward pass: by the inputs and by the weights.
 FORWARD_AND_BACKWARD = 3
 
 
-def forward(shape: Sizes, rows: int, length: int, masked: int, documents: int) -> float:
-    """Matrix products of one forward pass over [rows, length] positions, padding included since it is computed."""
-    hidden, gates = shape.hidden, 2 if shape.rotary else 1
-    layer = 4 * hidden * hidden + (gates + 1) * hidden * shape.intermediate
-    positions = rows * length
-    encoder = shape.layers * positions * (layer + 2 * length * hidden)
-    vocabulary = masked * hidden * (hidden + shape.vocab)
-    task = documents * hidden * (hidden + shape.labels)
+def forward(sizes: Sizes, rows: int, length: int, masked: int, documents: int) -> float:
+    """Return the FLOPs of the matrix products in one forward pass over [rows, length] positions.
+
+    Padding counts too, because the model computes it.
+    """
+    encoder = sizes.layers * rows * length * architecture_of(sizes).layer_products(sizes, length)
+    vocabulary = masked * sizes.hidden * (sizes.hidden + sizes.vocab)
+    task = documents * sizes.hidden * (sizes.hidden + sizes.labels)
     return 2.0 * (encoder + vocabulary + task)
 
 
-def newton_schulz(blocks: dict[tuple[int, int], int], steps: int = 5) -> float:
-    """Matrix products of one Muon update; blocks: number of matrices of each shape."""
+def newton_schulz(matrices: Mapping[tuple[int, int], int], steps: int = 5) -> float:
+    """Return the FLOPs of one Muon update. matrices: how many there are of each size."""
     total = 0.0
-    for (rows, columns), count in blocks.items():
+    for (rows, columns), count in matrices.items():
         small, large = min(rows, columns), max(rows, columns)
         total += count * steps * 2.0 * (2 * small * small * large + small**3)
     return total

@@ -1,8 +1,7 @@
-"""The encoder and its two heads, for packed rows: our own modules, exported to stock classes by `names.py`.
+"""The encoder and its two heads, for packed rows, as our own modules.
 
-`modernbert` is pre-norm without biases, with a gated feed-forward block and rotary positions (Warner et al.
-2024); `bert` is post-norm with biases and learned positions (Devlin et al. 2019). Documents of one row do
-not see each other, and the vocabulary head runs on masked positions only.
+Documents of one row do not attend to each other, and the vocabulary head runs on masked positions only. `export.py`
+writes a trained model in the form of the stock `transformers` classes.
 """
 
 from __future__ import annotations
@@ -10,118 +9,73 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tlm_core.training.architectures import Shape, architecture_of
 from tlm_core.training.kernels import GatedLinear, Heads
 from tlm_core.training.vocabulary_loss import VocabularyLoss
 
+TOKEN_SPREAD = 0.02
+ZERO_AT_START = ("attention.out.weight", "mlp_out.weight", "vocabulary.out.weight", "task.out.weight")
 
-@dataclass(frozen=True)
-class Shape:
-    """What fixes the model's tensors and arithmetic. window, theta: per layer (rotary models only).
-
-    skipped: position numbers that a published model leaves unused at the start; only RoBERTa's kind does.
-    """
-
-    architecture: str
-    vocab: int
-    labels: int
-    layers: int
-    hidden: int
-    heads: int
-    intermediate: int
-    max_length: int
-    dropout: float = 0.0
-    eps: float = 1e-5
-    pooling: str = "mean"
-    windows: tuple[int | None, ...] = ()
-    thetas: tuple[float, ...] = ()
-    positions: int = 0
-    skipped: int = 0
-
-    @property
-    def rotary(self) -> bool:
-        return self.architecture == "modernbert"
-
-    @property
-    def types(self) -> int:
-        """Kinds of text that the model tells apart: RoBERTa's does not."""
-        return 1 if self.skipped else 2
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Shape:
-        return cls(**{**data, "windows": tuple(data["windows"]), "thetas": tuple(data["thetas"])})
-
-
-def scratch_shape(model: dict[str, Any], vocab: int, labels: int) -> Shape:
-    """The shape that a recipe's model part asks for, for training from scratch."""
-    sizes = {key: model[key] for key in ("layers", "hidden", "heads", "intermediate", "max_length", "dropout")}
-    if model["architecture"] == "bert":
-        return Shape("bert", vocab, labels, **sizes, eps=1e-12, pooling="cls", positions=model["max_length"])
-    count = sizes["layers"]
-    return Shape("modernbert", vocab, labels, **sizes, windows=(None,) * count, thetas=(10_000.0,) * count)
+Rotation = tuple[Tensor, Tensor]  # cosines and sines, each [L, head]
 
 
 def product_dtype(device: torch.device) -> torch.dtype:
-    """Type in which matrix products are computed here: autocast's, else float32."""
+    """Return the type of matrix products: that of autocast, else float32."""
     return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with queries, keys and values from one matrix product."""
+    """Multi-head self-attention with queries, keys, and values from one matrix product."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        bias = not shape.rotary
+        bias = architecture_of(shape).biases
         self.heads = shape.heads
         self.dropout = shape.dropout
         self.qkv = nn.Linear(shape.hidden, 3 * shape.hidden, bias=bias)
         self.out = nn.Linear(shape.hidden, shape.hidden, bias=bias)
 
-    def forward(self, x: Tensor, mask: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, rotation: Rotation | None) -> Tensor:
         y = attend(self.qkv(x), self.heads, mask, rotation, self.dropout if self.training else 0.0)
         out: Tensor = self.out(y)
         return out
 
 
-def attend(qkv: Tensor, heads: int, mask: Tensor, rotation: tuple[Tensor, Tensor] | None, dropout: float) -> Tensor:
-    """Scaled dot-product attention of [R, L, 3 * heads * head], the queries, keys and values; [R, L, heads * head].
+def attend(qkv: Tensor, heads: int, mask: Tensor, rotation: Rotation | None, dropout: float) -> Tensor:
+    """Return scaled dot-product attention, [R, L, heads * head], of qkv [R, L, 3 * heads * head].
 
-    mask: of `attention_mask`. On a CPU attention is written out: the fused kernel's backward pass takes four times as
-    long at these lengths.
+    mask: from `attention_mask`. A CPU computes attention step by step, because the backward pass of the fused kernel
+    takes four times as long at these lengths.
     """
     query, key, value = Heads.apply(qkv.unflatten(-1, (3, heads, -1)), rotation)
     if query.is_cuda:
         y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
     else:
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-        with torch.no_grad():  # a score that is put out has no gradient: softmax gives it none
+        with torch.no_grad():  # softmax passes no gradient to a masked score
             scores.masked_fill_(mask, -math.inf)
         y = F.dropout(scores.softmax(dim=-1, dtype=scores.dtype), dropout) @ value
     return y.transpose(1, 2).flatten(-2)
 
 
-def attention_mask(together: Tensor, dtype: torch.dtype) -> Tensor:
-    """What `attend` takes for `together` [R, 1, L, L], true where one token sees another.
+def attention_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the mask that `attend` expects. visible: [R, 1, L, L], whether a token sees another.
 
-    Where it does not, on a CPU; on a GPU, in `dtype`, what is added to the scores.
+    On a CPU it is the inverse of `visible`; on a GPU it is added to the scores and has `dtype`.
     """
-    if not together.is_cuda:
-        return ~together
-    return torch.zeros(together.shape, dtype=dtype, device=together.device).masked_fill_(~together, -math.inf)
+    if not visible.is_cuda:
+        return ~visible
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, -math.inf)
 
 
 class Norm(nn.Module):
-    """Layer norm over the last dimension, with a bias only if asked for."""
+    """Layer norm over the last dimension, with an optional bias."""
 
     def __init__(self, hidden: int, eps: float, bias: bool) -> None:
         super().__init__()
@@ -133,26 +87,48 @@ class Norm(nn.Module):
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
-class PreNormLayer(nn.Module):
+class Layer(nn.Module):
+    """An encoder layer: attention, then a feed-forward block that pruning may remove.
+
+    Subclasses name the attention's output matrix `attention.out` and the block's `mlp_in` and `mlp_out`.
+    """
+
+    attention: Attention
+
+    def forward(self, x: Tensor, mask: Tensor, rotation: Rotation | None) -> Tensor:
+        """Return the next hidden states, [R, L, hidden]."""
+        raise NotImplementedError
+
+    def remove_feed_forward(self) -> None:
+        """Remove the feed-forward block."""
+        raise NotImplementedError
+
+
+class PreNormLayer(Layer):
     """x + attention(norm x), then x + gated feed-forward(norm x). The first layer has no norm before attention."""
 
     def __init__(self, shape: Shape, first: bool) -> None:
         super().__init__()
         self.attention_norm = None if first else Norm(shape.hidden, shape.eps, bias=False)
         self.attention = Attention(shape)
-        self.mlp_norm = Norm(shape.hidden, shape.eps, bias=False)
-        self.mlp_in = nn.Linear(shape.hidden, 2 * shape.intermediate, bias=False)
-        self.mlp_out = nn.Linear(shape.intermediate, shape.hidden, bias=False)
+        self.mlp_norm: Norm | None = Norm(shape.hidden, shape.eps, bias=False)
+        self.mlp_in: nn.Linear | None = nn.Linear(shape.hidden, 2 * shape.intermediate, bias=False)
+        self.mlp_out: nn.Linear | None = nn.Linear(shape.intermediate, shape.hidden, bias=False)
         self.dropout = nn.Dropout(shape.dropout)
 
-    def forward(self, x: Tensor, mask: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, rotation: Rotation | None) -> Tensor:
         h = x if self.attention_norm is None else self.attention_norm(x)
         x = x + self.dropout(self.attention(h, mask, rotation))
+        if self.mlp_norm is None or self.mlp_in is None or self.mlp_out is None:
+            return x
         gated = GatedLinear.apply(self.mlp_norm(x), self.mlp_in.weight, product_dtype(x.device))
         return x + self.mlp_out(self.dropout(gated))
 
+    def remove_feed_forward(self) -> None:
+        self.mlp_norm = self.mlp_in = self.mlp_out = None
 
-class PostNormLayer(nn.Module):
+
+class PostNormLayer(Layer):
     """norm(x + attention x), then norm(x + feed-forward x)."""
 
     def __init__(self, shape: Shape) -> None:
@@ -164,10 +140,15 @@ class PostNormLayer(nn.Module):
         self.mlp_norm = Norm(shape.hidden, shape.eps, bias=True)
         self.dropout = nn.Dropout(shape.dropout)
 
-    def forward(self, x: Tensor, mask: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, rotation: Rotation | None) -> Tensor:
         x = self.attention_norm(x + self.dropout(self.attention(x, mask, rotation)))
-        out: Tensor = self.mlp_norm(x + self.dropout(self.mlp_out(F.gelu(self.mlp_in(x)))))
+        if self.mlp_out is not None:
+            x = x + self.dropout(self.mlp_out(F.gelu(self.mlp_in(x))))
+        out: Tensor = self.mlp_norm(x)
         return out
+
+    def remove_feed_forward(self) -> None:
+        self.mlp_in = self.mlp_out = None
 
 
 class Encoder(nn.Module):
@@ -175,55 +156,53 @@ class Encoder(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
+        architecture = architecture_of(shape)
         self.shape = shape
         self.tokens = nn.Embedding(shape.vocab, shape.hidden)
-        if not shape.rotary:
+        self.last_type = architecture.token_types - 1
+        if architecture.token_types:
             self.positions = nn.Embedding(shape.positions, shape.hidden)
-            self.types = nn.Embedding(shape.types, shape.hidden)
-        self.norm = Norm(shape.hidden, shape.eps, bias=not shape.rotary)
+            self.types = nn.Embedding(architecture.token_types, shape.hidden)
+        self.norm = Norm(shape.hidden, shape.eps, bias=architecture.biases)
         self.dropout = nn.Dropout(shape.dropout)
-        layers = (PreNormLayer(shape, i == 0) if shape.rotary else PostNormLayer(shape) for i in range(shape.layers))
-        self.layers = nn.ModuleList(layers)
-        self.final_norm = Norm(shape.hidden, shape.eps, bias=False) if shape.rotary else None
+        self.layers = nn.ModuleList(architecture.layer(shape, number) for number in range(shape.layers))
+        self.final_norm = Norm(shape.hidden, shape.eps, bias=architecture.biases) if architecture.final_norm else None
 
     def forward(self, tokens: Tensor, segments: Tensor, positions: Tensor, types: Tensor) -> Tensor:
         x = self.tokens(tokens)
-        if not self.shape.rotary:
-            x = x + self.positions(positions) + self.types(types.clamp(max=self.shape.types - 1))
+        if self.last_type >= 0:
+            x = x + self.positions(positions) + self.types(types.clamp(max=self.last_type))
         dtype = product_dtype(x.device)
-        x = self.dropout(self.norm(x)).to(dtype)  # as are all sums from here on: what costs between products is memory
+        # All sums from here on have the type of the products: between products, memory traffic dominates the time.
+        x = self.dropout(self.norm(x)).to(dtype)
         masks, rotations = self._masks(segments, dtype), self._rotations(tokens.shape[1], x.device, dtype)
         for layer, mask, rotation in zip(self.layers, masks, rotations, strict=True):
             x = layer(x, mask, rotation)
         return x if self.final_norm is None else self.final_norm(x)
 
     def _masks(self, segments: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
-        """One `attention_mask` per layer; padding sees padding only, so no row of it is empty."""
-        together = segments[:, None, :, None] == segments[:, None, None, :]
+        """Yield the `attention_mask` of each layer. Padding sees padding, so no row of a mask is empty."""
+        same = segments[:, None, :, None] == segments[:, None, None, :]
         place = torch.arange(segments.shape[1], device=segments.device)
-        made: dict[int | None, Tensor] = {}
+        masks: dict[int | None, Tensor] = {}
         for window in self.shape.windows or (None,) * self.shape.layers:
-            if window not in made:
-                near = together if window is None else together & ((place[:, None] - place).abs() <= window)
-                made[window] = attention_mask(near, dtype)
-            yield made[window]
+            if window not in masks:
+                visible = same if window is None else same & ((place[:, None] - place).abs() <= window)
+                masks[window] = attention_mask(visible, dtype)
+            yield masks[window]
 
-    def _rotations(
-        self, length: int, device: torch.device, dtype: torch.dtype
-    ) -> Iterator[tuple[Tensor, Tensor] | None]:
-        """(cos, sin), each [L, head], per layer. Only differences of positions count, so rows share them."""
-        made: dict[float, tuple[Tensor, Tensor]] = {}
-        for theta in self.shape.thetas or (None,) * self.shape.layers:
-            if theta is None:
-                yield None
-                continue
-            if theta not in made:
-                made[theta] = rotation(length, self.shape.hidden // self.shape.heads, theta, device, dtype)
-            yield made[theta]
+    def _rotations(self, length: int, device: torch.device, dtype: torch.dtype) -> Iterator[Rotation | None]:
+        """Yield the rotation of each layer. Only differences of positions matter, so all rows share it."""
+        if not self.shape.thetas:
+            yield from (None,) * self.shape.layers
+        rotations = {
+            theta: rotation(length, self.shape.head_size, theta, device, dtype) for theta in set(self.shape.thetas)
+        }
+        yield from (rotations[theta] for theta in self.shape.thetas)
 
 
-def rotation(length: int, size: int, theta: float, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of rotary positions, each [length, size]."""
+def rotation(length: int, size: int, theta: float, device: torch.device, dtype: torch.dtype) -> Rotation:
+    """Return cosines and sines of rotary positions, each [length, size]."""
     frequency = 1.0 / theta ** (torch.arange(0, size, 2, device=device, dtype=torch.float32) / size)
     angle = torch.arange(length, device=device, dtype=torch.float32)[:, None] * frequency
     angle = torch.cat((angle, angle), dim=-1)
@@ -231,16 +210,17 @@ def rotation(length: int, size: int, theta: float, device: torch.device, dtype: 
 
 
 class VocabularyHead(nn.Module):
-    """Hidden states of masked positions [M, hidden] to vocabulary logits [M, V], or straight to their loss."""
+    """Hidden states of masked positions [M, hidden] to vocabulary logits [M, V], or directly to their loss."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.dense = nn.Linear(shape.hidden, shape.hidden, bias=not shape.rotary)
-        self.norm = Norm(shape.hidden, shape.eps, bias=not shape.rotary)
+        bias = architecture_of(shape).biases
+        self.dense = nn.Linear(shape.hidden, shape.hidden, bias=bias)
+        self.norm = Norm(shape.hidden, shape.eps, bias=bias)
         self.out = nn.Linear(shape.hidden, shape.vocab)
 
     def features(self, x: Tensor) -> Tensor:
-        """What the last matrix is applied to, [M, hidden]."""
+        """Return the input of the last matrix, [M, hidden]."""
         out: Tensor = self.norm(F.gelu(self.dense(x)))
         return out
 
@@ -249,7 +229,7 @@ class VocabularyHead(nn.Module):
         return out
 
     def loss(self, x: Tensor, targets: Tensor, count: int) -> Tensor:
-        """Summed cross-entropy against the first `count` of targets [M], in nats."""
+        """Return the summed cross-entropy against the first `count` of targets [M], in nats."""
         loss: Tensor = VocabularyLoss.apply(
             self.features(x), self.out.weight, self.out.bias, targets, count, product_dtype(x.device)
         )
@@ -257,25 +237,26 @@ class VocabularyHead(nn.Module):
 
 
 class TaskHead(nn.Module):
-    """Pooled documents [D, hidden] to label logits [D, labels], as the stock class of the architecture does."""
+    """Pooled documents [D, hidden] to label logits [D, labels], as in the stock class of the architecture."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.bert = not shape.rotary
-        self.dense = nn.Linear(shape.hidden, shape.hidden, bias=self.bert)
-        self.norm = None if self.bert else Norm(shape.hidden, shape.eps, bias=False)
+        architecture = architecture_of(shape)
+        self.dense = nn.Linear(shape.hidden, shape.hidden, bias=architecture.biases)
+        self.activation = {"gelu": F.gelu, "tanh": torch.tanh}[architecture.head_activation]
+        self.norm = Norm(shape.hidden, shape.eps, bias=architecture.biases) if architecture.head_norm else None
         self.dropout = nn.Dropout(shape.dropout)
         self.out = nn.Linear(shape.hidden, shape.labels)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.dense(x)
-        x = torch.tanh(x) if self.norm is None else self.norm(F.gelu(x))
+        x = self.activation(self.dense(x))
+        x = x if self.norm is None else self.norm(x)
         out: Tensor = self.out(self.dropout(x))
         return out
 
 
 class TaskModel(nn.Module):
-    """Encoder, vocabulary head and task head."""
+    """Encoder, vocabulary head, and task head."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -283,11 +264,11 @@ class TaskModel(nn.Module):
         self.encoder = Encoder(shape)
         self.vocabulary = VocabularyHead(shape)
         self.task = TaskHead(shape)
-        if not shape.rotary:
-            self.vocabulary.out.weight = self.encoder.tokens.weight  # BERT ties them
+        if architecture_of(shape).tied:
+            self.vocabulary.out.weight = self.encoder.tokens.weight
 
     def pool(self, hidden: Tensor, segments: Tensor, doc_row: Tensor, doc_segment: Tensor) -> Tensor:
-        """One vector for each whole document, [D, hidden]: the mean of its tokens or its first."""
+        """Return one vector for each whole document, [D, hidden]: the mean of its tokens, or its first token."""
         member = segments[doc_row] == doc_segment[:, None]
         if self.shape.pooling == "cls":
             return hidden[doc_row, member.int().argmax(dim=1)]
@@ -297,51 +278,47 @@ class TaskModel(nn.Module):
 
 
 def classifier_size(model: TaskModel) -> int:
-    """Parameters of the encoder and the task's head: what finetuning trains and prediction takes."""
+    """Return the parameters of encoder and task head: those that finetuning trains and prediction needs."""
     return sum(p.numel() for part in (model.encoder, model.task) for p in part.parameters())
 
 
-TOKEN_SPREAD = 0.02
-ZERO_AT_START = ("attention.out.weight", "mlp_out.weight", "vocabulary.out.weight", "task.out.weight")
-
-
 def seed_of(seed: int, name: str) -> int:
-    """A seed for PyTorch from a seed and a name."""
+    """Return a seed for PyTorch from a seed and a name."""
     return int(np.random.SeedSequence([seed, zlib.crc32(name.encode())]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def initialise(model: TaskModel, seed: int) -> None:
-    """Fill all weights as a function of the seed and each tensor's name, so parts do not shift each other.
+def initialize(model: TaskModel, seed: int) -> None:
+    """Fill each tensor as a function of the seed and its name, so that no part of the model shifts another.
 
-    Matrices that write to the residual stream and the last layer of each head start at zero in the pre-norm
-    model: it begins as the identity, which bears a high learning rate. BERT starts as published (0.02).
+    An architecture with a `residual_start` begins as the identity: matrices that write to the residual stream and the
+    last layer of each head are zero. So it stands a high learning rate. Others start as BERT was published (0.02).
     """
-    rotary = model.shape.rotary
+    architecture = architecture_of(model.shape)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim < 2:
                 parameter.fill_(0.0 if name.endswith("bias") else 1.0)
                 continue
-            draw = torch.Generator().manual_seed(seed_of(seed, name))
+            generator = torch.Generator().manual_seed(seed_of(seed, name))
             values = torch.empty(parameter.shape)
-            if rotary and name.endswith(ZERO_AT_START):
+            if architecture.residual_start and name.endswith(ZERO_AT_START):
                 values.zero_()
-            elif rotary and "encoder.tokens" not in name:
-                values.normal_(0.0, 0.5 * parameter.shape[1] ** -0.5, generator=draw)
+            elif architecture.residual_start and "encoder.tokens" not in name:
+                values.normal_(0.0, 0.5 * parameter.shape[1] ** -0.5, generator=generator)
             else:
-                values.normal_(0.0, TOKEN_SPREAD, generator=draw)
+                values.normal_(0.0, TOKEN_SPREAD, generator=generator)
             parameter.copy_(values)
 
 
-def initialise_counted(model: TaskModel, seed: int, log_frequency: Tensor, vectors: Tensor) -> None:
-    """Token embeddings and vocabulary head from counts: log_frequency [V], vectors [V, hidden].
+def initialize_counted(model: TaskModel, seed: int, log_frequency: Tensor, vectors: Tensor) -> None:
+    """Fill token embeddings and vocabulary head from counts: log_frequency [V], vectors [V, hidden].
 
-    All vectors get the length that random ones have, and are turned at random: their first axes carry most,
-    which optimisers that work axis by axis would feel. Tokens without a vector keep their random start.
+    All vectors get the length of random ones. A random rotation spreads their variance, most of which the first axes
+    carry, because optimizers work axis by axis. Tokens without a vector keep their random start.
     """
     hidden = model.shape.hidden
-    draw = torch.Generator().manual_seed(seed_of(seed, "counted vectors"))
-    turn = torch.linalg.qr(torch.randn(hidden, hidden, generator=draw))[0]
+    generator = torch.Generator().manual_seed(seed_of(seed, "counted vectors"))
+    turn = torch.linalg.qr(torch.randn(hidden, hidden, generator=generator))[0]
     length = vectors.norm(dim=1, keepdim=True)
     known = length[:, 0] > 1e-6
     scaled = (vectors @ turn)[known] / length[known] * (TOKEN_SPREAD * hidden**0.5)

@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tlm_core.training import flops
+from tlm_core.training.architectures import Shape
 from tlm_core.training.device import autocast
 from tlm_core.training.masking import NOT_MASKED
-from tlm_core.training.model import Shape, TaskModel
+from tlm_core.training.model import TaskModel
 from tlm_core.training.prepared import Batch
 
 # Matrix kernels are built and kept for each size they meet: few sizes keep memory from growing with every step.

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tlm_core.errors import CorruptArtifact
+from tlm_core.training.architectures import architecture_of
 from tlm_core.training.device import fast_dtype
 from tlm_core.training.flops import newton_schulz
 from tlm_core.training.model import TaskModel
@@ -61,11 +62,7 @@ def _block(model: TaskModel, name: str, parameter: Tensor, muon: bool) -> tuple[
     if not muon or not name.startswith("encoder.layers.") or parameter.ndim != 2:
         return None
     rows, columns = parameter.shape
-    if ".qkv." in name:
-        return rows // 3, columns
-    if ".mlp_in." in name and model.shape.rotary:
-        return rows // 2, columns
-    return rows, columns
+    return rows // architecture_of(model.shape).stacked_matrices(name), columns
 
 
 class Buffers:

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from tlm_core.parquet import open_parquet
 from tlm_core.tasks.task import Task
+from tlm_core.training.architectures import ARCHITECTURES
 from tlm_core.training.counts import count
 from tlm_core.training.stage import StageContext, StopRequested
 from tlm_core.training.store import ArrayWriter, StoreWriter, TokenStore
@@ -83,7 +84,7 @@ def _tokenizer(
 
     ctx.report.event("tokenizer", vocab_size=part["vocab_size"])
     tokenizer = train_wordpiece(texts, part["vocab_size"], part["lowercase"])
-    write_folder(tokenizer, folder, max_length, types=recipe["model"]["architecture"] == "bert")
+    write_folder(tokenizer, folder, max_length, types=ARCHITECTURES[recipe["model"]["architecture"]].token_types > 1)
     return tokenizer, special_ids(tokenizer)
 
 

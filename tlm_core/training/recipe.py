@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tlm_core.errors import InvalidRecipe
 from tlm_core.hub import MODEL
+from tlm_core.training.architectures import ARCHITECTURES
 
 Scale = Literal["tiny", "small", "medium", "large"]
 RecipeName = Literal["fast", "paper"]
@@ -22,6 +23,7 @@ RecipeName = Literal["fast", "paper"]
 
 OWN_STARTS = ("scratch", "counts")  # what `model.init` may be besides a published encoder
 WITHOUT_CORPUS = ("given", "none")  # selectors that take nothing from a corpus
+FROM_SCRATCH = [name for name, entry in ARCHITECTURES.items() if entry.from_scratch]
 PUBLISHED_LR = 3e-4  # highest finetuning rate that a published encoder gets unless it is asked for
 
 
@@ -82,13 +84,13 @@ class Tokenizer(_Part):
 
 
 class Model(_Part):
-    """Shape of the encoder. `modernbert` is pre-norm, GLU, rotary, without biases; `bert` is the paper's.
+    """Shape of the encoder. `modernbert` has gated blocks and rotary positions; `bert` is the paper's.
 
     init: `scratch` is random; `counts` is random but for the token embeddings and the vocabulary's bias, which are
     counted on the training text; else a published encoder.
     """
 
-    architecture: Literal["modernbert", "bert"] = "modernbert"
+    architecture: str = Field("modernbert", json_schema_extra={"enum": [*FROM_SCRATCH]})
     init: str = Field(
         "scratch",
         pattern=rf"^(scratch|counts|{MODEL}|/.+)$",
@@ -100,6 +102,13 @@ class Model(_Part):
     intermediate: int = Field(1024, ge=16, le=16384, description="width of the feed-forward block")
     max_length: int = Field(128, ge=16, le=2048, description="tokens of a row; longer task texts are cut")
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
+
+    @field_validator("architecture")
+    @classmethod
+    def _architecture_is_known(cls, name: str) -> str:
+        if name not in ARCHITECTURES or not ARCHITECTURES[name].from_scratch:
+            raise ValueError(f"Unknown architecture '{name}'. Valid architectures: {', '.join(FROM_SCRATCH)}.")
+        return name
 
     @model_validator(mode="after")
     def _heads_divide_hidden(self) -> Model:

@@ -13,17 +13,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tlm_core.training import published
+from tlm_core.training.architectures import Shape, scratch_shape
 from tlm_core.training.device import holding_the_model, pick_device, resolved_precision
 from tlm_core.training.evaluate import predict, validation_scores
 from tlm_core.training.loop import Budget, Trainer
 from tlm_core.training.memory import MICRO_ROWS
-from tlm_core.training.model import Shape, TaskModel, initialise, initialise_counted, scratch_shape
+from tlm_core.training.model import TaskModel, initialize, initialize_counted
 from tlm_core.training.objective import Workers
 from tlm_core.training.optim import Optimizer
 from tlm_core.training.params import SHRUNK
 from tlm_core.training.prepared import Batch, FinetuneBatches, JointBatches, Prepared
 from tlm_core.training.profiling import copy_traces, trace_path, traced
-from tlm_core.training.recipe import OWN_STARTS, Finetune, Joint
+from tlm_core.training.recipe import OWN_STARTS, Finetune, Joint, Model
 from tlm_core.training.stage import StageContext
 from tlm_core.training.state import HISTORY, SHAPE, WEIGHTS, TrainState, load_weights, own_units, read_history, weights
 
@@ -136,15 +137,15 @@ def build(recipe: Mapping[str, Any], prepared: Prepared, seed: int) -> TaskModel
     given: dict[str, Tensor] = {}
     size, labels = prepared.vocabulary.size, len(prepared.labels)
     if recipe["init"] in OWN_STARTS:
-        shape = scratch_shape(dict(recipe), size, labels)
+        shape = scratch_shape(Model(**recipe), size, labels)
     else:
         shape, given = published.load(
             recipe["init"], labels=labels, vocab=size, max_length=recipe["max_length"], dropout=recipe["dropout"]
         )
     model = TaskModel(shape)
-    initialise(model, seed)
+    initialize(model, seed)
     if recipe["init"] == "counts":
-        initialise_counted(model, seed, *map(torch.from_numpy, prepared.counted()))
+        initialize_counted(model, seed, *map(torch.from_numpy, prepared.counted()))
     own = dict(model.named_parameters())
     with torch.no_grad():
         for name, tensor in given.items():

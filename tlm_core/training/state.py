@@ -19,8 +19,9 @@ from torch import Tensor
 
 from tlm_core.artifacts import storage_errors
 from tlm_core.errors import CorruptArtifact
+from tlm_core.training.architectures import Shape
 from tlm_core.training.memory import MICRO_ROWS
-from tlm_core.training.model import Shape, TaskModel
+from tlm_core.training.model import TaskModel
 from tlm_core.training.optim import Optimizer
 from tlm_core.training.prepared import Prepared
 

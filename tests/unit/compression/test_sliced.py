@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification
 from tests.unit.compression.made import CPU, Made, made_model
 from tlm_core.compression.gates import masked
 from tlm_core.compression.masks import Mask
-from tlm_core.compression.sliced import AttentionOnly, parameters, sliced, spared_flops, widened
+from tlm_core.compression.sliced import parameters, sliced, spared_flops, widened
 from tlm_core.errors import InvalidRequest
 from tlm_core.training.evaluate import predict
 from tlm_core.training.export import stock_config
@@ -73,7 +73,7 @@ def test_the_sliced_model_is_smaller_and_answers_as_the_masked_one(made: Made) -
     assert counts["full"] == sum(
         p.numel() for name, p in made.model.named_parameters() if not name.startswith("vocabulary.")
     )
-    assert sum(isinstance(layer, AttentionOnly) for layer in smaller.encoder.layers) == 2
+    assert sum(layer.mlp_out is None for layer in smaller.encoder.layers) == 2
 
 
 def test_slicing_leaves_the_model_as_it_was(made: Made) -> None:

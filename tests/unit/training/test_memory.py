@@ -12,9 +12,7 @@ import pytest
 from services.api.work import Sizes
 from tlm_core.training.memory import MICRO_ROWS, memory_limit, predicting_bytes, rows_at_once, training_bytes
 
-LARGE = Sizes(
-    layers=24, hidden=1024, heads=16, intermediate=2624, max_length=128, vocab=30_522, labels=7, rotary=True
-)  # fmt: skip
+LARGE = Sizes(24, 1024, 16, 2624, max_length=128, vocab=30_522, labels=7, architecture="modernbert")
 GB = 1_000_000_000
 
 
@@ -34,7 +32,9 @@ def test_rows_are_halved_until_the_limit_holds_them(monkeypatch: pytest.MonkeyPa
 
 def test_what_the_vocabulary_s_loss_holds_counts_where_it_is_more_than_the_backward_pass() -> None:
     # Measured of 16 rows: 346 MB, of which 292 are the exponentials of 1,216 masked tokens.
-    wide = Sizes(layers=1, hidden=64, heads=2, intermediate=64, max_length=256, vocab=60_000, labels=3, rotary=True)
+    wide = Sizes(
+        layers=1, hidden=64, heads=2, intermediate=64, max_length=256, vocab=60_000, labels=3, architecture="modernbert"
+    )
     passes = [training_bytes(wide, 0, 16, masked) / 1e6 for masked in (0.0, 0.3)]
     assert passes[0] < 80 and passes[1] == pytest.approx(346, rel=0.15)
     assert training_bytes(LARGE, LARGE.parameters, 8, 0.3) == training_bytes(LARGE, LARGE.parameters, 8)

@@ -20,7 +20,8 @@ from transformers import (
 
 from tlm_core.errors import InvalidRecipe, NotFound
 from tlm_core.training import published
-from tlm_core.training.model import TaskModel, initialise, scratch_shape
+from tlm_core.training.architectures import architecture_of, scratch_shape
+from tlm_core.training.model import TaskModel, initialize
 from tlm_core.training.packing import pack
 from tlm_core.training.recipe import Model
 from tlm_core.training.store import StoreWriter, TokenStore
@@ -97,9 +98,9 @@ def hidden_of(model: TaskModel, store: TokenStore, documents: list[int], length:
 
 @pytest.mark.parametrize("architecture", ["modernbert", "bert"])
 def test_a_document_gets_the_same_hidden_states_in_company_as_alone(architecture: str, store: TokenStore) -> None:
-    recipe = Model(architecture=architecture, layers=2, hidden=32, heads=2, intermediate=48, max_length=32)  # type: ignore[arg-type]
-    model = TaskModel(scratch_shape(recipe.model_dump(), VOCAB, 3))
-    initialise(model, seed=0)
+    recipe = Model(architecture=architecture, layers=2, hidden=32, heads=2, intermediate=48, max_length=32)
+    model = TaskModel(scratch_shape(recipe, VOCAB, 3))
+    initialize(model, seed=0)
     scattered(model)
     together = hidden_of(model, store, list(range(8)))
     for number in range(8):
@@ -123,7 +124,7 @@ def test_a_published_encoder_answers_here_as_in_its_stock_class(
     shape, given = published.load(str(folder), labels=3, vocab=VOCAB, max_length=32, dropout=0.0)
     model = TaskModel(shape)
     missing, unexpected = model.load_state_dict(given, strict=False)
-    tied = {"vocabulary.out.weight"} if shape.architecture == "bert" else set()
+    tied = {"vocabulary.out.weight"} if architecture_of(shape).tied else set()
     assert set(missing) - tied == {name for name, _ in model.named_parameters() if name.startswith("task.")}
     assert not unexpected
     model.eval()
@@ -151,11 +152,11 @@ def test_older_names_of_bert_files_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"model_type": "gpt2"}, "'gpt2' model; model.init takes bert, roberta, modernbert"),
+        ({"model_type": "gpt2"}, "'gpt2' model. model.init supports modernbert, bert, roberta"),
         ({"model_type": "roberta"}, "has type_vocab_size 2"),
-        ({"vocab_size": 10}, "set tokenizer.source to the same model"),
+        ({"vocab_size": 10}, "Set tokenizer.source to the same model"),
         ({"hidden_act": "relu"}, "has hidden_act 'relu'"),
-        ({"max_position_embeddings": 8}, "lower model.max_length"),
+        ({"max_position_embeddings": 8}, "Lower model.max_length"),
     ],
 )
 def test_an_encoder_of_another_kind_is_refused_with_the_reason(
@@ -177,11 +178,9 @@ def test_a_folder_without_a_model_is_not_found(tmp_path: Path) -> None:
 
 def test_the_start_depends_on_the_seed_and_each_tensor_alone() -> None:
     recipe = Model(layers=2, hidden=32, heads=2, intermediate=48)
-    first, again, other, wider = (
-        TaskModel(scratch_shape(recipe.model_dump(), VOCAB, labels)) for labels in (3, 3, 3, 9)
-    )
+    first, again, other, wider = (TaskModel(scratch_shape(recipe, VOCAB, labels)) for labels in (3, 3, 3, 9))
     for model, seed in ((first, 1), (again, 1), (other, 2), (wider, 1)):
-        initialise(model, seed)
+        initialize(model, seed)
     assert all(torch.equal(p, again.get_parameter(name)) for name, p in first.named_parameters())
     name = "encoder.layers.1.mlp_in.weight"
     weight = first.get_parameter(name)

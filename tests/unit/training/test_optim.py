@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tlm_core.errors import CorruptArtifact
-from tlm_core.training.model import TaskModel, initialise, scratch_shape
+from tlm_core.training.architectures import scratch_shape
+from tlm_core.training.model import TaskModel, initialize
 from tlm_core.training.optim import EXTRAS, Buffers, Optimizer, learning_rate, orthogonalise
 from tlm_core.training.recipe import Model
 from tlm_core.training.recipe import Optimizer as Recipe
@@ -17,8 +18,8 @@ PARTS = ("encoder", "vocabulary", "task")
 
 def small_model(**more: Any) -> TaskModel:
     shape = {"layers": 2, "hidden": 32, "heads": 2, "intermediate": 48, **more}
-    model = TaskModel(scratch_shape(Model(**shape).model_dump(), 60, 3))
-    initialise(model, 0)
+    model = TaskModel(scratch_shape(Model(**shape), 60, 3))
+    initialize(model, 0)
     return model
 
 

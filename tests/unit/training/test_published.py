@@ -101,9 +101,9 @@ def test_an_encoder_without_a_vocabulary_head_is_a_start_too(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
-        ("config.json", "{", "config.json of .* cannot be read"),
-        ("config.json", "[]", "is no JSON object"),
-        ("model.safetensors", "cut", "weights of .* cannot be read"),
+        ("config.json", "{", "Cannot read the config.json"),
+        ("config.json", "[]", "is not a JSON object"),
+        ("model.safetensors", "cut", "Cannot read the weights"),
         ("model.safetensors", None, "has neither model.safetensors nor pytorch_model.bin"),
     ],
 )

@@ -22,11 +22,12 @@ from tlm_core.jobs.nodes import STAGE_VERSIONS
 from tlm_core.stages import STAGES
 from tlm_core.tasks.metrics import score
 from tlm_core.tasks.task import Task
+from tlm_core.training.architectures import Shape
 from tlm_core.training.card import model_card
 from tlm_core.training.export import PROBES, write_export
 from tlm_core.training.graph import write_onnx
 from tlm_core.training.local import LocalReporter, run_chain, run_stage
-from tlm_core.training.model import Shape, TaskModel, initialise
+from tlm_core.training.model import TaskModel, initialize
 from tlm_core.training.params import VERSIONS, at_rate, reproducible, stage_params
 from tlm_core.training.prepared import Prepared
 from tlm_core.training.recipe import Recipe, resolve
@@ -142,7 +143,7 @@ def test_the_onnx_graph_follows_windows_and_angles_of_published_models(tmp_path:
         "modernbert", 50, 3, 3, 32, 2, 48, 64, pooling="cls", windows=(None, 4, 4), thetas=(160_000.0, 1e4, 1e4)
     )
     model = TaskModel(shape)
-    initialise(model, 0)
+    initialize(model, 0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))

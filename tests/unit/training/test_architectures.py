@@ -1,0 +1,97 @@
+"""A new encoder architecture is one class and one entry in the table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from services.api.work import Sizes
+from tests.unit.training.made import made_selection, made_task, tiny
+from tlm_core.compression.masks import Mask
+from tlm_core.compression.sliced import sliced, widened
+from tlm_core.errors import InvalidRecipe
+from tlm_core.training.architectures import ARCHITECTURES, Shape, scratch_shape
+from tlm_core.training.architectures.base import with_bias
+from tlm_core.training.architectures.bert import Bert, encoder_names, qkv_names
+from tlm_core.training.local import run_chain
+from tlm_core.training.memory import training_bytes
+from tlm_core.training.model import TaskModel, classifier_size, initialize
+from tlm_core.training.state import weights
+
+
+class Electra(Bert):
+    """ELECTRA's classifier: the encoder of BERT and a head with GELU in place of tanh."""
+
+    name = "electra"
+    head_activation = "gelu"
+    names = encoder_names("electra") | with_bias({"task.dense": "classifier.dense", "task.out": "classifier.out_proj"})
+    qkv_names = qkv_names("electra")
+
+    def stock_config(self, shape: Shape, common: dict[str, Any], special_ids: Mapping[str, int]) -> Any:  # noqa: ARG002
+        from transformers import ElectraConfig
+
+        arguments = self.bert_arguments(shape)
+        head = ["ElectraForSequenceClassification"]
+        return ElectraConfig(architectures=head, embedding_size=shape.hidden, **arguments, **common)
+
+
+@pytest.fixture
+def electra() -> Iterator[Electra]:
+    ARCHITECTURES["electra"] = Electra()
+    yield ARCHITECTURES["electra"]
+    del ARCHITECTURES["electra"]
+
+
+def test_registered_architecture_trains_exports_and_prunes(electra: Electra, tmp_path: Path) -> None:
+    recipe = tiny(model__architecture="electra", joint__budget__steps=4, finetune__max_steps=4)
+    task, selection = made_task(tmp_path / "task"), made_selection(tmp_path / "selection")
+    # The export stage compares the stock class and the ONNX graph with our own model.
+    done = run_chain(task, selection, recipe, [0], tmp_path / "run")
+    config = json.loads((done["export"] / "model" / "config.json").read_text())
+    stock = load_file(done["export"] / "model" / "model.safetensors")
+    assert config["architectures"] == ["ElectraForSequenceClassification"]
+
+    shape = electra.published_shape({**config, "hidden_act": "gelu"}, "made")
+    assert (shape.layers, shape.hidden, shape.positions) == (2, 32, 48)
+    mask = Mask(((True, False), (True, True)), (True, False))
+    model = TaskModel(scratch_shape(recipe.model, len(stock["electra.embeddings.word_embeddings.weight"]), 3))
+    initialize(model, 0)
+    full = widened(weights(sliced(model, mask)), model.shape, mask)
+    assert {name: tensor.shape for name, tensor in full.items()} == {
+        name: tensor.shape for name, tensor in weights(model).items()
+    }
+
+
+@pytest.mark.parametrize("name", [name for name, entry in ARCHITECTURES.items() if entry.from_scratch])
+def test_estimates_count_the_parameters_of_the_model(name: str) -> None:
+    recipe = tiny(model__architecture=name).model
+    model = TaskModel(scratch_shape(recipe, 300, 3))
+    sizes = Sizes(2, 32, 2, 48, 48, 300, 3, name)
+    vectors = sum(p.numel() for n, p in model.named_parameters() if p.ndim == 1 and not n.startswith("vocabulary.out"))
+    total = sum(p.numel() for p in model.parameters())
+    assert sizes.parameters == pytest.approx(total - vectors, abs=4)
+    assert sizes.exported <= classifier_size(model) <= sizes.exported + vectors
+    assert training_bytes(sizes, total, 2) == training_bytes(model.shape, total, 2)
+    matrices = ARCHITECTURES[name].matrices(sizes)
+    stacked = [p for n, p in model.encoder.layers.named_parameters() if p.ndim == 2]
+    assert sum(rows * columns * count for (rows, columns), count in matrices.items()) == sum(p.numel() for p in stacked)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "roberta"])
+def test_recipe_rejects_an_architecture_without_a_scratch_form(name: str) -> None:
+    with pytest.raises(InvalidRecipe, match=f"Unknown architecture '{name}'. Valid architectures: modernbert, bert"):
+        tiny(model__architecture=name)
+
+
+def test_architectures_start_from_distinct_weights() -> None:
+    shapes = [scratch_shape(tiny(model__architecture=name).model, 300, 3) for name in ("modernbert", "bert")]
+    models = [TaskModel(shape) for shape in shapes]
+    for model in models:
+        initialize(model, 0)
+    assert not torch.any(models[0].task.out.weight) and torch.any(models[1].task.out.weight)

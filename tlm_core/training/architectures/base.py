@@ -1,0 +1,211 @@
+"""The interface of an encoder architecture, and the shape of a model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from tlm_core.errors import InvalidRecipe
+
+if TYPE_CHECKING:
+    from tlm_core.training.graph import GraphWriter
+    from tlm_core.training.model import Layer
+    from tlm_core.training.recipe import Model
+
+Config = Mapping[str, Any]  # a published model's config.json
+
+
+class Sizes(Protocol):
+    """The sizes that determine the FLOPs and the memory of a model. `Shape` has them, and so has an estimate."""
+
+    @property
+    def architecture(self) -> str: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def hidden(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def intermediate(self) -> int: ...
+    @property
+    def max_length(self) -> int: ...
+    @property
+    def vocab(self) -> int: ...
+    @property
+    def labels(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Everything that determines a model's tensors and arithmetic.
+
+    windows, thetas: attention window and rotary base of each layer (rotary models only). skipped: position embeddings
+    at the start that a published model leaves unused (RoBERTa).
+    """
+
+    architecture: str
+    vocab: int
+    labels: int
+    layers: int
+    hidden: int
+    heads: int
+    intermediate: int
+    max_length: int
+    dropout: float = 0.0
+    eps: float = 1e-5
+    pooling: str = "mean"
+    windows: tuple[int | None, ...] = ()
+    thetas: tuple[float, ...] = ()
+    positions: int = 0
+    skipped: int = 0
+
+    @property
+    def head_size(self) -> int:
+        return self.hidden // self.heads
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Shape:
+        return cls(**{**data, "windows": tuple(data["windows"]), "thetas": tuple(data["thetas"])})
+
+
+class Architecture(ABC):
+    """One encoder architecture: its layers, weight names, ONNX nodes, FLOPs, memory, and what pruning removes.
+
+    A new architecture is one subclass and one line in `ARCHITECTURES`. Its module must not import torch, because the
+    gateway validates recipes and estimates jobs with it.
+    """
+
+    name: ClassVar[str]  # in recipes and in stored shapes; also the `model_type` of published models
+    from_scratch: ClassVar[bool] = True  # whether recipes may choose it, or only published models have it
+    biases: ClassVar[bool] = True  # of linear maps and norms in the encoder
+    gated: ClassVar[bool] = False  # the feed-forward block multiplies by a gate, the second half of `mlp_in`
+    token_types: ClassVar[int] = 2  # distinct segments that the embeddings know; 0: none, and no learned positions
+    final_norm: ClassVar[bool] = False
+    tied: ClassVar[bool] = True  # the vocabulary head's matrix is the token embedding
+    residual_start: ClassVar[bool] = False  # all residual branches and heads start at zero
+    head_activation: ClassVar[Literal["gelu", "tanh"]] = "tanh"
+    head_norm: ClassVar[bool] = False
+
+    # Stock names of encoder and task head, and of the vocabulary head, by our names; `{i}` stands for every layer.
+    names: ClassVar[Mapping[str, str]]
+    vocabulary_names: ClassVar[Mapping[str, str]]
+    # Stock names of query, key and value, where the stock class stores them apart.
+    qkv_names: ClassVar[tuple[str, str, str] | None] = None
+
+    @abstractmethod
+    def scratch_shape(self, model: Model, vocab: int, labels: int) -> Shape:
+        """Return the shape for training from scratch by a recipe's model part."""
+
+    @abstractmethod
+    def published_shape(self, config: Config, source: str) -> Shape:
+        """Return the shape of a published model, without labels. Raises InvalidRecipe for an unsupported variant."""
+
+    @abstractmethod
+    def stock_config(self, shape: Shape, common: dict[str, Any], special_ids: Mapping[str, int]) -> Any:
+        """Return the `transformers` configuration. common: the arguments that all classes share."""
+
+    @abstractmethod
+    def layer(self, shape: Shape, number: int) -> Layer:
+        """Return a new layer of the encoder."""
+
+    @abstractmethod
+    def write_layer(self, writer: GraphWriter, x: str, number: int, mask: str, rotation: tuple[str, str] | None) -> str:
+        """Write a layer's ONNX nodes and return the name of its output; its feed-forward block may be removed."""
+
+    def stock_names(self, shape: Shape) -> dict[str, str]:
+        """Return the stock name of each parameter of encoder and task head, by our names."""
+        return each_layer(self.names, shape.layers)
+
+    @property
+    def feed_forward_matrices(self) -> int:
+        """Matrices of size hidden x intermediate in a layer."""
+        return 3 if self.gated else 2
+
+    def layer_weights(self, sizes: Sizes) -> int:
+        """Return the weights in the matrices of one layer."""
+        return 4 * sizes.hidden**2 + self.feed_forward_matrices * sizes.hidden * sizes.intermediate
+
+    def layer_products(self, sizes: Sizes, length: int) -> int:
+        """Return the multiply-adds of one layer's forward pass for one position in a row of `length` tokens."""
+        return self.layer_weights(sizes) + 2 * length * sizes.hidden
+
+    def layer_floats(self, sizes: Sizes, maps: int) -> int:
+        """Return the activations of one layer for one position. maps: attention maps or masks of its row."""
+        return 8 * sizes.hidden + self.feed_forward_matrices * sizes.intermediate + maps * sizes.max_length
+
+    def exported_parameters(self, sizes: Sizes) -> int:
+        """Return the weights of encoder and task head, without small vectors."""
+        positions = (sizes.max_length + self.token_types) * sizes.hidden if self.token_types else 0
+        heads = sizes.hidden**2 + sizes.hidden * sizes.labels
+        return positions + sizes.vocab * sizes.hidden + sizes.layers * self.layer_weights(sizes) + heads
+
+    def vocabulary_parameters(self, sizes: Sizes) -> int:
+        """Return the weights that only the vocabulary head has."""
+        return sizes.hidden**2 + (sizes.vocab if self.tied else sizes.vocab * (sizes.hidden + 1))
+
+    def stacked_matrices(self, name: str) -> int:
+        """Return how many matrices a parameter stacks: query, key and value, or value and gate."""
+        if ".qkv." in name:
+            return 3
+        return 2 if self.gated and ".mlp_in." in name else 1
+
+    def matrices(self, sizes: Sizes) -> dict[tuple[int, int], int]:
+        """Return how many encoder matrices of each size there are (those that Muon trains)."""
+        square, wide = (sizes.hidden, sizes.hidden), (sizes.intermediate, sizes.hidden)
+        counts = {square: 4 * sizes.layers}
+        counts[wide] = counts.get(wide, 0) + self.feed_forward_matrices * sizes.layers
+        return counts
+
+    def feed_forward(self, shape: Shape) -> dict[str, tuple[tuple[int, ...], float]]:
+        """Return what a removed feed-forward block takes along: parameter of the layer → (size, neutral value)."""
+        inputs = shape.intermediate * (2 if self.gated else 1)
+        parameters: dict[str, tuple[tuple[int, ...], float]] = {
+            "mlp_in.weight": ((inputs, shape.hidden), 0.0),
+            "mlp_out.weight": ((shape.hidden, shape.intermediate), 0.0),
+        }
+        if self.biases:
+            parameters |= {"mlp_in.bias": ((inputs,), 0.0), "mlp_out.bias": ((shape.hidden,), 0.0)}
+        return parameters
+
+
+def each_layer(table: Mapping[str, str], layers: int) -> dict[str, str]:
+    """Return the table with `{i}` written out for every layer."""
+    return {
+        ours.replace("{i}", str(i)): theirs.replace("{i}", str(i))
+        for ours, theirs in table.items()
+        for i in range(layers if "{i}" in ours else 1)
+    }
+
+
+def with_bias(names: Mapping[str, str]) -> dict[str, str]:
+    """Return the names of weight and bias of each module."""
+    return {f"{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in names.items() for kind in ("weight", "bias")}
+
+
+def recipe_sizes(model: Model) -> dict[str, Any]:
+    """Return the fields of a recipe's model part that a shape copies."""
+    return model.model_dump(include={"layers", "hidden", "heads", "intermediate", "max_length", "dropout"})
+
+
+def published_sizes(config: Config) -> dict[str, Any]:
+    """Return the fields that the configurations of all published models share."""
+    return {
+        "vocab": config["vocab_size"],
+        "labels": 0,
+        "layers": config["num_hidden_layers"],
+        "hidden": config["hidden_size"],
+        "heads": config["num_attention_heads"],
+        "intermediate": config["intermediate_size"],
+        "max_length": 0,
+    }
+
+
+def unsupported(source: str, key: str, value: object, supported: object) -> InvalidRecipe:
+    """Return the error for a published model that deviates from its architecture."""
+    return InvalidRecipe(f"'{source}' has {key} {value!r}. model.init supports only {key} {supported!r}.")

@@ -1,0 +1,145 @@
+"""BERT (Devlin et al. 2019) and RoBERTa: norm after each block, biases, learned positions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from tlm_core.training.architectures.base import (
+    Architecture,
+    Config,
+    Shape,
+    published_sizes,
+    recipe_sizes,
+    unsupported,
+    with_bias,
+)
+
+if TYPE_CHECKING:
+    from tlm_core.training.graph import GraphWriter
+    from tlm_core.training.model import Layer
+    from tlm_core.training.recipe import Model
+
+
+def encoder_names(prefix: str) -> dict[str, str]:
+    """Return the stock names of a BERT encoder under `prefix`."""
+    embeddings, layer = f"{prefix}.embeddings", f"{prefix}.encoder.layer.{{i}}"
+    return {
+        "encoder.tokens.weight": f"{embeddings}.word_embeddings.weight",
+        "encoder.positions.weight": f"{embeddings}.position_embeddings.weight",
+        "encoder.types.weight": f"{embeddings}.token_type_embeddings.weight",
+        **with_bias(
+            {
+                "encoder.norm": f"{embeddings}.LayerNorm",
+                "encoder.layers.{i}.attention.out": f"{layer}.attention.output.dense",
+                "encoder.layers.{i}.attention_norm": f"{layer}.attention.output.LayerNorm",
+                "encoder.layers.{i}.mlp_in": f"{layer}.intermediate.dense",
+                "encoder.layers.{i}.mlp_out": f"{layer}.output.dense",
+                "encoder.layers.{i}.mlp_norm": f"{layer}.output.LayerNorm",
+            }
+        ),
+    }
+
+
+def qkv_names(prefix: str) -> tuple[str, str, str]:
+    """Return the stock names of query, key and value of a BERT encoder under `prefix`."""
+    base = f"{prefix}.encoder.layer.{{i}}.attention.self"
+    return f"{base}.query", f"{base}.key", f"{base}.value"
+
+
+class Bert(Architecture):
+    """BERT. The vocabulary head shares the token embeddings."""
+
+    name = "bert"
+    names = encoder_names("bert") | with_bias({"task.dense": "bert.pooler.dense", "task.out": "classifier"})
+    vocabulary_names = with_bias(
+        {
+            "vocabulary.dense": "cls.predictions.transform.dense",
+            "vocabulary.norm": "cls.predictions.transform.LayerNorm",
+        }
+    ) | {"vocabulary.out.bias": "cls.predictions.bias"}
+    qkv_names = qkv_names("bert")
+
+    def scratch_shape(self, model: Model, vocab: int, labels: int) -> Shape:
+        sizes = recipe_sizes(model)
+        return Shape(self.name, vocab, labels, **sizes, eps=1e-12, pooling="cls", positions=model.max_length)
+
+    def published_shape(self, config: Config, source: str) -> Shape:
+        skipped = self.skipped_positions(config)
+        values = {"hidden_act": "gelu", "position_embedding_type": "absolute", "type_vocab_size": 2, **config}
+        supported = {
+            "hidden_act": "gelu",
+            "position_embedding_type": "absolute",
+            "type_vocab_size": self.token_types,
+        }
+        for key, value in supported.items():
+            if values[key] != value:
+                raise unsupported(source, key, values[key], value)
+        return Shape(
+            self.name,
+            **published_sizes(config),
+            eps=config.get("layer_norm_eps", 1e-12),
+            pooling="cls",
+            positions=config["max_position_embeddings"] - skipped,
+            skipped=skipped,
+        )
+
+    def skipped_positions(self, config: Config) -> int:  # noqa: ARG002 - RoBERTa reads it
+        """Return the position embeddings at the start that the published model leaves unused."""
+        return 0
+
+    def stock_config(self, shape: Shape, common: dict[str, Any], special_ids: Mapping[str, int]) -> Any:  # noqa: ARG002
+        from transformers import BertConfig
+
+        return BertConfig(architectures=["BertForSequenceClassification"], **self.bert_arguments(shape), **common)
+
+    def bert_arguments(self, shape: Shape) -> dict[str, Any]:
+        """Return the arguments that the configurations of BERT's relatives share."""
+        return {
+            "max_position_embeddings": shape.positions + shape.skipped,
+            "layer_norm_eps": shape.eps,
+            "hidden_dropout_prob": shape.dropout,
+            "attention_probs_dropout_prob": shape.dropout,
+        }
+
+    def layer(self, shape: Shape, number: int) -> Layer:  # noqa: ARG002 - all layers are alike
+        from tlm_core.training.model import PostNormLayer
+
+        return PostNormLayer(shape)
+
+    def write_layer(self, writer: GraphWriter, x: str, number: int, mask: str, rotation: tuple[str, str] | None) -> str:
+        g, name = writer.graph, f"encoder.layers.{number}"
+        attended = g.op("Add", x, writer.attention(x, f"{name}.attention", mask, rotation))
+        x = writer.norm(attended, f"{name}.attention_norm")
+        if f"{name}.mlp_out.weight" in writer.weights:
+            inner = g.op("Gelu", writer.linear(x, f"{name}.mlp_in"))
+            x = g.op("Add", x, writer.linear(inner, f"{name}.mlp_out"))
+        return writer.norm(x, f"{name}.mlp_norm")
+
+
+class Roberta(Bert):
+    """RoBERTa: BERT with one token type, and positions that start after the padding token's number."""
+
+    name = "roberta"
+    from_scratch = False
+    token_types = 1
+    names = encoder_names("roberta") | with_bias({"task.dense": "classifier.dense", "task.out": "classifier.out_proj"})
+    vocabulary_names = with_bias({"vocabulary.dense": "lm_head.dense", "vocabulary.norm": "lm_head.layer_norm"}) | {
+        "vocabulary.out.bias": "lm_head.bias"
+    }
+    qkv_names = qkv_names("roberta")
+
+    def skipped_positions(self, config: Config) -> int:
+        return int(config.get("pad_token_id", 1)) + 1
+
+    def stock_config(self, shape: Shape, common: dict[str, Any], special_ids: Mapping[str, int]) -> Any:
+        from transformers import RobertaConfig
+
+        return RobertaConfig(
+            architectures=["RobertaForSequenceClassification"],
+            type_vocab_size=self.token_types,
+            bos_token_id=special_ids["cls"],
+            eos_token_id=special_ids["sep"],
+            **self.bert_arguments(shape),
+            **common,
+        )
