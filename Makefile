@@ -1,4 +1,4 @@
-# Every command a person or CI needs. `make demo` and `make test` set up what they need themselves.
+# The commands for developers and CI. Each installs what it needs into .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 SHELL := /bin/bash
@@ -8,20 +8,20 @@ CORPUS ?=
 .PHONY: help setup demo test check bench-gateway bench-quality bench-retrieval bench-studies bench-training lock clean
 
 help:
-	@echo "make demo   start the embedded stack, train a classifier, show what it gains (TASK=, CORPUS= for your own data)"
-	@echo "make test   the whole test suite"
-	@echo "make check  lint and types"
-	@echo "make bench-gateway    what the gateway's claims rest on, as JSON lines (BENCH=submit: one part alone)"
-	@echo "make bench-retrieval  what the retriever's claims rest on, as JSON lines (BENCH=--three-million: the long one too)"
-	@echo "make bench-training   what the training engine's claims rest on, as JSON lines"
-	@echo "make bench-studies    how fast the BiLSTM trains and predicts, as JSON lines"
-	@echo "make bench-quality    what trained models are worth, all studies too; many hours, and goes on where it was stopped"
-	@echo "make lock   pin the requirements anew"
+	@echo "make demo   start the local stack, train a classifier and compare it with baselines (TASK=, CORPUS=: your data)"
+	@echo "make test   run all tests"
+	@echo "make check  check style, types, deployment files and documentation"
+	@echo "make bench-gateway    measure the gateway, as JSON lines (BENCH=submit: one benchmark)"
+	@echo "make bench-retrieval  measure retrieval, as JSON lines (BENCH=--three-million: add the long benchmark)"
+	@echo "make bench-training   measure training, as JSON lines"
+	@echo "make bench-studies    measure the BiLSTM's training and prediction speed, as JSON lines"
+	@echo "make bench-quality    measure the quality of trained models and run all studies; takes many hours, resumes"
+	@echo "make lock   update the pinned requirements"
 
 setup: .venv/ready
 
 .venv/ready: requirements-dev.txt pyproject.toml
-	@echo "setting up .venv (once; a few minutes with a slow connection)"
+	@echo "Installing into .venv. This takes a few minutes on a slow connection."
 	@$(BIN)/python -c 'import pip' 2> /dev/null || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --require-hashes -r <(sed -n '/^uv==/,/^[a-z]/{/^uv==/p;/--hash/p}' requirements-dev.txt | sed '$$ s/ *\\$$//')
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements-dev.txt
@@ -38,6 +38,7 @@ check: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/python -m pytest -q tests/checks
 
 bench-gateway: setup
 	@$(BIN)/python -m benchmarks.gateway $(BENCH)

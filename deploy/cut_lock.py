@@ -1,7 +1,7 @@
-"""Cut from a lock file what some packages need: `python cut_lock.py LOCK LIST > CUT`. Standard library only.
+"""Reduce a lock file to some packages and their dependencies: `python cut_lock.py LOCK LIST > CUT`.
 
-LIST has one package name a line. An image then installs CUT with `--require-hashes`, so every version and hash is
-still the lock's, and a package that the cut lacks stops the build.
+LIST contains one package name per line. An image installs CUT with `--require-hashes`, so all versions and hashes come
+from the lock, and a missing package stops the build. Uses only the standard library.
 """
 
 from __future__ import annotations
@@ -11,39 +11,33 @@ import sys
 from pathlib import Path
 
 _PIN = re.compile(r"^([a-z0-9][a-z0-9._-]*)==")
-_VIA = re.compile(r"^ +# +(?:via +)?([a-z0-9][a-z0-9._-]*)")
+_VIA = re.compile(r"^ +# +(?:via +)?([a-z0-9][a-z0-9._-]*)", re.MULTILINE)
 
 
 def names_in(text: str) -> set[str]:
-    """The names in a list of packages; `#` starts a comment."""
+    """Return the names in a list of packages; `#` starts a comment."""
     return {name for line in text.splitlines() if (name := line.split("#")[0].strip())}
 
 
-def cut(lock: str, wanted: set[str]) -> str:
-    """The entries of `lock` for `wanted` and all that they need. Raises KeyError for a name that the lock lacks.
+def cut(lock: str, packages: set[str]) -> str:
+    """Return the entries of `packages` and their dependencies. Raises KeyError for a package that the lock lacks.
 
-    The lock says of each entry what asked for it; so the cut grows from the wanted ones until nothing is added.
+    The lock lists for each entry the packages that require it, so the result grows until it is complete.
     """
-    entries = [entry for entry in re.split(r"\n(?=[a-z0-9])", lock.strip() + "\n") if _PIN.match(entry)]
-    named = [(_PIN.match(entry)[1], entry) for entry in entries]  # type: ignore[index]
-    if missing := wanted - {name for name, _ in named}:
-        raise KeyError(f"not in the lock: {', '.join(sorted(missing))}")
-    kept: set[str] = set()
-    grown = set(wanted)
-    while grown != kept:
-        kept = grown
-        grown = kept | {name for name, entry in named if kept & _asked_by(entry)}
-    return "".join(entry.rstrip("\n") + "\n" for name, entry in named if name in kept)
-
-
-def _asked_by(entry: str) -> set[str]:
-    return {match[1] for line in entry.splitlines() if (match := _VIA.match(line))}
-
-
-def main() -> None:
-    lock, wanted = (Path(argument).read_text(encoding="utf-8") for argument in sys.argv[1:3])
-    sys.stdout.write(cut(lock, names_in(wanted)))
+    # A package may have several entries, one for each range of Python versions.
+    entries = [
+        (match[1], entry.strip() + "\n") for entry in re.split(r"\n(?=[a-z0-9])", lock) if (match := _PIN.match(entry))
+    ]
+    if missing := packages - {name for name, _ in entries}:
+        raise KeyError(f"Not in the lock: {', '.join(sorted(missing))}.")
+    selected: set[str] = set()
+    complete = set(packages)
+    while complete != selected:
+        selected = complete
+        complete = selected | {name for name, entry in entries if selected & set(_VIA.findall(entry))}
+    return "".join(entry for name, entry in entries if name in selected)
 
 
 if __name__ == "__main__":
-    main()
+    lock, names = (Path(argument).read_text(encoding="utf-8") for argument in sys.argv[1:3])
+    sys.stdout.write(cut(lock, names_in(names)))

@@ -20,11 +20,11 @@ from typer.testing import CliRunner
 
 from services.api.app import create_app
 from services.api.outgoing import Outgoing
+from tests.checks.docs.blocks import PAGES, blocks_of, commands_of
 from tests.contract.dashboard_made import LABELS, begin, finish, make_corpus, make_job, table
 from tests.contract.gateway import AUTH, TOKEN, Gateway, add_dataset, make_gateway
 from tests.redis_server import RedisServer
 from tests.support import ROOT
-from tests.unit.docs.blocks import PAGES, blocks_of, commands_of
 from tlm_client.cli import app
 from tlm_client.client import TLMClient
 from tlm_core.jobs.spec import JobSpec
@@ -35,7 +35,7 @@ ELSEWHERE = {
     r"--from-packages": "tests/unit/corpus/test_packages.py",
     r"hub:|/v1/datasets/hub": "tests/unit/tasks/test_hub.py",
     r"^tlm evaluate\b": "tests/integration/test_evaluate.py",
-    r"deploy|docker|kubectl|^make |^source |^export |^python": "tests/unit/docs/test_commands_parse.py",
+    r"deploy|docker|kubectl|^make |^source |^export |^python": "tests/checks/docs/test_commands_parse.py",
 }  # fmt: skip
 SIZE = 4096
 

@@ -1,4 +1,4 @@
-"""Whether a container's environment is one that its process understands."""
+"""Validate a container's environment with the settings of its service."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ SETTINGS: Mapping[str, type[BaseSettings]] = {
 }
 
 
-def check_environment(process: str, environment: Mapping[str, str]) -> Any:
-    """The settings of `process` read from `environment` alone. Raises for names it does not know and bad values."""
-    settings = SETTINGS[process]
+def check_environment(service: str, environment: Mapping[str, str]) -> Any:
+    """Return the settings of `service` in `environment`. Fails for unknown names and invalid values."""
+    settings = SETTINGS[service]
     prefix = settings.model_config["env_prefix"]
-    ours = {name for name in environment if name.startswith("TLM_")}
+    names = {name for name in environment if name.startswith("TLM_")}
     known = {f"{prefix}{field}".upper() for field in settings.model_fields}
-    assert ours <= known, f"no settings of {process}: {sorted(ours - known)}"
+    assert names <= known, f"unknown settings of {service}: {sorted(names - known)}"
     assert not [name for name in os.environ if name.startswith("TLM_") and name != "TLM_SHARED_DATA"]
-    os.environ.update({name: environment[name] for name in ours})
+    os.environ.update({name: environment[name] for name in names})
     try:
         return settings()
     finally:
-        for name in ours:
+        for name in names:
             del os.environ[name]

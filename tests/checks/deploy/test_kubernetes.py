@@ -1,7 +1,8 @@
-"""The Kubernetes manifests: valid, locked down, complete, and in the settings' own words."""
+"""The Kubernetes manifests: valid, restricted, complete, and valid for the services' settings."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -11,9 +12,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tests.support import ROOT
-from tests.unit.deploy.environment import check_environment
-from tests.unit.deploy.manifests import (
+from tests.checks.deploy.environment import check_environment
+from tests.checks.deploy.manifests import (
     BASE,
     KUBERNETES,
     OVERLAYS,
@@ -26,13 +26,20 @@ from tests.unit.deploy.manifests import (
     rendered,
     workloads,
 )
-from tests.unit.deploy.versions import OURS, our_version, pinned
-from tests.unit.docs.blocks import blocks_of
+from tests.checks.deploy.versions import OURS, our_version, pinned
+from tests.checks.docs.blocks import blocks_of
+from tests.support import ROOT
 
-# The image writes beside its programs when it starts.
+# The image writes to its root file system at start.
 WRITES_TO_ITS_ROOT = {"opensearch"}
-PROCESS = {"api": "api", "retriever": "retriever", "trainer": "trainer", "ray-head": "trainer", "ray-worker": "trainer"}
-COMPONENTS = {*PROCESS, "redis", "opensearch"}
+SERVICE_OF = {
+    "api": "api",
+    "retriever": "retriever",
+    "trainer": "trainer",
+    "ray-head": "trainer",
+    "ray-worker": "trainer",
+}
+COMPONENTS = {*SERVICE_OF, "redis", "opensearch"}
 
 
 @pytest.fixture(params=["base", *OVERLAYS])
@@ -40,7 +47,7 @@ def objects(request: pytest.FixtureRequest) -> tuple[Object, ...]:
     return deployment(request.param)
 
 
-def test_the_base_renders_to_what_its_files_hold() -> None:
+def test_base_renders_to_the_objects_in_its_files() -> None:
     def ids(items: tuple[Object, ...]) -> set[tuple[str, str]]:
         return {(item["kind"], item["metadata"]["name"].removesuffix("-" + _hash(item))) for item in items}
 
@@ -50,34 +57,36 @@ def test_the_base_renders_to_what_its_files_hold() -> None:
     assert ids(rendered(BASE)) == ids(base_files())
 
 
-def test_no_file_of_the_base_is_forgotten() -> None:
+def test_base_lists_all_its_files() -> None:
     listed = yaml.safe_load((BASE / "kustomization.yaml").read_text())["resources"]
     assert sorted([*listed, "kustomization.yaml"]) == sorted(path.name for path in BASE.glob("*.yaml"))
 
 
 @pytest.mark.parametrize("version", ["1.30", "1.37"])
-def test_objects_are_valid_for_kubernetes(objects: tuple[Object, ...], version: str) -> None:
-    for item in objects:
-        if item["kind"] != "RayCluster":
-            kubernetes_validate.validate(item, version, strict=True)
-    for load in workloads(objects):
-        if load.kind == "RayCluster":
-            metadata = {"name": load.name, "labels": dict(load.labels)}
-            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": dict(load.spec)}
-            kubernetes_validate.validate(pod, version, strict=True)
+def test_objects_are_valid_for_kubernetes(version: str) -> None:
+    objects = [item for name in ("base", *OVERLAYS) for item in deployment(name)]
+    pods = [
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": load.name, "labels": load.labels}, "spec": load.spec}
+        for load in workloads(tuple(objects))
+        if load.kind == "RayCluster"
+    ]
+    # Each validation loads the schema again, so equal objects are validated once.
+    distinct = {json.dumps(item, sort_keys=True) for item in (*objects, *pods) if item["kind"] != "RayCluster"}
+    for item in distinct:
+        kubernetes_validate.validate(json.loads(item), version, strict=True)
 
 
-def test_policies_come_before_the_pods_that_they_hold(objects: tuple[Object, ...]) -> None:
+def test_network_policies_precede_pods(objects: tuple[Object, ...]) -> None:
     kinds = [item["kind"] for item in objects]
     last_policy = max(place for place, kind in enumerate(kinds) if kind == "NetworkPolicy")
     assert last_policy < min(kinds.index(load.kind) for load in workloads(objects))
 
 
-def test_all_components_are_there_once(objects: tuple[Object, ...]) -> None:
+def test_each_component_exists_once(objects: tuple[Object, ...]) -> None:
     assert sorted(load.component for load in workloads(objects)) == sorted(COMPONENTS)
 
 
-def test_pods_keep_the_restricted_standard(objects: tuple[Object, ...]) -> None:
+def test_pods_meet_the_restricted_standard(objects: tuple[Object, ...]) -> None:
     for load in workloads(objects):
         pod, container = load.spec["securityContext"], load.container["securityContext"]
         assert pod["runAsNonRoot"] is True and pod["runAsUser"] > 0, load
@@ -92,25 +101,25 @@ def test_pods_keep_the_restricted_standard(objects: tuple[Object, ...]) -> None:
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
 
 
-def test_pods_have_an_account_of_their_own_without_a_token(objects: tuple[Object, ...]) -> None:
+def test_pods_use_service_accounts_without_tokens(objects: tuple[Object, ...]) -> None:
     accounts = of_kind(objects, "ServiceAccount")
     assert all(account["automountServiceAccountToken"] is False for account in accounts.values())
     assert {load.spec["serviceAccountName"] for load in workloads(objects)} == set(accounts)
     for load in workloads(objects):
         assert load.spec["automountServiceAccountToken"] is False, load
-        # Else the Service `api` would set API_PORT and the like, and one named tlm-api our TLM_API_PORT.
+        # Service links would set variables such as API_PORT, and TLM_API_PORT for a Service named tlm-api.
         assert load.spec["enableServiceLinks"] is False, load
 
 
-def test_containers_are_probed(objects: tuple[Object, ...]) -> None:
+def test_containers_have_all_probes(objects: tuple[Object, ...]) -> None:
     for load in workloads(objects):
         probes = {"startupProbe", "readinessProbe", "livenessProbe"}
         assert probes <= set(load.container), load
-        # Restarting a process mends nothing that it depends on.
+        # A restart does not repair a dependency.
         assert "readyz" not in str(load.container.get("livenessProbe")), load
 
 
-def test_containers_ask_for_what_they_need_and_are_held_to_it(objects: tuple[Object, ...]) -> None:
+def test_containers_have_requests_and_limits(objects: tuple[Object, ...]) -> None:
     for load in workloads(objects):
         for side in ("requests", "limits"):
             assert {"cpu", "memory", "ephemeral-storage"} <= set(load.container["resources"][side]), load
@@ -121,38 +130,38 @@ def test_images_are_pinned(objects: tuple[Object, ...]) -> None:
         assert pinned(load.container["image"]), load.container["image"]
 
 
-def test_the_base_names_this_version_and_the_ray_of_the_lock() -> None:
+def test_base_has_the_project_version_and_the_locked_ray() -> None:
     for load in workloads(base_files()):
         name, tag = load.container["image"].split(":")
-        if load.component in PROCESS:
-            assert (name, tag) == (f"{OURS}{PROCESS[load.component]}", our_version()), load
+        if load.component in SERVICE_OF:
+            assert (name, tag) == (f"{OURS}{SERVICE_OF[load.component]}", our_version()), load
     (cluster,) = of_kind(base_files(), "RayCluster").values()
     assert f"ray=={cluster['spec']['rayVersion']} " in (ROOT / "requirements.txt").read_text()
 
 
 @pytest.mark.parametrize("below", ["base", "overlays/gpu"])
-def test_the_overlay_of_the_page_takes_every_image_from_a_place_of_one_s_own(tmp_path: Path, below: str) -> None:
+def test_documented_overlay_replaces_every_image(tmp_path: Path, below: str) -> None:
     (text,) = (b.text for b in blocks_of(ROOT / "docs" / "deploy.md") if "kind: Kustomization" in b.text)
     assert "resources: [../deploy/kubernetes/base]" in text
-    own = text.replace("../deploy/kubernetes/base", os.path.relpath(KUBERNETES / below, tmp_path.resolve()))
-    (tmp_path / "kustomization.yaml").write_text(own, encoding="utf-8")
+    overlay = text.replace("../deploy/kubernetes/base", os.path.relpath(KUBERNETES / below, tmp_path.resolve()))
+    (tmp_path / "kustomization.yaml").write_text(overlay, encoding="utf-8")
     for load in workloads(rendered(tmp_path)):
-        if load.component in PROCESS:
-            assert load.container["image"] == f"registry.example/tlm/{PROCESS[load.component]}:{our_version()}"
+        if load.component in SERVICE_OF:
+            assert load.container["image"] == f"registry.example/tlm/{SERVICE_OF[load.component]}:{our_version()}"
 
 
-def test_ray_asks_for_its_token_and_runs_no_training_on_its_head(objects: tuple[Object, ...]) -> None:
+def test_ray_requires_a_token_and_its_head_runs_no_training(objects: tuple[Object, ...]) -> None:
     (cluster,) = of_kind(objects, "RayCluster").values()
     assert cluster["apiVersion"] == "ray.io/v1"
     assert cluster["spec"]["authOptions"] == {"mode": "token", "secretName": "ray-token"}
     assert cluster["spec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     head, *workers = (load for load in workloads(objects) if load.kind == "RayCluster")
-    # The coordinator names the interpreter and the program by where they are in its own image.
+    # The coordinator submits paths of its own image.
     (trainer,) = (load for load in workloads(objects) if load.component == "trainer")
     assert {head.container["image"], *(load.container["image"] for load in workers)} == {trainer.container["image"]}
 
 
-def test_a_training_worker_fits_into_a_pod(objects: tuple[Object, ...]) -> None:
+def test_training_worker_fits_into_a_pod(objects: tuple[Object, ...]) -> None:
     for load in workloads(objects):
         if load.component == "ray-worker":
             values, limits = environment(load, objects), load.container["resources"]["limits"]
@@ -160,8 +169,8 @@ def test_a_training_worker_fits_into_a_pod(objects: tuple[Object, ...]) -> None:
             assert float(values["TLM_TRAINER_WORKER_GPUS"]) == float(limits.get("nvidia.com/gpu", 0))
 
 
-def test_redis_refuses_writes_well_before_its_container_is_killed(objects: tuple[Object, ...]) -> None:
-    """Rewriting its append-only file may take as much memory again."""
+def test_redis_maxmemory_is_at_most_half_its_limit(objects: tuple[Object, ...]) -> None:
+    """A rewrite of the append-only file may double the memory in use."""
     (config,) = (item["data"]["redis.conf"] for item in objects if "redis.conf" in item.get("data", {}))
     (maxmemory,) = re.findall(r"^maxmemory (\d+)gb$", config, re.MULTILINE)
     (redis,) = (load for load in workloads(objects) if load.component == "redis")
@@ -178,7 +187,7 @@ def test_workloads_select_their_own_pods(objects: tuple[Object, ...]) -> None:
     assert _selected(budget["spec"]["selector"]["matchLabels"], objects).component == "api"
 
 
-def test_services_lead_to_ports_that_exist_and_stay_inside_the_cluster(objects: tuple[Object, ...]) -> None:
+def test_services_target_existing_ports_inside_the_cluster(objects: tuple[Object, ...]) -> None:
     services = of_kind(objects, "Service")
     for name, service in services.items():
         load = _selected(service["spec"]["selector"], objects)
@@ -190,7 +199,7 @@ def test_services_lead_to_ports_that_exist_and_stay_inside_the_cluster(objects: 
     assert not {"Ingress", "HTTPRoute"} & {item["kind"] for item in objects}
 
 
-def test_what_pods_refer_to_exists(objects: tuple[Object, ...]) -> None:
+def test_references_of_pods_exist(objects: tuple[Object, ...]) -> None:
     secrets = of_kind(deployment("dev"), "Secret")
     known: dict[str, set[Any]] = {
         "configMap": set(of_kind(objects, "ConfigMap")),
@@ -198,18 +207,18 @@ def test_what_pods_refer_to_exists(objects: tuple[Object, ...]) -> None:
         "secret": {(name, key) for name, secret in secrets.items() for key in secret["data"]},
     }
     for load in workloads(objects):
-        for kind, wanted in _references(load).items():
-            assert wanted <= known[kind], (load.name, wanted - known[kind])
+        for kind, names in _references(load).items():
+            assert names <= known[kind], (load.name, names - known[kind])
     (cluster,) = of_kind(objects, "RayCluster").values()
     assert (cluster["spec"]["authOptions"]["secretName"], "auth_token") in known["secret"]
 
 
-def test_only_the_dev_overlay_holds_secrets() -> None:
+def test_only_the_dev_overlay_contains_secrets() -> None:
     assert not of_kind(base_files(), "Secret")
     assert not of_kind(deployment("gpu"), "Secret")
 
 
-def test_mounts_name_volumes_of_the_pod(objects: tuple[Object, ...]) -> None:
+def test_mounts_match_the_pod_volumes(objects: tuple[Object, ...]) -> None:
     claimed = {
         item["metadata"]["name"]: {claim["metadata"]["name"] for claim in item["spec"]["volumeClaimTemplates"]}
         for item in of_kind(objects, "StatefulSet").values()
@@ -219,15 +228,15 @@ def test_mounts_name_volumes_of_the_pod(objects: tuple[Object, ...]) -> None:
         assert {mount["name"] for mount in load.container["volumeMounts"]} == volumes, load
 
 
-def test_variables_are_settings_of_their_process(objects: tuple[Object, ...]) -> None:
+def test_variables_are_settings_of_their_service(objects: tuple[Object, ...]) -> None:
     for load in workloads(objects):
-        if load.component in PROCESS:
-            settings = check_environment(PROCESS[load.component], environment(load, objects))
+        if load.component in SERVICE_OF:
+            settings = check_environment(SERVICE_OF[load.component], environment(load, objects))
             mounted = {mount["mountPath"] for mount in load.container["volumeMounts"]}
             assert {str(settings.storage), str(settings.scratch)} <= mounted, load
 
 
-def test_commands_start_processes_that_exist(objects: tuple[Object, ...]) -> None:
+def test_commands_start_existing_services(objects: tuple[Object, ...]) -> None:
     for load in workloads(objects):
         if load.component in ("api", "retriever", "trainer"):
             assert load.container["command"] == ["python", "-m", f"services.{load.component}"]

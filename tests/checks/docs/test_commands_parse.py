@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 import tlm_client.client
+from tests.checks.docs.blocks import PAGES, blocks_of, commands_of
 from tests.support import ROOT
-from tests.unit.docs.blocks import PAGES, blocks_of, commands_of
 from tlm_client.cli import app
 
 EVERY = [(page.name, command) for page in PAGES for command in commands_of(page)]

@@ -1,4 +1,4 @@
-"""The Makefile's set-up goes on where an earlier one broke off."""
+"""`make setup` recovers from an interrupted set-up."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tests.support import ROOT, skip_or_fail
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with the Makefile, nothing to install, and a Python that makes environments without pip, and fails.
+    """Return a folder with the Makefile and a Python that creates environments without pip and then fails.
 
-    As Debian's does where python3-venv is missing. It leaves a line in `calls` each time.
+    Debian's Python does so without python3-venv. Each call appends a line to `calls`.
     """
     if shutil.which("make") is None:
-        skip_or_fail("no make")
+        skip_or_fail("make is missing")
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / "requirements-dev.txt").touch()
@@ -28,11 +28,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_an_environment_without_pip_is_made_again(folder: Path) -> None:
+def test_setup_recreates_an_environment_without_pip(folder: Path) -> None:
     for _ in range(2):
-        done = subprocess.run(
+        result = subprocess.run(
             ["make", "setup", "PYTHON=./python"], cwd=folder, capture_output=True, text=True, check=False
         )
-        assert done.returncode != 0
-        assert "No module named pip" not in done.stdout + done.stderr
+        assert result.returncode != 0
+        assert "No module named pip" not in result.stdout + result.stderr
     assert (folder / "calls").read_text(encoding="utf-8") == "-m venv .venv\n" * 2

@@ -1,4 +1,4 @@
-"""Who may speak with whom: the NetworkPolicies taken together, and Compose's networks."""
+"""The connections that the NetworkPolicies allow in total."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.unit.deploy.manifests import Object, Workload, base_files, environment, of_kind, workloads
+from tests.checks.deploy.manifests import Object, Workload, base_files, environment, of_kind, workloads
 
 ANY_PORT = 40_000  # one that no policy names
 PORTS = (6379, 8265, 8321, 8322, 9200, ANY_PORT)
@@ -29,22 +29,22 @@ LOADS = workloads(base_files())
 PAIRS = [(source, target, port) for source in LOADS for target in LOADS for port in PORTS]
 
 
-def test_pods_may_call_what_they_need_and_nothing_else() -> None:
+def test_pods_reach_only_their_dependencies() -> None:
     assert {(s.component, t.component, port) for s, t, port in PAIRS if _lets_out(s, t, port)} == ALLOWED
 
 
-def test_pods_are_called_by_those_that_need_them_and_by_nobody_else() -> None:
+def test_pods_accept_only_their_clients() -> None:
     anyone_to_the_gateway = {(source.component, "api", 8321) for source in LOADS}
     let_in = {(s.component, t.component, port) for s, t, port in PAIRS if _lets_in(t, s, port)}
     assert let_in == ALLOWED | anyone_to_the_gateway
 
 
-def test_the_gateway_alone_is_reached_from_elsewhere() -> None:
+def test_only_the_gateway_is_reachable_from_outside() -> None:
     open_ports = {(load.component, port) for load in LOADS for port in PORTS if _lets_in(load, None, port)}
     assert open_ports == {("api", 8321)}
 
 
-def test_the_gateway_alone_has_a_way_out_and_not_to_private_addresses() -> None:
+def test_only_the_gateway_reaches_public_addresses() -> None:
     out = {
         load.component: rule["to"]
         for load in LOADS
@@ -58,12 +58,12 @@ def test_the_gateway_alone_has_a_way_out_and_not_to_private_addresses() -> None:
 
 
 @pytest.mark.parametrize("load", LOADS, ids=lambda load: load.component)
-def test_every_address_in_the_environment_may_be_reached(load: Workload) -> None:
+def test_policies_allow_every_url_in_the_environment(load: Workload) -> None:
     services = of_kind(base_files(), "Service")
     for name, value in environment(load, base_files()).items():
         if name.endswith("_URL"):
             url = urlsplit(value)
-            # The operator makes this Service for the cluster named `ray`.
+            # The operator creates this Service for the cluster `ray`.
             target = "ray-head" if url.hostname == "ray-head-svc" else url.hostname
             assert target == "ray-head" or url.port in {port["port"] for port in services[target]["spec"]["ports"]}
             assert (load.component, target, url.port) in ALLOWED, name
@@ -84,7 +84,7 @@ def _lets_out(source: Workload, target: Workload, port: int) -> bool:
 
 
 def _lets_in(target: Workload, source: Workload | None, port: int) -> bool:
-    """source: None for one that is not of ours."""
+    """Return whether `target` accepts `source`; None means a client outside the namespace."""
     policies = _policies(target, "Ingress")
     return not policies or any(_rule_fits(rule, "from", source, port) for spec in policies for rule in spec["ingress"])
 
@@ -94,15 +94,15 @@ def _rule_fits(rule: Object, side: str, other: Workload | None, port: int) -> bo
     peers = rule.get(side)
     if peers is None:
         return fits_port
-    # A peer with a namespace selector or an address block is none of our pods.
+    # A peer with a namespace selector or an address block does not match the pods of this namespace.
     return fits_port and any(
         set(peer) == {"podSelector"} and other is not None and _matches(peer["podSelector"], other) for peer in peers
     )
 
 
 def _matches(selector: Object, load: Workload) -> bool:
-    wanted = [(key, [value]) for key, value in selector.get("matchLabels", {}).items()]
+    required = [(key, [value]) for key, value in selector.get("matchLabels", {}).items()]
     for expression in selector.get("matchExpressions", []):
         assert expression["operator"] == "In"
-        wanted.append((expression["key"], expression["values"]))
-    return all(load.labels.get(key) in values for key, values in wanted)
+        required.append((expression["key"], expression["values"]))
+    return all(load.labels.get(key) in values for key, values in required)
