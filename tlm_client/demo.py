@@ -24,7 +24,6 @@ from rich.console import Console
 from tlm_client.client import TLMClient
 from tlm_client.console import print_table
 from tlm_client.display import Display, duration
-from tlm_client.models import Job
 from tlm_client.sources import corpus_files, dataset_files
 from tlm_client.stack.control import StackHandle, launch_stack
 from tlm_client.stack.folder import StackFolder
@@ -33,6 +32,7 @@ from tlm_client.summary import format_score, mean_and_spread, report_score, tota
 from tlm_core.errors import AlreadyRunning, InvalidRequest, TLMError, error_from_dict
 from tlm_core.jobs.spec import JobSpec
 from tlm_core.jobs.states import State
+from tlm_core.wire import Job
 
 FOLDER = Path("build/demo")
 NAME = "demo"

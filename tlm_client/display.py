@@ -13,8 +13,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from tlm_client.download import Part
-from tlm_client.models import CorpusLoad, JobEvent
 from tlm_core.jobs import spec
+from tlm_core.wire import CorpusLoad, JobEvent
 
 _PLAIN_SECONDS = 10.0
 _CURVE_SECONDS = 5.0

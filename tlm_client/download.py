@@ -9,9 +9,8 @@ from pathlib import Path, PurePosixPath
 
 import httpx
 
-from tlm_client.models import ModelFile
 from tlm_client.steps import Ask, Open, Read, Sleep, refused
-from tlm_core.artifacts import sha256_file, storage_errors
+from tlm_core.artifacts import FileEntry, sha256_file, storage_errors
 from tlm_core.errors import CorruptArtifact, Unavailable
 
 _TRIES = 6
@@ -27,7 +26,7 @@ class Part:
 
 
 def fetch_file(
-    path: str, file: ModelFile, folder: Path, *, on_bytes: Callable[[Part], None] | None = None
+    path: str, file: FileEntry, folder: Path, *, on_bytes: Callable[[Part], None] | None = None
 ) -> Ask[Path]:
     """`file`, served at `path`, below `folder`. What is there already with the right digest is not fetched again.
 
@@ -76,7 +75,7 @@ def fetch_archive(path: str, target: Path) -> Ask[Path]:
     return target
 
 
-def _fetch(path: str, file: ModelFile, partial: Path, tell: Callable[[Part], None]) -> Ask[None]:
+def _fetch(path: str, file: FileEntry, partial: Path, tell: Callable[[Part], None]) -> Ask[None]:
     """Bring `partial` to the full size; as long as bytes come, any number of cuts is borne."""
     idle = 0
     while True:
@@ -98,7 +97,7 @@ def _fetch(path: str, file: ModelFile, partial: Path, tell: Callable[[Part], Non
             yield Sleep(min(0.5 * 2**idle, 8.0))
 
 
-def _transfer(path: str, file: ModelFile, partial: Path, start: int, tell: Callable[[Part], None]) -> Ask[None]:
+def _transfer(path: str, file: FileEntry, partial: Path, start: int, tell: Callable[[Part], None]) -> Ask[None]:
     """One request, from byte `start` on if the gateway still serves the same content."""
     headers = {"Accept-Encoding": "identity"}
     if start:

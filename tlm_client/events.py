@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import httpx
 
-from tlm_client.models import JobEvent
 from tlm_client.steps import Emit, Listing, Now, Open, Read, Sleep, refused
 from tlm_core.errors import Unavailable
+from tlm_core.wire import JobEvent
 
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 5.0
 # The gateway sends a comment every few seconds; a longer silence is a dead connection.

@@ -7,8 +7,8 @@ from typing import Any
 
 from tlm_client.console import print_line, print_table
 from tlm_client.display import duration
-from tlm_client.models import Estimate
 from tlm_core.tasks.metrics import scores_shown
+from tlm_core.wire import Estimate
 
 Report = Mapping[str, Any]
 

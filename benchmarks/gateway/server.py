@@ -19,10 +19,11 @@ import httpx
 import redis
 
 from services.common.catalog import Catalog
-from services.common.catalog_records import CorpusState, CorpusVersion, LoadState
+from services.common.catalog_records import CorpusVersion
 from services.common.jobstore import JobStore
 from tests.redis_server import RedisServer, free_port
 from tlm_core.artifacts import ArtifactStore, ManifestRef
+from tlm_core.wire import CorpusState, LoadState
 
 T = "default"
 

@@ -20,9 +20,9 @@ from services.api.error_page import mount_error_page
 from services.api.parts import Parts
 from services.api.removal import finish_removals
 from services.api.routes import corpora, datasets, health, jobs, results, uploads, webhooks
-from services.api.views import Problem
 from services.common.problem import install_problem_handlers
 from tlm_core.errors import TLMError
+from tlm_core.wire import Problem
 
 log = logging.getLogger(__name__)
 

@@ -5,60 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from services.api.results import artifact_of, json_of
-from services.api.series import Series, series_of
-from services.api.views import JobSummary
+from services.api.series import series_of
+from services.api.views import job_summary
 from services.common.jobreads import JobReads
 from tlm_core.artifacts import ArtifactStore
 from tlm_core.errors import Conflict, CorruptArtifact, NotFound
 from tlm_core.jobs.options import LearningCurve, Prune
 from tlm_core.jobs.spec import JobRecord
-
-
-class _View(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class Difference(_View):
-    """A key of request or recipe in which the jobs are not all alike; values in the order of the jobs."""
-
-    key: str
-    values: tuple[Any, ...]
-
-
-class Outcome(_View):
-    """What the report of a job says; null with the reason where there is none."""
-
-    job: str
-    metric: str | None = None
-    mean: dict[str, Any] | None = Field(None, description="over the seeds, by split and score")
-    spread: dict[str, Any] | None = None
-    cost: dict[str, Any] | None = Field(None, description="by stage, and `total`: flops, tokens, seconds, gpu_seconds")
-    reason: str | None = None
-
-
-class JobSeries(_View):
-    """A job's curves."""
-
-    job: str
-    series: tuple[Series, ...]
-
-
-class Comparison(_View):
-    """Everything in the order in which the jobs were asked for."""
-
-    jobs: tuple[JobSummary, ...]
-    differences: tuple[Difference, ...]
-    outcomes: tuple[Outcome, ...]
-    curves: tuple[JobSeries, ...]
+from tlm_core.wire import Comparison, Difference, JobSeries, Outcome
 
 
 def compare(jobs: JobReads, artifacts: ArtifactStore, records: Sequence[JobRecord], *, points: int) -> Comparison:
     """Compare `records`; points: of each curve, at most."""
     return Comparison(
-        jobs=tuple(map(JobSummary.of, records)),
+        jobs=tuple(map(job_summary, records)),
         differences=tuple(differences([_settled(job) for job in records])),
         outcomes=tuple(_outcome(jobs, artifacts, job) for job in records),
         curves=tuple(JobSeries(job=job.id, series=tuple(series_of(jobs, job, points=points))) for job in records),

@@ -6,9 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Any
 
 from services.api import work
 from services.api.datasets import report_of
@@ -23,8 +21,7 @@ from tlm_core.jobs.spec import JobRecord, JobSpec, Resolved
 from tlm_core.jobs.states import State
 from tlm_core.training.memory import MICRO_ROWS, training_bytes
 from tlm_core.training.recipe import Selection
-
-Basis = Literal["measured", "built-in", "cached", "counted", "unknown"]
+from tlm_core.wire import Estimate, StageEstimate
 
 # Where no job has run yet: seconds for one unit of work (`Facts.work`) of each stage, from `make demo` on 2 cores of
 # an AMD EPYC with AVX-512 bf16.
@@ -39,39 +36,6 @@ _BYTES_A_PASSAGE = 337.0
 _NEAREST = 5
 # Stages whose work all workers share; how much sooner several end is not known before as many have run one.
 _SHARED = ("joint", "finetune", "evaluate")
-
-
-class StageEstimate(BaseModel):
-    """One stage, all seeds together. basis: of the seconds. reason: where a figure is from, or why there is none."""
-
-    model_config = ConfigDict(frozen=True)
-
-    stage: str
-    seconds: float | None
-    flops: float | None
-    tokens: float | None
-    basis: Basis
-    reason: str
-
-
-class Estimate(BaseModel):
-    """What a job is expected to take once it is claimed; a figure that cannot be told is null, and `reasons` says why.
-
-    memory_bytes: of one worker, without the libraries' own. disk_bytes: of its artifacts.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    seconds: float | None
-    flops: float | None
-    tokens: float | None
-    memory_bytes: int | None
-    disk_bytes: int | None
-    gpu_hours: float | None
-    passages: int | None
-    passages_at_most: int | None = Field(description="each query can ask for top_k passages, within the budget")
-    stages: tuple[StageEstimate, ...]
-    reasons: dict[str, str] = Field(description="by figure: where it is from, or why it is null")
 
 
 @dataclass(frozen=True)

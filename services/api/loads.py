@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from services.common.catalog import Catalog
-from services.common.catalog_records import OPEN, CorpusLoad, CorpusState, CorpusVersion, LoadState
+from services.common.catalog_records import OPEN, CorpusLoad, CorpusVersion
 from services.common.logs import facts
 from services.common.retriever_client import CorpusLoad as Indexed
 from services.common.retriever_client import RetrieverClient
 from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import IndexMismatch, NotFound, StaleAttempt, TLMError
+from tlm_core.wire import CorpusState, LoadState
 
 if TYPE_CHECKING:
     from tlm_core.corpus.passages import Passage

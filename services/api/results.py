@@ -11,7 +11,6 @@ from fastapi.responses import FileResponse
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
-from services.api.views import CheckpointView, PassageView, Provenance, SelectionView
 from services.common.artifacts_of import artifact_id, published
 from services.common.jobreads import CheckpointRef, JobReads
 from tlm_core.artifacts import ArtifactStore, ManifestRef
@@ -20,6 +19,7 @@ from tlm_core.jobs.plan import Plan, plan_of
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import TERMINAL
 from tlm_core.parquet import open_parquet
+from tlm_core.wire import Checkpoint, Provenance, SelectedPassage, Selection
 
 _ASKERS = 20
 _ASKER_CHARS = 300
@@ -93,7 +93,7 @@ def checkpoints_of(jobs: JobReads, job: JobRecord) -> list[CheckpointRef]:
     return found
 
 
-def checkpoint_views(artifacts: ArtifactStore, checkpoints: list[CheckpointRef]) -> list[CheckpointView]:
+def checkpoint_views(artifacts: ArtifactStore, checkpoints: list[CheckpointRef]) -> list[Checkpoint]:
     """Checkpoints with their files; one that was replaced while we looked is left out."""
     views = []
     for one in checkpoints:
@@ -102,9 +102,7 @@ def checkpoint_views(artifacts: ArtifactStore, checkpoints: list[CheckpointRef])
         except NotFound:
             continue
         views.append(
-            CheckpointView(
-                node=one.node, step=one.step, job=one.job, attempt=one.attempt, metrics=one.metrics, files=files
-            )
+            Checkpoint(node=one.node, step=one.step, job=one.job, attempt=one.attempt, metrics=one.metrics, files=files)
         )
     return views
 
@@ -118,7 +116,7 @@ def selection_page(
     words: Sequence[str] = (),
     train_row: int | None = None,
     task: ManifestRef | None = None,
-) -> SelectionView:
+) -> Selection:
     """`limit` passages of a selection from position `after` on, each with the train rows that asked for it.
 
     words: only passages that hold them all, in any case. train_row: only what that row asked for. task: the job's task,
@@ -144,16 +142,16 @@ def selection_page(
     asked = _askers(folder, [row["id"] for row in rows])
     shown = _texts(artifacts, task, {entry["train_row"] for found in asked.values() for entry in found[:_ASKERS]})
     data = tuple(
-        PassageView(
+        SelectedPassage(
             **row,
-            asked_by=tuple(
+            provenance=tuple(
                 Provenance(**entry, **shown.get(entry["train_row"], {})) for entry in asked[row["id"]][:_ASKERS]
             ),
-            asked_by_total=len(asked[row["id"]]),
+            provenance_total=len(asked[row["id"]]),
         )
         for row in rows
     )
-    return SelectionView(facts=facts, data=data, total=total, has_more=after + len(rows) < total)
+    return Selection(facts=facts, data=data, total=total, has_more=after + len(rows) < total)
 
 
 def _asked_for(folder: Path, train_row: int) -> Any:

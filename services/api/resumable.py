@@ -14,13 +14,12 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import redis
-from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from services.api.uploads import ReceivedFile, harmless
@@ -29,6 +28,7 @@ from services.common.redis_errors import translated
 from tlm_core.artifacts import ArtifactStore, storage_errors
 from tlm_core.errors import Conflict, InvalidRequest, NotFound
 from tlm_core.jobs.spec import new_id
+from tlm_core.wire import Upload
 
 PART_BYTES = 32 << 20
 _KEPT_SECONDS = 3 * 86_400
@@ -48,20 +48,6 @@ return {'ok', tostring(now)}
 """
 
 
-class UploadView(BaseModel):
-    """A file on its way. offset: bytes that have arrived; the next part begins there. part_bytes: the most of one."""
-
-    model_config = ConfigDict(frozen=True)
-
-    id: str
-    name: str
-    size: int
-    sha256: str | None
-    offset: int
-    part_bytes: int = PART_BYTES
-    expires_seconds: int = Field(_KEPT_SECONDS, description="it is forgotten when so long nothing has arrived")
-
-
 class Uploads:
     """Keeps uploads under way in Redis (what has arrived) and storage (the parts). Raises the errors of both."""
 
@@ -72,32 +58,27 @@ class Uploads:
         self._max_bytes = max_bytes
         self._append = client.register_script(_APPEND)
 
-    def create(self, tenant: str, name: str, size: int, sha256: str | None) -> UploadView:
+    def create(self, tenant: str, name: str, size: int, sha256: str | None) -> Upload:
         if size > self._max_bytes:
             raise InvalidRequest(f"{size:,} bytes are more than the {self._max_bytes:,} that are taken at once")
         self._sweep(tenant)
-        upload = UploadView(id=new_id("upl"), name=harmless(name), size=size, sha256=sha256, offset=0)
-        fields = {"name": upload.name, "size": size, "sha256": sha256 or "", "offset": 0, "created_at": time.time()}
+        fields = {"name": harmless(name), "size": size, "sha256": sha256 or "", "offset": 0}
+        upload = _upload(new_id("upl"), fields)
         with translated():
             pipe = self._redis.pipeline(transaction=True)
-            pipe.hset(self._key(tenant, upload.id), mapping=fields)
+            pipe.hset(self._key(tenant, upload.id), mapping={**fields, "created_at": time.time()})
             pipe.expire(self._key(tenant, upload.id), _KEPT_SECONDS)
             pipe.execute()
         return upload
 
-    def get(self, tenant: str, upload_id: str) -> UploadView:
+    def get(self, tenant: str, upload_id: str) -> Upload:
         with translated():
             fields = self._redis.hgetall(self._key(tenant, upload_id))
         if not fields:
             raise NotFound(f"no upload '{upload_id}'; it is over, or was left alone for too long: create it anew")
-        return UploadView(
-            id=upload_id, name=fields["name"], size=int(fields["size"]), sha256=fields["sha256"] or None,
-            offset=int(fields["offset"]),
-        )  # fmt: skip
+        return _upload(upload_id, fields)
 
-    async def put(
-        self, tenant: str, upload_id: str, content_range: str | None, body: AsyncIterator[bytes]
-    ) -> UploadView:
+    async def put(self, tenant: str, upload_id: str, content_range: str | None, body: AsyncIterator[bytes]) -> Upload:
         """Keep a part. Raises Conflict with the `offset` at which the next one has to begin, InvalidRequest."""
         upload = await run_in_threadpool(self.get, tenant, upload_id)
         begin, length = _range(content_range, upload)
@@ -159,7 +140,7 @@ class Uploads:
                 await run_in_threadpool(os.fsync, handle.fileno())
         return received
 
-    def _keep(self, tenant: str, upload: UploadView, local: Path, begin: int, length: int) -> None:
+    def _keep(self, tenant: str, upload: Upload, local: Path, begin: int, length: int) -> None:
         # Names are never used twice: of two that send the same part at once, one is kept and the other's file dropped.
         name = f"{begin:016d}-{uuid.uuid4().hex}"
         target = self._artifacts.path(self._folder(tenant, upload.id), name)
@@ -176,7 +157,7 @@ class Uploads:
             self._artifacts.delete(f"{self._folder(tenant, upload.id)}/{name}")
             raise _elsewhere(upload.id, int(offset)) if kind == "offset" else NotFound(f"no upload '{upload.id}'")
 
-    def _assembled(self, tenant: str, field: str, upload: UploadView, target: Path) -> ReceivedFile:
+    def _assembled(self, tenant: str, field: str, upload: Upload, target: Path) -> ReceivedFile:
         if upload.offset < upload.size:
             raise Conflict(
                 f"of upload {upload.id} only {upload.offset:,} of {upload.size:,} bytes have arrived; send the rest",
@@ -221,7 +202,19 @@ class Uploads:
         return key(tenant, "upload", upload_id, *more)
 
 
-def _range(header: str | None, upload: UploadView) -> tuple[int, int]:
+def _upload(upload_id: str, fields: Mapping[str, Any]) -> Upload:
+    return Upload(
+        id=upload_id,
+        name=fields["name"],
+        size=int(fields["size"]),
+        sha256=fields["sha256"] or None,
+        offset=int(fields["offset"]),
+        part_bytes=PART_BYTES,
+        expires_seconds=_KEPT_SECONDS,
+    )
+
+
+def _range(header: str | None, upload: Upload) -> tuple[int, int]:
     """(begin, length) that a Content-Range names. Raises InvalidRequest."""
     found = _RANGE.fullmatch(header or "")
     if found is None:

@@ -5,27 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from services.common.jobreads import JobReads
 from tlm_core.jobs.spec import JobRecord
+from tlm_core.wire import Series
 
 _PAGE = 5_000
 _FACTS = frozenset({"id", "at", "attempt", "node", "stage", "step"})
 Point = tuple[float, float, float]
-
-
-class Series(BaseModel):
-    """One metric of one stage, as columns. total: points before thinning; at: Unix seconds."""
-
-    model_config = ConfigDict(frozen=True)
-
-    node: str
-    name: str
-    total: int
-    steps: tuple[float, ...] = Field(description="ascending")
-    at: tuple[float, ...]
-    values: tuple[float, ...]
 
 
 def series_of(

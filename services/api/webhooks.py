@@ -21,10 +21,9 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import redis
-from pydantic import BaseModel, ConfigDict
 
 from services.api.outgoing import Outgoing
 from services.common.jobkeys import FEED, PREFIX, key
@@ -33,45 +32,16 @@ from services.common.redis_errors import translated
 from tlm_core.artifacts import canonical_json
 from tlm_core.errors import NotFound, TLMError
 from tlm_core.jobs.spec import new_id
+from tlm_core.wire import EventType, Webhook, WebhookAttempt
 
 log = logging.getLogger(__name__)
 
-EventType = Literal[
-    "job.submitted", "job.claimed", "job.adopted", "job.requeued", "job.pause_requested", "job.paused", "job.resumed",
-    "job.cancel_requested", "job.cancelled", "job.succeeded", "job.failed",
-]  # fmt: skip
 # Seconds between the attempts of one delivery, as the scheme recommends: about a day and a half in all.
 BACKOFF = (5, 300, 1_800, 7_200, 18_000, 36_000, 50_400)
 _LEASE_SECONDS = 30
 _SHARE_SECONDS = 5.0  # of a round, after which an endpoint's other deliveries wait for the next one
 _PAGE = 200
 _LOGGED = 20
-
-
-class Webhook(BaseModel):
-    """An endpoint. disabled: why nothing is sent to it any more."""
-
-    model_config = ConfigDict(frozen=True)
-
-    id: str
-    url: str
-    events: tuple[EventType, ...]
-    created_at: float
-    disabled: str | None = None
-
-
-class Attempt(BaseModel):
-    """One try of a delivery. status: of the answer; error: why there was none. next_at: when it is tried again."""
-
-    model_config = ConfigDict(frozen=True)
-
-    message: str
-    type: str
-    at: float
-    number: int
-    status: int | None
-    error: str | None
-    next_at: float | None
 
 
 def sign(secret: str, message: str, timestamp: int, body: bytes) -> str:
@@ -131,13 +101,13 @@ class Webhooks:
         with translated():
             return str(self._redis.hget(key(tenant, "webhook-secrets"), hook_id) or "")
 
-    def attempts(self, tenant: str, hook_id: str) -> list[Attempt]:
+    def attempts(self, tenant: str, hook_id: str) -> list[WebhookAttempt]:
         """The latest attempts, newest first."""
         with translated():
             found = self._redis.lrange(key(tenant, "webhook-log", hook_id), 0, -1)
-        return [Attempt.model_validate_json(one) for one in found]
+        return [WebhookAttempt.model_validate_json(one) for one in found]
 
-    def note(self, tenant: str, hook_id: str, attempt: Attempt) -> None:
+    def note(self, tenant: str, hook_id: str, attempt: WebhookAttempt) -> None:
         with translated():
             pipe = self._redis.pipeline(transaction=True)
             pipe.lpush(key(tenant, "webhook-log", hook_id), attempt.model_dump_json())
@@ -276,7 +246,7 @@ class Deliverer:
         next_at = None if left is None else self._clock() + left
         self._hooks.note(
             tenant, hook.id,
-            Attempt(message=message, type=delivery["type"], at=self._clock(), number=number, status=status,
+            WebhookAttempt(message=message, type=delivery["type"], at=self._clock(), number=number, status=status,
                     error=error, next_at=next_at),
         )  # fmt: skip
         if status == 410:

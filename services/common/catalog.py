@@ -17,21 +17,13 @@ from typing import Any
 
 import redis
 
-from services.common.catalog_records import (
-    OPEN,
-    CorpusLoad,
-    CorpusRecord,
-    CorpusState,
-    CorpusVersion,
-    DatasetRecord,
-    LoadState,
-    NearDuplicatesChoice,
-)
+from services.common.catalog_records import OPEN, CorpusLoad, CorpusRecord, CorpusVersion, DatasetRecord
 from services.common.jobstore import PREFIX
 from services.common.redis_errors import translated
 from tlm_core.artifacts import ManifestRef
 from tlm_core.errors import AlreadyRunning, Conflict, NotFound, StaleAttempt
 from tlm_core.jobs.spec import new_id
+from tlm_core.wire import CorpusState, LoadState, NearDuplicatesChoice
 
 # KEYS: lease, load, corpus hash, open loads. ARGV: owner, load (JSON), version ('' = none), version record (JSON;
 # '' = forget it), member when the load is over ('' = still open), state of the load. Answers 0 if the lease is

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from tlm_core.artifacts import ManifestRef
 from tlm_core.errors import NotFound
+from tlm_core.wire import CorpusState, LoadState, NearDuplicatesChoice
 
 
 class _Value(BaseModel):
@@ -31,12 +31,6 @@ class DatasetRecord(_Value):
     options: dict[str, Any] = {}
     summary: dict[str, Any] = {}
     created_at: float
-
-
-class CorpusState(StrEnum):
-    LOADING = "loading"
-    READY = "ready"
-    FAILED = "failed"
 
 
 class CorpusVersion(_Value):
@@ -77,19 +71,6 @@ class CorpusRecord(_Value):
                 return found
         known = ", ".join(v.version for v in self.versions) or "none yet"
         raise NotFound(f"corpus '{self.name}' has no version '{version}'; it has {known}")
-
-
-NearDuplicatesChoice = Literal["drop", "keep"]
-
-
-class LoadState(StrEnum):
-    QUEUED = "queued"
-    CUTTING = "cutting"
-    INDEXING = "indexing"
-    CANCELLING = "cancelling"
-    READY = "ready"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
 
 
 OPEN = frozenset({LoadState.QUEUED, LoadState.CUTTING, LoadState.INDEXING, LoadState.CANCELLING})

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from services.common.problem import error_of_problem
 from tlm_core.artifacts import ManifestRef
 from tlm_core.errors import IndexUnavailable, NotFound, TLMError, error_from_dict
+from tlm_core.wire import Hit, RefusedPassage
 
 _Answer = TypeVar("_Answer", bound=BaseModel)
 
@@ -47,28 +48,6 @@ class SelectionRun(_Value):
     unit: str = "queries"
     rate: float | None = None
     ref: ManifestRef | None = None
-
-
-class SearchHit(BaseModel):
-    """A passage that a query found; score is BM25 on the common scale."""
-
-    model_config = ConfigDict(frozen=True)
-
-    id: str
-    score: float
-    text: str
-    source: str
-
-
-class RefusedPassage(BaseModel):
-    """A passage that the index will never take, and why."""
-
-    model_config = ConfigDict(frozen=True)
-
-    id: str
-    text: str
-    source: str
-    reason: str
 
 
 class SelectionRequest(BaseModel):
@@ -123,7 +102,7 @@ class RetrieverClient:
         except NotFound:
             return
 
-    def search(self, tenant: str, corpus: str, version: str, query: str, k: int) -> list[SearchHit]:
+    def search(self, tenant: str, corpus: str, version: str, query: str, k: int) -> list[Hit]:
         """The best k passages for `query`, best first. Raises NotFound for a version that is not loaded."""
         body = {"tenant": tenant, "corpus": corpus, "version": version, "query": query, "k": k}
         return list(_parse(_Hits, self._call("POST", "/v1/search", body)).hits)
@@ -165,7 +144,7 @@ class RetrieverClient:
 
 
 class _Hits(BaseModel):
-    hits: tuple[SearchHit, ...]
+    hits: tuple[Hit, ...]
 
 
 class _Stop(BaseModel):

@@ -12,7 +12,7 @@ from fastapi import Depends, FastAPI, Request
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from services.common.problem import install_problem_handlers
-from services.common.retriever_client import RefusedPassage, SearchHit, SelectionRequest
+from services.common.retriever_client import SelectionRequest
 from services.retriever.cluster import connect
 from services.retriever.indexes import CorpusIndexes, CorpusKey, EmbeddedIndexes, OpenSearchIndexes
 from services.retriever.loads import CorpusLoads
@@ -20,6 +20,7 @@ from services.retriever.selections import SelectionRuns
 from services.retriever.settings import RetrieverSettings
 from tlm_core.artifacts import ManifestRef
 from tlm_core.errors import Unauthorized
+from tlm_core.wire import Hit, RefusedPassage
 
 
 def _inside(folder: str) -> str:
@@ -71,7 +72,7 @@ class SearchBody(_Body):
 class SearchAnswer(_Body):
     """The passages found, best first."""
 
-    hits: list[SearchHit]
+    hits: list[Hit]
 
 
 class SelectionBody(SelectionRequest):
@@ -142,7 +143,7 @@ def create_app(
         index = loads.ready(CorpusKey(body.tenant, body.corpus, body.version))
         [found] = index.search([body.query], body.k)
         passages = index.fetch([hit.id for hit in found])
-        return SearchAnswer(hits=[SearchHit(**passages[hit.id]._asdict(), score=hit.score) for hit in found])
+        return SearchAnswer(hits=[Hit(**passages[hit.id]._asdict(), score=hit.score) for hit in found])
 
     @app.put("/v1/selections/{artifact}", status_code=202, dependencies=inner)
     def put_selection(artifact: str, body: SelectionBody) -> None:

@@ -9,10 +9,10 @@ import pytest
 import redis
 from fastapi.testclient import TestClient
 
-from services.common.catalog_records import CorpusState
 from tests.contract.coordinator_world import AheadStore, World
 from tests.contract.dashboard_made import Made, filled_gateway
 from tests.contract.gateway import TRAIN, Gateway, add_dataset, add_version, make_gateway
+from tlm_core.wire import CorpusState
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from services.common.catalog_records import CorpusState, CorpusVersion, LoadState
+from services.common.catalog_records import CorpusVersion
 from services.common.jobstore import CheckpointRef
 from tests.contract.gateway import Gateway, T, add_dataset, make_gateway
 from tests.contract.made_results import make_export, publish
@@ -34,6 +34,7 @@ from tlm_core.jobs.spec import JobRecord, Progress, Resolved
 from tlm_core.tasks.metrics import majority_baseline, score, summary
 from tlm_core.training.evaluate import told
 from tlm_core.training.recipe import resolve
+from tlm_core.wire import CorpusState, LoadState
 
 HOSTILE = """<script>document.title='owned'</script><img src=x onerror="document.title='owned'">"'&amp;"""
 TOPICS = {

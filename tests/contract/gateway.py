@@ -27,7 +27,7 @@ from services.api.tail import Tailer
 from services.api.uploads import ReceivedFile
 from services.api.webhooks import Deliverer, Webhooks
 from services.common.catalog import Catalog
-from services.common.catalog_records import CorpusState, CorpusVersion, LoadState
+from services.common.catalog_records import CorpusVersion
 from services.common.jobstore import JobStore
 from services.common.retriever_client import RetrieverClient
 from tests.redis_server import free_port
@@ -35,6 +35,7 @@ from tests.support import files_under
 from tlm_core.artifacts import MARK, ArtifactStore, ManifestRef
 from tlm_core.tasks.options import DatasetOptions
 from tlm_core.tasks.validate import load_task
+from tlm_core.wire import CorpusState, LoadState
 
 T = "default"
 TOKEN = "tlm_test"

@@ -14,12 +14,13 @@ from fastapi.testclient import TestClient
 
 from services.api.loads import LoadWorker
 from services.common.catalog import Catalog
-from services.common.catalog_records import CorpusLoad, LoadState
+from services.common.catalog_records import CorpusLoad
 from tests.contract.corpora import LINES, T, found, left_queued, post, settled
 from tests.contract.gateway import Gateway, make_gateway, restarted
 from tests.support import wait_for
 from tlm_core.artifacts import ArtifactStore
 from tlm_core.errors import IndexMismatch, IndexUnavailable, StoreUnavailable
+from tlm_core.wire import LoadState
 
 
 def test_an_upload_is_answered_at_once_and_becomes_a_version_that_can_be_searched(

@@ -11,7 +11,6 @@ import pytest
 from fastapi.testclient import TestClient
 
 from services.api.loads import LoadWorker
-from services.common.catalog_records import LoadState
 from tests.contract.corpora import LINES, T, found, left_queued, post, settled
 from tests.contract.gateway import Gateway, upload
 from tests.support import wait_for
@@ -19,6 +18,7 @@ from tlm_core.artifacts import ArtifactStore
 from tlm_core.corpus.passages import Passage
 from tlm_core.corpus.read import read_sources
 from tlm_core.errors import IndexUnavailable
+from tlm_core.wire import LoadState
 
 
 def two_versions(api: TestClient) -> tuple[str, str]:

@@ -16,7 +16,7 @@ import redis
 from fastapi.testclient import TestClient
 
 from services.api.datasets import given
-from services.api.views import OptionsBody
+from services.api.routes.datasets import OptionsBody
 from services.common.catalog import Catalog
 from services.common.catalog_records import DatasetRecord
 from tests.contract.gateway import AUTH, TRAIN, Gateway, in_parts, make_gateway, upload

@@ -10,11 +10,11 @@ from fastapi.testclient import TestClient
 
 from services.api import work
 from services.api.work import Texts
-from services.common.catalog_records import CorpusState
 from tests.contract.gateway import TRAIN, Gateway, add_dataset, add_version
 from tests.contract.recorded_jobs import ROWS, SEARCHED, TOKENS, record
 from tlm_core.jobs.plan import Node
 from tlm_core.training.recipe import resolve
+from tlm_core.wire import CorpusState
 
 T = "default"
 pytestmark = pytest.mark.usefixtures("stocked")

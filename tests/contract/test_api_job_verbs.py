@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from services.common.catalog_records import CorpusState
 from services.common.jobstore import JobStore, Removal
 from tests.contract.gateway import TRAIN, Gateway, add_version, restarted, upload
 from tests.contract.made_results import complete, publish
@@ -18,6 +17,7 @@ from tlm_core.artifacts import ArtifactStore
 from tlm_core.errors import StorageUnavailable, StoreUnavailable, WorkerLost
 from tlm_core.jobs import nodes
 from tlm_core.jobs.spec import JobRecord
+from tlm_core.wire import CorpusState
 
 T = "default"
 pytestmark = pytest.mark.usefixtures("stocked")

@@ -11,10 +11,10 @@ import pytest
 import redis
 from fastapi.testclient import TestClient
 
-from services.common.catalog_records import CorpusState
 from tests.contract.gateway import AUTH, REF, Gateway, add_version, make_gateway, upload
 from tests.contract.made_results import complete
 from tlm_core.jobs.states import State
+from tlm_core.wire import CorpusState
 
 T = "default"
 pytestmark = pytest.mark.usefixtures("stocked")

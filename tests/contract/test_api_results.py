@@ -129,7 +129,7 @@ def test_the_selection_pages_with_its_provenance(api: TestClient, gateway: Gatew
         if not page["has_more"]:
             break
     assert [p["rank"] for p in seen] == list(range(1, 31))
-    assert [[a["train_row"] for a in p["asked_by"]] for p in seen[:2]] == [[3], [1, 2]]
+    assert [[a["train_row"] for a in p["provenance"]] for p in seen[:2]] == [[3], [1, 2]]
     assert page["facts"] == {"passages": 30}
     assert api.get(f"/v1/jobs/{job}/selection?after=99").json()["data"] == []
 

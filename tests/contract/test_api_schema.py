@@ -11,10 +11,10 @@ import httpx
 import pytest
 import redis
 
-from services.common.catalog_records import CorpusState
 from tests.contract.gateway import AUTH, Gateway, add_version, make_gateway, upload
 from tests.contract.made_results import complete
 from tests.support import skip_or_fail
+from tlm_core.wire import CorpusState
 
 EXAMPLES = 10
 # The hub is not ours to ask.

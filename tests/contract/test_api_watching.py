@@ -224,17 +224,17 @@ def explained_job(gateway: Gateway, names: list[str], labels: Any) -> str:
 def test_each_passage_says_who_asked_for_it_and_with_what_text(api: TestClient, explained: str) -> None:
     page = api.get(f"/v1/jobs/{explained}/selection?limit=2").json()
     assert (page["total"], page["has_more"]) == (30, True)
-    assert [(a["train_row"], a["text"], a["label"]) for a in page["data"][1]["asked_by"]] == [
+    assert [(a["train_row"], a["text"], a["label"]) for a in page["data"][1]["provenance"]] == [
         (1, "first row", "neg"), (2, "second row", "pos"),
     ]  # fmt: skip
-    assert page["data"][0]["asked_by"][0]["text"] == "<b>third"
+    assert page["data"][0]["provenance"][0]["text"] == "<b>third"
 
 
 def test_of_a_regression_task_the_amounts_of_those_who_asked_are_shown(api: TestClient, gateway: Gateway) -> None:
     job = explained_job(gateway, ["similarity"], pa.array([0.0, 3.8, 5.0], pa.float64()))
     found = api.get(f"/v1/jobs/{job}/selection?limit=2")
     assert found.status_code == 200, found.text
-    assert [one["label"] for passage in found.json()["data"] for one in passage["asked_by"]] == ["5", "0", "3.8"]
+    assert [one["label"] for passage in found.json()["data"] for one in passage["provenance"]] == ["5", "0", "3.8"]
     assert '<span class="tag">3.8</span> second row' in signed_in(gateway).get(f"/ui/jobs/{job}/selection").text
 
 
@@ -248,6 +248,6 @@ def test_a_selection_is_searched_by_words_and_by_row(api: TestClient, explained:
     assert texts == [f"passage {n} <b>&" for n in numbers]
     assert api.get(url, params={"q": ".*"}).json()["total"] == 0, "words are no patterns"
     asked = api.get(url, params={"train_row": 3, "limit": 100}).json()
-    assert {a["train_row"] for one in asked["data"] for a in one["asked_by"]} == {3}
+    assert {a["train_row"] for one in asked["data"] for a in one["provenance"]} == {3}
     assert api.get(url, params={"train_row": 3, "q": "28"}).json()["total"] == 1
     assert api.get(url, params={"train_row": 0}).status_code == 422

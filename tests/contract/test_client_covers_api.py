@@ -15,9 +15,10 @@ import redis
 
 from tests.contract.gateway import make_gateway
 from tlm_client.client import AsyncTLMClient, TLMClient
-from tlm_client.models import Checkpoint, ModelFile
+from tlm_core.artifacts import FileEntry
 from tlm_core.errors import TLMError
 from tlm_core.jobs.spec import JobSpec
+from tlm_core.wire import Checkpoint
 
 # Of use to probes alone; `ready` tells more.
 LEFT_OUT = {("GET", "/healthz")}
@@ -64,8 +65,8 @@ def calls(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     known: dict[str, Any] = {
         "files": {"train": file}, "spec": JobSpec(dataset="toy"), "folder": folder / "out", "job_ids": ["a", "b"],
         "sources": ["hub:a/b"], "texts": ["x"], "count": 5, "target": folder / "all.tar",
-        "checkpoint": Checkpoint(node="n", step=1, job="j", attempt=1,
-                                 files=(ModelFile(name="x", size=1, sha256="0" * 64),)),
+        "checkpoint": Checkpoint(node="n", step=1, job="j", attempt=1, metrics={},
+                                 files=(FileEntry(name="x", size=1, sha256="0" * 64),)),
     }  # fmt: skip
     for name, method in methods(TLMClient).items():
         parameters = inspect.signature(method).parameters.values()

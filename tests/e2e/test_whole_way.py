@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 
 from tlm_client.client import TLMClient
-from tlm_client.models import Job, JobEvent
 from tlm_client.stack.control import launch_stack
 from tlm_client.stack.parts import StackOptions
 from tlm_client.stack.processes import FOLDER_MARK, marked
 from tlm_core.artifacts import sha256_file
 from tlm_core.jobs.spec import JobSpec
 from tlm_core.tasks.metrics import score
+from tlm_core.wire import Job, JobEvent
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.timeout(420)]
 

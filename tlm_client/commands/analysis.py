@@ -9,9 +9,9 @@ import typer
 from tlm_client.commands.jobs import JobId
 from tlm_client.console import AsJson, print_json, print_line, print_table, session_of
 from tlm_client.display import spark
-from tlm_client.models import Comparison, Outcome
 from tlm_client.summary import format_score
 from tlm_core.tasks.metrics import scores_shown
+from tlm_core.wire import Comparison, Outcome
 
 _LONGEST_VALUE = 40
 
@@ -55,7 +55,7 @@ def why(
         return
     rows = []
     for passage in selection.data:
-        queries = (f"row {q.train_row} ({q.label or '?'}) {(q.text or '')[:80]}" for q in passage.asked_by[:3])
+        queries = (f"row {q.train_row} ({q.label or '?'}) {(q.text or '')[:80]}" for q in passage.provenance[:3])
         rows.append((passage.rank, passage.source, passage.text[:300], "\n".join(queries)))
     print_table(("rank", "source", "passage", "retrieved by"), rows)
     print_line(f"{len(selection.data)} of {'?' if selection.total is None else selection.total} passages")

@@ -22,9 +22,9 @@ from tlm_client.console import (
     stderr_console,
 )
 from tlm_client.display import Display
-from tlm_client.models import CorpusVersion, Dataset
 from tlm_client.sources import corpus_files, dataset_files
 from tlm_core.errors import InvalidRequest
+from tlm_core.wire import CorpusVersion, Dataset
 
 datasets = typer.Typer(no_args_is_help=True, help="Labeled texts: add, list, show, delete.")
 corpora = typer.Typer(

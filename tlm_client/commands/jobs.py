@@ -25,10 +25,10 @@ from tlm_client.console import (
     stderr_console,
 )
 from tlm_client.display import Display, duration
-from tlm_client.models import Job, JobEvent
 from tlm_client.summary import print_report
 from tlm_core.errors import InvalidRequest, TLMError
 from tlm_core.jobs.states import State
+from tlm_core.wire import Job, JobEvent
 
 JobId = Annotated[str, typer.Argument(metavar="ID", help="ID of the job.")]
 

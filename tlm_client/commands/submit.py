@@ -12,11 +12,11 @@ from pydantic import ValidationError
 from tlm_client.client import TLMClient
 from tlm_client.commands.jobs import JobId, parse_labels, split_pair, watch_job
 from tlm_client.console import AsJson, Watch, print_json, print_result, session_of, stderr_console
-from tlm_client.models import Job
 from tlm_client.summary import print_estimate
 from tlm_core.compression.masks import Mask
 from tlm_core.errors import InvalidRequest
 from tlm_core.jobs.spec import JobSpec
+from tlm_core.wire import Job
 
 _KINDS = "train, learning_curve, prune or share_tickets."
 

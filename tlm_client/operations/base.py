@@ -34,7 +34,7 @@ def at(path: str, **parts: str) -> str:
 def model(cls: type[Model], body: Any) -> Model:
     """An answer as a value. Raises TLMError for one of another release."""
     try:
-        return cls.model_validate(body)
+        return cls.model_validate(body, extra="ignore")
     except ValidationError as error:
         raise TLMError(
             f"the gateway's answer is not understood; use the same release here and there: {error}"

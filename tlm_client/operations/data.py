@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tlm_client.download import fetch_file
-from tlm_client.models import Corpus, CorpusLoad, Dataset, Hit, ModelFile, Refused
 from tlm_client.operations.base import RESUMABLE_BYTES, at, model, pages, patient, sent_in_parts, size_of, upload
 from tlm_client.steps import Ask, Listing, Sleep, call
+from tlm_core.artifacts import FileEntry
 from tlm_core.errors import Conflict, TLMError, error_from_dict
+from tlm_core.wire import Corpus, CorpusLoad, Dataset, DatasetCreated, Hit, RefusedPassage
 
 POLL_SECONDS = 0.5
 
@@ -22,7 +23,7 @@ def add_dataset(
     options: Mapping[str, Any] | None = None,
     *,
     in_parts_from: int = RESUMABLE_BYTES,
-) -> Ask[Dataset]:
+) -> Ask[DatasetCreated]:
     """Upload a data set: `files` by split (train, and validation and test if there are). Options: DatasetOptions.
 
     A file `selection` (text, rank) beside them is what the selector `given` takes. in_parts_from: bytes from which on
@@ -35,15 +36,15 @@ def add_dataset(
     else:
         form = {"name": name, "options": json.dumps(dict(options or {}))}
         answer = yield from upload("/v1/datasets", form, list(files.items()))
-    return model(Dataset, answer)
+    return model(DatasetCreated, answer)
 
 
 def add_hub_dataset(
     name: str, hub: str, options: Mapping[str, Any] | None = None, *, selection: str | None = None
-) -> Ask[Dataset]:
+) -> Ask[DatasetCreated]:
     """Let the gateway load `hub:OWNER/NAME[@revision][:config]`. selection: a file of it with passages (text, rank)."""
     body = {"name": name, "hub": hub.removeprefix("hub:"), "options": dict(options or {}), "selection": selection}
-    return model(Dataset, (yield from call("POST", "/v1/datasets/hub", json=body, timeout=patient())))
+    return model(DatasetCreated, (yield from call("POST", "/v1/datasets/hub", json=body, timeout=patient())))
 
 
 def datasets() -> Listing[Dataset]:
@@ -71,7 +72,7 @@ def download_dataset(id_or_name: str, folder: Path) -> Ask[list[Path]]:
     base = at("/v1/datasets/{one}/files", one=id_or_name)
     found = []
     for entry in (yield from call("GET", base, repeat=True))["data"]:
-        file = model(ModelFile, entry)
+        file = model(FileEntry, entry)
         found.append((yield from fetch_file(f"{base}/{at('{name}', name=file.name)}", file, folder)))
     return found
 
@@ -154,11 +155,11 @@ def delete_corpus(name: str, version: str | None = None) -> Ask[None]:
         yield from call("DELETE", at("/v1/corpora/{name}/versions/{version}", name=name, version=version))
 
 
-def refused_passages(name: str, version: str) -> Ask[list[Refused]]:
+def refused_passages(name: str, version: str) -> Ask[list[RefusedPassage]]:
     """The passages of a version that the index would not take, each with the reason."""
     path = at("/v1/corpora/{name}/versions/{version}/refused", name=name, version=version)
     found = yield from call("GET", path, repeat=True)
-    return [model(Refused, entry) for entry in found["data"]]
+    return [model(RefusedPassage, entry) for entry in found["data"]]
 
 
 def search(name: str, query: str, k: int = 10) -> Ask[list[Hit]]:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tlm_client.events import Frame, follow, job_event
-from tlm_client.models import Comparison, DryRun, Estimate, Job, JobEvent, JobSummary, Series
 from tlm_client.operations.base import at, items, model, pages
 from tlm_client.operations.data import POLL_SECONDS
 from tlm_client.steps import Ask, Listing, Sleep, call, consumed, transformed
 from tlm_core.jobs.spec import FROM_JOB, JobSpec
+from tlm_core.wire import Comparison, DryRun, Estimate, Job, JobEvent, JobSummary, Series
 
 
 def submit(spec: JobSpec, *, key: str | None = None) -> Ask[Job]:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from tlm_client.download import Part, fetch_archive, fetch_file
-from tlm_client.models import Checkpoint, ModelFile, Prediction, Selection, Webhook
 from tlm_client.operations.base import at, model
 from tlm_client.steps import Ask, call
+from tlm_core.artifacts import FileEntry
+from tlm_core.wire import Checkpoint, Prediction, Selection, Webhook, WebhookCreated
 
 
 def checkpoints(job_id: str) -> Ask[list[Checkpoint]]:
@@ -34,10 +35,10 @@ def report(job_id: str) -> Ask[dict[str, Any]]:
     return dict((yield from call("GET", at("/v1/jobs/{job}/report", job=job_id), repeat=True)))
 
 
-def model_files(job_id: str) -> Ask[list[ModelFile]]:
+def model_files(job_id: str) -> Ask[list[FileEntry]]:
     """The files of the result. Raises Conflict while there is none, NotFound if the job ended without."""
     answer = yield from call("GET", at("/v1/jobs/{job}/model", job=job_id), repeat=True)
-    return [model(ModelFile, entry) for entry in answer["files"]]
+    return [model(FileEntry, entry) for entry in answer["files"]]
 
 
 def download(job_id: str, folder: Path, on_bytes: Callable[[Part], None] | None = None) -> Ask[list[Path]]:
@@ -81,10 +82,10 @@ def predict(job_id: str, texts: Sequence[str], pairs: Sequence[str] | None = Non
     return [model(Prediction, one) for one in answer["data"]]
 
 
-def add_webhook(url: str, events: Sequence[str] = ()) -> Ask[Webhook]:
+def add_webhook(url: str, events: Sequence[str] = ()) -> Ask[WebhookCreated]:
     """Have events posted to `url`; the answer alone holds the secret that signatures are checked with."""
     body: dict[str, Any] = {"url": url} | ({"events": list(events)} if events else {})
-    return model(Webhook, (yield from call("POST", "/v1/webhooks", json=body)))
+    return model(WebhookCreated, (yield from call("POST", "/v1/webhooks", json=body)))
 
 
 def webhooks() -> Ask[list[Webhook]]:
@@ -117,6 +118,6 @@ def ready() -> Ask[dict[str, str]]:
     return dict((yield from call("GET", "/readyz")))
 
 
-def _name(file: ModelFile) -> str:
+def _name(file: FileEntry) -> str:
     # Slashes stay: a name may lie in a folder of the artifact.
     return "/".join(at("{part}", part=part) for part in file.name.split("/"))

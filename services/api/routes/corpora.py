@@ -11,6 +11,7 @@ from typing import Annotated, Any, cast, get_args
 
 from fastapi import APIRouter, Request, Response
 from fastapi import Path as PathParam
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from services.api.auth import Tenant
@@ -19,22 +20,14 @@ from services.api.parts import AfterId, Limit, Parts, PartsDep, problems
 from services.api.removal import taken_back
 from services.api.sources import check_sources
 from services.api.uploads import ReceivedFile, received
-from services.api.views import (
-    CorpusOfSources,
-    CorpusView,
-    Hit,
-    LoadView,
-    Page,
-    RefusedPassage,
-    RefusedView,
-    SearchBody,
-    SearchResult,
-)
+from services.api.views import corpus_view, load_view
 from services.common.catalog import ready_version
-from services.common.catalog_records import CorpusLoad, NearDuplicatesChoice
+from services.common.catalog_records import CorpusLoad
+from tlm_core import wire
 from tlm_core.artifacts import storage_errors
 from tlm_core.errors import InvalidRequest
 from tlm_core.jobs.spec import NAME_PATTERN
+from tlm_core.wire import Corpus, NearDuplicatesChoice, Page, RefusedPassages, SearchResult
 
 router = APIRouter(prefix="/v1/corpora", tags=["corpora"])
 
@@ -64,10 +57,42 @@ _FORM: dict[str, Any] = {
 }  # fmt: skip
 
 
+class CorpusBody(BaseModel):
+    """Name and options of a corpus."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(max_length=200)
+    language: str = Field("en", max_length=20)
+    near_duplicates: NearDuplicatesChoice = "drop"
+
+
+class CorpusOfSources(CorpusBody):
+    """A corpus that the service fetches. sources: addresses of files or folders, or ids on the hub."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "docs", "sources": ["s3://texts/articles/"]}]})
+
+    sources: tuple[str, ...] = Field(min_length=1, max_length=1000)
+
+
+class SearchBody(BaseModel):
+    """A query against a corpus."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        json_schema_extra={"examples": [{"query": "relation between two entities", "k": 5}]},
+    )
+
+    query: str = Field(min_length=1, max_length=20_000)
+    k: int = Field(10, ge=1, le=100)
+    version: str | None = Field(None, max_length=64)
+
+
 @router.post(
     "", status_code=202, summary="Upload a corpus", openapi_extra=_FORM, responses=problems(400, 409, 413, 415, 507)
 )
-async def create(request: Request, parts: PartsDep, tenant: Tenant) -> LoadView:
+async def create(request: Request, parts: PartsDep, tenant: Tenant) -> wire.CorpusLoad:
     """Answers as soon as the upload is safe; cutting and indexing follow. Look at the corpus to see how far they are.
 
     Under a name that exists it becomes a new version, named by its content. One upload of a corpus at a time.
@@ -83,11 +108,11 @@ async def create(request: Request, parts: PartsDep, tenant: Tenant) -> LoadView:
         near = upload.field("near_duplicates", "drop")
         load = await run_in_threadpool(take_in, parts, tenant, name, language, upload.files, near)
     parts.loads.wake()
-    return LoadView.of(load)
+    return load_view(load)
 
 
 @router.post("/from-sources", status_code=202, summary="Fetch a corpus", responses=problems(409, 413, 507))
-def fetch(body: CorpusOfSources, parts: PartsDep, tenant: Tenant) -> LoadView:
+def fetch(body: CorpusOfSources, parts: PartsDep, tenant: Tenant) -> wire.CorpusLoad:
     """The service fetches the files itself, where its operator allows it; it answers before it has begun to.
 
     What cannot be fetched fails the load with the reason; a store that is away for a while is waited for.
@@ -95,48 +120,48 @@ def fetch(body: CorpusOfSources, parts: PartsDep, tenant: Tenant) -> LoadView:
     check_sources(body.sources, parts.settings.sources)
     load = take_in(parts, tenant, body.name, body.language, (), body.near_duplicates, body.sources)
     parts.loads.wake()
-    return LoadView.of(load)
+    return load_view(load)
 
 
 @router.get("", summary="List corpora", responses=problems())
-def list_all(parts: PartsDep, tenant: Tenant, after: AfterId = None, limit: Limit = 20) -> Page[CorpusView]:
+def list_all(parts: PartsDep, tenant: Tenant, after: AfterId = None, limit: Limit = 20) -> Page[Corpus]:
     """By name; ask for the next page with `after` = name of the last one."""
     corpora, more = parts.catalog.corpora(tenant, after=after, limit=limit)
-    views = tuple(CorpusView.of(c, parts.catalog.loads(tenant, c.name, limit=1)) for c in corpora)
+    views = tuple(corpus_view(c, parts.catalog.loads(tenant, c.name, limit=1)) for c in corpora)
     return Page(data=views, has_more=more)
 
 
 @router.get("/{corpus}", summary="One corpus", responses=problems(404))
-def get(corpus: Name, parts: PartsDep, tenant: Tenant) -> CorpusView:
+def get(corpus: Name, parts: PartsDep, tenant: Tenant) -> Corpus:
     """Its versions, and how far the latest loads are."""
     # Loads first: whoever sees one that is ready sees its version as well.
     loads = parts.catalog.loads(tenant, corpus)
-    return CorpusView.of(parts.catalog.corpus(tenant, corpus), loads)
+    return corpus_view(parts.catalog.corpus(tenant, corpus), loads)
 
 
 @router.get("/{corpus}/loads/{load}", summary="One load", responses=problems(404))
-def get_load(corpus: Name, load: str, parts: PartsDep, tenant: Tenant) -> LoadView:
+def get_load(corpus: Name, load: str, parts: PartsDep, tenant: Tenant) -> wire.CorpusLoad:
     """How far one upload is on its way into the index."""
-    return LoadView.of(parts.catalog.load_of(tenant, corpus, load))
+    return load_view(parts.catalog.load_of(tenant, corpus, load))
 
 
 @router.post("/{corpus}/loads/{load}/cancel", summary="Cancel a load", responses=problems(404, 409))
-def cancel_load(corpus: Name, load: str, parts: PartsDep, tenant: Tenant) -> LoadView:
+def cancel_load(corpus: Name, load: str, parts: PartsDep, tenant: Tenant) -> wire.CorpusLoad:
     """`cancelling` until nothing of it is left, neither index nor files, then `cancelled`. Twice is no error.
 
     Versions from before stay as they are. While the retriever or the index is away, the load stays `cancelling`.
     """
     asked = parts.catalog.cancel_load(tenant, parts.catalog.load_of(tenant, corpus, load).id)
     parts.loads.wake()
-    return LoadView.of(asked)
+    return load_view(asked)
 
 
 @router.get("/{corpus}/versions/{version}/refused", summary="Passages left out", responses=problems(404))
-def refused(corpus: Name, version: str, parts: PartsDep, tenant: Tenant) -> RefusedView:
+def refused(corpus: Name, version: str, parts: PartsDep, tenant: Tenant) -> RefusedPassages:
     """The passages of a version that the index will never take, each with the reason."""
     known = parts.catalog.corpus(tenant, corpus).version(version)
     found = parts.retriever.refused(tenant, corpus, version) if known.refused else []
-    return RefusedView(data=tuple(RefusedPassage(**entry.model_dump()) for entry in found))
+    return RefusedPassages(data=tuple(found))
 
 
 @router.delete("/{corpus}/versions/{version}", status_code=204, summary="Drop a version", responses=problems(404, 409))
@@ -159,7 +184,7 @@ def search(corpus: Name, body: SearchBody, parts: PartsDep, tenant: Tenant) -> S
     latest = parts.catalog.loads(tenant, corpus, limit=1)
     version = ready_version(parts.catalog.corpus(tenant, corpus), body.version, latest[0] if latest else None)
     hits = parts.retriever.search(tenant, corpus, version.version, body.query, body.k)
-    return SearchResult(version=version.version, hits=tuple(Hit(**hit.model_dump()) for hit in hits))
+    return SearchResult(version=version.version, hits=tuple(hits))
 
 
 def take_in(

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from services.api.auth import Tenant
@@ -15,12 +15,15 @@ from services.api.parts import FILE_ANSWERS, AfterId, Limit, Parts, PartsDep, pr
 from services.api.removal import delete_dataset
 from services.api.results import open_file
 from services.api.uploads import received, single
-from services.api.views import DatasetCreated, DatasetView, HubBody, OptionsBody, Page, Preview
+from services.api.views import dataset_view
 from services.common.bodies import InsaneJSON, check_json
 from services.common.catalog_records import DatasetRecord
 from services.common.problem import validation_problem
 from tlm_core.artifacts import FileEntry
 from tlm_core.errors import InvalidRequest
+from tlm_core.tasks.metrics import Metric
+from tlm_core.tasks.options import DatasetOptions
+from tlm_core.wire import Dataset, DatasetCreated, Page, Preview
 
 router = APIRouter(prefix="/v1/datasets", tags=["data sets"])
 
@@ -48,6 +51,42 @@ _FORM: dict[str, Any] = {
         },
     }
 }  # fmt: skip
+
+
+class OptionsBody(BaseModel):
+    """How to read a dataset. The gateway infers what is missing and gives the reason in the report."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    text_column: str | None = Field(None, max_length=200)
+    text_pair_column: str | None = Field(None, max_length=200, description='column of second texts; "" for none')
+    label_column: str | None = Field(None, max_length=200)
+    delimiter: str | None = Field(None, description="one character, for CSV files")
+    metric: Metric | None = Field(None, description="pearson and spearman select regression")
+    positive_label: str | None = Field(None, max_length=1000, description="the positive label of the metric f1")
+    language: str | None = Field(None, pattern=r"^[a-z]{2,3}$", description="ISO 639 code")
+    name: str | None = Field(None, max_length=200, description="name of the task in reports and on the model card")
+    split_seed: int = Field(0, ge=0, lt=2**32, description="random seed of the splits that the gateway cuts")
+
+    def options(self) -> DatasetOptions:
+        return DatasetOptions(**self.model_dump())
+
+
+class HubBody(BaseModel):
+    """A dataset of the Hugging Face hub."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        json_schema_extra={"examples": [{"name": "sciie", "hub": "yxchar/sciie-tlm", "options": {}}]},
+    )
+
+    name: str
+    hub: str = Field(description="OWNER/NAME, optionally with @REVISION and :CONFIG", max_length=300)
+    options: OptionsBody = OptionsBody()
+    selection: str | None = Field(
+        None, max_length=300, description="a file of the dataset with passages for the selector `given`"
+    )
 
 
 @router.post(
@@ -83,16 +122,16 @@ def create_from_hub(body: HubBody, parts: PartsDep, tenant: Tenant) -> DatasetCr
 
 
 @router.get("", summary="List data sets", responses=problems())
-def list_all(parts: PartsDep, tenant: Tenant, after: AfterId = None, limit: Limit = 20) -> Page[DatasetView]:
+def list_all(parts: PartsDep, tenant: Tenant, after: AfterId = None, limit: Limit = 20) -> Page[Dataset]:
     """Every version of every data set, newest first."""
     records, more = parts.catalog.datasets(tenant, after=after, limit=limit)
-    return Page(data=tuple(map(DatasetView.of, records)), has_more=more)
+    return Page(data=tuple(map(dataset_view, records)), has_more=more)
 
 
 @router.get("/{dataset}", summary="One data set", responses=problems(404))
-def get(dataset: str, parts: PartsDep, tenant: Tenant) -> DatasetView:
+def get(dataset: str, parts: PartsDep, tenant: Tenant) -> Dataset:
     """By id, by name for its newest version, by `NAME@vNUMBER`, or by `NAME@` and 8 or more digits of its digest."""
-    return DatasetView.of(parts.catalog.dataset(tenant, dataset))
+    return dataset_view(parts.catalog.dataset(tenant, dataset))
 
 
 @router.get("/{dataset}/report", summary="Its validation report", responses=problems(404))
@@ -157,4 +196,4 @@ def intake(parts: Parts) -> Intake:
 
 def created(parts: Parts, record: DatasetRecord) -> DatasetCreated:
     """The answer to an upload that was taken in."""
-    return DatasetCreated(**DatasetView.of(record).model_dump(), report=report_of(parts.artifacts, record))
+    return DatasetCreated(**dataset_view(record).model_dump(), report=report_of(parts.artifacts, record))

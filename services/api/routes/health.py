@@ -14,11 +14,12 @@ from starlette.concurrency import run_in_threadpool
 
 from services.api.auth import Tenant
 from services.api.parts import Parts, PartsDep, problems
-from services.api.views import Info, PredictBody
+from services.api.routes.results import PredictBody
 from services.common.bodies import MAX_JSON_BYTES
 from services.common.problem import problem_body, problem_response
 from tlm_core.errors import StorageFull, TLMError
 from tlm_core.training.recipe import RecipeName, Scale
+from tlm_core.wire import Info
 
 router = APIRouter(tags=["service"])
 

@@ -11,21 +11,22 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from services.api.auth import Tenant
-from services.api.compare import Comparison, compare
-from services.api.estimate import Estimate, proposed
+from services.api.compare import compare
+from services.api.estimate import proposed
 from services.api.follow_logs import follow_logs
 from services.api.parts import STREAM_ID, AfterId, Limit, Parts, PartsDep, StreamId, problems
 from services.api.removal import delete_job
 from services.api.results import refs_of
-from services.api.series import Series, series_of
+from services.api.series import series_of
 from services.api.submit import changed, resolve_job
-from services.api.views import DryRun, EventPage, JobSummary, JobView, Page
+from services.api.views import dry_run_view, job_summary, job_view
 from services.common.artifacts_of import published
 from services.common.catalog import dataset_keys
 from tlm_core.errors import IllegalTransition, InvalidRequest
 from tlm_core.jobs.plan import plan_of
-from tlm_core.jobs.spec import JobRecord, JobSpec, Origin, Resolved
+from tlm_core.jobs.spec import Event, JobRecord, JobSpec, Origin, Resolved
 from tlm_core.jobs.states import State
+from tlm_core.wire import Comparison, DryRun, Estimate, Job, JobSummary, Page, Series
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -43,7 +44,7 @@ Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_le
     summary="Submit a job",
     responses={200: {"model": DryRun, "description": "with `dry_run`: what it would mean and cost"},
                **problems(404, 409, 413, 507)},
-    response_model=JobView,
+    response_model=Job,
 )  # fmt: skip
 def submit(
     spec: Annotated[JobSpec, Body(examples=[SPEC_EXAMPLE])],
@@ -83,7 +84,7 @@ def list_all(
     jobs, more = parts.jobs.list_jobs(
         tenant, state=state, kind=kind, datasets=datasets, labels=_labels(label), after=after, limit=limit
     )
-    return Page(data=tuple(map(JobSummary.of, jobs)), has_more=more)
+    return Page(data=tuple(map(job_summary, jobs)), has_more=more)
 
 
 @router.get("/compare", summary="Compare jobs", responses=problems(404))
@@ -101,7 +102,7 @@ def compare_jobs(
 
 
 @router.get("/{job}", summary="One job", responses=problems(404))
-def get(job: str, parts: PartsDep, tenant: Tenant) -> JobView:
+def get(job: str, parts: PartsDep, tenant: Tenant) -> Job:
     """Its state, progress, error, what was settled at submission, and which stages are done."""
     return _view(parts, parts.jobs.get(tenant, job))
 
@@ -114,7 +115,7 @@ def delete(job: str, parts: PartsDep, tenant: Tenant) -> Response:
 
 
 @router.post("/{job}/retry", status_code=202, summary="Try a job again", responses=problems(404, 409, 507))
-def retry(job: str, parts: PartsDep, tenant: Tenant, response: Response, idempotency_key: Key = None) -> JobView:
+def retry(job: str, parts: PartsDep, tenant: Tenant, response: Response, idempotency_key: Key = None) -> Job:
     """A new job that means exactly the same: it takes what stages are done and goes on from the one that failed."""
     earlier = parts.jobs.get(tenant, job)
     if earlier.state not in (State.FAILED, State.CANCELLED):
@@ -136,7 +137,7 @@ def clone(
     tenant: Tenant,
     response: Response,
     idempotency_key: Key = None,
-) -> JobView:
+) -> Job:
     """A new job with the fields of a job's spec, those given changed; keys of `set` are added to those there.
 
     What is not changed means the same bytes as before: the same version of the data set and of the corpus.
@@ -147,19 +148,19 @@ def clone(
 
 
 @router.post("/{job}/cancel", summary="Cancel a job", responses=problems(404, 409))
-def cancel(job: str, parts: PartsDep, tenant: Tenant) -> JobView:
+def cancel(job: str, parts: PartsDep, tenant: Tenant) -> Job:
     """`cancelling` until nothing of it runs any more, then `cancelled`. Twice is no error."""
     return _view(parts, parts.jobs.cancel(tenant, job))
 
 
 @router.post("/{job}/pause", summary="Pause a job", responses=problems(404, 409))
-def pause(job: str, parts: PartsDep, tenant: Tenant) -> JobView:
+def pause(job: str, parts: PartsDep, tenant: Tenant) -> Job:
     """`pausing` until a checkpoint is kept, then `paused`."""
     return _view(parts, parts.jobs.pause(tenant, job))
 
 
 @router.post("/{job}/resume", summary="Resume a paused job", responses=problems(404, 409))
-def resume(job: str, parts: PartsDep, tenant: Tenant) -> JobView:
+def resume(job: str, parts: PartsDep, tenant: Tenant) -> Job:
     """Back into the queue; it goes on from its last checkpoint."""
     return _view(parts, parts.jobs.resume(tenant, job))
 
@@ -167,7 +168,7 @@ def resume(job: str, parts: PartsDep, tenant: Tenant) -> JobView:
 @router.get(
     "/{job}/events",
     summary="What happened to a job",
-    response_model=EventPage,
+    response_model=Page[Event],
     responses={
         200: {
             "description": "events in order, or a stream of server-sent events (`id` is seq, `event` the type; "
@@ -194,7 +195,7 @@ async def events(
         lines = parts.tailer.stream(tenant, job, start)
         return StreamingResponse(lines, media_type="text/event-stream", headers=_STREAM_HEADERS)
     found = await run_in_threadpool(parts.jobs.events, tenant, job, after=after, limit=limit + 1)
-    page = EventPage(data=tuple(found[:limit]), has_more=len(found) > limit)
+    page = Page[Event](data=tuple(found[:limit]), has_more=len(found) > limit)
     return JSONResponse(page.model_dump(mode="json"))
 
 
@@ -274,7 +275,7 @@ def _made(
     meant: Callable[[], tuple[JobSpec, Resolved]],
     key: str | None,
     origin: Origin | None = None,
-) -> JobView:
+) -> Job:
     """The job that a request makes, or the one that its key made before.
 
     meant: what the request means now, which is asked for a new job only: data that an earlier one used may be gone.
@@ -298,9 +299,9 @@ def _labels(asked: list[str]) -> list[tuple[str, str]]:
     return [(key, value) for key, _, value in pairs]
 
 
-def _view(parts: Parts, job: JobRecord) -> JobView:
+def _view(parts: Parts, job: JobRecord) -> Job:
     plan = plan_of(job)
-    return JobView.build(job, plan, refs_of(parts.jobs, job, plan))
+    return job_view(job, plan, refs_of(parts.jobs, job, plan))
 
 
 def _dry_run(parts: Parts, tenant: str, spec: JobSpec) -> DryRun:
@@ -308,7 +309,7 @@ def _dry_run(parts: Parts, tenant: str, spec: JobSpec) -> DryRun:
     job = proposed(tenant, spec, resolved)
     plan = plan_of(job)
     found = parts.estimator.estimate(tenant, spec, resolved)
-    return DryRun.build(job, plan, published(parts.jobs, job, plan), found)
+    return dry_run_view(job, plan, published(parts.jobs, job, plan), found)
 
 
 def _stream_id(last_event_id: str | None) -> str | None:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from fastapi.responses import FileResponse, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
 
 from services.api.archive import archive_of
 from services.api.auth import Tenant
@@ -19,16 +20,8 @@ from services.api.results import (
     refs_of,
     selection_page,
 )
-from services.api.views import (
-    CheckpointView,
-    ModelView,
-    Page,
-    PredictBody,
-    Prediction,
-    Predictions,
-    SelectionView,
-)
 from tlm_core.errors import NotFound
+from tlm_core.wire import Checkpoint, Model, Page, Prediction, Predictions, Selection
 
 router = APIRouter(prefix="/v1/jobs", tags=["results"])
 
@@ -41,8 +34,19 @@ TAR: dict[int | str, dict[str, Any]] = {
 }
 
 
+class PredictBody(BaseModel):
+    """Texts to classify. pairs: the second texts, for a model that reads pairs."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", json_schema_extra={"examples": [{"texts": ["We evaluate on SciERC."]}]}
+    )
+
+    texts: tuple[str, ...] = Field(min_length=1, max_length=256)
+    pairs: tuple[str, ...] | None = Field(None, max_length=256)
+
+
 @router.get("/{job}/checkpoints", summary="Its checkpoints", responses=problems(404))
-def checkpoints(job: str, parts: PartsDep, tenant: Tenant) -> Page[CheckpointView]:
+def checkpoints(job: str, parts: PartsDep, tenant: Tenant) -> Page[Checkpoint]:
     """Those that exist now, by stage and step; a stage keeps only its newest ones."""
     found = checkpoints_of(parts.jobs, parts.jobs.get(tenant, job))
     return Page(data=tuple(checkpoint_views(parts.artifacts, found)), has_more=False)
@@ -80,11 +84,11 @@ def model_archive(job: str, parts: PartsDep, tenant: Tenant) -> StreamingRespons
 
 
 @router.get("/{job}/model", summary="The model's files", responses=problems(404, 409))
-def model(job: str, parts: PartsDep, tenant: Tenant) -> ModelView:
+def model(job: str, parts: PartsDep, tenant: Tenant) -> Model:
     """Every file of the exported model with size and SHA-256."""
     ref = artifact_of(parts.jobs, parts.jobs.get(tenant, job), "export")
     files = parts.artifacts.manifest(ref).files
-    return ModelView(digest=ref.digest, size=sum(file.size for file in files), files=files)
+    return Model(digest=ref.digest, size=sum(file.size for file in files), files=files)
 
 
 @router.get(
@@ -111,7 +115,7 @@ def selection(
     train_row: Annotated[int | None, Query(ge=1, lt=2**63, description="only what this train row asked for")] = None,
     after: Annotated[int, Query(ge=0, lt=2**40, description="how many to pass over")] = 0,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
-) -> SelectionView:
+) -> Selection:
     """Why is this passage in my model's diet? Best rank first, each with the train rows that asked for it."""
     record = parts.jobs.get(tenant, job)
     ref = artifact_of(parts.jobs, record, "select")

@@ -10,11 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from services.api.auth import Tenant
 from services.api.datasets import PARTS
 from services.api.parts import PartsDep, problems
-from services.api.resumable import UploadView
-from services.api.routes.corpora import take_in
-from services.api.routes.datasets import created, intake
+from services.api.routes.corpora import CorpusBody, take_in
+from services.api.routes.datasets import OptionsBody, created, intake
 from services.api.uploads import single
-from services.api.views import CorpusBody, DatasetCreated, LoadView, OptionsBody
+from services.api.views import load_view
+from tlm_core.wire import CorpusLoad, DatasetCreated, Upload
 
 router = APIRouter(tags=["uploads"])
 
@@ -61,13 +61,13 @@ class CorpusOfUploads(CorpusBody):
 
 
 @router.post("/v1/uploads", status_code=201, summary="Begin an upload", responses=problems(413, 507))
-def create(body: UploadBody, parts: PartsDep, tenant: Tenant) -> UploadView:
+def create(body: UploadBody, parts: PartsDep, tenant: Tenant) -> Upload:
     """For files too large to be sent again when the connection breaks. Then put its parts."""
     return parts.uploads.create(tenant, body.name, body.size, body.sha256)
 
 
 @router.get("/v1/uploads/{upload}", summary="How far an upload is", responses=problems(404))
-def get(upload: str, parts: PartsDep, tenant: Tenant) -> UploadView:
+def get(upload: str, parts: PartsDep, tenant: Tenant) -> Upload:
     """`offset` is where the next part begins."""
     return parts.uploads.get(tenant, upload)
 
@@ -84,7 +84,7 @@ async def put(
     parts: PartsDep,
     tenant: Tenant,
     content_range: Annotated[str | None, Header(description="bytes FIRST-LAST/SIZE")] = None,
-) -> UploadView:
+) -> Upload:
     """Durable when it is answered. A part that begins elsewhere than at `offset` is a 409 that tells the offset."""
     return await parts.uploads.put(tenant, upload, content_range, request.stream())
 
@@ -116,9 +116,9 @@ def dataset(body: DatasetOfUploads, parts: PartsDep, tenant: Tenant) -> DatasetC
     summary="Make a corpus of uploads",
     responses=problems(404, 409, 413, 507),
 )
-def corpus(body: CorpusOfUploads, parts: PartsDep, tenant: Tenant) -> LoadView:
+def corpus(body: CorpusOfUploads, parts: PartsDep, tenant: Tenant) -> CorpusLoad:
     """Cutting and indexing follow, as after an upload in one piece."""
     with parts.uploads.files(tenant, [("files", one) for one in body.files]) as files:
         load = take_in(parts, tenant, body.name, body.language, tuple(files), body.near_duplicates)
     parts.loads.wake()
-    return LoadView.of(load)
+    return load_view(load)

@@ -7,9 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from services.api.auth import Tenant
 from services.api.parts import PartsDep, problems
-from services.api.views import Page
-from services.api.webhooks import Attempt, EventType, Webhook
 from tlm_core.errors import Conflict
+from tlm_core.wire import EventType, Page, Webhook, WebhookAttempt, WebhookCreated
 
 router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
 
@@ -26,12 +25,6 @@ class WebhookBody(BaseModel):
 
     url: str = Field(min_length=1, max_length=2000)
     events: tuple[EventType, ...] = Field(("job.succeeded", "job.failed", "job.cancelled"), min_length=1, max_length=20)
-
-
-class WebhookCreated(Webhook):
-    """A new endpoint. secret: to check signatures with; it is told only now."""
-
-    secret: str
 
 
 @router.post("", status_code=201, summary="Add a webhook", responses=problems(409, 413))
@@ -58,7 +51,7 @@ def get(webhook: str, parts: PartsDep, tenant: Tenant) -> Webhook:
 
 
 @router.get("/{webhook}/attempts", summary="Its latest deliveries", responses=problems(404))
-def attempts(webhook: str, parts: PartsDep, tenant: Tenant) -> Page[Attempt]:
+def attempts(webhook: str, parts: PartsDep, tenant: Tenant) -> Page[WebhookAttempt]:
     """The latest attempts, newest first, with what was answered."""
     parts.webhooks.get(tenant, webhook)
     return Page(data=tuple(parts.webhooks.attempts(tenant, webhook)), has_more=False)

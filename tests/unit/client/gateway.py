@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 
 from tlm_client.client import TLMClient
+from tlm_core.training.recipe import resolve
 
 URL = "http://gateway.test"
 Handler = Callable[[httpx.Request], httpx.Response]
@@ -26,15 +27,35 @@ def problem(status: int, code: str, detail: str, **more: Any) -> httpx.Response:
     return httpx.Response(status, json=body, headers={"Content-Type": "application/problem+json"})
 
 
-def job_view(**over: Any) -> dict[str, Any]:
-    spec = {"dataset": "toy", "corpus": "docs", "seeds": [0]}
+def job_summary(**fields: Any) -> dict[str, Any]:
     return {
         "id": "job_1", "kind": "train", "state": "queued", "dataset": "toy", "corpus": "docs", "scale": "tiny",
-        "recipe": "fast", "seeds": [0], "metadata": {}, "attempt": 0, "failures": 0, "created_at": 1.0,
-        "updated_at": 1.0, "started_at": None, "finished_at": None, "progress": None, "error": None, "spec": spec,
-        "dataset_id": "ds_1", "dataset_digest": "0" * 64, "corpus_version": "v1", "resolved_recipe": {},
+        "recipe": "fast", "seeds": [0], "metadata": {}, "priority": 0, "origin": None, "attempt": 0, "failures": 0,
+        "created_at": 1.0, "updated_at": 1.0, "started_at": None, "finished_at": None, "progress": None, "error": None,
+        **fields,
+    }  # fmt: skip
+
+
+def job_view(**fields: Any) -> dict[str, Any]:
+    return job_summary() | {
+        "spec": {"dataset": "toy", "corpus": "docs", "seeds": [0]}, "dataset_id": "ds_1", "dataset_digest": "0" * 64,
+        "corpus_version": "v1", "resolved_recipe": resolve("fast", "tiny").model_dump(mode="json"),
         "stages": [{"name": "validate", "stage": "validate", "place": "coordinator", "needs": [], "done": True}],
-        "last_event": 1, **over,
+        "last_event": 1, **fields,
+    }  # fmt: skip
+
+
+def load_view(**fields: Any) -> dict[str, Any]:
+    return {
+        "id": "load_1", "corpus": "docs", "language": "en", "near_duplicates": "drop", "sources": [],
+        "state": "queued", "version": None, "done": 0, "total": 0, "error": None, "created_at": 1.0, **fields,
+    }  # fmt: skip
+
+
+def dataset_view(**fields: Any) -> dict[str, Any]:
+    return {
+        "id": "ds_1", "name": "toy", "version": 1, "digest": "d", "options": {}, "rows": {"train": 1}, "labels": 1,
+        "warnings": 0, "created_at": 1.0, "report": {}, **fields,
     }  # fmt: skip
 
 

@@ -14,7 +14,18 @@ import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
-from tests.unit.client.gateway import URL, FileServer, Handler, end, event, job_view, problem, report
+from tests.unit.client.gateway import (
+    URL,
+    FileServer,
+    Handler,
+    dataset_view,
+    end,
+    event,
+    job_view,
+    load_view,
+    problem,
+    report,
+)
 from tlm_client.__main__ import main
 from tlm_client.cli import app
 from tlm_client.console import Session
@@ -280,11 +291,12 @@ def test_corpus_deletion_needs_confirmation_and_a_valid_version() -> None:
 
 
 def upload(state: str, name: str = "load_1") -> dict[str, Any]:
-    return {"id": name, "state": state}
+    return load_view(id=name, state=state)
 
 
 def test_corpus_cancel_selects_the_active_upload_by_default() -> None:
-    corpus = {"name": "docs", "loads": [upload("indexing", "load_2"), upload("ready")]}
+    corpus: dict[str, Any] = {"name": "docs", "version": None, "versions": []}
+    corpus["loads"] = [upload("indexing", "load_2"), upload("ready")]
     answers = {
         "GET /v1/corpora/docs": corpus,
         "POST /v1/corpora/docs/loads/load_2/cancel": upload("cancelling", "load_2"),
@@ -330,9 +342,8 @@ def test_dataset_folder_is_uploaded_by_split(tmp_path: Path) -> None:
 
 def added_dataset() -> httpx.Response:
     """Return the response to an accepted dataset."""
-    view: dict[str, Any] = {"id": "ds_1", "name": "toy", "version": 1, "digest": "d", "labels": 1, "created_at": 1}
     report = {"labels": [{"label": "y", "train": 1}], "notes": ["n"]}
-    return httpx.Response(201, json={**view, "rows": {"train": 1}, "report": report})
+    return httpx.Response(201, json=dataset_view(report=report))
 
 
 def test_skipped_files_are_reported_on_stderr(tmp_path: Path) -> None:
@@ -362,15 +373,18 @@ def test_missing_path_is_invalid_input(tmp_path: Path) -> None:
 def test_corpus_is_split_locally_and_uploaded_as_passages(tmp_path: Path) -> None:
     text = " ".join(f"Sentence number {n} is here to be read by somebody." for n in range(40))
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
-    load = {"id": "load_1", "state": "ready", "version": "v1", "done": 4, "total": 4}
+    load = load_view(state="ready", version="v1", done=4, total=4)
     sent = {}
 
     def handler(request: httpx.Request) -> httpx.Response:
         if request.method == "POST":
             sent["body"] = request.read()
             return httpx.Response(202, json=load)
-        version = {"version": "v1", "state": "ready", "near_duplicates_dropped": 3, "near_duplicates_seconds": 1.25}
-        corpus = {"name": "docs", "versions": [version]}
+        version = {
+            "version": "v1", "language": "de", "count": 4, "state": "ready", "near_duplicates_dropped": 3,
+            "near_duplicates_seconds": 1.25, "created_at": 1.0,
+        }  # fmt: skip
+        corpus = {"name": "docs", "version": "v1", "versions": [version], "loads": []}
         return httpx.Response(200, json=load if "/loads/" in request.url.path else corpus)
 
     result = tlm(handler, "corpus", "add", "docs", str(tmp_path / "a.txt"), "--language", "de")
@@ -387,7 +401,7 @@ def test_by_service_sends_only_urls() -> None:
 
     def handler(request: httpx.Request) -> httpx.Response:
         sent[request.url.path] = json.loads(request.read())
-        return httpx.Response(202, json={"id": "load_1", "state": "queued"})
+        return httpx.Response(202, json=load_view())
 
     add = ("corpus", "add", "docs", "s3://texts/open/", "hub:owner/name", "--by-service", "--no-wait")
     assert tlm(handler, *add).exit_code == 0

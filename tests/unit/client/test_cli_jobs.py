@@ -195,7 +195,8 @@ def test_job_list_sends_its_filters() -> None:
 
 def test_why_shows_the_train_rows_of_a_passage() -> None:
     asker = {"train_row": 7, "rank": 1, "score": 2.0, "text": "a [bold]row[/bold]", "label": "pos"}
-    passage = {"id": "p", "text": "a passage", "source": "docs", "rank": 1, "score": 2.0, "asked_by": [asker]}
+    passage = {"id": "p", "text": "a passage", "source": "docs", "rank": 1, "score": 2.0, "provenance": [asker],
+               "provenance_total": 1}  # fmt: skip
     body = {"facts": {}, "data": [passage], "total": 9, "has_more": True}
     result = tlm(serve({"GET /v1/jobs/job_1/selection": body}), "why", "job_1", "a", "passage")
     assert result.exit_code == 0, result.output

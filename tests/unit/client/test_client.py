@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.unit.client.gateway import URL, client_of, job_view, problem
+from tests.unit.client.gateway import URL, client_of, dataset_view, job_view, load_view, problem
 from tlm_client.client import AsyncTLMClient, TLMClient
 from tlm_core import errors as e
 from tlm_core.jobs.spec import JobSpec
@@ -104,16 +104,7 @@ def test_an_upload_carries_every_file_under_its_field(tmp_path: Path) -> None:
     def handler(request: httpx.Request) -> httpx.Response:
         sent["body"] = request.read()
         sent["token"] = request.headers["Authorization"]
-        view = {
-            "id": "ds_1",
-            "name": "toy",
-            "version": 1,
-            "digest": "d",
-            "rows": {"train": 1},
-            "labels": 1,
-            "created_at": 1,
-        }
-        return httpx.Response(201, json={**view, "warnings": 0, "options": {}, "report": {"notes": []}})
+        return httpx.Response(201, json=dataset_view(report={"notes": []}))
 
     with client_of(handler) as client:
         dataset = client.add_dataset("toy", {"train": tmp_path / "a.csv"}, {"label_column": "label"})
@@ -128,7 +119,7 @@ def test_waiting_for_a_corpus_ends_when_it_is_ready_or_raises_why_it_failed() ->
 
     def handler(_: httpx.Request) -> httpx.Response:
         error = e.IndexUnavailable("the index is away").as_dict() if states[0] == "failed" else None
-        load = {"id": "load_1", "state": states.pop(0), "done": 1, "total": 2, "version": "v1", "error": error}
+        load = load_view(state=states.pop(0), done=1, total=2, version="v1", error=error)
         return httpx.Response(200, json=load)
 
     seen: list[str] = []

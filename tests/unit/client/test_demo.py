@@ -9,9 +9,9 @@ import pytest
 
 from tests.unit.client.gateway import job_view, report
 from tlm_client import demo
-from tlm_client.models import Job
 from tlm_client.stack.folder import StackFolder
 from tlm_core.training.recipe import resolve
+from tlm_core.wire import Job
 
 
 def arm(mean: float, **over: Any) -> demo.Arm:

@@ -6,8 +6,9 @@ import io
 
 from rich.console import Console
 
+from tests.unit.client.gateway import load_view
 from tlm_client.display import Display, duration, spark
-from tlm_client.models import CorpusLoad, JobEvent
+from tlm_core.wire import CorpusLoad, JobEvent
 
 
 def plain(now: list[float]) -> tuple[Display, io.StringIO]:
@@ -52,7 +53,7 @@ def test_corpus_upload_shows_rate_and_time_left() -> None:
         for number, (second, done, total) in enumerate((*cutting, *indexing)):
             state = "cutting" if number < 2 else "indexing"
             now[0] = 100.0 + second
-            display.load(CorpusLoad(id="load_1", state=state, done=done, total=total))
+            display.load(CorpusLoad(**load_view(state=state, done=done, total=total)))
     assert out.getvalue().splitlines()[1:] == [
         "corpus docs: cutting 500 passages",
         "corpus docs: cutting 5,500 passages  500/s",

@@ -11,14 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.unit.client.gateway import client_of, problem
+from tests.unit.client.gateway import client_of, dataset_view, problem
 from tlm_core.errors import InvalidDataset, StorageFull, Unavailable
 
 CONTENT = bytes(range(256)) * 300
-VIEW = {
-    "id": "ds_1", "name": "toy", "version": 1, "digest": "d", "rows": {"train": 1}, "labels": 1, "created_at": 1,
-    "options": {}, "report": {},
-}  # fmt: skip
 
 
 class PartServer:
@@ -45,7 +41,7 @@ class PartServer:
         self.made = json.loads(request.content)
         if self.refuse:
             return problem(422, "invalid_dataset", "bad", errors=[{"code": "null_text", "message": "x", "row": 1}])
-        return httpx.Response(201, json=VIEW)
+        return httpx.Response(201, json=dataset_view())
 
     def _part(self, request: httpx.Request) -> httpx.Response:
         lose = self.losses > 0 and self.random.random() < 0.5

@@ -1,0 +1,438 @@
+"""Every answer of the API, as the gateway writes it and the client reads it. Times are Unix seconds, sizes bytes."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tlm_core.artifacts import FileEntry
+from tlm_core.jobs.spec import JobSpec, Origin, Progress
+from tlm_core.jobs.states import TERMINAL, State
+from tlm_core.training.recipe import Recipe
+
+T = TypeVar("T")
+JsonObject = dict[str, Any]
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Page(_Answer, Generic[T]):
+    """One page of a list. To get the next page, send the id of its last item as `after`."""
+
+    data: tuple[T, ...]
+    has_more: bool
+
+
+class Problem(_Answer):
+    """An error as defined by RFC 9457. errors: every error found, with row and column or a JSON pointer."""
+
+    type: str = Field(examples=["/docs/errors#not_found"])
+    title: str = Field(examples=["Not Found"])
+    status: int = Field(examples=[404])
+    detail: str = Field(examples=["Unknown job 'job_1'. List the jobs to see their ids."])
+    code: str = Field(examples=["not_found"])
+    retryable: bool = False
+    facts: JsonObject | None = None
+    errors: list[JsonObject] | None = None
+
+
+class Info(_Answer):
+    """Version and limits of the gateway."""
+
+    version: str
+    scales: tuple[str, ...]
+    recipes: tuple[str, ...]
+    max_upload_bytes: int
+    max_json_bytes: int
+    max_predict_texts: int
+
+
+class Upload(_Answer):
+    """A file that is uploaded in parts. The next part starts at `offset` and has at most `part_bytes`."""
+
+    id: str
+    name: str
+    size: int
+    sha256: str | None
+    offset: int
+    part_bytes: int
+    expires_seconds: int = Field(description="the gateway deletes an upload that receives no part for so long")
+
+
+# --- datasets --------------------------------------------------------------------------------------------------------
+
+
+class Dataset(_Answer):
+    """One version of a dataset. The id always means these bytes; the name means the newest version."""
+
+    id: str
+    name: str
+    version: int
+    digest: str = Field(description="SHA-256 over all files")
+    options: JsonObject = Field(description="how the files are read")
+    rows: dict[str, int] = Field(description="number of rows per split")
+    labels: int
+    warnings: int
+    selection: int | None = Field(None, description="number of passages in the selection that the dataset includes")
+    created_at: float
+
+
+class DatasetCreated(Dataset):
+    """A new dataset with its validation report."""
+
+    report: JsonObject
+
+
+class Preview(_Answer):
+    """The first rows of a dataset, as the gateway reads them."""
+
+    data: tuple[JsonObject, ...]
+
+
+# --- corpora ---------------------------------------------------------------------------------------------------------
+
+
+NearDuplicatesChoice = Literal["drop", "keep"]
+
+
+class CorpusState(StrEnum):
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"
+
+
+class LoadState(StrEnum):
+    QUEUED = "queued"
+    CUTTING = "cutting"
+    INDEXING = "indexing"
+    CANCELLING = "cancelling"
+    READY = "ready"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class CorpusVersion(_Answer):
+    """One version of a corpus. Jobs can use it when its state is `ready`."""
+
+    version: str
+    language: str
+    count: int = Field(description="number of passages")
+    refused: int = Field(0, description="number of these passages that the index cannot hold")
+    duplicates_dropped: int = Field(0, description="passages dropped because they equal an earlier one")
+    near_duplicates_dropped: int | None = Field(None, description="null if near duplicates are not dropped")
+    near_duplicates_seconds: float | None = None
+    state: CorpusState
+    created_at: float
+    error: JsonObject | None = None
+
+
+class CorpusLoad(_Answer):
+    """The load of one upload into the index. `done` and `total` count passages; `total` is 0 while unknown."""
+
+    id: str
+    corpus: str
+    language: str
+    near_duplicates: NearDuplicatesChoice
+    sources: tuple[str, ...] = Field(description="addresses that the service fetches files from")
+    state: LoadState
+    version: str | None
+    done: int
+    total: int
+    error: JsonObject | None
+    created_at: float
+
+
+class Corpus(_Answer):
+    """A corpus with its versions and latest loads, newest first."""
+
+    name: str
+    version: str | None = Field(description="the newest version that is ready; the name means this version")
+    versions: tuple[CorpusVersion, ...]
+    loads: tuple[CorpusLoad, ...]
+
+
+class Hit(_Answer):
+    """A passage that matches a query, with its BM25 score."""
+
+    id: str
+    score: float
+    text: str
+    source: str
+
+
+class SearchResult(_Answer):
+    """The best matches in one version of a corpus, best first."""
+
+    version: str
+    hits: tuple[Hit, ...]
+
+
+class RefusedPassage(_Answer):
+    """A passage that the index cannot hold, with the reason."""
+
+    id: str
+    text: str
+    source: str
+    reason: str
+
+
+class RefusedPassages(_Answer):
+    """At most a thousand passages that the index cannot hold, in the order of the corpus."""
+
+    data: tuple[RefusedPassage, ...]
+
+
+# --- jobs ------------------------------------------------------------------------------------------------------------
+
+
+class StageState(_Answer):
+    """One node of a job's plan. digest: of its artifact, once it is done."""
+
+    name: str
+    stage: str
+    place: str
+    needs: tuple[str, ...]
+    done: bool
+    digest: str | None = None
+
+
+class JobSummary(_Answer):
+    """A job as lists show it."""
+
+    id: str
+    kind: str
+    state: State
+    dataset: str
+    corpus: str | None
+    scale: str
+    recipe: str
+    seeds: tuple[int, ...]
+    metadata: dict[str, str]
+    priority: int
+    origin: Origin | None = Field(description="the job that this one retries or clones")
+    attempt: int
+    failures: int
+    created_at: float
+    updated_at: float
+    started_at: float | None
+    finished_at: float | None
+    progress: Progress | None
+    error: JsonObject | None
+
+    @property
+    def is_over(self) -> bool:
+        return self.state in TERMINAL
+
+
+class _Resolved(_Answer):
+    spec: JobSpec
+    dataset_id: str
+    dataset_digest: str
+    corpus_version: str | None
+    resolved_recipe: Recipe
+    stages: tuple[StageState, ...]
+
+
+class Job(JobSummary, _Resolved):
+    """A job with its stages, and with the inputs and recipe that were fixed when it was submitted."""
+
+    last_event: int
+
+
+class JobEvent(_Answer):
+    """One event of a job. `seq` counts from 1 without gaps; progress snapshots have no seq, time and attempt."""
+
+    type: str
+    seq: int | None = None
+    at: float | None = None
+    attempt: int | None = None
+    data: JsonObject = {}
+
+
+Basis = Literal["measured", "built-in", "cached", "counted", "unknown"]
+
+
+class StageEstimate(_Answer):
+    """The cost of one stage, all seeds together."""
+
+    stage: str
+    seconds: float | None
+    flops: float | None
+    tokens: float | None
+    basis: Basis = Field(description="what `seconds` is based on")
+    reason: str = Field(description="where the numbers come from, or why they are null")
+
+
+class Estimate(_Answer):
+    """The expected cost of a job, without its time in the queue. Unknown values are null."""
+
+    seconds: float | None
+    flops: float | None
+    tokens: float | None
+    memory_bytes: int | None = Field(description="of one worker, without the memory of libraries")
+    disk_bytes: int | None = Field(description="of the artifacts")
+    gpu_hours: float | None
+    passages: int | None
+    passages_at_most: int | None = Field(description="upper limit from queries, top_k and budget")
+    stages: tuple[StageEstimate, ...]
+    reasons: dict[str, str] = Field(description="per value: where it comes from, or why it is null")
+
+
+class DryRun(_Resolved):
+    """A job that was validated but not submitted, with its estimate."""
+
+    estimate: Estimate
+
+
+class Series(_Answer):
+    """One metric of one node as columns."""
+
+    node: str
+    name: str
+    total: int = Field(description="number of points before thinning")
+    steps: tuple[float, ...] = Field(description="ascending")
+    at: tuple[float, ...]
+    values: tuple[float, ...]
+
+
+class Difference(_Answer):
+    """A key of spec or recipe in which compared jobs differ, with one value per job."""
+
+    key: str
+    values: tuple[Any, ...]
+
+
+class Outcome(_Answer):
+    """The scores and cost of a compared job, or the reason why there are none."""
+
+    job: str
+    metric: str | None = None
+    mean: JsonObject | None = Field(None, description="over the seeds, by split and score")
+    spread: JsonObject | None = None
+    cost: JsonObject | None = Field(None, description="by stage, and `total`: flops, tokens, seconds, gpu_seconds")
+    reason: str | None = None
+
+
+class JobSeries(_Answer):
+    """The metric series of a compared job."""
+
+    job: str
+    series: tuple[Series, ...]
+
+
+class Comparison(_Answer):
+    """Jobs side by side, in the order of the request."""
+
+    jobs: tuple[JobSummary, ...]
+    differences: tuple[Difference, ...]
+    outcomes: tuple[Outcome, ...]
+    curves: tuple[JobSeries, ...]
+
+
+# --- results ---------------------------------------------------------------------------------------------------------
+
+
+class Checkpoint(_Answer):
+    """A checkpoint of a job, with the metrics at its step."""
+
+    node: str
+    step: int
+    job: str
+    attempt: int
+    metrics: dict[str, float | None]
+    files: tuple[FileEntry, ...]
+
+
+class Model(_Answer):
+    """The files of the exported model. digest: of its manifest."""
+
+    digest: str
+    size: int
+    files: tuple[FileEntry, ...]
+
+
+class Provenance(_Answer):
+    """A train row whose query selected a passage, with the rank (from 1) and score of the passage."""
+
+    train_row: int
+    rank: int
+    score: float | None
+    text: str | None = Field(None, description="start of the row's text, if the task is available")
+    label: str | None = Field(None, description="the row's label or regression target, if the task is available")
+
+
+class SelectedPassage(_Answer):
+    """A passage of a job's selection with its best rank and score."""
+
+    id: str
+    text: str
+    source: str
+    rank: int
+    score: float | None
+    provenance: tuple[Provenance, ...] = Field(description="the first train rows whose queries selected the passage")
+    provenance_total: int
+
+
+class Selection(_Answer):
+    """A page of a selection, best rank first. facts: the content of `selection.json`."""
+
+    facts: JsonObject
+    data: tuple[SelectedPassage, ...]
+    total: int = Field(description="number of passages that match the filters")
+    has_more: bool
+
+
+class Prediction(_Answer):
+    """The most likely label of a text with the probability of each label; in regression, the predicted value."""
+
+    label: str = Field(description="in regression: the name of the target")
+    probability: float | None = None
+    probabilities: dict[str, float] = {}
+    value: float | None = Field(None, description="the predicted target, in regression only")
+
+
+class Predictions(_Answer):
+    """One prediction per text, in the order of the request."""
+
+    data: tuple[Prediction, ...]
+
+
+# --- webhooks --------------------------------------------------------------------------------------------------------
+
+
+EventType = Literal[
+    "job.submitted", "job.claimed", "job.adopted", "job.requeued", "job.pause_requested", "job.paused", "job.resumed",
+    "job.cancel_requested", "job.cancelled", "job.succeeded", "job.failed",
+]  # fmt: skip
+
+
+class Webhook(_Answer):
+    """An endpoint that receives events."""
+
+    id: str
+    url: str
+    events: tuple[EventType, ...]
+    created_at: float
+    disabled: str | None = Field(None, description="why the gateway stopped sending events")
+
+
+class WebhookCreated(Webhook):
+    """A new endpoint. Only this answer contains the secret that verifies signatures."""
+
+    secret: str
+
+
+class WebhookAttempt(_Answer):
+    """One attempt to deliver an event."""
+
+    message: str
+    type: str
+    at: float
+    number: int
+    status: int | None = Field(description="HTTP status of the response")
+    error: str | None = Field(description="why there is no response")
+    next_at: float | None = Field(description="time of the next attempt")
