@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from services.common.jobstore import connect
+from services.common.redis_client import connect
 from tests.support import skip_or_fail
 from tlm_client.stack.parts import find_redis
 from tlm_client.stack.processes import free_ports

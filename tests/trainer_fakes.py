@@ -42,7 +42,7 @@ class FakeCluster:
         if submission not in self.commands:
             self.commands[submission] = command
             self.needs[submission] = (cpus, gpus)
-            self.statuses[submission] = Status.ALIVE
+            self.statuses[submission] = Status.RUNNING
 
     def status(self, submission: str) -> Status:
         self._check()
@@ -76,18 +76,18 @@ class FakeSelections:
     def __init__(self, artifacts: ArtifactStore, scratch: Path) -> None:
         self._artifacts = artifacts
         self._scratch = scratch
-        self.asked = 0
+        self.requests = 0
         self.stopped: list[str] = []
         self.running = False  # whether what is stopped goes on for a while
         self.answer: Callable[[JobRecord], SelectionState | None] = lambda _: None
 
-    def ask(self, job: JobRecord, node: Node, artifact: str, *, task: ManifestRef) -> SelectionState:  # noqa: ARG002
-        self.asked += 1
+    def request(self, job: JobRecord, node: Node, artifact: str, *, task: ManifestRef) -> SelectionState:  # noqa: ARG002
+        self.requests += 1
         if (answer := self.answer(job)) is not None:
             return answer
-        if self.asked == 1:
+        if self.requests == 1:
             return SelectionState(done=1, total=2)
-        folder = f"{job.tenant}/artifacts/{artifact}/{job.id}-{self.asked}"
+        folder = f"{job.tenant}/artifacts/{artifact}/{job.id}-{self.requests}"
         return SelectionState(ref=folder_artifact(self._artifacts, self._scratch, folder, artifact, node.stage))
 
     def stop(self, job: JobRecord, artifact: str) -> bool:  # noqa: ARG002

@@ -277,7 +277,7 @@ class ArtifactStore:
             # What failed half-way would take room with every try.
             shutil.rmtree(partial, ignore_errors=True)
 
-    def look_at(self, ref: ManifestRef) -> None:
+    def check(self, ref: ManifestRef) -> None:
         """See that the artifact stands, as far as that costs little: the sizes of files in a local storage, of a remote
         one the manifest. Raises CorruptArtifact or NotFound."""
         self.localize(ref) if self.local else self.manifest(ref)

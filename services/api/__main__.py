@@ -22,8 +22,9 @@ from services.api.settings import ApiSettings
 from services.api.tail import Tailer
 from services.api.webhooks import Deliverer, Webhooks
 from services.common.catalog import Catalog
-from services.common.jobstore import JobStore, connect
+from services.common.jobstore import JobStore
 from services.common.logs import set_up_logging
+from services.common.redis_client import connect
 from services.common.retriever_client import connect_retriever
 
 # Longer than clients and proxies pause between two requests (60 s is usual): a connection that the server closes just

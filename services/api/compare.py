@@ -8,7 +8,7 @@ from typing import Any
 from services.api.results import artifact_of, json_of
 from services.api.series import series_of
 from services.api.views import job_summary
-from services.common.jobreads import JobReads
+from services.common.jobstore import JobStore
 from tlm_core.artifacts import ArtifactStore
 from tlm_core.errors import Conflict, CorruptArtifact, NotFound
 from tlm_core.jobs.options import LearningCurve, Prune
@@ -16,7 +16,7 @@ from tlm_core.jobs.spec import JobRecord
 from tlm_core.wire import Comparison, Difference, JobSeries, Outcome
 
 
-def compare(jobs: JobReads, artifacts: ArtifactStore, records: Sequence[JobRecord], *, points: int) -> Comparison:
+def compare(jobs: JobStore, artifacts: ArtifactStore, records: Sequence[JobRecord], *, points: int) -> Comparison:
     """Compare `records`; points: of each curve, at most."""
     return Comparison(
         jobs=tuple(map(job_summary, records)),
@@ -75,7 +75,7 @@ def _leaves(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]
     return found
 
 
-def _outcome(jobs: JobReads, artifacts: ArtifactStore, job: JobRecord) -> Outcome:
+def _outcome(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord) -> Outcome:
     try:
         report = json_of(artifacts, artifact_of(jobs, job, "evaluate"), "report.json")
     except (Conflict, NotFound, CorruptArtifact) as error:

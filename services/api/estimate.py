@@ -11,9 +11,9 @@ from typing import Any
 from services.api import work
 from services.api.datasets import report_of
 from services.api.recorded import START, Facts, Finished, Recorded, source_of
-from services.common.artifacts_of import published
 from services.common.catalog import Catalog
 from services.common.jobstore import JobStore
+from services.common.situation import Situation
 from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import NotFound
 from tlm_core.jobs.plan import Plan, plan_of
@@ -116,7 +116,7 @@ class Estimator:
         like = max(same, key=lambda one: one.source == source, default=None)
         if texts is not None and like is not None and like.rows.get("train"):
             texts = replace(texts, rows=like.rows, tokens=like.tokens["train"] / like.rows["train"])
-        done, searched = published(self._jobs, job, plan), self._corpus_size(tenant, resolved)
+        done, searched = Situation.read(self._jobs, job, plan).done, self._corpus_size(tenant, resolved)
         return _Known(job, plan, done, texts, len(report["labels"]), history, like, searched)
 
     def _passages(self, known: _Known, reasons: dict[str, str]) -> tuple[int | None, int | None]:

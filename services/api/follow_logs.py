@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from starlette.concurrency import run_in_threadpool
 
 from services.api.tail import Tailer
-from services.common.jobreads import JobReads
+from services.common.jobstore import JobStore
 from tlm_core.artifacts import canonical_json
 from tlm_core.errors import NotFound, Unavailable
 from tlm_core.jobs.states import TERMINAL
@@ -18,7 +18,7 @@ _PAGE = 500
 
 
 async def follow_logs(
-    jobs: JobReads,
+    jobs: JobStore,
     tailer: Tailer,
     tenant: str,
     job_id: str,

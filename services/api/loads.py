@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from services.common.catalog import Catalog
 from services.common.catalog_records import OPEN, CorpusLoad, CorpusVersion
-from services.common.logs import facts
+from services.common.logs import log_context
 from services.common.retriever_client import CorpusLoad as Indexed
 from services.common.retriever_client import RetrieverClient
 from tlm_core.artifacts import ArtifactStore, ManifestRef
@@ -103,7 +103,7 @@ class LoadWorker:
                 # Read again only now: whoever had the lease before may have brought the load to its end.
                 load = self._catalog.load(tenant, load_id)
                 if load.state in states:
-                    with facts(load_id=load_id):
+                    with log_context(load_id=load_id):
                         self._step(load)
 
     def _step(self, load: CorpusLoad) -> None:

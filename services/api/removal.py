@@ -8,12 +8,11 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from services.common.artifacts_of import artifact_id, published
 from services.common.catalog_records import DatasetRecord
 from services.common.jobstore import JobStore, Removal
+from services.common.situation import Situation
 from tlm_core.artifacts import ArtifactStore
 from tlm_core.errors import NotFound, StoreUnavailable, TLMError
-from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord
 
 log = logging.getLogger(__name__)
@@ -62,10 +61,10 @@ def _remove(jobs: JobStore, artifacts: ArtifactStore, removal: Removal) -> None:
     for digest in removal.data:
         for other in jobs.jobs_on_data(tenant, digest):
             if shared := own & artifacts_made(jobs, other):
-                jobs.leave_to(other, shared)
+                jobs.inherit_artifacts(other, shared)
                 own -= shared
     for artifact in sorted(own):
-        jobs.forget_artifact(tenant, artifact)
+        jobs.invalidate_artifact(tenant, artifact)
         for checkpoint in jobs.checkpoints(tenant, artifact):
             jobs.drop_checkpoint(tenant, artifact, checkpoint)
     owned = [f"{tenant}/{kind}/{artifact}" for artifact in sorted(own) for kind in ("artifacts", "checkpoints")]
@@ -101,11 +100,7 @@ def artifacts_made(jobs: JobStore, job: JobRecord) -> set[str]:
 
     What it made under an earlier release may have other ids than its plan has now.
     """
-    made = jobs.made(job.tenant, job.id)
+    made = jobs.artifacts_of(job.tenant, job.id)
     if job.result is not None and "artifacts" in job.result:
         return made | {entry["artifact"] for entry in job.result["artifacts"].values()}
-    plan = plan_of(job)
-    done = published(jobs, job, plan)
-    return made | {
-        artifact_id(job, node, done) for node in plan.nodes if all(name in done for name in node.inputs.values())
-    }
+    return made.union(Situation.read(jobs, job).artifact_ids())

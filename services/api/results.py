@@ -11,8 +11,8 @@ from fastapi.responses import FileResponse
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
-from services.common.artifacts_of import artifact_id, published
-from services.common.jobreads import CheckpointRef, JobReads
+from services.common.jobstore import CheckpointRef, JobStore
+from services.common.situation import Situation
 from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import Conflict, CorruptArtifact, NotFound
 from tlm_core.jobs.plan import Plan, plan_of
@@ -25,14 +25,14 @@ _ASKERS = 20
 _ASKER_CHARS = 300
 
 
-def refs_of(jobs: JobReads, job: JobRecord, plan: Plan | None = None) -> dict[str, ManifestRef]:
+def refs_of(jobs: JobStore, job: JobRecord, plan: Plan | None = None) -> dict[str, ManifestRef]:
     """Node name → what it left, for the nodes that are done. A job that succeeded tells it itself."""
     if job.result is not None and "artifacts" in job.result:
         return {name: ManifestRef(**entry["ref"]) for name, entry in job.result["artifacts"].items()}
-    return published(jobs, job, plan)
+    return Situation.read(jobs, job, plan).done
 
 
-def artifact_of(jobs: JobReads, job: JobRecord, stage: str) -> ManifestRef:
+def artifact_of(jobs: JobStore, job: JobRecord, stage: str) -> ManifestRef:
     """What the job's (last) node of `stage` left. Raises Conflict until there is one, NotFound if none will be.
 
     `evaluate` and `export` mean the report and the model of the job, whichever stage makes them in its kind.
@@ -82,15 +82,11 @@ def json_of(artifacts: ArtifactStore, ref: ManifestRef, name: str) -> dict[str, 
     return content
 
 
-def checkpoints_of(jobs: JobReads, job: JobRecord) -> list[CheckpointRef]:
+def checkpoints_of(jobs: JobStore, job: JobRecord) -> list[CheckpointRef]:
     """The checkpoints that exist for the job's stages, in the order of its plan, the furthest last."""
     plan = plan_of(job)
-    done = refs_of(jobs, job, plan)
-    found: list[CheckpointRef] = []
-    for node in plan.nodes:
-        if all(name in done for name in node.inputs.values()):
-            found.extend(jobs.checkpoints(job.tenant, artifact_id(job, node, done)))
-    return found
+    situation = Situation(job, plan, refs_of(jobs, job, plan))
+    return [ref for artifact in situation.artifact_ids() for ref in jobs.checkpoints(job.tenant, artifact)]
 
 
 def checkpoint_views(artifacts: ArtifactStore, checkpoints: list[CheckpointRef]) -> list[Checkpoint]:

@@ -23,8 +23,7 @@ import redis
 from starlette.concurrency import run_in_threadpool
 
 from services.api.uploads import ReceivedFile, harmless
-from services.common.jobkeys import key
-from services.common.redis_errors import translated
+from services.common.redis_client import key, translated_errors
 from tlm_core.artifacts import ArtifactStore, storage_errors
 from tlm_core.errors import Conflict, InvalidRequest, NotFound
 from tlm_core.jobs.spec import new_id
@@ -64,7 +63,7 @@ class Uploads:
         self._sweep(tenant)
         fields = {"name": harmless(name), "size": size, "sha256": sha256 or "", "offset": 0}
         upload = _upload(new_id("upl"), fields)
-        with translated():
+        with translated_errors():
             pipe = self._redis.pipeline(transaction=True)
             pipe.hset(self._key(tenant, upload.id), mapping={**fields, "created_at": time.time()})
             pipe.expire(self._key(tenant, upload.id), _KEPT_SECONDS)
@@ -72,7 +71,7 @@ class Uploads:
         return upload
 
     def get(self, tenant: str, upload_id: str) -> Upload:
-        with translated():
+        with translated_errors():
             fields = self._redis.hgetall(self._key(tenant, upload_id))
         if not fields:
             raise NotFound(f"no upload '{upload_id}'; it is over, or was left alone for too long: create it anew")
@@ -98,7 +97,7 @@ class Uploads:
 
     def delete(self, tenant: str, upload_id: str) -> None:
         """Forget an upload and what has arrived of it."""
-        with translated():
+        with translated_errors():
             self._redis.delete(self._key(tenant, upload_id), self._key(tenant, upload_id, "parts"))
         self._artifacts.delete(self._folder(tenant, upload_id))
 
@@ -151,7 +150,7 @@ class Uploads:
             else:
                 self._artifacts.fs.put_file(str(local), target)
         keys = [self._key(tenant, upload.id), self._key(tenant, upload.id, "parts")]
-        with translated():
+        with translated_errors():
             kind, offset = self._append(keys=keys, args=[begin, length, name, _KEPT_SECONDS])
         if kind != "ok":
             self._artifacts.delete(f"{self._folder(tenant, upload.id)}/{name}")
@@ -163,7 +162,7 @@ class Uploads:
                 f"of upload {upload.id} only {upload.offset:,} of {upload.size:,} bytes have arrived; send the rest",
                 offset=upload.offset,
             )
-        with translated():
+        with translated_errors():
             parts = self._redis.lrange(self._key(tenant, upload.id, "parts"), 0, -1)
         digest = hashlib.sha256()
         with self._artifacts.errors("putting the upload together"):
@@ -188,7 +187,7 @@ class Uploads:
             found = self._artifacts.fs.ls(root, detail=False) if self._artifacts.fs.exists(root) else []
         for path in found:
             upload_id = str(path).rstrip("/").rsplit("/", 1)[-1]
-            with translated():
+            with translated_errors():
                 known = self._redis.exists(self._key(tenant, upload_id))
             if not known:
                 self._artifacts.delete(self._folder(tenant, upload_id))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from services.common.jobreads import JobReads
+from services.common.jobstore import JobStore
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.wire import Series
 
@@ -15,7 +15,7 @@ Point = tuple[float, float, float]
 
 
 def series_of(
-    jobs: JobReads, job: JobRecord, *, points: int, node: str | None = None, names: Collection[str] = ()
+    jobs: JobStore, job: JobRecord, *, points: int, node: str | None = None, names: Collection[str] = ()
 ) -> list[Series]:
     """Every series of the job, in the order in which each began; names: only those. points: of each, at most."""
     found: dict[tuple[str, str], list[Point]] = {}
@@ -58,7 +58,7 @@ def _append(line: list[Point], point: Point) -> None:
     line.append(point)
 
 
-def _all_points(jobs: JobReads, job: JobRecord) -> list[Mapping[str, Any]]:
+def _all_points(jobs: JobStore, job: JobRecord) -> list[Mapping[str, Any]]:
     found: list[Mapping[str, Any]] = []
     after = "0"
     while page := jobs.metrics(job.tenant, job.id, after=after, limit=_PAGE):

@@ -15,9 +15,9 @@ from typing import Any
 import redis
 from starlette.concurrency import run_in_threadpool
 
-from services.common import jobkeys
-from services.common.jobreads import JobReads
-from services.common.redis_errors import translated
+from services.common.jobstore import JobStore
+from services.common.redis_client import key as redis_key
+from services.common.redis_client import translated_errors
 from tlm_core.artifacts import canonical_json
 from tlm_core.errors import Unavailable
 from tlm_core.jobs.spec import Event
@@ -78,7 +78,7 @@ class Tailer:
     def __init__(
         self,
         client: redis.Redis,
-        jobs: JobReads,
+        jobs: JobStore,
         *,
         interval: float = 0.25,
         keep_alive: float = 15.0,
@@ -222,10 +222,10 @@ class Tailer:
             topic.announce()
 
     def _heads(self, keys: Sequence[tuple[str, str]]) -> list[Head | None]:
-        with translated():
+        with translated_errors():
             pipe = self._redis.pipeline(transaction=False)
             for tenant, job_id in keys:
-                pipe.hmget(jobkeys.key(tenant, "job", job_id), ["state", "last_event", "progress"])
+                pipe.hmget(redis_key(tenant, "job", job_id), ["state", "last_event", "progress"])
             rows: list[list[Any]] = pipe.execute()
         return [Head(State(s), int(n), p) if s is not None else None for s, n, p in rows]
 

@@ -26,9 +26,8 @@ from typing import Any
 import redis
 
 from services.api.outgoing import Outgoing
-from services.common.jobkeys import FEED, PREFIX, key
-from services.common.jobreads import JobReads
-from services.common.redis_errors import translated
+from services.common.jobstore import JobStore
+from services.common.redis_client import FEED, PREFIX, key, translated_errors
 from tlm_core.artifacts import canonical_json
 from tlm_core.errors import NotFound, TLMError
 from tlm_core.jobs.spec import new_id
@@ -62,7 +61,7 @@ class Webhooks:
         """A new endpoint, and its secret, which is told only now."""
         hook = Webhook(id=new_id("wh"), url=url, events=events, created_at=self._clock())
         secret = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
-        with translated():
+        with translated_errors():
             pipe = self._redis.pipeline(transaction=True)
             pipe.hset(key(tenant, "webhooks"), hook.id, hook.model_dump_json())
             pipe.hset(key(tenant, "webhook-secrets"), hook.id, secret)
@@ -70,13 +69,13 @@ class Webhooks:
         return hook, secret
 
     def all(self, tenant: str) -> list[Webhook]:
-        with translated():
+        with translated_errors():
             found = self._redis.hvals(key(tenant, "webhooks"))
         return sorted((Webhook.model_validate_json(one) for one in found), key=lambda hook: hook.id)
 
     def get(self, tenant: str, hook_id: str) -> Webhook:
         """Raises NotFound."""
-        with translated():
+        with translated_errors():
             found = self._redis.hget(key(tenant, "webhooks"), hook_id)
         if found is None:
             raise NotFound(f"no webhook '{hook_id}'; list the webhooks to see their ids")
@@ -85,7 +84,7 @@ class Webhooks:
     def remove(self, tenant: str, hook_id: str) -> None:
         """What is still to be delivered to it is dropped when its time comes."""
         self.get(tenant, hook_id)
-        with translated():
+        with translated_errors():
             pipe = self._redis.pipeline(transaction=True)
             pipe.hdel(key(tenant, "webhooks"), hook_id)
             pipe.hdel(key(tenant, "webhook-secrets"), hook_id)
@@ -93,22 +92,22 @@ class Webhooks:
             pipe.execute()
 
     def disable(self, tenant: str, hook: Webhook, reason: str) -> None:
-        with translated():
+        with translated_errors():
             changed = hook.model_copy(update={"disabled": reason})
             self._redis.hset(key(tenant, "webhooks"), hook.id, changed.model_dump_json())
 
     def secret(self, tenant: str, hook_id: str) -> str:
-        with translated():
+        with translated_errors():
             return str(self._redis.hget(key(tenant, "webhook-secrets"), hook_id) or "")
 
     def attempts(self, tenant: str, hook_id: str) -> list[WebhookAttempt]:
         """The latest attempts, newest first."""
-        with translated():
+        with translated_errors():
             found = self._redis.lrange(key(tenant, "webhook-log", hook_id), 0, -1)
         return [WebhookAttempt.model_validate_json(one) for one in found]
 
     def note(self, tenant: str, hook_id: str, attempt: WebhookAttempt) -> None:
-        with translated():
+        with translated_errors():
             pipe = self._redis.pipeline(transaction=True)
             pipe.lpush(key(tenant, "webhook-log", hook_id), attempt.model_dump_json())
             pipe.ltrim(key(tenant, "webhook-log", hook_id), 0, _LOGGED - 1)
@@ -121,7 +120,7 @@ class Deliverer:
     def __init__(
         self,
         client: redis.Redis,
-        jobs: JobReads,
+        jobs: JobStore,
         hooks: Webhooks,
         outgoing: Outgoing,
         *,
@@ -163,7 +162,7 @@ class Deliverer:
             return
         while self._take_in():
             pass
-        with translated():
+        with translated_errors():
             due = self._redis.zrangebyscore(f"{PREFIX}:webhook:due", "-inf", self._clock())
         spent: dict[str, float] = {}
         for delivery in due:
@@ -179,7 +178,7 @@ class Deliverer:
 
     def _has_lease(self) -> bool:
         lease = f"{PREFIX}:webhook:lease"
-        with translated():
+        with translated_errors():
             if self._redis.set(lease, self._owner, nx=True, ex=_LEASE_SECONDS):
                 return True
             if self._redis.get(lease) != self._owner:
@@ -188,7 +187,7 @@ class Deliverer:
 
     def _take_in(self) -> bool:
         """A page of the feed becomes deliveries; the cursor moves with them. False at the end of the feed."""
-        with translated():
+        with translated_errors():
             cursor = self._redis.get(f"{PREFIX}:webhook:cursor")
             if cursor is None:  # what happened before there was a deliverer is nobody's news
                 last = self._redis.xrevrange(FEED, count=1)
@@ -225,7 +224,7 @@ class Deliverer:
         pipe.zadd(f"{PREFIX}:webhook:due", {name: self._clock()})
 
     def _try(self, name: str) -> None:
-        with translated():
+        with translated_errors():
             stored = self._redis.hget(f"{PREFIX}:webhook:bodies", name)
         delivery = json.loads(stored) if stored else None
         if delivery is None:
@@ -254,7 +253,7 @@ class Deliverer:
         if next_at is None:
             self._over(name)
             return
-        with translated():
+        with translated_errors():
             pipe = self._redis.pipeline(transaction=True)
             pipe.hset(f"{PREFIX}:webhook:bodies", name, canonical_json({**delivery, "number": number + 1}))
             pipe.zadd(f"{PREFIX}:webhook:due", {name: next_at})
@@ -271,7 +270,7 @@ class Deliverer:
         return self._outgoing.post(hook.url, body, headers)
 
     def _over(self, name: str) -> None:
-        with translated():
+        with translated_errors():
             pipe = self._redis.pipeline(transaction=True)
             pipe.zrem(f"{PREFIX}:webhook:due", name)
             pipe.hdel(f"{PREFIX}:webhook:bodies", name)

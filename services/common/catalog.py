@@ -18,8 +18,7 @@ from typing import Any
 import redis
 
 from services.common.catalog_records import OPEN, CorpusLoad, CorpusRecord, CorpusVersion, DatasetRecord
-from services.common.jobstore import PREFIX
-from services.common.redis_errors import translated
+from services.common.redis_client import PREFIX, translated_errors
 from tlm_core.artifacts import ManifestRef
 from tlm_core.errors import AlreadyRunning, Conflict, NotFound, StaleAttempt
 from tlm_core.jobs.spec import new_id
@@ -103,7 +102,7 @@ class Catalog:
         summary: dict[str, Any],
     ) -> DatasetRecord:
         """Record an upload as the next version under `name`; durable when this returns."""
-        with translated():
+        with translated_errors():
             # A number that is drawn and never used leaves a gap; what matters is that later uploads have higher ones.
             version = self._redis.hincrby(_key(tenant, "dataset-versions"), name, 1)
             record = DatasetRecord(
@@ -128,7 +127,7 @@ class Catalog:
                     f"data set '{name}' has no version '{which}'; give v and its number, or 8 digits of its digest"
                 )
             return found
-        with translated():
+        with translated_errors():
             body = self._redis.get(_key(tenant, "dataset", id_or_name))
             if body is None:
                 newest: Any = self._redis.zrange(_key(tenant, "dataset-name", id_or_name), -1, -1)
@@ -139,7 +138,7 @@ class Catalog:
 
     def _version(self, tenant: str, name: str, which: str) -> DatasetRecord | None:
         ids = self.dataset_ids(tenant, name)
-        with translated():
+        with translated_errors():
             bodies = self._redis.mget([_key(tenant, "dataset", one) for one in reversed(ids)])
         for body in bodies:
             if body is not None:
@@ -150,7 +149,7 @@ class Catalog:
 
     def datasets(self, tenant: str, *, after: str | None = None, limit: int = 20) -> tuple[list[DatasetRecord], bool]:
         """Data sets, newest first, those older than `after`; and whether there are more."""
-        with translated():
+        with translated_errors():
             ids = self._names(_key(tenant, "datasets"), after, limit + 1, newest_first=True)
             bodies = self._redis.mget([_key(tenant, "dataset", i) for i in ids[:limit]]) if ids else []
         return [DatasetRecord.model_validate_json(b) for b in bodies if b is not None], len(ids) > limit
@@ -162,7 +161,7 @@ class Catalog:
         if at:
             version = self._version(tenant, name, which)
             return [version.id] if version else []
-        with translated():
+        with translated_errors():
             found: Any = self._redis.zrange(_key(tenant, "dataset-name", id_or_name), 0, -1)
         return list(found) or [id_or_name]
 
@@ -170,7 +169,7 @@ class Catalog:
 
     def corpus(self, tenant: str, name: str) -> CorpusRecord:
         """Raises NotFound for a name under which nothing was ever uploaded."""
-        with translated():
+        with translated_errors():
             pipe = self._redis.pipeline(transaction=True)
             pipe.zscore(_key(tenant, "corpora"), name)
             pipe.hvals(_key(tenant, "corpus", name))
@@ -181,7 +180,7 @@ class Catalog:
 
     def corpora(self, tenant: str, *, after: str | None = None, limit: int = 20) -> tuple[list[CorpusRecord], bool]:
         """Corpora by name, those after `after`; and whether there are more."""
-        with translated():
+        with translated_errors():
             names = self._names(_key(tenant, "corpora"), after, limit + 1)
             pipe = self._redis.pipeline(transaction=False)
             for name in names[:limit]:
@@ -202,7 +201,7 @@ class Catalog:
 
         Raises AlreadyRunning while an earlier upload of this corpus is on its way.
         """
-        with translated():
+        with translated_errors():
             load = CorpusLoad(
                 id=new_id("load"),
                 tenant=tenant,
@@ -223,7 +222,7 @@ class Catalog:
 
         Raises AlreadyRunning while an upload of it is on its way.
         """
-        with translated():
+        with translated_errors():
             keys = [_key(tenant, "corpus", corpus), *self._keys_of_loads(tenant, corpus)]
             answer: Any = self._drop_corpus(keys=keys, args=[version, corpus, f"{tenant}/", _key(tenant, "load", "")])
         _refuse_while_open(corpus, answer)
@@ -238,7 +237,7 @@ class Catalog:
 
     def load(self, tenant: str, load_id: str) -> CorpusLoad:
         """Raises NotFound."""
-        with translated():
+        with translated_errors():
             body: Any = self._redis.get(_key(tenant, "load", load_id))
         return _load(load_id, body)
 
@@ -252,7 +251,7 @@ class Catalog:
 
     def loads(self, tenant: str, corpus: str, *, limit: int = 10) -> list[CorpusLoad]:
         """The latest loads of a corpus, newest first."""
-        with translated():
+        with translated_errors():
             ids = self._names(_key(tenant, "corpus-loads", corpus), None, limit, newest_first=True)
             bodies = self._redis.mget([_key(tenant, "load", i) for i in ids]) if ids else []
         return [CorpusLoad.model_validate_json(b) for b in bodies if b is not None]
@@ -261,21 +260,21 @@ class Catalog:
 
     def open_loads(self) -> list[tuple[str, str]]:
         """(tenant, load id) of every load that is not over, oldest first."""
-        with translated():
+        with translated_errors():
             members: Any = self._redis.smembers(f"{PREFIX}:loads")
         pairs = [m.partition("/") for m in members]
         return sorted(((tenant, load) for tenant, _, load in pairs), key=lambda pair: pair[1])
 
     def lease_load(self, tenant: str, load_id: str, owner: str, seconds: int) -> bool:
         """Take or keep the right to work on a load. False: another one has it."""
-        with translated():
+        with translated_errors():
             return bool(self._lease(keys=[_key(tenant, "load-lease", load_id)], args=[owner, seconds]))
 
     def cancel_load(self, tenant: str, load_id: str) -> CorpusLoad:
         """Ask for the end of a load: `cancelling` from now on, until whoever works on it has undone it. Twice is no
         error. Raises NotFound, Conflict for a load that is over already."""
         while True:
-            with translated():
+            with translated_errors():
                 body: Any = self._redis.get(_key(tenant, "load", load_id))
             load = _load(load_id, body)
             if load.state in (LoadState.CANCELLING, LoadState.CANCELLED):
@@ -283,7 +282,7 @@ class Catalog:
             if load.state not in OPEN:
                 raise Conflict(f"load {load_id} is {load.state} and cannot be cancelled; delete its version instead")
             asked = load.model_copy(update={"state": LoadState.CANCELLING})
-            with translated():
+            with translated_errors():
                 if self._swap_load(keys=[_key(tenant, "load", load_id)], args=[body, asked.model_dump_json()]):
                     return asked
 
@@ -310,7 +309,7 @@ class Catalog:
             over,
             load.state,
         ]
-        with translated():
+        with translated_errors():
             answer: Any = self._save_load(keys=keys, args=args)
         if answer == -1:
             raise StaleAttempt(f"load {load.id} is being cancelled")

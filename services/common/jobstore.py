@@ -1,13 +1,12 @@
-"""The job store: every job, its events, metrics and logs, and which artifacts exist. On Redis, and only there.
+"""The job store: every job, its events, metrics and logs, and which artifacts exist. All of it lies in Redis.
 
-Each verb is one Lua step that checks state, owner and attempt, changes the record, appends the event and keeps the
-indexes, or does nothing at all. Times are the Redis server's, so clocks of different machines do not matter.
-
-What is asked without changing anything is in jobreads.py, what lies under which key in jobkeys.py.
+Each verb is one Lua script. It checks state, owner, and attempt, changes the record, appends the event, and updates
+the indexes, or it changes nothing. All times are the Redis server's, so the clocks of other machines do not matter.
 """
 
 from __future__ import annotations
 
+import bisect
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,27 +14,47 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from services.common.jobkeys import FEED, LEASES, PREFIX, QUEUE, REMOVALS, indexes, key
-from services.common.jobreads import CheckpointRef, JobReads
-from services.common.redis_errors import translated
+from services.common.redis_client import FEED, LEASES, PREFIX, QUEUE, REMOVALS, key, translated_errors
 from tlm_core.artifacts import ManifestRef, canonical_json, digest_of
-from tlm_core.errors import Conflict, IdempotencyMismatch, IllegalTransition, NotFound, StaleAttempt, TLMError
-from tlm_core.jobs.spec import FROM_JOB, MAX_PRIORITY, JobRecord, JobSpec, Origin, Progress, Resolved, new_id
+from tlm_core.errors import (
+    Conflict,
+    IdempotencyMismatch,
+    IllegalTransition,
+    NotFound,
+    StaleAttempt,
+    TLMError,
+    UnreadableRecord,
+)
+from tlm_core.jobs.spec import FROM_JOB, MAX_PRIORITY, Event, JobRecord, JobSpec, Origin, Progress, Resolved, new_id
 from tlm_core.jobs.states import ACTIVE, TERMINAL, TRANSITIONS, State, Verb, allowed
 
-__all__ = ["FEED", "PREFIX", "CheckpointRef", "JobStore", "Removal", "connect"]
-
 _LUA = Path(__file__).parent / "lua"
-_OVER = canonical_json(dict.fromkeys(TERMINAL, True))
-_KEPT = 20_000
-_FEED_KEPT = 100_000
+_TERMINAL_JSON = canonical_json(dict.fromkeys(TERMINAL, True))
+_ACTIVE_JSON = canonical_json(dict.fromkeys(ACTIVE, True))
+_JSON_FIELDS = ("spec", "resolved", "origin", "submissions", "unshared", "progress", "error", "result")
+_MAX_LOG_LINES = 20_000  # and metric points
+_MAX_FEED_ENTRIES = 100_000
 _IDEMPOTENCY_SECONDS = 7 * 86_400
+
+
+class CheckpointRef(BaseModel):
+    """A published checkpoint, and the job and attempt that wrote it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ref: ManifestRef
+    step: int
+    node: str
+    job: str
+    attempt: int
+    metrics: dict[str, float | None] = {}
 
 
 @dataclass(frozen=True)
 class _Publication:
-    """An artifact, or a checkpoint of one under way, that a report makes exist; body: its reference as JSON."""
+    """An artifact or a checkpoint that a report publishes. body: its reference as JSON."""
 
     artifact: str
     body: str
@@ -44,10 +63,10 @@ class _Publication:
 
 @dataclass(frozen=True)
 class Removal:
-    """What is still to be removed after a job or a data set (id) whose record is gone.
+    """What remains to be deleted after the record of a job or a dataset is gone.
 
-    folders: in storage. artifacts: ids of those that the job had made; what another job on the same data shares stays.
-    data: digests of the job's data sets. with_jobs: the jobs on the data set, all of them over, go too.
+    folders: folders in the storage. artifacts: ids that the job published; those that another job on the same data
+    shares stay. data: digests of the job's datasets. with_jobs: delete the finished jobs on the dataset too.
     """
 
     tenant: str
@@ -62,19 +81,136 @@ class Removal:
         return f"{self.tenant}/{self.id}"
 
 
-def connect(url: str, *, password: str | None = None, timeout: float = 5.0) -> redis.Redis:
-    """A client of the Redis at `url` with timeouts (seconds), so that no call hangs for ever."""
-    return redis.Redis.from_url(
-        url, password=password, decode_responses=True, socket_timeout=timeout, socket_connect_timeout=timeout
-    )
-
-
-class JobStore(JobReads):
-    """All operations on jobs. Thread-safe; holds nothing but the client. Raises StoreUnavailable when Redis is away."""
+class JobStore:
+    """All operations on jobs. Thread-safe. Raises StoreUnavailable or StoreFull."""
 
     def __init__(self, client: redis.Redis) -> None:
-        super().__init__(client)
+        # redis-py types each answer as bytes, text, or awaitable; with decode_responses it is text.
+        self._redis: Any = client
         self._script = {p.stem: client.register_script(p.read_text(encoding="utf-8")) for p in _LUA.glob("*.lua")}
+
+    def ping(self) -> None:
+        with translated_errors():
+            self._redis.ping()
+
+    def now(self) -> float:
+        """Return the time of the Redis server in Unix seconds. All times in the store are by this clock."""
+        with translated_errors():
+            seconds, microseconds = self._redis.time()
+        return float(seconds + microseconds / 1e6)
+
+    # --- records -----------------------------------------------------------------------------------------------
+
+    def get(self, tenant: str, job_id: str) -> JobRecord:
+        """Return the record of a job. Raises NotFound."""
+        with translated_errors():
+            fields = self._redis.hgetall(key(tenant, "job", job_id))
+        if not fields:
+            raise _no_job(job_id)
+        return _record(fields)
+
+    def state(self, tenant: str, job_id: str) -> State:
+        """Return the state of a job, for frequent reads. Raises NotFound."""
+        with translated_errors():
+            state = self._redis.hget(key(tenant, "job", job_id), "state")
+        if state is None:
+            raise _no_job(job_id)
+        return State(state)
+
+    def list_jobs(
+        self,
+        tenant: str,
+        *,
+        state: State | None = None,
+        kind: str | None = None,
+        datasets: Sequence[str] | None = None,
+        labels: Sequence[tuple[str, str]] = (),
+        after: str | None = None,
+        limit: int = 20,
+    ) -> tuple[list[JobRecord], bool]:
+        """Return the jobs older than `after`, newest first, and whether there are more.
+
+        A job must match every filter, and one of `datasets` (ids).
+        """
+        filters = [key(tenant, "state", state)] if state else []
+        filters += [key(tenant, "kind", kind)] if kind else []
+        filters += [key(tenant, "label", digest_of(pair)) for pair in labels]
+        on_datasets = None if datasets is None else [key(tenant, "on", dataset) for dataset in datasets]
+        with translated_errors():
+            ids = self._ids(filters or [key(tenant, "jobs")], on_datasets, after, limit + 1)
+        return self._records(tenant, ids[:limit]), len(ids) > limit
+
+    def jobs_on_data(self, tenant: str, digest: str) -> list[JobRecord]:
+        """Return all jobs whose dataset has these bytes. Only they can share an artifact."""
+        with translated_errors():
+            ids = self._redis.zrange(key(tenant, "data", digest), 0, -1)
+        return self._records(tenant, ids)
+
+    def _ids(self, all_of: list[str], any_of: list[str] | None, after: str | None, limit: int) -> list[str]:
+        """Return members of sorted sets whose scores are all 0, in descending order."""
+        start = f"({after}" if after else "+"
+        if any_of is not None and len(any_of) == 1:
+            all_of, any_of = [*all_of, *any_of], None
+        if any_of is None and len(all_of) == 1:
+            return list(self._redis.zrange(all_of[0], start, "-", desc=True, bylex=True, offset=0, num=limit))
+        if any_of == []:
+            return []
+        members = self._redis.zinter(all_of)
+        if any_of is not None:
+            union = set(self._redis.zunion(any_of))
+            members = [member for member in members if member in union]
+        end = bisect.bisect_left(members, after) if after else len(members)
+        return list(reversed(members[max(0, end - limit) : end]))
+
+    def _records(self, tenant: str, ids: Iterable[str]) -> list[JobRecord]:
+        with translated_errors():
+            pipe = self._redis.pipeline(transaction=False)
+            for job_id in ids:
+                pipe.hgetall(key(tenant, "job", job_id))
+            return [_record(fields) for fields in pipe.execute() if fields]
+
+    # --- events, metrics, logs ---------------------------------------------------------------------------------
+
+    def events(self, tenant: str, job_id: str, *, after: int = 0, limit: int = 100) -> list[Event]:
+        """Return the events with seq > after, in order."""
+        with translated_errors():
+            rows = self._redis.xrange(key(tenant, "events", job_id), f"{after + 1}-0", "+", count=limit)
+        return [
+            Event(
+                seq=int(stream_id.split("-")[0]),
+                type=fields["type"],
+                at=float(fields["at"]),
+                attempt=int(fields["attempt"]),
+                data=json.loads(fields["data"]),
+            )
+            for stream_id, fields in rows
+        ]
+
+    def metrics(self, tenant: str, job_id: str, *, after: str = "0", limit: int = 1000) -> list[dict[str, Any]]:
+        """Return metric points after stream id `after`, in order. Each has `id`, `attempt`, `at`, and its values."""
+        return [
+            {
+                "id": stream_id,
+                "attempt": int(fields["attempt"]),
+                "at": float(fields["at"]),
+                **json.loads(fields["data"]),
+            }
+            for stream_id, fields in self._stream(key(tenant, "metrics", job_id), after, limit)
+        ]
+
+    def logs(self, tenant: str, job_id: str, *, after: str = "0", limit: int = 1000) -> list[dict[str, Any]]:
+        """Return log lines after stream id `after`, in order."""
+        return _log_lines(self._stream(key(tenant, "logs", job_id), after, limit))
+
+    def last_logs(self, tenant: str, job_id: str, count: int, *, after: str = "0") -> list[dict[str, Any]]:
+        """Return the last `count` log lines after stream id `after`, in order."""
+        with translated_errors():
+            entries = self._redis.xrevrange(key(tenant, "logs", job_id), min=f"({after}", count=count)
+        return _log_lines(reversed(entries))
+
+    def _stream(self, stream: str, after: str, limit: int) -> list[tuple[str, dict[str, str]]]:
+        with translated_errors():
+            return list(self._redis.xrange(stream, f"({after}" if after != "0" else "-", "+", count=limit))
 
     # --- verbs of the user -------------------------------------------------------------------------------------
 
@@ -88,11 +224,11 @@ class JobStore(JobReads):
         origin: Origin | None = None,
         needs: Sequence[str] = (),
     ) -> tuple[JobRecord, bool]:
-        """Create a job; durable when this returns. Returns the record and whether it is new.
+        """Create a job durably. Returns the record and whether it is new.
 
-        The same idempotency key with the same spec gives the earlier job. origin: the job it was made from.
-        needs: keys of records without which there is no job. Raises IdempotencyMismatch for another spec, NotFound
-        when what it needs is gone.
+        The same idempotency key with the same spec returns the earlier job. origin: the job that this one is derived
+        from. needs: keys of the records that must exist. Raises IdempotencyMismatch if the key belongs to another
+        spec, NotFound if a needed record is gone.
         """
         job_id = new_id("job")
         fields = {
@@ -109,7 +245,7 @@ class JobStore(JobReads):
             key(tenant, "idem", digest_of(idempotency_key)) if idempotency_key else "",
             QUEUE,
             FEED,
-            *indexes(tenant, spec, resolved),
+            *_indexes(tenant, spec, resolved),
             key(tenant, "state", "queued"),
         ]
         args = [
@@ -117,49 +253,51 @@ class JobStore(JobReads):
             f"{tenant}/{job_id}",
             canonical_json(fields),
             canonical_json({"kind": spec.kind} | (origin.model_dump() if origin else {})),
-            _digest(spec, origin),
+            _request_digest(spec, origin),
             _IDEMPOTENCY_SECONDS,
             spec.priority,
             key(tenant, "job", ""),
-            _FEED_KEPT,
+            _MAX_FEED_ENTRIES,
             canonical_json(list(needs)),
         ]
-        kind, answered = self._run("submit", keys, args)
-        if kind == "mismatch":
-            raise _mismatch(answered)
-        if kind == "gone":
-            name = answered.rsplit(":", 1)[-1]
-            raise NotFound(f"the data set {name} was deleted meanwhile; upload it again")
-        return self.get(tenant, answered), kind == "created"
+        outcome, answer = self._run("submit", keys, args)
+        if outcome == "mismatch":
+            raise _mismatch(answer)
+        if outcome == "gone":
+            name = answer.rsplit(":", 1)[-1]
+            raise NotFound(f"Dataset {name} was deleted during the submission. Upload it again.")
+        return self.get(tenant, answer), outcome == "created"
 
-    def replayed(
+    def submitted_with(
         self, tenant: str, spec: JobSpec, idempotency_key: str, origin: Origin | None = None
     ) -> JobRecord | None:
-        """The job that the key was used for, if it was: asked before what a spec means is looked up anew, since its
-        data set may be gone by now. Raises IdempotencyMismatch for another spec.
+        """Return the job that was submitted with this idempotency key, or None.
+
+        A repeated request needs no look-up of its names: its dataset may be gone. Raises IdempotencyMismatch if the
+        key belongs to another spec.
         """
-        with translated():
+        with translated_errors():
             body = self._redis.get(key(tenant, "idem", digest_of(idempotency_key)))
         if body is None:
             return None
         earlier = json.loads(body)
         try:
             job = self.get(tenant, earlier["id"])
-        except NotFound:  # deleted since: the key is free again
+        except NotFound:  # The job was deleted, so the key is free again.
             return None
-        if earlier["digest"] != _digest(spec, origin):
+        if earlier["digest"] != _request_digest(spec, origin):
             raise _mismatch(earlier["id"])
         return job
 
     def pause(self, tenant: str, job_id: str) -> JobRecord:
-        """Stop with a checkpoint; `paused` follows when the worker has left one. A queued job is paused at once."""
+        """Pause a job. A queued job is paused at once; a running one once its workers have written a checkpoint."""
         return self._move(Verb.PAUSE, tenant, job_id, "job.pause_requested")
 
     def resume(self, tenant: str, job_id: str) -> JobRecord:
         return self._move(Verb.RESUME, tenant, job_id, "job.resumed")
 
     def cancel(self, tenant: str, job_id: str) -> JobRecord:
-        """Two-phase: `cancelling` until nothing of the job runs any more. Cancelling twice is no error."""
+        """Cancel a job. It is `cancelling` until nothing of it runs. A second cancel has no effect."""
         try:
             return self._move(Verb.CANCEL, tenant, job_id, "job.cancel_requested")
         except IllegalTransition:
@@ -171,63 +309,42 @@ class JobStore(JobReads):
     # --- verbs of the coordinator ------------------------------------------------------------------------------
 
     def claim(self, owner: str, lease_seconds: float, *, stopping: bool = False) -> JobRecord | None:
-        """A job to drive: one whose lease ran out (same attempt), else the next of the queue (next attempt).
+        """Claim a job whose lease has expired (same attempt), else the next job of the queue (next attempt).
 
-        stopping: only one to end, that is pausing or cancelling and whose lease ran out.
+        stopping: claim only a pausing or cancelling job whose lease has expired.
         """
-        args = [owner, lease_seconds, PREFIX, MAX_PRIORITY, _FEED_KEPT, "1" if stopping else ""]
+        args = [owner, lease_seconds, PREFIX, MAX_PRIORITY, _MAX_FEED_ENTRIES, "1" if stopping else ""]
         member = self._run("claim", [QUEUE, LEASES, FEED], args)
         return None if member is None else self.get(*member.split("/", 1))
 
     def renew(self, job: JobRecord, owner: str, lease_seconds: float) -> bool:
-        """Keep the lease. False: it is another's now, and this owner must do nothing more for the job."""
+        """Renew the lease. Returns False if another owner holds the job; then this owner must not write."""
         keys = [key(job.tenant, "job", job.id), LEASES]
         return bool(self._run("renew", keys, [owner, lease_seconds, f"{job.tenant}/{job.id}"]))
 
     def confirm_paused(self, job: JobRecord, owner: str) -> JobRecord:
-        return self._move(Verb.CONFIRM_PAUSED, job.tenant, job.id, "job.paused", owner=owner, attempt=job.attempt)
+        return self._move_owned(Verb.CONFIRM_PAUSED, job, owner, "job.paused")
 
     def confirm_cancelled(self, job: JobRecord, owner: str) -> JobRecord:
-        return self._move(Verb.CONFIRM_CANCELLED, job.tenant, job.id, "job.cancelled", owner=owner, attempt=job.attempt)
+        return self._move_owned(Verb.CONFIRM_CANCELLED, job, owner, "job.cancelled")
 
     def finish(self, job: JobRecord, owner: str, result: Mapping[str, Any]) -> JobRecord:
-        return self._move(
-            Verb.FINISH,
-            job.tenant,
-            job.id,
-            "job.succeeded",
-            owner=owner,
-            attempt=job.attempt,
-            changes={"result": canonical_json(result), "error": None},
-        )
+        changes = {"result": canonical_json(result), "error": None}
+        return self._move_owned(Verb.FINISH, job, owner, "job.succeeded", changes=changes)
 
     def fail(self, job: JobRecord, owner: str, error: TLMError) -> JobRecord:
-        return self._move(
-            Verb.FAIL,
-            job.tenant,
-            job.id,
-            "job.failed",
-            owner=owner,
-            attempt=job.attempt,
-            changes={"error": canonical_json(error.as_dict()), "failures": str(job.failures + 1)},
-            data=error.as_dict(),
-        )
+        changes = _failure(job, error)
+        return self._move_owned(Verb.FAIL, job, owner, "job.failed", changes=changes, data=error.as_dict())
 
     def requeue(self, job: JobRecord, owner: str, error: TLMError, delay_seconds: float) -> JobRecord:
-        """Give the attempt up; the job is tried again after the delay."""
-        return self._move(
-            Verb.REQUEUE,
-            job.tenant,
-            job.id,
-            "job.requeued",
-            owner=owner,
-            attempt=job.attempt,
-            changes={"error": canonical_json(error.as_dict()), "failures": str(job.failures + 1)},
-            data={**error.as_dict(), "delay_seconds": delay_seconds},
-            delay=delay_seconds,
+        """End the attempt. The job can be claimed again after the delay."""
+        data = {**error.as_dict(), "delay_seconds": delay_seconds}
+        changes = _failure(job, error)
+        return self._move_owned(
+            Verb.REQUEUE, job, owner, "job.requeued", changes=changes, data=data, delay=delay_seconds
         )
 
-    # --- verbs of an attempt (worker, or coordinator on its behalf) ---------------------------------------------
+    # --- verbs of an attempt (a worker, or the coordinator on its behalf) ----------------------------------------
 
     def report(
         self,
@@ -241,35 +358,44 @@ class JobStore(JobReads):
         logs: Sequence[str] = (),
         submissions: Mapping[str, str | None] | None = None,
         publication: _Publication | None = None,
-        unshared: str = "",
+        excluded_from_cache: str = "",
     ) -> State:
-        """Tell what an attempt does; the answer is the job's state, from which a worker learns that it has to stop.
+        """Record what an attempt does. Returns the job's state, from which a worker learns that it must stop.
 
-        submissions: by group, what the cluster is asked to run for it, or None to take that back; other groups' stay.
-        publication and unshared are for `publish` and `publish_checkpoint`, which are this same step.
-        Raises StaleAttempt when the attempt is over: the caller must stop writing.
+        submissions: group → submission id, or None to delete it; other groups stay. Only `publish` and
+        `publish_checkpoint` pass publication and excluded_from_cache. Raises StaleAttempt if the attempt has ended;
+        then the caller must stop writing.
         """
-        made = publication or _Publication("", "")
+        published = publication or _Publication("", "")
+        checkpoints = key(tenant, "checkpoints", published.artifact) if published.is_checkpoint else ""
         keys = [key(tenant, name, job_id) for name in ("job", "events", "metrics", "logs")]
-        keys += [
-            key(tenant, "artifacts"),
-            key(tenant, "checkpoints", made.artifact) if made.is_checkpoint else "",
-            key(tenant, "made", job_id),
-        ]
+        keys += [key(tenant, "artifacts"), checkpoints, key(tenant, "job-artifacts", job_id)]
         args = [
             attempt,
-            canonical_json(dict.fromkeys(ACTIVE, True)),
+            _ACTIVE_JSON,
             progress.model_dump_json() if progress else "",
             canonical_json([canonical_json(point) for point in metrics]),
             canonical_json([[kind, canonical_json(data)] for kind, data in events]),
             canonical_json(list(logs)),
-            made.artifact,
-            made.body,
-            _KEPT,
+            published.artifact,
+            published.body,
+            _MAX_LOG_LINES,
             canonical_json(submissions) if submissions is not None else "",
-            unshared,
+            excluded_from_cache,
         ]
         return State(self._check(Verb.REPORT, job_id, self._run("report", keys, args)))
+
+    # --- artifacts and checkpoints -----------------------------------------------------------------------------
+
+    def artifact(self, tenant: str, artifact: str) -> ManifestRef | None:
+        """Return the reference of a published artifact, or None if it does not exist, whatever files there are."""
+        return self.artifacts(tenant, [artifact])[0]
+
+    def artifacts(self, tenant: str, artifacts: Sequence[str]) -> list[ManifestRef | None]:
+        """Return the reference of each artifact, or None where it does not exist, in one round trip."""
+        with translated_errors():
+            bodies = self._redis.hmget(key(tenant, "artifacts"), list(artifacts)) if artifacts else []
+        return [None if body is None else ManifestRef.model_validate_json(body) for body in bodies]
 
     def publish(
         self,
@@ -281,104 +407,115 @@ class JobStore(JobReads):
         ref: ManifestRef,
         node: str,
         stage: str,
-        shared: bool = True,
+        cached: bool = True,
     ) -> ManifestRef:
-        """Make an artifact exist. The first one wins; the one in force is returned. Raises StaleAttempt.
+        """Publish an artifact. Returns the reference in force: the first one published. Raises StaleAttempt.
 
-        shared: false where no other job may take it, which the node's id then says, too.
+        cached: False excludes the node from the cache, so that no other job reuses its artifact.
         """
         event = ("artifact.published", {"artifact": artifact, "node": node, "stage": stage, "digest": ref.digest})
         publication = _Publication(artifact, canonical_json(ref.model_dump(mode="json")))
-        self.report(tenant, job_id, attempt, events=[event], publication=publication, unshared="" if shared else node)
+        excluded = "" if cached else node
+        self.report(tenant, job_id, attempt, events=[event], publication=publication, excluded_from_cache=excluded)
         published = self.artifact(tenant, artifact)
-        assert published is not None, "the step above has set it"
+        assert published is not None, "the report above has set it"
         return published
 
+    def invalidate_artifact(self, tenant: str, artifact: str, ref: ManifestRef | None = None) -> None:
+        """Unpublish an artifact, so that its stage runs again. ref: do so only if this reference is still in force."""
+        body = canonical_json(ref.model_dump(mode="json")) if ref else ""
+        self._run("invalidate", [key(tenant, "artifacts")], [artifact, body])
+
+    def checkpoints(self, tenant: str, artifact: str) -> list[CheckpointRef]:
+        """Return the published checkpoints for an artifact by step. Several jobs may have written them."""
+        with translated_errors():
+            bodies = self._redis.lrange(key(tenant, "checkpoints", artifact), 0, -1)
+        return sorted((CheckpointRef.model_validate_json(body) for body in bodies), key=lambda ref: ref.step)
+
     def publish_checkpoint(self, tenant: str, artifact: str, checkpoint: CheckpointRef) -> None:
-        """Make a checkpoint exist. Raises StaleAttempt when its attempt is over."""
+        """Publish a checkpoint. Raises StaleAttempt if its attempt has ended."""
         data = {"node": checkpoint.node, "step": checkpoint.step, "metrics": checkpoint.metrics}
         body = canonical_json(checkpoint.model_dump(mode="json"))
-        self.report(
-            tenant,
-            checkpoint.job,
-            checkpoint.attempt,
-            events=[("checkpoint.published", data)],
-            publication=_Publication(artifact, body, is_checkpoint=True),
-        )
-
-    # --- taking back ------------------------------------------------------------------------------------------------
-
-    def forget_artifact(self, tenant: str, artifact: str, ref: ManifestRef | None = None) -> None:
-        """Take an artifact back (its files are lost or broken), so that its stage runs again. ref: where it lay; if it
-        was made again elsewhere meanwhile, it stays."""
-        body = canonical_json(ref.model_dump(mode="json")) if ref else ""
-        self._run("forget", [key(tenant, "artifacts")], [artifact, body])
+        publication = _Publication(artifact, body, is_checkpoint=True)
+        event = ("checkpoint.published", data)
+        self.report(tenant, checkpoint.job, checkpoint.attempt, events=[event], publication=publication)
 
     def drop_checkpoint(self, tenant: str, artifact: str, checkpoint: CheckpointRef) -> None:
-        """Take a checkpoint back; its files may be deleted afterwards."""
+        """Unpublish a checkpoint. Afterwards its files may be deleted."""
         body = canonical_json(checkpoint.model_dump(mode="json"))
-        with translated():
+        with translated_errors():
             self._redis.lrem(key(tenant, "checkpoints", artifact), 0, body)
 
-    # --- deleting -----------------------------------------------------------------------------------------------
+    def artifacts_of(self, tenant: str, job_id: str) -> set[str]:
+        """Return the ids of the artifacts that the job has published or written checkpoints for."""
+        with translated_errors():
+            return set(self._redis.smembers(key(tenant, "job-artifacts", job_id)))
+
+    def is_empty(self) -> bool:
+        """Return whether there was never a dataset, corpus, or job of any tenant. Then the storage holds no files."""
+        with translated_errors():
+            if self._redis.exists(FEED, REMOVALS):
+                return False
+            scans = (self._redis.scan_iter(key("*", kind), count=10_000) for kind in ("datasets", "corpora"))
+            return not any(any(keys) for keys in scans)
+
+    # --- deletion ----------------------------------------------------------------------------------------------
 
     def delete(self, job: JobRecord, removal: Removal) -> None:
-        """Forget a job that is over, with its events, metrics and logs, and note what is to be removed after it.
+        """Delete a finished job with its events, metrics, and logs, and record what remains to be deleted.
 
-        Raises IllegalTransition, NotFound.
+        Raises IllegalTransition or NotFound.
         """
         tenant = job.tenant
-        keys = [*(key(tenant, name, job.id) for name in ("job", "events", "metrics", "logs", "made")), REMOVALS]
-        keys += indexes(tenant, job.spec, job.resolved)
+        own_keys = (key(tenant, name, job.id) for name in ("job", "events", "metrics", "logs", "job-artifacts"))
+        keys = [*own_keys, REMOVALS, *_indexes(tenant, job.spec, job.resolved)]
         keys += [key(tenant, "state", state) for state in sorted(TERMINAL)]
-        answer = self._run("delete", keys, [job.id, _OVER, removal.member, canonical_json(asdict(removal))])
-        if answer[0] == "missing":
-            raise NotFound(f"no job '{job.id}'; list the jobs to see their ids")
-        if answer[0] == "state":
-            raise IllegalTransition(
-                f"{job.id} is {answer[1]}; cancel it, and delete it when it is over", state=answer[1]
-            )
+        args = [job.id, _TERMINAL_JSON, removal.member, canonical_json(asdict(removal))]
+        match self._run("delete", keys, args):
+            case ["missing"]:
+                raise _no_job(job.id)
+            case ["state", state]:
+                raise IllegalTransition(f"Job {job.id} is {state}. Cancel it before you delete it.", state=state)
 
     def drop_dataset(self, tenant: str, dataset_id: str, name: str, removal: Removal) -> None:
-        """Forget a data set, and note what is to be removed after it. Raises Conflict while a job that is not over
-        needs it."""
-        keys = [
-            key(tenant, "dataset", dataset_id),
-            key(tenant, "datasets"),
-            key(tenant, "dataset-name", name),
-            key(tenant, "on", dataset_id),
-            REMOVALS,
-        ]
-        args = [dataset_id, _OVER, key(tenant, "job", ""), removal.member, canonical_json(asdict(removal))]
-        answer = self._run("drop_dataset", keys, args)
-        if answer[0] == "busy":
-            _, job, state = answer
-            raise Conflict(f"{job} is {state} and needs this data set; cancel it first", job=job)
+        """Delete the record of a dataset, and record what remains to be deleted.
 
-    def leave_to(self, job: JobRecord, artifacts: Iterable[str]) -> None:
-        """Count what a deleted job had made, and this one shares, among what this one has made: it goes with it."""
-        made = key(job.tenant, "made", job.id)
-        with translated():
-            self._redis.sadd(made, *artifacts)
-            if not self._redis.exists(key(job.tenant, "job", job.id)):  # deleted just now
-                self._redis.delete(made)
+        Raises Conflict if an unfinished job needs it.
+        """
+        parts = (("dataset", dataset_id), ("datasets",), ("dataset-name", name), ("on", dataset_id))
+        keys = [*(key(tenant, *part) for part in parts), REMOVALS]
+        args = [dataset_id, _TERMINAL_JSON, key(tenant, "job", ""), removal.member, canonical_json(asdict(removal))]
+        match self._run("drop_dataset", keys, args):
+            case ["busy", job, state]:
+                raise Conflict(f"Job {job} is {state} and needs this dataset. Cancel the job first.", job=job)
+
+    def inherit_artifacts(self, job: JobRecord, artifacts: Iterable[str]) -> None:
+        """Make a job own artifacts of a deleted job that it shares, so that they are deleted with it."""
+        job_artifacts = key(job.tenant, "job-artifacts", job.id)
+        with translated_errors():
+            self._redis.sadd(job_artifacts, *artifacts)
+            if not self._redis.exists(key(job.tenant, "job", job.id)):  # It was deleted a moment ago.
+                self._redis.delete(job_artifacts)
 
     def removals(self) -> list[Removal]:
-        """What is still to be removed, of all tenants."""
-        with translated():
-            found: Any = self._redis.hvals(REMOVALS)
-        return [Removal(**json.loads(one)) for one in found]
+        """Return what remains to be deleted, for all tenants."""
+        with translated_errors():
+            return [Removal(**json.loads(body)) for body in self._redis.hvals(REMOVALS)]
 
     def removed(self, removal: Removal) -> None:
-        """Nothing of it is left."""
-        with translated():
+        """Record that a removal is complete."""
+        with translated_errors():
             self._redis.hdel(REMOVALS, removal.member)
 
-    # --- within -------------------------------------------------------------------------------------------------
+    # --- scripts -----------------------------------------------------------------------------------------------
 
     def _run(self, script: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        with translated():
+        with translated_errors():
             return self._script[script](keys=list(keys), args=list(args))
+
+    def _move_owned(self, verb: Verb, job: JobRecord, owner: str, event: str, **kwargs: Any) -> JobRecord:
+        """Apply a verb that only the owner of the current attempt may apply."""
+        return self._move(verb, job.tenant, job.id, event, owner=owner, attempt=job.attempt, **kwargs)
 
     def _move(
         self,
@@ -393,14 +530,8 @@ class JobStore(JobReads):
         data: Mapping[str, Any] | None = None,
         delay: float = 0.0,
     ) -> JobRecord:
-        keys = [
-            key(tenant, "job", job_id),
-            key(tenant, "events", job_id),
-            QUEUE,
-            LEASES,
-            key(tenant, "state", ""),
-            FEED,
-        ]
+        job, events, states = key(tenant, "job", job_id), key(tenant, "events", job_id), key(tenant, "state", "")
+        keys = [job, events, QUEUE, LEASES, states, FEED]
         args = [
             job_id,
             f"{tenant}/{job_id}",
@@ -411,35 +542,77 @@ class JobStore(JobReads):
             event,
             canonical_json(data or {}),
             delay,
-            _FEED_KEPT,
+            _MAX_FEED_ENTRIES,
         ]
         self._check(verb, job_id, self._run("move", keys, args))
         return self.get(tenant, job_id)
 
     @staticmethod
     def _check(verb: Verb, job_id: str, answer: list[str]) -> str:
-        """The state that a script answered with, or the error it stands for."""
+        """Return the state in a script's answer, or raise the error that the answer stands for."""
         match answer:
             case ["ok", state]:
                 return state
             case ["missing"]:
-                raise NotFound(f"no job '{job_id}'; list the jobs to see their ids")
+                raise _no_job(job_id)
             case ["state", state]:
                 raise IllegalTransition(
-                    f"{verb} is not possible for {job_id}: it is {state}; possible when {allowed(verb)}", state=state
+                    f"Cannot {verb} job {job_id}: it is {state}. The verb is possible in: {allowed(verb)}.", state=state
                 )
             case ["stale", attempt, *_]:
-                raise StaleAttempt(f"{verb} refused for {job_id}: attempt {attempt} is in force, or another owner")
-        raise Conflict(f"{verb} of {job_id} answered {answer}")
+                raise StaleAttempt(
+                    f"Cannot {verb} job {job_id}: attempt {attempt} is in force, or another owner holds the job. "
+                    "Stop writing."
+                )
+        raise Conflict(f"Unexpected answer {answer} to {verb} of job {job_id}. Run one release of all processes.")
 
 
-def _digest(spec: JobSpec, origin: Origin | None) -> str:
-    # What follows from the job that is pruned stands in a job's record, but not in the request for it.
-    asked = spec.model_dump(mode="json", exclude=set(FROM_JOB) if spec.pruned else None)
-    return digest_of([asked, origin.model_dump() if origin else None])
+def _indexes(tenant: str, spec: JobSpec, resolved: Resolved) -> list[str]:
+    """Return the keys of the lists that a job stays in until it is deleted."""
+    return [
+        key(tenant, "jobs"),
+        key(tenant, "kind", spec.kind),
+        *(key(tenant, "on", data.id) for data in resolved.data),
+        *(key(tenant, "data", digest) for digest in sorted({data.ref.digest for data in resolved.data})),
+        *(key(tenant, "label", digest_of(pair)) for pair in sorted(spec.metadata.items())),
+    ]
+
+
+def _record(fields: Mapping[str, str]) -> JobRecord:
+    values: dict[str, Any] = {k: json.loads(v) if k in _JSON_FIELDS else v for k, v in fields.items()}
+    try:
+        return JobRecord.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UnreadableRecord(
+            f"Another release of the service wrote job {fields.get('id')}: "
+            f"{'.'.join(map(str, first['loc']))}: {first['msg']}. Run the newest release in all processes."
+        ) from error
+
+
+def _entry(stream_id: str, fields: Mapping[str, str]) -> dict[str, Any]:
+    return {"id": stream_id, "attempt": int(fields["attempt"]), "at": float(fields["at"])}
+
+
+def _log_lines(entries: Iterable[tuple[str, Mapping[str, str]]]) -> list[dict[str, Any]]:
+    return [{**_entry(stream_id, fields), "line": fields["line"]} for stream_id, fields in entries]
+
+
+def _failure(job: JobRecord, error: TLMError) -> dict[str, str | None]:
+    return {"error": canonical_json(error.as_dict()), "failures": str(job.failures + 1)}
+
+
+def _request_digest(spec: JobSpec, origin: Origin | None) -> str:
+    # The record of a pruning job has fields that come from the pruned job; the request for it has not.
+    request = spec.model_dump(mode="json", exclude=set(FROM_JOB) if spec.pruned else None)
+    return digest_of([request, origin.model_dump() if origin else None])
+
+
+def _no_job(job_id: str) -> NotFound:
+    return NotFound(f"No job '{job_id}'. List the jobs to see their ids.")
 
 
 def _mismatch(job_id: str) -> IdempotencyMismatch:
     return IdempotencyMismatch(
-        f"this Idempotency-Key was used for {job_id} with another body; use a new key for a new job", job=job_id
+        f"This Idempotency-Key belongs to {job_id}, which has another body. Use a new key for a new job.", job=job_id
     )

@@ -1,4 +1,4 @@
-"""Log lines as JSON on standard error: one object a line, with what is bound to the running task beside the event."""
+"""Log lines as JSON on standard error: one object per line, with the fields of the current log context."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from structlog.typing import Processor
 
 
 def set_up_logging(service: str, *, level: str = "INFO", stream: TextIO | None = None) -> None:
-    """Send the logs of this process, those of libraries too, to `stream` (standard error). Called once, by a main.
+    """Send all logs of this process, including those of libraries, to `stream` (default: standard error).
 
-    Every line has `event`, `level`, `logger`, `at` (ISO 8601, UTC), `service`, and the facts bound by `facts`.
+    Every line has `event`, `level`, `logger`, `at` (ISO 8601, UTC), `service`, and the fields of `log_context`. Only
+    the main function of a process calls this.
     """
 
     def name_service(_: Any, __: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
@@ -41,11 +42,11 @@ def set_up_logging(service: str, *, level: str = "INFO", stream: TextIO | None =
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
-    # httpx and httpcore tell of every request at INFO; polls of other services would bury all else.
+    # httpx and httpcore log every request at INFO, and the services poll each other.
     for noisy in ("httpx", "httpcore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
-def facts(**bound: Any) -> AbstractContextManager[None]:
-    """Within it, every log line of this task or thread carries these facts (job_id, attempt, stage, request_id)."""
-    return structlog.contextvars.bound_contextvars(**bound)
+def log_context(**fields: Any) -> AbstractContextManager[None]:
+    """Add fields such as job_id or request_id to every log line of this task or thread inside the block."""
+    return structlog.contextvars.bound_contextvars(**fields)

@@ -230,7 +230,7 @@ class SelectionRuns:
     def _stands(self, ref: ManifestRef) -> bool:
         """Whether what was written is still there, as the coordinator looks at it before it takes it."""
         try:
-            self._store.look_at(ref)
+            self._store.check(ref)
         except (NotFound, CorruptArtifact) as error:
             log.warning("the selection in %s is lost and will be made again: %s", ref.folder, error)
             return False

@@ -1,4 +1,4 @@
-"""The trainer service: one coordinator. `python -m services.trainer`, settings from TLM_TRAINER_*."""
+"""The trainer service: one coordinator. Run `python -m services.trainer` with settings from TLM_TRAINER_*."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from services.trainer.settings import TrainerSettings
 
 
 def main() -> None:
-    """Put the parts together and drive jobs until SIGTERM; leases that are left run out by themselves."""
+    """Run the coordinator until SIGTERM. Its leases then expire, and another coordinator adopts its jobs."""
     set_up_logging("trainer")
     settings = TrainerSettings()
     artifacts = settings.artifact_store()

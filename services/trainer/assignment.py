@@ -1,4 +1,4 @@
-"""What the coordinator tells an attempt's program, by its command line."""
+"""The command line that the coordinator passes to the program of an attempt."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True)
 class Assignment:
-    """The stages of one group of one job, and the workers that compute them, each with so many CPUs and GPUs."""
+    """One group of a job's plan, the number of workers, and the CPUs and GPUs of each worker."""
 
     tenant: str
     job: str
@@ -20,12 +20,12 @@ class Assignment:
     gpus: float
 
     def arguments(self) -> list[str]:
-        """The command line that says it."""
+        """Return the command line of this assignment."""
         return [word for name, value in asdict(self).items() for word in (f"--{name}", str(value))]
 
     @classmethod
     def read(cls, arguments: Sequence[str] | None = None) -> Assignment:
-        """What a command line says, by default this program's own. Exits with a message when it is none."""
+        """Parse a command line, by default that of this process. Exits with a message if it is invalid."""
         parser = argparse.ArgumentParser(description=__doc__)
         for name in ("tenant", "job", "group"):
             parser.add_argument(f"--{name}", required=True)

@@ -1,4 +1,4 @@
-"""The edge to Ray: submissions by id, over the REST form of Ray's Jobs API."""
+"""The edge to Ray: submissions by id, over the REST interface of Ray's Jobs API."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from tlm_core.errors import ClusterUnavailable
 
 
 class Status(StrEnum):
-    """What the cluster says of a submission. It is an observation; the artifacts decide whether a stage is done."""
+    """The cluster's view of a submission. Whether a stage is done depends on the artifacts alone."""
 
     UNKNOWN = "unknown"
-    WAITING = "waiting"  # for room on the cluster; nothing of it runs yet
-    ALIVE = "alive"
+    WAITING = "waiting"  # for room on the cluster; it has not started
+    RUNNING = "running"
     ENDED = "ended"
     FAILED = "failed"
 
 
 class Cluster(Protocol):
-    """Runs commands under ids. Every call may raise ClusterUnavailable."""
+    """Runs commands under submission ids. Every call may raise ClusterUnavailable."""
 
     def submit(self, submission: str, command: Sequence[str], *, cpus: float = 0.0, gpus: float = 0.0) -> None:
-        """Start `command` under the id where that much is free; if the id is known already, leave it as it is."""
+        """Start `command` where this many CPUs and GPUs are free. A known id is left unchanged."""
         ...
 
     def status(self, submission: str) -> Status: ...
 
     def stop(self, submission: str) -> None:
-        """Ask the submission to end; unknown and ended ones are no error."""
+        """Stop the submission. Unknown and ended ones are ignored."""
         ...
 
     def message(self, submission: str) -> str:
-        """Why the submission ended, as the cluster tells it, and the last lines it printed, if they can be read."""
+        """Return why the submission ended, and its last output if that is readable."""
         ...
 
 
 _STATUS = {
     "PENDING": Status.WAITING,
-    "RUNNING": Status.ALIVE,
+    "RUNNING": Status.RUNNING,
     "SUCCEEDED": Status.ENDED,
     "STOPPED": Status.FAILED,
     "FAILED": Status.FAILED,
@@ -51,7 +51,7 @@ _STATUS = {
 
 
 class RayCluster:
-    """Ray's job server. http: a client with its address, its token and a timeout."""
+    """Ray's job server. http: a client with the address, the token, and a timeout."""
 
     def __init__(self, http: httpx.Client) -> None:
         self._http = http
@@ -62,63 +62,63 @@ class RayCluster:
         body: dict[str, Any] = {"submission_id": submission, "entrypoint": shlex.join(command)}
         body |= {"entrypoint_num_cpus": cpus} if cpus else {}
         body |= {"entrypoint_num_gpus": gpus} if gpus else {}
-        answer = self._call("POST", "/api/jobs/", json=body)
-        # Ray answers 400 or 500 for an id that is taken; another coordinator may have been first.
-        if answer.is_error and self.status(submission) is Status.UNKNOWN:
-            raise ClusterUnavailable(f"Ray did not take the submission: {_last_line(answer)}")
+        response = self._request("POST", "/api/jobs/", json=body)
+        # For a known id, Ray returns 400 or 500. Another coordinator may have submitted it in the meantime.
+        if response.is_error and self.status(submission) is Status.UNKNOWN:
+            raise ClusterUnavailable(f"Ray rejected the submission: {_last_line(response)}")
 
     def status(self, submission: str) -> Status:
-        answer = self._call("GET", f"/api/jobs/{submission}")
-        if answer.status_code == 404:
+        response = self._request("GET", f"/api/jobs/{submission}")
+        if response.status_code == 404:
             return Status.UNKNOWN
-        status = _STATUS.get(str(self._body(answer).get("status")))
+        status = _STATUS.get(str(self._body(response).get("status")))
         if status is None:
-            raise ClusterUnavailable("Ray's answer is not understood; run the same release of Ray everywhere")
+            raise ClusterUnavailable("Ray returned an unknown status. Run the same release of Ray everywhere.")
         return status
 
     def stop(self, submission: str) -> None:
-        answer = self._call("POST", f"/api/jobs/{submission}/stop")
-        if answer.status_code != 404:
-            self._body(answer)
+        response = self._request("POST", f"/api/jobs/{submission}/stop")
+        if response.status_code != 404:
+            self._body(response)
 
     def message(self, submission: str) -> str:
-        answer = self._call("GET", f"/api/jobs/{submission}")
-        if answer.status_code == 404:
-            return "the cluster does not know the submission"
-        why = self._body(answer).get("message") or ""
+        response = self._request("GET", f"/api/jobs/{submission}")
+        if response.status_code == 404:
+            return "The cluster does not know the submission."
+        message = self._body(response).get("message") or ""
         try:
-            logs = self._body(self._call("GET", f"/api/jobs/{submission}/logs")).get("logs") or ""
+            logs = self._body(self._request("GET", f"/api/jobs/{submission}/logs")).get("logs") or ""
         except ClusterUnavailable as error:
-            # They lie on the machine where it ran, which may be just what was lost: no reason to wait for it.
-            logs = f"what it printed cannot be read: {error}"
-        return "\n".join([why, *logs.splitlines()[-15:]]).strip()
+            # The logs lie on the machine of the submission, which may be lost. So do not wait for them.
+            logs = f"Cannot read its output: {error}"
+        return "\n".join([message, *logs.splitlines()[-15:]]).strip()
 
-    def _call(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
+    def _request(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
         try:
-            answer = self._http.request(method, path, **kwargs)
+            response = self._http.request(method, path, **kwargs)
         except httpx.HTTPError as error:
             raise ClusterUnavailable(f"Ray's job server does not answer: {error or type(error).__name__}") from error
-        if answer.status_code in (401, 403):
-            raise ClusterUnavailable("Ray refuses the token; set the same RAY_AUTH_TOKEN for the head and the trainer")
-        return answer
+        if response.status_code in (401, 403):
+            raise ClusterUnavailable("Ray rejects the token. Set the same RAY_AUTH_TOKEN for the head and the trainer.")
+        return response
 
     @staticmethod
-    def _body(answer: httpx.Response) -> dict[str, Any]:
-        if answer.is_error:
-            raise ClusterUnavailable(f"Ray's job server answered {answer.status_code}: {_last_line(answer)}")
+    def _body(response: httpx.Response) -> dict[str, Any]:
+        if response.is_error:
+            raise ClusterUnavailable(f"Ray's job server returned {response.status_code}: {_last_line(response)}")
         try:
-            body: dict[str, Any] = answer.json()
+            body: dict[str, Any] = response.json()
         except ValueError as error:
-            raise ClusterUnavailable("Ray's answer is not understood; is another server at its address?") from error
+            raise ClusterUnavailable("Ray's response is not JSON. Check that ray_url is the job server.") from error
         return body
 
 
 def connect_cluster(url: str, *, timeout: float = 10.0) -> RayCluster:
-    """The job server at `url`; the token is read from RAY_AUTH_TOKEN, where Ray itself looks for it."""
+    """Return the job server at `url`. The token comes from RAY_AUTH_TOKEN, the variable that Ray itself reads."""
     token = os.environ.get("RAY_AUTH_TOKEN")
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     return RayCluster(httpx.Client(base_url=url, headers=headers, timeout=timeout, trust_env=False))
 
 
-def _last_line(answer: httpx.Response) -> str:
-    return (answer.text.strip().splitlines() or ["no reason given"])[-1][:300]
+def _last_line(response: httpx.Response) -> str:
+    return (response.text.strip().splitlines() or ["no reason given"])[-1][:300]

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from services.common.artifacts_of import folders_of
+from services.common.situation import folder_prefix
 from services.trainer.scratch import work_folder
 from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.jobs.plan import DROPPED, Node
@@ -41,7 +41,7 @@ def run_local(
                 meta = merge({name: artifacts.localize(ref) for name, ref in inputs.items()}, work, node.params)
             case _:
                 raise ValueError(f"the coordinator has no stage '{node.stage}'")
-        folder = f"{folders_of(job, artifact)}{job.attempt}-{uuid.uuid4().hex[:8]}"
+        folder = f"{folder_prefix(job, artifact)}{job.attempt}-{uuid.uuid4().hex[:8]}"
         return artifacts.write(folder, work, artifact=artifact, stage=node.stage, meta=meta)
 
 

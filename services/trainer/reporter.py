@@ -1,4 +1,4 @@
-"""What a worker tells of its attempt, sent by a thread of its own so that training never waits for Redis."""
+"""Reports of a worker to the job store. A thread sends them, so training never waits for Redis."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 from services.common.jobstore import JobStore
@@ -16,16 +17,37 @@ from tlm_core.jobs.states import State
 
 log = logging.getLogger(__name__)
 
-_KEPT_WHILE_AWAY = 10_000
-_LOOK = 0.1  # seconds between two looks at the job's state: a read of one field, where a report is a durable write
+_MAX_PENDING = 10_000  # entries of each kind that are buffered while Redis is away
+_STATE_SECONDS = 0.1  # between two reads of the job's state, which are cheap; a report is a durable write
+
+
+@dataclass
+class _Report:
+    """What has not been sent yet."""
+
+    progress: Progress | None = None
+    metrics: list[Mapping[str, Any]] = field(default_factory=list)
+    events: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
+    logs: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.metrics or self.events or self.logs or self.progress)
+
+    def followed_by(self, later: _Report) -> _Report:
+        """Return one report with the newest entries of both."""
+        return _Report(
+            later.progress or self.progress,
+            [*self.metrics, *later.metrics][-_MAX_PENDING:],
+            [*self.events, *later.events][-_MAX_PENDING:],
+            [*self.logs, *later.logs][-_MAX_PENDING:],
+        )
 
 
 class JobReporter:
     """A `Reporter` (tlm_core.training.stage) over the job store.
 
-    Sends at least every `heartbeat` seconds, which shows that the worker lives. While Redis is away or full it keeps
-    what it was told and training goes on. When the attempt is over (another one runs, or the job has ended) `progress`
-    answers False for good.
+    It sends a report at least every `heartbeat` seconds, which shows that the worker is alive. While Redis is away or
+    full, it buffers the reports and training continues. Once the attempt has ended, `progress` always returns False.
     """
 
     def __init__(
@@ -38,24 +60,21 @@ class JobReporter:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._closed = False
-        self._go_on = True
+        self._continue = True
         self._stale = False
         self._node: tuple[Node, Plan] | None = None
-        self._progress: Progress | None = None
-        self._metrics: list[Mapping[str, Any]] = []
-        self._events: list[tuple[str, Mapping[str, Any]]] = []
-        self._logs: list[str] = []
+        self._pending = _Report()
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
         self._thread.start()
 
-    # --- what stages call ---------------------------------------------------------------------------------------
+    # --- for stages ---------------------------------------------------------------------------------------------
 
     def progress(self, *, step: int, total: int, rate: float | None, unit: str, eta_seconds: float | None) -> bool:
         """See `Reporter.progress`."""
-        assert self._node is not None, "a stage reports only between start_node and the next"
+        assert self._node is not None, "call start_node first"
         node, plan = self._node
         with self._lock:
-            self._progress = Progress(
+            self._pending.progress = Progress(
                 stage=node.stage,
                 node=node.name,
                 step=step,
@@ -66,38 +85,39 @@ class JobReporter:
                 nodes_done=plan.nodes.index(node),
                 nodes_total=len(plan.nodes),
             )
-            return self._go_on
+            return self._continue
 
     def metrics(self, **values: float | int | str | None) -> None:
         """See `Reporter.metrics`."""
-        assert self._node is not None
+        assert self._node is not None, "call start_node first"
         with self._lock:
-            self._metrics.append({"node": self._node[0].name, "stage": self._node[0].stage, **values})
+            self._pending.metrics.append({"node": self._node[0].name, "stage": self._node[0].stage, **values})
 
     def event(self, type: str, **data: Any) -> None:
         """See `Reporter.event`."""
         with self._lock:
-            self._events.append((type, data))
+            self._pending.events.append((type, data))
 
-    # --- what the runner calls ----------------------------------------------------------------------------------
+    # --- for the runner -----------------------------------------------------------------------------------------
 
-    def line(self, text: str) -> None:
-        """One line of the job's log."""
+    def log_line(self, text: str) -> None:
+        """Append one line to the job's log."""
         with self._lock:
-            self._logs.append(text)
+            self._pending.logs.append(text)
 
     def start_node(self, node: Node, plan: Plan) -> None:
+        """Report all that follows for this node."""
         self._node = (node, plan)
         self.progress(step=0, total=0, rate=None, unit="steps", eta_seconds=None)
 
     @property
-    def going_on(self) -> bool:
-        """False once the job has to stop or the attempt is over."""
+    def should_continue(self) -> bool:
+        """False once the job must stop or the attempt has ended."""
         with self._lock:
-            return self._go_on
+            return self._continue
 
     def close(self) -> None:
-        """Send what is left and end the thread."""
+        """Send the pending report and end the thread."""
         self._closed = True
         self._wake.set()
         self._thread.join(timeout=30)
@@ -107,7 +127,7 @@ class JobReporter:
         while True:
             closing = self._closed
             with self._lock:
-                pending = bool(self._metrics or self._events or self._logs or self._progress)
+                pending = bool(self._pending)
             if pending or waited >= self._heartbeat:
                 self._send()
                 waited = 0.0
@@ -117,37 +137,33 @@ class JobReporter:
             waited += self._interval
 
     def _wait(self) -> None:
-        """Until the next report may be sent; a request to stop is seen within a few steps of the smallest model."""
-        for _ in range(max(1, round(self._interval / _LOOK))):
-            if self._wake.wait(min(self._interval, _LOOK)):
+        """Wait for the next report. The state is read more often, so that a job stops within a few steps."""
+        for _ in range(max(1, round(self._interval / _STATE_SECONDS))):
+            if self._wake.wait(min(self._interval, _STATE_SECONDS)):
                 return
-            if self._go_on:
-                # What this read cannot have, the next report tells of.
+            if self._continue:
+                # The next report handles these errors.
                 with suppress(Unavailable, NotFound):
-                    self._go_on = self._store.state(*self._job[:2]) is State.RUNNING
+                    self._continue = self._store.state(*self._job[:2]) is State.RUNNING
 
     def _send(self) -> None:
         with self._lock:
-            progress, self._progress = self._progress, None
-            metrics, self._metrics = self._metrics, []
-            events, self._events = self._events, []
-            logs, self._logs = self._logs, []
+            report, self._pending = self._pending, _Report()
         if self._stale:
             return
         try:
-            state = self._store.report(*self._job, progress=progress, metrics=metrics, events=events, logs=logs)
-            self._go_on = self._go_on and state is State.RUNNING
+            state = self._store.report(
+                *self._job, progress=report.progress, metrics=report.metrics, events=report.events, logs=report.logs
+            )
+            self._continue = self._continue and state is State.RUNNING
         except Unavailable as error:
-            log.warning("the job store takes nothing now, what there is to tell is kept: %s", error)
+            log.warning("Cannot report to the job store now; the report is buffered: %s", error)
             with self._lock:
-                self._progress = self._progress or progress
-                self._metrics = [*metrics, *self._metrics][-_KEPT_WHILE_AWAY:]
-                self._events = [*events, *self._events][-_KEPT_WHILE_AWAY:]
-                self._logs = [*logs, *self._logs][-_KEPT_WHILE_AWAY:]
+                self._pending = report.followed_by(self._pending)
         except (Conflict, NotFound) as error:
-            log.warning("this attempt is over: %s", error)
+            log.warning("This attempt has ended: %s", error)
             self._stale = True
-            self._go_on = False
+            self._continue = False
         except Exception:
-            # A thread that died of it could tell nothing more, and the attempt would be ended as lost.
-            log.exception("what there was to tell since the last report is lost")
+            # If this thread died, the coordinator would stop the silent worker.
+            log.exception("A report was lost")

@@ -1,4 +1,4 @@
-"""Folders for work under way, below a scratch folder that the processes of a machine may share."""
+"""Temporary working folders below a scratch folder that several processes of a machine share."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def work_folder(scratch: Path, name: str) -> Iterator[Path]:
-    """A new empty folder, gone afterwards. First those go that processes which were killed have left.
+    """Create an empty folder and delete it afterwards. Folders of killed processes are deleted first.
 
-    A lock on each folder says that its process lives; the system takes the lock away however the process ends.
+    A process holds a lock on its folder. The system releases the lock however the process ends.
     """
     root = scratch / "work"
     root.mkdir(parents=True, exist_ok=True)
     with ExitStack() as lock:
-        with _locked(root):  # or a folder that is made, but not locked yet, would look like one that was left
+        with _locked(root):  # Otherwise another process could delete the new folder before it is locked.
             _sweep(root)
             work = root / f"{name}-{uuid.uuid4().hex[:8]}"
             work.mkdir()
@@ -38,15 +38,15 @@ def _sweep(root: Path) -> None:
     for folder in root.iterdir():
         try:
             with _locked(folder, wait=False):
-                log.info("%s was left by a process that was killed, and is removed", folder)
+                log.info("Deleting %s, which a killed process left behind", folder)
                 shutil.rmtree(folder, ignore_errors=True)
         except (BlockingIOError, FileNotFoundError, PermissionError):
-            continue  # its process lives, has just removed it, or is another user's
+            continue  # Its process runs, has just deleted it, or belongs to another user.
 
 
 @contextmanager
 def _locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
-    """Raises BlockingIOError if another holds the lock and it is not to be waited for."""
+    """Lock a folder. Raises BlockingIOError if it is locked and `wait` is False."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)

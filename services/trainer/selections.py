@@ -1,12 +1,12 @@
-"""Asking the retriever for a job's selection."""
+"""Requests for a job's selection to the retriever."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Protocol
 
-from services.common.artifacts_of import folders_of
 from services.common.retriever_client import RetrieverClient, SelectionRequest
+from services.common.situation import folder_prefix
 from tlm_core.artifacts import ManifestRef
 from tlm_core.errors import TLMError
 from tlm_core.jobs.plan import Node
@@ -15,7 +15,7 @@ from tlm_core.jobs.spec import JobRecord
 
 @dataclass(frozen=True)
 class SelectionState:
-    """How far a selection is, in `unit`, `rate` of them a second: with `ref` it is ready, with `error` it failed."""
+    """The progress of a selection in `unit`, at `rate` per second. `ref` is its result, `error` its failure."""
 
     done: int = 0
     total: int = 0
@@ -26,44 +26,42 @@ class SelectionState:
 
 
 class Selections(Protocol):
-    """Makes the selection of a job when asked again and again. Raises Unavailable while it cannot.
+    """Computes the selections of jobs. Each call may raise Unavailable."""
 
-    stop: of whatever attempt of the job; answers whether it runs no more.
-    """
+    def request(self, job: JobRecord, node: Node, artifact: str, *, task: ManifestRef) -> SelectionState:
+        """Start the selection unless it runs, and return its state. Call it until the selection is ready."""
+        ...
 
-    def ask(self, job: JobRecord, node: Node, artifact: str, *, task: ManifestRef) -> SelectionState: ...
-
-    def stop(self, job: JobRecord, artifact: str) -> bool: ...
+    def stop(self, job: JobRecord, artifact: str) -> bool:
+        """Stop the selection of any attempt of the job. Returns whether it has stopped."""
+        ...
 
 
 class RetrieverSelections:
-    """Selections made by the retriever service."""
+    """Selections computed by the retriever service."""
 
     def __init__(self, client: RetrieverClient) -> None:
         self._client = client
 
-    def ask(self, job: JobRecord, node: Node, artifact: str, *, task: ManifestRef) -> SelectionState:
-        """Look first; ask for it when the retriever knows nothing of it (not asked yet, or restarted since).
-
-        A failure that may pass (an index that was away) is asked for again, and raised so that it is seen.
-        """
+    def request(self, job: JobRecord, node: Node, artifact: str, *, task: ManifestRef) -> SelectionState:
+        """See `Selections`. A retryable failure starts the selection again and is raised, so that it is reported."""
         run = self._client.get_selection(artifact)
         failure = run.failure
         if run.state == "unknown" or (run.state == "failed" and failure is not None and failure.retryable):
-            self._client.put_selection(artifact, self._request(job, node, artifact, task))
+            self._client.put_selection(artifact, self._body(job, node, artifact, task))
         if failure is not None and failure.retryable:
             raise failure
         if run.state == "failed":
-            return SelectionState(error=failure or TLMError("the retriever failed without saying why; see its log"))
+            return SelectionState(error=failure or TLMError("The retriever failed without a reason. Read its log."))
         ref = run.ref if run.state == "ready" else None
         return SelectionState(run.done, run.total, run.unit, run.rate, ref)
 
     def stop(self, job: JobRecord, artifact: str) -> bool:
-        """See `Selections`. Another job that waits for this very selection asks for it under its own name then."""
-        return self._client.stop_selection(artifact, folders_of(job, artifact))
+        """See `Selections`. Another job that waits for the same selection then requests it itself."""
+        return self._client.stop_selection(artifact, folder_prefix(job, artifact))
 
     @staticmethod
-    def _request(job: JobRecord, node: Node, artifact: str, task: ManifestRef) -> SelectionRequest:
+    def _body(job: JobRecord, node: Node, artifact: str, task: ManifestRef) -> SelectionRequest:
         resolved = job.resolved
         return SelectionRequest(
             tenant=job.tenant,
@@ -72,5 +70,5 @@ class RetrieverSelections:
             task=task,
             params=dict(node.params["selection"]),
             seed=node.params["seed"],
-            prefix=f"{folders_of(job, artifact)}{job.attempt}",
+            prefix=f"{folder_prefix(job, artifact)}{job.attempt}",
         )

@@ -1,4 +1,4 @@
-"""Settings of the trainer: the coordinator, and the workers it starts through Ray."""
+"""Settings of the coordinator and of the workers that it starts through Ray."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from services.common.settings import StoreSettings
 
 
 class TrainerSettings(StoreSettings):
-    """Read from TLM_TRAINER_*. The same variables are set where the coordinator and where Ray's workers run."""
+    """Read from TLM_TRAINER_*. Set the same variables for the coordinator and for Ray's workers."""
 
     model_config = SettingsConfigDict(env_prefix="TLM_TRAINER_")
 
     retriever_url: str = "http://127.0.0.1:8322"
     internal_token: SecretStr = SecretStr("")
     ray_url: str = "http://127.0.0.1:8265"
-    concurrency: int = 1  # jobs driven at once by one coordinator
+    concurrency: int = 1  # jobs that one coordinator drives at the same time
     lease_seconds: float = 30.0
     poll_seconds: float = 0.5
-    stall_seconds: float = 300.0  # a worker that has told nothing for so long is taken for dead
-    start_seconds: float = 30.0  # workers that have not started by then are said to wait for room
-    pause_seconds: float = 120.0  # a worker that has not stopped by then is stopped; its last checkpoint holds
+    stall_seconds: float = 300.0  # workers that do not report for this long are stopped
+    start_seconds: float = 30.0  # after this time, workers that have not started are reported
+    pause_seconds: float = 120.0  # after this time, the workers of a pausing job are stopped
     worker_cpus: float = 1.0
-    job_cpus: float | None = None  # where given, what a job's workers share in place of worker_cpus for each
+    job_cpus: float | None = None  # CPUs that the workers of a job share; replaces worker_cpus
     worker_gpus: float = 0.0
     python: str = sys.executable
 
     @property
     def heartbeat(self) -> Path:
-        """File whose time is that of the coordinator's last round, for a health probe to look at."""
+        """File that the coordinator touches in each round. A health probe reads its time."""
         return self.scratch / "heartbeat"
 
     def needs(self, workers: int) -> dict[str, float]:
-        """CPUs and GPUs of the program that is submitted: a single worker computes in it, of several it starts each."""
+        """Return the CPUs and GPUs of the submitted program. It needs none if it starts several workers."""
         return {"cpus": self.cpus_per_worker(workers), "gpus": self.worker_gpus} if workers == 1 else {}
 
     def cpus_per_worker(self, workers: int) -> float:
-        """CPUs that each of a job's workers asks the cluster for, and computes with."""
+        """Return the number of CPUs of each worker of a job."""
         return self.worker_cpus if self.job_cpus is None else self.job_cpus / workers

@@ -1,4 +1,4 @@
-"""What runs in each training worker: the stages of one group, one after another. Knows the services, not Ray."""
+"""The work of one training worker: the stages of one group, in order. This module does not know Ray."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from services.common.artifacts_of import artifact_id, folders_of, published, take_back
 from services.common.jobstore import JobStore
+from services.common.situation import Situation, folder_prefix
 from services.trainer.assignment import Assignment
 from services.trainer.checkpoints import JobCheckpoints
-from services.trainer.meeting import Share
+from services.trainer.process_group import Broadcast
 from services.trainer.reporter import JobReporter
 from services.trainer.scratch import work_folder
 from tlm_core.artifacts import ArtifactStore, ManifestRef
@@ -26,11 +26,11 @@ from tlm_core.training.stage import StageContext, StopRequested
 
 log = logging.getLogger(__name__)
 
-_Read = TypeVar("_Read")
+_Value = TypeVar("_Value")
 
 
-class SilentReporter:
-    """Of ranks that have nothing to tell; whether to stop they learn from rank 0, through the stage itself."""
+class NullReporter:
+    """The reporter of ranks above 0. They learn from rank 0, through the stage itself, that they must stop."""
 
     def progress(self, **_: Any) -> bool:
         return True
@@ -43,7 +43,7 @@ class SilentReporter:
 class GroupRunner:
     """Runs the stages of an assignment on this rank.
 
-    share: gives every rank the value that rank 0 passes (a broadcast that is a barrier too).
+    broadcast: returns the value of rank 0 on every rank, and waits until every rank has called it.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class GroupRunner:
         *,
         rank: int = 0,
         world_size: int = 1,
-        share: Share = lambda value: value,
+        broadcast: Broadcast = lambda value: value,
     ) -> None:
         self._store = store
         self._artifacts = artifacts
@@ -63,12 +63,13 @@ class GroupRunner:
         self._stages = stages
         self._rank = rank
         self._world_size = world_size
-        self._share = share
+        self._broadcast = broadcast
 
     def run(self, assignment: Assignment) -> None:
-        """All stages that are not published yet. Raises what ended it, after the job's log has it too.
+        """Run all stages whose artifacts are not published.
 
-        A stop (pause, cancel) is no fault: then it returns, with a checkpoint left where there was something to keep.
+        Returns early, after writing a checkpoint, if the job is paused or cancelled. Records any other error in the
+        job's log and raises it.
         """
         job = self._job(assignment)
         reporter = JobReporter(self._store, job.tenant, job.id, job.attempt) if self._rank == 0 else None
@@ -77,14 +78,14 @@ class GroupRunner:
         try:
             self._run_nodes(assignment, reporter)
         except StopRequested:
-            log.info("stopped as asked")
+            log.info("Stopped because the job was paused or cancelled")
         except TLMError as error:
-            self._tell(job, error)
+            self._report_error(job, error)
             raise
         except Exception as error:
             log.error("%s", traceback.format_exc())
-            # What we did not foresee may be the machine's fault: it is tried again on other workers.
-            self._tell(job, WorkerLost(f"{type(error).__name__}: {error}"))
+            # An unexpected error may come from the machine, so it is retryable on other workers.
+            self._report_error(job, WorkerLost(f"{type(error).__name__}: {error}"))
             raise
         finally:
             logging.getLogger().removeHandler(handler)
@@ -92,71 +93,77 @@ class GroupRunner:
                 reporter.close()
 
     def _job(self, assignment: Assignment) -> JobRecord:
-        """The job as it is now. Raises StaleAttempt when this attempt of it is over."""
+        """Return the current record of the job. Raises StaleAttempt if this attempt has ended."""
         job = self._store.get(assignment.tenant, assignment.job)
         if job.attempt != assignment.attempt:
-            raise StaleAttempt(f"attempt {assignment.attempt} of {job.id} is over; {job.attempt} is in force")
+            raise StaleAttempt(
+                f"Attempt {assignment.attempt} of job {job.id} has ended; attempt {job.attempt} is in force."
+            )
         return job
 
+    def _situation(self, assignment: Assignment) -> Situation:
+        """Read the situation on rank 0 and broadcast it."""
+        values = None
+        if self._rank == 0:
+            situation = Situation.read(self._store, self._job(assignment))
+            values = (situation.job, situation.done)
+        job, done = self._broadcast(values)
+        return Situation(job, plan_of(job), done)
+
     def _run_nodes(self, assignment: Assignment, reporter: JobReporter | None) -> None:
-        for name in [node.name for node in plan_of(self._job(assignment)).group(assignment.group)]:
-            job = self._job(assignment)  # anew: the node before may be one that no other job may take
-            plan = plan_of(job)
-            node = plan.node(name)
-            done: dict[str, ManifestRef] = self._share(published(self._store, job, plan))
-            if name in done:
+        first = self._situation(assignment)
+        situation: Situation | None = first
+        for name in [node.name for node in first.plan.group(assignment.group)]:
+            situation = situation or self._situation(assignment)
+            if name in situation.done:
                 continue
+            node = situation.plan.node(name)
             if reporter:
-                reporter.start_node(node, plan)
-            go_on = self._share(reporter.going_on if reporter else True)
-            if not go_on:
-                raise StopRequested("the job was asked to stop between two stages")
-            self._run_node(job, node, done, reporter)
+                reporter.start_node(node, situation.plan)
+            if not self._broadcast(reporter.should_continue if reporter else None):
+                raise StopRequested("The job was paused or cancelled between two stages.")
+            self._run_node(situation, node, reporter)
+            situation = None  # The stage has changed what is done, and may have changed the job and its plan.
 
-    def _run_node(
-        self, job: JobRecord, node: Node, done: Mapping[str, ManifestRef], reporter: JobReporter | None
-    ) -> None:
-        if dropped := self._dropped(job, node, done):
-            if self._rank == 0:
-                artifact = artifact_id(job, node, done)
-                self._store.publish(
-                    job.tenant, job.id, job.attempt, artifact=artifact, ref=dropped, node=node.name, stage=node.stage
-                )
-            self._share(None)
-            return
-        with work_folder(self._scratch, f"{job.id}-{job.attempt}-{node.name}-{self._rank}") as work:
-            self._compute(job, node, done, work, reporter or SilentReporter())
-        log.info("%s is done", node.name)
+    def _run_node(self, situation: Situation, node: Node, reporter: JobReporter | None) -> None:
+        dropped = None if node.gathers else self._dropped_input(situation, node)
+        if dropped is None:
+            job = situation.job
+            with work_folder(self._scratch, f"{job.id}-{job.attempt}-{node.name}-{self._rank}") as work:
+                self._compute(situation, node, work, reporter or NullReporter())
+            log.info("Finished %s", node.name)
+        elif self._rank == 0:
+            self._publish(situation, node, situation.artifact_id(node), dropped)
+        self._broadcast(None)
 
-    def _compute(
-        self,
-        job: JobRecord,
-        node: Node,
-        done: Mapping[str, ManifestRef],
-        work: Path,
-        report: JobReporter | SilentReporter,
-    ) -> None:
-        """Run the node's stage in the empty folder `work`, and publish what it made."""
-        artifact = artifact_id(job, node, done)
+    def _dropped_input(self, situation: Situation, node: Node) -> ManifestRef | None:
+        """Return an input that stands for dropped work. A node that does not gather is then dropped too."""
+        for source in node.inputs.values():
+            if DROPPED in self._read_input(situation, source, self._artifacts.manifest).meta:
+                return situation.done[source]
+        return None
+
+    def _compute(self, situation: Situation, node: Node, work: Path, reporter: JobReporter | NullReporter) -> None:
+        """Run the node's stage in the empty folder `work` and publish its output."""
+        job, artifact = situation.job, situation.artifact_id(node)
         out = work / "out"
         out.mkdir()
         checkpoints = JobCheckpoints(
-            self._store, self._artifacts, job, job.attempt, node.name, artifact, work, tell=report.event
+            self._store, self._artifacts, job, node.name, artifact, work, report_event=reporter.event
         )
-        report.event("stage.started", node=node.name, stage=node.stage)
+        reporter.event("stage.started", node=node.name, stage=node.stage)
+        localize = self._artifacts.localize
         context = StageContext(
-            inputs={
-                name: self._input(job, source, done, self._artifacts.localize) for name, source in node.inputs.items()
-            },
+            inputs={name: self._read_input(situation, source, localize) for name, source in node.inputs.items()},
             params=node.params,
             out=out,
-            report=report,
+            report=reporter,
             checkpoints=checkpoints,
             rank=self._rank,
             world_size=self._world_size,
             scratch=work,
         )
-        log.info("%s starts", node.name)
+        log.info("Started %s", node.name)
         stopped = False
         try:
             meta = self._stages[node.stage](context)
@@ -164,37 +171,40 @@ class GroupRunner:
             stopped = True
             raise
         finally:
-            checkpoints.close(needed=stopped)
-        if self._rank == 0 and self._publish(job, node, done, out, meta) != artifact:
+            checkpoints.close(required=stopped)
+        if self._rank == 0 and self._write(situation, node, out, meta) != artifact:
             checkpoints.drop()
-        self._share(None)
 
-    def _dropped(self, job: JobRecord, node: Node, done: Mapping[str, ManifestRef]) -> ManifestRef | None:
-        """The input that stands for work left out, if one does and the node cannot do without."""
-        for source in () if node.gathers else node.inputs.values():
-            if DROPPED in self._input(job, source, done, self._artifacts.manifest).meta:
-                return done[source]
-        return None
+    def _read_input(self, situation: Situation, source: str, read: Callable[[ManifestRef], _Value]) -> _Value:
+        """Apply `read` to the artifact of the node `source`.
 
-    def _input(
-        self, job: JobRecord, source: str, done: Mapping[str, ManifestRef], read: Callable[[ManifestRef], _Read]
-    ) -> _Read:
-        """What `read` gives of the node `source`. Where its files are lost or changed since they were looked at, it is
-        taken back, and StorageUnavailable raised: the next attempt makes it again."""
+        If its files were lost or damaged since the coordinator checked them, the artifact is invalidated and
+        StorageUnavailable raised. The next attempt computes it again.
+        """
         try:
-            return read(done[source])
+            return read(situation.done[source])
         except (NotFound, CorruptArtifact) as error:
-            raise take_back(self._store, job, plan_of(job).node(source), done, error) from error
+            raise situation.invalidate(self._store, situation.plan.node(source), error) from error
+
+    def _write(self, situation: Situation, node: Node, out: Path, meta: Mapping[str, Any]) -> str:
+        """Publish the content of `out` as the node's artifact. Returns the artifact id.
+
+        An artifact that depends on the available memory is excluded from the cache, and so gets another id.
+        """
+        job, cached = situation.job, SHRUNK not in meta
+        artifact = situation.artifact_id(replace(node, reusable=node.reusable and cached))
+        folder = f"{folder_prefix(job, artifact)}{job.attempt}"
+        ref = self._artifacts.write(folder, out, artifact=artifact, stage=node.stage, meta=meta)
+        if self._publish(situation, node, artifact, ref, cached=cached) != ref:
+            self._artifacts.delete(folder)
+        return artifact
 
     def _publish(
-        self, job: JobRecord, node: Node, done: Mapping[str, ManifestRef], out: Path, meta: Mapping[str, Any]
-    ) -> str:
-        """Make what is in `out` the node's artifact. Returns its id: the job's own, if it had to shrink for memory."""
-        shared = SHRUNK not in meta
-        artifact = artifact_id(job, replace(node, reusable=node.reusable and shared), done)
-        folder = f"{folders_of(job, artifact)}{job.attempt}"
-        ref = self._artifacts.write(folder, out, artifact=artifact, stage=node.stage, meta=meta)
-        in_force = self._store.publish(
+        self, situation: Situation, node: Node, artifact: str, ref: ManifestRef, *, cached: bool = True
+    ) -> ManifestRef:
+        """Publish an artifact and return the reference in force, which another job may have published first."""
+        job = situation.job
+        return self._store.publish(
             job.tenant,
             job.id,
             job.attempt,
@@ -202,29 +212,26 @@ class GroupRunner:
             ref=ref,
             node=node.name,
             stage=node.stage,
-            shared=shared,
+            cached=cached,
         )
-        if in_force != ref:
-            self._artifacts.delete(folder)
-        return artifact
 
-    def _tell(self, job: JobRecord, error: TLMError) -> None:
+    def _report_error(self, job: JobRecord, error: TLMError) -> None:
         try:
             self._store.report(job.tenant, job.id, job.attempt, events=[("attempt.error", error.as_dict())])
-        except TLMError as untold:
-            log.warning("the attempt's error could not be told: %s", untold)
+        except TLMError as failure:
+            log.warning("Cannot report the attempt's error: %s", failure)
 
 
 class _JobLog(logging.Handler):
-    """Copies this process's log lines to the job's log, where they outlive the worker."""
+    """Copies the log lines of this process to the job's log, so that they outlive the worker."""
 
     def __init__(self, reporter: JobReporter) -> None:
         super().__init__(level=logging.INFO)
         self._reporter = reporter
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Ours whole; of libraries only what is a warning."""
+        """Copy every line of this project, and the warnings of libraries."""
         return record.levelno >= logging.WARNING or record.name.startswith(("services.", "tlm_core."))
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._reporter.line(f"{record.levelname.lower()} {record.name}: {record.getMessage()}")
+        self._reporter.log_line(f"{record.levelname.lower()} {record.name}: {record.getMessage()}")

@@ -241,9 +241,9 @@ def tell(gateway: Gateway, job: JobRecord, share: float) -> None:
 
 
 def published_of(gateway: Gateway, job: JobRecord) -> dict[str, ManifestRef]:
-    from services.common.artifacts_of import published
+    from services.common.situation import Situation
 
-    return published(gateway.parts.jobs, job)
+    return Situation.read(gateway.parts.jobs, job).done
 
 
 def course(total: int, until: int, seed: int) -> list[dict[str, Any]]:

@@ -16,8 +16,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
-from services.common.artifacts_of import published
 from services.common.jobstore import JobStore
+from services.common.situation import Situation
 from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord
@@ -29,7 +29,7 @@ VOCABULARY = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "good": 4, "bad": 
 def publish(store: JobStore, artifacts: ArtifactStore, job: JobRecord, node_name: str, files: Path) -> ManifestRef:
     """Publish `files` as the artifact of a node whose inputs are done. The job must be running."""
     node = plan_of(job).node(node_name)
-    digests = {name: ref.digest for name, ref in published(store, job).items()}
+    digests = {name: ref.digest for name, ref in Situation.read(store, job).done.items()}
     artifact = node.artifact_id(digests, job.id)
     ref = artifacts.write(
         f"{job.tenant}/artifacts/{artifact}/{job.attempt}", files, artifact=artifact, stage=node.stage

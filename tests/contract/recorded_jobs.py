@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from services.common.artifacts_of import published
+from services.common.situation import Situation
 from tests.contract.gateway import Gateway
 from tlm_core.jobs.plan import Node, plan_of
 from tlm_core.jobs.spec import JobRecord
@@ -36,7 +36,7 @@ def record(
     store.report(T, job.id, job.attempt, events=[("workers.submitted", {"group": "main"})])
     refs = {}
     for node in plan.nodes:
-        already = published(store, job, plan)
+        already = Situation.read(store, job, plan).done
         if node.name in already:
             refs[node.name] = already[node.name]
             continue

@@ -166,7 +166,9 @@ def test_what_an_earlier_release_made_goes_with_the_last_job_that_shares_it(
     assert done(api, own) == []
     assert api.delete(f"/v1/jobs/{own}").status_code == 204
     assert not any((gateway.root / "storage/default/artifacts").rglob("manifest.json"))
-    assert not gateway.client.exists("tlm:{default}:artifacts") and not gateway.client.keys("tlm:{default}:made:*")
+    assert not gateway.client.exists("tlm:{default}:artifacts") and not gateway.client.keys(
+        "tlm:{default}:job-artifacts:*"
+    )
 
 
 def test_a_data_set_takes_its_jobs_with_it_if_that_is_asked_for(api: TestClient, gateway: Gateway) -> None:

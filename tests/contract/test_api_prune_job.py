@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from services.common.artifacts_of import published
+from services.common.situation import Situation
 from tests.contract.gateway import TRAIN, Gateway, add_dataset
 from tests.contract.made_results import complete
 from tlm_core.jobs.plan import plan_of
@@ -56,14 +56,14 @@ def test_the_model_of_a_job_that_ended_by_the_clock_is_the_one_that_is_pruned(
     told = prune(api, job.id, priority=2)
     assert told["status_code"] == 202, told
     pruning = gateway.parts.jobs.get(T, told["id"])
-    done = published(gateway.parts.jobs, pruning)
-    own = published(gateway.parts.jobs, job)
+    done = Situation.read(gateway.parts.jobs, pruning).done
+    own = Situation.read(gateway.parts.jobs, job).done
     assert {name: done[name] for name in MODEL | {"evaluate"}} == {name: own[name] for name in MODEL | {"evaluate"}}
     assert (pruning.spec.seeds, pruning.spec.set, pruning.spec.priority) == ((3, 4), CLOCKED["set"], 2)
     assert (pruning.resolved.recipe, pruning.resolved.corpus_version) == (job.resolved.recipe, "v1")
     assert "ticket.winning.l0.2.s3" in {node.name for node in plan_of(pruning).nodes}
     by_recipe = submit(api, **CLOCKED, kind="prune", prune={"levels": [0.2]})["id"]
-    assert "joint.s3" not in published(gateway.parts.jobs, gateway.parts.jobs.get(T, by_recipe))
+    assert "joint.s3" not in Situation.read(gateway.parts.jobs, gateway.parts.jobs.get(T, by_recipe)).done
 
 
 @pytest.mark.parametrize("how", [{**CLOCKED, "prune": {"levels": [0.3]}}, {"prune": {"levels": [0.3]}, "job": True}])
@@ -75,9 +75,9 @@ def test_of_a_prune_job_it_is_the_dense_model_that_is_pruned_at_other_levels(
     job = trained(api, gateway, kind="prune", **how)
     told = prune(api, job.id)
     assert told["status_code"] == 202, told
-    pruning, own = gateway.parts.jobs.get(T, told["id"]), published(gateway.parts.jobs, job)
+    pruning, own = gateway.parts.jobs.get(T, told["id"]), Situation.read(gateway.parts.jobs, job).done
     assert {name: one.ref for name, one in pruning.resolved.taken.items()} == {name: own[name] for name in MODEL}
-    assert published(gateway.parts.jobs, pruning)["evaluate"] == own["evaluate"]
+    assert Situation.read(gateway.parts.jobs, pruning).done["evaluate"] == own["evaluate"]
     names = {node.name for node in plan_of(pruning).nodes}
     assert "ticket.winning.l0.2.s3" in names and not any("l0.3" in name for name in names)
 
@@ -136,7 +136,7 @@ def test_a_request_sent_again_is_the_same_job_even_when_the_job_it_prunes_is_gon
     assert api.post("/v1/jobs", json=body, headers=headers).json()["id"] == first
     assert api.post("/v1/jobs", json={**body, "prune": {}, "dataset": "toy"}, headers=headers).status_code == 422
     pruning = gateway.parts.jobs.get(T, first)
-    for ref in published(gateway.parts.jobs, pruning).values():
+    for ref in Situation.read(gateway.parts.jobs, pruning).done.values():
         gateway.parts.artifacts.verify(ref)  # what a job shares stays when the other one goes
     assert pruning.state is State.QUEUED
 

@@ -111,7 +111,7 @@ def test_a_finished_job_keeps_its_result_when_the_cache_forgets(api: TestClient,
     ids = dict(store.events(T, job.id)[-1].data)
     result = {"artifacts": {name: {"artifact": "art", "ref": ref.model_dump()} for name, ref in done.items()}}
     store.finish(job, "a", result)
-    store.forget_artifact(T, ids["artifact"])
+    store.invalidate_artifact(T, ids["artifact"])
     assert api.get(f"/v1/jobs/{job.id}/model").status_code == 200
     assert all(stage["done"] for stage in api.get(f"/v1/jobs/{job.id}").json()["stages"])
 

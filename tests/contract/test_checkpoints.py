@@ -60,7 +60,7 @@ def training_of(store: JobStore, folder: Path, scratch: Path) -> Training:
     job = store.claim("a", 60)
     assert job is not None
     disk = FillingDisk(str(folder / "storage"), folder / "cache")
-    return Training(JobCheckpoints(store, disk, job, job.attempt, "joint.s0", "art_1", scratch), disk, folder)
+    return Training(JobCheckpoints(store, disk, job, "joint.s0", "art_1", scratch), disk, folder)
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def other(training: Training, redis_client: redis.Redis, tmp_path: Path) -> Trai
 
 def wait(training: Training) -> None:
     """Until the last save has been settled, as the next one or the end of the stage does."""
-    training.checkpoints._settle(bearable=True)
+    training.checkpoints._wait(required=False)
 
 
 @pytest.mark.parametrize("room", [0, 1, 2])
@@ -91,7 +91,7 @@ def test_one_checkpoint_that_finds_no_room_does_not_end_the_training(training: T
     assert latest is not None and (latest / "weights").read_text() == "weights 1"
     training.disk.room = 1_000
     training.save()
-    training.checkpoints.close(needed=True)
+    training.checkpoints.close(required=True)
     latest = training.checkpoints.latest()
     assert latest is not None and (latest / "weights").read_text() == "weights 3"
 
@@ -109,7 +109,7 @@ def test_what_failed_to_be_kept_at_the_end_spoils_no_stage_that_is_done(training
     training.disk.room = 0
     for _ in range(saves):
         training.save()
-    training.checkpoints.close(needed=False)
+    training.checkpoints.close(required=False)
     assert training.checkpoints.newest() is None
 
 
@@ -117,14 +117,14 @@ def test_a_checkpoint_that_a_stopped_job_is_to_go_on_from_must_be_kept(training:
     training.disk.room = 0
     training.save()
     with pytest.raises(StorageFull, match="no space left on the storage"):
-        training.checkpoints.close(needed=True)
+        training.checkpoints.close(required=True)
 
 
 def test_the_newest_two_are_kept(training: Training) -> None:
     for _ in range(4):
         training.save()
     assert training.checkpoints.newest() == 4, "the one under way counts once it is whole"
-    training.checkpoints.close(needed=True)
+    training.checkpoints.close(required=True)
     assert training.kept() == {"step-000000003", "step-000000004"}
 
 
@@ -187,7 +187,7 @@ def test_training_waits_for_no_checkpoint_but_the_one_before(training: Training)
     may_write.set()
     assert second.wait(10)
     waits.join()
-    training.checkpoints.close(needed=True)
+    training.checkpoints.close(required=True)
     assert training.kept() == {"step-000000001", "step-000000002"}
 
 
@@ -200,5 +200,5 @@ def test_no_room_for_the_files_before_they_are_moved_is_the_same_as_no_room_for_
     wait(training)
     assert not list(training.folder.glob("checkpoint-*")), "no half checkpoint takes room"
     training.save()
-    training.checkpoints.close(needed=True)
+    training.checkpoints.close(required=True)
     assert training.checkpoints.latest() is not None

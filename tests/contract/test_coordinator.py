@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from services.common.artifacts_of import published
+from services.common.situation import Situation
 from services.trainer.cluster import Status
 from services.trainer.selections import SelectionState
 from tests.contract.coordinator_world import World
@@ -33,7 +33,7 @@ def test_a_job_runs_through_all_its_stages_to_a_result(world: World) -> None:
     assert [n.name for n in plan.nodes] == [
         "validate", "select", "prepare", "joint.s0", "finetune.s0", "joint.s1", "finetune.s1", "evaluate", "export",
     ]  # fmt: skip
-    for ref in published(world.store, job).values():
+    for ref in Situation.read(world.store, job).done.values():
         world.artifacts.verify(ref)
 
 
@@ -63,7 +63,7 @@ def test_what_had_to_shrink_for_memory_is_the_jobs_own_and_taken_by_no_other(wor
     assert own is not None and others is not None
     assert own["artifacts"]["joint.s0"]["artifact"] != others["artifacts"]["joint.s0"]["artifact"]
     assert own["artifacts"]["prepare"] == others["artifacts"]["prepare"]
-    for ref in published(world.store, world.job(first)).values():
+    for ref in Situation.read(world.store, world.job(first)).done.values():
         world.artifacts.verify(ref)
     third = world.submit()
     coordinator.round()
@@ -91,13 +91,13 @@ def test_an_artifact_whose_files_are_gone_is_made_again(world: World) -> None:
     coordinator, first = world.coordinator(), world.submit()
     world.work(world.until_submitted(coordinator, first))
     coordinator.round()
-    refs = published(world.store, world.job(first))
+    refs = Situation.read(world.store, world.job(first)).done
     world.artifacts.delete(refs["joint.s0"].folder)
     second = world.submit()
     world.work(world.until_submitted(coordinator, second))
     coordinator.round()
     assert world.job(second).state is State.SUCCEEDED
-    for ref in published(world.store, world.job(second)).values():
+    for ref in Situation.read(world.store, world.job(second)).done.values():
         world.artifacts.verify(ref)
 
 

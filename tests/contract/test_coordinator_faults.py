@@ -13,8 +13,9 @@ from typing import Any, NoReturn
 import pytest
 import redis
 
-from services.common.artifacts_of import published
-from services.common.jobstore import JobStore, connect
+from services.common.jobstore import JobStore
+from services.common.redis_client import connect
+from services.common.situation import Situation
 from services.trainer.cluster import Status
 from services.trainer.selections import SelectionState
 from tests.contract.coordinator_world import AheadStore, T, World
@@ -69,7 +70,7 @@ def use_remote_storage(world: World) -> None:
 
 def damage_task(world: World, job_id: str, body: bytes | None = None) -> None:
     """Write other bytes, by default as many, into the file of the validated task."""
-    task = world.artifacts.path(published(world.store, world.job(job_id))["validate"].folder, "made.json")
+    task = world.artifacts.path(Situation.read(world.store, world.job(job_id)).done["validate"].folder, "made.json")
     size = world.artifacts.fs.size(task)
     world.artifacts.fs.pipe_file(task, b"x" * size if body is None else body)
 
@@ -131,7 +132,7 @@ def test_any_coordinator_goes_on_where_another_was_killed(world: World) -> None:
         if world.job(job_id).state is State.SUCCEEDED:
             break
         for submission, status in list(world.cluster.statuses.items()):
-            if status is Status.ALIVE:
+            if status is Status.RUNNING:
                 world.work(submission)
         time.sleep(0.25)
     assert world.job(job_id).state is State.SUCCEEDED
@@ -161,7 +162,7 @@ def test_a_zombie_can_finish_its_work_but_publishes_nothing(world: World) -> Non
     second = world.until_submitted(coordinator, job_id)
     with pytest.raises(StaleAttempt):
         run_group(world.store, world.artifacts, world.folder / "scratch", zombie, all_stages())
-    assert published(world.store, world.job(job_id)).keys() == {"validate", "select"}
+    assert Situation.read(world.store, world.job(job_id)).done.keys() == {"validate", "select"}
     world.work(second)
     coordinator.round()
     assert world.job(job_id).state is State.SUCCEEDED
@@ -182,7 +183,7 @@ def test_a_worker_overtaken_in_the_middle_of_a_stage_stops_and_publishes_nothing
             world.store, world.artifacts, world.folder / "scratch", world.cluster.assignment(first),
             all_stages(joint=counting_stage(5, overtaken)),
         )  # fmt: skip
-    assert "joint.s0" not in published(world.store, world.job(job_id))
+    assert "joint.s0" not in Situation.read(world.store, world.job(job_id)).done
 
 
 def test_a_broken_checkpoint_is_passed_over_for_the_one_before(world: World) -> None:
@@ -194,7 +195,7 @@ def test_a_broken_checkpoint_is_passed_over_for_the_one_before(world: World) -> 
 
     world.work(world.until_submitted(coordinator, job_id), joint=counting_stage(5, die_at_four))
     job = world.job(job_id)
-    done = {name: ref.digest for name, ref in published(world.store, job).items()}
+    done = {name: ref.digest for name, ref in Situation.read(world.store, job).done.items()}
     artifact = plan_of(job).node("joint.s0").artifact_id(done, job.id)
     newest = world.store.checkpoints(T, artifact)[-1]
     Path(world.artifacts.path(newest.ref.folder, "step")).write_text("9")
@@ -236,10 +237,10 @@ def test_a_full_redis_ends_neither_the_coordinator_nor_a_worker_that_it_silenced
     redis_client.config_set("maxmemory", 1)
     try:
         runner.start()
-        _wait_for(lambda: "waiting: Redis has no memory left" in caplog.text)
+        _wait_for(lambda: "Waiting for the job store: Redis has no memory left" in caplog.text)
         world.store.ahead = 310  # longer than a worker may be silent
         caplog.clear()
-        _wait_for(lambda: "waiting: Redis has no memory left" in caplog.text)
+        _wait_for(lambda: "Waiting for the job store: Redis has no memory left" in caplog.text)
     finally:
         redis_client.config_set("maxmemory", 0)
         time.sleep(0.2)

@@ -7,7 +7,7 @@ import time
 import pytest
 import redis
 
-from services.common.jobkeys import LEASES
+from services.common.redis_client import LEASES
 from services.trainer.cluster import Status
 from services.trainer.selections import SelectionState
 from tests.contract.coordinator_world import Busy, T, World
@@ -23,7 +23,7 @@ def test_a_worker_that_tells_nothing_is_stopped_and_replaced(world: World) -> No
     submission = world.until_submitted(coordinator, job_id)
     world.store.report(T, job_id, 1, logs=["a worker has begun"])
     world.rounds_until(coordinator, 290)
-    assert world.cluster.statuses[submission] is Status.ALIVE
+    assert world.cluster.statuses[submission] is Status.RUNNING
     world.rounds_until(coordinator, 301)
     assert world.cluster.statuses[submission] is Status.FAILED
     assert world.job(job_id).state is State.QUEUED
@@ -35,7 +35,7 @@ def test_a_worker_that_slept_with_its_machine_is_given_time_to_tell_something(wo
     world.store.report(T, job_id, 1, logs=["a worker has begun"])
     world.store.ahead = 600
     world.rounds_until(coordinator, 890)
-    assert world.cluster.statuses[submission] is Status.ALIVE
+    assert world.cluster.statuses[submission] is Status.RUNNING
     world.rounds_until(coordinator, 901)
     assert world.cluster.statuses[submission] is Status.FAILED
 
@@ -58,9 +58,9 @@ def test_a_worker_that_hangs_before_its_first_word_is_replaced(world: World) -> 
     submission = world.until_submitted(coordinator, job_id)
     world.cluster.statuses[submission] = Status.WAITING
     world.rounds_until(coordinator, 3600)
-    world.cluster.statuses[submission] = Status.ALIVE
+    world.cluster.statuses[submission] = Status.RUNNING
     world.rounds_until(coordinator, 3890)
-    assert world.cluster.statuses[submission] is Status.ALIVE, "it counts from when it was seen to run"
+    assert world.cluster.statuses[submission] is Status.RUNNING, "it counts from when it was seen to run"
     world.rounds_until(coordinator, 3901)
     assert world.cluster.statuses[submission] is Status.FAILED
     assert world.job(job_id).error is not None
@@ -70,7 +70,7 @@ def test_workers_that_wait_for_room_in_the_cluster_are_not_taken_for_dead(world:
     coordinator, job_id = world.coordinator(), world.submit(workers=2)
     submission = world.until_submitted(coordinator, job_id)
     world.rounds_until(coordinator, 3600)
-    assert world.cluster.statuses[submission] is Status.ALIVE
+    assert world.cluster.statuses[submission] is Status.RUNNING
     world.work(submission)
     coordinator.round()
     assert (world.job(job_id).state, world.job(job_id).attempt) == (State.SUCCEEDED, 1)
@@ -103,7 +103,7 @@ def test_several_workers_without_room_say_so_and_are_not_taken_for_dead(world: W
     world.rounds_until(coordinator, 31)
     assert len(waits(world, job_id)) == (not begun)
     world.rounds_until(coordinator, 3600)
-    assert world.cluster.statuses[submission] is (Status.FAILED if begun else Status.ALIVE)
+    assert world.cluster.statuses[submission] is (Status.FAILED if begun else Status.RUNNING)
 
 
 def test_a_worker_is_taken_for_dead_though_its_job_has_waited_for_the_cluster(world: World) -> None:

@@ -71,9 +71,9 @@ def test_how_a_selection_was_made_is_told_in_words_and_figures(filled: tuple[Gat
 
 
 def made_task(gateway: Gateway, job: str) -> Any:
-    from services.common.artifacts_of import published
+    from services.common.situation import Situation
 
-    return published(gateway.parts.jobs, gateway.parts.jobs.get(T, job))["validate"]
+    return Situation.read(gateway.parts.jobs, gateway.parts.jobs.get(T, job)).done["validate"]
 
 
 def test_the_model_classifies_what_is_typed(filled: tuple[Gateway, Made]) -> None:

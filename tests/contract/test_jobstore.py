@@ -39,7 +39,7 @@ def test_a_full_redis_says_what_to_do_and_lets_jobs_be_deleted(store: JobStore, 
     job = bring_to(store, State.CANCELLED)
     redis_client.config_set("maxmemory", 1)
     try:
-        with pytest.raises(StoreFull, match="raise its maxmemory or delete old jobs"):
+        with pytest.raises(StoreFull, match="Raise its maxmemory or delete old jobs"):
             submit(store)
         store.delete(job, Removal(T, job.id))
     finally:
@@ -50,12 +50,12 @@ def test_a_full_redis_says_what_to_do_and_lets_jobs_be_deleted(store: JobStore, 
 
 def test_a_store_knows_of_files_once_there_was_a_data_set_or_a_job(store: JobStore, redis_client: redis.Redis) -> None:
     redis_client.set("tlm:{other}:webhooks", "no file")
-    assert store.knows_no_files()
+    assert store.is_empty()
     redis_client.zadd("tlm:{other}:datasets", {"ds_1": 0})
-    assert not store.knows_no_files()
+    assert not store.is_empty()
     redis_client.delete("tlm:{other}:datasets")
     submit(store)
-    assert not store.knows_no_files()
+    assert not store.is_empty()
 
 
 def test_a_full_redis_gives_out_no_job_and_loses_none(store: JobStore, redis_client: redis.Redis) -> None:
@@ -221,9 +221,9 @@ def test_an_artifact_that_was_made_again_meanwhile_is_not_taken_back(store: JobS
     job = bring_to(store, State.RUNNING)
     old, new = (ManifestRef(folder=f"default/artifacts/art_1/{n}", digest=str(n) * 64) for n in (1, 2))
     store.publish(T, job.id, job.attempt, artifact="art_1", ref=new, node="prepare", stage="prepare")
-    store.forget_artifact(T, "art_1", old)
+    store.invalidate_artifact(T, "art_1", old)
     assert store.artifact(T, "art_1") == new
-    store.forget_artifact(T, "art_1", new)
+    store.invalidate_artifact(T, "art_1", new)
     assert store.artifact(T, "art_1") is None
 
 
@@ -238,7 +238,7 @@ def test_checkpoints_come_back_in_order_and_can_be_dropped(store: JobStore) -> N
         store.publish_checkpoint(T, "art", checkpoint)
     store.drop_checkpoint(T, "art", made[0])
     assert store.checkpoints(T, "art") == made[1:]
-    assert store.made(T, job.id) == {"art"}, "so that the rest of them can be deleted with the job"
+    assert store.artifacts_of(T, job.id) == {"art"}, "so that the rest of them can be deleted with the job"
 
 
 def test_a_report_answers_with_the_state_so_that_a_worker_learns_to_stop(store: JobStore) -> None:
@@ -271,10 +271,10 @@ def test_the_same_key_gives_the_same_job_and_another_body_is_refused(store: JobS
     assert sum(new for _, new in results) == 1
     with pytest.raises(IdempotencyMismatch):
         store.submit(T, make_spec(scale="small"), make_resolved(), idempotency_key="k")
-    assert store.replayed(T, make_spec(), "k") == results[0][0]
-    assert store.replayed(T, make_spec(), "unused") is None
+    assert store.submitted_with(T, make_spec(), "k") == results[0][0]
+    assert store.submitted_with(T, make_spec(), "unused") is None
     with pytest.raises(IdempotencyMismatch):
-        store.replayed(T, make_spec(scale="small"), "k")
+        store.submitted_with(T, make_spec(scale="small"), "k")
     assert store.submit("other", make_spec(), make_resolved(), idempotency_key="k")[1], "keys belong to a tenant"
 
 

@@ -43,9 +43,9 @@ def cancelled(reporter: JobReporter, redis_client: redis.Redis) -> bool:
     ((job,), _) = store.list_jobs(T)
     store.cancel(T, job.id)
     deadline = time.monotonic() + 5
-    while reporter.going_on and time.monotonic() < deadline:
+    while reporter.should_continue and time.monotonic() < deadline:
         time.sleep(0.01)
-    return not reporter.going_on
+    return not reporter.should_continue
 
 
 def test_what_was_told_while_redis_was_full_is_kept_and_a_cancel_still_reaches_the_worker(
@@ -56,7 +56,7 @@ def test_what_was_told_while_redis_was_full_is_kept_and_a_cancel_still_reaches_t
         for step in (1, 2):
             reporter.metrics(step=step)
             deadline = time.monotonic() + 5
-            while caplog.text.count("takes nothing now") < step and time.monotonic() < deadline:
+            while caplog.text.count("Cannot report to the job store now") < step and time.monotonic() < deadline:
                 time.sleep(0.01)
     finally:
         redis_client.config_set("maxmemory", 0)
@@ -70,7 +70,7 @@ def test_what_cannot_be_told_silences_no_worker(
 ) -> None:
     reporter.metrics(step=1, loss=float("nan"))  # no JSON
     deadline = time.monotonic() + 5
-    while "is lost" not in caplog.text and time.monotonic() < deadline:
+    while "A report was lost" not in caplog.text and time.monotonic() < deadline:
         time.sleep(0.01)
     reporter.metrics(step=2)
     assert cancelled(reporter, redis_client)

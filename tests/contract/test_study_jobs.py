@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import redis
 
-from services.common.artifacts_of import published
+from services.common.situation import Situation
 from services.trainer.cluster import Status
 from services.trainer.coordinator import Coordinator
 from services.trainer.local import run_local
@@ -81,11 +81,11 @@ def test_what_hangs_on_a_subset_that_lost_a_class_is_left_out_and_the_rest_goes_
     world.work(world.drive(job_id).submissions["main"])
     job = world.drive(job_id)
     assert job.state is State.SUCCEEDED
-    metas = {name: world.artifacts.manifest(ref).meta for name, ref in published(world.store, job).items()}
+    metas = {name: world.artifacts.manifest(ref).meta for name, ref in Situation.read(world.store, job).done.items()}
     left_out = {name for name, meta in metas.items() if DROPPED in meta}
     assert left_out == {node.name for node in plan_of(job).nodes if ".n2." in node.name}
     assert "with 2 texts no text of" in metas["evaluate.bilstm.n2.s0"][DROPPED]
-    assert world.selections.asked == 2, "the retriever is asked for the other size alone, until it is ready"
+    assert world.selections.requests == 2, "the retriever is asked for the other size alone, until it is ready"
     assert metas["curve"] == {"inputs": len(plan_of(job).final.inputs)}
 
 
@@ -93,7 +93,7 @@ def test_workers_wait_until_every_selection_is_there(world: World) -> None:
     job_id = world.submit(kind="learning_curve", learning_curve=CURVE | {"sizes": [15, 30]})
     for _ in range(30):
         job = world.drive(job_id, rounds=1)
-        done = published(world.store, job)
+        done = Situation.read(world.store, job).done
         assert ("main" in job.submissions) <= ({"select.n15.s0", "select.n30.s0"} <= done.keys())
     assert "main" in job.submissions
 
@@ -114,7 +114,7 @@ def test_sizes_that_cannot_be_had_fail_the_job_before_any_training(
 def test_a_task_that_a_stage_of_the_coordinator_finds_damaged_is_made_again(world: World) -> None:
     world.use_storage(ArtifactStore(f"memory://{world.folder.name}", world.folder / "cache"))
     job_id = world.submit(kind="learning_curve", learning_curve=CURVE)
-    while "validate" not in (done := published(world.store, world.store.get(T, job_id))):
+    while "validate" not in (done := Situation.read(world.store, world.store.get(T, job_id)).done):
         world.coordinator.round()
     path = world.artifacts.path(done["validate"].folder, "train.parquet")
     world.artifacts.fs.pipe_file(path, b"x" * world.artifacts.fs.size(path))
@@ -122,7 +122,7 @@ def test_a_task_that_a_stage_of_the_coordinator_finds_damaged_is_made_again(worl
     assert (job.state, job.failures, job.error and job.error["code"]) == (State.QUEUED, 1, "storage_unavailable")
     time.sleep(1.1)
     world.drive(job_id)
-    assert "sizes" in published(world.store, world.store.get(T, job_id))
+    assert "sizes" in Situation.read(world.store, world.store.get(T, job_id)).done
 
 
 def test_a_second_pruning_with_another_level_makes_only_the_new_tickets(world: World) -> None:
@@ -134,7 +134,7 @@ def test_a_second_pruning_with_another_level_makes_only_the_new_tickets(world: W
     second = world.store.submit(T, spec, resolved)[0].id
     world.coordinator.round()
     job = world.store.get(T, second)
-    missing = {node.name for node in plan_of(job).nodes} - published(world.store, job).keys()
+    missing = {node.name for node in plan_of(job).nodes} - Situation.read(world.store, job).done.keys()
     assert missing == {f"ticket.{which}.l0.5.s0" for which in ("winning", "random", "losing")} | {"phases"}
 
 
@@ -145,8 +145,8 @@ def test_a_check_that_is_lost_when_the_report_is_there_is_made_again(world: Worl
     job_id = world.store.submit(T, spec, resolved)[0].id
     world.work(world.drive(job_id).submissions["main"])
     job = world.store.get(T, job_id)
-    done = {name: ref.digest for name, ref in published(world.store, job).items()}
-    world.store.forget_artifact(T, plan_of(job).node("tickets_fit").artifact_id(done, job_id))
+    done = {name: ref.digest for name, ref in Situation.read(world.store, job).done.items()}
+    world.store.invalidate_artifact(T, plan_of(job).node("tickets_fit").artifact_id(done, job_id))
     assert world.drive(job_id, rounds=1).state is State.QUEUED
     time.sleep(1.1)
     world.work(world.drive(job_id).submissions["main"])
@@ -170,13 +170,13 @@ def pruning_of(world: World) -> str:
 
 def test_what_the_job_that_is_pruned_has_left_stands_for_the_stages_and_is_not_made_again(world: World) -> None:
     job_id = pruning_of(world)
-    selections = world.selections.asked
+    selections = world.selections.requests
     world.work(world.drive(job_id).submissions["main"])
     job = world.drive(job_id)
     assert job.state is State.SUCCEEDED and job.result is not None
     ran = {e.data["node"] for e in world.store.events(T, job_id) if e.type == "artifact.published"}
     assert ran == {"importance.s0", "phases"} | {f"ticket.{which}.l0.3.s0" for which in ("winning", "random", "losing")}
-    assert world.selections.asked == selections
+    assert world.selections.requests == selections
     for name, taken in job.resolved.taken.items():
         assert job.result["artifacts"][name] == taken.model_dump()
 
@@ -188,7 +188,7 @@ def test_a_model_that_is_lost_is_not_trained_anew_to_be_pruned(world: World) -> 
     commands = len(world.cluster.commands)
     job = world.drive(job_id)
     assert job.state is State.FAILED and job.error is not None
-    assert "has left of 'joint.s0' is lost" in job.error["message"] and len(world.cluster.commands) == commands
+    assert "artifact of 'joint.s0' from job" in job.error["message"] and len(world.cluster.commands) == commands
 
 
 def test_a_group_that_waits_for_room_is_not_taken_for_dead_by_what_another_told(world: World) -> None:
@@ -242,7 +242,7 @@ def test_a_job_cancelled_right_after_its_groups_started_is_over_only_when_all_ar
     world.drive(job_id, rounds=1)
     world.store.cancel(T, job_id)
     assert world.drive(job_id, rounds=2).state is State.CANCELLED
-    assert Status.ALIVE not in world.cluster.statuses.values()
+    assert Status.RUNNING not in world.cluster.statuses.values()
 
 
 def test_data_sets_that_share_are_each_validated_and_merged(world: World) -> None:
@@ -251,7 +251,7 @@ def test_data_sets_that_share_are_each_validated_and_merged(world: World) -> Non
     world.work(world.drive(job_id).submissions["main"])
     job = world.drive(job_id)
     assert job.state is State.SUCCEEDED
-    merged = world.artifacts.localize(published(world.store, job)["merge"])
+    merged = world.artifacts.localize(Situation.read(world.store, job).done["merge"])
     assert json.loads((merged / "task.json").read_text())["labels"] == [
         "toy: a", "toy: b", "toy: c", "second: x", "second: y",
     ]  # fmt: skip

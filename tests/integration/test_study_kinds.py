@@ -80,7 +80,7 @@ class Service:
 
     def _work(self) -> None:
         for submission, status in list(self.cluster.statuses.items()):
-            if status is Status.ALIVE:
+            if status is Status.RUNNING:
                 assignment = self.cluster.assignment(submission)
                 run_group(self.store, self.artifacts, self.root / "worker", assignment, STAGES)
                 self.cluster.statuses[submission] = Status.ENDED

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from services.trainer.meeting import Door, JoiningTorch, join
+from services.trainer.process_group import DistributedStages, Rendezvous, join
 from tests.redis_server import free_port
 from tests.support import wait_for
 from tests.unit.training.made import made_prepared, tiny
@@ -149,16 +149,16 @@ def test_what_one_worker_s_memory_holds_and_one_clock_are_all_workers_(tmp_path:
 
 def meet_late(rank: int, size: int, _port: int, folder: Path) -> None:
     """The first worker computes a stage alone for longer than torch would have the others wait."""
-    told = folder / "door"
+    told = folder / "rendezvous"
     if rank == 0:
-        door = Door("127.0.0.1", b"secret", size - 1)
-        told.with_suffix(".new").write_text(str(door.address[1]))
+        rendezvous = Rendezvous("127.0.0.1", b"secret", size - 1)
+        told.with_suffix(".new").write_text(str(rendezvous.address[1]))
         told.with_suffix(".new").rename(told)
-        share = door.open()
+        share = rendezvous.wait()
     else:
         wait_for(told.exists, 60)
         share = join(("127.0.0.1", int(told.read_text())), b"secret")
-    stages = JoiningTorch({"prepare": len, "joint": len, "export": len}, share, "127.0.0.1", rank, size)  # type: ignore[dict-item]
+    stages = DistributedStages({"prepare": len, "joint": len, "export": len}, share, "127.0.0.1", rank, size)  # type: ignore[dict-item]
     assert stages["prepare"] is len
     assert not torch.distributed.is_initialized(), "preparing needs no torch"
     assert stages["joint"] is len
@@ -170,7 +170,7 @@ def meet_late(rank: int, size: int, _port: int, folder: Path) -> None:
         time.sleep(1.5)
     assert share("done" if rank == 0 else None) == "done"
     assert stages["export"] is len, "they meet once"
-    stages.part()
+    stages.close()
     assert not torch.distributed.is_initialized()
 
 

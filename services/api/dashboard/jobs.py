@@ -143,7 +143,7 @@ def _retry(parts: Parts, job: JobRecord, key: str) -> str:
         raise IllegalTransition(f"{job.id} is {job.state}; only what failed or was cancelled can be tried again")
     origin = Origin(job=job.id, how="retry")
     asked = f"dashboard {key}" if key else None
-    again = parts.jobs.replayed(job.tenant, job.spec, asked, origin) if asked else None
+    again = parts.jobs.submitted_with(job.tenant, job.spec, asked, origin) if asked else None
     if again is None:
         needs = dataset_keys(job.tenant, (one.id for one in job.resolved.data))
         again, _ = parts.jobs.submit(

@@ -44,7 +44,7 @@ def submit(request: Request, parts: PartsDep, tenant: SignedIn, asked: Annotated
     try:
         spec = asked.spec()
         key = f"dashboard {asked.key}" if asked.key else None
-        job = parts.jobs.replayed(tenant, spec, key) if key else None
+        job = parts.jobs.submitted_with(tenant, spec, key) if key else None
         if job is None:
             spec, resolved = resolve_job(parts, tenant, spec)
             needs = dataset_keys(tenant, (one.id for one in resolved.data))

@@ -20,8 +20,8 @@ from services.api.results import refs_of
 from services.api.series import series_of
 from services.api.submit import changed, resolve_job
 from services.api.views import dry_run_view, job_summary, job_view
-from services.common.artifacts_of import published
 from services.common.catalog import dataset_keys
+from services.common.situation import Situation
 from tlm_core.errors import IllegalTransition, InvalidRequest
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import Event, JobRecord, JobSpec, Origin, Resolved
@@ -280,7 +280,7 @@ def _made(
 
     meant: what the request means now, which is asked for a new job only: data that an earlier one used may be gone.
     """
-    job = parts.jobs.replayed(tenant, spec, key, origin) if key else None
+    job = parts.jobs.submitted_with(tenant, spec, key, origin) if key else None
     new = False
     if job is None:
         spec, resolved = meant()
@@ -309,7 +309,7 @@ def _dry_run(parts: Parts, tenant: str, spec: JobSpec) -> DryRun:
     job = proposed(tenant, spec, resolved)
     plan = plan_of(job)
     found = parts.estimator.estimate(tenant, spec, resolved)
-    return dry_run_view(job, plan, published(parts.jobs, job, plan), found)
+    return dry_run_view(job, plan, Situation.read(parts.jobs, job, plan).done, found)
 
 
 def _stream_id(last_event_id: str | None) -> str | None:

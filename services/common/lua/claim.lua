@@ -1,9 +1,9 @@
--- Gives a coordinator one job: first one whose lease ran out (attempt kept), else of those that are due in the queue
--- the oldest of the highest priority.
--- KEYS: queue (of priority 0; others have the priority behind it), leases, feed
--- ARGV: owner, lease (s), prefix of all keys, highest priority (the lowest is its negative), entries kept in the feed,
---       '1' if only a job that is pausing or cancelling is wanted, else ''
--- Answers the member 'tenant/job id', or nil when there is nothing to do.
+-- Assigns one job to a coordinator: a job whose lease has expired (same attempt), else the oldest due job of the
+-- highest priority in the queue (next attempt).
+-- KEYS: queue (of priority 0; the keys of other priorities end in the priority), leases, feed
+-- ARGV: owner, lease (s), prefix of all keys, highest priority (the lowest is its negative), maximum length of the feed,
+--       '1' to claim only a pausing or cancelling job, else ''
+-- Returns the member 'tenant/job id', or nil if there is nothing to do.
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
 local stamp = string.format('%.6f', now)
@@ -37,7 +37,7 @@ for priority = tonumber(ARGV[4]), -tonumber(ARGV[4]), -1 do
   local due = redis.call('ZRANGEBYSCORE', queue, '-inf', stamp, 'LIMIT', 0, 1)
   if due[1] then
     local job, events, state, id = keys_of(due[1])
-    -- First a write that a Redis without memory refuses: it takes removals, and what stands would not be undone.
+    -- A full Redis rejects this write. It must come before the removals, which a full Redis accepts and never undoes.
     redis.call('HINCRBY', job, 'attempt', 1)
     redis.call('ZREM', queue, due[1])
     redis.call('HDEL', job, 'submissions')

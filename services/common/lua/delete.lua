@@ -1,7 +1,7 @@
--- Forgets a job that is over, with its log, and notes what is to be removed after it; all or nothing.
--- KEYS: job hash, events, metrics, logs, artifacts it has made, removals, then the indexes it belongs to
--- ARGV: job id, states that are over (JSON {state: true}), member, what is to be removed (JSON)
--- Answers {'ok', its state}, {'missing'} or {'state', current}.
+-- Deletes a finished job with its log, and records what remains to be deleted; all or nothing.
+-- KEYS: job hash, events, metrics, logs, artifacts of the job, removals, then the indexes of the job
+-- ARGV: job id, final states (JSON {state: true}), member, what remains to be deleted (JSON)
+-- Returns {'ok', its state}, {'missing'} or {'state', current}.
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state then return {'missing'} end
 if not cjson.decode(ARGV[2])[state] then return {'state', state} end

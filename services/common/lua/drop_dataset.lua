@@ -1,8 +1,8 @@
--- Forgets a data set that no job needs any more, and notes what is to be removed after it. A job is accepted only while
--- the record is there, so none slips in.
--- KEYS: record, ids of all data sets, ids of its name, jobs on it, removals
--- ARGV: data set id, states that are over (JSON {state: true}), prefix of job hashes, member, what is to be removed (JSON)
--- Answers {'ok'}, or {'busy', job, its state}.
+-- Deletes the record of a dataset that no unfinished job needs, and records what remains to be deleted. A job is
+-- accepted only while the record exists, so no job can start to need the dataset during this step.
+-- KEYS: record, ids of all datasets, ids of its name, jobs on it, removals
+-- ARGV: dataset id, final states (JSON {state: true}), prefix of job hashes, member, what remains to be deleted (JSON)
+-- Returns {'ok'}, or {'busy', job, its state}.
 for _, job in ipairs(redis.call('ZRANGE', KEYS[4], 0, -1)) do
   local state = redis.call('HGET', ARGV[3] .. job, 'state')
   if state and not cjson.decode(ARGV[2])[state] then return {'busy', job, state} end

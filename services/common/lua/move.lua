@@ -1,8 +1,8 @@
--- One verb of a job: guard by state, owner and attempt, change of the record, its events, the indexes; all or nothing.
+-- Applies one verb to a job: checks state, owner, and attempt, then changes record, events, and indexes; all or nothing.
 -- KEYS: job hash, events stream, queue, leases, state index prefix, feed
 -- ARGV: job id, member, allowed moves (JSON {from: to}), owner ('' = any), attempt ('' = any),
---       changes (JSON {field: string}), event type, event data (JSON), delay in the queue (s), entries kept in the feed
--- Answers {'ok', new state} or {'missing'} / {'state', current} / {'stale', current attempt, current owner}.
+--       changes (JSON {field: string}), event type, event data (JSON), delay in the queue (s), maximum length of the feed
+-- Returns {'ok', new state} or {'missing'} / {'state', current} / {'stale', current attempt, current owner}.
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state then return {'missing'} end
 if ARGV[5] ~= '' and redis.call('HGET', KEYS[1], 'attempt') ~= ARGV[5] then
@@ -49,7 +49,7 @@ local function record(type, data)
   redis.call('XADD', KEYS[6], 'MAXLEN', '~', ARGV[10], '*', 'job', ARGV[2], 'seq', seq, 'type', type)
 end
 record(ARGV[7], ARGV[8])
--- A job that nobody runs is paused or cancelled as soon as that is asked: whoever waits for the end of it hears both.
+-- A job that does not run is paused or cancelled at once. Its readers still get both events.
 local done = 'job.' .. target
 if (target == 'paused' or target == 'cancelled') and ARGV[7] ~= done then record(done, '{}') end
 return {'ok', target}

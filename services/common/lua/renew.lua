@@ -1,5 +1,5 @@
--- Extends the lease of a job that the owner still holds.
--- KEYS: job hash, leases. ARGV: owner, lease (s), member. Answers 1, or 0 when the lease is another's or over.
+-- Extends the lease of a job that the owner holds.
+-- KEYS: job hash, leases. ARGV: owner, lease (s), member. Returns 1, or 0 if the owner does not hold the job.
 if redis.call('HGET', KEYS[1], 'owner') ~= ARGV[1] then return 0 end
 local time = redis.call('TIME')
 local lease = string.format('%.6f', tonumber(time[1]) + tonumber(time[2]) / 1e6 + tonumber(ARGV[2]))

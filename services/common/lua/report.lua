@@ -1,11 +1,11 @@
--- What a worker or its coordinator tells of an attempt: progress, metric points, events, log lines, published artifacts.
+-- Records a report on an attempt by a worker or coordinator: progress, metric points, events, log lines, artifacts.
 -- KEYS: job hash, events stream, metrics stream, logs stream, artifacts hash, checkpoints of the artifact (or ''),
---       artifacts that the job has made
+--       artifacts of the job
 -- ARGV: attempt, active states (JSON {state: true}), progress (JSON or ''), metrics (JSON list of JSON texts),
 --       events (JSON list of [type, JSON text]), log lines (JSON list), artifact id ('' = none), what to publish (JSON text),
---       lines and points kept at most, submissions by group (JSON or ''; null takes one back, other groups' stay),
---       node whose artifact no other job may take ('' = none)
--- Answers {'ok', state}, {'missing'}, {'state', state} or {'stale', attempt}. An artifact that is published stays as it is.
+--       maximum number of lines and points, submissions by group (JSON or ''; null deletes one, other groups stay),
+--       node to exclude from the cache ('' = none)
+-- Returns {'ok', state}, {'missing'}, {'state', state} or {'stale', attempt}. A published artifact never changes.
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state then return {'missing'} end
 local attempt = redis.call('HGET', KEYS[1], 'attempt')

@@ -1,13 +1,13 @@
 -- Creates a job, once per idempotency key.
--- KEYS: job hash, events stream, idempotency key ('' if none), queue, feed, then the indexes it belongs to
+-- KEYS: job hash, events stream, idempotency key ('' if none), queue, feed, then the indexes of the job
 -- ARGV: job id, member, record fields (JSON object), event data (JSON), body digest, time to live of the key (s),
---       priority, prefix of job hashes, entries kept in the feed, keys that must be there (JSON list)
--- Answers {'created', id}, {'same', id of the earlier job}, {'mismatch', id of the earlier job} or {'gone', key}.
+--       priority, prefix of job hashes, maximum length of the feed, keys that must exist (JSON list)
+-- Returns {'created', id}, {'same', id of the earlier job}, {'mismatch', id of the earlier job} or {'gone', key}.
 if KEYS[3] ~= '' then
   local earlier = redis.call('GET', KEYS[3])
   if earlier then
     local seen = cjson.decode(earlier)
-    -- A key whose job was deleted since is free again.
+    -- The key of a deleted job is free again.
     if redis.call('EXISTS', ARGV[8] .. seen.id) == 1 then
       if seen.digest == ARGV[5] then return {'same', seen.id} end
       return {'mismatch', seen.id}

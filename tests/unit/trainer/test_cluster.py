@@ -58,7 +58,7 @@ def test_a_submission_is_made_once_and_then_adopted() -> None:
     assert ray.status("s") is Status.WAITING
     server.jobs["s"] = "RUNNING"
     ray.submit("s", ["python"])
-    assert ray.status("s") is Status.ALIVE
+    assert ray.status("s") is Status.RUNNING
     ray.stop("s")
     assert ray.status("s") is Status.FAILED
     assert ray.message("s") == "why\none\ntwo"
@@ -107,7 +107,7 @@ def test_every_status_that_ray_knows_is_mapped() -> None:
     ray = cluster(server)
     for status in JobStatus:
         server.jobs["s"] = status.value
-        assert (ray.status("s") in (Status.WAITING, Status.ALIVE)) == (not status.is_terminal())
+        assert (ray.status("s") in (Status.WAITING, Status.RUNNING)) == (not status.is_terminal())
 
 
 def test_every_transport_error_is_translated() -> None:
@@ -129,8 +129,8 @@ def test_every_transport_error_is_translated() -> None:
         (always(401, text="no"), "RAY_AUTH_TOKEN"),
         (always(403, text="no"), "RAY_AUTH_TOKEN"),
         (always(500, text="Traceback\nboom"), "boom"),
-        (always(200, text="<html>"), "not understood"),
-        (always(200, {"nothing": 1}), "not understood"),
+        (always(200, text="<html>"), "not JSON"),
+        (always(200, {"nothing": 1}), "unknown status"),
     ],
 )
 def test_an_answer_that_is_none_says_so(handler: Handler, says: str) -> None:

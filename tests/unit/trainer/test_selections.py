@@ -38,7 +38,7 @@ def asked(run: dict[str, Any], **over: Any) -> tuple[SelectionState, list[Any]]:
 
     job = made_job(**over)
     client = RetrieverClient(httpx.Client(transport=httpx.MockTransport(answer), base_url="http://retriever"))
-    state = RetrieverSelections(client).ask(job, plan_of(job).node("select"), "art_1", task=TASK)
+    state = RetrieverSelections(client).request(job, plan_of(job).node("select"), "art_1", task=TASK)
     return state, put
 
 

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from services.trainer.meeting import Door, JoiningTorch, Share, join
+from services.trainer.process_group import Broadcast, DistributedStages, Rendezvous, join
 from tlm_core.stages import STAGES, WITHOUT_TORCH
 
 HOST, SECRET = "127.0.0.1", b"a secret"
 
 
-def met(pool: ThreadPoolExecutor, others: int = 2) -> list[Share]:
-    door = Door(HOST, SECRET, others)
-    first = pool.submit(door.open)
-    rest = [pool.submit(join, door.address, SECRET) for _ in range(others)]
+def met(pool: ThreadPoolExecutor, others: int = 2) -> list[Broadcast]:
+    rendezvous = Rendezvous(HOST, SECRET, others)
+    first = pool.submit(rendezvous.wait)
+    rest = [pool.submit(join, rendezvous.address, SECRET) for _ in range(others)]
     return [found.result(10) for found in (first, *rest)]
 
 
@@ -43,17 +43,17 @@ def test_the_death_of_the_first_ends_those_who_wait_for_it() -> None:
 
 
 def test_who_does_not_know_the_secret_is_refused() -> None:
-    door = Door(HOST, SECRET, 1)
+    rendezvous = Rendezvous(HOST, SECRET, 1)
     with ThreadPoolExecutor(1) as pool:
-        opened = pool.submit(door.open)
+        opened = pool.submit(rendezvous.wait)
         with pytest.raises(AuthenticationError):
-            Client(door.address, authkey=b"another")
+            Client(rendezvous.address, authkey=b"another")
         with pytest.raises(AuthenticationError):
             opened.result(10)
 
 
 def test_every_stage_is_there_and_which_needs_no_torch_is_one_of_them() -> None:
-    stages = JoiningTorch(STAGES, lambda value: value, HOST, 0, 2)
+    stages = DistributedStages(STAGES, lambda value: value, HOST, 0, 2)
     assert list(stages) == list(STAGES) and len(stages) == len(STAGES)
     assert set(STAGES) >= WITHOUT_TORCH
-    stages.part()  # torch has met nobody
+    stages.close()  # torch has met nobody

@@ -1,0 +1,60 @@
+"""The edge to Redis: the connection, the names of the keys, and the translation of errors.
+
+Keys have the prefix `tlm`; the tenant T stands in braces:
+    tlm:{T}:job:ID        hash, the record            tlm:{T}:jobs        all job ids, sorted by id (that is: by time)
+    tlm:{T}:events:ID     stream, ids 1-0, 2-0, …     tlm:{T}:state:S     job ids in state S
+    tlm:{T}:metrics:ID    stream                      tlm:{T}:artifacts   artifact id → ManifestRef
+    tlm:{T}:logs:ID       stream                      tlm:{T}:checkpoints:ARTIFACT   list of published checkpoints
+    tlm:{T}:job-artifacts:ID   set of artifact ids that the job published or wrote checkpoints for
+    tlm:{T}:idem:KEY      idempotency key             tlm:queue, tlm:leases          members T/ID, scored by time
+    tlm:{T}:kind:K, :on:DATASET, :data:DIGEST, :label:DIGEST   job ids, for lists      tlm:queue:N   other priorities
+    tlm:feed              stream of the events of all jobs
+    tlm:removals          T/ID of a deleted job or dataset → what remains to be deleted
+services/common/catalog.py lists the keys of datasets and corpora.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import redis
+import redis.exceptions as redis_errors
+
+from tlm_core.errors import StoreFull, StoreUnavailable, TLMError
+
+PREFIX = "tlm"
+QUEUE, LEASES, FEED, REMOVALS = f"{PREFIX}:queue", f"{PREFIX}:leases", f"{PREFIX}:feed", f"{PREFIX}:removals"
+
+
+def key(tenant: str, *parts: str) -> str:
+    """Return the key of something that belongs to a tenant."""
+    return ":".join((PREFIX, f"{{{tenant}}}", *parts))
+
+
+def connect(url: str, *, password: str | None = None, timeout: float = 5.0) -> redis.Redis:
+    """Return a client of the Redis at `url`. Each call times out after `timeout` seconds."""
+    return redis.Redis.from_url(
+        url, password=password, decode_responses=True, socket_timeout=timeout, socket_connect_timeout=timeout
+    )
+
+
+@contextmanager
+def translated_errors() -> Iterator[None]:
+    """Raise StoreFull or StoreUnavailable for each error of redis-py inside the block."""
+    try:
+        yield
+    except redis_errors.RedisError as error:
+        raise _translate(error) from error
+
+
+def _translate(error: redis_errors.RedisError) -> TLMError:
+    text = str(error)
+    # For a command inside a script, Redis 6 wraps the message in a longer sentence.
+    if isinstance(error, redis_errors.OutOfMemoryError) or "OOM command" in text:
+        return StoreFull("Redis has no memory left. Raise its maxmemory or delete old jobs.")
+    if "MISCONF" in text or "No space left" in text:
+        return StoreFull(f"Redis cannot write its append-only file: {text}. Free space on its disk.")
+    if isinstance(error, redis_errors.AuthenticationError | redis_errors.NoPermissionError):
+        return StoreUnavailable(f"Redis rejects the credentials: {text}. Check the password in the settings.")
+    return StoreUnavailable(f"Redis does not answer: {text or type(error).__name__}. Check that it runs.")

@@ -1,0 +1,83 @@
+"""The situation of a job: its plan and which of its artifacts are published."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from services.common.jobstore import JobStore
+from tlm_core.artifacts import ManifestRef
+from tlm_core.errors import CorruptArtifact, NotFound, StorageUnavailable
+from tlm_core.jobs.plan import Node, Plan, plan_of
+from tlm_core.jobs.spec import JobRecord
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Situation:
+    """A job with its plan and its published artifacts, as one read of the store gives them.
+
+    done: node name → manifest of the published artifact, whichever job published it.
+    """
+
+    job: JobRecord
+    plan: Plan
+    done: dict[str, ManifestRef]
+
+    @classmethod
+    def read(cls, store: JobStore, job: JobRecord, plan: Plan | None = None) -> Situation:
+        """Read which artifacts of a job are published, in one round trip for each level of the plan."""
+        plan = plan or plan_of(job)
+        done: dict[str, ManifestRef] = {}
+        waiting = list(plan.nodes)
+        while level := [node for node in waiting if done.keys() >= set(node.inputs.values())]:
+            names = {node.name for node in level}
+            waiting = [node for node in waiting if node.name not in names]
+            done |= {node.name: node.taken.ref for node in level if node.taken}
+            nodes = [node for node in level if not node.taken]
+            refs = store.artifacts(job.tenant, [_artifact_id(job, node, done) for node in nodes])
+            done |= {node.name: ref for node, ref in zip(nodes, refs, strict=True) if ref is not None}
+        return cls(job, plan, done)
+
+    def artifact_id(self, node: Node) -> str:
+        """Return the id of a node's artifact. The node's inputs must be published."""
+        return _artifact_id(self.job, node, self.done)
+
+    def artifact_ids(self) -> list[str]:
+        """Return the ids of the artifacts of all nodes whose inputs are done, in the order of the plan."""
+        return [self.artifact_id(n) for n in self.plan.nodes if self.done.keys() >= set(n.inputs.values())]
+
+    def ready(self) -> list[Node]:
+        """Return the nodes that are not done and whose inputs are."""
+        return self.plan.ready(self.done)
+
+    def is_done(self, group: str) -> bool:
+        """Return whether every node of a group is done."""
+        return all(node.name in self.done for node in self.plan.group(group))
+
+    def invalidate(self, store: JobStore, node: Node, error: NotFound | CorruptArtifact) -> StorageUnavailable:
+        """Unpublish a node's artifact, whose files are lost or damaged as `error` says. The node then runs again.
+
+        Returns the error for an attempt that needs the artifact. Raises NotFound if the artifact belongs to another
+        job and cannot be computed again.
+        """
+        if node.taken:
+            raise NotFound(
+                f"The artifact of '{node.name}' from job {self.job.spec.pruned} is lost ({error}). A new one would "
+                "belong to another model. Train the model again and prune that job."
+            ) from error
+        artifact = self.artifact_id(node)
+        log.warning("Invalidated artifact %s of %s: %s", artifact, node.name, error)
+        store.invalidate_artifact(self.job.tenant, artifact, self.done[node.name])
+        return StorageUnavailable(f"The artifact of '{node.name}' is lost or damaged and is computed again: {error}")
+
+
+def folder_prefix(job: JobRecord, artifact: str) -> str:
+    """Return the beginning of the folder names of an artifact that this job writes; the attempt number follows."""
+    return f"{job.tenant}/artifacts/{artifact}/{job.id}-"
+
+
+def _artifact_id(job: JobRecord, node: Node, done: Mapping[str, ManifestRef]) -> str:
+    return node.artifact_id({name: ref.digest for name, ref in done.items()}, job.id)
