@@ -15,7 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 from tlm_client.console import Session
 from tlm_core.errors import InvalidRequest
 from tlm_core.hub import HUB, TOKENIZER
-from tlm_core.tasks.metrics import score, score_values
+from tlm_core.tasks.metrics import score
 from tlm_core.tasks.options import DatasetOptions
 from tlm_core.tasks.task import SPLITS, Task
 from tlm_core.tasks.validate import load_task
@@ -49,7 +49,7 @@ class Classifier:
         )
 
     def outputs(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> torch.Tensor:
-        """(texts, labels) logits, of a regression model (texts, 1) amounts; longer texts are cut as in training."""
+        """Logits (texts, labels), or values (texts, 1) of a regression model; longer texts are cut as in training."""
         encoded = self.tokenizer(
             list(texts),
             list(pairs) if pairs is not None else None,
@@ -93,15 +93,17 @@ def evaluate_model(
     """Scores of a stock model on one split, as tlm_core.tasks.metrics gives them.
 
     The model's labels are matched to the task's by name. Raises InvalidRequest if they are others, or if one of the
-    two has amounts and the other labels.
+    two is for regression and the other for classes.
     """
     if split not in SPLITS:
         raise InvalidRequest(f"unknown split '{split}'; known are {', '.join(SPLITS)}")
     classifier = Classifier(source)
-    if task.regression != (len(classifier.labels) == 1):
-        wants, has = ("one amount", "labels") if task.regression else ("labels", "one amount")
-        raise InvalidRequest(f"the data set has {wants} for each text, the model gives {has}; they must be the same")
-    if not task.regression and set(classifier.labels) != set(task.labels):
+    if task.type.has_classes == (len(classifier.labels) == 1):
+        other = "regression" if task.type.has_classes else "classes"
+        raise InvalidRequest(
+            f"The dataset has {task.type.target}s, but the model is for {other}. Use a matching model."
+        )
+    if task.type.has_classes and set(classifier.labels) != set(task.labels):
         raise InvalidRequest(
             f"the model knows the labels {', '.join(classifier.labels[:20])}, the data set "
             f"{', '.join(task.labels[:20])}; they must be the same"
@@ -114,9 +116,7 @@ def evaluate_model(
         if on_progress is not None:
             on_progress(min(start + batch, len(texts)), len(texts))
     found = torch.cat(answers).numpy()
-    if task.regression:
-        return score_values(task.amounts(split), found[:, 0], task.metric, in_train=task.in_train(split))
-    index = np.array([task.labels.index(label) for label in classifier.labels])
-    return score(
-        task.label_ids(split), index[found.argmax(1)], len(task.labels), task.metric, in_train=task.in_train(split)
-    )
+    predicted = task.type.predict(found)
+    if task.type.has_classes:
+        predicted = np.array([task.labels.index(label) for label in classifier.labels])[predicted]
+    return score(task.targets(split), predicted, len(task.labels), task.metric, in_train=task.in_train(split))

@@ -20,6 +20,7 @@ from tlm_core.artifacts import ArtifactStore, ManifestRef, storage_errors
 from tlm_core.errors import InvalidRequest
 from tlm_core.hub import HUB, refuse_folder
 from tlm_core.jobs.spec import NAME_PATTERN, new_id
+from tlm_core.tasks.metrics import METRICS
 
 if TYPE_CHECKING:
     from tlm_core.tasks.options import DatasetOptions
@@ -84,7 +85,7 @@ class Intake:
             kept = replace(
                 options, name=options.name or name, metric=task.metric, language=task.language, text_column="text",
                 text_pair_column="text_pair" if task.pair else "", label_column="label", delimiter=None,
-                positive_label=task.labels[-1] if task.metric == "f1" else None,
+                positive_label=task.labels[-1] if METRICS[task.metric].positive_label else None,
             )  # fmt: skip
             passages = None
             if selection is not None:
@@ -189,11 +190,11 @@ def _write_raw(task: Task, folder: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    names = pa.array(task.labels, pa.string())
     for split, table in task.splits.items():
-        labels = table["label"] if task.regression else names.take(table["label"])
         columns = {name: table[name] for name in ("text", *(("text_pair",) if task.pair else ()))}
-        pq.write_table(pa.table({**columns, "label": labels}), folder / f"{split}.parquet", compression="zstd")
+        pq.write_table(
+            pa.table({**columns, "label": task.label_values(split)}), folder / f"{split}.parquet", compression="zstd"
+        )
 
 
 def _summary(report: Mapping[str, Any]) -> dict[str, Any]:

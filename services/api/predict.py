@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import CorruptArtifact, InvalidRequest
+from tlm_core.tasks.metrics import SINGLE_LABEL
+from tlm_core.tasks.types import TASK_TYPES, TaskType
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -27,18 +29,19 @@ _BATCH = 32
 class Model:
     """An exported classifier, ready to run. labels: in the order of the model's outputs; pair: takes two texts a row.
 
-    size: bytes of its files. regression: the one output is an amount, and `labels` holds its name."""
+    size: bytes of its files. type: without classes the one output is a value, which `labels` names."""
 
     session: InferenceSession
     tokenizer: Tokenizer
     labels: tuple[str, ...]
     pair: bool
     size: int
-    regression: bool = False
+    type: TaskType = TASK_TYPES[SINGLE_LABEL]
 
     def probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> NDArray[np.float32]:
-        """(texts, labels) probabilities, in regression (texts, 1) amounts; row i is for texts[i] (with pairs[i]). A
-        text alone or in a batch gives the same result but for rounding."""
+        """(texts, labels) probabilities, or (texts, 1) values of a regression model, one row per text (and pair).
+
+        A text alone or in a batch gives the same result except for rounding."""
         if not texts:
             return np.zeros((0, len(self.labels)), np.float32)
         rows = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
@@ -59,7 +62,7 @@ class Model:
         }
         wanted = {one.name for one in self.session.get_inputs()}
         logits = self.session.run(None, {name: array for name, array in columns.items() if name in wanted})[0]
-        if self.regression:
+        if not self.type.has_classes:
             return np.asarray(logits, np.float32)
         scaled = np.exp(logits - logits.max(axis=1, keepdims=True))
         return np.asarray(scaled / scaled.sum(axis=1, keepdims=True), np.float32)
@@ -84,7 +87,7 @@ def load_model(folder: Path) -> Model:
     options = SessionOptions()
     options.log_severity_level = 3
     session = InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
-    return Model(session, tokenizer, labels, pair, size, bool(facts.get("regression")))
+    return Model(session, tokenizer, labels, pair, size, TASK_TYPES[str(facts.get("task_type", SINGLE_LABEL))])
 
 
 class Predictor:
@@ -104,8 +107,8 @@ class Predictor:
     def predict(
         self, export: ManifestRef, texts: Sequence[str], pairs: Sequence[str] | None
     ) -> tuple[tuple[str, ...], NDArray[np.float32]]:
-        """The labels, and (texts, labels) probabilities; a single label is the name of an amount, which is given in
-        place of a probability. Raises InvalidRequest, CorruptArtifact."""
+        """The labels, and (texts, labels) probabilities; a single label names a regression target, whose
+        predicted value replaces the probability. Raises InvalidRequest, CorruptArtifact."""
         model = self.model(export)
         if model.pair and pairs is None:
             raise InvalidRequest("this model takes two texts a row; give the second ones as 'pairs'")

@@ -170,7 +170,7 @@ def _askers(folder: Path, passages: list[str]) -> dict[str, list[dict[str, Any]]
 
 
 def _texts(artifacts: ArtifactStore, task: ManifestRef | None, rows: set[int]) -> dict[int, dict[str, str]]:
-    """Text and label (in regression the amount) of train rows, as far as they are at hand."""
+    """Text and label (or regression target) of train rows, as far as they are at hand."""
     import pyarrow.parquet as pq
 
     if task is None or not rows:

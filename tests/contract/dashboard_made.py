@@ -31,7 +31,8 @@ from tlm_core.artifacts import ManifestRef
 from tlm_core.errors import NonFiniteLoss
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord, Progress, Resolved
-from tlm_core.tasks.metrics import majority_baseline, score, summary
+from tlm_core.tasks.metrics import score, summary
+from tlm_core.tasks.types import TASK_TYPES
 from tlm_core.training.evaluate import told
 from tlm_core.training.recipe import resolve
 from tlm_core.wire import CorpusState, LoadState
@@ -331,7 +332,9 @@ def make_report(labels: tuple[str, ...], seeds: tuple[int, ...], skill: float) -
         clean = summary([entry[split]["deduplicated"]["macro_f1"] for entry in entries])
         report["mean"][split]["deduplicated"], report["spread"][split]["deduplicated"] = clean["mean"], clean["std"]
     report["majority"] = {
-        split: majority_baseline(truth, truth, count, "macro_f1", in_train=np.arange(len(truth)) < 3)
+        split: TASK_TYPES["single_label"].baseline(
+            np.array(truth), truth, count, "macro_f1", in_train=np.arange(len(truth)) < 3
+        )
         for split, truth in splits.items()
     }
     report["best_seed"] = seeds[-1]

@@ -230,7 +230,7 @@ def test_each_passage_says_who_asked_for_it_and_with_what_text(api: TestClient, 
     assert page["data"][0]["provenance"][0]["text"] == "<b>third"
 
 
-def test_of_a_regression_task_the_amounts_of_those_who_asked_are_shown(api: TestClient, gateway: Gateway) -> None:
+def test_selection_of_a_regression_task_shows_the_targets_of_the_rows(api: TestClient, gateway: Gateway) -> None:
     job = explained_job(gateway, ["similarity"], pa.array([0.0, 3.8, 5.0], pa.float64()))
     found = api.get(f"/v1/jobs/{job}/selection?limit=2")
     assert found.status_code == 200, found.text

@@ -12,7 +12,7 @@ from tlm_client.cli import app
 from tlm_client.console import Session
 from tlm_client.evaluation import Classifier, evaluate_model
 from tlm_core.errors import InvalidRequest, NotFound
-from tlm_core.tasks.metrics import score, score_values
+from tlm_core.tasks.metrics import score
 from tlm_core.tasks.options import DatasetOptions
 from tlm_core.tasks.validate import load_task
 
@@ -91,17 +91,17 @@ def test_a_regression_model_is_scored_by_correlations(model: Path, data: Path, t
         rows = [{"text": f"{WORDS[n % 8]} {WORDS[n // 8]} {split}", "label": n / 4} for n in range(count)]
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     task, _ = load_task(tmp_path, DatasetOptions(metric="spearman"))
-    with pytest.raises(InvalidRequest, match="has one amount for each text, the model gives labels"):
+    with pytest.raises(InvalidRequest, match="has regression targets, but the model is for classes"):
         evaluate_model(str(model), task)
     folder = tmp_path / "model"
     one = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, ignore_mismatched_sizes=True)
     one.save_pretrained(folder)
     AutoTokenizer.from_pretrained(model).save_pretrained(folder)
-    amounts = Classifier(str(folder)).outputs(task.texts("test"))[:, 0].numpy()
-    expected = score_values(task.amounts("test"), amounts, "spearman", in_train=task.in_train("test"))
+    predicted = Classifier(str(folder)).outputs(task.texts("test"))[:, 0].numpy()
+    expected = score(task.targets("test"), predicted, 1, "spearman", in_train=task.in_train("test"))
     assert evaluate_model(str(folder), task)["value"] == pytest.approx(expected["value"])
     labelled, _ = load_task(data)
-    with pytest.raises(InvalidRequest, match="has labels for each text, the model gives one amount"):
+    with pytest.raises(InvalidRequest, match="has labels, but the model is for regression"):
         evaluate_model(str(folder), labelled)
     asked = ["evaluate", str(folder), "--dataset", str(tmp_path)]
     result = CliRunner().invoke(app, asked, obj=Session())

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tlm_core.tasks.merge import AMOUNTS, MERGE
-from tlm_core.tasks.metrics import REGRESSION
+from tlm_core.tasks.merge import MERGE, TARGETS
+from tlm_core.tasks.types import task_type_of
 from tlm_core.training.prepared import Prepared
 from tlm_core.training.stage import StageContext
 from tlm_core.training.store import StoreWriter
@@ -33,7 +33,8 @@ def part(ctx: StageContext) -> dict[str, Any]:
         with StoreWriter(ctx.out, name, whole.vocabulary.size) as store:
             store.add([split.store[int(member)].tolist() for member in members])
             tokens[name] = store.total
-        labels = np.load(merged / AMOUNTS.format(split=name)) if facts["metric"] in REGRESSION else own.astype(np.int32)
+        classes = task_type_of(facts["metric"]).has_classes
+        labels = own.astype(np.int32) if classes else np.load(merged / TARGETS.format(split=name))
         np.save(ctx.out / f"{name}.labels.npy", labels[members])
         np.save(ctx.out / f"{name}.rows.npy", split.rows[members])
         if split.second is not None:

@@ -125,10 +125,10 @@ def select(
 
 def _check_fit(task: Task, params: Selection) -> None:
     """Raises InvalidRecipe for params that mean nothing to this task, before anything is asked of an index."""
-    if params.per_label_balance and task.regression:
+    if params.per_label_balance and not task.type.has_classes:
         raise InvalidRecipe(
-            f"selection.per_label_balance lets labels take turns, and task '{task.name}' has amounts (regression); "
-            "leave it out"
+            f"selection.per_label_balance needs a task with classes, and task '{task.name}' is a regression task. "
+            "Remove the option."
         )
 
 

@@ -61,9 +61,9 @@ def in_turns(found: Retrieved, task: Task) -> Places:
 def label_facts(found: Retrieved, task: Task, kept: Places) -> dict[str, Any] | None:
     """Passages that each label's rows asked for, and the Jaccard index of any two labels' passages.
 
-    Of tasks with many labels the matrix is left out, with the reason. None in regression, which has no labels.
+    Of tasks with many labels the matrix is left out, with the reason. None for a task without classes.
     """
-    if task.regression:
+    if not task.type.has_classes:
         return None
     is_kept = np.zeros(len(found.ids), np.bool_)
     is_kept[kept] = True

@@ -54,10 +54,12 @@ def sizes_of(task: Task, asked: Sequence[float], seeds: Sequence[int]) -> list[S
     """Each size in rising order, with the reason where a class that train has would vanish for some seed.
 
     Raises InvalidRequest if train has fewer rows than asked for, two sizes are the same, or none is left, and for
-    regression, of which a curve of accuracies says nothing.
+    regression tasks, which have no accuracy.
     """
-    if task.regression:
-        raise InvalidRequest("a learning curve is of a task with classes; this one's labels are amounts (regression)")
+    if not task.type.has_classes:
+        raise InvalidRequest(
+            f"A learning curve needs a task with classes. The task '{task.name}' is a regression task."
+        )
     labels = task.label_ids("train")
     present = np.unique(labels)
     orders = [order(labels, seed) for seed in seeds]

@@ -63,7 +63,7 @@ def check_labels(table: RawTable, column: str, findings: Findings) -> None:
 
 
 def check_unread(table: RawTable, column: str, findings: Findings) -> None:
-    """Fault not_a_label, for labels or amounts of kinds that are not read."""
+    """Fault not_a_label, for labels or regression targets of kinds that are not read."""
     kinds = table.columns[column].kinds
     for name in sorted(kinds.keys() & UNREAD.keys()):
         message = f"row {{row}} of {table.file}: '{column}' is a {name}; {UNREAD[name]}"
@@ -179,8 +179,8 @@ def _check_spelling(train: Mapping[str, int], file: str, column: str, findings: 
         findings.warn("label_variants", message, split="train", column=column)
     if len(train) > 1 and all(_DECIMAL.fullmatch(label) for label in train):
         message = (
-            f"the labels of {file} are decimal numbers; they are taken as names of classes, "
-            "not as amounts: give the metric pearson or spearman to predict amounts"
+            f"The labels of {file} are decimal numbers and are read as names of classes. Set the metric pearson or "
+            "spearman to predict the numbers (regression)."
         )
         findings.warn("decimal_labels", message, split="train", column=column)
 

@@ -14,13 +14,13 @@ from tlm_core.errors import InvalidRequest
 from tlm_core.tasks.task import SPLITS, Task, task_schema
 
 MERGE = "merge.json"
-AMOUNTS = "{split}.amounts.npy"  # [rows] of the merged split, not a number where the row's task has classes
+TARGETS = "{split}.targets.npy"  # [rows] of the merged split: regression targets, NaN where the row's task has classes
 
 
 def merge(tasks: Sequence[Task], names: Sequence[str], out: Path) -> None:
     """Write one task that holds all rows, each label as `name: label`, and which labels are whose.
 
-    A task of regression has one label here, and its amounts beside the rows; single texts among pairs have a blank
+    A regression task has one label here, and its targets beside the rows; single texts among pairs have a blank
     second text. A further test set (`test_NAME`) holds the rows of the tasks that have one of that name. Raises
     InvalidRequest if two tasks have one name, so that their labels would clash, or if several languages meet.
     """
@@ -37,8 +37,8 @@ def merge(tasks: Sequence[Task], names: Sequence[str], out: Path) -> None:
     for split in (*SPLITS, *sorted({name for task in tasks for name in task.further_tests})):
         having = [(task, offset) for task, offset in zip(tasks, offsets, strict=True) if split in task.splits]
         splits[split] = pa.concat_tables([_shifted(task, split, offset, pair) for task, offset in having])
-        amounts = [t.amounts(split) if t.regression else np.full(t.counts[split], np.nan) for t, _ in having]
-        np.save(out / AMOUNTS.format(split=split), np.concatenate(amounts))
+        targets = [np.full(t.counts[split], np.nan) if t.type.has_classes else t.targets(split) for t, _ in having]
+        np.save(out / TARGETS.format(split=split), np.concatenate(targets))
     Task(" + ".join(names), tuple(labels), "macro_f1", pair, tasks[0].language, splits).write(out)
     facts = [
         {
@@ -56,7 +56,7 @@ def merge(tasks: Sequence[Task], names: Sequence[str], out: Path) -> None:
 def _shifted(task: Task, split: str, offset: int, pair: bool) -> Any:
     """The split with labels counted on from `offset`, in the form of the merged task."""
     table = task.splits[split]
-    labels = np.zeros(len(table), np.int32) if task.regression else task.label_ids(split)
+    labels = task.label_ids(split) if task.type.has_classes else np.zeros(len(table), np.int32)
     seconds = table["text_pair"] if task.pair else pa.array([""] * len(table), pa.string())
     columns = [table["row"], table["text"], *([seconds] if pair else []), pa.array(labels + offset, pa.int32())]
     return pa.table(columns, schema=task_schema(pair))

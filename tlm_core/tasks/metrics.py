@@ -1,196 +1,212 @@
-"""Scores of a single-label classifier or of predicted amounts, baselines and the spread over several runs.
+"""Metrics of classifiers and regression models, baselines and the spread over several runs.
 
-What cannot be computed is None and stands beside a `reason`; no score is ever made up as 0.
+A score that cannot be computed is None and stands beside a `reason`; no score is invented. A new metric is one entry
+of `METRICS`. scikit-learn and SciPy compute the values; they are imported on the first use.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, Literal, get_args
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-Metric = Literal["macro_f1", "micro_f1", "accuracy", "f1", "matthews", "pearson", "spearman"]
-METRICS: tuple[str, ...] = get_args(Metric)
-# The two that compare amounts: a task with one of them has a number for each text in place of a label.
-REGRESSION = ("pearson", "spearman")
-ALWAYS = ("macro_f1", "micro_f1", "accuracy")
-
-LabelIds = Sequence[int] | NDArray[np.integer[Any]]
+SINGLE_LABEL = "single_label"
+REGRESSION = "regression"
 
 
-def scores_for(metric: str) -> tuple[str, ...]:
-    """Names of the scores that a report gives for a task with this metric, the usual three first."""
-    if metric in REGRESSION:
-        return (*ALWAYS, *REGRESSION)
-    return ALWAYS if metric in ALWAYS else (*ALWAYS, metric)
+class Undefined(ValueError):
+    """A metric has no value for these predictions; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One way to compare predictions with the truth.
+
+    title: for tables and the model card. task_type: name of the task type whose targets it compares.
+    compute: true and predicted targets [rows] → value; raises Undefined where there is none.
+    always: every report of the task type has it, not only those of tasks that chose it.
+    same_as: name of another metric that always has the same value; tables for people show only that one.
+    positive_label: it measures one of two labels, which has index 1.
+    """
+
+    name: str
+    title: str
+    task_type: str
+    compute: Callable[[NDArray[Any], NDArray[Any]], float]
+    always: bool = False
+    same_as: str | None = None
+    positive_label: bool = False
+
+
+def _f1(average: str) -> Callable[[NDArray[Any], NDArray[Any]], float]:
+    def compute(true: NDArray[Any], predicted: NDArray[Any]) -> float:
+        from sklearn.metrics import f1_score
+
+        return float(f1_score(true, predicted, average=average))
+
+    return compute
+
+
+def _accuracy(true: NDArray[Any], predicted: NDArray[Any]) -> float:
+    from sklearn.metrics import accuracy_score
+
+    return float(accuracy_score(true, predicted))
+
+
+def _positive_f1(true: NDArray[Any], predicted: NDArray[Any]) -> float:
+    from sklearn.metrics import f1_score
+
+    if not (true == 1).any() and not (predicted == 1).any():
+        raise Undefined("no row has it; never predicted")
+    return float(f1_score(true == 1, predicted == 1))
+
+
+def _matthews(true: NDArray[Any], predicted: NDArray[Any]) -> float:
+    from sklearn.metrics import matthews_corrcoef
+
+    return float(matthews_corrcoef(true, predicted))
+
+
+def _correlation(name: str) -> Callable[[NDArray[Any], NDArray[Any]], float]:
+    def compute(true: NDArray[Any], predicted: NDArray[Any]) -> float:
+        from scipy import stats  # type: ignore[import-untyped, unused-ignore]
+
+        if infinite := int((~np.isfinite(predicted)).sum()):
+            raise Undefined(f"{infinite} of {len(true)} predictions are not finite numbers")
+        if len(true) < 2 or np.ptp(true) == 0 or np.ptp(predicted) == 0:
+            raise Undefined("a correlation needs two rows or more, and values that differ on both sides")
+        return float(getattr(stats, name)(true.astype(np.float64), predicted.astype(np.float64)).statistic)
+
+    return compute
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("macro_f1", "macro-F1", SINGLE_LABEL, _f1("macro"), always=True),
+        Metric("micro_f1", "micro-F1", SINGLE_LABEL, _f1("micro"), always=True, same_as="accuracy"),
+        Metric("accuracy", "accuracy", SINGLE_LABEL, _accuracy, always=True),
+        Metric("f1", "F1 of the last label", SINGLE_LABEL, _positive_f1, positive_label=True),
+        Metric("matthews", "Matthews correlation", SINGLE_LABEL, _matthews),
+        Metric("pearson", "Pearson correlation", REGRESSION, _correlation("pearsonr"), always=True),
+        Metric("spearman", "Spearman correlation", REGRESSION, _correlation("spearmanr"), always=True),
+    )
+}
+
+
+def metrics_of(task_type: str) -> tuple[str, ...]:
+    """Names of the metrics that compare the targets of a task type."""
+    return tuple(name for name, metric in METRICS.items() if metric.task_type == task_type)
 
 
 def scores_shown(metric: str) -> tuple[str, ...]:
-    """Those of `scores_for` that a task with this metric can have: in regression the correlations alone."""
-    return REGRESSION if metric in REGRESSION else scores_for(metric)
+    """Names of the scores that a task with this metric can have, the usual ones of its type first."""
+    task_type = METRICS[metric].task_type if metric in METRICS else SINGLE_LABEL
+    usual = [name for name in metrics_of(task_type) if METRICS[name].always]
+    return tuple(usual) if metric in usual else (*usual, metric)
+
+
+def scores_for(metric: str) -> tuple[str, ...]:
+    """Names of the scores in a report: the usual ones of classifiers, then those of `scores_shown`."""
+    return tuple(dict.fromkeys((*scores_shown("macro_f1"), *scores_shown(metric))))
 
 
 def score(
-    labels_true: LabelIds,
-    labels_pred: LabelIds,
+    true: ArrayLike,
+    predicted: ArrayLike,
     n_labels: int,
     metric: str,
     *,
     in_train: NDArray[np.bool_] | None = None,
 ) -> dict[str, Any]:
-    """Macro-F1, micro-F1, accuracy, scores per class and the confusion matrix.
+    """Return every score of `scores_for(metric)` and, for classifiers, scores per class and the confusion matrix.
 
-    labels_true, labels_pred: (rows,) label indices in [0, n_labels). metric: which of the scores is `value`.
-    in_train: (rows,) True where the row's text also stands in train; then `deduplicated` holds the same
-    scores over the other rows, since a repeated text measures memory rather than skill.
+    true, predicted: [rows] label indices below n_labels, or regression targets (n_labels is 1). metric: the score that
+    is also given as `value`. in_train: [rows] True where the text also occurs in train; then `deduplicated` holds the
+    same scores without these rows, because a repeated text measures memory rather than skill.
 
-    Macro-F1 is the mean over the classes that occur among true or predicted labels. With one label for
-    each text micro-F1 equals accuracy; both are given, since papers name either. Where one of them is the metric,
-    `f1` is that of label 1 out of two, and `matthews` the correlation of answers and labels.
-    Raises ValueError if shapes, indices or the metric do not hold.
+    Macro-F1 is the mean over the classes that occur among true or predicted labels. With one label per text micro-F1
+    equals accuracy; both are given because papers name either. Scores of the other task type are None.
+    Raises ValueError for arrays that do not match, label indices out of range, or a metric that does not apply.
     """
-    if metric not in METRICS or metric in REGRESSION:
-        raise ValueError(f"'{metric}' is no metric of labels; they are {', '.join(set(METRICS) - set(REGRESSION))}")
-    if metric == "f1" and n_labels != 2:
-        raise ValueError(f"'f1' is of one label against another; there are {n_labels} labels")
-    true, pred = np.asarray(labels_true, dtype=np.int64), np.asarray(labels_pred, dtype=np.int64)
-    if true.ndim != 1 or true.shape != pred.shape:
-        raise ValueError(f"true and predicted labels must be two equal rows of indices; got {true.shape}, {pred.shape}")
-    both = np.concatenate([true, pred])
-    if len(both) and not (both.min() >= 0 and both.max() < n_labels):
-        raise ValueError(f"label indices must lie in 0..{n_labels - 1}; got {both.min()}..{both.max()}")
-    result = _scores(true, pred, n_labels, metric)
+    if metric not in METRICS:
+        raise ValueError(f"Unknown metric '{metric}'. Valid metrics: {', '.join(METRICS)}.")
+    classes = METRICS[metric].task_type == SINGLE_LABEL
+    dtype = np.int64 if classes else np.float64
+    truth, guess = np.asarray(true, dtype=dtype), np.asarray(predicted, dtype=dtype)
+    if truth.ndim != 1 or truth.shape != guess.shape:
+        raise ValueError(f"True and predicted targets need the same shape [rows]; got {truth.shape} and {guess.shape}.")
+    if classes:
+        _check_labels(truth, guess, n_labels, metric)
+    result = _scores(truth, guess, n_labels, metric)
     if in_train is not None:
-        if in_train.shape != true.shape:
-            raise ValueError(f"the mask of repeated rows has shape {in_train.shape}, the labels {true.shape}")
-        kept = ~in_train
-        result["deduplicated"] = _scores(true[kept], pred[kept], n_labels, metric)
-        result["deduplicated"]["rows_left_out"] = int(in_train.sum())
+        if in_train.shape != truth.shape:
+            raise ValueError(f"`in_train` has the shape {in_train.shape}, the targets {truth.shape}; they must match.")
+        rest = _scores(truth[~in_train], guess[~in_train], n_labels, metric)
+        result["deduplicated"] = {**rest, "rows_left_out": int(in_train.sum())}
     return result
 
 
-def _scores(true: NDArray[np.int64], pred: NDArray[np.int64], n_labels: int, metric: str) -> dict[str, Any]:
-    confusion = np.bincount(true * n_labels + pred, minlength=n_labels * n_labels).reshape(n_labels, n_labels)
-    per_class = [_class_scores(confusion, index) for index in range(n_labels)]
-    f1 = [entry["f1"] for entry in per_class if entry["f1"] is not None]
-    accuracy = float(np.trace(confusion) / len(true)) if len(true) else None
-    result: dict[str, Any] = {
-        "metric": metric,
-        "rows": len(true),
-        "macro_f1": math.fsum(f1) / len(f1) if f1 else None,
-        "micro_f1": accuracy,
-        "accuracy": accuracy,
-        "per_class": per_class,
+def _check_labels(true: NDArray[Any], predicted: NDArray[Any], n_labels: int, metric: str) -> None:
+    if METRICS[metric].positive_label and n_labels != 2:
+        raise ValueError(f"The metric '{metric}' compares one label with another; the task has {n_labels} labels.")
+    both = np.concatenate([true, predicted])
+    if len(both) and not (both.min() >= 0 and both.max() < n_labels):
+        raise ValueError(f"Label indices must lie in 0..{n_labels - 1}; got {both.min()}..{both.max()}.")
+
+
+def _scores(true: NDArray[Any], predicted: NDArray[Any], n_labels: int, metric: str) -> dict[str, Any]:
+    result: dict[str, Any] = {"metric": metric, "rows": len(true), **dict.fromkeys(scores_for(metric))}
+    result |= {"per_class": [], "confusion": []}
+    reasons: dict[str, str] = {}
+    with warnings.catch_warnings():
+        # The libraries warn about unusual inputs, such as more labels than rows; `reason` reports what matters.
+        warnings.simplefilter("ignore")
+        if METRICS[metric].task_type == SINGLE_LABEL:
+            result |= _class_scores(true, predicted, n_labels)
+        for name in scores_shown(metric):
+            try:
+                if not len(true):
+                    raise Undefined("there is no row to score")
+                result[name] = METRICS[name].compute(true, predicted)
+            except Undefined as reason:
+                reasons[name] = str(reason)
+    result["value"] = result[metric]
+    return result | ({"reason": reasons[metric]} if metric in reasons else {})
+
+
+def _class_scores(true: NDArray[Any], predicted: NDArray[Any], n_labels: int) -> dict[str, Any]:
+    """`per_class`: precision, recall, F1 and support of each label; `confusion`: [true labels, predicted labels]."""
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+    labels = np.arange(n_labels)
+    if not len(true):
+        confusion, values = np.zeros((n_labels, n_labels), np.int64), np.full((3, n_labels), np.nan)
+    else:
+        confusion = confusion_matrix(true, predicted, labels=labels)
+        values = precision_recall_fscore_support(true, predicted, labels=labels, zero_division=np.nan)[:3]
+    return {
+        "per_class": [_class_entry(confusion, index, [row[index] for row in values]) for index in range(n_labels)],
         "confusion": confusion.tolist(),
     }
-    if metric == "f1":
-        result["f1"] = per_class[1]["f1"]
-    elif metric == "matthews":
-        result["matthews"] = _matthews(confusion) if len(true) else None
-    result["value"] = result[metric]
-    if not len(true):
-        result["reason"] = "there is no row to score"
-    elif result["value"] is None:
-        result["reason"] = per_class[1]["reason"]
-    return result
 
 
-def _matthews(confusion: NDArray[np.int64]) -> float:
-    """Correlation of true and predicted labels; 0, its limit, where all answers or all labels are the same."""
-    table = confusion.astype(np.float64)
-    rows, true, pred = table.sum(), table.sum(axis=1), table.sum(axis=0)
-    spread = (rows**2 - pred @ pred) * (rows**2 - true @ true)
-    return float((np.trace(table) * rows - true @ pred) / np.sqrt(spread)) if spread > 0 else 0.0
-
-
-def score_values(
-    true: NDArray[np.floating[Any]],
-    predicted: NDArray[np.floating[Any]],
-    metric: str,
-    *,
-    in_train: NDArray[np.bool_] | None = None,
-) -> dict[str, Any]:
-    """Pearson's and Spearman's correlation of amounts, (rows,) each; the scores of classes are null.
-
-    metric: which of the two is `value`. in_train: as in `score`. Raises ValueError if shapes or metric do not hold.
-    """
-    if metric not in REGRESSION:
-        raise ValueError(f"'{metric}' does not compare amounts; these do: {', '.join(REGRESSION)}")
-    if true.ndim != 1 or true.shape != predicted.shape:
-        raise ValueError(f"true and predicted amounts must be two equal rows; got {true.shape}, {predicted.shape}")
-    result = _correlations(true, predicted, metric)
-    if in_train is not None:
-        kept = ~in_train
-        result["deduplicated"] = _correlations(true[kept], predicted[kept], metric)
-        result["deduplicated"]["rows_left_out"] = int(in_train.sum())
-    return result
-
-
-def _correlations(true: NDArray[Any], predicted: NDArray[Any], metric: str) -> dict[str, Any]:
-    result: dict[str, Any] = {"metric": metric, "rows": len(true), **dict.fromkeys(ALWAYS), "per_class": []}
-    result |= {"confusion": [], "pearson": None, "spearman": None}
-    if strange := int((~np.isfinite(predicted)).sum()):
-        result["reason"] = f"{strange} of {len(true)} predictions are no finite numbers"
-    elif len(true) < 2 or np.ptp(true) == 0 or np.ptp(predicted) == 0:
-        result["reason"] = "a correlation needs two rows or more, and amounts that differ on both sides"
-    else:
-        for name, sides in (("pearson", (true, predicted)), ("spearman", (_ranks(true), _ranks(predicted)))):
-            left, right = (side.astype(np.float64) for side in sides)
-            result[name] = float(np.corrcoef(left, right)[0, 1])
-    result["value"] = result[metric]
-    return result
-
-
-def _ranks(values: NDArray[Any]) -> NDArray[np.float64]:
-    """Ranks from 1; equal values share the mean of theirs."""
-    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    shared: NDArray[np.float64] = (last - (counts - 1) / 2)[group]
-    return shared
-
-
-def _class_scores(confusion: NDArray[np.int64], index: int) -> dict[str, Any]:
-    hits, support, predicted = (
-        int(confusion[index, index]),
-        int(confusion[index].sum()),
-        int(confusion[:, index].sum()),
-    )
-    entry: dict[str, Any] = {
-        "precision": hits / predicted if predicted else None,
-        "recall": hits / support if support else None,
-        "f1": 2 * hits / (support + predicted) if support + predicted else None,
-        "support": support,
-    }
-    reasons = [text for missing, text in ((predicted, "never predicted"), (support, "no row has it")) if not missing]
-    if reasons:
-        entry["reason"] = "; ".join(reversed(reasons))
-    return entry
-
-
-def majority_baseline(
-    train_labels: LabelIds,
-    labels_true: LabelIds,
-    n_labels: int,
-    metric: str,
-    *,
-    in_train: NDArray[np.bool_] | None = None,
-) -> dict[str, Any]:
-    """Scores of always answering the most frequent train label (the lowest index among equals).
-
-    Returns what `score` returns, and `label`, the index answered. Raises ValueError if train is empty.
-    """
-    if not len(train_labels):
-        raise ValueError("the majority label needs at least one train row")
-    label = int(np.bincount(np.asarray(train_labels, dtype=np.int64), minlength=n_labels).argmax())
-    answers = np.full(len(labels_true), label)
-    return {**score(labels_true, answers, n_labels, metric, in_train=in_train), "label": label}
+def _class_entry(confusion: NDArray[Any], index: int, values: Sequence[float]) -> dict[str, Any]:
+    numbers = (None if math.isnan(value) else float(value) for value in values)
+    entry: dict[str, Any] = dict(zip(("precision", "recall", "f1"), numbers, strict=True))
+    entry["support"] = int(confusion[index].sum())
+    missing = [] if entry["support"] else ["no row has it"]
+    missing += [] if confusion[:, index].any() else ["never predicted"]
+    return entry | ({"reason": "; ".join(missing)} if missing else {})
 
 
 def summary(values: Sequence[float | None]) -> dict[str, Any]:
-    """Mean, sample standard deviation (n - 1), lowest and highest of one score over several runs.
+    """Mean, sample standard deviation (n - 1), minimum and maximum of one score over several runs.
 
     A run without a value makes all of them None: leaving it out would flatter the mean.
     """
@@ -209,12 +225,12 @@ def summary(values: Sequence[float | None]) -> dict[str, Any]:
 
 
 def better(score: float | None, than: float | None) -> bool:
-    """Whether a score beats another; one that could not be computed beats none."""
+    """Whether a score beats another; a missing score beats none."""
     return score is not None and (than is None or score > than)
 
 
 def best_of(scores: Sequence[float | None]) -> int:
-    """Which of the scores, one at least, is the best; the first wins ties."""
+    """Index of the best of the scores (at least one); the first wins ties."""
     best = 0
     for number, score in enumerate(scores):
         if better(score, scores[best]):
@@ -223,10 +239,10 @@ def best_of(scores: Sequence[float | None]) -> int:
 
 
 def chance_in_words(difference: float, spreads: Sequence[float | None]) -> str:
-    """What the seeds' standard deviations on both sides leave of a difference; empty where it is beyond both."""
+    """Say whether a difference may be chance, given the standard deviations over seeds; empty where it is not."""
     known = [spread for spread in spreads if spread is not None]
     if len(known) < len(spreads):
-        return "One seed tells nothing of chance: give at least three."
+        return "One seed does not show chance: give at least three."
     if abs(difference) <= max(known):
         return f"The difference is within one standard deviation ({max(known):.4f}), so it may be chance."
     return ""

@@ -13,7 +13,7 @@ class DatasetOptions:
     """How to read a data set. None: guessed, with the reason in the report.
 
     text_pair_column: column of second texts; "" says that there is none. delimiter: of CSV files, one
-    character. metric: one of `metrics.METRICS`; pearson and spearman say that the label column holds amounts.
+    character. metric: a name in `metrics.METRICS`; pearson and spearman mean regression.
     positive_label: the label of which `f1` is taken (None: the last in order). language: ISO 639-1 code.
     split_seed: decides which rows go to a validation or test split that has to be cut.
     Raises InvalidRequest.
@@ -32,7 +32,7 @@ class DatasetOptions:
     def __post_init__(self) -> None:
         if self.metric is not None and self.metric not in METRICS:
             raise InvalidRequest(f"unknown metric '{self.metric}'; known are {', '.join(METRICS)}")
-        if self.positive_label is not None and self.metric not in (None, "f1"):
+        if self.positive_label is not None and not (self.metric is None or METRICS[self.metric].positive_label):
             raise InvalidRequest(f"a positive label belongs to the metric f1, not to {self.metric}; leave one out")
         if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n'):
             raise InvalidRequest(f"the delimiter must be one character such as ',' or a tab; got {self.delimiter!r}")

@@ -10,11 +10,12 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from tlm_core.tasks.amounts import as_numbers
 from tlm_core.tasks.checks import count_labels, sort_labels
 from tlm_core.tasks.duplicates import TextScan, count_distinct, is_among
 from tlm_core.tasks.findings import Findings
+from tlm_core.tasks.targets import as_numbers
 from tlm_core.tasks.task import SPLITS
+from tlm_core.tasks.types import TASK_TYPES, TaskType
 
 _LISTED = 100
 _LABELS_LISTED = 1000
@@ -31,7 +32,7 @@ class SplitData:
     text_pair: Any | None
     label: Any
     scan: TextScan
-    regression: bool = False
+    type: TaskType = TASK_TYPES["single_label"]
 
     def take(self, positions: NDArray[np.int64]) -> SplitData:
         """The rows at these (sorted) positions."""
@@ -40,10 +41,10 @@ class SplitData:
         pair = self.text_pair.filter(mask) if self.text_pair is not None else None
         scan = TextScan(self.scan.keys[positions], self.scan.words[positions])
         label = self.label.filter(mask)
-        return SplitData(self.rows[positions], self.text.filter(mask), pair, label, scan, self.regression)
+        return SplitData(self.rows[positions], self.text.filter(mask), pair, label, scan, self.type)
 
-    def amounts(self) -> NDArray[np.float64]:
-        """(rows,) the labels as numbers. Only for checked splits: raises ValueError for what is no number."""
+    def targets(self) -> NDArray[np.float64]:
+        """(rows,) regression targets. Raises ValueError for values that are not numbers."""
         found: NDArray[np.float64] = as_numbers(self.label).to_numpy()
         return found
 
@@ -51,7 +52,7 @@ class SplitData:
 def build_report(splits: Mapping[str, SplitData], findings: Findings) -> dict[str, Any]:
     """The whole report. Adds warnings on repeated texts to `findings`; parts that cannot be told are null.
 
-    Keys: ok, faults, fault_counts, warnings, warning_counts, notes, labels, amounts (of regression, which has no
+    Keys: ok, faults, fault_counts, warnings, warning_counts, notes, labels, targets (of regression, which has no
     labels), counts, lengths (in words), duplicates, overlap, preview. Of each code 100 faults
     are listed, and all are counted.
     """
@@ -65,7 +66,7 @@ def build_report(splits: Mapping[str, SplitData], findings: Findings) -> dict[st
         "warning_counts": dict(findings.warning_counts),
         "notes": findings.notes,
         "labels": _labels(splits),
-        "amounts": _amounts(splits) if findings.ok else None,
+        "targets": _targets(splits) if findings.ok else None,
         "counts": {split: len(data.rows) for split, data in splits.items()},
         "lengths": _lengths(splits),
         "duplicates": duplicates,
@@ -74,9 +75,9 @@ def build_report(splits: Mapping[str, SplitData], findings: Findings) -> dict[st
     }
 
 
-def _amounts(splits: Mapping[str, SplitData]) -> dict[str, dict[str, float]] | None:
-    """Lowest, highest and mean amount of each split; None for a task of classes."""
-    found = {split: data.amounts() for split, data in splits.items() if data.regression}
+def _targets(splits: Mapping[str, SplitData]) -> dict[str, dict[str, float]] | None:
+    """Minimum, maximum and mean regression target of each split; None for classes."""
+    found = {split: data.targets() for split, data in splits.items() if not data.type.has_classes}
     return {
         split: {"min": float(values.min()), "max": float(values.max()), "mean": float(values.mean())}
         for split, values in found.items()
@@ -84,7 +85,7 @@ def _amounts(splits: Mapping[str, SplitData]) -> dict[str, dict[str, float]] | N
 
 
 def _labels(splits: Mapping[str, SplitData]) -> list[dict[str, Any]]:
-    if any(data.regression for data in splits.values()):
+    if any(not data.type.has_classes for data in splits.values()):
         return []
     counts = {split: count_labels(data.label) for split, data in splits.items()}
     union = sort_labels({label for of_split in counts.values() for label in of_split})

@@ -15,7 +15,7 @@ def cut_splits(
 ) -> dict[str, NDArray[np.int64]]:
     """Positions of the train rows that go to each split, sorted; each of `missing` gets a tenth of them.
 
-    labels, keys: (rows,); amounts go in as numbers of their `bands`. Rows with equal keys are copies of one text and
+    labels, keys: (rows,); for regression targets pass `bands`. Rows with equal keys are copies of one text and
     stay together, under the label of the first. missing: of "validation" and "test". Each label keeps its share in each
     split as far as whole texts allow, and at least one text in train. Of labels that have an equal claim to a row of
     their own the seed draws some, and the next split takes the others first. The same arguments give the same splits
@@ -73,9 +73,9 @@ def _quotas(
     return quotas
 
 
-def bands(amounts: NDArray[np.float64]) -> NDArray[np.int32]:
-    """(rows,) in which band of amounts each lies, so that splits have like ones: ten bands, fewer for few rows."""
-    count = max(1, min(10, len(amounts) // 20))  # of each a tenth has to be some rows
-    edges = np.quantile(amounts, np.arange(1, count) / count)
-    found: NDArray[np.int32] = np.searchsorted(edges, amounts, side="right").astype(np.int32)
+def bands(targets: NDArray[np.float64]) -> NDArray[np.int32]:
+    """(rows,) the band of each regression target, to stratify by: ten bands, fewer for few rows."""
+    count = max(1, min(10, len(targets) // 20))  # of each a tenth has to be some rows
+    edges = np.quantile(targets, np.arange(1, count) / count)
+    found: NDArray[np.int32] = np.searchsorted(edges, targets, side="right").astype(np.int32)
     return found

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tlm_core.errors import CorruptArtifact
 from tlm_core.parquet import open_parquet
 from tlm_core.tasks.duplicates import is_among, scan
-from tlm_core.tasks.metrics import REGRESSION
+from tlm_core.tasks.types import TaskType, task_type_of
 
 SPLITS = ("train", "validation", "test")
 FURTHER = "test_"  # how the names of further test sets begin
@@ -24,20 +24,20 @@ _ROW_GROUP = 65_536
 _BATCH = 2_048
 
 
-def task_schema(pair: bool, regression: bool = False) -> Any:
-    """Arrow schema of one split: row, text, [text_pair,] label."""
+def task_schema(pair: bool, metric: str = "macro_f1") -> Any:
+    """Arrow schema of one split: row, text, [text_pair,] label. metric: it determines the type of the label column."""
     pairs = [("text_pair", pa.string())] if pair else []
-    label = pa.float64() if regression else pa.int32()
+    label = pa.from_numpy_dtype(np.dtype(task_type_of(metric).stored))
     return pa.schema([("row", pa.int64()), ("text", pa.string()), *pairs, ("label", label)])
 
 
 @dataclass(frozen=True)
 class Task:
-    """A checked text-classification task, or one of regression: an amount for each text.
+    """A validated task: classification or regression of texts.
 
     splits: for train, validation and test, and for further test sets (`test_NAME`), a pyarrow table with `row`
     (1-based record number in its source file), `text`, `text_pair` (only when `pair`) and `label`: an index into
-    `labels`, or in regression the amount, where `labels` holds nothing but its name.
+    `labels`, or a regression target, where `labels` holds only its name.
     """
 
     name: str
@@ -48,9 +48,9 @@ class Task:
     splits: Mapping[str, Any]
 
     @property
-    def regression(self) -> bool:
-        """Whether the labels are amounts: the metric says so."""
-        return self.metric in REGRESSION
+    def type(self) -> TaskType:
+        """What the targets are: the metric determines it."""
+        return task_type_of(self.metric)
 
     @property
     def further_tests(self) -> list[str]:
@@ -71,16 +71,19 @@ class Task:
         return cast(list[str], self.splits[split]["text_pair"].to_pylist()) if self.pair else None
 
     def label_ids(self, split: str) -> NDArray[np.int32]:
-        """(rows,) indices into `labels`. Raises ValueError in regression, which has none."""
-        if self.regression:
-            raise ValueError(f"task '{self.name}' has amounts, not labels; take them by `amounts`")
-        return cast(NDArray[np.int32], self.splits[split]["label"].to_numpy())
+        """(rows,) indices into `labels`. Raises ValueError for a task without classes."""
+        if not self.type.has_classes:
+            raise ValueError(f"Task '{self.name}' has regression targets, not labels. Read them by `targets`.")
+        return cast(NDArray[np.int32], self.targets(split))
 
-    def amounts(self, split: str) -> NDArray[np.float64]:
-        """(rows,) what regression has in place of labels. Raises ValueError for a task of classes."""
-        if not self.regression:
-            raise ValueError(f"task '{self.name}' has labels, not amounts; take them by `label_ids`")
-        return cast(NDArray[np.float64], self.splits[split]["label"].to_numpy())
+    def targets(self, split: str) -> NDArray[Any]:
+        """(rows,) label indices (int32), or regression targets (float64)."""
+        return cast(NDArray[Any], self.splits[split]["label"].to_numpy())
+
+    def label_values(self, split: str) -> Any:
+        """The label column as a user writes it (pyarrow): names of labels, or regression targets."""
+        column = self.splits[split]["label"]
+        return pa.array(self.labels, pa.string()).take(column) if self.type.has_classes else column
 
     def rows(self, split: str) -> NDArray[np.int64]:
         """(rows,) 1-based record numbers in the source file."""
@@ -122,7 +125,7 @@ class Task:
             task = cls(**{**facts, "labels": tuple(facts["labels"]), "splits": splits})
         except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's errors are OSError or ValueError
             raise CorruptArtifact(f"{folder} does not hold a task ({error}); run the validate stage again") from error
-        schema = task_schema(task.pair, task.regression)
+        schema = task_schema(task.pair, task.metric)
         fits = all(table.schema.equals(schema) for table in splits.values())
         if not fits or task.counts != counts:
             raise CorruptArtifact(f"the splits in {folder} do not fit its task.json; run the validate stage again")

@@ -5,7 +5,7 @@ empty_file, file_too_large, malformed_row, missing_column, mixed_types, no_file,
 not_a_label, not_a_number, not_text, null_label, null_text, one_class, rare_label, text_too_long, too_few_rows,
 too_many_columns, too_many_labels, unknown_label, unknown_split, unreadable_file, wrong_type.
 Codes of warnings: conflicting_labels, decimal_labels, guessed_column, label_variants, long_text,
-missing_label, no_choice, overlap, rare_label, read_as_amounts.
+missing_label, no_choice, overlap, rare_label, read_as_regression.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import pyarrow.compute as pc
 from tlm_core.errors import InvalidRequest
 from tlm_core.hub import HUB
 from tlm_core.selection.given import GIVEN, given_part, write_given
-from tlm_core.tasks.amounts import as_numbers, check_amounts, check_spread, is_regression
 from tlm_core.tasks.checks import check_label_set, check_labels, check_texts, count_labels, sort_labels
 from tlm_core.tasks.columns import Columns, choose_columns
 from tlm_core.tasks.duplicates import count_distinct, scan
@@ -31,12 +30,15 @@ from tlm_core.tasks.findings import Findings
 from tlm_core.tasks.glue import glue_task
 from tlm_core.tasks.hub import HubSource, parse_hub_id, read_hub
 from tlm_core.tasks.known import known_for_hub
+from tlm_core.tasks.metrics import METRICS
 from tlm_core.tasks.options import DatasetOptions, Limits
 from tlm_core.tasks.read import find_splits, read_table
 from tlm_core.tasks.report import SplitData, build_report
 from tlm_core.tasks.splits import bands, cut_splits
 from tlm_core.tasks.table import RawTable
+from tlm_core.tasks.targets import as_numbers, check_spread, check_targets, infer_type
 from tlm_core.tasks.task import SPLITS, Task, task_schema
+from tlm_core.tasks.types import TaskType
 
 Source = Mapping[str, Path] | Path | str | HubSource
 HubReader = Callable[[HubSource, Findings, Limits], Mapping[str, RawTable]]
@@ -94,26 +96,26 @@ def _validate(
     columns = choose_columns(tables, options, findings, limits) if "train" in tables else None
     if columns is None:
         return None, build_report({}, findings), findings
-    regression = is_regression(tables["train"], columns.label, options.metric, findings, limits)
-    splits = {split: _check(table, columns, regression, findings, limits) for split, table in tables.items()}
-    counts = {split: {} if regression else count_labels(data.label) for split, data in splits.items()}
-    if regression:
-        check_spread(tables, columns.label, findings)
-    else:
+    task_type = infer_type(tables["train"], columns.label, options.metric, findings, limits)
+    splits = {split: _check(table, columns, task_type, findings, limits) for split, table in tables.items()}
+    counts = {split: count_labels(data.label) if task_type.has_classes else {} for split, data in splits.items()}
+    if task_type.has_classes:
         check_label_set(counts, tables, columns.label, findings, limits)
+    else:
+        check_spread(tables, columns.label, findings)
     del tables
     missing = [split for split in SPLITS if split not in splits]
     if missing and findings.ok and _can_cut(splits["train"], counts["train"], missing, findings, limits):
         splits = _cut(splits, missing, options.split_seed, findings)
-    name, metric, language = _facts(source, options, regression, findings)
+    name, metric, language = _facts(source, options, task_type, findings)
     if not findings.ok:
         return None, build_report(splits, findings), findings
-    labels = [columns.label] if regression else sort_labels(counts["train"])
-    if metric == "f1":
+    labels = sort_labels(counts["train"]) if task_type.has_classes else [columns.label]
+    if METRICS[metric].positive_label:
         labels = _positive_last(labels, options.positive_label, findings)
     _check_validation(splits["validation"], metric, labels[-1], findings)
     report = build_report(splits, findings)
-    made = {split: _table(data, labels) for split, data in splits.items()}
+    made = {split: _table(data, labels, metric) for split, data in splits.items()}
     return Task(name, tuple(labels), metric, columns.text_pair is not None, language, made), report, findings
 
 
@@ -133,13 +135,13 @@ def _read(
     return {split: table for split, table in tables.items() if table is not None}
 
 
-def _check(table: RawTable, columns: Columns, regression: bool, findings: Findings, limits: Limits) -> SplitData:
+def _check(table: RawTable, columns: Columns, task_type: TaskType, findings: Findings, limits: Limits) -> SplitData:
     for name in columns.texts:
         check_texts(table, name, findings, limits)
-    (check_amounts if regression else check_labels)(table, columns.label, findings)
+    (check_labels if task_type.has_classes else check_targets)(table, columns.label, findings)
     text = table.columns[columns.text].values
     pair = table.columns[columns.text_pair].values if columns.text_pair else None
-    return SplitData(table.rows, text, pair, table.columns[columns.label].values, scan(text, pair), regression)
+    return SplitData(table.rows, text, pair, table.columns[columns.label].values, scan(text, pair), task_type)
 
 
 def _can_cut(
@@ -161,15 +163,17 @@ def _can_cut(
 
 def _cut(splits: Mapping[str, SplitData], missing: list[str], seed: int, findings: Findings) -> dict[str, SplitData]:
     train = splits["train"]
-    if train.regression:
-        labels, by = bands(train.amounts()), "amount"
+    if train.type.has_classes:
+        labels = pc.index_in(train.label, value_set=pc.unique(train.label)).to_numpy()
     else:
-        labels, by = pc.index_in(train.label, value_set=pc.unique(train.label)).to_numpy(), "label"
+        labels = bands(train.targets())
     positions = cut_splits(labels, train.scan.keys, missing, seed)
     cut = {split: train.take(indices) for split, indices in positions.items()}
     shares = ", ".join(f"{split} {len(data.rows)}" for split, data in cut.items())
     verb = "were" if len(missing) > 1 else "was"
-    findings.note(f"{' and '.join(missing)} {verb} cut from train by {by} with seed {seed}: {shares} rows")
+    findings.note(
+        f"{' and '.join(missing)} {verb} cut from train by {train.type.target} with seed {seed}: {shares} rows"
+    )
     for split in missing:
         if not len(cut[split].rows):
             message = (
@@ -178,7 +182,7 @@ def _cut(splits: Mapping[str, SplitData], missing: list[str], seed: int, finding
             )
             findings.fault("too_few_rows", message, split=split)
         lacking = count_labels(train.label).keys() - count_labels(cut[split].label).keys()
-        for label in [] if train.regression else sort_labels(lacking):
+        for label in sort_labels(lacking) if train.type.has_classes else []:
             message = f"the label '{label}' has too few rows to stand in the {split} that was cut"
             findings.warn("missing_label", message, split=split)
     return {**splits, **cut}
@@ -207,9 +211,11 @@ def _known(
 
 def _check_validation(validation: SplitData, metric: str, positive: str, findings: Findings) -> None:
     """Warning no_choice: validation on which no model scores better than another. positive: the label that f1 is of."""
-    if validation.regression and not np.ptp(validation.amounts().astype(np.float32)):
-        lack = "different amounts"
-    elif metric == "f1" and positive not in count_labels(validation.label):
+    if not validation.type.has_classes:
+        if np.ptp(validation.targets().astype(np.float32)):
+            return
+        lack = "different regression targets"
+    elif METRICS[metric].positive_label and positive not in count_labels(validation.label):
         lack = f"a row with the label '{positive}'"
     else:
         return
@@ -231,14 +237,14 @@ def _positive_last(labels: list[str], positive: str | None, findings: Findings) 
 
 
 def _facts(
-    source: Mapping[str, Path] | Path | HubSource, options: DatasetOptions, regression: bool, findings: Findings
+    source: Mapping[str, Path] | Path | HubSource, options: DatasetOptions, task_type: TaskType, findings: Findings
 ) -> tuple[str, str, str]:
     """Name, metric and language of the task."""
     known = known_for_hub(source.path) if isinstance(source, HubSource) else None
-    metric = options.metric or ("pearson" if regression else "macro_f1")
+    metric = options.metric or task_type.default_metric
     if options.metric is None:
         findings.note(f"metric: {metric}, unless another is asked for")
-    if options.positive_label is not None and metric != "f1":
+    if options.positive_label is not None and not METRICS[metric].positive_label:
         findings.note(f"the positive label '{options.positive_label}' means nothing to {metric}; give the metric f1")
     if options.language is None:
         findings.note("language: en, unless another is told")
@@ -251,11 +257,11 @@ def _facts(
     return options.name or name, metric, options.language or "en"
 
 
-def _table(data: SplitData, labels: list[str]) -> Any:
-    if data.regression:
-        found = as_numbers(data.label)
-    else:
+def _table(data: SplitData, labels: list[str], metric: str) -> Any:
+    if data.type.has_classes:
         found = pc.index_in(data.label, value_set=pa.array(labels, pa.string()))
+    else:
+        found = as_numbers(data.label)
     pairs = [data.text_pair] if data.text_pair is not None else []
-    schema = task_schema(bool(pairs), data.regression)
+    schema = task_schema(bool(pairs), metric)
     return pa.table([pa.array(data.rows), data.text, *pairs, found], schema=schema)

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from tlm_core.tasks.metrics import REGRESSION, scores_shown
+from tlm_core.tasks.metrics import METRICS, scores_shown
+from tlm_core.tasks.types import task_type_of
 from tlm_core.training.evaluate import total_cost
 from tlm_core.training.recipe import OWN_STARTS
-
-TITLES = {
-    "macro_f1": "macro-F1",
-    "micro_f1": "micro-F1",
-    "accuracy": "accuracy",
-    "f1": "F1 of the last label",
-    "matthews": "Matthews correlation",
-    "pearson": "Pearson correlation",
-    "spearman": "Spearman correlation",
-}
 
 # How the passages were selected, by the recipe's selector.
 SELECTED = {
@@ -45,25 +36,18 @@ def _plain(text: object) -> str:
 
 def _scores(report: Mapping[str, Any]) -> list[str]:
     mean, spread = report["mean"], report["spread"]
-    regression = report["metric"] in REGRESSION
+    baseline = task_type_of(report["metric"]).baseline_title
     names = scores_shown(report["metric"])
-    header = f"| split | {' | '.join(TITLES[n] for n in names)} | without texts that also stand in train |"
+    header = f"| split | {' | '.join(METRICS[n].title for n in names)} | without texts that also stand in train |"
     lines = [header, "|---" * (len(names) + 2) + "|"]
     for split in mean:
         cells = [_number(mean[split][n], spread[split][n]) for n in (*names, "deduplicated")]
         lines.append(f"| {_plain(split)} | {' | '.join(cells)} |")
-    if not regression:
+    if baseline is not None:
         majority = report["majority"]["test"]
         cells = [_number(majority[n], None) for n in names]
-        lines.append(f"| test, always the most frequent label | {' | '.join(cells)} | |")
+        lines.append(f"| test, {baseline} | {' | '.join(cells)} | |")
     return lines
-
-
-def _labels(metric: str, labels: Sequence[str]) -> list[str]:
-    if metric in REGRESSION:
-        amount = f"One number for each text, '{_plain(labels[0])}': the model's only output, as it is (regression)."
-        return ["## Output", amount]
-    return ["## Labels", *(f"{number}. {_plain(label)}" for number, label in enumerate(labels))]
 
 
 def _costs(report: Mapping[str, Any]) -> list[str]:
@@ -140,7 +124,7 @@ def model_card(report: Mapping[str, Any], facts: Mapping[str, Any], recipe: Mapp
     if all(entry["validation"]["value"] is None for entry in report["seeds"]):
         chosen = "the first, since validation has no score"
     scratch = ", trained-from-scratch" if recipe["model"]["init"] in OWN_STARTS else ""
-    kind = "regression model" if report["metric"] in REGRESSION else "classifier"
+    task_type = task_type_of(report["metric"])
     body = [
         "---",
         "library_name: transformers",
@@ -150,10 +134,10 @@ def model_card(report: Mapping[str, Any], facts: Mapping[str, Any], recipe: Mapp
         "---",
         f"# {name}",
         "",
-        f"A text {kind} {_course(facts, recipe)}",
+        f"A text {task_type.model} {_course(facts, recipe)}",
         *_pruning(report),
         "",
-        *_labels(report["metric"], facts["labels"]),
+        *task_type.output_section([_plain(label) for label in facts["labels"]]),
         "",
         "## Scores",
         f"Mean over {len(seeds)} seed(s) {seeds}, ± sample standard deviation"

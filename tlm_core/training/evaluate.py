@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from tlm_core.errors import OutOfMemory
-from tlm_core.tasks.metrics import best_of, majority_baseline, score, score_values, scores_for, summary
+from tlm_core.tasks.metrics import best_of, score, scores_for, summary
 from tlm_core.tasks.task import SPLITS, Task
 from tlm_core.training.architectures import Shape
 from tlm_core.training.device import autocast, out_of_memory, pick_device
 from tlm_core.training.memory import predicting_bytes, rows_at_once
 from tlm_core.training.model import TaskModel, classifier_size
-from tlm_core.training.objective import Workers, encode, micro_batches, pooled_logits, task_loss
+from tlm_core.training.objective import LOSSES, Workers, encode, micro_batches, pooled_logits
 from tlm_core.training.prepared import Batch, Prepared, Split, task_batch
 from tlm_core.training.stage import StageContext
 from tlm_core.training.state import load_model, read_history
@@ -91,11 +91,11 @@ def _answer(model: TaskModel, batch: Batch, rows: int, device: torch.device, log
 def validation_scores(logits: npt.NDArray[np.float32], split: Split, prepared: Prepared) -> dict[str, float | None]:
     """The score that decides (the task's metric), accuracy and mean loss; null what cannot be computed.
 
-    logits: of a model in training, so that in regression the loss is in squares of train's standard deviation.
+    logits: of a model in training, so that the loss of regression is in squares of train's standard deviation.
     """
     scores = scores_of(logits, split, prepared)
     labels = torch.from_numpy(prepared.standard(split.labels))
-    loss = float(task_loss(torch.from_numpy(logits), labels)) / len(split)
+    loss = float(LOSSES[prepared.type.loss](torch.from_numpy(logits), labels)) / len(split)
     return {"score": scores["value"], "accuracy": scores["accuracy"], "loss": loss}
 
 
@@ -105,10 +105,9 @@ def scores_of(
     prepared: Prepared,
     in_train: npt.NDArray[np.bool_] | None = None,
 ) -> dict[str, Any]:
-    """What `metrics.score` gives for the likeliest labels, in regression what `metrics.score_values` gives."""
-    if prepared.regression:
-        return score_values(split.labels, logits[:, 0], prepared.metric, in_train=in_train)
-    return score(split.labels, logits.argmax(axis=1), len(prepared.labels), prepared.metric, in_train=in_train)
+    """Scores of the predicted targets, as `metrics.score` returns them."""
+    predicted = prepared.type.predict(logits)
+    return score(split.labels, predicted, len(prepared.labels), prepared.metric, in_train=in_train)
 
 
 def evaluate(ctx: StageContext) -> dict[str, Any]:
@@ -169,7 +168,7 @@ def _seed_report(seed: int, folder: Path, prepared: Prepared, task: Task, answer
 def over_seeds(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """`mean` and `spread` (sample standard deviation) of each score; null where there is none.
 
-    `spread` has a `reason` where the metric that decides has none; in regression all scores of classes lack one.
+    `spread` has a `reason` where the metric that decides has none; regression has no scores of classes.
     """
     found: dict[str, Any] = {"mean": {}, "spread": {}}
     metric = seeds[0]["test"]["metric"]
@@ -192,12 +191,8 @@ def tests_of(prepared: Prepared) -> list[str]:
 
 
 def _majority(prepared: Prepared, task: Task, split: str) -> dict[str, Any]:
-    if task.regression:  # always the mean of train: what does not vary correlates with nothing
-        amounts = task.amounts(split)
-        mean = np.full(len(amounts), task.amounts("train").mean())
-        return score_values(amounts, mean, prepared.metric, in_train=task.in_train(split))
-    train, other = task.label_ids("train"), task.label_ids(split)
-    return majority_baseline(train, other, len(prepared.labels), prepared.metric, in_train=task.in_train(split))
+    train, true = task.targets("train"), task.targets(split)
+    return task.type.baseline(train, true, len(prepared.labels), prepared.metric, in_train=task.in_train(split))
 
 
 def total_cost(costs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:

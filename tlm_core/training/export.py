@@ -75,14 +75,13 @@ def write_export(
     _compare("the ONNX graph", _onnx_logits(graph, probe), expected)
     (folder / "README.md").write_text(model_card(report, prepared.facts, recipe), encoding="utf-8")
     labels = {"labels": list(task.labels), "max_length": prepared.max_length, "pair": task.pair}
-    if task.regression:
-        labels["regression"] = True
+    labels["task_type"] = task.type.name
     (out / "labels.json").write_text(json.dumps(labels, ensure_ascii=False), encoding="utf-8")
     return sum(p.numel() for p in stock.parameters())
 
 
 def stock_config(shape: Shape, prepared: Prepared) -> Any:
-    """The `transformers` configuration of the shape, with the task's labels or, in regression, its amount's name."""
+    """The `transformers` configuration of the shape, with the task's labels, or the name of its regression target."""
     ids = prepared.facts["special_ids"]
     common: dict[str, Any] = {
         "vocab_size": shape.vocab,
@@ -93,7 +92,7 @@ def stock_config(shape: Shape, prepared: Prepared) -> Any:
         "pad_token_id": ids["pad"],
         "id2label": dict(enumerate(prepared.labels)),
         "label2id": {label: number for number, label in enumerate(prepared.labels)},
-        **({"problem_type": "regression"} if shape.labels == 1 else {}),
+        **({"problem_type": prepared.type.problem_type} if prepared.type.problem_type else {}),
     }
     return architecture_of(shape).stock_config(shape, common, ids)
 

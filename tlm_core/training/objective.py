@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,15 +86,20 @@ def pooled_logits(model: TaskModel, batch: Batch, hidden: Tensor, segments: Tens
     return logits.float()
 
 
-def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Summed loss of logits [D, labels] against labels [D], or in regression, [D, 1], against amounts [D]."""
-    if logits.shape[1] == 1:
-        return F.mse_loss(logits[:, 0], labels, reduction="sum")
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels, reduction="sum")
 
 
+def _squared_error(logits: Tensor, targets: Tensor) -> Tensor:
+    return F.mse_loss(logits[:, 0], targets, reduction="sum")
+
+
+# Summed loss of logits [D, outputs] against targets [D], by the name that a task type gives (`TaskType.loss`).
+LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"cross_entropy": _cross_entropy, "mse": _squared_error}
+
+
 def loss_sums(model: TaskModel, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Summed (not averaged) losses of masked language modelling and of the task, in nats; in regression squares."""
+    """Summed (not averaged) losses of masked language modeling (nats) and of the task (nats, or squared errors)."""
     hidden, segments = encode(model, batch, device)
     mlm = task = torch.zeros((), device=device)
     place = np.flatnonzero(batch.targets != NOT_MASKED)
@@ -104,7 +109,7 @@ def loss_sums(model: TaskModel, batch: Batch, device: torch.device) -> tuple[Ten
         mlm = model.vocabulary.loss(hidden.flatten(0, 1)[to_device(padded, device)], targets, len(place))
     if batch.task_weight and len(batch.labels):
         logits = pooled_logits(model, batch, hidden, segments)
-        task = task_loss(logits, to_device(batch.labels, device))
+        task = LOSSES[batch.loss](logits, to_device(batch.labels, device))
     return mlm, task
 
 

@@ -147,7 +147,7 @@ def _split(out: Path, tokenizer: Tokenizer, size: int, task: Task, split: str, p
         total = store.total
     if second:
         second.close()
-    np.save(out / f"{split}.labels.npy", task.amounts(split) if task.regression else task.label_ids(split))
+    np.save(out / f"{split}.labels.npy", task.targets(split))
     np.save(out / f"{split}.rows.npy", task.rows(split))
     return total
 

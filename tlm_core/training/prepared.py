@@ -14,19 +14,19 @@ import numpy as np
 import numpy.typing as npt
 
 from tlm_core.errors import InvalidRecipe
-from tlm_core.tasks.metrics import REGRESSION
+from tlm_core.tasks.types import Scaling, TaskType, task_type_of
 from tlm_core.training.masking import NOT_MASKED, Vocabulary, mask_rows
 from tlm_core.training.packing import PassageStream, Rows, pack
 from tlm_core.training.randomness import Stream, permutation
 from tlm_core.training.store import TokenStore
 
 Ints = npt.NDArray[np.int64]
-Labels = npt.NDArray[Any]  # int64, or float32 in regression
+Labels = npt.NDArray[Any]  # as `TaskType.trained` says
 
 
 @dataclass(frozen=True)
 class Split:
-    """Task texts of one split. labels, rows: [n], label (in regression the amount) and record number in its file.
+    """Task texts of one split. labels, rows: [n], label or regression target, and record number in its file.
 
     second: [n], where the second text of a pair begins; None for single texts.
     """
@@ -53,7 +53,7 @@ class Prepared:
         self.facts: dict[str, Any] = json.loads((folder / "data.json").read_text(encoding="utf-8"))
         self.labels: list[str] = self.facts["labels"]
         self.metric: str = self.facts["metric"]
-        self.regression = self.metric in REGRESSION
+        self.type: TaskType = task_type_of(self.metric)
         self.max_length: int = self.facts["max_length"]
         ids = self.facts["special_ids"]
         self.vocabulary = Vocabulary(
@@ -64,26 +64,22 @@ class Prepared:
         second = self.folder / f"{name}.second.npy"
         return Split(
             store=TokenStore(self.folder, name),
-            labels=np.load(self.folder / f"{name}.labels.npy").astype(np.float32 if self.regression else np.int64),
+            labels=np.load(self.folder / f"{name}.labels.npy").astype(self.type.trained),
             rows=np.load(self.folder / f"{name}.rows.npy"),
             second=np.load(second).astype(np.int64) if second.exists() else None,
         )
 
     @cached_property
-    def scale(self) -> tuple[float, float]:
-        """Mean and standard deviation of train's amounts (1 where all are equal). Regression alone has them."""
-        amounts = np.load(self.folder / "train.labels.npy").astype(np.float64)
-        return float(amounts.mean()), float(amounts.std()) or 1.0
+    def scaling(self) -> Scaling | None:
+        """How training standardizes regression targets; None for classes."""
+        return self.type.scaling(np.load(self.folder / "train.labels.npy"))
 
     def standard(self, labels: Labels) -> Labels:
-        """Labels as training takes them: amounts less train's mean, in its standard deviations; classes as they are.
+        """Labels as training sees them: standardized regression targets, unchanged classes.
 
-        Raw ones would leave it to the head's bias, at the rate of all weights, to find their mean.
+        Without it the head's bias would have to learn the mean at the learning rate of all weights.
         """
-        if not self.regression:
-            return labels
-        mean, deviation = self.scale
-        return ((labels.astype(np.float64) - mean) / deviation).astype(np.float32)
+        return labels if self.scaling is None else self.scaling.standardize(labels)
 
     def training(self) -> Split:
         """The train split with `standard` labels; what is trained on it answers so until `own_units`."""
@@ -121,6 +117,7 @@ class Batch:
     mlm_weight: float
     task_weight: float
     sources: Callable[[], list[str]]
+    loss: str  # of the task: a key of `objective.LOSSES`
 
     def part(self, start: int, stop: int) -> Batch:
         inside = (self.rows.doc_row >= start) & (self.rows.doc_row < stop)
@@ -191,6 +188,7 @@ class JointBatches:
             mlm_weight=1.0,
             task_weight=0.0,
             sources=partial(_passage_names, self._prepared, self._stream, first, count),
+            loss=self._prepared.type.loss,
         )
 
     def _task_batch(self, step: int, number: int, rate: float) -> Batch:
@@ -238,6 +236,7 @@ def task_batch(split: Split, members: Ints, prepared: Prepared) -> Batch:
         mlm_weight=0.0,
         task_weight=1.0,
         sources=partial(_row_names, split, members),
+        loss=prepared.type.loss,
     )
 
 

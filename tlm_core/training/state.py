@@ -75,13 +75,13 @@ def load_weights(model: TaskModel, saved: Mapping[str, Tensor], *, skip: tuple[s
 
 
 def own_units(saved: Mapping[str, Tensor], prepared: Prepared, head: str = "task") -> dict[str, Tensor]:
-    """Weights of a model trained on `standard` amounts, made to answer in the amounts themselves; of classes unchanged.
+    """Weights that predict raw instead of standardized regression targets; unchanged for classes.
 
     The head's last layer is linear, so that mean and deviation go into its weights, [1, hidden], and bias, [1].
     """
-    if not prepared.regression:
+    if prepared.scaling is None:
         return dict(saved)
-    mean, deviation = prepared.scale
+    mean, deviation = prepared.scaling.mean, prepared.scaling.deviation
     weight, bias = f"{head}.out.weight", f"{head}.out.bias"
     return {**saved, weight: saved[weight] * deviation, bias: saved[bias] * deviation + mean}
 

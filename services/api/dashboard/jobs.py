@@ -19,7 +19,7 @@ from tlm_core.errors import IllegalTransition, NotFound
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import Event, JobRecord, Origin
 from tlm_core.jobs.states import TERMINAL, TRANSITIONS, State, Verb
-from tlm_core.tasks.metrics import ALWAYS
+from tlm_core.tasks.metrics import scores_shown
 
 router = APIRouter(prefix="/jobs")
 
@@ -194,5 +194,5 @@ def _score(job: JobRecord) -> dict[str, Any] | None:
     if not test:
         return None
     metric = summary.get("metric", "macro_f1")
-    name = "macro_f1" if metric in ALWAYS else metric
+    name = "macro_f1" if metric in scores_shown("macro_f1") else metric
     return {"name": name, "value": test.get(name), "accuracy": test.get("accuracy")}

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from services.api.auth import Tenant
@@ -21,7 +21,7 @@ from services.common.catalog_records import DatasetRecord
 from services.common.problem import validation_problem
 from tlm_core.artifacts import FileEntry
 from tlm_core.errors import InvalidRequest
-from tlm_core.tasks.metrics import Metric
+from tlm_core.tasks.metrics import METRICS
 from tlm_core.tasks.options import DatasetOptions
 from tlm_core.wire import Dataset, DatasetCreated, Page, Preview
 
@@ -53,6 +53,17 @@ _FORM: dict[str, Any] = {
 }  # fmt: skip
 
 
+def _known_metric(name: str) -> str:
+    if name not in METRICS:
+        raise ValueError(f"Unknown metric '{name}'. Valid metrics: {', '.join(METRICS)}.")
+    return name
+
+
+MetricName = Annotated[
+    str, AfterValidator(_known_metric), Field(json_schema_extra=lambda schema: schema.update(enum=list(METRICS)))
+]
+
+
 class OptionsBody(BaseModel):
     """How to read a dataset. The gateway infers what is missing and gives the reason in the report."""
 
@@ -62,7 +73,7 @@ class OptionsBody(BaseModel):
     text_pair_column: str | None = Field(None, max_length=200, description='column of second texts; "" for none')
     label_column: str | None = Field(None, max_length=200)
     delimiter: str | None = Field(None, description="one character, for CSV files")
-    metric: Metric | None = Field(None, description="pearson and spearman select regression")
+    metric: MetricName | None = Field(None, description="pearson and spearman select regression")
     positive_label: str | None = Field(None, max_length=1000, description="the positive label of the metric f1")
     language: str | None = Field(None, pattern=r"^[a-z]{2,3}$", description="ISO 639 code")
     name: str | None = Field(None, max_length=200, description="name of the task in reports and on the model card")

@@ -131,8 +131,8 @@ def predict(job: str, body: PredictBody, parts: PartsDep, tenant: Tenant) -> Pre
     ref = artifact_of(parts.jobs, parts.jobs.get(tenant, job), "export")
     labels, probabilities = parts.predictor.predict(ref, body.texts, body.pairs)
     if len(labels) == 1:
-        amounts = tuple(Prediction(label=labels[0], value=row[0]) for row in probabilities.tolist())
-        return Predictions(data=amounts)
+        values = tuple(Prediction(label=labels[0], value=row[0]) for row in probabilities.tolist())
+        return Predictions(data=values)
     found = []
     for row in probabilities.tolist():
         best = max(range(len(labels)), key=row.__getitem__)

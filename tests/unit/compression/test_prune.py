@@ -21,7 +21,7 @@ from services.api.predict import load_model
 from tests.unit.studies.local_plan import make_job, run_plan
 from tests.unit.training.made import made_task, tiny
 from tests.unit.training.test_published import published
-from tests.unit.training.test_regression import made_amounts
+from tests.unit.training.test_regression import made_regression
 from tlm_core.compression.masks import Importance, Mask, one_shot
 from tlm_core.compression.sliced import load_sliced
 from tlm_core.errors import InvalidRecipe, InvalidRequest
@@ -157,7 +157,7 @@ def test_a_level_that_would_empty_a_layer_fails_with_the_most_that_can_go() -> N
 
 
 def test_validation_without_a_score_leaves_the_sparsest_ticket_and_no_plot(tmp_path: Path) -> None:
-    task = Task.read(made_amounts(tmp_path / "made"))
+    task = Task.read(made_regression(tmp_path / "made"))
     same = task.splits["validation"].drop_columns("label").append_column(
         task.splits["validation"].schema.field("label"), pa.array(np.full(task.counts["validation"], 2000.0))
     )  # fmt: skip
@@ -171,7 +171,7 @@ def test_validation_without_a_score_leaves_the_sparsest_ticket_and_no_plot(tmp_p
     assert report["super_ticket"]["level"] == 0.5 and not (done["phases"] / "plot.svg").exists()
     assert "validation has no score to decide by" in report["words"]
     answers = load_model(done["phases"]).probabilities(task.texts("test"))
-    assert np.all((answers > 1980) & (answers < 2030)), "a ticket answers in the amounts themselves"
+    assert np.all((answers > 1980) & (answers < 2030)), "a ticket predicts raw targets"
 
 
 def test_a_published_encoder_is_finetuned_pruned_and_exported_at_the_rates_that_validation_chooses(

@@ -16,7 +16,7 @@ import torch
 from tests.unit.compression.made import CPU
 from tests.unit.studies.local_plan import make_job, run_plan
 from tests.unit.training.made import made_task, tiny
-from tests.unit.training.test_regression import made_amounts
+from tests.unit.training.test_regression import made_regression
 from tlm_core.compression.gates import gated, masked
 from tlm_core.compression.masks import Mask
 from tlm_core.compression.sharing import SharedBatches, SharedModel, TicketOptimizer, frozen, load_shared
@@ -212,15 +212,15 @@ def test_tasks_of_one_name_or_of_several_languages_are_refused(tmp_path: Path) -
         merge([one, replace(one, language="de")], ["one", "two"], tmp_path / "b")
 
 
-def test_single_texts_pairs_and_amounts_share_an_encoder(tmp_path: Path) -> None:
+def test_single_texts_pairs_and_regression_share_an_encoder(tmp_path: Path) -> None:
     tasks = [
         Task.read(made_task(tmp_path / "single", (24, 8, 8))),
         Task.read(made_task(tmp_path / "pairs", (24, 8, 8), pair=True)),
-        Task.read(made_amounts(tmp_path / "amounts", (24, 8, 8))),
+        Task.read(made_regression(tmp_path / "regression", (24, 8, 8))),
     ]
     recipe = tiny(finetune__epochs=1, finetune__evaluations=1, precision="fp32", model__heads=4, model__init="scratch")
     (tmp_path / "merged").mkdir()
-    merge(tasks, ["single", "pairs", "amounts"], tmp_path / "merged")
+    merge(tasks, ["single", "pairs", "regression"], tmp_path / "merged")
     merged = {"task": tmp_path / "merged"}
     whole = {"prepared": run_stage("prepare", merged, stage_params("prepare", recipe), tmp_path / "prepared"), **merged}
     inputs = {}
@@ -231,13 +231,13 @@ def test_single_texts_pairs_and_amounts_share_an_encoder(tmp_path: Path) -> None
     assert (
         second is not None and second.tolist() == Prepared(inputs["prepared.0"]).split("train").store.lengths.tolist()
     )
-    np.testing.assert_allclose(Prepared(inputs["prepared.2"]).split("test").labels, tasks[2].amounts("test"), rtol=1e-6)
+    np.testing.assert_allclose(Prepared(inputs["prepared.2"]).split("test").labels, tasks[2].targets("test"), rtol=1e-6)
     params = {**stage_params("finetune", recipe, 0), "tickets": [None, None, None]}
     out = run_stage("share", inputs, params, tmp_path / "shared")
     last = json.loads((out / "history.json").read_text())["evaluations"][-1]
     assert {"score.0", "score.1", "score.2"} <= last.keys()
-    amounts = Prepared(inputs["prepared.2"])
-    answers = predict(load_shared(out, 2, 1), amounts.split("test"), amounts, device=CPU)
+    regression = Prepared(inputs["prepared.2"])
+    answers = predict(load_shared(out, 2, 1), regression.split("test"), regression, device=CPU)
     assert np.all((answers > 1980) & (answers < 2030)), "each task answers in its own units"
 
 

@@ -39,9 +39,9 @@ def task_of(
     return Task("t", ("a", "b"), "macro_f1", pairs is not None, "en", splits)
 
 
-def amounts_of(train: Sequence[str]) -> Task:
+def regression_of(train: Sequence[str]) -> Task:
     """A task of regression."""
-    plain, schema = task_of(train), task_schema(False, regression=True)
+    plain, schema = task_of(train), task_schema(False, "pearson")
     splits = {split: table.cast(schema) for split, table in plain.splits.items()}
     return replace(plain, labels=("label",), metric="pearson", splits=splits)
 

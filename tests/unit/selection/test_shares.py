@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.selection.make import amounts_of, index_of, rows, run, task_of
+from tests.unit.selection.make import index_of, regression_of, rows, run, task_of
 from tlm_core.errors import InvalidRecipe
 from tlm_core.selection.select import Corpus, select
 from tlm_core.training.recipe import Selection
@@ -68,16 +68,16 @@ def test_what_a_label_never_asked_for_has_no_overlap(tmp_path: Path) -> None:
     assert facts["labels"] == {"names": ["a", "b"], "passages": [1, 0], "jaccard": [[1.0, 0.0], [0.0, None]]}
 
 
-def test_a_task_of_amounts_has_its_selection_without_facts_of_labels(tmp_path: Path) -> None:
-    facts = run(amounts_of(["a b", "c"]), index_of("a b", "b", "c"), tmp_path)
+def test_regression_selection_has_no_label_facts(tmp_path: Path) -> None:
+    facts = run(regression_of(["a b", "c"]), index_of("a b", "b", "c"), tmp_path)
     assert names(tmp_path) == ["p0", "p2", "p1"]
     assert facts["labels"] is None and facts["ranks"] == [2, 1]
 
 
-def test_balance_of_labels_is_refused_for_amounts_before_any_search(tmp_path: Path) -> None:
+def test_label_balance_of_regression_fails_before_any_search(tmp_path: Path) -> None:
     index = index_of("a b", "b")
-    with pytest.raises(InvalidRecipe, match=r"has amounts \(regression\); leave it out"):
-        run(amounts_of(["a b"]), index, tmp_path, max_passages=4, per_label_balance=True)
+    with pytest.raises(InvalidRecipe, match="is a regression task"):
+        run(regression_of(["a b"]), index, tmp_path, max_passages=4, per_label_balance=True)
     assert index.searched == []
 
 

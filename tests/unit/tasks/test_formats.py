@@ -202,14 +202,14 @@ def test_binary_columns_of_parquet_that_hold_utf_8_are_texts(tmp_path: Path, kin
 
 
 def test_decimals_of_parquet_are_numbers(tmp_path: Path) -> None:
-    amounts = [Decimal("1.50"), Decimal("-2.00"), Decimal("0.05"), Decimal("100.00")]
-    pq.write_table(pa.table({"text": ["a", "b", "c", "d"], "label": amounts}), tmp_path / "train.parquet")
+    numbers = [Decimal("1.50"), Decimal("-2.00"), Decimal("0.05"), Decimal("100.00")]
+    pq.write_table(pa.table({"text": ["a", "b", "c", "d"], "label": numbers}), tmp_path / "train.parquet")
     for split in ("dev", "test"):
         put(tmp_path / f"{split}.csv", "text,label\nx,1.5\ny,-2\nz,100\n")
     task, _ = load_task(tmp_path, DatasetOptions(metric="accuracy"))
     assert task.labels == ("-2", "0.05", "1.5", "100")
     task, _ = load_task(tmp_path, DatasetOptions(metric="pearson"))
-    assert task.amounts("train").tolist() == [1.5, -2.0, 0.05, 100.0]
+    assert task.targets("train").tolist() == [1.5, -2.0, 0.05, 100.0]
 
 
 def test_class_names_in_parquet_metadata_are_used(tmp_path: Path) -> None:

@@ -82,9 +82,9 @@ def test_f1_is_that_of_glues_positive_label(reader: Any) -> None:
 
 def test_sts_b_is_regression(reader: Any) -> None:
     task, report = load_task("hub:nyu-mll/glue:stsb", hub=reader)
-    assert (task.metric, task.labels, task.regression) == ("pearson", ("label",), True)
-    assert sorted(set(task.amounts("test").round(1))) == pytest.approx([n / 5 for n in range(20)])
-    assert report["labels"] == [] and report["amounts"]["test"]["max"] == pytest.approx(3.8)
+    assert (task.metric, task.labels, task.type.name) == ("pearson", ("label",), "regression")
+    assert sorted(set(task.targets("test").round(1))) == pytest.approx([n / 5 for n in range(20)])
+    assert report["labels"] == [] and report["targets"]["test"]["max"] == pytest.approx(3.8)
 
 
 def test_the_question_comes_first_and_the_sentence_second(reader: Any) -> None:

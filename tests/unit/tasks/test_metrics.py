@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tlm_core.tasks.metrics import better, majority_baseline, score, score_values, summary
+from tlm_core.tasks.metrics import better, score, summary
+from tlm_core.tasks.types import TASK_TYPES
 
 
 def test_scores_agree_with_scikit_learn() -> None:
@@ -66,10 +67,10 @@ def test_no_row_left_gives_null_and_not_zero() -> None:
 @pytest.mark.parametrize(
     ("true", "pred", "metric", "part"),
     [
-        ([0, 1], [0], "macro_f1", "equal rows"),
+        ([0, 1], [0], "macro_f1", "same shape"),
         ([0, 2], [0, 1], "macro_f1", r"0\.\.1"),
         ([0, 1], [0, -1], "macro_f1", r"0\.\.1"),
-        ([0, 1], [0, 1], "pearson", "no metric of labels"),
+        ([0, 1], [0, 1], "f2", "Unknown metric"),
     ],
 )
 def test_input_that_does_not_hold_is_refused(true: list[int], pred: list[int], metric: str, part: str) -> None:
@@ -78,7 +79,7 @@ def test_input_that_does_not_hold_is_refused(true: list[int], pred: list[int], m
 
 
 def test_majority_baseline_answers_the_most_frequent_train_label() -> None:
-    result = majority_baseline(
+    result = TASK_TYPES["single_label"].baseline(
         [2, 1, 2, 0], [2, 0, 2, 1], 3, "accuracy", in_train=np.array([True, False, False, False])
     )
     assert result["label"] == 2
@@ -129,7 +130,7 @@ def test_correlations_agree_with_scipy_and_repeated_rows_are_left_out() -> None:
     true = rng.randint(0, 6, 80).astype(float)  # with ties
     pred = true + rng.randn(80)
     repeated = rng.rand(80) < 0.3
-    found = score_values(true, pred, "spearman", in_train=repeated)
+    found = score(true, pred, 1, "spearman", in_train=repeated)
     assert found["pearson"] == pytest.approx(pearsonr(true, pred)[0])
     assert found["value"] == found["spearman"] == pytest.approx(spearmanr(true, pred)[0])
     assert found["deduplicated"]["value"] == pytest.approx(spearmanr(true[~repeated], pred[~repeated])[0])
@@ -138,15 +139,15 @@ def test_correlations_agree_with_scipy_and_repeated_rows_are_left_out() -> None:
 
 @pytest.mark.parametrize("odd", [float("nan"), float("inf")])
 def test_a_correlation_with_what_is_no_finite_number_is_null_with_its_reason(odd: float) -> None:
-    found = score_values(
-        np.array([1.0, 2.0, 3.0]), np.array([1.0, odd, 2.0]), "spearman", in_train=np.array([False, True, False])
+    found = score(
+        np.array([1.0, 2.0, 3.0]), np.array([1.0, odd, 2.0]), 1, "spearman", in_train=np.array([False, True, False])
     )
     assert (found["value"], found["pearson"], found["spearman"]) == (None, None, None)
-    assert found["reason"] == "1 of 3 predictions are no finite numbers"
+    assert found["reason"] == "1 of 3 predictions are not finite numbers"
     assert found["deduplicated"]["value"] == pytest.approx(1.0)
 
 
 def test_a_correlation_with_what_does_not_vary_is_null_with_its_reason() -> None:
-    found = score_values(np.array([1.0, 2.0]), np.array([3.0, 3.0]), "pearson")
+    found = score([1.0, 2.0], [3.0, 3.0], 1, "pearson")
     assert found["value"] is None and "differ" in found["reason"]
     assert better(0.0, None) and not better(None, None) and not better(0.1, 0.1)

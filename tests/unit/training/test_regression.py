@@ -1,4 +1,4 @@
-"""A task of amounts goes through all stages and comes out as a stock model of one number; further tests are told."""
+"""A regression task goes through all stages and yields a stock model with one output; further tests are reported."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from services.api.predict import load_model
 from tests.unit.training.made import TELLING, made_task, tiny
-from tlm_core.tasks.metrics import score_values
+from tlm_core.tasks.metrics import score
 from tlm_core.tasks.task import Task, task_schema
 from tlm_core.training.evaluate import over_seeds
 from tlm_core.training.local import run_chain
-from tlm_core.training.objective import task_loss
+from tlm_core.training.objective import LOSSES
 
 
-def made_amounts(folder: Path, counts: tuple[int, int, int] = (64, 24, 30)) -> Path:
+def made_regression(folder: Path, counts: tuple[int, int, int] = (64, 24, 30)) -> Path:
     """Each text's amount is a year: 1990 and 30 times the share of its words that are of the first kind."""
     random = np.random.default_rng(0)
     splits = {}
@@ -28,17 +28,17 @@ def made_amounts(folder: Path, counts: tuple[int, int, int] = (64, 24, 30)) -> P
         shares = random.random(count)
         texts = [" ".join(TELLING[int(random.random() > share)][0] for _ in range(20)) for share in shares]
         columns = {"row": np.arange(1, count + 1), "text": texts, "label": 1990 + 30 * shares}
-        splits[name] = pa.table(columns, schema=task_schema(False, regression=True))
-    Task("amounts", ("similarity",), "pearson", False, "en", splits).write(folder)
+        splits[name] = pa.table(columns, schema=task_schema(False, "pearson"))
+    Task("regression", ("similarity",), "pearson", False, "en", splits).write(folder)
     return folder
 
 
 @pytest.mark.parametrize("architecture", ["modernbert", "bert"])
-def test_amounts_are_learnt_and_predicted_alike_by_stock_class_and_gateway(architecture: str, tmp_path: Path) -> None:
+def test_stock_class_and_gateway_predict_the_same_targets(architecture: str, tmp_path: Path) -> None:
     recipe = tiny(
         selection__selector="none", model__architecture=architecture, precision="fp32", finetune__epochs=12,
     )  # fmt: skip
-    done = run_chain(made_amounts(tmp_path / "task"), None, recipe, [0], tmp_path / "work")
+    done = run_chain(made_regression(tmp_path / "task"), None, recipe, [0], tmp_path / "work")
     report = json.loads((done["evaluate"] / "report.json").read_text())
     assert report["metric"] == "pearson" and report["mean"]["test"]["accuracy"] is None
     if architecture == "modernbert":  # post-norm learns nothing in so few steps
@@ -79,14 +79,14 @@ def test_a_further_test_set_is_reported_beside_test(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("seeds", "reason"), [(3, None), (1, "one run has no spread; give more seeds")])
-def test_scores_that_amounts_never_have_are_no_reason_for_a_missing_spread(seeds: int, reason: str | None) -> None:
-    amounts = np.array([1.0, 2.0, 4.0])
+def test_class_scores_are_no_reason_for_a_missing_regression_spread(seeds: int, reason: str | None) -> None:
+    targets = np.array([1.0, 2.0, 4.0])
     in_train = np.zeros(3, dtype=bool)
-    scores = [score_values(amounts, amounts**number, "pearson", in_train=in_train) for number in range(1, seeds + 1)]
+    scores = [score(targets, targets**number, 1, "pearson", in_train=in_train) for number in range(1, seeds + 1)]
     found = over_seeds([{"seed": number, "test": one} for number, one in enumerate(scores)])["spread"]
     assert (found["test"]["pearson"] is None) == (seeds == 1) and found.get("reason") == reason
 
 
-def test_the_loss_of_amounts_is_the_sum_of_squares() -> None:
-    found = task_loss(torch.tensor([[1.0], [3.0]]), torch.tensor([0.0, 5.0]))
+def test_regression_loss_is_the_sum_of_squares() -> None:
+    found = LOSSES["mse"](torch.tensor([[1.0], [3.0]]), torch.tensor([0.0, 5.0]))
     assert float(found) == 1.0 + 4.0

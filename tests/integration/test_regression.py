@@ -1,4 +1,4 @@
-"""A task of amounts from the upload to the prediction, with real stages; Ray is played."""
+"""A regression task from the upload to the prediction, with real stages and without Ray."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["service"]
 
 
 def files(rng: random.Random) -> dict[str, tuple[str, str]]:
-    """Each text's amount is how often it rains in it."""
+    """The target of a text counts its mentions of rain."""
     found = {}
     for split, rows in (("train", 60), ("validation", 20), ("test", 30)):
         lines = []
@@ -25,13 +25,13 @@ def files(rng: random.Random) -> dict[str, tuple[str, str]]:
     return found
 
 
-def test_amounts_are_uploaded_trained_on_and_predicted_as_values(service: Service) -> None:
+def test_regression_dataset_is_uploaded_trained_and_predicted(service: Service) -> None:
     options = json.dumps({"metric": "spearman"})
-    data = {"name": "amounts", "options": options}
+    data = {"name": "regression", "options": options}
     answer = service.client.post("/v1/datasets", data=data, files=files(random.Random(0)))
     assert answer.status_code == 201, answer.text
-    assert answer.json()["report"]["amounts"]["train"]["max"] <= 5.0
-    job = service.finished(dataset="amounts", seeds=[0])
+    assert answer.json()["report"]["targets"]["train"]["max"] <= 5.0
+    job = service.finished(dataset="regression", seeds=[0])
     assert job["state"] == "succeeded", job["error"]
     report = service.report(job["id"])
     assert report["metric"] == "spearman" and report["mean"]["test"]["macro_f1"] is None
@@ -47,9 +47,9 @@ def test_amounts_are_uploaded_trained_on_and_predicted_as_values(service: Servic
     assert f"{found[0]['label']}</span>" in answers
 
 
-def test_a_curve_of_amounts_is_refused_before_any_training(service: Service) -> None:
-    data = {"name": "amounts", "options": json.dumps({"metric": "pearson"})}
+def test_learning_curve_of_regression_fails_before_training(service: Service) -> None:
+    data = {"name": "regression", "options": json.dumps({"metric": "pearson"})}
     assert service.client.post("/v1/datasets", data=data, files=files(random.Random(1))).status_code == 201
     options = {"sizes": [0.5, 1], "models": ["bilstm", "encoder"]}
-    job = service.finished(dataset="amounts", kind="learning_curve", learning_curve=options)
+    job = service.finished(dataset="regression", kind="learning_curve", learning_curve=options)
     assert job["state"] == "failed" and "regression" in job["error"]["message"]

@@ -1,4 +1,4 @@
-"""Labels that are amounts: when they are read so, what the report says, and what is wrong in them."""
+"""Regression targets: which columns are read so, what the report says, and data errors in them."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from tlm_core.tasks.validate import load_task, validate, write_task
 PEARSON = DatasetOptions(metric="pearson")
 
 
-def amounts(count: int, step: float = 0.25) -> list[dict[str, Any]]:
+def targets(count: int, step: float = 0.25) -> list[dict[str, Any]]:
     return [{"text": f"text number {n}", "label": n * step} for n in range(count)]
 
 
-def test_many_decimal_numbers_are_read_as_amounts_and_the_report_says_so(tmp_path: Path) -> None:
-    task, report = load_task(put(tmp_path / "all.jsonl", jsonl(amounts(60))))
-    assert task.regression and task.metric == "pearson"
-    assert "60 different decimal numbers" in messages(report, "warnings", "read_as_amounts")[0]
-    assert "validation and test were cut from train by amount with seed 0" in " ".join(report["notes"])
-    means = [task.amounts(split).mean() for split in ("train", "validation", "test")]
+def test_many_decimal_numbers_are_read_as_regression_and_the_report_says_so(tmp_path: Path) -> None:
+    task, report = load_task(put(tmp_path / "all.jsonl", jsonl(targets(60))))
+    assert not task.type.has_classes and task.metric == "pearson"
+    assert "60 different decimal numbers" in messages(report, "warnings", "read_as_regression")[0]
+    assert "validation and test were cut from train by regression target with seed 0" in " ".join(report["notes"])
+    means = [task.targets(split).mean() for split in ("train", "validation", "test")]
     assert np.ptp(means) < 1.5  # of 0 to 14.75: small and large ones stand in each split
 
 
@@ -34,57 +34,55 @@ def test_few_decimal_numbers_stay_names_of_classes_and_the_report_says_how_to_ch
     path = put(tmp_path / "all.jsonl", jsonl(rows(60, ("0.5", "1.25"))))
     task, report = load_task(path)
     assert task.labels == ("0.5", "1.25")
-    assert "give the metric pearson" in messages(report, "warnings", "decimal_labels")[0]
-    assert load_task(path, PEARSON)[0].regression
+    assert "Set the metric pearson" in messages(report, "warnings", "decimal_labels")[0]
+    assert load_task(path, PEARSON)[0].type.name == "regression"
 
 
 def test_numbers_are_classes_where_a_metric_of_classes_is_given(tmp_path: Path) -> None:
-    path = folder(tmp_path, amounts(60), amounts(30), amounts(30))
+    path = folder(tmp_path, targets(60), targets(30), targets(30))
     task, _ = load_task(path, DatasetOptions(metric="macro_f1"))
     assert len(task.labels) == 60
 
 
 def test_many_whole_numbers_are_classes(tmp_path: Path) -> None:
-    task, _ = load_task(folder(tmp_path, amounts(60, 1.0), amounts(30, 1.0), amounts(30, 1.0)))
-    assert not task.regression and len(task.labels) == 60
+    task, _ = load_task(folder(tmp_path, targets(60, 1.0), targets(30, 1.0), targets(30, 1.0)))
+    assert task.type.has_classes and len(task.labels) == 60
 
 
 @pytest.mark.parametrize("label", ["high", "nan", "inf", "1_000"])
 def test_what_is_no_finite_number_is_a_fault_with_its_row(tmp_path: Path, label: str) -> None:
-    train = [*amounts(5), {"text": "odd", "label": label}]
-    path = folder(tmp_path, train, amounts(3), amounts(3))
+    train = [*targets(5), {"text": "odd", "label": label}]
+    path = folder(tmp_path, train, targets(3), targets(3))
     assert faults(path, PEARSON) == [("not_a_number", "train", 6, "label")]
 
 
-def test_a_missing_amount_and_equal_amounts_are_faults(tmp_path: Path) -> None:
-    path = folder(tmp_path / "a", [*amounts(5), {"text": "odd", "label": None}], amounts(3), amounts(3))
+def test_missing_target_and_equal_targets_are_data_errors(tmp_path: Path) -> None:
+    path = folder(tmp_path / "a", [*targets(5), {"text": "odd", "label": None}], targets(3), targets(3))
     assert faults(path, PEARSON) == [("null_label", "train", 6, "label")]
-    path = folder(tmp_path / "b", rows(5, ("2.5",)), amounts(3), amounts(3))
+    path = folder(tmp_path / "b", rows(5, ("2.5",)), targets(3), targets(3))
     assert faults(path, PEARSON) == [("one_class", "train", None, "label")]
 
 
 @pytest.mark.parametrize("label", ["1e19", "-1e300"])
-def test_amounts_too_large_for_the_arithmetic_of_training_are_faults(tmp_path: Path, label: str) -> None:
-    path = folder(tmp_path, [*amounts(5), {"text": "odd", "label": label}], amounts(3), amounts(3))
+def test_target_too_large_for_32_bits_is_a_data_error(tmp_path: Path, label: str) -> None:
+    path = folder(tmp_path, [*targets(5), {"text": "odd", "label": label}], targets(3), targets(3))
     assert faults(path, PEARSON) == [("not_a_number", "train", 6, "label")]
-    assert "beyond 1e+18" in validate(path, PEARSON)[1]["faults"][0]["message"]
+    assert "larger than 1e+18" in validate(path, PEARSON)[1]["faults"][0]["message"]
 
 
 @pytest.mark.parametrize(("start", "step"), [(1.0, 1e-9), (1e15, 1.0), (0.0, 1e-60)])
-def test_amounts_that_are_equal_in_the_arithmetic_of_training_are_a_fault(
-    tmp_path: Path, start: float, step: float
-) -> None:
+def test_targets_equal_in_32_bits_are_a_data_error(tmp_path: Path, start: float, step: float) -> None:
     near = [{"text": f"text {n}", "label": start + n * step} for n in range(5)]
-    path = folder(tmp_path, near, amounts(3), amounts(3))
+    path = folder(tmp_path, near, targets(3), targets(3))
     assert faults(path, PEARSON) == [("one_class", "train", None, "label")]
     assert "in 32 bits" in validate(path, PEARSON)[1]["faults"][0]["message"]
 
 
-def test_a_task_of_amounts_is_read_back_as_it_was_written(tmp_path: Path) -> None:
-    write_task(folder(tmp_path / "raw", amounts(12), amounts(3), amounts(4)), tmp_path / "task", PEARSON)
+def test_regression_task_round_trips_through_files(tmp_path: Path) -> None:
+    write_task(folder(tmp_path / "raw", targets(12), targets(3), targets(4)), tmp_path / "task", PEARSON)
     task = Task.read(tmp_path / "task")
-    assert task.amounts("test").tolist() == [0.0, 0.25, 0.5, 0.75]
-    with pytest.raises(ValueError, match="amounts, not labels"):
+    assert task.targets("test").tolist() == [0.0, 0.25, 0.5, 0.75]
+    with pytest.raises(ValueError, match="regression targets, not labels"):
         task.label_ids("test")
 
 
@@ -99,8 +97,8 @@ def test_a_further_test_set_stands_beside_test(tmp_path: Path) -> None:
 
 def test_validation_that_cannot_choose_among_models_is_warned_of(tmp_path: Path) -> None:
     same = [{"text": f"other text {n}", "label": 1.5} for n in range(5)]
-    _, report = load_task(folder(tmp_path / "a", amounts(9), same, amounts(3)), PEARSON)
-    assert "validation lacks different amounts" in messages(report, "warnings", "no_choice")[0]
+    _, report = load_task(folder(tmp_path / "a", targets(9), same, targets(3)), PEARSON)
+    assert "validation lacks different regression targets" in messages(report, "warnings", "no_choice")[0]
     path = folder(tmp_path / "b", rows(12), [{"text": "another", "label": "good"}], rows(4, start="test"))
     _, report = load_task(path, DatasetOptions(metric="f1", positive_label="bad"))
     assert "lacks a row with the label 'bad'" in messages(report, "warnings", "no_choice")[0]

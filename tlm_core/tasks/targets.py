@@ -1,4 +1,4 @@
-"""Label columns that hold amounts: when a column is taken for one, and what is wrong in its values."""
+"""Label columns with regression targets: which columns are read so, and data errors in their values."""
 
 from __future__ import annotations
 
@@ -12,50 +12,52 @@ import pyarrow.compute as pc
 
 from tlm_core.tasks.checks import check_unread, count_labels, is_null_or_blank, null_rows
 from tlm_core.tasks.findings import Findings
-from tlm_core.tasks.metrics import REGRESSION
 from tlm_core.tasks.options import Limits
 from tlm_core.tasks.table import RawTable
+from tlm_core.tasks.types import TASK_TYPES, TaskType, task_type_of
 
-# Weighing heads and blocks takes squares of differences, and sums of them, in 32 bits: nothing there is above 3.4e38.
+# Head and block importance sums squared differences in 32 bits, which hold values up to 3.4e38.
 LARGEST = 1e18
 
 
-def is_regression(train: RawTable, column: str, metric: str | None, findings: Findings, limits: Limits) -> bool:
-    """Whether the label column holds amounts: the metric says so, or it has many different decimal numbers.
+def infer_type(train: RawTable, column: str, metric: str | None, findings: Findings, limits: Limits) -> TaskType:
+    """Return the task type of the metric; without one, regression if the column has many different decimal numbers.
 
-    metric: None if none is known. Says in the report what was decided. Warning: read_as_amounts.
+    Adds the decision to the report. Warning: read_as_regression.
     """
     if metric is not None:
-        if metric in REGRESSION:
-            findings.note(f"label: '{column}' is read as amounts (regression), as the metric {metric} says")
-        return metric in REGRESSION
+        task_type = task_type_of(metric)
+        if not task_type.has_classes:
+            findings.note(f"label: column '{column}' holds {task_type.target}s, because the metric is {metric}")
+        return task_type
+    classes, regression = TASK_TYPES["single_label"], TASK_TYPES["regression"]
     distinct = count_labels(train.columns[column].values)
     if len(distinct) <= limits.max_decimals or not all(_is_decimal(label) for label in distinct):
-        return False
+        return classes
     if all(float(label).is_integer() for label in distinct):
-        return False
+        return classes
     message = (
-        f"'{column}' of {train.file} has {len(distinct):,} different decimal numbers, so it is read as amounts to "
-        "predict (regression, metric pearson); give the metric macro_f1 if they are names of classes"
+        f"Column '{column}' of {train.file} has {len(distinct):,} different decimal numbers and is read as regression "
+        "targets (metric pearson). Set the metric macro_f1 if the numbers are names of classes."
     )
-    findings.warn("read_as_amounts", message, split="train", column=column)
-    return True
+    findings.warn("read_as_regression", message, split="train", column=column)
+    return regression
 
 
-def check_amounts(table: RawTable, column: str, findings: Findings) -> None:
-    """Faults: null_label, not_a_label, not_a_number."""
+def check_targets(table: RawTable, column: str, findings: Findings) -> None:
+    """Check the values of one split. Data errors: null_label, not_a_label, not_a_number."""
     split = table.split
     where = f"row {{row}} of {table.file}: '{column}'"
     check_unread(table, column, findings)
     null, total = null_rows(table, column, is_null_or_blank)
-    message = f"{where} has no amount; add it or leave the row out"
+    message = f"{where} has no regression target. Add a number or remove the row."
     findings.fault_rows("null_label", message, null, split=split, column=column, total=total)
     distinct = count_labels(table.columns[column].values)
     strange = [label for label in distinct if not _is_decimal(label)]
-    message = f"{where} is no finite number, which regression needs; write it with digits, such as 2.5"
+    message = f"{where} is not a finite number. Write it with digits, such as 2.5."
     findings.fault_rows("not_a_number", message, _rows_with(table, column, strange), split=split, column=column)
     large = [label for label in distinct if _is_decimal(label) and abs(float(label)) > LARGEST]
-    message = f"{where} is beyond {LARGEST:g}, too large for training in 32 bits; divide all amounts by the same number"
+    message = f"{where} is larger than {LARGEST:g}, the limit in 32 bits. Divide all targets by one number."
     findings.fault_rows("not_a_number", message, _rows_with(table, column, large), split=split, column=column)
 
 
@@ -65,16 +67,16 @@ def _rows_with(table: RawTable, column: str, labels: list[str]) -> list[int]:
 
 
 def check_spread(tables: Mapping[str, RawTable], column: str, findings: Findings) -> None:
-    """Fault: one_class, where all train rows have the same amount, or one that is the same in 32 bits."""
+    """Data error: one_class, if all train targets are equal, or equal in 32 bits."""
     file = tables["train"].file
     values = {float(label) for label in count_labels(tables["train"].columns[column].values) if _is_decimal(label)}
     if len(values) == 1:
-        message = f"all rows of {file} have the amount {values.pop():g}; regression needs different ones"
+        message = f"All rows of {file} have the target {values.pop():g}. Regression needs different targets."
         findings.fault("one_class", message, split="train", column=column)
     elif max(map(abs, values), default=0.0) <= LARGEST and len(set(np.array(list(values), np.float32))) == 1:
         message = (
-            f"all amounts of {file} are {min(values):g} in 32 bits, in which training computes; subtract what they "
-            "share, or multiply them all by the same number"
+            f"All targets of {file} are {min(values):g} in 32 bits, as in training. Subtract a constant from all, "
+            "or multiply them by one number."
         )
         findings.fault("one_class", message, split="train", column=column)
 

@@ -1,0 +1,148 @@
+"""Task types: what the target of a row is, and what follows for training, scoring and reports.
+
+A task type describes targets only. Whether a row has one text or a pair is a property of the task (`Task.pair`).
+A new type is a subclass here, an entry of `TASK_TYPES`, a loss in `tlm_core.training.objective.LOSSES` and a column
+reader in `tlm_core.tasks.targets`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from tlm_core.tasks import metrics
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Mean and standard deviation of the train targets (1 where all are equal); training sees standardized targets."""
+
+    mean: float
+    deviation: float
+
+    def standardize(self, targets: NDArray[Any]) -> NDArray[np.float32]:
+        return ((targets.astype(np.float64) - self.mean) / self.deviation).astype(np.float32)
+
+
+class TaskType(ABC):
+    """One sort of target.
+
+    name: in `labels.json` and in errors. target: the word for one target. model: the word for a trained model.
+    loss: key of `tlm_core.training.objective.LOSSES`. default_metric: where the user names none.
+    has_classes: the targets are indices into the task's labels; otherwise the only label names the number.
+    stored, trained: types of targets in task files and in training. outputs: names of the ONNX graph's outputs.
+    problem_type: of the `transformers` configuration; None leaves it out.
+    """
+
+    name: ClassVar[str]
+    target: ClassVar[str]
+    model: ClassVar[str]
+    loss: ClassVar[str]
+    default_metric: ClassVar[str]
+    has_classes: ClassVar[bool]
+    stored: ClassVar[DTypeLike]
+    trained: ClassVar[DTypeLike]
+    outputs: ClassVar[tuple[str, ...]]
+    problem_type: ClassVar[str | None] = None
+    baseline_title: ClassVar[str | None] = None
+
+    def scaling(self, targets: NDArray[Any]) -> Scaling | None:  # noqa: ARG002 - classes are not scaled
+        """How to standardize targets for training, from those of train [rows]; None trains on them unchanged."""
+        return None
+
+    @abstractmethod
+    def predict(self, logits: NDArray[Any]) -> NDArray[Any]:
+        """Predicted targets [rows] from logits [rows, outputs]."""
+
+    @abstractmethod
+    def constant(self, targets: NDArray[Any]) -> Any:
+        """The best constant prediction, given the train targets [rows]."""
+
+    @abstractmethod
+    def output_section(self, labels: Sequence[str]) -> list[str]:
+        """Markdown lines of the model card about the model's outputs; `labels` are escaped."""
+
+    def baseline(
+        self,
+        train: NDArray[Any],
+        true: NDArray[Any],
+        n_labels: int,
+        metric: str,
+        *,
+        in_train: NDArray[np.bool_] | None = None,
+    ) -> dict[str, Any]:
+        """Scores of the best constant prediction, as `metrics.score` returns them, and its `label` index for classes.
+
+        Raises ValueError if train has no row.
+        """
+        if not len(train):
+            raise ValueError("The baseline needs at least one train row.")
+        constant = self.constant(train)
+        scores = metrics.score(true, np.full(len(true), constant), n_labels, metric, in_train=in_train)
+        return {**scores, "label": constant} if self.has_classes else scores
+
+
+class SingleLabel(TaskType):
+    """One of several classes for each row."""
+
+    name = metrics.SINGLE_LABEL
+    target = "label"
+    model = "classifier"
+    loss = "cross_entropy"
+    default_metric = "macro_f1"
+    has_classes = True
+    stored = np.int32
+    trained = np.int64
+    outputs = ("logits", "probabilities")
+    baseline_title = "always the most frequent label"
+
+    def predict(self, logits: NDArray[Any]) -> NDArray[Any]:
+        return logits.argmax(axis=1)
+
+    def constant(self, targets: NDArray[Any]) -> int:
+        """Index of the most frequent label; the lowest of equally frequent ones."""
+        return int(np.bincount(np.asarray(targets, dtype=np.int64)).argmax())
+
+    def output_section(self, labels: Sequence[str]) -> list[str]:
+        return ["## Labels", *(f"{number}. {label}" for number, label in enumerate(labels))]
+
+
+class Regression(TaskType):
+    """One number for each row. Its constant prediction has no score: a constant correlates with nothing."""
+
+    name = metrics.REGRESSION
+    target = "regression target"
+    model = "regression model"
+    loss = "mse"
+    default_metric = "pearson"
+    has_classes = False
+    stored = np.float64
+    trained = np.float32
+    outputs = ("logits",)
+    problem_type = "regression"
+
+    def scaling(self, targets: NDArray[Any]) -> Scaling:
+        targets = targets.astype(np.float64)
+        return Scaling(float(targets.mean()), float(targets.std()) or 1.0)
+
+    def predict(self, logits: NDArray[Any]) -> NDArray[Any]:
+        return logits[:, 0]
+
+    def constant(self, targets: NDArray[Any]) -> float:
+        return float(np.asarray(targets, dtype=np.float64).mean())
+
+    def output_section(self, labels: Sequence[str]) -> list[str]:
+        return ["## Output", f"One number for each text, '{labels[0]}': the model's only output (regression)."]
+
+
+TASK_TYPES: Mapping[str, TaskType] = {task_type.name: task_type for task_type in (SingleLabel(), Regression())}
+
+
+def task_type_of(metric: str) -> TaskType:
+    """The task type whose targets a metric compares."""
+    return TASK_TYPES[metrics.METRICS[metric].task_type]
