@@ -16,12 +16,14 @@ from benchmarks.report import remark
 from benchmarks.shared import shared_data
 from tlm_core.artifacts import canonical_json
 from tlm_core.corpus.read import read_sources
-from tlm_core.selection.select import Corpus, select
+from tlm_core.selection.interface import Corpus
+from tlm_core.selection.select import select
+from tlm_core.selection.selectors import Selection
 from tlm_core.selection.tantivy_index import TantivyIndex
 from tlm_core.tasks.task import Task
 from tlm_core.tasks.validate import write_task
 from tlm_core.training.local import run_chain
-from tlm_core.training.recipe import Recipe, Selection
+from tlm_core.training.recipe import Recipe
 
 FOLDER = Path("build/quality")
 _BATCH = 4096
@@ -55,7 +57,7 @@ def selected(name: str, params: Selection) -> tuple[Path, Path]:
         shutil.rmtree(folder, ignore_errors=True)
         parts = folder.with_suffix(".parts")
         corpus = Corpus("shared", "1", corpus_index())
-        select(Task.read(task), corpus, params, folder, seed=0, parts=parts)
+        select(Task.read(task), corpus, params, folder, seed=0, scratch=parts)
         shutil.rmtree(parts, ignore_errors=True)
     return task, folder
 

@@ -19,10 +19,12 @@ from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord, JobSpec, OtherData, Resolved
 from tlm_core.jobs.states import State
 from tlm_core.jobs.studies import check_kind
-from tlm_core.selection.select import Corpus, select
+from tlm_core.selection.interface import Corpus
+from tlm_core.selection.select import select
+from tlm_core.selection.selectors import Selection
 from tlm_core.tasks.task import Task
 from tlm_core.training.local import run_stage
-from tlm_core.training.recipe import Recipe, Selection
+from tlm_core.training.recipe import Recipe
 from tlm_core.training.state import WEIGHTS
 
 META = "node.json"  # written last beside a node's folder: it is whole, and what it told
@@ -75,7 +77,7 @@ def _run(node: Node, inputs: Mapping[str, Path], tasks: Sequence[Path], out: Pat
         shutil.copytree(tasks[int(number or 0)], out)
     elif node.stage == "select":
         params, parts = Selection(**node.params["selection"]), out.with_name(f"{out.name}.parts")
-        select(Task.read(inputs["task"]), Corpus("shared", "1", corpus_index()), params, out, seed=0, parts=parts)
+        select(Task.read(inputs["task"]), Corpus("shared", "1", corpus_index()), params, out, seed=0, scratch=parts)
         shutil.rmtree(parts, ignore_errors=True)
     else:
         run_stage(node.stage, inputs, node.params, out)

@@ -46,9 +46,10 @@ def _write_task(folder: Path, texts: list[str]) -> None:
 
 
 def _select(url: str, folder: Path) -> None:
-    from tlm_core.selection.select import Corpus, select
+    from tlm_core.selection.interface import Corpus
+    from tlm_core.selection.select import select
+    from tlm_core.selection.selectors import Selection
     from tlm_core.tasks.task import Task
-    from tlm_core.training.recipe import Selection
 
     cluster = connect(url)
     index = OpenSearchIndexes(cluster, shards=1).open(CorpusKey("bench", "selection", "v1"))
@@ -66,7 +67,7 @@ def _select(url: str, folder: Path) -> None:
         Selection(selector="bm25", top_k=TOP_K),
         folder / "selected",
         seed=0,
-        parts=folder / "parts",
+        scratch=folder / "parts",
         progress=progress,
     )
     seconds = time.perf_counter() - began

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from benchmarks.report import remark
 from benchmarks.shared import ROOT, shared_data
 from tlm_core.corpus.passages import passage_id
-from tlm_core.selection.files import PASSAGES, Rows
+from tlm_core.selection.output import PASSAGES, RowWriter
 from tlm_core.tasks.validate import load_task
 from tlm_core.training.local import run_stage
 from tlm_core.training.params import stage_params
@@ -90,7 +90,7 @@ def example_passages() -> pa.Table:
 def write_selection(folder: Path, passages: pa.Table) -> Path:
     """The passages as a given selection: what the prepare stage reads."""
     folder.mkdir(parents=True, exist_ok=True)
-    with Rows(folder / "passages.parquet", PASSAGES) as rows:
+    with RowWriter(folder / "passages.parquet", PASSAGES) as rows:
         for batch in passages.to_batches(2_000):
             columns = (batch[name] for name in ("id", "text", "source"))
             rows.write(*columns, [1] * len(batch), [1.0] * len(batch))

@@ -20,7 +20,6 @@ from tlm_core.jobs.plan import Plan, plan_of
 from tlm_core.jobs.spec import JobRecord, JobSpec, Resolved
 from tlm_core.jobs.states import State
 from tlm_core.training.memory import MICRO_ROWS, training_bytes
-from tlm_core.training.recipe import Selection
 from tlm_core.wire import Estimate, StageEstimate
 
 # Where no job has run yet: seconds for one unit of work (`Facts.work`) of each stage, from `make demo` on 2 cores of
@@ -51,11 +50,6 @@ class _Known:
     history: Sequence[Finished]
     like: Finished | None
     searched: int | None
-
-
-def asks(selection: Selection) -> bool:
-    """Whether the number of passages follows from what the queries find."""
-    return selection.selector == "bm25" or (selection.selector not in ("whole", "given") and not selection.has_budget)
 
 
 class Estimator:
@@ -140,7 +134,7 @@ class Estimator:
         if same:
             reasons["passages"] = f"counted by {same[0].job}, which selected in the same way"
             return same[0].passages, at_most
-        if not asks(selection):
+        if not selection.sized_by_queries:
             reasons["passages"] = "all that there is to take, or the budget in passages"
             return at_most, at_most
         shares = [
@@ -157,9 +151,9 @@ class Estimator:
     def _offered(self, known: _Known, rows: int) -> tuple[int | None, ...]:
         """What bounds a selection before its budget does; None where that is not known."""
         resolved, selection = known.job.resolved, known.job.resolved.recipe.selection
-        if selection.selector == "given":
+        if selection.definition.source == "dataset":
             return (self._catalog.dataset(known.job.tenant, resolved.dataset_id).summary.get("selection"),)
-        return (known.searched, rows * selection.top_k if asks(selection) else None)
+        return (known.searched, rows * selection.top_k if selection.sized_by_queries else None)
 
     def _corpus_size(self, tenant: str, resolved: Resolved) -> int | None:
         if resolved.corpus_name is None or resolved.corpus_version is None:

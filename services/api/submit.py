@@ -19,7 +19,8 @@ from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import FROM_JOB, JobRecord, JobSpec, OtherData, Resolved, Taken
 from tlm_core.jobs.states import State
 from tlm_core.jobs.studies import check_kind, recipes_of
-from tlm_core.training.recipe import WITHOUT_CORPUS, Recipe, resolve
+from tlm_core.selection.selectors import SELECTORS
+from tlm_core.training.recipe import Recipe, resolve
 
 _MAX_SEED = 2**32 - 1
 _SELECTOR = "selection.selector"
@@ -60,7 +61,7 @@ def resolve_job(parts: Parts, tenant: str, spec: JobSpec) -> tuple[JobSpec, Reso
     if not all(0 <= seed <= _MAX_SEED for seed in spec.seeds):
         raise InvalidRequest(f"seeds must lie in 0..{_MAX_SEED}")
     dataset = catalog.dataset(tenant, spec.dataset)
-    if recipe.selection.selector == "given":
+    if recipe.selection.definition.source == "dataset":
         _check_given(spec, "selection" in dataset.summary)
     corpus_name = corpus_version = None
     if spec.corpus is not None:
@@ -217,13 +218,17 @@ def changed(job: JobRecord, changes: Mapping[str, Any]) -> JobSpec:
         raise InvalidRequest(problem["detail"], faults=problem["errors"]) from error
 
 
+def _ignores_corpus(selector: object) -> bool:
+    return isinstance(selector, str) and selector in SELECTORS and SELECTORS[selector].source != "corpus"
+
+
 def _agreeing(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Of corpus and selector, the one that is changed ends what the other was: clients write `none` where no corpus is
     named."""
     overrides = values["set"]
     selector = overrides.get(_SELECTOR) if isinstance(overrides, dict) else None
     if "corpus" not in changes:
-        return values | {"corpus": None} if selector in WITHOUT_CORPUS else values
+        return values | {"corpus": None} if _ignores_corpus(selector) else values
     if changes["corpus"] is not None and selector == "none" and _SELECTOR not in changes.get("set", {}):
         return values | {"set": {key: value for key, value in overrides.items() if key != _SELECTOR}}
     return values

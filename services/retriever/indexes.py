@@ -24,9 +24,9 @@ from services.retriever.opensearch_index import (
 )
 from tlm_core.corpus.passages import Passage
 from tlm_core.errors import AlreadyRunning, Conflict, IndexMismatch, InvalidRequest, NotFound
-from tlm_core.selection.analysis import analysis_of
 from tlm_core.selection.index import PassageIndex
 from tlm_core.selection.tantivy_index import TantivyIndex
+from tlm_core.selection.text_analysis import analysis_of
 
 
 class CorpusKey(NamedTuple):

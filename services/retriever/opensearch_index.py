@@ -15,8 +15,8 @@ from services.retriever.bulk import CHECKSUM_RANGE, BulkWriter, Refused, Taken, 
 from services.retriever.cluster import PASSING, Cluster, reason_of
 from tlm_core.corpus.passages import Passage
 from tlm_core.errors import Conflict, IndexMismatch, IndexUnavailable, NotFound
-from tlm_core.selection.analysis import Analysis, terms
 from tlm_core.selection.index import K1, MAX_TERMS, B, Hit, best_terms, ranked
+from tlm_core.selection.text_analysis import Analysis, terms
 
 SCHEMA_VERSION = 1
 _NOTHING: dict[str, Any] = {"match_none": {}}

@@ -21,9 +21,10 @@ from services.retriever.loads import CorpusLoads
 from tlm_core.artifacts import MANIFEST, ArtifactStore, Manifest, ManifestRef, drop_untouched
 from tlm_core.errors import CorruptArtifact, InvalidRecipe, InvalidRequest, NotFound, TLMError
 from tlm_core.selection.given import GIVEN
-from tlm_core.selection.select import Corpus, select
+from tlm_core.selection.interface import Corpus
+from tlm_core.selection.select import select
+from tlm_core.selection.selectors import Selection
 from tlm_core.tasks.task import Task
-from tlm_core.training.recipe import Selection
 
 log = logging.getLogger(__name__)
 
@@ -190,7 +191,7 @@ class SelectionRuns:
         parts = self._parts(artifact)
         folder = self._scratch / "selections" / f"{artifact}-{uuid.uuid4().hex}"
         try:
-            facts = select(Task.read(task), source, params, folder, seed=request.seed, parts=parts, progress=progress)
+            facts = select(Task.read(task), source, params, folder, seed=request.seed, scratch=parts, progress=progress)
             meta: dict[str, Any] = {key: facts[key] for key in ("passages", "corpus") if key in facts}
             progress(run.done, run.total, run.unit)
             ref = self._store.write(request.prefix, folder, artifact=artifact, stage="select", meta=meta)

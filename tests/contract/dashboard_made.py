@@ -391,7 +391,7 @@ def make_selection(folder: Path, hostile: str, count: int = 60) -> None:
         "selector": "bm25",
         "top_k": 30,
         "passages": count,
-        "asked": {"queries": 420, "without_hit": {"count": 2, "rows": [7, 31]}},
+        "queries": {"train_rows": 420, "without_hit": {"count": 2, "rows": [7, 31]}},
         "leaks": {"passages": 2, "texts": 1},
         "labels": {"names": list(LABELS[:2]), "passages": [40, 31], "jaccard": [[1.0, 0.25], [0.25, 1.0]]},
         "corpus": {"name": "manuals", "version": "4f1c2a9be07d"},

@@ -65,7 +65,7 @@ def test_how_a_selection_was_made_is_told_in_words_and_figures(filled: tuple[Gat
     how = text.partition('<details class="how">')[2].partition("</details>")[0]
     words = " ".join(Tags(how.replace("</dt>", " ").replace("</t", " </t")).words.split())
     assert "handbook 33 55.0 % wiki 15 25.0 % and 3 more sources with 12 passages" in words
-    assert "asked.without_hit count 2, rows 7, 31" in words
+    assert "queries.without_hit count 2, rows 7, 31" in words
     assert "labels.jaccard 1, 0.25; 0.25, 1" in words
     assert not set("{}[]") & set(words)
 

@@ -19,8 +19,8 @@ from tests.contract.selection_indexes import Filled, cluster, filled, indexes, n
 from tests.support import shared_data
 from tlm_core.corpus.passages import Passage
 from tlm_core.errors import Conflict, IndexMismatch, NotFound
-from tlm_core.selection.analysis import terms
 from tlm_core.selection.index import MAX_TERMS, Hit
+from tlm_core.selection.text_analysis import terms
 
 
 def passages_of(texts: Sequence[str]) -> list[Passage]:

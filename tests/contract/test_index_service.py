@@ -62,7 +62,7 @@ def test_a_selection_is_written_to_storage_under_its_prefix(place: Place, api: R
     assert (manifest.artifact, manifest.stage) == ("art_1", "select")
     folder = place.store.localize(run.ref)
     facts = json.loads((folder / "selection.json").read_text())
-    assert facts["asked"]["without_hit"] == {"count": 1, "rows": [3]}
+    assert facts["queries"]["without_hit"] == {"count": 1, "rows": [3]}
     assert facts["corpus"] == {"name": place.key.name, "version": "v1", "passages": 200}
     assert len(pq.read_table(folder / "passages.parquet")) == facts["passages"] == 10
     assert list((place.folder / "scratch" / "selections").iterdir()) == []

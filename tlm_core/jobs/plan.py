@@ -32,7 +32,7 @@ def plan_of(job: JobRecord) -> Plan:
 def train(job: JobRecord) -> Plan:
     """One chain: validate, select, prepare, then joint and finetune for each seed, evaluate, export."""
     recipe, resolved = job.resolved.recipe, job.resolved
-    given = recipe.selection.selector == "given"
+    given = recipe.selection.definition.source == "dataset"
     selecting = given or (resolved.corpus_name is not None and recipe.selection.needs_corpus)
     joint = recipe.joint.enabled
 

@@ -1,123 +1,149 @@
-"""How much a passage looks like the task: importance resampling (DSIR, 2302.03169), and a linear classifier."""
+"""The selectors `dsir` (importance resampling, arXiv 2302.03169) and `classifier`: passages that look like the task."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, pairwise
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tlm_core.corpus.passages import Passage
 from tlm_core.errors import EmptySelection
-from tlm_core.selection.analysis import Analysis, terms
-from tlm_core.selection.draw import best_first, passages_of, shuffled, uniform
+from tlm_core.selection.candidates import CandidateFilter
 from tlm_core.selection.index import PassageIndex
-from tlm_core.selection.queries import Queries
+from tlm_core.selection.interface import Selected, SelectionInputs
+from tlm_core.selection.queries import task_queries, train_texts
 from tlm_core.selection.retrieve import Progress, retrieve
+from tlm_core.selection.sampling import (
+    Scorer,
+    Scores,
+    best_passages,
+    iterate_passages,
+    limit_to_hits,
+    random_order,
+    rank_by_score,
+    scan_texts,
+    uniform,
+)
+from tlm_core.selection.text_analysis import Analysis, analysis_of, terms
 
-Worth = Callable[[Sequence[Passage]], NDArray[np.float64]]
+if TYPE_CHECKING:
+    from sklearn.feature_extraction.text import HashingVectorizer
+
 
 BUCKETS = 10_000
-_TEXTS = 1024
+_BATCH_TEXTS = 1024
 
-# The classifier learns from a sample, so that its cost does not grow with the task.
-_ASKED = 2_000
-_EACH = 10
-_EXAMPLES = 10_000
+# The classifier learns from a sample, so its cost does not grow with the task.
+_MAX_QUERIES = 2_000
+_HITS_PER_QUERY = 10
+_MAX_EXAMPLES = 10_000
 _CLASSIFIER_BUCKETS = 2**18
 _EPOCHS = 5
 
 
-def importance(texts: Iterable[str], index: PassageIndex, analysis: Analysis, seed: int, progress: Progress) -> Worth:
-    """DSIR: the log of how much likelier a passage's hashed words and word pairs are in the task than in the corpus.
+def dsir(inputs: SelectionInputs, accept: CandidateFilter) -> Selected:
+    """Select by importance resampling: a passage is likelier if its words occur more in the task than in the corpus."""
+    limit_to_hits(inputs, accept)
+    texts = (text for _, text in train_texts(inputs.task))
+    scorer = importance(texts, inputs.index, analysis_of(inputs.task.language), inputs.seed, inputs.progress)
+    return best_passages(inputs, accept, scan_texts(inputs.index, scorer, inputs.progress))
 
-    With a Gumbel draw added, so that the best k of it are a sample without replacement (section 4.2 of the paper).
-    Each bucket counts once more than it occurs: tasks are far smaller than the paper's targets, and what the task by
-    chance lacks must not rule a passage out.
+
+def importance(texts: Iterable[str], index: PassageIndex, analysis: Analysis, seed: int, progress: Progress) -> Scorer:
+    """Score a passage by the log ratio of the likelihood of its hashed words and word pairs in task and corpus.
+
+    A Gumbel draw is added, so that the best k scores are a sample without replacement (section 4.2 of the DSIR paper).
+    Each bucket starts with a count of one: tasks are far smaller than the targets of the paper, and a word that a task
+    lacks by chance must not exclude a passage.
     """
-    hasher = _hasher(BUCKETS, analysis, normalised=False)
-    task = sum((_counts(hasher, part) for part in _parts(texts)), np.ones(BUCKETS))
+    hasher = _hasher(BUCKETS, analysis, normalized=False)
+    task = sum((_counts(hasher, batch) for batch in _batches(texts)), np.ones(BUCKETS))
     corpus = np.ones(BUCKETS)
-    for batch in passages_of(index, progress):
-        corpus += _counts(hasher, [passage.text for passage in batch])
+    for passages in iterate_passages(index, progress):
+        corpus += _counts(hasher, [passage.text for passage in passages])
     ratios = np.log(task / task.sum()) - np.log(corpus / corpus.sum())
 
-    def worth(batch: Sequence[Passage]) -> NDArray[np.float64]:
+    def score(batch: Sequence[Passage]) -> Scores:
         weights = hasher.transform([passage.text for passage in batch]) @ ratios
-        drawn = uniform([passage.id for passage in batch], seed)
-        return np.asarray(weights - np.log(-np.log(drawn)), np.float64)
+        draws = uniform([passage.id for passage in batch], seed)
+        return np.asarray(weights - np.log(-np.log(draws)), np.float64)
 
-    return worth
+    return score
 
 
-def classifier(
-    queries: Queries,
-    index: PassageIndex,
-    analysis: Analysis,
-    seed: int,
-    *,
-    folder: Path,
-    corpus: str,
-    progress: Progress,
-) -> Worth:
-    """A logistic regression on hashed words and word pairs: what the queries find against random passages.
+def classifier(inputs: SelectionInputs, accept: CandidateFilter) -> Selected:
+    """Select the passages that a linear classifier rates most like the hits of the queries."""
+    limit_to_hits(inputs, accept)
+    return best_passages(inputs, accept, scan_texts(inputs.index, _linear_classifier(inputs), inputs.progress))
 
-    Asks at most 2,000 queries, drawn by `seed`. Raises EmptySelection if they find nothing, or if they find the whole
-    corpus, so that nothing is left to tell them from.
+
+def _linear_classifier(inputs: SelectionInputs) -> Scorer:
+    """Fit logistic regression on hashed words and word pairs: query hits against random passages.
+
+    Searches at most 2,000 queries, drawn by the seed. Raises EmptySelection if they hit no passage, or every passage.
     """
     from sklearn.linear_model import SGDClassifier
 
-    asked = queries.picked(random.Random(seed).sample(range(len(queries)), min(_ASKED, len(queries))))
-    found = retrieve(asked, index, _EACH, folder, progress)
-    liked = [one.id for one in islice(found.ranked(), _EXAMPLES)]
-    known = set(found.ids.to_pylist())
-    drawn = best_first(shuffled(index, seed), len(liked) + len(known), scored=False)
-    others = list(islice((one.id for one in drawn if one.id not in known), len(liked)))
-    if not liked or not others:
-        what = "nothing" if not liked else "every passage"
-        raise EmptySelection(f"the train texts find {what} of corpus '{corpus}'; take another one, or selector 'bm25'")
-    hasher = _hasher(_CLASSIFIER_BUCKETS, analysis, normalised=True)
-    passages = index.fetch(liked) | index.fetch(others)
-    features = hasher.transform([passages[name].text for name in (*liked, *others)])
-    labels = np.repeat([1, 0], [len(liked), len(others)])
+    positives, negatives = _examples(inputs)
+    passages = inputs.index.fetch(positives) | inputs.index.fetch(negatives)
+    hasher = _hasher(_CLASSIFIER_BUCKETS, analysis_of(inputs.task.language), normalized=True)
+    features = hasher.transform([passages[name].text for name in (*positives, *negatives)])
+    labels = np.repeat([1, 0], [len(positives), len(negatives)])
     model = SGDClassifier(
-        loss="log_loss", alpha=1e-5, max_iter=_EPOCHS, tol=None, average=True, class_weight="balanced",
-        random_state=seed,
-    ).fit(features, labels)  # fmt: skip
+        loss="log_loss",
+        alpha=1e-5,
+        max_iter=_EPOCHS,
+        tol=None,
+        average=True,
+        class_weight="balanced",
+        random_state=inputs.seed,
+    ).fit(features, labels)
 
-    def worth(batch: Sequence[Passage]) -> NDArray[np.float64]:
+    def score(batch: Sequence[Passage]) -> Scores:
         scores = model.decision_function(hasher.transform([passage.text for passage in batch]))
         return np.asarray(scores, np.float64)
 
-    return worth
+    return score
 
 
-def _hasher(buckets: int, analysis: Analysis, *, normalised: bool) -> Any:
-    """Counts of hashed words and pairs of neighbours; normalised: rows of length one, hashed with a sign."""
+def _examples(inputs: SelectionInputs) -> tuple[list[str], list[str]]:
+    """Ids of the query hits, and of as many random passages that are not hits."""
+    queries, index, seed = task_queries(inputs.task, inputs.params), inputs.index, inputs.seed
+    sample = queries.subset(random.Random(seed).sample(range(len(queries)), min(_MAX_QUERIES, len(queries))))
+    retrieved = retrieve(sample, index, _HITS_PER_QUERY, inputs.scratch / "examples", inputs.progress)
+    positives = [entry.id for entry in islice(retrieved.ranked(), _MAX_EXAMPLES)]
+    hits = set(retrieved.ids.to_pylist())
+    shuffled = rank_by_score(random_order(index, seed), len(positives) + len(hits), scored=False)
+    negatives = list(islice((entry.id for entry in shuffled if entry.id not in hits), len(positives)))
+    if not positives or not negatives:
+        hit = "no passage" if not positives else "every passage"
+        raise EmptySelection(
+            f"The queries hit {hit} of corpus '{inputs.corpus.name}', so there is nothing to classify. "
+            "Use another corpus, or the selector 'bm25'."
+        )
+    return positives, negatives
+
+
+def _hasher(buckets: int, analysis: Analysis, *, normalized: bool) -> HashingVectorizer:
+    """Counts of hashed words and pairs of adjacent words. normalized: rows of length one, with signed hashes."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
     def features(text: str) -> list[str]:
         words = terms(text, analysis)
         return [*words, *(f"{first} {second}" for first, second in pairwise(words))]
 
-    norm = "l2" if normalised else None
-    return HashingVectorizer(analyzer=features, n_features=buckets, norm=norm, alternate_sign=normalised)
+    norm = "l2" if normalized else None
+    return HashingVectorizer(analyzer=features, n_features=buckets, norm=norm, alternate_sign=normalized)
 
 
-def _counts(hasher: Any, texts: Sequence[str]) -> NDArray[np.float64]:
+def _counts(hasher: HashingVectorizer, texts: Sequence[str]) -> Scores:
     return np.asarray(hasher.transform(texts).sum(axis=0), np.float64).ravel()
 
 
-def _parts(texts: Iterable[str]) -> Iterator[list[str]]:
-    part: list[str] = []
-    for text in texts:
-        part.append(text)
-        if len(part) == _TEXTS:
-            yield part
-            part = []
-    if part:
-        yield part
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    remaining = iter(texts)
+    while batch := list(islice(remaining, _BATCH_TEXTS)):
+        yield batch

@@ -1,59 +1,74 @@
-"""From a task to what is asked of the index, and to what must not be found."""
+"""Queries from train texts, key phrases (RAKE) for queries, and the held-out texts that must not be selected."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 import pyarrow as pa
 
 from tlm_core.errors import InvalidRecipe
-from tlm_core.selection.analysis import analysis_of, terms
-from tlm_core.selection.rake import key_phrases
+from tlm_core.selection.selectors import Selection
+from tlm_core.selection.text_analysis import analysis_of, terms
 from tlm_core.tasks.task import Task
-from tlm_core.training.recipe import Selection
 
+PHRASES = 20
 _BATCH = 1024
+_PIECE = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*|[^\s\w]")
+_STOP_WORDS = """
+a about above after again against all almost also although always am among an and another any are as at be because
+been before being below between both but by can cannot could did do does doing done down due during each either else
+enough ever every few for from further had has have having he hence her here hers herself him himself his how
+however i if in into is it its itself just least less let like made make many may me might mine more most much must
+my myself neither never no nor not now of off often on once one only onto or other others our ours ourselves out
+over own per perhaps quite rather really same seem seems shall she should since so some such than that the their
+theirs them themselves then there therefore these they this those though through thus to together too toward towards
+under until up upon us use used using very via was we well were what when where whether which while who whom whose
+why will with within without would yet you your yours yourself yourselves
+"""
+_STOP = frozenset(_STOP_WORDS.split())
 
 
 @dataclass(frozen=True)
 class Query:
-    """A text to search with and the train rows that it is the text of."""
+    """A query text and the train rows that it stands for."""
 
     text: str
     rows: tuple[int, ...]
 
 
 class Queries(Sequence[Query]):
-    """One query for each distinct wording of a train text, in order of first sight: equal ones are searched once.
+    """One query for each distinct query text, in order of first occurrence: equal texts are searched once.
 
-    rows: the train rows of each. Only where its text stands is kept of a query, and it is worded anew whenever it is
-    asked for: a big task would be held twice.
+    rows: the train rows of each query. The texts are computed again on each access, because a second copy of a big
+    task would not fit in memory.
     """
 
-    def __init__(self, task: Task, wording: Callable[[str], str]) -> None:
-        self._table, self._wording = task.splits["train"], wording
+    def __init__(self, task: Task, to_query: Callable[[str], str]) -> None:
+        self._table, self._to_query = task.splits["train"], to_query
         self._first: list[int] = []
         rows: list[list[int]] = []
         seen: dict[bytes, int] = {}
         for number, (row, text) in enumerate(train_texts(task)):
-            place = seen.setdefault(hashlib.blake2b(wording(text).encode(), digest_size=16).digest(), len(seen))
-            if place == len(rows):
+            query = seen.setdefault(hashlib.blake2b(to_query(text).encode(), digest_size=16).digest(), len(seen))
+            if query == len(rows):
                 rows.append([])
                 self._first.append(number)
-            rows[place].append(row)
+            rows[query].append(row)
         self.rows: list[tuple[int, ...]] = list(map(tuple, rows))
 
-    def picked(self, places: Sequence[int]) -> Queries:
-        """The queries at `places`, in that order."""
-        found = copy.copy(self)
-        found.rows = [self.rows[place] for place in places]
-        found._first = [self._first[place] for place in places]
-        return found
+    def subset(self, numbers: Sequence[int]) -> Queries:
+        """Return the queries with these numbers, in this order."""
+        subset = copy.copy(self)
+        subset.rows = [self.rows[number] for number in numbers]
+        subset._first = [self._first[number] for number in numbers]
+        return subset
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -68,28 +83,27 @@ class Queries(Sequence[Query]):
         if isinstance(which, int):
             return self[which : which + 1 or None][0]
         first = np.array(self._first[which], np.int64)
-        # Of a slice: taking from a table of many chunks joins them all before.
+        # Take from a slice: taking from a table of many chunks joins all of them first.
         low, high = (first.min(), first.max() + 1) if len(first) else (0, 0)
         texts = _joined(self._table.slice(low, high - low).take(pa.array(first - low)))
-        return [Query(self._wording(text), rows) for text, rows in zip(texts, self.rows[which], strict=True)]
+        return [Query(self._to_query(text), rows) for text, rows in zip(texts, self.rows[which], strict=True)]
 
 
 def train_texts(task: Task) -> Iterator[tuple[int, str]]:
-    """(row, text) of the train split; the two texts of a pair are joined by a blank."""
+    """Yield (row, text) of the train split. The two texts of a pair are joined by a blank."""
     for batch in task.splits["train"].to_batches(max_chunksize=_BATCH):
         yield from zip(batch["row"].to_pylist(), _joined(batch), strict=True)
 
 
-def _joined(part: Any) -> list[str]:
-    """Texts of a table or of a batch of it."""
-    texts: list[str] = part["text"].to_pylist()
-    if "text_pair" not in part.schema.names:
+def _joined(batch: pa.Table | pa.RecordBatch) -> list[str]:
+    texts: list[str] = batch["text"].to_pylist()
+    if "text_pair" not in batch.schema.names:
         return texts
-    return [f"{first} {second}" for first, second in zip(texts, part["text_pair"].to_pylist(), strict=True)]
+    return [f"{first} {second}" for first, second in zip(texts, batch["text_pair"].to_pylist(), strict=True)]
 
 
 def held_out_texts(task: Task) -> Iterator[tuple[str, int, str]]:
-    """(split, row, text) of validation and all tests; the texts of a pair stand alone: a passage may hold only one."""
+    """Yield (split, row, text) of validation and all tests. The texts of a pair are separate: each may leak alone."""
     for split in ("validation", "test", *task.further_tests):
         rows = task.rows(split).tolist()
         for texts in (task.texts(split), task.text_pairs(split)):
@@ -97,20 +111,51 @@ def held_out_texts(task: Task) -> Iterator[tuple[str, int, str]]:
 
 
 def task_queries(task: Task, params: Selection) -> Queries:
-    """The queries of all train rows as `params` word them.
+    """Return the queries of all train rows, as `query` and `unique_terms` of `params` say.
 
-    Raises InvalidRecipe for RAKE in another language than English, whose stop words it needs.
+    Raises InvalidRecipe for RAKE in a language other than English, because its stop words are English.
     """
     analysis = analysis_of(task.language)
     if params.query == "rake" and not task.language.lower().startswith("en"):
         raise InvalidRecipe(
-            f"selection.query 'rake' knows English only, and the task's language is '{task.language}'; take 'text'"
+            f"selection.query 'rake' supports English only, but the language of the task is '{task.language}'. "
+            "Use 'text'."
         )
 
-    def wording(text: str) -> str:
+    def to_query(text: str) -> str:
         if params.query == "rake":
             text = " ".join(key_phrases(text)) or text
-        # Terms with blanks between them are cut into the same terms again.
+        # Splitting terms that are joined by blanks gives the same terms again.
         return " ".join(dict.fromkeys(terms(text, analysis))) if params.unique_terms else text
 
-    return Queries(task, wording)
+    return Queries(task, to_query)
+
+
+def key_phrases(text: str) -> list[str]:
+    """Return the PHRASES best phrases of an English text, best first, in lower case.
+
+    RAKE (Rose, Engel, Cramer and Cowley 2010), as in the TLM release. A phrase is a run of words between stop words
+    and punctuation. The score of a word is its degree (the words of all phrases that contain it) over its frequency;
+    the score of a phrase is the sum over its words. Ties are sorted alphabetically.
+    """
+    phrases = Counter(_phrases(text))
+    frequency: Counter[str] = Counter()
+    degree: Counter[str] = Counter()
+    for phrase, count in phrases.items():
+        for word in phrase:
+            frequency[word] += count
+            degree[word] += count * len(phrase)
+    scores = {phrase: sum(degree[word] / frequency[word] for word in phrase) for phrase in phrases}
+    return [" ".join(phrase) for phrase in sorted(scores, key=lambda phrase: (-scores[phrase], phrase))[:PHRASES]]
+
+
+def _phrases(text: str) -> Iterator[tuple[str, ...]]:
+    phrase: list[str] = []
+    for piece in _PIECE.findall(text.lower()):
+        if piece not in _STOP and piece[0].isalnum():
+            phrase.append(piece)
+        elif phrase:
+            yield tuple(phrase)
+            phrase = []
+    if phrase:
+        yield tuple(phrase)

@@ -1,4 +1,4 @@
-"""From queries to the passages that they ask for: searched in parts that survive a restart, united by best rank."""
+"""Search the index with all queries, in parts that survive a restart, and unite the hits by best rank."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,95 +16,87 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tlm_core.parquet import open_parquet
+from tlm_core.selection.candidates import Ranked
 from tlm_core.selection.index import Hit, PassageIndex
-from tlm_core.selection.keep import Ranked
-from tlm_core.selection.queries import Queries, Query
+from tlm_core.selection.queries import Queries
 
 BATCH = 512
-PART = 2 * BATCH  # queries whose hits are one file: what a death in the middle costs at most
+PART = 2 * BATCH  # queries whose hits share one file: the most that an interruption repeats
 _HITS = pa.schema([("query", pa.int32()), ("id", pa.string()), ("rank", pa.int32()), ("score", pa.float32())])
 _SLICE = 10_000
-_LOW = np.uint64(2**32 - 1)
+_LOW_BITS = np.uint64(2**32 - 1)
 
 Progress = Callable[[int, int, str], None]
-"""Told how many of how many are done, and of what: `queries` (train rows) or `passages` (of a pass over the corpus).
-What it raises ends the work."""
+"""Receives done, total and their unit: `queries` (train rows) or `passages` (of one scan of the corpus).
+An exception from it aborts the work."""
 
 
-def unwatched(done: int, total: int, unit: str) -> None:
-    """The progress of work that nobody watches."""
+def no_progress(done: int, total: int, unit: str) -> None:
+    """Ignore progress."""
 
 
 @dataclass(frozen=True)
 class Retrieved:
-    """The union of all queries' hits; n passages, m pairs of a passage and a query that asked for it.
+    """The union of the hits of all queries: n passages, m hits (pairs of a passage and a query).
 
-    asked_by: the train rows of each query. ids: [n] (Arrow strings) by best rank, then id. rank, score: [n] the best
-    rank of each (1 is best) and its score there, the highest if several queries gave that rank. hit_place (index into
-    ids), hit_query (index into asked_by), hit_rank, hit_score: [m] by place, rank, query. rows: train rows that asked.
-    without_hit: those of them that found nothing.
+    query_rows: the train rows of each query. train_rows: their number. rows_without_hit: those without a hit.
+    ids: [n] (Arrow strings) by best rank, then id. rank: [n] best rank of each passage, from 1. score: [n] its score
+    at that rank, the highest if several queries gave that rank.
+    hit_position (index into ids), hit_query (index into query_rows), hit_rank, hit_score: [m] by position, rank, query.
     """
 
-    asked_by: Sequence[tuple[int, ...]]
-    ids: Any
+    query_rows: Sequence[tuple[int, ...]]
+    train_rows: int
+    rows_without_hit: list[int]
+    ids: pa.Array
     rank: NDArray[np.int32]
     score: NDArray[np.float32]
-    hit_place: NDArray[np.int32]
+    hit_position: NDArray[np.int32]
     hit_query: NDArray[np.int32]
     hit_rank: NDArray[np.int32]
     hit_score: NDArray[np.float32]
-    rows: int
-    without_hit: list[int]
 
-    def ranked(self, places: NDArray[np.int64] | None = None) -> Iterator[Ranked]:
-        """The passages at `places`, in that order; all of them if None."""
-        wanted = np.arange(len(self.ids)) if places is None else places
+    def ranked(self, positions: NDArray[np.int64] | None = None) -> Iterator[Ranked]:
+        """Yield the passages at `positions`, in that order; all of them if None."""
+        wanted = np.arange(len(self.ids)) if positions is None else positions
         for start in range(0, len(wanted), _SLICE):
             part = wanted[start : start + _SLICE]
-            names = self.ids.take(pa.array(part)).to_pylist()
-            ranks, scores = self.rank[part].tolist(), self.score[part].tolist()
-            yield from map(Ranked, part.tolist(), names, ranks, scores)
+            ids = self.ids.take(pa.array(part)).to_pylist()
+            yield from map(Ranked, part.tolist(), ids, self.rank[part].tolist(), self.score[part].tolist())
 
 
 def retrieve(
-    queries: Queries, index: PassageIndex, top_k: int, folder: Path, progress: Progress = unwatched
+    queries: Queries, index: PassageIndex, top_k: int, folder: Path, progress: Progress = no_progress
 ) -> Retrieved:
-    """The union of the `top_k` best passages of every query (paper section 3.1).
+    """Return the union of the `top_k` best passages of every query (paper section 3.1).
 
-    folder: takes the hits part by part; parts that an earlier try with the same arguments left there are not
-    searched again.
+    folder: receives the hits part by part. Parts that an earlier call with equal arguments wrote are not searched
+    again.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    asked = [0, *accumulate(map(len, queries.rows))]  # train rows, by how many queries they are the text of
-    total, paths = asked[-1], []
+    rows_before = [0, *accumulate(map(len, queries.rows))]  # train rows of all earlier queries
+    total, paths = rows_before[-1], []
     for start in range(0, len(queries), PART):
         path = folder / f"hits-{start // PART:05d}.parquet"
-        if not _whole(path):
-
-            def told(queries_done: int, start: int = start) -> None:
-                progress(asked[start + queries_done], total, "queries")
-
-            _write_part(path, start, list(_searched(queries[start : start + PART], index, top_k, told)))
+        if not _is_complete(path):
+            hits: list[list[Hit]] = []
+            for first in range(start, min(start + PART, len(queries)), BATCH):
+                progress(rows_before[first], total, "queries")
+                batch = queries[first : first + BATCH]
+                hits.extend(index.search([query.text for query in batch], top_k))
+            _write_part(path, start, hits)
         paths.append(path)
     progress(total, total, "queries")
     return _united(queries.rows, paths, total)
 
 
-def _searched(
-    queries: Sequence[Query], index: PassageIndex, top_k: int, told: Callable[[int], None]
-) -> Iterator[list[Hit]]:
-    for start in range(0, len(queries), BATCH):
-        told(start)
-        yield from index.search([query.text for query in queries[start : start + BATCH]], top_k)
-
-
-def _write_part(path: Path, first: int, found: Sequence[Sequence[Hit]]) -> None:
-    counts = [len(hits) for hits in found]
+def _write_part(path: Path, first: int, hits_of_queries: Sequence[Sequence[Hit]]) -> None:
+    counts = [len(hits) for hits in hits_of_queries]
     columns = (
-        np.repeat(np.arange(first, first + len(found), dtype=np.int32), counts),
-        [hit.id for hits in found for hit in hits],
-        [rank for hits in found for rank in range(1, len(hits) + 1)],
-        [hit.score for hits in found for hit in hits],
+        np.repeat(np.arange(first, first + len(counts), dtype=np.int32), counts),
+        [hit.id for hits in hits_of_queries for hit in hits],
+        [rank for hits in hits_of_queries for rank in range(1, len(hits) + 1)],
+        [hit.score for hits in hits_of_queries for hit in hits],
     )
     arrays = [pa.array(column, field.type) for column, field in zip(columns, _HITS, strict=True)]
     partial = path.with_suffix(".part")
@@ -116,7 +107,7 @@ def _write_part(path: Path, first: int, found: Sequence[Sequence[Hit]]) -> None:
     os.replace(partial, path)
 
 
-def _whole(path: Path) -> bool:
+def _is_complete(path: Path) -> bool:
     try:
         with pq.ParquetFile(path) as file:
             return bool(file.schema_arrow.equals(_HITS))
@@ -124,52 +115,52 @@ def _whole(path: Path) -> bool:
         return False
 
 
-def _united(asked_by: Sequence[tuple[int, ...]], paths: Sequence[Path], rows: int) -> Retrieved:
-    """Unite the parts. A big task has millions of hits, so ids are held once and everything else as plain numbers."""
-    query, rank, score, passage, names = _numbered(paths)
-    # Rank first, then falling score: of numbers that are not negative the bits order as the numbers do.
-    worth = rank.astype(np.uint64)
-    worth <<= np.uint64(32)
-    worth |= _LOW - score.view(np.uint32)
-    best = np.full(len(names), np.iinfo(np.uint64).max, np.uint64)
-    np.minimum.at(best, passage, worth)
-    del worth
-    best_rank = (best >> np.uint64(32)).astype(np.int32)
-    best_score = (_LOW - (best & _LOW)).astype(np.uint32).view(np.float32)
-    by = pc.sort_indices(pa.table({"rank": best_rank, "id": names}), [("rank", "ascending"), ("id", "ascending")])
-    order = by.to_numpy().astype(np.int64)
-    place = np.empty(len(names), np.int32)
-    place[order] = np.arange(len(names), dtype=np.int32)
-    passage = place[passage]
-    asked = np.zeros(len(asked_by), np.bool_)
-    asked[query] = True
-    # Hits come by query, which a stable sort keeps within a passage and rank.
-    key = passage.astype(np.int64)
-    key <<= 32
-    key |= rank
-    hits = np.argsort(key, kind="stable")
+def _united(query_rows: Sequence[tuple[int, ...]], paths: Sequence[Path], train_rows: int) -> Retrieved:
+    """Unite the parts. A big task has millions of hits: each id is in memory once, everything else as plain numbers."""
+    query, rank, score, passage, ids = _numbered(paths)
+    # Order by rank, then by decreasing score: the bits of non-negative floats sort like the floats.
+    key = rank.astype(np.uint64)
+    key <<= np.uint64(32)
+    key |= _LOW_BITS - score.view(np.uint32)
+    best = np.full(len(ids), np.iinfo(np.uint64).max, np.uint64)
+    np.minimum.at(best, passage, key)
     del key
+    best_rank = (best >> np.uint64(32)).astype(np.int32)
+    best_score = (_LOW_BITS - (best & _LOW_BITS)).astype(np.uint32).view(np.float32)
+    by_rank = pc.sort_indices(pa.table({"rank": best_rank, "id": ids}), [("rank", "ascending"), ("id", "ascending")])
+    order = by_rank.to_numpy().astype(np.int64)
+    position = np.empty(len(ids), np.int32)
+    position[order] = np.arange(len(ids), dtype=np.int32)
+    hit_position = position[passage]
+    # The hits are sorted by query; a stable sort keeps that order within a passage and rank.
+    hit_key = hit_position.astype(np.int64)
+    hit_key <<= 32
+    hit_key |= rank
+    hits = np.argsort(hit_key, kind="stable")
+    del hit_key
+    has_hit = np.zeros(len(query_rows), np.bool_)
+    has_hit[query] = True
     return Retrieved(
-        asked_by=asked_by,
-        ids=names.take(by),
+        query_rows=query_rows,
+        train_rows=train_rows,
+        rows_without_hit=sorted(row for number in np.flatnonzero(~has_hit).tolist() for row in query_rows[number]),
+        ids=ids.take(by_rank),
         rank=best_rank[order],
         score=best_score[order],
-        hit_place=passage[hits],
+        hit_position=hit_position[hits],
         hit_query=query[hits],
         hit_rank=rank[hits],
         hit_score=score[hits],
-        rows=rows,
-        without_hit=sorted(row for number in np.flatnonzero(~asked).tolist() for row in asked_by[number]),
     )
 
 
 def _numbered(
     paths: Sequence[Path],
-) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32], NDArray[np.int32], Any]:
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32], NDArray[np.int32], pa.Array]:
     """Query, rank, score and passage number of every hit, and the ids by passage number.
 
-    Ids are told apart by 64 bits of a hash: among ten million the chance that any two share them is 1 in 300,000.
-    Numbered part by part, since to number all hits at once takes several times their size.
+    Ids are compared by a 64-bit hash: among ten million, the chance that any two collide is 1 in 300,000. Passages are
+    numbered part by part, because numbering all hits at once takes several times their size.
     """
     total = sum(pq.read_metadata(path).num_rows for path in paths)
     query, rank = np.empty(total, np.int32), np.empty(total, np.int32)
@@ -177,34 +168,34 @@ def _numbered(
     keys, filled = np.empty(total, np.uint64), 0
     for path in paths:
         part = _read(path)
-        here = slice(filled, filled + len(part))
-        query[here], rank[here], score[here] = (part[name].to_numpy() for name in ("query", "rank", "score"))
-        keys[here] = _keys(part["id"])
-        filled = here.stop
-    known = np.unique(keys)
-    unseen, filled = np.ones(len(known), np.bool_), 0
-    numbers, names = [np.empty(0, np.int64)], [pa.array([], pa.string())]  # of passages as they first appear
+        rows = slice(filled, filled + len(part))
+        query[rows], rank[rows], score[rows] = (part[name].to_numpy() for name in ("query", "rank", "score"))
+        keys[rows] = _keys(part["id"])
+        filled = rows.stop
+    distinct = np.unique(keys)
+    is_new, filled = np.ones(len(distinct), np.bool_), 0
+    numbers, names = [np.empty(0, np.int64)], [pa.array([], pa.string())]  # of passages by first occurrence
     for path in paths:
         ids = _read(path, ["id"])["id"].combine_chunks()
-        here = slice(filled, filled + len(ids))
-        passage[here] = found = np.searchsorted(known, keys[here])
-        filled = here.stop
-        new, first = np.unique(found, return_index=True)
-        new, first = new[unseen[new]], first[unseen[new]]
-        unseen[new] = False
-        numbers.append(new)
-        names.append(ids.take(pa.array(first)))
-    pa.default_memory_pool().release_unused()  # what decoding took
+        rows = slice(filled, filled + len(ids))
+        passage[rows] = part_numbers = np.searchsorted(distinct, keys[rows])
+        filled = rows.stop
+        candidates, first = np.unique(part_numbers, return_index=True)
+        new = is_new[candidates]
+        is_new[candidates] = False
+        numbers.append(candidates[new])
+        names.append(ids.take(pa.array(first[new])))
+    pa.default_memory_pool().release_unused()  # memory of the decoder
     by_number = np.argsort(np.concatenate(numbers))
     return query, rank, score, passage, pa.concat_arrays(names).take(pa.array(by_number))
 
 
-def _read(path: Path, columns: Sequence[str] | None = None) -> Any:
-    """A part's table, by this thread alone: each thread of a pool keeps memory of its own."""
+def _read(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a part in this thread only, because each thread of a pool keeps memory of its own."""
     with open_parquet(path) as file:
         return file.read(columns, use_threads=False)
 
 
-def _keys(ids: Any) -> NDArray[np.uint64]:
+def _keys(ids: pa.ChunkedArray) -> NDArray[np.uint64]:
     digests = (hashlib.blake2b(name.encode(), digest_size=8).digest() for name in ids.to_pylist())
     return np.frombuffer(b"".join(digests), np.uint64)

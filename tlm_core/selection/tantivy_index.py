@@ -1,7 +1,7 @@
-"""The embedded index: tantivy for the terms, an Arrow file beside it for the passages themselves.
+"""The embedded index: tantivy stores the terms, an Arrow file the passages.
 
-The folder is written once and is whole when `index.json` lies in it. tantivy holds for each passage its terms and its
-row; ids and texts are read from the memory-mapped Arrow file by row, so a search decompresses no stored document.
+The folder is written once and is complete when it contains `index.json`. tantivy stores the terms and the row of each
+passage. Ids and texts are read from the memory-mapped Arrow file, so a search decompresses no stored document.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -24,86 +24,89 @@ from numpy.typing import NDArray
 
 from tlm_core.corpus.passages import Passage
 from tlm_core.errors import Conflict, IndexMismatch, IndexUnavailable, NotFound, StorageFull
-from tlm_core.selection.analysis import Analysis, analysis_of, terms
 from tlm_core.selection.index import K1, MAX_TERMS, Hit, best_terms, ranked, tie_at_cut
+from tlm_core.selection.text_analysis import Analysis, analysis_of, terms
 
 SCHEMA_VERSION = 1
 THREADS = 2
-_META = "index.json"
+_METADATA = "index.json"
 _TERMS = "terms"
 _PASSAGES = "passages.arrow"
 _COLUMNS = pa.schema([("id", pa.large_string()), ("text", pa.large_string()), ("source", pa.large_string())])
 _BATCH = 4096
-_SLACK = 10  # hits asked for beyond k, so that most ties at the cut are seen at once
-# One thread and no flush or merge of its own accord between two commits: the same passages then always give the same
-# segments, and with them the same last bits of every score.
+_SLACK = 10  # hits requested beyond k, so that one search resolves most ties at rank k
+# One thread, and no automatic flush or merge between two commits: equal passages then give equal segments, and with
+# them bitwise equal scores.
 _SEGMENT = 100_000
 _HEAP_BYTES = 500_000_000
-_LEAST_FREE_BYTES = 20_000_000
-_NO_ROOM = ("No space left", "Disk quota exceeded", "File too large")
+_MIN_FREE_BYTES = 20_000_000
+_DISK_FULL = ("No space left", "Disk quota exceeded", "File too large")
 
 
 class TantivyIndex:
-    """A PassageIndex on a local folder: `create` it, add, commit; later `open` it."""
+    """A PassageIndex in a local folder: `create`, `add`, `commit`; later `open`."""
 
-    def __init__(self, folder: Path, analysis: Analysis, index: Any) -> None:
+    def __init__(self, folder: Path, analysis: Analysis, index: tantivy.Index) -> None:
         self.folder = folder
         self.analysis = analysis
         self._index = index
-        index.register_tokenizer("blanks", _blanks())
+        # The terms are already analyzed and joined by blanks.
+        index.register_tokenizer("blanks", tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.whitespace()).build())
         self._writer: _Writer | None = None
         self._reader: _Reader | None = None
-        self._half = False
+        self._incomplete = False
 
     @classmethod
     def create(cls, folder: Path, language: str) -> TantivyIndex:
-        """An empty index in `folder`, which must not exist or be empty."""
+        """Create an index in `folder`, which must be missing or empty."""
         (folder / _TERMS).mkdir(parents=True)
         with _tantivy_errors(folder):
             index = tantivy.Index(_schema(), path=str(folder / _TERMS))
-            made = cls(folder, analysis_of(language), index)
-            made._writer, made._half = _Writer(folder, made.analysis, index), True
-        return made
+            created = cls(folder, analysis_of(language), index)
+            created._writer, created._incomplete = _Writer(folder, created.analysis, index), True
+        return created
 
     @classmethod
     def open(cls, folder: Path) -> TantivyIndex:
-        """The committed index in `folder`. Raises NotFound if there is none, IndexMismatch if it is of another make."""
+        """Open the committed index in `folder`. Raises NotFound if there is none, IndexMismatch if it is unreadable."""
         try:
-            meta = json.loads((folder / _META).read_text(encoding="utf-8"))
+            metadata = json.loads((folder / _METADATA).read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            raise NotFound(f"{folder} holds no whole index; load the corpus again") from error
+            raise NotFound(f"{folder} contains no complete index. Load the corpus again.") from error
         except ValueError as error:
-            raise IndexMismatch(f"{folder}/{_META} cannot be read; delete the folder, load the corpus again") from error
-        if meta.get("schema") != SCHEMA_VERSION:
-            raise IndexMismatch(f"{folder} was made by another release; delete it and load the corpus again")
+            raise _mismatch(folder, f"cannot read {_METADATA}") from error
+        if metadata.get("schema") != SCHEMA_VERSION:
+            raise _mismatch(folder, "another release wrote it")
         try:
             index = tantivy.Index.open(str(folder / _TERMS))
-            opened = cls(folder, meta["analysis"], index)
+            opened = cls(folder, metadata["analysis"], index)
             opened._reader = _Reader(folder, opened.analysis, index)
-        except (ValueError, OSError) as error:  # pyarrow's errors are ValueError or OSError as well
-            raise IndexMismatch(f"{folder} cannot be opened ({error}); delete it and load the corpus again") from error
-        if opened.count() != meta["count"]:
-            raise IndexMismatch(f"{folder} holds {opened.count()} passages, not {meta['count']}; load the corpus again")
+        except (ValueError, OSError) as error:  # errors of pyarrow are ValueError or OSError too
+            raise _mismatch(folder, str(error)) from error
+        if opened.count() != metadata["count"]:
+            raise _mismatch(folder, f"it contains {opened.count()} passages instead of {metadata['count']}")
         return opened
 
     def add(self, batch: Sequence[Passage]) -> None:
         if self._writer is None:
-            raise Conflict("the index is committed; load another version of the corpus instead")
+            raise Conflict("The index is committed. Load another version of the corpus instead.")
         with _tantivy_errors(self.folder):
             self._writer.add(batch)
 
     def commit(self, expected: int | None = None) -> None:
         if self._writer is None:
-            raise Conflict("the index is committed already")
+            raise Conflict("The index is already committed.")
         with _tantivy_errors(self.folder):
             count = self._writer.finish()
         self._writer = None
         if expected is not None and count != expected:
-            raise IndexMismatch(f"{count} passages are in the index, not {expected}; are the ids of the corpus unique?")
-        meta = {"schema": SCHEMA_VERSION, "analysis": self.analysis, "count": count}
-        with _tantivy_errors(self.folder), _synced(self.folder / _META) as handle:
-            handle.write(json.dumps(meta).encode())
-        self._half = False
+            raise IndexMismatch(
+                f"The index contains {count} passages instead of {expected}. Are the ids of the corpus unique?"
+            )
+        metadata = {"schema": SCHEMA_VERSION, "analysis": self.analysis, "count": count}
+        with _tantivy_errors(self.folder), _synced(self.folder / _METADATA) as handle:
+            handle.write(json.dumps(metadata).encode())
+        self._incomplete = False
         self._reader = _Reader(self.folder, self.analysis, self._index)
 
     def count(self) -> int:
@@ -120,30 +123,30 @@ class TantivyIndex:
         return self._read.ids()
 
     def close(self) -> None:
-        """As the port says. Half an index is of no use to anyone: its folder goes."""
+        """Release files and threads, and delete the folder of an incomplete index."""
         if self._writer is not None:
-            self._writer.abandon()
+            self._writer.abort()
         if self._reader is not None:
             self._reader.close()
         self._writer = self._reader = None
-        if self._half:
+        if self._incomplete:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
     def _read(self) -> _Reader:
         if self._reader is None:
-            raise Conflict("the index is not committed, or closed")
+            raise Conflict("The index is not committed, or closed.")
         return self._reader
 
 
 class _Writer:
-    """Adds passages: terms to tantivy, the passage itself to the Arrow file, both in the order of adding."""
+    """Writes terms to tantivy and passages to the Arrow file, both in the order of `add`."""
 
-    def __init__(self, folder: Path, analysis: Analysis, index: Any) -> None:
+    def __init__(self, folder: Path, analysis: Analysis, index: tantivy.Index) -> None:
         self._analysis = analysis
         self._index = index
         self._writer = index.writer(heap_size=_HEAP_BYTES, num_threads=1)
-        self._handle = open(folder / _PASSAGES, "wb")  # noqa: SIM115 - lives as long as the writer
+        self._handle = open(folder / _PASSAGES, "wb")  # noqa: SIM115 - closed by finish and abort
         self._file = pa.ipc.new_file(self._handle, _COLUMNS)
         self._seen: set[str] = set()
         self._pending: list[Passage] = []
@@ -177,7 +180,7 @@ class _Writer:
         self._uncommitted = 0
 
     def finish(self) -> int:
-        """Write everything out. Answers the number of passages."""
+        """Write everything to disk and return the number of passages."""
         self._write_pending()
         self._file.close()
         self._handle.flush()
@@ -187,9 +190,9 @@ class _Writer:
         self._writer.wait_merging_threads()
         return len(self._seen)
 
-    def abandon(self) -> None:
-        """Stop; what was written is of no use."""
-        # What has failed fails here once more, which must not hide why it did.
+    def abort(self) -> None:
+        """Discard everything."""
+        # The call that failed before fails here again. It must not hide the first error.
         with suppress(OSError):
             self._handle.close()
         with suppress(ValueError):
@@ -198,9 +201,9 @@ class _Writer:
 
 
 class _Reader:
-    """Searches and reads a committed folder."""
+    """Searches and reads a committed index."""
 
-    def __init__(self, folder: Path, analysis: Analysis, index: Any) -> None:
+    def __init__(self, folder: Path, analysis: Analysis, index: tantivy.Index) -> None:
         self._analysis = analysis
         self._schema = index.schema
         index.reload()
@@ -227,17 +230,17 @@ class _Reader:
         query = self._query(counts)
         limit = k + _SLACK
         while True:
-            found = self._searcher.search(query, limit=min(limit, self.count), count=False).hits
-            if len(found) < limit or not tie_at_cut([score for score, _ in found], k):
+            hits = self._searcher.search(query, limit=min(limit, self.count), count=False).hits
+            if len(hits) < limit or not tie_at_cut([score for score, _ in hits], k):
                 break
             limit *= 8
-        rows = self._searcher.fast_field_values("row", [address for _, address in found])
-        names = self._id_of_row.take(pa.array(rows, pa.int64())).to_pylist()
-        # tantivy multiplies with k1 + 1, which changes no order; the common scale leaves it out.
-        return ranked([Hit(name, score / (K1 + 1)) for name, (score, _) in zip(names, found, strict=True)], k)
+        rows = self._searcher.fast_field_values("row", [address for _, address in hits])
+        ids = self._id_of_row.take(pa.array(rows, pa.int64())).to_pylist()
+        # tantivy multiplies scores by k1 + 1; the common scale does not.
+        return ranked([Hit(name, score / (K1 + 1)) for name, (score, _) in zip(ids, hits, strict=True)], k)
 
-    def _query(self, counts: dict[str, int]) -> Any:
-        """Any of the terms, each as often as it counts. Built, never parsed: no text can be query syntax."""
+    def _query(self, counts: dict[str, int]) -> tantivy.Query:
+        """Match any of the terms, each weighted by its count. Built, not parsed: no text can be query syntax."""
         clauses = []
         for term, count in counts.items():
             clause = tantivy.Query.term_query(self._schema, "terms", term, "freq")
@@ -247,28 +250,28 @@ class _Reader:
     def fetch(self, ids: Collection[str]) -> dict[str, Passage]:
         wanted = set(ids)
         rows = self._rows_of(wanted)
-        found: dict[str, Passage] = {}
+        passages: dict[str, Passage] = {}
         numbers = np.searchsorted(self._starts, rows, side="right") - 1
         for number in np.unique(numbers):
-            inside = rows[numbers == number] - self._starts[number]
-            taken = self._batches[number].take(pa.array(inside)).to_pylist()
-            found.update((row["id"], Passage(**row)) for row in taken if row["id"] in wanted)
-        if missing := wanted - found.keys():
-            raise NotFound(f"passage '{min(missing)}' is not in the index")
-        return found
+            in_batch = rows[numbers == number] - self._starts[number]
+            records = self._batches[number].take(pa.array(in_batch)).to_pylist()
+            passages.update((record["id"], Passage(**record)) for record in records if record["id"] in wanted)
+        if missing := wanted - passages.keys():
+            raise NotFound(f"Passage '{min(missing)}' is not in the index.")
+        return passages
 
     def _rows_of(self, ids: Collection[str]) -> NDArray[np.int64]:
-        """Rows of `ids`, and of what shares a hash with one of them."""
+        """Rows of `ids`, and rows whose ids have the same hash."""
         keys, rows = self._by_hash
         wanted = np.fromiter(map(hash, ids), np.int64, len(ids))
-        lefts, rights = (np.searchsorted(keys, wanted, side=side) for side in ("left", "right"))
-        lengths = rights - lefts
+        first, end = (np.searchsorted(keys, wanted, side=side) for side in ("left", "right"))
+        lengths = end - first
         within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        return np.unique(rows[np.repeat(lefts, lengths) + within])
+        return np.unique(rows[np.repeat(first, lengths) + within])
 
     @cached_property
     def _by_hash(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Hashes of all ids, rising, and their rows: a look-up costs no pass over the ids. 16 bytes a passage."""
+        """Sorted hashes of all ids, and their rows, for look-ups without a scan. 16 bytes per passage."""
         hashes = np.fromiter((hash(name) for batch in self.ids() for name in batch), np.int64, len(self._id_of_row))
         rows = np.argsort(hashes)
         return hashes[rows], rows
@@ -280,32 +283,33 @@ class _Reader:
         self._pool.shutdown()
 
 
-def _schema() -> Any:
+def _mismatch(folder: Path, reason: str) -> IndexMismatch:
+    return IndexMismatch(f"Invalid index in {folder}: {reason}. Delete the folder. Load the corpus again.")
+
+
+def _schema() -> tantivy.Schema:
     builder = tantivy.SchemaBuilder()
     builder.add_text_field("terms", tokenizer_name="blanks", index_option="freq")
     builder.add_integer_field("row", fast=True)
     return builder.build()
 
 
-def _blanks() -> Any:
-    """Terms come ready made with blanks between them."""
-    return tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.whitespace()).build()
-
-
 @contextmanager
 def _tantivy_errors(folder: Path) -> Iterator[None]:
-    """tantivy tells every fault as a ValueError, and one in its own threads without the cause."""
+    """Translate errors. tantivy raises ValueError for everything, without a cause if its own threads failed."""
     try:
         yield
     except (ValueError, OSError) as error:
-        if any(sign in str(error) for sign in _NO_ROOM) or shutil.disk_usage(folder).free < _LEAST_FREE_BYTES:
-            raise StorageFull(f"no room left for the index in {folder}; free some and load the corpus again") from error
-        raise IndexUnavailable(f"the index in {folder} does not work: {error}") from error
+        if any(text in str(error) for text in _DISK_FULL) or shutil.disk_usage(folder).free < _MIN_FREE_BYTES:
+            raise StorageFull(
+                f"No space left for the index in {folder}. Free some space. Load the corpus again."
+            ) from error
+        raise IndexUnavailable(f"The index in {folder} failed: {error}") from error
 
 
 @contextmanager
-def _synced(path: Path) -> Iterator[Any]:
-    """A new file that is on disk, whole, under its name when the block ends."""
+def _synced(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that appears under its name, complete and synced, when the block ends."""
     partial = path.with_suffix(".part")
     with open(partial, "wb") as handle:
         yield handle

@@ -6,20 +6,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from tlm_core.selection.selectors import SELECTORS
 from tlm_core.tasks.metrics import METRICS, scores_shown
 from tlm_core.tasks.types import task_type_of
 from tlm_core.training.evaluate import total_cost
 from tlm_core.training.recipe import OWN_STARTS
-
-# How the passages were selected, by the recipe's selector.
-SELECTED = {
-    "bm25": "retrieved by queries from the train texts",
-    "random": "drawn at random from the corpus",
-    "whole": "of the whole corpus, without a look at the task",
-    "dsir": "resampled from the corpus by their likeness to the train texts",
-    "classifier": "those of the corpus most like what queries from the train texts find",
-    "given": "given with the data set",
-}
 
 
 def _number(value: float | None, spread: float | None) -> str:
@@ -76,7 +67,7 @@ def _data(facts: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[str]:
     lines = [f"- task texts: {counts['train']} train, {counts['validation']} validation, {counts['test']} test"]
     if facts["passages"]:
         tokens = facts["tokens"]["passages"]
-        selected = SELECTED[recipe["selection"]["selector"]]
+        selected = SELECTORS[recipe["selection"]["selector"]].origin
         lines.append(f"- passages: {facts['passages']} ({tokens:,} tokens), {selected}")
         selection = facts.get("selection", {})
         if "corpus" in selection:

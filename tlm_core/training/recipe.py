@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tlm_core.errors import InvalidRecipe
 from tlm_core.hub import MODEL
+from tlm_core.selection.selectors import Selection
 from tlm_core.training.architectures import ARCHITECTURES
 
 Scale = Literal["tiny", "small", "medium", "large"]
@@ -22,55 +23,12 @@ RecipeName = Literal["fast", "paper"]
 
 
 OWN_STARTS = ("scratch", "counts")  # what `model.init` may be besides a published encoder
-WITHOUT_CORPUS = ("given", "none")  # selectors that take nothing from a corpus
 FROM_SCRATCH = [name for name, entry in ARCHITECTURES.items() if entry.from_scratch]
 PUBLISHED_LR = 3e-4  # highest finetuning rate that a published encoder gets unless it is asked for
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Selection(_Part):
-    """Which passages to train on (paper section 3.1).
-
-    selector: `bm25` takes what the train texts find; `random` and `whole` are the controls, a draw without a look at
-    the task of as many passages as the queries would bring, or of every passage; `dsir` resamples by the likelihood of
-    hashed word pairs (2302.03169); `classifier` ranks all passages by how much they look like what the queries find;
-    `given` takes the data set's own selection; `none` is the task alone. A budget in passages, in tokens, or both cuts
-    any of them, best first; tokens are words here, as the tokenizer is trained on what is selected.
-    """
-
-    selector: Literal["bm25", "random", "whole", "dsir", "classifier", "given", "none"] = "bm25"
-    top_k: int = Field(50, ge=1, le=1000, description="passages kept for each train text; highest rank of `given`")
-    query: Literal["text", "rake"] = Field("text", description="whole train text, or its 20 best RAKE phrases")
-    unique_terms: bool = Field(False, description="a word counts once in a query, however often it stands in it")
-    max_passages: int | None = Field(None, ge=1, description="budget of the union, best rank first")
-    max_tokens: int | None = Field(None, ge=1, description="the same in words")
-    per_query_cap: int | None = Field(None, ge=1, le=1000, description="passages that one train text may bring in")
-    per_label_balance: bool = Field(False, description="labels take turns until the budget is spent")
-    leak_filter: bool = Field(True, description="drop passages that hold validation or test texts")
-
-    @property
-    def needs_corpus(self) -> bool:
-        return self.selector not in WITHOUT_CORPUS
-
-    @property
-    def has_budget(self) -> bool:
-        return self.max_passages is not None or self.max_tokens is not None
-
-    @model_validator(mode="after")
-    def _options_fit_the_selector(self) -> Selection:
-        without_queries = self.selector in ("whole", "given", "none")
-        if without_queries and (self.query != "text" or self.unique_terms):
-            raise ValueError(
-                f"query and unique_terms mean nothing to selector '{self.selector}', which asks no queries"
-            )
-        if self.selector != "bm25" and (self.per_query_cap or self.per_label_balance):
-            raise ValueError(f"per_query_cap and per_label_balance need selector 'bm25', not '{self.selector}'")
-        if self.per_label_balance and not self.has_budget:
-            raise ValueError("per_label_balance shares a budget out; set max_passages or max_tokens too")
-        return self
 
 
 class Tokenizer(_Part):

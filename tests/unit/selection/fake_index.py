@@ -1,4 +1,4 @@
-"""An index for tests of what stands above it: the score of a passage is how many words it shares with the query."""
+"""A fake index: the score of a passage is the number of words that it shares with the query."""
 
 from __future__ import annotations
 

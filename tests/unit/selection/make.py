@@ -1,4 +1,4 @@
-"""Small tasks and indexes for the tests of this folder, and selections from them."""
+"""Small tasks, indexes and selections for the tests of this folder."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 
 from tests.unit.selection.fake_index import WordCountIndex
 from tlm_core.corpus.passages import Passage
-from tlm_core.selection.select import Corpus, select
+from tlm_core.selection.interface import Corpus
+from tlm_core.selection.select import select
+from tlm_core.selection.selectors import Selection
 from tlm_core.tasks.task import Task, task_schema
-from tlm_core.training.recipe import Selection
 
 
 def task_of(
@@ -51,11 +52,17 @@ def index_of(*texts: str) -> WordCountIndex:
 
 
 def run(task: Task, index: WordCountIndex, folder: Path, seed: int = 0, **params: Any) -> dict[str, Any]:
-    return select(
-        task, Corpus("docs", "v1", index), Selection(**params), folder, seed=seed, parts=folder.with_suffix(".work")
-    )
+    """Select from corpus 'docs' with the selection options `params`."""
+    corpus, scratch = Corpus("docs", "v1", index), folder.with_suffix(".scratch")
+    return select(task, corpus, Selection(**params), folder, seed=seed, scratch=scratch)
 
 
 def rows(folder: Path, name: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = pq.read_table(folder / f"{name}.parquet").to_pylist()
-    return found
+    """The rows of one file of a selection."""
+    records: list[dict[str, Any]] = pq.read_table(folder / f"{name}.parquet").to_pylist()
+    return records
+
+
+def ids(folder: Path) -> list[str]:
+    """The ids of the selected passages, in order."""
+    return [row["id"] for row in rows(folder, "passages")]

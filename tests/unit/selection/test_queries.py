@@ -1,4 +1,4 @@
-"""How train texts become queries."""
+"""Queries from train texts."""
 
 from __future__ import annotations
 
@@ -8,44 +8,43 @@ import pytest
 
 from tests.unit.selection.make import task_of
 from tlm_core.errors import InvalidRecipe
-from tlm_core.selection.queries import Query, task_queries
-from tlm_core.selection.rake import PHRASES, key_phrases
-from tlm_core.training.recipe import Selection
+from tlm_core.selection.queries import PHRASES, Query, key_phrases, task_queries
+from tlm_core.selection.selectors import Selection
 
 
-def test_phrases_lie_between_stop_words_and_punctuation_best_first() -> None:
-    # Degree over frequency: deep 7/3, networks 7/3, neural 3/1 and so on; worked out by hand.
+def test_phrases_end_at_stop_words_and_punctuation_best_first() -> None:
+    # Degree over frequency, computed by hand: deep 7/3, networks 7/3, neural 3/1, and so on.
     text = "Deep neural networks are deep. The training of deep networks, and training."
     assert key_phrases(text) == ["deep neural networks", "deep networks", "deep", "training"]
 
 
-def test_a_word_alone_counts_less_than_in_company() -> None:
+def test_words_of_longer_phrases_score_higher() -> None:
     assert key_phrases("red fox and fox and hen") == ["red fox", "fox", "hen"]
 
 
-def test_no_more_phrases_than_the_release_takes() -> None:
+def test_number_of_phrases_is_limited() -> None:
     assert len(key_phrases(" and ".join(f"word{n}" for n in range(50)))) == PHRASES
 
 
-def test_rake_asks_with_the_phrases_and_with_the_text_where_there_are_none() -> None:
-    found = task_queries(task_of(["The fox and the red hen!", "to be or not to be"]), Selection(query="rake"))
-    assert [query.text for query in found] == ["red hen fox", "to be or not to be"]
+def test_rake_falls_back_to_the_text_without_phrases() -> None:
+    queries = task_queries(task_of(["The fox and the red hen!", "to be or not to be"]), Selection(query="rake"))
+    assert [query.text for query in queries] == ["red hen fox", "to be or not to be"]
 
 
-def test_rake_is_refused_for_a_language_whose_stop_words_it_does_not_know() -> None:
+def test_rake_rejects_languages_other_than_english() -> None:
     with pytest.raises(InvalidRecipe, match="'de'"):
         task_queries(replace(task_of(["ein Fuchs"]), language="de"), Selection(query="rake"))
 
 
-def test_unique_terms_ask_with_every_word_once_and_join_what_is_then_equal() -> None:
+def test_unique_terms_merge_queries_that_become_equal() -> None:
     task = task_of(["fox, FOX hen", "Fox hen hen", "don't 3.14"])
-    found = task_queries(task, Selection(unique_terms=True))
-    assert list(found) == [Query("fox hen", (1, 2)), Query("don't 3.14", (3,))]
-    assert found.rows == [(1, 2), (3,)]
-    assert list(found.picked([1, 0])) == [found[1], found[-2]]
+    queries = task_queries(task, Selection(unique_terms=True))
+    assert list(queries) == [Query("fox hen", (1, 2)), Query("don't 3.14", (3,))]
+    assert queries.rows == [(1, 2), (3,)]
+    assert list(queries.subset([1, 0])) == [queries[1], queries[-2]]
     assert [query.text for query in task_queries(task, Selection())] == task.texts("train")
 
 
-def test_unique_terms_hold_for_texts_without_blanks() -> None:
+def test_unique_terms_work_for_texts_without_blanks() -> None:
     task = replace(task_of(["语言语言"]), language="zh")
     assert task_queries(task, Selection(unique_terms=True))[0].text == "语言 言语"

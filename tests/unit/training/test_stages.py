@@ -124,7 +124,7 @@ ENCODER = {"model__init": "hub:one/encoder", "tokenizer__source": "hub:one/encod
         (TWO_STAGES, "scratch by masked language modelling on passages, then by the task's loss", "drawn at random"),
         ({"joint__rho2": 0.0}, "scratch by masked language modelling on passages together with the task's loss", ""),
         ({**ENCODER, "selection__selector": "given"}, "trained from the published encoder hub:one/encoder by masked",
-         "given with the data set"),
+         "uploaded with the dataset"),
     ],
 )  # fmt: skip
 def test_the_card_tells_how_this_model_came_about(

@@ -1,4 +1,4 @@
-"""Terms: Unicode's word rules, the short way for plain texts, and pairs of characters where there are no blanks."""
+"""Terms: Unicode word rules, the fast path for plain texts, and character pairs for scripts without blanks."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tlm_core.selection.analysis import LONGEST_TERM, analysis_of, terms
+from tlm_core.selection.text_analysis import LONGEST_TERM, Analysis, analysis_of, terms
 
 PLAIN = "abzAZ019_'.:,;-!?\"()[]<>/\\@# \t\nÀÖØöøÿĀįıĲſßÅ\u00a0°±×÷§–—‘’“”…•"
 
 
 @settings(max_examples=500, deadline=None)
 @given(st.text(alphabet=PLAIN, max_size=40))
-def test_the_short_way_cuts_as_the_unicode_tables_do(text: str) -> None:
-    # A Han character at the end is a word of its own and forces the tables.
+def test_fast_path_gives_the_terms_of_the_unicode_rules(text: str) -> None:
+    # The Han character at the end is a separate word and disables the fast path.
     assert terms(text, "standard") == terms(f"{text} 漢", "standard")[:-1]
 
 
@@ -30,11 +30,11 @@ def test_the_short_way_cuts_as_the_unicode_tables_do(text: str) -> None:
         (" \n…", []),
     ],
 )
-def test_words_are_those_of_the_unicode_annex(text: str, expected: list[str]) -> None:
+def test_words_follow_unicode_annex_29(text: str, expected: list[str]) -> None:
     assert terms(text, "standard") == expected
 
 
-def test_terms_longer_than_lucene_keeps_are_cut() -> None:
+def test_long_terms_are_split_like_in_lucene() -> None:
     assert [len(term) for term in terms("a" * 600 + " b", "standard")] == [LONGEST_TERM, LONGEST_TERM, 90, 1]
     assert [len(term) for term in terms("ä漢" + "a" * 300, "standard")] == [1, 1, LONGEST_TERM, 45]
 
@@ -49,22 +49,25 @@ def test_terms_longer_than_lucene_keeps_are_cut() -> None:
         ("ไทย", ["ไท", "ทย"]),
     ],
 )
-def test_scripts_without_blanks_become_pairs(text: str, expected: list[str]) -> None:
+def test_scripts_without_blanks_become_character_pairs(text: str, expected: list[str]) -> None:
     assert terms(text, "bigrams") == expected
 
 
 @pytest.mark.parametrize(
     ("language", "expected"),
-    [("en", "standard"), ("de-AT", "standard"), ("zh", "bigrams"), ("ZH-Hant-TW", "bigrams"), ("ja_JP", "bigrams"),
-     ("th", "bigrams"), ("und", "standard"), ("", "standard")],
-)  # fmt: skip
-def test_the_language_decides_the_analysis(language: str, expected: str) -> None:
+    [
+        *((language, "standard") for language in ("en", "de-AT", "und", "")),
+        *((language, "bigrams") for language in ("zh", "ZH-Hant-TW", "ja_JP", "th")),
+    ],
+)
+def test_language_determines_the_analysis(language: str, expected: str) -> None:
     assert analysis_of(language) == expected
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=60))
-def test_any_text_has_terms_without_blanks_in_them(text: str) -> None:
-    for analysis in ("standard", "bigrams"):
-        found = terms(text.encode("utf-8", "replace").decode(), analysis)  # type: ignore[arg-type]
-        assert all(term and not any(letter in " \t\n\r\f\v" for letter in term) for term in found)
+def test_terms_contain_no_blanks(text: str) -> None:
+    analyses: tuple[Analysis, ...] = ("standard", "bigrams")
+    for analysis in analyses:
+        words = terms(text.encode("utf-8", "replace").decode(), analysis)
+        assert all(word and not any(letter in " \t\n\r\f\v" for letter in word) for word in words)

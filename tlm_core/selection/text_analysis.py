@@ -1,9 +1,9 @@
-"""How a text becomes the terms that are matched. One table from language to analysis, for every index.
+"""Split texts into terms. Every index uses the same analysis for the same language.
 
-`standard` is what Lucene's standard analyzer does: words as Unicode Annex 29 cuts them (an apostrophe between letters
-and a point or comma between digits stay inside), every Han and Hiragana character a word of its own, lower case, no
-stop words, terms of more than 255 characters cut. `bigrams` is for languages written without blanks: runs of their
-scripts become overlapping pairs of characters, all else the usual words; an index is given these terms, not the text.
+`standard` equals Lucene's standard analyzer: words of Unicode Annex 29 (which keep an apostrophe between letters and a
+point or comma between digits), each Han and Hiragana character as a word, lower case, no stop words, terms of more
+than 255 characters split. `bigrams` is for languages written without blanks: runs of their scripts become overlapping
+pairs of characters, other text the usual words. The index then stores these terms instead of the text.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ import functools
 import re
 import unicodedata
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from tantivy import TextAnalyzer
 
 Analysis = Literal["standard", "bigrams"]
 
@@ -26,8 +29,8 @@ _SCRIPTS = (
 )
 _RUN = re.compile(rf"([{_SCRIPTS}]+)|[^\W_{_SCRIPTS}]+")
 
-# Texts of these characters only (most of English) need no Unicode tables: a plain expression cuts them alike and
-# several times faster. Left out are characters that the annex treats in a way of their own.
+# Texts of these characters only (most English texts) need no Unicode tables: a plain expression gives the same words
+# several times faster. Characters with special rules in the annex are excluded.
 _LETTER = "A-Za-zÀ-ÖØ-öø-įıĲ-ſ"
 _PLAIN = re.compile(rf"[\x00-\x7f{_LETTER}\u00a0°±×÷§–—‘’“”…•]*")
 _PLAIN_WORD = re.compile(
@@ -37,22 +40,22 @@ _PLAIN_WORD = re.compile(
 
 
 def analysis_of(language: str) -> Analysis:
-    """The analysis of texts in `language` (a BCP 47 tag such as `en` or `zh-Hant`)."""
+    """Return the analysis for `language`, a BCP 47 tag such as `en` or `zh-Hant`."""
     return "bigrams" if re.split("[-_]", language.lower())[0] in _WITHOUT_BLANKS else "standard"
 
 
 def terms(text: str, analysis: Analysis) -> list[str]:
-    """The terms of `text` in order, repeated ones repeated."""
-    found = list(_bigrams(text)) if analysis == "bigrams" else _standard(text)
-    if found and max(map(len, found)) > LONGEST_TERM:
-        return [term[at : at + LONGEST_TERM] for term in found for at in range(0, len(term), LONGEST_TERM)]
-    return found
+    """Return the terms of `text` in order, with repetitions."""
+    words = list(_bigrams(text)) if analysis == "bigrams" else _standard(text)
+    if words and max(map(len, words)) > LONGEST_TERM:
+        return [word[start : start + LONGEST_TERM] for word in words for start in range(0, len(word), LONGEST_TERM)]
+    return words
 
 
 def _standard(text: str) -> list[str]:
     if _PLAIN.fullmatch(text):
         return _PLAIN_WORD.findall(text.lower())
-    # Lucene's lower case maps one character to one; this letter's full mapping has two.
+    # Lucene lowercases one character to one; the full mapping of this letter has two.
     words: list[str] = _annex29().analyze(text.replace("İ", "i"))
     return words
 
@@ -63,36 +66,36 @@ def _bigrams(text: str) -> Iterator[str]:
         if match.group(1) is None or len(run) == 1:
             yield run
         else:
-            yield from (run[at : at + 2] for at in range(len(run) - 1))
+            yield from (run[start : start + 2] for start in range(len(run) - 1))
 
 
 @functools.cache
-def _annex29() -> Any:
-    """The word rules of Unicode Annex 29 (WB4 to WB13, WB999) as one expression without look-around."""
+def _annex29() -> TextAnalyzer:
+    """Express the word rules of Unicode Annex 29 (WB4 to WB13, WB999) as one pattern without look-around."""
     from tantivy import Filter, TextAnalyzerBuilder, Tokenizer
 
     extend = r"[\p{wb=Extend}\p{wb=Format}\p{wb=ZWJ}]*"
 
-    def one_of(*classes: str) -> str:
+    def any_of(*classes: str) -> str:
         return "[" + "".join(classes) + "]" + extend
 
-    quote = one_of(r"\p{wb=Single_Quote}")
-    hebrew = one_of(r"\p{wb=Hebrew_Letter}")
-    letter = f"(?:{hebrew}(?:(?:{one_of(chr(34))}{hebrew})+|{quote})?|{one_of(chr(92) + 'p{wb=ALetter}')})"
-    digit = one_of(r"\p{wb=Numeric}", r"\x{FF10}-\x{FF19}")
-    katakana = one_of(r"\p{wb=Katakana}")
-    joiner = f"(?:{one_of(chr(92) + 'p{wb=ExtendNumLet}')})"
-    in_word = one_of(r"\p{wb=MidLetter}", r"\p{wb=MidNumLet}", r"\p{wb=Single_Quote}")
-    in_number = one_of(r"\p{wb=MidNum}", r"\p{wb=MidNumLet}", r"\p{wb=Single_Quote}")
+    quote = any_of(r"\p{wb=Single_Quote}")
+    hebrew = any_of(r"\p{wb=Hebrew_Letter}")
+    letter = f"(?:{hebrew}(?:(?:{any_of(chr(34))}{hebrew})+|{quote})?|{any_of(chr(92) + 'p{wb=ALetter}')})"
+    digit = any_of(r"\p{wb=Numeric}", r"\x{FF10}-\x{FF19}")
+    katakana = any_of(r"\p{wb=Katakana}")
+    joiner = f"(?:{any_of(chr(92) + 'p{wb=ExtendNumLet}')})"
+    in_word = any_of(r"\p{wb=MidLetter}", r"\p{wb=MidNumLet}", r"\p{wb=Single_Quote}")
+    in_number = any_of(r"\p{wb=MidNum}", r"\p{wb=MidNumLet}", r"\p{wb=Single_Quote}")
     letters = f"{letter}(?:(?:{joiner}*|{in_word}){letter})*"
     digits = f"{digit}(?:(?:{joiner}*|{in_number}){digit})*"
     core = f"(?:{katakana}(?:{joiner}*{katakana})*|(?:{digits}|{letters})+)"
     word = f"{joiner}*{core}(?:{joiner}+{core})*{joiner}*"
-    # Scripts whose words only a dictionary could tell apart stay whole runs, as in Lucene.
+    # Scripts that need a dictionary to find words stay whole runs, as in Lucene.
     unsegmented = r"\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{New_Tai_Lue}\p{Tai_Le}\p{Tai_Tham}\p{Tai_Viet}\p{Ahom}"
     run = f"(?:[[{unsegmented}]&&[\\p{{L}}\\p{{M}}]]{extend})+"
-    character = one_of(r"\p{Han}", r"\p{Hiragana}")
-    flag = f"(?:{one_of(chr(92) + 'p{wb=Regional_Indicator}')}){{2}}"
+    character = any_of(r"\p{Han}", r"\p{Hiragana}")
+    flag = f"(?:{any_of(chr(92) + 'p{wb=Regional_Indicator}')}){{2}}"
     picture = r"\p{Extended_Pictographic}[\p{wb=Extend}\p{wb=Format}]*"
     emoji = rf"{flag}|[0-9#*]\x{{FE0F}}?\x{{20E3}}|{picture}(?:\x{{200D}}{picture})*{extend}"
     tokenizer = Tokenizer.regex(f"{emoji}|{word}|{run}|{character}")

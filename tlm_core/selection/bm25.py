@@ -1,0 +1,76 @@
+"""The selector `bm25`: the union of the hits of all queries, with a cap for each query and turns for the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tlm_core.selection.candidates import CandidateFilter, with_texts
+from tlm_core.selection.interface import Selected, SelectionInputs
+from tlm_core.selection.retrieve import Retrieved
+from tlm_core.tasks.task import Task
+
+Positions = NDArray[np.int64]
+
+
+def bm25(inputs: SelectionInputs, accept: CandidateFilter) -> Selected:
+    """Select the query hits by best rank."""
+    retrieved, index, params = inputs.retrieve(), inputs.index, inputs.params
+    if params.per_query_cap:
+        accept.admits = QueryCap(retrieved, params.per_query_cap)
+    if not params.per_label_balance:
+        return Selected(accept.batches(with_texts(index, retrieved.ranked(), params.max_passages)), retrieved)
+    in_turns = with_texts(index, retrieved.ranked(label_turns(retrieved, inputs.task)), params.max_passages)
+    positions = [candidate.position for batch in accept.batches(in_turns) for candidate in batch]
+    return Selected(with_texts(index, retrieved.ranked(np.array(sorted(positions), np.int64)), None), retrieved)
+
+
+class QueryCap:
+    """Admits a passage if a query that found it has admitted fewer than `cap`. Charges the query with the best rank."""
+
+    def __init__(self, retrieved: Retrieved, cap: int) -> None:
+        self._hit_query = retrieved.hit_query
+        self._starts = np.searchsorted(retrieved.hit_position, np.arange(len(retrieved.ids) + 1))
+        self._remaining = np.full(len(retrieved.query_rows), cap, np.int32)
+
+    def __call__(self, position: int) -> bool:
+        queries = self._hit_query[self._starts[position] : self._starts[position + 1]]
+        open_queries = queries[self._remaining[queries] > 0]
+        if not len(open_queries):
+            return False
+        self._remaining[open_queries[0]] -= 1
+        return True
+
+
+def label_turns(retrieved: Retrieved, task: Task) -> Positions:
+    """All positions in an order in which the labels take turns: each adds its best passage that is not yet listed."""
+    by_rank = [positions[np.argsort(ranks, kind="stable")] for positions, ranks in hits_by_label(retrieved, task)]
+    listed = np.zeros(len(retrieved.ids), np.bool_)
+    order: list[int] = []
+
+    def unlisted(positions: Positions) -> Iterator[int]:
+        for position in positions.tolist():
+            if not listed[position]:
+                listed[position] = True
+                yield position
+
+    turns = [unlisted(positions) for positions in by_rank]
+    while turns:
+        drawn = [(turn, next(turn, None)) for turn in turns]
+        order.extend(position for _, position in drawn if position is not None)
+        turns = [turn for turn, position in drawn if position is not None]
+    return np.array(order, np.int64)
+
+
+def hits_by_label(retrieved: Retrieved, task: Task) -> Iterator[tuple[Positions, NDArray[np.int32]]]:
+    """For each label the positions that its train rows hit, in increasing order, and their best ranks."""
+    label_of_row = dict(zip(task.rows("train").tolist(), task.label_ids("train").tolist(), strict=True))
+    labels_of_query = [{label_of_row[row] for row in rows} for rows in retrieved.query_rows]
+    for label in range(len(task.labels)):
+        queries = np.array([label in labels for labels in labels_of_query], np.bool_)
+        hits = np.flatnonzero(queries[retrieved.hit_query]) if len(queries) else np.empty(0, np.int64)
+        # Hits are sorted by position, then rank: the first hit of each position is its best.
+        positions, first = np.unique(retrieved.hit_position[hits], return_index=True)
+        yield positions.astype(np.int64), retrieved.hit_rank[hits][first]

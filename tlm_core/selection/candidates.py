@@ -1,0 +1,100 @@
+"""Candidate passages, and the filter that decides which of them a selection contains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import NamedTuple
+
+from tlm_core.corpus.leaks import Leak, LeakFilter
+from tlm_core.corpus.passages import Passage, word_count
+from tlm_core.selection.index import PassageIndex
+
+_FETCH_SIZE = 1000
+
+
+class Ranked(NamedTuple):
+    """A ranked passage id. position: its place among all ranked passages, from 0. score: None if there is none."""
+
+    position: int
+    id: str
+    rank: int
+    score: float | None
+
+
+class Candidate(NamedTuple):
+    """A ranked passage with its text."""
+
+    position: int
+    rank: int
+    score: float | None
+    passage: Passage
+
+
+class PassageLeak(NamedTuple):
+    """A passage that was dropped because it contains a validation or test text."""
+
+    passage_id: str
+    leak: Leak
+
+
+@dataclass
+class CandidateFilter:
+    """Drops leaks, applies the caps and the budget, and counts what it drops. Keeps the order of the candidates.
+
+    max_passages, max_words: the budget. admits: decides by position about each passage that is not a leak.
+    After the run: `leaks`, `leaking_passages` (how many were dropped as leaks), `capped` (dropped by `admits`).
+    """
+
+    leak_filter: LeakFilter | None
+    max_passages: int | None = None
+    max_words: int | None = None
+    admits: Callable[[int], bool] | None = None
+    leaks: list[PassageLeak] = field(default_factory=list)
+    leaking_passages: int = 0
+    capped: int = 0
+
+    def batches(self, candidates: Iterable[list[Candidate]]) -> Iterator[list[Candidate]]:
+        """Yield the accepted candidates of each batch. Reads no further batch once the budget is spent."""
+        passages, words = self.max_passages, self.max_words
+        for batch in candidates:
+            accepted: list[Candidate] = []
+            for candidate in batch:
+                if self._leaks(candidate.passage) or not self._admitted(candidate.position):
+                    continue
+                if words is not None:
+                    words -= word_count(candidate.passage.text)
+                    if words < 0:
+                        break
+                accepted.append(candidate)
+                if passages is not None and len(accepted) >= passages:
+                    break
+            yield accepted
+            if passages is not None:
+                passages -= len(accepted)
+            if passages == 0 or (words is not None and words <= 0):
+                return
+
+    def _leaks(self, passage: Passage) -> bool:
+        leaks = self.leak_filter.leaks_of(passage.text) if self.leak_filter else []
+        self.leaking_passages += bool(leaks)
+        self.leaks.extend(PassageLeak(passage.id, leak) for leak in leaks)
+        return bool(leaks)
+
+    def _admitted(self, position: int) -> bool:
+        admitted = self.admits is None or self.admits(position)
+        self.capped += not admitted
+        return admitted
+
+
+def with_texts(index: PassageIndex, ranked: Iterable[Ranked], budget: int | None) -> Iterator[list[Candidate]]:
+    """Fetch the passages of `ranked`, a thousand at a time.
+
+    budget: passages that will likely be accepted. A small budget fetches fewer, with some spare ones for leaks.
+    """
+    pending = iter(ranked)
+    size = _FETCH_SIZE if budget is None else min(_FETCH_SIZE, budget + budget // 8 + 8)
+    while entries := list(islice(pending, size)):
+        passages = index.fetch([entry.id for entry in entries])
+        yield [Candidate(entry.position, entry.rank, entry.score, passages[entry.id]) for entry in entries]

@@ -1,0 +1,120 @@
+"""The content of `selection.json`: counts of passages, sources, queries and leaks, and the overlap of the labels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tlm_core.selection.bm25 import Positions, hits_by_label
+from tlm_core.selection.candidates import CandidateFilter
+from tlm_core.selection.interface import Corpus, SelectionInputs
+from tlm_core.selection.output import WrittenPassages
+from tlm_core.selection.retrieve import Retrieved
+from tlm_core.tasks.task import Task
+
+Facts = dict[str, Any]
+
+_MAX_LISTED = 100
+_MAX_LABELS = 64  # bits of a mask
+_SLICE = 50_000
+
+
+def selection_facts(
+    inputs: SelectionInputs, accept: CandidateFilter, written: WrittenPassages, retrieved: Retrieved | None
+) -> Facts:
+    """Return what `selection.json` reports. `queries`, `ranks` and `labels` are None if no query hits were selected."""
+    facts: Facts = {
+        "selector": inputs.params.selector,
+        "params": inputs.params.model_dump(mode="json"),
+        "seed": inputs.seed,
+        "passages": len(written.positions),
+        "words": written.words,
+        "leaks": {
+            "passages": accept.leaking_passages,
+            "texts": len({(entry.leak.split, entry.leak.row) for entry in accept.leaks}),
+        },
+        **_source_facts(written.sources),
+        "queries": None,
+        "ranks": None,
+        "labels": None,
+    }
+    if isinstance(inputs.source, Corpus):
+        corpus = inputs.source
+        facts["corpus"] = {"name": corpus.name, "version": corpus.version, "passages": corpus.index.count()}
+    if retrieved is not None:
+        facts["queries"] = _query_facts(retrieved, accept, written)
+        facts["ranks"] = np.bincount(retrieved.rank[written.positions])[1:].tolist() if facts["passages"] else []
+        facts["labels"] = _label_facts(retrieved, inputs.task, written.positions)
+    return facts
+
+
+def _source_facts(counts: Counter[str]) -> Facts:
+    """The sources with the most passages, and the number of other sources: a corpus may have one per document."""
+    total = counts.total()
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    others = ranked[_MAX_LISTED:]
+    return {
+        "sources": [
+            {"source": name, "passages": count, "share": round(count / total, 6)}
+            for name, count in ranked[:_MAX_LISTED]
+        ],
+        "other_sources": {"sources": len(others), "passages": sum(count for _, count in others)},
+    }
+
+
+def _query_facts(retrieved: Retrieved, accept: CandidateFilter, written: WrittenPassages) -> Facts:
+    selected = len(written.positions)
+    without_hit = retrieved.rows_without_hit
+    return {
+        "train_rows": retrieved.train_rows,
+        "without_hit": {"count": len(without_hit), "rows": without_hit[:_MAX_LISTED]},
+        "candidates": len(retrieved.ids),
+        "cut_by_query_cap": accept.capped,
+        "cut_by_budget": len(retrieved.ids) - selected - accept.leaking_passages - accept.capped,
+    }
+
+
+def _label_facts(retrieved: Retrieved, task: Task, selected: Positions) -> Facts | None:
+    """Selected passages that the train rows of each label hit, and the Jaccard index of each pair of labels.
+
+    None for a task without classes. Tasks with many labels get a reason instead of the matrix.
+    """
+    if not task.type.has_classes:
+        return None
+    is_selected = np.zeros(len(retrieved.ids), np.bool_)
+    is_selected[selected] = True
+    facts: Facts = {"names": list(task.labels), "passages": []}
+    # One bit for each label that hit a passage: thousands of passages then share few distinct values.
+    masks = np.zeros(len(retrieved.ids) if len(task.labels) <= _MAX_LABELS else 0, np.uint64)
+    for label, (positions, _) in enumerate(hits_by_label(retrieved, task)):
+        positions = positions[is_selected[positions]]
+        facts["passages"].append(len(positions))
+        if len(masks):
+            masks[positions] |= np.uint64(1 << label)
+    if len(task.labels) > _MAX_LABELS:
+        return {**facts, "jaccard": None, "reason": f"The matrix is computed for up to {_MAX_LABELS} labels only."}
+    return {**facts, "jaccard": _jaccard(_intersections(masks, len(task.labels)))}
+
+
+def _intersections(masks: NDArray[np.uint64], labels: int) -> NDArray[np.int64]:
+    """[labels, labels]: number of passages that both labels hit."""
+    intersections = np.zeros((labels, labels), np.int64)
+    values, counts = np.unique(masks, return_counts=True)
+    for start in range(0, len(values), _SLICE):
+        part = slice(start, start + _SLICE)
+        bits = ((values[part, None] >> np.arange(labels, dtype=np.uint64)) & np.uint64(1)).astype(np.int64)
+        intersections += (bits * counts[part, None]).T @ bits
+    return intersections
+
+
+def _jaccard(intersections: NDArray[np.int64]) -> list[list[float | None]]:
+    """Intersection over union; None for two labels without a hit."""
+    sizes = intersections.diagonal()
+    unions = sizes[:, None] + sizes[None, :] - intersections
+    return [
+        [round(both / either, 6) if either else None for both, either in zip(*row, strict=True)]
+        for row in zip(intersections.tolist(), unions.tolist(), strict=True)
+    ]

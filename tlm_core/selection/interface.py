@@ -1,0 +1,91 @@
+"""What a selector receives and returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from tlm_core.errors import EmptySelection
+from tlm_core.selection.candidates import Candidate, CandidateFilter
+from tlm_core.selection.index import PassageIndex
+from tlm_core.selection.queries import task_queries
+from tlm_core.selection.retrieve import Progress, Retrieved, retrieve
+from tlm_core.selection.selectors import Selection
+from tlm_core.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A corpus version. name, version: for the report."""
+
+    name: str
+    version: str
+    index: PassageIndex
+
+
+@dataclass(frozen=True)
+class SelectionInputs:
+    """Everything a selector reads.
+
+    source: the corpus, the file of `write_given`, or None, as the `source` of the selector in the table says.
+    scratch: a folder for partial results. A later call with equal inputs resumes from it.
+    """
+
+    task: Task
+    source: Corpus | Path | None
+    params: Selection
+    seed: int
+    scratch: Path
+    progress: Progress
+
+    @property
+    def corpus(self) -> Corpus:
+        assert isinstance(self.source, Corpus), f"The selector '{self.params.selector}' has no corpus."
+        return self.source
+
+    @property
+    def index(self) -> PassageIndex:
+        return self.corpus.index
+
+    def retrieve(self) -> Retrieved:
+        """Search the corpus with the train texts. Raises EmptySelection if no query has a hit."""
+        queries = task_queries(self.task, self.params)
+        retrieved = retrieve(queries, self.index, self.params.top_k, self.scratch / "hits", self.progress)
+        if not len(retrieved.ids):
+            raise EmptySelection(
+                f"No train text shares a word with corpus '{self.corpus.name}' ({retrieved.train_rows} train texts). "
+                "Use a corpus in the language and field of the task."
+            )
+        return retrieved
+
+    def check_any(self, accepted: int, accept: CandidateFilter) -> None:
+        """Raise EmptySelection with the reason if `accept` has accepted no passage."""
+        source = self.params.definition.source
+        if accepted or source == "nothing":
+            return
+        if accept.leaking_passages:
+            raise EmptySelection(
+                "Every selected passage contains validation or test texts. Use another corpus, or disable "
+                "selection.leak_filter."
+            )
+        if source == "dataset":
+            raise EmptySelection(
+                f"The uploaded selection has no passage of rank {self.params.top_k} or better. "
+                "Increase selection.top_k."
+            )
+        raise EmptySelection("The first passage is longer than selection.max_tokens. Increase it.")
+
+
+class Selected(NamedTuple):
+    """Batches of accepted passages, best first. retrieved: the query hits they come from, for the provenance."""
+
+    batches: Iterator[list[Candidate]]
+    retrieved: Retrieved | None = None
+
+
+class SelectFunction(Protocol):
+    """Order passages by preference and pass them through `accept`, which drops leaks and applies the budget."""
+
+    def __call__(self, inputs: SelectionInputs, accept: CandidateFilter) -> Selected: ...
