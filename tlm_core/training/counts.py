@@ -1,8 +1,8 @@
-"""Word vectors and frequencies counted on the training text: where `model.init: counts` begins.
+"""Token vectors and frequencies counted on the training text, the start of `model.init: counts`.
 
-From random weights the first third of a short run goes into what counting gives in seconds: how frequent each
-token is and which tokens keep the same company. The vectors are the leading eigenvectors of the tokens'
-positive pointwise mutual information (Levy and Goldberg 2014), found by subspace iteration (Halko et al. 2011).
+From random weights a short run spends its first third on facts that counting gives in seconds: the frequency of each
+token, and which tokens occur in the same contexts. The vectors are the leading eigenvectors of the tokens' positive
+pointwise mutual information (Levy and Goldberg 2014), by subspace iteration (Halko et al. 2011).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ Floats = npt.NDArray[np.float32]
 
 MAX_TOKENS = 5_000_000
 WINDOW = 5
-# A pair weighs 1 / distance. In sixtieths all weights are whole, so sums do not depend on the order they are made in.
+# A pair weighs 1 / distance. In sixtieths all weights are integers, so their sums do not depend on the order.
 UNIT = 60
-# Text and rows that are looked at at once: what bounds the memory beside the counts themselves.
+# Tokens and matrix rows per block. They bound the memory beyond the counts themselves.
 BLOCK_TOKENS, BLOCK_ROWS = 500_000, 512
 SMOOTHING = 0.75
 OVERSAMPLING = 16
@@ -33,9 +33,9 @@ ITERATIONS = 3
 
 @dataclass(frozen=True)
 class Counted:
-    """log_frequency: [V], natural logarithm; vectors: [V, dim], zero for tokens without company.
+    """log_frequency: [V], natural logarithm; vectors: [V, dim], zero for tokens without a neighbor.
 
-    flops, tokens: what counting took and how many tokens it read.
+    flops: the cost of counting. tokens: how many it read.
     """
 
     log_frequency: Floats
@@ -45,7 +45,7 @@ class Counted:
 
 
 def count(stores: Sequence[TokenStore], size: int, specials: Sequence[int], dim: int) -> Counted:
-    """Count over the first MAX_TOKENS tokens of the stores; `size` is the vocabulary's, specials have no vector."""
+    """Count over the first MAX_TOKENS tokens of the stores. size: of the vocabulary. specials: ids without vector."""
     frequency = np.zeros(size)
     pairs = sparse.csr_matrix((size, size), dtype=np.int32)
     read = 0
@@ -56,7 +56,7 @@ def count(stores: Sequence[TokenStore], size: int, specials: Sequence[int], dim:
     frequency[list(specials)] = 0.0
     pairs = pairs + pairs.T
     association = _association(pairs, size)
-    smooth = frequency + 0.5  # no token is impossible
+    smooth = frequency + 0.5  # every token stays possible
     return Counted(
         log_frequency=np.log(smooth / smooth.sum()).astype(np.float32),
         vectors=_leading(association, dim),
@@ -66,12 +66,12 @@ def count(stores: Sequence[TokenStore], size: int, specials: Sequence[int], dim:
 
 
 def _blocks(stores: Sequence[TokenStore]) -> Iterator[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]]:
-    """(tokens, the document of each) of whole documents, up to MAX_TOKENS of all stores."""
-    left = MAX_TOKENS
+    """Yield (tokens, document of each token) of whole documents, up to MAX_TOKENS over all stores."""
+    budget = MAX_TOKENS
     for store in stores:
-        documents = int(np.searchsorted(store.offsets, left, side="right")) - 1
+        documents = int(np.searchsorted(store.offsets, budget, side="right")) - 1
         end = int(store.offsets[documents])
-        left -= end
+        budget -= end
         marks = np.searchsorted(store.offsets[: documents + 1], np.arange(0, end, BLOCK_TOKENS), side="right") - 1
         for first, last in itertools.pairwise([*marks.tolist(), documents]):
             tokens = np.asarray(store.tokens[store.offsets[first] : store.offsets[last]]).astype(np.int32)
@@ -81,7 +81,7 @@ def _blocks(stores: Sequence[TokenStore]) -> Iterator[tuple[npt.NDArray[np.int32
 def _pairs(
     tokens: npt.NDArray[np.int32], owner: npt.NDArray[np.int32], size: int, specials: Sequence[int]
 ) -> sparse.csr_matrix:
-    """How often one token follows another within WINDOW in one document, weighted by UNIT / distance."""
+    """Count how often one token follows another within WINDOW in one document, weighted by UNIT / distance."""
     special = np.isin(tokens, np.array(specials))
     total = sparse.csr_matrix((size, size), dtype=np.int32)
     for distance in range(1, WINDOW + 1):
@@ -94,25 +94,26 @@ def _pairs(
 
 
 def _association(pairs: sparse.csr_matrix, size: int) -> sparse.csr_matrix:
-    """Positive pointwise mutual information; SMOOTHING lifts the chance of rare tokens, else they stand out most."""
+    """Return positive pointwise mutual information. SMOOTHING keeps rare tokens from dominating it."""
     if not pairs.nnz:
         return pairs.astype(np.float32)
     row = np.asarray(pairs.sum(axis=1)).ravel() + 1e-9
-    log_chance = SMOOTHING * np.log(row)
-    log_chance -= np.log(np.exp(log_chance).sum())
+    log_probability = SMOOTHING * np.log(row)
+    log_probability -= np.log(np.exp(log_probability).sum())
     information = np.empty(pairs.nnz, dtype=np.float32)
     for first in range(0, size, BLOCK_ROWS):
         bounds = pairs.indptr[first : first + BLOCK_ROWS + 1]
         here = slice(bounds[0], bounds[-1])
-        own = np.repeat(log_chance[first : first + BLOCK_ROWS], np.diff(bounds))
-        information[here] = np.log(pairs.data[here] / row.sum()) - own - log_chance[pairs.indices[here]]
-    found = sparse.csr_matrix((np.maximum(information, 0, out=information), pairs.indices, pairs.indptr), pairs.shape)
-    found.eliminate_zeros()
-    return found
+        own = np.repeat(log_probability[first : first + BLOCK_ROWS], np.diff(bounds))
+        information[here] = np.log(pairs.data[here] / row.sum()) - own - log_probability[pairs.indices[here]]
+    np.maximum(information, 0, out=information)
+    association = sparse.csr_matrix((information, pairs.indices, pairs.indptr), pairs.shape)
+    association.eliminate_zeros()
+    return association
 
 
 def _leading(matrix: sparse.csr_matrix, dim: int) -> Floats:
-    """Leading eigenvectors of a symmetric matrix [V, V], each scaled by the root of its value's size: [V, dim]."""
+    """Return the leading eigenvectors of a symmetric matrix [V, V], scaled by sqrt(abs(eigenvalue)): [V, dim]."""
     size = matrix.shape[0]
     wide = min(size, dim + OVERSAMPLING)
     basis = np.random.default_rng(0).standard_normal((size, wide)).astype(np.float32)
@@ -120,10 +121,10 @@ def _leading(matrix: sparse.csr_matrix, dim: int) -> Floats:
         basis = np.linalg.qr(matrix @ basis)[0]
     values, turn = np.linalg.eigh(basis.T @ (matrix @ basis))
     best = np.argsort(-np.abs(values), kind="stable")[:dim]
-    found: Floats = np.zeros((size, dim), dtype=np.float32)
-    found[:, : len(best)] = basis @ turn[:, best] * np.sqrt(np.abs(values[best]))
-    found[np.diff(matrix.indptr) == 0] = 0.0  # without company there is only rounding noise
-    return found
+    vectors: Floats = np.zeros((size, dim), dtype=np.float32)
+    vectors[:, : len(best)] = basis @ turn[:, best] * np.sqrt(np.abs(values[best]))
+    vectors[np.diff(matrix.indptr) == 0] = 0.0  # tokens without a neighbor have only rounding noise
+    return vectors
 
 
 def _flops(entries: int, size: int, wide: int) -> float:

@@ -1,7 +1,7 @@
-"""Parts of the encoder with gradients of their own, for fewer passes over memory than autograd makes.
+"""Parts of the encoder with hand-written gradients, which pass over memory less often than autograd does.
 
-Between two matrix products memory is what costs: elementwise work on whole, contiguous tensors, and never in place in
-bfloat16, is several times as fast as on halves of them.
+Between two matrix products memory traffic dominates the time. Elementwise work is several times as fast on whole,
+contiguous tensors, and out of place in bfloat16.
 """
 
 from __future__ import annotations
@@ -14,24 +14,23 @@ from torch.nn import functional as F
 
 
 class Heads(torch.autograd.Function):
-    """Queries, keys and values of all heads from one product, the first two turned by their positions' angles.
+    """Queries, keys, and values of all heads from one product, with rotary positions (Su et al. 2021).
 
-    Rotary positions are of Su et al. 2021; the gradient is turned back. What comes out is contiguous, as the matrix
-    products after it want it.
+    The results are contiguous, as the next matrix products need them. The gradient rotates back.
     """
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, rotation: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
-        """qkv: [R, L, 3, heads, head] to three of [R, heads, L, head].
+        """Return three tensors [R, heads, L, head] of qkv [R, L, 3, heads, head].
 
-        rotation: cosines and sines, each [L, head], the second half like the first; None leaves all as it is.
+        rotation: cosines and sines, each [L, head], whose second half repeats the first; None rotates nothing.
         """
         ctx.rotation = rotation
         parts = qkv.permute(2, 0, 3, 1, 4)
         if rotation is None:
             query, key, value = parts.contiguous()
             return query, key, value
-        query, key = _turned(parts[:2], *rotation)
+        query, key = _rotated(parts[:2], *rotation)
         return query, key, parts[2].contiguous()
 
     @staticmethod
@@ -39,23 +38,23 @@ class Heads(torch.autograd.Function):
         to_query, to_key, to_value = gradients
         if ctx.rotation is not None:
             cos, sin = ctx.rotation
-            to_query, to_key = _turned(to_query, cos, -sin), _turned(to_key, cos, -sin)
+            to_query, to_key = _rotated(to_query, cos, -sin), _rotated(to_key, cos, -sin)
         return torch.stack([part.transpose(1, 2) for part in (to_query, to_key, to_value)], dim=2), None
 
 
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     middle = sin.shape[-1] // 2
     half = sin[..., :middle]
-    quarter = x.roll(middle, dims=-1)  # a quarter turn but for the sign, which the sines carry
+    quarter = x.roll(middle, dims=-1)  # a quarter turn, except for the sign, which the sines carry
     return torch.addcmul(quarter * torch.cat((-half, half), dim=-1), x, cos)
 
 
 class GatedLinear(torch.autograd.Function):
-    """gelu(value) * gate, of which one half of a matrix makes the value and the other the gate (Shazeer 2020)."""
+    """gelu(value) * gate, where value and gate come from the two halves of one matrix (Shazeer 2020)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        """x: [..., H], weight: [2n, H] to [..., n]; dtype: of the products."""
+        """Return [..., n] of x [..., H] and weight [2n, H]. dtype: of the products."""
         x, weight = x.to(dtype), weight.to(dtype)
         value, gate = (F.linear(x, half) for half in weight.chunk(2))
         active = F.gelu(value)

@@ -1,4 +1,4 @@
-"""Masking for the masked language model: which tokens to predict, and what stands in their place."""
+"""Masking for masked language modeling: which tokens to predict, and what replaces them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOT_MASKED = -1
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The token ids that masking has to know. ordinary: all ids that are not special, [V - specials]."""
+    """The token ids that masking needs."""
 
     size: int
     pad: int
@@ -25,15 +25,16 @@ class Vocabulary:
 
     @property
     def ordinary(self) -> Ints:
+        """All ids that are not special, [V - specials]."""
         return np.setdiff1d(np.arange(self.size), np.array(self.specials))
 
 
 def mask_rows(rows: Rows, vocabulary: Vocabulary, rate: float, seed: int, step: int) -> tuple[Ints, Ints]:
-    """(tokens, targets), both [R, L]; targets are NOT_MASKED where nothing is predicted.
+    """Return (tokens, targets), both [R, L]; targets are NOT_MASKED where nothing is predicted.
 
-    Each token that is neither special nor padding is drawn with probability `rate`; of the drawn, 80 % become
-    [MASK], 10 % any ordinary token, 10 % stay (Devlin et al. 2019, section 3.1). The draw is over the whole
-    step, whoever computes which rows.
+    Each token except special ones and padding is drawn with probability `rate`. Of the drawn tokens 80 % become
+    [MASK], 10 % a random ordinary token, and 10 % stay (Devlin et al. 2019, section 3.1). The draw covers the whole
+    step, whichever worker computes which rows.
     """
     random = random_at(seed, Stream.MASK, step)
     shape = rows.tokens.shape

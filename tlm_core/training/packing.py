@@ -1,8 +1,8 @@
-"""Rows of fixed length that hold several documents, kept apart by a segment number.
+"""Rows of fixed length that hold several documents, separated by segment numbers.
 
-A row is `length` tokens. Segment 0 is padding; the documents of a row are its segments 1, 2, ...
-Retrieved text is one endless stream cut into rows, so it needs no padding. Task texts stay whole, since
-each carries a label: they are fitted into as few rows as first-fit-decreasing finds.
+A row is `length` tokens. Segment 0 is padding; the documents of a row are its segments 1, 2, ... Retrieved text is one
+endless stream that is cut into rows, so it needs no padding. Task texts stay whole, because each has a label:
+first-fit-decreasing packs them into few rows.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Rows:
-    """Packed rows; R rows of L tokens, D labelled documents.
+    """Packed rows; R rows of L tokens, D labeled documents.
 
-    tokens, segments, positions, types: [R, L]. positions count from a document's first token in the row;
-    types are 1 in the second text of a pair. documents, doc_row, doc_segment: [D], the number of each
-    whole document in its store, the row it lies in and its segment there; empty for cut streams.
+    tokens, segments, positions, types: [R, L]. positions count from a document's first token in the row; types are 1
+    in the second text of a pair. documents, doc_row, doc_segment: [D], the number of each whole document in its store,
+    its row, and its segment there; empty for cut streams.
     """
 
     tokens: Ints
@@ -38,14 +38,14 @@ class Rows:
 
     @property
     def real_tokens(self) -> int:
-        """Tokens that are not padding."""
+        """The number of tokens that are not padding."""
         return int(np.count_nonzero(self.segments))
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def part(self, start: int, stop: int) -> Rows:
-        """Rows [start, stop) with the documents that lie in them."""
+        """Return rows [start, stop) with their documents."""
         inside = (self.doc_row >= start) & (self.doc_row < stop)
         return replace(
             self,
@@ -59,15 +59,11 @@ class Rows:
         )
 
 
-def _empty() -> Ints:
-    return np.zeros(0, dtype=np.int64)
-
-
 class PassageStream:
-    """Passages end to end, each epoch in its own order; rows are cut from it by position alone.
+    """Passages end to end, each epoch in its own order. A row depends only on its number.
 
-    order: epoch → permutation of the store's documents. A document that a row's end cuts goes on in the
-    next row as a segment of its own.
+    order: epoch → permutation of the store's documents. A document that is cut at the end of a row continues in the
+    next row as a new segment.
     """
 
     def __init__(self, store: TokenStore, length: int, order: Callable[[int], Ints]) -> None:
@@ -76,8 +72,7 @@ class PassageStream:
         self._order = order
         self._total = len(store.tokens)
         self._epoch = -1
-        self._documents = _empty()
-        self._ends = _empty()
+        self._documents = self._ends = np.zeros(0, dtype=np.int64)
 
     def _load(self, epoch: int) -> None:
         if epoch != self._epoch:
@@ -86,7 +81,7 @@ class PassageStream:
             self._epoch = epoch
 
     def _pieces(self, start: int, count: int) -> list[tuple[int, npt.NDArray[Any]]]:
-        """(document, tokens) pieces that cover stream positions [start, start + count)."""
+        """Return the (document, tokens) pieces that cover stream positions [start, start + count)."""
         pieces = []
         while count:
             epoch, within = divmod(start, self._total)
@@ -105,7 +100,7 @@ class PassageStream:
         return pieces
 
     def rows(self, first: int, count: int) -> Rows:
-        """Rows [first, first + count) of the stream."""
+        """Return rows [first, first + count) of the stream."""
         size = self._length
         pieces = self._pieces(first * size, count * size)
         lengths = np.array([len(tokens) for _, tokens in pieces])
@@ -116,49 +111,40 @@ class PassageStream:
         row_begin = here - here % size
         segments = piece - piece[row_begin] + 1
         positions = here - np.maximum(begins, row_begin)
-        shape = (count, size)
-        return Rows(
-            tokens=flat.reshape(shape),
-            segments=segments.reshape(shape),
-            positions=positions.reshape(shape),
-            types=np.zeros(shape, dtype=np.int64),
-            documents=_empty(),
-            doc_row=_empty(),
-            doc_segment=_empty(),
-        )
+        arrays = (values.reshape(count, size) for values in (flat, segments, positions, np.zeros_like(here)))
+        none = np.zeros(0, dtype=np.int64)
+        return Rows(*arrays, documents=none, doc_row=none, doc_segment=none)
 
     def documents(self, first: int, count: int) -> list[int]:
-        """Numbers of the passages that rows [first, first + count) touch, in order."""
+        """Return the numbers of the passages in rows [first, first + count), in order."""
         return [document for document, _ in self._pieces(first * self._length, count * self._length)]
 
 
 def first_fit(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Bins of at most `size` that hold all items, longest first (equal ones in their order)."""
+    """Return bins of at most `size` that hold all items, longest first (equal ones in their order)."""
     bins: list[list[int]] = []
     room: list[int] = []
     for item in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        for index, left in enumerate(room):
-            if lengths[item] <= left:
-                bins[index].append(item)
-                room[index] -= lengths[item]
-                break
-        else:
-            bins.append([item])
-            room.append(size - lengths[item])
+        index = next((index for index, free in enumerate(room) if lengths[item] <= free), len(bins))
+        if index == len(bins):
+            bins.append([])
+            room.append(size)
+        bins[index].append(item)
+        room[index] -= lengths[item]
     return bins
 
 
 def pack(store: TokenStore, documents: Ints, length: int, second: Ints | None = None, pad: int = 0) -> Rows:
-    """Fit whole documents of the store into rows of `length`; each is at most `length` tokens long.
+    """Pack whole documents of the store, each at most `length` tokens long, into rows of `length`.
 
-    second: for text pairs, where the second text of each document of the store begins.
+    second: for text pairs, where the second text of each document in the store begins.
     """
     texts = [store[int(document)] for document in documents]
     bins = first_fit([len(text) for text in texts], length)
     shape = (len(bins), length)
     tokens = np.full(shape, pad, dtype=np.int64)
     segments, positions, types = (np.zeros(shape, dtype=np.int64) for _ in range(3))
-    found, doc_row, doc_segment = [], [], []
+    places = []
     for row, members in enumerate(bins):
         begin = 0
         for segment, member in enumerate(members, start=1):
@@ -168,9 +154,7 @@ def pack(store: TokenStore, documents: Ints, length: int, second: Ints | None = 
             positions[row, begin:end] = np.arange(end - begin)
             if second is not None:
                 types[row, begin + int(second[documents[member]]) : end] = 1
-            found.append(int(documents[member]))
-            doc_row.append(row)
-            doc_segment.append(segment)
+            places.append((int(documents[member]), row, segment))
             begin = end
-    index = [np.array(values, dtype=np.int64) for values in (found, doc_row, doc_segment)]
+    index = np.array(places, dtype=np.int64).reshape(-1, 3).T
     return Rows(tokens, segments, positions, types, *index)

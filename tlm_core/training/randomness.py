@@ -1,8 +1,7 @@
-"""Random numbers as a pure function of (seed, purpose, counter).
+"""Random numbers as a pure function of seed, purpose, and counter.
 
-Nothing in training keeps a running generator: what step 500 draws never depends on how step 499 was
-reached. That makes a resumed run equal to an uninterrupted one by construction, and lets every worker
-draw the whole step's numbers and use only its share of them.
+Training has no running generator, so what step 500 draws does not depend on how the run reached step 500. A resumed
+run therefore equals an uninterrupted one, and every worker can draw the whole step's numbers and use its share.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import numpy.typing as npt
 
 
 class Stream(IntEnum):
-    """What the numbers are for; streams of one seed never overlap."""
+    """The purpose of random numbers. Streams of one seed never overlap."""
 
     PASSAGES = 1
     TASK = 2
@@ -24,12 +23,12 @@ class Stream(IntEnum):
 
 
 def random_at(seed: int, stream: Stream, counter: int) -> np.random.Generator:
-    """A fresh counter-based generator (Philox) for this seed, purpose and counter (step or epoch)."""
+    """Return a fresh counter-based generator (Philox). counter: a step or an epoch."""
     key = np.array([seed % 2**64, int(stream)], dtype=np.uint64)
     start = np.array([0, 0, 0, counter], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=start))
 
 
 def permutation(seed: int, stream: Stream, epoch: int, n: int) -> npt.NDArray[np.int64]:
-    """The order of `n` items in `epoch`."""
+    """Return the order of `n` items in `epoch`."""
     return random_at(seed, stream, epoch).permutation(n)

@@ -1,9 +1,9 @@
 """Models of the original TLM release (`yxchar/tlm-TASK-SCALE-scale`) as folders that stock `transformers` loads.
 
-The release keeps the state of a class of its own: a BERT encoder without pooler (`bert.*`), its masked language model's
-head (`cls.*`), and the task's head on the first token, `cls_layer.0`, GELU, `cls_layer.2` (src/model.py of the
-release). BERT's stock classifier ends its pooler in tanh and so cannot answer as the release does; ELECTRA's stock
-classifier is the same encoder with just that head.
+The release stores the state of a custom class: a BERT encoder without pooler (`bert.*`), a masked language modeling
+head (`cls.*`), and a task head on the first token: `cls_layer.0`, GELU, `cls_layer.2` (src/model.py of the release).
+BERT's stock classifier has a pooler with tanh, so it cannot compute this head. ELECTRA's stock classifier is the same
+encoder with exactly this head.
 """
 
 from __future__ import annotations
@@ -24,16 +24,15 @@ from tlm_core.training.published import fetch, fetch_config, read_config, read_w
 
 _HEAD = {"cls_layer.0.": "classifier.dense.", "cls_layer.2.": "classifier.out_proj."}
 _NAME = re.compile(r"tlm-(?P<task>.+)-(?P<scale>small|medium|large)-scale")
-# Longest text of the release's runs but for one task (its scripts).
-_LENGTH = 128
+_LENGTH = 128  # maximum text length in the release's scripts, except for one task
 
 
 def stock_form(source: str, folder: Path) -> Path | None:
-    """The model converted into `folder` if it is of the release's layout, None if it is of another.
+    """Convert the model into `folder` and return it; return None if the model does not have the release's layout.
 
-    Raises NotFound, Unavailable, and InvalidRequest for a broken one.
+    Raises NotFound, Unavailable, and InvalidRequest for a broken model.
     """
-    # Stock classifiers name a class of their own; only where this one stands need the weights be looked at.
+    # Stock classifiers name another class, so their weights need not be read.
     if read_config(fetch_config(source), source).get("architectures") != ["BertForMaskedLM"]:
         return None
     if not any(name.startswith("cls_layer.") for name in read_weights(fetch(source), source)):
@@ -42,27 +41,29 @@ def stock_form(source: str, folder: Path) -> Path | None:
 
 
 def convert(source: str, folder: Path, labels: Sequence[str] | None = None) -> Path:
-    """Write `hub:ID` or a local folder of the release's layout as a stock sequence classifier; returns `folder`.
+    """Write a model of the release's layout, from `hub:ID` or a local folder, as a stock classifier; return `folder`.
 
-    labels: names in the order of the head's outputs; by default their numbers, as in the release's data sets.
+    labels: names in the order of the head's outputs; by default their numbers, as in the release's datasets.
     Raises NotFound, Unavailable, and InvalidRequest for a model of another layout or with another number of labels.
     """
     from transformers import AutoTokenizer
 
-    found = fetch(source, *TOKENIZER)
-    config = read_config(found, source)
-    tensors = _renamed(read_weights(found, source), source)
+    original = fetch(source, *TOKENIZER)
+    config = read_config(original, source)
+    tensors = _renamed(read_weights(original, source), source)
     outputs = len(tensors["classifier.out_proj.weight"])
     labels = [str(number) for number in range(outputs)] if labels is None else list(labels)
     if len(labels) != outputs:
-        raise InvalidRequest(f"'{source}' tells {outputs} labels apart, not {len(labels)}; name as many")
+        raise InvalidRequest(
+            f"'{source}' has {outputs} labels, but {len(labels)} names were given. Give {outputs} names."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     _electra(config, labels, source).save_pretrained(folder)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(found), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(str(original), trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise NotFound(f"the tokenizer of '{source}' cannot be loaded: {error}") from error
+        raise NotFound(f"Cannot load the tokenizer of '{source}': {error}") from error
     task = known(source)
     tokenizer.model_max_length = min(task.max_length if task else _LENGTH, config["max_position_embeddings"])
     tokenizer.save_pretrained(str(folder))
@@ -71,18 +72,18 @@ def convert(source: str, folder: Path, labels: Sequence[str] | None = None) -> P
 
 
 def known(source: str) -> KnownTask | None:
-    """The task of the paper that a model was trained for, by the name that the release gave it."""
-    match = _named(source)
+    """Return the task of the paper that a released model was trained for, from the model's name."""
+    match = _name_parts(source)
     return KNOWN_TASKS.get(match["task"]) if match else None
 
 
-def _named(source: str) -> re.Match[str] | None:
-    """Task and scale in the name of a hub id (a revision left out) or of a folder."""
+def _name_parts(source: str) -> re.Match[str] | None:
+    """Match task and scale in the name of a folder or of a hub id, without its revision."""
     return _NAME.fullmatch(source.rstrip("/").rsplit("/", 1)[-1].partition("@")[0])
 
 
 def _renamed(release: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Encoder and task head under ELECTRA's names. Raises InvalidRequest if the head or the encoder is not there."""
+    """Return encoder and task head under ELECTRA's names. Raises InvalidRequest if either is missing."""
     stock: dict[str, Tensor] = {}
     for name, tensor in release.items():
         name = modern_name(name)
@@ -91,23 +92,23 @@ def _renamed(release: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
             stock[name.replace(head, _HEAD[head])] = tensor.float().contiguous()
         elif name.startswith("bert.") and not name.endswith("position_ids") and ".pooler." not in name:
             stock[name.replace("bert.", "electra.", 1)] = tensor.float().contiguous()
-    wanted = {f"{head}{kind}" for head in _HEAD.values() for kind in ("weight", "bias")}
-    missing = sorted((wanted | {"electra.embeddings.word_embeddings.weight"}) - stock.keys())
+    required = {f"{head}{kind}" for head in _HEAD.values() for kind in ("weight", "bias")}
+    missing = sorted((required | {"electra.embeddings.word_embeddings.weight"}) - stock.keys())
     if missing:
         raise InvalidRequest(
-            f"'{source}' is no model of the TLM release (it lacks what would become {missing[0]}); "
-            "a stock classifier needs no conversion"
+            f"'{source}' is not a model of the TLM release: it has no weight for {missing[0]}. "
+            "A stock classifier needs no conversion."
         )
     return stock
 
 
 def _electra(config: Mapping[str, Any], labels: Sequence[str], source: str) -> Any:
-    """ELECTRA's configuration of the release's BERT. Raises InvalidRequest where the two cannot agree."""
+    """Return the ELECTRA configuration of the release's BERT. Raises InvalidRequest for another encoder."""
     from transformers import ElectraConfig
 
     if config.get("model_type") != "bert" or config.get("position_embedding_type", "absolute") != "absolute":
-        raise InvalidRequest(f"'{source}' is no plain BERT, as all models of the release are")
-    kept = (
+        raise InvalidRequest(f"'{source}' is not a plain BERT, as all models of the TLM release are.")
+    fields = (
         "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
         "hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings", "type_vocab_size",
         "layer_norm_eps", "pad_token_id",
@@ -117,12 +118,12 @@ def _electra(config: Mapping[str, Any], labels: Sequence[str], source: str) -> A
         embedding_size=config["hidden_size"],
         id2label=dict(enumerate(labels)),
         label2id={label: number for number, label in enumerate(labels)},
-        **{name: config[name] for name in kept if name in config},
+        **{name: config[name] for name in fields if name in config},
     )
 
 
 def _card(source: str, labels: Sequence[str], task: KnownTask | None) -> str:
-    scale = _named(source)
+    scale = _name_parts(source)
     lines = [
         "---",
         "library_name: transformers",
@@ -130,11 +131,11 @@ def _card(source: str, labels: Sequence[str], task: KnownTask | None) -> str:
         "---",
         f"# {source.removeprefix('hub:')}, converted",
         "",
-        "A model of the TLM release (arXiv 2111.04130) under the names of ElectraForSequenceClassification, which has",
-        "the same encoder and the same head; no weight was changed. Its terms are those of the original.",
+        "A model of the TLM release (arXiv 2111.04130) in the form of ElectraForSequenceClassification, which has the",
+        "same encoder and the same head. No weight was changed. The license of the original applies.",
         "",
-        f"Labels: {', '.join(labels)} (the release numbers them).",
+        f"Labels: {', '.join(labels)} (numbers in the release).",
     ]
     if task and scale:
-        lines += ["", f"Score that its authors give: {task.released[scale['scale']]} ({task.metric}, {task.title})."]
+        lines += ["", f"Score in the paper: {task.released[scale['scale']]} ({task.metric}, {task.title})."]
     return "\n".join([*lines, ""])

@@ -1,7 +1,7 @@
-"""Flat token stores: every document's tokens end to end in one memory-mapped file, and where each begins.
+"""Flat token stores: the tokens of all documents in one memory-mapped file, and the offset of each document.
 
-Files of a store NAME: `NAME.tokens.npy` (uint16 or uint32), `NAME.offsets.npy` (int64, one more than there
-are documents). Written in one pass with bounded memory; read without loading.
+A store NAME has two files: `NAME.tokens.npy` (uint16 or uint32) and `NAME.offsets.npy` (int64, one entry more than
+there are documents). Writing takes one pass and bounded memory; reading loads only what is accessed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Ints = npt.NDArray[np.int64]
 
 
 class ArrayWriter:
-    """Appends to a one-dimensional `.npy` file of a length not known beforehand."""
+    """Appends to a one-dimensional `.npy` file whose length is not known in advance."""
 
     def __init__(self, path: Path, dtype: npt.DTypeLike) -> None:
         self._dtype = np.dtype(dtype)
@@ -32,11 +32,9 @@ class ArrayWriter:
         self._start = self._file.tell()
 
     def _header(self) -> None:
-        # NumPy pads the header so that the length of the first axis may grow in place.
-        np.lib.format.write_array_header_1_0(
-            self._file,
-            {"descr": self._dtype.str, "fortran_order": False, "shape": (self._count,)},
-        )
+        # NumPy pads the header so that the length of the first axis can grow in place.
+        header = {"descr": self._dtype.str, "fortran_order": False, "shape": (self._count,)}
+        np.lib.format.write_array_header_1_0(self._file, header)
 
     def append(self, values: Sequence[int] | npt.NDArray[Any]) -> None:
         block = np.asarray(values, dtype=self._dtype)
@@ -47,12 +45,12 @@ class ArrayWriter:
         self._file.seek(0)
         self._header()
         if self._file.tell() != self._start:
-            raise CorruptArtifact("the header of a token store outgrew its place; rerun the stage")
+            raise CorruptArtifact("The header of a token store outgrew its space. Rerun the stage.")
         self._file.close()
 
 
 class StoreWriter:
-    """Writes a store, batch by batch. Use as a context manager."""
+    """Writes a store in batches. Use it as a context manager."""
 
     def __init__(self, folder: Path, name: str, vocab_size: int) -> None:
         self._tokens = ArrayWriter(folder / f"{name}.tokens.npy", np.uint16 if vocab_size <= 1 << 16 else np.uint32)
@@ -62,8 +60,7 @@ class StoreWriter:
 
     def add(self, documents: Sequence[Sequence[int]]) -> None:
         lengths = np.fromiter(map(len, documents), dtype=np.int64, count=len(documents))
-        flat = np.fromiter(chain.from_iterable(documents), np.int64, int(lengths.sum()))
-        self._tokens.append(flat)
+        self._tokens.append(np.fromiter(chain.from_iterable(documents), np.int64, int(lengths.sum())))
         self._offsets.append(self.total + np.cumsum(lengths))
         self.total += int(lengths.sum())
 
@@ -78,22 +75,22 @@ class StoreWriter:
 
 
 class TokenStore:
-    """Documents as token ids, memory-mapped."""
+    """Memory-mapped documents as token ids."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.tokens = np.load(folder / f"{name}.tokens.npy", mmap_mode="r")
         self.offsets: Ints = np.load(folder / f"{name}.offsets.npy", mmap_mode="r")
         if int(self.offsets[-1]) != len(self.tokens):
-            raise CorruptArtifact(f"token store '{name}' is cut short; rerun the prepare stage")
+            raise CorruptArtifact(f"The token store '{name}' is truncated. Rerun the prepare stage.")
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     def first(self, count: int) -> TokenStore:
-        """The first documents, all if there are no more."""
-        found = copy(self)
-        found.offsets = self.offsets[: count + 1]
-        return found
+        """Return a store of the first `count` documents."""
+        store = copy(self)
+        store.offsets = self.offsets[: count + 1]
+        return store
 
     def __getitem__(self, index: int) -> npt.NDArray[Any]:
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]

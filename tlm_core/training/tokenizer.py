@@ -1,4 +1,4 @@
-"""Own WordPiece vocabularies, and published tokenizers, as a folder that stock `AutoTokenizer` loads."""
+"""Tokenizers as folders that `AutoTokenizer` loads: own WordPiece vocabularies, and published ones."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tlm_core.errors import InvalidRecipe, NotFound
 from tlm_core.hub import TOKENIZER, model_folder
 
 SPECIALS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
-# Some five million words: enough for a stable vocabulary of up to 60,000 pieces. The trainer holds every different
+# About five million words, enough for a stable vocabulary of up to 60,000 pieces. The trainer holds every distinct
 # word with its pairs, so without a limit its memory would grow with the corpus.
 MAX_CHARACTERS = 30_000_000
 
 
 def _bare(vocabulary: dict[str, int] | None, lowercase: bool) -> Tokenizer:
-    """WordPiece with BERT's word splitting. Accents stay: in many languages they tell words apart."""
+    """Return a WordPiece tokenizer with BERT's word splitting. Accents stay: many languages need them."""
     model = models.WordPiece(vocabulary or {}, unk_token=SPECIALS["unk"], max_input_chars_per_word=100)
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence(
@@ -41,7 +41,7 @@ def _within(texts: Iterable[str], characters: int) -> Iterator[str]:
 
 
 def _alphabet(texts: Iterable[str], size: int, normalizer: Any) -> list[str]:
-    """The most frequent characters, at most `size`; equal counts in code point order."""
+    """Return the `size` most frequent characters; code point order breaks ties."""
     counts: Counter[str] = Counter()
     blocks = iter(texts)
     while block := "\n".join(islice(blocks, 1000)):
@@ -51,15 +51,14 @@ def _alphabet(texts: Iterable[str], size: int, normalizer: Any) -> list[str]:
 
 
 def train_wordpiece(texts: Callable[[], Iterable[str]], vocab_size: int, lowercase: bool) -> Tokenizer:
-    """A WordPiece tokenizer of at most `vocab_size` pieces for any script; the same texts give the same one.
+    """Return a WordPiece tokenizer of at most `vocab_size` pieces for any script. Equal texts give equal tokenizers.
 
-    texts: called for each pass over the training text. Raises nothing for odd text: a word with a character
-    outside the alphabet becomes [UNK].
+    texts: called for each pass over the training text. A word with a character outside the alphabet becomes [UNK].
     """
     tokenizer = _bare(None, lowercase)
     alphabet = _alphabet(_within(texts(), MAX_CHARACTERS), vocab_size // 4, tokenizer.normalizer)
-    # The trainer numbers pieces in the order of a hash table that differs from run to run, and breaks ties
-    # by number. Naming all single characters beforehand, in order, leaves it nothing to number at random.
+    # The trainer numbers pieces in the order of a hash table that differs between runs, and breaks ties by number.
+    # With all single characters given in order, it numbers nothing at random.
     first = [*SPECIALS.values(), *alphabet, *(f"##{c}" for c in alphabet)]
     trainer = trainers.WordPieceTrainer(
         vocab_size=max(vocab_size, len(first)),
@@ -82,13 +81,13 @@ def train_wordpiece(texts: Callable[[], Iterable[str]], vocab_size: int, lowerca
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
-    """Ids of an own tokenizer's special tokens, by role."""
+    """Return the ids of an own tokenizer's special tokens, by role."""
     vocabulary = tokenizer.get_vocab()
     return {role: vocabulary[token] for role, token in SPECIALS.items()}
 
 
 def write_folder(tokenizer: Tokenizer, folder: Path, max_length: int, types: bool) -> None:
-    """Write the folder that `AutoTokenizer.from_pretrained` reads. types: whether the model knows token types."""
+    """Write the folder that `AutoTokenizer.from_pretrained` reads. types: whether the model reads token types."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
     names = ["input_ids", "token_type_ids", "attention_mask"] if types else ["input_ids", "attention_mask"]
@@ -103,30 +102,31 @@ def write_folder(tokenizer: Tokenizer, folder: Path, max_length: int, types: boo
 
 
 def load_published(source: str, folder: Path, max_length: int) -> tuple[Tokenizer, dict[str, int]]:
-    """Copy the tokenizer of `hub:ID` or of a folder to `folder`; returns it and the ids of its special tokens.
+    """Copy the tokenizer of `hub:ID` or of a folder to `folder`. Return it with the ids of its special tokens.
 
-    Raises NotFound if it cannot be had, InvalidRecipe if it is not a fast tokenizer with all that masking needs.
+    Raises NotFound if it cannot be loaded, and InvalidRecipe if it is not fast or lacks a token that masking needs.
     """
     from transformers import AutoTokenizer
 
-    found = model_folder(source, "config.json", *TOKENIZER)
+    original = model_folder(source, "config.json", *TOKENIZER)
     try:
-        published = AutoTokenizer.from_pretrained(str(found), trust_remote_code=False)
+        published = AutoTokenizer.from_pretrained(str(original), trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise NotFound(f"the tokenizer '{source}' cannot be loaded: {error}") from error
+        raise NotFound(f"Cannot load the tokenizer '{source}': {error}") from error
     if not published.is_fast:
-        raise InvalidRecipe(f"the tokenizer '{source}' has no fast form (tokenizer.json); choose one that has")
+        raise InvalidRecipe(f"The tokenizer '{source}' has no fast form (tokenizer.json). Choose one that has.")
     ids = {
         "pad": published.pad_token_id,
         "unk": published.unk_token_id,
-        "cls": _either(published.cls_token_id, published.bos_token_id),
-        "sep": _either(published.sep_token_id, published.eos_token_id),
+        "cls": _first(published.cls_token_id, published.bos_token_id),
+        "sep": _first(published.sep_token_id, published.eos_token_id),
         "mask": published.mask_token_id,
     }
     missing = sorted(role for role, number in ids.items() if number is None and role != "unk")
     if missing:
-        lacking = ", ".join(missing)
-        raise InvalidRecipe(f"the tokenizer '{source}' lacks special tokens ({lacking}); choose a masked LM's")
+        raise InvalidRecipe(
+            f"The tokenizer '{source}' lacks special tokens: {', '.join(missing)}. Choose that of a masked LM."
+        )
     published.model_max_length = max_length
     published.save_pretrained(str(folder))
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -135,5 +135,5 @@ def load_published(source: str, folder: Path, max_length: int) -> tuple[Tokenize
     return tokenizer, {role: number for role, number in ids.items() if number is not None}
 
 
-def _either(first: int | None, second: int | None) -> int | None:
-    return second if first is None else first
+def _first(*ids: int | None) -> int | None:
+    return next((number for number in ids if number is not None), None)

@@ -8,37 +8,39 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Tokens of the vocabulary worked on at once: their logits stay in a core's cache from one product to the next.
+# Vocabulary entries per block: their logits stay in a core's cache from one product to the next.
 BLOCK = 1024
-# Columns added where one is wanted: products of an odd width take a third longer.
+# Columns added where one is needed: products of an odd width take a third longer.
 SPARE = 16
 
 
 class VocabularyLoss(torch.autograd.Function):
     """Summed cross-entropy of `hidden @ weight.T + bias` against `targets`.
 
-    The gradient is computed along with the loss, block of the vocabulary by block, with one exponential for each
-    logit and no pass for the largest: exponents of float32 and bfloat16 reach to 88 nats, and logits beyond that
-    give a loss that is not a number. The target's own term is kept apart, so that nothing cancels when the model
-    is nearly sure.
+    The forward pass computes loss and gradient together, block by block of the vocabulary, with one exponential per
+    logit. It does not subtract the largest logit: exponents of float32 and bfloat16 reach 88 nats, and larger logits
+    give a loss that is not finite. The target's own term is separate, so that nothing cancels at high confidence.
     """
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, count: int, dtype: torch.dtype
     ) -> Tensor:
-        """hidden: [M, H]; weight: [V, H]; bias: [V]; targets: [M], of which `count` count; dtype: of the products."""
+        """Return the loss of hidden [M, H], weight [V, H], bias [V] against the first `count` of targets [M].
+
+        dtype: of the products.
+        """
         x, w = hidden.to(dtype), weight.to(dtype)
         hit = (x.float() * w[targets].float()).sum(dim=1) + bias[targets]
-        in_turn = targets.argsort()
+        order = targets.argsort()
         ends = torch.arange(0, len(w) + BLOCK, BLOCK, device=x.device)
-        bounds = torch.searchsorted(targets[in_turn], ends).tolist()  # block n has the targets of rows bounds[n] and on
+        bounds = torch.searchsorted(targets[order], ends).tolist()  # order[bounds[n] : bounds[n + 1]]: rows of block n
         others = torch.zeros_like(hit)
-        to_hidden = torch.zeros(x.shape, device=x.device)  # in float32, whatever the type of its many terms
+        to_hidden = torch.zeros(x.shape, device=x.device)  # float32, because it sums many terms
         exponentials = []
         for number, (block, shift) in enumerate(zip(w.split(BLOCK), bias.split(BLOCK), strict=True)):
             e = _logits(x, block, shift).exp_()
-            rows = in_turn[bounds[number] : bounds[number + 1]]
+            rows = order[bounds[number] : bounds[number + 1]]
             e[rows, targets[rows] - number * BLOCK] = 0.0
             others += e.sum(dim=1, dtype=torch.float32)
             exponentials.append(e.to(dtype))
@@ -48,7 +50,7 @@ class VocabularyLoss(torch.autograd.Function):
         scale[count:] = 0.0
         miss = (others * scale)[:, None]  # 1 - probability of the target
         to_hidden.mul_(scale[:, None]).sub_(miss * w[targets])
-        # The bias is a weight of what is always 1, so one product has the gradient of both.
+        # The bias is a weight of a constant input 1, so one product gives the gradient of both.
         size = x.shape[1]
         scaled = F.pad(torch.cat((x * scale[:, None], scale[:, None]), dim=1), (0, SPARE - 1)).to(dtype)
         to_weight, to_bias = torch.empty_like(weight), torch.empty_like(bias)
@@ -56,12 +58,12 @@ class VocabularyLoss(torch.autograd.Function):
             here = slice(number * BLOCK, (number + 1) * BLOCK)
             both = e.t() @ scaled
             to_weight[here], to_bias[here] = both[:, :size], both[:, size]
-        # A frequent token has many terms of its own; one after the other in float32 they would blur its sum.
-        found, place = targets.unique(return_inverse=True)
-        own = torch.zeros(len(found), size + 1, dtype=torch.float64, device=x.device)
+        # A frequent token has many such terms; summed one by one in float32 they would lose precision.
+        unique, place = targets.unique(return_inverse=True)
+        own = torch.zeros(len(unique), size + 1, dtype=torch.float64, device=x.device)
         own.index_add_(0, place, torch.cat((miss * x, miss), dim=1).double())
-        to_weight[found] = (to_weight[found].double() - own[:, :size]).to(to_weight.dtype)
-        to_bias[found] = (to_bias[found].double() - own[:, size]).to(to_bias.dtype)
+        to_weight[unique] = (to_weight[unique].double() - own[:, :size]).to(to_weight.dtype)
+        to_bias[unique] = (to_bias[unique].double() - own[:, size]).to(to_bias.dtype)
         ctx.save_for_backward(to_hidden.to(hidden.dtype), to_weight, to_bias)
         return (total.log() - hit)[:count].sum()
 
@@ -69,10 +71,10 @@ class VocabularyLoss(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (scale,) = gradients
         to_hidden, to_weight, to_bias = ctx.saved_tensors
-        # In place, as nothing else holds them; a second pass back through the same loss would raise.
+        # In place: nothing else refers to them, and a second backward pass through the same loss would raise.
         return to_hidden.mul_(scale), to_weight.mul_(scale), to_bias.mul_(scale), None, None, None
 
 
 def _logits(x: Tensor, block: Tensor, shift: Tensor) -> Tensor:
-    """x @ block.T + shift, for exponentials to be taken of: on a CPU in float32, in which they take half as long."""
+    """Return x @ block.T + shift. A CPU returns float32, whose exponentials take half as long."""
     return torch.addmm(shift.to(x.dtype), x, block.t()) if x.is_cuda else (x @ block.t()).float().add_(shift)

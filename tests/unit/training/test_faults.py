@@ -159,7 +159,7 @@ def test_memory_that_does_not_hold_the_optimiser_is_told_as_such(
 
     monkeypatch.setattr(Optimizer, "step", fails)
     recipe = tiny()
-    with pytest.raises(OutOfMemory, match="its optimiser do not fit the device"):
+    with pytest.raises(OutOfMemory, match="optimizer state exceed the device's memory"):
         run_of(tmp_path / "run", made_prepared(tmp_path / "data", recipe), recipe)()
 
 

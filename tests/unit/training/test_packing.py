@@ -47,7 +47,7 @@ def test_a_store_gives_back_what_was_written_and_keeps_small_ids_in_two_bytes(
 def test_a_store_that_is_cut_short_is_refused(tmp_path: Path, documents: list[list[int]]) -> None:
     store_of(tmp_path, documents)
     np.save(tmp_path / "made.tokens.npy", np.zeros(3, dtype=np.uint16))
-    with pytest.raises(CorruptArtifact, match="cut short"):
+    with pytest.raises(CorruptArtifact, match="truncated"):
         TokenStore(tmp_path, "made")
 
 

@@ -35,7 +35,7 @@ def test_labels_are_numbers_unless_named(tmp_path: Path) -> None:
     named = json.loads((convert(str(release.folder), tmp_path / "b", ["x", "y", "z"]) / "config.json").read_text())
     assert numbered["id2label"] == {"0": "0", "1": "1", "2": "2"}
     assert named["label2id"] == {"x": 0, "y": 1, "z": 2}
-    with pytest.raises(InvalidRequest, match="tells 3 labels apart, not 2"):
+    with pytest.raises(InvalidRequest, match="has 3 labels, but 2 names"):
         convert(str(release.folder), tmp_path / "c", ["x", "y"])
 
 
@@ -73,7 +73,7 @@ def test_only_the_release_s_layout_is_converted(tmp_path: Path) -> None:
     stock = tmp_path / "classifier"
     BertForSequenceClassification(release.config).save_pretrained(stock)
     assert stock_form(str(stock), tmp_path / "other") is None
-    with pytest.raises(InvalidRequest, match="is no model of the TLM release"):
+    with pytest.raises(InvalidRequest, match="is not a model of the TLM release"):
         convert(str(stock), tmp_path / "other")
     with pytest.raises(NotFound, match=r"no config\.json"):
         convert(str(tmp_path / "nowhere"), tmp_path / "other")

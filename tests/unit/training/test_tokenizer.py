@@ -94,5 +94,5 @@ def test_a_tokenizer_that_cannot_mask_or_is_not_there_is_refused(tmp_path: Path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(InvalidRecipe, match="mask"):
         load_published(str(tmp_path), tmp_path / "copy", 16)
-    with pytest.raises(NotFound, match="cannot be loaded"):
+    with pytest.raises(NotFound, match="Cannot load"):
         load_published(str(tmp_path / "nowhere"), tmp_path / "copy", 16)
