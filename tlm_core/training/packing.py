@@ -111,9 +111,9 @@ class PassageStream:
         row_begin = here - here % size
         segments = piece - piece[row_begin] + 1
         positions = here - np.maximum(begins, row_begin)
-        arrays = [values.reshape(count, size) for values in (flat, segments, positions, np.zeros_like(here))]
-        none = np.zeros(0, dtype=np.int64)
-        return Rows(*arrays, none, none, none)
+        shape, none = (count, size), np.zeros(0, dtype=np.int64)
+        tokens, types = flat.reshape(shape), np.zeros(shape, dtype=np.int64)
+        return Rows(tokens, segments.reshape(shape), positions.reshape(shape), types, none, none, none)
 
     def documents(self, first: int, count: int) -> list[int]:
         """Return the numbers of the passages in rows [first, first + count), in order."""
