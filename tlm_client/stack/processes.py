@@ -1,4 +1,4 @@
-"""Starting and ending child processes so that none outlives the stack."""
+"""Start and end child processes so that none outlives the stack."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-# Every process of a stack carries these in its environment, and so do its own children, whatever session they are in:
-# the data folder, which run of the stack it is, and of which part.
+# Every process of a stack has these variables in its environment, and its children inherit them: the data folder, the
+# run of the stack, and the part.
 FOLDER_MARK = "TLM_STACK_FOLDER"
 RUN_MARK = "TLM_STACK_RUN"
 PART_MARK = "TLM_STACK_PART"
@@ -24,20 +24,18 @@ Marks = Mapping[str, str]
 
 
 def free_ports(count: int) -> list[int]:
-    """Distinct ports of the loopback address that are free now."""
-    probes = [socket.socket() for _ in range(count)]
-    try:
+    """Return distinct free ports of the loopback address."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
         for probe in probes:
             probe.bind(("127.0.0.1", 0))
         return [int(probe.getsockname()[1]) for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
 
 
 def port_is_free(port: int) -> bool:
+    """Return whether a server can listen on the loopback port."""
     with socket.socket() as probe:
-        # As the server will do it: a port whose last connections still fade away can be taken.
+        # Servers set this option too, so a port with connections in TIME_WAIT counts as free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
@@ -47,21 +45,21 @@ def port_is_free(port: int) -> bool:
 
 
 def spawn(
-    command: Sequence[str], environment: Mapping[str, str], log: Path, cwd: Path, orphaned: int
+    command: Sequence[str], environment: Mapping[str, str], log: Path, cwd: Path, death_signal: int
 ) -> subprocess.Popen[bytes]:
-    """Start `command` in a session of its own; its output is appended to `log`.
+    """Start `command` in a new session and append its output to `log`.
 
-    orphaned: the signal it gets if this process dies without stopping it. Call it from the main thread only:
-    Linux sends that signal when the *thread* ends that has started the child.
+    death_signal: the signal that it receives when this process dies. Call this function only from the main thread:
+    Linux sends the signal when the thread that started the child ends.
     """
     libc = ctypes.CDLL(None)
     parent = os.getpid()
 
-    def leash() -> None:
+    def set_death_signal() -> None:
         if hasattr(libc, "prctl"):
-            libc.prctl(_PR_SET_PDEATHSIG, orphaned)
+            libc.prctl(_PR_SET_PDEATHSIG, death_signal)
         if os.getppid() != parent:
-            os._exit(1)  # the parent died before the leash was on
+            os._exit(1)  # the parent died before prctl
 
     with open(log, "ab") as output:
         return subprocess.Popen(
@@ -72,57 +70,49 @@ def spawn(
             env=dict(environment),
             cwd=cwd,
             start_new_session=True,
-            preexec_fn=leash,
+            preexec_fn=set_death_signal,
         )
 
 
-def marked(marks: Marks) -> list[int]:
-    """Pids of this user's processes that carry all of `marks`, this one and zombies left out."""
-    wanted = {f"{name}={value}".encode() for name, value in marks.items()}
-    found = []
+def find_processes(marks: Marks) -> list[int]:
+    """Return the pids of this user's processes with all `marks`, without this process and zombies."""
+    variables = {f"{name}={value}".encode() for name, value in marks.items()}
+    pids = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            variables = (entry / "environ").read_bytes().split(b"\0")
-        except OSError:  # gone in the meantime, or another user's
+            environment = (entry / "environ").read_bytes().split(b"\0")
+        except OSError:  # the process has ended or belongs to another user
             continue
-        if wanted.issubset(variables) and int(entry.name) != os.getpid():
-            found.append(int(entry.name))
-    return found
+        if variables.issubset(environment) and int(entry.name) != os.getpid():
+            pids.append(int(entry.name))
+    return pids
 
 
-def sweep(marks: Marks, *, patience: float = 0.0) -> list[int]:
-    """Kill the processes that carry `marks`, if they do not end by themselves within `patience` seconds.
-
-    Returns the pids killed.
-    """
-    deadline = time.monotonic() + patience
-    while (left := marked(marks)) and time.monotonic() < deadline:
+def kill_processes(marks: Marks, *, grace_seconds: float = 0.0) -> list[int]:
+    """Kill the processes with all `marks` that do not end within the grace period. Returns the pids killed."""
+    deadline = time.monotonic() + grace_seconds
+    while (pids := find_processes(marks)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    for pid in left:
+    for pid in pids:
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             continue
-    return left
+    return pids
 
 
 @contextmanager
-def janitor(run: str, *, patience: float = 5.0) -> Iterator[None]:
-    """Within it, a process of its own waits for the end of this one and then sweeps the run, even after SIGKILL.
+def cleaner(run: str, *, grace_seconds: float = 5.0) -> Iterator[None]:
+    """Run a process that kills the processes of this run when this process ends, even by SIGKILL.
 
-    The leash of each part tells it at once that the supervisor died; what the parts themselves have started (Ray's
-    workers above all) may not notice for long. patience: seconds they are given.
+    The death signal reaches only the parts. Their own children, such as Ray's workers, may not notice for long.
     """
-    command = [sys.executable, "-m", "tlm_client.stack.processes", run, str(patience)]
+    command = [sys.executable, "-m", "tlm_client.stack.processes", run, str(grace_seconds)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True):
         yield
 
 
-def _wait_and_sweep(run: str, patience: float) -> None:
-    # Nobody ever writes: the read ends when the supervisor has closed its end, or died.
-    sys.stdin.buffer.read()
-    sweep({RUN_MARK: run}, patience=patience)
-
-
 if __name__ == "__main__":
-    _wait_and_sweep(sys.argv[1], float(sys.argv[2]))
+    # Nobody writes to stdin. It ends when the supervisor closes its end or dies.
+    sys.stdin.buffer.read()
+    kill_processes({RUN_MARK: sys.argv[1]}, grace_seconds=float(sys.argv[2]))

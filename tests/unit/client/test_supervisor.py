@@ -1,4 +1,4 @@
-"""The supervisor over small real processes: order, restarts, giving up, and nothing left at the end."""
+"""The supervisor with small real processes: start order, restarts, failures and cleanup."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from tlm_client.stack.folder import StackFolder
 from tlm_client.stack.parts import Part
-from tlm_client.stack.processes import FOLDER_MARK, PART_MARK, RUN_MARK, Marks, marked, sweep
+from tlm_client.stack.processes import FOLDER_MARK, PART_MARK, RUN_MARK, Marks, find_processes, kill_processes
 from tlm_client.stack.supervisor import StopFlag, Supervisor
 from tlm_core.errors import Unavailable
 
@@ -23,12 +23,12 @@ SERVE = "import pathlib, sys, time; pathlib.Path(sys.argv[1]).touch(); time.slee
 
 
 class Stack:
-    """Parts that write a file when they are up, and what the supervisor said of them."""
+    """Parts that write a file when they are up, and the lines of the supervisor."""
 
     def __init__(self, root: Path) -> None:
         self.folder = StackFolder(root)
         self.folder.create()
-        self.said: list[str] = []
+        self.lines: list[str] = []
         self.stop = StopFlag()
         self.marks = {FOLDER_MARK: str(self.folder.root)}
 
@@ -45,7 +45,7 @@ class Stack:
 
     def run(self, *parts: Part, when_ready: Callable[[], None] | None = None) -> None:
         supervisor = Supervisor(
-            self.folder, parts, "http://127.0.0.1:1", say=self.said.append, pid=os.getpid(), started_at=0.0
+            self.folder, parts, "http://127.0.0.1:1", notify=self.lines.append, pid=os.getpid(), started_at=0.0
         )
         supervisor.run(self.stop, when_ready or self.stop.set)
 
@@ -58,11 +58,11 @@ class Stack:
 
 
 def wait_for(marks: Marks, count: int, seconds: float = 5.0) -> list[int]:
-    """The marked processes, as soon as there are so many: what is just being executed has no environment yet."""
+    """Return the marked processes when there are `count`; a process has no environment until exec."""
     deadline = time.monotonic() + seconds
-    while len(found := marked(marks)) != count and time.monotonic() < deadline:
+    while len(pids := find_processes(marks)) != count and time.monotonic() < deadline:
         time.sleep(0.05)
-    return found
+    return pids
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def stack(tmp_path: Path) -> Stack:
     return Stack(tmp_path / "stack")
 
 
-def test_parts_start_after_those_they_need_and_stop_in_order(stack: Stack) -> None:
+def test_parts_start_after_dependencies_and_stop_in_order(stack: Stack) -> None:
     code = """
         import pathlib, signal, sys, time
         def end(*_):
@@ -83,8 +83,8 @@ def test_parts_start_after_those_they_need_and_stop_in_order(stack: Stack) -> No
     """
     states = []
     parts = (
-        stack.part("redis", code, order=2),
-        stack.part("ray", code, order=1),
+        stack.part("redis", code, stop_order=2),
+        stack.part("ray", code, stop_order=1),
         stack.part("api", code, after=("redis",)),
     )
 
@@ -93,15 +93,15 @@ def test_parts_start_after_those_they_need_and_stop_in_order(stack: Stack) -> No
         stack.stop.set()
 
     stack.run(*parts, when_ready=ready)
-    up = [line.split()[0] for line in stack.said if "is up" in line]
+    up = [line.split()[0] for line in stack.lines if "is up" in line]
     assert up.index("redis") < up.index("api")
     assert states[0] is not None and states[0].state == "ready"
     assert (stack.folder.root / "order").read_text(encoding="utf-8").split() == ["api", "ray", "redis"]
     assert stack.folder.state() is None
-    assert marked(stack.marks) == []
+    assert find_processes(stack.marks) == []
 
 
-def test_a_part_that_is_killed_is_started_again(stack: Stack) -> None:
+def test_killed_part_is_restarted(stack: Stack) -> None:
     pids: list[int] = []
 
     def healthy() -> bool:
@@ -114,52 +114,52 @@ def test_a_part_that_is_killed_is_started_again(stack: Stack) -> None:
         os.kill(pids[0], signal.SIGKILL)
 
     stack.run(stack.part("api", healthy=healthy), when_ready=kill)
-    assert any("api was killed by signal 9; starting it again in 0.5 s" in line for line in stack.said)
+    assert any("api was killed by signal 9. Restart in 0.5 s" in line for line in stack.lines)
 
 
-def test_a_part_that_never_comes_up_stops_the_stack_and_shows_its_last_words(stack: Stack) -> None:
+def test_failing_part_stops_the_stack_and_shows_its_log(stack: Stack) -> None:
     broken = stack.part("api", "print('TLM_API_STORAGE is missing', flush=True); raise SystemExit(3)")
     with pytest.raises(Unavailable, match=r"api ended with exit code 3, 2 times") as caught:
         stack.run(stack.part("redis"), broken)
     assert "TLM_API_STORAGE is missing" in str(caught.value)
-    assert marked(stack.marks) == []
+    assert find_processes(stack.marks) == []
     assert stack.folder.state() is None
 
 
-def test_a_part_that_does_not_answer_in_time_is_given_up(stack: Stack) -> None:
-    mute = stack.part("api", healthy=lambda: False, patience=0.3)
+def test_part_that_does_not_answer_in_time_fails(stack: Stack) -> None:
+    silent = stack.part("api", healthy=lambda: False, start_seconds=0.3)
     with pytest.raises(Unavailable, match="did not answer within"):
-        stack.run(mute)
-    assert marked(stack.marks) == []
+        stack.run(silent)
+    assert find_processes(stack.marks) == []
 
 
-def test_a_part_that_ignores_sigterm_is_killed(stack: Stack) -> None:
+def test_part_that_ignores_sigterm_is_killed(stack: Stack) -> None:
     code = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {SERVE}"
-    begun = time.monotonic()
+    start = time.monotonic()
     stack.run(stack.part("api", code, stop_seconds=0.5))
-    assert time.monotonic() - begun < 10
-    assert marked(stack.marks) == []
+    assert time.monotonic() - start < 10
+    assert find_processes(stack.marks) == []
 
 
-def test_grandchildren_in_sessions_of_their_own_are_swept_too(stack: Stack) -> None:
+def test_grandchildren_in_other_sessions_are_killed(stack: Stack) -> None:
     code = """
         import pathlib, subprocess, sys, time
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
         pathlib.Path(sys.argv[1]).touch()
         time.sleep(60)
     """
-    seen: list[int] = []
+    running: list[int] = []
 
     def ready() -> None:
-        seen.extend(marked(stack.marks))
+        running.extend(find_processes(stack.marks))
         stack.stop.set()
 
     stack.run(stack.part("ray", code), when_ready=ready)
-    assert len(seen) == 2
-    assert marked(stack.marks) == []
+    assert len(running) == 2
+    assert find_processes(stack.marks) == []
 
 
-def test_a_sweep_of_one_part_leaves_the_others(stack: Stack) -> None:
+def test_killing_one_part_leaves_the_others(stack: Stack) -> None:
     def start(part: str) -> subprocess.Popen[bytes]:
         environment = {**stack.marks, PART_MARK: part}
         return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], env=environment)
@@ -167,7 +167,7 @@ def test_a_sweep_of_one_part_leaves_the_others(stack: Stack) -> None:
     ray, api = start("ray"), start("api")
     try:
         wait_for(stack.marks, 2)
-        assert sweep({**stack.marks, PART_MARK: "ray"}) == [ray.pid]
+        assert kill_processes({**stack.marks, PART_MARK: "ray"}) == [ray.pid]
         assert ray.wait(5) == -signal.SIGKILL
         assert api.poll() is None
     finally:
@@ -176,12 +176,11 @@ def test_a_sweep_of_one_part_leaves_the_others(stack: Stack) -> None:
             process.wait()
 
 
-def test_the_janitor_clears_away_what_a_killed_supervisor_leaves(tmp_path: Path) -> None:
-    """Not even a process in a session of its own, that knows nothing of the supervisor, is left."""
+def test_cleaner_kills_the_processes_of_a_killed_supervisor(tmp_path: Path) -> None:
     code = """
         import os, subprocess, sys, time
-        from tlm_client.stack.processes import RUN_MARK, janitor
-        with janitor("run-1", patience=0.5):
+        from tlm_client.stack.processes import RUN_MARK, cleaner
+        with cleaner("run-1", grace_seconds=0.5):
             subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True,
                              env={RUN_MARK: "run-1", "TLM_TEST": sys.argv[1]})
             print("started", flush=True)
@@ -199,16 +198,16 @@ def test_the_janitor_clears_away_what_a_killed_supervisor_leaves(tmp_path: Path)
     assert wait_for(marks, 0, seconds=15) == []
 
 
-def test_a_signal_sets_the_flag_and_the_old_handlers_come_back() -> None:
-    before = signal.getsignal(signal.SIGTERM)
+def test_signal_sets_the_flag_and_handlers_are_restored() -> None:
+    handler = signal.getsignal(signal.SIGTERM)
     flag = StopFlag()
     with flag.on_signals():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.01)
         assert flag.is_set
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(signal.SIGTERM) == handler
 
 
-def test_a_stack_that_is_tied_stops_with_its_parent() -> None:
+def test_tied_stack_stops_with_its_parent() -> None:
     assert not StopFlag(tied_to=os.getppid()).is_set
     assert StopFlag(tied_to=os.getpid()).is_set
