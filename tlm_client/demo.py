@@ -1,7 +1,7 @@
-"""The whole way once, on this machine: `python -m tlm_client.demo [--task PATH] [--corpus PATH]`.
+"""Demo of the whole service on this machine: `python -m tlm_client.demo [--task PATH] [--corpus PATH]`.
 
-Starts the stack, submits a job over HTTP, takes the model away, and compares it with the same encoder trained on the
-task alone and with the majority class. Whatever comes out is printed and written to result.json.
+It starts the stack, submits two jobs over HTTP, downloads the TLM model and classifies texts with it. It compares the
+model with the same encoder trained on the task alone and with the majority class, and writes build/demo/result.json.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,10 +37,11 @@ from tlm_core.wire import Job
 FOLDER = Path("build/demo")
 NAME = "demo"
 SEEDS = (0, 1, 2)
-# How many of the two jobs the trainer drives at once: the second one's start-up falls into the first one's training.
+SCORES = ("macro_f1", "accuracy")
+# The trainer runs both jobs at once, so that the second job starts while the first one trains.
 JOBS_AT_ONCE = 2
 ARMS = {
-    # As much joint training as leaves the whole demo under six minutes on two cores.
+    # This budget lets the demo end within six minutes on two cores.
     "TLM": JobSpec(dataset=NAME, corpus=NAME, seeds=SEEDS, set={"joint.budget.tokens": 850_000}),
     "task only": JobSpec(
         dataset=NAME, corpus=None, seeds=SEEDS, set={"joint.enabled": False, "selection.selector": "none"}
@@ -50,62 +51,75 @@ ARMS = {
 
 @dataclass(frozen=True)
 class Arm:
-    """What one job came to. seconds: from its start to its end, on the clock."""
+    """A finished job of the comparison. seconds: wall-clock time from start to end."""
 
     job: Job
-    report: dict[str, Any]
+    report: Mapping[str, Any]
     seconds: float
+
+    def summary(self) -> dict[str, object]:
+        """Return the arm's part of result.json."""
+        seeds = [
+            {"seed": seed["seed"]}
+            | {split: {score: seed[split][score] for score in SCORES} for split in ("validation", "test")}
+            for seed in self.report["seeds"]
+        ]
+        facts = {key: self.report[key] for key in ("mean", "spread", "cost", "best_seed")}
+        return {
+            "job": self.job.id, "recipe": self.job.resolved_recipe, "seconds": self.seconds, **facts, "seeds": seeds
+        }  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="tlm_client.demo", description=__doc__)
-    parser.add_argument("--task", type=Path, help="your data set: a file, or a folder with train, dev and test files")
-    parser.add_argument("--corpus", type=Path, help="your general corpus: a file or a folder")
-    given = parser.parse_args(arguments)
+    parser.add_argument("--task", type=Path, help="your dataset: a file, or a folder with train, dev and test files")
+    parser.add_argument("--corpus", type=Path, help="your corpus: a file or a folder")
+    options = parser.parse_args(arguments)
     logs = StackFolder(FOLDER / "stack").logs
     try:
-        run(given.task, given.corpus)
+        run(options.task, options.corpus)
     except TLMError as error:
-        sys.stderr.write(f"the demo failed: {error.message}\nlogs are in {logs}\n")
+        sys.stderr.write(f"The demo failed: {error.message}\nSee the logs in {logs}\n")
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write(f"interrupted; everything has been stopped. Logs are in {logs}\n")
+        sys.stderr.write(f"Interrupted. The stack has stopped. Its logs are in {logs}\n")
         return 130
     return 0
 
 
 def run(own_task: Path | None, own_corpus: Path | None) -> None:
-    """The five steps, with one progress display. Raises the project's errors; the stack is stopped in any case."""
-    begun = time.monotonic()
-    for own in (own_task, own_corpus):
-        if own is not None and not own.exists():
-            raise InvalidRequest(f"there is no file or folder '{own}'; check the path")
+    """Run all steps and print the comparison. The stack always stops."""
+    start = time.monotonic()
+    for path in (own_task, own_corpus):
+        if path is not None and not path.exists():
+            raise InvalidRequest(f"No file or folder '{path}'. Check the path.")
     with Display(Console(highlight=False, soft_wrap=True)) as display:
         with _stack(display) as stack:
-            task, corpus = _data(own_task, own_corpus, display)
+            task, corpus = _prepare_data(own_task, own_corpus, display)
             stack.wait(display.line)
             with TLMClient(stack.url, stack.token) as client:
                 _upload(client, task, corpus, display)
                 jobs = {name: client.submit(spec) for name, spec in ARMS.items()}
-                arms = {"TLM": _finished(client, jobs["TLM"], "TLM", display)}
+                arms = {"TLM": _wait(client, jobs["TLM"], "TLM", display)}
                 model = _download(client, arms["TLM"].job, display)
-                classified = _classify(model, task)
-                arms["task only"] = _finished(client, jobs["task only"], "task only", display)
-        display.line("the stack has been stopped")
-    _show(arms, classified)
-    result = _result(arms, classified, model, own_task, own_corpus, time.monotonic() - begun)
+                predictions = _classify(model, task)
+                arms["task only"] = _wait(client, jobs["task only"], "task only", display)
+        display.line("the stack has stopped")
+    _print_comparison(arms, predictions)
+    seconds = time.monotonic() - start
+    result = _result(arms, own_task, own_corpus) | {"seconds": seconds, "classified": predictions, "model": str(model)}
     (FOLDER / "result.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    _line(f"The demo took {duration(result['seconds'])}; the same in numbers: {FOLDER / 'result.json'}")
-    _line(f"The model is in {model}. To go on with it: .venv/bin/tlm up --data-dir {FOLDER / 'stack'}")
+    sys.stdout.write(f"The demo took {duration(seconds)}. Results: {FOLDER / 'result.json'}\n")
+    sys.stdout.write(f"Model: {model}. Continue with: .venv/bin/tlm up --data-dir {FOLDER / 'stack'}\n")
 
 
 @contextmanager
 def _stack(display: Display) -> Iterator[StackHandle]:
-    """A fresh stack that is coming up, stopped at the end. Nothing of an earlier run is taken from a cache."""
+    """Launch an empty stack without caches of earlier runs, and stop it at the end."""
     folder = StackFolder(FOLDER / "stack")
     if folder.running():
-        raise AlreadyRunning(f"a stack is running on {folder.root}; stop it: tlm down --data-dir {folder.root}")
+        raise AlreadyRunning(f"A stack runs on {folder.root}. Stop it with: tlm down --data-dir {folder.root}")
     shutil.rmtree(folder.root, ignore_errors=True)
     os.environ["TLM_TRAINER_CONCURRENCY"] = str(JOBS_AT_ONCE)
     stack = launch_stack(StackOptions(folder.root, port=0), tied=True)
@@ -116,36 +130,36 @@ def _stack(display: Display) -> Iterator[StackHandle]:
         stack.stop()
 
 
-def _data(own_task: Path | None, own_corpus: Path | None, display: Display) -> tuple[dict[str, Path], Path]:
-    """Files of the task by split, and of the corpus: the user's own, else made of what is on this machine."""
+def _prepare_data(own_task: Path | None, own_corpus: Path | None, display: Display) -> tuple[dict[str, Path], Path]:
+    """Return the files of the task by split, and the corpus; generate what the user does not provide."""
+    folder = FOLDER / "data"
     if own_task is None or own_corpus is None:
-        from tlm_client.demo_data import make_demo
+        from tlm_client.demo_data import generate_demo
 
-        display.begin("making the data:")
-        made = make_demo(FOLDER / "data", progress=lambda what, done, total: display.update(what, done, total, ""))
-        rows = ", ".join(f"{split} {count:,}" for split, count in made.rows.items())
-        display.line(f"corpus: {made.corpus.count:,} passages of documentation found on this machine")
-        display.line(f"task: which of {len(made.labels)} libraries does this text document? rows: {rows}")
-    task = dataset_files(own_task if own_task is not None else FOLDER / "data" / "task", say=display.line)
-    return task, own_corpus if own_corpus is not None else FOLDER / "data" / "corpus"
+        display.begin("generating data:")
+        demo = generate_demo(folder, progress=lambda stage, done, total: display.update(stage, done, total, ""))
+        rows = ", ".join(f"{split} {count:,}" for split, count in demo.rows.items())
+        display.line(f"corpus: {demo.corpus.count:,} passages of documentation on this machine")
+        display.line(f"task: which of {len(demo.labels)} libraries does a text document? Rows: {rows}")
+    return dataset_files(own_task or folder / "task", say=display.line), own_corpus or folder / "corpus"
 
 
 def _upload(client: TLMClient, task: dict[str, Path], corpus: Path, display: Display) -> None:
     display.begin("loading:")
     with corpus_files([str(corpus)], language="en", display=display) as files:
-        load = client.add_corpus(NAME, files, near_duplicates="keep")  # as the corpus was when its figures were taken
+        load = client.add_corpus(NAME, files, near_duplicates="keep")  # as for the published figures
     dataset = client.add_dataset(NAME, task)
     for warning in (dataset.report or {}).get("warnings", [])[:5]:
         display.line(f"warning: {warning['message']}")
     client.wait_corpus(NAME, load.id, display.load)
 
 
-def _finished(client: TLMClient, job: Job, name: str, display: Display) -> Arm:
-    """Follow a job to its end. Raises the error for which it failed."""
+def _wait(client: TLMClient, job: Job, name: str, display: Display) -> Arm:
+    """Show a job until it ends. Raises its error if it fails."""
     display.begin(f"{name}:")
     job = client.wait(job.id, display.job_event)
     if job.state is not State.SUCCEEDED:
-        raise error_from_dict(job.error) if job.error else TLMError(f"the job '{name}' ended as {job.state}")
+        raise error_from_dict(job.error) if job.error else TLMError(f"The job '{name}' ended as {job.state}.")
     seconds = (job.finished_at or 0.0) - (job.started_at or job.created_at)
     display.line(f"{name}: {job.id} succeeded after {duration(seconds)}")
     return Arm(job, client.report(job.id), seconds)
@@ -156,82 +170,54 @@ def _download(client: TLMClient, job: Job, display: Display) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     display.begin("downloading:")
     files = client.download(job.id, folder, display.bytes)
-    display.line(f"downloaded {len(files)} files, each checked by its SHA-256")
+    display.line(f"downloaded {len(files)} files and verified their SHA-256 digests")
     return folder / "model"
 
 
 def _classify(model: Path, task: dict[str, Path]) -> list[dict[str, Any]]:
-    """Three test texts of three labels through the downloaded model, loaded by stock classes."""
+    """Classify three test texts with different labels, with the downloaded model in stock classes."""
     from tlm_client.evaluation import Classifier
     from tlm_core.tasks.validate import load_task
 
-    known = load_task({"train" if split == "file" else split: path for split, path in task.items()})[0]
-    texts, pairs, labels = known.texts("test"), known.text_pairs("test"), known.label_ids("test").tolist()
-    rows = sorted({label: row for row, label in reversed(list(enumerate(labels)))}.values())[:3]
-    answers = Classifier(str(model)).classify(
+    data = load_task({"train" if split == "file" else split: path for split, path in task.items()})[0]
+    texts, pairs, labels = data.texts("test"), data.text_pairs("test"), data.label_ids("test").tolist()
+    rows = sorted(labels.index(label) for label in set(labels))[:3]
+    predictions = Classifier(str(model)).classify(
         [texts[row] for row in rows], None if pairs is None else [pairs[row] for row in rows]
     )
     return [
-        {"text": texts[row], "label": label, "probability": probability, "true_label": known.labels[labels[row]]}
-        for row, (label, probability) in zip(rows, answers, strict=True)
+        {"text": texts[row], "label": label, "probability": probability, "true_label": data.labels[labels[row]]}
+        for row, (label, probability) in zip(rows, predictions, strict=True)
     ]
 
 
-def _show(arms: dict[str, Arm], classified: list[dict[str, Any]]) -> None:
-    answers = [(c["text"][:160], c["label"], f"{c['probability']:.2f}", c["true_label"]) for c in classified]
-    print_table(("text of the test split", "model says", "probability", "true"), answers, title="Three texts")
-    rows = [
-        (name, *(mean_and_spread(arm.report, s) for s in ("macro_f1", "accuracy")), *_cost(arm))
-        for name, arm in arms.items()
-    ]
-    majority = [format_score(report_score(arms["TLM"].report, "majority", score)) for score in ("macro_f1", "accuracy")]
-    title = f"On {arms['TLM'].report['seeds'][0]['test']['rows']:,} test rows, mean ± spread of {len(SEEDS)} seeds"
-    columns = ("", "macro-F1", "accuracy", "training seconds", "FLOPs")
-    print_table(columns, [*rows, ("majority class", *majority, "0", "0")], title=title)
-
-
-def _cost(arm: Arm) -> tuple[str, str]:
-    seconds, flops = total_cost(arm.report, "seconds"), total_cost(arm.report, "flops")
-    return "n/a" if seconds is None else f"{seconds:,.0f}", "n/a" if flops is None else f"{flops:.2e}"
-
-
-def _result(
-    arms: dict[str, Arm],
-    classified: list[dict[str, Any]],
-    model: Path,
-    own_task: Path | None,
-    own_corpus: Path | None,
-    seconds: float,
-) -> dict[str, Any]:
-    made = FOLDER / "data" / "demo.json"
+def _result(arms: Mapping[str, Arm], own_task: Path | None, own_corpus: Path | None) -> dict[str, object]:
+    generated = "generated from documentation on this machine"
+    data = None if own_task and own_corpus else json.loads((FOLDER / "data" / "demo.json").read_text(encoding="utf-8"))
     return {
-        "seconds": seconds,
         "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()},
-        "task": str(own_task) if own_task else "made of documentation on this machine",
-        "corpus": str(own_corpus) if own_corpus else "made of documentation on this machine",
-        "data": json.loads(made.read_text(encoding="utf-8")) if not (own_task and own_corpus) else None,
-        "arms": {
-            name: {
-                "job": arm.job.id,
-                "recipe": arm.job.resolved_recipe,
-                "seconds": arm.seconds,
-                **{key: arm.report[key] for key in ("mean", "spread", "cost", "best_seed")},
-                "seeds": [
-                    {"seed": seed["seed"]}
-                    | {split: {s: seed[split][s] for s in ("macro_f1", "accuracy")} for split in ("validation", "test")}
-                    for seed in arm.report["seeds"]
-                ],
-            }
-            for name, arm in arms.items()
-        },
-        "majority": {s: arms["TLM"].report["majority"]["test"][s] for s in ("macro_f1", "accuracy")},
-        "classified": classified,
-        "model": str(model),
+        "task": str(own_task or generated),
+        "corpus": str(own_corpus or generated),
+        "data": data,
+        "arms": {name: arm.summary() for name, arm in arms.items()},
+        "majority": {score: arms["TLM"].report["majority"]["test"][score] for score in SCORES},
     }
 
 
-def _line(text: str) -> None:
-    sys.stdout.write(text + "\n")
+def _print_comparison(arms: Mapping[str, Arm], predictions: Sequence[Mapping[str, Any]]) -> None:
+    texts = [(p["text"][:160], p["label"], f"{p['probability']:.2f}", p["true_label"]) for p in predictions]
+    print_table(("test text", "predicted", "probability", "true"), texts, title="Three predictions")
+    rows = []
+    for name, arm in arms.items():
+        seconds, flops = (total_cost(arm.report, quantity) for quantity in ("seconds", "flops"))
+        time_text = "n/a" if seconds is None else f"{seconds:,.0f}"
+        flops_text = "n/a" if flops is None else f"{flops:.2e}"
+        rows.append((name, *(mean_and_spread(arm.report, score) for score in SCORES), time_text, flops_text))
+    report = arms["TLM"].report
+    majority = (format_score(report_score(report, "majority", score)) for score in SCORES)
+    rows.append(("majority class", *majority, "0", "0"))
+    title = f"{report['seeds'][0]['test']['rows']:,} test rows, mean ± spread of {len(SEEDS)} seeds"
+    print_table(("", "macro-F1", "accuracy", "training seconds", "FLOPs"), rows, title=title)
 
 
 if __name__ == "__main__":

@@ -1,3 +1,5 @@
+"""The demo data: a balanced task and a corpus without its texts."""
+
 from __future__ import annotations
 
 import json
@@ -14,30 +16,31 @@ from tlm_core.corpus.passages import word_count
 from tlm_core.corpus.read import corpus_info, read_passages
 from tlm_core.errors import MissingDependency
 
-CHANCE = random.Random(5)
-VOCABULARY = ["".join(CHANCE.choices("abdegilmnosu", k=6)) for _ in range(4000)]
+_RNG = random.Random(5)
+VOCABULARY = ["".join(_RNG.choices("abdegilmnosu", k=6)) for _ in range(4000)]
 
 
-def sentence(chance: random.Random, words: int) -> str:
-    return " ".join(chance.choices(VOCABULARY, k=words)) + "."
+def sentence(rng: random.Random, words: int) -> str:
+    return " ".join(rng.choices(VOCABULARY, k=words)) + "."
 
 
 def documents(libraries: tuple[str, ...], modules: int = 60) -> list[Document]:
-    """Made-up documentation: five docstrings of 25 words a module, a longer file, and one docstring copied about."""
-    chance = random.Random(1)
-    made = []
+    """Return generated documentation: five docstrings per module, a longer file, and one repeated docstring."""
+    rng = random.Random(1)
+    documents = []
     for library in libraries:
         for module in range(modules):
             file = f"{library}/m{module}.py"
-            texts = [f"The {library.upper()}_x of {sentence(chance, 22)}" for _ in range(5)]
-            made += [Document(library, file, text, True) for text in [*texts, "Copied everywhere: " + "so it is " * 10]]
-        made.append(Document(library, f"{library}/README.md", sentence(chance, 700), False))
-        made.append(Document(library, f"{library}/tests/test_a.py", sentence(chance, 30), True))
-    # A text of the task that stands elsewhere as well, within a longer one.
-    again = [
-        Document("other", f"other/{d.file}", f"Also here. {d.text}", True) for d in made if d.file.endswith("m7.py")
-    ]
-    return made + again
+            texts = [f"The {library.upper()}_x of {sentence(rng, 22)}" for _ in range(5)]
+            documents += [
+                Document(library, file, text, True) for text in [*texts, "Copied everywhere: " + "so it is " * 10]
+            ]
+        documents.append(Document(library, f"{library}/README.md", sentence(rng, 700), False))
+        documents.append(Document(library, f"{library}/tests/test_a.py", sentence(rng, 30), True))
+    # Texts of the task also occur inside longer texts.
+    originals = [document for document in documents if document.file.endswith("m7.py")]
+    copies = [Document("other", f"other/{d.file}", f"Also here. {d.text}", True) for d in originals]
+    return documents + copies
 
 
 @pytest.mark.parametrize(
@@ -70,19 +73,19 @@ def documents(libraries: tuple[str, ...], modules: int = 60) -> list[Document]:
         "AutoTransformers",
     ],
 )
-def test_names_are_blanked_in_any_case_and_inside_identifiers(text: str) -> None:
+def test_names_are_blanked_in_any_case_and_in_identifiers(text: str) -> None:
     blanked = blank_names(text)
     assert "___" in blanked
-    left = blanked.lower()
+    lowered = blanked.lower()
     for name in (*LIBRARIES, "torch", "sci", "onnx", "np", "pd", "tf", "nx", "hf", "hugging", "boto", "search"):
-        assert name not in left
+        assert name not in lowered
 
 
 @pytest.mark.parametrize(
     "text",
     ["an ndarray, Array, ARRAY and gray arrays", "a dataset transformer redistributed", "input, snippets, robotics"],
 )
-def test_ordinary_words_that_hold_a_name_stay(text: str) -> None:
+def test_ordinary_words_that_contain_a_name_remain(text: str) -> None:
     assert blank_names(text) == text
 
 
@@ -99,41 +102,41 @@ def rows(folder: Path) -> dict[str, list[dict[str, str]]]:
     }
 
 
-def test_the_task_has_the_promised_shape(demo: tuple[Path, DemoData]) -> None:
-    folder, made = demo
-    found = rows(folder)
+def test_task_has_the_documented_shape(demo: tuple[Path, DemoData]) -> None:
+    folder, data = demo
+    splits = rows(folder)
     assert (
-        made.rows
-        == {split: len(part) for split, part in found.items()}
+        data.rows
+        == {split: len(part) for split, part in splits.items()}
         == {"train": 450, "validation": 300, "test": 1050}
     )
-    assert set(made.labels) == set(LIBRARIES[:15])
-    for part, each in zip(found.values(), (30, 20, 70), strict=True):
-        assert Counter(row["label"] for row in part) == dict.fromkeys(made.labels, each)
-    assert all(20 <= word_count(row["text"]) <= 120 for part in found.values() for row in part)
-    assert len({row["text"] for part in found.values() for row in part}) == 1800
+    assert set(data.labels) == set(LIBRARIES[:15])
+    for part, count in zip(splits.values(), (30, 20, 70), strict=True):
+        assert Counter(row["label"] for row in part) == dict.fromkeys(data.labels, count)
+    assert all(20 <= word_count(row["text"]) <= 120 for part in splits.values() for row in part)
+    assert len({row["text"] for part in splits.values() for row in part}) == 1800
     facts = json.loads((folder / "demo.json").read_text())
-    assert facts["rows"] == made.rows and facts["corpus"]["version"] == made.corpus.version
+    assert facts["rows"] == data.rows and facts["corpus"]["version"] == data.corpus.version
 
 
-def test_no_row_names_its_library(demo: tuple[Path, DemoData]) -> None:
+def test_rows_do_not_name_their_library(demo: tuple[Path, DemoData]) -> None:
     assert not [row for part in rows(demo[0]).values() for row in part if row["label"].lower() in row["text"].lower()]
 
 
-def test_the_corpus_holds_no_text_of_the_task_but_the_rest(demo: tuple[Path, DemoData]) -> None:
-    folder, made = demo
+def test_corpus_contains_all_texts_except_the_task(demo: tuple[Path, DemoData]) -> None:
+    folder, data = demo
     texts = [(split, i, row["text"]) for split, part in rows(folder).items() for i, row in enumerate(part)]
     passages = [passage for batch in read_passages(folder / "corpus") for passage in batch]
     leaks = LeakFilter(texts)
     assert not [passage for passage in passages if leaks.leaks_of(passage.text)]
-    assert made.corpus == corpus_info(folder / "corpus")
+    assert data.corpus == corpus_info(folder / "corpus")
     facts = json.loads((folder / "demo.json").read_text())
     assert facts["passages_dropped_for_the_task"] > 0
     assert any("TORCH_x" in passage.text for passage in passages)
-    assert made.corpus.count > 20 * 60 * 5 - 1800
+    assert data.corpus.count > 20 * 60 * 5 - 1800
 
 
-def test_no_module_gives_rows_to_two_splits_and_tests_give_none() -> None:
+def test_modules_belong_to_one_split_and_tests_to_none() -> None:
     owners = defaultdict(set)
     for split, part in make_task(documents(LIBRARIES), seed=3).items():
         for row in part:
@@ -142,20 +145,20 @@ def test_no_module_gives_rows_to_two_splits_and_tests_give_none() -> None:
     assert not [file for file in owners if "tests" in file]
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_one_others(demo: tuple[Path, DemoData], tmp_path: Path) -> None:
-    again = write_demo(documents(LIBRARIES), tmp_path / "a", 0, lambda *_: None)
-    assert again == demo[1]
+def test_same_seed_gives_the_same_rows(demo: tuple[Path, DemoData], tmp_path: Path) -> None:
+    repeated = write_demo(documents(LIBRARIES), tmp_path / "a", 0, lambda *_: None)
+    assert repeated == demo[1]
     assert rows(tmp_path / "a") == rows(demo[0])
     other = make_task(documents(LIBRARIES), seed=1)
     assert [row.text for row in other["test"]] != [row["text"] for row in rows(demo[0])["test"]]
 
 
-def test_with_fewer_libraries_there_are_fewer_labels_and_still_enough_test_rows() -> None:
+def test_fewer_libraries_give_fewer_labels_and_enough_test_rows() -> None:
     few = make_task(documents(LIBRARIES[:11], modules=70), seed=0)
     assert {row.label for row in few["train"]} == set(LIBRARIES[:11])
     assert len(few["test"]) >= 1050
 
 
-def test_too_few_libraries_are_refused() -> None:
-    with pytest.raises(MissingDependency, match="install the requirements"):
+def test_too_few_libraries_are_an_error() -> None:
+    with pytest.raises(MissingDependency, match="Install the requirements"):
         make_task(documents(LIBRARIES[:9]), seed=0)

@@ -1,4 +1,4 @@
-"""The demo: a fair comparison, told as it came out, and clear words when something is in the way."""
+"""The demo compares fairly, prints the measured result, and reports problems early."""
 
 from __future__ import annotations
 
@@ -18,11 +18,17 @@ def arm(mean: float, **over: Any) -> demo.Arm:
     scores = {"macro_f1": mean, "micro_f1": mean, "accuracy": mean}
     test = {"test": scores, "validation": scores}
     seeds = [{"seed": 0, "test": {**scores, "rows": 1050}, "validation": scores}]
-    found = {**report(), "mean": test, "spread": {"test": dict.fromkeys(scores, 0.01)}, "seeds": seeds, "best_seed": 0}
-    return demo.Arm(Job.model_validate(job_view(state="succeeded")), {**found, **over}, 12.0)
+    content = {
+        **report(),
+        "mean": test,
+        "spread": {"test": dict.fromkeys(scores, 0.01)},
+        "seeds": seeds,
+        "best_seed": 0,
+    }
+    return demo.Arm(Job.model_validate(job_view(state="succeeded")), {**content, **over}, 12.0)
 
 
-def test_both_arms_train_the_same_encoder_with_the_same_finetuning() -> None:
+def test_arms_share_the_encoder_and_the_finetuning() -> None:
     tlm, alone = (resolve(spec.recipe, spec.scale, spec.set) for spec in (demo.ARMS["TLM"], demo.ARMS["task only"]))
     assert (tlm.model, tlm.finetune, tlm.tokenizer, tlm.precision) == (
         alone.model, alone.finetune, alone.tokenizer, alone.precision
@@ -33,10 +39,10 @@ def test_both_arms_train_the_same_encoder_with_the_same_finetuning() -> None:
     assert len(demo.ARMS["TLM"].seeds) == 3
 
 
-def test_the_table_tells_what_came_out_even_if_retrieval_loses(capsys: pytest.CaptureFixture[str]) -> None:
+def test_comparison_shows_the_measured_scores(capsys: pytest.CaptureFixture[str]) -> None:
     cost = {"cost": {"total": {"flops": 2.5e13, "seconds": 140.0}}}
     classified = [{"text": "a [bold] text", "label": "torch", "probability": 0.5, "true_label": "ray"}]
-    demo._show({"TLM": arm(0.4, **cost), "task only": arm(0.5, cost={})}, classified)
+    demo._print_comparison({"TLM": arm(0.4, **cost), "task only": arm(0.5, cost={})}, classified)
     out = capsys.readouterr().out
     rows = {line.split("│")[1].strip(): line for line in out.splitlines() if line.startswith("│")}
     assert "0.400 ± 0.010" in rows["TLM"] and "140" in rows["TLM"] and "2.50e+13" in rows["TLM"]
@@ -45,16 +51,16 @@ def test_the_table_tells_what_came_out_even_if_retrieval_loses(capsys: pytest.Ca
     assert "a [bold] text" in rows and "1,050 test rows" in out
 
 
-def test_the_result_holds_what_the_table_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_result_contains_the_scores_of_each_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    result = demo._result({"TLM": arm(0.6), "task only": arm(0.5)}, [], Path("m"), Path("t"), Path("c"), 300.0)
+    result: dict[str, Any] = demo._result({"TLM": arm(0.6), "task only": arm(0.5)}, Path("t"), Path("c"))
     assert result["arms"]["TLM"]["mean"]["test"]["macro_f1"] == 0.6
     assert result["arms"]["task only"]["seeds"][0]["test"] == {"macro_f1": 0.5, "accuracy": 0.5}
     assert result["majority"] == {"macro_f1": 0.1, "accuracy": 0.3}
     assert (result["task"], result["corpus"], result["data"]) == ("t", "c", None)
 
 
-def test_a_demo_beside_a_running_one_says_so_and_leaves_it_alone(
+def test_second_demo_reports_the_running_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -66,7 +72,7 @@ def test_a_demo_beside_a_running_one_says_so_and_leaves_it_alone(
     assert folder.logs.is_dir()
 
 
-def test_a_task_that_is_not_there_fails_before_anything_starts(
+def test_missing_task_fails_before_the_stack_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
