@@ -34,4 +34,4 @@ def test_every_row_has_a_mark_for_every_service() -> None:
 def test_every_service_has_a_foot_note_and_the_page_a_date() -> None:
     notes = re.findall(r"^(\d)\. ", PAGE, re.MULTILINE)
     assert [re.search(r"\[(\d)\]$", name)[1] for name in HEAD[2:]] == notes  # type: ignore[index]
-    assert re.search(r"looked up on \d{4}-\d\d-\d\d", PAGE)
+    assert re.search(r"sources were read on\s\d{4}-\d\d-\d\d", PAGE)
