@@ -1,49 +1,28 @@
-"""The one error tree of the project.
+"""The error tree of the project.
 
-TLMError
-├── InvalidRequest            what was sent cannot be accepted as it is
-│   ├── InvalidDataset        rows or columns at fault; carries every fault found, with row and column
-│   ├── InvalidRecipe         unknown key, wrong type, impossible combination
-│   └── IdempotencyMismatch   the key was used before with another body
-├── Unauthorized              no key, or one that is not known
-├── NotFound                  no such job, data set, corpus, file
-├── Conflict                  not possible in the present state
-│   ├── IllegalTransition     the job's state does not allow the verb
-│   ├── StaleAttempt          the writer's attempt or lease is over; it must stop writing
-│   └── AlreadyRunning        a second one of what may exist once
-├── Unavailable               a component does not answer now (retryable)
-│   ├── StoreUnavailable      Redis
-│   ├── StoreFull             Redis has no memory or disk left; jobs wait
-│   ├── IndexUnavailable      OpenSearch or the embedded index
-│   ├── ClusterUnavailable    Ray
-│   └── StorageUnavailable    the file system behind the artifacts
-├── MissingDependency         a program or file the machine lacks
-├── StorageFull               no room left
-├── CorruptArtifact           bytes do not match their manifest
-├── IndexMismatch             an index whose mapping or version is not ours
-├── UnreadableRecord          a job's record that another release wrote and this one cannot read
-├── EmptySelection            no passage of the corpus matched any query
-├── RuntimeExceeded           the job ran longer than its max_runtime_seconds
-└── TrainingFailed
-    ├── NonFiniteLoss         the loss is not a number
-    ├── OutOfMemory           even the smallest micro-batch does not fit
-    └── WorkerLost            a worker died (retryable)
-
-Each error has a stable `code` for programs, a sentence for people that says what to change, and
-`retryable`: whether the same request may succeed later without any change by the user.
+Each error has a stable `code` for programs, a message that says what to change, and `retryable`: whether the same
+request may succeed later without a change by the user. docs/errors.md describes every code.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 
 class TLMError(Exception):
-    """Base of every error that the project raises on purpose."""
+    """Base of every error that the project raises on purpose. A subclass gives its code as a class argument.
+
+    facts: values for programs, such as the state of a job.
+    """
 
     code: ClassVar[str] = "error"
     retryable: ClassVar[bool] = False
+
+    def __init_subclass__(cls, *, code: str, retryable: bool | None = None) -> None:
+        cls.code = code
+        if retryable is not None:
+            cls.retryable = retryable
 
     def __init__(self, message: str, **facts: Any) -> None:
         super().__init__(message)
@@ -54,30 +33,18 @@ class TLMError(Exception):
         return (_rebuild, (type(self), self.message, self.facts))
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON form, as kept in a job's record and shown by the API."""
-        return {
-            "code": self.code,
-            "message": self.message,
-            "retryable": self.retryable,
-            **({"facts": self.facts} if self.facts else {}),
-        }
+        """Return the JSON form that a job's record and the API contain."""
+        values: dict[str, Any] = {"code": self.code, "message": self.message, "retryable": self.retryable}
+        return values | ({"facts": self.facts} if self.facts else {})
 
 
-def _rebuild(cls: type[TLMError], message: str, facts: dict[str, Any]) -> TLMError:
-    error = cls.__new__(cls)
-    TLMError.__init__(error, message, **facts)
-    if isinstance(error, InvalidDataset):
-        error.faults = [Fault(**fault) for fault in facts["faults"]]
-    return error
-
-
-class InvalidRequest(TLMError):
-    code = "invalid_request"
+class InvalidRequest(TLMError, code="invalid_request"):
+    """The request is invalid as it is."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing wrong in a data set.
+    """One data error in a dataset.
 
     row: 1-based line or record number within the file, header excluded; None if it concerns the whole file.
     """
@@ -89,137 +56,137 @@ class Fault:
     column: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        return {
-            "code": self.code,
-            "message": self.message,
-            "split": self.split,
-            "row": self.row,
-            "column": self.column,
-        }
+        return asdict(self)
 
 
-class InvalidDataset(InvalidRequest):
-    code = "invalid_dataset"
+class InvalidDataset(InvalidRequest, code="invalid_dataset"):
+    """Rows or columns are invalid. Carries every data error, with row and column."""
 
     def __init__(self, message: str, faults: list[Fault]) -> None:
         super().__init__(message, faults=[fault.as_dict() for fault in faults])
         self.faults = faults
 
 
-class InvalidRecipe(InvalidRequest):
-    code = "invalid_recipe"
+class InvalidRecipe(InvalidRequest, code="invalid_recipe"):
+    """The recipe has an unknown key, a wrong type, or an impossible combination."""
 
 
-class IdempotencyMismatch(InvalidRequest):
-    code = "idempotency_mismatch"
+class IdempotencyMismatch(InvalidRequest, code="idempotency_mismatch"):
+    """The idempotency key belongs to another body."""
 
 
-class Unauthorized(TLMError):
-    code = "unauthorized"
+class Unauthorized(TLMError, code="unauthorized"):
+    """The API key is missing or unknown."""
 
 
-class NotFound(TLMError):
-    code = "not_found"
+class NotFound(TLMError, code="not_found"):
+    """The job, dataset, corpus, or file does not exist."""
 
 
-class Conflict(TLMError):
-    code = "conflict"
+class Conflict(TLMError, code="conflict"):
+    """The current state does not allow the operation."""
 
 
-class IllegalTransition(Conflict):
-    code = "illegal_transition"
+class IllegalTransition(Conflict, code="illegal_transition"):
+    """The job's state does not allow the verb."""
 
 
-class StaleAttempt(Conflict):
-    code = "stale_attempt"
+class StaleAttempt(Conflict, code="stale_attempt"):
+    """The writer's attempt or lease has ended. It must stop writing."""
 
 
-class AlreadyRunning(Conflict):
-    code = "already_running"
+class AlreadyRunning(Conflict, code="already_running"):
+    """Another one of what may exist only once is running."""
 
 
-class Unavailable(TLMError):
-    code = "unavailable"
-    retryable = True
+class Unavailable(TLMError, code="unavailable", retryable=True):
+    """A component does not answer now."""
 
 
-class StoreUnavailable(Unavailable):
-    code = "store_unavailable"
+class StoreUnavailable(Unavailable, code="store_unavailable"):
+    """Redis does not answer."""
 
 
-class StoreFull(Unavailable):
-    code = "store_full"
+class StoreFull(Unavailable, code="store_full"):
+    """Redis has no memory or disk space left. Jobs wait."""
 
 
-class IndexUnavailable(Unavailable):
-    code = "index_unavailable"
+class IndexUnavailable(Unavailable, code="index_unavailable"):
+    """OpenSearch or the embedded index does not answer."""
 
 
-class ClusterUnavailable(Unavailable):
-    code = "cluster_unavailable"
+class ClusterUnavailable(Unavailable, code="cluster_unavailable"):
+    """Ray does not answer."""
 
 
-class StorageUnavailable(Unavailable):
-    code = "storage_unavailable"
+class StorageUnavailable(Unavailable, code="storage_unavailable"):
+    """The file system of the artifacts does not answer."""
 
 
-class MissingDependency(TLMError):
-    code = "missing_dependency"
+class MissingDependency(TLMError, code="missing_dependency"):
+    """The machine lacks a program or a file."""
 
 
-class StorageFull(TLMError):
-    code = "storage_full"
+class StorageFull(TLMError, code="storage_full"):
+    """The storage has no space left."""
 
 
-class CorruptArtifact(TLMError):
-    code = "corrupt_artifact"
+class CorruptArtifact(TLMError, code="corrupt_artifact"):
+    """The files of an artifact do not match its manifest."""
 
 
-class IndexMismatch(TLMError):
-    code = "index_mismatch"
+class IndexMismatch(TLMError, code="index_mismatch"):
+    """An index has another mapping or version than this release expects."""
 
 
-class UnreadableRecord(TLMError):
-    code = "unreadable_record"
+class UnreadableRecord(TLMError, code="unreadable_record"):
+    """Another release wrote a job's record, and this one cannot read it."""
 
 
-class EmptySelection(TLMError):
-    code = "empty_selection"
+class EmptySelection(TLMError, code="empty_selection"):
+    """No passage of the corpus matches a query."""
 
 
-class RuntimeExceeded(TLMError):
-    code = "runtime_exceeded"
+class RuntimeExceeded(TLMError, code="runtime_exceeded"):
+    """The job ran longer than its max_runtime_seconds."""
 
 
-class TrainingFailed(TLMError):
-    code = "training_failed"
+class TrainingFailed(TLMError, code="training_failed"):
+    """Training failed."""
 
 
-class NonFiniteLoss(TrainingFailed):
-    code = "non_finite_loss"
+class NonFiniteLoss(TrainingFailed, code="non_finite_loss"):
+    """The loss is not a finite number."""
 
 
-class OutOfMemory(TrainingFailed):
-    code = "out_of_memory"
+class OutOfMemory(TrainingFailed, code="out_of_memory"):
+    """Even the smallest micro-batch does not fit into memory."""
 
 
-class WorkerLost(TrainingFailed):
-    code = "worker_lost"
-    retryable = True
+class WorkerLost(TrainingFailed, code="worker_lost", retryable=True):
+    """A worker died."""
 
 
 def error_classes() -> dict[str, type[TLMError]]:
-    """Every class of the tree by its code."""
-    found: dict[str, type[TLMError]] = {}
+    """Return every class of the tree by its code."""
+    classes: dict[str, type[TLMError]] = {}
     pending: list[type[TLMError]] = [TLMError]
     while pending:
         cls = pending.pop()
-        found[cls.code] = cls
+        classes[cls.code] = cls
         pending.extend(cls.__subclasses__())
-    return found
+    return classes
 
 
 def error_from_dict(data: dict[str, Any]) -> TLMError:
-    """The error that `as_dict` described; an unknown code gives a plain TLMError."""
+    """Return the error that `as_dict` described. An unknown code gives a plain TLMError."""
     cls = error_classes().get(data["code"], TLMError)
     return _rebuild(cls, data["message"], data.get("facts", {}))
+
+
+def _rebuild(cls: type[TLMError], message: str, facts: dict[str, Any]) -> TLMError:
+    error = cls.__new__(cls)
+    TLMError.__init__(error, message, **facts)
+    if isinstance(error, InvalidDataset):
+        error.faults = [Fault(**fault) for fault in facts["faults"]]
+    return error

@@ -277,7 +277,7 @@ class LoadWorker:
                 forget = load.version
         self._drop_upload(load)
         over = load.model_copy(update={"state": LoadState.CANCELLED})
-        self._catalog.save_load(over, self._owner, forget=forget)
+        self._catalog.save_load(over, self._owner, delete_version=forget)
 
     def _drop_upload(self, load: CorpusLoad) -> None:
         self._artifacts.delete(load.upload.folder)

@@ -1,4 +1,4 @@
-"""Refuses request bodies that are too large, and JSON that parsers and stores would choke on later."""
+"""Rejects request bodies that are too large, and JSON that parsers or stores cannot handle."""
 
 from __future__ import annotations
 
@@ -6,53 +6,49 @@ import json
 import math
 import re
 from collections.abc import Awaitable, Callable
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_JSON_BYTES = 1_000_000
 MAX_DEPTH = 64
-# A text that is never closed matches up to the end: looked for again from each quote, it would cost quadratic time.
+# An unclosed text matches up to the end. Otherwise the search would start again at each quote, in quadratic time.
 _TEXT_OR_BRACKET = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{}]', re.DOTALL)
 
 
-class Refuse(Protocol):
-    """Makes the answer to a refused body from an HTTP status and a sentence."""
-
-    def __call__(self, status: int, detail: str) -> ASGIApp: ...
-
-
-class InsaneJSON(ValueError):
-    """JSON that is well formed, or nearly, but that nothing behind the gate should have to bear."""
+class UnsupportedJSON(ValueError):
+    """JSON that is well formed, or nearly, but that this project does not accept."""
 
 
 def check_json(body: bytes) -> None:
-    """Raise InsaneJSON for nesting deeper than MAX_DEPTH, numbers beyond a double, NaN, and lone surrogates.
+    """Raise UnsupportedJSON for nesting deeper than MAX_DEPTH, numbers beyond a double, NaN, and lone surrogates.
 
-    A body that is no JSON at all passes: the route's own parser says so better, with the position.
+    Malformed JSON passes: the parser of the route reports it with the position.
     """
     if depth_of(body) > MAX_DEPTH:
-        raise InsaneJSON(f"the JSON is nested deeper than {MAX_DEPTH} levels; send it flatter")
+        raise UnsupportedJSON(f"The JSON is nested deeper than {MAX_DEPTH} levels. Send a flatter value.")
     try:
-        value = json.loads(body, parse_constant=_no_constant, parse_float=_finite, parse_int=_short)
+        value = json.loads(body, parse_constant=_reject_constant, parse_float=_float, parse_int=_int)
         json.dumps(value, ensure_ascii=False).encode()
-    except InsaneJSON:
+    except UnsupportedJSON:
         raise
     except UnicodeEncodeError as error:
-        raise InsaneJSON("a text holds half of a surrogate pair (\\ud800 to \\udfff), which is no character") from error
+        raise UnsupportedJSON(
+            "A text contains a lone surrogate (\\ud800 to \\udfff), which is not a character. Remove it."
+        ) from error
     except UnicodeDecodeError as error:
-        raise InsaneJSON("the body is not UTF-8") from error
+        raise UnsupportedJSON("The body is not UTF-8. Encode it as UTF-8.") from error
     except json.JSONDecodeError:
         return
 
 
 def depth_of(body: bytes) -> int:
-    """How deep lists and objects are nested, without parsing (a parser may run out of stack)."""
+    """Return how deep lists and objects are nested, without parsing: a parser may exhaust the stack."""
     if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
         return 0
     depth = deepest = 0
-    for found in _TEXT_OR_BRACKET.finditer(body):
-        token = found[0]
+    for match in _TEXT_OR_BRACKET.finditer(body):
+        token = match[0]
         if token in (b"[", b"{"):
             depth += 1
             deepest = max(deepest, depth)
@@ -61,33 +57,40 @@ def depth_of(body: bytes) -> int:
     return deepest
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise InsaneJSON(f"{name} is no JSON; leave the value out or send null")
+def _reject_constant(name: str) -> NoReturn:
+    raise UnsupportedJSON(f"{name} is not valid JSON. Omit the value or send null.")
 
 
-def _finite(text: str) -> float:
+def _float(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise InsaneJSON(f"the number {text[:20]} is too large")
+        raise UnsupportedJSON(f"The number {text[:20]} is too large. Send at most 1.7e308.")
     return value
 
 
-def _short(text: str) -> int:
+def _int(text: str) -> int:
     if len(text) > 30:
-        raise InsaneJSON(f"the number {text[:20]}… is too long")
+        raise UnsupportedJSON(f"The number {text[:20]}… is too long. Send at most 30 digits.")
     return int(text)
 
 
-class BodyGuard:
-    """ASGI layer: reads a body of at most MAX_JSON_BYTES, checks it if it is JSON, and hands it on.
+class BodyCheck:
+    """ASGI middleware that reads a body of at most MAX_JSON_BYTES, checks it if it is JSON, and passes it on.
 
-    Multipart bodies to one of the `streamed` paths pass untouched, and bytes put below one of the `raw` paths: their
-    route reads and limits them itself.
+    reject: returns the response to a rejected body from an HTTP status and a message. streamed: paths whose multipart
+    bodies pass unread. raw: path prefixes below which PUT bodies pass unread. Their routes read and limit the bodies.
     """
 
-    def __init__(self, app: ASGIApp, *, refuse: Refuse, streamed: frozenset[str], raw: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        reject: Callable[[int, str], ASGIApp],
+        streamed: frozenset[str],
+        raw: tuple[str, ...] = (),
+    ) -> None:
         self._app = app
-        self._refuse = refuse
+        self._reject = reject
         self._streamed = streamed
         self._raw = raw
 
@@ -95,29 +98,28 @@ class BodyGuard:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             await self._app(scope, receive, send)
             return
-        headers = dict(scope["headers"])
-        kind = headers.get(b"content-type", b"").decode("latin-1").lower()
-        # With a slash at its end, a path is answered with where to go, whatever the body.
-        sent = kind.startswith("multipart/") and scope["path"].rstrip("/") in self._streamed
-        if sent or (scope["method"] == "PUT" and scope["path"].startswith(self._raw or ("\0",))):
+        content_type = dict(scope["headers"]).get(b"content-type", b"").decode("latin-1").lower()
+        # A path with a trailing slash is redirected, whatever the body.
+        is_upload = content_type.startswith("multipart/") and scope["path"].rstrip("/") in self._streamed
+        if is_upload or (scope["method"] == "PUT" and scope["path"].startswith(self._raw or ("\0",))):
             await self._app(scope, receive, send)
             return
-        body, whole = await _read(receive)
+        body, complete = await _read(receive)
         if body is None:
-            detail = f"the body is larger than {MAX_JSON_BYTES:,} bytes"
-            await self._refuse(413, detail)(scope, receive, send)
+            message = f"The body is larger than {MAX_JSON_BYTES:,} bytes. Send a smaller one."
+            await self._reject(413, message)(scope, receive, send)
             return
         try:
-            if whole and "json" in kind:
+            if complete and "json" in content_type:
                 check_json(body)
-        except InsaneJSON as error:
-            await self._refuse(422, str(error))(scope, receive, send)
+        except UnsupportedJSON as error:
+            await self._reject(422, str(error))(scope, receive, send)
             return
-        await self._app(scope, _replay(body, whole, receive), send)
+        await self._app(scope, _replay(body, complete, receive), send)
 
 
 async def _read(receive: Receive) -> tuple[bytes | None, bool]:
-    """The body, None if it is too large; and whether it came to its end."""
+    """Return the body, or None if it is too large, and whether it is complete."""
     parts: list[bytes] = []
     size = 0
     while True:
@@ -133,9 +135,9 @@ async def _read(receive: Receive) -> tuple[bytes | None, bool]:
             return b"".join(parts), True
 
 
-def _replay(body: bytes, whole: bool, receive: Receive) -> Callable[[], Awaitable[Message]]:
-    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": not whole}]
-    if not whole:
+def _replay(body: bytes, complete: bool, receive: Receive) -> Callable[[], Awaitable[Message]]:
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": not complete}]
+    if not complete:
         messages.append({"type": "http.disconnect"})
 
     async def replay() -> Message:

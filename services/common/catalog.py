@@ -1,13 +1,13 @@
-"""What tenants have uploaded: data sets, corpora with their versions, and loads of corpora under way. In Redis.
+"""The catalog in Redis of what tenants have uploaded: datasets, corpora with their versions, and loads of corpora.
 
-Records are small JSON values; the bytes lie in storage and are named by ManifestRef. Every write is one atomic step.
+Records are small JSON values. The files lie in the storage, named by ManifestRef. Every write is one atomic step.
 
 Keys (prefix `tlm`, tenant in braces):
     tlm:{T}:dataset:ID          the record           tlm:{T}:datasets             ids, sorted by id (that is: by time)
     tlm:{T}:dataset-name:NAME   ids of that name, scored by version
     tlm:{T}:corpus:NAME         version → record     tlm:{T}:corpora              names, sorted
     tlm:{T}:load:ID             the record           tlm:{T}:corpus-loads:NAME    ids of the loads, sorted by time
-    tlm:loads                   open loads as T/ID   tlm:{T}:load-lease:ID        who works on it; runs out by itself
+    tlm:loads                   open loads as T/ID   tlm:{T}:load-lease:ID        owner of the load; expires by itself
 """
 
 from __future__ import annotations
@@ -18,33 +18,35 @@ from typing import Any
 import redis
 
 from services.common.catalog_records import OPEN, CorpusLoad, CorpusRecord, CorpusVersion, DatasetRecord
-from services.common.redis_client import PREFIX, translated_errors
+from services.common.redis_client import PREFIX, key, translated_errors
 from tlm_core.artifacts import ManifestRef
 from tlm_core.errors import AlreadyRunning, Conflict, NotFound, StaleAttempt
 from tlm_core.jobs.spec import new_id
 from tlm_core.wire import CorpusState, LoadState, NearDuplicatesChoice
 
+_OPEN_LOADS = f"{PREFIX}:loads"
+
 # KEYS: lease, load, corpus hash, open loads. ARGV: owner, load (JSON), version ('' = none), version record (JSON;
-# '' = forget it), member when the load is over ('' = still open), state of the load. Answers 0 if the lease is
-# another's, -1 if the load is being cancelled and this is not the end of that.
+# '' = delete it), member of the open loads if the load has ended ('' = it has not), state of the load. Returns 0 if
+# another owner holds the lease, -1 if the load is cancelling and this is not its end.
 _SAVE_LOAD = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-local kept = redis.call('GET', KEYS[2])
-if kept and cjson.decode(kept).state == 'cancelling' and ARGV[6] ~= 'cancelled' then return -1 end
+local current = redis.call('GET', KEYS[2])
+if current and cjson.decode(current).state == 'cancelling' and ARGV[6] ~= 'cancelled' then return -1 end
 redis.call('SET', KEYS[2], ARGV[2])
 if ARGV[3] ~= '' and ARGV[4] ~= '' then redis.call('HSET', KEYS[3], ARGV[3], ARGV[4]) end
 if ARGV[3] ~= '' and ARGV[4] == '' then redis.call('HDEL', KEYS[3], ARGV[3]) end
 if ARGV[5] ~= '' then redis.call('SREM', KEYS[4], ARGV[5]) redis.call('DEL', KEYS[1]) end
 return 1
 """
-# KEYS: load. ARGV: load (JSON) as it was read, as it is to be. Answers 1 if nobody changed it in between.
+# KEYS: load. ARGV: load (JSON) as read, as changed. Returns 1, or 0 if it has changed since it was read.
 _SWAP_LOAD = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[2])
 return 1
 """
 # KEYS: load, all corpora, loads of the corpus, open loads. ARGV: load (JSON), its id, corpus, tenant and slash.
-# Answers {'ok'}, or {'open', id of a load of this corpus that is not over}.
+# Returns {'ok'}, or {'open', id of an open load of this corpus}.
 _ADD_LOAD = """
 for _, id in ipairs(redis.call('ZRANGE', KEYS[3], 0, -1)) do
   if redis.call('SISMEMBER', KEYS[4], ARGV[4] .. id) == 1 then return {'open', id} end
@@ -55,8 +57,8 @@ redis.call('ZADD', KEYS[3], 0, ARGV[2])
 redis.call('SADD', KEYS[4], ARGV[4] .. ARGV[2])
 return {'ok'}
 """
-# KEYS: corpus hash, all corpora, loads of the corpus, open loads. ARGV: version ('' = the whole corpus), corpus,
-# tenant and slash, prefix of load records. Answers as _ADD_LOAD.
+# KEYS: corpus hash, all corpora, loads of the corpus, open loads. ARGV: version ('' = the corpus with all versions),
+# corpus, tenant and slash, prefix of load records. Returns the same as _ADD_LOAD.
 _DROP_CORPUS = """
 local ids = redis.call('ZRANGE', KEYS[3], 0, -1)
 for _, id in ipairs(ids) do
@@ -68,7 +70,7 @@ redis.call('DEL', KEYS[1], KEYS[3])
 redis.call('ZREM', KEYS[2], ARGV[2])
 return {'ok'}
 """
-# KEYS: lease. ARGV: owner, seconds. Answers 1 if the lease is this owner's now.
+# KEYS: lease. ARGV: owner, seconds. Returns 1 if this owner holds the lease now.
 _LEASE = """
 local owner = redis.call('GET', KEYS[1])
 if owner and owner ~= ARGV[1] then return 0 end
@@ -78,17 +80,18 @@ return 1
 
 
 class Catalog:
-    """All operations on data sets and corpora. Thread-safe. Raises StoreUnavailable when Redis is away."""
+    """All operations on datasets and corpora. Thread-safe. Raises StoreUnavailable or StoreFull."""
 
     def __init__(self, client: redis.Redis) -> None:
-        self._redis = client
+        # redis-py types each answer as bytes, text, or awaitable; with decode_responses it is text.
+        self._redis: Any = client
         self._save_load = client.register_script(_SAVE_LOAD)
         self._swap_load = client.register_script(_SWAP_LOAD)
         self._lease = client.register_script(_LEASE)
         self._add_load = client.register_script(_ADD_LOAD)
         self._drop_corpus = client.register_script(_DROP_CORPUS)
 
-    # --- data sets ------------------------------------------------------------------------------------------------
+    # --- datasets -------------------------------------------------------------------------------------------------
 
     def add_dataset(
         self,
@@ -101,92 +104,109 @@ class Catalog:
         options: dict[str, Any],
         summary: dict[str, Any],
     ) -> DatasetRecord:
-        """Record an upload as the next version under `name`; durable when this returns."""
+        """Record an upload durably as the next version under `name`."""
         with translated_errors():
-            # A number that is drawn and never used leaves a gap; what matters is that later uploads have higher ones.
-            version = self._redis.hincrby(_key(tenant, "dataset-versions"), name, 1)
+            # An unused number leaves a gap, which does no harm: later uploads have higher numbers.
+            version = self._redis.hincrby(key(tenant, "dataset-versions"), name, 1)
             record = DatasetRecord(
-                id=dataset_id, tenant=tenant, name=name, version=version, raw=raw, report=report, options=options,
-                summary=summary, created_at=self._now(),
-            )  # fmt: skip
+                id=dataset_id,
+                tenant=tenant,
+                name=name,
+                version=version,
+                raw=raw,
+                report=report,
+                options=options,
+                summary=summary,
+                created_at=self._now(),
+            )
             pipe = self._redis.pipeline(transaction=True)
-            pipe.set(_key(tenant, "dataset", dataset_id), record.model_dump_json())
-            pipe.zadd(_key(tenant, "datasets"), {dataset_id: 0})
-            pipe.zadd(_key(tenant, "dataset-name", name), {dataset_id: version})
+            pipe.set(key(tenant, "dataset", dataset_id), record.model_dump_json())
+            pipe.zadd(key(tenant, "datasets"), {dataset_id: 0})
+            pipe.zadd(key(tenant, "dataset-name", name), {dataset_id: version})
             pipe.execute()
         return record
 
     def dataset(self, tenant: str, id_or_name: str) -> DatasetRecord:
-        """The data set of that id, else the newest of that name, or of it the version that is named behind an @: by
-        number (`reviews@v3`) or by at least 8 digits of its digest. Raises NotFound."""
-        name, at, which = id_or_name.partition("@")
+        """Return the dataset with this id, or the newest version of this name. Raises NotFound.
+
+        A name may select a version after an @: by number (`reviews@v3`) or by at least 8 digits of its digest.
+        """
+        name, at, version = id_or_name.partition("@")
         if at:
-            found = self._version(tenant, name, which)
-            if found is None:
+            record = self._version(tenant, name, version)
+            if record is None:
                 raise NotFound(
-                    f"data set '{name}' has no version '{which}'; give v and its number, or 8 digits of its digest"
+                    f"Dataset '{name}' has no version '{version}'. Give v and its number, or 8 digits of its digest."
                 )
-            return found
+            return record
         with translated_errors():
-            body = self._redis.get(_key(tenant, "dataset", id_or_name))
+            body = self._redis.get(key(tenant, "dataset", id_or_name))
             if body is None:
-                newest: Any = self._redis.zrange(_key(tenant, "dataset-name", id_or_name), -1, -1)
-                body = self._redis.get(_key(tenant, "dataset", newest[0])) if newest else None
+                newest = self._redis.zrange(key(tenant, "dataset-name", id_or_name), -1, -1)
+                body = self._redis.get(key(tenant, "dataset", newest[0])) if newest else None
         if body is None:
-            raise NotFound(f"no data set '{id_or_name}'; upload it, or list the data sets to see their names")
+            raise NotFound(f"No dataset '{id_or_name}'. Upload it, or list the datasets to see their names.")
         return DatasetRecord.model_validate_json(body)
 
-    def _version(self, tenant: str, name: str, which: str) -> DatasetRecord | None:
-        ids = self.dataset_ids(tenant, name)
-        with translated_errors():
-            bodies = self._redis.mget([_key(tenant, "dataset", one) for one in reversed(ids)])
-        for body in bodies:
-            if body is not None:
-                record = DatasetRecord.model_validate_json(body)
-                if which == f"v{record.version}" or (len(which) >= 8 and record.raw.digest.startswith(which)):
-                    return record
+    def _version(self, tenant: str, name: str, version: str) -> DatasetRecord | None:
+        for record in self._dataset_records(tenant, reversed(self.dataset_ids(tenant, name))):
+            if version == f"v{record.version}" or (len(version) >= 8 and record.raw.digest.startswith(version)):
+                return record
         return None
 
     def datasets(self, tenant: str, *, after: str | None = None, limit: int = 20) -> tuple[list[DatasetRecord], bool]:
-        """Data sets, newest first, those older than `after`; and whether there are more."""
-        with translated_errors():
-            ids = self._names(_key(tenant, "datasets"), after, limit + 1, newest_first=True)
-            bodies = self._redis.mget([_key(tenant, "dataset", i) for i in ids[:limit]]) if ids else []
-        return [DatasetRecord.model_validate_json(b) for b in bodies if b is not None], len(ids) > limit
+        """Return the datasets older than `after`, newest first, and whether there are more."""
+        ids = self._names(key(tenant, "datasets"), after, limit + 1, newest_first=True)
+        return self._dataset_records(tenant, ids[:limit]), len(ids) > limit
 
     def dataset_ids(self, tenant: str, id_or_name: str) -> list[str]:
-        """Ids of every version that a name stands for, or of the one that is named behind an @, if there is one; an id
-        stands for itself."""
-        name, at, which = id_or_name.partition("@")
+        """Return the ids of all versions of a name, or of the version after an @. An unknown name counts as an id."""
+        name, at, version = id_or_name.partition("@")
         if at:
-            version = self._version(tenant, name, which)
-            return [version.id] if version else []
+            record = self._version(tenant, name, version)
+            return [record.id] if record else []
         with translated_errors():
-            found: Any = self._redis.zrange(_key(tenant, "dataset-name", id_or_name), 0, -1)
-        return list(found) or [id_or_name]
+            ids = self._redis.zrange(key(tenant, "dataset-name", id_or_name), 0, -1)
+        return list(ids) or [id_or_name]
+
+    def _dataset_records(self, tenant: str, ids: Iterable[str]) -> list[DatasetRecord]:
+        return [DatasetRecord.model_validate_json(body) for body in self._bodies(tenant, "dataset", ids)]
 
     # --- corpora --------------------------------------------------------------------------------------------------
 
     def corpus(self, tenant: str, name: str) -> CorpusRecord:
-        """Raises NotFound for a name under which nothing was ever uploaded."""
+        """Return a corpus. Raises NotFound if nothing was ever uploaded under this name."""
         with translated_errors():
             pipe = self._redis.pipeline(transaction=True)
-            pipe.zscore(_key(tenant, "corpora"), name)
-            pipe.hvals(_key(tenant, "corpus", name))
-            known, bodies = pipe.execute()
-        if known is None:
-            raise NotFound(f"no corpus '{name}'; upload it, or list the corpora to see their names")
+            pipe.zscore(key(tenant, "corpora"), name)
+            pipe.hvals(key(tenant, "corpus", name))
+            score, bodies = pipe.execute()
+        if score is None:
+            raise NotFound(f"No corpus '{name}'. Upload it, or list the corpora to see their names.")
         return _corpus(tenant, name, bodies)
 
     def corpora(self, tenant: str, *, after: str | None = None, limit: int = 20) -> tuple[list[CorpusRecord], bool]:
-        """Corpora by name, those after `after`; and whether there are more."""
+        """Return the corpora whose names follow `after`, by name, and whether there are more."""
+        names = self._names(key(tenant, "corpora"), after, limit + 1)
         with translated_errors():
-            names = self._names(_key(tenant, "corpora"), after, limit + 1)
             pipe = self._redis.pipeline(transaction=False)
             for name in names[:limit]:
-                pipe.hvals(_key(tenant, "corpus", name))
-            found = pipe.execute()
-        return [_corpus(tenant, n, b) for n, b in zip(names[:limit], found, strict=True)], len(names) > limit
+                pipe.hvals(key(tenant, "corpus", name))
+            versions = pipe.execute()
+        records = [_corpus(tenant, name, bodies) for name, bodies in zip(names[:limit], versions, strict=True)]
+        return records, len(names) > limit
+
+    def drop_corpus(self, tenant: str, corpus: str, version: str = "") -> None:
+        """Delete the record of a corpus, or of one version. The caller has deleted what the records name.
+
+        Raises AlreadyRunning while a load of the corpus is open.
+        """
+        keys = [key(tenant, "corpus", corpus), *_load_keys(tenant, corpus)]
+        with translated_errors():
+            answer = self._drop_corpus(keys=keys, args=[version, corpus, f"{tenant}/", key(tenant, "load", "")])
+        _raise_if_open(corpus, answer)
+
+    # --- loads ----------------------------------------------------------------------------------------------------
 
     def add_load(
         self,
@@ -197,9 +217,9 @@ class Catalog:
         near_duplicates: NearDuplicatesChoice = "drop",
         sources: Sequence[str] = (),
     ) -> CorpusLoad:
-        """Record an upload, and addresses to fetch from, that are to become a version; durable when this returns.
+        """Record durably that an upload, and addresses to fetch from, will become a corpus version.
 
-        Raises AlreadyRunning while an earlier upload of this corpus is on its way.
+        Raises AlreadyRunning while an earlier load of the corpus is open.
         """
         with translated_errors():
             load = CorpusLoad(
@@ -212,160 +232,146 @@ class Catalog:
                 sources=tuple(sources),
                 created_at=self._now(),
             )
-            keys = [_key(tenant, "load", load.id), *self._keys_of_loads(tenant, corpus)]
-            answer: Any = self._add_load(keys=keys, args=[load.model_dump_json(), load.id, corpus, f"{tenant}/"])
-        _refuse_while_open(corpus, answer)
+            keys = [key(tenant, "load", load.id), *_load_keys(tenant, corpus)]
+            answer = self._add_load(keys=keys, args=[load.model_dump_json(), load.id, corpus, f"{tenant}/"])
+        _raise_if_open(corpus, answer)
         return load
 
-    def drop_corpus(self, tenant: str, corpus: str, version: str = "") -> None:
-        """Forget a corpus, or one version of it; the caller has deleted what the records name.
-
-        Raises AlreadyRunning while an upload of it is on its way.
-        """
-        with translated_errors():
-            keys = [_key(tenant, "corpus", corpus), *self._keys_of_loads(tenant, corpus)]
-            answer: Any = self._drop_corpus(keys=keys, args=[version, corpus, f"{tenant}/", _key(tenant, "load", "")])
-        _refuse_while_open(corpus, answer)
-
-    def open_load(self, tenant: str, corpus: str) -> CorpusLoad | None:
-        """The upload of a corpus that is on its way, if there is one."""
-        return next((load for load in self.loads(tenant, corpus) if load.state in OPEN), None)
-
-    @staticmethod
-    def _keys_of_loads(tenant: str, corpus: str) -> list[str]:
-        return [_key(tenant, "corpora"), _key(tenant, "corpus-loads", corpus), f"{PREFIX}:loads"]
-
     def load(self, tenant: str, load_id: str) -> CorpusLoad:
-        """Raises NotFound."""
-        with translated_errors():
-            body: Any = self._redis.get(_key(tenant, "load", load_id))
-        return _load(load_id, body)
+        """Return a load. Raises NotFound."""
+        return self._read_load(tenant, load_id)[0]
 
     def load_of(self, tenant: str, corpus: str, load_id: str) -> CorpusLoad:
-        """Raises NotFound for a load of another corpus too."""
+        """Return a load of this corpus. Raises NotFound, also if it belongs to another corpus."""
         self.corpus(tenant, corpus)
-        found = self.load(tenant, load_id)
-        if found.corpus != corpus:
-            raise NotFound(f"load {load_id} is of corpus '{found.corpus}', not of '{corpus}'; ask for it there")
-        return found
+        load = self.load(tenant, load_id)
+        if load.corpus != corpus:
+            raise NotFound(f"Load {load_id} belongs to corpus '{load.corpus}', not to '{corpus}'. Use that name.")
+        return load
 
     def loads(self, tenant: str, corpus: str, *, limit: int = 10) -> list[CorpusLoad]:
-        """The latest loads of a corpus, newest first."""
-        with translated_errors():
-            ids = self._names(_key(tenant, "corpus-loads", corpus), None, limit, newest_first=True)
-            bodies = self._redis.mget([_key(tenant, "load", i) for i in ids]) if ids else []
-        return [CorpusLoad.model_validate_json(b) for b in bodies if b is not None]
+        """Return the latest loads of a corpus, newest first."""
+        ids = self._names(key(tenant, "corpus-loads", corpus), None, limit, newest_first=True)
+        return [CorpusLoad.model_validate_json(body) for body in self._bodies(tenant, "load", ids)]
 
-    # --- work on loads --------------------------------------------------------------------------------------------
+    def open_load(self, tenant: str, corpus: str) -> CorpusLoad | None:
+        """Return the open load of a corpus, if there is one."""
+        return next((load for load in self.loads(tenant, corpus) if load.state in OPEN), None)
 
     def open_loads(self) -> list[tuple[str, str]]:
-        """(tenant, load id) of every load that is not over, oldest first."""
+        """Return (tenant, load id) of every open load, oldest first."""
         with translated_errors():
-            members: Any = self._redis.smembers(f"{PREFIX}:loads")
-        pairs = [m.partition("/") for m in members]
+            members = self._redis.smembers(_OPEN_LOADS)
+        pairs = [member.partition("/") for member in members]
         return sorted(((tenant, load) for tenant, _, load in pairs), key=lambda pair: pair[1])
 
     def lease_load(self, tenant: str, load_id: str, owner: str, seconds: int) -> bool:
-        """Take or keep the right to work on a load. False: another one has it."""
+        """Acquire or renew the lease of a load. Returns False if another owner holds it."""
         with translated_errors():
-            return bool(self._lease(keys=[_key(tenant, "load-lease", load_id)], args=[owner, seconds]))
+            return bool(self._lease(keys=[key(tenant, "load-lease", load_id)], args=[owner, seconds]))
 
     def cancel_load(self, tenant: str, load_id: str) -> CorpusLoad:
-        """Ask for the end of a load: `cancelling` from now on, until whoever works on it has undone it. Twice is no
-        error. Raises NotFound, Conflict for a load that is over already."""
+        """Set a load to `cancelling`, until its owner has undone it. A second cancel has no effect.
+
+        Raises NotFound, or Conflict if the load has ended.
+        """
         while True:
-            with translated_errors():
-                body: Any = self._redis.get(_key(tenant, "load", load_id))
-            load = _load(load_id, body)
+            load, body = self._read_load(tenant, load_id)
             if load.state in (LoadState.CANCELLING, LoadState.CANCELLED):
                 return load
             if load.state not in OPEN:
-                raise Conflict(f"load {load_id} is {load.state} and cannot be cancelled; delete its version instead")
-            asked = load.model_copy(update={"state": LoadState.CANCELLING})
+                raise Conflict(f"Load {load_id} is {load.state} and cannot be cancelled. Delete its version instead.")
+            cancelling = load.model_copy(update={"state": LoadState.CANCELLING})
             with translated_errors():
-                if self._swap_load(keys=[_key(tenant, "load", load_id)], args=[body, asked.model_dump_json()]):
-                    return asked
+                if self._swap_load(keys=[key(tenant, "load", load_id)], args=[body, cancelling.model_dump_json()]):
+                    return cancelling
 
     def save_load(
-        self, load: CorpusLoad, owner: str, version: CorpusVersion | None = None, *, forget: str = ""
+        self, load: CorpusLoad, owner: str, version: CorpusVersion | None = None, *, delete_version: str = ""
     ) -> None:
-        """Store how far a load is, and its version with it, or the version `forget` no more.
+        """Save the progress of a load, and with it save its version or delete the version `delete_version`.
 
-        Raises StaleAttempt if the lease is not the owner's, or the load is being cancelled and this is not the end of
-        that.
+        Raises StaleAttempt if the owner does not hold the lease, or if the load is cancelling and this is not its end.
         """
-        over = "" if load.state in OPEN else f"{load.tenant}/{load.id}"
-        keys = [
-            _key(load.tenant, "load-lease", load.id),
-            _key(load.tenant, "load", load.id),
-            _key(load.tenant, "corpus", load.corpus),
-            f"{PREFIX}:loads",
-        ]
+        member = f"{load.tenant}/{load.id}"
+        parts = (("load-lease", load.id), ("load", load.id), ("corpus", load.corpus))
         args = [
             owner,
             load.model_dump_json(),
-            version.version if version else forget,
+            version.version if version else delete_version,
             version.model_dump_json() if version else "",
-            over,
+            "" if load.state in OPEN else member,
             load.state,
         ]
         with translated_errors():
-            answer: Any = self._save_load(keys=keys, args=args)
+            answer = self._save_load(keys=[*(key(load.tenant, *part) for part in parts), _OPEN_LOADS], args=args)
         if answer == -1:
-            raise StaleAttempt(f"load {load.id} is being cancelled")
+            raise StaleAttempt(f"Load {load.id} is being cancelled. Stop writing.")
         if not answer:
-            raise StaleAttempt(f"the lease on load {load.id} is over; another process works on it")
+            raise StaleAttempt(f"Another process holds the lease of load {load.id}. Stop writing.")
 
-    def _names(self, key: str, after: str | None, limit: int, *, newest_first: bool = False) -> list[str]:
-        """At most `limit` members of a sorted set whose scores are all 0, in the order of their bytes."""
+    # --- reads ----------------------------------------------------------------------------------------------------
+
+    def _read_load(self, tenant: str, load_id: str) -> tuple[CorpusLoad, str]:
+        with translated_errors():
+            body = self._redis.get(key(tenant, "load", load_id))
+        if body is None:
+            raise NotFound(f"No load '{load_id}'. The corpus lists its loads.")
+        return CorpusLoad.model_validate_json(body), body
+
+    def _bodies(self, tenant: str, kind: str, ids: Iterable[str]) -> list[str]:
+        keys = [key(tenant, kind, record_id) for record_id in ids]
+        with translated_errors():
+            bodies = self._redis.mget(keys) if keys else []
+        return [body for body in bodies if body is not None]
+
+    def _names(self, index: str, after: str | None, limit: int, *, newest_first: bool = False) -> list[str]:
+        """Return at most `limit` members of a sorted set whose scores are all 0, in the order of their bytes."""
         start, end = (f"({after}" if after else ("+" if newest_first else "-")), ("-" if newest_first else "+")
-        found: Any = self._redis.zrange(key, start, end, desc=newest_first, bylex=True, offset=0, num=limit)
-        return list(found)
+        with translated_errors():
+            return list(self._redis.zrange(index, start, end, desc=newest_first, bylex=True, offset=0, num=limit))
 
     def _now(self) -> float:
         seconds, micros = self._redis.time()
         return float(seconds) + micros / 1e6
 
 
-def ready_version(corpus: CorpusRecord, version: str | None, load: CorpusLoad | None) -> CorpusVersion:
-    """The version a job or a search means. Raises NotFound, or Conflict with the state of what is not ready yet."""
-    if version is not None:
-        found = corpus.version(version)
-        if found.state is not CorpusState.READY:
-            raise Conflict(f"version {version} of corpus '{corpus.name}' is {found.state}; wait until it is ready")
-        return found
+def ready_version(corpus: CorpusRecord, name: str | None, load: CorpusLoad | None) -> CorpusVersion:
+    """Return the version that a job or a search means: `name`, or the newest one that is ready.
+
+    Raises NotFound, or Conflict with the state of what is not ready.
+    """
+    if name is not None:
+        version = corpus.version(name)
+        if version.state is not CorpusState.READY:
+            raise Conflict(f"Version {name} of corpus '{corpus.name}' is {version.state}. Wait until it is ready.")
+        return version
     newest = corpus.ready()
     if newest is None:
         state = load.state if load else "empty"
-        advice = "wait until it is ready" if load and load.state in OPEN else "upload it again"
-        raise Conflict(f"corpus '{corpus.name}' is {state}; {advice}", state=state)
+        advice = "Wait until it is ready." if load and load.state in OPEN else "Upload it again."
+        raise Conflict(f"Corpus '{corpus.name}' is {state}. {advice}", state=state)
     return newest
 
 
-def _load(load_id: str, body: str | None) -> CorpusLoad:
-    if body is None:
-        raise NotFound(f"no load '{load_id}'; look at the corpus to see its loads")
-    return CorpusLoad.model_validate_json(body)
-
-
 def dataset_keys(tenant: str, dataset_ids: Iterable[str]) -> list[str]:
-    """Keys of data sets' records: a job that needs them is accepted in one step with a look at them."""
-    return [_key(tenant, "dataset", one) for one in dataset_ids]
+    """Return the keys of dataset records. A job is accepted only while the records that it needs exist."""
+    return [key(tenant, "dataset", dataset_id) for dataset_id in dataset_ids]
 
 
-def _refuse_while_open(corpus: str, answer: Any) -> None:
-    if answer[0] == "open":
-        raise AlreadyRunning(
-            f"an upload of corpus '{corpus}' is on its way ({answer[1]}); wait until it is over, then ask again",
-            load=answer[1],
-        )
+def _load_keys(tenant: str, corpus: str) -> list[str]:
+    return [key(tenant, "corpora"), key(tenant, "corpus-loads", corpus), _OPEN_LOADS]
 
 
-def _key(tenant: str, *parts: str) -> str:
-    return ":".join((PREFIX, f"{{{tenant}}}", *parts))
+def _raise_if_open(corpus: str, answer: list[str]) -> None:
+    match answer:
+        case ["open", load]:
+            raise AlreadyRunning(
+                f"Load {load} of corpus '{corpus}' is open. Wait until it has ended, then try again.", load=load
+            )
 
 
 def _corpus(tenant: str, name: str, bodies: list[str]) -> CorpusRecord:
     versions = [CorpusVersion.model_validate_json(body) for body in bodies]
-    versions.sort(key=lambda v: (v.created_at, v.version), reverse=True)
+    versions.sort(key=lambda version: (version.created_at, version.version), reverse=True)
     return CorpusRecord(tenant=tenant, name=name, versions=tuple(versions))

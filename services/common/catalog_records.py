@@ -1,4 +1,4 @@
-"""Records of what tenants have uploaded: data sets, corpora with their versions, loads of corpora."""
+"""Records of what tenants have uploaded: datasets, corpora with their versions, and loads of corpora."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from tlm_core.errors import NotFound
 from tlm_core.wire import CorpusState, LoadState, NearDuplicatesChoice
 
 
-class _Value(BaseModel):
+class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class DatasetRecord(_Value):
-    """One uploaded version of a data set; its id always means these bytes, its name the newest version.
+class DatasetRecord(_Record):
+    """One uploaded version of a dataset. Its id always means these bytes; its name means the newest version.
 
-    raw: the files as uploaded. report: folder with the validation report. options: what the uploader said of the data,
-    as fields of DatasetOptions. summary: counts of rows, labels, warnings. created_at: Unix seconds.
+    raw: the uploaded files. report: folder with the validation report. options: fields of DatasetOptions that the
+    uploader has set. summary: counts of rows, labels, and warnings. created_at: Unix seconds.
     """
 
     id: str
@@ -33,11 +33,11 @@ class DatasetRecord(_Value):
     created_at: float
 
 
-class CorpusVersion(_Value):
-    """One version of a corpus: passages in storage, and whether the index holds them.
+class CorpusVersion(_Record):
+    """One version of a corpus: its passages in the storage, and the state of its index.
 
-    refused: how many of `count` the index will never take. duplicates_dropped, near_duplicates_dropped: passages of the
-    upload that `count` is without; the latter is None, and its seconds too, if nobody looked for them.
+    refused: passages of `count` that the index rejects. duplicates_dropped, near_duplicates_dropped: passages of the
+    upload that `count` does not include. The latter and its seconds are None if nobody looked for them.
     """
 
     version: str
@@ -53,7 +53,7 @@ class CorpusVersion(_Value):
     error: dict[str, Any] | None = None
 
 
-class CorpusRecord(_Value):
+class CorpusRecord(_Record):
     """A corpus with its versions, newest first."""
 
     tenant: str
@@ -61,26 +61,26 @@ class CorpusRecord(_Value):
     versions: tuple[CorpusVersion, ...] = ()
 
     def ready(self) -> CorpusVersion | None:
-        """The newest version that can be searched."""
-        return next((v for v in self.versions if v.state is CorpusState.READY), None)
+        """Return the newest version that can be searched."""
+        return next((version for version in self.versions if version.state is CorpusState.READY), None)
 
-    def version(self, version: str) -> CorpusVersion:
-        """Raises NotFound."""
-        for found in self.versions:
-            if found.version == version:
-                return found
-        known = ", ".join(v.version for v in self.versions) or "none yet"
-        raise NotFound(f"corpus '{self.name}' has no version '{version}'; it has {known}")
+    def version(self, name: str) -> CorpusVersion:
+        """Return a version. Raises NotFound."""
+        for version in self.versions:
+            if version.version == name:
+                return version
+        known = ", ".join(version.version for version in self.versions) or "none yet"
+        raise NotFound(f"Corpus '{self.name}' has no version '{name}'. Its versions: {known}.")
 
 
 OPEN = frozenset({LoadState.QUEUED, LoadState.CUTTING, LoadState.INDEXING, LoadState.CANCELLING})
 
 
-class CorpusLoad(_Value):
-    """One upload on its way to a version. done and total count passages; total is 0 while unknown.
+class CorpusLoad(_Record):
+    """The load of one upload into a corpus version. done and total count passages; total is 0 while unknown.
 
-    near_duplicates: what becomes of passages that are nearly equal to an earlier one. upload: the files that were sent;
-    sources: addresses to fetch the rest from.
+    near_duplicates: whether passages nearly equal to an earlier one are dropped. upload: the uploaded files. sources:
+    addresses from which the other files are fetched.
     """
 
     id: str

@@ -1,8 +1,8 @@
-"""Every error answer is one `application/problem+json` object (RFC 9457), for all HTTP services of the project.
+"""Error responses of all HTTP services: one `application/problem+json` object (RFC 9457) for each error.
 
-Members: `type` (a stable reference into the error page), `title`, `status`, `detail` (says what to change), `code` and
-`retryable` of the error tree, `facts` when the error carries some, and `errors`: one entry for each fault found, with
-row and column for data, with a JSON pointer for a field of the request.
+Members: `type` (a stable link to the error page), `title`, `status`, `detail` (what to change), `code` and `retryable`
+of the error tree, `facts` if the error has some, and `errors`: one entry for each data error, with row and column, or
+for each invalid field, with a JSON pointer.
 """
 
 from __future__ import annotations
@@ -18,60 +18,48 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from services.common.bodies import BodyGuard
+from services.common.bodies import BodyCheck
 from tlm_core import errors as e
 
 MEDIA_TYPE = "application/problem+json"
-# Where the gateway serves docs/errors.md; an address relative to whoever answered needs no other host to be there.
+# The gateway serves docs/errors.md here. The link is relative, so it works for any host name.
 ERROR_PAGE = "/docs/errors"
 _RETRY_AFTER_SECONDS = 2
 
-STATUS: Mapping[type[e.TLMError], int] = {
+# The status of an error class is that of its nearest base in this table.
+_STATUS: Mapping[type[e.TLMError], int] = {
     e.TLMError: 500,
     e.InvalidRequest: 422,
-    e.InvalidDataset: 422,
-    e.InvalidRecipe: 422,
-    e.IdempotencyMismatch: 422,
     e.Unauthorized: 401,
     e.NotFound: 404,
     e.Conflict: 409,
-    e.IllegalTransition: 409,
-    e.StaleAttempt: 409,
-    e.AlreadyRunning: 409,
     e.Unavailable: 503,
-    e.StoreUnavailable: 503,
     e.StoreFull: 507,
-    e.IndexUnavailable: 503,
-    e.ClusterUnavailable: 503,
-    e.StorageUnavailable: 503,
-    e.MissingDependency: 500,
     e.StorageFull: 507,
-    e.CorruptArtifact: 500,
-    e.IndexMismatch: 500,
-    e.UnreadableRecord: 500,
     e.EmptySelection: 422,
-    e.RuntimeExceeded: 500,
-    e.TrainingFailed: 500,
-    e.NonFiniteLoss: 500,
-    e.OutOfMemory: 500,
     e.WorkerLost: 503,
 }
 
-# Codes of answers that no error class of the tree stands for.
+# Codes of responses for which the error tree has no class.
 _HTTP_CODES = {400: "invalid_request", 401: "unauthorized", 404: "not_found", 405: "method_not_allowed",
                413: "too_large", 415: "unsupported_media_type"}  # fmt: skip
 
-# What pydantic calls the type that a field wants, in words of JSON.
-_WANTED = {
+# JSON's name for the type that pydantic expects.
+_EXPECTED = {
     "list_type": "a list", "tuple_type": "a list", "dict_type": "an object", "model_type": "an object",
-    "model_attributes_type": "an object", "string_type": "a text", "int_type": "a whole number",
+    "model_attributes_type": "an object", "string_type": "a string", "int_type": "a whole number",
     "int_parsing": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
     "float_parsing": "a number", "bool_type": "true or false", "bool_parsing": "true or false",
 }  # fmt: skip
 
 
-def problem_body(status: int, code: str, detail: str, *, retryable: bool = False, **more: Any) -> dict[str, Any]:
-    """The members of a problem object; `more` holds those that not every problem has."""
+def status_of(cls: type[e.TLMError]) -> int:
+    """Return the HTTP status of an error class."""
+    return next(_STATUS[base] for base in cls.__mro__ if base in _STATUS)
+
+
+def problem_body(status: int, code: str, detail: str, *, retryable: bool = False, **optional: Any) -> dict[str, Any]:
+    """Return a problem object. optional: members that not every problem has."""
     return {
         "type": f"{ERROR_PAGE}#{code}",
         "title": HTTPStatus(status).phrase,
@@ -79,20 +67,20 @@ def problem_body(status: int, code: str, detail: str, *, retryable: bool = False
         "detail": detail,
         "code": code,
         "retryable": retryable,
-        **more,
+        **optional,
     }
 
 
 def problem_of(error: e.TLMError) -> dict[str, Any]:
-    """The problem object of an error of the tree."""
+    """Return the problem object of an error of the tree."""
     facts = dict(error.facts)
     faults = facts.pop("faults", None)
-    more = ({"errors": faults} if faults is not None else {}) | ({"facts": facts} if facts else {})
-    return problem_body(STATUS[type(error)], error.code, error.message, retryable=error.retryable, **more)
+    optional = ({"errors": faults} if faults is not None else {}) | ({"facts": facts} if facts else {})
+    return problem_body(status_of(type(error)), error.code, error.message, retryable=error.retryable, **optional)
 
 
 def error_of_problem(problem: Mapping[str, Any]) -> e.TLMError:
-    """The error that a problem object of one of our services stands for."""
+    """Return the error that a problem object of another service describes."""
     facts = dict(problem.get("facts") or {})
     if problem["code"] == e.InvalidDataset.code:
         facts["faults"] = problem.get("errors", [])
@@ -100,29 +88,29 @@ def error_of_problem(problem: Mapping[str, Any]) -> e.TLMError:
 
 
 def problem_response(problem: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
-    """The HTTP answer that carries `problem`."""
-    extra = dict(headers or {})
+    """Return the HTTP response with `problem`."""
+    all_headers = dict(headers or {})
     if problem["status"] == 503:
-        extra.setdefault("Retry-After", str(_RETRY_AFTER_SECONDS))
+        all_headers.setdefault("Retry-After", str(_RETRY_AFTER_SECONDS))
     if problem["status"] == 401:
-        extra.setdefault("WWW-Authenticate", "Bearer")
-    return JSONResponse(problem, status_code=problem["status"], media_type=MEDIA_TYPE, headers=extra)
+        all_headers.setdefault("WWW-Authenticate", "Bearer")
+    return JSONResponse(problem, status_code=problem["status"], media_type=MEDIA_TYPE, headers=all_headers)
 
 
 def install_problem_handlers(app: FastAPI, *, streamed: Sequence[str] = (), raw: Sequence[str] = ()) -> None:
-    """Make `app` answer every error as a problem, and refuse bodies that are too large or no sane JSON.
+    """Make `app` return every error as a problem, and reject bodies that are too large or unsupported JSON.
 
-    streamed: paths whose multipart bodies the route itself reads and limits; raw: the same for bytes put below them.
+    streamed, raw: see BodyCheck.
     """
     app.add_exception_handler(e.TLMError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_validation)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(Exception, _on_unexpected)
-    app.add_middleware(BodyGuard, refuse=_refuse, streamed=frozenset(streamed), raw=tuple(raw))
+    app.add_middleware(BodyCheck, reject=_reject, streamed=frozenset(streamed), raw=tuple(raw))
 
 
-def _refuse(status: int, detail: str) -> Response:
+def _reject(status: int, detail: str) -> Response:
     return problem_response(problem_body(status, _HTTP_CODES.get(status, "invalid_request"), detail))
 
 
@@ -143,9 +131,9 @@ async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     status = error.status_code
     if status == 404 and error.detail == HTTPStatus(404).phrase:
-        detail = f"nothing is served at {request.url.path}; the paths are listed at /docs"
+        detail = f"The path {request.url.path} does not exist. /docs lists the paths."
     elif status == 405:
-        detail = f"{request.method} is not possible at {request.url.path}; the paths are listed at /docs"
+        detail = f"The path {request.url.path} does not support {request.method}. /docs lists the paths."
     else:
         detail = str(error.detail)
     code = _HTTP_CODES.get(status, "error" if status >= 500 else "invalid_request")
@@ -153,13 +141,13 @@ async def _on_http(request: Request, error: Exception) -> Response:
 
 
 async def _on_disconnect(_: Request, __: Exception) -> Response:
-    """Nobody reads the answer; it only keeps a broken connection from counting as a fault of ours."""
-    return problem_response(problem_body(400, "invalid_request", "the connection was closed before the body was whole"))
+    """Return a response that nobody reads, so that a closed connection does not count as an internal error."""
+    return problem_response(problem_body(400, "invalid_request", "The connection was closed before the body ended."))
 
 
 async def _on_unexpected(request: Request, error: Exception) -> Response:
     _log(request, error)
-    detail = "the service met an error it did not expect; its log has the cause"
+    detail = "The service failed with an internal error. Its log has the cause."
     return problem_response(problem_body(500, e.TLMError.code, detail))
 
 
@@ -167,38 +155,38 @@ def _log(request: Request, error: Exception) -> None:
     logging.getLogger(__name__).error("%s %s failed: %r", request.method, request.url.path, error)
 
 
-def validation_problem(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The problem for pydantic's list of errors (`ValidationError.errors()`)."""
-    faults = [_fault(one) for one in found]
-    detail = "; ".join(f"{f['pointer'] or f['in']}: {f['message']}" for f in faults[:5])
-    if len(faults) > 5:
-        detail += f"; and {len(faults) - 5} more"
-    return problem_body(422, e.InvalidRequest.code, detail, errors=faults)
+def validation_problem(errors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the problem for pydantic's list of errors (`ValidationError.errors()`)."""
+    entries = [_entry(error) for error in errors]
+    detail = "; ".join(f"{entry['pointer'] or entry['in']}: {entry['message']}" for entry in entries[:5])
+    if len(entries) > 5:
+        detail += f"; and {len(entries) - 5} more"
+    return problem_body(422, e.InvalidRequest.code, detail, errors=entries)
 
 
-def _fault(one: Mapping[str, Any]) -> dict[str, Any]:
-    place, *path = one["loc"] or ("body",)
+def _entry(error: Mapping[str, Any]) -> dict[str, Any]:
+    place, *path = error["loc"] or ("body",)
     pointer = "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in path)
-    if one["type"] == "json_invalid":
-        reason = one.get("ctx", {}).get("error", "")
-        return {"code": "json_invalid", "message": f"the body is no JSON: {reason}", "in": "body", "pointer": ""}
-    return {"code": one["type"], "message": _sentence(one), "in": str(place), "pointer": pointer}
+    if error["type"] == "json_invalid":
+        reason = error.get("ctx", {}).get("error", "")
+        return {"code": "json_invalid", "message": f"is not valid JSON: {reason}", "in": "body", "pointer": ""}
+    return {"code": error["type"], "message": _message(error), "in": str(place), "pointer": pointer}
 
 
-def _sentence(one: Mapping[str, Any]) -> str:
-    kind = one["type"]
+def _message(error: Mapping[str, Any]) -> str:
+    kind = error["type"]
     if kind == "missing":
         return "is required"
     if kind == "extra_forbidden":
         return "is not a known field"
-    if kind in _WANTED:
-        return f"must be {_WANTED[kind]}, not {_word(one.get('input'))}"
-    message = str(one["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
+    if kind in _EXPECTED:
+        return f"must be {_EXPECTED[kind]}, not {_json_type(error.get('input'))}"
+    message = str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
     return message.replace("a valid tuple", "a list").replace("a valid dictionary", "an object")
 
 
-def _word(value: Any) -> str:
-    """What JSON calls a value."""
+def _json_type(value: Any) -> str:
+    """Return JSON's name for the type of a value."""
     match value:
         case None:
             return "null"
@@ -207,9 +195,9 @@ def _word(value: Any) -> str:
         case int() | float():
             return "a number"
         case str():
-            return "a text"
+            return "a string"
         case list() | tuple():
             return "a list"
         case dict():
             return "an object"
-    return "something else"
+    return "an unknown type"

@@ -30,4 +30,4 @@ class StoreSettings(BaseSettings):
         return JobStore(connect(self.redis_url, password=password))
 
     def artifact_store(self) -> ArtifactStore:
-        return ArtifactStore(self.storage, self.scratch / "artifacts", new=self.job_store().is_empty)
+        return ArtifactStore(self.storage, self.scratch / "artifacts", is_new=self.job_store().is_empty)

@@ -32,4 +32,4 @@ class RetrieverSettings(BaseSettings):
 
     def artifact_store(self) -> ArtifactStore:
         # The gateway writes first: there are no passages to index, and no task to select for, before it has.
-        return ArtifactStore(self.storage, self.scratch / "artifacts", new=lambda: False)
+        return ArtifactStore(self.storage, self.scratch / "artifacts", is_new=lambda: False)

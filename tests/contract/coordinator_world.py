@@ -65,7 +65,7 @@ class World:
     validate_error: TLMError | None = None
 
     def __post_init__(self) -> None:
-        self.artifacts = ArtifactStore(str(self.folder / "storage"), self.folder / "cache", new=self.store.is_empty)
+        self.artifacts = ArtifactStore(str(self.folder / "storage"), self.folder / "cache", is_new=self.store.is_empty)
         with self.artifacts.errors("keeping the data set", writes=True):
             pass
         self.selections = FakeSelections(self.artifacts, self.folder)

@@ -223,5 +223,7 @@ def test_a_load_is_neither_shown_nor_cancelled_under_another_corpus(api: TestCli
     load = post(api).json()["id"]
     post(api, name="other")
     for refused in (api.get(f"/v1/corpora/other/loads/{load}"), api.post(f"/v1/corpora/other/loads/{load}/cancel")):
-        assert (refused.status_code, "is of corpus 'docs'" in refused.json()["detail"]) == (404, True), refused.text
+        assert (refused.status_code, "belongs to corpus 'docs'" in refused.json()["detail"]) == (404, True), (
+            refused.text
+        )
     assert state_of(api, "docs") != "cancelling"

@@ -61,11 +61,11 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
     "negative seed": ({"seeds": [-1]}, 422, "0..4294967295"),
     "no corpus": ({"corpus": None}, 422, "needs a corpus"),
     "corpus not taken": ({"set": {"selection.selector": "none"}}, 422, "'selection.selector' is 'none', which takes"),
-    "unknown corpus": ({"corpus": "nope"}, 404, "no corpus 'nope'"),
-    "unknown version": ({"corpus": "docs@v9"}, 404, "no version 'v9'; it has v1"),
+    "unknown corpus": ({"corpus": "nope"}, 404, "No corpus 'nope'"),
+    "unknown version": ({"corpus": "docs@v9"}, 404, "no version 'v9'. Its versions: v1"),
     "corpus not ready": ({"corpus": "late"}, 409, "queued"),
     "broken version": ({"corpus": "broken@v1"}, 409, "failed"),
-    "unknown data set": ({"dataset": "nope"}, 404, "no data set 'nope'"),
+    "unknown data set": ({"dataset": "nope"}, 404, "No dataset 'nope'"),
     "empty data set": ({"dataset": ""}, 422, "/dataset"),
 }
 

@@ -98,7 +98,7 @@ def test_an_upload_onto_a_full_disk_is_refused_and_what_was_there_stays(
         for _ in range(2):
             refused = upload(api, name="large", train=large)
             assert (refused.status_code, refused.json()["code"]) == (507, "storage_full"), refused.text
-            assert "free some" in refused.json()["detail"]
+            assert "Free some" in refused.json()["detail"]
         assert [found["name"] for found in api.get("/v1/datasets").json()["data"]] == ["first"]
         kept = api.get("/v1/datasets/first/files/train.csv")
         assert kept.content == first.encode()

@@ -225,7 +225,7 @@ def test_deleting_twice_is_no_error(store: ArtifactStore, tmp_path: Path) -> Non
 
 def used_before(store: ArtifactStore) -> ArtifactStore:
     """The same for a process that starts later, and knows that the storage was written to."""
-    return ArtifactStore(store.fs.unstrip_protocol(store.root), store.cache, new=lambda: False)
+    return ArtifactStore(store.fs.unstrip_protocol(store.root), store.cache, is_new=lambda: False)
 
 
 @pytest.mark.parametrize("mount_point", [False, True])
@@ -238,13 +238,13 @@ def test_a_storage_that_is_away_is_waited_for_and_nothing_of_it_counts_as_lost(
     if mount_point:
         root.mkdir()
         (root / "NOT_MOUNTED").touch()
-    store = ArtifactStore(str(root), tmp_path / "cache", new=lambda: False)
+    store = ArtifactStore(str(root), tmp_path / "cache", is_new=lambda: False)
     asked: list[Callable[[], object]] = [
         lambda: store.manifest(ref), lambda: store.localize(ref), lambda: store.delete(ref.folder),
         lambda: write(store, tmp_path, "b/2"),
     ]  # fmt: skip
     for ask in asked:
-        with pytest.raises(StorageUnavailable, match="mount it"):
+        with pytest.raises(StorageUnavailable, match="Mount the storage"):
             ask()
     assert not (root / "b").exists(), "it would be hidden when the storage comes back"
     shutil.rmtree(root, ignore_errors=True)

@@ -101,7 +101,7 @@ def checkpoint_writer(
     told = json.dumps(asdict(state))
 
     def write(folder: Path) -> None:
-        with storage_errors("a checkpoint"):
+        with storage_errors("writing a checkpoint"):
             for name, tensors in files.items():
                 _save(tensors, folder / name)
             (folder / STATE).write_text(told, encoding="utf-8")

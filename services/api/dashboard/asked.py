@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from services.common.bodies import InsaneJSON, check_json
+from services.common.bodies import UnsupportedJSON, check_json
 from services.common.problem import validation_problem
 from tlm_core.errors import InvalidRequest
 from tlm_core.jobs.options import LearningCurve, Prune, ShareTickets
@@ -143,7 +143,7 @@ def lines_of(text: str, what: str, example: str, *, texts: bool = False) -> dict
         try:
             check_json(value.encode())
             found[key] = json.loads(value)
-        except InsaneJSON as error:
+        except UnsupportedJSON as error:
             raise InvalidRequest(f"{what}: {key}: {error}") from error
         except ValueError:
             found[key] = value

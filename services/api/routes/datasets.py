@@ -16,7 +16,7 @@ from services.api.removal import delete_dataset
 from services.api.results import open_file
 from services.api.uploads import received, single
 from services.api.views import dataset_view
-from services.common.bodies import InsaneJSON, check_json
+from services.common.bodies import UnsupportedJSON, check_json
 from services.common.catalog_records import DatasetRecord
 from services.common.problem import validation_problem
 from tlm_core.artifacts import FileEntry
@@ -190,7 +190,7 @@ def parse_options(text: str) -> OptionsBody:
     try:
         check_json(text.encode())
         return OptionsBody.model_validate_json(text)
-    except InsaneJSON as error:
+    except UnsupportedJSON as error:
         raise InvalidRequest(f"options: {error}") from error
     except ValidationError as error:
         raise InvalidRequest(f"options: {validation_problem(_placed(error))['detail']}") from error

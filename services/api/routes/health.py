@@ -83,7 +83,7 @@ async def _check(ask: Callable[[], None]) -> str:
 def _storage(parts: Parts) -> None:
     store = parts.artifacts
     with store.errors("looking at the storage"):
-        store.look_for_itself()
+        store.check_mounted()
         if store.local:
             free = shutil.disk_usage(store.root).free
             if free < _LEAST_FREE_BYTES:

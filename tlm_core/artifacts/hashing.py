@@ -1,0 +1,29 @@
+"""Digests of values and files, and the ids that follow from them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def canonical_json(value: Any) -> str:
+    """Return JSON with sorted keys and without spaces. Equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest_of(value: Any) -> str:
+    """Return the SHA-256 (hex) of the canonical JSON of `value`."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def artifact_id(stage: str, version: int, params: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """Return the id of the artifact of a stage. version: of its code; inputs: name → manifest digest."""
+    return "art_" + digest_of([stage, version, params, inputs])[:40]

@@ -1,0 +1,72 @@
+"""Manifests: the list of an artifact's files with their sizes and digests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from tlm_core.artifacts.hashing import digest_of, sha256_file
+from tlm_core.errors import CorruptArtifact, NotFound
+
+MANIFEST = "manifest.json"
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileEntry(_Value):
+    """One file of an artifact. name: relative to the artifact's folder; size: in bytes."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+class Manifest(_Value):
+    """The content of an artifact. It holds no time, place, or attempt, so equal content has an equal digest."""
+
+    artifact: str
+    stage: str
+    files: tuple[FileEntry, ...]
+    meta: dict[str, Any] = {}
+
+    @classmethod
+    def of_folder(cls, folder: Path, *, artifact: str, stage: str, meta: dict[str, Any]) -> Manifest:
+        """Return the manifest of all files in a local folder."""
+        names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+        files = (FileEntry(name=n, size=(folder / n).stat().st_size, sha256=sha256_file(folder / n)) for n in names)
+        return cls(artifact=artifact, stage=stage, files=tuple(files), meta=meta)
+
+    @property
+    def digest(self) -> str:
+        return digest_of(self.model_dump(mode="json"))
+
+    def file(self, name: str) -> FileEntry:
+        """Return the entry of a file. Raises NotFound."""
+        for entry in self.files:
+            if entry.name == name:
+                return entry
+        names = ", ".join(entry.name for entry in self.files)
+        raise NotFound(f"Artifact {self.artifact} has no file '{name}'. Its files: {names}.")
+
+    def check_sizes(self, folder: Path) -> None:
+        """Raise CorruptArtifact if a file in a local folder is missing or has another size."""
+        for entry in self.files:
+            path = folder / entry.name
+            if not path.is_file() or path.stat().st_size != entry.size:
+                raise mismatch(str(path))
+
+
+class ManifestRef(_Value):
+    """The folder of a manifest, relative to the storage root, and the digest that it must have."""
+
+    folder: str
+    digest: str
+
+
+def mismatch(file: str) -> CorruptArtifact:
+    """Return the error for a file that differs from its manifest."""
+    return CorruptArtifact(f"The file {file} does not match its manifest. Restore it or run the stage again.")

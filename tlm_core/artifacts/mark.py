@@ -1,0 +1,45 @@
+"""The mark by which the service recognizes its storage. Without it, an unmounted storage would look empty."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fsspec.implementations.local import LocalFileSystem
+
+from tlm_core.errors import StorageUnavailable
+
+MARK = ".tlm-storage"
+
+
+class StorageMark:
+    """The file MARK in the root of a storage. The first write creates it.
+
+    is_new: returns whether nothing was ever written to the storage. A storage without a mark that has folders comes
+    from an earlier release; it gets a mark.
+    """
+
+    def __init__(self, fs: Any, root: str, is_new: Callable[[], bool]) -> None:
+        self._fs = fs
+        self._root = root
+        self._is_new = is_new
+
+    def check(self, *, create: bool = False) -> None:
+        """Raise StorageUnavailable if the root is not the storage that was written to. create: mark a new storage."""
+        try:
+            entries = self._fs.ls(self._root, detail=True, refresh=True)
+        except FileNotFoundError:
+            entries = []
+        if any(str(entry["name"]).endswith(f"/{MARK}") for entry in entries):
+            return
+        has_folders = any(entry["type"] == "directory" for entry in entries)
+        if not has_folders and not self._is_new():
+            raise StorageUnavailable(
+                f"{self._root} is not the storage that was written to: the file {MARK} is missing. Mount the storage "
+                f"there or correct the setting. If its content is lost for good, create an empty file {MARK}."
+            )
+        if has_folders or create:
+            if isinstance(self._fs, LocalFileSystem):
+                Path(self._root).mkdir(parents=True, exist_ok=True)
+            self._fs.pipe_file(f"{self._root}/{MARK}", b"The service recognizes its storage by this file.\n")

@@ -1,0 +1,258 @@
+"""The artifact store: reads and writes artifact folders below one storage root."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from tlm_core.artifacts.hashing import canonical_json, sha256_file
+from tlm_core.artifacts.manifest import MANIFEST, Manifest, ManifestRef, mismatch
+from tlm_core.artifacts.mark import StorageMark
+from tlm_core.errors import CorruptArtifact, NotFound, StorageFull, StorageUnavailable, TLMError
+
+_BLOCK = 1 << 20
+# Longer than a stage computes on copies that it requested at its start.
+_COPY_SECONDS = 14 * 24 * 3600.0
+# The disk is full, the quota is used up, or the file exceeds a limit of the file system or the process.
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def storage_errors(action: str) -> Iterator[None]:
+    """Raise the project's errors for errors of a file system inside the block. action: begins the message."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise NotFound(f"Failed {action}: {error.filename or error} does not exist.") from error
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            reason = error.strerror or error
+            raise StorageFull(
+                f"Failed {action}: no space left on the storage ({reason}). Free some space and try again."
+            ) from error
+        raise StorageUnavailable(f"Failed {action}: the storage returned an error: {error}") from error
+
+
+class ArtifactStore:
+    """Reads and writes artifact folders. Raises NotFound, StorageFull, StorageUnavailable, or CorruptArtifact.
+
+    root: an fsspec address or a path. cache: local folder for copies of remote artifacts; unused if the storage is a
+    local folder. is_new: returns whether nothing was ever written to the storage.
+    """
+
+    def __init__(self, root: str, cache: Path, *, is_new: Callable[[], bool] = lambda: True) -> None:
+        self.fs, path = fsspec.core.url_to_fs(root)
+        self.root: str = str(path).rstrip("/")
+        self.cache = cache
+        self.local = isinstance(self.fs, LocalFileSystem)
+        self._is_new = is_new
+
+    def path(self, *parts: str) -> str:
+        return "/".join((self.root, *parts))
+
+    def check_mounted(self, *, create: bool = False) -> None:
+        """Raise StorageUnavailable if the storage is not mounted. create: mark a new storage as this service's."""
+        StorageMark(self.fs, self.root, self._is_new).check(create=create)
+
+    @contextmanager
+    def errors(self, action: str, *, writes: bool = False) -> Iterator[None]:
+        """Raise the project's errors for errors of this storage inside the block.
+
+        If the storage is not mounted, a missing file is StorageUnavailable, not NotFound. writes: check the mount
+        first, so that nothing is written into the empty mount point.
+        """
+        try:
+            with storage_errors(action):
+                try:
+                    if writes:
+                        self.check_mounted(create=True)
+                    yield
+                except (FileNotFoundError, NotFound):
+                    self.check_mounted()
+                    raise
+        except TLMError:
+            raise
+        except Exception as error:
+            # The package of a remote storage has its own classes for lost connections, timeouts, and credentials.
+            if self.local:
+                raise
+            raise StorageUnavailable(
+                f"Failed {action}: the storage returned an error: {type(error).__name__}: {error}"
+            ) from error
+
+    def write(
+        self, folder: str, source: Path, *, artifact: str, stage: str, meta: Mapping[str, Any] | None = None
+    ) -> ManifestRef:
+        """Move the files of the local folder `source` to `folder` and write the manifest last. Deletes `source`."""
+        manifest = Manifest.of_folder(source, artifact=artifact, stage=stage, meta=dict(meta or {}))
+        with self.errors(f"writing {folder}", writes=True):
+            for entry in manifest.files:
+                self._put(source / entry.name, self.path(folder, entry.name))
+            body = source / f".{uuid.uuid4().hex}"
+            body.write_text(canonical_json(manifest.model_dump(mode="json")), encoding="utf-8")
+            self._put(body, self.path(folder, MANIFEST))
+        shutil.rmtree(source, ignore_errors=True)
+        return ManifestRef(folder=folder, digest=manifest.digest)
+
+    def _put(self, source: Path, target: str) -> None:
+        if not self.local:
+            self.fs.put_file(str(source), target)
+            return
+        # A manifest must not survive a power cut that its files do not, so content and name are synced in order.
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        _sync(source)
+        try:
+            os.replace(source, target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            _copy_over(source, target)
+        descriptor = os.open(os.path.dirname(target), os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def manifest(self, ref: ManifestRef) -> Manifest:
+        """Return the manifest at `ref`. Raises CorruptArtifact if it is not the published one."""
+        with self.errors(f"reading {ref.folder}"), self.fs.open(self.path(ref.folder, MANIFEST), "rb") as handle:
+            body = handle.read()
+        try:
+            manifest = Manifest.model_validate_json(body)
+        except ValueError as error:
+            raise CorruptArtifact(
+                f"{ref.folder}/{MANIFEST} is unreadable. Restore it or run the stage again."
+            ) from error
+        if manifest.digest != ref.digest:
+            raise CorruptArtifact(
+                f"{ref.folder}/{MANIFEST} differs from the published one. Restore it or run the stage again."
+            )
+        return manifest
+
+    def open(self, ref: ManifestRef, name: str) -> IO[bytes]:
+        """Return a binary reader of one file of the artifact. The caller closes it."""
+        with self.errors(f"reading {ref.folder}/{name}"):
+            handle: IO[bytes] = self.fs.open(self.path(ref.folder, name), "rb")
+            return handle
+
+    def localize(self, ref: ManifestRef) -> Path:
+        """Return a local folder with the artifact's files, checked against the manifest.
+
+        In a local storage, that is the artifact's own folder, and only the sizes are checked. A remote artifact is
+        copied to the cache, where it stays until nobody has requested it for 14 days.
+        """
+        manifest = self.manifest(ref)
+        if self.local:
+            folder = Path(self.path(ref.folder))
+            manifest.check_sizes(folder)
+            return folder
+        folder = self.cache / ref.digest
+        with suppress(FileNotFoundError):
+            os.utime(folder)  # Marks the copy as used.
+        if not _is_complete(folder, manifest):
+            self._copy(ref, manifest, folder)
+            drop_untouched(self.cache, _COPY_SECONDS)  # Also deletes partial copies of killed processes.
+        return folder
+
+    def _copy(self, ref: ManifestRef, manifest: Manifest, folder: Path) -> None:
+        """Copy a remote artifact to `folder`, completely or not at all."""
+        partial = self.cache / f"{ref.digest}.{uuid.uuid4().hex}.part"
+        try:
+            with self.errors(f"copying {ref.folder}"):
+                partial.mkdir(parents=True)
+                for entry in manifest.files:
+                    target = partial / entry.name
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    self.fs.get_file(self.path(ref.folder, entry.name), str(target))
+                    if sha256_file(target) != entry.sha256:
+                        raise mismatch(f"{ref.folder}/{entry.name}")
+                try:
+                    os.rename(partial, folder)
+                except OSError:
+                    if not folder.exists():  # Otherwise another process has made the same copy.
+                        raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)  # Partial copies would fill the disk.
+
+    def check(self, ref: ManifestRef) -> None:
+        """Check an artifact cheaply: the manifest, and in a local storage the sizes of the files.
+
+        Raises CorruptArtifact or NotFound.
+        """
+        self.localize(ref) if self.local else self.manifest(ref)
+
+    def verify(self, ref: ManifestRef) -> Manifest:
+        """Check every byte of an artifact. Raises CorruptArtifact or NotFound."""
+        manifest = self.manifest(ref)
+        for entry in manifest.files:
+            digest = hashlib.sha256()
+            size = 0
+            with self.errors(f"reading {ref.folder}/{entry.name}"), self.open(ref, entry.name) as handle:
+                while block := handle.read(_BLOCK):
+                    digest.update(block)
+                    size += len(block)
+            if size != entry.size or digest.hexdigest() != entry.sha256:
+                raise mismatch(f"{ref.folder}/{entry.name}")
+        return manifest
+
+    def delete(self, folder: str) -> None:
+        """Delete a folder with its content. A missing folder is ignored, since another process may delete it too."""
+        with suppress(NotFound), self.errors(f"deleting {folder}"):
+            self.fs.rm(self.path(folder), recursive=True)
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb+") as handle:
+        os.fsync(handle.fileno())
+
+
+def _copy_over(source: Path, target: str) -> None:
+    """Copy a file to another file system, completely or not at all."""
+    partial = Path(f"{target}.{uuid.uuid4().hex}.part")
+    try:
+        shutil.copyfile(source, partial)
+        _sync(partial)
+        os.replace(partial, target)
+    except BaseException:
+        partial.unlink(missing_ok=True)  # On a full disk, the partial file would leave no room for others.
+        raise
+
+
+def _is_complete(folder: Path, manifest: Manifest) -> bool:
+    """Return whether a cached copy has all files. A copy that lacks some is deleted."""
+    if not folder.exists():
+        return False
+    try:
+        manifest.check_sizes(folder)
+    except CorruptArtifact:
+        _delete(folder)
+        return False
+    return True
+
+
+def drop_untouched(folder: Path, seconds: float) -> None:
+    """Delete the subfolders that have not changed for `seconds`, except those of other users."""
+    oldest = time.time() - seconds
+    for path in folder.iterdir() if folder.is_dir() else ():
+        with suppress(FileNotFoundError, PermissionError):
+            if path.stat().st_mtime < oldest:
+                _delete(path)
+
+
+def _delete(folder: Path) -> None:
+    """Delete a folder at once, so that no process sees a part of it. A missing folder is ignored."""
+    renamed = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.part")
+    with suppress(FileNotFoundError):
+        os.rename(folder, renamed)
+        shutil.rmtree(renamed, ignore_errors=True)
