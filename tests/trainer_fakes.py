@@ -17,7 +17,8 @@ from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import ClusterUnavailable
 from tlm_core.jobs.plan import Node
 from tlm_core.jobs.spec import JobRecord
-from tlm_core.training.stage import StageContext, StopRequested
+from tlm_core.stages import Stage, StageFunction
+from tlm_core.training.stage import StageContext, StageParams, StopRequested
 
 
 class FakeCluster:
@@ -88,16 +89,18 @@ class FakeSelections:
         if self.requests == 1:
             return SelectionState(done=1, total=2)
         folder = f"{job.tenant}/artifacts/{artifact}/{job.id}-{self.requests}"
-        return SelectionState(ref=folder_artifact(self._artifacts, self._scratch, folder, artifact, node.stage))
+        return SelectionState(ref=folder_artifact(self._artifacts, self._scratch, folder, artifact, node.stage.name))
 
     def stop(self, job: JobRecord, artifact: str) -> bool:  # noqa: ARG002
         self.stopped.append(artifact)
         return not self.running
 
 
-def plain_stage(ctx: StageContext) -> Mapping[str, Any]:
+def plain_stage(ctx: StageContext[StageParams]) -> Mapping[str, Any]:
     """Writes what it was given."""
-    (ctx.out / "seen.json").write_text(json.dumps({"inputs": sorted(ctx.inputs), "params": ctx.params}, sort_keys=True))
+    (ctx.out / "seen.json").write_text(
+        json.dumps({"inputs": sorted(ctx.inputs), "params": ctx.params.model_dump(mode="json")}, sort_keys=True)
+    )
     return {"inputs": len(ctx.inputs)}
 
 
@@ -108,7 +111,7 @@ def _write_step(step: int, folder: Path) -> None:
 def counting_stage(steps: int, on_step: Callable[[int], None] = lambda _: None) -> Callable[..., Mapping[str, Any]]:
     """A stage that counts to `steps`, leaves a checkpoint at each step, and goes on from the last one."""
 
-    def stage(ctx: StageContext) -> Mapping[str, Any]:
+    def stage(ctx: StageContext[StageParams]) -> Mapping[str, Any]:
         found = ctx.checkpoints.latest()
         start = int((found / "step").read_text()) if found else 0
         ctx.report.event("stage.started_at", step=start)
@@ -124,11 +127,16 @@ def counting_stage(steps: int, on_step: Callable[[int], None] = lambda _: None) 
     return stage
 
 
-def all_stages(**over: Any) -> dict[str, Any]:
-    return dict.fromkeys(("prepare", "joint", "finetune", "evaluate", "export"), plain_stage) | over
+def all_stages(**over: Any) -> Callable[[Stage], StageFunction]:
+    """Load `plain_stage` for every stage but those in `over`."""
+    return lambda stage: over.get(stage.name, plain_stage)
 
 
 def run_group(
-    store: JobStore, artifacts: ArtifactStore, scratch: Path, assignment: Assignment, stages: Mapping[str, Any]
+    store: JobStore,
+    artifacts: ArtifactStore,
+    scratch: Path,
+    assignment: Assignment,
+    load: Callable[[Stage], StageFunction],
 ) -> None:
-    GroupRunner(store, artifacts, scratch, stages).run(assignment)
+    GroupRunner(store, artifacts, scratch, load).run(assignment)

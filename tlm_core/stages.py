@@ -1,50 +1,70 @@
-"""Every stage that runs on workers, by name; its module is imported when it is first asked for.
+"""Stages: what each computes, where it runs, and the version of its result.
 
-Preparing text needs no torch: a worker begins with it seconds earlier, and in half the memory.
+A kind of job defines the stages that only it uses in its own module under `tlm_core.kinds`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
 from importlib import import_module
 from typing import Any
 
-from tlm_core.training.stage import StageContext
+from tlm_core.training import params
+from tlm_core.training.stage import StageContext, StageParams
 
-Stage = Callable[[StageContext], dict[str, Any]]
+StageFunction = Callable[[StageContext[Any]], Mapping[str, Any]]
 
-# Each is a function of that name there.
-_MODULES = {
-    "prepare": "training.prepare",
-    "joint": "training.stages",
-    "finetune": "training.stages",
-    "choose": "training.choose",
-    "evaluate": "training.evaluate",
-    "export": "training.export",
-    "tickets_fit": "compression.stages",
-    "importance": "compression.stages",
-    "ticket": "compression.stages",
-    "phases": "compression.phases",
-    "part": "compression.part",
-    "share": "compression.sharing",
-    "shared_report": "compression.shared_report",
-    "bilstm": "studies.stages",
-    "evaluate_bilstm": "studies.stages",
-    "curve": "studies.curve",
-}
-WITHOUT_TORCH = frozenset({"prepare"})
+# In the metadata of an artifact that stands for skipped work, with the reason. Nodes that depend on it are skipped too.
+DROPPED = "dropped"
 
 
-class _Stages(Mapping[str, Stage]):
-    def __getitem__(self, name: str) -> Stage:
-        found: Stage = getattr(import_module(f"tlm_core.{_MODULES[name]}"), name)
-        return found
+class Place(StrEnum):
+    """Where a stage runs."""
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(_MODULES)
-
-    def __len__(self) -> int:
-        return len(_MODULES)
+    COORDINATOR = "coordinator"
+    RETRIEVER = "retriever"
+    WORKERS = "workers"
 
 
-STAGES: Mapping[str, Stage] = _Stages()
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a job.
+
+    function: "module:name" of a function that takes a StageContext and returns the artifact's metadata. It is empty
+    for stages of the retriever. version: raise it when a change of the code changes the result; older artifacts are
+    then not reused. params: the class of the stage's parameters. needs_torch: whether workers import torch for it.
+    """
+
+    name: str
+    place: Place
+    function: str
+    version: int
+    params: type[StageParams]
+    needs_torch: bool = True
+
+    def load(self) -> StageFunction:
+        """Import the stage's module and return its function."""
+        module, _, name = self.function.partition(":")
+        function: StageFunction = getattr(import_module(module), name)
+        return function
+
+
+def worker(name: str, function: str, version: int, params: type[StageParams], *, needs_torch: bool = True) -> Stage:
+    """A stage that runs on workers."""
+    return Stage(name, Place.WORKERS, function, version, params, needs_torch)
+
+
+VALIDATE = Stage("validate", Place.COORDINATOR, "tlm_core.tasks.validate:validate_stage", 2, params.ValidateParams)
+SELECT = Stage("select", Place.RETRIEVER, "", 5, params.SelectParams)
+# Preparing text needs no torch, so workers start it seconds earlier and with half the memory.
+PREPARE = worker("prepare", "tlm_core.training.prepare:prepare", 5, params.PrepareParams, needs_torch=False)
+JOINT = worker("joint", "tlm_core.training.stages:joint", 6, params.JointParams)
+FINETUNE = worker("finetune", "tlm_core.training.stages:finetune", 4, params.FinetuneParams)
+CHOOSE = worker("choose", "tlm_core.training.choose:choose", 1, params.ChooseParams)
+EVALUATE = worker("evaluate", "tlm_core.training.evaluate:evaluate", 4, params.SeedsParams)
+EXPORT = worker("export", "tlm_core.training.export:export", 2, params.ExportParams)
+
+# The stages that several kinds of job use.
+SHARED_STAGES = (VALIDATE, SELECT, PREPARE, JOINT, FINETUNE, CHOOSE, EVALUATE, EXPORT)

@@ -5,25 +5,26 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.quality.data import corpus_index
 from benchmarks.report import remark
-from services.trainer.local import merge, sizes, subset
 from tlm_core.artifacts import ManifestRef
+from tlm_core.compression.params import TicketParams
 from tlm_core.errors import InvalidRequest
-from tlm_core.jobs.nodes import DROPPED, Node
-from tlm_core.jobs.plan import plan_of
-from tlm_core.jobs.spec import JobRecord, JobSpec, OtherData, Resolved
+from tlm_core.jobs.nodes import DatasetInput, Node
+from tlm_core.jobs.plan import DROPPED, plan_of
+from tlm_core.jobs.spec import JobRecord, JobSpec, Resolved
 from tlm_core.jobs.states import State
 from tlm_core.jobs.studies import check_kind
 from tlm_core.selection.interface import Corpus
 from tlm_core.selection.select import select
-from tlm_core.selection.selectors import Selection
+from tlm_core.stages import VALIDATE
 from tlm_core.tasks.task import Task
-from tlm_core.training.local import run_stage
+from tlm_core.training.local import compute
+from tlm_core.training.params import SelectParams
 from tlm_core.training.recipe import Recipe
 from tlm_core.training.state import WEIGHTS
 
@@ -63,27 +64,20 @@ def free(folder: Path) -> None:
         path.unlink()
 
 
-def _run(node: Node, inputs: Mapping[str, Path], tasks: Sequence[Path], out: Path) -> dict[str, Any]:
-    local: dict[str, Callable[[], dict[str, Any]]] = {
-        "sizes": lambda: sizes(inputs["task"], out, node.params),
-        "subset": lambda: subset(inputs["task"], inputs["sizes"], out, node.params),
-        "merge": lambda: merge(inputs, out, node.params),
-    }
-    if node.stage in local:
-        out.mkdir(parents=True)
-        return local[node.stage]()
-    if node.stage == "validate":
-        _, _, number = node.name.partition(".")
-        shutil.copytree(tasks[int(number or 0)], out)
-    elif node.stage == "select":
-        params, parts = Selection(**node.params["selection"]), out.with_name(f"{out.name}.parts")
-        select(Task.read(inputs["task"]), Corpus("shared", "1", corpus_index()), params, out, seed=0, scratch=parts)
+def _run(node: Node, inputs: Mapping[str, Path], tasks: Sequence[Path], out: Path) -> Mapping[str, Any]:
+    if node.stage is VALIDATE:
+        number = int(node.fixed["dataset"][0])
+        shutil.copytree(tasks[number], out)
+        return {}
+    if isinstance(node.params, SelectParams):
+        selection, parts = node.params.selection, out.with_name(f"{out.name}.parts")
+        select(Task.read(inputs["task"]), Corpus("shared", "1", corpus_index()), selection, out, seed=0, scratch=parts)
         shutil.rmtree(parts, ignore_errors=True)
-    else:
-        run_stage(node.stage, inputs, node.params, out)
-        if node.stage == "ticket" and node.params["which"] != "winning":
-            (out / WEIGHTS).unlink()  # only its history and mask are looked at: a large encoder's would fill the disk
-    return {}
+        return {}
+    meta = compute(node.stage, inputs, node.params, out)
+    if isinstance(node.params, TicketParams) and node.params.which != "winning":
+        (out / WEIGHTS).unlink()  # only its history and mask are read, and the weights of large encoders fill the disk
+    return meta
 
 
 def _record(spec: JobSpec, recipe: Recipe, tasks: int) -> JobRecord:
@@ -91,7 +85,7 @@ def _record(spec: JobSpec, recipe: Recipe, tasks: int) -> JobRecord:
     if tasks < 1:
         raise InvalidRequest("a job needs a task")
     refs = [ManifestRef(folder=f"task/{number}", digest=str(number) * 64) for number in range(tasks)]
-    others = tuple(OtherData(id=f"ds_{number}", ref=ref) for number, ref in enumerate(refs[1:], start=1))
+    others = tuple(DatasetInput(id=f"ds_{number}", ref=ref) for number, ref in enumerate(refs[1:], start=1))
     corpus = {"corpus_name": "shared", "corpus_version": "1"} if recipe.selection.needs_corpus else {}
     resolved = Resolved(dataset_id="ds_0", dataset=refs[0], others=others, recipe=recipe, **corpus)
     times = {"created_at": 0.0, "updated_at": 0.0}

@@ -21,8 +21,9 @@ from typing import Any
 
 from benchmarks.quality.data import FOLDER, outcome, selected
 from benchmarks.report import figure, remark
+from tlm_core.stages import JOINT, PREPARE
 from tlm_core.training.local import run_stage
-from tlm_core.training.params import stage_params
+from tlm_core.training.params import JointParams, PrepareParams
 from tlm_core.training.recipe import Recipe, resolve
 
 MINUTES, GOAL = 30.0, 3.0
@@ -64,8 +65,8 @@ def _rate(name: str) -> float:
         task, selection = selected(name, resolve("fast", "tiny").selection)
         recipe = resolve("paper", "tiny", {"joint.budget.seconds": 60.0})
         inputs = {"task": task, "selection": selection}
-        prepared = run_stage("prepare", inputs, stage_params("prepare", recipe), folder / "prepare")
-        joint = run_stage("joint", {"prepared": prepared}, stage_params("joint", recipe, 0), folder / "joint")
+        prepared = run_stage(PREPARE, inputs, PrepareParams.of(recipe), folder / "prepare")
+        joint = run_stage(JOINT, {"prepared": prepared}, JointParams.of(recipe, 0), folder / "joint")
         cost = json.loads((joint / "history.json").read_text(encoding="utf-8"))["cost"]
         kept.write_text(json.dumps(cost["tokens"] / cost["seconds"]), encoding="utf-8")
         shutil.rmtree(folder)

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from benchmarks.report import alternate, figure, ratios, remark
+from tlm_core.stages import PREPARE
 from tlm_core.studies.bilstm import BiLSTM, LSTMShape, initialise
 from tlm_core.studies.lstm_export import lstm_int8, lstm_onnx
 from tlm_core.studies.measure import compare_graphs
@@ -34,15 +35,16 @@ from tlm_core.training.loop import Budget
 from tlm_core.training.model import TaskModel
 from tlm_core.training.model import initialize as initialize_encoder
 from tlm_core.training.optim import Optimizer
-from tlm_core.training.params import stage_params
+from tlm_core.training.params import PrepareParams
 from tlm_core.training.prepared import Prepared
+from tlm_core.training.recipe import Optimizer as OptimizerRecipe
 from tlm_core.training.recipe import resolve
-from tlm_core.training.stage import StageContext
+from tlm_core.training.stage import StageContext, StageParams
 from tlm_core.training.state import weights
 
 BATCH = 32
 LAYERS, WIDTH = 4, 256
-OPTIMIZER = {"name": "adamw", "lr": 2e-3, "betas": (0.9, 0.98), "weight_decay": 0.01, "warmup": 0.05, "clip": 1.0}
+OPTIMIZER = OptimizerRecipe(name="adamw", lr=2e-3)
 CPU = torch.device("cpu")
 
 
@@ -53,8 +55,8 @@ def prepared_texts(folder: Path) -> Prepared:
         sys.exit(f"no texts at {source}; set TLM_SHARED_DATA to the folder with tasks/")
     write_task(source, folder / "task", DatasetOptions())
     recipe = resolve("fast", "tiny", {"selection.selector": "none", "model.init": "scratch"})
-    params = stage_params("prepare", recipe)
-    return Prepared(run_stage("prepare", {"task": folder / "task"}, params, folder / "prepared"))
+    params = PrepareParams.of(recipe)
+    return Prepared(run_stage(PREPARE, {"task": folder / "task"}, params, folder / "prepared"))
 
 
 def ours(prepared: Prepared, folder: Path, precision: str, steps: int) -> float:
@@ -62,7 +64,9 @@ def ours(prepared: Prepared, folder: Path, precision: str, steps: int) -> float:
     shape = LSTMShape(prepared.vocabulary.size, len(prepared.labels), LAYERS, WIDTH, WIDTH, prepared.max_length)
     model = BiLSTM(shape)
     initialise(model, 0)
-    context = StageContext({}, {}, folder, LocalReporter(), LocalCheckpoints(folder / "none"), scratch=folder)
+    context = StageContext(
+        {}, StageParams(), folder, LocalReporter(), LocalCheckpoints(folder / "none"), scratch=folder
+    )
     trainer = LSTMTrainer(
         ctx=context,
         model=cast(Any, model),

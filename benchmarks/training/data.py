@@ -14,9 +14,10 @@ from benchmarks.report import remark
 from benchmarks.shared import ROOT, shared_data
 from tlm_core.corpus.passages import passage_id
 from tlm_core.selection.output import PASSAGES, RowWriter
+from tlm_core.stages import PREPARE
 from tlm_core.tasks.validate import load_task
 from tlm_core.training.local import run_stage
-from tlm_core.training.params import stage_params
+from tlm_core.training.params import PrepareParams
 from tlm_core.training.process import ENVIRONMENT
 from tlm_core.training.recipe import Recipe, resolve
 
@@ -108,7 +109,7 @@ def prepared() -> Path:
     task.write(CACHE / "making" / "task")
     selection = write_selection(CACHE / "making" / "selection", example_passages())
     inputs = {"task": CACHE / "making" / "task", "selection": selection}
-    made = run_stage("prepare", inputs, stage_params("prepare", bert_recipe()), CACHE / "making" / "prepared")
+    made = run_stage(PREPARE, inputs, PrepareParams.of(bert_recipe()), CACHE / "making" / "prepared")
     shutil.rmtree(folder, ignore_errors=True)
     made.rename(folder)
     return folder

@@ -14,7 +14,7 @@ from benchmarks.training.apart import answer
 from benchmarks.training.data import bert_recipe, fast_recipe, prepared
 from tlm_core.training.local import LocalCheckpoints, LocalReporter
 from tlm_core.training.loop import Budget
-from tlm_core.training.params import stage_params
+from tlm_core.training.params import JointParams
 from tlm_core.training.prepared import Batch
 from tlm_core.training.recipe import Recipe
 from tlm_core.training.stage import StageContext
@@ -33,7 +33,7 @@ class Ours:
         folder = Path(self._folder.name)
         context = StageContext(
             inputs={"prepared": prepared()},
-            params=stage_params("joint", recipe, 0),
+            params=JointParams.of(recipe, 0),
             out=folder,
             report=LocalReporter(),
             checkpoints=LocalCheckpoints(folder / "checkpoints"),

@@ -52,11 +52,12 @@ def selection(count: int) -> Path:
 
 def stage(count: int, recipe: Recipe, folder: str) -> Path:
     """Run the prepare stage in `folder`, with so many passages."""
+    from tlm_core.stages import PREPARE
     from tlm_core.training.local import run_stage
-    from tlm_core.training.params import stage_params
+    from tlm_core.training.params import PrepareParams
 
     inputs = {"task": CACHE / "making" / "task", "selection": selection(count)}
-    return run_stage("prepare", inputs, stage_params("prepare", recipe), Path(folder) / "prepared")
+    return run_stage(PREPARE, inputs, PrepareParams.of(recipe), Path(folder) / "prepared")
 
 
 def stage_and_rows(count: int, recipe: Recipe) -> tuple[float, int]:

@@ -116,7 +116,7 @@ class Estimator:
     def _passages(self, known: _Known, reasons: dict[str, str]) -> tuple[int | None, int | None]:
         """Passages that will be selected: as counted by a job, else a share of what the queries can ask for."""
         resolved, selection = known.job.resolved, known.job.resolved.recipe.selection
-        nodes = [node for node in known.plan.nodes if node.stage == "select"]
+        nodes = [node for node in known.plan.nodes if node.stage.name == "select"]
         if not nodes:
             reasons["passages"] = "nothing is selected: the job is trained on the task alone"
             return 0, 0
@@ -199,7 +199,7 @@ def _stages(
     seeds = len(known.job.spec.seeds)
     names: dict[str, list[str]] = {}
     for node in known.plan.nodes:
-        names.setdefault(node.stage, []).append(node.name)
+        names.setdefault(node.stage.name, []).append(node.name)
     if known.job.spec.kind != "train":
         for stage in names:
             yield StageEstimate(

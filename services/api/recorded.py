@@ -86,7 +86,7 @@ class Recorded:
             trained = {
                 node.name: float(self._json(refs[node.name], "history.json")["cost"]["seconds"])
                 for node in plan.nodes
-                if node.stage in _TRAINED and metas.get(node.name, {}).get("flops")
+                if node.stage.name in _TRAINED and metas.get(node.name, {}).get("flops")
             }
             searched = (metas.get("select", {}).get("corpus") or {}).get("passages", 0)
             facts = Facts(rows, prepared["tokens"], len(job.spec.seeds), float(searched))
@@ -144,7 +144,7 @@ class Facts:
 def source_of(resolved: Resolved) -> tuple[str, str, str]:
     """Data set, corpus version and how is selected, each by what names its content."""
     corpus = f"{resolved.corpus_name}@{resolved.corpus_version}"
-    return (resolved.data[0].content, corpus, resolved.recipe.selection.model_dump_json())
+    return (resolved.datasets[0].content, corpus, resolved.recipe.selection.model_dump_json())
 
 
 def _took(
@@ -171,7 +171,7 @@ def _took(
                 yield Took(START, 1.0, event.at - submitted)
                 submitted = None
         elif event.type == "artifact.published" and node in metas:
-            stage = plan.node(node).stage
+            stage = plan.node(node).stage.name
             work = facts.work(stage, float(metas[node].get("flops", 0.0)))
             if work > 0:
                 yield Took(stage, work, max(event.at - began.get(node, mark), trained.get(node, 0.0)))

@@ -35,7 +35,7 @@ def delete_job(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord) -> None
     Raises IllegalTransition while it is not over. A job submitted at this very moment that counts on one of the
     artifacts finds its files gone and makes it again.
     """
-    made, data = sorted(artifacts_made(jobs, job)), sorted({one.ref.digest for one in job.resolved.data})
+    made, data = sorted(artifacts_made(jobs, job)), sorted({one.ref.digest for one in job.resolved.datasets})
     removal = Removal(job.tenant, job.id, artifacts=made, data=data)
     jobs.delete(job, removal)
     _finish(jobs, artifacts, removal)

@@ -39,7 +39,7 @@ def artifact_of(jobs: JobStore, job: JobRecord, stage: str) -> ManifestRef:
     """
     plan = plan_of(job)
     named = {"evaluate": plan.report, "export": plan.model}.get(stage)
-    nodes = [node.name for node in plan.nodes if node.name == named or (named is None and node.stage == stage)]
+    nodes = [node.name for node in plan.nodes if node.name == named or (named is None and node.stage.name == stage)]
     if not nodes:
         raise NotFound(f"{job.id} has no stage '{stage}'; it was submitted without")
     done = refs_of(jobs, job, plan)

@@ -8,6 +8,7 @@ from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from services.common.settings import StoreSettings
+from tlm_core.training.recipe import Precision
 
 
 class ApiSettings(StoreSettings):
@@ -23,5 +24,9 @@ class ApiSettings(StoreSettings):
     max_upload_bytes: int = Field(8 * 2**30, ge=1, description="of one request, all its files together")
     model_folders: tuple[Path, ...] = Field((), description="folders whose encoders and tokenizers jobs may start from")
     sources: tuple[str, ...] = Field((), description="what corpora may be fetched from: s3://bucket/folder, hub:, …")
+    precision: Precision | None = Field(
+        None,
+        description="the meaning of `precision: auto`; unset: what this machine's processor computes natively",
+    )
     predict_cache_bytes: int = Field(2**30, ge=1, description="models kept ready for predictions, by their size")
     webhook_private: bool = Field(False, description="send webhooks over plain http and to private networks too")

@@ -14,9 +14,11 @@ from services.api.results import artifact_of, json_of
 from services.common.catalog import Catalog, ready_version
 from services.common.catalog_records import DatasetRecord
 from services.common.problem import validation_problem
+from tlm_core.compression.masks import Mask
 from tlm_core.errors import Conflict, InvalidRequest
+from tlm_core.jobs.nodes import DatasetInput, ReusedArtifact
 from tlm_core.jobs.plan import plan_of
-from tlm_core.jobs.spec import FROM_JOB, JobRecord, JobSpec, OtherData, Resolved, Taken
+from tlm_core.jobs.spec import FROM_JOB, JobRecord, JobSpec, Resolved
 from tlm_core.jobs.states import State
 from tlm_core.jobs.studies import check_kind, recipes_of
 from tlm_core.selection.selectors import SELECTORS
@@ -40,7 +42,7 @@ def resolve_job(parts: Parts, tenant: str, spec: JobSpec) -> tuple[JobSpec, Reso
     if spec.pruned is not None:
         return _pruning(parts, tenant, spec, parts.jobs.get(tenant, spec.pruned))
     catalog, allowed = parts.catalog, parts.settings.model_folders
-    recipe = resolve(spec.recipe, spec.scale, spec.set)
+    recipe = resolve(spec.recipe, spec.scale, spec.set, precision=parts.settings.precision)
     tickets = _tickets(parts, tenant, spec, recipe)
     check_kind(spec, recipe, tickets)
     for used in recipes_of(spec, recipe):
@@ -102,17 +104,17 @@ def _pruning(parts: Parts, tenant: str, spec: JobSpec, trained: JobRecord) -> tu
         if name in spec.model_fields_set and getattr(spec, name) != getattr(own, name):
             raise InvalidRequest(f"'prune.job' brings '{name}' from {trained.id}; leave '{name}' out")
     spec = spec.model_copy(update={name: getattr(own, name) for name in FROM_JOB})
-    resolved = trained.resolved.model_copy(update={"taken": _taken(trained)})
+    resolved = trained.resolved.model_copy(update={"reused": _reused(trained)})
     parts.catalog.dataset(tenant, resolved.dataset_id)
     check_kind(spec, resolved.recipe)
     _check_folders(resolved.recipe, parts.settings.model_folders)
     return spec, resolved
 
 
-def _taken(trained: JobRecord) -> dict[str, Taken]:
+def _reused(trained: JobRecord) -> dict[str, ReusedArtifact]:
     """What the job has left of each stage up to its finetuned models. Raises Conflict where that has an older form."""
     assert trained.result is not None, "a job that succeeded tells what it has left"
-    left = {name: Taken.model_validate(entry) for name, entry in trained.result["artifacts"].items()}
+    left = {name: ReusedArtifact.model_validate(entry) for name, entry in trained.result["artifacts"].items()}
     digests = {name: one.ref.digest for name, one in left.items()}
     nodes = plan_of(trained).behind("evaluate")
     for node in nodes:
@@ -124,7 +126,7 @@ def _taken(trained: JobRecord) -> dict[str, Taken]:
     return {node.name: left[node.name] for node in nodes}
 
 
-def _others(catalog: Catalog, tenant: str, spec: JobSpec, first: str) -> tuple[OtherData, ...]:
+def _others(catalog: Catalog, tenant: str, spec: JobSpec, first: str) -> tuple[DatasetInput, ...]:
     """The data sets that share an encoder with the first one, whose id is given.
 
     Raises NotFound, and InvalidRequest for one that stands twice, by whatever name.
@@ -139,24 +141,24 @@ def _others(catalog: Catalog, tenant: str, spec: JobSpec, first: str) -> tuple[O
     return tuple(found)
 
 
-def _data(record: DatasetRecord) -> OtherData:
-    return OtherData(id=record.id, ref=record.raw, options=record.options)
+def _data(record: DatasetRecord) -> DatasetInput:
+    return DatasetInput(id=record.id, ref=record.raw, options=record.options)
 
 
-def _tickets(parts: Parts, tenant: str, spec: JobSpec, recipe: Recipe) -> dict[str, dict[str, Any]]:
+def _tickets(parts: Parts, tenant: str, spec: JobSpec, recipe: Recipe) -> dict[str, Mask]:
     """The masks of the tickets that are named by the `prune` job that found them."""
     asked = spec.share_tickets.tickets if spec.share_tickets else {}
     return {name: _found(parts, tenant, name, job, recipe) for name, job in asked.items() if isinstance(job, str)}
 
 
-def _found(parts: Parts, tenant: str, name: str, job_id: str, recipe: Recipe) -> dict[str, Any]:
+def _found(parts: Parts, tenant: str, name: str, job_id: str, recipe: Recipe) -> Mask:
     """The mask of the super ticket that a job found on the same data, with the same model and finetuning."""
     job = parts.jobs.get(tenant, job_id)
     if job.spec.kind != "prune":
         raise InvalidRequest(
             f"the ticket of '{name}' names {job_id}, which is of kind '{job.spec.kind}'; name a job of kind 'prune'"
         )
-    if job.resolved.data[0].content != _data(parts.catalog.dataset(tenant, name)).content:
+    if job.resolved.datasets[0].content != _data(parts.catalog.dataset(tenant, name)).content:
         raise InvalidRequest(
             f"the ticket of '{name}' names {job_id}, which pruned on other data ({job.spec.dataset}), or read it with "
             "other options; if so meant, give the mask of its report in place of its id"
@@ -173,8 +175,7 @@ def _found(parts: Parts, tenant: str, name: str, job_id: str, recipe: Recipe) ->
             "meant, give the mask of its report in place of its id"
         )
     report = json_of(parts.artifacts, artifact_of(parts.jobs, job, "evaluate"), "report.json")
-    mask: dict[str, Any] = report["super_ticket"]["mask"]
-    return mask
+    return Mask.from_dict(report["super_ticket"]["mask"])
 
 
 def _tuned_by(recipe: Recipe) -> dict[str, Any]:

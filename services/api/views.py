@@ -61,7 +61,7 @@ def _resolved(job: JobRecord, plan: Plan, done: Mapping[str, ManifestRef]) -> di
     stages = tuple(
         wire.StageState(
             name=node.name,
-            stage=node.stage,
+            stage=node.stage.name,
             place=node.place,
             needs=tuple(sorted(set(node.inputs.values()))),
             done=node.name in done,

@@ -33,7 +33,7 @@ from tlm_core.jobs.states import ACTIVE, TERMINAL, TRANSITIONS, State, Verb, all
 _LUA = Path(__file__).parent / "lua"
 _TERMINAL_JSON = canonical_json(dict.fromkeys(TERMINAL, True))
 _ACTIVE_JSON = canonical_json(dict.fromkeys(ACTIVE, True))
-_JSON_FIELDS = ("spec", "resolved", "origin", "submissions", "unshared", "progress", "error", "result")
+_JSON_FIELDS = ("spec", "resolved", "origin", "submissions", "excluded_from_cache", "progress", "error", "result")
 _MAX_LOG_LINES = 20_000  # and metric points
 _MAX_FEED_ENTRIES = 100_000
 _IDEMPOTENCY_SECONDS = 7 * 86_400
@@ -572,8 +572,8 @@ def _indexes(tenant: str, spec: JobSpec, resolved: Resolved) -> list[str]:
     return [
         key(tenant, "jobs"),
         key(tenant, "kind", spec.kind),
-        *(key(tenant, "on", data.id) for data in resolved.data),
-        *(key(tenant, "data", digest) for digest in sorted({data.ref.digest for data in resolved.data})),
+        *(key(tenant, "on", data.id) for data in resolved.datasets),
+        *(key(tenant, "data", digest) for digest in sorted({data.ref.digest for data in resolved.datasets})),
         *(key(tenant, "label", digest_of(pair)) for pair in sorted(spec.metadata.items())),
     ]
 

@@ -35,8 +35,8 @@ class Situation:
         while level := [node for node in waiting if done.keys() >= set(node.inputs.values())]:
             names = {node.name for node in level}
             waiting = [node for node in waiting if node.name not in names]
-            done |= {node.name: node.taken.ref for node in level if node.taken}
-            nodes = [node for node in level if not node.taken]
+            done |= {node.name: node.reused.ref for node in level if node.reused}
+            nodes = [node for node in level if not node.reused]
             refs = store.artifacts(job.tenant, [_artifact_id(job, node, done) for node in nodes])
             done |= {node.name: ref for node, ref in zip(nodes, refs, strict=True) if ref is not None}
         return cls(job, plan, done)
@@ -63,7 +63,7 @@ class Situation:
         Returns the error for an attempt that needs the artifact. Raises NotFound if the artifact belongs to another
         job and cannot be computed again.
         """
-        if node.taken:
+        if node.reused:
             raise NotFound(
                 f"The artifact of '{node.name}' from job {self.job.spec.pruned} is lost ({error}). A new one would "
                 "belong to another model. Train the model again and prune that job."

@@ -294,7 +294,7 @@ class Coordinator:
     def _publish(self, situation: Situation, node: Node, ref: ManifestRef) -> None:
         job, artifact = situation.job, situation.artifact_id(node)
         self._store.publish(
-            job.tenant, job.id, job.attempt, artifact=artifact, ref=ref, node=node.name, stage=node.stage
+            job.tenant, job.id, job.attempt, artifact=artifact, ref=ref, node=node.name, stage=node.stage.name
         )
 
     def _report_progress(
@@ -309,7 +309,7 @@ class Coordinator:
     ) -> None:
         job, nodes = situation.job, situation.plan.nodes
         progress = Progress(
-            stage=node.stage,
+            stage=node.stage.name,
             node=node.name,
             step=step,
             total=total,

@@ -7,11 +7,12 @@ group starts with the first stage that needs torch.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from multiprocessing.connection import Client, Connection, Listener
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tlm_core.stages import WITHOUT_TORCH, Stage
+if TYPE_CHECKING:  # The program must not import what only its workers need.
+    from tlm_core.stages import Stage, StageFunction
 
 # Returns the value of rank 0 on every rank once all ranks have called it. There is no timeout, because a stage that
 # rank 0 computes alone may take hours. If a worker dies, its connections break or Ray ends the others.
@@ -53,29 +54,20 @@ def join(address: tuple[str, int], secret: bytes) -> Broadcast:
     return broadcast
 
 
-class DistributedStages(Mapping[str, Stage]):
-    """The stages. The first look-up of one that needs torch starts torch's process group, with rank 0 at `host`."""
+class StageLoader:
+    """Loads stages. Before the first stage that needs torch, it starts torch's process group, with rank 0 at `host`."""
 
-    def __init__(
-        self, stages: Mapping[str, Stage], broadcast: Broadcast, host: str, rank: int, world_size: int
-    ) -> None:
-        self._stages = stages
+    def __init__(self, broadcast: Broadcast, host: str, rank: int, world_size: int) -> None:
         self._broadcast = broadcast
         self._host = host
         self._rank = rank
         self._world_size = world_size
         self._initialized = False
 
-    def __getitem__(self, name: str) -> Stage:
-        if name not in WITHOUT_TORCH and not self._initialized:
+    def __call__(self, stage: Stage) -> StageFunction:
+        if stage.needs_torch and not self._initialized:
             self._init_process_group()
-        return self._stages[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._stages)
-
-    def __len__(self) -> int:
-        return len(self._stages)
+        return stage.load()
 
     def _init_process_group(self) -> None:
         import torch

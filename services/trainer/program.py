@@ -11,11 +11,9 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Mapping
 
 from services.trainer.assignment import Assignment
-from services.trainer.process_group import Broadcast, DistributedStages, Rendezvous, join
-from tlm_core.stages import STAGES, Stage
+from services.trainer.process_group import Broadcast, Rendezvous, StageLoader, join
 
 
 def main() -> None:
@@ -26,16 +24,17 @@ def main() -> None:
     if assignment.workers > 1:
         _run_workers(assignment)
     else:
-        _compute(assignment, 0, lambda value: value, STAGES)
+        _compute(assignment, 0, lambda value: value)
 
 
-def _compute(assignment: Assignment, rank: int, broadcast: Broadcast, stages: Mapping[str, Stage]) -> None:
+def _compute(assignment: Assignment, rank: int, broadcast: Broadcast, load: StageLoader | None = None) -> None:
     """Run the stages of one worker."""
     # numpy and torch read this variable when they are imported.
     os.environ["OMP_NUM_THREADS"] = str(max(1, int(assignment.cpus)))
     from services.common.logs import log_context, set_up_logging
     from services.trainer.settings import TrainerSettings
     from services.trainer.worker import GroupRunner
+    from tlm_core.stages import Stage
 
     set_up_logging("worker")
     settings = TrainerSettings()
@@ -43,7 +42,7 @@ def _compute(assignment: Assignment, rank: int, broadcast: Broadcast, stages: Ma
         settings.job_store(),
         settings.artifact_store(),
         settings.scratch,
-        stages,
+        load or Stage.load,
         rank=rank,
         world_size=assignment.workers,
         broadcast=broadcast,
@@ -92,9 +91,9 @@ class _Worker:
     def run(self, address: tuple[str, int]) -> None:
         """Join the process group and run this worker's part of the assignment."""
         broadcast = join(address, self._secret) if self._rendezvous is None else self._rendezvous.wait()
-        stages = DistributedStages(STAGES, broadcast, address[0], self._rank, self._assignment.workers)
-        _compute(self._assignment, self._rank, broadcast, stages)
-        stages.close()
+        load = StageLoader(broadcast, address[0], self._rank, self._assignment.workers)
+        _compute(self._assignment, self._rank, broadcast, load)
+        load.close()
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ class JobReporter:
         node, plan = self._node
         with self._lock:
             self._pending.progress = Progress(
-                stage=node.stage,
+                stage=node.stage.name,
                 node=node.name,
                 step=step,
                 total=total,
@@ -91,7 +91,7 @@ class JobReporter:
         """See `Reporter.metrics`."""
         assert self._node is not None, "call start_node first"
         with self._lock:
-            self._pending.metrics.append({"node": self._node[0].name, "stage": self._node[0].stage, **values})
+            self._pending.metrics.append({"node": self._node[0].name, "stage": self._node[0].stage.name, **values})
 
     def event(self, type: str, **data: Any) -> None:
         """See `Reporter.event`."""

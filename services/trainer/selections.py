@@ -11,6 +11,7 @@ from tlm_core.artifacts import ManifestRef
 from tlm_core.errors import TLMError
 from tlm_core.jobs.plan import Node
 from tlm_core.jobs.spec import JobRecord
+from tlm_core.training.params import SelectParams
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,14 @@ class RetrieverSelections:
 
     @staticmethod
     def _body(job: JobRecord, node: Node, artifact: str, task: ManifestRef) -> SelectionRequest:
-        resolved = job.resolved
+        resolved, params = job.resolved, node.params
+        assert isinstance(params, SelectParams)
         return SelectionRequest(
             tenant=job.tenant,
             corpus=resolved.corpus_name,
             version=resolved.corpus_version,
             task=task,
-            params=dict(node.params["selection"]),
-            seed=node.params["seed"],
+            params=params.selection.model_dump(mode="json"),
+            seed=params.seed,
             prefix=f"{folder_prefix(job, artifact)}{job.attempt}",
         )

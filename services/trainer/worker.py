@@ -20,7 +20,7 @@ from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import CorruptArtifact, NotFound, StaleAttempt, TLMError, WorkerLost
 from tlm_core.jobs.plan import DROPPED, Node, plan_of
 from tlm_core.jobs.spec import JobRecord
-from tlm_core.stages import Stage
+from tlm_core.stages import Stage, StageFunction
 from tlm_core.training.params import SHRUNK
 from tlm_core.training.stage import StageContext, StopRequested
 
@@ -43,7 +43,8 @@ class NullReporter:
 class GroupRunner:
     """Runs the stages of an assignment on this rank.
 
-    broadcast: returns the value of rank 0 on every rank, and waits until every rank has called it.
+    load: returns the function of a stage. broadcast: returns the value of rank 0 on every rank,
+    and waits until every rank has called it.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class GroupRunner:
         store: JobStore,
         artifacts: ArtifactStore,
         scratch: Path,
-        stages: Mapping[str, Stage],
+        load: Callable[[Stage], StageFunction] = Stage.load,
         *,
         rank: int = 0,
         world_size: int = 1,
@@ -60,7 +61,7 @@ class GroupRunner:
         self._store = store
         self._artifacts = artifacts
         self._scratch = scratch
-        self._stages = stages
+        self._load = load
         self._rank = rank
         self._world_size = world_size
         self._broadcast = broadcast
@@ -151,7 +152,7 @@ class GroupRunner:
         checkpoints = JobCheckpoints(
             self._store, self._artifacts, job, node.name, artifact, work, report_event=reporter.event
         )
-        reporter.event("stage.started", node=node.name, stage=node.stage)
+        reporter.event("stage.started", node=node.name, stage=node.stage.name)
         localize = self._artifacts.localize
         context = StageContext(
             inputs={name: self._read_input(situation, source, localize) for name, source in node.inputs.items()},
@@ -166,7 +167,7 @@ class GroupRunner:
         log.info("Started %s", node.name)
         stopped = False
         try:
-            meta = self._stages[node.stage](context)
+            meta = self._load(node.stage)(context)
         except StopRequested:
             stopped = True
             raise
@@ -194,7 +195,7 @@ class GroupRunner:
         job, cached = situation.job, SHRUNK not in meta
         artifact = situation.artifact_id(replace(node, reusable=node.reusable and cached))
         folder = f"{folder_prefix(job, artifact)}{job.attempt}"
-        ref = self._artifacts.write(folder, out, artifact=artifact, stage=node.stage, meta=meta)
+        ref = self._artifacts.write(folder, out, artifact=artifact, stage=node.stage.name, meta=meta)
         if self._publish(situation, node, artifact, ref, cached=cached) != ref:
             self._artifacts.delete(folder)
         return artifact
@@ -211,7 +212,7 @@ class GroupRunner:
             artifact=artifact,
             ref=ref,
             node=node.name,
-            stage=node.stage,
+            stage=node.stage.name,
             cached=cached,
         )
 

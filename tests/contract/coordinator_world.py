@@ -76,7 +76,7 @@ class World:
             raise self.validate_error
         self.validated += 1
         folder = f"{T}/artifacts/{artifact}/{job.id}-{self.validated}"
-        return folder_artifact(self.artifacts, self.folder, folder, artifact, node.stage)
+        return folder_artifact(self.artifacts, self.folder, folder, artifact, node.stage.name)
 
     def coordinator(self, owner: str = "a", **settings: Any) -> Coordinator:
         values = {"storage": str(self.folder / "storage"), "scratch": self.folder / "scratch", "lease_seconds": 0.2}

@@ -181,15 +181,15 @@ def make_job(gateway: Gateway, name: str, dataset: str) -> str:
 def begin(gateway: Gateway, job: JobRecord) -> None:
     """What happens before training: the stages up to prepare, and the first words of a worker."""
     for node in plan_of(job).nodes:
-        if node.stage not in ("validate", "select", "prepare"):
+        if node.stage.name not in ("validate", "select", "prepare"):
             break
         if node.name in published_of(gateway, job):
             continue
         folder = gateway.root / "made" / uuid.uuid4().hex
         folder.mkdir(parents=True)
-        if node.stage == "validate":
+        if node.stage.name == "validate":
             make_task(folder, job)
-        elif node.stage == "select":
+        elif node.stage.name == "select":
             make_selection(folder, HOSTILE if job.spec.dataset == "hostile" else "")
         else:
             (folder / "data.json").write_text(json.dumps({"job": job.id}))
@@ -207,7 +207,7 @@ def begin(gateway: Gateway, job: JobRecord) -> None:
 def tell(gateway: Gateway, job: JobRecord, share: float) -> None:
     """Points and progress of a joint stage that is `share` of its way along, and a checkpoint."""
     nodes = plan_of(job).nodes
-    joint = next(node for node in nodes if node.stage == "joint")
+    joint = next(node for node in nodes if node.stage.name == "joint")
     total = 900
     step = round(total * share)
     progress = Progress(
@@ -273,20 +273,20 @@ def finish(gateway: Gateway, job: JobRecord, labels: tuple[str, ...], skill: flo
             continue
         folder = gateway.root / "made" / uuid.uuid4().hex
         folder.mkdir(parents=True)
-        if node.stage in ("joint", "finetune"):
+        if node.stage.name in ("joint", "finetune"):
             seed = int(node.name.partition(".s")[2])
-            total = 900 if node.stage == "joint" else 140
+            total = 900 if node.stage.name == "joint" else 140
             evaluations = [
                 {"step": s, "score": skill * (1 - math.exp(-(s + 8) / 30)) + 0.01 * seed, "accuracy": 0.5, "loss": 1.0}
                 for s in range(0, 141, 14)
             ]
             history = {
                 "points": course(total, total, seed),
-                "evaluations": evaluations if node.stage == "finetune" else [],
+                "evaluations": evaluations if node.stage.name == "finetune" else [],
                 "best": None,
             }
             (folder / "history.json").write_text(json.dumps(history | {"job": job.id}))
-        elif node.stage == "evaluate":
+        elif node.stage.name == "evaluate":
             (folder / "report.json").write_text(json.dumps(report))
         else:
             make_model(folder, labels)

@@ -32,9 +32,11 @@ def publish(store: JobStore, artifacts: ArtifactStore, job: JobRecord, node_name
     digests = {name: ref.digest for name, ref in Situation.read(store, job).done.items()}
     artifact = node.artifact_id(digests, job.id)
     ref = artifacts.write(
-        f"{job.tenant}/artifacts/{artifact}/{job.attempt}", files, artifact=artifact, stage=node.stage
+        f"{job.tenant}/artifacts/{artifact}/{job.attempt}", files, artifact=artifact, stage=node.stage.name
     )
-    return store.publish(job.tenant, job.id, job.attempt, artifact=artifact, ref=ref, node=node_name, stage=node.stage)
+    return store.publish(
+        job.tenant, job.id, job.attempt, artifact=artifact, ref=ref, node=node_name, stage=node.stage.name
+    )
 
 
 def complete(
@@ -45,7 +47,7 @@ def complete(
     for node in plan_of(job).nodes:
         folder = root / "made" / uuid.uuid4().hex
         folder.mkdir(parents=True)
-        match node.stage:
+        match node.stage.name:
             case "select":
                 make_selection(folder)
             case "evaluate":

@@ -40,23 +40,25 @@ def record(
         if node.name in already:
             refs[node.name] = already[node.name]
             continue
-        store.report(T, job.id, job.attempt, events=[("stage.started", {"node": node.name, "stage": node.stage})])
+        store.report(T, job.id, job.attempt, events=[("stage.started", {"node": node.name, "stage": node.stage.name})])
         folder = gateway.root / "made" / uuid.uuid4().hex
         folder.mkdir(parents=True)
         (folder / "task.json").write_text(json.dumps({"counts": ROWS}))
         (folder / "history.json").write_text(json.dumps({"cost": {"seconds": counted}}))
         (folder / "report.json").write_text(json.dumps(report(job.resolved.recipe, flops or {}, gpu_seconds)))
         meta: dict[str, Any] = {}
-        if node.stage in ("select", "prepare"):
+        if node.stage.name in ("select", "prepare"):
             meta = {"passages": 50, "tokens": TOKENS, "vocab_size": 900, "corpus": {"passages": SEARCHED}}
         meta |= (
-            {"flops": (flops or {}).get(node.stage, 1e9), "steps": 10} if node.stage in ("joint", "finetune") else {}
+            {"flops": (flops or {}).get(node.stage.name, 1e9), "steps": 10}
+            if node.stage.name in ("joint", "finetune")
+            else {}
         )
         artifact = node.artifact_id({name: ref.digest for name, ref in already.items()}, job.id)
         ref = artifacts.write(
-            f"{T}/artifacts/{artifact}/{job.id}", folder, artifact=artifact, stage=node.stage, meta=meta
+            f"{T}/artifacts/{artifact}/{job.id}", folder, artifact=artifact, stage=node.stage.name, meta=meta
         )
-        store.publish(T, job.id, job.attempt, artifact=artifact, ref=ref, node=node.name, stage=node.stage)
+        store.publish(T, job.id, job.attempt, artifact=artifact, ref=ref, node=node.name, stage=node.stage.name)
         refs[node.name] = ref
     entries = {name: {"artifact": f"art_{name}", "ref": ref.model_dump()} for name, ref in refs.items()}
     done = store.finish(job, "a", {"artifacts": entries})

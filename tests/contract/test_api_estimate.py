@@ -143,7 +143,7 @@ def test_estimates_hold_against_ten_recorded_jobs(api: TestClient, gateway: Gate
 
         def seconds(node: Node, flops: dict[str, float] = flops, took: list[float] = took) -> float:
             noise = chance.uniform(0.85, 1.15)
-            took.append(noise * (flops[node.stage] * 4e-12 if node.stage in flops else 5.0))
+            took.append(noise * (flops[node.stage.name] * 4e-12 if node.stage.name in flops else 5.0))
             return took[-1]
 
         assert api.post("/v1/jobs", json=BODY | over).status_code == 202

@@ -162,7 +162,7 @@ def test_what_an_earlier_release_made_goes_with_the_last_job_that_shares_it(
     gateway.parts.jobs.fail(job, "a", WorkerLost("gone"))
     assert api.delete(f"/v1/jobs/{first}").status_code == 204
     assert done(api, own) == ["validate", "select", "prepare", "joint.s0"]
-    monkeypatch.setattr(nodes, "STAGE_VERSIONS", {**nodes.STAGE_VERSIONS, "validate": 99})
+    monkeypatch.setattr(nodes, "VALIDATE", replace(nodes.VALIDATE, version=99))
     assert done(api, own) == []
     assert api.delete(f"/v1/jobs/{own}").status_code == 204
     assert not any((gateway.root / "storage/default/artifacts").rglob("manifest.json"))

@@ -76,7 +76,7 @@ def test_of_a_prune_job_it_is_the_dense_model_that_is_pruned_at_other_levels(
     told = prune(api, job.id)
     assert told["status_code"] == 202, told
     pruning, own = gateway.parts.jobs.get(T, told["id"]), Situation.read(gateway.parts.jobs, job).done
-    assert {name: one.ref for name, one in pruning.resolved.taken.items()} == {name: own[name] for name in MODEL}
+    assert {name: one.ref for name, one in pruning.resolved.reused.items()} == {name: own[name] for name in MODEL}
     assert Situation.read(gateway.parts.jobs, pruning).done["evaluate"] == own["evaluate"]
     names = {node.name for node in plan_of(pruning).nodes}
     assert "ticket.winning.l0.2.s3" in names and not any("l0.3" in name for name in names)
@@ -94,7 +94,7 @@ def test_what_the_job_brings_is_part_of_its_request_only_where_it_says_the_same(
     assert clone.status_code == 202, clone.text
     assert clone.json()["spec"]["prune"] == {**first["spec"]["prune"], "levels": [0.3]}
     record = gateway.parts.jobs.get(T, clone.json()["id"])
-    assert record.resolved.taken.keys() == MODEL
+    assert record.resolved.reused.keys() == MODEL
 
 
 def test_a_job_whose_model_cannot_be_pruned_is_refused(api: TestClient, gateway: Gateway) -> None:

@@ -54,7 +54,7 @@ def test_the_ticket_of_a_prune_job_is_pinned_when_the_sharing_is_submitted(gatew
     assert job["status_code"] == 202, job
     record = gateway.parts.jobs.get(T, job["id"])
     assert record.spec.share_tickets is not None and record.spec.share_tickets.tickets == {"toy": found}
-    assert plan_of(record).node("tickets.s0").params["tickets"] == [{"mask": MASK}, {"level": 0.15}]
+    assert plan_of(record).node("tickets.s0").params.tickets == (Mask.from_dict(MASK), 0.15)
 
 
 def test_a_ticket_that_is_none_is_refused_before_anything_runs(gateway: Gateway, api: TestClient) -> None:
@@ -63,7 +63,7 @@ def test_a_ticket_that_is_none_is_refused_before_anything_runs(gateway: Gateway,
     waiting = submitted(api, kind="prune", prune={"levels": [0.1]})["id"]
     for ticket, status, complaint in (
         (train, 422, "of kind 'train'"), ("job_none", 404, "job_none"), (waiting, 409, "has not finished"),
-        ("best", 422, "no job's id"),
+        ("best", 422, "Invalid ticket of 'toy': 'best'"),
     ):  # fmt: skip
         answer = shared(api, ticket)
         assert answer["status_code"] == status, answer

@@ -81,7 +81,7 @@ def test_what_had_to_shrink_leaves_no_checkpoints_that_nothing_leads_to(world: W
     world.work(world.until_submitted(coordinator, job_id), joint=shrunk, finetune=counting)
     coordinator.round()
     job = world.job(job_id)
-    assert job.state is State.SUCCEEDED and job.unshared == ("joint.s0",)
+    assert job.state is State.SUCCEEDED and job.excluded_from_cache == ("joint.s0",)
     left = {path.parent.parent.parent.name for path in (world.folder / "storage").rglob("checkpoints/**/step")}
     assert job.result is not None
     assert left == {job.result["artifacts"]["finetune.s0"]["artifact"]}, "others stay"

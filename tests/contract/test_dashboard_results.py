@@ -12,9 +12,9 @@ from tests.contract.dashboard_made import HOSTILE, LABELS, Made, make_report
 from tests.contract.dashboard_pages import Tags, signed_in
 from tests.contract.gateway import AUTH, Gateway
 from tests.factories import make_resolved, make_spec
+from tlm_core.jobs.nodes import DatasetInput
 from tlm_core.jobs.options import ShareTickets
 from tlm_core.jobs.plan import plan_of
-from tlm_core.jobs.spec import OtherData
 
 T = "default"
 
@@ -129,7 +129,7 @@ def test_studies_show_their_words_and_their_plot(gateway: Gateway) -> None:
     for kind in ("learning_curve", "prune", "share_tickets"):
         shared = kind == "share_tickets"
         spec = make_spec(kind=kind, **(others if shared else {}))
-        other = OtherData(id="ds_2", ref=make_resolved().dataset)
+        other = DatasetInput(id="ds_2", ref=make_resolved().dataset)
         job, _ = store.submit(T, spec, make_resolved(others=(other,) if shared else ()))
         claimed = store.claim("maker", 60)
         assert claimed is not None

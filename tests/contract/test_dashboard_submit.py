@@ -76,7 +76,7 @@ def test_the_model_of_a_job_is_pruned_whatever_stands_in_the_fields_that_it_brin
     job = submitted(gateway, kind="prune", job=f" {trained.id} ", levels="0.2", scale="small", seeds="9")
     assert job.spec.pruned == trained.id
     assert (job.spec.scale, job.spec.seeds, job.spec.set) == ("tiny", trained.spec.seeds, trained.spec.set)
-    assert job.resolved.taken["joint.s0"].model_dump() == (trained.result or {})["artifacts"]["joint.s0"]
+    assert job.resolved.reused["joint.s0"].model_dump() == (trained.result or {})["artifacts"]["joint.s0"]
 
 
 def test_the_empty_form_asks_for_each_kind_as_the_api_does_by_default(gateway: Gateway) -> None:

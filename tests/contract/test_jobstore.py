@@ -23,7 +23,8 @@ from tlm_core.errors import (
     StoreUnavailable,
     WorkerLost,
 )
-from tlm_core.jobs.spec import JobRecord, OtherData, Progress
+from tlm_core.jobs.nodes import DatasetInput
+from tlm_core.jobs.spec import JobRecord, Progress
 from tlm_core.jobs.states import TERMINAL, TRANSITIONS, State, Verb
 
 T = "default"
@@ -332,7 +333,7 @@ def test_an_accepted_job_survives_a_killed_redis(tmp_path: Any) -> None:
 
 
 def test_a_job_is_not_made_without_every_data_set_that_it_needs(store: JobStore, redis_client: redis.Redis) -> None:
-    others = (OtherData(id="ds_2", ref=ManifestRef(folder="default/datasets/ds_2", digest="2" * 64), options={}),)
+    others = (DatasetInput(id="ds_2", ref=ManifestRef(folder="default/datasets/ds_2", digest="2" * 64), options={}),)
     resolved = make_resolved(others=others)
     needs = ["tlm:{default}:dataset:ds_1", "tlm:{default}:dataset:ds_2"]
     redis_client.set(needs[0], "{}")

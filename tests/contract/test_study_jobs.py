@@ -19,12 +19,12 @@ from services.trainer.local import run_local
 from services.trainer.settings import TrainerSettings
 from tests.contract.coordinator_world import AheadStore, AtOnce
 from tests.factories import make_resolved, make_spec
-from tests.trainer_fakes import FakeCluster, FakeSelections, plain_stage, run_group
+from tests.trainer_fakes import FakeCluster, FakeSelections, all_stages, run_group
 from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import ClusterUnavailable
-from tlm_core.jobs.nodes import STAGE_VERSIONS
+from tlm_core.jobs.nodes import DatasetInput, ReusedArtifact
 from tlm_core.jobs.plan import DROPPED, plan_of
-from tlm_core.jobs.spec import JobRecord, OtherData, Taken
+from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import State
 from tlm_core.training.recipe import resolve
 
@@ -56,7 +56,7 @@ class World:
             (work / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
         return self.artifacts.write(f"{T}/datasets/{name}", work, artifact=name, stage="dataset")
 
-    def submit(self, *, others: tuple[OtherData, ...] = (), labels: str = "abc", **spec: Any) -> str:
+    def submit(self, *, others: tuple[DatasetInput, ...] = (), labels: str = "abc", **spec: Any) -> str:
         resolved = make_resolved(dataset=self.dataset("first", labels), others=others)
         return self.store.submit(T, make_spec(**spec), resolved)[0].id
 
@@ -66,8 +66,9 @@ class World:
         return self.store.get(T, job_id)
 
     def work(self, submission: str) -> None:
-        stages = dict.fromkeys(STAGE_VERSIONS, plain_stage)
-        run_group(self.store, self.artifacts, self.folder / "scratch", self.cluster.assignment(submission), stages)
+        run_group(
+            self.store, self.artifacts, self.folder / "scratch", self.cluster.assignment(submission), all_stages()
+        )
         self.cluster.statuses[submission] = Status.ENDED
 
 
@@ -146,7 +147,7 @@ def test_a_check_that_is_lost_when_the_report_is_there_is_made_again(world: Worl
     world.work(world.drive(job_id).submissions["main"])
     job = world.store.get(T, job_id)
     done = {name: ref.digest for name, ref in Situation.read(world.store, job).done.items()}
-    world.store.invalidate_artifact(T, plan_of(job).node("tickets_fit").artifact_id(done, job_id))
+    world.store.invalidate_artifact(T, plan_of(job).node("check_encoder").artifact_id(done, job_id))
     assert world.drive(job_id, rounds=1).state is State.QUEUED
     time.sleep(1.1)
     world.work(world.drive(job_id).submissions["main"])
@@ -160,7 +161,8 @@ def pruning_of(world: World) -> str:
     trained = world.drive(first)
     assert trained.state is State.SUCCEEDED and trained.result is not None
     left = {
-        name: Taken(artifact=f"own-{name}", ref=entry["ref"]) for name, entry in trained.result["artifacts"].items()
+        name: ReusedArtifact(artifact=f"own-{name}", ref=entry["ref"])
+        for name, entry in trained.result["artifacts"].items()
     }
     for name in ("evaluate", "export"):
         del left[name]
@@ -177,13 +179,13 @@ def test_what_the_job_that_is_pruned_has_left_stands_for_the_stages_and_is_not_m
     ran = {e.data["node"] for e in world.store.events(T, job_id) if e.type == "artifact.published"}
     assert ran == {"importance.s0", "phases"} | {f"ticket.{which}.l0.3.s0" for which in ("winning", "random", "losing")}
     assert world.selections.requests == selections
-    for name, taken in job.resolved.taken.items():
+    for name, taken in job.resolved.reused.items():
         assert job.result["artifacts"][name] == taken.model_dump()
 
 
 def test_a_model_that_is_lost_is_not_trained_anew_to_be_pruned(world: World) -> None:
     job_id = pruning_of(world)
-    taken = world.store.get(T, job_id).resolved.taken
+    taken = world.store.get(T, job_id).resolved.reused
     world.artifacts.delete(taken["joint.s0"].ref.folder)
     commands = len(world.cluster.commands)
     job = world.drive(job_id)
@@ -246,7 +248,7 @@ def test_a_job_cancelled_right_after_its_groups_started_is_over_only_when_all_ar
 
 
 def test_data_sets_that_share_are_each_validated_and_merged(world: World) -> None:
-    other = OtherData(id="ds_2", ref=world.dataset("second", "xy"))
+    other = DatasetInput(id="ds_2", ref=world.dataset("second", "xy"))
     job_id = world.submit(kind="share_tickets", share_tickets={"others": ["second"]}, others=(other,))
     world.work(world.drive(job_id).submissions["main"])
     job = world.drive(job_id)
@@ -258,7 +260,7 @@ def test_data_sets_that_share_are_each_validated_and_merged(world: World) -> Non
 
 
 def test_tasks_with_clashing_labels_fail_before_any_training(world: World) -> None:
-    other = OtherData(id="ds_2", ref=world.dataset("second", "xy"))
+    other = DatasetInput(id="ds_2", ref=world.dataset("second", "xy"))
     job_id = world.submit(kind="share_tickets", share_tickets={"others": ["toy"]}, others=(other,))
     job = world.drive(job_id)
     assert job.state is State.FAILED and job.error is not None and "labels clash" in job.error["message"]

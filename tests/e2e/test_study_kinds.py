@@ -68,7 +68,7 @@ def test_of_two_rates_the_one_that_was_there_is_taken_and_validation_chooses(sta
     rates = [resolve("fast", "tiny").finetune.optimizer.lr, 1e-7]
     job, report = finished(stack, kind="train", set=SMALL["set"] | {"finetune.rates": rates})
     began = [event.data["node"] for event in stack.events(job, "stage.started")]
-    assert began == ["finetune.lr1e-07.s0", "finetune.s0", "evaluate", "export"]
+    assert began == ["finetune.s0.lr1e-07", "finetune.s0", "evaluate", "export"]
     (entry,) = report["seeds"]
     assert entry["chosen"]["score"] == max(one["score"] for one in entry["tries"])
     assert report["cost"]["finetune"]["flops"] == pytest.approx(2 * before["cost"]["finetune"]["flops"])

@@ -22,7 +22,7 @@ from services.trainer.local import run_local
 from services.trainer.settings import TrainerSettings
 from tests.contract.gateway import Gateway, make_gateway
 from tests.trainer_fakes import FakeCluster, FakeSelections, run_group
-from tlm_core.stages import STAGES
+from tlm_core.stages import Stage
 
 TOPICS = {
     "weather": ["rain", "cloud", "storm", "wind", "thunder", "sunshine", "fog", "snow"],
@@ -82,7 +82,7 @@ class Service:
         for submission, status in list(self.cluster.statuses.items()):
             if status is Status.RUNNING:
                 assignment = self.cluster.assignment(submission)
-                run_group(self.store, self.artifacts, self.root / "worker", assignment, STAGES)
+                run_group(self.store, self.artifacts, self.root / "worker", assignment, Stage.load)
                 self.cluster.statuses[submission] = Status.ENDED
 
     def report(self, job: str) -> dict[str, Any]:

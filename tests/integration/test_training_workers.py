@@ -19,11 +19,11 @@ from services.trainer.process_group import DistributedStages, Rendezvous, join
 from tests.redis_server import free_port
 from tests.support import wait_for
 from tests.unit.training.made import made_prepared, tiny
-from tlm_core.stages import STAGES
+from tlm_core.stages import FINETUNE, JOINT
 from tlm_core.training import loop
 from tlm_core.training.local import LocalCheckpoints, LocalReporter
 from tlm_core.training.objective import Workers, accumulate_gradient
-from tlm_core.training.params import SHRUNK, stage_params
+from tlm_core.training.params import SHRUNK, FinetuneParams, JointParams
 from tlm_core.training.recipe import Recipe
 from tlm_core.training.stage import StageContext, StopRequested
 
@@ -36,13 +36,14 @@ def work(rank: int, size: int, port: int, folder: Path, recipe: Recipe, stop_at:
     torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=size)
     inputs = {"prepared": folder / "prepared"}
     try:
-        for stage in ("joint", "finetune"):
+        params = {"joint": JointParams.of(recipe, 2), "finetune": FinetuneParams.of(recipe, 2)}
+        for stage in params:
             out = folder / f"{stage}{size}" if rank == 0 else folder / f"{stage}{size}.{rank}"
             out.mkdir(exist_ok=True)
             going = None if stop_at is None else lambda step: step < stop_at
             context = StageContext(
                 inputs=inputs,
-                params=stage_params(stage, recipe, 2),
+                params=params[stage],
                 out=out,
                 report=LocalReporter(keep_going=going),
                 checkpoints=LocalCheckpoints(folder / f"checkpoints.{stage}"),
@@ -50,7 +51,7 @@ def work(rank: int, size: int, port: int, folder: Path, recipe: Recipe, stop_at:
                 world_size=size,
                 scratch=folder,
             )
-            meta = STAGES[stage](context)
+            meta = {"joint": JOINT, "finetune": FINETUNE}[stage].load()(context)
             (folder / f"{stage}{size}.{rank}.json").write_text(json.dumps(meta))
             torch.distributed.barrier()  # a runner goes on only when the artifact is published
             inputs["joint"] = folder / f"{stage}{size}"

@@ -159,6 +159,8 @@ def plan_stack(
         index = {"INDEX": "opensearch", "OPENSEARCH_URL": options.opensearch_url}
     # The user who starts the stack can read all model folders anyway.
     gateway = clients | {"TOKEN_FILE": str(folder.token_file), "MODEL_FOLDERS": '["/"]'}
+    if gpus and "TLM_API_PRECISION" not in environment:
+        gateway["PRECISION"] = "bf16"
     parts = (
         _redis(folder, redis_server, redis_port, base, password),
         _ray(folder, ray, (ray_port, client_port), (options.cpus, gpus), trainer, ray_token),

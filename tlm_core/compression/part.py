@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tlm_core.compression.params import PartParams
 from tlm_core.tasks.merge import MERGE, TARGETS
 from tlm_core.tasks.types import task_type_of
 from tlm_core.training.prepared import Prepared
@@ -15,7 +16,7 @@ from tlm_core.training.stage import StageContext
 from tlm_core.training.store import StoreWriter
 
 
-def part(ctx: StageContext) -> dict[str, Any]:
+def part(ctx: StageContext[PartParams]) -> dict[str, Any]:
     """The prepare artifact of one of the merged tasks, in the tokens of all. Parameter `number`: which one.
 
     Inputs: `prepared` and `task` of the merged task.
@@ -23,7 +24,7 @@ def part(ctx: StageContext) -> dict[str, Any]:
     if ctx.rank:
         return {}
     whole, merged = Prepared(ctx.inputs["prepared"]), ctx.inputs["task"]
-    facts = json.loads((merged / MERGE).read_text(encoding="utf-8"))[ctx.params["number"]]
+    facts = json.loads((merged / MERGE).read_text(encoding="utf-8"))[ctx.params.number]
     shutil.copytree(whole.folder / "tokenizer", ctx.out / "tokenizer")
     tokens, counts = {}, {}
     for name in facts["splits"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tlm_core.compression.masks import Mask
+from tlm_core.compression.params import PhasesParams
 from tlm_core.compression.sliced import MASK, load_sliced, parameters, widened
 from tlm_core.studies.measure import compare_graphs, in_words
 from tlm_core.studies.plot import Curve, write_plot
@@ -30,7 +31,7 @@ from tlm_core.training.state import load_model, read_history, weights
 TIMED = 64
 
 
-def phases(ctx: StageContext) -> dict[str, Any]:
+def phases(ctx: StageContext[PhasesParams]) -> dict[str, Any]:
     """Write `report.json`, `curves.csv`, `plot.svg`, and the super ticket as `model/`, `model.onnx`, `labels.json`.
 
     Its mask is in `mask.json`, as `share_tickets` takes it.
@@ -42,22 +43,21 @@ def phases(ctx: StageContext) -> dict[str, Any]:
     if ctx.rank:
         return {}
     prepared, task = Prepared(ctx.inputs["prepared"]), Task.read(ctx.inputs["task"])
-    levels, seeds = ctx.params["levels"], ctx.params["seeds"]
+    params, seeds = ctx.params, ctx.params.seeds
     dense = json.loads((ctx.inputs["evaluate"] / "report.json").read_text(encoding="utf-8"))
-    curves = _curves(ctx.inputs, ctx.params["tickets"], levels, seeds)
+    curves = _curves(ctx.inputs, params)
     winning = (p for p in curves if p["ticket"] == "winning")
     chosen = max(winning, key=lambda p: (-math.inf if p["mean"] is None else p["mean"], p["level"]))
     folders = {seed: ctx.inputs[node_of("winning", chosen["level"], seed)] for seed in seeds}
     report: dict[str, Any] = {"kind": "prune", **report_of(folders, prepared, task, _answer(prepared))}
     report["dense"] = {name: dense[name] for name in ("mean", "spread", "cost")}
     report["curves"] = curves
-    report["sweep_cost"] = total_cost(
-        [{"tickets": read_history(f)["cost"]} for n, f in ctx.inputs.items() if ".l" in n]
-    )
+    tickets = [node_of(which, level, seed) for which in params.tickets for level in params.levels for seed in seeds]
+    report["sweep_cost"] = total_cost([{"tickets": read_history(ctx.inputs[name])["cost"]} for name in tickets])
     model, mask = load_sliced(folders[report["best_seed"]])
     full = widened(weights(model), model.shape, mask)
     report["super_ticket"] = {"level": chosen["level"], "mask": mask.as_dict(), **parameters(model.shape, mask)}
-    write_export(ctx.out, model, full, prepared, task, report, ctx.params["recipe"])
+    write_export(ctx.out, model, full, prepared, task, report, params.recipe)
     whole = load_model(ctx.inputs[f"finetune.s{dense['best_seed']}"])
     graph = ctx.scratch / "dense.onnx"
     write_onnx(whole.shape, {name: tensor.numpy() for name, tensor in weights(whole).items()}, graph)
@@ -74,15 +74,14 @@ def node_of(which: str, level: float, seed: int) -> str:
     return f"ticket.{which}.l{level:g}.s{seed}"
 
 
-def _curves(
-    inputs: Mapping[str, Path], tickets: Sequence[str], levels: Sequence[float], seeds: Sequence[int]
-) -> list[dict[str, Any]]:
+def _curves(inputs: Mapping[str, Path], params: PhasesParams) -> list[dict[str, Any]]:
     """One point for the dense model and one for each kind of ticket and level: validation scores over seeds."""
+    seeds = params.seeds
     dense = [read_history(inputs[f"finetune.s{seed}"])["best"]["score"] for seed in seeds]
     points = [_point("dense", 0.0, 1.0, dense)]
     shape = load_model(inputs[f"finetune.s{seeds[0]}"]).shape
-    for which in tickets:
-        for level in levels:
+    for which in params.tickets:
+        for level in params.levels:
             folders = [inputs[node_of(which, level, seed)] for seed in seeds]
             mask = Mask.from_dict(json.loads((folders[0] / MASK).read_text(encoding="utf-8")))
             counts = parameters(shape, mask)  # the same for each seed: a level fixes how many heads and blocks go

@@ -21,6 +21,7 @@ from tlm_core.tasks.task import Task
 from tlm_core.training.architectures import Shape
 from tlm_core.training.device import pick_device
 from tlm_core.training.evaluate import predict, report_of, tests_of, total_cost
+from tlm_core.training.params import SeedsParams
 from tlm_core.training.prepared import Prepared, Split
 from tlm_core.training.stage import StageContext
 from tlm_core.training.state import SHAPE, load_model, read_history
@@ -29,7 +30,7 @@ SYSTEMS = ("alone", "multi_task", "tickets")
 APART = 0.2  # between the systems of one task in the plot, where tasks are 1 apart
 
 
-def shared_report(ctx: StageContext) -> dict[str, Any]:
+def shared_report(ctx: StageContext[SeedsParams]) -> dict[str, Any]:
     """Write `report.json`, `scores.csv` and `plot.svg`. Each model is tested once for each seed, on all its test sets.
 
     Inputs: `merged`, `task.{number}`, `prepared.{number}`, `alone.{number}.s{seed}`, `multi_task.s{seed}`,
@@ -38,7 +39,7 @@ def shared_report(ctx: StageContext) -> dict[str, Any]:
     if ctx.rank:
         return {}
     facts = json.loads((ctx.inputs["merged"] / MERGE).read_text(encoding="utf-8"))
-    seeds = ctx.params["seeds"]
+    seeds = ctx.params.seeds
     tasks = [_task(ctx.inputs, number, one["name"], seeds) for number, one in enumerate(facts)]
     report: dict[str, Any] = {
         "kind": "share_tickets",
@@ -47,7 +48,7 @@ def shared_report(ctx: StageContext) -> dict[str, Any]:
         "tasks": tasks,
         "average": {system: _average(tasks, system, len(seeds)) for system in SYSTEMS},
         "weights_left": _weights_left(ctx.inputs[f"tickets.s{seeds[0]}"], len(tasks)),
-        "cost": _cost(ctx.inputs),
+        "cost": _cost(ctx.inputs, len(tasks), seeds),
     }
     average = report["average"]
     report["mean"] = {"test": {"value": average["tickets"]["mean"]}}
@@ -122,13 +123,11 @@ def _weights_left(folder: Path, tasks: int) -> list[float]:
     return [count["layers_left"] / count["layers_full"] for count in counts]
 
 
-def _cost(inputs: Mapping[str, Path]) -> dict[str, dict[str, float]]:
+def _cost(inputs: Mapping[str, Path], tasks: int, seeds: Sequence[int]) -> dict[str, dict[str, float]]:
     """Of finetuning, by system; what all of them begin with (the joint stage) is not in it."""
-    costs = []
-    for name, folder in inputs.items():
-        if name.startswith(SYSTEMS):
-            costs.append({name.split(".")[0]: read_history(folder)["cost"]})
-    return total_cost(costs)
+    nodes = [("alone", f"alone.{number}.s{seed}") for number in range(tasks) for seed in seeds]
+    nodes += [(system, f"{system}.s{seed}") for system in SYSTEMS[1:] for seed in seeds]
+    return total_cost([{system: read_history(inputs[name])["cost"]} for system, name in nodes])
 
 
 def words(report: Mapping[str, Any]) -> str:

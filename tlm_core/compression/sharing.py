@@ -6,7 +6,7 @@ A task computes with its ticket alone, and a step on its texts moves the ticket'
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from tlm_core.compression.gates import gated
 from tlm_core.compression.masks import Importance, Mask, one_shot
+from tlm_core.compression.params import ShareParams
 from tlm_core.compression.sliced import sliced
 from tlm_core.tasks.metrics import summary
 from tlm_core.training.architectures import Shape, architecture_of
@@ -30,7 +31,7 @@ from tlm_core.training.objective import Workers
 from tlm_core.training.optim import Optimizer
 from tlm_core.training.prepared import Batch, FinetuneBatches, Prepared
 from tlm_core.training.randomness import Stream, random_at
-from tlm_core.training.recipe import Finetune
+from tlm_core.training.recipe import Optimizer as OptimizerRecipe
 from tlm_core.training.stage import StageContext
 from tlm_core.training.stages import build, evaluation_steps, write_trained
 from tlm_core.training.state import SHAPE, WEIGHTS, load_weights, own_units
@@ -105,7 +106,7 @@ class TicketOptimizer(Optimizer):
     A gradient of zero would not do: weight decay and momentum move weights without one.
     """
 
-    def __init__(self, model: SharedModel, recipe: Mapping[str, Any]) -> None:
+    def __init__(self, model: SharedModel, recipe: OptimizerRecipe) -> None:
         tasks = [f"task{number}" for number in range(len(model.masks))]
         super().__init__(cast(Any, model), recipe, ("encoder", *tasks))
         self._model = model
@@ -159,33 +160,33 @@ class SharedBatches:
 
 
 @holding_the_model()
-def share(ctx: StageContext) -> dict[str, Any]:
-    """Train one encoder on all tasks. Parameter `tickets`: for each task `{"level": …}`, `{"mask": …}` or null.
+def share(ctx: StageContext[ShareParams]) -> dict[str, Any]:
+    """Train one encoder on all tasks. With None for every ticket this is plain multi-task training.
 
-    Null is the whole model; with null for all this is plain multi-task training. Inputs: `prepared.{number}`,
+    Inputs: `prepared.{number}`,
     `importance.{number}` where a level is given, and `joint` unless the recipe leaves it out.
     The mean of the tasks' validation scores decides.
     """
-    recipe, seed, device = ctx.params["recipe"], int(ctx.params["seed"]), pick_device()
-    tasks = [Prepared(ctx.inputs[f"prepared.{number}"]) for number in range(len(ctx.params["tickets"]))]
+    params, finetune, device = ctx.params, ctx.params.finetune, pick_device()
+    tasks = [Prepared(ctx.inputs[f"prepared.{number}"]) for number in range(len(params.tickets))]
     models = [_start(ctx, prepared).to(device) for prepared in tasks]
     masks = [ticket_of(ctx, number, models[0].shape) for number in range(len(tasks))]
-    model, part = SharedModel(models, masks), recipe["finetune"]
+    model = SharedModel(models, masks)
     # A cap on steps is each task's, so that no task has fewer here than alone because another is large.
-    steps = [Finetune(**part).steps(len(prepared.split("train"))) for prepared in tasks]
+    steps = [finetune.steps(len(prepared.split("train"))) for prepared in tasks]
     trainer = Trainer(
         ctx=ctx,
         model=cast(Any, model),
-        optimizer=TicketOptimizer(model, part["optimizer"]),
-        optimizer_recipe=part["optimizer"],
-        batches=SharedBatches(model, tasks, steps, part["batch"], seed),
+        optimizer=TicketOptimizer(model, finetune.optimizer),
+        optimizer_recipe=finetune.optimizer,
+        batches=SharedBatches(model, tasks, steps, finetune.batch, params.seed),
         budget=Budget("steps", sum(steps)),
-        seed=seed,
-        precision=recipe["precision"],
-        checkpoint_steps=recipe["checkpoint_steps"],
+        seed=params.seed,
+        precision=params.precision,
+        checkpoint_steps=params.checkpoint_steps,
         device=device,
-        validate=partial(_validate, model, tasks, recipe["precision"], Workers(ctx.rank, ctx.world_size), device),
-        evaluate_at=evaluation_steps(sum(steps), part["evaluations"], False),
+        validate=partial(_validate, model, tasks, params.precision, Workers(ctx.rank, ctx.world_size), device),
+        evaluate_at=evaluation_steps(sum(steps), finetune.evaluations, False),
     )
     with gated(cast(Any, model), model.head_gates, model.block_gates):
         state, best = trainer.run()
@@ -197,25 +198,24 @@ def share(ctx: StageContext) -> dict[str, Any]:
     return write_trained(ctx, models[0].shape, best, state, device, {"joint": None})
 
 
-def _start(ctx: StageContext, prepared: Prepared) -> TaskModel:
+def _start(ctx: StageContext[ShareParams], prepared: Prepared) -> TaskModel:
     """The model with which finetuning on one task alone would begin, too."""
-    model = build(ctx.params["recipe"]["model"], prepared, int(ctx.params["seed"]))
+    model = build(ctx.params.model, prepared, ctx.params.seed)
     if "joint" in ctx.inputs:
         load_weights(model, load_file(ctx.inputs["joint"] / WEIGHTS), skip=("task.",))
     return model
 
 
-def ticket_of(ctx: StageContext, number: int, shape: Shape) -> Mask:
+def ticket_of(ctx: StageContext[ShareParams], number: int, shape: Shape) -> Mask:
     """The mask of one task. Raises InvalidRequest for a mask of another model and for a level that is too high."""
-    asked = ctx.params["tickets"][number]
-    if asked is None:
+    ticket = ctx.params.tickets[number]
+    if ticket is None:
         return Mask.full(shape.layers, shape.heads)
-    if "mask" in asked:
-        mask = Mask.from_dict(asked["mask"])
-        mask.check(shape.layers, shape.heads)
-        return mask
+    if isinstance(ticket, Mask):
+        ticket.check(shape.layers, shape.heads)
+        return ticket
     text = (ctx.inputs[f"importance.{number}"] / "importance.json").read_text(encoding="utf-8")
-    return one_shot(Importance.from_dict(json.loads(text)), float(asked["level"]), "winning")
+    return one_shot(Importance.from_dict(json.loads(text)), ticket, "winning")
 
 
 def _validate(

@@ -9,6 +9,7 @@ from typing import Any
 
 from tlm_core.compression.importance import importance as importance_of
 from tlm_core.compression.masks import Importance, Mask, one_shot, removals
+from tlm_core.compression.params import CheckEncoderParams, ImportanceParams, TicketParams
 from tlm_core.compression.sliced import MASK, sliced, spared_flops
 from tlm_core.training import published
 from tlm_core.training.device import pick_device
@@ -21,25 +22,25 @@ from tlm_core.training.state import load_model
 IMPORTANCE = "importance.json"
 
 
-def tickets_fit(ctx: StageContext) -> dict[str, Any]:
+def check_encoder(ctx: StageContext[CheckEncoderParams]) -> dict[str, Any]:
     """Refuse a published encoder `init` of another kind, and tickets that it has no room for, before any training.
 
     No inputs. Parameters: `init`, `levels`, `masks`. Raises InvalidRequest, InvalidRecipe for an encoder of another
     kind, and NotFound or Unavailable for one that cannot be had.
     """
-    source = str(ctx.params["init"])
+    source = ctx.params.init
     shape = published.shape_of(published.read_config(published.fetch_config(source), source), source)
-    for level in ctx.params["levels"]:
-        removals(float(level), shape.layers, shape.heads)
-    for mask in ctx.params["masks"]:
-        Mask.from_dict(mask).check(shape.layers, shape.heads)
+    for level in ctx.params.levels:
+        removals(level, shape.layers, shape.heads)
+    for mask in ctx.params.masks:
+        mask.check(shape.layers, shape.heads)
     found = {"layers": shape.layers, "heads": shape.heads}
     if not ctx.rank:
         (ctx.out / "shape.json").write_text(json.dumps(found), encoding="utf-8")
     return found
 
 
-def importance(ctx: StageContext) -> dict[str, Any]:
+def importance(ctx: StageContext[ImportanceParams]) -> dict[str, Any]:
     """Write the importance of each head and block for the finetuned model, over all train texts.
 
     Inputs: `prepared`, `finetune`. Parameter `as_published`: see `compression.importance`. Raises StopRequested when
@@ -55,8 +56,7 @@ def importance(ctx: StageContext) -> dict[str, Any]:
         if not go_on and done < len(split):
             raise StopRequested("stopped on request while weighing heads and blocks; resume to start this stage anew")
 
-    published = bool(ctx.params["as_published"])
-    found = importance_of(model, split, prepared, device=device, as_published=published, told=told)
+    found = importance_of(model, split, prepared, device=device, as_published=ctx.params.as_published, told=told)
     (ctx.out / IMPORTANCE).write_text(json.dumps(found.as_dict()), encoding="utf-8")
     return {"layers": len(found.blocks), "heads": int(found.heads.shape[1])}
 
@@ -73,14 +73,14 @@ class TicketTrainer(Trainer):
         return super()._step_flops(batch) - spared
 
 
-def ticket(ctx: StageContext) -> dict[str, Any]:
+def ticket(ctx: StageContext[TicketParams]) -> dict[str, Any]:
     """Rewind to the weights before finetuning, cut away what the mask drops, finetune what is left (section 3.2).
 
     Inputs: `prepared`, `importance`, and `joint` unless the recipe leaves it out. Parameters beside those of
     finetuning: `level` (share removed), `which` (winning, random, losing).
     """
     found = Importance.from_dict(json.loads((ctx.inputs["importance"] / IMPORTANCE).read_text(encoding="utf-8")))
-    mask = one_shot(found, float(ctx.params["level"]), str(ctx.params["which"]), int(ctx.params["seed"]))
+    mask = one_shot(found, ctx.params.level, ctx.params.which, ctx.params.seed)
     model, before = start(ctx)
     meta = tune(ctx, sliced(model, mask), before, partial(TicketTrainer, mask=mask))
     if not ctx.rank:

@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tlm_core.compression.masks import Mask, Which
 from tlm_core.errors import InvalidRequest
 from tlm_core.hub import MODEL
-
-CurveModel = Literal["bilstm", "bilstm_tlm", "encoder", "tlm", "pretrained"]
+from tlm_core.studies.params import LSTM, CurveModel
 
 
 class _Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-def size_name(size: float) -> str:
-    """A size as the nodes of a learning curve are called by it; two sizes never have one name."""
-    return str(int(size)) if size >= 1 else repr(float(size))
-
-
-def family(model: str) -> str:
-    """Which models of a curve have their tokens in common, and with them what was trained before: those of one name."""
-    return {"tlm": "tlm", "bilstm_tlm": "tlm", "pretrained": "pretrained"}.get(model, "own")
-
-
-class LSTM(_Options):
-    """Shape and learning rate of the BiLSTM; LSTM-4-256 in the paper's naming is four layers of 256 each way."""
-
-    layers: int = Field(4, ge=1, le=8)
-    hidden: int = Field(256, ge=8, le=1024, description="width of each direction")
-    embedding: int = Field(256, ge=8, le=1024, description="width of token vectors of its own")
-    dropout: float = Field(0.2, ge=0, lt=1)
-    lr: float = Field(2e-3, gt=0, description="peak learning rate of AdamW")
 
 
 class LearningCurve(_Options):
@@ -111,28 +89,32 @@ class ShareTickets(_Options):
 
     others: tuple[str, ...] = Field(min_length=1, max_length=19, description="data sets beside `dataset`, id or name")
     level: float = Field(0.15, gt=0, lt=1, description="share of heads and blocks that go where none is given")
-    tickets: dict[str, float | str | dict[str, Any]] = Field(
-        {}, description="data set → level, mask as `prune` writes it, or id of a `prune` job"
+    tickets: dict[str, float | Mask | str] = Field(
+        {}, description="dataset → level, mask as `prune` writes it, or id of a `prune` job"
     )
     as_published: bool = Field(False, description="importance as the authors' released code computes it")
 
-    def ticket(self, name: str, found: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-        """What is asked for one data set, as the `share` stage takes it. found: data set → mask, of those by job."""
-        given = found.get(name) or self.tickets.get(name, self.level)
-        return {"mask": given} if isinstance(given, dict) else {"level": given}
+    def ticket(self, name: str) -> float | Mask:
+        """Return the ticket of one dataset. Tickets given by a job's id must have been replaced by their masks."""
+        ticket = self.tickets.get(name, self.level)
+        assert not isinstance(ticket, str), "the gateway replaces ids by masks"
+        return ticket
 
-    @field_validator("tickets")
+    @field_validator("tickets", mode="before")
     @classmethod
-    def _are_tickets(cls, tickets: dict[str, float | str | dict[str, Any]]) -> dict[str, float | str | dict[str, Any]]:
-        for name, given in tickets.items():
-            try:
-                if isinstance(given, dict):
-                    Mask.from_dict(given)
-                elif isinstance(given, str):
-                    if not given.startswith("job_"):
-                        raise InvalidRequest(f"'{given[:80]}' is no job's id; give a level, a mask, or such an id")
-                elif not 0 < given < 1:
-                    raise InvalidRequest("a level is a share between 0 and 1")
-            except InvalidRequest as error:
-                raise ValueError(f"the ticket of '{name}': {error.message}") from error
-        return tickets
+    def _check_tickets(cls, tickets: Any) -> Any:
+        """Read masks, and check levels and ids. Raises ValueError."""
+        return {name: _ticket(name, value) for name, value in tickets.items()} if isinstance(tickets, dict) else tickets
+
+
+def _ticket(name: str, value: Any) -> Any:
+    if isinstance(value, dict):
+        try:
+            return Mask.from_dict(value)
+        except InvalidRequest as error:
+            raise ValueError(f"Invalid ticket of '{name}'. {error.message}") from error
+    if isinstance(value, str) and not value.startswith("job_"):
+        raise ValueError(f"Invalid ticket of '{name}': '{value[:80]}'. Expected a level, a mask, or the id of a job.")
+    if isinstance(value, int | float) and not 0 < value < 1:
+        raise ValueError(f"Invalid ticket of '{name}': {value}. A level must be above 0 and below 1.")
+    return value

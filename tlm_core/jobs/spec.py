@@ -8,7 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from tlm_core.artifacts import ManifestRef, digest_of
+from tlm_core.artifacts import ManifestRef
+from tlm_core.compression.masks import Mask
+from tlm_core.jobs.nodes import DatasetInput, ReusedArtifact
 from tlm_core.jobs.options import LearningCurve, Prune, ShareTickets
 from tlm_core.jobs.states import State
 from tlm_core.training.recipe import Recipe, Scale
@@ -83,35 +85,11 @@ class JobSpec(BaseModel):
         return self.prune.job if self.prune else None
 
 
-class OtherData(BaseModel):
-    """A data set of a job."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    id: str
-    ref: ManifestRef
-    options: dict[str, Any] = {}
-
-    @property
-    def content(self) -> str:
-        """Digest of what its texts and labels hang on: the bytes, and how they are read. The name is no part of it."""
-        return digest_of([self.ref.digest, {key: value for key, value in self.options.items() if key != "name"}])
-
-
-class Taken(BaseModel):
-    """What a stage of another job has left: the artifact's id, and where it lies."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    artifact: str
-    ref: ManifestRef
-
-
 class Resolved(BaseModel):
     """What the request meant when it was accepted; nothing published later changes it.
 
     tickets: data set, by the name it has in the request → mask, of those that were named by their `prune` job.
-    taken: node → what the job whose model is pruned has left of it.
+    reused: node → its artifact in the job whose model is pruned.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -121,15 +99,20 @@ class Resolved(BaseModel):
     dataset_options: dict[str, Any] = {}
     corpus_name: str | None = None
     corpus_version: str | None = None
-    others: tuple[OtherData, ...] = ()
-    tickets: dict[str, dict[str, Any]] = {}
-    taken: dict[str, Taken] = {}
+    others: tuple[DatasetInput, ...] = ()
+    tickets: dict[str, Mask] = {}
+    reused: dict[str, ReusedArtifact] = {}
     recipe: Recipe
 
     @property
-    def data(self) -> tuple[OtherData, ...]:
-        """Every data set of the job, the first one first."""
-        return (OtherData(id=self.dataset_id, ref=self.dataset, options=self.dataset_options), *self.others)
+    def datasets(self) -> tuple[DatasetInput, ...]:
+        """All datasets of the job, in the order of the request."""
+        return (DatasetInput(id=self.dataset_id, ref=self.dataset, options=self.dataset_options), *self.others)
+
+    @property
+    def corpus(self) -> str | None:
+        """The corpus as "NAME@VERSION", or None."""
+        return f"{self.corpus_name}@{self.corpus_version}" if self.corpus_name else None
 
 
 class Origin(BaseModel):
@@ -162,8 +145,8 @@ class JobRecord(BaseModel):
 
     attempt: number of the current try, the fencing token of every write a worker makes.
     failures: attempts that ended by a fault (a pause is none). submissions: what this attempt has asked the cluster
-    to run, group → submission id. unshared: nodes whose results no other job may take. ran_seconds: of attempts that
-    are over; running_since: of the one under way.
+    to run, group → submission id. excluded_from_cache: nodes whose artifacts other jobs must not reuse.
+    ran_seconds: of attempts that are over; running_since: of the one under way.
     Times are Unix seconds.
     """
 
@@ -187,7 +170,7 @@ class JobRecord(BaseModel):
     started_at: float | None = None
     finished_at: float | None = None
     submissions: dict[str, str] = {}
-    unshared: tuple[str, ...] = ()
+    excluded_from_cache: tuple[str, ...] = ()
     progress: Progress | None = None
     error: dict[str, Any] | None = None
     result: dict[str, Any] | None = None

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tlm_core.jobs.options import family, size_name
 from tlm_core.studies.bilstm import load_bilstm
 from tlm_core.studies.fit import compare, fit
 from tlm_core.studies.lstm_export import INT8, export_lstm, lstm_onnx
 from tlm_core.studies.measure import compare_graphs, in_words
+from tlm_core.studies.params import CurveParams, family, size_name
 from tlm_core.studies.plot import Curve, write_plot
 from tlm_core.tasks.metrics import best_of, scores_for, summary
 from tlm_core.training.evaluate import over_seeds, told, total_cost
@@ -26,7 +26,7 @@ TIMED = 64
 SPEEDS = {"speed_up": "inference", "speed_up_int8": "int8"}
 
 
-def curve(ctx: StageContext) -> dict[str, Any]:
+def curve(ctx: StageContext[CurveParams]) -> dict[str, Any]:
     """Write `report.json`, `curves.csv`, `plot.svg`, and the BiLSTM of the largest size as `export_lstm` does.
 
     Inputs: `sizes`, `evaluate.{model}.n{size}.s{seed}`, and of the largest size `prepared.{model}.s{seed}` and
@@ -34,7 +34,8 @@ def curve(ctx: StageContext) -> dict[str, Any]:
     """
     if ctx.rank:
         return {}
-    models, seeds = ctx.params["models"], ctx.params["seeds"]
+    models: Sequence[str] = ctx.params.models
+    seeds = ctx.params.seeds
     sizes = json.loads((ctx.inputs["sizes"] / "sizes.json").read_text(encoding="utf-8"))
     kept = [size for size in sizes if not size["dropped"]]
     reports = {
@@ -55,9 +56,9 @@ def curve(ctx: StageContext) -> dict[str, Any]:
     best = report["best_seed"]
     prepared = Prepared(ctx.inputs[f"prepared.{BILSTM}.s{best}"])
     int8 = export_lstm(load_bilstm(ctx.inputs[f"trained.{BILSTM}.s{best}"]), prepared, ctx.out)
-    _add_inference(ctx, report, models, seeds[0], best)
+    _add_inference(ctx, report, seeds[0], best)
     report["models"][BILSTM]["int8"] |= int8
-    _add_crossings(report, ctx.params["margin"])
+    _add_crossings(report, ctx.params.margin)
     report["words"] = words(report)
     _write(ctx.out, report)
     return {**told(report), "words": report["words"]}
@@ -142,10 +143,10 @@ def _against(report: Mapping[str, Any], lstm: str, model: str, margin: float) ->
     return {**found, **speed_up}
 
 
-def _add_inference(ctx: StageContext, report: dict[str, Any], models: Sequence[str], first: int, best: int) -> None:
+def _add_inference(ctx: StageContext[CurveParams], report: dict[str, Any], first: int, best: int) -> None:
     """Size and speed of each model's ONNX graph, trained on the largest size, on the first validation texts."""
     graphs, texts, pads = {}, {}, {}
-    for model in models:
+    for model in map(str, ctx.params.models):
         seed = best if model == BILSTM else first
         prepared, trained = Prepared(ctx.inputs[f"prepared.{model}.s{seed}"]), ctx.inputs[f"trained.{model}.s{seed}"]
         graphs[model] = ctx.scratch / f"{model}.onnx"

@@ -12,12 +12,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tlm_core.studies.bilstm import BiLSTM, LSTMShape, initialise, load_bilstm
+from tlm_core.studies.params import BilstmParams
 from tlm_core.tasks.task import Task
 from tlm_core.training.device import pick_device
 from tlm_core.training.evaluate import predict, report_of, told
 from tlm_core.training.flops import FORWARD_AND_BACKWARD
 from tlm_core.training.loop import Trainer
 from tlm_core.training.memory import MICRO_ROWS
+from tlm_core.training.params import SeedsParams
 from tlm_core.training.prepared import Batch, Prepared, Split, task_batch
 from tlm_core.training.randomness import Stream, permutation, random_at
 from tlm_core.training.stage import StageContext
@@ -74,24 +76,24 @@ class LSTMTrainer(Trainer):
         return FORWARD_AND_BACKWARD * (steps * shape.token_flops() + head)
 
 
-def bilstm(ctx: StageContext) -> dict[str, Any]:
+def bilstm(ctx: StageContext[BilstmParams]) -> dict[str, Any]:
     """Train a BiLSTM on the task, by the same rule of epochs and validation as finetuning an encoder.
 
     Inputs: `prepared`, and `joint` for one that begins with the token embeddings of a trained TLM model.
     """
-    part, prepared = ctx.params["recipe"]["bilstm"], Prepared(ctx.inputs["prepared"])
+    lstm, prepared = ctx.params.lstm, Prepared(ctx.inputs["prepared"])
     embeddings, before = _begun(ctx.inputs["joint"]) if "joint" in ctx.inputs else (None, {})
     shape = LSTMShape(
         vocab=prepared.vocabulary.size,
         labels=len(prepared.labels),
-        layers=part["layers"],
-        hidden=part["hidden"],
-        embedding=part["embedding"] if embeddings is None else embeddings.shape[1],
+        layers=lstm.layers,
+        hidden=lstm.hidden,
+        embedding=lstm.embedding if embeddings is None else embeddings.shape[1],
         max_length=prepared.max_length,
-        dropout=part["dropout"],
+        dropout=lstm.dropout,
     )
     model = BiLSTM(shape)
-    initialise(model, int(ctx.params["seed"]), embeddings)
+    initialise(model, ctx.params.seed, embeddings)
     return tune(ctx, cast(Any, model.to(pick_device())), before, LSTMTrainer, BucketBatches)
 
 
@@ -100,7 +102,7 @@ def _begun(joint: Path) -> tuple[Tensor, dict[str, Any]]:
     return load_file(joint / WEIGHTS)["encoder.tokens.weight"], {"cost": read_history(joint)["cost"]}
 
 
-def evaluate_bilstm(ctx: StageContext) -> dict[str, Any]:
+def evaluate_bilstm(ctx: StageContext[SeedsParams]) -> dict[str, Any]:
     """What `training.evaluate` does, for BiLSTMs. Inputs: `prepared`, `task`, and `finetune.s{seed}` for each seed."""
     if ctx.rank:
         return {}
@@ -110,7 +112,7 @@ def evaluate_bilstm(ctx: StageContext) -> dict[str, Any]:
     def answer(folder: Path, split: Split) -> npt.NDArray[np.float32]:
         return predict(cast(Any, load_bilstm(folder).to(device)), split, prepared, device=device)
 
-    folders = {int(n.removeprefix("finetune.s")): p for n, p in ctx.inputs.items() if n.startswith("finetune.s")}
+    folders = {seed: ctx.inputs[f"finetune.s{seed}"] for seed in ctx.params.seeds}
     report = report_of(folders, prepared, task, answer)
     text = json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False)
     (ctx.out / "report.json").write_text(text, encoding="utf-8")

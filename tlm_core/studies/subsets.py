@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tlm_core.errors import InvalidRequest
+from tlm_core.stages import DROPPED
+from tlm_core.studies.params import SizesParams, SubsetParams
 from tlm_core.tasks.task import Task
+from tlm_core.training.stage import StageContext
 
 Ints = npt.NDArray[np.int64]
 
@@ -22,6 +26,30 @@ class Size:
     asked: float
     rows: int
     dropped: str | None
+
+
+def sizes(ctx: StageContext[SizesParams]) -> dict[str, Any]:
+    """Write `sizes.json`: the rows of each size of a learning curve, and which sizes are dropped, and why.
+
+    Input: `task`. Raises InvalidRequest where `curve_sizes` does.
+    """
+    rows = [asdict(size) for size in curve_sizes(Task.read(ctx.inputs["task"]), ctx.params.sizes, ctx.params.seeds)]
+    (ctx.out / "sizes.json").write_text(json.dumps(rows), encoding="utf-8")
+    return {"sizes": len(rows)}
+
+
+def subset(ctx: StageContext[SubsetParams]) -> dict[str, Any]:
+    """Write the task with a part of its train split, or `dropped.json` if the size is dropped.
+
+    Inputs: `task`, `sizes`.
+    """
+    sizes = json.loads((ctx.inputs["sizes"] / "sizes.json").read_text(encoding="utf-8"))
+    size = next(size for size in sizes if size["asked"] == ctx.params.size)
+    if size["dropped"]:
+        (ctx.out / "dropped.json").write_text(json.dumps({"reason": size["dropped"]}), encoding="utf-8")
+        return {DROPPED: size["dropped"]}
+    first_rows(Task.read(ctx.inputs["task"]), size["rows"], ctx.params.seed).write(ctx.out)
+    return {"rows": size["rows"]}
 
 
 def order(labels: npt.NDArray[np.integer[Any]], seed: int) -> Ints:
@@ -50,7 +78,7 @@ def rows_of(asked: float, rows: int) -> int:
     return wanted
 
 
-def sizes_of(task: Task, asked: Sequence[float], seeds: Sequence[int]) -> list[Size]:
+def curve_sizes(task: Task, asked: Sequence[float], seeds: Sequence[int]) -> list[Size]:
     """Each size in rising order, with the reason where a class that train has would vanish for some seed.
 
     Raises InvalidRequest if train has fewer rows than asked for, two sizes are the same, or none is left, and for
@@ -76,7 +104,7 @@ def sizes_of(task: Task, asked: Sequence[float], seeds: Sequence[int]) -> list[S
     return found
 
 
-def subset(task: Task, rows: int, seed: int) -> Task:
+def first_rows(task: Task, rows: int, seed: int) -> Task:
     """The task with the first `rows` of `order` as its train split, in their old order; the rest as it was."""
     chosen = np.sort(order(task.label_ids("train"), seed)[:rows])
     return replace(task, splits={**task.splits, "train": task.splits["train"].take(chosen)})

@@ -10,11 +10,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from tlm_core.compression.params import MergeParams
 from tlm_core.errors import InvalidRequest
 from tlm_core.tasks.task import SPLITS, Task, task_schema
+from tlm_core.training.stage import StageContext
 
 MERGE = "merge.json"
 TARGETS = "{split}.targets.npy"  # [rows] of the merged split: regression targets, NaN where the row's task has classes
+
+
+def merge_stage(ctx: StageContext[MergeParams]) -> dict[str, Any]:
+    """Write the merged task. Inputs: `task.0`, `task.1`, …, in the order of the names."""
+    names = ctx.params.names
+    merge([Task.read(ctx.inputs[f"task.{number}"]) for number in range(len(names))], names, ctx.out)
+    return {"tasks": len(names)}
 
 
 def merge(tasks: Sequence[Task], names: Sequence[str], out: Path) -> None:

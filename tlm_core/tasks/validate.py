@@ -39,6 +39,8 @@ from tlm_core.tasks.table import RawTable
 from tlm_core.tasks.targets import as_numbers, check_spread, check_targets, infer_type
 from tlm_core.tasks.task import SPLITS, Task, task_schema
 from tlm_core.tasks.types import TaskType
+from tlm_core.training.params import ValidateParams
+from tlm_core.training.stage import StageContext
 
 Source = Mapping[str, Path] | Path | str | HubSource
 HubReader = Callable[[HubSource, Findings, Limits], Mapping[str, RawTable]]
@@ -65,6 +67,12 @@ def validate(
     """
     task, report, _ = _validate(source, options or DatasetOptions(), limits or Limits(), hub)
     return task, report
+
+
+def validate_stage(ctx: StageContext[ValidateParams]) -> dict[str, Any]:
+    """Write the task of a dataset. Input: `dataset`. Raises what `write_task` raises."""
+    write_task(ctx.inputs["dataset"], ctx.out, ctx.params.options)
+    return {}
 
 
 def write_task(

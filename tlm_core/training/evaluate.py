@@ -21,6 +21,7 @@ from tlm_core.training.device import autocast, out_of_memory, pick_device
 from tlm_core.training.memory import predicting_bytes, rows_at_once
 from tlm_core.training.model import TaskModel, classifier_size
 from tlm_core.training.objective import LOSSES, Workers, encode, micro_batches, pooled_logits
+from tlm_core.training.params import SeedsParams
 from tlm_core.training.prepared import Batch, Prepared, Split, task_batch
 from tlm_core.training.stage import StageContext
 from tlm_core.training.state import load_model, read_history
@@ -110,7 +111,7 @@ def scores_of(
     return score(split.labels, predicted, len(prepared.labels), prepared.metric, in_train=in_train)
 
 
-def evaluate(ctx: StageContext) -> dict[str, Any]:
+def evaluate(ctx: StageContext[SeedsParams]) -> dict[str, Any]:
     """Read test once for each seed's chosen model, in fp32 as the exported model computes, and write report.json.
 
     Inputs: `prepared`, `task`, and `finetune.s{seed}` for each seed.
@@ -121,7 +122,7 @@ def evaluate(ctx: StageContext) -> dict[str, Any]:
     def answer(folder: Path, split: Split) -> npt.NDArray[np.float32]:
         return predict(load_model(folder).to(device), split, prepared, device=device, workers=workers)
 
-    folders = {int(n.removeprefix("finetune.s")): p for n, p in ctx.inputs.items() if n.startswith("finetune.s")}
+    folders = {seed: ctx.inputs[f"finetune.s{seed}"] for seed in ctx.params.seeds}
     report = report_of(folders, prepared, task, answer)
     if not ctx.rank:
         text = json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False)

@@ -21,6 +21,7 @@ from tlm_core.training.evaluate import predict
 from tlm_core.training.graph import write_onnx
 from tlm_core.training.model import TaskModel
 from tlm_core.training.names import to_stock
+from tlm_core.training.params import CardRecipe, ExportParams
 from tlm_core.training.prepared import Prepared, Split
 from tlm_core.training.profiling import copy_traces
 from tlm_core.training.stage import StageContext
@@ -30,7 +31,7 @@ TOLERANCE = 1e-4
 PROBES = 16
 
 
-def export(ctx: StageContext) -> dict[str, Any]:
+def export(ctx: StageContext[ExportParams]) -> dict[str, Any]:
     """Write `model/`, `model.onnx`, `labels.json` and `report.json`.
 
     Inputs: `prepared`, `task`, `evaluate`, and `finetune.s{seed}` for each seed.
@@ -43,7 +44,7 @@ def export(ctx: StageContext) -> dict[str, Any]:
     report = json.loads((ctx.inputs["evaluate"] / "report.json").read_text(encoding="utf-8"))
     best = ctx.inputs[f"finetune.s{report['best_seed']}"]
     ours = load_model(best)
-    count = write_export(ctx.out, ours, weights(ours), prepared, task, report, ctx.params["recipe"])
+    count = write_export(ctx.out, ours, weights(ours), prepared, task, report, ctx.params.recipe)
     shutil.copyfile(ctx.inputs["evaluate"] / "report.json", ctx.out / "report.json")
     copy_traces(best, ctx.out)
     return {"best_seed": report["best_seed"], "parameters": count}
@@ -56,7 +57,7 @@ def write_export(
     prepared: Prepared,
     task: Task,
     report: Mapping[str, Any],
-    recipe: Mapping[str, Any],
+    recipe: CardRecipe,
 ) -> int:
     """Write `model/`, `model.onnx` and `labels.json`; returns the stock model's parameters.
 
@@ -73,7 +74,9 @@ def write_export(
     graph = out / "model.onnx"
     write_onnx(model.shape, {name: tensor.numpy() for name, tensor in weights(model).items()}, graph)
     _compare("the ONNX graph", _onnx_logits(graph, probe), expected)
-    (folder / "README.md").write_text(model_card(report, prepared.facts, recipe), encoding="utf-8")
+    (folder / "README.md").write_text(
+        model_card(report, prepared.facts, recipe.model_dump(mode="json")), encoding="utf-8"
+    )
     labels = {"labels": list(task.labels), "max_length": prepared.max_length, "pair": task.pair}
     labels["task_type"] = task.type.name
     (out / "labels.json").write_text(json.dumps(labels, ensure_ascii=False), encoding="utf-8")

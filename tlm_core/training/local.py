@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tlm_core.jobs.nodes import Node, Place, tried
-from tlm_core.stages import STAGES
-from tlm_core.training.params import stage_params
+from tlm_core.jobs.nodes import PlanInputs
+from tlm_core.kinds import train
+from tlm_core.stages import PREPARE, Stage
 from tlm_core.training.recipe import Recipe
-from tlm_core.training.stage import StageContext
+from tlm_core.training.stage import StageContext, StageParams
 
 
 @dataclass
@@ -61,28 +61,33 @@ class LocalCheckpoints:
 
 
 def run_stage(
-    stage: str,
+    stage: Stage,
     inputs: Mapping[str, Path],
-    params: Mapping[str, Any],
+    params: StageParams,
     folder: Path,
     report: LocalReporter | None = None,
 ) -> Path:
-    """Run the stage into `folder` and return it. Raises whatever the stage raises."""
+    """Run the stage into `folder` and return it. Raises what the stage raises."""
+    compute(stage, inputs, params, folder, report)
+    return folder
+
+
+def compute(
+    stage: Stage,
+    inputs: Mapping[str, Path],
+    params: StageParams,
+    folder: Path,
+    report: LocalReporter | None = None,
+) -> Mapping[str, Any]:
+    """Run the stage into the new folder `folder` and return the artifact's metadata. Raises what the stage raises."""
     folder.mkdir(parents=True)
     scratch = folder.with_name(folder.name + ".scratch")
     scratch.mkdir(parents=True, exist_ok=True)
     checkpoints = LocalCheckpoints(scratch / "checkpoints")
-    context = StageContext(
-        inputs=inputs,
-        params=params,
-        out=folder,
-        report=report or LocalReporter(),
-        checkpoints=checkpoints,
-        scratch=scratch,
-    )
-    STAGES[stage](context)
+    context = StageContext(inputs, params, folder, report or LocalReporter(), checkpoints, scratch=scratch)
+    meta = stage.load()(context)
     shutil.rmtree(scratch)
-    return folder
+    return meta
 
 
 def run_chain(
@@ -94,30 +99,17 @@ def run_chain(
     *,
     told: Callable[[str, float], None] | None = None,
 ) -> dict[str, Path]:
-    """prepare, then joint and finetune for each seed, evaluate, export; returns the folder of each by plan node.
+    """Run the stages of a `train` job after the selection; returns the folder of each node.
 
-    selection: None trains on the task alone. told: hears each node's name and seconds when it is done.
+    selection: None trains on the task alone. told: receives each node's name and seconds when the node is done.
     """
-    done: dict[str, Path] = {}
-
-    def step(node: str, stage: str, inputs: Mapping[str, Path], params: Mapping[str, Any] | None = None) -> None:
+    done = {"validate": task}
+    for node in train.plan(PlanInputs(None, recipe, tuple(seeds), (), (), None)).nodes:
         began = time.perf_counter()
-        done[node] = run_stage(stage, inputs, params or stage_params(stage, recipe), workdir / node)
+        inputs = {name: done[source] for name, source in node.inputs.items()}
+        if node.stage is PREPARE and selection is not None:
+            inputs["selection"] = selection
+        done[node.name] = run_stage(node.stage, inputs, node.params, workdir / node.name)
         if told:
-            told(node, time.perf_counter() - began)
-
-    step("prepare", "prepare", {"task": task, **({"selection": selection} if selection else {})})
-    prepared = {"prepared": done["prepare"]}
-    seeds = list(seeds)
-    for seed in seeds:
-        if recipe.joint.enabled:
-            step(f"joint.s{seed}", "joint", prepared, stage_params("joint", recipe, seed))
-        before = {"joint": f"joint.s{seed}"} if recipe.joint.enabled else {}
-        params = stage_params("finetune", recipe, seed)
-        node = Node(f"finetune.s{seed}", "finetune", Place.WORKERS, params, {"prepared": "prepare", **before})
-        for one in tried(node, recipe.finetune.rates):
-            step(one.name, one.stage, {name: done[source] for name, source in one.inputs.items()}, one.params)
-    tuned = {f"finetune.s{seed}": done[f"finetune.s{seed}"] for seed in seeds}
-    step("evaluate", "evaluate", {**prepared, "task": task, **tuned})
-    step("export", "export", {**prepared, "task": task, "evaluate": done["evaluate"], **tuned})
+            told(node.name, time.perf_counter() - began)
     return done

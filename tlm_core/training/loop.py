@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +20,9 @@ from tlm_core.training.model import TaskModel, seed_of
 from tlm_core.training.objective import Workers, accumulate_gradient, step_flops
 from tlm_core.training.optim import Optimizer, learning_rate
 from tlm_core.training.prepared import Batch
-from tlm_core.training.stage import StageContext, StopRequested
+from tlm_core.training.recipe import Budget as BudgetRecipe
+from tlm_core.training.recipe import Optimizer as OptimizerRecipe
+from tlm_core.training.stage import StageContext, StageParams, StopRequested
 from tlm_core.training.state import TrainState, checkpoint_writer, load_checkpoint, weights
 
 POINTS = 200
@@ -38,9 +39,9 @@ class Budget:
     amount: float
 
     @classmethod
-    def of(cls, recipe: Mapping[str, Any]) -> Budget:
+    def of(cls, recipe: BudgetRecipe) -> Budget:
         """From the recipe's budget, where exactly one unit is given."""
-        ((unit, amount),) = ((unit, amount) for unit, amount in recipe.items() if amount is not None)
+        ((unit, amount),) = ((unit, amount) for unit, amount in recipe if amount is not None)
         return cls(unit, float(amount))
 
     def progress(self, state: TrainState) -> float:
@@ -62,10 +63,10 @@ class Trainer:
     highest share of tokens that a step masks.
     """
 
-    ctx: StageContext
+    ctx: StageContext[StageParams]
     model: TaskModel
     optimizer: Optimizer
-    optimizer_recipe: Mapping[str, Any]
+    optimizer_recipe: OptimizerRecipe
     batches: Callable[[int, float], Batch]
     budget: Budget
     seed: int
@@ -84,7 +85,7 @@ class Trainer:
         """
         workers = Workers(self.ctx.rank, self.ctx.world_size)
         state, best = self._start(workers)
-        lr = self.optimizer_recipe["lr"]
+        lr = self.optimizer_recipe.lr
         progress_report = _Progress(self.ctx, self.budget, lr, self.clock, peak_flops(self.device))
         counted = self.clock()
         if state.step == 0 and 0 in self.evaluate_at and not state.evaluations:
@@ -92,9 +93,7 @@ class Trainer:
         while (progress := self.budget.progress(state)) < 1.0:
             batch = self.batches(state.step, progress)
             cost = self._step_flops(batch)
-            share = learning_rate(
-                self.budget.midway(state, batch.rows.real_tokens, cost), self.optimizer_recipe["warmup"]
-            )
+            share = learning_rate(self.budget.midway(state, batch.rows.real_tokens, cost), self.optimizer_recipe.warmup)
             losses, stop, norm = self._gradient(batch, state, workers, progress_report.stop)
             if self._finite(batch, state, losses, norm, workers):
                 self.optimizer.step(share, batch.active)
@@ -193,7 +192,7 @@ class Trainer:
         told = {name: None if value is None else str(value) for name, value in losses.items()}
         sources = batch.sources()
         most = max(SKIPS, int(SKIPPED_SHARE * state.step))
-        if self.optimizer_recipe["non_finite"] == "stop" or state.skipped >= most:
+        if self.optimizer_recipe.non_finite == "stop" or state.skipped >= most:
             checkpoint = self._newest_checkpoint(workers)
             kept = "none was due before it" if checkpoint is None else f"the last one is of step {checkpoint}"
             raise NonFiniteLoss(
@@ -278,7 +277,12 @@ class _Progress:
     """
 
     def __init__(
-        self, ctx: StageContext, budget: Budget, lr: float, clock: Callable[[], float], peak: float | None = None
+        self,
+        ctx: StageContext[StageParams],
+        budget: Budget,
+        lr: float,
+        clock: Callable[[], float],
+        peak: float | None = None,
     ) -> None:
         self._ctx = ctx
         self._budget = budget

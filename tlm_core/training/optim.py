@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from tlm_core.training.architectures import architecture_of
 from tlm_core.training.device import fast_dtype
 from tlm_core.training.flops import newton_schulz
 from tlm_core.training.model import TaskModel
+from tlm_core.training.recipe import Optimizer as OptimizerRecipe
 
 # Coefficients of the quintic iteration of Jordan et al. 2024 ("Muon"), made for the steepest slope at zero.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -105,8 +105,8 @@ class Optimizer:
     recipe: the recipe's optimizer part. parts: which of encoder, vocabulary, task are ever trained.
     """
 
-    def __init__(self, model: TaskModel, recipe: Mapping[str, Any], parts: Iterable[str]) -> None:
-        self.buffers = Buffers(model, muon=recipe["name"] == "muon")
+    def __init__(self, model: TaskModel, recipe: OptimizerRecipe, parts: Iterable[str]) -> None:
+        self.buffers = Buffers(model, muon=recipe.name == "muon")
         self._recipe = recipe
         self._sections = [section for section in self.buffers.sections if section.part in set(parts)]
         self._moments: dict[str, dict[str, Tensor]] = {}
@@ -134,7 +134,7 @@ class Optimizer:
         """Scale the gradient to the recipe's limit; returns the norm it had."""
         gradient = self.buffers.gradient[:-EXTRAS]
         norm = float(gradient.norm())
-        limit = self._recipe["clip"]
+        limit = self._recipe.clip
         if limit is not None and norm > limit:
             gradient.mul_(limit / norm)
         return norm
@@ -162,10 +162,10 @@ class Optimizer:
             [moments["square"]],
             [],
             [moments["step"]],
-            lr=rate * recipe["lr"],
-            beta1=recipe["betas"][0],
-            beta2=recipe["betas"][1],
-            weight_decay=recipe["weight_decay"] if section.decay else 0.0,
+            lr=rate * recipe.lr,
+            beta1=recipe.betas[0],
+            beta2=recipe.betas[1],
+            weight_decay=recipe.weight_decay if section.decay else 0.0,
             eps=1e-8,
             amsgrad=False,
             maximize=False,
@@ -176,11 +176,11 @@ class Optimizer:
         assert section.block is not None
         gradient = self.buffers.gradient[section.start : section.stop]
         value = self.buffers.value[section.start : section.stop]
-        momentum, lr = self._moments[section.name]["momentum"], rate * self._recipe["muon_lr"]
+        momentum, lr = self._moments[section.name]["momentum"], rate * self._recipe.muon_lr
         momentum.lerp_(gradient, 1 - MOMENTUM)
         update = orthogonalise(gradient.lerp(momentum, MOMENTUM).view(-1, *section.block))
         rows, columns = section.block
-        value.mul_(1 - lr * self._recipe["weight_decay"])
+        value.mul_(1 - lr * self._recipe.weight_decay)
         value.add_(update.reshape(-1), alpha=-lr * max(1.0, rows / columns) ** 0.5)
 
     def state(self) -> dict[str, Tensor]:

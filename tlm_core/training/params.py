@@ -1,64 +1,141 @@
-"""Which parts of a recipe each stage depends on. Torch-free: the coordinator names artifacts with it.
-
-A stage's parameters are hashed into the name of its artifact. Leaving out what a stage does not read lets
-another job with, say, another learning rate reuse the prepared data.
-"""
+"""Parameters of the stages that every kind of job shares. This module does not import torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
-from tlm_core.training.recipe import Recipe
+from tlm_core.selection.selectors import Selection
+from tlm_core.tasks.options import DatasetOptions
+from tlm_core.training.recipe import (
+    Finetune,
+    Joint,
+    Model,
+    Optimizer,
+    Precision,
+    Recipe,
+    RecipeName,
+    Scale,
+    Tokenizer,
+)
+from tlm_core.training.stage import StageParams
 
-# Raise a stage's number when its code changes what it writes; older artifacts are then not reused.
-VERSIONS: dict[str, int] = {"prepare": 5, "joint": 6, "finetune": 4, "choose": 1, "evaluate": 4, "export": 2}
-
-# In the facts of an artifact for which memory did not suffice: the same sums in another order are other bits, so that
-# no other job takes it.
+# In the metadata of an artifact whose batches memory limits forced to shrink. Sums in another order have other bits, so
+# the artifact is excluded from the cache.
 SHRUNK = "rows_held_at_once"
 
-_READ: dict[str, tuple[str, ...]] = {
-    "prepare": ("tokenizer",),
-    "joint": ("model", "joint", "precision", "checkpoint_steps"),
-    "finetune": ("model", "finetune", "precision", "checkpoint_steps"),
-    "evaluate": (),
-    "export": ("name", "scale", "selection", "tokenizer", "model", "joint", "finetune", "precision"),
-}
-_SEEDED = ("joint", "finetune")
+
+class ValidateParams(StageParams):
+    options: DatasetOptions
 
 
-def stage_params(stage: str, recipe: Recipe, seed: int | None = None) -> dict[str, Any]:
-    """What `stage` reads: `{"recipe": {part: …}, "seed": …}`; the seed only for stages that train.
+class SelectParams(StageParams):
+    """seed: 0 for every seed of a job, so that all of its seeds share one selection."""
 
-    Raises ValueError for a stage that is not one of training's, or one that trains without a seed.
-    """
-    if stage not in _READ:
-        raise ValueError(f"no training stage '{stage}'; known are {', '.join(_READ)}")
-    whole = recipe.model_dump(mode="json")
-    parts = {part: whole[part] for part in _READ[stage]}
-    if "finetune" in parts and (stage == "finetune" or not recipe.finetune.rates):
-        # Each is a stage of its own, see `at_rate`; without any, stages are named as before there were rates.
-        del parts["finetune"]["rates"]
-    if stage == "prepare":
-        parts["model"] = {key: whole["model"][key] for key in ("max_length", "architecture")}
-        if recipe.model.init == "counts":  # the word vectors have the model's width
-            parts["model"] |= {key: whole["model"][key] for key in ("init", "hidden")}
-    if stage not in _SEEDED:
-        return {"recipe": parts}
-    if seed is None:
-        raise ValueError(f"stage '{stage}' needs a seed")
-    # Only where it is asked for: a traced stage is an artifact of its own, all others keep their names.
-    return {"recipe": parts, "seed": seed} | ({"profile": True} if recipe.profile else {})
+    selection: Selection
+    seed: int = 0
 
 
-def at_rate(params: Mapping[str, Any], rate: float) -> dict[str, Any]:
-    """Parameters of a finetuning as `stage_params` gives them, with another peak rate."""
-    recipe = params["recipe"]
-    optimizer = {**recipe["finetune"]["optimizer"], "lr": rate}
-    return {**params, "recipe": {**recipe, "finetune": {**recipe["finetune"], "optimizer": optimizer}}}
+class PrepareParams(StageParams):
+    """vector_width: width of the counted word vectors for `model.init: counts`, or None."""
+
+    tokenizer: Tokenizer
+    architecture: str
+    max_length: int
+    vector_width: int | None = None
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> PrepareParams:
+        model = recipe.model
+        return cls(
+            tokenizer=recipe.tokenizer,
+            architecture=model.architecture,
+            max_length=model.max_length,
+            vector_width=model.hidden if model.init == "counts" else None,
+        )
 
 
-def reproducible(stage: str, recipe: Recipe) -> bool:
-    """Whether the stage's result follows from its inputs alone: false for a wall-clock budget."""
-    return not (stage == "joint" and recipe.joint.budget.seconds is not None)
+class TrainParams(StageParams):
+    """What every stage that trains reads."""
+
+    seed: int
+    precision: Precision
+    checkpoint_steps: int
+    profile: bool = False
+
+    @property
+    def optimizer(self) -> Optimizer:
+        raise NotImplementedError
+
+
+class JointParams(TrainParams):
+    model: Model
+    joint: Joint
+
+    @classmethod
+    def of(cls, recipe: Recipe, seed: int) -> JointParams:
+        return cls(model=recipe.model, joint=recipe.joint, **training(recipe, seed))
+
+    @property
+    def optimizer(self) -> Optimizer:
+        return self.joint.optimizer
+
+
+class TuneParams(TrainParams):
+    """What finetuning reads, whatever the model. `finetune.rates` is empty: each rate is a stage of its own."""
+
+    finetune: Finetune
+
+    @property
+    def optimizer(self) -> Optimizer:
+        return self.finetune.optimizer
+
+
+class FinetuneParams(TuneParams):
+    model: Model
+
+    @classmethod
+    def of(cls, recipe: Recipe, seed: int, **extra: Any) -> Self:
+        """The parameters of finetuning; `extra` holds the fields that a subclass adds."""
+        finetune = recipe.finetune.model_copy(update={"rates": ()})
+        return cls(model=recipe.model, finetune=finetune, **training(recipe, seed), **extra)
+
+
+def training(recipe: Recipe, seed: int) -> dict[str, Any]:
+    """The fields of `TrainParams`. Raises InvalidRecipe if the recipe's precision is not resolved."""
+    return {
+        "seed": seed,
+        "precision": recipe.number_format,
+        "checkpoint_steps": recipe.checkpoint_steps,
+        "profile": recipe.profile,
+    }
+
+
+class ChooseParams(StageParams):
+    rates: tuple[float, ...]
+
+
+class SeedsParams(StageParams):
+    """Of stages that evaluate the models of several seeds."""
+
+    seeds: tuple[int, ...]
+
+
+class CardRecipe(StageParams):
+    """The parts of a recipe that the model card shows."""
+
+    name: RecipeName
+    scale: Scale
+    selection: Selection
+    tokenizer: Tokenizer
+    model: Model
+    joint: Joint
+    finetune: Finetune
+    precision: Precision
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> CardRecipe:
+        return cls.model_validate({name: getattr(recipe, name) for name in cls.model_fields})
+
+
+class ExportParams(StageParams):
+    recipe: CardRecipe

@@ -16,6 +16,7 @@ from tlm_core.parquet import open_parquet
 from tlm_core.tasks.task import Task
 from tlm_core.training.architectures import ARCHITECTURES
 from tlm_core.training.counts import count
+from tlm_core.training.params import PrepareParams
 from tlm_core.training.stage import StageContext, StopRequested
 from tlm_core.training.store import ArrayWriter, StoreWriter, TokenStore
 from tlm_core.training.tokenizer import load_published, special_ids, train_wordpiece, write_folder
@@ -25,7 +26,7 @@ BATCH = 250
 REPORT_SECONDS = 0.5
 
 
-def prepare(ctx: StageContext) -> dict[str, Any]:
+def prepare(ctx: StageContext[PrepareParams]) -> dict[str, Any]:
     """Inputs: `task`, and `selection` unless the task is trained on its own. Every text is tokenised once.
 
     Passages keep all their tokens; a task text is cut at the recipe's max_length.
@@ -33,11 +34,10 @@ def prepare(ctx: StageContext) -> dict[str, Any]:
     if ctx.rank:
         return {}
     began = time.monotonic()
-    recipe = ctx.params["recipe"]
     task = Task.read(ctx.inputs["task"])
     selection = ctx.inputs.get("selection")
-    max_length = int(recipe["model"]["max_length"])
-    tokenizer, ids = _tokenizer(ctx, recipe, task, selection)
+    max_length = ctx.params.max_length
+    tokenizer, ids = _tokenizer(ctx, task, selection)
     size = tokenizer.get_vocab_size(with_added_tokens=True)
     progress = _Counter(ctx, sum(task.counts.values()) + (_passage_rows(selection) if selection else 0))
     facts: dict[str, Any] = {
@@ -59,21 +59,21 @@ def prepare(ctx: StageContext) -> dict[str, Any]:
     for split in task.counts:
         facts["tokens"][split] = _split(ctx.out, tokenizer, size, task, split, progress)
     facts["cost"] = {"flops": 0.0, "tokens": sum(facts["tokens"].values())}
-    if recipe["model"].get("init") == "counts":
-        facts["cost"] |= _count(ctx.out, facts, int(recipe["model"]["hidden"]))
+    if ctx.params.vector_width is not None:
+        facts["cost"] |= _count(ctx.out, facts, ctx.params.vector_width)
     facts["cost"] |= {"seconds": time.monotonic() - began, "gpu_seconds": 0.0}
     (ctx.out / "data.json").write_text(json.dumps(facts, ensure_ascii=False, indent=1), encoding="utf-8")
     return {"vocab_size": size, "tokens": facts["tokens"], "passages": facts["passages"]}
 
 
 def _tokenizer(
-    ctx: StageContext, recipe: dict[str, Any], task: Task, selection: Path | None
+    ctx: StageContext[PrepareParams], task: Task, selection: Path | None
 ) -> tuple[Tokenizer, dict[str, int]]:
     """The recipe's tokenizer, written to the artifact's `tokenizer` folder, and its special ids."""
-    part, max_length = recipe["tokenizer"], int(recipe["model"]["max_length"])
+    part, max_length = ctx.params.tokenizer, ctx.params.max_length
     folder = ctx.out / "tokenizer"
-    if part["source"] != "own":
-        return load_published(part["source"], folder, max_length)
+    if part.source != "own":
+        return load_published(part.source, folder, max_length)
 
     def texts() -> Iterator[str]:
         yield from task.texts("train")
@@ -82,9 +82,9 @@ def _tokenizer(
             for batch in _passage_batches(selection, ["text"]):
                 yield from batch["text"]
 
-    ctx.report.event("tokenizer", vocab_size=part["vocab_size"])
-    tokenizer = train_wordpiece(texts, part["vocab_size"], part["lowercase"])
-    write_folder(tokenizer, folder, max_length, types=ARCHITECTURES[recipe["model"]["architecture"]].token_types > 1)
+    ctx.report.event("tokenizer", vocab_size=part.vocab_size)
+    tokenizer = train_wordpiece(texts, part.vocab_size, part.lowercase)
+    write_folder(tokenizer, folder, max_length, types=ARCHITECTURES[ctx.params.architecture].token_types > 1)
     return tokenizer, special_ids(tokenizer)
 
 
@@ -159,7 +159,7 @@ def _second_begins(sequences: list[int | None]) -> int:
 class _Counter:
     """Texts done, told to the reporter at most twice a second."""
 
-    def __init__(self, ctx: StageContext, total: int) -> None:
+    def __init__(self, ctx: StageContext[PrepareParams], total: int) -> None:
         self._ctx = ctx
         self._total = total
         self._done = 0

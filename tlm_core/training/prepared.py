@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from tlm_core.tasks.types import Scaling, TaskType, task_type_of
 from tlm_core.training.masking import NOT_MASKED, Vocabulary, mask_rows
 from tlm_core.training.packing import PassageStream, Rows, pack
 from tlm_core.training.randomness import Stream, permutation
+from tlm_core.training.recipe import Joint
 from tlm_core.training.store import TokenStore
 
 Ints = npt.NDArray[np.int64]
@@ -147,7 +148,7 @@ class JointBatches:
     Raises InvalidRecipe where it leaves nothing to train on: no passages, and neither loss on task text.
     """
 
-    def __init__(self, prepared: Prepared, joint: Mapping[str, Any], seed: int) -> None:
+    def __init__(self, prepared: Prepared, joint: Joint, seed: int) -> None:
         self._prepared = prepared
         self._joint = joint
         self._seed = seed
@@ -158,8 +159,8 @@ class JointBatches:
             order = partial(_order, seed, Stream.PASSAGES, len(passages))
             self._stream = PassageStream(passages, prepared.max_length, order)
         # Without passages every step is a task step; with neither loss on task text, none is.
-        self._rho1 = float(joint["rho1"]) if passages is not None else 0.0
-        if not (joint["task_loss"] or joint["mlm_on_task"]):
+        self._rho1 = joint.rho1 if passages is not None else 0.0
+        if not (joint.task_loss or joint.mlm_on_task):
             if passages is None:
                 raise InvalidRecipe(
                     "the joint stage has neither loss on task text and no passages were selected; set joint.task_loss "
@@ -169,13 +170,13 @@ class JointBatches:
 
     def __call__(self, step: int, progress: float) -> Batch:
         """The batch of `step`; `progress` (0 to 1) sets the masking rate where the recipe lets it fall."""
-        start, end = self._joint["mask_rate"], self._joint["mask_rate_end"]
+        start, end = self._joint.mask_rate, self._joint.mask_rate_end
         rate = start if end is None else start + (end - start) * progress
         task = task_steps(step, self._rho1)
         if task_steps(step + 1, self._rho1) > task:
             return self._task_batch(step, task, rate)
         assert self._stream is not None
-        first, count = (step - task) * self._joint["batch_rows"], self._joint["batch_rows"]
+        first, count = (step - task) * self._joint.batch_rows, self._joint.batch_rows
         rows = self._stream.rows(first, count)
         tokens, targets = mask_rows(rows, self._prepared.vocabulary, rate, self._seed, step)
         return Batch(
@@ -193,12 +194,12 @@ class JointBatches:
 
     def _task_batch(self, step: int, number: int, rate: float) -> Batch:
         joint = self._joint
-        members = draw(self._seed, Stream.TASK, len(self._train), number, joint["task_batch"])
+        members = draw(self._seed, Stream.TASK, len(self._train), number, joint.task_batch)
         batch = task_batch(self._train, members, self._prepared)
-        if not joint["mlm_on_task"]:
+        if not joint.mlm_on_task:
             return batch
         tokens, targets = mask_rows(batch.rows, self._prepared.vocabulary, rate, self._seed, step)
-        task_weight = 1 / (joint["rho2"] + 1) if joint["task_loss"] else 0.0
+        task_weight = 1 / (joint.rho2 + 1) if joint.task_loss else 0.0
         return replace(
             batch,
             tokens=tokens,

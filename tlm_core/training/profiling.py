@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from tlm_core.training.loop import Trainer
+from tlm_core.training.params import TrainParams
 from tlm_core.training.prepared import Batch
 from tlm_core.training.stage import StageContext
 
@@ -21,9 +22,9 @@ from tlm_core.training.stage import StageContext
 WARM, STEPS = 5, 5
 
 
-def trace_path(ctx: StageContext, stage: str) -> Path | None:
+def trace_path(ctx: StageContext[TrainParams], stage: str) -> Path | None:
     """Where this worker leaves the trace of a stage; None if it is not to."""
-    return ctx.out / f"trace-{stage}.json.gz" if ctx.params.get("profile") and not ctx.rank else None
+    return ctx.out / f"trace-{stage}.json.gz" if ctx.params.profile and not ctx.rank else None
 
 
 def copy_traces(source: Path, target: Path) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -20,10 +22,13 @@ from tlm_core.training.architectures import ARCHITECTURES
 
 Scale = Literal["tiny", "small", "medium", "large"]
 RecipeName = Literal["fast", "paper"]
+Precision = Literal["bf16", "fp32"]
 
 
 OWN_STARTS = ("scratch", "counts")  # what `model.init` may be besides a published encoder
 FROM_SCRATCH = [name for name, entry in ARCHITECTURES.items() if entry.from_scratch]
+# Flags of x86 and ARM processors that multiply bfloat16, as Linux lists them in /proc/cpuinfo.
+BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 PUBLISHED_LR = 3e-4  # highest finetuning rate that a published encoder gets unless it is asked for
 
 
@@ -171,7 +176,7 @@ class Recipe(_Part):
     finetune: Finetune = Finetune()
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto",
-        description="of matrix products; auto: bf16 where the device has instructions for it, else fp32",
+        description="of matrix products; a submission resolves auto to what the cluster computes natively",
     )
     checkpoint_steps: int = Field(200, ge=1, description="steps between two checkpoints")
     profile: bool = Field(False, description="leave a trace of a few steps beside the model; the weights are the same")
@@ -181,6 +186,27 @@ class Recipe(_Part):
         if self.model.init not in (*OWN_STARTS, self.tokenizer.source):
             raise ValueError(f"model.init '{self.model.init}' needs tokenizer.source to be the same")
         return self
+
+    @property
+    def number_format(self) -> Precision:
+        """The precision of matrix products. Raises InvalidRecipe for `auto`, which `resolve` replaces."""
+        if self.precision == "auto":
+            raise InvalidRecipe("The recipe's precision is not resolved. Set 'precision' to bf16 or fp32.")
+        return self.precision
+
+
+@cache
+def native_precision() -> Precision:
+    """Return bf16 if this machine's processor has instructions for it, else fp32. Reads /proc/cpuinfo, without torch.
+
+    A processor without such instructions emulates bf16, some eighty times as slow.
+    """
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return "fp32"
+    flags = {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split()}
+    return "bf16" if flags & BF16_FLAGS else "fp32"
 
 
 def _fast(scale: Scale) -> Recipe:
@@ -250,10 +276,13 @@ def _paper(scale: Scale) -> Recipe:
     )
 
 
-def resolve(name: str, scale: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """The preset `name` at `scale` with dotted `overrides` ({"joint.rho2": 5}) applied.
+def resolve(
+    name: str, scale: str, overrides: Mapping[str, Any] | None = None, *, precision: Precision | None = None
+) -> Recipe:
+    """Return the preset `name` at `scale` with dotted `overrides` ({"joint.rho2": 5}).
 
-    Raises InvalidRecipe that names the key at fault and, for an unknown one, the nearest known.
+    precision: replaces the precision `auto`; by default what this machine's processor computes natively.
+    Raises InvalidRecipe that names the invalid key and, for an unknown key, the most similar known key.
     """
     presets = {"fast": _fast, "paper": _paper}
     scales = ("tiny", "small", "medium", "large")
@@ -271,6 +300,8 @@ def resolve(name: str, scale: str, overrides: Mapping[str, Any] | None = None) -
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
         raise InvalidRecipe(f"the recipe does not hold: {problems}") from error
     _check_trainable(recipe)
+    if recipe.precision == "auto":
+        recipe = recipe.model_copy(update={"precision": precision or native_precision()})
     if recipe.model.init in OWN_STARTS or {"finetune.optimizer.lr", "finetune.rates"} & set(overrides or ()):
         return recipe
     return recipe.model_copy(update={"finetune": recipe.finetune.for_published()})

@@ -1,6 +1,6 @@
-"""What a stage sees of the world: its inputs, a place to write, and a way to report.
+"""What a stage function receives: its inputs, its parameters, a folder to write to, and a way to report.
 
-The stages know nothing of Ray, Redis or the storage; whoever runs them gives them a `StageContext`.
+Stage functions do not depend on Ray, Redis or the storage. The process that runs them passes a `StageContext`.
 """
 
 from __future__ import annotations
@@ -8,61 +8,72 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict
 
 
 class StopRequested(Exception):
-    """The job was paused or cancelled; a checkpoint has been left. Control flow, no fault, so not of the error tree."""
+    """A pause or a cancellation stopped the stage, and a checkpoint exists. Control flow, not an error of the job."""
+
+
+class StageParams(BaseModel):
+    """The parameters of a stage. `Node.artifact_id` hashes them into the id of the stage's artifact.
+
+    A stage class lists only what its function reads, so that a change of anything else reuses the artifact.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Params = TypeVar("Params", bound=StageParams, covariant=True)
 
 
 class Reporter(Protocol):
-    """Where progress goes. Called on rank 0 only."""
+    """Receives the progress of a stage. Only rank 0 calls it."""
 
     def progress(self, *, step: int, total: int, rate: float | None, unit: str, eta_seconds: float | None) -> bool:
-        """Tell how far the stage is.
-
-        Returns False when the stage has to stop: leave a checkpoint and raise StopRequested.
-        """
+        """Report the progress. Returns False when the stage must write a checkpoint and raise StopRequested."""
         ...
 
     def metrics(self, **values: float | int | str | None) -> None:
-        """Append one point to the job's metric series; `step` is among the values."""
+        """Append one point to the job's metric series. The values contain `step`."""
         ...
 
     def event(self, type: str, **data: Any) -> None:
-        """Append one typed event to the job's log."""
+        """Append one event to the job's log."""
         ...
 
 
 class Checkpoints(Protocol):
-    """Where checkpoints of this stage live. A checkpoint is visible only once it is whole and published."""
+    """Stores the checkpoints of one stage. A checkpoint is visible only after it is complete and published."""
 
     def latest(self) -> Path | None:
-        """Folder of the newest published checkpoint of this stage, or None. All ranks may call it."""
+        """Return the folder of the newest published checkpoint, or None. All ranks may call it."""
         ...
 
     def newest(self) -> int | None:
-        """Step of the newest published checkpoint of this stage, or None."""
+        """Return the step of the newest published checkpoint, or None."""
         ...
 
     def save(self, write: Callable[[Path], None], *, step: int, metrics: Mapping[str, float | None]) -> None:
-        """Publish what `write` puts into the empty folder it is given as the checkpoint of `step`. Rank 0 only.
+        """Publish what `write` puts into an empty folder as the checkpoint of `step`. Only rank 0 calls it.
 
-        It may be called later and in another thread, so it must hold copies of all that training goes on to change.
+        `write` may run later and in another thread, so it must hold copies of all values that training changes.
         """
         ...
 
 
-@dataclass
-class StageContext:
-    """Everything a stage function is given.
+@dataclass(frozen=True)
+class StageContext(Generic[Params]):
+    """Everything that a stage function receives.
 
-    inputs: local folder of each input artifact, by name. params: the stage's part of the recipe, plus `seed`.
-    out: empty local folder; what is in it when the function returns becomes the artifact (rank 0 writes).
+    inputs: local folder of each input artifact, by name. out: an empty local folder; rank 0 writes the artifact's
+    files there. scratch: a local folder for temporary files.
     """
 
     inputs: Mapping[str, Path]
-    params: Mapping[str, Any]
+    params: Params
     out: Path
     report: Reporter
     checkpoints: Checkpoints

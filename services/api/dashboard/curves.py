@@ -18,6 +18,7 @@ from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import TLMError
 from tlm_core.jobs.plan import Node, Plan, plan_of
 from tlm_core.jobs.spec import JobRecord
+from tlm_core.training.params import TrainParams
 
 STAGES = ("joint", "finetune")
 _SHOWN = ("mlm", "task", "tokens_per_second", "score", "learning_rate")
@@ -30,13 +31,13 @@ Line = dict[str, list[float]]
 
 def stages_of(plan: Plan) -> list[str]:
     """The stages of a plan that have curves, in order."""
-    return [stage for stage in STAGES if any(node.stage == stage for node in plan.nodes)]
+    return [stage for stage in STAGES if any(node.stage.name == stage for node in plan.nodes)]
 
 
 def peak_rate(node: Node) -> float:
     """AdamW's highest learning rate in a node that trains; its history tells the share of it."""
-    lr: float = node.params["recipe"][node.stage]["optimizer"]["lr"]
-    return lr
+    assert isinstance(node.params, TrainParams)
+    return node.params.optimizer.lr
 
 
 def curves(
@@ -47,7 +48,7 @@ def curves(
     tried: what the name says of a rate that is one of several, else empty.
     """
     plan = plan_of(job)
-    nodes = [node for node in plan.nodes if node.stage == stage][:most]
+    nodes = [node for node in plan.nodes if node.stage.name == stage][:most]
     done = refs_of(jobs, job, plan)
     told: dict[str, dict[str, Line]] = {}
     for one in series_of(jobs, job, points=_POINTS, names=_SHOWN):
@@ -56,7 +57,7 @@ def curves(
         {
             "node": node.name,
             "tried": _tried(job, node),
-            "name": (f"seed {node.params['seed']}" if job.spec.kind == "train" else node.name) + _tried(job, node),
+            "name": (f"seed {node.seed}" if job.spec.kind == "train" else node.name) + _tried(job, node),
             "series": _series(told.get(node.name, {}), _history(artifacts, done.get(node.name)), peak_rate(node)),
         }
         for node in nodes
@@ -95,4 +96,4 @@ def rates_of(job: JobRecord, stage: str) -> tuple[float, ...]:
 
 
 def _tried(job: JobRecord, node: Node) -> str:
-    return f", {peak_rate(node):g}" if rates_of(job, node.stage) else ""
+    return f", {peak_rate(node):g}" if rates_of(job, node.stage.name) else ""

@@ -145,7 +145,7 @@ def _retry(parts: Parts, job: JobRecord, key: str) -> str:
     asked = f"dashboard {key}" if key else None
     again = parts.jobs.submitted_with(job.tenant, job.spec, asked, origin) if asked else None
     if again is None:
-        needs = dataset_keys(job.tenant, (one.id for one in job.resolved.data))
+        needs = dataset_keys(job.tenant, (one.id for one in job.resolved.datasets))
         again, _ = parts.jobs.submit(
             job.tenant, job.spec, job.resolved, idempotency_key=asked, origin=origin, needs=needs
         )

@@ -28,11 +28,11 @@ class Step:
 
 def steps_of(job: JobRecord, plan: Plan, done: Collection[str]) -> list[Step]:
     """The stages of a job in the order of its plan, with the one it is at."""
-    stages = list(dict.fromkeys(node.stage for node in plan.nodes))
+    stages = list(dict.fromkeys(node.stage.name for node in plan.nodes))
     current = _current(job, plan, done)
     steps = []
     for stage in stages:
-        names = [node.name for node in plan.nodes if node.stage == stage]
+        names = [node.name for node in plan.nodes if node.stage.name == stage]
         finished = sum(name in done for name in names)
         # A study leaves out what cannot be had; a job that succeeded waits for nothing.
         if finished == len(names) or job.state is State.SUCCEEDED:
@@ -48,7 +48,7 @@ def steps_of(job: JobRecord, plan: Plan, done: Collection[str]) -> list[Step]:
 
 def selects(job: JobRecord) -> bool:
     """Whether passages are retrieved for the job."""
-    return any(node.stage == "select" for node in plan_of(job).nodes)
+    return any(node.stage.name == "select" for node in plan_of(job).nodes)
 
 
 def share_of(progress: Progress | None) -> float:
@@ -72,6 +72,6 @@ def _current(job: JobRecord, plan: Plan, done: Collection[str]) -> str | None:
     if not left:
         return None
     told = job.progress.stage if job.progress else None
-    if job.state in ACTIVE and any(node.stage == told for node in left):
+    if job.state in ACTIVE and any(node.stage.name == told for node in left):
         return told
-    return left[0].stage
+    return left[0].stage.name

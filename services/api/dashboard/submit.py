@@ -17,9 +17,9 @@ from services.api.submit import resolve_job
 from services.common.catalog import dataset_keys
 from tlm_core.compression.masks import Which
 from tlm_core.errors import TLMError
-from tlm_core.jobs.options import CurveModel
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import MAX_PRIORITY, JobSpec
+from tlm_core.studies.params import CurveModel
 from tlm_core.training.recipe import RecipeName, Scale
 
 router = APIRouter(prefix="/submit")
@@ -47,7 +47,7 @@ def submit(request: Request, parts: PartsDep, tenant: SignedIn, asked: Annotated
         job = parts.jobs.submitted_with(tenant, spec, key) if key else None
         if job is None:
             spec, resolved = resolve_job(parts, tenant, spec)
-            needs = dataset_keys(tenant, (one.id for one in resolved.data))
+            needs = dataset_keys(tenant, (one.id for one in resolved.datasets))
             job, _ = parts.jobs.submit(tenant, spec, resolved, idempotency_key=key, needs=needs)
     except TLMError as error:
         return _form(request, parts, tenant, asked, error)
@@ -62,7 +62,7 @@ def preview(request: Request, parts: PartsDep, tenant: SignedIn, asked: Annotate
     plan = plan_of(proposed(tenant, spec, resolved))
     return page(
         request, "_preview.html", spec=spec, resolved=resolved, recipe=resolved.recipe, estimate=estimate,
-        stages=Counter(node.stage for node in plan.nodes),
+        stages=Counter(node.stage.name for node in plan.nodes),
     )  # fmt: skip
 
 

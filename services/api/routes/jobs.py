@@ -284,7 +284,7 @@ def _made(
     new = False
     if job is None:
         spec, resolved = meant()
-        needs = dataset_keys(tenant, (one.id for one in resolved.data))
+        needs = dataset_keys(tenant, (one.id for one in resolved.datasets))
         job, new = parts.jobs.submit(tenant, spec, resolved, idempotency_key=key, origin=origin, needs=needs)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     if not new:

@@ -30,9 +30,9 @@ for _, line in ipairs(cjson.decode(ARGV[6])) do
   redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[9], '*', 'attempt', attempt, 'at', stamp, 'line', line)
 end
 if ARGV[11] ~= '' then
-  local unshared = cjson.decode(redis.call('HGET', KEYS[1], 'unshared') or '[]')
-  table.insert(unshared, ARGV[11])
-  redis.call('HSET', KEYS[1], 'unshared', cjson.encode(unshared))
+  local excluded = cjson.decode(redis.call('HGET', KEYS[1], 'excluded_from_cache') or '[]')
+  table.insert(excluded, ARGV[11])
+  redis.call('HSET', KEYS[1], 'excluded_from_cache', cjson.encode(excluded))
 end
 if ARGV[7] ~= '' then
   redis.call('SADD', KEYS[7], ARGV[7])

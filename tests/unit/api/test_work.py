@@ -37,11 +37,11 @@ def test_counted_beforehand_is_counted_while_training(over: dict[str, Any], tmp_
     )  # fmt: skip
     sizes = sizes_of(recipe, 3, prepared.vocabulary.size)
     assert sizes is not None
-    model = stages.build(recipe.model.model_dump(), prepared, 0)
+    model = stages.build(recipe.model, prepared, 0)
     assert sizes.parameters == pytest.approx(sum(p.numel() for p in model.parameters()), rel=0.05)
 
-    part = recipe.joint.model_dump()
-    optimizer = Optimizer(model, part["optimizer"], ("encoder", "vocabulary", "task"))
+    part = recipe.joint
+    optimizer = Optimizer(model, part.optimizer, ("encoder", "vocabulary", "task"))
     expected = joint_work(recipe, sizes, texts, facts["passages"] / prepared.facts["passages"], retrieves=True)
     batches = JointBatches(prepared, part, 0)
     taken = [batches(step, step / expected.steps) for step in range(round(expected.steps))]

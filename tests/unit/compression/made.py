@@ -30,7 +30,7 @@ def made_model(folder: Path, architecture: str, *, layers: int = 3, pair: bool =
         selection__selector="none",
     )
     prepared = Prepared(made_prepared(folder, recipe, pair=pair, alone=True))
-    model = build(recipe.model.model_dump(), prepared, seed=3)
+    model = build(recipe.model, prepared, seed=3)
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():

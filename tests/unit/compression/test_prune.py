@@ -23,10 +23,12 @@ from tests.unit.training.made import made_task, tiny
 from tests.unit.training.test_published import published
 from tests.unit.training.test_regression import made_regression
 from tlm_core.compression.masks import Importance, Mask, one_shot
+from tlm_core.compression.params import CheckEncoderParams, ImportanceParams
 from tlm_core.compression.sliced import load_sliced
 from tlm_core.errors import InvalidRecipe, InvalidRequest
 from tlm_core.jobs.options import ShareTickets
 from tlm_core.jobs.plan import plan_of
+from tlm_core.kinds.prune import CHECK_ENCODER, IMPORTANCE, PHASES
 from tlm_core.tasks.metrics import score
 from tlm_core.tasks.task import Task
 from tlm_core.training.local import LocalReporter, run_stage
@@ -64,7 +66,7 @@ def test_the_super_ticket_s_traces_are_beside_it(done: Mapping[str, Path], tmp_p
     for name in [name for name in inputs if name.startswith("ticket.")]:
         inputs[name] = shutil.copytree(inputs[name], tmp_path / name)
         (inputs[name] / "trace-finetune.json.gz").write_text(name)
-    out = run_stage("phases", inputs, node.params, tmp_path / "out")
+    out = run_stage(PHASES, inputs, node.params, tmp_path / "out")
     report = json.loads((out / "report.json").read_text())
     super_ticket = f"ticket.winning.l{report['super_ticket']['level']:g}.s{report['best_seed']}"
     assert (out / "trace-finetune.json.gz").read_text() == super_ticket
@@ -74,9 +76,9 @@ def test_importance_stops_when_asked_and_starts_anew(done: Mapping[str, Path], t
     inputs = {"prepared": done["prepare"], "finetune": done["finetune.s0"]}
     stop = LocalReporter(keep_going=lambda step: step < 64)
     with pytest.raises(StopRequested, match="start this stage anew"):
-        run_stage("importance", inputs, {"as_published": False}, tmp_path / "first", stop)
+        run_stage(IMPORTANCE, inputs, ImportanceParams(as_published=False), tmp_path / "first", stop)
     assert stop.steps == [32, 64] and not list((tmp_path / "first").iterdir())
-    out = run_stage("importance", inputs, {"as_published": False}, tmp_path / "second")
+    out = run_stage(IMPORTANCE, inputs, ImportanceParams(as_published=False), tmp_path / "second")
     assert (out / "importance.json").read_bytes() == (done["importance.s0"] / "importance.json").read_bytes()
 
 
@@ -147,7 +149,7 @@ def test_the_card_tells_of_the_pruning_and_counts_the_dense_model_and_the_whole_
 def test_the_mask_file_is_a_ticket_as_sharing_takes_it(done: Mapping[str, Path], report: dict[str, Any]) -> None:
     mask = json.loads((done["phases"] / "mask.json").read_text(encoding="utf-8"))
     assert mask == report["super_ticket"]["mask"]
-    assert ShareTickets(others=("b",), tickets={"b": mask}).ticket("b", {}) == {"mask": mask}
+    assert ShareTickets(others=("b",), tickets={"b": mask}).ticket("b") == Mask.from_dict(mask)
 
 
 def test_a_level_that_would_empty_a_layer_fails_with_the_most_that_can_go() -> None:
@@ -186,7 +188,7 @@ def test_a_published_encoder_is_finetuned_pruned_and_exported_at_the_rates_that_
     history = {name: json.loads((done[name] / "history.json").read_text())
                for name in done if name.startswith(("finetune.", "ticket."))}  # fmt: skip
     for name in ("finetune", "ticket.winning.l0.25"):
-        tries = [history[f"{name}.lr{rate:g}.s0"] for rate in rates]
+        tries = [history[f"{name}.s0.lr{rate:g}"] for rate in rates]
         chosen = history[f"{name}.s0"]["best"]
         assert chosen["score"] == max(one["best"]["score"] for one in tries) and chosen["lr"] in rates
     costs = {key: sum(one["cost"]["flops"] for name, one in history.items() if key in name and ".lr" in name)
@@ -210,10 +212,10 @@ def test_tickets_for_which_a_published_encoder_has_no_room_are_refused(
               "hidden_size": 32, "intermediate_size": 48, "max_position_embeddings": 64}  # fmt: skip
     (tmp_path / "encoder").mkdir()
     (tmp_path / "encoder" / "config.json").write_text(json.dumps(config))
-    params = {"init": str(tmp_path / "encoder"), "levels": [0.5], "masks": []}
-    run_stage("tickets_fit", {}, params, tmp_path / "fits")
+    params = CheckEncoderParams(init=str(tmp_path / "encoder"), levels=(0.5,))
+    run_stage(CHECK_ENCODER, {}, params, tmp_path / "fits")
     with pytest.raises(InvalidRequest, match=complaint):
-        run_stage("tickets_fit", {}, params | over, tmp_path / "refused")
+        run_stage(CHECK_ENCODER, {}, CheckEncoderParams(**(params.model_dump() | over)), tmp_path / "refused")
     (tmp_path / "encoder" / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
     with pytest.raises(InvalidRecipe, match="'gpt2' model"):
-        run_stage("tickets_fit", {}, params, tmp_path / "other")
+        run_stage(CHECK_ENCODER, {}, params, tmp_path / "other")

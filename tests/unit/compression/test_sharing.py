@@ -19,15 +19,18 @@ from tests.unit.training.made import made_task, tiny
 from tests.unit.training.test_regression import made_regression
 from tlm_core.compression.gates import gated, masked
 from tlm_core.compression.masks import Mask
+from tlm_core.compression.params import PartParams, ShareParams
 from tlm_core.compression.sharing import SharedBatches, SharedModel, TicketOptimizer, frozen, load_shared
 from tlm_core.compression.sliced import sliced
 from tlm_core.errors import InvalidRequest
+from tlm_core.kinds.share_tickets import PART, SHARE, SHARED_REPORT
+from tlm_core.stages import FINETUNE, PREPARE
 from tlm_core.tasks.merge import MERGE, merge
 from tlm_core.tasks.task import Task
 from tlm_core.training.evaluate import predict
 from tlm_core.training.local import run_stage
 from tlm_core.training.objective import Workers, accumulate_gradient, loss_sums
-from tlm_core.training.params import stage_params
+from tlm_core.training.params import FinetuneParams, PrepareParams, SeedsParams
 from tlm_core.training.prepared import FinetuneBatches, Prepared, task_batch
 from tlm_core.training.stages import build
 
@@ -57,9 +60,9 @@ def made_parts(folder: Path, recipe: Any, *, pair: bool = False) -> list[Path]:
     tasks = [Task.read(made_task(folder / name, counts, pair=pair)) for name, counts in sizes.items()]
     (folder / "merged").mkdir()
     merge(tasks, list(sizes), folder / "merged")
-    prepared = run_stage("prepare", {"task": folder / "merged"}, stage_params("prepare", recipe), folder / "prepared")
+    prepared = run_stage(PREPARE, {"task": folder / "merged"}, PrepareParams.of(recipe), folder / "prepared")
     inputs = {"prepared": prepared, "task": folder / "merged"}
-    return [run_stage("part", inputs, {"number": n}, folder / f"part{n}") for n in range(2)]
+    return [run_stage(PART, inputs, PartParams(number=n), folder / f"part{n}") for n in range(2)]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +72,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> list[Prepared]:
 
 
 def shared(recipe: Any, parts: list[Prepared]) -> SharedModel:
-    models = [build(recipe.model.model_dump(), prepared, seed=1) for prepared in parts]
+    models = [build(recipe.model, prepared, seed=1) for prepared in parts]
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in (parameter for model in models for parameter in model.parameters()):
@@ -118,7 +121,7 @@ def test_a_step_moves_only_what_the_task_s_ticket_holds(
 ) -> None:
     recipe = recipe_of(architecture, optimizer)
     model = shared(recipe, parts)
-    optim = TicketOptimizer(model, recipe.finetune.optimizer.model_dump())
+    optim = TicketOptimizer(model, recipe.finetune.optimizer)
     with gated(cast(Any, model), model.head_gates, model.block_gates):
         for number in (0, 1, 0):
             model.select(number)
@@ -157,7 +160,7 @@ def test_each_task_answers_as_its_own_sliced_model_would(parts: list[Prepared]) 
             model.select(number)
             found.append(predict(cast(Any, model), parts[number].split("test"), parts[number], device=CPU))
     for number in (0, 1):
-        alone = build(recipe.model.model_dump(), parts[number], seed=1).eval()
+        alone = build(recipe.model, parts[number], seed=1).eval()
         alone.encoder.load_state_dict(model.encoder.state_dict())
         alone.task.load_state_dict(getattr(model, f"task{number}").state_dict())
         expected = predict(sliced(alone, MASKS[number]), parts[number].split("test"), parts[number], device=CPU)
@@ -189,10 +192,9 @@ def test_each_task_has_the_batches_that_it_would_have_alone_whatever_the_size_of
 
 def test_the_stage_trains_and_each_task_can_be_loaded_out_of_it(parts: list[Prepared], tmp_path: Path) -> None:
     recipe = recipe_of("modernbert")
-    tickets = [{"mask": mask.as_dict()} for mask in MASKS]
     inputs = {f"prepared.{number}": prepared.folder for number, prepared in enumerate(parts)}
-    params = {**stage_params("finetune", recipe, 3), "tickets": tickets}
-    out = run_stage("share", inputs, params, tmp_path / "shared")
+    params = ShareParams.of(recipe, 3, tickets=MASKS)
+    out = run_stage(SHARE, inputs, params, tmp_path / "shared")
     history = json.loads((out / "history.json").read_text())
     best = history["best"]
     assert best["score"] == pytest.approx((best["score.0"] + best["score.1"]) / 2)
@@ -222,18 +224,18 @@ def test_single_texts_pairs_and_regression_share_an_encoder(tmp_path: Path) -> N
     (tmp_path / "merged").mkdir()
     merge(tasks, ["single", "pairs", "regression"], tmp_path / "merged")
     merged = {"task": tmp_path / "merged"}
-    whole = {"prepared": run_stage("prepare", merged, stage_params("prepare", recipe), tmp_path / "prepared"), **merged}
+    whole = {"prepared": run_stage(PREPARE, merged, PrepareParams.of(recipe), tmp_path / "prepared"), **merged}
     inputs = {}
     for number in range(3):
         out = tmp_path / f"part{number}"
-        inputs[f"prepared.{number}"] = run_stage("part", whole, {"number": number}, out)
+        inputs[f"prepared.{number}"] = run_stage(PART, whole, PartParams(number=number), out)
     second = Prepared(inputs["prepared.0"]).split("train").second
     assert (
         second is not None and second.tolist() == Prepared(inputs["prepared.0"]).split("train").store.lengths.tolist()
     )
     np.testing.assert_allclose(Prepared(inputs["prepared.2"]).split("test").labels, tasks[2].targets("test"), rtol=1e-6)
-    params = {**stage_params("finetune", recipe, 0), "tickets": [None, None, None]}
-    out = run_stage("share", inputs, params, tmp_path / "shared")
+    params = ShareParams.of(recipe, 0, tickets=(None, None, None))
+    out = run_stage(SHARE, inputs, params, tmp_path / "shared")
     last = json.loads((out / "history.json").read_text())["evaluations"][-1]
     assert {"score.0", "score.1", "score.2"} <= last.keys()
     regression = Prepared(inputs["prepared.2"])
@@ -285,21 +287,21 @@ def test_further_test_sets_outlast_merging_and_are_scored_beside_test(tmp_path: 
     }  # fmt: skip
     recipe = recipe_of("modernbert")
     whole = {"task": tmp_path / "merged"}
-    whole["prepared"] = run_stage("prepare", whole, stage_params("prepare", recipe), tmp_path / "prepared")
+    whole["prepared"] = run_stage(PREPARE, whole, PrepareParams.of(recipe), tmp_path / "prepared")
     inputs = {"merged": tmp_path / "merged"}
-    finetune = stage_params("finetune", recipe, 0)
+    finetune = FinetuneParams.of(recipe, 0)
     for number in range(2):
-        out = run_stage("part", whole, {"number": number}, tmp_path / f"part{number}")
+        out = run_stage(PART, whole, PartParams(number=number), tmp_path / f"part{number}")
         inputs |= {f"task.{number}": tmp_path / f"task{number}", f"prepared.{number}": out}
         assert Prepared(out).facts["counts"] == tasks[number].counts
         for test in tasks[number].further_tests:
             np.testing.assert_array_equal(Prepared(out).split(test).labels, tasks[number].label_ids(test))
-        inputs[f"alone.{number}.s0"] = run_stage("finetune", {"prepared": out}, finetune, tmp_path / f"alone{number}")
+        inputs[f"alone.{number}.s0"] = run_stage(FINETUNE, {"prepared": out}, finetune, tmp_path / f"alone{number}")
     parts = {f"prepared.{number}": inputs[f"prepared.{number}"] for number in range(2)}
     for system in ("multi_task", "tickets"):
-        params = {**finetune, "tickets": [None, None]}
-        inputs[f"{system}.s0"] = run_stage("share", parts, params, tmp_path / system)
-    done = run_stage("shared_report", inputs, {"seeds": [0]}, tmp_path / "report")
+        params = ShareParams.of(recipe, 0, tickets=(None, None))
+        inputs[f"{system}.s0"] = run_stage(SHARE, parts, params, tmp_path / system)
+    done = run_stage(SHARED_REPORT, inputs, SeedsParams(seeds=(0,)), tmp_path / "report")
     report = json.loads((done / "report.json").read_text())
     assert [task["tests"] for task in report["tasks"]] == [["test", "test_other"], ["test", "test_other", "test_third"]]
     for system in ("alone", "multi_task", "tickets"):

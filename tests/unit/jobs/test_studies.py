@@ -12,9 +12,10 @@ from tests.unit.jobs.test_plan import check_order, ids, make_job
 from tlm_core.artifacts import ManifestRef
 from tlm_core.compression.masks import Mask
 from tlm_core.errors import InvalidRequest
+from tlm_core.jobs.nodes import DatasetInput
 from tlm_core.jobs.options import LearningCurve, Prune
-from tlm_core.jobs.plan import STAGE_VERSIONS, Place, plan_of
-from tlm_core.jobs.spec import JobRecord, OtherData
+from tlm_core.jobs.plan import Place, plan_of
+from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.studies import check_kind, recipes_of
 from tlm_core.training.recipe import PUBLISHED_LR, resolve
 
@@ -25,7 +26,7 @@ def job_of(kind: str, options: dict[str, Any] | None = None, *, seeds: tuple[int
     over: dict[str, Any] = {"kind": kind, "seeds": seeds}
     if options is not None:
         over[kind] = options
-    other = OtherData(id="ds_2", ref=ManifestRef(folder="default/datasets/ds_2", digest="2" * 64))
+    other = DatasetInput(id="ds_2", ref=ManifestRef(folder="default/datasets/ds_2", digest="2" * 64))
     job = make_job(seeds=seeds, others=(other,) if kind == "share_tickets" else ())
     return job.model_copy(update={"spec": make_spec(**over)})
 
@@ -36,7 +37,6 @@ def test_every_node_comes_after_its_inputs_and_the_last_one_is_the_report(kind: 
     check_order(plan)
     assert plan.final.name == plan.report
     assert len({node.name for node in plan.nodes}) == len(plan.nodes)
-    assert {node.stage for node in plan.nodes} <= set(STAGE_VERSIONS)
 
 
 def test_a_curve_has_each_model_at_each_size_and_seed() -> None:
@@ -45,7 +45,7 @@ def test_a_curve_has_each_model_at_each_size_and_seed() -> None:
     models, sizes, seeds = ("bilstm", "encoder", "tlm"), (50, 200), (0, 1)
     assert tested == {f"evaluate.{m}.n{n}.s{s}" for m in models for n in sizes for s in seeds}
     assert tested <= set(plan.final.inputs.values())
-    assert plan.node("finetune.bilstm.n50.s0").stage == "bilstm"
+    assert plan.node("finetune.bilstm.n50.s0").stage.name == "bilstm"
     assert {"trained.tlm.s0", "prepared.bilstm.s1"} <= set(plan.final.inputs)
     assert plan.final.inputs["trained.tlm.s0"] == "finetune.tlm.n200.s0"
 
@@ -60,17 +60,17 @@ def test_tlm_asks_with_the_subset_s_texts_alone_unless_told_otherwise() -> None:
 
 def test_models_that_need_no_corpus_have_no_selection() -> None:
     plan = plan_of(job_of("learning_curve", {"sizes": [50, 200], "models": ["bilstm", "encoder"]}))
-    assert not [node for node in plan.nodes if node.place is Place.RETRIEVER or node.stage == "joint"]
+    assert not [node for node in plan.nodes if node.place is Place.RETRIEVER or node.stage.name == "joint"]
 
 
 def test_a_published_encoder_brings_its_own_tokens_and_is_finetuned_alone() -> None:
     options = {"sizes": [50, 200], "models": ["bilstm", "encoder", "pretrained"], "pretrained": "hub:some/encoder"}
     plan = plan_of(job_of("learning_curve", options))
-    assert plan.node("prepare.pretrained.n50.s0").params["recipe"]["tokenizer"]["source"] == "hub:some/encoder"
-    own, published = (plan.node(f"finetune.{name}.n50.s0").params["recipe"] for name in ("encoder", "pretrained"))
-    assert published["model"]["init"] == "hub:some/encoder"
-    assert own["finetune"]["optimizer"]["lr"] > published["finetune"]["optimizer"]["lr"] == PUBLISHED_LR
-    assert published["finetune"]["epochs"] == own["finetune"]["epochs"]
+    assert plan.node("prepare.pretrained.n50.s0").params.tokenizer.source == "hub:some/encoder"
+    own, published = (plan.node(f"finetune.{name}.n50.s0").params for name in ("encoder", "pretrained"))
+    assert published.model.init == "hub:some/encoder"
+    assert own.optimizer.lr > published.optimizer.lr == PUBLISHED_LR
+    assert published.finetune.epochs == own.finetune.epochs
 
 
 def with_rates(job: JobRecord, rates: list[float]) -> JobRecord:
@@ -84,20 +84,20 @@ def test_encoders_and_tickets_of_a_study_try_every_rate_beside_their_seed(kind: 
     options = {"sizes": [50, 200], "models": ["bilstm", "encoder"]} if kind == "learning_curve" else {"levels": [0.5]}
     plan = plan_of(with_rates(job_of(kind, options, seeds=seeds), [1e-4, 1e-3]))
     check_order(plan)
-    choices = [node for node in plan.nodes if node.stage == "choose"]
+    choices = [node for node in plan.nodes if node.stage.name == "choose"]
     assert len(choices) == len(seeds) * (2 if kind == "learning_curve" else 4)
     for choice in choices:
         tries = [plan.node(source) for source in choice.inputs.values()]
-        assert [node.params["recipe"]["finetune"]["optimizer"]["lr"] for node in tries] == [1e-4, 1e-3]
+        assert [node.params.optimizer.lr for node in tries] == [1e-4, 1e-3]
         assert {node.group for node in tries} == {choice.group}
-    assert "choose" not in {node.stage for node in plan.nodes if "bilstm" in node.name}
+    assert "choose" not in {node.stage.name for node in plan.nodes if "bilstm" in node.name}
 
 
 def test_rates_that_are_one_for_a_published_encoder_are_tried_once() -> None:
     options = {"sizes": [50, 200], "models": ["bilstm", "pretrained"], "pretrained": "hub:some/encoder"}
     plan = plan_of(with_rates(job_of("learning_curve", options), [5e-4, 1e-3]))
     node = plan.node("finetune.pretrained.n50.s0")
-    assert (node.stage, node.params["recipe"]["finetune"]["optimizer"]["lr"]) == ("finetune", PUBLISHED_LR)
+    assert (node.stage.name, node.params.optimizer.lr) == ("finetune", PUBLISHED_LR)
 
 
 def test_sharing_takes_a_single_rate() -> None:
@@ -120,8 +120,8 @@ def test_all_models_of_a_curve_have_the_same_epochs_batches_cap_and_validations(
     plan = plan_of(job.model_copy(update={"resolved": resolved}))
     for node in plan.nodes:
         if node.name.startswith("finetune."):
-            part = node.params["recipe"]["finetune"]
-            assert {f"finetune.{key}": part[key.removeprefix("finetune.")] for key in
+            part = node.params.finetune
+            assert {f"finetune.{key}": getattr(part, key.removeprefix("finetune.")) for key in
                     ("epochs", "batch", "max_steps", "evaluations")} == changes, node.name  # fmt: skip
 
 
@@ -129,7 +129,7 @@ def test_all_models_of_a_curve_have_the_same_epochs_batches_cap_and_validations(
 def test_importance_is_weighed_as_the_request_says(kind: str, options: dict[str, Any]) -> None:
     for asked in (True, False):
         plan = plan_of(job_of(kind, {**options, "as_published": asked}))
-        told = {node.params["as_published"] for node in plan.nodes if node.stage == "importance"}
+        told = {node.params.as_published for node in plan.nodes if node.stage.name == "importance"}
         assert told == {asked}
 
 
@@ -162,9 +162,9 @@ def test_tickets_of_a_published_encoder_are_checked_before_any_training(kind: st
     resolved = job.resolved.model_copy(update={"recipe": resolve("fast", "tiny", changes)})
     plan = plan_of(job.model_copy(update={"resolved": resolved}))
     first = next(node for node in plan.nodes if node.place is Place.WORKERS)
-    assert first.stage == "tickets_fit" and first.group == "main"
-    assert first.params["init"] == "hub:some/encoder"
-    assert "tickets_fit" not in {node.stage for node in plan_of(job).nodes}
+    assert first.stage.name == "check_encoder" and first.group == "main"
+    assert first.params.init == "hub:some/encoder"
+    assert "check_encoder" not in {node.stage.name for node in plan_of(job).nodes}
 
 
 @pytest.mark.parametrize("kind", ["train", "learning_curve", "prune", "share_tickets"])
@@ -183,11 +183,11 @@ def test_jobs_on_different_data_share_no_artifact(kind: str) -> None:
 def test_the_published_encoder_of_a_curve_is_checked_before_any_training(seeds: tuple[int, ...]) -> None:
     options = {"sizes": [50, 200], "models": ["bilstm", "tlm", "pretrained"], "pretrained": "hub:some/encoder"}
     plan = plan_of(job_of("learning_curve", options, seeds=seeds))
-    for group in {node.group for node in plan.nodes if node.stage in ("joint", "finetune", "bilstm")}:
+    for group in {node.group for node in plan.nodes if node.stage.name in ("joint", "finetune", "bilstm")}:
         first = plan.group(group)[0]
-        assert first.stage == "tickets_fit" and first.params["init"] == "hub:some/encoder"
+        assert first.stage.name == "check_encoder" and first.params.init == "hub:some/encoder"
     alone = plan_of(job_of("learning_curve", {"sizes": [50, 200], "models": ["bilstm", "tlm"]}, seeds=seeds))
-    assert "tickets_fit" not in {node.stage for node in alone.nodes}
+    assert "check_encoder" not in {node.stage.name for node in alone.nodes}
 
 
 def test_pruning_takes_the_dense_model_of_a_train_job_from_the_cache() -> None:
@@ -198,11 +198,11 @@ def test_pruning_takes_the_dense_model_of_a_train_job_from_the_cache() -> None:
 
 def test_pruning_has_a_ticket_for_each_kind_level_and_seed() -> None:
     plan = plan_of(job_of("prune", {"levels": [0.2, 0.4], "tickets": ["winning", "losing"]}))
-    tickets = [node for node in plan.nodes if node.stage == "ticket"]
+    tickets = [node for node in plan.nodes if node.stage.name == "ticket"]
     assert len(tickets) == 2 * 2 * 2
     node = plan.node("ticket.winning.l0.2.s1")
     assert node.inputs == {"prepared": "prepare", "importance": "importance.s1", "joint": "joint.s1"}
-    assert node.params["level"] == 0.2 and node.params["seed"] == 1
+    assert node.params.level == 0.2 and node.params.seed == 1
 
 
 @pytest.mark.parametrize(
@@ -284,9 +284,9 @@ def test_sharing_trains_each_task_alone_all_together_and_with_tickets_from_one_s
     assert plan.node("merge").inputs == {"task.0": "validate", "task.1": "validate.1"}
     for name in ("alone.0.s0", "alone.1.s0", "multi_task.s0", "tickets.s0"):
         assert plan.node(name).inputs["joint"] == "joint.s0"
-        assert plan.node(name).params["recipe"]["finetune"]["reset_head"] is True
-    assert plan.node("multi_task.s0").params["tickets"] == [None, None]
-    assert plan.node("tickets.s0").params["tickets"] == [{"level": 0.15}, {"mask": SHARE["tickets"]["second"]}]
+        assert plan.node(name).params.finetune.reset_head is True
+    assert plan.node("multi_task.s0").params.tickets == (None, None)
+    assert plan.node("tickets.s0").params.tickets == (0.15, Mask.from_dict(SHARE["tickets"]["second"]))
     assert plan.node("tickets.s0").inputs["importance.0"] == "importance.0.s0"
     assert "importance.1" not in plan.node("tickets.s0").inputs, "a mask that is given needs no importance"
 
@@ -296,8 +296,8 @@ def test_sharing_trains_each_task_alone_all_together_and_with_tickets_from_one_s
     [
         (None, "share_tickets.others"),
         ({"others": []}, "at least 1"),
-        ({"others": ["b"], "tickets": {"b": 1.5}}, "the ticket of 'b': a level is a share"),
-        ({"others": ["b"], "tickets": {"b": "best"}}, "the ticket of 'b': 'best' is no job's id"),
+        ({"others": ["b"], "tickets": {"b": 1.5}}, "Invalid ticket of 'b': 1.5"),
+        ({"others": ["b"], "tickets": {"b": "best"}}, "Invalid ticket of 'b': 'best'"),
         ({"others": ["b"], "tickets": {"b": {"heads": [[0]], "blocks": [1]}}}, "leaves layer 0 without a head"),
     ],
 )

@@ -7,19 +7,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from services.trainer.local import merge, sizes, subset
 from tests.factories import make_resolved, make_spec
 from tests.unit.training.made import made_selection
 from tlm_core.artifacts import ManifestRef
-from tlm_core.jobs.plan import DROPPED, Plan, plan_of
-from tlm_core.jobs.spec import JobRecord, OtherData
+from tlm_core.jobs.nodes import DatasetInput
+from tlm_core.jobs.plan import DROPPED, Node, Plan, plan_of
+from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import State
-from tlm_core.training.local import run_stage
+from tlm_core.stages import SELECT, VALIDATE
+from tlm_core.training.local import compute
 from tlm_core.training.recipe import Recipe
 
 
 def make_job(recipe: Recipe, *, others: int = 0, **spec: Any) -> JobRecord:
-    data = [OtherData(id=f"ds_{n}", ref=ManifestRef(folder=f"t/{n}", digest=str(n + 1) * 64)) for n in range(others)]
+    data = [DatasetInput(id=f"ds_{n}", ref=ManifestRef(folder=f"t/{n}", digest=str(n + 1) * 64)) for n in range(others)]
     resolved = make_resolved(recipe=recipe, others=tuple(data))
     times = {"created_at": 0, "updated_at": 0}
     return JobRecord(id="job_1", tenant="t", state=State.RUNNING, spec=make_spec(**spec), resolved=resolved, **times)
@@ -37,26 +38,16 @@ def run_plan(job: JobRecord, task: Path, folder: Path) -> dict[str, Path]:
             dropped.add(node.name)
             out.mkdir(parents=True)
             continue
-        if DROPPED in _run(node.stage, inputs, node.params, task, out):
+        if DROPPED in _run(node, inputs, task, out):
             dropped.add(node.name)
     return done
 
 
-def _run(stage: str, inputs: Mapping[str, Path], params: Mapping[str, Any], task: Path, out: Path) -> dict[str, Any]:
-    match stage:
-        case "validate":
-            shutil.copytree(task, out)
-        case "select":
-            made_selection(out)
-        case "sizes":
-            out.mkdir(parents=True)
-            return sizes(inputs["task"], out, params)
-        case "merge":
-            out.mkdir(parents=True)
-            return merge(inputs, out, params)
-        case "subset":
-            out.mkdir(parents=True)
-            return subset(inputs["task"], inputs["sizes"], out, params)
-        case _:
-            run_stage(stage, inputs, params, out)
+def _run(node: Node, inputs: Mapping[str, Path], task: Path, out: Path) -> Mapping[str, Any]:
+    if node.stage is VALIDATE:
+        shutil.copytree(task, out)
+    elif node.stage is SELECT:
+        made_selection(out)
+    else:
+        return compute(node.stage, inputs, node.params, out)
     return {}

@@ -20,7 +20,7 @@ from tests.unit.studies.local_plan import make_job, run_plan
 from tests.unit.training.made import LABELS, made_task, tiny
 from tlm_core.errors import InvalidRecipe
 from tlm_core.jobs.options import LearningCurve
-from tlm_core.jobs.studies import lstm_params
+from tlm_core.kinds.learning_curve import BILSTM, bilstm_params
 from tlm_core.studies.curve import words
 from tlm_core.studies.fit import compare
 from tlm_core.tasks.metrics import score
@@ -117,8 +117,8 @@ def test_the_third_variant_begins_with_the_token_embeddings_of_the_joint_stage(
     done: Mapping[str, Path], tmp_path: Path
 ) -> None:
     inputs = {"prepared": done["prepare.tlm.n24.s0"], "joint": done["joint.n24.s0"]}
-    params = lstm_params(RECIPE, LearningCurve(lstm=LSTM | {"lr": 1e-12}), 0)
-    folder = run_stage("bilstm", inputs, params, tmp_path / "bilstm")
+    params = bilstm_params(RECIPE, LearningCurve(lstm=LSTM | {"lr": 1e-12}), 0)
+    folder = run_stage(BILSTM, inputs, params, tmp_path / "bilstm")
     learnt = load_file(done["joint.n24.s0"] / "model.safetensors")["encoder.tokens.weight"]
     torch.testing.assert_close(load_file(folder / "model.safetensors")["encoder.tokens.weight"], learnt)
 
@@ -193,7 +193,7 @@ def test_a_task_with_a_metric_of_its_own_and_rates_to_try_has_its_curve(tmp_path
         assert {"accuracy", "matthews"} < set(next(csv.DictReader(file)))
     for point in encoder:
         (run,) = point["runs"]
-        tries = [done[f"finetune.encoder.n{point['labels']}.lr{rate:g}.s0"] for rate in rates]
+        tries = [done[f"finetune.encoder.n{point['labels']}.s0.lr{rate:g}"] for rate in rates]
         histories = [json.loads((folder / "history.json").read_text()) for folder in tries]
         prepared = json.loads((done[f"prepare.own.n{point['labels']}.s0"] / "data.json").read_text())
         wanted = sum(one["cost"]["tokens"] for one in [*histories, prepared])

@@ -34,9 +34,11 @@ def test_killed_and_stopped_it_ends_where_a_run_without_a_break_ends(
     job = make_job(RECIPE, others=int(stage == "share"), dataset="first", seeds=(0,), **JOBS[stage])
     done = run_plan(job, made_task(tmp_path / "task", (40, 12, 12)), tmp_path / "whole")
     # The last: of the largest size, and of sharing's two systems the one with tickets.
-    node = [node for node in plan_of(job).nodes if node.stage == stage][-1]
+    node = [node for node in plan_of(job).nodes if node.stage.name == stage][-1]
     whole = content(done[node.name])
-    run = Run(tmp_path / "broken", stage, {name: done[source] for name, source in node.inputs.items()}, node.params)
+    run = Run(
+        tmp_path / "broken", node.stage, {name: done[source] for name, source in node.inputs.items()}, node.params
+    )
     with pytest.raises(Killed):
         run(DyingReporter(die_at=3))
     with pytest.raises(StopRequested):

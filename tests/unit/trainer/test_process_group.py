@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from services.trainer.process_group import Broadcast, DistributedStages, Rendezvous, join
-from tlm_core.stages import STAGES, WITHOUT_TORCH
+from services.trainer.process_group import Broadcast, Rendezvous, StageLoader, join
+from tlm_core.stages import PREPARE
 
 HOST, SECRET = "127.0.0.1", b"a secret"
 
@@ -52,8 +52,7 @@ def test_who_does_not_know_the_secret_is_refused() -> None:
             opened.result(10)
 
 
-def test_every_stage_is_there_and_which_needs_no_torch_is_one_of_them() -> None:
-    stages = DistributedStages(STAGES, lambda value: value, HOST, 0, 2)
-    assert list(stages) == list(STAGES) and len(stages) == len(STAGES)
-    assert set(STAGES) >= WITHOUT_TORCH
-    stages.close()  # torch has met nobody
+def test_preparing_text_starts_no_process_group() -> None:
+    load = StageLoader(lambda value: value, HOST, 0, 2)
+    assert load(PREPARE) is PREPARE.load()
+    load.close()  # does nothing without a process group

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tlm_core.stages import STAGES
+from tlm_core.stages import FINETUNE, JOINT, Stage
 from tlm_core.training.local import LocalCheckpoints, LocalReporter
-from tlm_core.training.params import stage_params
+from tlm_core.training.params import FinetuneParams, JointParams
 from tlm_core.training.recipe import Recipe
-from tlm_core.training.stage import StageContext
+from tlm_core.training.stage import StageContext, StageParams
 
 
 class Killed(Exception):
@@ -36,9 +36,9 @@ class Run:
     """One stage that can be run again and again on the same folders."""
 
     folder: Path
-    stage: str
+    stage: Stage
     inputs: Mapping[str, Path]
-    params: Mapping[str, Any]
+    params: StageParams
 
     def __call__(self, reporter: LocalReporter | None = None) -> Path:
         out = self.folder / f"out{len(list(self.folder.glob('out*')))}"
@@ -51,7 +51,7 @@ class Run:
             checkpoints=LocalCheckpoints(self.folder / "checkpoints"),
             scratch=self.folder,
         )
-        STAGES[self.stage](context)
+        self.stage.load()(context)
         return out
 
 
@@ -67,4 +67,5 @@ def run_of(
     folder: Path, prepared: Path, recipe: Recipe, stage: str = "joint", inputs: Mapping[str, Path] | None = None
 ) -> Run:
     """A stage by `recipe`, at seed 5."""
-    return Run(folder, stage, {"prepared": prepared, **(inputs or {})}, stage_params(stage, recipe, 5))
+    params = {"joint": JointParams, "finetune": FinetuneParams}[stage].of(recipe, 5)
+    return Run(folder, {"joint": JOINT, "finetune": FINETUNE}[stage], {"prepared": prepared, **(inputs or {})}, params)

@@ -13,14 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from tlm_core.stages import PREPARE
 from tlm_core.tasks.task import Task, task_schema
 from tlm_core.training.local import LocalCheckpoints, LocalReporter, run_stage
 from tlm_core.training.loop import Budget, Trainer
 from tlm_core.training.optim import Optimizer
-from tlm_core.training.params import stage_params
+from tlm_core.training.params import PrepareParams
 from tlm_core.training.prepared import JointBatches, Prepared
 from tlm_core.training.recipe import Recipe, resolve
-from tlm_core.training.stage import StageContext
+from tlm_core.training.stage import StageContext, StageParams
 from tlm_core.training.stages import build
 
 LABELS = ("red", "green", "blue")
@@ -97,21 +98,23 @@ def made_prepared(folder: Path, recipe: Recipe, *, pair: bool = False, alone: bo
     inputs = {"task": made_task(folder / "task", pair=pair)}
     if not alone:
         inputs["selection"] = made_selection(folder / "selection")
-    return run_stage("prepare", inputs, stage_params("prepare", recipe), folder / "prepared")
+    return run_stage(PREPARE, inputs, PrepareParams.of(recipe), folder / "prepared")
 
 
 def trainer_of(folder: Path, budget: Budget, clock: Callable[[], float], **over: Any) -> Trainer:
     """A joint stage's run on made data, in float32."""
     recipe = tiny(precision="fp32", **over)
     prepared = Prepared(made_prepared(folder / "data", recipe))
-    model = build(recipe.model.model_dump(), prepared, 0)
-    joint = recipe.joint.model_dump()
+    model = build(recipe.model, prepared, 0)
+    joint = recipe.joint
     reporter, checkpoints = LocalReporter(), LocalCheckpoints(folder / "checkpoints")
     return Trainer(
-        ctx=StageContext(inputs={}, params={}, out=folder, report=reporter, checkpoints=checkpoints, scratch=folder),
+        ctx=StageContext(
+            inputs={}, params=StageParams(), out=folder, report=reporter, checkpoints=checkpoints, scratch=folder
+        ),
         model=model,
-        optimizer=Optimizer(model, joint["optimizer"], ("encoder", "vocabulary", "task")),
-        optimizer_recipe=joint["optimizer"],
+        optimizer=Optimizer(model, joint.optimizer, ("encoder", "vocabulary", "task")),
+        optimizer_recipe=joint.optimizer,
         batches=JointBatches(prepared, joint, 0),
         budget=budget,
         seed=0,

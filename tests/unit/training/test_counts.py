@@ -9,7 +9,7 @@ import torch
 from tests.unit.training.made import made_prepared, tiny
 from tlm_core.training import counts
 from tlm_core.training.counts import count
-from tlm_core.training.params import stage_params
+from tlm_core.training.params import PrepareParams
 from tlm_core.training.prepared import Prepared
 from tlm_core.training.stages import build
 from tlm_core.training.store import StoreWriter, TokenStore
@@ -67,7 +67,7 @@ def test_counting_in_blocks_changes_nothing(tmp_path: Path, monkeypatch: pytest.
 def test_a_model_begins_with_the_counted_vectors_turned_by_its_seed(tmp_path: Path) -> None:
     recipe = tiny(model__init="counts")
     prepared = Prepared(made_prepared(tmp_path, recipe))
-    first, second = (build(recipe.model.model_dump(), prepared, seed) for seed in (0, 1))
+    first, second = (build(recipe.model, prepared, seed) for seed in (0, 1))
     log_frequency, vectors = prepared.counted()
     assert torch.equal(first.vocabulary.out.bias, torch.from_numpy(log_frequency))
     known = np.linalg.norm(vectors, axis=1) > 1e-6
@@ -82,8 +82,8 @@ def test_a_model_begins_with_the_counted_vectors_turned_by_its_seed(tmp_path: Pa
 
 
 def test_only_recipes_that_count_depend_on_the_width() -> None:
-    assert stage_params("prepare", tiny()) == stage_params("prepare", tiny(model__hidden=64))
-    counting = [stage_params("prepare", tiny(model__init="counts", model__hidden=h)) for h in (32, 64)]
+    assert PrepareParams.of(tiny()) == PrepareParams.of(tiny(model__hidden=64))
+    counting = [PrepareParams.of(tiny(model__init="counts", model__hidden=h)) for h in (32, 64)]
     assert counting[0] != counting[1]
 
 

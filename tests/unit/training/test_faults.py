@@ -17,7 +17,7 @@ from tlm_core.training.evaluate import predict
 from tlm_core.training.local import LocalCheckpoints, LocalReporter
 from tlm_core.training.loop import Budget
 from tlm_core.training.optim import Optimizer
-from tlm_core.training.params import stage_params
+from tlm_core.training.params import JointParams
 from tlm_core.training.prepared import Batch, Prepared
 from tlm_core.training.stage import StageContext
 from tlm_core.training.stages import joint_trainer
@@ -131,7 +131,7 @@ def test_the_joint_stage_counts_by_its_highest_rate_of_masking(tmp_path: Path) -
     recipe = tiny(joint__mask_rate=0.2, joint__mask_rate_end=0.4)
     ctx = StageContext(
         inputs={"prepared": made_prepared(tmp_path, recipe)},
-        params=stage_params("joint", recipe, 0),
+        params=JointParams.of(recipe, 0),
         out=tmp_path,
         report=LocalReporter(),
         checkpoints=LocalCheckpoints(tmp_path),

@@ -23,9 +23,9 @@ def test_counted_operations_agree_with_the_counter_of_the_library(
 ) -> None:
     recipe = tiny(model__architecture=architecture, model__hidden=64, joint__rho1=rho1)
     prepared = Prepared(made_prepared(tmp_path, recipe))
-    model = build(recipe.model.model_dump(), prepared, 0)
-    optimizer = Optimizer(model, recipe.joint.optimizer.model_dump(), ("encoder", "vocabulary", "task"))
-    batch = JointBatches(prepared, recipe.joint.model_dump(), 0)(0, 0.0)
+    model = build(recipe.model, prepared, 0)
+    optimizer = Optimizer(model, recipe.joint.optimizer, ("encoder", "vocabulary", "task"))
+    batch = JointBatches(prepared, recipe.joint, 0)(0, 0.0)
     # The fused attention kernel of the CPU is unknown to the counter; the plain one does the same products.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         accumulate_gradient(model, batch, Workers(), 64, "fp32", torch.device("cpu"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def test_the_series_tells_the_learning_rate_and_the_gradient_s_norm(tmp_path: Pa
     state, _ = trainer.run()
     reporter = trainer.ctx.report
     assert isinstance(reporter, LocalReporter)
-    peak = trainer.optimizer_recipe["lr"]
+    peak = trainer.optimizer_recipe.lr
     assert [one["learning_rate"] for one in reporter.points] == [peak * point["rate"] for point in state.points]
     assert [one["gradient_norm"] for one in reporter.points] == [point["gradient_norm"] for point in state.points]
 
@@ -129,6 +130,6 @@ def test_the_clock_of_a_stage_counts_its_checkpoints_and_validation(tmp_path: Pa
 
     trainer = trainer_of(tmp_path, Budget("steps", 4), lambda: now[0])
     trainer.checkpoint_steps, trainer.validate, trainer.evaluate_at = 2, validate, frozenset({0, 4})
-    trainer.ctx.checkpoints = Slow(tmp_path / "slow")
+    trainer.ctx = replace(trainer.ctx, checkpoints=Slow(tmp_path / "slow"))
     state, _ = trainer.run()
     assert state.seconds == 5 + 7 + 5

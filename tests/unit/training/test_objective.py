@@ -33,12 +33,12 @@ class Made:
 def made(request: pytest.FixtureRequest, tmp_path: Path) -> Made:
     recipe = tiny(model__architecture=request.param, joint__rho1=1, joint__rho2=20, joint__task_batch=24)
     prepared = Prepared(made_prepared(tmp_path, recipe))
-    model = build(recipe.model.model_dump(), prepared, seed=3)
+    model = build(recipe.model, prepared, seed=3)
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=random))
-    joint = recipe.joint.model_dump()
+    joint = recipe.joint
     return Made(model, Buffers(model, muon=False), JointBatches(prepared, joint, seed=3))
 
 
@@ -101,8 +101,8 @@ def test_one_worker_two_workers_and_micro_batches_give_the_same_gradient(made: M
 def test_sixty_four_rows_give_one_gradient_by_one_worker_by_two_and_in_four_parts(step: int, tmp_path: Path) -> None:
     recipe = tiny(joint__rho1=1, joint__rho2=20, joint__batch_rows=64, joint__task_batch=400)
     prepared = Prepared(made_prepared(tmp_path, recipe))
-    model = build(recipe.model.model_dump(), prepared, seed=3)
-    buffers, batch = Buffers(model, muon=False), JointBatches(prepared, recipe.joint.model_dump(), seed=3)(step, 0.0)
+    model = build(recipe.model, prepared, seed=3)
+    buffers, batch = Buffers(model, muon=False), JointBatches(prepared, recipe.joint, seed=3)(step, 0.0)
     assert len(batch.rows) >= 64
     found = []
     for workers, micro_rows in ((1, 1000), (2, 32), (1, 16)):
@@ -118,7 +118,7 @@ def test_sixty_four_rows_give_one_gradient_by_one_worker_by_two_and_in_four_part
 def test_one_of_rho1_plus_one_steps_is_a_task_step(tmp_path: Path) -> None:
     recipe = tiny(joint__rho1=3)
     prepared = Prepared(made_prepared(tmp_path, recipe))
-    batches = JointBatches(prepared, recipe.joint.model_dump(), seed=0)
+    batches = JointBatches(prepared, recipe.joint, seed=0)
     assert [bool(batches(step, 0.0).documents) for step in range(8)] == [False, False, False, True] * 2
 
 
@@ -134,32 +134,32 @@ def test_parts_of_the_objective_can_be_left_out(
     over: dict[str, object], weights: tuple[float, float], tmp_path: Path
 ) -> None:
     recipe = tiny(joint__rho1=0, **over)
-    batch = JointBatches(Prepared(made_prepared(tmp_path, recipe)), recipe.joint.model_dump(), seed=0)(0, 0.0)
+    batch = JointBatches(Prepared(made_prepared(tmp_path, recipe)), recipe.joint, seed=0)(0, 0.0)
     assert (batch.mlm_weight, batch.task_weight) == pytest.approx(weights)
     assert (batch.masked > 0) == (weights[0] > 0)
 
 
 def test_without_passages_every_step_is_a_task_step(tmp_path: Path) -> None:
     recipe = tiny()
-    batches = JointBatches(Prepared(made_prepared(tmp_path, recipe, alone=True)), recipe.joint.model_dump(), seed=0)
+    batches = JointBatches(Prepared(made_prepared(tmp_path, recipe, alone=True)), recipe.joint, seed=0)
     assert all(batches(step, 0.0).documents for step in range(4))
 
 
 def test_with_neither_passages_nor_a_loss_on_task_text_nothing_is_trained(tmp_path: Path) -> None:
     prepared = Prepared(made_prepared(tmp_path, tiny(), alone=True))  # of a selection that found nothing
-    joint = tiny(joint__task_loss=False, joint__mlm_on_task=False).joint.model_dump()
+    joint = tiny(joint__task_loss=False, joint__mlm_on_task=False).joint
     with pytest.raises(InvalidRecipe, match=r"set joint\.task_loss or joint\.mlm_on_task to true"):
         JointBatches(prepared, joint, seed=0)
 
 
 def test_with_neither_loss_on_task_text_no_step_is_a_task_step(tmp_path: Path) -> None:
     recipe = tiny(joint__task_loss=False, joint__mlm_on_task=False)
-    batches = JointBatches(Prepared(made_prepared(tmp_path, recipe)), recipe.joint.model_dump(), seed=0)
+    batches = JointBatches(Prepared(made_prepared(tmp_path, recipe)), recipe.joint, seed=0)
     assert not any(batches(step, 0.0).documents for step in range(8))
 
 
 def test_the_masking_rate_can_fall_over_the_budget(tmp_path: Path) -> None:
     recipe = tiny(joint__mask_rate=0.6, joint__mask_rate_end=0.1, joint__batch_rows=64)
-    batches = JointBatches(Prepared(made_prepared(tmp_path, recipe)), recipe.joint.model_dump(), seed=0)
+    batches = JointBatches(Prepared(made_prepared(tmp_path, recipe)), recipe.joint, seed=0)
     rates = [batches(0, progress).masked / batches(0, progress).rows.real_tokens for progress in (0.0, 0.5, 1.0)]
     assert rates == pytest.approx([0.6, 0.35, 0.1], abs=0.05)

@@ -49,7 +49,7 @@ def test_buffers_hold_every_parameter_once_and_leave_its_value(architecture: str
 def test_adamw_steps_as_the_library_does() -> None:
     recipe = Recipe(name="adamw", lr=0.01, weight_decay=0.1, clip=None)
     model, twin = small_model(), small_model()
-    optimizer = Optimizer(model, recipe.model_dump(), PARTS)
+    optimizer = Optimizer(model, recipe, PARTS)
     groups = [
         {"params": [p for p in twin.parameters() if p.ndim > 1], "weight_decay": 0.1},
         {"params": [p for p in twin.parameters() if p.ndim == 1], "weight_decay": 0.0},
@@ -70,7 +70,7 @@ def test_muon_steps_as_the_library_does_on_a_matrix_that_is_one_block() -> None:
     model, twin = small_model(), small_model()
     name = "encoder.layers.0.mlp_out.weight"
     before = twin.get_parameter(name).detach().clone()
-    optimizer = Optimizer(model, recipe.model_dump(), PARTS)
+    optimizer = Optimizer(model, recipe, PARTS)
     library = torch.optim.Muon([twin.get_parameter(name)], lr=0.02, weight_decay=0.1, momentum=0.95)
     for step in range(3):
         scatter(optimizer.buffers, step)
@@ -96,7 +96,7 @@ def test_queries_keys_and_values_are_made_orthogonal_apart() -> None:
 
 def test_parts_without_a_loss_rest() -> None:
     model = small_model()
-    optimizer = Optimizer(model, Recipe().model_dump(), PARTS)
+    optimizer = Optimizer(model, Recipe(), PARTS)
     scatter(optimizer.buffers, 0)
     before = values(model)
     optimizer.step(1.0, ("encoder", "vocabulary"))
@@ -106,7 +106,7 @@ def test_parts_without_a_loss_rest() -> None:
 
 
 def test_the_gradient_is_clipped_to_the_recipe_and_its_norm_told() -> None:
-    optimizer = Optimizer(small_model(), Recipe(clip=0.5).model_dump(), PARTS)
+    optimizer = Optimizer(small_model(), Recipe(clip=0.5), PARTS)
     scatter(optimizer.buffers, 0)
     norm = float(optimizer.buffers.gradient[:-EXTRAS].norm())
     assert optimizer.clip() == pytest.approx(norm)
@@ -120,8 +120,8 @@ def test_the_rate_rises_then_falls_to_zero() -> None:
 
 
 def test_optimiser_state_of_another_model_is_refused() -> None:
-    saved = Optimizer(small_model(), Recipe().model_dump(), PARTS).state()
+    saved = Optimizer(small_model(), Recipe(), PARTS).state()
     with pytest.raises(CorruptArtifact, match="another model"):
-        Optimizer(small_model(intermediate=64), Recipe().model_dump(), PARTS).load_state(saved)
+        Optimizer(small_model(intermediate=64), Recipe(), PARTS).load_state(saved)
     with pytest.raises(CorruptArtifact, match="another model"):
-        Optimizer(small_model(), Recipe(name="adamw").model_dump(), PARTS).load_state(saved)
+        Optimizer(small_model(), Recipe(name="adamw"), PARTS).load_state(saved)

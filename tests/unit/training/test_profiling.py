@@ -9,8 +9,9 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from tests.unit.training.made import made_prepared, made_selection, made_task, tiny
+from tlm_core.stages import JOINT
 from tlm_core.training.local import run_chain, run_stage
-from tlm_core.training.params import stage_params
+from tlm_core.training.params import FinetuneParams, JointParams, PrepareParams
 from tlm_core.training.profiling import STEPS, WARM
 from tlm_core.training.stage import StageContext
 
@@ -31,23 +32,25 @@ def test_the_model_s_artifact_has_a_trace_of_each_training_stage(tmp_path: Path)
 def test_a_trace_changes_no_weight(tmp_path: Path) -> None:
     plain, traced = tiny(precision="fp32"), tiny(precision="fp32", profile=True)
     prepared = {"prepared": made_prepared(tmp_path, plain)}
-    first = run_stage("joint", prepared, stage_params("joint", plain, 0), tmp_path / "plain")
-    second = run_stage("joint", prepared, stage_params("joint", traced, 0), tmp_path / "traced")
+    first = run_stage(JOINT, prepared, JointParams.of(plain, 0), tmp_path / "plain")
+    second = run_stage(JOINT, prepared, JointParams.of(traced, 0), tmp_path / "traced")
     assert not list(first.glob("trace-*")) and list(second.glob("trace-*"))
     weights = [load_file(folder / "model.safetensors") for folder in (first, second)]
     assert all(bool((weights[0][name] == weights[1][name]).all()) for name in weights[0])
 
 
 def test_only_training_stages_of_a_traced_job_are_named_apart() -> None:
-    for stage, seed in (("prepare", None), ("joint", 0), ("finetune", 0), ("evaluate", None)):
-        plain, traced = (stage_params(stage, tiny(profile=on), seed) for on in (False, True))
-        assert (plain == traced) == (seed is None)
-        assert "profile" not in plain
+    plain, traced = tiny(), tiny(profile=True)
+    assert PrepareParams.of(plain) == PrepareParams.of(traced)
+    assert JointParams.of(plain, 0) != JointParams.of(traced, 0)
+    assert FinetuneParams.of(plain, 0) != FinetuneParams.of(traced, 0)
 
 
 def test_other_workers_leave_no_trace(tmp_path: Path) -> None:
     from tlm_core.training.local import LocalCheckpoints, LocalReporter
     from tlm_core.training.profiling import trace_path
 
-    sees = StageContext({}, {"profile": True}, tmp_path, LocalReporter(), LocalCheckpoints(tmp_path), rank=1)
+    sees = StageContext(
+        {}, JointParams.of(tiny(profile=True), 0), tmp_path, LocalReporter(), LocalCheckpoints(tmp_path), rank=1
+    )
     assert trace_path(sees, "joint") is None

@@ -18,8 +18,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from tests.unit.training.made import LABELS, made_prepared, made_selection, made_task, tiny
 from tlm_core.artifacts import MANIFEST
 from tlm_core.errors import InvalidRecipe
-from tlm_core.jobs.nodes import STAGE_VERSIONS
-from tlm_core.stages import STAGES
+from tlm_core.kinds import learning_curve, prune, share_tickets
+from tlm_core.stages import CHOOSE, FINETUNE, JOINT, PREPARE, SHARED_STAGES, Place, Stage
 from tlm_core.tasks.metrics import score
 from tlm_core.tasks.task import Task
 from tlm_core.training.architectures import Shape
@@ -28,10 +28,10 @@ from tlm_core.training.export import PROBES, write_export
 from tlm_core.training.graph import write_onnx
 from tlm_core.training.local import LocalReporter, run_chain, run_stage
 from tlm_core.training.model import TaskModel, initialize
-from tlm_core.training.params import VERSIONS, at_rate, reproducible, stage_params
+from tlm_core.training.params import CardRecipe, ChooseParams, FinetuneParams, JointParams, PrepareParams
 from tlm_core.training.prepared import Prepared
 from tlm_core.training.recipe import Recipe, resolve
-from tlm_core.training.stage import StopRequested
+from tlm_core.training.stage import StageParams, StopRequested
 from tlm_core.training.stages import evaluation_steps
 from tlm_core.training.state import HISTORY, WEIGHTS, load_model, weights
 
@@ -91,7 +91,7 @@ def test_export_sends_no_more_texts_through_the_model_than_it_compares(
 ) -> None:
     model, prepared, seen = load_model(chain["finetune.s0"]), Prepared(chain["prepare"]), []
     model.task.register_forward_pre_hook(lambda _, pooled: seen.append(len(pooled[0])))
-    recipe = stage_params("export", RECIPE)["recipe"]
+    recipe = CardRecipe.of(RECIPE)
     write_export(tmp_path, model, weights(model), prepared, Task.read(chain["task"]), report_of(chain), recipe)
     assert sum(seen) == PROBES < len(prepared.split("validation"))
 
@@ -133,7 +133,7 @@ def test_the_card_tells_how_this_model_came_about(
     facts = json.loads((chain["prepare"] / "data.json").read_text())
     if over is ALONE:
         facts["passages"] = 0
-    card = model_card(report_of(chain), facts, stage_params("export", tiny(**over))["recipe"])
+    card = model_card(report_of(chain), facts, CardRecipe.of(tiny(**over)).model_dump(mode="json"))
     assert course in card and data in card
     assert ("trained-from-scratch" in card) == ("model__init" not in over)
 
@@ -199,8 +199,8 @@ def test_task_only_begins_where_the_joint_stage_begins(tmp_path: Path) -> None:
         finetune__max_steps=1, finetune__optimizer__lr=1e-12, finetune__optimizer__weight_decay=0,
     )  # fmt: skip
     prepared = {"prepared": made_prepared(tmp_path, recipe)}
-    joint = run_stage("joint", prepared, stage_params("joint", recipe, 4), tmp_path / "joint")
-    alone = run_stage("finetune", prepared, stage_params("finetune", recipe, 4), tmp_path / "alone")
+    joint = run_stage(JOINT, prepared, JointParams.of(recipe, 4), tmp_path / "joint")
+    alone = run_stage(FINETUNE, prepared, FinetuneParams.of(recipe, 4), tmp_path / "alone")
     first, second = load_file(joint / "model.safetensors"), load_file(alone / "model.safetensors")
     for name, tensor in second.items():
         torch.testing.assert_close(first[name], tensor, atol=1e-8, rtol=1e-8)
@@ -211,9 +211,9 @@ def test_the_untouched_model_is_evaluated_first_only_if_its_head_is_trained(tmp_
         recipe = tiny(finetune__evaluations=2, **over)
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         prepared = {"prepared": made_prepared(folder, recipe)}
-        joint = run_stage("joint", prepared, stage_params("joint", recipe, 0), folder / "joint")
+        joint = run_stage(JOINT, prepared, JointParams.of(recipe, 0), folder / "joint")
         inputs = {**prepared, "joint": joint}
-        out = run_stage("finetune", inputs, stage_params("finetune", recipe, 0), folder / "finetune")
+        out = run_stage(FINETUNE, inputs, FinetuneParams.of(recipe, 0), folder / "finetune")
         assert json.loads((out / "history.json").read_text())["evaluations"][0]["step"] == first
 
 
@@ -221,7 +221,7 @@ def test_a_published_encoder_can_be_the_start(tmp_path: Path, chain: Mapping[str
     source = str(chain["export"] / "model")
     recipe = tiny(tokenizer__source=source, model__init=source, finetune__max_steps=1, finetune__optimizer__lr=1e-12)
     prepared = {"prepared": made_prepared(tmp_path, recipe)}
-    out = run_stage("finetune", prepared, stage_params("finetune", recipe, 0), tmp_path / "finetune")
+    out = run_stage(FINETUNE, prepared, FinetuneParams.of(recipe, 0), tmp_path / "finetune")
     stock = load_file(chain["export"] / "model" / "model.safetensors")
     ours = load_file(out / "model.safetensors")
     torch.testing.assert_close(ours["encoder.tokens.weight"], stock["model.embeddings.tok_embeddings.weight"])
@@ -250,7 +250,7 @@ def test_a_passage_is_told_by_the_name_that_its_corpus_gives_it(tmp_path: Path) 
     pq.write_table(table.set_column(0, "id", pa.array(names)), selection / "passages.parquet")
     recipe = tiny()
     inputs = {"task": made_task(tmp_path / "task"), "selection": selection}
-    folder = run_stage("prepare", inputs, stage_params("prepare", recipe), tmp_path / "prepared")
+    folder = run_stage(PREPARE, inputs, PrepareParams.of(recipe), tmp_path / "prepared")
     assert Prepared(folder).passage_ids([0, 149]) == ["journal:0#é", "journal:149#é"]
 
 
@@ -259,25 +259,22 @@ def test_prepare_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     inputs = {"task": made_task(tmp_path / "task")}
     with pytest.raises(StopRequested):
         stop = LocalReporter(keep_going=lambda _: False)
-        run_stage("prepare", inputs, stage_params("prepare", tiny()), tmp_path / "out", stop)
+        run_stage(PREPARE, inputs, PrepareParams.of(tiny()), tmp_path / "out", stop)
 
 
-def test_every_stage_has_a_version_and_its_parameters() -> None:
-    assert set(VERSIONS) <= set(STAGES) <= set(STAGE_VERSIONS)
-    assert all(callable(stage) for stage in STAGES.values())
-    recipe = resolve("fast", "tiny")
-    for stage in set(VERSIONS) - {"choose"}:  # which reads the rates alone
-        seed = 1 if stage in ("joint", "finetune") else None
-        assert stage_params(stage, recipe, seed) == json.loads(json.dumps(stage_params(stage, recipe, seed)))
-    with pytest.raises(ValueError, match="needs a seed"):
-        stage_params("joint", recipe)
-    with pytest.raises(ValueError, match="known are"):
-        stage_params("train", recipe)
+def test_every_stage_loads_and_has_a_name_of_its_own() -> None:
+    stages = [*SHARED_STAGES, *(value for module in (learning_curve, prune, share_tickets)
+                                for value in vars(module).values() if isinstance(value, Stage))]  # fmt: skip
+    assert len({stage.name for stage in stages}) == len(set(stages))
+    for stage in stages:
+        assert stage.place is Place.RETRIEVER or callable(stage.load())
 
 
 def changed(stage: str, key: str, value: object, seed: int | None = None) -> bool:
-    def params(recipe: Recipe) -> dict:
-        return stage_params(stage, recipe, seed)
+    def params(recipe: Recipe) -> StageParams:
+        if stage == "prepare":
+            return PrepareParams.of(recipe)
+        return {"joint": JointParams, "finetune": FinetuneParams}[stage].of(recipe, seed)
 
     return params(resolve("fast", "tiny")) != params(resolve("fast", "tiny", {key: value}))
 
@@ -297,12 +294,14 @@ def test_of_several_rates_validation_chooses_and_all_of_them_are_paid_for(
     rates, found = (1e-6, RECIPE.finetune.optimizer.lr), {}
     for number, rate in enumerate(rates):
         inputs = {"prepared": chain["prepare"], "joint": chain["joint.s0"]}
-        params = at_rate(stage_params("finetune", RECIPE, 0), rate)
-        found[f"try.{number}"] = run_stage("finetune", inputs, params, tmp_path / str(number))
+        optimizer = RECIPE.finetune.optimizer.model_copy(update={"lr": rate})
+        finetune = RECIPE.finetune.model_copy(update={"optimizer": optimizer})
+        params = FinetuneParams.of(RECIPE.model_copy(update={"finetune": finetune}), 0)
+        found[f"try.{number}"] = run_stage(FINETUNE, inputs, params, tmp_path / str(number))
     tries = [json.loads((folder / HISTORY).read_text()) for folder in found.values()]
     assert tries[1]["best"]["score"] > tries[0]["best"]["score"], "or there is nothing to choose"
     (found["try.1"] / MANIFEST).write_text("{}")
-    chosen = run_stage("choose", found, {"rates": rates}, tmp_path / "chosen")
+    chosen = run_stage(CHOOSE, found, ChooseParams(rates=rates), tmp_path / "chosen")
     history = json.loads((chosen / HISTORY).read_text())
     assert history["best"] == {"lr": rates[1], **tries[1]["best"]}
     assert [one["lr"] for one in history["tries"]] == list(rates)
@@ -310,7 +309,7 @@ def test_of_several_rates_validation_chooses_and_all_of_them_are_paid_for(
     assert history["joint"] == tries[1]["joint"], "the joint stage was paid for once"
     assert (chosen / WEIGHTS).read_bytes() == (chain["finetune.s0"] / WEIGHTS).read_bytes()
     assert not (chosen / MANIFEST).exists(), "an artifact's manifest is its own"
-    ties = run_stage("choose", {"try.0": chosen, "try.1": chosen}, {"rates": rates}, tmp_path / "ties")
+    ties = run_stage(CHOOSE, {"try.0": chosen, "try.1": chosen}, ChooseParams(rates=rates), tmp_path / "ties")
     assert json.loads((ties / HISTORY).read_text())["best"]["lr"] == rates[0]
 
 
@@ -322,11 +321,6 @@ def test_report_and_card_tell_which_rate_was_chosen(tmp_path: Path) -> None:
     assert entry["chosen"]["lr"] in (1e-3, 1e-4) and [one["lr"] for one in entry["tries"]] == [1e-3, 1e-4]
     card = (chain["export"] / "model" / "README.md").read_text()
     assert f"best on validation: {entry['chosen']['lr']:g} (seed 3)." in card
-
-
-def test_a_wall_clock_budget_is_not_reproducible() -> None:
-    assert reproducible("joint", resolve("fast", "tiny"))
-    assert not reproducible("joint", resolve("fast", "tiny", {"joint.budget.seconds": 60}))
 
 
 def test_finetune_steps_and_evaluations_follow_the_recipe() -> None:

@@ -1,0 +1,48 @@
+"""Parameters of the stages that prune models and share tickets. This module does not import torch."""
+
+from __future__ import annotations
+
+from tlm_core.compression.masks import Mask, Which
+from tlm_core.training.params import ExportParams, FinetuneParams
+from tlm_core.training.stage import StageParams
+
+
+class CheckEncoderParams(StageParams):
+    """A published encoder, and the levels and masks of the tickets that it must fit."""
+
+    init: str
+    levels: tuple[float, ...] = ()
+    masks: tuple[Mask, ...] = ()
+
+
+class ImportanceParams(StageParams):
+    as_published: bool
+
+
+class TicketParams(FinetuneParams):
+    """level: share of heads and blocks to remove."""
+
+    which: Which
+    level: float
+
+
+class PhasesParams(ExportParams):
+    tickets: tuple[Which, ...]
+    levels: tuple[float, ...]
+    seeds: tuple[int, ...]
+
+
+class MergeParams(StageParams):
+    names: tuple[str, ...]
+
+
+class PartParams(StageParams):
+    """number: position of the task among the merged tasks."""
+
+    number: int
+
+
+class ShareParams(FinetuneParams):
+    """tickets: for each task a sparsity level, a mask, or None for the full model."""
+
+    tickets: tuple[float | Mask | None, ...]

@@ -1,0 +1,54 @@
+"""Parameters of the stages of a learning curve. This module does not import torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tlm_core.training.params import TuneParams
+from tlm_core.training.stage import StageParams
+
+CurveModel = Literal["bilstm", "bilstm_tlm", "encoder", "tlm", "pretrained"]
+
+
+def size_name(size: float) -> str:
+    """Return a size as it appears in node names. Different sizes have different names."""
+    return str(int(size)) if size >= 1 else repr(float(size))
+
+
+def family(model: str) -> str:
+    """Return the name of the group of models that share tokens, and the stages before finetuning."""
+    return {"tlm": "tlm", "bilstm_tlm": "tlm", "pretrained": "pretrained"}.get(model, "own")
+
+
+class LSTM(BaseModel):
+    """Shape and learning rate of the BiLSTM. The paper's LSTM-4-256 has four layers of width 256 in each direction."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layers: int = Field(4, ge=1, le=8)
+    hidden: int = Field(256, ge=8, le=1024, description="width of each direction")
+    embedding: int = Field(256, ge=8, le=1024, description="width of the model's own token vectors")
+    dropout: float = Field(0.2, ge=0, lt=1)
+    lr: float = Field(2e-3, gt=0, description="peak learning rate of AdamW")
+
+
+class SizesParams(StageParams):
+    sizes: tuple[float, ...]
+    seeds: tuple[int, ...]
+
+
+class SubsetParams(StageParams):
+    size: float
+    seed: int
+
+
+class BilstmParams(TuneParams):
+    lstm: LSTM
+
+
+class CurveParams(StageParams):
+    models: tuple[CurveModel, ...]
+    seeds: tuple[int, ...]
+    margin: float
