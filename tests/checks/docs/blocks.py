@@ -11,13 +11,13 @@ from tests.support import ROOT
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 SHELL = frozenset(("", "sh", "bash", "shell", "console"))
-# What is typed into a shell; drawings and listings, which stand in blocks without a language too, begin otherwise.
+# The first words of shell commands. Other blocks without a language are drawings and listings.
 PROGRAMS = ("tlm", "curl", "make", "source", "export", "docker", "kubectl", "deploy/make-env", "python", "python3")
 
 
 @dataclass(frozen=True)
 class Block:
-    """A block of code: the page that it stands on, its language ("" for none) and its text."""
+    """A code block with its page and its language ("" for none)."""
 
     page: Path
     language: str
@@ -25,7 +25,7 @@ class Block:
 
     @property
     def commands(self) -> list[str]:
-        """Its commands, each on one line."""
+        """Return the shell commands, each on one line."""
         if self.language not in SHELL:
             return []
         lines = self.text.replace("\\\n", " ").splitlines()
@@ -33,15 +33,13 @@ class Block:
 
 
 def blocks_of(page: Path) -> list[Block]:
-    """Fenced blocks, and those that are indented by four spaces, in their order."""
-    found = re.finditer(
+    """Return the blocks in page order: fenced, or indented by four spaces."""
+    matches = re.finditer(
         r"^```(?P<language>\w*)\n(?P<fenced>.*?)^```$|(?P<indented>(?:^    .*\n)+)",
         page.read_text(encoding="utf-8") + "\n",
         re.MULTILINE | re.DOTALL,
     )
-    return [
-        Block(page, one["language"] or "", one["fenced"] or textwrap.dedent(one["indented"] or "")) for one in found
-    ]
+    return [Block(page, m["language"] or "", m["fenced"] or textwrap.dedent(m["indented"] or "")) for m in matches]
 
 
 def commands_of(page: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Every command of the documentation is understood: commands, options, targets, files and addresses exist."""
+"""Documented commands are valid: their subcommands, options, targets, files and links exist."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ from tlm_client.cli import app
 EVERY = [(page.name, command) for page in PAGES for command in commands_of(page)]
 
 
-def of(*programs: str) -> list[str]:
+def lines_of(*programs: str) -> list[str]:
     return sorted({command for _, command in EVERY if command.split()[0] in programs})
 
 
-def test_pages_that_show_the_way_hold_commands() -> None:
+def test_main_pages_contain_commands() -> None:
     pages = {name for name, _ in EVERY}
     assert {"README.md", "quickstart.md", "api.md", "data.md", "scale.md", "report.md", "deploy.md"} <= pages
-    assert len(of("tlm")) > 40 and len(of("curl")) > 40
+    assert len(lines_of("tlm")) > 40 and len(lines_of("curl")) > 40
 
 
-@pytest.mark.parametrize("line", of("tlm"))
-def test_a_tlm_command_and_its_options_exist(line: str) -> None:
+@pytest.mark.parametrize("line", lines_of("tlm"))
+def test_tlm_commands_and_options_exist(line: str) -> None:
     words = shlex.split(line, comments=True)[1:]
-    # With --help nothing is run, but an option or a command that does not exist is still an error.
+    # With --help nothing runs, but an unknown command or option is still an error.
     result = CliRunner().invoke(app, [*words, "--help"])
     assert result.exit_code == 0, f"{line}\n{result.output}"
 
 
-def test_a_command_that_does_not_exist_is_noticed() -> None:
+def test_unknown_commands_and_options_are_detected() -> None:
     for words in (["submitt"], ["submit", "--datasett", "x"], ["dataset", "remove"]):
         assert CliRunner().invoke(app, [*words, "--help"]).exit_code == 2
 
 
 def test_make_targets_exist() -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    for line in of("make"):
+    for line in lines_of("make"):
         for word in shlex.split(line.split("   ")[0], comments=True)[1:]:
             assert "=" in word or word in targets, line
 
 
-@pytest.mark.parametrize("line", of("docker", "kubectl", "deploy/make-env", "python", "python3"))
-def test_files_and_modules_that_a_command_names_exist(line: str) -> None:
+@pytest.mark.parametrize("line", lines_of("docker", "kubectl", "deploy/make-env", "python", "python3"))
+def test_files_and_modules_in_commands_exist(line: str) -> None:
     words = shlex.split(line, comments=True)
     for word in words:
         if re.match(r"(deploy/(kubernetes|compose|make)|docs/|tests/|benchmarks/|docker-compose)", word):
@@ -60,14 +60,14 @@ def test_files_and_modules_that_a_command_names_exist(line: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_a_page_says_before_it_begins_which_curl_has_json(page: Path) -> None:
+def test_pages_name_the_curl_version_before_using_json(page: Path) -> None:
     if any(command.startswith("curl ") and " --json " in command for command in commands_of(page)):
         before = re.split(r"^curl .* --json ", page.read_text(encoding="utf-8"), maxsplit=1, flags=re.MULTILINE)[0]
         assert "curl 7.82" in before
 
 
 def called_on(tree: ast.AST, name: str) -> set[str]:
-    """Methods that are called on the variable `name`."""
+    """Return the methods that are called on the variable `name`."""
     return {
         node.func.attr
         for node in ast.walk(tree)
@@ -79,7 +79,7 @@ def called_on(tree: ast.AST, name: str) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_python_on_a_page_is_python_and_calls_what_the_client_has(page: Path) -> None:
+def test_python_blocks_parse_and_call_client_methods(page: Path) -> None:
     for block in blocks_of(page):
         if block.language == "python":
             unknown = called_on(ast.parse(block.text), "tlm") - set(dir(tlm_client.client.TLMClient))
@@ -92,7 +92,7 @@ def anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_between_pages_lead_somewhere(page: Path) -> None:
+def test_links_between_pages_are_valid(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
         if re.match(r"[a-z]+:", target):
             continue

@@ -1,4 +1,4 @@
-"""docs/data.md names each fault and warning that the readers of data know, and no other."""
+"""docs/data.md explains each data error and data warning of the readers."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from tests.support import ROOT
 
 PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
 READERS = ("tasks", "corpus", "selection")
-TELLING = {"fault", "fault_rows", "warn", "Fault"}
+REPORTING_CALLS = {"fault", "fault_rows", "warn", "Fault"}
 
 
 def codes_in_use() -> set[str]:
-    """First arguments of the calls that tell a fault or warning."""
-    found = set()
+    """Return the first arguments of the calls that report a data error or warning."""
+    codes = set()
     for folder in READERS:
         for path in sorted((ROOT / "tlm_core" / folder).glob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
                     name = getattr(node.func, "attr", getattr(node.func, "id", ""))
                     code = node.args[0].value
-                    if name in TELLING and isinstance(code, str) and re.fullmatch("[a-z]+(_[a-z]+)*", code):
-                        found.add(code)
-    return found
+                    if name in REPORTING_CALLS and isinstance(code, str) and re.fullmatch("[a-z]+(_[a-z]+)*", code):
+                        codes.add(code)
+    return codes
 
 
-def test_each_code_is_explained_and_each_explained_code_exists() -> None:
+def test_page_explains_exactly_the_codes_in_use() -> None:
     section = PAGE.split("### Errors and warnings")[1].split("\n### ")[0]
     rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
     explained = {code for row in rows for code in re.findall(r"`(\w+)`", row)}

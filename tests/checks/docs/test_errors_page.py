@@ -1,4 +1,4 @@
-"""The page of errors: a paragraph for each code and none besides, served where the problems point to."""
+"""docs/errors.md has one section for each error code, at the URL in the `type` of a problem."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ PAGE = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
 
 
 def codes_in_use() -> set[str]:
-    """Codes of the tree, and those of HTTP itself that no class stands for."""
+    """Return the codes of all error classes, and the HTTP codes without a class."""
     tree = {code for code, cls in errors.error_classes().items() if cls.__module__ == errors.__name__}
     return tree | set(problem._HTTP_CODES.values())
 
 
-def paragraphs(page: str) -> dict[str, str]:
+def sections(page: str) -> dict[str, str]:
     _, *sections = re.split(r"^## ", page, flags=re.MULTILINE)
     return {heading: body.strip() for heading, _, body in (section.partition("\n") for section in sections)}
 
 
-def test_each_code_has_its_paragraph_and_each_paragraph_its_code() -> None:
-    assert set(paragraphs(PAGE)) == codes_in_use()
+def test_page_has_one_section_for_each_code() -> None:
+    assert set(sections(PAGE)) == codes_in_use()
 
 
-def test_a_paragraph_says_enough_to_act_on() -> None:
-    for code, body in paragraphs(PAGE).items():
+def test_sections_have_at_least_two_sentences() -> None:
+    for code, body in sections(PAGE).items():
         assert body.count(".") >= 2 and len(body) > 100, code
 
 
@@ -47,13 +47,13 @@ def test_page_names_the_codes_with_exit_code_3() -> None:
 class Ids(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
-        self.found: set[str] = set()
+        self.ids: set[str] = set()
 
     def handle_starttag(self, _tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found |= {value for name, value in attrs if name == "id" and value}
+        self.ids |= {value for name, value in attrs if name == "id" and value}
 
 
-def test_the_type_of_every_problem_leads_to_its_paragraph() -> None:
+def test_problem_type_links_to_its_section() -> None:
     app = FastAPI()
     mount_error_page(app)
     client = TestClient(app)
@@ -61,10 +61,10 @@ def test_the_type_of_every_problem_leads_to_its_paragraph() -> None:
         path, _, anchor = problem.problem_body(500, code, "x")["type"].partition("#")
         answer = client.get(path)
         assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
-        ids = Ids()
-        ids.feed(answer.text)
-        assert anchor in ids.found
+        parser = Ids()
+        parser.feed(answer.text)
+        assert anchor in parser.ids
 
 
-def test_what_looks_like_markup_in_the_page_is_shown_and_not_run() -> None:
+def test_markup_in_the_page_is_escaped() -> None:
     assert "<p>a &lt;b&gt; <code>x&amp;y</code></p>" in page_of("# T\na <b> `x&y`")

@@ -1,4 +1,4 @@
-"""The tables of docs/scale.md say what the presets are."""
+"""The tables of docs/scale.md match the presets."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ ROWS = re.findall(
 )
 
 
-def test_every_scale_has_its_row() -> None:
+def test_each_scale_has_a_row() -> None:
     scales = ("tiny", "small", "medium", "large")
     assert [row[:2] for row in ROWS] == [(name, scale) for name in ("fast", "paper") for scale in scales]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row[0]}-{row[1]}")
-def test_a_row_is_what_the_preset_says(row: tuple[str, ...]) -> None:
+def test_row_matches_its_preset(row: tuple[str, ...]) -> None:
     name, scale, layers, width, millions, amount, unit = row
     recipe = resolve(name, scale)
     sizes = sizes_of(recipe, 7, None)
@@ -32,19 +32,21 @@ def test_a_row_is_what_the_preset_says(row: tuple[str, ...]) -> None:
     assert getattr(recipe.joint.budget, unit) == int(amount.replace(",", ""))
 
 
-def test_the_keys_that_are_named_exist_with_the_values_that_are_told() -> None:
+def test_documented_keys_and_defaults_match_the_recipe() -> None:
     recipe = resolve("fast", "tiny")
-    told = re.findall(r"^\| `([a-z_.0-9]+)` \| `?([\w]+)`? \|", PAGE.split("## Keys that matter")[1], re.MULTILINE)
-    assert len(told) >= 7
-    for key, value in told:
-        found = recipe
+    documented = re.findall(
+        r"^\| `([a-z_.0-9]+)` \| `?([\w]+)`? \|", PAGE.split("## Keys that matter")[1], re.MULTILINE
+    )
+    assert len(documented) >= 7
+    for key, value in documented:
+        value_in_recipe = recipe
         for part in key.split("."):
-            found = getattr(found, part)
-        assert str(None if found == () else found).lower().removesuffix(".0") == value.lower(), key
+            value_in_recipe = getattr(value_in_recipe, part)
+        assert str(None if value_in_recipe == () else value_in_recipe).lower().removesuffix(".0") == value.lower(), key
 
 
 @pytest.mark.parametrize("page", ["docs/scale.md", "docs/report.md", "README.md"])
-def test_scores_that_a_page_quotes_stand_in_the_results(page: str) -> None:
+def test_quoted_scores_occur_in_the_results(page: str) -> None:
     results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     for figure in re.findall(r"0\.\d{3} ± 0\.\d{3}", (ROOT / page).read_text(encoding="utf-8")):
         assert figure in results, f"{page} quotes {figure}, which is no longer among the results"
