@@ -77,19 +77,14 @@ def _is_on_command_line(context: typer.Context, name: str) -> bool:
 @app.callback()
 def connect(
     context: typer.Context,
-    profile: Annotated[
-        str | None,
-        typer.Option(envvar="TLM_PROFILE", help="Use the URL and token of this profile (see `tlm profile list`)."),
-    ] = None,
+    profile: Annotated[str | None, typer.Option(envvar="TLM_PROFILE", help="Profile with URL and token.")] = None,
     url: Annotated[
-        str | None, typer.Option(envvar="TLM_URL", help="URL of the gateway. Default: the stack on this machine.")
+        str | None, typer.Option(envvar="TLM_URL", help="URL of the gateway. Default: this machine.")
     ] = None,
     token: Annotated[str | None, typer.Option(envvar="TLM_TOKEN", help="API token of the gateway.")] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(envvar="TLM_DATA_DIR", help="Data folder of the stack on this machine.")
-    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(envvar="TLM_DATA_DIR", help="Data folder of `tlm up`.")] = None,
     _version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
     session = session_of(context)

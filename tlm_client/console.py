@@ -26,6 +26,8 @@ FAILED, USAGE, NOT_REACHABLE, NOT_FOUND, INVALID, INTERRUPTED = 1, 2, 3, 4, 5, 1
 _MOST_DATA_ERRORS = 20
 _WIDTH_WITHOUT_TERMINAL = 160
 
+Item = str | Table
+
 
 @dataclass
 class Session:
@@ -93,19 +95,36 @@ def stderr_console() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> Table:
+    """Return a table. Markup in cells is shown as text."""
+    result = Table(title=escape(title) if title else None, title_justify="left", header_style="bold")
+    for column in columns:
+        result.add_column(column, no_wrap=column == "id", overflow="fold")
+    for row in rows:
+        result.add_row(*("" if cell is None else escape(str(cell)) for cell in row))
+    return result
+
+
+def print_items(*items: Item) -> None:
+    """Print lines and tables to stdout. Markup in lines is shown as text."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _WIDTH_WITHOUT_TERMINAL
+    for item in items:
+        if isinstance(item, Table):
+            console.print(item)
+        else:
+            typer.echo(item)
+
+
 def print_json(value: object) -> None:
     """Print one JSON value to stdout, on one line."""
     typer.echo(json.dumps(to_jsonable_python(value, by_alias=False), ensure_ascii=False))
 
 
-def print_line(text: str) -> None:
-    """Print a line to stdout without interpreting markup."""
-    typer.echo(text)
-
-
-def print_result(value: object, text: str, *, as_json: bool) -> None:
-    """Print `value` as JSON, or `text` for people."""
-    print_json(value) if as_json else print_line(text)
+def print_result(value: object, *items: Item, as_json: bool) -> None:
+    """Print `value` as JSON, or the lines and tables for people."""
+    print_json(value) if as_json else print_items(*items)
 
 
 def print_note(text: str) -> None:
@@ -117,19 +136,6 @@ def confirm_deletion(what: str, *, yes: bool) -> None:
     """Ask for confirmation unless `yes`. Raises typer.Abort if the answer is no."""
     if not yes:
         typer.confirm(f"Delete {what} permanently?", abort=True, err=True)
-
-
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
-    """Print a table to stdout. Markup in cells is shown as text."""
-    table = Table(title=escape(title) if title else None, title_justify="left", header_style="bold")
-    for column in columns:
-        table.add_column(column, no_wrap=column == "id", overflow="fold")
-    for row in rows:
-        table.add_row(*("" if cell is None else escape(str(cell)) for cell in row))
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = _WIDTH_WITHOUT_TERMINAL
-    console.print(table)
 
 
 def print_error(error: TLMError, *, as_json: bool) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 
 from tlm_client.client import TLMClient
-from tlm_client.console import print_table
+from tlm_client.console import print_items, table
 from tlm_client.display import Display, duration
 from tlm_client.sources import corpus_files, dataset_files
 from tlm_client.stack.control import StackHandle, launch_stack
@@ -206,7 +206,8 @@ def _result(arms: Mapping[str, Arm], own_task: Path | None, own_corpus: Path | N
 
 def _print_comparison(arms: Mapping[str, Arm], predictions: Sequence[Mapping[str, Any]]) -> None:
     texts = [(p["text"][:160], p["label"], f"{p['probability']:.2f}", p["true_label"]) for p in predictions]
-    print_table(("test text", "predicted", "probability", "true"), texts, title="Three predictions")
+    columns = ("test text", "predicted", "probability", "true")
+    print_items(table(columns, texts, title="Three predictions"))
     rows = []
     for name, arm in arms.items():
         seconds, flops = (total_cost(arm.report, quantity) for quantity in ("seconds", "flops"))
@@ -217,7 +218,7 @@ def _print_comparison(arms: Mapping[str, Arm], predictions: Sequence[Mapping[str
     majority = (format_score(report_score(report, "majority", score)) for score in SCORES)
     rows.append(("majority class", *majority, "0", "0"))
     title = f"{report['seeds'][0]['test']['rows']:,} test rows, mean ± spread of {len(SEEDS)} seeds"
-    print_table(("", "macro-F1", "accuracy", "training seconds", "FLOPs"), rows, title=title)
+    print_items(table(("", "macro-F1", "accuracy", "training seconds", "FLOPs"), rows, title=title))
 
 
 if __name__ == "__main__":

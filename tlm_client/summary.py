@@ -1,11 +1,11 @@
-"""Print job reports and estimates for people."""
+"""Job reports and estimates as lines and tables."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from tlm_client.console import print_line, print_table
+from tlm_client.console import Item, table
 from tlm_client.display import duration
 from tlm_core.tasks.metrics import scores_shown
 from tlm_core.wire import Estimate
@@ -37,46 +37,41 @@ def total_cost(report: Report, quantity: str) -> float | None:
     return None if value is None else float(value)
 
 
-def print_report(report: Report) -> None:
-    """Print the test scores beside the majority baseline, or the text of a study; then the cost."""
-    if "words" in report:
-        print_line(str(report["words"]))
-    else:
-        rows = [
-            (score, mean_and_spread(report, score), format_score(report_score(report, "majority", score)))
-            for score in scores_shown(report["metric"])
-        ]
-        seeds = len(report["seeds"])
-        print_table(("test score", f"mean of {seeds} seed{'s' if seeds != 1 else ''}", "majority class"), rows)
+def report_items(report: Report) -> list[Item]:
+    """Return the test scores beside the majority baseline, or the text of a study; then the cost."""
     flops, tokens, seconds = (total_cost(report, quantity) for quantity in ("flops", "tokens", "seconds"))
     parts = (
         "FLOPs unknown" if flops is None else f"{flops:.2e} FLOPs",
         "tokens unknown" if tokens is None else f"{tokens:,.0f} tokens",
         "time unknown" if seconds is None else f"{seconds:,.0f} s",
     )
-    print_line(f"Cost: {', '.join(parts)}")
+    cost = f"Cost: {', '.join(parts)}"
+    if "words" in report:
+        return [str(report["words"]), cost]
+    rows = [
+        (score, mean_and_spread(report, score), format_score(report_score(report, "majority", score)))
+        for score in scores_shown(report["metric"])
+    ]
+    seeds = len(report["seeds"])
+    return [table(("test score", f"mean of {seeds} seed{'s' if seeds != 1 else ''}", "majority class"), rows), cost]
 
 
-def print_estimate(estimate: Estimate) -> None:
-    """Print each stage with the source of its figures, then the totals."""
+def estimate_items(estimate: Estimate) -> list[Item]:
+    """Return each stage with the source of its figures, then the totals."""
     rows = [(s.stage, _format_time(s.seconds), _format_flops(s.flops), s.basis, s.reason) for s in estimate.stages]
-    print_table(("stage", "time", "FLOPs", "basis", "reason"), rows)
     passages = "unknown"
     if estimate.passages is not None:
         passages = f"{estimate.passages:,} of at most {estimate.passages_at_most or 0:,}"
-    gpu_hours = "unknown" if estimate.gpu_hours is None else f"{estimate.gpu_hours:.2f}"
-    totals = (
-        ("Time", _format_time(estimate.seconds)),
-        ("FLOPs", _format_flops(estimate.flops)),
-        ("Passages", passages),
-        ("GPU hours", gpu_hours),
-        ("Memory per worker", _format_bytes(estimate.memory_bytes)),
-        ("Disk", _format_bytes(estimate.disk_bytes)),
-    )
-    for name, text in totals:
-        print_line(f"{name}: {text}")
-    for figure, reason in estimate.reasons.items():
-        print_line(f"{figure}: {reason}")
+    return [
+        table(("stage", "time", "FLOPs", "basis", "reason"), rows),
+        f"Time: {_format_time(estimate.seconds)}",
+        f"FLOPs: {_format_flops(estimate.flops)}",
+        f"Passages: {passages}",
+        f"GPU hours: {'unknown' if estimate.gpu_hours is None else f'{estimate.gpu_hours:.2f}'}",
+        f"Memory per worker: {_format_bytes(estimate.memory_bytes)}",
+        f"Disk: {_format_bytes(estimate.disk_bytes)}",
+        *(f"{figure}: {reason}" for figure, reason in estimate.reasons.items()),
+    ]
 
 
 def _format_time(seconds: float | None) -> str:

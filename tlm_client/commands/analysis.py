@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from tlm_client.commands.jobs import JobId
-from tlm_client.console import AsJson, print_json, print_line, print_table, session_of
+from tlm_client.console import AsJson, print_result, session_of, table
 from tlm_client.display import spark
 from tlm_client.summary import format_score
 from tlm_core.tasks.metrics import scores_shown
@@ -24,25 +24,22 @@ def compare(
     """Compare two to ten jobs: settings that differ, scores, cost and curves."""
     with session_of(context).client() as client:
         comparison = client.compare(job_ids, points=40)
-    if as_json:
-        print_json(comparison)
-        return
     columns = ("", *(job.id for job in comparison.jobs))
     differences = [(d.key, *map(_shorten, d.values)) for d in comparison.differences]
-    print_table(columns, differences, title="Differences")
-    print_table(columns, _score_rows(comparison), title="Test scores and cost")
-    print_table(columns, _curve_rows(comparison), title="Curves")
-    for outcome in comparison.outcomes:
-        if outcome.reason:
-            print_line(f"{outcome.job}: {outcome.reason}")
+    print_result(
+        comparison,
+        table(columns, differences, title="Differences"),
+        table(columns, _score_rows(comparison), title="Test scores and cost"),
+        table(columns, _curve_rows(comparison), title="Curves"),
+        *(f"{outcome.job}: {outcome.reason}" for outcome in comparison.outcomes if outcome.reason),
+        as_json=as_json,
+    )
 
 
 def why(
     context: typer.Context,
     job_id: JobId,
-    words: Annotated[
-        list[str] | None, typer.Argument(metavar="[WORD…]", help="Only passages that contain these words.")
-    ] = None,
+    words: Annotated[list[str] | None, typer.Argument(metavar="[WORD…]", help="Words in the passages.")] = None,
     row: Annotated[int | None, typer.Option(min=1, help="Only passages that this train row retrieved.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=100, help="Maximum number of passages.")] = 10,
     as_json: AsJson = False,
@@ -50,15 +47,13 @@ def why(
     """Show selected passages, and the train rows that retrieved each of them."""
     with session_of(context).client() as client:
         selection = client.selection(job_id, words=" ".join(words or []), train_row=row, limit=limit)
-    if as_json:
-        print_json(selection)
-        return
     rows = []
     for passage in selection.data:
         queries = (f"row {q.train_row} ({q.label or '?'}) {(q.text or '')[:80]}" for q in passage.provenance[:3])
         rows.append((passage.rank, passage.source, passage.text[:300], "\n".join(queries)))
-    print_table(("rank", "source", "passage", "retrieved by"), rows)
-    print_line(f"{len(selection.data)} of {'?' if selection.total is None else selection.total} passages")
+    total = "?" if selection.total is None else selection.total
+    passages = table(("rank", "source", "passage", "retrieved by"), rows)
+    print_result(selection, passages, f"{len(rows)} of {total} passages", as_json=as_json)
 
 
 def _score_rows(comparison: Comparison) -> list[tuple[str, ...]]:

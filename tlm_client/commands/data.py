@@ -11,15 +11,14 @@ import typer
 
 from tlm_client.console import (
     AsJson,
+    Item,
     Yes,
     confirm_deletion,
-    print_json,
-    print_line,
     print_note,
     print_result,
-    print_table,
     session_of,
     stderr_console,
+    table,
 )
 from tlm_client.display import Display
 from tlm_client.sources import corpus_files, dataset_files
@@ -36,6 +35,11 @@ _FINAL_STATES = frozenset({"ready", "failed", "cancelled"})
 _MOST_WARNINGS = 20
 
 
+METRICS = "macro_f1, micro_f1, accuracy, f1, matthews, pearson or spearman."
+SOURCES = "Files, folders, URLs (s3://…), or hub:OWNER/NAME[:config][:split] to stream."
+LANGUAGE = "ISO 639 code of the language, such as de."
+
+
 class NearDuplicates(StrEnum):
     """What to do with near duplicates."""
 
@@ -46,30 +50,21 @@ class NearDuplicates(StrEnum):
 DatasetName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the dataset.")]
 CorpusName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the corpus.")]
 TextColumn = Annotated[str | None, typer.Option(help="Column with the texts. Default: inferred.")]
-Language = Annotated[str, typer.Option(help="ISO 639 code of the language, such as de.")]
 
 
 @datasets.command("add")
 def add_dataset(
     context: typer.Context,
     name: DatasetName,
-    source: Annotated[
-        str,
-        typer.Argument(metavar="PATH|hub:ID", help="A file, a folder with train, dev and test files, or a hub ID."),
-    ],
-    selection: Annotated[
-        Path | None,
-        typer.Option(help="Passages (text, rank) for the selector 'given': a local file, or a file on the hub."),
-    ] = None,
+    source: Annotated[str, typer.Argument(metavar="PATH|hub:ID", help="File, folder of split files, or hub ID.")],
+    selection: Annotated[Path | None, typer.Option(help="File of passages (text, rank) for selector 'given'.")] = None,
     text_column: TextColumn = None,
     pair_column: Annotated[str | None, typer.Option(help="Column with the second texts of text pairs.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column with the labels. Default: inferred.")] = None,
     delimiter: Annotated[str | None, typer.Option(help="Delimiter of CSV files. Default: inferred.")] = None,
-    metric: Annotated[
-        str | None, typer.Option(help="macro_f1, micro_f1, accuracy, f1, matthews, pearson or spearman.")
-    ] = None,
+    metric: Annotated[str | None, typer.Option(help=METRICS)] = None,
     positive_label: Annotated[str | None, typer.Option(help="The positive label of the metric f1.")] = None,
-    language: Annotated[str | None, typer.Option(help="ISO 639 code of the language, such as de.")] = None,
+    language: Annotated[str | None, typer.Option(help=LANGUAGE)] = None,
     split_seed: Annotated[int, typer.Option(help="Seed for splits that the service creates.")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -89,10 +84,7 @@ def add_dataset(
                 raise InvalidRequest(f"Invalid --selection: no file '{selection}'. Check the path.")
             files = dataset_files(Path(source), say=print_note)
             dataset = client.add_dataset(name, files | ({"selection": selection} if selection else {}), options)
-    if as_json:
-        print_json(dataset)
-    else:
-        _print_dataset(dataset, dataset.report or {})
+    print_result(dataset, *_dataset_items(dataset, dataset.report or {}), as_json=as_json)
 
 
 @datasets.command("list")
@@ -100,11 +92,8 @@ def list_datasets(context: typer.Context, as_json: AsJson = False) -> None:
     """List the datasets, newest first."""
     with session_of(context).client() as client:
         listed = list(client.datasets())
-    if as_json:
-        print_json(listed)
-    else:
-        rows = [(d.name, d.version, d.id, d.labels, _format_rows(d.rows), d.warnings) for d in listed]
-        print_table(("name", "version", "id", "labels", "rows", "warnings"), rows)
+    rows = [(d.name, d.version, d.id, d.labels, _format_rows(d.rows), d.warnings) for d in listed]
+    print_result(listed, table(("name", "version", "id", "labels", "rows", "warnings"), rows), as_json=as_json)
 
 
 @datasets.command("show")
@@ -113,10 +102,8 @@ def show_dataset(context: typer.Context, name: DatasetName, as_json: AsJson = Fa
     with session_of(context).client() as client:
         dataset = client.dataset(name)
         report = client.dataset_report(dataset.id)
-    if as_json:
-        print_json(dataset.model_copy(update={"report": report}))
-    else:
-        _print_dataset(dataset, report)
+    value = dataset.model_copy(update={"report": report})
+    print_result(value, *_dataset_items(dataset, report), as_json=as_json)
 
 
 @datasets.command("delete")
@@ -139,23 +126,16 @@ def delete_dataset(
 def add_corpus(
     context: typer.Context,
     name: CorpusName,
-    paths: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="PATH…", help="Files, folders, URLs (s3://…), or hub:OWNER/NAME[:config][:split] to stream."
-        ),
-    ] = None,
+    paths: Annotated[list[str] | None, typer.Argument(metavar="PATH…", help=SOURCES)] = None,
     from_packages: Annotated[
-        bool, typer.Option("--from-packages", help="Use the documentation of the installed Python packages.")
+        bool, typer.Option("--from-packages", help="Use installed packages' documentation.")
     ] = False,
-    language: Language = "en",
+    language: Annotated[str, typer.Option(help=LANGUAGE)] = "en",
     text_column: TextColumn = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of passages.")] = None,
-    by_service: Annotated[
-        bool, typer.Option("--by-service", help="The service fetches the URLs itself, if its operator allows them.")
-    ] = False,
+    by_service: Annotated[bool, typer.Option("--by-service", help="Let the service fetch allowed URLs.")] = False,
     near_duplicates: Annotated[
-        NearDuplicates, typer.Option(help="Drop or keep passages that nearly equal an earlier passage.")
+        NearDuplicates, typer.Option(help="Drop or keep near duplicates.")
     ] = NearDuplicates.DROP,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the corpus is ready.")] = True,
     as_json: AsJson = False,
@@ -191,15 +171,13 @@ def list_corpora(context: typer.Context, as_json: AsJson = False) -> None:
     """List the corpora."""
     with session_of(context).client() as client:
         listed = list(client.corpora())
-    if as_json:
-        print_json(listed)
-        return
     rows = []
     for corpus in listed:
         version = next((v for v in corpus.versions if v.version == corpus.version), None)
         count, language = (f"{version.count:,}", version.language) if version else (None, None)
         rows.append((corpus.name, corpus.version, count, language, corpus.loads[0].state if corpus.loads else ""))
-    print_table(("name", "version", "passages", "language", "last upload"), rows)
+    columns = ("name", "version", "passages", "language", "last upload")
+    print_result(listed, table(columns, rows), as_json=as_json)
 
 
 @corpora.command("show")
@@ -207,25 +185,15 @@ def show_corpus(context: typer.Context, name: CorpusName, as_json: AsJson = Fals
     """Show the versions of a corpus and its latest uploads."""
     with session_of(context).client() as client:
         corpus = client.corpus(name)
-    if as_json:
-        print_json(corpus)
-        return
-    versions = [
-        (
-            v.version,
-            v.state,
-            f"{v.count:,}",
-            "–" if v.near_duplicates_dropped is None else f"{v.near_duplicates_dropped:,}",
-            v.refused or "",
-            v.language,
-            _error_message(v.error),
-        )
-        for v in corpus.versions
-    ]
+    versions = []
+    for v in corpus.versions:
+        dropped = "–" if v.near_duplicates_dropped is None else f"{v.near_duplicates_dropped:,}"
+        facts = (v.version, v.state, f"{v.count:,}", dropped, v.refused or "", v.language)
+        versions.append((*facts, _error_message(v.error)))
     columns = ("version", "state", "passages", "near duplicates dropped", "refused", "language", "error")
-    print_table(columns, versions, title="Versions")
     uploads = [(x.id, x.state, f"{x.done:,}/{x.total:,}", x.version, _error_message(x.error)) for x in corpus.loads]
-    print_table(("upload", "state", "passages", "version", "error"), uploads, title="Uploads")
+    upload_table = table(("upload", "state", "passages", "version", "error"), uploads, title="Uploads")
+    print_result(corpus, table(columns, versions, title="Versions"), upload_table, as_json=as_json)
 
 
 @corpora.command("delete")
@@ -272,10 +240,8 @@ def list_refused(
     with session_of(context).client() as client:
         version = version or client.corpus(corpus).version
         passages = client.refused_passages(corpus, version) if version else []
-    if as_json:
-        print_json(passages)
-    else:
-        print_table(("id", "reason", "text"), [(p.id[:32], p.reason, p.text[:200]) for p in passages])
+    rows = [(p.id[:32], p.reason, p.text[:200]) for p in passages]
+    print_result(passages, table(("id", "reason", "text"), rows), as_json=as_json)
 
 
 @corpora.command("search")
@@ -289,10 +255,8 @@ def search_corpus(
     """Search a corpus."""
     with session_of(context).client() as client:
         hits = client.search(name, query, k)
-    if as_json:
-        print_json(hits)
-    else:
-        print_table(("score", "source", "text"), [(f"{hit.score:.2f}", hit.source, hit.text[:400]) for hit in hits])
+    rows = [(f"{hit.score:.2f}", hit.source, hit.text[:400]) for hit in hits]
+    print_result(hits, table(("score", "source", "text"), rows), as_json=as_json)
 
 
 def _split_version(name: str) -> tuple[str, str | None]:
@@ -310,17 +274,18 @@ def _format_dropped(version: CorpusVersion | None) -> str:
     return f". Dropped {version.near_duplicates_dropped:,} near duplicates in {seconds:,.1f} s"
 
 
-def _print_dataset(dataset: Dataset, report: Mapping[str, Any]) -> None:
-    print_line(f"Dataset '{dataset.name}' version {dataset.version} ({dataset.id}): {_format_rows(dataset.rows)}")
+def _dataset_items(dataset: Dataset, report: Mapping[str, Any]) -> list[Item]:
+    selection = ""
     if dataset.selection is not None:
-        print_line(f"It contains {dataset.selection:,} passages for the selector 'given'")
-    splits = list(dataset.rows)
-    rows = [[entry["label"], *(entry.get(split) for split in splits)] for entry in report.get("labels", [])]
-    print_table(("label", *splits), rows)
-    for note in report.get("notes", []):
-        print_line(f"note: {note}")
-    for warning in report.get("warnings", [])[:_MOST_WARNINGS]:
-        print_line(f"warning: {warning['message']}")
+        selection = f" It contains {dataset.selection:,} passages for the selector 'given'."
+    rows = [[entry["label"], *(entry.get(split) for split in dataset.rows)] for entry in report.get("labels", [])]
+    warnings = report.get("warnings", [])[:_MOST_WARNINGS]
+    return [
+        f"Dataset '{dataset.name}' version {dataset.version} ({dataset.id}): {_format_rows(dataset.rows)}.{selection}",
+        table(("label", *dataset.rows), rows),
+        *(f"note: {note}" for note in report.get("notes", [])),
+        *(f"warning: {warning['message']}" for warning in warnings),
+    ]
 
 
 def _format_rows(rows: Mapping[str, int]) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from tlm_client.client import check_gateway
-from tlm_client.console import AsJson, print_json, print_result, print_table, session_of
+from tlm_client.console import AsJson, print_result, session_of, table
 from tlm_client.profiles import Profile, find_profile, load_profiles, save_profiles
 
 profiles = typer.Typer(no_args_is_help=True, help="Name gateways for `tlm --profile NAME`: add, list, remove.")
@@ -36,10 +36,8 @@ def add_profile(
 def list_profiles(context: typer.Context, as_json: AsJson = False) -> None:
     """List the profiles without their tokens."""
     rows = [(name, profile.url) for name, profile in sorted(load_profiles(session_of(context).profiles).items())]
-    if as_json:
-        print_json([{"name": name, "url": url} for name, url in rows])
-    else:
-        print_table(("name", "url"), rows)
+    value = [{"name": name, "url": url} for name, url in rows]
+    print_result(value, table(("name", "url"), rows), as_json=as_json)
 
 
 @profiles.command("remove")
@@ -56,8 +54,7 @@ def add_webhook(
     context: typer.Context,
     url: Annotated[str, typer.Argument(metavar="URL", help="The URL that receives the events.")],
     event: Annotated[
-        list[str] | None,
-        typer.Option(help="Event type, such as job.failed. Repeatable. Default: the events that end a job."),
+        list[str] | None, typer.Option(help="Event type, such as job.failed. Repeatable. Default: the ends of jobs.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -73,11 +70,8 @@ def list_webhooks(context: typer.Context, as_json: AsJson = False) -> None:
     """List the webhooks."""
     with session_of(context).client() as client:
         hooks = client.webhooks()
-    if as_json:
-        print_json(hooks)
-    else:
-        rows = [(hook.id, hook.url, ", ".join(hook.events), hook.disabled) for hook in hooks]
-        print_table(("id", "url", "events", "disabled"), rows)
+    rows = [(hook.id, hook.url, ", ".join(hook.events), hook.disabled) for hook in hooks]
+    print_result(hooks, table(("id", "url", "events", "disabled"), rows), as_json=as_json)
 
 
 @webhooks.command("attempts")
@@ -85,11 +79,8 @@ def list_attempts(context: typer.Context, webhook_id: WebhookId, as_json: AsJson
     """Show the latest deliveries and their responses."""
     with session_of(context).client() as client:
         attempts = client.webhook_attempts(webhook_id)
-    if as_json:
-        print_json(attempts)
-    else:
-        rows = [(a["message"], a["type"], a["number"], a["status"], a["error"]) for a in attempts]
-        print_table(("message", "event", "try", "status", "error"), rows)
+    rows = [(a["message"], a["type"], a["number"], a["status"], a["error"]) for a in attempts]
+    print_result(attempts, table(("message", "event", "try", "status", "error"), rows), as_json=as_json)
 
 
 @webhooks.command("remove")

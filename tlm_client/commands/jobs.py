@@ -15,17 +15,18 @@ from tlm_client.console import (
     FAILED,
     INTERRUPTED,
     AsJson,
+    Item,
     Yes,
     confirm_deletion,
+    print_items,
     print_json,
-    print_line,
     print_result,
-    print_table,
     session_of,
     stderr_console,
+    table,
 )
 from tlm_client.display import Display, duration
-from tlm_client.summary import print_report
+from tlm_client.summary import report_items
 from tlm_core.errors import InvalidRequest, TLMError
 from tlm_core.jobs.states import State
 from tlm_core.wire import Job, JobEvent
@@ -38,10 +39,7 @@ def jobs(
     state: Annotated[State | None, typer.Option(help="Only jobs in this state.")] = None,
     kind: Annotated[str | None, typer.Option(help="Only jobs of this kind, such as train.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Only jobs on this dataset (ID or name).")] = None,
-    label: Annotated[
-        list[str] | None,
-        typer.Option("--label", metavar="KEY=VALUE", help="Only jobs with this label. Repeatable."),
-    ] = None,
+    label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Only this label. Repeatable.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of jobs.")] = 20,
     as_json: AsJson = False,
 ) -> None:
@@ -49,15 +47,13 @@ def jobs(
     with session_of(context).client() as client:
         matches = client.jobs(state, kind=kind, dataset=dataset, labels=parse_labels(label))
         listed = list(islice(matches, limit))
-    if as_json:
-        print_json(listed)
-        return
     rows = [
         (j.id, j.state, j.dataset, j.corpus, f"{j.recipe}/{j.scale}", j.progress.node if j.progress else None,
          _age(j.created_at))
         for j in listed
     ]  # fmt: skip
-    print_table(("id", "state", "dataset", "corpus", "recipe", "stage", "submitted"), rows)
+    columns = ("id", "state", "dataset", "corpus", "recipe", "stage", "submitted")
+    print_result(listed, table(columns, rows), as_json=as_json)
 
 
 def show(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
@@ -65,19 +61,19 @@ def show(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None
     with session_of(context).client() as client:
         job = client.job(job_id)
         report = client.report(job_id) if job.state is State.SUCCEEDED else None
-    if as_json:
-        print_json({**job.model_dump(mode="json"), "report": report})
-        return
-    print_line(f"{job.id} is {job.state} (attempt {job.attempt}, {job.failures} failed)")
-    print_line(f"Submitted: {_age(job.created_at)}")
-    print_line(f"Dataset: {job.dataset} ({job.dataset_id})")
-    print_line(f"Corpus: {f'{job.corpus} (version {job.corpus_version})' if job.corpus_version else 'none'}")
-    print_line(f"Recipe: {job.recipe}, scale: {job.scale}, seeds: {', '.join(map(str, job.seeds))}")
-    print_table(("stage", "done"), [(stage.name, "yes" if stage.done else "") for stage in job.stages])
+    items: list[Item] = [
+        f"{job.id} is {job.state} (attempt {job.attempt}, {job.failures} failed)",
+        f"Submitted: {_age(job.created_at)}",
+        f"Dataset: {job.dataset} ({job.dataset_id})",
+        f"Corpus: {f'{job.corpus} (version {job.corpus_version})' if job.corpus_version else 'none'}",
+        f"Recipe: {job.recipe}, scale: {job.scale}, seeds: {', '.join(map(str, job.seeds))}",
+        table(("stage", "done"), [(stage.name, "yes" if stage.done else "") for stage in job.stages]),
+    ]
     if job.error:
-        print_line(f"Error: {job.error.get('message')}")
+        items.append(f"Error: {job.error.get('message')}")
     if report:
-        print_report(report)
+        items += report_items(report)
+    print_result({**job.model_dump(mode="json"), "report": report}, *items, as_json=as_json)
 
 
 def watch(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
@@ -154,10 +150,9 @@ def watch_job(client: TLMClient, job_id: str, as_json: bool) -> None:
     elif job.state is State.SUCCEEDED:
         seconds = duration((job.finished_at or 0) - job.created_at)
         hint = "" if job.spec.kind == "share_tickets" else f". Download the model with `tlm download {job.id}`"
-        print_line(f"{job.id} succeeded after {seconds}{hint}")
-        print_report(client.report(job.id))
+        print_items(f"{job.id} succeeded after {seconds}{hint}", *report_items(client.report(job.id)))
     else:
-        print_line(f"{job.id} is {job.state}{': ' + str(job.error.get('message')) if job.error else ''}")
+        print_items(f"{job.id} is {job.state}{': ' + str(job.error.get('message')) if job.error else ''}")
     if job.state is not State.SUCCEEDED:
         raise typer.Exit(FAILED)
 

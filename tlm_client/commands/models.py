@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tlm_client.commands.jobs import JobId
-from tlm_client.console import AsJson, print_json, print_line, print_result, print_table, session_of, stderr_console
+from tlm_client.console import AsJson, print_result, session_of, stderr_console, table
 from tlm_client.display import Display
 from tlm_client.summary import format_score
 from tlm_core.errors import Conflict
@@ -34,23 +34,19 @@ def predict(
     context: typer.Context,
     job_id: JobId,
     texts: Annotated[list[str], typer.Argument(metavar="TEXT…", help="Texts to classify.")],
-    pair: Annotated[
-        list[str] | None, typer.Option(help="Second text of each text, for a task on text pairs. Repeatable.")
-    ] = None,
+    pair: Annotated[list[str] | None, typer.Option(help="Second text of a text pair. Repeatable.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Classify texts with the model of a job, on the gateway."""
     with session_of(context).client() as client:
         predictions = client.predict(job_id, texts, pair or None)
-    if as_json:
-        print_json(predictions)
-        return
     regression = predictions[0].value is not None
     rows = [
         (p.label, format_score(p.value if regression else p.probability), text[:120])
         for p, text in zip(predictions, texts, strict=True)
     ]
-    print_table(("label", "value" if regression else "probability", "text"), rows)
+    columns = ("label", "value" if regression else "probability", "text")
+    print_result(predictions, table(columns, rows), as_json=as_json)
 
 
 def evaluate(
@@ -67,29 +63,22 @@ def evaluate(
     task = task_of(dataset, session_of(context))
     with Display(stderr_console()) as display:
         display.begin("evaluating")
-        scores = evaluate_model(
-            model,
-            task,
-            split=split,
-            batch=batch,
-            on_progress=lambda done, total: display.update(split, done, total, ""),
-        )
-    if as_json:
-        print_json(scores)
-        return
-    print_line(f"{scores['rows']:,} {split} rows. Main metric: {scores['metric']}")
+
+        def show_progress(done: int, total: int) -> None:
+            display.update(split, done, total, "")
+
+        scores = evaluate_model(model, task, split=split, batch=batch, on_progress=show_progress)
     clean = scores["deduplicated"]
     rows = [(name, format_score(scores[name]), format_score(clean[name])) for name in scores_shown(scores["metric"])]
-    print_table(("score", "all rows", f"without {clean['rows_left_out']} rows that are also in train"), rows)
+    columns = ("score", "all rows", f"without {clean['rows_left_out']} rows that are also in train")
+    title = f"{scores['rows']:,} {split} rows. Main metric: {scores['metric']}"
+    print_result(scores, title, table(columns, rows), as_json=as_json)
 
 
 def convert(
     model: Annotated[str, typer.Argument(metavar="MODEL_DIR|hub:ID", help="A model of the original TLM release.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to create.")],
-    label: Annotated[
-        list[str] | None,
-        typer.Option("--label", help="Label names in order. Repeatable. Default: the label numbers."),
-    ] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Label name, in order. Repeatable. Default: numbers.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Convert a model of the original TLM release to a folder that stock classes load."""

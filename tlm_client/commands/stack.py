@@ -9,17 +9,7 @@ from typing import Annotated
 import httpx
 import typer
 
-from tlm_client.console import (
-    FAILED,
-    INTERRUPTED,
-    AsJson,
-    print_json,
-    print_line,
-    print_result,
-    print_table,
-    session_of,
-    stderr_console,
-)
+from tlm_client.console import FAILED, INTERRUPTED, AsJson, print_result, session_of, stderr_console, table
 from tlm_client.display import duration
 from tlm_client.stack.control import launch_stack, run_stack, stack_state, stop_stack
 from tlm_client.stack.parts import StackOptions
@@ -34,16 +24,10 @@ DataDir = Annotated[
 def up(
     context: typer.Context,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Run in the background.")] = False,
-    port: Annotated[
-        int, typer.Option(help="Port of the gateway on 127.0.0.1; 0 selects a free port.", min=0, max=65535)
-    ] = 8321,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 selects a free port.")] = 8321,
     data_dir: DataDir = None,
-    opensearch_url: Annotated[
-        str | None, typer.Option(help="URL of an OpenSearch cluster. Default: the embedded index.")
-    ] = None,
-    gpus: Annotated[
-        int | None, typer.Option(help="Number of GPUs, one for each worker. Default: all visible GPUs.", min=0)
-    ] = None,
+    opensearch_url: Annotated[str | None, typer.Option(help="OpenSearch URL. Default: the embedded index.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs, one for each worker. Default: all visible.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Start Redis, Ray, the retriever, the trainer and the gateway on this machine. Ctrl-C stops them."""
@@ -86,14 +70,15 @@ def status(context: typer.Context, data_dir: DataDir = None, as_json: AsJson = F
         print_result({"state": "stopped", "data_dir": folder}, text, as_json=as_json)
         raise typer.Exit(FAILED)
     ready = _is_ready(state.url)
-    if as_json:
-        print_json({**state.model_dump(), "data_dir": folder, "answers": ready})
-    else:
-        age = duration(time.time() - state.started_at)
-        answer = "answers" if ready else "does not answer"
-        print_line(f"The stack is {state.state} for {age}. The gateway at {state.url} {answer}. Data folder: {folder}")
-        rows = [(name, p.state, p.pid, p.restarts, p.log) for name, p in state.parts.items()]
-        print_table(("process", "state", "pid", "restarts", "log"), rows)
+    answer = "answers" if ready else "does not answer"
+    rows = [(name, p.state, p.pid, p.restarts, p.log) for name, p in state.parts.items()]
+    print_result(
+        {**state.model_dump(), "data_dir": folder, "answers": ready},
+        f"The stack is {state.state}. It started {duration(time.time() - state.started_at)} ago.",
+        f"The gateway at {state.url} {answer}. Data folder: {folder}",
+        table(("process", "state", "pid", "restarts", "log"), rows),
+        as_json=as_json,
+    )
     if not ready:
         raise typer.Exit(FAILED)
 

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from tlm_client.client import TLMClient
 from tlm_client.commands.jobs import JobId, parse_labels, split_pair, watch_job
-from tlm_client.console import AsJson, Watch, print_json, print_result, session_of, stderr_console
-from tlm_client.summary import print_estimate
+from tlm_client.console import AsJson, Watch, print_result, session_of, stderr_console
+from tlm_client.summary import estimate_items
 from tlm_core.compression.masks import Mask
 from tlm_core.errors import InvalidRequest
 from tlm_core.jobs.spec import JobSpec
@@ -71,7 +71,7 @@ def submit(
     with session_of(context).client() as client:
         if dry_run:
             result = client.dry_run(spec)
-            print_json(result) if as_json else print_estimate(result.estimate)
+            print_result(result, *estimate_items(result.estimate), as_json=as_json)
             return
         job = client.submit(spec)
         _report_new_job(client, job, "", watch=watch, as_json=as_json)
@@ -94,7 +94,7 @@ def estimate(
     )  # fmt: skip
     with session_of(context).client() as client:
         result = client.estimate(spec)
-    print_json(result) if as_json else print_estimate(result)
+    print_result(result, *estimate_items(result), as_json=as_json)
 
 
 def retry(context: typer.Context, job_id: JobId, watch: Watch = False, as_json: AsJson = False) -> None:
