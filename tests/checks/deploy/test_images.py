@@ -25,7 +25,12 @@ HEAVY = {"torch", "transformers", "ray", "accelerate"}
 # fsspec loads s3fs by name.
 NOT_IMPORTED = {"s3fs"}
 # Packages that the code imports and that a listed package requires.
-DEPENDENCIES = {"starlette": "fastapi", "urllib3": "opensearch-py", "huggingface-hub": "datasets"}
+DEPENDENCIES = {
+    "starlette": "fastapi",
+    "urllib3": "opensearch-py",
+    "huggingface-hub": "datasets",
+    "scipy": "scikit-learn",
+}
 
 cut_lock = runpy.run_path(str(DEPLOY / "cut_lock.py"))
 LISTED: set[str] = cut_lock["names_in"]((DEPLOY / "services.txt").read_text())
@@ -145,7 +150,10 @@ def _imports_from(*folders: str) -> set[str]:
 
 
 def _names(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    """Yield the imported modules, without those that only workers import: lazily, inside `tlm_core/training`."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    on_workers = path.is_relative_to(ROOT / "tlm_core" / "training")
+    for node in tree.body if on_workers else ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
