@@ -14,7 +14,7 @@ KEPT = {"TLM_SHARED_DATA"}
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No setting of the developer's shell reaches a test."""
+    """Hide the settings of the developer's shell from each test."""
     for name in list(os.environ):
         if name.startswith(("TLM_", "RAY_")) and name not in KEPT:
             monkeypatch.delenv(name)

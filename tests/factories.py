@@ -1,4 +1,4 @@
-"""Made values for tests; every field can be overridden."""
+"""Example values for tests. Every field can be overridden."""
 
 from __future__ import annotations
 

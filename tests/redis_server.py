@@ -1,4 +1,4 @@
-"""A real Redis for tests: AOF on, every write synced, loopback, password; as the stack runs it."""
+"""A real Redis for tests with the settings of the stack: AOF on, every write synced, loopback, password."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def free_port() -> int:
 
 
 def redis_binary() -> str:
-    """The one that `tlm up` would take."""
+    """Return the path of the Redis that `tlm up` uses."""
     try:
         return find_redis()
     except MissingDependency as error:
@@ -33,7 +33,7 @@ def redis_binary() -> str:
 
 @dataclass
 class RedisServer:
-    """One redis-server process on a folder; may be killed and started again."""
+    """One redis-server process on a folder, which a test may kill and start again."""
 
     folder: Path
     port: int = field(default_factory=free_port)
@@ -94,7 +94,7 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 
 @pytest.fixture
 def redis_client(redis_server: RedisServer) -> Iterator[redis.Redis]:
-    """A client of an empty Redis."""
+    """Return a client of an empty Redis."""
     client = redis_server.client()
     client.flushall()
     yield client

@@ -1,4 +1,4 @@
-"""What several tests share: real data, loud skips."""
+"""Helpers that several tests share: real data, skips, and waiting."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def skip_or_fail(reason: str) -> NoReturn:
-    """Skip, saying why; where CI=true a skip would hide a gap, so there it is a failure."""
+    """Skip the test with a reason. With CI=true, fail instead, since a skip would hide a gap."""
     if os.environ.get("CI") == "true":
-        pytest.fail(f"would be skipped elsewhere, but CI must run it: {reason}")
+        pytest.fail(f"CI must not skip this test: {reason}")
     pytest.skip(reason)
 
 
 def shared_data() -> Path:
-    """Folder with the real tasks and corpus: TLM_SHARED_DATA, else ../shared/data beside the checkout."""
+    """Return the folder with the real tasks and corpus: TLM_SHARED_DATA, else ../shared/data beside the checkout."""
     folder = Path(os.environ.get("TLM_SHARED_DATA") or ROOT.parent / "shared" / "data")
     if not (folder / "tasks").is_dir():
         skip_or_fail(f"no real data at {folder}; set TLM_SHARED_DATA to a folder with tasks/ and corpus/")
@@ -32,7 +32,7 @@ def shared_data() -> Path:
 
 @contextmanager
 def no_file_larger_than(size: int) -> Iterator[None]:
-    """Writes beyond `size` bytes of a file fail as on a full disk, in this process and while it lasts."""
+    """Limit the files of this process to `size` bytes; longer writes fail as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -42,15 +42,15 @@ def no_file_larger_than(size: int) -> Iterator[None]:
 
 
 def files_under(folder: Path) -> Iterator[Path]:
-    """Files below `folder` while a service works in it: unlike `rglob`, it bears that folders vanish underway."""
-    for place, _, names in os.walk(folder):
-        yield from (Path(place, name) for name in names)
+    """Yield the files below `folder`. Unlike `rglob`, it allows a service to delete folders meanwhile."""
+    for parent, _, names in os.walk(folder):
+        yield from (Path(parent, name) for name in names)
 
 
-def wait_for(look: Callable[[], Any], seconds: float = 10.0) -> Any:
-    """What `look` answers, once that is something. It is asked again and again for so long."""
+def wait_for(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
+    """Call `condition` until it returns a true value, and return that value. Fail after `seconds`."""
     deadline = time.monotonic() + seconds
-    while not (answer := look()):
-        assert time.monotonic() < deadline, "it did not come true in time"
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"the condition was false for {seconds:g} s"
         time.sleep(0.01)
-    return answer
+    return value

@@ -1,4 +1,4 @@
-"""A cluster, a retriever and stages small enough to drive by hand."""
+"""A fake cluster, a fake retriever, and small stages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tlm_core.training.stage import StageContext, StageParams, StopRequested
 
 
 class FakeCluster:
-    """Keeps submissions; a test says what becomes of them."""
+    """Records submissions. A test sets their status."""
 
     def __init__(self) -> None:
         self.commands: dict[str, Sequence[str]] = {}
@@ -52,7 +52,7 @@ class FakeCluster:
     def stop(self, submission: str) -> None:
         self._check()
         self.stopped.append(submission)
-        if self.statuses.get(submission) is not Status.WAITING:  # as Ray: what has not started hears of it when it does
+        if self.statuses.get(submission) is not Status.WAITING:  # as in Ray, which stops it at its start
             self.statuses[submission] = Status.FAILED
 
     def message(self, submission: str) -> str:
@@ -64,7 +64,7 @@ class FakeCluster:
 
 
 def folder_artifact(artifacts: ArtifactStore, scratch: Path, folder: str, artifact: str, stage: str) -> ManifestRef:
-    """An artifact with one file that says what made it."""
+    """Write an artifact with one file that names its stage."""
     work = scratch / f"made-{folder.replace('/', '-')}"
     work.mkdir(parents=True)
     (work / "made.json").write_text(json.dumps({"artifact": artifact, "stage": stage}))
@@ -72,14 +72,14 @@ def folder_artifact(artifacts: ArtifactStore, scratch: Path, folder: str, artifa
 
 
 class FakeSelections:
-    """Answers what a test wants; by default a selection is ready at the second look."""
+    """Returns the states that a test sets. By default, a selection is ready at the second request."""
 
     def __init__(self, artifacts: ArtifactStore, scratch: Path) -> None:
         self._artifacts = artifacts
         self._scratch = scratch
         self.requests = 0
         self.stopped: list[str] = []
-        self.running = False  # whether what is stopped goes on for a while
+        self.running = False  # whether a stopped selection still runs
         self.answer: Callable[[JobRecord], SelectionState | None] = lambda _: None
 
     def request(self, job: JobRecord, node: Node, artifact: str, *, task: ManifestRef) -> SelectionState:  # noqa: ARG002
@@ -97,7 +97,7 @@ class FakeSelections:
 
 
 def plain_stage(ctx: StageContext[StageParams]) -> Mapping[str, Any]:
-    """Writes what it was given."""
+    """Write the names of the inputs and the parameters."""
     (ctx.out / "seen.json").write_text(
         json.dumps({"inputs": sorted(ctx.inputs), "params": ctx.params.model_dump(mode="json")}, sort_keys=True)
     )
@@ -109,7 +109,7 @@ def _write_step(step: int, folder: Path) -> None:
 
 
 def counting_stage(steps: int, on_step: Callable[[int], None] = lambda _: None) -> Callable[..., Mapping[str, Any]]:
-    """A stage that counts to `steps`, leaves a checkpoint at each step, and goes on from the last one."""
+    """Return a stage that counts to `steps`, saves a checkpoint at each step, and continues from the last one."""
 
     def stage(ctx: StageContext[StageParams]) -> Mapping[str, Any]:
         found = ctx.checkpoints.latest()
@@ -120,7 +120,7 @@ def counting_stage(steps: int, on_step: Callable[[int], None] = lambda _: None) 
             ctx.checkpoints.save(partial(_write_step, step), step=step, metrics={})
             ctx.report.metrics(step=step, loss=1 / step)
             if not ctx.report.progress(step=step, total=steps, rate=None, unit="steps", eta_seconds=None):
-                raise StopRequested("asked to stop")
+                raise StopRequested("stop requested")
         (ctx.out / "counted").write_text(str(steps))
         return {"steps": steps}
 

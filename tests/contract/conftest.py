@@ -9,7 +9,7 @@ import pytest
 import redis
 from fastapi.testclient import TestClient
 
-from tests.contract.coordinator_world import AheadStore, World
+from tests.contract.coordinator_world import MovableClockStore, World
 from tests.contract.dashboard_made import Made, filled_gateway
 from tests.contract.gateway import TRAIN, Gateway, add_dataset, add_version, make_gateway
 from tlm_core.wire import CorpusState
@@ -46,4 +46,4 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gateway, 
 @pytest.fixture
 def world(redis_client: redis.Redis, tmp_path: Path) -> World:
     """A coordinator's surroundings on a real store."""
-    return World(AheadStore(redis_client), tmp_path)
+    return World(MovableClockStore(redis_client), tmp_path)

@@ -1,4 +1,4 @@
-"""A coordinator's surroundings, small enough to drive by hand."""
+"""A coordinator with a store, a storage, a retriever, and a cluster that a test controls."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from services.common.jobstore import JobStore
+from services.common.redis_client import LEASES, QUEUE
 from services.trainer.cluster import Status
 from services.trainer.coordinator import Coordinator
 from services.trainer.settings import TrainerSettings
@@ -22,8 +23,8 @@ from tlm_core.jobs.spec import JobRecord
 T = "default"
 
 
-class AtOnce(Executor):
-    """Runs what it is given before it answers."""
+class InlineExecutor(Executor):
+    """Runs a function before `submit` returns."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
@@ -34,39 +35,45 @@ class AtOnce(Executor):
         return future
 
 
-class AheadStore(JobStore):
-    """A job store whose time is ahead of that of the records in it."""
+class MovableClockStore(JobStore):
+    """A job store whose clock is `ahead` seconds ahead of the times in the records."""
 
     ahead = 0.0
 
     def now(self) -> float:
         return super().now() + self.ahead
 
+    def expire_deadlines(self) -> None:
+        """Make delayed jobs due and leases expire, as if their time had passed."""
+        for index in (QUEUE, LEASES):
+            for member in self._redis.zrange(index, 0, -1):
+                self._redis.zadd(index, {member: 0})
 
-class Busy(Executor):
-    """Begins nothing that it is given."""
+
+class IdleExecutor(Executor):
+    """Never starts a function."""
 
     def __init__(self) -> None:
-        self.given: list[Future[Any]] = []
+        self.futures: list[Future[Any]] = []
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:  # noqa: ARG002
-        self.given.append(Future())
-        return self.given[-1]
+        self.futures.append(Future())
+        return self.futures[-1]
 
 
 @dataclass
 class World:
-    """A store, a storage, a cluster, and coordinators on them."""
+    """A store, a storage, and a cluster, with the coordinators that use them."""
 
-    store: AheadStore
+    store: MovableClockStore
     folder: Path
     cluster: FakeCluster = field(default_factory=FakeCluster)
-    executor: Executor = field(default_factory=AtOnce)
+    executor: Executor = field(default_factory=InlineExecutor)
     validate_error: TLMError | None = None
 
     def __post_init__(self) -> None:
         self.artifacts = ArtifactStore(str(self.folder / "storage"), self.folder / "cache", is_new=self.store.is_empty)
-        with self.artifacts.errors("keeping the data set", writes=True):
+        with self.artifacts.errors("storing the dataset", writes=True):
             pass
         self.selections = FakeSelections(self.artifacts, self.folder)
         self.validated = 0
@@ -79,14 +86,14 @@ class World:
         return folder_artifact(self.artifacts, self.folder, folder, artifact, node.stage.name)
 
     def coordinator(self, owner: str = "a", **settings: Any) -> Coordinator:
-        values = {"storage": str(self.folder / "storage"), "scratch": self.folder / "scratch", "lease_seconds": 0.2}
+        values = {"storage": str(self.folder / "storage"), "scratch": self.folder / "scratch"}
         return Coordinator(
             self.store, self.artifacts, self.selections, self.cluster, TrainerSettings(**(values | settings)),
             owner=owner, local=self.local, executor=self.executor,
         )  # fmt: skip
 
     def rounds_until(self, coordinator: Coordinator, ahead: float) -> None:
-        """The rounds of a coordinator that never stands still, until the store's time is so far ahead."""
+        """Run rounds with a moving clock, until it is `ahead` seconds ahead."""
         coordinator.round()
         while self.store.ahead < ahead:
             self.store.ahead = min(ahead, self.store.ahead + 100)
@@ -99,14 +106,15 @@ class World:
         return self.store.get(T, job_id)
 
     def until_submitted(self, coordinator: Coordinator, job_id: str) -> str:
+        """Run rounds until the job has a submission, and return its id."""
         for _ in range(10):
             coordinator.round()
             if submission := self.job(job_id).submissions.get("main"):
                 return submission
-        raise AssertionError(f"nothing was submitted for {self.job(job_id)}")
+        raise AssertionError(f"no submission for {self.job(job_id)}")
 
     def work(self, submission: str, **stages: Any) -> None:
-        """What the cluster would do: run the workers, then tell how it ended."""
+        """Run the workers of a submission, and set its status as the cluster would."""
         try:
             run_group(
                 self.store, self.artifacts, self.folder / "scratch", self.cluster.assignment(submission),

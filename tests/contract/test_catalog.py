@@ -1,4 +1,4 @@
-"""Data sets, corpora and loads on a real Redis: names, versions, leases."""
+"""Datasets, corpora, and loads on a real Redis: names, versions, leases."""
 
 from __future__ import annotations
 
@@ -39,37 +39,35 @@ def finish(catalog: Catalog, load: CorpusLoad, version: str) -> None:
     catalog.save_load(over, "a", version_of(load, CorpusState.READY, version))
 
 
-def test_a_name_means_the_newest_version_and_an_id_always_the_same_one(
-    catalog: Catalog, redis_client: redis.Redis
-) -> None:
+def test_name_means_the_newest_version_and_an_id_one_version(catalog: Catalog, redis_client: redis.Redis) -> None:
     first, second = add(catalog, rows=1), add(catalog, rows=2)
     assert (first.version, second.version) == (1, 2)
     assert catalog.dataset(T, "toy") == second
     assert catalog.dataset(T, first.id) == first
     JobStore(redis_client).drop_dataset(T, second.id, second.name, Removal(T, second.id))
     assert catalog.dataset(T, "toy") == first
-    assert add(catalog).version == 3, "a number is never used twice"
+    assert add(catalog).version == 3, "no number is used twice"
 
 
-def test_uploads_at_once_get_different_versions_and_the_highest_is_the_newest(catalog: Catalog) -> None:
+def test_concurrent_uploads_get_different_versions(catalog: Catalog) -> None:
     with ThreadPoolExecutor(8) as pool:
-        made = list(pool.map(lambda _: add(catalog), range(24)))
-    assert sorted(r.version for r in made) == list(range(1, 25))
+        records = list(pool.map(lambda _: add(catalog), range(24)))
+    assert sorted(r.version for r in records) == list(range(1, 25))
     assert catalog.dataset(T, "toy").version == 24
 
 
-def test_a_dropped_data_set_leaves_nothing(catalog: Catalog, redis_client: redis.Redis) -> None:
-    made, store = add(catalog), JobStore(redis_client)
-    store.drop_dataset(T, made.id, made.name, Removal(T, made.id))
-    assert [one.id for one in store.removals()] == [made.id]
-    store.removed(Removal(T, made.id))
+def test_dropped_dataset_leaves_nothing(catalog: Catalog, redis_client: redis.Redis) -> None:
+    record, store = add(catalog), JobStore(redis_client)
+    store.drop_dataset(T, record.id, record.name, Removal(T, record.id))
+    assert [removal.id for removal in store.removals()] == [record.id]
+    store.removed(Removal(T, record.id))
     with pytest.raises(NotFound):
         catalog.dataset(T, "toy")
     assert catalog.datasets(T) == ([], False)
     assert set(redis_client.keys()) == {"tlm:{default}:dataset-versions"}
 
 
-def test_another_tenants_things_are_not_there(catalog: Catalog) -> None:
+def test_records_of_another_tenant_are_not_found(catalog: Catalog) -> None:
     dataset = add(catalog)
     load = catalog.add_load(T, "docs", "en", REF)
     for call, name in (
@@ -81,7 +79,7 @@ def test_another_tenants_things_are_not_there(catalog: Catalog) -> None:
     assert catalog.corpora("other") == ([], False)
 
 
-def test_lists_page_to_their_end(catalog: Catalog) -> None:
+def test_lists_are_paged_to_their_end(catalog: Catalog) -> None:
     ids = sorted(add(catalog, f"d{n}").id for n in range(5))
     page, more = catalog.datasets(T, limit=2)
     assert ([d.id for d in page], more) == ([ids[4], ids[3]], True)
@@ -94,20 +92,20 @@ def test_lists_page_to_their_end(catalog: Catalog) -> None:
     assert [c.name for c in catalog.corpora(T, after="b")[0]] == ["c"]
 
 
-def test_a_load_is_worked_on_by_one_process_at_a_time(catalog: Catalog, redis_client: redis.Redis) -> None:
+def test_load_has_one_owner_at_a_time(catalog: Catalog, redis_client: redis.Redis) -> None:
     load = catalog.add_load(T, "docs", "en", REF)
     assert catalog.open_loads() == [(T, load.id)]
     assert catalog.lease_load(T, load.id, "a", 30)
-    assert catalog.lease_load(T, load.id, "a", 30), "the owner renews"
+    assert catalog.lease_load(T, load.id, "a", 30), "the owner renews the lease"
     assert not catalog.lease_load(T, load.id, "b", 30)
-    redis_client.delete(f"tlm:{{{T}}}:load-lease:{load.id}")  # as when it runs out
+    redis_client.delete(f"tlm:{{{T}}}:load-lease:{load.id}")  # as if it had expired
     assert catalog.lease_load(T, load.id, "b", 30)
     with pytest.raises(StaleAttempt):
         catalog.save_load(load.model_copy(update={"state": LoadState.FAILED}), "a")
     assert catalog.load(T, load.id) == load
 
 
-def test_a_finished_load_is_no_longer_open_and_its_version_can_be_searched(catalog: Catalog) -> None:
+def test_finished_load_is_not_open_and_its_version_is_ready(catalog: Catalog) -> None:
     load = catalog.add_load(T, "docs", "en", REF)
     with pytest.raises(Conflict, match="queued"):
         ready_version(catalog.corpus(T, "docs"), None, load)
@@ -116,7 +114,7 @@ def test_a_finished_load_is_no_longer_open_and_its_version_can_be_searched(catal
     assert ready_version(catalog.corpus(T, "docs"), None, None).version == "v1"
 
 
-def test_the_newest_ready_version_is_meant_by_the_name(catalog: Catalog) -> None:
+def test_corpus_name_means_its_newest_ready_version(catalog: Catalog) -> None:
     finish(catalog, first := catalog.add_load(T, "docs", "en", REF), "v1")
     finish(catalog, second := catalog.add_load(T, "docs", "en", REF), "v2")
     third = catalog.add_load(T, "docs", "en", REF)
@@ -137,7 +135,7 @@ def test_the_newest_ready_version_is_meant_by_the_name(catalog: Catalog) -> None
     )
 
 
-def test_one_upload_of_a_corpus_is_on_its_way_at_a_time(catalog: Catalog) -> None:
+def test_corpus_has_one_open_load_at_a_time(catalog: Catalog) -> None:
     load = catalog.add_load(T, "docs", "en", REF)
     for call in (lambda: catalog.add_load(T, "docs", "en", REF), lambda: catalog.drop_corpus(T, "docs")):
         with pytest.raises(AlreadyRunning, match=load.id):
@@ -149,7 +147,7 @@ def test_one_upload_of_a_corpus_is_on_its_way_at_a_time(catalog: Catalog) -> Non
     assert catalog.add_load(T, "docs", "en", REF).id != load.id
 
 
-def test_a_dropped_corpus_leaves_nothing(catalog: Catalog, redis_client: redis.Redis) -> None:
+def test_dropped_corpus_leaves_nothing(catalog: Catalog, redis_client: redis.Redis) -> None:
     for version in ("v1", "v2"):
         finish(catalog, catalog.add_load(T, "docs", "en", REF), version)
     catalog.drop_corpus(T, "docs", "v1")

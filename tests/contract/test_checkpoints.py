@@ -1,4 +1,4 @@
-"""Checkpoints on a storage that is full: training goes on, the older ones stay, no half one takes room."""
+"""Checkpoints on a full storage: training continues, older checkpoints stay, and partial ones are deleted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = "default"
 
 
 class FillingDisk(ArtifactStore):
-    """A storage that takes `room` files more."""
+    """A storage with room for `room` more files."""
 
     room = 1_000
 
@@ -35,7 +35,7 @@ class FillingDisk(ArtifactStore):
 
 @dataclass
 class Training:
-    """What a stage does with its checkpoints."""
+    """A stage that saves checkpoints."""
 
     checkpoints: JobCheckpoints
     disk: FillingDisk
@@ -50,12 +50,12 @@ class Training:
         for name in ("state.json", "weights"):
             (folder / name).write_text(f"{name} {step}")
 
-    def kept(self) -> set[str]:
+    def published(self) -> set[str]:
         return {path.parent.name for path in files_under(self.folder / "storage") if path.name != MARK}
 
 
 def training_of(store: JobStore, folder: Path, scratch: Path) -> Training:
-    """Another job's, on the one stage that all of them have."""
+    """Return the training of a new job. All jobs share one stage."""
     store.submit(T, make_spec(), make_resolved())
     job = store.claim("a", 60)
     assert job is not None
@@ -75,18 +75,18 @@ def other(training: Training, redis_client: redis.Redis, tmp_path: Path) -> Trai
 
 
 def wait(training: Training) -> None:
-    """Until the last save has been settled, as the next one or the end of the stage does."""
+    """Wait for the last save, as the next save does."""
     training.checkpoints._wait(required=False)
 
 
 @pytest.mark.parametrize("room", [0, 1, 2])
-def test_one_checkpoint_that_finds_no_room_does_not_end_the_training(training: Training, room: int) -> None:
+def test_one_failed_checkpoint_does_not_end_training(training: Training, room: int) -> None:
     training.save()
     wait(training)
     training.disk.room = room
     training.save()
     wait(training)
-    assert training.kept() == {"step-000000001"}, "no half checkpoint takes room"
+    assert training.published() == {"step-000000001"}, "a partial checkpoint is deleted"
     latest = training.checkpoints.latest()
     assert latest is not None and (latest / "weights").read_text() == "weights 1"
     training.disk.room = 1_000
@@ -96,7 +96,7 @@ def test_one_checkpoint_that_finds_no_room_does_not_end_the_training(training: T
     assert latest is not None and (latest / "weights").read_text() == "weights 3"
 
 
-def test_the_second_in_a_row_ends_the_attempt_with_the_cause(training: Training) -> None:
+def test_second_failed_checkpoint_in_a_row_raises(training: Training) -> None:
     training.disk.room = 0
     training.save()
     training.save()
@@ -105,7 +105,7 @@ def test_the_second_in_a_row_ends_the_attempt_with_the_cause(training: Training)
 
 
 @pytest.mark.parametrize("saves", [1, 2])
-def test_what_failed_to_be_kept_at_the_end_spoils_no_stage_that_is_done(training: Training, saves: int) -> None:
+def test_failed_last_checkpoint_does_not_fail_a_finished_stage(training: Training, saves: int) -> None:
     training.disk.room = 0
     for _ in range(saves):
         training.save()
@@ -113,46 +113,44 @@ def test_what_failed_to_be_kept_at_the_end_spoils_no_stage_that_is_done(training
     assert training.checkpoints.newest() is None
 
 
-def test_a_checkpoint_that_a_stopped_job_is_to_go_on_from_must_be_kept(training: Training) -> None:
+def test_failed_checkpoint_of_a_stopped_stage_raises(training: Training) -> None:
     training.disk.room = 0
     training.save()
     with pytest.raises(StorageFull, match="no space left on the storage"):
         training.checkpoints.close(required=True)
 
 
-def test_the_newest_two_are_kept(training: Training) -> None:
+def test_two_newest_checkpoints_stay(training: Training) -> None:
     for _ in range(4):
         training.save()
-    assert training.checkpoints.newest() == 4, "the one under way counts once it is whole"
+    assert training.checkpoints.newest() == 4, "newest waits for the pending checkpoint"
     training.checkpoints.close(required=True)
-    assert training.kept() == {"step-000000003", "step-000000004"}
+    assert training.published() == {"step-000000003", "step-000000004"}
 
 
-def test_a_job_far_ahead_keeps_its_last_checkpoint_when_another_begins_the_same_stage(
-    training: Training, other: Training
-) -> None:
+def test_slower_job_does_not_delete_the_furthest_checkpoint(training: Training, other: Training) -> None:
     training.step = 998
-    for one in (training, training, other, other, other):
-        one.save()
-        wait(one)
-    assert training.kept() == {"step-000001000", "step-000000003"}
-    for one in (training, other):
-        latest = one.checkpoints.latest()
-        assert latest is not None and (latest / "weights").read_text() == "weights 1000", "for both of them"
-        assert one.checkpoints.newest() == 1000
+    for job in (training, training, other, other, other):
+        job.save()
+        wait(job)
+    assert training.published() == {"step-000001000", "step-000000003"}
+    for job in (training, other):
+        latest = job.checkpoints.latest()
+        assert latest is not None and (latest / "weights").read_text() == "weights 1000", "both jobs read it"
+        assert job.checkpoints.newest() == 1000
 
 
-def test_only_the_jobs_own_checkpoints_are_dropped(training: Training, other: Training) -> None:
-    for one in (training, other):
-        one.step += len(one.kept())
-        one.save()
-        wait(one)
+def test_drop_deletes_only_the_jobs_own_checkpoints(training: Training, other: Training) -> None:
+    for job in (training, other):
+        job.step += len(job.published())
+        job.save()
+        wait(job)
     training.checkpoints.drop()
-    assert other.kept() == {"step-000000002"}
+    assert other.published() == {"step-000000002"}
     assert other.checkpoints.newest() == 2
 
 
-def test_a_broken_checkpoint_further_on_is_no_reason_to_keep_none(training: Training) -> None:
+def test_new_checkpoints_stay_beside_a_damaged_further_one(training: Training) -> None:
     training.step = 998
     for _ in range(2):
         training.save()
@@ -167,7 +165,7 @@ def test_a_broken_checkpoint_further_on_is_no_reason_to_keep_none(training: Trai
         assert latest is not None and (latest / "weights").read_text() == f"weights {training.step}"
 
 
-def test_training_waits_for_no_checkpoint_but_the_one_before(training: Training) -> None:
+def test_save_waits_only_for_the_previous_checkpoint(training: Training) -> None:
     may_write, second = threading.Event(), threading.Event()
 
     def slow(folder: Path) -> None:
@@ -179,26 +177,26 @@ def test_training_waits_for_no_checkpoint_but_the_one_before(training: Training)
         training.save()
         second.set()
 
-    training.checkpoints.save(slow, step=1, metrics={})  # comes back while nothing is written yet
-    assert not training.kept()
+    training.checkpoints.save(slow, step=1, metrics={})  # returns before anything is written
+    assert not training.published()
     waits = threading.Thread(target=save_again)
     waits.start()
-    assert not second.wait(0.2), "a second one must not overtake the first"
+    assert not second.wait(0.2), "the second save waits"
     may_write.set()
     assert second.wait(10)
     waits.join()
     training.checkpoints.close(required=True)
-    assert training.kept() == {"step-000000001", "step-000000002"}
+    assert training.published() == {"step-000000001", "step-000000002"}
 
 
-def test_no_room_for_the_files_before_they_are_moved_is_the_same_as_no_room_for_them(training: Training) -> None:
+def test_full_scratch_disk_counts_as_a_failed_checkpoint(training: Training) -> None:
     def full(folder: Path) -> None:
         (folder / "half").write_text("half")
         raise StorageFull("no space left on the scratch disk")
 
     training.checkpoints.save(full, step=1, metrics={})
     wait(training)
-    assert not list(training.folder.glob("checkpoint-*")), "no half checkpoint takes room"
+    assert not list(training.folder.glob("checkpoint-*")), "a partial checkpoint is deleted"
     training.save()
     training.checkpoints.close(required=True)
     assert training.checkpoints.latest() is not None

@@ -1,8 +1,7 @@
-"""The coordinator and the workers' runner on a real job store, with a cluster that a test drives by hand."""
+"""The coordinator and the runner of the workers, on a real job store and a fake cluster."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +20,7 @@ from tlm_core.training.params import SHRUNK
 from tlm_core.training.stage import StageContext
 
 
-def test_a_job_runs_through_all_its_stages_to_a_result(world: World) -> None:
+def test_job_runs_all_its_stages_and_succeeds(world: World) -> None:
     coordinator, job_id = world.coordinator(), world.submit(seeds=(0, 1))
     world.work(world.until_submitted(coordinator, job_id))
     coordinator.round()
@@ -37,7 +36,7 @@ def test_a_job_runs_through_all_its_stages_to_a_result(world: World) -> None:
         world.artifacts.verify(ref)
 
 
-def test_a_second_job_of_the_same_content_takes_every_stage_from_the_first(world: World) -> None:
+def test_second_job_reuses_every_artifact_of_the_first(world: World) -> None:
     coordinator, first = world.coordinator(), world.submit()
     world.work(world.until_submitted(coordinator, first))
     coordinator.round()
@@ -48,7 +47,7 @@ def test_a_second_job_of_the_same_content_takes_every_stage_from_the_first(world
     assert world.validated == 1
 
 
-def test_what_had_to_shrink_for_memory_is_the_jobs_own_and_taken_by_no_other(world: World) -> None:
+def test_artifact_of_a_shrunk_batch_is_excluded_from_the_cache(world: World) -> None:
     def shrunk(ctx: StageContext) -> Mapping[str, Any]:
         return {**plain_stage(ctx), SHRUNK: 4}
 
@@ -56,7 +55,7 @@ def test_what_had_to_shrink_for_memory_is_the_jobs_own_and_taken_by_no_other(wor
     world.work(world.until_submitted(coordinator, first), joint=shrunk)
     coordinator.round()
     again = world.until_submitted(coordinator, second := world.submit())
-    assert world.events(second).count("artifact.published") == 0, "validate and select come from the cache"
+    assert world.events(second).count("artifact.published") == 0, "validate and select are cached"
     world.work(again)
     coordinator.round()
     own, others = world.job(first).result, world.job(second).result
@@ -68,10 +67,10 @@ def test_what_had_to_shrink_for_memory_is_the_jobs_own_and_taken_by_no_other(wor
     third = world.submit()
     coordinator.round()
     coordinator.round()
-    assert world.job(third).state is State.SUCCEEDED, "the second's is for all"
+    assert world.job(third).state is State.SUCCEEDED, "the second artifact is cached"
 
 
-def test_what_had_to_shrink_leaves_no_checkpoints_that_nothing_leads_to(world: World) -> None:
+def test_stage_with_a_shrunk_batch_deletes_its_checkpoints(world: World) -> None:
     counting = counting_stage(5)
 
     def shrunk(ctx: StageContext) -> Mapping[str, Any]:
@@ -82,12 +81,12 @@ def test_what_had_to_shrink_leaves_no_checkpoints_that_nothing_leads_to(world: W
     coordinator.round()
     job = world.job(job_id)
     assert job.state is State.SUCCEEDED and job.excluded_from_cache == ("joint.s0",)
-    left = {path.parent.parent.parent.name for path in (world.folder / "storage").rglob("checkpoints/**/step")}
+    artifacts = {path.parent.parent.parent.name for path in (world.folder / "storage").rglob("checkpoints/**/step")}
     assert job.result is not None
-    assert left == {job.result["artifacts"]["finetune.s0"]["artifact"]}, "others stay"
+    assert artifacts == {job.result["artifacts"]["finetune.s0"]["artifact"]}, "the other stage keeps its checkpoints"
 
 
-def test_an_artifact_whose_files_are_gone_is_made_again(world: World) -> None:
+def test_artifact_without_its_files_is_computed_again(world: World) -> None:
     coordinator, first = world.coordinator(), world.submit()
     world.work(world.until_submitted(coordinator, first))
     coordinator.round()
@@ -102,7 +101,7 @@ def test_an_artifact_whose_files_are_gone_is_made_again(world: World) -> None:
 
 
 @pytest.mark.parametrize("error", [EmptySelection("no passage"), NonFiniteLoss("nan at step 3")])
-def test_an_error_that_would_come_back_fails_the_job_at_once(world: World, error: TLMError) -> None:
+def test_permanent_error_fails_the_job_at_once(world: World, error: TLMError) -> None:
     coordinator, job_id = world.coordinator(), world.submit()
 
     def broken(_: Any) -> dict[str, Any]:
@@ -116,26 +115,26 @@ def test_an_error_that_would_come_back_fails_the_job_at_once(world: World, error
     assert (job.error["code"], job.error["message"]) == (error.code, error.message)
 
 
-def test_a_data_set_with_faults_fails_the_job_with_all_of_them(world: World) -> None:
-    world.validate_error = InvalidDataset("two faults", faults=[])
+def test_data_errors_fail_the_job_and_are_all_recorded(world: World) -> None:
+    world.validate_error = InvalidDataset("Two data errors.", faults=[])
     coordinator, job_id = world.coordinator(), world.submit()
     for _ in range(3):
         coordinator.round()
     assert world.job(job_id).error == world.validate_error.as_dict()
 
 
-def test_a_job_that_keeps_failing_is_given_up_after_its_attempts(world: World) -> None:
+def test_job_fails_after_its_last_attempt(world: World) -> None:
     coordinator, job_id = world.coordinator(), world.submit(max_attempts=2)
     for _ in range(2):
         submission = world.until_submitted(coordinator, job_id)
         world.cluster.statuses[submission] = Status.FAILED
         coordinator.round()
-        time.sleep(1.1)
+        world.store.expire_deadlines()
     job = world.job(job_id)
     assert (job.state, job.attempt, job.failures) == (State.FAILED, 2, 2)
 
 
-def test_a_component_that_is_away_makes_the_job_wait_and_costs_no_attempt(world: World) -> None:
+def test_job_waits_for_a_component_without_using_an_attempt(world: World) -> None:
     coordinator, job_id = world.coordinator(), world.submit()
 
     def away(_: JobRecord) -> SelectionState:
@@ -162,7 +161,7 @@ def test_a_component_that_is_away_makes_the_job_wait_and_costs_no_attempt(world:
     assert (world.job(job_id).state, world.job(job_id).attempt) == (State.SUCCEEDED, 1)
 
 
-def test_a_cluster_that_cannot_take_jobs_yet_is_asked_again_in_the_same_attempt(world: World) -> None:
+def test_rejected_submission_is_retried_in_the_same_attempt(world: World) -> None:
     coordinator, job_id = world.coordinator(), world.submit()
     world.cluster.refusing = True
     for _ in range(6):
@@ -175,7 +174,7 @@ def test_a_cluster_that_cannot_take_jobs_yet_is_asked_again_in_the_same_attempt(
 
 
 @pytest.mark.parametrize("workers, cpus", [(1, 3.0), (2, 0.0)])
-def test_a_single_worker_computes_in_the_program_that_is_given_room(world: World, workers: int, cpus: float) -> None:
+def test_only_a_single_worker_requests_resources_for_its_submission(world: World, workers: int, cpus: float) -> None:
     coordinator = world.coordinator(worker_cpus=3.0)
     submission = world.until_submitted(coordinator, world.submit(workers=workers))
-    assert world.cluster.needs[submission] == (cpus, 0.0), "several ask for room themselves, through Ray Train"
+    assert world.cluster.needs[submission] == (cpus, 0.0), "several workers request their resources themselves"

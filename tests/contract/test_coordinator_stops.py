@@ -1,4 +1,4 @@
-"""How a coordinator ends what runs: pause, cancel, limits of time, workers that tell nothing or wait for room."""
+"""How a coordinator stops jobs: pause, cancel, time limits, silent workers, and workers that wait for room."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import redis
 from services.common.redis_client import LEASES
 from services.trainer.cluster import Status
 from services.trainer.selections import SelectionState
-from tests.contract.coordinator_world import Busy, T, World
+from tests.contract.coordinator_world import IdleExecutor, T, World
 from tests.trainer_fakes import counting_stage
 from tlm_core.artifacts import ArtifactStore, Manifest, ManifestRef
 from tlm_core.errors import IndexUnavailable
@@ -18,10 +18,10 @@ from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import State
 
 
-def test_a_worker_that_tells_nothing_is_stopped_and_replaced(world: World) -> None:
+def test_silent_worker_is_stopped_and_the_job_requeued(world: World) -> None:
     coordinator, job_id = world.coordinator(), world.submit()
     submission = world.until_submitted(coordinator, job_id)
-    world.store.report(T, job_id, 1, logs=["a worker has begun"])
+    world.store.report(T, job_id, 1, logs=["started"])
     world.rounds_until(coordinator, 290)
     assert world.cluster.statuses[submission] is Status.RUNNING
     world.rounds_until(coordinator, 301)
@@ -29,10 +29,10 @@ def test_a_worker_that_tells_nothing_is_stopped_and_replaced(world: World) -> No
     assert world.job(job_id).state is State.QUEUED
 
 
-def test_a_worker_that_slept_with_its_machine_is_given_time_to_tell_something(world: World) -> None:
+def test_worker_on_a_suspended_machine_gets_a_grace_period(world: World) -> None:
     coordinator, job_id = world.coordinator(), world.submit()
     submission = world.until_submitted(coordinator, job_id)
-    world.store.report(T, job_id, 1, logs=["a worker has begun"])
+    world.store.report(T, job_id, 1, logs=["started"])
     world.store.ahead = 600
     world.rounds_until(coordinator, 890)
     assert world.cluster.statuses[submission] is Status.RUNNING
@@ -40,12 +40,10 @@ def test_a_worker_that_slept_with_its_machine_is_given_time_to_tell_something(wo
     assert world.cluster.statuses[submission] is Status.FAILED
 
 
-def test_a_store_whose_clock_is_behind_that_of_the_machine_ends_no_attempt(
-    world: World, redis_client: redis.Redis
-) -> None:
+def test_store_clock_behind_the_machine_ends_no_attempt(world: World, redis_client: redis.Redis) -> None:
     coordinator, job_id = world.coordinator(), world.submit(max_runtime_seconds=100)
     world.until_submitted(coordinator, job_id)
-    world.store.report(T, job_id, 1, logs=["a worker has begun"])
+    world.store.report(T, job_id, 1, logs=["started"])
     world.store.ahead = -3600
     at = world.store.now()
     redis_client.hset(f"tlm:{{{T}}}:job:{job_id}", mapping={"updated_at": at, "running_since": at})
@@ -53,20 +51,20 @@ def test_a_store_whose_clock_is_behind_that_of_the_machine_ends_no_attempt(
     assert (world.job(job_id).state, world.cluster.stopped) == (State.RUNNING, [])
 
 
-def test_a_worker_that_hangs_before_its_first_word_is_replaced(world: World) -> None:
+def test_worker_that_never_reports_is_stopped(world: World) -> None:
     coordinator, job_id = world.coordinator(), world.submit()
     submission = world.until_submitted(coordinator, job_id)
     world.cluster.statuses[submission] = Status.WAITING
     world.rounds_until(coordinator, 3600)
     world.cluster.statuses[submission] = Status.RUNNING
     world.rounds_until(coordinator, 3890)
-    assert world.cluster.statuses[submission] is Status.RUNNING, "it counts from when it was seen to run"
+    assert world.cluster.statuses[submission] is Status.RUNNING, "the time counts from the first look at which it ran"
     world.rounds_until(coordinator, 3901)
     assert world.cluster.statuses[submission] is Status.FAILED
     assert world.job(job_id).error is not None
 
 
-def test_workers_that_wait_for_room_in_the_cluster_are_not_taken_for_dead(world: World) -> None:
+def test_workers_waiting_for_room_are_not_stopped(world: World) -> None:
     coordinator, job_id = world.coordinator(), world.submit(workers=2)
     submission = world.until_submitted(coordinator, job_id)
     world.rounds_until(coordinator, 3600)
@@ -80,7 +78,7 @@ def waits(world: World, job_id: str) -> list[str]:
     return [e.data["message"] for e in world.store.events(T, job_id) if e.type == "job.waiting"]
 
 
-def test_a_job_without_room_in_the_cluster_says_so_once(world: World) -> None:
+def test_job_without_room_reports_it_once(world: World) -> None:
     coordinator, job_id = world.coordinator(worker_cpus=3.0), world.submit()
     submission = world.until_submitted(coordinator, job_id)
     world.cluster.statuses[submission] = Status.WAITING
@@ -93,20 +91,20 @@ def test_a_job_without_room_in_the_cluster_says_so_once(world: World) -> None:
     assert world.job(job_id).state is State.SUCCEEDED
 
 
-@pytest.mark.parametrize("begun", [True, False])
-def test_several_workers_without_room_say_so_and_are_not_taken_for_dead(world: World, begun: bool) -> None:
+@pytest.mark.parametrize("started", [True, False])
+def test_several_workers_without_room_report_it_and_keep_waiting(world: World, started: bool) -> None:
     coordinator, job_id = world.coordinator(), world.submit(workers=2)
     submission = world.until_submitted(coordinator, job_id)
     coordinator.round()
-    if begun:
+    if started:
         world.store.report(T, job_id, 1, events=[("stage.started", {"node": "joint.s0"})])
     world.rounds_until(coordinator, 31)
-    assert len(waits(world, job_id)) == (not begun)
+    assert len(waits(world, job_id)) == (not started)
     world.rounds_until(coordinator, 3600)
-    assert world.cluster.statuses[submission] is (Status.FAILED if begun else Status.RUNNING)
+    assert world.cluster.statuses[submission] is (Status.FAILED if started else Status.RUNNING)
 
 
-def test_a_worker_is_taken_for_dead_though_its_job_has_waited_for_the_cluster(world: World) -> None:
+def test_silent_worker_is_stopped_after_a_wait_for_the_cluster(world: World) -> None:
     coordinator, job_id = world.coordinator(), world.submit()
     submission = world.until_submitted(coordinator, job_id)
     world.store.report(T, job_id, 1, events=[("stage.started", {"node": "joint.s0"})])
@@ -118,7 +116,7 @@ def test_a_worker_is_taken_for_dead_though_its_job_has_waited_for_the_cluster(wo
     assert world.cluster.statuses[submission] is Status.FAILED
 
 
-def test_a_job_that_waits_for_room_is_cancelled_at_once_and_does_nothing_should_it_start(world: World) -> None:
+def test_waiting_submission_of_a_cancelled_job_does_nothing_when_it_starts(world: World) -> None:
     coordinator, job_id = world.coordinator(), world.submit()
     submission = world.until_submitted(coordinator, job_id)
     world.cluster.statuses[submission] = Status.WAITING
@@ -126,12 +124,12 @@ def test_a_job_that_waits_for_room_is_cancelled_at_once_and_does_nothing_should_
     coordinator.round()
     assert world.job(job_id).state is State.CANCELLED
     assert world.cluster.stopped == [submission]
-    told = world.events(job_id)
+    events = world.events(job_id)
     world.work(submission)
-    assert world.events(job_id) == told
+    assert world.events(job_id) == events
 
 
-def test_a_paused_job_leaves_a_checkpoint_and_goes_on_after_resume(world: World) -> None:
+def test_paused_job_continues_from_its_checkpoint(world: World) -> None:
     coordinator, job_id = world.coordinator(), world.submit()
     submission = world.until_submitted(coordinator, job_id)
 
@@ -140,7 +138,7 @@ def test_a_paused_job_leaves_a_checkpoint_and_goes_on_after_resume(world: World)
             world.store.pause(T, job_id)
             coordinator.round()
             assert world.job(job_id).state is State.PAUSING
-            time.sleep(0.3)  # until the reporter has learnt of it, which does not wait for its next report
+            time.sleep(0.3)  # The reporter reads the state every 0.1 s.
 
     world.work(submission, joint=counting_stage(50, pause_at_two))
     coordinator.round()
@@ -155,7 +153,7 @@ def test_a_paused_job_leaves_a_checkpoint_and_goes_on_after_resume(world: World)
     assert starts[1] in (2, 3)
 
 
-def test_a_cancelled_job_is_cancelled_only_when_nothing_of_it_runs(world: World) -> None:
+def test_cancelled_job_stops_its_workers_first(world: World) -> None:
     coordinator, job_id = world.coordinator(), world.submit()
     submission = world.until_submitted(coordinator, job_id)
     assert world.store.cancel(T, job_id).state is State.CANCELLING
@@ -167,7 +165,7 @@ def test_a_cancelled_job_is_cancelled_only_when_nothing_of_it_runs(world: World)
 
 
 @pytest.mark.parametrize(("verb", "state"), [("pause", State.PAUSED), ("cancel", State.CANCELLED)])
-def test_a_selection_under_way_is_stopped_and_its_end_waited_for(world: World, verb: str, state: State) -> None:
+def test_stopping_a_job_waits_for_its_selection_to_stop(world: World, verb: str, state: State) -> None:
     coordinator, job_id = world.coordinator(), world.submit()
     world.selections.answer = lambda _: SelectionState(done=1, total=2)
     for _ in range(4):
@@ -181,7 +179,7 @@ def test_a_selection_under_way_is_stopped_and_its_end_waited_for(world: World, v
     assert world.job(job_id).state is state
 
 
-def test_a_job_that_fails_while_it_selects_leaves_no_selection_under_way(world: World) -> None:
+def test_failing_job_stops_its_selection(world: World) -> None:
     coordinator, job_id = world.coordinator(), world.submit(max_runtime_seconds=100)
     world.selections.answer = lambda _: SelectionState(done=1, total=2)
     for _ in range(4):
@@ -192,24 +190,24 @@ def test_a_job_that_fails_while_it_selects_leaves_no_selection_under_way(world: 
 
 
 @pytest.mark.parametrize("verb", ["pause", "cancel"])
-def test_a_stop_that_comes_while_an_attempt_is_ended_is_followed(world: World, verb: str) -> None:
+def test_pause_or_cancel_during_the_end_of_an_attempt_takes_effect(world: World, verb: str) -> None:
     coordinator, job_id = world.coordinator(), world.submit()
     submission = world.until_submitted(coordinator, job_id)
     world.cluster.statuses[submission] = Status.FAILED
     message = world.cluster.message
 
-    def asked_just_now(submission: str) -> str:
+    def message_during_the_end(submission: str) -> str:
         getattr(world.store, verb)(T, job_id)
         return message(submission)
 
-    world.cluster.message = asked_just_now  # type: ignore[method-assign]
+    world.cluster.message = message_during_the_end  # type: ignore[method-assign]
     coordinator.round()
     coordinator.round()
     job = world.job(job_id)
     assert (job.state, job.failures) == (State.PAUSED if verb == "pause" else State.CANCELLED, 0)
 
 
-def test_a_cancel_that_comes_while_a_job_is_finished_is_followed(world: World) -> None:
+def test_cancel_during_the_finish_takes_effect(world: World) -> None:
     class CancellingStore(ArtifactStore):
         armed = False
 
@@ -228,8 +226,8 @@ def test_a_cancel_that_comes_while_a_job_is_finished_is_followed(world: World) -
 
 
 @pytest.mark.parametrize("end", ["cancel", "pause", "runtime"])
-def test_a_stage_that_waits_for_a_thread_is_not_begun_once_its_job_has_ended(world: World, end: str) -> None:
-    world.executor = busy = Busy()
+def test_local_stage_of_an_ended_job_never_starts(world: World, end: str) -> None:
+    world.executor = idle = IdleExecutor()
     coordinator, job_id = world.coordinator(), world.submit(max_runtime_seconds=100)
     coordinator.round()
     if end == "runtime":
@@ -238,41 +236,39 @@ def test_a_stage_that_waits_for_a_thread_is_not_begun_once_its_job_has_ended(wor
         getattr(world.store, end)(T, job_id)
     coordinator.round()
     assert world.job(job_id).state is {"cancel": State.CANCELLED, "pause": State.PAUSED, "runtime": State.FAILED}[end]
-    assert [future.cancelled() for future in busy.given] == [True]
+    assert [future.cancelled() for future in idle.futures] == [True]
 
 
-def test_a_cancelled_job_that_its_coordinator_left_is_ended_by_one_that_drives_as_many_as_it_may(
-    world: World, redis_client: redis.Redis
-) -> None:
-    left, gone = [world.submit(), world.submit()], world.coordinator("gone", lease_seconds=30.0, concurrency=2)
-    for job_id in left:
-        world.until_submitted(gone, job_id)
-    own, coordinator = world.submit(), world.coordinator("b", lease_seconds=30.0)
+def test_full_coordinator_ends_the_cancelled_job_of_a_dead_one(world: World, redis_client: redis.Redis) -> None:
+    orphans, dead = [world.submit(), world.submit()], world.coordinator("dead", concurrency=2)
+    for job_id in orphans:
+        world.until_submitted(dead, job_id)
+    own, coordinator = world.submit(), world.coordinator("b")
     world.until_submitted(coordinator, own)
-    world.store.cancel(T, left[1])
-    redis_client.zadd(LEASES, {f"{T}/{job_id}": 0 for job_id in left})
+    world.store.cancel(T, orphans[1])
+    redis_client.zadd(LEASES, {f"{T}/{job_id}": 0 for job_id in orphans})
     coordinator.round()
     coordinator.round()
-    assert [world.job(job_id).state for job_id in left] == [State.RUNNING, State.CANCELLED]
-    assert [world.job(job_id).owner for job_id in (left[0], own)] == ["gone", "b"]
+    assert [world.job(job_id).state for job_id in orphans] == [State.RUNNING, State.CANCELLED]
+    assert [world.job(job_id).owner for job_id in (orphans[0], own)] == ["dead", "b"]
 
 
-def test_a_job_that_was_ended_elsewhere_and_deleted_is_let_go_and_others_go_on(world: World) -> None:
+def test_job_deleted_by_another_process_is_released(world: World) -> None:
     deleted, coordinator = world.submit(), world.coordinator()
 
-    def ended_elsewhere(job: JobRecord) -> SelectionState:
+    def cancel_and_delete(job: JobRecord) -> SelectionState:
         world.store.cancel(T, deleted)
         world.store.delete(world.store.confirm_cancelled(job, "a"))
         raise IndexUnavailable("OpenSearch is away")
 
-    world.selections.answer = ended_elsewhere
+    world.selections.answer = cancel_and_delete
     for _ in range(3):
         coordinator.round()
     world.selections.answer = lambda _: None
     assert world.until_submitted(coordinator, world.submit())
 
 
-def test_a_job_that_runs_longer_than_it_may_is_ended_with_its_workers(world: World) -> None:
+def test_job_beyond_its_runtime_limit_fails_and_stops_its_workers(world: World) -> None:
     coordinator, job_id = world.coordinator(), world.submit(max_runtime_seconds=100)
     submission = world.until_submitted(coordinator, job_id)
     world.store.ahead = 90

@@ -1,4 +1,4 @@
-"""A disk that is truly full: a file system of a few MB under a real process."""
+"""A process on a file system of a few MB that is full."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ os.execvp(sys.argv[1], sys.argv[1:])
 
 
 def with_little_room(folder: Path, *command: str) -> list[str]:
-    """`command` with a file system of ROOM bytes at `folder` that it alone sees.
+    """Return `command` with its own file system of ROOM bytes at `folder`.
 
-    Where the machine lets nobody mount, no file may be larger than ROOM: the same for a file that is too big.
+    If the machine does not allow mounts, limit the size of each file to ROOM instead.
     """
     folder.mkdir(parents=True, exist_ok=True)
     mounted = ["unshare", "--map-root-user", "--mount", "sh", "-c", _MOUNT, str(folder)]
@@ -42,7 +42,7 @@ def with_little_room(folder: Path, *command: str) -> list[str]:
 
 
 def rows(size: int, seed: int) -> str:
-    """A CSV file of about `size` bytes without copies in it."""
+    """Return a CSV file of about `size` bytes without duplicate rows."""
     source, lines, length = random.Random(seed), ["text,label"], 0
     while length < size:
         lines.append(f"{source.randbytes(400).hex()},{'pos' if len(lines) % 2 else 'neg'}")
@@ -52,16 +52,16 @@ def rows(size: int, seed: int) -> str:
 
 @contextmanager
 def gateway(server: RedisServer, root: Path, small: str) -> Iterator[httpx.Client]:
-    """A gateway process whose folder `small` has little room."""
+    """Run a gateway process whose folder `small` has only ROOM bytes."""
     server.client().flushall()
     port = free_port()
     (root / "storage").mkdir()
-    own = {
+    settings = {
         "PORT": str(port), "REDIS_URL": server.url, "REDIS_PASSWORD": server.password,
         "STORAGE": str(root / "storage"), "SCRATCH": str(root / "scratch"), "TOKEN_FILE": str(root / "token"),
         "RETRIEVER_URL": "http://127.0.0.1:1", "INTERNAL_TOKEN": "x",
     }  # fmt: skip
-    environment = {**os.environ, **{f"TLM_API_{key}": value for key, value in own.items()}}
+    environment = {**os.environ, **{f"TLM_API_{key}": value for key, value in settings.items()}}
     command = with_little_room(root / small, sys.executable, "-m", "services.api")
     with (
         open(root / "log", "wb") as log,
@@ -89,7 +89,7 @@ def wait_for_answer(client: httpx.Client, process: subprocess.Popen[bytes], log:
 
 
 @pytest.mark.parametrize("small", ["storage", "scratch"])
-def test_an_upload_onto_a_full_disk_is_refused_and_what_was_there_stays(
+def test_upload_to_a_full_disk_is_rejected_and_stored_files_stay(
     redis_server: RedisServer, tmp_path: Path, small: str
 ) -> None:
     first, large, medium = rows(100_000, 0), rows(6_000_000, 1), rows(1_500_000, 2)
@@ -99,11 +99,11 @@ def test_an_upload_onto_a_full_disk_is_refused_and_what_was_there_stays(
             refused = upload(api, name="large", train=large)
             assert (refused.status_code, refused.json()["code"]) == (507, "storage_full"), refused.text
             assert "Free some" in refused.json()["detail"]
-        assert [found["name"] for found in api.get("/v1/datasets").json()["data"]] == ["first"]
-        kept = api.get("/v1/datasets/first/files/train.csv")
-        assert kept.content == first.encode()
-        assert kept.headers["x-checksum-sha256"] == hashlib.sha256(first.encode()).hexdigest()
-        assert upload(api, name="next", train=medium).status_code == 201, "what was refused takes no room"
+        assert [dataset["name"] for dataset in api.get("/v1/datasets").json()["data"]] == ["first"]
+        stored = api.get("/v1/datasets/first/files/train.csv")
+        assert stored.content == first.encode()
+        assert stored.headers["x-checksum-sha256"] == hashlib.sha256(first.encode()).hexdigest()
+        assert upload(api, name="next", train=medium).status_code == 201, "a rejected upload leaves no files"
 
 
 _WRITE = """
@@ -125,8 +125,8 @@ print((source / "large" / "weights").stat().st_size)
 """
 
 
-def test_an_artifact_that_finds_no_room_is_told_and_leaves_no_piece_behind(tmp_path: Path) -> None:
-    # On a file system of its own, so that the files are copied into the storage and not only renamed.
+def test_artifact_too_large_for_the_disk_leaves_no_partial_file(tmp_path: Path) -> None:
+    # On another file system, so that the files are copied into the storage instead of renamed.
     with tempfile.TemporaryDirectory(dir="/dev/shm") as source:
         for name, size in (("small", 1 << 20), ("large", 6 << 20), ("medium", 2 << 20)):
             (Path(source) / name).mkdir()
@@ -134,6 +134,6 @@ def test_an_artifact_that_finds_no_room_is_told_and_leaves_no_piece_behind(tmp_p
         command = with_little_room(tmp_path / "s", sys.executable, "-c", _WRITE, str(tmp_path / "s"), source)
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    said, left, kept = done.stdout.splitlines()
-    assert "writing b: no space left on the storage" in said
-    assert (left, kept) == ("[]", str(6 << 20)), "the copy is gone, its source is not"
+    message, partial_files, size = done.stdout.splitlines()
+    assert "writing b: no space left on the storage" in message
+    assert (partial_files, size) == ("[]", str(6 << 20)), "only the copy is deleted"

@@ -1,4 +1,4 @@
-"""Ctrl-C in the real command, while it speaks with a real gateway: it ends at once, and nothing is lost or left."""
+"""Ctrl-C in the real command with a real gateway: it ends at once, loses nothing, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -34,17 +34,22 @@ def tlm(url: str, *arguments: str) -> list[str]:
     return [*TLM, "--url", url, "--token", TOKEN, *arguments]
 
 
-def _heed_ctrl_c() -> None:
-    """A shell's background commands ignore Ctrl-C, and so does all that they start; these tests may run in one."""
+def _enable_ctrl_c() -> None:
+    """Undo a shell's setting that background commands and their children ignore Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @contextmanager
 def interrupted(command: list[str], moment: Callable[[], bool]) -> Iterator[str]:
-    """What `command` says on stderr when Ctrl-C comes at `moment`; it has to end with 130 and without a traceback."""
+    """Send Ctrl-C at `moment` and yield stderr. The command must exit with 130 and without a traceback."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=_heed_ctrl_c
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=_enable_ctrl_c,
     )
     deadline = time.monotonic() + 60
     try:
@@ -53,62 +58,60 @@ def interrupted(command: list[str], moment: Callable[[], bool]) -> Iterator[str]
             assert time.monotonic() < deadline
             time.sleep(0.001)
         process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=30)[1]
+        stderr = process.communicate(timeout=30)[1]
     finally:
         process.kill()
         process.communicate()
-    assert process.returncode == 130, said
-    assert "Traceback" not in said
-    yield said
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    yield stderr
 
 
-def test_a_download_goes_on_after_each_ctrl_c(gateway: Gateway, url: str, tmp_path: Path) -> None:
+def test_interrupted_download_can_be_resumed(gateway: Gateway, url: str, tmp_path: Path) -> None:
     jobs, artifacts = gateway.parts.jobs, gateway.parts.artifacts
     jobs.submit(T, make_spec(), make_resolved())
     job = jobs.claim("a", 60)
     assert job is not None
     complete(jobs, artifacts, job, gateway.root, up_to="evaluate")
-    made, out = gateway.root / "made" / "big", tmp_path / "out"
-    make_export(made, size=SIZE)
-    digest = hashlib.sha256((made / "model" / "weights.bin").read_bytes()).hexdigest()
-    publish(jobs, artifacts, job, "export", made)
+    export, out = gateway.root / "made" / "big", tmp_path / "out"
+    make_export(export, size=SIZE)
+    digest = hashlib.sha256((export / "model" / "weights.bin").read_bytes()).hexdigest()
+    publish(jobs, artifacts, job, "export", export)
 
-    def so_far() -> int:
+    def partial_bytes() -> int:
         return sum(part.stat().st_size for part in out.rglob("weights.bin.*.part"))
 
-    command, had = tlm(url, "download", job.id, str(out)), 0
+    command, before = tlm(url, "download", job.id, str(out)), 0
     for _ in range(2):
-        with interrupted(command, lambda before=had: so_far() > before):  # type: ignore[misc]
-            assert had < so_far() < SIZE
-            had = so_far()
+        with interrupted(command, lambda before=before: partial_bytes() > before):  # type: ignore[misc]
+            assert before < partial_bytes() < SIZE
+            before = partial_bytes()
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ})
     assert done.returncode == 0, done.stderr
     assert hashlib.sha256((out / "model" / "weights.bin").read_bytes()).hexdigest() == digest
     assert not list(out.rglob("*.part"))
 
 
-def test_an_upload_that_is_broken_off_leaves_nothing_and_can_be_done_again(
-    gateway: Gateway, url: str, tmp_path: Path
-) -> None:
+def test_interrupted_upload_leaves_nothing_and_can_be_repeated(gateway: Gateway, url: str, tmp_path: Path) -> None:
     rows = tmp_path / "mine" / "train.csv"
     rows.parent.mkdir()
     rows.write_bytes(b"text,label\n" + b"x" * SIZE)
     command = tlm(url, "dataset", "add", "toy", str(rows))
 
-    def kept() -> list[str]:
+    def temporary_files() -> list[str]:
         return [name for name in gateway.leftovers() if name.startswith(("scratch", "storage"))]
 
-    with interrupted(command, lambda: bool(kept())):
+    with interrupted(command, lambda: bool(temporary_files())):
         deadline = time.monotonic() + 20
-        while kept():
-            assert time.monotonic() < deadline, kept()
+        while temporary_files():
+            assert time.monotonic() < deadline, temporary_files()
             time.sleep(0.05)
     assert gateway.parts.catalog.datasets(T) == ([], False)
     rows.write_text(TRAIN, encoding="utf-8")
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-def test_a_submitted_job_stays_when_the_one_who_watches_it_leaves(gateway: Gateway, url: str, tmp_path: Path) -> None:
+def test_job_stays_when_its_watcher_is_interrupted(gateway: Gateway, url: str, tmp_path: Path) -> None:
     rows = tmp_path / "train.csv"
     rows.write_text(TRAIN, encoding="utf-8")
     subprocess.run(tlm(url, "dataset", "add", "toy", str(rows)), capture_output=True, check=True)
@@ -116,7 +119,7 @@ def test_a_submitted_job_stays_when_the_one_who_watches_it_leaves(gateway: Gatew
     def waiting() -> bool:
         return bool(gateway.parts.jobs.list_jobs(T, limit=1)[0])
 
-    with interrupted(tlm(url, "submit", "--dataset", "toy", "--watch"), waiting) as said:
+    with interrupted(tlm(url, "submit", "--dataset", "toy", "--watch"), waiting) as stderr:
         ((job,), _) = gateway.parts.jobs.list_jobs(T, limit=2)
         assert job.state is State.QUEUED
-        assert not said or job.id in said
+        assert not stderr or job.id in stderr

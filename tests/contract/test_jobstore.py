@@ -1,15 +1,15 @@
-"""The job store on a real Redis: who may do what when, events without gaps, fencing."""
+"""The job store on a real Redis: transitions, events without gaps, and fencing."""
 
 from __future__ import annotations
 
 import threading
-import time
 from typing import Any
 
 import pytest
 import redis
 
 from services.common.jobstore import CheckpointRef, JobStore, Removal
+from tests.contract.coordinator_world import MovableClockStore
 from tests.factories import make_resolved, make_spec
 from tests.redis_server import RedisServer
 from tlm_core.artifacts import ManifestRef
@@ -28,15 +28,15 @@ from tlm_core.jobs.spec import JobRecord, Progress
 from tlm_core.jobs.states import TERMINAL, TRANSITIONS, State, Verb
 
 T = "default"
-ERROR = WorkerLost("a worker died")
+ERROR = WorkerLost("A worker died.")
 
 
 @pytest.fixture
-def store(redis_client: redis.Redis) -> JobStore:
-    return JobStore(redis_client)
+def store(redis_client: redis.Redis) -> MovableClockStore:
+    return MovableClockStore(redis_client)
 
 
-def test_a_full_redis_says_what_to_do_and_lets_jobs_be_deleted(store: JobStore, redis_client: redis.Redis) -> None:
+def test_full_redis_rejects_jobs_but_allows_deletion(store: JobStore, redis_client: redis.Redis) -> None:
     job = bring_to(store, State.CANCELLED)
     redis_client.config_set("maxmemory", 1)
     try:
@@ -49,7 +49,7 @@ def test_a_full_redis_says_what_to_do_and_lets_jobs_be_deleted(store: JobStore, 
         store.get(T, job.id)
 
 
-def test_a_store_knows_of_files_once_there_was_a_data_set_or_a_job(store: JobStore, redis_client: redis.Redis) -> None:
+def test_store_is_empty_until_the_first_dataset_or_job(store: JobStore, redis_client: redis.Redis) -> None:
     redis_client.set("tlm:{other}:webhooks", "no file")
     assert store.is_empty()
     redis_client.zadd("tlm:{other}:datasets", {"ds_1": 0})
@@ -59,7 +59,7 @@ def test_a_store_knows_of_files_once_there_was_a_data_set_or_a_job(store: JobSto
     assert not store.is_empty()
 
 
-def test_a_full_redis_gives_out_no_job_and_loses_none(store: JobStore, redis_client: redis.Redis) -> None:
+def test_full_redis_assigns_no_job_and_loses_none(store: JobStore, redis_client: redis.Redis) -> None:
     job = submit(store)
     redis_client.config_set("maxmemory", 1)
     try:
@@ -81,7 +81,7 @@ def claim(store: JobStore, owner: str = "a", lease: float = 30) -> JobRecord:
 
 
 def bring_to(store: JobStore, state: State) -> JobRecord:
-    """A job in `state`, owned by 'a' where it is active."""
+    """Return a job in `state`, owned by 'a' if it is active."""
     submit(store)
     if state is State.QUEUED:
         return store.list_jobs(T)[0][0]
@@ -126,7 +126,7 @@ def apply(store: JobStore, verb: Verb, job: JobRecord) -> None:
 
 @pytest.mark.parametrize("state", list(State))
 @pytest.mark.parametrize("verb", [v for v in TRANSITIONS if v is not Verb.CLAIM])
-def test_a_verb_moves_a_job_exactly_as_the_table_says(store: JobStore, state: State, verb: Verb) -> None:
+def test_verb_moves_a_job_as_the_transition_table_says(store: JobStore, state: State, verb: Verb) -> None:
     job = bring_to(store, state)
     assert job.state is state
     target = TRANSITIONS[verb].moves.get(state)
@@ -139,15 +139,13 @@ def test_a_verb_moves_a_job_exactly_as_the_table_says(store: JobStore, state: St
     else:
         with pytest.raises((IllegalTransition, StaleAttempt)):
             apply(store, verb, job)
-        assert store.get(T, job.id) == job, "a refused verb leaves no trace"
+        assert store.get(T, job.id) == job, "a rejected verb changes nothing"
     events = store.events(T, job.id)
     assert [e.seq for e in events] == list(range(1, store.get(T, job.id).last_event + 1))
 
 
 @pytest.mark.parametrize("state", [State.QUEUED, State.PAUSED, State.RUNNING])
-def test_a_job_tells_when_it_is_paused_and_cancelled_whether_or_not_anybody_runs_it(
-    store: JobStore, state: State
-) -> None:
+def test_every_paused_or_cancelled_job_has_both_events(store: JobStore, state: State) -> None:
     job = bring_to(store, state)
     if state is not State.PAUSED:
         store.pause(T, job.id)
@@ -159,17 +157,17 @@ def test_a_job_tells_when_it_is_paused_and_cancelled_whether_or_not_anybody_runs
 
 
 @pytest.mark.parametrize("state", sorted(TERMINAL))
-def test_a_terminal_job_is_never_claimed(store: JobStore, state: State) -> None:
+def test_terminal_job_is_never_claimed(store: JobStore, state: State) -> None:
     bring_to(store, state)
     assert store.claim("b", 30) is None
 
 
-def test_each_claim_from_the_queue_is_a_new_attempt_and_an_adoption_is_none(store: JobStore) -> None:
+def test_claim_from_the_queue_starts_an_attempt_but_an_adoption_does_not(store: MovableClockStore) -> None:
     submit(store)
-    first = claim(store, "a", lease=1.0)
+    first = claim(store, "a", lease=60)
     assert (first.attempt, first.owner) == (1, "a")
-    assert store.claim("b", 30) is None, "the lease still holds"
-    time.sleep(1.05)
+    assert store.claim("b", 30) is None, "the lease is valid"
+    store.expire_deadlines()
     adopted = claim(store, "b")
     assert (adopted.attempt, adopted.owner) == (1, "b")
     with pytest.raises(StaleAttempt):
@@ -181,44 +179,44 @@ def test_each_claim_from_the_queue_is_a_new_attempt_and_an_adoption_is_none(stor
     assert (second.attempt, second.failures) == (2, 1)
 
 
-def test_a_requeued_job_waits_for_its_delay(store: JobStore) -> None:
+def test_requeued_job_waits_for_its_delay(store: MovableClockStore) -> None:
     submit(store)
-    store.requeue(claim(store), "a", ERROR, 0.15)
+    store.requeue(claim(store), "a", ERROR, 60)
     assert store.claim("a", 30) is None
-    time.sleep(0.2)
+    store.expire_deadlines()
     assert claim(store).attempt == 2
 
 
-def test_a_worker_of_an_old_attempt_can_write_nothing(store: JobStore) -> None:
+def test_worker_of_an_old_attempt_cannot_write(store: JobStore) -> None:
     submit(store)
-    zombie = claim(store)
-    store.requeue(zombie, "a", ERROR, 0)
-    now = claim(store)
-    before = store.get(T, now.id)
+    ended = claim(store)
+    store.requeue(ended, "a", ERROR, 0)
+    current = claim(store)
+    before = store.get(T, current.id)
     ref = ManifestRef(folder="x", digest="1" * 64)
     with pytest.raises(StaleAttempt):
-        store.report(T, now.id, zombie.attempt, progress=Progress(stage="joint", node="joint.s0"))
+        store.report(T, current.id, ended.attempt, progress=Progress(stage="joint", node="joint.s0"))
     with pytest.raises(StaleAttempt):
-        store.publish(T, now.id, zombie.attempt, artifact="art_1", ref=ref, node="n", stage="joint")
+        store.publish(T, current.id, ended.attempt, artifact="art_1", ref=ref, node="n", stage="joint")
     with pytest.raises(StaleAttempt):
         store.publish_checkpoint(
-            T, "art_1", CheckpointRef(ref=ref, step=1, node="n", job=now.id, attempt=zombie.attempt)
+            T, "art_1", CheckpointRef(ref=ref, step=1, node="n", job=current.id, attempt=ended.attempt)
         )
-    assert store.get(T, now.id) == before
+    assert store.get(T, current.id) == before
     assert store.artifact(T, "art_1") is None
     assert store.checkpoints(T, "art_1") == []
 
 
-def test_the_first_published_manifest_of_an_artifact_stays(store: JobStore) -> None:
+def test_first_published_manifest_of_an_artifact_stays(store: JobStore) -> None:
     submit(store)
     job = claim(store)
-    one, two = (ManifestRef(folder=name, digest=name * 64) for name in "12")
-    assert store.publish(T, job.id, 1, artifact="art", ref=one, node="n", stage="s") == one
-    assert store.publish(T, job.id, 1, artifact="art", ref=two, node="n", stage="s") == one
+    first, second = (ManifestRef(folder=name, digest=name * 64) for name in "12")
+    assert store.publish(T, job.id, 1, artifact="art", ref=first, node="n", stage="s") == first
+    assert store.publish(T, job.id, 1, artifact="art", ref=second, node="n", stage="s") == first
     assert [e.type for e in store.events(T, job.id)].count("artifact.published") == 1
 
 
-def test_an_artifact_that_was_made_again_meanwhile_is_not_taken_back(store: JobStore) -> None:
+def test_invalidation_spares_a_newer_artifact(store: JobStore) -> None:
     job = bring_to(store, State.RUNNING)
     old, new = (ManifestRef(folder=f"default/artifacts/art_1/{n}", digest=str(n) * 64) for n in (1, 2))
     store.publish(T, job.id, job.attempt, artifact="art_1", ref=new, node="prepare", stage="prepare")
@@ -228,21 +226,21 @@ def test_an_artifact_that_was_made_again_meanwhile_is_not_taken_back(store: JobS
     assert store.artifact(T, "art_1") is None
 
 
-def test_checkpoints_come_back_in_order_and_can_be_dropped(store: JobStore) -> None:
+def test_checkpoints_are_ordered_by_step_and_can_be_dropped(store: JobStore) -> None:
     submit(store)
     job = claim(store)
-    made = [
+    checkpoints = [
         CheckpointRef(ref=ManifestRef(folder=f"c{n}", digest="1" * 64), step=n, node="n", job=job.id, attempt=1)
         for n in (1, 2, 3)
     ]
-    for checkpoint in made:
+    for checkpoint in checkpoints:
         store.publish_checkpoint(T, "art", checkpoint)
-    store.drop_checkpoint(T, "art", made[0])
-    assert store.checkpoints(T, "art") == made[1:]
-    assert store.artifacts_of(T, job.id) == {"art"}, "so that the rest of them can be deleted with the job"
+    store.drop_checkpoint(T, "art", checkpoints[0])
+    assert store.checkpoints(T, "art") == checkpoints[1:]
+    assert store.artifacts_of(T, job.id) == {"art"}, "the other checkpoints are deleted with the job"
 
 
-def test_a_report_answers_with_the_state_so_that_a_worker_learns_to_stop(store: JobStore) -> None:
+def test_report_returns_the_state_of_the_job(store: JobStore) -> None:
     submit(store)
     job = claim(store)
     progress = Progress(stage="joint", node="joint.s0", step=3, total=10)
@@ -257,13 +255,13 @@ def test_a_report_answers_with_the_state_so_that_a_worker_learns_to_stop(store: 
     assert store.events(T, job.id)[-1].data == {"text": "ü<>"}
 
 
-def test_the_same_key_gives_the_same_job_and_another_body_is_refused(store: JobStore) -> None:
+def test_idempotency_key_returns_the_same_job_and_rejects_another_body(store: JobStore) -> None:
     results: list[tuple[JobRecord, bool]] = []
 
-    def one() -> None:
+    def submit_once() -> None:
         results.append(store.submit(T, make_spec(), make_resolved(), idempotency_key="k"))
 
-    threads = [threading.Thread(target=one) for _ in range(20)]
+    threads = [threading.Thread(target=submit_once) for _ in range(20)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -276,10 +274,12 @@ def test_the_same_key_gives_the_same_job_and_another_body_is_refused(store: JobS
     assert store.submitted_with(T, make_spec(), "unused") is None
     with pytest.raises(IdempotencyMismatch):
         store.submitted_with(T, make_spec(scale="small"), "k")
-    assert store.submit("other", make_spec(), make_resolved(), idempotency_key="k")[1], "keys belong to a tenant"
+    assert store.submit("other", make_spec(), make_resolved(), idempotency_key="k")[1], (
+        "another tenant has its own keys"
+    )
 
 
-def test_two_coordinators_never_get_the_same_job(store: JobStore) -> None:
+def test_two_coordinators_never_claim_the_same_job(store: JobStore) -> None:
     for _ in range(30):
         submit(store)
     claimed: list[str] = []
@@ -296,7 +296,7 @@ def test_two_coordinators_never_get_the_same_job(store: JobStore) -> None:
     assert len(claimed) == len(set(claimed)) == 30
 
 
-def test_lists_page_newest_first_and_by_state(store: JobStore) -> None:
+def test_job_lists_are_paged_newest_first_and_filtered_by_state(store: JobStore) -> None:
     ids = sorted(submit(store).id for _ in range(5))
     store.cancel(T, ids[2])
     page, more = store.list_jobs(T, limit=2)
@@ -307,14 +307,14 @@ def test_lists_page_newest_first_and_by_state(store: JobStore) -> None:
     assert store.list_jobs("other")[0] == []
 
 
-def test_another_tenants_job_is_not_there(store: JobStore) -> None:
+def test_job_of_another_tenant_is_not_found(store: JobStore) -> None:
     job = submit(store)
     for call in (store.get, store.cancel, store.pause, store.resume):
         with pytest.raises(NotFound):
             call("other", job.id)
 
 
-def test_an_accepted_job_survives_a_killed_redis(tmp_path: Any) -> None:
+def test_accepted_job_survives_a_killed_redis(tmp_path: Any) -> None:
     server = RedisServer(tmp_path)
     server.start()
     client = server.client()
@@ -332,7 +332,7 @@ def test_an_accepted_job_survives_a_killed_redis(tmp_path: Any) -> None:
         server.kill()
 
 
-def test_a_job_is_not_made_without_every_data_set_that_it_needs(store: JobStore, redis_client: redis.Redis) -> None:
+def test_job_needs_every_dataset_record_to_exist(store: JobStore, redis_client: redis.Redis) -> None:
     others = (DatasetInput(id="ds_2", ref=ManifestRef(folder="default/datasets/ds_2", digest="2" * 64), options={}),)
     resolved = make_resolved(others=others)
     needs = ["tlm:{default}:dataset:ds_1", "tlm:{default}:dataset:ds_2"]
@@ -345,4 +345,4 @@ def test_a_job_is_not_made_without_every_data_set_that_it_needs(store: JobStore,
     for dataset in ("ds_1", "ds_2"):
         with pytest.raises(Conflict, match=job.id):
             store.drop_dataset(T, dataset, "toy", Removal(T, dataset))
-        assert [one.id for one in store.list_jobs(T, datasets=[dataset])[0]] == [job.id]
+        assert [listed.id for listed in store.list_jobs(T, datasets=[dataset])[0]] == [job.id]

@@ -1,4 +1,4 @@
-"""What a worker tells of its attempt, on a real Redis that takes nothing for a while, and what cannot be told."""
+"""Reports of a worker while Redis is full, and reports that cannot be sent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = "default"
 
 @pytest.fixture
 def reporter(redis_client: redis.Redis) -> Iterator[JobReporter]:
-    """Of the one job there is, in its first stage."""
+    """Return a reporter of the only job, in its first stage."""
     store = JobStore(redis_client)
     store.submit(T, make_spec(), make_resolved())
     job = store.claim("a", 60)
@@ -31,14 +31,14 @@ def reporter(redis_client: redis.Redis) -> Iterator[JobReporter]:
 
 
 def steps(redis_client: redis.Redis) -> list[int]:
-    """Of the metric points that were told."""
+    """Return the steps of the metric points in the store."""
     store = JobStore(redis_client)
     ((job,), _) = store.list_jobs(T)
     return [point["step"] for point in store.metrics(T, job.id)]
 
 
 def cancelled(reporter: JobReporter, redis_client: redis.Redis) -> bool:
-    """Whether a cancel reaches the worker."""
+    """Cancel the job and return whether the reporter learns of it."""
     store = JobStore(redis_client)
     ((job,), _) = store.list_jobs(T)
     store.cancel(T, job.id)
@@ -48,7 +48,7 @@ def cancelled(reporter: JobReporter, redis_client: redis.Redis) -> bool:
     return not reporter.should_continue
 
 
-def test_what_was_told_while_redis_was_full_is_kept_and_a_cancel_still_reaches_the_worker(
+def test_reports_are_buffered_while_redis_is_full_and_a_cancel_arrives(
     reporter: JobReporter, redis_client: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     redis_client.config_set("maxmemory", 1)
@@ -65,10 +65,10 @@ def test_what_was_told_while_redis_was_full_is_kept_and_a_cancel_still_reaches_t
     assert steps(redis_client) == [1, 2]
 
 
-def test_what_cannot_be_told_silences_no_worker(
+def test_invalid_report_does_not_end_the_reporter(
     reporter: JobReporter, redis_client: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    reporter.metrics(step=1, loss=float("nan"))  # no JSON
+    reporter.metrics(step=1, loss=float("nan"))  # not valid JSON
     deadline = time.monotonic() + 5
     while "A report was lost" not in caplog.text and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from services.trainer.cluster import Status
 from services.trainer.coordinator import Coordinator
 from services.trainer.local import run_local
 from services.trainer.settings import TrainerSettings
-from tests.contract.coordinator_world import AheadStore, AtOnce
+from tests.contract.coordinator_world import InlineExecutor, MovableClockStore
 from tests.factories import make_resolved, make_spec
 from tests.trainer_fakes import FakeCluster, FakeSelections, all_stages, run_group
 from tlm_core.artifacts import ArtifactStore, ManifestRef
@@ -35,7 +34,7 @@ CURVE: dict[str, Any] = {"sizes": [2, 30], "models": ["bilstm", "tlm"]}
 class World:
     """A store, a storage with two data sets, a coordinator with its real local stages, fake workers and retriever."""
 
-    def __init__(self, store: AheadStore, folder: Path) -> None:
+    def __init__(self, store: MovableClockStore, folder: Path) -> None:
         self.store, self.folder, self.cluster = store, folder, FakeCluster()
         self.use_storage(ArtifactStore(str(folder / "storage"), folder / "cache"))
 
@@ -45,7 +44,7 @@ class World:
         settings = TrainerSettings(storage=artifacts.root, scratch=scratch, lease_seconds=30.0)
         self.coordinator = Coordinator(
             self.store, artifacts, self.selections, self.cluster, settings, owner="a",
-            local=functools.partial(run_local, artifacts, scratch), executor=AtOnce(),
+            local=functools.partial(run_local, artifacts, scratch), executor=InlineExecutor(),
         )  # fmt: skip
 
     def dataset(self, name: str, labels: str) -> ManifestRef:
@@ -74,7 +73,7 @@ class World:
 
 @pytest.fixture
 def world(redis_client: redis.Redis, tmp_path: Path) -> World:
-    return World(AheadStore(redis_client), tmp_path)
+    return World(MovableClockStore(redis_client), tmp_path)
 
 
 def test_what_hangs_on_a_subset_that_lost_a_class_is_left_out_and_the_rest_goes_on(world: World) -> None:
@@ -121,7 +120,7 @@ def test_a_task_that_a_stage_of_the_coordinator_finds_damaged_is_made_again(worl
     world.artifacts.fs.pipe_file(path, b"x" * world.artifacts.fs.size(path))
     job = world.drive(job_id, rounds=3)
     assert (job.state, job.failures, job.error and job.error["code"]) == (State.QUEUED, 1, "storage_unavailable")
-    time.sleep(1.1)
+    world.store.expire_deadlines()
     world.drive(job_id)
     assert "sizes" in Situation.read(world.store, world.store.get(T, job_id)).done
 
@@ -149,7 +148,7 @@ def test_a_check_that_is_lost_when_the_report_is_there_is_made_again(world: Worl
     done = {name: ref.digest for name, ref in Situation.read(world.store, job).done.items()}
     world.store.invalidate_artifact(T, plan_of(job).node("check_encoder").artifact_id(done, job_id))
     assert world.drive(job_id, rounds=1).state is State.QUEUED
-    time.sleep(1.1)
+    world.store.expire_deadlines()
     world.work(world.drive(job_id).submissions["main"])
     assert world.drive(job_id).state is State.SUCCEEDED
 
@@ -166,7 +165,7 @@ def pruning_of(world: World) -> str:
     }
     for name in ("evaluate", "export"):
         del left[name]
-    resolved = trained.resolved.model_copy(update={"taken": left})
+    resolved = trained.resolved.model_copy(update={"reused": left})
     return world.store.submit(T, make_spec(kind="prune", prune={"job": first, "levels": [0.3]}), resolved)[0].id
 
 

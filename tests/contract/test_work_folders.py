@@ -1,4 +1,4 @@
-"""What workers that are ended from outside leave on the disk of their machine."""
+"""Working folders of workers that are terminated or killed."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ program.main()
 
 
 @contextmanager
-def at_work(code: str, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    """A process that runs `code` and has said that it is at work."""
+def running(code: str, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """Start a process that runs `code`, and wait until it prints `ready`."""
     command = [sys.executable, "-c", code, *arguments]
     with subprocess.Popen(
         command, cwd=ROOT, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True
@@ -53,7 +53,7 @@ def at_work(code: str, *arguments: str, **environment: str) -> Iterator[subproce
             process.kill()
 
 
-def test_a_worker_that_is_asked_to_end_leaves_nothing(world: World, redis_server: RedisServer) -> None:
+def test_terminated_worker_deletes_its_folder(world: World, redis_server: RedisServer) -> None:
     job_id, scratch = world.submit(), world.folder / "scratch"
     submission = world.until_submitted(world.coordinator(), job_id)
     own = {
@@ -62,15 +62,15 @@ def test_a_worker_that_is_asked_to_end_leaves_nothing(world: World, redis_server
     }  # fmt: skip
     environment: Mapping[str, str] = {f"TLM_TRAINER_{key}": value for key, value in own.items()}
     arguments = list(world.cluster.commands[submission])[3:]
-    with at_work(_TRAIN, *arguments, **environment) as process:
+    with running(_TRAIN, *arguments, **environment) as process:
         assert [path.name for path in files_under(scratch)] == ["tokens"]
         process.terminate()
         assert process.wait(30) == 143
     assert list((scratch / "work").iterdir()) == []
 
 
-def test_the_next_worker_removes_what_killed_ones_have_left_and_nothing_else(tmp_path: Path) -> None:
-    with at_work(_HOLD, str(tmp_path), "lives"), at_work(_HOLD, str(tmp_path), "killed") as killed:
+def test_next_worker_deletes_only_folders_of_killed_workers(tmp_path: Path) -> None:
+    with running(_HOLD, str(tmp_path), "lives"), running(_HOLD, str(tmp_path), "killed") as killed:
         killed.kill()
         killed.wait()
         assert len(list(files_under(tmp_path))) == 2

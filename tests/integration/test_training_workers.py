@@ -175,5 +175,5 @@ def meet_late(rank: int, size: int, _port: int, folder: Path) -> None:
     assert not torch.distributed.is_initialized()
 
 
-def test_torch_joins_workers_that_have_met_and_they_wait_for_one_another_longer_than_it_would(tmp_path: Path) -> None:
+def test_broadcast_waits_longer_than_the_timeout_of_torch(tmp_path: Path) -> None:
     start(meet_late, 2, tmp_path)

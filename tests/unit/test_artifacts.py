@@ -1,4 +1,4 @@
-"""Artifacts: whole or not there, and named by their content."""
+"""Artifacts: complete or absent, and named by their content."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def write(store: ArtifactStore, tmp_path: Path, folder: str = "a/1", text: str =
     return store.write(folder, source, artifact="art_1", stage="joint", meta={"n": 2})
 
 
-def test_what_is_written_comes_back(store: ArtifactStore, tmp_path: Path) -> None:
+def test_written_artifact_can_be_read(store: ArtifactStore, tmp_path: Path) -> None:
     ref = write(store, tmp_path)
     manifest = store.verify(ref)
     assert [(f.name, f.size) for f in manifest.files] == [("sub/y", 2), ("x", 1)]
@@ -46,11 +46,11 @@ def test_what_is_written_comes_back(store: ArtifactStore, tmp_path: Path) -> Non
     assert store.localize(ref) == folder
 
 
-def test_equal_content_has_an_equal_digest_wherever_it_lies(store: ArtifactStore, tmp_path: Path) -> None:
+def test_equal_content_has_an_equal_digest_in_any_folder(store: ArtifactStore, tmp_path: Path) -> None:
     assert write(store, tmp_path, "a/1").digest == write(store, tmp_path, "b/2").digest
 
 
-def test_an_artifact_id_depends_on_stage_version_params_and_inputs() -> None:
+def test_artifact_id_depends_on_stage_version_params_and_inputs() -> None:
     base: dict[str, Any] = {"stage": "joint", "version": 1, "params": {"lr": 0.1, "a": 1}, "inputs": {"task": "d1"}}
     same = artifact_id("joint", 1, {"a": 1, "lr": 0.1}, {"task": "d1"})
     assert artifact_id(**base) == same
@@ -64,7 +64,7 @@ def test_an_artifact_id_depends_on_stage_version_params_and_inputs() -> None:
 
 
 @pytest.mark.parametrize("broken", ["x", "sub/y", "manifest.json"])
-def test_a_lost_file_is_noticed(store: ArtifactStore, tmp_path: Path, broken: str) -> None:
+def test_lost_file_is_detected(store: ArtifactStore, tmp_path: Path, broken: str) -> None:
     ref = write(store, tmp_path)
     store.fs.rm(store.path(ref.folder, broken))
     with pytest.raises((NotFound, CorruptArtifact)):
@@ -74,7 +74,7 @@ def test_a_lost_file_is_noticed(store: ArtifactStore, tmp_path: Path, broken: st
 
 
 @pytest.mark.parametrize("name", ["x", "manifest.json"])
-def test_a_changed_byte_is_noticed(store: ArtifactStore, tmp_path: Path, name: str) -> None:
+def test_changed_byte_is_detected(store: ArtifactStore, tmp_path: Path, name: str) -> None:
     ref = write(store, tmp_path)
     body = bytearray(store.fs.cat_file(store.path(ref.folder, name)))
     body[0] ^= 1
@@ -83,17 +83,17 @@ def test_a_changed_byte_is_noticed(store: ArtifactStore, tmp_path: Path, name: s
         store.verify(ref)
 
 
-def test_nothing_counts_before_the_manifest_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed at any file boundary: a reader never takes the folder for an artifact."""
+def test_folder_without_a_manifest_is_not_an_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writer is killed after each file."""
     real = os.replace
     for survive in range(3):
         store = ArtifactStore(str(tmp_path / f"s{survive}"), tmp_path / "cache")
-        left = [survive]
+        remaining = [survive]
 
-        def dying(source: Any, target: Any, left: list[int] = left) -> None:
-            if left[0] == 0:
+        def dying(source: Any, target: Any, remaining: list[int] = remaining) -> None:
+            if remaining[0] == 0:
                 raise KeyboardInterrupt
-            left[0] -= 1
+            remaining[0] -= 1
             real(source, target)
 
         with monkeypatch.context() as patch:
@@ -119,42 +119,42 @@ class FaultyFileSystem(fsspec.get_filesystem_class("memory")):  # type: ignore[m
 
 
 class EndpointConnectionError(Exception):
-    """What the package of an object store raises where nobody answers: no OSError."""
+    """The error of an object store's package for a lost connection. It is not an OSError."""
 
 
 @pytest.mark.parametrize(
     ("fault", "error"),
     [
-        (OSError(errno.ENOSPC, "made up"), StorageFull),
-        (OSError(errno.EIO, "made up"), StorageUnavailable),
-        (EndpointConnectionError("made up"), StorageUnavailable),
+        (OSError(errno.ENOSPC, "failed"), StorageFull),
+        (OSError(errno.EIO, "failed"), StorageUnavailable),
+        (EndpointConnectionError("failed"), StorageUnavailable),
     ],
 )
-def test_a_storage_that_fails_is_told_in_our_words(tmp_path: Path, fault: Exception, error: type[Exception]) -> None:
+def test_storage_errors_are_translated(tmp_path: Path, fault: Exception, error: type[Exception]) -> None:
     store = ArtifactStore("memory://faulty", tmp_path / "cache")
     ref = write(store, tmp_path)
     store.fs = FaultyFileSystem()
     store.fs.fault = fault
-    asked: list[Callable[[], object]] = [
+    calls: list[Callable[[], object]] = [
         lambda: write(store, tmp_path, "b/2"), lambda: store.manifest(ref), lambda: store.open(ref, "x"),
         lambda: store.localize(ref), lambda: store.verify(ref), lambda: store.delete(ref.folder),
     ]  # fmt: skip
-    for ask in asked:
+    for call in calls:
         with pytest.raises(error):
-            ask()
+            call()
 
 
 class BreakingFileSystem(fsspec.get_filesystem_class("memory")):  # type: ignore[misc]
-    """A remote storage that breaks off, or ends this process, at every second file."""
+    """A remote storage whose connection, or this process, ends at every second file."""
 
     protocol = "breaking"
     cachable = False
-    asked = 0
+    copied = 0
     error: BaseException = OSError("connection reset")
 
     def get_file(self, *args: Any, **kwargs: Any) -> None:
-        self.asked += 1
-        if self.asked % 2 == 0:
+        self.copied += 1
+        if self.copied % 2 == 0:
             raise self.error
         super().get_file(*args, **kwargs)
 
@@ -162,7 +162,7 @@ class BreakingFileSystem(fsspec.get_filesystem_class("memory")):  # type: ignore
 @pytest.mark.parametrize(
     ("error", "raised"), [(OSError("connection reset"), StorageUnavailable), (SystemExit(143), SystemExit)]
 )
-def test_a_copy_that_was_broken_off_takes_no_room_in_the_cache(
+def test_interrupted_copy_leaves_nothing_in_the_cache(
     tmp_path: Path, error: BaseException, raised: type[BaseException]
 ) -> None:
     store = ArtifactStore("memory://breaking", tmp_path / "cache")
@@ -175,23 +175,23 @@ def test_a_copy_that_was_broken_off_takes_no_room_in_the_cache(
         assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_copies_that_nobody_asks_for_any_more_leave_the_cache(tmp_path: Path) -> None:
-    store = ArtifactStore("memory://ageing", tmp_path / "cache")
+def test_unused_copies_are_deleted_from_the_cache(tmp_path: Path) -> None:
+    store = ArtifactStore("memory://aging", tmp_path / "cache")
     first, second, third = (write(store, tmp_path, f"a/{number}", text=str(number)) for number in range(3))
     copies = [store.localize(first), store.localize(second)]
     killed = tmp_path / "cache" / "killed.part"
     killed.mkdir()
     for folder in (*copies, killed):
         os.utime(folder, (0, 0))
-    store.localize(second)  # whoever asks for a copy keeps it
+    store.localize(second)  # marks the copy as used
     new = store.localize(third)
     assert sorted((tmp_path / "cache").iterdir()) == sorted([copies[1], new])
     assert (store.localize(first) / "x").read_text() == "0"
 
 
 @pytest.mark.parametrize("left", [None, ""])
-def test_a_copy_that_was_thinned_out_is_made_again(tmp_path: Path, left: str | None) -> None:
-    store = ArtifactStore("memory://thinned", tmp_path / "cache")
+def test_incomplete_copy_is_replaced(tmp_path: Path, left: str | None) -> None:
+    store = ArtifactStore("memory://incomplete", tmp_path / "cache")
     ref = write(store, tmp_path)
     file = store.localize(ref) / "sub/y"
     file.unlink() if left is None else file.write_text(left)
@@ -200,7 +200,7 @@ def test_a_copy_that_was_thinned_out_is_made_again(tmp_path: Path, left: str | N
 
 
 class SharedFileSystem(fsspec.get_filesystem_class("memory")):  # type: ignore[misc]
-    """A remote storage where others delete what was there a moment ago."""
+    """A remote storage whose files another process deletes after the look-up."""
 
     protocol = "shared"
     cachable = False
@@ -209,13 +209,14 @@ class SharedFileSystem(fsspec.get_filesystem_class("memory")):  # type: ignore[m
         return True
 
 
-def test_deleting_what_another_deletes_at_the_same_time_is_no_error(tmp_path: Path) -> None:
+def test_folder_deleted_by_another_process_is_ignored(tmp_path: Path) -> None:
     store = ArtifactStore("memory://shared", tmp_path / "cache")
     store.fs = SharedFileSystem()
     store.delete("a/1")
+    assert not store.fs.find("/shared/a/1")
 
 
-def test_deleting_twice_is_no_error(store: ArtifactStore, tmp_path: Path) -> None:
+def test_second_delete_is_ignored(store: ArtifactStore, tmp_path: Path) -> None:
     ref = write(store, tmp_path)
     store.delete(ref.folder)
     store.delete(ref.folder)
@@ -224,14 +225,12 @@ def test_deleting_twice_is_no_error(store: ArtifactStore, tmp_path: Path) -> Non
 
 
 def used_before(store: ArtifactStore) -> ArtifactStore:
-    """The same for a process that starts later, and knows that the storage was written to."""
+    """Return the store of a later process, which knows that the storage was written to."""
     return ArtifactStore(store.fs.unstrip_protocol(store.root), store.cache, is_new=lambda: False)
 
 
 @pytest.mark.parametrize("mount_point", [False, True])
-def test_a_storage_that_is_away_is_waited_for_and_nothing_of_it_counts_as_lost(
-    tmp_path: Path, mount_point: bool
-) -> None:
+def test_unmounted_storage_is_unavailable_and_loses_nothing(tmp_path: Path, mount_point: bool) -> None:
     root, away = tmp_path / "storage", tmp_path / "away"
     ref = write(ArtifactStore(str(root), tmp_path / "cache"), tmp_path)
     root.rename(away)
@@ -239,20 +238,20 @@ def test_a_storage_that_is_away_is_waited_for_and_nothing_of_it_counts_as_lost(
         root.mkdir()
         (root / "NOT_MOUNTED").touch()
     store = ArtifactStore(str(root), tmp_path / "cache", is_new=lambda: False)
-    asked: list[Callable[[], object]] = [
+    calls: list[Callable[[], object]] = [
         lambda: store.manifest(ref), lambda: store.localize(ref), lambda: store.delete(ref.folder),
         lambda: write(store, tmp_path, "b/2"),
     ]  # fmt: skip
-    for ask in asked:
+    for call in calls:
         with pytest.raises(StorageUnavailable, match="Mount the storage"):
-            ask()
-    assert not (root / "b").exists(), "it would be hidden when the storage comes back"
+            call()
+    assert not (root / "b").exists(), "the mount would hide it"
     shutil.rmtree(root, ignore_errors=True)
     away.rename(root)
     store.verify(ref)
 
 
-def test_a_storage_of_a_release_that_left_no_mark_goes_on_and_gets_one(store: ArtifactStore, tmp_path: Path) -> None:
+def test_storage_of_an_earlier_release_gets_a_mark(store: ArtifactStore, tmp_path: Path) -> None:
     ref = write(store, tmp_path)
     store.fs.rm(store.path(MARK))
     later = used_before(store)
@@ -262,8 +261,8 @@ def test_a_storage_of_a_release_that_left_no_mark_goes_on_and_gets_one(store: Ar
     assert store.fs.exists(store.path(MARK))
 
 
-def test_a_storage_that_was_emptied_by_deleting_is_still_there(store: ArtifactStore, tmp_path: Path) -> None:
+def test_storage_emptied_by_deletion_stays_available(store: ArtifactStore, tmp_path: Path) -> None:
     store.delete(write(store, tmp_path).folder)
     later = used_before(store)
     later.delete("a/1")
-    later.verify(write(later, tmp_path))
+    assert later.verify(write(later, tmp_path)).artifact == "art_1"

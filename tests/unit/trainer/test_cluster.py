@@ -1,4 +1,4 @@
-"""The edge to Ray, against a made job server: every answer means something, and none escapes untranslated."""
+"""The edge to Ray, against a fake job server: every response has a meaning, and every error is translated."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def always(status: int, body: Any = None, text: str | None = None) -> Handler:
 
 
 class JobServer:
-    """Ray's job server as far as we use it."""
+    """The part of Ray's job server that the project uses."""
 
     def __init__(self) -> None:
         self.jobs: dict[str, str] = {}
@@ -49,7 +49,7 @@ class JobServer:
         return httpx.Response(200, json={"status": self.jobs[name], "message": "why"})
 
 
-def test_a_submission_is_made_once_and_then_adopted() -> None:
+def test_known_submission_is_not_started_again() -> None:
     server = JobServer()
     ray = cluster(server)
     assert ray.status("s") is Status.UNKNOWN
@@ -74,33 +74,32 @@ def silent_logs(request: httpx.Request) -> httpx.Response:
 
 
 @pytest.mark.parametrize(("logs", "says"), [(no_logs, "Cannot connect to host"), (silent_logs, "timed out")])
-def test_why_a_submission_ended_is_told_without_the_machine_where_it_ran(logs: Handler, says: str) -> None:
+def test_message_survives_the_loss_of_the_logs(logs: Handler, says: str) -> None:
     def away(request: httpx.Request) -> httpx.Response:
         return logs(request) if request.url.path.endswith("/logs") else server(request)
 
     server = JobServer()
     server.jobs["s"] = "FAILED"
-    said = cluster(away).message("s")
-    assert said.startswith("why\n")
-    assert says in said
+    message = cluster(away).message("s")
+    assert message.startswith("why\n")
+    assert says in message
 
 
-def test_two_that_submit_at_once_start_one() -> None:
+def test_concurrent_submissions_of_one_id_start_one_job() -> None:
     server = JobServer()
-    looks = [0]
 
-    def late(request: httpx.Request) -> httpx.Response:
-        if request.method == "GET":
-            looks[0] += 1
-            if looks[0] == 1:  # the other coordinator submits right after our look
-                server.jobs["s"] = "RUNNING"
-                return httpx.Response(404, text="no such job")
-        return server(request)
+    def race(request: httpx.Request) -> httpx.Response:
+        response = server(request)
+        if not server.bodies:  # Another coordinator submits right after the first look.
+            cluster(server).submit("s", ["other"])
+        return response
 
-    cluster(late).submit("s", ["python"])
+    cluster(race).submit("s", ["python"])
+    assert [body["entrypoint"] for body in server.bodies] == ["other"]
+    assert server.jobs == {"s": "PENDING"}
 
 
-def test_every_status_that_ray_knows_is_mapped() -> None:
+def test_every_ray_status_is_mapped() -> None:
     from ray.job_submission import JobStatus
 
     server = JobServer()
@@ -117,7 +116,7 @@ def test_every_transport_error_is_translated() -> None:
         pending.extend(cls.__subclasses__())
 
         def broken(request: httpx.Request, cls: type[Any] = cls) -> httpx.Response:
-            raise cls("made up", request=request)
+            raise cls("failed", request=request)
 
         with pytest.raises(ClusterUnavailable):
             cluster(broken).status("s")
@@ -133,16 +132,16 @@ def test_every_transport_error_is_translated() -> None:
         (always(200, {"nothing": 1}), "unknown status"),
     ],
 )
-def test_an_answer_that_is_none_says_so(handler: Handler, says: str) -> None:
+def test_invalid_response_raises_cluster_unavailable(handler: Handler, says: str) -> None:
     with pytest.raises(ClusterUnavailable, match=says):
         cluster(handler).status("s")
 
 
-def test_a_head_that_has_no_agent_yet_refuses_as_unavailable() -> None:
-    def young(request: httpx.Request) -> httpx.Response:
+def test_head_without_an_agent_is_unavailable() -> None:
+    def no_agent(request: httpx.Request) -> httpx.Response:
         if request.method == "POST":
             return httpx.Response(500, text="No available agent to submit job, please try again later.")
         return httpx.Response(404, text="no such job")
 
     with pytest.raises(ClusterUnavailable, match="try again later"):
-        cluster(young).submit("s", ["python"])
+        cluster(no_agent).submit("s", ["python"])

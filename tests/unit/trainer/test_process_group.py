@@ -1,4 +1,4 @@
-"""How workers meet without torch: three of them, each a thread."""
+"""The rendezvous of workers without torch: three workers, each a thread."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ import pytest
 from services.trainer.process_group import Broadcast, Rendezvous, StageLoader, join
 from tlm_core.stages import PREPARE
 
-HOST, SECRET = "127.0.0.1", b"a secret"
+HOST, SECRET = "127.0.0.1", b"secret"
 
 
-def met(pool: ThreadPoolExecutor, others: int = 2) -> list[Broadcast]:
+def join_all(pool: ThreadPoolExecutor, others: int = 2) -> list[Broadcast]:
     rendezvous = Rendezvous(HOST, SECRET, others)
     first = pool.submit(rendezvous.wait)
     rest = [pool.submit(join, rendezvous.address, SECRET) for _ in range(others)]
-    return [found.result(10) for found in (first, *rest)]
+    return [future.result(10) for future in (first, *rest)]
 
 
-def test_all_get_what_the_first_passes_once_all_have_asked() -> None:
+def test_broadcast_returns_the_value_of_rank_0_on_every_rank() -> None:
     with ThreadPoolExecutor(3) as pool:
-        first, second, third = met(pool)
+        first, second, third = join_all(pool)
         for value in ({"done": ["prepare"]}, None, "x" * 1_000_000):
-            asked: list[Future[Any]] = [pool.submit(first, value), pool.submit(second, "not this")]
+            waiting: list[Future[Any]] = [pool.submit(first, value), pool.submit(second, "ignored")]
             with pytest.raises(TimeoutError):
-                asked[0].result(0.2)
-            assert third("nor this") == value
-            assert [one.result(10) for one in asked] == [value, value]
+                waiting[0].result(0.2)
+            assert third("ignored") == value
+            assert [future.result(10) for future in waiting] == [value, value]
 
 
-def test_the_death_of_the_first_ends_those_who_wait_for_it() -> None:
+def test_death_of_rank_0_ends_the_waiting_ranks() -> None:
     with ThreadPoolExecutor(2) as pool, Listener((HOST, 0), authkey=SECRET) as listener:
         opened = pool.submit(listener.accept)
         waiting = pool.submit(join(listener.address, SECRET), None)
@@ -42,7 +42,7 @@ def test_the_death_of_the_first_ends_those_who_wait_for_it() -> None:
             waiting.result(10)
 
 
-def test_who_does_not_know_the_secret_is_refused() -> None:
+def test_connection_without_the_secret_is_rejected() -> None:
     rendezvous = Rendezvous(HOST, SECRET, 1)
     with ThreadPoolExecutor(1) as pool:
         opened = pool.submit(rendezvous.wait)

@@ -1,4 +1,4 @@
-"""What the coordinator asks of the retriever, and what it makes of the answer."""
+"""Requests of the coordinator to the retriever, and their results."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from tlm_core.training.recipe import resolve
 TASK = ManifestRef(folder="default/task", digest="2" * 64)
 
 
-def made_job(**over: Any) -> JobRecord:
+def make_job(**over: Any) -> JobRecord:
     return JobRecord(
         id="job_1", tenant="default", state=State.RUNNING, spec=make_spec(), resolved=make_resolved(**over),
         created_at=0, updated_at=0, attempt=2,
     )  # fmt: skip
 
 
-def asked(run: dict[str, Any], **over: Any) -> tuple[SelectionState, list[Any]]:
-    """The state that the answer `run` gives, and the bodies that were put."""
+def request(run: dict[str, Any], **over: Any) -> tuple[SelectionState, list[Any]]:
+    """Return the state for the response `run`, and the bodies of all PUT requests."""
     put: list[Any] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -36,38 +36,38 @@ def asked(run: dict[str, Any], **over: Any) -> tuple[SelectionState, list[Any]]:
             return httpx.Response(202)
         return httpx.Response(200, json=run)
 
-    job = made_job(**over)
+    job = make_job(**over)
     client = RetrieverClient(httpx.Client(transport=httpx.MockTransport(answer), base_url="http://retriever"))
     state = RetrieverSelections(client).request(job, plan_of(job).node("select"), "art_1", task=TASK)
     return state, put
 
 
-def test_how_far_and_how_fast_a_selection_goes_is_passed_on() -> None:
-    state, put = asked({"state": "running", "done": 4096, "total": 9000, "unit": "passages", "rate": 12.5})
+def test_progress_of_a_selection_is_returned() -> None:
+    state, put = request({"state": "running", "done": 4096, "total": 9000, "unit": "passages", "rate": 12.5})
     assert (state.done, state.total, state.unit, state.rate, state.ref) == (4096, 9000, "passages", 12.5, None)
     assert put == []
 
 
-def test_what_is_not_known_is_asked_for_with_corpus_and_version() -> None:
-    _, [body] = asked({"state": "unknown"})
+def test_unknown_selection_is_requested_with_corpus_and_version() -> None:
+    _, [body] = request({"state": "unknown"})
     assert (body["corpus"], body["version"], body["params"]["selector"]) == ("docs", "v1", "bm25")
 
 
-def test_a_given_selection_is_asked_for_without_a_corpus() -> None:
+def test_given_selection_is_requested_without_a_corpus() -> None:
     recipe = resolve("fast", "tiny", {"selection.selector": "given"})
-    _, [body] = asked({"state": "unknown"}, recipe=recipe, corpus_name=None, corpus_version=None)
+    _, [body] = request({"state": "unknown"}, recipe=recipe, corpus_name=None, corpus_version=None)
     assert (body["corpus"], body["version"], body["params"]["selector"]) == (None, None, "given")
     assert body["task"] == TASK.model_dump()
 
 
-def test_what_is_stopped_is_the_jobs_own_of_whatever_attempt() -> None:
-    told: list[tuple[str, str]] = []
+def test_stop_names_the_folders_of_every_attempt() -> None:
+    requests: list[tuple[str, str]] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
-        told.append((request.method, request.url.params["prefix"]))
+        requests.append((request.method, request.url.params["prefix"]))
         return httpx.Response(200, json={"over": False})
 
     client = RetrieverClient(httpx.Client(transport=httpx.MockTransport(answer), base_url="http://retriever"))
-    assert not RetrieverSelections(client).stop(made_job(), "art_1")
-    [(method, prefix)], [_, [body]] = told, asked({"state": "unknown"})
+    assert not RetrieverSelections(client).stop(make_job(), "art_1")
+    [(method, prefix)], [_, [body]] = requests, request({"state": "unknown"})
     assert method == "DELETE" and body["prefix"] == f"{prefix}2"
