@@ -5,12 +5,13 @@ SHELL := /bin/bash
 TASK ?=
 CORPUS ?=
 
-.PHONY: help setup demo test check bench-gateway bench-quality bench-retrieval bench-studies bench-training lock clean
+.PHONY: help setup demo test check client bench-gateway bench-quality bench-retrieval bench-studies bench-training lock clean
 
 help:
 	@echo "make demo   start the local stack, train a classifier and compare it with baselines (TASK=, CORPUS=: your data)"
 	@echo "make test   run all tests"
 	@echo "make check  check style, types, deployment files and documentation"
+	@echo "make client generate the synchronous client from the asyncio client"
 	@echo "make bench-gateway    measure the gateway, as JSON lines (BENCH=submit: one benchmark)"
 	@echo "make bench-retrieval  measure retrieval, as JSON lines (BENCH=--three-million: add the long benchmark)"
 	@echo "make bench-training   measure training, as JSON lines"
@@ -39,6 +40,9 @@ check: setup
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest -q tests/checks
+
+client: setup
+	@$(BIN)/python -m tools.generate_client
 
 bench-gateway: setup
 	@$(BIN)/python -m benchmarks.gateway $(BENCH)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from tlm_client.download import Part
+from tlm_client.transfer import FileProgress
 from tlm_core.jobs import spec
 from tlm_core.wire import CorpusLoad, JobEvent
 
@@ -130,7 +130,7 @@ class Display:
             parts.append(f"{duration((load.total - load.done) / rate)} left" if load.total else "")
         self.update(load.state, load.done, load.total, "  ".join(filter(None, parts)))
 
-    def bytes(self, part: Part) -> None:
+    def bytes(self, part: FileProgress) -> None:
         """Show the progress of a download."""
         self.update(part.name, part.done, part.size, f"{part.done / 1e6:.1f}/{part.size / 1e6:.1f} MB")
 

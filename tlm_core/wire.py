@@ -20,10 +20,15 @@ class _Answer(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class Page(_Answer, Generic[T]):
-    """One page of a list. To get the next page, send the id of its last item as `after`."""
+class Items(_Answer, Generic[T]):
+    """A complete list."""
 
     data: tuple[T, ...]
+
+
+class Page(Items[T], Generic[T]):
+    """One page of a list. To get the next page, send the id of its last item as `after`."""
+
     has_more: bool
 
 
@@ -85,12 +90,6 @@ class DatasetCreated(Dataset):
     """A new dataset with its validation report."""
 
     report: JsonObject
-
-
-class Preview(_Answer):
-    """The first rows of a dataset, as the gateway reads them."""
-
-    data: tuple[JsonObject, ...]
 
 
 # --- corpora ---------------------------------------------------------------------------------------------------------
@@ -178,12 +177,6 @@ class RefusedPassage(_Answer):
     text: str
     source: str
     reason: str
-
-
-class RefusedPassages(_Answer):
-    """At most a thousand passages that the index cannot hold, in the order of the corpus."""
-
-    data: tuple[RefusedPassage, ...]
 
 
 # --- jobs ------------------------------------------------------------------------------------------------------------
@@ -393,12 +386,6 @@ class Prediction(_Answer):
     probability: float | None = None
     probabilities: dict[str, float] = {}
     value: float | None = Field(None, description="the predicted target, in regression only")
-
-
-class Predictions(_Answer):
-    """One prediction per text, in the order of the request."""
-
-    data: tuple[Prediction, ...]
 
 
 # --- webhooks --------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The client for asyncio on a real gateway: the same operations, awaited, many at once."""
+"""The asyncio client on a real gateway."""
 
 from __future__ import annotations
 
@@ -11,48 +11,48 @@ import redis
 
 from tests.contract.gateway import TOKEN, TRAIN, make_gateway
 from tests.contract.made_results import complete
-from tlm_client.client import AsyncTLMClient
+from tlm_client.async_client import AsyncTLMClient
 from tlm_core.errors import NotFound
 from tlm_core.jobs.spec import JobSpec
 
 SPEC = JobSpec(dataset="toy", set={"selection.selector": "none"})
 
 
-def test_jobs_are_submitted_watched_and_fetched_at_once(redis_client: redis.Redis, tmp_path: Path) -> None:
+def test_jobs_are_submitted_watched_and_downloaded_concurrently(redis_client: redis.Redis, tmp_path: Path) -> None:
     gateway = make_gateway(redis_client, tmp_path)
     store = gateway.parts.jobs
     (tmp_path / "train.csv").write_text(TRAIN)
 
-    def work(count: int) -> None:
+    def run_jobs(count: int) -> None:
         for _ in range(count):
             job = store.claim("a", 60)
             assert job is not None
-            store.report("default", job.id, 1, logs=["one", "two"])
+            store.report("default", job.id, 1, logs=["line 1", "line\u2028 2"])
             complete(store, gateway.parts.artifacts, job, gateway.root)
             store.finish(job, "a", {})
 
     async def use(url: str) -> None:
         async with AsyncTLMClient(url, TOKEN) as tlm:
             dataset = await tlm.add_dataset("toy", {"train": tmp_path / "train.csv"}, in_parts_from=1)
-            assert [one.id async for one in tlm.datasets()] == [dataset.id]
+            assert [item.id async for item in tlm.datasets()] == [dataset.id]
             jobs = await asyncio.gather(*(tlm.submit(SPEC.model_copy(update={"seeds": (n,)})) for n in range(4)))
             waiting = asyncio.gather(*(tlm.wait(job.id) for job in jobs))
-            await asyncio.to_thread(work, 4)
+            await asyncio.to_thread(run_jobs, 4)
             assert {job.state for job in await waiting} == {"succeeded"}
-            one = jobs[0].id
-            assert [line["line"] async for line in tlm.follow_logs(one)] == ["one", "two"]
-            events = [event.type async for event in tlm.events(one) if event.seq]
+            job_id = jobs[0].id
+            assert [line["line"] async for line in tlm.follow_logs(job_id)] == ["line 1", "line\u2028 2"]
+            events = [event.type async for event in tlm.events(job_id) if event.seq]
             assert events[0] == "job.submitted" and events[-1] == "job.succeeded"
-            files = await tlm.download(one, tmp_path / "model")
+            files = await tlm.download(job_id, tmp_path / "model")
             assert {file.name for file in files} >= {"model.onnx", "labels.json"}
-            with tarfile.open(await tlm.download_archive(one, tmp_path / "all.tar")) as archive:
-                found = {entry.name: archive.extractfile(entry) for entry in archive}
+            with tarfile.open(await tlm.download_archive(job_id, tmp_path / "all.tar")) as archive:
+                members = {member.name: archive.extractfile(member) for member in archive}
                 for file in files:
-                    inner = found[f"{one}/{file.relative_to(tmp_path / 'model')}"]
-                    assert inner is not None and inner.read() == file.read_bytes()
-                assert len(found) == len(files)
-            assert [p.label for p in await tlm.predict(one, ["good", "bad"])] == ["good", "bad"]
-            async for event in tlm.events(one):
+                    member = members[f"{job_id}/{file.relative_to(tmp_path / 'model')}"]
+                    assert member is not None and member.read() == file.read_bytes()
+                assert len(members) == len(files)
+            assert [p.label for p in await tlm.predict(job_id, ["good", "bad"])] == ["good", "bad"]
+            async for event in tlm.events(job_id):
                 assert event.seq == 1
                 break
             with pytest.raises(NotFound):

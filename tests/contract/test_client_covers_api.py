@@ -1,4 +1,4 @@
-"""Both clients have every operation of the API, and the same ones."""
+"""Both clients have the same methods, and these send every request of the API."""
 
 from __future__ import annotations
 
@@ -14,128 +14,125 @@ import httpx
 import redis
 
 from tests.contract.gateway import make_gateway
-from tlm_client.client import AsyncTLMClient, TLMClient
+from tlm_client.async_client import AsyncTLMClient
+from tlm_client.client import TLMClient
 from tlm_core.artifacts import FileEntry
 from tlm_core.errors import TLMError
 from tlm_core.jobs.spec import JobSpec
 from tlm_core.wire import Checkpoint
 
-# Of use to probes alone; `ready` tells more.
-LEFT_OUT = {("GET", "/healthz")}
-OWN = {"close", "aclose"}
+# Only probes need this operation. `ready` reports more.
+EXCLUDED = {("GET", "/healthz")}
 
 
-class Seen:
-    """Answers so that operations go on as far as they can, and notes what was asked for."""
+class RecordingGateway:
+    """Records requests and answers so that each method sends as many requests as possible."""
 
     def __init__(self) -> None:
-        self.asked: set[tuple[str, str]] = set()
+        self.requests: set[tuple[str, str]] = set()
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         request.read()
         return self.answer(request.method, request.url.path)
 
-    async def later(self, request: httpx.Request) -> httpx.Response:
+    async def handle(self, request: httpx.Request) -> httpx.Response:
         await request.aread()
         return self.answer(request.method, request.url.path)
 
     def answer(self, method: str, path: str) -> httpx.Response:
-        self.asked.add((method, path))
-        if (method, path) == ("POST", "/v1/uploads"):
-            return httpx.Response(201, json={"id": "upl_x", "part_bytes": 1 << 20})
-        if method == "PUT":  # the answer to the part is lost, and then it is seen that it has arrived
-            return httpx.Response(503, json={"code": "unavailable", "detail": "away"})
-        if path == "/v1/uploads/upl_x":
-            return httpx.Response(200, json={"offset": 4})
+        self.requests.add((method, path))
+        upload = {"id": "upl_x", "name": "x", "size": 4, "sha256": None, "part_bytes": 1 << 20, "expires_seconds": 60}
+        if (method, path) == ("POST", "/v1/uploads") or (method, path) == ("GET", "/v1/uploads/upl_x"):
+            return httpx.Response(200, json={**upload, "offset": 0})
+        if method == "PUT":
+            return httpx.Response(200, json={**upload, "offset": 4})
         if path.endswith(("/model", "/files")):
             entry = {"name": "a/b.bin", "size": 1, "sha256": "0" * 64}
-            return httpx.Response(200, json={"files": [entry], "data": [entry]})
-        return httpx.Response(404, json={"code": "not_found", "detail": "nothing is here"})
+            return httpx.Response(200, json={"digest": "d", "size": 1, "files": [entry], "data": [entry]})
+        return httpx.Response(404, json={"code": "not_found", "detail": "not here"})
 
 
-def methods(cls: type) -> dict[str, Any]:
-    found = {name: value for name, value in vars(cls).items() if inspect.isfunction(value) and name[0] != "_"}
-    return {name: value for name, value in found.items() if name not in OWN}
+def methods(client: type) -> dict[str, Any]:
+    functions = {name: value for name, value in vars(client).items() if inspect.isfunction(value) and name[0] != "_"}
+    return {name: value for name, value in functions.items() if name not in ("close", "aclose")}
 
 
 def calls(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each method with values for what it has to be given; those that send files with small and with large ones."""
+    """Yield each method with its required arguments. Methods that upload files are called for both ways to do so."""
     file = folder / "train.csv"
     file.write_text("text")
+    entry = FileEntry(name="x", size=1, sha256="0" * 64)
     known: dict[str, Any] = {
         "files": {"train": file}, "spec": JobSpec(dataset="toy"), "folder": folder / "out", "job_ids": ["a", "b"],
         "sources": ["hub:a/b"], "texts": ["x"], "count": 5, "target": folder / "all.tar",
-        "checkpoint": Checkpoint(node="n", step=1, job="j", attempt=1, metrics={},
-                                 files=(FileEntry(name="x", size=1, sha256="0" * 64),)),
+        "checkpoint": Checkpoint(node="n", step=1, job="j", attempt=1, metrics={}, files=(entry,)),
     }  # fmt: skip
     for name, method in methods(TLMClient).items():
         parameters = inspect.signature(method).parameters.values()
-        given = {p.name: known.get(p.name, "x") for p in parameters if p.default is p.empty}
+        arguments = {p.name: known.get(p.name, "x") for p in parameters if p.default is p.empty and p.name != "self"}
         if name == "add_corpus":
-            given["files"] = [file]
-        yield name, given
-        if "files" in given:
-            yield name, {**given, "in_parts_from": 1}
+            arguments["files"] = [file]
+        yield name, arguments
+        if "files" in arguments:
+            yield name, {**arguments, "in_parts_from": 1}
         if name == "delete_corpus":
-            yield name, {**given, "version": "v1"}
+            yield name, {**arguments, "version": "v1"}
 
 
-def asked_in_turn(folder: Path) -> set[tuple[str, str]]:
-    seen = Seen()
-    transport = httpx.MockTransport(seen)
+def requests_of_sync_client(folder: Path) -> set[tuple[str, str]]:
+    gateway = RecordingGateway()
+    transport = httpx.MockTransport(gateway)
     with TLMClient("http://gateway", "t", tries=1, transport=transport, sleep=lambda _: None) as client:
-        for name, given in calls(folder):
+        for name, arguments in calls(folder):
             with suppress(TLMError):
-                found = getattr(client, name)(**given)
-                if isinstance(found, Iterator):
-                    list(found)
-    return seen.asked
+                result = getattr(client, name)(**arguments)
+                if isinstance(result, Iterator):
+                    list(result)
+    return gateway.requests
 
 
-async def asked_awaiting(folder: Path) -> set[tuple[str, str]]:
-    seen = Seen()
+async def requests_of_async_client(folder: Path) -> set[tuple[str, str]]:
+    gateway = RecordingGateway()
 
-    async def at_once(_: float) -> None:
+    async def sleep(_: float) -> None:
         return None
 
-    transport = httpx.MockTransport(seen.later)
-    async with AsyncTLMClient("http://gateway", "t", tries=1, transport=transport, sleep=at_once) as client:
-        for name, given in calls(folder):
+    transport = httpx.MockTransport(gateway.handle)
+    async with AsyncTLMClient("http://gateway", "t", tries=1, transport=transport, sleep=sleep) as client:
+        for name, arguments in calls(folder):
             with suppress(TLMError):
-                found = getattr(client, name)(**given)
-                if inspect.isawaitable(found):
-                    await found
+                result = getattr(client, name)(**arguments)
+                if inspect.isawaitable(result):
+                    await result
                 else:
-                    _ = [one async for one in found]
-    return seen.asked
+                    _ = [item async for item in result]
+    return gateway.requests
 
 
-def operation_of(method: str, path: str, known: set[tuple[str, str]]) -> tuple[str, str]:
-    """The operation that a request belongs to; of several paths that fit, the most literal one, as in the gateway."""
-    fits = [
-        one
-        for one in known
-        if one[0] == method
-        # A file's name may have slashes.
-        and re.fullmatch(re.sub(r"{[^}]*}", "[^/]+", one[1].replace("{name}", "\0")).replace("\0", ".+"), path)
+def operation_of(method: str, path: str, operations: set[tuple[str, str]]) -> tuple[str, str]:
+    """Return the operation that serves a request: of all that match, the one with the fewest parameters."""
+    matches = [
+        operation
+        for operation in operations
+        if operation[0] == method
+        # A file name may contain slashes.
+        and re.fullmatch(re.sub(r"{[^}]*}", "[^/]+", operation[1].replace("{name}", "\0")).replace("\0", ".+"), path)
     ]
-    assert fits, f"{method} {path} is no operation of the API"
-    return min(fits, key=lambda one: one[1].count("{"))
+    assert matches, f"{method} {path} is not an operation of the API"
+    return min(matches, key=lambda operation: operation[1].count("{"))
 
 
-def test_the_client_asks_for_every_operation_of_the_api_and_for_nothing_else(
-    redis_client: redis.Redis, tmp_path: Path
-) -> None:
+def test_client_sends_every_request_of_the_api(redis_client: redis.Redis, tmp_path: Path) -> None:
     with make_gateway(redis_client, tmp_path / "gateway").test_client() as api:
         paths = api.get("/openapi.json").json()["paths"]
-    known = {(method.upper(), path) for path, one in paths.items() for method in one} - LEFT_OUT
-    assert {operation_of(*one, known) for one in asked_in_turn(tmp_path)} == known
+    operations = {(method.upper(), path) for path, item in paths.items() for method in item} - EXCLUDED
+    assert {operation_of(*request, operations) for request in requests_of_sync_client(tmp_path)} == operations
 
 
-def test_both_clients_are_the_same_but_for_waiting(tmp_path: Path) -> None:
-    ours, theirs = methods(TLMClient), methods(AsyncTLMClient)
-    assert list(ours) == list(theirs)
-    for name, method in ours.items():
+def test_both_clients_have_the_same_methods_and_send_the_same_requests(tmp_path: Path) -> None:
+    sync_methods, async_methods = methods(TLMClient), methods(AsyncTLMClient)
+    assert list(sync_methods) == list(async_methods)
+    for name, method in sync_methods.items():
         assert method.__doc__, name
-        assert inspect.signature(method) == inspect.signature(theirs[name])
-    assert asyncio.run(asked_awaiting(tmp_path)) == asked_in_turn(tmp_path)
+        assert inspect.signature(method).parameters == inspect.signature(async_methods[name]).parameters
+    assert asyncio.run(requests_of_async_client(tmp_path)) == requests_of_sync_client(tmp_path)

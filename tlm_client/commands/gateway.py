@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from tlm_client.client import check_gateway
 from tlm_client.console import AsJson, print_result, session_of, table
+from tlm_client.http import check_gateway
 from tlm_client.profiles import Profile, find_profile, load_profiles, save_profiles
 
 profiles = typer.Typer(no_args_is_help=True, help="Name gateways for `tlm --profile NAME`: add, list, remove.")
@@ -79,7 +79,7 @@ def list_attempts(context: typer.Context, webhook_id: WebhookId, as_json: AsJson
     """Show the latest deliveries and their responses."""
     with session_of(context).client() as client:
         attempts = client.webhook_attempts(webhook_id)
-    rows = [(a["message"], a["type"], a["number"], a["status"], a["error"]) for a in attempts]
+    rows = [(a.message, a.type, a.number, a.status, a.error) for a in attempts]
     print_result(attempts, table(("message", "event", "try", "status", "error"), rows), as_json=as_json)
 
 

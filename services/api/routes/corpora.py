@@ -27,7 +27,7 @@ from tlm_core import wire
 from tlm_core.artifacts import storage_errors
 from tlm_core.errors import InvalidRequest
 from tlm_core.jobs.spec import NAME_PATTERN
-from tlm_core.wire import Corpus, NearDuplicatesChoice, Page, RefusedPassages, SearchResult
+from tlm_core.wire import Corpus, Items, NearDuplicatesChoice, Page, RefusedPassage, SearchResult
 
 router = APIRouter(prefix="/v1/corpora", tags=["corpora"])
 
@@ -157,11 +157,11 @@ def cancel_load(corpus: Name, load: str, parts: PartsDep, tenant: Tenant) -> wir
 
 
 @router.get("/{corpus}/versions/{version}/refused", summary="Passages left out", responses=problems(404))
-def refused(corpus: Name, version: str, parts: PartsDep, tenant: Tenant) -> RefusedPassages:
+def refused(corpus: Name, version: str, parts: PartsDep, tenant: Tenant) -> Items[RefusedPassage]:
     """The passages of a version that the index will never take, each with the reason."""
     known = parts.catalog.corpus(tenant, corpus).version(version)
     found = parts.retriever.refused(tenant, corpus, version) if known.refused else []
-    return RefusedPassages(data=tuple(found))
+    return Items[RefusedPassage](data=tuple(found))
 
 
 @router.delete("/{corpus}/versions/{version}", status_code=204, summary="Drop a version", responses=problems(404, 409))

@@ -23,7 +23,7 @@ from tlm_core.artifacts import FileEntry
 from tlm_core.errors import InvalidRequest
 from tlm_core.tasks.metrics import METRICS
 from tlm_core.tasks.options import DatasetOptions
-from tlm_core.wire import Dataset, DatasetCreated, Page, Preview
+from tlm_core.wire import Dataset, DatasetCreated, Items, JsonObject, Page
 
 router = APIRouter(prefix="/v1/datasets", tags=["data sets"])
 
@@ -152,10 +152,10 @@ def report(dataset: str, parts: PartsDep, tenant: Tenant) -> dict[str, Any]:
 
 
 @router.get("/{dataset}/preview", summary="Its first rows", responses=problems(404))
-def preview(dataset: str, parts: PartsDep, tenant: Tenant) -> Preview:
+def preview(dataset: str, parts: PartsDep, tenant: Tenant) -> Items[JsonObject]:
     """The first rows of train, as they were understood."""
     found = report_of(parts.artifacts, parts.catalog.dataset(tenant, dataset))
-    return Preview(data=tuple(found.get("preview", ())))
+    return Items[JsonObject](data=tuple(found.get("preview", ())))
 
 
 @router.get("/{dataset}/files", summary="Its files", responses=problems(404))

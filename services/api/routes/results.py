@@ -21,7 +21,7 @@ from services.api.results import (
     selection_page,
 )
 from tlm_core.errors import NotFound
-from tlm_core.wire import Checkpoint, Model, Page, Prediction, Predictions, Selection
+from tlm_core.wire import Checkpoint, Items, Model, Page, Prediction, Selection
 
 router = APIRouter(prefix="/v1/jobs", tags=["results"])
 
@@ -126,17 +126,17 @@ def selection(
 
 
 @router.post("/{job}/predict", summary="Classify texts", responses=problems(404, 409, 413))
-def predict(job: str, body: PredictBody, parts: PartsDep, tenant: Tenant) -> Predictions:
+def predict(job: str, body: PredictBody, parts: PartsDep, tenant: Tenant) -> Items[Prediction]:
     """The exported model on your texts; texts longer than its limit are cut."""
     ref = artifact_of(parts.jobs, parts.jobs.get(tenant, job), "export")
     labels, probabilities = parts.predictor.predict(ref, body.texts, body.pairs)
     if len(labels) == 1:
         values = tuple(Prediction(label=labels[0], value=row[0]) for row in probabilities.tolist())
-        return Predictions(data=values)
+        return Items[Prediction](data=values)
     found = []
     for row in probabilities.tolist():
         best = max(range(len(labels)), key=row.__getitem__)
         found.append(
             Prediction(label=labels[best], probability=row[best], probabilities=dict(zip(labels, row, strict=True)))
         )
-    return Predictions(data=tuple(found))
+    return Items[Prediction](data=tuple(found))

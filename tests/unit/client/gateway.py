@@ -1,11 +1,10 @@
-"""A gateway made of canned answers, for a client's transport."""
+"""Fake gateways for the transport of a client."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import httpx
@@ -17,13 +16,13 @@ URL = "http://gateway.test"
 Handler = Callable[[httpx.Request], httpx.Response]
 
 
-def client_of(handler: Handler, **over: Any) -> TLMClient:
-    """A client whose network is `handler`, and that never really waits."""
-    return TLMClient(URL, "secret", transport=httpx.MockTransport(handler), **{"sleep": lambda _: None, **over})
+def client_of(handler: Handler, **options: Any) -> TLMClient:
+    """Return a client that sends its requests to `handler` and never sleeps."""
+    return TLMClient(URL, "secret", transport=httpx.MockTransport(handler), **{"sleep": lambda _: None, **options})
 
 
-def problem(status: int, code: str, detail: str, **more: Any) -> httpx.Response:
-    body = {"type": f"/docs/errors#{code}", "title": "x", "status": status, "detail": detail, "code": code, **more}
+def problem(status: int, code: str, detail: str, **fields: Any) -> httpx.Response:
+    body = {"type": f"/docs/errors#{code}", "title": "x", "status": status, "detail": detail, "code": code, **fields}
     return httpx.Response(status, json=body, headers={"Content-Type": "application/problem+json"})
 
 
@@ -80,30 +79,35 @@ def end(state: str = "succeeded") -> str:
     return f'event: end\ndata: {{"state": "{state}"}}\n\n'
 
 
+def event_stream(text: str, cut: int | None = None) -> httpx.Response:
+    """Return a response of server-sent events that breaks after `cut` bytes."""
+    headers = {"Content-Type": "text/event-stream"}
+    return httpx.Response(200, headers=headers, stream=CutStream(text.encode(), cut))
+
+
 class CutStream(httpx.SyncByteStream):
-    """Sends `data` in small pieces, and breaks the connection after `cut` bytes, if given."""
+    """Sends `data` in small pieces and breaks the connection after `cut` bytes."""
 
     def __init__(self, data: bytes, cut: int | None = None) -> None:
         self._data = data
         self._cut = cut
 
     def __iter__(self) -> Iterator[bytes]:
-        whole = self._data if self._cut is None else self._data[: self._cut]
-        for start in range(0, len(whole), 1000):
-            yield whole[start : start + 1000]
+        sent = self._data if self._cut is None else self._data[: self._cut]
+        for start in range(0, len(sent), 1000):
+            yield sent[start : start + 1000]
         if self._cut is not None and self._cut < len(self._data):
             raise httpx.ReadError("the connection broke")
 
 
 class FileServer:
-    """Serves one file with Range and If-Range, and cuts connections at random bytes as long as it is told to."""
+    """Serves one file with Range and If-Range. cuts: the share of the body after which each connection breaks."""
 
-    def __init__(self, content: bytes, *, name: str = "model/model.safetensors", cuts: int = 0, seed: int = 0) -> None:
+    def __init__(self, content: bytes, *, name: str = "model/model.safetensors", cuts: Sequence[float] = ()) -> None:
         self.content = content
         self.name = name
-        self.cuts = cuts
+        self.cuts = list(cuts)
         self.ranges: list[str | None] = []
-        self._random = random.Random(seed)
 
     @property
     def sha256(self) -> str:
@@ -113,16 +117,13 @@ class FileServer:
         if request.url.path.endswith("/model"):
             entry = {"name": self.name, "size": len(self.content), "sha256": self.sha256}
             return httpx.Response(200, json={"digest": "d", "size": len(self.content), "files": [entry]})
-        asked = request.headers.get("Range")
-        self.ranges.append(asked)
+        requested = request.headers.get("Range")
+        self.ranges.append(requested)
         start = 0
-        if asked is not None and request.headers.get("If-Range") in (None, f'"{self.sha256}"'):
-            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+        if requested is not None and request.headers.get("If-Range") in (None, f'"{self.sha256}"'):
+            start = int(requested.removeprefix("bytes=").removesuffix("-"))
         body = self.content[start:]
-        cut = None
-        if self.cuts:
-            self.cuts -= 1
-            cut = self._random.randrange(len(body))
+        cut = int(self.cuts.pop(0) * len(body)) if self.cuts else None
         headers = {"Content-Length": str(len(body)), "ETag": f'"{self.sha256}"'}
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(self.content) - 1}/{len(self.content)}"

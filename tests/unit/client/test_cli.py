@@ -21,6 +21,7 @@ from tests.unit.client.gateway import (
     dataset_view,
     end,
     event,
+    event_stream,
     job_view,
     load_view,
     problem,
@@ -209,7 +210,7 @@ def test_watch_shows_progress_and_scores() -> None:
     stream = event(1, "job.claimed") + 'event: progress\ndata: {"stage":"joint","node":"joint.s0","step":5,"total":10,'
     stream += '"rate":2.5,"unit":"steps","eta_seconds":62,"nodes_done":3,"nodes_total":8}\n\n' + end()
     answers = {
-        "GET /v1/jobs/job_1/events": httpx.Response(200, text=stream),
+        "GET /v1/jobs/job_1/events": event_stream(stream),
         "GET /v1/jobs/job_1": job_view(state="succeeded", finished_at=70.0),
         "GET /v1/jobs/job_1/report": report(),
     }
@@ -223,7 +224,7 @@ def test_watch_shows_progress_and_scores() -> None:
 def test_watch_offers_a_download_only_for_kinds_with_a_model(kind: str, offered: bool) -> None:
     spec = {"dataset": "toy", "kind": kind} | ({"share_tickets": {"others": ["b"]}} if kind != "train" else {})
     answers = {
-        "GET /v1/jobs/job_1/events": httpx.Response(200, text=end()),
+        "GET /v1/jobs/job_1/events": event_stream(end()),
         "GET /v1/jobs/job_1": job_view(state="succeeded", finished_at=70.0, spec=spec),
         "GET /v1/jobs/job_1/report": report(),
     }
@@ -233,7 +234,7 @@ def test_watch_offers_a_download_only_for_kinds_with_a_model(kind: str, offered:
 
 def test_watch_of_a_failed_job_exits_1() -> None:
     answers = {
-        "GET /v1/jobs/job_1/events": httpx.Response(200, text=end("failed")),
+        "GET /v1/jobs/job_1/events": event_stream(end("failed")),
         "GET /v1/jobs/job_1": job_view(state="failed", error={"code": "out_of_memory", "message": "does not fit"}),
     }
     result = tlm(serve(answers), "watch", "job_1")
@@ -243,7 +244,7 @@ def test_watch_of_a_failed_job_exits_1() -> None:
 
 def test_watch_json_prints_one_value_per_line() -> None:
     answers = {
-        "GET /v1/jobs/job_1/events": httpx.Response(200, text=event(1) + end("cancelled")),
+        "GET /v1/jobs/job_1/events": event_stream(event(1) + end("cancelled")),
         "GET /v1/jobs/job_1": job_view(state="cancelled"),
     }
     result = tlm(serve(answers), "watch", "job_1", "--json")

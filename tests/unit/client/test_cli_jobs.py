@@ -10,7 +10,7 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from tests.unit.client.gateway import job_view
+from tests.unit.client.gateway import event_stream, job_view
 from tests.unit.client.test_cli import serve, tlm
 from tlm_client.cli import app
 from tlm_client.console import Session
@@ -67,7 +67,7 @@ def test_followed_log_continues_after_the_printed_lines() -> None:
         if "event-stream" not in request.headers["Accept"]:
             return httpx.Response(200, json={"data": LINES[:2], "has_more": False})
         frames = "".join(f"id: {line['id']}\nevent: line\ndata: {json.dumps(line)}\n\n" for line in LINES[1:])
-        return httpx.Response(200, text=frames + 'event: end\ndata: {"state": "succeeded"}\n\n')
+        return event_stream(frames + 'event: end\ndata: {"state": "succeeded"}\n\n')
 
     result = tlm(handler, "logs", "job_1", "-f", "--tail", "2")
     assert result.exit_code == 0, result.output

@@ -1,44 +1,52 @@
-"""Downloads: cut, resumed, checked, whole or not at all."""
+"""Downloads: resumed after a broken connection, verified, and published only when complete."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tests.unit.client.gateway import CutStream, FileServer, client_of
+from tests.unit.client.gateway import CutStream, FileServer, Handler, client_of
 from tlm_core.errors import CorruptArtifact, Unavailable
 
 CONTENT = bytes(range(256)) * 1000
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_a_download_cut_at_random_bytes_goes_on_where_it_stopped(tmp_path: Path, seed: int) -> None:
-    server = FileServer(CONTENT, cuts=5, seed=seed)
-    with client_of(server) as client:
-        (path,) = client.download("job_1", tmp_path)
-    assert path == tmp_path / "model" / "model.safetensors"
-    assert path.read_bytes() == CONTENT
-    assert len(server.ranges) == 6
+def instead_of_file(server: FileServer, file: Handler) -> Handler:
+    """Return a gateway that lists the files of `server`, and answers requests for a file by `file`."""
+    return lambda request: (server if request.url.path.endswith("/model") else file)(request)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.floats(0, 0.99), max_size=5))
+def test_download_resumes_after_each_broken_connection(cuts: list[float]) -> None:
+    server = FileServer(CONTENT, cuts=cuts)
+    with TemporaryDirectory() as folder, client_of(server) as client:
+        (path,) = client.download("job_1", Path(folder))
+        assert path == Path(folder) / "model" / "model.safetensors"
+        assert path.read_bytes() == CONTENT
+        assert [p.name for p in path.parent.iterdir()] == ["model.safetensors"]
+    assert len(server.ranges) == len(cuts) + 1
     starts = [int(r.removeprefix("bytes=").removesuffix("-")) for r in server.ranges if r]
-    assert starts == sorted(starts) and starts[-1] > 0
-    assert [p.name for p in path.parent.iterdir()] == ["model.safetensors"]
+    assert starts == sorted(starts) and all(start > 0 for start in starts)
 
 
-def test_a_second_run_goes_on_with_what_the_first_has_left(tmp_path: Path) -> None:
+def test_next_download_resumes_a_partial_file(tmp_path: Path) -> None:
     server = FileServer(CONTENT)
 
-    def cut_for_good(request: httpx.Request) -> httpx.Response:
-        if request.url.path.endswith("/model") or "Range" not in request.headers:
-            answer = server(request)
-            if not request.url.path.endswith("/model"):
-                answer.stream = CutStream(CONTENT, 50_000)
-            return answer
-        raise httpx.ConnectError("the gateway is gone")
+    def cut_once(request: httpx.Request) -> httpx.Response:
+        if "Range" in request.headers:
+            raise httpx.ConnectError("the gateway is down")
+        response = server(request)
+        response.stream = CutStream(CONTENT, 50_000)
+        return response
 
-    with client_of(cut_for_good) as client, pytest.raises(Unavailable, match="goes on where it stopped"):
+    with client_of(instead_of_file(server, cut_once)) as client, pytest.raises(Unavailable, match="to resume"):
         client.download("job_1", tmp_path)
     assert not (tmp_path / "model" / "model.safetensors").exists()
     server.ranges.clear()
@@ -48,63 +56,71 @@ def test_a_second_run_goes_on_with_what_the_first_has_left(tmp_path: Path) -> No
     assert path.read_bytes() == CONTENT
 
 
-def test_a_file_that_is_there_already_is_not_fetched_again(tmp_path: Path) -> None:
-    server = FileServer(CONTENT)
-    with client_of(server) as client:
-        client.download("job_1", tmp_path)
-        client.download("job_1", tmp_path)
-    assert len(server.ranges) == 1
-
-
-def test_a_file_that_differs_on_disk_is_fetched_again(tmp_path: Path) -> None:
+def test_complete_file_is_skipped_and_changed_file_is_downloaded_again(tmp_path: Path) -> None:
     server = FileServer(CONTENT)
     with client_of(server) as client:
         (path,) = client.download("job_1", tmp_path)
+        client.download("job_1", tmp_path)
+        assert len(server.ranges) == 1
         path.write_bytes(b"x" * len(CONTENT))
         client.download("job_1", tmp_path)
     assert path.read_bytes() == CONTENT
 
 
-def test_wrong_bytes_are_an_error_and_nothing_takes_the_file_s_name(tmp_path: Path) -> None:
-    server = FileServer(CONTENT)
+def test_wrong_digest_is_an_error_and_leaves_no_file(tmp_path: Path) -> None:
+    requests = []
 
     def wrong(request: httpx.Request) -> httpx.Response:
-        if request.url.path.endswith("/model"):
-            return server(request)
-        server.ranges.append(None)
+        requests.append(request)
         return httpx.Response(200, content=b"x" * len(CONTENT))
 
-    with client_of(wrong) as client, pytest.raises(CorruptArtifact, match="SHA-256"):
+    with (
+        client_of(instead_of_file(FileServer(CONTENT), wrong)) as client,
+        pytest.raises(CorruptArtifact, match="SHA-256"),
+    ):
         client.download("job_1", tmp_path)
-    assert len(server.ranges) == 2, "the bytes may have been spoilt on the way, so one more try is due"
+    assert len(requests) == 2, "the client downloads a second time, because the bytes may be damaged on the way"
     assert not any(p.is_file() for p in tmp_path.rglob("*"))
 
 
-def test_what_is_left_of_other_content_is_begun_anew(tmp_path: Path) -> None:
-    """The gateway ignores the range, since its content is not the one of If-Range."""
+def test_more_bytes_than_the_manifest_says_are_an_error(tmp_path: Path) -> None:
+    handler = instead_of_file(FileServer(CONTENT), lambda _: httpx.Response(200, content=CONTENT + b"x"))
+    with client_of(handler) as client, pytest.raises(CorruptArtifact, match="too many bytes"):
+        client.download("job_1", tmp_path)
+
+
+def test_partial_file_is_replaced_when_the_gateway_ignores_the_range(tmp_path: Path) -> None:
     server = FileServer(CONTENT)
     partial = tmp_path / "model" / f"model.safetensors.{server.sha256[:16]}.part"
     partial.parent.mkdir()
     partial.write_bytes(b"old")
-
-    def whole(request: httpx.Request) -> httpx.Response:
-        if request.url.path.endswith("/model"):
-            return server(request)
-        return httpx.Response(200, content=CONTENT)
-
-    with client_of(whole) as client:
+    with client_of(instead_of_file(server, lambda _: httpx.Response(200, content=CONTENT))) as client:
         (path,) = client.download("job_1", tmp_path)
     assert path.read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("name", ["../escape", "/etc/passwd", "a/../../b", "..\\windows"])
-def test_a_file_name_cannot_lead_out_of_the_folder(tmp_path: Path, name: str) -> None:
+def test_file_name_outside_of_the_folder_is_rejected(tmp_path: Path, name: str) -> None:
     with client_of(FileServer(CONTENT, name=name)) as client, pytest.raises(CorruptArtifact, match="outside"):
         client.download("job_1", tmp_path / "inner")
     assert os.listdir(tmp_path) == []
 
 
-def test_an_empty_file_is_downloaded_too(tmp_path: Path) -> None:
+def test_empty_file_is_downloaded(tmp_path: Path) -> None:
     with client_of(FileServer(b"")) as client:
         (path,) = client.download("job_1", tmp_path)
     assert path.read_bytes() == b""
+
+
+@pytest.mark.parametrize("cut", [None, 50_000])
+def test_archive_is_written_only_when_complete(tmp_path: Path, cut: int | None) -> None:
+    def handler(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, headers={"Content-Length": str(len(CONTENT))}, stream=CutStream(CONTENT, cut))
+
+    with client_of(handler) as client:
+        if cut is None:
+            assert client.download_archive("job_1", tmp_path / "all.tar").read_bytes() == CONTENT
+        else:
+            with pytest.raises(Unavailable):
+                client.download_archive("job_1", tmp_path / "all.tar")
+    assert (tmp_path / "all.tar").exists() == (cut is None)

@@ -1,15 +1,16 @@
-"""Large files in parts: whatever breaks, the gateway ends up with every byte once."""
+"""Uploads in parts: the gateway receives every byte once, whatever is lost."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import random
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.unit.client.gateway import client_of, dataset_view, problem
 from tlm_core.errors import InvalidDataset, StorageFull, Unavailable
@@ -18,98 +19,103 @@ CONTENT = bytes(range(256)) * 300
 
 
 class PartServer:
-    """Takes parts of at most 10,000 bytes; now and then the answer, or the request, is lost."""
+    """Accepts parts of at most 10,000 bytes. losses: per part, whether the request or the answer is lost."""
 
-    def __init__(self, seed: int, losses: int) -> None:
-        self.random, self.losses = random.Random(seed), losses
-        self.got, self.announced = b"", ""
-        self.made: Any = None
-        self.refuse = False
+    def __init__(self, losses: list[str | None] | None = None) -> None:
+        self.losses = losses or []
+        self.received, self.announced = b"", ""
+        self.dataset: Any = None
+        self.rejects = False
         self.deleted = 0
+
+    def view(self) -> dict[str, Any]:
+        return {
+            "id": "upl_1", "name": "train.csv", "size": len(CONTENT), "sha256": self.announced,
+            "offset": len(self.received), "part_bytes": 10_000, "expires_seconds": 60,
+        }  # fmt: skip
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         if request.method == "POST" and request.url.path == "/v1/uploads":
             self.announced = json.loads(request.content)["sha256"]
-            return httpx.Response(201, json={"id": "upl_1", "part_bytes": 10_000, "offset": 0})
+            return httpx.Response(201, json=self.view())
         if request.method == "DELETE":
             self.deleted += 1
             return httpx.Response(204)
         if request.method == "GET":
-            return httpx.Response(200, json={"offset": len(self.got)})
+            return httpx.Response(200, json=self.view())
         if request.method == "PUT":
-            return self._part(request)
-        self.made = json.loads(request.content)
-        if self.refuse:
+            return self.part(request)
+        self.dataset = json.loads(request.content)
+        if self.rejects:
             return problem(422, "invalid_dataset", "bad", errors=[{"code": "null_text", "message": "x", "row": 1}])
         return httpx.Response(201, json=dataset_view())
 
-    def _part(self, request: httpx.Request) -> httpx.Response:
-        lose = self.losses > 0 and self.random.random() < 0.5
-        self.losses -= lose
-        if lose and self.random.random() < 0.5:
-            raise httpx.WriteError("the line is dead")
+    def part(self, request: httpx.Request) -> httpx.Response:
+        lost = self.losses.pop(0) if self.losses else None
+        if lost == "request":
+            raise httpx.WriteError("the connection broke")
         first = int(request.headers["Content-Range"].removeprefix("bytes ").split("-")[0])
-        if first != len(self.got):
-            return problem(409, "conflict", "go on elsewhere", facts={"offset": len(self.got)})
-        self.got += request.content
-        if lose:
-            raise httpx.ReadError("the answer is lost")
-        return httpx.Response(200, json={"offset": len(self.got)})
+        if first != len(self.received):
+            return problem(409, "conflict", "wrong offset", facts={"offset": len(self.received)})
+        self.received += request.content
+        if lost == "answer":
+            raise httpx.ReadError("the connection broke")
+        return httpx.Response(200, json=self.view())
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_every_byte_arrives_once_whatever_is_lost(tmp_path: Path, seed: int) -> None:
-    file = tmp_path / "train.csv"
-    file.write_bytes(CONTENT)
-    server = PartServer(seed, losses=6)
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "train.csv"
+    path.write_bytes(CONTENT)
+    return path
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(losses=st.lists(st.sampled_from(["request", "answer", None]), max_size=10))
+def test_every_byte_arrives_once_after_losses(file: Path, losses: list[str | None]) -> None:
+    server = PartServer([*losses[:5], None, *losses[5:]])  # Six failures in a row end an upload.
     with client_of(server) as client:
         client.add_dataset("toy", {"train": file}, in_parts_from=1)
-    assert server.got == CONTENT
+    assert server.received == CONTENT
     assert server.announced == hashlib.sha256(CONTENT).hexdigest()
-    assert server.made == {"name": "toy", "options": {}, "files": {"train": "upl_1"}}
+    assert server.dataset == {"name": "toy", "options": {}, "files": {"train": "upl_1"}}
 
 
-def test_a_gateway_that_stays_away_is_given_up(tmp_path: Path) -> None:
-    file = tmp_path / "train.csv"
-    file.write_bytes(CONTENT)
-    server = PartServer(0, losses=0)
+def test_upload_fails_after_a_long_outage(file: Path) -> None:
+    server = PartServer()
 
-    def away(request: httpx.Request) -> httpx.Response:
-        return problem(503, "unavailable", "away") if request.method == "PUT" else server(request)
+    def unavailable(request: httpx.Request) -> httpx.Response:
+        return problem(503, "unavailable", "down") if request.method == "PUT" else server(request)
 
-    with client_of(away, tries=1) as client, pytest.raises(Unavailable, match="try again later"):
+    with client_of(unavailable, tries=1) as client, pytest.raises(Unavailable, match="again later"):
         client.add_dataset("toy", {"train": file}, in_parts_from=1)
 
 
-def test_what_is_refused_is_not_left_lying_there(tmp_path: Path) -> None:
-    file = tmp_path / "train.csv"
-    file.write_bytes(CONTENT)
-    server = PartServer(0, losses=0)
-    server.refuse = True
+def test_rejected_dataset_leaves_no_upload(file: Path) -> None:
+    server = PartServer()
+    server.rejects = True
     with client_of(server) as client, pytest.raises(InvalidDataset):
         client.add_dataset("toy", {"train": file}, in_parts_from=1)
     assert server.deleted == 1
 
 
-def test_an_empty_file_is_told_before_anything_is_sent(tmp_path: Path) -> None:
-    (tmp_path / "train.csv").write_bytes(CONTENT)
-    (tmp_path / "dev.csv").touch()
-    files = {"train": tmp_path / "train.csv", "validation": tmp_path / "dev.csv"}
-    server = PartServer(0, losses=0)
-    with client_of(server) as client, pytest.raises(InvalidDataset, match="is empty") as caught:
-        client.add_dataset("toy", files, in_parts_from=1)
-    assert [(fault.code, fault.split) for fault in caught.value.faults] == [("empty_file", "validation")]
-    assert server.announced == ""
-
-
-def test_what_was_sent_before_a_part_was_refused_is_not_left_lying_there(tmp_path: Path) -> None:
-    file = tmp_path / "train.csv"
-    file.write_bytes(CONTENT)
-    server = PartServer(0, losses=0)
+def test_rejected_part_leaves_no_upload(file: Path) -> None:
+    server = PartServer()
 
     def full(request: httpx.Request) -> httpx.Response:
-        return problem(507, "storage_full", "no room") if request.method == "PUT" and server.got else server(request)
+        if request.method == "PUT" and server.received:
+            return problem(507, "storage_full", "no space left")
+        return server(request)
 
     with client_of(full) as client, pytest.raises(StorageFull):
         client.add_dataset("toy", {"train": file}, in_parts_from=1)
     assert server.deleted == 1
+
+
+def test_empty_file_is_rejected_before_the_upload(tmp_path: Path, file: Path) -> None:
+    (tmp_path / "dev.csv").touch()
+    server = PartServer()
+    with client_of(server) as client, pytest.raises(InvalidDataset, match="is empty") as caught:
+        client.add_dataset("toy", {"train": file, "validation": tmp_path / "dev.csv"}, in_parts_from=1)
+    assert [(fault.code, fault.split) for fault in caught.value.faults] == [("empty_file", "validation")]
+    assert server.announced == ""

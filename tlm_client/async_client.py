@@ -1,0 +1,607 @@
+"""The API client for asyncio. `make client` generates the synchronous client from this file."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, ParamSpec, TypeVar
+from urllib.parse import quote
+
+import httpx
+from httpx_sse import EventSource
+from tenacity import AsyncRetrying, stop_after_attempt
+
+from tlm_client import http
+from tlm_client.transfer import RESUMABLE_BYTES, Download, OnBytes, Stream, check_not_empty, next_part
+from tlm_core import wire
+from tlm_core.artifacts import FileEntry, sha256_file, storage_errors
+from tlm_core.errors import Conflict, CorruptArtifact, TLMError, Unavailable, error_from_dict
+from tlm_core.jobs.spec import FROM_JOB, JobSpec
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+_PAGE = 100
+_POLL_SECONDS = 0.5
+_TRANSFER_TRIES = 6
+# The gateway answers an upload only after it has validated and stored it.
+_UPLOAD_TIMEOUT = httpx.Timeout(60.0, connect=5.0, read=900.0)
+# The gateway sends a comment every few seconds. A longer silence means that the connection is dead.
+_STREAM_TIMEOUT = httpx.Timeout(45.0, connect=5.0)
+
+
+class AsyncTLMClient:
+    """The API of one gateway. Close the client after use, or use it in a `with` block.
+
+    TLMClient is thread-safe. AsyncTLMClient has the same methods for asyncio: await them, or iterate over them with
+    `async for`. It reads and writes files in the event loop.
+
+    timeout: seconds without data after which a request fails. tries: how often a request is sent if the gateway does
+    not answer, or answers with a retryable error; requests that are not idempotent are sent once.
+
+    Every method raises the errors of tlm_core.errors, and Unavailable if the gateway does not answer. Raises
+    InvalidRequest for an invalid URL or token.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        *,
+        timeout: float = 60.0,
+        tries: int = 4,
+        transport: httpx.AsyncBaseTransport | None = None,
+        sleep: http.AsyncSleep = asyncio.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._http = httpx.AsyncClient(transport=transport, **http.connection_settings(self.url, token, timeout))
+        self._tries = tries
+        self._sleep = sleep
+        self._clock = clock
+
+    async def __aenter__(self) -> AsyncTLMClient:
+        return self
+
+    async def __aexit__(
+        self, _type: type[BaseException] | None, _value: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    # --- datasets ----------------------------------------------------------------------------------------------------
+
+    async def add_dataset(
+        self,
+        name: str,
+        files: Mapping[str, Path],
+        options: Mapping[str, object] | None = None,
+        *,
+        in_parts_from: int = RESUMABLE_BYTES,
+    ) -> wire.DatasetCreated:
+        """Upload a dataset and return it with its validation report.
+
+        files: by split (train, optional validation and test), and optionally `selection` with columns text and rank
+        for the selector `given`. options: fields of DatasetOptions. in_parts_from: size in bytes from which the files
+        are uploaded in parts, which survives broken connections.
+
+        Raises InvalidDataset with every data error, by split, row and column.
+        """
+        body = {"name": name, "options": dict(options or {})}
+        return await self._upload(wire.DatasetCreated, "/v1/datasets", body, list(files.items()), in_parts_from)
+
+    async def add_hub_dataset(
+        self, name: str, hub: str, options: Mapping[str, object] | None = None, *, selection: str | None = None
+    ) -> wire.DatasetCreated:
+        """Add `OWNER/NAME[@REVISION][:CONFIG]` of the Hugging Face hub. selection: a file of it with text and rank."""
+        body = {"name": name, "hub": hub.removeprefix("hub:"), "options": dict(options or {}), "selection": selection}
+        return await self._post(wire.DatasetCreated, "/v1/datasets/hub", json=body, timeout=_UPLOAD_TIMEOUT)
+
+    def datasets(self) -> AsyncIterator[wire.Dataset]:
+        """Iterate over all versions of all datasets, newest first."""
+        return self._pages(wire.Page[wire.Dataset], "/v1/datasets", lambda dataset: dataset.id)
+
+    async def dataset(self, id_or_name: str) -> wire.Dataset:
+        """Return a dataset by id, by name (newest version), by NAME@vNUMBER or by NAME@DIGEST."""
+        return await self._get(wire.Dataset, "/v1/datasets/{}", id_or_name)
+
+    async def dataset_report(self, id_or_name: str) -> wire.JsonObject:
+        """Return the validation report: labels, counts, lengths, duplicates, warnings, inferred options."""
+        return await self._get(wire.JsonObject, "/v1/datasets/{}/report", id_or_name)
+
+    async def dataset_preview(self, id_or_name: str) -> list[wire.JsonObject]:
+        """Return the first rows as the gateway reads them."""
+        return await self._list(wire.Items[wire.JsonObject], "/v1/datasets/{}/preview", id_or_name)
+
+    async def download_dataset(self, id_or_name: str, folder: Path) -> list[Path]:
+        """Download the uploaded files of a dataset, verified by SHA-256. Their names start with their split."""
+        files = await self._list(wire.Items[FileEntry], "/v1/datasets/{}/files", id_or_name)
+        base = http.path("/v1/datasets/{}/files", id_or_name)
+        return [await self._download(base, file, folder, None) for file in files]
+
+    async def delete_dataset(self, dataset_id: str, *, with_jobs: bool = False) -> None:
+        """Delete one version. with_jobs: also its jobs and their models. Raises Conflict while a job needs it."""
+        await self._delete("/v1/datasets/{}", dataset_id, with_jobs=with_jobs)
+
+    # --- corpora -----------------------------------------------------------------------------------------------------
+
+    async def add_corpus(
+        self,
+        name: str,
+        files: Sequence[Path],
+        language: str = "en",
+        *,
+        near_duplicates: wire.NearDuplicatesChoice = "drop",
+        in_parts_from: int = RESUMABLE_BYTES,
+    ) -> wire.CorpusLoad:
+        """Upload files as the next version of a corpus. `wait_corpus` waits until jobs can use it.
+
+        near_duplicates: whether to drop passages that nearly equal an earlier one. in_parts_from: size in bytes from
+        which the files are uploaded in parts, which survives broken connections.
+        """
+        body = {"name": name, "language": language, "near_duplicates": near_duplicates}
+        return await self._upload(wire.CorpusLoad, "/v1/corpora", body, [(None, file) for file in files], in_parts_from)
+
+    async def fetch_corpus(
+        self,
+        name: str,
+        sources: Sequence[str],
+        language: str = "en",
+        *,
+        near_duplicates: wire.NearDuplicatesChoice = "drop",
+    ) -> wire.CorpusLoad:
+        """Let the service fetch `s3://…` or `hub:…` addresses as the next version of a corpus.
+
+        Raises InvalidRequest for an address that the operator does not allow.
+        """
+        body = {"name": name, "language": language, "near_duplicates": near_duplicates, "sources": list(sources)}
+        return await self._post(wire.CorpusLoad, "/v1/corpora/from-sources", json=body)
+
+    async def wait_corpus(
+        self, name: str, load_id: str, on_progress: Callable[[wire.CorpusLoad], None] | None = None
+    ) -> wire.CorpusLoad:
+        """Wait until a load is ready. Raises its error if it failed, and Conflict if it was cancelled."""
+        while True:
+            load = await self._get(wire.CorpusLoad, "/v1/corpora/{}/loads/{}", name, load_id)
+            if on_progress is not None:
+                on_progress(load)
+            if load.state == "ready":
+                return load
+            if load.state == "failed":
+                raise error_from_dict(load.error) if load.error else TLMError(f"The load of corpus '{name}' failed.")
+            if load.state == "cancelled":
+                raise Conflict(f"The load of corpus '{name}' was cancelled. Add the corpus again.")
+            await self._sleep(_POLL_SECONDS)
+
+    async def cancel_load(self, name: str, load_id: str) -> wire.CorpusLoad:
+        """Cancel a load. It is `cancelling` until its files and index are deleted. Earlier versions stay."""
+        return await self._post(wire.CorpusLoad, "/v1/corpora/{}/loads/{}/cancel", name, load_id)
+
+    def corpora(self) -> AsyncIterator[wire.Corpus]:
+        """Iterate over all corpora by name."""
+        return self._pages(wire.Page[wire.Corpus], "/v1/corpora", lambda corpus: corpus.name)
+
+    async def corpus(self, name: str) -> wire.Corpus:
+        """Return a corpus with its versions and latest loads."""
+        return await self._get(wire.Corpus, "/v1/corpora/{}", name)
+
+    async def delete_corpus(self, name: str, version: str | None = None) -> None:
+        """Delete a corpus, or one version of it. Raises Conflict while a job needs it."""
+        if version is None:
+            await self._delete("/v1/corpora/{}", name)
+        else:
+            await self._delete("/v1/corpora/{}/versions/{}", name, version)
+
+    async def refused_passages(self, name: str, version: str) -> list[wire.RefusedPassage]:
+        """Return the passages of a version that the index cannot hold, with the reasons."""
+        return await self._list(wire.Items[wire.RefusedPassage], "/v1/corpora/{}/versions/{}/refused", name, version)
+
+    async def search(self, name: str, query: str, k: int = 10) -> list[wire.Hit]:
+        """Return the best k passages of a corpus for a query, best first."""
+        body = {"query": query, "k": k}
+        result = await self._post(wire.SearchResult, "/v1/corpora/{}/search", name, repeat=True, json=body)
+        return list(result.hits)
+
+    # --- jobs --------------------------------------------------------------------------------------------------------
+
+    async def submit(self, spec: JobSpec, *, key: str | None = None) -> wire.Job:
+        """Submit a job. The gateway has stored it when this returns.
+
+        key: the idempotency key, random by default. A repeated request with the same key creates no second job.
+        """
+        return await self._submit("/v1/jobs", key=key, json=_body(spec))
+
+    async def dry_run(self, spec: JobSpec) -> wire.DryRun:
+        """Validate a job and estimate its cost without submitting it."""
+        return await self._post(wire.DryRun, "/v1/jobs", repeat=True, json=_body(spec), params={"dry_run": True})
+
+    async def estimate(self, spec: JobSpec) -> wire.Estimate:
+        """Estimate time, FLOPs, memory, disk, GPU hours and passages of a job. Unknown values are None."""
+        return await self._post(wire.Estimate, "/v1/jobs/estimate", repeat=True, json=_body(spec))
+
+    async def retry(self, job_id: str, *, key: str | None = None) -> wire.Job:
+        """Submit a failed or cancelled job again. The new job reuses the stages that are done."""
+        return await self._submit("/v1/jobs/{}/retry", job_id, key=key)
+
+    async def clone(
+        self, job_id: str, changes: Mapping[str, object] | None = None, *, key: str | None = None
+    ) -> wire.Job:
+        """Submit a copy of a job with changed fields. Overrides of the recipe are merged key by key."""
+        return await self._submit("/v1/jobs/{}/clone", job_id, key=key, json=dict(changes or {}))
+
+    def jobs(
+        self,
+        state: str | None = None,
+        *,
+        kind: str | None = None,
+        dataset: str | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> AsyncIterator[wire.JobSummary]:
+        """Iterate over the jobs that match all filters, newest first. dataset: id or name; labels: metadata."""
+        label = [f"{name}={value}" for name, value in (labels or {}).items()]
+        filters = {"state": state, "kind": kind, "dataset": dataset, "label": label}
+        return self._pages(wire.Page[wire.JobSummary], "/v1/jobs", lambda job: job.id, **filters)
+
+    async def job(self, job_id: str) -> wire.Job:
+        """Return a job with its state, progress, error, resolved inputs and stages."""
+        return await self._get(wire.Job, "/v1/jobs/{}", job_id)
+
+    async def delete_job(self, job_id: str) -> None:
+        """Delete a job that is over, with the model and checkpoints that no other job uses."""
+        await self._delete("/v1/jobs/{}", job_id)
+
+    async def cancel(self, job_id: str) -> wire.Job:
+        """Cancel a job. It is `cancelling` until nothing of it runs. A second call is not an error."""
+        return await self._post(wire.Job, "/v1/jobs/{}/cancel", job_id)
+
+    async def pause(self, job_id: str) -> wire.Job:
+        """Pause a job. It is `pausing` until its worker has written a checkpoint."""
+        return await self._post(wire.Job, "/v1/jobs/{}/pause", job_id)
+
+    async def resume(self, job_id: str) -> wire.Job:
+        """Queue a paused job again. It resumes from its last checkpoint."""
+        return await self._post(wire.Job, "/v1/jobs/{}/resume", job_id)
+
+    async def compare(self, job_ids: Sequence[str], *, points: int = 200) -> wire.Comparison:
+        """Compare 2 to 10 jobs: settings, scores, costs and curves. points: limit per curve."""
+        return await self._get(wire.Comparison, "/v1/jobs/compare", ids=list(job_ids), points=points)
+
+    async def events(self, job_id: str, *, after: int = 0, patience: float = 120.0) -> AsyncIterator[wire.JobEvent]:
+        """Follow the events of a job with seq > after, and progress snapshots, until the job is over.
+
+        Reconnects after a broken connection, and raises Unavailable after `patience` seconds without data. The end of
+        the iteration does not show how the job ended; `job` does.
+        """
+        stream = Stream(str(after), patience, self._clock)
+        async for event, body in self._follow(http.path("/v1/jobs/{}/events", job_id), stream):
+            yield wire.JobEvent(**body) if "seq" in body else wire.JobEvent(type=event, data=body)
+
+    def past_events(self, job_id: str) -> AsyncIterator[wire.JobEvent]:
+        """Iterate over the events so far, in order, without waiting for new ones."""
+        path = http.path("/v1/jobs/{}/events", job_id)
+        return self._pages(wire.Page[wire.JobEvent], path, lambda event: str(event.seq))
+
+    async def wait(
+        self, job_id: str, on_event: Callable[[wire.JobEvent], None] | None = None, *, patience: float = 120.0
+    ) -> wire.Job:
+        """Wait until a job is over and return it, also if it failed."""
+        after = 0
+        while True:
+            async for event in self.events(job_id, after=after, patience=patience):
+                after = event.seq or after
+                if on_event is not None:
+                    on_event(event)
+            job = await self.job(job_id)
+            if job.is_over:
+                return job
+            await self._sleep(_POLL_SECONDS)
+
+    def metrics(self, job_id: str) -> AsyncIterator[wire.JsonObject]:
+        """Iterate over the metric points of a job, in order."""
+        path = http.path("/v1/jobs/{}/metrics", job_id)
+        return self._pages(wire.Page[wire.JsonObject], path, lambda point: str(point["id"]))
+
+    async def series(
+        self, job_id: str, *, points: int = 300, node: str | None = None, names: Sequence[str] = ()
+    ) -> list[wire.Series]:
+        """Return the metrics of a job as columns of at most `points`, with every peak. node, names: filters."""
+        path, filters = "/v1/jobs/{}/metrics/series", {"node": node, "name": list(names)}
+        return await self._list(wire.Items[wire.Series], path, job_id, points=points, **filters)
+
+    def logs(self, job_id: str) -> AsyncIterator[wire.JsonObject]:
+        """Iterate over the log lines of a job, in order."""
+        path = http.path("/v1/jobs/{}/logs", job_id)
+        return self._pages(wire.Page[wire.JsonObject], path, lambda line: str(line["id"]))
+
+    async def last_logs(self, job_id: str, count: int) -> list[wire.JsonObject]:
+        """Return the last `count` log lines, in order."""
+        return await self._list(wire.Items[wire.JsonObject], "/v1/jobs/{}/logs", job_id, tail=count)
+
+    async def follow_logs(
+        self, job_id: str, *, after: str = "0", patience: float = 120.0
+    ) -> AsyncIterator[wire.JsonObject]:
+        """Follow the log lines after the line with id `after`, until the job is over. Reconnects like `events`."""
+        stream = Stream(after, patience, self._clock)
+        async for _, line in self._follow(http.path("/v1/jobs/{}/logs", job_id), stream):
+            yield line
+
+    # --- results -----------------------------------------------------------------------------------------------------
+
+    async def checkpoints(self, job_id: str) -> list[wire.Checkpoint]:
+        """Return the checkpoints that exist, with node, step, metrics and files."""
+        return await self._list(wire.Items[wire.Checkpoint], "/v1/jobs/{}/checkpoints", job_id)
+
+    async def download_checkpoint(
+        self, job_id: str, checkpoint: wire.Checkpoint, folder: Path, on_bytes: OnBytes | None = None
+    ) -> list[Path]:
+        """Download the files of a checkpoint, like `download`."""
+        base = http.path("/v1/jobs/{}/checkpoints/{}/{}", job_id, checkpoint.node, str(checkpoint.step))
+        return [await self._download(base, file, folder, on_bytes) for file in checkpoint.files]
+
+    async def download_checkpoint_archive(self, job_id: str, checkpoint: wire.Checkpoint, target: Path) -> Path:
+        """Download a checkpoint as one tar file."""
+        path = http.path("/v1/jobs/{}/checkpoints/{}/{}", job_id, checkpoint.node, str(checkpoint.step))
+        return await self._download_archive(path, target)
+
+    async def report(self, job_id: str) -> wire.JsonObject:
+        """Return test scores per seed with mean and spread, the majority baseline, and the cost of each stage."""
+        return await self._get(wire.JsonObject, "/v1/jobs/{}/report", job_id)
+
+    async def model(self, job_id: str) -> list[FileEntry]:
+        """Return the files of the model. Raises Conflict while there is no model, NotFound if there will be none."""
+        return list((await self._get(wire.Model, "/v1/jobs/{}/model", job_id)).files)
+
+    async def download(self, job_id: str, folder: Path, on_bytes: OnBytes | None = None) -> list[Path]:
+        """Download the files of the model, verified by SHA-256. Skips complete files and resumes partial ones.
+
+        Raises CorruptArtifact if the bytes do not match their digest.
+        """
+        base = http.path("/v1/jobs/{}/model/files", job_id)
+        return [await self._download(base, file, folder, on_bytes) for file in await self.model(job_id)]
+
+    async def download_archive(self, job_id: str, target: Path) -> Path:
+        """Download the model as one tar file. Unlike `download`, this cannot resume."""
+        return await self._download_archive(http.path("/v1/jobs/{}/model/archive", job_id), target)
+
+    async def selection(
+        self, job_id: str, *, words: str = "", train_row: int | None = None, after: int = 0, limit: int = 20
+    ) -> wire.Selection:
+        """Return a page of the selected passages with their provenance, best rank first.
+
+        words: words that a passage must contain. train_row: the row whose query selected it. after: passages to skip.
+        """
+        params = {"q": words, "train_row": train_row, "after": after, "limit": limit}
+        return await self._get(wire.Selection, "/v1/jobs/{}/selection", job_id, **params)
+
+    async def predict(
+        self, job_id: str, texts: Sequence[str], pairs: Sequence[str] | None = None
+    ) -> list[wire.Prediction]:
+        """Classify texts with the model of a job. pairs: the second texts, if the task has text pairs."""
+        body = {"texts": list(texts)} | ({"pairs": list(pairs)} if pairs is not None else {})
+        kind = wire.Items[wire.Prediction]
+        return list((await self._post(kind, "/v1/jobs/{}/predict", job_id, repeat=True, json=body)).data)
+
+    # --- webhooks and service ----------------------------------------------------------------------------------------
+
+    async def add_webhook(self, url: str, events: Sequence[str] = ()) -> wire.WebhookCreated:
+        """Add an endpoint that receives events. Only this answer contains the secret that verifies signatures."""
+        body = {"url": url} | ({"events": list(events)} if events else {})
+        return await self._post(wire.WebhookCreated, "/v1/webhooks", json=body)
+
+    async def webhooks(self) -> list[wire.Webhook]:
+        """Return all webhooks, oldest first."""
+        return await self._list(wire.Items[wire.Webhook], "/v1/webhooks")
+
+    async def webhook(self, webhook_id: str) -> wire.Webhook:
+        """Return a webhook. `disabled` says why the gateway stopped sending events."""
+        return await self._get(wire.Webhook, "/v1/webhooks/{}", webhook_id)
+
+    async def webhook_attempts(self, webhook_id: str) -> list[wire.WebhookAttempt]:
+        """Return the latest delivery attempts, newest first."""
+        return await self._list(wire.Items[wire.WebhookAttempt], "/v1/webhooks/{}/attempts", webhook_id)
+
+    async def delete_webhook(self, webhook_id: str) -> None:
+        """Delete a webhook."""
+        await self._delete("/v1/webhooks/{}", webhook_id)
+
+    async def info(self) -> wire.Info:
+        """Return version and limits of the gateway."""
+        return await self._get(wire.Info, "/v1/info")
+
+    async def ready(self) -> dict[str, str]:
+        """Return the status of each component. Raises Unavailable if a component does not answer."""
+        return http.parse(dict[str, str], await self._send("GET", "/readyz"))
+
+    # --- requests ----------------------------------------------------------------------------------------------------
+
+    async def _get(self, kind: type[T], path: str, /, *parts: str, **params: object) -> T:
+        params = {name: value for name, value in params.items() if value is not None}
+        return await self._call(kind, "GET", http.path(path, *parts), repeat=True, params=params)
+
+    async def _list(self, kind: type[wire.Items[T]], path: str, /, *parts: str, **params: object) -> list[T]:
+        return list((await self._get(kind, path, *parts, **params)).data)
+
+    async def _pages(
+        self, kind: type[wire.Page[T]], path: str, key: Callable[[T], str], /, **params: object
+    ) -> AsyncIterator[T]:
+        """Iterate over a list, page by page. key: returns the value of `after` that follows an item."""
+        while True:
+            page = await self._get(kind, path, limit=_PAGE, **params)
+            for item in page.data:
+                yield item
+            if not page.has_more or not page.data:
+                return
+            params["after"] = key(page.data[-1])
+
+    async def _post(self, kind: type[T], path: str, *parts: str, repeat: bool = False, **options: Any) -> T:
+        return await self._call(kind, "POST", http.path(path, *parts), repeat=repeat, **options)
+
+    async def _submit(self, path: str, *parts: str, key: str | None, **options: Any) -> wire.Job:
+        """Post a request that creates a job. The idempotency key makes it safe to repeat."""
+        headers = {"Idempotency-Key": key or str(uuid.uuid4())}
+        return await self._post(wire.Job, path, *parts, repeat=True, headers=headers, **options)
+
+    async def _delete(self, path: str, *parts: str, **params: object) -> None:
+        await self._send("DELETE", http.path(path, *parts), params=params)
+
+    async def _call(self, kind: type[T], method: str, path: str, *, repeat: bool = False, **options: Any) -> T:
+        tries = self._tries if repeat else 1
+        return http.parse(kind, await self._retry(tries, self._send, method, path, **options))
+
+    async def _retry(self, tries: int, call: http.AsyncCall[P, R], *args: P.args, **options: P.kwargs) -> R:
+        stop, retry = stop_after_attempt(tries), http.is_retryable
+        retrying = AsyncRetrying(stop=stop, wait=http.retry_delay, retry=retry, sleep=self._sleep, reraise=True)
+        return await retrying(call, *args, **options)
+
+    async def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
+        try:
+            response = await self._http.request(method, path, **options)
+        except httpx.HTTPError as error:
+            raise http.unreachable(self.url, error) from error
+        if response.is_error:
+            raise http.error_of(response)
+        return response
+
+    @asynccontextmanager
+    async def _stream(self, path: str, headers: Mapping[str, str], **options: Any) -> AsyncIterator[httpx.Response]:
+        """Open a response without reading its body. Raises the same errors as `_send`."""
+        try:
+            async with self._http.stream("GET", path, headers=headers, **options) as response:
+                if response.is_error:
+                    await response.aread()
+                    raise http.error_of(response)
+                yield response
+        except httpx.HTTPError as error:
+            raise http.unreachable(self.url, error) from error
+
+    async def _follow(self, path: str, stream: Stream) -> AsyncIterator[tuple[str, wire.JsonObject]]:
+        """Iterate over type and body of server-sent events until the `end` event."""
+        while True:
+            reason = "It closed the stream before its end."
+            try:
+                async with self._stream(path, stream.headers(), timeout=_STREAM_TIMEOUT) as response:
+                    stream.connected(response)
+                    async for event in EventSource(response).aiter_sse():
+                        if event.event == "end":
+                            return
+                        body = stream.body_of(event)
+                        if body is not None:
+                            yield event.event, body
+            except Unavailable as error:
+                reason = error.message
+            await self._sleep(stream.next_delay(reason))
+
+    # --- transfers ---------------------------------------------------------------------------------------------------
+
+    async def _upload(
+        self,
+        kind: type[T],
+        path: str,
+        body: Mapping[str, object],
+        files: Sequence[tuple[str | None, Path]],
+        in_parts_from: int,
+    ) -> T:
+        """Post `body` with files, in one form or in parts. files: each with its split, or None for a list of files."""
+        if sum(file.stat().st_size for _, file in files) >= in_parts_from:
+            return await self._upload_in_parts(kind, f"{path}/from-uploads", body, files)
+        form = {name: value if isinstance(value, str) else json.dumps(value) for name, value in body.items()}
+        with ExitStack() as stack:
+            handles = [(split, file.name, stack.enter_context(open(file, "rb"))) for split, file in files]
+            parts = [(split or "files", (name, handle, http.BYTES)) for split, name, handle in handles]
+            return await self._post(kind, path, data=form, files=parts, timeout=_UPLOAD_TIMEOUT)
+
+    async def _upload_in_parts(
+        self, kind: type[T], path: str, body: Mapping[str, object], files: Sequence[tuple[str | None, Path]]
+    ) -> T:
+        """Upload files in parts and post `body` with their ids. Deletes the uploads if the gateway rejects them."""
+        check_not_empty(files)
+        uploads: list[wire.Upload] = []
+        try:
+            for _, file in files:
+                facts = {"name": file.name, "size": file.stat().st_size, "sha256": sha256_file(file)}
+                uploads.append(await self._post(wire.Upload, "/v1/uploads", json=facts))
+                await self._upload_parts(file, uploads[-1])
+            ids = {split: upload.id for (split, _), upload in zip(files, uploads, strict=True)}
+            body = {**body, "files": [upload.id for upload in uploads] if None in ids else ids}
+            return await self._post(kind, path, json=body, timeout=_UPLOAD_TIMEOUT)
+        except Unavailable:
+            raise
+        except TLMError:
+            for upload in uploads:
+                with suppress(TLMError):  # The gateway deletes unused uploads after a few days.
+                    await self._delete("/v1/uploads/{}", upload.id)
+            raise
+
+    async def _upload_parts(self, file: Path, upload: wire.Upload) -> None:
+        with open(file, "rb") as handle:
+            while upload.offset < upload.size:
+                try:
+                    upload = await self._retry(_TRANSFER_TRIES, self._upload_part, handle, upload)
+                except Unavailable as error:
+                    raise Unavailable(f"Cannot upload {file.name}. {error.message} Upload it again later.") from error
+
+    async def _upload_part(self, handle: IO[bytes], upload: wire.Upload) -> wire.Upload:
+        """Send the next part. Only the gateway knows its offset, because an answer may be lost."""
+        path = http.path("/v1/uploads/{}", upload.id)
+        upload = await self._get(wire.Upload, path)
+        part, headers = next_part(handle, upload)
+        return await self._call(wire.Upload, "PUT", path, content=part, headers=headers) if part else upload
+
+    async def _download(self, base: str, file: FileEntry, folder: Path, on_bytes: OnBytes | None) -> Path:
+        download, path = Download(file, folder, on_bytes), f"{base}/{quote(file.name)}"
+        with storage_errors(f"writing {download.target}"):
+            if download.exists():
+                return download.target
+            for _ in range(2):  # The first digest is wrong if the partial file was damaged.
+                while not download.is_complete():
+                    try:
+                        await self._retry(_TRANSFER_TRIES, self._receive, path, download)
+                    except Unavailable as error:
+                        message = f"Cannot download {file.name}. {error.message} Download again later to resume."
+                        raise Unavailable(message) from error
+                if download.publish():
+                    return download.target
+        raise CorruptArtifact(f"{file.name} does not match its SHA-256 after two downloads. Report it to the operator.")
+
+    async def _receive(self, path: str, download: Download) -> None:
+        """Append bytes to the partial file. Raises Unavailable if a connection breaks before it brings any."""
+        start = download.done
+        try:
+            async with self._stream(path, download.headers()) as response:
+                with download.opened(response) as write:
+                    async for block in response.aiter_bytes():
+                        write(block)
+        except Unavailable:
+            if download.done <= start:
+                raise
+        if download.done <= start:
+            raise Unavailable(f"The gateway sent no bytes of {download.file.name}.")
+
+    async def _download_archive(self, path: str, target: Path) -> Path:
+        """Write an archive to `target` when all of it is received. Raises Unavailable if the connection breaks."""
+        partial = target.with_name(f"{target.name}.part")
+        with storage_errors(f"writing {target}"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            async with self._stream(path, {"Accept-Encoding": "identity"}) as response:
+                with open(partial, "wb") as handle:
+                    async for block in response.aiter_bytes():
+                        handle.write(block)
+            size = partial.stat().st_size
+            if size != int(response.headers["content-length"]):
+                raise Unavailable(f"The download of {target.name} ended at byte {size:,}. Download again.")
+            return partial.replace(target)
+
+
+def _body(spec: JobSpec) -> wire.JsonObject:
+    """Return a spec without defaults, but with every explicit field that a pruned job would provide otherwise."""
+    explicit = spec.model_dump(mode="json", include=spec.model_fields_set & set(FROM_JOB))
+    return spec.model_dump(mode="json", exclude_defaults=True) | explicit

@@ -1,0 +1,155 @@
+"""HTTP for both clients: connection settings, retries, errors and the parsing of answers."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, ParamSpec, TypedDict, TypeVar
+from urllib.parse import quote
+
+import httpx
+from pydantic import TypeAdapter, ValidationError
+from tenacity import RetryCallState, retry_if_exception, wait_random_exponential
+
+from tlm_core.errors import (
+    Conflict,
+    InvalidDataset,
+    InvalidRequest,
+    NotFound,
+    TLMError,
+    Unauthorized,
+    Unavailable,
+    error_classes,
+    error_from_dict,
+)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+R = TypeVar("R")
+AsyncSleep = Callable[[float], Awaitable[None]]
+SyncSleep = Callable[[float], None]
+AsyncCall = Callable[P, Awaitable[R]]
+SyncCall = Callable[P, R]
+
+_MAX_RETRY_AFTER_SECONDS = 30.0
+BYTES = "application/octet-stream"
+_backoff = wait_random_exponential(multiplier=0.5, min=0.25, max=8)
+is_retryable = retry_if_exception(lambda error: isinstance(error, TLMError) and error.retryable)
+
+# For responses that are not a problem of the gateway, for example those of a proxy.
+_ERROR_BY_STATUS: Mapping[int, type[TLMError]] = {
+    401: Unauthorized, 403: Unauthorized, 404: NotFound, 409: Conflict, 502: Unavailable, 503: Unavailable,
+    504: Unavailable,
+}  # fmt: skip
+
+
+class ConnectionSettings(TypedDict):
+    """Arguments of httpx's clients."""
+
+    base_url: str
+    headers: dict[str, str]
+    timeout: httpx.Timeout
+    trust_env: bool
+
+
+def connection_settings(url: str, token: str, timeout: float) -> ConnectionSettings:
+    """Return the arguments of an httpx client. Raises InvalidRequest for an invalid URL or token."""
+    check_gateway(url, token)
+    return {
+        "base_url": url,
+        # Without a token, the gateway answers that the token is missing. An empty header is invalid.
+        "headers": {"Authorization": f"Bearer {token}"} if token else {},
+        "timeout": httpx.Timeout(timeout, connect=5.0),
+        # A proxy from the environment cannot reach the loopback interface of this machine.
+        "trust_env": not _is_loopback(url),
+    }
+
+
+def check_gateway(url: str, token: str) -> None:
+    """Raise InvalidRequest if `url` is not the URL of a gateway, or if a header cannot contain `token`."""
+    try:
+        parsed = httpx.URL(url)
+        parsed.host.encode("idna")
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise InvalidRequest(f"Invalid gateway URL '{url}': {error}.") from error
+    if parsed.scheme not in ("http", "https") or not parsed.host or not 0 < (parsed.port or 1) < 65_536:
+        raise InvalidRequest(f"Invalid gateway URL '{url}'. Expected a URL such as http://127.0.0.1:8321.")
+    if not (token.isascii() and token.isprintable() and token == token.strip()):
+        raise InvalidRequest(
+            "Invalid token. It contains a line break, a non-ASCII character, or a space at one end. Copy it again."
+        )
+
+
+def _is_loopback(url: str) -> bool:
+    host = httpx.URL(url).host
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def path(template: str, *parts: str) -> str:
+    """Fill `/v1/jobs/{}` with percent-encoded parts."""
+    return template.format(*(quote(part, safe="") for part in parts))
+
+
+def retry_delay(state: RetryCallState) -> float:
+    """Return a random, growing number of seconds, at least as long as `Retry-After` says."""
+    error = state.outcome.exception() if state.outcome else None
+    required = float(error.facts.get("retry_after_seconds", 0)) if isinstance(error, TLMError) else 0.0
+    return max(_backoff(state), min(required, _MAX_RETRY_AFTER_SECONDS))
+
+
+def parse(kind: type[T], response: httpx.Response) -> T:
+    """Return the JSON of a response as `kind`. Ignores unknown fields. Raises TLMError if the JSON does not match."""
+    try:
+        return TypeAdapter(kind).validate_python(json.loads(response.content or b"{}"), extra="ignore")
+    except ValidationError as error:
+        raise TLMError(
+            f"Cannot read the answer of the gateway. Use the same release of client and gateway. {error}"
+        ) from error
+    except ValueError as error:
+        raise TLMError(f"{response.request.url} did not answer with JSON. Check the URL of the gateway.") from error
+
+
+def unreachable(url: str, error: httpx.HTTPError) -> Unavailable:
+    """Return the error for a gateway that did not answer."""
+    return Unavailable(
+        f"The gateway at {url} does not answer ({str(error) or type(error).__name__}). Check that it runs. "
+        "`tlm up` starts a gateway on this machine."
+    )
+
+
+def error_of(response: httpx.Response) -> TLMError:
+    """Return the error that a response with status 400 or higher describes, with all its facts."""
+    error = _error_of(response)
+    if response.headers.get("Retry-After", "").isdigit():
+        error.facts["retry_after_seconds"] = int(response.headers["Retry-After"])
+    return error
+
+
+def _error_of(response: httpx.Response) -> TLMError:
+    status, request = response.status_code, response.request
+    fallback = _ERROR_BY_STATUS.get(status, TLMError if status >= 500 else InvalidRequest)
+    problem = _problem(response)
+    if problem is None:
+        message = f"{request.url.host} answered {status} to {request.method} {request.url}."
+        return fallback(f"{message} Check the URL of the gateway.")
+    code, message = problem["code"], str(problem.get("detail") or problem.get("title") or f"Status {status}.")
+    facts, errors = dict(problem.get("facts") or {}), problem.get("errors") or []
+    if code == InvalidDataset.code:
+        facts["faults"] = errors
+    elif errors:
+        facts["errors"] = errors
+    if code not in error_classes():
+        return fallback(message, **facts)
+    return error_from_dict({"code": code, "message": message, "facts": facts})
+
+
+def _problem(response: httpx.Response) -> dict[str, Any] | None:
+    try:
+        body = response.json()
+    except ValueError:
+        return None
+    return body if isinstance(body, dict) and isinstance(body.get("code"), str) else None

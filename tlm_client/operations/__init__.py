@@ -1,1 +1,0 @@
-"""Every operation of the API, written once as steps (see tlm_client.steps); both clients are made of these."""

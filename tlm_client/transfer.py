@@ -1,0 +1,186 @@
+"""State of file transfers and event streams, which both clients share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+import httpx
+from httpx_sse import ServerSentEvent
+
+from tlm_client.http import BYTES
+from tlm_core.artifacts import FileEntry, sha256_file
+from tlm_core.errors import CorruptArtifact, Fault, InvalidDataset, Unavailable
+from tlm_core.wire import JsonObject, Upload
+
+# Larger files are uploaded in parts, so that a broken connection costs one part.
+RESUMABLE_BYTES = 64 << 20
+_PART_BYTES = 8 << 20
+_FIRST_DELAY, _LONGEST_DELAY = 0.5, 5.0
+
+
+@dataclass(frozen=True)
+class FileProgress:
+    """How many bytes of a file are transferred."""
+
+    name: str
+    done: int
+    size: int
+
+
+OnBytes = Callable[[FileProgress], None]
+
+
+class Download:
+    """One file that is downloaded into a folder.
+
+    The file gets its name only when it is complete. Until then, the bytes are in a partial file whose name contains
+    the digest, so a later download resumes it only for the same content.
+    """
+
+    def __init__(self, file: FileEntry, folder: Path, on_bytes: OnBytes | None) -> None:
+        self.file = file
+        self.target = folder / _relative(file.name)
+        self._partial = self.target.with_name(f"{self.target.name}.{file.sha256[:16]}.part")
+        self._on_bytes = on_bytes
+
+    def exists(self) -> bool:
+        """Return whether the complete file is in the folder."""
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        same_size = self.target.is_file() and self.target.stat().st_size == self.file.size
+        if not (same_size and sha256_file(self.target) == self.file.sha256):
+            return False
+        self._report(self.file.size)
+        return True
+
+    @property
+    def done(self) -> int:
+        """Bytes in the partial file; -1 if there is no such file."""
+        return self._partial.stat().st_size if self._partial.exists() else -1
+
+    def is_complete(self) -> bool:
+        if self.done > self.file.size:
+            self._partial.unlink()
+        return self.done == self.file.size
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers that request the missing bytes, or the whole file if its content changed."""
+        headers = {"Accept-Encoding": "identity"}
+        if self.done > 0:
+            headers |= {"Range": f"bytes={self.done}-", "If-Range": f'"{self.file.sha256}"'}
+        return headers
+
+    @contextmanager
+    def opened(self, response: httpx.Response) -> Iterator[Callable[[bytes], None]]:
+        """Open the partial file for the bytes of `response`. Raises CorruptArtifact if these do not fit."""
+        resumed = response.status_code == httpx.codes.PARTIAL_CONTENT
+        if resumed and not response.headers.get("content-range", "").startswith(f"bytes {self.done}-"):
+            raise CorruptArtifact(f"The gateway sent the wrong range of {self.file.name}. Download again.")
+        with open(self._partial, "ab" if resumed else "wb") as handle:
+
+            def write(block: bytes) -> None:
+                handle.write(block)
+                if handle.tell() > self.file.size:
+                    raise CorruptArtifact(f"The gateway sent too many bytes of {self.file.name}. Download again.")
+                self._report(handle.tell())
+
+            yield write
+
+    def publish(self) -> bool:
+        """Give the complete file its name and return True. Delete it and return False if its digest is wrong."""
+        if sha256_file(self._partial) != self.file.sha256:
+            self._partial.unlink()
+            return False
+        os.replace(self._partial, self.target)
+        return True
+
+    def _report(self, done: int) -> None:
+        if self._on_bytes is not None:
+            self._on_bytes(FileProgress(self.file.name, done, self.file.size))
+
+
+def _relative(name: str) -> PurePosixPath:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts or "\\" in name:
+        raise CorruptArtifact(f"Invalid file name '{name}'. It points outside of the target folder.")
+    return path
+
+
+def check_not_empty(files: Sequence[tuple[str | None, Path]]) -> None:
+    """Raise InvalidDataset with one fault for each empty file. files: each with its split, if it has one."""
+    faults = [
+        Fault("empty_file", f"File {file.name} is empty. Fill it or remove it.", split)
+        for split, file in files
+        if not file.stat().st_size
+    ]
+    if faults:
+        raise InvalidDataset(faults[0].message, faults)
+
+
+def next_part(handle: IO[bytes], upload: Upload) -> tuple[bytes, dict[str, str]]:
+    """Return the bytes and the headers of the part of `handle` that the gateway expects next."""
+    handle.seek(upload.offset)
+    part = handle.read(min(_PART_BYTES, upload.part_bytes))
+    last = upload.offset + len(part) - 1
+    return part, {
+        "Content-Range": f"bytes {upload.offset}-{last}/{upload.size}",
+        "Content-Type": BYTES,
+    }
+
+
+class Stream:
+    """Position and delays of one event stream over several connections.
+
+    after: `seq` or id of the last known event. patience: seconds without data after which Unavailable is raised.
+    """
+
+    def __init__(self, after: str, patience: float, clock: Callable[[], float]) -> None:
+        self._after = after
+        self._patience = patience
+        self._clock = clock
+        self._response: httpx.Response | None = None
+        self._delay, self._last_data = _FIRST_DELAY, clock()
+
+    def headers(self) -> dict[str, str]:
+        headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
+        return headers | ({"Last-Event-ID": self._after} if _order(self._after) > (0,) else {})
+
+    def connected(self, response: httpx.Response) -> None:
+        self._response = response
+
+    def body_of(self, event: ServerSentEvent) -> JsonObject | None:
+        """Return the JSON of an event, or None if it has no data or if an earlier connection delivered it."""
+        self._received()
+        if not event.data:
+            return None
+        body: JsonObject = event.json()
+        number = body.get("seq", body.get("id"))
+        if number is not None:
+            if _order(str(number)) <= _order(self._after):
+                return None
+            self._after = str(number)
+        return body
+
+    def next_delay(self, reason: str) -> float:
+        """Return the seconds to wait before the next connection. Raises Unavailable when the patience is over."""
+        if self._response is not None and self._response.num_bytes_downloaded:
+            self._received()
+        self._response = None
+        if self._clock() - self._last_data > self._patience:
+            raise Unavailable(
+                f"No data from the gateway for {self._patience:.0f} s. {reason} Watch the job again later."
+            )
+        delay, self._delay = self._delay, min(2 * self._delay, _LONGEST_DELAY)
+        return delay
+
+    def _received(self) -> None:
+        self._delay, self._last_data = _FIRST_DELAY, self._clock()
+
+
+def _order(number: str) -> tuple[int, ...]:
+    """Return the sort key of `7` or `1700000000000-3`."""
+    return tuple(int(part) for part in number.split("-"))
