@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,27 +25,26 @@ from tlm_core.stages import PREPARE
 from tlm_core.studies.bilstm import BiLSTM, LSTMShape, initialise
 from tlm_core.studies.lstm_export import lstm_int8, lstm_onnx
 from tlm_core.studies.measure import compare_graphs
-from tlm_core.studies.stages import BucketBatches, LSTMTrainer
+from tlm_core.studies.stages import BucketBatches, lstm_flops
 from tlm_core.tasks.options import DatasetOptions
 from tlm_core.tasks.validate import write_task
 from tlm_core.training.architectures import scratch_shape
 from tlm_core.training.device import resolved_precision
 from tlm_core.training.graph import write_onnx
 from tlm_core.training.local import LocalCheckpoints, LocalReporter, run_stage
-from tlm_core.training.loop import Budget
+from tlm_core.training.loop import Trainer
 from tlm_core.training.model import TaskModel
 from tlm_core.training.model import initialize as initialize_encoder
-from tlm_core.training.optim import Optimizer
-from tlm_core.training.params import PrepareParams
+from tlm_core.training.optim import FlatOptimizer
+from tlm_core.training.params import PrepareParams, TuneParams
 from tlm_core.training.prepared import Prepared
-from tlm_core.training.recipe import Optimizer as OptimizerRecipe
-from tlm_core.training.recipe import resolve
-from tlm_core.training.stage import StageContext, StageParams
+from tlm_core.training.recipe import Budget, Finetune, Optimizer, Precision, resolve
+from tlm_core.training.stage import StageContext
 from tlm_core.training.state import weights
 
 BATCH = 32
 LAYERS, WIDTH = 4, 256
-OPTIMIZER = OptimizerRecipe(name="adamw", lr=2e-3)
+OPTIMIZER = Optimizer(name="adamw", lr=2e-3)
 CPU = torch.device("cpu")
 
 
@@ -59,25 +59,21 @@ def prepared_texts(folder: Path) -> Prepared:
     return Prepared(run_stage(PREPARE, {"task": folder / "task"}, params, folder / "prepared"))
 
 
-def ours(prepared: Prepared, folder: Path, precision: str, steps: int) -> float:
+def ours(prepared: Prepared, folder: Path, precision: Precision, steps: int) -> float:
     """Real tokens per second of our training loop, checkpoints and reports left out."""
     shape = LSTMShape(prepared.vocabulary.size, len(prepared.labels), LAYERS, WIDTH, WIDTH, prepared.max_length)
     model = BiLSTM(shape)
     initialise(model, 0)
-    context = StageContext(
-        {}, StageParams(), folder, LocalReporter(), LocalCheckpoints(folder / "none"), scratch=folder
-    )
-    trainer = LSTMTrainer(
-        ctx=context,
+    params = TuneParams(seed=0, precision=precision, checkpoint_steps=steps + 1, finetune=Finetune(optimizer=OPTIMIZER))
+    checkpoints = LocalCheckpoints(folder / "none")
+    trainer = Trainer(
+        ctx=StageContext({}, params, folder, LocalReporter(), checkpoints, scratch=folder),
         model=cast(Any, model),
-        optimizer=Optimizer(cast(Any, model), OPTIMIZER, ("encoder", "task")),
-        optimizer_recipe=OPTIMIZER,
+        optimizer=FlatOptimizer(cast(Any, model), OPTIMIZER, ("encoder", "task")),
         batches=BucketBatches(prepared, BATCH, 0),
-        budget=Budget("steps", steps),
-        seed=0,
-        precision=precision,
-        checkpoint_steps=steps + 1,
+        budget=Budget(steps=steps),
         device=CPU,
+        step_flops=partial(lstm_flops, shape),
     )
     state, _ = trainer.run()
     return state.tokens / state.seconds

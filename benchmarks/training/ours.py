@@ -13,10 +13,9 @@ import torch
 from benchmarks.training.apart import answer
 from benchmarks.training.data import bert_recipe, fast_recipe, prepared
 from tlm_core.training.local import LocalCheckpoints, LocalReporter
-from tlm_core.training.loop import Budget
 from tlm_core.training.params import JointParams
 from tlm_core.training.prepared import Batch
-from tlm_core.training.recipe import Recipe
+from tlm_core.training.recipe import Budget, Recipe
 from tlm_core.training.stage import StageContext
 from tlm_core.training.stages import joint_trainer
 from tlm_core.training.state import TrainState
@@ -55,7 +54,7 @@ class Ours:
 
     def state_after(self, steps: int) -> TrainState:
         """What the loop counted over `steps` more steps: batches, loss, gradient, update and reports."""
-        self.trainer.budget = Budget("steps", steps)
+        self.trainer.budget = Budget(steps=steps)
         state, _ = self.trainer.run()
         if self.trainer.device.type == "cuda":
             torch.cuda.synchronize()

@@ -25,13 +25,14 @@ from tlm_core.tasks.metrics import summary
 from tlm_core.training.architectures import Shape, architecture_of
 from tlm_core.training.device import holding_the_model, pick_device
 from tlm_core.training.evaluate import predict, validation_scores
-from tlm_core.training.loop import Budget, Trainer
+from tlm_core.training.loop import Trainer
+from tlm_core.training.memory import training_bytes
 from tlm_core.training.model import TaskModel
-from tlm_core.training.objective import Workers
-from tlm_core.training.optim import Optimizer
+from tlm_core.training.objective import Workers, step_flops
+from tlm_core.training.optim import FlatOptimizer
 from tlm_core.training.prepared import Batch, FinetuneBatches, Prepared
 from tlm_core.training.randomness import Stream, random_at
-from tlm_core.training.recipe import Optimizer as OptimizerRecipe
+from tlm_core.training.recipe import Budget, Optimizer
 from tlm_core.training.stage import StageContext
 from tlm_core.training.stages import build, evaluation_steps, write_trained
 from tlm_core.training.state import SHAPE, WEIGHTS, load_weights, own_units
@@ -100,13 +101,13 @@ def frozen(shape: Shape, mask: Mask) -> dict[str, Tensor]:
     return outside
 
 
-class TicketOptimizer(Optimizer):
+class TicketOptimizer(FlatOptimizer):
     """Leaves what the current task's ticket does not hold as it is: the weights and all that is remembered of them.
 
     A gradient of zero would not do: weight decay and momentum move weights without one.
     """
 
-    def __init__(self, model: SharedModel, recipe: OptimizerRecipe) -> None:
+    def __init__(self, model: SharedModel, recipe: Optimizer) -> None:
         tasks = [f"task{number}" for number in range(len(model.masks))]
         super().__init__(cast(Any, model), recipe, ("encoder", *tasks))
         self._model = model
@@ -174,17 +175,16 @@ def share(ctx: StageContext[ShareParams]) -> dict[str, Any]:
     model = SharedModel(models, masks)
     # A cap on steps is each task's, so that no task has fewer here than alone because another is large.
     steps = [finetune.steps(len(prepared.split("train"))) for prepared in tasks]
+    optimizer = TicketOptimizer(model, finetune.optimizer)
     trainer = Trainer(
         ctx=ctx,
         model=cast(Any, model),
-        optimizer=TicketOptimizer(model, finetune.optimizer),
-        optimizer_recipe=finetune.optimizer,
+        optimizer=optimizer,
         batches=SharedBatches(model, tasks, steps, finetune.batch, params.seed),
-        budget=Budget("steps", sum(steps)),
-        seed=params.seed,
-        precision=params.precision,
-        checkpoint_steps=params.checkpoint_steps,
+        budget=Budget(steps=sum(steps)),
         device=device,
+        step_flops=lambda batch: step_flops(model.shape, batch),  # of the current task's shape
+        memory=partial(training_bytes, model.shape, optimizer.size),
         validate=partial(_validate, model, tasks, params.precision, Workers(ctx.rank, ctx.world_size), device),
         evaluate_at=evaluation_steps(sum(steps), finetune.evaluations, False),
     )

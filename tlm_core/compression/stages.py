@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from tlm_core.compression.importance import importance as importance_of
-from tlm_core.compression.masks import Importance, Mask, one_shot, removals
+from tlm_core.compression.masks import Importance, one_shot, removals
 from tlm_core.compression.params import CheckEncoderParams, ImportanceParams, TicketParams
 from tlm_core.compression.sliced import MASK, sliced, spared_flops
 from tlm_core.training import published
 from tlm_core.training.device import pick_device
-from tlm_core.training.loop import Trainer
+from tlm_core.training.objective import step_flops
 from tlm_core.training.prepared import Batch, Prepared
 from tlm_core.training.stage import StageContext, StopRequested
 from tlm_core.training.stages import start, tune
@@ -61,18 +59,6 @@ def importance(ctx: StageContext[ImportanceParams]) -> dict[str, Any]:
     return {"layers": len(found.blocks), "heads": int(found.heads.shape[1])}
 
 
-@dataclass
-class TicketTrainer(Trainer):
-    """Counts the FLOPs of what the mask leaves of the model."""
-
-    mask: Mask | None = None
-
-    def _step_flops(self, batch: Batch) -> float:
-        assert self.mask is not None
-        spared = spared_flops(self.model.shape, self.mask, len(batch.rows), batch.tokens.shape[1])
-        return super()._step_flops(batch) - spared
-
-
 def ticket(ctx: StageContext[TicketParams]) -> dict[str, Any]:
     """Rewind to the weights before finetuning, cut away what the mask drops, finetune what is left (section 3.2).
 
@@ -82,7 +68,12 @@ def ticket(ctx: StageContext[TicketParams]) -> dict[str, Any]:
     found = Importance.from_dict(json.loads((ctx.inputs["importance"] / IMPORTANCE).read_text(encoding="utf-8")))
     mask = one_shot(found, ctx.params.level, ctx.params.which, ctx.params.seed)
     model, before = start(ctx)
-    meta = tune(ctx, sliced(model, mask), before, partial(TicketTrainer, mask=mask))
+
+    def flops(batch: Batch) -> float:
+        saved = spared_flops(model.shape, mask, len(batch.rows), batch.tokens.shape[1])
+        return step_flops(model.shape, batch) - saved
+
+    meta = tune(ctx, sliced(model, mask), before, flops=flops)
     if not ctx.rank:
         (ctx.out / MASK).write_text(json.dumps(mask.as_dict()), encoding="utf-8")
     return meta

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,8 +18,6 @@ from tlm_core.tasks.task import Task
 from tlm_core.training.device import pick_device
 from tlm_core.training.evaluate import predict, report_of, told
 from tlm_core.training.flops import FORWARD_AND_BACKWARD
-from tlm_core.training.loop import Trainer
-from tlm_core.training.memory import MICRO_ROWS
 from tlm_core.training.params import SeedsParams
 from tlm_core.training.prepared import Batch, Prepared, Split, task_batch
 from tlm_core.training.randomness import Stream, permutation, random_at
@@ -63,17 +62,11 @@ class BucketBatches:
         return [found[index] for index in shuffle]
 
 
-class LSTMTrainer(Trainer):
-    """Counts the FLOPs of a recurrence over texts side by side, as many steps for each as the longest has."""
-
-    def _first_rows(self) -> int:
-        return MICRO_ROWS  # not counted for a recurrence, which is small beside an encoder
-
-    def _step_flops(self, batch: Batch) -> float:
-        shape = cast(LSTMShape, self.model.shape)
-        head = 2.0 * batch.documents * 2 * shape.hidden * shape.labels
-        steps = batch.documents * (int(batch.rows.positions.max()) + 1)
-        return FORWARD_AND_BACKWARD * (steps * shape.token_flops() + head)
+def lstm_flops(shape: LSTMShape, batch: Batch) -> float:
+    """Return the FLOPs of a recurrence over texts side by side: each takes as many steps as the longest text."""
+    head = 2.0 * batch.documents * 2 * shape.hidden * shape.labels
+    steps = batch.documents * (int(batch.rows.positions.max()) + 1)
+    return FORWARD_AND_BACKWARD * (steps * shape.token_flops() + head)
 
 
 def bilstm(ctx: StageContext[BilstmParams]) -> dict[str, Any]:
@@ -94,7 +87,7 @@ def bilstm(ctx: StageContext[BilstmParams]) -> dict[str, Any]:
     )
     model = BiLSTM(shape)
     initialise(model, ctx.params.seed, embeddings)
-    return tune(ctx, cast(Any, model.to(pick_device())), before, LSTMTrainer, BucketBatches)
+    return tune(ctx, cast(Any, model.to(pick_device())), before, BucketBatches, partial(lstm_flops, shape))
 
 
 def _begun(joint: Path) -> tuple[Tensor, dict[str, Any]]:

@@ -81,7 +81,7 @@ class Model(_Part):
 
 
 class Budget(_Part):
-    """When a stage ends; exactly one is given. The learning rate decays over this budget."""
+    """When a stage ends, in exactly one unit. The learning rate decays over this budget."""
 
     steps: int | None = Field(None, ge=1)
     tokens: int | None = Field(None, ge=1, description="real (non-padding) tokens")
@@ -94,6 +94,14 @@ class Budget(_Part):
         if len(given) != 1:
             raise ValueError(f"give exactly one of steps, tokens, flops, seconds; got {given or 'none'}")
         return self
+
+    @property
+    def unit(self) -> str:
+        return next(name for name, value in self if value is not None)
+
+    @property
+    def amount(self) -> float:
+        return float(getattr(self, self.unit))
 
 
 class Optimizer(_Part):

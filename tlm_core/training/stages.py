@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,15 +17,15 @@ from tlm_core.training import published
 from tlm_core.training.architectures import Shape, scratch_shape
 from tlm_core.training.device import holding_the_model, pick_device
 from tlm_core.training.evaluate import predict, validation_scores
-from tlm_core.training.loop import Budget, Trainer
-from tlm_core.training.memory import MICRO_ROWS
+from tlm_core.training.loop import Trainer
+from tlm_core.training.memory import MICRO_ROWS, training_bytes
 from tlm_core.training.model import TaskModel, initialize, initialize_counted
-from tlm_core.training.objective import Workers
-from tlm_core.training.optim import Optimizer
+from tlm_core.training.objective import Workers, step_flops
+from tlm_core.training.optim import FlatOptimizer
 from tlm_core.training.params import SHRUNK, FinetuneParams, JointParams, TrainParams, TuneParams
 from tlm_core.training.prepared import Batch, FinetuneBatches, JointBatches, Prepared
 from tlm_core.training.profiling import copy_traces, trace_path, traced
-from tlm_core.training.recipe import OWN_STARTS, Model
+from tlm_core.training.recipe import OWN_STARTS, Budget, Model
 from tlm_core.training.stage import StageContext
 from tlm_core.training.state import HISTORY, SHAPE, WEIGHTS, TrainState, load_weights, own_units, read_history, weights
 
@@ -44,18 +45,16 @@ def joint_trainer(ctx: StageContext[JointParams]) -> Trainer:
     params, joint, device = ctx.params, ctx.params.joint, pick_device()
     prepared = Prepared(ctx.inputs["prepared"])
     model = build(params.model, prepared, params.seed).to(device)
+    optimizer = FlatOptimizer(model, joint.optimizer, ("encoder", "vocabulary", "task"))
     return Trainer(
         ctx=ctx,
         model=model,
-        optimizer=Optimizer(model, joint.optimizer, ("encoder", "vocabulary", "task")),
-        optimizer_recipe=joint.optimizer,
+        optimizer=optimizer,
         batches=JointBatches(prepared, joint, params.seed),
-        budget=Budget.of(joint.budget),
-        seed=params.seed,
-        precision=params.precision,
-        checkpoint_steps=params.checkpoint_steps,
+        budget=joint.budget,
         device=device,
-        masked=joint.highest_mask_rate,
+        step_flops=partial(step_flops, model.shape),
+        memory=partial(training_bytes, model.shape, optimizer.size, masked=joint.highest_mask_rate),
     )
 
 
@@ -83,12 +82,13 @@ def tune(
     ctx: StageContext[TuneParams],
     model: TaskModel,
     before: Mapping[str, Any],
-    make: Callable[..., Trainer] = Trainer,
     draw: Callable[[Prepared, int, int], Callable[[int, float], Batch]] = FinetuneBatches,
+    flops: Callable[[Batch], float] | None = None,
 ) -> dict[str, Any]:
-    """Finetune what `start` gave (or what was made of it) and write the weights that validation chose.
+    """Finetune a model and write the weights with the best validation score.
 
-    make: the trainer; draw: (prepared, batch size, seed) → batches by step.
+    before: the joint stage's history, or {}. draw: (prepared, batch size, seed) → batches by step. flops: of a batch's
+    forward and backward pass; by default those of the encoder.
     """
     params, finetune, device = ctx.params, ctx.params.finetune, pick_device()
     prepared = Prepared(ctx.inputs["prepared"])
@@ -100,17 +100,16 @@ def tune(
         logits = predict(model, validation, prepared, device=device, precision=params.precision, workers=workers)
         return validation_scores(logits, validation, prepared)
 
-    trainer = make(
+    optimizer = FlatOptimizer(model, finetune.optimizer, ("encoder", "task"))
+    trainer = Trainer(
         ctx=ctx,
         model=model,
-        optimizer=Optimizer(model, finetune.optimizer, ("encoder", "task")),
-        optimizer_recipe=finetune.optimizer,
+        optimizer=optimizer,
         batches=draw(prepared, finetune.batch, params.seed),
-        budget=Budget("steps", steps),
-        seed=params.seed,
-        precision=params.precision,
-        checkpoint_steps=params.checkpoint_steps,
+        budget=Budget(steps=steps),
         device=device,
+        step_flops=flops or partial(step_flops, model.shape),
+        memory=partial(training_bytes, model.shape, optimizer.size) if isinstance(model.shape, Shape) else None,
         validate=validate,
         evaluate_at=evaluation_steps(steps, finetune.evaluations, head_trained),
     )

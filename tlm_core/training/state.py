@@ -1,6 +1,6 @@
-"""All that a stage's loop carries from step to step, and its form on disk.
+"""Everything that the training loop carries from step to step, and its form on disk.
 
-What is drawn at random and which rows come next follow from the step number, so they need no place here.
+Random draws and the order of rows follow from the step number, so they are not part of the state.
 """
 
 from __future__ import annotations
@@ -22,21 +22,65 @@ from tlm_core.errors import CorruptArtifact
 from tlm_core.training.architectures import Shape
 from tlm_core.training.memory import MICRO_ROWS
 from tlm_core.training.model import TaskModel
-from tlm_core.training.optim import Optimizer
+from tlm_core.training.optim import FlatOptimizer
 from tlm_core.training.prepared import Prepared
+from tlm_core.training.recipe import Budget
 
-# What a training stage's artifact holds.
+# Files of a training stage's artifact.
 HISTORY, SHAPE = "history.json", "model.json"
-# What a checkpoint holds; the weights have the same name in both.
+# Files of a checkpoint. The weights have the same name in both.
 WEIGHTS, OPTIMIZER, BEST, STATE = "model.safetensors", "optimizer.safetensors", "best.safetensors", "state.json"
+
+
+@dataclass(frozen=True)
+class StepLosses:
+    """Mean losses of one step; None for a loss that the step does not train."""
+
+    mlm: float | None = None
+    task: float | None = None
+
+    def as_dict(self) -> dict[str, float | None]:
+        return asdict(self)
+
+
+@dataclass
+class RunningMean:
+    """The mean of the values so far; it ignores None."""
+
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, value: float | None) -> None:
+        if value is not None:
+            self.total += value
+            self.count += 1
+
+    @property
+    def value(self) -> float | None:
+        return self.total / self.count if self.count else None
+
+
+@dataclass
+class LossMeans:
+    """Mean losses over several steps."""
+
+    mlm: RunningMean = field(default_factory=RunningMean)
+    task: RunningMean = field(default_factory=RunningMean)
+
+    def add(self, losses: StepLosses) -> None:
+        self.mlm.add(losses.mlm)
+        self.task.add(losses.task)
+
+    def as_dict(self) -> dict[str, float | None]:
+        return {"mlm": self.mlm.value, "task": self.task.value}
 
 
 @dataclass
 class TrainState:
     """Counts of the stage so far (over all workers), its history, and the best evaluation.
 
-    sums: loss sums and counts since the last point of the history. micro_rows: rows held in memory at once.
-    skipped: steps left out because their loss was not a number.
+    means: losses since the last point of the history. last_point: its number. best: index of the best evaluation.
+    micro_rows: rows processed at once. skipped: steps without an update because their loss was not finite.
     """
 
     step: int = 0
@@ -44,40 +88,46 @@ class TrainState:
     flops: float = 0.0
     seconds: float = 0.0
     points: list[dict[str, float | None]] = field(default_factory=list)
-    sums: dict[str, float] = field(default_factory=dict)
+    means: LossMeans = field(default_factory=LossMeans)
+    last_point: int = -1
     evaluations: list[dict[str, float | int | None]] = field(default_factory=list)
     best: int | None = None
     micro_rows: int = MICRO_ROWS
     skipped: int = 0
 
+    def progress(self, budget: Budget) -> float:
+        """Return the share of the budget that is used up."""
+        used = {"steps": self.step, "tokens": self.tokens, "flops": self.flops, "seconds": self.seconds}
+        return float(used[budget.unit] / budget.amount)
+
 
 def weights(model: TaskModel) -> dict[str, Tensor]:
-    """Copies of all parameters by name, on the CPU; tied ones once."""
+    """Return copies of all parameters by name, on the CPU; tied ones once."""
     return {name: p.detach().cpu().clone() for name, p in model.named_parameters()}
 
 
 def load_weights(model: TaskModel, saved: Mapping[str, Tensor], *, skip: tuple[str, ...] = ()) -> None:
-    """Copy saved parameters into the model. Raises CorruptArtifact unless names and shapes agree exactly.
+    """Copy saved parameters into the model. Raises CorruptArtifact unless names and shapes match.
 
-    skip: parts of the model that the file need not have and that stay as they are.
+    skip: prefixes of parameters that stay unchanged and may be missing in `saved`.
     """
     own = {name: p for name, p in model.named_parameters() if not name.startswith(skip)}
-    given = {name: tensor for name, tensor in saved.items() if not name.startswith(skip)}
-    if own.keys() != given.keys():
-        differing = sorted(own.keys() ^ given.keys())[:3]
-        raise CorruptArtifact(f"saved weights are of another model; they differ in {differing}")
+    tensors = {name: tensor for name, tensor in saved.items() if not name.startswith(skip)}
+    if own.keys() != tensors.keys():
+        differing = sorted(own.keys() ^ tensors.keys())[:3]
+        raise CorruptArtifact(f"The saved weights are of another model. They differ in {', '.join(differing)}.")
     with torch.no_grad():
         for name, parameter in own.items():
-            found, wanted = tuple(given[name].shape), tuple(parameter.shape)
-            if found != wanted:
-                raise CorruptArtifact(f"saved weight '{name}' is {found}, not {wanted}")
-            parameter.copy_(given[name])
+            size, expected = tuple(tensors[name].shape), tuple(parameter.shape)
+            if size != expected:
+                raise CorruptArtifact(f"The saved weight '{name}' has size {size}. Expected {expected}.")
+            parameter.copy_(tensors[name])
 
 
 def own_units(saved: Mapping[str, Tensor], prepared: Prepared, head: str = "task") -> dict[str, Tensor]:
-    """Weights that predict raw instead of standardized regression targets; unchanged for classes.
+    """Return weights that predict raw instead of standardized regression targets; unchanged for classes.
 
-    The head's last layer is linear, so that mean and deviation go into its weights, [1, hidden], and bias, [1].
+    The head's last layer is linear, so its weights [1, hidden] and bias [1] absorb mean and deviation.
     """
     if prepared.scaling is None:
         return dict(saved)
@@ -87,62 +137,63 @@ def own_units(saved: Mapping[str, Tensor], prepared: Prepared, head: str = "task
 
 
 def checkpoint_writer(
-    state: TrainState, model: TaskModel, optimizer: Optimizer, best: Mapping[str, Tensor] | None
+    state: TrainState, model: TaskModel, optimizer: FlatOptimizer, best: Mapping[str, Tensor] | None
 ) -> Callable[[Path], None]:
-    """What writes a checkpoint of this very moment into a folder, then or later; training may go on meanwhile.
+    """Return a function that writes a checkpoint of this moment into a folder, while training may continue.
 
-    Writing raises StorageFull or StorageUnavailable.
+    The function raises StorageFull or StorageUnavailable.
     """
     files = {
         WEIGHTS: weights(model),
         OPTIMIZER: {name: t.detach().cpu().clone() for name, t in optimizer.state().items()},
-        **({} if best is None else {BEST: dict(best)}),  # replaced by better ones, never changed
+        **({} if best is None else {BEST: dict(best)}),  # later evaluations replace the dict and never change it
     }
-    told = json.dumps(asdict(state))
+    text = json.dumps(asdict(state))
 
     def write(folder: Path) -> None:
         with storage_errors("writing a checkpoint"):
             for name, tensors in files.items():
                 _save(tensors, folder / name)
-            (folder / STATE).write_text(told, encoding="utf-8")
+            (folder / STATE).write_text(text, encoding="utf-8")
 
     return write
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    """`save_file` with the file system's own error, which it otherwise hands on as text alone."""
+    """Write safetensors, with the file system's errors as OSError, which `save_file` reports only as text."""
     try:
         save_file(tensors, path)
     except SafetensorError as error:
-        if not (found := re.search(r"os error (\d+)", str(error))):
+        if not (match := re.search(r"os error (\d+)", str(error))):
             raise
-        raise OSError(int(found[1]), str(error)) from error
+        raise OSError(int(match[1]), str(error)) from error
 
 
 def load_checkpoint(
-    folder: Path, model: TaskModel, optimizer: Optimizer
+    folder: Path, model: TaskModel, optimizer: FlatOptimizer
 ) -> tuple[TrainState, dict[str, Tensor] | None]:
-    """Restore model and optimiser in place; returns the state and the best weights so far.
+    """Restore model and optimizer in place. Return the state and the best weights so far.
 
-    Raises CorruptArtifact for a checkpoint that is not of this model.
+    Raises CorruptArtifact for a checkpoint of another model or another version.
     """
     load_weights(model, load_file(folder / WEIGHTS))
     optimizer.load_state(load_file(folder / OPTIMIZER))
     data: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
     if data.keys() != TrainState.__dataclass_fields__.keys():
-        raise CorruptArtifact(f"{folder / STATE} is not a training state of this version; start the stage anew")
+        raise CorruptArtifact(f"{folder / STATE} is not a training state of this version. Restart the stage.")
+    data["means"] = LossMeans(**{name: RunningMean(**mean) for name, mean in data["means"].items()})
     best = load_file(folder / BEST) if (folder / BEST).exists() else None
     return TrainState(**data), best
 
 
 def read_history(folder: Path) -> dict[str, Any]:
-    """What a stage that trained tells of its course: points, evaluations, the best of them, its cost."""
-    found: dict[str, Any] = json.loads((folder / HISTORY).read_text(encoding="utf-8"))
-    return found
+    """Return the history of a training stage: points, evaluations, the best evaluation, and the cost."""
+    history: dict[str, Any] = json.loads((folder / HISTORY).read_text(encoding="utf-8"))
+    return history
 
 
 def load_model(folder: Path) -> TaskModel:
-    """The encoder and task head that the finetune stage wrote, ready to predict. Raises CorruptArtifact."""
+    """Return the encoder and task head that the finetune stage wrote, ready to predict. Raises CorruptArtifact."""
     model = TaskModel(Shape.from_dict(json.loads((folder / SHAPE).read_text(encoding="utf-8"))))
     load_weights(model, load_file(folder / WEIGHTS), skip=("vocabulary.",))
     return model.eval()

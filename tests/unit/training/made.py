@@ -11,18 +11,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from tlm_core.stages import PREPARE
 from tlm_core.tasks.task import Task, task_schema
 from tlm_core.training.local import LocalCheckpoints, LocalReporter, run_stage
-from tlm_core.training.loop import Budget, Trainer
-from tlm_core.training.optim import Optimizer
-from tlm_core.training.params import PrepareParams
-from tlm_core.training.prepared import JointBatches, Prepared
+from tlm_core.training.loop import Trainer
+from tlm_core.training.params import JointParams, PrepareParams
 from tlm_core.training.recipe import Recipe, resolve
-from tlm_core.training.stage import StageContext, StageParams
-from tlm_core.training.stages import build
+from tlm_core.training.stage import StageContext
+from tlm_core.training.stages import joint_trainer
 
 LABELS = ("red", "green", "blue")
 COMMON = [f"common{i}" for i in range(50)]
@@ -101,25 +98,26 @@ def made_prepared(folder: Path, recipe: Recipe, *, pair: bool = False, alone: bo
     return run_stage(PREPARE, inputs, PrepareParams.of(recipe), folder / "prepared")
 
 
-def trainer_of(folder: Path, budget: Budget, clock: Callable[[], float], **over: Any) -> Trainer:
-    """A joint stage's run on made data, in float32."""
-    recipe = tiny(precision="fp32", **over)
-    prepared = Prepared(made_prepared(folder / "data", recipe))
-    model = build(recipe.model, prepared, 0)
-    joint = recipe.joint
-    reporter, checkpoints = LocalReporter(), LocalCheckpoints(folder / "checkpoints")
-    return Trainer(
-        ctx=StageContext(
-            inputs={}, params=StageParams(), out=folder, report=reporter, checkpoints=checkpoints, scratch=folder
-        ),
-        model=model,
-        optimizer=Optimizer(model, joint.optimizer, ("encoder", "vocabulary", "task")),
-        optimizer_recipe=joint.optimizer,
-        batches=JointBatches(prepared, joint, 0),
-        budget=budget,
-        seed=0,
-        precision="fp32",
-        checkpoint_steps=1000,
-        device=torch.device("cpu"),
-        clock=clock,
+def trainer_of(
+    folder: Path,
+    steps: int = 10,
+    *,
+    clock: Callable[[], float] = lambda: 0.0,
+    checkpoints: LocalCheckpoints | None = None,
+    **over: Any,
+) -> Trainer:
+    """A joint stage's run of `steps` steps on made data, in float32; `over` may set another budget."""
+    budget = {} if any("budget" in key for key in over) else {"joint__budget__steps": steps}
+    recipe = tiny(**{"precision": "fp32", "checkpoint_steps": 1000, **budget, **over})
+    prepared = made_prepared(folder / "data", recipe)
+    context = StageContext(
+        inputs={"prepared": prepared},
+        params=JointParams.of(recipe, 0),
+        out=folder,
+        report=LocalReporter(),
+        checkpoints=checkpoints or LocalCheckpoints(folder / "checkpoints"),
+        scratch=folder,
     )
+    trainer = joint_trainer(context)
+    trainer.clock = clock
+    return trainer

@@ -15,8 +15,8 @@ from tests.unit.training.made import made_prepared, tiny, trainer_of
 from tlm_core.errors import NonFiniteLoss, OutOfMemory
 from tlm_core.training.evaluate import predict
 from tlm_core.training.local import LocalCheckpoints, LocalReporter
-from tlm_core.training.loop import Budget
-from tlm_core.training.optim import Optimizer
+from tlm_core.training.memory import training_bytes
+from tlm_core.training.optim import FlatOptimizer
 from tlm_core.training.params import JointParams
 from tlm_core.training.prepared import Batch, Prepared
 from tlm_core.training.stage import StageContext
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("report_at_every_step")
 
 
 def test_a_loss_that_is_not_a_number_names_step_and_passages_and_spares_the_weights(tmp_path: Path) -> None:
-    trainer = trainer_of(tmp_path, Budget("steps", 10), lambda: 0.0)
+    trainer = trainer_of(tmp_path, 10)
     name = "vocabulary.out.bias"
     with torch.no_grad():
         trainer.model.get_parameter(name)[7] = float("nan")
@@ -38,12 +38,12 @@ def test_a_loss_that_is_not_a_number_names_step_and_passages_and_spares_the_weig
     sources = caught.value.facts["sources"]
     assert len(sources) > 3 and all(len(source) == 32 for source in sources)
     assert torch.equal(before, trainer.model.get_parameter("encoder.tokens.weight"))
-    assert caught.value.facts["checkpoint"] is None and "none was due" in str(caught.value)
+    assert caught.value.facts["checkpoint"] is None and "There is no checkpoint." in str(caught.value)
 
 
 def test_a_loss_that_is_not_a_number_names_the_last_good_checkpoint(tmp_path: Path) -> None:
-    trainer = trainer_of(tmp_path, Budget("steps", 10), lambda: 0.0)
-    trainer.checkpoint_steps, batches = 2, trainer.batches
+    trainer = trainer_of(tmp_path, 10, checkpoint_steps=2)
+    batches = trainer.batches
 
     def spoiled(step: int, progress: float) -> Batch:
         if step == 5:
@@ -52,14 +52,14 @@ def test_a_loss_that_is_not_a_number_names_the_last_good_checkpoint(tmp_path: Pa
         return batches(step, progress)
 
     trainer.batches = spoiled
-    with pytest.raises(NonFiniteLoss, match="the last one is of step 4") as caught:
+    with pytest.raises(NonFiniteLoss, match="The newest checkpoint is of step 4") as caught:
         trainer.run()
     assert (caught.value.facts["step"], caught.value.facts["checkpoint"]) == (5, 4)
 
 
 def test_a_recipe_may_skip_steps_that_are_not_numbers_and_counts_them(tmp_path: Path) -> None:
     over = {"joint__optimizer__non_finite": "skip", "joint__rho1": 3}
-    trainer = trainer_of(tmp_path, Budget("steps", 12), lambda: 0.0, **over)
+    trainer = trainer_of(tmp_path, 12, **over)
     with torch.no_grad():
         trainer.model.get_parameter("task.out.bias")[0] = float("inf")
     state, _ = trainer.run()
@@ -77,7 +77,7 @@ def test_a_long_run_may_skip_more_steps_than_a_short_one(tmp_path: Path, monkeyp
     for share in (0.3, 0.1):  # of steps 3, 7 and 11 the last is one too many for a tenth of the steps
         monkeypatch.setattr("tlm_core.training.loop.SKIPPED_SHARE", share)
         over = {"joint__optimizer__non_finite": "skip", "joint__rho1": 3}
-        trainer = trainer_of(tmp_path / str(share), Budget("steps", 12), lambda: 0.0, **over)
+        trainer = trainer_of(tmp_path / str(share), 12, **over)
         with torch.no_grad():
             trainer.model.get_parameter("task.out.bias")[0] = float("inf")
         if share == 0.3:
@@ -89,7 +89,7 @@ def test_a_long_run_may_skip_more_steps_than_a_short_one(tmp_path: Path, monkeyp
 
 def test_a_run_that_only_skips_ends(tmp_path: Path) -> None:
     over = {"joint__optimizer__non_finite": "skip"}
-    trainer = trainer_of(tmp_path, Budget("steps", 100), lambda: 0.0, **over)
+    trainer = trainer_of(tmp_path, 100, **over)
     with torch.no_grad():
         trainer.model.get_parameter("vocabulary.out.bias")[7] = float("nan")
     with pytest.raises(NonFiniteLoss, match="at step 20"):
@@ -107,9 +107,9 @@ def _fits(rows: int) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], No
 
 
 def test_out_of_memory_steps_down_and_goes_on_with_the_same_batches(tmp_path: Path) -> None:
-    roomy = trainer_of(tmp_path / "roomy", Budget("steps", 6), lambda: 0.0)
+    roomy = trainer_of(tmp_path / "roomy", 6)
     plenty, _ = roomy.run()
-    tight = trainer_of(tmp_path / "tight", Budget("steps", 6), lambda: 0.0)
+    tight = trainer_of(tmp_path / "tight", 6)
     tight.model.encoder.register_forward_pre_hook(_fits(3))
     state, _ = tight.run()
     reporter = tight.ctx.report
@@ -121,7 +121,7 @@ def test_out_of_memory_steps_down_and_goes_on_with_the_same_batches(tmp_path: Pa
 
 
 def test_a_cpu_begins_with_the_rows_that_its_limit_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = trainer_of(tmp_path, Budget("steps", 2), lambda: 0.0)
+    trainer = trainer_of(tmp_path, 2)
     monkeypatch.setattr("tlm_core.training.memory.memory_limit", lambda: 0)
     state, _ = trainer.run()
     assert state.micro_rows == 1
@@ -136,13 +136,15 @@ def test_the_joint_stage_counts_by_its_highest_rate_of_masking(tmp_path: Path) -
         report=LocalReporter(),
         checkpoints=LocalCheckpoints(tmp_path),
     )
-    assert joint_trainer(ctx).masked == 0.4
+    trainer = joint_trainer(ctx)
+    assert trainer.memory is not None
+    assert trainer.memory(8) == training_bytes(trainer.model.shape, trainer.optimizer.size, 8, 0.4)
 
 
 def test_a_run_goes_on_with_no_more_rows_than_the_machine_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = trainer_of(tmp_path, Budget("steps", 4), lambda: 0.0)
+    trainer = trainer_of(tmp_path, 4)
     write = checkpoint_writer(TrainState(step=2, micro_rows=8), trainer.model, trainer.optimizer, None)
     trainer.ctx.checkpoints.save(write, step=2, metrics={})
     for limit, rows in ((10**15, 8), (0, 1)):
@@ -157,7 +159,7 @@ def test_memory_that_does_not_hold_the_optimiser_is_told_as_such(
     def fails(*_: Any) -> None:
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr(Optimizer, "step", fails)
+    monkeypatch.setattr(FlatOptimizer, "step", fails)
     recipe = tiny()
     with pytest.raises(OutOfMemory, match="optimizer state exceed the device's memory"):
         run_of(tmp_path / "run", made_prepared(tmp_path / "data", recipe), recipe)()
@@ -170,14 +172,14 @@ def test_the_error_of_a_cpu_s_allocator_is_out_of_memory_and_no_other_error_is(t
         def fails(*_: Any, message: str = message) -> None:
             raise RuntimeError(message)
 
-        trainer = trainer_of(tmp_path / expected.__name__, Budget("steps", 6), lambda: 0.0)
+        trainer = trainer_of(tmp_path / expected.__name__, 6)
         trainer.model.encoder.register_forward_pre_hook(fails)
         with pytest.raises(expected):
             trainer.run()
 
 
 def test_predictions_are_made_in_parts_where_the_device_holds_no_more(tmp_path: Path) -> None:
-    trainer = trainer_of(tmp_path, Budget("steps", 6), lambda: 0.0)
+    trainer = trainer_of(tmp_path, 6)
     trainer.run()
     prepared = Prepared(tmp_path / "data" / "prepared")
     split, device = prepared.split("train"), torch.device("cpu")
@@ -192,7 +194,7 @@ def test_predictions_are_made_in_parts_where_the_device_holds_no_more(tmp_path: 
 def test_predictions_are_made_of_the_rows_that_a_cpu_s_limit_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = trainer_of(tmp_path, Budget("steps", 6), lambda: 0.0)
+    trainer = trainer_of(tmp_path, 6)
     trainer.run()
     prepared = Prepared(tmp_path / "data" / "prepared")
     split, device, seen = prepared.split("train"), torch.device("cpu"), []
@@ -205,14 +207,14 @@ def test_predictions_are_made_of_the_rows_that_a_cpu_s_limit_holds(
 
 
 def test_a_row_that_does_not_fit_ends_the_run_with_what_to_change(tmp_path: Path) -> None:
-    trainer = trainer_of(tmp_path, Budget("steps", 6), lambda: 0.0)
+    trainer = trainer_of(tmp_path, 6)
     trainer.model.encoder.register_forward_pre_hook(_fits(0))
     with pytest.raises(OutOfMemory, match="shorter max_length"):
         trainer.run()
 
 
 def test_the_source_of_a_bad_task_batch_is_told_by_row(tmp_path: Path) -> None:
-    trainer = trainer_of(tmp_path, Budget("steps", 10), lambda: 0.0, joint__rho1=0)
+    trainer = trainer_of(tmp_path, 10, joint__rho1=0)
     with torch.no_grad():
         trainer.model.get_parameter("task.out.bias")[0] = float("inf")
     with pytest.raises(NonFiniteLoss, match="train:"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import torch
 from tests.unit.training.killed import run_of
 from tests.unit.training.made import made_prepared, tiny, trainer_of
 from tlm_core.training.local import LocalCheckpoints, LocalReporter
-from tlm_core.training.loop import Budget
 
 pytestmark = pytest.mark.usefixtures("report_at_every_step")
 STEPS = 12
@@ -55,10 +53,10 @@ def test_the_seed_fixed_tiny_losses_stay_what_they_were(
 @pytest.mark.parametrize("unit", ["steps", "tokens", "flops", "seconds"])
 def test_every_budget_is_kept_to_within_a_step_with_the_rate_decayed_to_near_zero(unit: str, tmp_path: Path) -> None:
     ticks = itertools.count()
-    trial = trainer_of(tmp_path / "trial", Budget("steps", 10), lambda: float(next(ticks)))
+    trial = trainer_of(tmp_path / "trial", 10, clock=lambda: float(next(ticks)))
     spent, _ = trial.run()
     amount = float(getattr(spent, "step" if unit == "steps" else unit))
-    trainer = trainer_of(tmp_path / "run", Budget(unit, amount), lambda: float(next(ticks)))
+    trainer = trainer_of(tmp_path / "run", clock=lambda: float(next(ticks)), **{f"joint__budget__{unit}": amount})
     state, _ = trainer.run()
     assert abs(state.step - 10) <= 1
     rates = [point["rate"] for point in state.points]
@@ -69,11 +67,11 @@ def test_every_budget_is_kept_to_within_a_step_with_the_rate_decayed_to_near_zer
 def test_points_are_at_most_two_a_second_and_tell_rate_and_mean_losses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    every = trainer_of(tmp_path / "every", Budget("steps", 60), lambda: 0.0, joint__rho1=9)
+    every = trainer_of(tmp_path / "every", 60, joint__rho1=9)
     every.run()
     monkeypatch.setattr("tlm_core.training.loop.REPORT_SECONDS", 0.5)
     time = itertools.count(step=0.05)
-    trainer = trainer_of(tmp_path / "run", Budget("steps", 60), lambda: float(next(time)), joint__rho1=9)
+    trainer = trainer_of(tmp_path / "run", 60, clock=lambda: float(next(time)), joint__rho1=9)
     trainer.run()
     reporter, told = trainer.ctx.report, every.ctx.report
     assert isinstance(reporter, LocalReporter) and isinstance(told, LocalReporter)
@@ -89,17 +87,17 @@ def test_points_are_at_most_two_a_second_and_tell_rate_and_mean_losses(
 
 
 def test_the_series_tells_the_learning_rate_and_the_gradient_s_norm(tmp_path: Path) -> None:
-    trainer = trainer_of(tmp_path, Budget("steps", 10), lambda: 0.0)
+    trainer = trainer_of(tmp_path, 10)
     state, _ = trainer.run()
     reporter = trainer.ctx.report
     assert isinstance(reporter, LocalReporter)
-    peak = trainer.optimizer_recipe.lr
+    peak = trainer.optimizer.recipe.lr
     assert [one["learning_rate"] for one in reporter.points] == [peak * point["rate"] for point in state.points]
     assert [one["gradient_norm"] for one in reporter.points] == [point["gradient_norm"] for point in state.points]
 
 
 def test_a_loss_that_is_not_trained_is_told_as_none(tmp_path: Path) -> None:
-    trainer = trainer_of(tmp_path, Budget("steps", 4), lambda: 0.0, joint__rho1=1, joint__rho2=0)
+    trainer = trainer_of(tmp_path, 4, joint__rho1=1, joint__rho2=0)
     state, _ = trainer.run()
     assert [point["mlm"] is None for point in state.points] == [False, True, False, True]
     assert [point["task"] is None for point in state.points] == [True, False, True, False]
@@ -108,7 +106,7 @@ def test_a_loss_that_is_not_trained_is_told_as_none(tmp_path: Path) -> None:
 def test_utilisation_is_told_where_the_peak_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tlm_core.training.loop.peak_flops", lambda _: 1e12)
     ticks = itertools.count()
-    trainer = trainer_of(tmp_path, Budget("steps", 4), lambda: float(next(ticks)))
+    trainer = trainer_of(tmp_path, 4, clock=lambda: float(next(ticks)))
     trainer.run()
     reporter = trainer.ctx.report
     assert isinstance(reporter, LocalReporter)
@@ -128,8 +126,8 @@ def test_the_clock_of_a_stage_counts_its_checkpoints_and_validation(tmp_path: Pa
         now[0] += 5.0
         return {"score": 0.5, "loss": 1.0, "accuracy": 0.5}
 
-    trainer = trainer_of(tmp_path, Budget("steps", 4), lambda: now[0])
-    trainer.checkpoint_steps, trainer.validate, trainer.evaluate_at = 2, validate, frozenset({0, 4})
-    trainer.ctx = replace(trainer.ctx, checkpoints=Slow(tmp_path / "slow"))
+    slow = Slow(tmp_path / "slow")
+    trainer = trainer_of(tmp_path, 4, clock=lambda: now[0], checkpoints=slow, checkpoint_steps=2)
+    trainer.validate, trainer.evaluate_at = validate, frozenset({0, 4})
     state, _ = trainer.run()
     assert state.seconds == 5 + 7 + 5

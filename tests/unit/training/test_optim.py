@@ -9,9 +9,8 @@ import torch
 from tlm_core.errors import CorruptArtifact
 from tlm_core.training.architectures import scratch_shape
 from tlm_core.training.model import TaskModel, initialize
-from tlm_core.training.optim import EXTRAS, Buffers, Optimizer, learning_rate, orthogonalise
-from tlm_core.training.recipe import Model
-from tlm_core.training.recipe import Optimizer as Recipe
+from tlm_core.training.optim import EXTRAS, Buffers, FlatOptimizer, learning_rate, orthogonalize
+from tlm_core.training.recipe import Model, Optimizer
 
 PARTS = ("encoder", "vocabulary", "task")
 
@@ -47,9 +46,9 @@ def test_buffers_hold_every_parameter_once_and_leave_its_value(architecture: str
 
 
 def test_adamw_steps_as_the_library_does() -> None:
-    recipe = Recipe(name="adamw", lr=0.01, weight_decay=0.1, clip=None)
+    recipe = Optimizer(name="adamw", lr=0.01, weight_decay=0.1, clip=None)
     model, twin = small_model(), small_model()
-    optimizer = Optimizer(model, recipe, PARTS)
+    optimizer = FlatOptimizer(model, recipe, PARTS)
     groups = [
         {"params": [p for p in twin.parameters() if p.ndim > 1], "weight_decay": 0.1},
         {"params": [p for p in twin.parameters() if p.ndim == 1], "weight_decay": 0.0},
@@ -66,11 +65,11 @@ def test_adamw_steps_as_the_library_does() -> None:
 
 
 def test_muon_steps_as_the_library_does_on_a_matrix_that_is_one_block() -> None:
-    recipe = Recipe(name="muon", muon_lr=0.02, weight_decay=0.1, clip=None)
+    recipe = Optimizer(name="muon", muon_lr=0.02, weight_decay=0.1, clip=None)
     model, twin = small_model(), small_model()
     name = "encoder.layers.0.mlp_out.weight"
     before = twin.get_parameter(name).detach().clone()
-    optimizer = Optimizer(model, recipe, PARTS)
+    optimizer = FlatOptimizer(model, recipe, PARTS)
     library = torch.optim.Muon([twin.get_parameter(name)], lr=0.02, weight_decay=0.1, momentum=0.95)
     for step in range(3):
         scatter(optimizer.buffers, step)
@@ -85,7 +84,7 @@ def test_muon_steps_as_the_library_does_on_a_matrix_that_is_one_block() -> None:
 @pytest.mark.parametrize("shape", [(3, 32, 32), (2, 48, 32), (2, 32, 48)])
 def test_orthogonalised_matrices_have_singular_values_near_one(shape: tuple[int, int, int]) -> None:
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    singular = torch.linalg.svdvals(orthogonalise(matrices, 8))
+    singular = torch.linalg.svdvals(orthogonalize(matrices, 8))
     assert singular.min() > 0.6 and singular.max() < 1.3
 
 
@@ -96,7 +95,7 @@ def test_queries_keys_and_values_are_made_orthogonal_apart() -> None:
 
 def test_parts_without_a_loss_rest() -> None:
     model = small_model()
-    optimizer = Optimizer(model, Recipe(), PARTS)
+    optimizer = FlatOptimizer(model, Optimizer(), PARTS)
     scatter(optimizer.buffers, 0)
     before = values(model)
     optimizer.step(1.0, ("encoder", "vocabulary"))
@@ -106,7 +105,7 @@ def test_parts_without_a_loss_rest() -> None:
 
 
 def test_the_gradient_is_clipped_to_the_recipe_and_its_norm_told() -> None:
-    optimizer = Optimizer(small_model(), Recipe(clip=0.5), PARTS)
+    optimizer = FlatOptimizer(small_model(), Optimizer(clip=0.5), PARTS)
     scatter(optimizer.buffers, 0)
     norm = float(optimizer.buffers.gradient[:-EXTRAS].norm())
     assert optimizer.clip() == pytest.approx(norm)
@@ -120,8 +119,8 @@ def test_the_rate_rises_then_falls_to_zero() -> None:
 
 
 def test_optimiser_state_of_another_model_is_refused() -> None:
-    saved = Optimizer(small_model(), Recipe(), PARTS).state()
+    saved = FlatOptimizer(small_model(), Optimizer(), PARTS).state()
     with pytest.raises(CorruptArtifact, match="another model"):
-        Optimizer(small_model(intermediate=64), Recipe(), PARTS).load_state(saved)
+        FlatOptimizer(small_model(intermediate=64), Optimizer(), PARTS).load_state(saved)
     with pytest.raises(CorruptArtifact, match="another model"):
-        Optimizer(small_model(), Recipe(name="adamw"), PARTS).load_state(saved)
+        FlatOptimizer(small_model(), Optimizer(name="adamw"), PARTS).load_state(saved)

@@ -16,7 +16,6 @@ from tests.unit.training.killed import DyingReporter, Killed, content, run_of
 from tests.unit.training.made import made_prepared, tiny, trainer_of
 from tlm_core.errors import CorruptArtifact, StorageFull
 from tlm_core.training.local import LocalCheckpoints, LocalReporter
-from tlm_core.training.loop import Budget
 from tlm_core.training.stage import StopRequested
 from tlm_core.training.state import TrainState, checkpoint_writer, load_checkpoint
 
@@ -100,12 +99,12 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     prepared = made_prepared(tmp_path / "data", recipe)
     with pytest.raises(Killed):
         run_of(tmp_path / "run", prepared, recipe)(DyingReporter(die_at=3))
-    with pytest.raises(CorruptArtifact, match=r"is \(.*\), not \("):
+    with pytest.raises(CorruptArtifact, match=r"has size \(.*\)\. Expected \("):
         run_of(tmp_path / "run", prepared, other)()
 
 
 def test_a_checkpoint_is_of_the_moment_it_was_asked_for_however_late_it_is_written(tmp_path: Path) -> None:
-    trainer = trainer_of(tmp_path, Budget("steps", 10), lambda: 0.0)
+    trainer = trainer_of(tmp_path, 10)
     state = TrainState(step=3)
     before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     write = checkpoint_writer(state, trainer.model, trainer.optimizer, None)
@@ -123,7 +122,7 @@ def test_a_checkpoint_is_of_the_moment_it_was_asked_for_however_late_it_is_writt
 
 
 def test_no_room_for_a_checkpoint_is_told_as_such(tmp_path: Path) -> None:
-    trainer = trainer_of(tmp_path, Budget("steps", 10), lambda: 0.0)
+    trainer = trainer_of(tmp_path, 10)
     write = checkpoint_writer(TrainState(), trainer.model, trainer.optimizer, None)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, before[1]))
