@@ -20,7 +20,7 @@ from tlm_core.studies.plot import Curve, write_plot
 from tlm_core.tasks.metrics import chance_in_words, summary
 from tlm_core.tasks.task import Task
 from tlm_core.training.device import pick_device
-from tlm_core.training.evaluate import predict, report_of, told, total_cost
+from tlm_core.training.evaluate import predict, report_meta, report_of, total_cost
 from tlm_core.training.export import write_export
 from tlm_core.training.graph import write_onnx
 from tlm_core.training.prepared import Prepared, Split
@@ -66,7 +66,7 @@ def phases(ctx: StageContext[PhasesParams]) -> dict[str, Any]:
     (ctx.out / MASK).write_text(json.dumps(mask.as_dict()), encoding="utf-8")
     _write(ctx.out, report)
     copy_traces(folders[report["best_seed"]], ctx.out)
-    return {"super_ticket": chosen["level"], **told(report)}
+    return {"super_ticket": chosen["level"], **report_meta(report)}
 
 
 def node_of(which: str, level: float, seed: int) -> str:

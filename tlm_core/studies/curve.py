@@ -15,7 +15,7 @@ from tlm_core.studies.measure import compare_graphs, in_words
 from tlm_core.studies.params import CurveParams, family, size_name
 from tlm_core.studies.plot import Curve, write_plot
 from tlm_core.tasks.metrics import best_of, scores_for, summary
-from tlm_core.training.evaluate import over_seeds, told, total_cost
+from tlm_core.training.evaluate import over_seeds, report_meta, total_cost
 from tlm_core.training.graph import write_onnx
 from tlm_core.training.prepared import Prepared
 from tlm_core.training.stage import StageContext
@@ -61,7 +61,7 @@ def curve(ctx: StageContext[CurveParams]) -> dict[str, Any]:
     _add_crossings(report, ctx.params.margin)
     report["words"] = words(report)
     _write(ctx.out, report)
-    return {**told(report), "words": report["words"]}
+    return {**report_meta(report), "words": report["words"]}
 
 
 def _report(folder: Path) -> dict[str, Any]:

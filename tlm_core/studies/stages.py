@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -14,12 +13,11 @@ from torch import Tensor
 
 from tlm_core.studies.bilstm import BiLSTM, LSTMShape, initialise, load_bilstm
 from tlm_core.studies.params import BilstmParams
-from tlm_core.tasks.task import Task
 from tlm_core.training.device import pick_device
-from tlm_core.training.evaluate import predict, report_of, told
+from tlm_core.training.evaluate import evaluate_models
 from tlm_core.training.flops import FORWARD_AND_BACKWARD
 from tlm_core.training.params import SeedsParams
-from tlm_core.training.prepared import Batch, Prepared, Split, task_batch
+from tlm_core.training.prepared import Batch, Prepared, task_batch
 from tlm_core.training.randomness import Stream, permutation, random_at
 from tlm_core.training.stage import StageContext
 from tlm_core.training.stages import tune
@@ -96,17 +94,7 @@ def _begun(joint: Path) -> tuple[Tensor, dict[str, Any]]:
 
 
 def evaluate_bilstm(ctx: StageContext[SeedsParams]) -> dict[str, Any]:
-    """What `training.evaluate` does, for BiLSTMs. Inputs: `prepared`, `task`, and `finetune.s{seed}` for each seed."""
+    """Evaluate BiLSTMs. Inputs: `prepared`, `task`, and `finetune.s{seed}` for each seed."""
     if ctx.rank:
         return {}
-    prepared, task = Prepared(ctx.inputs["prepared"]), Task.read(ctx.inputs["task"])
-    device = pick_device()
-
-    def answer(folder: Path, split: Split) -> npt.NDArray[np.float32]:
-        return predict(cast(Any, load_bilstm(folder).to(device)), split, prepared, device=device)
-
-    folders = {seed: ctx.inputs[f"finetune.s{seed}"] for seed in ctx.params.seeds}
-    report = report_of(folders, prepared, task, answer)
-    text = json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False)
-    (ctx.out / "report.json").write_text(text, encoding="utf-8")
-    return told(report)
+    return evaluate_models(ctx, cast(Any, load_bilstm))

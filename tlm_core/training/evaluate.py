@@ -1,4 +1,4 @@
-"""Predictions over a split, validation during training, and the report of the evaluate stage."""
+"""Predictions for a split, validation during training, and the report of the evaluate stage."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from tlm_core.training.state import load_model, read_history
 
 DOCUMENTS = 128
 
-# Label logits [n, labels] of a split, by the model that finetuning left in a folder.
-Answer = Callable[[Path, Split], npt.NDArray[np.float32]]
+# (folder of a finetuned model, split) → label logits [n, labels].
+Predictor = Callable[[Path, Split], npt.NDArray[np.float32]]
 
 
 def predict(
@@ -41,13 +41,13 @@ def predict(
     precision: str = "fp32",
     workers: Workers | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Label logits [n, labels] of a split, in its order; the workers share the texts and all get the whole.
+    """Return the label logits [n, labels] of a split, in its order. Workers divide the texts; all get all logits.
 
-    Raises OutOfMemory where not even one row of texts fits the device.
+    Raises OutOfMemory if one row of texts exceeds the device's memory.
     """
     workers = workers or Workers()
     rows = DOCUMENTS
-    if isinstance(model.shape, Shape):  # not counted for a recurrence, which is small beside an encoder
+    if isinstance(model.shape, Shape):  # an LSTM is small beside an encoder
         count = partial(predicting_bytes, model.shape, classifier_size(model))
         rows = rows_at_once(device.type, workers.size, DOCUMENTS, count)
     order = np.argsort(split.store.lengths, kind="stable")
@@ -58,7 +58,7 @@ def predict(
         for number, begin in enumerate(range(0, len(split), DOCUMENTS)):
             if number % workers.size == workers.rank:
                 batch = task_batch(split, order[begin : begin + DOCUMENTS], prepared)
-                _answer(model, batch, rows, device, logits)
+                _predict_batch(model, batch, rows, device, logits)
     model.train(training)
     if workers.size > 1:
         logits = workers.sum(logits.to(device)).cpu()
@@ -66,33 +66,33 @@ def predict(
     return result
 
 
-def _answer(model: TaskModel, batch: Batch, rows: int, device: torch.device, logits: Tensor) -> None:
-    """Write the texts' label logits into `logits` [n, labels], from `rows` rows at once or as few as the device holds.
+def _predict_batch(model: TaskModel, batch: Batch, rows: int, device: torch.device, logits: Tensor) -> None:
+    """Write the texts' logits into `logits` [n, labels], `rows` rows at once, or fewer if memory runs out.
 
-    The texts stay in the rows into which they were packed, so that cutting changes no more than the sums' rounding.
+    Texts stay in their packed rows, so that smaller parts change only the rounding of sums.
     """
     for part in micro_batches(batch, Workers(), rows):
         try:
             hidden, segments = encode(model, part, device)
-            found = pooled_logits(model, part, hidden, segments).cpu()
+            values = pooled_logits(model, part, hidden, segments).cpu()
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
             if len(part.rows) == 1:
                 raise OutOfMemory(
-                    "not even one row of texts fits the device; use a smaller model or a shorter max_length"
+                    "One row of texts exceeds the device's memory. Use a smaller model or a shorter max_length."
                 ) from error
         else:
-            logits[torch.from_numpy(part.rows.documents)] = found
+            logits[torch.from_numpy(part.rows.documents)] = values
             continue
-        # Out of the handler, whose error would hold on to what had been computed.
-        _answer(model, part, -(-len(part.rows) // 2), device, logits)
+        # Outside the handler, because the error refers to the failed computation's tensors.
+        _predict_batch(model, part, -(-len(part.rows) // 2), device, logits)
 
 
 def validation_scores(logits: npt.NDArray[np.float32], split: Split, prepared: Prepared) -> dict[str, float | None]:
-    """The score that decides (the task's metric), accuracy and mean loss; null what cannot be computed.
+    """Return the score by the task's metric, accuracy, and mean loss; None for what cannot be computed.
 
-    logits: of a model in training, so that the loss of regression is in squares of train's standard deviation.
+    logits: of a model in training, so the loss of regression is in squares of the train targets' standard deviation.
     """
     scores = scores_of(logits, split, prepared)
     labels = torch.from_numpy(prepared.standard(split.labels))
@@ -106,41 +106,46 @@ def scores_of(
     prepared: Prepared,
     in_train: npt.NDArray[np.bool_] | None = None,
 ) -> dict[str, Any]:
-    """Scores of the predicted targets, as `metrics.score` returns them."""
+    """Return the scores of the predicted targets, as `metrics.score` does."""
     predicted = prepared.type.predict(logits)
     return score(split.labels, predicted, len(prepared.labels), prepared.metric, in_train=in_train)
 
 
 def evaluate(ctx: StageContext[SeedsParams]) -> dict[str, Any]:
-    """Read test once for each seed's chosen model, in fp32 as the exported model computes, and write report.json.
+    """Test each seed's model once, in fp32 like the exported model, and write report.json.
 
     Inputs: `prepared`, `task`, and `finetune.s{seed}` for each seed.
     """
+    return evaluate_models(ctx, load_model)
+
+
+def evaluate_models(ctx: StageContext[SeedsParams], load: Callable[[Path], TaskModel]) -> dict[str, Any]:
+    """Write the report of each seed's model. load: reads a model from the folder that finetuning wrote."""
     prepared, task = Prepared(ctx.inputs["prepared"]), Task.read(ctx.inputs["task"])
     device, workers = pick_device(), Workers(ctx.rank, ctx.world_size)
 
-    def answer(folder: Path, split: Split) -> npt.NDArray[np.float32]:
-        return predict(load_model(folder).to(device), split, prepared, device=device, workers=workers)
+    def predictor(folder: Path, split: Split) -> npt.NDArray[np.float32]:
+        return predict(load(folder).to(device), split, prepared, device=device, workers=workers)
 
     folders = {seed: ctx.inputs[f"finetune.s{seed}"] for seed in ctx.params.seeds}
-    report = report_of(folders, prepared, task, answer)
+    report = report_of(folders, prepared, task, predictor)
     if not ctx.rank:
         text = json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False)
         (ctx.out / "report.json").write_text(text, encoding="utf-8")
-    return told(report)
+    return report_meta(report)
 
 
-def told(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What a job's record keeps of its report."""
+def report_meta(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a report that the artifact's metadata repeats."""
     return {name: report[name] for name in ("metric", "best_seed", "mean", "spread")}
 
 
-def report_of(folders: Mapping[int, Path], prepared: Prepared, task: Task, answer: Answer) -> dict[str, Any]:
-    """Scores of each seed's finetuned model on validation and test, their mean and spread, and what they cost.
+def report_of(folders: Mapping[int, Path], prepared: Prepared, task: Task, predictor: Predictor) -> dict[str, Any]:
+    """Return the scores of each seed's model on validation and test, their mean and spread, and the cost.
 
-    folders: what finetuning wrote, by seed. Reads test: call it once, when all training is done.
+    folders: of the finetuned models, by seed. It reads test, so call it once, after all training.
     """
-    seeds = [_seed_report(seed, folders[seed], prepared, task, answer) for seed in sorted(folders)]
+    seeds = [_seed_report(seed, folders[seed], prepared, task, predictor) for seed in sorted(folders)]
     best = seeds[best_of([entry["validation"]["value"] for entry in seeds])]
     return {
         "task": task.name,
@@ -154,12 +159,12 @@ def report_of(folders: Mapping[int, Path], prepared: Prepared, task: Task, answe
     }
 
 
-def _seed_report(seed: int, folder: Path, prepared: Prepared, task: Task, answer: Answer) -> dict[str, Any]:
+def _seed_report(seed: int, folder: Path, prepared: Prepared, task: Task, predictor: Predictor) -> dict[str, Any]:
     history = read_history(folder)
     entry: dict[str, Any] = {"seed": seed, "chosen": history["best"]}
     for name in ("validation", *tests_of(prepared)):
         split = prepared.split(name)
-        entry[name] = scores_of(answer(folder, split), split, prepared, task.in_train(name))
+        entry[name] = scores_of(predictor(folder, split), split, prepared, task.in_train(name))
     if "tries" in history:
         entry["tries"] = history["tries"]
     entry["cost"] = {name: history[name] for name in ("joint",) if history[name]} | {"finetune": history["cost"]}
@@ -167,27 +172,27 @@ def _seed_report(seed: int, folder: Path, prepared: Prepared, task: Task, answer
 
 
 def over_seeds(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """`mean` and `spread` (sample standard deviation) of each score; null where there is none.
+    """Return `mean` and `spread` (sample standard deviation) of each score; None where it is not defined.
 
-    `spread` has a `reason` where the metric that decides has none; regression has no scores of classes.
+    `spread` has a `reason` if the metric that decides has no spread. Regression has no scores of classes.
     """
-    found: dict[str, Any] = {"mean": {}, "spread": {}}
+    result: dict[str, Any] = {"mean": {}, "spread": {}}
     metric = seeds[0]["test"]["metric"]
     for split in [name for name, entry in seeds[0].items() if isinstance(entry, Mapping) and "value" in entry]:
         for name in scores_for(metric):
             over = summary([entry[split][name] for entry in seeds])
-            found["mean"].setdefault(split, {})[name] = over["mean"]
-            found["spread"].setdefault(split, {})[name] = over["std"]
+            result["mean"].setdefault(split, {})[name] = over["mean"]
+            result["spread"].setdefault(split, {})[name] = over["std"]
             if name == metric and "reason" in over:
-                found["spread"]["reason"] = over["reason"]
+                result["spread"]["reason"] = over["reason"]
         clean = summary([entry[split]["deduplicated"][metric] for entry in seeds])
-        found["mean"][split]["deduplicated"] = clean["mean"]
-        found["spread"][split]["deduplicated"] = clean["std"]
-    return found
+        result["mean"][split]["deduplicated"] = clean["mean"]
+        result["spread"][split]["deduplicated"] = clean["std"]
+    return result
 
 
 def tests_of(prepared: Prepared) -> list[str]:
-    """The test set and any further ones."""
+    """Return the names of the test split and of any further test splits."""
     return ["test", *sorted(set(prepared.facts["counts"]) - set(SPLITS))]
 
 
@@ -197,12 +202,12 @@ def _majority(prepared: Prepared, task: Task, split: str) -> dict[str, Any]:
 
 
 def total_cost(costs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
-    """FLOPs, tokens, seconds and GPU-seconds of each stage, summed over the seeds, and `total`, which comes last."""
-    found: dict[str, dict[str, float]] = {}
+    """Return FLOPs, tokens, seconds, and GPU-seconds of each stage, summed over the seeds, and last their `total`."""
+    stages: dict[str, dict[str, float]] = {}
     total: dict[str, float] = {}
     for cost in costs:
         for stage, numbers in cost.items():
-            for target in (found.setdefault(stage, {}), total):
+            for target in (stages.setdefault(stage, {}), total):
                 for name, value in numbers.items():
                     target[name] = target.get(name, 0.0) + value
-    return {**found, "total": total}
+    return {**stages, "total": total}

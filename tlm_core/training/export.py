@@ -32,19 +32,18 @@ PROBES = 16
 
 
 def export(ctx: StageContext[ExportParams]) -> dict[str, Any]:
-    """Write `model/`, `model.onnx`, `labels.json` and `report.json`.
+    """Write `model/`, `model.onnx`, `labels.json`, and `report.json`.
 
-    Inputs: `prepared`, `task`, `evaluate`, and `finetune.s{seed}` for each seed.
-    What is written is loaded again by stock classes and by onnxruntime and must answer as our model does.
-    Raises TrainingFailed if it does not.
+    Inputs: `prepared`, `task`, `evaluate`, and `finetune.s{seed}` for each seed. Raises TrainingFailed unless the
+    stock classes and onnxruntime load the files and compute the same logits as our model.
     """
     if ctx.rank:
         return {}
     prepared, task = Prepared(ctx.inputs["prepared"]), Task.read(ctx.inputs["task"])
     report = json.loads((ctx.inputs["evaluate"] / "report.json").read_text(encoding="utf-8"))
     best = ctx.inputs[f"finetune.s{report['best_seed']}"]
-    ours = load_model(best)
-    count = write_export(ctx.out, ours, weights(ours), prepared, task, report, ctx.params.recipe)
+    model = load_model(best)
+    count = write_export(ctx.out, model, weights(model), prepared, task, report, ctx.params.recipe)
     shutil.copyfile(ctx.inputs["evaluate"] / "report.json", ctx.out / "report.json")
     copy_traces(best, ctx.out)
     return {"best_seed": report["best_seed"], "parameters": count}
@@ -59,10 +58,10 @@ def write_export(
     report: Mapping[str, Any],
     recipe: CardRecipe,
 ) -> int:
-    """Write `model/`, `model.onnx` and `labels.json`; returns the stock model's parameters.
+    """Write `model/`, `model.onnx`, and `labels.json`. Return the number of parameters of the stock model.
 
-    model: what is exported, on the CPU; full: its weights under our names at the size of its shape (a model from
-    which parts were cut away has zeros there). Raises TrainingFailed unless both forms answer as the model does.
+    model: on the CPU. full: its weights under our names at the size of its shape, with zeros where pruning removed
+    parts. Raises TrainingFailed unless both exported forms compute the same logits as the model.
     """
     folder = out / "model"
     shutil.copytree(prepared.folder / "tokenizer", folder)
@@ -70,13 +69,11 @@ def write_export(
     stock = load_stock(folder)
     split = prepared.split("validation").first(PROBES)
     probe, expected = _probe(split, prepared), predict(model, split, prepared, device=torch.device("cpu"))
-    _compare("the exported model", _stock_logits(stock, probe), expected)
+    _compare("exported model", _stock_logits(stock, probe), expected)
     graph = out / "model.onnx"
     write_onnx(model.shape, {name: tensor.numpy() for name, tensor in weights(model).items()}, graph)
-    _compare("the ONNX graph", _onnx_logits(graph, probe), expected)
-    (folder / "README.md").write_text(
-        model_card(report, prepared.facts, recipe.model_dump(mode="json")), encoding="utf-8"
-    )
+    _compare("ONNX graph", _onnx_logits(graph, probe), expected)
+    (folder / "README.md").write_text(model_card(report, prepared.facts, recipe), encoding="utf-8")
     labels = {"labels": list(task.labels), "max_length": prepared.max_length, "pair": task.pair}
     labels["task_type"] = task.type.name
     (out / "labels.json").write_text(json.dumps(labels, ensure_ascii=False), encoding="utf-8")
@@ -84,7 +81,7 @@ def write_export(
 
 
 def stock_config(shape: Shape, prepared: Prepared) -> Any:
-    """The `transformers` configuration of the shape, with the task's labels, or the name of its regression target."""
+    """Return the `transformers` configuration, with the task's labels or the name of its regression target."""
     ids = prepared.facts["special_ids"]
     common: dict[str, Any] = {
         "vocab_size": shape.vocab,
@@ -101,7 +98,7 @@ def stock_config(shape: Shape, prepared: Prepared) -> Any:
 
 
 def write_stock(shape: Shape, tensors: Mapping[str, Tensor], prepared: Prepared, folder: Path) -> None:
-    """config.json and model.safetensors of the stock sequence classifier."""
+    """Write config.json and model.safetensors of the stock sequence classifier."""
     from safetensors.torch import save_file
 
     stock_config(shape, prepared).save_pretrained(folder)
@@ -109,20 +106,20 @@ def write_stock(shape: Shape, tensors: Mapping[str, Tensor], prepared: Prepared,
 
 
 def load_stock(folder: Path) -> Any:
-    """The folder as any user loads it. Raises TrainingFailed if a weight is missing or left over."""
+    """Load the folder as users do. Raises TrainingFailed if a weight is missing or unexpected."""
     from transformers import AutoModelForSequenceClassification
 
-    model, told = AutoModelForSequenceClassification.from_pretrained(
+    model, info = AutoModelForSequenceClassification.from_pretrained(
         str(folder), output_loading_info=True, trust_remote_code=False, attn_implementation="sdpa"
     )
-    wrong = sorted({*told["missing_keys"], *told["unexpected_keys"], *map(str, told["mismatched_keys"])})
+    wrong = sorted({*info["missing_keys"], *info["unexpected_keys"], *map(str, info["mismatched_keys"])})
     if wrong:
-        raise TrainingFailed(f"the exported weights do not fit the stock class: {wrong[:3]}; this is a fault of ours")
+        raise TrainingFailed(f"The exported weights do not match the stock class: {wrong[:3]}. This is a bug.")
     return model.eval()
 
 
 def _probe(split: Split, prepared: Prepared) -> dict[str, npt.NDArray[np.int64]]:
-    """The split's texts, padded, as a stock tokenizer would give them."""
+    """Return the split's texts as padded inputs, as a stock tokenizer does."""
     texts = [split.store[number] for number in range(len(split))]
     shape = (len(texts), max(map(len, texts)))
     inputs = {name: np.zeros(shape, dtype=np.int64) for name in ("input_ids", "attention_mask", "token_type_ids")}
@@ -139,8 +136,8 @@ def _stock_logits(stock: Any, probe: Mapping[str, npt.NDArray[np.int64]]) -> npt
     names = ("input_ids", "attention_mask", *(("token_type_ids",) if stock.config.model_type == "bert" else ()))
     with torch.inference_mode():
         logits = stock(**{name: torch.from_numpy(probe[name]) for name in names}).logits
-    found: npt.NDArray[np.float32] = logits.numpy()
-    return found
+    values: npt.NDArray[np.float32] = logits.numpy()
+    return values
 
 
 def _onnx_logits(graph: Path, probe: Mapping[str, npt.NDArray[np.int64]]) -> npt.NDArray[np.float32]:
@@ -148,11 +145,11 @@ def _onnx_logits(graph: Path, probe: Mapping[str, npt.NDArray[np.int64]]) -> npt
 
     session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
     names = [entry.name for entry in session.get_inputs()]
-    found: npt.NDArray[np.float32] = session.run(["logits"], {name: probe[name] for name in names})[0]
-    return found
+    logits: npt.NDArray[np.float32] = session.run(["logits"], {name: probe[name] for name in names})[0]
+    return logits
 
 
-def _compare(what: str, found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> None:
-    apart = float(np.abs(found - expected).max())
-    if not apart <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
-        raise TrainingFailed(f"{what} answers differently from the trained model (logits up to {apart:.2g} apart)")
+def _compare(name: str, logits: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> None:
+    difference = float(np.abs(logits - expected).max())
+    if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
+        raise TrainingFailed(f"The logits of the {name} differ from the trained model's by up to {difference:.2g}.")

@@ -1,4 +1,4 @@
-"""Loss and gradient of one step, over this worker's share of its rows."""
+"""Loss and gradient of one step, over this worker's share of the rows."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from tlm_core.training.masking import NOT_MASKED
 from tlm_core.training.model import TaskModel
 from tlm_core.training.prepared import Batch
 
-# Matrix kernels are built and kept for each size they meet: few sizes keep memory from growing with every step.
+# Libraries cache a matrix kernel for each size, so few distinct sizes keep memory from growing with every step.
 MASKED_MULTIPLE = 64
 
 
 @dataclass(frozen=True)
 class Workers:
-    """Which of how many workers this process is."""
+    """The rank of this process among the workers."""
 
     rank: int = 0
     size: int = 1
 
     def share(self, n: int) -> tuple[int, int]:
-        """This worker's [start, stop) of n things, as even as can be."""
+        """Return this worker's [start, stop) of n items, divided evenly."""
         return n * self.rank // self.size, n * (self.rank + 1) // self.size
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -41,23 +41,23 @@ class Workers:
         return tensor
 
     def least(self, value: int, device: torch.device) -> int:
-        """The least value that any worker passes; returns when all have passed one."""
+        """Return the smallest value of all workers. Waits until all workers call it."""
         if self.size == 1:
             return value
-        found = torch.tensor(value, device=device)
-        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MIN)
-        return int(found)
+        smallest = torch.tensor(value, device=device)
+        torch.distributed.all_reduce(smallest, torch.distributed.ReduceOp.MIN)
+        return int(smallest)
 
 
 def micro_batches(batch: Batch, workers: Workers, rows: int) -> Iterator[Batch]:
-    """This worker's part of the batch in parts of at most `rows` rows."""
+    """Yield this worker's part of the batch in parts of at most `rows` rows."""
     start, stop = workers.share(len(batch.rows))
     for begin in range(start, stop, rows):
         yield batch.part(begin, min(begin + rows, stop))
 
 
 def step_flops(shape: Shape, batch: Batch) -> float:
-    """Matrix products of the step's forward and backward pass, with what is computed on padding."""
+    """Return the FLOPs of the matrix products in the forward and backward pass, including padding."""
     masked = -(-batch.masked // MASKED_MULTIPLE) * MASKED_MULTIPLE if batch.mlm_weight else 0
     documents = batch.documents if batch.task_weight else 0
     products = flops.forward(shape, len(batch.rows), batch.tokens.shape[1], masked, documents)
@@ -69,7 +69,7 @@ def to_device(values: npt.NDArray[Any], device: torch.device) -> Tensor:
 
 
 def encode(model: TaskModel, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(hidden [R, L, hidden], segments [R, L]) of the batch's rows."""
+    """Return (hidden [R, L, hidden], segments [R, L]) of the batch's rows."""
     rows = batch.rows
     segments = to_device(rows.segments, device)
     hidden = model.encoder(
@@ -79,7 +79,7 @@ def encode(model: TaskModel, batch: Batch, device: torch.device) -> tuple[Tensor
 
 
 def pooled_logits(model: TaskModel, batch: Batch, hidden: Tensor, segments: Tensor) -> Tensor:
-    """Label logits [D, labels] of the batch's whole documents."""
+    """Return the label logits [D, labels] of the batch's whole documents."""
     device = hidden.device
     doc_row, doc_segment = to_device(batch.rows.doc_row, device), to_device(batch.rows.doc_segment, device)
     logits: Tensor = model.task(model.pool(hidden, segments, doc_row, doc_segment))
@@ -99,7 +99,7 @@ LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"cross_entropy": _cr
 
 
 def loss_sums(model: TaskModel, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Summed (not averaged) losses of masked language modeling (nats) and of the task (nats, or squared errors)."""
+    """Return the summed losses of masked language modeling (nats) and of the task (nats, or squared errors)."""
     hidden, segments = encode(model, batch, device)
     mlm = task = torch.zeros((), device=device)
     place = np.flatnonzero(batch.targets != NOT_MASKED)
@@ -116,10 +116,10 @@ def loss_sums(model: TaskModel, batch: Batch, device: torch.device) -> tuple[Ten
 def accumulate_gradient(
     model: TaskModel, batch: Batch, workers: Workers, micro_rows: int, precision: str, device: torch.device
 ) -> Tensor:
-    """Add the step's gradient of this worker's rows to the parameters; returns its [mlm, task] loss sums.
+    """Add the gradient of this worker's rows to the parameters. Return the [mlm, task] loss sums of these rows.
 
-    The step's loss is mlm_weight * mlm / masked + task_weight * task / documents (paper section 3.2), both
-    counted over the whole step, so the workers' gradients only need to be summed.
+    The step's loss is mlm_weight * mlm / masked + task_weight * task / documents (paper section 3.2). The divisors are
+    those of the whole step, so the gradient of the step is the sum of all workers' gradients.
     """
     total = torch.zeros(2, device=device)
     for part in micro_batches(batch, workers, micro_rows):

@@ -1,4 +1,4 @@
-"""The prepare stage: a tokenizer, and all text as token ids in flat stores."""
+"""The prepare stage: a tokenizer, and all texts as token ids in flat stores."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from tlm_core.training.stage import StageContext, StopRequested
 from tlm_core.training.store import ArrayWriter, StoreWriter, TokenStore
 from tlm_core.training.tokenizer import load_published, special_ids, train_wordpiece, write_folder
 
-# Larger ones are no faster, and what the tokenizer tells of each text is many times the text.
+# Larger batches are not faster, and the tokenizer's result for a text is many times the size of the text.
 BATCH = 250
 REPORT_SECONDS = 0.5
 
 
 def prepare(ctx: StageContext[PrepareParams]) -> dict[str, Any]:
-    """Inputs: `task`, and `selection` unless the task is trained on its own. Every text is tokenised once.
+    """Write the tokenizer, token stores, labels, and `data.json`. Passages stay whole; task texts are truncated.
 
-    Passages keep all their tokens; a task text is cut at the recipe's max_length.
+    Inputs: `task`, and `selection` unless the recipe selects nothing.
     """
     if ctx.rank:
         return {}
@@ -69,7 +69,7 @@ def prepare(ctx: StageContext[PrepareParams]) -> dict[str, Any]:
 def _tokenizer(
     ctx: StageContext[PrepareParams], task: Task, selection: Path | None
 ) -> tuple[Tokenizer, dict[str, int]]:
-    """The recipe's tokenizer, written to the artifact's `tokenizer` folder, and its special ids."""
+    """Write the recipe's tokenizer to the folder `tokenizer`. Return it with its special ids."""
     part, max_length = ctx.params.tokenizer, ctx.params.max_length
     folder = ctx.out / "tokenizer"
     if part.source != "own":
@@ -89,7 +89,7 @@ def _tokenizer(
 
 
 def _count(out: Path, facts: dict[str, Any], dim: int) -> dict[str, float]:
-    """Write the frequencies and word vectors that `model.init: counts` starts from; returns their FLOPs."""
+    """Write frequencies and word vectors for `model.init: counts`. Return their cost."""
     names = ["train", *(["passages"] if facts["passages"] else [])]
     stores = [TokenStore(out, name) for name in names]
     counted = count(stores, facts["vocab_size"], sorted(facts["special_ids"].values()), dim)
@@ -112,7 +112,7 @@ def _passages(
     out: Path, tokenizer: Tokenizer, size: int, selection: Path, tokens: dict[str, int], progress: _Counter
 ) -> int:
     count = 0
-    # All ids are as wide as the widest, so that they can be written as they come: a selection may be a whole corpus.
+    # A fixed width lets ids be written in batches: a selection may be a whole corpus.
     width = max(
         (len(name.encode()) for batch in _passage_batches(selection, ["id"]) for name in batch["id"]), default=1
     )
@@ -136,7 +136,7 @@ def _split(out: Path, tokenizer: Tokenizer, size: int, task: Task, split: str, p
         for begin in range(0, len(texts), BATCH):
             block: Iterable[Any] = texts[begin : begin + BATCH]
             if pairs:
-                # Of merged tasks some have pairs and some have single texts, whose second one is blank.
+                # A merged task may contain pairs and single texts; the second text of a single text is empty.
                 both = zip(block, pairs[begin : begin + BATCH], strict=True)
                 block = [(text, second) if second else text for text, second in both]
             encodings = tokenizer.encode_batch_fast(list(block))
@@ -157,7 +157,7 @@ def _second_begins(sequences: list[int | None]) -> int:
 
 
 class _Counter:
-    """Texts done, told to the reporter at most twice a second."""
+    """Reports the number of finished texts at most twice a second."""
 
     def __init__(self, ctx: StageContext[PrepareParams], total: int) -> None:
         self._ctx = ctx
@@ -166,13 +166,13 @@ class _Counter:
         self._began = self._last = time.monotonic()
 
     def add(self, count: int) -> None:
-        """Raises StopRequested when asked to stop; the stage is short and starts anew on resume."""
+        """Count texts. Raises StopRequested if the reporter asks to stop; the short stage restarts on resume."""
         self._done += count
         now = time.monotonic()
         if now - self._last < REPORT_SECONDS:
             return
         self._last = now
         rate = self._done / (now - self._began)
-        left = (self._total - self._done) / rate
-        if not self._ctx.report.progress(step=self._done, total=self._total, rate=rate, unit="texts", eta_seconds=left):
-            raise StopRequested("stopped on request while tokenising; resume to start this stage anew")
+        eta = (self._total - self._done) / rate
+        if not self._ctx.report.progress(step=self._done, total=self._total, rate=rate, unit="texts", eta_seconds=eta):
+            raise StopRequested("The prepare stage stopped on request. Resume to restart it.")

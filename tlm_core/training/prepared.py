@@ -1,4 +1,4 @@
-"""Reading what the prepare stage wrote, and cutting training batches from it."""
+"""The prepare artifact, and training batches from it."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ Labels = npt.NDArray[Any]  # as `TaskType.trained` says
 
 @dataclass(frozen=True)
 class Split:
-    """Task texts of one split. labels, rows: [n], label or regression target, and record number in its file.
+    """Task texts of one split.
 
-    second: [n], where the second text of a pair begins; None for single texts.
+    labels: [n], label index or regression target. rows: [n], record number in the user's file. second: [n], where the
+    second text of a pair begins; None for single texts.
     """
 
     store: TokenStore
@@ -41,7 +42,7 @@ class Split:
         return len(self.store)
 
     def first(self, count: int) -> Split:
-        """The first texts, all if there are no more."""
+        """Return the first `count` texts."""
         second = None if self.second is None else self.second[:count]
         return Split(self.store.first(count), self.labels[:count], self.rows[:count], second)
 
@@ -76,23 +77,23 @@ class Prepared:
         return self.type.scaling(np.load(self.folder / "train.labels.npy"))
 
     def standard(self, labels: Labels) -> Labels:
-        """Labels as training sees them: standardized regression targets, unchanged classes.
+        """Return the labels for training: standardized regression targets, unchanged classes.
 
-        Without it the head's bias would have to learn the mean at the learning rate of all weights.
+        Otherwise the head's bias would have to learn the mean at the learning rate of all weights.
         """
         return labels if self.scaling is None else self.scaling.standardize(labels)
 
     def training(self) -> Split:
-        """The train split with `standard` labels; what is trained on it answers so until `own_units`."""
+        """Return the train split with `standard` labels. A model trained on it predicts them until `own_units`."""
         split = self.split("train")
         return replace(split, labels=self.standard(split.labels))
 
     def passages(self) -> TokenStore | None:
-        """Retrieved passages; None for a task on its own."""
+        """Return the selected passages; None without a selection."""
         return TokenStore(self.folder, "passages") if self.facts["passages"] else None
 
     def counted(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """(log frequencies [V], word vectors [V, hidden]) for `model.init: counts`."""
+        """Return (log frequencies [V], word vectors [V, hidden]) for `model.init: counts`."""
         return np.load(self.folder / "log_frequency.npy"), np.load(self.folder / "vectors.npy")
 
     def passage_ids(self, numbers: list[int]) -> list[str]:
@@ -105,8 +106,8 @@ class Batch:
     """All rows of one step, over all workers.
 
     tokens: [R, L] as the model sees them; targets: [R, L], NOT_MASKED where nothing is predicted; labels: [D].
-    masked, documents: how many predictions and labels the whole step has; a loss is divided by these, so
-    any way of cutting the step into parts gives the same gradient. sources: names what is in the batch.
+    masked, documents: the number of predictions and labels in the whole step. They divide the losses, so that the
+    gradient does not depend on how the step is divided. sources: returns the names of the batch's texts.
     """
 
     rows: Rows
@@ -121,6 +122,7 @@ class Batch:
     loss: str  # of the task: a key of `objective.LOSSES`
 
     def part(self, start: int, stop: int) -> Batch:
+        """Return rows [start, stop) with their labels; masked and documents stay those of the step."""
         inside = (self.rows.doc_row >= start) & (self.rows.doc_row < stop)
         return replace(
             self,
@@ -132,20 +134,20 @@ class Batch:
 
     @property
     def active(self) -> tuple[str, ...]:
-        """Parts of the model that this step trains."""
+        """The parts of the model that this step trains."""
         heads = (("vocabulary", self.mlm_weight), ("task", self.task_weight))
         return ("encoder", *(name for name, weight in heads if weight))
 
 
 def task_steps(step: int, rho1: float) -> int:
-    """How many of the steps before `step` were task steps: of rho1 + 1 steps the last one is."""
+    """Return the number of task steps before `step`: the last of every rho1 + 1 steps is one."""
     return int(step / (rho1 + 1))
 
 
 class JointBatches:
     """Step number → batch of the joint stage (paper section 3.2). joint: the recipe's part.
 
-    Raises InvalidRecipe where it leaves nothing to train on: no passages, and neither loss on task text.
+    Raises InvalidRecipe if there is nothing to train on: no passages, and neither loss on task text.
     """
 
     def __init__(self, prepared: Prepared, joint: Joint, seed: int) -> None:
@@ -163,13 +165,13 @@ class JointBatches:
         if not (joint.task_loss or joint.mlm_on_task):
             if passages is None:
                 raise InvalidRecipe(
-                    "the joint stage has neither loss on task text and no passages were selected; set joint.task_loss "
-                    "or joint.mlm_on_task to true, or joint.enabled to false"
+                    "The joint stage has nothing to train on: it has no passages and neither loss on task text. Set "
+                    "joint.task_loss or joint.mlm_on_task to true, or joint.enabled to false."
                 )
             self._rho1 = math.inf
 
     def __call__(self, step: int, progress: float) -> Batch:
-        """The batch of `step`; `progress` (0 to 1) sets the masking rate where the recipe lets it fall."""
+        """Return the batch of `step`. progress (0 to 1): sets the mask rate, if the recipe changes it over time."""
         start, end = self._joint.mask_rate, self._joint.mask_rate_end
         rate = start if end is None else start + (end - start) * progress
         task = task_steps(step, self._rho1)
@@ -211,7 +213,7 @@ class JointBatches:
 
 
 class FinetuneBatches:
-    """Step number → batch of labelled texts."""
+    """Step number → batch of labeled texts."""
 
     def __init__(self, prepared: Prepared, batch: int, seed: int) -> None:
         self._prepared = prepared
@@ -225,7 +227,7 @@ class FinetuneBatches:
 
 
 def task_batch(split: Split, members: Ints, prepared: Prepared) -> Batch:
-    """Labelled texts, packed, nothing masked."""
+    """Return a batch of packed, labeled texts without masking."""
     rows = pack(split.store, members, prepared.max_length, split.second, prepared.vocabulary.pad)
     return Batch(
         rows=rows,
@@ -242,14 +244,14 @@ def task_batch(split: Split, members: Ints, prepared: Prepared) -> Batch:
 
 
 def draw(seed: int, stream: Stream, n: int, number: int, size: int) -> Ints:
-    """Items of batch `number`: an endless sequence of epochs, each a fresh permutation, cut into `size`."""
+    """Return the items of batch `number`, from an endless sequence of permuted epochs in batches of `size`."""
     places = np.arange(number * size, (number + 1) * size)
     epochs = places // n
-    found = np.empty(size, dtype=np.int64)
+    items = np.empty(size, dtype=np.int64)
     for epoch in np.unique(epochs):
         here = epochs == epoch
-        found[here] = permutation(seed, stream, int(epoch), n)[places[here] % n]
-    return found
+        items[here] = permutation(seed, stream, int(epoch), n)[places[here] % n]
+    return items
 
 
 def _order(seed: int, stream: Stream, n: int, epoch: int) -> Ints:

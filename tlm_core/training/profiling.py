@@ -1,6 +1,6 @@
-"""A profiler's trace of a few training steps (`profile: true` of the recipe), to be opened in a browser.
+"""A profiler's trace of a few training steps (`profile: true` of the recipe), for a browser.
 
-The file is Chrome's trace format, gzipped: chrome://tracing and ui.perfetto.dev read it as it is.
+The file is Chrome's trace format, gzipped, as chrome://tracing and ui.perfetto.dev read it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,55 +17,52 @@ from tlm_core.training.params import TrainParams
 from tlm_core.training.prepared import Batch
 from tlm_core.training.stage import StageContext
 
-# The first steps build kernels and fill caches, which later ones do not.
+# The first steps build kernels and fill caches, so the trace starts after them.
 WARM, STEPS = 5, 5
 
 
 def trace_path(ctx: StageContext[TrainParams], stage: str) -> Path | None:
-    """Where this worker leaves the trace of a stage; None if it is not to."""
+    """Return the path of a stage's trace, or None if this worker writes none."""
     return ctx.out / f"trace-{stage}.json.gz" if ctx.params.profile and not ctx.rank else None
 
 
 def copy_traces(source: Path, target: Path) -> None:
-    """Hand the traces of an earlier stage on, so that the job's last artifact, which users download, has them."""
+    """Copy the traces of an earlier stage, so that the job's last artifact, which users download, has them."""
     for path in source.glob("trace-*.json.gz"):
         shutil.copyfile(path, target / path.name)
 
 
 @contextmanager
 def traced(trainer: Trainer, path: Path | None) -> Iterator[None]:
-    """While this lasts, the trainer's run leaves a trace of up to STEPS steps in `path`; None leaves none.
-
-    The first WARM steps are left out; a run that has no others leaves no trace.
-    """
+    """Trace up to STEPS steps of the trainer's run after the first WARM steps. A None path traces nothing."""
     if path is None:
         yield
         return
-    whole = trainer.batches
-    trace = _Trace(whole, path)
+    batches = trainer.batches
+    trace = _Trace(batches, path)
     trainer.batches = trace
     try:
         yield
     finally:
-        trainer.batches = whole
+        trainer.batches = batches
         trace.close()
 
 
 class _Trace:
-    """Batches, asked for at the beginning of each step; so it knows where a step begins."""
+    """Wraps the batches. The loop requests one at the beginning of each step, so the trace sees where steps begin."""
 
     def __init__(self, batches: Callable[[int, float], Batch], path: Path) -> None:
         self._batches = batches
         self._path = path
-        self._asked = 0
-        self._profiler: Any = None
+        self._requests = 0
+        self._profiler: torch.profiler.profile | None = None
 
     def __call__(self, step: int, progress: float) -> Batch:
-        if self._asked == WARM:
+        if self._requests == WARM:
             self._start()
-        elif self._asked == WARM + STEPS:
+        elif self._requests == WARM + STEPS:
             self.close()
-        self._asked += 1
+        self._requests += 1
         return self._batches(step, progress)
 
     def _start(self) -> None:
@@ -77,7 +73,7 @@ class _Trace:
         self._profiler.start()
 
     def close(self) -> None:
-        """End the trace, if it has begun and not ended, and write it."""
+        """Stop the profiler if it runs, and write the trace."""
         profiler, self._profiler = self._profiler, None
         if profiler is not None:
             profiler.stop()

@@ -187,7 +187,7 @@ def test_predictions_are_made_in_parts_where_the_device_holds_no_more(tmp_path: 
     trainer.model.encoder.register_forward_pre_hook(_fits(1))
     np.testing.assert_allclose(predict(trainer.model, split, prepared, device=device), whole, atol=1e-5)
     trainer.model.encoder.register_forward_pre_hook(_fits(0))
-    with pytest.raises(OutOfMemory, match="not even one row of texts"):
+    with pytest.raises(OutOfMemory, match="One row of texts exceeds"):
         predict(trainer.model, split, prepared, device=device)
 
 

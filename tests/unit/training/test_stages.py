@@ -106,7 +106,7 @@ def test_the_card_states_scores_cost_recipe_and_the_risk_of_memorised_text(chain
     card, report = (chain["export"] / "model" / "README.md").read_text(), report_of(chain)
     assert f"{report['mean']['test']['macro_f1']:.4f} ± {report['spread']['test']['macro_f1']:.4f}" in card
     assert f"{report['cost']['total']['flops']:.3g}" in card
-    assert "memorised" in card and '"rho1": 3.0' in card and "150 (" in card
+    assert "memorized" in card and '"rho1": 3.0' in card and "150 (" in card
     assert all(f". {label}" in card for label in LABELS)
 
 
@@ -118,11 +118,11 @@ ENCODER = {"model__init": "hub:one/encoder", "tokenizer__source": "hub:one/encod
 @pytest.mark.parametrize(
     ("over", "course", "data"),
     [
-        ({}, "by masked language modelling on passages and the task's texts together with the task's loss, then by",
+        ({}, "by masked language modeling on passages and the task's texts together with the task's loss, then by",
          "retrieved by queries from the train texts"),
         (ALONE, "trained from scratch by the task's loss alone.", "no passages"),
-        (TWO_STAGES, "scratch by masked language modelling on passages, then by the task's loss", "drawn at random"),
-        ({"joint__rho2": 0.0}, "scratch by masked language modelling on passages together with the task's loss", ""),
+        (TWO_STAGES, "scratch by masked language modeling on passages, then by the task's loss", "drawn at random"),
+        ({"joint__rho2": 0.0}, "scratch by masked language modeling on passages together with the task's loss", ""),
         ({**ENCODER, "selection__selector": "given"}, "trained from the published encoder hub:one/encoder by masked",
          "uploaded with the dataset"),
     ],
@@ -133,7 +133,7 @@ def test_the_card_tells_how_this_model_came_about(
     facts = json.loads((chain["prepare"] / "data.json").read_text())
     if over is ALONE:
         facts["passages"] = 0
-    card = model_card(report_of(chain), facts, CardRecipe.of(tiny(**over)).model_dump(mode="json"))
+    card = model_card(report_of(chain), facts, CardRecipe.of(tiny(**over)))
     assert course in card and data in card
     assert ("trained-from-scratch" in card) == ("model__init" not in over)
 
