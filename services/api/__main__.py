@@ -1,4 +1,4 @@
-"""The gateway process. `python -m services.api`, settings from TLM_API_*."""
+"""The gateway process: `python -m services.api`, configured by TLM_API_*."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ import uvicorn
 
 from services.api.app import create_app
 from services.api.auth import ensure_token
-from services.api.loads import LoadWorker
-from services.api.outgoing import Outgoing
+from services.api.corpus_loads import LoadWorker
+from services.api.outbound import Outbound
 from services.api.parts import Parts
 from services.api.predict import Predictor
-from services.api.resumable import Uploads
+from services.api.resumable_uploads import Uploads
 from services.api.settings import ApiSettings
-from services.api.tail import Tailer
-from services.api.webhooks import Deliverer, Webhooks
+from services.api.streams import Tailer
+from services.api.webhook_delivery import Deliverer, Webhooks
 from services.common.catalog import Catalog
 from services.common.jobstore import JobStore
 from services.common.logs import set_up_logging
 from services.common.redis_client import connect
 from services.common.retriever_client import connect_retriever
 
-# Longer than clients and proxies pause between two requests (60 s is usual): a connection that the server closes just
-# as the next request is on its way is an error that nobody can tell from a crash.
+# Longer than the idle timeout of usual clients and proxies (60 s). If the server closed a connection first, a request
+# sent at that moment would fail like after a crash.
 _KEEP_ALIVE_SECONDS = 75
 
 
 def build_parts(settings: ApiSettings) -> Parts:
-    """The gateway's stores and clients, as the settings tell."""
+    """Connect the stores and clients of the gateway."""
     from tlm_core.tasks.hub import read_hub
     from tlm_core.tasks.validate import load_task
 
@@ -43,7 +43,7 @@ def build_parts(settings: ApiSettings) -> Parts:
     artifacts = settings.artifact_store()
     catalog = Catalog(client)
     retriever = connect_retriever(settings.retriever_url, settings.internal_token.get_secret_value())
-    webhooks, outgoing = Webhooks(client), Outgoing(private=settings.webhook_private)
+    webhooks, outbound = Webhooks(client), Outbound(private=settings.webhook_private)
     return Parts(
         settings=settings,
         token=ensure_token(settings.token_file),
@@ -55,16 +55,16 @@ def build_parts(settings: ApiSettings) -> Parts:
         predictor=Predictor(artifacts, capacity=settings.predict_cache_bytes),
         loads=LoadWorker(catalog, artifacts, retriever, settings.scratch),
         webhooks=webhooks,
-        outgoing=outgoing,
-        deliverer=Deliverer(client, jobs, webhooks, outgoing),
+        outbound=outbound,
+        deliverer=Deliverer(client, jobs, webhooks, outbound),
         uploads=Uploads(client, artifacts, settings.scratch, max_bytes=settings.max_upload_bytes),
-        # The hub library's own cache lies in the home folder, which a container may not have.
+        # The hub library caches in the home folder by default, which a container may not have.
         load_task=partial(load_task, hub=partial(read_hub, cache=settings.scratch / "hub")),
     )
 
 
 class _Server(uvicorn.Server):
-    """Ends the event streams first: a server that stops waits for its open connections."""
+    """Closes the event streams at shutdown, because the server waits for open connections."""
 
     parts: Parts
 
@@ -76,11 +76,11 @@ class _Server(uvicorn.Server):
 def main() -> None:
     """Serve until SIGTERM or SIGINT."""
     set_up_logging("api")
-    # uvicorn raises the signal that stopped it again, when it has stopped.
+    # uvicorn raises the signal again after its shutdown.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     settings = ApiSettings()
-    # What an earlier process was receiving or writing when it died is of no use to anyone.
+    # Delete incomplete files of an earlier process.
     for name in ("uploads", "work"):
         shutil.rmtree(settings.scratch / name, ignore_errors=True)
     parts = build_parts(settings)
@@ -90,8 +90,7 @@ def main() -> None:
     )  # fmt: skip
     server = _Server(config)
     server.parts = parts
-    # Modules and routes are there for good: looked through by the collector again and again, they cost every request
-    # of that moment a tenth of a second.
+    # Exclude modules and routes from garbage collection; scanning them would delay requests by a tenth of a second.
     gc.collect()
     gc.freeze()
     server.run()

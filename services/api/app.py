@@ -1,4 +1,4 @@
-"""The gateway: wiring only."""
+"""The gateway application: routes, background tasks, OpenAPI description."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from fastapi.openapi.utils import get_openapi
 from starlette.concurrency import run_in_threadpool
 
 from services.api.dashboard.app import mount_dashboard
-from services.api.dashboard.data import UPLOAD_PATHS
-from services.api.error_page import mount_error_page
+from services.api.dashboard.data_pages import UPLOAD_PATHS
 from services.api.parts import Parts
 from services.api.removal import finish_removals
-from services.api.routes import corpora, datasets, health, jobs, results, uploads, webhooks
+from services.api.routes import corpora, datasets, jobs, results, service, uploads, webhooks
 from services.common.problem import install_problem_handlers
 from tlm_core.errors import TLMError
 from tlm_core.wire import Problem
 
 log = logging.getLogger(__name__)
 
-_REMOVALS_SECONDS = 300
+_REMOVAL_SECONDS = 300
 _DESCRIPTION = (
-    "Upload a labelled data set, submit a job, take the trained classifier away. "
-    "Errors are RFC 9457 problems; lists page by `after`, `limit` and `has_more`."
+    "Trains small text classifiers from scratch. Upload a labeled dataset and optionally a corpus, submit a job, watch "
+    "its events, then download the model or classify texts. Errors are RFC 9457 problems. Lists have pages: `after`, "
+    "`limit`, `has_more`."
 )
 
 
@@ -40,7 +40,7 @@ def create_app(parts: Parts) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         tasks = [
             asyncio.create_task(parts.tailer.run(), name="tailer"),
-            asyncio.create_task(_remove_what_is_left(parts), name="removals"),
+            asyncio.create_task(_finish_removals(parts), name="removals"),
         ]
         threads = [
             threading.Thread(target=run, name=name, daemon=True)
@@ -63,26 +63,25 @@ def create_app(parts: Parts) -> FastAPI:
     app = FastAPI(title="TLM service", version=version("tlm-service"), description=_DESCRIPTION, lifespan=lifespan)
     app.state.parts = parts
     install_problem_handlers(app, streamed=("/v1/datasets", "/v1/corpora", *UPLOAD_PATHS), raw=("/v1/uploads/",))
-    for module in (health, uploads, datasets, corpora, jobs, results, webhooks):
+    for module in (service, uploads, datasets, corpora, jobs, results, webhooks):
         app.include_router(module.router)
-    mount_error_page(app)
     mount_dashboard(app, parts)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
 
-async def _remove_what_is_left(parts: Parts) -> None:
-    """Now and every few minutes, finish the deletions that broke off."""
+async def _finish_removals(parts: Parts) -> None:
+    """Complete interrupted deletions at the start and every few minutes."""
     while True:
         try:
             await run_in_threadpool(finish_removals, parts.jobs, parts.artifacts)
         except TLMError as error:
-            log.warning("deletions that broke off wait: %s", error)
-        await asyncio.sleep(_REMOVALS_SECONDS)
+            log.warning("Interrupted deletions wait: %s", error)
+        await asyncio.sleep(_REMOVAL_SECONDS)
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """The description of the API. FastAPI's own form of validation errors is replaced by the problem we send."""
+    """The OpenAPI document, with the Problem schema instead of FastAPI's validation errors."""
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         schemas = schema["components"]["schemas"]

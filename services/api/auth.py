@@ -1,4 +1,4 @@
-"""Who may call: one API token, made at the first start; and whose things a request is about."""
+"""Authentication: one API token, created at the first start, and the tenant of a request."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from tlm_core.errors import Unauthorized
 
-_bearer = HTTPBearer(auto_error=False, description="the API token, as `tlm up` keeps it in its secrets")
+_bearer = HTTPBearer(
+    auto_error=False, description="API token of the service, which `tlm up` stores in its secrets folder."
+)
 
 
 def ensure_token(path: Path) -> str:
-    """The token in `path` (mode 0600), made if there is none; two starts at once get the same one."""
+    """The token in `path` (mode 0600), created if the file is missing. Concurrent starts get the same token."""
     if path.exists():
         return path.read_text(encoding="ascii").strip()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,7 +30,7 @@ def ensure_token(path: Path) -> str:
             handle.write(f"tlm_{secrets.token_urlsafe(32)}\n")
             handle.flush()
             os.fsync(handle.fileno())
-        # A link, unlike a rename, never replaces what another start has put there in the meantime.
+        # Unlike a rename, a link never replaces the file of a concurrent start.
         os.link(partial, path)
     except FileExistsError:
         pass
@@ -40,10 +42,10 @@ def ensure_token(path: Path) -> str:
 def tenant_of(request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> str:
     """The tenant that the request's token belongs to. Raises Unauthorized."""
     if credentials is None:
-        raise Unauthorized("send the API token as 'Authorization: Bearer TOKEN'")
+        raise Unauthorized("Missing API token. Send the header 'Authorization: Bearer TOKEN'.")
     token: str = request.app.state.parts.token
     if not hmac.compare_digest(credentials.credentials.encode(), token.encode()):
-        raise Unauthorized("this API token is not known; take the one that the service keeps in its token file")
+        raise Unauthorized("Unknown API token. Use the token in the token file of the service.")
     return "default"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from services.api.results import artifact_of, json_of
+from services.api.job_artifacts import artifact_of
 from services.api.series import series_of
 from services.api.views import job_summary
 from services.common.jobstore import JobStore
@@ -77,7 +77,7 @@ def _leaves(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]
 
 def _outcome(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord) -> Outcome:
     try:
-        report = json_of(artifacts, artifact_of(jobs, job, "evaluate"), "report.json")
+        report = artifacts.read_json(artifact_of(jobs, job, "evaluate"), "report.json")
     except (Conflict, NotFound, CorruptArtifact) as error:
         return Outcome(job=job.id, reason=error.message)
     parts = {name: report.get(name) for name in ("metric", "mean", "spread", "cost")}

@@ -9,7 +9,6 @@ from statistics import median
 from typing import Any
 
 from services.api import work
-from services.api.datasets import report_of
 from services.api.recorded import START, Facts, Finished, Recorded, source_of
 from services.common.catalog import Catalog
 from services.common.jobstore import JobStore
@@ -101,7 +100,7 @@ class Estimator:
     def _known(self, tenant: str, spec: JobSpec, resolved: Resolved) -> _Known:
         job = proposed(tenant, spec, resolved)
         plan = plan_of(job)
-        report = report_of(self._artifacts, self._catalog.dataset(tenant, resolved.dataset_id))
+        report = self._artifacts.read_json(self._catalog.dataset(tenant, resolved.dataset_id).report, "report.json")
         texts = work.facts_of(report)
         history = self._recorded.latest(tenant)
         source = source_of(resolved)

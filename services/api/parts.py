@@ -1,4 +1,4 @@
-"""What the routes work with, put together once per process."""
+"""The stores and clients of the gateway, and what all routes share: dependencies, pagination, error documentation."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Query, Request
 
-from services.api.datasets import LoadTask
+from services.api.corpus_loads import LoadWorker
 from services.api.estimate import Estimator
-from services.api.loads import LoadWorker
-from services.api.outgoing import Outgoing
+from services.api.intake import CorpusIntake, DatasetIntake, LoadTask
+from services.api.outbound import Outbound
 from services.api.predict import Predictor
-from services.api.resumable import Uploads
+from services.api.resumable_uploads import Uploads
 from services.api.settings import ApiSettings
-from services.api.tail import Tailer
-from services.api.webhooks import Deliverer, Webhooks
+from services.api.streams import Tailer
+from services.api.webhook_delivery import Deliverer, Webhooks
 from services.common.catalog import Catalog
 from services.common.jobstore import JobStore
 from services.common.retriever_client import RetrieverClient
@@ -25,7 +25,7 @@ from tlm_core.artifacts import ArtifactStore
 
 @dataclass(frozen=True)
 class Parts:
-    """The gateway's stores and clients; load_task: reads and checks a data set (tlm_core.tasks)."""
+    """The gateway's stores and clients. load_task: reads and validates a dataset (tlm_core.tasks)."""
 
     settings: ApiSettings
     token: str
@@ -39,12 +39,20 @@ class Parts:
     load_task: LoadTask
     uploads: Uploads
     webhooks: Webhooks
-    outgoing: Outgoing
+    outbound: Outbound
     deliverer: Deliverer
 
     @cached_property
+    def dataset_intake(self) -> DatasetIntake:
+        return DatasetIntake(self.catalog, self.artifacts, self.settings.scratch, self.load_task)
+
+    @cached_property
+    def corpus_intake(self) -> CorpusIntake:
+        return CorpusIntake(self.catalog, self.artifacts, self.settings.scratch, self.settings.sources)
+
+    @cached_property
     def estimator(self) -> Estimator:
-        """One for the process, since it keeps what finished jobs took."""
+        """One per process, because it caches the measurements of finished jobs."""
         return Estimator(self.catalog, self.jobs, self.artifacts)
 
 
@@ -54,43 +62,41 @@ def _parts(request: Request) -> Parts:
 
 
 PartsDep = Annotated[Parts, Depends(_parts)]
-Limit = Annotated[int, Query(ge=1, le=100, description="at most so many")]
-AfterId = Annotated[str | None, Query(max_length=200, description="id of the last one of the page before")]
-# Redis takes numbers up to 2^64 - 1, which has 20 digits; milliseconds and counts do not come near.
+Limit = Annotated[int, Query(ge=1, le=100, description="Maximum number of items.")]
+AfterId = Annotated[str | None, Query(max_length=200, description="Id of the last item of the previous page.")]
+# Redis accepts numbers up to 2^64 - 1, which has 20 digits. Milliseconds and counts are far smaller.
 STREAM_ID = r"^[0-9]{1,19}(-[0-9]{1,19})?$"
-StreamId = Annotated[str, Query(pattern=STREAM_ID, description="`id` of the last one of the page before")]
+StreamId = Annotated[str, Query(pattern=STREAM_ID, description="`id` of the last item of the previous page.")]
+
+PROBLEM: dict[str, Any] = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+
+_DESCRIPTIONS = {
+    400: "Malformed HTTP request.",
+    401: "Missing or unknown API token.",
+    404: "Not found.",
+    409: "Not possible in the current state.",
+    413: "Request body too large.",
+    415: "Unsupported media type.",
+    416: "Range outside the file.",
+    422: "Invalid request. `errors` lists each problem.",
+    500: "Internal error.",
+    503: "A component does not respond. Retry later.",
+    507: "Storage full.",
+}
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The error answers of a route, for its documentation."""
+    """The error responses of a route, for its documentation."""
     return {
-        status: {
-            "description": _MEANING[status],
-            "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
-        }
-        for status in (401, *statuses, 422, 500, 503)
+        status: {"description": _DESCRIPTIONS[status], "content": PROBLEM} for status in (401, *statuses, 422, 500, 503)
     }
 
 
-_MEANING = {
-    400: "not an HTTP request that can be understood",
-    401: "no token, or one that is not known",
-    404: "not there",
-    409: "not possible in the present state",
-    413: "the body is too large",
-    415: "not the media type that this takes",
-    416: "the range lies beyond the file",
-    422: "what was sent cannot be accepted; `errors` names each fault",
-    500: "a fault of the service",
-    503: "a component does not answer now; try again",
-    507: "the storage is full",
-}
-
 FILE_ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "the file",
+        "description": "The file.",
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     },
-    206: {"description": "the part of it that Range asked for"},
+    206: {"description": "The requested range of the file."},
     **problems(400, 404, 409, 416),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -80,11 +79,11 @@ class Recorded:
         refs = {name: ManifestRef(**entry["ref"]) for name, entry in job.result["artifacts"].items()}
         try:
             metas = {name: self._artifacts.manifest(ref).meta for name, ref in refs.items()}
-            rows = self._json(refs["validate"], "task.json")["counts"]
-            cost = self._json(refs["evaluate"], "report.json")["cost"]["total"]
+            rows = self._artifacts.read_json(refs["validate"], "task.json")["counts"]
+            cost = self._artifacts.read_json(refs["evaluate"], "report.json")["cost"]["total"]
             prepared = metas["prepare"]
             trained = {
-                node.name: float(self._json(refs[node.name], "history.json")["cost"]["seconds"])
+                node.name: float(self._artifacts.read_json(refs[node.name], "history.json")["cost"]["seconds"])
                 for node in plan.nodes
                 if node.stage.name in _TRAINED and metas.get(node.name, {}).get("flops")
             }
@@ -106,10 +105,6 @@ class Recorded:
             vocab=int(prepared["vocab_size"]),
             gpu=cost["gpu_seconds"] > 0,
         )
-
-    def _json(self, ref: ManifestRef, name: str) -> Any:
-        with self._artifacts.open(ref, name) as handle:
-            return json.load(handle)
 
 
 @dataclass(frozen=True)

@@ -1,27 +1,31 @@
-"""Deleting data sets and jobs with what hangs on them. The record goes first, in one fenced step that also notes what
-is to be removed after it. Files, and the jobs that a data set takes with it, follow, now or, where that broke off, by
-`finish_removals`."""
+"""Delete datasets, corpora and jobs.
+
+A dataset or job is deleted in two steps. One fenced store operation deletes the record and notes what else to remove.
+Then the files, and the jobs of a dataset, are removed; `finish_removals` completes this after an interruption. A corpus
+record is deleted last, so a repeated request completes an interrupted one.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
+from services.api.parts import Parts
 from services.common.catalog_records import DatasetRecord
 from services.common.jobstore import JobStore, Removal
 from services.common.situation import Situation
 from tlm_core.artifacts import ArtifactStore
-from tlm_core.errors import NotFound, StoreUnavailable, TLMError
+from tlm_core.errors import AlreadyRunning, Conflict, NotFound, TLMError
 from tlm_core.jobs.spec import JobRecord
+from tlm_core.jobs.states import TERMINAL, State
 
 log = logging.getLogger(__name__)
 
 
 def delete_dataset(jobs: JobStore, artifacts: ArtifactStore, record: DatasetRecord, *, with_jobs: bool = False) -> None:
-    """Delete a data set and its files. Raises Conflict while a job that is not over needs it.
+    """Delete a dataset and its files. Raises Conflict while an unfinished job needs it.
 
-    Jobs that are over keep what they have made, unless they go with it.
+    Finished jobs keep their results, unless `with_jobs` deletes them too.
     """
     folders = [f"{record.tenant}/datasets/{record.id}"]
     removal = Removal(record.tenant, record.id, folders=folders, with_jobs=with_jobs)
@@ -30,77 +34,91 @@ def delete_dataset(jobs: JobStore, artifacts: ArtifactStore, record: DatasetReco
 
 
 def delete_job(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord) -> None:
-    """Delete a job that is over, its log, and the artifacts and checkpoints that no other job shares.
+    """Delete a finished job, its log, and the artifacts and checkpoints that no other job uses.
 
-    Raises IllegalTransition while it is not over. A job submitted at this very moment that counts on one of the
-    artifacts finds its files gone and makes it again.
+    Raises IllegalTransition while the job is unfinished. A job submitted at the same time that reuses one of the
+    artifacts notices the missing files and computes them again.
     """
-    made, data = sorted(artifacts_made(jobs, job)), sorted({one.ref.digest for one in job.resolved.datasets})
-    removal = Removal(job.tenant, job.id, artifacts=made, data=data)
+    produced, data = sorted(artifacts_of(jobs, job)), sorted({dataset.ref.digest for dataset in job.resolved.datasets})
+    removal = Removal(job.tenant, job.id, artifacts=produced, data=data)
     jobs.delete(job, removal)
     _finish(jobs, artifacts, removal)
 
 
+def delete_corpus(parts: Parts, tenant: str, name: str, version: str | None = None) -> None:
+    """Delete one version of a corpus, or the whole corpus. Finished jobs keep their results.
+
+    Raises NotFound for an unknown corpus or version, Conflict while an unfinished job needs one of them, AlreadyRunning
+    during a load, IndexUnavailable without the retriever. A job submitted at the same time fails in its select stage.
+    """
+    corpus = parts.catalog.corpus(tenant, name)
+    versions = corpus.versions if version is None else (corpus.version(version),)
+    if load := parts.catalog.open_load(tenant, name):
+        raise AlreadyRunning(f"Corpus '{name}' has an active load ({load.id}). Wait for it or cancel it.", load=load.id)
+    _check_unused(parts.jobs, tenant, name, {entry.version for entry in versions})
+    for entry in versions:
+        parts.retriever.delete_corpus(tenant, name, entry.version)
+        parts.artifacts.delete(entry.passages.folder)
+    parts.catalog.drop_corpus(tenant, name, version or "")
+
+
 def finish_removals(jobs: JobStore, artifacts: ArtifactStore) -> None:
-    """Remove what deletions that broke off have left. Raises StoreUnavailable."""
+    """Complete interrupted deletions. Raises StoreUnavailable."""
     for removal in jobs.removals():
         _finish(jobs, artifacts, removal)
 
 
+def artifacts_of(jobs: JobStore, job: JobRecord) -> set[str]:
+    """Ids of the artifacts that a job has produced or may produce next.
+
+    Artifacts of an earlier release may have other ids than the current plan gives.
+    """
+    produced = jobs.artifacts_of(job.tenant, job.id)
+    if job.result is not None and "artifacts" in job.result:
+        return produced | {entry["artifact"] for entry in job.result["artifacts"].values()}
+    return produced.union(Situation.read(jobs, job).artifact_ids())
+
+
+def _check_unused(jobs: JobStore, tenant: str, corpus: str, versions: set[str]) -> None:
+    for state in set(State) - TERMINAL:
+        after, has_more = None, True
+        while has_more:
+            page, has_more = jobs.list_jobs(tenant, state=state, after=after, limit=100)
+            for job in page:
+                if job.resolved.corpus_name == corpus and job.resolved.corpus_version in versions:
+                    raise Conflict(
+                        f"Job {job.id} is {job.state} and uses corpus '{corpus}'. Cancel the job first.", job=job.id
+                    )
+            after = page[-1].id if page else None
+
+
 def _finish(jobs: JobStore, artifacts: ArtifactStore, removal: Removal) -> None:
-    """Remove what is noted. What cannot be removed now stays noted: the record is gone, so nobody could ask again."""
+    """Remove what `removal` notes. After an error the note stays, because without the record no client can retry."""
     try:
         _remove(jobs, artifacts, removal)
         jobs.removed(removal)
     except TLMError as error:
-        log.warning("what %s has left is removed later: %s", removal.id, error)
+        log.warning("Files of %s will be deleted later: %s", removal.id, error)
 
 
 def _remove(jobs: JobStore, artifacts: ArtifactStore, removal: Removal) -> None:
-    tenant, own = removal.tenant, set(removal.artifacts)
+    tenant, unshared = removal.tenant, set(removal.artifacts)
     for digest in removal.data:
         for other in jobs.jobs_on_data(tenant, digest):
-            if shared := own & artifacts_made(jobs, other):
+            if shared := unshared & artifacts_of(jobs, other):
                 jobs.inherit_artifacts(other, shared)
-                own -= shared
-    for artifact in sorted(own):
+                unshared -= shared
+    for artifact in sorted(unshared):
         jobs.invalidate_artifact(tenant, artifact)
         for checkpoint in jobs.checkpoints(tenant, artifact):
             jobs.drop_checkpoint(tenant, artifact, checkpoint)
-    owned = [f"{tenant}/{kind}/{artifact}" for artifact in sorted(own) for kind in ("artifacts", "checkpoints")]
-    for folder in (*removal.folders, *owned):
+    folders = [f"{tenant}/{kind}/{artifact}" for artifact in sorted(unshared) for kind in ("artifacts", "checkpoints")]
+    for folder in (*removal.folders, *folders):
         artifacts.delete(folder)
-    more = removal.with_jobs
-    while more:
-        page, more = jobs.list_jobs(tenant, datasets=[removal.id], limit=100)
+    has_more = removal.with_jobs
+    while has_more:
+        page, has_more = jobs.list_jobs(tenant, datasets=[removal.id], limit=100)
         for job in page:
-            # Another gateway may be at the same removal.
-            with suppress(NotFound):
+            with suppress(NotFound):  # Another gateway may run the same removal.
                 delete_job(jobs, artifacts, job)
-        more = more and bool(page)
-
-
-@contextmanager
-def taken_back(artifacts: ArtifactStore, folder: str) -> Iterator[None]:
-    """Within it `folder` is written and then recorded; it is deleted again when that fails.
-
-    It stays where the store did not answer: the record may have been made all the same, and then names these files.
-    """
-    try:
-        yield
-    except StoreUnavailable:
-        raise
-    except BaseException:
-        artifacts.delete(folder)
-        raise
-
-
-def artifacts_made(jobs: JobStore, job: JobRecord) -> set[str]:
-    """Ids of the artifacts that a job has, or is about to make: of each stage whose inputs are there.
-
-    What it made under an earlier release may have other ids than its plan has now.
-    """
-    made = jobs.artifacts_of(job.tenant, job.id)
-    if job.result is not None and "artifacts" in job.result:
-        return made | {entry["artifact"] for entry in job.result["artifacts"].values()}
-    return made.union(Situation.read(jobs, job).artifact_ids())
+        has_more = has_more and bool(page)

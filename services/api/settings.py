@@ -12,21 +12,22 @@ from tlm_core.training.recipe import Precision
 
 
 class ApiSettings(StoreSettings):
-    """Read from TLM_API_*. The scratch folder is this process's alone: it is emptied of uploads at each start."""
+    """Read from TLM_API_*. Each process needs its own scratch folder; uploads in it are deleted at the start."""
 
     model_config = SettingsConfigDict(env_prefix="TLM_API_")
 
     host: str = "127.0.0.1"
     port: int = Field(8321, ge=0, le=65_535)
-    token_file: Path = Field(description="holds the API token; made at the first start")
+    token_file: Path = Field(description="File with the API token; created at the first start.")
     retriever_url: str = "http://127.0.0.1:8322"
     internal_token: SecretStr = SecretStr("")
-    max_upload_bytes: int = Field(8 * 2**30, ge=1, description="of one request, all its files together")
-    model_folders: tuple[Path, ...] = Field((), description="folders whose encoders and tokenizers jobs may start from")
-    sources: tuple[str, ...] = Field((), description="what corpora may be fetched from: s3://bucket/folder, hub:, …")
-    precision: Precision | None = Field(
-        None,
-        description="the meaning of `precision: auto`; unset: what this machine's processor computes natively",
+    max_upload_bytes: int = Field(8 * 2**30, ge=1, description="Limit per request, over all files.")
+    model_folders: tuple[Path, ...] = Field((), description="Folders with encoders and tokenizers that jobs may use.")
+    sources: tuple[str, ...] = Field(
+        (), description="Address prefixes of corpora to fetch: s3://bucket/folder, hub:, …"
     )
-    predict_cache_bytes: int = Field(2**30, ge=1, description="models kept ready for predictions, by their size")
-    webhook_private: bool = Field(False, description="send webhooks over plain http and to private networks too")
+    precision: Precision | None = Field(
+        None, description="Meaning of `precision: auto`; unset: the precision that this machine's processor supports."
+    )
+    predict_cache_bytes: int = Field(2**30, ge=1, description="Total size of cached models for predictions.")
+    webhook_private: bool = Field(False, description="Allow webhooks over plain http and to private networks.")

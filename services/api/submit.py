@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from services.api.compare import differences
+from services.api.job_artifacts import artifact_of
 from services.api.parts import Parts
-from services.api.results import artifact_of, json_of
 from services.common.catalog import Catalog, ready_version
 from services.common.catalog_records import DatasetRecord
 from services.common.problem import validation_problem
@@ -174,7 +174,7 @@ def _found(parts: Parts, tenant: str, name: str, job_id: str, recipe: Recipe) ->
             f"the ticket of '{name}' was found by {job_id} with other settings: {keys}; set them as there, or, if so "
             "meant, give the mask of its report in place of its id"
         )
-    report = json_of(parts.artifacts, artifact_of(parts.jobs, job, "evaluate"), "report.json")
+    report = parts.artifacts.read_json(artifact_of(parts.jobs, job, "evaluate"), "report.json")
     return Mask.from_dict(report["super_ticket"]["mask"])
 
 

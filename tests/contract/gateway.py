@@ -16,16 +16,15 @@ import uvicorn
 from fastapi.testclient import TestClient
 
 from services.api.app import create_app
-from services.api.datasets import Intake
-from services.api.loads import LoadWorker
-from services.api.outgoing import Outgoing
+from services.api.corpus_loads import LoadWorker
+from services.api.forms import ReceivedFile
+from services.api.outbound import Outbound
 from services.api.parts import Parts
 from services.api.predict import Predictor
-from services.api.resumable import Uploads
+from services.api.resumable_uploads import Uploads
 from services.api.settings import ApiSettings
-from services.api.tail import Tailer
-from services.api.uploads import ReceivedFile
-from services.api.webhooks import Deliverer, Webhooks
+from services.api.streams import Tailer
+from services.api.webhook_delivery import Deliverer, Webhooks
 from services.common.catalog import Catalog
 from services.common.catalog_records import CorpusVersion
 from services.common.jobstore import JobStore
@@ -130,7 +129,7 @@ def make_gateway(client: redis.Redis, root: Path, **settings: Any) -> Gateway:
     (root / "storage").mkdir(parents=True, exist_ok=True)
     jobs, catalog = JobStore(client), Catalog(client)
     artifacts = ArtifactStore(made.storage, made.scratch / "artifacts")
-    webhooks, outgoing = Webhooks(client), Outgoing(private=made.webhook_private)
+    webhooks, outbound = Webhooks(client), Outbound(private=made.webhook_private)
     parts = Parts(
         settings=made,
         token=TOKEN,
@@ -143,8 +142,8 @@ def make_gateway(client: redis.Redis, root: Path, **settings: Any) -> Gateway:
         loads=LoadWorker(catalog, artifacts, retriever.client(), made.scratch, poll_seconds=0.02),
         load_task=load_task,
         webhooks=webhooks,
-        outgoing=outgoing,
-        deliverer=Deliverer(client, jobs, webhooks, outgoing, poll_seconds=0.05),
+        outbound=outbound,
+        deliverer=Deliverer(client, jobs, webhooks, outbound, poll_seconds=0.05),
         uploads=Uploads(client, artifacts, made.scratch, max_bytes=made.max_upload_bytes),
     )
     return Gateway(parts, retriever, client, root)
@@ -179,8 +178,7 @@ def add_dataset(gateway: Gateway, name: str, tables: dict[str, str], **options: 
         path = gateway.root / "made" / f"{name}-{split}.csv"
         path.write_text(body)
         files[split] = ReceivedFile(split, path.name, path, len(body))
-    intake = Intake(parts.catalog, parts.artifacts, parts.settings.scratch, parts.load_task)
-    return intake.files(T, name, files, DatasetOptions(**options)).id
+    return parts.dataset_intake.add_files(T, name, files, DatasetOptions(**options)).id
 
 
 def add_version(gateway: Gateway, name: str, version: str, state: CorpusState, count: int = 3) -> None:

@@ -12,7 +12,7 @@ import pytest
 import redis
 from fastapi.testclient import TestClient
 
-from services.api.loads import LoadWorker
+from services.api.corpus_loads import LoadWorker
 from services.common.catalog import Catalog
 from services.common.catalog_records import CorpusLoad
 from tests.contract.corpora import LINES, T, found, left_queued, post, settled
@@ -67,10 +67,10 @@ def test_other_texts_under_the_name_are_a_new_version_and_the_same_ones_are_not(
 @pytest.mark.parametrize(
     ("text", "name", "file", "data", "says"),
     [
-        (LINES, "a@b", "a.jsonl", {}, "cannot be a name"),
-        (LINES, "docs", "a.exe", {}, "'a.exe' is not read"),
-        (LINES, "docs", "a.jsonl", {"language": "english"}, "no language"),
-        (LINES, "docs", "a.jsonl", {"version": "1"}, "'version' that is not known"),
+        (LINES, "a@b", "a.jsonl", {}, "Invalid name 'a@b'"),
+        (LINES, "docs", "a.exe", {}, "Unknown file type of 'a.exe'"),
+        (LINES, "docs", "a.jsonl", {"language": "english"}, "Invalid language 'english'"),
+        (LINES, "docs", "a.jsonl", {"version": "1"}, "Unknown form field 'version'"),
     ],
 )
 def test_a_wrong_form_is_refused_at_once(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from services.api.loads import LoadWorker
+from services.api.corpus_loads import LoadWorker
 from tests.contract.corpora import LINES, T, found, left_queued, post, settled
 from tests.contract.gateway import Gateway, upload
 from tests.support import wait_for

@@ -10,7 +10,7 @@ import pytest
 import redis
 from fastapi.testclient import TestClient
 
-from services.api.sources import check_sources
+from services.api.intake import check_sources
 from tests.contract.corpora import LINES, settled
 from tests.contract.gateway import Gateway, make_gateway
 from tlm_core.errors import InvalidRequest

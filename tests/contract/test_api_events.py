@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from services.api.tail import Tailer
+from services.api.streams import Tailer
 from services.common.jobstore import JobStore
 from tests.contract.gateway import AUTH, TOKEN, Gateway, make_gateway
 from tests.factories import make_resolved, make_spec

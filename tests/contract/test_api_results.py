@@ -46,7 +46,7 @@ def test_of_a_job_that_is_over_what_it_has_not_made_is_not_there(api: TestClient
     assert api.post(f"/v1/jobs/{job.id}/cancel").json()["state"] == "cancelled"
     for path in ("model", "report", "selection"):
         answer = api.get(f"/v1/jobs/{job.id}/{path}")
-        assert (answer.status_code, "retry it" in answer.json()["detail"]) == (404, True), path
+        assert (answer.status_code, "Retry it" in answer.json()["detail"]) == (404, True), path
 
 
 def test_every_file_of_the_model_is_listed_and_has_the_digest_that_is_told(api: TestClient, gateway: Gateway) -> None:
@@ -80,7 +80,7 @@ def test_a_download_cut_anywhere_goes_on_and_is_whole(api: TestClient, gateway: 
 @pytest.mark.parametrize(
     ("asked", "status", "said"),
     [
-        ("bytes=999999999-", 416, "bytes in all"),
+        ("bytes=999999999-", 416, "is outside the file of"),
         ("lines=1-2", 400, "bytes=FIRST-LAST"),
         ("bytes=9-2", 400, "bytes=FIRST-LAST"),
         ("bytes", 400, "bytes=FIRST-LAST"),
@@ -140,7 +140,7 @@ def test_a_job_without_selection_says_so(api: TestClient, gateway: Gateway) -> N
     answer = api.get(f"/v1/jobs/{job.id}/selection")
     assert (answer.status_code, answer.json()["detail"]) == (
         404,
-        f"{job.id} has no stage 'select'; it was submitted without",
+        f"{job.id} has no stage 'select'.",
     )
 
 
@@ -184,7 +184,7 @@ def test_predictions_come_in_the_order_of_the_texts(api: TestClient, gateway: Ga
         ({"texts": "one"}, "must be a list, not a string"),
         ({"texts": [3]}, "must be a string, not a number"),
         ({"texts": ["x"] * 257}, "/texts"),
-        ({"texts": ["x"], "pairs": ["y"]}, "takes single texts"),
+        ({"texts": ["x"], "pairs": ["y"]}, "classifies single texts"),
     ],
 )
 def test_what_cannot_be_classified_is_refused(api: TestClient, gateway: Gateway, body: Any, says: str) -> None:

@@ -152,7 +152,7 @@ def test_jobs_are_compared_in_what_differs(api: TestClient, gateway: Gateway) ->
     assert {d["key"]: d["values"] for d in body["differences"]} == {"seeds": [[0], [3]], "joint.rho2": [5, 7]}
     assert body["outcomes"][0]["mean"]["test"]["macro_f1"] == 0.5
     assert body["outcomes"][0]["cost"]["total"]["flops"] == 2e12
-    assert body["outcomes"][1]["mean"] is None and "has not finished 'evaluate'" in body["outcomes"][1]["reason"]
+    assert body["outcomes"][1]["mean"] is None and "has not finished stage 'evaluate'" in body["outcomes"][1]["reason"]
     (curve,) = body["curves"][0]["series"]
     assert (curve["name"], curve["total"], len(curve["steps"]) <= 20) == ("mlm", 299, True)
     assert api.get(f"/v1/jobs/compare?ids={first.id},{second.id}").json()["differences"] == body["differences"]

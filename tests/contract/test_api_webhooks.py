@@ -14,8 +14,8 @@ import pytest
 import redis
 from fastapi.testclient import TestClient
 
-from services.api.outgoing import Outgoing
-from services.api.webhooks import BACKOFF, Deliverer, sign
+from services.api.outbound import Outbound
+from services.api.webhook_delivery import BACKOFF, Deliverer, sign
 from tests.contract.gateway import Gateway, make_gateway
 from tests.factories import make_resolved, make_spec
 from tlm_core.errors import WorkerLost
@@ -41,9 +41,9 @@ class World:
                 raise httpx.ConnectError("refused", request=request)
             return httpx.Response(status)
 
-        outgoing = Outgoing(private=False, transport=httpx.MockTransport(handle), resolve=lambda *_: ["93.184.216.34"])
+        outbound = Outbound(private=False, transport=httpx.MockTransport(handle), resolve=lambda *_: ["93.184.216.34"])
         self.deliverer = Deliverer(
-            self.gateway.client, self.gateway.parts.jobs, self.gateway.parts.webhooks, outgoing, clock=lambda: self.now
+            self.gateway.client, self.gateway.parts.jobs, self.gateway.parts.webhooks, outbound, clock=lambda: self.now
         )
         self.deliverer.round()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import redis
 from fastapi.testclient import TestClient
 
-from services.api.loads import LoadWorker
+from services.api.corpus_loads import LoadWorker
 from services.common.retriever_client import RetrieverClient
 from services.retriever.app import assemble
 from services.retriever.settings import RetrieverSettings

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from services.api.dashboard.asked import Asked
-from services.api.dashboard.assets import STATIC, integrity_of, vendored
+from services.api.dashboard.web import STATIC, integrity_of, vendored
 from tests.contract.dashboard_made import HOSTILE, Made
 from tests.contract.dashboard_pages import Tags, pages_of, signed_in, visitor
 from tests.contract.gateway import TOKEN, Gateway
@@ -45,7 +45,7 @@ def test_another_token_is_refused_and_opens_nothing(gateway: Gateway) -> None:
     browser = visitor(gateway)
     answer = browser.post("/ui/sign-in", data={"token": "tlm_other"})
     assert (answer.status_code, "set-cookie" in answer.headers) == (401, False)
-    assert "not the API token" in answer.text
+    assert "Invalid API token" in answer.text
 
 
 @pytest.mark.parametrize("value", ["", "x", "99999999999.00", "99999999999." + "a" * 64, "é.é"])

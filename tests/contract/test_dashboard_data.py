@@ -62,10 +62,10 @@ def test_a_corpus_is_uploaded_in_several_files_watched_and_its_load_cancelled(ga
 @pytest.mark.parametrize(
     ("texts", "files", "says"),
     [
-        ({"name": "docs"}, {"files": ""}, "lacks files"),
-        ({"name": "a/b"}, {"files": "some text"}, "cannot be a name"),
-        ({"name": "docs", "language": "English"}, {"files": "some text"}, "no language"),
-        ({"name": "docs", "secret": "x"}, {"files": "some text"}, "not known"),
+        ({"name": "docs"}, {"files": ""}, "Send at least one file"),
+        ({"name": "a/b"}, {"files": "some text"}, "Invalid name"),
+        ({"name": "docs", "language": "English"}, {"files": "some text"}, "Invalid language"),
+        ({"name": "docs", "secret": "x"}, {"files": "some text"}, "Unknown form field"),
     ],
 )
 def test_a_corpus_that_cannot_be_taken_in_is_refused_with_what_to_change(

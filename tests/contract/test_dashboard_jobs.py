@@ -44,8 +44,8 @@ def test_what_a_job_has_run_leaves_out_what_it_waited_and_was_paused(gateway: Ga
     made = fill(gateway)
     browser, now = signed_in(gateway), time.time()
     for name, told in {
-        "paused": "ran for 1 min 40 s", "running": "running for 3 h 5 min", "succeeded": "took 1 min 40 s",
-        "queued": "ran for –",
+        "paused": "run time 1 min 40 s", "running": "running for 3 h 5 min", "succeeded": "run time 1 min 40 s",
+        "queued": "run time –",
     }.items():  # fmt: skip
         begun = {"started_at": now - 50_000} if name != "queued" else {}
         run = {"running_since": now - 11_020} if name == "running" else {}

@@ -42,7 +42,7 @@ def test_labels_priority_and_a_limit_of_time_become_a_part_of_the_job(gateway: G
     assert job.spec.metadata == {"team": "search", "run": "a = b"}
     assert (job.spec.priority, job.spec.max_runtime_seconds) == (-3, 90)
     shown = " ".join(Tags(signed_in(gateway).get(f"/ui/jobs/{job.id}").text).words.split())
-    assert "team: search" in shown and "priority-3" in shown and "longest running time1 min 30 s" in shown
+    assert "team: search" in shown and "priority-3" in shown and "time limit1 min 30 s" in shown
     plain = submitted(gateway, metadata="", minutes=" ")
     assert (plain.spec.metadata, plain.spec.priority, plain.spec.max_runtime_seconds) == ({}, 0, None)
 

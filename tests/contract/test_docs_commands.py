@@ -19,7 +19,7 @@ import pytest
 from typer.testing import CliRunner
 
 from services.api.app import create_app
-from services.api.outgoing import Outgoing
+from services.api.outbound import Outbound
 from tests.checks.docs.blocks import PAGES, blocks_of, commands_of
 from tests.contract.dashboard_made import LABELS, begin, finish, make_corpus, make_job, table
 from tests.contract.gateway import AUTH, TOKEN, Gateway, add_dataset, make_gateway
@@ -207,8 +207,8 @@ def served(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) 
     client = redis_server.client()
     client.flushall()
     made = make_gateway(client, tmp_path_factory.mktemp("docs"), model_folders=(Path("/models"),))
-    outgoing = Outgoing(private=False, resolve=lambda _host, _port: ["93.184.215.14"])
-    gateway = dataclasses.replace(made, parts=dataclasses.replace(made.parts, outgoing=outgoing))
+    outbound = Outbound(private=False, resolve=lambda _host, _port: ["93.184.215.14"])
+    gateway = dataclasses.replace(made, parts=dataclasses.replace(made.parts, outbound=outbound))
     sizes = {"train": 60, "validation": 20, "test": 20}
     tables = {name: table(rows, seed) for seed, (name, rows) in enumerate(sizes.items())}
     dataset = add_dataset(gateway, "tickets", tables)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 import time
@@ -145,6 +146,12 @@ class ArtifactStore:
         with self.errors(f"reading {ref.folder}/{name}"):
             handle: IO[bytes] = self.fs.open(self.path(ref.folder, name), "rb")
             return handle
+
+    def read_json(self, ref: ManifestRef, name: str) -> dict[str, Any]:
+        """Return the JSON object in a file of the artifact."""
+        with self.open(ref, name) as handle:
+            content: dict[str, Any] = json.load(handle)
+        return content
 
     def localize(self, ref: ManifestRef) -> Path:
         """Return a local folder with the artifact's files, checked against the manifest.

@@ -1,4 +1,4 @@
-"""The dashboard as an application of its own, which the gateway mounts."""
+"""The dashboard application, which the gateway mounts."""
 
 from __future__ import annotations
 
@@ -9,24 +9,33 @@ from fastapi import APIRouter, FastAPI, Form, Request
 from fastapi.responses import RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from services.api.dashboard import compare, data, jobs, results, session, submit
-from services.api.dashboard.assets import STATIC
-from services.api.dashboard.web import PREFIX, Headers, check_origin, go_to, install_errors, make_environment, page
+from services.api.dashboard import compare_page, data_pages, job_pages, result_pages, session, submit_page
+from services.api.dashboard.web import (
+    PREFIX,
+    STATIC,
+    Headers,
+    check_origin,
+    install_errors,
+    make_environment,
+    page,
+    redirect,
+)
 from services.api.parts import Parts
 
 router = APIRouter()
+_PAGES = (job_pages, result_pages, data_pages, submit_page, compare_page)
 
 
 def mount_dashboard(app: FastAPI, parts: Parts) -> None:
-    """Put the dashboard under /ui of the gateway, and the way to it at /."""
+    """Mount the dashboard at /ui of the gateway, with a redirect from /."""
     inner = FastAPI(openapi_url=None)
     inner.state.parts = parts
     inner.state.environment = make_environment()
     install_errors(inner)
-    for routes in (router, jobs.router, results.router, data.router, submit.router, compare.router):
+    for routes in (router, *(module.router for module in _PAGES)):
         inner.include_router(routes)
     inner.mount("/static", StaticFiles(directory=STATIC), name="static")
-    # Around the whole of it, so that the answer to an unexpected error has them too.
+    # Outermost layer, so that responses to unexpected errors get the headers too.
     app.mount(PREFIX, Headers(inner))
     app.add_api_route("/", _home, include_in_schema=False)
 
@@ -47,22 +56,22 @@ def sign_in_page(request: Request, next: str = "") -> Response:
 
 @router.post("/sign-in")
 def sign_in(request: Request, token: Annotated[str, Form()], next: Annotated[str, Form()] = "") -> Response:
-    """Changes the API token, typed once, for a session."""
+    """Exchange the API token for a session cookie."""
     check_origin(request)
-    known: str = request.app.state.parts.token
-    if not session.is_token(token, known):
+    api_token: str = request.app.state.parts.token
+    if not session.is_token(token, api_token):
         return page(request, "sign_in.html", status=401, next=session.local_path(next), refused=True)
-    answer = RedirectResponse(session.local_path(next), 303)
-    answer.set_cookie(
-        session.COOKIE, session.issue(known, time.time()), max_age=session.LIFETIME_SECONDS, path=PREFIX,
+    response = RedirectResponse(session.local_path(next), 303)
+    response.set_cookie(
+        session.COOKIE, session.issue(api_token, time.time()), max_age=session.LIFETIME_SECONDS, path=PREFIX,
         httponly=True, samesite="strict", secure=request.url.scheme == "https",
     )  # fmt: skip
-    return answer
+    return response
 
 
 @router.post("/sign-out")
 def sign_out(request: Request) -> Response:
     check_origin(request)
-    answer = go_to(request, f"{PREFIX}/sign-in")
-    answer.delete_cookie(session.COOKIE, path=PREFIX, httponly=True, samesite="strict")
-    return answer
+    response = redirect(request, f"{PREFIX}/sign-in")
+    response.delete_cookie(session.COOKIE, path=PREFIX, httponly=True, samesite="strict")
+    return response

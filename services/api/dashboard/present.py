@@ -1,4 +1,4 @@
-"""How values look on a page: numbers, times, sizes, scores. What is not known is a dash, never a zero."""
+"""Format values for pages: numbers, times, sizes, scores. Unknown values are a dash, never a zero."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ def power(value: float | None) -> str:
 
 
 def about(value: float | None) -> str:
-    """Two digits of a number that is known no better: 79,000."""
+    """A number rounded to two digits: 79,000."""
     return NONE if value is None else f"{float(f'{value:.1e}'):,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def metric(name: str) -> str:
-    """macro-F1 for macro_f1; `value` is what ticket sharing tells: the mean of its tasks, each by its own metric."""
+    """macro-F1 for macro_f1. Ticket sharing reports `value`: the mean of its tasks, each with its own metric."""
     return "mean of tasks" if name == "value" else name.replace("_f1", "-F1")
 
 
 def scores_of(metric: str) -> tuple[str, ...]:
-    """Names of the scores that a page shows; micro-F1 is accuracy where a text has one label, and is not told twice."""
+    """Names of the scores on a page. Without micro-F1, which equals accuracy for single labels."""
     return tuple(name for name in scores_shown(metric) if name != "micro_f1")
 
 
 def score(value: float | None, spread: float | None = None) -> str:
-    """Three digits, with the spread if there is one."""
+    """Three digits, with the spread if it is known."""
     if value is None:
         return NONE
     return f"{value:.3f}" + (f" ± {spread:.3f}" if spread is not None else "")
@@ -68,7 +68,7 @@ def duration(seconds: float | None) -> str:
 
 
 def ago(at: float | None, now: float) -> str:
-    """How long ago, in one unit: just now, 5 min ago, 3 d ago."""
+    """Elapsed time in one unit: just now, 5 min ago, 3 d ago."""
     if at is None:
         return NONE
     passed = max(0, round(now - at))
@@ -89,7 +89,7 @@ def clock(at: float) -> str:
 
 
 def size(value: float | None) -> str:
-    """Bytes in the largest fitting unit."""
+    """Bytes in the largest suitable unit."""
     if value is None:
         return NONE
     for unit in ("B", "kB", "MB", "GB"):
@@ -100,7 +100,7 @@ def size(value: float | None) -> str:
 
 
 def plain(value: Any) -> str:
-    """A value of a recipe or an event as people write it."""
+    """A readable value of a recipe or an event."""
     match value:
         case None:
             return NONE

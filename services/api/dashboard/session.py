@@ -1,7 +1,7 @@
-"""Who is signed in: a cookie that only the holder of the API token could have got, and requests of our own pages only.
+"""Dashboard sessions: a signed cookie, and a check that writes come from the dashboard's own pages.
 
-The cookie holds when it ends and a signature made with a key drawn from the token. Nothing is stored: another token
-makes every session void.
+The cookie has an expiry time and a signature with a key derived from the API token. Nothing is stored; a new token
+invalidates every session.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ LIFETIME_SECONDS = 7 * 86_400
 
 
 def issue(token: str, now: float) -> str:
-    """A session that begins now (Unix seconds), as the value of its cookie."""
-    ends = str(int(now) + LIFETIME_SECONDS)
-    return f"{ends}.{_signature(token, ends)}"
+    """The cookie value of a session that starts at `now` (Unix seconds)."""
+    expires = str(int(now) + LIFETIME_SECONDS)
+    return f"{expires}.{_signature(token, expires)}"
 
 
 def is_valid(value: str, token: str, now: float) -> bool:
-    """Whether a cookie's value was issued for this token and has not ended."""
-    ends, _, signature = value.partition(".")
-    genuine = hmac.compare_digest(signature.encode(), _signature(token, ends).encode())
-    return genuine and int(ends) > now
+    """Whether a cookie value was issued for this token and has not expired."""
+    expires, _, signature = value.partition(".")
+    genuine = hmac.compare_digest(signature.encode(), _signature(token, expires).encode())
+    return genuine and int(expires) > now
 
 
-def is_token(given: str, token: str) -> bool:
-    """Whether what was typed is the API token."""
-    return hmac.compare_digest(given.strip().encode(), token.encode())
+def is_token(text: str, token: str) -> bool:
+    """Whether the entered text is the API token."""
+    return hmac.compare_digest(text.strip().encode(), token.encode())
 
 
 def is_own(headers: Mapping[str, str]) -> bool:
-    """Whether a request that writes comes from a page of ours.
+    """Whether a write request comes from a page of this dashboard.
 
-    Browsers tell the page's origin with each POST; what comes without one, or from another host, is refused.
+    Browsers send the origin with each POST. Requests without an origin or from another host are refused.
     """
     origin = headers.get("origin")
     if origin:
@@ -45,10 +45,10 @@ def is_own(headers: Mapping[str, str]) -> bool:
 
 
 def local_path(path: str) -> str:
-    """Where to go after signing in: a page of the dashboard, whatever the address said."""
+    """The page after signing in: `path` if it belongs to the dashboard, else the job list."""
     return path if path.startswith("/ui/") and "\\" not in path and "//" not in path else "/ui/jobs"
 
 
-def _signature(token: str, ends: str) -> str:
+def _signature(token: str, expires: str) -> str:
     key = hashlib.sha256(b"dashboard session\0" + token.encode()).digest()
-    return hmac.new(key, ends.encode(), hashlib.sha256).hexdigest()
+    return hmac.new(key, expires.encode(), hashlib.sha256).hexdigest()

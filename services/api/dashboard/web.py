@@ -1,9 +1,14 @@
-"""What all pages share: rendering, who is signed in, errors as pages, and the headers that keep a page to itself."""
+"""Common parts of all pages: templates, sessions, static files, error pages and security headers."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 import logging
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -17,15 +22,15 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.api.dashboard import session
-from services.api.dashboard.assets import read_assets
 from services.api.dashboard.present import FILTERS
 from services.common.problem import problem_of, validation_problem
 from tlm_core.errors import TLMError
 
 PREFIX = "/ui"
+STATIC = Path(__file__).parent / "static"
 _TENANT = "default"
 
-# No inline script or style and nothing from elsewhere: what a hostile label smuggles in does not run.
+# No inline scripts or styles and nothing from other hosts, so that a hostile label cannot run code.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -40,15 +45,15 @@ _HEADERS = {
 
 
 class NotSignedIn(Exception):
-    """Answered with the way to the sign-in page."""
+    """No valid session; the response redirects to the sign-in page."""
 
 
 class ForeignOrigin(Exception):
-    """A write that does not come from a page of ours."""
+    """A write that does not come from a page of this dashboard."""
 
 
 def signed_in(request: Request) -> str:
-    """The tenant of the session. Raises NotSignedIn, and ForeignOrigin for a write from elsewhere."""
+    """The tenant of the session. Raises NotSignedIn, and ForeignOrigin for a write from another page."""
     token: str = request.app.state.parts.token
     if not session.is_valid(request.cookies.get(session.COOKIE, ""), token, time.time()):
         raise NotSignedIn
@@ -57,7 +62,7 @@ def signed_in(request: Request) -> str:
 
 
 def check_origin(request: Request) -> None:
-    """Raises ForeignOrigin for a write that does not come from a page of ours."""
+    """Raises ForeignOrigin for a write that does not come from a page of this dashboard."""
     if request.method not in ("GET", "HEAD") and not session.is_own(request.headers):
         raise ForeignOrigin
 
@@ -65,11 +70,45 @@ def check_origin(request: Request) -> None:
 SignedIn = Annotated[str, Depends(signed_in)]
 
 
+@dataclass(frozen=True)
+class Asset:
+    """A static file. url: contains a hash of the content, so browsers may cache it forever."""
+
+    url: str
+    integrity: str
+
+
+def read_assets(prefix: str) -> dict[str, Asset]:
+    """Every script, style sheet and icon by its path in `static`.
+
+    Vendored files have recorded integrity hashes, so browsers refuse a changed one.
+    """
+    recorded = {f"vendor/{entry['file']}": entry["integrity"] for entry in vendored()}
+    assets = {}
+    for path in sorted(STATIC.rglob("*")):
+        if path.suffix in (".js", ".css", ".svg"):
+            name = path.relative_to(STATIC).as_posix()
+            integrity = recorded.get(name) or integrity_of(path)
+            tag = hashlib.sha256(integrity.encode()).hexdigest()[:12]
+            assets[name] = Asset(f"{prefix}/static/{name}?v={tag}", integrity)
+    return assets
+
+
+def vendored() -> list[dict[str, str]]:
+    """The vendored files: file, package, version, license, integrity."""
+    entries: list[dict[str, str]] = json.loads((STATIC / "vendor" / "vendor.json").read_text(encoding="utf-8"))
+    return entries
+
+
+def integrity_of(path: Path) -> str:
+    """SHA-384 of a file in the format of the `integrity` attribute."""
+    return "sha384-" + base64.b64encode(hashlib.sha384(path.read_bytes()).digest()).decode()
+
+
 def make_environment() -> Environment:
-    """Templates in which everything is escaped and a name that is not given is an error."""
-    folder = Path(__file__).parent / "templates"
+    """The templates. They escape every value, and an undefined name is an error."""
     environment = Environment(
-        loader=FileSystemLoader(folder),
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -81,7 +120,7 @@ def make_environment() -> Environment:
 
 
 def page(request: Request, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
-    """A rendered template. `now` is the time at which it is rendered; `partial` tells whether a script asked."""
+    """A rendered template. `now`: time of rendering; `partial`: whether a script sent the request."""
     environment: Environment = request.app.state.environment
     text = environment.get_template(template).render(
         values, now=time.time(), partial="hx-request" in request.headers, path=request.url.path
@@ -89,15 +128,15 @@ def page(request: Request, template: str, *, status: int = 200, **values: Any) -
     return HTMLResponse(text, status)
 
 
-def go_to(request: Request, path: str) -> Response:
-    """Send the browser to a page of ours, also where a script made the request."""
+def redirect(request: Request, path: str) -> Response:
+    """Redirect the browser to a dashboard page, also if a script sent the request."""
     if "hx-request" in request.headers:
         return Response(status_code=204, headers={"HX-Redirect": path})
     return RedirectResponse(path, 303)
 
 
 def install_errors(app: FastAPI) -> None:
-    """Show every error as a page, or as a part of one where a script asked."""
+    """Show every error as a page, or as a part of one for a script."""
     app.add_exception_handler(NotSignedIn, _to_sign_in)
     app.add_exception_handler(ForeignOrigin, _on_foreign)
     app.add_exception_handler(TLMError, _on_error)
@@ -107,43 +146,56 @@ def install_errors(app: FastAPI) -> None:
 
 
 async def _to_sign_in(request: Request, _: Exception) -> Response:
-    wanted = str(request.url.path) if request.method == "GET" and "hx-request" not in request.headers else ""
-    return go_to(request, f"{PREFIX}/sign-in" + (f"?next={quote(wanted)}" if wanted else ""))
+    target = str(request.url.path) if request.method == "GET" and "hx-request" not in request.headers else ""
+    return redirect(request, f"{PREFIX}/sign-in" + (f"?next={quote(target)}" if target else ""))
 
 
 async def _on_foreign(request: Request, _: Exception) -> Response:
-    detail = "this did not come from a page of the dashboard; open the dashboard itself and do it there"
-    return _failure(request, 403, "Forbidden", detail)
+    return _failure(request, 403, "Request refused", "The request did not come from a page of the dashboard.")
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, TLMError)
     problem = problem_of(error)
-    return _failure(request, problem["status"], problem["title"], problem["detail"], problem.get("errors"))
+    title = _TITLES.get(problem["status"], "The request failed")
+    return _failure(request, problem["status"], title, problem["detail"], problem.get("errors", ()))
 
 
 async def _on_validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return _failure(request, 422, "Not accepted", validation_problem(error.errors())["detail"])
+    return _failure(request, 422, _TITLES[422], validation_problem(error.errors())["detail"])
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    detail = "there is no such page" if error.status_code == 404 else str(error.detail)
-    return _failure(request, error.status_code, "Not found" if error.status_code == 404 else "Not possible", detail)
+    detail = f"There is no page at {request.url.path}." if error.status_code == 404 else str(error.detail)
+    return _failure(request, error.status_code, _TITLES.get(error.status_code, "The request failed"), detail)
 
 
 async def _on_unexpected(request: Request, error: Exception) -> Response:
     logging.getLogger(__name__).error("%s %s failed: %r", request.method, request.url.path, error)
-    return _failure(request, 500, "Our fault", "the service met an error it did not expect; its log has the cause")
+    return _failure(request, 500, _TITLES[500], "An unexpected error occurred. The log of the gateway has the cause.")
 
 
-def _failure(request: Request, status: int, title: str, detail: str, faults: Any = None) -> HTMLResponse:
-    return page(request, "error.html", status=status, title=title, detail=detail, status_code=status, faults=faults)
+_TITLES = {
+    404: "Not found",
+    409: "Not possible now",
+    413: "Upload too large",
+    422: "Invalid input",
+    500: "Internal error",
+    503: "Service unavailable",
+    507: "Storage full",
+}
+
+
+def _failure(
+    request: Request, status: int, title: str, detail: str, errors: Sequence[Mapping[str, Any]] = ()
+) -> HTMLResponse:
+    return page(request, "error.html", status=status, title=title, detail=detail, status_code=status, faults=errors)
 
 
 class Headers:
-    """ASGI layer: sets the headers of every answer of the dashboard. Pages are not kept, static files are."""
+    """ASGI layer: sets the headers of every response. Browsers may cache static files, but not pages."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""What a job leaves: checkpoints, the model, the report, the selection, predictions."""
+"""Results of jobs: checkpoints, model, report, selection, predictions."""
 
 from __future__ import annotations
 
@@ -8,26 +8,25 @@ from fastapi import APIRouter, Query
 from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from services.api.archive import archive_of
 from services.api.auth import Tenant
-from services.api.parts import FILE_ANSWERS, PartsDep, problems
-from services.api.results import (
+from services.api.job_artifacts import (
+    archive_response,
     artifact_of,
+    artifacts_by_node,
+    checkpoint_at,
     checkpoint_views,
     checkpoints_of,
-    json_of,
-    open_file,
-    refs_of,
-    selection_page,
+    file_response,
 )
-from tlm_core.errors import NotFound
+from services.api.parts import FILE_ANSWERS, PartsDep, problems
+from services.api.selections import selection_page
 from tlm_core.wire import Checkpoint, Items, Model, Page, Prediction, Selection
 
 router = APIRouter(prefix="/v1/jobs", tags=["results"])
 
 TAR: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "a tar archive",
+        "description": "A tar archive.",
         "content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}},
     },
     **problems(404, 409),
@@ -45,81 +44,85 @@ class PredictBody(BaseModel):
     pairs: tuple[str, ...] | None = Field(None, max_length=256)
 
 
-@router.get("/{job}/checkpoints", summary="Its checkpoints", responses=problems(404))
+@router.get("/{job}/checkpoints", summary="List checkpoints", responses=problems(404))
 def checkpoints(job: str, parts: PartsDep, tenant: Tenant) -> Page[Checkpoint]:
-    """Those that exist now, by stage and step; a stage keeps only its newest ones."""
-    found = checkpoints_of(parts.jobs, parts.jobs.get(tenant, job))
-    return Page(data=tuple(checkpoint_views(parts.artifacts, found)), has_more=False)
+    """Return the current checkpoints by node and step. Each node keeps only its newest ones."""
+    current = checkpoints_of(parts.jobs, parts.jobs.get(tenant, job))
+    return Page(data=tuple(checkpoint_views(parts.artifacts, current)), has_more=False)
 
 
 @router.get(
     "/{job}/checkpoints/{node}/{step}/{name:path}",
-    summary="A file of a checkpoint",
+    summary="Download a file of a checkpoint",
     response_class=FileResponse,
     responses=FILE_ANSWERS,
 )
 def checkpoint_file(job: str, node: str, step: int, name: str, parts: PartsDep, tenant: Tenant) -> FileResponse:
-    """With Range, If-Range and ETag; X-Checksum-SHA256 is of the whole file."""
-    for one in checkpoints_of(parts.jobs, parts.jobs.get(tenant, job)):
-        if (one.node, one.step) == (node, step):
-            return open_file(parts.artifacts, one.ref, name)
-    raise NotFound(f"{job} has no checkpoint of '{node}' at step {step}; list its checkpoints")
+    """Supports Range, If-Range and ETag. X-Checksum-SHA256 is the digest of the whole file."""
+    checkpoint = checkpoint_at(parts.jobs, parts.jobs.get(tenant, job), node, step)
+    return file_response(parts.artifacts, checkpoint.ref, name)
 
 
 @router.get(
-    "/{job}/checkpoints/{node}/{step}", summary="A whole checkpoint", response_class=StreamingResponse, responses=TAR
+    "/{job}/checkpoints/{node}/{step}",
+    summary="Download a checkpoint",
+    response_class=StreamingResponse,
+    responses=TAR,
 )
 def checkpoint_archive(job: str, node: str, step: int, parts: PartsDep, tenant: Tenant) -> StreamingResponse:
-    """All its files as one tar stream."""
-    for one in checkpoints_of(parts.jobs, parts.jobs.get(tenant, job)):
-        if (one.node, one.step) == (node, step):
-            return archive_of(parts.artifacts, one.ref, f"{job}-{node}-{step}")
-    raise NotFound(f"{job} has no checkpoint of '{node}' at step {step}; list its checkpoints")
+    """Return all files of a checkpoint as a tar stream."""
+    checkpoint = checkpoint_at(parts.jobs, parts.jobs.get(tenant, job), node, step)
+    return archive_response(parts.artifacts, checkpoint.ref, f"{job}-{node}-{step}")
 
 
-@router.get("/{job}/model/archive", summary="The whole model", response_class=StreamingResponse, responses=TAR)
+@router.get("/{job}/model/archive", summary="Download the model", response_class=StreamingResponse, responses=TAR)
 def model_archive(job: str, parts: PartsDep, tenant: Tenant) -> StreamingResponse:
-    """All its files as one tar stream. Cut, it begins anew: for what goes on, and is checked, fetch file by file."""
-    return archive_of(parts.artifacts, artifact_of(parts.jobs, parts.jobs.get(tenant, job), "export"), job)
+    """Return all files of the model as a tar stream. It cannot be resumed; for that, download the files one by one."""
+    return archive_response(parts.artifacts, artifact_of(parts.jobs, parts.jobs.get(tenant, job), "export"), job)
 
 
-@router.get("/{job}/model", summary="The model's files", responses=problems(404, 409))
+@router.get("/{job}/model", summary="List the files of the model", responses=problems(404, 409))
 def model(job: str, parts: PartsDep, tenant: Tenant) -> Model:
-    """Every file of the exported model with size and SHA-256."""
+    """Return every file of the exported model with size and SHA-256."""
     ref = artifact_of(parts.jobs, parts.jobs.get(tenant, job), "export")
     files = parts.artifacts.manifest(ref).files
     return Model(digest=ref.digest, size=sum(file.size for file in files), files=files)
 
 
 @router.get(
-    "/{job}/model/files/{name:path}", summary="A file of the model", response_class=FileResponse, responses=FILE_ANSWERS
+    "/{job}/model/files/{name:path}",
+    summary="Download a file of the model",
+    response_class=FileResponse,
+    responses=FILE_ANSWERS,
 )
 def model_file(job: str, name: str, parts: PartsDep, tenant: Tenant) -> FileResponse:
-    """With Range, If-Range and ETag; X-Checksum-SHA256 is of the whole file."""
-    return open_file(parts.artifacts, artifact_of(parts.jobs, parts.jobs.get(tenant, job), "export"), name)
+    """Supports Range, If-Range and ETag. X-Checksum-SHA256 is the digest of the whole file."""
+    return file_response(parts.artifacts, artifact_of(parts.jobs, parts.jobs.get(tenant, job), "export"), name)
 
 
-@router.get("/{job}/report", summary="How good the model is and what it cost", responses=problems(404, 409))
+@router.get("/{job}/report", summary="Get the evaluation report", responses=problems(404, 409))
 def report(job: str, parts: PartsDep, tenant: Tenant) -> dict[str, Any]:
-    """Scores on the test split, per class and per seed, with the cost of each stage."""
+    """Return test scores, per class and per seed, and the cost of each stage."""
     ref = artifact_of(parts.jobs, parts.jobs.get(tenant, job), "evaluate")
-    return json_of(parts.artifacts, ref, "report.json")
+    return parts.artifacts.read_json(ref, "report.json")
 
 
-@router.get("/{job}/selection", summary="The passages that were selected", responses=problems(404, 409))
+@router.get("/{job}/selection", summary="List selected passages", responses=problems(404, 409))
 def selection(
     job: str,
     parts: PartsDep,
     tenant: Tenant,
-    q: Annotated[str, Query(max_length=500, description="words that a passage must hold, in any case")] = "",
-    train_row: Annotated[int | None, Query(ge=1, lt=2**63, description="only what this train row asked for")] = None,
-    after: Annotated[int, Query(ge=0, lt=2**40, description="how many to pass over")] = 0,
+    q: Annotated[str, Query(max_length=500, description="Only passages with all these words, ignoring case.")] = "",
+    train_row: Annotated[
+        int | None, Query(ge=1, lt=2**63, description="Only passages that this training row retrieved.")
+    ] = None,
+    after: Annotated[int, Query(ge=0, lt=2**40, description="Number of passages to skip.")] = 0,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> Selection:
-    """Why is this passage in my model's diet? Best rank first, each with the train rows that asked for it."""
+    """Return the passages the model was trained on, best rank first, with the training rows that retrieved them."""
     record = parts.jobs.get(tenant, job)
     ref = artifact_of(parts.jobs, record, "select")
-    task = refs_of(parts.jobs, record).get("validate")
+    task = artifacts_by_node(parts.jobs, record).get("validate")
     return selection_page(
         parts.artifacts, ref, after=after, limit=limit, words=q.split()[:20], train_row=train_row, task=task
     )
@@ -127,16 +130,17 @@ def selection(
 
 @router.post("/{job}/predict", summary="Classify texts", responses=problems(404, 409, 413))
 def predict(job: str, body: PredictBody, parts: PartsDep, tenant: Tenant) -> Items[Prediction]:
-    """The exported model on your texts; texts longer than its limit are cut."""
+    """Classify texts with the exported model. Longer texts than its limit are truncated."""
     ref = artifact_of(parts.jobs, parts.jobs.get(tenant, job), "export")
     labels, probabilities = parts.predictor.predict(ref, body.texts, body.pairs)
     if len(labels) == 1:
-        values = tuple(Prediction(label=labels[0], value=row[0]) for row in probabilities.tolist())
-        return Items[Prediction](data=values)
-    found = []
+        return Items[Prediction](
+            data=tuple(Prediction(label=labels[0], value=row[0]) for row in probabilities.tolist())
+        )
+    data = []
     for row in probabilities.tolist():
         best = max(range(len(labels)), key=row.__getitem__)
-        found.append(
+        data.append(
             Prediction(label=labels[best], probability=row[best], probabilities=dict(zip(labels, row, strict=True)))
         )
-    return Items[Prediction](data=tuple(found))
+    return Items[Prediction](data=tuple(data))

@@ -1,4 +1,4 @@
-"""Webhooks: where to send what happens to jobs, and how the sending went."""
+"""Webhooks: endpoints that receive job events, and their delivery attempts."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tlm_core.wire import EventType, Page, Webhook, WebhookAttempt, WebhookCreat
 
 router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
 
-_MOST = 50
+_MAX_WEBHOOKS = 50
 
 
 class WebhookBody(BaseModel):
-    """An endpoint, and which events it wants."""
+    """An endpoint and the events it receives."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid",
@@ -29,36 +29,36 @@ class WebhookBody(BaseModel):
 
 @router.post("", status_code=201, summary="Add a webhook", responses=problems(409, 413))
 def create(body: WebhookBody, parts: PartsDep, tenant: Tenant) -> WebhookCreated:
-    """Events are posted as JSON, signed by the Standard Webhooks scheme (`webhook-id`, `-timestamp`, `-signature`), and
-    tried again for a day and a half until an answer of 200 to 299."""
-    parts.outgoing.check(body.url)
-    if len(parts.webhooks.all(tenant)) >= _MOST:
-        raise Conflict(f"there are {_MOST} webhooks already; delete one first")
+    """Register an endpoint. Events are posted as JSON, signed by the Standard Webhooks scheme (`webhook-id`,
+    `webhook-timestamp`, `webhook-signature`). Deliveries are retried for a day and a half until a 2xx response."""
+    parts.outbound.check(body.url)
+    if len(parts.webhooks.all(tenant)) >= _MAX_WEBHOOKS:
+        raise Conflict(f"The limit of {_MAX_WEBHOOKS} webhooks is reached. Delete one first.")
     hook, secret = parts.webhooks.add(tenant, body.url, body.events)
     return WebhookCreated(**hook.model_dump(), secret=secret)
 
 
 @router.get("", summary="List webhooks", responses=problems())
 def list_all(parts: PartsDep, tenant: Tenant) -> Page[Webhook]:
-    """All of them, oldest first."""
+    """Return all webhooks, oldest first."""
     return Page(data=tuple(parts.webhooks.all(tenant)), has_more=False)
 
 
-@router.get("/{webhook}", summary="One webhook", responses=problems(404))
+@router.get("/{webhook}", summary="Get a webhook", responses=problems(404))
 def get(webhook: str, parts: PartsDep, tenant: Tenant) -> Webhook:
-    """`disabled` says why nothing is sent to it any more."""
+    """Return a webhook. `disabled` gives the reason if it receives no more events."""
     return parts.webhooks.get(tenant, webhook)
 
 
-@router.get("/{webhook}/attempts", summary="Its latest deliveries", responses=problems(404))
+@router.get("/{webhook}/attempts", summary="List delivery attempts", responses=problems(404))
 def attempts(webhook: str, parts: PartsDep, tenant: Tenant) -> Page[WebhookAttempt]:
-    """The latest attempts, newest first, with what was answered."""
+    """Return the latest attempts, newest first, with the response status."""
     parts.webhooks.get(tenant, webhook)
     return Page(data=tuple(parts.webhooks.attempts(tenant, webhook)), has_more=False)
 
 
 @router.delete("/{webhook}", status_code=204, summary="Delete a webhook", responses=problems(404))
 def delete(webhook: str, parts: PartsDep, tenant: Tenant) -> Response:
-    """Nothing more is sent to it."""
+    """Delete a webhook and drop its queued deliveries."""
     parts.webhooks.remove(tenant, webhook)
     return Response(status_code=204)

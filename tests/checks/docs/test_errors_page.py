@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from services.api.error_page import mount_error_page, page_of
+from services.api.routes.service import render_errors, router
 from services.common import problem
 from tests.support import ROOT
 from tlm_client.console import NOT_REACHABLE, exit_code
@@ -55,7 +55,7 @@ class Ids(HTMLParser):
 
 def test_problem_type_links_to_its_section() -> None:
     app = FastAPI()
-    mount_error_page(app)
+    app.include_router(router)
     client = TestClient(app)
     for code in codes_in_use():
         path, _, anchor = problem.problem_body(500, code, "x")["type"].partition("#")
@@ -67,4 +67,4 @@ def test_problem_type_links_to_its_section() -> None:
 
 
 def test_markup_in_the_page_is_escaped() -> None:
-    assert "<p>a &lt;b&gt; <code>x&amp;y</code></p>" in page_of("# T\na <b> `x&y`")
+    assert "<p>a &lt;b&gt; <code>x&amp;y</code></p>" in render_errors("# T\na <b> `x&y`")

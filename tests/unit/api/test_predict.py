@@ -46,7 +46,7 @@ def test_texts_are_cut_at_the_models_length(artifacts: ArtifactStore, tmp_path: 
 def test_a_model_of_pairs_wants_pairs(artifacts: ArtifactStore, tmp_path: Path) -> None:
     predictor = Predictor(artifacts, capacity=1 << 30)
     pairs = exported(artifacts, tmp_path, "pairs", pair=True)
-    with pytest.raises(InvalidRequest, match="two texts"):
+    with pytest.raises(InvalidRequest, match="pairs of texts"):
         predictor.predict(pairs, ["good"], None)
     with pytest.raises(InvalidRequest, match="1 texts but 2 pairs"):
         predictor.predict(pairs, ["good"], ["a", "b"])

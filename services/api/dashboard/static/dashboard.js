@@ -1,10 +1,10 @@
-// Charts, and a word when the service does not answer. Everything else on the pages works without this file.
+// Draws the charts and shows a notice while the service does not respond. All other page features work without it.
 "use strict";
 
-const EVERY = 3000;
+const POLL_MS = 3000;
 const LABELS = {mlm: "MLM", task: "task", score: "score", tokens_per_second: "tokens per second", learning_rate: "rate"};
 
-function colour(name) {
+function color(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }
 
@@ -22,26 +22,26 @@ function short(value) {
   return size !== 0 && size < 1e-3 ? value.toExponential(1).replace(".0", "") : String(+value.toPrecision(6));
 }
 
-// One line for each curve that has the series: its columns, label, colour, dash.
+// Returns one line per curve and series name: columns, label, color, dash.
 function linesOf(curves, names) {
   const lines = [];
   curves.forEach((curve, number) => names.forEach((name, kind) => {
     const line = curve.series[name];
     if (!line) return;
-    const words = [curves.length > 1 ? curve.name : "", curves.length < 2 || names.length > 1 ? LABELS[name] : ""].filter(Boolean);
-    lines.push({x: line.x, y: line.y, label: words.join(", "), colour: colour("--c" + number % 6), dash: kind ? [5, 4] : undefined});
+    const parts = [curves.length > 1 ? curve.name : "", curves.length < 2 || names.length > 1 ? LABELS[name] : ""].filter(Boolean);
+    lines.push({x: line.x, y: line.y, label: parts.join(", "), color: color("--c" + number % 6), dash: kind ? [5, 4] : undefined});
   }));
   return lines;
 }
 
-// Where the pointer is nowhere the legend tells the latest values.
+// Shows the latest values in the legend while the pointer is outside the chart.
 function showLatest(chart) {
   if (chart.cursor.left >= 0) return;
   chart.setLegend({idxs: chart.data.map(column => column.findLastIndex(value => value !== null && value !== undefined))}, false);
 }
 
 function options(lines, width) {
-  const axis = {stroke: colour("--dim"), grid: {stroke: colour("--line"), width: 1}, ticks: {show: false}, font: "12px system-ui, sans-serif"};
+  const axis = {stroke: color("--dim"), grid: {stroke: color("--line"), width: 1}, ticks: {show: false}, font: "12px system-ui, sans-serif"};
   return {
     width, height: 190, legend: {live: true}, hooks: {setCursor: [showLatest]}, cursor: {points: {size: 6}}, scales: {x: {time: false}},
     axes: [
@@ -49,8 +49,8 @@ function options(lines, width) {
       {...axis, size: 52, values: (_, ticks) => ticks.map(short)},
     ],
     series: [{label: "step", value: (_, value) => readable(value)}, ...lines.map(line => ({
-      label: line.label, stroke: line.colour, width: 1.6, dash: line.dash, spanGaps: true,
-      points: {show: line.x.length < 30, size: 5, fill: line.colour}, value: (_, value) => readable(value),
+      label: line.label, stroke: line.color, width: 1.6, dash: line.dash, spanGaps: true,
+      points: {show: line.x.length < 30, size: 5, fill: line.color}, value: (_, value) => readable(value),
     }))],
   };
 }
@@ -60,10 +60,10 @@ function draw(figure, curves) {
   const lines = linesOf(curves, figure.dataset.series.split(" "));
   const title = figure.querySelector("figcaption").textContent.replace(/\s+/g, " ").trim();
   const latest = lines.map(line => `${line.label} ${readable(line.y.at(-1))}`).join("; ");
-  // Only finetuning is validated; a stage without a series has no empty frame for it.
+  // Hide a chart whose series this stage does not have: only finetuning has validation scores.
   figure.hidden = !lines.length && curves.some(curve => Object.keys(curve.series).length);
-  plot.setAttribute("aria-label", `${title}: ${latest || "no points yet"}`);
-  const shape = lines.map(line => line.label).join("|") + plot.clientWidth + colour("--ink");
+  plot.setAttribute("aria-label", `${title}: ${latest || "no data yet"}`);
+  const shape = lines.map(line => line.label).join("|") + plot.clientWidth + color("--ink");
   const data = lines.length ? uPlot.join(lines.map(line => [line.x, line.y])) : null;
   if (figure.chart && figure.shape === shape) {
     figure.chart.setData(data);
@@ -77,10 +77,10 @@ function draw(figure, curves) {
     figure.chart = new uPlot(options(lines, plot.clientWidth), data, plot);
     showLatest(figure.chart);
   } else {
-    const word = document.createElement("p");
-    word.className = "none";
-    word.textContent = "no points yet";
-    plot.append(word);
+    const notice = document.createElement("p");
+    notice.className = "none";
+    notice.textContent = "no data yet";
+    plot.append(notice);
   }
 }
 
@@ -89,21 +89,21 @@ function showCharts(area) {
   let curves = [];
   const redraw = () => figures.forEach(figure => draw(figure, curves));
   const load = async () => {
-    const began = performance.now();
-    let told;
+    const start = performance.now();
+    let result;
     try {
-      const answer = await fetch(area.dataset.points, {headers: {"HX-Request": "true"}});
-      if (!answer.ok) return;
-      told = await answer.json();
+      const response = await fetch(area.dataset.points, {headers: {"HX-Request": "true"}});
+      if (!response.ok) return;
+      result = await response.json();
     } catch {
-      setTimeout(load, 2 * EVERY);
+      setTimeout(load, 2 * POLL_MS);
       return;
     }
-    curves = told.curves;
+    curves = result.curves;
     redraw();
     area.dataset.drawn = "yes";
-    // The longer the course, the more its points cost the service, and the less they change.
-    if (told.live) setTimeout(load, Math.max(EVERY, 20 * (performance.now() - began)));
+    // Long runs are slow to read and change little, so poll them less often.
+    if (result.live) setTimeout(load, Math.max(POLL_MS, 20 * (performance.now() - start)));
   };
   new ResizeObserver(redraw).observe(area);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);

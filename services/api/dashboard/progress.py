@@ -1,4 +1,4 @@
-"""How far a job is, as the stage strip and the lists show it."""
+"""Progress of a job as the stage strip and the lists show it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _STOPPED = {State.FAILED: "failed", State.CANCELLED: "cancelled", State.PAUSED: 
 
 @dataclass(frozen=True)
 class Step:
-    """One stage of a job. state: done, running, waiting, failed, cancelled or paused; nodes: how many runs it has.
+    """One stage of a job. state: done, running, waiting, failed, cancelled or paused.
 
-    share: of the whole stage, 0 to 1.
+    done, nodes: finished and total nodes. share: of the stage, 0 to 1.
     """
 
     stage: str
@@ -27,14 +27,13 @@ class Step:
 
 
 def steps_of(job: JobRecord, plan: Plan, done: Collection[str]) -> list[Step]:
-    """The stages of a job in the order of its plan, with the one it is at."""
-    stages = list(dict.fromkeys(node.stage.name for node in plan.nodes))
+    """The stages of a job in plan order. done: names of finished nodes."""
     current = _current(job, plan, done)
     steps = []
-    for stage in stages:
+    for stage in dict.fromkeys(node.stage.name for node in plan.nodes):
         names = [node.name for node in plan.nodes if node.stage.name == stage]
         finished = sum(name in done for name in names)
-        # A study leaves out what cannot be had; a job that succeeded waits for nothing.
+        # Studies skip impossible nodes, so a succeeded job may have unfinished ones.
         if finished == len(names) or job.state is State.SUCCEEDED:
             steps.append(Step(stage, "done", finished, len(names), 1.0))
             continue
@@ -47,17 +46,17 @@ def steps_of(job: JobRecord, plan: Plan, done: Collection[str]) -> list[Step]:
 
 
 def selects(job: JobRecord) -> bool:
-    """Whether passages are retrieved for the job."""
+    """Whether the job has a select stage."""
     return any(node.stage.name == "select" for node in plan_of(job).nodes)
 
 
 def share_of(progress: Progress | None) -> float:
-    """The part of the current node that is done, 0 to 1."""
+    """The finished part of the current node, 0 to 1."""
     return min(1.0, progress.step / progress.total) if progress and progress.total else 0.0
 
 
 def overall(job: JobRecord) -> float | None:
-    """The part of a job's nodes that are done, 0 to 1; None where nobody has told yet."""
+    """The finished part of a job's nodes, 0 to 1; None before the first progress report."""
     if job.state is State.SUCCEEDED:
         return 1.0
     progress = job.progress
@@ -67,11 +66,11 @@ def overall(job: JobRecord) -> float | None:
 
 
 def _current(job: JobRecord, plan: Plan, done: Collection[str]) -> str | None:
-    """The stage a job is at, or was at when it stopped."""
-    left = [node for node in plan.nodes if node.name not in done]
-    if not left:
+    """The current stage, or the one at which the job stopped."""
+    remaining = [node for node in plan.nodes if node.name not in done]
+    if not remaining:
         return None
-    told = job.progress.stage if job.progress else None
-    if job.state in ACTIVE and any(node.stage.name == told for node in left):
-        return told
-    return left[0].stage.name
+    reported = job.progress.stage if job.progress else None
+    if job.state in ACTIVE and any(node.stage.name == reported for node in remaining):
+        return reported
+    return remaining[0].stage.name

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import httpx
 import pytest
 
-from services.api.outgoing import Outgoing
-from services.api.webhooks import sign
+from services.api.outbound import Outbound
+from services.api.webhook_delivery import sign
 from tlm_core.errors import InvalidRequest
 
 
-def at(*addresses: str, private: bool = False, seen: list[httpx.Request] | None = None) -> Outgoing:
-    """An Outgoing for which every host is at these addresses."""
+def at(*addresses: str, private: bool = False, seen: list[httpx.Request] | None = None) -> Outbound:
+    """An Outbound for which every host is at these addresses."""
 
     def answer(request: httpx.Request) -> httpx.Response:
         if seen is not None:
@@ -23,7 +23,7 @@ def at(*addresses: str, private: bool = False, seen: list[httpx.Request] | None 
     def resolve(_: str, __: int) -> Sequence[str]:
         return addresses
 
-    return Outgoing(private=private, transport=httpx.MockTransport(answer), resolve=resolve)
+    return Outbound(private=private, transport=httpx.MockTransport(answer), resolve=resolve)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def at(*addresses: str, private: bool = False, seen: list[httpx.Request] | None 
      "fe80::1%eth0", "::ffff:127.0.0.1", "224.0.0.1", "255.255.255.255"],
 )  # fmt: skip
 def test_an_address_that_is_not_public_is_refused_even_beside_a_public_one(address: str) -> None:
-    with pytest.raises(InvalidRequest, match="not on the public internet"):
+    with pytest.raises(InvalidRequest, match="has the private address"):
         at("93.184.216.34", address).check("https://example.com/hook")
     at("93.184.216.34", address, private=True).check("http://example.com/hook")
 
@@ -48,9 +48,9 @@ def test_what_is_no_plain_https_address_is_refused(url: str) -> None:
 
 @pytest.mark.parametrize("url", ["https://a..example.com/x", f"https://{'a' * 70}.example.com/x"])
 def test_a_name_that_no_host_can_have_is_refused(url: str) -> None:
-    with pytest.raises(InvalidRequest, match="is no host name"):
-        Outgoing(private=False).check(url)
-    assert Outgoing(private=False).post(url, b"", {})[0] is None
+    with pytest.raises(InvalidRequest, match="Invalid host name"):
+        Outbound(private=False).check(url)
+    assert Outbound(private=False).post(url, b"", {})[0] is None
 
 
 def test_the_request_goes_to_the_address_that_was_checked() -> None:
@@ -64,7 +64,7 @@ def test_the_request_goes_to_the_address_that_was_checked() -> None:
 def test_a_host_that_moves_to_a_private_address_gets_nothing() -> None:
     seen: list[httpx.Request] = []
     status, error = at("10.0.0.7", seen=seen).post("https://example.com/", b"{}", {})
-    assert (status, seen) == (None, []) and error is not None and "public internet" in error
+    assert (status, seen) == (None, []) and error is not None and "private address" in error
 
 
 def test_signatures_are_those_of_the_scheme() -> None:

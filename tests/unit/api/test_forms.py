@@ -1,14 +1,14 @@
-"""Names of uploaded files are made harmless."""
+"""Names of uploaded files are made safe."""
 
 from __future__ import annotations
 
 import pytest
 
-from services.api.uploads import harmless
+from services.api.forms import safe_name
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"),
+    ("name", "expected"),
     [
         ("train.csv", "train.csv"),
         ("../../etc/passwd", "passwd"),
@@ -22,9 +22,9 @@ from services.api.uploads import harmless
         ("-rf.txt", "rf.txt"),
     ],
 )
-def test_a_file_name_is_made_harmless(given: str, kept: str) -> None:
-    assert harmless(given) == kept
+def test_file_names_become_safe(name: str, expected: str) -> None:
+    assert safe_name(name) == expected
 
 
-def test_a_second_file_of_a_name_gets_another() -> None:
-    assert harmless("a.b.csv", {"a.b.csv", "a-2.b.csv"}) == "a-3.b.csv"
+def test_duplicate_file_name_gets_a_number() -> None:
+    assert safe_name("a.b.csv", {"a.b.csv", "a-2.b.csv"}) == "a-3.b.csv"

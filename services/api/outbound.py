@@ -1,5 +1,8 @@
-"""Requests to addresses that users name. What is not on the public internet is refused, unless the operator allows it:
-an address of the cloud's metadata service, or of a neighbour on the private network, is not for callers."""
+"""HTTP requests to addresses that users name.
+
+Private addresses are refused unless the operator allows them: callers must not reach a cloud metadata service or other
+hosts of the private network through this service.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,13 @@ Resolve = Callable[[str, int], Sequence[str]]
 
 
 def resolve(host: str, port: int) -> list[str]:
-    """The addresses of a host, as the system knows them. Raises OSError, UnicodeError for what can be no name."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    """The addresses of a host. Raises OSError, and UnicodeError for an invalid name."""
+    entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in entries))
 
 
-class Outgoing:
-    """Posts to endpoints. private: whether plain http and addresses of private networks are allowed.
+class Outbound:
+    """Posts to user-defined endpoints. private: allow plain http and private addresses.
 
     transport, resolve: for tests.
     """
@@ -39,49 +42,51 @@ class Outgoing:
         self._http = httpx.Client(timeout=timeout, transport=transport, trust_env=False, follow_redirects=False)
 
     def check(self, url: str) -> None:
-        """Raise InvalidRequest for a URL to which nothing would be sent. A host without address may get one later."""
+        """Raise InvalidRequest for a URL that `post` would refuse. A host without an address may get one later."""
         parsed = _parsed(url)
         if parsed.scheme != "https" and not (self._private and parsed.scheme == "http"):
-            raise InvalidRequest("a webhook's URL must begin with https://")
+            raise InvalidRequest(f"Invalid webhook URL '{url[:200]}'. It must begin with https://.")
         if parsed.userinfo:
-            raise InvalidRequest("a webhook's URL cannot hold a user or password; the signature says who sends")
+            raise InvalidRequest("A webhook URL cannot contain a user or password. Check the signature instead.")
         try:
             self._address(parsed)
         except OSError:
             return
 
     def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> tuple[int | None, str | None]:
-        """(status, None), or (None, why there was no answer). Redirects are answers like others."""
+        """Return (status, None), or (None, error) without a response. Redirects are not followed."""
         try:
             self.check(url)
             parsed = _parsed(url)
-            # The request goes to the address that was checked: a second look-up could give another one.
+            # Connect to the checked address: a second look-up could return another one.
             target = parsed.copy_with(host=self._address(parsed))
-            named = {**headers, "Host": parsed.netloc.decode("ascii")}
+            all_headers = {**headers, "Host": parsed.netloc.decode("ascii")}
             extensions = {"sni_hostname": parsed.host}
-            with self._http.stream("POST", target, content=body, headers=named, extensions=extensions) as answer:
-                return answer.status_code, None
+            with self._http.stream(
+                "POST", target, content=body, headers=all_headers, extensions=extensions
+            ) as response:
+                return response.status_code, None
         except (httpx.HTTPError, httpx.InvalidURL, OSError, InvalidRequest) as error:
             return None, str(error) or type(error).__name__
 
     def _address(self, url: httpx.URL) -> str:
-        """The first address of the host. Raises InvalidRequest if any of them is not public, OSError."""
+        """The first address of the host. Raises InvalidRequest if any address is private, OSError if there is none."""
         port = url.port or (443 if url.scheme == "https" else 80)
         try:
-            found = self._resolve(url.host, port)
+            addresses = self._resolve(url.host, port)
         except UnicodeError as error:
             raise InvalidRequest(
-                f"'{url.host[:200]}' is no host name; between its dots there are 1 to 63 characters each"
+                f"Invalid host name '{url.host[:200]}'. Each part between dots must have 1 to 63 characters."
             ) from error
-        for one in found:
-            if not self._private and not _is_public(one):
+        for address in addresses:
+            if not self._private and not _is_public(address):
                 raise InvalidRequest(
-                    f"{url.host} is at {one}, which is not on the public internet; ask the operator to set "
-                    "TLM_API_WEBHOOK_PRIVATE if that is meant"
+                    f"{url.host} has the private address {address}. Use a public host, or ask the operator to set "
+                    "TLM_API_WEBHOOK_PRIVATE."
                 )
-        if not found:
+        if not addresses:
             raise OSError(f"{url.host} has no address")
-        return found[0]
+        return addresses[0]
 
 
 def _is_public(text: str) -> bool:
@@ -95,7 +100,7 @@ def _parsed(url: str) -> httpx.URL:
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise InvalidRequest(f"'{url[:200]}' is no URL: {error}") from error
+        raise InvalidRequest(f"Invalid URL '{url[:200]}': {error}.") from error
     if not parsed.host:
-        raise InvalidRequest(f"'{url[:200]}' names no host")
+        raise InvalidRequest(f"Invalid URL '{url[:200]}'. It has no host.")
     return parsed

@@ -1,4 +1,4 @@
-"""The page that sets jobs side by side: what differs in their recipes, their curves, scores and costs."""
+"""The page that compares jobs: differences in their recipes, curves, scores and costs."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from tlm_core.jobs.spec import JobRecord
 
 router = APIRouter(prefix="/compare")
 
-_MOST = 6
-# The curves of a comparison are drawn from its stages; here only the table is wanted.
-_FEWEST_POINTS = 4
+_MAX_JOBS = 6
+# The page loads its curves separately, so the comparison needs as few points as allowed.
+_MIN_POINTS = 4
 Ids = Annotated[list[str], Query(alias="id", max_length=50)]
 
 
@@ -33,11 +33,14 @@ def compare_page(
     stage: Annotated[str | None, Query(max_length=40)] = None,
 ) -> Response:
     jobs = _jobs(parts, tenant, ids)
-    found = compare(parts.jobs, parts.artifacts, jobs, points=_FEWEST_POINTS)
-    scores = dict.fromkeys(name for one in found.outcomes if one.metric for name in scores_of(one.metric))
+    comparison = compare(parts.jobs, parts.artifacts, jobs, points=_MIN_POINTS)
+    scores = dict.fromkeys(
+        name for outcome in comparison.outcomes if outcome.metric for name in scores_of(outcome.metric)
+    )
     charted = [name for name in STAGES if any(name in stages_of(plan_of(job)) for job in jobs)]
     return page(
-        request, "compare.html", jobs=jobs, names=_names(jobs), differences=found.differences, outcomes=found.outcomes,
+        request, "compare.html", jobs=jobs, names=_names(jobs), differences=comparison.differences,
+        outcomes=comparison.outcomes,
         scores=[*(scores or scores_of("macro_f1")), "deduplicated"],
         charted=charted, shown=stage if stage in charted else (charted[-1] if charted else None),
     )  # fmt: skip
@@ -50,23 +53,23 @@ def points(
     stage: Annotated[str, Query(max_length=40)],
     ids: Ids = [],  # noqa: B006
 ) -> Response:
-    """The curves of one stage of all the jobs: each job's first seed, at every rate that it tried."""
+    """The curves of one stage of all jobs: the first seed of each, at every learning rate."""
     jobs = _jobs(parts, tenant, ids)
-    found = [
+    lines = [
         {**line, "name": name + line["tried"]}
         for job, name in zip(jobs, _names(jobs), strict=True)
         for line in curves(parts.jobs, parts.artifacts, job, stage, most=max(1, len(rates_of(job, stage))))
     ]
-    return JSONResponse({"curves": found, "live": False})
+    return JSONResponse({"curves": lines, "live": False})
 
 
 def _jobs(parts: Parts, tenant: str, ids: list[str]) -> list[JobRecord]:
     ids = list(dict.fromkeys(ids))
-    if len(ids) > _MOST:
-        raise InvalidRequest(f"{len(ids)} jobs were chosen; at most {_MOST} fit side by side")
+    if len(ids) > _MAX_JOBS:
+        raise InvalidRequest(f"{len(ids)} jobs are selected. Select at most {_MAX_JOBS}.")
     return [parts.jobs.get(tenant, job) for job in ids]
 
 
 def _names(jobs: list[JobRecord]) -> list[str]:
-    """Letters, by which the columns and the curves are told apart."""
+    """Letters that label the columns and the curves."""
     return [chr(ord("A") + number) for number in range(len(jobs))]

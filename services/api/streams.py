@@ -1,4 +1,4 @@
-"""Live events of jobs: one task per process looks at the jobs that are watched, however many streams there are."""
+"""Server-sent events: events and log lines of jobs. One task per process polls all watched jobs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import redis
 from starlette.concurrency import run_in_threadpool
@@ -19,19 +18,21 @@ from services.common.jobstore import JobStore
 from services.common.redis_client import key as redis_key
 from services.common.redis_client import translated_errors
 from tlm_core.artifacts import canonical_json
-from tlm_core.errors import Unavailable
+from tlm_core.errors import NotFound, Unavailable
 from tlm_core.jobs.spec import Event
 from tlm_core.jobs.states import TERMINAL, State
 
 log = logging.getLogger(__name__)
 
-_KEPT_EVENTS = 200
+_BUFFERED_EVENTS = 200
 _PAGE = 500
+_RETRY = "retry: 1000\n\n"
+_KEEP_ALIVE = ": still here\n\n"
 
 
 @dataclass(frozen=True)
 class Head:
-    """What changes of a job while it runs, read in one step. progress: JSON as stored."""
+    """The fields of a job that change while it runs, read in one step. progress: stored JSON."""
 
     state: State
     last_event: int
@@ -40,31 +41,31 @@ class Head:
 
 @dataclass
 class _Topic:
-    """A job that is watched. recent: its latest events without a gap, oldest first. gone: it was deleted meanwhile."""
+    """A watched job. recent: its latest events without a gap, oldest first."""
 
     watchers: int = 0
     head: Head | None = None
-    gone: bool = False
-    recent: deque[Event] = field(default_factory=lambda: deque(maxlen=_KEPT_EVENTS))
+    deleted: bool = False
+    recent: deque[Event] = field(default_factory=lambda: deque(maxlen=_BUFFERED_EVENTS))
     texts: dict[int, str] = field(default_factory=dict)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def announce(self) -> None:
-        """Wake all who wait; those who come later wait for the next change."""
+        """Wake all waiting streams; later ones wait for the next change."""
         self.changed.set()
         self.changed = asyncio.Event()
 
     def text(self, event: Event) -> str:
-        """The event as it is sent; written once, however many streams send it."""
-        found = self.texts.get(event.seq)
-        if found is None:
-            if len(self.texts) > 2 * _KEPT_EVENTS:
+        """The event as sent, formatted once for all streams."""
+        text = self.texts.get(event.seq)
+        if text is None:
+            if len(self.texts) > 2 * _BUFFERED_EVENTS:
                 self.texts.clear()
-            found = self.texts[event.seq] = _text(event.type, event.model_dump_json(), event.seq)
-        return found
+            text = self.texts[event.seq] = _message(event.type, event.model_dump_json(), event.seq)
+        return text
 
     def after(self, seq: int) -> list[Event] | None:
-        """The events after `seq`, or None if older ones than those at hand are needed."""
+        """The events after `seq`, or None if the buffer lacks some of them."""
         if self.head is None or self.head.last_event <= seq:
             return []
         if not self.recent or self.recent[0].seq > seq + 1:
@@ -73,7 +74,7 @@ class _Topic:
 
 
 class Tailer:
-    """Feeds event streams. `run` is the one task that polls; without watchers it asks the store nothing."""
+    """Feeds event streams. `run` is the only task that polls; without watchers it sends no request."""
 
     def __init__(
         self,
@@ -98,17 +99,17 @@ class Tailer:
 
     @property
     def watchers(self) -> int:
-        """Streams that are open."""
+        """Number of open streams."""
         return sum(topic.watchers for topic in list(self._topics.values()))
 
     @property
     def closed(self) -> bool:
-        """Whether the gateway is ending."""
+        """Whether the gateway is shutting down."""
         return self._closed
 
     async def run(self) -> None:
-        """Poll until cancelled. While the store is away streams stay open and go on when it is back."""
-        away, self.alive = False, True
+        """Poll until cancelled. Streams stay open while the store is unavailable."""
+        unavailable, self.alive = False, True
         try:
             while not self._closed:
                 if not self._topics:
@@ -116,68 +117,68 @@ class Tailer:
                     await self._watched.wait()
                 try:
                     await self._poll()
-                    away = False
+                    unavailable = False
                 except Unavailable as error:
-                    if not away:
-                        log.warning("event streams wait for the job store: %s", error)
-                    away = True
+                    if not unavailable:
+                        log.warning("Event streams wait for the job store: %s", error)
+                    unavailable = True
                 await asyncio.sleep(self._interval)
         finally:
             self.alive = False
 
     def close(self) -> None:
-        """End all streams, without a last event: the watchers come back to whoever serves them next."""
+        """End all streams without an `end` event, so that clients reconnect."""
         self._closed = True
         self._watched.set()
         for topic in self._topics.values():
             topic.announce()
 
     async def stream(self, tenant: str, job_id: str, after: int) -> AsyncIterator[str]:
-        """Server-sent events of a job that exists: those after seq `after`, then live ones, then `end`.
+        """Server-sent events of an existing job: stored events after seq `after`, new ones, then `end`.
 
-        Log events carry their seq as id. `progress` snapshots have none: they are news, not history. Of a job that is
-        deleted meanwhile there is no `end`: whoever watches asks again, and is told that it is not there.
+        Stored events have their seq as id. `progress` snapshots have no id and are not replayed. If the job is deleted
+        the stream ends without `end`.
         """
         with self._watch(tenant, job_id) as topic:
-            yield "retry: 1000\n\n"
+            yield _RETRY
             while page := await self._read(tenant, job_id, after):
                 after = page[-1].seq
                 yield "".join(map(topic.text, page))
             shown: str | None = None
-            shown_at = spoke_at = self._clock()
+            shown_at = sent_at = self._clock()
             due = 0.0
-            while not (self._closed or topic.gone):
+            while not (self._closed or topic.deleted):
                 changed = topic.changed
                 events = topic.after(after)
                 if events is None:
                     events = await self._read(tenant, job_id, after)
                 if events:
                     after = events[-1].seq
-                    spoke_at = self._clock()
+                    sent_at = self._clock()
                     yield "".join(map(topic.text, events))
                     continue
                 head = topic.head
                 if head is not None and head.state in TERMINAL and after >= head.last_event:
-                    yield _text("end", canonical_json({"state": head.state}))
+                    yield _message("end", canonical_json({"state": head.state}))
                     return
                 now = self._clock()
                 if head is not None and head.progress != shown and head.progress is not None:
                     if now >= due:
-                        shown, shown_at, spoke_at = head.progress, now, now
+                        shown, shown_at, sent_at = head.progress, now, now
                         due = shown_at + self._progress_interval
-                        yield _text("progress", head.progress)
+                        yield _message("progress", head.progress)
                         continue
                     wait = due - now
                 else:
                     wait = self._keep_alive
-                if now - spoke_at >= self._keep_alive:
-                    spoke_at = now
-                    yield ": still here\n\n"
+                if now - sent_at >= self._keep_alive:
+                    sent_at = now
+                    yield _KEEP_ALIVE
                     continue
-                await _wait(changed, min(wait, self._keep_alive - (now - spoke_at)))
+                await _wait(changed, min(wait, self._keep_alive - (now - sent_at)))
 
     async def _read(self, tenant: str, job_id: str, after: int) -> list[Event]:
-        """A page of events from the store; waits while the store is away, for a stream has begun to answer."""
+        """A page of events from the store. Retries while the store is unavailable, as the response has begun."""
         while not self._closed:
             try:
                 return await run_in_threadpool(self._jobs.events, tenant, job_id, after=after, limit=_PAGE)
@@ -203,35 +204,77 @@ class Tailer:
         heads = await run_in_threadpool(self._heads, keys)
         for key, head in zip(keys, heads, strict=True):
             topic = self._topics.get(key)
-            if topic is None:
+            if topic is None or (head is not None and head == topic.head):
                 continue
             if head is None:
-                topic.gone = True
-                topic.announce()
-                continue
-            if head == topic.head:
-                continue
-            known = topic.recent[-1].seq if topic.recent else max(head.last_event - _KEPT_EVENTS // 2, 0)
-            if head.last_event > known:
-                found = await run_in_threadpool(self._jobs.events, *key, after=known, limit=_PAGE)
-                topic.recent.extend(found)
-                if found and found[-1].seq < head.last_event:
-                    # More than a page came at once; streams read the rest from the store.
-                    topic.recent.clear()
-            topic.head = head
+                topic.deleted = True
+            else:
+                await self._update(key, topic, head)
             topic.announce()
+
+    async def _update(self, key: tuple[str, str], topic: _Topic, head: Head) -> None:
+        last = topic.recent[-1].seq if topic.recent else max(head.last_event - _BUFFERED_EVENTS // 2, 0)
+        if head.last_event > last:
+            events = await run_in_threadpool(self._jobs.events, *key, after=last, limit=_PAGE)
+            topic.recent.extend(events)
+            if events and events[-1].seq < head.last_event:
+                # More than one page of new events: streams read the rest from the store.
+                topic.recent.clear()
+        topic.head = head
 
     def _heads(self, keys: Sequence[tuple[str, str]]) -> list[Head | None]:
         with translated_errors():
             pipe = self._redis.pipeline(transaction=False)
             for tenant, job_id in keys:
                 pipe.hmget(redis_key(tenant, "job", job_id), ["state", "last_event", "progress"])
-            rows: list[list[Any]] = pipe.execute()
-        return [Head(State(s), int(n), p) if s is not None else None for s, n, p in rows]
+            rows: list[tuple[str | None, str, str | None]] = pipe.execute()
+        return [
+            None if state is None else Head(State(state), int(last_event), progress)
+            for state, last_event, progress in rows
+        ]
+
+
+async def log_stream(
+    jobs: JobStore,
+    tailer: Tailer,
+    tenant: str,
+    job_id: str,
+    after: str,
+    *,
+    interval: float = 0.5,
+    keep_alive: float = 15,
+) -> AsyncIterator[str]:
+    """Log lines after stream id `after`, each with its id, until the job ends; then `end` with its state.
+
+    Ends without `end` when the gateway stops or the job is deleted. Waits while the store is unavailable.
+    """
+    yield _RETRY
+    sent_at = time.monotonic()
+    while not tailer.closed:
+        try:
+            # Read the state first: then the lines include everything logged before the job ended.
+            state = await run_in_threadpool(jobs.state, tenant, job_id)
+            lines = await run_in_threadpool(jobs.logs, tenant, job_id, after=after, limit=_PAGE)
+        except NotFound:
+            return
+        except Unavailable:
+            await asyncio.sleep(interval)
+            continue
+        if lines:
+            after, sent_at = lines[-1]["id"], time.monotonic()
+            yield "".join(_message("line", canonical_json(line), line["id"]) for line in lines)
+            continue
+        if state in TERMINAL:
+            yield _message("end", canonical_json({"state": state}))
+            return
+        if time.monotonic() - sent_at >= keep_alive:
+            sent_at = time.monotonic()
+            yield _KEEP_ALIVE
+        await asyncio.sleep(interval)
 
 
 async def _wait(changed: asyncio.Event, seconds: float) -> None:
-    # Not wait_for: it makes a task for each wait, and thousands of streams wait at once.
+    # wait_for would create a task per wait, and thousands of streams may wait at once.
     try:
         async with asyncio.timeout(max(seconds, 0.001)):
             await changed.wait()
@@ -239,7 +282,7 @@ async def _wait(changed: asyncio.Event, seconds: float) -> None:
         return
 
 
-def _text(kind: str, data: str, seq: int | None = None) -> str:
-    # JSON has no raw line break, so one data line holds it; a type with one would break the frame.
-    name = json.dumps(kind)[1:-1]
-    return (f"id: {seq}\n" if seq is not None else "") + f"event: {name}\ndata: {data}\n\n"
+def _message(event: str, data: str, message_id: int | str | None = None) -> str:
+    # JSON has no raw line break, so the data fits on one line; escaping the type keeps the frame intact.
+    name = json.dumps(event)[1:-1]
+    return (f"id: {message_id}\n" if message_id is not None else "") + f"event: {name}\ndata: {data}\n\n"

@@ -10,11 +10,11 @@ from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import Response
 
 from services.api.dashboard.asked import Asked
-from services.api.dashboard.web import PREFIX, SignedIn, go_to, page
+from services.api.dashboard.web import PREFIX, SignedIn, page, redirect
 from services.api.estimate import proposed
 from services.api.parts import Parts, PartsDep
+from services.api.submission import submit_job
 from services.api.submit import resolve_job
-from services.common.catalog import dataset_keys
 from tlm_core.compression.masks import Which
 from tlm_core.errors import TLMError
 from tlm_core.jobs.plan import plan_of
@@ -43,15 +43,10 @@ def submit(request: Request, parts: PartsDep, tenant: SignedIn, asked: Annotated
     """Submit it; a fault is shown beside the form, which keeps what was typed. Sent twice it is still one job."""
     try:
         spec = asked.spec()
-        key = f"dashboard {asked.key}" if asked.key else None
-        job = parts.jobs.submitted_with(tenant, spec, key) if key else None
-        if job is None:
-            spec, resolved = resolve_job(parts, tenant, spec)
-            needs = dataset_keys(tenant, (one.id for one in resolved.datasets))
-            job, _ = parts.jobs.submit(tenant, spec, resolved, idempotency_key=key, needs=needs)
+        job, _ = submit_job(parts, tenant, spec, f"dashboard {asked.key}" if asked.key else None)
     except TLMError as error:
         return _form(request, parts, tenant, asked, error)
-    return go_to(request, f"{PREFIX}/jobs/{job.id}")
+    return redirect(request, f"{PREFIX}/jobs/{job.id}")
 
 
 @router.post("/preview")

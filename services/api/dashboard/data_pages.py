@@ -1,0 +1,156 @@
+"""Pages of datasets and corpora."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import FileResponse, Response
+from starlette.concurrency import run_in_threadpool
+
+from services.api.dashboard.web import PREFIX, SignedIn, page, redirect
+from services.api.forms import by_field, receive_form
+from services.api.intake import check_dataset_name, parse_options
+from services.api.job_artifacts import file_response
+from services.api.parts import AfterId, Parts, PartsDep
+from services.api.removal import delete_dataset
+from services.common.catalog import ready_version
+from services.common.catalog_records import OPEN
+from tlm_core.errors import TLMError
+
+router = APIRouter()
+
+UPLOAD_PATHS = (f"{PREFIX}/datasets", f"{PREFIX}/corpora")
+_LIMIT = 25
+_HITS = 20
+_LABELS = 60
+_SPLITS = ("train", "validation", "test")
+_COLUMNS = ("text_column", "label_column")
+Search = Annotated[str, Query(max_length=2_000)]
+Version = Annotated[str | None, Query(max_length=64)]
+
+
+@router.get("/datasets")
+def datasets(request: Request, parts: PartsDep, tenant: SignedIn, after: AfterId = None) -> Response:
+    records, has_more = parts.catalog.datasets(tenant, after=after, limit=_LIMIT)
+    return page(request, "datasets.html", records=records, more=has_more, after=after)
+
+
+@router.post("/datasets")
+async def upload(request: Request, parts: PartsDep, tenant: SignedIn) -> Response:
+    """Add a dataset like the API does. Errors are shown with row and column."""
+    async with receive_form(
+        request, parts.settings.scratch, max_bytes=parts.settings.max_upload_bytes, fields=("name", *_COLUMNS),
+        files=(*_SPLITS, "file"),
+    ) as form:  # fmt: skip
+        name = form.field("name").strip()
+        check_dataset_name(name)
+        columns = {column: text for column in _COLUMNS if (text := form.field(column, "").strip())}
+        options = parse_options(json.dumps(columns)).options()
+        files = by_field(form.selected_files())
+        record = await run_in_threadpool(parts.dataset_intake.add_files, tenant, name, files, options)
+    return redirect(request, f"{PREFIX}/datasets/{record.id}")
+
+
+@router.get("/datasets/{dataset}")
+def dataset(request: Request, dataset: str, parts: PartsDep, tenant: SignedIn) -> Response:
+    """The validation report of a dataset: labels, lengths, warnings, first rows."""
+    record = parts.catalog.dataset(tenant, dataset)
+    report = parts.artifacts.read_json(record.report, "report.json")
+    labels = report.get("labels") or []
+    splits = [split for split in _SPLITS if split in (report.get("counts") or {})]
+    most = max((row[split] or 0 for row in labels for split in splits), default=0)
+    return page(
+        request, "dataset.html", record=record, report=report, splits=splits, labels=labels[:_LABELS],
+        hidden_labels=max(0, len(labels) - _LABELS), most=most or 1, files=parts.artifacts.manifest(record.raw).files,
+    )  # fmt: skip
+
+
+@router.post("/datasets/{dataset}/delete")
+def delete(request: Request, dataset: str, parts: PartsDep, tenant: SignedIn) -> Response:
+    delete_dataset(parts.jobs, parts.artifacts, parts.catalog.dataset(tenant, dataset))
+    return redirect(request, f"{PREFIX}/datasets")
+
+
+@router.get("/datasets/{dataset}/files/{name:path}", response_class=FileResponse)
+def dataset_file(dataset: str, name: str, parts: PartsDep, tenant: SignedIn) -> FileResponse:
+    return file_response(parts.artifacts, parts.catalog.dataset(tenant, dataset).raw, name)
+
+
+@router.get("/corpora")
+def corpora(request: Request, parts: PartsDep, tenant: SignedIn, after: AfterId = None) -> Response:
+    records, has_more = parts.catalog.corpora(tenant, after=after, limit=_LIMIT)
+    rows = [{"corpus": corpus, "ready": corpus.ready(), "loads": parts.catalog.loads(tenant, corpus.name, limit=1)}
+            for corpus in records]  # fmt: skip
+    return page(request, "corpora.html", rows=rows, more=has_more, after=after)
+
+
+@router.post("/corpora")
+async def upload_corpus(request: Request, parts: PartsDep, tenant: SignedIn) -> Response:
+    """Add a corpus like the API does. The page of the corpus shows the progress of the load."""
+    async with receive_form(
+        request, parts.settings.scratch, max_bytes=parts.settings.max_upload_bytes,
+        fields=("name", "language", "near_duplicates"), files=("files",),
+    ) as form:  # fmt: skip
+        name, language = form.field("name").strip(), form.field("language", "").strip() or "en"
+        near, files = form.field("near_duplicates", "drop"), form.selected_files()
+        load = await run_in_threadpool(parts.corpus_intake.add, tenant, name, language, files, near)
+    parts.loads.wake()
+    return redirect(request, f"{PREFIX}/corpora/{load.corpus}")
+
+
+@router.get("/corpora/{name}")
+def corpus(
+    request: Request, name: str, parts: PartsDep, tenant: SignedIn, q: Search = "", version: Version = None
+) -> Response:
+    """A corpus: its versions, its loads, and a search form."""
+    return page(request, "corpus.html", **_corpus(parts, tenant, name), **_search(parts, tenant, name, q, version))
+
+
+@router.post("/corpora/{name}/loads/{load}/cancel")
+def cancel_load(request: Request, name: str, load: str, parts: PartsDep, tenant: SignedIn) -> Response:
+    """Cancel an active load."""
+    parts.catalog.cancel_load(tenant, parts.catalog.load_of(tenant, name, load).id)
+    parts.loads.wake()
+    return redirect(request, f"{PREFIX}/corpora/{name}")
+
+
+@router.get("/corpora/{name}/live")
+def corpus_live(request: Request, name: str, parts: PartsDep, tenant: SignedIn) -> Response:
+    """The part of a corpus page that changes during a load."""
+    return page(request, "_corpus_live.html", **_corpus(parts, tenant, name))
+
+
+@router.get("/corpora/{name}/search")
+def corpus_search(
+    request: Request, name: str, parts: PartsDep, tenant: SignedIn, q: Search = "", version: Version = None
+) -> Response:
+    """The search results, as a part of the page."""
+    return page(request, "_hits.html", **_search(parts, tenant, name, q, version))
+
+
+def _corpus(parts: Parts, tenant: str, name: str) -> dict[str, Any]:
+    record = parts.catalog.corpus(tenant, name)
+    loads = parts.catalog.loads(tenant, name)
+    return {
+        "corpus": record,
+        "ready": record.ready(),
+        "loads": loads,
+        "busy": any(load.state in OPEN for load in loads),
+    }
+
+
+def _search(parts: Parts, tenant: str, name: str, q: str, version: str | None) -> dict[str, Any]:
+    """The hits of a query, or the error as text: the rest of the page stays readable."""
+    values: dict[str, Any] = {"q": q.strip(), "hits": None, "searched": None, "failure": None}
+    if not values["q"]:
+        return values
+    latest = parts.catalog.loads(tenant, name, limit=1)
+    try:
+        chosen = ready_version(parts.catalog.corpus(tenant, name), version or None, latest[0] if latest else None)
+        values["hits"] = parts.retriever.search(tenant, name, chosen.version, values["q"], _HITS)
+        values["searched"] = chosen.version
+    except TLMError as error:
+        values["failure"] = error.message
+    return values

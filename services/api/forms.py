@@ -1,0 +1,228 @@
+"""Multipart forms: files stream to disk under safe names, text fields stay in memory."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import uuid
+from collections.abc import AsyncIterator, Collection, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from fastapi import Request
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+
+from tlm_core.artifacts import storage_errors
+from tlm_core.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
+
+_MAX_FIELD_BYTES = 64 * 1024
+_MAX_FILES = 10_000
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+@dataclass
+class ReceivedFile:
+    """An uploaded file. field: form field; name: safe version of the sender's name; size in bytes; named: whether the
+    sender gave a name."""
+
+    field: str
+    name: str
+    path: Path
+    size: int = 0
+    named: bool = True
+
+
+@dataclass
+class Form:
+    """A complete form."""
+
+    fields: dict[str, str] = field(default_factory=dict)
+    files: list[ReceivedFile] = field(default_factory=list)
+
+    def field(self, name: str, default: str | None = None) -> str:
+        """The value of a text field. Raises InvalidRequest if it is missing and has no default."""
+        value = self.fields.get(name, default)
+        if value is None:
+            raise InvalidRequest(f"The form field '{name}' is required.")
+        return value
+
+    def selected_files(self) -> list[ReceivedFile]:
+        """The files without the empty, nameless ones that browsers send for empty file inputs."""
+        return [file for file in self.files if file.named or file.size]
+
+
+@contextmanager
+def work_folder(parent: Path, action: str) -> Iterator[Path]:
+    """A new folder under `parent` that is deleted at exit. Raises StorageFull or StorageUnavailable.
+
+    action: what the caller does, for error messages.
+    """
+    folder = parent / uuid.uuid4().hex
+    with storage_errors(action):
+        folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@asynccontextmanager
+async def receive_form(
+    request: Request, scratch: Path, *, max_bytes: int, fields: Collection[str], files: Collection[str]
+) -> AsyncIterator[Form]:
+    """Read the form in the request body; its files are deleted at exit.
+
+    fields, files: patterns of the allowed field names. Raises InvalidRequest, StorageFull, HTTPException 413 or 415,
+    and ClientDisconnect for an incomplete upload.
+    """
+    with work_folder(scratch / "uploads", "receiving the upload") as folder:
+        yield await _read(request, _FormReader(folder, fields, files), max_bytes)
+
+
+async def _read(request: Request, reader: _FormReader, max_bytes: int) -> Form:
+    media_type, options = parse_options_header(request.headers.get("content-type", ""))
+    if media_type != b"multipart/form-data" or not options.get(b"boundary"):
+        raise HTTPException(415, "Expected a multipart/form-data body with a boundary.")
+    if int(request.headers.get("content-length", "0")) > max_bytes:
+        raise _too_large(max_bytes)
+    parser = MultipartParser(options[b"boundary"], reader.callbacks())
+    size = 0
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > max_bytes:
+                raise _too_large(max_bytes)
+            with storage_errors("receiving the upload"):
+                await run_in_threadpool(parser.write, chunk)
+        parser.finalize()
+    except FormParserError as error:
+        raise InvalidRequest(f"Invalid multipart body: {error}. Send the form again.") from error
+    finally:
+        reader.close()
+    if not reader.complete:
+        raise InvalidRequest("The multipart body ends before its last boundary. Send the form again.")
+    return reader.form
+
+
+class _FormReader:
+    """Callbacks of the multipart parser. At most one file is open at a time."""
+
+    def __init__(self, folder: Path, fields: Collection[str], files: Collection[str]) -> None:
+        self.form = Form()
+        self.complete = False
+        self._folder = folder
+        self._patterns = {"field": fields, "file": files}
+        self._header_name = self._header_text = self._disposition = b""
+        self._field = ""
+        self._text = bytearray()
+        self._handle: IO[bytes] | None = None
+        self._names: set[str] = set()
+
+    def callbacks(self) -> MultipartCallbacks:
+        return {
+            "on_part_begin": self._part_begin,
+            "on_header_field": self._header_field,
+            "on_header_value": self._header_value,
+            "on_header_end": self._header_end,
+            "on_headers_finished": self._headers_finished,
+            "on_part_data": self._part_data,
+            "on_part_end": self._part_end,
+            "on_end": self._end,
+        }
+
+    def close(self) -> None:
+        if self._handle is not None:
+            self._handle.close()
+            self._handle = None
+
+    def _part_begin(self) -> None:
+        self._disposition, self._text = b"", bytearray()
+
+    def _header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header_name += data[start:end]
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._header_text += data[start:end]
+
+    def _header_end(self) -> None:
+        if self._header_name.lower() == b"content-disposition":
+            self._disposition = self._header_text
+        self._header_name = self._header_text = b""
+
+    def _headers_finished(self) -> None:
+        _, options = parse_options_header(self._disposition)
+        self._field = options.get(b"name", b"").decode("utf-8", "replace")
+        if b"filename" not in options:
+            self._check_name("field")
+            if self._field in self.form.fields:
+                raise InvalidRequest(f"The form field '{self._field}' occurs twice.")
+            return
+        self._check_name("file")
+        if len(self.form.files) >= _MAX_FILES:
+            raise InvalidRequest(f"The upload has more than {_MAX_FILES:,} files. Combine them into fewer files.")
+        # Each file has its own folder, so it keeps the name that errors cite and that gives its type.
+        name = safe_name(options[b"filename"].decode("utf-8", "replace"), self._names)
+        self._names.add(name)
+        path = self._folder / f"{len(self.form.files):05d}" / name
+        path.parent.mkdir()
+        self._handle = path.open("wb")
+        self.form.files.append(ReceivedFile(self._field, name, path, named=bool(options[b"filename"])))
+
+    def _part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._handle is not None:
+            self.form.files[-1].size += self._handle.write(data[start:end])
+            return
+        self._text += data[start:end]
+        if len(self._text) > _MAX_FIELD_BYTES:
+            raise InvalidRequest(f"The form field '{self._field}' is longer than {_MAX_FIELD_BYTES:,} bytes.")
+
+    def _part_end(self) -> None:
+        if self._handle is not None:
+            self.close()
+            return
+        try:
+            self.form.fields[self._field] = self._text.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise InvalidRequest(f"The form field '{self._field}' is not valid UTF-8.") from error
+
+    def _end(self) -> None:
+        self.complete = True
+
+    def _check_name(self, kind: str) -> None:
+        patterns = self._patterns[kind]
+        if not any(re.fullmatch(pattern, self._field) for pattern in patterns):
+            valid = ", ".join(sorted(patterns)) or "none"
+            raise InvalidRequest(f"Unknown form {kind} '{self._field[:100]}'. Valid {kind}s: {valid}.")
+
+
+def _too_large(max_bytes: int) -> HTTPException:
+    return HTTPException(413, f"The upload is larger than {max_bytes:,} bytes, the limit of this service.")
+
+
+def safe_name(name: str, used: Collection[str] = ()) -> str:
+    """A file name without folders and special characters that is not in `used`. The extensions stay."""
+    base = _UNSAFE.sub("_", name.replace("\\", "/").rsplit("/", 1)[-1]).lstrip(".-")[-100:] or "file"
+    stem, dot, extensions = base.partition(".")
+    number = 1
+    while base in used:
+        number += 1
+        base = f"{stem}-{number}{dot}{extensions}"
+    return base
+
+
+def by_field(files: Collection[ReceivedFile]) -> dict[str, ReceivedFile]:
+    """Files by form field. Raises InvalidRequest if a field has two files."""
+    result: dict[str, ReceivedFile] = {}
+    for file in files:
+        if file.field in result:
+            raise InvalidRequest(f"The form has two files in field '{file.field}'. Send one file per field.")
+        result[file.field] = file
+    return result

@@ -1,0 +1,336 @@
+"""Accept datasets and corpora: validate the files, store them, record them. On an error nothing is stored."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from services.api.forms import ReceivedFile, work_folder
+from services.common.bodies import UnsupportedJSON, check_json
+from services.common.catalog import Catalog
+from services.common.catalog_records import CorpusLoad, DatasetRecord
+from services.common.problem import validation_problem
+from tlm_core.artifacts import ArtifactStore, ManifestRef, storage_errors
+from tlm_core.corpus.remote import is_address
+from tlm_core.errors import InvalidRequest, StoreUnavailable
+from tlm_core.hub import HUB, NAME, refuse_folder
+from tlm_core.jobs.spec import NAME_PATTERN, new_id
+from tlm_core.tasks.metrics import METRICS
+from tlm_core.tasks.options import DatasetOptions
+from tlm_core.wire import NearDuplicatesChoice
+
+if TYPE_CHECKING:
+    from tlm_core.tasks.task import Task
+
+LoadTask = Callable[[Mapping[str, Path] | str, "DatasetOptions"], tuple["Task", dict[str, Any]]]
+# Names of a dataset's files, as regular expressions. Storage uses them as file names, so their length is limited.
+PARTS = ("train", "validation", "test", "test_[a-z]{1,40}", "selection", "file")
+EXTENSIONS = ("jsonl", "ndjson", "json", "csv", "tsv", "tab", "parquet", "pq")
+
+# Paths out of an allowed folder: parent steps, and fsspec's chains of file systems (`zip://…::file://…`).
+_ESCAPE = re.compile(r"::|\\|(^|/)(\.|%2e){2}(/|$)|[\x00-\x1f]", re.IGNORECASE)
+# The hub library would read a local folder instead of OWNER/NAME.
+_REPOSITORY = re.compile(rf"{HUB}(?P<path>{NAME}/{NAME})(:[^\s:]*){{0,2}}")
+
+
+def _known_metric(name: str) -> str:
+    if name not in METRICS:
+        raise ValueError(f"Unknown metric '{name}'. Valid metrics: {', '.join(METRICS)}.")
+    return name
+
+
+MetricName = Annotated[
+    str, AfterValidator(_known_metric), Field(json_schema_extra=lambda schema: schema.update(enum=list(METRICS)))
+]
+
+
+class OptionsBody(BaseModel):
+    """How to read a dataset. The gateway infers what is missing and gives the reason in the report."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    text_column: str | None = Field(None, max_length=200)
+    text_pair_column: str | None = Field(None, max_length=200, description='column of second texts; "" for none')
+    label_column: str | None = Field(None, max_length=200)
+    delimiter: str | None = Field(None, description="one character, for CSV files")
+    metric: MetricName | None = Field(None, description="pearson and spearman select regression")
+    positive_label: str | None = Field(None, max_length=1000, description="the positive label of the metric f1")
+    language: str | None = Field(None, pattern=r"^[a-z]{2,3}$", description="ISO 639 code")
+    name: str | None = Field(None, max_length=200, description="name of the task in reports and on the model card")
+    split_seed: int = Field(0, ge=0, lt=2**32, description="random seed of the splits that the gateway cuts")
+
+    def options(self) -> DatasetOptions:
+        return DatasetOptions(**self.model_dump())
+
+
+class DatasetIntake:
+    """Adds datasets to the catalog. Raises InvalidDataset with every error in the files; then nothing is stored.
+
+    load_task: reads and validates a dataset (tlm_core.tasks).
+    """
+
+    def __init__(self, catalog: Catalog, artifacts: ArtifactStore, scratch: Path, load_task: LoadTask) -> None:
+        self._catalog = catalog
+        self._artifacts = artifacts
+        self._scratch = scratch
+        self._load_task = load_task
+
+    def add_files(
+        self, tenant: str, name: str, files: Mapping[str, ReceivedFile], options: DatasetOptions
+    ) -> DatasetRecord:
+        """Add a dataset of files by split. A single `file` is a train split from which the others are split off."""
+        check_dataset_name(name)
+        splits = _by_split(files)
+        extensions = {split: _extension(file.name) for split, file in splits.items()}
+        options = replace(options, name=options.name or name)
+        _, report = self._load_task({split: file.path for split, file in splits.items()}, options)
+        with self._work() as raw:
+            for split, file in splits.items():
+                shutil.move(file.path, raw / f"{split}{extensions[split]}")
+            return self._store(tenant, name, raw, report, options, self._count_selection(raw))
+
+    def add_from_hub(
+        self, tenant: str, name: str, hub: str, options: DatasetOptions, selection: str | None = None
+    ) -> DatasetRecord:
+        """Add a dataset of the hub, `OWNER/NAME[@REVISION][:CONFIG]`: its texts, its labels and, if `selection` names a
+        file of it, the passages in that file."""
+        from tlm_core.selection.given import GIVEN_PART
+        from tlm_core.tasks.hub import hub_file, parse_hub_id
+
+        check_dataset_name(name)
+        hub = f"{HUB}{hub.removeprefix(HUB)}"
+        source = parse_hub_id(hub)
+        refuse_folder(source.path)  # Callers may not read folders of this machine.
+        task, report = self._load_task(hub, replace(options, name=options.name or name))
+        with self._work() as raw:
+            with storage_errors("writing the dataset"):
+                _write_splits(task, raw)
+            stored = replace(
+                options, name=options.name or name, metric=task.metric, language=task.language, text_column="text",
+                text_pair_column="text_pair" if task.pair else "", label_column="label", delimiter=None,
+                positive_label=task.labels[-1] if METRICS[task.metric].positive_label else None,
+            )  # fmt: skip
+            passages = None
+            if selection is not None:
+                file = hub_file(source, selection, cache=self._scratch / "hub")
+                with storage_errors("storing the selection"):
+                    shutil.copyfile(file, raw / f"{GIVEN_PART}{_extension(selection)}")
+                passages = self._count_selection(raw)
+            return self._store(tenant, name, raw, report, stored, passages)
+
+    def _count_selection(self, raw: Path) -> int | None:
+        """Passages of the dataset's own selection, if it has one. Raises InvalidDataset with every error in it."""
+        from tlm_core.selection.given import GIVEN, given_part, write_given
+
+        part = given_part(raw)
+        if part is None:
+            return None
+        with self._work() as work, storage_errors("checking the selection"):
+            return write_given(part, work / GIVEN)
+
+    def _store(
+        self,
+        tenant: str,
+        name: str,
+        raw: Path,
+        report: dict[str, Any],
+        options: DatasetOptions,
+        selection: int | None,
+    ) -> DatasetRecord:
+        dataset_id = new_id("ds")
+        folder = f"{tenant}/datasets/{dataset_id}"
+        summary = {
+            "rows": report.get("counts", {}),
+            "labels": len(report.get("labels", [])),
+            "warnings": len(report.get("warnings", [])),
+        }
+        with deleted_on_error(self._artifacts, folder):
+            # The manifest has neither id nor name, so equal bytes have equal digests and reuse cached stages.
+            raw_ref = self._artifacts.write(f"{folder}/raw", raw, artifact="dataset", stage="dataset")
+            report_ref = self._write_report(f"{folder}/report", report)
+            return self._catalog.add_dataset(
+                tenant, dataset_id, name, raw=raw_ref, report=report_ref, options=changed_options(options),
+                summary=summary | ({} if selection is None else {"selection": selection}),
+            )  # fmt: skip
+
+    def _write_report(self, folder: str, report: dict[str, Any]) -> ManifestRef:
+        with self._work() as work:
+            with storage_errors("writing the validation report"):
+                (work / "report.json").write_text(json.dumps(report, ensure_ascii=False), encoding="utf-8")
+            return self._artifacts.write(folder, work, artifact="report", stage="dataset")
+
+    @contextmanager
+    def _work(self) -> Iterator[Path]:
+        with work_folder(self._scratch / "work", "preparing the upload") as folder:
+            yield folder
+
+
+class CorpusIntake:
+    """Stores uploaded corpus files and records loads. sources: address prefixes that the operator allows."""
+
+    def __init__(self, catalog: Catalog, artifacts: ArtifactStore, scratch: Path, sources: Sequence[str]) -> None:
+        self._catalog = catalog
+        self._artifacts = artifacts
+        self._scratch = scratch
+        self._sources = sources
+
+    def add(
+        self,
+        tenant: str,
+        name: str,
+        language: str,
+        files: Sequence[ReceivedFile] = (),
+        near_duplicates: str = "drop",
+        sources: Sequence[str] = (),
+    ) -> CorpusLoad:
+        """Record a load of `files` and of the files at the addresses `sources`. A load survives restarts."""
+        _check_corpus(name, language, files, near_duplicates, sources)
+        check_sources(sources, self._sources)
+        folder = f"{tenant}/uploads/{uuid.uuid4().hex}"
+        with work_folder(self._scratch / "work", "storing the upload") as work:
+            with storage_errors("storing the upload"):
+                for file in files:
+                    shutil.move(file.path, work / file.name)
+            choice = cast(NearDuplicatesChoice, near_duplicates)
+            with deleted_on_error(self._artifacts, folder):
+                upload = self._artifacts.write(folder, work, artifact="upload", stage="corpus")
+                return self._catalog.add_load(tenant, name, language, upload, choice, sources)
+
+
+def check_dataset_name(name: str) -> None:
+    """Raises InvalidRequest for an invalid dataset name."""
+    _check_name(name)
+    if name.startswith("ds_"):
+        raise InvalidRequest(f"Invalid name '{name}'. Names cannot begin with 'ds_', the prefix of dataset ids.")
+
+
+def parse_options(text: str) -> OptionsBody:
+    """Parse the JSON options of an upload. Raises InvalidRequest."""
+    try:
+        check_json(text.encode())
+        return OptionsBody.model_validate_json(text)
+    except UnsupportedJSON as error:
+        raise InvalidRequest(f"options: {error}") from error
+    except ValidationError as error:
+        located = [{**entry, "loc": ("options", *entry["loc"])} for entry in error.errors()]
+        raise InvalidRequest(f"options: {validation_problem(located)['detail']}") from error
+
+
+def changed_options(options: DatasetOptions) -> dict[str, Any]:
+    """The options that differ from their defaults, so a new option does not change the meaning of stored ones."""
+    defaults = asdict(type(options)())
+    return {key: value for key, value in asdict(options).items() if value != defaults[key]}
+
+
+def check_sources(sources: Sequence[str], allowed: Sequence[str]) -> None:
+    """Raises InvalidRequest for the first source that is not a valid address below one of the `allowed` prefixes."""
+    for source in sources:
+        if source.startswith(HUB):
+            match = _REPOSITORY.fullmatch(source)
+            if not match:
+                raise InvalidRequest(f"Invalid hub dataset '{source[:200]}'. Expected hub:OWNER/NAME[:CONFIG][:SPLIT].")
+            refuse_folder(match["path"])
+        elif not is_address(source):
+            raise InvalidRequest(
+                f"Invalid source '{source[:200]}'. Expected an address such as s3://bucket/folder. "
+                "To use local files, upload them."
+            )
+        if _ESCAPE.search(source) or not any(_lies_under(source, prefix) for prefix in allowed):
+            raise InvalidRequest(
+                f"This service may not fetch '{source[:200]}'. Sources allowed by TLM_API_SOURCES: "
+                f"{', '.join(allowed) or 'none'}. Upload the files instead."
+            )
+
+
+def _lies_under(source: str, prefix: str) -> bool:
+    """Whether `source` lies below a folder, or begins with a scheme (`s3://`, `hub:`)."""
+    return source == prefix or source.startswith(prefix if prefix.endswith(("/", ":")) else f"{prefix}/")
+
+
+@contextmanager
+def deleted_on_error(artifacts: ArtifactStore, folder: str) -> Iterator[None]:
+    """Delete `folder`, which the block writes and records, if the block fails.
+
+    After StoreUnavailable the folder stays: the store may have recorded it, and the record refers to its files.
+    """
+    try:
+        yield
+    except StoreUnavailable:
+        raise
+    except BaseException:
+        artifacts.delete(folder)
+        raise
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise InvalidRequest(
+            f"Invalid name '{name[:80]}'. Use at most 63 letters, digits, dots, dashes and underscores."
+        )
+
+
+def _check_corpus(
+    name: str, language: str, files: Sequence[ReceivedFile], near_duplicates: str, sources: Sequence[str]
+) -> None:
+    from tlm_core.corpus.files import format_of
+
+    _check_name(name)
+    if not re.fullmatch(r"[a-z]{2,3}", language):
+        raise InvalidRequest(f"Invalid language '{language[:20]}'. Expected an ISO 639 code such as en, de or zh.")
+    if near_duplicates not in get_args(NearDuplicatesChoice):
+        raise InvalidRequest(f"Invalid near_duplicates '{near_duplicates[:20]}'. Valid values: drop, keep.")
+    if not files and not sources:
+        raise InvalidRequest("The form has no file. Send at least one file in the field 'files'.")
+    for file in files:
+        if format_of(Path(file.name)) is None:
+            raise InvalidRequest(
+                f"Unknown file type of '{file.name}'. Valid extensions: jsonl, csv, tsv, txt, md, rst (optionally with "
+                ".gz or .zst), parquet."
+            )
+
+
+def _by_split(files: Mapping[str, ReceivedFile]) -> dict[str, ReceivedFile]:
+    if "file" in files:
+        if files.keys() - {"file", "selection"}:
+            raise InvalidRequest("The form has 'file' and split files. Send either 'file' or 'train', not both.")
+        return {"train" if name == "file" else name: file for name, file in files.items()}
+    if "train" not in files:
+        raise InvalidRequest(
+            "The form has no training data. Send 'train' (optionally with 'validation' and 'test') or 'file'."
+        )
+    extra = sorted(name for name in files if name.startswith("test_"))
+    if extra and "test" not in files:
+        raise InvalidRequest(f"The additional test set '{extra[0]}' requires a test set. Send 'test' as well.")
+    return dict(files)
+
+
+def _extension(name: str) -> str:
+    """The extension of a file name that gives its type, such as .csv.gz. Raises InvalidRequest."""
+    suffixes = [suffix.lower() for suffix in Path(name).suffixes]
+    gzipped = suffixes[-1:] == [".gz"]
+    extension = suffixes[-2:-1] if gzipped else suffixes[-1:]
+    if not extension or extension[0][1:] not in EXTENSIONS:
+        raise InvalidRequest(
+            f"Unknown file type of '{name}'. Valid extensions: {', '.join(EXTENSIONS)} (text formats also with .gz)."
+        )
+    return extension[0] + (".gz" if gzipped else "")
+
+
+def _write_splits(task: Task, folder: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for split, table in task.splits.items():
+        columns = {name: table[name] for name in ("text", *(("text_pair",) if task.pair else ()))}
+        pq.write_table(
+            pa.table({**columns, "label": task.label_values(split)}), folder / f"{split}.parquet", compression="zstd"
+        )

@@ -1,0 +1,140 @@
+"""Artifacts and checkpoints of a job, and their files as HTTP responses."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator, Sequence
+
+from fastapi.responses import FileResponse, StreamingResponse
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import Message, Receive, Scope, Send
+
+from services.common.jobstore import CheckpointRef, JobStore
+from services.common.situation import Situation
+from tlm_core.artifacts import ArtifactStore, FileEntry, ManifestRef
+from tlm_core.errors import Conflict, NotFound
+from tlm_core.jobs.plan import Plan, plan_of
+from tlm_core.jobs.spec import JobRecord
+from tlm_core.jobs.states import TERMINAL
+from tlm_core.wire import Checkpoint
+
+_BLOCK = 1 << 20
+_TAR_RECORD = 512
+
+
+def artifacts_by_node(jobs: JobStore, job: JobRecord, plan: Plan | None = None) -> dict[str, ManifestRef]:
+    """Node name → published artifact. The record of a succeeded job lists them."""
+    if job.result is not None and "artifacts" in job.result:
+        return {name: ManifestRef(**entry["ref"]) for name, entry in job.result["artifacts"].items()}
+    return Situation.read(jobs, job, plan).done
+
+
+def artifact_of(jobs: JobStore, job: JobRecord, stage: str) -> ManifestRef:
+    """The artifact of the last node of `stage`. Raises Conflict while it does not exist yet, NotFound if it never will.
+
+    `evaluate` and `export` mean the report and the model of the job, in every kind.
+    """
+    plan = plan_of(job)
+    result_node = {"evaluate": plan.report, "export": plan.model}.get(stage)
+    nodes = [
+        node.name
+        for node in plan.nodes
+        if node.name == result_node or (result_node is None and node.stage.name == stage)
+    ]
+    if not nodes:
+        raise NotFound(f"Job {job.id} has no stage '{stage}'.")
+    done = artifacts_by_node(jobs, job, plan)
+    if nodes[-1] in done:
+        return done[nodes[-1]]
+    if job.state in TERMINAL:
+        raise NotFound(f"Job {job.id} is {job.state} without a result of stage '{stage}'. Retry it.", state=job.state)
+    raise Conflict(f"Job {job.id} is {job.state} and has not finished stage '{stage}' yet.", state=job.state)
+
+
+def checkpoints_of(jobs: JobStore, job: JobRecord) -> list[CheckpointRef]:
+    """The current checkpoints of a job in the order of its plan, ascending by step."""
+    plan = plan_of(job)
+    situation = Situation(job, plan, artifacts_by_node(jobs, job, plan))
+    return [ref for artifact in situation.artifact_ids() for ref in jobs.checkpoints(job.tenant, artifact)]
+
+
+def checkpoint_at(jobs: JobStore, job: JobRecord, node: str, step: int) -> CheckpointRef:
+    """The checkpoint of a node at a step. Raises NotFound."""
+    for checkpoint in checkpoints_of(jobs, job):
+        if (checkpoint.node, checkpoint.step) == (node, step):
+            return checkpoint
+    raise NotFound(f"Job {job.id} has no checkpoint of '{node}' at step {step}. List its checkpoints.")
+
+
+def checkpoint_views(artifacts: ArtifactStore, checkpoints: Sequence[CheckpointRef]) -> list[Checkpoint]:
+    """Checkpoints with their files, without those that a newer checkpoint has just replaced."""
+    views = []
+    for checkpoint in checkpoints:
+        try:
+            files = artifacts.manifest(checkpoint.ref).files
+        except NotFound:
+            continue
+        fields = checkpoint.model_dump(include={"node", "step", "job", "attempt", "metrics"})
+        views.append(Checkpoint(**fields, files=files))
+    return views
+
+
+class _RangedFile(FileResponse):
+    """A file response that reports an invalid Range header as a problem."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        value = Headers(scope=scope).get("range", "")
+
+        async def checked(message: Message) -> None:
+            status = message.get("status")
+            if status == 400:
+                raise HTTPException(400, f"Invalid Range header '{value[:100]}'. Expected bytes=FIRST-LAST.")
+            if status == 416:
+                size = dict(message["headers"])[b"content-range"].decode()
+                detail = f"Range '{value[:100]}' is outside the file of {size.removeprefix('bytes */')} bytes."
+                raise HTTPException(416, detail, {"Content-Range": size})
+            await send(message)
+
+        await super().__call__(scope, receive, checked)
+
+
+def file_response(artifacts: ArtifactStore, ref: ManifestRef, name: str) -> FileResponse:
+    """One file of an artifact, with Range, If-Range, ETag and its SHA-256. Raises NotFound."""
+    entry = artifacts.manifest(ref).file(name)
+    path = artifacts.localize(ref) / entry.name
+    headers = {"ETag": f'"{entry.sha256}"', "X-Checksum-SHA256": entry.sha256, "Cache-Control": "private, no-transform"}
+    return _RangedFile(path, media_type="application/octet-stream", filename=path.name, headers=headers)
+
+
+def archive_response(artifacts: ArtifactStore, ref: ManifestRef, name: str) -> StreamingResponse:
+    """All files of an artifact as a tar stream below the folder `name`; equal artifacts give equal bytes.
+
+    Raises CorruptArtifact, NotFound.
+    """
+    files = artifacts.manifest(ref).files
+    artifacts.localize(ref)  # Report missing files before the response begins.
+    size = sum(_TAR_RECORD + _padded(file.size) for file in files) + 2 * _TAR_RECORD
+    headers = {
+        "Content-Length": str(size),
+        "Content-Disposition": f'attachment; filename="{name}.tar"',
+        "ETag": f'"{ref.digest}.tar"',
+        "Cache-Control": "private, no-transform",
+    }
+    return StreamingResponse(_tar(artifacts, ref, files, name), media_type="application/x-tar", headers=headers)
+
+
+def _tar(artifacts: ArtifactStore, ref: ManifestRef, files: Sequence[FileEntry], name: str) -> Iterator[bytes]:
+    for file in files:
+        entry = tarfile.TarInfo(f"{name}/{file.name}")
+        entry.size, entry.mode = file.size, 0o644
+        yield entry.tobuf(tarfile.USTAR_FORMAT)
+        with artifacts.open(ref, file.name) as handle:
+            while block := handle.read(_BLOCK):
+                yield block
+        yield b"\0" * (_padded(file.size) - file.size)
+    yield b"\0" * (2 * _TAR_RECORD)
+
+
+def _padded(size: int) -> int:
+    return -(-size // _TAR_RECORD) * _TAR_RECORD

@@ -1,0 +1,224 @@
+"""Uploads in parts, which resume after a broken connection or a restart of the gateway.
+
+Create an upload with its name, size and optionally SHA-256. Put the parts in order, each with Content-Range. After an
+interruption read `offset` and continue there. Then create a dataset or a corpus from the upload.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import redis
+from starlette.concurrency import run_in_threadpool
+
+from services.api.forms import ReceivedFile, safe_name, work_folder
+from services.common.redis_client import key, translated_errors
+from tlm_core.artifacts import ArtifactStore, storage_errors
+from tlm_core.errors import Conflict, InvalidRequest, NotFound
+from tlm_core.jobs.spec import new_id
+from tlm_core.wire import Upload
+
+PART_BYTES = 32 << 20
+_EXPIRES_SECONDS = 3 * 86_400
+_RANGE = re.compile(r"bytes (\d{1,16})-(\d{1,16})/(\d{1,16})", re.ASCII)
+
+# KEYS: upload, its parts. ARGV: begin of the part, its length, its name, seconds until expiry.
+# Returns {'ok', offset}, {'missing', ''}, or {'offset', offset} if the part does not begin at the offset.
+_APPEND = """
+local offset = redis.call('HGET', KEYS[1], 'offset')
+if not offset then return {'missing', ''} end
+if offset ~= ARGV[1] then return {'offset', offset} end
+local now = redis.call('HINCRBY', KEYS[1], 'offset', ARGV[2])
+redis.call('RPUSH', KEYS[2], ARGV[3])
+redis.call('EXPIRE', KEYS[1], ARGV[4])
+redis.call('EXPIRE', KEYS[2], ARGV[4])
+return {'ok', tostring(now)}
+"""
+
+
+class Uploads:
+    """Uploads in progress: offsets in Redis, parts in storage. Raises the errors of both."""
+
+    def __init__(self, client: redis.Redis, artifacts: ArtifactStore, scratch: Path, *, max_bytes: int) -> None:
+        self._redis: Any = client
+        self._artifacts = artifacts
+        self._scratch = scratch / "uploads"
+        self._max_bytes = max_bytes
+        self._append = client.register_script(_APPEND)
+
+    def create(self, tenant: str, name: str, size: int, sha256: str | None) -> Upload:
+        if size > self._max_bytes:
+            raise InvalidRequest(f"The file of {size:,} bytes is larger than the limit of {self._max_bytes:,} bytes.")
+        self._sweep(tenant)
+        fields = {"name": safe_name(name), "size": size, "sha256": sha256 or "", "offset": 0}
+        upload = _upload(new_id("upl"), fields)
+        with translated_errors():
+            pipe = self._redis.pipeline(transaction=True)
+            pipe.hset(_key(tenant, upload.id), mapping={**fields, "created_at": time.time()})
+            pipe.expire(_key(tenant, upload.id), _EXPIRES_SECONDS)
+            pipe.execute()
+        return upload
+
+    def get(self, tenant: str, upload_id: str) -> Upload:
+        """Raises NotFound."""
+        with translated_errors():
+            fields = self._redis.hgetall(_key(tenant, upload_id))
+        if not fields:
+            raise _unknown(upload_id)
+        return _upload(upload_id, fields)
+
+    async def put(self, tenant: str, upload_id: str, content_range: str | None, body: AsyncIterator[bytes]) -> Upload:
+        """Store a part. Raises InvalidRequest, and Conflict with `offset` if the part does not begin there."""
+        upload = await run_in_threadpool(self.get, tenant, upload_id)
+        begin, length = _range(content_range, upload)
+        if begin != upload.offset:
+            raise _wrong_offset(upload.id, upload.offset)
+        with work_folder(self._scratch, "receiving the part") as folder:
+            received = await _receive(body, folder / "part", length)
+            if received != length:
+                raise InvalidRequest(
+                    f"The part has {received:,} bytes, but Content-Range gives {length:,}. Send it again."
+                )
+            await run_in_threadpool(self._store_part, tenant, upload, folder / "part", begin, length)
+        return await run_in_threadpool(self.get, tenant, upload_id)
+
+    def delete(self, tenant: str, upload_id: str) -> None:
+        """Delete an upload and its parts."""
+        with translated_errors():
+            self._redis.delete(_key(tenant, upload_id), _key(tenant, upload_id, "parts"))
+        self._artifacts.delete(_folder(tenant, upload_id))
+
+    @contextmanager
+    def files(self, tenant: str, uploads: Sequence[tuple[str, str]]) -> Iterator[list[ReceivedFile]]:
+        """The complete, verified files of (field, upload id) pairs. If the block succeeds the uploads are deleted.
+
+        Raises Conflict for an incomplete upload, InvalidRequest for one that does not match its SHA-256.
+        """
+        with work_folder(self._scratch, "assembling the upload") as folder:
+            files: list[ReceivedFile] = []
+            for number, (field, upload_id) in enumerate(uploads):
+                upload = self.get(tenant, upload_id)
+                # Each file has its own folder, so it keeps the name that errors cite and that gives its type.
+                name = safe_name(upload.name, {file.name for file in files})
+                files.append(self._assemble(tenant, field, upload, folder / str(number) / name))
+            yield files
+        for _, upload_id in uploads:
+            self.delete(tenant, upload_id)
+
+    def _store_part(self, tenant: str, upload: Upload, local: Path, begin: int, length: int) -> None:
+        # Names are unique: if two clients send the same part, one is recorded and the other's file is deleted.
+        name = f"{begin:016d}-{uuid.uuid4().hex}"
+        target = self._artifacts.path(_folder(tenant, upload.id), name)
+        with self._artifacts.errors("storing the part", writes=True):
+            self._artifacts.fs.makedirs(os.path.dirname(target), exist_ok=True)
+            if self._artifacts.local:
+                shutil.move(local, target)
+            else:
+                self._artifacts.fs.put_file(str(local), target)
+        keys = [_key(tenant, upload.id), _key(tenant, upload.id, "parts")]
+        with translated_errors():
+            result, offset = self._append(keys=keys, args=[begin, length, name, _EXPIRES_SECONDS])
+        if result != "ok":
+            self._artifacts.delete(f"{_folder(tenant, upload.id)}/{name}")
+            raise _wrong_offset(upload.id, int(offset)) if result == "offset" else _unknown(upload.id)
+
+    def _assemble(self, tenant: str, field: str, upload: Upload, target: Path) -> ReceivedFile:
+        """Join the parts of an upload in `target` and verify the SHA-256."""
+        if upload.offset < upload.size:
+            raise Conflict(
+                f"Upload {upload.id} is incomplete: {upload.offset:,} of {upload.size:,} bytes received. "
+                "Send the remaining parts.",
+                offset=upload.offset,
+            )
+        with translated_errors():
+            parts = self._redis.lrange(_key(tenant, upload.id, "parts"), 0, -1)
+        digest = hashlib.sha256()
+        with self._artifacts.errors("assembling the upload"):
+            target.parent.mkdir()
+            with open(target, "wb") as out:
+                for part in parts:
+                    path = self._artifacts.path(_folder(tenant, upload.id), part)
+                    with self._artifacts.fs.open(path, "rb") as piece:
+                        while block := piece.read(1 << 20):
+                            digest.update(block)
+                            out.write(block)
+        if upload.sha256 is not None and digest.hexdigest() != upload.sha256:
+            self.delete(tenant, upload.id)
+            raise InvalidRequest(f"Upload {upload.id} does not match its SHA-256. Upload the file again.")
+        return ReceivedFile(field, target.name, target, upload.size)
+
+    def _sweep(self, tenant: str) -> None:
+        """Delete the parts of expired uploads."""
+        root = self._artifacts.path(f"{tenant}/parts")
+        with self._artifacts.errors("listing old uploads"):
+            folders = self._artifacts.fs.ls(root, detail=False) if self._artifacts.fs.exists(root) else []
+        for folder in folders:
+            upload_id = str(folder).rstrip("/").rsplit("/", 1)[-1]
+            with translated_errors():
+                exists = self._redis.exists(_key(tenant, upload_id))
+            if not exists:
+                self._artifacts.delete(_folder(tenant, upload_id))
+
+
+async def _receive(body: AsyncIterator[bytes], local: Path, length: int) -> int:
+    """Write at most `length` bytes of the body to `local`. Returns the bytes received, more than `length` if longer."""
+    received = 0
+    with storage_errors("receiving the part"), open(local, "wb") as handle:
+        async for piece in body:
+            received += len(piece)
+            if received > length:
+                break
+            await run_in_threadpool(handle.write, piece)
+        handle.flush()
+        await run_in_threadpool(os.fsync, handle.fileno())
+    return received
+
+
+def _folder(tenant: str, upload_id: str) -> str:
+    return f"{tenant}/parts/{upload_id}"
+
+
+def _key(tenant: str, upload_id: str, *suffix: str) -> str:
+    return key(tenant, "upload", upload_id, *suffix)
+
+
+def _upload(upload_id: str, fields: Mapping[str, Any]) -> Upload:
+    return Upload(
+        id=upload_id,
+        name=fields["name"],
+        size=int(fields["size"]),
+        sha256=fields["sha256"] or None,
+        offset=int(fields["offset"]),
+        part_bytes=PART_BYTES,
+        expires_seconds=_EXPIRES_SECONDS,
+    )
+
+
+def _range(header: str | None, upload: Upload) -> tuple[int, int]:
+    """(begin, length) of a Content-Range header. Raises InvalidRequest."""
+    match = _RANGE.fullmatch(header or "")
+    if match is None:
+        raise InvalidRequest(f"Invalid Content-Range header '{(header or '')[:80]}'. Expected bytes FIRST-LAST/SIZE.")
+    first, last, size = map(int, match.groups())
+    if size != upload.size or not first <= last < size:
+        raise InvalidRequest(f"Content-Range '{header}' is outside the {upload.size:,} bytes of the upload.")
+    if last - first + 1 > PART_BYTES:
+        raise InvalidRequest(f"The part is larger than {PART_BYTES:,} bytes. Send smaller parts.")
+    return first, last - first + 1
+
+
+def _wrong_offset(upload_id: str, offset: int) -> Conflict:
+    return Conflict(f"The next part of upload {upload_id} must begin at byte {offset}.", offset=offset)
+
+
+def _unknown(upload_id: str) -> NotFound:
+    return NotFound(f"Upload '{upload_id}' does not exist or has expired. Create a new upload.")

@@ -1,0 +1,109 @@
+"""Pages of a job's selection: passages with the training rows that retrieved them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tlm_core.artifacts import ArtifactStore, ManifestRef
+from tlm_core.errors import CorruptArtifact, NotFound
+from tlm_core.parquet import open_parquet
+from tlm_core.wire import Provenance, SelectedPassage, Selection
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_MAX_QUERIES = 20
+_MAX_CHARS = 300
+
+
+def selection_page(
+    artifacts: ArtifactStore,
+    ref: ManifestRef,
+    *,
+    after: int,
+    limit: int,
+    words: Sequence[str] = (),
+    train_row: int | None = None,
+    task: ManifestRef | None = None,
+) -> Selection:
+    """`limit` passages of a selection, starting at position `after`.
+
+    words: only passages that contain all of them, ignoring case. train_row: only passages that this row retrieved.
+    task: the job's task, for the texts of the rows.
+    """
+    folder = artifacts.localize(ref)
+    facts = json.loads((folder / "selection.json").read_text(encoding="utf-8"))
+    rows, total = _matching(folder, words, train_row, after, limit)
+    provenance = _provenance(folder, [row["id"] for row in rows])
+    shown = {entry["train_row"] for entries in provenance.values() for entry in entries[:_MAX_QUERIES]}
+    texts = _texts(artifacts, task, shown)
+    data = []
+    for row in rows:
+        entries = provenance[row["id"]]
+        queries = tuple(Provenance(**entry, **texts.get(entry["train_row"], {})) for entry in entries[:_MAX_QUERIES])
+        data.append(SelectedPassage(**row, provenance=queries, provenance_total=len(entries)))
+    return Selection(facts=facts, data=tuple(data), total=total, has_more=after + len(rows) < total)
+
+
+def _matching(
+    folder: Path, words: Sequence[str], train_row: int | None, after: int, limit: int
+) -> tuple[list[dict[str, Any]], int]:
+    """The passages on the page, and the number of all that match."""
+    import pyarrow.compute as pc
+
+    ids = None if train_row is None else _retrieved_by(folder, train_row)
+    rows: list[dict[str, Any]] = []
+    total = 0
+    with open_parquet(folder / "passages.parquet") as file:
+        for batch in file.iter_batches(batch_size=8_192):
+            for word in words:
+                batch = batch.filter(pc.match_substring(batch["text"], word, ignore_case=True))
+            if ids is not None:
+                batch = batch.filter(pc.is_in(batch["id"], ids))
+            begin = max(after - total, 0)
+            if begin < batch.num_rows and len(rows) < limit:
+                rows.extend(batch.slice(begin, limit - len(rows)).to_pylist())
+            total += batch.num_rows
+    return rows, total
+
+
+def _retrieved_by(folder: Path, train_row: int) -> pa.ChunkedArray:
+    """Ids of the passages that a training row retrieved."""
+    import pyarrow.parquet as pq
+
+    columns = ["passage_id"]
+    return pq.read_table(folder / "provenance.parquet", columns=columns, filters=[("train_row", "==", train_row)])[0]
+
+
+def _provenance(folder: Path, passages: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """The queries that retrieved each passage, best rank first."""
+    import pyarrow.parquet as pq
+
+    queries: dict[str, list[dict[str, Any]]] = {name: [] for name in passages}
+    if passages:
+        table = pq.read_table(folder / "provenance.parquet", filters=[("passage_id", "in", passages)])
+        for row in table.to_pylist():
+            queries[row.pop("passage_id")].append(row)
+    return queries
+
+
+def _texts(artifacts: ArtifactStore, task: ManifestRef | None, rows: set[int]) -> dict[int, dict[str, str]]:
+    """Text and label (in regression: the target) of training rows; empty if the task is not available."""
+    import pyarrow.parquet as pq
+
+    if task is None or not rows:
+        return {}
+    try:
+        folder = artifacts.localize(task)
+        labels: list[str] = json.loads((folder / "task.json").read_text(encoding="utf-8"))["labels"]
+        entries = pq.read_table(folder / "train.parquet", filters=[("row", "in", sorted(rows))]).to_pylist()
+    except (OSError, NotFound, CorruptArtifact):  # The passages are useful without these texts.
+        return {}
+
+    def label(value: int | float) -> str:
+        return f"{value:g}" if isinstance(value, float) else labels[value]
+
+    return {entry["row"]: {"text": entry["text"][:_MAX_CHARS], "label": label(entry["label"])} for entry in entries}

@@ -1,0 +1,293 @@
+"""Webhooks by the Standard Webhooks scheme (standardwebhooks.com): signed, numbered, retried.
+
+One deliverer among all gateways follows the feed of job events. For each event after its cursor it queues a delivery
+per subscribed endpoint and moves the cursor in the same transaction. So no event is lost, and a delivery that is sent
+twice has the same webhook-id.
+
+Keys (tenant in braces): tlm:{T}:webhooks  id → record      tlm:{T}:webhook-secrets  id → secret
+    tlm:{T}:webhook-log:ID  latest attempts                  tlm:webhook:due  deliveries, scored by time
+    tlm:webhook:bodies  delivery → JSON                      tlm:webhook:cursor, tlm:webhook:lease
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import logging
+import secrets
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import redis
+from pydantic import BaseModel, ConfigDict
+
+from services.api.outbound import Outbound
+from services.common.jobstore import JobStore
+from services.common.redis_client import FEED, PREFIX, key, translated_errors
+from tlm_core.artifacts import canonical_json
+from tlm_core.errors import NotFound, TLMError
+from tlm_core.jobs.spec import new_id
+from tlm_core.wire import EventType, Webhook, WebhookAttempt
+
+log = logging.getLogger(__name__)
+
+# Seconds between the attempts of a delivery, as the scheme recommends: about a day and a half in total.
+BACKOFF = (5, 300, 1_800, 7_200, 18_000, 36_000, 50_400)
+_LEASE_SECONDS = 30
+_MAX_ENDPOINT_SECONDS = 5.0  # per round; then the other deliveries to this endpoint wait for the next round
+_PAGE = 200
+_LOGGED_ATTEMPTS = 20
+_DUE, _BODIES, _CURSOR, _LEASE = (f"{PREFIX}:webhook:{name}" for name in ("due", "bodies", "cursor", "lease"))
+
+
+class _Delivery(BaseModel):
+    """A queued message to one endpoint. number: of the next attempt, from 1."""
+
+    model_config = ConfigDict(frozen=True)
+
+    tenant: str
+    hook: str
+    message: str
+    type: str
+    number: int
+    body: str
+
+
+def sign(secret: str, message: str, timestamp: int, body: bytes) -> str:
+    """The webhook-signature header: HMAC-SHA256 of id, time and body. secret: `whsec_` and base64."""
+    key = base64.b64decode(secret.removeprefix("whsec_"))
+    content = f"{message}.{timestamp}.".encode() + body
+    return "v1," + base64.b64encode(hmac.new(key, content, hashlib.sha256).digest()).decode()
+
+
+class Webhooks:
+    """Endpoints of tenants and their latest attempts. Raises StoreUnavailable without Redis."""
+
+    def __init__(self, client: redis.Redis, *, clock: Callable[[], float] = time.time) -> None:
+        self._redis: Any = client
+        self._clock = clock
+
+    def add(self, tenant: str, url: str, events: tuple[EventType, ...]) -> tuple[Webhook, str]:
+        """Add an endpoint. Returns it with its secret, which cannot be read again."""
+        hook = Webhook(id=new_id("wh"), url=url, events=events, created_at=self._clock())
+        secret = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
+        with translated_errors():
+            pipe = self._redis.pipeline(transaction=True)
+            pipe.hset(key(tenant, "webhooks"), hook.id, hook.model_dump_json())
+            pipe.hset(key(tenant, "webhook-secrets"), hook.id, secret)
+            pipe.execute()
+        return hook, secret
+
+    def all(self, tenant: str) -> list[Webhook]:
+        """All endpoints, oldest first."""
+        with translated_errors():
+            records = self._redis.hvals(key(tenant, "webhooks"))
+        return sorted((Webhook.model_validate_json(record) for record in records), key=lambda hook: hook.id)
+
+    def get(self, tenant: str, hook_id: str) -> Webhook:
+        """Raises NotFound."""
+        with translated_errors():
+            record = self._redis.hget(key(tenant, "webhooks"), hook_id)
+        if record is None:
+            raise NotFound(f"Webhook '{hook_id}' does not exist. List the webhooks to see their ids.")
+        return Webhook.model_validate_json(record)
+
+    def remove(self, tenant: str, hook_id: str) -> None:
+        """Delete an endpoint; its queued deliveries are dropped when due. Raises NotFound."""
+        self.get(tenant, hook_id)
+        with translated_errors():
+            pipe = self._redis.pipeline(transaction=True)
+            pipe.hdel(key(tenant, "webhooks"), hook_id)
+            pipe.hdel(key(tenant, "webhook-secrets"), hook_id)
+            pipe.delete(key(tenant, "webhook-log", hook_id))
+            pipe.execute()
+
+    def disable(self, tenant: str, hook: Webhook, reason: str) -> None:
+        with translated_errors():
+            changed = hook.model_copy(update={"disabled": reason})
+            self._redis.hset(key(tenant, "webhooks"), hook.id, changed.model_dump_json())
+
+    def secret(self, tenant: str, hook_id: str) -> str:
+        with translated_errors():
+            return str(self._redis.hget(key(tenant, "webhook-secrets"), hook_id) or "")
+
+    def attempts(self, tenant: str, hook_id: str) -> list[WebhookAttempt]:
+        """The latest attempts, newest first."""
+        with translated_errors():
+            records = self._redis.lrange(key(tenant, "webhook-log", hook_id), 0, -1)
+        return [WebhookAttempt.model_validate_json(record) for record in records]
+
+    def log_attempt(self, tenant: str, hook_id: str, attempt: WebhookAttempt) -> None:
+        with translated_errors():
+            pipe = self._redis.pipeline(transaction=True)
+            pipe.lpush(key(tenant, "webhook-log", hook_id), attempt.model_dump_json())
+            pipe.ltrim(key(tenant, "webhook-log", hook_id), 0, _LOGGED_ATTEMPTS - 1)
+            pipe.execute()
+
+
+class Deliverer:
+    """Follows the feed and delivers. Any number may run; only the one with the lease works."""
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        jobs: JobStore,
+        hooks: Webhooks,
+        outbound: Outbound,
+        *,
+        poll_seconds: float = 1.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._redis: Any = client
+        self._jobs = jobs
+        self._hooks = hooks
+        self._outbound = outbound
+        self._poll_seconds = poll_seconds
+        self._clock = clock
+        self._owner = uuid.uuid4().hex
+        self._stop = threading.Event()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def run(self) -> None:
+        """Deliver until stopped."""
+        unavailable = False
+        while not self._stop.is_set():
+            try:
+                self.round()
+                unavailable = False
+            except TLMError as error:
+                if not unavailable:
+                    log.warning("Webhook delivery waits: %s", error)
+                unavailable = True
+            self._stop.wait(self._poll_seconds)
+
+    def round(self) -> None:
+        """Queue deliveries for new events, then send those that are due.
+
+        The time per endpoint and round is limited, so a slow endpoint does not delay the others.
+        """
+        if not self._has_lease():
+            return
+        while self._queue_page():
+            pass
+        with translated_errors():
+            due = self._redis.zrangebyscore(_DUE, "-inf", self._clock())
+        spent: dict[str, float] = {}
+        for name in due:
+            hook = name.partition("/")[0]
+            if spent.get(hook, 0.0) >= _MAX_ENDPOINT_SECONDS:
+                continue
+            if self._stop.is_set() or not self._has_lease():
+                return
+            start = self._clock()
+            self._attempt(name)
+            spent[hook] = spent.get(hook, 0.0) + self._clock() - start
+            self._queue_page()
+
+    def _has_lease(self) -> bool:
+        with translated_errors():
+            if self._redis.set(_LEASE, self._owner, nx=True, ex=_LEASE_SECONDS):
+                return True
+            if self._redis.get(_LEASE) != self._owner:
+                return False
+            return bool(self._redis.expire(_LEASE, _LEASE_SECONDS))
+
+    def _queue_page(self) -> bool:
+        """Queue deliveries for one page of the feed and move the cursor. Returns whether the feed may have more."""
+        with translated_errors():
+            cursor = self._redis.get(_CURSOR)
+            if cursor is None:  # The first deliverer skips earlier events.
+                last = self._redis.xrevrange(FEED, count=1)
+                self._redis.set(_CURSOR, last[0][0] if last else "0-0")
+                return False
+            page = self._redis.xrange(FEED, f"({cursor}", "+", count=_PAGE)
+            if not page:
+                return False
+            pipe = self._redis.pipeline(transaction=True)
+            hooks: dict[str, list[Webhook]] = {}
+            for _, entry in page:
+                tenant, job_id = entry["job"].split("/", 1)
+                if tenant not in hooks:
+                    hooks[tenant] = [hook for hook in self._hooks.all(tenant) if hook.disabled is None]
+                for hook in hooks[tenant]:
+                    if entry["type"] in hook.events:
+                        self._queue(pipe, tenant, hook, job_id, int(entry["seq"]), entry["type"])
+            pipe.set(_CURSOR, page[-1][0])
+            pipe.execute()
+        return len(page) == _PAGE
+
+    def _queue(self, pipe: Any, tenant: str, hook: Webhook, job_id: str, seq: int, event_type: str) -> None:
+        events = self._jobs.events(tenant, job_id, after=seq - 1, limit=1)
+        if not events:  # The job was deleted.
+            return
+        event = events[0]
+        timestamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(event.at))
+        body = {"type": event_type, "timestamp": timestamp, "data": {"job": job_id, **event.model_dump(mode="json")}}
+        message = f"msg_{job_id.removeprefix('job_')}_{seq}"
+        delivery = _Delivery(
+            tenant=tenant, hook=hook.id, message=message, type=event_type, number=1, body=canonical_json(body)
+        )
+        self._schedule(pipe, delivery, self._clock())
+
+    def _schedule(self, pipe: Any, delivery: _Delivery, at: float) -> None:
+        name = f"{delivery.hook}/{delivery.message}"
+        pipe.hset(_BODIES, name, delivery.model_dump_json())
+        pipe.zadd(_DUE, {name: at})
+
+    def _attempt(self, name: str) -> None:
+        """Send a delivery; then drop it, or schedule the next attempt."""
+        with translated_errors():
+            record = self._redis.hget(_BODIES, name)
+        delivery = _Delivery.model_validate_json(record) if record else None
+        hook = self._enabled_hook(delivery) if delivery else None
+        if delivery is None or hook is None:
+            self._drop(name)
+            return
+        status, error = self._send(hook, delivery)
+        delivered = status is not None and 200 <= status < 300
+        final = delivered or status == 410 or delivery.number > len(BACKOFF)
+        next_at = None if final else self._clock() + BACKOFF[delivery.number - 1]
+        attempt = WebhookAttempt(
+            message=delivery.message, type=delivery.type, at=self._clock(), number=delivery.number, status=status,
+            error=error, next_at=next_at,
+        )  # fmt: skip
+        self._hooks.log_attempt(delivery.tenant, hook.id, attempt)
+        if status == 410:
+            self._hooks.disable(delivery.tenant, hook, "The endpoint responded with 410 Gone.")
+        if next_at is None:
+            self._drop(name)
+            return
+        with translated_errors():
+            pipe = self._redis.pipeline(transaction=True)
+            self._schedule(pipe, delivery.model_copy(update={"number": delivery.number + 1}), next_at)
+            pipe.execute()
+
+    def _enabled_hook(self, delivery: _Delivery) -> Webhook | None:
+        try:
+            hook = self._hooks.get(delivery.tenant, delivery.hook)
+        except NotFound:
+            return None
+        return hook if hook.disabled is None else None
+
+    def _send(self, hook: Webhook, delivery: _Delivery) -> tuple[int | None, str | None]:
+        timestamp, body = int(self._clock()), delivery.body.encode()
+        headers = {
+            "Content-Type": "application/json",
+            "webhook-id": delivery.message,
+            "webhook-timestamp": str(timestamp),
+            "webhook-signature": sign(self._hooks.secret(delivery.tenant, hook.id), delivery.message, timestamp, body),
+        }
+        return self._outbound.post(hook.url, body, headers)
+
+    def _drop(self, name: str) -> None:
+        with translated_errors():
+            pipe = self._redis.pipeline(transaction=True)
+            pipe.zrem(_DUE, name)
+            pipe.hdel(_BODIES, name)
+            pipe.execute()
