@@ -105,7 +105,7 @@ def test_a_data_set_may_bring_its_selection(api: TestClient, gateway: Gateway) -
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("s.csv", "text,rank\na,best\n", "selection.csv, row 1: 'best' is no rank"),
+        ("s.csv", "text,rank\na,best\n", "selection.csv, row 1: Invalid rank 'best'"),
         ("s.json", "[]", "csv, tsv, jsonl or parquet"),
     ],
 )

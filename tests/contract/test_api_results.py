@@ -140,7 +140,7 @@ def test_a_job_without_selection_says_so(api: TestClient, gateway: Gateway) -> N
     answer = api.get(f"/v1/jobs/{job.id}/selection")
     assert (answer.status_code, answer.json()["detail"]) == (
         404,
-        f"{job.id} has no stage 'select'.",
+        f"Job {job.id} has no stage 'select'.",
     )
 
 

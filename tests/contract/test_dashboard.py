@@ -155,7 +155,7 @@ def test_every_field_has_a_label_and_every_page_one_heading(filled: tuple[Gatewa
 def test_what_goes_wrong_is_a_page_and_for_scripts_a_part_of_one(gateway: Gateway) -> None:
     browser = signed_in(gateway)
     whole = browser.get("/ui/jobs/nope")
-    assert (whole.status_code, "no job" in whole.text, "<html" in whole.text) == (404, True, True)
+    assert (whole.status_code, "Not found" in whole.text, "<html" in whole.text) == (404, True, True)
     part = browser.get("/ui/jobs/nope/live", headers={"HX-Request": "true"})
-    assert (part.status_code, "no job" in part.text, "<html" in part.text) == (404, True, False)
+    assert (part.status_code, "Not found" in part.text, "<html" in part.text) == (404, True, False)
     assert browser.get("/ui/jobs?state=odd").status_code == 422

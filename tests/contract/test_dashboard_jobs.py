@@ -72,7 +72,7 @@ def test_what_is_done_with_a_job_goes_through_its_states(gateway: Gateway) -> No
     browser.post(f"/ui/jobs/{job}/do/cancel")
     assert gateway.parts.jobs.get(T, job).state is State.CANCELLED
     again = browser.post(f"/ui/jobs/{job}/do/resume")
-    assert (again.status_code, "not possible" in again.text) == (409, True)
+    assert (again.status_code, "Not possible now" in again.text) == (409, True)
     assert browser.post(f"/ui/jobs/{job}/do/rename").status_code == 404
     once, twice = (browser.post(f"/ui/jobs/{job}/do/retry", data={"key": "k"}).headers["location"] for _ in range(2))
     assert once == twice != f"/ui/jobs/{job}"

@@ -56,7 +56,7 @@ def test_the_selection_is_searched_and_tells_who_asked(filled: tuple[Gateway, Ma
     found = browser.get(path + "?q=PARCEL", headers={"HX-Request": "true"}).text
     texts = re.findall(r'<p class="text">([^<]*)</p>', found)
     assert texts and all("parcel" in one.lower() for one in texts)
-    assert "No selected passage holds" in browser.get(path + "?q=zzz").text
+    assert "No selected passage contains" in browser.get(path + "?q=zzz").text
 
 
 def test_how_a_selection_was_made_is_told_in_words_and_figures(filled: tuple[Gateway, Made]) -> None:
