@@ -112,7 +112,7 @@ def submitted(gateway: Gateway, **fields: Any) -> JobRecord:
         ({"overrides": "joint.rho2"}, "key = value"),
         ({"overrides": "joint.rho2 = NaN"}, "NaN"),
         ({"scale": "huge"}, "/scale"),
-        ({"dataset": "nope"}, "no data set"),
+        ({"dataset": "nope"}, "No dataset"),
         ({"kind": "guess"}, "no kind of job"),
         ({"metadata": "team search"}, "key = value"),
         ({"priority": "11"}, "/priority"),
@@ -124,7 +124,7 @@ def submitted(gateway: Gateway, **fields: Any) -> JobRecord:
         ({"kind": "prune", "levels": "1.5"}, "between 0 and 1"),
         ({"kind": "prune", "levels": "0.2", "job": "toy"}, "/prune/job"),
         ({"kind": "share_tickets", "level": "0.3"}, "/share_tickets/others"),
-        ({"kind": "share_tickets", "level": "0.3", "others": ["hostile"], "own_levels": "hostile = 2"}, "0 and 1"),
+        ({"kind": "share_tickets", "level": "0.3", "others": ["hostile"], "own_levels": "hostile = 2"}, "above 0 and below 1"),
     ],
 )
 def test_a_form_that_cannot_be_submitted_keeps_what_was_typed(
