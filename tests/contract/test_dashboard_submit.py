@@ -124,7 +124,10 @@ def submitted(gateway: Gateway, **fields: Any) -> JobRecord:
         ({"kind": "prune", "levels": "1.5"}, "between 0 and 1"),
         ({"kind": "prune", "levels": "0.2", "job": "toy"}, "/prune/job"),
         ({"kind": "share_tickets", "level": "0.3"}, "/share_tickets/others"),
-        ({"kind": "share_tickets", "level": "0.3", "others": ["hostile"], "own_levels": "hostile = 2"}, "above 0 and below 1"),
+        (
+            {"kind": "share_tickets", "level": "0.3", "others": ["hostile"], "own_levels": "hostile = 2"},
+            "above 0 and below 1",
+        ),
     ],
 )
 def test_a_form_that_cannot_be_submitted_keeps_what_was_typed(
