@@ -126,7 +126,7 @@ def submitted(gateway: Gateway, **fields: Any) -> JobRecord:
         ({"kind": "share_tickets", "level": "0.3"}, "/share_tickets/others"),
         (
             {"kind": "share_tickets", "level": "0.3", "others": ["hostile"], "own_levels": "hostile = 2"},
-            "above 0 and below 1",
+            "below 1",
         ),
     ],
 )
