@@ -141,7 +141,7 @@ def _prepare_data(own_task: Path | None, own_corpus: Path | None, display: Displ
         rows = ", ".join(f"{split} {count:,}" for split, count in demo.rows.items())
         display.line(f"corpus: {demo.corpus.count:,} passages of documentation on this machine")
         display.line(f"task: which of {len(demo.labels)} libraries does a text document? Rows: {rows}")
-    return dataset_files(own_task or folder / "task", say=display.line), own_corpus or folder / "corpus"
+    return dataset_files(own_task or folder / "task", notify=display.line), own_corpus or folder / "corpus"
 
 
 def _upload(client: TLMClient, task: dict[str, Path], corpus: Path, display: Display) -> None:

@@ -1,4 +1,4 @@
-"""Scoring stock models on this machine. Needs torch and transformers, which nothing else of the client does."""
+"""Score stock models on this machine. Only this module of the client needs torch and transformers."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ _LONGEST = 512
 
 
 class Classifier:
-    """A stock sequence-classification model of a folder or `hub:ID`; code from the hub is never run.
+    """A stock sequence-classification model from a folder or `hub:ID`. It never runs code from the hub.
 
-    A model of the original TLM release is converted on the way. Raises NotFound, InvalidRequest, and Unavailable if
-    the hub does not answer.
+    A model of the original TLM release is converted first. Raises NotFound, InvalidRequest, and Unavailable if the
+    hub does not answer.
     """
 
     def __init__(self, source: str) -> None:
-        disable_progress_bar()  # there is one progress display, and it is ours
+        disable_progress_bar()  # tlm has its own progress display
         try:
             with tempfile.TemporaryDirectory(prefix="tlm-release-") as folder:
                 name = str(stock_form(source, Path(folder)) or fetch(source, *TOKENIZER))
                 self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
                 self.model = AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=False)
         except (OSError, ValueError) as error:
-            raise InvalidRequest(f"the model '{source}' cannot be loaded: {error}") from error
+            raise InvalidRequest(f"Cannot load the model '{source}': {error}") from error
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model.to(self.device).eval()
         self.labels: list[str] = [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
@@ -49,7 +49,7 @@ class Classifier:
         )
 
     def outputs(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> torch.Tensor:
-        """Logits (texts, labels), or values (texts, 1) of a regression model; longer texts are cut as in training."""
+        """Return logits (texts, labels), or values (texts, 1) of a regression model; truncates texts as in training."""
         encoded = self.tokenizer(
             list(texts),
             list(pairs) if pairs is not None else None,
@@ -62,24 +62,24 @@ class Classifier:
             return self.model(**encoded.to(self.device)).logits.float().cpu()
 
     def classify(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[tuple[str, float]]:
-        """The likeliest label of each text, and its probability."""
+        """Return the most probable label of each text, and its probability."""
         best = self.outputs(texts, pairs).softmax(-1).max(-1)
         return [(self.labels[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
 
 def task_of(dataset: str, session: Session) -> Task:
-    """The task in a folder or file, on the hub, or behind the name of an uploaded data set.
+    """Return the task in a folder or file, on the hub, or of an uploaded dataset.
 
-    Raises InvalidDataset, NotFound, Unavailable.
+    Raises InvalidDataset, NotFound or Unavailable.
     """
     if dataset.startswith(HUB):
         return load_task(dataset)[0]
     if Path(dataset).exists():
         return load_task(Path(dataset))[0]
     with tempfile.TemporaryDirectory(prefix="tlm-dataset-") as folder, session.client() as client:
-        found = client.dataset(dataset)
-        files = client.download_dataset(found.id, Path(folder))
-        return load_task({Path(f.name.split(".")[0]).name: f for f in files}, DatasetOptions(**found.options))[0]
+        uploaded = client.dataset(dataset)
+        files = client.download_dataset(uploaded.id, Path(folder))
+        return load_task({file.name.split(".")[0]: file for file in files}, DatasetOptions(**uploaded.options))[0]
 
 
 def evaluate_model(
@@ -90,13 +90,13 @@ def evaluate_model(
     batch: int = 64,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Scores of a stock model on one split, as tlm_core.tasks.metrics gives them.
+    """Return the scores of a stock model on one split, in the format of tlm_core.tasks.metrics.
 
-    The model's labels are matched to the task's by name. Raises InvalidRequest if they are others, or if one of the
-    two is for regression and the other for classes.
+    Labels of model and task are matched by name. Raises InvalidRequest if they differ, or if only one of the two is
+    for regression.
     """
     if split not in SPLITS:
-        raise InvalidRequest(f"unknown split '{split}'; known are {', '.join(SPLITS)}")
+        raise InvalidRequest(f"Unknown split '{split}'. Valid splits: {', '.join(SPLITS)}.")
     classifier = Classifier(source)
     if task.type.has_classes == (len(classifier.labels) == 1):
         other = "regression" if task.type.has_classes else "classes"
@@ -105,18 +105,17 @@ def evaluate_model(
         )
     if task.type.has_classes and set(classifier.labels) != set(task.labels):
         raise InvalidRequest(
-            f"the model knows the labels {', '.join(classifier.labels[:20])}, the data set "
-            f"{', '.join(task.labels[:20])}; they must be the same"
+            f"The model has the labels {', '.join(classifier.labels[:20])}, but the dataset has "
+            f"{', '.join(task.labels[:20])}. They must be equal."
         )
     texts, pairs = task.texts(split), task.text_pairs(split)
-    answers: list[torch.Tensor] = []
+    outputs: list[torch.Tensor] = []
     for start in range(0, len(texts), batch):
         part = slice(start, start + batch)
-        answers.append(classifier.outputs(texts[part], pairs[part] if pairs is not None else None))
+        outputs.append(classifier.outputs(texts[part], pairs[part] if pairs is not None else None))
         if on_progress is not None:
             on_progress(min(start + batch, len(texts)), len(texts))
-    found = torch.cat(answers).numpy()
-    predicted = task.type.predict(found)
+    predicted = task.type.predict(torch.cat(outputs).numpy())
     if task.type.has_classes:
         predicted = np.array([task.labels.index(label) for label in classifier.labels])[predicted]
     return score(task.targets(split), predicted, len(task.labels), task.metric, in_train=task.in_train(split))

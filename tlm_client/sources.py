@@ -1,4 +1,4 @@
-"""What lies on this machine, made ready to be sent: a data set's files by split, a corpus as passages."""
+"""Prepare local data for an upload: dataset files by split, and corpus files with passages."""
 
 from __future__ import annotations
 
@@ -15,16 +15,14 @@ from tlm_core.errors import InvalidRequest
 if TYPE_CHECKING:
     from tlm_core.corpus.passages import Passage
 
-_TOLD_PASSAGES = 2_000
+_PASSAGES_PER_UPDATE = 2_000
 
 
-def dataset_files(path: Path, *, say: Callable[[str], None]) -> dict[str, Path]:
-    """The files of a data set by split: of a folder as its file names tell, or one file for all.
+def dataset_files(path: Path, *, notify: Callable[[str], None]) -> dict[str, Path]:
+    """Return the files of a dataset by split: inferred from the names in a folder, or one file for all splits.
 
-    A file of the folder that is named `selection` or `external` goes along as the part `selection`. say: takes what
-    was guessed and which files were left out, which the gateway never sees and cannot put into the report.
-
-    Raises InvalidRequest and InvalidDataset.
+    A file named `selection` or `external` is returned as `selection`. notify: receives inferred settings and skipped
+    files, which the gateway's report cannot contain. Raises InvalidRequest and InvalidDataset.
     """
     from tlm_core.selection.given import GIVEN_PART, given_part
     from tlm_core.tasks.findings import Findings
@@ -33,15 +31,15 @@ def dataset_files(path: Path, *, say: Callable[[str], None]) -> dict[str, Path]:
     if path.is_file():
         return {"file": path}
     if not path.is_dir():
-        raise InvalidRequest(f"there is no file or folder '{path}'; check the path, or write hub:OWNER/NAME")
+        raise InvalidRequest(f"No file or folder '{path}'. Check the path, or use hub:OWNER/NAME.")
     findings = Findings()
-    found = find_splits(path, findings)
+    files = find_splits(path, findings)
     if not findings.ok:
         raise findings.error()
     for note in findings.notes:
-        say(note)
+        notify(note)
     selection = given_part(path)
-    return found if selection is None else {**found, GIVEN_PART: selection}
+    return files if selection is None else {**files, GIVEN_PART: selection}
 
 
 @contextmanager
@@ -53,10 +51,10 @@ def corpus_files(
     text_column: str | None = None,
     limit: int | None = None,
 ) -> Iterator[list[Path]]:
-    """Files of passages made of `sources` (none: of the documentation of the installed packages).
+    """Yield files with the passages of `sources`; without sources, of the documentation of the installed packages.
 
-    A folder that holds passages already is sent as it is, unless something of it is to be left out. Equal passages are
-    dropped here, near duplicates behind the gateway. Raises InvalidRequest, InvalidDataset, StorageFull.
+    A folder that already contains passages is used unchanged, unless `limit` is set. Equal passages are dropped here,
+    near duplicates by the service. Raises InvalidRequest, InvalidDataset or StorageFull.
     """
     from tlm_core.corpus.read import INFO, read_sources, write_corpus
 
@@ -65,19 +63,18 @@ def corpus_files(
         return
     with tempfile.TemporaryDirectory(prefix="tlm-corpus-") as folder:
         if sources:
-            passages = read_sources(sources, text_column=text_column, say=display.line)
+            passages = _with_progress(read_sources(sources, text_column=text_column, say=display.line), display)
         else:
             from tlm_core.corpus.packages import passages_from_packages
 
             passages = passages_from_packages(progress=lambda done, total: display.update("reading", done, total, ""))
-        counted = _counted(islice(passages, limit), display, quiet=not sources)
-        info = write_corpus(counted, Path(folder), language)
+        info = write_corpus(islice(passages, limit), Path(folder), language)
         display.line(f"{info.count:,} passages, {info.words:,} words, {info.duplicates_dropped:,} duplicates dropped")
         yield sorted(Path(folder).glob("passages-*.parquet"))
 
 
-def _counted(passages: Iterable[Passage], display: Display, *, quiet: bool) -> Iterator[Passage]:
+def _with_progress(passages: Iterable[Passage], display: Display) -> Iterator[Passage]:
     for count, passage in enumerate(passages, 1):
-        if not quiet and count % _TOLD_PASSAGES == 0:
+        if count % _PASSAGES_PER_UPDATE == 0:
             display.update("cutting", 0, 0, f"{count:,} passages")
         yield passage

@@ -105,7 +105,7 @@ def _load_task(client: TLMClient, name: str, folder: Path) -> None:
     try:
         client.dataset(name)
     except NotFound:
-        client.add_dataset(name, dataset_files(folder, say=remark))
+        client.add_dataset(name, dataset_files(folder, notify=remark))
 
 
 def _run(client: TLMClient, what: str, spec: JobSpec, display: Display) -> tuple[dict[str, Any], float]:

@@ -74,13 +74,13 @@ def test_what_is_no_model_or_has_other_labels_is_told(model: Path, data: Path, t
     task, _ = load_task(data)
     with pytest.raises(NotFound, match=r"config\.json"):
         evaluate_model(str(tmp_path), task)
-    with pytest.raises(InvalidRequest, match="unknown split"):
+    with pytest.raises(InvalidRequest, match="Unknown split"):
         evaluate_model(str(model), task, split="dev")
     for split in ("train", "validation", "test"):
         text = (data / f"{split}.jsonl").read_text(encoding="utf-8").replace('"pos"', '"yes"')
         (tmp_path / f"{split}.jsonl").write_text(text, encoding="utf-8")
     other, _ = load_task(tmp_path)
-    with pytest.raises(InvalidRequest, match="they must be the same"):
+    with pytest.raises(InvalidRequest, match="They must be equal"):
         evaluate_model(str(model), other)
 
 

@@ -82,7 +82,7 @@ def add_dataset(
         else:
             if selection is not None and not selection.is_file():
                 raise InvalidRequest(f"Invalid --selection: no file '{selection}'. Check the path.")
-            files = dataset_files(Path(source), say=print_note)
+            files = dataset_files(Path(source), notify=print_note)
             dataset = client.add_dataset(name, files | ({"selection": selection} if selection else {}), options)
     print_result(dataset, *_dataset_items(dataset, dataset.report or {}), as_json=as_json)
 
