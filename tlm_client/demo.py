@@ -65,9 +65,8 @@ class Arm:
             for seed in self.report["seeds"]
         ]
         facts = {key: self.report[key] for key in ("mean", "spread", "cost", "best_seed")}
-        return {
-            "job": self.job.id, "recipe": self.job.resolved_recipe, "seconds": self.seconds, **facts, "seeds": seeds
-        }  # fmt: skip
+        recipe = self.job.resolved_recipe.model_dump(mode="json")
+        return {"job": self.job.id, "recipe": recipe, "seconds": self.seconds, **facts, "seeds": seeds}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ def test_comparison_shows_the_measured_scores(capsys: pytest.CaptureFixture[str]
 
 def test_result_contains_the_scores_of_each_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    result: dict[str, Any] = demo._result({"TLM": arm(0.6), "task only": arm(0.5)}, Path("t"), Path("c"))
+    content = demo._result({"TLM": arm(0.6), "task only": arm(0.5)}, Path("t"), Path("c"))
+    result: dict[str, Any] = json.loads(json.dumps(content))
     assert result["arms"]["TLM"]["mean"]["test"]["macro_f1"] == 0.6
     assert result["arms"]["task only"]["seeds"][0]["test"] == {"macro_f1": 0.5, "accuracy": 0.5}
     assert result["majority"] == {"macro_f1": 0.1, "accuracy": 0.3}
