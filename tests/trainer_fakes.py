@@ -10,8 +10,8 @@ from typing import Any
 
 from services.common.jobstore import JobStore
 from services.trainer.assignment import Assignment
-from services.trainer.cluster import Status
-from services.trainer.selections import SelectionState
+from services.trainer.cluster import RayCluster, Status
+from services.trainer.selections import Selections, SelectionState
 from services.trainer.worker import GroupRunner
 from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import ClusterUnavailable
@@ -21,7 +21,7 @@ from tlm_core.stages import Stage, StageFunction
 from tlm_core.training.stage import StageContext, StageParams, StopRequested
 
 
-class FakeCluster:
+class FakeCluster(RayCluster):
     """Records submissions. A test sets their status."""
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ def folder_artifact(artifacts: ArtifactStore, scratch: Path, folder: str, artifa
     return artifacts.write(folder, work, artifact=artifact, stage=stage)
 
 
-class FakeSelections:
+class FakeSelections(Selections):
     """Returns the states that a test sets. By default, a selection is ready at the second request."""
 
     def __init__(self, artifacts: ArtifactStore, scratch: Path) -> None:

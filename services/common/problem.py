@@ -8,6 +8,7 @@ for each invalid field, with a JSON pointer.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -43,14 +44,6 @@ _STATUS: Mapping[type[e.TLMError], int] = {
 # Codes of responses for which the error tree has no class.
 _HTTP_CODES = {400: "invalid_request", 401: "unauthorized", 404: "not_found", 405: "method_not_allowed",
                413: "too_large", 415: "unsupported_media_type"}  # fmt: skip
-
-# JSON's name for the type that pydantic expects.
-_EXPECTED = {
-    "list_type": "a list", "tuple_type": "a list", "dict_type": "an object", "model_type": "an object",
-    "model_attributes_type": "an object", "string_type": "a string", "int_type": "a whole number",
-    "int_parsing": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
-    "float_parsing": "a number", "bool_type": "true or false", "bool_parsing": "true or false",
-}  # fmt: skip
 
 
 def status_of(cls: type[e.TLMError]) -> int:
@@ -179,25 +172,6 @@ def _message(error: Mapping[str, Any]) -> str:
         return "is required"
     if kind == "extra_forbidden":
         return "is not a known field"
-    if kind in _EXPECTED:
-        return f"must be {_EXPECTED[kind]}, not {_json_type(error.get('input'))}"
     message = str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
-    return message.replace("a valid tuple", "a list").replace("a valid dictionary", "an object")
-
-
-def _json_type(value: Any) -> str:
-    """Return JSON's name for the type of a value."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "true or false"
-        case int() | float():
-            return "a number"
-        case str():
-            return "a string"
-        case list() | tuple():
-            return "a list"
-        case dict():
-            return "an object"
-    return "an unknown type"
+    # pydantic names Python's types; a client sends JSON.
+    return re.sub(r"a valid dictionary.*", "an object", re.sub(r"a valid (tuple|list)", "a list", message))

@@ -15,7 +15,7 @@ from services.common.retriever_client import connect_retriever
 from services.trainer.cluster import connect_cluster
 from services.trainer.coordinator import Coordinator
 from services.trainer.local import run_local
-from services.trainer.selections import RetrieverSelections
+from services.trainer.selections import Selections
 from services.trainer.settings import TrainerSettings
 
 
@@ -31,7 +31,7 @@ def main() -> None:
         Coordinator(
             settings.job_store(),
             artifacts,
-            RetrieverSelections(connect_retriever(settings.retriever_url, settings.internal_token.get_secret_value())),
+            Selections(connect_retriever(settings.retriever_url, settings.internal_token.get_secret_value())),
             connect_cluster(settings.ray_url),
             settings,
             owner=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}",

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from services.common.jobstore import CheckpointRef, JobStore
@@ -17,6 +18,7 @@ from tlm_core.jobs.spec import JobRecord
 log = logging.getLogger(__name__)
 
 
+@dataclass
 class JobCheckpoints:
     """`Checkpoints` (tlm_core.training.stage) over storage and job store.
 
@@ -28,26 +30,16 @@ class JobCheckpoints:
     event that names the checkpoint from which the stage continues.
     """
 
-    def __init__(
-        self,
-        store: JobStore,
-        artifacts: ArtifactStore,
-        job: JobRecord,
-        node: str,
-        artifact: str,
-        scratch: Path,
-        *,
-        report_event: Callable[..., None] = lambda *_, **__: None,
-        keep: int = 2,
-    ) -> None:
-        self._store = store
-        self._artifacts = artifacts
-        self._job = job
-        self._node = node
-        self._artifact = artifact
-        self._scratch = scratch
-        self._report_event = report_event
-        self._keep = keep
+    store: JobStore
+    artifacts: ArtifactStore
+    job: JobRecord
+    node: str
+    artifact: str
+    scratch: Path
+    report_event: Callable[..., None] = lambda *_, **__: None
+    keep: int = 2
+
+    def __post_init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._failed = False
@@ -56,12 +48,12 @@ class JobCheckpoints:
         """Return a local folder with the furthest intact checkpoint. Damaged ones are logged and skipped."""
         for checkpoint in reversed(self._published()):
             try:
-                self._artifacts.verify(checkpoint.ref)
-                folder = self._artifacts.localize(checkpoint.ref)
-                self._report_event("stage.resumed", node=self._node, step=checkpoint.step)
+                self.artifacts.verify(checkpoint.ref)
+                folder = self.artifacts.localize(checkpoint.ref)
+                self.report_event("stage.resumed", node=self.node, step=checkpoint.step)
                 return folder
             except (NotFound, CorruptArtifact) as error:
-                log.warning("Skipped the damaged checkpoint %s of %s: %s", checkpoint.step, self._node, error)
+                log.warning("Skipped the damaged checkpoint %s of %s: %s", checkpoint.step, self.node, error)
         return None
 
     def save(self, write: Callable[[Path], None], *, step: int, metrics: Mapping[str, float | None]) -> None:
@@ -86,13 +78,13 @@ class JobCheckpoints:
         """Delete the checkpoints of this job, because its stage is published under another artifact id."""
         try:
             for checkpoint in self._published():
-                if checkpoint.job == self._job.id:
+                if checkpoint.job == self.job.id:
                     self._delete(checkpoint)
         except (Unavailable, StorageFull) as error:
-            log.warning("Cannot delete the checkpoints of %s: %s", self._node, error)
+            log.warning("Cannot delete the checkpoints of %s: %s", self.node, error)
 
     def _published(self) -> list[CheckpointRef]:
-        return self._store.checkpoints(self._job.tenant, self._artifact)
+        return self.store.checkpoints(self.job.tenant, self.artifact)
 
     def _wait(self, *, required: bool) -> None:
         """Wait for the pending save. If it is not required, an error of the storage is only logged."""
@@ -106,31 +98,31 @@ class JobCheckpoints:
             if required:
                 raise
             self._failed = True
-            log.warning("Cannot save a checkpoint of %s: %s", self._node, error)
+            log.warning("Cannot save a checkpoint of %s: %s", self.node, error)
 
     def _write(self, write: Callable[[Path], None], step: int, metrics: dict[str, float | None]) -> None:
-        tenant, job, attempt = self._job.tenant, self._job.id, self._job.attempt
-        target = f"{tenant}/checkpoints/{self._artifact}/{job}-{attempt}/step-{step:09d}"
-        folder = self._scratch / f"checkpoint-{step}"
+        tenant, job, attempt = self.job.tenant, self.job.id, self.job.attempt
+        target = f"{tenant}/checkpoints/{self.artifact}/{job}-{attempt}/step-{step:09d}"
+        folder = self.scratch / f"checkpoint-{step}"
         try:
             with storage_errors(f"writing {folder}"):
                 folder.mkdir()
             write(folder)
-            artifact = f"{self._artifact}/{step}"
-            ref = self._artifacts.write(target, folder, artifact=artifact, stage="checkpoint", meta={"step": step})
+            artifact = f"{self.artifact}/{step}"
+            ref = self.artifacts.write(target, folder, artifact=artifact, stage="checkpoint", meta={"step": step})
         except (Unavailable, StorageFull):
             # On a full disk, a partial checkpoint would leave no room for the next one.
             shutil.rmtree(folder, ignore_errors=True)
             with suppress(TLMError):
-                self._artifacts.delete(target)
+                self.artifacts.delete(target)
             raise
-        own = CheckpointRef(ref=ref, step=step, node=self._node, job=job, attempt=attempt, metrics=metrics)
-        self._store.publish_checkpoint(tenant, self._artifact, own)
+        own = CheckpointRef(ref=ref, step=step, node=self.node, job=job, attempt=attempt, metrics=metrics)
+        self.store.publish_checkpoint(tenant, self.artifact, own)
         # A checkpoint further on may be another job's, or damaged. Then this job needs its own last one.
         by_value = sorted(self._published(), key=lambda checkpoint: (checkpoint == own, checkpoint.step))
-        for checkpoint in by_value[: -self._keep]:
+        for checkpoint in by_value[: -self.keep]:
             self._delete(checkpoint)
 
     def _delete(self, checkpoint: CheckpointRef) -> None:
-        self._store.drop_checkpoint(self._job.tenant, self._artifact, checkpoint)
-        self._artifacts.delete(checkpoint.ref.folder)
+        self.store.drop_checkpoint(self.job.tenant, self.artifact, checkpoint)
+        self.artifacts.delete(checkpoint.ref.folder)

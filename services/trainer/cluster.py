@@ -6,7 +6,7 @@ import os
 import shlex
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any
 
 import httpx
 
@@ -23,24 +23,6 @@ class Status(StrEnum):
     FAILED = "failed"
 
 
-class Cluster(Protocol):
-    """Runs commands under submission ids. Every call may raise ClusterUnavailable."""
-
-    def submit(self, submission: str, command: Sequence[str], *, cpus: float = 0.0, gpus: float = 0.0) -> None:
-        """Start `command` where this many CPUs and GPUs are free. A known id is left unchanged."""
-        ...
-
-    def status(self, submission: str) -> Status: ...
-
-    def stop(self, submission: str) -> None:
-        """Stop the submission. Unknown and ended ones are ignored."""
-        ...
-
-    def message(self, submission: str) -> str:
-        """Return why the submission ended, and its last output if that is readable."""
-        ...
-
-
 _STATUS = {
     "PENDING": Status.WAITING,
     "RUNNING": Status.RUNNING,
@@ -51,12 +33,16 @@ _STATUS = {
 
 
 class RayCluster:
-    """Ray's job server. http: a client with the address, the token, and a timeout."""
+    """Ray's job server. Every call may raise ClusterUnavailable.
+
+    http: a client with the address, the token, and a timeout.
+    """
 
     def __init__(self, http: httpx.Client) -> None:
         self._http = http
 
     def submit(self, submission: str, command: Sequence[str], *, cpus: float = 0.0, gpus: float = 0.0) -> None:
+        """Start `command` where this many CPUs and GPUs are free. A known id is left unchanged."""
         if self.status(submission) is not Status.UNKNOWN:
             return
         body: dict[str, Any] = {"submission_id": submission, "entrypoint": shlex.join(command)}
@@ -77,11 +63,13 @@ class RayCluster:
         return status
 
     def stop(self, submission: str) -> None:
+        """Stop the submission. Unknown and ended ones are ignored."""
         response = self._request("POST", f"/api/jobs/{submission}/stop")
         if response.status_code != 404:
             self._body(response)
 
     def message(self, submission: str) -> str:
+        """Return why the submission ended, and its last output if that is readable."""
         response = self._request("GET", f"/api/jobs/{submission}")
         if response.status_code == 404:
             return "The cluster does not know the submission."

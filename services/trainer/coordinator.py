@@ -18,7 +18,7 @@ from typing import NoReturn
 from services.common.jobstore import JobStore
 from services.common.logs import log_context
 from services.common.situation import Situation
-from services.trainer.cluster import Cluster
+from services.trainer.cluster import RayCluster
 from services.trainer.selections import Selections
 from services.trainer.settings import TrainerSettings
 from services.trainer.submissions import AttemptEnded, Submissions, report_waiting
@@ -66,29 +66,20 @@ class _Held:
             future.cancel()
 
 
+@dataclass
 class Coordinator:
-    """Claims jobs and drives them until it is stopped."""
+    """Claims jobs and drives them until it is stopped. owner: the name under which it holds leases."""
 
-    def __init__(
-        self,
-        store: JobStore,
-        artifacts: ArtifactStore,
-        selections: Selections,
-        cluster: Cluster,
-        settings: TrainerSettings,
-        *,
-        owner: str,
-        local: LocalStage,
-        executor: Executor,
-    ) -> None:
-        self._store = store
-        self._artifacts = artifacts
-        self._selections = selections
-        self._cluster = cluster
-        self._settings = settings
-        self._owner = owner
-        self._local = local
-        self._executor = executor
+    store: JobStore
+    artifacts: ArtifactStore
+    selections: Selections
+    cluster: RayCluster
+    settings: TrainerSettings
+    owner: str
+    local: LocalStage
+    executor: Executor
+
+    def __post_init__(self) -> None:
         self._held: dict[str, _Held] = {}
         # Start of the current round by the store's clock, and the time before which workers may have been unable to
         # report because the store was away or this machine was suspended.
@@ -103,12 +94,12 @@ class Coordinator:
                 log.warning("Waiting for the job store: %s", error)
                 self._now = -math.inf
             self._write_heartbeat()
-            stop.wait(self._settings.poll_seconds)
+            stop.wait(self.settings.poll_seconds)
 
     def _write_heartbeat(self) -> None:
         try:
-            self._settings.heartbeat.parent.mkdir(parents=True, exist_ok=True)
-            self._settings.heartbeat.touch()
+            self.settings.heartbeat.parent.mkdir(parents=True, exist_ok=True)
+            self.settings.heartbeat.touch()
         except OSError as error:  # A missing heartbeat ends no job.
             log.warning("Cannot write the heartbeat file: %s", error)
 
@@ -117,29 +108,29 @@ class Coordinator:
 
         A full coordinator still claims jobs that only have to be stopped.
         """
-        previous, self._now = self._now, self._store.now()
-        if self._now - previous > self._settings.stall_seconds / 2:
+        previous, self._now = self._now, self.store.now()
+        if self._now - previous > self.settings.stall_seconds / 2:
             self._stall_grace_until = self._now
         for held in list(self._held.values()):
             self._step(held)
         while True:
-            full = len(self._held) >= self._settings.concurrency
+            full = len(self._held) >= self.settings.concurrency
             try:
-                job = self._store.claim(self._owner, self._settings.lease_seconds, stopping=full)
+                job = self.store.claim(self.owner, self.settings.lease_seconds, stopping=full)
             except UnreadableRecord as error:  # Its lease expires, and a coordinator of the other release claims it.
                 log.error("Cannot read the claimed job: %s", error)
                 return
             if job is None:
                 return
             log.info("Claimed job %s, attempt %d", job.id, job.attempt)
-            submissions = Submissions(self._store, self._cluster, self._settings)
+            submissions = Submissions(self.store, self.cluster, self.settings)
             self._step(self._held.setdefault(job.id, _Held(job.tenant, job.id, submissions)))
 
     def _step(self, held: _Held) -> None:
         """Renew the lease of a job and take its next step. Raises Unavailable if the store does not answer."""
         try:
-            job = self._store.get(held.tenant, held.id)
-            if job.owner != self._owner or not self._store.renew(job, self._owner, self._settings.lease_seconds):
+            job = self.store.get(held.tenant, held.id)
+            if job.owner != self.owner or not self.store.renew(job, self.owner, self.settings.lease_seconds):
                 self._release(held)
                 return
             with log_context(job_id=job.id, attempt=job.attempt):
@@ -225,14 +216,14 @@ class Coordinator:
 
     def _verified_situation(self, job: JobRecord, held: _Held) -> Situation:
         """Read the situation and check each artifact once. An artifact without its files is invalidated."""
-        situation = Situation.read(self._store, job)
+        situation = Situation.read(self.store, job)
         for name, ref in situation.done.items():
             if ref in held.verified:
                 continue
             try:
-                self._artifacts.check(ref)
+                self.artifacts.check(ref)
             except (NotFound, CorruptArtifact) as error:
-                situation.invalidate(self._store, situation.plan.node(name), error)
+                situation.invalidate(self.store, situation.plan.node(name), error)
                 return self._verified_situation(job, held)
             held.verified.add(ref)
         return situation
@@ -244,7 +235,7 @@ class Coordinator:
         if future is None:
             self._report_progress(situation, node)
             inputs = {name: situation.done[source] for name, source in node.inputs.items()}
-            held.local[artifact] = self._executor.submit(self._local, situation.job, node, artifact, inputs)
+            held.local[artifact] = self.executor.submit(self.local, situation.job, node, artifact, inputs)
         elif future.done():
             del held.local[artifact]
             try:
@@ -257,14 +248,14 @@ class Coordinator:
         """Request the selection from the retriever, or publish it once it is ready."""
         job, artifact = situation.job, situation.artifact_id(node)
         task = situation.done[node.inputs["task"]]
-        if DROPPED in self._artifacts.manifest(task).meta:
+        if DROPPED in self.artifacts.manifest(task).meta:
             self._publish(situation, node, task)
             return
-        selection = self._selections.request(job, node, artifact, task=task)
+        selection = self.selections.request(job, node, artifact, task=task)
         if selection.ref is not None:
             self._publish(situation, node, selection.ref)
         elif selection.error is not None:
-            self._selections.stop(job, artifact)  # The retriever forgets the failure, so the next attempt retries.
+            self.selections.stop(job, artifact)  # The retriever forgets the failure, so the next attempt retries.
             self._fail_stage(situation, node, selection.error)
         else:
             done, total, unit, rate = selection.done, selection.total, selection.unit, selection.rate
@@ -275,9 +266,9 @@ class Coordinator:
         if isinstance(error, NotFound | CorruptArtifact):
             for source in set(node.inputs.values()):
                 try:
-                    self._artifacts.verify(situation.done[source])
+                    self.artifacts.verify(situation.done[source])
                 except (NotFound, CorruptArtifact) as damage:
-                    error = situation.invalidate(self._store, situation.plan.node(source), damage)
+                    error = situation.invalidate(self.store, situation.plan.node(source), damage)
         raise AttemptEnded(error)
 
     def _finish(self, situation: Situation, held: _Held) -> None:
@@ -286,14 +277,14 @@ class Coordinator:
             node.name: {"artifact": situation.artifact_id(node), "ref": done[node.name].model_dump()}
             for node in plan.nodes
         }
-        summary = self._artifacts.manifest(done[plan.report]).meta
-        self._store.finish(job, self._owner, {"artifacts": artifacts, "summary": summary})
+        summary = self.artifacts.manifest(done[plan.report]).meta
+        self.store.finish(job, self.owner, {"artifacts": artifacts, "summary": summary})
         self._release(held)
         log.info("Finished job %s", job.id)
 
     def _publish(self, situation: Situation, node: Node, ref: ManifestRef) -> None:
         job, artifact = situation.job, situation.artifact_id(node)
-        self._store.publish(
+        self.store.publish(
             job.tenant, job.id, job.attempt, artifact=artifact, ref=ref, node=node.name, stage=node.stage.name
         )
 
@@ -320,14 +311,14 @@ class Coordinator:
             nodes_total=len(nodes),
         )
         if job.progress != progress:
-            self._store.report(job.tenant, job.id, job.attempt, progress=progress)
+            self.store.report(job.tenant, job.id, job.attempt, progress=progress)
 
     def _wait(self, job: JobRecord, held: _Held, error: Unavailable) -> None:
         """Report, once for each reason, that the job waits for a component. Waiting uses up no attempt."""
         if held.waiting != error.code:
             held.waiting = error.code
             log.warning("Job %s waits: %s", job.id, error)
-            report_waiting(self._store, job, error)
+            report_waiting(self.store, job, error)
 
     # --- ending -------------------------------------------------------------------------------------------------
 
@@ -338,13 +329,13 @@ class Coordinator:
 
     def _pause(self, job: JobRecord, held: _Held) -> None:
         """Wait until the workers have read the state, written a checkpoint, and exited."""
-        if self._has_stopped(job, held, grace=self._settings.pause_seconds):
-            self._store.confirm_paused(job, self._owner)
+        if self._has_stopped(job, held, grace=self.settings.pause_seconds):
+            self.store.confirm_paused(job, self.owner)
             self._release(held)
 
     def _cancel(self, job: JobRecord, held: _Held) -> None:
         if self._has_stopped(job, held, grace=0.0):
-            self._store.confirm_cancelled(job, self._owner)
+            self.store.confirm_cancelled(job, self.owner)
             self._release(held)
 
     def _has_stopped(self, job: JobRecord, held: _Held, *, grace: float) -> bool:
@@ -358,9 +349,9 @@ class Coordinator:
 
     def _stop_selections(self, job: JobRecord) -> bool:
         """Stop the selections that the job waits for. Returns whether none of them runs."""
-        situation = Situation.read(self._store, job)
+        situation = Situation.read(self.store, job)
         artifacts = [situation.artifact_id(node) for node in situation.ready() if node.place is Place.RETRIEVER]
-        stopped = [self._selections.stop(job, artifact) for artifact in artifacts]
+        stopped = [self.selections.stop(job, artifact) for artifact in artifacts]
         return all(stopped)
 
     def _end_attempt(self, job: JobRecord, held: _Held, error: TLMError) -> None:
@@ -370,13 +361,13 @@ class Coordinator:
         except Exception as failure:  # The attempt ends anyway.
             log.warning("Cannot stop the selections of job %s: %s", job.id, failure)
         if job.state is State.CANCELLING:
-            self._store.confirm_cancelled(job, self._owner)
+            self.store.confirm_cancelled(job, self.owner)
         elif job.state is State.PAUSING and error.retryable:
-            self._store.confirm_paused(job, self._owner)
+            self.store.confirm_paused(job, self.owner)
         elif error.retryable and job.failures + 1 < job.spec.max_attempts and job.state is State.RUNNING:
-            self._store.requeue(job, self._owner, error, delay_seconds=min(60.0, 4.0**job.failures))
+            self.store.requeue(job, self.owner, error, delay_seconds=min(60.0, 4.0**job.failures))
             log.warning("Requeued job %s after attempt %d: %s", job.id, job.attempt, error)
         else:
-            self._store.fail(job, self._owner, error)
+            self.store.fail(job, self.owner, error)
             log.warning("Job %s failed: %s", job.id, error)
         self._release(held)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 from services.common.retriever_client import RetrieverClient, SelectionRequest
 from services.common.situation import folder_prefix
@@ -26,26 +25,17 @@ class SelectionState:
     error: TLMError | None = None
 
 
-class Selections(Protocol):
-    """Computes the selections of jobs. Each call may raise Unavailable."""
-
-    def request(self, job: JobRecord, node: Node, artifact: str, *, task: ManifestRef) -> SelectionState:
-        """Start the selection unless it runs, and return its state. Call it until the selection is ready."""
-        ...
-
-    def stop(self, job: JobRecord, artifact: str) -> bool:
-        """Stop the selection of any attempt of the job. Returns whether it has stopped."""
-        ...
-
-
-class RetrieverSelections:
-    """Selections computed by the retriever service."""
+class Selections:
+    """The selections of jobs, which the retriever computes. Each call may raise Unavailable."""
 
     def __init__(self, client: RetrieverClient) -> None:
         self._client = client
 
     def request(self, job: JobRecord, node: Node, artifact: str, *, task: ManifestRef) -> SelectionState:
-        """See `Selections`. A retryable failure starts the selection again and is raised, so that it is reported."""
+        """Start the selection unless it runs, and return its state. Call it until the selection is ready.
+
+        A retryable failure starts the selection again and is raised, so that it is reported.
+        """
         run = self._client.get_selection(artifact)
         failure = run.failure
         if run.state == "unknown" or (run.state == "failed" and failure is not None and failure.retryable):
@@ -58,7 +48,10 @@ class RetrieverSelections:
         return SelectionState(run.done, run.total, run.unit, run.rate, ref)
 
     def stop(self, job: JobRecord, artifact: str) -> bool:
-        """See `Selections`. Another job that waits for the same selection then requests it itself."""
+        """Stop the selection of any attempt of the job. Returns whether it has stopped.
+
+        Another job that waits for the same selection then requests it itself.
+        """
         return self._client.stop_selection(artifact, folder_prefix(job, artifact))
 
     @staticmethod

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 
 from services.common.jobstore import JobStore
 from services.common.situation import Situation
 from services.trainer.assignment import Assignment
-from services.trainer.cluster import Cluster, Status
+from services.trainer.cluster import RayCluster, Status
 from services.trainer.settings import TrainerSettings
 from tlm_core.errors import ClusterUnavailable, TLMError, Unavailable, WorkerLost, error_from_dict
 from tlm_core.jobs.plan import Plan
@@ -22,17 +23,17 @@ class AttemptEnded(Exception):
         self.error = error
 
 
+@dataclass
 class Submissions:
     """The submissions of one job, one for each group of its plan. A new instance can replace it at any time."""
 
-    def __init__(self, store: JobStore, cluster: Cluster, settings: TrainerSettings) -> None:
-        self._store = store
-        self._cluster = cluster
-        self._settings = settings
-        # Submission → time of the first look at which it had no worker; infinite once that has been reported.
-        self._unstarted_since: dict[str, float] = {}
-        # Submission → time of the first look at which it ran.
-        self._running_since: dict[str, float] = {}
+    store: JobStore
+    cluster: RayCluster
+    settings: TrainerSettings
+    # Submission → time of the first look at which it had no worker; infinite once that has been reported.
+    unstarted_since: dict[str, float] = field(default_factory=dict)
+    # Submission → time of the first look at which it ran.
+    running_since: dict[str, float] = field(default_factory=dict)
 
     def advance(self, situation: Situation, group: str, *, now: float, stall_grace_until: float) -> None:
         """Submit a group of the attempt, or check that its workers run and report.
@@ -46,11 +47,11 @@ class Submissions:
         if submission is None:
             self._start(job, group)
             return
-        status = self._cluster.status(submission)
+        status = self.cluster.status(submission)
         if status is Status.WAITING or (status is Status.RUNNING and job.spec.workers > 1):
             self._report_late_workers(situation, group, status, now)
         if status is Status.RUNNING:
-            silent = now - max(job.updated_at, stall_grace_until, self._running_since.setdefault(submission, now))
+            silent = now - max(job.updated_at, stall_grace_until, self.running_since.setdefault(submission, now))
             self._check_heartbeat(situation, group, silent)
         elif status is not Status.WAITING:
             self._check_result(job, group, status)
@@ -60,41 +61,41 @@ class Submissions:
 
         There is no need to wait for a waiting submission: if it starts anyway, its attempt has ended and it exits.
         """
-        statuses = {submission: self._cluster.status(submission) for submission in job.submissions.values()}
+        statuses = {submission: self.cluster.status(submission) for submission in job.submissions.values()}
         for submission, status in statuses.items():
             if status is Status.WAITING or (running and status is Status.RUNNING):
-                self._cluster.stop(submission)
+                self.cluster.stop(submission)
         return Status.RUNNING not in statuses.values()
 
     def _start(self, job: JobRecord, group: str) -> None:
         # The record is written before the submission. If the cluster then does not know the submission, it is lost.
         # Without the record, a second start of the same attempt could run it twice.
         submission = f"{job.id}.{group}.{job.attempt}"
-        self._cluster.status(submission)  # Raises Unavailable before anything is written.
+        self.cluster.status(submission)  # Raises Unavailable before anything is written.
         event = ("workers.submitted", {"group": group, "submission": submission})
-        self._store.report(job.tenant, job.id, job.attempt, submissions={group: submission}, events=[event])
+        self.store.report(job.tenant, job.id, job.attempt, submissions={group: submission}, events=[event])
         try:
-            self._cluster.submit(submission, self._command(job, group), **self._settings.needs(job.spec.workers))
+            self.cluster.submit(submission, self._command(job, group), **self.settings.needs(job.spec.workers))
         except ClusterUnavailable:
             # The job server of a new Ray head answers before it accepts jobs. If it does not know the submission,
             # nothing has started, and the same attempt may submit again.
-            if self._cluster.status(submission) is Status.UNKNOWN:
-                self._store.report(job.tenant, job.id, job.attempt, submissions={group: None})
+            if self.cluster.status(submission) is Status.UNKNOWN:
+                self.store.report(job.tenant, job.id, job.attempt, submissions={group: None})
             raise
 
     def _check_heartbeat(self, situation: Situation, group: str, silent: float) -> None:
         """Stop workers that have not reported for `silent` seconds, if that is longer than allowed."""
         job = situation.job
-        if silent <= self._settings.stall_seconds:
+        if silent <= self.settings.stall_seconds:
             return
         if job.spec.workers == 1 or self._has_begun(job, situation.plan, group):
-            self._cluster.stop(job.submissions[group])
+            self.cluster.stop(job.submissions[group])
             raise AttemptEnded(WorkerLost(f"The workers did not report for {silent:.0f} s, so they were stopped."))
 
     def _check_result(self, job: JobRecord, group: str, status: Status) -> None:
         """Raise AttemptEnded if the ended workers of a group left a stage undone."""
-        job = self._store.get(job.tenant, job.id)  # The workers may have changed the record since it was read.
-        if not Situation.read(self._store, job).is_done(group):
+        job = self.store.get(job.tenant, job.id)  # The workers may have changed the record since it was read.
+        if not Situation.read(self.store, job).is_done(group):
             raise AttemptEnded(self._cause(job, status, job.submissions[group]))
 
     def _report_late_workers(self, situation: Situation, group: str, status: Status, now: float) -> None:
@@ -102,11 +103,11 @@ class Submissions:
 
         A single worker is the submission itself. Several workers are started by their submission, which runs earlier.
         """
-        job, settings = situation.job, self._settings
+        job, settings = situation.job, self.settings
         submission = job.submissions[group]
-        if now - self._unstarted_since.setdefault(submission, now) < settings.start_seconds:
+        if now - self.unstarted_since.setdefault(submission, now) < settings.start_seconds:
             return
-        self._unstarted_since[submission] = math.inf
+        self.unstarted_since[submission] = math.inf
         if status is Status.WAITING or not self._has_begun(job, situation.plan, group):
             gpus = f" and {settings.worker_gpus:g} GPU(s)" if settings.worker_gpus else ""
             error = ClusterUnavailable(
@@ -114,11 +115,11 @@ class Submissions:
                 f"started within {settings.start_seconds:g} s. The cluster is slow or has no room. They start when "
                 "other jobs end or when you add workers."
             )
-            report_waiting(self._store, job, error)
+            report_waiting(self.store, job, error)
 
     def _has_begun(self, job: JobRecord, plan: Plan, group: str) -> bool:
         """Return whether the workers of a group have reported anything. If not, they may still wait for room."""
-        newest = self._store.events(job.tenant, job.id, after=job.last_event - 1)
+        newest = self.store.events(job.tenant, job.id, after=job.last_event - 1)
         last_type = newest[0].type if newest and newest[0].at >= job.updated_at else None
         if last_type == "workers.submitted":
             return False
@@ -126,21 +127,21 @@ class Submissions:
             return True
         # The last report may come from this coordinator or from another group.
         nodes = {node.name for node in plan.group(group)}
-        events = self._store.events(job.tenant, job.id, after=max(0, job.last_event - 5000), limit=5000)
+        events = self.store.events(job.tenant, job.id, after=max(0, job.last_event - 5000), limit=5000)
         return any(e.attempt == job.attempt and e.type == "stage.started" and e.data["node"] in nodes for e in events)
 
     def _command(self, job: JobRecord, group: str) -> list[str]:
-        workers, settings = job.spec.workers, self._settings
+        workers, settings = job.spec.workers, self.settings
         cpus, gpus = settings.cpus_per_worker(workers), settings.worker_gpus
         assignment = Assignment(job.tenant, job.id, job.attempt, group, workers, cpus, gpus)
         return [settings.python, "-m", "services.trainer.program", *assignment.arguments()]
 
     def _cause(self, job: JobRecord, status: Status, submission: str) -> TLMError:
         """Return the error that the workers reported, else one with the cluster's message."""
-        for event in reversed(self._store.events(job.tenant, job.id, after=max(0, job.last_event - 50))):
+        for event in reversed(self.store.events(job.tenant, job.id, after=max(0, job.last_event - 50))):
             if event.attempt == job.attempt and event.type == "attempt.error":
                 return error_from_dict(event.data)
-        message = self._cluster.message(submission)
+        message = self.cluster.message(submission)
         return WorkerLost(f"The workers ended without a result ({status}): {message[-2000:]}")
 
 

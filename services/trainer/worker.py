@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,31 +40,21 @@ class NullReporter:
     def event(self, type: str, **_: Any) -> None: ...
 
 
+@dataclass(frozen=True)
 class GroupRunner:
     """Runs the stages of an assignment on this rank.
 
-    load: returns the function of a stage. broadcast: returns the value of rank 0 on every rank,
-    and waits until every rank has called it.
+    load: returns the function of a stage. broadcast: returns the value of rank 0 on every rank, and waits until every
+    rank has called it.
     """
 
-    def __init__(
-        self,
-        store: JobStore,
-        artifacts: ArtifactStore,
-        scratch: Path,
-        load: Callable[[Stage], StageFunction] = Stage.load,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-        broadcast: Broadcast = lambda value: value,
-    ) -> None:
-        self._store = store
-        self._artifacts = artifacts
-        self._scratch = scratch
-        self._load = load
-        self._rank = rank
-        self._world_size = world_size
-        self._broadcast = broadcast
+    store: JobStore
+    artifacts: ArtifactStore
+    scratch: Path
+    load: Callable[[Stage], StageFunction] = Stage.load
+    rank: int = 0
+    world_size: int = 1
+    broadcast: Broadcast = lambda value: value
 
     def run(self, assignment: Assignment) -> None:
         """Run all stages whose artifacts are not published.
@@ -73,7 +63,7 @@ class GroupRunner:
         job's log and raises it.
         """
         job = self._job(assignment)
-        reporter = JobReporter(self._store, job.tenant, job.id, job.attempt) if self._rank == 0 else None
+        reporter = JobReporter(self.store, job.tenant, job.id, job.attempt) if self.rank == 0 else None
         handler = _JobLog(reporter) if reporter else logging.NullHandler()
         logging.getLogger().addHandler(handler)
         try:
@@ -95,7 +85,7 @@ class GroupRunner:
 
     def _job(self, assignment: Assignment) -> JobRecord:
         """Return the current record of the job. Raises StaleAttempt if this attempt has ended."""
-        job = self._store.get(assignment.tenant, assignment.job)
+        job = self.store.get(assignment.tenant, assignment.job)
         if job.attempt != assignment.attempt:
             raise StaleAttempt(
                 f"Attempt {assignment.attempt} of job {job.id} has ended; attempt {job.attempt} is in force."
@@ -105,10 +95,10 @@ class GroupRunner:
     def _situation(self, assignment: Assignment) -> Situation:
         """Read the situation on rank 0 and broadcast it."""
         values = None
-        if self._rank == 0:
-            situation = Situation.read(self._store, self._job(assignment))
+        if self.rank == 0:
+            situation = Situation.read(self.store, self._job(assignment))
             values = (situation.job, situation.done)
-        job, done = self._broadcast(values)
+        job, done = self.broadcast(values)
         return Situation(job, plan_of(job), done)
 
     def _run_nodes(self, assignment: Assignment, reporter: JobReporter | None) -> None:
@@ -121,7 +111,7 @@ class GroupRunner:
             node = situation.plan.node(name)
             if reporter:
                 reporter.start_node(node, situation.plan)
-            if not self._broadcast(reporter.should_continue if reporter else None):
+            if not self.broadcast(reporter.should_continue if reporter else None):
                 raise StopRequested("The job was paused or cancelled between two stages.")
             self._run_node(situation, node, reporter)
             situation = None  # The stage has changed what is done, and may have changed the job and its plan.
@@ -130,17 +120,17 @@ class GroupRunner:
         dropped = None if node.gathers else self._dropped_input(situation, node)
         if dropped is None:
             job = situation.job
-            with work_folder(self._scratch, f"{job.id}-{job.attempt}-{node.name}-{self._rank}") as work:
+            with work_folder(self.scratch, f"{job.id}-{job.attempt}-{node.name}-{self.rank}") as work:
                 self._compute(situation, node, work, reporter or NullReporter())
             log.info("Finished %s", node.name)
-        elif self._rank == 0:
+        elif self.rank == 0:
             self._publish(situation, node, situation.artifact_id(node), dropped)
-        self._broadcast(None)
+        self.broadcast(None)
 
     def _dropped_input(self, situation: Situation, node: Node) -> ManifestRef | None:
         """Return an input that stands for dropped work. A node that does not gather is then dropped too."""
         for source in node.inputs.values():
-            if DROPPED in self._read_input(situation, source, self._artifacts.manifest).meta:
+            if DROPPED in self._read_input(situation, source, self.artifacts.manifest).meta:
                 return situation.done[source]
         return None
 
@@ -150,30 +140,30 @@ class GroupRunner:
         out = work / "out"
         out.mkdir()
         checkpoints = JobCheckpoints(
-            self._store, self._artifacts, job, node.name, artifact, work, report_event=reporter.event
+            self.store, self.artifacts, job, node.name, artifact, work, report_event=reporter.event
         )
         reporter.event("stage.started", node=node.name, stage=node.stage.name)
-        localize = self._artifacts.localize
+        localize = self.artifacts.localize
         context = StageContext(
             inputs={name: self._read_input(situation, source, localize) for name, source in node.inputs.items()},
             params=node.params,
             out=out,
             report=reporter,
             checkpoints=checkpoints,
-            rank=self._rank,
-            world_size=self._world_size,
+            rank=self.rank,
+            world_size=self.world_size,
             scratch=work,
         )
         log.info("Started %s", node.name)
         stopped = False
         try:
-            meta = self._load(node.stage)(context)
+            meta = self.load(node.stage)(context)
         except StopRequested:
             stopped = True
             raise
         finally:
             checkpoints.close(required=stopped)
-        if self._rank == 0 and self._write(situation, node, out, meta) != artifact:
+        if self.rank == 0 and self._write(situation, node, out, meta) != artifact:
             checkpoints.drop()
 
     def _read_input(self, situation: Situation, source: str, read: Callable[[ManifestRef], _Value]) -> _Value:
@@ -185,7 +175,7 @@ class GroupRunner:
         try:
             return read(situation.done[source])
         except (NotFound, CorruptArtifact) as error:
-            raise situation.invalidate(self._store, situation.plan.node(source), error) from error
+            raise situation.invalidate(self.store, situation.plan.node(source), error) from error
 
     def _write(self, situation: Situation, node: Node, out: Path, meta: Mapping[str, Any]) -> str:
         """Publish the content of `out` as the node's artifact. Returns the artifact id.
@@ -195,9 +185,9 @@ class GroupRunner:
         job, cached = situation.job, SHRUNK not in meta
         artifact = situation.artifact_id(replace(node, reusable=node.reusable and cached))
         folder = f"{folder_prefix(job, artifact)}{job.attempt}"
-        ref = self._artifacts.write(folder, out, artifact=artifact, stage=node.stage.name, meta=meta)
+        ref = self.artifacts.write(folder, out, artifact=artifact, stage=node.stage.name, meta=meta)
         if self._publish(situation, node, artifact, ref, cached=cached) != ref:
-            self._artifacts.delete(folder)
+            self.artifacts.delete(folder)
         return artifact
 
     def _publish(
@@ -205,7 +195,7 @@ class GroupRunner:
     ) -> ManifestRef:
         """Publish an artifact and return the reference in force, which another job may have published first."""
         job = situation.job
-        return self._store.publish(
+        return self.store.publish(
             job.tenant,
             job.id,
             job.attempt,
@@ -218,7 +208,7 @@ class GroupRunner:
 
     def _report_error(self, job: JobRecord, error: TLMError) -> None:
         try:
-            self._store.report(job.tenant, job.id, job.attempt, events=[("attempt.error", error.as_dict())])
+            self.store.report(job.tenant, job.id, job.attempt, events=[("attempt.error", error.as_dict())])
         except TLMError as failure:
             log.warning("Cannot report the attempt's error: %s", failure)
 

@@ -53,7 +53,7 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
     "unknown scale": ({"scale": "huge"}, 422, "'tiny', 'small', 'medium' or 'large'"),
     "unknown recipe": ({"recipe": "best"}, 422, "'fast' or 'paper'"),
     "unknown recipe key": ({"set": {"joint.rho3": 1}}, 422, "did you mean"),
-    "number where a list belongs": ({"seeds": 3}, 422, "/seeds: must be a list, not a number"),
+    "number where a list belongs": ({"seeds": 3}, 422, "/seeds: must be a list"),
     "list where a number belongs": ({"set": {"joint.rho2": [1]}}, 422, "joint.rho2"),
     "unknown field": ({"sede": [1]}, 422, "/sede: is not a known field"),
     "no seeds": ({"seeds": []}, 422, "/seeds"),

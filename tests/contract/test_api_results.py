@@ -181,8 +181,8 @@ def test_predictions_come_in_the_order_of_the_texts(api: TestClient, gateway: Ga
     ("body", "says"),
     [
         ({"texts": []}, "/texts"),
-        ({"texts": "one"}, "must be a list, not a string"),
-        ({"texts": [3]}, "must be a string, not a number"),
+        ({"texts": "one"}, "must be a list"),
+        ({"texts": [3]}, "must be a valid string"),
         ({"texts": ["x"] * 257}, "/texts"),
         ({"texts": ["x"], "pairs": ["y"]}, "classifies single texts"),
     ],

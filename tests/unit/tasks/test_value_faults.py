@@ -102,7 +102,7 @@ def test_parquet_values_that_are_not_read_are_called_what_they_are(tmp_path: Pat
     _, report = validate(tmp_path / "train.parquet", DatasetOptions(metric=metric))
     found = {(fault["code"], fault["row"]): fault["message"] for fault in report["faults"]}
     assert set(found) == {("not_text", 1), ("null_text", 3), ("null_label", 1), ("not_a_label", 2), ("not_a_label", 3)}
-    assert found["not_text", 1].endswith("'text' is a piece of binary data, not a string; write it as UTF-8 text")
+    assert found["not_text", 1].endswith("'text' is a piece of binary data, not a text; write it as UTF-8 text")
     assert found["not_a_label", 2].endswith("'label' is a date or time; write it as text")
 
 

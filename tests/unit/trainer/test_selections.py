@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 
 from services.common.retriever_client import RetrieverClient
-from services.trainer.selections import RetrieverSelections, SelectionState
+from services.trainer.selections import Selections, SelectionState
 from tests.factories import make_resolved, make_spec
 from tlm_core.artifacts import ManifestRef
 from tlm_core.jobs.plan import plan_of
@@ -38,7 +38,7 @@ def request(run: dict[str, Any], **over: Any) -> tuple[SelectionState, list[Any]
 
     job = make_job(**over)
     client = RetrieverClient(httpx.Client(transport=httpx.MockTransport(answer), base_url="http://retriever"))
-    state = RetrieverSelections(client).request(job, plan_of(job).node("select"), "art_1", task=TASK)
+    state = Selections(client).request(job, plan_of(job).node("select"), "art_1", task=TASK)
     return state, put
 
 
@@ -68,6 +68,6 @@ def test_stop_names_the_folders_of_every_attempt() -> None:
         return httpx.Response(200, json={"over": False})
 
     client = RetrieverClient(httpx.Client(transport=httpx.MockTransport(answer), base_url="http://retriever"))
-    assert not RetrieverSelections(client).stop(make_job(), "art_1")
+    assert not Selections(client).stop(make_job(), "art_1")
     [(method, prefix)], [_, [body]] = requests, request({"state": "unknown"})
     assert method == "DELETE" and body["prefix"] == f"{prefix}2"
