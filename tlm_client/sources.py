@@ -25,8 +25,8 @@ def dataset_files(path: Path, *, notify: Callable[[str], None]) -> dict[str, Pat
     files, which the gateway's report cannot contain. Raises InvalidRequest and InvalidDataset.
     """
     from tlm_core.selection.given import GIVEN_PART, given_part
-    from tlm_core.tasks.findings import Findings
-    from tlm_core.tasks.read import find_splits
+    from tlm_core.tables.findings import Findings
+    from tlm_core.tasks.split_files import find_splits
 
     if path.is_file():
         return {"file": path}

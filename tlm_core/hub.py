@@ -1,4 +1,4 @@
-"""The Hugging Face hub: repositories of models, and what its library's failures mean here."""
+"""The Hugging Face hub: model repositories, and the translation of its library's errors."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from pathlib import Path
 from tlm_core.errors import InvalidRequest, NotFound, Unavailable
 
 HUB = "hub:"
-# An owner, or what is theirs: no step of a path leads out of it.
+# An owner or a repository: never a path that leads out of a folder.
 NAME = r"[A-Za-z0-9][\w.-]*"
-# A model of the hub as recipes name it; the oldest ones have no owner.
+# A model of the hub in a recipe; the oldest models have no owner.
 MODEL = rf"{HUB}({NAME}/)?{NAME}(@[^\s@:]+)?"
-# Files of all kinds of tokenizers that stock classes load.
+# Files of every kind of tokenizer that stock classes load.
 TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json")
 
 
 def model_folder(source: str, *patterns: str) -> Path:
-    """Folder of a model's files: of `hub:OWNER/NAME[@REVISION]` those that fit `patterns`, downloaded if need be.
+    """Return the folder of a model's files; of `hub:OWNER/NAME[@REVISION]` download those that match `patterns`.
 
-    Any other source is a local path. Where the hub does not answer, what was downloaded before will do. Raises
-    NotFound and Unavailable.
+    Any other source is a local path. If the hub does not answer, earlier downloads are used. Raises NotFound and
+    Unavailable.
     """
     if not source.startswith(HUB):
         return Path(source)
     if not re.fullmatch(MODEL, source):
-        raise NotFound(f"'{source}' is no model of the hub; write hub:OWNER/NAME, @REVISION may follow")
+        raise NotFound(f"Invalid hub model '{source}'. Expected hub:OWNER/NAME[@REVISION].")
     from huggingface_hub import snapshot_download
 
     path, _, revision = source.removeprefix(HUB).partition("@")
@@ -36,34 +36,36 @@ def model_folder(source: str, *patterns: str) -> Path:
 
 
 def refuse_folder(path: str) -> None:
-    """The libraries take a folder of that name for the repository. Raises InvalidRequest where there is one."""
+    """Raise InvalidRequest if a local folder has the name of the repository: the libraries would read the folder."""
     if Path(path).exists():
-        raise InvalidRequest(f"'{path}' is also a folder here, so no hub id; give the folder, or start elsewhere")
+        raise InvalidRequest(
+            f"Invalid hub id: '{path}' is also a local folder. Pass the folder, or start in another directory."
+        )
 
 
 @contextmanager
 def hub_errors(what: str) -> Iterator[None]:
-    """Raise what `huggingface_hub` and `datasets` raise as NotFound, Unavailable or InvalidRequest.
+    """Translate errors of `huggingface_hub` and `datasets` into NotFound, Unavailable or InvalidRequest.
 
-    what: that was asked for, in words.
+    what: the requested object, in words.
     """
     try:
         yield
     except Exception as error:
-        # Here, because these libraries take seconds to import, and only what asks the hub needs them.
+        # These libraries take seconds to import, and only requests to the hub need them.
         from datasets.exceptions import DatasetsError
         from huggingface_hub import errors as hub
 
-        # Of whichever HTTP client the library uses: it has changed that before.
+        # The error of the HTTP client that the library uses, which has changed before.
         from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         missing = (hub.RepositoryNotFoundError, hub.RevisionNotFoundError, hub.EntryNotFoundError, FileNotFoundError)
-        # The library says that an entry was not found locally where the hub gave no answer.
+        # LocalEntryNotFoundError means that the hub did not answer.
         if isinstance(error, missing) and not isinstance(error, hub.LocalEntryNotFoundError):
-            raise NotFound(f"{what} was not found ({said}); check its name, and that it is public") from error
+            raise NotFound(f"Cannot find {what} ({reason}). Check its name, and that it is public.") from error
         if isinstance(error, (OSError, HTTPError)):
-            raise Unavailable(f"{what} cannot be fetched now ({said}); try again later, or give its files") from error
-        if isinstance(error, (ValueError, RuntimeError, DatasetsError)):  # RuntimeError: it needs code of its own
-            raise InvalidRequest(f"{what} cannot be read as it is ({said}); check it, or give its files") from error
+            raise Unavailable(f"Cannot fetch {what} now ({reason}). Try again later, or upload its files.") from error
+        if isinstance(error, (ValueError, RuntimeError, DatasetsError)):  # RuntimeError: it needs its own code
+            raise InvalidRequest(f"Cannot read {what} ({reason}). Check it, or upload its files.") from error
         raise

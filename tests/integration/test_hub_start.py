@@ -54,13 +54,13 @@ def test_an_encoder_is_taken_from_the_cache_and_one_that_is_not_there_is_told(tm
     assert done.returncode == 0, done.stderr
     found, pinned, other, missing = done.stdout.splitlines()[:4]
     assert found == pinned == "2 True ['cls', 'mask', 'pad', 'sep', 'unk']"
-    assert other.startswith("Unavailable the model 'hub:made/encoder@none' cannot be fetched now")
-    assert missing.startswith("Unavailable the model 'hub:made/missing' cannot be fetched now")
+    assert other.startswith("Unavailable Cannot fetch the model 'hub:made/encoder@none' now")
+    assert missing.startswith("Unavailable Cannot fetch the model 'hub:made/missing' now")
 
 
 def test_a_local_folder_is_not_read_by_way_of_a_hub_id(tmp_path: Path) -> None:
     write_folder(train_wordpiece(lambda: ["some text"], 300, lowercase=True), tmp_path / "own", 48, types=True)
-    with pytest.raises(NotFound, match="no model of the hub"):
+    with pytest.raises(NotFound, match="Invalid hub model"):
         load_published(f"hub:{tmp_path / 'own'}", tmp_path / "copy", 48)
     for key in ("model.init", "tokenizer.source"):
         with pytest.raises(InvalidRecipe, match=key):

@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from tlm_core.artifacts import canonical_json, storage_errors
-from tlm_core.corpus.files import Faults, Row, Say, format_of, read_paragraphs, read_rows
+from tlm_core.corpus.files import SUPPORTED, Row, Say, corpus_findings, format_of, read_paragraphs, read_rows
 from tlm_core.corpus.hub import stream_hub
 from tlm_core.corpus.near import NearDuplicates
 from tlm_core.corpus.passages import (
@@ -33,12 +33,13 @@ from tlm_core.corpus.remote import Remote, find_remote, is_address
 from tlm_core.errors import CorruptArtifact, Fault, InvalidDataset, InvalidRequest, NotFound
 from tlm_core.hub import HUB
 from tlm_core.parquet import open_parquet
+from tlm_core.tables.findings import Findings
 
 INFO = "corpus.json"
 ROWS_PER_FILE = 100_000
 _BATCH = 10_000
-# Passages that come with ids were cut by someone else, with their own idea of a word: only what is far too long is cut.
-_LONGEST_KEPT = 2 * LONGEST
+# Passages with ids were cut elsewhere, by another definition of a word: only much longer ones are cut again.
+_LONGEST_UNCUT = 2 * LONGEST
 
 
 class CorpusInfo(BaseModel):
@@ -64,47 +65,41 @@ def read_sources(
     """Passages of files, folders, addresses (`s3://…`) and `hub:OWNER/NAME[:config][:split]`, in the order given.
 
     Folders are read in the order of their file names. Formats: jsonl, csv, tsv, parquet, txt, md, rst; all but
-    parquet also packed (.gz, .zst). Long texts are cut; rows with `id`, `text` and `source` and a text of
-    reasonable length are taken as they are. `say` hears what was guessed or left out.
+    parquet also packed (.gz, .zst). Long texts are cut. Rows with `id`, `text` and `source` and a text of reasonable
+    length stay unchanged. `say` is called with what was inferred or skipped.
 
-    Raises InvalidRequest for a source that is not there or holds nothing readable, and InvalidDataset with every
-    fault (file, row, column) after all sources were read; no passage follows the first fault. Of an address:
-    MissingDependency for the package that its protocol needs, StorageUnavailable.
+    Raises InvalidRequest for a source that does not exist or has no readable file, and InvalidDataset with every data
+    error (file, row, column) after all sources were read; no passage follows the first data error. For an address
+    also MissingDependency, if its protocol needs a package, and StorageUnavailable.
     """
-    hear = say or (lambda _: None)
-    faults = Faults()
-    places = [_place(source, hear) for source in sources]
+    findings = corpus_findings(say=say)
+    places = [_place(source, findings.note) for source in sources]
     for place in places:
         if isinstance(place, str):
-            yield from _from_rows(stream_hub(place, text_column, hear, faults), place, hear, faults)
+            yield from _passages(stream_hub(place, text_column, findings), place, findings)
             continue
         for path in place.files() if isinstance(place, Remote) else place:
             if format_of(path) == "plain":
-                passages: Iterator[Passage] = (
-                    make_passage(text, path.name) for text in cut_stream(read_paragraphs(path, faults))
-                )
+                cuts = (make_passage(text, path.name) for text in cut_stream(read_paragraphs(path, findings)))
+                yield from (passage for passage in cuts if findings.ok)
             else:
-                passages = _from_rows(read_rows(path, text_column, hear, faults), path.name, hear, faults)
-            yield from (passage for passage in passages if not faults)
-    faults.check()
+                yield from _passages(read_rows(path, text_column, findings), path.name, findings)
+    findings.check()
 
 
-def _place(source: str, say: Say) -> str | Remote | list[Path]:
-    """What a source is: a data set of the hub, files at an address, files of this machine."""
+def _place(source: str, note: Say) -> str | Remote | list[Path]:
+    """What a source is: a dataset of the hub, files at an address, or local files."""
     if source.startswith(HUB):
         return source
-    return find_remote(source, say) if is_address(source) else _files_of(Path(source), say)
+    return find_remote(source, note) if is_address(source) else _local_files(Path(source), note)
 
 
-def _files_of(path: Path, say: Say) -> list[Path]:
+def _local_files(path: Path, note: Say) -> list[Path]:
     if not path.exists():
-        raise InvalidRequest(f"there is no file or folder '{path}'; check the path")
+        raise InvalidRequest(f"There is no file or folder '{path}'. Check the path.")
     if path.is_file():
         if format_of(path) is None:
-            raise InvalidRequest(
-                f"'{path.name}' has an ending we do not read; give jsonl, csv, tsv, parquet, txt, md "
-                "or rst, all but parquet also as .gz or .zst"
-            )
+            raise InvalidRequest(f"Unsupported file type: '{path.name}'. {SUPPORTED}")
         return [path]
     visible = [
         file
@@ -113,31 +108,21 @@ def _files_of(path: Path, say: Say) -> list[Path]:
     ]
     files = [file for file in visible if format_of(file)]
     if not files:
-        raise InvalidRequest(f"the folder '{path}' holds no jsonl, csv, tsv, parquet, txt, md or rst file")
-    if left := [file.name for file in visible if not format_of(file) and file.name != INFO]:
-        say(f"{path}: left out {len(left)} files of other kinds, such as '{left[0]}'")
+        raise InvalidRequest(f"The folder '{path}' has no readable file. {SUPPORTED}")
+    if others := [file.name for file in visible if not format_of(file) and file.name != INFO]:
+        note(f"{path}: skipped {len(others)} files of other types, such as '{others[0]}'")
     return files
 
 
-def _from_rows(rows: Iterable[Row], name: str, say: Say, faults: Faults) -> Iterator[Passage]:
-    blank = 0
+def _passages(rows: Iterable[Row], name: str, findings: Findings) -> Iterator[Passage]:
     for row in rows:
-        if row.text is None or (isinstance(row.text, str) and not row.text.strip()):
-            blank += 1
-        elif not isinstance(row.text, str):
-            faults.add(name, "not_text", f"the text is {type(row.text).__name__}, not a string", row=row.number)
-        elif not faults:
-            yield from _from_row(row, row.text, name)
-    if blank:
-        say(f"{name}: left out {blank} rows without text")
-
-
-def _from_row(row: Row, text: str, name: str) -> Iterator[Passage]:
-    source = encodable(str(row.source)) if row.source is not None else name
-    if row.source is not None and isinstance(row.id, str) and row.id and word_count(text) <= _LONGEST_KEPT:
-        yield Passage(encodable(row.id), encodable(text), source)
-    else:
-        yield from (make_passage(piece, source) for piece in cut(text))
+        if not findings.ok:
+            continue
+        source = encodable(str(row.source)) if row.source is not None else name
+        if row.source is not None and isinstance(row.id, str) and row.id and word_count(row.text) <= _LONGEST_UNCUT:
+            yield Passage(encodable(row.id), encodable(row.text), source)
+        else:
+            yield from (make_passage(piece, source) for piece in cut(row.text))
 
 
 def write_corpus(

@@ -1,4 +1,4 @@
-"""Files behind an address that fsspec understands (`s3://…`, `gs://…`, `https://…`), one on this machine at a time."""
+"""Files at an address of fsspec (`s3://…`, `gs://…`, `https://…`), fetched one at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tlm_core.artifacts import storage_errors
-from tlm_core.corpus.files import Say, format_of
+from tlm_core.corpus.files import SUPPORTED, Say, format_of
 from tlm_core.errors import InvalidRequest, MissingDependency, TLMError
 
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.:-]*://", re.IGNORECASE)
@@ -22,41 +22,41 @@ def is_address(source: str) -> bool:
 
 
 @contextmanager
-def _reached(what: str) -> Iterator[None]:
-    """Translate what a file system raises: where waiting does not help, InvalidRequest."""
+def _remote_errors(action: str) -> Iterator[None]:
+    """Translate the errors of a file system; those that waiting does not solve become InvalidRequest."""
     try:
-        with storage_errors(what):
+        with storage_errors(action):
             yield
     except TLMError as error:
         if isinstance(error.__cause__, PermissionError):
-            raise InvalidRequest(
-                f"{what}: no right to read it ({error.__cause__}); check address and rights"
-            ) from error
+            message = f"{action}: access is denied ({error.__cause__}). Check the address and its permissions."
+            raise InvalidRequest(message) from error
         raise
-    except Exception as error:  # each protocol's package has its own: no credentials, a refusal by HTTP
-        raise InvalidRequest(f"{what}: {type(error).__name__}: {error}; check address and rights") from error
+    except Exception as error:  # every protocol has its own exceptions
+        message = f"{action}: {type(error).__name__}: {error}. Check the address and its permissions."
+        raise InvalidRequest(message) from error
 
 
 class Remote(NamedTuple):
-    """The files to read of an address."""
+    """The files to read at an address."""
 
     fs: Any
     paths: list[str]
 
     def files(self) -> Iterator[Path]:
-        """Each file, fetched when it is asked for and removed at the next one. Raises as `find_remote`."""
+        """Each file, fetched when needed and removed before the next one. Raises as `find_remote`."""
         for path in self.paths:
             with tempfile.TemporaryDirectory(prefix="tlm-source-") as folder:
                 local = Path(folder) / Path(path).name
-                with _reached(f"fetching {path}"):
+                with _remote_errors(f"Fetching {path}"):
                     self.fs.get_file(path, str(local))
                 yield local
 
 
-def find_remote(address: str, say: Say) -> Remote:
-    """What is to be read of a file or folder at `address`, by name.
+def find_remote(address: str, note: Say) -> Remote:
+    """Return the readable files at `address`, a file or a folder, by name.
 
-    Raises InvalidRequest if nothing readable is there or it may not be read, MissingDependency if its protocol needs a
+    Raises InvalidRequest if there is no readable file or access is denied, MissingDependency if the protocol needs a
     package that is not installed, NotFound, StorageUnavailable.
     """
     import fsspec
@@ -64,14 +64,14 @@ def find_remote(address: str, say: Say) -> Remote:
     try:
         fs, path = fsspec.core.url_to_fs(address)
     except ImportError as error:
-        raise MissingDependency(f"reading {address} needs a package that is not installed: {error}") from error
+        raise MissingDependency(f"Reading {address} needs a package that is not installed: {error}") from error
     except ValueError as error:
-        raise InvalidRequest(f"'{address}' is no address that can be read: {error}; check its beginning") from error
-    with _reached(f"looking into {address}"):
-        found = [path] if fs.isfile(path) else sorted(fs.find(path))
-    files = [name for name in found if format_of(Path(name))]
+        raise InvalidRequest(f"Invalid address '{address}': {error}. Check the protocol.") from error
+    with _remote_errors(f"Listing {address}"):
+        paths = [path] if fs.isfile(path) else sorted(fs.find(path))
+    files = [name for name in paths if format_of(Path(name))]
     if not files:
-        raise InvalidRequest(f"at '{address}' there is no jsonl, csv, tsv, parquet, txt, md or rst file")
-    if len(files) < len(found):
-        say(f"{address}: left out {len(found) - len(files)} files of other kinds")
+        raise InvalidRequest(f"'{address}' has no readable file. {SUPPORTED}")
+    if len(files) < len(paths):
+        note(f"{address}: skipped {len(paths) - len(files)} files of other types")
     return Remote(fs, files)

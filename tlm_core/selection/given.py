@@ -16,18 +16,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from tlm_core.corpus.files import Faults, Row, format_of, read_rows
+from tlm_core.corpus.files import Row, corpus_findings, format_of, read_rows
 from tlm_core.corpus.passages import Passage, encodable, passage_id
 from tlm_core.errors import CorruptArtifact, InvalidRequest
 from tlm_core.parquet import open_parquet
 from tlm_core.selection.candidates import Candidate, CandidateFilter
 from tlm_core.selection.interface import Selected, SelectionInputs
+from tlm_core.tables.findings import Findings
 
 GIVEN = "selection.parquet"
 GIVEN_PART = "selection"
 # The datasets of the release name the file by its scale: small_external.csv, and so on.
 _NAME = re.compile(rf"{GIVEN_PART}|((small|medium|large)_)?external")
-_FORMATS = ("csv", "tsv", "jsonl", "parquet")
+_FORMATS = ("delimited", "json", "parquet")
 _SOURCE = "given"
 _SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string()), ("source", pa.string()), ("rank", pa.int32())])
 _TEXTS = pa.schema([("text", pa.large_string()), ("source", pa.large_string())])
@@ -99,16 +100,14 @@ def _candidates(path: Path, top_k: int) -> Iterator[list[Candidate]]:
 
 def _read(path: Path, texts: Path) -> tuple[list[str], NDArray[np.int32] | None]:
     """Copy the distinct texts to the Arrow file `texts`. Return their ids and their best ranks, if the file has any."""
-    faults = Faults("the selection")
+    findings = corpus_findings("the selection")
     numbers: dict[str, int] = {}
     ranks: list[int | None] = []
     with pa.OSFile(str(texts), "wb") as sink, pa.ipc.new_file(sink, _TEXTS) as writer:
         pending: list[tuple[str, str]] = []
-        for row in read_rows(path, None, lambda _: None, faults):
-            text = _text(row, path.name, faults)
-            if text is None:
-                continue
-            rank = _rank(row, path.name, faults)
+        for row in read_rows(path, None, findings):
+            text = encodable(row.text)
+            rank = _rank(row, path.name, findings)
             number = numbers.setdefault(passage_id(text), len(ranks))
             if number < len(ranks):
                 ranks[number] = min((r for r in (ranks[number], rank) if r is not None), default=None)
@@ -121,24 +120,17 @@ def _read(path: Path, texts: Path) -> tuple[list[str], NDArray[np.int32] | None]
     unranked = ranks.count(None)
     if 0 < unranked < len(ranks):
         message = f"{unranked} passages have no rank, but others do. Add a rank to every passage, or to none."
-        faults.add(path.name, "missing_rank", message, column="rank")
+        findings.fault("missing_rank", f"{path.name}: {message}", column="rank")
     if not ranks:
-        faults.add(path.name, "no_rows", "The file contains no passage. Add passages, or remove the file.")
-    faults.check()
+        findings.fault("no_rows", f"{path.name} contains no passage. Add passages, or remove the file.")
+    findings.check()
     if unranked:
         return list(numbers), None
     array = np.array(ranks, np.int32)
     return list(numbers), array + (array.min() == 0)
 
 
-def _text(row: Row, name: str, faults: Faults) -> str | None:
-    """Return the text of a row. A missing or blank text is skipped, any other type is a data error."""
-    if row.text is not None and not isinstance(row.text, str):
-        faults.add(name, "not_text", f"The text is {type(row.text).__name__}, not a string.", row=row.number)
-    return encodable(row.text) if isinstance(row.text, str) and row.text.strip() else None
-
-
-def _rank(row: Row, name: str, faults: Faults) -> int | None:
+def _rank(row: Row, name: str, findings: Findings) -> int | None:
     value = row.rank
     if value is None or value == "":
         return None
@@ -150,8 +142,8 @@ def _rank(row: Row, name: str, faults: Faults) -> int | None:
         rank = int(rank)
     if isinstance(rank, int) and not isinstance(rank, bool) and 0 <= rank <= _MAX_RANK:
         return rank
-    message = f"Invalid rank {value!r}. Expected a whole number from 1."
-    faults.add(name, "not_a_rank", message, row=row.number, column="rank")
+    message = f"Row {row.number} of {name}: invalid rank {value!r}. Expected a whole number from 1."
+    findings.fault("not_a_rank", message, row=row.number, column="rank")
     return None
 
 

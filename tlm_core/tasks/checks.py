@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from tlm_core.tasks.findings import KEPT_PER_CODE, Findings
+from tlm_core.tables.findings import LISTED_PER_CODE, Findings
 from tlm_core.tasks.options import Limits
 from tlm_core.tasks.table import KINDS, UNREAD, RawTable, as_text
 
@@ -150,12 +150,12 @@ def check_label_set(
             findings.warn("rare_label", message, split="train", column=column)
     for split in [name for name in counts if name != "train"]:
         unknown = sort_labels(counts[split].keys() - train.keys())
-        for label in unknown[:KEPT_PER_CODE]:
+        for label in unknown[:LISTED_PER_CODE]:
             row = _first_row(tables[split], column, label)
             where = f"{tables[split].file} (row {row}, {counts[split][label]} in all)"
             message = f"the label '{label}' of {where} is not in train; {_nearest(label, train)}"
             findings.fault("unknown_label", message, split=split, row=row, column=column)
-        findings.count_more("unknown_label", len(unknown[KEPT_PER_CODE:]))
+        findings.count_more("unknown_label", len(unknown[LISTED_PER_CODE:]))
 
 
 def _first_row(table: RawTable, column: str, label: str) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pyarrow.compute as pc
 
-from tlm_core.tasks.findings import Findings
+from tlm_core.tables.findings import Findings
 from tlm_core.tasks.options import DatasetOptions, Limits
 from tlm_core.tasks.table import UNREAD, RawTable
 

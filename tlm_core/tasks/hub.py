@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, by ids such as hub:OWNER/NAME@REVISION:CONFIG."""
+"""Datasets of the Hugging Face hub, by ids such as hub:OWNER/NAME@REVISION:CONFIG."""
 
 from __future__ import annotations
 
@@ -10,23 +10,26 @@ from typing import Any
 
 from tlm_core.errors import InvalidRequest
 from tlm_core.hub import HUB, NAME, hub_errors, refuse_folder
-from tlm_core.tasks.columnar import class_names, table_from_arrow
-from tlm_core.tasks.findings import Findings
-from tlm_core.tasks.glue import NOTE, glue_task
+from tlm_core.tables.findings import Findings
+from tlm_core.tables.records import Records, TableFile, arrow_records, check_names, class_names
+from tlm_core.tasks.known import GLUE_NOTE, glue_task
 from tlm_core.tasks.options import Limits
-from tlm_core.tasks.table import RawTable, check_names
+from tlm_core.tasks.table import RawTable, collect
 from tlm_core.tasks.task import SPLITS
 
 _ID = re.compile(rf"{HUB}(?P<path>{NAME}/{NAME})(?:@(?P<revision>[^\s@:]+))?(?::(?P<config>[^\s:]+))?")
 _FILE = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
 _BATCH = 2_000
 
+# `datasets.load_dataset`, or a replacement of it.
+Load = Callable[..., Any]
+
 
 @dataclass(frozen=True)
 class HubSource:
     """path: OWNER/NAME, or the absolute path of a local folder in the hub's layout.
 
-    revision: branch, tag or commit. config: one of the data set's subsets.
+    revision: branch, tag or commit. config: one of the dataset's configurations.
     """
 
     path: str
@@ -39,74 +42,74 @@ class HubSource:
 
 
 def parse_hub_id(text: str) -> HubSource:
-    """The parts of `hub:OWNER/NAME[@revision][:config]`. Raises InvalidRequest."""
+    """Return the parts of `hub:OWNER/NAME[@revision][:config]`. Raises InvalidRequest."""
     match = _ID.fullmatch(text)
     if match is None:
-        raise InvalidRequest(f"'{text}' is no hub id; write hub:OWNER/NAME, with @REVISION and :CONFIG if needed")
+        raise InvalidRequest(f"Invalid hub id '{text}'. Expected hub:OWNER/NAME[@REVISION][:CONFIG].")
     return HubSource(**match.groupdict())
 
 
 def read_hub(
-    source: HubSource,
-    findings: Findings,
-    limits: Limits,
-    *,
-    cache: Path | None = None,
-    load: Callable[..., Any] | None = None,
+    source: HubSource, findings: Findings, limits: Limits, *, cache: Path | None = None, load: Load | None = None
 ) -> dict[str, RawTable]:
-    """The records of each split. Only data files are read: code in a data set's repository is never run.
+    """Return the records of each split. Only data files are read: code of the dataset never runs.
 
-    A task of GLUE comes with its development set as `test`, and with any second one as `test_NAME`.
+    A GLUE task has its development set as `test`, and a second one as `test_NAME`.
 
-    cache: folder for what is downloaded (None: the library's own). load: `datasets.load_dataset`, if another
-    is to stand in for it.
-    Raises NotFound, InvalidRequest (a config or revision that does not exist) and Unavailable.
-    Faults added: no_train, no_rows, doubled_column, too_many_columns.
+    cache: folder for downloads (None: the library's own).
+    Raises NotFound, InvalidRequest (an unknown config or revision) and Unavailable.
+    Data errors: no_train, no_rows, doubled_column, too_many_columns.
     """
     if not Path(source.path).is_absolute():
         refuse_folder(source.path)
-    found = _load(source, cache, load)
+    datasets = _load(source, cache, load)
     tables, glue = {}, glue_task(source.path, source.config)
-    wanted = glue.splits if glue else {split: split for split in SPLITS}
+    splits = glue.splits if glue else {split: split for split in SPLITS}
     if glue:
-        findings.note(NOTE)
-    for theirs, split in wanted.items():
-        if theirs not in found:
+        findings.note(GLUE_NOTE)
+    for hub_split, split in splits.items():
+        if hub_split not in datasets:
             continue
-        dataset = found[theirs].with_format("arrow")
-        file = f"{theirs} of {source.path}"
+        dataset = datasets[hub_split].with_format("arrow")
+        label = f"{hub_split} of {source.path}"
+        file = TableFile(Path(hub_split), findings, split, max_columns=limits.max_columns, label=label)
         names = list(dataset.column_names)
         if not len(dataset):
-            findings.fault("no_rows", f"{file} has no record", split=split)
-        elif check_names(names, file, split, findings, limits):
-            classes = class_names(dataset.data.schema.metadata)
-            tables[split] = table_from_arrow(dataset.iter(_BATCH), names, file, split, findings, classes)
-    others = sorted(set(found) - wanted.keys())
+            file.fault("no_rows", f"{label} has no records. Choose another dataset or config.")
+        elif check_names(names, file) and (table := _table(dataset, names, file)):
+            tables[split] = table
+    others = sorted(set(datasets) - splits.keys())
     if others:
         findings.note(f"splits not used: {', '.join(others)}")
-    if "train" not in found:
-        findings.fault("no_train", f"{source.path} has no train split, only {', '.join(others) or 'test data'}")
+    if "train" not in datasets:
+        splits_there = ", ".join(others) or "test data"
+        findings.fault("no_train", f"{source.path} has no train split, only {splits_there}. Choose another dataset.")
     return tables
 
 
-def hub_file(source: HubSource, name: str, *, cache: Path | None = None) -> Path:
-    """A file of a hub data set, fetched, or found in `cache` (None: the library's own) where the hub does not answer.
+def _table(dataset: Any, names: list[str], file: TableFile) -> RawTable | None:
+    classes = class_names(dataset.data.schema.metadata)
+    return collect(Records(names, lambda _: arrow_records(dataset.iter(_BATCH), classes), damaged=True), file)
 
-    Raises InvalidRequest for a name that is no path inside the data set, NotFound and Unavailable.
+
+def hub_file(source: HubSource, name: str, *, cache: Path | None = None) -> Path:
+    """Fetch a file of a hub dataset; without an answer of the hub, return the copy in `cache` (None: the library's).
+
+    Raises InvalidRequest for a name that is not a path inside the dataset, NotFound and Unavailable.
     """
     if not _FILE.fullmatch(name) or ".." in name.split("/"):
-        raise InvalidRequest(f"'{name}' names no file of a data set; write it as the hub lists it: small_external.csv")
+        raise InvalidRequest(f"Invalid file name '{name}'. Write it as the hub lists it, such as small_external.csv.")
     from huggingface_hub import hf_hub_download
 
-    with hub_errors(f"'{name}' of the hub data set {source.path}"):
+    with hub_errors(f"'{name}' of the hub dataset {source.path}"):
         return Path(hf_hub_download(source.path, name, repo_type="dataset", revision=source.revision, cache_dir=cache))
 
 
-def _load(source: HubSource, cache: Path | None, load: Callable[..., Any] | None) -> Any:
+def _load(source: HubSource, cache: Path | None, load: Load | None) -> Any:
     if load is None:
         # The library takes seconds to import, and only hub ids need it.
         from datasets import load_dataset
 
         load = load_dataset
-    with hub_errors(f"the hub data set {source.path}"):
+    with hub_errors(f"the hub dataset {source.path}"):
         return load(source.path, name=source.config, revision=source.revision, cache_dir=str(cache) if cache else None)

@@ -1,10 +1,10 @@
-"""The eight tasks of the TLM paper (arXiv 2111.04130, table 1), their hub ids and the scores to compare with."""
+"""Tasks with known columns and metrics: the eight of the TLM paper (arXiv 2111.04130, table 1) and those of GLUE."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from tlm_core.errors import NotFound
@@ -65,14 +65,62 @@ KNOWN_TASKS: Mapping[str, KnownTask] = MappingProxyType(
 
 
 def known_task(name: str) -> KnownTask:
-    """The known task of that name. Raises NotFound with the nearest name."""
+    """Return the task of the paper with that name. Raises NotFound with the nearest name."""
     if name in KNOWN_TASKS:
         return KNOWN_TASKS[name]
     near = difflib.get_close_matches(name, KNOWN_TASKS, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(KNOWN_TASKS)}"
-    raise NotFound(f"no known task '{name}'; {hint}")
+    hint = f"Did you mean '{near[0]}'?" if near else f"Known tasks: {', '.join(KNOWN_TASKS)}."
+    raise NotFound(f"Unknown task '{name}'. {hint}")
 
 
 def known_for_hub(path: str) -> KnownTask | None:
-    """The known task published under the hub path OWNER/NAME, or None."""
+    """The task of the paper published under the hub path OWNER/NAME, or None."""
     return next((task for task in KNOWN_TASKS.values() if task.hub_id == f"hub:{path}"), None)
+
+
+GLUE_PATH = "nyu-mll/glue"
+GLUE_NOTE = "GLUE: test labels are not public, so the development set is test, and validation is cut from train"
+
+
+@dataclass(frozen=True)
+class GlueTask:
+    """A task of GLUE (Wang et al. 2019, arXiv 1804.07461).
+
+    Labels of GLUE's test sets are not public. As papers on compression do (Super Tickets, arXiv 2105.12002), its
+    development set is read as test, and validation is cut from train.
+
+    text, pair: columns. metric: by which GLUE ranks. positive: the label of which F1 is measured.
+    tests: splits of the hub → our splits; the first is `test`, any other a further test beside it.
+    """
+
+    text: str
+    pair: str | None
+    metric: str
+    positive: str | None = None
+    tests: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({"validation": "test"}))
+
+    @property
+    def splits(self) -> dict[str, str]:
+        """Splits of the hub → our splits."""
+        return {"train": "train", **self.tests}
+
+
+_MNLI = MappingProxyType({"validation_matched": "test", "validation_mismatched": "test_mismatched"})
+GLUE: Mapping[str, GlueTask] = MappingProxyType(
+    {
+        "cola": GlueTask("sentence", None, "matthews"),
+        "sst2": GlueTask("sentence", None, "accuracy"),
+        "mrpc": GlueTask("sentence1", "sentence2", "f1", positive="equivalent"),
+        "qqp": GlueTask("question1", "question2", "f1", positive="duplicate"),
+        "stsb": GlueTask("sentence1", "sentence2", "pearson"),
+        "mnli": GlueTask("premise", "hypothesis", "accuracy", tests=_MNLI),
+        "qnli": GlueTask("question", "sentence", "accuracy"),
+        "rte": GlueTask("sentence1", "sentence2", "accuracy"),
+        "wnli": GlueTask("sentence1", "sentence2", "accuracy"),
+    }
+)
+
+
+def glue_task(path: str, config: str | None) -> GlueTask | None:
+    """The GLUE task of `hub:PATH:CONFIG`, or None."""
+    return GLUE.get(config or "") if path == GLUE_PATH else None

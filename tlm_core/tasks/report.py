@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from tlm_core.tables.findings import Findings
 from tlm_core.tasks.checks import count_labels, sort_labels
 from tlm_core.tasks.duplicates import TextScan, count_distinct, is_among
-from tlm_core.tasks.findings import Findings
 from tlm_core.tasks.targets import as_numbers
 from tlm_core.tasks.task import SPLITS
 from tlm_core.tasks.types import TASK_TYPES, TaskType

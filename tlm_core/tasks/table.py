@@ -1,59 +1,70 @@
-"""A file's records as columns of text, with what is wrong in single values."""
+"""The records of one split as columns of text, with the kinds of values that the file had."""
 
 from __future__ import annotations
 
-from collections import Counter
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tlm_core.tasks.findings import KEPT_PER_CODE, Findings
+from tlm_core.tables.findings import LISTED_PER_CODE, Findings
+from tlm_core.tables.records import Record, Records, TableFile, Unread, check_names, delimiter_name, without_surrogates
 from tlm_core.tasks.options import Limits
 
 KINDS: Mapping[type, str] = {str: "text", bool: "true/false", int: "whole number", float: "decimal number"}
-NOT_A_VALUE = "list or object"
-DATE = "date or time"
-BYTES = "piece of binary data"
-# Kinds that are not read: their values are null in a Column. With what is to be done about them.
+# Kinds that are not read, with the remedy: their values are null in a Column.
 UNREAD: Mapping[str, str] = {
-    NOT_A_VALUE: "each row needs exactly one plain value",
-    DATE: "write it as text",
-    BYTES: "write it as UTF-8 text",
+    Unread.NESTED.value: "Each row needs exactly one plain value.",
+    Unread.TIME.value: "Write it as text.",
+    Unread.BYTES.value: "Write it as UTF-8 text.",
 }
+_BATCH = 2_000
 _JOINED = 32
 _JOINED_BYTES = 1 << 26
 
 
 @dataclass
 class Kind:
-    """How many values of one kind a column has, and the rows of the first of them."""
+    """Number of values of one kind in a column, and the rows of the first of them."""
 
     count: int = 0
     rows: list[int] = field(default_factory=list)
 
     def add(self, rows: Sequence[int]) -> None:
         self.count += len(rows)
-        self.rows.extend(rows[: KEPT_PER_CODE - len(self.rows)])
+        self.rows.extend(rows[: LISTED_PER_CODE - len(self.rows)])
 
 
-@dataclass(frozen=True)
+@dataclass
 class Column:
-    """values: pyarrow chunked array of strings; null where there was none. kinds: what the values were in the file."""
+    """chunks: pyarrow arrays of strings, null where the file had no value. kinds: what the values were in the file."""
 
-    values: Any
-    kinds: Mapping[str, Kind]
+    chunks: list[Any] = field(default_factory=list)
+    kinds: dict[str, Kind] = field(default_factory=dict)
+
+    @property
+    def values(self) -> Any:
+        """All values as one chunked pyarrow array."""
+        return pa.chunked_array(self.chunks, pa.string())
+
+    def append(self, array: Any) -> None:
+        self.chunks.extend(array.chunks if isinstance(array, pa.ChunkedArray) else [array])
+        if len(self.chunks) % _JOINED == 0:
+            # Arrays of Python values own up to twice the memory that they need; copies do not.
+            latest = self.chunks[-_JOINED:]
+            if sum(chunk.nbytes for chunk in latest) <= _JOINED_BYTES:
+                self.chunks[-_JOINED:] = [pa.concat_arrays(latest)]
 
 
 @dataclass(frozen=True)
 class RawTable:
-    """The records of one split as they stand in its file.
-
-    rows: (records,) int64, 1-based record numbers, header and blank lines excluded.
-    """
+    """The records of one split. rows: (records,) int64, record numbers from 1 without header and blank lines."""
 
     split: str
     file: str
@@ -61,131 +72,113 @@ class RawTable:
     columns: Mapping[str, Column]
 
 
-def as_text(value: bool | int | float) -> str:
-    """A label's spelling: true/false, whole numbers without a point."""
+def as_text(value: bool | int | float | Decimal) -> str:
+    """The spelling of a label: true/false, whole numbers without a point, decimals with all digits."""
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, Decimal):
+        text = f"{value:f}"
+        return text.rstrip("0").rstrip(".") if "." in text else text
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value)
 
 
-class TableBuilder:
-    """Gathers batches of records into a RawTable; a column that appears late is null before."""
+def _kind_of(value: Any) -> str:
+    if isinstance(value, Unread):
+        return value.value
+    if isinstance(value, Decimal):
+        return KINDS[int if value.as_tuple().exponent == 0 else float]
+    return KINDS.get(type(value), Unread.NESTED.value)
 
-    def __init__(self, split: str, file: str, findings: Findings, *, damaged: bool = False) -> None:
-        self._split, self._file, self._findings, self._damaged = split, file, findings, damaged
-        self._rows: list[NDArray[np.int64]] = []
-        self._length = 0
-        self._chunks: dict[str, list[Any]] = {}
-        self._kinds: dict[str, dict[str, Kind]] = {}
 
-    @property
-    def names(self) -> list[str]:
-        return list(self._chunks)
+def read_table(path: Path, split: str, findings: Findings, limits: Limits, *, delimiter: str | None) -> RawTable | None:
+    """Return all records of one file, or None if it has none; every data error is added to `findings`.
 
-    def declare(self, names: Iterable[str]) -> None:
-        """Name columns before their first values."""
-        for name in names:
-            self._chunks[name] = []
-            self._kinds[name] = {}
+    delimiter: None infers it.
+    """
+    before = findings.total
+    file = TableFile(
+        path, findings, split, delimiter=delimiter, max_columns=limits.max_columns, max_bytes=limits.max_file_bytes
+    )
+    records = file.open()
+    if records is None or not _has_two_columns(records, file):
+        return None
+    table = collect(records, file)
+    if table is not None and len(table.rows):
+        return table
+    if findings.total == before and (table is None or not table.columns):
+        file.fault("empty_file", f"{file.label} is empty. Add column names and records, or one JSON object per line.")
+    elif findings.total == before:
+        file.fault("no_rows", f"{file.label} has column names but no records. Add records.")
+    return None
 
-    def add_values(self, rows: Sequence[int], columns: Mapping[str, Sequence[Any]]) -> None:
-        """Add a batch of Python values (str, bool, int, float, None, others); rows: their record numbers."""
-        self.add_arrays(rows, {name: self._strings(name, rows, values) for name, values in columns.items()})
 
-    def add_arrays(self, rows: Sequence[int] | NDArray[np.int64], columns: Mapping[str, Any]) -> None:
-        """Add a batch of pyarrow string arrays, whose kinds were told by `add_kind`."""
-        for name in columns:
-            if name not in self._chunks:
-                self._chunks[name] = [pa.nulls(self._length, pa.string())] if self._length else []
-        for name, chunks in self._chunks.items():
-            array = columns[name] if name in columns else pa.nulls(len(rows), pa.string())
-            chunks.extend(array.chunks if isinstance(array, pa.ChunkedArray) else [array])
-            if len(self._rows) % _JOINED == _JOINED - 1:
-                _join_last(chunks)
-        self._rows.append(np.asarray(rows, dtype=np.int64))
-        self._length += len(rows)
+def _has_two_columns(records: Records, file: TableFile) -> bool:
+    if file.kind != "delimited" or len(records.names) != 1:
+        return True
+    name, delimiter = records.names[0][:80], delimiter_name(file.delimiter or ",")
+    message = (
+        f"The header of {file.label}, read with the delimiter {delimiter}, has one column, '{name}'. Texts and labels "
+        "need two. Set another delimiter, or remove the lines above the header."
+    )
+    file.fault("missing_column", message)
+    return False
 
-    def add_kind(self, name: str, kind: str, rows: Sequence[int]) -> None:
-        """Tell that the values of column `name` in `rows` were of that kind."""
-        self._kinds.setdefault(name, {}).setdefault(kind, Kind()).add(rows)
 
-    def build(self) -> RawTable:
-        rows = np.concatenate(self._rows) if self._rows else np.empty(0, dtype=np.int64)
-        columns = {
-            name: Column(pa.chunked_array(chunks, pa.string()), self._kinds.get(name, {}))
-            for name, chunks in self._chunks.items()
-        }
-        return RawTable(self._split, self._file, rows, columns)
-
-    def _strings(self, name: str, rows: Sequence[int], values: Sequence[Any]) -> Any:
-        types = set(map(type, values))
-        for found in types - {type(None)}:
-            kind = KINDS.get(found, NOT_A_VALUE)
-            of_kind = rows
-            if len(types) > 1:
-                of_kind = [row for row, value in zip(rows, values, strict=True) if type(value) is found]
-            self.add_kind(name, kind, of_kind)
-        if types - {str, type(None)}:
-            values = [value if type(value) is str or value is None else _scalar(value) for value in values]
-        try:
-            return pa.array(values, pa.string())
-        except UnicodeEncodeError:
-            return pa.array([self._encodable(name, *pair) for pair in zip(rows, values, strict=True)], pa.string())
-
-    def _encodable(self, name: str, row: int, value: str | None) -> str | None:
-        """The value with lone surrogates replaced, and a fault for it."""
-        if value is None:
+def collect(records: Records, file: TableFile) -> RawTable | None:
+    """Return the records as a table of text columns; None if its columns cannot be used."""
+    columns = {name: Column() for name in records.names}
+    numbers: list[NDArray[np.int64]] = []
+    length, stream = 0, iter(records.read(None))
+    while batch := list(itertools.islice(stream, _BATCH)):
+        known = len(columns)
+        for name in dict.fromkeys(itertools.chain.from_iterable(record for _, record in batch)):
+            if name not in columns:  # a key that appears late is null before
+                columns[name] = Column([pa.nulls(length, pa.string())] if length else [])
+        if len(columns) > known and not check_names(list(columns), file):
             return None
-        clean = _clean(value)
-        if clean != value and self._damaged:
-            message = (
-                f"row {row} of {self._file}: '{name}' holds bytes that are not UTF-8, though the file is; save it anew"
-            )
-            self._findings.fault("bad_encoding", message, split=self._split, row=row, column=name)
-        elif clean != value:
-            message = (
-                f"row {row} of {self._file}: '{name}' holds half of a surrogate pair, which is no character; repair it"
-            )
-            self._findings.fault("bad_character", message, split=self._split, row=row, column=name)
-        return clean
+        _append(columns, batch, file, records.damaged)
+        numbers.append(np.array([row for row, _ in batch], dtype=np.int64))
+        length += len(batch)
+    rows = np.concatenate([np.empty(0, dtype=np.int64), *numbers])
+    return RawTable(file.split or "", file.label, rows, columns)
 
 
-def _join_last(chunks: list[Any]) -> None:
-    """Join the latest chunks: made of Python values they own up to twice the memory they need."""
-    latest = chunks[-_JOINED:]
-    if sum(chunk.nbytes for chunk in latest) <= _JOINED_BYTES:
-        chunks[-_JOINED:] = [pa.concat_arrays(latest)]
+def _append(columns: Mapping[str, Column], batch: Sequence[Record], file: TableFile, damaged: bool) -> None:
+    for name, column in columns.items():
+        values = [record.get(name) for _, record in batch]
+        if set(map(type, values)) == {str}:
+            _add_kind(column, KINDS[str], (row for row, _ in batch))
+        else:
+            for (row, _), value in zip(batch, values, strict=True):
+                if value is not None:
+                    _add_kind(column, _kind_of(value), [row])
+            values = [value if isinstance(value, str) or value is None else _scalar(value) for value in values]
+        try:
+            column.append(pa.array(values, pa.string()))
+        except UnicodeEncodeError:
+            rows = [row for row, _ in batch]
+            clean = [_repaired(value, name, row, file, damaged) for row, value in zip(rows, values, strict=True)]
+            column.append(pa.array(clean, pa.string()))
+
+
+def _add_kind(column: Column, kind: str, rows: Iterable[int]) -> None:
+    column.kinds.setdefault(kind, Kind()).add(list(rows))
 
 
 def _scalar(value: Any) -> str | None:
-    return as_text(value) if type(value) in KINDS else None
+    return as_text(value) if type(value) in KINDS or isinstance(value, Decimal) else None
 
 
-def check_names(names: Sequence[str], file: str, split: str, findings: Findings, limits: Limits) -> bool:
-    """Whether column names can be used; a fault is added for each that cannot. Blank names do not count.
-
-    Faults: doubled_column, bad_character, too_many_columns.
-    """
-    before = findings.total
-    for name, count in Counter(names).items():
-        if count > 1 and name:
-            message = f"{file} has {count} columns named '{name}'; rename or remove all but one"
-            findings.fault("doubled_column", message, split=split, column=name)
-        if "\x00" in name or name != _clean(name):
-            shown = _clean(name).replace("\x00", "?")
-            message = (
-                f"the column name '{shown}' of {file} holds NUL or broken characters; rename it, or save the file as "
-                "UTF-8 if it is UTF-16 without its mark"
-            )
-            findings.fault("bad_character", message, split=split, column=shown)
-    if len(names) > limits.max_columns:
-        message = f"{file} has more than {limits.max_columns} columns; keep the few that are needed"
-        findings.fault("too_many_columns", message, split=split)
-    return findings.total == before
-
-
-def _clean(text: str) -> str:
-    """The text with lone surrogates replaced by question marks."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+def _repaired(value: str | None, name: str, row: int, file: TableFile, damaged: bool) -> str | None:
+    """The value with question marks instead of lone surrogates, each a data error."""
+    if value is None or (clean := without_surrogates(value)) == value:
+        return value
+    place = f"Row {row} of {file.label}, column '{name}',"
+    if damaged:
+        file.fault("bad_encoding", f"{place} has bytes that are not UTF-8. Save the file as UTF-8 again.", row, name)
+    else:
+        message = f"{place} has half of a surrogate pair, which is not a character. Correct the text."
+        file.fault("bad_character", message, row, name)
+    return clean

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tlm_core.tables.findings import Findings
 from tlm_core.tasks.checks import check_unread, count_labels, is_null_or_blank, null_rows
-from tlm_core.tasks.findings import Findings
 from tlm_core.tasks.options import Limits
 from tlm_core.tasks.table import RawTable
 from tlm_core.tasks.types import TASK_TYPES, TaskType, task_type_of

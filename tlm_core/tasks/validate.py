@@ -23,19 +23,18 @@ import pyarrow.compute as pc
 from tlm_core.errors import InvalidRequest
 from tlm_core.hub import HUB
 from tlm_core.selection.given import GIVEN, given_part, write_given
+from tlm_core.tables.findings import Findings
 from tlm_core.tasks.checks import check_label_set, check_labels, check_texts, count_labels, sort_labels
 from tlm_core.tasks.columns import Columns, choose_columns
 from tlm_core.tasks.duplicates import count_distinct, scan
-from tlm_core.tasks.findings import Findings
-from tlm_core.tasks.glue import glue_task
 from tlm_core.tasks.hub import HubSource, parse_hub_id, read_hub
-from tlm_core.tasks.known import known_for_hub
+from tlm_core.tasks.known import glue_task, known_for_hub
 from tlm_core.tasks.metrics import METRICS
 from tlm_core.tasks.options import DatasetOptions, Limits
-from tlm_core.tasks.read import find_splits, read_table
 from tlm_core.tasks.report import SplitData, build_report
+from tlm_core.tasks.split_files import find_splits
 from tlm_core.tasks.splits import bands, cut_splits
-from tlm_core.tasks.table import RawTable
+from tlm_core.tasks.table import RawTable, read_table
 from tlm_core.tasks.targets import as_numbers, check_spread, check_targets, infer_type
 from tlm_core.tasks.task import SPLITS, Task, task_schema
 from tlm_core.tasks.types import TaskType

@@ -8,8 +8,8 @@ import re
 from tests.support import ROOT
 
 PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
-READERS = ("tasks", "corpus", "selection")
-REPORTING_CALLS = {"fault", "fault_rows", "warn", "Fault"}
+READERS = ("tables", "tasks", "corpus", "selection")
+REPORTING_CALLS = {"fault", "fault_rows", "warn", "Fault", "UnreadableFile"}
 
 
 def codes_in_use() -> set[str]:

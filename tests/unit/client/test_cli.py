@@ -354,9 +354,9 @@ def test_skipped_files_are_reported_on_stderr(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["id"] == "ds_1"
     assert result.stderr.splitlines() == [
-        "note: files of a type that is not read were left out: test.xlsx; "
-        "give jsonl, csv, tsv or parquet (the text forms also as .gz)",
-        "note: files whose names tell no split were left out: eval.csv",
+        "note: files with unsupported types are ignored: test.xlsx. "
+        "Supported types: jsonl, json, csv, tsv and parquet; all but parquet also as .gz or .zst.",
+        "note: files whose names tell no split are ignored: eval.csv",
     ]
 
 

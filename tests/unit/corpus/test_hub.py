@@ -50,7 +50,7 @@ def test_a_data_set_in_hub_layout_is_streamed(repository: Path) -> None:
     name = f"hub:{repository}:other:test"
     passages = list(read_sources([name], say=heard.append))
     assert passages == [make_passage(f"other test {i}", name) for i in range(3)]
-    assert len(heard) == 1 and "taking 'body'" in heard[0]
+    assert len(heard) == 1 and "reading 'body'" in heard[0]
 
 
 def test_a_split_or_repository_that_is_not_there_is_an_error_of_ours(repository: Path) -> None:

@@ -30,7 +30,7 @@ def test_a_folder_at_an_address_is_read_by_file_name_like_one_of_this_machine(bu
     said: list[str] = []
     found = [(passage.text, passage.source) for passage in read_sources([bucket], say=said.append)]
     assert found == [("the first text", "a.txt.gz"), ("the second text", "two.jsonl")]
-    assert said == [f"{bucket}: left out 1 files of other kinds"]
+    assert said == [f"{bucket}: skipped 1 files of other types"]
 
 
 def test_a_single_file_at_an_address_is_read(bucket: str) -> None:

@@ -90,10 +90,10 @@ def test_order_is_kept_across_batches(tmp_path: Path) -> None:
         ("a.csv", "text,rank\na,-1\n", "not_a_rank"),
         ("a.csv", "text,rank\na,1\nb,\n", "missing_rank"),
         ("a.csv", "text,rank\n", "no_rows"),
-        ("a.csv", "one,two\na,b\n", "no_text_column"),
+        ("a.csv", "one,two\na,b\n", "missing_column"),
         ("a.jsonl", '{"text": 3}\n', "not_text"),
         ("a.jsonl", '{"text": "a", "rank": true}\n', "not_a_rank"),
-        ("a.parquet", "no parquet", "not_parquet"),
+        ("a.parquet", "no parquet", "unreadable_file"),
     ],
 )
 def test_data_errors_name_the_row(tmp_path: Path, name: str, content: str, code: str) -> None:

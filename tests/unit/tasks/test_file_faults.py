@@ -60,10 +60,10 @@ def test_an_unknown_split(tmp_path: Path) -> None:
     ("name", "content", "part"),
     [
         ("train.csv", b"PK\x03\x04....", "Excel"),
-        ("train.csv", b'{"text": "a", "label": "b"}\n', "name it .jsonl"),
+        ("train.csv", b'{"text": "a", "label": "b"}\n', "Name it .jsonl"),
         ("train.jsonl", b"text,label\na,b\n", "name it .csv"),
-        ("train.csv", b"PAR1....", "is Parquet"),
-        ("train.parquet", b"text,label\n", "is not Parquet"),
+        ("train.csv", b"PAR1....", "is a Parquet file"),
+        ("train.parquet", b"text,label\n", "is not a Parquet file"),
     ],
 )
 def test_content_that_is_not_what_the_name_says(tmp_path: Path, name: str, content: bytes, part: str) -> None:
@@ -128,11 +128,11 @@ def test_a_json_array_cut_half_way(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "delimiter", "named"),
     [
-        ("text^label", None, "delimiter comma, names one column, 'text^label'"),
-        ("text,label", ";", "delimiter semicolon, names one column, 'text,label'"),
-        ("text,label", "^", "delimiter '^', names one column, 'text,label'"),
-        ("sep=;\ntext;label", None, "delimiter semicolon, names one column, 'sep='"),
-        ("# made by hand\ntext,label", None, "delimiter comma, names one column, '# made by hand'"),
+        ("text^label", None, "delimiter comma, has one column, 'text^label'"),
+        ("text,label", ";", "delimiter semicolon, has one column, 'text,label'"),
+        ("text,label", "^", "delimiter '^', has one column, 'text,label'"),
+        ("sep=;\ntext;label", None, "delimiter semicolon, has one column, 'sep='"),
+        ("# made by hand\ntext,label", None, "delimiter comma, has one column, '# made by hand'"),
     ],
 )
 def test_a_header_that_names_one_column_is_told_with_the_delimiter(
@@ -142,14 +142,14 @@ def test_a_header_that_names_one_column_is_told_with_the_delimiter(
     _, report = validate(put(tmp_path / "all.csv", f"{header}\n{records}"), DatasetOptions(delimiter=delimiter))
     assert [fault["code"] for fault in report["faults"]] == ["missing_column"]
     assert named in report["faults"][0]["message"]
-    assert report["faults"][0]["message"].endswith("say another delimiter, or remove what stands above the header")
+    assert report["faults"][0]["message"].endswith("Set another delimiter, or remove the lines above the header.")
 
 
 def test_utf_16_without_its_mark_is_asked_about(tmp_path: Path) -> None:
     file = put(tmp_path / "all.csv", "text,label\nx,y\n".encode("utf-16-le"))
     _, report = validate(file)
     assert {fault["code"] for fault in report["faults"]} == {"bad_character"}
-    assert report["faults"][0]["message"].endswith("save the file as UTF-8 if it is UTF-16 without its mark")
+    assert report["faults"][0]["message"].endswith("If the file is UTF-16 without a byte order mark, save it as UTF-8.")
 
 
 def test_csv_rows_of_the_wrong_width_are_each_told(tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 
 from tests.unit.tasks.make import faults, folder, jsonl, put, rows
-from tlm_core.tasks.columnar import class_names
+from tlm_core.tables.records import class_names
 from tlm_core.tasks.options import DatasetOptions
 from tlm_core.tasks.validate import load_task
 
@@ -93,7 +94,7 @@ def test_stray_quotes_in_tab_separated_text_are_plain_characters(tmp_path: Path)
     put(tmp_path / "train.tsv", 'text\tlabel\n"twas night\tbad\nan 8" nail\tgood\nthe "end"\tgood\n')
     task, report = load_task(split_files(tmp_path))
     assert task.texts("train") == ['"twas night', 'an 8" nail', 'the "end"']
-    assert any("quotes are taken as plain" in note for note in report["notes"])
+    assert any("quotes are read as plain" in note for note in report["notes"])
 
 
 def test_blanks_around_column_names_are_left_out_and_told(tmp_path: Path) -> None:
@@ -138,6 +139,27 @@ def test_the_note_on_a_guessed_encoding_shows_a_sample(tmp_path: Path) -> None:
     put(tmp_path / "train.csv", "text,label\na,bad\nle café noir,good\n".encode("cp1252"))
     _, report = load_task(split_files(tmp_path))
     assert any("line 3" in note and "café" in note for note in report["notes"])
+
+
+@pytest.mark.parametrize(
+    ("codec", "text"),
+    [
+        ("cp1251", "Это хороший фильм но мне он не понравился"),
+        ("cp1250", "Zażółć gęślą jaźń i to jest świetny film"),
+        ("gb18030", "这是一部很好的电影我非常喜欢"),
+        ("cp1252", "Die Straße ist schön und naïve façade à Paris"),
+    ],
+)
+def test_legacy_encodings_are_inferred_from_enough_text(tmp_path: Path, codec: str, text: str) -> None:
+    put(tmp_path / "train.csv", ("text,label\n" + f"{text},bad\n{text},good\n" * 5).encode(codec))
+    task, report = load_task(split_files(tmp_path))
+    assert task.texts("train") == [text] * 10
+    assert any(f"read as {codec}" in note for note in report["notes"])
+
+
+def test_zstandard_files_are_read(tmp_path: Path) -> None:
+    put(tmp_path / "train.csv.zst", zstandard.compress(delimited(",").encode()))
+    assert load_task(split_files(tmp_path))[0].texts("train") == [row["text"] for row in ROWS]
 
 
 def test_bytes_unknown_to_cp1252_are_latin_1(tmp_path: Path) -> None:
@@ -268,11 +290,11 @@ def test_files_that_tell_no_split_are_left_out_and_told(tmp_path: Path) -> None:
     put(source / "manifest.json", "{}")
     put(source / "README.md", "# hello")
     _, report = load_task(source)
-    assert "files whose names tell no split were left out: notes.csv" in report["notes"]
+    assert "files whose names tell no split are ignored: notes.csv" in report["notes"]
 
 
 def test_a_type_unknown_by_name_is_told_by_content(tmp_path: Path) -> None:
     put(tmp_path / "rows.data", jsonl(rows(40)))
     task, report = load_task(tmp_path / "rows.data")
     assert task.counts["train"] == 32
-    assert any("by its content it is read as json" in note for note in report["notes"])
+    assert any("the content is read as json" in note for note in report["notes"])

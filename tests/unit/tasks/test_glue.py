@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tlm_core.errors import InvalidRequest
-from tlm_core.tasks.glue import GLUE, NOTE
+from tlm_core.tasks.known import GLUE, GLUE_NOTE
 from tlm_core.tasks.options import DatasetOptions
 from tlm_core.tasks.task import Task
 from tlm_core.tasks.validate import load_task, write_task
@@ -68,7 +68,7 @@ def test_its_development_set_is_test_and_validation_is_cut_from_train(reader: An
     assert task.counts == {"train": 54, "validation": 6, "test": 20}
     assert all(text.startswith("validation ") for text in task.texts("test"))
     assert all(text.startswith("train ") for split in ("train", "validation") for text in task.texts(split))
-    assert NOTE in report["notes"] and "splits not used: test" in report["notes"]
+    assert GLUE_NOTE in report["notes"] and "splits not used: test" in report["notes"]
     assert (task.name, task.metric, task.pair) == ("cola", "matthews", False)
 
 

@@ -14,7 +14,7 @@ import pytest
 from tests.support import ROOT
 from tests.unit.tasks.make import put
 from tlm_core.errors import InvalidRequest
-from tlm_core.tasks.findings import Findings
+from tlm_core.tables.findings import Findings
 from tlm_core.tasks.hub import HubSource, parse_hub_id, read_hub
 from tlm_core.tasks.options import DatasetOptions, Limits
 from tlm_core.tasks.validate import load_task
@@ -36,7 +36,7 @@ def test_hub_ids_are_taken_apart(text: str, source: HubSource) -> None:
     "text", ["hub:", "hub:imdb", "hub:../x", "hub:./x", "hub:/etc/x", "hub:a/b/c", "hub:a b/c", "hub:a/b@", "a/b"]
 )
 def test_what_is_no_hub_id_is_refused(text: str) -> None:
-    with pytest.raises(InvalidRequest, match="is no hub id"):
+    with pytest.raises(InvalidRequest, match="Invalid hub id"):
         parse_hub_id(text)
 
 
@@ -79,14 +79,14 @@ def test_a_file_beside_the_splits_is_taken_from_the_hub_s_cache(tmp_path: Path) 
     )
     found, missing, *outside = done.stdout.splitlines()
     assert found == "a passage,7,1", done.stderr
-    assert missing.startswith("Unavailable 'large_external.csv' of the hub data set yxchar/sciie-tlm cannot be fetched")
+    assert missing.startswith("Unavailable Cannot fetch 'large_external.csv' of the hub dataset yxchar/sciie-tlm")
     assert all(told.startswith("InvalidRequest") for told in outside) and len(outside) == 2
 
 
 def test_a_local_folder_does_not_stand_in_for_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path / "owner" / "name" / "train.csv", "text,label\na,b\n")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InvalidRequest, match="is also a folder here"):
+    with pytest.raises(InvalidRequest, match="is also a local folder"):
         read_hub(HubSource("owner/name"), Findings(), Limits())
 
 

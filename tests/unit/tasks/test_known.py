@@ -35,5 +35,5 @@ def test_a_known_task_is_found_by_its_hub_path() -> None:
 
 
 def test_an_unknown_name_gets_the_nearest() -> None:
-    with pytest.raises(NotFound, match="did you mean 'chemprot'"):
+    with pytest.raises(NotFound, match="Did you mean 'chemprot'"):
         known_task("chemport")

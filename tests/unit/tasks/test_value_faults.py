@@ -85,7 +85,7 @@ def test_faults_of_one_code_are_listed_up_to_a_hundred_and_all_counted(tmp_path:
     _, report = validate(source)
     assert report["fault_counts"] == {"blank_text": 250}
     assert [fault["row"] for fault in report["faults"]] == list(range(5, 105))
-    with pytest.raises(InvalidDataset, match=r"250 faults \(250 x blank_text\); the first: row 5 of train.jsonl"):
+    with pytest.raises(InvalidDataset, match=r"250 data errors in the dataset .*row 5 of train.jsonl"):
         load_task(source)
 
 
@@ -102,8 +102,8 @@ def test_parquet_values_that_are_not_read_are_called_what_they_are(tmp_path: Pat
     _, report = validate(tmp_path / "train.parquet", DatasetOptions(metric=metric))
     found = {(fault["code"], fault["row"]): fault["message"] for fault in report["faults"]}
     assert set(found) == {("not_text", 1), ("null_text", 3), ("null_label", 1), ("not_a_label", 2), ("not_a_label", 3)}
-    assert found["not_text", 1].endswith("'text' is a piece of binary data, not a text; write it as UTF-8 text")
-    assert found["not_a_label", 2].endswith("'label' is a date or time; write it as text")
+    assert found["not_text", 1].endswith("'text' is a piece of binary data, not a text; Write it as UTF-8 text.")
+    assert found["not_a_label", 2].endswith("'label' is a date or time; Write it as text.")
 
 
 def test_many_unknown_labels_are_listed_up_to_a_hundred_and_all_counted(tmp_path: Path) -> None:
@@ -185,7 +185,8 @@ def test_labels_with_blanks_at_an_end_are_a_warning(tmp_path: Path) -> None:
     task, report = load_task(path)
     assert task.labels == (" bad", " good")
     assert messages(report, "warnings", "label_variants") == [
-        "the labels ' bad', ' good' begin or end with blanks, which stay part of their names; take them out of all.csv"
+        "the labels ' bad', ' good' begin or end with blanks, which stay part of their names; "
+        "take them out of all.csv (split train)"
     ]
     with pytest.raises(InvalidRequest, match="the positive label 'good' is none of ' bad', ' good'"):
         load_task(path, DatasetOptions(metric="f1", positive_label="good"))

@@ -1,0 +1,92 @@
+"""Data errors, data warnings and notes, collected while files are read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from tlm_core.errors import Fault, InvalidDataset
+
+LISTED_PER_CODE = 100
+
+
+class Findings:
+    """Everything that was noticed; the first 100 of each code are listed, the others are counted.
+
+    subject: what is read, for the summary. stop_at: number of data errors at which `fault` raises InvalidDataset.
+    say: called with each note at once.
+    """
+
+    def __init__(
+        self, subject: str = "the dataset", *, stop_at: int | None = None, say: Callable[[str], None] | None = None
+    ) -> None:
+        self._subject, self._stop_at, self._say = subject, stop_at, say
+        self.faults: list[Fault] = []
+        self.warnings: list[Fault] = []
+        self.notes: list[str] = []
+        self.fault_counts: Counter[str] = Counter()
+        self.warning_counts: Counter[str] = Counter()
+
+    def fault(
+        self, code: str, message: str, *, split: str | None = None, row: int | None = None, column: str | None = None
+    ) -> None:
+        """Add a data error; the data cannot be used."""
+        self.fault_counts[code] += 1
+        if self.fault_counts[code] <= LISTED_PER_CODE:
+            self.faults.append(Fault(code, message, split, row, column))
+        if self._stop_at is not None and self.total >= self._stop_at:
+            raise self.error()
+
+    def fault_rows(
+        self, code: str, message: str, rows: Sequence[int], *, split: str, column: str, total: int | None = None
+    ) -> None:
+        """Add the same data error for each of `rows`; `{row}` in the message stands for the row number.
+
+        total: number of rows with this error, if `rows` lists only the first of them.
+        """
+        listed = rows[:LISTED_PER_CODE]
+        for row in listed:
+            self.fault(code, message.replace("{row}", str(row)), split=split, row=row, column=column)
+        self.count_more(code, (len(rows) if total is None else total) - len(listed))
+
+    def count_more(self, code: str, count: int) -> None:
+        """Count data errors that are not listed."""
+        if count:
+            self.fault_counts[code] += count
+
+    def warn(
+        self, code: str, message: str, *, split: str | None = None, row: int | None = None, column: str | None = None
+    ) -> None:
+        """Add a data warning; the data can be used."""
+        self.warning_counts[code] += 1
+        if self.warning_counts[code] <= LISTED_PER_CODE:
+            self.warnings.append(Fault(code, message, split, row, column))
+
+    def note(self, text: str) -> None:
+        """Add an inferred choice with its reason, or how a file was read."""
+        if text not in self.notes:
+            self.notes.append(text)
+            if self._say is not None:
+                self._say(text)
+
+    @property
+    def total(self) -> int:
+        """Number of data errors, listed or not."""
+        return sum(self.fault_counts.values())
+
+    @property
+    def ok(self) -> bool:
+        return not self.faults
+
+    def check(self) -> None:
+        """Raise InvalidDataset if there is any data error."""
+        if not self.ok:
+            raise self.error()
+
+    def error(self) -> InvalidDataset:
+        """Return all data errors as one exception; its message has the first one and the number of each code."""
+        summary = f"Data error in {self._subject}"
+        if self.total > 1:
+            counts = ", ".join(f"{count} x {code}" for code, count in self.fault_counts.most_common())
+            summary = f"{self.total} data errors in {self._subject} ({counts})"
+        return InvalidDataset(f"{summary}: {self.faults[0].message}", self.faults)

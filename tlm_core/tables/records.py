@@ -1,0 +1,489 @@
+"""Records of CSV, TSV, JSON, JSON Lines and Parquet files, as a stream; task files and corpus files use it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tlm_core.errors import StorageUnavailable
+from tlm_core.parquet import open_parquet
+from tlm_core.tables.findings import Findings
+from tlm_core.tables.textfile import (
+    UTF8,
+    Encoding,
+    Lines,
+    UnreadableFile,
+    detect_encoding,
+    name_without_packing,
+    open_bytes,
+)
+
+FORMATS: Mapping[str, str] = {
+    ".jsonl": "json", ".ndjson": "json", ".json": "json",
+    ".csv": "delimited", ".tsv": "delimited", ".tab": "delimited",
+    ".parquet": "parquet", ".pq": "parquet",
+}  # fmt: skip
+_DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
+_SAMPLE_CHARS = 1 << 18
+_FIELD_LIMIT = 1 << 27
+_SHOWN_CHARS = 80
+_BATCH = 1_000
+_FOREIGN = (
+    (b"PK\x03\x04", "a ZIP archive or an Excel sheet"),
+    (b"\xd0\xcf\x11\xe0", "an old Excel sheet"),
+    (b"%PDF", "a PDF"),
+    (b"ARROW1", "an Arrow file"),
+    (b"BZh", "packed with bzip2"),
+    (b"\xfd7zXZ", "packed with xz"),
+)
+SUPPORTED = "Supported types: jsonl, json, csv, tsv and parquet; all but parquet also as .gz or .zst."
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
+# A JSON object becomes a tuple of its (key, value) pairs, so that a repeated key is noticed.
+_DECODER = json.JSONDecoder(object_pairs_hook=tuple, parse_constant=lambda _name: None)
+
+T = TypeVar("T")
+Record = tuple[int, dict[str, Any]]
+Reader = Callable[[Sequence[str] | None], Iterator[Record]]
+
+
+class Unread(Enum):
+    """Stands for a Parquet value that is not read as text; `value` is its kind in words."""
+
+    NESTED = "list or object"
+    TIME = "date or time"
+    BYTES = "piece of binary data"
+
+
+@dataclass(frozen=True)
+class Records:
+    """The records of one file.
+
+    names: its columns; empty for JSON, where every object has its own keys. read: (columns) → record number from 1 and
+    values by column; `columns` limits what Parquet reads. damaged: strings may hold undecoded bytes as surrogates.
+    """
+
+    names: Sequence[str]
+    read: Reader
+    damaged: bool = False
+
+
+@dataclass
+class TableFile:
+    """One file to read. label: its name in messages. Data errors go to `findings`.
+
+    delimiter, encoding, kind ("json", "delimited", "parquet"): None infers them. max_bytes: of the unpacked file.
+    """
+
+    path: Path
+    findings: Findings
+    split: str | None = None
+    delimiter: str | None = None
+    encoding: Encoding | None = None
+    max_columns: int = 1_000
+    max_bytes: int | None = None
+    label: str = ""
+    kind: str | None = None
+
+    def __post_init__(self) -> None:
+        self.label = self.label or label(self.path.name, self.split)
+
+    def fault(self, code: str, message: str, row: int | None = None, column: str | None = None) -> None:
+        self.findings.fault(code, message, split=self.split, row=row, column=column)
+
+    def open(self) -> Records | None:
+        """Return the records, or None with a data error if the file cannot be read. Raises StorageUnavailable."""
+        return next(self.guarded(self._open), None)
+
+    def guarded(self, produce: Callable[[], Iterable[T]]) -> Iterator[T]:
+        """What `produce` yields, until the file cannot be read further; that is a data error."""
+        import pyarrow as pa
+
+        try:
+            yield from produce()
+        except UnreadableFile as error:
+            self.fault(error.code, str(error))
+        except UnicodeDecodeError as error:
+            message = f"{self.label} is not valid {error.encoding} ({error.reason}). Save it as UTF-8."
+            self.fault("bad_encoding", message)
+        except (OSError, pa.ArrowException) as error:
+            if getattr(error, "errno", None):
+                raise StorageUnavailable(f"Cannot read {self.path}: {error}. Try again.") from error
+            if "Truncated" in str(error):
+                self.fault("cut_file", f"{self.label} ends too early; its packed data are incomplete. Upload it again.")
+            else:
+                self.fault("unreadable_file", f"Cannot read {self.label} ({error}). Write or upload the file again.")
+
+    def _open(self) -> Iterator[Records]:
+        if self.kind is None:
+            self.kind = self._infer_kind()
+        self._check_size()
+        if self.kind == "parquet":
+            yield from self._parquet()
+            return
+        if self.encoding is None:
+            self.encoding = detect_encoding(self.path)
+            if self.encoding.note:
+                self.findings.note(f"{self.label}: {self.encoding.note}")
+        yield from self._json() if self.kind == "json" else self._delimited()
+
+    def _infer_kind(self) -> str:
+        """Return the format that the file name tells, if the first bytes agree, else the format of the content."""
+        with open_bytes(self.path) as handle:
+            start = handle.read(1 << 16)
+        if not start:
+            raise UnreadableFile("empty_file", f"{self.label} is empty. Upload it again.")
+        named = format_of(self.path.name)
+        foreign = next((kind for mark, kind in _FOREIGN if start.startswith(mark)), None)
+        text = start.replace(b"\x00", b"").lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n")
+        parquet, braces = start.startswith(b"PAR1"), text[:1] in (b"{", b"[")
+        if foreign:
+            raise UnreadableFile("wrong_type", f"{self.label} is {foreign}. {SUPPORTED}")
+        if named is not None and parquet != (named == "parquet"):
+            content = "is a Parquet file" if parquet else "is not a Parquet file"
+            raise UnreadableFile("wrong_type", f"{self.label} {content}, contrary to its name. {SUPPORTED}")
+        if named == "json" and text and not braces:
+            message = f"{self.label} does not begin with a JSON object. If it is CSV, name it .csv."
+            raise UnreadableFile("wrong_type", message)
+        if named == "delimited" and re.match(rb'\{\s*"[^"\n]*"\s*:', text):
+            raise UnreadableFile("wrong_type", f"{self.label} begins with a JSON object. Name it .jsonl.")
+        if named is None:
+            named = "parquet" if parquet else "json" if braces else "delimited"
+            self.findings.note(f"{self.label}: the name has no known type; the content is read as {named}")
+        return named
+
+    def _check_size(self) -> None:
+        if self.max_bytes is None:
+            return
+        size = 0
+        if self.kind == "parquet":
+            metadata = open_parquet(self.path).metadata
+            size = sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
+        else:
+            with open_bytes(self.path) as handle:
+                while size <= self.max_bytes and (block := handle.read(1 << 20)):
+                    size += len(block)
+        if size > self.max_bytes:
+            message = f"{self.label} unpacks to more than {self.max_bytes:,} bytes. Use fewer rows or shorter texts."
+            raise UnreadableFile("file_too_large", message)
+
+    def _records(self, names: Sequence[str], produce: Reader) -> Records:
+        damaged = self.encoding is None or self.encoding.damaged
+        return Records(names, lambda columns: self.guarded(lambda: produce(columns)), damaged)
+
+    def _lines(self) -> Lines:
+        return Lines(self.path, self.encoding or UTF8)
+
+    def _parquet(self) -> Iterator[Records]:
+        file = open_parquet(self.path)
+        names = file.schema_arrow.names
+        classes = class_names(file.schema_arrow.metadata)
+        if check_names(names, self):
+            yield self._records(names, lambda chosen: arrow_records(file.iter_batches(_BATCH, columns=chosen), classes))
+
+    def _json(self) -> Iterator[Records]:
+        first = next((text for line in self._lines() if (text := line.strip())), "")
+        # A line such as ["a", "b"] is a wrong record, not the start of an array of objects.
+        is_array = first in ("[", "[]") or re.match(r"\[\s*\{", first) is not None
+        values = self._array if is_array else self._json_lines
+        yield self._records([], lambda _: self._objects(values()))
+
+    def _json_lines(self) -> Iterator[tuple[int, Any]]:
+        row = 0
+        lines = self._lines()
+        invalid: tuple[int, str] | None = None
+        for line in lines:
+            if not (text := line.strip()):
+                continue
+            row += 1
+            if invalid is not None:
+                self._invalid_json(*invalid)
+                invalid = None
+            try:
+                yield row, _DECODER.decode(text)
+            except RecursionError:
+                invalid = (row, "it is nested too deep")
+            except ValueError as error:
+                invalid = (row, str(error))
+        if invalid is not None and lines.complete:
+            self._invalid_json(*invalid)
+        elif invalid is not None:
+            message = f"{self.label} ends in the middle of row {invalid[0]} ({invalid[1]}). Upload it again."
+            self.fault("cut_row", message, invalid[0])
+
+    def _invalid_json(self, row: int, reason: str) -> None:
+        self.fault("malformed_row", f"Row {row} of {self.label} is not a JSON object on one line: {reason}.", row)
+
+    def _array(self) -> Iterator[tuple[int, Any]]:
+        try:
+            values = _DECODER.decode("".join(self._lines()))
+        except RecursionError:
+            message = f"{self.label} is nested too deep. Write one flat object per line."
+            self.fault("malformed_row", message)
+        except ValueError as error:
+            message = f"{self.label} starts as a JSON array but is invalid ({error}). If it was cut, upload it again."
+            self.fault("malformed_row", message)
+        else:
+            yield from enumerate(values, start=1)
+
+    def _objects(self, values: Iterable[tuple[int, Any]]) -> Iterator[Record]:
+        for row, value in values:
+            if type(value) is not tuple:
+                message = f'Row {row} of {self.label} is not a JSON object. Write {{"text": ..., "label": ...}}.'
+                self.fault("malformed_row", message, row)
+                continue
+            record = dict(value)
+            if len(record) < len(value):
+                key, _ = Counter(key for key, _ in value).most_common(1)[0]
+                message = f"Row {row} of {self.label} has the key '{key}' more than once. Remove all but one."
+                self.fault("doubled_column", message, row, key)
+                continue
+            yield row, record
+
+    def _delimited(self) -> Iterator[Records]:
+        csv.field_size_limit(max(csv.field_size_limit(), _FIELD_LIMIT))
+        delimiter = self.delimiter or self._infer_delimiter()
+        plain = delimiter == "\t" and _quotes_are_plain(self._lines())
+        if plain:
+            self.findings.note(f"{self.label}: quotes are read as plain characters because some enclose no whole field")
+        lines = self._lines()
+        reader = csv.reader(
+            lines, delimiter=delimiter, quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL, strict=True
+        )
+        try:
+            header = next((cells for cells in reader if cells), [])
+        except csv.Error as error:
+            message = f"The header of {self.label} is invalid: {error}. Correct its quotes."
+            raise UnreadableFile("malformed_row", message) from error
+        names = [name.strip() for name in header]
+        if names != header:
+            self.findings.note(f"{self.label}: blanks around column names are removed")
+        if unnamed := names.count("") if any(names) else 0:
+            self.findings.note(f"{self.label}: {unnamed} column(s) without a name are ignored")
+        if not check_names(names, self):
+            return
+        self.delimiter = delimiter
+        named = [name for name in names if name]
+        yield self._records(named, lambda _: self._rows(reader, lines, names))
+
+    def _infer_delimiter(self) -> str:
+        """Return the delimiter that gives most records of the file's start as many fields as its header has."""
+        usual = "\t" if re.search(r"\.(tsv|tab)\b", self.path.name.lower()) else ","
+        sample, complete = _start(self._lines())
+        best, best_rank, reason = usual, (0.0, 0), "no other delimiter splits the header"
+        for delimiter in sorted(_DELIMITERS, key=lambda delimiter: delimiter != usual):
+            widths = _widths(sample, delimiter)
+            if not complete:
+                widths = widths[:-1] or widths
+            if not widths or widths[0] < 2:
+                continue
+            same = Counter(widths)[widths[0]]
+            rank = (same / len(widths), widths[0])
+            if rank > best_rank:
+                best, best_rank = delimiter, rank
+                reason = f"it gives {same} of the first {len(widths)} records {widths[0]} fields"
+        if best != usual:
+            self.findings.note(f"{self.label}: delimiter: {_DELIMITERS[best]}; {reason}")
+        return best
+
+    def _rows(self, reader: Iterator[list[str]], lines: Lines, names: Sequence[str]) -> Iterator[Record]:
+        row, width = 0, len(names)
+        short: tuple[int, int] | None = None  # the latest record with too few fields: row, fields
+        while True:
+            try:
+                cells = next(reader)
+            except StopIteration:
+                break
+            except csv.Error as error:
+                row += 1
+                self._invalid_row(str(error), row)
+                continue
+            if not cells or (len(cells) == 1 < width and not cells[0].strip()):  # a blank line
+                continue
+            row += 1
+            if short is not None:
+                self._too_few(*short, width)
+                short = None
+            if len(cells) == width:
+                yield row, {name: cell for name, cell in zip(names, cells, strict=True) if name}
+            elif len(cells) < width:
+                short = (row, len(cells))
+            else:
+                message = f"Row {row} of {self.label} has {len(cells)} fields, but the header has {width}."
+                self.fault("malformed_row", f"{message} Put texts that contain the delimiter in double quotes.", row)
+        if short is not None and lines.complete:
+            self._too_few(*short, width)
+        elif short is not None:
+            message = f"{self.label} ends in the middle of row {short[0]}, after {short[1]} of {width} fields."
+            self.fault("cut_row", f"{message} Upload it again.", short[0])
+
+    def _too_few(self, row: int, fields: int, width: int) -> None:
+        message = f"Row {row} of {self.label} has {fields} field(s), but the header has {width}. Add the missing ones."
+        self.fault("malformed_row", message, row)
+
+    def _invalid_row(self, reason: str, row: int) -> None:
+        place = f"Row {row} of {self.label}"
+        if "end of data" in reason:
+            self.fault("cut_row", f"{place} has an open quote. Close it; if the file was cut, upload it again.", row)
+        elif "field limit" in reason:
+            self.fault("malformed_row", f"{place} has a field above {_FIELD_LIMIT} characters. Close open quotes.", row)
+        else:
+            self.fault("malformed_row", f"{place} is invalid: {reason}. Double the quotes within quoted texts.", row)
+
+
+def label(name: str, split: str | None) -> str:
+    """The name of a file in messages, with its split unless the name tells it."""
+    return name if split is None or split in name.lower() else f"{name} (split {split})"
+
+
+def delimiter_name(delimiter: str) -> str:
+    return _DELIMITERS.get(delimiter, repr(delimiter))
+
+
+def format_of(name: str) -> str | None:
+    """The format that a file name tells: "json", "delimited", "parquet", or None."""
+    suffix = Path(name_without_packing(name)).suffix.lower()
+    return FORMATS.get(suffix)
+
+
+def check_names(names: Sequence[str], file: TableFile) -> bool:
+    """Whether column names can be used; adds a data error for each that cannot. Blank names do not count."""
+    before = file.findings.total
+    for name, count in Counter(names).items():
+        if count > 1 and name:
+            message = f"{file.label} has {count} columns named '{name}'. Rename or remove all but one."
+            file.fault("doubled_column", message, column=name)
+        if "\x00" in name or name != without_surrogates(name):
+            shown = without_surrogates(name).replace("\x00", "?")
+            message = f"The column name '{shown}' of {file.label} has NUL or invalid characters. Rename the column."
+            message += " If the file is UTF-16 without a byte order mark, save it as UTF-8."
+            file.fault("bad_character", message, column=shown)
+    if len(names) > file.max_columns:
+        message = f"{file.label} has more than {file.max_columns} columns. Remove those that are not needed."
+        file.fault("too_many_columns", message)
+    return file.findings.total == before
+
+
+def without_surrogates(text: str) -> str:
+    """The text with question marks instead of lone surrogates."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _start(lines: Iterable[str]) -> tuple[str, bool]:
+    """The first characters of a file, and whether they are all of it."""
+    parts, size = [], 0
+    for line in lines:
+        parts.append(line)
+        size += len(line)
+        if size > _SAMPLE_CHARS:
+            return "".join(parts)[:_SAMPLE_CHARS], False
+    return "".join(parts), True
+
+
+def _widths(sample: str, delimiter: str) -> list[int]:
+    """Number of fields of each record of the sample, up to the first invalid one."""
+    widths = []
+    try:
+        for cells in csv.reader(io.StringIO(sample, newline=""), delimiter=delimiter):
+            if cells:
+                widths.append(len(cells))
+    except csv.Error:
+        pass  # the file itself is read strictly, with errors
+    return widths
+
+
+def _quotes_are_plain(lines: Iterable[str]) -> bool:
+    """Whether a tab-separated file uses no quoting: all lines equally wide, and a field begins with a stray quote."""
+    stray = False
+    width = None
+    for line in lines:
+        if not line.strip():
+            continue
+        tabs = line.count("\t")
+        width = tabs if width is None else width
+        if tabs != width:
+            return False
+        if '"' in line and not stray:
+            fields = line.rstrip("\r\n").split("\t")
+            stray = any(field.startswith('"') and not _QUOTED.fullmatch(field) for field in fields)
+    return stray
+
+
+def class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, Sequence[str]]:
+    """Names of the numbers in label columns, as the `datasets` library stores them in a schema's metadata.
+
+    Metadata of any other form names nothing: the numbers stay the labels.
+    """
+    try:
+        note = json.loads((metadata or {}).get(b"huggingface", b"{}"))
+        features = note["info"]["features"].items()
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        return {}
+    classes = {name: feature for name, feature in features if isinstance(feature, dict)}
+    named = {name: feature.get("names") for name, feature in classes.items() if feature.get("_type") == "ClassLabel"}
+    return {
+        name: names
+        for name, names in named.items()
+        if isinstance(names, list) and all(isinstance(each, str) for each in names)
+    }
+
+
+def arrow_records(batches: Iterable[Any], classes: Mapping[str, Sequence[str]]) -> Iterator[Record]:
+    """Records of Arrow tables or record batches; columns in `classes` are numbers that stand for those names."""
+    row = itertools.count(1)
+    for batch in batches:
+        names = batch.schema.names
+        columns = [_values(batch.column(index), classes.get(name)) for index, name in enumerate(names)]
+        for values in zip(*columns, strict=True):
+            yield next(row), dict(zip(names, values, strict=True))
+
+
+def _values(column: Any, classes: Sequence[str] | None) -> list[Any]:
+    """Python values of an Arrow column: str, bool, int, float, Decimal, None or Unread."""
+    import pyarrow as pa
+
+    if isinstance(column, pa.ChunkedArray):
+        return [value for chunk in column.chunks for value in _values(chunk, classes)]
+    if isinstance(column, pa.ExtensionArray):
+        return _values(column.storage, classes)
+    types, kind = pa.types, column.type
+    if types.is_dictionary(kind):
+        return _values(column.dictionary_decode(), classes)
+    if types.is_nested(kind) or types.is_temporal(kind):
+        unread = Unread.NESTED if types.is_nested(kind) else Unread.TIME
+        return [unread if valid else None for valid in column.is_valid().to_pylist()]
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+        return _strings(column)
+    values = column.to_pylist()
+    if types.is_integer(kind) and classes is not None:
+        return [classes[value] if value is not None and 0 <= value < len(classes) else None for value in values]
+    if types.is_floating(kind):
+        return [None if value != value else value for value in values]  # NaN counts as null
+    return [_text_of(value) if isinstance(value, bytes) else value for value in values]
+
+
+def _strings(column: Any) -> list[str | None]:
+    """The strings, with invalid bytes as lone surrogates."""
+    import pyarrow as pa
+
+    try:
+        values: list[str | None] = column.to_pylist()
+        return values
+    except UnicodeDecodeError:
+        raw = column.cast(pa.binary()).to_pylist()
+        return [None if value is None else value.decode("utf-8", "surrogateescape") for value in raw]
+
+
+def _text_of(value: bytes) -> str | Unread:
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return Unread.BYTES

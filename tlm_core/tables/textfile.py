@@ -1,0 +1,180 @@
+"""Text files: unpacking, encodings and lines."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, cast
+
+_PACKED = {".gz": "gzip", ".zst": "zstd"}
+_MARKS_OF_PACKED = ((b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"))
+_BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+# Encodings that charset-normalizer chooses from. It cannot always separate cp1250 from cp1252, the usual one.
+_LEGACY = ["cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "koi8_r", "gb18030", "shift_jis", "euc_kr", "big5"]
+_BLOCK = 1 << 20
+_SAMPLED_LINES = 1_000
+_EVIDENCE = 32  # with fewer bytes above 127 charset-normalizer guesses
+LONGEST_LINE = 1 << 26
+# A byte that cannot be decoded becomes one of these code points under "surrogateescape".
+UNDECODED = re.compile("[\udc80-\udcff]")
+_DECODED = re.compile("[^\x00-\x7f\udc80-\udcff]")
+
+
+class UnreadableFile(Exception):
+    """The rest of a file cannot be read; `code` and the message are those of the data error."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """name: Python codec. damaged: invalid bytes become lone surrogates, which the reader of a value reports.
+
+    strict: an invalid byte ends reading. note: for the user, or None.
+    """
+
+    name: str
+    damaged: bool = False
+    strict: bool = False
+    note: str | None = None
+
+
+UTF8 = Encoding("utf-8-sig", strict=True)
+
+
+def name_without_packing(name: str) -> str:
+    """The file name without .gz or .zst."""
+    return name[: -len(suffix)] if (suffix := Path(name).suffix) and suffix.lower() in _PACKED else name
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """Open a file for reading, unpacked if its name or its first bytes say gzip or Zstandard. Raises OSError."""
+    with open(path, "rb") as file:
+        start = file.read(4)
+    by_content = next((codec for mark, codec in _MARKS_OF_PACKED if start.startswith(mark)), None)
+    codec = _PACKED.get(path.suffix.lower(), by_content)
+    if codec is None:
+        return open(path, "rb")
+    import pyarrow as pa
+
+    return cast(IO[bytes], io.BufferedReader(pa.input_stream(str(path), compression=codec), _BLOCK))
+
+
+class Lines:
+    """The lines of a text file, with their line ends. number, last: of the latest line.
+
+    Iterating raises UnreadableFile for a line above `longest` characters, which `pieces` divides instead, and for an
+    invalid byte if the encoding is strict.
+    """
+
+    def __init__(self, path: Path, encoding: Encoding, longest: int = LONGEST_LINE, *, pieces: bool = False) -> None:
+        self._path, self._encoding, self._longest, self._pieces = path, encoding, longest, pieces
+        self.number, self.last = 0, ""
+
+    def __iter__(self) -> Iterator[str]:
+        errors = "surrogateescape" if self._encoding.damaged or self._encoding.strict else "strict"
+        with io.TextIOWrapper(open_bytes(self._path), self._encoding.name, errors=errors, newline="") as handle:
+            while line := handle.readline(self._longest):
+                self.number += 1
+                self._check(line)
+                self.last = line
+                yield line
+
+    def _check(self, line: str) -> None:
+        place = f"line {self.number} of {self._path.name}"
+        if not self._pieces and len(line) == self._longest and not line.endswith("\n"):
+            raise UnreadableFile("malformed_row", f"A record is too long: {place}. Split it, or close an open quote.")
+        if self._encoding.strict and not line.isascii() and (byte := UNDECODED.search(line)):
+            value = ord(byte[0]) - 0xDC00
+            message = f"Byte 0x{value:02X} in {place} is not UTF-8. Save the file as UTF-8."
+            raise UnreadableFile("bad_encoding", message)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the latest line has a line end, which the last line of a truncated file rarely has."""
+        return self.last.endswith(("\n", "\r"))
+
+
+def detect_encoding(path: Path) -> Encoding:
+    """Return the encoding of a text file, by its byte order mark or by decoding all of it.
+
+    A file that is mostly UTF-8 is damaged UTF-8. For other files charset-normalizer chooses a legacy encoding.
+    Raises UnicodeDecodeError if the bytes contradict the byte order mark.
+    """
+    with open_bytes(path) as handle:
+        start = handle.read(4)
+    for mark, name in _BYTE_ORDER_MARKS:
+        if start.startswith(mark):
+            if name != "utf-8-sig":
+                _decode(path, name)
+                return Encoding(name, note=f"read as {name.upper()} because of its byte order mark")
+            return Encoding(name, damaged=not _fits(path, name), note="the byte order mark at its start is ignored")
+    if _fits(path, "utf-8"):
+        return Encoding("utf-8")
+    return Encoding("utf-8", damaged=True) if _is_mostly_utf8(path) else _legacy(path)
+
+
+def _decode(path: Path, name: str) -> None:
+    decoder = codecs.getincrementaldecoder(name)()
+    with open_bytes(path) as handle:
+        while block := handle.read(_BLOCK):
+            decoder.decode(block)
+        decoder.decode(b"", final=True)
+
+
+def _fits(path: Path, name: str) -> bool:
+    try:
+        _decode(path, name)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _is_mostly_utf8(path: Path) -> bool:
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    valid = invalid = 0
+    with open_bytes(path) as handle:
+        while block := handle.read(_BLOCK):
+            text = decoder.decode(block)
+            valid += len(_DECODED.findall(text))
+            invalid += len(UNDECODED.findall(text))
+        tail = decoder.decode(b"", final=True)
+    cut_at_end = invalid == 0 and tail != ""
+    return cut_at_end or valid >= invalid + len(tail)
+
+
+def _legacy(path: Path) -> Encoding:
+    with open_bytes(path) as handle:
+        lines = list(islice((pair for pair in enumerate(handle, 1) if not pair[1].isascii()), _SAMPLED_LINES))
+    likely = _likely_encodings(b"".join(line for _, line in lines))
+    name = next((name for name in likely if _fits(path, name)), "latin-1")
+    number, line = lines[0][0], lines[0][1].decode(name, "replace")
+    first = next(index for index, char in enumerate(line) if ord(char) > 127)
+    sample = line[max(0, first - 15) : first + 15].strip()
+    note = f"not UTF-8; read as {name}, which gives {sample!r} in line {number}. If that is wrong, save it as UTF-8"
+    return Encoding(name, note=note)
+
+
+def _likely_encodings(sample: bytes) -> list[str]:
+    """Legacy encodings of the sample, the likeliest first."""
+    if sum(byte > 127 for byte in sample) < _EVIDENCE:
+        return ["cp1252"]
+    from charset_normalizer import from_bytes
+
+    matches = list(from_bytes(sample, cp_isolation=_LEGACY))
+    best = [match for match in matches if (match.chaos, match.coherence) == (matches[0].chaos, matches[0].coherence)]
+    likely = [encoding for match in best for encoding in match.could_be_from_charset]
+    return [*sorted(likely, key=lambda encoding: encoding != "cp1252"), "cp1252"]
