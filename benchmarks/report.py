@@ -1,4 +1,4 @@
-"""How every benchmark of the project prints a figure: one JSON line on standard output, remarks on standard error."""
+"""Print figures in one form: one JSON line on standard output for each; remarks go to standard error."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def figure(
 ) -> dict[str, object]:
     """Print and return `{"name","value","goal","better","unit","runs"}`; the value is the median of the runs.
 
-    Without runs the value is null and `reason` says why. goal: what is claimed or wanted; None for a figure that is
-    only told. Raises ValueError for a run that is not a number, and for neither runs nor a reason.
+    Without runs the value is null and `reason` says why. Raises ValueError for a run that is not finite, and for
+    missing runs without a reason.
     """
     if not runs and not reason:
-        raise ValueError(f"'{name}' has no runs; say why")
+        raise ValueError(f"'{name}' has no runs. Give a reason.")
     if not all(map(math.isfinite, runs)):
-        raise ValueError(f"a run of '{name}' is not a number: {list(runs)}")
+        raise ValueError(f"'{name}' has a run that is not finite: {list(runs)}.")
     line: dict[str, object] = {
         "name": name,
-        "value": _short(median(runs)) if runs else None,
+        "value": _round(median(runs)) if runs else None,
         "goal": goal,
         "better": better,
         "unit": unit,
-        "runs": [_short(run) for run in runs],
+        "runs": [_round(run) for run in runs],
     }
     if not runs:
         line["reason"] = reason
@@ -43,26 +43,26 @@ def figure(
 
 
 def remark(text: str) -> None:
-    """One line of what is going on, on standard error, so that standard output stays JSON."""
+    """Print a line on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Ours over theirs, run by run: what ran side by side is compared, so a machine that slows down slows both."""
-    return [mine / other for mine, other in zip(ours, theirs, strict=True)]
+    """Divide run by run. Runs that alternate share the state of the machine, so its changes cancel."""
+    return [our_run / their_run for our_run, their_run in zip(ours, theirs, strict=True)]
 
 
 def alternate(rivals: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """Run each rival `repeats` times, taking turns; what each returned, by name. One turn beforehand is thrown away."""
+    """Run the rivals in turns and return the results of each. An extra first turn is a warm-up."""
     for run in rivals.values():
         run()
-    found: dict[str, list[float]] = {name: [] for name in rivals}
+    results: dict[str, list[float]] = {name: [] for name in rivals}
     for _ in range(repeats):
         for name, run in rivals.items():
-            found[name].append(run())
-    return found
+            results[name].append(run())
+    return results
 
 
-def _short(value: float) -> float:
-    """Six significant digits; more would claim what no clock gives."""
+def _round(value: float) -> float:
+    """Round to six significant digits. No clock is more precise."""
     return float(f"{value:.6g}")

@@ -1,53 +1,48 @@
-"""The gateway's figures: `make bench-gateway`. It starts what it needs and ends by itself.
+"""Measure the gateway: `make bench-gateway`, or `python -m benchmarks.gateway submit` for one part.
 
-`python -m benchmarks.gateway submit` measures one part alone; estimates, which train ten jobs, are a program of their
-own: `python -m benchmarks.gateway.estimates`.
+The script starts and stops Redis and the gateway. Estimates train jobs, so they are a separate script:
+`python -m benchmarks.gateway.estimates`.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.gateway.files import downloads, validation
-from benchmarks.gateway.predictions import predictions
-from benchmarks.gateway.requests import looks, submits
-from benchmarks.gateway.server import gateway
-from benchmarks.gateway.streams import streams
+from benchmarks.gateway.files import measure_downloads, measure_validation
+from benchmarks.gateway.predictions import measure_predictions
+from benchmarks.gateway.requests import measure_status, measure_submissions
+from benchmarks.gateway.server import Gateway, run_gateway
+from benchmarks.gateway.streams import measure_streams
 from benchmarks.report import remark
 
-PARTS = ("submit", "status", "events", "download", "predict", "validation")
+PARTS: dict[str, Callable[[Gateway, float], None]] = {
+    "submit": measure_submissions,
+    "status": measure_status,
+    "events": lambda gateway, _: measure_streams(gateway),
+    "download": lambda gateway, _: measure_downloads(gateway),
+    "predict": lambda gateway, _: measure_predictions(gateway),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each run under load")
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, "validation", []], help="default: all")
+    parser.add_argument("--seconds", type=float, default=20.0, help="duration of each run under load")
     options = parser.parse_args()
-    wanted = options.parts or PARTS
-    if set(wanted) - {"validation"}:
-        with gateway() as served:
-            for part in PARTS:
-                if part in wanted and part != "validation":
-                    remark(part)
-                    if part != "submit" and not served.jobs.list_jobs("default", limit=1)[0]:
-                        served.http().post("/v1/jobs", json={"dataset": "toy", "corpus": "docs"}).raise_for_status()
-                    match part:
-                        case "submit":
-                            submits(served, seconds=options.seconds)
-                        case "status":
-                            looks(served, seconds=options.seconds)
-                        case "events":
-                            streams(served)
-                        case "download":
-                            downloads(served)
-                        case "predict":
-                            predictions(served)
-    if "validation" in wanted:
+    parts = options.parts or [*PARTS, "validation"]
+    if set(parts) & set(PARTS):
+        with run_gateway() as gateway:
+            gateway.submit_job()
+            for part in filter(parts.__contains__, PARTS):
+                remark(part)
+                PARTS[part](gateway, options.seconds)
+    if "validation" in parts:
         remark("validation")
         with tempfile.TemporaryDirectory(prefix="tlm-bench-") as folder:
-            validation(Path(folder))
+            measure_validation(Path(folder))
 
 
 if __name__ == "__main__":

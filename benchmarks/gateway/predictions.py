@@ -1,4 +1,4 @@
-"""Predictions of one short text, on models of the recipe's shapes whose weights are drawn at random."""
+"""Predict one short text at a time with models of the recipes' shapes and random weights."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.gateway.server import Served, T
-from benchmarks.gateway.wire import Wire
+from benchmarks.gateway.server import TENANT, Gateway
 from benchmarks.report import figure
 from tests.contract.made_results import complete, publish
 from tlm_core.jobs.spec import JobSpec
@@ -19,47 +18,47 @@ SCALES: tuple[Scale, ...] = ("tiny", "small", "medium")
 WORDS = 12
 
 
-def predictions(served: Served, *, count: int = 100) -> None:
-    """Each scale's model, asked for one text of a dozen words again and again."""
+def measure_predictions(gateway: Gateway, *, count: int = 100) -> None:
+    """Request one text of a dozen words `count` times from the model of each scale."""
     for number, scale in enumerate(SCALES):
-        job, vocab = _finished(served, scale, number), resolve("fast", scale, {}).tokenizer.vocab_size
-        seconds = asyncio.run(_ask(served, job, vocab, count))
-        first, rest = seconds[0], sorted(seconds[1:])
-        figure(f"predict_p50_{scale}", [1e3 * rest[len(rest) // 2]], unit="ms", goal=30, better="lower")
-        figure(f"predict_p99_{scale}", [1e3 * rest[int(0.99 * len(rest))]], unit="ms", better="lower")
+        job = _finish_job(gateway, scale, seed=1000 + number)
+        first, *seconds = asyncio.run(_predict(gateway, job, resolve("fast", scale).tokenizer.vocab_size, count + 1))
+        seconds.sort()
+        figure(f"predict_p50_{scale}", [1e3 * seconds[count // 2]], unit="ms", goal=30, better="lower")
+        figure(f"predict_p99_{scale}", [1e3 * seconds[int(0.99 * count)]], unit="ms", better="lower")
         figure(f"predict_first_{scale}", [1e3 * first], unit="ms", better="lower")
 
 
-async def _ask(served: Served, job: str, vocab: int, count: int) -> list[float]:
-    wire, seconds = Wire(served.port, served.token), []
+async def _predict(gateway: Gateway, job: str, vocabulary: int, count: int) -> list[float]:
+    """Return the seconds of each request."""
+    connection, seconds = gateway.connect(), []
     try:
-        for number in range(count + 1):
-            text = " ".join(f"w{(number * 7919 + place * 131) % (vocab - 4)}" for place in range(WORDS))
-            began = time.perf_counter()
-            status, _ = await wire.request("POST", f"/v1/jobs/{job}/predict", {"texts": [text]})
-            seconds.append(time.perf_counter() - began)
+        for number in range(count):
+            text = " ".join(f"w{(number * 7919 + place * 131) % (vocabulary - 4)}" for place in range(WORDS))
+            start = time.perf_counter()
+            status = await connection.request("POST", f"/v1/jobs/{job}/predict", {"texts": [text]})
+            seconds.append(time.perf_counter() - start)
             assert status == 200, status
     finally:
-        wire.close()
+        connection.close()
     return seconds
 
 
-def _finished(served: Served, scale: Scale, number: int) -> str:
-    """A job that has left a model of this scale's shape; its id."""
-    resolved = served.jobs.list_jobs(T, limit=1)[0][0].resolved
-    spec = JobSpec(dataset="toy", corpus="docs", priority=10, seeds=(1000 + number,))
-    job, _ = served.jobs.submit(T, spec, resolved)
-    claimed = served.jobs.claim("bench", 3600)
-    assert claimed is not None and claimed.id == job.id
+def _finish_job(gateway: Gateway, scale: Scale, seed: int) -> str:
+    """Store a finished job with a model of this scale's shape, and return its id."""
+    spec = JobSpec(dataset="toy", corpus="docs", priority=10, seeds=(seed,))
+    gateway.jobs.submit(TENANT, spec, gateway.resolved())
+    job = gateway.jobs.claim("bench", 3600)
+    assert job is not None and job.spec == spec
     with tempfile.TemporaryDirectory(prefix="tlm-bench-") as name:
         folder = Path(name)
-        complete(served.jobs, served.artifacts, claimed, folder, up_to="evaluate")
-        publish(served.jobs, served.artifacts, claimed, "export", _export(folder / "export", scale))
+        complete(gateway.jobs, gateway.artifacts, job, folder, up_to="evaluate")
+        publish(gateway.jobs, gateway.artifacts, job, "export", _export(folder / "export", scale))
     return job.id
 
 
 def _export(folder: Path, scale: Scale) -> Path:
-    """The files from which the gateway predicts."""
+    """Write the files that the gateway predicts with."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
@@ -78,8 +77,8 @@ def _export(folder: Path, scale: Scale) -> Path:
     (folder / "model").mkdir(parents=True)
     tokenizer.save(str(folder / "model" / "tokenizer.json"))
     (folder / "model" / "config.json").write_text(json.dumps({"pad_token_id": 0}))
-    facts = {"labels": labels, "max_length": recipe.model.max_length, "pair": False}
-    (folder / "labels.json").write_text(json.dumps(facts))
+    metadata = {"labels": labels, "max_length": recipe.model.max_length, "pair": False}
+    (folder / "labels.json").write_text(json.dumps(metadata))
     model = TaskModel(scratch_shape(recipe.model, size, len(labels)))
     initialize(model, 0)
     weights = {name: value.detach().numpy() for name, value in model.state_dict().items()}

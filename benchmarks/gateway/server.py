@@ -1,4 +1,4 @@
-"""A gateway in a process of its own on a real Redis (every write synced) and a folder, filled for the benches."""
+"""Run a gateway as a process on a real Redis (every write synced) and a folder, with a dataset and a corpus."""
 
 from __future__ import annotations
 
@@ -18,68 +18,82 @@ from pathlib import Path
 import httpx
 import redis
 
+from benchmarks.gateway.load import Connection
 from services.common.catalog import Catalog
 from services.common.catalog_records import CorpusVersion
 from services.common.jobstore import JobStore
 from tests.redis_server import RedisServer, free_port
 from tlm_core.artifacts import ArtifactStore, ManifestRef
+from tlm_core.jobs.spec import Resolved
 from tlm_core.wire import CorpusState, LoadState
 
-T = "default"
+TENANT = "default"
 
 
 @dataclass
-class Served:
-    """A gateway that runs. pid: of its process."""
+class Gateway:
+    """A running gateway, and direct access to its stores."""
 
     port: int
     token: str
-    pid: int
+    process: subprocess.Popen[bytes]
     root: Path
     redis: redis.Redis
     jobs: JobStore
     catalog: Catalog
     artifacts: ArtifactStore
 
-    def http(self) -> httpx.Client:
-        return httpx.Client(
-            base_url=f"http://127.0.0.1:{self.port}", headers={"Authorization": f"Bearer {self.token}"}, timeout=120
-        )
+    def connect(self) -> Connection:
+        return Connection(self.port, self.token)
 
-    def memory(self, what: str = "VmRSS") -> float:
-        """MB that the gateway holds (VmRSS) or has held at most (VmHWM)."""
-        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
-            if line.startswith(f"{what}:"):
-                return int(line.split()[1]) / 1024
-        raise AssertionError(f"no {what}")
+    def post(self, path: str, **request: object) -> None:
+        headers = {"Authorization": f"Bearer {self.token}"}
+        httpx.post(f"http://127.0.0.1:{self.port}{path}", headers=headers, timeout=120, **request).raise_for_status()
+
+    def submit_job(self) -> None:
+        self.post("/v1/jobs", json={"dataset": "toy", "corpus": "docs"})
+
+    def resolved(self) -> Resolved:
+        """Return what a request for the toy dataset resolves to."""
+        return self.jobs.list_jobs(TENANT, limit=1)[0][0].resolved
+
+    def memory(self, field: str = "VmRSS") -> float:
+        """Return the MB that the gateway holds (VmRSS), or its peak (VmHWM)."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii")
+        (line,) = (line for line in status.splitlines() if line.startswith(f"{field}:"))
+        return int(line.split()[1]) / 1024
 
 
 @contextmanager
-def gateway() -> Iterator[Served]:
-    """Start Redis and the gateway, with a data set `toy` and a corpus `docs`; stop both at the end."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+def run_gateway() -> Iterator[Gateway]:
+    """Start Redis and the gateway with a dataset `toy` and a corpus `docs`, and stop both at the end."""
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     root = Path(tempfile.mkdtemp(prefix="tlm-bench-"))
     server = RedisServer(root)
     server.start()
     port = free_port()
     (root / "storage").mkdir()
-    environment = {
-        **os.environ, "TLM_API_PORT": str(port), "TLM_API_REDIS_URL": server.url,
-        "TLM_API_REDIS_PASSWORD": server.password, "TLM_API_STORAGE": str(root / "storage"),
-        "TLM_API_SCRATCH": str(root / "scratch"), "TLM_API_TOKEN_FILE": str(root / "token"),
-        "TLM_API_RETRIEVER_URL": "http://127.0.0.1:1", "TLM_API_INTERNAL_TOKEN": "x",
-    }  # fmt: skip
-    with open(root / "log", "wb") as log:
-        process = subprocess.Popen([sys.executable, "-m", "services.api"], env=environment, stderr=log)
+    settings = {
+        "PORT": str(port),
+        "REDIS_URL": server.url,
+        "REDIS_PASSWORD": server.password,
+        "STORAGE": str(root / "storage"),
+        "SCRATCH": str(root / "scratch"),
+        "TOKEN_FILE": str(root / "token"),
+        "RETRIEVER_URL": "http://127.0.0.1:1",
+        "INTERNAL_TOKEN": "x",
+    }
+    environment = os.environ | {f"TLM_API_{name}": value for name, value in settings.items()}
+    process = subprocess.Popen([sys.executable, "-m", "services.api"], env=environment)
     try:
-        _wait(port, process, root / "log")
+        wait_for_port(port, process)
         client = server.client()
-        token = (root / "token").read_text().strip()
+        token = (root / "token").read_text(encoding="ascii").strip()
         artifacts = ArtifactStore(str(root / "storage"), root / "cache")
-        served = Served(port, token, process.pid, root, client, JobStore(client), Catalog(client), artifacts)
-        _fill(served)
-        yield served
+        gateway = Gateway(port, token, process, root, client, JobStore(client), Catalog(client), artifacts)
+        _add_data(gateway)
+        yield gateway
     finally:
         process.terminate()
         process.wait(20)
@@ -87,26 +101,26 @@ def gateway() -> Iterator[Served]:
         shutil.rmtree(root, ignore_errors=True)
 
 
-def _wait(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 120
+def wait_for_port(port: int, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
+    """Wait until a process listens. Raises RuntimeError if it ends or takes too long."""
+    deadline = time.monotonic() + seconds
     while True:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"the gateway did not start:\n{log.read_text()[-2000:]}")
+            raise RuntimeError(f"No process listens on port {port}.")
         time.sleep(0.1)
 
 
-def _fill(served: Served) -> None:
+def _add_data(gateway: Gateway) -> None:
     rows = "text,label\n" + "".join(f"good film {n},pos\nbad film {n},neg\n" for n in range(20))
-    with served.http() as http:
-        http.post("/v1/datasets", data={"name": "toy"}, files={"train": ("train.csv", rows)}).raise_for_status()
+    gateway.post("/v1/datasets", data={"name": "toy"}, files={"train": ("train.csv", rows)})
     ref = ManifestRef(folder="default/corpora/docs/v1", digest="1" * 64)
-    load = served.catalog.add_load(T, "docs", "en", ref)
-    while not served.catalog.lease_load(T, load.id, "bench", 600):  # the gateway's own loader has it for a moment
+    load = gateway.catalog.add_load(TENANT, "docs", "en", ref)
+    while not gateway.catalog.lease_load(TENANT, load.id, "bench", 600):  # the gateway's own loader can hold the lease
         time.sleep(1)
     version = CorpusVersion(
         version="v1", language="en", passages=ref, count=3, state=CorpusState.READY, created_at=load.created_at
     )
-    served.catalog.save_load(load.model_copy(update={"state": LoadState.READY}), "bench", version)
+    gateway.catalog.save_load(load.model_copy(update={"state": LoadState.READY}), "bench", version)

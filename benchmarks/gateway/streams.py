@@ -1,79 +1,83 @@
-"""Event streams: 1,000 open at once, and how long after it happened an event is seen."""
+"""Open 1,000 event streams at once and measure how long after an event each one receives it."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 
-from benchmarks.gateway.server import Served, T
+from benchmarks.gateway.server import TENANT, Gateway
 from benchmarks.report import figure
 from tlm_core.jobs.spec import JobSpec
 
 JOBS = 20
+STREAMS = 1_000
+EVENTS = 15
 
 
-def streams(served: Served, *, count: int = 1_000, events: int = 15) -> None:
-    """Each of 1,000 readers follows one of 20 jobs; each job has an event a second."""
-    resolved = served.jobs.list_jobs(T, limit=1)[0][0].resolved
-    ids = []
-    for number in range(JOBS):
-        job, _ = served.jobs.submit(T, JobSpec(dataset="toy", corpus="docs", priority=10, seeds=(number,)), resolved)
-        ids.append(job.id)
-    for _ in range(JOBS):
-        assert served.jobs.claim("bench", 3600) is not None
-    delays, whole = asyncio.run(_run(served, ids, count, events))
+def measure_streams(gateway: Gateway) -> None:
+    """Each stream follows one of 20 jobs; each job has one event per second."""
+    resolved = gateway.resolved()
+    specs = [JobSpec(dataset="toy", corpus="docs", priority=10, seeds=(number,)) for number in range(JOBS)]
+    jobs = [gateway.jobs.submit(TENANT, spec, resolved)[0].id for spec in specs]
+    for _ in jobs:
+        assert gateway.jobs.claim("bench", 3600) is not None
+    delays, complete = asyncio.run(_Streams(gateway, jobs).run())
     delays.sort()
     figure("sse_delay_p95", [delays[int(0.95 * len(delays))]], unit="s", goal=1, better="lower")
     figure("sse_delay_p50", [delays[len(delays) // 2]], unit="s", better="lower")
-    figure("sse_streams_whole", [float(whole)], unit="streams", goal=count)
+    figure("sse_streams_whole", [float(complete)], unit="streams", goal=STREAMS)
 
 
-async def _run(served: Served, ids: list[str], count: int, events: int) -> tuple[list[float], int]:
-    delays: list[float] = []
-    opened = 0
+class _Streams:
+    """The readers of all streams and the writer of the events."""
 
-    async def read(number: int) -> bool:
-        nonlocal opened
-        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
-        job = ids[number % len(ids)]
-        writer.write(
-            f"GET /v1/jobs/{job}/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {served.token}\r\n"
-            "Accept: text/event-stream\r\n\r\n".encode()
-        )
-        seen, last, kind = 0, 0, ""
-        while seen < events:
+    def __init__(self, gateway: Gateway, jobs: list[str]) -> None:
+        self._gateway = gateway
+        self._jobs = jobs
+        self._open = 0
+        self._delays: list[float] = []
+
+    async def run(self) -> tuple[list[float], int]:
+        """Return the delays of all events, and how many streams received every event in order."""
+        writer = asyncio.create_task(self._write())
+        readers = asyncio.gather(*map(self._read, range(STREAMS)))
+        complete = await asyncio.wait_for(readers, 180)
+        await writer
+        return self._delays, sum(complete)
+
+    async def _read(self, number: int) -> bool:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._gateway.port)
+        path = f"/v1/jobs/{self._jobs[number % JOBS]}/events"
+        token = f"Authorization: Bearer {self._gateway.token}"
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n{token}\r\nAccept: text/event-stream\r\n\r\n".encode())
+        received, previous, event_type = 0, 0, ""
+        while received < EVENTS:
             line = await reader.readline()
+            name, _, value = line.decode().strip().partition(" ")
             if not line:
                 return False
-            if line.startswith(b"HTTP/1.1 200"):
-                opened += 1
-            elif line.startswith(b"id: "):
-                whole = last == 0 or int(line[4:]) == last + 1
-                last = int(line[4:])
-                if not whole:
+            if name == "HTTP/1.1" and value.startswith("200"):
+                self._open += 1
+            elif name == "id:":
+                if previous and int(value) != previous + 1:
                     return False
-            elif line.startswith(b"event: "):
-                kind = line[7:].decode().strip()
-            elif line.startswith(b"data: ") and kind == "bench.event":
-                at = float(line.split(b'"sent":')[1].split(b"}")[0])
-                delays.append(time.time() - at)
-                seen += 1
+                previous = int(value)
+            elif name == "event:":
+                event_type = value
+            elif name == "data:" and event_type == "bench.event":
+                sent = float(value.split('"sent":')[1].split("}")[0])
+                self._delays.append(time.time() - sent)
+                received += 1
         writer.close()
         return True
 
-    async def write() -> None:
-        while opened < count:
+    async def _write(self) -> None:
+        while self._open < STREAMS:
             await asyncio.sleep(0.1)
         await asyncio.sleep(2)
-        for _ in range(events):
-            began = time.time()
-            for job in ids:
-                told = [("bench.event", {"sent": time.time()})]
-                await asyncio.to_thread(served.jobs.report, T, job, 1, events=told)
-            await asyncio.sleep(max(0.0, began + 1 - time.time()))
-
-    readers = [asyncio.create_task(read(number)) for number in range(count)]
-    writer = asyncio.create_task(write())
-    found = await asyncio.wait_for(asyncio.gather(*readers), 180)
-    await writer
-    return delays, sum(found)
+        for _ in range(EVENTS):
+            start = time.time()
+            for job in self._jobs:
+                events = [("bench.event", {"sent": time.time()})]
+                await asyncio.to_thread(self._gateway.jobs.report, TENANT, job, 1, events=events)
+            await asyncio.sleep(max(0.0, start + 1 - time.time()))

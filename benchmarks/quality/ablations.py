@@ -9,7 +9,7 @@ from __future__ import annotations
 from statistics import mean
 from typing import Any
 
-from benchmarks.quality.data import asked, outcome, selected
+from benchmarks.quality.runs import asked, outcome, selected
 from benchmarks.report import figure, remark
 from tlm_core.training.recipe import resolve
 

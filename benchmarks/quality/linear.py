@@ -1,9 +1,9 @@
 """The rival to beat: a linear model on TF-IDF, tuned by cross-validation on train.
 
-`python -m benchmarks.quality.linear sciie acl_arc sci_cite csabstruct` prints JSON lines. Features are word 1-2-grams, in which
-entity marks such as `[[` are tokens, and character n-grams of 2 to 5 (`char_wb`), both with sublinear term frequency. Choices:
-feature families, LinearSVC or logistic regression, C from 0.01 to 100, class weights. Each choice is scored by five stratified folds
-of train, so it reads neither validation nor test. The best one is fitted on train, and also on train and validation together.
+`python -m benchmarks.quality.linear sciie acl_arc sci_cite csabstruct` prints JSON lines. Features are word 1-2-grams,
+in which entity marks such as `[[` are tokens, and character n-grams of 2 to 5 (`char_wb`), both with sublinear term
+frequency. Five stratified folds of train choose among feature families, LinearSVC and logistic regression, C from 0.01
+to 100, and class weights. The best choice is fitted on train, and again on train and validation together.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality.data import corpus_index
+from benchmarks.quality.runs import corpus_index
 from benchmarks.report import remark
 from tlm_core.artifacts import ManifestRef
 from tlm_core.compression.params import TicketParams

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.quality.data import made_task, outcome, selected
+from benchmarks.quality.runs import made_task, outcome, selected
 from benchmarks.report import figure, remark
 from tlm_core.errors import NotFound
 from tlm_core.training.recipe import Recipe, resolve

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from benchmarks.quality.data import asked, outcome, selected
+from benchmarks.quality.runs import asked, outcome, selected
 from benchmarks.report import figure
 from tlm_core.training.recipe import resolve
 

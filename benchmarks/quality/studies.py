@@ -19,10 +19,10 @@ from typing import Any
 
 import yaml
 
-from benchmarks.quality.data import FOLDER, key_of, made_task
 from benchmarks.quality.plans import free, run
 from benchmarks.quality.pretrained import changes as pretrained_changes
 from benchmarks.quality.pretrained import minilm
+from benchmarks.quality.runs import FOLDER, key_of, made_task
 from benchmarks.quality.sources import SOURCES, source_task
 from benchmarks.report import figure, remark
 from tlm_core.jobs.options import LearningCurve, Prune, ShareTickets

@@ -19,7 +19,7 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.quality.data import FOLDER, outcome, selected
+from benchmarks.quality.runs import FOLDER, outcome, selected
 from benchmarks.report import figure, remark
 from tlm_core.stages import JOINT, PREPARE
 from tlm_core.training.local import run_stage

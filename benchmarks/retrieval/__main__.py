@@ -11,7 +11,7 @@ import sys
 import time
 
 from benchmarks.report import remark
-from benchmarks.retrieval.data import program
+from benchmarks.retrieval.retrieval_data import program
 
 NAMES = ("search", "ingest", "growth", "selection")
 

@@ -14,7 +14,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from benchmarks.report import figure, remark
-from benchmarks.retrieval.data import TOP_K, folder, opensearch, passages, queries, recombined
+from benchmarks.retrieval.retrieval_data import TOP_K, folder, opensearch, passages, queries, recombined
 from services.retriever.indexes import CorpusKey, OpenSearchIndexes
 from tlm_core.corpus.passages import Passage
 from tlm_core.errors import NotFound

@@ -18,7 +18,7 @@ from opensearchpy import OpenSearch
 from opensearchpy.helpers import streaming_bulk
 
 from benchmarks.report import alternate, figure, ratios
-from benchmarks.retrieval.data import opensearch, passages, program, recombined, write_corpus
+from benchmarks.retrieval.retrieval_data import opensearch, passages, program, recombined, write_corpus
 from services.retriever.cluster import Cluster
 from services.retriever.indexes import CorpusKey, OpenSearchIndexes
 from services.retriever.opensearch_index import index_body

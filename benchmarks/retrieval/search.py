@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import alternate, figure, ratios, remark
-from benchmarks.retrieval.data import TOP_K, fill, opensearch, passages, program, queries
+from benchmarks.retrieval.retrieval_data import TOP_K, fill, opensearch, passages, program, queries
 from services.retriever.indexes import EmbeddedIndexes
 from services.retriever.opensearch_index import OpenSearchIndex
 from tlm_core.selection.index import Hit, PassageIndex

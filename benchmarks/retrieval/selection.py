@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.memory import peak_bytes
 from benchmarks.report import figure, remark
-from benchmarks.retrieval.data import TOP_K, fill, opensearch, passages, program, recombined
+from benchmarks.retrieval.retrieval_data import TOP_K, fill, opensearch, passages, program, recombined
 from services.retriever.cluster import connect
 from services.retriever.indexes import CorpusKey, OpenSearchIndexes
 

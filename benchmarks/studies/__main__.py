@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from benchmarks.training.data import environment
+from benchmarks.training.training_data import environment
 
 
 def main() -> None:

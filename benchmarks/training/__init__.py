@@ -1,1 +1,1 @@
-"""What the training engine's speed and exactness claims rest on. `python -m benchmarks.training` runs them all."""
+"""Benchmarks of the training engine. `python -m benchmarks.training` runs all of them."""

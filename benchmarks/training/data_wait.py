@@ -1,4 +1,4 @@
-"""The share of the joint step's time in which the loop waits for its next batch."""
+"""Measure the share of the joint step in which the loop waits for its next batch."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import argparse
 import torch
 
 from benchmarks.report import figure
-from benchmarks.training.data import bert_recipe, fast_recipe, prepared, threads
 from benchmarks.training.ours import Ours
+from benchmarks.training.training_data import bert_recipe, fast_recipe, prepared, threads
 
 
 def main() -> None:
@@ -23,9 +23,9 @@ def main() -> None:
         ours.run(4)
         shares = []
         for _ in range(options.repeats):
-            ours.waited = ours.spent = 0.0
+            ours.wait_seconds = ours.seconds = 0.0
             ours.run(options.steps)
-            shares.append(ours.waited / ours.spent)
+            shares.append(ours.wait_seconds / ours.seconds)
         figure(name, shares, goal=0.02, better="lower", unit="share of the step")
 
 

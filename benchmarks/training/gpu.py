@@ -1,7 +1,6 @@
-"""The joint step on a GPU at BERT-base shape, against the published loop and a compiled Trainer; model FLOPs used.
+"""Measure the joint step on a GPU at BERT-base shape against the published loop and Trainer, and its model FLOPs.
 
-Needs torch and transformers and, once, the text (see `data.py`); no Ray, no service. Without a GPU every figure is
-null and says so.
+Without a GPU every figure is null with that reason.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ from statistics import median
 import torch
 
 from benchmarks.report import alternate, figure, ratios, remark
-from benchmarks.training.data import bert_recipe, fast_recipe, prepared
 from benchmarks.training.ours import Ours
+from benchmarks.training.training_data import bert_recipe, fast_recipe, prepared
 from tlm_core.training.device import peak_flops
 from tlm_core.training.recipe import Recipe
 
@@ -31,7 +30,7 @@ ROWS: dict[str, tuple[float | None, str]] = {
 
 
 def recipes(rows: int) -> dict[str, Recipe]:
-    """Ours at BERT-base shape; the gated block of `fast` is narrower, so that parameters are as many."""
+    """Return our recipes at BERT-base shape. The gated block of `fast` is narrower to equal the parameter count."""
     size = {**BASE, "joint.batch_rows": rows, "joint.task_batch": rows}
     return {
         "ours": bert_recipe(**size, **{"model.intermediate": 3072}),
@@ -39,11 +38,11 @@ def recipes(rows: int) -> dict[str, Recipe]:
     }
 
 
-def utilisation(ours: Ours, steps: int, peak: float) -> float:
-    """FLOPs that the step's matrix products need, over those that the card could have done in the time."""
-    began = time.perf_counter()
+def utilization(ours: Ours, steps: int, peak: float) -> float:
+    """Return the FLOPs of the step's matrix products over the peak of the card in the same time."""
+    start = time.perf_counter()
     flops = ours.state_after(steps).flops
-    return flops / (time.perf_counter() - began) / peak
+    return flops / (time.perf_counter() - start) / peak
 
 
 def main() -> None:
@@ -70,24 +69,26 @@ def against_published(ours: dict[str, Ours], rows: int, steps: int, repeats: int
     forms = {"fp32": False, "bf16": True}
     loops = {kind: PublishedLoop(bf16=bf16, shape=SHAPE, batch=rows) for kind, bf16 in forms.items()}
     rivals = {f"published_{kind}": partial(loop.run, steps) for kind, loop in loops.items()}
-    found = alternate(rivals | {title: partial(rival.run, steps) for title, rival in ours.items()}, repeats)
-    for title, runs in found.items():
+    rates = alternate(rivals | {title: partial(rival.run, steps) for title, rival in ours.items()}, repeats)
+    for title, runs in rates.items():
         figure(f"gpu_tokens_per_second_{title}", runs, unit="real tokens/s")
     for title in ours:
         for kind in forms:
             row = f"gpu_joint_step_vs_published_{kind}"
-            figure(PREFIX[title] + row, ratios(found[title], found[f"published_{kind}"]), goal=ROWS[row][0], unit="x")
+            figure(PREFIX[title] + row, ratios(rates[title], rates[f"published_{kind}"]), goal=ROWS[row][0], unit="x")
 
 
 def against_trainer(ours: dict[str, Ours], rows: int, steps: int, repeats: int) -> None:
-    from benchmarks.training.hf_trainer import take_turns
+    from benchmarks.training.hf_trainer import alternate_with
 
     turns = {title: rival.run for title, rival in ours.items()}
-    found = {}
+    results = {}
     for form in ("eager", "compiled"):
-        found[form] = take_turns(SHAPE, turns, compiled=form == "compiled", batch=rows, steps=steps, repeats=repeats)
-        figure(f"gpu_tokens_per_second_trainer_{form}", found[form]["trainer"], unit="real tokens/s")
-    best = max(found.values(), key=lambda runs: median(runs["trainer"]))
+        results[form] = alternate_with(
+            SHAPE, turns, compiled=form == "compiled", batch=rows, steps=steps, repeats=repeats
+        )
+        figure(f"gpu_tokens_per_second_trainer_{form}", results[form]["trainer"], unit="real tokens/s")
+    best = max(results.values(), key=lambda runs: median(runs["trainer"]))
     for title in ours:
         row = "gpu_joint_step_vs_trainer"
         figure(PREFIX[title] + row, ratios(best[title], best["trainer"]), goal=ROWS[row][0], unit="x")
@@ -97,9 +98,9 @@ def model_flops(ours: dict[str, Ours], steps: int, repeats: int) -> None:
     card = torch.cuda.get_device_name()
     peak = peak_flops(torch.device("cuda"))
     for title, rival in ours.items():
-        shares = [utilisation(rival, steps, peak) for _ in range(repeats)] if peak else []
+        shares = [utilization(rival, steps, peak) for _ in range(repeats)] if peak else []
         goal, unit = ROWS["gpu_mfu"]
-        reason = None if shares else f"the peak of '{card}' is not known here"
+        reason = None if shares else f"the peak of '{card}' is unknown"
         figure(f"{PREFIX[title]}gpu_mfu", shares, goal=goal, unit=unit, reason=reason)
 
 

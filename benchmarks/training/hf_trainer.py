@@ -1,8 +1,7 @@
-"""`transformers.Trainer` on masked language modelling over packed rows (`group_texts`), as a rival.
+"""`transformers.Trainer` on masked language modeling over packed rows (`group_texts`), as a rival.
 
-It runs in a process of its own, eager or compiled, and in turns with our loop: a callback at the end of every few of
-its steps lets ours run as many, so both feel the same machine. `python -m benchmarks.training.hf_trainer` prints
-`{"trainer": [tokens/s, …], "ours": […], "fast": […]}`.
+A callback alternates its steps with those of our loop, so that both share the state of the machine.
+`python -m benchmarks.training.hf_trainer` prints `{"trainer": [tokens/s, …], "ours": […], "fast": […]}`.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ from transformers import (
     TrainingArguments,
 )
 
-from benchmarks.training.apart import Apart
-from benchmarks.training.data import BATCH, LENGTH, environment, precision, prepared, threads
 from benchmarks.training.published_loop import bert_config
+from benchmarks.training.rival_process import RivalProcess
+from benchmarks.training.training_data import BATCH, LENGTH, environment, precision, prepared, threads
 from tlm_core.training.prepared import Prepared
 
 
 class Grouped(Dataset[dict[str, Any]]):
-    """All passages end to end, cut into rows of LENGTH: no padding, and documents that see each other."""
+    """All passages concatenated and cut into rows of LENGTH, without padding and without document borders."""
 
     def __init__(self, data: Prepared) -> None:
         passages = data.passages()
@@ -51,28 +50,28 @@ class Grouped(Dataset[dict[str, Any]]):
 
 
 class Turns(TrainerCallback):
-    """Lets the others run after every `steps` steps of the trainer; the first turn is thrown away."""
+    """Run the others after every `steps` steps of the trainer. The first turn is a warm-up."""
 
     def __init__(self, others: Mapping[str, Callable[[int], float]], steps: int, tokens: int) -> None:
         self._others, self._steps, self._tokens = others, steps, tokens
-        self.found: dict[str, list[float]] = {"trainer": [], **{name: [] for name in others}}
-        self._began: float | None = None
+        self.rates: dict[str, list[float]] = {"trainer": [], **{name: [] for name in others}}
+        self._start: float | None = None
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:  # noqa: ARG002
+    def on_step_end(self, args: Any, state: Any, control: Any, **unused: Any) -> None:  # noqa: ARG002
         if state.global_step % self._steps:
             return
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        if self._began is not None:
-            self.found["trainer"].append(self._steps * self._tokens / (time.perf_counter() - self._began))
+        if self._start is not None:
+            self.rates["trainer"].append(self._steps * self._tokens / (time.perf_counter() - self._start))
         for name, run in self._others.items():
             rate = run(self._steps)
-            if self._began is not None:
-                self.found[name].append(rate)
-        self._began = time.perf_counter()
+            if self._start is not None:
+                self.rates[name].append(rate)
+        self._start = time.perf_counter()
 
 
-def take_turns(
+def alternate_with(
     shape: tuple[int, int, int, int],
     others: Mapping[str, Callable[[int], float]],
     *,
@@ -81,7 +80,7 @@ def take_turns(
     steps: int,
     repeats: int,
 ) -> dict[str, list[float]]:
-    """Tokens a second of the trainer and of the others, `repeats` times. shape: layers, hidden, heads, intermediate."""
+    """Return the tokens per second of the trainer and the others. shape: layers, hidden, heads, intermediate."""
     data = Prepared(prepared())
     config = bert_config(shape, data)
     folder = tempfile.TemporaryDirectory(prefix="tlm-bench-")
@@ -110,7 +109,7 @@ def take_turns(
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15),
         callbacks=[turns],
     ).train()
-    return turns.found
+    return turns.rates
 
 
 def main() -> None:
@@ -120,10 +119,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     options = parser.parse_args()
     torch.set_num_threads(threads())
-    with ExitStack() as ended:
-        started = {name: Apart("benchmarks.training.ours", name, env=environment()) for name in ("ours", "fast")}
-        others = {name: ended.enter_context(rival).run for name, rival in started.items()}
-        found = take_turns(
+    with ExitStack() as stack:
+        started = {name: RivalProcess("benchmarks.training.ours", name, env=environment()) for name in ("ours", "fast")}
+        others = {name: stack.enter_context(rival).run for name, rival in started.items()}
+        rates = alternate_with(
             (4, 256, 4, 1024),
             others,
             compiled=options.compiled,
@@ -131,7 +130,7 @@ def main() -> None:
             steps=options.steps,
             repeats=options.repeats,
         )
-    print(json.dumps(found), flush=True)
+    print(json.dumps(rates), flush=True)
 
 
 if __name__ == "__main__":

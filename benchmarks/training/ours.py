@@ -1,4 +1,4 @@
-"""Our joint stage as a rival: the stage's own loop over the stage's own batches."""
+"""Our joint stage as a rival, with its own loop and batches."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.training.apart import answer
-from benchmarks.training.data import bert_recipe, fast_recipe, prepared
+from benchmarks.training.rival_process import serve
+from benchmarks.training.training_data import bert_recipe, fast_recipe, prepared
 from tlm_core.training.local import LocalCheckpoints, LocalReporter
 from tlm_core.training.params import JointParams
 from tlm_core.training.prepared import Batch
@@ -22,13 +22,13 @@ from tlm_core.training.state import TrainState
 
 
 class Ours:
-    """The joint stage of `recipe`, run some steps at a time. rank, world_size: where a process group stands.
+    """The joint stage of a recipe, which runs some steps at a time.
 
-    waited: seconds that the loop's own thread spent in making batches, over all steps so far. spent: seconds of all.
+    seconds: time of all steps so far. wait_seconds: the part of it that the loop spent on creating batches.
     """
 
     def __init__(self, recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="tlm-bench-")  # gone with this object
+        self._folder = tempfile.TemporaryDirectory(prefix="tlm-bench-")  # removed with this object
         folder = Path(self._folder.name)
         context = StageContext(
             inputs={"prepared": prepared()},
@@ -44,16 +44,16 @@ class Ours:
         self._batches = self.trainer.batches
         self._step = itertools.count()
         self.trainer.batches = self._batch
-        self.waited = self.spent = 0.0
+        self.wait_seconds = self.seconds = 0.0
 
-    def _batch(self, step: int, progress: float) -> Batch:  # noqa: ARG002 - each run of the loop counts from 0 again
-        began = time.perf_counter()
+    def _batch(self, step: int, progress: float) -> Batch:  # noqa: ARG002 - each run starts at step 0
+        start = time.perf_counter()
         batch = self._batches(next(self._step), progress)
-        self.waited += time.perf_counter() - began
+        self.wait_seconds += time.perf_counter() - start
         return batch
 
     def state_after(self, steps: int) -> TrainState:
-        """What the loop counted over `steps` more steps: batches, loss, gradient, update and reports."""
+        """Run `steps` more steps and return the loop's state."""
         self.trainer.budget = Budget(steps=steps)
         state, _ = self.trainer.run()
         if self.trainer.device.type == "cuda":
@@ -61,14 +61,14 @@ class Ours:
         return state
 
     def run(self, steps: int) -> float:
-        """Real tokens a second over `steps` more steps."""
-        began = time.perf_counter()
+        """Return the real tokens per second of the next `steps` steps."""
+        start = time.perf_counter()
         state = self.state_after(steps)
-        spent = time.perf_counter() - began
-        self.spent += spent
-        return state.tokens / spent
+        seconds = time.perf_counter() - start
+        self.seconds += seconds
+        return state.tokens / seconds
 
 
 if __name__ == "__main__":
     recipes = {"ours": bert_recipe, "fast": fast_recipe}
-    answer(lambda: Ours(recipes[sys.argv[1]]()).run)
+    serve(lambda: Ours(recipes[sys.argv[1]]()).run)

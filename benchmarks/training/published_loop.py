@@ -1,8 +1,8 @@
-"""The published TLM loop, rebuilt as the baseline from its description (arXiv 2111.04130 and its scripts).
+"""The published TLM loop, rebuilt as a baseline from its description (arXiv 2111.04130 and its scripts).
 
 Stock `BertModel`, every text padded to 128, vocabulary logits at every position, masking in the collator for each
 example (15 %; 80/10/10), AdamW, batches of 32 external texts with every 1000th a task batch instead, whose loss is
-(rho2 * MLM + task) / (rho2 + 1) with rho2 = 20. Published in fp32; `bf16` and `compiled` are what we give it.
+(rho2 * MLM + task) / (rho2 + 1) with rho2 = 20. The published loop uses fp32; `bf16` and `compiled` are our additions.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import BertConfig, BertModel
 from transformers.models.bert.modeling_bert import BertOnlyMLMHead
 
-from benchmarks.training.apart import answer
-from benchmarks.training.data import BATCH, LENGTH, prepared
+from benchmarks.training.rival_process import serve
+from benchmarks.training.training_data import BATCH, LENGTH, prepared
 from tlm_core.training.device import pick_device
 from tlm_core.training.masking import Vocabulary
 from tlm_core.training.prepared import Prepared
@@ -32,7 +32,7 @@ RHO1, RHO2, MASKED, IGNORED = 999, 20.0, 0.15, -100
 
 
 class Texts(Dataset[dict[str, Any]]):
-    """Texts as token ids, cut and padded to LENGTH; label -1 where there is none."""
+    """Texts as token ids, cut and padded to LENGTH. The label is -1 where there is none."""
 
     def __init__(self, store: TokenStore, labels: np.ndarray | None, pad: int) -> None:
         self._store, self._labels, self._pad = store, labels, pad
@@ -50,7 +50,7 @@ class Texts(Dataset[dict[str, Any]]):
 
 
 class Collator:
-    """Stacks examples, masking each on its own."""
+    """Stack examples and mask each one."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._words = vocabulary
@@ -89,13 +89,13 @@ class PublishedModel(nn.Module):
         )
 
     def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """(vocabulary logits [B, L, V], label logits [B, labels])."""
+        """Return vocabulary logits [B, L, V] and label logits [B, labels]."""
         hidden = self.bert(input_ids=ids, attention_mask=mask).last_hidden_state
         return self.cls(hidden), self.cls_layer(hidden[:, 0])
 
 
 def bert_config(shape: tuple[int, int, int, int], data: Prepared) -> BertConfig:
-    """The model of both rivals. shape: layers, hidden, heads, intermediate."""
+    """Return the model configuration of both rivals. shape: layers, hidden, heads, intermediate."""
     layers, hidden, heads, intermediate = shape
     return BertConfig(
         vocab_size=data.vocabulary.size,
@@ -130,13 +130,13 @@ class PublishedLoop:
         train, passages = data.split("train"), data.passages()
         assert passages is not None
         collator, pad = Collator(data.vocabulary), data.vocabulary.pad
-        self._external = _forever(Texts(passages, None, pad), collator, batch)
-        self._task = _forever(Texts(train.store, train.labels, pad), collator, batch)
+        self._external = _endless(Texts(passages, None, pad), collator, batch)
+        self._task = _endless(Texts(train.store, train.labels, pad), collator, batch)
         self._step = itertools.count(1)
 
     def run(self, steps: int) -> float:
-        """Real tokens a second over `steps` steps."""
-        tokens, began = 0, time.perf_counter()
+        """Return the real tokens per second of `steps` steps."""
+        tokens, start = 0, time.perf_counter()
         for _ in range(steps):
             is_task = next(self._step) % (RHO1 + 1) == 0
             batch = next(self._task if is_task else self._external)
@@ -146,10 +146,10 @@ class PublishedLoop:
             self._optimizer.zero_grad()
         if self._device.type == "cuda":
             torch.cuda.synchronize()
-        return tokens / (time.perf_counter() - began)
+        return tokens / (time.perf_counter() - start)
 
     def loss(self, batch: dict[str, Tensor], is_task: bool) -> Tensor:
-        """Of one batch: MLM's, on task batches together with the task's."""
+        """Return the loss of one batch: MLM, on task batches together with the task loss."""
         on = {name: tensor.to(self._device, non_blocking=True) for name, tensor in batch.items()}
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
             words, labels = self._model(on["ids"], on["mask"])
@@ -159,7 +159,7 @@ class PublishedLoop:
             return loss
 
 
-def _forever(texts: Texts, collator: Collator, batch: int) -> Iterator[dict[str, Tensor]]:
+def _endless(texts: Texts, collator: Collator, batch: int) -> Iterator[dict[str, Tensor]]:
     loader: DataLoader[dict[str, Any]] = DataLoader(
         texts, batch_size=batch, shuffle=True, collate_fn=collator, drop_last=True
     )
@@ -168,5 +168,5 @@ def _forever(texts: Texts, collator: Collator, batch: int) -> Iterator[dict[str,
 
 
 if __name__ == "__main__":
-    form = sys.argv[1]  # fp32 or bf16, and with _compile compiled
-    answer(lambda: PublishedLoop(bf16=form.startswith("bf16"), compiled=form.endswith("_compile")).run)
+    form = sys.argv[1]  # fp32 or bf16, optionally with the suffix _compile
+    serve(lambda: PublishedLoop(bf16=form.startswith("bf16"), compiled=form.endswith("_compile")).run)

@@ -1,7 +1,6 @@
-"""From the trainer's submission to a warm Ray cluster until the workers are in their first stage.
+"""Measure the time from a submission to a warm Ray cluster until the first stage of its workers.
 
-It starts the whole embedded stack, lets one job warm it up, and takes the times of the next ones from their event logs:
-with a single worker, which computes in the program that Ray starts, and with two, which that program starts.
+The first job warms up an embedded stack. The times of the next jobs, with one and two workers, come from their events.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from tlm_client.client import TLMClient
 from tlm_core.errors import TrainingFailed
 from tlm_core.jobs.spec import JobSpec
 
-# As little training as there can be: the start is what is measured.
+# The start is measured, so training is minimal.
 SMALL = {
     "joint.enabled": False,
     "selection.selector": "none",
@@ -30,16 +29,16 @@ SMALL = {
 
 
 def start_seconds(client: TLMClient, seed: int, workers: int) -> float:
-    """Submit a job, wait for its end; seconds from `workers.submitted` to the workers' first `stage.started`."""
+    """Run a job and return the seconds from `workers.submitted` to the workers' first `stage.started`."""
     at: dict[str, float] = {}
-    job = client.submit(JobSpec(dataset="bench", corpus=None, seeds=(seed,), workers=workers, set=SMALL))
+    job = client.submit(JobSpec(dataset="bench", corpus=None, seeds=(seed,), workers=workers, overrides=SMALL))
     for event in client.events(job.id):
         first = event.type not in at and event.at is not None
         after = event.type != "stage.started" or "workers.submitted" in at  # validate runs in the coordinator
         if first and after and event.at is not None:
             at[event.type] = event.at
     if "stage.started" not in at:
-        raise TrainingFailed(f"the job never began: {client.job(job.id).error}")
+        raise TrainingFailed(f"The job did not start: {client.job(job.id).error}.")
     return at["stage.started"] - at["workers.submitted"]
 
 

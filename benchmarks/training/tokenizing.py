@@ -1,8 +1,8 @@
-"""Tokenising and packing on one core against the bare `tokenizers` library, and what memory preparing text takes.
+"""Measure tokenizing and packing on one core against bare `tokenizers`, and the memory of preparing text.
 
-The prepare stage runs as it is, with a vocabulary that stands, so that both sides do nothing but tokenise; then all
-rows of one epoch are cut. Memory is the peak of a process that runs the whole stage of recipe `fast`, which trains a
-vocabulary of its own and counts word vectors, too.
+For the speed, the prepare stage has a trained vocabulary, so that both sides only tokenize; then the rows of one epoch
+are packed. Memory is the peak of a process that runs the whole stage of recipe `fast`, which also trains a vocabulary
+and counts word vectors.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ import pyarrow.parquet as pq
 from benchmarks.memory import peak_bytes
 from benchmarks.report import alternate, figure, ratios
 from benchmarks.shared import ROOT, shared_data
-from benchmarks.training.data import CACHE, bert_recipe, environment, prepared, write_selection
+from benchmarks.training.training_data import CACHE, bert_recipe, environment, prepared, write_selection
 from tlm_core.training.recipe import Recipe, resolve
 
 SMALL, LARGE = 10_000, 80_000
-# Of so many passages the start of the stage (libraries, the tokenizer's files) is no part worth naming.
+# With this many passages, the start of the stage is negligible.
 TIMED = 30_000
 BLOCK = 2_000
 
 
 def passages(count: int) -> pa.Table:
-    """The first `count` passages of the shared corpus, with ids of our form."""
+    """Return the first `count` passages of the shared corpus with our ids."""
     from tlm_core.corpus.passages import passage_id
 
-    tables, left = [], count
+    tables, remaining = [], count
     for path in sorted((shared_data() / "corpus").glob("*.parquet")):
-        tables.append(pq.read_table(path, columns=["id", "text", "source"])[:left])
-        left -= len(tables[-1])
-        if not left:
+        tables.append(pq.read_table(path, columns=["id", "text", "source"])[:remaining])
+        remaining -= len(tables[-1])
+        if not remaining:
             break
-    found = pa.concat_tables(tables)
-    return found.set_column(0, "id", pa.array([passage_id(text) for text in found["text"].to_pylist()]))
+    table = pa.concat_tables(tables)
+    return table.set_column(0, "id", pa.array([passage_id(text) for text in table["text"].to_pylist()]))
 
 
 def selection(count: int) -> Path:
@@ -51,50 +51,50 @@ def selection(count: int) -> Path:
 
 
 def stage(count: int, recipe: Recipe, folder: str) -> Path:
-    """Run the prepare stage in `folder`, with so many passages."""
+    """Run the prepare stage on `count` passages."""
     from tlm_core.stages import PREPARE
     from tlm_core.training.local import run_stage
     from tlm_core.training.params import PrepareParams
 
-    inputs = {"task": CACHE / "making" / "task", "selection": selection(count)}
+    inputs = {"task": CACHE / "scratch" / "task", "selection": selection(count)}
     return run_stage(PREPARE, inputs, PrepareParams.of(recipe), Path(folder) / "prepared")
 
 
 def stage_and_rows(count: int, recipe: Recipe) -> tuple[float, int]:
-    """Seconds and tokens of the prepare stage and of cutting one epoch's rows."""
+    """Return the seconds and tokens of the prepare stage and of packing one epoch."""
     from tlm_core.training.packing import PassageStream
     from tlm_core.training.prepared import Prepared
     from tlm_core.training.randomness import Stream, permutation
 
     with tempfile.TemporaryDirectory(prefix="tlm-bench-") as folder:
-        began = time.perf_counter()
-        made = Prepared(stage(count, recipe, folder))
-        store = made.passages()
+        start = time.perf_counter()
+        prepared_text = Prepared(stage(count, recipe, folder))
+        store = prepared_text.passages()
         assert store is not None
         stream = PassageStream(store, 128, lambda epoch: permutation(0, Stream.PASSAGES, epoch, len(store)))
         for first in range(0, len(store.tokens) // 128 - 32, 32):
             stream.rows(first, 32)
-        return time.perf_counter() - began, sum(made.facts["tokens"].values())
+        return time.perf_counter() - start, sum(prepared_text.facts["tokens"].values())
 
 
 def one_core(repeats: int) -> None:
-    """Child process: print tokens a second of both, on one core."""
+    """Child process: print the tokens per second of both on one core."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     from tokenizers import Tokenizer
 
     from tlm_core.tasks.task import SPLITS, Task
 
     folder = prepared() / "tokenizer"
-    task = Task.read(CACHE / "making" / "task")
+    task = Task.read(CACHE / "scratch" / "task")
     texts = [text for split in SPLITS for text in task.texts(split)]
     texts += pq.read_table(selection(TIMED) / "passages.parquet", columns=["text"])["text"].to_pylist()
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
 
     def bare() -> float:
-        began, tokens = time.perf_counter(), 0
+        start, tokens = time.perf_counter(), 0
         for begin in range(0, len(texts), BLOCK):
             tokens += sum(map(len, tokenizer.encode_batch_fast(texts[begin : begin + BLOCK])))
-        return tokens / (time.perf_counter() - began)
+        return tokens / (time.perf_counter() - start)
 
     def ours() -> float:
         seconds, tokens = stage_and_rows(TIMED, bert_recipe(**{"tokenizer.source": str(folder)}))
@@ -104,17 +104,17 @@ def one_core(repeats: int) -> None:
 
 
 def memory(count: int) -> None:
-    """Child process: print the peak of resident memory, in bytes, of preparing `count` passages."""
+    """Child process: print the peak resident memory of preparing `count` passages, in bytes."""
     with tempfile.TemporaryDirectory(prefix="tlm-bench-") as folder:
         stage(count, resolve("fast", "tiny"), folder)
     print(json.dumps(peak_bytes()))
 
 
 def child(*arguments: str) -> str:
-    command = [sys.executable, "-m", "benchmarks.training.tokenising", *arguments]
+    command = [sys.executable, "-m", "benchmarks.training.tokenizing", *arguments]
     one_thread = environment() | {"RAYON_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=one_thread, check=True, stdout=subprocess.PIPE, text=True)
-    return done.stdout.splitlines()[-1]
+    process = subprocess.run(command, cwd=ROOT, env=one_thread, check=True, stdout=subprocess.PIPE, text=True)
+    return process.stdout.splitlines()[-1]
 
 
 def main() -> None:
@@ -130,11 +130,11 @@ def main() -> None:
         memory(options.passages)
         return
     prepared()
-    for count in (SMALL, TIMED, LARGE):  # here, so that making the text does not count as preparing it
+    for count in (SMALL, TIMED, LARGE):  # outside of the measurement
         selection(count)
     rates = json.loads(child("--child=rate", f"--repeats={options.repeats}"))
     figure("tokens_per_second_bare_tokenizers", rates["bare"], unit="tokens/s")
-    figure("tokenising", ratios(rates["ours"], rates["bare"]), goal=0.8, unit="share of the bare rate")
+    figure("tokenizing", ratios(rates["ours"], rates["bare"]), goal=0.8, unit="share of the bare rate")
     peaks = [json.loads(child("--child=memory", f"--passages={count}")) for count in (SMALL, LARGE)]
     figure("prepare_peak_memory_small", peaks[:1], goal=1e9, better="lower", unit="bytes")
     figure("prepare_peak_memory", peaks[1:], goal=1e9, better="lower", unit="bytes")

@@ -1,4 +1,4 @@
-"""The text that all rivals train on, tokenised once, and the recipes that give our loop their shape."""
+"""The tokenized text of all rivals, and the recipes of our rivals."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CACHE = ROOT / "build" / "bench" / "training"
 VOCABULARY = 30_522
 LENGTH = 128
 BATCH = 32
-# What must be the same on both sides of a row. Dropout is off everywhere: it costs the rivals more than us.
+# All rivals share this shape. Dropout is off, because it would slow the rivals more than us.
 SHAPE = {"model.layers": 4, "model.hidden": 256, "model.heads": 4, "model.max_length": LENGTH, "model.dropout": 0.0}
 COMMON = {
     **SHAPE,
@@ -39,57 +39,60 @@ COMMON = {
 
 
 def threads() -> int:
-    """Threads of every rival: the cores that this process may use."""
+    """Return the number of threads of every rival: the cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def precision() -> str:
-    """What all rivals are given beside fp32: "bf16", or "fp32" where the device has no instructions for it."""
-    from tlm_core.training.device import pick_device, resolved_precision  # torch, which preparing text does without
+    """Return "bf16", or "fp32" where the device does not compute bf16 natively."""
+    from tlm_core.training.device import (
+        pick_device,
+        resolved_precision,
+    )  # imports torch, which preparing text does not need
 
     return resolved_precision("auto", pick_device())
 
 
 def environment() -> dict[str, str]:
-    """What each process of a benchmark is started with: the stack's own settings, and a kept compile cache."""
+    """Return the environment of a benchmark process: the settings of our training processes and a compile cache."""
     return {**plain_environment(), **ENVIRONMENT}
 
 
 def plain_environment() -> dict[str, str]:
-    """The same without what the stack sets for its own training processes."""
-    given = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}
+    """Return the same without the settings of our training processes."""
+    inherited = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}
     return {
-        **given,
+        **inherited,
         "OMP_NUM_THREADS": str(threads()),
         "TORCHINDUCTOR_CACHE_DIR": str(CACHE / "compiled"),
         "TOKENIZERS_PARALLELISM": "false",
     }
 
 
-def bert_recipe(**more: object) -> Recipe:
-    """The published model and losses on our engine: BERT 4 x 256, 15 % masked, AdamW, one task batch in 1,000."""
-    own = {"model.intermediate": 1024, "joint.rho1": 999, "joint.rho2": 20}
-    return resolve("paper", "tiny", {**COMMON, **own, **more})
+def bert_recipe(**overrides: object) -> Recipe:
+    """Return the published model and losses on our engine: BERT 4 x 256, 15 % masked, AdamW, ρ₁ = 999."""
+    published = {"model.intermediate": 1024, "joint.rho1": 999, "joint.rho2": 20}
+    return resolve("paper", "tiny", {**COMMON, **published, **overrides})
 
 
-def fast_recipe(**more: object) -> Recipe:
-    """Recipe `fast` at the same layers and width; the gated block is narrower, so that parameters are as many."""
-    return resolve("fast", "tiny", {**COMMON, "model.intermediate": 688, **more})
+def fast_recipe(**overrides: object) -> Recipe:
+    """Return recipe `fast` with the same layers and width. Its gated block is narrower to equal the parameter count."""
+    return resolve("fast", "tiny", {**COMMON, "model.intermediate": 688, **overrides})
 
 
 def example_passages() -> pa.Table:
-    """Columns id, text, source: the passages of the corpus whose source is `tlm_example`."""
+    """Return the passages of the source `tlm_example` with the columns id, text and source."""
     tables = []
     for path in sorted((shared_data() / "corpus").glob("*.parquet")):
         table = pq.read_table(path, columns=["id", "text", "source"])
         tables.append(table.filter(pc.equal(table["source"], "tlm_example")))
-    found = pa.concat_tables(tables)
-    ids = pa.array([passage_id(text) for text in found["text"].to_pylist()])
-    return found.set_column(0, "id", ids)
+    passages = pa.concat_tables(tables)
+    ids = pa.array([passage_id(text) for text in passages["text"].to_pylist()])
+    return passages.set_column(0, "id", ids)
 
 
 def write_selection(folder: Path, passages: pa.Table) -> Path:
-    """The passages as a given selection: what the prepare stage reads."""
+    """Write the passages as a selection that the prepare stage reads."""
     folder.mkdir(parents=True, exist_ok=True)
     with RowWriter(folder / "passages.parquet", PASSAGES) as rows:
         for batch in passages.to_batches(2_000):
@@ -99,17 +102,17 @@ def write_selection(folder: Path, passages: pa.Table) -> Path:
 
 
 def prepared() -> Path:
-    """The prepare artifact of SciERC with the example passages and an own vocabulary; made once, kept under build/."""
+    """Return the cached prepare artifact of SciERC with the example passages."""
     folder = CACHE / "prepared"
     if (folder / "data.json").exists():
         return folder
-    remark("preparing the text: vocabulary of 30,522, token stores (once)")
-    shutil.rmtree(CACHE / "making", ignore_errors=True)
+    remark("preparing the text once")
+    shutil.rmtree(CACHE / "scratch", ignore_errors=True)
     task, _ = load_task(shared_data() / "tasks" / "sciie")
-    task.write(CACHE / "making" / "task")
-    selection = write_selection(CACHE / "making" / "selection", example_passages())
-    inputs = {"task": CACHE / "making" / "task", "selection": selection}
-    made = run_stage(PREPARE, inputs, PrepareParams.of(bert_recipe()), CACHE / "making" / "prepared")
+    task.write(CACHE / "scratch" / "task")
+    selection = write_selection(CACHE / "scratch" / "selection", example_passages())
+    inputs = {"task": CACHE / "scratch" / "task", "selection": selection}
+    artifact = run_stage(PREPARE, inputs, PrepareParams.of(bert_recipe()), CACHE / "scratch" / "prepared")
     shutil.rmtree(folder, ignore_errors=True)
-    made.rename(folder)
+    artifact.rename(folder)
     return folder

@@ -1,4 +1,4 @@
-"""A rival in a process of its own, so that each has the environment that it is to be measured in."""
+"""Run a rival in its own process, so that each rival has its own environment."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from types import TracebackType
 import torch
 
 from benchmarks.shared import ROOT
-from benchmarks.training.data import threads
+from benchmarks.training.training_data import threads
 
 
-class RivalDied(RuntimeError):
-    """The rival's process ended before it had answered; what it said stands on standard error."""
+class RivalFailed(RuntimeError):
+    """The rival's process ended without an answer. Its standard error has the reason."""
 
 
-class Apart:
-    """`python -m MODULE ARGUMENTS…`, which answers as `answer` does. Ends with the `with` block it is used in."""
+class RivalProcess:
+    """A process `python -m MODULE ARGUMENTS…` that calls `serve`. It ends with its `with` block."""
 
     def __init__(self, module: str, *arguments: str, env: Mapping[str, str]) -> None:
         command = [sys.executable, "-m", module, *arguments]
@@ -28,19 +28,19 @@ class Apart:
         )
 
     def run(self, steps: int) -> float:
-        """Real tokens a second over `steps` more steps. Raises RivalDied."""
+        """Return the real tokens per second of the next `steps` steps. Raises RivalFailed."""
         assert self._process.stdin and self._process.stdout
         try:
             self._process.stdin.write(f"{steps}\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            raise RivalDied(self._name) from None
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise RivalDied(self._name)
-        return float(answer)
+            raise RivalFailed(self._name) from None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RivalFailed(self._name)
+        return float(line)
 
-    def __enter__(self) -> Apart:
+    def __enter__(self) -> RivalProcess:
         return self
 
     def __exit__(
@@ -50,9 +50,9 @@ class Apart:
         self._process.communicate()
 
 
-def answer(make: Callable[[], Callable[[int], float]]) -> None:
-    """Make a rival and, for each number of steps on standard input, run it and print its rate; until the input ends."""
+def serve(create: Callable[[], Callable[[int], float]]) -> None:
+    """Create a rival, then read numbers of steps from standard input and print the rate of each run."""
     torch.set_num_threads(threads())
-    run = make()
+    run = create()
     for line in sys.stdin:
         print(run(int(line)), flush=True)

@@ -1,0 +1,95 @@
+"""A minimal HTTP client for load. It shares the cores with the gateway, so it does as little work as possible."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+
+
+class Connection:
+    """One keep-alive connection to the gateway."""
+
+    def __init__(self, port: int, token: str) -> None:
+        self._port = port
+        self._token = token
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def request(
+        self, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None
+    ) -> int:
+        """Send one request, discard the body of the response, and return its status."""
+        if self._streams is None:
+            self._streams = await asyncio.open_connection("127.0.0.1", self._port, limit=1 << 22)
+        reader, writer = self._streams
+        content = b"" if body is None else json.dumps(body).encode()
+        fields = {
+            "Host": "gateway",
+            "Authorization": f"Bearer {self._token}",
+            "Content-Length": len(content),
+            "Content-Type": "application/json",
+            **(headers or {}),
+        }
+        lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
+        writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + content)
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
+        length = next(line.split(":")[1] for line in head.split("\r\n") if line.startswith("content-length:"))
+        await reader.readexactly(int(length))
+        return int(head.split(" ", 2)[1])
+
+    def close(self) -> None:
+        if self._streams:
+            self._streams[1].close()
+
+
+@dataclass
+class Load:
+    """The result of a load. seconds: from when each successful request was due until its answer."""
+
+    seconds: list[float] = field(default_factory=list)
+    failures: int = 0
+    duration: float = 0.0
+
+    def quantile(self, share: float) -> float:
+        """Return the seconds within which `share` of the requests were answered."""
+        ordered = sorted(self.seconds)
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+    @property
+    def rate(self) -> float:
+        return len(self.seconds) / self.duration
+
+
+async def run_load(
+    connect: Callable[[], Connection],
+    clients: int,
+    rate: float,
+    seconds: float,
+    send: Callable[[Connection, int], Awaitable[int]],
+    *,
+    expected: int,
+) -> Load:
+    """Let `clients` send `rate` requests per second in total, at fixed times.
+
+    A request that waits for the one before it counts from when it was due, so queues are not hidden.
+    """
+    load, start, interval = Load(), time.perf_counter() + 0.2, clients / rate
+
+    async def run_client(number: int) -> None:
+        connection, due = connect(), start + interval * number / clients
+        try:
+            while due < start + seconds:
+                await asyncio.sleep(max(0.0, due - time.perf_counter()))
+                if await send(connection, number) == expected:
+                    load.seconds.append(time.perf_counter() - due)
+                else:
+                    load.failures += 1
+                due += interval
+        finally:
+            connection.close()
+
+    await asyncio.gather(*map(run_client, range(clients)))
+    load.duration = max(seconds, time.perf_counter() - start)
+    return load
