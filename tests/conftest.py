@@ -9,13 +9,13 @@ import pytest
 
 pytest_plugins = ["tests.redis_server", "tests.opensearch_server"]
 
-KEPT = {"TLM_SHARED_DATA"}
+UNCHANGED = {"TLM_SHARED_DATA"}
 
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Hide the settings of the developer's shell from each test."""
     for name in list(os.environ):
-        if name.startswith(("TLM_", "RAY_")) and name not in KEPT:
+        if name.startswith(("TLM_", "RAY_")) and name not in UNCHANGED:
             monkeypatch.delenv(name)
     yield

@@ -112,8 +112,8 @@ def counting_stage(steps: int, on_step: Callable[[int], None] = lambda _: None) 
     """Return a stage that counts to `steps`, saves a checkpoint at each step, and continues from the last one."""
 
     def stage(ctx: StageContext[StageParams]) -> Mapping[str, Any]:
-        found = ctx.checkpoints.latest()
-        start = int((found / "step").read_text()) if found else 0
+        checkpoint = ctx.checkpoints.latest()
+        start = int((checkpoint / "step").read_text()) if checkpoint else 0
         ctx.report.event("stage.started_at", step=start)
         for step in range(start + 1, steps + 1):
             on_step(step)

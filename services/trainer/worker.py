@@ -67,7 +67,7 @@ class GroupRunner:
         handler = _JobLog(reporter) if reporter else logging.NullHandler()
         logging.getLogger().addHandler(handler)
         try:
-            self._run_nodes(assignment, reporter)
+            self._run_nodes(assignment, [node.name for node in plan_of(job).group(assignment.group)], reporter)
         except StopRequested:
             log.info("Stopped because the job was paused or cancelled")
         except TLMError as error:
@@ -101,20 +101,18 @@ class GroupRunner:
         job, done = self.broadcast(values)
         return Situation(job, plan_of(job), done)
 
-    def _run_nodes(self, assignment: Assignment, reporter: JobReporter | None) -> None:
-        first = self._situation(assignment)
-        situation: Situation | None = first
-        for name in [node.name for node in first.plan.group(assignment.group)]:
-            situation = situation or self._situation(assignment)
-            if name in situation.done:
-                continue
-            node = situation.plan.node(name)
+    def _run_nodes(self, assignment: Assignment, names: list[str], reporter: JobReporter | None) -> None:
+        while names:
+            situation = self._situation(assignment)  # Each stage may change the job and its plan.
+            names = [name for name in names if name not in situation.done]
+            if not names:
+                return
+            node = situation.plan.node(names.pop(0))
             if reporter:
                 reporter.start_node(node, situation.plan)
             if not self.broadcast(reporter.should_continue if reporter else None):
                 raise StopRequested("The job was paused or cancelled between two stages.")
             self._run_node(situation, node, reporter)
-            situation = None  # The stage has changed what is done, and may have changed the job and its plan.
 
     def _run_node(self, situation: Situation, node: Node, reporter: JobReporter | None) -> None:
         dropped = None if node.gathers else self._dropped_input(situation, node)

@@ -33,7 +33,7 @@ from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord, Progress, Resolved
 from tlm_core.tasks.metrics import score, summary
 from tlm_core.tasks.types import TASK_TYPES
-from tlm_core.training.evaluate import told
+from tlm_core.training.evaluate import report_meta
 from tlm_core.training.recipe import resolve
 from tlm_core.wire import CorpusState, LoadState
 
@@ -297,7 +297,7 @@ def finish(gateway: Gateway, job: JobRecord, labels: tuple[str, ...], skill: flo
             node.name: {"artifact": node.artifact_id(digests, job.id), "ref": done[node.name].model_dump()}
             for node in plan_of(job).nodes
         },
-        "summary": told(report),
+        "summary": report_meta(report),
     }
     store.finish(job, "maker", result)
 

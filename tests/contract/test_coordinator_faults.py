@@ -283,7 +283,7 @@ def test_jobs_wait_for_an_unmounted_storage_and_lose_no_artifact(world: World) -
     coordinator = world.coordinator("b", concurrency=2)
     coordinator.round()
     coordinator.round()
-    assert [world.events(one)[-1] for one in (job_id, other)] == ["job.waiting"] * 2
+    assert [world.events(waiting)[-1] for waiting in (job_id, other)] == ["job.waiting"] * 2
     assert not storage.exists(), "files written there would be hidden by the mount"
     away.rename(storage)
     world.work(submission)
@@ -322,17 +322,17 @@ def test_job_with_a_record_of_another_release_is_released(world: World, redis_cl
 
 
 def test_job_of_another_release_does_not_block_others(world: World, redis_client: redis.Redis) -> None:
-    strange = world.submit()
-    key = f"tlm:{{{T}}}:job:{strange}"
+    unreadable = world.submit()
+    key = f"tlm:{{{T}}}:job:{unreadable}"
     known = redis_client.hget(key, "resolved")
     newer = {**json.loads(known), "recipe": {**json.loads(known)["recipe"], "of_tomorrow": 1}}
     redis_client.hset(key, "resolved", json.dumps(newer))
     ours = world.submit()
     coordinator = world.coordinator()
     coordinator.round()
-    with pytest.raises(UnreadableRecord, match=rf"{strange}.*of_tomorrow"):
-        world.job(strange)
+    with pytest.raises(UnreadableRecord, match=rf"{unreadable}.*of_tomorrow"):
+        world.job(unreadable)
     assert world.until_submitted(coordinator, ours)
     redis_client.hset(key, "resolved", known)  # a coordinator of the other release reads this record
     world.store.expire_deadlines()
-    assert world.until_submitted(world.coordinator("b", concurrency=4), strange)
+    assert world.until_submitted(world.coordinator("b", concurrency=4), unreadable)

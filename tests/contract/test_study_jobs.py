@@ -1,4 +1,4 @@
-"""Jobs that fan out, on a real job store and with the coordinator's own stages."""
+"""Jobs with several groups, on a real job store and with the real local stages."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CURVE: dict[str, Any] = {"sizes": [2, 30], "models": ["bilstm", "tlm"]}
 
 
 class World:
-    """A store, a storage with two data sets, a coordinator with its real local stages, fake workers and retriever."""
+    """A store, a storage with datasets, and a coordinator with real local stages and fake workers and retriever."""
 
     def __init__(self, store: MovableClockStore, folder: Path) -> None:
         self.store, self.folder, self.cluster = store, folder, FakeCluster()
@@ -76,20 +76,20 @@ def world(redis_client: redis.Redis, tmp_path: Path) -> World:
     return World(MovableClockStore(redis_client), tmp_path)
 
 
-def test_what_hangs_on_a_subset_that_lost_a_class_is_left_out_and_the_rest_goes_on(world: World) -> None:
+def test_nodes_behind_a_dropped_subset_are_dropped(world: World) -> None:
     job_id = world.submit(kind="learning_curve", learning_curve=CURVE)
     world.work(world.drive(job_id).submissions["main"])
     job = world.drive(job_id)
     assert job.state is State.SUCCEEDED
     metas = {name: world.artifacts.manifest(ref).meta for name, ref in Situation.read(world.store, job).done.items()}
-    left_out = {name for name, meta in metas.items() if DROPPED in meta}
-    assert left_out == {node.name for node in plan_of(job).nodes if ".n2." in node.name}
+    dropped = {name for name, meta in metas.items() if DROPPED in meta}
+    assert dropped == {node.name for node in plan_of(job).nodes if ".n2." in node.name}
     assert "with 2 texts no text of" in metas["evaluate.bilstm.n2.s0"][DROPPED]
-    assert world.selections.requests == 2, "the retriever is asked for the other size alone, until it is ready"
+    assert world.selections.requests == 2, "only the other size needs a selection"
     assert metas["curve"] == {"inputs": len(plan_of(job).final.inputs)}
 
 
-def test_workers_wait_until_every_selection_is_there(world: World) -> None:
+def test_workers_wait_for_every_selection(world: World) -> None:
     job_id = world.submit(kind="learning_curve", learning_curve=CURVE | {"sizes": [15, 30]})
     for _ in range(30):
         job = world.drive(job_id, rounds=1)
@@ -101,9 +101,7 @@ def test_workers_wait_until_every_selection_is_there(world: World) -> None:
 @pytest.mark.parametrize(
     ("sizes", "complaint"), [([10, 31], "31 labelled texts was asked for"), ([2, 3], "every size loses a class")]
 )
-def test_sizes_that_cannot_be_had_fail_the_job_before_any_training(
-    world: World, sizes: list[int], complaint: str
-) -> None:
+def test_impossible_sizes_fail_the_job_before_training(world: World, sizes: list[int], complaint: str) -> None:
     job_id = world.submit(kind="learning_curve", learning_curve=CURVE | {"sizes": sizes}, labels="abcdefgh")
     job = world.drive(job_id)
     assert job.state is State.FAILED and job.error is not None
@@ -111,7 +109,7 @@ def test_sizes_that_cannot_be_had_fail_the_job_before_any_training(
     assert world.cluster.commands == {}
 
 
-def test_a_task_that_a_stage_of_the_coordinator_finds_damaged_is_made_again(world: World) -> None:
+def test_task_damaged_before_a_local_stage_is_computed_again(world: World) -> None:
     world.use_storage(ArtifactStore(f"memory://{world.folder.name}", world.folder / "cache"))
     job_id = world.submit(kind="learning_curve", learning_curve=CURVE)
     while "validate" not in (done := Situation.read(world.store, world.store.get(T, job_id)).done):
@@ -125,7 +123,7 @@ def test_a_task_that_a_stage_of_the_coordinator_finds_damaged_is_made_again(worl
     assert "sizes" in Situation.read(world.store, world.store.get(T, job_id)).done
 
 
-def test_a_second_pruning_with_another_level_makes_only_the_new_tickets(world: World) -> None:
+def test_second_pruning_computes_only_new_tickets(world: World) -> None:
     first = world.submit(kind="prune", prune={"levels": [0.3]})
     world.work(world.drive(first).submissions["main"])
     assert world.drive(first).state is State.SUCCEEDED
@@ -138,7 +136,7 @@ def test_a_second_pruning_with_another_level_makes_only_the_new_tickets(world: W
     assert missing == {f"ticket.{which}.l0.5.s0" for which in ("winning", "random", "losing")} | {"phases"}
 
 
-def test_a_check_that_is_lost_when_the_report_is_there_is_made_again(world: World) -> None:
+def test_lost_check_is_computed_again_beside_an_existing_report(world: World) -> None:
     changes = {"model.init": "hub:a/b", "tokenizer.source": "hub:a/b", "joint.enabled": False}
     resolved = make_resolved(dataset=world.dataset("first", "abc"), recipe=resolve("fast", "tiny", changes))
     spec = make_spec(kind="prune", prune={"levels": [0.3]})
@@ -154,22 +152,22 @@ def test_a_check_that_is_lost_when_the_report_is_there_is_made_again(world: Worl
 
 
 def pruning_of(world: World) -> str:
-    """A job that prunes the model of another one, of which nothing could be found again by the recipe alone."""
+    """Return a job that prunes the model of another job, whose artifacts no other job can compute."""
     first = world.submit(seeds=(0,))
     world.work(world.drive(first).submissions["main"])
     trained = world.drive(first)
     assert trained.state is State.SUCCEEDED and trained.result is not None
-    left = {
+    artifacts = {
         name: ReusedArtifact(artifact=f"own-{name}", ref=entry["ref"])
         for name, entry in trained.result["artifacts"].items()
     }
     for name in ("evaluate", "export"):
-        del left[name]
-    resolved = trained.resolved.model_copy(update={"reused": left})
+        del artifacts[name]
+    resolved = trained.resolved.model_copy(update={"reused": artifacts})
     return world.store.submit(T, make_spec(kind="prune", prune={"job": first, "levels": [0.3]}), resolved)[0].id
 
 
-def test_what_the_job_that_is_pruned_has_left_stands_for_the_stages_and_is_not_made_again(world: World) -> None:
+def test_pruning_reuses_the_artifacts_of_the_pruned_job(world: World) -> None:
     job_id = pruning_of(world)
     selections = world.selections.requests
     world.work(world.drive(job_id).submissions["main"])
@@ -178,25 +176,25 @@ def test_what_the_job_that_is_pruned_has_left_stands_for_the_stages_and_is_not_m
     ran = {e.data["node"] for e in world.store.events(T, job_id) if e.type == "artifact.published"}
     assert ran == {"importance.s0", "phases"} | {f"ticket.{which}.l0.3.s0" for which in ("winning", "random", "losing")}
     assert world.selections.requests == selections
-    for name, taken in job.resolved.reused.items():
-        assert job.result["artifacts"][name] == taken.model_dump()
+    for name, reused in job.resolved.reused.items():
+        assert job.result["artifacts"][name] == reused.model_dump()
 
 
-def test_a_model_that_is_lost_is_not_trained_anew_to_be_pruned(world: World) -> None:
+def test_lost_model_of_a_pruned_job_fails_the_pruning(world: World) -> None:
     job_id = pruning_of(world)
-    taken = world.store.get(T, job_id).resolved.reused
-    world.artifacts.delete(taken["joint.s0"].ref.folder)
+    reused = world.store.get(T, job_id).resolved.reused
+    world.artifacts.delete(reused["joint.s0"].ref.folder)
     commands = len(world.cluster.commands)
     job = world.drive(job_id)
     assert job.state is State.FAILED and job.error is not None
     assert "artifact of 'joint.s0' from job" in job.error["message"] and len(world.cluster.commands) == commands
 
 
-def test_a_group_that_waits_for_room_is_not_taken_for_dead_by_what_another_told(world: World) -> None:
+def test_group_waiting_for_room_is_not_stopped_when_another_group_reports(world: World) -> None:
     job_id = world.submit(kind="prune", prune={"levels": [0.3]}, seeds=(0, 1))
     world.work(world.drive(job_id).submissions["main"])
     first, second = sorted(world.drive(job_id).submissions.keys() - {"main"})
-    world.work(world.store.get(T, job_id).submissions[first])  # it tells, and ends
+    world.work(world.store.get(T, job_id).submissions[first])  # reports and ends
     world.cluster.statuses[world.store.get(T, job_id).submissions[second]] = Status.WAITING
     for world.store.ahead in range(0, 3600, 100):
         world.drive(job_id, rounds=1)
@@ -209,21 +207,21 @@ def test_a_group_that_waits_for_room_is_not_taken_for_dead_by_what_another_told(
 
 
 def side_by_side(world: World) -> tuple[str, set[str]]:
-    """A pruning whose seeds are to be submitted in the next round; and the names of their groups."""
+    """Return a pruning job whose seeds the next round submits, and the names of their groups."""
     job_id = world.submit(kind="prune", prune={"levels": [0.3]}, seeds=(0, 1, 2))
     world.work(world.drive(job_id).submissions["main"])
     return job_id, {f"tickets.s{seed}" for seed in (0, 1, 2)}
 
 
-def test_groups_that_start_in_one_round_are_all_written_down_and_submitted_once(world: World) -> None:
+def test_groups_of_one_round_are_each_submitted_once(world: World) -> None:
     job_id, groups = side_by_side(world)
     assert world.drive(job_id, rounds=1).submissions.keys() == {"main"} | groups
     world.drive(job_id, rounds=3)
-    told = [e.data["group"] for e in world.store.events(T, job_id) if e.type == "workers.submitted"]
-    assert sorted(told) == ["main", *sorted(groups)]
+    groups_submitted = [e.data["group"] for e in world.store.events(T, job_id) if e.type == "workers.submitted"]
+    assert sorted(groups_submitted) == ["main", *sorted(groups)]
 
 
-def test_a_group_that_the_cluster_refuses_is_taken_back_alone(world: World) -> None:
+def test_rejected_group_is_withdrawn_alone(world: World) -> None:
     job_id, groups = side_by_side(world)
     submit, refused = world.cluster.submit, f"{job_id}.tickets.s1.1"
 
@@ -238,7 +236,7 @@ def test_a_group_that_the_cluster_refuses_is_taken_back_alone(world: World) -> N
     assert world.drive(job_id, rounds=1).submissions.keys() == {"main"} | groups
 
 
-def test_a_job_cancelled_right_after_its_groups_started_is_over_only_when_all_are_stopped(world: World) -> None:
+def test_cancelled_job_ends_when_all_its_groups_have_stopped(world: World) -> None:
     job_id, _ = side_by_side(world)
     world.drive(job_id, rounds=1)
     world.store.cancel(T, job_id)
@@ -246,7 +244,7 @@ def test_a_job_cancelled_right_after_its_groups_started_is_over_only_when_all_ar
     assert Status.RUNNING not in world.cluster.statuses.values()
 
 
-def test_data_sets_that_share_are_each_validated_and_merged(world: World) -> None:
+def test_sharing_datasets_are_validated_and_merged(world: World) -> None:
     other = DatasetInput(id="ds_2", ref=world.dataset("second", "xy"))
     job_id = world.submit(kind="share_tickets", share_tickets={"others": ["second"]}, others=(other,))
     world.work(world.drive(job_id).submissions["main"])
@@ -258,7 +256,7 @@ def test_data_sets_that_share_are_each_validated_and_merged(world: World) -> Non
     ]  # fmt: skip
 
 
-def test_tasks_with_clashing_labels_fail_before_any_training(world: World) -> None:
+def test_clashing_labels_fail_the_job_before_training(world: World) -> None:
     other = DatasetInput(id="ds_2", ref=world.dataset("second", "xy"))
     job_id = world.submit(kind="share_tickets", share_tickets={"others": ["toy"]}, others=(other,))
     job = world.drive(job_id)
