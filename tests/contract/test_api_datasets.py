@@ -15,8 +15,7 @@ import pytest
 import redis
 from fastapi.testclient import TestClient
 
-from services.api.datasets import given
-from services.api.routes.datasets import OptionsBody
+from services.api.intake import OptionsBody, changed_options
 from services.common.catalog import Catalog
 from services.common.catalog_records import DatasetRecord
 from tests.contract.gateway import AUTH, TRAIN, Gateway, in_parts, make_gateway, upload
@@ -78,7 +77,7 @@ def test_further_test_sets_are_taken_beside_test_in_one_piece_and_in_parts(api: 
     del files["test"]
     alone = api.post("/v1/datasets", data={"name": "alone"}, files=files)
     assert alone.status_code == 422
-    assert alone.json()["detail"] == "'test_other' is a further test set and stands beside 'test'; give 'test' too"
+    assert alone.json()["detail"] == "The additional test set 'test_other' requires a test set. Send 'test' as well."
 
 
 def test_a_data_set_may_bring_its_selection(api: TestClient, gateway: Gateway) -> None:
@@ -168,18 +167,18 @@ def test_all_faults_are_listed_with_row_and_column(api: TestClient) -> None:
 @pytest.mark.parametrize(
     ("data", "files", "says"),
     [
-        ({}, {"train": ("a.csv", TRAIN)}, "lacks the field 'name'"),
-        ({"name": "a/b"}, {"train": ("a.csv", TRAIN)}, "cannot be a name"),
-        ({"name": "ds_1"}, {"train": ("a.csv", TRAIN)}, "cannot begin with"),
-        ({"name": "x", "nmae": "y"}, {"train": ("a.csv", TRAIN)}, "'nmae' that is not known"),
-        ({"name": "x"}, {"trian": ("a.csv", TRAIN)}, "'trian' that is not known"),
-        ({"name": "x"}, {"test": ("a.csv", TRAIN)}, "lacks a file"),
+        ({}, {"train": ("a.csv", TRAIN)}, "The form field 'name' is required"),
+        ({"name": "a/b"}, {"train": ("a.csv", TRAIN)}, "Invalid name 'a/b'"),
+        ({"name": "ds_1"}, {"train": ("a.csv", TRAIN)}, "Names cannot begin with 'ds_'"),
+        ({"name": "x", "nmae": "y"}, {"train": ("a.csv", TRAIN)}, "Unknown form field 'nmae'"),
+        ({"name": "x"}, {"trian": ("a.csv", TRAIN)}, "Unknown form file 'trian'"),
+        ({"name": "x"}, {"test": ("a.csv", TRAIN)}, "no training data"),
         ({"name": "x"}, {"train": ("a.csv", TRAIN), "file": ("b.csv", TRAIN)}, "not both"),
-        ({"name": "x"}, {"train": ("a.xlsx", TRAIN)}, "does not tell its type"),
-        ({"name": "x"}, {"train": ("noending", TRAIN)}, "does not tell its type"),
+        ({"name": "x"}, {"train": ("a.xlsx", TRAIN)}, "Unknown file type of"),
+        ({"name": "x"}, {"train": ("noending", TRAIN)}, "Unknown file type of"),
         ({"name": "x", "options": "{"}, {"train": ("a.csv", TRAIN)}, "options"),
         ({"name": "x", "options": '{"txt": 1}'}, {"train": ("a.csv", TRAIN)}, "/txt: is not a known field"),
-        ({"name": "x", "options": '{"text_column": [1]}'}, {"train": ("a.csv", TRAIN)}, "must be a string, not a list"),
+        ({"name": "x", "options": '{"text_column": [1]}'}, {"train": ("a.csv", TRAIN)}, "must be a valid string"),
         ({"name": "x", "options": '{"delimiter": "ab"}'}, {"train": ("a.csv", TRAIN)}, "one character"),
         ({"name": "x", "options": "[" * 70 + "]" * 70}, {"train": ("a.csv", TRAIN)}, "nested deeper"),
     ],
@@ -315,7 +314,7 @@ def test_lists_page_with_a_cursor(api: TestClient) -> None:
 def test_options_over_http_are_those_of_the_reader() -> None:
     assert OptionsBody().options() == DatasetOptions()
     assert set(OptionsBody.model_fields) == {f.name for f in dataclasses.fields(DatasetOptions)}
-    assert given(DatasetOptions(text_pair_column="", split_seed=0)) == {"text_pair_column": ""}
+    assert changed_options(DatasetOptions(text_pair_column="", split_seed=0)) == {"text_pair_column": ""}
 
 
 @pytest.mark.parametrize("hub", ["../secrets/x", "/etc/passwd", "a", "tests/contract", ".git/hooks", "a/b/c"])
@@ -366,4 +365,4 @@ def test_a_file_of_a_hub_data_set_may_be_its_selection(gateway: Gateway, monkeyp
         odd = api.post("/v1/datasets/hub", json={**body, "selection": "small_external"})
     assert made.status_code == 201 and made.json()["selection"] == 2, made.text
     assert asked[0] == (HubSource("owner/films", "v2"), "small_external.csv")
-    assert odd.status_code == 422 and "does not tell its type" in odd.json()["detail"]
+    assert odd.status_code == 422 and "Unknown file type of" in odd.json()["detail"]
