@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, ParamSpec, TypedDict, TypeVar
+from typing import ParamSpec, TypedDict, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -14,15 +14,14 @@ from tenacity import RetryCallState, retry_if_exception, wait_random_exponential
 
 from tlm_core.errors import (
     Conflict,
-    InvalidDataset,
     InvalidRequest,
     NotFound,
     TLMError,
     Unauthorized,
     Unavailable,
-    error_classes,
-    error_from_dict,
+    error_from_problem,
 )
+from tlm_core.wire import Problem
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -123,33 +122,15 @@ def unreachable(url: str, error: httpx.HTTPError) -> Unavailable:
 
 def error_of(response: httpx.Response) -> TLMError:
     """Return the error that a response with status 400 or higher describes, with all its facts."""
-    error = _error_of(response)
+    status, request = response.status_code, response.request
+    by_status = _ERROR_BY_STATUS.get(status, TLMError if status >= 500 else InvalidRequest)
+    try:
+        problem = Problem.model_validate_json(response.content)
+    except ValidationError:
+        message = f"{request.url.host} answered {status} to {request.method} {request.url}."
+        error = by_status(f"{message} Check the URL of the gateway.")
+    else:
+        error = error_from_problem(problem.model_dump(), unknown=by_status)
     if response.headers.get("Retry-After", "").isdigit():
         error.facts["retry_after_seconds"] = int(response.headers["Retry-After"])
     return error
-
-
-def _error_of(response: httpx.Response) -> TLMError:
-    status, request = response.status_code, response.request
-    fallback = _ERROR_BY_STATUS.get(status, TLMError if status >= 500 else InvalidRequest)
-    problem = _problem(response)
-    if problem is None:
-        message = f"{request.url.host} answered {status} to {request.method} {request.url}."
-        return fallback(f"{message} Check the URL of the gateway.")
-    code, message = problem["code"], str(problem.get("detail") or problem.get("title") or f"Status {status}.")
-    facts, errors = dict(problem.get("facts") or {}), problem.get("errors") or []
-    if code == InvalidDataset.code:
-        facts["faults"] = errors
-    elif errors:
-        facts["errors"] = errors
-    if code not in error_classes():
-        return fallback(message, **facts)
-    return error_from_dict({"code": code, "message": message, "facts": facts})
-
-
-def _problem(response: httpx.Response) -> dict[str, Any] | None:
-    try:
-        body = response.json()
-    except ValueError:
-        return None
-    return body if isinstance(body, dict) and isinstance(body.get("code"), str) else None

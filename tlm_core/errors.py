@@ -6,6 +6,7 @@ request may succeed later without a change by the user. docs/errors.md describes
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -184,9 +185,17 @@ def error_from_dict(data: dict[str, Any]) -> TLMError:
     return _rebuild(cls, data["message"], data.get("facts", {}))
 
 
+def error_from_problem(problem: Mapping[str, Any], *, unknown: type[TLMError] = TLMError) -> TLMError:
+    """Return the error that a problem object (RFC 9457) of the project describes. unknown: class for unknown codes."""
+    facts = dict(problem.get("facts") or {})
+    if errors := problem.get("errors"):
+        facts["faults" if problem["code"] == InvalidDataset.code else "errors"] = errors
+    return _rebuild(error_classes().get(problem["code"], unknown), problem["detail"], facts)
+
+
 def _rebuild(cls: type[TLMError], message: str, facts: dict[str, Any]) -> TLMError:
     error = cls.__new__(cls)
     TLMError.__init__(error, message, **facts)
     if isinstance(error, InvalidDataset):
-        error.faults = [Fault(**fault) for fault in facts["faults"]]
+        error.faults = [Fault(**fault) for fault in facts.get("faults", [])]
     return error

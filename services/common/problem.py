@@ -72,14 +72,6 @@ def problem_of(error: e.TLMError) -> dict[str, Any]:
     return problem_body(status_of(type(error)), error.code, error.message, retryable=error.retryable, **optional)
 
 
-def error_of_problem(problem: Mapping[str, Any]) -> e.TLMError:
-    """Return the error that a problem object of another service describes."""
-    facts = dict(problem.get("facts") or {})
-    if problem["code"] == e.InvalidDataset.code:
-        facts["faults"] = problem.get("errors", [])
-    return e.error_from_dict({"code": problem["code"], "message": problem["detail"], "facts": facts})
-
-
 def problem_response(problem: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
     """Return the HTTP response with `problem`."""
     all_headers = dict(headers or {})

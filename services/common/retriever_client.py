@@ -9,9 +9,8 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from services.common.problem import error_of_problem
 from tlm_core.artifacts import ManifestRef
-from tlm_core.errors import IndexUnavailable, NotFound, TLMError, error_from_dict
+from tlm_core.errors import IndexUnavailable, NotFound, TLMError, error_from_dict, error_from_problem
 from tlm_core.wire import Hit, RefusedPassage
 
 _Answer = TypeVar("_Answer", bound=BaseModel)
@@ -135,7 +134,7 @@ class RetrieverClient:
             content: Any = answer.json() if answer.content else {}
             if answer.is_success:
                 return content
-            problem = error_of_problem(dict(content))
+            problem = error_from_problem(dict(content))
         except (ValueError, KeyError, TypeError) as error:
             raise IndexUnavailable(
                 f"the retriever answered {answer.status_code} with something else than JSON"

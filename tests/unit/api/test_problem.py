@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from pydantic import BaseModel, ConfigDict
 
 from services.common.bodies import MAX_DEPTH, MAX_JSON_BYTES, UnsupportedJSON, check_json, depth_of
-from services.common.problem import MEDIA_TYPE, error_of_problem, install_problem_handlers, problem_of, status_of
+from services.common.problem import MEDIA_TYPE, install_problem_handlers, problem_of, status_of
 from tlm_core.errors import (
     Fault,
     IndexUnavailable,
@@ -23,6 +23,7 @@ from tlm_core.errors import (
     StoreFull,
     TLMError,
     error_classes,
+    error_from_problem,
 )
 
 
@@ -68,7 +69,7 @@ def test_error_survives_the_conversion_to_a_problem(client: TestClient, code: st
     assert (problem["type"], problem["code"]) == (f"/docs/errors#{code}", code)
     assert problem["retryable"] is cls.retryable
     assert ("retry-after" in answer.headers) is (answer.status_code == 503)
-    back = error_of_problem(problem)
+    back = error_from_problem(problem)
     assert type(back) is cls
     assert problem_of(back) == problem
 
@@ -158,7 +159,7 @@ def test_unknown_paths_and_methods_return_problems(client: TestClient) -> None:
 
 
 def test_unknown_code_becomes_a_plain_error() -> None:
-    error = error_of_problem({"code": "new_one", "detail": "later"})
+    error = error_from_problem({"code": "new_one", "detail": "later"})
     assert (type(error), error.message) == (TLMError, "later")
-    assert isinstance(error_of_problem(problem_of(NotFound("x"))), NotFound)
-    assert isinstance(error_of_problem(problem_of(IndexUnavailable("x"))), IndexUnavailable)
+    assert isinstance(error_from_problem(problem_of(NotFound("x"))), NotFound)
+    assert isinstance(error_from_problem(problem_of(IndexUnavailable("x"))), IndexUnavailable)
