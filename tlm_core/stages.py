@@ -62,7 +62,7 @@ SELECT = Stage("select", Place.RETRIEVER, "", 5, params.SelectParams)
 PREPARE = worker("prepare", "tlm_core.training.prepare:prepare", 5, params.PrepareParams, needs_torch=False)
 JOINT = worker("joint", "tlm_core.training.stages:joint", 6, params.JointParams)
 FINETUNE = worker("finetune", "tlm_core.training.stages:finetune", 4, params.FinetuneParams)
-CHOOSE = worker("choose", "tlm_core.training.choose:choose", 1, params.ChooseParams)
+CHOOSE = worker("choose", "tlm_core.training.stages:choose", 1, params.ChooseParams)
 EVALUATE = worker("evaluate", "tlm_core.training.evaluate:evaluate", 4, params.SeedsParams)
 EXPORT = worker("export", "tlm_core.training.export:export", 2, params.ExportParams)
 

@@ -81,7 +81,7 @@ def outcome(name: str, what: str, task: Path, selection: Path | None, recipe: Re
     folder = kept.with_suffix("")
     shutil.rmtree(folder, ignore_errors=True)
     took: dict[str, float] = {}
-    done = run_chain(task, selection, recipe, [seed], folder, told=took.__setitem__)
+    done = run_chain(task, selection, recipe, [seed], folder, on_done=took.__setitem__)
     report = json.loads((done["evaluate"] / "report.json").read_text(encoding="utf-8"))
     (entry,) = report["seeds"]
     found = {

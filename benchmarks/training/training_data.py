@@ -17,8 +17,8 @@ from tlm_core.selection.output import PASSAGES, RowWriter
 from tlm_core.stages import PREPARE
 from tlm_core.tasks.validate import load_task
 from tlm_core.training.local import run_stage
+from tlm_core.training.memory import ENVIRONMENT
 from tlm_core.training.params import PrepareParams
-from tlm_core.training.process import ENVIRONMENT
 from tlm_core.training.recipe import Recipe, resolve
 
 CACHE = ROOT / "build" / "bench" / "training"

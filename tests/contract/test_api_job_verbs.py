@@ -101,7 +101,7 @@ def test_a_clone_with_a_corpus_selects_from_it_and_one_on_the_task_alone_has_non
     [
         ({"sede": [1]}, "/sede: is not a known field"),
         ({"seeds": 3}, "/seeds: must be a list"),
-        ({"set": {"joint.rho3": 1}}, "did you mean"),
+        ({"set": {"joint.rho3": 1}}, "Did you mean"),
         ({"priority": 99}, "/priority"),
         ({"max_runtime_seconds": 0}, "/max_runtime_seconds"),
         ({"metadata": {"a=b": "c"}}, "/metadata"),

@@ -52,7 +52,7 @@ def test_a_later_upload_under_the_name_does_not_change_an_accepted_job(api: Test
 REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
     "unknown scale": ({"scale": "huge"}, 422, "'tiny', 'small', 'medium' or 'large'"),
     "unknown recipe": ({"recipe": "best"}, 422, "'fast' or 'paper'"),
-    "unknown recipe key": ({"set": {"joint.rho3": 1}}, 422, "did you mean"),
+    "unknown recipe key": ({"set": {"joint.rho3": 1}}, 422, "Did you mean"),
     "number where a list belongs": ({"seeds": 3}, 422, "/seeds: must be a list"),
     "list where a number belongs": ({"set": {"joint.rho2": [1]}}, 422, "joint.rho2"),
     "unknown field": ({"sede": [1]}, 422, "/sede: is not a known field"),

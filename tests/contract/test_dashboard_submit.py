@@ -108,7 +108,7 @@ def submitted(gateway: Gateway, **fields: Any) -> JobRecord:
     ("data", "says"),
     [
         ({"seeds": "one"}, "whole numbers"),
-        ({"overrides": "joint.rho9 = 5"}, "did you mean"),
+        ({"overrides": "joint.rho9 = 5"}, "Did you mean"),
         ({"overrides": "joint.rho2"}, "key = value"),
         ({"overrides": "joint.rho2 = NaN"}, "NaN"),
         ({"scale": "huge"}, "/scale"),

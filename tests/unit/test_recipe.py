@@ -60,9 +60,9 @@ def test_of_the_rates_to_try_a_published_encoder_gets_none_that_is_too_high_unle
         ({"finetune.rates": [1e-3, 0.001]}, "two or more rates that differ"),
         ({"finetune.rates": [1e-3, 0]}, "finetune.rates.1"),
         ({"joint.rho11": 1}, "joint.rho1"),
-        ({"nonsense": 1}, "known are"),
-        ({"joint": {}}, "unknown recipe key 'joint'"),
-        ({"name": "paper"}, "unknown recipe key 'name'"),
+        ({"nonsense": 1}, "Valid keys"),
+        ({"joint": {}}, "Unknown recipe key 'joint'"),
+        ({"name": "paper"}, "Unknown recipe key 'name'"),
         ({"joint.mask_rate": [0.1]}, "joint.mask_rate"),
         ({"joint.mask_rate": 1.5}, "joint.mask_rate"),
         ({"model.heads": 5}, "heads"),
@@ -89,7 +89,7 @@ def test_a_wrong_override_is_refused_by_name(overrides: dict[str, Any], says: st
 
 
 def test_unknown_recipes_and_scales_say_what_is_known() -> None:
-    with pytest.raises(InvalidRecipe, match="known are fast, paper"):
+    with pytest.raises(InvalidRecipe, match="Valid recipes: fast, paper"):
         resolve("quick", "tiny")
     with pytest.raises(InvalidRecipe, match="tiny, small, medium, large"):
         resolve("fast", "huge")

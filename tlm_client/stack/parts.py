@@ -18,7 +18,7 @@ import httpx
 from tlm_client.stack.folder import StackFolder
 from tlm_client.stack.processes import FOLDER_MARK, PART_MARK, free_ports, port_is_free
 from tlm_core.errors import AlreadyRunning, MissingDependency
-from tlm_core.training.process import ENVIRONMENT
+from tlm_core.training.memory import ENVIRONMENT
 
 HOST = "127.0.0.1"
 # A socket path has at most 107 bytes; Ray adds `/session_<date>_<time>_<microseconds>_<pid>/sockets/plasma_store`.

@@ -23,7 +23,7 @@ from tlm_core.compression.params import ShareParams
 from tlm_core.compression.sliced import sliced
 from tlm_core.tasks.metrics import summary
 from tlm_core.training.architectures import Shape, architecture_of
-from tlm_core.training.device import holding_the_model, pick_device
+from tlm_core.training.device import model_fits_device, pick_device
 from tlm_core.training.evaluate import predict, validation_scores
 from tlm_core.training.loop import Trainer
 from tlm_core.training.memory import training_bytes
@@ -160,7 +160,7 @@ class SharedBatches:
         return self._batches[number](int(np.count_nonzero(self._turns[:step] == number)), progress)
 
 
-@holding_the_model()
+@model_fits_device()
 def share(ctx: StageContext[ShareParams]) -> dict[str, Any]:
     """Train one encoder on all tasks. With None for every ticket this is plain multi-task training.
 

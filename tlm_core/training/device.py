@@ -35,7 +35,7 @@ def out_of_memory(error: RuntimeError) -> bool:
 
 
 @contextmanager
-def holding_the_model() -> Iterator[None]:
+def model_fits_device() -> Iterator[None]:
     """Wrap a training stage: raise OutOfMemory if the device is too small at any batch size."""
     try:
         yield

@@ -1,4 +1,4 @@
-"""The whole chain in this process, without Ray or storage: for tests and benchmarks."""
+"""Run stages in this process, without Ray or a storage, for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tlm_core.training.stage import StageContext, StageParams
 
 @dataclass
 class LocalReporter:
-    """Keeps what it is told. keep_going: asked with the step at every report; False asks the stage to stop."""
+    """Records all reports. keep_going: called with the step at every report; False requests a stop."""
 
     keep_going: Callable[[int], bool] | None = None
     steps: list[int] = field(default_factory=list)
@@ -38,26 +38,25 @@ class LocalReporter:
 
 @dataclass
 class LocalCheckpoints:
-    """Checkpoints as folders, moved into place whole."""
+    """Checkpoints as folders; a rename publishes a complete one."""
 
     folder: Path
 
     def latest(self) -> Path | None:
-        found = sorted(self.folder.glob("step-*"))
-        return found[-1] if found else None
+        return max(self.folder.glob("step-*"), default=None)
 
     def newest(self) -> int | None:
-        found = self.latest()
-        return None if found is None else int(found.name.removeprefix("step-"))
+        folder = self.latest()
+        return None if folder is None else int(folder.name.removeprefix("step-"))
 
     def save(self, write: Callable[[Path], None], *, step: int, metrics: Mapping[str, float | None]) -> None:  # noqa: ARG002
-        made = self.folder / "making"
-        shutil.rmtree(made, ignore_errors=True)
-        made.mkdir(parents=True)
-        write(made)
+        unfinished = self.folder / "unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        write(unfinished)
         target = self.folder / f"step-{step:09d}"
         shutil.rmtree(target, ignore_errors=True)
-        made.rename(target)
+        unfinished.rename(target)
 
 
 def run_stage(
@@ -97,11 +96,11 @@ def run_chain(
     seeds: Iterable[int],
     workdir: Path,
     *,
-    told: Callable[[str, float], None] | None = None,
+    on_done: Callable[[str, float], None] | None = None,
 ) -> dict[str, Path]:
-    """Run the stages of a `train` job after the selection; returns the folder of each node.
+    """Run the stages of a `train` job after the selection. Return the folder of each node.
 
-    selection: None trains on the task alone. told: receives each node's name and seconds when the node is done.
+    selection: None trains on the task alone. on_done: receives each finished node's name and seconds.
     """
     done = {"validate": task}
     for node in train.plan(PlanInputs(None, recipe, tuple(seeds), (), (), None)).nodes:
@@ -110,6 +109,6 @@ def run_chain(
         if node.stage is PREPARE and selection is not None:
             inputs["selection"] = selection
         done[node.name] = run_stage(node.stage, inputs, node.params, workdir / node.name)
-        if told:
-            told(node.name, time.perf_counter() - began)
+        if on_done:
+            on_done(node.name, time.perf_counter() - began)
     return done

@@ -1,4 +1,4 @@
-"""Memory that training and prediction need, and how many rows of a batch fit at once."""
+"""Memory that training and prediction need, how many rows fit at once, and settings of the memory allocator."""
 
 from __future__ import annotations
 
@@ -9,6 +9,19 @@ from pathlib import Path
 from tlm_core.training.architectures import Sizes, architecture_of
 
 MICRO_ROWS = 64  # rows processed at once where memory allows
+
+# Environment of a process that trains on a CPU, from its start. Results do not depend on it. A test compares it with the
+# Dockerfile.
+ENVIRONMENT = {
+    # Waiting threads spin. Beside other busy processes, long spins take cores from the threads that they wait for.
+    "GOMP_SPINCOUNT": "5000",
+    # Each step allocates large tensors. By default the C library returns their memory to the kernel, which provides it
+    # again page by page and zeroed: 7 % of a step.
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
+    # A step reads hundreds of megabytes. On a virtual machine, address lookups of small pages take a tenth of the step.
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
 
 _BYTES = 4
 _LIBRARIES = 700_000_000

@@ -1,7 +1,7 @@
-"""The recipe: everything that changes a training *result*. What only changes speed or place is a setting.
+"""The recipe: everything that changes a training *result*. Options that change only speed or place are settings.
 
-A recipe is one frozen value, resolved when a job is submitted and kept in its record, so a later release
-cannot change a job that is under way. Importing this module needs no torch: the gateway checks recipes with it.
+A submission resolves the recipe and stores it in the job's record, so a later release cannot change a running job. This
+module does not import torch, because the gateway validates recipes with it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -25,11 +25,11 @@ RecipeName = Literal["fast", "paper"]
 Precision = Literal["bf16", "fp32"]
 
 
-OWN_STARTS = ("scratch", "counts")  # what `model.init` may be besides a published encoder
+OWN_STARTS = ("scratch", "counts")  # values of `model.init` besides a published encoder
 FROM_SCRATCH = [name for name, entry in ARCHITECTURES.items() if entry.from_scratch]
 # Flags of x86 and ARM processors that multiply bfloat16, as Linux lists them in /proc/cpuinfo.
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
-PUBLISHED_LR = 3e-4  # highest finetuning rate that a published encoder gets unless it is asked for
+PUBLISHED_LR = 3e-4  # maximum finetuning rate of a published encoder, unless the user sets a rate
 
 
 class _Part(BaseModel):
@@ -37,7 +37,7 @@ class _Part(BaseModel):
 
 
 class Tokenizer(_Part):
-    """Own WordPiece trained on selection and train text, or a published one."""
+    """A WordPiece tokenizer trained on selection and train texts, or a published tokenizer."""
 
     source: str = Field(
         "own", pattern=rf"^(own|{MODEL}|/.+)$", description="own, hub:OWNER/NAME[@REVISION] or a folder"
@@ -49,8 +49,8 @@ class Tokenizer(_Part):
 class Model(_Part):
     """Shape of the encoder. `modernbert` has gated blocks and rotary positions; `bert` is the paper's.
 
-    init: `scratch` is random; `counts` is random but for the token embeddings and the vocabulary's bias, which are
-    counted on the training text; else a published encoder.
+    init: `scratch` is random; `counts` is random except for token embeddings and vocabulary bias, which come from
+    counts on the training text; anything else is a published encoder.
     """
 
     architecture: str = Field("modernbert", json_schema_extra={"enum": [*FROM_SCRATCH]})
@@ -63,7 +63,7 @@ class Model(_Part):
     hidden: int = Field(256, ge=16, le=4096)
     heads: int = Field(4, ge=1, le=64)
     intermediate: int = Field(1024, ge=16, le=16384, description="width of the feed-forward block")
-    max_length: int = Field(128, ge=16, le=2048, description="tokens of a row; longer task texts are cut")
+    max_length: int = Field(128, ge=16, le=2048, description="tokens of a row; longer task texts are truncated")
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
 
     @field_validator("architecture")
@@ -76,7 +76,7 @@ class Model(_Part):
     @model_validator(mode="after")
     def _heads_divide_hidden(self) -> Model:
         if self.hidden % self.heads or (self.hidden // self.heads) % 2:
-            raise ValueError(f"hidden ({self.hidden}) must be an even multiple of heads ({self.heads})")
+            raise ValueError(f"hidden ({self.hidden}) must be an even multiple of heads ({self.heads}).")
         return self
 
 
@@ -90,9 +90,9 @@ class Budget(_Part):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Budget:
-        given = [name for name, value in self if value is not None]
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of steps, tokens, flops, seconds; got {given or 'none'}")
+        units = [name for name, value in self if value is not None]
+        if len(units) != 1:
+            raise ValueError(f"Give exactly one of steps, tokens, flops, seconds, not {', '.join(units) or 'none'}.")
         return self
 
     @property
@@ -105,7 +105,7 @@ class Budget(_Part):
 
 
 class Optimizer(_Part):
-    """AdamW, or Muon on the matrices with AdamW on everything else."""
+    """AdamW, or Muon for the encoder's matrices and AdamW for everything else."""
 
     name: Literal["adamw", "muon"] = "muon"
     lr: float = Field(3e-3, gt=0, description="AdamW's peak learning rate")
@@ -114,23 +114,23 @@ class Optimizer(_Part):
     betas: tuple[float, float] = (0.9, 0.98)
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the budget; then linear to zero")
     clip: float | None = Field(1.0, gt=0, description="limit of the gradient's norm")
-    non_finite: Literal["stop", "skip"] = Field("stop", description="what to do with a step whose loss is no number")
+    non_finite: Literal["stop", "skip"] = Field("stop", description="reaction to a step whose loss is not finite")
 
 
 class Joint(_Part):
-    """Joint stage: MLM on retrieved and task text, and the task's own loss (paper section 3.2).
+    """Joint stage: masked language modeling (MLM) on selected and task texts, and the task's loss (paper section 3.2).
 
-    A task batch costs (rho2 * MLM + task) / (rho2 + 1); of rho1 + 1 batches one is a task batch.
+    One of rho1 + 1 batches is a task batch. Its loss is (rho2 * MLM + task) / (rho2 + 1).
     """
 
-    enabled: bool = Field(True, description="false: task only, straight to finetuning")
-    task_loss: bool = Field(True, description="false: masked language modelling alone (two-stage baseline)")
-    mlm_on_task: bool = Field(True, description="false: no masked language modelling on task text")
+    enabled: bool = Field(True, description="false: finetuning only")
+    task_loss: bool = Field(True, description="false: masked language modeling alone (two-stage baseline)")
+    mlm_on_task: bool = Field(True, description="false: no masked language modeling on task texts")
     budget: Budget = Budget(tokens=2_000_000)
     batch_rows: int = Field(32, ge=1, le=8192, description="rows of max_length tokens in a step, over all workers")
     task_batch: int = Field(32, ge=1, le=8192, description="task texts in a task batch")
-    rho1: float = Field(3, ge=0, description="retrieved batches for each task batch")
-    rho2: float = Field(1.0, ge=0, description="weight of MLM against the task's loss on task batches")
+    rho1: float = Field(3, ge=0, description="passage batches for each task batch")
+    rho2: float = Field(1.0, ge=0, description="weight of MLM relative to the task's loss in task batches")
     mask_rate: float = Field(0.3, gt=0, lt=1, description="share of tokens masked at the start")
     mask_rate_end: float | None = Field(None, gt=0, lt=1, description="share at the end; None: constant")
     optimizer: Optimizer = Optimizer()
@@ -141,35 +141,37 @@ class Joint(_Part):
 
 
 class Finetune(_Part):
-    """Finetune stage: the task's loss only, a fresh optimiser; the best validation score decides."""
+    """Finetune stage: the task's loss alone, with a new optimizer. The best validation score decides."""
 
     epochs: float = Field(10, gt=0)
     max_steps: int | None = Field(None, ge=1, description="cap on the steps that epochs give")
     batch: int = Field(32, ge=1, le=8192)
-    evaluations: int = Field(10, ge=1, description="validations spread over the stage, the untouched model beside them")
+    evaluations: int = Field(10, ge=1, description="validations, evenly spread, besides that of the initial model")
     reset_head: bool = False
     optimizer: Optimizer = Optimizer(name="adamw", lr=3e-4)
     rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (), max_length=8, description="tried one after another in place of optimizer.lr; validation chooses"
+        (),
+        max_length=8,
+        description="alternatives to optimizer.lr; the best validation score decides",
     )
 
     @field_validator("rates")
     @classmethod
     def _rates_differ(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
-        if len(rates) == 1 or len({f"{rate:g}" for rate in rates}) < len(rates):  # they name stages, so short
-            raise ValueError("give two or more rates that differ, or a single one as finetune.optimizer.lr")
+        if len(rates) == 1 or len({f"{rate:g}" for rate in rates}) < len(rates):  # stage names contain this form
+            raise ValueError("Give two or more rates that differ, or a single rate as finetune.optimizer.lr.")
         return rates
 
     def steps(self, rows: int) -> int:
-        """Steps that the epochs give over that many train texts, under their cap."""
+        """Return the steps of the epochs over `rows` train texts, at most max_steps."""
         steps = max(1, math.ceil(self.epochs * rows / self.batch))
         return min(steps, self.max_steps) if self.max_steps else steps
 
     def for_published(self) -> Finetune:
-        """The same for a published encoder: at the rate of a small one of our own it would forget what it knows."""
-        lr, *more = dict.fromkeys(min(rate, PUBLISHED_LR) for rate in self.rates or (self.optimizer.lr,))
-        optimizer = self.optimizer.model_copy(update={"lr": lr})
-        return self.model_copy(update={"optimizer": optimizer, "rates": (lr, *more) if more else ()})
+        """Return the part for a published encoder, which forgets its pretraining at the rates of small own encoders."""
+        rates = tuple(dict.fromkeys(min(rate, PUBLISHED_LR) for rate in self.rates or (self.optimizer.lr,)))
+        optimizer = self.optimizer.model_copy(update={"lr": rates[0]})
+        return self.model_copy(update={"optimizer": optimizer, "rates": rates if len(rates) > 1 else ()})
 
 
 class Recipe(_Part):
@@ -187,12 +189,12 @@ class Recipe(_Part):
         description="of matrix products; a submission resolves auto to what the cluster computes natively",
     )
     checkpoint_steps: int = Field(200, ge=1, description="steps between two checkpoints")
-    profile: bool = Field(False, description="leave a trace of a few steps beside the model; the weights are the same")
+    profile: bool = Field(False, description="write a profiler trace of a few steps; the weights do not change")
 
     @model_validator(mode="after")
     def _published_weights_keep_their_vocabulary(self) -> Recipe:
         if self.model.init not in (*OWN_STARTS, self.tokenizer.source):
-            raise ValueError(f"model.init '{self.model.init}' needs tokenizer.source to be the same")
+            raise ValueError(f"model.init '{self.model.init}' needs tokenizer.source to be the same.")
         return self
 
     @property
@@ -218,7 +220,7 @@ def native_precision() -> Precision:
 
 
 def _fast(scale: Scale) -> Recipe:
-    """Ours: measured to reach the same quality for less; sources of the choices in docs/experiments.md."""
+    """Return our recipe, which reaches the same quality at lower cost. docs/experiments.md has the measurements."""
     shapes = {
         "tiny": (3, 192, 3, 384, 3_000_000),
         "small": (6, 384, 6, 768, 40_000_000),
@@ -237,16 +239,14 @@ def _fast(scale: Scale) -> Recipe:
     )
 
 
-# Joint steps, rho1, rho2 of the release for each task and scale would go here; only what is known is listed.
-# Source: example_scripts of the TLM release (SciERC, small): BERT-base shape, 150,000 steps of 256 x 128 tokens
-# (512 for IMDB), learning rate 1e-4, weight decay 0.01, warm-up 10,000 steps, rho1 999, rho2 20, masking 15 %;
-# finetuning 30,000 steps of 32, learning rate 2e-5, warm-up 3,000 steps, head reset.
-PAPER: dict[tuple[str, Scale], dict[str, Any]] = {
-    ("sciie", "small"): {"steps": 150_000, "rho1": 999, "rho2": 20, "max_length": 128, "source": "release scripts"},
-}
-
-
 def _paper(scale: Scale) -> Recipe:
+    """Return the paper's recipe, from example_scripts of the TLM release (SciERC, small).
+
+    BERT-base, 150,000 steps of 256 x 128 tokens (512 for IMDB), learning rate 1e-4, weight decay 0.01, warmup 10,000
+    steps, rho1 999, rho2 20, masking 15 %. Finetuning: 30,000 steps of 32, learning rate 2e-5, warmup 3,000 steps, new
+    head. The scale tiny shortens it.
+    """
+    tiny = scale == "tiny"
     shapes = {
         "tiny": (4, 256, 4, 1024),
         "small": (12, 768, 12, 3072),
@@ -254,7 +254,6 @@ def _paper(scale: Scale) -> Recipe:
         "large": (24, 1024, 16, 4096),
     }
     layers, hidden, heads, intermediate = shapes[scale]
-    steps = 1_500 if scale == "tiny" else PAPER[("sciie", "small")]["steps"]
     optimizer = Optimizer(name="adamw", lr=1e-4, weight_decay=0.01, betas=(0.9, 0.999), warmup=1 / 15)
     return Recipe(
         name="paper",
@@ -265,22 +264,22 @@ def _paper(scale: Scale) -> Recipe:
             architecture="bert", layers=layers, hidden=hidden, heads=heads, intermediate=intermediate, dropout=0.1
         ),
         joint=Joint(
-            budget=Budget(steps=steps),
-            batch_rows=256 if scale != "tiny" else 32,
-            task_batch=256 if scale != "tiny" else 32,
-            rho1=999 if scale != "tiny" else 19,
+            budget=Budget(steps=1_500 if tiny else 150_000),
+            batch_rows=32 if tiny else 256,
+            task_batch=32 if tiny else 256,
+            rho1=19 if tiny else 999,
             rho2=20,
             mask_rate=0.15,
             optimizer=optimizer,
         ),
         finetune=Finetune(
-            epochs=1000 if scale != "tiny" else 10,
+            epochs=10 if tiny else 1000,
             max_steps=30_000,
             batch=32,
             reset_head=True,
-            optimizer=optimizer.model_copy(update={"lr": 2e-5 if scale != "tiny" else 1e-4, "warmup": 0.1}),
+            optimizer=optimizer.model_copy(update={"lr": 1e-4 if tiny else 2e-5, "warmup": 0.1}),
         ),
-        checkpoint_steps=1_000 if scale != "tiny" else 200,
+        checkpoint_steps=200 if tiny else 1_000,
     )
 
 
@@ -293,11 +292,10 @@ def resolve(
     Raises InvalidRecipe that names the invalid key and, for an unknown key, the most similar known key.
     """
     presets = {"fast": _fast, "paper": _paper}
-    scales = ("tiny", "small", "medium", "large")
     if name not in presets:
-        raise InvalidRecipe(f"unknown recipe '{name}'; known are {', '.join(presets)}")
-    if scale not in scales:
-        raise InvalidRecipe(f"unknown scale '{scale}'; known are {', '.join(scales)}")
+        raise InvalidRecipe(f"Unknown recipe '{name}'. Valid recipes: {', '.join(presets)}.")
+    if scale not in get_args(Scale):
+        raise InvalidRecipe(f"Unknown scale '{scale}'. Valid scales: {', '.join(get_args(Scale))}.")
     data = presets[name](scale).model_dump()  # type: ignore[arg-type]
     known = sorted(_keys(data))
     for key, value in (overrides or {}).items():
@@ -306,7 +304,7 @@ def resolve(
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
-        raise InvalidRecipe(f"the recipe does not hold: {problems}") from error
+        raise InvalidRecipe(f"Invalid recipe. {problems}") from error
     _check_trainable(recipe)
     if recipe.precision == "auto":
         recipe = recipe.model_copy(update={"precision": precision or native_precision()})
@@ -316,37 +314,37 @@ def resolve(
 
 
 def _check_trainable(recipe: Recipe) -> None:
-    """Refuse what could not train. Not the model does: an earlier release's records may hold it, and are to be read."""
+    """Raise InvalidRecipe for a recipe that cannot train. The models accept it, so that older records stay readable."""
     for key, part in (("joint", recipe.joint), ("finetune", recipe.finetune)):
         if not all(0 <= beta < 1 for beta in part.optimizer.betas):
             raise InvalidRecipe(
-                f"{key}.optimizer.betas: {list(part.optimizer.betas)} do not hold; each is at least 0 and below 1"
+                f"Invalid {key}.optimizer.betas {list(part.optimizer.betas)}. Each must be at least 0 and below 1."
             )
     joint = recipe.joint
     if joint.enabled and recipe.selection.selector == "none" and not (joint.task_loss or joint.mlm_on_task):
         raise InvalidRecipe(
-            "with selection.selector 'none' the joint stage trains on task text alone, so joint.task_loss or "
-            "joint.mlm_on_task must be true, or joint.enabled false"
+            "With selection.selector 'none' the joint stage trains on task texts alone, so joint.task_loss or "
+            "joint.mlm_on_task must be true, or joint.enabled false."
         )
 
 
 def _keys(data: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """All dotted keys of the leaves."""
-    found = []
+    """Return the dotted keys of all leaves."""
+    keys = []
     for key, value in data.items():
-        found.extend(_keys(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key])
-    return found
+        keys.extend(_keys(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key])
+    return keys
 
 
 def _override(data: dict[str, Any], key: str, value: Any, known: list[str]) -> None:
     if key in ("name", "scale") or key not in known:
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        hint = f"; did you mean '{near[0]}'?" if near else f"; known are {', '.join(known)}"
-        raise InvalidRecipe(f"unknown recipe key '{key}'{hint}", key=key)
+        hint = f"Did you mean '{near[0]}'?" if near else f"Valid keys: {', '.join(known)}."
+        raise InvalidRecipe(f"Unknown recipe key '{key}'. {hint}", key=key)
     *parents, leaf = key.split(".")
     target = data
     for parent in parents:
         target = target[parent]
     if parents and parents[-1] == "budget" and value is not None:
-        target.update(dict.fromkeys(target))  # another unit replaces the preset's budget
+        target.update(dict.fromkeys(target))  # a budget in another unit replaces the preset's
     target[leaf] = value

@@ -1,9 +1,10 @@
-"""The stages of training, by name. Each is a function of a `StageContext`; none knows who runs it."""
+"""The stages joint, finetune, and choose. Each is a function of a `StageContext`."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
@@ -13,16 +14,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tlm_core.artifacts import MANIFEST
+from tlm_core.tasks.metrics import best_of
 from tlm_core.training import published
 from tlm_core.training.architectures import Shape, scratch_shape
-from tlm_core.training.device import holding_the_model, pick_device
+from tlm_core.training.device import model_fits_device, pick_device
 from tlm_core.training.evaluate import predict, validation_scores
 from tlm_core.training.loop import Trainer
 from tlm_core.training.memory import MICRO_ROWS, training_bytes
 from tlm_core.training.model import TaskModel, initialize, initialize_counted
 from tlm_core.training.objective import Workers, step_flops
 from tlm_core.training.optim import FlatOptimizer
-from tlm_core.training.params import SHRUNK, FinetuneParams, JointParams, TrainParams, TuneParams
+from tlm_core.training.params import SHRUNK, ChooseParams, FinetuneParams, JointParams, TrainParams, TuneParams
 from tlm_core.training.prepared import Batch, FinetuneBatches, JointBatches, Prepared
 from tlm_core.training.profiling import copy_traces, trace_path, traced
 from tlm_core.training.recipe import OWN_STARTS, Budget, Model
@@ -30,9 +33,9 @@ from tlm_core.training.stage import StageContext
 from tlm_core.training.state import HISTORY, SHAPE, WEIGHTS, TrainState, load_weights, own_units, read_history, weights
 
 
-@holding_the_model()
+@model_fits_device()
 def joint(ctx: StageContext[JointParams]) -> dict[str, Any]:
-    """Masked language modelling on retrieved and task text and the task's own loss (paper section 3.2)."""
+    """Train on masked language modeling of passages and task texts, and on the task's loss (paper section 3.2)."""
     trainer = joint_trainer(ctx)
     with traced(trainer, trace_path(ctx, "joint")):
         state, _ = trainer.run()
@@ -41,7 +44,7 @@ def joint(ctx: StageContext[JointParams]) -> dict[str, Any]:
 
 
 def joint_trainer(ctx: StageContext[JointParams]) -> Trainer:
-    """The joint stage's run, ready to begin. Raises InvalidRecipe or NotFound for `init`."""
+    """Return the joint stage's training run. Raises InvalidRecipe or NotFound for `model.init`."""
     params, joint, device = ctx.params, ctx.params.joint, pick_device()
     prepared = Prepared(ctx.inputs["prepared"])
     model = build(params.model, prepared, params.seed).to(device)
@@ -59,15 +62,15 @@ def joint_trainer(ctx: StageContext[JointParams]) -> Trainer:
 
 
 def finetune(ctx: StageContext[FinetuneParams]) -> dict[str, Any]:
-    """The task's loss alone, from the joint stage's weights or from scratch; the best validation score decides."""
+    """Train on the task's loss alone, from the joint stage's weights or from scratch. Validation decides."""
     return tune(ctx, *start(ctx))
 
 
-@holding_the_model()
+@model_fits_device()
 def start(ctx: StageContext[FinetuneParams]) -> tuple[TaskModel, dict[str, Any]]:
-    """The model with which finetuning begins, on this worker's device, and the joint stage's history if there was one.
+    """Return the initial model of finetuning on this worker's device, and the joint stage's history, or {}.
 
-    Inputs: `prepared`, and `joint` unless the recipe leaves it out.
+    Inputs: `prepared`, and `joint` unless the recipe disables it.
     """
     model = build(ctx.params.model, Prepared(ctx.inputs["prepared"]), ctx.params.seed).to(pick_device())
     if "joint" not in ctx.inputs:
@@ -77,7 +80,7 @@ def start(ctx: StageContext[FinetuneParams]) -> tuple[TaskModel, dict[str, Any]]
     return model, read_history(ctx.inputs["joint"])
 
 
-@holding_the_model()
+@model_fits_device()
 def tune(
     ctx: StageContext[TuneParams],
     model: TaskModel,
@@ -122,30 +125,48 @@ def tune(
     return write_trained(ctx, model.shape, own_units(chosen, prepared), state, device, {"joint": before.get("cost")})
 
 
+def choose(ctx: StageContext[ChooseParams]) -> dict[str, Any]:
+    """Copy the finetuning with the best validation score; the first wins ties. Inputs: `try.0`, `try.1`, …
+
+    Its history has the cost of all finetunings, the best one's rate, and under `tries` the result of each.
+    """
+    if ctx.rank:
+        return {}
+    rates = ctx.params.rates
+    folders = [ctx.inputs[f"try.{number}"] for number in range(len(rates))]
+    histories = [read_history(folder) for folder in folders]
+    tries = [{**history["best"], "lr": lr} for lr, history in zip(rates, histories, strict=True)]
+    best = best_of([result["score"] for result in tries])
+    cost = {name: sum(history["cost"][name] for history in histories) for name in histories[best]["cost"]}
+    shutil.copytree(folders[best], ctx.out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+    history = {**histories[best], "cost": cost, "best": tries[best], "tries": tries}
+    (ctx.out / HISTORY).write_text(json.dumps(history), encoding="utf-8")
+    return {"lr": rates[best]}
+
+
 def evaluation_steps(steps: int, evaluations: int, untouched: bool) -> frozenset[int]:
-    """Steps after which to validate, evenly spread and ending with the last; 0 is the model as it came."""
+    """Return the steps after which to validate: evenly spread up to the last, and 0 for the untouched model."""
     spread = {max(1, round(steps * k / evaluations)) for k in range(1, evaluations + 1)}
     return frozenset(spread | ({0} if untouched else set()))
 
 
 def build(recipe: Model, prepared: Prepared, seed: int) -> TaskModel:
-    """The recipe's model with its starting weights, on the CPU. Raises InvalidRecipe or NotFound for `init`."""
-    given: dict[str, Tensor] = {}
+    """Return the recipe's model with its initial weights, on the CPU. Raises InvalidRecipe or NotFound for `init`."""
+    pretrained: dict[str, Tensor] = {}
     size, labels = prepared.vocabulary.size, len(prepared.labels)
     if recipe.init in OWN_STARTS:
         shape = scratch_shape(recipe, size, labels)
     else:
-        shape, given = published.load(
+        shape, pretrained = published.load(
             recipe.init, labels=labels, vocab=size, max_length=recipe.max_length, dropout=recipe.dropout
         )
     model = TaskModel(shape)
     initialize(model, seed)
     if recipe.init == "counts":
         initialize_counted(model, seed, *map(torch.from_numpy, prepared.counted()))
-    own = dict(model.named_parameters())
     with torch.no_grad():
-        for name, tensor in given.items():
-            own[name].copy_(tensor)
+        for name, tensor in pretrained.items():
+            model.get_parameter(name).copy_(tensor)
     return model
 
 
@@ -155,9 +176,9 @@ def write_trained(
     tensors: Mapping[str, Tensor],
     state: TrainState,
     device: torch.device,
-    more: Mapping[str, Any],
+    extra: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Write weights, shape and history (rank 0); returns the manifest's meta."""
+    """Write weights, shape, and history on rank 0; `extra` joins the history. Return the artifact's metadata."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(tensors[name].numpy().tobytes())
@@ -166,8 +187,8 @@ def write_trained(
         "tokens": state.tokens,
         "flops": state.flops,
         "weights_sha256": digest.hexdigest(),
+        "precision": ctx.params.precision,
     }
-    meta["precision"] = ctx.params.precision
     if state.skipped:
         meta["skipped_steps"] = state.skipped
     if state.micro_rows < MICRO_ROWS:
@@ -182,7 +203,7 @@ def write_trained(
     }
     best = None if state.best is None else state.evaluations[state.best]
     record = asdict(state)
-    history = {"cost": cost, "points": record["points"], "evaluations": record["evaluations"], "best": best, **more}
+    history = {"cost": cost, "points": record["points"], "evaluations": record["evaluations"], "best": best, **extra}
     save_file(dict(tensors), ctx.out / WEIGHTS)
     (ctx.out / SHAPE).write_text(json.dumps(shape.as_dict()), encoding="utf-8")
     (ctx.out / HISTORY).write_text(json.dumps(history), encoding="utf-8")
