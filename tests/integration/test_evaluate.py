@@ -54,7 +54,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_scores_are_those_of_the_model_s_own_labels(model: Path, data: Path) -> None:
+def test_evaluate_scores_by_the_labels_of_the_model(model: Path, data: Path) -> None:
     task, _ = load_task(data)
     assert task.labels == ("neg", "pos")
     answers = [task.labels.index(label) for label, _ in Classifier(str(model)).classify(task.texts("test"))]
@@ -63,14 +63,14 @@ def test_scores_are_those_of_the_model_s_own_labels(model: Path, data: Path) -> 
         assert evaluate_model(str(model), task, batch=batch) == expected
 
 
-def test_the_command_prints_the_scores(model: Path, data: Path) -> None:
+def test_evaluate_command_prints_the_scores(model: Path, data: Path) -> None:
     result = CliRunner().invoke(app, ["evaluate", str(model), "--dataset", str(data), "--json"], obj=Session())
     assert result.exit_code == 0, result.output
     task, _ = load_task(data)
     assert json.loads(result.stdout)["accuracy"] == evaluate_model(str(model), task)["accuracy"]
 
 
-def test_what_is_no_model_or_has_other_labels_is_told(model: Path, data: Path, tmp_path: Path) -> None:
+def test_evaluate_rejects_other_labels_and_missing_models(model: Path, data: Path, tmp_path: Path) -> None:
     task, _ = load_task(data)
     with pytest.raises(NotFound, match=r"config\.json"):
         evaluate_model(str(tmp_path), task)
@@ -84,7 +84,7 @@ def test_what_is_no_model_or_has_other_labels_is_told(model: Path, data: Path, t
         evaluate_model(str(model), other)
 
 
-def test_a_regression_model_is_scored_by_correlations(model: Path, data: Path, tmp_path: Path) -> None:
+def test_evaluate_scores_regression_by_correlation(model: Path, data: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     for split, count in (("train", 60), ("validation", 30), ("test", 30)):

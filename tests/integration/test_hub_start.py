@@ -33,7 +33,7 @@ for source in sys.argv[2:]:
 COMMIT = "a" * 40
 
 
-def test_an_encoder_is_taken_from_the_cache_and_one_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_encoder_comes_from_the_cache_or_raises_not_found(tmp_path: Path) -> None:
     repository = tmp_path / "hub" / "models--made--encoder"
     snapshot = repository / "snapshots" / COMMIT
     BertForMaskedLM(BertConfig(**SIZES)).save_pretrained(snapshot)
@@ -58,7 +58,7 @@ def test_an_encoder_is_taken_from_the_cache_and_one_that_is_not_there_is_told(tm
     assert missing.startswith("Unavailable Cannot fetch the model 'hub:made/missing' now")
 
 
-def test_a_local_folder_is_not_read_by_way_of_a_hub_id(tmp_path: Path) -> None:
+def test_hub_id_never_reads_a_local_folder(tmp_path: Path) -> None:
     write_folder(train_wordpiece(lambda: ["some text"], 300, lowercase=True), tmp_path / "own", 48, types=True)
     with pytest.raises(NotFound, match="Invalid hub model"):
         load_published(f"hub:{tmp_path / 'own'}", tmp_path / "copy", 48)

@@ -42,7 +42,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_released_model_is_evaluated_as_it_stands(release: Release, data: Path) -> None:
+def test_released_model_is_evaluated_without_conversion(release: Release, data: Path) -> None:
     result = CliRunner().invoke(app, ["evaluate", str(release.folder), "--dataset", str(data), "--json"], obj=Session())
     assert result.exit_code == 0, result.output
     task, _ = load_task(data)
@@ -54,7 +54,7 @@ def test_a_released_model_is_evaluated_as_it_stands(release: Release, data: Path
     assert json.loads(result.stdout) == json.loads(json.dumps(expected))
 
 
-def test_a_released_model_is_evaluated_by_its_id(release: Release, data: Path, tmp_path: Path) -> None:
+def test_released_model_is_evaluated_by_hub_id(release: Release, data: Path, tmp_path: Path) -> None:
     """Out of the hub library's own cache, which has only the pickled weights, as the release has."""
     repository = tmp_path / "hub" / "models--yxchar--tlm-sciie-small-scale"
     shutil.copytree(release.folder, repository / "snapshots" / ("a" * 40))
@@ -70,7 +70,7 @@ def test_a_released_model_is_evaluated_by_its_id(release: Release, data: Path, t
     assert json.loads(done.stdout)["accuracy"] == json.loads(folder.stdout)["accuracy"]
 
 
-def test_a_released_model_is_written_for_stock_classes(release: Release, tmp_path: Path) -> None:
+def test_convert_command_writes_a_stock_model(release: Release, tmp_path: Path) -> None:
     target = tmp_path / "stock"
     result = CliRunner().invoke(app, ["convert", str(release.folder), str(target)], obj=Session())
     assert result.exit_code == 0, result.output

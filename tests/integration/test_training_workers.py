@@ -113,7 +113,7 @@ def test_two_workers_train_as_one(tmp_path: Path, recipe: Recipe) -> None:
     assert both[0]["weights_sha256"] == hashlib.sha256(content).hexdigest()
 
 
-def test_two_workers_have_the_gradient_of_one(tmp_path: Path) -> None:
+def test_two_workers_compute_the_gradient_of_one(tmp_path: Path) -> None:
     recipe = tiny(
         precision="fp32", joint__budget__steps=6, joint__optimizer__name="adamw", joint__rho1=3, finetune__epochs=1
     )
@@ -139,7 +139,7 @@ def test_all_workers_stop_at_the_same_step(tmp_path: Path, recipe: Recipe) -> No
     assert resumed.read_bytes() == whole.read_bytes(), "stopped and resumed is never stopped"
 
 
-def test_what_one_worker_s_memory_holds_and_one_clock_are_all_workers_(tmp_path: Path) -> None:
+def test_workers_share_the_smallest_rows_and_one_clock(tmp_path: Path) -> None:
     recipe = tiny(precision="fp32", joint__budget__seconds=0.5, finetune__epochs=1, checkpoint_steps=1000)
     made_prepared(tmp_path, recipe)
     run_workers(2, tmp_path, recipe, tight=1)

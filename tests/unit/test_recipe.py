@@ -14,13 +14,13 @@ SCALES = ("tiny", "small", "medium", "large")
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("name", ["fast", "paper"])
-def test_every_preset_holds_and_survives_json(name: str, scale: str) -> None:
+def test_every_preset_is_valid_and_survives_json(name: str, scale: str) -> None:
     recipe = resolve(name, scale)
     assert (recipe.name, recipe.scale) == (name, scale)
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
 
 
-def test_the_paper_recipe_is_the_release_s() -> None:
+def test_paper_recipe_matches_the_release() -> None:
     recipe = resolve("paper", "small")
     assert (recipe.model.layers, recipe.model.hidden, recipe.model.architecture) == (12, 768, "bert")
     assert recipe.joint.budget.steps == 150_000
@@ -30,12 +30,12 @@ def test_the_paper_recipe_is_the_release_s() -> None:
     assert recipe.finetune.reset_head
 
 
-def test_an_override_replaces_the_budget_of_another_unit() -> None:
+def test_override_replaces_a_budget_in_another_unit() -> None:
     budget = resolve("fast", "tiny", {"joint.budget.steps": 7}).joint.budget
     assert (budget.steps, budget.tokens) == (7, None)
 
 
-def test_a_published_encoder_is_finetuned_at_a_lower_rate_unless_one_is_given() -> None:
+def test_published_encoder_gets_a_lower_rate_by_default() -> None:
     published = {"model.init": "hub:a/b", "tokenizer.source": "hub:a/b"}
     assert resolve("fast", "tiny").finetune.optimizer.lr == 1e-3
     assert resolve("fast", "tiny", published).finetune.optimizer.lr == PUBLISHED_LR
@@ -43,7 +43,7 @@ def test_a_published_encoder_is_finetuned_at_a_lower_rate_unless_one_is_given() 
     assert resolve("paper", "tiny", published).finetune.optimizer.lr == 1e-4, "a lower one stays"
 
 
-def test_of_the_rates_to_try_a_published_encoder_gets_none_that_is_too_high_unless_they_are_given() -> None:
+def test_published_encoder_caps_default_rates_only() -> None:
     published = {"model.init": "hub:a/b", "tokenizer.source": "hub:a/b"}
     part = resolve("fast", "tiny", {"finetune.rates": [1e-3, 1e-4, 2e-3]}).finetune
     assert part.rates == (1e-3, 1e-4, 2e-3)
@@ -83,19 +83,19 @@ def test_of_the_rates_to_try_a_published_encoder_gets_none_that_is_too_high_unle
         ),
     ],
 )
-def test_a_wrong_override_is_refused_by_name(overrides: dict[str, Any], says: str) -> None:
+def test_invalid_override_is_named_in_the_error(overrides: dict[str, Any], says: str) -> None:
     with pytest.raises(InvalidRecipe, match=says):
         resolve("fast", "tiny", overrides)
 
 
-def test_unknown_recipes_and_scales_say_what_is_known() -> None:
+def test_unknown_recipe_and_scale_list_the_valid_names() -> None:
     with pytest.raises(InvalidRecipe, match="Valid recipes: fast, paper"):
         resolve("quick", "tiny")
     with pytest.raises(InvalidRecipe, match="tiny, small, medium, large"):
         resolve("fast", "huge")
 
 
-def test_a_record_with_a_recipe_that_is_refused_by_now_can_still_be_read() -> None:
+def test_stored_recipe_that_is_now_invalid_stays_readable() -> None:
     kept = resolve("fast", "tiny").model_dump(mode="json")
     kept["joint"]["optimizer"]["betas"] = [0.9, 1.0]
     kept["selection"]["selector"] = "none"

@@ -10,8 +10,8 @@ from tlm_core.training.architectures import Sizes, architecture_of
 
 MICRO_ROWS = 64  # rows processed at once where memory allows
 
-# Environment of a process that trains on a CPU, from its start. Results do not depend on it. A test compares it with the
-# Dockerfile.
+# Environment of a process that trains on a CPU, from its start. Results do not depend on it. A test compares it with
+# the Dockerfile.
 ENVIRONMENT = {
     # Waiting threads spin. Beside other busy processes, long spins take cores from the threads that they wait for.
     "GOMP_SPINCOUNT": "5000",

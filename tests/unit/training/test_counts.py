@@ -21,7 +21,7 @@ def store_of(folder: Path, documents: list[list[int]]) -> TokenStore:
     return TokenStore(folder, "made")
 
 
-def test_tokens_that_keep_the_same_company_get_like_vectors(tmp_path: Path) -> None:
+def test_tokens_with_similar_contexts_get_similar_vectors(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     groups = [range(5, 15), range(15, 25), range(25, 35)]
     documents = [[1, *random.choice(groups[k % 3], 20).tolist(), 2] for k in range(300)]
@@ -33,7 +33,7 @@ def test_tokens_that_keep_the_same_company_get_like_vectors(tmp_path: Path) -> N
     assert not vectors[[0, 1, 2, 36]].any()
 
 
-def test_frequencies_leave_out_specials_and_no_token_is_impossible(tmp_path: Path) -> None:
+def test_frequencies_exclude_specials_and_are_never_zero(tmp_path: Path) -> None:
     found = count([store_of(tmp_path, [[1, 5, 5, 5, 6, 2]])], 10, (1, 2), 4)
     chance = np.exp(found.log_frequency)
     assert chance.sum() == pytest.approx(1.0)
@@ -42,18 +42,18 @@ def test_frequencies_leave_out_specials_and_no_token_is_impossible(tmp_path: Pat
     assert found.tokens == 6
 
 
-def test_words_of_two_documents_keep_no_company(tmp_path: Path) -> None:
+def test_tokens_of_two_documents_are_not_neighbors(tmp_path: Path) -> None:
     vectors = count([store_of(tmp_path, [[5], [6], [7, 8]])], 10, (1,), 4).vectors
     assert not vectors[[5, 6]].any() and vectors[[7, 8]].any()
 
 
-def test_counting_stops_at_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counting_stops_at_the_token_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counts, "MAX_TOKENS", 10)
     found = count([store_of(tmp_path, [[5, 6, 7, 8]] * 9)], 10, (1,), 4)
     assert found.tokens == 8
 
 
-def test_counting_in_blocks_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_block_size_does_not_change_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(0)
     store = store_of(tmp_path, [random.integers(3, 40, length).tolist() for length in (5, 0, 90, 1, 17, 3, 44)])
     whole = count([store, store], 40, (1,), 8)
@@ -64,7 +64,7 @@ def test_counting_in_blocks_changes_nothing(tmp_path: Path, monkeypatch: pytest.
     assert np.array_equal(found.vectors, whole.vectors) and np.array_equal(found.log_frequency, whole.log_frequency)
 
 
-def test_a_model_begins_with_the_counted_vectors_turned_by_its_seed(tmp_path: Path) -> None:
+def test_counted_vectors_are_rotated_by_the_seed(tmp_path: Path) -> None:
     recipe = tiny(model__init="counts")
     prepared = Prepared(made_prepared(tmp_path, recipe))
     first, second = (build(recipe.model, prepared, seed) for seed in (0, 1))
@@ -81,13 +81,13 @@ def test_a_model_begins_with_the_counted_vectors_turned_by_its_seed(tmp_path: Pa
     assert not torch.allclose(first.encoder.tokens.weight, second.encoder.tokens.weight)
 
 
-def test_only_recipes_that_count_depend_on_the_width() -> None:
+def test_prepare_depends_on_the_width_only_when_it_counts() -> None:
     assert PrepareParams.of(tiny()) == PrepareParams.of(tiny(model__hidden=64))
     counting = [PrepareParams.of(tiny(model__init="counts", model__hidden=h)) for h in (32, 64)]
     assert counting[0] != counting[1]
 
 
-def test_prepare_counts_its_own_cost(tmp_path: Path) -> None:
+def test_prepare_reports_its_cost(tmp_path: Path) -> None:
     plain = Prepared(made_prepared(tmp_path / "plain", tiny())).facts["cost"]
     counted = Prepared(made_prepared(tmp_path / "counted", tiny(model__init="counts"))).facts["cost"]
     assert plain["flops"] == 0 and counted["flops"] > 0

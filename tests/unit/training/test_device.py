@@ -27,7 +27,7 @@ def asked_anew() -> Iterator[None]:
         ({"neon": True}, "fp32"),
     ],
 )
-def test_auto_takes_bf16_only_where_the_processor_has_instructions_for_it(
+def test_auto_precision_is_bf16_only_with_native_instructions(
     capabilities: dict[str, bool], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
@@ -36,6 +36,6 @@ def test_auto_takes_bf16_only_where_the_processor_has_instructions_for_it(
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_a_precision_that_is_asked_for_is_taken(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_explicit_precision_is_used(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     assert resolved_precision(precision, CPU) == precision

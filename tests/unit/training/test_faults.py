@@ -26,7 +26,7 @@ from tlm_core.training.state import TrainState, checkpoint_writer
 pytestmark = pytest.mark.usefixtures("report_at_every_step")
 
 
-def test_a_loss_that_is_not_a_number_names_step_and_passages_and_spares_the_weights(tmp_path: Path) -> None:
+def test_non_finite_loss_names_step_and_passages_before_the_update(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, 10)
     name = "vocabulary.out.bias"
     with torch.no_grad():
@@ -41,7 +41,7 @@ def test_a_loss_that_is_not_a_number_names_step_and_passages_and_spares_the_weig
     assert caught.value.facts["checkpoint"] is None and "There is no checkpoint." in str(caught.value)
 
 
-def test_a_loss_that_is_not_a_number_names_the_last_good_checkpoint(tmp_path: Path) -> None:
+def test_non_finite_loss_names_the_newest_checkpoint(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, 10, checkpoint_steps=2)
     batches = trainer.batches
 
@@ -57,7 +57,7 @@ def test_a_loss_that_is_not_a_number_names_the_last_good_checkpoint(tmp_path: Pa
     assert (caught.value.facts["step"], caught.value.facts["checkpoint"]) == (5, 4)
 
 
-def test_a_recipe_may_skip_steps_that_are_not_numbers_and_counts_them(tmp_path: Path) -> None:
+def test_recipe_can_skip_non_finite_steps(tmp_path: Path) -> None:
     over = {"joint__optimizer__non_finite": "skip", "joint__rho1": 3}
     trainer = trainer_of(tmp_path, 12, **over)
     with torch.no_grad():
@@ -72,7 +72,7 @@ def test_a_recipe_may_skip_steps_that_are_not_numbers_and_counts_them(tmp_path: 
     assert all(torch.isfinite(tensor).all() for name, tensor in trainer.model.named_parameters() if "task" not in name)
 
 
-def test_a_long_run_may_skip_more_steps_than_a_short_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_skip_limit_grows_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tlm_core.training.loop.SKIPS", 2)
     for share in (0.3, 0.1):  # of steps 3, 7 and 11 the last is one too many for a tenth of the steps
         monkeypatch.setattr("tlm_core.training.loop.SKIPPED_SHARE", share)
@@ -87,7 +87,7 @@ def test_a_long_run_may_skip_more_steps_than_a_short_one(tmp_path: Path, monkeyp
                 trainer.run()
 
 
-def test_a_run_that_only_skips_ends(tmp_path: Path) -> None:
+def test_run_that_skips_every_step_fails(tmp_path: Path) -> None:
     over = {"joint__optimizer__non_finite": "skip"}
     trainer = trainer_of(tmp_path, 100, **over)
     with torch.no_grad():
@@ -106,7 +106,7 @@ def _fits(rows: int) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], No
     return check
 
 
-def test_out_of_memory_steps_down_and_goes_on_with_the_same_batches(tmp_path: Path) -> None:
+def test_out_of_memory_halves_rows_with_the_same_batches(tmp_path: Path) -> None:
     roomy = trainer_of(tmp_path / "roomy", 6)
     plenty, _ = roomy.run()
     tight = trainer_of(tmp_path / "tight", 6)
@@ -120,14 +120,14 @@ def test_out_of_memory_steps_down_and_goes_on_with_the_same_batches(tmp_path: Pa
     assert (state.tokens, state.flops) == (plenty.tokens, plenty.flops)
 
 
-def test_a_cpu_begins_with_the_rows_that_its_limit_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_starts_with_the_rows_that_fit_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = trainer_of(tmp_path, 2)
     monkeypatch.setattr("tlm_core.training.memory.memory_limit", lambda: 0)
     state, _ = trainer.run()
     assert state.micro_rows == 1
 
 
-def test_the_joint_stage_counts_by_its_highest_rate_of_masking(tmp_path: Path) -> None:
+def test_joint_memory_estimate_uses_the_highest_mask_rate(tmp_path: Path) -> None:
     recipe = tiny(joint__mask_rate=0.2, joint__mask_rate_end=0.4)
     ctx = StageContext(
         inputs={"prepared": made_prepared(tmp_path, recipe)},
@@ -141,9 +141,7 @@ def test_the_joint_stage_counts_by_its_highest_rate_of_masking(tmp_path: Path) -
     assert trainer.memory(8) == training_bytes(trainer.model.shape, trainer.optimizer.size, 8, 0.4)
 
 
-def test_a_run_goes_on_with_no_more_rows_than_the_machine_holds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resumed_run_uses_only_the_rows_that_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = trainer_of(tmp_path, 4)
     write = checkpoint_writer(TrainState(step=2, micro_rows=8), trainer.model, trainer.optimizer, None)
     trainer.ctx.checkpoints.save(write, step=2, metrics={})
@@ -153,9 +151,7 @@ def test_a_run_goes_on_with_no_more_rows_than_the_machine_holds(
         assert (state.step, state.micro_rows) == (4, rows)
 
 
-def test_memory_that_does_not_hold_the_optimiser_is_told_as_such(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_optimizer_that_exceeds_memory_raises_out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any) -> None:
         raise torch.OutOfMemoryError("no room")
 
@@ -165,7 +161,7 @@ def test_memory_that_does_not_hold_the_optimiser_is_told_as_such(
         run_of(tmp_path / "run", made_prepared(tmp_path / "data", recipe), recipe)()
 
 
-def test_the_error_of_a_cpu_s_allocator_is_out_of_memory_and_no_other_error_is(tmp_path: Path) -> None:
+def test_only_allocator_errors_count_as_out_of_memory(tmp_path: Path) -> None:
     told = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"
     for message, expected in ((told, OutOfMemory), ("shapes do not match", RuntimeError)):
 
@@ -178,7 +174,7 @@ def test_the_error_of_a_cpu_s_allocator_is_out_of_memory_and_no_other_error_is(t
             trainer.run()
 
 
-def test_predictions_are_made_in_parts_where_the_device_holds_no_more(tmp_path: Path) -> None:
+def test_predictions_run_in_smaller_parts_when_memory_runs_out(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, 6)
     trainer.run()
     prepared = Prepared(tmp_path / "data" / "prepared")
@@ -191,9 +187,7 @@ def test_predictions_are_made_in_parts_where_the_device_holds_no_more(tmp_path: 
         predict(trainer.model, split, prepared, device=device)
 
 
-def test_predictions_are_made_of_the_rows_that_a_cpu_s_limit_holds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_predictions_use_the_rows_that_fit_a_cpu_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = trainer_of(tmp_path, 6)
     trainer.run()
     prepared = Prepared(tmp_path / "data" / "prepared")
@@ -206,14 +200,14 @@ def test_predictions_are_made_of_the_rows_that_a_cpu_s_limit_holds(
     np.testing.assert_allclose(found, whole, atol=1e-6)
 
 
-def test_a_row_that_does_not_fit_ends_the_run_with_what_to_change(tmp_path: Path) -> None:
+def test_row_that_exceeds_memory_fails_with_a_remedy(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, 6)
     trainer.model.encoder.register_forward_pre_hook(_fits(0))
     with pytest.raises(OutOfMemory, match="shorter max_length"):
         trainer.run()
 
 
-def test_the_source_of_a_bad_task_batch_is_told_by_row(tmp_path: Path) -> None:
+def test_non_finite_task_batch_names_its_rows(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, 10, joint__rho1=0)
     with torch.no_grad():
         trainer.model.get_parameter("task.out.bias")[0] = float("inf")

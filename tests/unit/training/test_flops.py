@@ -18,9 +18,7 @@ from tlm_core.training.stages import build
 
 @pytest.mark.parametrize("architecture", ["modernbert", "bert"])
 @pytest.mark.parametrize("rho1", [0, 9])
-def test_counted_operations_agree_with_the_counter_of_the_library(
-    architecture: str, rho1: float, tmp_path: Path
-) -> None:
+def test_flops_match_the_counter_of_torch(architecture: str, rho1: float, tmp_path: Path) -> None:
     recipe = tiny(model__architecture=architecture, model__hidden=64, joint__rho1=rho1)
     prepared = Prepared(made_prepared(tmp_path, recipe))
     model = build(recipe.model, prepared, 0)

@@ -15,7 +15,7 @@ def made(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
 
 
-def test_queries_and_keys_are_turned_pair_by_pair_and_values_are_not() -> None:
+def test_rotation_applies_to_queries_and_keys_only() -> None:
     qkv = made(2, 7, 3, 5, 8)
     cos, sin = rotation(7, 8, 10_000.0, torch.device("cpu"), torch.float64)
     found = Heads.apply(qkv, (cos, sin))
@@ -28,7 +28,7 @@ def test_queries_and_keys_are_turned_pair_by_pair_and_values_are_not() -> None:
     assert torch.autograd.gradcheck(lambda x: Heads.apply(x, (cos, sin)), qkv)
 
 
-def test_without_a_rotation_heads_are_only_taken_apart() -> None:
+def test_heads_without_rotation_are_only_split() -> None:
     qkv = made(2, 3, 3, 2, 4)
     for found, part in zip(Heads.apply(qkv, None), qkv.unbind(2), strict=True):
         torch.testing.assert_close(found, part.transpose(1, 2))
@@ -36,7 +36,7 @@ def test_without_a_rotation_heads_are_only_taken_apart() -> None:
 
 
 @pytest.mark.parametrize("rotary", [False, True])
-def test_attention_is_the_fused_kernels_and_tokens_kept_apart_have_no_gradient(rotary: bool) -> None:
+def test_attention_matches_the_fused_kernel_and_masks_gradients(rotary: bool) -> None:
     qkv = made(2, 6, 3 * 8)
     segments = torch.tensor([[1, 1, 1, 2, 2, 0], [1, 2, 2, 2, 3, 3]])
     together = segments[:, None, :, None] == segments[:, None, None, :]
@@ -51,14 +51,14 @@ def test_attention_is_the_fused_kernels_and_tokens_kept_apart_have_no_gradient(r
     assert of_one[0, :3].any() and not of_one[0, 3:].any() and not of_one[1].any()
 
 
-def test_a_gated_product_is_gelu_of_one_half_times_the_other() -> None:
+def test_gated_linear_matches_its_formula() -> None:
     x, weight = made(3, 5, 4), made(12, 4)
     value, gate = F.linear(x, weight).chunk(2, dim=-1)
     torch.testing.assert_close(GatedLinear.apply(x, weight, torch.float64), F.gelu(value) * gate)
     assert torch.autograd.gradcheck(lambda x, weight: GatedLinear.apply(x, weight, torch.float64), (x, weight))
 
 
-def test_a_gated_product_in_bfloat16_gives_gradients_in_the_types_it_was_given() -> None:
+def test_bfloat16_gated_linear_returns_gradients_in_input_types() -> None:
     x, weight = (made(*shape).detach().float().requires_grad_() for shape in ((3, 5, 4), (12, 4)))
     y = GatedLinear.apply(x, weight, torch.bfloat16)
     y.sum().backward()

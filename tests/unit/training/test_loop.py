@@ -33,9 +33,7 @@ HELD: dict[str, tuple[dict[str, Any], list[tuple[float, float | None, float]]]] 
 
 
 @pytest.mark.parametrize("name", HELD)
-def test_the_seed_fixed_tiny_losses_stay_what_they_were(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_seed_fixed_tiny_losses_do_not_change(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A refactor must not move these values; a change of method says so by changing them."""
     # Muon rounds to bfloat16 where there are instructions for it: other losses, from the fourth step on.
     monkeypatch.setattr("tlm_core.training.optim.fast_dtype", lambda _: torch.float32)
@@ -51,7 +49,7 @@ def test_the_seed_fixed_tiny_losses_stay_what_they_were(
 
 
 @pytest.mark.parametrize("unit", ["steps", "tokens", "flops", "seconds"])
-def test_every_budget_is_kept_to_within_a_step_with_the_rate_decayed_to_near_zero(unit: str, tmp_path: Path) -> None:
+def test_every_budget_ends_within_a_step_at_a_low_rate(unit: str, tmp_path: Path) -> None:
     ticks = itertools.count()
     trial = trainer_of(tmp_path / "trial", 10, clock=lambda: float(next(ticks)))
     spent, _ = trial.run()
@@ -64,9 +62,7 @@ def test_every_budget_is_kept_to_within_a_step_with_the_rate_decayed_to_near_zer
     assert max(rate for rate in rates if rate is not None) > 0.9
 
 
-def test_points_are_at_most_two_a_second_and_tell_rate_and_mean_losses(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_points_are_limited_per_second_and_hold_mean_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     every = trainer_of(tmp_path / "every", 60, joint__rho1=9)
     every.run()
     monkeypatch.setattr("tlm_core.training.loop.REPORT_SECONDS", 0.5)
@@ -86,7 +82,7 @@ def test_points_are_at_most_two_a_second_and_tell_rate_and_mean_losses(
     assert any(point["task"] is not None for point in points), "one step in ten has it"
 
 
-def test_the_series_tells_the_learning_rate_and_the_gradient_s_norm(tmp_path: Path) -> None:
+def test_series_has_learning_rate_and_gradient_norm(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, 10)
     state, _ = trainer.run()
     reporter = trainer.ctx.report
@@ -96,14 +92,14 @@ def test_the_series_tells_the_learning_rate_and_the_gradient_s_norm(tmp_path: Pa
     assert [one["gradient_norm"] for one in reporter.points] == [point["gradient_norm"] for point in state.points]
 
 
-def test_a_loss_that_is_not_trained_is_told_as_none(tmp_path: Path) -> None:
+def test_untrained_loss_is_reported_as_none(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, 4, joint__rho1=1, joint__rho2=0)
     state, _ = trainer.run()
     assert [point["mlm"] is None for point in state.points] == [False, True, False, True]
     assert [point["task"] is None for point in state.points] == [True, False, True, False]
 
 
-def test_utilisation_is_told_where_the_peak_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_utilization_is_reported_if_the_peak_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tlm_core.training.loop.peak_flops", lambda _: 1e12)
     ticks = itertools.count()
     trainer = trainer_of(tmp_path, 4, clock=lambda: float(next(ticks)))
@@ -114,7 +110,7 @@ def test_utilisation_is_told_where_the_peak_is_known(tmp_path: Path, monkeypatch
     assert point["mfu"] == pytest.approx(point["gflops_per_second"] / 1e3)
 
 
-def test_the_clock_of_a_stage_counts_its_checkpoints_and_validation(tmp_path: Path) -> None:
+def test_stage_seconds_include_checkpoints_and_validation(tmp_path: Path) -> None:
     now = [0.0]
 
     class Slow(LocalCheckpoints):

@@ -24,7 +24,7 @@ def rows() -> Rows:
     return Rows(tokens, segments, np.zeros_like(tokens), np.zeros_like(tokens), none, none, none)
 
 
-def test_special_tokens_and_padding_are_never_masked_and_never_drawn(rows: Rows) -> None:
+def test_specials_and_padding_are_never_masked_or_substituted(rows: Rows) -> None:
     tokens, targets = mask_rows(rows, VOCABULARY, 0.9, seed=1, step=1)
     barred = np.isin(rows.tokens, VOCABULARY.specials) | (rows.segments == 0)
     assert (targets[barred] == NOT_MASKED).all() and (tokens[barred] == rows.tokens[barred]).all()
@@ -32,7 +32,7 @@ def test_special_tokens_and_padding_are_never_masked_and_never_drawn(rows: Rows)
     assert set(np.unique(put[put < 5])) == {VOCABULARY.mask}
 
 
-def test_of_the_masked_80_percent_are_hidden_10_changed_10_kept(rows: Rows) -> None:
+def test_masked_tokens_split_80_10_10(rows: Rows) -> None:
     tokens, targets = mask_rows(rows, VOCABULARY, 0.3, seed=1, step=1)
     masked = targets != NOT_MASKED
     assert masked.sum() / (64 * 98) == pytest.approx(0.3, abs=0.02)
@@ -43,7 +43,7 @@ def test_of_the_masked_80_percent_are_hidden_10_changed_10_kept(rows: Rows) -> N
     assert kept == pytest.approx(0.1, abs=0.02)
 
 
-def test_the_mask_follows_from_seed_and_step(rows: Rows) -> None:
+def test_mask_depends_on_seed_and_step(rows: Rows) -> None:
     first = mask_rows(rows, VOCABULARY, 0.3, seed=1, step=7)
     again = mask_rows(rows, VOCABULARY, 0.3, seed=1, step=7)
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
@@ -51,18 +51,18 @@ def test_the_mask_follows_from_seed_and_step(rows: Rows) -> None:
         assert not np.array_equal(first[1], mask_rows(rows, VOCABULARY, 0.3, seed=seed, step=step)[1])
 
 
-def test_what_is_masked_does_not_hang_on_the_text(rows: Rows) -> None:
+def test_mask_does_not_depend_on_the_text(rows: Rows) -> None:
     other = replace(rows, tokens=np.where(rows.tokens > 4, 5, rows.tokens))
     masked = mask_rows(rows, VOCABULARY, 0.3, seed=1, step=7)[1] != NOT_MASKED
     assert np.array_equal(masked, mask_rows(other, VOCABULARY, 0.3, seed=1, step=7)[1] != NOT_MASKED)
 
 
-def test_streams_of_one_seed_differ_and_large_seeds_are_taken() -> None:
+def test_streams_differ_and_accept_large_seeds() -> None:
     drawn = {random_at(2**63, stream, 3).integers(2**62) for stream in Stream}
     assert len(drawn) == len(Stream)
 
 
-def test_batches_walk_through_whole_epochs() -> None:
+def test_batches_cover_whole_epochs() -> None:
     items = np.concatenate([draw(5, Stream.TASK, 10, number, 4) for number in range(5)])
     assert sorted(items[:10]) == sorted(items[10:]) == list(range(10))
     assert np.array_equal(items[:10], permutation(5, Stream.TASK, 0, 10))

@@ -16,7 +16,7 @@ LARGE = Sizes(24, 1024, 16, 2624, max_length=128, vocab=30_522, labels=7, archit
 GB = 1_000_000_000
 
 
-def test_rows_are_halved_until_the_limit_holds_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_halved_until_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     held = training_bytes(LARGE, LARGE.parameters, 0)
     assert held == 20 * LARGE.parameters
     rows = []
@@ -30,7 +30,7 @@ def test_rows_are_halved_until_the_limit_holds_them(monkeypatch: pytest.MonkeyPa
         assert training_bytes(LARGE, LARGE.parameters, 4 * found) > gigabytes * GB / 2
 
 
-def test_what_the_vocabulary_s_loss_holds_counts_where_it_is_more_than_the_backward_pass() -> None:
+def test_memory_estimate_covers_the_vocabulary_loss() -> None:
     # Measured of 16 rows: 346 MB, of which 292 are the exponentials of 1,216 masked tokens.
     wide = Sizes(
         layers=1, hidden=64, heads=2, intermediate=64, max_length=256, vocab=60_000, labels=3, architecture="modernbert"
@@ -41,14 +41,14 @@ def test_what_the_vocabulary_s_loss_holds_counts_where_it_is_more_than_the_backw
 
 
 @pytest.mark.parametrize("sizes", [LARGE, replace(LARGE, layers=1, heads=1, max_length=2048)])
-def test_memory_that_holds_training_holds_validation_on_twice_the_rows(sizes: Sizes) -> None:
+def test_memory_for_training_fits_validation_with_twice_the_rows(sizes: Sizes) -> None:
     trained, predicted = (count(sizes, 10, rows) for count, rows in ((training_bytes, 64), (predicting_bytes, 128)))
     assert predicted <= trained
     maps = 128 * sizes.heads * sizes.max_length**2 * 4  # the scores of all heads, and their softmax beside them
     assert predicted > 2 * maps
 
 
-def test_the_limit_is_the_container_s_where_it_has_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_container_limit_bounds_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     files = tmp_path / "memory.max", tmp_path / "memory.limit_in_bytes"
     monkeypatch.setattr("tlm_core.training.memory._LIMITS", tuple(map(str, files)))

@@ -97,7 +97,7 @@ def hidden_of(model: TaskModel, store: TokenStore, documents: list[int], length:
 
 
 @pytest.mark.parametrize("architecture", ["modernbert", "bert"])
-def test_a_document_gets_the_same_hidden_states_in_company_as_alone(architecture: str, store: TokenStore) -> None:
+def test_packed_document_has_the_same_hidden_states_as_alone(architecture: str, store: TokenStore) -> None:
     recipe = Model(architecture=architecture, layers=2, hidden=32, heads=2, intermediate=48, max_length=32)
     model = TaskModel(scratch_shape(recipe, VOCAB, 3))
     initialize(model, seed=0)
@@ -112,9 +112,7 @@ def test_a_document_gets_the_same_hidden_states_in_company_as_alone(architecture
     ("config", "cls"),
     [(MODERNBERT, ModernBertForMaskedLM), (BERT, BertForMaskedLM), (ROBERTA, RobertaForMaskedLM)],
 )
-def test_a_published_encoder_answers_here_as_in_its_stock_class(
-    config: Any, cls: Any, store: TokenStore, tmp_path: Path
-) -> None:
+def test_published_encoder_matches_its_stock_class(config: Any, cls: Any, store: TokenStore, tmp_path: Path) -> None:
     torch.manual_seed(0)
     stock = cls(config).eval()
     with torch.no_grad():
@@ -136,7 +134,7 @@ def test_a_published_encoder_answers_here_as_in_its_stock_class(
             torch.testing.assert_close(model.vocabulary(states), logits, atol=1e-4, rtol=1e-4)
 
 
-def test_older_names_of_bert_files_are_read(tmp_path: Path) -> None:
+def test_old_bert_weight_names_are_read(tmp_path: Path) -> None:
     stock = BertForMaskedLM(BERT)
     folder = published_folder(tmp_path / "published", stock)
     tensors = {
@@ -159,9 +157,7 @@ def test_older_names_of_bert_files_are_read(tmp_path: Path) -> None:
         ({"max_position_embeddings": 8}, "Lower model.max_length"),
     ],
 )
-def test_an_encoder_of_another_kind_is_refused_with_the_reason(
-    change: dict[str, Any], complaint: str, tmp_path: Path
-) -> None:
+def test_unsupported_encoder_fails_with_the_reason(change: dict[str, Any], complaint: str, tmp_path: Path) -> None:
     folder = published_folder(tmp_path / "published", BertForMaskedLM(BERT))
     config = (folder / "config.json").read_text()
     import json
@@ -171,12 +167,12 @@ def test_an_encoder_of_another_kind_is_refused_with_the_reason(
         published.load(str(folder), labels=3, vocab=VOCAB, max_length=32, dropout=0.0)
 
 
-def test_a_folder_without_a_model_is_not_found(tmp_path: Path) -> None:
+def test_folder_without_a_model_raises_not_found(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match=r"config\.json"):
         published.load(str(tmp_path), labels=3, vocab=VOCAB, max_length=32, dropout=0.0)
 
 
-def test_the_start_depends_on_the_seed_and_each_tensor_alone() -> None:
+def test_initial_weights_depend_on_seed_and_tensor_name() -> None:
     recipe = Model(layers=2, hidden=32, heads=2, intermediate=48)
     first, again, other, wider = (TaskModel(scratch_shape(recipe, VOCAB, labels)) for labels in (3, 3, 3, 9))
     for model, seed in ((first, 1), (again, 1), (other, 2), (wider, 1)):

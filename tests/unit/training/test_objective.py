@@ -63,7 +63,7 @@ def plain_losses(model: TaskModel, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("step", [0, 1])
-def test_the_joint_loss_and_gradient_are_those_of_a_plain_dense_reference(made: Made, step: int) -> None:
+def test_joint_loss_and_gradient_match_a_dense_reference(made: Made, step: int) -> None:
     batch = made.batches(step, 0.0)
     assert bool(batch.documents) == (step == 1)
     mlm_sum, task_sum = accumulate_gradient(made.model, batch, Workers(), 64, "fp32", CPU).tolist()
@@ -81,7 +81,7 @@ def test_the_joint_loss_and_gradient_are_those_of_a_plain_dense_reference(made: 
 
 
 @pytest.mark.parametrize("step", [0, 1])
-def test_one_worker_two_workers_and_micro_batches_give_the_same_gradient(made: Made, step: int) -> None:
+def test_gradient_does_not_depend_on_workers_or_micro_batches(made: Made, step: int) -> None:
     batch = made.batches(step, 0.0)
     found = []
     for workers, micro_rows in ((1, 64), (2, 64), (1, 2), (3, 1)):
@@ -98,7 +98,7 @@ def test_one_worker_two_workers_and_micro_batches_give_the_same_gradient(made: M
 
 
 @pytest.mark.parametrize("step", [0, 1])
-def test_sixty_four_rows_give_one_gradient_by_one_worker_by_two_and_in_four_parts(step: int, tmp_path: Path) -> None:
+def test_gradient_of_64_rows_does_not_depend_on_their_division(step: int, tmp_path: Path) -> None:
     recipe = tiny(joint__rho1=1, joint__rho2=20, joint__batch_rows=64, joint__task_batch=400)
     prepared = Prepared(made_prepared(tmp_path, recipe))
     model = build(recipe.model, prepared, seed=3)
@@ -115,7 +115,7 @@ def test_sixty_four_rows_give_one_gradient_by_one_worker_by_two_and_in_four_part
     assert all((other - found[0]).abs().max() <= 1e-6 * largest for other in found[1:])
 
 
-def test_one_of_rho1_plus_one_steps_is_a_task_step(tmp_path: Path) -> None:
+def test_every_rho1_plus_first_step_is_a_task_step(tmp_path: Path) -> None:
     recipe = tiny(joint__rho1=3)
     prepared = Prepared(made_prepared(tmp_path, recipe))
     batches = JointBatches(prepared, recipe.joint, seed=0)
@@ -130,7 +130,7 @@ def test_one_of_rho1_plus_one_steps_is_a_task_step(tmp_path: Path) -> None:
         ({"joint__mlm_on_task": False}, (0.0, 1.0)),
     ],
 )
-def test_parts_of_the_objective_can_be_left_out(
+def test_parts_of_the_objective_can_be_disabled(
     over: dict[str, object], weights: tuple[float, float], tmp_path: Path
 ) -> None:
     recipe = tiny(joint__rho1=0, **over)
@@ -145,20 +145,20 @@ def test_without_passages_every_step_is_a_task_step(tmp_path: Path) -> None:
     assert all(batches(step, 0.0).documents for step in range(4))
 
 
-def test_with_neither_passages_nor_a_loss_on_task_text_nothing_is_trained(tmp_path: Path) -> None:
+def test_joint_stage_without_any_loss_fails(tmp_path: Path) -> None:
     prepared = Prepared(made_prepared(tmp_path, tiny(), alone=True))  # of a selection that found nothing
     joint = tiny(joint__task_loss=False, joint__mlm_on_task=False).joint
     with pytest.raises(InvalidRecipe, match=r"set joint\.task_loss or joint\.mlm_on_task to true"):
         JointBatches(prepared, joint, seed=0)
 
 
-def test_with_neither_loss_on_task_text_no_step_is_a_task_step(tmp_path: Path) -> None:
+def test_no_step_is_a_task_step_without_task_losses(tmp_path: Path) -> None:
     recipe = tiny(joint__task_loss=False, joint__mlm_on_task=False)
     batches = JointBatches(Prepared(made_prepared(tmp_path, recipe)), recipe.joint, seed=0)
     assert not any(batches(step, 0.0).documents for step in range(8))
 
 
-def test_the_masking_rate_can_fall_over_the_budget(tmp_path: Path) -> None:
+def test_mask_rate_can_decrease_over_the_budget(tmp_path: Path) -> None:
     recipe = tiny(joint__mask_rate=0.6, joint__mask_rate_end=0.1, joint__batch_rows=64)
     batches = JointBatches(Prepared(made_prepared(tmp_path, recipe)), recipe.joint, seed=0)
     rates = [batches(0, progress).masked / batches(0, progress).rows.real_tokens for progress in (0.0, 0.5, 1.0)]

@@ -32,7 +32,7 @@ def values(model: TaskModel) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("architecture", ["modernbert", "bert"])
-def test_buffers_hold_every_parameter_once_and_leave_its_value(architecture: str) -> None:
+def test_buffers_hold_every_parameter_once_and_unchanged(architecture: str) -> None:
     model = small_model(architecture=architecture)
     before = values(model)
     buffers = Buffers(model, muon=True)
@@ -45,7 +45,7 @@ def test_buffers_hold_every_parameter_once_and_leave_its_value(architecture: str
     assert all(left[1] == right[0] for left, right in itertools.pairwise(places))
 
 
-def test_adamw_steps_as_the_library_does() -> None:
+def test_adamw_matches_torch() -> None:
     recipe = Optimizer(name="adamw", lr=0.01, weight_decay=0.1, clip=None)
     model, twin = small_model(), small_model()
     optimizer = FlatOptimizer(model, recipe, PARTS)
@@ -64,7 +64,7 @@ def test_adamw_steps_as_the_library_does() -> None:
         torch.testing.assert_close(model.get_parameter(name), parameter, rtol=1e-5, atol=1e-6)
 
 
-def test_muon_steps_as_the_library_does_on_a_matrix_that_is_one_block() -> None:
+def test_muon_matches_torch_on_a_single_matrix() -> None:
     recipe = Optimizer(name="muon", muon_lr=0.02, weight_decay=0.1, clip=None)
     model, twin = small_model(), small_model()
     name = "encoder.layers.0.mlp_out.weight"
@@ -82,18 +82,18 @@ def test_muon_steps_as_the_library_does_on_a_matrix_that_is_one_block() -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (2, 48, 32), (2, 32, 48)])
-def test_orthogonalised_matrices_have_singular_values_near_one(shape: tuple[int, int, int]) -> None:
+def test_orthogonalized_matrices_have_singular_values_near_one(shape: tuple[int, int, int]) -> None:
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     singular = torch.linalg.svdvals(orthogonalize(matrices, 8))
     assert singular.min() > 0.6 and singular.max() < 1.3
 
 
-def test_queries_keys_and_values_are_made_orthogonal_apart() -> None:
+def test_queries_keys_and_values_are_orthogonalized_separately() -> None:
     sections = {s.name: s.block for s in Buffers(small_model(), muon=True).sections if s.block}
     assert sections == {"encoder.muon.32x32": (32, 32), "encoder.muon.32x48": (32, 48), "encoder.muon.48x32": (48, 32)}
 
 
-def test_parts_without_a_loss_rest() -> None:
+def test_inactive_parts_do_not_change() -> None:
     model = small_model()
     optimizer = FlatOptimizer(model, Optimizer(), PARTS)
     scatter(optimizer.buffers, 0)
@@ -104,7 +104,7 @@ def test_parts_without_a_loss_rest() -> None:
         assert torch.equal(before[name], after[name]) == name.startswith("task."), name
 
 
-def test_the_gradient_is_clipped_to_the_recipe_and_its_norm_told() -> None:
+def test_clip_limits_the_gradient_and_returns_its_norm() -> None:
     optimizer = FlatOptimizer(small_model(), Optimizer(clip=0.5), PARTS)
     scatter(optimizer.buffers, 0)
     norm = float(optimizer.buffers.gradient[:-EXTRAS].norm())
@@ -112,13 +112,13 @@ def test_the_gradient_is_clipped_to_the_recipe_and_its_norm_told() -> None:
     assert float(optimizer.buffers.gradient[:-EXTRAS].norm()) == pytest.approx(0.5)
 
 
-def test_the_rate_rises_then_falls_to_zero() -> None:
+def test_learning_rate_rises_then_falls_to_zero() -> None:
     rates = [learning_rate(progress, 0.1) for progress in (0.05, 0.1, 0.55, 1.0)]
     assert rates == pytest.approx([0.5, 1.0, 0.5, 0.0])
     assert learning_rate(0.0, 0.0) == 1.0
 
 
-def test_optimiser_state_of_another_model_is_refused() -> None:
+def test_optimizer_state_of_another_model_is_rejected() -> None:
     saved = FlatOptimizer(small_model(), Optimizer(), PARTS).state()
     with pytest.raises(CorruptArtifact, match="another model"):
         FlatOptimizer(small_model(intermediate=64), Optimizer(), PARTS).load_state(saved)

@@ -33,7 +33,7 @@ def stream(tmp_path: Path, documents: list[list[int]]) -> PassageStream:
     return PassageStream(store_of(tmp_path, documents), LENGTH, order)
 
 
-def test_a_store_gives_back_what_was_written_and_keeps_small_ids_in_two_bytes(
+def test_store_returns_its_documents_and_uses_two_bytes_for_small_ids(
     tmp_path: Path, documents: list[list[int]]
 ) -> None:
     store = store_of(tmp_path, documents)
@@ -44,14 +44,14 @@ def test_a_store_gives_back_what_was_written_and_keeps_small_ids_in_two_bytes(
     assert list(TokenStore(tmp_path, "large")[0]) == [69_999]
 
 
-def test_a_store_that_is_cut_short_is_refused(tmp_path: Path, documents: list[list[int]]) -> None:
+def test_truncated_store_is_rejected(tmp_path: Path, documents: list[list[int]]) -> None:
     store_of(tmp_path, documents)
     np.save(tmp_path / "made.tokens.npy", np.zeros(3, dtype=np.uint16))
     with pytest.raises(CorruptArtifact, match="truncated"):
         TokenStore(tmp_path, "made")
 
 
-def test_two_epochs_of_rows_hold_every_token_twice_without_padding(
+def test_two_epochs_contain_every_token_twice_without_padding(
     stream: PassageStream, documents: list[list[int]]
 ) -> None:
     total = sum(map(len, documents))
@@ -61,7 +61,7 @@ def test_two_epochs_of_rows_hold_every_token_twice_without_padding(
     assert found.tolist() == [2 * len(document) for document in documents]
 
 
-def test_rows_follow_from_their_number_alone(stream: PassageStream) -> None:
+def test_rows_depend_only_on_their_number(stream: PassageStream) -> None:
     whole = stream.rows(0, 40)
     for first in (33, 7, 0, 12):  # in any order, across epochs
         part = stream.rows(first, 5)
@@ -69,7 +69,7 @@ def test_rows_follow_from_their_number_alone(stream: PassageStream) -> None:
             assert np.array_equal(getattr(part, name), getattr(whole, name)[first : first + 5]), name
 
 
-def test_segments_begin_at_one_and_positions_at_zero_in_each_row(stream: PassageStream) -> None:
+def test_rows_start_with_segment_one_and_position_zero(stream: PassageStream) -> None:
     rows = stream.rows(3, 20)
     assert (rows.segments[:, 0] == 1).all() and (rows.positions[:, 0] == 0).all()
     for tokens, segments, positions in zip(rows.tokens, rows.segments, rows.positions, strict=True):
@@ -80,12 +80,12 @@ def test_segments_begin_at_one_and_positions_at_zero_in_each_row(stream: Passage
         assert (positions[steady] == positions[steady - 1] + 1).all()
 
 
-def test_the_documents_of_a_row_can_be_named(stream: PassageStream) -> None:
+def test_stream_names_the_documents_of_its_rows(stream: PassageStream) -> None:
     rows = stream.rows(5, 2)
     assert sorted({100 + number for number in stream.documents(5, 2)}) == sorted(set(rows.tokens.reshape(-1)))
 
 
-def test_first_fit_fills_bins_within_their_size_and_leaves_nothing_out() -> None:
+def test_first_fit_packs_every_item_within_the_size() -> None:
     lengths = [5, 9, 3, 16, 7, 7, 2, 1]
     bins = first_fit(lengths, 16)
     assert sorted(item for members in bins for item in members) == list(range(len(lengths)))
@@ -99,7 +99,7 @@ def _document(rows: Rows, number: int) -> tuple[list[int], list[int]]:
     return rows.tokens[rows.doc_row[place]][inside].tolist(), rows.types[rows.doc_row[place]][inside].tolist()
 
 
-def test_packed_task_texts_stay_whole_and_pairs_are_told_apart(tmp_path: Path) -> None:
+def test_packed_texts_stay_whole_with_pair_types(tmp_path: Path) -> None:
     texts = [[1, 2, 3, 4], [5, 6], [7] * 16, [8, 9, 10]]
     store = store_of(tmp_path, texts)
     rows = pack(store, np.array([3, 0, 2]), LENGTH, second=np.array([2, 1, 9, 3]), pad=0)
@@ -110,7 +110,7 @@ def test_packed_task_texts_stay_whole_and_pairs_are_told_apart(tmp_path: Path) -
     assert rows.real_tokens == 23
 
 
-def test_parts_of_packed_rows_keep_their_documents(tmp_path: Path) -> None:
+def test_parts_of_rows_contain_their_documents(tmp_path: Path) -> None:
     store = store_of(tmp_path, [[number] * 9 for number in range(1, 6)])
     rows = pack(store, np.arange(5), LENGTH)
     found = []

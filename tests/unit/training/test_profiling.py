@@ -16,7 +16,7 @@ from tlm_core.training.profiling import STEPS, WARM
 from tlm_core.training.stage import StageContext
 
 
-def test_the_model_s_artifact_has_a_trace_of_each_training_stage(tmp_path: Path) -> None:
+def test_exported_model_has_a_trace_of_each_training_stage(tmp_path: Path) -> None:
     recipe = tiny(profile=True, joint__budget__steps=WARM + STEPS + 2, finetune__max_steps=WARM + 2, finetune__batch=4)
     selection = made_selection(tmp_path / "selection", 40)
     done = run_chain(made_task(tmp_path / "task", (24, 12, 12)), selection, recipe, [0], tmp_path / "work")
@@ -29,7 +29,7 @@ def test_the_model_s_artifact_has_a_trace_of_each_training_stage(tmp_path: Path)
     assert 0 < counts["finetune"] < counts["joint"]
 
 
-def test_a_trace_changes_no_weight(tmp_path: Path) -> None:
+def test_profiling_does_not_change_weights(tmp_path: Path) -> None:
     plain, traced = tiny(precision="fp32"), tiny(precision="fp32", profile=True)
     prepared = {"prepared": made_prepared(tmp_path, plain)}
     first = run_stage(JOINT, prepared, JointParams.of(plain, 0), tmp_path / "plain")
@@ -39,14 +39,14 @@ def test_a_trace_changes_no_weight(tmp_path: Path) -> None:
     assert all(bool((weights[0][name] == weights[1][name]).all()) for name in weights[0])
 
 
-def test_only_training_stages_of_a_traced_job_are_named_apart() -> None:
+def test_profiling_changes_only_artifact_ids_of_training_stages() -> None:
     plain, traced = tiny(), tiny(profile=True)
     assert PrepareParams.of(plain) == PrepareParams.of(traced)
     assert JointParams.of(plain, 0) != JointParams.of(traced, 0)
     assert FinetuneParams.of(plain, 0) != FinetuneParams.of(traced, 0)
 
 
-def test_other_workers_leave_no_trace(tmp_path: Path) -> None:
+def test_only_rank_zero_writes_a_trace(tmp_path: Path) -> None:
     from tlm_core.training.local import LocalCheckpoints, LocalReporter
     from tlm_core.training.profiling import trace_path
 

@@ -48,7 +48,7 @@ def published(folder: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_published_encoder_goes_through_all_stages_and_comes_out_in_its_own_class(kind: str, tmp_path: Path) -> None:
+def test_published_encoder_is_trained_and_exported_in_its_class(kind: str, tmp_path: Path) -> None:
     source = str(published(tmp_path / "published", kind))
     recipe = tiny(
         model__init=source, tokenizer__source=source, joint__budget__steps=2, finetune__max_steps=2,
@@ -62,7 +62,7 @@ def test_a_published_encoder_goes_through_all_stages_and_comes_out_in_its_own_cl
     assert type(stock).__name__ == config["architectures"][0]
 
 
-def test_training_begins_with_the_published_weights(tmp_path: Path) -> None:
+def test_published_weights_are_loaded(tmp_path: Path) -> None:
     folder = published(tmp_path / "published", "Roberta")
     shape, given = load(str(folder), labels=3, vocab=300, max_length=48, dropout=0.0)
     stock = load_file(folder / "model.safetensors")
@@ -71,7 +71,7 @@ def test_training_begins_with_the_published_weights(tmp_path: Path) -> None:
     assert torch.equal(given["vocabulary.out.bias"], stock["lm_head.bias"])
 
 
-def test_weights_in_several_files_and_older_pickled_ones_are_read(tmp_path: Path) -> None:
+def test_sharded_and_pickled_weights_are_read(tmp_path: Path) -> None:
     folder = published(tmp_path / "published", "Bert")
     sizes = {"labels": 3, "vocab": 300, "max_length": 48, "dropout": 0.0}
     _, whole = load(str(folder), **sizes)  # type: ignore[arg-type]
@@ -91,7 +91,7 @@ def test_weights_in_several_files_and_older_pickled_ones_are_read(tmp_path: Path
         assert torch.equal(pickled[name], tensor) and torch.equal(split[name], tensor)
 
 
-def test_an_encoder_without_a_vocabulary_head_is_a_start_too(tmp_path: Path) -> None:
+def test_encoder_without_vocabulary_head_is_loaded(tmp_path: Path) -> None:
     BertModel(KINDS["Bert"][0]).save_pretrained(tmp_path / "bare")
     _, given = load(str(tmp_path / "bare"), labels=3, vocab=300, max_length=48, dropout=0.0)
     assert "encoder.tokens.weight" in given
@@ -107,7 +107,7 @@ def test_an_encoder_without_a_vocabulary_head_is_a_start_too(tmp_path: Path) -> 
         ("model.safetensors", None, "has neither model.safetensors nor pytorch_model.bin"),
     ],
 )
-def test_a_broken_folder_is_refused_with_the_reason(
+def test_broken_model_folder_fails_with_the_reason(
     name: str, content: str | None, complaint: str, tmp_path: Path
 ) -> None:
     folder = published(tmp_path / "published", "Bert")

@@ -64,7 +64,7 @@ def test_stock_class_and_gateway_predict_the_same_targets(architecture: str, tmp
     assert "Pearson correlation" in card and "macro-F1" not in card and "'similarity'" in card
 
 
-def test_a_further_test_set_is_reported_beside_test(tmp_path: Path) -> None:
+def test_additional_test_split_is_reported(tmp_path: Path) -> None:
     task = Task.read(made_task(tmp_path / "plain", (40, 12, 20)))
     more = Task("more", task.labels, "matthews", False, "en", {**task.splits, "test_other": task.splits["validation"]})
     more.write(tmp_path / "task")
@@ -79,7 +79,7 @@ def test_a_further_test_set_is_reported_beside_test(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("seeds", "reason"), [(3, None), (1, "one run has no spread; give more seeds")])
-def test_class_scores_are_no_reason_for_a_missing_regression_spread(seeds: int, reason: str | None) -> None:
+def test_regression_spread_has_no_reason_from_class_scores(seeds: int, reason: str | None) -> None:
     targets = np.array([1.0, 2.0, 4.0])
     in_train = np.zeros(3, dtype=bool)
     scores = [score(targets, targets**number, 1, "pearson", in_train=in_train) for number in range(1, seeds + 1)]
@@ -87,6 +87,6 @@ def test_class_scores_are_no_reason_for_a_missing_regression_spread(seeds: int, 
     assert (found["test"]["pearson"] is None) == (seeds == 1) and found.get("reason") == reason
 
 
-def test_regression_loss_is_the_sum_of_squares() -> None:
+def test_regression_loss_is_the_sum_of_squared_errors() -> None:
     found = LOSSES["mse"](torch.tensor([[1.0], [3.0]]), torch.tensor([0.0, 5.0]))
     assert float(found) == 1.0 + 4.0

@@ -16,7 +16,7 @@ from tlm_core.training.published import load
 from tlm_core.training.release import convert, known, stock_form
 
 
-def test_a_converted_release_answers_as_the_release_does(tmp_path: Path) -> None:
+def test_converted_release_computes_the_same_logits(tmp_path: Path) -> None:
     release = made_release(tmp_path / "tlm-sciie-small-scale")
     folder = convert(str(release.folder), tmp_path / "stock")
     model, told = AutoModelForSequenceClassification.from_pretrained(str(folder), output_loading_info=True)
@@ -29,7 +29,7 @@ def test_a_converted_release_answers_as_the_release_does(tmp_path: Path) -> None
     torch.testing.assert_close(found, release.logits(ids, mask), atol=1e-5, rtol=1e-5)
 
 
-def test_labels_are_numbers_unless_named(tmp_path: Path) -> None:
+def test_released_labels_are_numbers_by_default(tmp_path: Path) -> None:
     release = made_release(tmp_path / "release")
     numbered = json.loads((convert(str(release.folder), tmp_path / "a") / "config.json").read_text())
     named = json.loads((convert(str(release.folder), tmp_path / "b", ["x", "y", "z"]) / "config.json").read_text())
@@ -39,14 +39,14 @@ def test_labels_are_numbers_unless_named(tmp_path: Path) -> None:
         convert(str(release.folder), tmp_path / "c", ["x", "y"])
 
 
-def test_the_tokenizer_cuts_where_the_release_did(tmp_path: Path) -> None:
+def test_converted_tokenizer_truncates_like_the_release(tmp_path: Path) -> None:
     release = made_release(tmp_path / "tlm-sciie-small-scale")
     tokenizer = AutoTokenizer.from_pretrained(str(convert(str(release.folder), tmp_path / "stock")))
     assert tokenizer.model_max_length == 40  # the model's own positions are fewer than the release's 128
     assert tokenizer("good films")["input_ids"] == [2, 5, 10, 13, 3]
 
 
-def test_safetensors_are_read_as_well_as_pickled_weights(tmp_path: Path) -> None:
+def test_release_is_read_from_safetensors_and_pickled_weights(tmp_path: Path) -> None:
     release = made_release(tmp_path / "release")
     first = convert(str(release.folder), tmp_path / "first")
     (release.folder / "pytorch_model.bin").unlink()
@@ -55,7 +55,7 @@ def test_safetensors_are_read_as_well_as_pickled_weights(tmp_path: Path) -> None
     assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
 
 
-def test_code_in_pickled_weights_is_never_run(tmp_path: Path) -> None:
+def test_code_in_pickled_weights_never_runs(tmp_path: Path) -> None:
     class Trap:
         def __reduce__(self) -> tuple[object, tuple[Path]]:
             return Path.touch, (tmp_path / "run",)
@@ -67,7 +67,7 @@ def test_code_in_pickled_weights_is_never_run(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_only_the_release_s_layout_is_converted(tmp_path: Path) -> None:
+def test_only_models_of_the_release_are_converted(tmp_path: Path) -> None:
     release = made_release(tmp_path / "release")
     assert stock_form(str(release.folder), tmp_path / "stock") == tmp_path / "stock"
     stock = tmp_path / "classifier"
@@ -79,7 +79,7 @@ def test_only_the_release_s_layout_is_converted(tmp_path: Path) -> None:
         convert(str(tmp_path / "nowhere"), tmp_path / "other")
 
 
-def test_a_name_of_the_release_tells_the_task() -> None:
+def test_released_model_name_gives_its_task() -> None:
     found = known("hub:yxchar/tlm-rct-20k-medium-scale")
     assert found is not None
     assert (found.name, found.max_length) == ("rct-20k", 128)
@@ -87,7 +87,7 @@ def test_a_name_of_the_release_tells_the_task() -> None:
     assert known("hub:someone/else") is None
 
 
-def test_a_released_model_can_be_the_start_of_training(tmp_path: Path) -> None:
+def test_released_model_can_initialize_training(tmp_path: Path) -> None:
     release = made_release(tmp_path / "release")
     shape, given = load(str(release.folder), labels=3, vocab=len(VOCABULARY), max_length=40, dropout=0.0)
     assert shape.layers == 2

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("report_at_every_step")
     ],
     ids=["muon", "adamw with dropout", "token budget"],
 )
-def test_killed_and_resumed_equals_never_killed_bit_for_bit(
+def test_resumed_run_equals_an_uninterrupted_run_bit_for_bit(
     over: dict[str, Any], precision: str, tmp_path: Path
 ) -> None:
     recipe = tiny(precision=precision, checkpoint_steps=1, **over)
@@ -46,7 +46,7 @@ def test_killed_and_resumed_equals_never_killed_bit_for_bit(
     assert content(killed()) == whole
 
 
-def test_a_run_killed_between_checkpoints_repeats_the_lost_steps_exactly(tmp_path: Path) -> None:
+def test_lost_steps_after_a_checkpoint_repeat_exactly(tmp_path: Path) -> None:
     recipe = tiny(checkpoint_steps=5)
     prepared = made_prepared(tmp_path / "data", recipe)
     whole = content(run_of(tmp_path / "whole", prepared, recipe)())
@@ -58,7 +58,7 @@ def test_a_run_killed_between_checkpoints_repeats_the_lost_steps_exactly(tmp_pat
     assert content(killed()) == whole
 
 
-def test_twenty_deaths_at_random_steps_leave_no_trace(tmp_path: Path) -> None:
+def test_twenty_kills_at_random_steps_do_not_change_the_result(tmp_path: Path) -> None:
     recipe = tiny(checkpoint_steps=3, joint__budget__steps=60)
     prepared = made_prepared(tmp_path / "data", recipe)
     whole = content(run_of(tmp_path / "whole", prepared, recipe)())
@@ -69,7 +69,7 @@ def test_twenty_deaths_at_random_steps_leave_no_trace(tmp_path: Path) -> None:
     assert content(killed()) == whole
 
 
-def test_a_killed_finetune_keeps_its_best_evaluation(tmp_path: Path) -> None:
+def test_killed_finetuning_retains_its_best_evaluation(tmp_path: Path) -> None:
     recipe = tiny(checkpoint_steps=1, finetune__evaluations=6, finetune__epochs=4)
     prepared = made_prepared(tmp_path / "data", recipe)
     inputs = {"joint": run_of(tmp_path / "joint", prepared, recipe)()}
@@ -83,7 +83,7 @@ def test_a_killed_finetune_keeps_its_best_evaluation(tmp_path: Path) -> None:
     assert found["history"]["evaluations"][0]["step"] == 0
 
 
-def test_a_stop_request_is_honoured_within_one_step_and_leaves_a_checkpoint(tmp_path: Path) -> None:
+def test_stop_request_ends_within_a_step_with_a_checkpoint(tmp_path: Path) -> None:
     recipe = tiny(checkpoint_steps=1000)
     prepared = made_prepared(tmp_path / "data", recipe)
     whole = content(run_of(tmp_path / "whole", prepared, recipe)())
@@ -94,7 +94,7 @@ def test_a_stop_request_is_honoured_within_one_step_and_leaves_a_checkpoint(tmp_
     assert content(run()) == whole
 
 
-def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+def test_checkpoint_of_another_model_is_rejected(tmp_path: Path) -> None:
     recipe, other = tiny(checkpoint_steps=1), tiny(checkpoint_steps=1, model__intermediate=64)
     prepared = made_prepared(tmp_path / "data", recipe)
     with pytest.raises(Killed):
@@ -103,7 +103,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
         run_of(tmp_path / "run", prepared, other)()
 
 
-def test_a_checkpoint_is_of_the_moment_it_was_asked_for_however_late_it_is_written(tmp_path: Path) -> None:
+def test_late_checkpoint_write_has_the_state_of_its_request(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, 10)
     state = TrainState(step=3)
     before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
@@ -121,7 +121,7 @@ def test_a_checkpoint_is_of_the_moment_it_was_asked_for_however_late_it_is_writt
     assert not any(moment.any() for moment in trainer.optimizer.state().values())
 
 
-def test_no_room_for_a_checkpoint_is_told_as_such(tmp_path: Path) -> None:
+def test_checkpoint_without_space_raises_storage_full(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, 10)
     write = checkpoint_writer(TrainState(), trainer.model, trainer.optimizer, None)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -133,7 +133,7 @@ def test_no_room_for_a_checkpoint_is_told_as_such(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_checkpoint_has_weights_in_safetensors_and_state_in_json(tmp_path: Path) -> None:
+def test_checkpoint_holds_safetensors_and_json(tmp_path: Path) -> None:
     recipe = tiny(checkpoint_steps=4)
     prepared = made_prepared(tmp_path / "data", recipe)
     with pytest.raises(Killed):

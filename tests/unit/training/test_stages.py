@@ -51,7 +51,7 @@ def report_of(chain: Mapping[str, Path]) -> dict:
     return json.loads((chain["evaluate"] / "report.json").read_text())
 
 
-def test_the_report_has_scores_of_each_seed_with_mean_and_spread(chain: Mapping[str, Path]) -> None:
+def test_report_has_scores_per_seed_with_mean_and_spread(chain: Mapping[str, Path]) -> None:
     report = report_of(chain)
     assert [entry["seed"] for entry in report["seeds"]] == [0, 1]
     scores = [entry["test"]["macro_f1"] for entry in report["seeds"]]
@@ -63,7 +63,7 @@ def test_the_report_has_scores_of_each_seed_with_mean_and_spread(chain: Mapping[
     assert report["seeds"][0]["test"]["deduplicated"]["rows"] <= 60
 
 
-def test_the_cost_of_every_stage_is_told(chain: Mapping[str, Path]) -> None:
+def test_report_has_the_cost_of_every_stage(chain: Mapping[str, Path]) -> None:
     cost = report_of(chain)["cost"]
     assert list(cost) == ["prepare", "joint", "finetune", "total"]
     for name in ("flops", "tokens", "seconds"):
@@ -72,7 +72,7 @@ def test_the_cost_of_every_stage_is_told(chain: Mapping[str, Path]) -> None:
     assert cost["total"]["gpu_seconds"] == 0.0
 
 
-def test_the_exported_folder_gives_the_reported_test_score_by_stock_classes(chain: Mapping[str, Path]) -> None:
+def test_stock_classes_reproduce_the_reported_test_score(chain: Mapping[str, Path]) -> None:
     folder = chain["export"] / "model"
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
@@ -86,9 +86,7 @@ def test_the_exported_folder_gives_the_reported_test_score_by_stock_classes(chai
     assert found["macro_f1"] == pytest.approx(best["test"]["macro_f1"], abs=1e-4)
 
 
-def test_export_sends_no_more_texts_through_the_model_than_it_compares(
-    chain: Mapping[str, Path], tmp_path: Path
-) -> None:
+def test_export_predicts_only_the_texts_that_it_compares(chain: Mapping[str, Path], tmp_path: Path) -> None:
     model, prepared, seen = load_model(chain["finetune.s0"]), Prepared(chain["prepare"]), []
     model.task.register_forward_pre_hook(lambda _, pooled: seen.append(len(pooled[0])))
     recipe = CardRecipe.of(RECIPE)
@@ -96,13 +94,13 @@ def test_export_sends_no_more_texts_through_the_model_than_it_compares(
     assert sum(seen) == PROBES < len(prepared.split("validation"))
 
 
-def test_the_exported_folder_holds_safetensors_and_no_code(chain: Mapping[str, Path]) -> None:
+def test_exported_folder_has_safetensors_and_no_code(chain: Mapping[str, Path]) -> None:
     names = {str(path.relative_to(chain["export"])) for path in chain["export"].rglob("*") if path.is_file()}
     model = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"}
     assert names == {f"model/{name}" for name in model} | {"model.onnx", "labels.json", "report.json"}
 
 
-def test_the_card_states_scores_cost_recipe_and_the_risk_of_memorised_text(chain: Mapping[str, Path]) -> None:
+def test_card_states_scores_cost_recipe_and_memorization_risk(chain: Mapping[str, Path]) -> None:
     card, report = (chain["export"] / "model" / "README.md").read_text(), report_of(chain)
     assert f"{report['mean']['test']['macro_f1']:.4f} ± {report['spread']['test']['macro_f1']:.4f}" in card
     assert f"{report['cost']['total']['flops']:.3g}" in card
@@ -127,7 +125,7 @@ ENCODER = {"model__init": "hub:one/encoder", "tokenizer__source": "hub:one/encod
          "uploaded with the dataset"),
     ],
 )  # fmt: skip
-def test_the_card_tells_how_this_model_came_about(
+def test_card_describes_how_the_model_was_trained(
     chain: Mapping[str, Path], over: dict, course: str, data: str
 ) -> None:
     facts = json.loads((chain["prepare"] / "data.json").read_text())
@@ -138,7 +136,7 @@ def test_the_card_tells_how_this_model_came_about(
     assert ("trained-from-scratch" in card) == ("model__init" not in over)
 
 
-def test_the_onnx_graph_follows_windows_and_angles_of_published_models(tmp_path: Path) -> None:
+def test_onnx_graph_supports_windows_and_rotary_bases(tmp_path: Path) -> None:
     shape = Shape(
         "modernbert", 50, 3, 3, 32, 2, 48, 64, pooling="cls", windows=(None, 4, 4), thetas=(160_000.0, 1e4, 1e4)
     )
@@ -158,7 +156,7 @@ def test_the_onnx_graph_follows_windows_and_angles_of_published_models(tmp_path:
     torch.testing.assert_close(torch.from_numpy(logits), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_the_onnx_graph_takes_any_batch_and_length(chain: Mapping[str, Path]) -> None:
+def test_onnx_graph_accepts_any_batch_and_length(chain: Mapping[str, Path]) -> None:
     session = onnxruntime.InferenceSession(chain["export"] / "model.onnx", providers=["CPUExecutionProvider"])
     model = AutoModelForSequenceClassification.from_pretrained(chain["export"] / "model").eval()
     random = torch.Generator().manual_seed(0)
@@ -174,7 +172,7 @@ def test_the_onnx_graph_takes_any_batch_and_length(chain: Mapping[str, Path]) ->
         torch.testing.assert_close(torch.from_numpy(probabilities), expected.softmax(-1), atol=1e-4, rtol=1e-4)
 
 
-def test_a_task_of_pairs_on_its_own_goes_through_the_bert_chain(tmp_path: Path) -> None:
+def test_pair_task_without_selection_trains_a_bert(tmp_path: Path) -> None:
     recipe = tiny(model__architecture="bert", joint__enabled=False, finetune__evaluations=2, finetune__max_steps=4)
     task = made_task(tmp_path / "task", pair=True)
     done = run_chain(task, None, recipe, [3], tmp_path / "run")
@@ -192,7 +190,7 @@ def test_a_task_of_pairs_on_its_own_goes_through_the_bert_chain(tmp_path: Path) 
         assert inputs["token_type_ids"][number].index(1) == split.second[number]
 
 
-def test_task_only_begins_where_the_joint_stage_begins(tmp_path: Path) -> None:
+def test_finetuning_alone_starts_from_the_joint_stage_start(tmp_path: Path) -> None:
     """With one step at the lowest rate both are still at the start, which must be the same for a seed."""
     recipe = tiny(
         joint__budget__steps=1, joint__optimizer__lr=1e-12, joint__optimizer__muon_lr=1e-12, precision="fp32",
@@ -206,7 +204,7 @@ def test_task_only_begins_where_the_joint_stage_begins(tmp_path: Path) -> None:
         torch.testing.assert_close(first[name], tensor, atol=1e-8, rtol=1e-8)
 
 
-def test_the_untouched_model_is_evaluated_first_only_if_its_head_is_trained(tmp_path: Path) -> None:
+def test_initial_model_is_evaluated_only_with_a_trained_head(tmp_path: Path) -> None:
     for over, first in (({}, 0), ({"finetune__reset_head": True}, 4), ({"joint__task_loss": False}, 4)):
         recipe = tiny(finetune__evaluations=2, **over)
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
@@ -217,7 +215,7 @@ def test_the_untouched_model_is_evaluated_first_only_if_its_head_is_trained(tmp_
         assert json.loads((out / "history.json").read_text())["evaluations"][0]["step"] == first
 
 
-def test_a_published_encoder_can_be_the_start(tmp_path: Path, chain: Mapping[str, Path]) -> None:
+def test_exported_model_can_initialize_another_training(tmp_path: Path, chain: Mapping[str, Path]) -> None:
     source = str(chain["export"] / "model")
     recipe = tiny(tokenizer__source=source, model__init=source, finetune__max_steps=1, finetune__optimizer__lr=1e-12)
     prepared = {"prepared": made_prepared(tmp_path, recipe)}
@@ -227,12 +225,12 @@ def test_a_published_encoder_can_be_the_start(tmp_path: Path, chain: Mapping[str
     torch.testing.assert_close(ours["encoder.tokens.weight"], stock["model.embeddings.tok_embeddings.weight"])
 
 
-def test_published_weights_with_another_vocabulary_are_refused() -> None:
+def test_published_weights_need_their_own_tokenizer() -> None:
     with pytest.raises(InvalidRecipe, match=r"needs tokenizer\.source to be the same"):
         tiny(model__init="hub:someone/encoder")
 
 
-def test_prepare_gives_the_same_bytes_again(tmp_path: Path) -> None:
+def test_prepare_is_deterministic(tmp_path: Path) -> None:
     recipe = tiny()
     first, second = (made_prepared(tmp_path / name, recipe) for name in ("first", "second"))
     names = sorted(str(path.relative_to(first)) for path in first.rglob("*") if path.is_file())
@@ -243,7 +241,7 @@ def test_prepare_gives_the_same_bytes_again(tmp_path: Path) -> None:
     assert [found.pop("cost")["tokens"] for found in facts] and facts[0] == facts[1]
 
 
-def test_a_passage_is_told_by_the_name_that_its_corpus_gives_it(tmp_path: Path) -> None:
+def test_passage_ids_come_from_the_selection(tmp_path: Path) -> None:
     selection = made_selection(tmp_path / "selection")
     table = pq.read_table(selection / "passages.parquet")
     names = [f"journal:{row}#é" for row in range(len(table))]
@@ -254,7 +252,7 @@ def test_a_passage_is_told_by_the_name_that_its_corpus_gives_it(tmp_path: Path) 
     assert Prepared(folder).passage_ids([0, 149]) == ["journal:0#é", "journal:149#é"]
 
 
-def test_prepare_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prepare_stops_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tlm_core.training.prepare.REPORT_SECONDS", 0.0)
     inputs = {"task": made_task(tmp_path / "task")}
     with pytest.raises(StopRequested):
@@ -262,7 +260,7 @@ def test_prepare_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         run_stage(PREPARE, inputs, PrepareParams.of(tiny()), tmp_path / "out", stop)
 
 
-def test_every_stage_loads_and_has_a_name_of_its_own() -> None:
+def test_every_stage_loads_and_has_a_unique_name() -> None:
     stages = [*SHARED_STAGES, *(value for module in (learning_curve, prune, share_tickets)
                                 for value in vars(module).values() if isinstance(value, Stage))]  # fmt: skip
     assert len({stage.name for stage in stages}) == len(set(stages))
@@ -279,7 +277,7 @@ def changed(stage: str, key: str, value: object, seed: int | None = None) -> boo
     return params(resolve("fast", "tiny")) != params(resolve("fast", "tiny", {key: value}))
 
 
-def test_a_stage_depends_on_what_it_reads_and_on_nothing_else() -> None:
+def test_stage_parameters_contain_only_what_the_stage_reads() -> None:
     assert changed("prepare", "tokenizer.vocab_size", 500) and changed("prepare", "model.max_length", 64)
     assert not changed("prepare", "joint.optimizer.lr", 1e-5) and not changed("prepare", "model.layers", 9)
     assert changed("joint", "joint.rho2", 7, 0) and not changed("joint", "finetune.epochs", 7, 0)
@@ -287,9 +285,7 @@ def test_a_stage_depends_on_what_it_reads_and_on_nothing_else() -> None:
     assert not changed("joint", "selection.top_k", 7, 0)
 
 
-def test_of_several_rates_validation_chooses_and_all_of_them_are_paid_for(
-    chain: Mapping[str, Path], tmp_path: Path
-) -> None:
+def test_validation_chooses_the_rate_and_cost_covers_all_rates(chain: Mapping[str, Path], tmp_path: Path) -> None:
     """Both tries of the chain's own start, so that the one at its rate is its own finetuning."""
     rates, found = (1e-6, RECIPE.finetune.optimizer.lr), {}
     for number, rate in enumerate(rates):
@@ -313,7 +309,7 @@ def test_of_several_rates_validation_chooses_and_all_of_them_are_paid_for(
     assert json.loads((ties / HISTORY).read_text())["best"]["lr"] == rates[0]
 
 
-def test_report_and_card_tell_which_rate_was_chosen(tmp_path: Path) -> None:
+def test_report_and_card_name_the_chosen_rate(tmp_path: Path) -> None:
     task = made_task(tmp_path / "task", (60, 20, 20))
     recipe = tiny(joint__enabled=False, finetune__epochs=1, finetune__rates=(1e-3, 1e-4))
     chain = run_chain(task, None, recipe, [3], tmp_path / "run")

@@ -37,7 +37,7 @@ def test_two_processes_train_the_same_vocabulary() -> None:
     assert len(found) == 1
 
 
-def test_any_script_is_split_into_known_pieces_and_can_be_put_together_again() -> None:
+def test_tokenizer_covers_every_script_and_decodes_its_tokens() -> None:
     tokenizer = train_wordpiece(lambda: TEXTS * 5, 2000, lowercase=False)
     for text in TEXTS:
         encoding = tokenizer.encode(text)
@@ -46,27 +46,27 @@ def test_any_script_is_split_into_known_pieces_and_can_be_put_together_again() -
         assert together == text.replace(" ", "")
 
 
-def test_accents_are_kept_and_case_is_the_recipes_choice() -> None:
+def test_tokenizer_preserves_accents_and_follows_the_case_option() -> None:
     lower = train_wordpiece(lambda: TEXTS * 5, 2000, lowercase=True)
     assert lower.encode("CAFÉ").ids == lower.encode("café").ids != lower.encode("cafe").ids
     upper = train_wordpiece(lambda: TEXTS * 5, 2000, lowercase=False)
     assert upper.encode("The").ids != upper.encode("the").ids
 
 
-def test_the_vocabulary_keeps_to_its_size_with_special_tokens_first() -> None:
+def test_vocabulary_respects_its_size_with_specials_first() -> None:
     tokenizer = train_wordpiece(lambda: TEXTS * 5, 300, lowercase=True)
     assert tokenizer.get_vocab_size() <= 300
     assert special_ids(tokenizer) == {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 
 
-def test_a_script_with_more_characters_than_room_keeps_the_frequent_ones() -> None:
+def test_large_alphabet_retains_the_frequent_characters() -> None:
     many = "".join(chr(code) for code in range(0x4E00, 0x4E00 + 3000))
     tokenizer = train_wordpiece(lambda: [many, "快" * 50], 400, lowercase=True)
     assert tokenizer.get_vocab_size() <= 400
     assert SPECIALS["unk"] not in tokenizer.encode("快快").tokens
 
 
-def test_the_stock_loader_reads_the_folder_and_gives_the_same_ids(tmp_path: Path) -> None:
+def test_stock_loader_gives_the_same_token_ids(tmp_path: Path) -> None:
     tokenizer = train_wordpiece(lambda: TEXTS * 5, 500, lowercase=True)
     write_folder(tokenizer, tmp_path, 16, types=True)
     stock = AutoTokenizer.from_pretrained(tmp_path)
@@ -77,7 +77,7 @@ def test_the_stock_loader_reads_the_folder_and_gives_the_same_ids(tmp_path: Path
     assert stock.mask_token_id == 4 and stock.pad_token_id == 0
 
 
-def test_a_published_tokenizer_is_copied_with_its_special_ids(tmp_path: Path) -> None:
+def test_published_tokenizer_is_copied_with_its_special_ids(tmp_path: Path) -> None:
     own = train_wordpiece(lambda: TEXTS * 5, 500, lowercase=True)
     write_folder(own, tmp_path / "source", 16, types=False)
     tokenizer, ids = load_published(str(tmp_path / "source"), tmp_path / "copy", 99)
@@ -86,7 +86,7 @@ def test_a_published_tokenizer_is_copied_with_its_special_ids(tmp_path: Path) ->
     assert AutoTokenizer.from_pretrained(tmp_path / "copy").model_max_length == 99
 
 
-def test_a_tokenizer_that_cannot_mask_or_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_tokenizer_without_mask_token_or_files_is_rejected(tmp_path: Path) -> None:
     own = train_wordpiece(lambda: TEXTS, 300, lowercase=True)
     write_folder(own, tmp_path, 16, types=False)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())

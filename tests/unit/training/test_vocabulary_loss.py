@@ -32,19 +32,19 @@ def _both(
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
-def test_loss_and_gradient_are_those_of_cross_entropy(dtype: torch.dtype, tolerance: float) -> None:
+def test_vocabulary_loss_and_gradient_match_cross_entropy(dtype: torch.dtype, tolerance: float) -> None:
     for ours, exact in zip(*_both(*_inputs(0.3), dtype), strict=True):
         assert (ours.double() - exact).norm() <= tolerance * exact.norm()
 
 
-def test_the_gradient_of_a_nearly_sure_answer_keeps_its_digits() -> None:
+def test_gradient_stays_precise_at_high_confidence() -> None:
     hidden, weight, bias, targets = _inputs(0.01)
     bias[targets] += 18.0  # leaves the rest some 1e-5 of the probability
     for ours, exact in zip(*_both(hidden, weight, bias, targets, torch.float32), strict=True):
         assert (ours.double() - exact).norm() <= 1e-5 * exact.norm()
 
 
-def test_a_logit_that_no_float_can_hold_gives_no_number() -> None:
+def test_overflowing_logit_gives_a_non_finite_loss() -> None:
     hidden, weight, bias, targets = _inputs(0.3)
     bias[3] = 100.0
     found = VocabularyLoss.apply(hidden.float(), weight.float(), bias.float(), targets, COUNT, torch.float32)
