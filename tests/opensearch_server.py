@@ -1,7 +1,7 @@
 """A real OpenSearch for tests: one node on a free loopback port, started by the JDK of the machine.
 
-`OPENSEARCH_URL` names a running one instead. Else Maven copies the jars of tests/opensearch/pom.xml once into
-build/opensearch, and a JDK of version 21 or later compiles tests/opensearch/Launcher.java once and runs it on them.
+Set `OPENSEARCH_URL` to use a running one instead. Otherwise Maven copies the jars of tests/opensearch/pom.xml into
+build/opensearch once, and a JDK of version 21 or later compiles and runs tests/opensearch/Launcher.java.
 """
 
 from __future__ import annotations
@@ -24,37 +24,38 @@ from tests.support import ROOT, skip_or_fail
 HERE = ROOT / "tests" / "opensearch"
 JAVA = 21
 START_SECONDS = 240
-FOR_SPEED = ("--add-modules=jdk.incubator.vector",)  # as the stock distribution has it
-FOR_START = ("-XX:TieredStopAtLevel=1",)  # short tests end before thorough compiling pays
+FOR_SPEED = ("--add-modules=jdk.incubator.vector",)  # like the official distribution
+FOR_START = ("-XX:TieredStopAtLevel=1",)  # short tests end before full compilation pays off
 
 
 def java_binary() -> str:
-    """A `java` of at least version 21 with its compiler: JAVA_HOME, then PATH, then /usr/lib/jvm."""
-    places = [Path(os.environ["JAVA_HOME"]) / "bin"] if os.environ.get("JAVA_HOME") else []
+    """Return a `java` of version 21 or later with its compiler, from JAVA_HOME, PATH or /usr/lib/jvm."""
+    folders = [Path(os.environ["JAVA_HOME"]) / "bin"] if os.environ.get("JAVA_HOME") else []
     if on_path := shutil.which("java"):
-        places.append(Path(on_path).resolve().parent)
-    places += sorted(Path("/usr/lib/jvm").glob("*/bin"), reverse=True)
-    for place in places:
-        if (place / "java").exists() and (place / "javac").exists() and _java_version(place / "java") >= JAVA:
-            return str(place / "java")
+        folders.append(Path(on_path).resolve().parent)
+    folders += sorted(Path("/usr/lib/jvm").glob("*/bin"), reverse=True)
+    for folder in folders:
+        java = folder / "java"
+        if java.exists() and (folder / "javac").exists() and _java_version(java) >= JAVA:
+            return str(java)
     skip_or_fail(f"no JDK of version {JAVA} or later (JAVA_HOME, PATH, /usr/lib/jvm) and no OPENSEARCH_URL")
 
 
 def _java_version(java: Path) -> int:
-    said = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
-    found = re.search(r'version "(\d+)', said)
-    return int(found.group(1)) if found else 0
+    output = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
+    version = re.search(r'version "(\d+)', output)
+    return int(version.group(1)) if version else 0
 
 
 def jars() -> Path:
-    """Folder with the server's jars; Maven fills it once for each version of the pom."""
+    """Return the folder with the jars of the server. Maven fills it once for each version of the pom."""
     pom = HERE / "pom.xml"
     folder = ROOT / "build" / "opensearch" / hashlib.sha256(pom.read_bytes()).hexdigest()[:12]
     if folder.is_dir():
         return folder
     maven = shutil.which("mvn")
     if maven is None:
-        skip_or_fail("no mvn to fetch OpenSearch with, and no OPENSEARCH_URL")
+        skip_or_fail("no mvn to fetch OpenSearch, and no OPENSEARCH_URL")
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.part")
     arguments = ["dependency:copy-dependencies", f"-DoutputDirectory={partial}", "-DincludeScope=runtime"]
     done = subprocess.run([maven, "-q", "-B", "-f", str(pom), *arguments], capture_output=True, text=True, check=False)
@@ -69,7 +70,7 @@ def jars() -> Path:
 
 
 def launcher(java: str, classes: Path) -> Path:
-    """Folder with the compiled launcher, made once for each source, set of jars and JDK."""
+    """Return the folder with the compiled launcher, built once for each source, set of jars and JDK."""
     source = HERE / "Launcher.java"
     digest = hashlib.sha256(f"{source.read_text()} {classes.name} {java}".encode()).hexdigest()[:12]
     folder = classes.with_name(f"launcher-{digest}")
@@ -77,14 +78,14 @@ def launcher(java: str, classes: Path) -> Path:
         partial = folder.with_name(f"{folder.name}.{os.getpid()}.part")
         compiler = str(Path(java).with_name("javac"))
         subprocess.run([compiler, "-cp", f"{classes}/*", "-d", str(partial), str(source)], check=True)
-        with suppress(OSError):  # another run was first; its classes are as good
+        with suppress(OSError):  # another test run has built the same classes
             partial.rename(folder)
     return folder
 
 
 @dataclass
 class OpenSearchServer:
-    """One node with its own folder; may be killed and started again on the same port and data.
+    """One node with its own folder. It can be killed and started again with the same port and data.
 
     options: of the virtual machine. settings: of the node.
     """
@@ -101,7 +102,7 @@ class OpenSearchServer:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Start it and wait until it answers; the port is kept over a restart."""
+        """Start the node and wait until it answers. A restart uses the same port."""
         java, classes, port_file = java_binary(), jars(), self.folder / "port"
         port_file.unlink(missing_ok=True)
         command = [
@@ -119,13 +120,13 @@ class OpenSearchServer:
         while not port_file.exists():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
-                said = (self.folder / "log").read_text(errors="replace")[-2000:]
-                raise RuntimeError(f"OpenSearch did not start: {said}")
+                log_text = (self.folder / "log").read_text(errors="replace")[-2000:]
+                raise RuntimeError(f"OpenSearch did not start: {log_text}")
             time.sleep(0.1)
         self.port = int(port_file.read_text())
 
     def stop(self) -> None:
-        """Let it end in order."""
+        """Shut down the node."""
         if self.process is not None and self.process.stdin is not None:
             self.process.stdin.close()
             try:
@@ -134,7 +135,7 @@ class OpenSearchServer:
                 self.kill()
 
     def kill(self) -> None:
-        """End it as a power cut would."""
+        """Kill the node, like a power failure."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
@@ -144,9 +145,9 @@ class OpenSearchServer:
 
 @pytest.fixture(scope="session")
 def opensearch_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of an OpenSearch for the whole run; tests keep to indexes of their own."""
-    if given := os.environ.get("OPENSEARCH_URL"):
-        yield given
+    """Address of an OpenSearch for the whole test run. Each test uses its own indexes."""
+    if url := os.environ.get("OPENSEARCH_URL"):
+        yield url
         return
     server = OpenSearchServer(tmp_path_factory.mktemp("opensearch"))
     server.start()

@@ -20,9 +20,9 @@ from opensearchpy.helpers import streaming_bulk
 from benchmarks.report import alternate, figure, ratios
 from benchmarks.retrieval.retrieval_data import opensearch, passages, program, recombined, write_corpus
 from services.retriever.cluster import Cluster
+from services.retriever.corpus_storage import CorpusFiles
 from services.retriever.indexes import CorpusKey, OpenSearchIndexes
 from services.retriever.opensearch_index import index_body
-from services.retriever.passages_in import CorpusFiles
 from tlm_core.artifacts import ArtifactStore
 
 _COUNT = 100_000

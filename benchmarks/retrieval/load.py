@@ -15,8 +15,8 @@ from pathlib import Path
 
 from benchmarks.memory import peak_bytes
 from services.retriever.cluster import connect
+from services.retriever.index_loads import IndexLoads
 from services.retriever.indexes import CorpusKey, OpenSearchIndexes
-from services.retriever.loads import CorpusLoads
 from tlm_core.artifacts import ArtifactStore
 
 
@@ -25,7 +25,7 @@ def main() -> None:
     cluster = connect(url)
     indexes = OpenSearchIndexes(cluster, shards=1)
     store = ArtifactStore(f"{folder}/storage", Path(folder) / "cache")
-    loads = CorpusLoads(indexes, store, threading.Event())
+    loads = IndexLoads(indexes, store, threading.Event())
     key = CorpusKey("bench", corpus, "v1")
     began = time.perf_counter()
     loads.put(key, corpus, "en")

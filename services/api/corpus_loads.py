@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING
 from services.common.catalog import Catalog
 from services.common.catalog_records import OPEN, CorpusLoad, CorpusVersion
 from services.common.logs import log_context
-from services.common.retriever_client import CorpusLoad as IndexLoad
-from services.common.retriever_client import RetrieverClient
+from services.common.retriever_client import IndexLoad, RetrieverClient
 from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import IndexMismatch, NotFound, StaleAttempt, TLMError
 from tlm_core.wire import CorpusState, LoadState

@@ -1,36 +1,35 @@
-"""The retriever as other services see it: loads of corpora, a search box, selections."""
+"""The HTTP API of the retriever: its messages, and a client for the other services."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 from urllib.parse import quote
 
 import httpx
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tlm_core.artifacts import ManifestRef
 from tlm_core.errors import IndexUnavailable, NotFound, TLMError, error_from_dict, error_from_problem
-from tlm_core.wire import Hit, RefusedPassage
+from tlm_core.wire import Hit, RefusedPassage, RefusedPassages, SearchResult
 
-_Answer = TypeVar("_Answer", bound=BaseModel)
+_Response = TypeVar("_Response", bound=BaseModel)
 
 
-class _Value(BaseModel):
+class _Status(BaseModel):
     model_config = ConfigDict(frozen=True)
 
-    error: dict[str, Any] | str | None = None
+    error: dict[str, Any] | None = None
 
     @property
     def failure(self) -> TLMError | None:
-        """The error that the retriever tells of, if it does."""
-        if isinstance(self.error, dict):
-            return error_from_dict(self.error)
-        return TLMError(self.error) if self.error else None
+        return error_from_dict(self.error) if self.error else None
 
 
-class CorpusLoad(_Value):
-    """How far the load of one corpus version is: `loaded` of `count` passages; `refused` of these never will be in."""
+class IndexLoad(_Status):
+    """Progress of the load of a corpus version into its index: `loaded` of `count` passages.
+
+    refused: how many of the loaded passages the index can never store.
+    """
 
     state: Literal["unknown", "loading", "ready", "failed"]
     count: int = 0
@@ -38,8 +37,8 @@ class CorpusLoad(_Value):
     refused: int = 0
 
 
-class SelectionRun(_Value):
-    """How far a selection is, in `unit` (queries, or passages looked at). `ref` is there when it is ready."""
+class SelectionRun(_Status):
+    """Progress of a selection in `unit` (queries, or passages of a scan), at `rate` per second. ref: its result."""
 
     state: Literal["unknown", "running", "ready", "failed"]
     done: int = 0
@@ -49,13 +48,32 @@ class SelectionRun(_Value):
     ref: ManifestRef | None = None
 
 
-class SelectionRequest(BaseModel):
-    """What a selection is made of; prefix: folder below the storage root to write it to.
-
-    corpus, version: none for the selector `given`, whose passages come with the task.
-    """
-
+class _Request(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CorpusFolder(_Request):
+    """The folder with the Parquet files of a corpus version, and the language of its texts."""
+
+    folder: str
+    language: str = "en"
+
+
+class SearchQuery(_Request):
+    """A query to one corpus version."""
+
+    tenant: str
+    corpus: str
+    version: str
+    query: str
+    k: int = Field(10, ge=1, le=1000)
+
+
+class SelectionRequest(_Request):
+    """The inputs of a selection, and the folder below the storage root for its files (`prefix`).
+
+    corpus, version: None for a selector that does not read a corpus.
+    """
 
     tenant: str
     corpus: str | None = None
@@ -66,99 +84,94 @@ class SelectionRequest(BaseModel):
     prefix: str
 
 
-class RetrieverClient:
-    """Calls of the retriever's API. Raises IndexUnavailable when it does not answer, else the error it tells of.
+class StopResult(BaseModel):
+    """Whether a selection has stopped."""
 
-    http: a client with the retriever's address, its token and timeouts; thread-safe.
+    stopped: bool
+
+
+class RetrieverClient:
+    """Calls the API of the retriever. Raises IndexUnavailable if it does not answer, otherwise the error it returns.
+
+    http: a client with the address, token and timeouts of the retriever. Thread-safe.
     """
 
     def __init__(self, http: httpx.Client) -> None:
         self._http = http
 
     def ready(self) -> None:
-        """Raise IndexUnavailable if the retriever cannot do its work now."""
+        """Raise IndexUnavailable if the retriever cannot work at the moment."""
         self._call("GET", "/readyz")
 
     def put_corpus(self, tenant: str, name: str, version: str, *, folder: str, language: str) -> None:
-        """Ask for a corpus version to be loaded from `folder` of the storage. Asking again is no error."""
-        self._call("PUT", _corpus_path(tenant, name, version), {"folder": folder, "language": language})
+        """Start to load a corpus version from `folder` of the storage, unless it is loaded or loading."""
+        self._call("PUT", _corpus_path(tenant, name, version), CorpusFolder(folder=folder, language=language))
 
-    def corpus(self, tenant: str, name: str, version: str) -> CorpusLoad:
-        """How far the load is; state `unknown` if it was never asked for."""
+    def corpus(self, tenant: str, name: str, version: str) -> IndexLoad:
+        """Return the progress of a load; state `unknown` if none was requested."""
         try:
-            return _parse(CorpusLoad, self._call("GET", _corpus_path(tenant, name, version)))
+            return _parse(IndexLoad, self._call("GET", _corpus_path(tenant, name, version)))
         except NotFound:
-            return CorpusLoad(state="unknown")
+            return IndexLoad(state="unknown")
 
     def refused(self, tenant: str, name: str, version: str) -> list[RefusedPassage]:
-        """The passages of a version that its index will never take; at most a thousand, else the load fails."""
-        return list(_parse(_Refused, self._call("GET", f"{_corpus_path(tenant, name, version)}/refused")).refused)
+        """Return the passages that the index cannot store. A load with more than a thousand of them fails."""
+        path = f"{_corpus_path(tenant, name, version)}/refused"
+        return list(_parse(RefusedPassages, self._call("GET", path)).data)
 
     def delete_corpus(self, tenant: str, name: str, version: str) -> None:
-        """Drop a version's index; dropping what is not there is no error."""
+        """Delete the index of a version, if it exists."""
         try:
             self._call("DELETE", _corpus_path(tenant, name, version))
         except NotFound:
             return
 
     def search(self, tenant: str, corpus: str, version: str, query: str, k: int) -> list[Hit]:
-        """The best k passages for `query`, best first. Raises NotFound for a version that is not loaded."""
-        body = {"tenant": tenant, "corpus": corpus, "version": version, "query": query, "k": k}
-        return list(_parse(_Hits, self._call("POST", "/v1/search", body)).hits)
+        """Return the best k passages for `query`, best first. Raises NotFound if the version is not loaded."""
+        body = SearchQuery(tenant=tenant, corpus=corpus, version=version, query=query, k=k)
+        return list(_parse(SearchResult, self._call("POST", "/v1/search", body)).hits)
 
     def put_selection(self, artifact: str, request: SelectionRequest) -> None:
-        """Ask for a selection under its artifact id. Asking again for the same one is no error."""
-        self._call("PUT", f"/v1/selections/{quote(artifact, safe='')}", request.model_dump(mode="json"))
+        """Start the selection of an artifact id, unless it runs or is ready."""
+        self._call("PUT", _selection_path(artifact), request)
 
     def get_selection(self, artifact: str) -> SelectionRun:
-        """How far a selection is; state `unknown` if the retriever knows nothing of it (any more)."""
+        """Return the progress of a selection; state `unknown` if the retriever has no record of it."""
         try:
-            return _parse(SelectionRun, self._call("GET", f"/v1/selections/{quote(artifact, safe='')}"))
+            return _parse(SelectionRun, self._call("GET", _selection_path(artifact)))
         except NotFound:
             return SelectionRun(state="unknown")
 
     def stop_selection(self, artifact: str, prefix: str) -> bool:
-        """Stop a selection if it is made for a folder whose name begins with `prefix`; whether it runs no more."""
-        path = f"/v1/selections/{quote(artifact, safe='')}?prefix={quote(prefix, safe='')}"
-        return _parse(_Stop, self._call("DELETE", path)).over
+        """Stop a selection whose folder starts with `prefix`. Returns whether it has stopped."""
+        response = self._call("DELETE", f"{_selection_path(artifact)}?prefix={quote(prefix, safe='')}")
+        return _parse(StopResult, response).stopped
 
-    def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    def _call(self, method: str, path: str, body: BaseModel | None = None) -> object:
+        content = body.model_dump_json() if body is not None else None
+        headers = {"Content-Type": "application/json"} if content else None
         try:
-            answer = self._http.request(method, path, json=body)
+            response = self._http.request(method, path, content=content, headers=headers)
         except httpx.HTTPError as error:
             reason = str(error) or type(error).__name__
-            raise IndexUnavailable(f"the retriever does not answer ({reason}); try again when it is up") from error
-        if answer.status_code == 401:
-            raise IndexUnavailable("the retriever refuses the internal token; give both services the same one")
+            raise IndexUnavailable(f"The retriever does not answer ({reason}). Try again later.") from error
+        if response.status_code == 401:
+            raise IndexUnavailable("The retriever rejects the internal token. Set the same token for both services.")
         try:
-            content: Any = answer.json() if answer.content else {}
-            if answer.is_success:
-                return content
-            problem = error_from_problem(dict(content))
+            answer: object = response.json() if response.content else {}
+            if response.is_success:
+                return answer
+            problem = error_from_problem(dict(response.json()))
         except (ValueError, KeyError, TypeError) as error:
-            raise IndexUnavailable(
-                f"the retriever answered {answer.status_code} with something else than JSON"
-            ) from error
+            message = f"The retriever answers {response.status_code} without a valid JSON body."
+            raise IndexUnavailable(message) from error
         raise problem
 
 
-class _Hits(BaseModel):
-    hits: tuple[Hit, ...]
-
-
-class _Stop(BaseModel):
-    over: bool
-
-
-class _Refused(BaseModel):
-    refused: tuple[RefusedPassage, ...]
-
-
 def connect_retriever(url: str, token: str, *, timeout: float = 10.0) -> RetrieverClient:
-    """A client of the retriever at `url`; token: the internal one; timeout: seconds."""
-    return RetrieverClient(
-        httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=timeout, trust_env=False)
-    )
+    """Return a client of the retriever at `url`. token: the internal token. timeout: seconds."""
+    headers = {"Authorization": f"Bearer {token}"}
+    return RetrieverClient(httpx.Client(base_url=url, headers=headers, timeout=timeout, trust_env=False))
 
 
 def _corpus_path(tenant: str, name: str, version: str) -> str:
@@ -166,10 +179,13 @@ def _corpus_path(tenant: str, name: str, version: str) -> str:
     return f"/v1/corpora/{tenant}/{name}/versions/{version}"
 
 
-def _parse(cls: type[_Answer], body: Any) -> _Answer:
+def _selection_path(artifact: str) -> str:
+    return f"/v1/selections/{quote(artifact, safe='')}"
+
+
+def _parse(model: type[_Response], body: object) -> _Response:
     try:
-        return cls.model_validate(body)
+        return model.model_validate(body)
     except ValidationError as error:
-        raise IndexUnavailable(
-            f"the retriever's answer is not understood; run the same release of both: {error}"
-        ) from error
+        message = f"Unexpected response of the retriever. Run the same release of both services: {error}"
+        raise IndexUnavailable(message) from error

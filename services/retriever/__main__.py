@@ -1,4 +1,4 @@
-"""The retriever service: `python -m services.retriever`, settings from TLM_RETRIEVER_*."""
+"""The retriever service: `python -m services.retriever`, with settings from TLM_RETRIEVER_* variables."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ import logging
 import uvicorn
 
 from services.common.logs import set_up_logging
-from services.retriever.app import assemble
-from services.retriever.settings import RetrieverSettings
+from services.retriever.app import RetrieverSettings, assemble
 
 
 def main() -> None:
     """Serve until SIGTERM."""
     set_up_logging("retriever")
-    logging.getLogger("opensearch").setLevel(logging.ERROR)  # it tells of every request; faults become errors of ours
+    logging.getLogger("opensearch").setLevel(logging.ERROR)  # it logs every request; failures become our own errors
     settings = RetrieverSettings()
-    # The other services look in several times a second; a line for each look would bury everything else.
+    # No access log: the other services poll several times per second.
     uvicorn.run(assemble(settings), host=settings.host, port=settings.port, log_config=None, access_log=False)
 
 

@@ -1,180 +1,188 @@
-"""The retriever's HTTP API, for the other services only: loads of corpora, a search box, selections."""
+"""The HTTP API of the retriever, for the other services only: loads of indexes, searches, selections."""
 
 from __future__ import annotations
 
 import hmac
+import logging
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
-from fastapi import Depends, FastAPI, Request
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from pydantic import AfterValidator, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from services.common.problem import install_problem_handlers
-from services.common.retriever_client import SelectionRequest
+from services.common.problem import install_problem_handlers, problem_of, problem_response
+from services.common.retriever_client import (
+    CorpusFolder,
+    IndexLoad,
+    SearchQuery,
+    SelectionRequest,
+    SelectionRun,
+    StopResult,
+)
 from services.retriever.cluster import connect
+from services.retriever.index_loads import IndexLoads
 from services.retriever.indexes import CorpusIndexes, CorpusKey, EmbeddedIndexes, OpenSearchIndexes
-from services.retriever.loads import CorpusLoads
-from services.retriever.selections import SelectionRuns
-from services.retriever.settings import RetrieverSettings
-from tlm_core.artifacts import ManifestRef
-from tlm_core.errors import Unauthorized
-from tlm_core.wire import Hit, RefusedPassage
+from services.retriever.selection_runs import SelectionRuns
+from tlm_core.artifacts import ArtifactStore
+from tlm_core.errors import TLMError, Unauthorized
+from tlm_core.wire import Hit, RefusedPassage, RefusedPassages, SearchResult
+
+log = logging.getLogger(__name__)
 
 
-def _inside(folder: str) -> str:
+class RetrieverSettings(BaseSettings):
+    """Settings of the retriever, from TLM_RETRIEVER_* variables."""
+
+    model_config = SettingsConfigDict(env_prefix="TLM_RETRIEVER_", env_ignore_empty=True)
+
+    storage: str = Field(description="root of the artifacts: a folder or any fsspec address")
+    scratch: Path = Field(description="local folder for partial results and the embedded indexes")
+    host: str = "127.0.0.1"
+    port: int = 8322
+    internal_token: SecretStr = Field(min_length=1, description="bearer token of the other services")
+    index: Literal["opensearch", "embedded"] = "embedded"
+    opensearch_url: str = "http://127.0.0.1:9200"
+    opensearch_user: str | None = None
+    opensearch_password: SecretStr | None = None
+    opensearch_ca: Path | None = Field(None, description="certificate authority of the cluster, a PEM file")
+    opensearch_shards: int = Field(1, ge=1, description="shards of a new index; one fits some ten million passages")
+    retry_seconds: float = Field(120.0, description="how long a search or load retries an unavailable cluster")
+    selections_at_once: int = Field(2, ge=1)
+
+    def artifact_store(self) -> ArtifactStore:
+        # The gateway writes to a new storage first: passages and tasks exist before the retriever needs them.
+        return ArtifactStore(self.storage, self.scratch / "artifacts", is_new=lambda: False)
+
+
+def _check_relative(folder: str) -> str:
     if folder.startswith("/") or not folder or any(part in ("", ".", "..") for part in folder.split("/")):
-        raise ValueError("must be a folder relative to the storage root")
+        raise ValueError("Expected a folder relative to the storage root.")
     return folder
 
 
-Folder = Annotated[str, AfterValidator(_inside)]
+Folder = Annotated[str, AfterValidator(_check_relative)]
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class CorpusBody(_Body):
-    """Where a corpus version's Parquet files lie, and the language of its texts."""
+class CheckedCorpusFolder(CorpusFolder):
+    """A CorpusFolder inside the storage."""
 
     folder: Folder
-    language: str = "en"
 
 
-class LoadAnswer(_Body):
-    """How far a load is, in passages; `refused` are those of the loaded that the index will never take."""
-
-    state: Literal["loading", "ready", "failed"]
-    count: int
-    loaded: int
-    refused: int = 0
-    error: dict[str, Any] | None = None
-
-
-class RefusedAnswer(_Body):
-    """The passages of a corpus version that the index will never take."""
-
-    refused: list[RefusedPassage]
-
-
-class SearchBody(_Body):
-    """A query against one corpus version."""
-
-    tenant: str
-    corpus: str
-    version: str
-    query: str
-    k: int = Field(10, ge=1, le=1000)
-
-
-class SearchAnswer(_Body):
-    """The passages found, best first."""
-
-    hits: list[Hit]
-
-
-class SelectionBody(SelectionRequest):
-    """A selection to make: of which task and corpus, how, and where to write it."""
+class CheckedSelectionRequest(SelectionRequest):
+    """A SelectionRequest that writes inside the storage."""
 
     prefix: Folder
 
 
-class SelectionAnswer(_Body):
-    """How far a selection is, in `unit`, `rate` of them a second; `ref` when it is ready."""
-
-    state: Literal["unknown", "running", "ready", "failed"]
-    done: int = 0
-    total: int = 0
-    unit: str = "queries"
-    rate: float | None = None
-    ref: ManifestRef | None = None
-    error: dict[str, Any] | None = None
-
-
-class StopAnswer(_Body):
-    """Whether a selection that is to be stopped runs no more."""
-
-    over: bool
-
-
 def create_app(
-    indexes: CorpusIndexes, loads: CorpusLoads, selections: SelectionRuns, *, token: str, close: Callable[[], None]
+    indexes: CorpusIndexes, loads: IndexLoads, selections: SelectionRuns, *, token: str, close: Callable[[], None]
 ) -> FastAPI:
-    """The application over parts that are put together already. close: called when the server ends."""
+    """Return the application. close: called when the server stops."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         close()
 
-    def authorised(request: Request) -> None:
-        shown = request.headers.get("Authorization", "").encode()
-        if not hmac.compare_digest(shown, f"Bearer {token}".encode()):
-            raise Unauthorized("show the internal token as bearer token")
+    def authorize(request: Request) -> None:
+        header = request.headers.get("Authorization", "").encode()
+        if not hmac.compare_digest(header, f"Bearer {token}".encode()):
+            raise Unauthorized("Missing or wrong internal token. Send it as bearer token.")
 
     app = FastAPI(title="TLM retriever", lifespan=lifespan)
     install_problem_handlers(app)
-    inner = [Depends(authorised)]
-
-    @app.put("/v1/corpora/{tenant}/{name}/versions/{version}", status_code=202, dependencies=inner)
-    def put_corpus(tenant: str, name: str, version: str, body: CorpusBody) -> None:
-        loads.put(CorpusKey(tenant, name, version), body.folder, body.language)
-
-    @app.get("/v1/corpora/{tenant}/{name}/versions/{version}", dependencies=inner)
-    def get_corpus(tenant: str, name: str, version: str) -> LoadAnswer:
-        load = loads.get(CorpusKey(tenant, name, version))
-        return LoadAnswer(
-            state=load.state, count=load.count, loaded=load.loaded, refused=load.refused, error=load.error
-        )
-
-    @app.get("/v1/corpora/{tenant}/{name}/versions/{version}/refused", dependencies=inner)
-    def get_refused(tenant: str, name: str, version: str) -> RefusedAnswer:
-        found = loads.refused(CorpusKey(tenant, name, version))
-        return RefusedAnswer(refused=[RefusedPassage(reason=r.reason, **r.passage._asdict()) for r in found])
-
-    @app.delete("/v1/corpora/{tenant}/{name}/versions/{version}", status_code=204, dependencies=inner)
-    def delete_corpus(tenant: str, name: str, version: str) -> None:
-        loads.drop(CorpusKey(tenant, name, version))
-
-    @app.post("/v1/search", dependencies=inner)
-    def search(body: SearchBody) -> SearchAnswer:
-        index = loads.ready(CorpusKey(body.tenant, body.corpus, body.version))
-        [found] = index.search([body.query], body.k)
-        passages = index.fetch([hit.id for hit in found])
-        return SearchAnswer(hits=[Hit(**passages[hit.id]._asdict(), score=hit.score) for hit in found])
-
-    @app.put("/v1/selections/{artifact}", status_code=202, dependencies=inner)
-    def put_selection(artifact: str, body: SelectionBody) -> None:
-        selections.put(artifact, body)
-
-    @app.get("/v1/selections/{artifact}", dependencies=inner)
-    def get_selection(artifact: str) -> SelectionAnswer:
-        run = selections.get(artifact)
-        if run is None:
-            return SelectionAnswer(state="unknown")
-        shown = ("state", "done", "total", "unit", "rate", "ref", "error")
-        return SelectionAnswer(**{name: getattr(run, name) for name in shown})
-
-    @app.delete("/v1/selections/{artifact}", dependencies=inner)
-    def stop_selection(artifact: str, prefix: str) -> StopAnswer:
-        return StopAnswer(over=selections.stop(artifact, prefix))
-
-    @app.get("/healthz")
-    def healthz() -> dict[str, str]:
-        return {"status": "alive"}
-
-    @app.get("/readyz")
-    def readyz() -> dict[str, str]:
-        indexes.check()
-        return {"status": "ready"}
-
+    for router in (_corpora(loads), _selections(selections)):
+        app.include_router(router, prefix="/v1", dependencies=[Depends(authorize)])
+    app.include_router(_health(indexes))
     return app
 
 
+def _corpora(loads: IndexLoads) -> APIRouter:
+    router = APIRouter()
+
+    @router.put("/corpora/{tenant}/{name}/versions/{version}", status_code=202)
+    def put_corpus(tenant: str, name: str, version: str, body: CheckedCorpusFolder) -> None:
+        loads.put(CorpusKey(tenant, name, version), body.folder, body.language)
+
+    @router.get("/corpora/{tenant}/{name}/versions/{version}")
+    def get_corpus(tenant: str, name: str, version: str) -> IndexLoad:
+        return loads.get(CorpusKey(tenant, name, version))
+
+    @router.get("/corpora/{tenant}/{name}/versions/{version}/refused")
+    def get_refused(tenant: str, name: str, version: str) -> RefusedPassages:
+        refused = loads.refused(CorpusKey(tenant, name, version))
+        return RefusedPassages(
+            data=tuple(RefusedPassage(reason=entry.reason, **entry.passage._asdict()) for entry in refused)
+        )
+
+    @router.delete("/corpora/{tenant}/{name}/versions/{version}", status_code=204)
+    def delete_corpus(tenant: str, name: str, version: str) -> None:
+        loads.drop(CorpusKey(tenant, name, version))
+
+    @router.post("/search")
+    def search(body: SearchQuery) -> SearchResult:
+        index = loads.ready(CorpusKey(body.tenant, body.corpus, body.version))
+        [hits] = index.search([body.query], body.k)
+        passages = index.fetch([hit.id for hit in hits])
+        return SearchResult(
+            version=body.version, hits=tuple(Hit(score=hit.score, **passages[hit.id]._asdict()) for hit in hits)
+        )
+
+    return router
+
+
+def _selections(selections: SelectionRuns) -> APIRouter:
+    router = APIRouter()
+
+    @router.put("/selections/{artifact}", status_code=202)
+    def put_selection(artifact: str, body: CheckedSelectionRequest) -> None:
+        selections.put(artifact, body)
+
+    @router.get("/selections/{artifact}")
+    def get_selection(artifact: str) -> SelectionRun:
+        return selections.get(artifact)
+
+    @router.delete("/selections/{artifact}")
+    def stop_selection(artifact: str, prefix: str) -> StopResult:
+        return StopResult(stopped=selections.stop(artifact, prefix))
+
+    return router
+
+
+def _health(indexes: CorpusIndexes) -> APIRouter:
+    router = APIRouter()
+    ready = True
+
+    @router.get("/healthz")
+    def healthz() -> dict[str, str]:
+        return {"status": "alive"}
+
+    @router.get("/readyz", response_model=None)
+    def readyz() -> Response | dict[str, str]:
+        """Report whether the index can be used. Logs changes only, because the checks repeat every second."""
+        nonlocal ready
+        try:
+            indexes.check()
+        except TLMError as error:
+            if ready:
+                log.warning("Not ready: %s", error)
+            ready = False
+            return problem_response(problem_of(error))
+        if not ready:
+            log.info("Ready again")
+        ready = True
+        return {"status": "ready"}
+
+    return router
+
+
 def assemble(settings: RetrieverSettings) -> FastAPI:
-    """Put the retriever together as `settings` say. Opens no connection yet."""
+    """Return the application for `settings`. Opens no connection."""
     stop = threading.Event()
     indexes: EmbeddedIndexes | OpenSearchIndexes
     if settings.index == "embedded":
@@ -186,12 +194,12 @@ def assemble(settings: RetrieverSettings) -> FastAPI:
             user=settings.opensearch_user,
             password=password.get_secret_value() if password else None,
             ca=settings.opensearch_ca,
-            patience=settings.patience_seconds,
+            retry_seconds=settings.retry_seconds,
             stop=stop,
         )
         indexes = OpenSearchIndexes(cluster, shards=settings.opensearch_shards)
     store = settings.artifact_store()
-    loads = CorpusLoads(indexes, store, stop)
+    loads = IndexLoads(indexes, store, stop)
     selections = SelectionRuns(loads, store, settings.scratch, stop, at_once=settings.selections_at_once)
 
     def close() -> None:

@@ -1,17 +1,18 @@
-"""An OpenSearch cluster as the retriever speaks with it: patience, and its errors as errors of the project."""
+"""A client of an OpenSearch cluster that retries temporary failures and raises the errors of this project."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import opensearchpy
-import opensearchpy.exceptions as foreign
+import opensearchpy.exceptions as client_errors
 import urllib3.exceptions
 from opensearchpy import OpenSearch
+from opensearchpy.helpers import streaming_bulk
 
 from tlm_core.errors import (
     Conflict,
@@ -24,78 +25,53 @@ from tlm_core.errors import (
     TLMError,
 )
 
-OLDEST = 2
-PASSING = frozenset({429, 502, 503, 504})
+MIN_VERSION = 2
+TEMPORARY_STATUS = frozenset({429, 502, 503, 504})
 _FIRST_PAUSE = 0.1
-_LONGEST_PAUSE = 5.0
+_MAX_PAUSE = 5.0
+_DISK_FULL = ("flood-stage watermark", "No space left", "read-only / allow delete", "read_only_allow_delete")
 
-# Every exception of opensearch-py by its class; a test holds that none is missing.
-ERRORS: Mapping[type[Exception], type[TLMError]] = {
-    foreign.ImproperlyConfigured: IndexMismatch,
-    foreign.OpenSearchException: IndexUnavailable,
-    foreign.SerializationError: IndexMismatch,
-    foreign.TransportError: IndexUnavailable,
-    foreign.NotFoundError: NotFound,
-    foreign.ConflictError: Conflict,
-    foreign.RequestError: InvalidRequest,
-    foreign.ConnectionError: IndexUnavailable,
-    foreign.SSLError: IndexUnavailable,
-    foreign.ConnectionTimeout: IndexUnavailable,
-    foreign.AuthenticationException: IndexUnavailable,
-    foreign.AuthorizationException: IndexUnavailable,
-    foreign.OpenSearchDslException: IndexMismatch,
-    foreign.UnknownDslObject: IndexMismatch,
-    foreign.ValidationException: IndexMismatch,
-    foreign.IllegalOperation: IndexMismatch,
-    urllib3.exceptions.HTTPError: IndexUnavailable,
+
+class _Translation(NamedTuple):
+    error: type[TLMError]
+    advice: str = ""
+
+
+# The errors of opensearch-py, and what its network library raises. Subclasses use the entry of their nearest base.
+_TRANSLATIONS: Mapping[type[Exception], _Translation] = {
+    client_errors.ImproperlyConfigured: _Translation(IndexMismatch),
+    client_errors.OpenSearchException: _Translation(IndexUnavailable),
+    client_errors.OpenSearchDslException: _Translation(IndexMismatch),
+    client_errors.SerializationError: _Translation(
+        IndexMismatch, "The response is not from OpenSearch. Check TLM_RETRIEVER_OPENSEARCH_URL."
+    ),
+    client_errors.NotFoundError: _Translation(NotFound),
+    client_errors.ConflictError: _Translation(Conflict),
+    client_errors.RequestError: _Translation(InvalidRequest),
+    client_errors.ConnectionError: _Translation(
+        IndexUnavailable, "No answer. Is it running, and is TLM_RETRIEVER_OPENSEARCH_URL right (http or https)?"
+    ),
+    client_errors.SSLError: _Translation(
+        IndexUnavailable, "Untrusted certificate. Set TLM_RETRIEVER_OPENSEARCH_CA to the file of its authority."
+    ),
+    client_errors.AuthenticationException: _Translation(
+        IndexUnavailable, "Invalid user. Check TLM_RETRIEVER_OPENSEARCH_USER and _PASSWORD."
+    ),
+    client_errors.AuthorizationException: _Translation(
+        IndexUnavailable, "The user lacks rights. Grant all rights on indexes tlm-*."
+    ),
+    urllib3.exceptions.HTTPError: _Translation(IndexUnavailable),
 }
-_ADVICE: Mapping[type[Exception], str] = {
-    foreign.SerializationError: "what answers is no OpenSearch; check TLM_RETRIEVER_OPENSEARCH_URL",
-    foreign.ConnectionError: "it does not answer; is it up, and TLM_RETRIEVER_OPENSEARCH_URL right (http or https)?",
-    foreign.SSLError: "its certificate is not trusted; set TLM_RETRIEVER_OPENSEARCH_CA to the authority's file",
-    foreign.AuthenticationException: "it refuses the user; check TLM_RETRIEVER_OPENSEARCH_USER and _PASSWORD",
-    foreign.AuthorizationException: "the user may not do this; give it all rights on indexes tlm-*",
-}
+CLIENT_ERRORS = (
+    client_errors.OpenSearchException,
+    client_errors.OpenSearchDslException,
+    client_errors.ImproperlyConfigured,
+    urllib3.exceptions.HTTPError,
+)
 
 
-def translated(error: Exception) -> TLMError:
-    """The project's error for what opensearch-py raised."""
-    reason = _reason(error)
-    if is_disk_full(reason):
-        return StorageFull(f"OpenSearch has no room left: {reason}; give its disk more room, then retry")
-    if _status(error) == 413:
-        return InvalidRequest(f"OpenSearch: the request is too large: {reason}")
-    for cls in type(error).__mro__:
-        if cls in ERRORS:
-            advice = _ADVICE.get(cls, "")
-            return ERRORS[cls](f"OpenSearch: {advice + ': ' if advice else ''}{reason}")
-    raise error
-
-
-def _reason(error: Exception) -> str:
-    """What OpenSearch said, as one line."""
-    info = error.args[2] if isinstance(error, foreign.TransportError) and len(error.args) > 2 else None
-    return reason_of(info["error"]) if isinstance(info, dict) and "error" in info else str(error)
-
-
-def reason_of(error: Any) -> str:
-    """Type and reason of the innermost cause of an `error` object in an answer."""
-    while isinstance(error, dict):
-        inner = error.get("caused_by") or next(iter(error.get("root_cause") or []), None)
-        if not inner or inner == error:
-            return f"{error.get('type')}: {error.get('reason')}"
-        error = inner
-    return str(error)
-
-
-def is_disk_full(reason: str) -> bool:
-    """Whether OpenSearch refuses for want of room on its disk."""
-    signs = ("flood-stage watermark", "No space left", "read-only / allow delete", "read_only_allow_delete")
-    return any(sign in reason for sign in signs)
-
-
-class Passing(Exception):
-    """A call failed for now and may succeed a little later. status: of HTTP, None without an answer. Control flow."""
+class TemporaryFailure(Exception):
+    """A request failed, but may succeed later. status: the HTTP status, or None without a response. Control flow."""
 
     def __init__(self, error: TLMError, status: int | None) -> None:
         super().__init__(error.message)
@@ -103,11 +79,48 @@ class Passing(Exception):
         self.status = status
 
 
-class Patience:
-    """Waits between tries, a little longer each time, and gives up after `seconds` in all.
+def translated(error: Exception) -> TLMError | TemporaryFailure:
+    """Return the error of this project for an error of opensearch-py, as a TemporaryFailure if a retry may help."""
+    reason, status = _reason(error), _status(error)
+    if is_disk_full(reason):
+        return StorageFull(f"OpenSearch has no disk space: {reason}. Free some space, then retry.")
+    if status == 413:
+        return InvalidRequest(f"OpenSearch: The request is too large: {reason}")
+    cls, advice = next(_TRANSLATIONS[base] for base in type(error).__mro__ if base in _TRANSLATIONS)
+    ours = cls(f"OpenSearch: {advice} {reason}" if advice else f"OpenSearch: {reason}")
+    network = isinstance(error, client_errors.ConnectionError | urllib3.exceptions.HTTPError)
+    if status in TEMPORARY_STATUS or (network and not isinstance(error, client_errors.SSLError)):
+        return TemporaryFailure(ours, status)
+    return ours
 
-    stop: set when the process ends, which cuts every wait short.
-    """
+
+def _status(error: Exception) -> int | None:
+    status = error.status_code if isinstance(error, client_errors.TransportError) else None
+    return status if isinstance(status, int) else None
+
+
+def _reason(error: Exception) -> str:
+    info = error.args[2] if isinstance(error, client_errors.TransportError) and len(error.args) > 2 else None
+    return reason_of(info["error"]) if isinstance(info, dict) and "error" in info else str(error)
+
+
+def reason_of(error: object) -> str:
+    """Return type and reason of the innermost cause of an `error` object in a response, as one line."""
+    while isinstance(error, dict):
+        cause = error.get("caused_by") or next(iter(error.get("root_cause") or []), None)
+        if not cause or cause == error:
+            return f"{error.get('type')}: {error.get('reason')}"
+        error = cause
+    return str(error)
+
+
+def is_disk_full(reason: str) -> bool:
+    """Whether OpenSearch rejects a request because its disk is full."""
+    return any(text in reason for text in _DISK_FULL)
+
+
+class Backoff:
+    """Waits before retries, longer each time, for `seconds` in total. stop: ends every wait when the process ends."""
 
     def __init__(self, seconds: float, stop: threading.Event, clock: Callable[[], float] = time.monotonic) -> None:
         self._stop = stop
@@ -116,91 +129,96 @@ class Patience:
         self._pause = _FIRST_PAUSE
 
     def wait(self, error: TLMError) -> None:
-        """Sleep until the next try; raises `error` when there is none any more."""
-        left = self._deadline - self._clock()
-        if left <= 0 or self._stop.wait(min(self._pause, left)):
+        """Wait before the next try. Raises `error` if no time remains."""
+        remaining = self._deadline - self._clock()
+        if remaining <= 0 or self._stop.wait(min(self._pause, remaining)):
             raise error
-        self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+        self._pause = min(2 * self._pause, _MAX_PAUSE)
 
 
 class Cluster:
-    """Calls of one cluster. Thread-safe. What passes by itself is tried again for `patience` seconds.
+    """Requests to one cluster. Thread-safe. Retries temporary failures for `retry_seconds`.
 
-    Raises IndexUnavailable, IndexMismatch, NotFound, InvalidRequest, Conflict and StorageFull.
+    The retries of opensearch-py itself are off, because they do not wait between two tries. Raises IndexUnavailable,
+    IndexMismatch, NotFound, InvalidRequest, Conflict and StorageFull.
     """
 
     def __init__(
         self,
         client: OpenSearch,
         *,
-        patience: float,
+        retry_seconds: float,
         stop: threading.Event,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
         self._client = client
-        self._patience = patience
+        self._retry_seconds = retry_seconds
         self._stop = stop
         self._version: int | None = None
 
-    def with_patience(self, seconds: float) -> Cluster:
-        """The same cluster for a caller who waits longer or less long."""
-        return Cluster(self._client, patience=seconds, stop=self._stop, clock=self._clock)
+    def without_retries(self) -> Cluster:
+        """Return the same cluster for a caller that does not wait."""
+        return Cluster(self._client, retry_seconds=0, stop=self._stop, clock=self._clock)
 
-    def patience(self) -> Patience:
-        """A new measure of patience for work that may have to be tried again."""
-        return Patience(self._patience, self._stop, self._clock)
+    def backoff(self) -> Backoff:
+        """Return the waits between the tries of one operation."""
+        return Backoff(self._retry_seconds, self._stop, self._clock)
 
     def call(self, method: str, path: str, *, body: Any = None, params: Mapping[str, Any] | None = None) -> Any:
-        """The decoded answer. Only for calls that may be repeated without harm."""
-        patience = self.patience()
+        """Send a request that is safe to repeat, and return the decoded response."""
+        backoff = self.backoff()
         while True:
             try:
-                return self.once(method, path, body=body, params=params)
-            except Passing as fault:
-                patience.wait(fault.error)
+                return self._client.transport.perform_request(method, path, params=dict(params or {}), body=body)
+            except CLIENT_ERRORS as error:
+                failure = translated(error)
+                if not isinstance(failure, TemporaryFailure):
+                    raise failure from error
+                backoff.wait(failure.error)
 
-    def once(self, method: str, path: str, *, body: Any = None, params: Mapping[str, Any] | None = None) -> Any:
-        """As `call`, but with a single try: raises Passing for what the caller may try again."""
+    def bulk(
+        self, alias: str, actions: Iterable[dict[str, Any]], *, max_rows: int, max_bytes: int
+    ) -> Iterator[dict[str, Any]]:
+        """Create documents, with one try each, and yield the result of each action in order.
+
+        A result has `status`, `error` if that failed, and `exception` if the whole request failed.
+        """
         try:
-            return self._client.transport.perform_request(method, path, params=dict(params or {}), body=body)
-        except (foreign.OpenSearchException, foreign.ImproperlyConfigured, urllib3.exceptions.HTTPError) as error:
-            ours = translated(error)
-            if not _passes(error) or isinstance(ours, StorageFull):
-                raise ours from error
-            raise Passing(ours, _status(error)) from error
+            results = streaming_bulk(
+                self._client,
+                actions,
+                chunk_size=max_rows,
+                max_chunk_bytes=max_bytes,
+                raise_on_error=False,
+                raise_on_exception=False,
+                index=alias,
+                require_alias=True,  # otherwise a write after a deletion creates an index with another mapping
+                filter_path="items.create.status,items.create.error",
+            )
+            for _, result in results:
+                yield result["create"]
+        except CLIENT_ERRORS as error:
+            failure = translated(error)
+            raise failure.error if isinstance(failure, TemporaryFailure) else failure from error
 
     def version(self) -> int:
-        """Major version. Raises IndexMismatch if the server is no OpenSearch or one that is too old."""
+        """Return the major version. Raises IndexMismatch if the server is not OpenSearch, or too old."""
         if self._version is None:
-            said = self.call("GET", "/")
-            version = said.get("version", {}) if isinstance(said, dict) else {}
-            name = version.get("distribution", "elasticsearch" if "number" in version else "something unknown")
+            banner = self.call("GET", "/")
+            version = banner.get("version", {}) if isinstance(banner, dict) else {}
+            name = version.get("distribution", "elasticsearch" if "number" in version else "an unknown server")
             number = str(version.get("number", "?"))
-            if name != "opensearch" or not number[0].isdigit() or int(number.split(".")[0]) < OLDEST:
+            if name != "opensearch" or not number[0].isdigit() or int(number.split(".")[0]) < MIN_VERSION:
                 raise IndexMismatch(
-                    f"OpenSearch {OLDEST} or later is needed, but {name} {number} answers; "
-                    "set TLM_RETRIEVER_OPENSEARCH_URL to the address of an OpenSearch"
+                    f"OpenSearch {MIN_VERSION} or later is required, but the server is {name} {number}. "
+                    "Set TLM_RETRIEVER_OPENSEARCH_URL to the address of an OpenSearch."
                 )
             self._version = int(number.split(".")[0])
         return self._version
 
     def close(self) -> None:
         self._client.close()
-
-
-def _passes(error: Exception) -> bool:
-    """Whether the same call may succeed a little later."""
-    if isinstance(error, foreign.SSLError):
-        return False
-    if isinstance(error, foreign.ConnectionError | urllib3.exceptions.HTTPError):
-        return True
-    return isinstance(error, foreign.TransportError) and error.status_code in PASSING
-
-
-def _status(error: Exception) -> int | None:
-    status = error.status_code if isinstance(error, foreign.TransportError) else None
-    return status if isinstance(status, int) else None
 
 
 def connect(
@@ -210,18 +228,15 @@ def connect(
     password: str | None = None,
     ca: Path | None = None,
     timeout: float = 60.0,
-    patience: float = 120.0,
+    retry_seconds: float = 120.0,
     stop: threading.Event | None = None,
 ) -> Cluster:
-    """The cluster at `url`. timeout: seconds for one request; patience: seconds over which to try again.
+    """Return the cluster at `url`. timeout: seconds for one request.
 
-    opensearch-py's own retries are off: they would not wait between two tries. Raises MissingDependency if `ca` is no
-    file.
+    Raises MissingDependency if the file `ca` does not exist.
     """
     if ca is not None and not ca.is_file():
-        raise MissingDependency(
-            f"TLM_RETRIEVER_OPENSEARCH_CA names {ca}, which is no file; give the authority's PEM file"
-        )
+        raise MissingDependency(f"TLM_RETRIEVER_OPENSEARCH_CA: No file {ca}. Set it to the PEM file of the authority.")
     client = opensearchpy.OpenSearch(
         hosts=[url],
         http_auth=(user, password or "") if user else None,
@@ -232,4 +247,4 @@ def connect(
         retry_on_timeout=False,
         pool_maxsize=8,
     )
-    return Cluster(client, patience=patience, stop=stop or threading.Event())
+    return Cluster(client, retry_seconds=retry_seconds, stop=stop or threading.Event())

@@ -1,4 +1,4 @@
-"""A storage with a corpus and a task, and retrievers over it."""
+"""A storage with a corpus and a task, and retrievers that use it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fastapi.testclient import TestClient
 
-from services.common.retriever_client import (
-    CorpusLoad,
-    RetrieverClient,
-    SelectionRequest,
-    SelectionRun,
-)
-from services.retriever.app import assemble
-from services.retriever.settings import RetrieverSettings
+from services.common.retriever_client import IndexLoad, RetrieverClient, SelectionRequest, SelectionRun
+from services.retriever.app import RetrieverSettings, assemble
 from tests.contract.selection_indexes import new_key
 from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.selection.given import GIVEN, write_given
@@ -30,14 +24,14 @@ PASSAGES = [(f"p{n:03d}", f"passage {n} of word{n % 10} and word{n % 7}", f"s{n 
 
 
 class Place:
-    """A storage with a corpus and a task, and retrievers over it."""
+    """A storage with a corpus and a task, and retrievers that use it."""
 
     def __init__(self, folder: Path, kind: str, url: str) -> None:
         self.folder = folder
         self.key = new_key()
         self.settings = RetrieverSettings(
             storage=str(folder / "storage"), scratch=folder / "scratch", internal_token=TOKEN, index=kind,
-            opensearch_url=url, patience_seconds=20,
+            opensearch_url=url, retry_seconds=20,
         )  # type: ignore[arg-type]  # fmt: skip
         self.store = ArtifactStore(self.settings.storage, folder / "cache")
         self.write_corpus(PASSAGES)
@@ -61,27 +55,28 @@ class Place:
 
     @contextmanager
     def retriever(self) -> Iterator[RetrieverClient]:
-        """A process of the service, from start to end."""
+        """One life of the service, from start to stop."""
         with TestClient(assemble(self.settings), headers={"Authorization": f"Bearer {TOKEN}"}) as http:
             yield RetrieverClient(http)
 
-    def load(self, api: RetrieverClient, folder: str = "t/corpus", language: str = "en") -> CorpusLoad:
+    def load(self, api: RetrieverClient, folder: str = "t/corpus", language: str = "en") -> IndexLoad:
         api.put_corpus(*self.key, folder=folder, language=language)
         return settled(lambda: api.corpus(*self.key), "loading")
 
     def request(self, prefix: str = "t/artifacts/a/1", **over: Any) -> SelectionRequest:
         tenant, corpus, version = self.key
-        values = {"params": {"top_k": 5}, "task": self.task, "prefix": prefix, **over}
-        return SelectionRequest(tenant=tenant, corpus=corpus, version=version, **values)
+        values = {"corpus": corpus, "version": version, "params": {"top_k": 5}, "task": self.task, "prefix": prefix}
+        return SelectionRequest(tenant=tenant, **(values | over))
 
     def select(self, api: RetrieverClient, artifact: str = "art_1", **over: Any) -> SelectionRun:
         api.put_selection(artifact, self.request(**over))
         return settled(lambda: api.get_selection(artifact), "running")
 
 
-def settled(look: Callable[[], Any], while_in: str) -> Any:
+def settled(read: Callable[[], Any], while_in: str) -> Any:
+    """Poll until the state differs from `while_in`, and return the last answer."""
     deadline = time.monotonic() + 120
-    while (seen := look()).state == while_in:
+    while (seen := read()).state == while_in:
         assert time.monotonic() < deadline, f"still {seen}"
         time.sleep(0.02)
     return seen

@@ -1,4 +1,4 @@
-"""BM25 written down once more, slowly and from the formula, to hold the indexes against. Words are [a-z0-9]+ here."""
+"""A slow BM25 from the formula, as reference for the indexes. Its words are [a-z0-9]+."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def ascii_words(text: str) -> list[str]:
 
 
 def rounded_length(length: int) -> int:
-    """The length as Lucene's one byte keeps it: exact below 40, then the four leading bits of what is over 24."""
+    """The length in Lucene's one byte: exact below 40, then the four leading bits of the part above 24."""
     over = max(0, length - 24)
     shift = max(0, over.bit_length() - 4)
     return min(length, 24) + (over >> shift << shift)
@@ -30,20 +30,20 @@ class NaiveBM25:
         self._counts = {passage.id: Counter(words(passage.text)) for passage in passages}
         self._lengths = {name: counts.total() for name, counts in self._counts.items()}
         self._mean = sum(self._lengths.values()) / len(passages)
-        self._holding = Counter(word for counts in self._counts.values() for word in counts)
+        self._passages_with = Counter(word for counts in self._counts.values() for word in counts)
 
     def idf(self, word: str) -> float:
-        holding = self._holding[word]
-        return math.log(1 + (len(self._counts) - holding + 0.5) / (holding + 0.5))
+        passages = self._passages_with[word]
+        return math.log(1 + (len(self._counts) - passages + 0.5) / (passages + 0.5))
 
     def search(self, query: str, k: int) -> list[Hit]:
-        asked = Counter(word for word in self._words(query) if self._holding[word])
-        best = sorted(asked, key=lambda word: (-asked[word] * self.idf(word), word))[:MAX_TERMS]
+        terms = Counter(word for word in self._words(query) if self._passages_with[word])
+        best = sorted(terms, key=lambda word: (-terms[word] * self.idf(word), word))[:MAX_TERMS]
         hits = []
         for name, counts in self._counts.items():
             length = 1 - 0.75 + 0.75 * rounded_length(self._lengths[name]) / self._mean
             score = sum(
-                asked[word] * self.idf(word) * counts[word] / (counts[word] + 1.2 * length)
+                terms[word] * self.idf(word) * counts[word] / (counts[word] + 1.2 * length)
                 for word in best
                 if word in counts
             )

@@ -1,4 +1,4 @@
-"""Makes indexes of both kinds for the contract tests."""
+"""Indexes of both kinds for the contract tests."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tlm_core.selection.index import PassageIndex
 KINDS = ["embedded", pytest.param("opensearch", marks=pytest.mark.opensearch)]
 
 
-class Filled(Protocol):
-    """Answers a committed index that holds `passages`."""
+class BuildIndex(Protocol):
+    """Returns a committed index with `passages`."""
 
     def __call__(self, passages: Sequence[Passage], language: str = "en") -> PassageIndex: ...
 
@@ -30,14 +30,14 @@ def new_key() -> CorpusKey:
 
 @pytest.fixture
 def cluster(opensearch_url: str) -> Iterator[Cluster]:
-    made = connect(opensearch_url, patience=20)
-    yield made
-    made.close()
+    cluster = connect(opensearch_url, retry_seconds=20)
+    yield cluster
+    cluster.close()
 
 
 @pytest.fixture(params=KINDS)
 def indexes(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[CorpusIndexes]:
-    """An empty place for indexes."""
+    """Indexes of one kind."""
     if request.param == "embedded":
         embedded = EmbeddedIndexes(tmp_path / "indexes")
         yield embedded
@@ -47,16 +47,16 @@ def indexes(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[CorpusIn
 
 
 @pytest.fixture
-def filled(indexes: CorpusIndexes) -> Iterator[Filled]:
-    with ExitStack() as dropped:
+def build_index(indexes: CorpusIndexes) -> Iterator[BuildIndex]:
+    with ExitStack() as cleanup:
 
-        def fill(passages: Sequence[Passage], language: str = "en") -> PassageIndex:
+        def build(passages: Sequence[Passage], language: str = "en") -> PassageIndex:
             key = new_key()
-            dropped.callback(indexes.drop, key)
+            cleanup.callback(indexes.drop, key)
             loading = indexes.begin(key, language)
             loading.add(passages)
             loading.commit(len(passages))
             loading.close()
             return indexes.open(key)
 
-        yield fill
+        yield build

@@ -12,8 +12,7 @@ from fastapi.testclient import TestClient
 
 from services.api.corpus_loads import LoadWorker
 from services.common.retriever_client import RetrieverClient
-from services.retriever.app import assemble
-from services.retriever.settings import RetrieverSettings
+from services.retriever.app import RetrieverSettings, assemble
 from tests.contract.gateway import make_gateway
 
 WORDS = ("retrieval", "training", "tokenizer", "gradient", "corpus")

@@ -1,4 +1,4 @@
-"""OpenSearch dies in the middle of a load and of a search, and comes back: nothing is lost, doubled or left out."""
+"""OpenSearch is killed during a load and a search, and restarts: no passage is lost, doubled or missing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COUNT = 6000
 
 
 @pytest.fixture
-def mortal(tmp_path: Path) -> Iterator[OpenSearchServer]:
+def own_server(tmp_path: Path) -> Iterator[OpenSearchServer]:
     if os.environ.get("OPENSEARCH_URL"):
         skip_or_fail("OPENSEARCH_URL names a server that this test must not kill")
     server = OpenSearchServer(tmp_path, heap="512m")
@@ -31,33 +31,33 @@ def mortal(tmp_path: Path) -> Iterator[OpenSearchServer]:
 
 
 @pytest.mark.opensearch
-def test_a_load_and_a_search_outlive_the_death_of_the_server(mortal: OpenSearchServer) -> None:
-    cluster = connect(mortal.url, patience=90, timeout=20)
-    indexes, whole, half = OpenSearchIndexes(cluster, shards=1), new_key(), new_key()
+def test_load_and_search_survive_a_server_restart(own_server: OpenSearchServer) -> None:
+    cluster = connect(own_server.url, retry_seconds=90, timeout=20)
+    indexes, complete, interrupted = OpenSearchIndexes(cluster, shards=1), new_key(), new_key()
     passages = [Passage(f"p{n:05d}", f"passage {n} of word{n % 17}", "s") for n in range(COUNT)]
-    index = indexes.begin(whole, "en")
+    index = indexes.begin(complete, "en")
     index.add(passages)
     index.commit(COUNT)
-    found = index.search(["word3"], 1000)
-    assert len(found[0]) == len(range(3, COUNT, 17))
-    broken = indexes.begin(half, "en")
-    broken.add(passages[:50])
+    hits = index.search(["word3"], 1000)
+    assert len(hits[0]) == len(range(3, COUNT, 17))
+    loading_index = indexes.begin(interrupted, "en")
+    loading_index.add(passages[:50])
 
     def load() -> None:
         for start in range(0, COUNT, 100):
-            broken.add(passages[start : start + 100])
-        broken.commit(COUNT)
+            loading_index.add(passages[start : start + 100])
+        loading_index.commit(COUNT)
 
     with ThreadPoolExecutor(2) as pool:
         loading = pool.submit(load)
-        mortal.kill()
+        own_server.kill()
         assert not loading.done()
         searching = pool.submit(index.search, ["word3"], 1000)
         with pytest.raises(IndexUnavailable):
-            indexes.open(whole)
-        mortal.start()
+            indexes.open(complete)
+        own_server.start()
         loading.result(60)
-        assert searching.result(60) == found
-    assert indexes.open(half).search(["word3"], 1000) == found
-    assert indexes.open(half).count() == COUNT
+        assert searching.result(60) == hits
+    assert indexes.open(interrupted).search(["word3"], 1000) == hits
+    assert indexes.open(interrupted).count() == COUNT
     cluster.close()

@@ -1,4 +1,4 @@
-"""The retriever over HTTP, with either index behind it: loads, searches, selections, and what a restart leaves."""
+"""The retriever over HTTP with each kind of index: loads, searches, selections and restarts."""
 
 from __future__ import annotations
 
@@ -11,49 +11,42 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from services.common.retriever_client import (
-    RetrieverClient,
-)
+from services.common.retriever_client import RetrieverClient
 from tests.contract.retriever_place import PASSAGES, Place, settled
 from tests.contract.selection_indexes import KINDS
 from tests.support import no_file_larger_than
-from tlm_core.errors import (
-    CorruptArtifact,
-    EmptySelection,
-    IndexUnavailable,
-    NotFound,
-    StorageFull,
-)
+from tlm_core.errors import CorruptArtifact, EmptySelection, IndexUnavailable, NotFound, StorageFull
+from tlm_core.selection.selectors import SELECTORS
 
 
 @pytest.fixture(params=KINDS)
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     url = request.getfixturevalue("opensearch_url") if request.param == "opensearch" else "http://127.0.0.1:1"
-    made = Place(tmp_path, request.param, url)
-    yield made
-    with made.retriever() as api:
-        api.delete_corpus(*made.key)
+    place = Place(tmp_path, request.param, url)
+    yield place
+    with place.retriever() as api:
+        api.delete_corpus(*place.key)
 
 
 @pytest.fixture
 def api(place: Place) -> Iterator[RetrieverClient]:
-    with place.retriever() as made:
-        yield made
+    with place.retriever() as client:
+        yield client
 
 
-def test_a_corpus_is_loaded_and_searched(place: Place, api: RetrieverClient) -> None:
+def test_corpus_is_loaded_and_searched(place: Place, api: RetrieverClient) -> None:
     assert api.corpus(*place.key).state == "unknown"
     load = place.load(api)
     assert (load.state, load.count, load.loaded) == ("ready", 200, 200)
     hits = api.search(*place.key, "word1 word2", 3)
     assert [hit.id for hit in hits] == sorted(hit.id for hit in hits)
     assert hits[0].text in {text for _, text, _ in PASSAGES} and hits[0].score > 0
-    assert api.search(*place.key, "nothing-like-it", 3) == []
+    assert api.search(*place.key, "unknown-word", 3) == []
     api.put_corpus(*place.key, folder="t/corpus", language="en")
     assert api.corpus(*place.key).state == "ready"
 
 
-def test_a_selection_is_written_to_storage_under_its_prefix(place: Place, api: RetrieverClient) -> None:
+def test_selection_is_written_to_its_prefix(place: Place, api: RetrieverClient) -> None:
     place.load(api)
     run = place.select(api)
     assert (run.state, run.done, run.total, run.error) == ("ready", 3, 3, None)
@@ -75,7 +68,7 @@ def test_equal_selections_have_equal_digests(place: Place, api: RetrieverClient)
     assert (first.digest, first.folder) == (second.digest, "t/artifacts/a/1") and second.folder == "t/artifacts/a/2"
 
 
-def test_asking_again_adopts_what_is_there_even_after_a_restart(place: Place) -> None:
+def test_repeated_request_reuses_the_selection_also_after_a_restart(place: Place) -> None:
     with place.retriever() as api:
         place.load(api)
         ref = place.select(api).ref
@@ -90,9 +83,7 @@ def test_asking_again_adopts_what_is_there_even_after_a_restart(place: Place) ->
 
 @pytest.mark.parametrize("lost", ["everything", "a file", "half of a file"])
 @pytest.mark.parametrize("again", ["t/artifacts/a/1", "t/artifacts/a/2"])
-def test_a_selection_whose_files_are_lost_is_made_again(
-    place: Place, api: RetrieverClient, lost: str, again: str
-) -> None:
+def test_selection_with_lost_files_is_computed_again(place: Place, api: RetrieverClient, lost: str, again: str) -> None:
     place.load(api)
     before = place.select(api).ref
     assert before is not None
@@ -109,7 +100,7 @@ def test_a_selection_whose_files_are_lost_is_made_again(
     place.store.verify(after)
 
 
-def test_a_selection_that_finds_no_room_is_told_and_leaves_nothing(place: Place, api: RetrieverClient) -> None:
+def test_selection_on_a_full_disk_fails_and_leaves_no_file(place: Place, api: RetrieverClient) -> None:
     place.load(api)
     with no_file_larger_than(500):
         run = place.select(api)
@@ -117,7 +108,7 @@ def test_a_selection_that_finds_no_room_is_told_and_leaves_nothing(place: Place,
     assert list((place.folder / "scratch" / "selections").iterdir()) == []
 
 
-def test_a_lost_index_is_built_again_from_storage(place: Place) -> None:
+def test_lost_index_is_built_again_from_storage(place: Place) -> None:
     with place.retriever() as api:
         before = place.load(api)
         hits = api.search(*place.key, "word3", 5)
@@ -138,8 +129,8 @@ def test_a_lost_index_is_built_again_from_storage(place: Place) -> None:
         assert api.search(*place.key, "word3", 5) == hits
 
 
-def test_what_nobody_loaded_is_not_found(place: Place, api: RetrieverClient) -> None:
-    with pytest.raises(NotFound, match="load it first"):
+def test_corpus_that_was_never_loaded_is_not_found(place: Place, api: RetrieverClient) -> None:
+    with pytest.raises(NotFound, match="Load it first"):
         api.search(*place.key, "q", 3)
     run = place.select(api)
     assert run.state == "failed" and isinstance(run.failure, NotFound)
@@ -147,9 +138,7 @@ def test_what_nobody_loaded_is_not_found(place: Place, api: RetrieverClient) -> 
 
 
 @pytest.mark.parametrize("place", KINDS[1:], indirect=True)
-def test_a_passage_that_opensearch_refuses_is_left_out_and_told_with_the_reason(
-    place: Place, api: RetrieverClient
-) -> None:
+def test_passage_that_opensearch_refuses_is_reported_with_the_reason(place: Place, api: RetrieverClient) -> None:
     place.write_corpus([*PASSAGES, ("x" * 600, "an id that is too long", "s")])
     load = place.load(api)
     assert (load.state, load.count, load.loaded, load.refused) == ("ready", 201, 201, 1)
@@ -158,7 +147,7 @@ def test_a_passage_that_opensearch_refuses_is_left_out_and_told_with_the_reason(
     assert len(api.search(*place.key, "passage", 1000)) == 200
 
 
-def test_a_deleted_corpus_is_gone(place: Place, api: RetrieverClient) -> None:
+def test_deleted_corpus_is_not_found(place: Place, api: RetrieverClient) -> None:
     place.load(api)
     api.delete_corpus(*place.key)
     assert api.corpus(*place.key).state == "unknown"
@@ -167,48 +156,54 @@ def test_a_deleted_corpus_is_gone(place: Place, api: RetrieverClient) -> None:
     assert place.load(api).state == "ready"
 
 
-def test_a_task_that_shares_no_word_fails_with_the_reason(place: Place, api: RetrieverClient) -> None:
+def test_task_that_shares_no_word_fails_once(place: Place, api: RetrieverClient) -> None:
     place.load(api)
     run = place.select(api, task=place.write_task(["zebra", "gnu"]))
     assert run.state == "failed" and isinstance(run.failure, EmptySelection)
-    assert place.select(api, task=place.task).state == "failed", "the same attempt is not tried again"
+    assert place.select(api, task=place.task).state == "failed", "the same attempt is not repeated"
 
 
-@pytest.mark.parametrize("kind", ["repeated id", "no parquet", "torn", "no text"])
-def test_a_corpus_at_fault_says_so_and_is_never_searched(place: Place, api: RetrieverClient, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [("repeated id", "unique"), ("no parquet", "Upload"), ("truncated", "complete"), ("no text", "text")],
+)
+def test_invalid_corpus_fails_and_is_never_searched(
+    place: Place, api: RetrieverClient, damage: str, message: str
+) -> None:
     path = place.folder / "storage" / "t" / "corpus" / "passages-00000.parquet"
-    if kind == "repeated id":
+    if damage == "repeated id":
         place.write_corpus([*PASSAGES, PASSAGES[3]])
-    elif kind == "no parquet":
+    elif damage == "no parquet":
         path.unlink()
-    elif kind == "torn":
+    elif damage == "truncated":
         path.write_bytes(path.read_bytes()[:-20])
     else:
         pq.write_table(pa.table({"id": ["a"]}), path)
     load = place.load(api)
     assert load.state == "failed" and load.failure is not None
-    assert {"repeated id": "unique", "no parquet": "upload", "torn": "whole", "no text": "text"}[kind] in str(
-        load.failure
-    )
+    assert message in str(load.failure)
     with pytest.raises((CorruptArtifact, NotFound, type(load.failure))):
         api.search(*place.key, "word1", 3)
     place.write_corpus(PASSAGES)
     assert place.load(api).state == "ready"
 
 
-def test_several_files_are_one_corpus_in_its_own_language(place: Place, api: RetrieverClient) -> None:
+def test_several_files_form_one_corpus_in_its_language(place: Place, api: RetrieverClient) -> None:
     place.write_corpus([("j1", "自然言語処理の研究", "s"), ("j2", "今日は良い天気", "s")], "passages-00001.parquet")
     assert place.load(api, language="ja").count == 202
     assert [hit.id for hit in api.search(*place.key, "言語の処理", 2)] == ["j1"]
 
 
-@pytest.mark.parametrize("selector", ["random", "whole", "dsir", "classifier"])
-def test_every_selector_works_over_either_index(place: Place, api: RetrieverClient, selector: str) -> None:
+SCANS = [name for name, selector in SELECTORS.items() if selector.source == "corpus" and selector.size != "queries"]
+
+
+@pytest.mark.parametrize("selector", SCANS)
+def test_every_selector_works_with_each_index(place: Place, api: RetrieverClient, selector: str) -> None:
     place.load(api)
     run = place.select(api, params={"selector": selector, "max_passages": 20})
     assert run.state == "ready" and run.ref is not None, run
     folder = place.store.localize(run.ref)
-    found = pq.read_table(folder / "passages.parquet")
-    assert len(set(found["id"].to_pylist())) == 20 and found["rank"].to_pylist() == list(range(1, 21))
-    assert (None in found["score"].to_pylist()) == (selector in ("random", "whole"))
+    passages = pq.read_table(folder / "passages.parquet")
+    assert len(set(passages["id"].to_pylist())) == 20 and passages["rank"].to_pylist() == list(range(1, 21))
+    assert (None in passages["score"].to_pylist()) == (selector in ("random", "whole"))
     assert list((place.folder / "scratch" / "selections").iterdir()) == []

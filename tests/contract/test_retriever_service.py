@@ -1,4 +1,4 @@
-"""The retriever over HTTP, as far as it does not hang on the index: runs, attempts, restarts, what is refused."""
+"""The retriever over HTTP, for behavior that does not depend on the index: runs, attempts, restarts, rejections."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +17,19 @@ import pyarrow.parquet as pq
 import pytest
 from fastapi.testclient import TestClient
 
-from services.common.retriever_client import (
-    RetrieverClient,
-)
+from services.common.retriever_client import RetrieverClient
 from services.retriever.app import assemble
+from services.retriever.index_loads import IndexLoads
 from services.retriever.indexes import EmbeddedIndexes
-from services.retriever.loads import CorpusLoads
-from services.retriever.selections import SelectionRuns
+from services.retriever.selection_runs import SelectionRuns
 from tests.contract.retriever_place import TOKEN, Place, settled
 from tests.redis_server import free_port
 from tests.support import ROOT, wait_for
+from tests.unit.selection.toy_selector import SHORTEST
 from tlm_core.artifacts import ArtifactStore, ManifestRef
-from tlm_core.errors import (
-    AlreadyRunning,
-    IndexUnavailable,
-    InvalidRecipe,
-    InvalidRequest,
-)
+from tlm_core.errors import AlreadyRunning, IndexUnavailable, InvalidRecipe, InvalidRequest
 from tlm_core.selection.retrieve import PART
+from tlm_core.selection.selectors import SELECTORS
 
 
 @pytest.fixture
@@ -41,10 +37,10 @@ def embedded(tmp_path: Path) -> Place:
     return Place(tmp_path, "embedded", "http://127.0.0.1:1")
 
 
-def test_a_given_selection_needs_no_corpus(embedded: Place) -> None:
+def test_uploaded_selection_needs_no_corpus(embedded: Place) -> None:
     embedded.task = embedded.write_task(["any"], given="text,rank\nsecond,2\nfirst,1\n")
     with embedded.retriever() as api:
-        request = embedded.request(params={"selector": "given"}).model_copy(update={"corpus": None, "version": None})
+        request = embedded.request(params={"selector": "given"}, corpus=None, version=None)
         api.put_selection("art_1", request)
         run = settled(lambda: api.get_selection("art_1"), "running")
     assert run.ref is not None, run
@@ -52,58 +48,68 @@ def test_a_given_selection_needs_no_corpus(embedded: Place) -> None:
     assert pq.read_table(folder / "passages.parquet")["text"].to_pylist() == ["first", "second"]
 
 
-def test_a_selection_that_is_not_there_or_lacks_its_corpus_says_so(embedded: Place) -> None:
+def test_registered_selector_runs_through_the_api(embedded: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SELECTORS, "shortest", SHORTEST)
+    with embedded.retriever() as api:
+        embedded.load(api)
+        run = embedded.select(api, params={"selector": "shortest", "max_passages": 3})
+    assert run.ref is not None, run
+    folder = embedded.store.localize(run.ref)
+    assert pq.read_table(folder / "passages.parquet")["id"].to_pylist() == ["p000", "p001", "p002"]
+
+
+def test_missing_upload_or_corpus_fails_the_selection(embedded: Place) -> None:
     with embedded.retriever() as api:
         run = embedded.select(api, params={"selector": "given"})
-        assert run.state == "failed" and "brings no selection" in str(run.failure)
-        api.put_selection("art_2", embedded.request().model_copy(update={"corpus": None}))
+        assert run.state == "failed" and "has no selection" in str(run.failure)
+        api.put_selection("art_2", embedded.request(corpus=None))
         run = settled(lambda: api.get_selection("art_2"), "running")
         assert run.state == "failed" and "needs a corpus" in str(run.failure)
 
 
-def test_a_selection_goes_on_where_the_retriever_was_stopped(embedded: Place) -> None:
-    embedded.task = embedded.write_task([f"word{n % 10} word{n % 7} number{n}" for n in range(16 * PART)])
+def test_selection_resumes_after_a_restart_of_the_retriever(embedded: Place) -> None:
+    embedded.task = embedded.write_task([f"word{n % 10} word{n % 7} number{n}" for n in range(6 * PART)])
     with embedded.retriever() as api:
         embedded.load(api)
         api.put_selection("art_1", embedded.request())
         wait_for(lambda: api.get_selection("art_1").done > PART, 120)
     parts = list((embedded.folder / "scratch" / "selections" / "art_1").rglob("hits-*.parquet"))
-    assert 1 <= len(parts) < 16, "the first retriever was to be stopped in the middle"
+    assert 1 <= len(parts) < 6, "the first retriever must stop in the middle"
     with embedded.retriever() as api:
         api.put_selection("art_1", embedded.request(prefix="t/artifacts/a/2"))
         wait_for(lambda: api.get_selection("art_1").done > 0, 120)
         assert api.get_selection("art_1").done >= len(parts) * PART
         resumed = settled(lambda: api.get_selection("art_1"), "running")
-        # The manifest holds the artifact's name, so the same name is selected once more from nothing.
+        # The manifest contains the artifact id, so the same id is selected again from the start.
         again = embedded.select(api, prefix="t/artifacts/a/3")
     assert resumed.ref is not None and again.ref is not None
     assert resumed.ref.digest == again.ref.digest
     assert list((embedded.folder / "scratch" / "selections").iterdir()) == []
 
 
-def test_parts_of_work_under_way_survive_a_restart_and_go_when_forgotten(embedded: Place) -> None:
+def test_partial_results_survive_a_restart_for_a_week(embedded: Place) -> None:
     folder = embedded.folder / "scratch" / "selections"
-    for name, days in (("art_young", 1), ("art_old", 8)):
+    for name, days in (("art_new", 1), ("art_old", 8)):
         (folder / name).mkdir(parents=True)
         os.utime(folder / name, (time.time() - days * 86_400,) * 2)
     with embedded.retriever():
-        assert [path.name for path in folder.iterdir()] == ["art_young"]
+        assert [path.name for path in folder.iterdir()] == ["art_new"]
 
 
-def test_a_newer_attempt_has_its_own_run(embedded: Place) -> None:
+def test_new_attempt_has_its_own_run(embedded: Place) -> None:
     with embedded.retriever() as api:
         embedded.load(api)
         refs = [embedded.select(api, prefix=f"t/a/{n}").ref for n in range(3)]
         assert [ref.folder for ref in refs if ref] == ["t/a/0", "t/a/1", "t/a/2"]
 
 
-def test_a_selection_that_is_stopped_runs_no_more_and_another_job_goes_on_from_there(embedded: Place) -> None:
-    embedded.task = embedded.write_task([f"word{n % 10} word{n % 7} number{n}" for n in range(16 * PART)])
+def test_another_job_resumes_a_stopped_selection(embedded: Place) -> None:
+    embedded.task = embedded.write_task([f"word{n % 10} word{n % 7} number{n}" for n in range(6 * PART)])
     with embedded.retriever() as api:
         embedded.load(api)
         api.put_selection("art_1", embedded.request(prefix="t/artifacts/a/job_1-2"))
         wait_for(lambda: api.get_selection("art_1").done > PART, 120)
-        assert api.stop_selection("art_1", "t/artifacts/a/job_12-"), "another job's is none of it"
+        assert api.stop_selection("art_1", "t/artifacts/a/job_12-"), "the selection of another job is not affected"
         assert api.get_selection("art_1").state == "running"
         wait_for(lambda: api.stop_selection("art_1", "t/artifacts/a/job_1-"), 120)
         assert api.get_selection("art_1").state == "unknown"
@@ -112,39 +118,39 @@ def test_a_selection_that_is_stopped_runs_no_more_and_another_job_goes_on_from_t
 
 
 class WaitingStore(ArtifactStore):
-    """Waits before it ends a write."""
+    """Blocks at the end of each write until `resume` is set."""
 
     def __init__(self, storage: str, cache: Path) -> None:
         super().__init__(storage, cache)
-        self.writing, self.go_on = threading.Event(), threading.Event()
+        self.writing, self.resume = threading.Event(), threading.Event()
 
     def write(self, *args: Any, **options: Any) -> ManifestRef:
         ref = super().write(*args, **options)
         self.writing.set()
-        assert self.go_on.wait(60)
+        assert self.resume.wait(60)
         return ref
 
 
-def test_a_selection_that_is_stopped_before_it_begins_or_while_it_is_written_leaves_nothing(embedded: Place) -> None:
+def test_stopped_selection_leaves_no_file(embedded: Place) -> None:
     embedded.task = embedded.write_task(["any"], given="text,rank\nsecond,2\nfirst,1\n")
     store, stop = WaitingStore(embedded.settings.storage, embedded.folder / "cache"), threading.Event()
     indexes = EmbeddedIndexes(embedded.folder / "indexes")
-    loads = CorpusLoads(indexes, store, stop)
+    loads = IndexLoads(indexes, store, stop)
     runs = SelectionRuns(loads, store, embedded.folder / "scratch", stop, at_once=1)
     for artifact in ("art_1", "art_2"):
         runs.put(artifact, embedded.request(prefix=f"t/artifacts/{artifact}/job_1-1", params={"selector": "given"}))
     assert store.writing.wait(60)
-    assert runs.stop("art_2", "t/artifacts/art_2/job_1-"), "it waits for the first"
+    assert runs.stop("art_2", "t/artifacts/art_2/job_1-"), "it is queued behind the first"
     assert not runs.stop("art_1", "t/artifacts/art_1/job_1-"), "it is being written"
-    store.go_on.set()
+    store.resume.set()
     wait_for(lambda: runs.stop("art_1", "t/artifacts/art_1/job_1-"), 120)
     for part in (runs, loads, indexes):
         part.close()
-    assert runs.get("art_1") is None and runs.get("art_2") is None
+    assert runs.get("art_1").state == runs.get("art_2").state == "unknown"
     assert not list((embedded.folder / "storage/t/artifacts").rglob("*.*"))
 
 
-def test_a_failure_that_may_pass_is_tried_again(embedded: Place) -> None:
+def test_temporary_failure_is_retried_on_request(embedded: Place) -> None:
     with embedded.retriever() as api:
         embedded.load(api)
     shutil.rmtree(embedded.folder / "scratch")
@@ -155,7 +161,7 @@ def test_a_failure_that_may_pass_is_tried_again(embedded: Place) -> None:
         assert embedded.select(api).state == "ready"
 
 
-def test_a_failure_that_stays_is_told_until_it_is_stopped(embedded: Place) -> None:
+def test_permanent_failure_is_reported_until_stopped(embedded: Place) -> None:
     with embedded.retriever() as api:
         assert embedded.select(api, params={"selector": "given"}).state == "failed"
         assert embedded.select(api, params={"selector": "given"}).state == "failed"
@@ -163,7 +169,7 @@ def test_a_failure_that_stays_is_told_until_it_is_stopped(embedded: Place) -> No
         assert api.get_selection("art_1").state == "unknown"
 
 
-def test_selections_in_parallel_do_not_disturb_each_other(embedded: Place) -> None:
+def test_parallel_selections_do_not_affect_each_other(embedded: Place) -> None:
     with embedded.retriever() as api:
         embedded.load(api)
         for number in range(6):
@@ -173,56 +179,60 @@ def test_selections_in_parallel_do_not_disturb_each_other(embedded: Place) -> No
 
 
 @pytest.mark.parametrize("prefix", ["/etc", "../x", "a/../../b", "", "a//b"])
-def test_nothing_is_written_outside_the_storage(embedded: Place, prefix: str) -> None:
+def test_prefix_outside_the_storage_is_rejected(embedded: Place, prefix: str) -> None:
     with embedded.retriever() as api, pytest.raises(InvalidRequest, match="prefix"):
         api.put_selection("art_1", embedded.request(prefix=prefix))
 
 
-def test_impossible_params_are_refused_at_once(embedded: Place) -> None:
+def test_invalid_params_are_rejected_at_once(embedded: Place) -> None:
     with embedded.retriever() as api, pytest.raises(InvalidRecipe, match="top_k"):
         api.put_selection("art_1", embedded.request(params={"top_k": 0}))
 
 
-def test_without_the_token_only_health_is_told(embedded: Place) -> None:
+def test_requests_without_the_token_see_health_only(embedded: Place) -> None:
     with TestClient(assemble(embedded.settings)) as http:
         assert http.get("/healthz").status_code == http.get("/readyz").status_code == 200
-        for shown in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKEN}):
-            answer = http.get("/v1/selections/art_1", headers=shown)
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKEN}):
+            answer = http.get("/v1/selections/art_1", headers=headers)
             assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
 
 
-def test_a_cluster_that_is_away_is_told_at_once(tmp_path: Path) -> None:
+def test_unavailable_cluster_fails_at_once_and_logs_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     place = Place(tmp_path, "opensearch", "http://127.0.0.1:1")
     with place.retriever() as api:
         began = time.monotonic()
-        for call in (api.ready, lambda: api.search(*place.key, "q", 1), lambda: api.corpus(*place.key)):
+        for call in (api.ready, api.ready, lambda: api.search(*place.key, "q", 1), lambda: api.corpus(*place.key)):
             with pytest.raises(IndexUnavailable):
                 call()
         assert time.monotonic() - began < 5
+    assert [record.levelname for record in caplog.records if "eady" in record.message] == ["WARNING"]
 
 
-def test_two_retrievers_never_share_one_scratch_folder(embedded: Place) -> None:
+def test_second_retriever_with_the_same_scratch_folder_fails(embedded: Place) -> None:
     with embedded.retriever(), pytest.raises(AlreadyRunning, match="scratch"):
         assemble(embedded.settings)
 
 
-def test_the_service_starts_answers_and_ends_as_a_process(embedded: Place) -> None:
+def is_ready(api: RetrieverClient) -> bool:
+    with suppress(IndexUnavailable):
+        api.ready()
+        return True
+    return False
+
+
+def test_service_starts_answers_and_stops_as_a_process(embedded: Place) -> None:
     port = free_port()
-    chosen = {"STORAGE": embedded.settings.storage, "SCRATCH": str(embedded.settings.scratch), "PORT": str(port),
+    settings = {"STORAGE": embedded.settings.storage, "SCRATCH": str(embedded.settings.scratch), "PORT": str(port),
               "INTERNAL_TOKEN": TOKEN, "INDEX": "embedded"}  # fmt: skip
-    environment = {**os.environ, **{f"TLM_RETRIEVER_{name}": value for name, value in chosen.items()}}
+    environment = {**os.environ, **{f"TLM_RETRIEVER_{name}": value for name, value in settings.items()}}
     process = subprocess.Popen([sys.executable, "-m", "services.retriever"], env=environment, cwd=ROOT)
     http = httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"Authorization": f"Bearer {TOKEN}"})
     try:
         api = RetrieverClient(http)
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                api.ready()
-                break
-            except IndexUnavailable:
-                assert process.poll() is None and time.monotonic() < deadline
-                time.sleep(0.1)
+        wait_for(lambda: process.poll() is not None or is_ready(api), 60)
+        assert process.poll() is None
         assert embedded.load(api).state == "ready"
         assert embedded.select(api).state == "ready"
     finally:

@@ -1,4 +1,4 @@
-"""Ingest and selection killed at random points, again and again, over a real OpenSearch: the result stays the same."""
+"""Load and selection killed at random times on a real OpenSearch: the result stays the same."""
 
 from __future__ import annotations
 
@@ -14,107 +14,106 @@ import pytest
 
 from services.common.retriever_client import SelectionRequest
 from services.retriever.cluster import connect
+from services.retriever.corpus_storage import LoadRecords
+from services.retriever.index_loads import IndexLoads
 from services.retriever.indexes import CorpusKey, OpenSearchIndexes
-from services.retriever.loads import CorpusLoads
-from services.retriever.records import LoadRecords
-from services.retriever.selections import SelectionRuns
+from services.retriever.selection_runs import SelectionRuns
 from tests.contract.retriever_place import Place
 from tlm_core.artifacts import ArtifactStore
 
 KILLS = 20
 PASSAGES = 5_000
-QUERIES = 1_100  # more than fit into one file of hits, so that a selection has something to go on from
+QUERIES = 1_100  # more than one part, so that a killed selection can resume
 PREFIX = "t/artifacts/a/1"
 
 
 def life(url: str, folder: str, key: CorpusKey, request: SelectionRequest) -> None:
-    """What a retriever does from its start on: load, then select. It notes its cursor after every batch."""
-    stop, cluster = threading.Event(), connect(url, patience=60)
+    """Run a retriever: load, then select. It saves its progress after every batch."""
+    stop, cluster = threading.Event(), connect(url, retry_seconds=60)
     store = ArtifactStore(f"{folder}/storage", Path(folder) / "cache")
     indexes = OpenSearchIndexes(cluster, shards=1)
-    loads = CorpusLoads(indexes, store, stop, clock=lambda: 1000 * time.monotonic())
+    loads = IndexLoads(indexes, store, stop, clock=lambda: 1000 * time.monotonic())
     runs = SelectionRuns(loads, store, Path(folder) / "scratch", stop, at_once=1)
     loads.put(key, "t/corpus", "en")
     wait_while(lambda: loads.get(key).state == "loading")
     assert loads.get(key).state == "ready", loads.get(key).error
     runs.put("art_1", request)
-    wait_while(lambda: (run := runs.get("art_1")) is not None and run.state == "running")
-    run = runs.get("art_1")
-    assert run is not None and run.state == "ready", run
+    wait_while(lambda: runs.get("art_1").state == "running")
+    assert runs.get("art_1").state == "ready", runs.get("art_1")
 
 
-def wait_while(holds: Callable[[], bool]) -> None:
-    while holds():
+def wait_while(condition: Callable[[], bool]) -> None:
+    while condition():
         time.sleep(0.005)
 
 
 class Lives:
-    """Retrievers that come and go over one storage and one cluster."""
+    """Retriever processes that use one storage and one cluster, one after another."""
 
     def __init__(self, place: Place, url: str) -> None:
-        # Forked from a process that has imported everything: a start then costs no second.
+        # Forked from a process that has imported everything, so a start takes less than a second.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([__name__])
         self._place = place
         request = place.request(PREFIX, params={"top_k": 10})
         self._arguments = (url, str(place.folder), place.key, request)
-        self._cluster = connect(url, patience=60)
+        self._cluster = connect(url, retry_seconds=60)
         self._indexes = OpenSearchIndexes(self._cluster, shards=1)
 
     def live(self, seconds: float) -> bool:
-        """Let one live for at most so long. Answers whether it came to the end of its work."""
+        """Run one for at most `seconds`. Returns whether it finished its work."""
         process = self._context.Process(target=life, args=self._arguments)
         process.start()
         process.join(seconds)
         if process.is_alive():
             process.kill()
         process.join()
-        assert process.exitcode in (0, -9), "it ended by itself, and not well"
+        assert process.exitcode in (0, -9), "it failed"
         return process.exitcode == 0
 
-    def made(self) -> tuple[str, list[str]]:
-        """What is there at the end: the selection's bytes by their digest, and the ids that the index holds."""
+    def result(self) -> tuple[str, list[str]]:
+        """The manifest of the selection, and the ids in the index."""
         manifest = (self._place.folder / "storage" / PREFIX / "manifest.json").read_text()
         index = self._indexes.open(self._place.key)
         names = [name for batch in index.ids() for name in batch]
         assert index.count() == len(names) == PASSAGES
         return manifest, names
 
-    def forget(self) -> None:
-        """Begin from nothing."""
+    def reset(self) -> None:
+        """Delete the index, the records and the selection."""
         self._indexes.drop(self._place.key)
-        LoadRecords(self._place.store).forget(self._place.key)
+        LoadRecords(self._place.store).delete(self._place.key)
         shutil.rmtree(self._place.folder / "storage" / PREFIX, ignore_errors=True)
         shutil.rmtree(self._place.folder / "scratch", ignore_errors=True)
 
     def close(self) -> None:
-        self.forget()
+        self.reset()
         self._cluster.close()
 
 
 @pytest.mark.opensearch
-@pytest.mark.timeout(900)  # half a minute on a free machine; a busy one must not make it fail
-def test_whatever_is_killed_whenever_the_selection_is_the_same(opensearch_url: str, tmp_path: Path) -> None:
-    draw = random.Random(11)
+@pytest.mark.timeout(900)  # half a minute on an idle machine
+def test_result_is_the_same_after_random_kills(opensearch_url: str, tmp_path: Path) -> None:
+    rng = random.Random(11)
     words = [f"word{number}" for number in range(600)]
     place = Place(tmp_path, "opensearch", opensearch_url)
-    place.write_corpus([(f"p{n:05d}", " ".join(draw.choices(words, k=40)), f"s{n % 3}") for n in range(PASSAGES)])
-    place.task = place.write_task([" ".join(draw.choices(words, k=6)) for _ in range(QUERIES)])
+    place.write_corpus([(f"p{n:05d}", " ".join(rng.choices(words, k=40)), f"s{n % 3}") for n in range(PASSAGES)])
+    place.task = place.write_task([" ".join(rng.choices(words, k=6)) for _ in range(QUERIES)])
     lives, kills = Lives(place, opensearch_url), 0
     assert lives.live(600)
-    undisturbed = lives.made()
-    lives.forget()
+    undisturbed = lives.result()
+    lives.reset()
     began = time.monotonic()
     assert lives.live(600)
     longest = time.monotonic() - began
-    assert lives.made() == undisturbed
-    lives.forget()
+    assert lives.result() == undisturbed
+    lives.reset()
     while kills < KILLS:
-        if lives.live(draw.uniform(0, longest)):
-            assert lives.made() == undisturbed
-            lives.forget()
+        if lives.live(rng.uniform(0, longest)):
+            assert lives.result() == undisturbed
+            lives.reset()
         else:
             kills += 1
     assert lives.live(600)
-    assert lives.made() == undisturbed
+    assert lives.result() == undisturbed
     lives.close()

@@ -1,4 +1,4 @@
-"""Writing through `_bulk`: nothing is lost or doubled, what is refused is kept apart, the pace follows the cluster."""
+"""Bulk writes: no passage is lost or doubled, refused passages are reported, and temporary failures are retried."""
 
 from __future__ import annotations
 
@@ -6,270 +6,237 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
-import opensearchpy.exceptions as foreign
+import opensearchpy.exceptions as client_errors
 import pytest
+from opensearchpy.serializer import JSONSerializer
 
 from services.retriever import bulk
-from services.retriever.bulk import CHECKSUM_RANGE, BulkWriter, ChunkSize, Taken, id_key
+from services.retriever.bulk import HASH_RANGE, BulkWriter, LoadCursor, id_hash
 from services.retriever.cluster import Cluster
+from tests.unit.retriever.fake_wait import NoWait
 from tlm_core.corpus.passages import Passage
 from tlm_core.errors import Conflict, IndexUnavailable, InvalidRequest, NotFound, StorageFull, TLMError
 
-Item = tuple[int, str]
+Result = tuple[int, str]
 
 
-class Index:
-    """Plays the client of a cluster with one index. judge: status and reason for (id, times it was sent before).
+class FakeClient:
+    """The client of a cluster with one index.
 
-    before: called with each request's ids and their bytes; what it raises is the answer to the request.
+    judge: returns status and reason for (id, times it was sent before). before: receives the ids of each request; an
+    exception from it is the response.
     """
 
     def __init__(
         self,
-        judge: Callable[[str, int], Item] = lambda *_: (201, ""),
-        before: Callable[[list[str], int], None] = lambda *_: None,
+        judge: Callable[[str, int], Result] = lambda *_: (201, ""),
+        before: Callable[[list[str]], None] = lambda _: None,
     ) -> None:
-        self.transport = self
-        self.held: dict[str, None] = {}
-        self._sent: Counter[str] = Counter()
+        self.transport = SimpleNamespace(serializer=JSONSerializer())
+        self.stored: list[str] = []
         self.requests: list[list[str]] = []
+        self._sent: Counter[str] = Counter()
         self._judge = judge
         self._before = before
         self._lock = threading.Lock()
 
-    def perform_request(self, method: str, path: str, params: dict[str, Any], body: bytes) -> Any:
-        assert (method, path, params["require_alias"]) == ("POST", "/alias/_bulk", "true")
-        names = [json.loads(line)["create"]["_id"] for line in body.splitlines()[::2]]
+    def bulk(self, *, body: str, index: str, require_alias: bool, filter_path: str) -> dict[str, Any]:
+        assert (index, require_alias) == ("alias", True) and "items.create.status" in filter_path
+        ids = [json.loads(line)["create"]["_id"] for line in body.splitlines()[::2]]
         with self._lock:
-            sent_before = {name: self._sent[name] for name in names}
-            self._sent.update(names)
-            self.requests.append(names)
-            self._before(names, len(body))
-            return {"items": [self._item(name, sent_before[name]) for name in names]}
+            sent_before = dict(self._sent)
+            self._sent.update(ids)
+            self.requests.append(ids)
+            self._before(ids)
+            return {"items": [self._item(name, sent_before.get(name, 0)) for name in ids]}
 
     def _item(self, name: str, sent: int) -> dict[str, Any]:
-        status, reason = (409, "there already") if name in self.held else self._judge(name, sent)
+        status, reason = (409, "exists") if name in self.stored else self._judge(name, sent)
         if status == 201:
-            self.held[name] = None
+            self.stored.append(name)
         return {"create": {"status": status, **({"error": {"type": "t", "reason": reason}} if status >= 400 else {})}}
 
 
-class NoWait(threading.Event):
-    def __init__(self) -> None:
-        super().__init__()
-        self.waited: list[float] = []
-
-    def wait(self, timeout: float | None = None) -> bool:
-        self.waited.append(timeout or 0)
-        return self.is_set()
-
-
 def writer_of(
-    index: Index, *, size: int = 300, patience: float = 60, start: Taken | None = None
+    client: FakeClient, *, retry_seconds: float = 60, start: LoadCursor | None = None
 ) -> tuple[BulkWriter, NoWait]:
     stop = NoWait()
-    cluster = Cluster(index, patience=patience, stop=stop)
-    return BulkWriter(cluster, "alias", start or Taken(), size=ChunkSize(size), clock=lambda: 0.0), stop
+    cluster = Cluster(client, retry_seconds=retry_seconds, stop=stop, clock=stop.clock)
+    return BulkWriter(cluster, "alias", Passage._asdict, start or LoadCursor()), stop
 
 
-def write(writer: BulkWriter, count: int, first: int = 0) -> list[str]:
-    """Write passages p0, p1, … of some 100 bytes each and wait for them."""
-    names = [f"p{number}" for number in range(first, first + count)]
-    for name in names:
-        passage = Passage(name, "x" * 60, "s")
-        lines = json.dumps({"create": {"_id": name}}), json.dumps(passage._asdict())
-        writer.write(passage, "".join(f"{line}\n" for line in lines).encode())
-    writer.flush()
-    writer.close()
-    return names
+def write(writer: BulkWriter, count: int, first: int = 0, batch: int = 1000) -> list[str]:
+    """Write passages p0, p1, … in batches and wait for them."""
+    passages = [Passage(f"p{number}", "x" * 60, "s") for number in range(first, first + count)]
+    try:
+        for start in range(0, count, batch):
+            writer.write(passages[start : start + batch])
+        writer.flush()
+    finally:
+        writer.close()
+    return [passage.id for passage in passages]
 
 
-def failure(status: int, reason: str = "because") -> foreign.TransportError:
-    cls: type[foreign.TransportError] = foreign.HTTP_EXCEPTIONS.get(status, foreign.TransportError)
+def failure(status: int, reason: str = "because") -> client_errors.TransportError:
+    cls: type[client_errors.TransportError] = client_errors.HTTP_EXCEPTIONS.get(status, client_errors.TransportError)
     return cls(status, "kind", {"error": {"type": "kind", "reason": reason}, "status": status})
 
 
-def fails(times: int, error: Exception) -> Callable[[list[str], int], None]:
-    left = [error] * times
+def fail(times: int, error: Exception) -> Callable[[list[str]], None]:
+    remaining = [error] * times
 
-    def before(_names: list[str], _size: int) -> None:
-        if left:
-            raise left.pop()
+    def before(_ids: list[str]) -> None:
+        if remaining:
+            raise remaining.pop()
 
     return before
 
 
-def checksum(names: list[str]) -> int:
-    return sum(map(id_key, names)) % CHECKSUM_RANGE
+def checksum(ids: list[str]) -> int:
+    return sum(map(id_hash, ids)) % HASH_RANGE
 
 
-def test_all_passages_are_written_once_in_chunks_of_the_size() -> None:
-    index = Index()
-    writer, _ = writer_of(index, size=bulk.LEAST_BYTES)
-    names = write(writer, 2000)
-    assert sorted(index.held) == sorted(names)
-    assert (writer.taken, writer.checksum, writer.refused) == (2000, checksum(names), [])
-    assert 1 < len(index.requests) < 10
+def test_all_passages_are_written_once_in_limited_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bulk, "MAX_BYTES", 64_000)
+    client = FakeClient()
+    writer, _ = writer_of(client)
+    ids = write(writer, 2000)
+    assert sorted(client.stored) == sorted(ids) and 2 < len(client.requests) < 10
+    assert writer.cursor == LoadCursor(2000, checksum(ids), ())
 
 
-def test_only_the_passages_that_were_turned_away_are_sent_again() -> None:
-    index = Index(lambda name, sent: (429, "queue full") if sent < 2 and name in ("p1", "p3") else (201, ""))
-    writer, stop = writer_of(index, size=100_000)
-    names = write(writer, 4)
-    assert index.requests == [["p0", "p1", "p2", "p3"], ["p1", "p3"], ["p1", "p3"]]
-    assert sorted(index.held) == names and writer.taken == 4 and len(stop.waited) == 2
+def test_only_rejected_passages_are_sent_again() -> None:
+    client = FakeClient(lambda name, sent: (429, "queue full") if sent < 2 and name in ("p1", "p3") else (201, ""))
+    writer, stop = writer_of(client)
+    ids = write(writer, 4)
+    assert client.requests == [["p0", "p1", "p2", "p3"], ["p1", "p3"], ["p1", "p3"]]
+    assert sorted(client.stored) == ids and writer.cursor.position == 4 and len(stop.waits) == 2
 
 
-def test_passages_that_are_there_already_are_neither_doubled_nor_a_fault() -> None:
-    index = Index()
-    write(writer_of(index)[0], 10)
-    writer, _ = writer_of(index)
-    names = write(writer, 20)
-    assert sorted(index.held) == sorted(names)
-    assert (writer.taken, writer.checksum) == (20, checksum(names))
+def test_stored_passages_are_neither_doubled_nor_refused() -> None:
+    client = FakeClient()
+    write(writer_of(client)[0], 10)
+    writer, _ = writer_of(client)
+    ids = write(writer, 20)
+    assert sorted(client.stored) == sorted(ids)
+    assert writer.cursor == LoadCursor(20, checksum(ids), ())
 
 
-def test_a_passage_that_is_refused_is_kept_apart_with_the_reason_and_the_rest_goes_in() -> None:
-    index = Index(lambda name, _: (400, "failed to parse") if name in ("p3", "p7") else (201, ""))
-    writer, stop = writer_of(index)
-    names = write(writer, 10)
-    assert [(entry.number, entry.passage.id) for entry in writer.refused] == [(3, "p3"), (7, "p7")]
-    assert all("failed to parse" in entry.reason for entry in writer.refused)
-    assert len(index.held) == 8 and writer.taken == 10 and not stop.waited
-    assert writer.checksum == checksum([name for name in names if name not in ("p3", "p7")])
+def test_refused_passages_are_reported_and_the_others_stored() -> None:
+    client = FakeClient(lambda name, _: (400, "failed to parse") if name in ("p3", "p7") else (201, ""))
+    writer, stop = writer_of(client)
+    ids = write(writer, 10, batch=4)
+    cursor = writer.cursor
+    assert [(entry.number, entry.passage.id) for entry in cursor.refused] == [(3, "p3"), (7, "p7")]
+    assert all("failed to parse" in entry.reason for entry in cursor.refused)
+    assert len(client.stored) == 8 and cursor.position == 10 and not stop.waits
+    assert cursor.checksum == checksum([name for name in ids if name not in ("p3", "p7")])
 
 
 @pytest.mark.parametrize("status", [400, 413])
-def test_one_passage_that_spoils_its_whole_request_is_found_and_kept_apart(status: int) -> None:
-    def before(names: list[str], _size: int) -> None:
-        if "p5" in names:
+def test_passage_that_invalidates_its_request_is_isolated(status: int) -> None:
+    def before(ids: list[str]) -> None:
+        if "p5" in ids:
             raise failure(status, "id is too long")
 
-    index = Index(before=before)
-    writer, _ = writer_of(index, size=100_000)
-    write(writer, 16)
-    assert [entry.passage.id for entry in writer.refused] == ["p5"] and len(index.held) == 15
+    client = FakeClient(before=before)
+    writer, stop = writer_of(client)
+    write(writer, 1000)
+    assert [entry.passage.id for entry in writer.cursor.refused] == ["p5"] and len(client.stored) == 999
+    assert len(client.requests) < 30 and not stop.waits
 
 
-def test_when_too_much_is_refused_the_load_ends_with_the_first_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bulk, "MOST_REFUSED", 5)
-    writer, _ = writer_of(Index(lambda *_: (400, "strict mapping")))
+def test_too_many_refused_passages_end_the_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bulk, "MAX_REFUSED", 5)
+    writer, _ = writer_of(FakeClient(lambda *_: (400, "strict mapping")))
     with pytest.raises(InvalidRequest, match=r"more than 5 passages.*strict mapping"):
         write(writer, 10)
 
 
 @pytest.mark.parametrize(
-    ("item", "expected", "says"),
+    ("result", "expected", "message"),
     [
-        ((403, "index read-only / allow delete"), StorageFull, "more room"),
-        ((429, "disk usage exceeded flood-stage watermark"), StorageFull, "more room"),
+        ((403, "index read-only / allow delete"), StorageFull, "Free some space"),
+        ((429, "disk usage exceeded flood-stage watermark"), StorageFull, "Free some space"),
         ((404, "no such index"), NotFound, "deleted"),
         ((403, "blocked by: [FORBIDDEN/8/index write (api)]"), Conflict, "closed for writing"),
     ],
 )
-def test_what_is_no_passages_fault_ends_the_load(item: Item, expected: type[TLMError], says: str) -> None:
-    writer, _ = writer_of(Index(lambda *_: item), patience=0)
-    with pytest.raises(expected, match=says):
+def test_permanent_failures_end_the_load(result: Result, expected: type[TLMError], message: str) -> None:
+    writer, stop = writer_of(FakeClient(lambda *_: result))
+    with pytest.raises(expected, match=message):
         write(writer, 2)
-    assert writer.taken == 0
+    assert writer.cursor.position == 0 and not stop.waits
 
 
-def test_a_cluster_that_never_takes_a_passage_is_unavailable() -> None:
-    writer, _ = writer_of(Index(lambda *_: (429, "queue full")), patience=0)
+@pytest.mark.parametrize("error", [failure(401), failure(404, "no such index"), client_errors.SerializationError("x")])
+def test_permanent_request_failures_end_the_load(error: Exception) -> None:
+    writer, stop = writer_of(FakeClient(before=fail(99, error)))
+    with pytest.raises(TLMError):
+        write(writer, 2)
+    assert not stop.waits
+
+
+def test_cluster_without_progress_becomes_unavailable() -> None:
+    writer, stop = writer_of(FakeClient(lambda *_: (429, "queue full")), retry_seconds=10)
     with pytest.raises(IndexUnavailable, match="queue full"):
         write(writer, 1)
+    assert sum(stop.waits) == pytest.approx(10)
 
 
 @pytest.mark.parametrize(
-    "error", [failure(429), failure(503), foreign.ConnectionError("N/A", "cut", OSError())], ids=["429", "503", "cut"]
+    "error",
+    [failure(429), failure(503), client_errors.ConnectionError("N/A", "cut", OSError())],
+    ids=["429", "503", "cut"],
 )
-def test_a_cluster_that_is_away_for_a_while_is_waited_for(error: Exception) -> None:
-    index = Index(before=fails(6, error))
-    writer, stop = writer_of(index)
-    names = write(writer, 10)
-    assert sorted(index.held) == names and len(stop.waited) == 6
+def test_unavailable_cluster_is_retried(error: Exception) -> None:
+    client = FakeClient(before=fail(6, error))
+    writer, stop = writer_of(client)
+    ids = write(writer, 10)
+    assert sorted(client.stored) == ids and len(stop.waits) == 6
 
 
-def test_a_cluster_that_goes_on_slowly_is_waited_for_as_long_as_it_takes() -> None:
-    # One more passage each time, each time after a wait: no single wait is longer than the patience, all together are.
-    index = Index(lambda name, sent: (429, "full") if sent < int(name[1:]) else (201, ""))
-    now = [0.0]
-
-    class Ticking(NoWait):
-        def wait(self, timeout: float | None = None) -> bool:
-            now[0] += timeout or 0
-            return False
-
-    cluster = Cluster(index, patience=1.0, stop=Ticking(), clock=lambda: now[0])
-    writer = BulkWriter(cluster, "alias", Taken(), size=ChunkSize(100_000))
-    assert len(write(writer, 30)) == len(index.held)
-    assert now[0] > 2
+def test_slow_progress_is_retried_without_limit() -> None:
+    # Each try stores one more passage: every single wait is shorter than the limit, all together are longer.
+    client = FakeClient(lambda name, sent: (429, "full") if sent < int(name[1:]) else (201, ""))
+    writer, stop = writer_of(client, retry_seconds=1)
+    assert len(write(writer, 30)) == len(client.stored)
+    assert sum(stop.waits) > 2
 
 
-def test_a_load_goes_on_behind_what_an_earlier_one_took() -> None:
-    index = Index()
-    first, _ = writer_of(index)
+def test_load_resumes_after_the_cursor() -> None:
+    client = FakeClient()
+    first, _ = writer_of(client)
     before = write(first, 7)
-    start = Taken(first.taken, first.checksum, tuple(first.refused))
-    writer, _ = writer_of(index, start=start)
-    names = write(writer, 5, first=7)
-    assert (writer.taken, writer.checksum) == (12, checksum(before + names))
+    writer, _ = writer_of(client, start=first.cursor)
+    ids = write(writer, 5, first=7)
+    assert writer.cursor == LoadCursor(12, checksum(before + ids), ())
 
 
-def test_what_is_counted_as_taken_never_passes_a_chunk_that_is_not_in() -> None:
-    def before(names: list[str], _size: int) -> None:
-        if "p0" in names:
+def test_cursor_never_passes_an_unwritten_batch() -> None:
+    def before(ids: list[str]) -> None:
+        if "p0" in ids:
             raise failure(503)
 
-    index = Index(before=before)
-    writer, _ = writer_of(index, patience=0)
+    writer, _ = writer_of(FakeClient(before=before), retry_seconds=0)
     with pytest.raises(IndexUnavailable):
-        write(writer, 8)
-    writer.close()
-    assert writer.taken == 0, "later chunks went in, but the first one did not"
+        write(writer, 8, batch=4)
+    assert writer.cursor.position == 0, "the second batch was written, but not the first"
 
 
-# --- how much at once -------------------------------------------------------------------------------------------------
+def test_overloaded_cluster_gets_smaller_requests() -> None:
+    sizes: list[int] = []
 
-
-def test_chunks_grow_by_steps_while_answers_are_quick_and_stop_at_the_most() -> None:
-    size = ChunkSize(1_000_000)
-    size.answered(1_000_000, 0.5)
-    assert size.bytes == 1_500_000
-    for _ in range(100):
-        size.answered(size.bytes, 0.5)
-    assert size.bytes == bulk.MOST_BYTES
-
-
-def test_chunks_are_halved_when_refused_or_slow_and_stop_at_the_least() -> None:
-    size = ChunkSize(4_000_000)
-    size.refused()
-    assert size.bytes == 2_000_000
-    size.answered(2_000_000, 60.0)
-    assert size.bytes == 1_000_000
-    for _ in range(100):
-        size.refused()
-    assert size.bytes == bulk.LEAST_BYTES
-
-
-def test_a_small_rest_says_nothing_of_the_size() -> None:
-    size = ChunkSize(4_000_000)
-    size.answered(1_000, 0.01)
-    assert size.bytes == 4_000_000
-
-
-def test_what_is_sent_again_is_sent_in_smaller_pieces() -> None:
-    seen: list[int] = []
-
-    def before(_names: list[str], size: int) -> None:
-        seen.append(size)
-        if size > 150_000:
+    def before(ids: list[str]) -> None:
+        sizes.append(len(ids))
+        if len(ids) > 200:
             raise failure(429)
 
-    index = Index(before=before)
-    writer, _ = writer_of(index, size=800_000)
-    names = write(writer, 6000)
-    assert sorted(index.held) == sorted(names)
-    assert max(seen) > 150_000 > seen[-1]
+    client = FakeClient(before=before)
+    writer, _ = writer_of(client)
+    ids = write(writer, 1000)
+    assert sorted(client.stored) == sorted(ids)
+    assert max(sizes) == 1000 and sizes[-1] <= 200 and min(sizes) >= 100

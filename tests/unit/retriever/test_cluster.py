@@ -1,4 +1,4 @@
-"""Speaking with OpenSearch: what passes is waited out, what does not is told with what to do."""
+"""Requests to OpenSearch: temporary failures are retried, permanent ones raise errors with advice."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-import opensearchpy.exceptions as foreign
+import opensearchpy.exceptions as client_errors
 import pytest
 import urllib3.exceptions
 
-from services.retriever.cluster import ERRORS, Cluster, translated
+from services.retriever.cluster import CLIENT_ERRORS, Cluster, TemporaryFailure, translated
 from services.retriever.indexes import CorpusKey, OpenSearchIndexes
 from services.retriever.opensearch_index import OpenSearchIndex
+from tests.unit.retriever.fake_wait import NoWait
 from tlm_core.corpus.passages import Passage
 from tlm_core.errors import (
     Conflict,
@@ -25,112 +26,96 @@ from tlm_core.errors import (
     TLMError,
 )
 
-OURS = {"version": {"distribution": "opensearch", "number": "3.8.0"}}
-META = {"schema": 1, "tenant": "t", "name": "n", "version": "v", "analysis": "standard", "state": "loading"}
+BANNER = {"version": {"distribution": "opensearch", "number": "3.8.0"}}
+MARK = {"schema": 1, "tenant": "t", "name": "n", "version": "v", "analysis": "standard", "state": "loading"}
 
 
 class Transport:
-    """Plays the client: gives one answer after the other, the last one again and again; an exception is raised."""
+    """A client that returns one response after the other and repeats the last. Exceptions are raised."""
 
-    def __init__(self, answers: Sequence[Any]) -> None:
-        self.answers = list(answers)
+    def __init__(self, responses: Sequence[Any]) -> None:
+        self.responses = list(responses)
         self.calls: list[tuple[str, str, Any]] = []
         self.transport = self
 
     def perform_request(self, method: str, path: str, params: dict[str, Any], body: Any) -> Any:
         assert isinstance(params, dict)
         if path == "/":
-            return OURS
+            return BANNER
         self.calls.append((method, path, body))
-        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+        response = self.responses.pop(0) if len(self.responses) > 1 else self.responses[0]
+        if isinstance(response, Exception):
+            raise response
+        return response
 
 
-class NoWait(threading.Event):
-    """Counts how long was waited, and does not wait."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.waited: list[float] = []
-
-    def wait(self, timeout: float | None = None) -> bool:
-        self.waited.append(timeout or 0)
-        return self.is_set()
+def cluster_of(*responses: Any, retry_seconds: float = 60) -> tuple[Cluster, Transport, NoWait]:
+    transport, stop = Transport(responses), NoWait()
+    return Cluster(transport, retry_seconds=retry_seconds, stop=stop), transport, stop
 
 
-def cluster_of(*answers: Any, patience: float = 60) -> tuple[Cluster, Transport, NoWait]:
-    transport, stop = Transport(answers), NoWait()
-    return Cluster(transport, patience=patience, stop=stop), transport, stop
-
-
-def failure(status: int, kind: str = "x_exception", reason: str = "because") -> foreign.TransportError:
-    cls: type[foreign.TransportError] = foreign.HTTP_EXCEPTIONS.get(status, foreign.TransportError)
+def failure(status: int, kind: str = "x_exception", reason: str = "because") -> client_errors.TransportError:
+    cls: type[client_errors.TransportError] = client_errors.HTTP_EXCEPTIONS.get(status, client_errors.TransportError)
     return cls(status, kind, {"error": {"type": kind, "reason": reason, "root_cause": []}, "status": status})
 
 
-def index_of(*answers: Any, patience: float = 60, **meta: Any) -> tuple[OpenSearchIndex, Transport, NoWait]:
-    cluster, transport, stop = cluster_of(*answers, patience=patience)
-    return OpenSearchIndex(cluster, "tlm-n", {**META, **meta}, shards=1), transport, stop
+def index_of(*responses: Any, retry_seconds: float = 60, **mark: Any) -> tuple[OpenSearchIndex, Transport, NoWait]:
+    cluster, transport, stop = cluster_of(*responses, retry_seconds=retry_seconds)
+    return OpenSearchIndex(cluster, "tlm-n", {**MARK, **mark}, shards=1), transport, stop
 
 
-def test_every_error_of_the_client_has_one_of_ours() -> None:
-    theirs = {
-        cls for _, cls in inspect.getmembers(foreign, inspect.isclass)
-        if issubclass(cls, Exception) and not issubclass(cls, Warning)
-    }  # fmt: skip
-    assert theirs == ERRORS.keys() - {urllib3.exceptions.HTTPError}
-    for cls in theirs:
-        made = cls(500, "kind", {}) if issubclass(cls, foreign.TransportError) else cls("text")
-        assert isinstance(translated(made), TLMError)
+def test_every_error_of_the_client_is_translated() -> None:
+    classes = [cls for _, cls in inspect.getmembers(client_errors, inspect.isclass) if issubclass(cls, Exception)]
+    for cls in classes:
+        if not issubclass(cls, Warning):
+            assert issubclass(cls, CLIENT_ERRORS)
+            error = cls(500, "kind", {}) if issubclass(cls, client_errors.TransportError) else cls("text")
+            assert isinstance(translated(error), TLMError | TemporaryFailure)
 
 
 @pytest.mark.parametrize(
-    ("error", "expected", "says"),
+    ("error", "expected", "message"),
     [
         (failure(401), IndexUnavailable, "TLM_RETRIEVER_OPENSEARCH_USER"),
         (failure(403), IndexUnavailable, "rights"),
-        (foreign.SSLError("N/A", "self-signed", ValueError()), IndexUnavailable, "TLM_RETRIEVER_OPENSEARCH_CA"),
+        (client_errors.SSLError("N/A", "self-signed", ValueError()), IndexUnavailable, "TLM_RETRIEVER_OPENSEARCH_CA"),
         (failure(404), NotFound, "because"),
         (failure(413), InvalidRequest, "too large"),
         (failure(400), InvalidRequest, "because"),
         (failure(409), Conflict, "because"),
-        (foreign.SerializationError("no JSON"), IndexMismatch, "TLM_RETRIEVER_OPENSEARCH_URL"),
-        (failure(403, reason="index read-only / allow delete (api)"), StorageFull, "more room"),
-        (failure(429, reason="disk usage exceeded flood-stage watermark"), StorageFull, "more room"),
+        (client_errors.SerializationError("no JSON"), IndexMismatch, "TLM_RETRIEVER_OPENSEARCH_URL"),
+        (failure(403, reason="index read-only / allow delete (api)"), StorageFull, "Free some space"),
+        (failure(429, reason="disk usage exceeded flood-stage watermark"), StorageFull, "Free some space"),
     ],
 )
-def test_a_fault_that_stays_is_told_at_once_with_what_to_do(
-    error: Exception, expected: type[TLMError], says: str
-) -> None:
+def test_permanent_failure_raises_at_once_with_advice(error: Exception, expected: type[TLMError], message: str) -> None:
     cluster, transport, stop = cluster_of(error)
-    with pytest.raises(expected, match=says):
+    with pytest.raises(expected, match=message):
         cluster.call("GET", "/x")
-    assert len(transport.calls) == 1 and not stop.waited
+    assert len(transport.calls) == 1 and not stop.waits
 
 
 @pytest.mark.parametrize(
     "error",
     [
-        failure(429), failure(502), failure(503), failure(504), foreign.ConnectionError("N/A", "refused", OSError()),
-        foreign.ConnectionTimeout("TIMEOUT", "slow", OSError()), urllib3.exceptions.ProtocolError("cut"),
+        *map(failure, (429, 502, 503, 504)), client_errors.ConnectionError("N/A", "refused", OSError()),
+        client_errors.ConnectionTimeout("TIMEOUT", "slow", OSError()), urllib3.exceptions.ProtocolError("cut"),
     ],
 )  # fmt: skip
-def test_a_fault_that_passes_is_waited_out_with_longer_and_longer_pauses(error: Exception) -> None:
+def test_temporary_failure_is_retried_with_growing_pauses(error: Exception) -> None:
     cluster, _, stop = cluster_of(error, error, error, {"done": True})
     assert cluster.call("GET", "/x") == {"done": True}
-    assert stop.waited == sorted(stop.waited) and len(stop.waited) == 3
+    assert stop.waits == sorted(stop.waits) and len(stop.waits) == 3
 
 
-def test_patience_ends() -> None:
-    cluster, _, _ = cluster_of(failure(503), patience=0)
+def test_retries_end_after_their_time() -> None:
+    cluster, _, _ = cluster_of(failure(503), retry_seconds=0)
     with pytest.raises(IndexUnavailable):
         cluster.call("GET", "/x")
 
 
-def test_the_end_of_the_process_ends_every_wait() -> None:
-    cluster, transport, stop = cluster_of(failure(503), patience=1e9)
+def test_stop_event_ends_every_wait() -> None:
+    cluster, transport, stop = cluster_of(failure(503), retry_seconds=1e9)
     stop.set()
     with pytest.raises(IndexUnavailable):
         cluster.call("GET", "/x")
@@ -138,27 +123,27 @@ def test_the_end_of_the_process_ends_every_wait() -> None:
 
 
 @pytest.mark.parametrize(
-    "said",
+    "banner",
     [
         {"version": {"number": "8.19.0", "build_flavor": "default"}}, {"version": {"number": "9.1.0"}}, {}, "hello",
         {"version": {"distribution": "opensearch", "number": "1.3.20"}},
     ],
 )  # fmt: skip
-def test_anything_but_a_recent_opensearch_is_refused(said: Any) -> None:
-    transport = Transport([said])
-    transport.perform_request = lambda *_, **__: said  # type: ignore[method-assign]
+def test_server_other_than_recent_opensearch_is_rejected(banner: Any) -> None:
+    transport = Transport([banner])
+    transport.perform_request = lambda *_, **__: banner  # type: ignore[method-assign]
     with pytest.raises(IndexMismatch, match="OpenSearch 2 or later"):
-        Cluster(transport, patience=0, stop=threading.Event()).version()
+        Cluster(transport, retry_seconds=0, stop=threading.Event()).version()
 
 
 # --- searching --------------------------------------------------------------------------------------------------------
 
 
 def response(*hits: tuple[str, float], failed: int = 0, timed_out: bool = False) -> dict[str, Any]:
-    found = [{"sort": [score, name]} for name, score in hits]
+    entries = [{"sort": [score, name]} for name, score in hits]
     failures = [{"reason": {"type": "io", "reason": "disk"}}] * failed
     return {
-        "status": 200, "timed_out": timed_out, "hits": {"hits": found},
+        "status": 200, "timed_out": timed_out, "hits": {"hits": entries},
         "_shards": {"failed": failed, "failures": failures},
     }  # fmt: skip
 
@@ -172,25 +157,25 @@ def error_response(status: int, kind: str) -> dict[str, Any]:
     [response(("a", 1.0), failed=1), response(timed_out=True), error_response(503, "search_phase_execution_exception"),
      error_response(429, "rejected_execution_exception")],
 )  # fmt: skip
-def test_a_partial_answer_is_asked_for_again_and_never_taken(partial: dict[str, Any]) -> None:
-    whole = response(("a", 2.0), ("b", 1.0))
-    index, transport, _ = index_of({"responses": [whole, partial]}, {"responses": [whole]}, state="ready")
-    found = index.search(["first", "second"], 5)
-    assert [[hit.id for hit in hits] for hits in found] == [["a", "b"], ["a", "b"]]
+def test_incomplete_response_is_retried_and_never_used(partial: dict[str, Any]) -> None:
+    complete = response(("a", 2.0), ("b", 1.0))
+    index, transport, _ = index_of({"responses": [complete, partial]}, {"responses": [complete]}, state="ready")
+    results = index.search(["first", "second"], 5)
+    assert [[hit.id for hit in hits] for hits in results] == [["a", "b"], ["a", "b"]]
     assert [body.count(b'"match"') for _, _, body in transport.calls] == [2, 1]
-    index, _, _ = index_of({"responses": [partial]}, patience=0, state="ready")
-    with pytest.raises(IndexUnavailable, match="in full"):
+    index, _, _ = index_of({"responses": [partial]}, retry_seconds=0, state="ready")
+    with pytest.raises(IndexUnavailable, match="Incomplete"):
         index.search(["second"], 5)
 
 
-def test_a_search_that_the_cluster_does_not_understand_is_told_at_once() -> None:
+def test_rejected_search_raises_at_once() -> None:
     index, _, stop = index_of({"responses": [error_response(400, "parsing_exception")]})
     with pytest.raises(IndexMismatch, match="because"):
         index.search(["q"], 5)
-    assert not stop.waited
+    assert not stop.waits
 
 
-def test_a_cluster_with_a_low_clause_limit_gets_terms_then_advice() -> None:
+def test_low_clause_limit_gets_terms_then_advice() -> None:
     too_many = error_response(400, "too_many_nested_clauses")
     index, transport, _ = index_of({"responses": [too_many]}, {"responses": [response(("a", 1.0))]})
     assert [hit.id for hit in index.search(["q q"], 5)[0]] == ["a"]
@@ -200,34 +185,34 @@ def test_a_cluster_with_a_low_clause_limit_gets_terms_then_advice() -> None:
         index.search(["q q"], 5)
 
 
-def test_a_query_without_words_is_not_sent() -> None:
+def test_query_without_words_is_not_sent() -> None:
     index, transport, _ = index_of({"responses": [response(("a", 1.0))]})
     assert [len(hits) for hits in index.search(["…", "q"], 5)] == [0, 1]
     assert transport.calls[0][2].count(b'"match"') == 1
 
 
-def test_the_older_scale_of_scores_is_brought_to_the_common_one() -> None:
+def test_scores_of_opensearch_2_are_rescaled() -> None:
     class Older(Transport):
         def perform_request(self, method: str, path: str, params: dict[str, Any], body: Any) -> Any:
             older = {"version": {"distribution": "opensearch", "number": "2.19.1"}}
             return older if path == "/" else super().perform_request(method, path, params, body)
 
-    cluster = Cluster(Older([{"responses": [response(("a", 2.2))]}]), patience=0, stop=threading.Event())
-    [[hit]] = OpenSearchIndex(cluster, "i", META, shards=1).search(["q"], 5)
+    cluster = Cluster(Older([{"responses": [response(("a", 2.2))]}]), retry_seconds=0, stop=threading.Event())
+    [[hit]] = OpenSearchIndex(cluster, "i", MARK, shards=1).search(["q"], 5)
     assert hit.score == pytest.approx(1.0)
 
 
-def test_passages_that_cannot_be_read_now_are_not_taken_for_missing() -> None:
-    broken = {"docs": [{"_id": "a", "error": {"type": "shard", "reason": "away"}}]}
-    found = {"docs": [{"_id": "a", "found": True, "_source": {"text": "t", "source": "s"}}]}
-    index, _, _ = index_of(broken, found)
+def test_unreadable_passages_are_retried_and_not_missing() -> None:
+    unreadable = {"docs": [{"_id": "a", "error": {"type": "shard", "reason": "away"}}]}
+    readable = {"docs": [{"_id": "a", "found": True, "_source": {"text": "t", "source": "s"}}]}
+    index, _, _ = index_of(unreadable, readable)
     assert index.fetch(["a"]) == {"a": Passage("a", "t", "s")}
     index, _, _ = index_of({"docs": [{"_id": "a", "found": False}]})
     with pytest.raises(NotFound):
         index.fetch(["a"])
 
 
-# --- indexes that are not ours ----------------------------------------------------------------------------------------
+# --- indexes that this release did not write --------------------------------------------------------------------------
 
 KEY = CorpusKey("t", "n", "v")
 PROPERTIES = {
@@ -237,7 +222,7 @@ PROPERTIES = {
 
 
 def described(**over: Any) -> dict[str, Any]:
-    mappings = {"_meta": {"tlm": {**META, "state": "ready"}}, "properties": PROPERTIES, **over}
+    mappings = {"_meta": {"tlm": {**MARK, "state": "ready"}}, "properties": PROPERTIES, **over}
     similarity = {"default": {"type": "BM25", "k1": "1.2", "b": "0.75"}}
     return {
         f"tlm-{KEY.slug}": {
@@ -247,7 +232,7 @@ def described(**over: Any) -> dict[str, Any]:
     }
 
 
-def test_an_index_of_ours_is_opened() -> None:
+def test_own_index_is_opened() -> None:
     cluster, _, _ = cluster_of(described())
     index = OpenSearchIndexes(cluster, shards=1).open(KEY)
     assert isinstance(index, OpenSearchIndex) and index.ready
@@ -256,23 +241,23 @@ def test_an_index_of_ours_is_opened() -> None:
 @pytest.mark.parametrize(
     "over",
     [
-        {"_meta": {}}, {"_meta": {"tlm": {**META, "schema": 99}}}, {"_meta": {"tlm": {**META, "name": "other"}}},
+        {"_meta": {}}, {"_meta": {"tlm": {**MARK, "schema": 99}}}, {"_meta": {"tlm": {**MARK, "name": "other"}}},
         {"properties": {**PROPERTIES, "text": {"type": "text", "analyzer": "english", "index_options": "freqs"}}},
         {"properties": {**PROPERTIES, "more": {"type": "keyword"}}}, {"properties": {}},
         {"properties": {**PROPERTIES, "text": {**PROPERTIES["text"], "norms": False}}},
     ],
 )  # fmt: skip
-def test_an_index_that_is_not_ours_is_refused_for_reading_and_writing(over: dict[str, Any]) -> None:
+def test_foreign_index_is_neither_read_nor_written(over: dict[str, Any]) -> None:
     cluster, transport, _ = cluster_of(described(**over))
     indexes = OpenSearchIndexes(cluster, shards=1)
-    with pytest.raises(IndexMismatch, match="load the corpus again"):
+    with pytest.raises(IndexMismatch, match="Load the corpus again"):
         indexes.open(KEY)
     with pytest.raises(IndexMismatch):
         indexes.begin(KEY, "en")
     assert {method for method, _, _ in transport.calls} == {"GET"}
 
 
-def test_another_similarity_is_not_ours() -> None:
+def test_index_with_another_similarity_is_rejected() -> None:
     changed = described()
     changed[f"tlm-{KEY.slug}"]["settings"]["index"]["similarity"]["default"]["k1"] = "0.9"
     cluster, _, _ = cluster_of(changed)
@@ -280,7 +265,7 @@ def test_another_similarity_is_not_ours() -> None:
         OpenSearchIndexes(cluster, shards=1).open(KEY)
 
 
-def test_index_names_are_lower_case_and_never_the_same_for_two_keys() -> None:
+def test_index_names_are_lower_case_and_unique() -> None:
     keys = [CorpusKey("t", "Docs", "v1"), CorpusKey("t", "docs", "v1"), CorpusKey("u", "docs", "v1"),
             CorpusKey("t", "docs v1", ""), CorpusKey("t", "../..", "*"), CorpusKey("t", "文書" * 99, "v1")]  # fmt: skip
     slugs = [key.slug for key in keys]

@@ -1,4 +1,4 @@
-"""A server that answers as OpenSearch does for one whole index, and makes the trouble it is told to."""
+"""A server that answers like OpenSearch for one complete index, with failures on demand."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ BANNER = {"version": {"distribution": "opensearch", "number": "3.8.0"}}
 
 @dataclass(frozen=True)
 class Reply:
-    """What a request is answered with; status 0: the connection is cut."""
+    """The response to a request. Status 0 closes the connection."""
 
     status: int
     body: Any = None
 
 
-Trouble = Callable[[str, Any], Reply | None]
-"""Told the end of the path and the answer that would be given; the reply in its place, or None for no trouble."""
+Override = Callable[[str, Any], Reply | None]
+"""Receives the last part of the path and the normal response. Returns another response, or None."""
 
 
-def no_trouble(_end: str, _answer: Any) -> Reply | None:
+def no_override(_end: str, _answer: Any) -> Reply | None:
     return None
 
 
 @dataclass
-class PlayedOpenSearch:
-    """The server's state. banner: what `/` answers. password: of user `tlm`, if one is needed."""
+class FakeOpenSearch:
+    """The state of the server. banner: the response of `/`. password: of user `tlm`, if required."""
 
     key: CorpusKey
     passages: Sequence[Passage]
-    trouble: Trouble = no_trouble
+    override: Override = no_override
     banner: Any = field(default_factory=lambda: BANNER)
     password: str | None = None
-    asked: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
     url: str = ""
 
     @contextmanager
     def serving(self, *, port: int = 0, certificate: Path | None = None) -> Iterator[None]:
-        """Listen on loopback, over TLS if there is a certificate (with its key in one file)."""
+        """Listen on loopback, with TLS if there is a certificate (a file with certificate and key)."""
         state = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -69,7 +69,7 @@ class PlayedOpenSearch:
             daemon_threads = True
 
             def handle_error(self, *_: object) -> None:
-                return  # a client that does not trust the certificate hangs up
+                return  # a client that rejects the certificate closes the connection
 
         server = Server(("127.0.0.1", port), Handler)
         if certificate is not None:
@@ -90,9 +90,9 @@ class PlayedOpenSearch:
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
         path = request.path.partition("?")[0]
         end = path.rsplit("/", 1)[-1]
-        self.asked.append(end)
-        reply = self._refusal(request) or Reply(200, self._answer(path, body))
-        reply = self.trouble(end, reply.body) or reply
+        self.requests.append(end)
+        reply = self._unauthorized(request) or Reply(200, self._response(path, body))
+        reply = self.override(end, reply.body) or reply
         if reply.status == 0:
             request.close_connection = True
             return
@@ -103,33 +103,33 @@ class PlayedOpenSearch:
         request.end_headers()
         request.wfile.write(content)
 
-    def _refusal(self, request: BaseHTTPRequestHandler) -> Reply | None:
-        shown = "Basic " + base64.b64encode(f"tlm:{self.password}".encode()).decode()
-        if self.password is None or request.headers.get("Authorization") == shown:
+    def _unauthorized(self, request: BaseHTTPRequestHandler) -> Reply | None:
+        expected = "Basic " + base64.b64encode(f"tlm:{self.password}".encode()).decode()
+        if self.password is None or request.headers.get("Authorization") == expected:
             return None
         return Reply(401, {"error": {"type": "security_exception", "reason": "unable to authenticate"}, "status": 401})
 
-    def _answer(self, path: str, body: bytes) -> Any:
+    def _response(self, path: str, body: bytes) -> Any:
         if path == "/":
             return self.banner
         if path.endswith("/_count"):
             return {"count": len(self.passages), "_shards": {"failed": 0}}
         if path.endswith("/_msearch"):
-            return {"responses": [self._found(json.loads(line)) for line in body.splitlines()[1::2]]}
+            return {"responses": [self._hits(json.loads(line)) for line in body.splitlines()[1::2]]}
         if path.endswith("/_mget"):
-            held = {passage.id: passage for passage in self.passages}
-            return {"docs": [self._document(held[name]) for name in json.loads(body)["ids"]]}
+            stored = {passage.id: passage for passage in self.passages}
+            return {"docs": [self._document(stored[name]) for name in json.loads(body)["ids"]]}
         assert path == f"/tlm-{self.key.slug}", path
-        meta = {"schema": SCHEMA_VERSION, **self.key._asdict(), "analysis": "standard", "state": "ready"}
-        made = index_body(meta, "standard", 1)
-        settings = {**made["settings"], "uuid": "u"}
-        return {path[1:]: {"mappings": made["mappings"], "settings": {"index": settings}}}
+        mark = {"schema": SCHEMA_VERSION, **self.key._asdict(), "analysis": "standard", "state": "ready"}
+        body = index_body(mark, "standard", 1)
+        settings = {**body["settings"], "uuid": "u"}
+        return {path[1:]: {"mappings": body["mappings"], "settings": {"index": settings}}}
 
-    def _found(self, search: dict[str, Any]) -> dict[str, Any]:
+    def _hits(self, search: dict[str, Any]) -> dict[str, Any]:
         query = search["query"]["match"]["text"]["query"]
         hits = NaiveBM25(list(self.passages)).search(query, search["size"])
-        found = [{"sort": [hit.score, hit.id]} for hit in hits]
-        return {"status": 200, "timed_out": False, "_shards": {"failed": 0}, "hits": {"hits": found}}
+        entries = [{"sort": [hit.score, hit.id]} for hit in hits]
+        return {"status": 200, "timed_out": False, "_shards": {"failed": 0}, "hits": {"hits": entries}}
 
     @staticmethod
     def _document(passage: Passage) -> dict[str, Any]:

@@ -1,0 +1,151 @@
+"""What the storage contains for a corpus version: its passages, and the records of its load."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel
+
+from services.retriever.bulk import LoadCursor
+from services.retriever.indexes import CorpusKey, LoadingIndex
+from tlm_core.artifacts import ArtifactStore
+from tlm_core.corpus.passages import Passage
+from tlm_core.errors import CorruptArtifact, NotFound
+
+_COLUMNS = list(Passage._fields)
+_BATCH = 2_000
+_BUFFER = 1 << 20
+
+
+class CorpusFiles:
+    """The Parquet files of a corpus version.
+
+    Raises NotFound if there are none, CorruptArtifact if one is not a Parquet file of passages, StorageUnavailable.
+    """
+
+    def __init__(self, store: ArtifactStore, folder: str) -> None:
+        self._store = store
+        with store.errors(f"listing {folder}"):
+            self._paths = sorted(store.fs.glob(store.path(folder, "*.parquet")))
+            if not self._paths:
+                raise NotFound(f"No Parquet files in {folder}. Upload the corpus again.")
+
+    def count(self) -> int:
+        """Return the number of passages, from the metadata of the files."""
+        total = 0
+        for path in self._paths:
+            with self._open(path) as file:
+                total += int(file.metadata.num_rows)
+        return total
+
+    def batches(self, skip: int = 0) -> Iterator[list[Passage]]:
+        """Yield all passages in order, except for the first `skip`. Skipped row groups are not read."""
+        for path in self._paths:
+            with self._open(path) as file:
+                for group in range(file.metadata.num_row_groups):
+                    rows = file.metadata.row_group(group).num_rows
+                    if rows <= skip:
+                        skip -= rows
+                        continue
+                    # One row group per call: one call for all opens them, with their buffers, at the same time.
+                    for batch in file.iter_batches(_BATCH, row_groups=[group], columns=_COLUMNS):
+                        remaining, skip = batch.slice(skip), max(0, skip - batch.num_rows)
+                        columns = [remaining[name].to_pylist() for name in _COLUMNS]
+                        yield [Passage(*row) for row in zip(*columns, strict=True)]
+
+    @contextmanager
+    def _open(self, path: str) -> Iterator[pq.ParquetFile]:
+        with self._store.errors(f"reading {path}"), self._store.fs.open(path, "rb") as handle:
+            try:
+                # With a buffer, row groups of any size are read in pieces.
+                file = pq.ParquetFile(handle, buffer_size=_BUFFER)
+                missing = [name for name in _COLUMNS if name not in file.schema_arrow.names]
+                if missing:
+                    raise CorruptArtifact(f"{path} lacks the columns {missing}. Passages have {_COLUMNS}.")
+                yield file
+            except pa.ArrowInvalid as error:
+                message = f"{path} is not a complete Parquet file: {error}. Upload the corpus again."
+                raise CorruptArtifact(message) from error
+
+
+class _Source(BaseModel):
+    folder: str
+    language: str
+
+
+class _Progress(BaseModel):
+    index: str
+    cursor: LoadCursor
+
+
+class LoadRecords:
+    """Two small files beside the corpora of a tenant: `indexes/NAME/VERSION.json` and `VERSION.progress.json`.
+
+    Raises NotFound, StorageFull, StorageUnavailable.
+    """
+
+    def __init__(self, store: ArtifactStore) -> None:
+        self._store = store
+
+    def save_source(self, key: CorpusKey, folder: str, language: str) -> None:
+        """Record where the passages of `key` are, so that a lost index can be built again at any time."""
+        self._write(self._path(key, ".json"), _Source(folder=folder, language=language))
+
+    def source(self, key: CorpusKey) -> tuple[str, str]:
+        """Return folder and language of `key`. Raises NotFound if it was never loaded."""
+        body = self._read(self._path(key, ".json"))
+        if body is None:
+            raise NotFound(f"No {key} is loaded. Load it first.")
+        source = _Source.model_validate_json(body)
+        return source.folder, source.language
+
+    def save_progress(self, key: CorpusKey, index: LoadingIndex) -> None:
+        """Record how far the load of `index` is."""
+        self._write(self._path(key, ".progress.json"), _Progress(index=index.identity, cursor=index.cursor))
+
+    def progress(self, key: CorpusKey, identity: str | None = None) -> LoadCursor:
+        """Return how far the load of `key` is, or the start if that is unknown.
+
+        identity: only of this index. An index that was deleted and created again has another identity.
+        """
+        body = self._read(self._path(key, ".progress.json"))
+        if not body:
+            return LoadCursor()
+        progress = _Progress.model_validate_json(body)
+        return progress.cursor if identity is None or (identity and progress.index == identity) else LoadCursor()
+
+    def delete(self, key: CorpusKey) -> None:
+        """Delete the records of `key`, if there are any."""
+        with self._store.errors(f"deleting the records of {key}"):
+            for ending in (".json", ".progress.json"):
+                if self._store.fs.exists(self._path(key, ending)):
+                    self._store.fs.rm_file(self._path(key, ending))
+
+    def _path(self, key: CorpusKey, ending: str) -> str:
+        tenant, name, version = (quote(part, safe="") for part in key)
+        return self._store.path(tenant, "indexes", name, f"{version}{ending}")
+
+    def _read(self, path: str) -> bytes | None:
+        try:
+            with self._store.errors(f"reading {path}"):
+                return bytes(self._store.fs.cat_file(path))
+        except NotFound:
+            return None
+
+    def _write(self, path: str, record: BaseModel) -> None:
+        body = record.model_dump_json().encode()
+        with self._store.errors(f"writing {path}", writes=True):
+            self._store.fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+            if not self._store.local:  # object stores write a file completely or not at all
+                self._store.fs.pipe_file(path, body)
+                return
+            partial = f"{path}.{uuid.uuid4().hex}.part"
+            Path(partial).write_bytes(body)
+            os.replace(partial, path)

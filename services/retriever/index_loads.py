@@ -1,0 +1,215 @@
+"""Loads of corpus versions into their indexes. A load runs once however often it is requested, and resumes."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+
+from services.common.retriever_client import IndexLoad
+from services.retriever.bulk import Refused
+from services.retriever.corpus_storage import CorpusFiles, LoadRecords
+from services.retriever.indexes import CorpusIndexes, CorpusKey
+from tlm_core.artifacts import ArtifactStore
+from tlm_core.errors import Conflict, IndexMismatch, IndexUnavailable, NotFound, TLMError
+from tlm_core.selection.index import PassageIndex
+
+log = logging.getLogger(__name__)
+
+_STOP_SECONDS = 5.0
+_SAVE_SECONDS = 5.0
+
+
+@dataclass
+class _Load:
+    """A requested load. status.count is 0 until the files were read."""
+
+    folder: str
+    language: str
+    status: IndexLoad = field(default_factory=lambda: IndexLoad(state="loading"))
+    stop: threading.Event = field(default_factory=threading.Event)
+    future: Future[None] = field(default_factory=Future)
+
+    def update(self, **changes: object) -> None:
+        self.status = self.status.model_copy(update=changes)
+
+    def fail(self, error: TLMError) -> None:
+        self.update(state="failed", error=error.as_dict())
+
+
+class _Stopped(Exception):
+    """The load was dropped, or the process ends. Control flow."""
+
+
+class IndexLoads:
+    """Loads corpus versions from the storage into their indexes, one at a time. Thread-safe.
+
+    The storage records where the passages of each version are, so a lost index is built again when it is needed.
+    """
+
+    def __init__(
+        self,
+        indexes: CorpusIndexes,
+        store: ArtifactStore,
+        stop: threading.Event,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._indexes = indexes
+        self._store = store
+        self._records = LoadRecords(store)
+        self._stop = stop
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._loads: dict[CorpusKey, _Load] = {}
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="load")
+
+    def put(self, key: CorpusKey, folder: str, language: str) -> None:
+        """Load `key` from `folder` unless it is loaded or loading. A failed load starts again."""
+        load = self._loads.get(key)
+        if load is not None and load.status.state == "loading":
+            return
+        if self._complete_index(key) is None:
+            self._records.save_source(key, folder, language)
+            self._begin(key, folder, language)
+        elif load is not None:
+            # The index of a failed load is complete if only the response to its last step was lost.
+            load.update(state="ready", error=None)
+
+    def get(self, key: CorpusKey) -> IndexLoad:
+        """Return the progress of `key`. Raises NotFound if it is neither loaded nor requested."""
+        load = self._loads.get(key)
+        if load is not None and load.status.state != "ready":
+            return load.status
+        index = self._indexes.open(key)
+        refused = len(self.refused(key))
+        count = index.count() + refused
+        return IndexLoad(state="ready", count=count, loaded=count, refused=refused)
+
+    def refused(self, key: CorpusKey) -> tuple[Refused, ...]:
+        """Return the passages of `key` that its index can never store, with the reasons."""
+        return self._records.progress(key).refused
+
+    def ready(self, key: CorpusKey, *, wait: bool = False) -> PassageIndex:
+        """Return the complete index of `key`. wait: whether it retries while the cluster is unavailable.
+
+        Raises IndexUnavailable while the index is built (again), NotFound if it was never loaded, and the permanent
+        error of its load.
+        """
+        load = self._loads.get(key)
+        if load is not None and load.status.failure is not None:
+            if not load.status.failure.retryable:
+                raise load.status.failure
+            self.put(key, load.folder, load.language)
+            load = self._loads.get(key)
+        if load is None or load.status.state == "ready":
+            try:
+                return self._indexes.open(key, wait=wait)
+            except (NotFound, IndexMismatch) as error:
+                load = self._begin(key, *self._source(key, error))
+        loaded, count = load.status.loaded, load.status.count or "?"
+        raise IndexUnavailable(f"The index of {key} is being loaded ({loaded} of {count} passages). Try again later.")
+
+    def drop(self, key: CorpusKey) -> None:
+        """Stop the load of `key`. Delete its index and records. Raises IndexUnavailable if the load does not stop."""
+        with self._lock:
+            load = self._loads.get(key)
+        if load is not None:
+            load.stop.set()
+            if load.future.cancel():  # it waits for another load
+                load.fail(_stopped(key))
+            elif wait([load.future], _STOP_SECONDS).not_done:
+                raise IndexUnavailable(f"The load of {key} has not stopped yet. Try again.")
+        self._records.delete(key)
+        self._indexes.drop(key)
+        with self._lock:
+            self._loads.pop(key, None)
+
+    def close(self) -> None:
+        """Stop the running load. The next process resumes it on request."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _complete_index(self, key: CorpusKey) -> PassageIndex | None:
+        try:
+            return self._indexes.open(key)
+        except (NotFound, IndexMismatch):
+            return None
+
+    def _source(self, key: CorpusKey, error: TLMError) -> tuple[str, str]:
+        """Return folder and language of `key`. error: why its index is unusable, raised if no source is recorded."""
+        try:
+            return self._records.source(key)
+        except NotFound:
+            if isinstance(error, IndexMismatch):
+                raise error from None
+            raise
+
+    def _begin(self, key: CorpusKey, folder: str, language: str) -> _Load:
+        with self._lock:
+            load = self._loads.get(key)
+            if load is not None and load.status.state == "loading":
+                return load
+            load = self._loads[key] = _Load(folder, language)
+            load.future = self._pool.submit(self._run, key, load)
+            return load
+
+    def _run(self, key: CorpusKey, load: _Load) -> None:
+        try:
+            self._fill(key, load)
+            load.update(state="ready")
+        except _Stopped:
+            # A state of its own, because deleting the index afterwards may fail.
+            log.info("Load of %s stopped", key)
+            load.fail(_stopped(key))
+        except (NotFound, Conflict) as error:
+            # Another retriever may have completed the same load, and closed the index for writing.
+            if self._complete_index(key) is not None:
+                load.update(state="ready", loaded=load.status.count)
+            else:
+                load.fail(error)
+        except TLMError as error:
+            log.warning("Load of %s failed: %s", key, error)
+            load.fail(error)
+        except Exception as error:
+            # Otherwise the load would stay in the state `loading`.
+            log.exception("Load of %s failed", key)
+            load.fail(TLMError(f"The load failed: {error!r}. See the log of the retriever."))
+
+    def _fill(self, key: CorpusKey, load: _Load) -> None:
+        self._check_stop(load)
+        files = CorpusFiles(self._store, load.folder)
+        count = files.count()
+        load.update(count=count)
+        index = self._indexes.begin(key, load.language)
+        try:
+            cursor = self._records.progress(key, index.identity)
+            if cursor.position:
+                log.info("Load of %s resumes at passage %d", key, cursor.position)
+                index.resume(cursor)
+            load.update(loaded=cursor.position)
+            saved = self._clock()
+            for batch in files.batches(cursor.position):
+                self._check_stop(load)
+                index.add(batch)
+                load.update(loaded=index.cursor.position, refused=len(index.cursor.refused))
+                if self._clock() - saved >= _SAVE_SECONDS:
+                    self._records.save_progress(key, index)
+                    saved = self._clock()
+            index.flush()
+            self._records.save_progress(key, index)
+            index.commit(count)
+            refused = len(index.cursor.refused)
+            load.update(loaded=count, refused=refused)
+        finally:
+            index.close()
+        log.log(logging.WARNING if refused else logging.INFO, "%s: %d passages loaded, %d refused", key, count, refused)
+
+    def _check_stop(self, load: _Load) -> None:
+        if load.stop.is_set() or self._stop.is_set():
+            raise _Stopped
+
+
+def _stopped(key: CorpusKey) -> TLMError:
+    return IndexUnavailable(f"The load of {key} was stopped. Request it again.")

@@ -1,0 +1,244 @@
+"""Selections that run in the background. A selection runs once however often it is requested."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from services.common.retriever_client import SelectionRequest, SelectionRun
+from services.retriever.index_loads import IndexLoads
+from services.retriever.indexes import CorpusKey
+from tlm_core.artifacts import MANIFEST, ArtifactStore, Manifest, ManifestRef, drop_untouched
+from tlm_core.errors import CorruptArtifact, InvalidRecipe, InvalidRequest, NotFound, TLMError
+from tlm_core.selection.given import GIVEN
+from tlm_core.selection.interface import Corpus
+from tlm_core.selection.select import select
+from tlm_core.selection.selectors import Selection
+from tlm_core.tasks.task import Task
+
+log = logging.getLogger(__name__)
+
+_MAX_FINISHED = 1000
+_SCRATCH_SECONDS = 7 * 24 * 3600
+
+
+@dataclass
+class Run:
+    """One attempt to compute a selection for the folder `prefix`."""
+
+    prefix: str
+    status: SelectionRun = field(default_factory=lambda: SelectionRun(state="running"))
+    stop: threading.Event = field(default_factory=threading.Event)
+    begun: bool = False
+    rate_start: tuple[int, float] = (0, 0.0)
+
+    def update(self, **changes: object) -> None:
+        self.status = self.status.model_copy(update=changes)
+
+    def report(self, done: int, total: int, unit: str, now: float) -> None:
+        """Update progress and rate. The rate ignores what an earlier process had finished."""
+        if unit != self.status.unit or done < self.status.done or not self.status.total:
+            self.rate_start = (done, now)
+        first, since = self.rate_start
+        rate = (done - first) / (now - since) if done > first and now > since else None
+        self.update(done=done, total=total, unit=unit, rate=rate)
+
+    def fail(self, error: TLMError) -> None:
+        self.update(state="failed", error=error.as_dict())
+
+    @property
+    def reusable(self) -> bool:
+        """Whether an equal request gets this run instead of a new one."""
+        return self.status.failure is None or not self.status.failure.retryable
+
+
+class _Stopped(Exception):
+    """The run was stopped or replaced, or the process ends. Control flow."""
+
+
+class SelectionRuns:
+    """Runs a few selections at once and keeps the latest run of each artifact id in memory. Thread-safe.
+
+    After a restart, callers request their selections again.
+    """
+
+    def __init__(
+        self,
+        loads: IndexLoads,
+        store: ArtifactStore,
+        scratch: Path,
+        stop: threading.Event,
+        *,
+        at_once: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._loads = loads
+        self._store = store
+        self._scratch = scratch / "selections"
+        self._stop = stop
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._runs: dict[str, Run] = {}
+        self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="selection")
+        drop_untouched(self._scratch, _SCRATCH_SECONDS)
+
+    def put(self, artifact: str, request: SelectionRequest) -> None:
+        """Start the selection unless it runs, or is ready, for the same prefix.
+
+        Another prefix is another attempt and stops the previous one. Raises InvalidRecipe for invalid params.
+        """
+        params = _params(request)
+        with self._lock:
+            previous = self._runs.pop(artifact, None)
+            if previous is not None and previous.prefix == request.prefix and previous.reusable:
+                self._runs[artifact] = previous
+                return
+            if previous is not None:
+                previous.stop.set()
+            run = self._runs[artifact] = Run(request.prefix)
+            finished = [name for name, known in self._runs.items() if known.status.state != "running"]
+            for name in finished[: max(0, len(self._runs) - _MAX_FINISHED)]:
+                del self._runs[name]
+        self._pool.submit(self._run, artifact, request, params, run)
+
+    def get(self, artifact: str) -> SelectionRun:
+        """Return the state of the latest run; `unknown` if there is none, or if its files are lost or damaged."""
+        with self._lock:
+            run = self._runs.get(artifact)
+        if run is None:
+            return SelectionRun(state="unknown")
+        if run.status.ref is not None and not self._exists(run.status.ref):
+            self._remove(artifact, run)
+            return SelectionRun(state="unknown")
+        return run.status
+
+    def stop(self, artifact: str, prefix: str) -> bool:
+        """Stop the selection of `artifact` if its folder starts with `prefix`. Return whether it has stopped.
+
+        A running selection finishes its batch first. Partial results stay for the next equal request; a failure is
+        removed.
+        """
+        with self._lock:
+            run = self._runs.get(artifact)
+            if run is not None and run.status.state == "failed":
+                del self._runs[artifact]
+            if run is None or run.status.state != "running" or not run.prefix.startswith(prefix):
+                return True
+            run.stop.set()
+            if not run.begun:
+                del self._runs[artifact]
+            return not run.begun
+
+    def close(self) -> None:
+        """Wait for the running selections, which stop at their next batch."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _remove(self, artifact: str, run: Run) -> None:
+        with self._lock:
+            if self._runs.get(artifact) is run:
+                del self._runs[artifact]
+
+    def _run(self, artifact: str, request: SelectionRequest, params: Selection, run: Run) -> None:
+        with self._lock:
+            run.begun = not run.stop.is_set()
+        if not run.begun:
+            return
+        try:
+            ref = self._finished_before(artifact, request.prefix) or self._select(artifact, request, params, run)
+            self._finish(run, ref)
+        except _Stopped:
+            log.info("Selection %s in %s stopped", artifact, request.prefix)
+            self._remove(artifact, run)
+        except TLMError as error:
+            log.warning("Selection %s failed: %s", artifact, error)
+            if not error.retryable:
+                shutil.rmtree(self._scratch / artifact, ignore_errors=True)
+            run.fail(error)
+        except Exception as error:
+            # Otherwise the selection would stay in the state `running`.
+            log.exception("Selection %s failed", artifact)
+            run.fail(TLMError(f"The selection failed: {error!r}. See the log of the retriever."))
+
+    def _finish(self, run: Run, ref: ManifestRef) -> None:
+        """Mark the run as ready. If it was stopped during the write, delete its files."""
+        with self._lock:
+            if not run.stop.is_set():
+                run.update(ref=ref, state="ready")
+        if run.status.ref is None:
+            self._store.delete(run.prefix)
+            raise _Stopped
+
+    def _select(self, artifact: str, request: SelectionRequest, params: Selection, run: Run) -> ManifestRef:
+        def progress(done: int, total: int, unit: str) -> None:
+            if run.stop.is_set() or self._stop.is_set():
+                raise _Stopped
+            run.report(done, total, unit, self._clock())
+
+        task = self._store.localize(request.task)
+        source = self._source(request, params, task)
+        # The id identifies the content, so partial results of any earlier attempt or process are valid.
+        scratch = self._scratch / artifact
+        folder = self._scratch / f"{artifact}-{uuid.uuid4().hex}"
+        try:
+            facts = select(
+                Task.read(task), source, params, folder, seed=request.seed, scratch=scratch, progress=progress
+            )
+            meta = {key: value for key, value in facts.items() if key in ("passages", "corpus")}
+            progress(run.status.done, run.status.total, run.status.unit)
+            ref = self._store.write(request.prefix, folder, artifact=artifact, stage="select", meta=meta)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
+        return ref
+
+    def _source(self, request: SelectionRequest, params: Selection, task: Path) -> Corpus | Path | None:
+        """Return the corpus or the uploaded selection, as the selector requires."""
+        match params.definition.source:
+            case "nothing":
+                return None
+            case "dataset":
+                if not (task / GIVEN).is_file():
+                    raise InvalidRequest("The dataset has no selection. Upload it with a part 'selection'.")
+                return task / GIVEN
+        if request.corpus is None or request.version is None:
+            raise InvalidRequest(f"Selector '{params.selector}' needs a corpus and its version.")
+        key = CorpusKey(request.tenant, request.corpus, request.version)
+        return Corpus(key.name, key.version, self._loads.ready(key, wait=True))
+
+    def _finished_before(self, artifact: str, prefix: str) -> ManifestRef | None:
+        """Return the selection that an earlier process completed in the same folder, if there is one."""
+        path = self._store.path(prefix, MANIFEST)
+        with self._store.errors(f"reading {prefix}"):
+            body = self._store.fs.cat_file(path) if self._store.fs.exists(path) else b""
+        try:
+            manifest = Manifest.model_validate_json(body)
+        except ValidationError:
+            return None
+        ref = ManifestRef(folder=prefix, digest=manifest.digest)
+        return ref if manifest.artifact == artifact and self._exists(ref) else None
+
+    def _exists(self, ref: ManifestRef) -> bool:
+        """Whether the files of a selection are complete, by the check that the coordinator makes too."""
+        try:
+            self._store.check(ref)
+        except (NotFound, CorruptArtifact) as error:
+            log.warning("The selection in %s is lost and is computed again: %s", ref.folder, error)
+            return False
+        return True
+
+
+def _params(request: SelectionRequest) -> Selection:
+    try:
+        return Selection.model_validate(request.params)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise InvalidRecipe(f"Invalid selection options: {problems}") from error
