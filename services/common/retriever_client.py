@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tlm_core.artifacts import ManifestRef
 from tlm_core.errors import IndexUnavailable, NotFound, TLMError, error_from_dict, error_from_problem
-from tlm_core.wire import Hit, RefusedPassage, RefusedPassages, SearchResult
+from tlm_core.wire import Hit, Items, RefusedPassage, SearchResult
 
 _Response = TypeVar("_Response", bound=BaseModel)
 
@@ -117,7 +117,7 @@ class RetrieverClient:
     def refused(self, tenant: str, name: str, version: str) -> list[RefusedPassage]:
         """Return the passages that the index cannot store. A load with more than a thousand of them fails."""
         path = f"{_corpus_path(tenant, name, version)}/refused"
-        return list(_parse(RefusedPassages, self._call("GET", path)).data)
+        return list(_parse(Items[RefusedPassage], self._call("GET", path)).data)
 
     def delete_corpus(self, tenant: str, name: str, version: str) -> None:
         """Delete the index of a version, if it exists."""

@@ -29,7 +29,7 @@ from services.retriever.indexes import CorpusIndexes, CorpusKey, EmbeddedIndexes
 from services.retriever.selection_runs import SelectionRuns
 from tlm_core.artifacts import ArtifactStore
 from tlm_core.errors import TLMError, Unauthorized
-from tlm_core.wire import Hit, RefusedPassage, RefusedPassages, SearchResult
+from tlm_core.wire import Hit, Items, RefusedPassage, SearchResult
 
 log = logging.getLogger(__name__)
 
@@ -114,9 +114,9 @@ def _corpora(loads: IndexLoads) -> APIRouter:
         return loads.get(CorpusKey(tenant, name, version))
 
     @router.get("/corpora/{tenant}/{name}/versions/{version}/refused")
-    def get_refused(tenant: str, name: str, version: str) -> RefusedPassages:
+    def get_refused(tenant: str, name: str, version: str) -> Items[RefusedPassage]:
         refused = loads.refused(CorpusKey(tenant, name, version))
-        return RefusedPassages(
+        return Items[RefusedPassage](
             data=tuple(RefusedPassage(reason=entry.reason, **entry.passage._asdict()) for entry in refused)
         )
 

@@ -62,13 +62,13 @@ class PlayedRetriever:
             return httpx.Response(200, json={})
         if path == "/v1/search":
             hit = {"id": "p1", "score": 1.5, "text": f"about {body['query']}", "source": "docs"}
-            return httpx.Response(200, json={"hits": [hit]})
+            return httpx.Response(200, json={"version": "1", "hits": [hit]})
         if request.method == "PUT":
             self.loads.setdefault(path, {"state": "loading", "count": 3, "loaded": 0, "refused": self.refused})
             return httpx.Response(202, json={})
         if path.endswith("/refused"):
             passage = {"id": "p9", "text": "too long", "source": "docs", "reason": "id is too long"}
-            return httpx.Response(200, json={"refused": [passage] * self.refused})
+            return httpx.Response(200, json={"data": [passage] * self.refused})
         load = self.loads.get(path)
         if request.method == "DELETE":
             self.loads.pop(path, None)

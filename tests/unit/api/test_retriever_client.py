@@ -1,4 +1,4 @@
-"""What the retriever answers becomes values or errors of the project."""
+"""Responses of the retriever become values or errors of the project."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tlm_core.errors import EmptySelection, IndexMismatch, IndexUnavailable, Not
 REF = ManifestRef(folder="default/x", digest="1" * 64)
 
 
-def client(answer: Callable[[httpx.Request], httpx.Response]) -> RetrieverClient:
-    return RetrieverClient(httpx.Client(transport=httpx.MockTransport(answer), base_url="http://retriever"))
+def client(respond: Callable[[httpx.Request], httpx.Response]) -> RetrieverClient:
+    return RetrieverClient(httpx.Client(transport=httpx.MockTransport(respond), base_url="http://retriever"))
 
 
 def always(status: int, **kwargs: Any) -> RetrieverClient:
@@ -33,16 +33,16 @@ def hung(request: httpx.Request) -> httpx.Response:
     raise httpx.ReadTimeout("", request=request)
 
 
-@pytest.mark.parametrize("behaviour", [refused, hung])
-def test_a_retriever_that_does_not_answer_is_an_index_that_is_unavailable(
-    behaviour: Callable[[httpx.Request], httpx.Response],
+@pytest.mark.parametrize("failure", [refused, hung])
+def test_retriever_without_response_is_unavailable(
+    failure: Callable[[httpx.Request], httpx.Response],
 ) -> None:
     with pytest.raises(IndexUnavailable):
-        client(behaviour).search("default", "docs", "v1", "q", 3)
+        client(failure).search("default", "docs", "v1", "q", 3)
 
 
 @pytest.mark.parametrize("error", [EmptySelection("no hit"), IndexMismatch("not ours"), NotFound("no version")])
-def test_a_problem_is_raised_as_the_error_it_stands_for(error: Any) -> None:
+def test_problem_raises_its_error(error: Any) -> None:
     with pytest.raises(type(error), match=error.message):
         always(500, json=problem_of(error)).search("default", "docs", "v1", "q", 3)
 
@@ -52,25 +52,25 @@ def test_a_problem_is_raised_as_the_error_it_stands_for(error: Any) -> None:
                {"status_code": 500, "json": ["no", "problem"]}, {"status_code": 200, "json": {"hits": 3}},
                {"status_code": 401, "json": {"code": "unauthorized", "detail": "no"}}],
 )  # fmt: skip
-def test_nonsense_and_a_wrong_token_never_reach_the_user_as_their_fault(answer: dict[str, Any]) -> None:
+def test_invalid_response_and_wrong_token_make_it_unavailable(answer: dict[str, Any]) -> None:
     status = answer.pop("status_code")
     with pytest.raises(IndexUnavailable):
         always(status, **answer).search("default", "docs", "v1", "q", 3)
 
 
-def test_what_the_retriever_does_not_know_is_a_state() -> None:
+def test_not_found_becomes_the_state_unknown() -> None:
     unknown = always(404, json=problem_of(NotFound("x")))
     assert unknown.corpus("default", "docs", "v1").state == "unknown"
     assert unknown.get_selection("art_1").state == "unknown"
     unknown.delete_corpus("default", "docs", "v1")
 
 
-def test_a_failed_load_carries_its_error() -> None:
+def test_failed_load_has_its_error() -> None:
     load = always(200, json={"state": "failed", "error": IndexMismatch("not ours").as_dict()}).corpus("d", "n", "v")
     assert isinstance(load.failure, IndexMismatch)
 
 
-def test_a_selection_is_asked_for_and_looked_at_by_its_id() -> None:
+def test_selection_is_requested_and_read_by_artifact_id() -> None:
     seen: list[tuple[str, str, Any]] = []
 
     def answer(request: httpx.Request) -> httpx.Response:

@@ -65,7 +65,7 @@ def test_stop_names_the_folders_of_every_attempt() -> None:
 
     def answer(request: httpx.Request) -> httpx.Response:
         requests.append((request.method, request.url.params["prefix"]))
-        return httpx.Response(200, json={"over": False})
+        return httpx.Response(200, json={"stopped": False})
 
     client = RetrieverClient(httpx.Client(transport=httpx.MockTransport(answer), base_url="http://retriever"))
     assert not Selections(client).stop(make_job(), "art_1")
