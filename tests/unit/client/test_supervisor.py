@@ -151,7 +151,7 @@ def test_grandchildren_in_other_sessions_are_killed(stack: Stack) -> None:
     running: list[int] = []
 
     def ready() -> None:
-        running.extend(find_processes(stack.marks))
+        running.extend(wait_for(stack.marks, 2))
         stack.stop.set()
 
     stack.run(stack.part("ray", code), when_ready=ready)
