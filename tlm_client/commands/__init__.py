@@ -1,1 +1,1 @@
-"""The commands of `tlm`, one file for each thing they are about."""
+"""The commands of `tlm`, one file for each subject."""
