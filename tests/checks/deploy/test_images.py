@@ -22,8 +22,8 @@ DEPLOY = ROOT / "deploy"
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text().replace("\\\n", " ")
 OURS = ("services", "tlm_core", "tlm_client")
 HEAVY = {"torch", "transformers", "ray", "accelerate"}
-# fsspec loads s3fs by name.
-NOT_IMPORTED = {"s3fs"}
+# fsspec loads s3fs and zstandard by name.
+NOT_IMPORTED = {"s3fs", "zstandard"}
 # Packages that the code imports and that a listed package requires.
 DEPENDENCIES = {
     "starlette": "fastapi",
