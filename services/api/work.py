@@ -1,33 +1,21 @@
-"""The work a recipe asks for, counted before it is done: steps, tokens and FLOPs of the stages that train. No torch.
-
-The arithmetic of a step is that of tlm_core.training.flops; what has to be supposed beforehand is how long the texts
-are in tokens, which an earlier job on the same data tells exactly.
-"""
+"""The work of a node, counted before it runs: steps, tokens and FLOPs. This module does not import torch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import NormalDist
-from typing import Any
 
+from tlm_core.jobs.nodes import Node
 from tlm_core.training import flops
 from tlm_core.training.architectures import architecture_of
-from tlm_core.training.packing import first_fit
-from tlm_core.training.recipe import OWN_STARTS, Recipe
-
-# Subwords a word falls into, where no job has cut these texts yet: an own vocabulary of some 8,000 on English text.
-TOKENS_PER_WORD = 1.5
-# Masked positions are computed in multiples of 64, which adds half of that on average.
-_MASKED_PADDING = 32
-_SIMULATED = 512
-_BYTES = 4
+from tlm_core.training.params import FinetuneParams, JointParams, SeedsParams, TuneParams
+from tlm_core.training.recipe import OWN_STARTS, Model
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Shape of a model that is trained from scratch; vocab may be the recipe's where the true one is not known yet."""
+    """Sizes of a model that is trained from scratch."""
 
     layers: int
     hidden: int
@@ -39,153 +27,111 @@ class Sizes:
     architecture: str
 
     @property
-    def parameters(self) -> int:
-        """Weights of encoder and both heads, small vectors left out."""
-        return self.exported + architecture_of(self).vocabulary_parameters(self)
+    def exported(self) -> int:
+        """Parameters of encoder and task head."""
+        return architecture_of(self).exported_parameters(self)
 
     @property
-    def exported(self) -> int:
-        """Weights of what is finetuned and handed out: encoder and task head."""
-        return architecture_of(self).exported_parameters(self)
+    def parameters(self) -> int:
+        """Parameters of encoder and both heads, without small vectors."""
+        return self.exported + architecture_of(self).vocabulary_parameters(self)
 
 
 @dataclass(frozen=True)
 class Texts:
-    """A task's texts. rows: of each split; words: mean, median and 95th percentile of all splits together.
+    """The texts of a task. rows: per split; tokens: mean per text; vocab: of the tokenizer, None while unknown.
 
-    tokens: mean of a train text in tokens, if a job has cut these texts already.
+    passages: selected; passage_tokens: mean per passage; searched: passages of the corpus.
     """
 
     rows: Mapping[str, int]
-    mean: float
-    median: float
-    p95: float
-    pair: bool = False
-    tokens: float | None = None
-
-    def lengths(self, count: int, limit: int) -> list[int]:
-        """`count` made lengths in tokens, spread as a log-normal with these percentiles, cut at `limit`."""
-        spread = max(math.log(max(self.p95, 1.0) / max(self.median, 1.0)) / NormalDist().inv_cdf(0.95), 1e-6)
-        shape = [math.exp(spread * NormalDist().inv_cdf((i + 0.5) / count)) for i in range(count)]
-        wanted = self.tokens if self.tokens is not None else self.mean * TOKENS_PER_WORD + self.specials
-        scale = wanted * count / sum(shape)
-        made = [min(limit, max(self.specials + 1, round(scale * value))) for value in shape]
-        # What a job counted was cut already, so the mean has to hold after the cut.
-        while self.tokens is not None and sum(made) < 0.99 * min(self.tokens, limit - 1) * count:
-            scale *= 1.02
-            made = [min(limit, max(self.specials + 1, round(scale * value))) for value in shape]
-        return made
-
-    @property
-    def specials(self) -> int:
-        return 3 if self.pair else 2
+    tokens: float
+    labels: int
+    vocab: int | None
+    passages: int = 0
+    passage_tokens: float = 196.0
+    searched: int = 0
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage computes for one seed."""
+    """What a node computes. units: the time of a node is proportional to them."""
 
-    steps: float
-    tokens: float
-    flops: float
-
-    def times(self, factor: float) -> Work:
-        return Work(self.steps * factor, self.tokens * factor, self.flops * factor)
+    units: float
+    steps: float = 0.0
+    tokens: float | None = None
+    flops: float | None = None
 
 
-def sizes_of(recipe: Recipe, labels: int, vocab: int | None) -> Sizes | None:
-    """The model's shape; None for a published encoder, whose shape is known only once it is loaded.
-
-    vocab: as an earlier job found it; None: as the recipe asks for it.
-    """
-    model, tokenizer = recipe.model, recipe.tokenizer
-    size = vocab or (tokenizer.vocab_size if tokenizer.source == "own" else None)
-    if model.init not in OWN_STARTS or size is None:
+def sizes_of(model: Model, labels: int, vocab: int | None) -> Sizes | None:
+    """The sizes of a model; None for a published encoder, whose sizes are known only after it is loaded."""
+    if model.init not in OWN_STARTS or vocab is None:
         return None
     return Sizes(
-        model.layers, model.hidden, model.heads, model.intermediate, model.max_length, size, labels,
+        model.layers, model.hidden, model.heads, model.intermediate, model.max_length, vocab, labels,
         architecture=model.architecture,
     )  # fmt: skip
 
 
-def task_step(sizes: Sizes, texts: Texts, batch: int, mask_rate: float, *, task_loss: bool, optimizer: str) -> Work:
-    """One step on `batch` labelled texts, packed into rows as the loop packs them; mask_rate 0: nothing is masked."""
-    drawn = min(batch, _SIMULATED)
-    lengths = texts.lengths(drawn, sizes.max_length)
-    factor = batch / drawn
-    rows, tokens = len(first_fit(lengths, sizes.max_length)) * factor, sum(lengths) * factor
-    masked = mask_rate * (tokens - texts.specials * batch) + _MASKED_PADDING if mask_rate else 0.0
-    products = _products(sizes, rows, masked, batch if task_loss else 0)
-    return Work(1, tokens, products + update_flops(sizes, optimizer))
+def work_of(node: Node, texts: Texts) -> Work | None:
+    """The work of a node, or None if it is unknown.
 
-
-def retrieved_step(sizes: Sizes, rows: int, mask_rate: float, specials_share: float, optimizer: str) -> Work:
-    """One step on retrieved text, which fills its rows."""
-    tokens = rows * sizes.max_length
-    masked = mask_rate * tokens * (1 - specials_share) + _MASKED_PADDING
-    return Work(1, tokens, _products(sizes, rows, masked, 0) + update_flops(sizes, optimizer))
-
-
-def joint_work(recipe: Recipe, sizes: Sizes, texts: Texts, passage_tokens: float | None, *, retrieves: bool) -> Work:
-    """The joint stage of one seed. passage_tokens: mean of a passage, if known. Budgets in seconds: work of a step.
-
-    A cycle of rho1 retrieved steps and one task step (paper section 3.2) is taken as often as fits the budget.
+    Units: FLOPs of training (tokens for models other than transformers), rows to validate, queries times passages to
+    select, tokens to prepare and evaluate; other nodes are one unit.
     """
-    joint = recipe.joint
-    end = joint.mask_rate if joint.mask_rate_end is None else joint.mask_rate_end
-    rate = (joint.mask_rate + end) / 2
-    on_task = joint.task_loss or joint.mlm_on_task
-    share = 1 / (joint.rho1 + 1) if retrieves else 1.0
-    share = share if on_task or not retrieves else 0.0
-    task = task_step(
-        sizes, texts, joint.task_batch, rate if joint.mlm_on_task else 0.0, task_loss=joint.task_loss,
-        optimizer=joint.optimizer.name,
-    )  # fmt: skip
-    specials = 2 / passage_tokens if passage_tokens else 0.0
-    found = retrieved_step(sizes, joint.batch_rows, rate, specials, joint.optimizer.name)
-    mean = Work(
-        1, share * task.tokens + (1 - share) * found.tokens, share * task.flops + (1 - share) * found.flops
-    )  # fmt: skip
+    params, rows = node.params, texts.rows
+    if isinstance(params, JointParams):
+        sizes = sizes_of(params.model, texts.labels, texts.vocab)
+        return _joint_work(params, sizes, texts) if sizes else None
+    if isinstance(params, TuneParams):
+        return _finetune_work(params, texts)
+    match node.stage.name:
+        case "validate":
+            return Work(sum(rows.values()))
+        case "select":
+            return Work(rows["train"] * max(texts.searched, 1))
+        case "prepare":
+            return Work(sum(rows.values()) * texts.tokens + texts.passages * texts.passage_tokens)
+    if isinstance(params, SeedsParams):
+        return Work(len(params.seeds) * texts.tokens * (rows.get("validation", 0) + rows.get("test", 0)))
+    return Work(1.0)
+
+
+def _joint_work(params: JointParams, sizes: Sizes, texts: Texts) -> Work:
+    """The joint stage of one seed. A budget in seconds counts as one step."""
+    joint, optimizer = params.joint, params.optimizer.name
+    rate = (joint.mask_rate + (joint.mask_rate if joint.mask_rate_end is None else joint.mask_rate_end)) / 2
+    task, retrieved = joint.task_batch * texts.tokens, float(joint.batch_rows * sizes.max_length)
+    on_task = _step(
+        sizes, task, rate * task if joint.mlm_on_task else 0.0, joint.task_batch * joint.task_loss, optimizer
+    )
+    on_passages = _step(sizes, retrieved, rate * retrieved, 0, optimizer)
+    # A cycle has rho1 steps on passages and one step on the task (paper section 3.2).
+    share = 1 / (joint.rho1 + 1) if joint.task_loss or joint.mlm_on_task else 0.0
+    share = share if texts.passages else 1.0
+    tokens, step = share * task + (1 - share) * retrieved, share * on_task + (1 - share) * on_passages
     ((unit, amount),) = ((unit, value) for unit, value in joint.budget if value is not None)
-    steps = {"steps": float(amount), "tokens": amount / mean.tokens, "flops": amount / mean.flops, "seconds": 1.0}[unit]
-    return mean.times(math.ceil(steps))
+    steps = math.ceil({"steps": amount, "tokens": amount / tokens, "flops": amount / step, "seconds": 1}[unit])
+    return Work(steps * step, steps, steps * tokens, steps * step)
 
 
-def finetune_work(recipe: Recipe, sizes: Sizes, texts: Texts) -> Work:
-    """The finetune stage of one seed, validations not counted."""
-    part = recipe.finetune
-    step = task_step(sizes, texts, part.batch, 0.0, task_loss=True, optimizer=part.optimizer.name)
-    return step.times(part.steps(texts.rows["train"]))
-
-
-def update_flops(sizes: Sizes, optimizer: str) -> float:
-    """Matrix products of one update: Muon's, on the encoder's matrices; AdamW has none."""
-    if optimizer != "muon":
-        return 0.0
-    return flops.newton_schulz(architecture_of(sizes).matrices(sizes))
-
-
-def disk_bytes(sizes: Sizes, recipe: Recipe, seeds: int, tokens: float, select_bytes: float) -> int:
-    """What the job's artifacts take: selection, token stores, weights of every seed, the export twice (ONNX)."""
-    stores = tokens * (2 if sizes.vocab < 2**16 else 4)
-    counted = _BYTES * sizes.vocab * sizes.hidden if recipe.model.init == "counts" else 0
-    joint = _BYTES * sizes.parameters if recipe.joint.enabled else 0
-    finetuned = 1 + len(recipe.finetune.rates)  # each try, and the chosen one under the seed's name
-    return round(select_bytes + stores + counted + seeds * joint + (seeds * finetuned + 2) * _BYTES * sizes.exported)
-
-
-def facts_of(report: Mapping[str, Any]) -> Texts | None:
-    """The texts that a data set's validation report tells of; None if it has no lengths."""
-    lengths, counts = report.get("lengths"), report.get("counts") or {}
-    if not lengths or "train" not in counts:
+def _finetune_work(params: TuneParams, texts: Texts) -> Work | None:
+    """Finetuning of one seed, without validation."""
+    steps, batch = params.finetune.steps(texts.rows["train"]), params.finetune.batch
+    tokens = steps * batch * texts.tokens
+    if not isinstance(params, FinetuneParams):
+        return Work(tokens, steps, tokens)
+    if (sizes := sizes_of(params.model, texts.labels, texts.vocab)) is None:
         return None
-    pair = any("text_pair" in row for row in report.get("preview", ()))
-    return Texts(counts, lengths["mean_words"], lengths["p50"], lengths["p95"], pair)
+    total = steps * _step(sizes, batch * texts.tokens, 0.0, batch, params.optimizer.name)
+    return Work(total, steps, tokens, total)
 
 
-def _products(sizes: Sizes, rows: float, masked: float, documents: float) -> float:
-    # The count is linear in each of them, so that means may be put in.
-    one = flops.forward(sizes, 1, sizes.max_length, 0, 0)
+def _step(sizes: Sizes, tokens: float, masked: float, documents: int, optimizer: str) -> float:
+    """FLOPs of one step on `tokens` tokens in full rows. Products are linear in each argument, so means are exact."""
+    row = flops.forward(sizes, 1, sizes.max_length, 0, 0)
     head = flops.forward(sizes, 0, sizes.max_length, 1, 0)
     task = flops.forward(sizes, 0, sizes.max_length, 0, 1)
-    return flops.FORWARD_AND_BACKWARD * (rows * one + masked * head + documents * task)
+    products = math.ceil(tokens / sizes.max_length) * row + masked * head + documents * task
+    update = flops.newton_schulz(architecture_of(sizes).matrices(sizes)) if optimizer == "muon" else 0.0
+    return flops.FORWARD_AND_BACKWARD * products + update
