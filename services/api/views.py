@@ -33,7 +33,7 @@ def corpus_view(corpus: CorpusRecord, loads: Sequence[CorpusLoad]) -> wire.Corpu
     return wire.Corpus(
         name=corpus.name,
         version=ready.version if ready else None,
-        versions=tuple(wire.CorpusVersion.model_validate(one, from_attributes=True) for one in corpus.versions),
+        versions=tuple(wire.CorpusVersion.model_validate(version, from_attributes=True) for version in corpus.versions),
         loads=tuple(map(load_view, loads)),
     )
 
