@@ -1,4 +1,4 @@
-"""How much memory a process has held. A module of its own, so that what is measured imports nothing else for it."""
+"""Read the peak memory of a process. A separate module, so that measured processes import nothing else."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from pathlib import Path
 
 
 def peak_bytes() -> int:
-    """Most memory that this process has held. (`ru_maxrss` would count what its parent held when it was started.)"""
+    """Return the peak memory of this process. (`ru_maxrss` includes the memory of its parent at the start.)"""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])  # type: ignore[index]

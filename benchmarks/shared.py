@@ -1,4 +1,4 @@
-"""Where the checkout and the real data lie, for every benchmark."""
+"""The folders of the checkout and of the real data."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def shared_data() -> Path:
-    """The folder with `tasks/` and `corpus/`. Raises NotFound with what to set."""
+    """Return the folder with `tasks/` and `corpus/`. Raises NotFound if it does not exist."""
     folder = Path(os.environ.get("TLM_SHARED_DATA") or ROOT.parent / "shared" / "data")
     if not (folder / "tasks").is_dir():
-        raise NotFound(f"no real data at {folder}; set TLM_SHARED_DATA to a folder with tasks/ and corpus/")
+        raise NotFound(f"No real data at {folder}. Set TLM_SHARED_DATA to a folder with tasks/ and corpus/.")
     return folder

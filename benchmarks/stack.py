@@ -1,4 +1,4 @@
-"""A stack of their own for benchmarks that need the whole service."""
+"""An embedded stack for benchmarks that need the whole service."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tlm_client.stack.parts import StackOptions
 
 @contextmanager
 def stack_with_sciie() -> Iterator[TLMClient]:
-    """A client of a fresh embedded stack that has SciERC as data set `bench`; nothing of it stays."""
+    """Start an embedded stack with SciERC as dataset `bench`, yield a client, and remove the stack."""
     source = shared_data() / "tasks" / "sciie"
     files = {split: source / f"{split}.jsonl" for split in ("train", "validation", "test")}
     folder = Path(tempfile.mkdtemp(prefix="tlm-bench-"))

@@ -1,7 +1,6 @@
-"""All figures of retrieval, each benchmark in a process of its own: `make bench-retrieval`.
+"""Run each retrieval benchmark in its own process: `make bench-retrieval`.
 
-`--three-million` is passed on to the growth of the index. Exits with 1 if one of them failed; the others are run all
-the same.
+`--three-million` applies to the growth of the index. Exit with 1 if one fails; the others still run.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ NAMES = ("search", "ingest", "growth", "selection")
 def main() -> int:
     failed = []
     for name in NAMES:
-        began = time.monotonic()
+        start = time.monotonic()
         arguments = sys.argv[1:] if name == "growth" else []
         if subprocess.run(program(name, *arguments), check=False).returncode:
             failed.append(name)
-        remark(f"{name} took {time.monotonic() - began:.0f} s")
+        remark(f"{name} took {time.monotonic() - start:.0f} s")
     if failed:
         remark(f"failed: {', '.join(failed)}")
     return 1 if failed else 0

@@ -1,7 +1,7 @@
-"""How the time of a query grows with the corpus: below linear is the claim. Leaves a plot (`--plot FILE`).
+"""Measure how the time of a query grows with the corpus, and plot it (`--plot FILE`).
 
-`--three-million` adds an index of three million passages, recombined of the real ones' sentences; making it takes long.
-On a cluster of one's own (OPENSEARCH_URL) the indexes stay, and the next run takes them as they are.
+`--three-million` adds an index of three million passages of recombined sentences, which takes long to build. With
+OPENSEARCH_URL, the indexes remain and the next run uses them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from benchmarks.report import figure, remark
-from benchmarks.retrieval.retrieval_data import TOP_K, folder, opensearch, passages, queries, recombined
+from benchmarks.retrieval.retrieval_data import TOP_K, opensearch, passages, plot_folder, queries, recombined
 from services.retriever.indexes import CorpusKey, OpenSearchIndexes
 from tlm_core.corpus.passages import Passage
 from tlm_core.errors import NotFound
@@ -31,67 +31,67 @@ _REPEATS = 3
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--three-million", action="store_true")
-    parser.add_argument("--plot", type=Path, default=folder() / "growth.svg")
+    parser.add_argument("--plot", type=Path, default=plot_folder() / "growth.svg")
     options = parser.parse_args()
-    real, asked = passages(), queries()[::_EVERY]
+    real, texts = passages(), queries()[::_EVERY]
     points: list[tuple[int, float]] = []
-    with opensearch(heap="4g" if options.three_million else "2g") as (_, _, places):
+    with opensearch(heap="4g" if options.three_million else "2g") as (_, _, indexes):
         for size in (*SIZES, len(real), *([_MANY] if options.three_million else [])):
-            points.append((size, _measure(_index(places, real, size), size, asked)))
+            points.append((size, _measure(_index(indexes, real, size), size, texts)))
     figure("growth_exponent", [_slope(points)], unit="power of the number of passages", goal=1, better="lower")
     options.plot.write_text(_plot(points), encoding="utf-8")
     remark(f"plotted in {options.plot}")
 
 
-def _index(places: OpenSearchIndexes, real: Sequence[Passage], size: int) -> PassageIndex:
-    """An index of the first `size` passages, and of recombined ones if there are not so many."""
+def _index(indexes: OpenSearchIndexes, real: Sequence[Passage], size: int) -> PassageIndex:
+    """Return an index of the first `size` passages, completed by recombined ones."""
     key = CorpusKey("bench", "growth", str(size))
     try:
-        there = places.open(key)
-        if there.count() == size:
-            return there
+        existing = indexes.open(key)
+        if existing.count() == size:
+            return existing
     except NotFound:
         pass
-    places.drop(key)
-    made: Iterable[Passage] = recombined(real, size - len(real)) if size > len(real) else ()
-    index, stream = places.begin(key, "en"), chain(islice(real, size), made)
+    indexes.drop(key)
+    extra: Iterable[Passage] = recombined(real, size - len(real)) if size > len(real) else ()
+    index, stream = indexes.begin(key, "en"), chain(islice(real, size), extra)
     while batch := list(islice(stream, 2_000)):
         index.add(batch)
     index.commit()
     index.close()
-    return places.open(key)
+    return indexes.open(key)
 
 
-def _measure(index: PassageIndex, size: int, asked: Sequence[str]) -> float:
-    """Seconds for a query, the median of some runs; prints it."""
-    _seconds(index, asked)  # warm: the first run reads the files
+def _measure(index: PassageIndex, size: int, texts: Sequence[str]) -> float:
+    """Print and return the seconds per query, the median of the runs."""
+    _seconds(index, texts)  # warm-up: the first run reads the files
     line = figure(
-        f"growth_seconds_per_query_{size}", [_seconds(index, asked) for _ in range(_REPEATS)], unit="s", better="lower"
+        f"growth_seconds_per_query_{size}", [_seconds(index, texts) for _ in range(_REPEATS)], unit="s", better="lower"
     )
     return float(str(line["value"]))
 
 
-def _seconds(index: PassageIndex, asked: Sequence[str]) -> float:
-    began = time.perf_counter()
-    for start in range(0, len(asked), BATCH):
-        index.search(asked[start : start + BATCH], TOP_K)
-    return (time.perf_counter() - began) / len(asked)
+def _seconds(index: PassageIndex, texts: Sequence[str]) -> float:
+    started = time.perf_counter()
+    for start in range(0, len(texts), BATCH):
+        index.search(texts[start : start + BATCH], TOP_K)
+    return (time.perf_counter() - started) / len(texts)
 
 
 def _slope(points: Sequence[tuple[int, float]]) -> float:
-    """The power with which seconds grow: the slope of a line through the logarithms."""
+    """Return the exponent of growth: the slope of a line through the logarithms."""
     xs, ys = [math.log(size) for size, _ in points], [math.log(seconds) for _, seconds in points]
     mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
-    above = sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys, strict=True))
-    return above / sum((x - mean_x) ** 2 for x in xs)
+    covariance = sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys, strict=True))
+    return covariance / sum((x - mean_x) ** 2 for x in xs)
 
 
 def _plot(points: Sequence[tuple[int, float]]) -> str:
-    """Milliseconds for a query over passages; dashed: as it would grow in a line from the first point on."""
+    """Plot milliseconds per query by corpus size; the dashed line shows linear growth from the first point."""
     first, seconds = points[0]
     curves = [
-        Curve("OpenSearch", [(size, 1000 * taken, None) for size, taken in points]),
-        Curve("if it were linear", [(size, 1000 * seconds * size / first, None) for size, _ in points], dashed=True),
+        Curve("OpenSearch", [(size, 1000 * duration, None) for size, duration in points]),
+        Curve("linear growth", [(size, 1000 * seconds * size / first, None) for size, _ in points], dashed=True),
     ]
     title = f"Time of a query, whole text, top {TOP_K}"
     return plot(curves, title=title, x="passages in the index", y="milliseconds", log_x=True)

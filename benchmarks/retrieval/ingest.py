@@ -1,7 +1,7 @@
-"""Loading a corpus: documents a second against the client library's own helper, and memory at two sizes.
+"""Measure documents per second of a load against the client library's helper, and memory at three sizes.
 
-The rival is `opensearchpy.helpers.streaming_bulk` as it comes, into an index with our mapping and the server's own
-settings. Both read the same Parquet files; ours keeps its cursor as the service does.
+The rival is `opensearchpy.helpers.streaming_bulk` with its defaults, into an index with our mapping and the server's
+default settings. Both read the same Parquet files.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _REPEATS = 3
 
 
 def main() -> None:
-    with opensearch() as (url, cluster, places), tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
+    with opensearch() as (url, cluster, indexes), tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         real = passages()
         write_corpus(real[:_COUNT], folder / "storage" / "part")
         write_corpus(real, folder / "storage" / "whole")
@@ -39,32 +39,34 @@ def main() -> None:
         del real
         files = CorpusFiles(ArtifactStore(str(folder / "storage"), folder / "cache"), "part")
         rates = alternate(
-            {"ours": lambda: _ours(places, files), "streaming_bulk": lambda: _theirs(url, cluster, files)}, _REPEATS
+            {"ours": lambda: _ours(indexes, files), "streaming_bulk": lambda: _theirs(url, cluster, files)}, _REPEATS
         )
-        for name, runs in rates.items():
-            figure(f"ingest_{name}", runs, unit="documents/s")
+        for rival, runs in rates.items():
+            figure(f"ingest_{rival}", runs, unit="documents/s")
         figure("ingest_vs_streaming_bulk", ratios(rates["ours"], rates["streaming_bulk"]), unit="times", goal=1.3)
-        for name in ("part", "whole", "thrice"):
-            done = subprocess.run(program("load", url, folder, name), stdout=subprocess.PIPE, text=True, check=True)
-            told = json.loads(done.stdout)
-            label = f"ingest_memory_{told['passages']}"
-            figure(label, [told["peak_bytes"] / 1e6], unit="MB", goal=300, better="lower")
-            if name == "whole":
-                figure("ingest_whole_seconds", [told["seconds"]], unit="s", better="lower")
+        for corpus in ("part", "whole", "thrice"):
+            process = subprocess.run(
+                program("load", url, folder, corpus), stdout=subprocess.PIPE, text=True, check=True
+            )
+            load = json.loads(process.stdout)
+            label = f"ingest_memory_{load['passages']}"
+            figure(label, [load["peak_bytes"] / 1e6], unit="MB", goal=300, better="lower")
+            if corpus == "whole":
+                figure("ingest_whole_seconds", [load["seconds"]], unit="s", better="lower")
 
 
-def _ours(places: OpenSearchIndexes, files: CorpusFiles) -> float:
+def _ours(indexes: OpenSearchIndexes, files: CorpusFiles) -> float:
     key = CorpusKey("bench", "ours", "v1")
-    places.drop(key)
-    index = places.begin(key, "en")
-    began, count = time.perf_counter(), 0
+    indexes.drop(key)
+    index = indexes.begin(key, "en")
+    start, count = time.perf_counter(), 0
     for batch in files.batches():
         index.add(batch)
         count += len(batch)
     index.flush()
-    rate = count / (time.perf_counter() - began)
+    rate = count / (time.perf_counter() - start)
     index.close()
-    places.drop(key)
+    indexes.drop(key)
     return rate
 
 
@@ -79,9 +81,9 @@ def _theirs(url: str, cluster: Cluster, files: CorpusFiles) -> float:
                 yield {"_index": name, "_id": passage.id, "_source": passage._asdict()}
 
     with OpenSearch(hosts=[url], timeout=60) as client:
-        began = time.perf_counter()
+        start = time.perf_counter()
         count = sum(bool(ok) for ok, _ in streaming_bulk(client, actions()))
-        rate = count / (time.perf_counter() - began)
+        rate = count / (time.perf_counter() - start)
     cluster.call("DELETE", f"/{name}")
     return rate
 

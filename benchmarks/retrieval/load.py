@@ -1,8 +1,8 @@
-"""One load as the service does it, in a process of its own whose memory is told:
+"""Run one load as the service does, and print its time and peak memory:
 
     python -m benchmarks.retrieval.load URL FOLDER CORPUS
 
-FOLDER/storage/CORPUS holds the Parquet files. Prints {"passages", "seconds", "peak_bytes"}.
+FOLDER/storage/CORPUS has the Parquet files. The output is {"passages", "seconds", "peak_bytes"}.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def main() -> None:
     store = ArtifactStore(f"{folder}/storage", Path(folder) / "cache")
     loads = IndexLoads(indexes, store, threading.Event())
     key = CorpusKey("bench", corpus, "v1")
-    began = time.perf_counter()
+    start = time.perf_counter()
     loads.put(key, corpus, "en")
     while (load := loads.get(key)).state == "loading":
         time.sleep(0.1)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     if load.state != "ready":
         raise SystemExit(str(load.error))
     print(json.dumps({"passages": load.count, "seconds": seconds, "peak_bytes": peak_bytes()}))

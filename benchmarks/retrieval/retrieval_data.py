@@ -1,4 +1,4 @@
-"""What every retrieval benchmark works on: the real corpus, the real queries, a real OpenSearch of its own."""
+"""The real corpus, real queries and a real OpenSearch for every retrieval benchmark."""
 
 from __future__ import annotations
 
@@ -28,47 +28,47 @@ _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
 
 def queries() -> list[str]:
-    """The 3,219 train texts of SciERC, in their order."""
+    """Return the 3,219 training texts of SciERC."""
     lines = (shared_data() / "tasks" / "sciie" / "train.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line)["text"] for line in lines]
 
 
 def passages() -> list[Passage]:
-    """The whole corpus, in an order that depends on no source, so that its first n are a sample of it."""
-    found: list[Passage] = []
+    """Return the corpus in a fixed random order, so that its first n passages are a sample."""
+    corpus: list[Passage] = []
     for path in sorted((shared_data() / "corpus").glob("*.parquet")):
         columns = pq.read_table(path, columns=list(Passage._fields)).to_pydict().values()
-        found.extend(Passage(*row) for row in zip(*columns, strict=True))
-    return sorted(found, key=lambda passage: hashlib.blake2b(passage.id.encode(), digest_size=8).digest())
+        corpus.extend(Passage(*row) for row in zip(*columns, strict=True))
+    return sorted(corpus, key=lambda passage: hashlib.blake2b(passage.id.encode(), digest_size=8).digest())
 
 
 def recombined(real: Sequence[Passage], count: int, seed: int = 0) -> Iterator[Passage]:
-    """`count` passages as long as real ones, each of sentences drawn from all of them: none is another's copy."""
+    """Yield `count` distinct passages, as long as real ones, of randomly drawn real sentences."""
     draw = random.Random(seed)
     sentences = [(s, len(s.split())) for passage in real for s in _SENTENCE.split(passage.text) if s]
     lengths = [len(passage.text.split()) for passage in real]
     seen: set[int] = set()
     while len(seen) < count:
-        left, drawn = draw.choice(lengths), []
-        while left > 0:
+        remaining, drawn = draw.choice(lengths), []
+        while remaining > 0:
             sentence, words = draw.choice(sentences)
             drawn.append(sentence)
-            left -= words
-        made = make_passage(" ".join(drawn), f"made-{len(seen) % 16}")
-        if (key := hash(made.id)) not in seen:  # single sentences come again
+            remaining -= words
+        passage = make_passage(" ".join(drawn), f"recombined-{len(seen) % 16}")
+        if (key := hash(passage.id)) not in seen:  # single sentences repeat
             seen.add(key)
-            yield made
+            yield passage
 
 
-def write_corpus(found: Sequence[Passage] | Iterator[Passage], folder: Path) -> None:
-    """Parquet files as a corpus version has them."""
+def write_corpus(stream: Sequence[Passage] | Iterator[Passage], folder: Path) -> None:
+    """Write the Parquet file of a corpus version."""
     import pyarrow as pa
 
     folder.mkdir(parents=True, exist_ok=True)
     schema = pa.schema([(name, pa.string()) for name in Passage._fields])
     with pq.ParquetWriter(folder / "passages-00000.parquet", schema, compression="zstd") as writer:
         rows: list[Passage] = []
-        for passage in found:
+        for passage in stream:
             rows.append(passage)
             if len(rows) == 10_000:
                 writer.write_table(_table(rows, schema))
@@ -83,21 +83,21 @@ def _table(rows: list[Passage], schema: object) -> object:
     return pa.table([list(column) for column in zip(*rows, strict=True)], schema=schema)
 
 
-def fill(place: CorpusIndexes, name: str, found: Sequence[Passage]) -> PassageIndex:
-    """A committed index of `found`."""
+def build_index(indexes: CorpusIndexes, name: str, corpus: Sequence[Passage]) -> PassageIndex:
+    """Index a corpus and return its index."""
     key = CorpusKey("bench", name, "v1")
-    place.drop(key)
-    index = place.begin(key, "en")
-    for start in range(0, len(found), _BATCH):
-        index.add(found[start : start + _BATCH])
-    index.commit(len(found))
+    indexes.drop(key)
+    index = indexes.begin(key, "en")
+    for start in range(0, len(corpus), _BATCH):
+        index.add(corpus[start : start + _BATCH])
+    index.commit(len(corpus))
     index.close()
-    return place.open(key)
+    return indexes.open(key)
 
 
 @contextmanager
 def opensearch(heap: str = "2g") -> Iterator[tuple[str, Cluster, OpenSearchIndexes]]:
-    """The address of an OpenSearch of this run (OPENSEARCH_URL if it is given), and our indexes on it."""
+    """Start OpenSearch, or use OPENSEARCH_URL, and yield its address, a client and our indexes."""
     with tempfile.TemporaryDirectory(prefix="bench-opensearch-") as folder:
         server = None
         url = os.environ.get("OPENSEARCH_URL")
@@ -115,12 +115,12 @@ def opensearch(heap: str = "2g") -> Iterator[tuple[str, Cluster, OpenSearchIndex
 
 
 def program(module: str, *arguments: object) -> list[str]:
-    """The command line of another benchmark module, for what needs a process of its own."""
+    """Return the command line of another benchmark module."""
     return [sys.executable, "-m", f"benchmarks.retrieval.{module}", *map(str, arguments)]
 
 
-def folder() -> Path:
-    """Where plots are left."""
-    made = ROOT / "build" / "bench-retrieval"
-    made.mkdir(parents=True, exist_ok=True)
-    return made
+def plot_folder() -> Path:
+    """Return the folder of the plots."""
+    folder = ROOT / "build" / "bench-retrieval"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

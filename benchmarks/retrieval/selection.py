@@ -1,7 +1,7 @@
-"""Memory of a whole selection for a task of 50,000 rows, in a process of its own.
+"""Measure the memory of a selection for a task of 50,000 rows, in its own process.
 
-python -m benchmarks.retrieval.selection                     starts OpenSearch, and itself once more as below
-python -m benchmarks.retrieval.selection URL FOLDER ROWS     selects; prints {"passages", "seconds", "peak_bytes"}
+Without arguments the script starts OpenSearch and runs itself with URL FOLDER ROWS. That process selects and prints
+{"passages", "seconds", "peak_bytes"}.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.memory import peak_bytes
 from benchmarks.report import figure, remark
-from benchmarks.retrieval.retrieval_data import TOP_K, fill, opensearch, passages, program, recombined
+from benchmarks.retrieval.retrieval_data import TOP_K, build_index, opensearch, passages, program, recombined
 from services.retriever.cluster import connect
 from services.retriever.indexes import CorpusKey, OpenSearchIndexes
 
@@ -23,15 +23,17 @@ _ROWS = 50_000
 
 
 def main() -> None:
-    with opensearch() as (url, _, places), tempfile.TemporaryDirectory() as made:
+    with opensearch() as (url, _, indexes), tempfile.TemporaryDirectory() as folder:
         real = passages()
-        fill(places, "selection", real)
-        _write_task(Path(made) / "task", [p.text for p in recombined(real, _ROWS, seed=1)])
+        build_index(indexes, "selection", real)
+        _write_task(Path(folder) / "task", [p.text for p in recombined(real, _ROWS, seed=1)])
         del real
-        done = subprocess.run(program("selection", url, made, _ROWS), stdout=subprocess.PIPE, text=True, check=True)
-        told = json.loads(done.stdout)
-    figure(f"selection_memory_{_ROWS}_rows", [told["peak_bytes"] / 1e6], unit="MB", goal=500, better="lower")
-    figure(f"selection_seconds_{_ROWS}_rows", [told["seconds"]], unit="s", better="lower")
+        process = subprocess.run(
+            program("selection", url, folder, _ROWS), stdout=subprocess.PIPE, text=True, check=True
+        )
+        selection = json.loads(process.stdout)
+    figure(f"selection_memory_{_ROWS}_rows", [selection["peak_bytes"] / 1e6], unit="MB", goal=500, better="lower")
+    figure(f"selection_seconds_{_ROWS}_rows", [selection["seconds"]], unit="s", better="lower")
 
 
 def _write_task(folder: Path, texts: list[str]) -> None:
@@ -42,7 +44,7 @@ def _write_task(folder: Path, texts: list[str]) -> None:
     schema = task_schema(False)
     rows = pa.table([range(1, len(texts) + 1), texts, [n % 2 for n in range(len(texts))]], schema=schema)
     splits = {"train": rows, "validation": rows[:200], "test": rows[200:400]}
-    Task("made", ("a", "b"), "macro_f1", False, "en", splits).write(folder)
+    Task("recombined", ("a", "b"), "macro_f1", False, "en", splits).write(folder)
 
 
 def _select(url: str, folder: Path) -> None:
@@ -53,13 +55,13 @@ def _select(url: str, folder: Path) -> None:
 
     cluster = connect(url)
     index = OpenSearchIndexes(cluster, shards=1).open(CorpusKey("bench", "selection", "v1"))
-    began = told = time.perf_counter()
+    start = reported = time.perf_counter()
 
     def progress(done: int, total: int, unit: str) -> None:
-        nonlocal told
-        if time.perf_counter() - told > 10:
-            told = time.perf_counter()
-            remark(f"{done} of {total} {unit}, {done / (told - began):.0f}/s")
+        nonlocal reported
+        if time.perf_counter() - reported > 10:
+            reported = time.perf_counter()
+            remark(f"{done} of {total} {unit}, {done / (reported - start):.0f}/s")
 
     facts = select(
         Task.read(folder / "task"),
@@ -70,7 +72,7 @@ def _select(url: str, folder: Path) -> None:
         scratch=folder / "parts",
         progress=progress,
     )
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     print(json.dumps({"passages": facts["passages"], "seconds": seconds, "peak_bytes": peak_bytes()}))
     cluster.close()
 

@@ -1,4 +1,4 @@
-"""Every figure of the studies: `python -m benchmarks.studies`. Each runs in a process of its own."""
+"""Run the benchmark of the BiLSTM in its own process: `python -m benchmarks.studies`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from benchmarks.training.training_data import environment
 
 
 def main() -> None:
-    """Run the benchmark with the thread settings of training. Exits with its status."""
+    """Run it with the thread settings of training, and exit with its status."""
     sys.exit(
         subprocess.run([sys.executable, "-m", "benchmarks.studies.bilstm"], env=environment(), check=False).returncode
     )

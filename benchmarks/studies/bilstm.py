@@ -1,6 +1,6 @@
-"""Training speed of the BiLSTM against a plain padded loop, and its speed in use against encoders.
+"""Measure how fast the BiLSTM trains against a plain padded loop, and predicts against encoders.
 
-`python -m benchmarks.studies.bilstm`. Texts: SciCite of TLM_SHARED_DATA, in an own vocabulary of 8,192 pieces. Both
+`python -m benchmarks.studies.bilstm`. Texts: SciCite of TLM_SHARED_DATA with a vocabulary of 8,192 pieces. Both
 rivals train LSTM-4-256 (four layers of 256 each way) on batches of 32 texts and count real tokens, not padding.
 """
 
@@ -49,10 +49,10 @@ CPU = torch.device("cpu")
 
 
 def prepared_texts(folder: Path) -> Prepared:
-    """SciCite as the prepare stage leaves it. Exits with a word where the data is not there."""
+    """Return SciCite as the prepare stage writes it. Exits if the data does not exist."""
     source = Path(os.environ.get("TLM_SHARED_DATA", "../shared/data")) / "tasks" / "sci_cite"
     if not source.is_dir():
-        sys.exit(f"no texts at {source}; set TLM_SHARED_DATA to the folder with tasks/")
+        sys.exit(f"No texts at {source}. Set TLM_SHARED_DATA to the folder with tasks/.")
     write_task(source, folder / "task", DatasetOptions())
     recipe = resolve("fast", "tiny", {"selection.selector": "none", "model.init": "scratch"})
     params = PrepareParams.of(recipe)
@@ -60,7 +60,7 @@ def prepared_texts(folder: Path) -> Prepared:
 
 
 def ours(prepared: Prepared, folder: Path, precision: Precision, steps: int) -> float:
-    """Real tokens per second of our training loop, checkpoints and reports left out."""
+    """Return the real tokens per second of our training loop, without checkpoints."""
     shape = LSTMShape(prepared.vocabulary.size, len(prepared.labels), LAYERS, WIDTH, WIDTH, prepared.max_length)
     model = BiLSTM(shape)
     initialise(model, 0)
@@ -80,7 +80,7 @@ def ours(prepared: Prepared, folder: Path, precision: Precision, steps: int) -> 
 
 
 class Plain(nn.Module):
-    """What one writes first: embedding, nn.LSTM over padded texts, maximum over time, a linear layer."""
+    """The obvious model: embedding, nn.LSTM over padded texts, maximum over time, a linear layer."""
 
     def __init__(self, vocab: int, labels: int) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class Plain(nn.Module):
 
 
 def plain(prepared: Prepared, steps: int) -> float:
-    """Real tokens per second of the plain loop: random batches, padded to their longest text, float32."""
+    """Return the real tokens per second of the plain loop: random batches, padded to the longest text, fp32."""
     split, pad = prepared.split("train"), prepared.vocabulary.pad
     texts = [torch.from_numpy(np.asarray(split.store[i], dtype=np.int64)) for i in range(len(split))]
     labels = torch.from_numpy(split.labels)
@@ -103,7 +103,7 @@ def plain(prepared: Prepared, steps: int) -> float:
     model = Plain(prepared.vocabulary.size, len(prepared.labels))
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
     order = torch.randperm(len(texts)).tolist()
-    tokens, began = 0, time.perf_counter()
+    tokens, start = 0, time.perf_counter()
     for step in range(steps):
         members = order[step * BATCH : (step + 1) * BATCH]
         batch = nn.utils.rnn.pad_sequence([texts[i] for i in members], batch_first=True, padding_value=pad)
@@ -113,7 +113,7 @@ def plain(prepared: Prepared, steps: int) -> float:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         tokens += sum(len(texts[i]) for i in members)
-    return tokens / (time.perf_counter() - began)
+    return tokens / (time.perf_counter() - start)
 
 
 def training(prepared: Prepared, folder: Path, repeats: int, steps: int) -> None:
@@ -121,17 +121,17 @@ def training(prepared: Prepared, folder: Path, repeats: int, steps: int) -> None
         "plain": lambda: plain(prepared, steps),
         "fp32": lambda: ours(prepared, folder, "fp32", steps),
     }
-    given = resolved_precision("auto", CPU)
-    rivals.setdefault(given, lambda: ours(prepared, folder, given, steps))
-    found = alternate(rivals, repeats)
-    for name, runs in found.items():
+    native = resolved_precision("auto", CPU)
+    rivals.setdefault(native, lambda: ours(prepared, folder, native, steps))
+    rates = alternate(rivals, repeats)
+    for name, runs in rates.items():
         figure(f"bilstm_{name}_tokens_per_second", runs, unit="real tokens/s")
-    figure("bilstm_fp32_vs_plain_loop", ratios(found["fp32"], found["plain"]), unit="x")
-    figure("bilstm_vs_plain_loop", ratios(found[given], found["plain"]), unit="x", goal=5.0)
+    figure("bilstm_fp32_vs_plain_loop", ratios(rates["fp32"], rates["plain"]), unit="x")
+    figure("bilstm_vs_plain_loop", ratios(rates[native], rates["plain"]), unit="x", goal=5.0)
 
 
 def inference(prepared: Prepared, folder: Path, repeats: int, count: int) -> None:
-    """ONNX graphs on one core, the first `count` validation texts; what the weights are does not matter to speed."""
+    """Measure ONNX graphs on one core with the first `count` validation texts and random weights."""
     split, size, labels = prepared.split("validation"), prepared.vocabulary.size, len(prepared.labels)
     graphs = {"bilstm_4_256": folder / "4.onnx", "bilstm_1_128": folder / "1.onnx"}
     for name, layers, width in (("bilstm_4_256", 4, 256), ("bilstm_1_128", 1, 128)):
@@ -168,15 +168,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--texts", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepared = prepared_texts(folder)
         lengths = prepared.split("train").store.lengths
-        remark(f"{len(lengths):,} texts, {lengths.mean():.1f} tokens each, {given.threads} threads")
-        training(prepared, folder, given.repeats, given.steps)
-        inference(prepared, folder, given.repeats, given.texts)
+        remark(f"{len(lengths):,} texts, {lengths.mean():.1f} tokens each, {options.threads} threads")
+        training(prepared, folder, options.repeats, options.steps)
+        inference(prepared, folder, options.repeats, options.texts)
 
 
 if __name__ == "__main__":

@@ -34,13 +34,13 @@ def test_the_collator_masks_each_example_at_15_percent_with_80_10_10() -> None:
     assert torch.equal(batch["ids"][~drawn], before[~drawn])
     share = drawn.sum() / ordinary.sum()
     masked = (batch["ids"][drawn] == WORDS.mask).float().mean()
-    kept = (batch["ids"][drawn] == before[drawn]).float().mean()
+    unchanged = (batch["ids"][drawn] == before[drawn]).float().mean()
     assert abs(share - 0.15) < 0.01
     assert abs(masked - 0.8) < 0.03
-    assert abs(kept - 0.1) < 0.03
+    assert abs(unchanged - 0.1) < 0.03
 
 
-def test_the_model_gives_vocabulary_logits_everywhere_and_labels_from_the_first_token() -> None:
+def test_model_returns_vocabulary_logits_everywhere_and_label_logits_once() -> None:
     config = BertConfig(
         vocab_size=200, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, num_labels=3
     )
@@ -52,7 +52,7 @@ def test_the_model_gives_vocabulary_logits_everywhere_and_labels_from_the_first_
     assert model.cls.predictions.decoder.weight is model.bert.embeddings.word_embeddings.weight
 
 
-def test_every_thousandth_batch_is_a_task_batch_whose_loss_weighs_both(
+def test_every_thousandth_batch_is_a_task_batch_with_both_losses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert (published_loop.RHO1, published_loop.RHO2) == (999, 20)
@@ -60,20 +60,20 @@ def test_every_thousandth_batch_is_a_task_batch_whose_loss_weighs_both(
     monkeypatch.setattr(published_loop, "prepared", lambda: made_prepared(tmp_path, tiny()))
     loop = PublishedLoop(bf16=False, shape=(1, 16, 2, 16), batch=4)
     seen: list[tuple[bool, bool, float, float]] = []
-    usual = PublishedLoop.loss
+    original = PublishedLoop.loss
 
-    def noted(loop: PublishedLoop, batch: dict[str, torch.Tensor], is_task: bool) -> torch.Tensor:
-        found = usual(loop, batch, is_task)
+    def recorded(loop: PublishedLoop, batch: dict[str, torch.Tensor], is_task: bool) -> torch.Tensor:
+        loss = original(loop, batch, is_task)
         words, labels = loop._model(batch["ids"], batch["mask"])
         expected = F.cross_entropy(words.flatten(0, 1), batch["targets"].flatten(), ignore_index=IGNORED)
         if is_task:
             expected = 20 / 21 * expected + F.cross_entropy(labels, batch["label"]) / 21
-        seen.append((is_task, bool((batch["label"] >= 0).all()), found.item(), expected.item()))
-        return found
+        seen.append((is_task, bool((batch["label"] >= 0).all()), loss.item(), expected.item()))
+        return loss
 
-    monkeypatch.setattr(PublishedLoop, "loss", noted)
+    monkeypatch.setattr(PublishedLoop, "loss", recorded)
     loop.run(9)
     assert [is_task for is_task, *_ in seen] == [False, False, True] * 3
-    assert [labelled for _, labelled, *_ in seen] == [False, False, True] * 3
-    for *_, found, expected in seen:
-        assert found == pytest.approx(expected, rel=1e-5)
+    assert [labeled for _, labeled, *_ in seen] == [False, False, True] * 3
+    for *_, loss, expected in seen:
+        assert loss == pytest.approx(expected, rel=1e-5)
