@@ -593,6 +593,7 @@ class TLMClient:
 
 
 def _body(spec: JobSpec) -> wire.JsonObject:
-    """Return a spec without defaults, but with every explicit field that a pruned job would provide otherwise."""
+    """Return a spec without defaults, but with every explicit field that a source job would provide otherwise."""
     explicit = spec.model_dump(mode="json", include=spec.model_fields_set & set(FROM_JOB))
-    return spec.model_dump(mode="json", exclude_defaults=True) | explicit
+    body = spec.model_dump(mode="json", exclude_defaults=True) | explicit
+    return {name: value for name, value in body.items() if name != "options" or value}

@@ -42,9 +42,9 @@ SCORES = ("macro_f1", "accuracy")
 JOBS_AT_ONCE = 2
 ARMS = {
     # This budget lets the demo end within six minutes on two cores.
-    "TLM": JobSpec(dataset=NAME, corpus=NAME, seeds=SEEDS, set={"joint.budget.tokens": 850_000}),
+    "TLM": JobSpec(dataset=NAME, corpus=NAME, seeds=SEEDS, overrides={"joint.budget.tokens": 850_000}),
     "task only": JobSpec(
-        dataset=NAME, corpus=None, seeds=SEEDS, set={"joint.enabled": False, "selection.selector": "none"}
+        dataset=NAME, corpus=None, seeds=SEEDS, overrides={"joint.enabled": False, "selection.selector": "none"}
     ),
 }
 

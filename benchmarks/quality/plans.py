@@ -18,7 +18,6 @@ from tlm_core.jobs.nodes import DatasetInput, Node
 from tlm_core.jobs.plan import DROPPED, plan_of
 from tlm_core.jobs.spec import JobRecord, JobSpec, Resolved
 from tlm_core.jobs.states import State
-from tlm_core.jobs.studies import check_kind
 from tlm_core.selection.interface import Corpus
 from tlm_core.selection.select import select
 from tlm_core.stages import VALIDATE
@@ -36,7 +35,7 @@ def run(spec: JobSpec, recipe: Recipe, tasks: Sequence[Path], folder: Path) -> P
 
     Raises InvalidRequest for what the job's kind cannot do, and whatever a stage raises.
     """
-    check_kind(spec, recipe)
+    spec.check(recipe)
     plan = plan_of(_record(spec, recipe, len(tasks)))
     done: dict[str, Path] = {}
     dropped: set[str] = set()

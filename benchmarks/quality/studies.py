@@ -25,8 +25,10 @@ from benchmarks.quality.pretrained import minilm
 from benchmarks.quality.runs import FOLDER, key_of, made_task
 from benchmarks.quality.sources import SOURCES, source_task
 from benchmarks.report import figure, remark
-from tlm_core.jobs.options import LearningCurve, Prune, ShareTickets
 from tlm_core.jobs.spec import JobSpec
+from tlm_core.kinds.learning_curve import LearningCurveOptions
+from tlm_core.kinds.prune import PruneOptions
+from tlm_core.kinds.share_tickets import ShareTicketsOptions
 from tlm_core.training.recipe import Recipe, resolve
 
 ALONE = {"joint.enabled": False, "selection.selector": "none"}
@@ -68,9 +70,9 @@ def main() -> None:
 def _curve(name: str, given: argparse.Namespace) -> None:
     large = name == "sources"
     models = given.models or ["bilstm", "encoder", *([] if large else ["tlm"]), *(["pretrained"] * given.minilm)]
-    sizes = given.sizes or (LARGE_SIZES if large else LearningCurve().sizes)
+    sizes = given.sizes or (LARGE_SIZES if large else LearningCurveOptions().sizes)
     layers, width = map(int, given.lstm.split("x"))
-    options = LearningCurve(
+    options = LearningCurveOptions(
         sizes=[int(size) if size > 1 else size for size in sizes if size <= 1 or size < given.rows],
         models=models,
         lstm={"layers": layers, "hidden": width, "embedding": width},
@@ -79,7 +81,7 @@ def _curve(name: str, given: argparse.Namespace) -> None:
     # The corpus holds the texts of 'sources' themselves: retrieval from it would say nothing.
     retrieving = bool({"tlm", "bilstm_tlm"} & set(models))
     recipe = resolve("fast", "tiny", ({} if retrieving else ALONE) | (LARGE if large else {}) | given.changes)
-    spec = JobSpec(kind="learning_curve", dataset=name, seeds=range(given.seeds), learning_curve=options)
+    spec = JobSpec(kind="learning_curve", dataset=name, seeds=range(given.seeds), options=options)
     report = _report(spec, recipe, [_task(name, given.rows)], given.plots, f"curve-{name}")
     for model, found in report["models"].items():
         for point in found["points"]:
@@ -100,7 +102,9 @@ def _curve(name: str, given: argparse.Namespace) -> None:
 
 
 def _prune(name: str, given: argparse.Namespace) -> None:
-    spec = JobSpec(kind="prune", dataset=name, seeds=range(given.seeds), prune=Prune(levels=tuple(given.levels)))
+    spec = JobSpec(
+        kind="prune", dataset=name, seeds=range(given.seeds), options=PruneOptions(levels=tuple(given.levels))
+    )
     kind = "minilm" if given.minilm else "ours"
     recipe = resolve("fast", "tiny", given.changes)
     report = _report(spec, recipe, [_task(name, given.rows)], given.plots, f"prune-{name}-{kind}")
@@ -115,8 +119,8 @@ def _prune(name: str, given: argparse.Namespace) -> None:
 
 def _share(given: argparse.Namespace) -> None:
     first, *others = given.tasks
-    options = ShareTickets(others=tuple(others), level=given.level)
-    spec = JobSpec(kind="share_tickets", dataset=first, seeds=range(given.seeds), share_tickets=options)
+    options = ShareTicketsOptions(others=tuple(others), level=given.level)
+    spec = JobSpec(kind="share_tickets", dataset=first, seeds=range(given.seeds), options=options)
     recipe = resolve("fast", "tiny", given.changes)
     kind = "minilm" if given.minilm else "ours"
     tasks = [_task(name, given.rows) for name in given.tasks]

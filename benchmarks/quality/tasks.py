@@ -61,7 +61,7 @@ def main() -> None:
                 "task_only_long": (None, changes | TASK_ONLY | {"finetune.epochs": 30}),
             }
             for arm, (corpus, own) in arms.items():
-                spec = JobSpec(dataset=name, corpus=corpus, scale=given.scale, seeds=seeds, set=own)
+                spec = JobSpec(dataset=name, corpus=corpus, scale=given.scale, seeds=seeds, overrides=own)
                 _tell(f"{name}_{arm}", *_run(client, f"{name} {arm}", spec, display))
 
 

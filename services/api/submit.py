@@ -1,221 +1,196 @@
-"""What a request for a job means, at the moment it is accepted."""
+"""Resolve job requests: find what a request names, check it, and pin it when the job is accepted."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from services.api.compare import differences
 from services.api.job_artifacts import artifact_of
 from services.api.parts import Parts
 from services.common.catalog import Catalog, ready_version
-from services.common.catalog_records import DatasetRecord
 from services.common.problem import validation_problem
-from tlm_core.compression.masks import Mask
 from tlm_core.errors import Conflict, InvalidRequest
 from tlm_core.jobs.nodes import DatasetInput, ReusedArtifact
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import FROM_JOB, JobRecord, JobSpec, Resolved
 from tlm_core.jobs.states import State
-from tlm_core.jobs.studies import check_kind, recipes_of
+from tlm_core.kinds import KINDS
+from tlm_core.kinds.kind import FinishedJob
 from tlm_core.selection.selectors import SELECTORS
 from tlm_core.training.recipe import Recipe, resolve
 
 _MAX_SEED = 2**32 - 1
 _SELECTOR = "selection.selector"
-# Kinds of jobs that leave nothing with heads and blocks to prune, and what they leave.
-_NOT_PRUNED = {
-    "learning_curve": "leaves a BiLSTM, which has no attention heads",
-    "share_tickets": "compares systems and leaves no model",
-}
 
 
 def resolve_job(parts: Parts, tenant: str, spec: JobSpec) -> tuple[JobSpec, Resolved]:
-    """The request in full, and what it means: data sets, corpus version, tickets and recipe are pinned, so that nothing
-    published later changes the job.
+    """Return the complete request and what it means. Later publications do not change the job.
 
-    Raises InvalidRecipe, InvalidRequest, NotFound, and Conflict for a corpus, a ticket or a job that is not ready.
+    Raises InvalidRecipe, InvalidRequest, NotFound, and Conflict for a corpus or a job that is not ready.
     """
-    if spec.pruned is not None:
-        return _pruning(parts, tenant, spec, parts.jobs.get(tenant, spec.pruned))
-    catalog, allowed = parts.catalog, parts.settings.model_folders
-    recipe = resolve(spec.recipe, spec.scale, spec.set, precision=parts.settings.precision)
-    tickets = _tickets(parts, tenant, spec, recipe)
-    check_kind(spec, recipe, tickets)
-    for used in recipes_of(spec, recipe):
-        _check_folders(used, allowed)
-    selects = recipe.selection.needs_corpus
-    if selects and spec.corpus is None:
+    if spec.source_job is not None:
+        return _from_source(parts, tenant, spec, parts.jobs.get(tenant, spec.source_job))
+    recipe = resolve(spec.recipe, spec.scale, spec.overrides, precision=parts.settings.precision)
+    options = spec.definition.pin(spec.options, recipe, _GatewayLookup(parts, tenant))
+    spec.check(recipe, options)
+    for used in spec.definition.recipes(options, recipe):
+        _check_folders(used, parts.settings.model_folders)
+    _check_corpus(spec, recipe)
+    _check_seeds(spec)
+    first = parts.catalog.dataset(tenant, spec.dataset)
+    if recipe.selection.definition.source == "dataset" and "selection" not in first.summary:
         raise InvalidRequest(
-            f"the selector '{recipe.selection.selector}' needs a corpus; give 'corpus', or set "
-            f"'{_SELECTOR}' to 'none' to train on the task alone"
+            f"The dataset '{spec.dataset}' has no selection of its own, which '{_SELECTOR}' needs. Upload it "
+            "with a part 'selection' (a file with the columns text and rank), or choose another selector."
         )
-    if spec.corpus is not None and not selects:
-        raise InvalidRequest(
-            f"'{_SELECTOR}' is '{recipe.selection.selector}', which takes nothing from a corpus; leave 'corpus' "
-            "out, or take another selector"
-        )
-    if len(set(spec.seeds)) < len(spec.seeds):
-        raise InvalidRequest("the same seed stands twice in 'seeds'; each seed is one run")
-    if not all(0 <= seed <= _MAX_SEED for seed in spec.seeds):
-        raise InvalidRequest(f"seeds must lie in 0..{_MAX_SEED}")
-    dataset = catalog.dataset(tenant, spec.dataset)
-    if recipe.selection.definition.source == "dataset":
-        _check_given(spec, "selection" in dataset.summary)
-    corpus_name = corpus_version = None
-    if spec.corpus is not None:
-        corpus_name, _, asked = spec.corpus.partition("@")
-        corpus = catalog.corpus(tenant, corpus_name)
-        # Only what is not ready has to be explained, and each look costs the submitter time.
-        latest = [] if corpus.ready() else catalog.loads(tenant, corpus_name, limit=1)
-        corpus_version = ready_version(corpus, asked or None, latest[0] if latest else None).version
+    corpus_name, corpus_version = _corpus_version(parts.catalog, tenant, spec.corpus)
+    original = spec.options.model_dump(mode="json")
+    pinned = {name: value for name, value in options.model_dump(mode="json").items() if value != original[name]}
     return spec, Resolved(
-        dataset_id=dataset.id,
-        dataset=dataset.raw,
-        dataset_options=dataset.options,
+        dataset_id=first.id,
+        dataset=first.raw,
+        dataset_options=first.options,
         corpus_name=corpus_name,
         corpus_version=corpus_version,
-        others=_others(catalog, tenant, spec, dataset.id),
-        tickets=tickets,
+        others=_other_datasets(parts.catalog, tenant, spec, first.id),
+        pinned_options=pinned,
         recipe=recipe,
     )
 
 
-def _pruning(parts: Parts, tenant: str, spec: JobSpec, trained: JobRecord) -> tuple[JobSpec, Resolved]:
-    """A request to prune the model of the job `trained`, with all that this job brings.
+@dataclass(frozen=True)
+class _GatewayLookup:
+    """Finds jobs and datasets of a tenant for `Kind.pin`."""
 
-    Tickets are found in one shot (arXiv 2105.12002, section 3), so of a `prune` job it is the dense model that is
-    pruned, and not what it has left of that.
-    """
-    if (kind := trained.spec.kind) in _NOT_PRUNED:
+    parts: Parts
+    tenant: str
+
+    def job(self, job_id: str) -> FinishedJob:
+        job = self.parts.jobs.get(self.tenant, job_id)
+
+        def report() -> Mapping[str, Any]:
+            return self.parts.artifacts.read_json(artifact_of(self.parts.jobs, job, "evaluate"), "report.json")
+
+        data, recipe = job.resolved.datasets[0], job.resolved.recipe
+        return FinishedJob(job.id, job.spec.kind, job.spec.dataset, data, recipe, report)
+
+    def dataset(self, name: str) -> DatasetInput:
+        return _dataset_input(self.parts.catalog, self.tenant, name)
+
+
+def _dataset_input(catalog: Catalog, tenant: str, name: str) -> DatasetInput:
+    record = catalog.dataset(tenant, name)
+    return DatasetInput(id=record.id, ref=record.raw, options=record.options)
+
+
+def _check_corpus(spec: JobSpec, recipe: Recipe) -> None:
+    selector, selects = recipe.selection.selector, recipe.selection.needs_corpus
+    if selects and spec.corpus is None:
         raise InvalidRequest(
-            f"'prune.job' names {trained.id}, but a job of kind '{kind}' {_NOT_PRUNED[kind]}; name one of kind 'train' "
-            "or 'prune', or prune by the recipe, without 'prune.job'"
+            f"The selector '{selector}' needs a corpus. Set 'corpus', or set '{_SELECTOR}' to 'none' to train on the "
+            "task alone."
         )
-    if trained.state is not State.SUCCEEDED:
+    if spec.corpus is not None and not selects:
+        raise InvalidRequest(
+            f"'{_SELECTOR}' is '{selector}', which uses no corpus. Omit 'corpus', or choose another selector."
+        )
+
+
+def _check_seeds(spec: JobSpec) -> None:
+    if len(set(spec.seeds)) < len(spec.seeds):
+        raise InvalidRequest("A seed occurs twice in 'seeds'. Each seed is one run.")
+    if not all(0 <= seed <= _MAX_SEED for seed in spec.seeds):
+        raise InvalidRequest(f"Each seed must be between 0 and {_MAX_SEED}.")
+
+
+def _corpus_version(catalog: Catalog, tenant: str, reference: str | None) -> tuple[str | None, str | None]:
+    """Return name and version of NAME or NAME@VERSION, by default the newest version that is ready."""
+    if reference is None:
+        return None, None
+    name, _, version = reference.partition("@")
+    corpus = catalog.corpus(tenant, name)
+    # Only a corpus that is not ready needs an explanation, and the look-up takes time.
+    latest = [] if corpus.ready() else catalog.loads(tenant, name, limit=1)
+    return name, ready_version(corpus, version or None, latest[0] if latest else None).version
+
+
+def _other_datasets(catalog: Catalog, tenant: str, spec: JobSpec, first: str) -> tuple[DatasetInput, ...]:
+    """Return the datasets in addition to the first, whose id is `first`. Raises InvalidRequest if one occurs twice."""
+    names_by_id, others = {first: spec.dataset}, []
+    for name in spec.names[1:]:
+        other = _dataset_input(catalog, tenant, name)
+        if other.id in names_by_id:
+            raise InvalidRequest(
+                f"'{names_by_id[other.id]}' and '{name}' are the same dataset ({other.id}). Name it once."
+            )
+        names_by_id[other.id] = name
+        others.append(other)
+    return tuple(others)
+
+
+def _from_source(parts: Parts, tenant: str, spec: JobSpec, source: JobRecord) -> tuple[JobSpec, Resolved]:
+    """Complete a request that starts from the dense model of the job `source`."""
+    if not source.spec.definition.extends_train:
+        names = ", ".join(kind.name for kind in KINDS.values() if kind.extends_train)
+        raise InvalidRequest(
+            f"Job {source.id} has kind '{source.spec.kind}', which leaves no encoder to start from. Name a job of one "
+            f"of these kinds: {names}."
+        )
+    if source.state is not State.SUCCEEDED:
         raise Conflict(
-            f"{trained.id} is {trained.state}; its model can be pruned when it has succeeded", state=trained.state
+            f"Job {source.id} is {source.state}. Wait until it has succeeded, or name another job.", state=source.state
         )
-    own = changed(trained, {})
+    original = changed(source, {})
     for name in FROM_JOB:
-        if name in spec.model_fields_set and getattr(spec, name) != getattr(own, name):
-            raise InvalidRequest(f"'prune.job' brings '{name}' from {trained.id}; leave '{name}' out")
-    spec = spec.model_copy(update={name: getattr(own, name) for name in FROM_JOB})
-    resolved = trained.resolved.model_copy(update={"reused": _reused(trained)})
+        if name in spec.model_fields_set and getattr(spec, name) != getattr(original, name):
+            raise InvalidRequest(f"Job {source.id} provides '{name}'. Omit '{name}'.")
+    spec = spec.model_copy(update={name: getattr(original, name) for name in FROM_JOB})
+    resolved = source.resolved.model_copy(update={"reused": _reused(source), "pinned_options": {}})
     parts.catalog.dataset(tenant, resolved.dataset_id)
-    check_kind(spec, resolved.recipe)
+    spec.check(resolved.recipe)
     _check_folders(resolved.recipe, parts.settings.model_folders)
     return spec, resolved
 
 
-def _reused(trained: JobRecord) -> dict[str, ReusedArtifact]:
-    """What the job has left of each stage up to its finetuned models. Raises Conflict where that has an older form."""
-    assert trained.result is not None, "a job that succeeded tells what it has left"
-    left = {name: ReusedArtifact.model_validate(entry) for name, entry in trained.result["artifacts"].items()}
-    digests = {name: one.ref.digest for name, one in left.items()}
-    nodes = plan_of(trained).behind("evaluate")
+def _reused(source: JobRecord) -> dict[str, ReusedArtifact]:
+    """Return the artifacts of all stages before the evaluation. Raises Conflict if another release computed them."""
+    assert source.result is not None, "a job that succeeded has a result"
+    artifacts = {name: ReusedArtifact.model_validate(entry) for name, entry in source.result["artifacts"].items()}
+    digests = {name: artifact.ref.digest for name, artifact in artifacts.items()}
+    nodes = plan_of(source).behind("evaluate")
     for node in nodes:
-        if node.name not in left or node.artifact_id(digests, trained.id) != left[node.name].artifact:
+        if node.name not in artifacts or node.artifact_id(digests, source.id) != artifacts[node.name].artifact:
             raise Conflict(
-                f"{trained.id} was trained by another release, whose stage '{node.name}' left another form; clone it, "
-                "and prune the clone"
+                f"Another release trained job {source.id}, and the artifact of its stage '{node.name}' has another "
+                "form. Clone the job and name the clone."
             )
-    return {node.name: left[node.name] for node in nodes}
-
-
-def _others(catalog: Catalog, tenant: str, spec: JobSpec, first: str) -> tuple[DatasetInput, ...]:
-    """The data sets that share an encoder with the first one, whose id is given.
-
-    Raises NotFound, and InvalidRequest for one that stands twice, by whatever name.
-    """
-    called, found = {first: spec.dataset}, []
-    for name in spec.share_tickets.others if spec.share_tickets else ():
-        one = catalog.dataset(tenant, name)
-        if one.id in called:
-            raise InvalidRequest(f"'{called[one.id]}' and '{name}' are the same data set ({one.id}); name it once")
-        called[one.id] = name
-        found.append(_data(one))
-    return tuple(found)
-
-
-def _data(record: DatasetRecord) -> DatasetInput:
-    return DatasetInput(id=record.id, ref=record.raw, options=record.options)
-
-
-def _tickets(parts: Parts, tenant: str, spec: JobSpec, recipe: Recipe) -> dict[str, Mask]:
-    """The masks of the tickets that are named by the `prune` job that found them."""
-    asked = spec.share_tickets.tickets if spec.share_tickets else {}
-    return {name: _found(parts, tenant, name, job, recipe) for name, job in asked.items() if isinstance(job, str)}
-
-
-def _found(parts: Parts, tenant: str, name: str, job_id: str, recipe: Recipe) -> Mask:
-    """The mask of the super ticket that a job found on the same data, with the same model and finetuning."""
-    job = parts.jobs.get(tenant, job_id)
-    if job.spec.kind != "prune":
-        raise InvalidRequest(
-            f"the ticket of '{name}' names {job_id}, which is of kind '{job.spec.kind}'; name a job of kind 'prune'"
-        )
-    if job.resolved.datasets[0].content != _data(parts.catalog.dataset(tenant, name)).content:
-        raise InvalidRequest(
-            f"the ticket of '{name}' names {job_id}, which pruned on other data ({job.spec.dataset}), or read it with "
-            "other options; if so meant, give the mask of its report in place of its id"
-        )
-    if job.resolved.recipe.finetune.rates:
-        raise InvalidRequest(
-            f"the ticket of '{name}' was found by {job_id} with several finetuning rates, where sharing has one; if so "
-            "meant, give the mask of its report in place of its id"
-        )
-    if other := differences([_tuned_by(job.resolved.recipe), _tuned_by(recipe)]):
-        keys = ", ".join(f"{one.key} ({one.values[0]} there, {one.values[1]} here)" for one in other)
-        raise InvalidRequest(
-            f"the ticket of '{name}' was found by {job_id} with other settings: {keys}; set them as there, or, if so "
-            "meant, give the mask of its report in place of its id"
-        )
-    report = parts.artifacts.read_json(artifact_of(parts.jobs, job, "evaluate"), "report.json")
-    return Mask.from_dict(report["super_ticket"]["mask"])
-
-
-def _tuned_by(recipe: Recipe) -> dict[str, Any]:
-    """The model and how it is finetuned, in which finding and sharing tickets agree; sharing always resets the head."""
-    return recipe.model_dump(mode="json", include={"model", "finetune"}, exclude={"finetune": {"reset_head"}})
-
-
-def _check_given(spec: JobSpec, brought: bool) -> None:
-    if spec.kind not in ("train", "prune"):
-        raise InvalidRequest(
-            f"a job of kind '{spec.kind}' cannot take the selection that a data set brings; take another selector"
-        )
-    if not brought:
-        raise InvalidRequest(
-            f"the data set '{spec.dataset}' brings no selection, which the selector 'given' takes; upload it with a "
-            "part 'selection' (a file with the columns text and rank), or take another selector"
-        )
+    return {node.name: artifacts[node.name] for node in nodes}
 
 
 def changed(job: JobRecord, changes: Mapping[str, Any]) -> JobSpec:
-    """The spec of a job with `changes`, data set and corpus pinned to what they meant where they are not changed.
+    """Return the spec of a job with `changes`, and with its dataset and corpus pinned unless they change.
 
-    Keys of `set` and of the kind's options are changed one by one. Another kind has none of the old kind's options.
-    Of corpus and selector, the one that is given ends what the other was. Raises InvalidRequest with every field at
-    fault.
+    The keys of `overrides` and `options` change one by one; another kind starts without options. A new corpus ends the
+    selector 'none', and a selector without a corpus ends the corpus. Raises InvalidRequest with every invalid field.
     """
-    resolved, own, kind = job.resolved, job.spec.model_dump(mode="json"), changes.get("kind", job.spec.kind)
-    if kind != job.spec.kind:
-        own.pop(job.spec.kind, None)
-    corpus = f"{resolved.corpus_name}@{resolved.corpus_version}" if resolved.corpus_name else None
-    # Options of several data sets speak of them by the names that they were given, so those stay.
-    dataset = job.spec.dataset if kind == "share_tickets" and resolved.others else resolved.dataset_id
-    values = own | {"dataset": dataset, "corpus": corpus} | dict(changes)
-    for name in ("set", "learning_curve", "prune", "share_tickets"):
-        if isinstance(own.get(name), dict) and isinstance(changes.get(name), dict):
-            values[name] = own[name] | changes[name]
+    resolved, old = job.resolved, job.spec.model_dump(mode="json")
+    same_kind = changes.get("kind", job.spec.kind) == job.spec.kind
+    if not same_kind:
+        del old["options"]
+    # The options of several datasets name them as the request does, so these names stay.
+    dataset = job.spec.dataset if same_kind and resolved.others else resolved.dataset_id
+    values = old | {"dataset": dataset, "corpus": resolved.corpus} | dict(changes)
+    for name in ("overrides", "options"):
+        if isinstance(old.get(name), dict) and isinstance(changes.get(name), dict):
+            values[name] = old[name] | changes[name]
     try:
         return JobSpec.model_validate(_agreeing(values, changes))
     except ValidationError as error:
-        problem = validation_problem([{**one, "loc": ("body", *one["loc"])} for one in error.errors()])
+        problem = validation_problem([{**entry, "loc": ("body", *entry["loc"])} for entry in error.errors()])
         raise InvalidRequest(problem["detail"], faults=problem["errors"]) from error
 
 
@@ -224,14 +199,13 @@ def _ignores_corpus(selector: object) -> bool:
 
 
 def _agreeing(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Of corpus and selector, the one that is changed ends what the other was: clients write `none` where no corpus is
-    named."""
-    overrides = values["set"]
+    """Let the one of corpus and selector that changes end the other. Clients send 'none' if no corpus is named."""
+    overrides = values["overrides"]
     selector = overrides.get(_SELECTOR) if isinstance(overrides, dict) else None
     if "corpus" not in changes:
         return values | {"corpus": None} if _ignores_corpus(selector) else values
-    if changes["corpus"] is not None and selector == "none" and _SELECTOR not in changes.get("set", {}):
-        return values | {"set": {key: value for key, value in overrides.items() if key != _SELECTOR}}
+    if changes["corpus"] is not None and selector == "none" and _SELECTOR not in changes.get("overrides", {}):
+        return values | {"overrides": {key: value for key, value in overrides.items() if key != _SELECTOR}}
     return values
 
 

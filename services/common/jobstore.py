@@ -604,7 +604,7 @@ def _failure(job: JobRecord, error: TLMError) -> dict[str, str | None]:
 
 def _request_digest(spec: JobSpec, origin: Origin | None) -> str:
     # The record of a pruning job has fields that come from the pruned job; the request for it has not.
-    request = spec.model_dump(mode="json", exclude=set(FROM_JOB) if spec.pruned else None)
+    request = spec.model_dump(mode="json", exclude=set(FROM_JOB) if spec.source_job else None)
     return digest_of([request, origin.model_dump() if origin else None])
 
 

@@ -65,7 +65,7 @@ class Situation:
         """
         if node.reused:
             raise NotFound(
-                f"The artifact of '{node.name}' from job {self.job.spec.pruned} is lost ({error}). A new one would "
+                f"The artifact of '{node.name}' from job {self.job.spec.source_job} is lost ({error}). A new one would "
                 "belong to another model. Train the model again and prune that job."
             ) from error
         artifact = self.artifact_id(node)

@@ -140,7 +140,7 @@ def make_job(gateway: Gateway, name: str, dataset: str) -> str:
     spec = make_spec(
         dataset=record.name,
         corpus=None if alone else "manuals",
-        set=changes,
+        overrides=changes,
         seeds=SEEDS if name == "succeeded" else (0,),
         metadata={"team": HOSTILE} if name == "hostile" else {},
     )

@@ -85,13 +85,13 @@ def test_a_data_set_may_bring_its_selection(api: TestClient, gateway: Gateway) -
     made = api.post("/v1/datasets", data={"name": "brings"}, files=chosen).json()
     assert (made["selection"], made["rows"]["train"] > 0) == (2, True)
     assert [f["name"] for f in api.get("/v1/datasets/brings/files").json()["data"]] == ["selection.csv", "train.csv"]
-    body = {"dataset": "brings", "set": {"selection.selector": "given"}}
+    body = {"dataset": "brings", "overrides": {"selection.selector": "given"}}
     job = api.post("/v1/jobs", json=body)
     assert job.status_code == 202, job.text
     assert [stage["name"] for stage in job.json()["stages"]][:3] == ["validate", "select", "prepare"]
     both = api.post("/v1/jobs", json={**body, "corpus": "docs"})
     assert both.status_code == 422 and "leave 'corpus' out" in both.json()["detail"]
-    others = {"kind": "share_tickets", "share_tickets": {"others": ["toy"]}}
+    others = {"kind": "share_tickets", "options": {"others": ["toy"]}}
     kind = api.post("/v1/jobs", json={**body, **others})
     assert kind.status_code == 422 and "cannot take the selection" in kind.json()["detail"], kind.text
     guess = api.post("/v1/jobs/estimate", json=body).json()

@@ -48,7 +48,7 @@ def test_without_earlier_jobs_the_seconds_are_said_to_be_built_in_and_gpu_hours_
 
 def test_what_cannot_be_counted_is_null_with_its_reason(api: TestClient) -> None:
     over = {"model.init": "hub:some/encoder", "tokenizer.source": "hub:some/encoder"}
-    found = estimate(api, set=over)
+    found = estimate(api, overrides=over)
     assert found["flops"] is None and "published encoder" in found["reasons"]["flops"]
     assert found["seconds"] is None and found["memory_bytes"] is None and found["disk_bytes"] is None
     joint = next(s for s in found["stages"] if s["stage"] == "joint")
@@ -103,7 +103,7 @@ def test_gpu_hours_are_null_where_the_time_is(api: TestClient, gateway: Gateway)
 
 
 def test_every_rate_that_is_tried_counts(api: TestClient) -> None:
-    one, two = estimate(api), estimate(api, set={"finetune.rates": [1e-3, 1e-4]})
+    one, two = estimate(api), estimate(api, overrides={"finetune.rates": [1e-3, 1e-4]})
     before, after = ({s["stage"]: s for s in found["stages"]} for found in (one, two))
     assert after["finetune"]["flops"] == pytest.approx(2 * before["finetune"]["flops"])
     assert after["joint"] == before["joint"] and after["choose"]["seconds"] < 1
@@ -118,7 +118,7 @@ def test_a_larger_corpus_takes_longer_to_select_from(api: TestClient, gateway: G
 
 
 def test_a_budget_in_seconds_is_taken_at_its_word(api: TestClient) -> None:
-    found = {s["stage"]: s for s in estimate(api, seeds=[0, 1], set={"joint.budget.seconds": 30})["stages"]}
+    found = {s["stage"]: s for s in estimate(api, seeds=[0, 1], overrides={"joint.budget.seconds": 30})["stages"]}
     assert (found["joint"]["seconds"], found["joint"]["basis"]) == (60.0, "counted")
 
 
@@ -127,7 +127,7 @@ def test_estimates_stay_within_a_quarter_of_ten_recorded_jobs(api: TestClient, g
     random_source, errors = random.Random(0), []
     texts = Texts(ROWS, TOKENS["train"] / ROWS["train"], 2, 900, passages=50, passage_tokens=180.0)
     for number in range(11):
-        over = {"seeds": [number], "set": {"joint.budget.tokens": 200_000 * (1 + number % 4),
+        over = {"seeds": [number], "overrides": {"joint.budget.tokens": 200_000 * (1 + number % 4),
                                            "finetune.epochs": 5 + number % 3}}  # fmt: skip
         estimated = estimate(api, **over)["seconds"]
         assert api.post("/v1/jobs", json=BODY | over).status_code == 202
@@ -182,4 +182,4 @@ def test_a_dry_run_settles_everything_and_makes_no_job(api: TestClient) -> None:
 @pytest.mark.parametrize("path", ["/v1/jobs?dry_run=true", "/v1/jobs/estimate"])
 def test_what_a_submission_refuses_these_refuse_too(api: TestClient, path: str) -> None:
     assert api.post(path, json={**BODY, "dataset": "nope"}).status_code == 404
-    assert api.post(path, json={**BODY, "set": {"joint.rho3": 1}}).status_code == 422
+    assert api.post(path, json={**BODY, "overrides": {"joint.rho3": 1}}).status_code == 422

@@ -73,10 +73,10 @@ def test_only_what_failed_or_was_cancelled_is_tried_again(api: TestClient) -> No
 
 
 def test_a_clone_changes_what_is_given_and_pins_the_rest(api: TestClient, gateway: Gateway) -> None:
-    job = submit(api, set={"joint.rho2": 5}, metadata={"team": "a"})
+    job = submit(api, overrides={"joint.rho2": 5}, metadata={"team": "a"})
     upload(api, train=TRAIN + "another film,pos\n")
     add_version(gateway, "docs", "v2", CorpusState.READY)
-    answer = api.post(f"/v1/jobs/{job}/clone", json={"seeds": [7], "set": {"joint.rho1": 2}})
+    answer = api.post(f"/v1/jobs/{job}/clone", json={"seeds": [7], "overrides": {"joint.rho1": 2}})
     assert answer.status_code == 202, answer.text
     clone, before = answer.json(), api.get(f"/v1/jobs/{job}").json()
     assert (clone["seeds"], clone["metadata"], clone["origin"]["how"]) == ([7], {"team": "a"}, "clone")
@@ -87,13 +87,13 @@ def test_a_clone_changes_what_is_given_and_pins_the_rest(api: TestClient, gatewa
 
 
 def test_a_clone_with_a_corpus_selects_from_it_and_one_on_the_task_alone_has_none(api: TestClient) -> None:
-    alone = submit(api, corpus=None, set={"selection.selector": "none", "joint.rho2": 5})
+    alone = submit(api, corpus=None, overrides={"selection.selector": "none", "joint.rho2": 5})
     clone = api.post(f"/v1/jobs/{alone}/clone", json={"corpus": "docs"}).json()
-    assert (clone["corpus_version"], clone["spec"]["set"]) == ("v1", {"joint.rho2": 5})
-    back = api.post(f"/v1/jobs/{clone['id']}/clone", json={"set": {"selection.selector": "none"}}).json()
+    assert (clone["corpus_version"], clone["spec"]["overrides"]) == ("v1", {"joint.rho2": 5})
+    back = api.post(f"/v1/jobs/{clone['id']}/clone", json={"overrides": {"selection.selector": "none"}}).json()
     assert (back["corpus"], back["corpus_version"]) == (None, None)
-    both = api.post(f"/v1/jobs/{alone}/clone", json={"corpus": "docs", "set": {"selection.selector": "none"}})
-    assert (both.status_code, "leave 'corpus' out" in both.json()["detail"]) == (422, True), both.text
+    both = api.post(f"/v1/jobs/{alone}/clone", json={"corpus": "docs", "overrides": {"selection.selector": "none"}})
+    assert (both.status_code, "Omit 'corpus'" in both.json()["detail"]) == (422, True), both.text
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_a_clone_with_a_corpus_selects_from_it_and_one_on_the_task_alone_has_non
     [
         ({"sede": [1]}, "/sede: is not a known field"),
         ({"seeds": 3}, "/seeds: must be a list"),
-        ({"set": {"joint.rho3": 1}}, "Did you mean"),
+        ({"overrides": {"joint.rho3": 1}}, "Did you mean"),
         ({"priority": 99}, "/priority"),
         ({"max_runtime_seconds": 0}, "/max_runtime_seconds"),
         ({"metadata": {"a=b": "c"}}, "/metadata"),

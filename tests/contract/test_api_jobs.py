@@ -22,7 +22,9 @@ BODY = {"dataset": "toy", "corpus": "docs"}
 
 
 def test_a_job_is_accepted_with_all_that_it_means_settled(api: TestClient, gateway: Gateway) -> None:
-    answer = api.post("/v1/jobs", json={**BODY, "set": {"joint.rho2": 5}, "seeds": [1, 2], "metadata": {"team": "a"}})
+    answer = api.post(
+        "/v1/jobs", json={**BODY, "overrides": {"joint.rho2": 5}, "seeds": [1, 2], "metadata": {"team": "a"}}
+    )
     assert answer.status_code == 202, answer.text
     job = answer.json()
     assert answer.headers["location"] == f"/v1/jobs/{job['id']}"
@@ -52,15 +54,19 @@ def test_a_later_upload_under_the_name_does_not_change_an_accepted_job(api: Test
 REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
     "unknown scale": ({"scale": "huge"}, 422, "'tiny', 'small', 'medium' or 'large'"),
     "unknown recipe": ({"recipe": "best"}, 422, "'fast' or 'paper'"),
-    "unknown recipe key": ({"set": {"joint.rho3": 1}}, 422, "Did you mean"),
+    "unknown recipe key": ({"overrides": {"joint.rho3": 1}}, 422, "Did you mean"),
     "number where a list belongs": ({"seeds": 3}, 422, "/seeds: must be a list"),
-    "list where a number belongs": ({"set": {"joint.rho2": [1]}}, 422, "joint.rho2"),
+    "list where a number belongs": ({"overrides": {"joint.rho2": [1]}}, 422, "joint.rho2"),
     "unknown field": ({"sede": [1]}, 422, "/sede: is not a known field"),
     "no seeds": ({"seeds": []}, 422, "/seeds"),
     "a seed twice": ({"seeds": [1, 1]}, 422, "twice"),
-    "negative seed": ({"seeds": [-1]}, 422, "0..4294967295"),
+    "negative seed": ({"seeds": [-1]}, 422, "between 0 and 4294967295"),
     "no corpus": ({"corpus": None}, 422, "needs a corpus"),
-    "corpus not taken": ({"set": {"selection.selector": "none"}}, 422, "'selection.selector' is 'none', which takes"),
+    "corpus not taken": (
+        {"overrides": {"selection.selector": "none"}},
+        422,
+        "'selection.selector' is 'none', which uses no corpus",
+    ),
     "unknown corpus": ({"corpus": "nope"}, 404, "No corpus 'nope'"),
     "unknown version": ({"corpus": "docs@v9"}, 404, "no version 'v9'. Its versions: v1"),
     "corpus not ready": ({"corpus": "late"}, 409, "queued"),
@@ -83,7 +89,7 @@ def test_what_cannot_be_run_is_refused_before_it_is_a_job(
 
 
 def test_a_job_on_the_task_alone_needs_no_corpus(api: TestClient) -> None:
-    body = {"dataset": "toy", "set": {"selection.selector": "none", "joint.enabled": False}}
+    body = {"dataset": "toy", "overrides": {"selection.selector": "none", "joint.enabled": False}}
     job = api.post("/v1/jobs", json=body).json()
     assert job["corpus_version"] is None
     assert [s["stage"] for s in job["stages"]] == ["validate", "prepare", "finetune", "evaluate", "export"]
@@ -189,6 +195,6 @@ def test_a_replay_gives_the_earlier_job_though_its_data_set_is_gone(api: TestCli
 
 @pytest.mark.parametrize("key", ["model.init", "tokenizer.source"])
 def test_a_recipe_cannot_reach_for_files_of_the_machine(api: TestClient, key: str) -> None:
-    refused = api.post("/v1/jobs", json={**BODY, "set": {key: "/etc/../etc/passwd"}})
+    refused = api.post("/v1/jobs", json={**BODY, "overrides": {key: "/etc/../etc/passwd"}})
     assert refused.status_code == 422
     assert key in refused.json()["detail"]

@@ -16,7 +16,7 @@ from tlm_core.jobs.states import State
 
 T = "default"
 pytestmark = pytest.mark.usefixtures("stocked")
-CLOCKED = {"dataset": "toy", "corpus": "docs", "seeds": [3, 4], "set": {"joint.budget.seconds": 5}}
+CLOCKED = {"dataset": "toy", "corpus": "docs", "seeds": [3, 4], "overrides": {"joint.budget.seconds": 5}}
 MODEL = {"validate", "select", "prepare", "joint.s3", "joint.s4", "finetune.s3", "finetune.s4"}
 
 
@@ -26,7 +26,7 @@ def submit(api: TestClient, **body: Any) -> dict[str, Any]:
 
 
 def prune(api: TestClient, job: str, **more: Any) -> dict[str, Any]:
-    return submit(api, kind="prune", prune={"job": job, "levels": [0.2]}, **more)
+    return submit(api, kind="prune", options={"job": job, "levels": [0.2]}, **more)
 
 
 def trained(api: TestClient, gateway: Gateway, older: str | None = None, **asked: Any) -> JobRecord:
@@ -59,19 +59,21 @@ def test_the_model_of_a_job_that_ended_by_the_clock_is_the_one_that_is_pruned(
     done = Situation.read(gateway.parts.jobs, pruning).done
     own = Situation.read(gateway.parts.jobs, job).done
     assert {name: done[name] for name in MODEL | {"evaluate"}} == {name: own[name] for name in MODEL | {"evaluate"}}
-    assert (pruning.spec.seeds, pruning.spec.set, pruning.spec.priority) == ((3, 4), CLOCKED["set"], 2)
+    assert (pruning.spec.seeds, pruning.spec.overrides, pruning.spec.priority) == ((3, 4), CLOCKED["overrides"], 2)
     assert (pruning.resolved.recipe, pruning.resolved.corpus_version) == (job.resolved.recipe, "v1")
     assert "ticket.winning.l0.2.s3" in {node.name for node in plan_of(pruning).nodes}
-    by_recipe = submit(api, **CLOCKED, kind="prune", prune={"levels": [0.2]})["id"]
+    by_recipe = submit(api, **CLOCKED, kind="prune", options={"levels": [0.2]})["id"]
     assert "joint.s3" not in Situation.read(gateway.parts.jobs, gateway.parts.jobs.get(T, by_recipe)).done
 
 
-@pytest.mark.parametrize("how", [{**CLOCKED, "prune": {"levels": [0.3]}}, {"prune": {"levels": [0.3]}, "job": True}])
+@pytest.mark.parametrize(
+    "how", [{**CLOCKED, "options": {"levels": [0.3]}}, {"options": {"levels": [0.3]}, "job": True}]
+)
 def test_of_a_prune_job_it_is_the_dense_model_that_is_pruned_at_other_levels(
     api: TestClient, gateway: Gateway, how: dict[str, Any]
 ) -> None:
     if how.pop("job", False):  # it pruned a job's model itself
-        how["prune"]["job"] = trained(api, gateway).id
+        how["options"]["job"] = trained(api, gateway).id
     job = trained(api, gateway, kind="prune", **how)
     told = prune(api, job.id)
     assert told["status_code"] == 202, told
@@ -86,55 +88,63 @@ def test_what_the_job_brings_is_part_of_its_request_only_where_it_says_the_same(
     api: TestClient, gateway: Gateway
 ) -> None:
     job = trained(api, gateway)
-    for more in ({"seeds": [0]}, {"dataset": "toy"}, {"set": {"joint.rho2": 2}}, {"scale": "small"}, {"corpus": None}):
+    for more in (
+        {"seeds": [0]},
+        {"dataset": "toy"},
+        {"overrides": {"joint.rho2": 2}},
+        {"scale": "small"},
+        {"corpus": None},
+    ):
         refused = prune(api, job.id, **more)
-        assert refused["status_code"] == 422 and f"leave '{next(iter(more))}' out" in refused["detail"], refused
+        assert refused["status_code"] == 422 and f"Omit '{next(iter(more))}'" in refused["detail"], refused
     first = prune(api, job.id)
-    clone = api.post(f"/v1/jobs/{first['id']}/clone", json={"prune": {"levels": [0.3]}})
+    clone = api.post(f"/v1/jobs/{first['id']}/clone", json={"options": {"levels": [0.3]}})
     assert clone.status_code == 202, clone.text
-    assert clone.json()["spec"]["prune"] == {**first["spec"]["prune"], "levels": [0.3]}
+    assert clone.json()["spec"]["options"] == {**first["spec"]["options"], "levels": [0.3]}
     record = gateway.parts.jobs.get(T, clone.json()["id"])
     assert record.resolved.reused.keys() == MODEL
 
 
 def test_a_job_whose_model_cannot_be_pruned_is_refused(api: TestClient, gateway: Gateway) -> None:
     waiting = submit(api, **CLOCKED)["id"]
-    curve = {"learning_curve": {"sizes": [5, 10], "models": ["bilstm"]}}
-    other = submit(api, dataset="toy", kind="learning_curve", set={"selection.selector": "none"}, **curve)["id"]
+    curve = {"options": {"sizes": [5, 10], "models": ["bilstm"]}}
+    other = submit(api, dataset="toy", kind="learning_curve", overrides={"selection.selector": "none"}, **curve)["id"]
     add_dataset(gateway, "second", {"train": TRAIN.replace("film", "book")})
-    sharing = {"share_tickets": {"others": ["second"]}, "set": {"selection.selector": "none"}}
+    sharing = {"options": {"others": ["second"]}, "overrides": {"selection.selector": "none"}}
     shared = submit(api, dataset="toy", kind="share_tickets", **sharing)["id"]
     for named, status, complaint in (
-        (waiting, 409, "is queued; its model can be pruned when it has succeeded"),
-        (other, 422, "a job of kind 'learning_curve' leaves a BiLSTM"), ("job_none", 404, "job_none"),
-        (shared, 422, "a job of kind 'share_tickets' compares systems and leaves no model; name one of kind 'train'"),
-        ("toy", 422, "/prune/job"),
+        (waiting, 409, "is queued. Wait until it has succeeded"),
+        (other, 422, "has kind 'learning_curve', which leaves no encoder"), ("job_none", 404, "job_none"),
+        (shared, 422, "Name a job of one of these kinds: train, prune."),
+        ("toy", 422, "/options/job"),
     ):  # fmt: skip
         refused = prune(api, named)
         assert (refused["status_code"], complaint in refused["detail"]) == (status, True), refused
     for left in (waiting, other, shared):
         api.post(f"/v1/jobs/{left}/cancel")
     job = trained(api, gateway)
-    high = submit(api, kind="prune", prune={"job": job.id, "levels": [0.9]})
+    high = submit(api, kind="prune", options={"job": job.id, "levels": [0.9]})
     assert high["status_code"] == 422 and "at most 6 heads" in high["detail"], high
-    missing = submit(api, kind="prune", prune={"levels": [0.2]})
+    missing = submit(api, kind="prune", options={"levels": [0.2]})
     assert missing["status_code"] == 422 and "'dataset' is missing" in missing["detail"], missing
 
 
 def test_a_model_of_another_form_is_refused(api: TestClient, gateway: Gateway) -> None:
     refused = prune(api, trained(api, gateway, older="joint.s3").id)
-    assert refused["status_code"] == 409 and "whose stage 'joint.s3' left another form" in refused["detail"], refused
+    assert (
+        refused["status_code"] == 409 and "the artifact of its stage 'joint.s3' has another form" in refused["detail"]
+    ), refused
 
 
 def test_a_request_sent_again_is_the_same_job_even_when_the_job_it_prunes_is_gone(
     api: TestClient, gateway: Gateway
 ) -> None:
     job, headers = trained(api, gateway), {"Idempotency-Key": "k"}
-    body = {"kind": "prune", "prune": {"job": job.id}}
+    body = {"kind": "prune", "options": {"job": job.id}}
     first = api.post("/v1/jobs", json=body, headers=headers).json()["id"]
     assert api.delete(f"/v1/jobs/{job.id}").status_code == 204
     assert api.post("/v1/jobs", json=body, headers=headers).json()["id"] == first
-    assert api.post("/v1/jobs", json={**body, "prune": {}, "dataset": "toy"}, headers=headers).status_code == 422
+    assert api.post("/v1/jobs", json={**body, "options": {}, "dataset": "toy"}, headers=headers).status_code == 422
     pruning = gateway.parts.jobs.get(T, first)
     for ref in Situation.read(gateway.parts.jobs, pruning).done.values():
         gateway.parts.artifacts.verify(ref)  # what a job shares stays when the other one goes
@@ -143,10 +153,10 @@ def test_a_request_sent_again_is_the_same_job_even_when_the_job_it_prunes_is_gon
 
 def test_another_kind_has_none_of_the_old_kind_s_options(api: TestClient) -> None:
     curve = {"sizes": [5, 10], "models": ["bilstm", "encoder"]}
-    job = submit(api, dataset="toy", corpus="docs", kind="learning_curve", learning_curve=curve)["id"]
-    clone = api.post(f"/v1/jobs/{job}/clone", json={"kind": "prune", "prune": {"levels": [0.2]}})
+    job = submit(api, dataset="toy", corpus="docs", kind="learning_curve", options=curve)["id"]
+    clone = api.post(f"/v1/jobs/{job}/clone", json={"kind": "prune", "options": {"levels": [0.2]}})
     assert clone.status_code == 202, clone.text
     spec = clone.json()["spec"]
-    assert (spec["kind"], spec["learning_curve"], spec["prune"]["levels"]) == ("prune", None, [0.2])
-    wrong = api.post(f"/v1/jobs/{job}/clone", json={"kind": ["prune"], "prune": {}})
+    assert (spec["kind"], spec["options"]["levels"], "sizes" in spec["options"]) == ("prune", [0.2], False)
+    wrong = api.post(f"/v1/jobs/{job}/clone", json={"kind": ["prune"], "options": {}})
     assert wrong.status_code == 422, wrong.text

@@ -12,6 +12,7 @@ from tests.contract.gateway import TRAIN, Gateway, add_dataset
 from tests.contract.made_results import publish
 from tlm_core.compression.masks import Mask
 from tlm_core.jobs.plan import plan_of
+from tlm_core.kinds.share_tickets import ShareTicketsOptions
 
 T = "default"
 ALONE = {"joint.enabled": False, "selection.selector": "none"}
@@ -19,13 +20,13 @@ MASK = json.loads(json.dumps(Mask.full(3, 3).as_dict())) | {"blocks": [1, 0, 1]}
 
 
 def submitted(api: TestClient, **body: Any) -> dict[str, Any]:
-    answer = api.post("/v1/jobs", json={"dataset": "toy", "seeds": [0], "set": ALONE, **body})
+    answer = api.post("/v1/jobs", json={"dataset": "toy", "seeds": [0], "overrides": ALONE, **body})
     return {**answer.json(), "status_code": answer.status_code}
 
 
 def shared(api: TestClient, ticket: str, **over: Any) -> dict[str, Any]:
     options = {"others": ["more"], "tickets": {"toy": ticket}}
-    return submitted(api, kind="share_tickets", share_tickets=options, set=ALONE | over)
+    return submitted(api, kind="share_tickets", options=options, overrides=ALONE | over)
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def api(gateway: Gateway, api: TestClient) -> TestClient:
 
 def pruned(gateway: Gateway, api: TestClient, dataset: str = "toy") -> str:
     """A running `prune` job whose report is there."""
-    job_id = submitted(api, kind="prune", dataset=dataset, prune={"levels": [0.1]})["id"]
+    job_id = submitted(api, kind="prune", dataset=dataset, options={"levels": [0.1]})["id"]
     job = gateway.parts.jobs.claim("maker", 60)
     assert job is not None and job.id == job_id
     for node in plan_of(job).nodes:
@@ -53,16 +54,16 @@ def test_the_ticket_of_a_prune_job_is_pinned_when_the_sharing_is_submitted(gatew
     job = shared(api, found)
     assert job["status_code"] == 202, job
     record = gateway.parts.jobs.get(T, job["id"])
-    assert record.spec.share_tickets is not None and record.spec.share_tickets.tickets == {"toy": found}
+    assert record.spec.options == ShareTicketsOptions(others=("more",), tickets={"toy": found})
     assert plan_of(record).node("tickets.s0").params.tickets == (Mask.from_dict(MASK), 0.15)
 
 
 def test_a_ticket_that_is_none_is_refused_before_anything_runs(gateway: Gateway, api: TestClient) -> None:
     train = submitted(api)["id"]
     gateway.parts.jobs.claim("maker", 60)
-    waiting = submitted(api, kind="prune", prune={"levels": [0.1]})["id"]
+    waiting = submitted(api, kind="prune", options={"levels": [0.1]})["id"]
     for ticket, status, complaint in (
-        (train, 422, "of kind 'train'"), ("job_none", 404, "job_none"), (waiting, 409, "has not finished"),
+        (train, 422, "has kind 'train'"), ("job_none", 404, "job_none"), (waiting, 409, "has not finished"),
         ("best", 422, "Invalid ticket of 'toy': 'best'"),
     ):  # fmt: skip
         answer = shared(api, ticket)
@@ -71,10 +72,10 @@ def test_a_ticket_that_is_none_is_refused_before_anything_runs(gateway: Gateway,
 
 
 def test_a_ticket_found_at_several_rates_is_taken_as_a_mask_alone(api: TestClient) -> None:
-    rates = {"set": ALONE | {"finetune.rates": [1e-3, 1e-4]}}
-    found = submitted(api, kind="prune", prune={"levels": [0.1]}, **rates)["id"]
+    rates = {"overrides": ALONE | {"finetune.rates": [1e-3, 1e-4]}}
+    found = submitted(api, kind="prune", options={"levels": [0.1]}, **rates)["id"]
     answer = shared(api, found)
-    assert (answer["status_code"], "several finetuning rates" in answer["detail"]) == (422, True), answer
+    assert (answer["status_code"], "tried several finetuning rates" in answer["detail"]) == (422, True), answer
 
 
 def test_a_ticket_found_on_other_data_is_refused(gateway: Gateway, api: TestClient) -> None:
@@ -108,5 +109,5 @@ def test_a_data_set_that_stands_twice_is_refused_by_whatever_name(
 ) -> None:
     own = gateway.parts.catalog.dataset(T, "toy").id
     named = [own if name == "ID" else name for name in others]
-    answer = submitted(api, kind="share_tickets", share_tickets={"others": named})
-    assert answer["status_code"] == 422 and "are the same data set (ds_" in answer["detail"], answer
+    answer = submitted(api, kind="share_tickets", options={"others": named})
+    assert answer["status_code"] == 422 and "are the same dataset (ds_" in answer["detail"], answer

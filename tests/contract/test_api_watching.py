@@ -164,7 +164,7 @@ def test_a_comparison_shows_in_which_options_of_their_kind_jobs_differ(api: Test
         add_dataset(gateway, name, {"train": TRAIN.replace("film", name)})
 
     def differences(kind: str, *options: dict[str, Any]) -> dict[str, list[Any]]:
-        alone = {"dataset": "toy", "set": {"selection.selector": "none"}, "kind": kind}
+        alone = {"dataset": "toy", "overrides": {"selection.selector": "none"}, "kind": kind}
         answers = [api.post("/v1/jobs", json=alone | ({kind: one} if one else {})) for one in options]
         assert [answer.status_code for answer in answers] == [202, 202], [answer.text for answer in answers]
         ids = ",".join(answer.json()["id"] for answer in answers)
@@ -184,7 +184,7 @@ def test_a_comparison_shows_in_which_options_of_their_kind_jobs_differ(api: Test
 
 @pytest.mark.usefixtures("stocked")
 def test_a_comparison_shows_that_the_same_bytes_were_read_otherwise(api: TestClient, gateway: Gateway) -> None:
-    alone = {"set": {"selection.selector": "none"}}
+    alone = {"overrides": {"selection.selector": "none"}}
     toy = add_dataset(gateway, "toy", {"train": TRAIN}, split_seed=3)
     ids = [api.post("/v1/jobs", json=alone | {"dataset": name}).json()["id"] for name in ("toy@v1", toy)]
     (difference,) = api.get(f"/v1/jobs/compare?ids={','.join(ids)}").json()["differences"]

@@ -15,7 +15,7 @@ from tlm_client.async_client import AsyncTLMClient
 from tlm_core.errors import NotFound
 from tlm_core.jobs.spec import JobSpec
 
-SPEC = JobSpec(dataset="toy", set={"selection.selector": "none"})
+SPEC = JobSpec(dataset="toy", overrides={"selection.selector": "none"})
 
 
 def test_jobs_are_submitted_watched_and_downloaded_concurrently(redis_client: redis.Redis, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.api.dashboard.asked import Asked
+from services.api.dashboard.job_form import CommonFields
 from services.api.dashboard.web import STATIC, integrity_of, vendored
 from tests.contract.dashboard_made import HOSTILE, Made
 from tests.contract.dashboard_pages import Tags, pages_of, signed_in, visitor
@@ -130,7 +130,7 @@ def test_hostile_labels_texts_and_names_stay_text(filled: tuple[Gateway, Made]) 
     assert seen >= 5, "results, selection, data set, log and facts of the job show it"
     for path, data in (
         (f"/ui/jobs/{made.jobs['hostile']}/predict", {"texts": HOSTILE}),
-        ("/ui/submit", dict.fromkeys(Asked.model_fields, HOSTILE) | {"unlabelled": "", "as_published": ""}),
+        ("/ui/submit", dict.fromkeys([*CommonFields.model_fields, "prune.job", "share_tickets.tickets"], HOSTILE)),
     ):
         assert not Tags(browser.post(path, data=data).text).has("img"), path
     for path in (f"/ui/jobs/{HOSTILE}", f"/ui/corpora/manuals?q={HOSTILE}", f"/ui/jobs/{made.jobs['alone']}/do/x"):

@@ -118,7 +118,7 @@ def test_rates_that_are_tried_have_a_curve_each(filled: tuple[Gateway, Made]) ->
     gateway, made = filled
     changes = {"joint.enabled": False, "selection.selector": "none", "finetune.rates": [1e-3, 1e-4]}
     with gateway.test_client() as api:
-        job = api.post("/v1/jobs", json={"dataset": made.dataset, "seeds": [0, 1], "set": changes}).json()["id"]
+        job = api.post("/v1/jobs", json={"dataset": made.dataset, "seeds": [0, 1], "overrides": changes}).json()["id"]
     browser = signed_in(gateway)
     names = [one["name"] for one in browser.get(f"/ui/jobs/{job}/points?stage=finetune").json()["curves"]]
     assert names == [f"seed {seed}, {rate}" for seed in (0, 1) for rate in ("0.001", "0.0001")]

@@ -13,8 +13,8 @@ from tests.contract.dashboard_pages import Tags, signed_in
 from tests.contract.gateway import AUTH, Gateway
 from tests.factories import make_resolved, make_spec
 from tlm_core.jobs.nodes import DatasetInput
-from tlm_core.jobs.options import ShareTickets
 from tlm_core.jobs.plan import plan_of
+from tlm_core.kinds.share_tickets import ShareTicketsOptions
 
 T = "default"
 
@@ -125,7 +125,7 @@ def test_lists_and_comparisons_show_the_metric_of_a_task_that_has_one_of_its_own
 
 def test_studies_show_their_words_and_their_plot(gateway: Gateway) -> None:
     store, artifacts = gateway.parts.jobs, gateway.parts.artifacts
-    others = {"share_tickets": ShareTickets(others=("b",))}
+    others = {"options": ShareTicketsOptions(others=("b",))}
     for kind in ("learning_curve", "prune", "share_tickets"):
         shared = kind == "share_tickets"
         spec = make_spec(kind=kind, **(others if shared else {}))

@@ -56,7 +56,7 @@ class Reader:
 
     def fresh(self, *verbs: str) -> str:
         """A new job, in the state to which the verbs lead."""
-        spec = {"dataset": "tickets", "set": {"selection.selector": "none"}}
+        spec = {"dataset": "tickets", "overrides": {"selection.selector": "none"}}
         job: str = self.http.post("/v1/jobs", json=spec).json()["id"]
         for verb in verbs:
             assert self.http.post(f"/v1/jobs/{job}/{verb}").is_success

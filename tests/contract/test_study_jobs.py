@@ -77,7 +77,7 @@ def world(redis_client: redis.Redis, tmp_path: Path) -> World:
 
 
 def test_nodes_behind_a_dropped_subset_are_dropped(world: World) -> None:
-    job_id = world.submit(kind="learning_curve", learning_curve=CURVE)
+    job_id = world.submit(kind="learning_curve", options=CURVE)
     world.work(world.drive(job_id).submissions["main"])
     job = world.drive(job_id)
     assert job.state is State.SUCCEEDED
@@ -90,7 +90,7 @@ def test_nodes_behind_a_dropped_subset_are_dropped(world: World) -> None:
 
 
 def test_workers_wait_for_every_selection(world: World) -> None:
-    job_id = world.submit(kind="learning_curve", learning_curve=CURVE | {"sizes": [15, 30]})
+    job_id = world.submit(kind="learning_curve", options=CURVE | {"sizes": [15, 30]})
     for _ in range(30):
         job = world.drive(job_id, rounds=1)
         done = Situation.read(world.store, job).done
@@ -102,7 +102,7 @@ def test_workers_wait_for_every_selection(world: World) -> None:
     ("sizes", "complaint"), [([10, 31], "31 labelled texts was asked for"), ([2, 3], "every size loses a class")]
 )
 def test_impossible_sizes_fail_the_job_before_training(world: World, sizes: list[int], complaint: str) -> None:
-    job_id = world.submit(kind="learning_curve", learning_curve=CURVE | {"sizes": sizes}, labels="abcdefgh")
+    job_id = world.submit(kind="learning_curve", options=CURVE | {"sizes": sizes}, labels="abcdefgh")
     job = world.drive(job_id)
     assert job.state is State.FAILED and job.error is not None
     assert complaint in job.error["message"]
@@ -111,7 +111,7 @@ def test_impossible_sizes_fail_the_job_before_training(world: World, sizes: list
 
 def test_task_damaged_before_a_local_stage_is_computed_again(world: World) -> None:
     world.use_storage(ArtifactStore(f"memory://{world.folder.name}", world.folder / "cache"))
-    job_id = world.submit(kind="learning_curve", learning_curve=CURVE)
+    job_id = world.submit(kind="learning_curve", options=CURVE)
     while "validate" not in (done := Situation.read(world.store, world.store.get(T, job_id)).done):
         world.coordinator.round()
     path = world.artifacts.path(done["validate"].folder, "train.parquet")
@@ -124,11 +124,11 @@ def test_task_damaged_before_a_local_stage_is_computed_again(world: World) -> No
 
 
 def test_second_pruning_computes_only_new_tickets(world: World) -> None:
-    first = world.submit(kind="prune", prune={"levels": [0.3]})
+    first = world.submit(kind="prune", options={"levels": [0.3]})
     world.work(world.drive(first).submissions["main"])
     assert world.drive(first).state is State.SUCCEEDED
     resolved = world.store.get(T, first).resolved
-    spec = make_spec(kind="prune", prune={"levels": [0.3, 0.5]})
+    spec = make_spec(kind="prune", options={"levels": [0.3, 0.5]})
     second = world.store.submit(T, spec, resolved)[0].id
     world.coordinator.round()
     job = world.store.get(T, second)
@@ -139,7 +139,7 @@ def test_second_pruning_computes_only_new_tickets(world: World) -> None:
 def test_lost_check_is_computed_again_beside_an_existing_report(world: World) -> None:
     changes = {"model.init": "hub:a/b", "tokenizer.source": "hub:a/b", "joint.enabled": False}
     resolved = make_resolved(dataset=world.dataset("first", "abc"), recipe=resolve("fast", "tiny", changes))
-    spec = make_spec(kind="prune", prune={"levels": [0.3]})
+    spec = make_spec(kind="prune", options={"levels": [0.3]})
     job_id = world.store.submit(T, spec, resolved)[0].id
     world.work(world.drive(job_id).submissions["main"])
     job = world.store.get(T, job_id)
@@ -164,7 +164,7 @@ def pruning_of(world: World) -> str:
     for name in ("evaluate", "export"):
         del artifacts[name]
     resolved = trained.resolved.model_copy(update={"reused": artifacts})
-    return world.store.submit(T, make_spec(kind="prune", prune={"job": first, "levels": [0.3]}), resolved)[0].id
+    return world.store.submit(T, make_spec(kind="prune", options={"job": first, "levels": [0.3]}), resolved)[0].id
 
 
 def test_pruning_reuses_the_artifacts_of_the_pruned_job(world: World) -> None:
@@ -191,7 +191,7 @@ def test_lost_model_of_a_pruned_job_fails_the_pruning(world: World) -> None:
 
 
 def test_group_waiting_for_room_is_not_stopped_when_another_group_reports(world: World) -> None:
-    job_id = world.submit(kind="prune", prune={"levels": [0.3]}, seeds=(0, 1))
+    job_id = world.submit(kind="prune", options={"levels": [0.3]}, seeds=(0, 1))
     world.work(world.drive(job_id).submissions["main"])
     first, second = sorted(world.drive(job_id).submissions.keys() - {"main"})
     world.work(world.store.get(T, job_id).submissions[first])  # reports and ends
@@ -208,7 +208,7 @@ def test_group_waiting_for_room_is_not_stopped_when_another_group_reports(world:
 
 def side_by_side(world: World) -> tuple[str, set[str]]:
     """Return a pruning job whose seeds the next round submits, and the names of their groups."""
-    job_id = world.submit(kind="prune", prune={"levels": [0.3]}, seeds=(0, 1, 2))
+    job_id = world.submit(kind="prune", options={"levels": [0.3]}, seeds=(0, 1, 2))
     world.work(world.drive(job_id).submissions["main"])
     return job_id, {f"tickets.s{seed}" for seed in (0, 1, 2)}
 
@@ -246,7 +246,7 @@ def test_cancelled_job_ends_when_all_its_groups_have_stopped(world: World) -> No
 
 def test_sharing_datasets_are_validated_and_merged(world: World) -> None:
     other = DatasetInput(id="ds_2", ref=world.dataset("second", "xy"))
-    job_id = world.submit(kind="share_tickets", share_tickets={"others": ["second"]}, others=(other,))
+    job_id = world.submit(kind="share_tickets", options={"others": ["second"]}, others=(other,))
     world.work(world.drive(job_id).submissions["main"])
     job = world.drive(job_id)
     assert job.state is State.SUCCEEDED
@@ -258,7 +258,7 @@ def test_sharing_datasets_are_validated_and_merged(world: World) -> None:
 
 def test_clashing_labels_fail_the_job_before_training(world: World) -> None:
     other = DatasetInput(id="ds_2", ref=world.dataset("second", "xy"))
-    job_id = world.submit(kind="share_tickets", share_tickets={"others": ["toy"]}, others=(other,))
+    job_id = world.submit(kind="share_tickets", options={"others": ["toy"]}, others=(other,))
     job = world.drive(job_id)
     assert job.state is State.FAILED and job.error is not None and "labels clash" in job.error["message"]
     assert world.cluster.commands == {}

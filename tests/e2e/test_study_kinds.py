@@ -15,7 +15,7 @@ from tlm_core.training.recipe import resolve
 pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.timeout(600)]
 
 SMALL: dict[str, Any] = SPEC | {
-    "set": SPEC["set"] | {"joint.budget.steps": 20, "finetune.epochs": 2, "finetune.evaluations": 2},
+    "overrides": SPEC["overrides"] | {"joint.budget.steps": 20, "finetune.epochs": 2, "finetune.evaluations": 2},
     "seeds": (0,),
 }
 PRUNE = {"levels": [0.25, 0.5], "tickets": ["winning", "losing"]}
@@ -41,7 +41,7 @@ def finished(stack: Stack, **spec: Any) -> tuple[str, dict[str, Any]]:
 
 def test_a_learning_curve_ends_in_a_report_and_a_bilstm_that_predicts(stack: Stack) -> None:
     options = {"sizes": [2, 40, 120], "models": ["bilstm", "encoder", "tlm"], "lstm": LSTM}
-    job, report = finished(stack, kind="learning_curve", learning_curve=options)
+    job, report = finished(stack, kind="learning_curve", options=options)
     assert report["sizes"] == [40, 120] and report["dropped"][0]["rows"] == 2
     assert set(report["against"]) == {"encoder", "tlm"} and report["words"]
     found = stack.client.predict(job, TEXTS)
@@ -52,7 +52,7 @@ def test_a_learning_curve_ends_in_a_report_and_a_bilstm_that_predicts(stack: Sta
 
 def test_pruning_takes_the_dense_model_from_the_cache_and_ends_in_a_smaller_one(stack: Stack, tmp_path: Path) -> None:
     _, dense = finished(stack, kind="train")
-    job, report = finished(stack, kind="prune", prune=PRUNE)
+    job, report = finished(stack, kind="prune", options=PRUNE)
     assert report["dense"]["mean"] == dense["mean"]
     assert stack.events(job, "stage.started")[0].data["node"] == "importance.s0"
     assert report["inference"]["sliced"]["bytes"] < report["inference"]["dense"]["bytes"]
@@ -66,7 +66,7 @@ def test_pruning_takes_the_dense_model_from_the_cache_and_ends_in_a_smaller_one(
 def test_of_two_rates_the_one_that_was_there_is_taken_and_validation_chooses(stack: Stack) -> None:
     _, before = finished(stack, kind="train")
     rates = [resolve("fast", "tiny").finetune.optimizer.lr, 1e-7]
-    job, report = finished(stack, kind="train", set=SMALL["set"] | {"finetune.rates": rates})
+    job, report = finished(stack, kind="train", overrides=SMALL["overrides"] | {"finetune.rates": rates})
     began = [event.data["node"] for event in stack.events(job, "stage.started")]
     assert began == ["finetune.s0.lr1e-07", "finetune.s0", "evaluate", "export"]
     (entry,) = report["seeds"]
@@ -76,9 +76,9 @@ def test_of_two_rates_the_one_that_was_there_is_taken_and_validation_chooses(sta
 
 
 def test_sharing_compares_three_systems(stack: Stack) -> None:
-    found, _ = finished(stack, kind="prune", prune=PRUNE)
+    found, _ = finished(stack, kind="prune", options=PRUNE)
     options = {"others": ["topics2"], "level": 0.25, "tickets": {"topics": found}}
-    job, report = finished(stack, kind="share_tickets", share_tickets=options)
+    job, report = finished(stack, kind="share_tickets", options=options)
     assert [task["name"] for task in report["tasks"]] == ["topics", "topics2"]
     assert set(report["average"]) == {"alone", "multi_task", "tickets"} and report["words"]
     nodes = {event.data["node"] for event in stack.events(job, "stage.started")}

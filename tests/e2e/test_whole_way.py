@@ -35,7 +35,7 @@ TOPICS = {
 COMMON = ["the", "a", "of", "and", "with", "near", "under", "some", "old", "every", "quiet", "again", "before", "after"]
 SPEC: dict[str, Any] = {
     "dataset": "topics", "corpus": "notes", "seeds": (0,),
-    "set": {
+    "overrides": {
         "model.layers": 2, "model.hidden": 64, "model.heads": 2, "model.intermediate": 128, "model.max_length": 64,
         "tokenizer.vocab_size": 400, "joint.budget.steps": 1000, "joint.batch_rows": 8, "joint.task_batch": 16,
         "finetune.epochs": 2, "checkpoint_steps": 50, "selection.top_k": 5,
@@ -210,8 +210,8 @@ def test_a_running_job_is_cancelled_and_leaves_no_worker(embedded: Stack) -> Non
 
 def test_one_of_two_workers_is_killed_and_both_go_on_from_the_checkpoint(embedded: Stack) -> None:
     member = b"ray::_Member"
-    short = SPEC["set"] | {"joint.budget.steps": 300}
-    job = embedded.client.submit(JobSpec(**SPEC | {"seeds": (11,), "workers": 2, "set": short}))
+    short = SPEC["overrides"] | {"joint.budget.steps": 300}
+    job = embedded.client.submit(JobSpec(**SPEC | {"seeds": (11,), "workers": 2, "overrides": short}))
     step = kill_in_joint_stage(embedded, job.id, member)
     ended = embedded.client.wait(job.id)
     assert (ended.state, ended.attempt) == ("succeeded", 2)

@@ -13,6 +13,7 @@ from tests.contract.dashboard_made import HOSTILE, Made, filled_gateway, tell
 from tests.contract.gateway import TOKEN, Gateway
 from tests.integration.browser import chromium, settle, sign_in
 from tlm_core.jobs.states import State
+from tlm_core.kinds.prune import PruneOptions
 
 AXE = Path(__file__).parent / "vendor" / "axe.min.js"
 T = "default"
@@ -215,16 +216,18 @@ def test_a_study_is_submitted_by_keyboard_alone_and_only_its_own_fields_are_seen
 ) -> None:
     url, gateway, _ = served
     page.goto(f"{url}/ui/submit")
-    own = {"learning_curve": "#sizes", "prune": "#levels", "share_tickets": "#own_levels"}
+    own = {
+        kind: f"[id='{kind}.{option}']"
+        for kind, option in {"learning_curve": "sizes", "prune": "levels", "share_tickets": "tickets"}.items()
+    }
     page.locator("[name=kind][value=train]").focus()
     for kind in own:
         page.keyboard.press("ArrowDown")
         assert page.locator(f"[name=kind][value={kind}]").is_checked()
         assert [name for name, field in own.items() if page.locator(field).is_visible()] == [kind]
-        assert page.locator("[name=as_published]").is_visible() == (kind != "learning_curve")
     page.keyboard.press("ArrowUp")
     page.select_option("#corpus", "")
-    for field, text in {"#levels": "0.2", "#metadata": "team = search", "#priority": "3", "#minutes": "90"}.items():
+    for field, text in {own["prune"]: "0.2", "#metadata": "team = search", "#priority": "3", "#minutes": "90"}.items():
         page.locator(field).focus()
         page.keyboard.press("ControlOrMeta+a")
         page.keyboard.type(text)
@@ -235,7 +238,7 @@ def test_a_study_is_submitted_by_keyboard_alone_and_only_its_own_fields_are_seen
     page.keyboard.press("Enter")
     page.wait_for_url("**/ui/jobs/job_*")
     spec = gateway.parts.jobs.get(T, page.url.rsplit("/", 1)[1]).spec
-    assert spec.prune is not None and spec.prune.levels == (0.2,)
+    assert spec.options == PruneOptions(levels=(0.2,))
     assert (spec.kind, spec.metadata, spec.priority, spec.max_runtime_seconds) == ("prune", {"team": "search"}, 3, 5400)
 
 

@@ -51,5 +51,5 @@ def test_learning_curve_of_regression_fails_before_training(service: Service) ->
     data = {"name": "regression", "options": json.dumps({"metric": "pearson"})}
     assert service.client.post("/v1/datasets", data=data, files=files(random.Random(1))).status_code == 201
     options = {"sizes": [0.5, 1], "models": ["bilstm", "encoder"]}
-    job = service.finished(dataset="regression", kind="learning_curve", learning_curve=options)
+    job = service.finished(dataset="regression", kind="learning_curve", options=options)
     assert job["state"] == "failed" and "regression" in job["error"]["message"]

@@ -65,7 +65,7 @@ class Service:
 
     def finished(self, **spec: Any) -> dict[str, Any]:
         """The job when it is over."""
-        brought = {} if "job" in spec.get("prune", {}) else {"dataset": "topics", "set": SET}
+        brought = {} if "job" in spec.get("options", {}) else {"dataset": "topics", "overrides": SET}
         answer = self.client.post("/v1/jobs", json=brought | spec)
         assert answer.status_code == 202, answer.text
         job = answer.json()["id"]
@@ -108,7 +108,7 @@ def service(redis_client: redis.Redis, tmp_path: Path) -> Iterator[Service]:
 
 def test_a_learning_curve_ends_in_a_report_and_a_bilstm_that_predicts(service: Service) -> None:
     options = {"sizes": [0.02, 0.3, 1], "models": ["bilstm", "encoder"], "lstm": LSTM}
-    job = service.finished(kind="learning_curve", learning_curve=options, seeds=[0, 1])
+    job = service.finished(kind="learning_curve", options=options, seeds=[0, 1])
     assert job["state"] == "succeeded", job["error"]
     submitted = [e.data["group"] for e in service.store.events("default", job["id"]) if e.type == "workers.submitted"]
     assert submitted == ["curve.s0", "curve.s1", "gather"]
@@ -122,7 +122,7 @@ def test_a_learning_curve_ends_in_a_report_and_a_bilstm_that_predicts(service: S
 
 def test_pruning_a_finished_job_takes_its_model_from_the_cache_and_leaves_a_smaller_one(service: Service) -> None:
     first = service.finished(seeds=[0])
-    job = service.finished(kind="prune", prune={"levels": [0.25, 0.5], "tickets": ["winning", "random"]}, seeds=[0])
+    job = service.finished(kind="prune", options={"levels": [0.25, 0.5], "tickets": ["winning", "random"]}, seeds=[0])
     assert job["state"] == "succeeded", job["error"]
     started = [e.data["node"] for e in service.store.events("default", job["id"]) if e.type == "stage.started"]
     assert started[0] == "importance.s0" and len(started) == 1 + 4 + 1
@@ -134,9 +134,9 @@ def test_pruning_a_finished_job_takes_its_model_from_the_cache_and_leaves_a_smal
 
 def test_the_model_of_a_job_that_ended_by_the_clock_is_pruned_and_its_ticket_is_shared(service: Service) -> None:
     clocked = SET | {"joint.enabled": True, "joint.budget.seconds": 0.5}
-    first = service.finished(seeds=[0], set=clocked)
+    first = service.finished(seeds=[0], overrides=clocked)
     assert first["state"] == "succeeded", first["error"]
-    job = service.finished(kind="prune", prune={"job": first["id"], "levels": [0.25], "tickets": ["winning"]})
+    job = service.finished(kind="prune", options={"job": first["id"], "levels": [0.25], "tickets": ["winning"]})
     assert job["state"] == "succeeded", job["error"]
     started = [e.data["node"] for e in service.store.events("default", job["id"]) if e.type == "stage.started"]
     assert started == ["importance.s0", "ticket.winning.l0.25.s0", "phases"]
@@ -144,13 +144,13 @@ def test_the_model_of_a_job_that_ended_by_the_clock_is_pruned_and_its_ticket_is_
     mask = service.client.get(f"/v1/jobs/{job['id']}/model/files/mask.json").json()
     service.dataset("more")
     share = {"others": ["more"], "level": 0.25, "tickets": {"more": mask}}
-    shared = service.finished(kind="share_tickets", share_tickets=share, seeds=[0])
+    shared = service.finished(kind="share_tickets", options=share, seeds=[0])
     assert shared["state"] == "succeeded", shared["error"]
 
 
 def test_sharing_compares_three_systems(service: Service) -> None:
     service.dataset("more")
-    job = service.finished(kind="share_tickets", share_tickets={"others": ["more"], "level": 0.25}, seeds=[0])
+    job = service.finished(kind="share_tickets", options={"others": ["more"], "level": 0.25}, seeds=[0])
     assert job["state"] == "succeeded", job["error"]
     report = service.report(job["id"])
     assert [task["name"] for task in report["tasks"]] == ["topics", "more"]
@@ -159,12 +159,12 @@ def test_sharing_compares_three_systems(service: Service) -> None:
 
 def test_what_cannot_be_is_refused_at_once(service: Service) -> None:
     asked: list[tuple[dict[str, Any], str]] = [
-        ({"kind": "prune", "prune": {"levels": [0.9]}}, "at most 6 heads"),
+        ({"kind": "prune", "options": {"levels": [0.9]}}, "at most 6 heads"),
         ({"kind": "learning_curve"}, "retrieve from a corpus"),
-        ({"kind": "share_tickets", "share_tickets": {"others": ["nowhere"]}}, "nowhere"),
+        ({"kind": "share_tickets", "options": {"others": ["nowhere"]}}, "nowhere"),
         ({"kind": "share_tickets"}, "share_tickets.others"),
     ]
     for spec, complaint in asked:
-        answer = service.client.post("/v1/jobs", json={"dataset": "topics", "set": SET, **spec})
+        answer = service.client.post("/v1/jobs", json={"dataset": "topics", "overrides": SET, **spec})
         assert answer.status_code in (404, 422, 400), answer.text
         assert complaint in answer.text

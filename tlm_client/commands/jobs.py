@@ -149,7 +149,7 @@ def watch_job(client: TLMClient, job_id: str, as_json: bool) -> None:
         print_json({"job": job})
     elif job.state is State.SUCCEEDED:
         seconds = duration((job.finished_at or 0) - job.created_at)
-        hint = "" if job.spec.kind == "share_tickets" else f". Download the model with `tlm download {job.id}`"
+        hint = f". Download the model with `tlm download {job.id}`" if job.spec.definition.has_model else ""
         print_items(f"{job.id} succeeded after {seconds}{hint}", *report_items(client.report(job.id)))
     else:
         print_items(f"{job.id} is {job.state}{': ' + str(job.error.get('message')) if job.error else ''}")

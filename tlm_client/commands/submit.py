@@ -13,12 +13,12 @@ from tlm_client.client import TLMClient
 from tlm_client.commands.jobs import JobId, parse_labels, split_pair, watch_job
 from tlm_client.console import AsJson, Watch, print_result, session_of, stderr_console
 from tlm_client.summary import estimate_items
-from tlm_core.compression.masks import Mask
 from tlm_core.errors import InvalidRequest
 from tlm_core.jobs.spec import JobSpec
+from tlm_core.kinds import KINDS
 from tlm_core.wire import Job
 
-_KINDS = "train, learning_curve, prune or share_tickets."
+_KINDS = f"{', '.join(KINDS)}."
 
 CorpusName = Annotated[
     str | None,
@@ -41,7 +41,7 @@ def submit(
     context: typer.Context,
     dataset: Annotated[
         str | None,
-        typer.Option("--dataset", help="Name or ID. Omit it if --options of kind prune contains `job`."),
+        typer.Option("--dataset", help="Name or ID. Omit it if --options names a job to start from."),
     ] = None,
     corpus: CorpusName = None,
     scale: Scale = None,
@@ -61,8 +61,8 @@ def submit(
     """Submit a job."""
     fields: dict[str, Any] = {"metadata": parse_labels(label), "priority": priority, "kind": kind}
     if options is not None:
-        fields[kind] = _parse_options(options, kind)
-    if dataset is None and "job" not in fields.get(kind, {}):
+        fields["options"] = _parse_options(options, kind)
+    if dataset is None and not (kind in KINDS and KINDS[kind].names_source(fields.get("options", {}))):
         raise typer.BadParameter("Name a dataset.", param_hint="--dataset")
     spec = _build_spec(
         set_, dataset=dataset, corpus=corpus, scale=scale, recipe=recipe, seeds=seed, workers=workers,
@@ -125,13 +125,13 @@ def clone(
     """Submit a copy of a job, with changes. By default it uses the same versions of the data."""
     changes: dict[str, Any] = {
         "dataset": dataset, "corpus": corpus, "scale": scale, "seeds": seed or None,
-        "set": _parse_overrides(set_) or None, "metadata": parse_labels(label) or None, "priority": priority,
+        "overrides": _parse_overrides(set_) or None, "metadata": parse_labels(label) or None, "priority": priority,
         "max_runtime_seconds": max_runtime, "kind": kind,
     }  # fmt: skip
     with session_of(context).client() as client:
         if options is not None:
             target_kind = kind or client.job(job_id).spec.kind
-            changes[target_kind] = _parse_options(options, target_kind)
+            changes["options"] = _parse_options(options, target_kind)
         job = client.clone(job_id, {name: value for name, value in changes.items() if value is not None})
         _report_new_job(client, job, f", a clone of {job_id}", watch=watch, as_json=as_json)
 
@@ -152,7 +152,7 @@ def _build_spec(overrides: list[str] | None, *, dataset: str | None, corpus: str
     recipe_changes = _parse_overrides(overrides)
     if corpus is None and dataset is not None:
         recipe_changes.setdefault("selection.selector", "none")
-    fields |= {"dataset": dataset, "corpus": corpus, "set": recipe_changes}
+    fields |= {"dataset": dataset, "corpus": corpus, "overrides": recipe_changes}
     try:
         return JobSpec.model_validate({name: value for name, value in fields.items() if value not in (None, {})})
     except ValidationError as error:
@@ -163,7 +163,7 @@ def _build_spec(overrides: list[str] | None, *, dataset: str | None, corpus: str
 def _parse_options(text: str, kind: str) -> dict[str, Any]:
     """Parse the options of a job kind from a JSON object, or from a file that contains one. Raises InvalidRequest.
 
-    A ticket of `share_tickets` may be the path of a mask file. The result contains the mask instead.
+    Options that are paths of files become the content of these files.
     """
     try:
         content = text if text.lstrip().startswith("{") else Path(text).read_text(encoding="utf-8")
@@ -172,22 +172,7 @@ def _parse_options(text: str, kind: str) -> dict[str, Any]:
         raise InvalidRequest(f"Invalid --options: {error}. Expected a JSON object or a file with one.") from error
     if not isinstance(options, dict):
         raise InvalidRequest("Invalid --options. Expected a JSON object such as '{\"levels\": [0.2, 0.4]}'.")
-    if kind == "share_tickets" and isinstance(tickets := options.get("tickets"), dict):
-        options["tickets"] = {name: _read_ticket(name, ticket) for name, ticket in tickets.items()}
-    return options
-
-
-def _read_ticket(name: str, ticket: object) -> object:
-    """Return a ticket as the gateway accepts it. Raises InvalidRequest unless a text is a job ID or a mask file."""
-    if not isinstance(ticket, str) or ticket.startswith("job_"):
-        return ticket
-    try:
-        mask = json.loads(Path(ticket).read_text(encoding="utf-8"))
-        return Mask.from_dict(mask if isinstance(mask, dict) else {}).as_dict()
-    except (OSError, ValueError, RecursionError, InvalidRequest) as error:
-        raise InvalidRequest(
-            f"Invalid ticket of '{name}': '{ticket}'. Expected a level, a job ID (job_…) or a mask file: {error}"
-        ) from error
+    return KINDS[kind].read_files(options) if kind in KINDS else options
 
 
 def _parse_overrides(texts: list[str] | None) -> dict[str, Any]:

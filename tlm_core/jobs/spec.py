@@ -6,14 +6,25 @@ import secrets
 import time
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    SerializeAsAny,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from tlm_core.artifacts import ManifestRef
-from tlm_core.compression.masks import Mask
-from tlm_core.jobs.nodes import DatasetInput, ReusedArtifact
-from tlm_core.jobs.options import LearningCurve, Prune, ShareTickets
+from tlm_core.errors import InvalidRequest
+from tlm_core.jobs.nodes import DatasetInput, PlanInputs, ReusedArtifact
 from tlm_core.jobs.states import State
-from tlm_core.training.recipe import Recipe, Scale
+from tlm_core.kinds import KINDS
+from tlm_core.kinds.kind import Kind, KindOptions
+from tlm_core.training.recipe import Recipe, RecipeName, Scale
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 MAX_PRIORITY = 10
@@ -34,62 +45,110 @@ LabelKey = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern
 LabelValue = Annotated[str, StringConstraints(max_length=512)]
 
 
-# What a request leaves out that names a job whose model is pruned: that job brings it.
-FROM_JOB = ("dataset", "corpus", "scale", "recipe", "seeds", "set")
+# Fields that the source job provides, so that a request that names one omits them.
+FROM_JOB = ("dataset", "corpus", "scale", "recipe", "seeds", "overrides")
+
+
+class _OptionsSchema:
+    """Describes `JobSpec.options` as one of the options of the registered kinds."""
+
+    def __get_pydantic_json_schema__(self, _: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [handler(kind.options.__pydantic_core_schema__) for kind in KINDS.values()], "default": {}}
 
 
 class JobSpec(BaseModel):
-    """A request for a job, as the user sends it."""
+    """A request for a job."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["train", "learning_curve", "prune", "share_tickets"] = "train"
+    kind: str = Field("train", json_schema_extra=lambda schema: schema.update(enum=list(KINDS)))
     dataset: str = Field(
         "",
-        description="id or name of an uploaded data set; only `prune.job` brings its own",
+        description="id or name of a dataset; omit it if the options name a source job",
         min_length=1,
         max_length=200,
     )
-    corpus: str | None = Field(None, description="name, or name@version, of a corpus; none: task only", max_length=200)
+    corpus: str | None = Field(
+        None, description="NAME or NAME@VERSION of a corpus; null trains on the task alone", max_length=200
+    )
     scale: Scale = "tiny"
-    recipe: Literal["fast", "paper"] = "fast"
-    seeds: tuple[int, ...] = Field((0,), min_length=1, max_length=20, description="one run of joint and finetune each")
-    set: dict[str, Any] = Field({}, description="recipe overrides by dotted key, such as {'joint.rho2': 5}")
+    recipe: RecipeName = "fast"
+    seeds: tuple[int, ...] = Field((0,), min_length=1, max_length=20, description="one training run for each seed")
+    overrides: dict[str, Any] = Field({}, description="changes of the recipe by dotted key: {'joint.rho2': 5}")
     workers: int = Field(1, ge=1, le=256, description="data-parallel workers")
-    max_attempts: int = Field(3, ge=1, le=20, description="tries before a job that keeps failing is given up")
+    max_attempts: int = Field(3, ge=1, le=20, description="attempts before the job fails")
     max_runtime_seconds: float | None = Field(
-        None, gt=0, le=1e8, description="running time of all attempts together after which the job is ended"
+        None, gt=0, le=1e8, description="limit of the running time of all attempts together"
     )
     priority: int = Field(
-        0, ge=-MAX_PRIORITY, le=MAX_PRIORITY, description="of the jobs that wait, higher ones are taken first"
+        0, ge=-MAX_PRIORITY, le=MAX_PRIORITY, description="queued jobs of higher priority start first"
     )
     metadata: dict[LabelKey, LabelValue] = Field({}, max_length=16, description="your labels")
-    learning_curve: LearningCurve | None = Field(None, description="options of that kind; none: its defaults")
-    prune: Prune | None = Field(None, description="options of that kind; none: its defaults")
-    share_tickets: ShareTickets | None = Field(None, description="options of that kind, which needs them")
+    options: Annotated[SerializeAsAny[KindOptions], _OptionsSchema()] = Field(
+        default_factory=KindOptions, validate_default=True, description="options of the kind"
+    )
+
+    @field_validator("kind")
+    @classmethod
+    def _check_kind(cls, kind: str) -> str:
+        if kind not in KINDS:
+            raise ValueError(f"Unknown job kind '{kind[:40]}'. Valid kinds: {', '.join(KINDS)}.")
+        return kind
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _read_options(cls, value: Any, info: ValidationInfo) -> Any:
+        """Validate the options with the model of the kind. Errors name the option at fault."""
+        if "kind" not in info.data:
+            return KindOptions()  # the error about the kind suffices
+        model = KINDS[info.data["kind"]].options
+        if isinstance(value, model):
+            return value
+        return model.model_validate({} if value is None or type(value) is KindOptions else value)
 
     @model_validator(mode="after")
-    def _options_of_the_kind(self) -> JobSpec:
-        for kind in ("learning_curve", "prune", "share_tickets"):
-            if getattr(self, kind) is not None and self.kind != kind:
-                raise ValueError(f"the options '{kind}' belong to a job of that kind, not to '{self.kind}'")
-        if self.kind == "share_tickets" and self.share_tickets is None:
-            raise ValueError("a job of kind 'share_tickets' says in 'share_tickets.others' which data sets share")
-        if not self.dataset and self.pruned is None:
-            raise ValueError("'dataset' is missing; name an uploaded data set")
+    def _check_dataset(self) -> JobSpec:
+        if not self.dataset and self.source_job is None:
+            raise ValueError("'dataset' is missing. Name a dataset.")
         return self
 
     @property
-    def pruned(self) -> str | None:
-        """The job whose model is pruned, if one was named."""
-        return self.prune.job if self.prune else None
+    def definition(self) -> Kind[Any]:
+        """The kind of the job."""
+        return KINDS[self.kind]
+
+    @property
+    def source_job(self) -> str | None:
+        """The id of the job that provides `FROM_JOB` and the artifacts up to the evaluation, if there is one."""
+        return self.definition.source_job(self.options)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All datasets of the job, as the request names them."""
+        return (self.dataset, *self.definition.datasets(self.options))
+
+    def check(self, recipe: Recipe, options: KindOptions | None = None) -> None:
+        """Raises InvalidRequest if the kind cannot use the recipe. options: as pinned, by default the request's."""
+        kind = self.definition
+        if not kind.extends_train:
+            others = ", ".join(other.name for other in KINDS.values() if other.extends_train)
+            if recipe.profile:
+                raise InvalidRequest(
+                    f"Kind '{kind.name}' writes no traces. Omit 'profile', or use one of these kinds: {others}."
+                )
+            if recipe.selection.definition.source == "dataset":
+                raise InvalidRequest(
+                    f"Kind '{kind.name}' cannot use the selection of a dataset. Choose another selector, or use one of "
+                    f"these kinds: {others}."
+                )
+        kind.check(self.options if options is None else options, recipe, self.names)
 
 
 class Resolved(BaseModel):
-    """What the request meant when it was accepted; nothing published later changes it.
+    """What a request meant when it was accepted. Nothing that is published later changes it.
 
-    tickets: data set, by the name it has in the request → mask, of those that were named by their `prune` job.
-    reused: node → its artifact in the job whose model is pruned.
+    pinned_options: options whose job ids were replaced by what these jobs computed.
+    reused: node → its artifact in the source job.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -100,7 +159,7 @@ class Resolved(BaseModel):
     corpus_name: str | None = None
     corpus_version: str | None = None
     others: tuple[DatasetInput, ...] = ()
-    tickets: dict[str, Mask] = {}
+    pinned_options: dict[str, Any] = {}
     reused: dict[str, ReusedArtifact] = {}
     recipe: Recipe
 
@@ -175,6 +234,16 @@ class JobRecord(BaseModel):
     error: dict[str, Any] | None = None
     result: dict[str, Any] | None = None
     last_event: int = 0
+
+    @property
+    def plan_inputs(self) -> PlanInputs[Any]:
+        """What the kind builds the job's plan from."""
+        options, resolved = self.spec.options, self.resolved
+        if resolved.pinned_options:
+            options = type(options).model_validate(options.model_dump(mode="json") | resolved.pinned_options)
+        return PlanInputs(
+            options, resolved.recipe, self.spec.seeds, resolved.datasets, self.spec.names, resolved.corpus
+        )
 
 
 class Event(BaseModel):

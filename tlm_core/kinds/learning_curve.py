@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
+from pydantic import Field, model_validator
+
+from tlm_core.errors import InvalidRequest
+from tlm_core.hub import MODEL
 from tlm_core.jobs.nodes import (
     Node,
     Plan,
@@ -16,10 +21,19 @@ from tlm_core.jobs.nodes import (
     select_node,
     validate_nodes,
 )
-from tlm_core.jobs.options import LearningCurve
+from tlm_core.kinds.kind import FormField, Kind, KindOptions
 from tlm_core.kinds.prune import check_encoder
 from tlm_core.stages import EVALUATE, Place, Stage, worker
-from tlm_core.studies.params import BilstmParams, CurveParams, SizesParams, SubsetParams, family, size_name
+from tlm_core.studies.params import (
+    LSTM,
+    BilstmParams,
+    CurveModel,
+    CurveParams,
+    SizesParams,
+    SubsetParams,
+    family,
+    size_name,
+)
 from tlm_core.training.params import SeedsParams, training
 from tlm_core.training.recipe import Recipe
 
@@ -29,8 +43,55 @@ BILSTM = worker("bilstm", "tlm_core.studies.stages:bilstm", 4, BilstmParams)
 EVALUATE_BILSTM = worker("evaluate_bilstm", "tlm_core.studies.stages:evaluate_bilstm", 2, SeedsParams)
 CURVE = worker("curve", "tlm_core.studies.curve:curve", 8, CurveParams)
 
+WITH_TLM = {"tlm", "bilstm_tlm"}
 
-def plan(inputs: PlanInputs[LearningCurve]) -> Plan:
+
+class LearningCurveOptions(KindOptions):
+    """Models: `bilstm` from scratch, `bilstm_tlm` with TLM's token embeddings, `encoder` on the task alone, `tlm`,
+    and `pretrained`, a published encoder."""
+
+    sizes: tuple[float, ...] = Field(
+        (0.01, 0.03, 0.1, 0.3, 1.0), min_length=2, max_length=20, description="shares up to 1, or counts above 1"
+    )
+    models: tuple[CurveModel, ...] = Field(("bilstm", "encoder", "tlm"), min_length=1)
+    lstm: LSTM = LSTM()
+    pretrained: str | None = Field(
+        None, pattern=rf"^({MODEL}|/.+)$", description="hub:OWNER/NAME[@REVISION] or a folder"
+    )
+    unlabelled: bool = Field(False, description="TLM queries with all train texts instead of the subset's")
+    margin: float = Field(0.01, ge=0, lt=1, description="difference in accuracy at which two models count as equal")
+
+    @property
+    def largest(self) -> float:
+        """The size with the most rows. The full train split (1) counts as larger than any count."""
+        shares = [size for size in self.sizes if size <= 1]
+        return 1 if 1 in shares else max(self.sizes)
+
+    @model_validator(mode="after")
+    def _check(self) -> LearningCurveOptions:
+        if min(self.sizes) <= 0 or any(size > 1 and size != int(size) for size in self.sizes):
+            raise ValueError("A size must be a share above 0 and up to 1, or a whole number above 1.")
+        if len(set(self.sizes)) < len(self.sizes) or len(set(self.models)) < len(self.models):
+            raise ValueError("A size or a model occurs twice.")
+        if any(size > 1 for size in self.sizes) and any(size < 1 for size in self.sizes):
+            raise ValueError("Give all sizes as shares or all as counts. 1 means the full train split in both.")
+        if "bilstm" not in self.models:
+            raise ValueError("The models must include 'bilstm', because the report compares the others with it.")
+        if ("pretrained" in self.models) != (self.pretrained is not None):
+            raise ValueError("The model 'pretrained' needs the option 'pretrained', and the option needs the model.")
+        return self
+
+
+def check(options: LearningCurveOptions, recipe: Recipe, _: tuple[str, ...]) -> None:
+    """Raises InvalidRequest for models that need a corpus if the recipe does not use one."""
+    if WITH_TLM & set(options.models) and not (recipe.selection.needs_corpus and recipe.joint.enabled):
+        raise InvalidRequest(
+            "The models 'tlm' and 'bilstm_tlm' of a learning curve need a corpus and a joint stage. Give a corpus and "
+            "keep 'selection.selector' and 'joint.enabled', or remove these models."
+        )
+
+
+def plan(inputs: PlanInputs[LearningCurveOptions]) -> Plan:
     """A subset for each size and seed, each model trained on it, and one report of the curve."""
     options, seeds = inputs.options, inputs.seeds
     nodes = [
@@ -54,7 +115,7 @@ def plan(inputs: PlanInputs[LearningCurve]) -> Plan:
     return Plan(tuple(nodes), report="curve", model="curve")
 
 
-def _encoder_checks(inputs: PlanInputs[LearningCurve]) -> list[Node]:
+def _encoder_checks(inputs: PlanInputs[LearningCurveOptions]) -> list[Node]:
     """A check of the curve's published encoder for each seed, which the seed's workers run before they train."""
     if inputs.options.pretrained is None:
         return []
@@ -65,7 +126,7 @@ def _encoder_checks(inputs: PlanInputs[LearningCurve]) -> list[Node]:
 class _Point:
     """The nodes of one size and seed."""
 
-    def __init__(self, inputs: PlanInputs[LearningCurve], size: float, seed: int) -> None:
+    def __init__(self, inputs: PlanInputs[LearningCurveOptions], size: float, seed: int) -> None:
         self._inputs = inputs
         self._recipe = inputs.recipe
         self._alone = task_only(inputs.recipe)
@@ -79,7 +140,7 @@ class _Point:
         """Return the subset, the tokens, the joint stage if a model needs it, and each model."""
         params, sources = SubsetParams(size=self._size, seed=self._seed), {"task": "validate", "sizes": "sizes"}
         nodes = [Node(self._subset, SUBSET, params, sources, seed=self._seed), self._prepare("own", self._alone)]
-        if {"tlm", "bilstm_tlm"} & set(self._options.models):
+        if WITH_TLM & set(self._options.models):
             nodes += self._retrieved()
         if "pretrained" in self._options.models:
             nodes.append(self._prepare("pretrained", pretrained(self._alone, self._options)))
@@ -113,7 +174,7 @@ class _Point:
         """Training and test of one model."""
         seed, prepared, name = self._seed, self._prepared(model), f"finetune.{model}{self.end}"
         start = {"prepared": prepared}
-        if model in ("tlm", "bilstm_tlm"):
+        if model in WITH_TLM:
             start["joint"] = f"joint{self.end}"
         if model.startswith("bilstm"):
             trained = [Node(name, BILSTM, bilstm_params(self._recipe, self._options, seed), start, seed=seed)]
@@ -133,7 +194,7 @@ def task_only(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"joint": joint, "selection": selection})
 
 
-def pretrained(recipe: Recipe, options: LearningCurve) -> Recipe:
+def pretrained(recipe: Recipe, options: LearningCurveOptions) -> Recipe:
     """Return the recipe that finetunes the published encoder of the options, with rates capped for such encoders."""
     model = recipe.model.model_copy(update={"init": options.pretrained})
     tokenizer = recipe.tokenizer.model_copy(update={"source": options.pretrained})
@@ -142,8 +203,59 @@ def pretrained(recipe: Recipe, options: LearningCurve) -> Recipe:
     )
 
 
-def bilstm_params(recipe: Recipe, options: LearningCurve, seed: int) -> BilstmParams:
+def bilstm_params(recipe: Recipe, options: LearningCurveOptions, seed: int) -> BilstmParams:
     """Return finetuning's epochs, batch and validation with the BiLSTM's shape and optimizer."""
     optimizer = recipe.finetune.optimizer.model_copy(update={"name": "adamw", "lr": options.lstm.lr})
     finetune = recipe.finetune.model_copy(update={"rates": (), "optimizer": optimizer})
     return BilstmParams(finetune=finetune, lstm=options.lstm, **training(recipe, seed))
+
+
+def recipes(options: LearningCurveOptions, recipe: Recipe) -> list[Recipe]:
+    """Return all recipes that the job trains with."""
+    return [recipe, pretrained(recipe, options)] if options.pretrained else [recipe]
+
+
+def _parse_lstm(text: str) -> dict[str, Any]:
+    """Parse the paper's notation: `4-256` is four layers of width 256, with token vectors of that width."""
+    parts = text.strip().upper().removeprefix("LSTM-").split("-")
+    if len(parts) != 2 or not all(part.isascii() and part.isdigit() for part in parts):
+        raise InvalidRequest(f"Invalid BiLSTM '{text.strip()[:40]}'. Expected LAYERS-WIDTH, such as 4-256.")
+    layers, width = (int(part[:9]) for part in parts)
+    return {"layers": layers, "hidden": width, "embedding": width}
+
+
+KIND = Kind(
+    "learning_curve",
+    "how many labels are needed, and whether a BiLSTM is enough",
+    LearningCurveOptions,
+    plan,
+    stages=(SIZES, SUBSET, BILSTM, EVALUATE_BILSTM, CURVE),
+    check=check,
+    recipes=recipes,
+    fields=(
+        FormField("sizes", "Sizes", "shares of the train rows, or counts", "numbers"),
+        FormField(
+            "models",
+            "Models",
+            widget="choices",
+            required="bilstm",
+            choices={
+                "bilstm": "required",
+                "bilstm_tlm": "with the token embeddings of TLM",
+                "encoder": "on the task alone",
+                "tlm": "needs a corpus",
+                "pretrained": "named below",
+            },
+        ),
+        FormField("pretrained", "Pretrained encoder", "such as hub:owner/name"),
+        FormField("unlabelled", "TLM queries with all train texts", "not only with those of the size", "checkbox"),
+        FormField(
+            "lstm",
+            "BiLSTM",
+            "layers and width, as LSTM-4-256 in the paper",
+            parse=_parse_lstm,
+            show=lambda lstm: f"{lstm.layers}-{lstm.hidden}",
+        ),
+        FormField("margin", "Margin", "difference in accuracy at which two models count as equal", "number"),
+    ),
+)

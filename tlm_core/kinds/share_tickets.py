@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from tlm_core.compression.masks import Mask
+from pydantic import Field, field_validator
+
+from tlm_core.compression.masks import Mask, removals
 from tlm_core.compression.params import MergeParams, PartParams, ShareParams
+from tlm_core.errors import InvalidRequest
 from tlm_core.jobs.nodes import (
     Node,
     Plan,
@@ -17,11 +23,12 @@ from tlm_core.jobs.nodes import (
     select_node,
     validate_nodes,
 )
-from tlm_core.jobs.options import ShareTickets
-from tlm_core.kinds.prune import before_training, check_encoder, importance_node
+from tlm_core.kinds import prune
+from tlm_core.kinds.kind import FormField, Kind, KindOptions, Lookup
+from tlm_core.kinds.prune import AS_PUBLISHED, before_training, check_encoder, importance_node
 from tlm_core.stages import FINETUNE, Place, Stage, worker
 from tlm_core.training.params import FinetuneParams, SeedsParams
-from tlm_core.training.recipe import Recipe
+from tlm_core.training.recipe import OWN_STARTS, Recipe, differences
 
 MERGE = Stage("merge", Place.COORDINATOR, "tlm_core.tasks.merge:merge_stage", 3, MergeParams)
 PART = worker("part", "tlm_core.compression.part:part", 2, PartParams)
@@ -29,7 +36,92 @@ SHARE = worker("share", "tlm_core.compression.sharing:share", 4, ShareParams)
 SHARED_REPORT = worker("shared_report", "tlm_core.compression.shared_report:shared_report", 5, SeedsParams)
 
 
-def plan(inputs: PlanInputs[ShareTickets]) -> Plan:
+class ShareTicketsOptions(KindOptions):
+    """A ticket is a level, the content of a mask file, or the id of the `prune` job that computed it."""
+
+    others: tuple[str, ...] = Field(
+        min_length=1, max_length=19, description="datasets in addition to `dataset`, id or name"
+    )
+    level: float = Field(
+        0.15, gt=0, lt=1, description="share of heads and blocks to remove for datasets without a ticket"
+    )
+    tickets: dict[str, float | Mask | str] = Field(
+        {}, description="dataset, as the request names it → level, mask, or id of a `prune` job"
+    )
+    as_published: bool = Field(False, description="compute importance as the authors' released code does")
+
+    def ticket(self, name: str) -> float | Mask:
+        """Return the ticket of one dataset. `pin` must have replaced the ids of jobs."""
+        ticket = self.tickets.get(name, self.level)
+        assert not isinstance(ticket, str), "`pin` replaces ids by masks"
+        return ticket
+
+    @field_validator("tickets", mode="before")
+    @classmethod
+    def _check_tickets(cls, tickets: Any) -> Any:
+        return {name: _ticket(name, value) for name, value in tickets.items()} if isinstance(tickets, dict) else tickets
+
+
+def _ticket(name: str, value: Any) -> Any:
+    """Read a mask, and check a level or an id. Raises ValueError."""
+    if isinstance(value, dict):
+        try:
+            return Mask.from_dict(value)
+        except InvalidRequest as error:
+            raise ValueError(f"Invalid ticket of '{name}'. {error.message}") from error
+    if isinstance(value, str) and not value.startswith("job_"):
+        raise ValueError(f"Invalid ticket of '{name}': '{value[:80]}'. Expected a level, a mask, or the id of a job.")
+    if isinstance(value, int | float) and not 0 < value < 1:
+        raise ValueError(f"Invalid ticket of '{name}': {value}. A level must be above 0 and below 1.")
+    return value
+
+
+def pin(options: ShareTicketsOptions, recipe: Recipe, lookup: Lookup) -> ShareTicketsOptions:
+    """Replace the ids of `prune` jobs by the masks of their super tickets."""
+    masks = {name: _mask(name, job, recipe, lookup) for name, job in options.tickets.items() if isinstance(job, str)}
+    return options.model_copy(update={"tickets": options.tickets | masks})
+
+
+def _mask(name: str, job_id: str, recipe: Recipe, lookup: Lookup) -> Mask:
+    """The super ticket of a job on the same data, with the same model and finetuning. Raises InvalidRequest."""
+    job, ticket = lookup.job(job_id), f"Invalid ticket of '{name}': job {job_id}"
+    instead = "To use its ticket nevertheless, give the mask of its report instead of its id."
+    if job.kind != prune.KIND.name:
+        raise InvalidRequest(f"{ticket} has kind '{job.kind}'. Name a job of kind '{prune.KIND.name}'.")
+    if job.data.content != lookup.dataset(name).content:
+        raise InvalidRequest(f"{ticket} used other data ({job.dataset}) or read it with other options. {instead}")
+    if job.recipe.finetune.rates:
+        raise InvalidRequest(f"{ticket} tried several finetuning rates, and sharing uses one. {instead}")
+    if other := differences([_tuning(job.recipe), _tuning(recipe)]):
+        keys = ", ".join(f"{key} ({theirs} there, {ours} here)" for key, (theirs, ours) in other.items())
+        raise InvalidRequest(f"{ticket} used other settings: {keys}. Set them to the same values. {instead}")
+    return Mask.from_dict(job.report()["super_ticket"]["mask"])
+
+
+def _tuning(recipe: Recipe) -> dict[str, Any]:
+    """The settings in which pruning and sharing must agree. Sharing always resets the head."""
+    return recipe.model_dump(mode="json", include={"model", "finetune"}, exclude={"finetune": {"reset_head"}})
+
+
+def check(options: ShareTicketsOptions, recipe: Recipe, names: tuple[str, ...]) -> None:
+    """Raises InvalidRequest for tickets of other datasets or of another shape, and for several rates."""
+    if unknown := sorted(options.tickets.keys() - set(names)):
+        raise InvalidRequest(f"There is a ticket for '{unknown[0]}', but the datasets are {', '.join(names)}.")
+    if recipe.finetune.rates:
+        raise InvalidRequest(
+            "'share_tickets' finetunes at a single rate, because pruning and sharing must use the same settings. Set "
+            "'finetune.optimizer.lr' instead of 'finetune.rates'."
+        )
+    if recipe.model.init not in OWN_STARTS:
+        return  # `check_encoder` checks published encoders, whose shape is unknown here
+    for ticket in map(options.ticket, names):
+        if isinstance(ticket, Mask):
+            ticket.check(recipe.model.layers, recipe.model.heads)
+        else:
+            removals(ticket, recipe.model.layers, recipe.model.heads)
+
+
+def plan(inputs: PlanInputs[ShareTicketsOptions]) -> Plan:
     """Merge the tasks, train each alone, then all together without tickets and with tickets."""
     names, recipe, seeds = inputs.names, inputs.recipe, inputs.seeds
     # The joint stage trains the labels of all tasks, so each task starts finetuning with a head of its own.
@@ -56,7 +148,7 @@ def plan(inputs: PlanInputs[ShareTickets]) -> Plan:
 
 
 def _one_seed(
-    recipe: Recipe, options: ShareTickets, tickets: Sequence[float | Mask], seed: int, parts: Mapping[str, str]
+    recipe: Recipe, options: ShareTicketsOptions, tickets: Sequence[float | Mask], seed: int, parts: Mapping[str, str]
 ) -> list[Node]:
     """The joint stage, each task alone with its importance, all tasks together without and with tickets."""
     nodes, start, importances = [], {}, {}
@@ -75,3 +167,48 @@ def _one_seed(
     nodes.append(Node(f"multi_task.s{seed}", SHARE, plain, {**parts, **start}, seed=seed))
     nodes.append(Node(f"tickets.s{seed}", SHARE, pruned, {**parts, **importances, **start}, seed=seed))
     return nodes
+
+
+def read_files(options: dict[str, Any]) -> dict[str, Any]:
+    """Replace paths of mask files by their content. Raises InvalidRequest."""
+    tickets = options.get("tickets")
+    if not isinstance(tickets, dict):
+        return options
+    return options | {"tickets": {name: _read_ticket(name, ticket) for name, ticket in tickets.items()}}
+
+
+def _read_ticket(name: str, ticket: object) -> object:
+    if not isinstance(ticket, str) or ticket.startswith("job_"):
+        return ticket
+    try:
+        mask = json.loads(Path(ticket).read_text(encoding="utf-8"))
+        return Mask.from_dict(mask if isinstance(mask, dict) else {}).as_dict()
+    except (OSError, ValueError, RecursionError, InvalidRequest) as error:
+        raise InvalidRequest(
+            f"Invalid ticket of '{name}': '{ticket}'. Expected a level, a job ID (job_…) or a mask file: {error}"
+        ) from error
+
+
+KIND = Kind(
+    "share_tickets",
+    "several datasets on one encoder, each with a part of its own",
+    ShareTicketsOptions,
+    plan,
+    stages=(MERGE, PART, SHARE, SHARED_REPORT),
+    check=check,
+    datasets_option="others",
+    pin=pin,
+    read_files=read_files,
+    has_model=False,
+    fields=(
+        FormField("others", "Other datasets", "in addition to the one above", "datasets"),
+        FormField("level", "Level", "share of heads and blocks to remove", "number"),
+        FormField(
+            "tickets",
+            "Tickets of single datasets",
+            "one per line, such as reviews = 0.3; the value is a level, the id of a prune job, or a mask",
+            "lines",
+        ),
+        AS_PUBLISHED,
+    ),
+)

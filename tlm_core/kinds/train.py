@@ -14,8 +14,13 @@ from tlm_core.jobs.nodes import (
     select_node,
     validate_nodes,
 )
+from tlm_core.kinds.kind import Kind, KindOptions
 from tlm_core.stages import EVALUATE, EXPORT
 from tlm_core.training.params import CardRecipe, ExportParams, SeedsParams
+
+
+class TrainOptions(KindOptions):
+    """A `train` job has no options."""
 
 
 def chain(inputs: PlanInputs[Any]) -> list[Node]:
@@ -39,3 +44,6 @@ def plan(inputs: PlanInputs[Any]) -> Plan:
     nodes = chain(inputs)
     export = ExportParams(recipe=CardRecipe.of(inputs.recipe))
     return Plan((*nodes, Node("export", EXPORT, export, {**nodes[-1].inputs, "evaluate": "evaluate"})))
+
+
+KIND = Kind("train", "train a classifier", TrainOptions, plan, extends_train=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -297,7 +297,7 @@ def resolve(
     if scale not in get_args(Scale):
         raise InvalidRecipe(f"Unknown scale '{scale}'. Valid scales: {', '.join(get_args(Scale))}.")
     data = presets[name](scale).model_dump()  # type: ignore[arg-type]
-    known = sorted(_keys(data))
+    known = sorted(leaves(data))
     for key, value in (overrides or {}).items():
         _override(data, key, value, known)
     try:
@@ -328,12 +328,20 @@ def _check_trainable(recipe: Recipe) -> None:
         )
 
 
-def _keys(data: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Return the dotted keys of all leaves."""
-    keys = []
+def leaves(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values that are no mappings by their dotted keys."""
+    values_by_key: dict[str, Any] = {}
     for key, value in data.items():
-        keys.extend(_keys(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key])
-    return keys
+        values_by_key |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return values_by_key
+
+
+def differences(values: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
+    """Return the dotted keys whose values are not equal everywhere, with the values. A missing key counts as None."""
+    flat = [leaves(value) for value in values]
+    keys = dict.fromkeys(key for entry in flat for key in entry)
+    rows = {key: tuple(entry.get(key) for entry in flat) for key in keys}
+    return {key: row for key, row in rows.items() if any(value != row[0] for value in row)}
 
 
 def _override(data: dict[str, Any], key: str, value: Any, known: list[str]) -> None:

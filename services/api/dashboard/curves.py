@@ -47,7 +47,9 @@ def curves(
     tried: the part of the name that gives the learning rate, if there are several.
     """
     plan = plan_of(job)
-    nodes = [node for node in plan.nodes if node.stage.name == stage][:most]
+    nodes = [node for node in plan.nodes if node.stage.name == stage]
+    # In studies, several nodes of a stage have the same seed and rate.
+    by_seed = len({(node.seed, node.rate) for node in nodes}) == len(nodes)
     done = artifacts_by_node(jobs, job, plan)
     reported: dict[str, dict[str, Line]] = {}
     for line in series_of(jobs, job, points=_POINTS, names=_SHOWN):
@@ -55,11 +57,11 @@ def curves(
     return [
         {
             "node": node.name,
-            "tried": _tried(job, node),
-            "name": (f"seed {node.seed}" if job.spec.kind == "train" else node.name) + _tried(job, node),
+            "tried": _rate(node),
+            "name": f"seed {node.seed}{_rate(node)}" if by_seed else node.name,
             "series": _series(reported.get(node.name, {}), _history(artifacts, done.get(node.name)), peak_rate(node)),
         }
-        for node in nodes
+        for node in nodes[:most]
     ]
 
 
@@ -90,9 +92,9 @@ def _history(artifacts: ArtifactStore, ref: ManifestRef | None) -> dict[str, Any
 
 
 def rates_of(job: JobRecord, stage: str) -> tuple[float, ...]:
-    """The learning rates that each seed tries in the stage. Empty in studies, whose node names are complete."""
-    return job.resolved.recipe.finetune.rates if (job.spec.kind, stage) == ("train", "finetune") else ()
+    """The finetuning rates that each seed tries in the stage."""
+    return tuple(dict.fromkeys(n.rate for n in plan_of(job).nodes if n.stage.name == stage and n.rate is not None))
 
 
-def _tried(job: JobRecord, node: Node) -> str:
-    return f", {peak_rate(node):g}" if rates_of(job, node.stage.name) else ""
+def _rate(node: Node) -> str:
+    return "" if node.rate is None else f", {node.rate:g}"

@@ -6,20 +6,19 @@ import secrets
 from collections import Counter
 from typing import Annotated, get_args
 
-from fastapi import APIRouter, Form, Query, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
-from services.api.dashboard.asked import Asked
+from services.api.dashboard.job_form import FilledForm, JobForm
 from services.api.dashboard.web import PREFIX, SignedIn, page, redirect
 from services.api.estimate import proposed
 from services.api.parts import Parts, PartsDep
 from services.api.submission import submit_job
 from services.api.submit import resolve_job
-from tlm_core.compression.masks import Which
 from tlm_core.errors import TLMError
 from tlm_core.jobs.plan import plan_of
-from tlm_core.jobs.spec import MAX_PRIORITY, JobSpec
-from tlm_core.studies.params import CurveModel
+from tlm_core.jobs.spec import MAX_PRIORITY
+from tlm_core.kinds import KINDS
 from tlm_core.training.recipe import RecipeName, Scale
 
 router = APIRouter(prefix="/submit")
@@ -28,31 +27,31 @@ _CHOICES = 100
 
 
 @router.get("")
-def form(
+def show(
     request: Request,
     parts: PartsDep,
     tenant: SignedIn,
     dataset: Annotated[str, Query(max_length=200)] = "",
     corpus: Annotated[str, Query(max_length=200)] = "",
 ) -> Response:
-    return _form(request, parts, tenant, Asked.fresh(dataset, corpus), None)
+    return _page(request, parts, tenant, JobForm.fresh(dataset, corpus), None)
 
 
 @router.post("")
-def submit(request: Request, parts: PartsDep, tenant: SignedIn, asked: Annotated[Asked, Form()]) -> Response:
+def submit(request: Request, parts: PartsDep, tenant: SignedIn, form: FilledForm) -> Response:
     """Submit it; a fault is shown beside the form, which keeps what was typed. Sent twice it is still one job."""
     try:
-        spec = asked.spec()
-        job, _ = submit_job(parts, tenant, spec, f"dashboard {asked.key}" if asked.key else None)
+        spec = form.spec()
+        job, _ = submit_job(parts, tenant, spec, f"dashboard {form.key}" if form.key else None)
     except TLMError as error:
-        return _form(request, parts, tenant, asked, error)
+        return _page(request, parts, tenant, form, error)
     return redirect(request, f"{PREFIX}/jobs/{job.id}")
 
 
 @router.post("/preview")
-def preview(request: Request, parts: PartsDep, tenant: SignedIn, asked: Annotated[Asked, Form()]) -> Response:
+def preview(request: Request, parts: PartsDep, tenant: SignedIn, form: FilledForm) -> Response:
     """What the job would mean and cost, without submitting it."""
-    spec, resolved = resolve_job(parts, tenant, asked.spec())
+    spec, resolved = resolve_job(parts, tenant, form.spec())
     estimate = parts.estimator.estimate(tenant, spec, resolved)
     plan = plan_of(proposed(tenant, spec, resolved))
     return page(
@@ -61,16 +60,15 @@ def preview(request: Request, parts: PartsDep, tenant: SignedIn, asked: Annotate
     )  # fmt: skip
 
 
-def _form(request: Request, parts: Parts, tenant: str, asked: Asked, error: TLMError | None) -> Response:
+def _page(request: Request, parts: Parts, tenant: str, form: JobForm, error: TLMError | None) -> Response:
     # Of several versions of a name the newest is meant; the same name need not stand twice.
     records, _ = parts.catalog.datasets(tenant, limit=_CHOICES)
     corpora, _ = parts.catalog.corpora(tenant, limit=_CHOICES)
     names = list(dict.fromkeys(record.name for record in records))
-    if asked.dataset and asked.dataset not in names:
-        names.insert(0, asked.dataset)
+    if form.dataset and form.dataset not in names:
+        names.insert(0, form.dataset)
     return page(
-        request, "submit.html", status=422 if error else 200, asked=asked, error=error, datasets=names,
+        request, "submit.html", status=422 if error else 200, form=form, error=error, datasets=names,
         corpora=[one for one in corpora if one.ready()], scales=get_args(Scale), recipes=get_args(RecipeName),
-        kinds=get_args(JobSpec.model_fields["kind"].annotation), models=get_args(CurveModel), tickets=get_args(Which),
-        most=MAX_PRIORITY, key=secrets.token_urlsafe(16),
+        kinds=list(KINDS.values()), most=MAX_PRIORITY, key=secrets.token_urlsafe(16),
     )  # fmt: skip

@@ -31,7 +31,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 SPEC_EXAMPLE = {
     "dataset": "reviews", "corpus": "docs", "scale": "tiny", "recipe": "fast", "seeds": [0, 1, 2],
-    "set": {"finetune.epochs": 10}, "metadata": {"team": "search"},
+    "overrides": {"finetune.epochs": 10}, "metadata": {"team": "search"},
 }  # fmt: skip
 _STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255)]
@@ -125,7 +125,7 @@ def retry(job: str, parts: PartsDep, tenant: Tenant, response: Response, idempot
 )
 def clone(
     job: str,
-    changes: Annotated[dict[str, Any], Body(examples=[{"seeds": [3, 4], "set": {"finetune.epochs": 20}}])],
+    changes: Annotated[dict[str, Any], Body(examples=[{"seeds": [3, 4], "overrides": {"finetune.epochs": 20}}])],
     parts: PartsDep,
     tenant: Tenant,
     response: Response,

@@ -10,17 +10,17 @@ import pytest
 from benchmarks.quality.plans import META, free, run
 from tests.unit.training.made import made_task, tiny
 from tlm_core.errors import InvalidRequest
-from tlm_core.jobs.options import Prune
 from tlm_core.jobs.spec import JobSpec
+from tlm_core.kinds.prune import PruneOptions
 from tlm_core.training.recipe import Recipe
 
 
 def study(*levels: float) -> tuple[JobSpec, Recipe]:
-    options = Prune(levels=levels, tickets=("winning", "losing"))
+    options = PruneOptions(levels=levels, tickets=("winning", "losing"))
     recipe = tiny(
         joint__enabled=False, selection__selector="none", model__heads=4, finetune__epochs=1, finetune__evaluations=1
     )
-    return JobSpec(kind="prune", dataset="made", seeds=(0,), prune=options), recipe
+    return JobSpec(kind="prune", dataset="made", seeds=(0,), options=options), recipe
 
 
 def test_a_run_that_was_stopped_goes_on_and_one_that_is_done_is_not_run_again(tmp_path: Path) -> None:

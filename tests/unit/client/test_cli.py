@@ -159,7 +159,7 @@ def test_submit_sends_the_given_options() -> None:
     assert json.loads(result.stdout)["id"] == "job_1"
     assert sent == {
         "dataset": "toy", "corpus": "docs@v2", "scale": "small", "seeds": [1, 2], "workers": 2,
-        "set": {"joint.rho2": 5, "tokenizer.source": "hub:org/tok"}, "metadata": {"team": "search"},
+        "overrides": {"joint.rho2": 5, "tokenizer.source": "hub:org/tok"}, "metadata": {"team": "search"},
     }  # fmt: skip
 
 
@@ -171,7 +171,7 @@ def test_submit_without_corpus_selects_no_passages() -> None:
         return httpx.Response(202, json=job_view(corpus=None))
 
     assert tlm(handler, "submit", "--dataset", "toy").exit_code == 0
-    assert sent == {"dataset": "toy", "set": {"selection.selector": "none"}}
+    assert sent == {"dataset": "toy", "overrides": {"selection.selector": "none"}}
 
 
 def test_submit_reads_kind_options_from_json_or_a_file(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_submit_reads_kind_options_from_json_or_a_file(tmp_path: Path) -> None:
     for options in ('{"levels": [0.2, 0.4]}', str(tmp_path / "options.json")):
         result = tlm(handler, "submit", "--dataset", "toy", "--kind", "prune", "--options", options)
         assert result.exit_code == 0, result.output
-    assert [(body["kind"], body["prune"]["levels"]) for body in sent] == [("prune", [0.2, 0.4])] * 2
+    assert [(body["kind"], body["options"]["levels"]) for body in sent] == [("prune", [0.2, 0.4])] * 2
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_watch_shows_progress_and_scores() -> None:
 
 @pytest.mark.parametrize(("kind", "offered"), [("train", True), ("share_tickets", False)])
 def test_watch_offers_a_download_only_for_kinds_with_a_model(kind: str, offered: bool) -> None:
-    spec = {"dataset": "toy", "kind": kind} | ({"share_tickets": {"others": ["b"]}} if kind != "train" else {})
+    spec = {"dataset": "toy", "kind": kind} | ({"options": {"others": ["b"]}} if kind != "train" else {})
     answers = {
         "GET /v1/jobs/job_1/events": event_stream(end()),
         "GET /v1/jobs/job_1": job_view(state="succeeded", finished_at=70.0, spec=spec),

@@ -35,7 +35,7 @@ def test_estimate_shows_sources_and_unknown_figures() -> None:
     arguments = ("estimate", "--dataset", "toy", "--corpus", "docs", "--seed", "1", "--set", "joint.rho2=5")
     result = tlm(handler, *arguments)
     assert result.exit_code == 0, result.output
-    assert requests == [{"dataset": "toy", "corpus": "docs", "seeds": [1], "set": {"joint.rho2": 5}}]
+    assert requests == [{"dataset": "toy", "corpus": "docs", "seeds": [1], "overrides": {"joint.rho2": 5}}]
     passages = "10,004 of at most 13,500"
     for part in ("2:05", "4.10e+13", passages, "GPU hours: unknown", "Disk: unknown", "measured on 3"):
         assert part in result.stdout
@@ -107,7 +107,7 @@ def test_clone_sends_only_changes() -> None:
     result = tlm(handler, "clone", "job_1", "--seed", "3", "--set", "joint.rho2=7", "--priority", "5")
     assert result.exit_code == 0 and "job_2 is queued, a clone of job_1" in result.stdout
     assert tlm(handler, "retry", "job_1").exit_code == 0
-    changes = {"seeds": [3], "set": {"joint.rho2": 7}, "priority": 5}
+    changes = {"seeds": [3], "overrides": {"joint.rho2": 7}, "priority": 5}
     assert sent == [("/v1/jobs/job_1/clone", changes), ("/v1/jobs/job_1/retry", None)]
 
 
@@ -124,7 +124,7 @@ def test_clone_of_another_kind_sends_kind_and_options() -> None:
     for arguments in (("--kind", "prune"), ("--kind", "prune", "--options", options), ("--options", options)):
         result = tlm(handler, "clone", "job_1", *arguments)
         assert result.exit_code == 0, result.output
-    assert sent == [{"kind": "prune"}, {"kind": "prune", "prune": {"levels": [0.2]}}, {"prune": {"levels": [0.2]}}]
+    assert sent == [{"kind": "prune"}, {"kind": "prune", "options": {"levels": [0.2]}}, {"options": {"levels": [0.2]}}]
 
 
 def test_pruning_a_job_sends_only_the_given_fields() -> None:
@@ -137,7 +137,7 @@ def test_pruning_a_job_sends_only_the_given_fields() -> None:
     prune = ("submit", "--kind", "prune", "--options", '{"job": "job_1"}')
     assert tlm(handler, *prune, "--priority", "1").exit_code == 0
     assert tlm(handler, *prune, "--seed", "0", "--scale", "tiny").exit_code == 0, "the gateway rejects it"
-    fields = {"kind": "prune", "prune": {"job": "job_1"}}
+    fields = {"kind": "prune", "options": {"job": "job_1"}}
     assert sent == [{**fields, "priority": 1}, {**fields, "seeds": [0], "scale": "tiny"}]
     assert tlm(handler, "submit", "--kind", "prune", "--options", '{"levels": [0.2]}').exit_code == 2
 
@@ -158,7 +158,7 @@ def test_ticket_mask_file_is_sent_as_its_mask(tmp_path: Path) -> None:
     (tmp_path / "mask.json").write_text(json.dumps(mask))
     assert submit(str(tmp_path / "mask.json")).exit_code == 0
     assert submit("job_1").exit_code == 0
-    assert [body["share_tickets"]["tickets"] for body in sent] == [{"toy": 0.3, "b": mask}, {"toy": 0.3, "b": "job_1"}]
+    assert [body["options"]["tickets"] for body in sent] == [{"toy": 0.3, "b": mask}, {"toy": 0.3, "b": "job_1"}]
     for content in ("[1]", '{"heads": [[0]], "blocks": [1]}', "{"):
         other.write_text(content)
         result = submit(str(other))

@@ -30,7 +30,9 @@ def arm(mean: float, **over: Any) -> demo.Arm:
 
 
 def test_arms_share_the_encoder_and_the_finetuning() -> None:
-    tlm, alone = (resolve(spec.recipe, spec.scale, spec.set) for spec in (demo.ARMS["TLM"], demo.ARMS["task only"]))
+    tlm, alone = (
+        resolve(spec.recipe, spec.scale, spec.overrides) for spec in (demo.ARMS["TLM"], demo.ARMS["task only"])
+    )
     assert (tlm.model, tlm.finetune, tlm.tokenizer, tlm.precision) == (
         alone.model, alone.finetune, alone.tokenizer, alone.precision
     )  # fmt: skip

@@ -26,9 +26,9 @@ from tlm_core.compression.masks import Importance, Mask, one_shot
 from tlm_core.compression.params import CheckEncoderParams, ImportanceParams
 from tlm_core.compression.sliced import load_sliced
 from tlm_core.errors import InvalidRecipe, InvalidRequest
-from tlm_core.jobs.options import ShareTickets
 from tlm_core.jobs.plan import plan_of
 from tlm_core.kinds.prune import CHECK_ENCODER, IMPORTANCE, PHASES
+from tlm_core.kinds.share_tickets import ShareTicketsOptions
 from tlm_core.tasks.metrics import score
 from tlm_core.tasks.task import Task
 from tlm_core.training.local import LocalReporter, run_stage
@@ -42,7 +42,7 @@ OPTIONS = {"levels": [0.25, 0.5], "tickets": ["winning", "losing"]}
 def done(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     folder = tmp_path_factory.mktemp("prune")
     task = made_task(folder / "task", (90, 40, 60))
-    return run_plan(make_job(RECIPE, kind="prune", seeds=(0, 1), prune=OPTIONS), task, folder / "run")
+    return run_plan(make_job(RECIPE, kind="prune", seeds=(0, 1), options=OPTIONS), task, folder / "run")
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_tickets_are_cut_from_the_importance_of_their_own_seed(done: Mapping[str
 
 
 def test_the_super_ticket_s_traces_are_beside_it(done: Mapping[str, Path], tmp_path: Path) -> None:
-    node = plan_of(make_job(RECIPE, kind="prune", seeds=(0, 1), prune=OPTIONS)).node("phases")
+    node = plan_of(make_job(RECIPE, kind="prune", seeds=(0, 1), options=OPTIONS)).node("phases")
     inputs = {name: done[source] for name, source in node.inputs.items()}
     for name in [name for name in inputs if name.startswith("ticket.")]:
         inputs[name] = shutil.copytree(inputs[name], tmp_path / name)
@@ -150,7 +150,7 @@ def test_the_card_tells_of_the_pruning_and_counts_the_dense_model_and_the_whole_
 def test_the_mask_file_is_a_ticket_as_sharing_takes_it(done: Mapping[str, Path], report: dict[str, Any]) -> None:
     mask = json.loads((done["phases"] / "mask.json").read_text(encoding="utf-8"))
     assert mask == report["super_ticket"]["mask"]
-    assert ShareTickets(others=("b",), tickets={"b": mask}).ticket("b") == Mask.from_dict(mask)
+    assert ShareTicketsOptions(others=("b",), tickets={"b": mask}).ticket("b") == Mask.from_dict(mask)
 
 
 def test_a_level_that_would_empty_a_layer_fails_with_the_most_that_can_go() -> None:
@@ -167,7 +167,7 @@ def test_validation_without_a_score_leaves_the_sparsest_ticket_and_no_plot(tmp_p
     replace(task, splits={**task.splits, "validation": same}).write(tmp_path / "task")
     recipe = tiny(joint__enabled=False, selection__selector="none", finetune__epochs=1, finetune__evaluations=1,
                   precision="fp32", model__heads=4)  # fmt: skip
-    job = make_job(recipe, kind="prune", seeds=(0,), prune={"levels": [0.25, 0.5], "tickets": ["winning"]})
+    job = make_job(recipe, kind="prune", seeds=(0,), options={"levels": [0.25, 0.5], "tickets": ["winning"]})
     done = run_plan(job, tmp_path / "task", tmp_path / "run")
     report = json.loads((done["phases"] / "report.json").read_text())
     assert [(point["mean"], "reason" in point) for point in report["curves"]] == [(None, True)] * 3
@@ -183,7 +183,7 @@ def test_a_published_encoder_is_finetuned_pruned_and_exported_at_the_rates_that_
     source, rates = str(published(tmp_path / "published", "Bert")), (1e-3, 1e-4)
     recipe = tiny(model__init=source, tokenizer__source=source, joint__enabled=False, selection__selector="none",
                   finetune__max_steps=4, finetune__evaluations=1, finetune__rates=rates, precision="fp32")  # fmt: skip
-    job = make_job(recipe, kind="prune", seeds=(0,), prune={"levels": [0.25], "tickets": ["winning"]})
+    job = make_job(recipe, kind="prune", seeds=(0,), options={"levels": [0.25], "tickets": ["winning"]})
     done = run_plan(job, made_task(tmp_path / "task", (40, 20, 20)), tmp_path / "run")
     report = json.loads((done["phases"] / "report.json").read_text())
     history = {name: json.loads((done[name] / "history.json").read_text())

@@ -255,7 +255,7 @@ def test_merging_says_which_labels_are_whose(tmp_path: Path) -> None:
 def test_a_job_compares_tasks_alone_together_and_with_tickets(tmp_path: Path) -> None:
     recipe = tiny(joint__budget__steps=4, finetune__epochs=1, finetune__evaluations=1, precision="fp32", model__heads=4)
     options = {"others": ["second"], "level": 0.25, "tickets": {"second": MASKS[1].as_dict()}}
-    job = make_job(recipe, others=1, kind="share_tickets", dataset="first", seeds=(0, 1), share_tickets=options)
+    job = make_job(recipe, others=1, kind="share_tickets", dataset="first", seeds=(0, 1), options=options)
     done = run_plan(job, made_task(tmp_path / "task", (40, 12, 20)), tmp_path / "run")
     report = json.loads((done["report"] / "report.json").read_text())
     assert [task["name"] for task in report["tasks"]] == ["first", "second"]

@@ -13,10 +13,10 @@ from tlm_core.artifacts import ManifestRef
 from tlm_core.compression.masks import Mask
 from tlm_core.errors import InvalidRequest
 from tlm_core.jobs.nodes import DatasetInput
-from tlm_core.jobs.options import LearningCurve, Prune
 from tlm_core.jobs.plan import Place, plan_of
 from tlm_core.jobs.spec import JobRecord
-from tlm_core.jobs.studies import check_kind, recipes_of
+from tlm_core.kinds.learning_curve import LearningCurveOptions
+from tlm_core.kinds.prune import PruneOptions
 from tlm_core.training.recipe import PUBLISHED_LR, resolve
 
 SHARE: dict[str, Any] = {"others": ["second"], "tickets": {"second": Mask.full(3, 3).as_dict()}}
@@ -25,7 +25,7 @@ SHARE: dict[str, Any] = {"others": ["second"], "tickets": {"second": Mask.full(3
 def job_of(kind: str, options: dict[str, Any] | None = None, *, seeds: tuple[int, ...] = (0, 1)) -> JobRecord:
     over: dict[str, Any] = {"kind": kind, "seeds": seeds}
     if options is not None:
-        over[kind] = options
+        over["options"] = options
     other = DatasetInput(id="ds_2", ref=ManifestRef(folder="default/datasets/ds_2", digest="2" * 64))
     job = make_job(seeds=seeds, others=(other,) if kind == "share_tickets" else ())
     return job.model_copy(update={"spec": make_spec(**over)})
@@ -102,13 +102,13 @@ def test_rates_that_are_one_for_a_published_encoder_are_tried_once() -> None:
 
 def test_sharing_takes_a_single_rate() -> None:
     job = with_rates(job_of("share_tickets", SHARE), [1e-4, 1e-3])
-    with pytest.raises(InvalidRequest, match=r"leave 'finetune\.rates' out"):
-        check_kind(job.spec, job.resolved.recipe)
+    with pytest.raises(InvalidRequest, match=r"instead of 'finetune\.rates'"):
+        job.spec.check(job.resolved.recipe)
 
 
 def test_the_sizes_and_the_shape_of_the_lstm_are_the_paper_s_unless_others_are_given() -> None:
-    assert LearningCurve().sizes == (0.01, 0.03, 0.1, 0.3, 1.0)
-    assert (LearningCurve().lstm.layers, LearningCurve().lstm.hidden) == (4, 256)
+    assert LearningCurveOptions().sizes == (0.01, 0.03, 0.1, 0.3, 1.0)
+    assert (LearningCurveOptions().lstm.layers, LearningCurveOptions().lstm.hidden) == (4, 256)
 
 
 def test_all_models_of_a_curve_have_the_same_epochs_batches_cap_and_validations() -> None:
@@ -210,72 +210,73 @@ def test_pruning_has_a_ticket_for_each_kind_level_and_seed() -> None:
     [
         ({"sizes": [0.5]}, "at least 2"),
         ({"sizes": [0.5, -1]}, "above 0"),
-        ({"sizes": [10.5, 20]}, "whole counts"),
-        ({"sizes": [0.5, 0.5]}, "stand twice"),
-        ({"sizes": [0.5, 100]}, "not a mixture"),
-        ({"models": ["encoder"]}, "'bilstm' has to be among"),
-        ({"models": ["bilstm", "pretrained"]}, "go together"),
-        ({"pretrained": "hub:x"}, "go together"),
+        ({"sizes": [10.5, 20]}, "whole number"),
+        ({"sizes": [0.5, 0.5]}, "occurs twice"),
+        ({"sizes": [0.5, 100]}, "all sizes as shares or all as counts"),
+        ({"models": ["encoder"]}, "must include 'bilstm'"),
+        ({"models": ["bilstm", "pretrained"]}, "needs the option"),
+        ({"pretrained": "hub:x"}, "needs the option"),
     ],
 )
 def test_impossible_options_of_a_curve_are_refused(options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValidationError, match=complaint):
-        LearningCurve(**options)
+        LearningCurveOptions(**options)
 
 
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"levels": [0.0]}, "between 0 and 1"),
-        ({"levels": [0.5, 0.5]}, "stand twice"),
-        ({"tickets": ["random"]}, "'winning' has to be"),
+        ({"levels": [0.0]}, "above 0 and below 1"),
+        ({"levels": [0.5, 0.5]}, "occurs twice"),
+        ({"tickets": ["random"]}, "must include 'winning'"),
     ],
 )
 def test_impossible_options_of_pruning_are_refused(options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValidationError, match=complaint):
-        Prune(**options)
+        PruneOptions(**options)
 
 
 def test_options_of_another_kind_are_refused() -> None:
-    with pytest.raises(ValidationError, match="belong to a job of that kind"):
-        make_spec(kind="train", prune={"levels": [0.5]})
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        make_spec(kind="train", options={"levels": [0.5]})
 
 
 def test_the_whole_is_the_largest_size() -> None:
-    assert LearningCurve(sizes=(1.0, 0.1)).largest == 1.0
-    assert LearningCurve(sizes=(100, 500)).largest == 500
-    assert LearningCurve(sizes=(100, 1)).largest == 1
+    assert LearningCurveOptions(sizes=(1.0, 0.1)).largest == 1.0
+    assert LearningCurveOptions(sizes=(100, 500)).largest == 500
+    assert LearningCurveOptions(sizes=(100, 1)).largest == 1
 
 
 def test_a_level_that_would_empty_a_layer_is_refused_before_anything_runs() -> None:
     recipe = resolve("fast", "tiny")  # 3 layers x 3 heads
-    check_kind(make_spec(kind="prune"), recipe)
+    make_spec(kind="prune").check(recipe)
     with pytest.raises(InvalidRequest, match="at most 6 heads"):
-        check_kind(make_spec(kind="prune", prune={"levels": [0.3, 0.8]}), recipe)
+        make_spec(kind="prune", options={"levels": [0.3, 0.8]}).check(recipe)
 
 
 @pytest.mark.parametrize("kind", ["learning_curve", "share_tickets"])
 def test_a_trace_is_refused_where_none_would_be_kept(kind: str) -> None:
     recipe = resolve("fast", "tiny", {"profile": True})
-    options = {kind: SHARE} if kind == "share_tickets" else {}
-    with pytest.raises(InvalidRequest, match=f"kind '{kind}' keeps no trace"):
-        check_kind(make_spec(kind=kind, **options), recipe)
+    options = {"options": SHARE} if kind == "share_tickets" else {}
+    with pytest.raises(InvalidRequest, match=f"Kind '{kind}' writes no traces"):
+        make_spec(kind=kind, **options).check(recipe)
     for kept in ("train", "prune"):
-        check_kind(make_spec(kind=kept), recipe)
+        make_spec(kind=kept).check(recipe)
 
 
 def test_a_curve_with_tlm_needs_something_to_retrieve() -> None:
-    check_kind(make_spec(kind="learning_curve"), resolve("fast", "tiny"))
+    make_spec(kind="learning_curve").check(resolve("fast", "tiny"))
     alone = resolve("fast", "tiny", {"selection.selector": "none"})
-    with pytest.raises(InvalidRequest, match="retrieve from a corpus"):
-        check_kind(make_spec(kind="learning_curve"), alone)
-    check_kind(make_spec(kind="learning_curve", learning_curve={"models": ["bilstm", "encoder"]}), alone)
+    with pytest.raises(InvalidRequest, match="need a corpus and a joint stage"):
+        make_spec(kind="learning_curve").check(alone)
+    make_spec(kind="learning_curve", options={"models": ["bilstm", "encoder"]}).check(alone)
 
 
 def test_the_published_encoder_of_a_curve_is_among_its_recipes() -> None:
     options = {"models": ["bilstm", "pretrained"], "pretrained": "/srv/models/one"}
-    found = recipes_of(make_spec(kind="learning_curve", learning_curve=options), resolve("fast", "tiny"))
-    assert [recipe.model.init for recipe in found] == ["counts", "/srv/models/one"]
+    spec = make_spec(kind="learning_curve", options=options)
+    recipes = spec.definition.recipes(spec.options, resolve("fast", "tiny"))
+    assert [recipe.model.init for recipe in recipes] == ["counts", "/srv/models/one"]
 
 
 def test_sharing_trains_each_task_alone_all_together_and_with_tickets_from_one_start() -> None:
@@ -294,7 +295,7 @@ def test_sharing_trains_each_task_alone_all_together_and_with_tickets_from_one_s
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (None, "share_tickets.others"),
+        (None, "options.others"),
         ({"others": []}, "at least 1"),
         ({"others": ["b"], "tickets": {"b": 1.5}}, "Invalid ticket of 'b': 1.5"),
         ({"others": ["b"], "tickets": {"b": "best"}}, "Invalid ticket of 'b': 'best'"),
@@ -303,28 +304,28 @@ def test_sharing_trains_each_task_alone_all_together_and_with_tickets_from_one_s
 )
 def test_impossible_options_of_sharing_are_refused(options: dict[str, Any] | None, complaint: str) -> None:
     with pytest.raises(ValidationError, match=complaint):
-        make_spec(kind="share_tickets", share_tickets=options)
+        make_spec(kind="share_tickets", options=options)
 
 
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
         ({"others": ["b"], "level": 0.9}, "at most 6 heads"),
-        ({"others": ["b"], "tickets": {"c": 0.2}}, "a ticket for 'c', which is none of the tasks toy, b"),
+        ({"others": ["b"], "tickets": {"c": 0.2}}, "a ticket for 'c', but the datasets are toy, b"),
         ({"others": ["b"], "tickets": {"b": Mask.full(2, 4).as_dict()}}, "2 layers x 4 heads; this one has 3 x 3"),
     ],
 )
 def test_tickets_that_do_not_fit_the_model_are_refused(options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(InvalidRequest, match=complaint):
-        check_kind(make_spec(kind="share_tickets", share_tickets=options), resolve("fast", "tiny"))
+        make_spec(kind="share_tickets", options=options).check(resolve("fast", "tiny"))
 
 
 @pytest.mark.parametrize("init", ["scratch", "hub:some/encoder"])
 def test_a_ticket_for_none_of_the_tasks_is_refused_whatever_the_model_starts_from(init: str) -> None:
     recipe = resolve("fast", "tiny", {"model.init": init, "tokenizer.source": init if "hub" in init else "own"})
-    with pytest.raises(InvalidRequest, match="a ticket for 'c', which is none of the tasks toy, b"):
+    with pytest.raises(InvalidRequest, match="a ticket for 'c', but the datasets are toy, b"):
         options = {"others": ["b"], "tickets": {"c": 0.2}}
-        check_kind(make_spec(kind="share_tickets", share_tickets=options), recipe)
+        make_spec(kind="share_tickets", options=options).check(recipe)
 
 
 def test_sizes_that_differ_a_little_have_nodes_of_their_own() -> None:

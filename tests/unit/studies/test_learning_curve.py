@@ -19,8 +19,7 @@ from services.api.predict import load_model
 from tests.unit.studies.local_plan import make_job, run_plan
 from tests.unit.training.made import LABELS, made_task, tiny
 from tlm_core.errors import InvalidRecipe
-from tlm_core.jobs.options import LearningCurve
-from tlm_core.kinds.learning_curve import BILSTM, bilstm_params
+from tlm_core.kinds.learning_curve import BILSTM, LearningCurveOptions, bilstm_params
 from tlm_core.studies.curve import words
 from tlm_core.studies.fit import compare
 from tlm_core.tasks.metrics import score
@@ -36,7 +35,7 @@ OPTIONS = {"sizes": [2, 24, 60, 150], "models": ["bilstm", "bilstm_tlm", "encode
 def done(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     folder = tmp_path_factory.mktemp("curve")
     task = made_task(folder / "task", (150, 40, 60))
-    job = make_job(RECIPE, kind="learning_curve", seeds=(0, 1), learning_curve=OPTIONS)
+    job = make_job(RECIPE, kind="learning_curve", seeds=(0, 1), options=OPTIONS)
     return run_plan(job, task, folder / "run")
 
 
@@ -117,7 +116,7 @@ def test_the_third_variant_begins_with_the_token_embeddings_of_the_joint_stage(
     done: Mapping[str, Path], tmp_path: Path
 ) -> None:
     inputs = {"prepared": done["prepare.tlm.n24.s0"], "joint": done["joint.n24.s0"]}
-    params = bilstm_params(RECIPE, LearningCurve(lstm=LSTM | {"lr": 1e-12}), 0)
+    params = bilstm_params(RECIPE, LearningCurveOptions(lstm=LSTM | {"lr": 1e-12}), 0)
     folder = run_stage(BILSTM, inputs, params, tmp_path / "bilstm")
     learnt = load_file(done["joint.n24.s0"] / "model.safetensors")["encoder.tokens.weight"]
     torch.testing.assert_close(load_file(folder / "model.safetensors")["encoder.tokens.weight"], learnt)
@@ -183,7 +182,7 @@ def test_a_task_with_a_metric_of_its_own_and_rates_to_try_has_its_curve(tmp_path
     task.write(tmp_path / "task")
     recipe, rates = tiny(finetune__epochs=1, finetune__rates=(1e-3, 1e-4), precision="fp32"), {1e-3, 1e-4}
     options = {"sizes": [2, 40, 80], "models": ["bilstm", "encoder"], "lstm": LSTM}
-    job = make_job(recipe, kind="learning_curve", seeds=(0,), learning_curve=options)
+    job = make_job(recipe, kind="learning_curve", seeds=(0,), options=options)
     done = run_plan(job, tmp_path / "task", tmp_path / "run")
     report = json.loads((done["curve"] / "report.json").read_text())
     assert (report["metric"], report["sizes"]) == ("matthews", [40, 80])
@@ -206,7 +205,7 @@ def test_a_pretrained_model_of_another_architecture_is_refused_before_any_traini
     config = {"model_type": "distilbert", "vocab_size": 100, "n_layers": 2, "n_heads": 2, "dim": 32}
     (tmp_path / "distilled" / "config.json").write_text(json.dumps(config))
     options = {**OPTIONS, "models": ["bilstm", "tlm", "pretrained"], "pretrained": str(tmp_path / "distilled")}
-    job = make_job(RECIPE, kind="learning_curve", seeds=(0, 1), learning_curve=options)
+    job = make_job(RECIPE, kind="learning_curve", seeds=(0, 1), options=options)
     with pytest.raises(InvalidRecipe, match="is a 'distilbert' model"):
         run_plan(job, made_task(tmp_path / "task", (150, 40, 60)), tmp_path / "run")
     stages = {path.name.partition(".")[0] for path in (tmp_path / "run").iterdir()}

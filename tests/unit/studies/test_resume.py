@@ -19,10 +19,10 @@ RECIPE = tiny(joint__budget__steps=4, finetune__epochs=3, finetune__evaluations=
 JOBS: dict[str, dict[str, Any]] = {
     "bilstm": {
         "kind": "learning_curve",
-        "learning_curve": {"sizes": [0.5, 1.0], "models": ["bilstm", "encoder"], "lstm": LSTM},
+        "options": {"sizes": [0.5, 1.0], "models": ["bilstm", "encoder"], "lstm": LSTM},
     },
-    "ticket": {"kind": "prune", "prune": {"levels": [0.25], "tickets": ["winning"]}},
-    "share": {"kind": "share_tickets", "share_tickets": {"others": ["second"], "level": 0.25}},
+    "ticket": {"kind": "prune", "options": {"levels": [0.25], "tickets": ["winning"]}},
+    "share": {"kind": "share_tickets", "options": {"others": ["second"], "level": 0.25}},
 }
 
 

@@ -1,0 +1,111 @@
+"""A kind of job as one value. `tlm_core/kinds/__init__.py` registers every kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tlm_core.jobs.nodes import DatasetInput, Plan, PlanInputs
+from tlm_core.stages import Stage
+from tlm_core.training.recipe import Recipe
+
+
+class KindOptions(BaseModel):
+    """Options of a kind of job, in addition to dataset, corpus, recipe and seeds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Options = TypeVar("Options", bound=KindOptions)
+
+
+@dataclass(frozen=True)
+class FormField:
+    """A field of the dashboard's form for one option.
+
+    widget: numbers is a list of numbers in one line; lines are `key = value` lines; datasets are checkboxes of all
+    datasets but the job's own. choices: value → hint. required: a choice that is always selected.
+    parse, show: convert between the text of a `text` widget and the option's value.
+    """
+
+    option: str
+    label: str
+    hint: str = ""
+    widget: Literal["text", "number", "numbers", "checkbox", "choices", "lines", "datasets"] = "text"
+    choices: Mapping[str, str] = field(default_factory=dict)
+    required: str = ""
+    parse: Callable[[str], Any] = str
+    show: Callable[[Any], str] = str
+
+
+@dataclass(frozen=True)
+class FinishedJob:
+    """A job that succeeded and that the options of another job name by its id.
+
+    dataset: its dataset as its request names it. report: reads its report.
+    """
+
+    id: str
+    kind: str
+    dataset: str
+    data: DatasetInput
+    recipe: Recipe
+    report: Callable[[], Mapping[str, Any]]
+
+
+class Lookup(Protocol):
+    """Finds what options name. Raises NotFound if it does not exist, Conflict if it is not ready."""
+
+    def job(self, job_id: str) -> FinishedJob: ...
+
+    def dataset(self, name: str) -> DatasetInput: ...
+
+
+def _no_check(options: Any, recipe: Recipe, names: tuple[str, ...]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Kind(Generic[Options]):
+    """A kind of job.
+
+    summary: one line for help texts and forms.
+    options: their class. plan: builds the job's nodes. stages: those that only this kind defines.
+    check: raises InvalidRequest for options that do not fit the recipe. Its last argument are the dataset names.
+    datasets_option: the option that lists datasets in addition to the job's `dataset`.
+    recipes: all recipes that the job trains with.
+    pin: returns the options with the ids of jobs replaced by what these jobs computed.
+    source_job: the id of a job that provides dataset, corpus, recipe, seeds and all artifacts up to its evaluation.
+    fields: of the dashboard's form. read_files: replaces paths in the options of the command line by their content.
+    extends_train: the plan contains the nodes of `train` up to `evaluate`. Such kinds can use a dataset's own
+    selection, write traces, and provide the model that `prune` starts from.
+    has_model: the job leaves a model to download and to predict with.
+    """
+
+    name: str
+    summary: str
+    options: type[Options]
+    plan: Callable[[PlanInputs[Options]], Plan]
+    stages: tuple[Stage, ...] = ()
+    check: Callable[[Options, Recipe, tuple[str, ...]], None] = _no_check
+    datasets_option: str | None = None
+    recipes: Callable[[Options, Recipe], list[Recipe]] = lambda _, recipe: [recipe]
+    pin: Callable[[Options, Recipe, Lookup], Options] = lambda options, *_: options
+    source_job: Callable[[Options], str | None] = lambda _: None
+    fields: tuple[FormField, ...] = ()
+    read_files: Callable[[dict[str, Any]], dict[str, Any]] = lambda options: options
+    extends_train: bool = False
+    has_model: bool = True
+
+    def datasets(self, options: Options) -> tuple[str, ...]:
+        """Return the names of the datasets in addition to the job's `dataset`."""
+        return getattr(options, self.datasets_option) if self.datasets_option else ()
+
+    def names_source(self, options: Mapping[str, Any]) -> bool:
+        """Return whether a request with these options names a source job. False for invalid options."""
+        try:
+            return self.source_job(self.options.model_validate(options)) is not None
+        except ValidationError:
+            return False
