@@ -25,12 +25,12 @@ class TLMError(Exception):
         if retryable is not None:
             cls.retryable = retryable
 
-    def __init__(self, message: str, **facts: Any) -> None:
+    def __init__(self, message: str, **facts: object) -> None:
         super().__init__(message)
         self.message = message
         self.facts: dict[str, Any] = facts
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (type(self), self.message, self.facts))
 
     def as_dict(self) -> dict[str, Any]:

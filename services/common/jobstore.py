@@ -328,7 +328,7 @@ class JobStore:
     def confirm_cancelled(self, job: JobRecord, owner: str) -> JobRecord:
         return self._move_owned(Verb.CONFIRM_CANCELLED, job, owner, "job.cancelled")
 
-    def finish(self, job: JobRecord, owner: str, result: Mapping[str, Any]) -> JobRecord:
+    def finish(self, job: JobRecord, owner: str, result: Mapping[str, object]) -> JobRecord:
         changes = {"result": canonical_json(result), "error": None}
         return self._move_owned(Verb.FINISH, job, owner, "job.succeeded", changes=changes)
 
@@ -353,8 +353,8 @@ class JobStore:
         attempt: int,
         *,
         progress: Progress | None = None,
-        metrics: Sequence[Mapping[str, Any]] = (),
-        events: Sequence[tuple[str, Mapping[str, Any]]] = (),
+        metrics: Sequence[Mapping[str, object]] = (),
+        events: Sequence[tuple[str, Mapping[str, object]]] = (),
         logs: Sequence[str] = (),
         submissions: Mapping[str, str | None] | None = None,
         publication: _Publication | None = None,
@@ -527,7 +527,7 @@ class JobStore:
         owner: str = "",
         attempt: int | None = None,
         changes: Mapping[str, str | None] | None = None,
-        data: Mapping[str, Any] | None = None,
+        data: Mapping[str, object] | None = None,
         delay: float = 0.0,
     ) -> JobRecord:
         job, events, states = key(tenant, "job", job_id), key(tenant, "events", job_id), key(tenant, "state", "")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import sys
 from contextlib import AbstractContextManager
-from typing import Any, TextIO
+from typing import TextIO
 
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor, WrappedLogger
 
 
 def set_up_logging(service: str, *, level: str = "INFO", stream: TextIO | None = None) -> None:
@@ -18,7 +18,7 @@ def set_up_logging(service: str, *, level: str = "INFO", stream: TextIO | None =
     the main function of a process calls this.
     """
 
-    def name_service(_: Any, __: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    def name_service(_: WrappedLogger, __: str, line: EventDict) -> EventDict:
         line["service"] = service
         return line
 
@@ -47,6 +47,6 @@ def set_up_logging(service: str, *, level: str = "INFO", stream: TextIO | None =
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
-def log_context(**fields: Any) -> AbstractContextManager[None]:
+def log_context(**fields: object) -> AbstractContextManager[None]:
     """Add fields such as job_id or request_id to every log line of this task or thread inside the block."""
     return structlog.contextvars.bound_contextvars(**fields)

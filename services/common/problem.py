@@ -51,7 +51,7 @@ def status_of(cls: type[e.TLMError]) -> int:
     return next(_STATUS[base] for base in cls.__mro__ if base in _STATUS)
 
 
-def problem_body(status: int, code: str, detail: str, *, retryable: bool = False, **optional: Any) -> dict[str, Any]:
+def problem_body(status: int, code: str, detail: str, *, retryable: bool = False, **optional: object) -> dict[str, Any]:
     """Return a problem object. optional: members that not every problem has."""
     return {
         "type": f"{ERROR_PAGE}#{code}",

@@ -45,7 +45,7 @@ class RayCluster:
         """Start `command` where this many CPUs and GPUs are free. A known id is left unchanged."""
         if self.status(submission) is not Status.UNKNOWN:
             return
-        body: dict[str, Any] = {"submission_id": submission, "entrypoint": shlex.join(command)}
+        body: dict[str, str | float] = {"submission_id": submission, "entrypoint": shlex.join(command)}
         body |= {"entrypoint_num_cpus": cpus} if cpus else {}
         body |= {"entrypoint_num_gpus": gpus} if gpus else {}
         response = self._request("POST", "/api/jobs/", json=body)
@@ -81,9 +81,9 @@ class RayCluster:
             logs = f"Cannot read its output: {error}"
         return "\n".join([message, *logs.splitlines()[-15:]]).strip()
 
-    def _request(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
+    def _request(self, method: str, path: str, json: dict[str, str | float] | None = None) -> httpx.Response:
         try:
-            response = self._http.request(method, path, **kwargs)
+            response = self._http.request(method, path, json=json)
         except httpx.HTTPError as error:
             raise ClusterUnavailable(f"Ray's job server does not answer: {error or type(error).__name__}") from error
         if response.status_code in (401, 403):

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 from services.common.jobstore import JobStore
 from tlm_core.errors import Conflict, NotFound, Unavailable
@@ -26,8 +25,8 @@ class _Report:
     """What has not been sent yet."""
 
     progress: Progress | None = None
-    metrics: list[Mapping[str, Any]] = field(default_factory=list)
-    events: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
+    metrics: list[Mapping[str, object]] = field(default_factory=list)
+    events: list[tuple[str, Mapping[str, object]]] = field(default_factory=list)
     logs: list[str] = field(default_factory=list)
 
     def __bool__(self) -> bool:
@@ -93,7 +92,7 @@ class JobReporter:
         with self._lock:
             self._pending.metrics.append({"node": self._node[0].name, "stage": self._node[0].stage.name, **values})
 
-    def event(self, type: str, **data: Any) -> None:
+    def event(self, type: str, **data: object) -> None:
         """See `Reporter.event`."""
         with self._lock:
             self._pending.events.append((type, data))

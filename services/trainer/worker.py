@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from services.common.jobstore import JobStore
 from services.common.situation import Situation, folder_prefix
@@ -32,12 +32,12 @@ _Value = TypeVar("_Value")
 class NullReporter:
     """The reporter of ranks above 0. They learn from rank 0, through the stage itself, that they must stop."""
 
-    def progress(self, **_: Any) -> bool:
+    def progress(self, **_: object) -> bool:
         return True
 
-    def metrics(self, **_: Any) -> None: ...
+    def metrics(self, **_: object) -> None: ...
 
-    def event(self, type: str, **_: Any) -> None: ...
+    def event(self, type: str, **_: object) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class GroupRunner:
         except (NotFound, CorruptArtifact) as error:
             raise situation.invalidate(self.store, situation.plan.node(source), error) from error
 
-    def _write(self, situation: Situation, node: Node, out: Path, meta: Mapping[str, Any]) -> str:
+    def _write(self, situation: Situation, node: Node, out: Path, meta: Mapping[str, object]) -> str:
         """Publish the content of `out` as the node's artifact. Returns the artifact id.
 
         An artifact that depends on the available memory is excluded from the cache, and so gets another id.

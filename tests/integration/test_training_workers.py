@@ -15,11 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from services.trainer.process_group import DistributedStages, Rendezvous, join
+from services.trainer.process_group import Rendezvous, StageLoader, join
 from tests.redis_server import free_port
 from tests.support import wait_for
 from tests.unit.training.made import made_prepared, tiny
-from tlm_core.stages import FINETUNE, JOINT
+from tlm_core.stages import EXPORT, FINETUNE, JOINT, PREPARE
 from tlm_core.training import loop
 from tlm_core.training.local import LocalCheckpoints, LocalReporter
 from tlm_core.training.objective import Workers, accumulate_gradient
@@ -148,32 +148,32 @@ def test_workers_share_the_smallest_rows_and_one_clock(tmp_path: Path) -> None:
         assert first == second and first[SHRUNK] in (1, 2), "the artifact says so, whichever worker it was"
 
 
-def meet_late(rank: int, size: int, _port: int, folder: Path) -> None:
-    """The first worker computes a stage alone for longer than torch would have the others wait."""
-    told = folder / "rendezvous"
+def wait_long_for_rank_0(rank: int, size: int, _port: int, folder: Path) -> None:
+    """Rank 0 computes a stage alone for longer than torch's timeout."""
+    port = folder / "port"
     if rank == 0:
         rendezvous = Rendezvous("127.0.0.1", b"secret", size - 1)
-        told.with_suffix(".new").write_text(str(rendezvous.address[1]))
-        told.with_suffix(".new").rename(told)
-        share = rendezvous.wait()
+        port.with_suffix(".new").write_text(str(rendezvous.address[1]))
+        port.with_suffix(".new").rename(port)
+        broadcast = rendezvous.wait()
     else:
-        wait_for(told.exists, 60)
-        share = join(("127.0.0.1", int(told.read_text())), b"secret")
-    stages = DistributedStages({"prepare": len, "joint": len, "export": len}, share, "127.0.0.1", rank, size)  # type: ignore[dict-item]
-    assert stages["prepare"] is len
+        wait_for(port.exists, 60)
+        broadcast = join(("127.0.0.1", int(port.read_text())), b"secret")
+    load = StageLoader(broadcast, "127.0.0.1", rank, size)
+    assert load(PREPARE) is PREPARE.load()
     assert not torch.distributed.is_initialized(), "preparing needs no torch"
-    assert stages["joint"] is len
+    assert load(JOINT) is JOINT.load()
     total = torch.ones(1)
     torch.distributed.all_reduce(total)
     assert total.item() == size
-    torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=0.5))  # torch's own patience, gone sooner
+    torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=0.5))
     if rank == 0:
         time.sleep(1.5)
-    assert share("done" if rank == 0 else None) == "done"
-    assert stages["export"] is len, "they meet once"
-    stages.close()
+    assert broadcast("done" if rank == 0 else None) == "done"
+    assert load(EXPORT) is EXPORT.load(), "the process group starts once"
+    load.close()
     assert not torch.distributed.is_initialized()
 
 
 def test_broadcast_waits_longer_than_the_timeout_of_torch(tmp_path: Path) -> None:
-    start(meet_late, 2, tmp_path)
+    start(wait_long_for_rank_0, 2, tmp_path)

@@ -6,15 +6,14 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 
-def canonical_json(value: Any) -> str:
+def canonical_json(value: object) -> str:
     """Return JSON with sorted keys and without spaces. Equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-def digest_of(value: Any) -> str:
+def digest_of(value: object) -> str:
     """Return the SHA-256 (hex) of the canonical JSON of `value`."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
@@ -24,6 +23,6 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def artifact_id(stage: str, version: int, params: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+def artifact_id(stage: str, version: int, params: Mapping[str, object], inputs: Mapping[str, str]) -> str:
     """Return the id of the artifact of a stage. version: of its code; inputs: name → manifest digest."""
     return "art_" + digest_of([stage, version, params, inputs])[:40]

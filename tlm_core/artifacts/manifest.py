@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,11 @@ class Manifest(_Value):
     meta: dict[str, Any] = {}
 
     @classmethod
-    def of_folder(cls, folder: Path, *, artifact: str, stage: str, meta: dict[str, Any]) -> Manifest:
+    def of_folder(cls, folder: Path, *, artifact: str, stage: str, meta: Mapping[str, object]) -> Manifest:
         """Return the manifest of all files in a local folder."""
         names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
         files = (FileEntry(name=n, size=(folder / n).stat().st_size, sha256=sha256_file(folder / n)) for n in names)
-        return cls(artifact=artifact, stage=stage, files=tuple(files), meta=meta)
+        return cls(artifact=artifact, stage=stage, files=tuple(files), meta=dict(meta))
 
     @property
     def digest(self) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from tlm_core.errors import StorageUnavailable
@@ -20,7 +20,7 @@ class StorageMark:
     from an earlier release; it gets a mark.
     """
 
-    def __init__(self, fs: Any, root: str, is_new: Callable[[], bool]) -> None:
+    def __init__(self, fs: AbstractFileSystem, root: str, is_new: Callable[[], bool]) -> None:
         self._fs = fs
         self._root = root
         self._is_new = is_new

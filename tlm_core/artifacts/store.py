@@ -93,10 +93,10 @@ class ArtifactStore:
             ) from error
 
     def write(
-        self, folder: str, source: Path, *, artifact: str, stage: str, meta: Mapping[str, Any] | None = None
+        self, folder: str, source: Path, *, artifact: str, stage: str, meta: Mapping[str, object] | None = None
     ) -> ManifestRef:
         """Move the files of the local folder `source` to `folder` and write the manifest last. Deletes `source`."""
-        manifest = Manifest.of_folder(source, artifact=artifact, stage=stage, meta=dict(meta or {}))
+        manifest = Manifest.of_folder(source, artifact=artifact, stage=stage, meta=meta or {})
         with self.errors(f"writing {folder}", writes=True):
             for entry in manifest.files:
                 self._put(source / entry.name, self.path(folder, entry.name))
