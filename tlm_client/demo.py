@@ -32,6 +32,7 @@ from tlm_client.summary import format_score, mean_and_spread, report_score, tota
 from tlm_core.errors import AlreadyRunning, InvalidRequest, TLMError, error_from_dict
 from tlm_core.jobs.spec import JobSpec
 from tlm_core.jobs.states import State
+from tlm_core.tasks.metrics import METRICS
 from tlm_core.wire import Job
 
 FOLDER = Path("build/demo")
@@ -217,7 +218,9 @@ def _print_comparison(arms: Mapping[str, Arm], predictions: Sequence[Mapping[str
     majority = (format_score(report_score(report, "majority", score)) for score in SCORES)
     rows.append(("majority class", *majority, "0", "0"))
     title = f"{report['seeds'][0]['test']['rows']:,} test rows, mean ± spread of {len(SEEDS)} seeds"
-    print_items(table(("", "macro-F1", "accuracy", "training seconds", "FLOPs"), rows, title=title))
+    print_items(
+        table(("", *(METRICS[score].title for score in SCORES), "training seconds", "FLOPs"), rows, title=title)
+    )
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from tlm_client.console import (
 from tlm_client.display import Display
 from tlm_client.sources import corpus_files, dataset_files
 from tlm_core.errors import InvalidRequest
+from tlm_core.tasks.metrics import METRICS
 from tlm_core.wire import CorpusVersion, Dataset
 
 datasets = typer.Typer(no_args_is_help=True, help="Labeled texts: add, list, show, delete.")
@@ -35,7 +36,7 @@ _FINAL_STATES = frozenset({"ready", "failed", "cancelled"})
 _MOST_WARNINGS = 20
 
 
-METRICS = "macro_f1, micro_f1, accuracy, f1, matthews, pearson or spearman."
+METRIC_HELP = f"One of {', '.join(METRICS)}."
 SOURCES = "Files, folders, URLs (s3://…), or hub:OWNER/NAME[:config][:split] to stream."
 LANGUAGE = "ISO 639 code of the language, such as de."
 
@@ -62,7 +63,7 @@ def add_dataset(
     pair_column: Annotated[str | None, typer.Option(help="Column with the second texts of text pairs.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column with the labels. Default: inferred.")] = None,
     delimiter: Annotated[str | None, typer.Option(help="Delimiter of CSV files. Default: inferred.")] = None,
-    metric: Annotated[str | None, typer.Option(help=METRICS)] = None,
+    metric: Annotated[str | None, typer.Option(help=METRIC_HELP)] = None,
     positive_label: Annotated[str | None, typer.Option(help="The positive label of the metric f1.")] = None,
     language: Annotated[str | None, typer.Option(help=LANGUAGE)] = None,
     split_seed: Annotated[int, typer.Option(help="Seed for splits that the service creates.")] = 0,

@@ -1,4 +1,4 @@
-"""Faults in the values of the chosen columns."""
+"""Data errors and warnings in the values of the chosen columns."""
 
 from __future__ import annotations
 
@@ -19,82 +19,85 @@ from tlm_core.tasks.table import KINDS, UNREAD, RawTable, as_text
 _DECIMAL = re.compile(r"-?\d*\.\d+(?:e-?\d+)?", re.IGNORECASE)
 # Digits that a float holds exactly: longer numbers may be ids.
 _NUMBER = re.compile(r"-?\d{1,15}|-?\d{0,8}\.\d{1,6}", re.ASCII)
-_HOW = "case, blanks or the writing of a number"
+_SPELLING = "case, blanks or number format"
 LabelCounts = Mapping[str, Mapping[str, int]]
 
 
 def check_texts(table: RawTable, column: str, findings: Findings, limits: Limits) -> None:
-    """Faults: not_text, null_text, blank_text, bad_character, text_too_long. Warning: long_text."""
+    """Data errors: not_text, null_text, blank_text, bad_character, text_too_long. Warning: long_text."""
     values, kinds, split = table.columns[column].values, table.columns[column].kinds, table.split
-    where = f"row {{row}} of {table.file}: '{column}'"
-    for kind in sorted(kinds.keys() - {KINDS[str]}):
-        message, odd = f"{where} is a {kind}, not a text; {UNREAD.get(kind, 'write it in quotes')}", kinds[kind]
-        findings.fault_rows("not_text", message, odd.rows, split=split, column=column, total=odd.count)
+    place = place_of(table, column)
+    for name in sorted(kinds.keys() - {KINDS[str]}):
+        message, kind = f"{place} is a {name}, not a text. {UNREAD.get(name, 'Write it in quotes.')}", kinds[name]
+        findings.fault_rows("not_text", message, kind.rows, split=split, column=column, total=kind.count)
     null, total = null_rows(table, column, pc.is_null)
-    message = f"{where} is null; write a text or leave the row out"
+    message = f"{place} is null. Add a text or remove the row."
     findings.fault_rows("null_text", message, null, split=split, column=column, total=total)
-    message = f"{where} is blank; write a text or leave the row out"
+    message = f"{place} is blank. Add a text or remove the row."
     findings.fault_rows("blank_text", message, _rows(table, values, _is_blank).tolist(), split=split, column=column)
     _check_characters(table, column, findings)
     for row, length in _long_rows(table, values, limits.long_text_chars):
-        said = f"row {row} of {table.file}: '{column}' has {length:,} characters"
+        length_message = place.replace("{row}", str(row)) + f" has {length:,} characters"
         if length > limits.max_text_chars:
-            message = f"{said}, more than {limits.max_text_chars:,}; cut it, or mend a quote left open"
+            message = f"{length_message}; the limit is {limits.max_text_chars:,}. Cut it, or close an open quote."
             findings.fault("text_too_long", message, split=split, row=row, column=column)
         else:
-            message = f"{said}; a model reads only the beginning of so long a text"
+            message = f"{length_message}. A model reads only the beginning of a long text."
             findings.warn("long_text", message, split=split, row=row, column=column)
 
 
 def check_labels(table: RawTable, column: str, findings: Findings) -> None:
-    """Faults: null_label, mixed_types, not_a_label, bad_character."""
-    kinds, split = table.columns[column].kinds, table.split
-    where = f"row {{row}} of {table.file}: '{column}'"
+    """Data errors: null_label, mixed_types, not_a_label, bad_character."""
+    kinds, split, place = table.columns[column].kinds, table.split, place_of(table, column)
     check_unread(table, column, findings)
     null, total = null_rows(table, column, is_null_or_blank)
-    message = f"{where} has no label; add it or leave the row out"
+    message = f"{place} has no label. Add one or remove the row."
     findings.fault_rows("null_label", message, null, split=split, column=column, total=total)
     known = {name: kind for name, kind in kinds.items() if name not in UNREAD}
     usual = max(known, key=lambda name: known[name].count, default="")
     for name in sorted(known.keys() - {usual}):
-        message, odd = f"{where} is a {name}, elsewhere mostly a {usual}; write all alike", known[name]
-        findings.fault_rows("mixed_types", message, odd.rows, split=split, column=column, total=odd.count)
+        message, kind = f"{place} is a {name}; most labels are a {usual}. Use one type.", known[name]
+        findings.fault_rows("mixed_types", message, kind.rows, split=split, column=column, total=kind.count)
     _check_characters(table, column, findings)
 
 
 def check_unread(table: RawTable, column: str, findings: Findings) -> None:
-    """Fault not_a_label, for labels or regression targets of kinds that are not read."""
-    kinds = table.columns[column].kinds
-    for name in sorted(kinds.keys() & UNREAD.keys()):
-        message = f"row {{row}} of {table.file}: '{column}' is a {name}; {UNREAD[name]}"
-        odd = kinds[name]
-        findings.fault_rows("not_a_label", message, odd.rows, split=table.split, column=column, total=odd.count)
+    """Data error: not_a_label, for labels or regression targets of kinds that are not read."""
+    for name, kind in sorted(table.columns[column].kinds.items()):
+        if name in UNREAD:
+            message = f"{place_of(table, column)} is a {name}. {UNREAD[name]}"
+            findings.fault_rows("not_a_label", message, kind.rows, split=table.split, column=column, total=kind.count)
+
+
+def place_of(table: RawTable, column: str) -> str:
+    """The beginning of a message about one value; `{row}` stands for its row."""
+    return f"Row {{row}} of {table.file}, column '{column}',"
 
 
 def null_rows(table: RawTable, column: str, predicate: Callable[[Any], Any]) -> tuple[list[int], int]:
-    """Rows without a value and how many there are; values that are not read, null here too, do not count."""
+    """Return rows without a value, and their number; values of unread kinds are null too but do not count."""
     rows = _rows(table, table.columns[column].values, predicate).tolist()
-    odd = [kind for name, kind in table.columns[column].kinds.items() if name in UNREAD]
-    listed = {row for kind in odd for row in kind.rows}
-    unread = sum(kind.count for kind in odd)
+    kinds = [kind for name, kind in table.columns[column].kinds.items() if name in UNREAD]
+    listed = {row for kind in kinds for row in kind.rows}
+    unread = sum(kind.count for kind in kinds)
     return [row for row in rows if row not in listed] if len(listed) == unread else [], len(rows) - unread
 
 
 def _check_characters(table: RawTable, column: str, findings: Findings) -> None:
     rows = _rows(table, table.columns[column].values, lambda chunk: pc.match_substring(chunk, "\x00"))
-    message = f"row {{row}} of {table.file}: '{column}' holds a NUL character; remove it (is the file UTF-16?)"
+    message = f"{place_of(table, column)} has a NUL character. Remove it; if the file is UTF-16, save it as UTF-8."
     findings.fault_rows("bad_character", message, rows.tolist(), split=table.split, column=column)
 
 
 def _rows(table: RawTable, values: Any, predicate: Callable[[Any], Any]) -> NDArray[np.int64]:
     """Numbers of the records for which `predicate` (of a pyarrow array) is true; null counts as false."""
-    found = []
+    rows = []
     start = 0
     for chunk in values.chunks:
         mask = pc.fill_null(predicate(chunk), False).to_numpy(zero_copy_only=False)
-        found.append(table.rows[start : start + len(chunk)][mask])
+        rows.append(table.rows[start : start + len(chunk)][mask])
         start += len(chunk)
-    return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
+    return np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
 
 
 def _is_blank(chunk: Any) -> Any:
@@ -113,13 +116,13 @@ def _long_rows(table: RawTable, values: Any, limit: int) -> list[tuple[int, int]
 
 
 def count_labels(values: Any) -> dict[str, int]:
-    """Rows of each label of a string column; null and blank ones do not count."""
-    counted = pc.value_counts(values).to_pylist()
-    return {entry["values"]: entry["counts"] for entry in counted if entry["values"] and entry["values"].strip()}
+    """Number of rows of each label of a string column, without null and blank ones."""
+    entries = pc.value_counts(values).to_pylist()
+    return {entry["values"]: entry["counts"] for entry in entries if entry["values"] and entry["values"].strip()}
 
 
 def sort_labels(labels: Iterable[str]) -> list[str]:
-    """Labels in the order of their indices: by value if all are whole numbers, else by code point."""
+    """Sort labels as their indices are: by value if all are whole numbers, else by code point."""
     labels = list(labels)
     if all(re.fullmatch(r"-?[0-9]{1,18}", label) for label in labels):
         return sorted(labels, key=lambda label: (int(label), label))
@@ -129,31 +132,31 @@ def sort_labels(labels: Iterable[str]) -> list[str]:
 def check_label_set(
     counts: LabelCounts, tables: Mapping[str, RawTable], column: str, findings: Findings, limits: Limits
 ) -> None:
-    """Faults and warnings about the labels as a whole; counts: for each split its rows of each label.
+    """Check the set of labels. counts: split → label → rows.
 
-    Faults: one_class, too_many_labels, unknown_label. Warnings: rare_label, label_variants, decimal_labels.
+    Data errors: one_class, too_many_labels, unknown_label. Warnings: rare_label, label_variants, decimal_labels.
     """
     train, file = counts["train"], tables["train"].file
     if len(train) > limits.max_labels:
-        message = (
-            f"'{column}' of {file} has {len(train):,} labels, more than {limits.max_labels:,}; is it the right column?"
-        )
+        number = f"{len(train):,} labels; the limit is {limits.max_labels:,}"
+        message = f"Column '{column}' of {file} has {number}. Choose the label column."
         findings.fault("too_many_labels", message, split="train", column=column)
         return
     if len(train) == 1:
-        message = f"all rows of {file} have the label '{next(iter(train))}'; a classifier needs two or more"
+        message = f"All rows of {file} have the label '{next(iter(train))}'. A classifier needs two labels or more."
         findings.fault("one_class", message, split="train", column=column)
     _check_spelling(train, file, column, findings)
     for label, count in train.items():
         if count == 1:
-            message = f"the label '{label}' has a single train row; a model hardly learns it: add rows or merge it"
+            message = f"The label '{label}' has one row in {file}, too few to learn. Add rows, or merge labels."
             findings.warn("rare_label", message, split="train", column=column)
     for split in [name for name in counts if name != "train"]:
         unknown = sort_labels(counts[split].keys() - train.keys())
         for label in unknown[:LISTED_PER_CODE]:
             row = _first_row(tables[split], column, label)
-            where = f"{tables[split].file} (row {row}, {counts[split][label]} in all)"
-            message = f"the label '{label}' of {where} is not in train; {_nearest(label, train)}"
+            place = f"Row {row} of {tables[split].file}, column '{column}',"
+            message = f"{place} has the label '{label}', which is not in train ({counts[split][label]} rows)."
+            message += f" {_nearest(label, train)}"
             findings.fault("unknown_label", message, split=split, row=row, column=column)
         findings.count_more("unknown_label", len(unknown[LISTED_PER_CODE:]))
 
@@ -169,13 +172,11 @@ def _check_spelling(train: Mapping[str, int], file: str, column: str, findings: 
     for labels in by_folded.values():
         if len(labels) > 1:
             spelled = " and ".join(f"'{label}' ({train[label]} rows)" for label in sorted(labels))
-            message = f"{spelled} differ only in {_HOW}; if they mean the same, write them alike"
+            message = f"The labels {spelled} of {file} differ only in {_SPELLING}. Use one spelling for one label."
             findings.warn("label_variants", message, split="train", column=column)
     if edged := sort_labels(label for label in train if label != label.strip()):
         shown = ", ".join(map(repr, edged[:5]))
-        message = (
-            f"the labels {shown} begin or end with blanks, which stay part of their names; take them out of {file}"
-        )
+        message = f"The labels {shown} of {file} begin or end with blanks, which belong to the names. Remove them."
         findings.warn("label_variants", message, split="train", column=column)
     if len(train) > 1 and all(_DECIMAL.fullmatch(label) for label in train):
         message = (
@@ -193,6 +194,6 @@ def _folded(label: str) -> str:
 def _nearest(label: str, train: Mapping[str, int]) -> str:
     same = [known for known in train if _folded(known) == _folded(label)]
     if same:
-        return f"it differs from '{same[0]}' only in {_HOW}: write them alike"
+        return f"It differs from '{same[0]}' only in {_SPELLING}: use one spelling."
     near = difflib.get_close_matches(label, train, n=1, cutoff=0.75)
-    return f"did you mean '{near[0]}'?" if near else "add train rows that have it, or leave it out"
+    return f"Did you mean '{near[0]}'?" if near else "Add train rows with this label, or remove these rows."

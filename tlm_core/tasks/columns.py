@@ -1,4 +1,4 @@
-"""Which columns hold the text, the second text and the label; what is not told is guessed, with a reason."""
+"""The columns with the text, the second text and the label; a missing option is inferred, with the reason."""
 
 from __future__ import annotations
 
@@ -51,20 +51,21 @@ class Columns:
 def choose_columns(
     tables: Mapping[str, RawTable], options: DatasetOptions, findings: Findings, limits: Limits
 ) -> Columns | None:
-    """The columns to use, chosen by the train table and looked for in all; None if one is missing.
+    """Return the columns to use, chosen by the train table; None if a table lacks one.
 
-    Faults added: missing_column, no_header. Warnings: guessed_column.
+    Data errors: missing_column, no_header. Warning: guessed_column.
     """
     train = tables["train"]
-    given = {options.text_column, options.text_pair_column, options.label_column} - {None, ""}
-    label = options.label_column or _guess_label(train, {name for name in given if name}, findings, limits)
-    taken = {name for name in (label, options.text_pair_column) if name}
-    text = options.text_column or _guess_text(train, taken, findings)
+    label, text = options.label_column, options.text_column
+    if label is None:
+        label = _infer_label(train, {name for name in (text, options.text_pair_column) if name}, findings, limits)
+    if text is None:
+        text = _infer_text(train, {name for name in (label, options.text_pair_column) if name}, findings)
     if label is None or text is None:
         return None
     pair = options.text_pair_column
     if pair is None:
-        pair = _guess_pair(train, text, label, findings)
+        pair = _infer_pair(train, text, label, findings)
     columns = Columns(text, pair or None, label)
     if not all(_present(columns, table, findings) for table in tables.values()):
         return None
@@ -77,7 +78,7 @@ def choose_columns(
 def _present(columns: Columns, table: RawTable, findings: Findings) -> bool:
     missing = [name for name in (*columns.texts, columns.label) if name not in table.columns]
     for name in missing:
-        message = f"{table.file} has no column '{name}'; {_nearest(name, table)}"
+        message = f"{table.file} has no column '{name}'. {_nearest(name, table)}"
         findings.fault("missing_column", message, split=table.split, column=name)
     return not missing
 
@@ -85,21 +86,21 @@ def _present(columns: Columns, table: RawTable, findings: Findings) -> bool:
 def _nearest(name: str, table: RawTable) -> str:
     known = {column.lower(): column for column in table.columns}
     near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.7)
-    return f"did you mean '{known[near[0]]}'?" if near else f"it has {_listed(list(table.columns))}"
+    return f"Did you mean '{known[near[0]]}'?" if near else f"Its columns are {_listed(list(table.columns))}."
 
 
 def _listed(names: list[str]) -> str:
     return ", ".join(f"'{name}'" for name in names[:20]) + (" and more" if len(names) > 20 else "")
 
 
-def _named(table: RawTable, names: tuple[str, ...], taken: set[str]) -> str | None:
-    """The first of the usual names that the table has, whatever the case."""
-    by_lower = {column.lower(): column for column in reversed(list(table.columns)) if column not in taken}
+def _named(table: RawTable, names: tuple[str, ...], excluded: set[str]) -> str | None:
+    """The first of the usual names that the table has, in any case."""
+    by_lower = {column.lower(): column for column in reversed(list(table.columns)) if column not in excluded}
     return next((by_lower[name] for name in names if name in by_lower), None)
 
 
-def _guess_label(table: RawTable, taken: set[str], findings: Findings, limits: Limits) -> str | None:
-    named = _named(table, LABEL_NAMES, taken)
+def _infer_label(table: RawTable, excluded: set[str], findings: Findings, limits: Limits) -> str | None:
+    named = _named(table, LABEL_NAMES, excluded)
     if named is not None:
         findings.note(f"label: column '{named}', by its name")
         return named
@@ -107,44 +108,44 @@ def _guess_label(table: RawTable, taken: set[str], findings: Findings, limits: L
     distinct = {
         name: pc.count_distinct(column.values).as_py()
         for name, column in table.columns.items()
-        if name not in taken and not UNREAD.keys() & column.kinds.keys()
+        if name not in excluded and not UNREAD.keys() & column.kinds.keys()
     }
     ceiling = min(limits.max_labels, rows // 2)
     candidates = sorted((count, name) for name, count in distinct.items() if 2 <= count <= ceiling)
     if not candidates:
         counts = ", ".join(f"'{name}' {count}" for name, count in list(distinct.items())[:20])
-        message = f"no column of {table.file} looks like a label (distinct values over {rows} rows: {counts}); name it"
-        findings.fault("missing_column", f"{message} as label_column", split=table.split)
+        message = f"No column of {table.file} looks like a label (distinct values in {rows} rows: {counts})."
+        findings.fault("missing_column", f"{message} Set label_column.", split=table.split)
         return None
     count, name = candidates[0]
-    findings.note(f"label: column '{name}' has {count} distinct values over {rows} rows")
+    findings.note(f"label: column '{name}' has {count} distinct values in {rows} rows")
     if len(candidates) > 1:
         others = _listed([other for _, other in candidates[1:]])
-        message = f"column '{name}' was taken as the label, but {others} might be it too; say which by label_column"
+        message = f"Column '{name}' of {table.file} is read as the label; {others} could be it too. Set label_column."
         findings.warn("guessed_column", message, split=table.split, column=name)
     return name
 
 
-def _guess_text(table: RawTable, taken: set[str], findings: Findings) -> str | None:
-    named = _named(table, TEXT_NAMES, taken)
+def _infer_text(table: RawTable, excluded: set[str], findings: Findings) -> str | None:
+    named = _named(table, TEXT_NAMES, excluded)
     if named is not None:
         findings.note(f"text: column '{named}', by its name")
         return named
     lengths = {
         name: pc.mean(pc.utf8_length(column.values)).as_py() or 0.0
         for name, column in table.columns.items()
-        if name not in taken and set(column.kinds) <= {"text"}
+        if name not in excluded and set(column.kinds) <= {"text"}
     }
     if not lengths:
-        message = f"no column of {table.file} holds texts beside the label ({_listed(list(table.columns))}); name it"
-        findings.fault("missing_column", f"{message} as text_column", split=table.split)
+        message = f"No column of {table.file} has texts beside the label ({_listed(list(table.columns))})."
+        findings.fault("missing_column", f"{message} Set text_column.", split=table.split)
         return None
     name = max(lengths, key=lambda column: lengths[column])
     findings.note(f"text: column '{name}' has the longest values, {lengths[name]:.0f} characters on average")
     return name
 
 
-def _guess_pair(table: RawTable, text: str, label: str, findings: Findings) -> str | None:
+def _infer_pair(table: RawTable, text: str, label: str, findings: Findings) -> str | None:
     pair = _named(table, PAIRS.get(text.lower(), ()), {text, label})
     if pair is not None:
         findings.note(f"text pair: column '{pair}' beside '{text}', by their names (text_pair_column='' turns it off)")
@@ -152,11 +153,11 @@ def _guess_pair(table: RawTable, text: str, label: str, findings: Findings) -> s
 
 
 def _has_header(table: RawTable, columns: Columns, options: DatasetOptions, findings: Findings) -> bool:
-    """Whether the first line is a header: a guessed label column whose name is one of its own labels was a row."""
+    """Whether the first line is a header; an inferred label column whose name is one of its labels was a row."""
     if options.label_column is not None or columns.label.lower() in LABEL_NAMES:
         return True
     if not pc.any(pc.equal(table.columns[columns.label].values, columns.label)).as_py():
         return True
-    message = f"the first line of {table.file} is a record, not a header; put one such as text,label on top"
+    message = f"The first line of {table.file} is a record, not a header. Add a header such as text,label."
     findings.fault("no_header", message, split=table.split, column=columns.label)
     return False

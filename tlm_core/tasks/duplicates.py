@@ -1,4 +1,4 @@
-"""Which texts are the same but for case, white space and Unicode form."""
+"""Texts that are equal, ignoring case, white space and Unicode form."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class TextScan:
-    """keys: (rows,) int64, equal for equal texts, good within one process. words: (rows,) int64, split at blanks."""
+    """keys: (rows,) int64, equal for equal texts within one process. words: (rows,) int64, split at blanks."""
 
     keys: NDArray[np.int64]
     words: NDArray[np.int64]
 
 
 def scan(text: Any, text_pair: Any | None = None) -> TextScan:
-    """Keys and word counts of a string column (pyarrow, chunked); of a pair both texts count together.
+    """Return keys and word counts of a string column (pyarrow, chunked); the texts of a pair count together.
 
-    Nulls count as empty texts. Only a 64-bit hash of each text is kept, so that a million texts cost 8 MB;
-    two different texts share one by chance in fewer than one in a million of such sets.
+    Nulls count as empty texts. A key is a 64-bit hash, so a million texts need 8 MB; the chance that two of a million
+    different texts share a key is below one in a million.
     """
     rows = len(text)
     keys, words = np.empty(rows, dtype=np.int64), np.empty(rows, dtype=np.int64)
@@ -65,5 +65,5 @@ def is_among(keys: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.b
 
 
 def count_distinct(keys: NDArray[np.int64]) -> int:
-    """How many different keys there are."""
+    """Number of different keys."""
     return int(np.count_nonzero(np.diff(np.sort(keys)))) + 1 if len(keys) else 0

@@ -1,4 +1,4 @@
-"""Several tasks as one, so that they share tokens and a starting encoder."""
+"""Merge several tasks into one, so that they share tokens and a starting encoder."""
 
 from __future__ import annotations
 
@@ -27,43 +27,37 @@ def merge_stage(ctx: StageContext[MergeParams]) -> dict[str, Any]:
 
 
 def merge(tasks: Sequence[Task], names: Sequence[str], out: Path) -> None:
-    """Write one task that holds all rows, each label as `name: label`, and which labels are whose.
+    """Write one task with all rows, each label as `name: label`, and `merge.json` with the labels of each task.
 
-    A regression task has one label here, and its targets beside the rows; single texts among pairs have a blank
-    second text. A further test set (`test_NAME`) holds the rows of the tasks that have one of that name. Raises
-    InvalidRequest if two tasks have one name, so that their labels would clash, or if several languages meet.
+    A regression task has one label here, and its targets beside the rows. Single texts among pairs get a blank second
+    text. A further test set (`test_NAME`) has the rows of all tasks that have one of that name.
+    Raises InvalidRequest if two tasks have one name, or different languages.
     """
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise InvalidRequest(f"two of the tasks are called '{twice[0]}', so their labels clash; rename one data set")
-    if len({task.language for task in tasks}) > 1:
-        told = {name: task.language for name, task in zip(names, tasks, strict=True)}
-        raise InvalidRequest(f"tasks that share an encoder need the same language; got {told}")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise InvalidRequest(f"Two datasets have the name '{repeated[0]}', so their labels clash. Rename one.")
+    languages = {name: task.language for name, task in zip(names, tasks, strict=True)}
+    if len(set(languages.values())) > 1:
+        raise InvalidRequest(f"Tasks that share an encoder need one language, but have {languages}.")
     labels = [f"{name}: {label}" for name, task in zip(names, tasks, strict=True) for label in task.labels]
     offsets = np.cumsum([0, *(len(task.labels) for task in tasks)])[:-1].tolist()
     pair = any(task.pair for task in tasks)
     splits = {}
     for split in (*SPLITS, *sorted({name for task in tasks for name in task.further_tests})):
-        having = [(task, offset) for task, offset in zip(tasks, offsets, strict=True) if split in task.splits]
-        splits[split] = pa.concat_tables([_shifted(task, split, offset, pair) for task, offset in having])
-        targets = [np.full(t.counts[split], np.nan) if t.type.has_classes else t.targets(split) for t, _ in having]
+        members = [(task, offset) for task, offset in zip(tasks, offsets, strict=True) if split in task.splits]
+        splits[split] = pa.concat_tables([_shifted(task, split, offset, pair) for task, offset in members])
+        targets = [np.full(t.counts[split], np.nan) if t.type.has_classes else t.targets(split) for t, _ in members]
         np.save(out / TARGETS.format(split=split), np.concatenate(targets))
     Task(" + ".join(names), tuple(labels), "macro_f1", pair, tasks[0].language, splits).write(out)
     facts = [
-        {
-            "name": name,
-            "offset": offset,
-            "labels": list(task.labels),
-            "metric": task.metric,
-            "splits": list(task.counts),
-        }
+        {"name": name, "offset": offset, "labels": task.labels, "metric": task.metric, "splits": list(task.counts)}
         for name, task, offset in zip(names, tasks, offsets, strict=True)
     ]
     (out / MERGE).write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
 
 
 def _shifted(task: Task, split: str, offset: int, pair: bool) -> Any:
-    """The split with labels counted on from `offset`, in the form of the merged task."""
+    """The split in the form of the merged task; its label indices start at `offset`."""
     table = task.splits[split]
     labels = task.label_ids(split) if task.type.has_classes else np.zeros(len(table), np.int32)
     seconds = table["text_pair"] if task.pair else pa.array([""] * len(table), pa.string())

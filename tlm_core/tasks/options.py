@@ -1,4 +1,4 @@
-"""What a user may say about a data set; all of it may be left to be guessed."""
+"""Options of a dataset and the limits of what is accepted."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from tlm_core.tasks.metrics import METRICS
 
 @dataclass(frozen=True)
 class DatasetOptions:
-    """How to read a data set. None: guessed, with the reason in the report.
+    """How to read a dataset. None: inferred, with the reason in the report.
 
-    text_pair_column: column of second texts; "" says that there is none. delimiter: of CSV files, one
-    character. metric: a name in `metrics.METRICS`; pearson and spearman mean regression.
-    positive_label: the label of which `f1` is taken (None: the last in order). language: ISO 639-1 code.
-    split_seed: decides which rows go to a validation or test split that has to be cut.
+    text_pair_column: column of second texts; "" means none. delimiter: of CSV files, one character.
+    metric: a name in `metrics.METRICS`; pearson and spearman mean regression.
+    positive_label: the label that `f1` measures (None: the last in order). language: ISO 639-1 code.
+    split_seed: decides which rows a validation or test split gets that is cut from train.
     Raises InvalidRequest.
     """
 
@@ -31,26 +31,25 @@ class DatasetOptions:
 
     def __post_init__(self) -> None:
         if self.metric is not None and self.metric not in METRICS:
-            raise InvalidRequest(f"unknown metric '{self.metric}'; known are {', '.join(METRICS)}")
+            raise InvalidRequest(f"Unknown metric '{self.metric}'. Valid metrics: {', '.join(METRICS)}.")
         if self.positive_label is not None and not (self.metric is None or METRICS[self.metric].positive_label):
-            raise InvalidRequest(f"a positive label belongs to the metric f1, not to {self.metric}; leave one out")
+            raise InvalidRequest(f"positive_label belongs to the metric f1, not to {self.metric}. Remove one.")
         if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n'):
-            raise InvalidRequest(f"the delimiter must be one character such as ',' or a tab; got {self.delimiter!r}")
+            raise InvalidRequest(f"Invalid delimiter {self.delimiter!r}. Expected one character, such as ',' or a tab.")
         if not 0 <= self.split_seed < 2**32:
-            raise InvalidRequest(f"split_seed must lie in 0..{2**32 - 1}; got {self.split_seed}")
+            raise InvalidRequest(f"Invalid split_seed {self.split_seed}. Expected 0 to {2**32 - 1}.")
         used = [c for c in (self.text_column, self.text_pair_column, self.label_column) if c]
         if len(set(used)) < len(used):
-            raise InvalidRequest(f"text, text pair and label must be different columns; got {', '.join(used)}")
+            raise InvalidRequest(f"Text, text pair and label need different columns, not {', '.join(used)}.")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Above these a data set is refused.
+    """Limits of a dataset.
 
-    max_text_chars: characters of one text. long_text_chars: characters from which a warning is given.
-    max_labels: distinct labels of train. max_decimals: distinct decimal numbers up to which a label column is
-    taken as names of classes, where no metric is told. max_columns: columns of one file.
-    max_file_bytes: size of one file, unpacked. min_rows: distinct texts from which a split can be cut.
+    max_text_chars: of one text; a text above long_text_chars is a warning. max_labels: of train.
+    max_decimals: distinct decimal numbers up to which a label column is read as classes if no metric is set.
+    max_columns: of one file. max_file_bytes: of one unpacked file. min_rows: distinct texts needed to cut a split.
     """
 
     max_text_chars: int = 1_000_000

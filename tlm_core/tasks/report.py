@@ -1,4 +1,4 @@
-"""The validation report: what a user is shown about a data set, as JSON."""
+"""The validation report of a dataset, as JSON."""
 
 from __future__ import annotations
 
@@ -50,11 +50,10 @@ class SplitData:
 
 
 def build_report(splits: Mapping[str, SplitData], findings: Findings) -> dict[str, Any]:
-    """The whole report. Adds warnings on repeated texts to `findings`; parts that cannot be told are null.
+    """Return the report, and add warnings on repeated texts to `findings`; unknown parts are null.
 
-    Keys: ok, faults, fault_counts, warnings, warning_counts, notes, labels, targets (of regression, which has no
-    labels), counts, lengths (in words), duplicates, overlap, preview. Of each code 100 faults
-    are listed, and all are counted.
+    Keys: ok, faults, fault_counts, warnings, warning_counts, notes, labels, targets (regression only), counts,
+    lengths (in words), duplicates, overlap, preview. At most 100 data errors of each code are listed; all are counted.
     """
     duplicates = {split: _duplicates(data, split, findings) for split, data in splits.items()}
     overlap = _overlap(splits, findings)
@@ -104,7 +103,7 @@ def _lengths(splits: Mapping[str, SplitData]) -> dict[str, float] | None:
 
 
 def _duplicates(data: SplitData, split: str, findings: Findings) -> dict[str, int]:
-    """copies: rows whose text stood before; conflicting: texts that stand with different labels."""
+    """copies: rows whose text occurs in an earlier row. conflicting: texts with different labels."""
     codes = pc.fill_null(pc.index_in(data.label, value_set=pc.unique(data.label)), -1).to_numpy()
     keys = data.scan.keys
     order = np.lexsort((codes, keys))
@@ -113,7 +112,7 @@ def _duplicates(data: SplitData, split: str, findings: Findings) -> dict[str, in
     conflicting = count_distinct(keys[conflicts])
     if conflicting:
         first = ", ".join(str(row) for row in np.sort(data.rows[conflicts])[:5])
-        message = f"{split} has {conflicting} text(s) with different labels (rows {first}); mend the wrong one"
+        message = f"{split} has {conflicting} text(s) with different labels (rows {first}). Correct the wrong labels."
         findings.warn("conflicting_labels", message, split=split, row=int(data.rows[conflicts].min()))
     return {"copies": int(same_text.sum()), "conflicting": conflicting}
 
@@ -130,8 +129,8 @@ def _overlap(splits: Mapping[str, SplitData], findings: Findings) -> dict[str, A
         if len(rows):
             first = ", ".join(map(str, rows[:5]))
             message = (
-                f"{len(rows)} rows of {split} stand in train too, but for case and blanks (rows {first}); "
-                "they are kept, and a score without them is shown beside the plain one"
+                f"{len(rows)} rows of {split} are also in train, ignoring case and blanks (rows {first}). The report "
+                "shows every score also without them."
             )
             findings.warn("overlap", message, split=split, row=int(rows[0]))
     return result

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tlm_core.tables.findings import Findings
-from tlm_core.tasks.checks import check_unread, count_labels, is_null_or_blank, null_rows
+from tlm_core.tasks.checks import check_unread, count_labels, is_null_or_blank, null_rows, place_of
 from tlm_core.tasks.options import Limits
 from tlm_core.tasks.table import RawTable
 from tlm_core.tasks.types import TASK_TYPES, TaskType, task_type_of
@@ -47,23 +47,23 @@ def infer_type(train: RawTable, column: str, metric: str | None, findings: Findi
 def check_targets(table: RawTable, column: str, findings: Findings) -> None:
     """Check the values of one split. Data errors: null_label, not_a_label, not_a_number."""
     split = table.split
-    where = f"row {{row}} of {table.file}: '{column}'"
+    where = place_of(table, column)
     check_unread(table, column, findings)
     null, total = null_rows(table, column, is_null_or_blank)
     message = f"{where} has no regression target. Add a number or remove the row."
     findings.fault_rows("null_label", message, null, split=split, column=column, total=total)
     distinct = count_labels(table.columns[column].values)
-    strange = [label for label in distinct if not _is_decimal(label)]
+    words = [label for label in distinct if not _is_decimal(label)]
     message = f"{where} is not a finite number. Write it with digits, such as 2.5."
-    findings.fault_rows("not_a_number", message, _rows_with(table, column, strange), split=split, column=column)
+    findings.fault_rows("not_a_number", message, _rows_with(table, column, words), split=split, column=column)
     large = [label for label in distinct if _is_decimal(label) and abs(float(label)) > LARGEST]
     message = f"{where} is larger than {LARGEST:g}, the limit in 32 bits. Divide all targets by one number."
     findings.fault_rows("not_a_number", message, _rows_with(table, column, large), split=split, column=column)
 
 
 def _rows_with(table: RawTable, column: str, labels: list[str]) -> list[int]:
-    found = pc.is_in(table.columns[column].values, value_set=pa.array(labels, pa.string()))
-    return [int(row) for row in table.rows[found.to_numpy().astype(bool)]]
+    mask = pc.is_in(table.columns[column].values, value_set=pa.array(labels, pa.string()))
+    return [int(row) for row in table.rows[mask.to_numpy().astype(bool)]]
 
 
 def check_spread(tables: Mapping[str, RawTable], column: str, findings: Findings) -> None:
@@ -82,7 +82,7 @@ def check_spread(tables: Mapping[str, RawTable], column: str, findings: Findings
 
 
 def as_numbers(column: Any) -> Any:
-    """A checked string column as float64 (pyarrow)."""
+    """A validated string column as float64 (pyarrow)."""
     values = [float(value) for value in column.to_pylist()]
     return pa.array(np.asarray(values, dtype=np.float64))
 

@@ -1,4 +1,4 @@
-"""The task: labelled texts in train, validation and test, their labels and the metric."""
+"""The task: labeled texts in train, validation and test, the labels and the metric."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Task:
         return cast(NDArray[np.int64], self.splits[split]["row"].to_numpy())
 
     def in_train(self, split: str) -> NDArray[np.bool_]:
-        """(rows,) True where a text of `split` also stands in train, but for case and white space."""
+        """(rows,) True where a text of `split` is also in train, ignoring case and white space."""
         train, other = (self._keys(name) for name in ("train", split))
         return is_among(other, train)
 
@@ -116,7 +116,7 @@ class Task:
 
     @classmethod
     def read(cls, folder: Path) -> Task:
-        """The task that `write` left in `folder`. Raises CorruptArtifact if the files do not fit together."""
+        """Return the task that `write` wrote to `folder`. Raises CorruptArtifact if the files do not match."""
         try:
             facts = json.loads((folder / "task.json").read_text(encoding="utf-8"))
             counts = facts.pop("counts")
@@ -124,17 +124,19 @@ class Task:
             splits = {split: _table(folder / f"{split}.parquet") for split in names}
             task = cls(**{**facts, "labels": tuple(facts["labels"]), "splits": splits})
         except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's errors are OSError or ValueError
-            raise CorruptArtifact(f"{folder} does not hold a task ({error}); run the validate stage again") from error
+            raise CorruptArtifact(
+                f"Cannot read the task in {folder} ({error}). Run the validate stage again."
+            ) from error
         schema = task_schema(task.pair, task.metric)
         fits = all(table.schema.equals(schema) for table in splits.values())
         if not fits or task.counts != counts:
-            raise CorruptArtifact(f"the splits in {folder} do not fit its task.json; run the validate stage again")
+            raise CorruptArtifact(f"The splits in {folder} do not match its task.json. Run the validate stage again.")
         return task
 
 
 def _table(path: Path) -> pa.Table:
-    """The file's table, read bit by bit: read at once it takes four times its size for a while."""
+    """Read a table in batches; in one piece it would need four times its size."""
     with open_parquet(path) as file:
         table = pa.Table.from_batches(file.iter_batches(_BATCH, use_threads=False), file.schema_arrow)
-    pa.default_memory_pool().release_unused()  # what decoding took
+    pa.default_memory_pool().release_unused()  # memory of the decoder
     return table

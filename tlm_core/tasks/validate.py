@@ -1,6 +1,6 @@
-"""From a data set as a user gives it to a checked task and a report that names every fault.
+"""Validate a dataset: return a task, and a report with every data error and warning.
 
-Codes of faults: bad_character, bad_encoding, blank_text, cut_file, cut_row, doubled_column, doubled_split,
+Codes of data errors: bad_character, bad_encoding, blank_text, cut_file, cut_row, doubled_column, doubled_split,
 empty_file, file_too_large, malformed_row, missing_column, mixed_types, no_file, no_header, no_rows, no_train,
 not_a_label, not_a_number, not_text, null_label, null_text, one_class, rare_label, text_too_long, too_few_rows,
 too_many_columns, too_many_labels, unknown_label, unknown_split, unreadable_file, wrong_type.
@@ -48,7 +48,7 @@ HubReader = Callable[[HubSource, Findings, Limits], Mapping[str, RawTable]]
 def load_task(
     source: Source, options: DatasetOptions | None = None, limits: Limits | None = None, *, hub: HubReader = read_hub
 ) -> tuple[Task, dict[str, Any]]:
-    """The task and its report. Raises InvalidDataset with every fault, and what `validate` raises."""
+    """Return the task and its report. Raises InvalidDataset with every data error, and what `validate` raises."""
     task, report, findings = _validate(source, options or DatasetOptions(), limits or Limits(), hub)
     if task is None:
         raise findings.error()
@@ -58,11 +58,11 @@ def load_task(
 def validate(
     source: Source, options: DatasetOptions | None = None, limits: Limits | None = None, *, hub: HubReader = read_hub
 ) -> tuple[Task | None, dict[str, Any]]:
-    """The task, or None if anything is at fault, and the report that says what.
+    """Return the task, or None if there is a data error, and the report.
 
     source: a mapping from splits to files, one file, a folder, or a hub id (`hub:OWNER/NAME[@revision][:config]`);
-    a string without `hub:` is a path. hub: how hub ids are read, such as `partial(read_hub, cache=FOLDER)`.
-    Raises InvalidRequest for a hub id that does not hold, NotFound and Unavailable for the hub.
+    a string without `hub:` is a path. hub: reads hub ids, such as `partial(read_hub, cache=FOLDER)`.
+    Raises InvalidRequest for an invalid hub id, NotFound and Unavailable for the hub.
     """
     task, report, _ = _validate(source, options or DatasetOptions(), limits or Limits(), hub)
     return task, report
@@ -77,9 +77,9 @@ def validate_stage(ctx: StageContext[ValidateParams]) -> dict[str, Any]:
 def write_task(
     source: Source, folder: Path, options: DatasetOptions | None = None, *, hub: HubReader = read_hub
 ) -> dict[str, Any]:
-    """Write the `validate` artifact (the task's files and report.json) to `folder`; returns the report.
+    """Write the `validate` artifact (the task's files and report.json) to `folder` and return the report.
 
-    A selection that the data set brings is kept beside the task. Raises what `load_task` and `write_given` raise.
+    A selection of the dataset is stored beside the task. Raises what `load_task` and `write_given` raise.
     """
     task, report = load_task(source, options, hub=hub)
     task.write(folder)
@@ -122,8 +122,8 @@ def _validate(
         labels = _positive_last(labels, options.positive_label, findings)
     _check_validation(splits["validation"], metric, labels[-1], findings)
     report = build_report(splits, findings)
-    made = {split: _table(data, labels, metric) for split, data in splits.items()}
-    return Task(name, tuple(labels), metric, columns.text_pair is not None, language, made), report, findings
+    tables_of = {split: _table(data, labels, metric) for split, data in splits.items()}
+    return Task(name, tuple(labels), metric, columns.text_pair is not None, language, tables_of), report, findings
 
 
 def _resolved(source: Source) -> Mapping[str, Path] | Path | HubSource:
@@ -157,13 +157,11 @@ def _can_cut(
     wanted = " and ".join(missing)
     texts = count_distinct(train.scan.keys)
     if texts < limits.min_rows:
-        message = f"train has {texts} different texts; {wanted} can be cut only from {limits.min_rows} or more"
+        message = f"train has {texts} different texts, too few to cut {wanted}. Add texts up to {limits.min_rows}."
         findings.fault("too_few_rows", message, split="train")
     for label, count in counts.items():
         if count == 1:
-            message = (
-                f"the label '{label}' has a single row, so {wanted} cannot be cut by label; add rows or give {wanted}"
-            )
+            message = f"The label '{label}' has one train row, so {wanted} cannot be cut. Add rows, or add {wanted}."
             findings.fault("rare_label", message, split="train")
     return findings.ok
 
@@ -184,13 +182,13 @@ def _cut(splits: Mapping[str, SplitData], missing: list[str], seed: int, finding
     for split in missing:
         if not len(cut[split].rows):
             message = (
-                f"no row could be cut for {split}, since copies of a text stay together and of each label a text "
-                f"stays in train; give {split} as a file"
+                f"No row can be cut for {split}: copies of a text stay together, and each label needs a text in train. "
+                f"Add {split} as a file."
             )
             findings.fault("too_few_rows", message, split=split)
         lacking = count_labels(train.label).keys() - count_labels(cut[split].label).keys()
         for label in sort_labels(lacking) if train.type.has_classes else []:
-            message = f"the label '{label}' has too few rows to stand in the {split} that was cut"
+            message = f"The label '{label}' has too few rows to occur in the {split} split that was cut. Add rows."
             findings.warn("missing_label", message, split=split)
     return {**splits, **cut}
 
@@ -198,7 +196,7 @@ def _cut(splits: Mapping[str, SplitData], missing: list[str], seed: int, finding
 def _known(
     source: Mapping[str, Path] | Path | HubSource, options: DatasetOptions, findings: Findings
 ) -> DatasetOptions:
-    """The options with what is known of the paper's tasks and of GLUE's in place of what was not told."""
+    """Return the options, with those of known tasks (the paper's, GLUE) where the user sets none."""
     if not isinstance(source, HubSource):
         return options
     if glue := glue_task(source.path, source.config):
@@ -217,7 +215,7 @@ def _known(
 
 
 def _check_validation(validation: SplitData, metric: str, positive: str, findings: Findings) -> None:
-    """Warning no_choice: validation on which no model scores better than another. positive: the label that f1 is of."""
+    """Warning: no_choice, if all models score the same on validation. positive: the label that f1 measures."""
     if not validation.type.has_classes:
         if np.ptp(validation.targets().astype(np.float32)):
             return
@@ -226,20 +224,18 @@ def _check_validation(validation: SplitData, metric: str, positive: str, finding
         lack = f"a row with the label '{positive}'"
     else:
         return
-    message = f"validation lacks {lack}, so {metric} cannot choose among models there; add such rows to it"
+    message = f"validation lacks {lack}, so {metric} cannot choose a model there. Add such rows to validation."
     findings.warn("no_choice", message, split="validation")
 
 
 def _positive_last(labels: list[str], positive: str | None, findings: Findings) -> list[str]:
-    """Two labels, the one whose F1 is the metric last. Raises InvalidRequest for more, or for one that is not there."""
+    """Return the two labels, the one that f1 measures last. Raises InvalidRequest for other labels."""
     if len(labels) != 2:
-        raise InvalidRequest(
-            f"the metric f1 is of one label against another; there are {len(labels)}: ask for macro_f1"
-        )
+        raise InvalidRequest(f"The metric f1 needs two labels, and the dataset has {len(labels)}. Use macro_f1.")
     if positive is not None and positive not in labels:
-        raise InvalidRequest(f"the positive label '{positive}' is none of {', '.join(map(repr, labels))}")
+        raise InvalidRequest(f"Unknown positive label '{positive}'. Labels: {', '.join(map(repr, labels))}.")
     labels = [label for label in labels if label != positive] + ([positive] if positive is not None else [])
-    findings.note(f"f1 is that of the label '{labels[1]}'")
+    findings.note(f"f1 measures the label '{labels[1]}'")
     return labels
 
 
@@ -250,11 +246,11 @@ def _facts(
     known = known_for_hub(source.path) if isinstance(source, HubSource) else None
     metric = options.metric or task_type.default_metric
     if options.metric is None:
-        findings.note(f"metric: {metric}, unless another is asked for")
+        findings.note(f"metric: {metric}, the default")
     if options.positive_label is not None and not METRICS[metric].positive_label:
-        findings.note(f"the positive label '{options.positive_label}' means nothing to {metric}; give the metric f1")
+        findings.note(f"positive label '{options.positive_label}' is ignored: it needs the metric f1")
     if options.language is None:
-        findings.note("language: en, unless another is told")
+        findings.note("language: en, the default")
     if isinstance(source, Mapping):
         name = "task"
     elif isinstance(source, HubSource):
@@ -266,9 +262,9 @@ def _facts(
 
 def _table(data: SplitData, labels: list[str], metric: str) -> Any:
     if data.type.has_classes:
-        found = pc.index_in(data.label, value_set=pa.array(labels, pa.string()))
+        targets = pc.index_in(data.label, value_set=pa.array(labels, pa.string()))
     else:
-        found = as_numbers(data.label)
+        targets = as_numbers(data.label)
     pairs = [data.text_pair] if data.text_pair is not None else []
     schema = task_schema(bool(pairs), metric)
-    return pa.table([pa.array(data.rows), data.text, *pairs, found], schema=schema)
+    return pa.table([pa.array(data.rows), data.text, *pairs, targets], schema=schema)

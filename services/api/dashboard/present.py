@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from tlm_core.tasks.metrics import scores_shown
+from tlm_core.tasks.metrics import METRICS, scores_shown
 
 NONE = "–"
 _DIGITS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
@@ -38,8 +38,8 @@ def metric(name: str) -> str:
 
 
 def scores_of(metric: str) -> tuple[str, ...]:
-    """Names of the scores on a page. Without micro-F1, which equals accuracy for single labels."""
-    return tuple(name for name in scores_shown(metric) if name != "micro_f1")
+    """Names of the scores on a page, without those that always equal another one."""
+    return tuple(name for name in scores_shown(metric) if name not in METRICS or METRICS[name].same_as is None)
 
 
 def score(value: float | None, spread: float | None = None) -> str:

@@ -210,7 +210,7 @@ def test_tasks_of_one_name_or_of_several_languages_are_refused(tmp_path: Path) -
     one = Task.read(made_task(tmp_path / "one", (12, 4, 4)))
     with pytest.raises(InvalidRequest, match="labels clash"):
         merge([one, one], ["same", "same"], tmp_path / "a")
-    with pytest.raises(InvalidRequest, match="the same language"):
+    with pytest.raises(InvalidRequest, match="need one language"):
         merge([one, replace(one, language="de")], ["one", "two"], tmp_path / "b")
 
 

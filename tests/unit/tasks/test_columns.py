@@ -30,14 +30,14 @@ def test_a_label_is_guessed_by_its_few_values_and_a_text_by_its_length(tmp_path:
     task, report = load_task(csv_set(tmp_path, "nr,z,q", *lines))
     assert task.labels == ("a", "b", "c")
     assert task.texts("train")[0] == "some longer words 0"
-    assert "label: column 'q' has 3 distinct values over 12 rows" in report["notes"]
+    assert "label: column 'q' has 3 distinct values in 12 rows" in report["notes"]
     assert any(note.startswith("text: column 'z' has the longest values") for note in report["notes"])
 
 
 def test_several_columns_that_might_be_the_label_are_a_warning(tmp_path: Path) -> None:
     lines = [f"long words {n},{n % 2},{n % 3}" for n in range(12)]
     _, report = load_task(csv_set(tmp_path, "z,p,q", *lines))
-    assert "'p' was taken as the label, but 'q' might be it too" in messages(report, "warnings", "guessed_column")[0]
+    assert "is read as the label; 'q' could be it too" in messages(report, "warnings", "guessed_column")[0]
 
 
 def test_options_decide(tmp_path: Path) -> None:
@@ -70,9 +70,9 @@ def test_a_missing_column_is_told_with_the_nearest(tmp_path: Path) -> None:
     source = csv_set(tmp_path, "text,label", "a,x", "b,y")
     assert faults(source, DatasetOptions(label_column="Label"))[0] == ("missing_column", "train", None, "Label")
     _, report = validate(source, DatasetOptions(text_column="body"))
-    assert "has no column 'body'; it has 'text', 'label'" in report["faults"][0]["message"]
+    assert "has no column 'body'. Its columns are 'text', 'label'." in report["faults"][0]["message"]
     _, report = validate(source, DatasetOptions(label_column="Label"))
-    assert "did you mean 'label'?" in report["faults"][0]["message"]
+    assert "Did you mean 'label'?" in report["faults"][0]["message"]
 
 
 def test_a_column_missing_in_one_split_only(tmp_path: Path) -> None:

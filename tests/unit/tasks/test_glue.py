@@ -75,7 +75,7 @@ def test_its_development_set_is_test_and_validation_is_cut_from_train(reader: An
 def test_f1_is_that_of_glues_positive_label(reader: Any) -> None:
     task, report = load_task("hub:nyu-mll/glue:mrpc", hub=reader)
     assert (task.metric, task.labels, task.pair) == ("f1", ("not_equivalent", "equivalent"), True)
-    assert "f1 is that of the label 'equivalent'" in report["notes"]
+    assert "f1 measures the label 'equivalent'" in report["notes"]
     asked, _ = load_task("hub:nyu-mll/glue:mrpc", DatasetOptions(metric="accuracy"), hub=reader)
     assert (asked.metric, asked.labels) == ("accuracy", ("equivalent", "not_equivalent"))
 
@@ -103,5 +103,5 @@ def test_mnlis_second_set_is_a_further_test_and_is_kept_with_the_task(reader: An
 
 
 def test_f1_of_three_labels_is_refused(reader: Any) -> None:
-    with pytest.raises(InvalidRequest, match="ask for macro_f1"):
+    with pytest.raises(InvalidRequest, match="Use macro_f1"):
         load_task("hub:nyu-mll/glue:mnli", DatasetOptions(metric="f1"), hub=reader)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from tlm_core.tasks.metrics import better, score, summary
+from tests.unit.tasks.make import folder, rows
+from tlm_core.errors import InvalidRequest
+from tlm_core.tasks.metrics import METRICS, SINGLE_LABEL, Metric, better, score, scores_shown, summary
+from tlm_core.tasks.options import DatasetOptions
 from tlm_core.tasks.types import TASK_TYPES
+from tlm_core.tasks.validate import load_task
 
 
 def test_scores_agree_with_scikit_learn() -> None:
@@ -151,3 +157,18 @@ def test_a_correlation_with_what_does_not_vary_is_null_with_its_reason() -> None
     found = score([1.0, 2.0], [3.0, 3.0], 1, "pearson")
     assert found["value"] is None and "differ" in found["reason"]
     assert better(0.0, None) and not better(None, None) and not better(0.1, 0.1)
+
+
+def test_new_metric_needs_one_entry_in_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tlm_core.training.evaluate import over_seeds
+
+    with pytest.raises(InvalidRequest, match="Unknown metric 'first_label'"):
+        DatasetOptions(metric="first_label")
+    toy = Metric("first_label", "share of label 0", SINGLE_LABEL, lambda _, predicted: (predicted == 0).mean())
+    monkeypatch.setitem(METRICS, toy.name, toy)
+    task, report = load_task(folder(tmp_path, rows(20)), DatasetOptions(metric="first_label"))
+    assert report["ok"] and task.metric == "first_label" and task.type is TASK_TYPES[SINGLE_LABEL]
+    found = score(task.targets("test"), np.zeros(4, int), 2, task.metric, in_train=task.in_train("test"))
+    assert found["value"] == found["first_label"] == 1.0 and found["accuracy"] == 0.5
+    assert scores_shown("first_label") == ("macro_f1", "micro_f1", "accuracy", "first_label")
+    assert over_seeds([{"validation": found, "test": found}])["mean"]["test"]["first_label"] == 1.0

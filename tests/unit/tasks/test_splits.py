@@ -150,8 +150,8 @@ def test_a_split_for_which_nothing_can_be_cut_is_refused_with_every_reason(tmp_p
     records = [{"text": f"text {number}", "label": str(number)} for number in range(20)]
     _, report = validate(put(tmp_path / "all.jsonl", jsonl([*records, *records])))
     assert messages(report, "faults", "too_few_rows") == [
-        f"no row could be cut for {split}, since copies of a text stay together and of each label a text stays in "
-        f"train; give {split} as a file"
+        f"No row can be cut for {split}: copies of a text stay together, and each label needs a text in train. "
+        f"Add {split} as a file."
         for split in BOTH
     ]
 

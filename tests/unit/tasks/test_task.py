@@ -76,10 +76,10 @@ def test_equal_data_give_equal_bytes_from_any_format(tmp_path: Path) -> None:
 def test_files_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
     write_task(folder(tmp_path / "in", rows(6)), tmp_path / "out")
     (tmp_path / "out" / "train.parquet").write_bytes((tmp_path / "out" / "test.parquet").read_bytes())
-    with pytest.raises(CorruptArtifact, match="do not fit"):
+    with pytest.raises(CorruptArtifact, match="do not match"):
         Task.read(tmp_path / "out")
     (tmp_path / "out" / "train.parquet").write_bytes(b"PAR1")
-    with pytest.raises(CorruptArtifact, match="run the validate stage again"):
+    with pytest.raises(CorruptArtifact, match="Run the validate stage again"):
         Task.read(tmp_path / "out")
     with pytest.raises(CorruptArtifact):
         Task.read(tmp_path / "absent")

@@ -85,7 +85,7 @@ def test_faults_of_one_code_are_listed_up_to_a_hundred_and_all_counted(tmp_path:
     _, report = validate(source)
     assert report["fault_counts"] == {"blank_text": 250}
     assert [fault["row"] for fault in report["faults"]] == list(range(5, 105))
-    with pytest.raises(InvalidDataset, match=r"250 data errors in the dataset .*row 5 of train.jsonl"):
+    with pytest.raises(InvalidDataset, match=r"250 data errors in the dataset .*Row 5 of train.jsonl"):
         load_task(source)
 
 
@@ -102,8 +102,10 @@ def test_parquet_values_that_are_not_read_are_called_what_they_are(tmp_path: Pat
     _, report = validate(tmp_path / "train.parquet", DatasetOptions(metric=metric))
     found = {(fault["code"], fault["row"]): fault["message"] for fault in report["faults"]}
     assert set(found) == {("not_text", 1), ("null_text", 3), ("null_label", 1), ("not_a_label", 2), ("not_a_label", 3)}
-    assert found["not_text", 1].endswith("'text' is a piece of binary data, not a text; Write it as UTF-8 text.")
-    assert found["not_a_label", 2].endswith("'label' is a date or time; Write it as text.")
+    assert found["not_text", 1].endswith(
+        "column 'text', is a piece of binary data, not a text. Write it as UTF-8 text."
+    )
+    assert found["not_a_label", 2].endswith("column 'label', is a date or time. Write it as text.")
 
 
 def test_many_unknown_labels_are_listed_up_to_a_hundred_and_all_counted(tmp_path: Path) -> None:
@@ -123,10 +125,9 @@ def test_a_label_that_train_lacks_is_told_with_the_near_miss(tmp_path: Path) -> 
     }
     told = messages(validate(source)[1], "faults", "unknown_label")
     assert any(
-        "3 in all" in text and "differs from 'positive' only in case, blanks or the writing of a number" in text
-        for text in told
+        "(3 rows)" in text and "differs from 'positive' only in case, blanks or number format" in text for text in told
     )
-    assert any("did you mean 'negative'?" in text for text in told)
+    assert any("Did you mean 'negative'?" in text for text in told)
 
 
 def test_one_class_only(tmp_path: Path) -> None:
@@ -138,14 +139,14 @@ def test_more_labels_than_a_classifier_is_for(tmp_path: Path) -> None:
     train = [{"text": f"t{n}", "label": f"label {n}"} for n in range(10_000)]
     source = folder(tmp_path, train, validation=train[:5], test=train[:5])
     assert faults(source) == [("too_many_labels", "train", None, "label")]
-    assert "is it the right column?" in validate(source)[1]["faults"][0]["message"]
+    assert "Choose the label column." in validate(source)[1]["faults"][0]["message"]
 
 
 def test_a_label_with_one_row_is_a_warning_when_the_splits_are_given(tmp_path: Path) -> None:
     train = with_rows([{"text": "x", "label": "rare"}])
     task, report = load_task(folder(tmp_path, train))
     assert task.labels == ("bad", "good", "rare")
-    assert "'rare' has a single train row" in messages(report, "warnings", "rare_label")[0]
+    assert "The label 'rare' has one row in train.jsonl" in messages(report, "warnings", "rare_label")[0]
 
 
 def test_a_label_with_one_row_blocks_a_split_by_label(tmp_path: Path) -> None:
@@ -169,7 +170,9 @@ def test_labels_that_differ_in_case_or_blanks_are_a_warning(tmp_path: Path) -> N
 def test_numbers_written_in_two_ways_are_told_as_such(tmp_path: Path) -> None:
     train = rows(8, ("0", "1", "1.0", "2024"))
     _, report = validate(folder(tmp_path, train, rows(2, ("0.0", "2024"), "v"), rows(2, ("0", "02024"), "t")))
-    assert messages(report, "warnings", "label_variants")[0].startswith("'1' (2 rows) and '1.0' (2 rows) differ only")
+    assert messages(report, "warnings", "label_variants")[0].startswith(
+        "The labels '1' (2 rows) and '1.0' (2 rows) of train.jsonl differ only"
+    )
     told = messages(report, "faults", "unknown_label")
     assert ["differs from '0' only" in told[0], "differs from '2024' only" in told[1]] == [True, True]
 
@@ -185,16 +188,16 @@ def test_labels_with_blanks_at_an_end_are_a_warning(tmp_path: Path) -> None:
     task, report = load_task(path)
     assert task.labels == (" bad", " good")
     assert messages(report, "warnings", "label_variants") == [
-        "the labels ' bad', ' good' begin or end with blanks, which stay part of their names; "
-        "take them out of all.csv (split train)"
+        "The labels ' bad', ' good' of all.csv (split train) begin or end with blanks, which belong to the names. "
+        "Remove them."
     ]
-    with pytest.raises(InvalidRequest, match="the positive label 'good' is none of ' bad', ' good'"):
+    with pytest.raises(InvalidRequest, match="Unknown positive label 'good'"):
         load_task(path, DatasetOptions(metric="f1", positive_label="good"))
 
 
 def test_a_positive_label_without_the_metric_f1_is_told_to_mean_nothing(tmp_path: Path) -> None:
     _, report = load_task(put(tmp_path / "all.jsonl", jsonl(rows(40))), DatasetOptions(positive_label="good"))
-    assert "the positive label 'good' means nothing to macro_f1; give the metric f1" in report["notes"]
+    assert "positive label 'good' is ignored: it needs the metric f1" in report["notes"]
 
 
 def test_decimal_labels_are_a_warning(tmp_path: Path) -> None:
@@ -229,7 +232,7 @@ def test_train_rows_inside_test_are_counted_and_kept(tmp_path: Path) -> None:
     }
     assert task.counts["test"] == 3
     assert task.in_train("test").tolist() == [False, True, True]
-    assert "2 rows of test stand in train" in messages(report, "warnings", "overlap")[0]
+    assert "2 rows of test are also in train" in messages(report, "warnings", "overlap")[0]
 
 
 def test_equal_texts_in_another_unicode_form_are_copies(tmp_path: Path) -> None:
