@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
+import redis
 
+from services.common.jobstore import JobStore
 from services.common.situation import Situation
 from services.trainer.cluster import Status
 from services.trainer.selections import SelectionState
 from tests.contract.coordinator_world import World
 from tests.trainer_fakes import counting_stage, plain_stage
+from tlm_core.artifacts import ManifestRef
 from tlm_core.errors import EmptySelection, IndexUnavailable, InvalidDataset, NonFiniteLoss, TLMError
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord
@@ -178,3 +181,18 @@ def test_only_a_single_worker_requests_resources_for_its_submission(world: World
     coordinator = world.coordinator(worker_cpus=3.0)
     submission = world.until_submitted(coordinator, world.submit(workers=workers))
     assert world.cluster.needs[submission] == (cpus, 0.0), "several workers request their resources themselves"
+
+
+def test_situation_needs_one_round_trip_for_each_level_of_the_plan(world: World, redis_client: redis.Redis) -> None:
+    levels: list[int] = []
+
+    class CountingStore(JobStore):
+        def artifacts(self, tenant: str, artifacts: Sequence[str]) -> list[ManifestRef | None]:
+            levels.append(len(artifacts))
+            return super().artifacts(tenant, artifacts)
+
+    coordinator, job_id = world.coordinator(), world.submit(seeds=(0, 1))
+    world.work(world.until_submitted(coordinator, job_id))
+    situation = Situation.read(CountingStore(redis_client), world.job(job_id))
+    assert situation.done.keys() == {node.name for node in situation.plan.nodes}
+    assert levels == [1, 1, 1, 2, 2, 1, 1], "validate, select, prepare, joint, finetune, evaluate, export"
