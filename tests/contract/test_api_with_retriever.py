@@ -18,13 +18,13 @@ from tests.contract.gateway import make_gateway
 WORDS = ("retrieval", "training", "tokenizer", "gradient", "corpus")
 
 
-def test_an_uploaded_corpus_is_indexed_and_found_by_what_it_says(redis_client: redis.Redis, tmp_path: Path) -> None:
+def test_uploaded_corpus_is_indexed_and_searchable(redis_client: redis.Redis, tmp_path: Path) -> None:
     gateway = make_gateway(redis_client, tmp_path)
     settings = RetrieverSettings(
         storage=gateway.parts.settings.storage, scratch=tmp_path / "retriever", internal_token="t"
     )
     lines = "".join(
-        json.dumps({"text": f"This passage tells of nothing but {word} and again {word}. " * 5, "source": word}) + "\n"
+        json.dumps({"text": f"This short passage is about {word} and again {word}. " * 5, "source": word}) + "\n"
         for word in WORDS
     )
     with TestClient(assemble(settings), headers={"Authorization": "Bearer t"}) as inner:
