@@ -1,4 +1,4 @@
-"""Scoring a stock model on this machine: the labels are matched by name, the scores are those of tlm_core."""
+"""Evaluating a stock model locally: labels match by name, and tlm_core computes the scores."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WORDS = ("good", "bad", "fine", "poor", "text", "film", "plot", "cast")
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny stock BERT with random weights, whose labels stand in another order than the task's."""
+    """A tiny stock BERT with random weights, whose labels are in another order than the task's."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
@@ -94,16 +94,16 @@ def test_evaluate_scores_regression_by_correlation(model: Path, data: Path, tmp_
     with pytest.raises(InvalidRequest, match="has regression targets, but the model is for classes"):
         evaluate_model(str(model), task)
     folder = tmp_path / "model"
-    one = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, ignore_mismatched_sizes=True)
-    one.save_pretrained(folder)
+    regressor = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, ignore_mismatched_sizes=True)
+    regressor.save_pretrained(folder)
     AutoTokenizer.from_pretrained(model).save_pretrained(folder)
     predicted = Classifier(str(folder)).outputs(task.texts("test"))[:, 0].numpy()
     expected = score(task.targets("test"), predicted, 1, "spearman", in_train=task.in_train("test"))
     assert evaluate_model(str(folder), task)["value"] == pytest.approx(expected["value"])
-    labelled, _ = load_task(data)
+    labeled, _ = load_task(data)
     with pytest.raises(InvalidRequest, match="has labels, but the model is for regression"):
-        evaluate_model(str(folder), labelled)
-    asked = ["evaluate", str(folder), "--dataset", str(tmp_path)]
-    result = CliRunner().invoke(app, asked, obj=Session())
+        evaluate_model(str(folder), labeled)
+    arguments = ["evaluate", str(folder), "--dataset", str(tmp_path)]
+    result = CliRunner().invoke(app, arguments, obj=Session())
     assert result.exit_code == 0, result.output
     assert "pearson" in result.stdout and "macro_f1" not in result.stdout

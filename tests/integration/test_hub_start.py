@@ -1,4 +1,4 @@
-"""`hub:ID` of the recipe out of the hub library's own cache, without a network."""
+"""`hub:ID` of a recipe from the cache of the hub library, without a network."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def test_encoder_comes_from_the_cache_or_raises_not_found(tmp_path: Path) -> Non
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    found, pinned, other, missing = done.stdout.splitlines()[:4]
-    assert found == pinned == "2 True ['cls', 'mask', 'pad', 'sep', 'unk']"
+    cached, pinned, other, missing = done.stdout.splitlines()[:4]
+    assert cached == pinned == "2 True ['cls', 'mask', 'pad', 'sep', 'unk']"
     assert other.startswith("Unavailable Cannot fetch the model 'hub:made/encoder@none' now")
     assert missing.startswith("Unavailable Cannot fetch the model 'hub:made/missing' now")
 

@@ -15,14 +15,14 @@ __all__ = ["service"]
 
 def files(rng: random.Random) -> dict[str, tuple[str, str]]:
     """The target of a text counts its mentions of rain."""
-    found = {}
+    splits = {}
     for split, rows in (("train", 60), ("validation", 20), ("test", 30)):
         lines = []
         for _ in range(rows):
             words = [rng.choice(["rain", "dust"]) for _ in range(12)]
             lines.append(json.dumps({"text": " ".join(words), "label": words.count("rain") / 2.4}))
-        found[split] = (f"{split}.jsonl", "\n".join(lines))
-    return found
+        splits[split] = (f"{split}.jsonl", "\n".join(lines))
+    return splits
 
 
 def test_regression_dataset_is_uploaded_trained_and_predicted(service: Service) -> None:
@@ -36,15 +36,15 @@ def test_regression_dataset_is_uploaded_trained_and_predicted(service: Service) 
     report = service.report(job["id"])
     assert report["metric"] == "spearman" and report["mean"]["test"]["macro_f1"] is None
     texts = {"texts": ["rain rain rain", "dust dust dust"]}
-    found = service.client.post(f"/v1/jobs/{job['id']}/predict", json=texts).json()["data"]
-    assert [one["label"] for one in found] == ["label", "label"]
-    assert all(one["probability"] is None and isinstance(one["value"], float) for one in found)
+    predictions = service.client.post(f"/v1/jobs/{job['id']}/predict", json=texts).json()["data"]
+    assert [entry["label"] for entry in predictions] == ["label", "label"]
+    assert all(entry["probability"] is None and isinstance(entry["value"], float) for entry in predictions)
     browser = TestClient(service.client.app, headers={"Origin": "http://testserver"})
     browser.post("/ui/sign-in", data={"token": TOKEN})
     page = browser.get(f"/ui/jobs/{job['id']}/results").text
     assert "spearman" in page and "Confusion" not in page
     answers = browser.post(f"/ui/jobs/{job['id']}/predict", data={"texts": "rain rain"}).text
-    assert f"{found[0]['label']}</span>" in answers
+    assert f"{predictions[0]['label']}</span>" in answers
 
 
 def test_learning_curve_of_regression_fails_before_training(service: Service) -> None:

@@ -1,4 +1,4 @@
-"""`tlm evaluate` and `tlm convert` on a model and a data set in the layout of the original TLM release."""
+"""`tlm evaluate` and `tlm convert` on a model and a dataset in the layout of the original TLM release."""
 
 from __future__ import annotations
 
@@ -55,18 +55,18 @@ def test_released_model_is_evaluated_without_conversion(release: Release, data: 
 
 
 def test_released_model_is_evaluated_by_hub_id(release: Release, data: Path, tmp_path: Path) -> None:
-    """Out of the hub library's own cache, which has only the pickled weights, as the release has."""
+    """The cache of the hub library holds only pickled weights, like the release."""
     repository = tmp_path / "hub" / "models--yxchar--tlm-sciie-small-scale"
     shutil.copytree(release.folder, repository / "snapshots" / ("a" * 40))
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("a" * 40)
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_CACHE"}
     environment |= {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    asked = ["evaluate", "hub:yxchar/tlm-sciie-small-scale", "--dataset", str(data), "--json"]
-    command = [sys.executable, "-m", "tlm_client", *asked]
+    arguments = ["evaluate", "hub:yxchar/tlm-sciie-small-scale", "--dataset", str(data), "--json"]
+    command = [sys.executable, "-m", "tlm_client", *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    folder = CliRunner().invoke(app, ["evaluate", str(release.folder), *asked[2:]], obj=Session())
+    folder = CliRunner().invoke(app, ["evaluate", str(release.folder), *arguments[2:]], obj=Session())
     assert json.loads(done.stdout)["accuracy"] == json.loads(folder.stdout)["accuracy"]
 
 

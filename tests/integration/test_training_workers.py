@@ -31,37 +31,36 @@ from tlm_core.training.stage import StageContext, StopRequested
 def work(rank: int, size: int, port: int, folder: Path, recipe: Recipe, stop_at: int | None, tight: int | None) -> None:
     torch.set_num_threads(1)
     if rank == tight:
-        loop.accumulate_gradient = _holds_two_rows
+        loop.accumulate_gradient = _with_memory_for_two_rows
     address = f"tcp://127.0.0.1:{port}"
     torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=size)
     inputs = {"prepared": folder / "prepared"}
     try:
-        params = {"joint": JointParams.of(recipe, 2), "finetune": FinetuneParams.of(recipe, 2)}
-        for stage in params:
-            out = folder / f"{stage}{size}" if rank == 0 else folder / f"{stage}{size}.{rank}"
+        for stage, params in ((JOINT, JointParams.of(recipe, 2)), (FINETUNE, FinetuneParams.of(recipe, 2))):
+            out = folder / f"{stage.name}{size}" if rank == 0 else folder / f"{stage.name}{size}.{rank}"
             out.mkdir(exist_ok=True)
-            going = None if stop_at is None else lambda step: step < stop_at
+            keep_going = None if stop_at is None else lambda step: step < stop_at
             context = StageContext(
                 inputs=inputs,
-                params=params[stage],
+                params=params,
                 out=out,
-                report=LocalReporter(keep_going=going),
-                checkpoints=LocalCheckpoints(folder / f"checkpoints.{stage}"),
+                report=LocalReporter(keep_going=keep_going),
+                checkpoints=LocalCheckpoints(folder / f"checkpoints.{stage.name}"),
                 rank=rank,
                 world_size=size,
                 scratch=folder,
             )
-            meta = {"joint": JOINT, "finetune": FINETUNE}[stage].load()(context)
-            (folder / f"{stage}{size}.{rank}.json").write_text(json.dumps(meta))
-            torch.distributed.barrier()  # a runner goes on only when the artifact is published
-            inputs["joint"] = folder / f"{stage}{size}"
+            meta = stage.load()(context)
+            (folder / f"{stage.name}{size}.{rank}.json").write_text(json.dumps(meta))
+            torch.distributed.barrier()  # the next stage starts after the artifact is published
+            inputs["joint"] = folder / f"{stage.name}{size}"
     except StopRequested:
         (folder / f"stopped.{rank}").touch()
     finally:
         torch.distributed.destroy_process_group()
 
 
-def _holds_two_rows(model: Any, batch: Any, workers: Workers, micro_rows: int, *more: Any) -> Any:
+def _with_memory_for_two_rows(model: Any, batch: Any, workers: Workers, micro_rows: int, *more: Any) -> Any:
     if micro_rows > 2:
         raise torch.OutOfMemoryError("no room")
     return accumulate_gradient(model, batch, workers, micro_rows, *more)
@@ -70,14 +69,14 @@ def _holds_two_rows(model: Any, batch: Any, workers: Workers, micro_rows: int, *
 def run_workers(
     size: int, folder: Path, recipe: Recipe, *, stop_at: int | None = None, tight: int | None = None
 ) -> None:
-    """tight: a worker whose memory holds two rows."""
+    """Train on `size` workers. tight: the rank whose memory fits two rows."""
     start(work, size, folder, recipe, stop_at, tight)
 
 
-def start(target: Callable[..., None], size: int, *more: Any) -> None:
-    """Run target(rank, size, port, *more) in as many processes, all of which must do well."""
+def start(target: Callable[..., None], size: int, *args: Any) -> None:
+    """Run target(rank, size, port, *args) in `size` processes, all of which must succeed."""
     context, port = multiprocessing.get_context("spawn"), free_port()
-    workers = [context.Process(target=target, args=(rank, size, port, *more)) for rank in range(size)]
+    workers = [context.Process(target=target, args=(rank, size, port, *args)) for rank in range(size)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -91,20 +90,20 @@ def recipe() -> Recipe:
 
 
 def points(folder: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads((folder / "history.json").read_text())["points"]
-    return found
+    history: dict[str, list[dict[str, Any]]] = json.loads((folder / "history.json").read_text())
+    return history["points"]
 
 
 def test_two_workers_train_as_one(tmp_path: Path, recipe: Recipe) -> None:
     made_prepared(tmp_path, recipe)
     for size in (1, 2):
         run_workers(size, tmp_path, recipe)
-    for one, two in zip(points(tmp_path / "joint1"), points(tmp_path / "joint2"), strict=True):
-        assert two["mlm"] == pytest.approx(one["mlm"], rel=1e-4)
-        assert two["tokens"] == one["tokens"]
+    for alone, shared in zip(points(tmp_path / "joint1"), points(tmp_path / "joint2"), strict=True):
+        assert shared["mlm"] == pytest.approx(alone["mlm"], rel=1e-4)
+        assert shared["tokens"] == alone["tokens"]
     first, second = (load_file(tmp_path / f"joint{size}" / "model.safetensors") for size in (1, 2))
     for name, tensor in first.items():
-        # Muon rounds to bfloat16 on its way, so summing gradients in another order may show a little.
+        # Muon rounds to bfloat16, so another order of the gradient's sum changes the weights slightly.
         assert (second[name] - tensor).abs().max() <= 0.02, name
     both = [json.loads((tmp_path / f"finetune2.{rank}.json").read_text()) for rank in (0, 1)]
     assert both[0] == both[1]
@@ -120,11 +119,11 @@ def test_two_workers_compute_the_gradient_of_one(tmp_path: Path) -> None:
     made_prepared(tmp_path, recipe)
     for size in (1, 2):
         run_workers(size, tmp_path, recipe)
-    one, two = points(tmp_path / "joint1"), points(tmp_path / "joint2")
-    assert two[0]["gradient_norm"] == pytest.approx(one[0]["gradient_norm"], rel=1e-6)
+    alone, shared = points(tmp_path / "joint1"), points(tmp_path / "joint2")
+    assert shared[0]["gradient_norm"] == pytest.approx(alone[0]["gradient_norm"], rel=1e-6)
     for term in ("mlm", "gradient_norm"):
-        assert [point[term] for point in two] == pytest.approx([point[term] for point in one], rel=1e-4)
-    assert two[3]["task"] == pytest.approx(one[3]["task"], rel=1e-5)
+        assert [point[term] for point in shared] == pytest.approx([point[term] for point in alone], rel=1e-4)
+    assert shared[3]["task"] == pytest.approx(alone[3]["task"], rel=1e-5)
 
 
 def test_all_workers_stop_at_the_same_step(tmp_path: Path, recipe: Recipe) -> None:
@@ -136,7 +135,7 @@ def test_all_workers_stop_at_the_same_step(tmp_path: Path, recipe: Recipe) -> No
     made_prepared(tmp_path / "whole", recipe)
     run_workers(2, tmp_path / "whole", recipe)
     resumed, whole = (folder / "finetune2" / "model.safetensors" for folder in (tmp_path, tmp_path / "whole"))
-    assert resumed.read_bytes() == whole.read_bytes(), "stopped and resumed is never stopped"
+    assert resumed.read_bytes() == whole.read_bytes(), "a stopped and resumed run equals an uninterrupted one"
 
 
 def test_workers_share_the_smallest_rows_and_one_clock(tmp_path: Path) -> None:
@@ -145,7 +144,7 @@ def test_workers_share_the_smallest_rows_and_one_clock(tmp_path: Path) -> None:
     run_workers(2, tmp_path, recipe, tight=1)
     for stage in ("joint", "finetune"):
         first, second = (json.loads((tmp_path / f"{stage}2.{rank}.json").read_text()) for rank in (0, 1))
-        assert first == second and first[SHRUNK] in (1, 2), "the artifact says so, whichever worker it was"
+        assert first == second and first[SHRUNK] in (1, 2), "every worker reports the smallest rows"
 
 
 def wait_long_for_rank_0(rank: int, size: int, _port: int, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Recipes: presets hold, overrides are checked, and what is wrong is named."""
+"""Recipes: presets are valid, overrides are validated, and errors name the key."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_published_encoder_gets_a_lower_rate_by_default() -> None:
     assert resolve("fast", "tiny").finetune.optimizer.lr == 1e-3
     assert resolve("fast", "tiny", published).finetune.optimizer.lr == PUBLISHED_LR
     assert resolve("fast", "tiny", published | {"finetune.optimizer.lr": 2e-3}).finetune.optimizer.lr == 2e-3
-    assert resolve("paper", "tiny", published).finetune.optimizer.lr == 1e-4, "a lower one stays"
+    assert resolve("paper", "tiny", published).finetune.optimizer.lr == 1e-4, "a lower rate stays"
 
 
 def test_published_encoder_caps_default_rates_only() -> None:
@@ -54,7 +54,7 @@ def test_published_encoder_caps_default_rates_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "says"),
+    ("overrides", "message"),
     [
         ({"finetune.rates": [1e-3]}, "two or more rates that differ"),
         ({"finetune.rates": [1e-3, 0.001]}, "two or more rates that differ"),
@@ -83,8 +83,8 @@ def test_published_encoder_caps_default_rates_only() -> None:
         ),
     ],
 )
-def test_invalid_override_is_named_in_the_error(overrides: dict[str, Any], says: str) -> None:
-    with pytest.raises(InvalidRecipe, match=says):
+def test_invalid_override_is_named_in_the_error(overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidRecipe, match=message):
         resolve("fast", "tiny", overrides)
 
 
@@ -96,8 +96,8 @@ def test_unknown_recipe_and_scale_list_the_valid_names() -> None:
 
 
 def test_stored_recipe_that_is_now_invalid_stays_readable() -> None:
-    kept = resolve("fast", "tiny").model_dump(mode="json")
-    kept["joint"]["optimizer"]["betas"] = [0.9, 1.0]
-    kept["selection"]["selector"] = "none"
-    kept["joint"] |= {"task_loss": False, "mlm_on_task": False}
-    assert Recipe.model_validate(kept).joint.optimizer.betas == (0.9, 1.0)
+    stored = resolve("fast", "tiny").model_dump(mode="json")
+    stored["joint"]["optimizer"]["betas"] = [0.9, 1.0]
+    stored["selection"]["selector"] = "none"
+    stored["joint"] |= {"task_loss": False, "mlm_on_task": False}
+    assert Recipe.model_validate(stored).joint.optimizer.betas == (0.9, 1.0)

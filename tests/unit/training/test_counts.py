@@ -34,12 +34,12 @@ def test_tokens_with_similar_contexts_get_similar_vectors(tmp_path: Path) -> Non
 
 
 def test_frequencies_exclude_specials_and_are_never_zero(tmp_path: Path) -> None:
-    found = count([store_of(tmp_path, [[1, 5, 5, 5, 6, 2]])], 10, (1, 2), 4)
-    chance = np.exp(found.log_frequency)
+    counted = count([store_of(tmp_path, [[1, 5, 5, 5, 6, 2]])], 10, (1, 2), 4)
+    chance = np.exp(counted.log_frequency)
     assert chance.sum() == pytest.approx(1.0)
     assert chance[5] / chance[6] == pytest.approx(3.5 / 1.5)
     assert chance[1] == chance[9] == pytest.approx(0.5 / chance[6] * chance[6] / (4 + 0.5 * 10))
-    assert found.tokens == 6
+    assert counted.tokens == 6
 
 
 def test_tokens_of_two_documents_are_not_neighbors(tmp_path: Path) -> None:
@@ -49,8 +49,8 @@ def test_tokens_of_two_documents_are_not_neighbors(tmp_path: Path) -> None:
 
 def test_counting_stops_at_the_token_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counts, "MAX_TOKENS", 10)
-    found = count([store_of(tmp_path, [[5, 6, 7, 8]] * 9)], 10, (1,), 4)
-    assert found.tokens == 8
+    counted = count([store_of(tmp_path, [[5, 6, 7, 8]] * 9)], 10, (1,), 4)
+    assert counted.tokens == 8
 
 
 def test_block_size_does_not_change_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,9 +59,9 @@ def test_block_size_does_not_change_counts(tmp_path: Path, monkeypatch: pytest.M
     whole = count([store, store], 40, (1,), 8)
     monkeypatch.setattr(counts, "BLOCK_TOKENS", 13)
     monkeypatch.setattr(counts, "BLOCK_ROWS", 7)
-    found = count([store, store], 40, (1,), 8)
-    assert found.tokens == whole.tokens == 320 and found.flops == whole.flops
-    assert np.array_equal(found.vectors, whole.vectors) and np.array_equal(found.log_frequency, whole.log_frequency)
+    counted = count([store, store], 40, (1,), 8)
+    assert counted.tokens == whole.tokens == 320 and counted.flops == whole.flops
+    assert np.array_equal(counted.vectors, whole.vectors) and np.array_equal(counted.log_frequency, whole.log_frequency)
 
 
 def test_counted_vectors_are_rotated_by_the_seed(tmp_path: Path) -> None:

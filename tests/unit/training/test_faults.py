@@ -1,4 +1,4 @@
-"""Faults of a run: losses that are no numbers, memory that does not do."""
+"""Failures of a run: losses that are not finite, and memory that runs out."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_recipe_can_skip_non_finite_steps(tmp_path: Path) -> None:
 
 def test_skip_limit_grows_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tlm_core.training.loop.SKIPS", 2)
-    for share in (0.3, 0.1):  # of steps 3, 7 and 11 the last is one too many for a tenth of the steps
+    for share in (0.3, 0.1):  # of the steps 3, 7, and 11 the last exceeds a limit of a tenth of the steps
         monkeypatch.setattr("tlm_core.training.loop.SKIPPED_SHARE", share)
         over = {"joint__optimizer__non_finite": "skip", "joint__rho1": 3}
         trainer = trainer_of(tmp_path / str(share), 12, **over)
@@ -97,7 +97,7 @@ def test_run_that_skips_every_step_fails(tmp_path: Path) -> None:
 
 
 def _fits(rows: int) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
-    """A device whose memory holds so many rows."""
+    """Simulate a device whose memory fits `rows` rows."""
 
     def check(_: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
         if len(arguments[0]) > rows:
@@ -162,8 +162,10 @@ def test_optimizer_that_exceeds_memory_raises_out_of_memory(tmp_path: Path, monk
 
 
 def test_only_allocator_errors_count_as_out_of_memory(tmp_path: Path) -> None:
-    told = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"
-    for message, expected in ((told, OutOfMemory), ("shapes do not match", RuntimeError)):
+    allocator_error = (
+        "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"
+    )
+    for message, expected in ((allocator_error, OutOfMemory), ("shapes do not match", RuntimeError)):
 
         def fails(*_: Any, message: str = message) -> None:
             raise RuntimeError(message)
@@ -195,9 +197,9 @@ def test_predictions_use_the_rows_that_fit_a_cpu_limit(tmp_path: Path, monkeypat
     whole = predict(trainer.model, split, prepared, device=device)
     trainer.model.encoder.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
     monkeypatch.setattr("tlm_core.training.memory.memory_limit", lambda: 0)
-    found = predict(trainer.model, split, prepared, device=device)
+    parts = predict(trainer.model, split, prepared, device=device)
     assert len(seen) > 1 and set(seen) == {1}
-    np.testing.assert_allclose(found, whole, atol=1e-6)
+    np.testing.assert_allclose(parts, whole, atol=1e-6)
 
 
 def test_row_that_exceeds_memory_fails_with_a_remedy(tmp_path: Path) -> None:

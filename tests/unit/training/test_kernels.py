@@ -11,55 +11,55 @@ from tlm_core.training.kernels import GatedLinear, Heads
 from tlm_core.training.model import attend, attention_mask, rotation
 
 
-def made(*shape: int) -> Tensor:
+def random_tensor(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
 
 
 def test_rotation_applies_to_queries_and_keys_only() -> None:
-    qkv = made(2, 7, 3, 5, 8)
+    qkv = random_tensor(2, 7, 3, 5, 8)
     cos, sin = rotation(7, 8, 10_000.0, torch.device("cpu"), torch.float64)
-    found = Heads.apply(qkv, (cos, sin))
+    heads = Heads.apply(qkv, (cos, sin))
     query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))
-    for turned, x in zip(found, (query, key), strict=False):
+    for turned, x in zip(heads, (query, key), strict=False):
         pairs = torch.complex(x[..., :4], x[..., 4:]) * torch.complex(cos[:, :4], sin[:, :4])
         torch.testing.assert_close(turned, torch.cat((pairs.real, pairs.imag), dim=-1))
-    torch.testing.assert_close(found[2], value)
-    assert all(part.is_contiguous() for part in found)
+    torch.testing.assert_close(heads[2], value)
+    assert all(part.is_contiguous() for part in heads)
     assert torch.autograd.gradcheck(lambda x: Heads.apply(x, (cos, sin)), qkv)
 
 
 def test_heads_without_rotation_are_only_split() -> None:
-    qkv = made(2, 3, 3, 2, 4)
-    for found, part in zip(Heads.apply(qkv, None), qkv.unbind(2), strict=True):
-        torch.testing.assert_close(found, part.transpose(1, 2))
+    qkv = random_tensor(2, 3, 3, 2, 4)
+    for head, part in zip(Heads.apply(qkv, None), qkv.unbind(2), strict=True):
+        torch.testing.assert_close(head, part.transpose(1, 2))
     assert torch.autograd.gradcheck(lambda x: Heads.apply(x, None), qkv)
 
 
 @pytest.mark.parametrize("rotary", [False, True])
 def test_attention_matches_the_fused_kernel_and_masks_gradients(rotary: bool) -> None:
-    qkv = made(2, 6, 3 * 8)
+    qkv = random_tensor(2, 6, 3 * 8)
     segments = torch.tensor([[1, 1, 1, 2, 2, 0], [1, 2, 2, 2, 3, 3]])
     together = segments[:, None, :, None] == segments[:, None, None, :]
     turn = rotation(6, 4, 10_000.0, torch.device("cpu"), torch.float64) if rotary else None
-    found = attend(qkv, 2, attention_mask(together, torch.float64), turn, 0.0)
+    attended = attend(qkv, 2, attention_mask(together, torch.float64), turn, 0.0)
     query, key, value = Heads.apply(qkv.unflatten(-1, (3, 2, 4)), turn)
     wanted = F.scaled_dot_product_attention(query, key, value, attn_mask=together)
-    torch.testing.assert_close(found, wanted.transpose(1, 2).flatten(-2))
-    (slope,) = torch.autograd.grad(found.sum(), qkv, retain_graph=True)
+    torch.testing.assert_close(attended, wanted.transpose(1, 2).flatten(-2))
+    (slope,) = torch.autograd.grad(attended.sum(), qkv, retain_graph=True)
     torch.testing.assert_close(slope, torch.autograd.grad(wanted.sum(), qkv)[0])
-    (of_one,) = torch.autograd.grad(found[0, :3].sum(), qkv)
+    (of_one,) = torch.autograd.grad(attended[0, :3].sum(), qkv)
     assert of_one[0, :3].any() and not of_one[0, 3:].any() and not of_one[1].any()
 
 
 def test_gated_linear_matches_its_formula() -> None:
-    x, weight = made(3, 5, 4), made(12, 4)
+    x, weight = random_tensor(3, 5, 4), random_tensor(12, 4)
     value, gate = F.linear(x, weight).chunk(2, dim=-1)
     torch.testing.assert_close(GatedLinear.apply(x, weight, torch.float64), F.gelu(value) * gate)
     assert torch.autograd.gradcheck(lambda x, weight: GatedLinear.apply(x, weight, torch.float64), (x, weight))
 
 
 def test_bfloat16_gated_linear_returns_gradients_in_input_types() -> None:
-    x, weight = (made(*shape).detach().float().requires_grad_() for shape in ((3, 5, 4), (12, 4)))
+    x, weight = (random_tensor(*shape).detach().float().requires_grad_() for shape in ((3, 5, 4), (12, 4)))
     y = GatedLinear.apply(x, weight, torch.bfloat16)
     y.sum().backward()
     assert y.dtype == torch.bfloat16 and x.grad is not None and weight.grad is not None

@@ -1,4 +1,4 @@
-"""The loop: seed-fixed losses, budgets, what a run tells, its clock."""
+"""The training loop: seed-fixed losses, budgets, reports, and the clock."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tlm_core.training.local import LocalCheckpoints, LocalReporter
 pytestmark = pytest.mark.usefixtures("report_at_every_step")
 STEPS = 12
 
-# Of steps 0, 3 and 11: loss of masked language modelling, of the task (of four steps one has it), norm of the gradient.
+# Of steps 0, 3 and 11: loss of masked language modeling, task loss (one step in four), gradient norm.
 HELD: dict[str, tuple[dict[str, Any], list[tuple[float, float | None, float]]]] = {
     "muon": ({}, [(5.14166, None, 0.60277), (5.07214, 1.09861, 0.93229), (4.96279, 1.10322, 0.84254)]),
     "adamw": (
@@ -34,14 +34,14 @@ HELD: dict[str, tuple[dict[str, Any], list[tuple[float, float | None, float]]]] 
 
 @pytest.mark.parametrize("name", HELD)
 def test_seed_fixed_tiny_losses_do_not_change(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A refactor must not move these values; a change of method says so by changing them."""
-    # Muon rounds to bfloat16 where there are instructions for it: other losses, from the fourth step on.
+    """A refactoring must not change these values; a change of the method must."""
+    # With native bfloat16 Muon rounds to it, which changes the losses from the fourth step on.
     monkeypatch.setattr("tlm_core.training.optim.fast_dtype", lambda _: torch.float32)
     over, held = HELD[name]
     recipe = tiny(precision="fp32", joint__budget__steps=STEPS, joint__rho1=3, **over)
     out = run_of(tmp_path / "run", made_prepared(tmp_path / "data", recipe), recipe)()
     points = json.loads((out / "history.json").read_text())["points"]
-    close = 5e-5  # processors sum in orders of their own
+    close = 5e-5  # processors differ in the order of sums
     for step, (mlm, task, norm) in zip((0, 3, 11), held, strict=True):
         assert points[step]["mlm"] == pytest.approx(mlm, abs=close)
         assert points[step]["task"] == (None if task is None else pytest.approx(task, abs=close))
@@ -69,17 +69,17 @@ def test_points_are_limited_per_second_and_hold_mean_losses(tmp_path: Path, monk
     time = itertools.count(step=0.05)
     trainer = trainer_of(tmp_path / "run", 60, clock=lambda: float(next(time)), joint__rho1=9)
     trainer.run()
-    reporter, told = trainer.ctx.report, every.ctx.report
-    assert isinstance(reporter, LocalReporter) and isinstance(told, LocalReporter)
-    assert reporter.steps == list(range(1, 61)), "a stop request is asked for at every step"
+    reporter, every_report = trainer.ctx.report, every.ctx.report
+    assert isinstance(reporter, LocalReporter) and isinstance(every_report, LocalReporter)
+    assert reporter.steps == list(range(1, 61)), "every step checks for a stop request"
     points = reporter.points
     assert 3 <= len(points) <= next(time) / 0.5 + 1
     assert points[-1]["tokens_per_second"] > 0 and points[-1]["gflops_per_second"] > 0
     for before, point in itertools.pairwise(points):
         for term in ("mlm", "task"):
-            losses = [one[term] for one in told.points[before["step"] : point["step"]] if one[term] is not None]
+            losses = [p[term] for p in every_report.points[before["step"] : point["step"]] if p[term] is not None]
             assert point[term] == (pytest.approx(sum(losses) / len(losses)) if losses else None)
-    assert any(point["task"] is not None for point in points), "one step in ten has it"
+    assert any(point["task"] is not None for point in points), "one step in ten is a task step"
 
 
 def test_series_has_learning_rate_and_gradient_norm(tmp_path: Path) -> None:
@@ -88,8 +88,8 @@ def test_series_has_learning_rate_and_gradient_norm(tmp_path: Path) -> None:
     reporter = trainer.ctx.report
     assert isinstance(reporter, LocalReporter)
     peak = trainer.optimizer.recipe.lr
-    assert [one["learning_rate"] for one in reporter.points] == [peak * point["rate"] for point in state.points]
-    assert [one["gradient_norm"] for one in reporter.points] == [point["gradient_norm"] for point in state.points]
+    assert [entry["learning_rate"] for entry in reporter.points] == [peak * point["rate"] for point in state.points]
+    assert [entry["gradient_norm"] for entry in reporter.points] == [point["gradient_norm"] for point in state.points]
 
 
 def test_untrained_loss_is_reported_as_none(tmp_path: Path) -> None:

@@ -38,9 +38,9 @@ def test_masked_tokens_split_80_10_10(rows: Rows) -> None:
     assert masked.sum() / (64 * 98) == pytest.approx(0.3, abs=0.02)
     assert (targets[masked] == rows.tokens[masked]).all()
     hidden = (tokens[masked] == VOCABULARY.mask).mean()
-    kept = (tokens[masked] == rows.tokens[masked]).mean()
+    unchanged = (tokens[masked] == rows.tokens[masked]).mean()
     assert hidden == pytest.approx(0.8, abs=0.03)
-    assert kept == pytest.approx(0.1, abs=0.02)
+    assert unchanged == pytest.approx(0.1, abs=0.02)
 
 
 def test_mask_depends_on_seed_and_step(rows: Rows) -> None:

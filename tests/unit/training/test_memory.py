@@ -24,10 +24,10 @@ def test_rows_are_halved_until_they_fit(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr("tlm_core.training.memory.memory_limit", lambda limit=gigabytes * GB: limit)
         rows.append(rows_at_once("cpu", 1, MICRO_ROWS, partial(training_bytes, LARGE, LARGE.parameters)))
     assert rows == sorted(rows) and (rows[0], rows[-1]) == (1, MICRO_ROWS)
-    for gigabytes, found in zip((16, 32), rows[1:3], strict=True):
-        assert 1 < found < MICRO_ROWS
-        assert training_bytes(LARGE, LARGE.parameters, found) < gigabytes * GB
-        assert training_bytes(LARGE, LARGE.parameters, 4 * found) > gigabytes * GB / 2
+    for gigabytes, count in zip((16, 32), rows[1:3], strict=True):
+        assert 1 < count < MICRO_ROWS
+        assert training_bytes(LARGE, LARGE.parameters, count) < gigabytes * GB
+        assert training_bytes(LARGE, LARGE.parameters, 4 * count) > gigabytes * GB / 2
 
 
 def test_memory_estimate_covers_the_vocabulary_loss() -> None:

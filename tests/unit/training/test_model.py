@@ -90,10 +90,10 @@ def hidden_of(model: TaskModel, store: TokenStore, documents: list[int], length:
     arrays = (rows.tokens, rows.segments, rows.positions, rows.types)
     with torch.inference_mode():
         hidden = model.encoder(*map(torch.from_numpy, arrays))
-    found = {}
+    states = {}
     for number, row, segment in zip(rows.documents, rows.doc_row, rows.doc_segment, strict=True):
-        found[int(number)] = hidden[row][torch.from_numpy(rows.segments[row] == segment)]
-    return found
+        states[int(number)] = hidden[row][torch.from_numpy(rows.segments[row] == segment)]
+    return states
 
 
 @pytest.mark.parametrize("architecture", ["modernbert", "bert"])

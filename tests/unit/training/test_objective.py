@@ -23,14 +23,14 @@ CPU = torch.device("cpu")
 
 
 @dataclass
-class Made:
+class Setup:
     model: TaskModel
     buffers: Buffers
     batches: JointBatches
 
 
 @pytest.fixture(params=["modernbert", "bert"])
-def made(request: pytest.FixtureRequest, tmp_path: Path) -> Made:
+def setup(request: pytest.FixtureRequest, tmp_path: Path) -> Setup:
     recipe = tiny(model__architecture=request.param, joint__rho1=1, joint__rho2=20, joint__task_batch=24)
     prepared = Prepared(made_prepared(tmp_path, recipe))
     model = build(recipe.model, prepared, seed=3)
@@ -39,7 +39,7 @@ def made(request: pytest.FixtureRequest, tmp_path: Path) -> Made:
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=random))
     joint = recipe.joint
-    return Made(model, Buffers(model, muon=False), JointBatches(prepared, joint, seed=3))
+    return Setup(model, Buffers(model, muon=False), JointBatches(prepared, joint, seed=3))
 
 
 def plain_losses(model: TaskModel, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -49,8 +49,8 @@ def plain_losses(model: TaskModel, batch: Batch) -> tuple[Tensor, Tensor]:
         for segment in range(1, int(batch.rows.segments[row].max()) + 1):
             inside = batch.rows.segments[row] == segment
             tokens = torch.from_numpy(batch.tokens[row][inside])[None]
-            ones, zeros = torch.ones_like(tokens), torch.zeros_like(tokens)
-            hidden = model.encoder(tokens, ones, torch.arange(tokens.shape[1])[None], zeros)
+            inside, zeros = torch.ones_like(tokens), torch.zeros_like(tokens)
+            hidden = model.encoder(tokens, inside, torch.arange(tokens.shape[1])[None], zeros)
             logits = model.vocabulary(hidden)[0]
             targets = torch.from_numpy(batch.targets[row][inside])
             mlm.append(torch.nn.functional.cross_entropy(logits, targets, ignore_index=NOT_MASKED, reduction="none"))
@@ -63,35 +63,35 @@ def plain_losses(model: TaskModel, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("step", [0, 1])
-def test_joint_loss_and_gradient_match_a_dense_reference(made: Made, step: int) -> None:
-    batch = made.batches(step, 0.0)
+def test_joint_loss_and_gradient_match_a_dense_reference(setup: Setup, step: int) -> None:
+    batch = setup.batches(step, 0.0)
     assert bool(batch.documents) == (step == 1)
-    mlm_sum, task_sum = accumulate_gradient(made.model, batch, Workers(), 64, "fp32", CPU).tolist()
-    packed = made.buffers.gradient.clone()
-    mlm, task = plain_losses(made.model, batch)
+    mlm_sum, task_sum = accumulate_gradient(setup.model, batch, Workers(), 64, "fp32", CPU).tolist()
+    packed = setup.buffers.gradient.clone()
+    mlm, task = plain_losses(setup.model, batch)
     assert mlm_sum / batch.masked == pytest.approx(mlm.item(), abs=1e-5)
     loss = mlm
     if step == 1:
         assert task_sum / batch.documents == pytest.approx(task.item(), abs=1e-5)
         loss = (20 * mlm + task) / 21
-    made.buffers.gradient.zero_()
+    setup.buffers.gradient.zero_()
     loss.backward()
-    largest = made.buffers.gradient.abs().max()
-    assert (packed - made.buffers.gradient).abs().max() <= 1e-5 * max(1.0, float(largest))
+    largest = setup.buffers.gradient.abs().max()
+    assert (packed - setup.buffers.gradient).abs().max() <= 1e-5 * max(1.0, float(largest))
 
 
 @pytest.mark.parametrize("step", [0, 1])
-def test_gradient_does_not_depend_on_workers_or_micro_batches(made: Made, step: int) -> None:
-    batch = made.batches(step, 0.0)
-    found = []
+def test_gradient_does_not_depend_on_workers_or_micro_batches(setup: Setup, step: int) -> None:
+    batch = setup.batches(step, 0.0)
+    gradients = []
     for workers, micro_rows in ((1, 64), (2, 64), (1, 2), (3, 1)):
-        made.buffers.gradient.zero_()
+        setup.buffers.gradient.zero_()
         sums = torch.zeros(2)
         for rank in range(workers):  # what the all-reduce would sum
-            sums += accumulate_gradient(made.model, batch, Workers(rank, workers), micro_rows, "fp32", CPU)
-        found.append((made.buffers.gradient.clone(), sums))
-    gradient, sums = found[0]
-    for other, other_sums in found[1:]:
+            sums += accumulate_gradient(setup.model, batch, Workers(rank, workers), micro_rows, "fp32", CPU)
+        gradients.append((setup.buffers.gradient.clone(), sums))
+    gradient, sums = gradients[0]
+    for other, other_sums in gradients[1:]:
         assert (other - gradient).abs().max() <= 1e-6 * gradient.abs().max()
         torch.testing.assert_close(other_sums, sums, rtol=1e-5, atol=0)
     assert gradient[:-EXTRAS].abs().max() > 0
@@ -104,15 +104,15 @@ def test_gradient_of_64_rows_does_not_depend_on_their_division(step: int, tmp_pa
     model = build(recipe.model, prepared, seed=3)
     buffers, batch = Buffers(model, muon=False), JointBatches(prepared, recipe.joint, seed=3)(step, 0.0)
     assert len(batch.rows) >= 64
-    found = []
+    gradients = []
     for workers, micro_rows in ((1, 1000), (2, 32), (1, 16)):
         buffers.gradient.zero_()
         for rank in range(workers):
             accumulate_gradient(model, batch, Workers(rank, workers), micro_rows, "fp32", CPU)
-        found.append(buffers.gradient.clone())
-    largest = found[0].abs().max()
+        gradients.append(buffers.gradient.clone())
+    largest = gradients[0].abs().max()
     assert largest > 0
-    assert all((other - found[0]).abs().max() <= 1e-6 * largest for other in found[1:])
+    assert all((other - gradients[0]).abs().max() <= 1e-6 * largest for other in gradients[1:])
 
 
 def test_every_rho1_plus_first_step_is_a_task_step(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_without_passages_every_step_is_a_task_step(tmp_path: Path) -> None:
 
 
 def test_joint_stage_without_any_loss_fails(tmp_path: Path) -> None:
-    prepared = Prepared(made_prepared(tmp_path, tiny(), alone=True))  # of a selection that found nothing
+    prepared = Prepared(made_prepared(tmp_path, tiny(), alone=True))  # of an empty selection
     joint = tiny(joint__task_loss=False, joint__mlm_on_task=False).joint
     with pytest.raises(InvalidRecipe, match=r"set joint\.task_loss or joint\.mlm_on_task to true"):
         JointBatches(prepared, joint, seed=0)

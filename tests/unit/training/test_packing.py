@@ -57,8 +57,8 @@ def test_two_epochs_contain_every_token_twice_without_padding(
     total = sum(map(len, documents))
     rows = stream.rows(0, -(-2 * total // LENGTH))
     assert rows.real_tokens == rows.tokens.size
-    found = np.bincount(rows.tokens.reshape(-1)[: 2 * total], minlength=120)[100:]
-    assert found.tolist() == [2 * len(document) for document in documents]
+    counts = np.bincount(rows.tokens.reshape(-1)[: 2 * total], minlength=120)[100:]
+    assert counts.tolist() == [2 * len(document) for document in documents]
 
 
 def test_rows_depend_only_on_their_number(stream: PassageStream) -> None:
@@ -113,10 +113,10 @@ def test_packed_texts_stay_whole_with_pair_types(tmp_path: Path) -> None:
 def test_parts_of_rows_contain_their_documents(tmp_path: Path) -> None:
     store = store_of(tmp_path, [[number] * 9 for number in range(1, 6)])
     rows = pack(store, np.arange(5), LENGTH)
-    found = []
+    numbers = []
     for start in range(0, len(rows), 2):
         part = rows.part(start, start + 2)
         for number in part.documents:
             assert _document(part, int(number))[0] == [number + 1] * 9
-            found.append(int(number))
-    assert sorted(found) == list(range(5))
+            numbers.append(int(number))
+    assert sorted(numbers) == list(range(5))

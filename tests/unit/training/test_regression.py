@@ -44,7 +44,7 @@ def test_stock_class_and_gateway_predict_the_same_targets(architecture: str, tmp
     if architecture == "modernbert":  # post-norm learns nothing in so few steps
         assert report["mean"]["test"]["pearson"] > 0.6 and report["mean"]["test"]["spearman"] > 0.6
     history = json.loads((done["finetune.s0"] / "history.json").read_text())
-    assert all(0 < one["loss"] < 2 for one in history["evaluations"]), "the mean alone has 1, also as joint left it"
+    assert all(0 < entry["loss"] < 2 for entry in history["evaluations"]), "predicting the mean has a loss of 1"
     assert all(0 < point["task"] < 3 for point in history["points"])
     assert report["majority"]["test"]["value"] is None and report["majority"]["test"]["reason"]
     folder = done["export"] / "model"
@@ -55,11 +55,11 @@ def test_stock_class_and_gateway_predict_the_same_targets(architecture: str, tmp
         expected = stock(**AutoTokenizer.from_pretrained(folder)(texts, return_tensors="pt")).logits.numpy()
     model = load_model(done["export"])
     assert model.labels == ("similarity",)
-    found = model.probabilities(texts)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-    assert np.all((found > 1980) & (found < 2030))
+    predicted = model.probabilities(texts)
+    np.testing.assert_allclose(predicted, expected, rtol=1e-5)
+    assert np.all((predicted > 1980) & (predicted < 2030))
     if architecture == "modernbert":
-        assert found[0, 0] - found[1, 0] > 10
+        assert predicted[0, 0] - predicted[1, 0] > 10
     card = (folder / "README.md").read_text()
     assert "Pearson correlation" in card and "macro-F1" not in card and "'similarity'" in card
 
@@ -83,10 +83,10 @@ def test_regression_spread_has_no_reason_from_class_scores(seeds: int, reason: s
     targets = np.array([1.0, 2.0, 4.0])
     in_train = np.zeros(3, dtype=bool)
     scores = [score(targets, targets**number, 1, "pearson", in_train=in_train) for number in range(1, seeds + 1)]
-    found = over_seeds([{"seed": number, "test": one} for number, one in enumerate(scores)])["spread"]
-    assert (found["test"]["pearson"] is None) == (seeds == 1) and found.get("reason") == reason
+    spread = over_seeds([{"seed": number, "test": entry} for number, entry in enumerate(scores)])["spread"]
+    assert (spread["test"]["pearson"] is None) == (seeds == 1) and spread.get("reason") == reason
 
 
 def test_regression_loss_is_the_sum_of_squared_errors() -> None:
-    found = LOSSES["mse"](torch.tensor([[1.0], [3.0]]), torch.tensor([0.0, 5.0]))
-    assert float(found) == 1.0 + 4.0
+    loss = LOSSES["mse"](torch.tensor([[1.0], [3.0]]), torch.tensor([0.0, 5.0]))
+    assert float(loss) == 1.0 + 4.0

@@ -1,4 +1,4 @@
-"""Models of the original TLM release, read from made files of its layout."""
+"""Models of the original TLM release, read from generated files of its layout."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tlm_core.training.release import convert, known, stock_form
 def test_converted_release_computes_the_same_logits(tmp_path: Path) -> None:
     release = made_release(tmp_path / "tlm-sciie-small-scale")
     folder = convert(str(release.folder), tmp_path / "stock")
-    model, told = AutoModelForSequenceClassification.from_pretrained(str(folder), output_loading_info=True)
-    assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    model, info = AutoModelForSequenceClassification.from_pretrained(str(folder), output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     ids = torch.randint(5, len(VOCABULARY), (4, 12), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids)
     mask[1, 7:] = mask[3, 3:] = 0
     with torch.inference_mode():
-        found = model.eval()(input_ids=ids, attention_mask=mask).logits
-    torch.testing.assert_close(found, release.logits(ids, mask), atol=1e-5, rtol=1e-5)
+        logits = model.eval()(input_ids=ids, attention_mask=mask).logits
+    torch.testing.assert_close(logits, release.logits(ids, mask), atol=1e-5, rtol=1e-5)
 
 
 def test_released_labels_are_numbers_by_default(tmp_path: Path) -> None:
@@ -80,10 +80,10 @@ def test_only_models_of_the_release_are_converted(tmp_path: Path) -> None:
 
 
 def test_released_model_name_gives_its_task() -> None:
-    found = known("hub:yxchar/tlm-rct-20k-medium-scale")
-    assert found is not None
-    assert (found.name, found.max_length) == ("rct-20k", 128)
-    assert known("hub:yxchar/tlm-rct-20k-medium-scale@main") == found, "a revision is no part of the name"
+    task = known("hub:yxchar/tlm-rct-20k-medium-scale")
+    assert task is not None
+    assert (task.name, task.max_length) == ("rct-20k", 128)
+    assert known("hub:yxchar/tlm-rct-20k-medium-scale@main") == task, "the name does not include the revision"
     assert known("hub:someone/else") is None
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: exact resume after a death or a stop, and what a checkpoint holds."""
+"""Checkpoints: exact resume after a kill or a stop, and the content of a checkpoint."""
 
 from __future__ import annotations
 
@@ -78,9 +78,9 @@ def test_killed_finetuning_retains_its_best_evaluation(tmp_path: Path) -> None:
     for step in (2, 6, 11):
         with pytest.raises(Killed):
             killed(DyingReporter(die_at=step))
-    found = content(killed())
-    assert found == whole
-    assert found["history"]["evaluations"][0]["step"] == 0
+    resumed = content(killed())
+    assert resumed == whole
+    assert resumed["history"]["evaluations"][0]["step"] == 0
 
 
 def test_stop_request_ends_within_a_step_with_a_checkpoint(tmp_path: Path) -> None:
@@ -115,8 +115,8 @@ def test_late_checkpoint_write_has_the_state_of_its_request(tmp_path: Path) -> N
             moment.add_(1)
     (tmp_path / "late").mkdir()
     write(tmp_path / "late")
-    found, _ = load_checkpoint(tmp_path / "late", trainer.model, trainer.optimizer)
-    assert found.step == 3
+    loaded, _ = load_checkpoint(tmp_path / "late", trainer.model, trainer.optimizer)
+    assert loaded.step == 3
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.model.state_dict().items())
     assert not any(moment.any() for moment in trainer.optimizer.state().values())
 

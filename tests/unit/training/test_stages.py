@@ -1,4 +1,4 @@
-"""The stages in a row on a made task, and what they leave behind."""
+"""All stages of training on a generated task, and their artifacts."""
 
 from __future__ import annotations
 
@@ -81,9 +81,9 @@ def test_stock_classes_reproduce_the_reported_test_score(chain: Mapping[str, Pat
         inputs = tokenizer(task.texts("test"), truncation=True, padding=True, return_tensors="pt")
         answers = model(**inputs).logits.argmax(dim=-1).numpy()
     assert [model.config.id2label[i] for i in range(3)] == list(LABELS)
-    found = score(task.label_ids("test"), answers, 3, "macro_f1")
+    scores = score(task.label_ids("test"), answers, 3, "macro_f1")
     best = next(entry for entry in report["seeds"] if entry["seed"] == report["best_seed"])
-    assert found["macro_f1"] == pytest.approx(best["test"]["macro_f1"], abs=1e-4)
+    assert scores["macro_f1"] == pytest.approx(best["test"]["macro_f1"], abs=1e-4)
 
 
 def test_export_predicts_only_the_texts_that_it_compares(chain: Mapping[str, Path], tmp_path: Path) -> None:
@@ -147,12 +147,12 @@ def test_onnx_graph_supports_windows_and_rotary_bases(tmp_path: Path) -> None:
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     write_onnx(shape, {name: p.detach().numpy() for name, p in model.named_parameters()}, tmp_path / "model.onnx")
     tokens = torch.arange(40).reshape(2, 20)
-    zeros, ones = torch.zeros_like(tokens), torch.ones_like(tokens)
+    zeros, inside = torch.zeros_like(tokens), torch.ones_like(tokens)
     with torch.inference_mode():
-        hidden = model.encoder(tokens, ones, torch.arange(20).expand(2, 20), zeros)
-        expected = model.task(model.pool(hidden, ones, torch.arange(2), torch.ones(2, dtype=torch.int64)))
+        hidden = model.encoder(tokens, inside, torch.arange(20).expand(2, 20), zeros)
+        expected = model.task(model.pool(hidden, inside, torch.arange(2), torch.ones(2, dtype=torch.int64)))
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
-    logits = session.run(["logits"], {"input_ids": tokens.numpy(), "attention_mask": ones.numpy()})[0]
+    logits = session.run(["logits"], {"input_ids": tokens.numpy(), "attention_mask": inside.numpy()})[0]
     torch.testing.assert_close(torch.from_numpy(logits), expected, atol=1e-4, rtol=1e-4)
 
 
@@ -180,9 +180,9 @@ def test_pair_task_without_selection_trains_a_bert(tmp_path: Path) -> None:
     report = json.loads((done["evaluate"] / "report.json").read_text())
     assert list(report["cost"]) == ["prepare", "finetune", "total"]
     assert report["spread"]["reason"] and report["spread"]["test"]["macro_f1"] is None
-    made = Task.read(task)
+    written = Task.read(task)
     tokenizer = AutoTokenizer.from_pretrained(done["export"] / "model")
-    inputs = tokenizer(made.texts("test"), made.text_pairs("test"), truncation="longest_first", max_length=48)
+    inputs = tokenizer(written.texts("test"), written.text_pairs("test"), truncation="longest_first", max_length=48)
     split = Prepared(done["prepare"]).split("test")
     assert split.second is not None
     for number, tokens in enumerate(inputs["input_ids"]):
@@ -191,7 +191,7 @@ def test_pair_task_without_selection_trains_a_bert(tmp_path: Path) -> None:
 
 
 def test_finetuning_alone_starts_from_the_joint_stage_start(tmp_path: Path) -> None:
-    """With one step at the lowest rate both are still at the start, which must be the same for a seed."""
+    """After one step at a tiny rate both are still at the start, which depends on the seed alone."""
     recipe = tiny(
         joint__budget__steps=1, joint__optimizer__lr=1e-12, joint__optimizer__muon_lr=1e-12, precision="fp32",
         finetune__max_steps=1, finetune__optimizer__lr=1e-12, finetune__optimizer__weight_decay=0,
@@ -238,7 +238,7 @@ def test_prepare_is_deterministic(tmp_path: Path) -> None:
     for name in set(names) - {"data.json"}:
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
     facts = [json.loads((folder / "data.json").read_text()) for folder in (first, second)]
-    assert [found.pop("cost")["tokens"] for found in facts] and facts[0] == facts[1]
+    assert [entry.pop("cost")["tokens"] for entry in facts] and facts[0] == facts[1]
 
 
 def test_passage_ids_come_from_the_selection(tmp_path: Path) -> None:
@@ -286,21 +286,21 @@ def test_stage_parameters_contain_only_what_the_stage_reads() -> None:
 
 
 def test_validation_chooses_the_rate_and_cost_covers_all_rates(chain: Mapping[str, Path], tmp_path: Path) -> None:
-    """Both tries of the chain's own start, so that the one at its rate is its own finetuning."""
-    rates, found = (1e-6, RECIPE.finetune.optimizer.lr), {}
+    """Both rates start from the chain's joint model, so one result equals the chain's own finetuning."""
+    rates, folders = (1e-6, RECIPE.finetune.optimizer.lr), {}
     for number, rate in enumerate(rates):
         inputs = {"prepared": chain["prepare"], "joint": chain["joint.s0"]}
         optimizer = RECIPE.finetune.optimizer.model_copy(update={"lr": rate})
         finetune = RECIPE.finetune.model_copy(update={"optimizer": optimizer})
         params = FinetuneParams.of(RECIPE.model_copy(update={"finetune": finetune}), 0)
-        found[f"try.{number}"] = run_stage(FINETUNE, inputs, params, tmp_path / str(number))
-    tries = [json.loads((folder / HISTORY).read_text()) for folder in found.values()]
+        folders[f"try.{number}"] = run_stage(FINETUNE, inputs, params, tmp_path / str(number))
+    tries = [json.loads((folder / HISTORY).read_text()) for folder in folders.values()]
     assert tries[1]["best"]["score"] > tries[0]["best"]["score"], "or there is nothing to choose"
-    (found["try.1"] / MANIFEST).write_text("{}")
-    chosen = run_stage(CHOOSE, found, ChooseParams(rates=rates), tmp_path / "chosen")
+    (folders["try.1"] / MANIFEST).write_text("{}")
+    chosen = run_stage(CHOOSE, folders, ChooseParams(rates=rates), tmp_path / "chosen")
     history = json.loads((chosen / HISTORY).read_text())
     assert history["best"] == {"lr": rates[1], **tries[1]["best"]}
-    assert [one["lr"] for one in history["tries"]] == list(rates)
+    assert [result["lr"] for result in history["tries"]] == list(rates)
     assert history["cost"]["flops"] == tries[0]["cost"]["flops"] + tries[1]["cost"]["flops"]
     assert history["joint"] == tries[1]["joint"], "the joint stage was paid for once"
     assert (chosen / WEIGHTS).read_bytes() == (chain["finetune.s0"] / WEIGHTS).read_bytes()
@@ -314,7 +314,7 @@ def test_report_and_card_name_the_chosen_rate(tmp_path: Path) -> None:
     recipe = tiny(joint__enabled=False, finetune__epochs=1, finetune__rates=(1e-3, 1e-4))
     chain = run_chain(task, None, recipe, [3], tmp_path / "run")
     (entry,) = report_of(chain)["seeds"]
-    assert entry["chosen"]["lr"] in (1e-3, 1e-4) and [one["lr"] for one in entry["tries"]] == [1e-3, 1e-4]
+    assert entry["chosen"]["lr"] in (1e-3, 1e-4) and [result["lr"] for result in entry["tries"]] == [1e-3, 1e-4]
     card = (chain["export"] / "model" / "README.md").read_text()
     assert f"best on validation: {entry['chosen']['lr']:g} (seed 3)." in card
 

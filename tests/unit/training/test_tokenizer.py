@@ -28,13 +28,13 @@ print(json.dumps(train_wordpiece(lambda: texts, 400, True).get_vocab(), sort_key
 
 
 def test_two_processes_train_the_same_vocabulary() -> None:
-    found = {
+    vocabularies = {
         subprocess.run(
             [sys.executable, "-c", SCRIPT, json.dumps(TEXTS * 5)], capture_output=True, text=True, check=True
         ).stdout
         for _ in range(2)
     }
-    assert len(found) == 1
+    assert len(vocabularies) == 1
 
 
 def test_tokenizer_covers_every_script_and_decodes_its_tokens() -> None:

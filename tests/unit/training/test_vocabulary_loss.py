@@ -47,5 +47,5 @@ def test_gradient_stays_precise_at_high_confidence() -> None:
 def test_overflowing_logit_gives_a_non_finite_loss() -> None:
     hidden, weight, bias, targets = _inputs(0.3)
     bias[3] = 100.0
-    found = VocabularyLoss.apply(hidden.float(), weight.float(), bias.float(), targets, COUNT, torch.float32)
-    assert not torch.isfinite(found)
+    loss = VocabularyLoss.apply(hidden.float(), weight.float(), bias.float(), targets, COUNT, torch.float32)
+    assert not torch.isfinite(loss)
