@@ -49,8 +49,8 @@ def plain_losses(model: TaskModel, batch: Batch) -> tuple[Tensor, Tensor]:
         for segment in range(1, int(batch.rows.segments[row].max()) + 1):
             inside = batch.rows.segments[row] == segment
             tokens = torch.from_numpy(batch.tokens[row][inside])[None]
-            inside, zeros = torch.ones_like(tokens), torch.zeros_like(tokens)
-            hidden = model.encoder(tokens, inside, torch.arange(tokens.shape[1])[None], zeros)
+            segments, zeros = torch.ones_like(tokens), torch.zeros_like(tokens)
+            hidden = model.encoder(tokens, segments, torch.arange(tokens.shape[1])[None], zeros)
             logits = model.vocabulary(hidden)[0]
             targets = torch.from_numpy(batch.targets[row][inside])
             mlm.append(torch.nn.functional.cross_entropy(logits, targets, ignore_index=NOT_MASKED, reduction="none"))
@@ -148,7 +148,7 @@ def test_without_passages_every_step_is_a_task_step(tmp_path: Path) -> None:
 def test_joint_stage_without_any_loss_fails(tmp_path: Path) -> None:
     prepared = Prepared(made_prepared(tmp_path, tiny(), alone=True))  # of an empty selection
     joint = tiny(joint__task_loss=False, joint__mlm_on_task=False).joint
-    with pytest.raises(InvalidRecipe, match=r"set joint\.task_loss or joint\.mlm_on_task to true"):
+    with pytest.raises(InvalidRecipe, match=r"Set joint\.task_loss or joint\.mlm_on_task to true"):
         JointBatches(prepared, joint, seed=0)
 
 
