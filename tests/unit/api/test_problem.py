@@ -31,7 +31,7 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
     seeds: tuple[int, ...] = ()
     name: str = "x"
-    set: dict[str, Any] = {}
+    overrides: dict[str, Any] = {}
 
 
 @pytest.fixture
