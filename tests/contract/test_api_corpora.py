@@ -23,9 +23,7 @@ from tlm_core.errors import IndexMismatch, IndexUnavailable, StoreUnavailable
 from tlm_core.wire import LoadState
 
 
-def test_an_upload_is_answered_at_once_and_becomes_a_version_that_can_be_searched(
-    api: TestClient, gateway: Gateway
-) -> None:
+def test_uploaded_corpus_becomes_a_searchable_version(api: TestClient, gateway: Gateway) -> None:
     answer = post(api, language="de")
     assert answer.status_code == 202, answer.text
     load = answer.json()
@@ -48,7 +46,7 @@ def test_an_upload_is_answered_at_once_and_becomes_a_version_that_can_be_searche
     assert searched["hits"][0]["text"] == "about thing"
 
 
-def test_other_texts_under_the_name_are_a_new_version_and_the_same_ones_are_not(api: TestClient) -> None:
+def test_only_changed_texts_create_a_new_version(api: TestClient) -> None:
     post(api)
     first = settled(api)["version"]
     post(api, text=LINES.replace("sentence", "phrase"))
@@ -73,7 +71,7 @@ def test_other_texts_under_the_name_are_a_new_version_and_the_same_ones_are_not(
         (LINES, "docs", "a.jsonl", {"version": "1"}, "Unknown form field 'version'"),
     ],
 )
-def test_a_wrong_form_is_refused_at_once(
+def test_invalid_corpus_form_is_refused(
     api: TestClient, gateway: Gateway, text: str, name: str, file: str, data: dict[str, str], says: str
 ) -> None:
     answer = post(api, text, name, file, **data)
@@ -83,7 +81,7 @@ def test_a_wrong_form_is_refused_at_once(
     assert api.get("/v1/corpora").json()["data"] == []
 
 
-def test_near_duplicates_are_dropped_and_counted_unless_they_are_to_be_kept(api: TestClient, gateway: Gateway) -> None:
+def test_near_duplicates_are_dropped_by_default(api: TestClient, gateway: Gateway) -> None:
     words = " ".join(f"word{n}" for n in range(100))
     texts = (words, f"{words} more", words, " ".join(f"other{n}" for n in range(100)))
     lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
@@ -102,7 +100,7 @@ def test_near_duplicates_are_dropped_and_counted_unless_they_are_to_be_kept(api:
 
 
 @pytest.mark.parametrize("text", ["", '{"text": 3}\n', '{"text": "x"\n'])
-def test_files_with_faults_fail_the_load_with_each_of_them(api: TestClient, gateway: Gateway, text: str) -> None:
+def test_invalid_files_fail_the_load_with_every_error(api: TestClient, gateway: Gateway, text: str) -> None:
     post(api, text)
     corpus = settled(api)
     load = corpus["loads"][0]
@@ -114,7 +112,7 @@ def test_files_with_faults_fail_the_load_with_each_of_them(api: TestClient, gate
     assert (refused.status_code, refused.json()["facts"]["state"]) == (409, "failed")
 
 
-def test_a_retriever_that_is_away_only_delays_a_load(api: TestClient, gateway: Gateway) -> None:
+def test_unavailable_retriever_delays_a_load(api: TestClient, gateway: Gateway) -> None:
     gateway.retriever.away = True
     post(api)
     wait_for(lambda: api.get("/v1/corpora/docs").json()["loads"][0]["state"] == "indexing")
@@ -123,7 +121,7 @@ def test_a_retriever_that_is_away_only_delays_a_load(api: TestClient, gateway: G
     assert settled(api)["version"]
 
 
-def test_a_load_the_retriever_fails_is_failed_unless_trying_again_may_help(api: TestClient, gateway: Gateway) -> None:
+def test_load_fails_only_on_a_permanent_retriever_error(api: TestClient, gateway: Gateway) -> None:
     gateway.retriever.failure = IndexUnavailable("the index is away").as_dict()
     post(api)
     wait_for(lambda: sum(m == "PUT" for m, _, _ in gateway.retriever.asked) >= 2)
@@ -144,7 +142,7 @@ class DiesWriting(ArtifactStore):
         raise Killed
 
 
-def test_a_load_found_open_is_taken_up_by_the_next_process(gateway: Gateway) -> None:
+def test_next_process_continues_an_open_load(gateway: Gateway) -> None:
     load_id = left_queued(gateway)
     parts = gateway.parts
     dying = DiesWriting(parts.settings.storage, gateway.root / "cache")
@@ -159,7 +157,7 @@ def test_a_load_found_open_is_taken_up_by_the_next_process(gateway: Gateway) -> 
         assert settled(api)["loads"][0]["id"] == load_id
 
 
-def test_one_load_is_worked_on_by_one_of_two_gateways(gateway: Gateway, redis_client: redis.Redis) -> None:
+def test_only_one_gateway_works_on_a_load(gateway: Gateway, redis_client: redis.Redis) -> None:
     other = replace(make_gateway(redis_client, gateway.root), retriever=gateway.retriever)
     with gateway.test_client() as one, other.test_client() as two:
         for n in range(4):
@@ -178,7 +176,7 @@ class LateLook(Catalog):
         return list(self.old)
 
 
-def test_a_load_that_another_process_has_just_finished_is_left_alone(api: TestClient, gateway: Gateway) -> None:
+def test_load_finished_by_another_process_is_skipped(api: TestClient, gateway: Gateway) -> None:
     load_id = post(api).json()["id"]
     before = settled(api)
     late = LateLook(gateway.client)
@@ -188,7 +186,7 @@ def test_a_load_that_another_process_has_just_finished_is_left_alone(api: TestCl
     assert api.get("/v1/corpora/docs").json() == before
 
 
-def test_files_of_one_name_are_both_kept(api: TestClient, gateway: Gateway) -> None:
+def test_files_with_equal_names_are_both_stored(api: TestClient, gateway: Gateway) -> None:
     files = [("files", ("../x/a.jsonl", LINES)), ("files", ("a.jsonl", LINES.replace("thing", "matter")))]
     assert api.post("/v1/corpora", data={"name": "docs"}, files=files).status_code == 202
     both = settled(api)["versions"][0]["count"]
@@ -197,7 +195,7 @@ def test_files_of_one_name_are_both_kept(api: TestClient, gateway: Gateway) -> N
     assert not (gateway.root / "x").exists()
 
 
-def test_a_second_upload_of_a_corpus_under_way_is_refused_and_leaves_nothing(api: TestClient, gateway: Gateway) -> None:
+def test_second_upload_during_a_load_is_refused(api: TestClient, gateway: Gateway) -> None:
     gateway.retriever.away = True
     load_id = post(api).json()["id"]
     wait_for(lambda: api.get("/v1/corpora/docs").json()["loads"][0]["state"] == "indexing")
@@ -213,7 +211,7 @@ def test_a_second_upload_of_a_corpus_under_way_is_refused_and_leaves_nothing(api
     assert post(api, text=LINES.replace("thing", "matter")).status_code == 202
 
 
-def test_many_small_files_are_taken_one_open_at_a_time(api: TestClient) -> None:
+def test_many_small_files_need_one_open_file(api: TestClient) -> None:
     files = [("files", (f"{n}.txt", f"A sentence about the thing number {n}. " * 6)) for n in range(300)]
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 100, before[1]))
@@ -232,16 +230,14 @@ class LostAnswer(Catalog):
         raise StoreUnavailable("Redis does not answer: Timeout reading from socket")
 
 
-def test_an_upload_whose_answer_from_the_store_is_lost_is_loaded_if_it_was_recorded(gateway: Gateway) -> None:
+def test_recorded_load_survives_a_lost_store_response(gateway: Gateway) -> None:
     parts = replace(gateway.parts, catalog=LostAnswer(gateway.client))
     with replace(gateway, parts=parts).test_client() as api:
         assert post(api).status_code == 503
         assert settled(api)["loads"][0]["state"] == "ready"
 
 
-def test_passages_that_the_index_refused_are_counted_and_shown_with_the_reason(
-    api: TestClient, gateway: Gateway
-) -> None:
+def test_refused_passages_are_listed_with_reasons(api: TestClient, gateway: Gateway) -> None:
     gateway.retriever.refused = 2
     post(api)
     version = settled(api)["versions"][0]

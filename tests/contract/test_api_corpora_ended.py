@@ -28,9 +28,7 @@ def two_versions(api: TestClient) -> tuple[str, str]:
     return old, str(wait_for(lambda: (c := found(api, "docs")) and len(c["versions"]) == 2 and c)["version"])
 
 
-def test_a_dropped_version_is_gone_with_its_index_and_files_and_the_other_stays(
-    api: TestClient, gateway: Gateway
-) -> None:
+def test_deleted_version_loses_index_and_files(api: TestClient, gateway: Gateway) -> None:
     old, new = two_versions(api)
     assert api.delete(f"/v1/corpora/docs/versions/{new}").status_code == 204
     assert (corpus := api.get("/v1/corpora/docs").json())["version"] == old and len(corpus["versions"]) == 1
@@ -40,7 +38,7 @@ def test_a_dropped_version_is_gone_with_its_index_and_files_and_the_other_stays(
     assert api.delete(f"/v1/corpora/docs/versions/{new}").status_code == 404
 
 
-def test_a_deleted_corpus_is_gone_with_all_its_versions(api: TestClient, gateway: Gateway) -> None:
+def test_deleted_corpus_loses_all_versions(api: TestClient, gateway: Gateway) -> None:
     two_versions(api)
     assert api.delete("/v1/corpora/docs").status_code == 204
     assert api.get("/v1/corpora/docs").status_code == api.delete("/v1/corpora/docs").status_code == 404
@@ -49,7 +47,7 @@ def test_a_deleted_corpus_is_gone_with_all_its_versions(api: TestClient, gateway
     assert settled(api)["version"], "the name is free again"
 
 
-def test_a_corpus_that_a_job_needs_is_not_deleted(api: TestClient, gateway: Gateway) -> None:
+def test_corpus_in_use_is_not_deleted(api: TestClient, gateway: Gateway) -> None:
     old, new = two_versions(api)
     assert upload(api).status_code == 201
     job = api.post("/v1/jobs", json={"dataset": "toy", "corpus": f"docs@{old}"}).json()["id"]
@@ -62,9 +60,7 @@ def test_a_corpus_that_a_job_needs_is_not_deleted(api: TestClient, gateway: Gate
     assert api.delete("/v1/corpora/docs").status_code == 204
 
 
-def test_a_delete_while_the_retriever_is_away_changes_nothing_and_can_be_asked_again(
-    api: TestClient, gateway: Gateway
-) -> None:
+def test_delete_without_retriever_changes_nothing(api: TestClient, gateway: Gateway) -> None:
     post(api)
     version = settled(api)["version"]
     gateway.retriever.away = True
@@ -88,9 +84,7 @@ def stuck(api: TestClient, gateway: Gateway, text: str) -> str:
     return load
 
 
-def test_a_stuck_load_can_be_cancelled_and_leaves_nothing_but_the_version_from_before(
-    api: TestClient, gateway: Gateway
-) -> None:
+def test_cancelled_load_leaves_only_the_earlier_version(api: TestClient, gateway: Gateway) -> None:
     post(api)
     before = settled(api)
     wait_for(lambda: not [path for path in gateway.leftovers() if "uploads" in path])
@@ -110,7 +104,7 @@ def test_a_stuck_load_can_be_cancelled_and_leaves_nothing_but_the_version_from_b
     assert wait_for(lambda: (c := found(api, "docs")) and len(c["versions"]) == 2)
 
 
-def test_a_cancelled_load_of_what_is_there_already_leaves_it_there(api: TestClient, gateway: Gateway) -> None:
+def test_cancelled_reload_keeps_the_version(api: TestClient, gateway: Gateway) -> None:
     post(api)
     version = settled(api)["version"]
     load = stuck(api, gateway, LINES)
@@ -122,7 +116,7 @@ def test_a_cancelled_load_of_what_is_there_already_leaves_it_there(api: TestClie
     assert len(corpus["versions"]) == 1
 
 
-def test_a_load_stays_cancelling_while_the_retriever_is_away(api: TestClient, gateway: Gateway) -> None:
+def test_load_stays_cancelling_without_retriever(api: TestClient, gateway: Gateway) -> None:
     load = stuck(api, gateway, LINES)
     gateway.retriever.away = True
     for _ in range(2):
@@ -152,9 +146,7 @@ def state_of(api: TestClient, name: str) -> str:
     return str(api.get(f"/v1/corpora/{name}").json()["loads"][0]["state"])
 
 
-def test_while_one_load_is_cut_another_is_cancelled_and_a_third_indexed(
-    api: TestClient, gateway: Gateway, go_on: threading.Event
-) -> None:
+def test_splitting_does_not_delay_other_loads(api: TestClient, gateway: Gateway, go_on: threading.Event) -> None:
     gateway.retriever.away = True
     post(api, name="third")
     wait_for(lambda: state_of(api, "third") == "indexing")
@@ -170,7 +162,7 @@ def test_while_one_load_is_cut_another_is_cancelled_and_a_third_indexed(
     assert settled(api, "long")["version"]
 
 
-def test_a_load_that_is_cancelled_is_undone_when_the_thread_that_cuts_it_has_left_it(
+def test_cancelled_load_is_undone_after_its_splitting_stops(
     api: TestClient, gateway: Gateway, go_on: threading.Event
 ) -> None:
     load = str(post(api, file="slow.jsonl").json()["id"])
@@ -194,7 +186,7 @@ class CancelsWriting(ArtifactStore):
         return ref
 
 
-def test_a_load_cancelled_while_it_is_cut_leaves_nothing(gateway: Gateway) -> None:
+def test_load_cancelled_during_splitting_leaves_nothing(gateway: Gateway) -> None:
     load_id = left_queued(gateway)
     parts = gateway.parts
     store = CancelsWriting(parts.settings.storage, gateway.root / "cache")
@@ -208,7 +200,7 @@ def test_a_load_cancelled_while_it_is_cut_leaves_nothing(gateway: Gateway) -> No
     assert parts.catalog.corpus(T, "docs").versions == () and parts.catalog.open_loads() == []
 
 
-def test_a_load_that_is_over_or_unknown_cannot_be_cancelled(api: TestClient) -> None:
+def test_finished_or_unknown_load_cannot_be_cancelled(api: TestClient) -> None:
     load = post(api).json()["id"]
     version = settled(api)["version"]
     refused = api.post(f"/v1/corpora/docs/loads/{load}/cancel")
@@ -218,7 +210,7 @@ def test_a_load_that_is_over_or_unknown_cannot_be_cancelled(api: TestClient) -> 
         assert api.post(f"/v1/corpora/{path}/cancel").status_code == 404
 
 
-def test_a_load_is_neither_shown_nor_cancelled_under_another_corpus(api: TestClient, gateway: Gateway) -> None:
+def test_load_belongs_to_one_corpus(api: TestClient, gateway: Gateway) -> None:
     gateway.parts.loads.stop()
     load = post(api).json()["id"]
     post(api, name="other")

@@ -37,7 +37,7 @@ def fetch(api: TestClient, *sources: str) -> tuple[int, dict[str, object]]:
     return answer.status_code, answer.json()
 
 
-def test_an_allowed_address_becomes_a_corpus_like_an_upload_of_the_same_files(api: TestClient) -> None:
+def test_allowed_source_equals_an_upload_of_its_files(api: TestClient) -> None:
     status, load = fetch(api, f"{ALLOWED}/")
     assert (status, load["state"], load["sources"]) == (202, "queued", [f"{ALLOWED}/"])
     fetched = settled(api)
@@ -47,14 +47,14 @@ def test_an_allowed_address_becomes_a_corpus_like_an_upload_of_the_same_files(ap
     assert settled(api, "sent")["version"] == fetched["version"]
 
 
-def test_an_address_that_is_not_allowed_is_refused_before_anything_is_looked_at(api: TestClient) -> None:
+def test_disallowed_source_is_refused_before_any_request(api: TestClient) -> None:
     status, problem = fetch(api, ALLOWED, "memory://texts/closed/b.jsonl")
     assert status == 422
     assert "closed" in str(problem["detail"]) and ALLOWED in str(problem["detail"])
     assert api.get("/v1/corpora/docs").status_code == 404
 
 
-def test_a_load_of_what_is_not_there_fails_and_says_so(api: TestClient) -> None:
+def test_load_of_a_missing_source_fails(api: TestClient) -> None:
     assert fetch(api, f"{ALLOWED}/nothing")[0] == 202
     load = settled(api)["loads"][0]
     assert load["state"] == "failed" and "nothing" in load["error"]["message"]
@@ -70,7 +70,7 @@ def test_a_load_of_what_is_not_there_fails_and_says_so(api: TestClient) -> None:
     ("hub:a/b@main", "hub:", False), ("hub:owner/name:config:split", "hub:", True),
     ("https://host@evil/a", "https://host", False), ("/etc/passwd", "/etc", False), ("file:///x.csv", "s3://", False),
 ])  # fmt: skip
-def test_only_what_lies_under_an_allowed_address_passes(source: str, prefix: str, fits: bool) -> None:
+def test_only_allowed_prefixes_pass(source: str, prefix: str, fits: bool) -> None:
     if fits:
         check_sources([source], [prefix])
         return

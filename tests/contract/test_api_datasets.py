@@ -29,7 +29,7 @@ from tlm_core.tasks.options import DatasetOptions
 T = "default"
 
 
-def test_an_upload_is_checked_kept_and_found_by_name_and_id(api: TestClient, gateway: Gateway) -> None:
+def test_uploaded_dataset_is_validated_and_stored(api: TestClient, gateway: Gateway) -> None:
     answer = upload(api, options='{"label_column": "label"}')
     assert answer.status_code == 201, answer.text
     made = answer.json()
@@ -45,7 +45,7 @@ def test_an_upload_is_checked_kept_and_found_by_name_and_id(api: TestClient, gat
     assert not [name for name in gateway.leftovers() if name.startswith("scratch")]
 
 
-def test_the_same_bytes_have_the_same_digest_so_that_stages_are_found_again(api: TestClient) -> None:
+def test_equal_files_have_equal_digests(api: TestClient) -> None:
     first, second = upload(api).json(), upload(api).json()
     assert (first["version"], second["version"]) == (1, 2)
     assert first["digest"] == second["digest"]
@@ -53,7 +53,7 @@ def test_the_same_bytes_have_the_same_digest_so_that_stages_are_found_again(api:
     assert upload(api, train=TRAIN + "more,pos\n").json()["digest"] != first["digest"]
 
 
-def test_splits_and_packed_files_are_taken_as_they_are(api: TestClient, gateway: Gateway) -> None:
+def test_splits_and_gzipped_files_are_accepted(api: TestClient, gateway: Gateway) -> None:
     lines = "".join(json.dumps({"text": f"t {n} {split}", "label": n % 2}) + "\n" for n in range(20) for split in "a")
     files = {
         "train": ("My Data (final).jsonl.gz", gzip.compress(lines.encode())),
@@ -65,7 +65,7 @@ def test_splits_and_packed_files_are_taken_as_they_are(api: TestClient, gateway:
     assert [f.name for f in gateway.parts.artifacts.manifest(record.raw).files] == ["test.tsv", "train.jsonl.gz"]
 
 
-def test_further_test_sets_are_taken_beside_test_in_one_piece_and_in_parts(api: TestClient) -> None:
+def test_additional_test_sets_require_test(api: TestClient) -> None:
     rows = {name: TRAIN.replace("film", name) for name in ("train", "test", "test_other")}
     files = {name: (f"{name}.csv", text) for name, text in rows.items()}
     whole = api.post("/v1/datasets", data={"name": "whole"}, files=files)
@@ -80,7 +80,7 @@ def test_further_test_sets_are_taken_beside_test_in_one_piece_and_in_parts(api: 
     assert alone.json()["detail"] == "The additional test set 'test_other' requires a test set. Send 'test' as well."
 
 
-def test_a_data_set_may_bring_its_selection(api: TestClient, gateway: Gateway) -> None:
+def test_dataset_may_include_a_selection(api: TestClient, gateway: Gateway) -> None:
     chosen = {"train": ("t.csv", TRAIN), "selection": ("external.csv", "text,id,rank\nb,1,2\na,2,1\n")}
     made = api.post("/v1/datasets", data={"name": "brings"}, files=chosen).json()
     assert (made["selection"], made["rows"]["train"] > 0) == (2, True)
@@ -109,7 +109,7 @@ def test_a_data_set_may_bring_its_selection(api: TestClient, gateway: Gateway) -
         ("s.json", "[]", "csv, tsv, jsonl or parquet"),
     ],
 )
-def test_a_faulty_selection_is_refused_and_nothing_is_kept(
+def test_invalid_selection_is_refused_and_not_stored(
     api: TestClient, gateway: Gateway, name: str, content: str, says: str
 ) -> None:
     answer = api.post(
@@ -129,9 +129,7 @@ FAULTY = {
 
 
 @pytest.mark.parametrize("train", FAULTY.values(), ids=FAULTY.keys())
-def test_a_faulty_data_set_is_refused_with_its_faults_and_leaves_nothing(
-    api: TestClient, gateway: Gateway, train: str
-) -> None:
+def test_invalid_dataset_is_refused_with_every_error(api: TestClient, gateway: Gateway, train: str) -> None:
     answer = upload(api, train=train)
     assert answer.status_code == 422
     problem = answer.json()
@@ -150,7 +148,7 @@ def either_way(api: TestClient, name: str, text: str) -> list[Any]:
     ]
 
 
-def test_a_file_is_told_and_read_by_the_name_that_its_sender_gave_it(api: TestClient) -> None:
+def test_errors_cite_the_name_of_the_uploaded_file(api: TestClient) -> None:
     for answer in either_way(api, "mine.csv", TRAIN + "x\n"):
         assert "Row 41 of mine.csv (split train) has 1 field(s)" in answer.json()["detail"]
     for answer in either_way(api, "mine.tsv", "no,yes\tlabel\n" + TRAIN.partition("\n")[2].replace(",", "\t")):
@@ -159,7 +157,7 @@ def test_a_file_is_told_and_read_by_the_name_that_its_sender_gave_it(api: TestCl
         assert answer.status_code == 201, answer.text
 
 
-def test_all_faults_are_listed_with_row_and_column(api: TestClient) -> None:
+def test_errors_have_row_and_column(api: TestClient) -> None:
     problem = upload(api, train=TRAIN + " ,pos\nx,\n").json()
     assert {(f["row"], f["column"]) for f in problem["errors"]} == {(41, "text"), (42, "label")}
 
@@ -183,7 +181,7 @@ def test_all_faults_are_listed_with_row_and_column(api: TestClient) -> None:
         ({"name": "x", "options": "[" * 70 + "]" * 70}, {"train": ("a.csv", TRAIN)}, "nested deeper"),
     ],
 )
-def test_a_wrong_form_is_refused_with_a_sentence(
+def test_invalid_dataset_form_is_refused(
     api: TestClient, gateway: Gateway, data: dict[str, str], files: dict[str, Any], says: str
 ) -> None:
     answer = api.post("/v1/datasets", data=data, files=files)
@@ -192,7 +190,7 @@ def test_a_wrong_form_is_refused_with_a_sentence(
     assert gateway.leftovers() == []
 
 
-def test_what_is_no_multipart_is_not_taken(api: TestClient) -> None:
+def test_body_must_be_multipart(api: TestClient) -> None:
     assert api.post("/v1/datasets", json={"name": "x"}).status_code == 415
     broken = api.post(
         "/v1/datasets", content=b"--x\r\nnonsense", headers={"content-type": "multipart/form-data; boundary=x"}
@@ -201,7 +199,7 @@ def test_what_is_no_multipart_is_not_taken(api: TestClient) -> None:
     assert broken.json()["code"] == "invalid_request"
 
 
-def test_an_upload_that_ends_before_its_last_boundary_is_no_data_set(api: TestClient, gateway: Gateway) -> None:
+def test_truncated_form_is_refused(api: TestClient, gateway: Gateway) -> None:
     body = (
         b'--x\r\nContent-Disposition: form-data; name="name"\r\n\r\ntoy\r\n'
         b'--x\r\nContent-Disposition: form-data; name="train"; filename="train.csv"\r\n\r\n' + TRAIN.encode()
@@ -212,7 +210,7 @@ def test_an_upload_that_ends_before_its_last_boundary_is_no_data_set(api: TestCl
     assert gateway.leftovers() == []
 
 
-def test_an_upload_whose_connection_breaks_leaves_nothing(gateway: Gateway) -> None:
+def test_broken_connection_leaves_no_files(gateway: Gateway) -> None:
     with gateway.served() as url:
         host, port = url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as connection:
@@ -227,13 +225,13 @@ def test_an_upload_whose_connection_breaks_leaves_nothing(gateway: Gateway) -> N
     assert gateway.parts.catalog.datasets(T) == ([], False)
 
 
-def test_a_large_form_to_a_path_with_a_slash_at_its_end_is_led_to_the_right_one(api: TestClient) -> None:
+def test_large_form_to_a_trailing_slash_is_redirected(api: TestClient) -> None:
     large = "x" * 1_100_000
     answer = api.post("/v1/datasets/", files={"train": ("train.csv", large)}, follow_redirects=False)
     assert (answer.status_code, answer.headers.get("location")) == (307, "http://testserver/v1/datasets"), answer.text
 
 
-def test_an_upload_above_the_cap_is_refused_and_leaves_nothing(redis_client: redis.Redis, tmp_path: Path) -> None:
+def test_upload_above_the_limit_is_refused(redis_client: redis.Redis, tmp_path: Path) -> None:
     gateway = make_gateway(redis_client, tmp_path, max_upload_bytes=2_000)
     with gateway.test_client() as api:
         answer = upload(api, train="x" * 5_000)
@@ -261,7 +259,7 @@ class FullDisk(ArtifactStore):
 
 
 @pytest.mark.parametrize("room", [0, 1, 2, 3])
-def test_a_full_disk_is_said_and_nothing_is_recorded_or_left(gateway: Gateway, room: int) -> None:
+def test_full_disk_is_reported_and_nothing_stored(gateway: Gateway, room: int) -> None:
     full = FullDisk(gateway.parts.settings.storage, gateway.root / "cache")
     full.room = room
     changed = dataclasses.replace(gateway, parts=dataclasses.replace(gateway.parts, artifacts=full))
@@ -280,7 +278,7 @@ class LostAnswer(Catalog):
         raise StoreUnavailable("Redis does not answer: Timeout reading from socket")
 
 
-def test_an_upload_whose_answer_from_the_store_is_lost_is_whole_if_it_was_recorded(gateway: Gateway) -> None:
+def test_recorded_dataset_survives_a_lost_store_response(gateway: Gateway) -> None:
     parts = dataclasses.replace(gateway.parts, catalog=LostAnswer(gateway.client))
     with dataclasses.replace(gateway, parts=parts).test_client() as api:
         answer = upload(api)
@@ -289,7 +287,7 @@ def test_an_upload_whose_answer_from_the_store_is_lost_is_whole_if_it_was_record
         assert api.get("/v1/datasets/toy/report").json()["counts"] == {"train": 32, "validation": 4, "test": 4}
 
 
-def test_a_data_set_in_use_is_not_deleted_and_otherwise_nothing_of_it_stays(api: TestClient, gateway: Gateway) -> None:
+def test_dataset_is_deleted_unless_in_use(api: TestClient, gateway: Gateway) -> None:
     made = upload(api).json()
     store = gateway.parts.jobs
     job = store.submit(T, make_spec(), make_resolved(dataset_id=made["id"]))[0]
@@ -301,7 +299,7 @@ def test_a_data_set_in_use_is_not_deleted_and_otherwise_nothing_of_it_stays(api:
     assert gateway.leftovers() == []
 
 
-def test_lists_page_with_a_cursor(api: TestClient) -> None:
+def test_dataset_list_has_pages(api: TestClient) -> None:
     ids = {upload(api, name=f"d{n}").json()["id"] for n in range(3)}
     first = api.get("/v1/datasets?limit=2").json()
     assert first["has_more"]
@@ -311,20 +309,20 @@ def test_lists_page_with_a_cursor(api: TestClient) -> None:
     assert api.get("/v1/datasets?limit=0").json()["errors"][0]["pointer"] == "/limit"
 
 
-def test_options_over_http_are_those_of_the_reader() -> None:
+def test_http_options_match_the_reader() -> None:
     assert OptionsBody().options() == DatasetOptions()
     assert set(OptionsBody.model_fields) == {f.name for f in dataclasses.fields(DatasetOptions)}
     assert changed_options(DatasetOptions(text_pair_column="", split_seed=0)) == {"text_pair_column": ""}
 
 
 @pytest.mark.parametrize("hub", ["../secrets/x", "/etc/passwd", "a", "tests/contract", ".git/hooks", "a/b/c"])
-def test_a_hub_id_never_reaches_into_this_machine(api: TestClient, hub: str) -> None:
+def test_hub_id_cannot_name_a_local_folder(api: TestClient, hub: str) -> None:
     answer = api.post("/v1/datasets/hub", json={"name": "x", "hub": hub})
     assert answer.status_code == 422
     assert "Invalid hub id" in answer.json()["detail"]
 
 
-def test_a_hub_data_set_is_kept_as_its_texts_and_labels(gateway: Gateway) -> None:
+def test_hub_dataset_is_stored_as_texts_and_labels(gateway: Gateway) -> None:
     real = gateway.parts.load_task
     seen: list[Any] = []
 
@@ -345,7 +343,7 @@ def test_a_hub_data_set_is_kept_as_its_texts_and_labels(gateway: Gateway) -> Non
     assert sum(task.counts.values()) == 40
 
 
-def test_a_file_of_a_hub_data_set_may_be_its_selection(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_file_may_be_the_selection(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     real, asked = gateway.parts.load_task, []
     (gateway.root / "hub.csv").write_text(TRAIN)
     (gateway.root / "external.csv").write_text("text,id,rank\nb,1,2\na,2,1\n")

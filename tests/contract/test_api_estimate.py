@@ -36,7 +36,7 @@ def finish_one(
     return job_id
 
 
-def test_without_earlier_jobs_the_seconds_are_said_to_be_built_in_and_gpu_hours_are_unknown(api: TestClient) -> None:
+def test_first_estimate_uses_built_in_rates(api: TestClient) -> None:
     found = estimate(api)
     assert {s["basis"] for s in found["stages"]} == {"built-in"}
     assert found["seconds"] > 0 and found["flops"] > 1e12
@@ -46,7 +46,7 @@ def test_without_earlier_jobs_the_seconds_are_said_to_be_built_in_and_gpu_hours_
     assert api.get("/v1/jobs").json()["data"] == []
 
 
-def test_what_cannot_be_counted_is_null_with_its_reason(api: TestClient) -> None:
+def test_unknown_figures_are_null_with_a_reason(api: TestClient) -> None:
     over = {"model.init": "hub:some/encoder", "tokenizer.source": "hub:some/encoder"}
     found = estimate(api, overrides=over)
     assert found["flops"] is None and "published encoder" in found["reasons"]["flops"]
@@ -55,7 +55,7 @@ def test_what_cannot_be_counted_is_null_with_its_reason(api: TestClient) -> None
     assert (joint["seconds"], joint["basis"]) == (None, "unknown")
 
 
-def test_stages_that_are_done_cost_nothing_and_others_what_they_took_before(api: TestClient, gateway: Gateway) -> None:
+def test_finished_stages_are_free_and_others_measured(api: TestClient, gateway: Gateway) -> None:
     job = finish_one(api, gateway, 7.0)
     same = {s["stage"]: s for s in estimate(api)["stages"]}
     assert {s["basis"] for s in same.values()} == {"cached"}
@@ -68,7 +68,7 @@ def test_stages_that_are_done_cost_nothing_and_others_what_they_took_before(api:
     assert (found["gpu_hours"], found["passages"]) == (0.0, 50)
 
 
-def test_the_same_bytes_read_otherwise_are_other_data(api: TestClient, gateway: Gateway) -> None:
+def test_reading_options_make_different_data(api: TestClient, gateway: Gateway) -> None:
     job = finish_one(api, gateway, 7.0)
     add_dataset(gateway, "twin", {"train": TRAIN})
     assert job in estimate(api, dataset="twin")["reasons"]["passages"], "the name alone is another"
@@ -76,14 +76,14 @@ def test_the_same_bytes_read_otherwise_are_other_data(api: TestClient, gateway: 
     assert job not in estimate(api, dataset="cut")["reasons"]["passages"], "another split may find other passages"
 
 
-def test_a_stage_that_was_resumed_took_all_the_seconds_that_it_counted(api: TestClient, gateway: Gateway) -> None:
+def test_resumed_stage_counts_all_its_seconds(api: TestClient, gateway: Gateway) -> None:
     """Its events know of the last start alone, while its FLOPs are of the whole stage."""
     finish_one(api, gateway, 10.0, counted=1_000.0)
     joint = next(s for s in estimate(api, seeds=[1])["stages"] if s["stage"] == "joint")
     assert joint["seconds"] == pytest.approx(joint["flops"] * 1_000 / 1e9), "the recorded stage had 1e9 FLOPs"
 
 
-def test_what_several_workers_take_is_unknown_until_as_many_have_run(api: TestClient, gateway: Gateway) -> None:
+def test_rate_of_several_workers_must_be_measured(api: TestClient, gateway: Gateway) -> None:
     assert estimate(api, workers=4)["seconds"] is None, "the built-in rates are of one worker"
     finish_one(api, gateway, 7.0)
     four = estimate(api, seeds=[1], workers=4)
@@ -95,14 +95,14 @@ def test_what_several_workers_take_is_unknown_until_as_many_have_run(api: TestCl
     assert estimate(api, seeds=[1], workers=4)["seconds"] > 0
 
 
-def test_gpu_hours_are_null_where_the_time_is(api: TestClient, gateway: Gateway) -> None:
+def test_gpu_hours_are_null_without_a_time(api: TestClient, gateway: Gateway) -> None:
     finish_one(api, gateway, 7.0, gpu_seconds=5.0)
     assert estimate(api, seeds=[1])["gpu_hours"] > 0
     found = estimate(api, seeds=[1], workers=4)
     assert (found["gpu_hours"], found["reasons"]["gpu_hours"]) == (None, "the training time is unknown")
 
 
-def test_every_rate_that_is_tried_counts(api: TestClient) -> None:
+def test_every_finetuning_rate_counts(api: TestClient) -> None:
     one, two = estimate(api), estimate(api, overrides={"finetune.rates": [1e-3, 1e-4]})
     before, after = ({s["stage"]: s for s in found["stages"]} for found in (one, two))
     assert after["finetune"]["flops"] == pytest.approx(2 * before["finetune"]["flops"])
@@ -110,14 +110,14 @@ def test_every_rate_that_is_tried_counts(api: TestClient) -> None:
     assert two["disk_bytes"] > one["disk_bytes"]
 
 
-def test_a_larger_corpus_takes_longer_to_select_from(api: TestClient, gateway: Gateway) -> None:
+def test_selection_time_grows_with_the_corpus(api: TestClient, gateway: Gateway) -> None:
     finish_one(api, gateway, 7.0)
     add_version(gateway, "docs", "v2", CorpusState.READY, count=4 * SEARCHED)
     select = next(s for s in estimate(api)["stages"] if s["stage"] == "select")
     assert (select["basis"], select["seconds"]) == ("measured", pytest.approx(28.0))
 
 
-def test_a_budget_in_seconds_is_taken_at_its_word(api: TestClient) -> None:
+def test_budget_in_seconds_is_the_estimate(api: TestClient) -> None:
     found = {s["stage"]: s for s in estimate(api, seeds=[0, 1], overrides={"joint.budget.seconds": 30})["stages"]}
     assert (found["joint"]["seconds"], found["joint"]["basis"]) == (60.0, "counted")
 
@@ -169,7 +169,7 @@ def test_every_kind_is_estimated(api: TestClient, gateway: Gateway, body: dict[s
     assert all(stage["reason"] for stage in stages.values())
 
 
-def test_a_dry_run_settles_everything_and_makes_no_job(api: TestClient) -> None:
+def test_dry_run_creates_no_job(api: TestClient) -> None:
     answer = api.post("/v1/jobs?dry_run=true", json=BODY, headers={"Idempotency-Key": "k"})
     assert answer.status_code == 200, answer.text
     found = answer.json()
@@ -180,6 +180,6 @@ def test_a_dry_run_settles_everything_and_makes_no_job(api: TestClient) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/jobs?dry_run=true", "/v1/jobs/estimate"])
-def test_what_a_submission_refuses_these_refuse_too(api: TestClient, path: str) -> None:
+def test_dry_run_and_estimate_validate_the_request(api: TestClient, path: str) -> None:
     assert api.post(path, json={**BODY, "dataset": "nope"}).status_code == 404
     assert api.post(path, json={**BODY, "overrides": {"joint.rho3": 1}}).status_code == 422

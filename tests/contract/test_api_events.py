@@ -70,7 +70,7 @@ def numbered(found: list[dict[str, str]]) -> list[int]:
     return [int(frame["id"]) for frame in found if "id" in frame]
 
 
-def test_a_finished_job_is_told_whole_and_ends(gateway: Gateway) -> None:
+def test_stream_of_a_finished_job_ends(gateway: Gateway) -> None:
     job = running(gateway)
     gateway.parts.jobs.report(T, job.id, 1, events=[("note", {"text": "line\nbreak ü"})])
     gateway.parts.jobs.finish(job, "a", {})
@@ -85,7 +85,7 @@ def test_a_finished_job_is_told_whole_and_ends(gateway: Gateway) -> None:
         assert [f["event"] for f in read(url, job.id, last=str(log[-1].seq))] == ["end"]
 
 
-def test_the_log_comes_as_json_pages_too(gateway: Gateway) -> None:
+def test_events_have_json_pages(gateway: Gateway) -> None:
     job = running(gateway)
     with gateway.test_client() as api:
         first = api.get(f"/v1/jobs/{job.id}/events?limit=1").json()
@@ -96,7 +96,7 @@ def test_the_log_comes_as_json_pages_too(gateway: Gateway) -> None:
         assert wrong.status_code == 422
 
 
-def test_after_a_hundred_broken_connections_nothing_is_missing_and_nothing_doubled(gateway: Gateway) -> None:
+def test_reconnecting_streams_lose_and_repeat_no_event(gateway: Gateway) -> None:
     job = running(gateway)
     store, chance = gateway.parts.jobs, random.Random(0)
 
@@ -119,7 +119,7 @@ def test_after_a_hundred_broken_connections_nothing_is_missing_and_nothing_doubl
     assert seen == [event.seq for event in store.events(T, job.id, limit=10_000)]
 
 
-def test_live_events_and_progress_arrive_while_the_job_runs(gateway: Gateway) -> None:
+def test_live_events_and_progress_arrive(gateway: Gateway) -> None:
     job = running(gateway)
     store = gateway.parts.jobs
     arrived: list[tuple[float, dict[str, str]]] = []
@@ -158,7 +158,7 @@ def test_live_events_and_progress_arrive_while_the_job_runs(gateway: Gateway) ->
     assert all("id" not in f for _, f in arrived if f.get("event") in ("progress", "end"))
 
 
-def test_many_streams_cost_the_store_one_look(gateway: Gateway) -> None:
+def test_many_streams_share_one_poll(gateway: Gateway) -> None:
     jobs = [running(gateway) for _ in range(4)]
     with gateway.served() as url, ThreadPoolExecutor(60) as pool:
         readers = [pool.submit(read, url, job.id) for job in jobs for _ in range(15)]
@@ -178,7 +178,7 @@ def test_many_streams_cost_the_store_one_look(gateway: Gateway) -> None:
     assert watched(gateway) == 0
 
 
-def test_a_burst_larger_than_what_is_kept_at_hand_reaches_an_open_stream_whole(gateway: Gateway) -> None:
+def test_burst_beyond_the_buffer_reaches_open_streams(gateway: Gateway) -> None:
     job, store = running(gateway), gateway.parts.jobs
     with gateway.served() as url, ThreadPoolExecutor(1) as pool:
         reader = pool.submit(read, url, job.id)
@@ -203,7 +203,7 @@ class FlakyJobs(JobStore):
         return super().events(tenant, job_id, after=after, limit=limit)
 
 
-def test_a_stream_that_has_begun_waits_for_the_store(gateway: Gateway) -> None:
+def test_open_stream_waits_for_the_store(gateway: Gateway) -> None:
     job = running(gateway)
     gateway.parts.jobs.finish(job, "a", {})
     flaky = FlakyJobs(gateway.client)
@@ -214,7 +214,7 @@ def test_a_stream_that_has_begun_waits_for_the_store(gateway: Gateway) -> None:
     assert flaky.failures == 0
 
 
-def test_the_streams_of_a_job_that_is_deleted_end_although_its_end_was_never_seen(gateway: Gateway) -> None:
+def test_streams_of_a_deleted_job_end(gateway: Gateway) -> None:
     job = running(gateway)
 
     def waited(url: str) -> Any:
@@ -229,7 +229,7 @@ def test_the_streams_of_a_job_that_is_deleted_end_although_its_end_was_never_see
     assert watched(gateway) == 0
 
 
-def test_a_reader_that_leaves_is_forgotten_and_a_server_that_stops_ends_its_streams(gateway: Gateway) -> None:
+def test_streams_end_with_reader_or_server(gateway: Gateway) -> None:
     job = running(gateway)
     with gateway.served() as url:
         read(url, job.id, take=1)
@@ -247,7 +247,7 @@ def test_a_reader_that_leaves_is_forgotten_and_a_server_that_stops_ends_its_stre
     assert ended[0][-1]["event"] != "end", "a stream that ends with the server says nothing of the job"
 
 
-def test_streams_outlast_a_redis_that_is_away(redis_server: Any, tmp_path: Path) -> None:
+def test_streams_survive_unavailable_redis(redis_server: Any, tmp_path: Path) -> None:
     server = type(redis_server)(tmp_path)
     server.start()
     gateway = make_gateway(server.client(), tmp_path)

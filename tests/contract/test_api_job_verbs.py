@@ -44,7 +44,7 @@ def done(api: TestClient, job: str) -> list[str]:
     return [s["name"] for s in api.get(f"/v1/jobs/{job}").json()["stages"] if s["done"]]
 
 
-def test_a_retry_is_a_new_job_that_goes_on_from_the_failed_stage(api: TestClient, gateway: Gateway) -> None:
+def test_retry_continues_from_the_failed_stage(api: TestClient, gateway: Gateway) -> None:
     failed = fail_one(api, gateway, seeds=[4])
     upload(api, train=TRAIN + "another film,pos\n")
     add_version(gateway, "docs", "v2", CorpusState.READY)
@@ -59,7 +59,7 @@ def test_a_retry_is_a_new_job_that_goes_on_from_the_failed_stage(api: TestClient
     assert done(api, again["id"]) == ["validate", "select", "prepare"]
 
 
-def test_only_what_failed_or_was_cancelled_is_tried_again(api: TestClient) -> None:
+def test_only_failed_or_cancelled_jobs_can_be_retried(api: TestClient) -> None:
     job = submit(api)
     refused = api.post(f"/v1/jobs/{job}/retry")
     assert (refused.status_code, refused.json()["facts"]["state"]) == (409, "queued")
@@ -72,7 +72,7 @@ def test_only_what_failed_or_was_cancelled_is_tried_again(api: TestClient) -> No
     assert api.post("/v1/jobs/job_nope/retry").status_code == 404
 
 
-def test_a_clone_changes_what_is_given_and_pins_the_rest(api: TestClient, gateway: Gateway) -> None:
+def test_clone_pins_unchanged_inputs(api: TestClient, gateway: Gateway) -> None:
     job = submit(api, overrides={"joint.rho2": 5}, metadata={"team": "a"})
     upload(api, train=TRAIN + "another film,pos\n")
     add_version(gateway, "docs", "v2", CorpusState.READY)
@@ -86,7 +86,7 @@ def test_a_clone_changes_what_is_given_and_pins_the_rest(api: TestClient, gatewa
     assert newest["dataset_digest"] != before["dataset_digest"] and newest["corpus_version"] == "v2"
 
 
-def test_a_clone_with_a_corpus_selects_from_it_and_one_on_the_task_alone_has_none(api: TestClient) -> None:
+def test_clone_keeps_corpus_and_selector_consistent(api: TestClient) -> None:
     alone = submit(api, corpus=None, overrides={"selection.selector": "none", "joint.rho2": 5})
     clone = api.post(f"/v1/jobs/{alone}/clone", json={"corpus": "docs"}).json()
     assert (clone["corpus_version"], clone["spec"]["overrides"]) == ("v1", {"joint.rho2": 5})
@@ -107,13 +107,13 @@ def test_a_clone_with_a_corpus_selects_from_it_and_one_on_the_task_alone_has_non
         ({"metadata": {"a=b": "c"}}, "/metadata"),
     ],
 )
-def test_a_clone_that_cannot_be_run_is_refused(api: TestClient, changes: dict[str, Any], says: str) -> None:
+def test_invalid_clone_is_refused(api: TestClient, changes: dict[str, Any], says: str) -> None:
     job = submit(api)
     answer = api.post(f"/v1/jobs/{job}/clone", json=changes)
     assert (answer.status_code, says in answer.json()["detail"]) == (422, True), answer.text
 
 
-def test_a_clone_asked_for_again_is_the_same_even_if_its_data_set_is_gone(api: TestClient) -> None:
+def test_repeated_clone_survives_a_deleted_dataset(api: TestClient) -> None:
     job, headers = submit(api), {"Idempotency-Key": "k"}
     clone = api.post(f"/v1/jobs/{job}/clone", json={"seeds": [7]}, headers=headers).json()["id"]
     for one in (job, clone):
@@ -125,14 +125,14 @@ def test_a_clone_asked_for_again_is_the_same_even_if_its_data_set_is_gone(api: T
     assert (other.status_code, other.json()["code"]) == (422, "idempotency_mismatch")
 
 
-def test_a_job_whose_data_set_is_gone_is_not_made_again(api: TestClient, gateway: Gateway) -> None:
+def test_job_on_a_deleted_dataset_cannot_be_retried(api: TestClient, gateway: Gateway) -> None:
     failed = fail_one(api, gateway)
     assert api.delete("/v1/datasets/toy").status_code == 204
     assert api.post(f"/v1/jobs/{failed}/retry").status_code == 404
     assert api.post(f"/v1/jobs/{failed}/clone", json={}).status_code == 404
 
 
-def test_a_deleted_job_leaves_nothing_and_takes_nothing_that_another_shares(api: TestClient, gateway: Gateway) -> None:
+def test_deleted_job_keeps_shared_artifacts(api: TestClient, gateway: Gateway) -> None:
     failed = fail_one(api, gateway, up_to="export", seeds=[1])
     sharing = submit(api, seeds=[2])
     assert done(api, sharing) == ["validate", "select", "prepare"]
@@ -152,7 +152,7 @@ def test_a_deleted_job_leaves_nothing_and_takes_nothing_that_another_shares(api:
     )
 
 
-def test_what_an_earlier_release_made_goes_with_the_last_job_that_shares_it(
+def test_artifacts_of_earlier_releases_are_deleted_with_their_last_job(
     api: TestClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, own = fail_one(api, gateway), submit(api)
@@ -171,7 +171,7 @@ def test_what_an_earlier_release_made_goes_with_the_last_job_that_shares_it(
     )
 
 
-def test_a_data_set_takes_its_jobs_with_it_if_that_is_asked_for(api: TestClient, gateway: Gateway) -> None:
+def test_dataset_is_deleted_with_its_jobs_on_request(api: TestClient, gateway: Gateway) -> None:
     failed, kept = fail_one(api, gateway, up_to="export"), submit(api)
     assert api.delete("/v1/datasets/toy?with_jobs=true").status_code == 409
     api.post(f"/v1/jobs/{kept}/cancel")
@@ -187,7 +187,7 @@ class Stuck(ArtifactStore):
         raise StorageUnavailable(f"deleting {folder}: the storage does not answer")
 
 
-def test_a_deletion_that_breaks_off_is_finished_by_itself(api: TestClient, gateway: Gateway) -> None:
+def test_interrupted_deletion_is_completed(api: TestClient, gateway: Gateway) -> None:
     failed = fail_one(api, gateway, up_to="export")
     settings = gateway.parts.settings
     stuck = replace(gateway.parts, artifacts=Stuck(settings.storage, settings.scratch / "artifacts"))
@@ -221,7 +221,7 @@ class AwayOnce(JobStore):
         super().delete(job, removal)
 
 
-def test_a_data_set_s_deletion_with_its_jobs_that_breaks_off_is_finished_by_itself(
+def test_interrupted_deletion_with_jobs_is_completed(
     api: TestClient, gateway: Gateway
 ) -> None:
     for seed in range(3):
@@ -235,7 +235,7 @@ def test_a_data_set_s_deletion_with_its_jobs_that_breaks_off_is_finished_by_itse
     assert not any((gateway.root / "storage/default").rglob("manifest.json"))
 
 
-def test_a_job_that_is_not_over_is_not_deleted(api: TestClient, gateway: Gateway) -> None:
+def test_unfinished_job_is_not_deleted(api: TestClient, gateway: Gateway) -> None:
     job = submit(api)
     refused = api.delete(f"/v1/jobs/{job}")
     assert (refused.status_code, refused.json()["facts"]["state"]) == (409, "queued")
@@ -243,7 +243,7 @@ def test_a_job_that_is_not_over_is_not_deleted(api: TestClient, gateway: Gateway
     assert api.delete(f"/v1/jobs/{job}").status_code == 409
 
 
-def test_an_idempotency_key_is_free_again_when_its_job_was_deleted(api: TestClient) -> None:
+def test_key_of_a_deleted_job_can_be_reused(api: TestClient) -> None:
     headers = {"Idempotency-Key": "k"}
     first = api.post("/v1/jobs", json=BODY, headers=headers).json()["id"]
     api.post(f"/v1/jobs/{first}/cancel")
@@ -252,7 +252,7 @@ def test_an_idempotency_key_is_free_again_when_its_job_was_deleted(api: TestClie
     assert (again.status_code, again.json()["id"] != first) == (202, True)
 
 
-def test_a_data_set_and_a_job_on_it_never_pass_each_other(api: TestClient) -> None:
+def test_submission_and_deletion_of_a_dataset_are_serialized(api: TestClient) -> None:
     """Deleting and submitting at once: either the job has its data set, or it is refused."""
     for number in range(6):
         upload(api, name="racing")
@@ -267,7 +267,7 @@ def test_a_data_set_and_a_job_on_it_never_pass_each_other(api: TestClient) -> No
         api.delete("/v1/datasets/racing")
 
 
-def test_lists_filter_by_everything_at_once(api: TestClient) -> None:
+def test_list_filters_can_be_combined(api: TestClient) -> None:
     upload(api, name="other")
     ids = {
         "a": submit(api, metadata={"team": "x", "run": "1"}),
@@ -295,7 +295,7 @@ def test_lists_filter_by_everything_at_once(api: TestClient) -> None:
     assert api.get("/v1/jobs?label=nonsense").status_code == 422
 
 
-def test_filtered_lists_page_without_gap_or_repeat(api: TestClient) -> None:
+def test_filtered_pages_have_no_gap_or_repeat(api: TestClient) -> None:
     wanted = [submit(api, metadata={"n": str(n % 2)}) for n in range(9)][1::2]
     for query in ("label=n=1", "label=n=1&state=queued"):
         seen: list[str] = []
@@ -308,7 +308,7 @@ def test_filtered_lists_page_without_gap_or_repeat(api: TestClient) -> None:
         assert seen == wanted[::-1]
 
 
-def test_higher_priority_is_claimed_first_and_equals_in_their_order(api: TestClient, gateway: Gateway) -> None:
+def test_higher_priority_is_claimed_first(api: TestClient, gateway: Gateway) -> None:
     low, first, high, second = (submit(api, priority=p, seeds=[n]) for n, p in enumerate((-3, 0, 10, 0)))
     api.post(f"/v1/jobs/{high}/pause")
     api.post(f"/v1/jobs/{high}/resume")
@@ -317,7 +317,7 @@ def test_higher_priority_is_claimed_first_and_equals_in_their_order(api: TestCli
     assert gateway.parts.jobs.claim("a", 60) is None
 
 
-def test_running_time_adds_up_over_attempts(api: TestClient, gateway: Gateway) -> None:
+def test_run_time_adds_up_over_attempts(api: TestClient, gateway: Gateway) -> None:
     store = gateway.parts.jobs
     submit(api)
     for _ in range(2):

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("stocked")
 BODY = {"dataset": "toy", "corpus": "docs"}
 
 
-def test_a_job_is_accepted_with_all_that_it_means_settled(api: TestClient, gateway: Gateway) -> None:
+def test_submitted_job_is_fully_resolved(api: TestClient, gateway: Gateway) -> None:
     answer = api.post(
         "/v1/jobs", json={**BODY, "overrides": {"joint.rho2": 5}, "seeds": [1, 2], "metadata": {"team": "a"}}
     )
@@ -39,7 +39,7 @@ def test_a_job_is_accepted_with_all_that_it_means_settled(api: TestClient, gatew
         assert f'"{internal}"' not in answer.text
 
 
-def test_a_later_upload_under_the_name_does_not_change_an_accepted_job(api: TestClient, gateway: Gateway) -> None:
+def test_later_upload_does_not_change_a_job(api: TestClient, gateway: Gateway) -> None:
     job = api.post("/v1/jobs", json=BODY).json()
     newer = upload(api, train="text,label\n" + "".join(f"other {n},{n % 2}\n" for n in range(30))).json()
     add_version(gateway, "docs", "v2", CorpusState.READY)
@@ -77,7 +77,7 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
 
 
 @pytest.mark.parametrize(("change", "status", "says"), REFUSED.values(), ids=REFUSED.keys())
-def test_what_cannot_be_run_is_refused_before_it_is_a_job(
+def test_invalid_request_creates_no_job(
     api: TestClient, gateway: Gateway, change: dict[str, Any], status: int, says: str
 ) -> None:
     gateway.parts.catalog.add_load(T, "late", "en", REF)
@@ -88,14 +88,14 @@ def test_what_cannot_be_run_is_refused_before_it_is_a_job(
     assert api.get("/v1/jobs").json()["data"] == []
 
 
-def test_a_job_on_the_task_alone_needs_no_corpus(api: TestClient) -> None:
+def test_job_without_retrieval_needs_no_corpus(api: TestClient) -> None:
     body = {"dataset": "toy", "overrides": {"selection.selector": "none", "joint.enabled": False}}
     job = api.post("/v1/jobs", json=body).json()
     assert job["corpus_version"] is None
     assert [s["stage"] for s in job["stages"]] == ["validate", "prepare", "finetune", "evaluate", "export"]
 
 
-def test_two_hundred_posts_with_one_key_make_one_job(api: TestClient, gateway: Gateway) -> None:
+def test_concurrent_posts_with_one_key_create_one_job(api: TestClient, gateway: Gateway) -> None:
     with gateway.served() as url, httpx.Client(base_url=url, headers=AUTH, timeout=30) as client:
         headers = {"Idempotency-Key": "k"}
         with ThreadPoolExecutor(20) as pool:
@@ -109,7 +109,7 @@ def test_two_hundred_posts_with_one_key_make_one_job(api: TestClient, gateway: G
     del api
 
 
-def test_lists_page_and_filter_by_state(api: TestClient) -> None:
+def test_job_list_has_pages_and_a_state_filter(api: TestClient) -> None:
     ids = sorted((api.post("/v1/jobs", json=BODY).json()["id"] for _ in range(3)), reverse=True)
     api.post(f"/v1/jobs/{ids[1]}/cancel")
     first = api.get("/v1/jobs?limit=2").json()
@@ -120,7 +120,7 @@ def test_lists_page_and_filter_by_state(api: TestClient) -> None:
     assert api.get("/v1/jobs?state=done").status_code == 422
 
 
-def test_verbs_move_a_job_and_refuse_with_its_state(api: TestClient) -> None:
+def test_verbs_change_the_state_or_report_it(api: TestClient) -> None:
     job = api.post("/v1/jobs", json=BODY).json()["id"]
     assert api.post(f"/v1/jobs/{job}/pause").json()["state"] == "paused"
     assert api.post(f"/v1/jobs/{job}/resume").json()["state"] == "queued"
@@ -131,7 +131,7 @@ def test_verbs_move_a_job_and_refuse_with_its_state(api: TestClient) -> None:
     assert api.post(f"/v1/jobs/{job}/cancel").status_code == 200, "cancelling twice is no error"
 
 
-def test_a_view_shows_which_stages_are_done(api: TestClient, gateway: Gateway) -> None:
+def test_job_lists_its_finished_stages(api: TestClient, gateway: Gateway) -> None:
     job_id = api.post("/v1/jobs", json=BODY).json()["id"]
     store = gateway.parts.jobs
     job = store.claim("a", 30)
@@ -142,7 +142,7 @@ def test_a_view_shows_which_stages_are_done(api: TestClient, gateway: Gateway) -
     assert view["state"] == State.RUNNING
 
 
-def test_metrics_and_logs_page_to_their_end(api: TestClient, gateway: Gateway) -> None:
+def test_metrics_and_logs_have_pages(api: TestClient, gateway: Gateway) -> None:
     job_id = api.post("/v1/jobs", json=BODY).json()["id"]
     store = gateway.parts.jobs
     assert store.claim("a", 30)
@@ -158,7 +158,7 @@ def test_metrics_and_logs_page_to_their_end(api: TestClient, gateway: Gateway) -
         assert api.get(f"/v1/jobs/{job_id}/{kind}?after=nonsense").status_code == 422
 
 
-def test_what_belongs_to_no_job_is_not_found(api: TestClient) -> None:
+def test_unknown_job_is_not_found(api: TestClient) -> None:
     for path in (
         "",
         "/events",
@@ -174,7 +174,7 @@ def test_what_belongs_to_no_job_is_not_found(api: TestClient) -> None:
         assert (answer.status_code, answer.json()["code"]) == (404, "not_found"), path
 
 
-def test_redis_away_is_a_503_that_says_so(tmp_path: Path) -> None:
+def test_unavailable_redis_returns_503(tmp_path: Path) -> None:
     nowhere = redis.Redis.from_url("redis://127.0.0.1:1/0", decode_responses=True)
     with make_gateway(nowhere, tmp_path).test_client() as api:
         answer = api.get("/v1/jobs")
@@ -182,7 +182,7 @@ def test_redis_away_is_a_503_that_says_so(tmp_path: Path) -> None:
     assert answer.headers["retry-after"]
 
 
-def test_a_replay_gives_the_earlier_job_though_its_data_set_is_gone(api: TestClient) -> None:
+def test_repeated_key_survives_a_deleted_dataset(api: TestClient) -> None:
     headers = {"Idempotency-Key": "k"}
     job = api.post("/v1/jobs", json=BODY, headers=headers).json()
     dataset = api.get("/v1/datasets/toy").json()
@@ -194,7 +194,7 @@ def test_a_replay_gives_the_earlier_job_though_its_data_set_is_gone(api: TestCli
 
 
 @pytest.mark.parametrize("key", ["model.init", "tokenizer.source"])
-def test_a_recipe_cannot_reach_for_files_of_the_machine(api: TestClient, key: str) -> None:
+def test_recipe_cannot_read_local_folders(api: TestClient, key: str) -> None:
     refused = api.post("/v1/jobs", json={**BODY, "overrides": {key: "/etc/../etc/passwd"}})
     assert refused.status_code == 422
     assert key in refused.json()["detail"]

@@ -49,7 +49,7 @@ def trained(api: TestClient, gateway: Gateway, older: str | None = None, **asked
     return store.finish(job, "a", {"artifacts": artifacts, "summary": {}})
 
 
-def test_the_model_of_a_job_that_ended_by_the_clock_is_the_one_that_is_pruned(
+def test_model_of_a_time_limited_job_is_pruned(
     api: TestClient, gateway: Gateway
 ) -> None:
     job = trained(api, gateway)
@@ -69,7 +69,7 @@ def test_the_model_of_a_job_that_ended_by_the_clock_is_the_one_that_is_pruned(
 @pytest.mark.parametrize(
     "how", [{**CLOCKED, "options": {"levels": [0.3]}}, {"options": {"levels": [0.3]}, "job": True}]
 )
-def test_of_a_prune_job_it_is_the_dense_model_that_is_pruned_at_other_levels(
+def test_pruning_a_prune_job_uses_its_dense_model(
     api: TestClient, gateway: Gateway, how: dict[str, Any]
 ) -> None:
     if how.pop("job", False):  # it pruned a job's model itself
@@ -84,7 +84,7 @@ def test_of_a_prune_job_it_is_the_dense_model_that_is_pruned_at_other_levels(
     assert "ticket.winning.l0.2.s3" in names and not any("l0.3" in name for name in names)
 
 
-def test_what_the_job_brings_is_part_of_its_request_only_where_it_says_the_same(
+def test_inherited_fields_must_not_differ(
     api: TestClient, gateway: Gateway
 ) -> None:
     job = trained(api, gateway)
@@ -105,7 +105,7 @@ def test_what_the_job_brings_is_part_of_its_request_only_where_it_says_the_same(
     assert record.resolved.reused.keys() == MODEL
 
 
-def test_a_job_whose_model_cannot_be_pruned_is_refused(api: TestClient, gateway: Gateway) -> None:
+def test_job_without_a_prunable_model_is_refused(api: TestClient, gateway: Gateway) -> None:
     waiting = submit(api, **CLOCKED)["id"]
     curve = {"options": {"sizes": [5, 10], "models": ["bilstm"]}}
     other = submit(api, dataset="toy", kind="learning_curve", overrides={"selection.selector": "none"}, **curve)["id"]
@@ -129,14 +129,14 @@ def test_a_job_whose_model_cannot_be_pruned_is_refused(api: TestClient, gateway:
     assert missing["status_code"] == 422 and "'dataset' is missing" in missing["detail"], missing
 
 
-def test_a_model_of_another_form_is_refused(api: TestClient, gateway: Gateway) -> None:
+def test_model_of_another_release_is_refused(api: TestClient, gateway: Gateway) -> None:
     refused = prune(api, trained(api, gateway, older="joint.s3").id)
     assert (
         refused["status_code"] == 409 and "the artifact of its stage 'joint.s3' has another form" in refused["detail"]
     ), refused
 
 
-def test_a_request_sent_again_is_the_same_job_even_when_the_job_it_prunes_is_gone(
+def test_repeated_prune_request_survives_a_deleted_job(
     api: TestClient, gateway: Gateway
 ) -> None:
     job, headers = trained(api, gateway), {"Idempotency-Key": "k"}
@@ -151,7 +151,7 @@ def test_a_request_sent_again_is_the_same_job_even_when_the_job_it_prunes_is_gon
     assert pruning.state is State.QUEUED
 
 
-def test_another_kind_has_none_of_the_old_kind_s_options(api: TestClient) -> None:
+def test_changing_the_kind_drops_its_options(api: TestClient) -> None:
     curve = {"sizes": [5, 10], "models": ["bilstm", "encoder"]}
     job = submit(api, dataset="toy", corpus="docs", kind="learning_curve", options=curve)["id"]
     clone = api.post(f"/v1/jobs/{job}/clone", json={"kind": "prune", "options": {"levels": [0.2]}})

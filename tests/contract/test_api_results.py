@@ -33,7 +33,7 @@ def completed(gateway: Gateway) -> str:
     return job.id
 
 
-def test_before_there_is_a_result_the_answer_is_the_state(api: TestClient, gateway: Gateway) -> None:
+def test_missing_result_returns_the_state(api: TestClient, gateway: Gateway) -> None:
     job = running(gateway).id
     for path in ("model", "model/files/model.onnx", "report", "selection"):
         answer = api.get(f"/v1/jobs/{job}/{path}")
@@ -41,7 +41,7 @@ def test_before_there_is_a_result_the_answer_is_the_state(api: TestClient, gatew
     assert api.post(f"/v1/jobs/{job}/predict", json={"texts": ["x"]}).status_code == 409
 
 
-def test_of_a_job_that_is_over_what_it_has_not_made_is_not_there(api: TestClient, gateway: Gateway) -> None:
+def test_cancelled_job_has_no_results(api: TestClient, gateway: Gateway) -> None:
     job, _ = gateway.parts.jobs.submit(T, make_spec(), make_resolved())
     assert api.post(f"/v1/jobs/{job.id}/cancel").json()["state"] == "cancelled"
     for path in ("model", "report", "selection"):
@@ -49,7 +49,7 @@ def test_of_a_job_that_is_over_what_it_has_not_made_is_not_there(api: TestClient
         assert (answer.status_code, "Retry it" in answer.json()["detail"]) == (404, True), path
 
 
-def test_every_file_of_the_model_is_listed_and_has_the_digest_that_is_told(api: TestClient, gateway: Gateway) -> None:
+def test_model_files_match_their_digests(api: TestClient, gateway: Gateway) -> None:
     job = completed(gateway)
     model = api.get(f"/v1/jobs/{job}/model").json()
     assert {"model.onnx", "labels.json", "model/config.json"} <= {f["name"] for f in model["files"]}
@@ -60,7 +60,7 @@ def test_every_file_of_the_model_is_listed_and_has_the_digest_that_is_told(api: 
         assert (len(answer.content), answer.headers["etag"]) == (file["size"], f'"{file["sha256"]}"')
 
 
-def test_a_download_cut_anywhere_goes_on_and_is_whole(api: TestClient, gateway: Gateway) -> None:
+def test_interrupted_download_can_be_resumed(api: TestClient, gateway: Gateway) -> None:
     job = running(gateway)
     complete(gateway.parts.jobs, gateway.parts.artifacts, job, gateway.root, up_to="evaluate")
     folder = gateway.root / "made" / "big"
@@ -86,9 +86,7 @@ def test_a_download_cut_anywhere_goes_on_and_is_whole(api: TestClient, gateway: 
         ("bytes", 400, "bytes=FIRST-LAST"),
     ],
 )
-def test_a_range_that_cannot_be_served_is_a_problem_like_any_other(
-    api: TestClient, gateway: Gateway, asked: str, status: int, said: str
-) -> None:
+def test_invalid_range_is_a_problem(api: TestClient, gateway: Gateway, asked: str, status: int, said: str) -> None:
     url = f"/v1/jobs/{completed(gateway)}/model/files/labels.json"
     size = len(api.get(url).content)
     answer = api.get(url, headers={"Range": asked})
@@ -100,12 +98,12 @@ def test_a_range_that_cannot_be_served_is_a_problem_like_any_other(
 @pytest.mark.parametrize(
     "name", ["../manifest.json", "%2e%2e/%2e%2e/x", "manifest.json", "/etc/passwd", "model", "nope"]
 )
-def test_only_what_the_manifest_names_is_served(api: TestClient, gateway: Gateway, name: str) -> None:
+def test_only_files_in_the_manifest_are_served(api: TestClient, gateway: Gateway, name: str) -> None:
     answer = api.get(f"/v1/jobs/{completed(gateway)}/model/files/{name}")
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
 
 
-def test_a_finished_job_keeps_its_result_when_the_cache_forgets(api: TestClient, gateway: Gateway) -> None:
+def test_finished_job_keeps_results_without_the_cache(api: TestClient, gateway: Gateway) -> None:
     job, store = running(gateway), gateway.parts.jobs
     done = complete(store, gateway.parts.artifacts, job, gateway.root)
     ids = dict(store.events(T, job.id)[-1].data)
@@ -116,11 +114,11 @@ def test_a_finished_job_keeps_its_result_when_the_cache_forgets(api: TestClient,
     assert all(stage["done"] for stage in api.get(f"/v1/jobs/{job.id}").json()["stages"])
 
 
-def test_the_report_is_the_one_of_the_evaluation(api: TestClient, gateway: Gateway) -> None:
+def test_report_is_the_evaluation_report(api: TestClient, gateway: Gateway) -> None:
     assert api.get(f"/v1/jobs/{completed(gateway)}/report").json() == {"test": {"macro_f1": 0.5}}
 
 
-def test_the_selection_pages_with_its_provenance(api: TestClient, gateway: Gateway) -> None:
+def test_selection_has_pages_and_provenance(api: TestClient, gateway: Gateway) -> None:
     job = completed(gateway)
     seen: list[dict[str, Any]] = []
     while True:
@@ -134,7 +132,7 @@ def test_the_selection_pages_with_its_provenance(api: TestClient, gateway: Gatew
     assert api.get(f"/v1/jobs/{job}/selection?after=99").json()["data"] == []
 
 
-def test_a_job_without_selection_says_so(api: TestClient, gateway: Gateway) -> None:
+def test_job_without_a_selection_reports_it(api: TestClient, gateway: Gateway) -> None:
     recipe = resolve("fast", "tiny", {"selection.selector": "none"})
     job = running(gateway, recipe=recipe, corpus_name=None, corpus_version=None)
     answer = api.get(f"/v1/jobs/{job.id}/selection")
@@ -144,7 +142,7 @@ def test_a_job_without_selection_says_so(api: TestClient, gateway: Gateway) -> N
     )
 
 
-def test_checkpoints_are_listed_and_their_files_sent(api: TestClient, gateway: Gateway) -> None:
+def test_checkpoints_can_be_listed_and_downloaded(api: TestClient, gateway: Gateway) -> None:
     job, store, artifacts = running(gateway), gateway.parts.jobs, gateway.parts.artifacts
     done = complete(store, artifacts, job, gateway.root, up_to="prepare")
     node = plan_of(job).node("joint.s0")
@@ -166,7 +164,7 @@ def test_checkpoints_are_listed_and_their_files_sent(api: TestClient, gateway: G
         assert api.get(f"/v1/jobs/{job.id}/checkpoints/{missing}").status_code == 404
 
 
-def test_predictions_come_in_the_order_of_the_texts(api: TestClient, gateway: Gateway) -> None:
+def test_predictions_keep_the_order_of_texts(api: TestClient, gateway: Gateway) -> None:
     job = completed(gateway)
     texts = ["a good film", "bad bad film " * 50, "good", "", "<script>\u0000ü", "bad"]
     answer = api.post(f"/v1/jobs/{job}/predict", json={"texts": texts})
@@ -187,7 +185,7 @@ def test_predictions_come_in_the_order_of_the_texts(api: TestClient, gateway: Ga
         ({"texts": ["x"], "pairs": ["y"]}, "classifies single texts"),
     ],
 )
-def test_what_cannot_be_classified_is_refused(api: TestClient, gateway: Gateway, body: Any, says: str) -> None:
+def test_invalid_texts_are_refused(api: TestClient, gateway: Gateway, body: Any, says: str) -> None:
     answer = api.post(f"/v1/jobs/{completed(gateway)}/predict", json=body)
     assert answer.status_code == 422
     assert says in answer.json()["detail"]

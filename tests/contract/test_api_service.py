@@ -30,7 +30,7 @@ def operations(schema: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any
 
 
 @pytest.mark.parametrize("header", [None, "Bearer wrong", "Basic dGxtX3Rlc3Q=", "Bearer", "Bearer tlm_test2"])
-def test_nothing_but_health_is_open(api: TestClient, header: str | None) -> None:
+def test_only_health_routes_need_no_token(api: TestClient, header: str | None) -> None:
     del api.headers["authorization"]
     for method, path, _ in operations(api.get("/openapi.json").json()):
         url = re.sub(r"{[^}]+}", "x", path)
@@ -42,7 +42,7 @@ def test_nothing_but_health_is_open(api: TestClient, header: str | None) -> None
             assert answer.headers["www-authenticate"] == "Bearer"
 
 
-def test_readiness_names_what_is_missing(gateway: Gateway) -> None:
+def test_readiness_names_unavailable_components(gateway: Gateway) -> None:
     with gateway.test_client() as api:
         assert api.get("/readyz").json() == {"redis": "ok", "storage": "ok", "retriever": "ok", "events": "ok"}
         gateway.retriever.away = True
@@ -53,7 +53,7 @@ def test_readiness_names_what_is_missing(gateway: Gateway) -> None:
         assert api.get("/healthz").status_code == 200
 
 
-def test_the_description_has_an_example_for_every_body_and_a_type_for_every_answer(api: TestClient) -> None:
+def test_openapi_documents_every_body_and_response(api: TestClient) -> None:
     schema = api.get("/openapi.json").json()
     seen = 0
     for method, path, operation in operations(schema):
@@ -80,7 +80,7 @@ def test_the_description_has_an_example_for_every_body_and_a_type_for_every_answ
     assert seen >= 6
 
 
-def test_examples_of_bodies_are_valid_ones(api: TestClient) -> None:
+def test_openapi_examples_are_valid(api: TestClient) -> None:
     schema = api.get("/openapi.json").json()
     for method, path, operation in operations(schema):
         content = operation.get("requestBody", {}).get("content", {}).get("application/json")
@@ -97,13 +97,13 @@ def test_examples_of_bodies_are_valid_ones(api: TestClient) -> None:
             assert answer.status_code in (201, 404), f"{path}: {answer.text}"
 
 
-def test_info_tells_version_and_limits(api: TestClient) -> None:
+def test_info_has_version_and_limits(api: TestClient) -> None:
     info = api.get("/v1/info").json()
     assert info["scales"] == ["tiny", "small", "medium", "large"]
     assert info["max_predict_texts"] == 256
 
 
-def test_hostile_ids_are_only_ids(api: TestClient) -> None:
+def test_hostile_ids_are_not_found(api: TestClient) -> None:
     for name in ("%00", "a%0d%0ab", "..%2f..", "%f0%9f%98%80", "{default}", "*", "x" * 5000, "%ff"):
         for path in (f"/v1/jobs/{name}", f"/v1/datasets/{name}", f"/v1/corpora/{name}"):
             answer = api.get(path)
@@ -111,9 +111,7 @@ def test_hostile_ids_are_only_ids(api: TestClient) -> None:
             assert answer.json()["code"] in ("not_found", "invalid_request")
 
 
-def test_the_process_starts_from_its_settings_makes_its_token_and_stops_on_a_signal(
-    redis_server: RedisServer, tmp_path: Path
-) -> None:
+def test_process_starts_creates_a_token_and_stops(redis_server: RedisServer, tmp_path: Path) -> None:
     redis_server.client().flushall()
     port = free_port()
     (tmp_path / "storage").mkdir()

@@ -49,7 +49,7 @@ def pruned(gateway: Gateway, api: TestClient, dataset: str = "toy") -> str:
     return job_id
 
 
-def test_the_ticket_of_a_prune_job_is_pinned_when_the_sharing_is_submitted(gateway: Gateway, api: TestClient) -> None:
+def test_ticket_of_a_prune_job_is_pinned(gateway: Gateway, api: TestClient) -> None:
     found = pruned(gateway, api)
     job = shared(api, found)
     assert job["status_code"] == 202, job
@@ -58,7 +58,7 @@ def test_the_ticket_of_a_prune_job_is_pinned_when_the_sharing_is_submitted(gatew
     assert plan_of(record).node("tickets.s0").params.tickets == (Mask.from_dict(MASK), 0.15)
 
 
-def test_a_ticket_that_is_none_is_refused_before_anything_runs(gateway: Gateway, api: TestClient) -> None:
+def test_invalid_ticket_is_refused_at_submission(gateway: Gateway, api: TestClient) -> None:
     train = submitted(api)["id"]
     gateway.parts.jobs.claim("maker", 60)
     waiting = submitted(api, kind="prune", options={"levels": [0.1]})["id"]
@@ -71,26 +71,26 @@ def test_a_ticket_that_is_none_is_refused_before_anything_runs(gateway: Gateway,
         assert complaint in json.dumps(answer)
 
 
-def test_a_ticket_found_at_several_rates_is_taken_as_a_mask_alone(api: TestClient) -> None:
+def test_ticket_of_several_rates_must_be_a_mask(api: TestClient) -> None:
     rates = {"overrides": ALONE | {"finetune.rates": [1e-3, 1e-4]}}
     found = submitted(api, kind="prune", options={"levels": [0.1]}, **rates)["id"]
     answer = shared(api, found)
     assert (answer["status_code"], "tried several finetuning rates" in answer["detail"]) == (422, True), answer
 
 
-def test_a_ticket_found_on_other_data_is_refused(gateway: Gateway, api: TestClient) -> None:
+def test_ticket_of_another_dataset_is_refused(gateway: Gateway, api: TestClient) -> None:
     answer = shared(api, pruned(gateway, api, "more"))
     assert answer["status_code"] == 422 and "other data (more)" in answer["detail"], answer
 
 
-def test_a_ticket_found_on_the_same_bytes_read_otherwise_is_refused(gateway: Gateway, api: TestClient) -> None:
+def test_ticket_of_other_reading_options_is_refused(gateway: Gateway, api: TestClient) -> None:
     found = pruned(gateway, api)
     add_dataset(gateway, "toy", {"train": TRAIN + "about toy,pos\n"}, split_seed=3)
     answer = shared(api, found)
     assert answer["status_code"] == 422 and "or read it with other options" in answer["detail"], answer
 
 
-def test_a_ticket_found_with_other_settings_is_refused_with_the_keys_that_differ(
+def test_ticket_of_other_settings_is_refused_with_the_differences(
     gateway: Gateway, api: TestClient
 ) -> None:
     found = pruned(gateway, api)
@@ -104,7 +104,7 @@ def test_a_ticket_found_with_other_settings_is_refused_with_the_keys_that_differ
 
 
 @pytest.mark.parametrize("others", [["more", "toy@v1"], ["more", "more"], ["ID"]])
-def test_a_data_set_that_stands_twice_is_refused_by_whatever_name(
+def test_repeated_dataset_is_refused(
     gateway: Gateway, api: TestClient, others: list[str]
 ) -> None:
     own = gateway.parts.catalog.dataset(T, "toy").id

@@ -45,7 +45,7 @@ def send(api: Any, one: str, *, parts: int = 5) -> None:
         assert put(api, one, first, end - 1).status_code == 200
 
 
-def test_parts_become_a_data_set_like_one_piece(api: TestClient, gateway: Gateway) -> None:
+def test_parts_equal_a_single_upload(api: TestClient, gateway: Gateway) -> None:
     one = begin(api)
     send(api, one)
     assert api.get(f"/v1/uploads/{one}").json()["offset"] == len(WHOLE)
@@ -57,7 +57,7 @@ def test_parts_become_a_data_set_like_one_piece(api: TestClient, gateway: Gatewa
     assert not any("parts/" in name or "uploads/" in name for name in gateway.leftovers())
 
 
-def test_an_upload_goes_on_after_cuts_and_a_restart_of_the_gateway(gateway: Gateway) -> None:
+def test_upload_resumes_after_cuts_and_a_restart(gateway: Gateway) -> None:
     chance, where, rounds = random.Random(0), gateway, 0
     with where.test_client() as api:
         one = begin(api)
@@ -86,7 +86,7 @@ def test_an_upload_goes_on_after_cuts_and_a_restart_of_the_gateway(gateway: Gate
     assert made.json()["rows"]["train"] + made.json()["rows"]["validation"] + made.json()["rows"]["test"] == 3040
 
 
-def test_a_part_that_begins_elsewhere_is_told_where_to_go_on(api: TestClient) -> None:
+def test_part_at_a_wrong_offset_gets_the_expected_one(api: TestClient) -> None:
     one = begin(api)
     assert put(api, one, 0, 999).status_code == 200
     for first in (0, 500, 2000):
@@ -95,7 +95,7 @@ def test_a_part_that_begins_elsewhere_is_told_where_to_go_on(api: TestClient) ->
     assert api.post("/v1/datasets/from-uploads", json={"name": "toy", "files": {"train": one}}).status_code == 409
 
 
-def test_of_two_that_send_the_same_part_one_is_kept(gateway: Gateway) -> None:
+def test_concurrent_equal_parts_are_stored_once(gateway: Gateway) -> None:
     with gateway.served() as url, httpx.Client(base_url=url, headers=AUTH, timeout=20) as api:
         one = begin(api)
         with ThreadPoolExecutor(4) as pool:
@@ -105,7 +105,7 @@ def test_of_two_that_send_the_same_part_one_is_kept(gateway: Gateway) -> None:
         assert api.post("/v1/datasets/from-uploads", json={"name": "t", "files": {"train": one}}).status_code == 201
 
 
-def test_bytes_that_are_not_what_was_announced_become_nothing(api: TestClient, gateway: Gateway) -> None:
+def test_upload_must_match_its_digest(api: TestClient, gateway: Gateway) -> None:
     one = begin(api, sha256="0" * 64)
     send(api, one, parts=2)
     answer = api.post("/v1/datasets/from-uploads", json={"name": "toy", "files": {"train": one}})
@@ -114,7 +114,7 @@ def test_bytes_that_are_not_what_was_announced_become_nothing(api: TestClient, g
     assert gateway.leftovers() == []
 
 
-def test_a_refused_data_set_leaves_the_upload_to_be_used_otherwise(api: TestClient) -> None:
+def test_uploads_of_an_invalid_dataset_stay(api: TestClient) -> None:
     one = begin(api)
     send(api, one, parts=1)
     body = {"name": "toy", "files": {"train": one}, "options": {"label_column": "nope"}}
@@ -133,16 +133,14 @@ def test_a_refused_data_set_leaves_the_upload_to_be_used_otherwise(api: TestClie
         (f"bytes 0-9/{len(WHOLE)}", b"x" * 11, "The part has 11 bytes"),
     ],
 )
-def test_a_part_that_says_something_else_than_it_is_is_refused(
-    api: TestClient, header: str | None, data: bytes, says: str
-) -> None:
+def test_part_must_match_its_content_range(api: TestClient, header: str | None, data: bytes, says: str) -> None:
     one = begin(api)
     answer = api.put(f"/v1/uploads/{one}", content=data, headers={"Content-Range": header} if header else {})
     assert (answer.status_code, says in answer.json()["detail"]) == (422, True), answer.text
     assert api.get(f"/v1/uploads/{one}").json()["offset"] == 0
 
 
-def test_too_much_is_refused_before_it_is_sent_and_what_was_given_up_is_gone(api: TestClient, gateway: Gateway) -> None:
+def test_oversized_upload_is_refused_and_deleted_one_gone(api: TestClient, gateway: Gateway) -> None:
     assert api.post("/v1/uploads", json={"name": "x.csv", "size": 1 << 60}).status_code == 422
     one = begin(api)
     put(api, one, 0, 999)
@@ -151,7 +149,7 @@ def test_too_much_is_refused_before_it_is_sent_and_what_was_given_up_is_gone(api
     assert gateway.leftovers() == []
 
 
-def test_parts_of_a_forgotten_upload_are_swept_away(api: TestClient, gateway: Gateway) -> None:
+def test_parts_of_expired_uploads_are_deleted(api: TestClient, gateway: Gateway) -> None:
     one = begin(api)
     put(api, one, 0, 999)
     gateway.client.delete(f"tlm:{{default}}:upload:{one}")
@@ -159,7 +157,7 @@ def test_parts_of_a_forgotten_upload_are_swept_away(api: TestClient, gateway: Ga
     assert gateway.leftovers() == []
 
 
-def test_uploads_of_one_name_become_one_corpus(api: TestClient) -> None:
+def test_uploads_with_equal_names_become_one_corpus(api: TestClient) -> None:
     ids = []
     for text in (b"one passage of text\n", b"another passage of text\n"):
         made = api.post("/v1/uploads", json={"name": "docs.txt", "size": len(text)}).json()["id"]
@@ -171,7 +169,7 @@ def test_uploads_of_one_name_become_one_corpus(api: TestClient) -> None:
     assert api.post("/v1/corpora/from-uploads", json={"name": "d/x", "files": ids}).status_code in (404, 422)
 
 
-def test_a_version_is_named_by_its_number_or_its_digest(api: TestClient) -> None:
+def test_dataset_version_has_number_and_digest(api: TestClient) -> None:
     first = upload(api).json()
     second = upload(api, train=TRAIN + "more film,pos\n").json()
     for name, made in {

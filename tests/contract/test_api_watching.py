@@ -38,7 +38,7 @@ def report_points(gateway: Gateway, job: JobRecord, steps: range, node: str = "j
     gateway.parts.jobs.report(T, job.id, job.attempt, metrics=points)
 
 
-def test_series_are_columns_with_their_ends_and_without_what_was_not_computed(
+def test_series_are_columns_without_missing_values(
     api: TestClient, gateway: Gateway
 ) -> None:
     job = running(gateway)
@@ -53,7 +53,7 @@ def test_series_are_columns_with_their_ends_and_without_what_was_not_computed(
     assert api.get(f"/v1/jobs/{job.id}/metrics/series?points=3").status_code == 422
 
 
-def test_an_attempt_that_goes_on_from_a_checkpoint_overwrites_what_was_lost(api: TestClient, gateway: Gateway) -> None:
+def test_resumed_attempt_replaces_lost_points(api: TestClient, gateway: Gateway) -> None:
     job = running(gateway)
     report_points(gateway, job, range(1, 31))
     gateway.parts.jobs.requeue(job, "a", WorkerLost("gone"), 0)
@@ -64,7 +64,7 @@ def test_an_attempt_that_goes_on_from_a_checkpoint_overwrites_what_was_lost(api:
     assert found["steps"] == list(range(1, 41))
 
 
-def test_the_last_lines_of_a_log_can_be_asked_for(api: TestClient, gateway: Gateway) -> None:
+def test_log_tail_returns_the_last_lines(api: TestClient, gateway: Gateway) -> None:
     job = running(gateway)
     gateway.parts.jobs.report(T, job.id, 1, logs=[f"line {n}" for n in range(50)])
     page = api.get(f"/v1/jobs/{job.id}/logs?tail=3").json()
@@ -77,7 +77,7 @@ def test_the_last_lines_of_a_log_can_be_asked_for(api: TestClient, gateway: Gate
 
 
 @pytest.mark.parametrize("after", ["9" * 20, "5-" + "9" * 20, "\u0665"])
-def test_an_id_that_no_line_can_have_is_refused(api: TestClient, gateway: Gateway, after: str) -> None:
+def test_invalid_line_id_is_refused(api: TestClient, gateway: Gateway, after: str) -> None:
     job = running(gateway)
     for path in ("logs", "metrics"):
         answer = api.get(f"/v1/jobs/{job.id}/{path}", params={"after": after})
@@ -112,7 +112,7 @@ def read(
     return found
 
 
-def test_a_log_that_is_followed_is_whole_whatever_breaks_off(gateway: Gateway) -> None:
+def test_followed_log_is_complete_after_interruptions(gateway: Gateway) -> None:
     job, store = running(gateway), gateway.parts.jobs
     store.report(T, job.id, 1, logs=[f"line {n}" for n in range(5)])
     with gateway.served() as url:
@@ -140,7 +140,7 @@ def test_a_log_that_is_followed_is_whole_whatever_breaks_off(gateway: Gateway) -
     assert refused.status_code == 422
 
 
-def test_jobs_are_compared_in_what_differs(api: TestClient, gateway: Gateway) -> None:
+def test_comparison_lists_differences(api: TestClient, gateway: Gateway) -> None:
     first = running(gateway, {"joint.rho2": 5})
     report_points(gateway, first, range(1, 300))
     record(gateway, first, lambda _: 1.0, {"joint": 2e12})
@@ -159,7 +159,7 @@ def test_jobs_are_compared_in_what_differs(api: TestClient, gateway: Gateway) ->
 
 
 @pytest.mark.usefixtures("stocked")
-def test_a_comparison_shows_in_which_options_of_their_kind_jobs_differ(api: TestClient, gateway: Gateway) -> None:
+def test_comparison_lists_options_of_the_kind(api: TestClient, gateway: Gateway) -> None:
     for name in ("second", "third"):
         add_dataset(gateway, name, {"train": TRAIN.replace("film", name)})
 
@@ -183,7 +183,7 @@ def test_a_comparison_shows_in_which_options_of_their_kind_jobs_differ(api: Test
 
 
 @pytest.mark.usefixtures("stocked")
-def test_a_comparison_shows_that_the_same_bytes_were_read_otherwise(api: TestClient, gateway: Gateway) -> None:
+def test_comparison_lists_reading_options(api: TestClient, gateway: Gateway) -> None:
     alone = {"overrides": {"selection.selector": "none"}}
     toy = add_dataset(gateway, "toy", {"train": TRAIN}, split_seed=3)
     ids = [api.post("/v1/jobs", json=alone | {"dataset": name}).json()["id"] for name in ("toy@v1", toy)]
@@ -192,11 +192,11 @@ def test_a_comparison_shows_that_the_same_bytes_were_read_otherwise(api: TestCli
 
 
 @pytest.mark.parametrize("query", ["", "?ids=job_a", "?ids=job_a&ids=job_a", "?ids=" + ",".join(map(str, range(11)))])
-def test_a_comparison_needs_two_to_ten_jobs(api: TestClient, query: str) -> None:
+def test_comparison_needs_two_to_ten_jobs(api: TestClient, query: str) -> None:
     assert api.get(f"/v1/jobs/compare{query}").status_code == 422
 
 
-def test_a_job_that_is_not_there_is_not_compared(api: TestClient) -> None:
+def test_comparison_of_an_unknown_job_is_not_found(api: TestClient) -> None:
     assert api.get("/v1/jobs/compare?ids=job_a,job_b").status_code == 404
 
 
@@ -221,7 +221,7 @@ def explained_job(gateway: Gateway, names: list[str], labels: Any) -> str:
     return job.id
 
 
-def test_each_passage_says_who_asked_for_it_and_with_what_text(api: TestClient, explained: str) -> None:
+def test_passages_have_their_provenance(api: TestClient, explained: str) -> None:
     page = api.get(f"/v1/jobs/{explained}/selection?limit=2").json()
     assert (page["total"], page["has_more"]) == (30, True)
     assert [(a["train_row"], a["text"], a["label"]) for a in page["data"][1]["provenance"]] == [
@@ -238,7 +238,7 @@ def test_selection_of_a_regression_task_shows_the_targets_of_the_rows(api: TestC
     assert '<span class="tag">3.8</span> second row' in signed_in(gateway).get(f"/ui/jobs/{job}/selection").text
 
 
-def test_a_selection_is_searched_by_words_and_by_row(api: TestClient, explained: str) -> None:
+def test_selection_can_be_searched(api: TestClient, explained: str) -> None:
     url = f"/v1/jobs/{explained}/selection"
     found = api.get(url, params={"q": "PASSAGE 1", "limit": 5}).json()
     numbers = [n for n in range(30) if "1" in str(n)]

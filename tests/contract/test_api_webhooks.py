@@ -74,7 +74,7 @@ def hook(world: World, *events: Any) -> tuple[str, str]:
     return made.id, secret
 
 
-def test_an_event_arrives_once_signed_and_with_what_it_is_about(world: World) -> None:
+def test_event_is_delivered_once_and_signed(world: World) -> None:
     _, secret = hook(world, "job.claimed", "job.succeeded")
     job = world.job()
     world.gateway.parts.jobs.finish(job, "a", {})
@@ -89,7 +89,7 @@ def test_an_event_arrives_once_signed_and_with_what_it_is_about(world: World) ->
     assert len({request.headers["webhook-id"] for request in world.received}) == 2
 
 
-def test_a_job_that_is_cancelled_in_the_queue_is_told_to_who_waits_for_that(world: World) -> None:
+def test_cancelling_a_queued_job_sends_an_event(world: World) -> None:
     hook(world, "job.cancelled")
     job = world.gateway.parts.jobs.submit(T, make_spec(), make_resolved())[0]
     world.gateway.parts.jobs.cancel(T, job.id)
@@ -97,7 +97,7 @@ def test_a_job_that_is_cancelled_in_the_queue_is_told_to_who_waits_for_that(worl
     assert [(body["type"], body["data"]["job"]) for body in world.bodies()] == [("job.cancelled", job.id)]
 
 
-def test_what_is_not_taken_is_tried_again_with_the_same_id_and_then_given_up(world: World) -> None:
+def test_failed_delivery_is_retried_with_the_same_id(world: World) -> None:
     hook_id, _ = hook(world)
     world.answer = lambda _: 500 if len(world.received) % 2 else 0
     world.gateway.parts.jobs.finish(world.job(), "a", {})
@@ -118,7 +118,7 @@ def test_what_is_not_taken_is_tried_again_with_the_same_id_and_then_given_up(wor
     assert world.gateway.client.keys("tlm:webhook:*[sed]") == ["tlm:webhook:lease"], "nothing is left to deliver"
 
 
-def test_an_endpoint_that_never_answers_holds_up_no_other(world: World) -> None:
+def test_silent_endpoint_does_not_delay_others(world: World) -> None:
     hooks, jobs = world.gateway.parts.webhooks, world.gateway.parts.jobs
     hooks.add(T, "https://dead.example.com/", ("job.succeeded",))
     alive = hooks.add(T, "https://alive.example.com/", ("job.succeeded",))[0].id
@@ -145,7 +145,7 @@ def test_an_endpoint_that_never_answers_holds_up_no_other(world: World) -> None:
     assert [request.headers["Host"] for request in world.received].count("alive.example.com") == 21
 
 
-def test_a_deliverer_that_dies_anywhere_loses_nothing(world: World) -> None:
+def test_killed_deliverer_loses_no_event(world: World) -> None:
     hook(world)
     for _ in range(3):
         world.gateway.parts.jobs.finish(world.job(), "a", {})
@@ -163,7 +163,7 @@ def test_a_deliverer_that_dies_anywhere_loses_nothing(world: World) -> None:
     assert len({request.headers["webhook-id"] for request in again.received}) == 3
 
 
-def test_one_deliverer_works_and_another_takes_over_when_its_lease_is_gone(world: World) -> None:
+def test_deliverer_takes_over_an_expired_lease(world: World) -> None:
     hook(world)
     other = World(world.gateway, now=world.now)
     world.gateway.parts.jobs.finish(world.job(), "a", {})
@@ -175,7 +175,7 @@ def test_one_deliverer_works_and_another_takes_over_when_its_lease_is_gone(world
     assert (len(other.received), len(world.received)) == (1, 0)
 
 
-def test_an_endpoint_that_is_gone_is_told_nothing_more(world: World, api: TestClient) -> None:
+def test_gone_endpoint_is_disabled(world: World, api: TestClient) -> None:
     hook_id, _ = hook(world)
     world.answer = lambda _: 410
     for _ in range(2):
@@ -185,7 +185,7 @@ def test_an_endpoint_that_is_gone_is_told_nothing_more(world: World, api: TestCl
     assert "410" in api.get(f"/v1/webhooks/{hook_id}").json()["disabled"]
 
 
-def test_webhooks_over_http_tell_their_secret_once(world: World, api: TestClient) -> None:
+def test_webhook_secret_is_returned_once(world: World, api: TestClient) -> None:
     answer = api.post("/v1/webhooks", json={"url": "https://93.184.216.34/x", "events": ["job.failed"]})
     assert answer.status_code == 201, answer.text
     made = answer.json()
@@ -211,6 +211,6 @@ def test_webhooks_over_http_tell_their_secret_once(world: World, api: TestClient
         {"url": "https://93.184.216.34/x", "events": []},
     ],
 )
-def test_what_nothing_can_be_sent_to_is_refused(api: TestClient, body: dict[str, Any]) -> None:
+def test_invalid_webhook_url_is_refused(api: TestClient, body: dict[str, Any]) -> None:
     assert api.post("/v1/webhooks", json=body).status_code == 422
     assert api.get("/v1/webhooks").json()["data"] == []

@@ -14,7 +14,7 @@ from tlm_core.jobs.states import State
 T = "default"
 
 
-def test_without_a_session_every_page_leads_to_the_sign_in_page(gateway: Gateway) -> None:
+def test_pages_without_a_session_redirect_to_sign_in(gateway: Gateway) -> None:
     browser = visitor(gateway)
     for path in (
         "/ui/jobs",
@@ -29,7 +29,7 @@ def test_without_a_session_every_page_leads_to_the_sign_in_page(gateway: Gateway
     assert browser.get("/").headers["location"] == "/ui/jobs"
 
 
-def test_the_token_typed_once_opens_a_session_that_scripts_cannot_read(gateway: Gateway) -> None:
+def test_sign_in_sets_a_cookie_hidden_from_scripts(gateway: Gateway) -> None:
     browser = visitor(gateway)
     answer = browser.post("/ui/sign-in", data={"token": f" {TOKEN} ", "next": "/ui/datasets"})
     cookie = answer.headers["set-cookie"]
@@ -41,7 +41,7 @@ def test_the_token_typed_once_opens_a_session_that_scripts_cannot_read(gateway: 
     assert browser.get("/ui/datasets").status_code == 303
 
 
-def test_another_token_is_refused_and_opens_nothing(gateway: Gateway) -> None:
+def test_wrong_token_is_refused(gateway: Gateway) -> None:
     browser = visitor(gateway)
     answer = browser.post("/ui/sign-in", data={"token": "tlm_other"})
     assert (answer.status_code, "set-cookie" in answer.headers) == (401, False)
@@ -49,13 +49,13 @@ def test_another_token_is_refused_and_opens_nothing(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize("value", ["", "x", "99999999999.00", "99999999999." + "a" * 64, "é.é"])
-def test_a_session_that_was_not_issued_here_is_none(gateway: Gateway, value: str) -> None:
+def test_forged_session_is_refused(gateway: Gateway, value: str) -> None:
     answer = visitor(gateway).get("/ui/jobs", headers={"Cookie": f"tlm_session={value}".encode()})
     assert answer.status_code == 303
 
 
 @pytest.mark.parametrize("next", ["https://evil.example/", "//evil.example", "/ui/\\evil", "/ui//evil", "javascript:x"])
-def test_signing_in_never_leads_elsewhere(gateway: Gateway, next: str) -> None:
+def test_sign_in_redirects_only_to_the_dashboard(gateway: Gateway, next: str) -> None:
     answer = visitor(gateway).post("/ui/sign-in", data={"token": TOKEN, "next": next})
     assert answer.headers["location"] == "/ui/jobs"
 
@@ -69,7 +69,7 @@ def test_signing_in_never_leads_elsewhere(gateway: Gateway, next: str) -> None:
         {"Origin": "", "Sec-Fetch-Site": "cross-site"},
     ],
 )
-def test_a_write_from_another_site_is_refused(filled: tuple[Gateway, Made], headers: dict[str, str]) -> None:
+def test_write_from_another_origin_is_refused(filled: tuple[Gateway, Made], headers: dict[str, str]) -> None:
     gateway, made = filled
     browser = signed_in(gateway)
     for path in (f"/ui/jobs/{made.jobs['running']}/do/cancel", "/ui/submit", "/ui/datasets", "/ui/sign-out"):
@@ -77,7 +77,7 @@ def test_a_write_from_another_site_is_refused(filled: tuple[Gateway, Made], head
     assert gateway.parts.jobs.get(T, made.jobs["running"]).state is State.RUNNING
 
 
-def test_pages_allow_nothing_inline_and_nothing_from_elsewhere(filled: tuple[Gateway, Made]) -> None:
+def test_content_policy_forbids_inline_and_foreign_content(filled: tuple[Gateway, Made]) -> None:
     gateway, made = filled
     browser = signed_in(gateway)
     for path in [*pages_of(made), "/ui/sign-in", "/ui/nowhere"]:
@@ -94,7 +94,7 @@ def test_pages_allow_nothing_inline_and_nothing_from_elsewhere(filled: tuple[Gat
                 assert (given["integrity"] or "").startswith("sha384-"), (path, given)
 
 
-def test_every_linked_file_has_the_hash_that_the_page_tells(gateway: Gateway) -> None:
+def test_linked_files_match_their_integrity_hashes(gateway: Gateway) -> None:
     browser = visitor(gateway)
     linked = [given for tag, given in Tags(browser.get("/ui/sign-in").text).tags if tag in ("script", "link")]
     assert len(linked) >= 4
@@ -107,7 +107,7 @@ def test_every_linked_file_has_the_hash_that_the_page_tells(gateway: Gateway) ->
     assert listed == {path.name for path in (STATIC / "vendor").iterdir()} - {"vendor.json", "LICENSES.txt"}
 
 
-def test_the_first_page_weighs_at_most_200_kilobytes(filled: tuple[Gateway, Made]) -> None:
+def test_first_page_is_at_most_200_kilobytes(filled: tuple[Gateway, Made]) -> None:
     browser = signed_in(filled[0])
     answer = browser.get("/ui/jobs")
     files = [
@@ -116,7 +116,7 @@ def test_the_first_page_weighs_at_most_200_kilobytes(filled: tuple[Gateway, Made
     assert len(answer.content) + sum(len(browser.get(name or "").content) for name in files) <= 200_000
 
 
-def test_hostile_labels_texts_and_names_stay_text(filled: tuple[Gateway, Made]) -> None:
+def test_hostile_text_is_escaped(filled: tuple[Gateway, Made]) -> None:
     gateway, made = filled
     browser = signed_in(gateway)
     seen = 0
@@ -137,7 +137,7 @@ def test_hostile_labels_texts_and_names_stay_text(filled: tuple[Gateway, Made]) 
         assert not Tags(browser.get(path).text).has("img"), path
 
 
-def test_every_field_has_a_label_and_every_page_one_heading(filled: tuple[Gateway, Made]) -> None:
+def test_fields_have_labels_and_pages_one_heading(filled: tuple[Gateway, Made]) -> None:
     gateway, made = filled
     browser = signed_in(gateway)
     for path in pages_of(made):
@@ -152,7 +152,7 @@ def test_every_field_has_a_label_and_every_page_one_heading(filled: tuple[Gatewa
         assert len(ids) == len(set(ids)), path
 
 
-def test_what_goes_wrong_is_a_page_and_for_scripts_a_part_of_one(gateway: Gateway) -> None:
+def test_errors_are_pages_or_fragments(gateway: Gateway) -> None:
     browser = signed_in(gateway)
     whole = browser.get("/ui/jobs/nope")
     assert (whole.status_code, "Not found" in whole.text, "<html" in whole.text) == (404, True, True)

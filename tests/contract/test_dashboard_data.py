@@ -9,7 +9,7 @@ from tests.contract.dashboard_pages import post_form, signed_in
 from tests.contract.gateway import Gateway
 
 
-def test_a_data_set_is_uploaded_and_its_faults_are_shown_with_their_rows(gateway: Gateway) -> None:
+def test_dataset_upload_shows_errors_with_rows(gateway: Gateway) -> None:
     browser = signed_in(gateway)
     train = "text,label\n" + "".join(f"good {n},pos\nbad {n},neg\n" for n in range(20))
     answer = post_form(
@@ -22,14 +22,14 @@ def test_a_data_set_is_uploaded_and_its_faults_are_shown_with_their_rows(gateway
     assert (answer.status_code, "row 41" in answer.text) == (422, True)
 
 
-def test_an_empty_file_is_a_fault_and_no_box_that_was_left_empty(gateway: Gateway) -> None:
+def test_empty_file_is_an_error_but_empty_input_is_not(gateway: Gateway) -> None:
     train = "text,label\n" + "".join(f"good {n},pos\nbad {n},neg\n" for n in range(20))
     files = {"train": ("train.csv", train), "test": ("test.csv", "")}
     answer = signed_in(gateway).post("/ui/datasets", data={"name": "toy"}, files=files)
     assert (answer.status_code, "test.csv is empty" in answer.text) == (422, True), answer.text
 
 
-def test_a_corpus_is_searched_and_an_index_that_is_away_is_said_on_the_page(gateway: Gateway) -> None:
+def test_corpus_search_shows_hits_or_an_error(gateway: Gateway) -> None:
     fill(gateway)
     browser = signed_in(gateway)
     assert "93,518" in browser.get("/ui/corpora").text
@@ -39,7 +39,7 @@ def test_a_corpus_is_searched_and_an_index_that_is_away_is_said_on_the_page(gate
     assert (answer.status_code, "does not answer" in answer.text) == (200, True)
 
 
-def test_a_corpus_is_uploaded_in_several_files_watched_and_its_load_cancelled(gateway: Gateway) -> None:
+def test_corpus_upload_can_be_watched_and_cancelled(gateway: Gateway) -> None:
     browser = signed_in(gateway)
     sentence = "a passage about parcels and couriers that is long enough to be kept as one of its own . " * 3
     texts = [("files", ("one.txt", f"{sentence} one")), ("files", ("two.txt", f"{sentence} two"))]
@@ -68,7 +68,7 @@ def test_a_corpus_is_uploaded_in_several_files_watched_and_its_load_cancelled(ga
         ({"name": "docs", "secret": "x"}, {"files": "some text"}, "Unknown form field"),
     ],
 )
-def test_a_corpus_that_cannot_be_taken_in_is_refused_with_what_to_change(
+def test_invalid_corpus_form_shows_the_error(
     gateway: Gateway, texts: dict[str, str], files: dict[str, str], says: str
 ) -> None:
     answer = post_form(signed_in(gateway), "/ui/corpora", texts, files)

@@ -15,7 +15,7 @@ from tlm_core.jobs.states import State
 T = "default"
 
 
-def test_the_list_shows_each_job_with_its_state_in_words(filled: tuple[Gateway, Made]) -> None:
+def test_job_list_shows_states_as_words(filled: tuple[Gateway, Made]) -> None:
     gateway, made = filled
     browser = signed_in(gateway)
     text = browser.get("/ui/jobs").text
@@ -29,7 +29,7 @@ def test_the_list_shows_each_job_with_its_state_in_words(filled: tuple[Gateway, 
     assert "hx-trigger" not in browser.get("/ui/jobs?state=failed", headers={"HX-Request": "true"}).text
 
 
-def test_a_running_job_shows_its_stage_and_what_can_be_done(filled: tuple[Gateway, Made]) -> None:
+def test_running_job_shows_stage_and_actions(filled: tuple[Gateway, Made]) -> None:
     gateway, made = filled
     job = made.jobs["running"]
     browser = signed_in(gateway)
@@ -40,7 +40,7 @@ def test_a_running_job_shows_its_stage_and_what_can_be_done(filled: tuple[Gatewa
     assert "no number; write" not in text
 
 
-def test_what_a_job_has_run_leaves_out_what_it_waited_and_was_paused(gateway: Gateway) -> None:
+def test_run_time_excludes_waiting_and_pauses(gateway: Gateway) -> None:
     made = fill(gateway)
     browser, now = signed_in(gateway), time.time()
     for name, told in {
@@ -54,7 +54,7 @@ def test_what_a_job_has_run_leaves_out_what_it_waited_and_was_paused(gateway: Ga
         assert told in words, name
 
 
-def test_a_live_part_asks_for_the_whole_page_when_the_state_has_changed(filled: tuple[Gateway, Made]) -> None:
+def test_live_part_reloads_the_page_on_a_state_change(filled: tuple[Gateway, Made]) -> None:
     gateway, made = filled
     browser, job = signed_in(gateway), made.jobs["running"]
     same = browser.get(f"/ui/jobs/{job}/live?was=running.joint", headers={"HX-Request": "true"})
@@ -64,7 +64,7 @@ def test_a_live_part_asks_for_the_whole_page_when_the_state_has_changed(filled: 
     assert (other.status_code, other.headers["hx-refresh"]) == (204, "true")
 
 
-def test_what_is_done_with_a_job_goes_through_its_states(gateway: Gateway) -> None:
+def test_actions_change_the_state_of_a_job(gateway: Gateway) -> None:
     made = fill(gateway)
     browser, job = signed_in(gateway), made.jobs["paused"]
     assert browser.post(f"/ui/jobs/{job}/do/resume").headers["location"] == f"/ui/jobs/{job}"
@@ -88,7 +88,7 @@ def test_what_is_done_with_a_job_goes_through_its_states(gateway: Gateway) -> No
     assert browser.get(f"/ui/datasets/{made.hostile_dataset}").status_code == 404
 
 
-def test_curves_come_from_what_was_told_and_from_what_was_kept(filled: tuple[Gateway, Made]) -> None:
+def test_curves_combine_metrics_and_history(filled: tuple[Gateway, Made]) -> None:
     gateway, made = filled
     browser = signed_in(gateway)
     running = browser.get(f"/ui/jobs/{made.jobs['running']}/points?stage=joint").json()
@@ -102,7 +102,7 @@ def test_curves_come_from_what_was_told_and_from_what_was_kept(filled: tuple[Gat
     assert not over["live"]
 
 
-def test_a_finished_stage_is_drawn_from_its_beginning_though_its_first_points_were_dropped(gateway: Gateway) -> None:
+def test_curves_of_a_finished_stage_are_complete(gateway: Gateway) -> None:
     made = fill(gateway)
     job = gateway.parts.jobs.get(T, made.jobs["running"])
     late = [{"node": "joint.s0", "stage": "joint", "step": n, "mlm": 9.0, "tokens_per_second": 5.0} for n in (895, 900)]
@@ -114,7 +114,7 @@ def test_a_finished_stage_is_drawn_from_its_beginning_though_its_first_points_we
     assert first == {"mlm": 5, "task": 20, "learning_rate": 5, "tokens_per_second": 895}
 
 
-def test_rates_that_are_tried_have_a_curve_each(filled: tuple[Gateway, Made]) -> None:
+def test_each_finetuning_rate_has_a_curve(filled: tuple[Gateway, Made]) -> None:
     gateway, made = filled
     changes = {"joint.enabled": False, "selection.selector": "none", "finetune.rates": [1e-3, 1e-4]}
     with gateway.test_client() as api:
@@ -127,7 +127,7 @@ def test_rates_that_are_tried_have_a_curve_each(filled: tuple[Gateway, Made]) ->
     assert "finetune.rates" in browser.get(f"/ui/compare?id={made.jobs['succeeded']}&id={job}").text
 
 
-def test_the_log_is_followed_from_where_it_ended(filled: tuple[Gateway, Made]) -> None:
+def test_log_page_polls_for_new_lines(filled: tuple[Gateway, Made]) -> None:
     gateway, made = filled
     browser, job = signed_in(gateway), made.jobs["running"]
     text = browser.get(f"/ui/jobs/{job}/log").text
@@ -138,7 +138,7 @@ def test_the_log_is_followed_from_where_it_ended(filled: tuple[Gateway, Made]) -
     assert "one line more" in part and "tokenizer" not in part and "hx-get" in part
 
 
-def test_a_comparison_shows_what_differs_and_both_scores(filled: tuple[Gateway, Made]) -> None:
+def test_compare_page_shows_differences_and_scores(filled: tuple[Gateway, Made]) -> None:
     gateway, made = filled
     browser = signed_in(gateway)
     ids = f"id={made.jobs['succeeded']}&id={made.jobs['alone']}"

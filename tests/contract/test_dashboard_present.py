@@ -12,7 +12,7 @@ from services.api.dashboard.session import LIFETIME_SECONDS, is_own, is_valid, i
 
 
 @pytest.mark.parametrize("show", [count, power, about, score, percent, duration, size, plain, lambda at: ago(at, 0)])
-def test_what_is_not_known_is_a_dash(show: Callable[[Any], str]) -> None:
+def test_unknown_values_are_a_dash(show: Callable[[Any], str]) -> None:
     assert show(None) == "–"
 
 
@@ -46,11 +46,11 @@ def test_what_is_not_known_is_a_dash(show: Callable[[Any], str]) -> None:
         (plain(True), "yes"),
     ],
 )
-def test_values_are_written_as_people_write_them(shown: str, as_text: str) -> None:
+def test_values_are_formatted(shown: str, as_text: str) -> None:
     assert shown == as_text
 
 
-def test_a_session_ends_and_is_void_for_another_token() -> None:
+def test_session_expires_and_belongs_to_one_token() -> None:
     value = issue("token", 1_000)
     assert is_valid(value, "token", 1_000 + LIFETIME_SECONDS - 1)
     assert not is_valid(value, "token", 1_000 + LIFETIME_SECONDS)
@@ -72,10 +72,10 @@ def test_a_session_ends_and_is_void_for_another_token() -> None:
         ({"host": "tlm.example"}, False),
     ],
 )
-def test_only_pages_of_the_same_origin_may_write(headers: dict[str, str], own: bool) -> None:
+def test_only_same_origin_requests_may_write(headers: dict[str, str], own: bool) -> None:
     assert is_own(headers) is own
 
 
-def test_the_way_after_signing_in_stays_on_the_dashboard() -> None:
+def test_path_after_sign_in_stays_on_the_dashboard() -> None:
     assert local_path("/ui/jobs/job_1") == "/ui/jobs/job_1"
     assert {local_path(path) for path in ("", "/", "//x", "/ui/..//x", "/v1/jobs", "http://x/ui/")} == {"/ui/jobs"}

@@ -19,7 +19,7 @@ from tlm_core.kinds.share_tickets import ShareTicketsOptions
 T = "default"
 
 
-def test_results_show_scores_classes_confusions_and_cost_beside_the_papers(filled: tuple[Gateway, Made]) -> None:
+def test_results_show_scores_classes_confusions_and_costs(filled: tuple[Gateway, Made]) -> None:
     gateway, made = filled
     browser = signed_in(gateway)
     text = browser.get(f"/ui/jobs/{made.jobs['succeeded']}/results").text
@@ -36,7 +36,7 @@ def test_results_show_scores_classes_confusions_and_cost_beside_the_papers(fille
     assert "test, seed 0" in other
 
 
-def test_a_result_that_is_not_there_yet_says_when_it_will_be(filled: tuple[Gateway, Made]) -> None:
+def test_missing_result_names_its_stage(filled: tuple[Gateway, Made]) -> None:
     gateway, made = filled
     browser = signed_in(gateway)
     for tab in ("results", "model"):
@@ -45,7 +45,7 @@ def test_a_result_that_is_not_there_yet_says_when_it_will_be(filled: tuple[Gatew
     assert "/selection" not in browser.get(f"/ui/jobs/{made.jobs['alone']}").text
 
 
-def test_the_selection_is_searched_and_tells_who_asked(filled: tuple[Gateway, Made]) -> None:
+def test_selection_page_shows_provenance_and_search(filled: tuple[Gateway, Made]) -> None:
     gateway, made = filled
     browser, path = signed_in(gateway), f"/ui/jobs/{made.jobs['succeeded']}/selection"
     first = browser.get(path).text
@@ -59,7 +59,7 @@ def test_the_selection_is_searched_and_tells_who_asked(filled: tuple[Gateway, Ma
     assert "No selected passage contains" in browser.get(path + "?q=zzz").text
 
 
-def test_how_a_selection_was_made_is_told_in_words_and_figures(filled: tuple[Gateway, Made]) -> None:
+def test_selection_page_shows_its_details(filled: tuple[Gateway, Made]) -> None:
     gateway, made = filled
     text = signed_in(gateway).get(f"/ui/jobs/{made.jobs['succeeded']}/selection").text
     how = text.partition('<details class="how">')[2].partition("</details>")[0]
@@ -76,7 +76,7 @@ def made_task(gateway: Gateway, job: str) -> Any:
     return Situation.read(gateway.parts.jobs, gateway.parts.jobs.get(T, job)).done["validate"]
 
 
-def test_the_model_classifies_what_is_typed(filled: tuple[Gateway, Made]) -> None:
+def test_model_page_classifies_texts(filled: tuple[Gateway, Made]) -> None:
     gateway, made = filled
     browser, path = signed_in(gateway), f"/ui/jobs/{made.jobs['succeeded']}/predict"
     part = browser.post(path, data={"texts": "invoice payment\n\nlate parcel"}, headers={"HX-Request": "true"}).text
@@ -87,7 +87,7 @@ def test_the_model_classifies_what_is_typed(filled: tuple[Gateway, Made]) -> Non
     assert browser.post(f"/ui/jobs/{made.jobs['running']}/predict", data={"texts": "x"}).status_code == 409
 
 
-def test_files_are_sent_to_a_session(filled: tuple[Gateway, Made]) -> None:
+def test_session_can_download_files(filled: tuple[Gateway, Made]) -> None:
     gateway, made = filled
     browser, job = signed_in(gateway), made.jobs["succeeded"]
     listed = re.findall(r'href="(/ui/jobs/[^"]+/files/[^"]+)"', browser.get(f"/ui/jobs/{job}/model").text)
@@ -98,7 +98,7 @@ def test_files_are_sent_to_a_session(filled: tuple[Gateway, Made]) -> None:
     assert browser.get(f"/ui/jobs/{job}/files/nope").status_code == 404
 
 
-def test_lists_and_comparisons_show_the_metric_of_a_task_that_has_one_of_its_own(gateway: Gateway) -> None:
+def test_pages_show_the_metric_of_the_task(gateway: Gateway) -> None:
     store = gateway.parts.jobs
     correlations = {"pearson": 0.8125, "spearman": 0.7875}
     wanted = {"pearson": correlations, "spearman": correlations, "matthews": {"matthews": 0.4375}}
@@ -123,7 +123,7 @@ def test_lists_and_comparisons_show_the_metric_of_a_task_that_has_one_of_its_own
         assert ("macro-F1" in table) == (scores is not correlations)
 
 
-def test_studies_show_their_words_and_their_plot(gateway: Gateway) -> None:
+def test_studies_show_summary_and_plot(gateway: Gateway) -> None:
     store, artifacts = gateway.parts.jobs, gateway.parts.artifacts
     others = {"options": ShareTicketsOptions(others=("b",))}
     for kind in ("learning_curve", "prune", "share_tickets"):

@@ -20,7 +20,7 @@ from tlm_core.studies.params import LSTM
 T = "default"
 
 
-def test_a_form_sent_twice_is_one_job(gateway: Gateway) -> None:
+def test_repeated_form_creates_one_job(gateway: Gateway) -> None:
     fill(gateway)
     browser = signed_in(gateway)
     page = Tags(browser.get("/ui/submit").text)
@@ -40,7 +40,7 @@ def test_a_form_sent_twice_is_one_job(gateway: Gateway) -> None:
     assert gateway.parts.jobs.get(T, alone.rsplit("/", 1)[1]).resolved.corpus_name is None
 
 
-def test_labels_priority_and_a_limit_of_time_become_a_part_of_the_job(gateway: Gateway) -> None:
+def test_form_sets_labels_priority_and_time_limit(gateway: Gateway) -> None:
     fill(gateway)
     job = submitted(gateway, metadata="team = search\n\nrun = a = b", priority="-3", minutes="1.5")
     assert job.spec.metadata == {"team": "search", "run": "a = b"}
@@ -73,7 +73,7 @@ def test_each_kind_reads_its_own_fields_and_no_others(gateway: Gateway) -> None:
     assert submitted(gateway, kind="train", **fields).spec.options == TrainOptions()
 
 
-def test_the_model_of_a_job_is_pruned_whatever_stands_in_the_fields_that_it_brings(gateway: Gateway) -> None:
+def test_form_for_a_prune_job_ignores_inherited_fields(gateway: Gateway) -> None:
     trained = gateway.parts.jobs.get(T, fill(gateway).jobs["succeeded"])
     job = submitted(gateway, kind="prune", scale="small", seeds="9",
                     **{"prune.job": f" {trained.id} ", "prune.levels": "0.2"})  # fmt: skip
@@ -134,7 +134,7 @@ def submitted(gateway: Gateway, **fields: Any) -> JobRecord:
         ),
     ],
 )
-def test_a_form_that_cannot_be_submitted_keeps_what_was_typed(
+def test_invalid_form_keeps_its_values(
     filled: tuple[Gateway, Made], data: Any, says: str
 ) -> None:
     gateway, _ = filled
@@ -150,7 +150,7 @@ def test_a_form_that_cannot_be_submitted_keeps_what_was_typed(
     assert len(gateway.parts.jobs.list_jobs(T, limit=100)[0]) == before
 
 
-def test_a_preview_tells_recipe_and_cost_and_submits_nothing(filled: tuple[Gateway, Made]) -> None:
+def test_preview_shows_recipe_and_cost_without_submitting(filled: tuple[Gateway, Made]) -> None:
     gateway, _ = filled
     before = len(gateway.parts.jobs.list_jobs(T, limit=100)[0])
     answer = signed_in(gateway).post(
@@ -161,7 +161,7 @@ def test_a_preview_tells_recipe_and_cost_and_submits_nothing(filled: tuple[Gatew
     assert len(gateway.parts.jobs.list_jobs(T, limit=100)[0]) == before
 
 
-def test_a_preview_of_a_study_tells_how_often_each_stage_runs(filled: tuple[Gateway, Made]) -> None:
+def test_preview_of_a_study_counts_its_stages(filled: tuple[Gateway, Made]) -> None:
     data = {
         "dataset": "tickets",
         "kind": "learning_curve",

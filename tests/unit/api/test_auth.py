@@ -8,7 +8,7 @@ from pathlib import Path
 from services.api.auth import ensure_token
 
 
-def test_a_token_is_made_once_and_only_its_owner_may_read_it(tmp_path: Path) -> None:
+def test_token_is_created_once_and_readable_only_by_its_owner(tmp_path: Path) -> None:
     path = tmp_path / "secrets" / "token"
     token = ensure_token(path)
     assert len(token) > 32
@@ -19,7 +19,7 @@ def test_a_token_is_made_once_and_only_its_owner_may_read_it(tmp_path: Path) -> 
     assert [p.name for p in path.parent.iterdir()] == ["token"]
 
 
-def test_starts_at_once_get_one_token(tmp_path: Path) -> None:
+def test_concurrent_starts_share_one_token(tmp_path: Path) -> None:
     with ThreadPoolExecutor(16) as pool:
         tokens = set(pool.map(lambda _: ensure_token(tmp_path / "token"), range(64)))
     assert len(tokens) == 1

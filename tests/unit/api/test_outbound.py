@@ -31,7 +31,7 @@ def at(*addresses: str, private: bool = False, seen: list[httpx.Request] | None 
     ["127.0.0.1", "10.0.0.7", "192.168.1.1", "172.16.0.1", "169.254.169.254", "0.0.0.0", "100.64.0.1", "::1", "fc00::1",
      "fe80::1%eth0", "::ffff:127.0.0.1", "224.0.0.1", "255.255.255.255"],
 )  # fmt: skip
-def test_an_address_that_is_not_public_is_refused_even_beside_a_public_one(address: str) -> None:
+def test_private_address_is_refused_even_next_to_a_public_one(address: str) -> None:
     with pytest.raises(InvalidRequest, match="has the private address"):
         at("93.184.216.34", address).check("https://example.com/hook")
     at("93.184.216.34", address, private=True).check("http://example.com/hook")
@@ -41,19 +41,19 @@ def test_an_address_that_is_not_public_is_refused_even_beside_a_public_one(addre
     "url",
     ["http://example.com/", "ftp://example.com/", "https://", "https://me:secret@example.com/", "nonsense", "//x"],
 )
-def test_what_is_no_plain_https_address_is_refused(url: str) -> None:
+def test_url_must_be_plain_https(url: str) -> None:
     with pytest.raises(InvalidRequest):
         at("93.184.216.34").check(url)
 
 
 @pytest.mark.parametrize("url", ["https://a..example.com/x", f"https://{'a' * 70}.example.com/x"])
-def test_a_name_that_no_host_can_have_is_refused(url: str) -> None:
+def test_invalid_host_name_is_refused(url: str) -> None:
     with pytest.raises(InvalidRequest, match="Invalid host name"):
         Outbound(private=False).check(url)
     assert Outbound(private=False).post(url, b"", {})[0] is None
 
 
-def test_the_request_goes_to_the_address_that_was_checked() -> None:
+def test_request_uses_the_checked_address() -> None:
     seen: list[httpx.Request] = []
     assert at("93.184.216.34", seen=seen).post("https://example.com:8443/a?b=c", b"{}", {"x": "y"}) == (204, None)
     (request,) = seen
@@ -61,13 +61,13 @@ def test_the_request_goes_to_the_address_that_was_checked() -> None:
     assert (request.headers["host"], request.extensions["sni_hostname"]) == ("example.com:8443", "example.com")
 
 
-def test_a_host_that_moves_to_a_private_address_gets_nothing() -> None:
+def test_host_that_moves_to_a_private_address_gets_no_request() -> None:
     seen: list[httpx.Request] = []
     status, error = at("10.0.0.7", seen=seen).post("https://example.com/", b"{}", {})
     assert (status, seen) == (None, []) and error is not None and "private address" in error
 
 
-def test_signatures_are_those_of_the_scheme() -> None:
+def test_signature_follows_standard_webhooks() -> None:
     # The example of the scheme's own libraries.
     found = sign(
         "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}'

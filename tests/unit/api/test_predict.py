@@ -28,7 +28,7 @@ def exported(artifacts: ArtifactStore, tmp_path: Path, name: str, **how: Any) ->
     return artifacts.write(f"default/{name}", folder, artifact=name, stage="export")
 
 
-def test_a_text_has_the_same_probabilities_alone_and_in_a_batch(artifacts: ArtifactStore, tmp_path: Path) -> None:
+def test_batching_does_not_change_probabilities(artifacts: ArtifactStore, tmp_path: Path) -> None:
     model = load_model(artifacts.localize(exported(artifacts, tmp_path, "a")))
     texts = ["good " * (n % 7) + "bad " * (n % 3) + "film" for n in range(80)]
     together = model.probabilities(texts)
@@ -37,13 +37,13 @@ def test_a_text_has_the_same_probabilities_alone_and_in_a_batch(artifacts: Artif
     assert model.probabilities([]).shape == (0, 2)
 
 
-def test_texts_are_cut_at_the_models_length(artifacts: ArtifactStore, tmp_path: Path) -> None:
+def test_long_texts_are_truncated(artifacts: ArtifactStore, tmp_path: Path) -> None:
     model = load_model(artifacts.localize(exported(artifacts, tmp_path, "a")))
     cut, whole = model.probabilities(["good " * 6 + "bad " * 50, "good " * 6])
     np.testing.assert_allclose(cut, whole, atol=1e-6)
 
 
-def test_a_model_of_pairs_wants_pairs(artifacts: ArtifactStore, tmp_path: Path) -> None:
+def test_pair_model_requires_pairs(artifacts: ArtifactStore, tmp_path: Path) -> None:
     predictor = Predictor(artifacts, capacity=1 << 30)
     pairs = exported(artifacts, tmp_path, "pairs", pair=True)
     with pytest.raises(InvalidRequest, match="pairs of texts"):
@@ -54,7 +54,7 @@ def test_a_model_of_pairs_wants_pairs(artifacts: ArtifactStore, tmp_path: Path) 
     assert [labels[row.argmax()] for row in found] == ["good", "bad"]
 
 
-def test_what_is_no_model_is_said_to_be_broken(tmp_path: Path) -> None:
+def test_unreadable_model_raises_corrupt_artifact(tmp_path: Path) -> None:
     with pytest.raises(CorruptArtifact, match=r"labels\.json"):
         load_model(tmp_path)
 
@@ -74,7 +74,7 @@ class Loader:
         return Model(cast(Any, None), cast(Any, None), ("a",), False, self.size)
 
 
-def test_a_model_is_loaded_once_however_many_ask(artifacts: ArtifactStore, tmp_path: Path) -> None:
+def test_concurrent_requests_load_a_model_once(artifacts: ArtifactStore, tmp_path: Path) -> None:
     loader = Loader(10)
     predictor = Predictor(artifacts, capacity=100, load=loader)
     ref = exported(artifacts, tmp_path, "a")
@@ -83,7 +83,7 @@ def test_a_model_is_loaded_once_however_many_ask(artifacts: ArtifactStore, tmp_p
     assert len(set(map(id, models))) == len(loader.loaded) == 1
 
 
-def test_the_least_lately_used_model_leaves_when_they_grow_too_large(artifacts: ArtifactStore, tmp_path: Path) -> None:
+def test_least_recently_used_model_is_dropped_at_capacity(artifacts: ArtifactStore, tmp_path: Path) -> None:
     loader = Loader(40)
     predictor = Predictor(artifacts, capacity=100, load=loader)
     refs = {name: exported(artifacts, tmp_path, name) for name in "abc"}
@@ -94,7 +94,7 @@ def test_the_least_lately_used_model_leaves_when_they_grow_too_large(artifacts: 
     assert loader.loaded == ["a", "b", "c", "b"]
 
 
-def test_a_model_larger_than_all_room_still_answers(artifacts: ArtifactStore, tmp_path: Path) -> None:
+def test_model_larger_than_the_cache_still_predicts(artifacts: ArtifactStore, tmp_path: Path) -> None:
     loader = Loader(1000)
     predictor = Predictor(artifacts, capacity=100, load=loader)
     ref = exported(artifacts, tmp_path, "a")

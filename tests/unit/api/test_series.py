@@ -16,7 +16,7 @@ def line(values: list[float]) -> list[tuple[float, float, float]]:
 
 
 @pytest.mark.parametrize("points", [4, 5, 17, 100, 999, 1000, 5000])
-def test_a_thinned_series_keeps_its_ends_its_peaks_and_its_order(points: int) -> None:
+def test_thinned_series_keeps_ends_peaks_and_order(points: int) -> None:
     chance = random.Random(points)
     values = [chance.gauss(0, 1) for _ in range(1000)]
     values[377], values[611] = 50.0, -50.0
@@ -28,16 +28,16 @@ def test_a_thinned_series_keeps_its_ends_its_peaks_and_its_order(points: int) ->
     assert kept == sorted(kept) and set(kept) <= set(whole)
 
 
-def test_a_short_series_is_left_as_it_is() -> None:
+def test_short_series_is_unchanged() -> None:
     assert thinned(line([3.0, 1.0]), 4) == line([3.0, 1.0])
 
 
-def test_every_part_keeps_its_own_extremes() -> None:
+def test_every_part_keeps_its_extremes() -> None:
     wave = line([math.sin(step / 10) for step in range(2000)])
     kept = [value for _, _, value in thinned(wave, 400)]
     assert max(kept) == max(v for _, _, v in wave) and min(kept) == min(v for _, _, v in wave)
 
 
-def test_only_what_differs_is_told_and_what_one_lacks_is_null() -> None:
+def test_differences_list_only_unequal_keys() -> None:
     found = differences([{"a": 1, "b": {"c": 2, "d": [1]}}, {"a": 1, "b": {"c": 3}}])
     assert [(d.key, d.values) for d in found] == [("b.c", (2, 3)), ("b.d", ([1], None))]
