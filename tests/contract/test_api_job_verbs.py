@@ -221,9 +221,7 @@ class AwayOnce(JobStore):
         super().delete(job, removal)
 
 
-def test_interrupted_deletion_with_jobs_is_completed(
-    api: TestClient, gateway: Gateway
-) -> None:
+def test_interrupted_deletion_with_jobs_is_completed(api: TestClient, gateway: Gateway) -> None:
     for seed in range(3):
         fail_one(api, gateway, up_to="export", seeds=[seed])
     away = replace(gateway.parts, jobs=AwayOnce(gateway.client))

@@ -49,9 +49,7 @@ def trained(api: TestClient, gateway: Gateway, older: str | None = None, **asked
     return store.finish(job, "a", {"artifacts": artifacts, "summary": {}})
 
 
-def test_model_of_a_time_limited_job_is_pruned(
-    api: TestClient, gateway: Gateway
-) -> None:
+def test_model_of_a_time_limited_job_is_pruned(api: TestClient, gateway: Gateway) -> None:
     job = trained(api, gateway)
     told = prune(api, job.id, priority=2)
     assert told["status_code"] == 202, told
@@ -69,9 +67,7 @@ def test_model_of_a_time_limited_job_is_pruned(
 @pytest.mark.parametrize(
     "how", [{**CLOCKED, "options": {"levels": [0.3]}}, {"options": {"levels": [0.3]}, "job": True}]
 )
-def test_pruning_a_prune_job_uses_its_dense_model(
-    api: TestClient, gateway: Gateway, how: dict[str, Any]
-) -> None:
+def test_pruning_a_prune_job_uses_its_dense_model(api: TestClient, gateway: Gateway, how: dict[str, Any]) -> None:
     if how.pop("job", False):  # it pruned a job's model itself
         how["options"]["job"] = trained(api, gateway).id
     job = trained(api, gateway, kind="prune", **how)
@@ -84,9 +80,7 @@ def test_pruning_a_prune_job_uses_its_dense_model(
     assert "ticket.winning.l0.2.s3" in names and not any("l0.3" in name for name in names)
 
 
-def test_inherited_fields_must_not_differ(
-    api: TestClient, gateway: Gateway
-) -> None:
+def test_inherited_fields_must_not_differ(api: TestClient, gateway: Gateway) -> None:
     job = trained(api, gateway)
     for more in (
         {"seeds": [0]},
@@ -136,9 +130,7 @@ def test_model_of_another_release_is_refused(api: TestClient, gateway: Gateway) 
     ), refused
 
 
-def test_repeated_prune_request_survives_a_deleted_job(
-    api: TestClient, gateway: Gateway
-) -> None:
+def test_repeated_prune_request_survives_a_deleted_job(api: TestClient, gateway: Gateway) -> None:
     job, headers = trained(api, gateway), {"Idempotency-Key": "k"}
     body = {"kind": "prune", "options": {"job": job.id}}
     first = api.post("/v1/jobs", json=body, headers=headers).json()["id"]

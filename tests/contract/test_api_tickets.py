@@ -90,9 +90,7 @@ def test_ticket_of_other_reading_options_is_refused(gateway: Gateway, api: TestC
     assert answer["status_code"] == 422 and "or read it with other options" in answer["detail"], answer
 
 
-def test_ticket_of_other_settings_is_refused_with_the_differences(
-    gateway: Gateway, api: TestClient
-) -> None:
+def test_ticket_of_other_settings_is_refused_with_the_differences(gateway: Gateway, api: TestClient) -> None:
     found = pruned(gateway, api)
     other = {"finetune.optimizer.lr": 0.002, "finetune.epochs": 3, "model.max_length": 64}
     answer = shared(api, found, **other)
@@ -104,9 +102,7 @@ def test_ticket_of_other_settings_is_refused_with_the_differences(
 
 
 @pytest.mark.parametrize("others", [["more", "toy@v1"], ["more", "more"], ["ID"]])
-def test_repeated_dataset_is_refused(
-    gateway: Gateway, api: TestClient, others: list[str]
-) -> None:
+def test_repeated_dataset_is_refused(gateway: Gateway, api: TestClient, others: list[str]) -> None:
     own = gateway.parts.catalog.dataset(T, "toy").id
     named = [own if name == "ID" else name for name in others]
     answer = submitted(api, kind="share_tickets", options={"others": named})

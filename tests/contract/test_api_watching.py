@@ -38,9 +38,7 @@ def report_points(gateway: Gateway, job: JobRecord, steps: range, node: str = "j
     gateway.parts.jobs.report(T, job.id, job.attempt, metrics=points)
 
 
-def test_series_are_columns_without_missing_values(
-    api: TestClient, gateway: Gateway
-) -> None:
+def test_series_are_columns_without_missing_values(api: TestClient, gateway: Gateway) -> None:
     job = running(gateway)
     report_points(gateway, job, range(1, 501))
     report_points(gateway, job, range(1, 4), node="finetune.s0")

@@ -134,9 +134,7 @@ def submitted(gateway: Gateway, **fields: Any) -> JobRecord:
         ),
     ],
 )
-def test_invalid_form_keeps_its_values(
-    filled: tuple[Gateway, Made], data: Any, says: str
-) -> None:
+def test_invalid_form_keeps_its_values(filled: tuple[Gateway, Made], data: Any, says: str) -> None:
     gateway, _ = filled
     before = len(gateway.parts.jobs.list_jobs(T, limit=100)[0])
     whole = {"dataset": "tickets", "corpus": "manuals", "seeds": "0, 7", **data}
