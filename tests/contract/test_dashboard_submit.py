@@ -169,4 +169,6 @@ def test_preview_of_a_study_counts_its_stages(filled: tuple[Gateway, Made]) -> N
     }
     answer = signed_in(filled[0]).post("/ui/submit/preview", data=data)
     assert answer.status_code == 200, answer.text
-    assert "learning curve" in answer.text and "bilstm × 4" in answer.text and "not estimated" in answer.text
+    assert (
+        "learning curve" in answer.text and "bilstm × 4" in answer.text and "has run this stage here yet" in answer.text
+    )
