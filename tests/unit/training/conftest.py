@@ -1,4 +1,4 @@
-"""What tests of training have in common."""
+"""Fixtures for the tests of training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
-    """The models here are too small for two threads, and other tests run beside them."""
+    """Use one thread: the models are too small for two."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,4 @@
-"""Stages that are killed, or asked to stop, and run again on the same folders."""
+"""Stages that are killed or stopped, and run again on the same folders."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tlm_core.training.stage import StageContext, StageParams
 
 
 class Killed(Exception):
-    """Stands for a process that died."""
+    """Simulates the death of a process."""
 
 
 @dataclass
 class DyingReporter(LocalReporter):
-    """Kills the run at its n-th report; the reports of tests come at every step, by their clock."""
+    """Kills the run at the report of step `die_at`. Tests report at every step."""
 
     die_at: int = 10**9
 
@@ -33,7 +33,7 @@ class DyingReporter(LocalReporter):
 
 @dataclass
 class Run:
-    """One stage that can be run again and again on the same folders."""
+    """A stage that can run repeatedly on the same folders."""
 
     folder: Path
     stage: Stage
@@ -56,7 +56,7 @@ class Run:
 
 
 def content(folder: Path) -> dict[str, Any]:
-    """What must be equal: every byte of the weights, and the history but for seconds."""
+    """Return what must be equal: the bytes of the weights, and the history without seconds."""
     history = json.loads((folder / "history.json").read_text())
     cost = {name: value for name, value in history.pop("cost").items() if "seconds" not in name}
     history.pop("joint", None)
@@ -66,6 +66,6 @@ def content(folder: Path) -> dict[str, Any]:
 def run_of(
     folder: Path, prepared: Path, recipe: Recipe, stage: str = "joint", inputs: Mapping[str, Path] | None = None
 ) -> Run:
-    """A stage by `recipe`, at seed 5."""
+    """Return a stage of the recipe with seed 5."""
     params = {"joint": JointParams, "finetune": FinetuneParams}[stage].of(recipe, 5)
     return Run(folder, {"joint": JOINT, "finetune": FINETUNE}[stage], {"prepared": prepared, **(inputs or {})}, params)

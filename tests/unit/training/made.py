@@ -1,4 +1,4 @@
-"""Small made tasks, selections and prepared data."""
+"""Generated small tasks, selections, prepared data, and trainers."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ TINY: Mapping[str, Any] = {
 
 
 def tiny(**more: Any) -> Recipe:
-    """A recipe for seconds; keys with __ for dots."""
+    """Return a recipe that trains in seconds, with overrides; `__` stands for a dot."""
     return resolve("fast", "tiny", {**TINY, **{key.replace("__", "."): value for key, value in more.items()}})
 
 
 def made_task(
     folder: Path, counts: tuple[int, int, int] = (60, 24, 30), *, pair: bool = False, longest: int = 30
 ) -> Path:
-    """Texts of common words among which a third tell the label."""
+    """Write a task whose texts are common words, a third of them replaced by words of the label."""
     random = np.random.default_rng(0)
 
     def text(label: int) -> str:
@@ -91,7 +91,7 @@ def made_selection(folder: Path, count: int = 150) -> Path:
 
 
 def made_prepared(folder: Path, recipe: Recipe, *, pair: bool = False, alone: bool = False) -> Path:
-    """The prepare artifact of a made task, with passages unless `alone`."""
+    """Run the prepare stage on a generated task, with passages unless `alone`."""
     inputs = {"task": made_task(folder / "task", pair=pair)}
     if not alone:
         inputs["selection"] = made_selection(folder / "selection")
@@ -106,7 +106,7 @@ def trainer_of(
     checkpoints: LocalCheckpoints | None = None,
     **over: Any,
 ) -> Trainer:
-    """A joint stage's run of `steps` steps on made data, in float32; `over` may set another budget."""
+    """Return a joint stage of `steps` steps on generated data, in float32. `over`: recipe overrides."""
     budget = {} if any("budget" in key for key in over) else {"joint__budget__steps": steps}
     recipe = tiny(**{"precision": "fp32", "checkpoint_steps": 1000, **budget, **over})
     prepared = made_prepared(folder / "data", recipe)

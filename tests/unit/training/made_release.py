@@ -1,4 +1,4 @@
-"""A small model in the layout of the original TLM release, and what it answers."""
+"""A small model in the layout of the original TLM release, and its logits."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ HIDDEN = 32
 
 @dataclass
 class Release:
-    """folder: as published. tensors: its state."""
+    """folder: the published files. tensors: the model's state."""
 
     folder: Path
     config: BertConfig
     tensors: dict[str, Tensor]
 
     def logits(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """What the release computes, [B, labels], written out: first token, linear, GELU, linear."""
+        """Return the logits [B, labels] by the release's formula: first token, linear, GELU, linear."""
         encoder = BertModel(self.config, add_pooling_layer=False).eval()
         own = {name.removeprefix("bert."): t for name, t in self.tensors.items() if name.startswith("bert.")}
         encoder.load_state_dict(own)
@@ -36,7 +36,7 @@ class Release:
 
 
 def made_release(folder: Path, labels: int = 3) -> Release:
-    """Pickled weights, config and vocabulary as the release keeps them."""
+    """Write pickled weights, config, and vocabulary like the release."""
     config = BertConfig(
         vocab_size=len(VOCABULARY), hidden_size=HIDDEN, intermediate_size=48, num_hidden_layers=2,
         num_attention_heads=2, max_position_embeddings=40, architectures=["BertForMaskedLM"],
@@ -53,7 +53,7 @@ def made_release(folder: Path, labels: int = 3) -> Release:
     release = Release(folder, config, tensors)
     probe = torch.randint(5, len(VOCABULARY), (32, 8), generator=random)
     probe[:, 0] = 2
-    # Else one label wins everywhere, and a wrong path could hide behind it.
+    # Otherwise one label wins everywhere, which could hide an error.
     tensors["cls_layer.2.bias"] -= release.logits(probe, torch.ones_like(probe)).mean(dim=0)
     folder.mkdir(parents=True)
     config.save_pretrained(folder)

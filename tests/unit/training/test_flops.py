@@ -1,4 +1,4 @@
-"""Counted operations against PyTorch's own counter."""
+"""FLOPs against the counter of PyTorch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_flops_match_the_counter_of_torch(architecture: str, rho1: float, tmp_pa
     model = build(recipe.model, prepared, 0)
     optimizer = Optimizer(model, recipe.joint.optimizer, ("encoder", "vocabulary", "task"))
     batch = JointBatches(prepared, recipe.joint, 0)(0, 0.0)
-    # The fused attention kernel of the CPU is unknown to the counter; the plain one does the same products.
+    # The counter does not support the CPU's fused attention kernel. The plain one has the same products.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         accumulate_gradient(model, batch, Workers(), 64, "fp32", torch.device("cpu"))
         optimizer.step(1.0, batch.active)

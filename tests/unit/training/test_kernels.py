@@ -1,4 +1,4 @@
-"""The kernels' values and gradients against the plain formulas."""
+"""Values and gradients of the kernels, against the plain formulas."""
 
 from __future__ import annotations
 

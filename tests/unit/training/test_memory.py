@@ -1,4 +1,4 @@
-"""How many rows memory holds: counted from shapes, against the container's limit."""
+"""Memory estimates, and the rows that fit the container's limit."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_rows_are_halved_until_they_fit(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_memory_estimate_covers_the_vocabulary_loss() -> None:
-    # Measured of 16 rows: 346 MB, of which 292 are the exponentials of 1,216 masked tokens.
+    # Measured with 16 rows: 346 MB, of which the exponentials of 1,216 masked tokens take 292.
     wide = Sizes(
         layers=1, hidden=64, heads=2, intermediate=64, max_length=256, vocab=60_000, labels=3, architecture="modernbert"
     )
@@ -44,7 +44,7 @@ def test_memory_estimate_covers_the_vocabulary_loss() -> None:
 def test_memory_for_training_fits_validation_with_twice_the_rows(sizes: Sizes) -> None:
     trained, predicted = (count(sizes, 10, rows) for count, rows in ((training_bytes, 64), (predicting_bytes, 128)))
     assert predicted <= trained
-    maps = 128 * sizes.heads * sizes.max_length**2 * 4  # the scores of all heads, and their softmax beside them
+    maps = 128 * sizes.heads * sizes.max_length**2 * 4  # the scores of all heads, and their softmax
     assert predicted > 2 * maps
 
 

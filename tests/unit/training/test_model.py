@@ -71,7 +71,7 @@ def store(tmp_path: Path) -> TokenStore:
 
 
 def scattered(model: TaskModel) -> TaskModel:
-    """Weights far from their careful start, so that a wrong path shows."""
+    """Move the weights far from their initial values, so that an error changes the result."""
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -85,7 +85,7 @@ def published_folder(folder: Path, stock: Any) -> Path:
 
 
 def hidden_of(model: TaskModel, store: TokenStore, documents: list[int], length: int = 32) -> dict[int, torch.Tensor]:
-    """Hidden states of each document, from packed rows."""
+    """Return the hidden states of each document, from packed rows."""
     rows = pack(store, np.array(documents), length)
     arrays = (rows.tokens, rows.segments, rows.positions, rows.types)
     with torch.inference_mode():

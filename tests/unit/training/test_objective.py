@@ -1,4 +1,4 @@
-"""The joint loss against a plain reference, and the same gradient however a step is cut."""
+"""The joint loss against a plain reference, and one gradient for every division of a step."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def setup(request: pytest.FixtureRequest, tmp_path: Path) -> Setup:
 
 
 def plain_losses(model: TaskModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Mean losses, document by document without packing, with logits for every position."""
+    """Return mean losses, computed per document without packing, with logits for every position."""
     mlm, task = [], []
     for row in range(len(batch.rows)):
         for segment in range(1, int(batch.rows.segments[row].max()) + 1):
@@ -87,7 +87,7 @@ def test_gradient_does_not_depend_on_workers_or_micro_batches(setup: Setup, step
     for workers, micro_rows in ((1, 64), (2, 64), (1, 2), (3, 1)):
         setup.buffers.gradient.zero_()
         sums = torch.zeros(2)
-        for rank in range(workers):  # what the all-reduce would sum
+        for rank in range(workers):  # the addends of the all-reduce
             sums += accumulate_gradient(setup.model, batch, Workers(rank, workers), micro_rows, "fp32", CPU)
         gradients.append((setup.buffers.gradient.clone(), sums))
     gradient, sums = gradients[0]

@@ -1,4 +1,4 @@
-"""`profile: true`: a trace beside the model, the same weights."""
+"""`profile: true` writes a trace and does not change the weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Starting from published encoders: made ones, in the layout that the hub has."""
+"""Initialization from published encoders, generated in the layout of the hub."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ KINDS: dict[str, tuple[PretrainedConfig, Any]] = {
 
 
 def published(folder: Path, kind: str) -> Path:
-    """Weights, config and tokenizer, as a hub repository holds them."""
+    """Write weights, config, and tokenizer like a hub repository."""
     torch.manual_seed(0)
     config, model = KINDS[kind]
     model(config).save_pretrained(folder)

@@ -295,16 +295,16 @@ def test_validation_chooses_the_rate_and_cost_covers_all_rates(chain: Mapping[st
         params = FinetuneParams.of(RECIPE.model_copy(update={"finetune": finetune}), 0)
         folders[f"try.{number}"] = run_stage(FINETUNE, inputs, params, tmp_path / str(number))
     tries = [json.loads((folder / HISTORY).read_text()) for folder in folders.values()]
-    assert tries[1]["best"]["score"] > tries[0]["best"]["score"], "or there is nothing to choose"
+    assert tries[1]["best"]["score"] > tries[0]["best"]["score"], "the rates must differ in their result"
     (folders["try.1"] / MANIFEST).write_text("{}")
     chosen = run_stage(CHOOSE, folders, ChooseParams(rates=rates), tmp_path / "chosen")
     history = json.loads((chosen / HISTORY).read_text())
     assert history["best"] == {"lr": rates[1], **tries[1]["best"]}
     assert [result["lr"] for result in history["tries"]] == list(rates)
     assert history["cost"]["flops"] == tries[0]["cost"]["flops"] + tries[1]["cost"]["flops"]
-    assert history["joint"] == tries[1]["joint"], "the joint stage was paid for once"
+    assert history["joint"] == tries[1]["joint"], "the joint stage counts once"
     assert (chosen / WEIGHTS).read_bytes() == (chain["finetune.s0"] / WEIGHTS).read_bytes()
-    assert not (chosen / MANIFEST).exists(), "an artifact's manifest is its own"
+    assert not (chosen / MANIFEST).exists(), "the manifest is not copied"
     ties = run_stage(CHOOSE, {"try.0": chosen, "try.1": chosen}, ChooseParams(rates=rates), tmp_path / "ties")
     assert json.loads((ties / HISTORY).read_text())["best"]["lr"] == rates[0]
 

@@ -1,4 +1,4 @@
-"""The fused loss and its gradient against PyTorch's own, also where plain arithmetic would cancel."""
+"""The fused loss and its gradient against PyTorch, also where plain arithmetic loses precision."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _inputs(spread: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, to
 def _both(
     hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, targets: torch.Tensor, dtype: torch.dtype
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """(ours, PyTorch's in float64), each the loss and the gradients by hidden, weight and bias."""
+    """Return (ours, PyTorch's in float64): loss and gradients by hidden, weight, and bias."""
     exact = [tensor.clone().requires_grad_() for tensor in (hidden, weight, bias)]
     loss = F.cross_entropy((exact[0] @ exact[1].t() + exact[2])[:COUNT], targets[:COUNT], reduction="sum")
     mine = [tensor.float().requires_grad_() for tensor in (hidden, weight, bias)]
@@ -39,7 +39,7 @@ def test_vocabulary_loss_and_gradient_match_cross_entropy(dtype: torch.dtype, to
 
 def test_gradient_stays_precise_at_high_confidence() -> None:
     hidden, weight, bias, targets = _inputs(0.01)
-    bias[targets] += 18.0  # leaves the rest some 1e-5 of the probability
+    bias[targets] += 18.0  # all other entries share a probability of 1e-5
     for ours, exact in zip(*_both(hidden, weight, bias, targets, torch.float32), strict=True):
         assert (ours.double() - exact).norm() <= 1e-5 * exact.norm()
 
