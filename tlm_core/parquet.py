@@ -1,4 +1,4 @@
-"""Parquet files on this machine's disk, read piece by piece."""
+"""Local Parquet files, read in batches."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ BUFFER = 1 << 20
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
-    """A file whose `iter_batches` takes memory by the batch, however large the file is. Raises as pyarrow does.
+    """Open a file whose `iter_batches` needs memory for one batch. Raises the errors of pyarrow.
 
-    As it comes, Arrow fetches every row group ahead and keeps all of them until the file is closed: that serves slow
-    storage, and on a disk it is a copy of the file in memory.
+    By default Arrow prefetches every row group and holds all of them until the file is closed. That suits slow remote
+    storage; on a local disk it copies the file into memory.
     """
     import pyarrow.parquet as pq
 

@@ -1,4 +1,4 @@
-"""Which passages of a corpus hold validation or test texts."""
+"""Passages of a corpus that contain validation or test texts."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ SHORTEST_TEXT = 5
 HALF = "half of its 8-grams"
 WHOLE = "whole text"
 
-# Scripts written without blanks: Han, Kana, Bopomofo, Thai, Lao, Burmese, Khmer, Tai, Javanese, Balinese. A run of
-# them is a sentence, which a passage hardly ever holds as it is, so there each character stands for itself.
+# Scripts without blanks: Han, Kana, Bopomofo, Thai, Lao, Burmese, Khmer, Tai, Javanese, Balinese. A run of them is a
+# whole sentence, which passages rarely repeat, so each character is a token.
 _ALONE = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf\u1b00-\u1b7f\u3005-\u3007\u3021-\u3029"
     "\u3040-\u30fa\u30fc-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua980-\ua9ff\uaa60-\uaadf"
@@ -27,7 +27,7 @@ _TOKEN = re.compile(rf"(?=[^\W_])[{_ALONE}]|[^\W_{_ALONE}]+")
 
 
 class Leak(NamedTuple):
-    """A validation or test text that a passage holds; `rule` is HALF or WHOLE."""
+    """A validation or test text that a passage contains; `rule` is HALF or WHOLE."""
 
     split: str
     row: int
@@ -35,23 +35,20 @@ class Leak(NamedTuple):
 
 
 def tokens(text: str) -> list[str]:
-    """Runs of letters and digits of the case-folded text, and each letter of a script without blanks by itself.
-
-    Marks around entities vanish.
-    """
+    """Runs of letters and digits of the case-folded text; each letter of a script without blanks is one token."""
     return _TOKEN.findall(unicodedata.normalize("NFC", text).casefold())
 
 
 def grams(words: list[str], size: int = GRAM) -> Iterator[tuple[str, ...]]:
-    """Every run of `size` neighbouring words."""
+    """Every run of `size` adjacent words."""
     return zip(*(islice(words, start, None) for start in range(size)), strict=False)
 
 
 class LeakFilter:
-    """Finds the texts that a passage gives away.
+    """Detects the texts that a passage leaks.
 
-    A passage leaks a text of at least 8 tokens if it holds at least half of its distinct 8-grams, and one of
-    5 to 7 tokens if it holds all of it as one run. Texts under 5 tokens never leak.
+    A passage leaks a text of at least 8 tokens if it contains at least half of its distinct 8-grams, and a text of 5
+    to 7 tokens if it contains all of it as one run. Texts under 5 tokens never leak.
 
     texts: (split, row, text) of every validation and test text.
     """
@@ -74,7 +71,7 @@ class LeakFilter:
         self._long, self._short = _Postings(long), _Postings(short)
 
     def leaks_of(self, passage: str) -> list[Leak]:
-        """The texts that `passage` leaks, in the order in which they were given."""
+        """The texts that `passage` leaks, in the order of `texts`."""
         words = tokens(passage)
         owners = self._long.owners_of(words, GRAM)
         candidates = set(self._short.owners_of(words, SHORTEST_TEXT).tolist())
@@ -88,7 +85,7 @@ class LeakFilter:
         return [leak for owner in sorted(candidates) if (leak := self._checked(owner, words))]
 
     def _checked(self, owner: int, words: list[str]) -> Leak | None:
-        """Look at the words themselves: equal hashes are a hint only."""
+        """Compare the words themselves, because different words can have equal hashes."""
         split, row, text = self._texts[owner]
         wanted = tokens(text)
         if len(wanted) < GRAM:
@@ -98,7 +95,7 @@ class LeakFilter:
 
 
 class _Postings:
-    """Which texts hold an n-gram, by its hash: two flat arrays, as a big test set has millions of n-grams.
+    """The texts with an n-gram, by its hash: two flat arrays, because a large test set has millions of n-grams.
 
     keys: for each text the distinct hashes of its n-grams.
     """
@@ -107,12 +104,12 @@ class _Postings:
         owners = np.repeat(np.arange(len(keys), dtype=np.int32), [len(part) for part in keys])
         joined = np.concatenate([np.empty(0, dtype=np.int64), *keys])
         order = np.argsort(joined, kind="stable")
-        # A last key that no search goes past spares a bounds check.
+        # The last key ends every search, which makes a bounds check unnecessary.
         self._keys = np.append(joined[order], np.iinfo(np.int64).max)
         self._owners = owners[order]
 
     def owners_of(self, words: list[str], size: int) -> NDArray[np.int32]:
-        """Owner of every pair of a distinct n-gram of `words` and a text that holds it."""
+        """Owner of every pair of a distinct n-gram of `words` and a text that contains it."""
         if not len(self._owners) or len(words) < size:
             return self._owners[:0]
         wanted = _hashes(words, size)

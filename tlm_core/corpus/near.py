@@ -1,8 +1,8 @@
-"""Passages that are nearly equal to earlier ones, by MinHash with its state on disk (Broder 1997).
+"""Near duplicates of earlier passages, by MinHash with its state on disk (Broder 1997).
 
-Two passages are near duplicates if the Jaccard index of their word triples, as 128 minima estimate it, is at least
-0.8. Only passages that agree in one of 16 bands of 8 minima are compared: pairs at 0.8 are found with probability
-0.95, at 0.9 always.
+Two passages are near duplicates if the Jaccard index of their word triples, estimated by 128 minima, is at least 0.8.
+Only passages with one equal band of 8 minima (of 16) are compared: a pair at 0.8 is detected with probability 0.95, a
+pair at 0.9 always.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ _MINIMA = 128
 _BANDS = 16
 _SHINGLE = 3
 _SEED = 1
-_AT_ONCE = 2_000  # texts whose shingles are held: together they take many times the text's room
-_RUN = 1_000_000  # keys that are searched in memory before they become a file
-_MOST = 16  # passages looked at for one band of one file: more only where a text is everywhere
+_AT_ONCE = 2_000  # texts whose shingles are in memory, where they need many times the size of the text
+_RUN = 1_000_000  # keys in memory before they become a file
+_MOST = 16  # passages compared for one band of one file; only very frequent texts have more
 
 Keys = NDArray[np.uint64]
 Owners = NDArray[np.uint32]
 
 
 class NearDuplicates:
-    """Tells of each passage whether one like it was kept before. Memory does not grow with their number.
+    """A filter for near duplicates whose memory does not grow with the number of passages.
 
-    folder: an empty one for what it has to remember, some 700 bytes a passage; the caller removes it. Afterwards
-    `dropped` and `seconds` say what it found and what that cost. Raises MissingDependency, StorageFull.
+    folder: empty, for its state of some 700 bytes per passage; the caller removes it. dropped: near duplicates so far.
+    seconds: time spent so far. Raises MissingDependency, StorageFull.
     """
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -50,9 +50,9 @@ class NearDuplicates:
         self.seconds = 0.0
 
     def keep(self, texts: Sequence[str]) -> NDArray[np.bool_]:
-        """True for each of `texts` that is like none that was kept before, here or in an earlier call."""
+        """Return [texts] True for every text that is no near duplicate of an earlier one, in any call."""
         begun = self._clock()
-        with storage_errors("looking for near duplicates"):
+        with storage_errors("Detecting near duplicates"):
             parts = [self._keep(texts[start : start + _AT_ONCE]) for start in range(0, len(texts), _AT_ONCE)]
         kept = np.concatenate([np.ones(0, np.bool_), *parts])
         self.dropped += len(texts) - int(kept.sum())
@@ -86,7 +86,7 @@ class NearDuplicates:
         return np.array(self._minima(shingles), np.uint32).reshape(len(texts), _MINIMA)
 
     def _earlier(self, bands: Keys) -> dict[int, NDArray[np.uint32]]:
-        """Signatures of the kept passages of earlier calls that share a band with a passage, by its number."""
+        """Signatures of passages of earlier calls that share a band with a passage, by its number."""
         wanted, passages = bands.ravel(), np.repeat(np.arange(len(bands)), _BANDS)
         order = np.argsort(wanted)
         wanted, passages = wanted[order], passages[order]
@@ -105,7 +105,7 @@ class NearDuplicates:
     def _known(self) -> Iterator[tuple[Keys, Owners]]:
         yield from self._pending
         for run in range(self._runs):
-            # Mapped anew each time: what was read of a file is then given back at once.
+            # A new mapping each time releases the pages that were read.
             keys, owners = (np.load(self._folder / f"{name}-{run}.npy", mmap_mode="r") for name in ("keys", "owners"))
             yield keys, owners
 
@@ -133,13 +133,13 @@ def _sorted(keys: Keys, owners: Owners) -> tuple[Keys, Owners]:
 
 
 def _band_keys(signatures: NDArray[np.uint32]) -> Keys:
-    """[passages, bands]: one number for the minima of each band, different for different bands."""
+    """[passages, bands]: one number for the minima of each band; bands with equal minima differ."""
     size = _MINIMA // _BANDS
     keys = np.empty((len(signatures), _BANDS), np.uint64)
     for band in range(_BANDS):
         mixed = np.full(len(signatures), band + 1, np.uint64)
         for column in range(band * size, (band + 1) * size):
-            # FNV-1a on words of 32 bits, with a shift since its low bits alone would hardly mix.
+            # FNV-1a on words of 32 bits, with a shift because its low bits alone mix too little.
             mixed = (mixed ^ signatures[:, column]) * np.uint64(0x100000001B3)
             mixed ^= mixed >> np.uint64(29)
         keys[:, band] = mixed
@@ -150,7 +150,7 @@ def _library() -> Callable[[list[list[str]]], Any]:
     try:
         from rensa import RMinHash  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError as error:
-        raise MissingDependency("looking for near duplicates needs the package rensa; install it") from error
+        raise MissingDependency("Detecting near duplicates needs the package rensa. Install it.") from error
 
     def minima(shingles: list[list[str]]) -> Any:
         return RMinHash.digests_from_token_sets(shingles, _MINIMA, _SEED)

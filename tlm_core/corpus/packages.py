@@ -1,6 +1,6 @@
-"""A first general corpus for everyone: the documentation of the Python packages that are installed.
+"""A general corpus that needs no download: the documentation of the installed Python packages.
 
-Texts are docstrings, documentation files inside packages, and package descriptions. Code is parsed and never run.
+Texts are docstrings, documentation files inside packages, and package descriptions. Code is parsed and never runs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tlm_core.corpus.passages import SHORTEST, Passage, cut, make_passage, tidy,
 LARGEST_FILE = 2_000_000
 SHORTEST_DOCSTRING = 15
 LEAST_LETTERS = 0.5
-_CHUNK = 4_000_000
+_FILES_AT_ONCE = 64  # for one worker process
 
 _DOCUMENTS = (".md", ".rst", ".txt")
 _DESCRIPTIONS = ("METADATA", "PKG-INFO")
@@ -48,7 +48,7 @@ class Document(NamedTuple):
     """One text of a package.
 
     package: name of the top-level module, or of the distribution for its description.
-    file: path below the folder of installed packages. docstring: whether it comes out of code.
+    file: path below the folder of installed packages. docstring: whether it comes from code.
     """
 
     package: str
@@ -58,10 +58,10 @@ class Document(NamedTuple):
 
 
 def passages_from_packages(*, workers: int = 2, progress: Progress | None = None) -> Iterator[Passage]:
-    """Passages of the documentation of the standard library and every installed package, in a fixed order.
+    """Passages of the documentation of the standard library and all installed packages, in a fixed order.
 
     The same environment gives the same passages; `source` is `package:NAME`. Duplicates are not dropped.
-    workers: processes that parse. progress: is told bytes done and bytes in all.
+    workers: number of parsing processes. progress: called with bytes done and bytes in total.
     """
     return passages_of(documents_from_packages(workers=workers, progress=progress))
 
@@ -69,8 +69,8 @@ def passages_from_packages(*, workers: int = 2, progress: Progress | None = None
 def passages_of(documents: Iterable[Document]) -> Iterator[Passage]:
     """Passages of `documents`, which come file by file.
 
-    Docstrings under 15 words say too little alone: those of one file are joined up to 25 words. What is hardly
-    made of letters (tables, listings) is left out.
+    Docstrings under 15 words are too short: those of one file are joined up to 25 words. Texts with few letters
+    (tables, listings) are skipped.
     """
     for (package, _), group in groupby(documents, key=lambda document: (document.package, document.file)):
         for text in _joined(group):
@@ -80,7 +80,7 @@ def passages_of(documents: Iterable[Document]) -> Iterator[Passage]:
 
 
 def is_prose(text: str) -> bool:
-    """Whether `text` has at least 15 words and at least half of its characters are letters, blanks left aside."""
+    """Whether `text` has at least 15 words and at least half of its non-blank characters are letters."""
     letters = sum(map(len, _LETTERS.findall(text)))
     solid = sum(map(len, text.split()))
     return letters >= LEAST_LETTERS * solid and word_count(text) >= SHORTEST_DOCSTRING
@@ -89,25 +89,24 @@ def is_prose(text: str) -> bool:
 def documents_from_packages(
     roots: Sequence[Path] | None = None, *, workers: int = 2, progress: Progress | None = None
 ) -> Iterator[Document]:
-    """Every documentation text below `roots` (by default where Python keeps its library and the installed packages).
+    """Every documentation text below `roots` (default: the standard library and the installed packages).
 
-    Files over 2 MB, and code that does not parse, are passed over.
+    Files above 2 MB and code that does not parse are skipped.
     """
-    chunks = list(_chunks(_listing(package_folders() if roots is None else roots)))
-    total = sum(file.size for chunk in chunks for file in chunk)
-    done = 0
-    for chunk, documents in zip(chunks, _mapped(chunks, workers), strict=True):
+    files = list(_listing(package_folders() if roots is None else roots))
+    total, done = sum(file.size for file in files), 0
+    for file, documents in zip(files, _mapped(files, workers), strict=True):
         yield from documents
-        done += sum(file.size for file in chunk)
+        done += file.size
         if progress:
             progress(done, total)
 
 
 def package_folders() -> list[Path]:
-    """Where this environment keeps the standard library and installed packages."""
+    """Folders of the standard library and the installed packages of this environment."""
     paths = sysconfig.get_paths()
-    found = [paths["stdlib"], paths["purelib"], paths["platlib"], *site.getsitepackages()]
-    return [path for path in dict.fromkeys(Path(name).resolve() for name in found) if path.is_dir()]
+    names = [paths["stdlib"], paths["purelib"], paths["platlib"], *site.getsitepackages()]
+    return [path for path in dict.fromkeys(Path(name).resolve() for name in names) if path.is_dir()]
 
 
 class _File(NamedTuple):
@@ -141,52 +140,34 @@ def _is_wanted(folder: str, name: str) -> bool:
     return not inside_metadata and (name.endswith(".py") or (name.endswith(_DOCUMENTS) and not _LEGAL.search(name)))
 
 
-def _chunks(files: Iterable[_File]) -> Iterator[list[_File]]:
-    chunk: list[_File] = []
-    for file in files:
-        chunk.append(file)
-        if sum(file.size for file in chunk) >= _CHUNK:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
-
-
-def _mapped(chunks: list[list[_File]], workers: int) -> Iterator[list[Document]]:
-    if workers <= 1 or len(chunks) <= 1:
-        yield from map(_read_chunk, chunks)
+def _mapped(files: list[_File], workers: int) -> Iterator[list[Document]]:
+    if workers <= 1 or len(files) <= 1:
+        yield from map(_read_file, files)
         return
-    # Spawned, as the caller may run threads, which a fork would not survive. Syntax trees hold no cycles, and looking
-    # for some doubles the time, so the collector is off in the workers.
+    # Spawned, because the caller may run threads, which a fork does not survive. Syntax trees have no cycles, and the
+    # search for cycles would double the time, so the collector is off in the workers.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(chunks)), mp_context=context, initializer=gc.disable) as pool:
-        yield from pool.map(_read_chunk, chunks)
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=gc.disable) as pool:
+        yield from pool.map(_read_file, files, chunksize=_FILES_AT_ONCE)
 
 
-def _read_chunk(files: list[_File]) -> list[Document]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return [document for file in files for document in _read_file(file)]
-
-
-def _read_file(file: _File) -> Iterator[Document]:
-    with open(file.path, "rb") as handle:
-        body = handle.read()
+def _read_file(file: _File) -> list[Document]:
+    body = Path(file.path).read_bytes()
     top = file.name.split(os.sep)[0]
     if file.name.endswith(".py"):
-        for text in docstrings(body):
-            yield Document(top.removesuffix(".py"), file.name, text, True)
-        return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return [Document(top.removesuffix(".py"), file.name, text, True) for text in docstrings(body)]
     text = body.decode("utf-8", "replace")
     if os.path.basename(file.name) in _DESCRIPTIONS:
         message = email.message_from_string(text)
         top = message["Name"] or top
         text = f"{message['Summary'] or ''}\n\n{message.get_payload()}"
-    yield Document(top, file.name, _without_markup(text), False)
+    return [Document(top, file.name, _without_markup(text), False)]
 
 
 def docstrings(code: bytes) -> Iterator[str]:
-    """The docstrings of a Python file in their order, without lines that only rule off. No code is run."""
+    """The docstrings of a Python file in order, without lines of punctuation. No code runs."""
     if b'"""' not in code and b"'''" not in code:
         return
     try:
@@ -207,7 +188,7 @@ def _without_markup(text: str) -> str:
 
 
 def _joined(documents: Iterable[Document]) -> Iterator[str]:
-    """Texts of one file; docstrings that are too short alone are put together."""
+    """Texts of one file; short docstrings are joined."""
     pending = ""
     for document in documents:
         if not document.docstring or word_count(document.text) >= SHORTEST_DOCSTRING:

@@ -1,4 +1,4 @@
-"""Passages: their ids, how long texts are cut into them, and which were seen before."""
+"""Passages: their ids, the cutting of long texts, and the set of those already seen."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ SHORTEST = 25
 LONGEST = 250
 TARGET = LONGEST // 2
 
-# Scripts written without blanks: each of their characters counts as a word.
+# Scripts without blanks between words: each character counts as a word.
 _UNSPACED = (
     "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff"
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
 )
-# The upper bound keeps base64 and the like from hiding megabytes in one word.
+# The upper bound divides base64 and similar data, which would be one word of megabytes.
 _LONGEST_WORD = 40
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]{{1,{_LONGEST_WORD}}}")
-# A blank before a small letter ends no sentence in scripts that have capitals ("e.g. this").
+# In scripts with capitals, a blank before a small letter does not end a sentence ("e.g. this").
 _SENTENCE_END = re.compile(
     r"""(?<![.!?…])[.!?…]+["'”’)\]»]*\s(?![a-z])|[。！？｡．]+["'”’」』）】》]*\s?|[।॥۔؟።။։]+["'”’)\]»]*\s?"""
 )
@@ -40,7 +40,7 @@ class Passage(NamedTuple):
 
 
 def passage_id(text: str) -> str:
-    """First 32 hex digits of the SHA-256 of the NFC form: the same text has the same id everywhere."""
+    """Return the first 32 hex digits of the SHA-256 of the NFC form; equal texts have equal ids everywhere."""
     return hashlib.sha256(unicodedata.normalize("NFC", text).encode()).hexdigest()[:32]
 
 
@@ -49,7 +49,7 @@ def make_passage(text: str, source: str) -> Passage:
 
 
 def encodable(text: str) -> str:
-    """`text` with U+FFFD in place of lone surrogates, which no UTF-8 file can hold."""
+    """Replace lone surrogates, which UTF-8 cannot encode, by U+FFFD."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -58,12 +58,12 @@ def encodable(text: str) -> str:
 
 
 def tidy(text: str) -> str:
-    """NFC form of `text` with every run of white space made one blank."""
+    """Return the NFC form of `text` with one blank for every run of white space."""
     return unicodedata.normalize("NFC", encodable(" ".join(text.split())))
 
 
 def word_count(text: str) -> int:
-    """Words of `text`: runs without blanks (one per started 40 characters), or characters in unspaced scripts."""
+    """Count the words of `text`: runs without blanks (one per 40 characters), or characters of unspaced scripts."""
     if not text.isascii():
         return len(_WORD.findall(text))
     runs = text.split()  # the same count, several times faster
@@ -73,21 +73,21 @@ def word_count(text: str) -> int:
 
 
 def cut(text: str) -> list[str]:
-    """`text` as tidy passages of at most 250 words, cut at paragraph and sentence ends.
+    """Cut `text` into tidy passages of at most 250 words, at paragraph and sentence ends.
 
-    A text of up to 250 words stays whole, however short it is; the passages of a longer one have more
-    than 25 words. The same text always gives the same passages. A blank text gives none.
+    A text of up to 250 words is one passage, however short; the passages of a longer text have more than 25 words.
+    The same text always gives the same passages. A blank text gives none.
     """
-    whole = tidy(text)
-    if not whole:
+    passage = tidy(text)
+    if not passage:
         return []
-    if word_count(whole) <= LONGEST:
-        return [whole]
+    if word_count(passage) <= LONGEST:
+        return [passage]
     return list(cut_stream(_PARAGRAPH_END.split(text)))
 
 
 def cut_stream(paragraphs: Iterable[str]) -> Iterator[str]:
-    """Passages of a text that comes paragraph by paragraph; holds one paragraph and one passage in memory."""
+    """Cut a text that comes paragraph by paragraph, with one paragraph and one passage in memory."""
     held: list[str] = []
     sizes: list[int] = []
     for paragraph in paragraphs:
@@ -121,10 +121,10 @@ def _units(paragraph: str) -> Iterator[tuple[str, int]]:
 
 
 def _cutting_point(sizes: list[int]) -> int:
-    """How many units the next passage takes: the border nearest to TARGET words.
+    """Number of units of the next passage: the border nearest to TARGET words.
 
-    Units have at most TARGET words and all together more than LONGEST = 2 TARGET, so that border lies between
-    TARGET / 2 and 3/2 TARGET, and more than TARGET / 2 words stay behind it: no stub arises on either side.
+    Units have at most TARGET words, and all together more than LONGEST = 2 TARGET. So the border lies between
+    TARGET / 2 and 3/2 TARGET, with more than TARGET / 2 words after it: neither side is too short.
     """
     ends = np.cumsum(sizes)
     return int(np.argmin(np.abs(ends - TARGET))) + 1
@@ -134,20 +134,20 @@ class SeenKeys:
     """A growing set of 64-bit keys at eight bytes each.
 
     Meant for leading bits of SHA-256: among 50 million texts the chance that any two different ones
-    share a key is below 1 in 10,000.
+    have the same key is below 1 in 10,000.
     """
 
     def __init__(self) -> None:
         self._levels: list[NDArray[np.uint64]] = []
 
     def add(self, keys: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Add `keys` [n]; true [n] where a key had not been seen, neither before nor earlier in `keys`."""
+        """Add `keys` [n]. Return true [n] where a key is new, both to the set and within `keys`."""
         new = np.zeros(len(keys), dtype=np.bool_)
         new[np.unique(keys, return_index=True)[1]] = True
         for level in self._levels:
             new &= level[np.searchsorted(level, keys).clip(max=len(level) - 1)] != keys
         fresh = np.sort(keys[new])
-        # Sizes at least double from level to level, so each key is merged a logarithmic number of times.
+        # Sizes at least double with each level, so every key is merged a logarithmic number of times.
         while self._levels and len(self._levels[-1]) <= 2 * len(fresh):
             fresh = np.sort(np.concatenate((self._levels.pop(), fresh)), kind="stable")
         if len(fresh):

@@ -1,4 +1,4 @@
-"""From sources to a corpus folder and back.
+"""Write sources to a corpus folder, and read it.
 
 A corpus folder holds `passages-00000.parquet`, … (`id`, `text`, `source`) and `corpus.json`, written last.
 """
@@ -43,10 +43,10 @@ _LONGEST_UNCUT = 2 * LONGEST
 
 
 class CorpusInfo(BaseModel):
-    """What a corpus folder holds. `words` as `word_count` counts; `sources`: passages by source.
+    """The contents of a corpus folder. `words`: by `word_count`; `sources`: number of passages of each source.
 
-    near_duplicates_dropped: None if nobody looked for them. version: first 16 hex digits of the SHA-256 over the ids
-    in order and the language.
+    near_duplicates_dropped: None if they were not searched. version: first 16 hex digits of the SHA-256 of the ids in
+    order and the language.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -128,12 +128,12 @@ def _passages(rows: Iterable[Row], name: str, findings: Findings) -> Iterator[Pa
 def write_corpus(
     passages: Iterable[Passage], folder: Path, language: str = "en", near: NearDuplicates | None = None
 ) -> CorpusInfo:
-    """Write `passages` to `folder`, dropping exact duplicates; a corpus that was there is replaced at the very end.
+    """Write `passages` to `folder` without exact duplicates; an earlier corpus is replaced at the end.
 
-    near: drops near duplicates too, of which the first stays. Raises InvalidDataset if there is no passage or one id
-    stands for two texts, StorageFull, StorageUnavailable.
+    near: drops near duplicates too, except the first. Raises InvalidDataset if there is no passage or one id has two
+    texts, StorageFull, StorageUnavailable.
     """
-    with storage_errors(f"writing {folder}"):
+    with storage_errors(f"Writing {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         _clear(folder, "passages-*.parquet.part")
     tally = _Tally(language)
@@ -141,11 +141,11 @@ def write_corpus(
         distinct = _distinct(passages, tally)
         parts = _write_parts(tally.watch(_unlike(distinct, near) if near else distinct), folder)
         if not parts:
-            fault = Fault("empty", "no source holds any text; give files with texts")
-            raise InvalidDataset(f"the corpus has no passage: {fault.message}", [fault])
+            fault = Fault("empty", "The corpus has no passage: no source has any text. Add files with texts.")
+            raise InvalidDataset(fault.message, [fault])
         info = tally.info(near.dropped if near else None)
-        with storage_errors(f"writing {folder}"):
-            # Without its corpus.json a folder is no corpus, so a mixture of old and new is never read.
+        with storage_errors(f"Writing {folder}"):
+            # A folder without corpus.json is not a corpus, so a mixture of old and new files is never read.
             _clear(folder, INFO, "passages-*.parquet")
             for part in parts:
                 part.rename(part.with_suffix(""))
@@ -156,13 +156,13 @@ def write_corpus(
 
 
 def corpus_info(folder: Path) -> CorpusInfo:
-    """What `folder` says of itself. Raises NotFound, CorruptArtifact."""
+    """Read the description of a corpus folder. Raises NotFound, CorruptArtifact."""
     if not (folder / INFO).is_file():
-        raise NotFound(f"'{folder}' is no corpus: it has no {INFO}; add the corpus again")
+        raise NotFound(f"'{folder}' is not a corpus: it has no {INFO}. Add the corpus again.")
     try:
         return CorpusInfo.model_validate_json((folder / INFO).read_bytes())
     except ValueError as error:
-        raise CorruptArtifact(f"{folder / INFO} cannot be read; add the corpus again") from error
+        raise CorruptArtifact(f"Cannot read {folder / INFO}. Add the corpus again.") from error
 
 
 def read_passages(folder: Path, batch_size: int = _BATCH) -> Iterator[list[Passage]]:
@@ -182,13 +182,13 @@ def read_passages(folder: Path, batch_size: int = _BATCH) -> Iterator[list[Passa
                     left -= len(rows)
                     yield rows
         except (pa.ArrowException, OSError) as error:
-            raise CorruptArtifact(f"{path} cannot be read; add the corpus again") from error
+            raise CorruptArtifact(f"Cannot read {path}. Add the corpus again.") from error
     if left:
-        raise CorruptArtifact(f"'{folder}' has not as many passages as its {INFO} says; add the corpus again")
+        raise CorruptArtifact(f"'{folder}' has fewer or more passages than its {INFO} says. Add the corpus again.")
 
 
 class _Tally:
-    """Counts the passages that go by."""
+    """Counts of the passages of a stream."""
 
     def __init__(self, language: str) -> None:
         self.dropped = 0
@@ -199,7 +199,7 @@ class _Tally:
 
     def watch(self, passages: Iterable[tuple[Passage, str]]) -> Iterator[Passage]:
         for passage, digest in passages:
-            # An id that does not follow from its text says nothing about it, so the text goes into the version too.
+            # An id that does not follow from its text does not identify it, so the text is part of the version too.
             named = passage.id if passage.id == digest else f"{passage.id}\t{digest}"
             self._version.update(f"{named}\n".encode())
             self._words += word_count(passage.text)
@@ -221,30 +221,31 @@ class _Tally:
 
 
 def _distinct(passages: Iterable[Passage], tally: _Tally) -> Iterator[tuple[Passage, str]]:
-    """Passages with texts not seen before, each with the id that its text gives."""
+    """Passages with new texts, each with the id that follows from its text."""
     texts, ids = SeenKeys(), SeenKeys()
     stream = iter(passages)
     while batch := list(islice(stream, _BATCH)):
         digests = [passage_id(passage.text) for passage in batch]
         new = texts.add(keys_of(digests))
-        kept = [(passage, digest) for passage, digest, fresh in zip(batch, digests, new, strict=True) if fresh]
-        tally.dropped += len(batch) - len(kept)
-        unused = ids.add(keys_of(p.id if p.id == digest else passage_id(f"id {p.id}") for p, digest in kept))
+        distinct = [(passage, digest) for passage, digest, fresh in zip(batch, digests, new, strict=True) if fresh]
+        tally.dropped += len(batch) - len(distinct)
+        unused = ids.add(keys_of(p.id if p.id == digest else passage_id(f"id {p.id}") for p, digest in distinct))
         if not unused.all():
-            twice = [passage.id for (passage, _), fresh in zip(kept, unused, strict=True) if not fresh]
-            faults = [Fault("id_twice", f"the id '{name}' stands for two texts", column="id") for name in twice]
-            raise InvalidDataset(f"{faults[0].message}; give each text its own id, or leave the column out", faults)
-        yield from kept
+            repeated = [passage.id for (passage, _), fresh in zip(distinct, unused, strict=True) if not fresh]
+            message = "The id '{}' has two texts. Give each text its own id, or remove the column."
+            faults = [Fault("id_twice", message.format(name), column="id") for name in repeated]
+            raise InvalidDataset(faults[0].message, faults)
+        yield from distinct
 
 
 def _unlike(passages: Iterator[tuple[Passage, str]], near: NearDuplicates) -> Iterator[tuple[Passage, str]]:
     while batch := list(islice(passages, _BATCH)):
-        kept = near.keep([passage.text for passage, _ in batch])
-        yield from (pair for pair, stays in zip(batch, kept.tolist(), strict=True) if stays)
+        unique = near.keep([passage.text for passage, _ in batch])
+        yield from (pair for pair, stays in zip(batch, unique.tolist(), strict=True) if stays)
 
 
 def _write_parts(passages: Iterator[Passage], folder: Path) -> list[Path]:
-    """Files of ROWS_PER_FILE passages each, under their future names with `.part` behind."""
+    """Write files of ROWS_PER_FILE passages each, with `.part` after their final names."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -253,12 +254,12 @@ def _write_parts(passages: Iterator[Passage], folder: Path) -> list[Path]:
     batch = list(islice(passages, _BATCH))
     while batch:
         parts.append(folder / f"passages-{len(parts):05d}.parquet.part")
-        with storage_errors(f"writing {folder}"):
+        with storage_errors(f"Writing {folder}"):
             writer = pq.ParquetWriter(parts[-1], schema, compression="zstd")
         with writer:
             for _ in range(ROWS_PER_FILE // _BATCH):
                 columns = [list(values) for values in zip(*batch, strict=True)]
-                with storage_errors(f"writing {folder}"):
+                with storage_errors(f"Writing {folder}"):
                     writer.write_table(pa.table(columns, schema=schema))
                 if not (batch := list(islice(passages, _BATCH))):
                     break

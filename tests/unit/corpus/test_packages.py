@@ -108,7 +108,7 @@ def test_two_processes_find_the_same_as_one_and_report_progress(tmp_path: Path) 
     one = list(documents_from_packages([tmp_path], workers=1))
     two = list(documents_from_packages([tmp_path], workers=2, progress=lambda done, total: seen.append((done, total))))
     assert one == two and [document.text for document in two] == [f"Module {i}." for i in range(5)]
-    assert len(seen) == 2 and seen[-1][0] == seen[-1][1] > 9_000_000
+    assert len(seen) == 5 and seen[-1][0] == seen[-1][1] > 9_000_000
 
 
 def test_short_docstrings_of_a_file_are_joined_and_never_across_files() -> None:

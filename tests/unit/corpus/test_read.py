@@ -242,7 +242,7 @@ class TestCorpusFolder:
         assert len(versions) == len(variants)
 
     def test_one_id_for_two_texts_is_a_fault(self, tmp_path: Path) -> None:
-        with pytest.raises(InvalidDataset, match="'x' stands for two texts"):
+        with pytest.raises(InvalidDataset, match="The id 'x' has two texts"):
             write_corpus(iter([Passage("x", "a", "s"), Passage("x", "b", "s")]), tmp_path)
 
     def test_a_corpus_without_passages_is_refused(self, tmp_path: Path) -> None:
