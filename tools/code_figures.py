@@ -10,7 +10,7 @@ import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -61,23 +61,23 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imported_names(path: Path) -> Iterator[str]:
-    """Yield the dotted names that a file imports when Python loads it."""
+def imported_modules(path: Path, modules: Collection[str]) -> Iterator[str]:
+    """Yield those of `modules` that a file imports when Python loads it."""
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from (alias.name for alias in node.names if alias.name in modules)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            for alias in node.names:
+                submodule = f"{node.module}.{alias.name}"
+                name = submodule if submodule in modules else node.module
+                if name in modules:
+                    yield name
 
 
 def longest_import_chain(files: list[Path]) -> list[str]:
     """Return the longest chain of project modules in which each imports the next. Raises ValueError for a cycle."""
     modules = {module_name(path): path for path in files}
-    imports = {
-        name: {target for target in imported_names(path) if target in modules and target != name}
-        for name, path in modules.items()
-    }
+    imports = {name: set(imported_modules(path, modules)) for name, path in modules.items()}
     open_modules: set[str] = set()
 
     @cache
