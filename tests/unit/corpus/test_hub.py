@@ -30,7 +30,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_a_name_says_repository_configuration_and_split() -> None:
+def test_hub_name_gives_repository_configuration_and_split() -> None:
     assert parse_hub_name("hub:o/n") == ("o/n", [])
     assert resolve_hub_name("hub:o/n", ["default"]) == HubName("o/n", None, "train")
     assert resolve_hub_name("hub:o/n:c", ["c", "d"]) == HubName("o/n", "c", "train")
@@ -40,12 +40,12 @@ def test_a_name_says_repository_configuration_and_split() -> None:
 
 
 @pytest.mark.parametrize("name", ["hub:", "hub:a:b:c:d", "hub:o/n:e:test", "hub:o/n"])
-def test_a_name_that_fits_no_configuration_is_refused(name: str) -> None:
+def test_unknown_hub_configuration_is_rejected(name: str) -> None:
     with pytest.raises(InvalidRequest):
         resolve_hub_name(name, ["c", "d"])
 
 
-def test_a_data_set_in_hub_layout_is_streamed(repository: Path) -> None:
+def test_dataset_in_hub_layout_is_streamed(repository: Path) -> None:
     heard: list[str] = []
     name = f"hub:{repository}:other:test"
     passages = list(read_sources([name], say=heard.append))
@@ -53,7 +53,7 @@ def test_a_data_set_in_hub_layout_is_streamed(repository: Path) -> None:
     assert len(heard) == 1 and "reading 'body'" in heard[0]
 
 
-def test_a_split_or_repository_that_is_not_there_is_an_error_of_ours(repository: Path) -> None:
+def test_missing_split_or_repository_raises_a_project_error(repository: Path) -> None:
     with pytest.raises(InvalidRequest, match="nosplit"):
         list(read_sources([f"hub:{repository}:plain:nosplit"]))
     with pytest.raises(NotFound):

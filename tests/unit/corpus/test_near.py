@@ -63,7 +63,7 @@ def test_case_marks_and_a_changed_word_make_no_new_passage(finder: NearDuplicate
     assert finder.dropped == 4 and finder.seconds == 2.0
 
 
-def test_what_shares_half_its_words_is_another_passage(finder: NearDuplicates) -> None:
+def test_passages_that_share_half_their_words_are_different(finder: NearDuplicates) -> None:
     draw = random.Random(2)
     originals = [text(draw) for _ in range(100)]
     halves = [" ".join([*t.split()[:40], *text(draw, 40).split()]) for t in originals]
@@ -91,7 +91,7 @@ def test_many_copies_of_one_text_leave_one(finder: NearDuplicates) -> None:
     assert finder.keep([f"{original} {n}" for n in range(3000)]).sum() == 1
 
 
-def test_what_lies_in_files_is_found_as_well(finder: NearDuplicates, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_near_duplicates_in_files_are_detected(finder: NearDuplicates, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(near, "_RUN", 500)
     draw = random.Random(5)
     originals = [text(draw) for _ in range(100)]
@@ -115,7 +115,7 @@ def test_a_corpus_without_near_duplicates_counts_them_and_has_its_own_version(
     assert [p.text for batch in read_passages(tmp_path / "b") for p in batch] == originals
 
 
-def test_without_the_library_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_library_error_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rensa", None)
     with pytest.raises(MissingDependency, match="rensa"):
         NearDuplicates(tmp_path)

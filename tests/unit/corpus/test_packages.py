@@ -72,7 +72,7 @@ def site(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_docstrings_of_every_kind_are_found_in_order_and_rules_are_taken_out() -> None:
+def test_docstrings_are_read_in_order_without_rules() -> None:
     found = [" ".join(text.split()) for text in docstrings(CODE.encode())]
     assert found == [
         "Module says what it is for.",
@@ -84,7 +84,7 @@ def test_docstrings_of_every_kind_are_found_in_order_and_rules_are_taken_out() -
     ]
 
 
-def test_documentation_is_gathered_without_running_code(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documentation_is_read_without_running_code(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TLM_TEST_PACKAGE_WAS_RUN", raising=False)
     found = [
         (d.package, d.file, " ".join(d.text.split()), d.docstring) for d in documents_from_packages([site], workers=1)
@@ -101,7 +101,7 @@ def test_documentation_is_gathered_without_running_code(site: Path, monkeypatch:
     assert "TLM_TEST_PACKAGE_WAS_RUN" not in os.environ
 
 
-def test_two_processes_find_the_same_as_one_and_report_progress(tmp_path: Path) -> None:
+def test_two_processes_read_the_same_as_one_and_report_progress(tmp_path: Path) -> None:
     for number in range(5):
         (tmp_path / f"m{number}.py").write_text(f'"""Module {number}."""\n' + "# padding\n" * 190_000)
     seen: list[tuple[int, int]] = []

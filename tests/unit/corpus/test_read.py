@@ -57,9 +57,7 @@ class TestFormats:
 
     @pytest.mark.parametrize("delimiter", [";", "|", "\t"])
     @pytest.mark.parametrize("count", [3, 5_000])
-    def test_the_delimiter_is_guessed_and_said_where_it_is_not_the_usual_one(
-        self, tmp_path: Path, delimiter: str, count: int
-    ) -> None:
+    def test_unusual_delimiter_is_inferred_and_reported(self, tmp_path: Path, delimiter: str, count: int) -> None:
         prose = ",\nin two lines of it, with, commas"
         rows = [[str(n), f'"a passage,{delimiter} or {n}{prose}"', "web"] for n in range(count)]
         rows.insert(0, ["id", "text", "source"])
@@ -99,7 +97,7 @@ class TestFormats:
         ("spoil", "code"),
         [(lambda body: body[: len(body) // 2], "cut_file"), (lambda body: b"x" * len(body), "unreadable_file")],
     )
-    def test_a_packed_file_that_is_cut_off_or_damaged_is_a_fault(
+    def test_truncated_or_damaged_packed_file_is_a_data_error(
         self, tmp_path: Path, ending: str, spoil: type, code: str
     ) -> None:
         noise = "".join(hashlib.sha256(str(i).encode()).hexdigest() for i in range(5000))
@@ -119,27 +117,27 @@ class TestFormats:
 
 class TestColumns:
     @pytest.mark.parametrize("name", ["content", "Body", "passage", "abstract"])
-    def test_a_usual_name_is_guessed_and_said(self, tmp_path: Path, name: str) -> None:
+    def test_usual_column_name_is_inferred_and_reported(self, tmp_path: Path, name: str) -> None:
         heard: list[str] = []
         path = written(tmp_path / "a.csv", f"number,{name}\n1,hello\n")
         assert texts(path, say=heard.append) == ["hello"]
         assert len(heard) == 1 and f"reading '{name}'" in heard[0] and "'number'" in heard[0]
 
-    def test_text_wins_and_the_column_asked_for_wins_over_it(self, tmp_path: Path) -> None:
+    def test_text_column_option_wins_over_column_text(self, tmp_path: Path) -> None:
         path = written(tmp_path / "a.csv", "content,text,x\n1,2,3\n")
         assert texts(path) == ["2"]
         assert texts(path, text_column="x") == ["3"]
 
-    def test_without_a_likely_column_nothing_is_guessed(self, tmp_path: Path) -> None:
+    def test_missing_text_column_is_a_data_error(self, tmp_path: Path) -> None:
         assert faults(written(tmp_path / "a.csv", "x,y\n1,2\n")) == [("missing_column", None)]
         assert faults(written(tmp_path / "b.jsonl", '{"x": 1, "y": 2}')) == [("missing_column", 1)]
 
-    def test_a_doubled_column_is_a_fault(self, tmp_path: Path) -> None:
+    def test_doubled_column_is_a_data_error(self, tmp_path: Path) -> None:
         assert faults(written(tmp_path / "a.csv", "text,text\n1,2\n")) == [("doubled_column", None)]
 
 
 class TestAsItIs:
-    def test_rows_with_id_text_and_source_are_kept_as_they_are(self, tmp_path: Path) -> None:
+    def test_rows_with_id_text_and_source_are_unchanged(self, tmp_path: Path) -> None:
         row = {"id": "mine:1", "text": "kept  as\nit is", "source": "s"}
         path = written(tmp_path / "a.jsonl", json.dumps(row))
         assert list(read_sources([str(path)])) == [Passage("mine:1", "kept  as\nit is", "s")]
@@ -159,7 +157,7 @@ class TestAsItIs:
 
 
 class TestFaults:
-    def test_all_faults_of_all_files_are_reported_with_file_and_row(self, tmp_path: Path) -> None:
+    def test_data_errors_of_all_files_are_reported_with_file_and_row(self, tmp_path: Path) -> None:
         written(tmp_path / "a.jsonl", '{"text": "ok"}\nnonsense\n[1]\n{"text": 5}\n{"other": "x"}\n' + "[" * 100_000)
         written(tmp_path / "b.csv", "text,n\nfine,1\nfive,5,5\n")
         with pytest.raises(InvalidDataset) as caught:
@@ -176,33 +174,33 @@ class TestFaults:
         assert "6 data errors" in caught.value.message and "ow 2 of a.jsonl" in caught.value.message
         assert "ow 2 of b.csv" in caught.value.faults[-1].message
 
-    def test_no_passage_follows_a_fault(self, tmp_path: Path) -> None:
+    def test_no_passage_follows_a_data_error(self, tmp_path: Path) -> None:
         path = written(tmp_path / "a.jsonl", '{"text": "before"}\n{"text": 1}\n{"text": "after"}\n')
         given = []
         with pytest.raises(InvalidDataset):
             given += [passage.text for passage in _noting(read_sources([str(path)]), given)]
         assert given == ["before"]
 
-    def test_a_file_of_nothing_but_faults_is_not_read_to_its_end(self, tmp_path: Path) -> None:
+    def test_reading_stops_at_100_data_errors(self, tmp_path: Path) -> None:
         assert len(faults(written(tmp_path / "a.jsonl", "x\n" * 5000))) == 100
 
     @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt"])
     @pytest.mark.parametrize("body", ["text\nM\xfcnchen\n".encode("latin-1"), "text\nhello\n".encode("utf-16")])
-    def test_other_encodings_are_faults(self, tmp_path: Path, name: str, body: bytes) -> None:
+    def test_other_encodings_are_data_errors(self, tmp_path: Path, name: str, body: bytes) -> None:
         assert "bad_encoding" in [code for code, _ in faults(written(tmp_path / name, body))]
 
-    def test_an_open_quote_is_a_fault_and_swallows_nothing(self, tmp_path: Path) -> None:
+    def test_open_quote_is_a_data_error(self, tmp_path: Path) -> None:
         assert faults(written(tmp_path / "a.csv", 'text\nfine\n"open\nnext\n')) == [("cut_row", 2)]
 
     @pytest.mark.parametrize("body", [b"", b"PAR1 is not enough", b"PAR1" + b"\0" * 100 + b"PAR1"])
-    def test_a_damaged_parquet_file_is_a_fault(self, tmp_path: Path, body: bytes) -> None:
+    def test_damaged_parquet_file_is_a_data_error(self, tmp_path: Path, body: bytes) -> None:
         assert faults(written(tmp_path / "a.parquet", body)) == [("unreadable_file", None)]
 
-    def test_a_column_of_numbers_is_a_fault(self, tmp_path: Path) -> None:
+    def test_column_of_numbers_is_a_data_error(self, tmp_path: Path) -> None:
         pq.write_table(pa.table({"text": [1, 2]}), tmp_path / "a.parquet")
         assert faults(tmp_path / "a.parquet") == [("not_text", 1), ("not_text", 2)]
 
-    def test_a_missing_path_an_unknown_ending_and_an_empty_folder_are_refused(self, tmp_path: Path) -> None:
+    def test_missing_path_unknown_type_and_empty_folder_are_rejected(self, tmp_path: Path) -> None:
         written(tmp_path / "a.pdf", "x")
         for source in (tmp_path / "none", tmp_path / "a.pdf", tmp_path):
             with pytest.raises(InvalidRequest, match=source.name):
@@ -241,7 +239,7 @@ class TestCorpusFolder:
         versions = {write_corpus(iter(rows), tmp_path, language).version for rows, language in variants}
         assert len(versions) == len(variants)
 
-    def test_one_id_for_two_texts_is_a_fault(self, tmp_path: Path) -> None:
+    def test_one_id_for_two_texts_is_a_data_error(self, tmp_path: Path) -> None:
         with pytest.raises(InvalidDataset, match="The id 'x' has two texts"):
             write_corpus(iter([Passage("x", "a", "s"), Passage("x", "b", "s")]), tmp_path)
 

@@ -26,7 +26,7 @@ def bucket() -> Iterator[str]:
     fs.rm("/bucket", recursive=True)
 
 
-def test_a_folder_at_an_address_is_read_by_file_name_like_one_of_this_machine(bucket: str) -> None:
+def test_remote_folder_is_read_by_file_name(bucket: str) -> None:
     said: list[str] = []
     found = [(passage.text, passage.source) for passage in read_sources([bucket], say=said.append)]
     assert found == [("the first text", "a.txt.gz"), ("the second text", "two.jsonl")]
@@ -37,7 +37,7 @@ def test_a_single_file_at_an_address_is_read(bucket: str) -> None:
     assert [passage.text for passage in read_sources([f"{bucket}/b/two.jsonl"])] == ["the second text"]
 
 
-def test_what_cannot_be_read_is_told_before_anything_is(bucket: str) -> None:
+def test_unreadable_address_is_reported_before_reading(bucket: str) -> None:
     for address, error in (
         (f"{bucket}/picture.png", InvalidRequest),
         ("nothing-like-it://x/y.txt", InvalidRequest),
@@ -47,13 +47,13 @@ def test_what_cannot_be_read_is_told_before_anything_is(bucket: str) -> None:
             next(read_sources([bucket, address]))
 
 
-def test_a_protocol_whose_package_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_protocol_package_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(known_implementations, "played", {"class": "no_such.X", "err": "get it"})
     with pytest.raises(MissingDependency, match="played://"):
         next(read_sources(["played://bucket/a.txt"]))
 
 
-def test_a_file_that_vanishes_before_its_turn_is_told(bucket: str) -> None:
+def test_file_deleted_before_reading_is_reported(bucket: str) -> None:
     passages = read_sources([bucket])
     next(passages)
     fsspec.filesystem("memory").rm("/bucket/b/two.jsonl")
@@ -62,9 +62,7 @@ def test_a_file_that_vanishes_before_its_turn_is_told(bucket: str) -> None:
 
 
 @pytest.mark.parametrize("reason", [PermissionError("forbidden"), RuntimeError("no credentials")])
-def test_what_may_not_be_read_is_told_and_not_waited_for(
-    bucket: str, monkeypatch: pytest.MonkeyPatch, reason: Exception
-) -> None:
+def test_denied_access_is_not_retried(bucket: str, monkeypatch: pytest.MonkeyPatch, reason: Exception) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise reason
 
@@ -77,5 +75,5 @@ def test_what_may_not_be_read_is_told_and_not_waited_for(
     ("s3://bucket/x", True), ("simplecache::https://host/x.csv", True), ("notes/a.txt", False), ("/a/b://c", False),
     ("hub:owner/name", False),
 ])  # fmt: skip
-def test_an_address_is_told_from_a_path(source: str, address: bool) -> None:
+def test_addresses_and_paths_are_distinguished(source: str, address: bool) -> None:
     assert is_address(source) is address

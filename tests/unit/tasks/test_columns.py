@@ -25,7 +25,7 @@ def test_usual_names_are_known_whatever_the_case(tmp_path: Path) -> None:
     assert "columns not used: Id" in report["notes"]
 
 
-def test_a_label_is_guessed_by_its_few_values_and_a_text_by_its_length(tmp_path: Path) -> None:
+def test_label_and_text_columns_are_inferred_from_their_values(tmp_path: Path) -> None:
     lines = [f"{n},some longer words {n},{'abc'[n % 3]}" for n in range(12)]
     task, report = load_task(csv_set(tmp_path, "nr,z,q", *lines))
     assert task.labels == ("a", "b", "c")
@@ -34,7 +34,7 @@ def test_a_label_is_guessed_by_its_few_values_and_a_text_by_its_length(tmp_path:
     assert any(note.startswith("text: column 'z' has the longest values") for note in report["notes"])
 
 
-def test_several_columns_that_might_be_the_label_are_a_warning(tmp_path: Path) -> None:
+def test_several_possible_label_columns_are_a_warning(tmp_path: Path) -> None:
     lines = [f"long words {n},{n % 2},{n % 3}" for n in range(12)]
     _, report = load_task(csv_set(tmp_path, "z,p,q", *lines))
     assert "is read as the label; 'q' could be it too" in messages(report, "warnings", "guessed_column")[0]
@@ -66,7 +66,7 @@ def test_pairs_are_known_by_their_names_and_can_be_turned_off(tmp_path: Path) ->
     assert task.text_pairs("test") is None
 
 
-def test_a_missing_column_is_told_with_the_nearest(tmp_path: Path) -> None:
+def test_missing_column_error_suggests_the_nearest_name(tmp_path: Path) -> None:
     source = csv_set(tmp_path, "text,label", "a,x", "b,y")
     assert faults(source, DatasetOptions(label_column="Label"))[0] == ("missing_column", "train", None, "Label")
     _, report = validate(source, DatasetOptions(text_column="body"))
@@ -80,7 +80,7 @@ def test_a_column_missing_in_one_split_only(tmp_path: Path) -> None:
     assert faults(source) == [("missing_column", "test", None, "label")]
 
 
-def test_nothing_that_looks_like_a_label_or_a_text(tmp_path: Path) -> None:
+def test_table_without_label_or_text_column_is_a_data_error(tmp_path: Path) -> None:
     source = csv_set(tmp_path, "z,q", *(f"words {n},{n}" for n in range(10)))
     assert faults(source) == [("missing_column", "train", None, None)]
     _, report = validate(source)
@@ -88,12 +88,12 @@ def test_nothing_that_looks_like_a_label_or_a_text(tmp_path: Path) -> None:
     assert faults(csv_set(tmp_path, "label", "x", "y"))[0][0] == "missing_column"
 
 
-def test_a_file_without_header_is_told(tmp_path: Path) -> None:
+def test_file_without_header_is_a_data_error(tmp_path: Path) -> None:
     lines = [f"{1 + n % 3},some words {n}" for n in range(12)]
     assert faults(csv_set(tmp_path, "2,the first words", *lines)) == [("no_header", "train", None, "2")]
 
 
-def test_columns_without_a_name_are_left_out(tmp_path: Path) -> None:
+def test_columns_without_a_name_are_ignored(tmp_path: Path) -> None:
     task, report = load_task(csv_set(tmp_path, ",text,label,", "0,a,x,", "1,b,y,"))
     assert task.texts("train") == ["a", "b"]
     assert any("without a name" in note for note in report["notes"])

@@ -66,7 +66,9 @@ def test_an_unknown_split(tmp_path: Path) -> None:
         ("train.parquet", b"text,label\n", "is not a Parquet file"),
     ],
 )
-def test_content_that_is_not_what_the_name_says(tmp_path: Path, name: str, content: bytes, part: str) -> None:
+def test_content_contrary_to_the_name_is_a_data_error(
+    tmp_path: Path, name: str, content: bytes, part: str
+) -> None:
     _, report = validate(put(tmp_path / name, content))
     assert [fault["code"] for fault in report["faults"]] == ["wrong_type"]
     assert part in report["faults"][0]["message"]
@@ -86,7 +88,7 @@ def test_a_cut_and_a_damaged_gzip_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["train.jsonl", "train.jsonl.gz", "train.parquet"])
-def test_a_file_that_unpacks_to_too_much(tmp_path: Path, name: str) -> None:
+def test_file_above_the_unpacked_limit_is_a_data_error(tmp_path: Path, name: str) -> None:
     content = jsonl(rows(500)).encode()
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows(500)), sink)
@@ -105,22 +107,22 @@ def test_bytes_in_parquet_that_are_not_utf_8(tmp_path: Path) -> None:
     assert faults(tmp_path / "train.parquet")[0] == ("bad_encoding", "train", 2, "text")
 
 
-def test_a_byte_order_mark_that_does_not_hold(tmp_path: Path) -> None:
+def test_invalid_bytes_after_a_byte_order_mark_are_a_data_error(tmp_path: Path) -> None:
     assert codes(put(tmp_path / "train.csv", b"\xff\xfet\x00e\x00x\x00t")) == ["bad_encoding"]
 
 
-def test_malformed_json_lines_are_each_told(tmp_path: Path) -> None:
+def test_every_malformed_json_line_is_reported(tmp_path: Path) -> None:
     lines = [json.dumps(row) for row in rows(6)]
     lines[1], lines[3], lines[4] = "{'text': 1}", '["a", "b"]', "[" * 100_000
     source = folder(tmp_path, "\n".join(lines) + "\n")
     assert faults(source) == [("malformed_row", "train", row, None) for row in (2, 4, 5)]
 
 
-def test_a_json_line_cut_half_way(tmp_path: Path) -> None:
+def test_truncated_json_line_is_a_data_error(tmp_path: Path) -> None:
     assert faults(folder(tmp_path, jsonl(rows(4)) + '{"text": "abc", "la')) == [("cut_row", "train", 5, None)]
 
 
-def test_a_json_array_cut_half_way(tmp_path: Path) -> None:
+def test_truncated_json_array_is_a_data_error(tmp_path: Path) -> None:
     content = json.dumps(rows(4), indent=1)[:-30]
     assert faults(put(tmp_path / "train.json", content)) == [("malformed_row", "train", None, None)]
 
@@ -135,7 +137,7 @@ def test_a_json_array_cut_half_way(tmp_path: Path) -> None:
         ("# made by hand\ntext,label", None, "delimiter comma, has one column, '# made by hand'"),
     ],
 )
-def test_a_header_that_names_one_column_is_told_with_the_delimiter(
+def test_header_with_one_column_is_reported_with_its_delimiter(
     tmp_path: Path, header: str, delimiter: str | None, named: str
 ) -> None:
     records = "".join(f"text {n}{header[-6]}{n % 2}\n" for n in range(20))
@@ -145,14 +147,14 @@ def test_a_header_that_names_one_column_is_told_with_the_delimiter(
     assert report["faults"][0]["message"].endswith("Set another delimiter, or remove the lines above the header.")
 
 
-def test_utf_16_without_its_mark_is_asked_about(tmp_path: Path) -> None:
+def test_utf_16_without_byte_order_mark_is_a_data_error(tmp_path: Path) -> None:
     file = put(tmp_path / "all.csv", "text,label\nx,y\n".encode("utf-16-le"))
     _, report = validate(file)
     assert {fault["code"] for fault in report["faults"]} == {"bad_character"}
     assert report["faults"][0]["message"].endswith("If the file is UTF-16 without a byte order mark, save it as UTF-8.")
 
 
-def test_csv_rows_of_the_wrong_width_are_each_told(tmp_path: Path) -> None:
+def test_every_csv_row_of_the_wrong_width_is_reported(tmp_path: Path) -> None:
     source = folder(tmp_path, rows(4))
     (source / "train.jsonl").unlink()
     put(source / "train.csv", "text,label\na,bad\nb\nc,good\nd, e,good\nf,bad\ng\n")
@@ -164,7 +166,7 @@ def test_a_file_without_one_whole_row(tmp_path: Path) -> None:
     assert faults(tmp_path / "train.csv") == [("malformed_row", "train", row, None) for row in (1, 2)]
 
 
-def test_a_csv_row_cut_half_way(tmp_path: Path) -> None:
+def test_truncated_csv_row_is_a_data_error(tmp_path: Path) -> None:
     put(tmp_path / "train.csv", "id,text,label\n1,a,bad\n2,b,good\n3,c")
     assert faults(tmp_path / "train.csv")[0] == ("cut_row", "train", 3, None)
 
@@ -195,6 +197,6 @@ def test_too_many_columns(tmp_path: Path) -> None:
     "options",
     [{"metric": "f2"}, {"delimiter": ";;"}, {"split_seed": -1}, {"text_column": "a", "label_column": "a"}],
 )
-def test_options_that_do_not_hold_are_refused(options: dict[str, str]) -> None:
+def test_invalid_options_are_rejected(options: dict[str, str]) -> None:
     with pytest.raises(InvalidRequest):
         DatasetOptions(**options)  # type: ignore[arg-type]

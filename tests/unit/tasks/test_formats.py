@@ -70,7 +70,7 @@ def test_every_format_gives_the_same_task(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
-def test_the_delimiter_is_guessed_and_the_guess_is_told(tmp_path: Path, delimiter: str) -> None:
+def test_delimiter_is_inferred_and_reported(tmp_path: Path, delimiter: str) -> None:
     put(tmp_path / "train.csv", delimited(delimiter))
     task, report = load_task(split_files(tmp_path))
     assert task.texts("train") == [row["text"] for row in ROWS]
@@ -97,7 +97,7 @@ def test_stray_quotes_in_tab_separated_text_are_plain_characters(tmp_path: Path)
     assert any("quotes are read as plain" in note for note in report["notes"])
 
 
-def test_blanks_around_column_names_are_left_out_and_told(tmp_path: Path) -> None:
+def test_blanks_around_column_names_are_removed_and_reported(tmp_path: Path) -> None:
     put(tmp_path / "train.csv", " text , label\na,bad\nb,good\n")
     task, report = load_task(split_files(tmp_path))
     assert task.texts("train") == ["a", "b"]
@@ -122,7 +122,7 @@ def test_blank_lines_are_no_records(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["train.csv", "train.jsonl"])
-def test_encodings_are_detected_and_told(tmp_path: Path, name: str, codec: str, told: str | None) -> None:
+def test_encodings_are_detected_and_reported(tmp_path: Path, name: str, codec: str, told: str | None) -> None:
     text = "un été à Paris"
     content = f"text,label\n{text},bad\nb,good\n"
     if name.endswith("jsonl"):
@@ -135,7 +135,7 @@ def test_encodings_are_detected_and_told(tmp_path: Path, name: str, codec: str, 
     assert told is None or told in notes[0]
 
 
-def test_the_note_on_a_guessed_encoding_shows_a_sample(tmp_path: Path) -> None:
+def test_note_on_an_inferred_encoding_shows_a_sample(tmp_path: Path) -> None:
     put(tmp_path / "train.csv", "text,label\na,bad\nle café noir,good\n".encode("cp1252"))
     _, report = load_task(split_files(tmp_path))
     assert any("line 3" in note and "café" in note for note in report["notes"])
@@ -169,12 +169,12 @@ def test_bytes_unknown_to_cp1252_are_latin_1(tmp_path: Path) -> None:
     assert any("latin-1" in note for note in report["notes"])
 
 
-def test_one_broken_byte_in_utf_8_does_not_turn_the_file_into_another_encoding(tmp_path: Path) -> None:
+def test_one_invalid_byte_does_not_change_the_encoding_from_utf_8(tmp_path: Path) -> None:
     put(tmp_path / "train.csv", "text,label\nnaïve été,bad\n".encode() + b"a\xffb,good\nc,bad\n")
     assert faults(split_files(tmp_path)) == [("bad_encoding", "train", 2, "text")]
 
 
-def test_a_file_cut_within_a_character_is_not_taken_for_latin_1(tmp_path: Path) -> None:
+def test_file_truncated_within_a_character_stays_utf_8(tmp_path: Path) -> None:
     put(tmp_path / "train.csv", "text,label\na,bad\nb,goodé".encode()[:-1])
     assert ("bad_encoding", "train", 2, "label") in faults(split_files(tmp_path))
 
@@ -262,7 +262,7 @@ def test_class_names_in_parquet_metadata_are_used(tmp_path: Path) -> None:
         b'{"info": {"features": {"label": {"_type": "ClassLabel", "names": [1, null]}}}}',
     ],
 )
-def test_metadata_of_another_form_names_no_classes(note: bytes) -> None:
+def test_invalid_metadata_names_no_classes(note: bytes) -> None:
     assert class_names({b"huggingface": note}) == {}
 
 
@@ -284,7 +284,7 @@ def test_a_mapping_and_a_single_file_are_sources_too(tmp_path: Path) -> None:
     assert report["counts"] == {"train": 32, "validation": 4, "test": 4}
 
 
-def test_files_that_tell_no_split_are_left_out_and_told(tmp_path: Path) -> None:
+def test_files_without_a_split_in_their_name_are_ignored_and_reported(tmp_path: Path) -> None:
     source = folder(tmp_path, rows(4))
     put(source / "notes.csv", "a,b\n")
     put(source / "manifest.json", "{}")
@@ -293,7 +293,7 @@ def test_files_that_tell_no_split_are_left_out_and_told(tmp_path: Path) -> None:
     assert "files whose names tell no split are ignored: notes.csv" in report["notes"]
 
 
-def test_a_type_unknown_by_name_is_told_by_content(tmp_path: Path) -> None:
+def test_unknown_file_type_is_inferred_from_the_content(tmp_path: Path) -> None:
     put(tmp_path / "rows.data", jsonl(rows(40)))
     task, report = load_task(tmp_path / "rows.data")
     assert task.counts["train"] == 32

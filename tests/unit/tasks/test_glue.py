@@ -94,7 +94,7 @@ def test_the_question_comes_first_and_the_sentence_second(reader: Any) -> None:
     assert pairs is not None and pairs[0] == "validation sentence number 0"
 
 
-def test_mnlis_second_set_is_a_further_test_and_is_kept_with_the_task(reader: Any, tmp_path: Path) -> None:
+def test_second_mnli_test_set_is_a_further_test(reader: Any, tmp_path: Path) -> None:
     write_task("hub:nyu-mll/glue:mnli", tmp_path / "task", hub=reader)
     task = Task.read(tmp_path / "task")
     assert task.further_tests == ["test_mismatched"]

@@ -28,14 +28,14 @@ from tlm_core.tasks.validate import load_task
         ("hub:nyu-mll/glue:sst2", HubSource("nyu-mll/glue", None, "sst2")),
     ],
 )
-def test_hub_ids_are_taken_apart(text: str, source: HubSource) -> None:
+def test_hub_ids_are_parsed(text: str, source: HubSource) -> None:
     assert parse_hub_id(text) == source
 
 
 @pytest.mark.parametrize(
     "text", ["hub:", "hub:imdb", "hub:../x", "hub:./x", "hub:/etc/x", "hub:a/b/c", "hub:a b/c", "hub:a/b@", "a/b"]
 )
-def test_what_is_no_hub_id_is_refused(text: str) -> None:
+def test_invalid_hub_ids_are_rejected(text: str) -> None:
     with pytest.raises(InvalidRequest, match="Invalid hub id"):
         parse_hub_id(text)
 
@@ -68,7 +68,7 @@ for name in ("small_external.csv", "large_external.csv", "../secrets", "/etc/pas
 """
 
 
-def test_a_file_beside_the_splits_is_taken_from_the_hub_s_cache(tmp_path: Path) -> None:
+def test_hub_file_is_read_from_the_cache_when_offline(tmp_path: Path) -> None:
     repository = tmp_path / "hub" / "datasets--yxchar--sciie-tlm"
     put(repository / "snapshots" / ("a" * 40) / "small_external.csv", "text,id,rank\na passage,7,1\n")
     put(repository / "refs" / "main", "a" * 40)
@@ -83,7 +83,7 @@ def test_a_file_beside_the_splits_is_taken_from_the_hub_s_cache(tmp_path: Path) 
     assert all(told.startswith("InvalidRequest") for told in outside) and len(outside) == 2
 
 
-def test_a_local_folder_does_not_stand_in_for_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_folder_with_the_name_of_a_hub_id_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path / "owner" / "name" / "train.csv", "text,label\na,b\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InvalidRequest, match="is also a local folder"):
@@ -132,7 +132,7 @@ def test_class_names_of_the_hub_are_the_labels_and_hidden_labels_are_null() -> N
     assert findings.notes == ["splits not used: unsupervised"]
 
 
-def test_a_known_task_brings_its_name_and_metric_unless_another_is_asked_for() -> None:
+def test_known_task_sets_name_and_metric_by_default() -> None:
     columns = {"sentence": [f"text {n}" for n in range(6)], "label": [0, 1] * 3}
     hub = partial(read_hub, load=Hub(made_splits(train=columns, validation=columns, test=columns)))
     task, report = load_task("hub:yxchar/chemprot-tlm", hub=hub)
@@ -143,7 +143,7 @@ def test_a_known_task_brings_its_name_and_metric_unless_another_is_asked_for() -
     assert load_task("hub:someone/news@v1", hub=hub)[0].name == "news"
 
 
-def test_a_hub_data_set_without_train_or_rows_is_at_fault() -> None:
+def test_hub_dataset_without_train_or_rows_is_a_data_error() -> None:
     findings = Findings()
     read_hub(HubSource("a/b"), findings, Limits(), load=Hub(made_splits(test={"sentence": [], "label": []})))
     assert [fault.code for fault in findings.faults] == ["no_rows", "no_train"]

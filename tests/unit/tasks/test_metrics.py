@@ -37,7 +37,7 @@ def test_value_is_the_metric_asked_for() -> None:
     assert score(true, pred, 2, "macro_f1")["value"] == pytest.approx((6 / 7 + 0) / 2)
 
 
-def test_a_class_that_never_occurs_is_null_with_its_reason_and_outside_the_mean() -> None:
+def test_absent_class_is_null_with_a_reason_and_not_in_the_mean() -> None:
     result = score([0, 1], [0, 1], 3, "macro_f1")
     assert result["macro_f1"] == 1.0
     assert result["per_class"][2] == {
@@ -56,7 +56,7 @@ def test_a_class_never_predicted_counts_as_zero_f1() -> None:
     assert result["macro_f1"] == pytest.approx(1 / 3)
 
 
-def test_deduplicated_score_leaves_out_rows_that_stand_in_train() -> None:
+def test_deduplicated_score_ignores_rows_that_are_in_train() -> None:
     result = score([0, 0, 1, 1], [0, 1, 1, 1], 2, "accuracy", in_train=np.array([False, True, False, True]))
     assert result["accuracy"] == 0.75
     assert result["deduplicated"]["accuracy"] == 1.0
@@ -64,7 +64,7 @@ def test_deduplicated_score_leaves_out_rows_that_stand_in_train() -> None:
     assert result["deduplicated"]["rows_left_out"] == 2
 
 
-def test_no_row_left_gives_null_and_not_zero() -> None:
+def test_score_without_rows_is_null() -> None:
     result = score([0], [0], 2, "macro_f1", in_train=np.array([True]))
     assert result["deduplicated"]["value"] is None
     assert result["deduplicated"]["reason"] == "there is no row to score"
@@ -79,7 +79,7 @@ def test_no_row_left_gives_null_and_not_zero() -> None:
         ([0, 1], [0, 1], "f2", "Unknown metric"),
     ],
 )
-def test_input_that_does_not_hold_is_refused(true: list[int], pred: list[int], metric: str, part: str) -> None:
+def test_invalid_scoring_input_is_rejected(true: list[int], pred: list[int], metric: str, part: str) -> None:
     with pytest.raises(ValueError, match=part):
         score(true, pred, 2, metric)
 
@@ -144,7 +144,7 @@ def test_correlations_agree_with_scipy_and_repeated_rows_are_left_out() -> None:
 
 
 @pytest.mark.parametrize("odd", [float("nan"), float("inf")])
-def test_a_correlation_with_what_is_no_finite_number_is_null_with_its_reason(odd: float) -> None:
+def test_correlation_with_infinite_predictions_is_null_with_a_reason(odd: float) -> None:
     found = score(
         np.array([1.0, 2.0, 3.0]), np.array([1.0, odd, 2.0]), 1, "spearman", in_train=np.array([False, True, False])
     )
@@ -153,7 +153,7 @@ def test_a_correlation_with_what_is_no_finite_number_is_null_with_its_reason(odd
     assert found["deduplicated"]["value"] == pytest.approx(1.0)
 
 
-def test_a_correlation_with_what_does_not_vary_is_null_with_its_reason() -> None:
+def test_correlation_with_a_constant_is_null_with_a_reason() -> None:
     found = score([1.0, 2.0], [3.0, 3.0], 1, "pearson")
     assert found["value"] is None and "differ" in found["reason"]
     assert better(0.0, None) and not better(None, None) and not better(0.1, 0.1)

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.data
         ("csabstruct", 5, (11333, 2026, 1349), 172),
     ],
 )
-def test_a_real_task_is_read_and_its_repeated_texts_are_found(
+def test_real_task_is_read_and_its_repeated_texts_are_detected(
     name: str, labels: int, counts: tuple[int, ...], in_train: int
 ) -> None:
     task, report = load_task(shared_data() / "tasks" / name)
@@ -30,6 +30,6 @@ def test_a_real_task_is_read_and_its_repeated_texts_are_found(
     assert len(report["overlap"]["test_rows"]) == min(in_train, 100)
 
 
-def test_validation_texts_of_acl_arc_in_train_are_found_too() -> None:
+def test_validation_texts_of_acl_arc_in_train_are_detected() -> None:
     _, report = load_task(shared_data() / "tasks" / "acl_arc")
     assert report["overlap"]["train_validation"] == 43

@@ -75,13 +75,13 @@ def test_the_seed_draws_which_of_equal_labels_a_split_has() -> None:
     assert set().union(*seen) == set(range(20))
 
 
-def test_of_equal_claims_that_of_a_label_without_any_row_comes_first() -> None:
+def test_label_without_rows_wins_among_equal_claims() -> None:
     labels, keys = few_rows(*[15] * 10, *[5] * 10)
     for at in list(cut_splits(labels, keys, BOTH, seed=0).values())[1:]:
         assert set(labels[at].tolist()) == set(range(20))
 
 
-def test_a_label_that_has_no_row_to_give_leaves_it_to_another() -> None:
+def test_label_without_spare_rows_yields_to_another() -> None:
     labels, keys = few_rows(*[2] * 60)
     keys[:60] = keys[:60] // 2 * 2  # thirty labels with one text that stands twice
     cut = cut_splits(labels, keys, BOTH, seed=2)
@@ -91,9 +91,7 @@ def test_a_label_that_has_no_row_to_give_leaves_it_to_another() -> None:
 @pytest.mark.parametrize(
     ("counts", "test"), [((55, 55), [6, 5]), ((56, 16), [6, 1]), ((13, 23), [1, 3]), ((8, 4, 9), [1, 0, 1])]
 )
-def test_where_no_label_is_left_out_for_its_equals_the_cut_is_what_it_always_was(
-    counts: tuple[int, ...], test: list[int]
-) -> None:
+def test_cut_without_ties_is_stable(counts: tuple[int, ...], test: list[int]) -> None:
     labels, keys = few_rows(*counts)
     for at in list(cut_splits(labels, keys, BOTH, seed=1).values())[1:]:
         assert np.bincount(labels[at], minlength=len(counts)).tolist() == test
@@ -114,7 +112,7 @@ def test_every_row_has_one_side_copies_stay_together_and_train_keeps_every_label
     assert set(labels[cut["train"]].tolist()) == set(labels.tolist())
 
 
-def test_a_given_split_stays_as_it_is(tmp_path: Path) -> None:
+def test_uploaded_split_is_unchanged(tmp_path: Path) -> None:
     put(tmp_path / "train.jsonl", jsonl(rows(100)))
     put(tmp_path / "test.jsonl", jsonl(rows(7, start="held out")))
     task, report = load_task(tmp_path)
@@ -146,7 +144,7 @@ def test_many_labels_with_two_rows_each_can_be_cut(tmp_path: Path) -> None:
     assert not set(task.label_ids("validation").tolist()) & set(task.label_ids("test").tolist())
 
 
-def test_a_split_for_which_nothing_can_be_cut_is_refused_with_every_reason(tmp_path: Path) -> None:
+def test_split_without_any_row_to_cut_is_a_data_error(tmp_path: Path) -> None:
     records = [{"text": f"text {number}", "label": str(number)} for number in range(20)]
     _, report = validate(put(tmp_path / "all.jsonl", jsonl([*records, *records])))
     assert messages(report, "faults", "too_few_rows") == [
@@ -157,7 +155,7 @@ def test_a_split_for_which_nothing_can_be_cut_is_refused_with_every_reason(tmp_p
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_no_overlap_is_left_by_a_cut(tmp_path: Path, seed: int) -> None:
+def test_cut_splits_do_not_overlap(tmp_path: Path, seed: int) -> None:
     records = [{"text": f"Text {n % 40}", "label": str(n % 40 % 3)} for n in range(200)]
     _, report = load_task(put(tmp_path / "all.jsonl", jsonl(records)), DatasetOptions(split_seed=seed))
     assert report["overlap"]["train_test"] == report["overlap"]["train_validation"] == 0

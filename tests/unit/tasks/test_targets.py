@@ -50,7 +50,7 @@ def test_many_whole_numbers_are_classes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("label", ["high", "nan", "inf", "1_000"])
-def test_what_is_no_finite_number_is_a_fault_with_its_row(tmp_path: Path, label: str) -> None:
+def test_target_that_is_not_finite_is_a_data_error_with_its_row(tmp_path: Path, label: str) -> None:
     train = [*targets(5), {"text": "odd", "label": label}]
     path = folder(tmp_path, train, targets(3), targets(3))
     assert faults(path, PEARSON) == [("not_a_number", "train", 6, "label")]
@@ -86,7 +86,7 @@ def test_regression_task_round_trips_through_files(tmp_path: Path) -> None:
         task.label_ids("test")
 
 
-def test_a_further_test_set_stands_beside_test(tmp_path: Path) -> None:
+def test_further_test_set_is_read_beside_test(tmp_path: Path) -> None:
     path = folder(tmp_path, rows(12))
     put(path / "test_other.jsonl", jsonl(rows(6, start="other")))
     task, report = load_task(path)
@@ -95,7 +95,7 @@ def test_a_further_test_set_stands_beside_test(tmp_path: Path) -> None:
     assert load_task(path)[0].further_tests == []  # alone it is the test set
 
 
-def test_validation_that_cannot_choose_among_models_is_warned_of(tmp_path: Path) -> None:
+def test_validation_that_cannot_choose_a_model_is_a_warning(tmp_path: Path) -> None:
     same = [{"text": f"other text {n}", "label": 1.5} for n in range(5)]
     _, report = load_task(folder(tmp_path / "a", targets(9), same, targets(3)), PEARSON)
     assert "validation lacks different regression targets" in messages(report, "warnings", "no_choice")[0]

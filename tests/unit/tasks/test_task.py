@@ -21,7 +21,7 @@ def pairs(count: int) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("records", [rows(6), pairs(6)], ids=["single", "pair"])
-def test_what_was_written_is_read_back(tmp_path: Path, records: list[dict[str, str]]) -> None:
+def test_written_task_is_read_back(tmp_path: Path, records: list[dict[str, str]]) -> None:
     task, _ = load_task(folder(tmp_path / "in", records, validation=records[:2], test=records[:3]))
     task.write(tmp_path / "out")
     again = Task.read(tmp_path / "out")
@@ -73,7 +73,7 @@ def test_equal_data_give_equal_bytes_from_any_format(tmp_path: Path) -> None:
         assert (tmp_path / "a" / "out" / file).read_bytes() == (tmp_path / "b" / "out" / file).read_bytes()
 
 
-def test_files_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
+def test_inconsistent_task_files_are_rejected(tmp_path: Path) -> None:
     write_task(folder(tmp_path / "in", rows(6)), tmp_path / "out")
     (tmp_path / "out" / "train.parquet").write_bytes((tmp_path / "out" / "test.parquet").read_bytes())
     with pytest.raises(CorruptArtifact, match="do not match"):

@@ -42,7 +42,7 @@ def with_rows(extra: list[Any]) -> list[Any]:
         ({"text": "x" * 1_000_001, "label": "bad"}, ("text_too_long", "train", 5, "text")),
     ],
 )
-def test_a_value_at_fault(tmp_path: Path, record: dict[str, Any], fault: tuple[Any, ...]) -> None:
+def test_invalid_value_is_a_data_error(tmp_path: Path, record: dict[str, Any], fault: tuple[Any, ...]) -> None:
     assert faults(folder(tmp_path, with_rows([record]))) == [fault]
 
 
@@ -62,7 +62,7 @@ def test_null_and_blank_values_of_csv(tmp_path: Path) -> None:
     assert faults(source) == [("blank_text", "train", 2, "text"), ("null_label", "train", 3, "label")]
 
 
-def test_all_faults_are_told_not_the_first(tmp_path: Path) -> None:
+def test_all_data_errors_are_reported(tmp_path: Path) -> None:
     source = folder(
         tmp_path,
         with_rows([{"text": "", "label": "bad"}, {"text": "x", "label": None}, {"text": None, "label": 1}]),
@@ -80,7 +80,7 @@ def test_all_faults_are_told_not_the_first(tmp_path: Path) -> None:
     }
 
 
-def test_faults_of_one_code_are_listed_up_to_a_hundred_and_all_counted(tmp_path: Path) -> None:
+def test_at_most_100_errors_per_code_are_listed_and_all_counted(tmp_path: Path) -> None:
     source = folder(tmp_path, with_rows([{"text": "", "label": "bad"}] * 250))
     _, report = validate(source)
     assert report["fault_counts"] == {"blank_text": 250}
@@ -89,13 +89,13 @@ def test_faults_of_one_code_are_listed_up_to_a_hundred_and_all_counted(tmp_path:
         load_task(source)
 
 
-def test_lists_instead_of_texts_are_not_told_as_null_too(tmp_path: Path) -> None:
+def test_lists_instead_of_texts_are_not_reported_as_null(tmp_path: Path) -> None:
     source = folder(tmp_path, with_rows([{"text": ["a"], "label": "bad"}] * 150 + [{"text": None, "label": "bad"}]))
     assert validate(source)[1]["fault_counts"] == {"not_text": 150, "null_text": 1}
 
 
 @pytest.mark.parametrize("metric", ["macro_f1", "pearson"])
-def test_parquet_values_that_are_not_read_are_called_what_they_are(tmp_path: Path, metric: str) -> None:
+def test_unread_parquet_values_are_reported_with_their_kind(tmp_path: Path, metric: str) -> None:
     days = [None, datetime.date(2020, 1, 2), datetime.date(2020, 1, 3)]
     table = pa.table({"text": [b"\xff", b"plain", None], "label": days})
     pq.write_table(table, tmp_path / "train.parquet")
@@ -108,14 +108,14 @@ def test_parquet_values_that_are_not_read_are_called_what_they_are(tmp_path: Pat
     assert found["not_a_label", 2].endswith("column 'label', is a date or time. Write it as text.")
 
 
-def test_many_unknown_labels_are_listed_up_to_a_hundred_and_all_counted(tmp_path: Path) -> None:
+def test_at_most_100_unknown_labels_are_listed_and_all_counted(tmp_path: Path) -> None:
     test = [{"text": f"t{n}", "label": f"new {n:03}"} for n in range(130)]
     _, report = validate(folder(tmp_path, rows(4), test=test))
     assert report["fault_counts"] == {"unknown_label": 130}
     assert [fault["row"] for fault in report["faults"]] == list(range(1, 101))
 
 
-def test_a_label_that_train_lacks_is_told_with_the_near_miss(tmp_path: Path) -> None:
+def test_unknown_label_error_suggests_the_nearest_label(tmp_path: Path) -> None:
     train = rows(6, ("positive", "negative"))
     test = [{"text": "a", "label": "positive"}, *({"text": "b", "label": "Positive "} for _ in range(3))]
     source = folder(tmp_path, train, validation=[{"text": "c", "label": "negativ"}], test=test)
@@ -135,7 +135,7 @@ def test_one_class_only(tmp_path: Path) -> None:
     assert faults(source) == [("one_class", "train", None, "label")]
 
 
-def test_more_labels_than_a_classifier_is_for(tmp_path: Path) -> None:
+def test_too_many_labels_are_a_data_error(tmp_path: Path) -> None:
     train = [{"text": f"t{n}", "label": f"label {n}"} for n in range(10_000)]
     source = folder(tmp_path, train, validation=train[:5], test=train[:5])
     assert faults(source) == [("too_many_labels", "train", None, "label")]
@@ -167,7 +167,7 @@ def test_labels_that_differ_in_case_or_blanks_are_a_warning(tmp_path: Path) -> N
     assert "'Good' (2 rows) and 'good' (2 rows)" in messages(report, "warnings", "label_variants")[0]
 
 
-def test_numbers_written_in_two_ways_are_told_as_such(tmp_path: Path) -> None:
+def test_two_spellings_of_a_number_are_a_warning(tmp_path: Path) -> None:
     train = rows(8, ("0", "1", "1.0", "2024"))
     _, report = validate(folder(tmp_path, train, rows(2, ("0.0", "2024"), "v"), rows(2, ("0", "02024"), "t")))
     assert messages(report, "warnings", "label_variants")[0].startswith(
@@ -177,7 +177,7 @@ def test_numbers_written_in_two_ways_are_told_as_such(tmp_path: Path) -> None:
     assert ["differs from '0' only" in told[0], "differs from '2024' only" in told[1]] == [True, True]
 
 
-def test_long_numbers_that_a_float_cannot_hold_are_not_taken_for_each_other(tmp_path: Path) -> None:
+def test_long_numbers_are_not_compared_as_floats(tmp_path: Path) -> None:
     _, report = validate(folder(tmp_path, rows(8, ("90071992547409921", "90071992547409922")), [], []))
     assert not messages(report, "warnings", "label_variants")
 
@@ -195,7 +195,7 @@ def test_labels_with_blanks_at_an_end_are_a_warning(tmp_path: Path) -> None:
         load_task(path, DatasetOptions(metric="f1", positive_label="good"))
 
 
-def test_a_positive_label_without_the_metric_f1_is_told_to_mean_nothing(tmp_path: Path) -> None:
+def test_positive_label_without_f1_is_reported_as_ignored(tmp_path: Path) -> None:
     _, report = load_task(put(tmp_path / "all.jsonl", jsonl(rows(40))), DatasetOptions(positive_label="good"))
     assert "positive label 'good' is ignored: it needs the metric f1" in report["notes"]
 
@@ -215,7 +215,7 @@ def test_a_long_text_is_a_warning_and_an_error_above_the_limit(tmp_path: Path) -
     assert [warning["row"] for warning in report["warnings"] if warning["code"] == "long_text"] == [5]
 
 
-def test_ten_megabytes_in_one_csv_field_are_told_with_the_row(tmp_path: Path) -> None:
+def test_field_of_ten_megabytes_is_reported_with_its_row(tmp_path: Path) -> None:
     put(tmp_path / "train.csv", "text,label\na,bad\n" + "x" * 10_000_000 + ",good\nb,good\n")
     assert ("text_too_long", "train", 2, "text") in faults(tmp_path / "train.csv")
 
