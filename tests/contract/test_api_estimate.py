@@ -152,9 +152,9 @@ def test_estimates_stay_within_a_quarter_of_ten_recorded_jobs(api: TestClient, g
 @pytest.mark.parametrize(
     "body",
     [
-        {"kind": "learning_curve", "learning_curve": {"sizes": [0.5, 1], "models": ["bilstm", "encoder", "tlm"]}},
-        {"kind": "prune", "prune": {"levels": [0.3]}},
-        {"kind": "share_tickets", "share_tickets": {"others": ["twin"], "level": 0.3}},
+        {"kind": "learning_curve", "options": {"sizes": [0.5, 1], "models": ["bilstm", "encoder", "tlm"]}},
+        {"kind": "prune", "options": {"levels": [0.3]}},
+        {"kind": "share_tickets", "options": {"others": ["twin"], "level": 0.3}},
     ],
     ids=lambda body: str(body["kind"]),
 )

@@ -163,21 +163,21 @@ def test_comparison_lists_options_of_the_kind(api: TestClient, gateway: Gateway)
 
     def differences(kind: str, *options: dict[str, Any]) -> dict[str, list[Any]]:
         alone = {"dataset": "toy", "overrides": {"selection.selector": "none"}, "kind": kind}
-        answers = [api.post("/v1/jobs", json=alone | ({kind: one} if one else {})) for one in options]
+        answers = [api.post("/v1/jobs", json=alone | ({"options": one} if one else {})) for one in options]
         assert [answer.status_code for answer in answers] == [202, 202], [answer.text for answer in answers]
         ids = ",".join(answer.json()["id"] for answer in answers)
         return {d["key"]: d["values"] for d in api.get(f"/v1/jobs/compare?ids={ids}").json()["differences"]}
 
-    assert differences("prune", {"levels": [0.15]}, {"levels": [0.3]}) == {"prune.levels": [[0.15], [0.3]]}
+    assert differences("prune", {"levels": [0.15]}, {"levels": [0.3]}) == {"options.levels": [[0.15], [0.3]]}
     curves = [{"models": ["bilstm"], "sizes": sizes, "lstm": {"layers": sizes[0]}} for sizes in ([2, 8], [4, 8])]
     assert differences("learning_curve", *curves) == {
-        "learning_curve.sizes": [[2, 8], [4, 8]], "learning_curve.lstm.layers": [2, 4],
+        "options.sizes": [[2, 8], [4, 8]], "options.lstm.layers": [2, 4],
     }  # fmt: skip
     assert differences("prune", {"tickets": ["winning", "random", "losing"]}, {}) == {}, "these are the defaults"
     shared = differences("share_tickets", {"others": ["second"]}, {"others": ["third"], "tickets": {"toy": 0.3}})
-    assert shared.pop("share_tickets.tickets.toy") == [None, 0.3]
+    assert shared.pop("options.tickets.toy") == [None, 0.3]
     ((key, (one, other)),) = shared.items()
-    assert key == "share_tickets.others" and one != other
+    assert key == "options.others" and one != other
 
 
 @pytest.mark.usefixtures("stocked")
