@@ -1,7 +1,7 @@
-"""Which attention heads and feed-forward blocks a ticket keeps (Super Tickets, arXiv 2105.12002, section 3).
+"""Masks of attention heads and feed-forward blocks (Super Tickets, arXiv 2105.12002, section 3).
 
-Masks are cut in one shot from importance scores: a share of all heads and of all feed-forward blocks goes, each
-layer keeps at least one head. Free of torch: the gateway and the coordinator check masks with it.
+`one_shot` computes a mask from importance scores. It removes a share of all heads and of all blocks, and each layer
+keeps at least one head. This module does not import torch, because the gateway checks masks with it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TICKETS: tuple[str, ...] = get_args(Which)
 
 @dataclass(frozen=True)
 class Importance:
-    """Normalised importance of each head, [layers, heads], and of each feed-forward block, [layers]."""
+    """Normalized importance of each head, [layers, heads], and of each feed-forward block, [layers]."""
 
     heads: npt.NDArray[np.float64]
     blocks: npt.NDArray[np.float64]
@@ -37,7 +37,7 @@ class Importance:
 
 @dataclass(frozen=True)
 class Mask:
-    """True for what is kept. heads: one row for each layer; blocks: one entry for each layer."""
+    """True for each part that stays. heads: one row for each layer. blocks: one entry for each layer."""
 
     heads: tuple[tuple[bool, ...], ...]
     blocks: tuple[bool, ...]
@@ -89,9 +89,9 @@ class Mask:
 
 
 def removals(level: float, layers: int, heads: int) -> tuple[int, int]:
-    """(heads, blocks) that go at a sparsity `level` in [0, 1): that share of each, rounded down.
+    """Return the numbers of heads and blocks that a sparsity `level` in [0, 1) removes, rounded down.
 
-    Raises InvalidRequest if so many heads cannot go while each layer keeps one.
+    Raises InvalidRequest if a layer would lose all of its heads.
     """
     gone, blocks = math.floor(level * layers * heads + 1e-9), math.floor(level * layers + 1e-9)
     most = layers * heads - layers
@@ -105,10 +105,10 @@ def removals(level: float, layers: int, heads: int) -> tuple[int, int]:
 
 
 def one_shot(importance: Importance, level: float, which: str, seed: int = 0) -> Mask:
-    """The mask at a sparsity level: winning drops the least important, losing the most, random any.
+    """Return the mask at a sparsity level. winning removes the least important parts, losing the most important.
 
-    Heads are ranked over all layers; one that is the last of its layer stays and the next goes instead. Equal scores
-    go by layer, then head. random draws without replacement and depends on seed alone.
+    Heads are ranked over all layers. The last head of a layer stays, and the next one is removed instead. Equal scores
+    are ordered by layer, then head. random draws without replacement and depends on the seed alone.
     Raises InvalidRequest where `removals` does, ValueError for an unknown `which`.
     """
     layers, heads = importance.heads.shape
@@ -130,7 +130,7 @@ def one_shot(importance: Importance, level: float, which: str, seed: int = 0) ->
 
 
 def _order(scores: npt.NDArray[np.float64], which: str, seed: int) -> npt.NDArray[np.int64]:
-    """Indices in the order in which they go."""
+    """Return the indices in the order of their removal."""
     match which:
         case "winning":
             return np.argsort(scores, kind="stable")

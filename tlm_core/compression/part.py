@@ -1,4 +1,4 @@
-"""One task out of several that were merged, in the tokens of all."""
+"""Extract one task from a merged task, with the shared tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user asks for, and what the service keeps of it. Pure values: no I/O, no torch."""
+"""Requests for jobs and the records of jobs. Pure values: this module does no I/O and imports no torch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 
 
 def new_id(prefix: str, now: float | None = None) -> str:
-    """A new id such as `job_01h…`: sorts by time (milliseconds), ends in 50 random bits."""
+    """Return a new id such as `job_01h…`. Ids sort by time (milliseconds) and end in 50 random bits."""
     value = int((time.time() if now is None else now) * 1000) << 50 | secrets.randbits(50)
     digits = ""
     for _ in range(19):
@@ -175,7 +175,7 @@ class Resolved(BaseModel):
 
 
 class Origin(BaseModel):
-    """The job that another one was made from, and how: retried as it was, or cloned with changes."""
+    """The job that this one repeats (retry) or changes (clone)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -184,7 +184,7 @@ class Origin(BaseModel):
 
 
 class Progress(BaseModel):
-    """How far a job is. rate in `unit` per second; eta_seconds until the end of the stage."""
+    """The progress of a job. rate: `unit` per second. eta_seconds: until the end of the stage."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -200,13 +200,12 @@ class Progress(BaseModel):
 
 
 class JobRecord(BaseModel):
-    """A job as stored. Never changed in place: a verb of the store makes the next one.
+    """A job as stored. Records are immutable: each verb of the store writes a new one.
 
-    attempt: number of the current try, the fencing token of every write a worker makes.
-    failures: attempts that ended by a fault (a pause is none). submissions: what this attempt has asked the cluster
-    to run, group → submission id. excluded_from_cache: nodes whose artifacts other jobs must not reuse.
-    ran_seconds: of attempts that are over; running_since: of the one under way.
-    Times are Unix seconds.
+    attempt: number of the current attempt, and the fencing token of every write of its workers.
+    failures: attempts that ended with an error; a pause is not one. submissions: group → submission id of this attempt.
+    excluded_from_cache: nodes whose artifacts other jobs must not reuse. ran_seconds: running time of the attempts that
+    have ended. running_since: start of the current one. All times are Unix seconds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -247,7 +246,7 @@ class JobRecord(BaseModel):
 
 
 class Event(BaseModel):
-    """One entry of a job's log; `seq` counts from 1 without gaps. at: Unix seconds."""
+    """One event of a job. seq: counts from 1 without gaps. at: Unix seconds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

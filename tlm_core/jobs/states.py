@@ -1,4 +1,4 @@
-"""States of a job and the verbs that move it. Data only: the store applies them in one atomic step.
+"""States of a job and the verbs that change them. Data only: the store applies each verb in one atomic step.
 
               claim                 finish
     queued ──────────► running ──────────────► succeeded
@@ -8,7 +8,7 @@
       │                    └─ cancel ─► cancelling ── confirm_cancelled ──► cancelled
       └─ submit
 
-A queued or paused job is cancelled at once, a queued one paused at once. A terminal state never changes.
+Cancelling a queued or paused job, and pausing a queued one, take effect immediately. A terminal state never changes.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ class Verb(StrEnum):
 
 
 class Guard(StrEnum):
-    """Who may use a verb, beside the state that allows it."""
+    """Who may use a verb, in addition to the condition on the state."""
 
     ANYONE = "anyone"
-    OWNER = "owner"  # the coordinator that holds the lease, in the attempt it names
+    OWNER = "owner"  # the coordinator that holds the lease, in its attempt
     ATTEMPT = "attempt"  # a worker of the current attempt
 
 
 @dataclass(frozen=True)
 class Transition:
-    """What a verb does: from each state where it is allowed, the state that follows."""
+    """A verb, and the next state for each state in which the verb is allowed."""
 
     verb: Verb
     moves: Mapping[State, State]
@@ -69,7 +69,7 @@ _S = State
 TRANSITIONS: Mapping[Verb, Transition] = {
     t.verb: t
     for t in (
-        # A claim of an active job takes over an expired lease and keeps its attempt.
+        # The claim of an active job replaces an expired lease and continues its attempt.
         Transition(Verb.CLAIM, {_S.QUEUED: _S.RUNNING, **{s: s for s in sorted(ACTIVE)}}, Guard.ANYONE),
         Transition(Verb.REPORT, {s: s for s in sorted(ACTIVE)}, Guard.ATTEMPT),
         Transition(Verb.PAUSE, {_S.QUEUED: _S.PAUSED, _S.RUNNING: _S.PAUSING}, Guard.ANYONE),
@@ -94,5 +94,5 @@ TRANSITIONS: Mapping[Verb, Transition] = {
 
 
 def allowed(verb: Verb) -> str:
-    """The states from which `verb` is possible, for messages."""
+    """Return the states in which `verb` is allowed, for messages."""
     return ", ".join(TRANSITIONS[verb].moves)

@@ -21,7 +21,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Size:
-    """One point of the curve. asked: as in the request; rows: labelled texts; dropped: why it is left out, if it is."""
+    """One size of the curve. asked: as in the request. rows: labeled texts. dropped: the reason if it is dropped."""
 
     asked: float
     rows: int
@@ -53,10 +53,10 @@ def subset(ctx: StageContext[SubsetParams]) -> dict[str, Any]:
 
 
 def order(labels: npt.NDArray[np.integer[Any]], seed: int) -> Ints:
-    """An order of all rows whose every beginning is stratified, and holds every shorter one.
+    """Return an order of all rows in which every prefix is stratified.
 
-    The k-th of n rows with a label, in a seeded order, stands at (k + 1/2) / n of the way. So of a label that makes up
-    a share s of all rows, with L labels in all, a beginning has at most 1/2 + s L / 2 rows more or fewer than its due.
+    Row k of the n rows with a label, in a seeded order, gets the position (k + 1/2) / n. With L labels, a prefix
+    deviates from the exact share s of a label by at most 1/2 + s L / 2 rows.
     """
     random = np.random.default_rng(seed)
     place = np.empty(len(labels))
@@ -68,7 +68,7 @@ def order(labels: npt.NDArray[np.integer[Any]], seed: int) -> Ints:
 
 
 def rows_of(asked: float, rows: int) -> int:
-    """How many rows a size means: a share up to 1, a count above. Raises InvalidRequest if there are fewer rows."""
+    """Return the rows of a size: a share up to 1, else a count. Raises InvalidRequest if train has fewer rows."""
     wanted = max(1, round(asked * rows)) if asked <= 1 else int(asked)
     if wanted > rows:
         raise InvalidRequest(
@@ -105,6 +105,6 @@ def curve_sizes(task: Task, asked: Sequence[float], seeds: Sequence[int]) -> lis
 
 
 def first_rows(task: Task, rows: int, seed: int) -> Task:
-    """The task with the first `rows` of `order` as its train split, in their old order; the rest as it was."""
+    """Return the task with the first `rows` of `order` as its train split, sorted as before."""
     chosen = np.sort(order(task.label_ids("train"), seed)[:rows])
     return replace(task, splits={**task.splits, "train": task.splits["train"].take(chosen)})

@@ -66,9 +66,7 @@ def test_an_unknown_split(tmp_path: Path) -> None:
         ("train.parquet", b"text,label\n", "is not a Parquet file"),
     ],
 )
-def test_content_contrary_to_the_name_is_a_data_error(
-    tmp_path: Path, name: str, content: bytes, part: str
-) -> None:
+def test_content_contrary_to_the_name_is_a_data_error(tmp_path: Path, name: str, content: bytes, part: str) -> None:
     _, report = validate(put(tmp_path / name, content))
     assert [fault["code"] for fault in report["faults"]] == ["wrong_type"]
     assert part in report["faults"][0]["message"]
