@@ -1,4 +1,4 @@
-"""Jobs side by side: in what they differ, how they went, how good they are and what they cost."""
+"""Compare jobs: differences, curves, scores and costs."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from tlm_core.wire import Comparison, Difference, JobSeries, Outcome
 
 
 def compare(jobs: JobStore, artifacts: ArtifactStore, records: Sequence[JobRecord], *, points: int) -> Comparison:
-    """Compare `records`; points: of each curve, at most."""
+    """Compare `records`. points: maximum per curve."""
     return Comparison(
         jobs=tuple(map(job_summary, records)),
         differences=tuple(
             Difference(key=key, values=values)
-            for key, values in differences([_settled(job) for job in records]).items()
+            for key, values in differences([_configuration(job) for job in records]).items()
         ),
         outcomes=tuple(_outcome(jobs, artifacts, job) for job in records),
         curves=tuple(JobSeries(job=job.id, series=tuple(series_of(jobs, job, points=points))) for job in records),
     )
 
 
-def _settled(job: JobRecord) -> dict[str, Any]:
+def _configuration(job: JobRecord) -> dict[str, Any]:
     resolved = job.resolved
-    asked = job.spec.model_dump(
+    request = job.spec.model_dump(
         mode="json", include={"kind", "seeds", "workers", "scale", "recipe", "max_runtime_seconds", "priority"}
     )
-    asked["recipe_name"] = asked.pop("recipe")
+    request["recipe_name"] = request.pop("recipe")
     recipe = resolved.recipe.model_dump(mode="json", exclude={"name", "scale"})
     data = {
         "dataset": resolved.dataset.digest,
@@ -42,7 +42,7 @@ def _settled(job: JobRecord) -> dict[str, Any]:
         "corpus": resolved.corpus_name,
         "corpus_version": resolved.corpus_version,
     }
-    return asked | _options(job) | data | recipe
+    return request | _options(job) | data | recipe
 
 
 def _options(job: JobRecord) -> dict[str, Any]:
@@ -60,4 +60,4 @@ def _outcome(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord) -> Outcom
     except (Conflict, NotFound, CorruptArtifact) as error:
         return Outcome(job=job.id, reason=error.message)
     parts = {name: report.get(name) for name in ("metric", "mean", "spread", "cost")}
-    return Outcome(job=job.id, **parts, reason=None if parts["mean"] else "the report has no scores")
+    return Outcome(job=job.id, **parts, reason=None if parts["mean"] else "The report has no scores.")

@@ -1,17 +1,30 @@
-"""Submit, retry and clone jobs: one service for the API and the dashboard."""
+"""Submit, retry and clone jobs, for the API and the dashboard. A new job pins what its request names."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from services.api.parts import Parts
-from services.api.submit import changed, resolve_job
-from services.common.catalog import dataset_keys
-from tlm_core.errors import IllegalTransition
-from tlm_core.jobs.spec import JobRecord, JobSpec, Origin, Resolved
-from tlm_core.jobs.states import State
+from pydantic import ValidationError
 
+from services.api.job_artifacts import artifact_of
+from services.api.parts import Parts
+from services.common.catalog import Catalog, dataset_keys, ready_version
+from services.common.problem import validation_problem
+from tlm_core.errors import Conflict, IllegalTransition, InvalidRequest
+from tlm_core.jobs.nodes import DatasetInput, ReusedArtifact
+from tlm_core.jobs.plan import plan_of
+from tlm_core.jobs.spec import FROM_JOB, JobRecord, JobSpec, Origin, Resolved
+from tlm_core.jobs.states import State
+from tlm_core.kinds import KINDS
+from tlm_core.kinds.kind import FinishedJob
+from tlm_core.selection.selectors import SELECTORS
+from tlm_core.training.recipe import Recipe, resolve
+
+_MAX_SEED = 2**32 - 1
+_SELECTOR = "selection.selector"
 RETRYABLE = frozenset({State.FAILED, State.CANCELLED})
 
 
@@ -55,3 +68,195 @@ def _create(
     spec, resolved = resolve()
     needs = dataset_keys(tenant, (dataset.id for dataset in resolved.datasets))
     return parts.jobs.submit(tenant, spec, resolved, idempotency_key=key, origin=origin, needs=needs)
+
+
+def resolve_job(parts: Parts, tenant: str, spec: JobSpec) -> tuple[JobSpec, Resolved]:
+    """Return the complete request and what it means. Later publications do not change the job.
+
+    Raises InvalidRecipe, InvalidRequest, NotFound, and Conflict for a corpus or a job that is not ready.
+    """
+    if spec.source_job is not None:
+        return _from_source(parts, tenant, spec, parts.jobs.get(tenant, spec.source_job))
+    recipe = resolve(spec.recipe, spec.scale, spec.overrides, precision=parts.settings.precision)
+    options = spec.definition.pin(spec.options, recipe, _GatewayLookup(parts, tenant))
+    spec.check(recipe, options)
+    for used in spec.definition.recipes(options, recipe):
+        _check_folders(used, parts.settings.model_folders)
+    _check_corpus(spec, recipe)
+    _check_seeds(spec)
+    first = parts.catalog.dataset(tenant, spec.dataset)
+    if recipe.selection.definition.source == "dataset" and "selection" not in first.summary:
+        raise InvalidRequest(
+            f"The dataset '{spec.dataset}' has no selection of its own, which '{_SELECTOR}' needs. Upload it "
+            "with a part 'selection' (a file with the columns text and rank), or choose another selector."
+        )
+    corpus_name, corpus_version = _corpus_version(parts.catalog, tenant, spec.corpus)
+    original = spec.options.model_dump(mode="json")
+    pinned = {name: value for name, value in options.model_dump(mode="json").items() if value != original[name]}
+    return spec, Resolved(
+        dataset_id=first.id,
+        dataset=first.raw,
+        dataset_options=first.options,
+        corpus_name=corpus_name,
+        corpus_version=corpus_version,
+        others=_other_datasets(parts.catalog, tenant, spec, first.id),
+        pinned_options=pinned,
+        recipe=recipe,
+    )
+
+
+@dataclass(frozen=True)
+class _GatewayLookup:
+    """Finds jobs and datasets of a tenant for `Kind.pin`."""
+
+    parts: Parts
+    tenant: str
+
+    def job(self, job_id: str) -> FinishedJob:
+        job = self.parts.jobs.get(self.tenant, job_id)
+
+        def report() -> Mapping[str, Any]:
+            return self.parts.artifacts.read_json(artifact_of(self.parts.jobs, job, "evaluate"), "report.json")
+
+        data, recipe = job.resolved.datasets[0], job.resolved.recipe
+        return FinishedJob(job.id, job.spec.kind, job.spec.dataset, data, recipe, report)
+
+    def dataset(self, name: str) -> DatasetInput:
+        return _dataset_input(self.parts.catalog, self.tenant, name)
+
+
+def _dataset_input(catalog: Catalog, tenant: str, name: str) -> DatasetInput:
+    record = catalog.dataset(tenant, name)
+    return DatasetInput(id=record.id, ref=record.raw, options=record.options)
+
+
+def _check_corpus(spec: JobSpec, recipe: Recipe) -> None:
+    selector, selects = recipe.selection.selector, recipe.selection.needs_corpus
+    if selects and spec.corpus is None:
+        raise InvalidRequest(
+            f"The selector '{selector}' needs a corpus. Set 'corpus', or set '{_SELECTOR}' to 'none' to train on the "
+            "task alone."
+        )
+    if spec.corpus is not None and not selects:
+        raise InvalidRequest(
+            f"'{_SELECTOR}' is '{selector}', which uses no corpus. Omit 'corpus', or choose another selector."
+        )
+
+
+def _check_seeds(spec: JobSpec) -> None:
+    if len(set(spec.seeds)) < len(spec.seeds):
+        raise InvalidRequest("A seed occurs twice in 'seeds'. Each seed is one run.")
+    if not all(0 <= seed <= _MAX_SEED for seed in spec.seeds):
+        raise InvalidRequest(f"Each seed must be between 0 and {_MAX_SEED}.")
+
+
+def _corpus_version(catalog: Catalog, tenant: str, reference: str | None) -> tuple[str | None, str | None]:
+    """Return name and version of NAME or NAME@VERSION, by default the newest version that is ready."""
+    if reference is None:
+        return None, None
+    name, _, version = reference.partition("@")
+    corpus = catalog.corpus(tenant, name)
+    # Only a corpus that is not ready needs an explanation, and the look-up takes time.
+    latest = [] if corpus.ready() else catalog.loads(tenant, name, limit=1)
+    return name, ready_version(corpus, version or None, latest[0] if latest else None).version
+
+
+def _other_datasets(catalog: Catalog, tenant: str, spec: JobSpec, first: str) -> tuple[DatasetInput, ...]:
+    """Return the datasets in addition to the first, whose id is `first`. Raises InvalidRequest if one occurs twice."""
+    names_by_id, others = {first: spec.dataset}, []
+    for name in spec.names[1:]:
+        other = _dataset_input(catalog, tenant, name)
+        if other.id in names_by_id:
+            raise InvalidRequest(
+                f"'{names_by_id[other.id]}' and '{name}' are the same dataset ({other.id}). Name it once."
+            )
+        names_by_id[other.id] = name
+        others.append(other)
+    return tuple(others)
+
+
+def _from_source(parts: Parts, tenant: str, spec: JobSpec, source: JobRecord) -> tuple[JobSpec, Resolved]:
+    """Complete a request that starts from the dense model of the job `source`."""
+    if not source.spec.definition.extends_train:
+        names = ", ".join(kind.name for kind in KINDS.values() if kind.extends_train)
+        raise InvalidRequest(
+            f"Job {source.id} has kind '{source.spec.kind}', which leaves no encoder to start from. Name a job of one "
+            f"of these kinds: {names}."
+        )
+    if source.state is not State.SUCCEEDED:
+        raise Conflict(
+            f"Job {source.id} is {source.state}. Wait until it has succeeded, or name another job.", state=source.state
+        )
+    original = changed(source, {})
+    for name in FROM_JOB:
+        if name in spec.model_fields_set and getattr(spec, name) != getattr(original, name):
+            raise InvalidRequest(f"Job {source.id} provides '{name}'. Omit '{name}'.")
+    spec = spec.model_copy(update={name: getattr(original, name) for name in FROM_JOB})
+    resolved = source.resolved.model_copy(update={"reused": _reused(source), "pinned_options": {}})
+    parts.catalog.dataset(tenant, resolved.dataset_id)
+    spec.check(resolved.recipe)
+    _check_folders(resolved.recipe, parts.settings.model_folders)
+    return spec, resolved
+
+
+def _reused(source: JobRecord) -> dict[str, ReusedArtifact]:
+    """Return the artifacts of all stages before the evaluation. Raises Conflict if another release computed them."""
+    assert source.result is not None, "a job that succeeded has a result"
+    artifacts = {name: ReusedArtifact.model_validate(entry) for name, entry in source.result["artifacts"].items()}
+    digests = {name: artifact.ref.digest for name, artifact in artifacts.items()}
+    nodes = plan_of(source).behind("evaluate")
+    for node in nodes:
+        if node.name not in artifacts or node.artifact_id(digests, source.id) != artifacts[node.name].artifact:
+            raise Conflict(
+                f"Another release trained job {source.id}, and the artifact of its stage '{node.name}' has another "
+                "form. Clone the job and name the clone."
+            )
+    return {node.name: artifacts[node.name] for node in nodes}
+
+
+def changed(job: JobRecord, changes: Mapping[str, Any]) -> JobSpec:
+    """Return the spec of a job with `changes`, and with its dataset and corpus pinned unless they change.
+
+    The keys of `overrides` and `options` change one by one; another kind starts without options. A new corpus ends the
+    selector 'none', and a selector without a corpus ends the corpus. Raises InvalidRequest with every invalid field.
+    """
+    resolved, old = job.resolved, job.spec.model_dump(mode="json")
+    same_kind = changes.get("kind", job.spec.kind) == job.spec.kind
+    if not same_kind:
+        del old["options"]
+    # The options of several datasets name them as the request does, so these names stay.
+    dataset = job.spec.dataset if same_kind and resolved.others else resolved.dataset_id
+    values = old | {"dataset": dataset, "corpus": resolved.corpus} | dict(changes)
+    for name in ("overrides", "options"):
+        if isinstance(old.get(name), dict) and isinstance(changes.get(name), dict):
+            values[name] = old[name] | changes[name]
+    try:
+        return JobSpec.model_validate(_agreeing(values, changes))
+    except ValidationError as error:
+        problem = validation_problem([{**entry, "loc": ("body", *entry["loc"])} for entry in error.errors()])
+        raise InvalidRequest(problem["detail"], faults=problem["errors"]) from error
+
+
+def _ignores_corpus(selector: object) -> bool:
+    return isinstance(selector, str) and selector in SELECTORS and SELECTORS[selector].source != "corpus"
+
+
+def _agreeing(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Let the one of corpus and selector that changes end the other. Clients send 'none' if no corpus is named."""
+    overrides = values["overrides"]
+    selector = overrides.get(_SELECTOR) if isinstance(overrides, dict) else None
+    if "corpus" not in changes:
+        return values | {"corpus": None} if _ignores_corpus(selector) else values
+    if changes["corpus"] is not None and selector == "none" and _SELECTOR not in changes.get("overrides", {}):
+        return values | {"overrides": {key: value for key, value in overrides.items() if key != _SELECTOR}}
+    return values
+
+
+def _check_folders(recipe: Recipe, allowed: tuple[Path, ...]) -> None:
+    """A path is opened where the workers run, with their rights: only folders that the operator named will do."""
+    for key, value in (("model.init", recipe.model.init), ("tokenizer.source", recipe.tokenizer.source)):
+        if value.startswith("/") and not any(Path(value).resolve().is_relative_to(folder) for folder in allowed):
+            raise InvalidRequest(
+                f"'{key}' names the folder {value}, which jobs may not use here; use hub:ID, or ask the operator to "
+                "name the folder in TLM_API_MODEL_FOLDERS"
+            )

@@ -13,8 +13,7 @@ from services.api.dashboard.job_form import FilledForm, JobForm
 from services.api.dashboard.web import PREFIX, SignedIn, page, redirect
 from services.api.estimate import proposed
 from services.api.parts import Parts, PartsDep
-from services.api.submission import submit_job
-from services.api.submit import resolve_job
+from services.api.submission import resolve_job, submit_job
 from tlm_core.errors import TLMError
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import MAX_PRIORITY

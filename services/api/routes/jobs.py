@@ -17,8 +17,7 @@ from services.api.parts import STREAM_ID, AfterId, Limit, Parts, PartsDep, Strea
 from services.api.removal import delete_job
 from services.api.series import series_of
 from services.api.streams import log_stream
-from services.api.submission import clone_job, retry_job, submit_job
-from services.api.submit import resolve_job
+from services.api.submission import clone_job, resolve_job, retry_job, submit_job
 from services.api.views import dry_run_view, job_summary, job_view
 from services.common.situation import Situation
 from tlm_core.errors import InvalidRequest
