@@ -90,15 +90,15 @@ def test_dataset_may_include_a_selection(api: TestClient, gateway: Gateway) -> N
     assert job.status_code == 202, job.text
     assert [stage["name"] for stage in job.json()["stages"]][:3] == ["validate", "select", "prepare"]
     both = api.post("/v1/jobs", json={**body, "corpus": "docs"})
-    assert both.status_code == 422 and "leave 'corpus' out" in both.json()["detail"]
+    assert both.status_code == 422 and "Omit 'corpus'" in both.json()["detail"]
     others = {"kind": "share_tickets", "options": {"others": ["toy"]}}
     kind = api.post("/v1/jobs", json={**body, **others})
-    assert kind.status_code == 422 and "cannot take the selection" in kind.json()["detail"], kind.text
+    assert kind.status_code == 422 and "cannot use the selection" in kind.json()["detail"], kind.text
     guess = api.post("/v1/jobs/estimate", json=body).json()
     assert (guess["passages"], guess["passages_at_most"]) == (2, 2)
     assert upload(api).json()["selection"] is None
     without = api.post("/v1/jobs", json={**body, "dataset": "toy"})
-    assert without.status_code == 422 and "brings no selection" in without.json()["detail"]
+    assert without.status_code == 422 and "has no selection of its own" in without.json()["detail"]
     assert not [name for name in gateway.leftovers() if name.startswith("scratch")]
 
 
