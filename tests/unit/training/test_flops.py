@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.unit.training.made import made_prepared, tiny
 from tlm_core.training.objective import Workers, accumulate_gradient, step_flops
-from tlm_core.training.optim import Optimizer
+from tlm_core.training.optim import FlatOptimizer
 from tlm_core.training.prepared import JointBatches, Prepared
 from tlm_core.training.stages import build
 
@@ -22,7 +22,7 @@ def test_flops_match_the_counter_of_torch(architecture: str, rho1: float, tmp_pa
     recipe = tiny(model__architecture=architecture, model__hidden=64, joint__rho1=rho1)
     prepared = Prepared(made_prepared(tmp_path, recipe))
     model = build(recipe.model, prepared, 0)
-    optimizer = Optimizer(model, recipe.joint.optimizer, ("encoder", "vocabulary", "task"))
+    optimizer = FlatOptimizer(model, recipe.joint.optimizer, ("encoder", "vocabulary", "task"))
     batch = JointBatches(prepared, recipe.joint, 0)(0, 0.0)
     # The counter does not support the CPU's fused attention kernel. The plain one has the same products.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
