@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from services.api.compare import differences
 from services.api.series import thinned
+from tlm_core.training.recipe import differences
 
 
 def line(values: list[float]) -> list[tuple[float, float, float]]:
@@ -39,5 +39,5 @@ def test_every_part_keeps_its_extremes() -> None:
 
 
 def test_differences_list_only_unequal_keys() -> None:
-    found = differences([{"a": 1, "b": {"c": 2, "d": [1]}}, {"a": 1, "b": {"c": 3}}])
-    assert [(d.key, d.values) for d in found] == [("b.c", (2, 3)), ("b.d", ([1], None))]
+    settings = [{"a": 1, "b": {"c": 2, "d": [1]}}, {"a": 1, "b": {"c": 3}}]
+    assert differences(settings) == {"b.c": (2, 3), "b.d": ([1], None)}
