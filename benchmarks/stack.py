@@ -1,11 +1,10 @@
-"""An embedded stack for benchmarks that need the whole service."""
+"""Stacks for benchmarks that need the whole service."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,19 +16,31 @@ from tlm_client.stack.parts import StackOptions
 
 
 @contextmanager
-def stack_with_sciie() -> Iterator[TLMClient]:
-    """Start an embedded stack with SciERC as dataset `bench`, yield a client, and remove the stack."""
-    source = shared_data() / "tasks" / "sciie"
-    files = {split: source / f"{split}.jsonl" for split in ("train", "validation", "test")}
-    folder = Path(tempfile.mkdtemp(prefix="tlm-bench-"))
+def running_stack(options: StackOptions, notify: Callable[[str], object] = remark) -> Iterator[TLMClient]:
+    """Start a stack, yield a client, and stop the stack. Its folder remains."""
     for name in [name for name in os.environ if name.startswith("RAY_")]:
         del os.environ[name]
-    stack = launch_stack(StackOptions(folder, port=0), tied=True)
+    stack = launch_stack(options, tied=True)
     try:
-        stack.wait(remark)
+        stack.wait(notify)
         with TLMClient(stack.url, stack.token) as client:
-            client.add_dataset("bench", files)
             yield client
     finally:
         stack.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+def add_dataset(client: TLMClient, name: str, task: str) -> None:
+    """Upload a shared task."""
+    folder = shared_data() / "tasks" / task
+    client.add_dataset(name, {split: folder / f"{split}.jsonl" for split in ("train", "validation", "test")})
+
+
+@contextmanager
+def stack_with_sciie() -> Iterator[TLMClient]:
+    """Start an embedded stack with SciERC as dataset `bench`, yield a client, and remove the stack."""
+    with (
+        tempfile.TemporaryDirectory(prefix="tlm-bench-", ignore_cleanup_errors=True) as folder,
+        running_stack(StackOptions(Path(folder), port=0)) as client,
+    ):
+        add_dataset(client, "bench", "sciie")
+        yield client

@@ -9,13 +9,12 @@ from itertools import islice
 
 from benchmarks.report import figure, remark
 from benchmarks.shared import shared_data
-from benchmarks.stack import stack_with_sciie
+from benchmarks.stack import add_dataset, stack_with_sciie
 from tlm_client.client import TLMClient
 from tlm_core.jobs.spec import JobSpec
 
 JOBS = 10
 CORPUS = "scitldr-24.parquet"
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -62,9 +61,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=JOBS + 1)
     jobs = parser.parse_args().jobs
     with stack_with_sciie() as client:
-        source = shared_data()
-        client.add_dataset("other", {split: source / f"tasks/acl_arc/{split}.jsonl" for split in SPLITS})
-        client.wait_corpus("docs", client.add_corpus("docs", [source / "corpus" / CORPUS]).id)
+        add_dataset(client, "other", "acl_arc")
+        client.wait_corpus("docs", client.add_corpus("docs", [shared_data() / "corpus" / CORPUS]).id)
         comparisons = [compare(client, spec) for spec in islice(specs(), jobs)][1:]
     for unit in ("seconds", "flops"):
         errors = [abs(1 / getattr(comparison, unit) - 1) for comparison in comparisons]

@@ -1,1 +1,1 @@
-"""Long runs: what a job's model is worth. Each may be stopped and started again; finished parts are kept."""
+"""Quality of trained models. The programs run for hours; an interrupted program resumes with its next stage."""

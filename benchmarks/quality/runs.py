@@ -1,108 +1,154 @@
-"""Tasks, selections and outcomes of the quality runs, made once and kept under build/quality."""
+"""Jobs that run in this process, with their reports below build/quality and their figures as JSON lines.
+
+A job that was interrupted resumes with its next node. A job with a report does not run again.
+"""
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import itertools
 import json
 import shutil
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from benchmarks.report import remark
-from benchmarks.shared import shared_data
-from tlm_core.artifacts import canonical_json
-from tlm_core.corpus.read import read_sources
-from tlm_core.selection.interface import Corpus
-from tlm_core.selection.select import select
-from tlm_core.selection.selectors import Selection
-from tlm_core.selection.tantivy_index import TantivyIndex
-from tlm_core.tasks.task import Task
-from tlm_core.tasks.validate import write_task
-from tlm_core.training.local import run_chain
+from benchmarks.quality.data import FOLDER, select_once, task_folder
+from benchmarks.report import figure, remark
+from benchmarks.shared import write_once
+from tlm_core.artifacts import ManifestRef, digest_of
+from tlm_core.compression.params import TicketParams
+from tlm_core.jobs.nodes import DatasetInput, Node, PlanInputs
+from tlm_core.jobs.spec import JobSpec
+from tlm_core.stages import DROPPED, VALIDATE
+from tlm_core.training.local import compute
+from tlm_core.training.params import SelectParams
 from tlm_core.training.recipe import Recipe
+from tlm_core.training.state import WEIGHTS
 
-FOLDER = Path("build/quality")
-_BATCH = 4096
-
-
-def asked(description: str | None) -> tuple[argparse.Namespace, dict[str, Any], str]:
-    """Tasks and seeds that the command line gives, what it changes of all recipes, and the name of those changes."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("tasks", nargs="+", help="folders under tasks/ of the shared data")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of all runs")
-    given = parser.parse_args()
-    changes = {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in given.set)}
-    return given, changes, " ".join(given.set)
+META = "node.json"  # in the folder of a node: the metadata of its artifact, and its seconds
+TASK_ONLY = {"joint.enabled": False, "selection.selector": "none"}
+# The nodes that do not count for the time to a model.
+_UNTIMED = ("validate", "select", "evaluate", "export")
 
 
-def made_task(name: str) -> Path:
-    """Folder of a task of the shared data, as `validate` leaves it."""
-    task = FOLDER / "task" / name
-    if not (task / "report.json").exists():
-        shutil.rmtree(task, ignore_errors=True)
-        write_task(shared_data() / "tasks" / name, task)
-    return task
+@dataclass(frozen=True)
+class Score:
+    """The score of a model on validation and test, and the seconds from the selection to the model."""
+
+    validation: float
+    test: float
+    seconds: float
 
 
-def selected(name: str, params: Selection) -> tuple[Path, Path]:
-    """Folders of a task of the shared data and of its selection from the whole shared corpus."""
-    task = made_task(name)
-    folder = FOLDER / "selection" / f"{name}-{key_of(params.model_dump(mode='json'))}"
-    if not (folder / "selection.json").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        parts = folder.with_suffix(".parts")
-        corpus = Corpus("shared", "1", corpus_index())
-        select(Task.read(task), corpus, params, folder, seed=0, scratch=parts)
-        shutil.rmtree(parts, ignore_errors=True)
-    return task, folder
+def argument_parser(description: str | None, studies: Collection[str] = ()) -> argparse.ArgumentParser:
+    """Return a parser for tasks, seeds and changes of the recipe. studies: choices of the first argument."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if studies:
+        parser.add_argument("study", choices=studies)
+    parser.add_argument("tasks", nargs="+", help="folders below tasks/ of the shared data")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        type=_override,
+        metavar="KEY=VALUE",
+        help="recipe change for all runs",
+    )
+    return parser
 
 
-def key_of(asked: Any) -> str:
-    """What a request is kept under: twelve hexadecimal digits."""
-    return hashlib.sha256(canonical_json(asked).encode()).hexdigest()[:12]
+def _override(text: str) -> tuple[str, Any]:
+    key, _, value = text.partition("=")
+    return key, yaml.safe_load(value)
 
 
-def outcome(name: str, what: str, task: Path, selection: Path | None, recipe: Recipe, seed: int) -> dict[str, float]:
-    """Best validation score, the test score of that model, and seconds to it by the clock, from the selection on.
+def train(task: str, label: str, recipe: Recipe, seeds: Sequence[int]) -> list[Score]:
+    """Train a recipe on a shared task with each seed. label: names the runs in remarks and file names."""
+    scores = []
+    for seed in seeds:
+        spec = JobSpec(dataset=task, seeds=(seed,))
+        folder = report_folder(spec, recipe, [task_folder(task)], f"{task} {label} {seed}")
+        (entry,) = read_json(folder / "report.json")["seeds"]
+        nodes = read_json(folder / "seconds.json")
+        seconds = sum(value for node, value in nodes.items() if node not in _UNTIMED)
+        scores.append(Score(entry["chosen"]["score"], entry["test"]["value"], seconds))
+    return scores
 
-    what: the run's name; an outcome under that name is not computed again for the same recipe and selection.
+
+def print_scores(name: str, scores: Sequence[Score], *, goal: float | None = None) -> None:
+    """Print both scores as figures. goal: on test."""
+    figure(f"{name}_validation", [score.validation for score in scores], unit="score")
+    figure(f"{name}_test", [score.test for score in scores], unit="score", goal=goal)
+
+
+def report_folder(spec: JobSpec, recipe: Recipe, tasks: Sequence[Path], label: str) -> Path:
+    """Run a job unless its report exists. Return the folder with report.json, seconds.json and any plot.svg.
+
+    tasks: the `validate` artifacts of the job's datasets.
     """
-    key = key_of({"recipe": recipe.model_dump(mode="json"), "selection": selection and selection.name, "seed": seed})
-    kept = FOLDER / "outcomes" / name / f"{what}-{key}.json"
-    if kept.exists():
-        found: dict[str, float] = json.loads(kept.read_text(encoding="utf-8"))
-        return found
-    remark(f"{name}: {what}")
-    folder = kept.with_suffix("")
-    shutil.rmtree(folder, ignore_errors=True)
-    took: dict[str, float] = {}
-    done = run_chain(task, selection, recipe, [seed], folder, on_done=took.__setitem__)
-    report = json.loads((done["evaluate"] / "report.json").read_text(encoding="utf-8"))
-    (entry,) = report["seeds"]
-    found = {
-        "validation": entry["chosen"]["score"],
-        "test": entry["test"]["value"],
-        "test_accuracy": entry["test"]["accuracy"],
-        "seconds": sum(seconds for node, seconds in took.items() if node not in ("evaluate", "export")),
-    }
-    kept.write_text(json.dumps(found), encoding="utf-8")
-    shutil.rmtree(folder)
-    return found
+    request = [spec.model_dump(mode="json"), recipe.model_dump(mode="json"), [str(task) for task in tasks]]
+    name = f"{label.replace(' ', '-')}-{digest_of(request)[:12]}"
+    nodes = FOLDER / "nodes" / name
+
+    def write(folder: Path) -> None:
+        report = run_plan(spec, recipe, tasks, nodes)
+        folder.mkdir()
+        for path in (report / "report.json", report / "plot.svg"):
+            if path.exists():
+                shutil.copy(path, folder)
+        seconds = {path.parent.name: read_json(path)["seconds"] for path in nodes.glob(f"*/{META}")}
+        (folder / "seconds.json").write_text(json.dumps(seconds), encoding="utf-8")
+
+    folder = write_once(FOLDER / "reports" / name, write)
+    shutil.rmtree(nodes, ignore_errors=True)
+    return folder
 
 
-def corpus_index() -> TantivyIndex:
-    """The whole shared corpus, indexed once."""
-    folder = FOLDER / "index"
-    if not (folder / "index.json").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        index = TantivyIndex.create(folder, "en")
-        passages = read_sources([str(shared_data() / "corpus")])
-        while batch := list(itertools.islice(passages, _BATCH)):
-            index.add(batch)
-        index.commit()
-    return TantivyIndex.open(folder)
+def run_plan(spec: JobSpec, recipe: Recipe, tasks: Sequence[Path], folder: Path) -> Path:
+    """Run each node of a job's plan in its own folder below `folder`, and return the folder of the report.
+
+    Nodes that are complete do not run again. Raises InvalidRequest if the job's kind cannot use the recipe, and what
+    a stage raises.
+    """
+    spec.check(recipe)
+    refs = [ManifestRef(folder=str(task), digest=str(number) * 64) for number, task in enumerate(tasks)]
+    datasets = tuple(DatasetInput(id=f"ds_{number}", ref=ref) for number, ref in enumerate(refs))
+    corpus = "shared@1" if recipe.selection.needs_corpus else None
+    plan = spec.definition.plan(PlanInputs(spec.options, recipe, spec.seeds, datasets, spec.names, corpus))
+    for number, node in enumerate(plan.nodes, start=1):
+        if not (folder / node.name).exists():
+            remark(f"{folder.name}: {node.name} ({number} of {len(plan.nodes)})")
+            write_once(folder / node.name, lambda temporary, node=node: _run_node(node, folder, tasks, temporary))
+    return folder / plan.report
+
+
+def _run_node(node: Node, folder: Path, tasks: Sequence[Path], out: Path) -> None:
+    """Write the artifact of a node and its metadata to `out`. folder: holds the artifacts of the nodes before it."""
+    start = time.perf_counter()
+    inputs = {name: folder / source for name, source in node.inputs.items()}
+    meta: dict[str, Any] = {}
+    if not node.gathers and any(DROPPED in read_json(path / META) for path in inputs.values()):
+        out.mkdir()
+        meta = {DROPPED: "an input was dropped"}
+    elif node.stage is VALIDATE:
+        shutil.copytree(tasks[int(node.name.partition(".")[2] or 0)], out)
+    elif isinstance(node.params, SelectParams):
+        shutil.copytree(select_once(inputs["task"], node.params.selection), out)
+    else:
+        meta = dict(compute(node.stage, inputs, node.params, out))
+    if isinstance(node.params, TicketParams) and node.params.which != "winning":
+        (out / WEIGHTS).unlink(missing_ok=True)  # later nodes read only its history and mask, and disks are small
+    meta["seconds"] = time.perf_counter() - start
+    (out / META).write_text(json.dumps(meta), encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content

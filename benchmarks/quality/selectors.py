@@ -1,39 +1,29 @@
-"""Which selector is worth it, at equal tokens and equal training: `python -m benchmarks.quality.selectors sciie`.
+"""Compare selectors at equal tokens and equal training: `python -m benchmarks.quality.selectors sciie`.
 
-Each selector but `whole` may keep as many passages as BM25 found; the joint stage sees the same number of tokens from
-each. On our engine, in this process; every run's outcome is kept under build/quality and not run again.
+Each selector but `whole` may select as many passages as BM25. The joint stage reads the same number of tokens.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import pyarrow.parquet as pq
 
-from benchmarks.quality.runs import asked, outcome, selected
-from benchmarks.report import figure
+from benchmarks.quality.data import select_once, task_folder
+from benchmarks.quality.runs import argument_parser, print_scores, train
 from tlm_core.training.recipe import resolve
 
 SELECTORS = ("bm25", "random", "dsir", "classifier", "whole")
 
 
 def main() -> None:
-    given, changes, named = asked(__doc__)
-    for name in given.tasks:
-        _, found = selected(name, resolve("fast", "tiny", changes).selection)
-        count = pq.ParquetFile(found / "passages.parquet").metadata.num_rows
+    options = argument_parser(__doc__).parse_args()
+    for task in options.tasks:
+        bm25 = select_once(task_folder(task), resolve("fast", "tiny", dict(options.overrides)).selection)
+        passages = pq.read_metadata(bm25 / "passages.parquet").num_rows
         for selector in SELECTORS:
-            own: dict[str, Any] = {"selection.selector": selector}
-            if selector not in ("bm25", "whole"):
-                own["selection.max_passages"] = count
-            recipe = resolve("fast", "tiny", changes | own)
-            task, selection = selected(name, recipe.selection)
-            runs = [
-                outcome(name, f"{selector} {named} {seed}", task, selection, recipe, seed)
-                for seed in range(given.seeds)
-            ]
-            for split in ("validation", "test"):
-                figure(f"{name}_{selector}_{split}", [run[split] for run in runs], unit="score")
+            limit = {} if selector in ("bm25", "whole") else {"selection.max_passages": passages}
+            overrides = dict(options.overrides) | {"selection.selector": selector} | limit
+            recipe = resolve("fast", "tiny", overrides)
+            print_scores(f"{task}_{selector}", train(task, selector, recipe, range(options.seeds)))
 
 
 if __name__ == "__main__":

@@ -10,9 +10,11 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.shared import ROOT, shared_data
@@ -62,8 +64,6 @@ def recombined(real: Sequence[Passage], count: int, seed: int = 0) -> Iterator[P
 
 def write_corpus(stream: Sequence[Passage] | Iterator[Passage], folder: Path) -> None:
     """Write the Parquet file of a corpus version."""
-    import pyarrow as pa
-
     folder.mkdir(parents=True, exist_ok=True)
     schema = pa.schema([(name, pa.string()) for name in Passage._fields])
     with pq.ParquetWriter(folder / "passages-00000.parquet", schema, compression="zstd") as writer:
@@ -78,8 +78,6 @@ def write_corpus(stream: Sequence[Passage] | Iterator[Passage], folder: Path) ->
 
 
 def _table(rows: list[Passage], schema: object) -> object:
-    import pyarrow as pa
-
     return pa.table([list(column) for column in zip(*rows, strict=True)], schema=schema)
 
 
@@ -96,22 +94,29 @@ def build_index(indexes: CorpusIndexes, name: str, corpus: Sequence[Passage]) ->
 
 
 @contextmanager
+def opensearch_url(folder: Path, **options: Any) -> Iterator[str]:
+    """Yield OPENSEARCH_URL, or the address of a server that starts in `folder` and stops at the end."""
+    if url := os.environ.get("OPENSEARCH_URL"):
+        yield url
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    server = OpenSearchServer(folder, **options)
+    server.start()
+    try:
+        yield server.url
+    finally:
+        server.stop()
+
+
+@contextmanager
 def opensearch(heap: str = "2g") -> Iterator[tuple[str, Cluster, OpenSearchIndexes]]:
     """Start OpenSearch, or use OPENSEARCH_URL, and yield its address, a client and our indexes."""
-    with tempfile.TemporaryDirectory(prefix="bench-opensearch-") as folder:
-        server = None
-        url = os.environ.get("OPENSEARCH_URL")
-        if not url:
-            server = OpenSearchServer(Path(folder), heap=heap, options=FOR_SPEED)
-            server.start()
-            url = server.url
-        cluster = connect(url)
-        try:
-            yield url, cluster, OpenSearchIndexes(cluster, shards=1)
-        finally:
-            cluster.close()
-            if server is not None:
-                server.stop()
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-opensearch-") as folder,
+        opensearch_url(Path(folder), heap=heap, options=FOR_SPEED) as url,
+        closing(connect(url)) as cluster,
+    ):
+        yield url, cluster, OpenSearchIndexes(cluster, shards=1)
 
 
 def program(module: str, *arguments: object) -> list[str]:

@@ -1,0 +1,58 @@
+"""Jobs in one process: they resume with the next node, and a report is computed once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.quality import runs
+from benchmarks.quality.runs import META, read_json, report_folder, run_plan
+from tests.unit.training.made import made_task, tiny
+from tlm_core.errors import InvalidRequest
+from tlm_core.jobs.spec import JobSpec
+from tlm_core.kinds.prune import PruneOptions
+from tlm_core.training.recipe import Recipe
+
+
+def pruning_job(level: float) -> tuple[JobSpec, Recipe]:
+    options = PruneOptions(levels=(level,), tickets=("winning", "losing"))
+    recipe = tiny(
+        joint__enabled=False, selection__selector="none", model__heads=4, finetune__epochs=1, finetune__evaluations=1
+    )
+    return JobSpec(kind="prune", dataset="made", seeds=(0,), options=options), recipe
+
+
+def test_interrupted_job_resumes_and_report_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (spec, recipe), task = pruning_job(0.25), made_task(tmp_path / "task", (30, 12, 12))
+    monkeypatch.setattr(runs, "FOLDER", tmp_path)
+    compute, computed = runs.compute, []
+
+    def interrupted(stage: object, *arguments: object) -> object:
+        computed.append(stage.name)
+        if stage.name == "phases" and computed.count("phases") == 1:
+            raise KeyboardInterrupt
+        return compute(stage, *arguments)
+
+    monkeypatch.setattr(runs, "compute", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        report_folder(spec, recipe, [task], "prune")
+    (nodes,) = (tmp_path / "nodes").iterdir()
+    assert not (nodes / "ticket.losing.l0.25.s0" / "model.safetensors").exists()
+    before = len(computed)
+    folder = report_folder(spec, recipe, [task], "prune")
+    assert computed[before:] == ["phases"]
+    assert report_folder(spec, recipe, [task], "prune") == folder
+    assert computed[before:] == ["phases"]
+    points = read_json(folder / "report.json")["curves"]
+    assert [point["ticket"] for point in points] == ["dense", "winning", "losing"]
+    assert read_json(folder / "seconds.json")["phases"] > 0
+    assert (folder / "plot.svg").exists()
+    assert not list(tmp_path.rglob(META))
+
+
+def test_impossible_job_is_refused_before_it_writes_anything(tmp_path: Path) -> None:
+    spec, recipe = pruning_job(0.95)
+    with pytest.raises(InvalidRequest, match="at most"):
+        run_plan(spec, recipe, [tmp_path], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
