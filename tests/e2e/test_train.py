@@ -1,0 +1,104 @@
+"""A `train` job over HTTP: from data to a model, over killed workers, the cache and both indexes."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.e2e.stack import STEPS, Stack, make_spec, run_stack
+from tests.support import wait_for
+from tlm_core.artifacts import sha256_file
+from tlm_core.tasks.metrics import score
+from tlm_core.wire import Job
+
+pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.timeout(420)]
+
+
+@pytest.fixture(scope="module")
+def killed(embedded: Stack) -> tuple[Job, int]:
+    """A finished job whose worker was killed once, and the step of the checkpoint before that."""
+    job = embedded.client.submit(make_spec())
+    step = embedded.kill_worker(job.id)
+    return embedded.client.wait(job.id), step
+
+
+def test_job_with_killed_worker_resumes_from_its_checkpoint(embedded: Stack, killed: tuple[Job, int]) -> None:
+    job, step = killed
+    assert (job.state, job.attempt) == ("succeeded", 2)
+    (resumed,) = embedded.events(job.id, "stage.resumed")
+    assert (resumed.attempt, resumed.data["node"]) == (2, "joint.s0")
+    assert resumed.data["step"] >= step > 0
+    points = embedded.client.metrics(job.id)
+    steps = [point["step"] for point in points if point["attempt"] == 2 and point["node"] == "joint.s0"]
+    assert min(steps) > resumed.data["step"], "no step runs twice"
+    assert max(steps) > 0.9 * STEPS
+
+
+def test_downloaded_model_scores_what_the_report_says(
+    embedded: Stack, killed: tuple[Job, int], data: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    job, _ = killed
+    embedded.client.download(job.id, tmp_path)
+    for file in embedded.client.model(job.id):
+        assert sha256_file(tmp_path / file.name) == file.sha256
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    rows = [json.loads(line) for line in (data / "test.jsonl").read_text(encoding="utf-8").splitlines()]
+    texts = [row["text"] for row in rows]
+    encoded = tokenizer(texts, padding=True, truncation=True, max_length=64, return_tensors="pt")
+    predicted = model(**encoded).logits.argmax(-1).numpy()
+    labels = np.array([model.config.label2id[row["label"]] for row in rows])
+    scores = score(labels, predicted, 3, "macro_f1")
+    reported = embedded.client.report(job.id)["seeds"][0]["test"]
+    assert scores["macro_f1"] == pytest.approx(reported["macro_f1"], abs=1e-4)
+    assert scores["accuracy"] == pytest.approx(reported["accuracy"], abs=1e-4)
+    assert reported["macro_f1"] > 0.5, "the task can be learned"
+    served = [prediction.label for prediction in embedded.client.predict(job.id, texts[:20])]
+    assert served == [model.config.id2label[int(label)] for label in predicted[:20]]
+
+
+def test_equal_request_reuses_every_stage(embedded: Stack, killed: tuple[Job, int]) -> None:
+    start = time.monotonic()
+    job = embedded.finish(make_spec())
+    assert job.state == "succeeded"
+    assert embedded.events(job.id, "workers.submitted") == []
+    assert embedded.client.report(job.id) == embedded.client.report(killed[0].id)
+    assert time.monotonic() - start < 20
+
+
+def test_cancelled_job_leaves_no_worker(embedded: Stack) -> None:
+    job = embedded.client.submit(make_spec(seeds=(7,)))
+    wait_for(embedded.workers, 120)
+    embedded.client.cancel(job.id)
+    assert embedded.client.wait(job.id).state == "cancelled"
+    embedded.wait_for_no_worker()
+
+
+def test_two_workers_resume_after_one_is_killed(embedded: Stack) -> None:
+    actor = b"ray::_Member"
+    job = embedded.client.submit(make_spec(seeds=(11,), workers=2))
+    step = embedded.kill_worker(job.id, actor)
+    ended = embedded.client.wait(job.id)
+    assert (ended.state, ended.attempt) == ("succeeded", 2)
+    (resumed,) = embedded.events(job.id, "stage.resumed")
+    assert (resumed.attempt, resumed.data["node"]) == (2, "joint.s11")
+    assert resumed.data["step"] >= step > 0
+    embedded.wait_for_no_worker(actor)
+
+
+@pytest.mark.opensearch
+def test_opensearch_and_embedded_index_give_the_same_model(
+    embedded: Stack, killed: tuple[Job, int], data: Path, opensearch_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with run_stack(tmp_path_factory.mktemp("opensearch") / "data", data, opensearch_url) as stack:
+        job = stack.finish(make_spec())
+        assert (job.state, job.attempt) == ("succeeded", 1)
+        assert stack.selected(job.id) == embedded.selected(killed[0].id)
+        # One run was killed and resumed, the other never stopped: the weights are equal bit for bit.
+        assert stack.weights(job.id) == embedded.weights(killed[0].id)
