@@ -17,20 +17,23 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("tlm_core", "services", "tlm_client")
+_USES_ANY = re.compile(r"^(?!from typing import).*\bAny\b")
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured figure and the limit that `make check` enforces."""
+    """A measured figure. `make check` enforces the limit. Lower it towards the goal when the figure falls."""
 
     name: str
     value: float
     limit: float
+    goal: float
     detail: str = ""
 
     def __str__(self) -> str:
         verdict = "ok" if self.value <= self.limit else "TOO HIGH"
-        return f"{self.name:32} {self.value:>8,g}  limit {self.limit:>8,g}  {verdict}  {self.detail}".rstrip()
+        numbers = f"{self.value:>8,g}  limit {self.limit:>8,g}  goal {self.goal:>8,g}"
+        return f"{self.name:32} {numbers}  {verdict}  {self.detail}".rstrip()
 
 
 def python_files(*folders: str) -> list[Path]:
@@ -105,13 +108,11 @@ def measure() -> list[Figure]:
     longest, where = max(lengths)
     chain = longest_import_chain(packages)
     return [
-        Figure("lines of Python, without tests", count_lines(product, lambda _: True), 30_000),
-        Figure(
-            "lines that use Any", count_lines(packages, re.compile(r"^(?!from typing import).*\bAny\b").search), 150
-        ),
-        Figure("longest function, in lines", longest, 60, where),
-        Figure("median function, in lines", statistics.median(length for length, _ in lengths), 7),
-        Figure("longest import chain, in modules", len(chain), 12, " > ".join(chain)),
+        Figure("lines of Python, without tests", count_lines(product, lambda _: True), 37_000, 30_000),
+        Figure("lines that use Any", count_lines(packages, _USES_ANY.search), 400, 150),
+        Figure("longest function, in lines", longest, 60, 60, where),
+        Figure("median function, in lines", statistics.median(length for length, _ in lengths), 7, 7),
+        Figure("longest import chain, in modules", len(chain), 25, 12, " > ".join(chain)),
     ]
 
 

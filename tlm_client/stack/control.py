@@ -129,16 +129,16 @@ def stop_stack(data_dir: Path) -> bool:
     """
     folder = StackFolder(data_dir)
     deadline = time.monotonic() + _SHUTDOWN_SECONDS
-    signalled = False
+    signaled = False
     while folder.running():
         state = folder.state()
-        if state is not None and not signalled:
+        if state is not None and not signaled:
             os.kill(state.pid, signal.SIGTERM)
-            signalled = True
+            signaled = True
         if time.monotonic() > deadline:
             raise Unavailable(f"The stack of {folder.root} does not stop. See its logs in {folder.logs}.")
         time.sleep(0.1)
-    return signalled
+    return signaled
 
 
 def stack_state(data_dir: Path) -> StackState | None:
