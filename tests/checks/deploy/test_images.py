@@ -29,6 +29,7 @@ DEPENDENCIES = {
     "starlette": "fastapi",
     "urllib3": "opensearch-py",
     "huggingface-hub": "datasets",
+    "pydantic-core": "pydantic",
     "scipy": "scikit-learn",
 }
 
