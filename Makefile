@@ -54,7 +54,7 @@ bench-training: setup
 	@$(BIN)/python -m benchmarks.training
 
 bench-studies: setup
-	@$(BIN)/python -m benchmarks.studies
+	@$(BIN)/python -m benchmarks.training bilstm
 
 bench-quality: setup
 	@$(BIN)/python -m benchmarks.quality.tasks sciie acl_arc

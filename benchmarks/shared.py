@@ -1,12 +1,16 @@
-"""The folders of the checkout and of the real data, and folders that benchmarks write once."""
+"""The folders of the checkout and of the real data, folders that benchmarks write once, and benchmark processes."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.report import remark
 from tlm_core.errors import NotFound
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,3 +33,21 @@ def write_once(folder: Path, write: Callable[[Path], object]) -> Path:
         write(temporary)
         temporary.rename(folder)
     return folder
+
+
+def program(module: str, *arguments: object) -> list[str]:
+    """Return the command line of a benchmark module."""
+    return [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)]
+
+
+def run_programs(programs: Sequence[Sequence[str]], environment: Mapping[str, str] | None = None) -> int:
+    """Run each program in its own process. Return 1 if one fails; the others still run."""
+    failed = []
+    for command in programs:
+        name, start = " ".join(command[2:]), time.monotonic()
+        if subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode:
+            failed.append(name)
+        remark(f"{name} took {time.monotonic() - start:.0f} s")
+    if failed:
+        remark(f"failed: {', '.join(failed)}")
+    return 1 if failed else 0

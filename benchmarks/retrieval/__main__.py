@@ -5,28 +5,11 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import time
 
-from benchmarks.report import remark
-from benchmarks.retrieval.retrieval_data import program
-
-NAMES = ("search", "ingest", "growth", "selection")
-
-
-def main() -> int:
-    failed = []
-    for name in NAMES:
-        start = time.monotonic()
-        arguments = sys.argv[1:] if name == "growth" else []
-        if subprocess.run(program(name, *arguments), check=False).returncode:
-            failed.append(name)
-        remark(f"{name} took {time.monotonic() - start:.0f} s")
-    if failed:
-        remark(f"failed: {', '.join(failed)}")
-    return 1 if failed else 0
-
+from benchmarks.shared import program, run_programs
 
 if __name__ == "__main__":
-    sys.exit(main())
+    growth = program("retrieval.growth", *sys.argv[1:])
+    others = [program(f"retrieval.{name}") for name in ("search", "ingest", "selection")]
+    sys.exit(run_programs([*others[:2], growth, others[2]]))

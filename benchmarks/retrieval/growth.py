@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Sequence
 from itertools import chain, islice
 from pathlib import Path
+from statistics import linear_regression
 
 from benchmarks.report import figure, remark
 from benchmarks.retrieval.retrieval_data import TOP_K, opensearch, passages, plot_folder, queries, recombined
@@ -38,7 +39,9 @@ def main() -> None:
     with opensearch(heap="4g" if options.three_million else "2g") as (_, _, indexes):
         for size in (*SIZES, len(real), *([_MANY] if options.three_million else [])):
             points.append((size, _measure(_index(indexes, real, size), size, texts)))
-    figure("growth_exponent", [_slope(points)], unit="power of the number of passages", goal=1, better="lower")
+    sizes, seconds = ([math.log(value) for value in values] for values in zip(*points, strict=True))
+    exponent = linear_regression(sizes, seconds).slope
+    figure("growth_exponent", [exponent], unit="power of the number of passages", goal=1, better="lower")
     options.plot.write_text(_plot(points), encoding="utf-8")
     remark(f"plotted in {options.plot}")
 
@@ -76,14 +79,6 @@ def _seconds(index: PassageIndex, texts: Sequence[str]) -> float:
     for start in range(0, len(texts), BATCH):
         index.search(texts[start : start + BATCH], TOP_K)
     return (time.perf_counter() - started) / len(texts)
-
-
-def _slope(points: Sequence[tuple[int, float]]) -> float:
-    """Return the exponent of growth: the slope of a line through the logarithms."""
-    xs, ys = [math.log(size) for size, _ in points], [math.log(seconds) for _, seconds in points]
-    mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
-    covariance = sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys, strict=True))
-    return covariance / sum((x - mean_x) ** 2 for x in xs)
 
 
 def _plot(points: Sequence[tuple[int, float]]) -> str:

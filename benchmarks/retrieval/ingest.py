@@ -18,7 +18,8 @@ from opensearchpy import OpenSearch
 from opensearchpy.helpers import streaming_bulk
 
 from benchmarks.report import alternate, figure, ratios
-from benchmarks.retrieval.retrieval_data import opensearch, passages, program, recombined, write_corpus
+from benchmarks.retrieval.retrieval_data import opensearch, passages, recombined, write_corpus
+from benchmarks.shared import program
 from services.retriever.cluster import Cluster
 from services.retriever.corpus_storage import CorpusFiles
 from services.retriever.indexes import CorpusKey, OpenSearchIndexes
@@ -46,7 +47,7 @@ def main() -> None:
         figure("ingest_vs_streaming_bulk", ratios(rates["ours"], rates["streaming_bulk"]), unit="times", goal=1.3)
         for corpus in ("part", "whole", "thrice"):
             process = subprocess.run(
-                program("load", url, folder, corpus), stdout=subprocess.PIPE, text=True, check=True
+                program("retrieval.load", url, folder, corpus), stdout=subprocess.PIPE, text=True, check=True
             )
             load = json.loads(process.stdout)
             label = f"ingest_memory_{load['passages']}"

@@ -7,7 +7,6 @@ import json
 import os
 import random
 import re
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -117,11 +116,6 @@ def opensearch(heap: str = "2g") -> Iterator[tuple[str, Cluster, OpenSearchIndex
         closing(connect(url)) as cluster,
     ):
         yield url, cluster, OpenSearchIndexes(cluster, shards=1)
-
-
-def program(module: str, *arguments: object) -> list[str]:
-    """Return the command line of another benchmark module."""
-    return [sys.executable, "-m", f"benchmarks.retrieval.{module}", *map(str, arguments)]
 
 
 def plot_folder() -> Path:

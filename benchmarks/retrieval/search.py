@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import alternate, figure, ratios, remark
-from benchmarks.retrieval.retrieval_data import TOP_K, build_index, opensearch, passages, program, queries
+from benchmarks.retrieval.retrieval_data import TOP_K, build_index, opensearch, passages, queries
+from benchmarks.shared import program
 from services.retriever.indexes import EmbeddedIndexes
 from services.retriever.opensearch_index import OpenSearchIndex
 from tlm_core.selection.index import Hit, PassageIndex
@@ -69,7 +70,7 @@ def _published_rate(url: str, index: str, sample: Sequence[str], *flags: str) ->
 
 
 def _published(url: str, index: str, sample: Sequence[str], *flags: str) -> dict[str, Any]:
-    command = program("published", url, index, TOP_K, *flags)
+    command = program("retrieval.published", url, index, TOP_K, *flags)
     process = subprocess.run(command, input=json.dumps(sample), stdout=subprocess.PIPE, text=True, check=True)
     result: dict[str, Any] = json.loads(process.stdout)
     return result

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from benchmarks.memory import peak_bytes
 from benchmarks.report import figure, remark
-from benchmarks.retrieval.retrieval_data import TOP_K, build_index, opensearch, passages, program, recombined
+from benchmarks.retrieval.retrieval_data import TOP_K, build_index, opensearch, passages, recombined
+from benchmarks.shared import program
 from services.retriever.cluster import connect
 from services.retriever.indexes import CorpusKey, OpenSearchIndexes
 
@@ -29,7 +30,7 @@ def main() -> None:
         _write_task(Path(folder) / "task", [p.text for p in recombined(real, _ROWS, seed=1)])
         del real
         process = subprocess.run(
-            program("selection", url, folder, _ROWS), stdout=subprocess.PIPE, text=True, check=True
+            program("retrieval.selection", url, folder, _ROWS), stdout=subprocess.PIPE, text=True, check=True
         )
         selection = json.loads(process.stdout)
     figure(f"selection_memory_{_ROWS}_rows", [selection["peak_bytes"] / 1e6], unit="MB", goal=500, better="lower")

@@ -120,7 +120,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(threads())
     with ExitStack() as stack:
-        started = {name: RivalProcess("benchmarks.training.ours", name, env=environment()) for name in ("ours", "fast")}
+        started = {name: RivalProcess("ours", name, env=environment()) for name in ("ours", "fast")}
         others = {name: stack.enter_context(rival).run for name, rival in started.items()}
         rates = alternate_with(
             (4, 256, 4, 1024),

@@ -11,14 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
 from statistics import median
 
 from benchmarks.report import alternate, figure, ratios, remark
-from benchmarks.shared import ROOT
+from benchmarks.shared import ROOT, program
 from benchmarks.training.rival_process import RivalFailed, RivalProcess
 from benchmarks.training.training_data import environment, plain_environment, precision, prepared
 
@@ -36,13 +35,11 @@ def against_published(repeats: int, steps: int) -> None:
     with ExitStack() as stack:
         rivals = {}
         for name in OURS.values():
-            rival = stack.enter_context(RivalProcess("benchmarks.training.ours", name, env=environment()))
+            rival = stack.enter_context(RivalProcess("ours", name, env=environment()))
             rivals[name] = partial(rival.run, steps)
         for setting, create_environment in SETTINGS.items():
             for form in forms:
-                rival = stack.enter_context(
-                    RivalProcess("benchmarks.training.published_loop", form, env=create_environment())
-                )
+                rival = stack.enter_context(RivalProcess("published_loop", form, env=create_environment()))
                 try:
                     rival.run(1)  # compiles
                 except RivalFailed:
@@ -71,8 +68,8 @@ def against_trainer(repeats: int, steps: int) -> None:
     for setting, create_environment in SETTINGS.items():
         results = {}
         for form in ("eager", "compiled"):
-            command = [sys.executable, "-m", "benchmarks.training.hf_trainer"]
-            command += [f"--repeats={repeats}", f"--steps={steps}", *(["--compiled"] if form == "compiled" else [])]
+            compiled = ["--compiled"] if form == "compiled" else []
+            command = program("training.hf_trainer", f"--repeats={repeats}", f"--steps={steps}", *compiled)
             try:
                 process = subprocess.run(
                     command,

@@ -9,7 +9,7 @@ from types import TracebackType
 
 import torch
 
-from benchmarks.shared import ROOT
+from benchmarks.shared import ROOT, program
 from benchmarks.training.training_data import threads
 
 
@@ -18,10 +18,10 @@ class RivalFailed(RuntimeError):
 
 
 class RivalProcess:
-    """A process `python -m MODULE ARGUMENTS…` that calls `serve`. It ends with its `with` block."""
+    """A process of a training benchmark that calls `serve`. It ends with its `with` block."""
 
-    def __init__(self, module: str, *arguments: str, env: Mapping[str, str]) -> None:
-        command = [sys.executable, "-m", module, *arguments]
+    def __init__(self, module: str, *arguments: object, env: Mapping[str, str]) -> None:
+        command = program(f"training.{module}", *arguments)
         self._name = " ".join(command[2:])
         self._process = subprocess.Popen(
             command, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -29,12 +29,21 @@ class RivalProcess:
 
     def run(self, steps: int) -> float:
         """Return the real tokens per second of the next `steps` steps. Raises RivalFailed."""
-        assert self._process.stdin and self._process.stdout
+        self.start(steps)
+        return self.rate()
+
+    def start(self, steps: int) -> None:
+        """Start the next `steps` steps. `rate` waits for them. Raises RivalFailed."""
+        assert self._process.stdin
         try:
             self._process.stdin.write(f"{steps}\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             raise RivalFailed(self._name) from None
+
+    def rate(self) -> float:
+        """Return the real tokens per second of the steps that `start` started. Raises RivalFailed."""
+        assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
             raise RivalFailed(self._name)

@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,7 +20,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.memory import peak_bytes
 from benchmarks.report import alternate, figure, ratios
-from benchmarks.shared import ROOT, shared_data
+from benchmarks.shared import ROOT, program, shared_data, write_once
 from benchmarks.training.training_data import CACHE, bert_recipe, environment, prepared, write_selection
 from tlm_core.training.recipe import Recipe, resolve
 
@@ -46,8 +45,7 @@ def passages(count: int) -> pa.Table:
 
 
 def selection(count: int) -> Path:
-    folder = CACHE / f"selection-{count}"
-    return folder if (folder / "passages.parquet").exists() else write_selection(folder, passages(count))
+    return write_once(CACHE / f"selection-{count}", lambda folder: write_selection(folder, passages(count)))
 
 
 def stage(count: int, recipe: Recipe, folder: str) -> Path:
@@ -111,8 +109,8 @@ def memory(count: int) -> None:
 
 
 def child(*arguments: str) -> str:
-    command = [sys.executable, "-m", "benchmarks.training.tokenizing", *arguments]
     one_thread = environment() | {"RAYON_NUM_THREADS": "1"}
+    command = program("training.tokenizing", *arguments)
     process = subprocess.run(command, cwd=ROOT, env=one_thread, check=True, stdout=subprocess.PIPE, text=True)
     return process.stdout.splitlines()[-1]
 

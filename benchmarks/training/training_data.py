@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmarks.report import remark
-from benchmarks.shared import ROOT, shared_data
+from benchmarks.shared import ROOT, shared_data, write_once
 from tlm_core.corpus.passages import passage_id
 from tlm_core.selection.output import PASSAGES, RowWriter
 from tlm_core.stages import PREPARE
@@ -45,10 +45,8 @@ def threads() -> int:
 
 def precision() -> str:
     """Return "bf16", or "fp32" where the device does not compute bf16 natively."""
-    from tlm_core.training.device import (
-        pick_device,
-        resolved_precision,
-    )  # imports torch, which preparing text does not need
+    # Imports torch, which preparing text does not need.
+    from tlm_core.training.device import pick_device, resolved_precision
 
     return resolved_precision("auto", pick_device())
 
@@ -103,16 +101,14 @@ def write_selection(folder: Path, passages: pa.Table) -> Path:
 
 def prepared() -> Path:
     """Return the cached prepare artifact of SciERC with the example passages."""
-    folder = CACHE / "prepared"
-    if (folder / "data.json").exists():
-        return folder
-    remark("preparing the text once")
-    shutil.rmtree(CACHE / "scratch", ignore_errors=True)
-    task, _ = load_task(shared_data() / "tasks" / "sciie")
-    task.write(CACHE / "scratch" / "task")
-    selection = write_selection(CACHE / "scratch" / "selection", example_passages())
-    inputs = {"task": CACHE / "scratch" / "task", "selection": selection}
-    artifact = run_stage(PREPARE, inputs, PrepareParams.of(bert_recipe()), CACHE / "scratch" / "prepared")
-    shutil.rmtree(folder, ignore_errors=True)
-    artifact.rename(folder)
-    return folder
+
+    def prepare(folder: Path) -> None:
+        remark("preparing the text once")
+        shutil.rmtree(CACHE / "scratch", ignore_errors=True)
+        task, _ = load_task(shared_data() / "tasks" / "sciie")
+        task.write(CACHE / "scratch" / "task")
+        selection = write_selection(CACHE / "scratch" / "selection", example_passages())
+        inputs = {"task": CACHE / "scratch" / "task", "selection": selection}
+        run_stage(PREPARE, inputs, PrepareParams.of(bert_recipe()), folder)
+
+    return write_once(CACHE / "prepared", prepare)

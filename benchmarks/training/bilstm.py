@@ -1,14 +1,12 @@
 """Measure how fast the BiLSTM trains against a plain padded loop, and predicts against encoders.
 
-`python -m benchmarks.studies.bilstm`. Texts: SciCite of TLM_SHARED_DATA with a vocabulary of 8,192 pieces. Both
+`make bench-studies`. Texts: SciCite of TLM_SHARED_DATA with a vocabulary of 8,192 pieces. Both
 rivals train LSTM-4-256 (four layers of 256 each way) on batches of 32 texts and count real tokens, not padding.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,6 +19,7 @@ import torch
 from torch import nn
 
 from benchmarks.report import alternate, figure, ratios, remark
+from benchmarks.shared import shared_data
 from tlm_core.stages import PREPARE
 from tlm_core.studies.bilstm import BiLSTM, LSTMShape, initialise
 from tlm_core.studies.lstm_export import lstm_int8, lstm_onnx
@@ -49,11 +48,8 @@ CPU = torch.device("cpu")
 
 
 def prepared_texts(folder: Path) -> Prepared:
-    """Return SciCite as the prepare stage writes it. Exits if the data does not exist."""
-    source = Path(os.environ.get("TLM_SHARED_DATA", "../shared/data")) / "tasks" / "sci_cite"
-    if not source.is_dir():
-        sys.exit(f"No texts at {source}. Set TLM_SHARED_DATA to the folder with tasks/.")
-    write_task(source, folder / "task", DatasetOptions())
+    """Return SciCite as the prepare stage writes it. Raises NotFound if the data does not exist."""
+    write_task(shared_data() / "tasks" / "sci_cite", folder / "task", DatasetOptions())
     recipe = resolve("fast", "tiny", {"selection.selector": "none", "model.init": "scratch"})
     params = PrepareParams.of(recipe)
     return Prepared(run_stage(PREPARE, {"task": folder / "task"}, params, folder / "prepared"))

@@ -1,0 +1,60 @@
+"""Measure the share of the joint step that waits for its batch, and compare reported FLOPs with PyTorch's counter."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.report import figure
+from benchmarks.training.ours import Ours
+from benchmarks.training.training_data import bert_recipe, fast_recipe, prepared, threads
+from tlm_core.training.memory import MICRO_ROWS
+from tlm_core.training.objective import Workers, accumulate_gradient, step_flops
+from tlm_core.training.recipe import Recipe
+
+
+def flop_differences(recipe: Recipe) -> list[float]:
+    """Return the relative differences for four steps. The fourth batch of recipe `fast` is a task batch."""
+    trainer = Ours(recipe).trainer
+    model, optimizer = trainer.model, trainer.optimizer
+    differences = []
+    for step in range(4):
+        batch = trainer.batches(step, 0.0)
+        with FlopCounterMode(display=False) as counter:
+            accumulate_gradient(model, batch, Workers(), MICRO_ROWS, "fp32", trainer.device)
+            optimizer.step(1.0, batch.active)
+        reported = step_flops(model.shape, batch) + optimizer.flops
+        differences.append(abs(reported / counter.get_total_flops() - 1))
+    return differences
+
+
+def wait_shares(recipe: Recipe, repeats: int, steps: int) -> list[float]:
+    """Return the share of each run in which the loop waits for its next batch."""
+    ours = Ours(recipe)
+    ours.run(4)
+    shares = []
+    for _ in range(repeats):
+        ours.wait_seconds = ours.seconds = 0.0
+        ours.run(steps)
+        shares.append(ours.wait_seconds / ours.seconds)
+    return shares
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=12)
+    options = parser.parse_args()
+    prepared()
+    torch.set_num_threads(threads())
+    for prefix, recipe in (("", bert_recipe()), ("fast_", fast_recipe())):
+        differences = flop_differences(recipe)
+        figure(f"{prefix}flops_off", differences, goal=0.03, better="lower", unit="relative difference")
+        shares = wait_shares(recipe, options.repeats, options.steps)
+        figure(f"{prefix}data_wait", shares, goal=0.02, better="lower", unit="share of the step")
+
+
+if __name__ == "__main__":
+    main()
