@@ -27,8 +27,8 @@ def measure_submissions(gateway: Gateway, seconds: float) -> None:
 
     run(20, 3)
     loads = [run(50, seconds) for _ in range(3)]
-    figure("submit_p50_50_a_second", [1e3 * load.quantile(0.5) for load in loads], unit="ms", goal=20, better="lower")
-    figure("submit_p99_50_a_second", [1e3 * load.quantile(0.99) for load in loads], unit="ms", goal=100, better="lower")
+    _print_quantile("submit_p50_50_a_second", loads, 0.5, goal=20)
+    _print_quantile("submit_p99_50_a_second", loads, 0.99, goal=100)
     figure("submit_failures", [sum(load.failures for load in loads)], unit="requests", goal=0, better="lower")
     figure("submit_highest_rate", [_highest_rate(run, seconds / 2, limit=0.1)], unit="1/s")
 
@@ -51,14 +51,16 @@ def measure_status(gateway: Gateway, seconds: float, *, stored: int = 10_000) ->
 
     run(20, 20, 2, status)
     loads = [run(200, 100, seconds, status) for _ in range(3)]
-    figure("status_p99_200_pollers", [1e3 * load.quantile(0.99) for load in loads], unit="ms", goal=30, better="lower")
+    _print_quantile("status_p99_200_pollers", loads, 0.99, goal=30)
     figure("status_failures", [sum(load.failures for load in loads)], unit="requests", goal=0, better="lower")
     pages = [run(10, 10, seconds / 2, page) for _ in range(3)]
-    figure(
-        "list_page_p99_10000_jobs", [1e3 * load.quantile(0.99) for load in pages], unit="ms", goal=50, better="lower"
-    )
+    _print_quantile("list_page_p99_10000_jobs", pages, 0.99, goal=50)
     highest = _highest_rate(lambda rate, duration: run(200, rate, duration, status), seconds / 2, limit=0.03)
     figure("status_highest_rate", [highest], unit="1/s")
+
+
+def _print_quantile(name: str, loads: list[Load], share: float, *, goal: float) -> None:
+    figure(name, [1e3 * load.quantile(share) for load in loads], unit="ms", goal=goal, better="lower")
 
 
 def _highest_rate(run: Run, duration: float, *, limit: float) -> float:

@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import argparse
 import math
-import time
 from collections.abc import Iterable, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from statistics import linear_regression
+from statistics import linear_regression, median
 
 from benchmarks.report import figure, remark
-from benchmarks.retrieval.retrieval_data import TOP_K, opensearch, passages, plot_folder, queries, recombined
+from benchmarks.retrieval.retrieval_data import (
+    TOP_K,
+    opensearch,
+    passages,
+    plot_folder,
+    queries,
+    recombined,
+    search_seconds,
+)
 from services.retriever.indexes import CorpusKey, OpenSearchIndexes
 from tlm_core.corpus.passages import Passage
 from tlm_core.errors import NotFound
 from tlm_core.selection.index import PassageIndex
-from tlm_core.selection.retrieve import BATCH
 from tlm_core.studies.plot import Curve, plot
 
 SIZES = (50_000, 100_000, 200_000)
@@ -67,18 +73,10 @@ def _index(indexes: OpenSearchIndexes, real: Sequence[Passage], size: int) -> Pa
 
 def _measure(index: PassageIndex, size: int, texts: Sequence[str]) -> float:
     """Print and return the seconds per query, the median of the runs."""
-    _seconds(index, texts)  # warm-up: the first run reads the files
-    line = figure(
-        f"growth_seconds_per_query_{size}", [_seconds(index, texts) for _ in range(_REPEATS)], unit="s", better="lower"
-    )
-    return float(str(line["value"]))
-
-
-def _seconds(index: PassageIndex, texts: Sequence[str]) -> float:
-    started = time.perf_counter()
-    for start in range(0, len(texts), BATCH):
-        index.search(texts[start : start + BATCH], TOP_K)
-    return (time.perf_counter() - started) / len(texts)
+    search_seconds(index, texts)  # warm-up: the first run reads the files
+    runs = [search_seconds(index, texts) for _ in range(_REPEATS)]
+    figure(f"growth_seconds_per_query_{size}", runs, unit="s", better="lower")
+    return median(runs)
 
 
 def _plot(points: Sequence[tuple[int, float]]) -> str:

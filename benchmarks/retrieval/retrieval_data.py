@@ -8,6 +8,7 @@ import os
 import random
 import re
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from services.retriever.indexes import CorpusIndexes, CorpusKey, OpenSearchIndex
 from tests.opensearch_server import FOR_SPEED, OpenSearchServer
 from tlm_core.corpus.passages import Passage, make_passage
 from tlm_core.selection.index import PassageIndex
+from tlm_core.selection.retrieve import BATCH
 
 TOP_K = 50
 _BATCH = 2_000
@@ -116,6 +118,14 @@ def opensearch(heap: str = "2g") -> Iterator[tuple[str, Cluster, OpenSearchIndex
         closing(connect(url)) as cluster,
     ):
         yield url, cluster, OpenSearchIndexes(cluster, shards=1)
+
+
+def search_seconds(index: PassageIndex, texts: Sequence[str]) -> float:
+    """Return the seconds per query, in batches of a selection's size."""
+    start = time.perf_counter()
+    for first in range(0, len(texts), BATCH):
+        index.search(texts[first : first + BATCH], TOP_K)
+    return (time.perf_counter() - start) / len(texts)
 
 
 def plot_folder() -> Path:

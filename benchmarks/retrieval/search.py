@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import alternate, figure, ratios, remark
-from benchmarks.retrieval.retrieval_data import TOP_K, build_index, opensearch, passages, queries
+from benchmarks.retrieval.retrieval_data import TOP_K, build_index, opensearch, passages, queries, search_seconds
 from benchmarks.shared import program
 from services.retriever.indexes import EmbeddedIndexes
 from services.retriever.opensearch_index import OpenSearchIndex
-from tlm_core.selection.index import Hit, PassageIndex
-from tlm_core.selection.retrieve import BATCH
+from tlm_core.selection.index import Hit
 
 # The published selection takes 90 s for all queries. Its lists are compared for every eighth query, and its speed is
 # measured on every sixteenth.
@@ -51,18 +50,17 @@ def main() -> None:
             {
                 "published": lambda: _published_rate(url, index.name, sample[::2]),
                 "published_lean": lambda: _published_rate(url, index.name, sample[::2], "--lean"),
-                "opensearch": lambda: _rate(index, texts),
-                "embedded": lambda: _rate(embedded, texts),
+                "opensearch": lambda: 1 / search_seconds(index, texts),
+                "embedded": lambda: 1 / search_seconds(embedded, texts),
             },
             _REPEATS,
         )
         embedded_indexes.close()
     for name, runs in rates.items():
         figure(f"search_{name}", runs, unit="queries/s")
-    figure("search_vs_published", ratios(rates["opensearch"], rates["published"]), unit="times", goal=12)
-    figure("search_embedded_vs_published", ratios(rates["embedded"], rates["published"]), unit="times", goal=8)
-    figure("search_vs_published_lean", ratios(rates["opensearch"], rates["published_lean"]), unit="times")
-    figure("search_embedded_vs_published_lean", ratios(rates["embedded"], rates["published_lean"]), unit="times")
+    for ours, prefix, goal in (("opensearch", "search", 12), ("embedded", "search_embedded", 8)):
+        figure(f"{prefix}_vs_published", ratios(rates[ours], rates["published"]), unit="times", goal=goal)
+        figure(f"{prefix}_vs_published_lean", ratios(rates[ours], rates["published_lean"]), unit="times")
 
 
 def _published_rate(url: str, index: str, sample: Sequence[str], *flags: str) -> float:
@@ -74,14 +72,6 @@ def _published(url: str, index: str, sample: Sequence[str], *flags: str) -> dict
     process = subprocess.run(command, input=json.dumps(sample), stdout=subprocess.PIPE, text=True, check=True)
     result: dict[str, Any] = json.loads(process.stdout)
     return result
-
-
-def _rate(index: PassageIndex, texts: Sequence[str]) -> float:
-    """Return the queries per second, in batches of a selection's size."""
-    started = time.perf_counter()
-    for start in range(0, len(texts), BATCH):
-        index.search(texts[start : start + BATCH], TOP_K)
-    return len(texts) / (time.perf_counter() - started)
 
 
 def identical(ours: Sequence[Hit], theirs: Sequence[Hit]) -> bool:

@@ -20,8 +20,15 @@ import pyarrow.parquet as pq
 
 from benchmarks.memory import peak_bytes
 from benchmarks.report import alternate, figure, ratios
-from benchmarks.shared import ROOT, program, shared_data, write_once
-from benchmarks.training.training_data import CACHE, bert_recipe, environment, prepared, write_selection
+from benchmarks.shared import ROOT, program, write_once
+from benchmarks.training.training_data import (
+    CACHE,
+    bert_recipe,
+    corpus_passages,
+    environment,
+    prepared,
+    write_selection,
+)
 from tlm_core.training.recipe import Recipe, resolve
 
 SMALL, LARGE = 10_000, 80_000
@@ -32,16 +39,15 @@ BLOCK = 2_000
 
 def passages(count: int) -> pa.Table:
     """Return the first `count` passages of the shared corpus with our ids."""
-    from tlm_core.corpus.passages import passage_id
+    remaining = count
 
-    tables, remaining = [], count
-    for path in sorted((shared_data() / "corpus").glob("*.parquet")):
-        tables.append(pq.read_table(path, columns=["id", "text", "source"])[:remaining])
-        remaining -= len(tables[-1])
-        if not remaining:
-            break
-    table = pa.concat_tables(tables)
-    return table.set_column(0, "id", pa.array([passage_id(text) for text in table["text"].to_pylist()]))
+    def keep(table: pa.Table) -> pa.Table:
+        nonlocal remaining
+        first = table[:remaining]
+        remaining -= len(first)
+        return first
+
+    return corpus_passages(keep)
 
 
 def selection(count: int) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -78,15 +79,16 @@ def fast_recipe(**overrides: object) -> Recipe:
     return resolve("fast", "tiny", {**COMMON, "model.intermediate": 688, **overrides})
 
 
+def corpus_passages(keep: Callable[[pa.Table], pa.Table]) -> pa.Table:
+    """Return what `keep` returns of each file of the corpus, with the columns id, text and source and our ids."""
+    paths = sorted((shared_data() / "corpus").glob("*.parquet"))
+    passages = pa.concat_tables([keep(pq.read_table(path, columns=["id", "text", "source"])) for path in paths])
+    return passages.set_column(0, "id", pa.array([passage_id(text) for text in passages["text"].to_pylist()]))
+
+
 def example_passages() -> pa.Table:
-    """Return the passages of the source `tlm_example` with the columns id, text and source."""
-    tables = []
-    for path in sorted((shared_data() / "corpus").glob("*.parquet")):
-        table = pq.read_table(path, columns=["id", "text", "source"])
-        tables.append(table.filter(pc.equal(table["source"], "tlm_example")))
-    passages = pa.concat_tables(tables)
-    ids = pa.array([passage_id(text) for text in passages["text"].to_pylist()])
-    return passages.set_column(0, "id", ids)
+    """Return the passages of the source `tlm_example`."""
+    return corpus_passages(lambda table: table.filter(pc.equal(table["source"], "tlm_example")))
 
 
 def write_selection(folder: Path, passages: pa.Table) -> Path:
