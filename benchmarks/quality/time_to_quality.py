@@ -12,6 +12,7 @@ validation, after a part of the budget, gets the whole budget.
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,20 +44,23 @@ def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--only", choices=("rate", "paper", "fast"))
     options = parser.parse_args()
+    if unknown := set(options.tasks) - set(FAST):
+        parser.error(f"No settings for {', '.join(sorted(unknown))}. Valid tasks: {', '.join(FAST)}.")
     for part, run in {"rate": measure_rate, "paper": run_paper, "fast": run_fast}.items():
         if options.only in (part, None):
             for task in options.tasks:
-                run(task, options.seeds)
+                run(task, options)
 
 
-def paper_recipe(overrides: Mapping[str, Any]) -> Recipe:
-    selection = resolve("fast", "tiny").selection.model_dump()
-    return resolve("paper", "tiny", {f"selection.{key}": value for key, value in selection.items()} | overrides)
+def paper_recipe(options: Namespace, overrides: Mapping[str, Any]) -> Recipe:
+    """Return `paper` with the selection of `fast`."""
+    selection = {f"selection.{key}": value for key, value in resolve("fast", "tiny").selection.model_dump().items()}
+    return resolve("paper", "tiny", {**selection, **overrides, **dict(options.overrides)})
 
 
-def measure_rate(task: str, _seeds: int) -> float:
+def measure_rate(task: str, options: Namespace) -> float:
     """Return the tokens per second of the joint stage of `paper`, measured once for 60 seconds."""
-    recipe = paper_recipe({"joint.budget.seconds": 60.0, "finetune.max_steps": 1})
+    recipe = paper_recipe(options, {"joint.budget.seconds": 60.0, "finetune.max_steps": 1})
     folder = report_folder(JobSpec(dataset=task), recipe, [task_folder(task)], f"{task} paper rate")
     cost = read_json(folder / "report.json")["cost"]["joint"]
     rate: float = cost["tokens"] / cost["seconds"]
@@ -64,15 +68,15 @@ def measure_rate(task: str, _seeds: int) -> float:
     return rate
 
 
-def run_paper(task: str, _seeds: int) -> float:
+def run_paper(task: str, options: Namespace) -> float:
     """Return the validation score of `paper` after its minutes."""
-    rate = measure_rate(task, 1)
+    rate = measure_rate(task, options)
 
     def score(setting: str, minutes: float, steps: int) -> float:
         tokens = int(rate * minutes * 60 * (1 - FINETUNE_SHARE))
         # The published finetuning rate is for more steps.
         finetune = {"finetune.optimizer.lr": 3e-4, "finetune.epochs": 10, "finetune.max_steps": steps}
-        recipe = paper_recipe({"joint.budget.tokens": tokens, **finetune, **PAPER[setting]})
+        recipe = paper_recipe(options, {"joint.budget.tokens": tokens, **finetune, **PAPER[setting]})
         (run,) = train(task, f"paper {setting} {minutes:g} min", recipe, [0])
         remark(f"{task}, paper, {setting}, {minutes:g} minutes: {run.validation:.4f}")
         return run.validation
@@ -83,11 +87,11 @@ def run_paper(task: str, _seeds: int) -> float:
     return validation
 
 
-def run_fast(task: str, seeds: int) -> None:
-    recipe = resolve("fast", "tiny", {"finetune.epochs": 5, **FAST[task]})
-    scores = train(task, "fast by the clock", recipe, range(seeds))
+def run_fast(task: str, options: Namespace) -> None:
+    recipe = resolve("fast", "tiny", {"finetune.epochs": 5, **FAST[task], **dict(options.overrides)})
+    scores = train(task, "fast by the clock", recipe, range(options.seeds))
     validation = [score.validation for score in scores]
-    figure(f"{task}_fast_validation", validation, goal=run_paper(task, 1), unit="score")
+    figure(f"{task}_fast_validation", validation, goal=run_paper(task, options), unit="score")
     minutes = [score.seconds / 60 for score in scores]
     unit = "min from the selection to the model"
     figure(f"{task}_fast_minutes", minutes, goal=GOAL_MINUTES, better="lower", unit=unit)
