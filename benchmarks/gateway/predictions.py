@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.gateway.server import TENANT, Gateway
 from benchmarks.report import figure
-from tests.contract.made_results import complete, publish
+from tests.contract.job_results import complete, publish
 from tlm_core.jobs.spec import JobSpec
 from tlm_core.training.recipe import Scale, resolve
 

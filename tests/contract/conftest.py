@@ -1,4 +1,4 @@
-"""What tests share: gateways (empty, with a data set and a corpus, full of made things), a coordinator's world."""
+"""Fixtures of the contract tests: gateways with different contents, and a coordinator."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import pytest
 import redis
 from fastapi.testclient import TestClient
 
-from tests.contract.coordinator_world import MovableClockStore, World
-from tests.contract.dashboard_made import Made, filled_gateway
+from tests.contract.coordinator_harness import CoordinatorHarness, MovableClockStore
+from tests.contract.filled_dashboard import Contents, filled_gateway
 from tests.contract.gateway import TRAIN, Gateway, add_dataset, add_version, make_gateway
 from tlm_core.wire import CorpusState
 
 
 @pytest.fixture
 def gateway(redis_client: redis.Redis, tmp_path: Path) -> Gateway:
-    """An empty one."""
+    """Return a gateway without datasets, corpora or jobs."""
     return make_gateway(redis_client, tmp_path)
 
 
 @pytest.fixture
 def stocked(gateway: Gateway) -> None:
-    """Give the gateway a data set `toy` and a corpus `docs`, version v1 ready. It leaves loads alone from now on."""
+    """Add the dataset `toy` and the corpus `docs` with version v1. The gateway starts no load from now on."""
     gateway.parts.loads.stop()
     add_dataset(gateway, "toy", {"train": TRAIN})
     add_version(gateway, "docs", "v1", CorpusState.READY)
@@ -31,19 +31,19 @@ def stocked(gateway: Gateway) -> None:
 
 @pytest.fixture
 def api(gateway: Gateway) -> Iterator[TestClient]:
-    """A client of the gateway who knows the token."""
+    """An authorized client of the gateway."""
     with gateway.test_client() as client:
         yield client
 
 
 @pytest.fixture(scope="session")
-def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gateway, Made]]:
-    """A gateway with a job in every state, for tests that change nothing which others look at."""
-    with filled_gateway(tmp_path_factory.mktemp("dashboard")) as found:
-        yield found
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gateway, Contents]]:
+    """A gateway with a job in every state. Tests share it, so they must not change what others read."""
+    with filled_gateway(tmp_path_factory.mktemp("dashboard")) as gateway_and_contents:
+        yield gateway_and_contents
 
 
 @pytest.fixture
-def world(redis_client: redis.Redis, tmp_path: Path) -> World:
-    """A coordinator's surroundings on a real store."""
-    return World(MovableClockStore(redis_client), tmp_path)
+def harness(redis_client: redis.Redis, tmp_path: Path) -> CoordinatorHarness:
+    """A coordinator on a real job store."""
+    return CoordinatorHarness(MovableClockStore(redis_client), tmp_path)

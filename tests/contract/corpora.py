@@ -1,4 +1,4 @@
-"""Uploads of corpora that tests make, and waiting for what becomes of them."""
+"""Upload corpora and wait for their loads."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ def post(api: TestClient, text: str = LINES, name: str = "docs", file: str = "a.
     return api.post("/v1/corpora", data={"name": name, **data}, files={"files": (file, text)})
 
 
-def settled(api: TestClient, name: str = "docs") -> dict[str, Any]:
-    """The corpus, once its latest load is over."""
-    return wait_for(lambda: found(api, name))
+def wait_for_corpus(api: TestClient, name: str = "docs") -> dict[str, Any]:
+    """Wait until the latest load of the corpus ends, and return the corpus."""
+    return wait_for(lambda: idle_corpus(api, name))
 
 
-def found(api: TestClient, name: str) -> Any:
+def idle_corpus(api: TestClient, name: str) -> Any:
+    """Return the corpus, or None while its latest load runs."""
     corpus = api.get(f"/v1/corpora/{name}").json()
     return corpus if corpus["loads"][0]["state"] in ("ready", "failed") else None
 
 
-def left_queued(gateway: Gateway) -> str:
-    """The id of a load that the gateway takes and then leaves alone."""
+def queue_load(gateway: Gateway) -> str:
+    """Upload a corpus that the gateway accepts but does not load. Return the id of the load."""
     gateway.parts.loads.stop()
     with gateway.test_client() as api:
         return str(post(api).json()["id"])

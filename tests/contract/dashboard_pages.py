@@ -1,4 +1,4 @@
-"""A browser of the dashboard as tests play it, and what is read out of its pages."""
+"""Request pages of the dashboard like a browser, and parse them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 from fastapi.testclient import TestClient
 
 from services.api.app import create_app
-from tests.contract.dashboard_made import Made
+from tests.contract.filled_dashboard import Contents
 from tests.contract.gateway import TOKEN, Gateway
 
 OWN = {"Origin": "http://testserver"}
 
 
 def visitor(gateway: Gateway) -> TestClient:
-    """A browser that has not signed in."""
+    """Return a client that has not signed in."""
     return TestClient(create_app(gateway.parts), headers=OWN, raise_server_exceptions=False, follow_redirects=False)
 
 
@@ -26,7 +26,7 @@ def signed_in(gateway: Gateway) -> TestClient:
 
 
 class Tags(HTMLParser):
-    """Every start tag of a page with its attributes, and all its text."""
+    """The start tags of a page with their attributes, and its text."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -40,21 +40,23 @@ class Tags(HTMLParser):
     def handle_data(self, data: str) -> None:
         self.words += data
 
-    def has(self, tag: str, **wanted: str) -> bool:
-        return any(name == tag and wanted.items() <= given.items() for name, given in self.tags)
+    def has(self, tag: str, **expected: str) -> bool:
+        return any(name == tag and expected.items() <= attributes.items() for name, attributes in self.tags)
 
 
-def pages_of(made: Made) -> list[str]:
-    one, hostile = made.jobs["succeeded"], made.jobs["hostile"]
+def pages_of(contents: Contents) -> list[str]:
+    succeeded, hostile = contents.jobs["succeeded"], contents.jobs["hostile"]
     paths = ["/ui/jobs", "/ui/datasets", "/ui/corpora", "/ui/corpora/manuals?q=parcel", "/ui/submit"]
-    paths += [f"/ui/datasets/{name}" for name in (made.dataset, made.hostile_dataset)]
-    paths += [f"/ui/jobs/{job}" for job in made.jobs.values()]
-    paths += [f"/ui/jobs/{job}/{tab}" for job in (one, hostile) for tab in ("results", "selection", "model", "log")]
-    return [*paths, f"/ui/jobs/{made.jobs['running']}/results", f"/ui/compare?id={one}&id={hostile}"]
+    paths += [f"/ui/datasets/{name}" for name in (contents.dataset, contents.hostile_dataset)]
+    paths += [f"/ui/jobs/{job}" for job in contents.jobs.values()]
+    paths += [
+        f"/ui/jobs/{job}/{tab}" for job in (succeeded, hostile) for tab in ("results", "selection", "model", "log")
+    ]
+    return [*paths, f"/ui/jobs/{contents.jobs['running']}/results", f"/ui/compare?id={succeeded}&id={hostile}"]
 
 
 def post_form(browser: TestClient, path: str, texts: dict[str, str], files: dict[str, str]) -> Any:
-    """Send a form as browsers do: a file box that was left empty is a file without name and content."""
+    """Send a form like a browser: an empty file input becomes a file without name and content."""
     parts = [f'name="{name}"\r\n\r\n{text}' for name, text in texts.items()]
     parts += [f'name="{n}"; filename="{n + ".csv" if body else ""}"\r\n\r\n{body}' for n, body in files.items()]
     body = "".join(f"--edge\r\nContent-Disposition: form-data; {part}\r\n" for part in parts) + "--edge--\r\n"

@@ -1,4 +1,4 @@
-"""A gateway for tests: real Redis and storage, a retriever that is played, over TestClient or a real socket."""
+"""A gateway with real Redis and storage and a fake retriever, over TestClient or a socket."""
 
 from __future__ import annotations
 
@@ -44,20 +44,20 @@ TRAIN = "text,label\n" + "".join(f"good film {n},pos\nbad film {n},neg\n" for n 
 
 
 @dataclass
-class PlayedRetriever:
-    """Answers as the retriever does: a load is ready at the second look, a search finds one passage."""
+class FakeRetriever:
+    """Answers like the retriever. A load is ready at the second request, and a search returns one passage."""
 
     loads: dict[str, dict[str, Any]] = field(default_factory=dict)
-    asked: list[tuple[str, str, Any]] = field(default_factory=list)
-    away: bool = False
+    requests: list[tuple[str, str, Any]] = field(default_factory=list)
+    unavailable: bool = False
     failure: dict[str, Any] | None = None
     refused: int = 0
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
-        if self.away:
+        if self.unavailable:
             raise httpx.ConnectError("refused", request=request)
         path, body = request.url.path, json.loads(request.content or b"null")
-        self.asked.append((request.method, path, body))
+        self.requests.append((request.method, path, body))
         if path == "/readyz":
             return httpx.Response(200, json={})
         if path == "/v1/search":
@@ -87,10 +87,10 @@ class PlayedRetriever:
 
 @dataclass
 class Gateway:
-    """The parts of a gateway, and what stands behind them."""
+    """A gateway with its retriever, Redis client and folder."""
 
     parts: Parts
-    retriever: PlayedRetriever
+    retriever: FakeRetriever
     client: redis.Redis
     root: Path
 
@@ -101,7 +101,7 @@ class Gateway:
 
     @contextmanager
     def served(self) -> Iterator[str]:
-        """The address of this gateway on a real socket."""
+        """Serve the gateway on a socket and yield its URL."""
         port = free_port()
         config = uvicorn.Config(create_app(self.parts), host="127.0.0.1", port=port, log_config=None, access_log=False)
         server = uvicorn.Server(config)
@@ -109,7 +109,7 @@ class Gateway:
         thread.start()
         while not server.started:
             thread.join(0.01)
-            assert thread.is_alive(), "the gateway did not start"
+            assert thread.is_alive(), "The gateway did not start."
         try:
             yield f"http://127.0.0.1:{port}"
         finally:
@@ -118,20 +118,22 @@ class Gateway:
             thread.join(10)
 
     def leftovers(self) -> list[str]:
-        """Files under scratch and storage."""
+        """Return the files below the folder."""
         return [str(path.relative_to(self.root)) for path in files_under(self.root) if path.name != MARK]
 
 
-def make_gateway(client: redis.Redis, root: Path, **settings: Any) -> Gateway:
-    """A gateway on the folder `root`; settings override the defaults."""
-    retriever = PlayedRetriever()
-    made = ApiSettings(storage=str(root / "storage"), scratch=root / "scratch", token_file=root / "token", **settings)
+def make_gateway(client: redis.Redis, root: Path, **overrides: Any) -> Gateway:
+    """Return a gateway that stores its files below `root`."""
+    retriever = FakeRetriever()
+    settings = ApiSettings(
+        storage=str(root / "storage"), scratch=root / "scratch", token_file=root / "token", **overrides
+    )
     (root / "storage").mkdir(parents=True, exist_ok=True)
     jobs, catalog = JobStore(client), Catalog(client)
-    artifacts = ArtifactStore(made.storage, made.scratch / "artifacts")
-    webhooks, outbound = Webhooks(client), Outbound(private=made.webhook_private)
+    artifacts = ArtifactStore(settings.storage, settings.scratch / "artifacts")
+    webhooks, outbound = Webhooks(client), Outbound(private=settings.webhook_private)
     parts = Parts(
-        settings=made,
+        overrides=settings,
         token=TOKEN,
         jobs=jobs,
         catalog=catalog,
@@ -139,55 +141,55 @@ def make_gateway(client: redis.Redis, root: Path, **settings: Any) -> Gateway:
         retriever=retriever.client(),
         tailer=Tailer(client, jobs, interval=0.02, progress_interval=0.1),
         predictor=Predictor(artifacts, capacity=1 << 30),
-        loads=LoadWorker(catalog, artifacts, retriever.client(), made.scratch, poll_seconds=0.02),
+        loads=LoadWorker(catalog, artifacts, retriever.client(), settings.scratch, poll_seconds=0.02),
         load_task=load_task,
         webhooks=webhooks,
         outbound=outbound,
         deliverer=Deliverer(client, jobs, webhooks, outbound, poll_seconds=0.05),
-        uploads=Uploads(client, artifacts, made.scratch, max_bytes=made.max_upload_bytes),
+        uploads=Uploads(client, artifacts, settings.scratch, max_bytes=settings.max_upload_bytes),
     )
     return Gateway(parts, retriever, client, root)
 
 
 def restarted(gateway: Gateway) -> Gateway:
-    """The same gateway as a new process would be: nothing but storage and Redis is kept."""
+    """Return the gateway after a restart: a new process with the same storage and Redis."""
     again = make_gateway(gateway.client, gateway.root)
     again.retriever.loads.update(gateway.retriever.loads)
     return again
 
 
-def upload(client: Any, *, name: str = "toy", train: str = TRAIN, **more: Any) -> Any:
-    """Post a data set of one CSV file."""
-    data = {"name": name, **more}
+def upload(client: Any, *, name: str = "toy", train: str = TRAIN, **fields: Any) -> Any:
+    """Post a dataset of one CSV file."""
+    data = {"name": name, **fields}
     return client.post("/v1/datasets", data=data, files={"train": ("train.csv", train)})
 
 
-def in_parts(client: Any, name: str, data: bytes) -> str:
-    """The id of a file that has arrived whole, in one part."""
-    one = str(client.post("/v1/uploads", json={"name": name, "size": len(data)}).json()["id"])
+def upload_in_one_part(client: Any, name: str, data: bytes) -> str:
+    """Upload a file in one part, and return the id of the upload."""
+    upload_id = str(client.post("/v1/uploads", json={"name": name, "size": len(data)}).json()["id"])
     headers = {"Content-Range": f"bytes 0-{len(data) - 1}/{len(data)}", "Content-Type": "application/octet-stream"}
-    assert client.put(f"/v1/uploads/{one}", content=data, headers=headers).status_code == 200
-    return one
+    assert client.put(f"/v1/uploads/{upload_id}", content=data, headers=headers).status_code == 200
+    return upload_id
 
 
 def add_dataset(gateway: Gateway, name: str, tables: dict[str, str], **options: Any) -> str:
-    """A data set of CSV files by their split, read with `options`; its id."""
+    """Add a dataset of one CSV file per split, and return its id."""
     parts, files = gateway.parts, {}
-    (gateway.root / "made").mkdir(parents=True, exist_ok=True)
+    (gateway.root / "files").mkdir(parents=True, exist_ok=True)
     for split, body in tables.items():
-        path = gateway.root / "made" / f"{name}-{split}.csv"
+        path = gateway.root / "files" / f"{name}-{split}.csv"
         path.write_text(body)
         files[split] = ReceivedFile(split, path.name, path, len(body))
     return parts.dataset_intake.add_files(T, name, files, DatasetOptions(**options)).id
 
 
 def add_version(gateway: Gateway, name: str, version: str, state: CorpusState, count: int = 3) -> None:
-    """A version of a corpus of `count` passages, whose load is over."""
+    """Add a corpus version with `count` passages whose load has ended."""
     catalog = gateway.parts.catalog
     load = catalog.add_load(T, name, "en", REF)
     assert catalog.lease_load(T, load.id, "me", 30)
     over = load.model_copy(update={"state": LoadState.READY if state is CorpusState.READY else LoadState.FAILED})
-    made = CorpusVersion(
+    record = CorpusVersion(
         version=version, language="en", passages=REF, count=count, state=state, created_at=load.created_at
     )
-    catalog.save_load(over, "me", made)
+    catalog.save_load(over, "me", record)

@@ -1,4 +1,4 @@
-"""Jobs that have finished, made by hand: what they left and how long each of their stages took."""
+"""Finish jobs with given artifacts and durations of their stages."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ def record(
     counted: float = 0.0,
     gpu_seconds: float = 0.0,
 ) -> JobRecord:
-    """Bring a running job to its end; its events then say that each stage took `seconds`, and the start 10 s.
+    """Finish a running job. By its events, each stage lasted `seconds` and the start of the workers 10 s.
 
-    counted: seconds of each stage that trains, by its own count. gpu_seconds: of the whole job, as its report says.
+    counted: seconds that each training stage reports. gpu_seconds: of the whole job, by its report.
     """
     store, artifacts = gateway.parts.jobs, gateway.parts.artifacts
     plan = plan_of(job)
     store.report(T, job.id, job.attempt, events=[("workers.submitted", {"group": "main"})])
     refs = {}
     for node in plan.nodes:
-        already = Situation.read(store, job, plan).done
-        if node.name in already:
-            refs[node.name] = already[node.name]
+        published = Situation.read(store, job, plan).done
+        if node.name in published:
+            refs[node.name] = published[node.name]
             continue
         store.report(T, job.id, job.attempt, events=[("stage.started", {"node": node.name, "stage": node.stage.name})])
-        folder = gateway.root / "made" / uuid.uuid4().hex
+        folder = gateway.root / "files" / uuid.uuid4().hex
         folder.mkdir(parents=True)
         (folder / "task.json").write_text(json.dumps({"counts": ROWS}))
         (folder / "history.json").write_text(json.dumps({"cost": {"seconds": counted}}))
@@ -54,7 +54,7 @@ def record(
             if node.stage.name in ("joint", "finetune")
             else {}
         )
-        artifact = node.artifact_id({name: ref.digest for name, ref in already.items()}, job.id)
+        artifact = node.artifact_id({name: ref.digest for name, ref in published.items()}, job.id)
         ref = artifacts.write(
             f"{T}/artifacts/{artifact}/{job.id}", folder, artifact=artifact, stage=node.stage.name, meta=meta
         )
@@ -67,7 +67,7 @@ def record(
 
 
 def report(recipe: Recipe, flops: Mapping[str, float], gpu_seconds: float) -> dict[str, Any]:
-    """An evaluation's report with what comparisons read of it."""
+    """Return an evaluation report with the fields that comparisons read."""
     scores = {"macro_f1": 0.5, "micro_f1": 0.6, "accuracy": 0.6}
     return {
         "metric": "macro_f1", "seeds": [{"seed": 0}], "mean": {"test": scores, "validation": scores},
@@ -78,7 +78,7 @@ def report(recipe: Recipe, flops: Mapping[str, float], gpu_seconds: float) -> di
 
 
 def _retime(gateway: Gateway, job: JobRecord, seconds: Callable[[Node], float]) -> None:
-    """Write the events anew with times that say what the stages took."""
+    """Rewrite the events with times that match the durations of the stages."""
     plan, at, rows = plan_of(job), job.created_at, []
     for event in gateway.parts.jobs.events(T, job.id, limit=1000):
         if event.type == "stage.started" and rows and rows[-1][0].type == "workers.submitted":

@@ -1,4 +1,4 @@
-"""Corpora over HTTP: an upload that was accepted becomes searchable whatever dies in between."""
+"""Corpora over HTTP: an accepted upload becomes searchable, whichever process fails."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 from services.api.corpus_loads import LoadWorker
 from services.common.catalog import Catalog
 from services.common.catalog_records import CorpusLoad
-from tests.contract.corpora import LINES, T, found, left_queued, post, settled
+from tests.contract.corpora import LINES, T, idle_corpus, post, queue_load, wait_for_corpus
 from tests.contract.gateway import Gateway, make_gateway, restarted
 from tests.support import wait_for
 from tlm_core.artifacts import ArtifactStore
@@ -28,7 +28,7 @@ def test_uploaded_corpus_becomes_a_searchable_version(api: TestClient, gateway: 
     assert answer.status_code == 202, answer.text
     load = answer.json()
     assert (load["corpus"], load["version"], load["error"]) == ("docs", None, None)
-    corpus = settled(api)
+    corpus = wait_for_corpus(api)
     (version,) = corpus["versions"]
     assert (version["state"], version["language"], corpus["version"]) == ("ready", "de", version["version"])
     assert version["count"] == corpus["loads"][0]["done"] > 0
@@ -37,8 +37,8 @@ def test_uploaded_corpus_becomes_a_searchable_version(api: TestClient, gateway: 
         body for method, path, body in gateway.retriever.asked if method == "PUT" and path.endswith(version["version"])
     ]
     assert put == [{"folder": f"default/corpora/docs/{version['version']}", "language": "de"}]
-    kept = gateway.parts.catalog.corpus(T, "docs").versions[0].passages
-    names = [f.name for f in gateway.parts.artifacts.verify(kept).files]
+    ref = gateway.parts.catalog.corpus(T, "docs").versions[0].passages
+    names = [f.name for f in gateway.parts.artifacts.verify(ref).files]
     assert names == ["corpus.json", "passages-00000.parquet"]
     wait_for(lambda: not [p for p in gateway.leftovers() if "uploads" in p or p.startswith("scratch")] or None)
     searched = api.post("/v1/corpora/docs/search", json={"query": "thing", "k": 3}).json()
@@ -48,15 +48,15 @@ def test_uploaded_corpus_becomes_a_searchable_version(api: TestClient, gateway: 
 
 def test_only_changed_texts_create_a_new_version(api: TestClient) -> None:
     post(api)
-    first = settled(api)["version"]
+    first = wait_for_corpus(api)["version"]
     post(api, text=LINES.replace("sentence", "phrase"))
-    corpus = wait_for(lambda: (c := found(api, "docs")) and len(c["versions"]) == 2 and c)
+    corpus = wait_for(lambda: (c := idle_corpus(api, "docs")) and len(c["versions"]) == 2 and c)
     second = corpus["version"]
     assert second != first
     post(api)
-    corpus = wait_for(lambda: (c := found(api, "docs")) and len(c["loads"]) == 3 and c)
+    corpus = wait_for(lambda: (c := idle_corpus(api, "docs")) and len(c["loads"]) == 3 and c)
     assert {v["version"] for v in corpus["versions"]} == {first, second}
-    assert corpus["version"] == first, "what was uploaded last is meant by the name"
+    assert corpus["version"] == first, "The name means the last upload."
     old = api.post("/v1/corpora/docs/search", json={"query": "x", "version": second})
     assert old.json()["version"] == second
     assert [c["name"] for c in api.get("/v1/corpora").json()["data"]] == ["docs"]
@@ -72,11 +72,11 @@ def test_only_changed_texts_create_a_new_version(api: TestClient) -> None:
     ],
 )
 def test_invalid_corpus_form_is_refused(
-    api: TestClient, gateway: Gateway, text: str, name: str, file: str, data: dict[str, str], says: str
+    api: TestClient, gateway: Gateway, text: str, name: str, file: str, data: dict[str, str], message: str
 ) -> None:
     answer = post(api, text, name, file, **data)
     assert answer.status_code == 422
-    assert says in answer.json()["detail"]
+    assert message in answer.json()["detail"]
     assert gateway.leftovers() == []
     assert api.get("/v1/corpora").json()["data"] == []
 
@@ -89,12 +89,12 @@ def test_near_duplicates_are_dropped_by_default(api: TestClient, gateway: Gatewa
     for choice in ("drop", "keep"):
         load = post(api, lines, choice, near_duplicates=choice).json()
         assert load["near_duplicates"] == choice
-        (version,) = settled(api, choice)["versions"]
+        (version,) = wait_for_corpus(api, choice)["versions"]
         assert (version["near_duplicates_seconds"] is None) == (choice == "keep")
         seen[choice] = (version["count"], version["duplicates_dropped"], version["near_duplicates_dropped"])
     assert seen == {"drop": (2, 1, 1), "keep": (3, 1, None)}
-    assert post(api, lines, "third").json()["near_duplicates"] == "drop", "unless one says otherwise"
-    settled(api, "third")
+    assert post(api, lines, "third").json()["near_duplicates"] == "drop", "This is the default."
+    wait_for_corpus(api, "third")
     wait_for(lambda: not [path for path in gateway.leftovers() if path.startswith("scratch/work")] or None)
     assert post(api, lines, near_duplicates="both").status_code == 422
 
@@ -102,7 +102,7 @@ def test_near_duplicates_are_dropped_by_default(api: TestClient, gateway: Gatewa
 @pytest.mark.parametrize("text", ["", '{"text": 3}\n', '{"text": "x"\n'])
 def test_invalid_files_fail_the_load_with_every_error(api: TestClient, gateway: Gateway, text: str) -> None:
     post(api, text)
-    corpus = settled(api)
+    corpus = wait_for_corpus(api)
     load = corpus["loads"][0]
     assert (load["state"], load["error"]["code"]) == ("failed", "invalid_dataset")
     assert load["error"]["facts"]["faults"]
@@ -118,7 +118,7 @@ def test_unavailable_retriever_delays_a_load(api: TestClient, gateway: Gateway) 
     wait_for(lambda: api.get("/v1/corpora/docs").json()["loads"][0]["state"] == "indexing")
     assert api.post("/v1/corpora/docs/search", json={"query": "x"}).status_code == 409
     gateway.retriever.away = False
-    assert settled(api)["version"]
+    assert wait_for_corpus(api)["version"]
 
 
 def test_load_fails_only_on_a_permanent_retriever_error(api: TestClient, gateway: Gateway) -> None:
@@ -127,48 +127,48 @@ def test_load_fails_only_on_a_permanent_retriever_error(api: TestClient, gateway
     wait_for(lambda: sum(m == "PUT" for m, _, _ in gateway.retriever.asked) >= 2)
     assert api.get("/v1/corpora/docs").json()["loads"][0]["state"] == "indexing"
     gateway.retriever.failure = IndexMismatch("this index is not ours").as_dict()
-    corpus = settled(api)
+    corpus = wait_for_corpus(api)
     assert corpus["loads"][0]["error"]["code"] == corpus["versions"][0]["error"]["code"] == "index_mismatch"
 
 
 class Killed(BaseException):
-    """The process dies here."""
+    """Simulates the end of the process."""
 
 
-class DiesWriting(ArtifactStore):
-    """Storage of a process that dies while it keeps the passages."""
+class KilledStorage(ArtifactStore):
+    """Storage of a process that is killed while it writes the passages."""
 
     def write(self, *_: Any, **__: Any) -> Any:
         raise Killed
 
 
 def test_next_process_continues_an_open_load(gateway: Gateway) -> None:
-    load_id = left_queued(gateway)
+    load_id = queue_load(gateway)
     parts = gateway.parts
-    dying = DiesWriting(parts.settings.storage, gateway.root / "cache")
+    dying = KilledStorage(parts.settings.storage, gateway.root / "cache")
     worker = LoadWorker(parts.catalog, dying, parts.retriever, parts.settings.scratch, owner="dead")
     with pytest.raises(Killed):
         worker.round()
     assert parts.catalog.load(T, load_id).state is LoadState.CUTTING
     parts.loads.round()
-    assert parts.catalog.load(T, load_id).state is LoadState.CUTTING, "the dead one's lease still holds"
-    gateway.client.delete(f"tlm:{{{T}}}:load-lease:{load_id}")  # as when it runs out
+    assert parts.catalog.load(T, load_id).state is LoadState.CUTTING, "The lease of the killed process has not expired."
+    gateway.client.delete(f"tlm:{{{T}}}:load-lease:{load_id}")  # as if it had expired
     with restarted(gateway).test_client() as api:
-        assert settled(api)["loads"][0]["id"] == load_id
+        assert wait_for_corpus(api)["loads"][0]["id"] == load_id
 
 
 def test_only_one_gateway_works_on_a_load(gateway: Gateway, redis_client: redis.Redis) -> None:
     other = replace(make_gateway(redis_client, gateway.root), retriever=gateway.retriever)
-    with gateway.test_client() as one, other.test_client() as two:
+    with gateway.test_client() as first_api, other.test_client() as second_api:
         for n in range(4):
-            post(one if n % 2 else two, text=LINES.replace("thing", f"thing{n}"), name=f"docs{n}")
+            post(first_api if n % 2 else second_api, text=LINES.replace("thing", f"thing{n}"), name=f"docs{n}")
         for n in range(4):
-            assert settled(one, f"docs{n}")["loads"][0]["state"] == "ready"
+            assert wait_for_corpus(first_api, f"docs{n}")["loads"][0]["state"] == "ready"
     assert redis_client.smembers("tlm:loads") == set()
 
 
-class LateLook(Catalog):
-    """A catalog whose list of open loads is already old when it is read."""
+class StaleCatalog(Catalog):
+    """A catalog with an outdated list of open loads."""
 
     old: tuple[tuple[str, str], ...] = ()
 
@@ -178,20 +178,20 @@ class LateLook(Catalog):
 
 def test_load_finished_by_another_process_is_skipped(api: TestClient, gateway: Gateway) -> None:
     load_id = post(api).json()["id"]
-    before = settled(api)
-    late = LateLook(gateway.client)
-    late.old = ((T, load_id),)
+    before = wait_for_corpus(api)
+    catalog = StaleCatalog(gateway.client)
+    catalog.old = ((T, load_id),)
     parts = gateway.parts
-    LoadWorker(late, parts.artifacts, parts.retriever, parts.settings.scratch).round()
+    LoadWorker(catalog, parts.artifacts, parts.retriever, parts.settings.scratch).round()
     assert api.get("/v1/corpora/docs").json() == before
 
 
 def test_files_with_equal_names_are_both_stored(api: TestClient, gateway: Gateway) -> None:
     files = [("files", ("../x/a.jsonl", LINES)), ("files", ("a.jsonl", LINES.replace("thing", "matter")))]
     assert api.post("/v1/corpora", data={"name": "docs"}, files=files).status_code == 202
-    both = settled(api)["versions"][0]["count"]
+    both = wait_for_corpus(api)["versions"][0]["count"]
     post(api, name="one")
-    assert both == 2 * settled(api, "one")["versions"][0]["count"]
+    assert both == 2 * wait_for_corpus(api, "one")["versions"][0]["count"]
     assert not (gateway.root / "x").exists()
 
 
@@ -199,15 +199,15 @@ def test_second_upload_during_a_load_is_refused(api: TestClient, gateway: Gatewa
     gateway.retriever.away = True
     load_id = post(api).json()["id"]
     wait_for(lambda: api.get("/v1/corpora/docs").json()["loads"][0]["state"] == "indexing")
-    kept = gateway.leftovers()
+    files = gateway.leftovers()
     refused = post(api, text=LINES.replace("thing", "matter"))
     assert (refused.status_code, refused.json()["code"], refused.json()["facts"]["load"]) == (
         409, "already_running", load_id,
     )  # fmt: skip
     assert api.delete("/v1/corpora/docs").status_code == 409
-    assert gateway.leftovers() == kept
+    assert gateway.leftovers() == files
     gateway.retriever.away = False
-    assert len(settled(api)["versions"]) == 1
+    assert len(wait_for_corpus(api)["versions"]) == 1
     assert post(api, text=LINES.replace("thing", "matter")).status_code == 202
 
 
@@ -222,8 +222,8 @@ def test_many_small_files_need_one_open_file(api: TestClient) -> None:
     assert answer.status_code == 202, answer.text
 
 
-class LostAnswer(Catalog):
-    """The record is made, but the store's answer does not arrive in time."""
+class LostResponse(Catalog):
+    """Creates the record, but loses the response of the store."""
 
     def add_load(self, *args: Any, **kwargs: Any) -> CorpusLoad:
         super().add_load(*args, **kwargs)
@@ -231,16 +231,16 @@ class LostAnswer(Catalog):
 
 
 def test_recorded_load_survives_a_lost_store_response(gateway: Gateway) -> None:
-    parts = replace(gateway.parts, catalog=LostAnswer(gateway.client))
+    parts = replace(gateway.parts, catalog=LostResponse(gateway.client))
     with replace(gateway, parts=parts).test_client() as api:
         assert post(api).status_code == 503
-        assert settled(api)["loads"][0]["state"] == "ready"
+        assert wait_for_corpus(api)["loads"][0]["state"] == "ready"
 
 
 def test_refused_passages_are_listed_with_reasons(api: TestClient, gateway: Gateway) -> None:
     gateway.retriever.refused = 2
     post(api)
-    version = settled(api)["versions"][0]
+    version = wait_for_corpus(api)["versions"][0]
     assert version["refused"] == 2
     shown = api.get(f"/v1/corpora/docs/versions/{version['version']}/refused").json()["data"]
     assert [entry["reason"] for entry in shown] == ["id is too long"] * 2

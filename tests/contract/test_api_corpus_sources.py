@@ -1,4 +1,4 @@
-"""Corpora that the service fetches itself, from where its operator allows it."""
+"""Corpora that the service fetches from allowed sources."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import redis
 from fastapi.testclient import TestClient
 
 from services.api.intake import check_sources
-from tests.contract.corpora import LINES, settled
+from tests.contract.corpora import LINES, wait_for_corpus
 from tests.contract.gateway import Gateway, make_gateway
 from tlm_core.errors import InvalidRequest
 
@@ -40,11 +40,11 @@ def fetch(api: TestClient, *sources: str) -> tuple[int, dict[str, object]]:
 def test_allowed_source_equals_an_upload_of_its_files(api: TestClient) -> None:
     status, load = fetch(api, f"{ALLOWED}/")
     assert (status, load["state"], load["sources"]) == (202, "queued", [f"{ALLOWED}/"])
-    fetched = settled(api)
+    fetched = wait_for_corpus(api)
     assert fetched["loads"][0]["state"] == "ready"
     sent = api.post("/v1/corpora", data={"name": "sent"}, files={"files": ("a.jsonl", LINES)})
     assert sent.status_code == 202
-    assert settled(api, "sent")["version"] == fetched["version"]
+    assert wait_for_corpus(api, "sent")["version"] == fetched["version"]
 
 
 def test_disallowed_source_is_refused_before_any_request(api: TestClient) -> None:
@@ -56,7 +56,7 @@ def test_disallowed_source_is_refused_before_any_request(api: TestClient) -> Non
 
 def test_load_of_a_missing_source_fails(api: TestClient) -> None:
     assert fetch(api, f"{ALLOWED}/nothing")[0] == 202
-    load = settled(api)["loads"][0]
+    load = wait_for_corpus(api)["loads"][0]
     assert load["state"] == "failed" and "nothing" in load["error"]["message"]
 
 

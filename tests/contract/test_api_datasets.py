@@ -1,4 +1,4 @@
-"""Data sets over HTTP: taken in whole or not at all, every fault named."""
+"""Datasets over HTTP: stored completely or not at all, and each data error is reported."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fastapi.testclient import TestClient
 from services.api.intake import OptionsBody, changed_options
 from services.common.catalog import Catalog
 from services.common.catalog_records import DatasetRecord
-from tests.contract.gateway import AUTH, TRAIN, Gateway, in_parts, make_gateway, upload
+from tests.contract.gateway import AUTH, TRAIN, Gateway, make_gateway, upload, upload_in_one_part
 from tests.factories import make_resolved, make_spec
 from tests.support import wait_for
 from tlm_core.artifacts import ArtifactStore
@@ -32,12 +32,12 @@ T = "default"
 def test_uploaded_dataset_is_validated_and_stored(api: TestClient, gateway: Gateway) -> None:
     answer = upload(api, options='{"label_column": "label"}')
     assert answer.status_code == 201, answer.text
-    made = answer.json()
-    assert made["report"]["ok"]
-    assert (made["version"], made["labels"], made["options"]["label_column"]) == (1, 2, "label")
-    again = api.get(f"/v1/datasets/{made['id']}").json()
-    assert again == api.get("/v1/datasets/toy").json() == {k: v for k, v in made.items() if k != "report"}
-    assert api.get("/v1/datasets/toy/report").json() == made["report"]
+    dataset = answer.json()
+    assert dataset["report"]["ok"]
+    assert (dataset["version"], dataset["labels"], dataset["options"]["label_column"]) == (1, 2, "label")
+    again = api.get(f"/v1/datasets/{dataset['id']}").json()
+    assert again == api.get("/v1/datasets/toy").json() == {k: v for k, v in dataset.items() if k != "report"}
+    assert api.get("/v1/datasets/toy/report").json() == dataset["report"]
     assert len(api.get("/v1/datasets/toy/preview").json()["data"]) == 5
     (file,) = api.get("/v1/datasets/toy/files").json()["data"]
     got = api.get(f"/v1/datasets/toy/files/{file['name']}")
@@ -71,7 +71,7 @@ def test_additional_test_sets_require_test(api: TestClient) -> None:
     whole = api.post("/v1/datasets", data={"name": "whole"}, files=files)
     assert whole.status_code == 201, whole.text
     assert whole.json()["rows"] == {"train": 36, "validation": 4, "test": 40, "test_other": 40}
-    named = {name: in_parts(api, f"{name}.csv", text.encode()) for name, text in rows.items()}
+    named = {name: upload_in_one_part(api, f"{name}.csv", text.encode()) for name, text in rows.items()}
     parts = api.post("/v1/datasets/from-uploads", json={"name": "parts", "files": named})
     assert (parts.status_code, parts.json()["digest"]) == (201, whole.json()["digest"])
     del files["test"]
@@ -82,8 +82,8 @@ def test_additional_test_sets_require_test(api: TestClient) -> None:
 
 def test_dataset_may_include_a_selection(api: TestClient, gateway: Gateway) -> None:
     chosen = {"train": ("t.csv", TRAIN), "selection": ("external.csv", "text,id,rank\nb,1,2\na,2,1\n")}
-    made = api.post("/v1/datasets", data={"name": "brings"}, files=chosen).json()
-    assert (made["selection"], made["rows"]["train"] > 0) == (2, True)
+    dataset = api.post("/v1/datasets", data={"name": "brings"}, files=chosen).json()
+    assert (dataset["selection"], dataset["rows"]["train"] > 0) == (2, True)
     assert [f["name"] for f in api.get("/v1/datasets/brings/files").json()["data"]] == ["selection.csv", "train.csv"]
     body = {"dataset": "brings", "overrides": {"selection.selector": "given"}}
     job = api.post("/v1/jobs", json=body)
@@ -110,16 +110,16 @@ def test_dataset_may_include_a_selection(api: TestClient, gateway: Gateway) -> N
     ],
 )
 def test_invalid_selection_is_refused_and_not_stored(
-    api: TestClient, gateway: Gateway, name: str, content: str, says: str
+    api: TestClient, gateway: Gateway, name: str, content: str, message: str
 ) -> None:
     answer = api.post(
         "/v1/datasets", data={"name": "x"}, files={"train": ("t.csv", TRAIN), "selection": (name, content)}
     )
-    assert answer.status_code == 422 and says in answer.json()["detail"], answer.text
+    assert answer.status_code == 422 and message in answer.json()["detail"], answer.text
     assert gateway.leftovers() == []
 
 
-FAULTY = {
+INVALID = {
     "empty": "",
     "header only": "text,label\n",
     "one class": "text,label\n" + "".join(f"film {n},pos\n" for n in range(20)),
@@ -128,7 +128,7 @@ FAULTY = {
 }
 
 
-@pytest.mark.parametrize("train", FAULTY.values(), ids=FAULTY.keys())
+@pytest.mark.parametrize("train", INVALID.values(), ids=INVALID.keys())
 def test_invalid_dataset_is_refused_with_every_error(api: TestClient, gateway: Gateway, train: str) -> None:
     answer = upload(api, train=train)
     assert answer.status_code == 422
@@ -139,9 +139,9 @@ def test_invalid_dataset_is_refused_with_every_error(api: TestClient, gateway: G
     assert api.get("/v1/datasets").json() == {"data": [], "has_more": False}
 
 
-def either_way(api: TestClient, name: str, text: str) -> list[Any]:
-    """Answers to a data set of one file, sent in one piece and in parts."""
-    body = {"name": "toy", "files": {"file": in_parts(api, name, text.encode())}}
+def both_uploads(api: TestClient, name: str, text: str) -> list[Any]:
+    """Post a dataset of one file as a form and in parts, and return both responses."""
+    body = {"name": "toy", "files": {"file": upload_in_one_part(api, name, text.encode())}}
     return [
         api.post("/v1/datasets", data={"name": "toy"}, files={"file": (name, text)}),
         api.post("/v1/datasets/from-uploads", json=body),
@@ -149,11 +149,11 @@ def either_way(api: TestClient, name: str, text: str) -> list[Any]:
 
 
 def test_errors_cite_the_name_of_the_uploaded_file(api: TestClient) -> None:
-    for answer in either_way(api, "mine.csv", TRAIN + "x\n"):
+    for answer in both_uploads(api, "mine.csv", TRAIN + "x\n"):
         assert "Row 41 of mine.csv (split train) has 1 field(s)" in answer.json()["detail"]
-    for answer in either_way(api, "mine.tsv", "no,yes\tlabel\n" + TRAIN.partition("\n")[2].replace(",", "\t")):
+    for answer in both_uploads(api, "mine.tsv", "no,yes\tlabel\n" + TRAIN.partition("\n")[2].replace(",", "\t")):
         assert answer.status_code == 201, answer.text
-    for answer in either_way(api, "mine.csv", TRAIN.replace("text", "[text]")):
+    for answer in both_uploads(api, "mine.csv", TRAIN.replace("text", "[text]")):
         assert answer.status_code == 201, answer.text
 
 
@@ -182,11 +182,11 @@ def test_errors_have_row_and_column(api: TestClient) -> None:
     ],
 )
 def test_invalid_dataset_form_is_refused(
-    api: TestClient, gateway: Gateway, data: dict[str, str], files: dict[str, Any], says: str
+    api: TestClient, gateway: Gateway, data: dict[str, str], files: dict[str, Any], message: str
 ) -> None:
     answer = api.post("/v1/datasets", data=data, files=files)
     assert answer.status_code == 422, answer.text
-    assert says in answer.json()["detail"]
+    assert message in answer.json()["detail"]
     assert gateway.leftovers() == []
 
 
@@ -270,8 +270,8 @@ def test_full_disk_is_reported_and_nothing_stored(gateway: Gateway, room: int) -
     assert gateway.parts.catalog.datasets(T) == ([], False)
 
 
-class LostAnswer(Catalog):
-    """The record is made, but the store's answer does not arrive in time."""
+class LostResponse(Catalog):
+    """Creates the record, but loses the response of the store."""
 
     def add_dataset(self, *args: Any, **kwargs: Any) -> DatasetRecord:
         super().add_dataset(*args, **kwargs)
@@ -279,7 +279,7 @@ class LostAnswer(Catalog):
 
 
 def test_recorded_dataset_survives_a_lost_store_response(gateway: Gateway) -> None:
-    parts = dataclasses.replace(gateway.parts, catalog=LostAnswer(gateway.client))
+    parts = dataclasses.replace(gateway.parts, catalog=LostResponse(gateway.client))
     with dataclasses.replace(gateway, parts=parts).test_client() as api:
         answer = upload(api)
     assert (answer.status_code, answer.json()["code"]) == (503, "store_unavailable")
@@ -288,9 +288,9 @@ def test_recorded_dataset_survives_a_lost_store_response(gateway: Gateway) -> No
 
 
 def test_dataset_is_deleted_unless_in_use(api: TestClient, gateway: Gateway) -> None:
-    made = upload(api).json()
+    dataset = upload(api).json()
     store = gateway.parts.jobs
-    job = store.submit(T, make_spec(), make_resolved(dataset_id=made["id"]))[0]
+    job = store.submit(T, make_spec(), make_resolved(dataset_id=dataset["id"]))[0]
     refused = api.delete("/v1/datasets/toy")
     assert (refused.status_code, refused.json()["facts"]["job"]) == (409, job.id)
     store.cancel(T, job.id)
@@ -344,13 +344,13 @@ def test_hub_dataset_is_stored_as_texts_and_labels(gateway: Gateway) -> None:
 
 
 def test_hub_file_may_be_the_selection(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, asked = gateway.parts.load_task, []
+    real, requests = gateway.parts.load_task, []
     (gateway.root / "hub.csv").write_text(TRAIN)
     (gateway.root / "external.csv").write_text("text,id,rank\nb,1,2\na,2,1\n")
 
     def fetched(source: HubSource, name: str, *, cache: Path | None = None) -> Path:
         assert cache is not None and cache.is_relative_to(gateway.root)
-        asked.append((source, name))
+        requests.append((source, name))
         return gateway.root / "external.csv"
 
     monkeypatch.setattr("tlm_core.tasks.hub.hub_file", fetched)
@@ -359,8 +359,8 @@ def test_hub_file_may_be_the_selection(gateway: Gateway, monkeypatch: pytest.Mon
     )
     body = {"name": "films", "hub": "owner/films@v2", "selection": "small_external.csv"}
     with dataclasses.replace(gateway, parts=parts).test_client() as api:
-        made = api.post("/v1/datasets/hub", json=body)
-        odd = api.post("/v1/datasets/hub", json={**body, "selection": "small_external"})
-    assert made.status_code == 201 and made.json()["selection"] == 2, made.text
-    assert asked[0] == (HubSource("owner/films", "v2"), "small_external.csv")
-    assert odd.status_code == 422 and "Unknown file type of" in odd.json()["detail"]
+        accepted = api.post("/v1/datasets/hub", json=body)
+        refused = api.post("/v1/datasets/hub", json={**body, "selection": "small_external"})
+    assert accepted.status_code == 201 and accepted.json()["selection"] == 2, accepted.text
+    assert requests[0] == (HubSource("owner/films", "v2"), "small_external.csv")
+    assert refused.status_code == 422 and "Unknown file type of" in refused.json()["detail"]

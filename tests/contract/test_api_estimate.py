@@ -1,4 +1,4 @@
-"""What a job would cost: counted, measured on earlier jobs, or said to be unknown; never made up."""
+"""Estimates of jobs: counted, measured on earlier jobs, or null with a reason."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def estimate(api: TestClient, **over: Any) -> dict[str, Any]:
     return body
 
 
-def finish_one(
+def finish_job(
     api: TestClient, gateway: Gateway, seconds: float, counted: float = 0.0, gpu_seconds: float = 0.0, **over: Any
 ) -> str:
     job_id = api.post("/v1/jobs", json=BODY | over).json()["id"]
@@ -37,26 +37,26 @@ def finish_one(
 
 
 def test_first_estimate_uses_built_in_rates(api: TestClient) -> None:
-    found = estimate(api)
-    assert {s["basis"] for s in found["stages"]} == {"built-in"}
-    assert found["seconds"] > 0 and found["flops"] > 1e12
-    assert found["gpu_hours"] is None and "no job has finished here" in found["reasons"]["gpu_hours"]
-    assert found["passages_at_most"] == 3, "the corpus has no more"
-    assert found["passages"] <= 3 and "built-in" in found["reasons"]["passages"]
+    result = estimate(api)
+    assert {s["basis"] for s in result["stages"]} == {"built-in"}
+    assert result["seconds"] > 0 and result["flops"] > 1e12
+    assert result["gpu_hours"] is None and "no job has finished here" in result["reasons"]["gpu_hours"]
+    assert result["passages_at_most"] == 3, "The corpus has three passages."
+    assert result["passages"] <= 3 and "built-in" in result["reasons"]["passages"]
     assert api.get("/v1/jobs").json()["data"] == []
 
 
 def test_unknown_figures_are_null_with_a_reason(api: TestClient) -> None:
     over = {"model.init": "hub:some/encoder", "tokenizer.source": "hub:some/encoder"}
-    found = estimate(api, overrides=over)
-    assert found["flops"] is None and "published encoder" in found["reasons"]["flops"]
-    assert found["seconds"] is None and found["memory_bytes"] is None and found["disk_bytes"] is None
-    joint = next(s for s in found["stages"] if s["stage"] == "joint")
+    result = estimate(api, overrides=over)
+    assert result["flops"] is None and "published encoder" in result["reasons"]["flops"]
+    assert result["seconds"] is None and result["memory_bytes"] is None and result["disk_bytes"] is None
+    joint = next(s for s in result["stages"] if s["stage"] == "joint")
     assert (joint["seconds"], joint["basis"]) == (None, "unknown")
 
 
 def test_finished_stages_are_free_and_others_measured(api: TestClient, gateway: Gateway) -> None:
-    job = finish_one(api, gateway, 7.0)
+    job = finish_job(api, gateway, 7.0)
     same = {s["stage"]: s for s in estimate(api)["stages"]}
     assert {s["basis"] for s in same.values()} == {"cached"}
     other = {s["stage"]: s for s in estimate(api, seeds=[1])["stages"]}
@@ -64,62 +64,62 @@ def test_finished_stages_are_free_and_others_measured(api: TestClient, gateway: 
     assert (other["joint"]["basis"], other["start"]["seconds"]) == ("measured", 10.0)
     assert job in other["joint"]["reason"]
     assert other["export"]["seconds"] == 7.0
-    found = estimate(api, seeds=[1])
-    assert (found["gpu_hours"], found["passages"]) == (0.0, 50)
+    result = estimate(api, seeds=[1])
+    assert (result["gpu_hours"], result["passages"]) == (0.0, 50)
 
 
 def test_reading_options_make_different_data(api: TestClient, gateway: Gateway) -> None:
-    job = finish_one(api, gateway, 7.0)
+    job = finish_job(api, gateway, 7.0)
     add_dataset(gateway, "twin", {"train": TRAIN})
-    assert job in estimate(api, dataset="twin")["reasons"]["passages"], "the name alone is another"
+    assert job in estimate(api, dataset="twin")["reasons"]["passages"], "Only the name differs."
     add_dataset(gateway, "cut", {"train": TRAIN}, split_seed=3)
-    assert job not in estimate(api, dataset="cut")["reasons"]["passages"], "another split may find other passages"
+    assert job not in estimate(api, dataset="cut")["reasons"]["passages"], "Another split may select other passages."
 
 
 def test_resumed_stage_counts_all_its_seconds(api: TestClient, gateway: Gateway) -> None:
-    """Its events know of the last start alone, while its FLOPs are of the whole stage."""
-    finish_one(api, gateway, 10.0, counted=1_000.0)
+    """The events contain only the last start, but the FLOPs count the whole stage."""
+    finish_job(api, gateway, 10.0, counted=1_000.0)
     joint = next(s for s in estimate(api, seeds=[1])["stages"] if s["stage"] == "joint")
-    assert joint["seconds"] == pytest.approx(joint["flops"] * 1_000 / 1e9), "the recorded stage had 1e9 FLOPs"
+    assert joint["seconds"] == pytest.approx(joint["flops"] * 1_000 / 1e9), "The recorded stage had 1e9 FLOPs."
 
 
 def test_rate_of_several_workers_must_be_measured(api: TestClient, gateway: Gateway) -> None:
-    assert estimate(api, workers=4)["seconds"] is None, "the built-in rates are of one worker"
-    finish_one(api, gateway, 7.0)
+    assert estimate(api, workers=4)["seconds"] is None, "The built-in rates apply to one worker."
+    finish_job(api, gateway, 7.0)
     four = estimate(api, seeds=[1], workers=4)
     joint = next(s for s in four["stages"] if s["stage"] == "joint")
     assert (joint["seconds"], joint["basis"], four["seconds"]) == (None, "unknown", None)
     assert "no job with 4 worker(s) has run this stage" in joint["reason"]
     assert joint["flops"] == next(s["flops"] for s in estimate(api, seeds=[1])["stages"] if s["stage"] == "joint")
-    finish_one(api, gateway, 7.0, workers=4, seeds=[2])
+    finish_job(api, gateway, 7.0, workers=4, seeds=[2])
     assert estimate(api, seeds=[1], workers=4)["seconds"] > 0
 
 
 def test_gpu_hours_are_null_without_a_time(api: TestClient, gateway: Gateway) -> None:
-    finish_one(api, gateway, 7.0, gpu_seconds=5.0)
+    finish_job(api, gateway, 7.0, gpu_seconds=5.0)
     assert estimate(api, seeds=[1])["gpu_hours"] > 0
-    found = estimate(api, seeds=[1], workers=4)
-    assert (found["gpu_hours"], found["reasons"]["gpu_hours"]) == (None, "the training time is unknown")
+    result = estimate(api, seeds=[1], workers=4)
+    assert (result["gpu_hours"], result["reasons"]["gpu_hours"]) == (None, "the training time is unknown")
 
 
 def test_every_finetuning_rate_counts(api: TestClient) -> None:
-    one, two = estimate(api), estimate(api, overrides={"finetune.rates": [1e-3, 1e-4]})
-    before, after = ({s["stage"]: s for s in found["stages"]} for found in (one, two))
+    single, double = estimate(api), estimate(api, overrides={"finetune.rates": [1e-3, 1e-4]})
+    before, after = ({s["stage"]: s for s in result["stages"]} for result in (single, double))
     assert after["finetune"]["flops"] == pytest.approx(2 * before["finetune"]["flops"])
     assert after["joint"] == before["joint"] and after["choose"]["seconds"] < 1
-    assert two["disk_bytes"] > one["disk_bytes"]
+    assert double["disk_bytes"] > single["disk_bytes"]
 
 
 def test_selection_time_grows_with_the_corpus(api: TestClient, gateway: Gateway) -> None:
-    finish_one(api, gateway, 7.0)
+    finish_job(api, gateway, 7.0)
     add_version(gateway, "docs", "v2", CorpusState.READY, count=4 * SEARCHED)
     select = next(s for s in estimate(api)["stages"] if s["stage"] == "select")
     assert (select["basis"], select["seconds"]) == ("measured", pytest.approx(28.0))
 
 
 def test_budget_in_seconds_is_the_estimate(api: TestClient) -> None:
-    found = {s["stage"]: s for s in estimate(api, seeds=[0, 1], overrides={"joint.budget.seconds": 30})["stages"]}
-    assert (found["joint"]["seconds"], found["joint"]["basis"]) == (60.0, "counted")
+    result = {s["stage"]: s for s in estimate(api, seeds=[0, 1], overrides={"joint.budget.seconds": 30})["stages"]}
+    assert (result["joint"]["seconds"], result["joint"]["basis"]) == (60.0, "counted")
 
 
 def test_estimates_stay_within_a_quarter_of_ten_recorded_jobs(api: TestClient, gateway: Gateway) -> None:
@@ -134,7 +134,7 @@ def test_estimates_stay_within_a_quarter_of_ten_recorded_jobs(api: TestClient, g
         job = gateway.parts.jobs.claim("a", 60)
         assert job is not None
         work = {node.stage.name: work_of(node, texts) for node in plan_of(job).nodes}
-        flops = {stage: found.flops for stage, found in work.items() if found and found.flops}
+        flops = {stage: stage_work.flops for stage, stage_work in work.items() if stage_work and stage_work.flops}
         elapsed: list[float] = []
 
         def seconds(node: Node, flops: dict[str, float] = flops, elapsed: list[float] = elapsed) -> float:
@@ -172,9 +172,9 @@ def test_every_kind_is_estimated(api: TestClient, gateway: Gateway, body: dict[s
 def test_dry_run_creates_no_job(api: TestClient) -> None:
     answer = api.post("/v1/jobs?dry_run=true", json=BODY, headers={"Idempotency-Key": "k"})
     assert answer.status_code == 200, answer.text
-    found = answer.json()
-    assert (found["corpus_version"], found["stages"][0]["name"]) == ("v1", "validate")
-    assert found["estimate"]["flops"] == estimate(api)["flops"]
+    result = answer.json()
+    assert (result["corpus_version"], result["stages"][0]["name"]) == ("v1", "validate")
+    assert result["estimate"]["flops"] == estimate(api)["flops"]
     assert api.get("/v1/jobs").json()["data"] == []
     assert api.post("/v1/jobs", json=BODY, headers={"Idempotency-Key": "k"}).status_code == 202
 

@@ -1,4 +1,4 @@
-"""Event streams: ordered, without a gap, taken up again anywhere, with an explicit end."""
+"""Event streams: ordered, complete after reconnections, and with an explicit end."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def running(gateway: Gateway) -> JobRecord:
 
 
 def frames(lines: Iterator[str]) -> Iterator[dict[str, str]]:
-    """The frames of an event stream; comments come as {'comment': …}."""
+    """Yield the frames of an event stream. A comment has the key 'comment'."""
     frame: dict[str, str] = {}
     for line in lines:
         if not line:
@@ -48,10 +48,10 @@ def frames(lines: Iterator[str]) -> Iterator[dict[str, str]]:
             frame[key] = value
 
 
-def read(url: str, job: str, *, last: str | None = None, take: int | None = None) -> list[dict[str, str]]:
-    """Frames of a stream up to its end, or the first `take` of them."""
+def read(url: str, job: str, *, last: str | None = None, count: int | None = None) -> list[dict[str, str]]:
+    """Return the frames of a stream up to its end, or the first `count`."""
     headers = {**AUTH, "Accept": "text/event-stream"} | ({"Last-Event-ID": last} if last else {})
-    found: list[dict[str, str]] = []
+    received: list[dict[str, str]] = []
     with (
         httpx.Client(timeout=20, verify=False) as client,
         client.stream("GET", f"{url}/v1/jobs/{job}/events", headers=headers) as answer,
@@ -60,14 +60,14 @@ def read(url: str, job: str, *, last: str | None = None, take: int | None = None
         assert answer.headers["content-type"].startswith("text/event-stream")
         for frame in frames(answer.iter_lines()):
             if "event" in frame:
-                found.append(frame)
-            if take is not None and len(found) >= take:
+                received.append(frame)
+            if count is not None and len(received) >= count:
                 break
-    return found
+    return received
 
 
-def numbered(found: list[dict[str, str]]) -> list[int]:
-    return [int(frame["id"]) for frame in found if "id" in frame]
+def numbered(received: list[dict[str, str]]) -> list[int]:
+    return [int(frame["id"]) for frame in received if "id" in frame]
 
 
 def test_stream_of_a_finished_job_ends(gateway: Gateway) -> None:
@@ -76,11 +76,11 @@ def test_stream_of_a_finished_job_ends(gateway: Gateway) -> None:
     gateway.parts.jobs.finish(job, "a", {})
     log = gateway.parts.jobs.events(T, job.id)
     with gateway.served() as url:
-        found = read(url, job.id)
-        assert [json.loads(f["data"]) for f in found[:-1]] == [e.model_dump(mode="json") for e in log]
-        assert [f["event"] for f in found] == [e.type for e in log] + ["end"]
-        assert "id" not in found[-1]
-        assert json.loads(found[-1]["data"]) == {"state": "succeeded"}
+        received = read(url, job.id)
+        assert [json.loads(f["data"]) for f in received[:-1]] == [e.model_dump(mode="json") for e in log]
+        assert [f["event"] for f in received] == [e.type for e in log] + ["end"]
+        assert "id" not in received[-1]
+        assert json.loads(received[-1]["data"]) == {"state": "succeeded"}
         assert numbered(read(url, job.id, last="2")) == [e.seq for e in log][2:]
         assert [f["event"] for f in read(url, job.id, last=str(log[-1].seq))] == ["end"]
 
@@ -98,11 +98,11 @@ def test_events_have_json_pages(gateway: Gateway) -> None:
 
 def test_reconnecting_streams_lose_and_repeat_no_event(gateway: Gateway) -> None:
     job = running(gateway)
-    store, chance = gateway.parts.jobs, random.Random(0)
+    store, rng = gateway.parts.jobs, random.Random(0)
 
     def work() -> None:
         for number in range(300):
-            store.report(T, job.id, 1, events=[("tick", {"n": number})] * chance.randint(1, 3))
+            store.report(T, job.id, 1, events=[("tick", {"n": number})] * rng.randint(1, 3))
         store.finish(job, "a", {})
 
     writer = threading.Thread(target=work)
@@ -110,8 +110,8 @@ def test_reconnecting_streams_lose_and_repeat_no_event(gateway: Gateway) -> None
     with gateway.served() as url:
         writer.start()
         for cut in range(100):
-            found = read(url, job.id, last=str(seen[-1]) if seen else None, take=1 + cut % 4)
-            seen.extend(numbered(found))
+            received = read(url, job.id, last=str(seen[-1]) if seen else None, count=1 + cut % 4)
+            seen.extend(numbered(received))
         writer.join()
         tail = read(url, job.id, last=str(seen[-1]))
         seen.extend(numbered(tail))
@@ -140,10 +140,10 @@ def test_live_events_and_progress_arrive(gateway: Gateway) -> None:
         listener = threading.Thread(target=listen, args=(url,))
         listener.start()
         wait_for(lambda: has("job.claimed"))
-        told = time.monotonic()
+        reported_at = time.monotonic()
         store.report(T, job.id, 1, events=[("tick", {})], progress=Progress(stage="joint", node="joint.s0", step=1))
         wait_for(lambda: has("tick") and has("progress"))
-        assert next(at for at, f in arrived if f.get("event") == "tick") - told < 2
+        assert next(at for at, f in arrived if f.get("event") == "tick") - reported_at < 2
         started = time.monotonic()
         for step in range(2, 60):
             store.report(T, job.id, 1, progress=Progress(stage="joint", node="joint.s0", step=step))
@@ -153,7 +153,7 @@ def test_live_events_and_progress_arrive(gateway: Gateway) -> None:
         listener.join(10)
     snapshots = [json.loads(f["data"])["step"] for _, f in arrived if f.get("event") == "progress"]
     assert snapshots == sorted(set(snapshots))
-    assert 2 <= len(snapshots) <= elapsed / 0.1 + 3 < 58, "they are thinned out"
+    assert 2 <= len(snapshots) <= elapsed / 0.1 + 3 < 58, "Progress is sampled."
     assert arrived[-1][1]["event"] == "end"
     assert all("id" not in f for _, f in arrived if f.get("event") in ("progress", "end"))
 
@@ -162,27 +162,27 @@ def test_many_streams_share_one_poll(gateway: Gateway) -> None:
     jobs = [running(gateway) for _ in range(4)]
     with gateway.served() as url, ThreadPoolExecutor(60) as pool:
         readers = [pool.submit(read, url, job.id) for job in jobs for _ in range(15)]
-        wait_for(lambda: watched(gateway) == 60)
-        before = looks(gateway)
+        wait_for(lambda: watcher_count(gateway) == 60)
+        before = poll_count(gateway)
         started = time.monotonic()
         time.sleep(0.5)
         elapsed = time.monotonic() - started
-        spent = looks(gateway) - before
+        spent = poll_count(gateway) - before
         rounds = elapsed / 0.02
-        assert spent <= (rounds + 5) * len(jobs), "each job is looked at once a round, not once a stream"
+        assert spent <= (rounds + 5) * len(jobs), "Each round polls a job once, not once per stream."
         for job in jobs:
             gateway.parts.jobs.report(T, job.id, 1, events=[("tick", {})])
             gateway.parts.jobs.finish(job, "a", {})
         for reader in readers:
             assert [f["event"] for f in reader.result(20)][-3:] == ["tick", "job.succeeded", "end"]
-    assert watched(gateway) == 0
+    assert watcher_count(gateway) == 0
 
 
 def test_burst_beyond_the_buffer_reaches_open_streams(gateway: Gateway) -> None:
     job, store = running(gateway), gateway.parts.jobs
     with gateway.served() as url, ThreadPoolExecutor(1) as pool:
         reader = pool.submit(read, url, job.id)
-        wait_for(lambda: watched(gateway) == 1)
+        wait_for(lambda: watcher_count(gateway) == 1)
         time.sleep(0.1)
         for size in (250, 1300, 1):
             store.report(T, job.id, 1, events=[("tick", {})] * size)
@@ -192,14 +192,14 @@ def test_burst_beyond_the_buffer_reaches_open_streams(gateway: Gateway) -> None:
 
 
 class FlakyJobs(JobStore):
-    """A job store whose events cannot be read at first."""
+    """A job store whose first reads of events fail."""
 
     failures = 3
 
     def events(self, tenant: str, job_id: str, *, after: int = 0, limit: int = 100) -> list[Event]:
         if self.failures:
             self.failures -= 1
-            raise StoreUnavailable("away")
+            raise StoreUnavailable("Redis does not answer.")
         return super().events(tenant, job_id, after=after, limit=limit)
 
 
@@ -217,34 +217,34 @@ def test_open_stream_waits_for_the_store(gateway: Gateway) -> None:
 def test_streams_of_a_deleted_job_end(gateway: Gateway) -> None:
     job = running(gateway)
 
-    def waited(url: str) -> Any:
+    def wait_for_job(url: str) -> Any:
         with TLMClient(url, TOKEN) as client:
             return client.wait(job.id, patience=1)
 
     with ThreadPoolExecutor(1) as pool, gateway.served() as url:
-        waiting = pool.submit(waited, url)
-        wait_for(lambda: watched(gateway) == 1)
-        gateway.client.delete(f"tlm:{{{T}}}:job:{job.id}")  # as when its end and its deletion come between two looks
+        waiting = pool.submit(wait_for_job, url)
+        wait_for(lambda: watcher_count(gateway) == 1)
+        gateway.client.delete(f"tlm:{{{T}}}:job:{job.id}")  # as if it had ended and been deleted between two polls
         assert isinstance(waiting.exception(5), NotFound)
-    assert watched(gateway) == 0
+    assert watcher_count(gateway) == 0
 
 
 def test_streams_end_with_reader_or_server(gateway: Gateway) -> None:
     job = running(gateway)
     with gateway.served() as url:
-        read(url, job.id, take=1)
-        wait_for(lambda: watched(gateway) == 0)
+        read(url, job.id, count=1)
+        wait_for(lambda: watcher_count(gateway) == 0)
         time.sleep(0.1)
-        before = looks(gateway)
+        before = poll_count(gateway)
         time.sleep(0.2)
-        assert looks(gateway) == before, "nobody watches, so nothing is asked"
+        assert poll_count(gateway) == before, "Without a watcher, no job is polled."
         ended: list[Any] = []
         reader = threading.Thread(target=lambda: ended.append(read(url, job.id)))
         reader.start()
-        wait_for(lambda: watched(gateway) == 1)
+        wait_for(lambda: watcher_count(gateway) == 1)
     reader.join(10)
-    assert ended, "the stream was closed"
-    assert ended[0][-1]["event"] != "end", "a stream that ends with the server says nothing of the job"
+    assert ended, "The stream has ended."
+    assert ended[0][-1]["event"] != "end", "A stream that the server closes has no end event."
 
 
 def test_streams_survive_unavailable_redis(redis_server: Any, tmp_path: Path) -> None:
@@ -252,12 +252,12 @@ def test_streams_survive_unavailable_redis(redis_server: Any, tmp_path: Path) ->
     server.start()
     gateway = make_gateway(server.client(), tmp_path)
     job = running(gateway)
-    found: list[Any] = []
+    received: list[Any] = []
     try:
         with gateway.served() as url:
-            reader = threading.Thread(target=lambda: found.append(read(url, job.id)))
+            reader = threading.Thread(target=lambda: received.append(read(url, job.id)))
             reader.start()
-            wait_for(lambda: watched(gateway) == 1)
+            wait_for(lambda: watcher_count(gateway) == 1)
             server.kill()
             time.sleep(0.2)
             server.start()
@@ -265,13 +265,13 @@ def test_streams_survive_unavailable_redis(redis_server: Any, tmp_path: Path) ->
             reader.join(15)
     finally:
         server.kill()
-    assert [f["event"] for f in found[0]][-2:] == ["job.succeeded", "end"]
+    assert [f["event"] for f in received[0]][-2:] == ["job.succeeded", "end"]
 
 
-def looks(gateway: Gateway) -> int:
-    """How often jobs were looked at."""
+def poll_count(gateway: Gateway) -> int:
+    """Return how often a gateway has read the state of a job."""
     return int(gateway.client.info("commandstats")["cmdstat_hmget"]["calls"])
 
 
-def watched(gateway: Gateway) -> int:
+def watcher_count(gateway: Gateway) -> int:
     return gateway.parts.tailer.watchers

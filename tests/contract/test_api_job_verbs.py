@@ -1,8 +1,7 @@
-"""Retry, clone, delete, lists with filters, priority, a limit of time: what a user does with jobs beside watching."""
+"""Retry, clone, delete, filter and prioritize jobs."""
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -12,7 +11,8 @@ from fastapi.testclient import TestClient
 
 from services.common.jobstore import JobStore, Removal
 from tests.contract.gateway import TRAIN, Gateway, add_version, restarted, upload
-from tests.contract.made_results import complete, publish
+from tests.contract.job_results import complete, publish
+from tests.support import wait_for
 from tlm_core.artifacts import ArtifactStore
 from tlm_core.errors import StorageUnavailable, StoreUnavailable, WorkerLost
 from tlm_core.jobs import nodes
@@ -30,8 +30,8 @@ def submit(api: TestClient, **over: Any) -> str:
     return str(answer.json()["id"])
 
 
-def fail_one(api: TestClient, gateway: Gateway, *, up_to: str = "prepare", **over: Any) -> str:
-    """A job that failed after the stage `up_to`."""
+def failed_job(api: TestClient, gateway: Gateway, *, up_to: str = "prepare", **over: Any) -> str:
+    """Submit a job that fails after the stage `up_to`, and return its id."""
     job_id = submit(api, **over)
     job = gateway.parts.jobs.claim("a", 60)
     assert job is not None and job.id == job_id
@@ -45,7 +45,7 @@ def done(api: TestClient, job: str) -> list[str]:
 
 
 def test_retry_continues_from_the_failed_stage(api: TestClient, gateway: Gateway) -> None:
-    failed = fail_one(api, gateway, seeds=[4])
+    failed = failed_job(api, gateway, seeds=[4])
     upload(api, train=TRAIN + "another film,pos\n")
     add_version(gateway, "docs", "v2", CorpusState.READY)
     answer = api.post(f"/v1/jobs/{failed}/retry")
@@ -55,7 +55,7 @@ def test_retry_continues_from_the_failed_stage(api: TestClient, gateway: Gateway
     assert again["origin"] == {"job": failed, "how": "retry"}
     assert [again[k] for k in ("dataset_digest", "corpus_version", "spec", "resolved_recipe")] == [
         before[k] for k in ("dataset_digest", "corpus_version", "spec", "resolved_recipe")
-    ], "what was uploaded since changes nothing"
+    ], "Later uploads change nothing."
     assert done(api, again["id"]) == ["validate", "select", "prepare"]
 
 
@@ -68,7 +68,7 @@ def test_only_failed_or_cancelled_jobs_can_be_retried(api: TestClient) -> None:
     first, second = (api.post(f"/v1/jobs/{job}/retry", headers=headers) for _ in range(2))
     assert first.json()["id"] == second.json()["id"]
     assert second.headers["idempotent-replayed"] == "true"
-    assert api.post(f"/v1/jobs/{job}/clone", json={}, headers=headers).status_code == 422, "the key was for a retry"
+    assert api.post(f"/v1/jobs/{job}/clone", json={}, headers=headers).status_code == 422, "The key belongs to a retry."
     assert api.post("/v1/jobs/job_nope/retry").status_code == 404
 
 
@@ -107,17 +107,17 @@ def test_clone_keeps_corpus_and_selector_consistent(api: TestClient) -> None:
         ({"metadata": {"a=b": "c"}}, "/metadata"),
     ],
 )
-def test_invalid_clone_is_refused(api: TestClient, changes: dict[str, Any], says: str) -> None:
+def test_invalid_clone_is_refused(api: TestClient, changes: dict[str, Any], message: str) -> None:
     job = submit(api)
     answer = api.post(f"/v1/jobs/{job}/clone", json=changes)
-    assert (answer.status_code, says in answer.json()["detail"]) == (422, True), answer.text
+    assert (answer.status_code, message in answer.json()["detail"]) == (422, True), answer.text
 
 
 def test_repeated_clone_survives_a_deleted_dataset(api: TestClient) -> None:
     job, headers = submit(api), {"Idempotency-Key": "k"}
     clone = api.post(f"/v1/jobs/{job}/clone", json={"seeds": [7]}, headers=headers).json()["id"]
-    for one in (job, clone):
-        api.post(f"/v1/jobs/{one}/cancel")
+    for job_id in (job, clone):
+        api.post(f"/v1/jobs/{job_id}/cancel")
     assert api.delete("/v1/datasets/toy").status_code == 204
     again = api.post(f"/v1/jobs/{job}/clone", json={"seeds": [7]}, headers=headers)
     assert (again.status_code, again.json()["id"], again.headers["idempotent-replayed"]) == (202, clone, "true")
@@ -126,14 +126,14 @@ def test_repeated_clone_survives_a_deleted_dataset(api: TestClient) -> None:
 
 
 def test_job_on_a_deleted_dataset_cannot_be_retried(api: TestClient, gateway: Gateway) -> None:
-    failed = fail_one(api, gateway)
+    failed = failed_job(api, gateway)
     assert api.delete("/v1/datasets/toy").status_code == 204
     assert api.post(f"/v1/jobs/{failed}/retry").status_code == 404
     assert api.post(f"/v1/jobs/{failed}/clone", json={}).status_code == 404
 
 
 def test_deleted_job_keeps_shared_artifacts(api: TestClient, gateway: Gateway) -> None:
-    failed = fail_one(api, gateway, up_to="export", seeds=[1])
+    failed = failed_job(api, gateway, up_to="export", seeds=[1])
     sharing = submit(api, seeds=[2])
     assert done(api, sharing) == ["validate", "select", "prepare"]
     assert api.delete(f"/v1/jobs/{failed}").status_code == 204
@@ -141,13 +141,13 @@ def test_deleted_job_keeps_shared_artifacts(api: TestClient, gateway: Gateway) -
         assert api.get(f"/v1/jobs/{failed}{path}").status_code == 404
     assert done(api, sharing) == ["validate", "select", "prepare"]
     folders = {p.parent.parent.name for p in (gateway.root / "storage/default/artifacts").rglob("manifest.json")}
-    assert len(folders) == 3, "what only the deleted job had is gone"
+    assert len(folders) == 3, "Artifacts of only the deleted job are deleted."
     api.post(f"/v1/jobs/{sharing}/cancel")
     assert api.delete(f"/v1/jobs/{sharing}").status_code == 204
     assert not any((gateway.root / "storage/default/artifacts").rglob("manifest.json"))
     assert api.delete("/v1/datasets/toy").status_code == 204
-    left = {key for key in gateway.client.keys("tlm:{default}:*") if "corpus" not in key and "corpora" not in key}
-    assert left <= {"tlm:{default}:dataset-versions", "tlm:{default}:artifacts"} | set(
+    keys = {key for key in gateway.client.keys("tlm:{default}:*") if "corpus" not in key and "corpora" not in key}
+    assert keys <= {"tlm:{default}:dataset-versions", "tlm:{default}:artifacts"} | set(
         gateway.client.keys("tlm:{default}:load*")
     )
 
@@ -155,10 +155,10 @@ def test_deleted_job_keeps_shared_artifacts(api: TestClient, gateway: Gateway) -
 def test_artifacts_of_earlier_releases_are_deleted_with_their_last_job(
     api: TestClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, own = fail_one(api, gateway), submit(api)
+    first, own = failed_job(api, gateway), submit(api)
     job = gateway.parts.jobs.claim("a", 60)
     assert job is not None and job.id == own
-    publish(gateway.parts.jobs, gateway.parts.artifacts, job, "joint.s0", gateway.root / "made")
+    publish(gateway.parts.jobs, gateway.parts.artifacts, job, "joint.s0", gateway.root / "files")
     gateway.parts.jobs.fail(job, "a", WorkerLost("gone"))
     assert api.delete(f"/v1/jobs/{first}").status_code == 204
     assert done(api, own) == ["validate", "select", "prepare", "joint.s0"]
@@ -172,26 +172,26 @@ def test_artifacts_of_earlier_releases_are_deleted_with_their_last_job(
 
 
 def test_dataset_is_deleted_with_its_jobs_on_request(api: TestClient, gateway: Gateway) -> None:
-    failed, kept = fail_one(api, gateway, up_to="export"), submit(api)
+    failed, queued = failed_job(api, gateway, up_to="export"), submit(api)
     assert api.delete("/v1/datasets/toy?with_jobs=true").status_code == 409
-    api.post(f"/v1/jobs/{kept}/cancel")
+    api.post(f"/v1/jobs/{queued}/cancel")
     assert api.delete("/v1/datasets/toy?with_jobs=true").status_code == 204
     assert api.get(f"/v1/jobs/{failed}").status_code == 404
     assert not any((gateway.root / "storage/default").rglob("manifest.json"))
 
 
-class Stuck(ArtifactStore):
-    """A storage that deletes nothing."""
+class UndeletableStorage(ArtifactStore):
+    """A storage that cannot delete files."""
 
     def delete(self, folder: str) -> None:
-        raise StorageUnavailable(f"deleting {folder}: the storage does not answer")
+        raise StorageUnavailable(f"Cannot delete {folder}: the storage does not answer.")
 
 
 def test_interrupted_deletion_is_completed(api: TestClient, gateway: Gateway) -> None:
-    failed = fail_one(api, gateway, up_to="export")
+    failed = failed_job(api, gateway, up_to="export")
     settings = gateway.parts.settings
-    stuck = replace(gateway.parts, artifacts=Stuck(settings.storage, settings.scratch / "artifacts"))
-    with replace(gateway, parts=stuck).test_client() as broken:
+    parts = replace(gateway.parts, artifacts=UndeletableStorage(settings.storage, settings.scratch / "artifacts"))
+    with replace(gateway, parts=parts).test_client() as broken:
         assert broken.delete(f"/v1/jobs/{failed}").status_code == 204
         assert broken.delete("/v1/datasets/toy").status_code == 204
         assert broken.get(f"/v1/jobs/{failed}").status_code == broken.get("/v1/datasets/toy").status_code == 404
@@ -201,31 +201,28 @@ def test_interrupted_deletion_is_completed(api: TestClient, gateway: Gateway) ->
 
 
 def finish_removals(gateway: Gateway) -> None:
-    """Start the gateway anew, and wait until no removal is noted."""
+    """Restart the gateway, and wait until it has finished all removals."""
     with restarted(gateway).test_client():
-        deadline = time.monotonic() + 10
-        while gateway.parts.jobs.removals():
-            assert time.monotonic() < deadline, "it is not finished"
-            time.sleep(0.02)
+        wait_for(lambda: not gateway.parts.jobs.removals())
 
 
-class AwayOnce(JobStore):
-    """A job store that does not answer when the second job is to be deleted."""
+class UnavailableOnce(JobStore):
+    """A job store that is unavailable for the second deletion."""
 
-    asked = 0
+    calls = 0
 
     def delete(self, job: JobRecord, removal: Removal) -> None:
-        self.asked += 1
-        if self.asked == 2:
+        self.calls += 1
+        if self.calls == 2:
             raise StoreUnavailable("Redis does not answer: timed out")
         super().delete(job, removal)
 
 
 def test_interrupted_deletion_with_jobs_is_completed(api: TestClient, gateway: Gateway) -> None:
     for seed in range(3):
-        fail_one(api, gateway, up_to="export", seeds=[seed])
-    away = replace(gateway.parts, jobs=AwayOnce(gateway.client))
-    with replace(gateway, parts=away).test_client() as broken:
+        failed_job(api, gateway, up_to="export", seeds=[seed])
+    parts = replace(gateway.parts, jobs=UnavailableOnce(gateway.client))
+    with replace(gateway, parts=parts).test_client() as broken:
         assert broken.delete("/v1/datasets/toy?with_jobs=true").status_code == 204
     assert len(api.get("/v1/jobs").json()["data"]) == 2
     finish_removals(gateway)
@@ -251,13 +248,13 @@ def test_key_of_a_deleted_job_can_be_reused(api: TestClient) -> None:
 
 
 def test_submission_and_deletion_of_a_dataset_are_serialized(api: TestClient) -> None:
-    """Deleting and submitting at once: either the job has its data set, or it is refused."""
+    """Either the job is accepted and the dataset stays, or the job is refused."""
     for number in range(6):
         upload(api, name="racing")
         body = {**BODY, "dataset": "racing", "seeds": [number]}
         with ThreadPoolExecutor(2) as pool:
-            asked = [pool.submit(api.post, "/v1/jobs", json=body), pool.submit(api.delete, "/v1/datasets/racing")]
-        answers = [one.result() for one in asked]
+            futures = [pool.submit(api.post, "/v1/jobs", json=body), pool.submit(api.delete, "/v1/datasets/racing")]
+        answers = [future.result() for future in futures]
         codes = sorted(answer.status_code for answer in answers)
         assert codes in ([202, 409], [204, 404]), codes
         for job in api.get("/v1/jobs?dataset=racing&state=queued").json()["data"]:
@@ -279,7 +276,7 @@ def test_list_filters_can_be_combined(api: TestClient) -> None:
 
     def listed(query: str) -> str:
         page = api.get(f"/v1/jobs?{query}").json()["data"]
-        return "".join(sorted(name for job in page for name, one in ids.items() if one == job["id"]))
+        return "".join(sorted(name for job in page for name, job_id in ids.items() if job_id == job["id"]))
 
     dataset = api.get(f"/v1/jobs/{ids['d']}").json()["dataset_id"]
     for query, expected in {

@@ -1,4 +1,4 @@
-"""Jobs over HTTP: accepted once and durably, or refused with what to change."""
+"""Jobs over HTTP: accepted once and durably, or refused with advice."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import redis
 from fastapi.testclient import TestClient
 
 from tests.contract.gateway import AUTH, REF, Gateway, add_version, make_gateway, upload
-from tests.contract.made_results import complete
+from tests.contract.job_results import complete
 from tlm_core.jobs.states import State
 from tlm_core.wire import CorpusState
 

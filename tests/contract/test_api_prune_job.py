@@ -1,4 +1,4 @@
-"""Pruning the model of a job that is named: exactly what that job has left is taken, or nothing is submitted."""
+"""Pruning the model of a named job: the new job reuses exactly the artifacts of that job."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 
 from services.common.situation import Situation
 from tests.contract.gateway import TRAIN, Gateway, add_dataset
-from tests.contract.made_results import complete
+from tests.contract.job_results import complete
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import State
@@ -25,17 +25,16 @@ def submit(api: TestClient, **body: Any) -> dict[str, Any]:
     return {**answer.json(), "status_code": answer.status_code}
 
 
-def prune(api: TestClient, job: str, **more: Any) -> dict[str, Any]:
-    return submit(api, kind="prune", options={"job": job, "levels": [0.2]}, **more)
+def prune(api: TestClient, job: str, **changes: Any) -> dict[str, Any]:
+    return submit(api, kind="prune", options={"job": job, "levels": [0.2]}, **changes)
 
 
-def trained(api: TestClient, gateway: Gateway, older: str | None = None, **asked: Any) -> JobRecord:
-    """A finished job, recorded as a coordinator records it, whose joint stage ended by the clock.
+def trained(api: TestClient, gateway: Gateway, older: str | None = None, **request: Any) -> JobRecord:
+    """Return a finished job whose joint stage had a time budget.
 
-    older: a node that another release ran, which named its artifact otherwise. asked: the request, by default of a
-    `train` job.
+    older: a node whose artifact has the id of another release. request: by default, a `train` job.
     """
-    store, job_id = gateway.parts.jobs, submit(api, **asked or CLOCKED)["id"]
+    store, job_id = gateway.parts.jobs, submit(api, **request or CLOCKED)["id"]
     job = store.claim("a", 60)
     assert job is not None and job.id == job_id
     refs = complete(store, gateway.parts.artifacts, job, gateway.root)
@@ -51,9 +50,9 @@ def trained(api: TestClient, gateway: Gateway, older: str | None = None, **asked
 
 def test_model_of_a_time_limited_job_is_pruned(api: TestClient, gateway: Gateway) -> None:
     job = trained(api, gateway)
-    told = prune(api, job.id, priority=2)
-    assert told["status_code"] == 202, told
-    pruning = gateway.parts.jobs.get(T, told["id"])
+    response = prune(api, job.id, priority=2)
+    assert response["status_code"] == 202, response
+    pruning = gateway.parts.jobs.get(T, response["id"])
     done = Situation.read(gateway.parts.jobs, pruning).done
     own = Situation.read(gateway.parts.jobs, job).done
     assert {name: done[name] for name in MODEL | {"evaluate"}} == {name: own[name] for name in MODEL | {"evaluate"}}
@@ -68,13 +67,15 @@ def test_model_of_a_time_limited_job_is_pruned(api: TestClient, gateway: Gateway
     "how", [{**CLOCKED, "options": {"levels": [0.3]}}, {"options": {"levels": [0.3]}, "job": True}]
 )
 def test_pruning_a_prune_job_uses_its_dense_model(api: TestClient, gateway: Gateway, how: dict[str, Any]) -> None:
-    if how.pop("job", False):  # it pruned a job's model itself
+    if how.pop("job", False):  # the prune job also names a job
         how["options"]["job"] = trained(api, gateway).id
     job = trained(api, gateway, kind="prune", **how)
-    told = prune(api, job.id)
-    assert told["status_code"] == 202, told
-    pruning, own = gateway.parts.jobs.get(T, told["id"]), Situation.read(gateway.parts.jobs, job).done
-    assert {name: one.ref for name, one in pruning.resolved.reused.items()} == {name: own[name] for name in MODEL}
+    response = prune(api, job.id)
+    assert response["status_code"] == 202, response
+    pruning, own = gateway.parts.jobs.get(T, response["id"]), Situation.read(gateway.parts.jobs, job).done
+    assert {name: artifact.ref for name, artifact in pruning.resolved.reused.items()} == {
+        name: own[name] for name in MODEL
+    }
     assert Situation.read(gateway.parts.jobs, pruning).done["evaluate"] == own["evaluate"]
     names = {node.name for node in plan_of(pruning).nodes}
     assert "ticket.winning.l0.2.s3" in names and not any("l0.3" in name for name in names)
@@ -82,15 +83,15 @@ def test_pruning_a_prune_job_uses_its_dense_model(api: TestClient, gateway: Gate
 
 def test_inherited_fields_must_not_differ(api: TestClient, gateway: Gateway) -> None:
     job = trained(api, gateway)
-    for more in (
+    for changes in (
         {"seeds": [0]},
         {"dataset": "toy"},
         {"overrides": {"joint.rho2": 2}},
         {"scale": "small"},
         {"corpus": None},
     ):
-        refused = prune(api, job.id, **more)
-        assert refused["status_code"] == 422 and f"Omit '{next(iter(more))}'" in refused["detail"], refused
+        refused = prune(api, job.id, **changes)
+        assert refused["status_code"] == 422 and f"Omit '{next(iter(changes))}'" in refused["detail"], refused
     first = prune(api, job.id)
     clone = api.post(f"/v1/jobs/{first['id']}/clone", json={"options": {"levels": [0.3]}})
     assert clone.status_code == 202, clone.text
@@ -106,16 +107,16 @@ def test_job_without_a_prunable_model_is_refused(api: TestClient, gateway: Gatew
     add_dataset(gateway, "second", {"train": TRAIN.replace("film", "book")})
     sharing = {"options": {"others": ["second"]}, "overrides": {"selection.selector": "none"}}
     shared = submit(api, dataset="toy", kind="share_tickets", **sharing)["id"]
-    for named, status, complaint in (
+    for source, status, complaint in (
         (waiting, 409, "is queued. Wait until it has succeeded"),
         (other, 422, "has kind 'learning_curve', which leaves no encoder"), ("job_none", 404, "job_none"),
         (shared, 422, "Name a job of one of these kinds: train, prune."),
         ("toy", 422, "/options/job"),
     ):  # fmt: skip
-        refused = prune(api, named)
+        refused = prune(api, source)
         assert (refused["status_code"], complaint in refused["detail"]) == (status, True), refused
-    for left in (waiting, other, shared):
-        api.post(f"/v1/jobs/{left}/cancel")
+    for job_id in (waiting, other, shared):
+        api.post(f"/v1/jobs/{job_id}/cancel")
     job = trained(api, gateway)
     high = submit(api, kind="prune", options={"job": job.id, "levels": [0.9]})
     assert high["status_code"] == 422 and "at most 6 heads" in high["detail"], high
@@ -139,7 +140,7 @@ def test_repeated_prune_request_survives_a_deleted_job(api: TestClient, gateway:
     assert api.post("/v1/jobs", json={**body, "options": {}, "dataset": "toy"}, headers=headers).status_code == 422
     pruning = gateway.parts.jobs.get(T, first)
     for ref in Situation.read(gateway.parts.jobs, pruning).done.values():
-        gateway.parts.artifacts.verify(ref)  # what a job shares stays when the other one goes
+        gateway.parts.artifacts.verify(ref)  # shared artifacts survive the deletion of the other job
     assert pruning.state is State.QUEUED
 
 

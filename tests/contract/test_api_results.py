@@ -1,4 +1,4 @@
-"""What a job leaves, over HTTP: files with Range and digests, report, selection, predictions."""
+"""Results of a job over HTTP: files with Range and digests, report, selection, predictions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 
 from services.common.jobstore import CheckpointRef
 from tests.contract.gateway import Gateway
-from tests.contract.made_results import complete, make_export, publish
+from tests.contract.job_results import complete, make_export, publish
 from tests.factories import make_resolved, make_spec
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord
@@ -63,18 +63,18 @@ def test_model_files_match_their_digests(api: TestClient, gateway: Gateway) -> N
 def test_interrupted_download_can_be_resumed(api: TestClient, gateway: Gateway) -> None:
     job = running(gateway)
     complete(gateway.parts.jobs, gateway.parts.artifacts, job, gateway.root, up_to="evaluate")
-    folder = gateway.root / "made" / "big"
+    folder = gateway.root / "files" / "big"
     make_export(folder, size=300_000)
     publish(gateway.parts.jobs, gateway.parts.artifacts, job, "export", folder)
-    url, chance, got = f"/v1/jobs/{job.id}/model/files/model/weights.bin", random.Random(0), b""
+    url, rng, got = f"/v1/jobs/{job.id}/model/files/model/weights.bin", random.Random(0), b""
     etag = api.head(url).headers.get("etag") or api.get(url).headers["etag"]
     while len(got) < 300_000:
         answer = api.get(url, headers={"Range": f"bytes={len(got)}-", "If-Range": etag})
         assert (answer.status_code, answer.headers["content-range"]) == (206, f"bytes {len(got)}-299999/300000")
-        got += answer.content[: chance.randint(1, 100_000)]
+        got += answer.content[: rng.randint(1, 100_000)]
     assert f'"{hashlib.sha256(got).hexdigest()}"' == etag
     changed = api.get(url, headers={"Range": "bytes=5-", "If-Range": '"another"'})
-    assert (changed.status_code, len(changed.content)) == (200, 300_000), "other bytes are sent whole"
+    assert (changed.status_code, len(changed.content)) == (200, 300_000), "A changed file is sent completely."
 
 
 @pytest.mark.parametrize(
@@ -86,12 +86,12 @@ def test_interrupted_download_can_be_resumed(api: TestClient, gateway: Gateway) 
         ("bytes", 400, "bytes=FIRST-LAST"),
     ],
 )
-def test_invalid_range_is_a_problem(api: TestClient, gateway: Gateway, asked: str, status: int, said: str) -> None:
+def test_invalid_range_is_a_problem(api: TestClient, gateway: Gateway, header: str, status: int, message: str) -> None:
     url = f"/v1/jobs/{completed(gateway)}/model/files/labels.json"
     size = len(api.get(url).content)
-    answer = api.get(url, headers={"Range": asked})
+    answer = api.get(url, headers={"Range": header})
     assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
-    assert said in answer.json()["detail"]
+    assert message in answer.json()["detail"]
     assert answer.headers.get("content-range") == (f"bytes */{size}" if status == 416 else None)
 
 
@@ -148,7 +148,7 @@ def test_checkpoints_can_be_listed_and_downloaded(api: TestClient, gateway: Gate
     node = plan_of(job).node("joint.s0")
     artifact = node.artifact_id({name: ref.digest for name, ref in done.items()}, job.id)
     for step in (10, 20):
-        folder = gateway.root / "made" / str(step)
+        folder = gateway.root / "files" / str(step)
         folder.mkdir()
         (folder / "state.bin").write_bytes(b"x" * step)
         ref = artifacts.write(f"default/checkpoints/{step}", folder, artifact=f"{artifact}/{step}", stage="checkpoint")
@@ -169,10 +169,10 @@ def test_predictions_keep_the_order_of_texts(api: TestClient, gateway: Gateway) 
     texts = ["a good film", "bad bad film " * 50, "good", "", "<script>\u0000ü", "bad"]
     answer = api.post(f"/v1/jobs/{job}/predict", json={"texts": texts})
     assert answer.status_code == 200, answer.text
-    found = answer.json()["data"]
-    assert [found[i]["label"] for i in (0, 1, 2, 5)] == ["good", "bad", "good", "bad"]
-    assert found[0]["probabilities"]["good"] == found[0]["probability"] == pytest.approx(0.8808, abs=1e-4)
-    assert all(sum(one["probabilities"].values()) == pytest.approx(1) for one in found)
+    predictions = answer.json()["data"]
+    assert [predictions[i]["label"] for i in (0, 1, 2, 5)] == ["good", "bad", "good", "bad"]
+    assert predictions[0]["probabilities"]["good"] == predictions[0]["probability"] == pytest.approx(0.8808, abs=1e-4)
+    assert all(sum(prediction["probabilities"].values()) == pytest.approx(1) for prediction in predictions)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_predictions_keep_the_order_of_texts(api: TestClient, gateway: Gateway) 
         ({"texts": ["x"], "pairs": ["y"]}, "classifies single texts"),
     ],
 )
-def test_invalid_texts_are_refused(api: TestClient, gateway: Gateway, body: Any, says: str) -> None:
+def test_invalid_texts_are_refused(api: TestClient, gateway: Gateway, body: Any, message: str) -> None:
     answer = api.post(f"/v1/jobs/{completed(gateway)}/predict", json=body)
     assert answer.status_code == 422
-    assert says in answer.json()["detail"]
+    assert message in answer.json()["detail"]

@@ -1,4 +1,4 @@
-"""The service as a whole: who gets in, whether it is ready, what its description promises."""
+"""The service: authorization, readiness, and the OpenAPI description."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_openapi_documents_every_body_and_response(api: TestClient) -> None:
         for code in good:
             content = codes[code].get("content", {})
             assert content or code in ("204", "206"), where
-            assert all(one.get("schema") not in ({}, None) for one in content.values()), where
+            assert all(media_type.get("schema") not in ({}, None) for media_type in content.values()), where
         if path not in OPEN:
             assert {"401", "422", "500", "503"} <= set(codes), where
         assert "413" in codes or "requestBody" not in operation, where
@@ -91,9 +91,9 @@ def test_openapi_examples_are_valid(api: TestClient) -> None:
         examples = body.get("examples") or named.get("examples") or [content.get("example")]
         for example in examples:
             if path in ("/v1/datasets/hub", "/v1/corpora/from-sources"):
-                continue  # would go out to the hub, or to a store
+                continue  # sends requests to the hub or to a remote store
             answer = api.request(method, re.sub(r"{[^}]+}", "x", path), json=example)
-            # Well formed: it makes something, or says only that what it names is not there.
+            # The request is valid: it creates something or names something that does not exist.
             assert answer.status_code in (201, 404), f"{path}: {answer.text}"
 
 

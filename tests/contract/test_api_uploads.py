@@ -1,4 +1,4 @@
-"""Uploads in parts: whatever breaks off, what has arrived is kept, and only whole files become anything."""
+"""Uploads in parts: received parts survive interruptions, and only complete files are used."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHA = hashlib.sha256(WHOLE).hexdigest()
 
 @pytest.fixture
 def api(gateway: Gateway) -> Iterator[TestClient]:
-    """It leaves loads alone."""
+    """A client of a gateway that starts no load."""
     gateway.parts.loads.stop()
     with gateway.test_client() as client:
         yield client
@@ -34,90 +34,97 @@ def begin(api: Any, **over: Any) -> str:
     return str(answer.json()["id"])
 
 
-def put(api: Any, one: str, first: int, last: int, data: bytes | None = None) -> Any:
+def put(api: Any, upload_id: str, first: int, last: int, data: bytes | None = None) -> Any:
     headers = {"Content-Range": f"bytes {first}-{last}/{len(WHOLE)}", "Content-Type": "application/octet-stream"}
-    return api.put(f"/v1/uploads/{one}", content=WHOLE[first : last + 1] if data is None else data, headers=headers)
+    return api.put(
+        f"/v1/uploads/{upload_id}", content=WHOLE[first : last + 1] if data is None else data, headers=headers
+    )
 
 
-def send(api: Any, one: str, *, parts: int = 5) -> None:
+def send(api: Any, upload_id: str, *, parts: int = 5) -> None:
     edges = [len(WHOLE) * n // parts for n in range(parts + 1)]
     for first, end in pairwise(edges):
-        assert put(api, one, first, end - 1).status_code == 200
+        assert put(api, upload_id, first, end - 1).status_code == 200
 
 
 def test_parts_equal_a_single_upload(api: TestClient, gateway: Gateway) -> None:
-    one = begin(api)
-    send(api, one)
-    assert api.get(f"/v1/uploads/{one}").json()["offset"] == len(WHOLE)
-    answer = api.post("/v1/datasets/from-uploads", json={"name": "toy", "files": {"train": one}})
+    upload_id = begin(api)
+    send(api, upload_id)
+    assert api.get(f"/v1/uploads/{upload_id}").json()["offset"] == len(WHOLE)
+    answer = api.post("/v1/datasets/from-uploads", json={"name": "toy", "files": {"train": upload_id}})
     assert answer.status_code == 201, answer.text
     again = api.post("/v1/datasets", data={"name": "toy"}, files={"train": ("train.csv.gz", WHOLE)}).json()
     assert (answer.json()["digest"], answer.json()["rows"]) == (again["digest"], again["rows"])
-    assert api.get(f"/v1/uploads/{one}").status_code == 404, "it is over"
+    assert api.get(f"/v1/uploads/{upload_id}").status_code == 404, "The upload has ended."
     assert not any("parts/" in name or "uploads/" in name for name in gateway.leftovers())
 
 
 def test_upload_resumes_after_cuts_and_a_restart(gateway: Gateway) -> None:
-    chance, where, rounds = random.Random(0), gateway, 0
-    with where.test_client() as api:
-        one = begin(api)
+    rng, current, rounds = random.Random(0), gateway, 0
+    with current.test_client() as api:
+        upload_id = begin(api)
     while True:
-        where = restarted(where)
-        with where.served() as url, httpx.Client(base_url=url, headers=AUTH, timeout=20) as api:
-            offset = api.get(f"/v1/uploads/{one}").json()["offset"]
+        current = restarted(current)
+        with current.served() as url, httpx.Client(base_url=url, headers=AUTH, timeout=20) as api:
+            offset = api.get(f"/v1/uploads/{upload_id}").json()["offset"]
             if offset == len(WHOLE):
-                made = api.post("/v1/datasets/from-uploads", json={"name": "toy", "files": {"train": one}})
+                response = api.post("/v1/datasets/from-uploads", json={"name": "toy", "files": {"train": upload_id}})
                 break
             last = min(len(WHOLE), offset + len(WHOLE) // 2 + 1) - 1
             rounds += 1
             if rounds % 2:
 
                 def cut(first: int = offset) -> Iterator[bytes]:
-                    yield WHOLE[first : first + chance.randrange(last - first)]  # noqa: B023
-                    raise ConnectionError("the line is dead")
+                    yield WHOLE[first : first + rng.randrange(last - first)]  # noqa: B023
+                    raise ConnectionError("The connection is lost.")
 
                 headers = {"Content-Range": f"bytes {offset}-{last}/{len(WHOLE)}"}
                 with pytest.raises(ConnectionError):
-                    api.put(f"/v1/uploads/{one}", content=cut(), headers=headers)
+                    api.put(f"/v1/uploads/{upload_id}", content=cut(), headers=headers)
             else:
-                assert put(api, one, offset, last).status_code == 200
-    assert made.status_code == 201, made.text
+                assert put(api, upload_id, offset, last).status_code == 200
+    assert response.status_code == 201, response.text
     assert rounds == 4
-    assert made.json()["rows"]["train"] + made.json()["rows"]["validation"] + made.json()["rows"]["test"] == 3040
+    assert (
+        response.json()["rows"]["train"] + response.json()["rows"]["validation"] + response.json()["rows"]["test"]
+        == 3040
+    )
 
 
 def test_part_at_a_wrong_offset_gets_the_expected_one(api: TestClient) -> None:
-    one = begin(api)
-    assert put(api, one, 0, 999).status_code == 200
+    upload_id = begin(api)
+    assert put(api, upload_id, 0, 999).status_code == 200
     for first in (0, 500, 2000):
-        answer = put(api, one, first, first + 99)
+        answer = put(api, upload_id, first, first + 99)
         assert (answer.status_code, answer.json()["facts"]["offset"]) == (409, 1000)
-    assert api.post("/v1/datasets/from-uploads", json={"name": "toy", "files": {"train": one}}).status_code == 409
+    assert api.post("/v1/datasets/from-uploads", json={"name": "toy", "files": {"train": upload_id}}).status_code == 409
 
 
 def test_concurrent_equal_parts_are_stored_once(gateway: Gateway) -> None:
     with gateway.served() as url, httpx.Client(base_url=url, headers=AUTH, timeout=20) as api:
-        one = begin(api)
+        upload_id = begin(api)
         with ThreadPoolExecutor(4) as pool:
-            codes = sorted(pool.map(lambda _: put(api, one, 0, 4999).status_code, range(4)))
+            codes = sorted(pool.map(lambda _: put(api, upload_id, 0, 4999).status_code, range(4)))
         assert codes == [200, 409, 409, 409]
-        assert put(api, one, 5000, len(WHOLE) - 1).status_code == 200
-        assert api.post("/v1/datasets/from-uploads", json={"name": "t", "files": {"train": one}}).status_code == 201
+        assert put(api, upload_id, 5000, len(WHOLE) - 1).status_code == 200
+        assert (
+            api.post("/v1/datasets/from-uploads", json={"name": "t", "files": {"train": upload_id}}).status_code == 201
+        )
 
 
 def test_upload_must_match_its_digest(api: TestClient, gateway: Gateway) -> None:
-    one = begin(api, sha256="0" * 64)
-    send(api, one, parts=2)
-    answer = api.post("/v1/datasets/from-uploads", json={"name": "toy", "files": {"train": one}})
+    upload_id = begin(api, sha256="0" * 64)
+    send(api, upload_id, parts=2)
+    answer = api.post("/v1/datasets/from-uploads", json={"name": "toy", "files": {"train": upload_id}})
     assert (answer.status_code, "SHA-256" in answer.json()["detail"]) == (422, True)
     assert api.get("/v1/datasets").json()["data"] == []
     assert gateway.leftovers() == []
 
 
 def test_uploads_of_an_invalid_dataset_stay(api: TestClient) -> None:
-    one = begin(api)
-    send(api, one, parts=1)
-    body = {"name": "toy", "files": {"train": one}, "options": {"label_column": "nope"}}
+    upload_id = begin(api)
+    send(api, upload_id, parts=1)
+    body = {"name": "toy", "files": {"train": upload_id}, "options": {"label_column": "nope"}}
     assert api.post("/v1/datasets/from-uploads", json=body).status_code == 422
     assert api.post("/v1/datasets/from-uploads", json={**body, "options": {}}).status_code == 201
 
@@ -133,26 +140,26 @@ def test_uploads_of_an_invalid_dataset_stay(api: TestClient) -> None:
         (f"bytes 0-9/{len(WHOLE)}", b"x" * 11, "The part has 11 bytes"),
     ],
 )
-def test_part_must_match_its_content_range(api: TestClient, header: str | None, data: bytes, says: str) -> None:
-    one = begin(api)
-    answer = api.put(f"/v1/uploads/{one}", content=data, headers={"Content-Range": header} if header else {})
-    assert (answer.status_code, says in answer.json()["detail"]) == (422, True), answer.text
-    assert api.get(f"/v1/uploads/{one}").json()["offset"] == 0
+def test_part_must_match_its_content_range(api: TestClient, header: str | None, data: bytes, message: str) -> None:
+    upload_id = begin(api)
+    answer = api.put(f"/v1/uploads/{upload_id}", content=data, headers={"Content-Range": header} if header else {})
+    assert (answer.status_code, message in answer.json()["detail"]) == (422, True), answer.text
+    assert api.get(f"/v1/uploads/{upload_id}").json()["offset"] == 0
 
 
 def test_oversized_upload_is_refused_and_deleted_one_gone(api: TestClient, gateway: Gateway) -> None:
     assert api.post("/v1/uploads", json={"name": "x.csv", "size": 1 << 60}).status_code == 422
-    one = begin(api)
-    put(api, one, 0, 999)
-    assert api.delete(f"/v1/uploads/{one}").status_code == 204
-    assert put(api, one, 1000, 1999).status_code == 404
+    upload_id = begin(api)
+    put(api, upload_id, 0, 999)
+    assert api.delete(f"/v1/uploads/{upload_id}").status_code == 204
+    assert put(api, upload_id, 1000, 1999).status_code == 404
     assert gateway.leftovers() == []
 
 
 def test_parts_of_expired_uploads_are_deleted(api: TestClient, gateway: Gateway) -> None:
-    one = begin(api)
-    put(api, one, 0, 999)
-    gateway.client.delete(f"tlm:{{default}}:upload:{one}")
+    upload_id = begin(api)
+    put(api, upload_id, 0, 999)
+    gateway.client.delete(f"tlm:{{default}}:upload:{upload_id}")
     begin(api)
     assert gateway.leftovers() == []
 
@@ -160,10 +167,10 @@ def test_parts_of_expired_uploads_are_deleted(api: TestClient, gateway: Gateway)
 def test_uploads_with_equal_names_become_one_corpus(api: TestClient) -> None:
     ids = []
     for text in (b"one passage of text\n", b"another passage of text\n"):
-        made = api.post("/v1/uploads", json={"name": "docs.txt", "size": len(text)}).json()["id"]
+        upload_id = api.post("/v1/uploads", json={"name": "docs.txt", "size": len(text)}).json()["id"]
         headers = {"Content-Range": f"bytes 0-{len(text) - 1}/{len(text)}"}
-        assert api.put(f"/v1/uploads/{made}", content=text, headers=headers).status_code == 200
-        ids.append(made)
+        assert api.put(f"/v1/uploads/{upload_id}", content=text, headers=headers).status_code == 200
+        ids.append(upload_id)
     answer = api.post("/v1/corpora/from-uploads", json={"name": "docs", "files": ids})
     assert (answer.status_code, answer.json()["state"]) == (202, "queued"), answer.text
     assert api.post("/v1/corpora/from-uploads", json={"name": "d/x", "files": ids}).status_code in (404, 422)
@@ -172,10 +179,10 @@ def test_uploads_with_equal_names_become_one_corpus(api: TestClient) -> None:
 def test_dataset_version_has_number_and_digest(api: TestClient) -> None:
     first = upload(api).json()
     second = upload(api, train=TRAIN + "more film,pos\n").json()
-    for name, made in {
+    for name, dataset in {
         "toy": second, "toy@v1": first, "toy@v2": second, f"toy@{first['digest'][:8]}": first,
         f"toy@{second['digest']}": second,
     }.items():  # fmt: skip
-        assert api.get(f"/v1/datasets/{name}").json()["id"] == made["id"], name
+        assert api.get(f"/v1/datasets/{name}").json()["id"] == dataset["id"], name
     for name in ("toy@v3", "toy@", f"toy@{first['digest'][:7]}", "nope@v1"):
         assert api.get(f"/v1/datasets/{name}").status_code == 404, name

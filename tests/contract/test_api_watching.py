@@ -1,4 +1,4 @@
-"""How a job goes and went, over HTTP: series, log lines, comparison, the selection explained."""
+"""Watching jobs over HTTP: series, log lines, comparison, and provenance."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 
 from tests.contract.dashboard_pages import signed_in
 from tests.contract.gateway import AUTH, TRAIN, Gateway, add_dataset
-from tests.contract.made_results import make_selection, publish
+from tests.contract.job_results import make_selection, publish
 from tests.contract.recorded_jobs import record
 from tests.factories import make_resolved, make_spec
 from tlm_core.errors import WorkerLost
@@ -42,12 +42,12 @@ def test_series_are_columns_without_missing_values(api: TestClient, gateway: Gat
     job = running(gateway)
     report_points(gateway, job, range(1, 501))
     report_points(gateway, job, range(1, 4), node="finetune.s0")
-    found = api.get(f"/v1/jobs/{job.id}/metrics/series?points=50").json()["data"]
-    assert [(s["node"], s["name"], s["total"]) for s in found] == [("joint.s0", "mlm", 500), ("finetune.s0", "mlm", 3)]
-    assert (found[0]["steps"][0], found[0]["steps"][-1], len(found[0]["steps"]) <= 50) == (1, 500, True)
-    assert len(found[0]["values"]) == len(found[0]["at"]) == len(found[0]["steps"])
-    one = api.get(f"/v1/jobs/{job.id}/metrics/series?node=finetune.s0&name=mlm").json()["data"]
-    assert [s["node"] for s in one] == ["finetune.s0"]
+    series = api.get(f"/v1/jobs/{job.id}/metrics/series?points=50").json()["data"]
+    assert [(s["node"], s["name"], s["total"]) for s in series] == [("joint.s0", "mlm", 500), ("finetune.s0", "mlm", 3)]
+    assert (series[0]["steps"][0], series[0]["steps"][-1], len(series[0]["steps"]) <= 50) == (1, 500, True)
+    assert len(series[0]["values"]) == len(series[0]["at"]) == len(series[0]["steps"])
+    finetuning = api.get(f"/v1/jobs/{job.id}/metrics/series?node=finetune.s0&name=mlm").json()["data"]
+    assert [s["node"] for s in finetuning] == ["finetune.s0"]
     assert api.get(f"/v1/jobs/{job.id}/metrics/series?points=3").status_code == 422
 
 
@@ -58,20 +58,20 @@ def test_resumed_attempt_replaces_lost_points(api: TestClient, gateway: Gateway)
     again = gateway.parts.jobs.claim("a", 60)
     assert again is not None
     report_points(gateway, again, range(21, 41))
-    (found,) = api.get(f"/v1/jobs/{job.id}/metrics/series").json()["data"]
-    assert found["steps"] == list(range(1, 41))
+    (series,) = api.get(f"/v1/jobs/{job.id}/metrics/series").json()["data"]
+    assert series["steps"] == list(range(1, 41))
 
 
 def test_log_tail_returns_the_last_lines(api: TestClient, gateway: Gateway) -> None:
     job = running(gateway)
     gateway.parts.jobs.report(T, job.id, 1, logs=[f"line {n}" for n in range(50)])
     page = api.get(f"/v1/jobs/{job.id}/logs?tail=3").json()
-    assert [one["line"] for one in page["data"]] == ["line 47", "line 48", "line 49"]
+    assert [entry["line"] for entry in page["data"]] == ["line 47", "line 48", "line 49"]
     assert api.get(f"/v1/jobs/{job.id}/logs?tail=3&after={page['data'][-1]['id']}").json()["data"] == []
     first = api.get(f"/v1/jobs/{job.id}/logs?limit=1").json()["data"][0]["id"]
     assert api.get(f"/v1/jobs/{job.id}/logs?tail=3&after={first}").json() == page
     two = api.get(f"/v1/jobs/{job.id}/logs?tail=3&after={page['data'][0]['id']}").json()["data"]
-    assert two == page["data"][1:], "there are no more behind it"
+    assert two == page["data"][1:], "Only two lines follow."
 
 
 @pytest.mark.parametrize("after", ["9" * 20, "5-" + "9" * 20, "\u0665"])
@@ -97,24 +97,24 @@ def frames(lines: Iterator[str]) -> Iterator[dict[str, str]]:
 
 
 def read(
-    url: str, job: str, *, take: int | None = None, last: str | None = None, query: str = ""
+    url: str, job: str, *, count: int | None = None, last: str | None = None, query: str = ""
 ) -> list[dict[str, str]]:
     headers = {**AUTH, "Accept": "text/event-stream"} | ({"Last-Event-ID": last} if last else {})
-    found = []
+    received = []
     with httpx.stream("GET", f"{url}/v1/jobs/{job}/logs{query}", headers=headers, timeout=30) as answer:
         assert answer.status_code == 200, answer.read()
         for frame in frames(answer.iter_lines()):
-            found.append(frame)
-            if take is not None and len(found) == take:
+            received.append(frame)
+            if count is not None and len(received) == count:
                 break
-    return found
+    return received
 
 
 def test_followed_log_is_complete_after_interruptions(gateway: Gateway) -> None:
     job, store = running(gateway), gateway.parts.jobs
     store.report(T, job.id, 1, logs=[f"line {n}" for n in range(5)])
     with gateway.served() as url:
-        first = read(url, job.id, take=3)
+        first = read(url, job.id, count=3)
         writer = threading.Thread(
             target=lambda: (
                 [store.report(T, job.id, 1, logs=[f"line {n}"]) for n in range(5, 20)],
@@ -134,7 +134,7 @@ def test_followed_log_is_complete_after_interruptions(gateway: Gateway) -> None:
     assert lines == [f"line {n}" for n in range(20)]
     assert (rest[-1]["event"], json.loads(rest[-1]["data"])) == ("end", {"state": "succeeded"})
     assert [json.loads(f["data"]).get("line") for f in tail] == ["line 18", "line 19", None]
-    assert (after, again) == (tail, rest), "what broke off is taken up whole"
+    assert (after, again) == (tail, rest), "A resumed stream is complete."
     assert refused.status_code == 422
 
 
@@ -143,9 +143,9 @@ def test_comparison_lists_differences(api: TestClient, gateway: Gateway) -> None
     report_points(gateway, first, range(1, 300))
     record(gateway, first, lambda _: 1.0, {"joint": 2e12})
     second = running(gateway, {"joint.rho2": 7}, seeds=(3,))
-    found = api.get(f"/v1/jobs/compare?ids={first.id}&ids={second.id}&points=20")
-    assert found.status_code == 200, found.text
-    body = found.json()
+    response = api.get(f"/v1/jobs/compare?ids={first.id}&ids={second.id}&points=20")
+    assert response.status_code == 200, response.text
+    body = response.json()
     assert [job["id"] for job in body["jobs"]] == [first.id, second.id]
     assert {d["key"]: d["values"] for d in body["differences"]} == {"seeds": [[0], [3]], "joint.rho2": [5, 7]}
     assert body["outcomes"][0]["mean"]["test"]["macro_f1"] == 0.5
@@ -163,7 +163,7 @@ def test_comparison_lists_options_of_the_kind(api: TestClient, gateway: Gateway)
 
     def differences(kind: str, *options: dict[str, Any]) -> dict[str, list[Any]]:
         alone = {"dataset": "toy", "overrides": {"selection.selector": "none"}, "kind": kind}
-        answers = [api.post("/v1/jobs", json=alone | ({"options": one} if one else {})) for one in options]
+        answers = [api.post("/v1/jobs", json=alone | ({"options": choice} if choice else {})) for choice in options]
         assert [answer.status_code for answer in answers] == [202, 202], [answer.text for answer in answers]
         ids = ",".join(answer.json()["id"] for answer in answers)
         return {d["key"]: d["values"] for d in api.get(f"/v1/jobs/compare?ids={ids}").json()["differences"]}
@@ -173,11 +173,11 @@ def test_comparison_lists_options_of_the_kind(api: TestClient, gateway: Gateway)
     assert differences("learning_curve", *curves) == {
         "options.sizes": [[2, 8], [4, 8]], "options.lstm.layers": [2, 4],
     }  # fmt: skip
-    assert differences("prune", {"tickets": ["winning", "random", "losing"]}, {}) == {}, "these are the defaults"
+    assert differences("prune", {"tickets": ["winning", "random", "losing"]}, {}) == {}, "These are the defaults."
     shared = differences("share_tickets", {"others": ["second"]}, {"others": ["third"], "tickets": {"toy": 0.3}})
     assert shared.pop("options.tickets.toy") == [None, 0.3]
-    ((key, (one, other)),) = shared.items()
-    assert key == "options.others" and one != other
+    ((key, (second_id, third_id)),) = shared.items()
+    assert key == "options.others" and second_id != third_id
 
 
 @pytest.mark.usefixtures("stocked")
@@ -204,15 +204,15 @@ def explained(gateway: Gateway) -> str:
 
 
 def explained_job(gateway: Gateway, names: list[str], labels: Any) -> str:
-    """A job with a task of three train rows and a selection."""
+    """Return the id of a job with a task of three train rows and a selection."""
     job = running(gateway)
-    task = gateway.root / "made" / "task"
+    task = gateway.root / "files" / "task"
     task.mkdir(parents=True)
     (task / "task.json").write_text(json.dumps({"labels": names}))
     rows = {"row": [1, 2, 3], "text": ["first row", "second row", "<b>third"], "label": labels}
     pq.write_table(pa.table(rows), task / "train.parquet")
     publish(gateway.parts.jobs, gateway.parts.artifacts, job, "validate", task)
-    chosen = gateway.root / "made" / "selection"
+    chosen = gateway.root / "files" / "selection"
     chosen.mkdir()
     make_selection(chosen)
     publish(gateway.parts.jobs, gateway.parts.artifacts, job, "select", chosen)
@@ -230,22 +230,22 @@ def test_passages_have_their_provenance(api: TestClient, explained: str) -> None
 
 def test_selection_of_a_regression_task_shows_the_targets_of_the_rows(api: TestClient, gateway: Gateway) -> None:
     job = explained_job(gateway, ["similarity"], pa.array([0.0, 3.8, 5.0], pa.float64()))
-    found = api.get(f"/v1/jobs/{job}/selection?limit=2")
-    assert found.status_code == 200, found.text
-    assert [one["label"] for passage in found.json()["data"] for one in passage["provenance"]] == ["5", "0", "3.8"]
+    response = api.get(f"/v1/jobs/{job}/selection?limit=2")
+    assert response.status_code == 200, response.text
+    assert [row["label"] for passage in response.json()["data"] for row in passage["provenance"]] == ["5", "0", "3.8"]
     assert '<span class="tag">3.8</span> second row' in signed_in(gateway).get(f"/ui/jobs/{job}/selection").text
 
 
 def test_selection_can_be_searched(api: TestClient, explained: str) -> None:
     url = f"/v1/jobs/{explained}/selection"
-    found = api.get(url, params={"q": "PASSAGE 1", "limit": 5}).json()
+    first_page = api.get(url, params={"q": "PASSAGE 1", "limit": 5}).json()
     numbers = [n for n in range(30) if "1" in str(n)]
-    assert found["total"] == len(numbers)
+    assert first_page["total"] == len(numbers)
     rest = api.get(url, params={"q": "PASSAGE 1", "after": 5}).json()
-    texts = [one["text"] for one in found["data"] + rest["data"]]
+    texts = [passage["text"] for passage in first_page["data"] + rest["data"]]
     assert texts == [f"passage {n} <b>&" for n in numbers]
-    assert api.get(url, params={"q": ".*"}).json()["total"] == 0, "words are no patterns"
-    asked = api.get(url, params={"train_row": 3, "limit": 100}).json()
-    assert {a["train_row"] for one in asked["data"] for a in one["provenance"]} == {3}
+    assert api.get(url, params={"q": ".*"}).json()["total"] == 0, "The query is not a pattern."
+    by_row = api.get(url, params={"train_row": 3, "limit": 100}).json()
+    assert {a["train_row"] for passage in by_row["data"] for a in passage["provenance"]} == {3}
     assert api.get(url, params={"train_row": 3, "q": "28"}).json()["total"] == 1
     assert api.get(url, params={"train_row": 0}).status_code == 422

@@ -1,4 +1,4 @@
-"""Webhooks on a real store: each event once to whoever wants it, signed, and again until it is taken."""
+"""Webhooks on a real store: each event is signed, delivered once, and retried after failures."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ T = "default"
 
 
 @dataclass
-class World:
-    """A gateway whose deliverer a test drives, with an endpoint that answers as the test says, and a clock."""
+class WebhookHarness:
+    """A gateway with a fake endpoint and a movable clock. The test runs the rounds of the deliverer."""
 
     gateway: Gateway
     now: float = 1_000_000.0
@@ -58,146 +58,146 @@ class World:
 
 
 @pytest.fixture
-def world(redis_client: redis.Redis, tmp_path: Path) -> World:
-    return World(make_gateway(redis_client, tmp_path))
+def harness(redis_client: redis.Redis, tmp_path: Path) -> WebhookHarness:
+    return WebhookHarness(make_gateway(redis_client, tmp_path))
 
 
 @pytest.fixture
-def api(world: World) -> Iterator[TestClient]:
-    world.gateway.parts.deliverer.stop()
-    with world.gateway.test_client() as client:
+def api(harness: WebhookHarness) -> Iterator[TestClient]:
+    harness.gateway.parts.deliverer.stop()
+    with harness.gateway.test_client() as client:
         yield client
 
 
-def hook(world: World, *events: Any) -> tuple[str, str]:
-    made, secret = world.gateway.parts.webhooks.add(T, "https://example.com/hook", events or ("job.succeeded",))
-    return made.id, secret
+def hook(harness: WebhookHarness, *events: Any) -> tuple[str, str]:
+    webhook, secret = harness.gateway.parts.webhooks.add(T, "https://example.com/hook", events or ("job.succeeded",))
+    return webhook.id, secret
 
 
-def test_event_is_delivered_once_and_signed(world: World) -> None:
-    _, secret = hook(world, "job.claimed", "job.succeeded")
-    job = world.job()
-    world.gateway.parts.jobs.finish(job, "a", {})
+def test_event_is_delivered_once_and_signed(harness: WebhookHarness) -> None:
+    _, secret = hook(harness, "job.claimed", "job.succeeded")
+    job = harness.job()
+    harness.gateway.parts.jobs.finish(job, "a", {})
     for _ in range(3):
-        world.deliverer.round()
-    assert [body["type"] for body in world.bodies()] == ["job.claimed", "job.succeeded"]
-    assert world.bodies()[1]["data"]["job"] == job.id
-    for request in world.received:
+        harness.deliverer.round()
+    assert [body["type"] for body in harness.bodies()] == ["job.claimed", "job.succeeded"]
+    assert harness.bodies()[1]["data"]["job"] == job.id
+    for request in harness.received:
         message, at = request.headers["webhook-id"], int(request.headers["webhook-timestamp"])
         assert request.headers["webhook-signature"] == sign(secret, message, at, request.content)
-        assert at == world.now
-    assert len({request.headers["webhook-id"] for request in world.received}) == 2
+        assert at == harness.now
+    assert len({request.headers["webhook-id"] for request in harness.received}) == 2
 
 
-def test_cancelling_a_queued_job_sends_an_event(world: World) -> None:
-    hook(world, "job.cancelled")
-    job = world.gateway.parts.jobs.submit(T, make_spec(), make_resolved())[0]
-    world.gateway.parts.jobs.cancel(T, job.id)
-    world.deliverer.round()
-    assert [(body["type"], body["data"]["job"]) for body in world.bodies()] == [("job.cancelled", job.id)]
+def test_cancelling_a_queued_job_sends_an_event(harness: WebhookHarness) -> None:
+    hook(harness, "job.cancelled")
+    job = harness.gateway.parts.jobs.submit(T, make_spec(), make_resolved())[0]
+    harness.gateway.parts.jobs.cancel(T, job.id)
+    harness.deliverer.round()
+    assert [(body["type"], body["data"]["job"]) for body in harness.bodies()] == [("job.cancelled", job.id)]
 
 
-def test_failed_delivery_is_retried_with_the_same_id(world: World) -> None:
-    hook_id, _ = hook(world)
-    world.answer = lambda _: 500 if len(world.received) % 2 else 0
-    world.gateway.parts.jobs.finish(world.job(), "a", {})
+def test_failed_delivery_is_retried_with_the_same_id(harness: WebhookHarness) -> None:
+    hook_id, _ = hook(harness)
+    harness.answer = lambda _: 500 if len(harness.received) % 2 else 0
+    harness.gateway.parts.jobs.finish(harness.job(), "a", {})
     for wait in (0, *BACKOFF):
-        world.now += wait - 1 if wait else 0
-        before = len(world.received)
-        world.deliverer.round()
-        assert len(world.received) == (before if wait else before + 1), "not before its time"
-        world.now += 1 if wait else 0
-        world.deliverer.round()
-    world.now += 10 * BACKOFF[-1]
-    world.deliverer.round()
-    assert len(world.received) == len(BACKOFF) + 1
-    assert len({request.headers["webhook-id"] for request in world.received}) == 1
-    log = world.gateway.parts.webhooks.attempts(T, hook_id)
-    assert [one.number for one in log] == list(range(len(BACKOFF) + 1, 0, -1))
-    assert (log[0].next_at, {one.status for one in log}) == (None, {None, 500})
-    assert world.gateway.client.keys("tlm:webhook:*[sed]") == ["tlm:webhook:lease"], "nothing is left to deliver"
+        harness.now += wait - 1 if wait else 0
+        before = len(harness.received)
+        harness.deliverer.round()
+        assert len(harness.received) == (before if wait else before + 1), "A retry waits for its time."
+        harness.now += 1 if wait else 0
+        harness.deliverer.round()
+    harness.now += 10 * BACKOFF[-1]
+    harness.deliverer.round()
+    assert len(harness.received) == len(BACKOFF) + 1
+    assert len({request.headers["webhook-id"] for request in harness.received}) == 1
+    log = harness.gateway.parts.webhooks.attempts(T, hook_id)
+    assert [attempt.number for attempt in log] == list(range(len(BACKOFF) + 1, 0, -1))
+    assert (log[0].next_at, {attempt.status for attempt in log}) == (None, {None, 500})
+    assert harness.gateway.client.keys("tlm:webhook:*[sed]") == ["tlm:webhook:lease"], "No delivery is pending."
 
 
-def test_silent_endpoint_does_not_delay_others(world: World) -> None:
-    hooks, jobs = world.gateway.parts.webhooks, world.gateway.parts.jobs
+def test_silent_endpoint_does_not_delay_others(harness: WebhookHarness) -> None:
+    hooks, jobs = harness.gateway.parts.webhooks, harness.gateway.parts.jobs
     hooks.add(T, "https://dead.example.com/", ("job.succeeded",))
     alive = hooks.add(T, "https://alive.example.com/", ("job.succeeded",))[0].id
-    late = world.job()
+    late = harness.job()
 
     def answer(request: httpx.Request) -> int:
         if request.headers["Host"] != "dead.example.com":
             return 204
-        world.now += 10
+        harness.now += 10
         jobs.finish(late, "a", {})
         return 0
 
     for _ in range(20):
-        jobs.finish(world.job(), "a", {})
-    world.answer = answer
-    world.deliverer.round()
-    assert Counter(request.headers["Host"] for request in world.received) == {
+        jobs.finish(harness.job(), "a", {})
+    harness.answer = answer
+    harness.deliverer.round()
+    assert Counter(request.headers["Host"] for request in harness.received) == {
         "dead.example.com": 1, "alive.example.com": 20,
     }  # fmt: skip
-    waiting = world.gateway.client.zrange("tlm:webhook:due", 0, -1)
-    assert [name for name in waiting if name.startswith(alive)], "what happened meanwhile is written down already"
-    world.answer = lambda _: 204
-    world.deliverer.round()
-    assert [request.headers["Host"] for request in world.received].count("alive.example.com") == 21
+    waiting = harness.gateway.client.zrange("tlm:webhook:due", 0, -1)
+    assert [name for name in waiting if name.startswith(alive)], "Events during the round are already recorded."
+    harness.answer = lambda _: 204
+    harness.deliverer.round()
+    assert [request.headers["Host"] for request in harness.received].count("alive.example.com") == 21
 
 
-def test_killed_deliverer_loses_no_event(world: World) -> None:
-    hook(world)
+def test_killed_deliverer_loses_no_event(harness: WebhookHarness) -> None:
+    hook(harness)
     for _ in range(3):
-        world.gateway.parts.jobs.finish(world.job(), "a", {})
+        harness.gateway.parts.jobs.finish(harness.job(), "a", {})
 
     def die(_: httpx.Request) -> int:
         raise RuntimeError("killed")
 
-    world.answer = die
+    harness.answer = die
     with pytest.raises(RuntimeError):
-        world.deliverer.round()
-    world.gateway.client.delete("tlm:webhook:lease")
-    again = World(world.gateway, now=world.now)
+        harness.deliverer.round()
+    harness.gateway.client.delete("tlm:webhook:lease")
+    again = WebhookHarness(harness.gateway, now=harness.now)
     again.deliverer.round()
     assert [body["type"] for body in again.bodies()] == ["job.succeeded"] * 3
     assert len({request.headers["webhook-id"] for request in again.received}) == 3
 
 
-def test_deliverer_takes_over_an_expired_lease(world: World) -> None:
-    hook(world)
-    other = World(world.gateway, now=world.now)
-    world.gateway.parts.jobs.finish(world.job(), "a", {})
+def test_deliverer_takes_over_an_expired_lease(harness: WebhookHarness) -> None:
+    hook(harness)
+    other = WebhookHarness(harness.gateway, now=harness.now)
+    harness.gateway.parts.jobs.finish(harness.job(), "a", {})
     other.deliverer.round()
     assert other.received == []
-    world.gateway.client.delete("tlm:webhook:lease")
+    harness.gateway.client.delete("tlm:webhook:lease")
     other.deliverer.round()
-    world.deliverer.round()
-    assert (len(other.received), len(world.received)) == (1, 0)
+    harness.deliverer.round()
+    assert (len(other.received), len(harness.received)) == (1, 0)
 
 
-def test_gone_endpoint_is_disabled(world: World, api: TestClient) -> None:
-    hook_id, _ = hook(world)
-    world.answer = lambda _: 410
+def test_gone_endpoint_is_disabled(harness: WebhookHarness, api: TestClient) -> None:
+    hook_id, _ = hook(harness)
+    harness.answer = lambda _: 410
     for _ in range(2):
-        world.gateway.parts.jobs.finish(world.job(), "a", {})
-        world.deliverer.round()
-    assert len(world.received) == 1
+        harness.gateway.parts.jobs.finish(harness.job(), "a", {})
+        harness.deliverer.round()
+    assert len(harness.received) == 1
     assert "410" in api.get(f"/v1/webhooks/{hook_id}").json()["disabled"]
 
 
-def test_webhook_secret_is_returned_once(world: World, api: TestClient) -> None:
+def test_webhook_secret_is_returned_once(harness: WebhookHarness, api: TestClient) -> None:
     answer = api.post("/v1/webhooks", json={"url": "https://93.184.216.34/x", "events": ["job.failed"]})
     assert answer.status_code == 201, answer.text
-    made = answer.json()
-    assert made["secret"].startswith("whsec_")
+    created = answer.json()
+    assert created["secret"].startswith("whsec_")
     listed = api.get("/v1/webhooks").json()["data"]
-    assert [one["id"] for one in listed] == [made["id"]] and "secret" not in listed[0]
-    world.gateway.parts.jobs.fail(world.job(), "a", WorkerLost("gone"))
-    world.deliverer.round()
-    (tried,) = api.get(f"/v1/webhooks/{made['id']}/attempts").json()["data"]
-    assert (tried["type"], tried["status"], tried["next_at"]) == ("job.failed", 204, None)
-    assert api.delete(f"/v1/webhooks/{made['id']}").status_code == 204
-    assert api.get(f"/v1/webhooks/{made['id']}").status_code == 404
+    assert [webhook["id"] for webhook in listed] == [created["id"]] and "secret" not in listed[0]
+    harness.gateway.parts.jobs.fail(harness.job(), "a", WorkerLost("gone"))
+    harness.deliverer.round()
+    (attempt,) = api.get(f"/v1/webhooks/{created['id']}/attempts").json()["data"]
+    assert (attempt["type"], attempt["status"], attempt["next_at"]) == ("job.failed", 204, None)
+    assert api.delete(f"/v1/webhooks/{created['id']}").status_code == 204
+    assert api.get(f"/v1/webhooks/{created['id']}").status_code == 404
 
 
 @pytest.mark.parametrize(

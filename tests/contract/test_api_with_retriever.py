@@ -1,9 +1,8 @@
-"""Gateway and retriever together: what one asks, the other understands."""
+"""Gateway and retriever together."""
 
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from fastapi.testclient import TestClient
 from services.api.corpus_loads import LoadWorker
 from services.common.retriever_client import RetrieverClient
 from services.retriever.app import RetrieverSettings, assemble
+from tests.contract.corpora import wait_for_corpus
 from tests.contract.gateway import make_gateway
 
 WORDS = ("retrieval", "training", "tokenizer", "gradient", "corpus")
@@ -34,10 +34,8 @@ def test_uploaded_corpus_is_indexed_and_searchable(redis_client: redis.Redis, tm
         gateway = replace(gateway, parts=replace(parts, retriever=client, loads=worker))
         with gateway.test_client() as api:
             api.post("/v1/corpora", data={"name": "docs"}, files={"files": ("a.jsonl", lines)})
-            deadline = time.monotonic() + 15
-            while (corpus := api.get("/v1/corpora/docs").json())["loads"][0]["state"] != "ready":
-                assert time.monotonic() < deadline and corpus["loads"][0]["state"] != "failed", corpus
-                time.sleep(0.02)
+            corpus = wait_for_corpus(api)
+            assert corpus["loads"][0]["state"] == "ready", corpus
             assert api.get("/readyz").status_code == 200
             for word in WORDS:
                 hits = api.post("/v1/corpora/docs/search", json={"query": word, "k": 2}).json()["hits"]

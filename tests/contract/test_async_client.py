@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from tests.contract.gateway import TOKEN, TRAIN, make_gateway
-from tests.contract.made_results import complete
+from tests.contract.job_results import complete
 from tlm_client.async_client import AsyncTLMClient
 from tlm_core.errors import NotFound
 from tlm_core.jobs.spec import JobSpec

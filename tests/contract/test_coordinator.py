@@ -12,7 +12,7 @@ from services.common.jobstore import JobStore
 from services.common.situation import Situation
 from services.trainer.cluster import Status
 from services.trainer.selections import SelectionState
-from tests.contract.coordinator_world import World
+from tests.contract.coordinator_harness import CoordinatorHarness
 from tests.trainer_fakes import counting_stage, plain_stage
 from tlm_core.artifacts import ManifestRef
 from tlm_core.errors import EmptySelection, IndexUnavailable, InvalidDataset, NonFiniteLoss, TLMError
@@ -23,11 +23,11 @@ from tlm_core.training.params import SHRUNK
 from tlm_core.training.stage import StageContext
 
 
-def test_job_runs_all_its_stages_and_succeeds(world: World) -> None:
-    coordinator, job_id = world.coordinator(), world.submit(seeds=(0, 1))
-    world.work(world.until_submitted(coordinator, job_id))
+def test_job_runs_all_its_stages_and_succeeds(harness: CoordinatorHarness) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit(seeds=(0, 1))
+    harness.work(harness.until_submitted(coordinator, job_id))
     coordinator.round()
-    job = world.job(job_id)
+    job = harness.job(job_id)
     assert job.state is State.SUCCEEDED
     assert job.result is not None
     plan = plan_of(job)
@@ -35,155 +35,159 @@ def test_job_runs_all_its_stages_and_succeeds(world: World) -> None:
     assert [n.name for n in plan.nodes] == [
         "validate", "select", "prepare", "joint.s0", "finetune.s0", "joint.s1", "finetune.s1", "evaluate", "export",
     ]  # fmt: skip
-    for ref in Situation.read(world.store, job).done.values():
-        world.artifacts.verify(ref)
+    for ref in Situation.read(harness.store, job).done.values():
+        harness.artifacts.verify(ref)
 
 
-def test_second_job_reuses_every_artifact_of_the_first(world: World) -> None:
-    coordinator, first = world.coordinator(), world.submit()
-    world.work(world.until_submitted(coordinator, first))
+def test_second_job_reuses_every_artifact_of_the_first(harness: CoordinatorHarness) -> None:
+    coordinator, first = harness.coordinator(), harness.submit()
+    harness.work(harness.until_submitted(coordinator, first))
     coordinator.round()
-    second = world.submit()
+    second = harness.submit()
     coordinator.round()
-    assert world.job(second).state is State.SUCCEEDED
-    assert world.job(second).submissions == {}
-    assert world.validated == 1
+    assert harness.job(second).state is State.SUCCEEDED
+    assert harness.job(second).submissions == {}
+    assert harness.validated == 1
 
 
-def test_artifact_of_a_shrunk_batch_is_excluded_from_the_cache(world: World) -> None:
+def test_artifact_of_a_shrunk_batch_is_excluded_from_the_cache(harness: CoordinatorHarness) -> None:
     def shrunk(ctx: StageContext) -> Mapping[str, Any]:
         return {**plain_stage(ctx), SHRUNK: 4}
 
-    coordinator, first = world.coordinator(), world.submit()
-    world.work(world.until_submitted(coordinator, first), joint=shrunk)
+    coordinator, first = harness.coordinator(), harness.submit()
+    harness.work(harness.until_submitted(coordinator, first), joint=shrunk)
     coordinator.round()
-    again = world.until_submitted(coordinator, second := world.submit())
-    assert world.events(second).count("artifact.published") == 0, "validate and select are cached"
-    world.work(again)
+    again = harness.until_submitted(coordinator, second := harness.submit())
+    assert harness.events(second).count("artifact.published") == 0, "validate and select are cached"
+    harness.work(again)
     coordinator.round()
-    own, others = world.job(first).result, world.job(second).result
+    own, others = harness.job(first).result, harness.job(second).result
     assert own is not None and others is not None
     assert own["artifacts"]["joint.s0"]["artifact"] != others["artifacts"]["joint.s0"]["artifact"]
     assert own["artifacts"]["prepare"] == others["artifacts"]["prepare"]
-    for ref in Situation.read(world.store, world.job(first)).done.values():
-        world.artifacts.verify(ref)
-    third = world.submit()
+    for ref in Situation.read(harness.store, harness.job(first)).done.values():
+        harness.artifacts.verify(ref)
+    third = harness.submit()
     coordinator.round()
     coordinator.round()
-    assert world.job(third).state is State.SUCCEEDED, "the second artifact is cached"
+    assert harness.job(third).state is State.SUCCEEDED, "the second artifact is cached"
 
 
-def test_stage_with_a_shrunk_batch_deletes_its_checkpoints(world: World) -> None:
+def test_stage_with_a_shrunk_batch_deletes_its_checkpoints(harness: CoordinatorHarness) -> None:
     counting = counting_stage(5)
 
     def shrunk(ctx: StageContext) -> Mapping[str, Any]:
         return {**counting(ctx), SHRUNK: 4}
 
-    coordinator, job_id = world.coordinator(), world.submit()
-    world.work(world.until_submitted(coordinator, job_id), joint=shrunk, finetune=counting)
+    coordinator, job_id = harness.coordinator(), harness.submit()
+    harness.work(harness.until_submitted(coordinator, job_id), joint=shrunk, finetune=counting)
     coordinator.round()
-    job = world.job(job_id)
+    job = harness.job(job_id)
     assert job.state is State.SUCCEEDED and job.excluded_from_cache == ("joint.s0",)
-    artifacts = {path.parent.parent.parent.name for path in (world.folder / "storage").rglob("checkpoints/**/step")}
+    artifacts = {path.parent.parent.parent.name for path in (harness.folder / "storage").rglob("checkpoints/**/step")}
     assert job.result is not None
     assert artifacts == {job.result["artifacts"]["finetune.s0"]["artifact"]}, "the other stage keeps its checkpoints"
 
 
-def test_artifact_without_its_files_is_computed_again(world: World) -> None:
-    coordinator, first = world.coordinator(), world.submit()
-    world.work(world.until_submitted(coordinator, first))
+def test_artifact_without_its_files_is_computed_again(harness: CoordinatorHarness) -> None:
+    coordinator, first = harness.coordinator(), harness.submit()
+    harness.work(harness.until_submitted(coordinator, first))
     coordinator.round()
-    refs = Situation.read(world.store, world.job(first)).done
-    world.artifacts.delete(refs["joint.s0"].folder)
-    second = world.submit()
-    world.work(world.until_submitted(coordinator, second))
+    refs = Situation.read(harness.store, harness.job(first)).done
+    harness.artifacts.delete(refs["joint.s0"].folder)
+    second = harness.submit()
+    harness.work(harness.until_submitted(coordinator, second))
     coordinator.round()
-    assert world.job(second).state is State.SUCCEEDED
-    for ref in Situation.read(world.store, world.job(second)).done.values():
-        world.artifacts.verify(ref)
+    assert harness.job(second).state is State.SUCCEEDED
+    for ref in Situation.read(harness.store, harness.job(second)).done.values():
+        harness.artifacts.verify(ref)
 
 
 @pytest.mark.parametrize("error", [EmptySelection("no passage"), NonFiniteLoss("nan at step 3")])
-def test_permanent_error_fails_the_job_at_once(world: World, error: TLMError) -> None:
-    coordinator, job_id = world.coordinator(), world.submit()
+def test_permanent_error_fails_the_job_at_once(harness: CoordinatorHarness, error: TLMError) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit()
 
     def broken(_: Any) -> dict[str, Any]:
         raise error
 
-    world.work(world.until_submitted(coordinator, job_id), joint=broken)
+    harness.work(harness.until_submitted(coordinator, job_id), joint=broken)
     coordinator.round()
-    job = world.job(job_id)
+    job = harness.job(job_id)
     assert job.state is State.FAILED
     assert job.error is not None
     assert (job.error["code"], job.error["message"]) == (error.code, error.message)
 
 
-def test_data_errors_fail_the_job_and_are_all_recorded(world: World) -> None:
-    world.validate_error = InvalidDataset("Two data errors.", faults=[])
-    coordinator, job_id = world.coordinator(), world.submit()
+def test_data_errors_fail_the_job_and_are_all_recorded(harness: CoordinatorHarness) -> None:
+    harness.validate_error = InvalidDataset("Two data errors.", faults=[])
+    coordinator, job_id = harness.coordinator(), harness.submit()
     for _ in range(3):
         coordinator.round()
-    assert world.job(job_id).error == world.validate_error.as_dict()
+    assert harness.job(job_id).error == harness.validate_error.as_dict()
 
 
-def test_job_fails_after_its_last_attempt(world: World) -> None:
-    coordinator, job_id = world.coordinator(), world.submit(max_attempts=2)
+def test_job_fails_after_its_last_attempt(harness: CoordinatorHarness) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit(max_attempts=2)
     for _ in range(2):
-        submission = world.until_submitted(coordinator, job_id)
-        world.cluster.statuses[submission] = Status.FAILED
+        submission = harness.until_submitted(coordinator, job_id)
+        harness.cluster.statuses[submission] = Status.FAILED
         coordinator.round()
-        world.store.expire_deadlines()
-    job = world.job(job_id)
+        harness.store.expire_deadlines()
+    job = harness.job(job_id)
     assert (job.state, job.attempt, job.failures) == (State.FAILED, 2, 2)
 
 
-def test_job_waits_for_a_component_without_using_an_attempt(world: World) -> None:
-    coordinator, job_id = world.coordinator(), world.submit()
+def test_job_waits_for_a_component_without_using_an_attempt(harness: CoordinatorHarness) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit()
 
     def away(_: JobRecord) -> SelectionState:
         raise IndexUnavailable("OpenSearch is away")
 
-    world.selections.answer = away
+    harness.selections.answer = away
     for _ in range(4):
         coordinator.round()
-    assert world.job(job_id).state is State.RUNNING
-    assert world.events(job_id).count("job.waiting") == 1
-    world.selections.answer = lambda _: None
-    world.cluster.away = True
+    assert harness.job(job_id).state is State.RUNNING
+    assert harness.events(job_id).count("job.waiting") == 1
+    harness.selections.answer = lambda _: None
+    harness.cluster.away = True
     for _ in range(6):
         coordinator.round()
-    assert world.job(job_id).submissions == {}
-    world.cluster.away = False
-    submission = world.until_submitted(coordinator, job_id)
-    world.cluster.away = True
+    assert harness.job(job_id).submissions == {}
+    harness.cluster.away = False
+    submission = harness.until_submitted(coordinator, job_id)
+    harness.cluster.away = True
     for _ in range(3):
         coordinator.round()
-    world.cluster.away = False
-    world.work(submission)
+    harness.cluster.away = False
+    harness.work(submission)
     coordinator.round()
-    assert (world.job(job_id).state, world.job(job_id).attempt) == (State.SUCCEEDED, 1)
+    assert (harness.job(job_id).state, harness.job(job_id).attempt) == (State.SUCCEEDED, 1)
 
 
-def test_rejected_submission_is_retried_in_the_same_attempt(world: World) -> None:
-    coordinator, job_id = world.coordinator(), world.submit()
-    world.cluster.refusing = True
+def test_rejected_submission_is_retried_in_the_same_attempt(harness: CoordinatorHarness) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit()
+    harness.cluster.refusing = True
     for _ in range(6):
         coordinator.round()
-    assert world.events(job_id).count("job.waiting") == 1
-    world.cluster.refusing = False
-    world.work(world.until_submitted(coordinator, job_id))
+    assert harness.events(job_id).count("job.waiting") == 1
+    harness.cluster.refusing = False
+    harness.work(harness.until_submitted(coordinator, job_id))
     coordinator.round()
-    assert (world.job(job_id).state, world.job(job_id).attempt) == (State.SUCCEEDED, 1)
+    assert (harness.job(job_id).state, harness.job(job_id).attempt) == (State.SUCCEEDED, 1)
 
 
 @pytest.mark.parametrize("workers, cpus", [(1, 3.0), (2, 0.0)])
-def test_only_a_single_worker_requests_resources_for_its_submission(world: World, workers: int, cpus: float) -> None:
-    coordinator = world.coordinator(worker_cpus=3.0)
-    submission = world.until_submitted(coordinator, world.submit(workers=workers))
-    assert world.cluster.needs[submission] == (cpus, 0.0), "several workers request their resources themselves"
+def test_only_a_single_worker_requests_resources_for_its_submission(
+    harness: CoordinatorHarness, workers: int, cpus: float
+) -> None:
+    coordinator = harness.coordinator(worker_cpus=3.0)
+    submission = harness.until_submitted(coordinator, harness.submit(workers=workers))
+    assert harness.cluster.needs[submission] == (cpus, 0.0), "several workers request their resources themselves"
 
 
-def test_situation_needs_one_round_trip_for_each_level_of_the_plan(world: World, redis_client: redis.Redis) -> None:
+def test_situation_needs_one_round_trip_for_each_level_of_the_plan(
+    harness: CoordinatorHarness, redis_client: redis.Redis
+) -> None:
     levels: list[int] = []
 
     class CountingStore(JobStore):
@@ -191,8 +195,8 @@ def test_situation_needs_one_round_trip_for_each_level_of_the_plan(world: World,
             levels.append(len(artifacts))
             return super().artifacts(tenant, artifacts)
 
-    coordinator, job_id = world.coordinator(), world.submit(seeds=(0, 1))
-    world.work(world.until_submitted(coordinator, job_id))
-    situation = Situation.read(CountingStore(redis_client), world.job(job_id))
+    coordinator, job_id = harness.coordinator(), harness.submit(seeds=(0, 1))
+    harness.work(harness.until_submitted(coordinator, job_id))
+    situation = Situation.read(CountingStore(redis_client), harness.job(job_id))
     assert situation.done.keys() == {node.name for node in situation.plan.nodes}
     assert levels == [1, 1, 1, 2, 2, 1, 1], "validate, select, prepare, joint, finetune, evaluate, export"

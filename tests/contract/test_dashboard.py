@@ -1,4 +1,4 @@
-"""The dashboard over HTTP: who gets in, what pages are made of, and that hostile texts stay texts."""
+"""The dashboard over HTTP: sign-in, security of pages, and escaping of hostile texts."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pytest
 
 from services.api.dashboard.job_form import CommonFields
 from services.api.dashboard.web import STATIC, integrity_of, vendored
-from tests.contract.dashboard_made import HOSTILE, Made
 from tests.contract.dashboard_pages import Tags, pages_of, signed_in, visitor
+from tests.contract.filled_dashboard import HOSTILE, Contents
 from tests.contract.gateway import TOKEN, Gateway
 from tlm_core.jobs.states import State
 
@@ -69,18 +69,18 @@ def test_sign_in_redirects_only_to_the_dashboard(gateway: Gateway, next: str) ->
         {"Origin": "", "Sec-Fetch-Site": "cross-site"},
     ],
 )
-def test_write_from_another_origin_is_refused(filled: tuple[Gateway, Made], headers: dict[str, str]) -> None:
-    gateway, made = filled
+def test_write_from_another_origin_is_refused(filled: tuple[Gateway, Contents], headers: dict[str, str]) -> None:
+    gateway, contents = filled
     browser = signed_in(gateway)
-    for path in (f"/ui/jobs/{made.jobs['running']}/do/cancel", "/ui/submit", "/ui/datasets", "/ui/sign-out"):
+    for path in (f"/ui/jobs/{contents.jobs['running']}/do/cancel", "/ui/submit", "/ui/datasets", "/ui/sign-out"):
         assert browser.post(path, headers=headers).status_code == 403, path
-    assert gateway.parts.jobs.get(T, made.jobs["running"]).state is State.RUNNING
+    assert gateway.parts.jobs.get(T, contents.jobs["running"]).state is State.RUNNING
 
 
-def test_content_policy_forbids_inline_and_foreign_content(filled: tuple[Gateway, Made]) -> None:
-    gateway, made = filled
+def test_content_policy_forbids_inline_and_foreign_content(filled: tuple[Gateway, Contents]) -> None:
+    gateway, contents = filled
     browser = signed_in(gateway)
-    for path in [*pages_of(made), "/ui/sign-in", "/ui/nowhere"]:
+    for path in [*pages_of(contents), "/ui/sign-in", "/ui/nowhere"]:
         answer = browser.get(path)
         policy = answer.headers["content-security-policy"]
         assert "default-src 'none'" in policy and "unsafe" not in policy, path
@@ -101,13 +101,13 @@ def test_linked_files_match_their_integrity_hashes(gateway: Gateway) -> None:
     for given in linked:
         answer = browser.get(given.get("src") or given.get("href") or "")
         assert (answer.status_code, "immutable" in answer.headers["cache-control"]) == (200, True)
-    for one in vendored():
-        assert integrity_of(STATIC / "vendor" / one["file"]) == one["integrity"], one["file"]
-    listed = {one["file"] for one in vendored()}
+    for entry in vendored():
+        assert integrity_of(STATIC / "vendor" / entry["file"]) == entry["integrity"], entry["file"]
+    listed = {entry["file"] for entry in vendored()}
     assert listed == {path.name for path in (STATIC / "vendor").iterdir()} - {"vendor.json", "LICENSES.txt"}
 
 
-def test_first_page_is_at_most_200_kilobytes(filled: tuple[Gateway, Made]) -> None:
+def test_first_page_is_at_most_200_kilobytes(filled: tuple[Gateway, Contents]) -> None:
     browser = signed_in(filled[0])
     answer = browser.get("/ui/jobs")
     files = [
@@ -116,31 +116,31 @@ def test_first_page_is_at_most_200_kilobytes(filled: tuple[Gateway, Made]) -> No
     assert len(answer.content) + sum(len(browser.get(name or "").content) for name in files) <= 200_000
 
 
-def test_hostile_text_is_escaped(filled: tuple[Gateway, Made]) -> None:
-    gateway, made = filled
+def test_hostile_text_is_escaped(filled: tuple[Gateway, Contents]) -> None:
+    gateway, contents = filled
     browser = signed_in(gateway)
     seen = 0
-    for path in pages_of(made):
+    for path in pages_of(contents):
         answer = browser.get(path)
         assert answer.status_code == 200, (path, answer.text[:500])
         read = Tags(answer.text)
         assert not any(tag == "img" for tag, _ in read.tags), path
         assert all(given.get("src") for tag, given in read.tags if tag == "script"), path
         seen += HOSTILE in read.words
-    assert seen >= 5, "results, selection, data set, log and facts of the job show it"
+    assert seen >= 5, "Results, selection, dataset, log and facts of the job show it."
     for path, data in (
-        (f"/ui/jobs/{made.jobs['hostile']}/predict", {"texts": HOSTILE}),
+        (f"/ui/jobs/{contents.jobs['hostile']}/predict", {"texts": HOSTILE}),
         ("/ui/submit", dict.fromkeys([*CommonFields.model_fields, "prune.job", "share_tickets.tickets"], HOSTILE)),
     ):
         assert not Tags(browser.post(path, data=data).text).has("img"), path
-    for path in (f"/ui/jobs/{HOSTILE}", f"/ui/corpora/manuals?q={HOSTILE}", f"/ui/jobs/{made.jobs['alone']}/do/x"):
+    for path in (f"/ui/jobs/{HOSTILE}", f"/ui/corpora/manuals?q={HOSTILE}", f"/ui/jobs/{contents.jobs['alone']}/do/x"):
         assert not Tags(browser.get(path).text).has("img"), path
 
 
-def test_fields_have_labels_and_pages_one_heading(filled: tuple[Gateway, Made]) -> None:
-    gateway, made = filled
+def test_fields_have_labels_and_pages_one_heading(filled: tuple[Gateway, Contents]) -> None:
+    gateway, contents = filled
     browser = signed_in(gateway)
-    for path in pages_of(made):
+    for path in pages_of(contents):
         text = browser.get(path).text
         read = Tags(text)
         named = {given.get("for") for tag, given in read.tags if tag == "label"}

@@ -1,11 +1,11 @@
-"""The dashboard's pages of data sets and corpora."""
+"""The dashboard's pages of datasets and corpora."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.contract.dashboard_made import fill
 from tests.contract.dashboard_pages import post_form, signed_in
+from tests.contract.filled_dashboard import fill
 from tests.contract.gateway import Gateway
 
 
@@ -69,8 +69,8 @@ def test_corpus_upload_can_be_watched_and_cancelled(gateway: Gateway) -> None:
     ],
 )
 def test_invalid_corpus_form_shows_the_error(
-    gateway: Gateway, texts: dict[str, str], files: dict[str, str], says: str
+    gateway: Gateway, texts: dict[str, str], files: dict[str, str], message: str
 ) -> None:
     answer = post_form(signed_in(gateway), "/ui/corpora", texts, files)
-    assert (answer.status_code, says in answer.text) == (422, True), answer.text
+    assert (answer.status_code, message in answer.text) == (422, True), answer.text
     assert gateway.parts.catalog.corpora("default")[0] == []

@@ -1,4 +1,4 @@
-"""The dashboard's pages of jobs: the list, one job and what can be done with it, its curves, its log, comparisons."""
+"""The dashboard's pages of jobs: list, details and actions, curves, log, comparison."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ import time
 
 import pytest
 
-from tests.contract.dashboard_made import LABELS, Made, fill, finish
 from tests.contract.dashboard_pages import Tags, signed_in
+from tests.contract.filled_dashboard import LABELS, Contents, fill, finish
 from tests.contract.gateway import Gateway
 from tlm_core.jobs.states import State
 
 T = "default"
 
 
-def test_job_list_shows_states_as_words(filled: tuple[Gateway, Made]) -> None:
-    gateway, made = filled
+def test_job_list_shows_states_as_words(filled: tuple[Gateway, Contents]) -> None:
+    gateway, contents = filled
     browser = signed_in(gateway)
     text = browser.get("/ui/jobs").text
     for state in ("queued", "paused", "running", "succeeded", "failed", "cancelled"):
         assert f'<span class="state {state}">{state}</span>' in text
-    assert all(job in text for job in made.jobs.values())
+    assert all(job in text for job in contents.jobs.values())
     only = browser.get("/ui/jobs?state=failed").text
-    assert made.jobs["failed"] in only and made.jobs["running"] not in only
+    assert contents.jobs["failed"] in only and contents.jobs["running"] not in only
     part = browser.get("/ui/jobs", headers={"HX-Request": "true"}).text
     assert part.lstrip().startswith('<div id="jobs"') and 'hx-trigger="every 3s"' in part
     assert "hx-trigger" not in browser.get("/ui/jobs?state=failed", headers={"HX-Request": "true"}).text
 
 
-def test_running_job_shows_stage_and_actions(filled: tuple[Gateway, Made]) -> None:
-    gateway, made = filled
-    job = made.jobs["running"]
+def test_running_job_shows_stage_and_actions(filled: tuple[Gateway, Contents]) -> None:
+    gateway, contents = filled
+    job = contents.jobs["running"]
     browser = signed_in(gateway)
     text = browser.get(f"/ui/jobs/{job}").text
     assert re.search(r'<li class="running" aria-current="step">\s*<span class="name">joint</span>', text)
@@ -41,22 +41,22 @@ def test_running_job_shows_stage_and_actions(filled: tuple[Gateway, Made]) -> No
 
 
 def test_run_time_excludes_waiting_and_pauses(gateway: Gateway) -> None:
-    made = fill(gateway)
+    contents = fill(gateway)
     browser, now = signed_in(gateway), time.time()
-    for name, told in {
+    for name, text in {
         "paused": "run time 1 min 40 s", "running": "running for 3 h 5 min", "succeeded": "run time 1 min 40 s",
         "queued": "run time –",
     }.items():  # fmt: skip
         begun = {"started_at": now - 50_000} if name != "queued" else {}
         run = {"running_since": now - 11_020} if name == "running" else {}
-        gateway.client.hset(f"tlm:{{{T}}}:job:{made.jobs[name]}", mapping={"ran_seconds": 100.0, **begun, **run})
-        words = Tags(browser.get(f"/ui/jobs/{made.jobs[name]}").text.replace("</dt><dd>", " ")).words
-        assert told in words, name
+        gateway.client.hset(f"tlm:{{{T}}}:job:{contents.jobs[name]}", mapping={"ran_seconds": 100.0, **begun, **run})
+        words = Tags(browser.get(f"/ui/jobs/{contents.jobs[name]}").text.replace("</dt><dd>", " ")).words
+        assert text in words, name
 
 
-def test_live_part_reloads_the_page_on_a_state_change(filled: tuple[Gateway, Made]) -> None:
-    gateway, made = filled
-    browser, job = signed_in(gateway), made.jobs["running"]
+def test_live_part_reloads_the_page_on_a_state_change(filled: tuple[Gateway, Contents]) -> None:
+    gateway, contents = filled
+    browser, job = signed_in(gateway), contents.jobs["running"]
     same = browser.get(f"/ui/jobs/{job}/live?was=running.joint", headers={"HX-Request": "true"})
     assert (same.status_code, "hx-refresh" in same.headers) == (200, False)
     assert 'hx-swap-oob="outerMorph"' in same.text
@@ -65,8 +65,8 @@ def test_live_part_reloads_the_page_on_a_state_change(filled: tuple[Gateway, Mad
 
 
 def test_actions_change_the_state_of_a_job(gateway: Gateway) -> None:
-    made = fill(gateway)
-    browser, job = signed_in(gateway), made.jobs["paused"]
+    contents = fill(gateway)
+    browser, job = signed_in(gateway), contents.jobs["paused"]
     assert browser.post(f"/ui/jobs/{job}/do/resume").headers["location"] == f"/ui/jobs/{job}"
     assert gateway.parts.jobs.get(T, job).state is State.QUEUED
     browser.post(f"/ui/jobs/{job}/do/cancel")
@@ -78,33 +78,33 @@ def test_actions_change_the_state_of_a_job(gateway: Gateway) -> None:
     assert once == twice != f"/ui/jobs/{job}"
     new = gateway.parts.jobs.get(T, once.rsplit("/", 1)[1])
     assert new.origin is not None and (new.origin.job, new.state) == (job, State.QUEUED)
-    assert browser.post(f"/ui/jobs/{made.jobs['succeeded']}/do/retry").status_code == 409
-    assert browser.post(f"{once}/do/delete").status_code == 409, "it is not over"
+    assert browser.post(f"/ui/jobs/{contents.jobs['succeeded']}/do/retry").status_code == 409
+    assert browser.post(f"{once}/do/delete").status_code == 409, "The job has not ended."
     assert browser.post(f"/ui/jobs/{job}/do/delete").headers["location"] == "/ui/jobs"
     assert browser.get(f"/ui/jobs/{job}").status_code == 404
-    assert browser.post(f"/ui/datasets/{made.dataset}/delete").status_code == 409, "jobs need it"
-    browser.post(f"/ui/jobs/{made.jobs['hostile']}/do/delete")
-    assert browser.post(f"/ui/datasets/{made.hostile_dataset}/delete").headers["location"] == "/ui/datasets"
-    assert browser.get(f"/ui/datasets/{made.hostile_dataset}").status_code == 404
+    assert browser.post(f"/ui/datasets/{contents.dataset}/delete").status_code == 409, "Jobs use the dataset."
+    browser.post(f"/ui/jobs/{contents.jobs['hostile']}/do/delete")
+    assert browser.post(f"/ui/datasets/{contents.hostile_dataset}/delete").headers["location"] == "/ui/datasets"
+    assert browser.get(f"/ui/datasets/{contents.hostile_dataset}").status_code == 404
 
 
-def test_curves_combine_metrics_and_history(filled: tuple[Gateway, Made]) -> None:
-    gateway, made = filled
+def test_curves_combine_metrics_and_history(filled: tuple[Gateway, Contents]) -> None:
+    gateway, contents = filled
     browser = signed_in(gateway)
-    running = browser.get(f"/ui/jobs/{made.jobs['running']}/points?stage=joint").json()
+    running = browser.get(f"/ui/jobs/{contents.jobs['running']}/points?stage=joint").json()
     (curve,) = running["curves"]
     assert running["live"] and curve["name"] == "seed 0"
     assert curve["series"]["mlm"]["x"][-1] == 405
     assert max(curve["series"]["learning_rate"]["y"]) == pytest.approx(3e-3, rel=0.1)
-    over = browser.get(f"/ui/jobs/{made.jobs['succeeded']}/points?stage=finetune").json()
-    assert [one["name"] for one in over["curves"]] == ["seed 0", "seed 1", "seed 2"]
+    over = browser.get(f"/ui/jobs/{contents.jobs['succeeded']}/points?stage=finetune").json()
+    assert [curve["name"] for curve in over["curves"]] == ["seed 0", "seed 1", "seed 2"]
     assert over["curves"][2]["series"]["score"]["x"] == list(range(0, 141, 14))
     assert not over["live"]
 
 
 def test_curves_of_a_finished_stage_are_complete(gateway: Gateway) -> None:
-    made = fill(gateway)
-    job = gateway.parts.jobs.get(T, made.jobs["running"])
+    contents = fill(gateway)
+    job = gateway.parts.jobs.get(T, contents.jobs["running"])
     late = [{"node": "joint.s0", "stage": "joint", "step": n, "mlm": 9.0, "tokens_per_second": 5.0} for n in (895, 900)]
     gateway.client.delete(f"tlm:{{{T}}}:metrics:{job.id}")
     gateway.parts.jobs.report(T, job.id, job.attempt, metrics=late)
@@ -114,22 +114,24 @@ def test_curves_of_a_finished_stage_are_complete(gateway: Gateway) -> None:
     assert first == {"mlm": 5, "task": 20, "learning_rate": 5, "tokens_per_second": 895}
 
 
-def test_each_finetuning_rate_has_a_curve(filled: tuple[Gateway, Made]) -> None:
-    gateway, made = filled
+def test_each_finetuning_rate_has_a_curve(filled: tuple[Gateway, Contents]) -> None:
+    gateway, contents = filled
     changes = {"joint.enabled": False, "selection.selector": "none", "finetune.rates": [1e-3, 1e-4]}
     with gateway.test_client() as api:
-        job = api.post("/v1/jobs", json={"dataset": made.dataset, "seeds": [0, 1], "overrides": changes}).json()["id"]
+        job = api.post("/v1/jobs", json={"dataset": contents.dataset, "seeds": [0, 1], "overrides": changes}).json()[
+            "id"
+        ]
     browser = signed_in(gateway)
-    names = [one["name"] for one in browser.get(f"/ui/jobs/{job}/points?stage=finetune").json()["curves"]]
+    names = [curve["name"] for curve in browser.get(f"/ui/jobs/{job}/points?stage=finetune").json()["curves"]]
     assert names == [f"seed {seed}, {rate}" for seed in (0, 1) for rate in ("0.001", "0.0001")]
-    both = browser.get(f"/ui/compare/points?stage=finetune&id={made.jobs['succeeded']}&id={job}").json()
-    assert [one["name"] for one in both["curves"]] == ["A", "B, 0.001", "B, 0.0001"]
-    assert "finetune.rates" in browser.get(f"/ui/compare?id={made.jobs['succeeded']}&id={job}").text
+    both = browser.get(f"/ui/compare/points?stage=finetune&id={contents.jobs['succeeded']}&id={job}").json()
+    assert [curve["name"] for curve in both["curves"]] == ["A", "B, 0.001", "B, 0.0001"]
+    assert "finetune.rates" in browser.get(f"/ui/compare?id={contents.jobs['succeeded']}&id={job}").text
 
 
-def test_log_page_polls_for_new_lines(filled: tuple[Gateway, Made]) -> None:
-    gateway, made = filled
-    browser, job = signed_in(gateway), made.jobs["running"]
+def test_log_page_polls_for_new_lines(filled: tuple[Gateway, Contents]) -> None:
+    gateway, contents = filled
+    browser, job = signed_in(gateway), contents.jobs["running"]
     text = browser.get(f"/ui/jobs/{job}/log").text
     after = re.search(r"log/more\?after=([\d-]+)", text)
     assert after and "tokenizer: 8,192 tokens" in text
@@ -138,15 +140,15 @@ def test_log_page_polls_for_new_lines(filled: tuple[Gateway, Made]) -> None:
     assert "one line more" in part and "tokenizer" not in part and "hx-get" in part
 
 
-def test_compare_page_shows_differences_and_scores(filled: tuple[Gateway, Made]) -> None:
-    gateway, made = filled
+def test_compare_page_shows_differences_and_scores(filled: tuple[Gateway, Contents]) -> None:
+    gateway, contents = filled
     browser = signed_in(gateway)
-    ids = f"id={made.jobs['succeeded']}&id={made.jobs['alone']}"
+    ids = f"id={contents.jobs['succeeded']}&id={contents.jobs['alone']}"
     text = browser.get(f"/ui/compare?{ids}").text
     assert "selection.selector" in text and "joint.rho1" not in text
-    assert text.count("± ") == 3, "the spread of each score of the one with three seeds"
+    assert text.count("± ") == 3, "Only the job with three seeds has a spread for each score."
     points = browser.get(f"/ui/compare/points?stage=finetune&{ids}").json()
     assert [curve["name"] for curve in points["curves"]] == ["A", "B"]
-    many = "&".join(f"id={job}" for job in made.jobs.values())
+    many = "&".join(f"id={job}" for job in contents.jobs.values())
     assert browser.get(f"/ui/compare?{many}").status_code == 422
     assert browser.get("/ui/compare?id=nope").status_code == 404

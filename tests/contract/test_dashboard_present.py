@@ -1,4 +1,4 @@
-"""How values look on a page: what is not known is a dash, and no number says more than is known."""
+"""Formatting of values on a page: an unknown value is a dash, and numbers are rounded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The dashboard's pages of what a job leaves: scores, selection, the model, what a study found."""
+"""The dashboard's pages of results: scores, selection, model, and studies."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from tests.contract.dashboard_made import HOSTILE, LABELS, Made, make_report
 from tests.contract.dashboard_pages import Tags, signed_in
+from tests.contract.filled_dashboard import HOSTILE, LABELS, Contents, make_report
 from tests.contract.gateway import AUTH, Gateway
 from tests.factories import make_resolved, make_spec
 from tlm_core.jobs.nodes import DatasetInput
@@ -19,12 +19,12 @@ from tlm_core.kinds.share_tickets import ShareTicketsOptions
 T = "default"
 
 
-def test_results_show_scores_classes_confusions_and_costs(filled: tuple[Gateway, Made]) -> None:
-    gateway, made = filled
+def test_results_show_scores_classes_confusions_and_costs(filled: tuple[Gateway, Contents]) -> None:
+    gateway, contents = filled
     browser = signed_in(gateway)
-    text = browser.get(f"/ui/jobs/{made.jobs['succeeded']}/results").text
+    text = browser.get(f"/ui/jobs/{contents.jobs['succeeded']}/results").text
     words = " ".join(Tags(text).words.split())
-    report = browser.get(f"/v1/jobs/{made.jobs['succeeded']}/report", headers=AUTH).json()
+    report = browser.get(f"/v1/jobs/{contents.jobs['succeeded']}/report", headers=AUTH).json()
     mean, spread = report["mean"]["test"]["macro_f1"], report["spread"]["test"]["macro_f1"]
     assert f"{mean:.3f} ± {spread:.3f} macro-F1" in words
     assert all(label in words for label in LABELS)
@@ -32,36 +32,36 @@ def test_results_show_scores_classes_confusions_and_costs(filled: tuple[Gateway,
     confusion = report["seeds"][2]["test"]["confusion"]
     cells = re.findall(r'<td class="s\d(?: right)?">(\d+)</td>', text)
     assert [int(cell) for cell in cells] == [n for row in confusion for n in row]
-    other = browser.get(f"/ui/jobs/{made.jobs['succeeded']}/results?seed=0").text
+    other = browser.get(f"/ui/jobs/{contents.jobs['succeeded']}/results?seed=0").text
     assert "test, seed 0" in other
 
 
-def test_missing_result_names_its_stage(filled: tuple[Gateway, Made]) -> None:
-    gateway, made = filled
+def test_missing_result_names_its_stage(filled: tuple[Gateway, Contents]) -> None:
+    gateway, contents = filled
     browser = signed_in(gateway)
     for tab in ("results", "model"):
-        answer = browser.get(f"/ui/jobs/{made.jobs['running']}/{tab}")
+        answer = browser.get(f"/ui/jobs/{contents.jobs['running']}/{tab}")
         assert answer.status_code == 200 and "will appear here after the" in answer.text
-    assert "/selection" not in browser.get(f"/ui/jobs/{made.jobs['alone']}").text
+    assert "/selection" not in browser.get(f"/ui/jobs/{contents.jobs['alone']}").text
 
 
-def test_selection_page_shows_provenance_and_search(filled: tuple[Gateway, Made]) -> None:
-    gateway, made = filled
-    browser, path = signed_in(gateway), f"/ui/jobs/{made.jobs['succeeded']}/selection"
+def test_selection_page_shows_provenance_and_search(filled: tuple[Gateway, Contents]) -> None:
+    gateway, contents = filled
+    browser, path = signed_in(gateway), f"/ui/jobs/{contents.jobs['succeeded']}/selection"
     first = browser.get(path).text
     assert first.count('<p class="meta">') == 20 and "Next 20" in first and "retrieved by" in first
     row, text = re.findall(r'row (\d+), rank 1</span> <span class="tag">\w+</span> ([^<]+)<', first)[0]
-    task = gateway.parts.artifacts.localize(made_task(gateway, made.jobs["succeeded"])) / "train.parquet"
+    task = gateway.parts.artifacts.localize(task_of(gateway, contents.jobs["succeeded"])) / "train.parquet"
     assert pq.read_table(task)["text"][int(row) - 1].as_py() == text
-    found = browser.get(path + "?q=PARCEL", headers={"HX-Request": "true"}).text
-    texts = re.findall(r'<p class="text">([^<]*)</p>', found)
-    assert texts and all("parcel" in one.lower() for one in texts)
+    results = browser.get(path + "?q=PARCEL", headers={"HX-Request": "true"}).text
+    texts = re.findall(r'<p class="text">([^<]*)</p>', results)
+    assert texts and all("parcel" in passage.lower() for passage in texts)
     assert "No selected passage contains" in browser.get(path + "?q=zzz").text
 
 
-def test_selection_page_shows_its_details(filled: tuple[Gateway, Made]) -> None:
-    gateway, made = filled
-    text = signed_in(gateway).get(f"/ui/jobs/{made.jobs['succeeded']}/selection").text
+def test_selection_page_shows_its_details(filled: tuple[Gateway, Contents]) -> None:
+    gateway, contents = filled
+    text = signed_in(gateway).get(f"/ui/jobs/{contents.jobs['succeeded']}/selection").text
     how = text.partition('<details class="how">')[2].partition("</details>")[0]
     words = " ".join(Tags(how.replace("</dt>", " ").replace("</t", " </t")).words.split())
     assert "handbook 33 55.0 % wiki 15 25.0 % and 3 more sources with 12 passages" in words
@@ -70,26 +70,26 @@ def test_selection_page_shows_its_details(filled: tuple[Gateway, Made]) -> None:
     assert not set("{}[]") & set(words)
 
 
-def made_task(gateway: Gateway, job: str) -> Any:
+def task_of(gateway: Gateway, job: str) -> Any:
     from services.common.situation import Situation
 
     return Situation.read(gateway.parts.jobs, gateway.parts.jobs.get(T, job)).done["validate"]
 
 
-def test_model_page_classifies_texts(filled: tuple[Gateway, Made]) -> None:
-    gateway, made = filled
-    browser, path = signed_in(gateway), f"/ui/jobs/{made.jobs['succeeded']}/predict"
+def test_model_page_classifies_texts(filled: tuple[Gateway, Contents]) -> None:
+    gateway, contents = filled
+    browser, path = signed_in(gateway), f"/ui/jobs/{contents.jobs['succeeded']}/predict"
     part = browser.post(path, data={"texts": "invoice payment\n\nlate parcel"}, headers={"HX-Request": "true"}).text
     assert re.findall(r'class="best"><th scope="row" class="label">(\w+)<', part) == ["billing", "delivery"]
-    assert "<html" in browser.post(path, data={"texts": "invoice"}).text, "it works without a script"
+    assert "<html" in browser.post(path, data={"texts": "invoice"}).text, "The page works without scripts."
     empty = browser.post(path, data={"texts": " "}, headers={"HX-Request": "true"})
     assert (empty.status_code, "Enter a text" in empty.text) == (422, True)
-    assert browser.post(f"/ui/jobs/{made.jobs['running']}/predict", data={"texts": "x"}).status_code == 409
+    assert browser.post(f"/ui/jobs/{contents.jobs['running']}/predict", data={"texts": "x"}).status_code == 409
 
 
-def test_session_can_download_files(filled: tuple[Gateway, Made]) -> None:
-    gateway, made = filled
-    browser, job = signed_in(gateway), made.jobs["succeeded"]
+def test_session_can_download_files(filled: tuple[Gateway, Contents]) -> None:
+    gateway, contents = filled
+    browser, job = signed_in(gateway), contents.jobs["succeeded"]
     listed = re.findall(r'href="(/ui/jobs/[^"]+/files/[^"]+)"', browser.get(f"/ui/jobs/{job}/model").text)
     assert f"/ui/jobs/{job}/files/model/weights.bin" in listed
     for path in listed:
@@ -107,14 +107,14 @@ def test_pages_show_the_metric_of_the_task(gateway: Gateway) -> None:
         job, _ = store.submit(T, make_spec(), make_resolved())
         claimed = store.claim("maker", 60)
         assert claimed is not None
-        folder = gateway.root / "made" / metric
+        folder = gateway.root / "files" / metric
         folder.mkdir(parents=True)
         test = usual | scores | {"deduplicated": 0.125}
         report = {"metric": metric, "mean": {"test": test}, "spread": {"test": {}}, "cost": None}
         (folder / "report.json").write_text(json.dumps(report))
         ref = gateway.parts.artifacts.write(f"default/{metric}", folder, artifact=metric, stage="evaluate")
-        made = {plan_of(claimed).report: {"artifact": metric, "ref": ref.model_dump()}}
-        store.finish(claimed, "maker", {"artifacts": made, "summary": {"metric": metric, "mean": report["mean"]}})
+        artifacts = {plan_of(claimed).report: {"artifact": metric, "ref": ref.model_dump()}}
+        store.finish(claimed, "maker", {"artifacts": artifacts, "summary": {"metric": metric, "mean": report["mean"]}})
         browser = signed_in(gateway)
         row = Tags(browser.get("/ui/jobs").text.partition(f'id="row-{job.id}"')[2].partition("</tr>")[0]).words
         assert f"{scores[metric]:.3f} {metric}" in " ".join(row.split())
@@ -133,7 +133,7 @@ def test_studies_show_summary_and_plot(gateway: Gateway) -> None:
         job, _ = store.submit(T, spec, make_resolved(others=(other,) if shared else ()))
         claimed = store.claim("maker", 60)
         assert claimed is not None
-        folder = gateway.root / "made" / kind
+        folder = gateway.root / "files" / kind
         folder.mkdir(parents=True)
         report = make_report(LABELS, (0, 1), 0.7) | {"words": f"Said of {HOSTILE}."}
         if shared:
@@ -144,8 +144,8 @@ def test_studies_show_summary_and_plot(gateway: Gateway) -> None:
         (folder / "report.json").write_text(json.dumps(report))
         (folder / "plot.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
         ref = artifacts.write(f"default/{kind}", folder, artifact=kind, stage="curve")
-        made = {plan_of(claimed).report: {"artifact": kind, "ref": ref.model_dump()}}
-        store.finish(claimed, "maker", {"artifacts": made, "summary": {"mean": report["mean"], "words": "x"}})
+        published = {plan_of(claimed).report: {"artifact": kind, "ref": ref.model_dump()}}
+        store.finish(claimed, "maker", {"artifacts": published, "summary": {"mean": report["mean"], "words": "x"}})
         browser = signed_in(gateway)
         for path in ("/ui/jobs", *(f"/ui/jobs/{job.id}{tab}" for tab in ("", "/results", "/log"))):
             answer = browser.get(path)

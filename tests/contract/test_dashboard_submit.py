@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.contract.dashboard_made import Made, fill
 from tests.contract.dashboard_pages import Tags, signed_in
+from tests.contract.filled_dashboard import Contents, fill
 from tests.contract.gateway import Gateway
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.kinds.learning_curve import LearningCurveOptions
@@ -99,7 +99,7 @@ def test_empty_form_shows_the_defaults_of_each_kind(gateway: Gateway) -> None:
 
 
 def submitted(gateway: Gateway, **fields: Any) -> JobRecord:
-    """The job that the form has made."""
+    """Submit the form, and return the job."""
     answer = signed_in(gateway).post("/ui/submit", data={"dataset": "tickets", "corpus": "manuals", **fields})
     assert answer.status_code == 303, answer.text
     return gateway.parts.jobs.get(T, answer.headers["location"].rsplit("/", 1)[1])
@@ -134,21 +134,21 @@ def submitted(gateway: Gateway, **fields: Any) -> JobRecord:
         ),
     ],
 )
-def test_invalid_form_keeps_its_values(filled: tuple[Gateway, Made], data: Any, says: str) -> None:
+def test_invalid_form_keeps_its_values(filled: tuple[Gateway, Contents], data: Any, message: str) -> None:
     gateway, _ = filled
     before = len(gateway.parts.jobs.list_jobs(T, limit=100)[0])
     whole = {"dataset": "tickets", "corpus": "manuals", "seeds": "0, 7", **data}
     answer = signed_in(gateway).post("/ui/submit", data=whole)
-    assert (answer.status_code, says in answer.text) == (422, True), answer.text
-    kept = ("seeds", "overrides", "metadata", "priority", "minutes", "learning_curve.sizes", "prune.levels",
+    assert (answer.status_code, message in answer.text) == (422, True), answer.text
+    names = ("seeds", "overrides", "metadata", "priority", "minutes", "learning_curve.sizes", "prune.levels",
             "share_tickets.tickets")  # fmt: skip
-    assert all(value in answer.text for name, value in whole.items() if name in kept)
+    assert all(value in answer.text for name, value in whole.items() if name in names)
     ticked = {given["value"] for tag, given in Tags(answer.text).tags if tag == "input" and "checked" in given}
     assert ticked >= {*whole.get("learning_curve.models", ()), *whole.get("share_tickets.others", ())}
     assert len(gateway.parts.jobs.list_jobs(T, limit=100)[0]) == before
 
 
-def test_preview_shows_recipe_and_cost_without_submitting(filled: tuple[Gateway, Made]) -> None:
+def test_preview_shows_recipe_and_cost_without_submitting(filled: tuple[Gateway, Contents]) -> None:
     gateway, _ = filled
     before = len(gateway.parts.jobs.list_jobs(T, limit=100)[0])
     answer = signed_in(gateway).post(
@@ -159,7 +159,7 @@ def test_preview_shows_recipe_and_cost_without_submitting(filled: tuple[Gateway,
     assert len(gateway.parts.jobs.list_jobs(T, limit=100)[0]) == before
 
 
-def test_preview_of_a_study_counts_its_stages(filled: tuple[Gateway, Made]) -> None:
+def test_preview_of_a_study_counts_its_stages(filled: tuple[Gateway, Contents]) -> None:
     data = {
         "dataset": "tickets",
         "kind": "learning_curve",

@@ -1,4 +1,4 @@
-"""The documentation is run: its curl and tlm commands, and the Python of docs/api.md, against a gateway."""
+"""Run the curl and tlm commands and the Python of the documentation against a gateway."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from services.api.app import create_app
 from services.api.outbound import Outbound
 from tests.checks.docs.blocks import PAGES, blocks_of, commands_of
-from tests.contract.dashboard_made import LABELS, begin, finish, make_corpus, make_job, table
+from tests.contract.filled_dashboard import LABELS, begin, finish, make_corpus, make_job, table
 from tests.contract.gateway import AUTH, TOKEN, Gateway, add_dataset, make_gateway
 from tests.redis_server import RedisServer
 from tests.support import ROOT
@@ -29,7 +29,7 @@ from tlm_client.cli import app
 from tlm_client.client import TLMClient
 from tlm_core.jobs.spec import JobSpec
 
-# Commands that take longer than a test of pages may, or need the hub: what runs them instead.
+# Commands that are slow or need the hub, and the tests that cover them.
 ELSEWHERE = {
     r"^tlm (up|down|status)\b": "tests/integration/test_stack.py",
     r"--from-packages": "tests/unit/corpus/test_packages.py",
@@ -42,7 +42,7 @@ SIZE = 4096
 
 @dataclass
 class Reader:
-    """Someone who types what a page says, in a folder with the files that it names."""
+    """A user who runs the commands of a page in a folder with the files that it names."""
 
     http: httpx.Client
     url: str
@@ -55,7 +55,7 @@ class Reader:
         self.names |= {"TLM_URL": self.url, "TLM_TOKEN": TOKEN, "AUTH": f"Authorization: Bearer {TOKEN}"}
 
     def fresh(self, *verbs: str) -> str:
-        """A new job, in the state to which the verbs lead."""
+        """Submit a job, apply the verbs, and return its id."""
         spec = {"dataset": "tickets", "overrides": {"selection.selector": "none"}}
         job: str = self.http.post("/v1/jobs", json=spec).json()["id"]
         for verb in verbs:
@@ -63,7 +63,7 @@ class Reader:
         return job
 
     def job_for(self, line: str) -> str:
-        """The job that a reader has in mind where a page says JOB: for reading one that is done."""
+        """Return the job that replaces JOB in a command: finished, or in the state that the command needs."""
         if re.search(r"\b(pause|cancel)\b", line):
             return self.fresh()
         if re.search(r"\bresume\b", line):
@@ -81,7 +81,7 @@ class Reader:
             self.tlm(re.sub(r"\b(JOB_ID|ID)\b", job, re.sub(r"\bOTHER_(JOB_)?ID\b", self.other, line)))
 
     def tlm(self, line: str) -> None:
-        # Nothing trains here, so a job that is new would be watched for ever.
+        # No worker runs here, so a new job would never end.
         words = [word for word in shlex.split(line, comments=True)[1:] if word != "--watch"]
         result = CliRunner().invoke(app, words, input="y\n" if "delete" in words else None)
         assert result.exit_code == 0, f"{line}\n{result.output}"
@@ -90,7 +90,7 @@ class Reader:
         here = expanded(line.replace("http://127.0.0.1:8321", "$TLM_URL"), self.names | {"TOKEN": TOKEN})
         request = curl_request(shlex.split(here, comments=True)[1:], self.folder)
         if request.method == "DELETE" and not re.search("jobs|uploads|webhooks", str(request.url)):
-            self.cancel_what_waits()
+            self.cancel_queued_jobs()
         answer = self.http.send(request)
         assert answer.is_success, f"{line}\n{answer.status_code} {answer.text}"
         if target := request.extensions.get("save_as"):
@@ -98,12 +98,12 @@ class Reader:
                 file.write(answer.content)
         self._remember(request, answer)
 
-    def cancel_what_waits(self) -> None:
+    def cancel_queued_jobs(self) -> None:
         for job in self.http.get("/v1/jobs?state=queued&limit=100").json()["data"]:
             self.http.post(f"/v1/jobs/{job['id']}/cancel")
 
     def _remember(self, request: httpx.Request, answer: httpx.Response) -> None:
-        """What a reader takes from an answer to the next command; and a reader waits for a corpus to be ready."""
+        """Store ids that later commands need, and wait for an uploaded corpus."""
         path = request.url.path
         for kind, name in (("uploads", "UPLOAD"), ("webhooks", "WEBHOOK")):
             if request.method == "POST" and path == f"/v1/{kind}":
@@ -114,13 +114,13 @@ class Reader:
 
 
 def expanded(line: str, names: dict[str, str]) -> str:
-    """$NAME filled in, but for what stands in single quotes."""
+    """Replace $NAME by its value, except in single quotes."""
     parts = re.split(r"('[^']*')", line)
     return "".join(p if p.startswith("'") else re.sub(r"\$(\w+)", lambda m: names[m[1]], p) for p in parts)
 
 
 def curl_request(words: list[str], folder: Path) -> httpx.Request:
-    """The request that curl would make of its arguments. AssertionError for an option that is not known here."""
+    """Return the request that curl sends for these arguments. Raises AssertionError for an unsupported option."""
     method, url, headers, more = "", "", {}, {}  # type: ignore[var-annotated]
     form: list[tuple[str, Any]] = []
     extensions: dict[str, Any] = {"append": False}
@@ -151,7 +151,7 @@ def curl_request(words: list[str], folder: Path) -> httpx.Request:
                 assert next(rest) == "-"
                 extensions["append"] = True
             case _:
-                assert word.startswith("http") and not url, f"what does curl make of {word}?"
+                assert word.startswith("http") and not url, f"This test does not support the curl option {word}."
                 url = word
     target = extensions.get("save_as")
     if extensions["append"] and target.exists():
@@ -167,7 +167,7 @@ def csv(rows: int, name: str) -> str:
 
 
 def make_files(folder: Path) -> None:
-    """The files that the pages name."""
+    """Write the files that the pages name."""
     body = csv(70, "one")
     line = f"a film {'x' * (SIZE - len(body) - len('a film ,pos') - 1)},pos\n"
     (folder / "train.csv").write_text(body + line)
@@ -194,7 +194,7 @@ def make_files(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Served:
-    """A gateway with a corpus and two jobs that are done: one with retrieval, the other without."""
+    """A gateway with a corpus and two finished jobs, one with retrieval and one without."""
 
     gateway: Gateway
     url: str
@@ -206,9 +206,9 @@ class Served:
 def served(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     client = redis_server.client()
     client.flushall()
-    made = make_gateway(client, tmp_path_factory.mktemp("docs"), model_folders=(Path("/models"),))
+    base = make_gateway(client, tmp_path_factory.mktemp("docs"), model_folders=(Path("/models"),))
     outbound = Outbound(private=False, resolve=lambda _host, _port: ["93.184.215.14"])
-    gateway = dataclasses.replace(made, parts=dataclasses.replace(made.parts, outbound=outbound))
+    gateway = dataclasses.replace(base, parts=dataclasses.replace(base.parts, outbound=outbound))
     sizes = {"train": 60, "validation": 20, "test": 20}
     tables = {name: table(rows, seed) for seed, (name, rows) in enumerate(sizes.items())}
     dataset = add_dataset(gateway, "tickets", tables)
@@ -230,8 +230,8 @@ def reader(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 @contextmanager
-def worked(gateway: Gateway) -> Iterator[None]:
-    """Someone who finishes, with made results, whatever job is submitted."""
+def working_cluster(gateway: Gateway) -> Iterator[None]:
+    """Finish each submitted job with generated results."""
     stop = threading.Event()
 
     def work() -> None:
@@ -250,27 +250,27 @@ def worked(gateway: Gateway) -> Iterator[None]:
         thread.join(30)
 
 
-def elsewhere(line: str) -> bool:
+def runs_elsewhere(line: str) -> bool:
     return any(re.search(pattern, line) for pattern in ELSEWHERE)
 
 
-def test_what_is_run_elsewhere_is_there_and_still_documented() -> None:
+def test_excluded_commands_are_documented_and_covered() -> None:
     every = [line for page in PAGES for line in commands_of(page)]
     for pattern, file in ELSEWHERE.items():
         assert (ROOT / file).is_file(), file
-        assert any(re.search(pattern, line) for line in every), f"{pattern} stands on no page any more"
+        assert any(re.search(pattern, line) for line in every), f"No page contains {pattern}."
 
 
 def runnable(page: Path) -> list[str]:
-    return [line for line in commands_of(page) if not elsewhere(line)]
+    return [line for line in commands_of(page) if not runs_elsewhere(line)]
 
 
-def test_the_api_guide_works_from_top_to_bottom(reader: Reader) -> None:
-    """The first test here: its reader begins without any data set."""
+def test_api_guide_works_from_top_to_bottom(reader: Reader) -> None:
+    """This test runs first, because it needs a gateway without other datasets."""
     shared: dict[str, Any] = {"job_id": reader.job, "other_job_id": reader.other}
     for block in blocks_of(ROOT / "docs" / "api.md"):
         for line in block.commands:
-            if not elsewhere(line):
+            if not runs_elsewhere(line):
                 reader.type(line)
         if block.language == "python":
             exec(compile(block.text, "docs/api.md", "exec"), shared)
@@ -282,8 +282,8 @@ def test_the_api_guide_works_from_top_to_bottom(reader: Reader) -> None:
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if page.name != "api.md" and runnable(page)], ids=lambda page: page.name
 )
-def test_the_commands_of_a_page_work(page: Path, reader: Reader) -> None:
-    with TLMClient(reader.url, TOKEN) as client:  # what the page before this one has left there
+def test_commands_of_a_page_work(page: Path, reader: Reader) -> None:
+    with TLMClient(reader.url, TOKEN) as client:  # the previous page creates these
         client.add_dataset("reviews", {"file": Path("all.jsonl"), "selection": Path("picked.csv")})
         for name in ("citations", "relations"):
             client.add_dataset(name, {"file": Path("all.jsonl")})
@@ -293,31 +293,29 @@ def test_the_commands_of_a_page_work(page: Path, reader: Reader) -> None:
         reader.type(line)
 
 
-def test_the_python_of_the_readme_works(served: Served, reader: Reader) -> None:
+def test_python_of_the_readme_works(served: Served, reader: Reader) -> None:
     (text,) = (block.text for block in blocks_of(ROOT / "README.md") if block.language == "python")
     with TLMClient(reader.url, TOKEN) as client:
         client.wait_corpus("docs", client.add_corpus("docs", [Path("notes.txt")]).id)
-    reader.cancel_what_waits()
-    with worked(served.gateway):
+    reader.cancel_queued_jobs()
+    with working_cluster(served.gateway):
         exec(text.replace("http://127.0.0.1:8321", reader.url), {"token": TOKEN})
     assert (reader.folder / "model" / "model.onnx").is_file()
 
 
-def test_the_guide_names_every_address(served: Served) -> None:
-    """A route that is new has to be shown, or it will not be found."""
+def test_guide_shows_every_route(served: Served) -> None:
     guide = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     for path in create_app(served.gateway.parts).openapi()["paths"]:
         shown = re.sub(r"\\\{[^}]*\\\}", r"[\\w$@.{}-]+", re.escape(path))
         assert not path.startswith("/v1/") or re.search(rf"{shown}(?![\w/])", guide), path
 
 
-def test_an_option_that_the_player_of_curl_does_not_know_is_noticed(tmp_path: Path) -> None:
+def test_unsupported_curl_option_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="--upload"):
         curl_request(["--upload", "http://127.0.0.1/v1/jobs"], tmp_path)
 
 
-def test_jobs_of_the_guide_are_what_the_client_sends() -> None:
-    """The bodies that the guide posts are whole requests for a job, not near misses."""
+def test_job_requests_of_the_guide_are_valid() -> None:
     bodies = re.findall(r"--json '(\{\"dataset\".*?\})'", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"))
     assert len(bodies) >= 3
     for body in bodies:

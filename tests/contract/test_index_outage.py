@@ -1,4 +1,4 @@
-"""OpenSearch is killed during a load and a search, and restarts: no passage is lost, doubled or missing."""
+"""OpenSearch is killed during a load and a search: no passage is lost or duplicated."""
 
 from __future__ import annotations
 

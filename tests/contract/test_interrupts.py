@@ -1,4 +1,4 @@
-"""Ctrl-C in the real command with a real gateway: it ends at once, loses nothing, and leaves nothing behind."""
+"""Ctrl-C in the `tlm` command with a real gateway: the command ends at once and leaves no partial state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.gateway import TOKEN, TRAIN, Gateway, T
-from tests.contract.made_results import complete, make_export, publish
+from tests.contract.job_results import complete, make_export, publish
 from tests.factories import make_resolved, make_spec
 from tests.support import ROOT
 from tlm_core.jobs.states import State
@@ -73,7 +73,7 @@ def test_interrupted_download_can_be_resumed(gateway: Gateway, url: str, tmp_pat
     job = jobs.claim("a", 60)
     assert job is not None
     complete(jobs, artifacts, job, gateway.root, up_to="evaluate")
-    export, out = gateway.root / "made" / "big", tmp_path / "out"
+    export, out = gateway.root / "files" / "big", tmp_path / "out"
     make_export(export, size=SIZE)
     digest = hashlib.sha256((export / "model" / "weights.bin").read_bytes()).hexdigest()
     publish(jobs, artifacts, job, "export", export)
@@ -92,7 +92,7 @@ def test_interrupted_download_can_be_resumed(gateway: Gateway, url: str, tmp_pat
     assert not list(out.rglob("*.part"))
 
 
-def test_interrupted_upload_leaves_nothing_and_can_be_repeated(gateway: Gateway, url: str, tmp_path: Path) -> None:
+def test_interrupted_upload_leaves_no_file_and_can_be_repeated(gateway: Gateway, url: str, tmp_path: Path) -> None:
     rows = tmp_path / "mine" / "train.csv"
     rows.parent.mkdir()
     rows.write_bytes(b"text,label\n" + b"x" * SIZE)

@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from services.common.jobstore import CheckpointRef, JobStore, Removal
-from tests.contract.coordinator_world import MovableClockStore
+from tests.contract.coordinator_harness import MovableClockStore
 from tests.factories import make_resolved, make_spec
 from tests.redis_server import RedisServer
 from tlm_core.artifacts import ManifestRef

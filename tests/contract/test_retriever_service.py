@@ -22,7 +22,7 @@ from services.retriever.app import assemble
 from services.retriever.index_loads import IndexLoads
 from services.retriever.indexes import EmbeddedIndexes
 from services.retriever.selection_runs import SelectionRuns
-from tests.contract.retriever_place import TOKEN, Place, settled
+from tests.contract.retriever_harness import TOKEN, RetrieverHarness, wait_while
 from tests.redis_server import free_port
 from tests.support import ROOT, wait_for
 from tests.unit.selection.toy_selector import SHORTEST
@@ -33,88 +33,88 @@ from tlm_core.selection.selectors import SELECTORS
 
 
 @pytest.fixture
-def embedded(tmp_path: Path) -> Place:
-    return Place(tmp_path, "embedded", "http://127.0.0.1:1")
+def harness(tmp_path: Path) -> RetrieverHarness:
+    return RetrieverHarness(tmp_path, "embedded", "http://127.0.0.1:1")
 
 
-def test_uploaded_selection_needs_no_corpus(embedded: Place) -> None:
-    embedded.task = embedded.write_task(["any"], given="text,rank\nsecond,2\nfirst,1\n")
-    with embedded.retriever() as api:
-        request = embedded.request(params={"selector": "given"}, corpus=None, version=None)
+def test_uploaded_selection_needs_no_corpus(harness: RetrieverHarness) -> None:
+    harness.task = harness.write_task(["any"], given="text,rank\nsecond,2\nfirst,1\n")
+    with harness.retriever() as api:
+        request = harness.request(params={"selector": "given"}, corpus=None, version=None)
         api.put_selection("art_1", request)
-        run = settled(lambda: api.get_selection("art_1"), "running")
+        run = wait_while(lambda: api.get_selection("art_1"), "running")
     assert run.ref is not None, run
-    folder = embedded.store.localize(run.ref)
+    folder = harness.store.localize(run.ref)
     assert pq.read_table(folder / "passages.parquet")["text"].to_pylist() == ["first", "second"]
 
 
-def test_registered_selector_runs_through_the_api(embedded: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_registered_selector_runs_through_the_api(harness: RetrieverHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SELECTORS, "shortest", SHORTEST)
-    with embedded.retriever() as api:
-        embedded.load(api)
-        run = embedded.select(api, params={"selector": "shortest", "max_passages": 3})
+    with harness.retriever() as api:
+        harness.load(api)
+        run = harness.select(api, params={"selector": "shortest", "max_passages": 3})
     assert run.ref is not None, run
-    folder = embedded.store.localize(run.ref)
+    folder = harness.store.localize(run.ref)
     assert pq.read_table(folder / "passages.parquet")["id"].to_pylist() == ["p000", "p001", "p002"]
 
 
-def test_missing_upload_or_corpus_fails_the_selection(embedded: Place) -> None:
-    with embedded.retriever() as api:
-        run = embedded.select(api, params={"selector": "given"})
+def test_missing_upload_or_corpus_fails_the_selection(harness: RetrieverHarness) -> None:
+    with harness.retriever() as api:
+        run = harness.select(api, params={"selector": "given"})
         assert run.state == "failed" and "has no selection" in str(run.failure)
-        api.put_selection("art_2", embedded.request(corpus=None))
-        run = settled(lambda: api.get_selection("art_2"), "running")
+        api.put_selection("art_2", harness.request(corpus=None))
+        run = wait_while(lambda: api.get_selection("art_2"), "running")
         assert run.state == "failed" and "needs a corpus" in str(run.failure)
 
 
-def test_selection_resumes_after_a_restart_of_the_retriever(embedded: Place) -> None:
-    embedded.task = embedded.write_task([f"word{n % 10} word{n % 7} number{n}" for n in range(6 * PART)])
-    with embedded.retriever() as api:
-        embedded.load(api)
-        api.put_selection("art_1", embedded.request())
+def test_selection_resumes_after_a_restart_of_the_retriever(harness: RetrieverHarness) -> None:
+    harness.task = harness.write_task([f"word{n % 10} word{n % 7} number{n}" for n in range(6 * PART)])
+    with harness.retriever() as api:
+        harness.load(api)
+        api.put_selection("art_1", harness.request())
         wait_for(lambda: api.get_selection("art_1").done > PART, 120)
-    parts = list((embedded.folder / "scratch" / "selections" / "art_1").rglob("hits-*.parquet"))
+    parts = list((harness.folder / "scratch" / "selections" / "art_1").rglob("hits-*.parquet"))
     assert 1 <= len(parts) < 6, "the first retriever must stop in the middle"
-    with embedded.retriever() as api:
-        api.put_selection("art_1", embedded.request(prefix="t/artifacts/a/2"))
+    with harness.retriever() as api:
+        api.put_selection("art_1", harness.request(prefix="t/artifacts/a/2"))
         wait_for(lambda: api.get_selection("art_1").done > 0, 120)
         assert api.get_selection("art_1").done >= len(parts) * PART
-        resumed = settled(lambda: api.get_selection("art_1"), "running")
+        resumed = wait_while(lambda: api.get_selection("art_1"), "running")
         # The manifest contains the artifact id, so the same id is selected again from the start.
-        again = embedded.select(api, prefix="t/artifacts/a/3")
+        again = harness.select(api, prefix="t/artifacts/a/3")
     assert resumed.ref is not None and again.ref is not None
     assert resumed.ref.digest == again.ref.digest
-    assert list((embedded.folder / "scratch" / "selections").iterdir()) == []
+    assert list((harness.folder / "scratch" / "selections").iterdir()) == []
 
 
-def test_partial_results_survive_a_restart_for_a_week(embedded: Place) -> None:
-    folder = embedded.folder / "scratch" / "selections"
+def test_partial_results_survive_a_restart_for_a_week(harness: RetrieverHarness) -> None:
+    folder = harness.folder / "scratch" / "selections"
     for name, days in (("art_new", 1), ("art_old", 8)):
         (folder / name).mkdir(parents=True)
         os.utime(folder / name, (time.time() - days * 86_400,) * 2)
-    with embedded.retriever():
+    with harness.retriever():
         assert [path.name for path in folder.iterdir()] == ["art_new"]
 
 
-def test_new_attempt_has_its_own_run(embedded: Place) -> None:
-    with embedded.retriever() as api:
-        embedded.load(api)
-        refs = [embedded.select(api, prefix=f"t/a/{n}").ref for n in range(3)]
+def test_new_attempt_has_its_own_run(harness: RetrieverHarness) -> None:
+    with harness.retriever() as api:
+        harness.load(api)
+        refs = [harness.select(api, prefix=f"t/a/{n}").ref for n in range(3)]
         assert [ref.folder for ref in refs if ref] == ["t/a/0", "t/a/1", "t/a/2"]
 
 
-def test_another_job_resumes_a_stopped_selection(embedded: Place) -> None:
-    embedded.task = embedded.write_task([f"word{n % 10} word{n % 7} number{n}" for n in range(6 * PART)])
-    with embedded.retriever() as api:
-        embedded.load(api)
-        api.put_selection("art_1", embedded.request(prefix="t/artifacts/a/job_1-2"))
+def test_another_job_resumes_a_stopped_selection(harness: RetrieverHarness) -> None:
+    harness.task = harness.write_task([f"word{n % 10} word{n % 7} number{n}" for n in range(6 * PART)])
+    with harness.retriever() as api:
+        harness.load(api)
+        api.put_selection("art_1", harness.request(prefix="t/artifacts/a/job_1-2"))
         wait_for(lambda: api.get_selection("art_1").done > PART, 120)
         assert api.stop_selection("art_1", "t/artifacts/a/job_12-"), "the selection of another job is not affected"
         assert api.get_selection("art_1").state == "running"
         wait_for(lambda: api.stop_selection("art_1", "t/artifacts/a/job_1-"), 120)
         assert api.get_selection("art_1").state == "unknown"
-        assert embedded.select(api, prefix="t/artifacts/a/job_12-1").state == "ready"
-    assert [path.name for path in (embedded.folder / "storage/t/artifacts/a").iterdir()] == ["job_12-1"]
+        assert harness.select(api, prefix="t/artifacts/a/job_12-1").state == "ready"
+    assert [path.name for path in (harness.folder / "storage/t/artifacts/a").iterdir()] == ["job_12-1"]
 
 
 class WaitingStore(ArtifactStore):
@@ -131,14 +131,14 @@ class WaitingStore(ArtifactStore):
         return ref
 
 
-def test_stopped_selection_leaves_no_file(embedded: Place) -> None:
-    embedded.task = embedded.write_task(["any"], given="text,rank\nsecond,2\nfirst,1\n")
-    store, stop = WaitingStore(embedded.settings.storage, embedded.folder / "cache"), threading.Event()
-    indexes = EmbeddedIndexes(embedded.folder / "indexes")
+def test_stopped_selection_leaves_no_file(harness: RetrieverHarness) -> None:
+    harness.task = harness.write_task(["any"], given="text,rank\nsecond,2\nfirst,1\n")
+    store, stop = WaitingStore(harness.settings.storage, harness.folder / "cache"), threading.Event()
+    indexes = EmbeddedIndexes(harness.folder / "indexes")
     loads = IndexLoads(indexes, store, stop)
-    runs = SelectionRuns(loads, store, embedded.folder / "scratch", stop, at_once=1)
+    runs = SelectionRuns(loads, store, harness.folder / "scratch", stop, at_once=1)
     for artifact in ("art_1", "art_2"):
-        runs.put(artifact, embedded.request(prefix=f"t/artifacts/{artifact}/job_1-1", params={"selector": "given"}))
+        runs.put(artifact, harness.request(prefix=f"t/artifacts/{artifact}/job_1-1", params={"selector": "given"}))
     assert store.writing.wait(60)
     assert runs.stop("art_2", "t/artifacts/art_2/job_1-"), "it is queued behind the first"
     assert not runs.stop("art_1", "t/artifacts/art_1/job_1-"), "it is being written"
@@ -147,50 +147,50 @@ def test_stopped_selection_leaves_no_file(embedded: Place) -> None:
     for part in (runs, loads, indexes):
         part.close()
     assert runs.get("art_1").state == runs.get("art_2").state == "unknown"
-    assert not list((embedded.folder / "storage/t/artifacts").rglob("*.*"))
+    assert not list((harness.folder / "storage/t/artifacts").rglob("*.*"))
 
 
-def test_temporary_failure_is_retried_on_request(embedded: Place) -> None:
-    with embedded.retriever() as api:
-        embedded.load(api)
-    shutil.rmtree(embedded.folder / "scratch")
-    with embedded.retriever() as api:
-        run = embedded.select(api)
+def test_temporary_failure_is_retried_on_request(harness: RetrieverHarness) -> None:
+    with harness.retriever() as api:
+        harness.load(api)
+    shutil.rmtree(harness.folder / "scratch")
+    with harness.retriever() as api:
+        run = harness.select(api)
         assert run.failure is not None and run.failure.retryable
-        settled(lambda: api.corpus(*embedded.key), "loading")
-        assert embedded.select(api).state == "ready"
+        wait_while(lambda: api.corpus(*harness.key), "loading")
+        assert harness.select(api).state == "ready"
 
 
-def test_permanent_failure_is_reported_until_stopped(embedded: Place) -> None:
-    with embedded.retriever() as api:
-        assert embedded.select(api, params={"selector": "given"}).state == "failed"
-        assert embedded.select(api, params={"selector": "given"}).state == "failed"
+def test_permanent_failure_is_reported_until_stopped(harness: RetrieverHarness) -> None:
+    with harness.retriever() as api:
+        assert harness.select(api, params={"selector": "given"}).state == "failed"
+        assert harness.select(api, params={"selector": "given"}).state == "failed"
         assert api.stop_selection("art_1", "t/artifacts/a/another_job-")
         assert api.get_selection("art_1").state == "unknown"
 
 
-def test_parallel_selections_do_not_affect_each_other(embedded: Place) -> None:
-    with embedded.retriever() as api:
-        embedded.load(api)
+def test_parallel_selections_do_not_affect_each_other(harness: RetrieverHarness) -> None:
+    with harness.retriever() as api:
+        harness.load(api)
         for number in range(6):
-            api.put_selection(f"art_{number}", embedded.request(prefix=f"t/b/{number}"))
-        runs = [settled(lambda n=n: api.get_selection(f"art_{n}"), "running") for n in range(6)]  # type: ignore[misc]
+            api.put_selection(f"art_{number}", harness.request(prefix=f"t/b/{number}"))
+        runs = [wait_while(lambda n=n: api.get_selection(f"art_{n}"), "running") for n in range(6)]  # type: ignore[misc]
     assert {run.state for run in runs} == {"ready"}
 
 
 @pytest.mark.parametrize("prefix", ["/etc", "../x", "a/../../b", "", "a//b"])
-def test_prefix_outside_the_storage_is_rejected(embedded: Place, prefix: str) -> None:
-    with embedded.retriever() as api, pytest.raises(InvalidRequest, match="prefix"):
-        api.put_selection("art_1", embedded.request(prefix=prefix))
+def test_prefix_outside_the_storage_is_rejected(harness: RetrieverHarness, prefix: str) -> None:
+    with harness.retriever() as api, pytest.raises(InvalidRequest, match="prefix"):
+        api.put_selection("art_1", harness.request(prefix=prefix))
 
 
-def test_invalid_params_are_rejected_at_once(embedded: Place) -> None:
-    with embedded.retriever() as api, pytest.raises(InvalidRecipe, match="top_k"):
-        api.put_selection("art_1", embedded.request(params={"top_k": 0}))
+def test_invalid_params_are_rejected_at_once(harness: RetrieverHarness) -> None:
+    with harness.retriever() as api, pytest.raises(InvalidRecipe, match="top_k"):
+        api.put_selection("art_1", harness.request(params={"top_k": 0}))
 
 
-def test_requests_without_the_token_see_health_only(embedded: Place) -> None:
-    with TestClient(assemble(embedded.settings)) as http:
+def test_requests_without_the_token_see_health_only(harness: RetrieverHarness) -> None:
+    with TestClient(assemble(harness.settings)) as http:
         assert http.get("/healthz").status_code == http.get("/readyz").status_code == 200
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKEN}):
             answer = http.get("/v1/selections/art_1", headers=headers)
@@ -200,19 +200,19 @@ def test_requests_without_the_token_see_health_only(embedded: Place) -> None:
 def test_unavailable_cluster_fails_at_once_and_logs_one_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    place = Place(tmp_path, "opensearch", "http://127.0.0.1:1")
-    with place.retriever() as api:
+    harness = RetrieverHarness(tmp_path, "opensearch", "http://127.0.0.1:1")
+    with harness.retriever() as api:
         began = time.monotonic()
-        for call in (api.ready, api.ready, lambda: api.search(*place.key, "q", 1), lambda: api.corpus(*place.key)):
+        for call in (api.ready, api.ready, lambda: api.search(*harness.key, "q", 1), lambda: api.corpus(*harness.key)):
             with pytest.raises(IndexUnavailable):
                 call()
         assert time.monotonic() - began < 5
     assert [record.levelname for record in caplog.records if "eady" in record.message] == ["WARNING"]
 
 
-def test_second_retriever_with_the_same_scratch_folder_fails(embedded: Place) -> None:
-    with embedded.retriever(), pytest.raises(AlreadyRunning, match="scratch"):
-        assemble(embedded.settings)
+def test_second_retriever_with_the_same_scratch_folder_fails(harness: RetrieverHarness) -> None:
+    with harness.retriever(), pytest.raises(AlreadyRunning, match="scratch"):
+        assemble(harness.settings)
 
 
 def is_ready(api: RetrieverClient) -> bool:
@@ -222,9 +222,9 @@ def is_ready(api: RetrieverClient) -> bool:
     return False
 
 
-def test_service_starts_answers_and_stops_as_a_process(embedded: Place) -> None:
+def test_service_starts_answers_and_stops_as_a_process(harness: RetrieverHarness) -> None:
     port = free_port()
-    settings = {"STORAGE": embedded.settings.storage, "SCRATCH": str(embedded.settings.scratch), "PORT": str(port),
+    settings = {"STORAGE": harness.settings.storage, "SCRATCH": str(harness.settings.scratch), "PORT": str(port),
               "INTERNAL_TOKEN": TOKEN, "INDEX": "embedded"}  # fmt: skip
     environment = {**os.environ, **{f"TLM_RETRIEVER_{name}": value for name, value in settings.items()}}
     process = subprocess.Popen([sys.executable, "-m", "services.retriever"], env=environment, cwd=ROOT)
@@ -233,8 +233,8 @@ def test_service_starts_answers_and_stops_as_a_process(embedded: Place) -> None:
         api = RetrieverClient(http)
         wait_for(lambda: process.poll() is not None or is_ready(api), 60)
         assert process.poll() is None
-        assert embedded.load(api).state == "ready"
-        assert embedded.select(api).state == "ready"
+        assert harness.load(api).state == "ready"
+        assert harness.select(api).state == "ready"
     finally:
         http.close()
         process.terminate()

@@ -16,7 +16,7 @@ from services.trainer.cluster import Status
 from services.trainer.coordinator import Coordinator
 from services.trainer.local import run_local
 from services.trainer.settings import TrainerSettings
-from tests.contract.coordinator_world import InlineExecutor, MovableClockStore
+from tests.contract.coordinator_harness import InlineExecutor, MovableClockStore
 from tests.factories import make_resolved, make_spec
 from tests.trainer_fakes import FakeCluster, FakeSelections, all_stages, run_group
 from tlm_core.artifacts import ArtifactStore, ManifestRef
@@ -31,7 +31,7 @@ T = "default"
 CURVE: dict[str, Any] = {"sizes": [2, 30], "models": ["bilstm", "tlm"]}
 
 
-class World:
+class StudyHarness:
     """A store, a storage with datasets, and a coordinator with real local stages and fake workers and retriever."""
 
     def __init__(self, store: MovableClockStore, folder: Path) -> None:
@@ -72,28 +72,30 @@ class World:
 
 
 @pytest.fixture
-def world(redis_client: redis.Redis, tmp_path: Path) -> World:
-    return World(MovableClockStore(redis_client), tmp_path)
+def harness(redis_client: redis.Redis, tmp_path: Path) -> StudyHarness:
+    return StudyHarness(MovableClockStore(redis_client), tmp_path)
 
 
-def test_nodes_behind_a_dropped_subset_are_dropped(world: World) -> None:
-    job_id = world.submit(kind="learning_curve", options=CURVE)
-    world.work(world.drive(job_id).submissions["main"])
-    job = world.drive(job_id)
+def test_nodes_behind_a_dropped_subset_are_dropped(harness: StudyHarness) -> None:
+    job_id = harness.submit(kind="learning_curve", options=CURVE)
+    harness.work(harness.drive(job_id).submissions["main"])
+    job = harness.drive(job_id)
     assert job.state is State.SUCCEEDED
-    metas = {name: world.artifacts.manifest(ref).meta for name, ref in Situation.read(world.store, job).done.items()}
+    metas = {
+        name: harness.artifacts.manifest(ref).meta for name, ref in Situation.read(harness.store, job).done.items()
+    }
     dropped = {name for name, meta in metas.items() if DROPPED in meta}
     assert dropped == {node.name for node in plan_of(job).nodes if ".n2." in node.name}
     assert "with 2 texts no text of" in metas["evaluate.bilstm.n2.s0"][DROPPED]
-    assert world.selections.requests == 2, "only the other size needs a selection"
+    assert harness.selections.requests == 2, "only the other size needs a selection"
     assert metas["curve"] == {"inputs": len(plan_of(job).final.inputs)}
 
 
-def test_workers_wait_for_every_selection(world: World) -> None:
-    job_id = world.submit(kind="learning_curve", options=CURVE | {"sizes": [15, 30]})
+def test_workers_wait_for_every_selection(harness: StudyHarness) -> None:
+    job_id = harness.submit(kind="learning_curve", options=CURVE | {"sizes": [15, 30]})
     for _ in range(30):
-        job = world.drive(job_id, rounds=1)
-        done = Situation.read(world.store, job).done
+        job = harness.drive(job_id, rounds=1)
+        done = Situation.read(harness.store, job).done
         assert ("main" in job.submissions) <= ({"select.n15.s0", "select.n30.s0"} <= done.keys())
     assert "main" in job.submissions
 
@@ -101,61 +103,61 @@ def test_workers_wait_for_every_selection(world: World) -> None:
 @pytest.mark.parametrize(
     ("sizes", "complaint"), [([10, 31], "31 labelled texts was asked for"), ([2, 3], "every size loses a class")]
 )
-def test_impossible_sizes_fail_the_job_before_training(world: World, sizes: list[int], complaint: str) -> None:
-    job_id = world.submit(kind="learning_curve", options=CURVE | {"sizes": sizes}, labels="abcdefgh")
-    job = world.drive(job_id)
+def test_impossible_sizes_fail_the_job_before_training(harness: StudyHarness, sizes: list[int], complaint: str) -> None:
+    job_id = harness.submit(kind="learning_curve", options=CURVE | {"sizes": sizes}, labels="abcdefgh")
+    job = harness.drive(job_id)
     assert job.state is State.FAILED and job.error is not None
     assert complaint in job.error["message"]
-    assert world.cluster.commands == {}
+    assert harness.cluster.commands == {}
 
 
-def test_task_damaged_before_a_local_stage_is_computed_again(world: World) -> None:
-    world.use_storage(ArtifactStore(f"memory://{world.folder.name}", world.folder / "cache"))
-    job_id = world.submit(kind="learning_curve", options=CURVE)
-    while "validate" not in (done := Situation.read(world.store, world.store.get(T, job_id)).done):
-        world.coordinator.round()
-    path = world.artifacts.path(done["validate"].folder, "train.parquet")
-    world.artifacts.fs.pipe_file(path, b"x" * world.artifacts.fs.size(path))
-    job = world.drive(job_id, rounds=3)
+def test_task_damaged_before_a_local_stage_is_computed_again(harness: StudyHarness) -> None:
+    harness.use_storage(ArtifactStore(f"memory://{harness.folder.name}", harness.folder / "cache"))
+    job_id = harness.submit(kind="learning_curve", options=CURVE)
+    while "validate" not in (done := Situation.read(harness.store, harness.store.get(T, job_id)).done):
+        harness.coordinator.round()
+    path = harness.artifacts.path(done["validate"].folder, "train.parquet")
+    harness.artifacts.fs.pipe_file(path, b"x" * harness.artifacts.fs.size(path))
+    job = harness.drive(job_id, rounds=3)
     assert (job.state, job.failures, job.error and job.error["code"]) == (State.QUEUED, 1, "storage_unavailable")
-    world.store.expire_deadlines()
-    world.drive(job_id)
-    assert "sizes" in Situation.read(world.store, world.store.get(T, job_id)).done
+    harness.store.expire_deadlines()
+    harness.drive(job_id)
+    assert "sizes" in Situation.read(harness.store, harness.store.get(T, job_id)).done
 
 
-def test_second_pruning_computes_only_new_tickets(world: World) -> None:
-    first = world.submit(kind="prune", options={"levels": [0.3]})
-    world.work(world.drive(first).submissions["main"])
-    assert world.drive(first).state is State.SUCCEEDED
-    resolved = world.store.get(T, first).resolved
+def test_second_pruning_computes_only_new_tickets(harness: StudyHarness) -> None:
+    first = harness.submit(kind="prune", options={"levels": [0.3]})
+    harness.work(harness.drive(first).submissions["main"])
+    assert harness.drive(first).state is State.SUCCEEDED
+    resolved = harness.store.get(T, first).resolved
     spec = make_spec(kind="prune", options={"levels": [0.3, 0.5]})
-    second = world.store.submit(T, spec, resolved)[0].id
-    world.coordinator.round()
-    job = world.store.get(T, second)
-    missing = {node.name for node in plan_of(job).nodes} - Situation.read(world.store, job).done.keys()
+    second = harness.store.submit(T, spec, resolved)[0].id
+    harness.coordinator.round()
+    job = harness.store.get(T, second)
+    missing = {node.name for node in plan_of(job).nodes} - Situation.read(harness.store, job).done.keys()
     assert missing == {f"ticket.{which}.l0.5.s0" for which in ("winning", "random", "losing")} | {"phases"}
 
 
-def test_lost_check_is_computed_again_beside_an_existing_report(world: World) -> None:
+def test_lost_check_is_computed_again_beside_an_existing_report(harness: StudyHarness) -> None:
     changes = {"model.init": "hub:a/b", "tokenizer.source": "hub:a/b", "joint.enabled": False}
-    resolved = make_resolved(dataset=world.dataset("first", "abc"), recipe=resolve("fast", "tiny", changes))
+    resolved = make_resolved(dataset=harness.dataset("first", "abc"), recipe=resolve("fast", "tiny", changes))
     spec = make_spec(kind="prune", options={"levels": [0.3]})
-    job_id = world.store.submit(T, spec, resolved)[0].id
-    world.work(world.drive(job_id).submissions["main"])
-    job = world.store.get(T, job_id)
-    done = {name: ref.digest for name, ref in Situation.read(world.store, job).done.items()}
-    world.store.invalidate_artifact(T, plan_of(job).node("check_encoder").artifact_id(done, job_id))
-    assert world.drive(job_id, rounds=1).state is State.QUEUED
-    world.store.expire_deadlines()
-    world.work(world.drive(job_id).submissions["main"])
-    assert world.drive(job_id).state is State.SUCCEEDED
+    job_id = harness.store.submit(T, spec, resolved)[0].id
+    harness.work(harness.drive(job_id).submissions["main"])
+    job = harness.store.get(T, job_id)
+    done = {name: ref.digest for name, ref in Situation.read(harness.store, job).done.items()}
+    harness.store.invalidate_artifact(T, plan_of(job).node("check_encoder").artifact_id(done, job_id))
+    assert harness.drive(job_id, rounds=1).state is State.QUEUED
+    harness.store.expire_deadlines()
+    harness.work(harness.drive(job_id).submissions["main"])
+    assert harness.drive(job_id).state is State.SUCCEEDED
 
 
-def pruning_of(world: World) -> str:
+def pruning_of(harness: StudyHarness) -> str:
     """Return a job that prunes the model of another job, whose artifacts no other job can compute."""
-    first = world.submit(seeds=(0,))
-    world.work(world.drive(first).submissions["main"])
-    trained = world.drive(first)
+    first = harness.submit(seeds=(0,))
+    harness.work(harness.drive(first).submissions["main"])
+    trained = harness.drive(first)
     assert trained.state is State.SUCCEEDED and trained.result is not None
     artifacts = {
         name: ReusedArtifact(artifact=f"own-{name}", ref=entry["ref"])
@@ -164,101 +166,101 @@ def pruning_of(world: World) -> str:
     for name in ("evaluate", "export"):
         del artifacts[name]
     resolved = trained.resolved.model_copy(update={"reused": artifacts})
-    return world.store.submit(T, make_spec(kind="prune", options={"job": first, "levels": [0.3]}), resolved)[0].id
+    return harness.store.submit(T, make_spec(kind="prune", options={"job": first, "levels": [0.3]}), resolved)[0].id
 
 
-def test_pruning_reuses_the_artifacts_of_the_pruned_job(world: World) -> None:
-    job_id = pruning_of(world)
-    selections = world.selections.requests
-    world.work(world.drive(job_id).submissions["main"])
-    job = world.drive(job_id)
+def test_pruning_reuses_the_artifacts_of_the_pruned_job(harness: StudyHarness) -> None:
+    job_id = pruning_of(harness)
+    selections = harness.selections.requests
+    harness.work(harness.drive(job_id).submissions["main"])
+    job = harness.drive(job_id)
     assert job.state is State.SUCCEEDED and job.result is not None
-    ran = {e.data["node"] for e in world.store.events(T, job_id) if e.type == "artifact.published"}
+    ran = {e.data["node"] for e in harness.store.events(T, job_id) if e.type == "artifact.published"}
     assert ran == {"importance.s0", "phases"} | {f"ticket.{which}.l0.3.s0" for which in ("winning", "random", "losing")}
-    assert world.selections.requests == selections
+    assert harness.selections.requests == selections
     for name, reused in job.resolved.reused.items():
         assert job.result["artifacts"][name] == reused.model_dump()
 
 
-def test_lost_model_of_a_pruned_job_fails_the_pruning(world: World) -> None:
-    job_id = pruning_of(world)
-    reused = world.store.get(T, job_id).resolved.reused
-    world.artifacts.delete(reused["joint.s0"].ref.folder)
-    commands = len(world.cluster.commands)
-    job = world.drive(job_id)
+def test_lost_model_of_a_pruned_job_fails_the_pruning(harness: StudyHarness) -> None:
+    job_id = pruning_of(harness)
+    reused = harness.store.get(T, job_id).resolved.reused
+    harness.artifacts.delete(reused["joint.s0"].ref.folder)
+    commands = len(harness.cluster.commands)
+    job = harness.drive(job_id)
     assert job.state is State.FAILED and job.error is not None
-    assert "artifact of 'joint.s0' from job" in job.error["message"] and len(world.cluster.commands) == commands
+    assert "artifact of 'joint.s0' from job" in job.error["message"] and len(harness.cluster.commands) == commands
 
 
-def test_group_waiting_for_room_is_not_stopped_when_another_group_reports(world: World) -> None:
-    job_id = world.submit(kind="prune", options={"levels": [0.3]}, seeds=(0, 1))
-    world.work(world.drive(job_id).submissions["main"])
-    first, second = sorted(world.drive(job_id).submissions.keys() - {"main"})
-    world.work(world.store.get(T, job_id).submissions[first])  # reports and ends
-    world.cluster.statuses[world.store.get(T, job_id).submissions[second]] = Status.WAITING
-    for world.store.ahead in range(0, 3600, 100):
-        world.drive(job_id, rounds=1)
-    job = world.drive(job_id)
+def test_group_waiting_for_room_is_not_stopped_when_another_group_reports(harness: StudyHarness) -> None:
+    job_id = harness.submit(kind="prune", options={"levels": [0.3]}, seeds=(0, 1))
+    harness.work(harness.drive(job_id).submissions["main"])
+    first, second = sorted(harness.drive(job_id).submissions.keys() - {"main"})
+    harness.work(harness.store.get(T, job_id).submissions[first])  # reports and ends
+    harness.cluster.statuses[harness.store.get(T, job_id).submissions[second]] = Status.WAITING
+    for harness.store.ahead in range(0, 3600, 100):
+        harness.drive(job_id, rounds=1)
+    job = harness.drive(job_id)
     assert (job.attempt, job.failures) == (1, 0)
-    world.work(job.submissions[second])
-    gathering = world.drive(job_id).submissions.keys() - {"main", first, second}
-    world.work(world.store.get(T, job_id).submissions[gathering.pop()])
-    assert world.drive(job_id).state is State.SUCCEEDED
+    harness.work(job.submissions[second])
+    gathering = harness.drive(job_id).submissions.keys() - {"main", first, second}
+    harness.work(harness.store.get(T, job_id).submissions[gathering.pop()])
+    assert harness.drive(job_id).state is State.SUCCEEDED
 
 
-def side_by_side(world: World) -> tuple[str, set[str]]:
+def side_by_side(harness: StudyHarness) -> tuple[str, set[str]]:
     """Return a pruning job whose seeds the next round submits, and the names of their groups."""
-    job_id = world.submit(kind="prune", options={"levels": [0.3]}, seeds=(0, 1, 2))
-    world.work(world.drive(job_id).submissions["main"])
+    job_id = harness.submit(kind="prune", options={"levels": [0.3]}, seeds=(0, 1, 2))
+    harness.work(harness.drive(job_id).submissions["main"])
     return job_id, {f"tickets.s{seed}" for seed in (0, 1, 2)}
 
 
-def test_groups_of_one_round_are_each_submitted_once(world: World) -> None:
-    job_id, groups = side_by_side(world)
-    assert world.drive(job_id, rounds=1).submissions.keys() == {"main"} | groups
-    world.drive(job_id, rounds=3)
-    groups_submitted = [e.data["group"] for e in world.store.events(T, job_id) if e.type == "workers.submitted"]
+def test_groups_of_one_round_are_each_submitted_once(harness: StudyHarness) -> None:
+    job_id, groups = side_by_side(harness)
+    assert harness.drive(job_id, rounds=1).submissions.keys() == {"main"} | groups
+    harness.drive(job_id, rounds=3)
+    groups_submitted = [e.data["group"] for e in harness.store.events(T, job_id) if e.type == "workers.submitted"]
     assert sorted(groups_submitted) == ["main", *sorted(groups)]
 
 
-def test_rejected_group_is_withdrawn_alone(world: World) -> None:
-    job_id, groups = side_by_side(world)
-    submit, refused = world.cluster.submit, f"{job_id}.tickets.s1.1"
+def test_rejected_group_is_withdrawn_alone(harness: StudyHarness) -> None:
+    job_id, groups = side_by_side(harness)
+    submit, refused = harness.cluster.submit, f"{job_id}.tickets.s1.1"
 
     def refusing(submission: str, command: Sequence[str], **needs: float) -> None:
         if submission == refused:
             raise ClusterUnavailable("not ready to take jobs")
         submit(submission, command, **needs)
 
-    world.cluster.submit = refusing  # type: ignore[method-assign]
-    assert world.drive(job_id, rounds=1).submissions.keys() == {"main", "tickets.s0"}
-    world.cluster.submit = submit  # type: ignore[method-assign]
-    assert world.drive(job_id, rounds=1).submissions.keys() == {"main"} | groups
+    harness.cluster.submit = refusing  # type: ignore[method-assign]
+    assert harness.drive(job_id, rounds=1).submissions.keys() == {"main", "tickets.s0"}
+    harness.cluster.submit = submit  # type: ignore[method-assign]
+    assert harness.drive(job_id, rounds=1).submissions.keys() == {"main"} | groups
 
 
-def test_cancelled_job_ends_when_all_its_groups_have_stopped(world: World) -> None:
-    job_id, _ = side_by_side(world)
-    world.drive(job_id, rounds=1)
-    world.store.cancel(T, job_id)
-    assert world.drive(job_id, rounds=2).state is State.CANCELLED
-    assert Status.RUNNING not in world.cluster.statuses.values()
+def test_cancelled_job_ends_when_all_its_groups_have_stopped(harness: StudyHarness) -> None:
+    job_id, _ = side_by_side(harness)
+    harness.drive(job_id, rounds=1)
+    harness.store.cancel(T, job_id)
+    assert harness.drive(job_id, rounds=2).state is State.CANCELLED
+    assert Status.RUNNING not in harness.cluster.statuses.values()
 
 
-def test_sharing_datasets_are_validated_and_merged(world: World) -> None:
-    other = DatasetInput(id="ds_2", ref=world.dataset("second", "xy"))
-    job_id = world.submit(kind="share_tickets", options={"others": ["second"]}, others=(other,))
-    world.work(world.drive(job_id).submissions["main"])
-    job = world.drive(job_id)
+def test_sharing_datasets_are_validated_and_merged(harness: StudyHarness) -> None:
+    other = DatasetInput(id="ds_2", ref=harness.dataset("second", "xy"))
+    job_id = harness.submit(kind="share_tickets", options={"others": ["second"]}, others=(other,))
+    harness.work(harness.drive(job_id).submissions["main"])
+    job = harness.drive(job_id)
     assert job.state is State.SUCCEEDED
-    merged = world.artifacts.localize(Situation.read(world.store, job).done["merge"])
+    merged = harness.artifacts.localize(Situation.read(harness.store, job).done["merge"])
     assert json.loads((merged / "task.json").read_text())["labels"] == [
         "toy: a", "toy: b", "toy: c", "second: x", "second: y",
     ]  # fmt: skip
 
 
-def test_clashing_labels_fail_the_job_before_training(world: World) -> None:
-    other = DatasetInput(id="ds_2", ref=world.dataset("second", "xy"))
-    job_id = world.submit(kind="share_tickets", options={"others": ["toy"]}, others=(other,))
-    job = world.drive(job_id)
+def test_clashing_labels_fail_the_job_before_training(harness: StudyHarness) -> None:
+    other = DatasetInput(id="ds_2", ref=harness.dataset("second", "xy"))
+    job_id = harness.submit(kind="share_tickets", options={"others": ["toy"]}, others=(other,))
+    job = harness.drive(job_id)
     assert job.state is State.FAILED and job.error is not None and "labels clash" in job.error["message"]
-    assert world.cluster.commands == {}
+    assert harness.cluster.commands == {}

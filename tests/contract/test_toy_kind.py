@@ -14,7 +14,7 @@ from services.trainer.cluster import Status
 from services.trainer.coordinator import Coordinator
 from services.trainer.local import run_local
 from services.trainer.settings import TrainerSettings
-from tests.contract.coordinator_world import InlineExecutor
+from tests.contract.coordinator_harness import InlineExecutor
 from tests.contract.dashboard_pages import Tags, signed_in
 from tests.contract.gateway import TOKEN, Gateway, T
 from tests.contract.toy_kind import KIND, ToyOptions

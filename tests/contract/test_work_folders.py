@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from services.trainer.scratch import work_folder
-from tests.contract.coordinator_world import World
+from tests.contract.coordinator_harness import CoordinatorHarness
 from tests.redis_server import RedisServer
 from tests.support import ROOT, files_under
 
@@ -53,15 +53,15 @@ def running(code: str, *arguments: str, **environment: str) -> Iterator[subproce
             process.kill()
 
 
-def test_terminated_worker_deletes_its_folder(world: World, redis_server: RedisServer) -> None:
-    job_id, scratch = world.submit(), world.folder / "scratch"
-    submission = world.until_submitted(world.coordinator(), job_id)
+def test_terminated_worker_deletes_its_folder(harness: CoordinatorHarness, redis_server: RedisServer) -> None:
+    job_id, scratch = harness.submit(), harness.folder / "scratch"
+    submission = harness.until_submitted(harness.coordinator(), job_id)
     own = {
         "REDIS_URL": redis_server.url, "REDIS_PASSWORD": redis_server.password, "SCRATCH": str(scratch),
-        "STORAGE": world.artifacts.root,
+        "STORAGE": harness.artifacts.root,
     }  # fmt: skip
     environment: Mapping[str, str] = {f"TLM_TRAINER_{key}": value for key, value in own.items()}
-    arguments = list(world.cluster.commands[submission])[3:]
+    arguments = list(harness.cluster.commands[submission])[3:]
     with running(_TRAIN, *arguments, **environment) as process:
         assert [path.name for path in files_under(scratch)] == ["tokens"]
         process.terminate()

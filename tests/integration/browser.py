@@ -1,4 +1,4 @@
-"""A headless Chromium of the machine, and a visitor who has signed in to a dashboard."""
+"""Start headless Chromium and sign in to the dashboard."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """A running browser. Skips loudly where there is none, in CI too: it is the system's, and never downloaded."""
+    """Yield a running browser. Skips the test without Chromium, also in CI, because it is a system package."""
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
-        skip_or_fail("playwright is not installed; it is among the development requirements")
-    path = next((found for name in _NAMES if (found := shutil.which(name))), None)
+        skip_or_fail("playwright is not installed. Install the development requirements.")
+    path = next((executable for name in _NAMES if (executable := shutil.which(name))), None)
     if path is None:
-        pytest.skip("no Chromium on PATH; install the system's package 'chromium'")
+        pytest.skip("No Chromium on PATH. Install the system package 'chromium'.")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
         yield browser
@@ -39,6 +39,6 @@ def sign_in(page: Any, url: str) -> None:
 
 
 def settle(page: Any) -> None:
-    """Wait until the charts of a page, if it has any, are drawn."""
+    """Wait until all charts of a page are drawn."""
     if page.locator("[data-points]").count():
         page.wait_for_selector("[data-drawn]", state="attached")

@@ -1,11 +1,11 @@
-"""Makes the pictures in docs/screenshots: `python -m tests.integration.dashboard_screenshots`."""
+"""Take the screenshots in docs/screenshots: `python -m tests.integration.dashboard_screenshots`."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
 
-from tests.contract.dashboard_made import filled_gateway
+from tests.contract.filled_dashboard import filled_gateway
 from tests.integration.browser import chromium, settle, sign_in
 from tests.support import ROOT
 
@@ -14,15 +14,15 @@ DESK, PHONE = {"width": 1200, "height": 820}, {"width": 390, "height": 780}
 
 
 def main() -> None:
-    """Write every picture anew."""
+    """Write all screenshots."""
     FOLDER.mkdir(exist_ok=True)
     with (
         tempfile.TemporaryDirectory() as folder,
-        filled_gateway(Path(folder)) as (gateway, made),
+        filled_gateway(Path(folder)) as (gateway, contents),
         gateway.served() as url,
         chromium() as browser,
     ):
-        running, over = (f"/ui/jobs/{made.jobs[name]}" for name in ("running", "succeeded"))
+        running, over = (f"/ui/jobs/{contents.jobs[name]}" for name in ("running", "succeeded"))
         wanted = [
             ("jobs-light", "/ui/jobs", "light", DESK),
             ("jobs-phone", "/ui/jobs", "light", PHONE),
@@ -30,11 +30,16 @@ def main() -> None:
             ("job-phone", running, "dark", PHONE),
             ("results-dark", f"{over}/results", "dark", {"width": 1060, "height": 660}),
             ("selection-light", f"{over}/selection", "light", DESK),
-            ("dataset-dark", f"/ui/datasets/{made.dataset}", "dark", DESK),
+            ("dataset-dark", f"/ui/datasets/{contents.dataset}", "dark", DESK),
             ("submit-light", "/ui/submit", "light", {"width": 1060, "height": 1180}),
             ("submit-phone", "/ui/submit", "dark", PHONE),
             ("corpora-light", "/ui/corpora", "light", {"width": 1060, "height": 560}),
-            ("compare-light", f"/ui/compare?id={made.jobs['succeeded']}&id={made.jobs['alone']}", "light", DESK),
+            (
+                "compare-light",
+                f"/ui/compare?id={contents.jobs['succeeded']}&id={contents.jobs['alone']}",
+                "light",
+                DESK,
+            ),
         ]
         for name, path, scheme, size in wanted:
             context = browser.new_context(color_scheme=scheme, viewport=size)

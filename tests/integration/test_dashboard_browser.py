@@ -1,4 +1,4 @@
-"""The dashboard in headless Chromium: live, by keyboard alone, on a phone, light and dark, without a fault of axe."""
+"""The dashboard in headless Chromium: live updates, keyboard, phone, color schemes, and accessibility (axe)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract.dashboard_made import HOSTILE, Made, filled_gateway, tell
+from tests.contract.filled_dashboard import HOSTILE, Contents, filled_gateway, report_progress
 from tests.contract.gateway import TOKEN, Gateway
 from tests.integration.browser import chromium, settle, sign_in
 from tlm_core.jobs.states import State
@@ -21,24 +21,24 @@ T = "default"
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with chromium() as found:
-        yield found
+    with chromium() as running_browser:
+        yield running_browser
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Gateway, Made]]:
-    with filled_gateway(tmp_path_factory.mktemp("dashboard")) as (gateway, made), gateway.served() as url:
-        yield url, gateway, made
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Gateway, Contents]]:
+    with filled_gateway(tmp_path_factory.mktemp("dashboard")) as (gateway, contents), gateway.served() as url:
+        yield url, gateway, contents
 
 
 @pytest.fixture
-def page(browser: Any, served: tuple[str, Gateway, Made]) -> Iterator[Any]:
-    """A page of a visitor who has signed in. Whatever a browser complains of is a fault of the test."""
+def page(browser: Any, served: tuple[str, Gateway, Contents]) -> Iterator[Any]:
+    """A signed-in page. A console error or warning fails the test."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     context.set_default_timeout(60_000)
     page = context.new_page()
     page.complaints = []
-    page.on("console", lambda said: said.type in ("error", "warning") and page.complaints.append(said.text))
+    page.on("console", lambda message: message.type in ("error", "warning") and page.complaints.append(message.text))
     page.on("pageerror", lambda error: page.complaints.append(str(error)))
     page.on("dialog", lambda dialog: (page.complaints.append(dialog.message), dialog.dismiss()))
     sign_in(page, served[0])
@@ -47,17 +47,17 @@ def page(browser: Any, served: tuple[str, Gateway, Made]) -> Iterator[Any]:
     context.close()
 
 
-def paths_of(made: Made) -> list[str]:
-    one, hostile, running = (f"/ui/jobs/{made.jobs[name]}" for name in ("succeeded", "hostile", "running"))
-    tabs = [f"{job}/{tab}" for job in (one, hostile) for tab in ("results", "selection", "model", "log")]
+def paths_of(contents: Contents) -> list[str]:
+    succeeded, hostile, running = (f"/ui/jobs/{contents.jobs[name]}" for name in ("succeeded", "hostile", "running"))
+    tabs = [f"{job}/{tab}" for job in (succeeded, hostile) for tab in ("results", "selection", "model", "log")]
     lists = ["/ui/jobs", "/ui/datasets", "/ui/corpora", "/ui/corpora/manuals?q=parcel", "/ui/submit", "/ui/nowhere"]
-    sets = [f"/ui/datasets/{name}" for name in (made.dataset, made.hostile_dataset)]
-    both = f"/ui/compare?id={made.jobs['succeeded']}&id={made.jobs['alone']}"
-    return [*lists, *sets, one, running, f"/ui/jobs/{made.jobs['failed']}", *tabs, both]
+    sets = [f"/ui/datasets/{name}" for name in (contents.dataset, contents.hostile_dataset)]
+    both = f"/ui/compare?id={contents.jobs['succeeded']}&id={contents.jobs['alone']}"
+    return [*lists, *sets, succeeded, running, f"/ui/jobs/{contents.jobs['failed']}", *tabs, both]
 
 
-def looks(page: Any, address: str) -> Iterator[None]:
-    """Open a page, and show each of its faces in turn: the form for a new job has one for each kind."""
+def open_views(page: Any, address: str) -> Iterator[None]:
+    """Open a page and yield for each view. The form for a new job has one view per kind."""
     page.goto(address)
     settle(page)
     page.evaluate("() => document.querySelectorAll('details').forEach(one => one.open = true)")
@@ -68,75 +68,75 @@ def looks(page: Any, address: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_no_page_has_a_serious_fault_of_accessibility(
-    page: Any, served: tuple[str, Gateway, Made], scheme: str
+def test_no_page_has_a_serious_accessibility_violation(
+    page: Any, served: tuple[str, Gateway, Contents], scheme: str
 ) -> None:
-    url, _, made = served
+    url, _, contents = served
     page.emulate_media(color_scheme=scheme)
     axe = AXE.read_text(encoding="utf-8")
-    found = []
-    # Dark differs in colours alone, and these pages have them all.
-    colours = [f"/ui/jobs/{made.jobs['succeeded']}{tab}" for tab in ("", "/results", "/model")]
-    for path in ["/ui/sign-in", *paths_of(made)] if scheme == "light" else ["/ui/jobs", "/ui/submit", *colours]:
-        for _ in looks(page, url + path):
+    violations = []
+    # The dark scheme changes only colors, and these pages use all of them.
+    colors = [f"/ui/jobs/{contents.jobs['succeeded']}{tab}" for tab in ("", "/results", "/model")]
+    for path in ["/ui/sign-in", *paths_of(contents)] if scheme == "light" else ["/ui/jobs", "/ui/submit", *colors]:
+        for _ in open_views(page, url + path):
             page.evaluate(axe)
-            told = page.evaluate("() => axe.run({resultTypes: ['violations']})")
-            found += [
-                (path, one["id"], one["nodes"][0]["html"][:200])
-                for one in told["violations"]
-                if one["impact"] in ("serious", "critical")
+            result = page.evaluate("() => axe.run({resultTypes: ['violations']})")
+            violations += [
+                (path, violation["id"], violation["nodes"][0]["html"][:200])
+                for violation in result["violations"]
+                if violation["impact"] in ("serious", "critical")
             ]
-    page.complaints = [said for said in page.complaints if "404" not in said]
-    assert found == []
+    page.complaints = [complaint for complaint in page.complaints if "404" not in complaint]
+    assert violations == []
 
 
-def test_hostile_texts_run_nowhere_and_nothing_is_fetched_from_elsewhere(
-    page: Any, served: tuple[str, Gateway, Made]
+def test_hostile_texts_never_run_and_no_foreign_url_is_requested(
+    page: Any, served: tuple[str, Gateway, Contents]
 ) -> None:
-    url, _, made = served
+    url, _, contents = served
     elsewhere: list[str] = []
-    page.on("request", lambda asked: asked.url.startswith(url) or elsewhere.append(asked.url))
-    for path in paths_of(made):
+    page.on("request", lambda request: request.url.startswith(url) or elsewhere.append(request.url))
+    for path in paths_of(contents):
         page.goto(url + path)
         settle(page)
         assert "owned" not in page.title(), path
         assert page.locator("main img").count() == 0, path
-    page.goto(f"{url}/ui/jobs/{made.jobs['hostile']}/model")
+    page.goto(f"{url}/ui/jobs/{contents.jobs['hostile']}/model")
     page.fill("#texts", HOSTILE)
     page.get_by_role("button", name="Classify").click()
     page.wait_for_selector(".answer")
     assert HOSTILE in page.inner_text("#answers")
     assert "owned" not in page.title()
-    page.complaints = [said for said in page.complaints if "404" not in said]
+    page.complaints = [complaint for complaint in page.complaints if "404" not in complaint]
     assert elsewhere == []
 
 
-def test_every_page_fits_a_phone(page: Any, served: tuple[str, Gateway, Made]) -> None:
-    url, _, made = served
+def test_every_page_fits_a_phone(page: Any, served: tuple[str, Gateway, Contents]) -> None:
+    url, _, contents = served
     page.set_viewport_size({"width": 360, "height": 740})
-    for path in paths_of(made):
-        for _ in looks(page, url + path):
+    for path in paths_of(contents):
+        for _ in open_views(page, url + path):
             assert page.evaluate("document.documentElement.scrollWidth") <= 360, path
-    page.complaints = [said for said in page.complaints if "404" not in said]
+    page.complaints = [complaint for complaint in page.complaints if "404" not in complaint]
 
 
-def test_a_visitor_without_a_pointer_gets_everywhere(browser: Any, served: tuple[str, Gateway, Made]) -> None:
-    url, gateway, made = served
+def test_dashboard_works_by_keyboard_alone(browser: Any, served: tuple[str, Gateway, Contents]) -> None:
+    url, gateway, contents = served
     page = browser.new_page()
     page.set_default_timeout(60_000)
     page.goto(url)
-    page.wait_for_selector("#token:focus")  # no visitor types before the page has been drawn
+    page.wait_for_selector("#token:focus")  # wait until the page is drawn
     page.keyboard.type(TOKEN)
     page.keyboard.press("Enter")
     page.wait_for_selector("#jobs")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
-    assert page.evaluate("document.activeElement.getBoundingClientRect().left") >= 0, "it is seen when it has the focus"
+    assert page.evaluate("document.activeElement.getBoundingClientRect().left") >= 0, "The focused link is visible."
     page.keyboard.press("Enter")
-    wanted = f"/ui/jobs/{made.jobs['paused']}"
+    wanted = f"/ui/jobs/{contents.jobs['paused']}"
     for _ in range(40):
         page.keyboard.press("Tab")
-        assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none", "the focus is seen"
+        assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none", "The focus is visible."
         if page.evaluate("document.activeElement.getAttribute('href')") == wanted:
             break
     page.keyboard.press("Enter")
@@ -144,37 +144,37 @@ def test_a_visitor_without_a_pointer_gets_everywhere(browser: Any, served: tuple
     page.get_by_role("button", name="Resume").focus()
     page.keyboard.press("Enter")
     page.wait_for_selector(".job-head .state.queued")
-    assert gateway.parts.jobs.get(T, made.jobs["paused"]).state is State.QUEUED
+    assert gateway.parts.jobs.get(T, contents.jobs["paused"]).state is State.QUEUED
     page.close()
 
 
-def test_the_list_stays_live_and_keeps_what_was_chosen(page: Any, served: tuple[str, Gateway, Made]) -> None:
-    url, gateway, made = served
-    job = made.jobs["queued"]
+def test_job_list_stays_live_and_keeps_checked_rows(page: Any, served: tuple[str, Gateway, Contents]) -> None:
+    url, gateway, contents = served
+    job = contents.jobs["queued"]
     page.goto(f"{url}/ui/jobs")
-    chosen = page.locator(f"#row-{made.jobs['succeeded']} input")
+    chosen = page.locator(f"#row-{contents.jobs['succeeded']} input")
     chosen.check()
     chosen.focus()
     gateway.parts.jobs.cancel(T, job)
     page.wait_for_selector(f"#row-{job} .state.cancelled")
     assert chosen.is_checked()
-    assert page.evaluate("document.activeElement.value") == made.jobs["succeeded"], "the focus stays where it was"
-    page.locator(f"#row-{made.jobs['alone']} input").check()
+    assert page.evaluate("document.activeElement.value") == contents.jobs["succeeded"], "The focus does not move."
+    page.locator(f"#row-{contents.jobs['alone']} input").check()
     page.get_by_role("button", name="Compare the chosen").click()
     page.wait_for_url("**/ui/compare?*")
     settle(page)
     assert page.locator(".chart canvas").count() >= 3
 
 
-def test_a_running_job_is_watched_to_its_end(page: Any, served: tuple[str, Gateway, Made]) -> None:
-    url, gateway, made = served
-    store, job = gateway.parts.jobs, gateway.parts.jobs.get(T, made.jobs["running"])
+def test_running_job_is_watched_to_its_end(page: Any, served: tuple[str, Gateway, Contents]) -> None:
+    url, gateway, contents = served
+    store, job = gateway.parts.jobs, gateway.parts.jobs.get(T, contents.jobs["running"])
     page.goto(f"{url}/ui/jobs/{job.id}")
     settle(page)
     losses = page.locator("[data-series='mlm task']")
     assert re.search(r"MLM [\d.]+; task [\d.]+", losses.locator("[role=img]").get_attribute("aria-label"))
     before = losses.locator("[role=img]").get_attribute("aria-label")
-    tell(gateway, job, 0.8)
+    report_progress(gateway, job, 0.8)
     page.wait_for_selector("text=720")
     page.wait_for_function(
         "before => document.querySelector(\"[data-series='mlm task'] [role=img]\").ariaLabel !== before", arg=before
@@ -187,16 +187,16 @@ def test_a_running_job_is_watched_to_its_end(page: Any, served: tuple[str, Gatew
     assert page.get_by_role("button", name="Resume").is_visible()
 
 
-def test_the_model_and_the_searches_answer_without_a_new_page(page: Any, served: tuple[str, Gateway, Made]) -> None:
-    url, _, made = served
-    page.goto(f"{url}/ui/jobs/{made.jobs['succeeded']}/model")
+def test_predictions_and_searches_need_no_new_page(page: Any, served: tuple[str, Gateway, Contents]) -> None:
+    url, _, contents = served
+    page.goto(f"{url}/ui/jobs/{contents.jobs['succeeded']}/model")
     page.evaluate("window.same = true")
     page.fill("#texts", "invoice payment\nlate parcel")
     page.get_by_role("button", name="Classify").click()
     page.wait_for_selector(".answer")
     assert page.locator(".best .label").all_inner_texts() == ["billing", "delivery"]
     assert page.evaluate("window.same")
-    page.goto(f"{url}/ui/jobs/{made.jobs['succeeded']}/selection")
+    page.goto(f"{url}/ui/jobs/{contents.jobs['succeeded']}/selection")
     page.evaluate("window.same = true")
     page.fill("#q", "parcel")
     page.keyboard.press("Enter")
@@ -211,8 +211,8 @@ def test_the_model_and_the_searches_answer_without_a_new_page(page: Any, served:
     page.wait_for_selector("#preview >> text=FLOPs")
 
 
-def test_a_study_is_submitted_by_keyboard_alone_and_only_its_own_fields_are_seen(
-    page: Any, served: tuple[str, Gateway, Made]
+def test_study_form_works_by_keyboard_and_shows_only_its_fields(
+    page: Any, served: tuple[str, Gateway, Contents]
 ) -> None:
     url, gateway, _ = served
     page.goto(f"{url}/ui/submit")
@@ -242,8 +242,8 @@ def test_a_study_is_submitted_by_keyboard_alone_and_only_its_own_fields_are_seen
     assert (spec.kind, spec.metadata, spec.priority, spec.max_runtime_seconds) == ("prune", {"team": "search"}, 3, 5400)
 
 
-def test_a_corpus_is_uploaded_and_watched_until_it_can_be_searched(
-    page: Any, served: tuple[str, Gateway, Made], tmp_path: Path
+def test_uploaded_corpus_is_watched_until_it_is_searchable(
+    page: Any, served: tuple[str, Gateway, Contents], tmp_path: Path
 ) -> None:
     text = "a passage about parcels and couriers that is long enough to be kept as one of its own . " * 3
     files = []
@@ -262,20 +262,20 @@ def test_a_corpus_is_uploaded_and_watched_until_it_can_be_searched(
     page.wait_for_selector("text=about parcel")
 
 
-def test_a_service_that_is_away_is_said_and_forgotten_when_it_is_back(
-    page: Any, served: tuple[str, Gateway, Made]
-) -> None:
-    url, _, made = served
+def test_unavailable_service_is_shown_until_it_returns(page: Any, served: tuple[str, Gateway, Contents]) -> None:
+    url, _, contents = served
     page.goto(f"{url}/ui/jobs")
     page.route(re.compile("/ui/jobs"), lambda route: route.abort())
     page.wait_for_selector(".offline:not([hidden])")
     page.unroute(re.compile("/ui/jobs"))
     page.wait_for_selector(".offline", state="hidden")
-    assert page.locator(f"#row-{made.jobs['succeeded']}").is_visible()
-    page.complaints = [said for said in page.complaints if "ERR_FAILED" not in said and "fetch" not in said]
+    assert page.locator(f"#row-{contents.jobs['succeeded']}").is_visible()
+    page.complaints = [
+        complaint for complaint in page.complaints if "ERR_FAILED" not in complaint and "fetch" not in complaint
+    ]
 
 
-def test_the_first_page_weighs_at_most_200_kilobytes(page: Any, served: tuple[str, Gateway, Made]) -> None:
+def test_first_page_transfers_at_most_200_kilobytes(page: Any, served: tuple[str, Gateway, Contents]) -> None:
     page.goto(f"{served[0]}/ui/jobs")
     page.wait_for_load_state("load")
     parts = "[...performance.getEntriesByType('navigation'), ...performance.getEntriesByType('resource')]"

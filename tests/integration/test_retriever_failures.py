@@ -15,7 +15,7 @@ from services.common.retriever_client import SelectionRun
 from services.retriever.cluster import connect
 from services.retriever.indexes import OpenSearchIndexes
 from services.retriever.opensearch_index import SCHEMA_VERSION, current_alias, index_body, load_alias
-from tests.contract.retriever_place import PASSAGES, Place
+from tests.contract.retriever_harness import PASSAGES, RetrieverHarness
 from tests.contract.selection_indexes import new_key
 from tests.integration.fake_opensearch import FakeOpenSearch, Override, Reply
 from tests.redis_server import free_port
@@ -31,19 +31,19 @@ class Retriever:
     """A retriever with a fake cluster."""
 
     def __init__(self, folder: Path) -> None:
-        self.place = Place(folder, "opensearch", "http://127.0.0.1:1")
-        self.cluster = FakeOpenSearch(self.place.key, STORED)
+        self.harness = RetrieverHarness(folder, "opensearch", "http://127.0.0.1:1")
+        self.cluster = FakeOpenSearch(self.harness.key, STORED)
 
     def selection(self, *, retry_seconds: float = 20, **settings: Any) -> SelectionRun:
         """Run a selection in a new retriever and return its final state."""
         over = {"opensearch_url": self.cluster.url, "retry_seconds": retry_seconds, **settings}
-        self.place.settings = self.place.settings.model_copy(update=over)
-        with self.place.retriever() as api:
-            return self.place.select(api)
+        self.harness.settings = self.harness.settings.model_copy(update=over)
+        with self.harness.retriever() as api:
+            return self.harness.select(api)
 
     def passages_of(self, run: SelectionRun) -> int:
         assert (run.state, run.error) == ("ready", None) and run.ref is not None
-        return int(self.place.store.verify(run.ref).meta["passages"])
+        return int(self.harness.store.verify(run.ref).meta["passages"])
 
 
 @pytest.fixture
@@ -241,32 +241,32 @@ def test_missing_authority_file_is_reported(retriever: Retriever, authority: Pat
 
 @pytest.mark.opensearch
 def test_full_disk_fails_the_load_which_resumes_with_space(opensearch_url: str, tmp_path: Path) -> None:
-    place = Place(tmp_path, "opensearch", opensearch_url)
+    harness = RetrieverHarness(tmp_path, "opensearch", opensearch_url)
     cluster = connect(opensearch_url, retry_seconds=20)
     indexes = OpenSearchIndexes(cluster, shards=1)
-    indexes.begin(place.key, "en").close()
-    settings = f"/tlm-{place.key.slug}/_settings"
+    indexes.begin(harness.key, "en").close()
+    settings = f"/tlm-{harness.key.slug}/_settings"
     cluster.call("PUT", settings, body={"index": {"blocks": {"read_only_allow_delete": True}}})
-    with place.retriever() as api:
-        load = place.load(api)
+    with harness.retriever() as api:
+        load = harness.load(api)
         assert isinstance(load.failure, StorageFull) and "Free some space" in load.failure.message
         cluster.call("PUT", settings, body={"index": {"blocks": {"read_only_allow_delete": None}}})
-        assert place.load(api).state == "ready"
-        assert place.select(api).state == "ready"
-        api.delete_corpus(*place.key)
+        assert harness.load(api).state == "ready"
+        assert harness.select(api).state == "ready"
+        api.delete_corpus(*harness.key)
     cluster.close()
 
 
 @pytest.mark.opensearch
 def test_foreign_index_with_our_name_is_neither_used_nor_changed(opensearch_url: str, tmp_path: Path) -> None:
-    place = Place(tmp_path, "opensearch", opensearch_url)
+    harness = RetrieverHarness(tmp_path, "opensearch", opensearch_url)
     cluster = connect(opensearch_url, retry_seconds=20)
-    name = f"/tlm-{place.key.slug}"
+    name = f"/tlm-{harness.key.slug}"
     cluster.call("PUT", name, body={"mappings": {"properties": {"text": {"type": "keyword"}}}})
-    with place.retriever() as api:
-        load = place.load(api)
+    with harness.retriever() as api:
+        load = harness.load(api)
         assert isinstance(load.failure, IndexMismatch) and "Delete it" in load.failure.message
-        assert isinstance(place.select(api).failure, IndexMismatch)
+        assert isinstance(harness.select(api).failure, IndexMismatch)
     assert cluster.call("GET", name)[name[1:]]["mappings"]["properties"] == {"text": {"type": "keyword"}}
     cluster.call("DELETE", name)
     cluster.close()
@@ -274,18 +274,21 @@ def test_foreign_index_with_our_name_is_neither_used_nor_changed(opensearch_url:
 
 @pytest.mark.opensearch
 def test_two_retrievers_can_load_one_version_at_once(opensearch_url: str, tmp_path: Path) -> None:
-    place = Place(tmp_path, "opensearch", opensearch_url)
-    place.write_corpus([(f"p{n:05d}", f"passage {n} of word{n % 13}", "s") for n in range(20_000)])
-    other = Place.__new__(Place)
-    other.__dict__ = {**place.__dict__, "settings": place.settings.model_copy(update={"scratch": tmp_path / "other"})}
-    with place.retriever() as first, other.retriever() as second:
+    harness = RetrieverHarness(tmp_path, "opensearch", opensearch_url)
+    harness.write_corpus([(f"p{n:05d}", f"passage {n} of word{n % 13}", "s") for n in range(20_000)])
+    other = RetrieverHarness.__new__(RetrieverHarness)
+    other.__dict__ = {
+        **harness.__dict__,
+        "settings": harness.settings.model_copy(update={"scratch": tmp_path / "other"}),
+    }
+    with harness.retriever() as first, other.retriever() as second:
         for api in (first, second):
-            api.put_corpus(*place.key, folder="t/corpus", language="en")
+            api.put_corpus(*harness.key, folder="t/corpus", language="en")
         for api in (first, second):
-            load = place.load(api)
+            load = harness.load(api)
             assert (load.state, load.count) == ("ready", 20_000)
-        assert len(first.search(*place.key, "word3", 1000)) == 1000
-        first.delete_corpus(*place.key)
+        assert len(first.search(*harness.key, "word3", 1000)) == 1000
+        first.delete_corpus(*harness.key)
 
 
 @pytest.mark.opensearch
@@ -311,12 +314,12 @@ def test_old_version_stays_available_after_a_new_one(opensearch_url: str) -> Non
     cluster.close()
 
 
-def red_index(cluster: Any, place: Place, state: str) -> str:
+def red_index(cluster: Any, harness: RetrieverHarness, state: str) -> str:
     """Create an index whose primary shard cannot be allocated, and return its path."""
-    mark = {"schema": SCHEMA_VERSION, **place.key._asdict(), "analysis": "standard", "state": state}
+    mark = {"schema": SCHEMA_VERSION, **harness.key._asdict(), "analysis": "standard", "state": state}
     body = index_body(mark, "standard", 1)
     body["settings"]["routing.allocation.require._name"] = "nowhere"
-    name = f"tlm-{place.key.slug}"
+    name = f"tlm-{harness.key.slug}"
     body["aliases"] = {load_alias(name): {}}
     cluster.call("PUT", f"/{name}", body=body, params={"wait_for_active_shards": "0"})
     assert cluster.call("GET", f"/_cluster/health/{name}")["status"] == "red"
@@ -325,22 +328,22 @@ def red_index(cluster: Any, place: Place, state: str) -> str:
 
 @pytest.mark.opensearch
 def test_red_index_is_retried_then_fails_the_selection(opensearch_url: str, tmp_path: Path) -> None:
-    place = Place(tmp_path, "opensearch", opensearch_url)
-    place.settings = place.settings.model_copy(update={"retry_seconds": 1})
+    harness = RetrieverHarness(tmp_path, "opensearch", opensearch_url)
+    harness.settings = harness.settings.model_copy(update={"retry_seconds": 1})
     cluster = connect(opensearch_url, retry_seconds=20)
-    with place.retriever() as api:
-        path = red_index(cluster, place, "ready")
+    with harness.retriever() as api:
+        path = red_index(cluster, harness, "ready")
         began = time.monotonic()
-        run = place.select(api)
+        run = harness.select(api)
         assert (run.state, type(run.failure)) == ("failed", IndexUnavailable)
         assert time.monotonic() - began >= 1, "it retries for the configured time"
         cluster.call("DELETE", path)
-        path = red_index(cluster, place, "loading")
-        api.put_corpus(*place.key, folder="t/corpus", language="en")
+        path = red_index(cluster, harness, "loading")
+        api.put_corpus(*harness.key, folder="t/corpus", language="en")
         time.sleep(0.5)
-        assert (load := api.corpus(*place.key)).state == "loading" and not load.loaded
+        assert (load := api.corpus(*harness.key)).state == "loading" and not load.loaded
         cluster.call("PUT", f"{path}/_settings", body={"index": {"routing.allocation.require._name": None}})
-        assert (load := place.load(api)).state == "ready" and load.loaded == load.count == len(PASSAGES)
-        assert place.select(api).state == "ready"
-        api.delete_corpus(*place.key)
+        assert (load := harness.load(api)).state == "ready" and load.loaded == load.count == len(PASSAGES)
+        assert harness.select(api).state == "ready"
+        api.delete_corpus(*harness.key)
     cluster.close()

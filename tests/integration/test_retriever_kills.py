@@ -18,7 +18,7 @@ from services.retriever.corpus_storage import LoadRecords
 from services.retriever.index_loads import IndexLoads
 from services.retriever.indexes import CorpusKey, OpenSearchIndexes
 from services.retriever.selection_runs import SelectionRuns
-from tests.contract.retriever_place import Place
+from tests.contract.retriever_harness import RetrieverHarness
 from tlm_core.artifacts import ArtifactStore
 
 KILLS = 20
@@ -50,13 +50,13 @@ def wait_while(condition: Callable[[], bool]) -> None:
 class Lives:
     """Retriever processes that use one storage and one cluster, one after another."""
 
-    def __init__(self, place: Place, url: str) -> None:
+    def __init__(self, harness: RetrieverHarness, url: str) -> None:
         # Forked from a process that has imported everything, so a start takes less than a second.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([__name__])
-        self._place = place
-        request = place.request(PREFIX, params={"top_k": 10})
-        self._arguments = (url, str(place.folder), place.key, request)
+        self._harness = harness
+        request = harness.request(PREFIX, params={"top_k": 10})
+        self._arguments = (url, str(harness.folder), harness.key, request)
         self._cluster = connect(url, retry_seconds=60)
         self._indexes = OpenSearchIndexes(self._cluster, shards=1)
 
@@ -73,18 +73,18 @@ class Lives:
 
     def result(self) -> tuple[str, list[str]]:
         """The manifest of the selection, and the ids in the index."""
-        manifest = (self._place.folder / "storage" / PREFIX / "manifest.json").read_text()
-        index = self._indexes.open(self._place.key)
+        manifest = (self._harness.folder / "storage" / PREFIX / "manifest.json").read_text()
+        index = self._indexes.open(self._harness.key)
         names = [name for batch in index.ids() for name in batch]
         assert index.count() == len(names) == PASSAGES
         return manifest, names
 
     def reset(self) -> None:
         """Delete the index, the records and the selection."""
-        self._indexes.drop(self._place.key)
-        LoadRecords(self._place.store).delete(self._place.key)
-        shutil.rmtree(self._place.folder / "storage" / PREFIX, ignore_errors=True)
-        shutil.rmtree(self._place.folder / "scratch", ignore_errors=True)
+        self._indexes.drop(self._harness.key)
+        LoadRecords(self._harness.store).delete(self._harness.key)
+        shutil.rmtree(self._harness.folder / "storage" / PREFIX, ignore_errors=True)
+        shutil.rmtree(self._harness.folder / "scratch", ignore_errors=True)
 
     def close(self) -> None:
         self.reset()
@@ -96,10 +96,10 @@ class Lives:
 def test_result_is_the_same_after_random_kills(opensearch_url: str, tmp_path: Path) -> None:
     rng = random.Random(11)
     words = [f"word{number}" for number in range(600)]
-    place = Place(tmp_path, "opensearch", opensearch_url)
-    place.write_corpus([(f"p{n:05d}", " ".join(rng.choices(words, k=40)), f"s{n % 3}") for n in range(PASSAGES)])
-    place.task = place.write_task([" ".join(rng.choices(words, k=6)) for _ in range(QUERIES)])
-    lives, kills = Lives(place, opensearch_url), 0
+    harness = RetrieverHarness(tmp_path, "opensearch", opensearch_url)
+    harness.write_corpus([(f"p{n:05d}", " ".join(rng.choices(words, k=40)), f"s{n % 3}") for n in range(PASSAGES)])
+    harness.task = harness.write_task([" ".join(rng.choices(words, k=6)) for _ in range(QUERIES)])
+    lives, kills = Lives(harness, opensearch_url), 0
     assert lives.live(600)
     undisturbed = lives.result()
     lives.reset()

@@ -1,4 +1,4 @@
-"""The API token: made once, private, the same for whoever starts at the same time."""
+"""The API token: created once, private, and shared by concurrent starts."""
 
 from __future__ import annotations
 

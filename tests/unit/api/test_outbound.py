@@ -1,4 +1,4 @@
-"""What is sent to addresses that users name, and what is not."""
+"""Requests to URLs of users: private addresses are refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tlm_core.errors import InvalidRequest
 
 
 def at(*addresses: str, private: bool = False, seen: list[httpx.Request] | None = None) -> Outbound:
-    """An Outbound for which every host is at these addresses."""
+    """Return an Outbound that resolves every host to these addresses."""
 
     def answer(request: httpx.Request) -> httpx.Response:
         if seen is not None:
@@ -68,8 +68,8 @@ def test_host_that_moves_to_a_private_address_gets_no_request() -> None:
 
 
 def test_signature_follows_standard_webhooks() -> None:
-    # The example of the scheme's own libraries.
-    found = sign(
+    # The example of the libraries of Standard Webhooks.
+    signature = sign(
         "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}'
     )
-    assert found == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+    assert signature == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from services.api.predict import Model, Predictor, load_model
-from tests.contract.made_results import make_export
+from tests.contract.job_results import make_export
 from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import CorruptArtifact, InvalidRequest
 
@@ -50,8 +50,8 @@ def test_pair_model_requires_pairs(artifacts: ArtifactStore, tmp_path: Path) -> 
         predictor.predict(pairs, ["good"], None)
     with pytest.raises(InvalidRequest, match="1 texts but 2 pairs"):
         predictor.predict(pairs, ["good"], ["a", "b"])
-    labels, found = predictor.predict(pairs, ["film", "film"], ["good", "bad"])
-    assert [labels[row.argmax()] for row in found] == ["good", "bad"]
+    labels, probabilities = predictor.predict(pairs, ["film", "film"], ["good", "bad"])
+    assert [labels[row.argmax()] for row in probabilities] == ["good", "bad"]
 
 
 def test_unreadable_model_raises_corrupt_artifact(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_unreadable_model_raises_corrupt_artifact(tmp_path: Path) -> None:
 
 
 class Loader:
-    """Counts loads; each model is as large as told."""
+    """Counts loads. Each model has `size` bytes."""
 
     def __init__(self, size: int) -> None:
         self.size = size

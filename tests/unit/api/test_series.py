@@ -1,4 +1,4 @@
-"""Series that are thinned for a chart keep what a reader looks for."""
+"""Thinned series for charts keep their ends and extremes."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def line(values: list[float]) -> list[tuple[float, float, float]]:
 
 @pytest.mark.parametrize("points", [4, 5, 17, 100, 999, 1000, 5000])
 def test_thinned_series_keeps_ends_peaks_and_order(points: int) -> None:
-    chance = random.Random(points)
-    values = [chance.gauss(0, 1) for _ in range(1000)]
+    rng = random.Random(points)
+    values = [rng.gauss(0, 1) for _ in range(1000)]
     values[377], values[611] = 50.0, -50.0
     whole = line(values)
-    kept = thinned(whole, points)
-    assert len(kept) <= max(points, 4)
-    assert (kept[0], kept[-1]) == (whole[0], whole[-1])
-    assert {whole[377], whole[611]} <= set(kept)
-    assert kept == sorted(kept) and set(kept) <= set(whole)
+    remaining = thinned(whole, points)
+    assert len(remaining) <= max(points, 4)
+    assert (remaining[0], remaining[-1]) == (whole[0], whole[-1])
+    assert {whole[377], whole[611]} <= set(remaining)
+    assert remaining == sorted(remaining) and set(remaining) <= set(whole)
 
 
 def test_short_series_is_unchanged() -> None:
@@ -34,8 +34,8 @@ def test_short_series_is_unchanged() -> None:
 
 def test_every_part_keeps_its_extremes() -> None:
     wave = line([math.sin(step / 10) for step in range(2000)])
-    kept = [value for _, _, value in thinned(wave, 400)]
-    assert max(kept) == max(v for _, _, v in wave) and min(kept) == min(v for _, _, v in wave)
+    values = [value for _, _, value in thinned(wave, 400)]
+    assert max(values) == max(v for _, _, v in wave) and min(values) == min(v for _, _, v in wave)
 
 
 def test_differences_list_only_unequal_keys() -> None:

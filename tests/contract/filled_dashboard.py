@@ -1,4 +1,4 @@
-"""A gateway full of made things for the dashboard: data sets, a corpus, and a job in every state."""
+"""A gateway for tests of the dashboard: datasets, a corpus, and a job in every state."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from services.common.catalog_records import CorpusVersion
 from services.common.jobstore import CheckpointRef
 from tests.contract.gateway import Gateway, T, add_dataset, make_gateway
-from tests.contract.made_results import make_export, publish
+from tests.contract.job_results import make_export, publish
 from tests.factories import make_spec
 from tests.redis_server import RedisServer
 from tlm_core.artifacts import ManifestRef
@@ -51,33 +51,33 @@ SEEDS = (0, 1, 2)
 
 
 @dataclass(frozen=True)
-class Made:
-    """Ids of what was made, by name."""
+class Contents:
+    """The ids of the datasets and jobs. jobs: by name, which is the state for most of them."""
 
     dataset: str
     hostile_dataset: str
     jobs: dict[str, str]
 
 
-def sentence(chance: random.Random, label: str) -> str:
-    words = chance.sample(TOPICS[label].split(), 3)
-    return chance.choice(
+def sentence(rng: random.Random, label: str) -> str:
+    words = rng.sample(TOPICS[label].split(), 3)
+    return rng.choice(
         ("my {} and the {} but no {}", "the {} about a {} was {}", "please see {} with {} after {}")
     ).format(*words)
 
 
 def table(rows: int, seed: int, labels: tuple[str, ...] = LABELS) -> str:
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     lines = [
-        f'"{sentence(chance, label)} no. {n}",{label}'
-        for n, label in enumerate(chance.choices(labels, [9, 7, 5, 5, 3, 1], k=rows))
+        f'"{sentence(rng, label)} no. {n}",{label}'
+        for n, label in enumerate(rng.choices(labels, [9, 7, 5, 5, 3, 1], k=rows))
     ]
     return "text,label\n" + "\n".join(lines)
 
 
 @contextmanager
-def filled_gateway(folder: Path) -> Iterator[tuple[Gateway, Made]]:
-    """A gateway full of made things, on a Redis of its own, since other tests empty the common one."""
+def filled_gateway(folder: Path) -> Iterator[tuple[Gateway, Contents]]:
+    """Yield a filled gateway. It has a separate Redis server, because other tests flush the shared one."""
     server = RedisServer(folder / "redis")
     server.folder.mkdir()
     server.start()
@@ -90,8 +90,8 @@ def filled_gateway(folder: Path) -> Iterator[tuple[Gateway, Made]]:
         server.kill()
 
 
-def fill(gateway: Gateway) -> Made:
-    """Make everything, before the gateway is started."""
+def fill(gateway: Gateway) -> Contents:
+    """Add all datasets, the corpus and the jobs. The gateway must not run yet."""
     sizes = {"train": 420, "validation": 90, "test": 120}
     dataset = add_dataset(
         gateway, "tickets", {name: table(rows, seed) for seed, (name, rows) in enumerate(sizes.items())}
@@ -103,12 +103,12 @@ def fill(gateway: Gateway) -> Made:
     jobs = {}
     for name in ("cancelled", "failed", "succeeded", "alone", "hostile", "running", "paused", "queued"):
         jobs[name] = make_job(gateway, name, hostile if name == "hostile" else dataset)
-    return Made(dataset, hostile, jobs)
+    return Contents(dataset, hostile, jobs)
 
 
 def make_corpus(gateway: Gateway) -> None:
     catalog, artifacts = gateway.parts.catalog, gateway.parts.artifacts
-    folder = gateway.root / "made" / "upload"
+    folder = gateway.root / "files" / "upload"
     folder.mkdir(parents=True)
     (folder / "x.txt").write_text("x")
     load = catalog.add_load(
@@ -130,12 +130,12 @@ def make_corpus(gateway: Gateway) -> None:
 
 
 def make_job(gateway: Gateway, name: str, dataset: str) -> str:
-    """A job in the state that its name says; `alone` and `hostile` have succeeded."""
+    """Add a job in the state `name`. `alone` and `hostile` have succeeded."""
     store, record = gateway.parts.jobs, gateway.parts.catalog.dataset(T, dataset)
     alone = name == "alone"
     changes: dict[str, Any] = {"selection.selector": "none"} if alone else {}
     if name in ("running", "paused", "failed"):
-        # Another recipe, or they would find what the succeeded one has left.
+        # Another recipe, so that they do not reuse the artifacts of the succeeded job.
         changes = {"joint.rho2": {"running": 2, "paused": 3, "failed": 4}[name]}
     spec = make_spec(
         dataset=record.name,
@@ -167,25 +167,25 @@ def make_job(gateway: Gateway, name: str, dataset: str) -> str:
             store.fail(
                 claimed,
                 "maker",
-                NonFiniteLoss("the loss is not a number at step 120; lower the learning rate", step=120),
+                NonFiniteLoss("The loss is not finite at step 120. Lower the learning rate.", step=120),
             )
         case "paused":
-            tell(gateway, claimed, 0.3)
+            report_progress(gateway, claimed, 0.3)
             store.pause(T, job.id)
             store.confirm_paused(store.get(T, job.id), "maker")
         case "running":
-            tell(gateway, claimed, 0.45)
+            report_progress(gateway, claimed, 0.45)
     return job.id
 
 
 def begin(gateway: Gateway, job: JobRecord) -> None:
-    """What happens before training: the stages up to prepare, and the first words of a worker."""
+    """Publish the stages before training, and report the first lines of a worker."""
     for node in plan_of(job).nodes:
         if node.stage.name not in ("validate", "select", "prepare"):
             break
         if node.name in published_of(gateway, job):
             continue
-        folder = gateway.root / "made" / uuid.uuid4().hex
+        folder = gateway.root / "files" / uuid.uuid4().hex
         folder.mkdir(parents=True)
         if node.stage.name == "validate":
             make_task(folder, job)
@@ -204,8 +204,8 @@ def begin(gateway: Gateway, job: JobRecord) -> None:
     )
 
 
-def tell(gateway: Gateway, job: JobRecord, share: float) -> None:
-    """Points and progress of a joint stage that is `share` of its way along, and a checkpoint."""
+def report_progress(gateway: Gateway, job: JobRecord, share: float) -> None:
+    """Report points, progress and a checkpoint of a joint stage. share: the finished part, from 0 to 1."""
     nodes = plan_of(job).nodes
     joint = next(node for node in nodes if node.stage.name == "joint")
     total = 900
@@ -221,10 +221,10 @@ def tell(gateway: Gateway, job: JobRecord, share: float) -> None:
         nodes_done=nodes.index(joint),
         nodes_total=len(nodes),
     )
-    told = ({**point, "learning_rate": 3e-3 * point["rate"]} for point in course(total, step, 0))
-    points = [{"node": joint.name, "stage": "joint", **point} for point in told]
+    shares = ({**point, "learning_rate": 3e-3 * point["rate"]} for point in loss_curve(total, step, 0))
+    points = [{"node": joint.name, "stage": "joint", **point} for point in shares]
     gateway.parts.jobs.report(T, job.id, job.attempt, metrics=points, progress=progress)
-    folder = gateway.root / "made" / uuid.uuid4().hex
+    folder = gateway.root / "files" / uuid.uuid4().hex
     folder.mkdir(parents=True)
     (folder / "state.bin").write_bytes(b"x" * 10_000)
     digests = {n: ref.digest for n, ref in published_of(gateway, job).items()}
@@ -247,18 +247,18 @@ def published_of(gateway: Gateway, job: JobRecord) -> dict[str, ManifestRef]:
     return Situation.read(gateway.parts.jobs, job).done
 
 
-def course(total: int, until: int, seed: int) -> list[dict[str, Any]]:
-    """Points as the loop tells them: falling losses with some noise, the schedule's share, a rate."""
-    chance = random.Random(seed)
+def loss_curve(total: int, until: int, seed: int) -> list[dict[str, Any]]:
+    """Return metric points as the training loop reports them: noisy falling losses, learning rate and throughput."""
+    rng = random.Random(seed)
     return [
         {
             "step": step,
             "tokens": step * 2_200,
-            "mlm": 3.4 + 5.6 * math.exp(-step / (0.22 * total)) + chance.gauss(0, 0.05),
-            "task": 0.25 + 1.5 * math.exp(-step / (0.15 * total)) + chance.gauss(0, 0.04) if step % 20 == 0 else None,
+            "mlm": 3.4 + 5.6 * math.exp(-step / (0.22 * total)) + rng.gauss(0, 0.05),
+            "task": 0.25 + 1.5 * math.exp(-step / (0.15 * total)) + rng.gauss(0, 0.04) if step % 20 == 0 else None,
             "rate": min(1.0, step / (0.05 * total)) * (1 - step / total),
             "gradient_norm": 1.0,
-            "tokens_per_second": 15_000 + chance.gauss(0, 350),
+            "tokens_per_second": 15_000 + rng.gauss(0, 350),
         }
         for step in range(5, until + 1, 5)
     ]
@@ -271,7 +271,7 @@ def finish(gateway: Gateway, job: JobRecord, labels: tuple[str, ...], skill: flo
     for node in plan_of(job).nodes:
         if node.name in done:
             continue
-        folder = gateway.root / "made" / uuid.uuid4().hex
+        folder = gateway.root / "files" / uuid.uuid4().hex
         folder.mkdir(parents=True)
         if node.stage.name in ("joint", "finetune"):
             seed = int(node.name.partition(".s")[2])
@@ -281,7 +281,7 @@ def finish(gateway: Gateway, job: JobRecord, labels: tuple[str, ...], skill: flo
                 for s in range(0, 141, 14)
             ]
             history = {
-                "points": course(total, total, seed),
+                "points": loss_curve(total, total, seed),
                 "evaluations": evaluations if node.stage.name == "finetune" else [],
                 "best": None,
             }
@@ -303,17 +303,17 @@ def finish(gateway: Gateway, job: JobRecord, labels: tuple[str, ...], skill: flo
 
 
 def make_report(labels: tuple[str, ...], seeds: tuple[int, ...], skill: float) -> dict[str, Any]:
-    """What the evaluate stage writes, over made answers; the scores are reckoned as it does."""
+    """Return the report of the evaluate stage for random predictions. The scores are computed as in that stage."""
     count = len(labels)
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     weights = np.arange(count, 0, -1) / np.arange(count, 0, -1).sum()
     entries, splits = [], {}
     for split, rows in (("validation", 90), ("test", 120)):
-        splits[split] = chance.choice(count, rows, p=weights)
+        splits[split] = rng.choice(count, rows, p=weights)
     for seed in seeds:
         entry: dict[str, Any] = {"seed": seed, "chosen": None, "cost": {}}
         for split, truth in splits.items():
-            guess = np.where(chance.random(len(truth)) < skill, truth, chance.choice(count, len(truth)))
+            guess = np.where(rng.random(len(truth)) < skill, truth, rng.choice(count, len(truth)))
             entry[split] = score(truth, guess, count, "macro_f1", in_train=np.arange(len(truth)) < 3)
         entries.append(entry)
     report: dict[str, Any] = {
@@ -350,11 +350,11 @@ def make_report(labels: tuple[str, ...], seeds: tuple[int, ...], skill: float) -
 
 
 def make_task(folder: Path, job: JobRecord) -> None:
-    chance = random.Random(0)
+    rng = random.Random(0)
     labels = [n % len(LABELS) for n in range(60)]
     rows = {
         "row": pa.array(range(1, 61), pa.int64()),
-        "text": [sentence(chance, LABELS[n]) for n in labels],
+        "text": [sentence(rng, LABELS[n]) for n in labels],
         "label": pa.array(labels, pa.int32()),
     }
     pq.write_table(pa.table(rows), folder / "train.parquet")
@@ -362,29 +362,29 @@ def make_task(folder: Path, job: JobRecord) -> None:
 
 
 def make_selection(folder: Path, hostile: str, count: int = 60) -> None:
-    chance = random.Random(1)
+    rng = random.Random(1)
     faults, papers = TOPICS["fault"].split(), TOPICS["billing"].split()
     ids = [f"{n:032x}" for n in range(count)]
     texts = [
-        f"{sentence(chance, chance.choice(LABELS)).capitalize()}. When it is the {chance.choice(faults)}, "
-        f"write to the desk and name the {chance.choice(papers)} on the form."
+        f"{sentence(rng, rng.choice(LABELS)).capitalize()}. When it is the {rng.choice(faults)}, "
+        f"write to the desk and name the {rng.choice(papers)} on the form."
         for _ in ids
     ]
     texts[2] = hostile or texts[2]
     passages = {
         "id": ids,
         "text": texts,
-        "source": [chance.choice(("handbook", "forum", hostile or "wiki")) for _ in ids],
+        "source": [rng.choice(("handbook", "forum", hostile or "wiki")) for _ in ids],
         "rank": pa.array([1 + n // 4 for n in range(count)], pa.int32()),
         "score": pa.array([24 - n / 5 for n in range(count)], pa.float32()),
     }
     pq.write_table(pa.table(passages), folder / "passages.parquet")
-    asked = [(name, chance.randint(1, 60)) for name in ids for _ in range(chance.randint(1, 9))]
+    retrieved = [(name, rng.randint(1, 60)) for name in ids for _ in range(rng.randint(1, 9))]
     provenance = {
-        "passage_id": [name for name, _ in asked],
-        "train_row": pa.array([row for _, row in asked], pa.int64()),
-        "rank": pa.array([1] * len(asked), pa.int32()),
-        "score": pa.array([9.0] * len(asked), pa.float32()),
+        "passage_id": [name for name, _ in retrieved],
+        "train_row": pa.array([row for _, row in retrieved], pa.int64()),
+        "rank": pa.array([1] * len(retrieved), pa.int32()),
+        "score": pa.array([9.0] * len(retrieved), pa.float32()),
     }
     pq.write_table(pa.table(provenance), folder / "provenance.parquet")
     facts = {
@@ -405,7 +405,7 @@ def make_selection(folder: Path, hostile: str, count: int = 60) -> None:
 
 
 def make_model(folder: Path, labels: tuple[str, ...]) -> None:
-    """An export in which each topic's words speak for its label."""
+    """Write an exported model that assigns the words of each topic to its label."""
     make_export(folder, size=200_000)
     words = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3} | {
         word: 4 + n for n, word in enumerate(word for label in LABELS for word in TOPICS[label].split())
@@ -419,7 +419,7 @@ def make_model(folder: Path, labels: tuple[str, ...]) -> None:
         for word in TOPICS[label].split():
             weights[words[word], number % len(labels)] = 1.5
     model = onnx.load(folder / "model.onnx")
-    next(one for one in model.graph.initializer if one.name == "weights").CopyFrom(
+    next(tensor for tensor in model.graph.initializer if tensor.name == "weights").CopyFrom(
         numpy_helper.from_array(weights, "weights")
     )
     model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = len(labels)

@@ -1,4 +1,4 @@
-"""What a worker would leave: artifacts of a job's stages, made by hand, published as a worker does."""
+"""Publish artifacts for the stages of a job, like a worker."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def publish(store: JobStore, artifacts: ArtifactStore, job: JobRecord, node_name
 def complete(
     store: JobStore, artifacts: ArtifactStore, job: JobRecord, root: Path, *, up_to: str = "export"
 ) -> dict[str, ManifestRef]:
-    """Publish something for every node of the plan up to `up_to`; what the API reads has its real form."""
+    """Publish an artifact for each node up to `up_to`. Files that the API reads have their real format."""
     done = {}
     for node in plan_of(job).nodes:
-        folder = root / "made" / uuid.uuid4().hex
+        folder = root / "files" / uuid.uuid4().hex
         folder.mkdir(parents=True)
         match node.stage.name:
             case "select":
@@ -63,24 +63,24 @@ def complete(
 
 
 def make_selection(folder: Path, count: int = 30) -> None:
-    """A selection of `count` passages; every other one was asked for by two train rows."""
+    """Write a selection of `count` passages. Two train rows retrieved each passage with an odd number."""
     ids = [f"{n:032x}" for n in range(count)]
     passages = {
         "id": ids, "text": [f"passage {n} <b>&" for n in range(count)], "source": ["docs"] * count,
         "rank": pa.array(range(1, count + 1), pa.int32()), "score": pa.array([9.0] * count, pa.float32()),
     }  # fmt: skip
     pq.write_table(pa.table(passages), folder / "passages.parquet")
-    asked = [(name, row) for n, name in enumerate(ids) for row in ([1, 2] if n % 2 else [3])]
+    retrieved = [(name, row) for n, name in enumerate(ids) for row in ([1, 2] if n % 2 else [3])]
     provenance = {
-        "passage_id": [name for name, _ in asked], "train_row": pa.array([row for _, row in asked], pa.int64()),
-        "rank": pa.array([1] * len(asked), pa.int32()), "score": pa.array([9.0] * len(asked), pa.float32()),
+        "passage_id": [name for name, _ in retrieved], "train_row": pa.array([row for _, row in retrieved], pa.int64()),
+        "rank": pa.array([1] * len(retrieved), pa.int32()), "score": pa.array([9.0] * len(retrieved), pa.float32()),
     }  # fmt: skip
     pq.write_table(pa.table(provenance), folder / "provenance.parquet")
     (folder / "selection.json").write_text(json.dumps({"passages": count}))
 
 
 def make_export(folder: Path, *, pair: bool = False, size: int = 0) -> None:
-    """An export whose graph adds up a score per word: 'good' speaks for good, 'bad' for bad."""
+    """Write an exported model that counts the words 'good' and 'bad'."""
     model = folder / "model"
     model.mkdir(parents=True)
     tokenizer = Tokenizer(WordLevel(VOCABULARY, unk_token="[UNK]"))

@@ -62,7 +62,7 @@ class IdleExecutor(Executor):
 
 
 @dataclass
-class World:
+class CoordinatorHarness:
     """A store, a storage, and a cluster, with the coordinators that use them."""
 
     store: MovableClockStore

@@ -23,7 +23,7 @@ TOKEN = "secret of the stack"
 PASSAGES = [(f"p{n:03d}", f"passage {n} of word{n % 10} and word{n % 7}", f"s{n % 2}") for n in range(200)]
 
 
-class Place:
+class RetrieverHarness:
     """A storage with a corpus and a task, and retrievers that use it."""
 
     def __init__(self, folder: Path, kind: str, url: str) -> None:
@@ -55,13 +55,13 @@ class Place:
 
     @contextmanager
     def retriever(self) -> Iterator[RetrieverClient]:
-        """One life of the service, from start to stop."""
+        """Run the service and yield its client."""
         with TestClient(assemble(self.settings), headers={"Authorization": f"Bearer {TOKEN}"}) as http:
             yield RetrieverClient(http)
 
     def load(self, api: RetrieverClient, folder: str = "t/corpus", language: str = "en") -> IndexLoad:
         api.put_corpus(*self.key, folder=folder, language=language)
-        return settled(lambda: api.corpus(*self.key), "loading")
+        return wait_while(lambda: api.corpus(*self.key), "loading")
 
     def request(self, prefix: str = "t/artifacts/a/1", **over: Any) -> SelectionRequest:
         tenant, corpus, version = self.key
@@ -70,10 +70,10 @@ class Place:
 
     def select(self, api: RetrieverClient, artifact: str = "art_1", **over: Any) -> SelectionRun:
         api.put_selection(artifact, self.request(**over))
-        return settled(lambda: api.get_selection(artifact), "running")
+        return wait_while(lambda: api.get_selection(artifact), "running")
 
 
-def settled(read: Callable[[], Any], while_in: str) -> Any:
+def wait_while(read: Callable[[], Any], while_in: str) -> Any:
     """Poll until the state differs from `while_in`, and return the last answer."""
     deadline = time.monotonic() + 120
     while (seen := read()).state == while_in:

@@ -1,4 +1,4 @@
-"""Corpora over HTTP: deleted corpora and cancelled loads are gone with all that was theirs."""
+"""Corpora over HTTP: deleted corpora and cancelled loads leave no files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from services.api.corpus_loads import LoadWorker
-from tests.contract.corpora import LINES, T, found, left_queued, post, settled
+from tests.contract.corpora import LINES, T, idle_corpus, post, queue_load, wait_for_corpus
 from tests.contract.gateway import Gateway, upload
 from tests.support import wait_for
 from tlm_core.artifacts import ArtifactStore
@@ -23,9 +23,9 @@ from tlm_core.wire import LoadState
 
 def two_versions(api: TestClient) -> tuple[str, str]:
     post(api)
-    old = str(settled(api)["version"])
+    old = str(wait_for_corpus(api)["version"])
     post(api, text=LINES.replace("sentence", "phrase"))
-    return old, str(wait_for(lambda: (c := found(api, "docs")) and len(c["versions"]) == 2 and c)["version"])
+    return old, str(wait_for(lambda: (c := idle_corpus(api, "docs")) and len(c["versions"]) == 2 and c)["version"])
 
 
 def test_deleted_version_loses_index_and_files(api: TestClient, gateway: Gateway) -> None:
@@ -44,7 +44,7 @@ def test_deleted_corpus_loses_all_versions(api: TestClient, gateway: Gateway) ->
     assert api.get("/v1/corpora/docs").status_code == api.delete("/v1/corpora/docs").status_code == 404
     assert gateway.retriever.loads == {} and not [p for p in gateway.leftovers() if "corpora" in p]
     post(api)
-    assert settled(api)["version"], "the name is free again"
+    assert wait_for_corpus(api)["version"], "The name can be used again."
 
 
 def test_corpus_in_use_is_not_deleted(api: TestClient, gateway: Gateway) -> None:
@@ -62,7 +62,7 @@ def test_corpus_in_use_is_not_deleted(api: TestClient, gateway: Gateway) -> None
 
 def test_delete_without_retriever_changes_nothing(api: TestClient, gateway: Gateway) -> None:
     post(api)
-    version = settled(api)["version"]
+    version = wait_for_corpus(api)["version"]
     gateway.retriever.away = True
     assert api.delete("/v1/corpora/docs").status_code == 503
     assert api.get("/v1/corpora/docs").json()["version"] == version
@@ -70,14 +70,14 @@ def test_delete_without_retriever_changes_nothing(api: TestClient, gateway: Gate
     assert api.delete("/v1/corpora/docs").status_code == 204
 
 
-def cancelled(api: TestClient, load: str) -> Any:
-    """The load, once its end is reached."""
+def wait_until_cancelled(api: TestClient, load: str) -> Any:
+    """Wait until the load is cancelled, and return it."""
     path = f"/v1/corpora/docs/loads/{load}"
-    return wait_for(lambda: (one := api.get(path).json())["state"] == "cancelled" and one)
+    return wait_for(lambda: (view := api.get(path).json())["state"] == "cancelled" and view)
 
 
-def stuck(api: TestClient, gateway: Gateway, text: str) -> str:
-    """The id of a load that the retriever cannot bring to its end."""
+def start_stuck_load(api: TestClient, gateway: Gateway, text: str) -> str:
+    """Start a load that the retriever cannot finish, and return its id."""
     gateway.retriever.failure = IndexUnavailable("the index is away").as_dict()
     load = str(post(api, text).json()["id"])
     wait_for(lambda: api.get(f"/v1/corpora/docs/loads/{load}").json()["state"] == "indexing")
@@ -86,30 +86,32 @@ def stuck(api: TestClient, gateway: Gateway, text: str) -> str:
 
 def test_cancelled_load_leaves_only_the_earlier_version(api: TestClient, gateway: Gateway) -> None:
     post(api)
-    before = settled(api)
+    before = wait_for_corpus(api)
     wait_for(lambda: not [path for path in gateway.leftovers() if "uploads" in path])
-    kept, indexes = gateway.leftovers(), dict(gateway.retriever.loads)
-    load = stuck(api, gateway, LINES.replace("sentence", "phrase"))
+    files, indexes = gateway.leftovers(), dict(gateway.retriever.loads)
+    load = start_stuck_load(api, gateway, LINES.replace("sentence", "phrase"))
     assert len(gateway.retriever.loads) == 2
-    asked = api.post(f"/v1/corpora/docs/loads/{load}/cancel")
-    assert (asked.status_code, asked.json()["state"]) == (200, "cancelling")
-    assert cancelled(api, load)["error"] is None
+    response = api.post(f"/v1/corpora/docs/loads/{load}/cancel")
+    assert (response.status_code, response.json()["state"]) == (200, "cancelling")
+    assert wait_until_cancelled(api, load)["error"] is None
     after = api.get("/v1/corpora/docs").json()
     assert (after["version"], after["versions"]) == (before["version"], before["versions"])
     assert gateway.retriever.loads.keys() == indexes.keys()
-    assert sorted(gateway.leftovers()) == sorted(kept)
-    assert api.post(f"/v1/corpora/docs/loads/{load}/cancel").json()["state"] == "cancelled", "twice is no error"
+    assert sorted(gateway.leftovers()) == sorted(files)
+    assert api.post(f"/v1/corpora/docs/loads/{load}/cancel").json()["state"] == "cancelled", (
+        "A second cancel is not an error."
+    )
     gateway.retriever.failure = None
     post(api, LINES.replace("sentence", "phrase"))
-    assert wait_for(lambda: (c := found(api, "docs")) and len(c["versions"]) == 2)
+    assert wait_for(lambda: (c := idle_corpus(api, "docs")) and len(c["versions"]) == 2)
 
 
 def test_cancelled_reload_keeps_the_version(api: TestClient, gateway: Gateway) -> None:
     post(api)
-    version = settled(api)["version"]
-    load = stuck(api, gateway, LINES)
+    version = wait_for_corpus(api)["version"]
+    load = start_stuck_load(api, gateway, LINES)
     api.post(f"/v1/corpora/docs/loads/{load}/cancel")
-    cancelled(api, load)
+    wait_until_cancelled(api, load)
     assert (corpus := api.get("/v1/corpora/docs").json())["version"] == version
     assert [path for path in gateway.retriever.loads if version in path]
     assert gateway.parts.artifacts.verify(gateway.parts.catalog.corpus(T, "docs").versions[0].passages)
@@ -117,25 +119,25 @@ def test_cancelled_reload_keeps_the_version(api: TestClient, gateway: Gateway) -
 
 
 def test_load_stays_cancelling_without_retriever(api: TestClient, gateway: Gateway) -> None:
-    load = stuck(api, gateway, LINES)
+    load = start_stuck_load(api, gateway, LINES)
     gateway.retriever.away = True
     for _ in range(2):
         assert api.post(f"/v1/corpora/docs/loads/{load}/cancel").json()["state"] == "cancelling"
-    assert post(api).status_code == 409, "what is still there is in the way of the next one"
+    assert post(api).status_code == 409, "The cancelled load blocks the next one."
     gateway.retriever.away = False
-    cancelled(api, load)
+    wait_until_cancelled(api, load)
     assert gateway.retriever.loads == {} and gateway.leftovers() == []
 
 
 @pytest.fixture
-def go_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Set, it lets the cutting of files named slow.jsonl begin."""
+def splitting_allowed(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """An event that starts the splitting of files named slow.jsonl."""
     event = threading.Event()
 
-    def slow(sources: list[str], **given: Any) -> Iterator[Passage]:
+    def slow(sources: list[str], **options: Any) -> Iterator[Passage]:
         if sources[0].endswith("slow.jsonl"):
             event.wait(20)
-        yield from read_sources(sources, **given)
+        yield from read_sources(sources, **options)
 
     monkeypatch.setattr("tlm_core.corpus.read.read_sources", slow)
     yield event
@@ -146,7 +148,9 @@ def state_of(api: TestClient, name: str) -> str:
     return str(api.get(f"/v1/corpora/{name}").json()["loads"][0]["state"])
 
 
-def test_splitting_does_not_delay_other_loads(api: TestClient, gateway: Gateway, go_on: threading.Event) -> None:
+def test_splitting_does_not_delay_other_loads(
+    api: TestClient, gateway: Gateway, splitting_allowed: threading.Event
+) -> None:
     gateway.retriever.away = True
     post(api, name="third")
     wait_for(lambda: state_of(api, "third") == "indexing")
@@ -154,42 +158,42 @@ def test_splitting_does_not_delay_other_loads(api: TestClient, gateway: Gateway,
     wait_for(lambda: state_of(api, "long") == "cutting")
     queued = post(api).json()["id"]
     api.post(f"/v1/corpora/docs/loads/{queued}/cancel")
-    cancelled(api, queued)
+    wait_until_cancelled(api, queued)
     gateway.retriever.away = False
-    assert settled(api, "third")["version"]
+    assert wait_for_corpus(api, "third")["version"]
     assert state_of(api, "long") == "cutting"
-    go_on.set()
-    assert settled(api, "long")["version"]
+    splitting_allowed.set()
+    assert wait_for_corpus(api, "long")["version"]
 
 
 def test_cancelled_load_is_undone_after_its_splitting_stops(
-    api: TestClient, gateway: Gateway, go_on: threading.Event
+    api: TestClient, gateway: Gateway, splitting_allowed: threading.Event
 ) -> None:
     load = str(post(api, file="slow.jsonl").json()["id"])
     wait_for(lambda: state_of(api, "docs") == "cutting")
     api.post(f"/v1/corpora/docs/loads/{load}/cancel")
     time.sleep(0.2)
-    assert state_of(api, "docs") == "cancelling", "its files are being read"
-    go_on.set()
-    cancelled(api, load)
+    assert state_of(api, "docs") == "cancelling", "The worker still reads its files."
+    splitting_allowed.set()
+    wait_until_cancelled(api, load)
     wait_for(lambda: gateway.leftovers() == [])
 
 
-class CancelsWriting(ArtifactStore):
-    """Storage of a process whose load is cancelled while it keeps the passages."""
+class CancellingStorage(ArtifactStore):
+    """Storage that cancels a load while the passages are written."""
 
     cancel: Callable[[], object] = staticmethod(lambda: None)
 
-    def write(self, *given: Any, **named: Any) -> Any:
-        ref = super().write(*given, **named)
+    def write(self, *args: Any, **kwargs: Any) -> Any:
+        ref = super().write(*args, **kwargs)
         self.cancel()
         return ref
 
 
 def test_load_cancelled_during_splitting_leaves_nothing(gateway: Gateway) -> None:
-    load_id = left_queued(gateway)
+    load_id = queue_load(gateway)
     parts = gateway.parts
-    store = CancelsWriting(parts.settings.storage, gateway.root / "cache")
+    store = CancellingStorage(parts.settings.storage, gateway.root / "cache")
     store.cancel = lambda: parts.catalog.cancel_load(T, load_id)
     worker = LoadWorker(parts.catalog, store, parts.retriever, parts.settings.scratch)
     worker.round()
@@ -202,7 +206,7 @@ def test_load_cancelled_during_splitting_leaves_nothing(gateway: Gateway) -> Non
 
 def test_finished_or_unknown_load_cannot_be_cancelled(api: TestClient) -> None:
     load = post(api).json()["id"]
-    version = settled(api)["version"]
+    version = wait_for_corpus(api)["version"]
     refused = api.post(f"/v1/corpora/docs/loads/{load}/cancel")
     assert (refused.status_code, refused.json()["code"]) == (409, "conflict")
     assert api.get("/v1/corpora/docs").json()["version"] == version
