@@ -133,7 +133,7 @@ def make_gateway(client: redis.Redis, root: Path, **overrides: Any) -> Gateway:
     artifacts = ArtifactStore(settings.storage, settings.scratch / "artifacts")
     webhooks, outbound = Webhooks(client), Outbound(private=settings.webhook_private)
     parts = Parts(
-        overrides=settings,
+        settings=settings,
         token=TOKEN,
         jobs=jobs,
         catalog=catalog,

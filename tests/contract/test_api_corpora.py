@@ -34,7 +34,9 @@ def test_uploaded_corpus_becomes_a_searchable_version(api: TestClient, gateway: 
     assert version["count"] == corpus["loads"][0]["done"] > 0
     assert api.get(f"/v1/corpora/docs/loads/{load['id']}").json() == corpus["loads"][0]
     put = [
-        body for method, path, body in gateway.retriever.asked if method == "PUT" and path.endswith(version["version"])
+        body
+        for method, path, body in gateway.retriever.requests
+        if method == "PUT" and path.endswith(version["version"])
     ]
     assert put == [{"folder": f"default/corpora/docs/{version['version']}", "language": "de"}]
     ref = gateway.parts.catalog.corpus(T, "docs").versions[0].passages
@@ -63,7 +65,7 @@ def test_only_changed_texts_create_a_new_version(api: TestClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "name", "file", "data", "says"),
+    ("text", "name", "file", "data", "message"),
     [
         (LINES, "a@b", "a.jsonl", {}, "Invalid name 'a@b'"),
         (LINES, "docs", "a.exe", {}, "Unknown file type of 'a.exe'"),
@@ -113,18 +115,18 @@ def test_invalid_files_fail_the_load_with_every_error(api: TestClient, gateway: 
 
 
 def test_unavailable_retriever_delays_a_load(api: TestClient, gateway: Gateway) -> None:
-    gateway.retriever.away = True
+    gateway.retriever.unavailable = True
     post(api)
     wait_for(lambda: api.get("/v1/corpora/docs").json()["loads"][0]["state"] == "indexing")
     assert api.post("/v1/corpora/docs/search", json={"query": "x"}).status_code == 409
-    gateway.retriever.away = False
+    gateway.retriever.unavailable = False
     assert wait_for_corpus(api)["version"]
 
 
 def test_load_fails_only_on_a_permanent_retriever_error(api: TestClient, gateway: Gateway) -> None:
     gateway.retriever.failure = IndexUnavailable("the index is away").as_dict()
     post(api)
-    wait_for(lambda: sum(m == "PUT" for m, _, _ in gateway.retriever.asked) >= 2)
+    wait_for(lambda: sum(m == "PUT" for m, _, _ in gateway.retriever.requests) >= 2)
     assert api.get("/v1/corpora/docs").json()["loads"][0]["state"] == "indexing"
     gateway.retriever.failure = IndexMismatch("this index is not ours").as_dict()
     corpus = wait_for_corpus(api)
@@ -196,7 +198,7 @@ def test_files_with_equal_names_are_both_stored(api: TestClient, gateway: Gatewa
 
 
 def test_second_upload_during_a_load_is_refused(api: TestClient, gateway: Gateway) -> None:
-    gateway.retriever.away = True
+    gateway.retriever.unavailable = True
     load_id = post(api).json()["id"]
     wait_for(lambda: api.get("/v1/corpora/docs").json()["loads"][0]["state"] == "indexing")
     files = gateway.leftovers()
@@ -206,7 +208,7 @@ def test_second_upload_during_a_load_is_refused(api: TestClient, gateway: Gatewa
     )  # fmt: skip
     assert api.delete("/v1/corpora/docs").status_code == 409
     assert gateway.leftovers() == files
-    gateway.retriever.away = False
+    gateway.retriever.unavailable = False
     assert len(wait_for_corpus(api)["versions"]) == 1
     assert post(api, text=LINES.replace("thing", "matter")).status_code == 202
 

@@ -63,10 +63,10 @@ def test_corpus_in_use_is_not_deleted(api: TestClient, gateway: Gateway) -> None
 def test_delete_without_retriever_changes_nothing(api: TestClient, gateway: Gateway) -> None:
     post(api)
     version = wait_for_corpus(api)["version"]
-    gateway.retriever.away = True
+    gateway.retriever.unavailable = True
     assert api.delete("/v1/corpora/docs").status_code == 503
     assert api.get("/v1/corpora/docs").json()["version"] == version
-    gateway.retriever.away = False
+    gateway.retriever.unavailable = False
     assert api.delete("/v1/corpora/docs").status_code == 204
 
 
@@ -120,11 +120,11 @@ def test_cancelled_reload_keeps_the_version(api: TestClient, gateway: Gateway) -
 
 def test_load_stays_cancelling_without_retriever(api: TestClient, gateway: Gateway) -> None:
     load = start_stuck_load(api, gateway, LINES)
-    gateway.retriever.away = True
+    gateway.retriever.unavailable = True
     for _ in range(2):
         assert api.post(f"/v1/corpora/docs/loads/{load}/cancel").json()["state"] == "cancelling"
     assert post(api).status_code == 409, "The cancelled load blocks the next one."
-    gateway.retriever.away = False
+    gateway.retriever.unavailable = False
     wait_until_cancelled(api, load)
     assert gateway.retriever.loads == {} and gateway.leftovers() == []
 
@@ -151,7 +151,7 @@ def state_of(api: TestClient, name: str) -> str:
 def test_splitting_does_not_delay_other_loads(
     api: TestClient, gateway: Gateway, splitting_allowed: threading.Event
 ) -> None:
-    gateway.retriever.away = True
+    gateway.retriever.unavailable = True
     post(api, name="third")
     wait_for(lambda: state_of(api, "third") == "indexing")
     post(api, name="long", file="slow.jsonl")
@@ -159,7 +159,7 @@ def test_splitting_does_not_delay_other_loads(
     queued = post(api).json()["id"]
     api.post(f"/v1/corpora/docs/loads/{queued}/cancel")
     wait_until_cancelled(api, queued)
-    gateway.retriever.away = False
+    gateway.retriever.unavailable = False
     assert wait_for_corpus(api, "third")["version"]
     assert state_of(api, "long") == "cutting"
     splitting_allowed.set()

@@ -103,7 +103,7 @@ def test_dataset_may_include_a_selection(api: TestClient, gateway: Gateway) -> N
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "says"),
+    ("name", "content", "message"),
     [
         ("s.csv", "text,rank\na,best\n", "Row 1 of selection.csv: invalid rank 'best'"),
         ("s.json", "[]", "csv, tsv, jsonl or parquet"),
@@ -163,7 +163,7 @@ def test_errors_have_row_and_column(api: TestClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "files", "says"),
+    ("data", "files", "message"),
     [
         ({}, {"train": ("a.csv", TRAIN)}, "The form field 'name' is required"),
         ({"name": "a/b"}, {"train": ("a.csv", TRAIN)}, "Invalid name 'a/b'"),

@@ -97,7 +97,7 @@ def test_clone_keeps_corpus_and_selector_consistent(api: TestClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"sede": [1]}, "/sede: is not a known field"),
         ({"seeds": 3}, "/seeds: must be a list"),

@@ -76,15 +76,15 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
 }
 
 
-@pytest.mark.parametrize(("change", "status", "says"), REFUSED.values(), ids=REFUSED.keys())
+@pytest.mark.parametrize(("change", "status", "message"), REFUSED.values(), ids=REFUSED.keys())
 def test_invalid_request_creates_no_job(
-    api: TestClient, gateway: Gateway, change: dict[str, Any], status: int, says: str
+    api: TestClient, gateway: Gateway, change: dict[str, Any], status: int, message: str
 ) -> None:
     gateway.parts.catalog.add_load(T, "late", "en", REF)
     add_version(gateway, "broken", "v1", CorpusState.FAILED)
     answer = api.post("/v1/jobs", json=BODY | change)
     assert answer.status_code == status, answer.text
-    assert says in answer.json()["detail"]
+    assert message in answer.json()["detail"]
     assert api.get("/v1/jobs").json()["data"] == []
 
 

@@ -78,7 +78,7 @@ def test_interrupted_download_can_be_resumed(api: TestClient, gateway: Gateway) 
 
 
 @pytest.mark.parametrize(
-    ("asked", "status", "said"),
+    ("header", "status", "message"),
     [
         ("bytes=999999999-", 416, "is outside the file of"),
         ("lines=1-2", 400, "bytes=FIRST-LAST"),
@@ -176,7 +176,7 @@ def test_predictions_keep_the_order_of_texts(api: TestClient, gateway: Gateway) 
 
 
 @pytest.mark.parametrize(
-    ("body", "says"),
+    ("body", "message"),
     [
         ({"texts": []}, "/texts"),
         ({"texts": "one"}, "must be a list"),

@@ -16,7 +16,7 @@ from tests.contract.job_results import complete
 from tests.support import skip_or_fail
 from tlm_core.wire import CorpusState
 
-EXAMPLES = 10
+EXAMPLES = 7
 # Generated requests must not reach the hub.
 EXCLUDED = {"/v1/datasets/hub"}
 # These parameters keep the connection open. Other tests cover them.

@@ -45,7 +45,7 @@ def test_only_health_routes_need_no_token(api: TestClient, header: str | None) -
 def test_readiness_names_unavailable_components(gateway: Gateway) -> None:
     with gateway.test_client() as api:
         assert api.get("/readyz").json() == {"redis": "ok", "storage": "ok", "retriever": "ok", "events": "ok"}
-        gateway.retriever.away = True
+        gateway.retriever.unavailable = True
         (gateway.root / "storage").rmdir()
         answer = api.get("/readyz")
         assert answer.status_code == 503

@@ -130,7 +130,7 @@ def test_uploads_of_an_invalid_dataset_stay(api: TestClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("header", "data", "says"),
+    ("header", "data", "message"),
     [
         (None, b"x", "Content-Range"),
         ("bytes 0-9/5", b"x" * 10, "is outside"),

@@ -34,7 +34,7 @@ def test_corpus_search_shows_hits_or_an_error(gateway: Gateway) -> None:
     browser = signed_in(gateway)
     assert "93,518" in browser.get("/ui/corpora").text
     assert "about late parcel" in browser.get("/ui/corpora/manuals?q=late+parcel").text
-    gateway.retriever.away = True
+    gateway.retriever.unavailable = True
     answer = browser.get("/ui/corpora/manuals/search?q=x", headers={"HX-Request": "true"})
     assert (answer.status_code, "does not answer" in answer.text) == (200, True)
 
@@ -60,7 +60,7 @@ def test_corpus_upload_can_be_watched_and_cancelled(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize(
-    ("texts", "files", "says"),
+    ("texts", "files", "message"),
     [
         ({"name": "docs"}, {"files": ""}, "Send at least one file"),
         ({"name": "a/b"}, {"files": "some text"}, "Invalid name"),

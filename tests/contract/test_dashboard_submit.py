@@ -106,7 +106,7 @@ def submitted(gateway: Gateway, **fields: Any) -> JobRecord:
 
 
 @pytest.mark.parametrize(
-    ("data", "says"),
+    ("data", "message"),
     [
         ({"seeds": "one"}, "whole numbers"),
         ({"overrides": "joint.rho9 = 5"}, "Did you mean"),

@@ -20,7 +20,7 @@ from tests.contract.gateway import upload
 from tests.redis_server import RedisServer, free_port
 from tests.support import ROOT
 
-ROOM = 4 << 20
+ROOM = 1 << 20
 _MOUNT = f'mount -t tmpfs -o size={ROOM} none "$0" && exec "$@"'
 _LIMIT = f"""
 import os, resource, sys
@@ -92,7 +92,7 @@ def wait_for_answer(client: httpx.Client, process: subprocess.Popen[bytes], log:
 def test_upload_to_a_full_disk_is_rejected_and_stored_files_stay(
     redis_server: RedisServer, tmp_path: Path, small: str
 ) -> None:
-    first, large, medium = rows(100_000, 0), rows(6_000_000, 1), rows(1_500_000, 2)
+    first, large, medium = rows(25_000, 0), rows(1_500_000, 1), rows(375_000, 2)
     with gateway(redis_server, tmp_path, small) as api:
         assert upload(api, name="first", train=first).status_code == 201
         for _ in range(2):
@@ -103,7 +103,7 @@ def test_upload_to_a_full_disk_is_rejected_and_stored_files_stay(
         stored = api.get("/v1/datasets/first/files/train.csv")
         assert stored.content == first.encode()
         assert stored.headers["x-checksum-sha256"] == hashlib.sha256(first.encode()).hexdigest()
-        assert upload(api, name="next", train=medium).status_code == 201, "a rejected upload leaves no files"
+        assert upload(api, name="next", train=medium).status_code == 201, "A rejected upload leaves no files."
 
 
 _WRITE = """
@@ -128,7 +128,7 @@ print((source / "large" / "weights").stat().st_size)
 def test_artifact_too_large_for_the_disk_leaves_no_partial_file(tmp_path: Path) -> None:
     # On another file system, so that the files are copied into the storage instead of renamed.
     with tempfile.TemporaryDirectory(dir="/dev/shm") as source:
-        for name, size in (("small", 1 << 20), ("large", 6 << 20), ("medium", 2 << 20)):
+        for name, size in (("small", 1 << 18), ("large", 6 << 18), ("medium", 2 << 18)):
             (Path(source) / name).mkdir()
             (Path(source) / name / "weights").write_bytes(bytes(size))
         command = with_little_room(tmp_path / "s", sys.executable, "-c", _WRITE, str(tmp_path / "s"), source)
@@ -136,4 +136,4 @@ def test_artifact_too_large_for_the_disk_leaves_no_partial_file(tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     message, partial_files, size = done.stdout.splitlines()
     assert "writing b: no space left on the storage" in message
-    assert (partial_files, size) == ("[]", str(6 << 20)), "only the copy is deleted"
+    assert (partial_files, size) == ("[]", str(6 << 18)), "Only the copy is deleted."

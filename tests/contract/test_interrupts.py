@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.gateway import TOKEN, TRAIN, Gateway, T
+from tests.contract.gateway import TOKEN, TRAIN, Gateway, T, add_dataset
 from tests.contract.job_results import complete, make_export, publish
 from tests.factories import make_resolved, make_spec
-from tests.support import ROOT
+from tests.support import ROOT, wait_for
 from tlm_core.jobs.states import State
 
 TLM = (sys.executable, "-m", "tlm_client")
@@ -102,19 +102,14 @@ def test_interrupted_upload_leaves_no_file_and_can_be_repeated(gateway: Gateway,
         return [name for name in gateway.leftovers() if name.startswith(("scratch", "storage"))]
 
     with interrupted(command, lambda: bool(temporary_files())):
-        deadline = time.monotonic() + 20
-        while temporary_files():
-            assert time.monotonic() < deadline, temporary_files()
-            time.sleep(0.05)
+        wait_for(lambda: not temporary_files(), 20)
     assert gateway.parts.catalog.datasets(T) == ([], False)
     rows.write_text(TRAIN, encoding="utf-8")
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-def test_job_stays_when_its_watcher_is_interrupted(gateway: Gateway, url: str, tmp_path: Path) -> None:
-    rows = tmp_path / "train.csv"
-    rows.write_text(TRAIN, encoding="utf-8")
-    subprocess.run(tlm(url, "dataset", "add", "toy", str(rows)), capture_output=True, check=True)
+def test_job_stays_when_its_watcher_is_interrupted(gateway: Gateway, url: str) -> None:
+    add_dataset(gateway, "toy", {"train": TRAIN})
 
     def waiting() -> bool:
         return bool(gateway.parts.jobs.list_jobs(T, limit=1)[0])

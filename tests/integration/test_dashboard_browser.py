@@ -130,7 +130,7 @@ def test_dashboard_works_by_keyboard_alone(browser: Any, served: tuple[str, Gate
     page.keyboard.press("Enter")
     page.wait_for_selector("#jobs")
     page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    assert page.evaluate("document.activeElement.textContent") == "Skip to main content"
     assert page.evaluate("document.activeElement.getBoundingClientRect().left") >= 0, "The focused link is visible."
     page.keyboard.press("Enter")
     wanted = f"/ui/jobs/{contents.jobs['paused']}"
@@ -160,7 +160,7 @@ def test_job_list_stays_live_and_keeps_checked_rows(page: Any, served: tuple[str
     assert chosen.is_checked()
     assert page.evaluate("document.activeElement.value") == contents.jobs["succeeded"], "The focus does not move."
     page.locator(f"#row-{contents.jobs['alone']} input").check()
-    page.get_by_role("button", name="Compare the chosen").click()
+    page.get_by_role("button", name="Compare selected").click()
     page.wait_for_url("**/ui/compare?*")
     settle(page)
     assert page.locator(".chart canvas").count() >= 3
@@ -200,14 +200,14 @@ def test_predictions_and_searches_need_no_new_page(page: Any, served: tuple[str,
     page.evaluate("window.same = true")
     page.fill("#q", "parcel")
     page.keyboard.press("Enter")
-    page.wait_for_selector("text=hold it.")
+    page.wait_for_selector("text=all these words.")
     assert all("parcel" in text.lower() for text in page.locator(".passages > li > .text").all_inner_texts())
     page.locator(".passages summary").first.click()
-    assert page.locator(".askers .tag").first.is_visible()
+    assert page.locator(".queries .tag").first.is_visible()
     assert page.evaluate("window.same")
     page.goto(f"{url}/ui/submit")
     page.select_option("#dataset", "tickets")
-    page.get_by_role("button", name="What would it cost?").click()
+    page.get_by_role("button", name="Estimate").click()
     page.wait_for_selector("#preview >> text=FLOPs")
 
 
@@ -231,7 +231,7 @@ def test_study_form_works_by_keyboard_and_shows_only_its_fields(
         page.locator(field).focus()
         page.keyboard.press("ControlOrMeta+a")
         page.keyboard.type(text)
-    page.get_by_role("button", name="What would it cost?").focus()
+    page.get_by_role("button", name="Estimate").focus()
     page.keyboard.press("Enter")
     page.wait_for_selector("#preview >> text=ticket × 3")
     page.get_by_role("button", name="Submit").focus()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 import shutil
 import threading
@@ -19,10 +18,11 @@ from services.retriever.index_loads import IndexLoads
 from services.retriever.indexes import CorpusKey, OpenSearchIndexes
 from services.retriever.selection_runs import SelectionRuns
 from tests.contract.retriever_harness import RetrieverHarness
+from tests.integration.worker_processes import process_context
 from tlm_core.artifacts import ArtifactStore
 
-KILLS = 20
-PASSAGES = 5_000
+KILLS = 12
+PASSAGES = 3_000
 QUERIES = 1_100  # more than one part, so that a killed selection can resume
 PREFIX = "t/artifacts/a/1"
 
@@ -51,9 +51,7 @@ class Lives:
     """Retriever processes that use one storage and one cluster, one after another."""
 
     def __init__(self, harness: RetrieverHarness, url: str) -> None:
-        # Forked from a process that has imported everything, so a start takes less than a second.
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([__name__])
+        self._context = process_context()
         self._harness = harness
         request = harness.request(PREFIX, params={"top_k": 10})
         self._arguments = (url, str(harness.folder), harness.key, request)
@@ -61,18 +59,18 @@ class Lives:
         self._indexes = OpenSearchIndexes(self._cluster, shards=1)
 
     def live(self, seconds: float) -> bool:
-        """Run one for at most `seconds`. Returns whether it finished its work."""
+        """Run a process for at most `seconds`. Return whether it finished."""
         process = self._context.Process(target=life, args=self._arguments)
         process.start()
         process.join(seconds)
         if process.is_alive():
             process.kill()
         process.join()
-        assert process.exitcode in (0, -9), "it failed"
+        assert process.exitcode in (0, -9), "The retriever failed."
         return process.exitcode == 0
 
     def result(self) -> tuple[str, list[str]]:
-        """The manifest of the selection, and the ids in the index."""
+        """Return the manifest of the selection and the ids in the index."""
         manifest = (self._harness.folder / "storage" / PREFIX / "manifest.json").read_text()
         index = self._indexes.open(self._harness.key)
         names = [name for batch in index.ids() for name in batch]

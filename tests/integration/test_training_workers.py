@@ -1,10 +1,9 @@
-"""Two real processes over gloo against one: the same gradients, one joint and one finetune stage."""
+"""Two processes over gloo compute the same as one process in a joint and a finetune stage."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -16,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from services.trainer.process_group import Rendezvous, StageLoader, join
+from tests.integration.worker_processes import process_context
 from tests.redis_server import free_port
 from tests.support import wait_for
 from tests.unit.training.made import made_prepared, tiny
@@ -60,10 +60,10 @@ def work(rank: int, size: int, port: int, folder: Path, recipe: Recipe, stop_at:
         torch.distributed.destroy_process_group()
 
 
-def _with_memory_for_two_rows(model: Any, batch: Any, workers: Workers, micro_rows: int, *more: Any) -> Any:
+def _with_memory_for_two_rows(model: Any, batch: Any, workers: Workers, micro_rows: int, *args: Any) -> Any:
     if micro_rows > 2:
-        raise torch.OutOfMemoryError("no room")
-    return accumulate_gradient(model, batch, workers, micro_rows, *more)
+        raise torch.OutOfMemoryError("Out of memory.")
+    return accumulate_gradient(model, batch, workers, micro_rows, *args)
 
 
 def run_workers(
@@ -75,7 +75,7 @@ def run_workers(
 
 def start(target: Callable[..., None], size: int, *args: Any) -> None:
     """Run target(rank, size, port, *args) in `size` processes, all of which must succeed."""
-    context, port = multiprocessing.get_context("spawn"), free_port()
+    context, port = process_context(), free_port()
     workers = [context.Process(target=target, args=(rank, size, port, *args)) for rank in range(size)]
     for worker in workers:
         worker.start()
@@ -135,7 +135,7 @@ def test_all_workers_stop_at_the_same_step(tmp_path: Path, recipe: Recipe) -> No
     made_prepared(tmp_path / "whole", recipe)
     run_workers(2, tmp_path / "whole", recipe)
     resumed, whole = (folder / "finetune2" / "model.safetensors" for folder in (tmp_path, tmp_path / "whole"))
-    assert resumed.read_bytes() == whole.read_bytes(), "a stopped and resumed run equals an uninterrupted one"
+    assert resumed.read_bytes() == whole.read_bytes(), "A resumed run equals an uninterrupted one."
 
 
 def test_workers_share_the_smallest_rows_and_one_clock(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_workers_share_the_smallest_rows_and_one_clock(tmp_path: Path) -> None:
     run_workers(2, tmp_path, recipe, tight=1)
     for stage in ("joint", "finetune"):
         first, second = (json.loads((tmp_path / f"{stage}2.{rank}.json").read_text()) for rank in (0, 1))
-        assert first == second and first[SHRUNK] in (1, 2), "every worker reports the smallest rows"
+        assert first == second and first[SHRUNK] in (1, 2), "Every worker reports the smallest rows."
 
 
 def wait_long_for_rank_0(rank: int, size: int, _port: int, folder: Path) -> None:
@@ -160,7 +160,7 @@ def wait_long_for_rank_0(rank: int, size: int, _port: int, folder: Path) -> None
         broadcast = join(("127.0.0.1", int(port.read_text())), b"secret")
     load = StageLoader(broadcast, "127.0.0.1", rank, size)
     assert load(PREPARE) is PREPARE.load()
-    assert not torch.distributed.is_initialized(), "preparing needs no torch"
+    assert not torch.distributed.is_initialized(), "The prepare stage needs no torch."
     assert load(JOINT) is JOINT.load()
     total = torch.ones(1)
     torch.distributed.all_reduce(total)
@@ -169,7 +169,7 @@ def wait_long_for_rank_0(rank: int, size: int, _port: int, folder: Path) -> None
     if rank == 0:
         time.sleep(1.5)
     assert broadcast("done" if rank == 0 else None) == "done"
-    assert load(EXPORT) is EXPORT.load(), "the process group starts once"
+    assert load(EXPORT) is EXPORT.load(), "The process group starts once."
     load.close()
     assert not torch.distributed.is_initialized()
 
