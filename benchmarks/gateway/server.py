@@ -19,6 +19,7 @@ import httpx
 import redis
 
 from benchmarks.gateway.load import Connection
+from benchmarks.memory import memory_bytes
 from services.common.catalog import Catalog
 from services.common.catalog_records import CorpusVersion
 from services.common.jobstore import JobStore
@@ -58,10 +59,8 @@ class Gateway:
         return self.jobs.list_jobs(TENANT, limit=1)[0][0].resolved
 
     def memory(self, field: str = "VmRSS") -> float:
-        """Return the MB that the gateway holds (VmRSS), or its peak (VmHWM)."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii")
-        (line,) = (line for line in status.splitlines() if line.startswith(f"{field}:"))
-        return int(line.split()[1]) / 1024
+        """Return the resident memory of the gateway in MB (VmRSS), or its peak (VmHWM)."""
+        return memory_bytes(self.process.pid, field) / 2**20
 
 
 @contextmanager
