@@ -21,7 +21,7 @@ from torch import nn
 from benchmarks.report import alternate, figure, ratios, remark
 from benchmarks.shared import shared_data
 from tlm_core.stages import PREPARE
-from tlm_core.studies.bilstm import BiLSTM, LSTMShape, initialise
+from tlm_core.studies.bilstm import BiLSTM, LSTMShape, initialize
 from tlm_core.studies.lstm_export import lstm_int8, lstm_onnx
 from tlm_core.studies.measure import compare_graphs
 from tlm_core.studies.stages import BucketBatches, lstm_flops
@@ -59,7 +59,7 @@ def ours(prepared: Prepared, folder: Path, precision: Precision, steps: int) -> 
     """Return the real tokens per second of our training loop, without checkpoints."""
     shape = LSTMShape(prepared.vocabulary.size, len(prepared.labels), LAYERS, WIDTH, WIDTH, prepared.max_length)
     model = BiLSTM(shape)
-    initialise(model, 0)
+    initialize(model, 0)
     params = TuneParams(seed=0, precision=precision, checkpoint_steps=steps + 1, finetune=Finetune(optimizer=OPTIMIZER))
     checkpoints = LocalCheckpoints(folder / "none")
     trainer = Trainer(
@@ -128,11 +128,11 @@ def training(prepared: Prepared, folder: Path, repeats: int, steps: int) -> None
 
 def inference(prepared: Prepared, folder: Path, repeats: int, count: int) -> None:
     """Measure ONNX graphs on one core with the first `count` validation texts and random weights."""
-    split, size, labels = prepared.split("validation"), prepared.vocabulary.size, len(prepared.labels)
+    size, labels = prepared.vocabulary.size, len(prepared.labels)
     graphs = {"bilstm_4_256": folder / "4.onnx", "bilstm_1_128": folder / "1.onnx"}
     for name, layers, width in (("bilstm_4_256", 4, 256), ("bilstm_1_128", 1, 128)):
         model = BiLSTM(LSTMShape(size, labels, layers, width, width, prepared.max_length))
-        initialise(model, 0)
+        initialize(model, 0)
         lstm_onnx(model, graphs[name])
     graphs["bilstm_4_256_int8"] = folder / "4.int8.onnx"
     lstm_int8(graphs["bilstm_4_256"], graphs["bilstm_4_256_int8"])
@@ -145,9 +145,7 @@ def inference(prepared: Prepared, folder: Path, repeats: int, count: int) -> Non
         initialize_encoder(encoder, 0)
         graphs[name] = folder / f"{name}.onnx"
         write_onnx(encoder.shape, {key: t.numpy() for key, t in weights(encoder).items()}, graphs[name])
-    texts = [split.store[number] for number in range(count)]
-    pads = dict.fromkeys(graphs, prepared.vocabulary.pad)
-    runs = [compare_graphs(graphs, dict.fromkeys(graphs, texts), pads) for _ in range(repeats)]
+    runs = [compare_graphs(graphs, dict.fromkeys(graphs, prepared), count) for _ in range(repeats)]
     seconds = {name: [run[name]["seconds_per_text"] for run in runs] for name in graphs}
     for name in graphs:
         figure(f"{name}_ms_per_text", [1000 * s for s in seconds[name]], unit="ms", better="lower")

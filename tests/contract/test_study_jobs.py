@@ -86,7 +86,7 @@ def test_nodes_behind_a_dropped_subset_are_dropped(harness: StudyHarness) -> Non
     }
     dropped = {name for name, meta in metas.items() if DROPPED in meta}
     assert dropped == {node.name for node in plan_of(job).nodes if ".n2." in node.name}
-    assert "with 2 texts no text of" in metas["evaluate.bilstm.n2.s0"][DROPPED]
+    assert "2 texts contain no text of" in metas["evaluate.bilstm.n2.s0"][DROPPED]
     assert harness.selections.requests == 2, "only the other size needs a selection"
     assert metas["curve"] == {"inputs": len(plan_of(job).final.inputs)}
 
@@ -101,7 +101,7 @@ def test_workers_wait_for_every_selection(harness: StudyHarness) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "complaint"), [([10, 31], "31 labelled texts was asked for"), ([2, 3], "every size loses a class")]
+    ("sizes", "complaint"), [([10, 31], "31 labeled texts, but train has"), ([2, 3], "Every size loses a class")]
 )
 def test_impossible_sizes_fail_the_job_before_training(harness: StudyHarness, sizes: list[int], complaint: str) -> None:
     job_id = harness.submit(kind="learning_curve", options=CURVE | {"sizes": sizes}, labels="abcdefgh")

@@ -1,4 +1,4 @@
-"""Learning curve, pruning and ticket sharing from the request to the prediction, with real stages; Ray is played."""
+"""Learning curves, pruning and ticket sharing from request to prediction, with real stages and a simulated Ray."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TEXTS = ["rain and cloud with storm", "the oven near some butter"]
 
 
 class Service:
-    """A gateway, and the trainer behind it, whose workers run when `drive` comes to them."""
+    """A gateway and its coordinator. `finished` runs the workers."""
 
     def __init__(self, gateway: Gateway, client: TestClient, root: Path) -> None:
         self.client, self.root = client, root
@@ -64,19 +64,19 @@ class Service:
         assert self.client.post("/v1/datasets", data={"name": name}, files=files).status_code == 201
 
     def finished(self, **spec: Any) -> dict[str, Any]:
-        """The job when it is over."""
-        brought = {} if "job" in spec.get("options", {}) else {"dataset": "topics", "overrides": SET}
-        answer = self.client.post("/v1/jobs", json=brought | spec)
+        """Submit a job, run it, and return it when it has ended."""
+        defaults = {} if "job" in spec.get("options", {}) else {"dataset": "topics", "overrides": SET}
+        answer = self.client.post("/v1/jobs", json=defaults | spec)
         assert answer.status_code == 202, answer.text
         job = answer.json()["id"]
         for _ in range(400):
             self.coordinator.round()
-            found: dict[str, Any] = self.client.get(f"/v1/jobs/{job}").json()
-            if found["state"] in ("succeeded", "failed"):
-                return found
+            record: dict[str, Any] = self.client.get(f"/v1/jobs/{job}").json()
+            if record["state"] in ("succeeded", "failed"):
+                return record
             self._work()
             time.sleep(0.01)
-        raise AssertionError(f"the job does not end: {found}")
+        raise AssertionError(f"The job does not end: {record}")
 
     def _work(self) -> None:
         for submission, status in list(self.cluster.statuses.items()):
@@ -86,13 +86,13 @@ class Service:
                 self.cluster.statuses[submission] = Status.ENDED
 
     def report(self, job: str) -> dict[str, Any]:
-        found: dict[str, Any] = self.client.get(f"/v1/jobs/{job}/report").json()
-        return found
+        report: dict[str, Any] = self.client.get(f"/v1/jobs/{job}/report").json()
+        return report
 
     def predicted(self, job: str) -> list[str]:
         answer = self.client.post(f"/v1/jobs/{job}/predict", json={"texts": TEXTS})
         assert answer.status_code == 200, answer.text
-        return [one["label"] for one in answer.json()["data"]]
+        return [prediction["label"] for prediction in answer.json()["data"]]
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def service(redis_client: redis.Redis, tmp_path: Path) -> Iterator[Service]:
         service.executor.shutdown()
 
 
-def test_a_learning_curve_ends_in_a_report_and_a_bilstm_that_predicts(service: Service) -> None:
+def test_learning_curve_has_report_and_predicting_bilstm(service: Service) -> None:
     options = {"sizes": [0.02, 0.3, 1], "models": ["bilstm", "encoder"], "lstm": LSTM}
     job = service.finished(kind="learning_curve", options=options, seeds=[0, 1])
     assert job["state"] == "succeeded", job["error"]
@@ -114,13 +114,13 @@ def test_a_learning_curve_ends_in_a_report_and_a_bilstm_that_predicts(service: S
     assert submitted == ["curve.s0", "curve.s1", "gather"]
     report = service.report(job["id"])
     assert report["sizes"] == [18, 60] and report["dropped"][0]["rows"] == 1
-    assert "1 labels were left out" in report["words"]
+    assert "The size of 1 labels was dropped" in report["words"]
     assert set(service.predicted(job["id"])) <= set(TOPICS)
     files = {file["name"] for file in service.client.get(f"/v1/jobs/{job['id']}/model").json()["files"]}
     assert {"plot.svg", "curves.csv", "model.onnx", "report.json"} <= files
 
 
-def test_pruning_a_finished_job_takes_its_model_from_the_cache_and_leaves_a_smaller_one(service: Service) -> None:
+def test_pruning_reuses_finished_model_and_exports_a_smaller_one(service: Service) -> None:
     first = service.finished(seeds=[0])
     job = service.finished(kind="prune", options={"levels": [0.25, 0.5], "tickets": ["winning", "random"]}, seeds=[0])
     assert job["state"] == "succeeded", job["error"]
@@ -132,7 +132,7 @@ def test_pruning_a_finished_job_takes_its_model_from_the_cache_and_leaves_a_smal
     assert set(service.predicted(job["id"])) <= set(TOPICS)
 
 
-def test_the_model_of_a_job_that_ended_by_the_clock_is_pruned_and_its_ticket_is_shared(service: Service) -> None:
+def test_pruned_model_with_wall_clock_budget_shares_its_ticket(service: Service) -> None:
     clocked = SET | {"joint.enabled": True, "joint.budget.seconds": 0.5}
     first = service.finished(seeds=[0], overrides=clocked)
     assert first["state"] == "succeeded", first["error"]
@@ -148,7 +148,7 @@ def test_the_model_of_a_job_that_ended_by_the_clock_is_pruned_and_its_ticket_is_
     assert shared["state"] == "succeeded", shared["error"]
 
 
-def test_sharing_compares_three_systems(service: Service) -> None:
+def test_sharing_compares_systems_without_serving_a_model(service: Service) -> None:
     service.dataset("more")
     job = service.finished(kind="share_tickets", options={"others": ["more"], "level": 0.25}, seeds=[0])
     assert job["state"] == "succeeded", job["error"]
@@ -157,14 +157,14 @@ def test_sharing_compares_three_systems(service: Service) -> None:
     assert service.client.post(f"/v1/jobs/{job['id']}/predict", json={"texts": TEXTS}).status_code == 404
 
 
-def test_what_cannot_be_is_refused_at_once(service: Service) -> None:
-    asked: list[tuple[dict[str, Any], str]] = [
+def test_invalid_requests_are_rejected_at_submission(service: Service) -> None:
+    requests: list[tuple[dict[str, Any], str]] = [
         ({"kind": "prune", "options": {"levels": [0.9]}}, "at most 6 heads"),
-        ({"kind": "learning_curve"}, "retrieve from a corpus"),
+        ({"kind": "learning_curve"}, "need a corpus and a joint stage"),
         ({"kind": "share_tickets", "options": {"others": ["nowhere"]}}, "nowhere"),
-        ({"kind": "share_tickets"}, "share_tickets.others"),
+        ({"kind": "share_tickets"}, "/options/others"),
     ]
-    for spec, complaint in asked:
+    for spec, message in requests:
         answer = service.client.post("/v1/jobs", json={"dataset": "topics", "overrides": SET, **spec})
         assert answer.status_code in (404, 422, 400), answer.text
-        assert complaint in answer.text
+        assert message in answer.text

@@ -1,23 +1,65 @@
-"""How much each attention head and feed-forward block matters to the task (arXiv 2105.12002, section 3.1)."""
+"""Importance of attention heads and feed-forward blocks, and gates on both (arXiv 2105.12002, section 3.1)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from tlm_core.compression.gates import gated
-from tlm_core.compression.masks import Importance
+from tlm_core.compression.masks import Importance, Mask
 from tlm_core.training.memory import rows_at_once, training_bytes
 from tlm_core.training.model import TaskModel, classifier_size
 from tlm_core.training.objective import Workers, loss_sums, micro_batches, to_device
 from tlm_core.training.prepared import Batch, Prepared, Split, task_batch
 
 DOCUMENTS = 32
+
+
+@contextmanager
+def gated(model: TaskModel, heads: Sequence[Tensor], blocks: Sequence[Tensor]) -> Iterator[None]:
+    """Multiply each head's context by heads[layer] and each block's output by blocks[layer] inside the `with` block.
+
+    heads: for each layer a tensor that broadcasts to [R, L, heads]. blocks: one that broadcasts to [R, L]. As in the
+    paper, a head's gate applies before the output projection, and a block's gate after its last bias.
+    """
+    hooks = []
+    for layer, head_gate, block_gate in zip(model.encoder.layers, heads, blocks, strict=True):
+        hooks.append(layer.attention.out.register_forward_pre_hook(partial(_scale_heads, head_gate)))
+        hooks.append(layer.mlp_out.register_forward_hook(partial(_scale_block, block_gate)))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _scale_heads(gate: Tensor, _: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    (context,) = inputs
+    by_head = context.view(*context.shape[:2], gate.shape[-1], -1)
+    return ((by_head * gate.to(by_head.dtype)[..., None]).flatten(2),)
+
+
+def _scale_block(gate: Tensor, _: nn.Module, __: tuple[Tensor], output: Tensor) -> Tensor:
+    return output * gate.to(output.dtype)[..., None]
+
+
+def mask_gates(mask: Mask, device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the gates of heads and blocks, for `gated`, that remove what the mask drops."""
+    heads = [torch.tensor(row, dtype=torch.float32, device=device) for row in mask.heads]
+    return heads, [torch.tensor([block], dtype=torch.float32, device=device) for block in mask.blocks]
+
+
+@contextmanager
+def masked(model: TaskModel, mask: Mask) -> Iterator[None]:
+    """Compute without the masked parts inside the `with` block. Raises InvalidRequest if the shapes differ."""
+    mask.check(model.shape.layers, model.shape.heads)
+    with gated(model, *mask_gates(mask, next(model.parameters()).device)):
+        yield
 
 
 def importance(
@@ -27,15 +69,15 @@ def importance(
     *,
     device: torch.device,
     as_published: bool = False,
-    told: Callable[[int], None] = lambda _: None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> Importance:
-    """Mean over the split's texts of |dL/dgate|, for a gate of 1 on each head's and each block's output.
+    """Return the mean over the split's texts of |dL/dgate| for a gate of 1 on each head and each block.
 
-    L is one text's own loss, so the derivative is summed over that text's positions before its size is taken. Heads
-    are divided by their layer's Euclidean norm, blocks by that over layers.
-    as_published: as the authors' released code computes it, for comparison with their masks: the size is taken at
-    every position, the loss is the batch's mean, and gradients are never zeroed, so that early batches weigh more.
-    told: hears how many texts are done.
+    L is the loss of one text: the derivative is summed over the text's positions, then its absolute value is taken.
+    Heads are divided by the Euclidean norm of their layer, blocks by the norm over layers.
+    as_published: compute it as the authors' released code does, to compare with their masks. That code takes the
+    absolute value at every position and the mean loss of the batch. It never zeroes gradients, so early batches
+    weigh more. progress: called with the number of processed texts.
     """
     shape, training = model.shape, model.training
     heads, blocks = np.zeros((shape.layers, shape.heads)), np.zeros(shape.layers)
@@ -49,45 +91,45 @@ def importance(
         for part in micro_batches(batch, Workers(), rows):
             by_head, by_block = _derivatives(model, part, device)
             if as_published:
-                for total, found in zip(running, (by_head, by_block), strict=True):
-                    total += _sum(found.abs().sum(dim=(1, 2))) / batch.documents
+                for total, derivatives in zip(running, (by_head, by_block), strict=True):
+                    total += _array(derivatives.abs().sum(dim=(1, 2))) / batch.documents
             else:
-                heads += _sum(_by_document(by_head, part, device)) / len(split)
-                blocks += _sum(_by_document(by_block[..., None], part, device)[..., 0]) / len(split)
+                heads += _array(_by_document(by_head, part, device)) / len(split)
+                blocks += _array(_by_document(by_block[..., None], part, device)[..., 0]) / len(split)
         if as_published:
             heads += running[0] / len(batches)
             blocks += running[1] / len(batches)
-        told(min(begin + DOCUMENTS, len(split)))
+        progress(min(begin + DOCUMENTS, len(split)))
     model.train(training)
     return Importance(_unit(heads), _unit(blocks[None])[0])
 
 
 def _derivatives(model: TaskModel, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
-    """dL/dgate at every position, [layers, R, L, heads] and [layers, R, L]; documents do not see each other."""
+    """Return dL/dgate at every position, [layers, R, L, heads] and [layers, R, L]."""
     size = batch.rows.tokens.shape
     layers, heads = model.shape.layers, model.shape.heads
     head_gates = [torch.ones(*size, heads, device=device, requires_grad=True) for _ in range(layers)]
     block_gates = [torch.ones(size, device=device, requires_grad=True) for _ in range(layers)]
     with gated(model, head_gates, block_gates):
         _, loss = loss_sums(model, batch, device)
-    found = torch.autograd.grad(loss, [*head_gates, *block_gates])
-    return torch.stack(found[:layers]), torch.stack(found[layers:])
+    derivatives = torch.autograd.grad(loss, [*head_gates, *block_gates])
+    return torch.stack(derivatives[:layers]), torch.stack(derivatives[layers:])
 
 
 def _by_document(derivatives: Tensor, batch: Batch, device: torch.device) -> Tensor:
-    """Sizes of each document's own sum, added up: [layers, R, L, n] → [layers, n]."""
+    """Sum over each document's positions, then add the absolute values: [layers, R, L, n] → [layers, n]."""
     segments = to_device(batch.rows.segments, device)
     row, segment = to_device(batch.rows.doc_row, device), to_device(batch.rows.doc_segment, device)
     member = (segments[row] == segment[:, None]).to(derivatives.dtype)
     return torch.einsum("dp,ldpn->ldn", member, derivatives[:, row]).abs().sum(dim=1)
 
 
-def _sum(values: Tensor) -> npt.NDArray[np.float64]:
-    found: npt.NDArray[np.float64] = values.double().cpu().numpy()
-    return found
+def _array(values: Tensor) -> npt.NDArray[np.float64]:
+    array: npt.NDArray[np.float64] = values.double().cpu().numpy()
+    return array
 
 
 def _unit(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Each row divided by its Euclidean norm; a row of zeros stays."""
+    """Divide each row by its Euclidean norm. Rows of zeros do not change."""
     norm = np.linalg.norm(rows, axis=-1, keepdims=True)
     return np.divide(rows, norm, out=np.zeros_like(rows), where=norm > 0)

@@ -7,7 +7,7 @@ keeps at least one head. This module does not import torch, because the gateway 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -51,32 +51,33 @@ class Mask:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Mask:
-        """From the JSON form `{"heads": [[…]], "blocks": […]}` with true or 1 for what is kept.
+        """Read the JSON form `{"heads": [[…]], "blocks": […]}` with true or 1 for each part that stays.
 
-        Raises InvalidRequest for any other form, and for a layer that keeps no head.
+        Raises InvalidRequest for any other form, and for a layer without heads.
         """
         heads, blocks = data.get("heads"), data.get("blocks")
-        rows = isinstance(heads, Sequence) and bool(heads) and all(isinstance(row, Sequence) for row in heads)
-        if not rows or not isinstance(blocks, Sequence):
-            raise InvalidRequest('a mask is {"heads": [one row of 0/1 for each layer], "blocks": [0/1 for each layer]}')
-        assert isinstance(heads, Sequence)
+        if not (isinstance(heads, list | tuple) and heads and isinstance(blocks, list | tuple)) or not all(
+            isinstance(row, list | tuple) for row in heads
+        ):
+            raise InvalidRequest(
+                'Invalid mask. Expected {"heads": [a row of 0/1 for each layer], "blocks": [0/1 for each layer]}.'
+            )
         values = [*(value for row in heads for value in row), *blocks]
         if any(value not in (0, 1) for value in values):  # True and False equal 1 and 0
-            raise InvalidRequest("a mask holds only 0 and 1 (or false and true)")
+            raise InvalidRequest("Invalid mask: a value is neither 0 nor 1 (or false and true).")
         if len({len(row) for row in heads}) != 1 or len(blocks) != len(heads):
-            raise InvalidRequest("a mask needs equally many heads in each layer, and one block for each layer")
+            raise InvalidRequest("Invalid mask: every layer needs the same number of heads, and one block.")
         mask = cls(tuple(tuple(map(bool, row)) for row in heads), tuple(map(bool, blocks)))
-        empty = [number for number, row in enumerate(mask.heads) if not any(row)]
-        if empty:
-            raise InvalidRequest(f"the mask leaves layer {empty[0]} without a head; keep at least one in each layer")
+        if empty := [number for number, row in enumerate(mask.heads) if not any(row)]:
+            raise InvalidRequest(f"Invalid mask: layer {empty[0]} has no heads. Each layer needs at least one head.")
         return mask
 
     def check(self, layers: int, heads: int) -> None:
-        """Raises InvalidRequest unless the mask is of a model with so many layers and heads."""
+        """Raises InvalidRequest unless the mask has this number of layers, and of heads in each layer."""
         own = (len(self.heads), len(self.heads[0]))
         if own != (layers, heads):
             raise InvalidRequest(
-                f"the mask is of a model with {own[0]} layers x {own[1]} heads; this one has {layers} x {heads}"
+                f"Invalid mask: it has {own[0]} layers x {own[1]} heads, but the model has {layers} x {heads}."
             )
 
     @property
@@ -93,15 +94,15 @@ def removals(level: float, layers: int, heads: int) -> tuple[int, int]:
 
     Raises InvalidRequest if a layer would lose all of its heads.
     """
-    gone, blocks = math.floor(level * layers * heads + 1e-9), math.floor(level * layers + 1e-9)
-    most = layers * heads - layers
-    if not 0.0 <= level < 1.0 or gone > most:
+    removed, blocks = math.floor(level * layers * heads + 1e-9), math.floor(level * layers + 1e-9)
+    limit = layers * heads - layers
+    if not 0.0 <= level < 1.0 or removed > limit:
         raise InvalidRequest(
-            f"sparsity {level:g} would leave a layer without a head: {layers} layers x {heads} heads can lose at most "
-            f"{most} heads ({most / (layers * heads):.3g}); give lower levels",
+            f"Sparsity {level:g} leaves a layer without heads. {layers} layers x {heads} heads can lose at most "
+            f"{limit} heads ({limit / (layers * heads):.3g}). Use a lower level.",
             level=level,
         )
-    return gone, blocks
+    return removed, blocks
 
 
 def one_shot(importance: Importance, level: float, which: str, seed: int = 0) -> Mask:
@@ -113,20 +114,15 @@ def one_shot(importance: Importance, level: float, which: str, seed: int = 0) ->
     """
     layers, heads = importance.heads.shape
     head_count, block_count = removals(level, layers, heads)
-    head_order = _order(importance.heads.ravel(), which, seed)
-    left = np.full(layers, heads)
-    kept = np.ones((layers, heads), dtype=bool)
-    for index in head_order:
+    stays = np.ones((layers, heads), dtype=bool)
+    for index in _order(importance.heads.ravel(), which, seed):
         layer, head = divmod(int(index), heads)
-        if not head_count:
-            break
-        if left[layer] > 1:
-            kept[layer, head] = False
-            left[layer] -= 1
+        if head_count and stays[layer].sum() > 1:
+            stays[layer, head] = False
             head_count -= 1
     blocks = np.ones(layers, dtype=bool)
     blocks[_order(importance.blocks, which, seed + 1)[:block_count]] = False
-    return Mask(tuple(tuple(row) for row in kept.tolist()), tuple(blocks.tolist()))
+    return Mask(tuple(tuple(row) for row in stays.tolist()), tuple(blocks.tolist()))
 
 
 def _order(scores: npt.NDArray[np.float64], which: str, seed: int) -> npt.NDArray[np.int64]:
@@ -138,4 +134,4 @@ def _order(scores: npt.NDArray[np.float64], which: str, seed: int) -> npt.NDArra
             return np.argsort(-scores, kind="stable")
         case "random":
             return np.random.default_rng(seed).permutation(len(scores))
-    raise ValueError(f"unknown ticket '{which}'; known are {', '.join(TICKETS)}")
+    raise ValueError(f"Unknown ticket '{which}'. Valid tickets: {', '.join(TICKETS)}.")

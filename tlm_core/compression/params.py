@@ -37,7 +37,7 @@ class MergeParams(StageParams):
 
 
 class PartParams(StageParams):
-    """number: position of the task among the merged tasks."""
+    """number: index of the task among the merged tasks."""
 
     number: int
 

@@ -1,8 +1,7 @@
-"""The last stage of a `share_tickets` job: each task alone, plain multi-task training, shared tickets."""
+"""The last stage of a `share_tickets` job: a comparison of separate models, multi-task training and tickets."""
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,8 @@ import numpy.typing as npt
 from tlm_core.compression.masks import Mask
 from tlm_core.compression.sharing import MASKS, load_shared
 from tlm_core.compression.sliced import parameters
-from tlm_core.studies.plot import Curve, write_plot
+from tlm_core.studies.outputs import Table, write_outputs
+from tlm_core.studies.plot import Curve
 from tlm_core.tasks.merge import MERGE
 from tlm_core.tasks.metrics import chance_in_words, summary
 from tlm_core.tasks.task import Task
@@ -27,67 +27,61 @@ from tlm_core.training.stage import StageContext
 from tlm_core.training.state import SHAPE, load_model, read_history
 
 SYSTEMS = ("alone", "multi_task", "tickets")
-APART = 0.2  # between the systems of one task in the plot, where tasks are 1 apart
+DISTANCE = 0.2  # in the plot between the systems of one task; tasks have distance 1
 
 
 def shared_report(ctx: StageContext[SeedsParams]) -> dict[str, Any]:
-    """Write `report.json`, `scores.csv` and `plot.svg`. Each model is tested once for each seed, on all its test sets.
+    """Write `report.json`, `scores.csv` and `plot.svg`. It tests each seed's models once, on all test sets.
 
     Inputs: `merged`, `task.{number}`, `prepared.{number}`, `alone.{number}.s{seed}`, `multi_task.s{seed}`,
-    `tickets.s{seed}`. Parameter `seeds`.
+    `tickets.s{seed}`.
     """
     if ctx.rank:
         return {}
-    facts = json.loads((ctx.inputs["merged"] / MERGE).read_text(encoding="utf-8"))
+    merged = json.loads((ctx.inputs["merged"] / MERGE).read_text(encoding="utf-8"))
     seeds = ctx.params.seeds
-    tasks = [_task(ctx.inputs, number, one["name"], seeds) for number, one in enumerate(facts)]
+    tasks = [_task(ctx.inputs, number, facts["name"], seeds) for number, facts in enumerate(merged)]
+    average = {system: _average(tasks, system, len(seeds)) for system in SYSTEMS}
     report: dict[str, Any] = {
         "kind": "share_tickets",
         "task": " + ".join(task["name"] for task in tasks),
         "metric": "value",
         "tasks": tasks,
-        "average": {system: _average(tasks, system, len(seeds)) for system in SYSTEMS},
+        "average": average,
         "weights_left": _weights_left(ctx.inputs[f"tickets.s{seeds[0]}"], len(tasks)),
         "cost": _cost(ctx.inputs, len(tasks), seeds),
+        "mean": {"test": {"value": average["tickets"]["mean"]}},
+        "spread": {"test": {"value": average["tickets"]["std"]}},
     }
-    average = report["average"]
-    report["mean"] = {"test": {"value": average["tickets"]["mean"]}}
-    report["spread"] = {"test": {"value": average["tickets"]["std"]}}
     report["words"] = words(report)
-    (ctx.out / "report.json").write_text(
-        json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False), encoding="utf-8"
-    )
-    _write_scores(ctx.out, tasks)
-    _draw(ctx.out, report)
+    names = [*(task["name"] for task in tasks), "mean of all"]
+    labels = {"title": "One encoder for several tasks", "x": "", "y": "score on test, each by its metric"}
+    write_outputs(ctx.out, report, _table(tasks), _curves(tasks, average), **labels, names=names)
     return {name: report[name] for name in ("metric", "mean", "spread", "words")}
 
 
-def _write_scores(out: Path, tasks: Sequence[Mapping[str, Any]]) -> None:
-    """A row for each task, system and seed; a column for each test set, blank where the task has none of that name."""
+def _table(tasks: Sequence[Mapping[str, Any]]) -> Table:
+    """Return a row for each task, system and seed. A column of a test set that the task does not have is empty."""
     tests = ["test", *sorted({test for task in tasks for test in task["tests"]} - {"test"})]
-    with open(out / "scores.csv", "w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["task", "system", "seed", "metric", *tests])
-        for task in tasks:
-            for system in SYSTEMS:
-                for entry in task[system]["seeds"]:
-                    scores = [entry[test]["value"] if test in entry else "" for test in tests]
-                    table.writerow([task["name"], system, entry["seed"], task["metric"], *scores])
+    rows = [
+        [task["name"], system, entry["seed"], task["metric"], *(entry.get(test, {}).get("value", "") for test in tests)]
+        for task in tasks
+        for system in SYSTEMS
+        for entry in task[system]["seeds"]
+    ]
+    return Table("scores.csv", ("task", "system", "seed", "metric", *tests), rows)
 
 
-def _draw(out: Path, report: Mapping[str, Any]) -> None:
-    """Mean and spread of each system's test scores, task by task and over all; no plot where no score is known."""
-    tasks, average = report["tasks"], report["average"]
+def _curves(tasks: Sequence[Mapping[str, Any]], average: Mapping[str, Any]) -> list[Curve]:
+    """Return mean and spread of each system's test scores, for each task and over all tasks, without missing scores."""
     curves = []
     for number, system in enumerate(SYSTEMS):
-        found = [(t[system]["mean"]["test"][t["metric"]], t[system]["spread"]["test"][t["metric"]]) for t in tasks]
-        found.append((average[system]["mean"], average[system]["std"]))
-        aside = APART * (number - (len(SYSTEMS) - 1) / 2)
-        points = [(place + aside, mean, std) for place, (mean, std) in enumerate(found) if mean is not None]
-        curves.append(Curve(system.replace("_", " "), points, drawn=False))
-    names = [*(task["name"] for task in tasks), "mean of all"]
-    title, y = "One encoder for several tasks", "score on test, each by its metric"
-    write_plot(out / "plot.svg", curves, title=title, x="", y=y, names=names)
+        scores = [(t[system]["mean"]["test"][t["metric"]], t[system]["spread"]["test"][t["metric"]]) for t in tasks]
+        scores.append((average[system]["mean"], average[system]["std"]))
+        offset = DISTANCE * (number - (len(SYSTEMS) - 1) / 2)
+        points = [(place + offset, mean, std) for place, (mean, std) in enumerate(scores) if mean is not None]
+        curves.append(Curve(system.replace("_", " "), points, line=False))
+    return curves
 
 
 def _task(inputs: Mapping[str, Path], number: int, name: str, seeds: Sequence[int]) -> dict[str, Any]:
@@ -100,23 +94,23 @@ def _task(inputs: Mapping[str, Path], number: int, name: str, seeds: Sequence[in
     def together(folder: Path, split: Split) -> npt.NDArray[np.float32]:
         return predict(load_shared(folder, number, labels).to(device), split, prepared, device=device)
 
-    found: dict[str, Any] = {"name": name, "metric": prepared.metric, "tests": tests_of(prepared)}
+    entry: dict[str, Any] = {"name": name, "metric": prepared.metric, "tests": tests_of(prepared)}
     for system in SYSTEMS:
-        own = f"alone.{number}" if system == "alone" else system
-        folders = {seed: inputs[f"{own}.s{seed}"] for seed in seeds}
+        node = f"alone.{number}" if system == "alone" else system
+        folders = {seed: inputs[f"{node}.s{seed}"] for seed in seeds}
         report = report_of(folders, prepared, task, alone if system == "alone" else together)
-        found[system] = {key: report[key] for key in ("seeds", "mean", "spread")}
-    return found
+        entry[system] = {key: report[key] for key in ("seeds", "mean", "spread")}
+    return entry
 
 
 def _average(tasks: Sequence[Mapping[str, Any]], system: str, seeds: int) -> dict[str, Any]:
-    """Mean over tasks of the test score by each task's own metric, for each seed, and over seeds."""
+    """Return the summary over seeds of the mean test score over tasks, each by its own metric."""
     by_seed = [summary([task[system]["seeds"][i]["test"]["value"] for task in tasks])["mean"] for i in range(seeds)]
     return summary(by_seed)
 
 
 def _weights_left(folder: Path, tasks: int) -> list[float]:
-    """Share of the layers' weights that each task's ticket holds (of the first seed)."""
+    """Return the share of the layers' weights in each task's ticket."""
     shape = Shape.from_dict(json.loads((folder / SHAPE).read_text(encoding="utf-8")))
     masks = [Mask.from_dict(mask) for mask in json.loads((folder / MASKS).read_text(encoding="utf-8"))]
     counts = [parameters(shape, mask) for mask in masks[:tasks]]
@@ -124,22 +118,22 @@ def _weights_left(folder: Path, tasks: int) -> list[float]:
 
 
 def _cost(inputs: Mapping[str, Path], tasks: int, seeds: Sequence[int]) -> dict[str, dict[str, float]]:
-    """Of finetuning, by system; what all of them begin with (the joint stage) is not in it."""
+    """Return the cost of finetuning by system, without the joint stage that they share."""
     nodes = [("alone", f"alone.{number}.s{seed}") for number in range(tasks) for seed in seeds]
     nodes += [(system, f"{system}.s{seed}") for system in SYSTEMS[1:] for seed in seeds]
     return total_cost([{system: read_history(inputs[name])["cost"]} for system, name in nodes])
 
 
 def words(report: Mapping[str, Any]) -> str:
-    """What came out, in a sentence or two."""
+    """Summarize the report in one or two sentences."""
     average = report["average"]
     alone, plain, tickets = (average[system]["mean"] for system in SYSTEMS)
     left = float(np.mean(report["weights_left"]))
     if None in (alone, plain, tickets):
-        return "Some test score could not be computed, so there is no mean over the tasks; see the single scores."
+        return "A test score could not be computed, so there is no mean over the tasks. See the scores of each task."
     text = (
         f"Over {len(report['tasks'])} tasks the mean test score is {tickets:.4f} with shared tickets ({left:.0%} of "
         f"the layers' weights), {plain:.4f} with plain multi-task training and {alone:.4f} with a model for each task."
     )
     chance = chance_in_words(tickets - plain, [average[system]["std"] for system in ("tickets", "multi_task")])
-    return f"{text} Tickets against plain training: {chance}" if chance else text
+    return f"{text} Tickets compared with plain training: {chance}" if chance else text

@@ -1,11 +1,12 @@
 """Ticket sharing: one encoder for several tasks, each with its own ticket (arXiv 2105.12002, section 4).
 
-A task computes with its ticket alone, and a step on its texts moves the ticket's weights alone.
+Each task computes only with the parts of its ticket, and a step on its texts changes only the ticket's weights.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,11 +18,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tlm_core.compression.gates import gated
+from tlm_core.compression.importance import gated, mask_gates
 from tlm_core.compression.masks import Importance, Mask, one_shot
-from tlm_core.compression.params import ShareParams
+from tlm_core.compression.params import PartParams, ShareParams
 from tlm_core.compression.sliced import sliced
+from tlm_core.tasks.merge import MERGE, TARGETS
 from tlm_core.tasks.metrics import summary
+from tlm_core.tasks.types import task_type_of
 from tlm_core.training.architectures import Shape, architecture_of
 from tlm_core.training.device import model_fits_device, pick_device
 from tlm_core.training.evaluate import predict, validation_scores
@@ -36,31 +39,69 @@ from tlm_core.training.recipe import Budget, Optimizer
 from tlm_core.training.stage import StageContext
 from tlm_core.training.stages import build, evaluation_steps, write_trained
 from tlm_core.training.state import SHAPE, WEIGHTS, load_weights, own_units
+from tlm_core.training.store import StoreWriter
 
 MASKS = "masks.json"
 
 
+def part(ctx: StageContext[PartParams]) -> dict[str, Any]:
+    """Extract the `prepare` artifact of one merged task. It uses the tokens of all tasks.
+
+    Inputs: `prepared` and `task` of the merged task.
+    """
+    if ctx.rank:
+        return {}
+    source, merged = Prepared(ctx.inputs["prepared"]), ctx.inputs["task"]
+    facts = json.loads((merged / MERGE).read_text(encoding="utf-8"))[ctx.params.number]
+    shutil.copytree(source.folder / "tokenizer", ctx.out / "tokenizer")
+    tokens, counts = {}, {}
+    for name in facts["splits"]:
+        split = source.split(name)
+        labels = split.labels - facts["offset"]
+        members = np.flatnonzero((labels >= 0) & (labels < len(facts["labels"])))
+        with StoreWriter(ctx.out, name, source.vocabulary.size) as store:
+            store.add([split.store[int(member)].tolist() for member in members])
+            tokens[name] = store.total
+        classes = task_type_of(facts["metric"]).has_classes
+        targets = labels.astype(np.int32) if classes else np.load(merged / TARGETS.format(split=name))
+        np.save(ctx.out / f"{name}.labels.npy", targets[members])
+        np.save(ctx.out / f"{name}.rows.npy", split.rows[members])
+        if split.second is not None:
+            np.save(ctx.out / f"{name}.second.npy", split.second[members])
+        counts[name] = len(members)
+    no_cost = dict.fromkeys(("flops", "tokens", "seconds", "gpu_seconds"), 0.0)
+    changes = {"labels": facts["labels"], "metric": facts["metric"], "task": facts["name"], "cost": no_cost}
+    data = {**source.facts, **changes, "tokens": tokens, "counts": counts, "passages": 0}
+    (ctx.out / "data.json").write_text(json.dumps(data, ensure_ascii=False, indent=1), encoding="utf-8")
+    for statistics in ("log_frequency.npy", "vectors.npy"):
+        if (source.folder / statistics).exists():
+            shutil.copyfile(source.folder / statistics, ctx.out / statistics)
+    return {"rows": counts}
+
+
 class SharedModel(nn.Module):
-    """One encoder and a head for each task. To the training loop it is the model of the task that `select` chose."""
+    """One encoder and a head for each task. The training loop sees the model of the selected task.
+
+    models: one for each task; the encoder is that of the first.
+    """
 
     def __init__(self, models: Sequence[TaskModel], masks: Sequence[Mask]) -> None:
-        """models: one for each task, of which the first gives the encoder."""
         super().__init__()
         self._shapes = [model.shape for model in models]
         self.encoder = models[0].encoder
         for number, model in enumerate(models):
             self.add_module(f"task{number}", model.task)
-        self._gates = [_gates(mask) for mask in masks]
+        self._gates = [mask_gates(mask, pick_device()) for mask in masks]
         heads, blocks = self._gates[0]
         self.head_gates, self.block_gates = [g.clone() for g in heads], [g.clone() for g in blocks]
         self.masks = list(masks)
         self.current = 0
 
     def select(self, number: int) -> None:
-        """Be the model of that task from now on."""
+        """Switch to the ticket and the head of a task."""
         self.current = number
-        for own, wanted in zip((self.head_gates, self.block_gates), self._gates[number], strict=True):
-            for gate, values in zip(own, wanted, strict=True):
+        for gates, ticket_gates in zip((self.head_gates, self.block_gates), self._gates[number], strict=True):
+            for gate, values in zip(gates, ticket_gates, strict=True):
                 gate.copy_(values)
 
     @property
@@ -75,16 +116,10 @@ class SharedModel(nn.Module):
         return TaskModel.pool(cast(Any, self), hidden, segments, doc_row, doc_segment)
 
 
-def _gates(mask: Mask) -> tuple[list[Tensor], list[Tensor]]:
-    device = pick_device()
-    heads = [torch.tensor(row, dtype=torch.float32, device=device) for row in mask.heads]
-    return heads, [torch.tensor([kept], dtype=torch.float32, device=device) for kept in mask.blocks]
-
-
 def frozen(shape: Shape, mask: Mask) -> dict[str, Tensor]:
-    """Which weights of the encoder a ticket does not hold: parameter name → True there, in the parameter's shape.
+    """Return parameter name → tensor of its shape, True for each weight of the encoder outside the ticket.
 
-    Biases and norms that act on kept and dropped parts alike belong to every ticket.
+    Biases and norms that act on removed and remaining parts alike belong to every ticket.
     """
     architecture = architecture_of(shape)
     outside: dict[str, Tensor] = {}
@@ -102,9 +137,9 @@ def frozen(shape: Shape, mask: Mask) -> dict[str, Tensor]:
 
 
 class TicketOptimizer(FlatOptimizer):
-    """Leaves what the current task's ticket does not hold as it is: the weights and all that is remembered of them.
+    """Changes neither weights outside the current task's ticket nor their optimizer state.
 
-    A gradient of zero would not do: weight decay and momentum move weights without one.
+    A zero gradient is not enough, because weight decay and momentum also change weights.
     """
 
     def __init__(self, model: SharedModel, recipe: Optimizer) -> None:
@@ -112,30 +147,30 @@ class TicketOptimizer(FlatOptimizer):
         super().__init__(cast(Any, model), recipe, ("encoder", *tasks))
         self._model = model
         parameters = dict(model.named_parameters())
-        self._held: list[Tensor] = []
+        self._outside: list[Tensor] = []  # for each task, positions in the buffer of all parameters
         for mask in model.masks:
             places = [torch.zeros(0, dtype=torch.int64, device=self.buffers.value.device)]
-            for name, gone in frozen(model.shape, mask).items():
+            for name, outside in frozen(model.shape, mask).items():
                 parameter = parameters[name]
-                inside = gone.reshape(-1).nonzero()[:, 0].to(parameter.device)
-                places.append(parameter.storage_offset() + inside)
-            self._held.append(torch.cat(places).sort().values)
+                indices = outside.reshape(-1).nonzero()[:, 0].to(parameter.device)
+                places.append(parameter.storage_offset() + indices)
+            self._outside.append(torch.cat(places).sort().values)
 
     @torch.no_grad()
     def step(self, rate: float, active: Iterable[str]) -> None:
         number = self._model.current
-        kept = [(values, values[places].clone(), places) for values, places in self._untouched(number)]
+        saved = [(values, values[places].clone(), places) for values, places in self._unchanged(number)]
         parts = [f"task{number}" if part == "task" else part for part in active]
         super().step(rate, parts)
-        for values, before, places in kept:
+        for values, before, places in saved:
             values[places] = before
 
-    def _untouched(self, number: int) -> Iterable[tuple[Tensor, Tensor]]:
-        """Tensors with the places in them that must stay: the parameters', then each moment's."""
-        held = self._held[number]
-        yield self.buffers.value, held
+    def _unchanged(self, number: int) -> Iterable[tuple[Tensor, Tensor]]:
+        """Yield the parameters and each moment, with the indices of the values that a step must not change."""
+        outside = self._outside[number]
+        yield self.buffers.value, outside
         for section in self._sections:
-            places = held[(held >= section.start) & (held < section.stop)] - section.start
+            places = outside[(outside >= section.start) & (outside < section.stop)] - section.start
             for name, values in self._moments[section.name].items():
                 if name != "step" and len(places):
                     yield values, places
@@ -144,7 +179,7 @@ class TicketOptimizer(FlatOptimizer):
 class SharedBatches:
     """Step number → batch of one task, which it selects in the model.
 
-    steps: of each task, all of which come, shuffled; each task's batches are those that it would have alone.
+    steps: number of steps of each task. Their order is shuffled; each task gets the same batches as alone.
     """
 
     def __init__(
@@ -162,18 +197,17 @@ class SharedBatches:
 
 @model_fits_device()
 def share(ctx: StageContext[ShareParams]) -> dict[str, Any]:
-    """Train one encoder on all tasks. With None for every ticket this is plain multi-task training.
+    """Train one encoder on all tasks and select the step with the best mean validation score over tasks.
 
-    Inputs: `prepared.{number}`,
-    `importance.{number}` where a level is given, and `joint` unless the recipe leaves it out.
-    The mean of the tasks' validation scores decides.
+    Without tickets this is plain multi-task training. Inputs: `prepared.{number}`, `importance.{number}` for each
+    ticket that is a level, and `joint` if the recipe has a joint stage.
     """
     params, finetune, device = ctx.params, ctx.params.finetune, pick_device()
     tasks = [Prepared(ctx.inputs[f"prepared.{number}"]) for number in range(len(params.tickets))]
     models = [_start(ctx, prepared).to(device) for prepared in tasks]
     masks = [ticket_of(ctx, number, models[0].shape) for number in range(len(tasks))]
     model = SharedModel(models, masks)
-    # A cap on steps is each task's, so that no task has fewer here than alone because another is large.
+    # A limit of steps applies to each task, so that a large task does not take steps from a small one.
     steps = [finetune.steps(len(prepared.split("train"))) for prepared in tasks]
     optimizer = TicketOptimizer(model, finetune.optimizer)
     trainer = Trainer(
@@ -183,7 +217,7 @@ def share(ctx: StageContext[ShareParams]) -> dict[str, Any]:
         batches=SharedBatches(model, tasks, steps, finetune.batch, params.seed),
         budget=Budget(steps=sum(steps)),
         device=device,
-        step_flops=lambda batch: step_flops(model.shape, batch),  # of the current task's shape
+        step_flops=lambda batch: step_flops(model.shape, batch),
         memory=partial(training_bytes, model.shape, optimizer.size),
         validate=partial(_validate, model, tasks, params.precision, Workers(ctx.rank, ctx.world_size), device),
         evaluate_at=evaluation_steps(sum(steps), finetune.evaluations, False),
@@ -199,7 +233,7 @@ def share(ctx: StageContext[ShareParams]) -> dict[str, Any]:
 
 
 def _start(ctx: StageContext[ShareParams], prepared: Prepared) -> TaskModel:
-    """The model with which finetuning on one task alone would begin, too."""
+    """Return the model from which finetuning on one task alone also starts."""
     model = build(ctx.params.model, prepared, ctx.params.seed)
     if "joint" in ctx.inputs:
         load_weights(model, load_file(ctx.inputs["joint"] / WEIGHTS), skip=("task.",))
@@ -207,7 +241,7 @@ def _start(ctx: StageContext[ShareParams], prepared: Prepared) -> TaskModel:
 
 
 def ticket_of(ctx: StageContext[ShareParams], number: int, shape: Shape) -> Mask:
-    """The mask of one task. Raises InvalidRequest for a mask of another model and for a level that is too high."""
+    """Return the mask of a task. Raises InvalidRequest if the mask or the level does not fit the model."""
     ticket = ctx.params.tickets[number]
     if ticket is None:
         return Mask.full(shape.layers, shape.heads)
@@ -221,24 +255,24 @@ def ticket_of(ctx: StageContext[ShareParams], number: int, shape: Shape) -> Mask
 def _validate(
     model: SharedModel, tasks: Sequence[Prepared], precision: str, workers: Workers, device: torch.device
 ) -> dict[str, float | None]:
-    """Mean over tasks of what `validation_scores` gives, and each task's score; null where one of them is."""
-    found, chosen = [], model.current
+    """Return the means of `validation_scores` over tasks and each task's score. A mean is None if a score is."""
+    by_task, current = [], model.current
     for number, prepared in enumerate(tasks):
         model.select(number)
         split = prepared.split("validation")
         logits = predict(cast(Any, model), split, prepared, device=device, precision=precision, workers=workers)
-        found.append(validation_scores(logits, split, prepared))
-    model.select(chosen)
-    means = {name: summary([scores[name] for scores in found])["mean"] for name in found[0]}
-    return means | {f"score.{number}": scores["score"] for number, scores in enumerate(found)}
+        by_task.append(validation_scores(logits, split, prepared))
+    model.select(current)
+    means = {name: summary([scores[name] for scores in by_task])["mean"] for name in by_task[0]}
+    return means | {f"score.{number}": scores["score"] for number, scores in enumerate(by_task)}
 
 
 def load_shared(folder: Path, number: int, labels: int) -> TaskModel:
-    """One task's model out of what `share` wrote, cut to its ticket, ready to predict. Raises CorruptArtifact."""
+    """Load one task's model, sliced to its ticket, from the folder that `share` wrote. Raises CorruptArtifact."""
     shape = Shape.from_dict(json.loads((folder / SHAPE).read_text(encoding="utf-8")))
     mask = Mask.from_dict(json.loads((folder / MASKS).read_text(encoding="utf-8"))[number])
     model = TaskModel(replace(shape, labels=labels))
-    own = {n.replace(f"task{number}.", "task."): tensor for n, tensor in load_file(folder / WEIGHTS).items()}
-    kept = {name: tensor for name, tensor in own.items() if name.startswith(("encoder.", "task."))}
-    load_weights(model, kept, skip=("vocabulary.",))
+    tensors = {n.replace(f"task{number}.", "task."): tensor for n, tensor in load_file(folder / WEIGHTS).items()}
+    tensors = {name: tensor for name, tensor in tensors.items() if name.startswith(("encoder.", "task."))}
+    load_weights(model, tensors, skip=("vocabulary.",))
     return sliced(model.eval(), mask)

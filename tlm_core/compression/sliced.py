@@ -1,7 +1,7 @@
-"""A model from which masked heads and blocks are cut away, and the way back to full size with zeros in their place.
+"""Models without their masked heads and blocks, and the same weights at full size with zeros.
 
-Stock classes hold layers of one size only, so a truly smaller model lives in our own modules and in its ONNX graph;
-its stock form has the full size and zeros.
+All layers of a stock class have one size. So only our own modules and the ONNX graph become smaller; the stock form has
+the full size and zeros.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ MASK = "mask.json"
 
 
 def sliced(model: TaskModel, mask: Mask) -> TaskModel:
-    """A copy that holds only what the mask keeps; it answers as the masked model does.
+    """Return a copy without the masked parts, which computes the same as the masked model.
 
-    Raises InvalidRequest for a mask of another model.
+    Raises InvalidRequest if the mask does not fit the model.
     """
     mask.check(model.shape.layers, model.shape.heads)
     smaller = copy.deepcopy(model)
@@ -37,14 +37,14 @@ def sliced(model: TaskModel, mask: Mask) -> TaskModel:
     for number, (heads, block) in enumerate(zip(mask.heads, mask.blocks, strict=True)):
         layer = cast(Layer, layers[number])
         if not all(heads):
-            _keep_heads(layer.attention, _indices(heads))
+            _reduce_heads(layer.attention, _indices(heads))
         if not block:
             layer.remove_feed_forward()
     return smaller
 
 
-def _keep_heads(attention: Attention, heads: Tensor) -> None:
-    """Remove all but these heads."""
+def _reduce_heads(attention: Attention, heads: Tensor) -> None:
+    """Remove all other heads."""
     hidden = attention.out.out_features
     features = _features(heads, hidden // attention.heads)
     attention.heads = len(heads)
@@ -53,24 +53,24 @@ def _keep_heads(attention: Attention, heads: Tensor) -> None:
 
 
 def widened(tensors: Mapping[str, Tensor], shape: Shape, mask: Mask) -> dict[str, Tensor]:
-    """Weights of a sliced model at full size, zeros where the mask drops: `names.to_stock` takes them."""
-    architecture, found = architecture_of(shape), dict(tensors)
+    """Return the weights of a sliced model at full size, with zeros for the masked parts, for `names.to_stock`."""
+    architecture, full = architecture_of(shape), dict(tensors)
     for number, (heads, block) in enumerate(zip(mask.heads, mask.blocks, strict=True)):
         name = f"encoder.layers.{number}"
         inner = _features(_indices(heads), shape.head_size)
         rows = torch.cat([inner + part * shape.hidden for part in range(3)])
-        found[f"{name}.attention.qkv.weight"] = _scatter(tensors[f"{name}.attention.qkv.weight"], rows, 0, shape, 3)
-        found[f"{name}.attention.out.weight"] = _scatter(tensors[f"{name}.attention.out.weight"], inner, 1, shape, 1)
+        full[f"{name}.attention.qkv.weight"] = _scatter(tensors[f"{name}.attention.qkv.weight"], rows, 0, shape, 3)
+        full[f"{name}.attention.out.weight"] = _scatter(tensors[f"{name}.attention.out.weight"], inner, 1, shape, 1)
         if architecture.biases:
-            found[f"{name}.attention.qkv.bias"] = _scatter(tensors[f"{name}.attention.qkv.bias"], rows, 0, shape, 3)
+            full[f"{name}.attention.qkv.bias"] = _scatter(tensors[f"{name}.attention.qkv.bias"], rows, 0, shape, 3)
         if not block:
             for part, (size, neutral) in architecture.feed_forward(shape).items():
-                found[f"{name}.{part}"] = torch.full(size, neutral)
-    return found
+                full[f"{name}.{part}"] = torch.full(size, neutral)
+    return full
 
 
 def load_sliced(folder: Path) -> tuple[TaskModel, Mask]:
-    """The model that a ticket's finetuning wrote. Raises CorruptArtifact."""
+    """Load the model and the mask that the `ticket` stage wrote. Raises CorruptArtifact."""
     shape = Shape.from_dict(json.loads((folder / SHAPE).read_text(encoding="utf-8")))
     mask = Mask.from_dict(json.loads((folder / MASK).read_text(encoding="utf-8")))
     model = sliced(TaskModel(shape), mask)
@@ -79,24 +79,27 @@ def load_sliced(folder: Path) -> tuple[TaskModel, Mask]:
 
 
 def parameters(shape: Shape, mask: Mask) -> dict[str, int]:
-    """Parameters of the exported classifier: `full`, `left`, and of its layers alone `layers_full`, `layers_left`."""
+    """Return the parameters of the exported classifier before (`full`) and after pruning (`left`).
+
+    `layers_full` and `layers_left` count only the layers, without embeddings and task head.
+    """
     with torch.device("meta"):
-        whole = TaskModel(shape)
-    layers_full = sum(p.numel() for p in whole.encoder.layers.parameters())
-    full = sum(p.numel() for name, p in whole.named_parameters() if not name.startswith("vocabulary."))
+        model = TaskModel(shape)
+    layers_full = sum(p.numel() for p in model.encoder.layers.parameters())
+    full = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("vocabulary."))
     architecture = architecture_of(shape)
     head = shape.head_size * (4 * shape.hidden + (3 if architecture.biases else 0))
     block = sum(math.prod(size) for size, _ in architecture.feed_forward(shape).values())
-    gone = head * (shape.layers * shape.heads - mask.heads_left) + block * (shape.layers - mask.blocks_left)
-    return {"full": full, "left": full - gone, "layers_full": layers_full, "layers_left": layers_full - gone}
+    removed = head * (shape.layers * shape.heads - mask.heads_left) + block * (shape.layers - mask.blocks_left)
+    return {"full": full, "left": full - removed, "layers_full": layers_full, "layers_left": layers_full - removed}
 
 
 def spared_flops(shape: Shape, mask: Mask, rows: int, length: int) -> float:
-    """FLOPs of a training step over [rows, length] that the sliced model does not compute."""
+    """Return the FLOPs that the sliced model saves in a training step over [rows, length]."""
     head = shape.head_size * (4 * shape.hidden + 2 * length)
     block = architecture_of(shape).feed_forward_matrices * shape.hidden * shape.intermediate
-    gone = head * (shape.layers * shape.heads - mask.heads_left) + block * (shape.layers - mask.blocks_left)
-    return FORWARD_AND_BACKWARD * 2.0 * rows * length * gone
+    removed = head * (shape.layers * shape.heads - mask.heads_left) + block * (shape.layers - mask.blocks_left)
+    return FORWARD_AND_BACKWARD * 2.0 * rows * length * removed
 
 
 def _indices(flags: tuple[bool, ...]) -> Tensor:
@@ -104,13 +107,13 @@ def _indices(flags: tuple[bool, ...]) -> Tensor:
 
 
 def _features(heads: Tensor, size: int) -> Tensor:
-    """Places of the heads' features in a row of all heads."""
+    """Return the indices of the heads' features among the features of all heads."""
     return (heads[:, None] * size + torch.arange(size)).flatten()
 
 
-def _linear(whole: nn.Linear, *, rows: Tensor | None = None, columns: Tensor | None = None) -> nn.Linear:
-    """A linear map with some of the outputs or some of the inputs of `whole`."""
-    weight, bias = whole.weight.detach(), whole.bias
+def _linear(full: nn.Linear, *, rows: Tensor | None = None, columns: Tensor | None = None) -> nn.Linear:
+    """Return a linear map with some of the outputs (rows) or some of the inputs (columns) of `full`."""
+    weight, bias = full.weight.detach(), full.bias
     weight = weight[rows] if rows is not None else weight
     weight = weight[:, columns] if columns is not None else weight
     smaller = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device=weight.device)

@@ -1,4 +1,4 @@
-"""The stages of a `prune` job: importance, one finetuned ticket for each mask, the choice among them, the export."""
+"""Stages of a `prune` job: the importance of heads and blocks, and the finetuning of one ticket."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ IMPORTANCE = "importance.json"
 
 
 def check_encoder(ctx: StageContext[CheckEncoderParams]) -> dict[str, Any]:
-    """Refuse a published encoder `init` of another kind, and tickets that it has no room for, before any training.
+    """Check that a published encoder is supported and that the levels and masks fit it. It has no inputs.
 
-    No inputs. Parameters: `init`, `levels`, `masks`. Raises InvalidRequest, InvalidRecipe for an encoder of another
-    kind, and NotFound or Unavailable for one that cannot be had.
+    Raises InvalidRecipe for an unsupported encoder, InvalidRequest for a level or mask that does not fit, NotFound if
+    the encoder does not exist, and Unavailable if it cannot be read.
     """
     source = ctx.params.init
     shape = published.shape_of(published.read_config(published.fetch_config(source), source), source)
@@ -32,41 +32,42 @@ def check_encoder(ctx: StageContext[CheckEncoderParams]) -> dict[str, Any]:
         removals(level, shape.layers, shape.heads)
     for mask in ctx.params.masks:
         mask.check(shape.layers, shape.heads)
-    found = {"layers": shape.layers, "heads": shape.heads}
+    size = {"layers": shape.layers, "heads": shape.heads}
     if not ctx.rank:
-        (ctx.out / "shape.json").write_text(json.dumps(found), encoding="utf-8")
-    return found
+        (ctx.out / "shape.json").write_text(json.dumps(size), encoding="utf-8")
+    return size
 
 
 def importance(ctx: StageContext[ImportanceParams]) -> dict[str, Any]:
-    """Write the importance of each head and block for the finetuned model, over all train texts.
+    """Write the importance of each head and block of the finetuned model, over all train texts.
 
-    Inputs: `prepared`, `finetune`. Parameter `as_published`: see `compression.importance`. Raises StopRequested when
-    asked to stop; the stage is short and starts anew on resume.
+    Inputs: `prepared`, `finetune`. It writes no checkpoints, because it is short: a pause raises StopRequested, and
+    the stage starts again on resume.
     """
     if ctx.rank:
         return {}
     prepared, device = Prepared(ctx.inputs["prepared"]), pick_device()
     model, split = load_model(ctx.inputs["finetune"]).to(device), prepared.split("train")
 
-    def told(done: int) -> None:
-        go_on = ctx.report.progress(step=done, total=len(split), rate=None, unit="texts", eta_seconds=None)
-        if not go_on and done < len(split):
-            raise StopRequested("stopped on request while weighing heads and blocks; resume to start this stage anew")
+    def progress(texts: int) -> None:
+        proceed = ctx.report.progress(step=texts, total=len(split), rate=None, unit="texts", eta_seconds=None)
+        if not proceed and texts < len(split):
+            raise StopRequested("Stopped on request. The stage 'importance' starts again on resume.")
 
-    found = importance_of(model, split, prepared, device=device, as_published=ctx.params.as_published, told=told)
-    (ctx.out / IMPORTANCE).write_text(json.dumps(found.as_dict()), encoding="utf-8")
-    return {"layers": len(found.blocks), "heads": int(found.heads.shape[1])}
+    scores = importance_of(
+        model, split, prepared, device=device, as_published=ctx.params.as_published, progress=progress
+    )
+    (ctx.out / IMPORTANCE).write_text(json.dumps(scores.as_dict()), encoding="utf-8")
+    return {"layers": len(scores.blocks), "heads": int(scores.heads.shape[1])}
 
 
 def ticket(ctx: StageContext[TicketParams]) -> dict[str, Any]:
-    """Rewind to the weights before finetuning, cut away what the mask drops, finetune what is left (section 3.2).
+    """Rewind to the weights before finetuning, remove the masked parts, and finetune the rest (section 3.2).
 
-    Inputs: `prepared`, `importance`, and `joint` unless the recipe leaves it out. Parameters beside those of
-    finetuning: `level` (share removed), `which` (winning, random, losing).
+    Inputs: `prepared`, `importance`, and `joint` if the recipe has a joint stage.
     """
-    found = Importance.from_dict(json.loads((ctx.inputs["importance"] / IMPORTANCE).read_text(encoding="utf-8")))
-    mask = one_shot(found, ctx.params.level, ctx.params.which, ctx.params.seed)
+    scores = Importance.from_dict(json.loads((ctx.inputs["importance"] / IMPORTANCE).read_text(encoding="utf-8")))
+    mask = one_shot(scores, ctx.params.level, ctx.params.which, ctx.params.seed)
     model, before = start(ctx)
 
     def flops(batch: Batch) -> float:

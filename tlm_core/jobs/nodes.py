@@ -9,13 +9,14 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from tlm_core.artifacts import ManifestRef, artifact_id, digest_of
-from tlm_core.stages import CHOOSE, FINETUNE, JOINT, PREPARE, SELECT, VALIDATE, Place, Stage
+from tlm_core.stages import CHOOSE, EVALUATE, FINETUNE, JOINT, PREPARE, SELECT, VALIDATE, Place, Stage
 from tlm_core.tasks.options import DatasetOptions
 from tlm_core.training.params import (
     ChooseParams,
     FinetuneParams,
     JointParams,
     PrepareParams,
+    SeedsParams,
     SelectParams,
     TuneParams,
     ValidateParams,
@@ -208,6 +209,22 @@ def with_rates(node: Node, recipe: Recipe) -> list[Node]:
         tries.append(replace(node, name=f"{node.name}.lr{rate:g}", params=params, rate=rate))
     inputs = {f"try.{number}": attempt.name for number, attempt in enumerate(tries)}
     return [*tries, Node(node.name, CHOOSE, ChooseParams(rates=rates), inputs, seed=node.seed)]
+
+
+def train_nodes(inputs: PlanInputs[Any]) -> list[Node]:
+    """The nodes of `train` up to its test: validate → select → prepare → joint, finetune (each seed) → evaluate."""
+    recipe, seeds = inputs.recipe, inputs.seeds
+    select = select_node(inputs, "validate")
+    nodes = [*validate_nodes(inputs), *([select] if select else []), prepare_node(recipe, "validate", select)]
+    gathered = {"prepared": "prepare", "task": "validate"}
+    for seed in seeds:
+        start = {}
+        if recipe.joint.enabled:
+            nodes.append(joint_node(recipe, seed, f"joint.s{seed}"))
+            start = {"joint": f"joint.s{seed}"}
+        nodes += finetune_nodes(recipe, seed, f"finetune.s{seed}", {"prepared": "prepare", **start})
+        gathered[f"finetune.s{seed}"] = f"finetune.s{seed}"
+    return [*nodes, Node("evaluate", EVALUATE, SeedsParams(seeds=seeds), gathered)]
 
 
 def group_by_seed(nodes: Iterable[Node], seeds: Sequence[int], name: str) -> list[Node]:

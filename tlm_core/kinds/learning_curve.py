@@ -21,8 +21,8 @@ from tlm_core.jobs.nodes import (
     select_node,
     validate_nodes,
 )
+from tlm_core.jobs.ticket_nodes import check_encoder
 from tlm_core.kinds.kind import FormField, Kind, KindOptions
-from tlm_core.kinds.prune import check_encoder
 from tlm_core.stages import EVALUATE, Place, Stage, worker
 from tlm_core.studies.params import (
     LSTM,
@@ -37,11 +37,11 @@ from tlm_core.studies.params import (
 from tlm_core.training.params import SeedsParams, training
 from tlm_core.training.recipe import Recipe
 
-SIZES = Stage("sizes", Place.COORDINATOR, "tlm_core.studies.subsets:sizes", 1, SizesParams)
-SUBSET = Stage("subset", Place.COORDINATOR, "tlm_core.studies.subsets:subset", 1, SubsetParams)
+SIZES = Stage("sizes", Place.COORDINATOR, "tlm_core.studies.subsets:sizes", 2, SizesParams)
+SUBSET = Stage("subset", Place.COORDINATOR, "tlm_core.studies.subsets:subset", 2, SubsetParams)
 BILSTM = worker("bilstm", "tlm_core.studies.stages:bilstm", 4, BilstmParams)
 EVALUATE_BILSTM = worker("evaluate_bilstm", "tlm_core.studies.stages:evaluate_bilstm", 2, SeedsParams)
-CURVE = worker("curve", "tlm_core.studies.curve:curve", 8, CurveParams)
+CURVE = worker("curve", "tlm_core.studies.curve:curve", 9, CurveParams)
 
 WITH_TLM = {"tlm", "bilstm_tlm"}
 

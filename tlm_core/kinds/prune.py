@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from pydantic import Field, field_validator
 
-from tlm_core.compression.masks import Mask, Which, removals
-from tlm_core.compression.params import CheckEncoderParams, ImportanceParams, PhasesParams, TicketParams
-from tlm_core.jobs.nodes import Node, Plan, PlanInputs, gather_group, group_by_seed, with_rates
+from tlm_core.compression.masks import Which, removals
+from tlm_core.compression.params import PhasesParams, TicketParams
+from tlm_core.jobs.nodes import Node, Plan, PlanInputs, gather_group, group_by_seed, train_nodes, with_rates
+from tlm_core.jobs.ticket_nodes import CHECK_ENCODER, IMPORTANCE, before_training, check_encoder, importance_node
 from tlm_core.kinds.kind import FormField, Kind, KindOptions
-from tlm_core.kinds.train import chain
-from tlm_core.stages import Place, worker
+from tlm_core.stages import worker
 from tlm_core.training.params import CardRecipe
 from tlm_core.training.recipe import OWN_STARTS, Recipe
 
-CHECK_ENCODER = worker("check_encoder", "tlm_core.compression.stages:check_encoder", 1, CheckEncoderParams)
-IMPORTANCE = worker("importance", "tlm_core.compression.stages:importance", 2, ImportanceParams)
 TICKET = worker("ticket", "tlm_core.compression.stages:ticket", 3, TicketParams)
-PHASES = worker("phases", "tlm_core.compression.phases:phases", 6, PhasesParams)
+PHASES = worker("phases", "tlm_core.compression.phases:phases", 7, PhasesParams)
 
 
 class PruneOptions(KindOptions):
@@ -65,13 +60,15 @@ def check(options: PruneOptions, recipe: Recipe, _: tuple[str, ...]) -> None:
 
 
 def plan(inputs: PlanInputs[PruneOptions]) -> Plan:
-    """The dense model as `train` trains it, its importance, a ticket for each kind, level and seed, the choice."""
+    """Train the dense model, measure importance, finetune each ticket at each level and seed, and compare them."""
     options, recipe, seeds = inputs.options, inputs.recipe, inputs.seeds
-    nodes = before_training(chain(inputs), check_encoder(inputs, recipe, options.levels))
+    nodes = before_training(train_nodes(inputs), check_encoder(inputs, recipe, options.levels))
     gathered = {"prepared": "prepare", "task": "validate", "evaluate": "evaluate"}
     gathered |= {f"finetune.s{seed}": f"finetune.s{seed}" for seed in seeds}
-    tickets = [importance_node(f"importance.s{seed}", options.as_published, "prepare", f"finetune.s{seed}", seed)
-               for seed in seeds]  # fmt: skip
+    tickets = [
+        importance_node(f"importance.s{seed}", options.as_published, "prepare", f"finetune.s{seed}", seed)
+        for seed in seeds
+    ]
     for which in options.tickets:
         for level in options.levels:
             for seed in seeds:
@@ -86,31 +83,6 @@ def plan(inputs: PlanInputs[PruneOptions]) -> Plan:
     last = Node("phases", PHASES, phases, gathered, group=gather_group(seeds))
     return Plan((*nodes, *group_by_seed(tickets, seeds, "tickets"), last), report="phases", model="phases")
 
-
-def importance_node(name: str, as_published: bool, prepared: str, finetune: str, seed: int) -> Node:
-    """The importance of heads and blocks in a finetuned model."""
-    params = ImportanceParams(as_published=as_published)
-    return Node(name, IMPORTANCE, params, {"prepared": prepared, "finetune": finetune}, seed=seed)
-
-
-def check_encoder(
-    inputs: PlanInputs[Any], recipe: Recipe, levels: Sequence[float] = (), masks: Sequence[Mask] = ()
-) -> Node | None:
-    """A check of a published encoder and of the tickets against it; None if the gateway knows the encoder's shape."""
-    if recipe.model.init in OWN_STARTS:
-        return None
-    params = CheckEncoderParams(init=recipe.model.init, levels=levels, masks=masks)
-    # It reads no data, but only jobs on the same dataset may share an artifact: removing the last of them deletes it.
-    return Node("check_encoder", CHECK_ENCODER, params, fixed={"dataset": inputs.datasets[0].ref.digest})
-
-
-def before_training(nodes: Sequence[Node], check: Node | None) -> list[Node]:
-    """Insert the check before the first node that runs on workers."""
-    first = next(number for number, node in enumerate(nodes) if node.place is Place.WORKERS)
-    return [*nodes[:first], *([check] if check else []), *nodes[first:]]
-
-
-AS_PUBLISHED = FormField("as_published", "Compute importance as the authors’ released code does", widget="checkbox")
 
 KIND = Kind(
     "prune",
@@ -139,6 +111,6 @@ KIND = Kind(
                 "losing": "removes the most important parts",
             },
         ),
-        AS_PUBLISHED,
+        FormField("as_published", "Compute importance as the authors’ released code does", widget="checkbox"),
     ),
 )

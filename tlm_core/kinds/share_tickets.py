@@ -1,4 +1,4 @@
-"""Kind `share_tickets`: several tasks on one encoder, each with a ticket of its own (arXiv 2105.12002, section 4)."""
+"""Kind `share_tickets`: several tasks on one encoder, each with its own ticket (arXiv 2105.12002, section 4)."""
 
 from __future__ import annotations
 
@@ -23,17 +23,16 @@ from tlm_core.jobs.nodes import (
     select_node,
     validate_nodes,
 )
-from tlm_core.kinds import prune
+from tlm_core.jobs.ticket_nodes import before_training, check_encoder, importance_node
 from tlm_core.kinds.kind import FormField, Kind, KindOptions, Lookup
-from tlm_core.kinds.prune import AS_PUBLISHED, before_training, check_encoder, importance_node
 from tlm_core.stages import FINETUNE, Place, Stage, worker
 from tlm_core.training.params import FinetuneParams, SeedsParams
 from tlm_core.training.recipe import OWN_STARTS, Recipe, differences
 
 MERGE = Stage("merge", Place.COORDINATOR, "tlm_core.tasks.merge:merge_stage", 3, MergeParams)
-PART = worker("part", "tlm_core.compression.part:part", 2, PartParams)
+PART = worker("part", "tlm_core.compression.sharing:part", 2, PartParams)
 SHARE = worker("share", "tlm_core.compression.sharing:share", 4, ShareParams)
-SHARED_REPORT = worker("shared_report", "tlm_core.compression.shared_report:shared_report", 5, SeedsParams)
+SHARED_REPORT = worker("shared_report", "tlm_core.compression.shared_report:shared_report", 6, SeedsParams)
 
 
 class ShareTicketsOptions(KindOptions):
@@ -86,8 +85,8 @@ def _mask(name: str, job_id: str, recipe: Recipe, lookup: Lookup) -> Mask:
     """The super ticket of a job on the same data, with the same model and finetuning. Raises InvalidRequest."""
     job, ticket = lookup.job(job_id), f"Invalid ticket of '{name}': job {job_id}"
     instead = "To use its ticket nevertheless, give the mask of its report instead of its id."
-    if job.kind != prune.KIND.name:
-        raise InvalidRequest(f"{ticket} has kind '{job.kind}'. Name a job of kind '{prune.KIND.name}'.")
+    if job.kind != "prune":
+        raise InvalidRequest(f"{ticket} has kind '{job.kind}'. Name a job of kind 'prune'.")
     if job.data.content != lookup.dataset(name).content:
         raise InvalidRequest(f"{ticket} used other data ({job.dataset}) or read it with other options. {instead}")
     if job.recipe.finetune.rates:
@@ -191,7 +190,7 @@ def _read_ticket(name: str, ticket: object) -> object:
 
 KIND = Kind(
     "share_tickets",
-    "several datasets on one encoder, each with a part of its own",
+    "several datasets on one encoder, each with its own ticket",
     ShareTicketsOptions,
     plan,
     stages=(MERGE, PART, SHARE, SHARED_REPORT),
@@ -209,6 +208,6 @@ KIND = Kind(
             "one per line, such as reviews = 0.3; the value is a level, the id of a prune job, or a mask",
             "lines",
         ),
-        AS_PUBLISHED,
+        FormField("as_published", "Compute importance as the authors’ released code does", widget="checkbox"),
     ),
 )

@@ -1,8 +1,8 @@
-"""A bidirectional LSTM classifier from scratch (arXiv 2006.08671: LSTM-layers-width), trained without padding.
+"""A bidirectional LSTM classifier from scratch (arXiv 2006.08671: LSTM-layers-width).
 
-It takes the same packed rows as the encoder, so the loop, validation and prediction are the encoder's. Inside, the
-documents are taken apart and stand side by side; batches of like length keep what is computed beyond a text's end
-small, and torch's LSTM kernels (oneDNN on a CPU, in bfloat16 where asked for) do one direction at a time.
+It reads the same packed rows as an encoder, so training loop, validation and prediction are shared. Inside, each
+document becomes one column of a padded batch. Batches of similar length contain little padding. Torch's LSTM kernels
+(oneDNN on a CPU) compute one direction at a time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ GATES = 4  # input, forget, candidate, output, in this order
 
 @dataclass(frozen=True)
 class LSTMShape:
-    """What fixes the model's tensors. hidden: width of each direction; embedding: of the token vectors."""
+    """The sizes of the model's tensors. hidden: width of each direction. embedding: width of the token vectors."""
 
     vocab: int
     labels: int
@@ -43,17 +43,17 @@ class LSTMShape:
         return cls(**data)
 
     def token_flops(self) -> float:
-        """Matrix products of one forward pass over one token."""
+        """Return the FLOPs of the matrix products of a forward pass over one token."""
         inputs = self.embedding + 2 * self.hidden * (self.layers - 1)
         return 2.0 * 2 * GATES * self.hidden * (inputs + self.layers * self.hidden)
 
 
-class Turn(torch.autograd.Function):
-    """Rows in the order in which documents are read backwards. Its own inverse, so the gradient needs no sum."""
+class Reverse(torch.autograd.Function):
+    """Reverses the steps of each document. It is its own inverse, so the backward pass is the same permutation."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, places: Tensor) -> Tensor:
-        """x: [T, B, n]; places: [T * B], where each row of the flattened x lies when its document is turned round."""
+        """x: [T, B, n]. places: [T * B], for each row of the flattened result the row of x that it copies."""
         ctx.save_for_backward(places)
         return x.flatten(0, 1)[places].view(x.shape)
 
@@ -65,7 +65,7 @@ class Turn(torch.autograd.Function):
 
 
 class LSTMLayer(nn.Module):
-    """[T, B, inputs] to [T, B, 2 * hidden]. Weights lie as torch's own kernels want them."""
+    """[T, B, inputs] → [T, B, 2 * hidden], with the weights in the layout of torch's kernels."""
 
     def __init__(self, inputs: int, hidden: int) -> None:
         super().__init__()
@@ -74,15 +74,15 @@ class LSTMLayer(nn.Module):
         self.state_weight = nn.Parameter(torch.zeros(2, GATES * hidden, hidden))
         self.bias = nn.Parameter(torch.zeros(2 * GATES * hidden))
 
-    def forward(self, x: Tensor, turned: Tensor) -> Tensor:
-        """turned: see `Turn`. Texts begin at step 0; what is computed beyond a text's end is of no meaning."""
-        onward = self._read(0, x)
-        backward = Turn.apply(self._read(1, Turn.apply(x, turned)), turned)
-        return torch.cat((onward, backward), dim=-1)
+    def forward(self, x: Tensor, reversal: Tensor) -> Tensor:
+        """reversal: the `places` of `Reverse`. Texts start at step 0; the output after a text's end is undefined."""
+        forward = self._direction(0, x)
+        backward = Reverse.apply(self._direction(1, Reverse.apply(x, reversal)), reversal)
+        return torch.cat((forward, backward), dim=-1)
 
-    def _read(self, way: int, x: Tensor) -> Tensor:
-        bias = self.bias.view(2, -1)[way]
-        parameters = (self.weight[way], self.state_weight[way], bias, torch.zeros_like(bias))
+    def _direction(self, number: int, x: Tensor) -> Tensor:
+        bias = self.bias.view(2, -1)[number]
+        parameters = (self.weight[number], self.state_weight[number], bias, torch.zeros_like(bias))
         start = x.new_zeros((1, x.shape[1], self.hidden))
         out: Tensor = torch.lstm(x, (start, start), parameters, True, 1, 0.0, self.training, False, False)[0]
         return out
@@ -94,15 +94,15 @@ def _round_up(count: int) -> int:
 
 @dataclass(frozen=True)
 class Documents:
-    """The documents of packed rows, in their order there; N tokens, B documents, T steps (the longest, rounded up).
+    """The B documents of packed rows, in the order of the rows. T steps: the longest document, rounded up.
 
-    tokens: [T, B], where each step's token lies in the flattened rows (anywhere beyond a document's end);
-    inside: [T, B], whether the document goes on; turned: see `Turn`.
+    tokens: [T, B], index of each step's token in the flattened rows; undefined after a document's end.
+    inside: [T, B], False after a document's end. reversal: [T * B], the `places` of `Reverse`.
     """
 
     tokens: Tensor
     inside: Tensor
-    turned: Tensor
+    reversal: Tensor
 
     @classmethod
     def of(cls, segments: Tensor, positions: Tensor) -> Documents:
@@ -110,20 +110,20 @@ class Documents:
         position = positions.flatten()[real]
         number = (position == 0).cumsum(0) - 1
         lengths = number.bincount()
-        # Kernels are built for each size they meet, so lengths are few.
+        # Torch compiles a kernel for each new size, so rounding saves compilations.
         steps, batch = _round_up(int(lengths.max())), len(lengths)
         step = torch.arange(steps, device=lengths.device)[:, None]
         inside = step < lengths
         tokens = real.new_zeros(steps * batch).index_copy(0, position * batch + number, real)
         back = torch.where(inside, lengths - 1 - step, step)
-        turned = back * batch + torch.arange(batch, device=lengths.device)
-        return cls(tokens.view(steps, batch), inside, turned.flatten())
+        reversal = back * batch + torch.arange(batch, device=lengths.device)
+        return cls(tokens.view(steps, batch), inside, reversal.flatten())
 
 
 class LSTMEncoder(nn.Module):
-    """Token ids of packed rows to one vector for each document, [D, 2 * hidden], in the documents' order in the rows.
+    """Token ids of packed rows → one vector for each document, [D, 2 * hidden], in the order of the rows.
 
-    A document's vector is the largest value of each feature over its tokens.
+    The vector is the maximum of each feature over the document's tokens.
     """
 
     def __init__(self, shape: LSTMShape) -> None:
@@ -138,12 +138,12 @@ class LSTMEncoder(nn.Module):
         x = self.dropout(self.tokens(tokens.flatten()[documents.tokens]))
         x = x.to(product_dtype(x.device))
         for layer in self.layers:
-            x = layer(x, documents.turned)
+            x = layer(x, documents.reversal)
         return x.masked_fill(~documents.inside[..., None], -torch.inf).amax(dim=0).float()
 
 
 class LSTMHead(nn.Module):
-    """Pooled documents [D, 2 * hidden] to label logits [D, labels]."""
+    """Document vectors [D, 2 * hidden] → label logits [D, labels]."""
 
     def __init__(self, shape: LSTMShape) -> None:
         super().__init__()
@@ -151,12 +151,12 @@ class LSTMHead(nn.Module):
         self.out = nn.Linear(2 * shape.hidden, shape.labels)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.out(self.dropout(x))
-        return out
+        logits: Tensor = self.out(self.dropout(x))
+        return logits
 
 
 class BiLSTM(nn.Module):
-    """Encoder and task head; what the training loop asks of a model, it has."""
+    """Encoder and task head, with the interface that the training loop needs."""
 
     def __init__(self, shape: LSTMShape) -> None:
         super().__init__()
@@ -165,15 +165,15 @@ class BiLSTM(nn.Module):
         self.task = LSTMHead(shape)
 
     def pool(self, hidden: Tensor, segments: Tensor, doc_row: Tensor, doc_segment: Tensor) -> Tensor:
-        """The encoder's vectors in the order of the documents asked for, [D, 2 * hidden]."""
+        """Return the vectors of the given documents, [D, 2 * hidden], in their order."""
         place = doc_row * (segments.max() + 1) + doc_segment
         return hidden[place.argsort().argsort()]
 
 
-def initialise(model: BiLSTM, seed: int, embeddings: Tensor | None = None) -> None:
-    """Fill all weights from the seed and each tensor's name; forget gates start open.
+def initialize(model: BiLSTM, seed: int, embeddings: Tensor | None = None) -> None:
+    """Draw all weights from the seed and each tensor's name. The biases of forget gates are 1.
 
-    embeddings: [V, embedding] to begin with, such as those of a trained TLM model (the paper's third variant).
+    embeddings: token vectors [V, embedding] to start from, such as those of a TLM model (the paper's third variant).
     """
     hidden = model.shape.hidden
     with torch.no_grad():
@@ -192,7 +192,7 @@ def initialise(model: BiLSTM, seed: int, embeddings: Tensor | None = None) -> No
 
 
 def load_bilstm(folder: Path) -> BiLSTM:
-    """The model that the `bilstm` stage wrote, ready to predict. Raises CorruptArtifact."""
+    """Load the model that the `bilstm` stage wrote. Raises CorruptArtifact."""
     model = BiLSTM(LSTMShape.from_dict(json.loads((folder / SHAPE).read_text(encoding="utf-8"))))
     load_weights(cast(Any, model), load_file(folder / WEIGHTS))
     return model.eval()

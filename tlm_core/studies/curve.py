@@ -1,8 +1,7 @@
-"""The last stage of a `learning_curve` job: all points together, the fitted laws, the plot, and the BiLSTM to keep."""
+"""The last stage of a `learning_curve` job: all points, the fitted power laws, and the export of the BiLSTM."""
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,43 +10,44 @@ from typing import Any
 from tlm_core.studies.bilstm import load_bilstm
 from tlm_core.studies.fit import compare, fit
 from tlm_core.studies.lstm_export import INT8, export_lstm, lstm_onnx
-from tlm_core.studies.measure import compare_graphs, in_words
+from tlm_core.studies.measure import compare_graphs, encoder_onnx
+from tlm_core.studies.outputs import Table, speed_in_words, write_outputs
 from tlm_core.studies.params import CurveParams, family, size_name
-from tlm_core.studies.plot import Curve, write_plot
+from tlm_core.studies.plot import Curve
 from tlm_core.tasks.metrics import best_of, scores_for, summary
 from tlm_core.training.evaluate import over_seeds, report_meta, total_cost
-from tlm_core.training.graph import write_onnx
 from tlm_core.training.prepared import Prepared
 from tlm_core.training.stage import StageContext
-from tlm_core.training.state import load_model, weights
 
 BILSTM = "bilstm"
-TIMED = 64
 SPEEDS = {"speed_up": "inference", "speed_up_int8": "int8"}
+
+# Reports of `evaluate` by model, rows and seed.
+Reports = Mapping[tuple[str, int, int], Mapping[str, Any]]
 
 
 def curve(ctx: StageContext[CurveParams]) -> dict[str, Any]:
-    """Write `report.json`, `curves.csv`, `plot.svg`, and the BiLSTM of the largest size as `export_lstm` does.
+    """Write `report.json`, `curves.csv`, `plot.svg`, and the export of the BiLSTM that has the largest size.
 
-    Inputs: `sizes`, `evaluate.{model}.n{size}.s{seed}`, and of the largest size `prepared.{model}.s{seed}` and
-    `trained.{model}.s{seed}`. Parameters: `models` (of which `bilstm` is one), `seeds`, `margin`.
+    Inputs: `sizes`, `evaluate.{model}.n{size}.s{seed}`, and for the largest size `prepared.{model}.s{seed}` and
+    `trained.{model}.s{seed}`.
     """
     if ctx.rank:
         return {}
     models: Sequence[str] = ctx.params.models
     seeds = ctx.params.seeds
     sizes = json.loads((ctx.inputs["sizes"] / "sizes.json").read_text(encoding="utf-8"))
-    kept = [size for size in sizes if not size["dropped"]]
+    used = [size for size in sizes if not size["dropped"]]
     reports = {
-        (model, size["rows"], seed): _report(ctx.inputs[f"evaluate.{model}.n{size_name(size['asked'])}.s{seed}"])
+        (model, size["rows"], seed): _read(ctx.inputs[f"evaluate.{model}.n{size_name(size['size'])}.s{seed}"])
         for model in models
-        for size in kept
+        for size in used
         for seed in seeds
     }
-    rows = [size["rows"] for size in kept]
+    rows = [size["rows"] for size in used]
     report: dict[str, Any] = {
         "kind": "learning_curve",
-        **_whole([reports[BILSTM, rows[-1], seed] for seed in seeds]),
+        **_bilstm_report([reports[BILSTM, rows[-1], seed] for seed in seeds]),
         "cost": _cost(reports),
         "sizes": rows,
         "dropped": [size for size in sizes if size["dropped"]],
@@ -64,34 +64,32 @@ def curve(ctx: StageContext[CurveParams]) -> dict[str, Any]:
     return {**report_meta(report), "words": report["words"]}
 
 
-def _report(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    return found
+def _read(folder: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    return report
 
 
-def _whole(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The BiLSTM of the largest size, which is what gets exported, as one report over its seeds."""
+def _bilstm_report(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Combine the reports of the exported BiLSTM, one for each seed."""
     seeds = [run["seeds"][0] for run in runs]
-    same = {name: runs[0][name] for name in ("task", "metric", "labels", "majority")}
+    common = {name: runs[0][name] for name in ("task", "metric", "labels", "majority")}
     best = seeds[best_of([entry["validation"]["value"] for entry in seeds])]
-    return {**same, "seeds": seeds, **over_seeds(seeds), "best_seed": best["seed"]}
+    return {**common, "seeds": seeds, **over_seeds(seeds), "best_seed": best["seed"]}
 
 
-def _cost(reports: Mapping[tuple[str, int, int], Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Cost by stage, and in all, over several reports; tokens and a joint stage that models share count once."""
+def _cost(reports: Reports) -> dict[str, dict[str, float]]:
+    """Return the cost of each stage and the total. Tokens and joint stages that models share count once."""
     costs = {}
     for (model, rows, seed), report in reports.items():
         for stage, cost in report["cost"].items():
             if stage != "total":
-                whose = model if stage == "finetune" else family(model)
-                costs[stage, whose, rows, seed] = {stage: cost}
+                owner = model if stage == "finetune" else family(model)
+                costs[stage, owner, rows, seed] = {stage: cost}
     return total_cost(list(costs.values()))
 
 
-def _model(
-    model: str, reports: Mapping[tuple[str, int, int], Mapping[str, Any]], sizes: Sequence[int], seeds: Sequence[int]
-) -> dict[str, Any]:
-    """Points, cost and power law of one model."""
+def _model(model: str, reports: Reports, sizes: Sequence[int], seeds: Sequence[int]) -> dict[str, Any]:
+    """Return the points and the power law of one model."""
     points = []
     for rows in sizes:
         runs = [reports[model, rows, seed]["seeds"][0] for seed in seeds]
@@ -108,13 +106,13 @@ def _model(
 
 
 def _run(run: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Scores of one seed, and the rate that validation chose where several were tried."""
-    found = {name: run["test"][name] for name in (*names, "value")}
-    return {**found, "lr": run["chosen"]["lr"]} if "tries" in run else found
+    """Return the test scores of one seed, and the selected rate if several were tried."""
+    scores = {name: run["test"][name] for name in (*names, "value")}
+    return {**scores, "lr": run["chosen"]["lr"]} if "tries" in run else scores
 
 
 def _law(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """error = a * n ** -b + c through the mean errors (1 - accuracy); nulls with a reason where there is no fit."""
+    """Fit error = a * n ** -b + c to the mean errors (1 - accuracy). Without a fit, the values are None."""
     try:
         law = fit([p["labels"] for p in points], [1 - p["mean"]["test"]["accuracy"] for p in points])
     except ValueError as error:
@@ -123,113 +121,107 @@ def _law(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _add_crossings(report: dict[str, Any], margin: float) -> None:
-    """`against`, what `_against` tells of each encoder: of `bilstm` in the report, of its variant in that model."""
+    """Add `against`, the comparison with each encoder, to the report (for `bilstm`) and to each other LSTM."""
     models = report["models"]
     for lstm in [model for model in models if model.startswith(BILSTM)]:
-        found = {model: _against(report, lstm, model, margin) for model in models if not model.startswith(BILSTM)}
-        (report if lstm == BILSTM else models[lstm])["against"] = found
+        against = {model: _against(report, lstm, model, margin) for model in models if not model.startswith(BILSTM)}
+        (report if lstm == BILSTM else models[lstm])["against"] = against
 
 
 def _against(report: Mapping[str, Any], lstm: str, model: str, margin: float) -> dict[str, Any]:
-    """Where `lstm` comes within `margin` of `model`, and how many times as fast it is; in 8 bits where it has them."""
+    """Return the crossing point of an LSTM with an encoder, and its speed-up, also for 8-bit weights."""
 
     def errors(name: str) -> list[tuple[float, list[float]]]:
         points = report["models"][name]["points"]
         return [(p["labels"], [1 - run["accuracy"] for run in p["runs"]]) for p in points]
 
-    found = compare(errors(lstm), errors(model), margin=margin)
-    own, other = report["models"][lstm], report["models"][model]["inference"]["seconds_per_text"]
-    speed_up = {name: other / own[part]["seconds_per_text"] for name, part in SPEEDS.items() if part in own}
-    return {**found, **speed_up}
+    entry, seconds = report["models"][lstm], report["models"][model]["inference"]["seconds_per_text"]
+    speed_up = {name: seconds / entry[key]["seconds_per_text"] for name, key in SPEEDS.items() if key in entry}
+    return {**compare(errors(lstm), errors(model), margin=margin), **speed_up}
 
 
 def _add_inference(ctx: StageContext[CurveParams], report: dict[str, Any], first: int, best: int) -> None:
-    """Size and speed of each model's ONNX graph, trained on the largest size, on the first validation texts."""
-    graphs, texts, pads = {}, {}, {}
+    """Add the size and speed of each model's ONNX graph at the largest size."""
+    graphs, prepared = {}, {}
     for model in map(str, ctx.params.models):
         seed = best if model == BILSTM else first
-        prepared, trained = Prepared(ctx.inputs[f"prepared.{model}.s{seed}"]), ctx.inputs[f"trained.{model}.s{seed}"]
+        trained = ctx.inputs[f"trained.{model}.s{seed}"]
         graphs[model] = ctx.scratch / f"{model}.onnx"
+        prepared[model] = Prepared(ctx.inputs[f"prepared.{model}.s{seed}"])
         if model.startswith(BILSTM):
             lstm_onnx(load_bilstm(trained), graphs[model])
         else:
-            encoder = load_model(trained)
-            arrays = {name: tensor.numpy() for name, tensor in weights(encoder).items()}
-            write_onnx(encoder.shape, arrays, graphs[model])
-        split = prepared.split("validation")
-        texts[model] = [split.store[number] for number in range(min(TIMED, len(split)))]
-        pads[model] = prepared.vocabulary.pad
-    graphs[INT8], texts[INT8], pads[INT8] = ctx.out / INT8, texts[BILSTM], pads[BILSTM]
-    found = compare_graphs(graphs, texts, pads)
-    report["models"][BILSTM]["int8"] = found.pop(INT8)
-    for model, one in found.items():
-        report["models"][model]["inference"] = one
+            encoder_onnx(trained, graphs[model])
+    graphs[INT8], prepared[INT8] = ctx.out / INT8, prepared[BILSTM]
+    measured = compare_graphs(graphs, prepared)
+    report["models"][BILSTM]["int8"] = measured.pop(INT8)
+    for model, figures in measured.items():
+        report["models"][model]["inference"] = figures
 
 
 def words(report: Mapping[str, Any]) -> str:
-    """What came out, in a paragraph."""
+    """Summarize the report in a paragraph."""
     last = report["models"][BILSTM]["points"][-1]
-    metric, most = report["metric"], last["labels"]
-    alike = report["models"][BILSTM]["int8"]["agreement"]
-    found = [f"With {most:,} labels the BiLSTM reaches {_reached(last, metric)} in {metric} on test."]
-    found += _crossings(report, BILSTM, report["against"])
-    for model, one in report["models"].items():
-        if "against" in one:
-            reached = _reached(one["points"][-1], metric)
-            found.append(f"With the token embeddings of TLM ('{model}') it reaches {reached}.")
-            found += _crossings(report, model, one["against"])
-    found.append(f"With weights of 8 bits the BiLSTM labels {alike:.1%} of validation texts as it does without.")
-    for size in report["dropped"]:
-        found.append(f"{size['rows']} labels were left out: {size['dropped']}.")
-    return " ".join(found)
+    metric, agreement = report["metric"], report["models"][BILSTM]["int8"]["agreement"]
+    sentences = [f"With {last['labels']:,} labels the BiLSTM has {_mean(last, metric)} in {metric} on test."]
+    sentences += _crossings(report, BILSTM, report["against"])
+    for model, entry in report["models"].items():
+        if "against" in entry:
+            score = _mean(entry["points"][-1], metric)
+            sentences.append(f"With the token embeddings of TLM ('{model}') it has {score}.")
+            sentences += _crossings(report, model, entry["against"])
+    sentences.append(f"With 8-bit weights the BiLSTM predicts the same label for {agreement:.1%} of validation texts.")
+    sentences += [f"The size of {size['rows']} labels was dropped: {size['dropped']}." for size in report["dropped"]]
+    return " ".join(sentences)
 
 
-def _reached(point: Mapping[str, Any], metric: str) -> str:
-    mean = point["mean"]["test"][metric]  # null where, say, no test text has the label of which F1 is told
-    return "(not computed)" if mean is None else f"{mean:.4f}"
+def _mean(point: Mapping[str, Any], metric: str) -> str:
+    mean = point["mean"]["test"][metric]
+    return "no score" if mean is None else f"{mean:.4f}"
 
 
 def _crossings(report: Mapping[str, Any], lstm: str, against: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Sentences on one LSTM beside each encoder."""
-    found, own = [], report["models"][lstm]["points"][-1]["mean"]["test"]["accuracy"]
-    for model, one in against.items():
-        gap = report["models"][model]["points"][-1]["mean"]["test"]["accuracy"] - own
-        found.append(f"There it is {abs(gap):.1%} {'below' if gap > 0 else 'above'} '{model}' in accuracy.")
-        faster = f"it {in_words(one['speed_up'])} on one core"
-        if "speed_up_int8" in one:
-            faster += f", with weights of 8 bits it {in_words(one['speed_up_int8'])}"
-        if one["labels"] is None:
-            found.append(f"Where the two meet cannot be told ({one['reason']}); {faster}.")
-            continue
-        within = f"within {one['margin']:.1%} of '{model}'"
-        found.append(f"By the fitted power laws, from some {_about(one['labels'])} labels on it is {within}: {faster}.")
-        if one["interval"] is not None:
-            ends = ["beyond what was looked at" if end is None else _about(end) for end in one["interval"]]
-            found.append(f"The 90 % interval of that number reaches from {ends[0]} to {ends[1]}.")
-        if "note" in one:
-            found.append(f"That is {one['note']}.")
-    return found
+    """Return sentences that compare one LSTM with each encoder."""
+    sentences, accuracy = [], report["models"][lstm]["points"][-1]["mean"]["test"]["accuracy"]
+    for model, entry in against.items():
+        gap = report["models"][model]["points"][-1]["mean"]["test"]["accuracy"] - accuracy
+        sentences.append(f"Its accuracy is {abs(gap):.1%} {'below' if gap > 0 else 'above'} that of '{model}'.")
+        if entry["labels"] is None:
+            sentences.append(f"The crossing point is unknown ({entry['reason']}).")
+        else:
+            sentences.append(
+                f"By the fitted power laws, it is within {entry['margin']:.1%} of '{model}' from about "
+                f"{_about(entry['labels'])} labels."
+            )
+            if entry["interval"] is not None:
+                ends = ["beyond the searched range" if end is None else _about(end) for end in entry["interval"]]
+                sentences.append(f"The 90% interval of this number is {ends[0]} to {ends[1]}.")
+            if "note" in entry:
+                sentences.append(f"This is {entry['note']}.")
+        speed = f"It {speed_in_words(entry['speed_up'])} on one core"
+        if "speed_up_int8" in entry:
+            speed += f"; with 8-bit weights it {speed_in_words(entry['speed_up_int8'])}"
+        sentences.append(f"{speed}.")
+    return sentences
 
 
 def _about(count: float) -> str:
-    """Two digits: a fit through a few points knows no more."""
+    """Format a count with two significant digits, the precision of a fit to a few points."""
     return f"{float(f'{count:.1e}'):,.0f}"
 
 
 def _write(out: Path, report: Mapping[str, Any]) -> None:
-    text = json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False)
-    (out / "report.json").write_text(text, encoding="utf-8")
-    with open(out / "curves.csv", "w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        names = scores_for(report["metric"])
-        table.writerow(["model", "labels", "seed", *names])
-        for model, found in report["models"].items():
-            for point in found["points"]:
-                for entry, run in zip(report["seeds"], point["runs"], strict=True):
-                    table.writerow([model, point["labels"], entry["seed"], *(run[name] for name in names)])
-    lines = []
-    for model, found in report["models"].items():
-        means = [(p["labels"], p["mean"]["test"], p["spread"]["test"]) for p in found["points"]]
-        lines.append(Curve(model, [(n, mean["accuracy"], spread["accuracy"]) for n, mean, spread in means]))
-    title = f"{report['task']}: accuracy on test by number of labels"
-    write_plot(out / "plot.svg", lines, title=title, x="labelled texts", y="accuracy", log_x=True)
+    names = scores_for(report["metric"])
+    rows = [
+        [model, point["labels"], entry["seed"], *(run[name] for name in names)]
+        for model, figures in report["models"].items()
+        for point in figures["points"]
+        for entry, run in zip(report["seeds"], point["runs"], strict=True)
+    ]
+    curves = []
+    for model, figures in report["models"].items():
+        points = [(p["labels"], p["mean"]["test"], p["spread"]["test"]) for p in figures["points"]]
+        curves.append(Curve(model, [(n, mean["accuracy"], spread["accuracy"]) for n, mean, spread in points]))
+    labels = {"title": f"{report['task']}: accuracy on test by number of labels", "x": "labeled texts", "y": "accuracy"}
+    table = Table("curves.csv", ("model", "labels", "seed", *names), rows)
+    write_outputs(out, report, table, curves, **labels, log_x=True)

@@ -1,4 +1,4 @@
-"""Power laws through learning curves, and where one curve comes close to another."""
+"""Power laws of learning curves, and the crossing point of two curves."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
+Points = Sequence[tuple[float, Sequence[float]]]
 
 EXPONENTS = np.geomspace(0.01, 4.0, 400)
+REFINEMENTS = 4
 REPEATS = 500
-FARTHEST = 1000  # times the largest size that was tried
+SEARCHED = 1000  # times the largest measured size
 
 
 @dataclass(frozen=True)
@@ -29,91 +31,85 @@ class PowerLaw:
 
 
 def fit(n: Sequence[float], errors: Sequence[float]) -> PowerLaw:
-    """Least squares. For each exponent the rest is linear, so the best one is found by search, with no start value.
+    """Fit by least squares: a search over the exponent, and a linear solution for the rest. It needs no start value.
 
-    Raises ValueError for fewer than three different n, which leave a curve with three unknowns open.
+    Raises ValueError for fewer than three different n.
     """
     size, error = np.asarray(n, dtype=np.float64), np.asarray(errors, dtype=np.float64)
     if len(np.unique(size)) < 3:
-        raise ValueError("a power law has three unknowns: at least three sizes are needed")
-    grid, law, loss = EXPONENTS, PowerLaw(0.0, 1.0, 0.0), np.inf
-    for _ in range(4):
-        best = 0
-        for index, b in enumerate(grid):
-            a, c = _linear(size**-b, error)
-            residual = float(((a * size**-b + c - error) ** 2).sum())
-            if residual < loss:
-                law, loss, best = PowerLaw(a, float(b), c), residual, index
-        low, high = grid[max(0, best - 1)], grid[min(len(grid) - 1, best + 1)]
-        grid = np.linspace(low, high, 40)
+        raise ValueError("a power law needs at least three sizes")
+    grid = EXPONENTS
+    for _ in range(REFINEMENTS):
+        (law,) = _best_laws(size, error[None], grid)
+        best = int(np.searchsorted(grid, law.b))
+        grid = np.unique([*np.linspace(grid[max(0, best - 1)], grid[min(len(grid) - 1, best + 1)], 40), law.b])
     return law
 
 
-def _linear(x: Floats, y: Floats) -> tuple[float, float]:
-    """Least squares y = a x + c with neither below zero."""
-    centred = x - x.mean()
-    spread = float(centred @ centred)
-    a = float(centred @ (y - y.mean())) / spread if spread > 0 else 0.0
-    c = float(y.mean() - a * x.mean())
-    if a >= 0 and c >= 0:
-        return a, c
-    if c < 0:
-        return max(0.0, float(x @ y) / float(x @ x)), 0.0
-    return 0.0, max(0.0, float(y.mean()))
+def _best_laws(size: Floats, errors: Floats, exponents: Floats) -> list[PowerLaw]:
+    """Return the best law for each row of errors [R, sizes] among the given exponents [E]."""
+    x = size ** -exponents[:, None]
+    centered = x - x.mean(axis=1, keepdims=True)
+    a = centered @ (errors - errors.mean(axis=1, keepdims=True)).T / (centered**2).sum(axis=1, keepdims=True)
+    c = errors.mean(axis=1) - a * x.mean(axis=1, keepdims=True)
+    # Where the free solution has a negative a or c, one of them is 0.
+    through_zero = np.maximum(0.0, x @ errors.T / (x**2).sum(axis=1, keepdims=True))
+    a, c = (
+        np.where(c < 0, through_zero, np.maximum(0.0, a)),
+        np.where(c < 0, 0.0, np.where(a < 0, np.maximum(0.0, errors.mean(axis=1)), c)),
+    )
+    losses = ((a[..., None] * x[:, None] + c[..., None] - errors) ** 2).sum(axis=-1)
+    best = losses.argmin(axis=0)
+    return [PowerLaw(float(a[e, r]), float(exponents[e]), float(c[e, r])) for r, e in enumerate(best)]
 
 
 def crossing(small: PowerLaw, large: PowerLaw, margin: float, low: float, high: float) -> float | None:
-    """The smallest n in [low, high] from which on `small` errs at most `margin` more than `large`; None if nowhere."""
+    """Return the smallest n in [low, high] from which `small` stays within `margin` of `large`, or None."""
     n = np.geomspace(low, high, 4000)
     close = small(n) - large(n) <= margin
     if not close[-1]:
         return None
-    open_ends = np.flatnonzero(~close)
-    return float(n[open_ends[-1] + 1]) if len(open_ends) else float(low)
+    apart = np.flatnonzero(~close)
+    return float(n[apart[-1] + 1]) if len(apart) else float(low)
 
 
-def compare(
-    small: Sequence[tuple[float, Sequence[float]]],
-    large: Sequence[tuple[float, Sequence[float]]],
-    *,
-    margin: float,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Number of labels from which the small model is within `margin` of the large one, with a bootstrap interval.
+def compare(small: Points, large: Points, *, margin: float, seed: int = 0) -> dict[str, Any]:
+    """Return the number of labels from which the small model is within `margin` of the large one.
 
-    small, large: (n, errors of each seed). The interval is the middle 90 % over draws of seeds at each size; an end
-    that is None lies beyond what was looked at. What cannot be told is None, with the reason.
+    small, large: (n, errors of each seed). The interval has the middle 90 % of a bootstrap over the seeds at each size;
+    an end is None if it is beyond the searched range. A value that cannot be computed is None, with its reason.
     """
     result: dict[str, Any] = {"margin": margin, "labels": None, "interval": None}
+    if len(small) < 3 or len(large) < 3:
+        return {**result, "reason": "fewer than three sizes remain, so no power law can be fitted"}
     sizes = [n for n, _ in small]
-    if len(sizes) < 3 or len(large) < 3:
-        return {**result, "reason": "fewer than three sizes are left, so no power law can be fitted"}
-    low, high = min(sizes), max(sizes) * FARTHEST
+    low, high = min(sizes), max(sizes) * SEARCHED
     first, second = (fit([n for n, _ in curve], [float(np.mean(e)) for _, e in curve]) for curve in (small, large))
     result["labels"] = crossing(first, second, margin, low, high)
     if result["labels"] is None:
         result["reason"] = f"the fitted curves do not come within {margin:g} below {high:,.0f} labels"
     elif result["labels"] > max(sizes):
-        result["note"] = f"beyond the {max(sizes):,.0f} labels that were tried: an extrapolation"
+        result["note"] = f"an extrapolation beyond the {max(sizes):,.0f} labels that were measured"
     if min(len(errors) for curve in (small, large) for _, errors in curve) < 2:
-        return {**result, "interval_reason": "one seed has no spread; give more seeds"}
-    random = np.random.default_rng(seed)
-    found = []
-    for _ in range(REPEATS):
-        drawn = [[float(random.choice(errors, len(errors)).mean()) for _, errors in curve] for curve in (small, large)]
-        first, second = (_quick([n for n, _ in c], means) for c, means in zip((small, large), drawn, strict=True))
-        point = crossing(first, second, margin, low, high)
-        found.append(np.inf if point is None else point)
-    ends = np.quantile(found, (0.05, 0.95), method="nearest")
+        return {**result, "interval_reason": "one seed has no spread; use several seeds"}
+    crossings = [
+        crossing(first, second, margin, low, high)
+        for first, second in zip(*_bootstrap((small, large), np.random.default_rng(seed)), strict=True)
+    ]
+    counts = [np.inf if count is None else count for count in crossings]
+    ends = np.quantile(counts, (0.05, 0.95), method="nearest")
     result["interval"] = [None if np.isinf(end) else float(end) for end in ends]
-    result["never_within"] = float(np.mean(np.isinf(found)))
+    result["never_within"] = float(np.mean(np.isinf(counts)))
     return result
 
 
-def _quick(n: Sequence[float], errors: Sequence[float]) -> PowerLaw:
-    """`fit` on a coarse grid of exponents, at once: enough for an interval."""
-    exponents = EXPONENTS[::8]
-    size, error = np.asarray(n, dtype=np.float64), np.asarray(errors, dtype=np.float64)
-    laws = [PowerLaw(a, float(b), c) for b in exponents for a, c in [_linear(size**-b, error)]]
-    losses = [float(((law(size) - error) ** 2).sum()) for law in laws]
-    return laws[int(np.argmin(losses))]
+def _bootstrap(curves: Sequence[Points], random: np.random.Generator) -> list[list[PowerLaw]]:
+    """Return for each curve the laws of REPEATS draws of seeds, on a coarse grid of exponents."""
+    draws = [
+        [[float(random.choice(errors, len(errors)).mean()) for _, errors in curve] for curve in curves]
+        for _ in range(REPEATS)
+    ]
+    return [
+        _best_laws(np.array([n for n, _ in curve], dtype=np.float64), np.array(means), EXPONENTS[::8])
+        for curve, means in zip(curves, zip(*draws, strict=True), strict=True)
+    ]

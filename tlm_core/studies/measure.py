@@ -1,4 +1,4 @@
-"""Size and speed of two ONNX graphs, side by side."""
+"""Size and speed of ONNX graphs."""
 
 from __future__ import annotations
 
@@ -11,56 +11,60 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tlm_core.training.graph import write_onnx
+from tlm_core.training.prepared import Prepared
+from tlm_core.training.state import load_model, weights
+
 REPEATS = 5
 BATCH = 16
-
-Inputs = Mapping[str, npt.NDArray[np.int64]]
+TIMED = 64
 
 
 def padded(texts: Sequence[npt.NDArray[Any]], pad: int) -> dict[str, npt.NDArray[np.int64]]:
-    """`input_ids`, `attention_mask` and `token_type_ids` of single texts, as long as the longest."""
+    """Return `input_ids`, `attention_mask` and `token_type_ids` of single texts, as long as the longest."""
     shape = (len(texts), max(map(len, texts)))
-    found = {name: np.zeros(shape, dtype=np.int64) for name in ("input_ids", "attention_mask", "token_type_ids")}
-    found["input_ids"][:] = pad
+    inputs = {name: np.zeros(shape, dtype=np.int64) for name in ("input_ids", "attention_mask", "token_type_ids")}
+    inputs["input_ids"][:] = pad
     for row, text in enumerate(texts):
-        found["input_ids"][row, : len(text)] = text
-        found["attention_mask"][row, : len(text)] = 1
-    return found
+        inputs["input_ids"][row, : len(text)] = text
+        inputs["attention_mask"][row, : len(text)] = 1
+    return inputs
 
 
-def in_words(speed_up: float) -> str:
-    """How a model that does `speed_up` times the work in the same time compares, as the end of a sentence."""
-    if speed_up >= 1:
-        return f"runs {speed_up:.1f} times as fast"
-    return f"takes {1 / speed_up:.1f} times as long"
+def encoder_onnx(folder: Path, path: Path) -> None:
+    """Write the ONNX graph of the model that finetuning wrote into a folder."""
+    model = load_model(folder)
+    write_onnx(model.shape, {name: tensor.numpy() for name, tensor in weights(model).items()}, path)
 
 
 def compare_graphs(
-    graphs: Mapping[str, Path], texts: Mapping[str, Sequence[npt.NDArray[Any]]], pads: Mapping[str, int]
+    graphs: Mapping[str, Path], prepared: Mapping[str, Prepared], count: int = TIMED
 ) -> dict[str, dict[str, float]]:
-    """Bytes, and median seconds for each text on one core, of each graph.
+    """Return the bytes of each graph and its median seconds per text on one core.
 
-    texts: the same texts as each graph's own token ids. The graphs take turns, batch by batch, so that whatever else
-    the machine does slows all of them alike.
+    prepared: the same task in each graph's tokens; the first `count` validation texts are measured. The graphs run
+    alternately, so that other load on the machine slows all of them equally.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
-    sessions, batches = {}, {}
+    sessions, batches, counts = {}, {}, {}
     for name, path in graphs.items():
         sessions[name] = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        wanted = {entry.name for entry in sessions[name].get_inputs()}
-        parts = [texts[name][begin : begin + BATCH] for begin in range(0, len(texts[name]), BATCH)]
-        batches[name] = [{k: v for k, v in padded(part, pads[name]).items() if k in wanted} for part in parts]
+        names = {entry.name for entry in sessions[name].get_inputs()}
+        split, pad = prepared[name].split("validation").first(count), prepared[name].vocabulary.pad
+        counts[name], texts = len(split), [split.store[number] for number in range(len(split))]
+        parts = [padded(texts[begin : begin + BATCH], pad) for begin in range(0, len(texts), BATCH)]
+        batches[name] = [{key: values for key, values in part.items() if key in names} for part in parts]
     seconds: dict[str, list[float]] = {name: [] for name in graphs}
     for turn in range(REPEATS + 1):
         for name, session in sessions.items():
-            began = time.perf_counter()
+            start = time.perf_counter()
             for inputs in batches[name]:
                 session.run(["logits"], inputs)
             if turn:  # the first turn warms up
-                seconds[name].append((time.perf_counter() - began) / len(texts[name]))
+                seconds[name].append((time.perf_counter() - start) / counts[name])
     return {
         name: {"bytes": float(path.stat().st_size), "seconds_per_text": median(seconds[name])}
         for name, path in graphs.items()

@@ -21,17 +21,17 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Size:
-    """One size of the curve. asked: as in the request. rows: labeled texts. dropped: the reason if it is dropped."""
+    """One size of the curve. size: as in the request. rows: labeled texts. dropped: the reason if it is dropped."""
 
-    asked: float
+    size: float
     rows: int
     dropped: str | None
 
 
 def sizes(ctx: StageContext[SizesParams]) -> dict[str, Any]:
-    """Write `sizes.json`: the rows of each size of a learning curve, and which sizes are dropped, and why.
+    """Write `sizes.json`: the number of rows of each size, or the reason why the size is dropped.
 
-    Input: `task`. Raises InvalidRequest where `curve_sizes` does.
+    Input: `task`. Raises InvalidRequest for sizes that `curve_sizes` rejects.
     """
     rows = [asdict(size) for size in curve_sizes(Task.read(ctx.inputs["task"]), ctx.params.sizes, ctx.params.seeds)]
     (ctx.out / "sizes.json").write_text(json.dumps(rows), encoding="utf-8")
@@ -44,7 +44,7 @@ def subset(ctx: StageContext[SubsetParams]) -> dict[str, Any]:
     Inputs: `task`, `sizes`.
     """
     sizes = json.loads((ctx.inputs["sizes"] / "sizes.json").read_text(encoding="utf-8"))
-    size = next(size for size in sizes if size["asked"] == ctx.params.size)
+    size = next(size for size in sizes if size["size"] == ctx.params.size)
     if size["dropped"]:
         (ctx.out / "dropped.json").write_text(json.dumps({"reason": size["dropped"]}), encoding="utf-8")
         return {DROPPED: size["dropped"]}
@@ -52,7 +52,7 @@ def subset(ctx: StageContext[SubsetParams]) -> dict[str, Any]:
     return {"rows": size["rows"]}
 
 
-def order(labels: npt.NDArray[np.integer[Any]], seed: int) -> Ints:
+def stratified_order(labels: npt.NDArray[np.integer[Any]], seed: int) -> Ints:
     """Return an order of all rows in which every prefix is stratified.
 
     Row k of the n rows with a label, in a seeded order, gets the position (k + 1/2) / n. With L labels, a prefix
@@ -63,26 +63,25 @@ def order(labels: npt.NDArray[np.integer[Any]], seed: int) -> Ints:
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         place[random.permutation(members)] = (np.arange(len(members)) + 0.5) / len(members)
-    found: Ints = np.lexsort((random.random(len(labels)), place)).astype(np.int64)
-    return found
+    rows: Ints = np.lexsort((random.random(len(labels)), place)).astype(np.int64)
+    return rows
 
 
-def rows_of(asked: float, rows: int) -> int:
+def rows_of(size: float, rows: int) -> int:
     """Return the rows of a size: a share up to 1, else a count. Raises InvalidRequest if train has fewer rows."""
-    wanted = max(1, round(asked * rows)) if asked <= 1 else int(asked)
-    if wanted > rows:
+    count = max(1, round(size * rows)) if size <= 1 else int(size)
+    if count > rows:
         raise InvalidRequest(
-            f"a subset of {wanted} labelled texts was asked for, but train has {rows}; give smaller sizes or shares",
-            asked=asked,
+            f"A size has {count} labeled texts, but train has {rows}. Use smaller sizes, or shares.", size=size
         )
-    return wanted
+    return count
 
 
-def curve_sizes(task: Task, asked: Sequence[float], seeds: Sequence[int]) -> list[Size]:
-    """Each size in rising order, with the reason where a class that train has would vanish for some seed.
+def curve_sizes(task: Task, requested: Sequence[float], seeds: Sequence[int]) -> list[Size]:
+    """Return the sizes in ascending order. A size is dropped if, for some seed, a class of train has no text in it.
 
-    Raises InvalidRequest if train has fewer rows than asked for, two sizes are the same, or none is left, and for
-    regression tasks, which have no accuracy.
+    Raises InvalidRequest if train has fewer rows than a size, if two sizes have the same rows, if all sizes are
+    dropped, and for regression tasks, which have no accuracy.
     """
     if not task.type.has_classes:
         raise InvalidRequest(
@@ -90,21 +89,21 @@ def curve_sizes(task: Task, asked: Sequence[float], seeds: Sequence[int]) -> lis
         )
     labels = task.label_ids("train")
     present = np.unique(labels)
-    orders = [order(labels, seed) for seed in seeds]
-    found: list[Size] = []
-    for one in sorted(asked, key=lambda size: rows_of(size, len(labels))):
-        rows = rows_of(one, len(labels))
-        if found and rows == found[-1].rows:
-            raise InvalidRequest(f"the sizes {found[-1].asked:g} and {one:g} both mean {rows} texts; leave one out")
-        gone = {int(label) for way in orders for label in np.setdiff1d(present, labels[way[:rows]])}
-        names = ", ".join(f"'{task.labels[label]}'" for label in sorted(gone))
-        found.append(Size(one, rows, f"with {rows} texts no text of {names} is left" if gone else None))
-    if all(size.dropped for size in found):
-        raise InvalidRequest(f"every size loses a class ({found[-1].dropped}); give larger sizes")
-    return found
+    orders = [stratified_order(labels, seed) for seed in seeds]
+    sizes: list[Size] = []
+    for size in sorted(requested, key=lambda size: rows_of(size, len(labels))):
+        rows = rows_of(size, len(labels))
+        if sizes and rows == sizes[-1].rows:
+            raise InvalidRequest(f"The sizes {sizes[-1].size:g} and {size:g} both have {rows} texts. Remove one.")
+        missing = {int(label) for order in orders for label in np.setdiff1d(present, labels[order[:rows]])}
+        names = ", ".join(f"'{task.labels[label]}'" for label in sorted(missing))
+        sizes.append(Size(size, rows, f"{rows} texts contain no text of {names}" if missing else None))
+    if all(size.dropped for size in sizes):
+        raise InvalidRequest(f"Every size loses a class ({sizes[-1].dropped}). Use larger sizes.")
+    return sizes
 
 
 def first_rows(task: Task, rows: int, seed: int) -> Task:
-    """Return the task with the first `rows` of `order` as its train split, sorted as before."""
-    chosen = np.sort(order(task.label_ids("train"), seed)[:rows])
+    """Return the task with the first `rows` of `stratified_order` as its train split, in their original order."""
+    chosen = np.sort(stratified_order(task.label_ids("train"), seed)[:rows])
     return replace(task, splits={**task.splits, "train": task.splits["train"].take(chosen)})

@@ -69,10 +69,10 @@ def write_export(
     stock = load_stock(folder)
     split = prepared.split("validation").first(PROBES)
     probe, expected = _probe(split, prepared), predict(model, split, prepared, device=torch.device("cpu"))
-    _compare("exported model", _stock_logits(stock, probe), expected)
+    compare_logits("exported model", _stock_logits(stock, probe), expected)
     graph = out / "model.onnx"
     write_onnx(model.shape, {name: tensor.numpy() for name, tensor in weights(model).items()}, graph)
-    _compare("ONNX graph", _onnx_logits(graph, probe), expected)
+    compare_logits("ONNX graph", _onnx_logits(graph, probe), expected)
     (folder / "README.md").write_text(model_card(report, prepared.facts, recipe), encoding="utf-8")
     labels = {"labels": list(task.labels), "max_length": prepared.max_length, "pair": task.pair}
     labels["task_type"] = task.type.name
@@ -149,7 +149,7 @@ def _onnx_logits(graph: Path, probe: Mapping[str, npt.NDArray[np.int64]]) -> npt
     return logits
 
 
-def _compare(name: str, logits: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> None:
+def compare_logits(name: str, logits: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> None:
     difference = float(np.abs(logits - expected).max())
     if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
         raise TrainingFailed(f"The logits of the {name} differ from the trained model's by up to {difference:.2g}.")

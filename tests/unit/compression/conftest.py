@@ -1,16 +1,18 @@
-"""One thread: the models here are too small for two, and other tests run beside them."""
+"""Fixtures for the tests of compression."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-import torch
+
+from tests.unit.compression.small_model import small_recipe
+from tests.unit.training.conftest import one_thread
+from tests.unit.training.made import made_prepared
+from tlm_core.training.prepared import Prepared
+
+__all__ = ["one_thread"]
 
 
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """A task in the tokens of `small_recipe`."""
+    return Prepared(made_prepared(tmp_path_factory.mktemp("prepared"), small_recipe("modernbert"), alone=True))

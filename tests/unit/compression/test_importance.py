@@ -1,102 +1,101 @@
-"""Importance against finite differences of the gate."""
+"""Importance compared with finite differences of the gate."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tests.unit.compression.made import CPU, Made, made_model
-from tlm_core.compression.gates import gated
-from tlm_core.compression.importance import DOCUMENTS, importance
+from tests.unit.compression.small_model import CPU, Small, small_model
+from tlm_core.compression.importance import DOCUMENTS, gated, importance
 from tlm_core.training.objective import loss_sums
-from tlm_core.training.prepared import task_batch
+from tlm_core.training.prepared import Prepared, task_batch
 
-STEP = 1e-2  # the difference stays far above the rounding of float32
-
-
-@pytest.fixture(params=["modernbert", "bert"])
-def made(request: pytest.FixtureRequest, tmp_path: Path) -> Made:
-    return made_model(tmp_path, request.param, layers=2)
+STEP = 1e-2  # the difference is far above the rounding error of float32
+TEXTS = 10
 
 
-def loss_of(made: Made, document: int, heads: torch.Tensor, blocks: torch.Tensor) -> float:
-    split = made.prepared.split("validation")
-    batch = task_batch(split, np.array([document]), made.prepared)
-    with torch.inference_mode(), gated(made.model, list(heads), [gate[None] for gate in blocks]):
-        return float(loss_sums(made.model, batch, CPU)[1])
+@pytest.fixture(scope="module", params=["modernbert", "bert"])
+def small(request: pytest.FixtureRequest, prepared: Prepared) -> Small:
+    return small_model(prepared, request.param, layers=2)
 
 
-def differences(made: Made) -> tuple[np.ndarray, np.ndarray]:
-    """Mean over texts of |central difference of the text's loss by each gate|."""
-    layers, per = made.model.shape.layers, made.model.shape.heads
-    ones = torch.ones(layers, per), torch.ones(layers)
-    found = np.zeros((layers, per)), np.zeros(layers)
-    count = len(made.prepared.split("validation"))
-    for document in range(count):
-        for gates, result in zip((0, 1), found, strict=True):
-            for place in np.ndindex(result.shape):
+def loss_of(small: Small, document: int, heads: torch.Tensor, blocks: torch.Tensor) -> float:
+    split = small.prepared.split("validation")
+    batch = task_batch(split, np.array([document]), small.prepared)
+    with torch.inference_mode(), gated(small.model, list(heads), [gate[None] for gate in blocks]):
+        return float(loss_sums(small.model, batch, CPU)[1])
+
+
+def differences(small: Small) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean over texts of |central difference of the text's loss by each gate|."""
+    layers, per = small.model.shape.layers, small.model.shape.heads
+    gates = torch.ones(layers, per), torch.ones(layers)
+    means = np.zeros((layers, per)), np.zeros(layers)
+    for document in range(TEXTS):
+        for kind, mean in enumerate(means):
+            for place in np.ndindex(mean.shape):
                 losses = []
                 for sign in (1, -1):
-                    moved = [gate.clone() for gate in ones]
-                    moved[gates][place] += sign * STEP
-                    losses.append(loss_of(made, document, *moved))
-                result[place] += abs(losses[0] - losses[1]) / (2 * STEP) / count
-    return found
+                    changed = [gate.clone() for gate in gates]
+                    changed[kind][place] += sign * STEP
+                    losses.append(loss_of(small, document, *changed))
+                mean[place] += abs(losses[0] - losses[1]) / (2 * STEP) / TEXTS
+    return means
 
 
-def test_importance_is_the_mean_size_of_the_gate_s_derivative(made: Made) -> None:
-    heads, blocks = differences(made)
-    found = importance(made.model, made.prepared.split("validation"), made.prepared, device=CPU)
-    np.testing.assert_allclose(found.heads, heads / np.linalg.norm(heads, axis=1, keepdims=True), atol=1e-3)
-    np.testing.assert_allclose(found.blocks, blocks / np.linalg.norm(blocks), atol=1e-3)
-    assert np.ptp(found.heads) > 0.05
+def test_importance_is_mean_absolute_derivative_of_gates(small: Small) -> None:
+    heads, blocks = differences(small)
+    split = small.prepared.split("validation").first(TEXTS)
+    scores = importance(small.model, split, small.prepared, device=CPU)
+    np.testing.assert_allclose(scores.heads, heads / np.linalg.norm(heads, axis=1, keepdims=True), atol=1e-3)
+    np.testing.assert_allclose(scores.blocks, blocks / np.linalg.norm(blocks), atol=1e-3)
+    assert np.ptp(scores.heads) > 0.05
 
 
-def test_texts_are_weighed_alike_however_they_are_packed(made: Made) -> None:
-    split = made.prepared.split("train")
+def test_importance_is_reproducible_and_reports_processed_texts(small: Small) -> None:
+    split = small.prepared.split("train")
     assert len(split) > DOCUMENTS
-    whole = importance(made.model, split, made.prepared, device=CPU)
-    told: list[int] = []
-    again = importance(made.model, split, made.prepared, device=CPU, told=told.append)
-    np.testing.assert_array_equal(whole.heads, again.heads)
-    assert told == [32, 60]
+    progress: list[int] = []
+    first = importance(small.model, split, small.prepared, device=CPU)
+    second = importance(small.model, split, small.prepared, device=CPU, progress=progress.append)
+    np.testing.assert_array_equal(first.heads, second.heads)
+    assert progress == [32, 60]
 
 
 @pytest.mark.parametrize("as_published", [False, True])
-def test_importance_is_the_same_from_as_few_rows_as_memory_holds(
-    made: Made, as_published: bool, monkeypatch: pytest.MonkeyPatch
+def test_importance_does_not_depend_on_rows_at_once(
+    small: Small, as_published: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    split, seen = made.prepared.split("train"), []
-    whole = importance(made.model, split, made.prepared, device=CPU, as_published=as_published)
-    made.model.encoder.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
+    split, rows = small.prepared.split("train"), []
+    expected = importance(small.model, split, small.prepared, device=CPU, as_published=as_published)
+    hook = small.model.encoder.register_forward_pre_hook(lambda _, arguments: rows.append(len(arguments[0])))
     monkeypatch.setattr("tlm_core.training.memory.memory_limit", lambda: 0)
-    found = importance(made.model, split, made.prepared, device=CPU, as_published=as_published)
-    assert set(seen) == {1}
-    np.testing.assert_allclose(found.heads, whole.heads, rtol=1e-4)
-    np.testing.assert_allclose(found.blocks, whole.blocks, rtol=1e-4)
+    scores = importance(small.model, split, small.prepared, device=CPU, as_published=as_published)
+    hook.remove()
+    assert set(rows) == {1}
+    np.testing.assert_allclose(scores.heads, expected.heads, rtol=1e-4)
+    np.testing.assert_allclose(scores.blocks, expected.blocks, rtol=1e-4)
 
 
-def test_as_published_early_batches_weigh_more(made: Made) -> None:
-    """Two batches: the released code counts the first twice, for its gradient is never zeroed."""
-    split, prepared = made.prepared.split("train"), made.prepared
-    both = importance(made.model, split, prepared, device=CPU, as_published=True)
+def test_published_importance_weighs_early_batches_more(small: Small) -> None:
+    """The released code never zeroes gradients, so it counts the first of two batches twice."""
+    split, prepared = small.prepared.split("train"), small.prepared
+    both = importance(small.model, split, prepared, device=CPU, as_published=True)
     parts = []
     for members in (range(DOCUMENTS), range(DOCUMENTS, len(split))):
         batch = task_batch(split, np.array(members), prepared)
-        layers, per = made.model.shape.layers, made.model.shape.heads
+        layers, per = small.model.shape.layers, small.model.shape.heads
         size = batch.rows.tokens.shape
         heads = [torch.ones(*size, per, requires_grad=True) for _ in range(layers)]
         blocks = [torch.ones(size, requires_grad=True) for _ in range(layers)]
-        with gated(made.model, heads, blocks):
-            loss = loss_sums(made.model, batch, CPU)[1] / len(members)
-        found = torch.autograd.grad(loss, [*heads, *blocks])
-        by_position = torch.stack(found[:layers]), torch.stack(found[layers:])
-        parts.append([derivatives.abs().sum(dim=(1, 2)).double().numpy() for derivatives in by_position])
+        with gated(small.model, heads, blocks):
+            loss = loss_sums(small.model, batch, CPU)[1] / len(members)
+        derivatives = torch.autograd.grad(loss, [*heads, *blocks])
+        by_position = torch.stack(derivatives[:layers]), torch.stack(derivatives[layers:])
+        parts.append([values.abs().sum(dim=(1, 2)).double().numpy() for values in by_position])
     by_head, by_block = (2 * first + second for first, second in zip(*parts, strict=True))
     np.testing.assert_allclose(both.heads, by_head / np.linalg.norm(by_head, axis=1, keepdims=True), rtol=1e-4)
     np.testing.assert_allclose(both.blocks, by_block / np.linalg.norm(by_block), rtol=1e-4)
-    ours = importance(made.model, split, prepared, device=CPU)
+    ours = importance(small.model, split, prepared, device=CPU)
     assert np.abs(ours.heads - both.heads).max() > 1e-3

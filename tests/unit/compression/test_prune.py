@@ -1,10 +1,9 @@
-"""Pruning from its plan to its report, on a made task."""
+"""Pruning from its plan to its report, on a generated task."""
 
 from __future__ import annotations
 
 import csv
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from services.api.predict import load_model
-from tests.unit.studies.local_plan import make_job, run_plan
+from tests.unit.studies.local_plan import check_resume, make_job, read_report, run_plan
 from tests.unit.training.made import made_task, tiny
 from tests.unit.training.test_published import published
 from tests.unit.training.test_regression import made_regression
@@ -26,8 +25,8 @@ from tlm_core.compression.masks import Importance, Mask, one_shot
 from tlm_core.compression.params import CheckEncoderParams, ImportanceParams
 from tlm_core.compression.sliced import load_sliced
 from tlm_core.errors import InvalidRecipe, InvalidRequest
-from tlm_core.jobs.plan import plan_of
-from tlm_core.kinds.prune import CHECK_ENCODER, IMPORTANCE, PHASES
+from tlm_core.jobs.plan import Node, plan_of
+from tlm_core.jobs.ticket_nodes import CHECK_ENCODER, IMPORTANCE
 from tlm_core.kinds.share_tickets import ShareTicketsOptions
 from tlm_core.tasks.metrics import score
 from tlm_core.tasks.task import Task
@@ -35,54 +34,57 @@ from tlm_core.training.local import LocalReporter, run_stage
 from tlm_core.training.stage import StopRequested
 
 RECIPE = tiny(joint__budget__steps=8, finetune__epochs=2, finetune__evaluations=2, precision="fp32", model__heads=4)
-OPTIONS = {"levels": [0.25, 0.5], "tickets": ["winning", "losing"]}
+JOB = make_job(RECIPE, kind="prune", seeds=(0, 1), options={"levels": [0.25, 0.5], "tickets": ["winning", "losing"]})
+TRACE = "trace-finetune.json.gz"
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     folder = tmp_path_factory.mktemp("prune")
-    task = made_task(folder / "task", (90, 40, 60))
-    return run_plan(make_job(RECIPE, kind="prune", seeds=(0, 1), options=OPTIONS), task, folder / "run")
+
+    def add_trace(node: Node, out: Path) -> None:
+        if node.stage.name == "ticket":
+            (out / TRACE).write_text(node.name)
+
+    return run_plan(JOB, made_task(folder / "task", (90, 40, 60)), folder / "run", add_trace)
 
 
 @pytest.fixture
 def report(done: Mapping[str, Path]) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((done["phases"] / "report.json").read_text())
-    return found
+    return read_report(done["phases"])
 
 
-def test_tickets_are_cut_from_the_importance_of_their_own_seed(done: Mapping[str, Path]) -> None:
+def test_masks_follow_importance_of_their_seed(done: Mapping[str, Path]) -> None:
     for seed in (0, 1):
-        found = Importance.from_dict(json.loads((done[f"importance.s{seed}"] / "importance.json").read_text()))
+        scores = Importance.from_dict(json.loads((done[f"importance.s{seed}"] / "importance.json").read_text()))
         for which in ("winning", "losing"):
             model, mask = load_sliced(done[f"ticket.{which}.l0.5.s{seed}"])
-            assert mask == one_shot(found, 0.5, which, seed)
+            assert mask == one_shot(scores, 0.5, which, seed)
             assert model.encoder.layers[0].attention.heads == sum(mask.heads[0])  # type: ignore[union-attr]
 
 
-def test_the_super_ticket_s_traces_are_beside_it(done: Mapping[str, Path], tmp_path: Path) -> None:
-    node = plan_of(make_job(RECIPE, kind="prune", seeds=(0, 1), options=OPTIONS)).node("phases")
-    inputs = {name: done[source] for name, source in node.inputs.items()}
-    for name in [name for name in inputs if name.startswith("ticket.")]:
-        inputs[name] = shutil.copytree(inputs[name], tmp_path / name)
-        (inputs[name] / "trace-finetune.json.gz").write_text(name)
-    out = run_stage(PHASES, inputs, node.params, tmp_path / "out")
-    report = json.loads((out / "report.json").read_text())
+def test_export_contains_traces_of_super_ticket(done: Mapping[str, Path], report: dict[str, Any]) -> None:
     super_ticket = f"ticket.winning.l{report['super_ticket']['level']:g}.s{report['best_seed']}"
-    assert (out / "trace-finetune.json.gz").read_text() == super_ticket
+    assert (done["phases"] / TRACE).read_text() == super_ticket
 
 
-def test_importance_stops_when_asked_and_starts_anew(done: Mapping[str, Path], tmp_path: Path) -> None:
+def test_interrupted_ticket_equals_uninterrupted_one(
+    done: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_resume(plan_of(JOB).node("ticket.losing.l0.5.s1"), done, tmp_path, monkeypatch)
+
+
+def test_stopped_importance_starts_again(done: Mapping[str, Path], tmp_path: Path) -> None:
     inputs = {"prepared": done["prepare"], "finetune": done["finetune.s0"]}
     stop = LocalReporter(keep_going=lambda step: step < 64)
-    with pytest.raises(StopRequested, match="start this stage anew"):
+    with pytest.raises(StopRequested, match="starts again on resume"):
         run_stage(IMPORTANCE, inputs, ImportanceParams(as_published=False), tmp_path / "first", stop)
     assert stop.steps == [32, 64] and not list((tmp_path / "first").iterdir())
     out = run_stage(IMPORTANCE, inputs, ImportanceParams(as_published=False), tmp_path / "second")
     assert (out / "importance.json").read_bytes() == (done["importance.s0"] / "importance.json").read_bytes()
 
 
-def test_a_ticket_costs_less_than_the_dense_model(done: Mapping[str, Path]) -> None:
+def test_ticket_costs_less_than_dense_model(done: Mapping[str, Path]) -> None:
     flops = [
         json.loads((done[name] / "history.json").read_text())["cost"]["flops"]
         for name in ("finetune.s0", "ticket.winning.l0.25.s0", "ticket.winning.l0.5.s0")
@@ -90,14 +92,14 @@ def test_a_ticket_costs_less_than_the_dense_model(done: Mapping[str, Path]) -> N
     assert flops[0] > flops[1] > flops[2]
 
 
-def test_the_curves_hold_every_ticket_and_the_dense_model(report: dict[str, Any]) -> None:
-    found = [(point["ticket"], point["level"]) for point in report["curves"]]
-    assert found == [("dense", 0.0), ("winning", 0.25), ("winning", 0.5), ("losing", 0.25), ("losing", 0.5)]
+def test_curves_contain_every_ticket_and_dense_model(report: dict[str, Any]) -> None:
+    points = [(point["ticket"], point["level"]) for point in report["curves"]]
+    assert points == [("dense", 0.0), ("winning", 0.25), ("winning", 0.5), ("losing", 0.25), ("losing", 0.5)]
     left = [point["weights_left"] for point in report["curves"]]
     assert left[0] == 1.0 > left[1] > left[2] > 0
 
 
-def test_table_and_plot_hold_the_same_points(done: Mapping[str, Path], report: dict[str, Any]) -> None:
+def test_table_and_plot_contain_the_points_of_the_report(done: Mapping[str, Path], report: dict[str, Any]) -> None:
     with open(done["phases"] / "curves.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     for row, point in zip(rows, report["curves"], strict=True):
@@ -108,7 +110,7 @@ def test_table_and_plot_hold_the_same_points(done: Mapping[str, Path], report: d
     assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == len(rows)
 
 
-def test_the_super_ticket_is_the_best_winning_one_on_validation(report: dict[str, Any]) -> None:
+def test_super_ticket_is_best_winning_ticket_on_validation(report: dict[str, Any]) -> None:
     winning = [point for point in report["curves"] if point["ticket"] == "winning"]
     best = max(point["mean"] for point in winning)
     chosen = next(p for p in winning if p["level"] == report["super_ticket"]["level"])
@@ -116,27 +118,25 @@ def test_the_super_ticket_is_the_best_winning_one_on_validation(report: dict[str
     assert len(report["seeds"]) == 2 and "dense" in report
 
 
-def test_the_export_is_smaller_and_scores_as_reported(done: Mapping[str, Path], report: dict[str, Any]) -> None:
+def test_exported_model_is_smaller_and_has_reported_scores(done: Mapping[str, Path], report: dict[str, Any]) -> None:
     sizes = report["inference"]
     assert sizes["sliced"]["bytes"] < sizes["dense"]["bytes"]
     task = Task.read(done["validate"])
-    answers = load_model(done["phases"]).probabilities(task.texts("test")).argmax(axis=1)
+    predicted = load_model(done["phases"]).probabilities(task.texts("test")).argmax(axis=1)
     best = next(entry for entry in report["seeds"] if entry["seed"] == report["best_seed"])
-    found = score(task.label_ids("test"), answers, 3, "macro_f1")
-    assert found["macro_f1"] == pytest.approx(best["test"]["macro_f1"], abs=1e-4)
+    scores = score(task.label_ids("test"), predicted, 3, "macro_f1")
+    assert scores["macro_f1"] == pytest.approx(best["test"]["macro_f1"], abs=1e-4)
 
 
-def test_the_stock_weights_have_zeros_where_the_mask_drops(done: Mapping[str, Path], report: dict[str, Any]) -> None:
+def test_stock_weights_of_masked_heads_are_zero(done: Mapping[str, Path], report: dict[str, Any]) -> None:
     mask = Mask.from_dict(report["super_ticket"]["mask"])
     weights = load_file(done["phases"] / "model" / "model.safetensors")
-    for layer, kept in enumerate(mask.heads):
+    for layer, heads in enumerate(mask.heads):
         columns = weights[f"model.layers.{layer}.attn.Wo.weight"].view(32, 4, 8).abs().sum(dim=(0, 2)).numpy()
-        np.testing.assert_array_equal(columns > 0, kept)
+        np.testing.assert_array_equal(columns > 0, heads)
 
 
-def test_the_card_tells_of_the_pruning_and_counts_the_dense_model_and_the_whole_sweep(
-    done: Mapping[str, Path], report: dict[str, Any]
-) -> None:
+def test_model_card_describes_pruning_and_total_cost(done: Mapping[str, Path], report: dict[str, Any]) -> None:
     card = (done["phases"] / "model" / "README.md").read_text()
     ticket = report["super_ticket"]
     assert f"the least important {ticket['level']:.0%} of its attention heads" in card
@@ -147,20 +147,19 @@ def test_the_card_tells_of_the_pruning_and_counts_the_dense_model_and_the_whole_
     assert f"| tickets | {flops[-1]:.3g} |" in card and f"| total | {sum(flops):.3g} |" in card
 
 
-def test_the_mask_file_is_a_ticket_as_sharing_takes_it(done: Mapping[str, Path], report: dict[str, Any]) -> None:
+def test_mask_file_is_a_valid_ticket_for_sharing(done: Mapping[str, Path], report: dict[str, Any]) -> None:
     mask = json.loads((done["phases"] / "mask.json").read_text(encoding="utf-8"))
     assert mask == report["super_ticket"]["mask"]
     assert ShareTicketsOptions(others=("b",), tickets={"b": mask}).ticket("b") == Mask.from_dict(mask)
 
 
-def test_a_level_that_would_empty_a_layer_fails_with_the_most_that_can_go() -> None:
-    found = Importance(np.ones((2, 4)), np.ones(2))
+def test_level_that_empties_a_layer_is_rejected() -> None:
     with pytest.raises(InvalidRequest, match="at most 6 heads"):
-        one_shot(found, 0.9, "winning")
+        one_shot(Importance(np.ones((2, 4)), np.ones(2)), 0.9, "winning")
 
 
-def test_validation_without_a_score_leaves_the_sparsest_ticket_and_no_plot(tmp_path: Path) -> None:
-    task = Task.read(made_regression(tmp_path / "made"))
+def test_undefined_validation_score_selects_sparsest_ticket_without_plot(tmp_path: Path) -> None:
+    task = Task.read(made_regression(tmp_path / "original", (32, 12, 16)))
     same = task.splits["validation"].drop_columns("label").append_column(
         task.splits["validation"].schema.field("label"), pa.array(np.full(task.counts["validation"], 2000.0))
     )  # fmt: skip
@@ -169,15 +168,15 @@ def test_validation_without_a_score_leaves_the_sparsest_ticket_and_no_plot(tmp_p
                   precision="fp32", model__heads=4)  # fmt: skip
     job = make_job(recipe, kind="prune", seeds=(0,), options={"levels": [0.25, 0.5], "tickets": ["winning"]})
     done = run_plan(job, tmp_path / "task", tmp_path / "run")
-    report = json.loads((done["phases"] / "report.json").read_text())
+    report = read_report(done["phases"])
     assert [(point["mean"], "reason" in point) for point in report["curves"]] == [(None, True)] * 3
     assert report["super_ticket"]["level"] == 0.5 and not (done["phases"] / "plot.svg").exists()
-    assert "validation has no score to decide by" in report["words"]
-    answers = load_model(done["phases"]).probabilities(task.texts("test"))
-    assert np.all((answers > 1980) & (answers < 2030)), "a ticket predicts raw targets"
+    assert "validation has no score to select by" in report["words"]
+    predicted = load_model(done["phases"]).probabilities(task.texts("test"))
+    assert np.all((predicted > 1980) & (predicted < 2030)), "a ticket predicts raw targets"
 
 
-def test_a_published_encoder_is_finetuned_pruned_and_exported_at_the_rates_that_validation_chooses(
+def test_published_encoder_is_pruned_at_rates_that_validation_selects(
     tmp_path: Path,
 ) -> None:
     source, rates = str(published(tmp_path / "published", "Bert")), (1e-3, 1e-4)
@@ -185,14 +184,14 @@ def test_a_published_encoder_is_finetuned_pruned_and_exported_at_the_rates_that_
                   finetune__max_steps=4, finetune__evaluations=1, finetune__rates=rates, precision="fp32")  # fmt: skip
     job = make_job(recipe, kind="prune", seeds=(0,), options={"levels": [0.25], "tickets": ["winning"]})
     done = run_plan(job, made_task(tmp_path / "task", (40, 20, 20)), tmp_path / "run")
-    report = json.loads((done["phases"] / "report.json").read_text())
+    report = read_report(done["phases"])
     history = {name: json.loads((done[name] / "history.json").read_text())
                for name in done if name.startswith(("finetune.", "ticket."))}  # fmt: skip
     for name in ("finetune", "ticket.winning.l0.25"):
         tries = [history[f"{name}.s0.lr{rate:g}"] for rate in rates]
         chosen = history[f"{name}.s0"]["best"]
-        assert chosen["score"] == max(one["best"]["score"] for one in tries) and chosen["lr"] in rates
-    costs = {key: sum(one["cost"]["flops"] for name, one in history.items() if key in name and ".lr" in name)
+        assert chosen["score"] == max(entry["best"]["score"] for entry in tries) and chosen["lr"] in rates
+    costs = {key: sum(entry["cost"]["flops"] for name, entry in history.items() if key in name and ".lr" in name)
              for key in ("finetune", "ticket")}  # fmt: skip
     assert report["dense"]["cost"]["finetune"]["flops"] == pytest.approx(costs["finetune"])
     assert report["sweep_cost"]["tickets"]["flops"] == pytest.approx(costs["ticket"])
@@ -203,11 +202,11 @@ def test_a_published_encoder_is_finetuned_pruned_and_exported_at_the_rates_that_
 
 
 @pytest.mark.parametrize(
-    ("over", "complaint"),
-    [({"levels": [0.5, 0.95]}, "at most 6 heads"), ({"masks": [Mask.full(2, 3).as_dict()]}, "this one has 2 x 4")],
+    ("over", "message"),
+    [({"levels": [0.5, 0.95]}, "at most 6 heads"), ({"masks": [Mask.full(2, 3).as_dict()]}, "the model has 2 x 4")],
 )
-def test_tickets_for_which_a_published_encoder_has_no_room_are_refused(
-    tmp_path: Path, over: dict[str, Any], complaint: str
+def test_tickets_that_do_not_fit_published_encoder_are_rejected(
+    tmp_path: Path, over: dict[str, Any], message: str
 ) -> None:
     config = {"model_type": "bert", "vocab_size": 100, "num_hidden_layers": 2, "num_attention_heads": 4,
               "hidden_size": 32, "intermediate_size": 48, "max_position_embeddings": 64}  # fmt: skip
@@ -215,7 +214,7 @@ def test_tickets_for_which_a_published_encoder_has_no_room_are_refused(
     (tmp_path / "encoder" / "config.json").write_text(json.dumps(config))
     params = CheckEncoderParams(init=str(tmp_path / "encoder"), levels=(0.5,))
     run_stage(CHECK_ENCODER, {}, params, tmp_path / "fits")
-    with pytest.raises(InvalidRequest, match=complaint):
+    with pytest.raises(InvalidRequest, match=message):
         run_stage(CHECK_ENCODER, {}, CheckEncoderParams(**(params.model_dump() | over)), tmp_path / "refused")
     (tmp_path / "encoder" / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
     with pytest.raises(InvalidRecipe, match="'gpt2' model"):

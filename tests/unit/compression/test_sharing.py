@@ -1,4 +1,4 @@
-"""Ticket sharing: only allowed weights move, each task computes with its own ticket."""
+"""Ticket sharing: a step changes only the weights of a ticket, and each task computes with its own ticket."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 import torch
 
-from tests.unit.compression.made import CPU
-from tests.unit.studies.local_plan import make_job, run_plan
+from tests.unit.compression.small_model import CPU
+from tests.unit.studies.local_plan import check_resume, make_job, read_report, run_plan
 from tests.unit.training.made import made_task, tiny
 from tests.unit.training.test_regression import made_regression
-from tlm_core.compression.gates import gated, masked
+from tlm_core.compression.importance import gated, masked
 from tlm_core.compression.masks import Mask
 from tlm_core.compression.params import PartParams, ShareParams
 from tlm_core.compression.sharing import SharedBatches, SharedModel, TicketOptimizer, frozen, load_shared
 from tlm_core.compression.sliced import sliced
 from tlm_core.errors import InvalidRequest
+from tlm_core.jobs.plan import plan_of
 from tlm_core.kinds.share_tickets import PART, SHARE, SHARED_REPORT
 from tlm_core.stages import FINETUNE, PREPARE
 from tlm_core.tasks.merge import MERGE, merge
@@ -54,8 +55,8 @@ def recipe_of(architecture: str, optimizer: str = "adamw") -> Any:
     )
 
 
-def made_parts(folder: Path, recipe: Any, *, pair: bool = False) -> list[Path]:
-    """Prepared parts of two merged tasks."""
+def prepare_parts(folder: Path, recipe: Any, *, pair: bool = False) -> list[Path]:
+    """Return the prepared artifacts of two tasks that were merged."""
     sizes = {"one": (40, 12, 12), "two": (24, 10, 10)}
     tasks = [Task.read(made_task(folder / name, counts, pair=pair)) for name, counts in sizes.items()]
     (folder / "merged").mkdir()
@@ -67,7 +68,7 @@ def made_parts(folder: Path, recipe: Any, *, pair: bool = False) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> list[Prepared]:
-    folders = made_parts(tmp_path_factory.mktemp("parts"), recipe_of("modernbert"))
+    folders = prepare_parts(tmp_path_factory.mktemp("parts"), recipe_of("modernbert"))
     return [Prepared(folder) for folder in folders]
 
 
@@ -80,14 +81,14 @@ def shared(recipe: Any, parts: list[Prepared]) -> SharedModel:
     return SharedModel(models, MASKS)
 
 
-def test_a_part_holds_the_texts_and_labels_of_its_task_alone(tmp_path: Path) -> None:
-    folders = made_parts(tmp_path, recipe_of("modernbert"), pair=True)
-    whole = Prepared(tmp_path / "prepared")
-    assert len(whole.labels) == 6 and whole.labels[3] == "two: red"
+def test_part_contains_only_texts_and_labels_of_its_task(tmp_path: Path) -> None:
+    folders = prepare_parts(tmp_path, recipe_of("modernbert"), pair=True)
+    merged = Prepared(tmp_path / "prepared")
+    assert len(merged.labels) == 6 and merged.labels[3] == "two: red"
     for number, (name, begin) in enumerate((("one", 0), ("two", 40))):
         own, task = Prepared(folders[number]).split("train"), Task.read(tmp_path / name)
         np.testing.assert_array_equal(own.labels, task.label_ids("train"))
-        together = whole.split("train")
+        together = merged.split("train")
         for row in (0, len(own) - 1):
             np.testing.assert_array_equal(own.store[row], together.store[begin + row])
             assert own.second is not None and together.second is not None
@@ -95,30 +96,26 @@ def test_a_part_holds_the_texts_and_labels_of_its_task_alone(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("architecture", ["modernbert", "bert"])
-def test_a_ticket_does_not_hold_the_weights_on_which_its_answers_do_not_depend(
-    architecture: str, parts: list[Prepared]
-) -> None:
+def test_weights_outside_a_ticket_have_zero_gradient(architecture: str, parts: list[Prepared]) -> None:
     model = shared(recipe_of(architecture), parts).eval()
     with gated(cast(Any, model), model.head_gates, model.block_gates):
         for number, prepared in enumerate(parts):
             model.select(number)
             model.zero_grad()
             loss_sums(cast(Any, model), task_batch(prepared.split("train"), np.arange(12), prepared), CPU)[1].backward()
-            gone = frozen(model.shape, MASKS[number])
+            outside = frozen(model.shape, MASKS[number])
             layers = {name: p.grad for name, p in model.named_parameters() if name.startswith("encoder.layers.")}
-            assert gone.keys() <= layers.keys()
+            assert outside.keys() <= layers.keys()
             for name, gradient in layers.items():
-                still = gradient == 0 if gradient is not None else torch.ones_like(gone[name])
-                held = ~gone.get(name, torch.zeros_like(still))
-                assert still[~held].all(), name
-                assert not held.any() or still[held].float().mean() < 0.1, name
+                zero = gradient == 0 if gradient is not None else torch.ones_like(outside[name])
+                inside = ~outside.get(name, torch.zeros_like(zero))
+                assert zero[~inside].all(), name
+                assert not inside.any() or zero[inside].float().mean() < 0.1, name
 
 
 @pytest.mark.parametrize("architecture", ["modernbert", "bert"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_step_moves_only_what_the_task_s_ticket_holds(
-    architecture: str, optimizer: str, parts: list[Prepared]
-) -> None:
+def test_step_changes_only_weights_of_the_ticket(architecture: str, optimizer: str, parts: list[Prepared]) -> None:
     recipe = recipe_of(architecture, optimizer)
     model = shared(recipe, parts)
     optim = TicketOptimizer(model, recipe.finetune.optimizer)
@@ -126,51 +123,51 @@ def test_a_step_moves_only_what_the_task_s_ticket_holds(
         for number in (0, 1, 0):
             model.select(number)
             before = {name: p.detach().clone() for name, p in model.named_parameters()}
-            memory = {name: value.clone() for name, value in optim.state().items()}
+            state = {name: value.clone() for name, value in optim.state().items()}
             batch = task_batch(parts[number].split("train"), np.arange(12), parts[number])
             optim.zero_grad()
             accumulate_gradient(cast(Any, model), batch, Workers(), 64, "fp32", CPU)
             optim.step(1.0, batch.active)
-            moved = {name: p.detach() != before[name] for name, p in model.named_parameters()}
-            gone = frozen(model.shape, MASKS[number])
-            for name, changed in moved.items():
+            differs = {name: p.detach() != before[name] for name, p in model.named_parameters()}
+            outside = frozen(model.shape, MASKS[number])
+            for name, changed in differs.items():
                 if name.startswith("task"):
                     assert changed.any() == name.startswith(f"task{number}."), name
-                elif name in gone:
-                    assert not changed[gone[name]].any(), name
-                    if not gone[name].all():
-                        assert changed[~gone[name]].float().mean() > 0.9, name
+                elif name in outside:
+                    assert not changed[outside[name]].any(), name
+                    if not outside[name].all():
+                        assert changed[~outside[name]].float().mean() > 0.9, name
             other = f"task{1 - number}."
-            assert all(torch.equal(memory[name], v) for name, v in optim.state().items() if name.startswith(other))
+            assert all(torch.equal(state[name], v) for name, v in optim.state().items() if name.startswith(other))
 
 
-def test_what_one_ticket_drops_the_other_moves(parts: list[Prepared]) -> None:
-    """The masks differ, so the test above would not hold if one task's mask stood for both."""
+def test_tickets_of_the_tests_differ(parts: list[Prepared]) -> None:
+    """So the test above fails if both tasks use the same mask."""
     first, second = (frozen(shared(recipe_of("modernbert"), parts).shape, mask) for mask in MASKS)
     name = "encoder.layers.0.attention.qkv.weight"
     assert (first[name] & ~second[name]).any() and (second[name] & ~first[name]).any()
 
 
-def test_each_task_answers_as_its_own_sliced_model_would(parts: list[Prepared]) -> None:
+def test_each_task_computes_like_its_sliced_model(parts: list[Prepared]) -> None:
     recipe = recipe_of("modernbert")
     model = shared(recipe, parts).eval()
     with gated(cast(Any, model), model.head_gates, model.block_gates):
-        found = []
+        logits = []
         for number in (0, 1):
             model.select(number)
-            found.append(predict(cast(Any, model), parts[number].split("test"), parts[number], device=CPU))
+            logits.append(predict(cast(Any, model), parts[number].split("test"), parts[number], device=CPU))
     for number in (0, 1):
         alone = build(recipe.model, parts[number], seed=1).eval()
         alone.encoder.load_state_dict(model.encoder.state_dict())
         alone.task.load_state_dict(getattr(model, f"task{number}").state_dict())
         expected = predict(sliced(alone, MASKS[number]), parts[number].split("test"), parts[number], device=CPU)
-        np.testing.assert_allclose(found[number], expected, atol=1e-4)
+        np.testing.assert_allclose(logits[number], expected, atol=1e-4)
         with masked(alone, MASKS[number]):
             again = predict(alone, parts[number].split("test"), parts[number], device=CPU)
-        np.testing.assert_allclose(found[number], again, atol=1e-5)
+        np.testing.assert_allclose(logits[number], again, atol=1e-5)
 
 
-def test_each_task_has_the_batches_that_it_would_have_alone_whatever_the_size_of_the_others(
+def test_each_task_gets_the_batches_of_separate_training(
     parts: list[Prepared],
 ) -> None:
     model = shared(recipe_of("modernbert"), parts)
@@ -190,7 +187,7 @@ def test_each_task_has_the_batches_that_it_would_have_alone_whatever_the_size_of
     assert texts == [list(range(40)), sorted(2 * list(range(24)))]
 
 
-def test_the_stage_trains_and_each_task_can_be_loaded_out_of_it(parts: list[Prepared], tmp_path: Path) -> None:
+def test_share_stage_trains_models_for_each_task(parts: list[Prepared], tmp_path: Path) -> None:
     recipe = recipe_of("modernbert")
     inputs = {f"prepared.{number}": prepared.folder for number, prepared in enumerate(parts)}
     params = ShareParams.of(recipe, 3, tickets=MASKS)
@@ -206,12 +203,12 @@ def test_the_stage_trains_and_each_task_can_be_loaded_out_of_it(parts: list[Prep
         assert predict(model, prepared.split("test"), prepared, device=CPU).shape == (len(prepared.split("test")), 3)
 
 
-def test_tasks_of_one_name_or_of_several_languages_are_refused(tmp_path: Path) -> None:
-    one = Task.read(made_task(tmp_path / "one", (12, 4, 4)))
+def test_merging_rejects_equal_names_and_several_languages(tmp_path: Path) -> None:
+    task = Task.read(made_task(tmp_path / "task", (12, 4, 4)))
     with pytest.raises(InvalidRequest, match="labels clash"):
-        merge([one, one], ["same", "same"], tmp_path / "a")
+        merge([task, task], ["same", "same"], tmp_path / "a")
     with pytest.raises(InvalidRequest, match="need one language"):
-        merge([one, replace(one, language="de")], ["one", "two"], tmp_path / "b")
+        merge([task, replace(task, language="de")], ["one", "two"], tmp_path / "b")
 
 
 def test_single_texts_pairs_and_regression_share_an_encoder(tmp_path: Path) -> None:
@@ -224,11 +221,11 @@ def test_single_texts_pairs_and_regression_share_an_encoder(tmp_path: Path) -> N
     (tmp_path / "merged").mkdir()
     merge(tasks, ["single", "pairs", "regression"], tmp_path / "merged")
     merged = {"task": tmp_path / "merged"}
-    whole = {"prepared": run_stage(PREPARE, merged, PrepareParams.of(recipe), tmp_path / "prepared"), **merged}
+    sources = {"prepared": run_stage(PREPARE, merged, PrepareParams.of(recipe), tmp_path / "prepared"), **merged}
     inputs = {}
     for number in range(3):
         out = tmp_path / f"part{number}"
-        inputs[f"prepared.{number}"] = run_stage(PART, whole, PartParams(number=number), out)
+        inputs[f"prepared.{number}"] = run_stage(PART, sources, PartParams(number=number), out)
     second = Prepared(inputs["prepared.0"]).split("train").second
     assert (
         second is not None and second.tolist() == Prepared(inputs["prepared.0"]).split("train").store.lengths.tolist()
@@ -239,25 +236,27 @@ def test_single_texts_pairs_and_regression_share_an_encoder(tmp_path: Path) -> N
     last = json.loads((out / "history.json").read_text())["evaluations"][-1]
     assert {"score.0", "score.1", "score.2"} <= last.keys()
     regression = Prepared(inputs["prepared.2"])
-    answers = predict(load_shared(out, 2, 1), regression.split("test"), regression, device=CPU)
-    assert np.all((answers > 1980) & (answers < 2030)), "each task answers in its own units"
+    predicted = predict(load_shared(out, 2, 1), regression.split("test"), regression, device=CPU)
+    assert np.all((predicted > 1980) & (predicted < 2030)), "each task predicts in its own units"
 
 
-def test_merging_says_which_labels_are_whose(tmp_path: Path) -> None:
-    one = Task.read(made_task(tmp_path / "one", (12, 4, 4)))
+def test_merging_records_labels_of_each_task(tmp_path: Path) -> None:
+    task = Task.read(made_task(tmp_path / "task", (12, 4, 4)))
     (tmp_path / "merged").mkdir()
-    merge([one, one], ["a", "b"], tmp_path / "merged")
+    merge([task, task], ["a", "b"], tmp_path / "merged")
     facts = json.loads((tmp_path / "merged" / MERGE).read_text())
     assert [(entry["name"], entry["offset"]) for entry in facts] == [("a", 0), ("b", 3)]
     assert Task.read(tmp_path / "merged").counts == {"train": 24, "validation": 8, "test": 8}
 
 
-def test_a_job_compares_tasks_alone_together_and_with_tickets(tmp_path: Path) -> None:
+def test_job_compares_systems_and_interrupted_training_equals_uninterrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = tiny(joint__budget__steps=4, finetune__epochs=1, finetune__evaluations=1, precision="fp32", model__heads=4)
     options = {"others": ["second"], "level": 0.25, "tickets": {"second": MASKS[1].as_dict()}}
     job = make_job(recipe, others=1, kind="share_tickets", dataset="first", seeds=(0, 1), options=options)
     done = run_plan(job, made_task(tmp_path / "task", (40, 12, 20)), tmp_path / "run")
-    report = json.loads((done["report"] / "report.json").read_text())
+    report = read_report(done["report"])
     assert [task["name"] for task in report["tasks"]] == ["first", "second"]
     for system in ("alone", "multi_task", "tickets"):
         values = [[task[system]["seeds"][seed]["test"]["value"] for task in report["tasks"]] for seed in (0, 1)]
@@ -271,13 +270,14 @@ def test_a_job_compares_tasks_alone_together_and_with_tickets(tmp_path: Path) ->
     assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == 3 * (2 + 1), "each system, each task and all"
     texts = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
     assert {"first", "second", "mean of all", "alone", "multi task", "tickets"} <= set(texts)
+    check_resume(plan_of(job).node("tickets.s1"), done, tmp_path / "interrupted", monkeypatch)
 
 
-def test_further_test_sets_outlast_merging_and_are_scored_beside_test(tmp_path: Path) -> None:
-    one, two = (Task.read(made_task(tmp_path / name, (24, 8, 12), pair=name == "two")) for name in ("one", "two"))
-    one = replace(one, splits={**one.splits, "test_other": one.splits["validation"]})
-    two = replace(two, splits={**two.splits, "test_other": two.splits["test"], "test_third": two.splits["validation"]})
-    tasks = [one, two]
+def test_further_test_sets_are_merged_and_scored(tmp_path: Path) -> None:
+    a, b = (Task.read(made_task(tmp_path / name, (24, 8, 12), pair=name == "two")) for name in ("one", "two"))
+    a = replace(a, splits={**a.splits, "test_other": a.splits["validation"]})
+    b = replace(b, splits={**b.splits, "test_other": b.splits["test"], "test_third": b.splits["validation"]})
+    tasks = [a, b]
     for number, task in enumerate(tasks):
         task.write(tmp_path / f"task{number}")
     (tmp_path / "merged").mkdir()
@@ -286,12 +286,12 @@ def test_further_test_sets_outlast_merging_and_are_scored_beside_test(tmp_path: 
         "train": 48, "validation": 16, "test": 24, "test_other": 20, "test_third": 8,
     }  # fmt: skip
     recipe = recipe_of("modernbert")
-    whole = {"task": tmp_path / "merged"}
-    whole["prepared"] = run_stage(PREPARE, whole, PrepareParams.of(recipe), tmp_path / "prepared")
+    sources = {"task": tmp_path / "merged"}
+    sources["prepared"] = run_stage(PREPARE, sources, PrepareParams.of(recipe), tmp_path / "prepared")
     inputs = {"merged": tmp_path / "merged"}
     finetune = FinetuneParams.of(recipe, 0)
     for number in range(2):
-        out = run_stage(PART, whole, PartParams(number=number), tmp_path / f"part{number}")
+        out = run_stage(PART, sources, PartParams(number=number), tmp_path / f"part{number}")
         inputs |= {f"task.{number}": tmp_path / f"task{number}", f"prepared.{number}": out}
         assert Prepared(out).facts["counts"] == tasks[number].counts
         for test in tasks[number].further_tests:
@@ -302,7 +302,7 @@ def test_further_test_sets_outlast_merging_and_are_scored_beside_test(tmp_path: 
         params = ShareParams.of(recipe, 0, tickets=(None, None))
         inputs[f"{system}.s0"] = run_stage(SHARE, parts, params, tmp_path / system)
     done = run_stage(SHARED_REPORT, inputs, SeedsParams(seeds=(0,)), tmp_path / "report")
-    report = json.loads((done / "report.json").read_text())
+    report = read_report(done)
     assert [task["tests"] for task in report["tasks"]] == [["test", "test_other"], ["test", "test_other", "test_third"]]
     for system in ("alone", "multi_task", "tickets"):
         first, second = (task[system]["seeds"][0] for task in report["tasks"])

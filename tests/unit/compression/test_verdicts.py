@@ -1,4 +1,4 @@
-"""What a report says in words: a difference counts only where it is beyond the spread of both sides."""
+"""The summaries of reports call a difference chance if it is within the spread of either side."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def shared(gain: float, ours: float | None, plain: float | None) -> dict[str, An
 
 
 @pytest.mark.parametrize(("gain", "ours", "other"), BY_CHANCE)
-def test_a_difference_within_either_side_s_spread_is_said_to_be_no_more(gain: float, ours: float, other: float) -> None:
+def test_difference_within_a_spread_may_be_chance(gain: float, ours: float, other: float) -> None:
     assert "may be chance" in phases.words(pruned(gain, ours, other))
     assert "may be chance" in shared_report.words(shared(gain, ours, other))
 
 
-def test_a_difference_beyond_both_is_told_without_that() -> None:
+def test_difference_beyond_both_spreads_is_not_chance() -> None:
     assert "chance" not in phases.words(pruned(0.03, 0.02, 0.02))
     assert "chance" not in shared_report.words(shared(0.03, 0.02, 0.02))
 
 
-def test_one_seed_tells_nothing_of_chance() -> None:
+def test_single_seed_cannot_exclude_chance() -> None:
     assert "at least three" in phases.words(pruned(0.03, None, None))
     assert "at least three" in shared_report.words(shared(0.03, None, None))

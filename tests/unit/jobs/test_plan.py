@@ -1,4 +1,4 @@
-"""Plans: what depends on what, and which change makes which stage run again."""
+"""Plans: the dependencies of nodes, and the nodes that a change of the recipe affects."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ def make_job(overrides: dict[str, Any] | None = None, *, seeds: tuple[int, ...] 
 
 
 def ids(job: JobRecord) -> dict[str, str]:
-    """Artifact ids, with each artifact's id standing for its digest."""
-    found: dict[str, str] = {}
+    """Return artifact ids, with each artifact's id as its digest."""
+    artifacts: dict[str, str] = {}
     for node in plan_of(job).nodes:
-        found[node.name] = node.artifact_id(found, job.id)
-    return found
+        artifacts[node.name] = node.artifact_id(artifacts, job.id)
+    return artifacts
 
 
 def check_order(plan: Plan) -> None:
     seen: set[str] = set()
     for node in plan.nodes:
-        assert set(node.inputs.values()) <= seen, f"{node.name} comes before what it needs"
+        assert set(node.inputs.values()) <= seen, f"{node.name} comes before its inputs"
         seen.add(node.name)
 
 
-def test_each_seed_has_its_own_joint_and_finetune_and_all_meet_in_evaluate() -> None:
+def test_evaluate_gathers_the_finetuning_of_every_seed() -> None:
     plan = plan_of(make_job(seeds=(1, 2)))
     check_order(plan)
     assert {"finetune.s1", "finetune.s2"} <= set(plan.node("evaluate").inputs.values())
@@ -49,14 +49,14 @@ def test_each_seed_has_its_own_joint_and_finetune_and_all_meet_in_evaluate() -> 
     assert plan.group("main")[0].name == "prepare"
 
 
-def test_task_only_has_neither_selection_nor_joint_stage() -> None:
+def test_task_only_plan_has_no_selection_and_joint_stage() -> None:
     plan = plan_of(make_job({"joint.enabled": False, "selection.selector": "none"}, corpus_name=None))
     check_order(plan)
     assert [n.name for n in plan.nodes] == ["validate", "prepare", "finetune.s0", "evaluate", "export"]
     assert all(n.place is not Place.RETRIEVER for n in plan.nodes)
 
 
-def test_a_given_selection_follows_from_the_data_set_alone() -> None:
+def test_dataset_selection_depends_only_on_the_task() -> None:
     job = make_job({"selection.selector": "given"}, corpus_name=None, corpus_version=None)
     check_order(plan_of(job))
     node = plan_of(job).node("select")
@@ -65,7 +65,7 @@ def test_a_given_selection_follows_from_the_data_set_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "kept"),
+    ("override", "reused"),
     [
         ({"finetune.epochs": 3}, {"validate", "select", "prepare", "joint.s0"}),
         ({"joint.rho2": 7}, {"validate", "select", "prepare"}),
@@ -76,15 +76,15 @@ def test_a_given_selection_follows_from_the_data_set_alone() -> None:
         ({"selection.max_tokens": 1000}, {"validate"}),
     ],
 )
-def test_a_change_runs_again_only_what_depends_on_it(override: dict[str, Any], kept: set[str]) -> None:
+def test_change_of_recipe_reruns_only_dependent_nodes(override: dict[str, Any], reused: set[str]) -> None:
     before, after = ids(make_job()), ids(make_job(override))
-    assert {name for name in before if before[name] == after[name]} == kept
+    assert {name for name in before if before[name] == after[name]} == reused
 
 
 RATES = {"finetune.rates": [1e-4, 1e-3]}
 
 
-def test_each_rate_is_a_finetuning_of_its_own_and_the_choice_stands_for_them() -> None:
+def test_rates_are_separate_nodes_and_choose_gathers_them() -> None:
     plan = plan_of(make_job(RATES, seeds=(0, 1)))
     check_order(plan)
     tries = [node for node in plan.nodes if node.stage.name == "finetune"]
@@ -96,20 +96,20 @@ def test_each_rate_is_a_finetuning_of_its_own_and_the_choice_stands_for_them() -
     assert plan.node("evaluate").inputs["finetune.s1"] == "finetune.s1"
 
 
-def test_a_rate_that_is_tried_is_the_same_stage_as_one_that_is_given() -> None:
-    tried, given = ids(make_job(RATES)), ids(make_job({"finetune.optimizer.lr": 1e-3}))
-    assert tried["finetune.s0.lr0.001"] == given["finetune.s0"] != tried["finetune.s0"]
-    more = ids(make_job({"finetune.rates": [1e-4, 1e-3, 2e-3]}))
-    assert tried["finetune.s0.lr0.0001"] == more["finetune.s0.lr0.0001"]
+def test_tried_rate_shares_the_artifact_of_a_single_rate() -> None:
+    tried, single = ids(make_job(RATES)), ids(make_job({"finetune.optimizer.lr": 1e-3}))
+    assert tried["finetune.s0.lr0.001"] == single["finetune.s0"] != tried["finetune.s0"]
+    extended = ids(make_job({"finetune.rates": [1e-4, 1e-3, 2e-3]}))
+    assert tried["finetune.s0.lr0.0001"] == extended["finetune.s0.lr0.0001"]
 
 
-def test_another_seed_shares_what_needs_no_seed() -> None:
-    one, two = ids(make_job(seeds=(0,))), ids(make_job(seeds=(1,)))
-    assert one["prepare"] == two["prepare"]
-    assert one["joint.s0"] != two["joint.s1"]
+def test_seeds_share_nodes_without_seed() -> None:
+    first, second = ids(make_job(seeds=(0,))), ids(make_job(seeds=(1,)))
+    assert first["prepare"] == second["prepare"]
+    assert first["joint.s0"] != second["joint.s1"]
 
 
-def test_a_result_of_a_wall_clock_budget_is_never_another_job_s() -> None:
+def test_joint_stage_with_wall_clock_budget_is_not_shared() -> None:
     job = make_job({"joint.budget.seconds": 5})
     other = job.model_copy(update={"id": "job_2"})
     assert ids(job)["prepare"] == ids(other)["prepare"]
@@ -117,11 +117,11 @@ def test_a_result_of_a_wall_clock_budget_is_never_another_job_s() -> None:
     assert ids(job)["joint.s0"] == ids(job)["joint.s0"]
 
 
-def test_another_corpus_version_gives_another_selection() -> None:
+def test_selection_depends_on_corpus_version() -> None:
     assert ids(make_job())["select"] != ids(make_job(corpus_version="v2"))["select"]
 
 
 def test_ids_sort_by_time() -> None:
-    made = [new_id("job", now) for now in (1.0, 2.0, 3_000_000_000.0)]
-    assert made == sorted(made)
-    assert len({len(i) for i in made}) == 1
+    values = [new_id("job", now) for now in (1.0, 2.0, 3_000_000_000.0)]
+    assert values == sorted(values)
+    assert len({len(value) for value in values}) == 1

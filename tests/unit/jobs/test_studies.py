@@ -1,4 +1,4 @@
-"""The plans of learning curves and pruning: what fans out, what is shared, what is refused."""
+"""Plans and options of learning curves, pruning and ticket sharing."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def job_of(kind: str, options: dict[str, Any] | None = None, *, seeds: tuple[int
 
 
 @pytest.mark.parametrize("kind", ["learning_curve", "prune", "share_tickets"])
-def test_every_node_comes_after_its_inputs_and_the_last_one_is_the_report(kind: str) -> None:
+def test_last_node_is_the_report_and_names_are_unique(kind: str) -> None:
     plan = plan_of(job_of(kind, SHARE if kind == "share_tickets" else None))
     check_order(plan)
     assert plan.final.name == plan.report
     assert len({node.name for node in plan.nodes}) == len(plan.nodes)
 
 
-def test_a_curve_has_each_model_at_each_size_and_seed() -> None:
+def test_curve_tests_each_model_at_each_size_and_seed() -> None:
     plan = plan_of(job_of("learning_curve", {"sizes": [50, 200], "models": ["bilstm", "encoder", "tlm"]}))
     tested = {node.name for node in plan.nodes if node.name.startswith("evaluate.")}
     models, sizes, seeds = ("bilstm", "encoder", "tlm"), (50, 200), (0, 1)
@@ -50,20 +50,20 @@ def test_a_curve_has_each_model_at_each_size_and_seed() -> None:
     assert plan.final.inputs["trained.tlm.s0"] == "finetune.tlm.n200.s0"
 
 
-def test_tlm_asks_with_the_subset_s_texts_alone_unless_told_otherwise() -> None:
+def test_tlm_queries_with_subset_unless_unlabelled_is_set() -> None:
     options: dict[str, Any] = {"sizes": [50, 200], "models": ["bilstm", "tlm"]}
     assert plan_of(job_of("learning_curve", options)).node("select.n50.s0").inputs == {"task": "subset.n50.s0"}
-    more = plan_of(job_of("learning_curve", options | {"unlabelled": True}))
-    assert more.node("select.n50.s0").inputs == {"task": "validate"}
-    assert more.node("prepare.tlm.n50.s0").inputs["task"] == "subset.n50.s0"
+    plan = plan_of(job_of("learning_curve", options | {"unlabelled": True}))
+    assert plan.node("select.n50.s0").inputs == {"task": "validate"}
+    assert plan.node("prepare.tlm.n50.s0").inputs["task"] == "subset.n50.s0"
 
 
-def test_models_that_need_no_corpus_have_no_selection() -> None:
+def test_models_without_corpus_have_no_selection() -> None:
     plan = plan_of(job_of("learning_curve", {"sizes": [50, 200], "models": ["bilstm", "encoder"]}))
     assert not [node for node in plan.nodes if node.place is Place.RETRIEVER or node.stage.name == "joint"]
 
 
-def test_a_published_encoder_brings_its_own_tokens_and_is_finetuned_alone() -> None:
+def test_published_encoder_has_its_own_tokens_and_rate() -> None:
     options = {"sizes": [50, 200], "models": ["bilstm", "encoder", "pretrained"], "pretrained": "hub:some/encoder"}
     plan = plan_of(job_of("learning_curve", options))
     assert plan.node("prepare.pretrained.n50.s0").params.tokenizer.source == "hub:some/encoder"
@@ -80,7 +80,7 @@ def with_rates(job: JobRecord, rates: list[float]) -> JobRecord:
 
 @pytest.mark.parametrize("seeds", [(0,), (0, 1)])
 @pytest.mark.parametrize("kind", ["learning_curve", "prune"])
-def test_encoders_and_tickets_of_a_study_try_every_rate_beside_their_seed(kind: str, seeds: tuple[int, ...]) -> None:
+def test_encoders_and_tickets_try_every_rate(kind: str, seeds: tuple[int, ...]) -> None:
     options = {"sizes": [50, 200], "models": ["bilstm", "encoder"]} if kind == "learning_curve" else {"levels": [0.5]}
     plan = plan_of(with_rates(job_of(kind, options, seeds=seeds), [1e-4, 1e-3]))
     check_order(plan)
@@ -93,25 +93,25 @@ def test_encoders_and_tickets_of_a_study_try_every_rate_beside_their_seed(kind: 
     assert "choose" not in {node.stage.name for node in plan.nodes if "bilstm" in node.name}
 
 
-def test_rates_that_are_one_for_a_published_encoder_are_tried_once() -> None:
+def test_published_encoder_tries_equal_capped_rates_once() -> None:
     options = {"sizes": [50, 200], "models": ["bilstm", "pretrained"], "pretrained": "hub:some/encoder"}
     plan = plan_of(with_rates(job_of("learning_curve", options), [5e-4, 1e-3]))
     node = plan.node("finetune.pretrained.n50.s0")
     assert (node.stage.name, node.params.optimizer.lr) == ("finetune", PUBLISHED_LR)
 
 
-def test_sharing_takes_a_single_rate() -> None:
+def test_sharing_rejects_several_rates() -> None:
     job = with_rates(job_of("share_tickets", SHARE), [1e-4, 1e-3])
     with pytest.raises(InvalidRequest, match=r"instead of 'finetune\.rates'"):
         job.spec.check(job.resolved.recipe)
 
 
-def test_the_sizes_and_the_shape_of_the_lstm_are_the_paper_s_unless_others_are_given() -> None:
+def test_default_sizes_and_lstm_are_those_of_the_paper() -> None:
     assert LearningCurveOptions().sizes == (0.01, 0.03, 0.1, 0.3, 1.0)
     assert (LearningCurveOptions().lstm.layers, LearningCurveOptions().lstm.hidden) == (4, 256)
 
 
-def test_all_models_of_a_curve_have_the_same_epochs_batches_cap_and_validations() -> None:
+def test_models_of_a_curve_share_finetuning_settings() -> None:
     options = {"sizes": [50, 200], "models": ["bilstm", "bilstm_tlm", "encoder", "tlm", "pretrained"],
                "pretrained": "hub:some/encoder"}  # fmt: skip
     job = job_of("learning_curve", options)
@@ -120,28 +120,28 @@ def test_all_models_of_a_curve_have_the_same_epochs_batches_cap_and_validations(
     plan = plan_of(job.model_copy(update={"resolved": resolved}))
     for node in plan.nodes:
         if node.name.startswith("finetune."):
-            part = node.params.finetune
-            assert {f"finetune.{key}": getattr(part, key.removeprefix("finetune.")) for key in
+            finetune = node.params.finetune
+            assert {f"finetune.{key}": getattr(finetune, key.removeprefix("finetune.")) for key in
                     ("epochs", "batch", "max_steps", "evaluations")} == changes, node.name  # fmt: skip
 
 
 @pytest.mark.parametrize(("kind", "options"), [("prune", {}), ("share_tickets", {"others": ["second"]})])
-def test_importance_is_weighed_as_the_request_says(kind: str, options: dict[str, Any]) -> None:
-    for asked in (True, False):
-        plan = plan_of(job_of(kind, {**options, "as_published": asked}))
-        told = {node.params.as_published for node in plan.nodes if node.stage.name == "importance"}
-        assert told == {asked}
+def test_importance_follows_the_option_as_published(kind: str, options: dict[str, Any]) -> None:
+    for as_published in (True, False):
+        plan = plan_of(job_of(kind, {**options, "as_published": as_published}))
+        values = {node.params.as_published for node in plan.nodes if node.stage.name == "importance"}
+        assert values == {as_published}
 
 
-def test_the_workers_of_a_seed_begin_when_its_own_selections_are_there() -> None:
+def test_group_of_a_seed_waits_only_for_its_selections() -> None:
     plan = plan_of(job_of("learning_curve", {"sizes": [50, 200], "models": ["bilstm", "tlm"]}))
-    here = {node.name: None for node in plan.nodes if node.place is not Place.WORKERS}
-    here.pop("select.n200.s1")
-    assert plan.startable("curve.s0", here) and not plan.startable("curve.s1", here)
+    done = {node.name: None for node in plan.nodes if node.place is not Place.WORKERS}
+    done.pop("select.n200.s1")
+    assert plan.startable("curve.s0", done) and not plan.startable("curve.s1", done)
 
 
 @pytest.mark.parametrize("kind", ["learning_curve", "prune", "share_tickets"])
-def test_seeds_run_side_by_side_and_no_two_groups_wait_for_each_other(kind: str) -> None:
+def test_groups_of_seeds_run_in_parallel_without_deadlock(kind: str) -> None:
     plan = plan_of(job_of(kind, SHARE if kind == "share_tickets" else None))
     groups = {node.group for node in plan.nodes if node.place is Place.WORKERS}
     assert {"gather"} < groups and len([group for group in groups if group.endswith((".s0", ".s1"))]) == 2
@@ -156,7 +156,7 @@ def test_seeds_run_side_by_side_and_no_two_groups_wait_for_each_other(kind: str)
 
 
 @pytest.mark.parametrize("kind", ["prune", "share_tickets"])
-def test_tickets_of_a_published_encoder_are_checked_before_any_training(kind: str) -> None:
+def test_tickets_of_published_encoder_are_checked_before_training(kind: str) -> None:
     job = job_of(kind, SHARE if kind == "share_tickets" else {"levels": [0.5, 0.95]})
     changes = {"model.init": "hub:some/encoder", "tokenizer.source": "hub:some/encoder", "joint.enabled": False}
     resolved = job.resolved.model_copy(update={"recipe": resolve("fast", "tiny", changes)})
@@ -174,13 +174,13 @@ def test_jobs_on_different_data_share_no_artifact(kind: str) -> None:
     changes = {"model.init": "hub:some/encoder", "tokenizer.source": "hub:some/encoder", "joint.enabled": False}
     resolved = job.resolved.model_copy(update={"recipe": resolve("fast", "tiny", changes)})
     elsewhere = resolved.model_copy(update={"dataset": ManifestRef(folder="default/datasets/ds_9", digest="9" * 64)})
-    one, other = (ids(job.model_copy(update={"resolved": found})) for found in (resolved, elsewhere))
-    own = {"validate.1"} if kind == "share_tickets" else set()  # its second data set is the same
-    assert {name for name in one if one[name] == other[name]} == own
+    first, second = (ids(job.model_copy(update={"resolved": data})) for data in (resolved, elsewhere))
+    shared = {"validate.1"} if kind == "share_tickets" else set()  # the second dataset is the same
+    assert {name for name in first if first[name] == second[name]} == shared
 
 
 @pytest.mark.parametrize("seeds", [(0,), (0, 1)])
-def test_the_published_encoder_of_a_curve_is_checked_before_any_training(seeds: tuple[int, ...]) -> None:
+def test_published_encoder_of_a_curve_is_checked_before_training(seeds: tuple[int, ...]) -> None:
     options = {"sizes": [50, 200], "models": ["bilstm", "tlm", "pretrained"], "pretrained": "hub:some/encoder"}
     plan = plan_of(job_of("learning_curve", options, seeds=seeds))
     for group in {node.group for node in plan.nodes if node.stage.name in ("joint", "finetune", "bilstm")}:
@@ -190,13 +190,13 @@ def test_the_published_encoder_of_a_curve_is_checked_before_any_training(seeds: 
     assert "check_encoder" not in {node.stage.name for node in alone.nodes}
 
 
-def test_pruning_takes_the_dense_model_of_a_train_job_from_the_cache() -> None:
+def test_pruning_shares_artifacts_with_train() -> None:
     dense, pruned = ids(job_of("train")), ids(job_of("prune"))
     shared = {name for name in dense if name != "export"}
     assert {name: dense[name] for name in shared} == {name: pruned[name] for name in shared}
 
 
-def test_pruning_has_a_ticket_for_each_kind_level_and_seed() -> None:
+def test_pruning_has_tickets_for_each_kind_level_and_seed() -> None:
     plan = plan_of(job_of("prune", {"levels": [0.2, 0.4], "tickets": ["winning", "losing"]}))
     tickets = [node for node in plan.nodes if node.stage.name == "ticket"]
     assert len(tickets) == 2 * 2 * 2
@@ -206,7 +206,7 @@ def test_pruning_has_a_ticket_for_each_kind_level_and_seed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "complaint"),
+    ("options", "message"),
     [
         ({"sizes": [0.5]}, "at least 2"),
         ({"sizes": [0.5, -1]}, "above 0"),
@@ -218,36 +218,36 @@ def test_pruning_has_a_ticket_for_each_kind_level_and_seed() -> None:
         ({"pretrained": "hub:x"}, "needs the option"),
     ],
 )
-def test_impossible_options_of_a_curve_are_refused(options: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(ValidationError, match=complaint):
+def test_invalid_options_of_a_curve_are_rejected(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         LearningCurveOptions(**options)
 
 
 @pytest.mark.parametrize(
-    ("options", "complaint"),
+    ("options", "message"),
     [
         ({"levels": [0.0]}, "above 0 and below 1"),
         ({"levels": [0.5, 0.5]}, "occurs twice"),
         ({"tickets": ["random"]}, "must include 'winning'"),
     ],
 )
-def test_impossible_options_of_pruning_are_refused(options: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(ValidationError, match=complaint):
+def test_invalid_options_of_pruning_are_rejected(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         PruneOptions(**options)
 
 
-def test_options_of_another_kind_are_refused() -> None:
+def test_options_of_another_kind_are_rejected() -> None:
     with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
         make_spec(kind="train", options={"levels": [0.5]})
 
 
-def test_the_whole_is_the_largest_size() -> None:
+def test_full_train_split_is_the_largest_size() -> None:
     assert LearningCurveOptions(sizes=(1.0, 0.1)).largest == 1.0
     assert LearningCurveOptions(sizes=(100, 500)).largest == 500
     assert LearningCurveOptions(sizes=(100, 1)).largest == 1
 
 
-def test_a_level_that_would_empty_a_layer_is_refused_before_anything_runs() -> None:
+def test_level_that_empties_a_layer_is_rejected() -> None:
     recipe = resolve("fast", "tiny")  # 3 layers x 3 heads
     make_spec(kind="prune").check(recipe)
     with pytest.raises(InvalidRequest, match="at most 6 heads"):
@@ -255,16 +255,16 @@ def test_a_level_that_would_empty_a_layer_is_refused_before_anything_runs() -> N
 
 
 @pytest.mark.parametrize("kind", ["learning_curve", "share_tickets"])
-def test_a_trace_is_refused_where_none_would_be_kept(kind: str) -> None:
+def test_kinds_without_traces_reject_profile(kind: str) -> None:
     recipe = resolve("fast", "tiny", {"profile": True})
     options = {"options": SHARE} if kind == "share_tickets" else {}
     with pytest.raises(InvalidRequest, match=f"Kind '{kind}' writes no traces"):
         make_spec(kind=kind, **options).check(recipe)
-    for kept in ("train", "prune"):
-        make_spec(kind=kept).check(recipe)
+    for supported in ("train", "prune"):
+        make_spec(kind=supported).check(recipe)
 
 
-def test_a_curve_with_tlm_needs_something_to_retrieve() -> None:
+def test_curve_with_tlm_needs_a_corpus() -> None:
     make_spec(kind="learning_curve").check(resolve("fast", "tiny"))
     alone = resolve("fast", "tiny", {"selection.selector": "none"})
     with pytest.raises(InvalidRequest, match="need a corpus and a joint stage"):
@@ -272,14 +272,14 @@ def test_a_curve_with_tlm_needs_something_to_retrieve() -> None:
     make_spec(kind="learning_curve", options={"models": ["bilstm", "encoder"]}).check(alone)
 
 
-def test_the_published_encoder_of_a_curve_is_among_its_recipes() -> None:
+def test_recipes_of_a_curve_include_published_encoder() -> None:
     options = {"models": ["bilstm", "pretrained"], "pretrained": "/srv/models/one"}
     spec = make_spec(kind="learning_curve", options=options)
     recipes = spec.definition.recipes(spec.options, resolve("fast", "tiny"))
     assert [recipe.model.init for recipe in recipes] == ["counts", "/srv/models/one"]
 
 
-def test_sharing_trains_each_task_alone_all_together_and_with_tickets_from_one_start() -> None:
+def test_sharing_trains_all_systems_from_the_same_joint_stage() -> None:
     plan = plan_of(job_of("share_tickets", SHARE))
     assert plan.node("validate.1").fixed == {"dataset": "2" * 64}
     assert plan.node("merge").inputs == {"task.0": "validate", "task.1": "validate.1"}
@@ -289,46 +289,46 @@ def test_sharing_trains_each_task_alone_all_together_and_with_tickets_from_one_s
     assert plan.node("multi_task.s0").params.tickets == (None, None)
     assert plan.node("tickets.s0").params.tickets == (0.15, Mask.from_dict(SHARE["tickets"]["second"]))
     assert plan.node("tickets.s0").inputs["importance.0"] == "importance.0.s0"
-    assert "importance.1" not in plan.node("tickets.s0").inputs, "a mask that is given needs no importance"
+    assert "importance.1" not in plan.node("tickets.s0").inputs, "a mask needs no importance"
 
 
 @pytest.mark.parametrize(
-    ("options", "complaint"),
+    ("options", "message"),
     [
         (None, "options.others"),
         ({"others": []}, "at least 1"),
         ({"others": ["b"], "tickets": {"b": 1.5}}, "Invalid ticket of 'b': 1.5"),
         ({"others": ["b"], "tickets": {"b": "best"}}, "Invalid ticket of 'b': 'best'"),
-        ({"others": ["b"], "tickets": {"b": {"heads": [[0]], "blocks": [1]}}}, "leaves layer 0 without a head"),
+        ({"others": ["b"], "tickets": {"b": {"heads": [[0]], "blocks": [1]}}}, "layer 0 has no heads"),
     ],
 )
-def test_impossible_options_of_sharing_are_refused(options: dict[str, Any] | None, complaint: str) -> None:
-    with pytest.raises(ValidationError, match=complaint):
+def test_invalid_options_of_sharing_are_rejected(options: dict[str, Any] | None, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         make_spec(kind="share_tickets", options=options)
 
 
 @pytest.mark.parametrize(
-    ("options", "complaint"),
+    ("options", "message"),
     [
         ({"others": ["b"], "level": 0.9}, "at most 6 heads"),
         ({"others": ["b"], "tickets": {"c": 0.2}}, "a ticket for 'c', but the datasets are toy, b"),
-        ({"others": ["b"], "tickets": {"b": Mask.full(2, 4).as_dict()}}, "2 layers x 4 heads; this one has 3 x 3"),
+        ({"others": ["b"], "tickets": {"b": Mask.full(2, 4).as_dict()}}, "2 layers x 4 heads, but the model has 3 x 3"),
     ],
 )
-def test_tickets_that_do_not_fit_the_model_are_refused(options: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(InvalidRequest, match=complaint):
+def test_tickets_that_do_not_fit_the_model_are_rejected(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
         make_spec(kind="share_tickets", options=options).check(resolve("fast", "tiny"))
 
 
 @pytest.mark.parametrize("init", ["scratch", "hub:some/encoder"])
-def test_a_ticket_for_none_of_the_tasks_is_refused_whatever_the_model_starts_from(init: str) -> None:
+def test_ticket_of_unknown_dataset_is_rejected(init: str) -> None:
     recipe = resolve("fast", "tiny", {"model.init": init, "tokenizer.source": init if "hub" in init else "own"})
     with pytest.raises(InvalidRequest, match="a ticket for 'c', but the datasets are toy, b"):
         options = {"others": ["b"], "tickets": {"c": 0.2}}
         make_spec(kind="share_tickets", options=options).check(recipe)
 
 
-def test_sizes_that_differ_a_little_have_nodes_of_their_own() -> None:
+def test_similar_sizes_have_different_nodes() -> None:
     options = {"sizes": [1_000_000, 1_000_001], "models": ["bilstm"]}
     names = [node.name for node in plan_of(job_of("learning_curve", options, seeds=(0,))).nodes]
     assert len(names) == len(set(names)) and "finetune.bilstm.n1000001.s0" in names

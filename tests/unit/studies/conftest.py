@@ -1,16 +1,7 @@
-"""One thread: the models here are too small for two, and other tests run beside them."""
+"""Fixtures for the tests of studies."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from tests.unit.training.conftest import one_thread
 
-import pytest
-import torch
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+__all__ = ["one_thread"]

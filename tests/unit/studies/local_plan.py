@@ -1,13 +1,17 @@
-"""A job's plan run in this process, with a made task and a made selection in place of the services."""
+"""Run a job's plan in this process, with a generated task and selection instead of the services."""
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.factories import make_resolved, make_spec
+from tests.unit.training.killed import DyingReporter, Killed, Run, content
 from tests.unit.training.made import made_selection
 from tlm_core.artifacts import ManifestRef
 from tlm_core.jobs.nodes import DatasetInput
@@ -15,8 +19,9 @@ from tlm_core.jobs.plan import DROPPED, Node, Plan, plan_of
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import State
 from tlm_core.stages import SELECT, VALIDATE
-from tlm_core.training.local import compute
+from tlm_core.training.local import LocalReporter, compute
 from tlm_core.training.recipe import Recipe
+from tlm_core.training.stage import StopRequested
 
 
 def make_job(recipe: Recipe, *, others: int = 0, **spec: Any) -> JobRecord:
@@ -26,8 +31,13 @@ def make_job(recipe: Recipe, *, others: int = 0, **spec: Any) -> JobRecord:
     return JobRecord(id="job_1", tenant="t", state=State.RUNNING, spec=make_spec(**spec), resolved=resolved, **times)
 
 
-def run_plan(job: JobRecord, task: Path, folder: Path) -> dict[str, Path]:
-    """The folder of each node. What depends on a dropped subset is dropped, as the services do it."""
+def run_plan(
+    job: JobRecord, task: Path, folder: Path, finished: Callable[[Node, Path], None] = lambda *_: None
+) -> dict[str, Path]:
+    """Return the folder of each node. finished: called with each node and its folder.
+
+    Nodes that depend on a dropped subset are dropped too, as in the services.
+    """
     plan: Plan = plan_of(job)
     done: dict[str, Path] = {}
     dropped: set[str] = set()
@@ -40,7 +50,26 @@ def run_plan(job: JobRecord, task: Path, folder: Path) -> dict[str, Path]:
             continue
         if DROPPED in _run(node, inputs, task, out):
             dropped.add(node.name)
+        finished(node, out)
     return done
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    return report
+
+
+def check_resume(node: Node, done: Mapping[str, Path], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kill and stop a training stage and run it again. The result must equal that of the uninterrupted run."""
+    monkeypatch.setattr("tlm_core.training.loop.REPORT_SECONDS", 0.0)
+    params = node.params.model_copy(update={"checkpoint_steps": 2})
+    run = Run(folder, node.stage, {name: done[source] for name, source in node.inputs.items()}, params)
+    with pytest.raises(Killed):
+        run(DyingReporter(die_at=3))
+    with pytest.raises(StopRequested):
+        run(LocalReporter(keep_going=lambda step: step < 4))
+    assert (folder / "checkpoints" / "step-000000005").exists(), "it stops within one step"
+    assert content(run()) == content(done[node.name])
 
 
 def _run(node: Node, inputs: Mapping[str, Path], task: Path, out: Path) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""The BiLSTM against torch's own LSTM on packed sequences, its batches, and its ONNX graph."""
+"""The BiLSTM compared with torch's LSTM on packed sequences, its batches, and its ONNX graph."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from tests.unit.training.made import made_prepared, tiny
-from tlm_core.studies.bilstm import BiLSTM, LSTMShape, initialise
+from tlm_core.studies.bilstm import BiLSTM, LSTMShape, initialize
 from tlm_core.studies.lstm_export import export_lstm
 from tlm_core.studies.measure import padded
 from tlm_core.studies.stages import BucketBatches
@@ -26,22 +26,22 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    return Prepared(made_prepared(tmp_path_factory.mktemp("made"), tiny(selection__selector="none"), alone=True))
+    return Prepared(made_prepared(tmp_path_factory.mktemp("prepared"), tiny(selection__selector="none"), alone=True))
 
 
 @pytest.fixture
 def model(prepared: Prepared) -> BiLSTM:
-    made = BiLSTM(LSTMShape(prepared.vocabulary.size, 3, layers=2, hidden=8, embedding=12, max_length=48))
-    initialise(made, 0)
+    model = BiLSTM(LSTMShape(prepared.vocabulary.size, 3, layers=2, hidden=8, embedding=12, max_length=48))
+    initialize(model, 0)
     random = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=random))
-    return made
+    return model
 
 
 def reference(model: BiLSTM) -> nn.LSTM:
-    """torch's LSTM with the model's weights."""
+    """Return torch's LSTM with the model's weights."""
     shape = model.shape
     lstm = nn.LSTM(shape.embedding, shape.hidden, shape.layers, bidirectional=True, batch_first=True)
 
@@ -66,7 +66,7 @@ def reference_loss(model: BiLSTM, lstm: nn.LSTM, prepared: Prepared, members: np
     return nn.functional.cross_entropy(logits, torch.from_numpy(split.labels[members]), reduction="sum")
 
 
-def test_loss_and_gradients_are_those_of_torch_s_lstm(model: BiLSTM, prepared: Prepared) -> None:
+def test_loss_and_gradients_equal_those_of_torch(model: BiLSTM, prepared: Prepared) -> None:
     members, lstm = np.arange(20), reference(model)
     expected = reference_loss(model, lstm, prepared, members)
     expected.backward()
@@ -79,25 +79,25 @@ def test_loss_and_gradients_are_those_of_torch_s_lstm(model: BiLSTM, prepared: P
     first = cast(Any, model.encoder.layers[0])
     for way, suffix in enumerate(("", "_reverse")):
         for ours, theirs in ((first.weight, "weight_ih_l0"), (first.state_weight, "weight_hh_l0")):
-            wanted = getattr(lstm, theirs + suffix).grad
-            torch.testing.assert_close(ours.grad[way], wanted, atol=1e-4, rtol=1e-3)
-        wanted = getattr(lstm, f"bias_ih_l0{suffix}").grad
-        torch.testing.assert_close(first.bias.grad.view(2, -1)[way], wanted, atol=1e-4, rtol=1e-3)
+            expected_gradient = getattr(lstm, theirs + suffix).grad
+            torch.testing.assert_close(ours.grad[way], expected_gradient, atol=1e-4, rtol=1e-3)
+        expected_gradient = getattr(lstm, f"bias_ih_l0{suffix}").grad
+        torch.testing.assert_close(first.bias.grad.view(2, -1)[way], expected_gradient, atol=1e-4, rtol=1e-3)
 
 
-def test_bf16_comes_close_to_fp32(model: BiLSTM, prepared: Prepared) -> None:
+def test_bf16_is_close_to_fp32(model: BiLSTM, prepared: Prepared) -> None:
     batch = task_batch(prepared.split("train"), np.arange(20), prepared)
-    found = {}
+    results = {}
     for precision in ("fp32", "bf16"):
         model.zero_grad()
         losses = accumulate_gradient(cast(Any, model), batch, Workers(), 64, precision, CPU)
-        found[precision] = (float(losses[1]), model.encoder.tokens.weight.grad.clone())  # type: ignore[union-attr]
-    assert found["bf16"][0] == pytest.approx(found["fp32"][0], rel=0.02)
-    cosine = nn.functional.cosine_similarity(found["bf16"][1].flatten(), found["fp32"][1].flatten(), dim=0)
+        results[precision] = (float(losses[1]), model.encoder.tokens.weight.grad.clone())  # type: ignore[union-attr]
+    assert results["bf16"][0] == pytest.approx(results["fp32"][0], rel=0.02)
+    cosine = nn.functional.cosine_similarity(results["bf16"][1].flatten(), results["fp32"][1].flatten(), dim=0)
     assert float(cosine) > 0.99
 
 
-def test_a_text_gets_the_same_answer_in_company_as_alone(model: BiLSTM, prepared: Prepared) -> None:
+def test_logits_do_not_depend_on_other_texts_of_the_batch(model: BiLSTM, prepared: Prepared) -> None:
     model.eval()
     split = prepared.split("validation")
     together = predict(cast(Any, model), split, prepared, device=CPU)
@@ -111,7 +111,7 @@ def test_a_text_gets_the_same_answer_in_company_as_alone(model: BiLSTM, prepared
         np.testing.assert_allclose(alone[0].numpy(), together[number], atol=1e-5)
 
 
-def test_every_epoch_sees_each_text_once_in_rows_of_like_length(prepared: Prepared) -> None:
+def test_epochs_contain_each_text_once_in_batches_of_similar_length(prepared: Prepared) -> None:
     batches, plain = BucketBatches(prepared, 8, seed=0), FinetuneBatches(prepared, 8, seed=0)
     count = -(-len(prepared.split("train")) // 8)
     epochs = [[batches(epoch * count + step, 0.0) for step in range(count)] for epoch in range(2)]
@@ -127,40 +127,38 @@ def test_every_epoch_sees_each_text_once_in_rows_of_like_length(prepared: Prepar
     assert np.mean([spread(b) for b in epochs[0]]) < 0.5 * np.mean([spread(plain(s, 0.0)) for s in range(count)])
 
 
-def test_the_exported_graph_answers_as_the_model_for_any_length(
-    model: BiLSTM, prepared: Prepared, tmp_path: Path
-) -> None:
+def test_exported_graph_computes_the_same_for_any_length(model: BiLSTM, prepared: Prepared, tmp_path: Path) -> None:
     model.eval()
-    told = export_lstm(model, prepared, tmp_path)
+    facts = export_lstm(model, prepared, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"model", "model.onnx", "model.int8.onnx", "labels.json"}
-    assert told["texts"] == len(prepared.split("validation")) and told["agreement"] > 0.8
+    assert facts["texts"] == len(prepared.split("validation")) and facts["agreement"] > 0.8
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     split = prepared.split("validation")
     expected = predict(cast(Any, model), split, prepared, device=CPU)
     for members in ([0], [1, 2, 3], list(range(len(split)))):
         inputs = padded([split.store[m] for m in members], prepared.vocabulary.pad)
-        found = session.run(["logits"], {name: inputs[name] for name in ("input_ids", "attention_mask")})[0]
-        np.testing.assert_allclose(found, expected[members], atol=1e-4)
+        logits = session.run(["logits"], {name: inputs[name] for name in ("input_ids", "attention_mask")})[0]
+        np.testing.assert_allclose(logits, expected[members], atol=1e-4)
 
 
-def test_export_sends_no_more_texts_through_the_bilstm_than_it_compares(
+def test_export_predicts_only_the_texts_that_it_compares(
     model: BiLSTM, prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tlm_core.studies.lstm_export.COMPARED", 18)  # two batches of the graph
-    seen: list[int] = []
-    model.eval().task.register_forward_pre_hook(lambda _, pooled: seen.append(len(pooled[0])))
+    sizes: list[int] = []
+    model.eval().task.register_forward_pre_hook(lambda _, pooled: sizes.append(len(pooled[0])))
     assert export_lstm(model, prepared, tmp_path)["texts"] == 18
-    assert sum(seen) == 18 < len(prepared.split("validation"))
+    assert sum(sizes) == 18 < len(prepared.split("validation"))
 
 
-def test_the_start_follows_the_seed_and_given_embeddings_are_taken() -> None:
+def test_initial_weights_follow_seed_and_embeddings() -> None:
     shape = LSTMShape(50, 3, layers=1, hidden=4, embedding=6, max_length=16)
-    given = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
-    first, again, other, begun = (BiLSTM(shape) for _ in range(4))
-    for made, seed in ((first, 1), (again, 1), (other, 2)):
-        initialise(made, seed)
-    initialise(begun, 1, given)
+    embeddings = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    first, again, other, pretrained = (BiLSTM(shape) for _ in range(4))
+    for model, seed in ((first, 1), (again, 1), (other, 2)):
+        initialize(model, seed)
+    initialize(pretrained, 1, embeddings)
     name = "encoder.layers.0.weight"
     assert torch.equal(first.get_parameter(name), again.get_parameter(name))
     assert not torch.equal(first.get_parameter(name), other.get_parameter(name))
-    assert torch.equal(begun.encoder.tokens.weight, given)
+    assert torch.equal(pretrained.encoder.tokens.weight, embeddings)

@@ -1,4 +1,4 @@
-"""A learning curve from its plan to its report, on a made task."""
+"""A learning curve from its plan to its report, on a generated task."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ import torch
 from safetensors.torch import load_file
 
 from services.api.predict import load_model
-from tests.unit.studies.local_plan import make_job, run_plan
+from tests.unit.studies.local_plan import check_resume, make_job, read_report, run_plan
 from tests.unit.training.made import LABELS, made_task, tiny
 from tlm_core.errors import InvalidRecipe
+from tlm_core.jobs.plan import plan_of
 from tlm_core.kinds.learning_curve import BILSTM, LearningCurveOptions, bilstm_params
 from tlm_core.studies.curve import words
 from tlm_core.studies.fit import compare
@@ -29,30 +30,28 @@ from tlm_core.training.local import run_stage
 RECIPE = tiny(joint__budget__steps=6, finetune__epochs=3, finetune__evaluations=2, precision="fp32")
 LSTM = {"layers": 1, "hidden": 16, "embedding": 16, "dropout": 0.0, "lr": 0.01}
 OPTIONS = {"sizes": [2, 24, 60, 150], "models": ["bilstm", "bilstm_tlm", "encoder", "tlm"], "lstm": LSTM}
+JOB = make_job(RECIPE, kind="learning_curve", seeds=(0, 1), options=OPTIONS)
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     folder = tmp_path_factory.mktemp("curve")
-    task = made_task(folder / "task", (150, 40, 60))
-    job = make_job(RECIPE, kind="learning_curve", seeds=(0, 1), options=OPTIONS)
-    return run_plan(job, task, folder / "run")
+    return run_plan(JOB, made_task(folder / "task", (150, 40, 60)), folder / "run")
 
 
 @pytest.fixture
 def report(done: Mapping[str, Path]) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((done["curve"] / "report.json").read_text())
-    return found
+    return read_report(done["curve"])
 
 
-def test_a_size_that_loses_a_class_is_left_out_with_the_reason(report: dict[str, Any]) -> None:
+def test_size_that_loses_a_class_is_dropped_with_reason(report: dict[str, Any]) -> None:
     assert report["sizes"] == [24, 60, 150]
     (dropped,) = report["dropped"]
     assert dropped["rows"] == 2 and "no text of" in dropped["dropped"]
-    assert "2 labels were left out" in report["words"]
+    assert "The size of 2 labels was dropped" in report["words"]
 
 
-def test_every_point_has_mean_and_spread_over_seeds(report: dict[str, Any]) -> None:
+def test_points_have_mean_and_spread_over_seeds(report: dict[str, Any]) -> None:
     for model in OPTIONS["models"]:
         points = report["models"][model]["points"]
         assert [point["labels"] for point in points] == [24, 60, 150]
@@ -65,65 +64,60 @@ def test_every_point_has_mean_and_spread_over_seeds(report: dict[str, Any]) -> N
     assert lstm[-1]["mean"]["test"]["accuracy"] > report["majority"]["test"]["accuracy"] + 0.1
 
 
-def test_a_model_costs_all_that_it_needs_and_the_curve_counts_once_what_models_share(
-    done: Mapping[str, Path], report: dict[str, Any]
-) -> None:
+def test_costs_count_shared_stages_once(done: Mapping[str, Path], report: dict[str, Any]) -> None:
     def cost(node: str, size: int, seed: int) -> float:
         file = "data.json" if node.startswith("prepare.") else "history.json"
-        found = json.loads((done[f"{node}.n{size}.s{seed}"] / file).read_text())["cost"]["tokens"]
-        return float(found)
+        return float(json.loads((done[f"{node}.n{size}.s{seed}"] / file).read_text())["cost"]["tokens"])
 
-    begins = {"bilstm": [], "encoder": [], "tlm": ["joint"], "bilstm_tlm": ["joint"]}
-    for model, before in begins.items():
+    stages_before = {"bilstm": [], "encoder": [], "tlm": ["joint"], "bilstm_tlm": ["joint"]}
+    for model, before in stages_before.items():
         family = "tlm" if before else "own"
         nodes = [f"prepare.{family}", *before, f"finetune.{model}"]
         for point in report["models"][model]["points"]:
-            wanted = sum(cost(node, point["labels"], seed) for node in nodes for seed in (0, 1))
-            assert point["cost"]["tokens"] == pytest.approx(wanted), model
-    stages = {"prepare": ["own", "tlm"], "joint": [""], "finetune": list(begins)}
-    for stage, whose in stages.items():
-        names = [f"{stage}.{one}" if one else stage for one in whose]
-        wanted = sum(cost(name, size, seed) for name in names for size in (24, 60, 150) for seed in (0, 1))
-        assert report["cost"][stage]["tokens"] == pytest.approx(wanted), stage
+            expected = sum(cost(node, point["labels"], seed) for node in nodes for seed in (0, 1))
+            assert point["cost"]["tokens"] == pytest.approx(expected), model
+    stages = {"prepare": ["own", "tlm"], "joint": [""], "finetune": list(stages_before)}
+    for stage, owners in stages.items():
+        names = [f"{stage}.{owner}" if owner else stage for owner in owners]
+        expected = sum(cost(name, size, seed) for name in names for size in (24, 60, 150) for seed in (0, 1))
+        assert report["cost"][stage]["tokens"] == pytest.approx(expected), stage
 
 
-def test_laws_crossing_speed_and_words_stand_in_the_report(report: dict[str, Any]) -> None:
+def test_report_contains_laws_crossings_and_speeds(report: dict[str, Any]) -> None:
     assert set(report["against"]) == {"encoder", "tlm"}
     for model, against in report["against"].items():
         assert against["speed_up"] > 0 and against["speed_up_int8"] > 0
         assert f"'{model}'" in report["words"]
         assert (against["labels"] is None) == ("reason" in against)
-    for found in report["models"].values():
-        assert found["law"]["a"] >= 0 and found["inference"]["bytes"] > 0
+    for entry in report["models"].values():
+        assert entry["law"]["a"] >= 0 and entry["inference"]["bytes"] > 0
 
 
-def test_the_lstm_with_tlm_s_embeddings_has_a_crossing_of_its_own_with_each_encoder(report: dict[str, Any]) -> None:
+def test_bilstm_with_tlm_embeddings_has_its_own_crossings(report: dict[str, Any]) -> None:
     models = report["models"]
-    assert [name for name, one in models.items() if "against" in one] == ["bilstm_tlm"]
-    points = {name: [(p["labels"], [1 - run["accuracy"] for run in p["runs"]]) for p in one["points"]]
-              for name, one in models.items()}  # fmt: skip
+    assert [name for name, entry in models.items() if "against" in entry] == ["bilstm_tlm"]
+    points = {name: [(p["labels"], [1 - run["accuracy"] for run in p["runs"]]) for p in entry["points"]]
+              for name, entry in models.items()}  # fmt: skip
     for model, against in models["bilstm_tlm"]["against"].items():
-        wanted = compare(points["bilstm_tlm"], points[model], margin=0.01)
-        assert {name: against[name] for name in wanted} == wanted
+        expected = compare(points["bilstm_tlm"], points[model], margin=0.01)
+        assert {name: against[name] for name in expected} == expected
         seconds = [models[name]["inference"]["seconds_per_text"] for name in (model, "bilstm_tlm")]
         assert against["speed_up"] == pytest.approx(seconds[0] / seconds[1])
-        assert "speed_up_int8" not in against, "it is not exported, so it has no weights of 8 bits"
+        assert "speed_up_int8" not in against, "only the exported BiLSTM has 8-bit weights"
     assert set(models["bilstm_tlm"]["against"]) == set(report["against"]) == {"encoder", "tlm"}
-    assert "('bilstm_tlm') it reaches" in report["words"]
+    assert "('bilstm_tlm') it has" in report["words"]
 
 
-def test_the_third_variant_begins_with_the_token_embeddings_of_the_joint_stage(
-    done: Mapping[str, Path], tmp_path: Path
-) -> None:
+def test_bilstm_tlm_starts_from_embeddings_of_joint_stage(done: Mapping[str, Path], tmp_path: Path) -> None:
     inputs = {"prepared": done["prepare.tlm.n24.s0"], "joint": done["joint.n24.s0"]}
     params = bilstm_params(RECIPE, LearningCurveOptions(lstm=LSTM | {"lr": 1e-12}), 0)
     folder = run_stage(BILSTM, inputs, params, tmp_path / "bilstm")
-    learnt = load_file(done["joint.n24.s0"] / "model.safetensors")["encoder.tokens.weight"]
-    torch.testing.assert_close(load_file(folder / "model.safetensors")["encoder.tokens.weight"], learnt)
+    learned = load_file(done["joint.n24.s0"] / "model.safetensors")["encoder.tokens.weight"]
+    torch.testing.assert_close(load_file(folder / "model.safetensors")["encoder.tokens.weight"], learned)
 
 
-def made_report(own: list[float], other: list[float], found: dict[str, Any]) -> dict[str, Any]:
-    """What the paragraph is written from: accuracies of the BiLSTM and an encoder, and where the two meet."""
+def report_of(own: list[float], other: list[float], crossing: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a report that `words` reads: accuracies of a BiLSTM and an encoder, and their crossing."""
     models = {
         name: {
             "points": [
@@ -133,26 +127,41 @@ def made_report(own: list[float], other: list[float], found: dict[str, Any]) -> 
         for name, means in (("bilstm", own), ("tlm", other))
     }
     models["bilstm"]["int8"] = {"agreement": 0.98}
-    against = {"tlm": {"margin": 0.01, "speed_up": 4.0, "speed_up_int8": 8.0, **found}}
-    dropped = [{"rows": 5, "dropped": "no text of 'red' is left"}]
+    against = {"tlm": {"margin": 0.01, "speed_up": 4.0, "speed_up_int8": 8.0, **crossing}}
+    dropped = [{"rows": 5, "dropped": "5 texts contain no text of 'red'"}]
     return {"metric": "accuracy", "models": models, "against": against, "dropped": dropped}
 
 
-def test_the_paragraph_says_which_side_is_ahead_where_they_meet_and_how_sure_that_is() -> None:
-    meet = {"labels": 123_456.0, "interval": [98_000.0, None], "note": "an extrapolation"}
-    told = words(made_report([0.5, 0.7], [0.6, 0.75], meet))
-    for part in ("With 1,000 labels the BiLSTM reaches 0.7000 in accuracy on test", "5.0% below 'tlm' in accuracy",
-                 "from some 120,000 labels on it is within 1.0% of 'tlm'", "4.0 times as fast",
-                 "from 98,000 to beyond what was looked at", "That is an extrapolation.",
-                 "98.0% of validation texts", "5 labels were left out: no text of 'red' is left."):  # fmt: skip
-        assert part in told, told
+def test_words_describe_crossing_interval_and_speed() -> None:
+    crossing = {"labels": 123_456.0, "interval": [98_000.0, None], "note": "an extrapolation"}
+    text = words(report_of([0.5, 0.7], [0.6, 0.75], crossing))
+    for part in (
+        "With 1,000 labels the BiLSTM has 0.7000 in accuracy on test",
+        "5.0% below that of 'tlm'",
+        "within 1.0% of 'tlm' from about 120,000 labels",
+        "4.0 times as fast",
+        "is 98,000 to beyond the searched range",
+        "This is an extrapolation.",
+        "98.0% of validation texts",
+        "The size of 5 labels was dropped: 5 texts contain no text of 'red'.",
+    ):
+        assert part in text, text
+
+
+def test_words_give_reason_without_crossing() -> None:
     reason = {"labels": None, "interval": None, "reason": "they never meet", "speed_up": 0.8, "speed_up_int8": 1.4}
-    told = words(made_report([0.5, 0.8], [0.6, 0.75], reason))
-    assert "5.0% above 'tlm'" in told and "Where the two meet cannot be told (they never meet)" in told
-    assert "it takes 1.2 times as long on one core, with weights of 8 bits it runs 1.4 times as fast." in told
+    text = words(report_of([0.5, 0.8], [0.6, 0.75], reason))
+    assert "5.0% above that of 'tlm'" in text and "The crossing point is unknown (they never meet)" in text
+    assert "It takes 1.2 times as long on one core; with 8-bit weights it runs 1.4 times as fast." in text
 
 
-def test_table_and_plot_hold_the_same_points(done: Mapping[str, Path], report: dict[str, Any]) -> None:
+def test_interrupted_bilstm_equals_uninterrupted_one(
+    done: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_resume(plan_of(JOB).node("finetune.bilstm.n150.s1"), done, tmp_path, monkeypatch)
+
+
+def test_table_and_plot_contain_the_points_of_the_report(done: Mapping[str, Path], report: dict[str, Any]) -> None:
     with open(done["curve"] / "curves.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 4 * 3 * 2
@@ -161,30 +170,30 @@ def test_table_and_plot_hold_the_same_points(done: Mapping[str, Path], report: d
     assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == 4 * 3
 
 
-def test_the_exported_bilstm_predicts_as_the_gateway_does(done: Mapping[str, Path], report: dict[str, Any]) -> None:
+def test_exported_bilstm_has_reported_scores_in_the_gateway(done: Mapping[str, Path], report: dict[str, Any]) -> None:
     model, task = load_model(done["curve"]), Task.read(done["validate"])
     assert model.labels == LABELS
-    answers = model.probabilities(task.texts("test")).argmax(axis=1)
+    predicted = model.probabilities(task.texts("test")).argmax(axis=1)
     place = [0, 1].index(report["best_seed"])
-    found = score(task.label_ids("test"), answers, 3, "macro_f1")
-    wanted = report["models"]["bilstm"]["points"][-1]["runs"][place]
-    assert found["macro_f1"] == pytest.approx(wanted["macro_f1"], abs=1e-6)
+    scores = score(task.label_ids("test"), predicted, 3, "macro_f1")
+    expected = report["models"]["bilstm"]["points"][-1]["runs"][place]
+    assert scores["macro_f1"] == pytest.approx(expected["macro_f1"], abs=1e-6)
 
 
-def test_the_report_has_the_parts_that_every_report_has(report: dict[str, Any]) -> None:
+def test_report_has_the_common_fields(report: dict[str, Any]) -> None:
     assert report["kind"] == "learning_curve"
     assert [entry["seed"] for entry in report["seeds"]] == [0, 1]
     assert {"task", "metric", "labels", "mean", "spread", "majority", "best_seed", "cost"} <= set(report)
 
 
-def test_a_task_with_a_metric_of_its_own_and_rates_to_try_has_its_curve(tmp_path: Path) -> None:
-    task = replace(Task.read(made_task(tmp_path / "made", (80, 30, 30))), metric="matthews")
+def test_curve_supports_other_metrics_and_several_rates(tmp_path: Path) -> None:
+    task = replace(Task.read(made_task(tmp_path / "original", (80, 30, 30))), metric="matthews")
     task.write(tmp_path / "task")
     recipe, rates = tiny(finetune__epochs=1, finetune__rates=(1e-3, 1e-4), precision="fp32"), {1e-3, 1e-4}
     options = {"sizes": [2, 40, 80], "models": ["bilstm", "encoder"], "lstm": LSTM}
     job = make_job(recipe, kind="learning_curve", seeds=(0,), options=options)
     done = run_plan(job, tmp_path / "task", tmp_path / "run")
-    report = json.loads((done["curve"] / "report.json").read_text())
+    report = read_report(done["curve"])
     assert (report["metric"], report["sizes"]) == ("matthews", [40, 80])
     lstm, encoder = (report["models"][model]["points"] for model in ("bilstm", "encoder"))
     assert f"{lstm[-1]['mean']['test']['matthews']:.4f} in matthews" in report["words"]
@@ -195,12 +204,12 @@ def test_a_task_with_a_metric_of_its_own_and_rates_to_try_has_its_curve(tmp_path
         tries = [done[f"finetune.encoder.n{point['labels']}.s0.lr{rate:g}"] for rate in rates]
         histories = [json.loads((folder / "history.json").read_text()) for folder in tries]
         prepared = json.loads((done[f"prepare.own.n{point['labels']}.s0"] / "data.json").read_text())
-        wanted = sum(one["cost"]["tokens"] for one in [*histories, prepared])
-        assert run["lr"] in rates and point["cost"]["tokens"] == pytest.approx(wanted)
-    assert all("lr" not in run for point in lstm for run in point["runs"]), "a BiLSTM has one rate, its own"
+        expected = sum(entry["cost"]["tokens"] for entry in [*histories, prepared])
+        assert run["lr"] in rates and point["cost"]["tokens"] == pytest.approx(expected)
+    assert all("lr" not in run for point in lstm for run in point["runs"]), "a BiLSTM has a single rate"
 
 
-def test_a_pretrained_model_of_another_architecture_is_refused_before_any_training(tmp_path: Path) -> None:
+def test_unsupported_pretrained_model_is_rejected_before_training(tmp_path: Path) -> None:
     (tmp_path / "distilled").mkdir()
     config = {"model_type": "distilbert", "vocab_size": 100, "n_layers": 2, "n_heads": 2, "dim": 32}
     (tmp_path / "distilled" / "config.json").write_text(json.dumps(config))

@@ -1,0 +1,38 @@
+"""Stages and nodes of several kinds: the check of published encoders, and the importance of heads and blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tlm_core.compression.masks import Mask
+from tlm_core.compression.params import CheckEncoderParams, ImportanceParams
+from tlm_core.jobs.nodes import Node, PlanInputs
+from tlm_core.stages import Place, worker
+from tlm_core.training.recipe import OWN_STARTS, Recipe
+
+CHECK_ENCODER = worker("check_encoder", "tlm_core.compression.stages:check_encoder", 1, CheckEncoderParams)
+IMPORTANCE = worker("importance", "tlm_core.compression.stages:importance", 2, ImportanceParams)
+
+
+def importance_node(name: str, as_published: bool, prepared: str, finetune: str, seed: int) -> Node:
+    """The importance of heads and blocks in a finetuned model."""
+    params = ImportanceParams(as_published=as_published)
+    return Node(name, IMPORTANCE, params, {"prepared": prepared, "finetune": finetune}, seed=seed)
+
+
+def check_encoder(
+    inputs: PlanInputs[Any], recipe: Recipe, levels: Sequence[float] = (), masks: Sequence[Mask] = ()
+) -> Node | None:
+    """A check of a published encoder, its levels and masks. None for our own models, which the gateway checks."""
+    if recipe.model.init in OWN_STARTS:
+        return None
+    params = CheckEncoderParams(init=recipe.model.init, levels=tuple(levels), masks=tuple(masks))
+    # It reads no data. But jobs on different datasets must not share it, because deleting a dataset deletes it.
+    return Node("check_encoder", CHECK_ENCODER, params, fixed={"dataset": inputs.datasets[0].ref.digest})
+
+
+def before_training(nodes: Sequence[Node], check: Node | None) -> list[Node]:
+    """Insert the check before the first node that runs on workers."""
+    first = next(number for number, node in enumerate(nodes) if node.place is Place.WORKERS)
+    return [*nodes[:first], *([check] if check else []), *nodes[first:]]

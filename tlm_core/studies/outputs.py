@@ -1,0 +1,36 @@
+"""The files that the last stage of a study writes: report, table and plot."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tlm_core.studies.plot import Curve, plot
+
+
+@dataclass(frozen=True)
+class Table:
+    """A CSV file."""
+
+    name: str
+    columns: Sequence[str]
+    rows: Iterable[Sequence[object]]
+
+
+def write_outputs(out: Path, report: Mapping[str, Any], table: Table, curves: Sequence[Curve], **labels: Any) -> None:
+    """Write `report.json`, the table, and `plot.svg` unless no curve has a point. labels: of the plot; see `plot`."""
+    text = json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False)
+    (out / "report.json").write_text(text, encoding="utf-8")
+    with open(out / table.name, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([table.columns, *table.rows])
+    if any(curve.points for curve in curves):
+        (out / "plot.svg").write_text(plot(curves, **labels), encoding="utf-8")
+
+
+def speed_in_words(speed_up: float) -> str:
+    """Return the end of a sentence that compares a model with another one that is `speed_up` times as slow."""
+    return f"runs {speed_up:.1f} times as fast" if speed_up >= 1 else f"takes {1 / speed_up:.1f} times as long"
