@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -167,12 +166,19 @@ def test_splitting_does_not_delay_other_loads(
 
 
 def test_cancelled_load_is_undone_after_its_splitting_stops(
-    api: TestClient, gateway: Gateway, splitting_allowed: threading.Event
+    api: TestClient, gateway: Gateway, splitting_allowed: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load = str(post(api, file="slow.jsonl").json()["id"])
     wait_for(lambda: state_of(api, "docs") == "cutting")
     api.post(f"/v1/corpora/docs/loads/{load}/cancel")
-    time.sleep(0.2)
+    rounds, run_round = [], gateway.parts.loads.round
+
+    def counted_round(*args: Any) -> None:
+        run_round(*args)
+        rounds.append(args)
+
+    monkeypatch.setattr(gateway.parts.loads, "round", counted_round)
+    wait_for(lambda: len(rounds) > 2)
     assert state_of(api, "docs") == "cancelling", "The worker still reads its files."
     splitting_allowed.set()
     wait_until_cancelled(api, load)

@@ -183,10 +183,10 @@ def test_burst_beyond_the_buffer_reaches_open_streams(gateway: Gateway) -> None:
     with gateway.served() as url, ThreadPoolExecutor(1) as pool:
         reader = pool.submit(read, url, job.id)
         wait_for(lambda: watcher_count(gateway) == 1)
-        time.sleep(0.1)
         for size in (250, 1300, 1):
             store.report(T, job.id, 1, events=[("tick", {})] * size)
-            time.sleep(0.1)
+            polls = poll_count(gateway)
+            wait_for(lambda polls=polls: poll_count(gateway) >= polls + 2)
         store.finish(job, "a", {})
         assert numbered(reader.result(20)) == list(range(1, 1555))
 

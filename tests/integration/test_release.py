@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,6 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
-from tests.support import ROOT
 from tests.unit.training.made_release import WORDS, Release, made_release
 from tlm_client.cli import app
 from tlm_client.console import Session
@@ -61,19 +57,20 @@ def test_released_model_is_evaluated_without_conversion(release: Release, data: 
     assert evaluation == json.loads(json.dumps(expected))
 
 
-def test_released_model_is_evaluated_by_hub_id(release: Release, data: Path, evaluation: Any, tmp_path: Path) -> None:
+def test_released_model_is_evaluated_by_hub_id(
+    release: Release, data: Path, evaluation: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The cache of the hub library holds only pickled weights, like the release."""
     repository = tmp_path / "hub" / "models--yxchar--tlm-sciie-small-scale"
     shutil.copytree(release.folder, repository / "snapshots" / ("a" * 40))
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("a" * 40)
-    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_CACHE"}
-    environment |= {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     arguments = ["evaluate", "hub:yxchar/tlm-sciie-small-scale", "--dataset", str(data), "--json"]
-    command = [sys.executable, "-m", "tlm_client", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["accuracy"] == evaluation["accuracy"]
+    result = CliRunner().invoke(app, arguments, obj=Session())
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["accuracy"] == evaluation["accuracy"]
 
 
 def test_convert_command_writes_a_stock_model(release: Release, tmp_path: Path) -> None:
