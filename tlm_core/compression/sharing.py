@@ -119,7 +119,7 @@ class SharedModel(nn.Module):
 def frozen(shape: Shape, mask: Mask) -> dict[str, Tensor]:
     """Return parameter name → tensor of its shape, True for each weight of the encoder outside the ticket.
 
-    Biases and norms that act on removed and remaining parts alike belong to every ticket.
+    Biases and norms that act on both removed and remaining parts belong to every ticket.
     """
     architecture = architecture_of(shape)
     outside: dict[str, Tensor] = {}

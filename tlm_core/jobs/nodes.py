@@ -53,7 +53,7 @@ class ReusedArtifact(BaseModel):
 
 @dataclass(frozen=True)
 class PlanInputs(Generic[Options]):
-    """What a kind of job builds its plan from.
+    """The inputs of a kind's plan.
 
     names: the datasets as the request names them, in the order of `datasets`. corpus: "NAME@VERSION" or None.
     """

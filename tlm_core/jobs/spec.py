@@ -145,9 +145,9 @@ class JobSpec(BaseModel):
 
 
 class Resolved(BaseModel):
-    """What a request meant when it was accepted. Nothing that is published later changes it.
+    """The versions and values that a request refers to, resolved at submission. Later changes do not affect it.
 
-    pinned_options: options whose job ids were replaced by what these jobs computed.
+    pinned_options: the options with each job id replaced by the result of that job.
     reused: node → its artifact in the source job.
     """
 
@@ -236,7 +236,7 @@ class JobRecord(BaseModel):
 
     @property
     def plan_inputs(self) -> PlanInputs[Any]:
-        """What the kind builds the job's plan from."""
+        """The inputs of the job's plan."""
         options, resolved = self.spec.options, self.resolved
         if resolved.pinned_options:
             options = type(options).model_validate(options.model_dump(mode="json") | resolved.pinned_options)

@@ -43,9 +43,9 @@ class FormField:
 
 @dataclass(frozen=True)
 class FinishedJob:
-    """A job that succeeded and that the options of another job name by its id.
+    """A succeeded job that the options of another job reference by id.
 
-    dataset: its dataset as its request names it. report: reads its report.
+    dataset: as its request names it. report: reads its report.
     """
 
     id: str
@@ -57,7 +57,7 @@ class FinishedJob:
 
 
 class Lookup(Protocol):
-    """Finds what options name. Raises NotFound if it does not exist, Conflict if it is not ready."""
+    """Resolves ids and names in options. Raises NotFound if one does not exist, Conflict if it is not ready."""
 
     def job(self, job_id: str) -> FinishedJob: ...
 
@@ -72,16 +72,16 @@ class Kind(Generic[Options]):
     """A kind of job.
 
     summary: one line for help texts and forms.
-    options: their class. plan: builds the job's nodes. stages: those that only this kind defines.
-    check: raises InvalidRequest for options that do not fit the recipe. Its last argument are the dataset names.
-    datasets_option: the option that lists datasets in addition to the job's `dataset`.
-    recipes: all recipes that the job trains with.
-    pin: returns the options with the ids of jobs replaced by what these jobs computed.
-    source_job: the id of a job that provides dataset, corpus, recipe, seeds and all artifacts up to its evaluation.
-    fields: of the dashboard's form. read_files: replaces paths in the options of the command line by their content.
+    options: class of the options. plan: builds the job's nodes. stages: those that no other kind defines.
+    check: raises InvalidRequest if the options do not fit the recipe; its last argument contains the dataset names.
+    datasets_option: name of the option that lists datasets in addition to the job's `dataset`.
+    recipes: returns all recipes that the job trains with.
+    pin: returns the options with each job id replaced by the result of that job.
+    source_job: returns the id of a job that provides dataset, corpus, recipe, seeds, and artifacts up to `evaluate`.
+    fields: of the dashboard's form. read_files: replaces paths in options of the command line by file contents.
     extends_train: the plan contains the nodes of `train` up to `evaluate`. Such kinds can use a dataset's own
     selection, write traces, and provide the model that `prune` starts from.
-    has_model: the job leaves a model to download and to predict with.
+    has_model: the job exports a model for download and predictions.
     """
 
     name: str

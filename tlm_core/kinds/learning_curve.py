@@ -1,4 +1,4 @@
-"""Kind `learning_curve`: how many labels a BiLSTM needs to come close to an encoder (arXiv 2006.08671)."""
+"""Kind `learning_curve`: the number of labels from which a BiLSTM matches an encoder (arXiv 2006.08671)."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def plan(inputs: PlanInputs[LearningCurveOptions]) -> Plan:
 
 
 def _encoder_checks(inputs: PlanInputs[LearningCurveOptions]) -> list[Node]:
-    """A check of the curve's published encoder for each seed, which the seed's workers run before they train."""
+    """Return a check of the published encoder for each seed, which runs before the seed's training."""
     if inputs.options.pretrained is None:
         return []
     check = check_encoder(inputs, pretrained(inputs.recipe, inputs.options))

@@ -123,7 +123,7 @@ def check(options: ShareTicketsOptions, recipe: Recipe, names: tuple[str, ...]) 
 def plan(inputs: PlanInputs[ShareTicketsOptions]) -> Plan:
     """Merge the tasks, train each alone, then all together without tickets and with tickets."""
     names, recipe, seeds = inputs.names, inputs.recipe, inputs.seeds
-    # The joint stage trains the labels of all tasks, so each task starts finetuning with a head of its own.
+    # The joint stage trains the labels of all tasks, so each task starts finetuning with its own head.
     recipe = recipe.model_copy(update={"finetune": recipe.finetune.model_copy(update={"reset_head": True})})
     tickets = [inputs.options.ticket(name) for name in names]
     nodes = validate_nodes(inputs)

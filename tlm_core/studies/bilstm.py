@@ -38,10 +38,6 @@ class LSTMShape:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> LSTMShape:
-        return cls(**data)
-
     def token_flops(self) -> float:
         """Return the FLOPs of the matrix products of a forward pass over one token."""
         inputs = self.embedding + 2 * self.hidden * (self.layers - 1)
@@ -193,6 +189,6 @@ def initialize(model: BiLSTM, seed: int, embeddings: Tensor | None = None) -> No
 
 def load_bilstm(folder: Path) -> BiLSTM:
     """Load the model that the `bilstm` stage wrote. Raises CorruptArtifact."""
-    model = BiLSTM(LSTMShape.from_dict(json.loads((folder / SHAPE).read_text(encoding="utf-8"))))
+    model = BiLSTM(LSTMShape(**json.loads((folder / SHAPE).read_text(encoding="utf-8"))))
     load_weights(cast(Any, model), load_file(folder / WEIGHTS))
     return model.eval()
