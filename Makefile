@@ -4,6 +4,7 @@ BIN := .venv/bin
 SHELL := /bin/bash
 TASK ?=
 CORPUS ?=
+PROSE := README.md CONTRIBUTING.md CHANGELOG.md docs Makefile deploy benchmarks services tlm_client tlm_core tools
 
 .PHONY: help setup demo test check client bench-gateway bench-quality bench-retrieval bench-studies bench-training lock clean
 
@@ -39,6 +40,9 @@ check: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/codespell $(PROSE)
+	@$(BIN)/python -m tools.check_words
+	@$(BIN)/python -m tools.code_figures
 	@$(BIN)/python -m pytest -q tests/checks
 
 client: setup

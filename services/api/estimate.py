@@ -67,11 +67,11 @@ class Estimator:
         job, history = proposed(tenant, spec, resolved), self._history(tenant)
         plan, recipe = plan_of(job), resolved.recipe
         done = Situation.read(self._jobs, job, plan).done
-        alike = [one for one in history if one.source[0] == source_of(resolved)[0]]
-        alike.sort(key=lambda one: one.source != source_of(resolved))
+        alike = [job for job in history if job.source[0] == source_of(resolved)[0]]
+        alike.sort(key=lambda job: job.source != source_of(resolved))
         texts = self._texts(job, alike[0].texts if alike else None)
         passages, at_most, reason = self._passages(job, plan, done, texts[0], alike)
-        texts = [replace(one, passages=passages) for one in texts]
+        texts = [replace(work, passages=passages) for work in texts]
         work = {node.name: work_of(node, _texts_of(plan, node, texts)) for node in plan.nodes}
         stages = list(_stages(job, plan, done, work, history))
         sizes = sizes_of(recipe.model, texts[0].labels, texts[0].vocab)
@@ -141,7 +141,7 @@ class Estimator:
         page, _ = self._jobs.list_jobs(tenant, state=State.SUCCEEDED, limit=_EARLIER_JOBS)
         self._finished = {job.id: self._finished[job.id] if job.id in self._finished else self._measure(job)
                           for job in page}  # fmt: skip
-        return [one for one in self._finished.values() if one is not None]
+        return [job for job in self._finished.values() if job is not None]
 
     def _measure(self, job: JobRecord) -> Finished | None:
         if not job.result or "artifacts" not in job.result:
@@ -192,9 +192,9 @@ def _elapsed(jobs: JobStore, job: JobRecord, plan: Plan) -> Iterator[tuple[str, 
 def _texts_of(plan: Plan, node: Node, texts: Sequence[Texts]) -> Texts:
     """The texts of the dataset that a node depends on, reduced to its subset."""
     path = [*plan.behind(node.name), node]
-    validate = next((one.name for one in path if one.stage.name == "validate"), "validate")
+    validate = next((node.name for node in path if node.stage.name == "validate"), "validate")
     chosen = texts[int(validate.partition(".")[2] or 0)]
-    sizes = [one.params.size for one in path if isinstance(one.params, SubsetParams)]
+    sizes = [node.params.size for node in path if isinstance(node.params, SubsetParams)]
     if not sizes or len(set(sizes)) > 1:
         return chosen
     train = chosen.rows["train"]
@@ -226,9 +226,9 @@ def _stages(
 
 def _stage(stage: str, work: Sequence[Work | None], workers: int | None, history: Sequence[Finished]) -> StageEstimate:
     """A stage at the rate of the newest job that ran it. workers: all of them share the stage."""
-    flops, tokens = (_total(getattr(one, name) if one else None for one in work) for name in ("flops", "tokens"))
-    units = _total(one.units if one else None for one in work)
-    ran = [one for one in history if stage in one.seconds and workers in (None, one.workers)]
+    flops, tokens = (_total(getattr(item, name) if item else None for item in work) for name in ("flops", "tokens"))
+    units = _total(item.units if item else None for item in work)
+    ran = [job for job in history if stage in job.seconds and workers in (None, job.workers)]
     basis: Basis = "measured" if ran else "built-in"
     rate = ran[0].seconds[stage] if ran else BUILT_IN_SECONDS.get(stage) if workers in (None, 1) else None
     reason = f"measured by {ran[0].id}" if ran else "the built-in rate, measured on 2 cores"

@@ -16,8 +16,8 @@ def of_datasets(name: str) -> Callable[[], Exception]:
     def failure() -> Exception:
         from datasets import exceptions
 
-        found: Exception = getattr(exceptions, name)("said at length\nand more")
-        return found
+        error: Exception = getattr(exceptions, name)("a long text\nand more")
+        return error
 
     return failure
 
@@ -27,8 +27,8 @@ def of_hub(name: str) -> Callable[[], Exception]:
         from huggingface_hub import errors
 
         kind, answer = getattr(errors, name), {"response": Mock()}
-        found: Exception = kind("said at length", **(answer if issubclass(kind, errors.HfHubHTTPError) else {}))
-        return found
+        error: Exception = kind("a long text", **(answer if issubclass(kind, errors.HfHubHTTPError) else {}))
+        return error
 
     return failure
 
@@ -45,22 +45,22 @@ def of_hub(name: str) -> Callable[[], Exception]:
         (of_hub("HfHubHTTPError"), Unavailable),
         (of_hub("OfflineModeIsEnabled"), Unavailable),
         (of_hub("HTTPError"), Unavailable),
-        (lambda: ConnectionError("said at length"), Unavailable),
-        (lambda: ValueError("said at length"), InvalidRequest),
-        (lambda: RuntimeError("said at length"), InvalidRequest),
+        (lambda: ConnectionError("a long text"), Unavailable),
+        (lambda: ValueError("a long text"), InvalidRequest),
+        (lambda: RuntimeError("a long text"), InvalidRequest),
     ],
 )
 def test_failures_of_the_libraries_become_ours(failure: Callable[[], Exception], expected: type[TLMError]) -> None:
-    with pytest.raises(expected, match=r"the model .*\(said at length\)\.") as told, hub_errors("the model 'hub:a/b'"):
+    with pytest.raises(expected, match=r"the model .*\(a long text\)\.") as raised, hub_errors("the model 'hub:a/b'"):
         raise failure()
-    assert type(told.value) is expected
+    assert type(raised.value) is expected
 
 
 def test_our_own_errors_and_faults_in_our_code_pass_as_they_are() -> None:
     for error in (NotFound("ours"), KeyError("a fault")):
-        with pytest.raises(type(error)) as told, hub_errors("a model"):
+        with pytest.raises(type(error)) as raised, hub_errors("a model"):
             raise error
-        assert told.value is error
+        assert raised.value is error
 
 
 @pytest.mark.parametrize("source", ["hub:/etc/models", "hub:../models", "hub:a/b/c", "hub:a b", "hub:a/b@", "hub:"])

@@ -13,7 +13,7 @@ from tlm_core.parquet import BUFFER, open_parquet
 ROWS, BYTES = 2_000, 1_000
 
 
-def made(path: Path, groups: int) -> Path:
+def write_groups(path: Path, groups: int) -> Path:
     """Row groups of ROWS texts that hardly compress."""
     random = np.random.default_rng(0)
     with pq.ParquetWriter(path, pa.schema({"row": pa.int64(), "text": pa.string()})) as writer:
@@ -24,14 +24,14 @@ def made(path: Path, groups: int) -> Path:
 
 
 def test_all_rows_come_in_their_order(tmp_path: Path) -> None:
-    with open_parquet(made(tmp_path / "a.parquet", 3)) as file:
-        found = list(file.iter_batches(300))
-        assert max(batch.num_rows for batch in found) <= 300
-        assert pa.Table.from_batches(found).equals(file.read())
+    with open_parquet(write_groups(tmp_path / "a.parquet", 3)) as file:
+        batches = list(file.iter_batches(300))
+        assert max(batch.num_rows for batch in batches) <= 300
+        assert pa.Table.from_batches(batches).equals(file.read())
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
-    path = made(tmp_path / "a.parquet", 16)
+    path = write_groups(tmp_path / "a.parquet", 16)
     size = path.stat().st_size
     assert size > 16 * ROWS * BYTES / 2
     before, most = pa.total_allocated_bytes(), 0

@@ -76,10 +76,10 @@ class LeakFilter:
         owners = self._long.owners_of(words, GRAM)
         candidates = set(self._short.owners_of(words, SHORTEST_TEXT).tolist())
         if len(owners):
-            found, counts = np.unique(owners, return_counts=True)
+            present, counts = np.unique(owners, return_counts=True)
             candidates.update(
                 owner
-                for owner, count in zip(found.tolist(), counts.tolist(), strict=True)
+                for owner, count in zip(present.tolist(), counts.tolist(), strict=True)
                 if count >= self._needed[owner]
             )
         return [leak for owner in sorted(candidates) if (leak := self._checked(owner, words))]

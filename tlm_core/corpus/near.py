@@ -54,28 +54,28 @@ class NearDuplicates:
         begun = self._clock()
         with storage_errors("Detecting near duplicates"):
             parts = [self._keep(texts[start : start + _AT_ONCE]) for start in range(0, len(texts), _AT_ONCE)]
-        kept = np.concatenate([np.ones(0, np.bool_), *parts])
-        self.dropped += len(texts) - int(kept.sum())
+        is_new = np.concatenate([np.ones(0, np.bool_), *parts])
+        self.dropped += len(texts) - int(is_new.sum())
         self.seconds += self._clock() - begun
-        return kept
+        return is_new
 
     def _keep(self, texts: Sequence[str]) -> NDArray[np.bool_]:
         signatures = self._signatures(texts)
         bands = _band_keys(signatures)
         earlier = self._earlier(bands)
         here: dict[int, list[int]] = {}
-        kept = np.ones(len(texts), np.bool_)
+        is_new = np.ones(len(texts), np.bool_)
         for number, keys in enumerate(bands.tolist()):
             signature = signatures[number]
             rivals = sorted({rival for key in keys for rival in here.get(key, ())})
             alike = number in earlier and _alike(signature, earlier[number])
             if alike or (rivals and _alike(signature, signatures[rivals])):
-                kept[number] = False
+                is_new[number] = False
                 continue
             for key in keys:
                 here.setdefault(key, []).append(number)
-        self._remember(signatures[kept], bands[kept])
-        return kept
+        self._remember(signatures[is_new], bands[is_new])
+        return is_new
 
     def _signatures(self, texts: Sequence[str]) -> NDArray[np.uint32]:
         """[texts, minima]. A text of fewer words than a shingle is one shingle."""
@@ -90,17 +90,17 @@ class NearDuplicates:
         wanted, passages = bands.ravel(), np.repeat(np.arange(len(bands)), _BANDS)
         order = np.argsort(wanted)
         wanted, passages = wanted[order], passages[order]
-        found: dict[int, set[int]] = {}
+        rivals_of: dict[int, set[int]] = {}
         for keys, owners in self._known():
             lefts, rights = (np.searchsorted(keys, wanted, side=side) for side in ("left", "right"))
             for hit in np.flatnonzero(rights > lefts).tolist():
                 rows = owners[lefts[hit] : min(rights[hit], lefts[hit] + _MOST)]
-                found.setdefault(int(passages[hit]), set()).update(rows.tolist())
-        if not found:
+                rivals_of.setdefault(int(passages[hit]), set()).update(rows.tolist())
+        if not rivals_of:
             return {}
-        every = np.unique(np.concatenate([list(rows) for rows in found.values()]))
+        every = np.unique(np.concatenate([list(rows) for rows in rivals_of.values()]))
         stored = np.memmap(self._folder / "signatures", np.uint32, "r", shape=(self._kept, _MINIMA))[every]
-        return {number: stored[np.searchsorted(every, sorted(rows))] for number, rows in found.items()}
+        return {number: stored[np.searchsorted(every, sorted(rows))] for number, rows in rivals_of.items()}
 
     def _known(self) -> Iterator[tuple[Keys, Owners]]:
         yield from self._pending
@@ -123,8 +123,8 @@ class NearDuplicates:
             self._pending.clear()
 
 
-def _alike(one: NDArray[np.uint32], others: NDArray[np.uint32]) -> bool:
-    return bool(((others == one).mean(axis=1) >= THRESHOLD).any())
+def _alike(signature: NDArray[np.uint32], others: NDArray[np.uint32]) -> bool:
+    return bool(((others == signature).mean(axis=1) >= THRESHOLD).any())
 
 
 def _sorted(keys: Keys, owners: Owners) -> tuple[Keys, Owners]:
@@ -148,7 +148,7 @@ def _band_keys(signatures: NDArray[np.uint32]) -> Keys:
 
 def _library() -> Callable[[list[list[str]]], Any]:
     try:
-        from rensa import RMinHash  # type: ignore[import-not-found, import-untyped, unused-ignore]
+        from rensa import RMinHash  # type: ignore[import-not-rivals_of, import-untyped, unused-ignore]
     except ImportError as error:
         raise MissingDependency("Detecting near duplicates needs the package rensa. Install it.") from error
 

@@ -1,6 +1,6 @@
 """Metrics of classifiers and regression models, baselines and the spread over several runs.
 
-A score that cannot be computed is None and stands beside a `reason`; no score is invented. A new metric is one entry
+A score that cannot be computed is None with a `reason`; no score is invented. A new metric is one entry
 of `METRICS`. scikit-learn and SciPy compute the values; they are imported on the first use.
 """
 

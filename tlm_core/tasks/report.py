@@ -45,8 +45,8 @@ class SplitData:
 
     def targets(self) -> NDArray[np.float64]:
         """(rows,) regression targets. Raises ValueError for values that are not numbers."""
-        found: NDArray[np.float64] = as_numbers(self.label).to_numpy()
-        return found
+        numbers: NDArray[np.float64] = as_numbers(self.label).to_numpy()
+        return numbers
 
 
 def build_report(splits: Mapping[str, SplitData], findings: Findings) -> dict[str, Any]:
@@ -76,10 +76,10 @@ def build_report(splits: Mapping[str, SplitData], findings: Findings) -> dict[st
 
 def _targets(splits: Mapping[str, SplitData]) -> dict[str, dict[str, float]] | None:
     """Minimum, maximum and mean regression target of each split; None for classes."""
-    found = {split: data.targets() for split, data in splits.items() if not data.type.has_classes}
+    numbers = {split: data.targets() for split, data in splits.items() if not data.type.has_classes}
     return {
         split: {"min": float(values.min()), "max": float(values.max()), "mean": float(values.mean())}
-        for split, values in found.items()
+        for split, values in numbers.items()
     } or None
 
 

@@ -38,7 +38,7 @@ def show(
 
 @router.post("")
 def submit(request: Request, parts: PartsDep, tenant: SignedIn, form: FilledForm) -> Response:
-    """Submit it; a fault is shown beside the form, which keeps what was typed. Sent twice it is still one job."""
+    """Submit the job, or show the error beside the form with its values. A repeated request creates no second job."""
     try:
         spec = form.spec()
         job, _ = submit_job(parts, tenant, spec, f"dashboard {form.key}" if form.key else None)
@@ -68,6 +68,6 @@ def _page(request: Request, parts: Parts, tenant: str, form: JobForm, error: TLM
         names.insert(0, form.dataset)
     return page(
         request, "submit.html", status=422 if error else 200, form=form, error=error, datasets=names,
-        corpora=[one for one in corpora if one.ready()], scales=get_args(Scale), recipes=get_args(RecipeName),
+        corpora=[corpus for corpus in corpora if corpus.ready()], scales=get_args(Scale), recipes=get_args(RecipeName),
         kinds=list(KINDS.values()), most=MAX_PRIORITY, key=secrets.token_urlsafe(16),
     )  # fmt: skip

@@ -184,8 +184,8 @@ async def events(
         start = max(after, _seq(last_event_id))
         messages = parts.tailer.stream(tenant, job, start)
         return StreamingResponse(messages, media_type="text/event-stream", headers=_STREAM_HEADERS)
-    found = await run_in_threadpool(parts.jobs.events, tenant, job, after=after, limit=limit + 1)
-    page = Page[Event](data=tuple(found[:limit]), has_more=len(found) > limit)
+    events = await run_in_threadpool(parts.jobs.events, tenant, job, after=after, limit=limit + 1)
+    page = Page[Event](data=tuple(events[:limit]), has_more=len(events) > limit)
     return JSONResponse(page.model_dump(mode="json"))
 
 

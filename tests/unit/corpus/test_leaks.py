@@ -25,16 +25,16 @@ def naive(texts: list[tuple[str, int, str]], passage: str) -> list[tuple[str, in
         return {" ".join(listed[i : i + size]) for i in range(len(listed) - size + 1)}
 
     held = words(passage)
-    found = []
+    expected = []
     for split, row, text in texts:
         wanted = words(text)
         if len(wanted) >= 8:
             share = len(runs(wanted, 8) & runs(held, 8)) / len(runs(wanted, 8))
             if share >= 0.5:
-                found.append((split, row, HALF))
+                expected.append((split, row, HALF))
         elif len(wanted) >= 5 and " ".join(wanted) in runs(held, len(wanted)):
-            found.append((split, row, WHOLE))
-    return found
+            expected.append((split, row, WHOLE))
+    return expected
 
 
 def leaks(text: str, passage: str) -> list[Leak]:
@@ -99,8 +99,8 @@ def test_texts_under_five_tokens_never_leak() -> None:
 
 
 def test_every_leaked_text_is_named_in_the_order_given() -> None:
-    found = LeakFilter([("validation", 7, LONG), ("test", 3, "other words are here now"), ("test", 2, LONG)])
-    assert found.leaks_of(LONG.upper()) == [Leak("validation", 7, HALF), Leak("test", 2, HALF)]
+    leak_filter = LeakFilter([("validation", 7, LONG), ("test", 3, "other words are here now"), ("test", 2, LONG)])
+    assert leak_filter.leaks_of(LONG.upper()) == [Leak("validation", 7, HALF), Leak("test", 2, HALF)]
 
 
 TEXT = st.lists(st.sampled_from(["a", "b", "A_b", "c1", "É,", "d.", "[[", "]]"]), max_size=30).map(" ".join)
@@ -121,13 +121,13 @@ def test_real_passages_that_hold_real_test_texts_are_found() -> None:
     texts = _held_out(data / "tasks" / "sciie") + _held_out(data / "tasks" / "acl_arc")
     table = pq.read_table(data / "corpus" / "acl_fulltext-07.parquet", columns=["text"])
     passages = table["text"].to_pylist()[:8000]
-    found = LeakFilter(texts)
-    leaking = [passage for passage in passages if found.leaks_of(passage)]
+    leak_filter = LeakFilter(texts)
+    leaking = [passage for passage in passages if leak_filter.leaks_of(passage)]
     assert leaking
     clean = [passage for passage in passages[:60] if passage not in leaking]
     sample = texts[::8]
     for passage in leaking[:10] + clean[:10]:
-        mine = [leak for leak in found.leaks_of(passage) if leak[:2] in {row[:2] for row in sample}]
+        mine = [leak for leak in leak_filter.leaks_of(passage) if leak[:2] in {row[:2] for row in sample}]
         assert mine == naive(sample, passage)
 
 

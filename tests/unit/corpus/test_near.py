@@ -1,4 +1,4 @@
-"""Near duplicates: which are found, that the first stays, and that what is remembered lies on disk."""
+"""Near duplicates: which are dropped, that the first one stays, and that signatures are on disk."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def changed(original: str, draw: random.Random, words: int) -> str:
     return " ".join(parts)
 
 
-def jaccard(one: str, other: str) -> float:
-    first, second = (set(grams(tokens(t), 3)) for t in (one, other))
+def jaccard(text: str, other: str) -> float:
+    first, second = (set(grams(tokens(t), 3)) for t in (text, other))
     return len(first & second) / len(first | second)
 
 
@@ -76,14 +76,14 @@ def test_the_estimate_follows_the_jaccard_index_of_word_triples(finder: NearDupl
     finder.keep(originals)
     for words, lowest, highest in ((1, 0.9, 1.0), (6, 0.0, 0.2)):
         others = [changed(t, draw, words) for t in originals]
-        found = 1 - finder.keep(others).mean()
+        dropped_share = 1 - finder.keep(others).mean()
         mean = np.mean([jaccard(*pair) for pair in zip(originals, others, strict=True)])
-        assert lowest <= found <= highest, (words, mean, found)
+        assert lowest <= dropped_share <= highest, (words, mean, dropped_share)
 
 
 def test_short_and_wordless_texts_are_compared_whole(finder: NearDuplicates) -> None:
-    kept = finder.keep(["one", "two words", "One!", "two words", "…", "!!", "…", ""])
-    assert kept.tolist() == [True, True, False, False, True, True, False, True]
+    is_new = finder.keep(["one", "two words", "One!", "two words", "…", "!!", "…", ""])
+    assert is_new.tolist() == [True, True, False, False, True, True, False, True]
 
 
 def test_many_copies_of_one_text_leave_one(finder: NearDuplicates) -> None:

@@ -73,8 +73,8 @@ def site(tmp_path: Path) -> Path:
 
 
 def test_docstrings_are_read_in_order_without_rules() -> None:
-    found = [" ".join(text.split()) for text in docstrings(CODE.encode())]
-    assert found == [
+    documents = [" ".join(text.split()) for text in docstrings(CODE.encode())]
+    assert documents == [
         "Module says what it is for.",
         "First thing. Heading Body.",
         "Inner thing.",
@@ -86,10 +86,10 @@ def test_docstrings_are_read_in_order_without_rules() -> None:
 
 def test_documentation_is_read_without_running_code(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TLM_TEST_PACKAGE_WAS_RUN", raising=False)
-    found = [
+    documents = [
         (d.package, d.file, " ".join(d.text.split()), d.docstring) for d in documents_from_packages([site], workers=1)
     ]
-    assert found == [
+    assert documents == [
         ("single", "single.py", "A single module.", True),
         ("pkg", "pkg/README.md", "# Title See the docs.", False),
         *(("pkg", "pkg/__init__.py", " ".join(text.split()), True) for text in docstrings(CODE.encode())),
@@ -105,9 +105,9 @@ def test_two_processes_read_the_same_as_one_and_report_progress(tmp_path: Path) 
     for number in range(5):
         (tmp_path / f"m{number}.py").write_text(f'"""Module {number}."""\n' + "# padding\n" * 190_000)
     seen: list[tuple[int, int]] = []
-    one = list(documents_from_packages([tmp_path], workers=1))
+    single = list(documents_from_packages([tmp_path], workers=1))
     two = list(documents_from_packages([tmp_path], workers=2, progress=lambda done, total: seen.append((done, total))))
-    assert one == two and [document.text for document in two] == [f"Module {i}." for i in range(5)]
+    assert single == two and [document.text for document in two] == [f"Module {i}." for i in range(5)]
     assert len(seen) == 5 and seen[-1][0] == seen[-1][1] > 9_000_000
 
 

@@ -63,9 +63,9 @@ class TestFormats:
         rows.insert(0, ["id", "text", "source"])
         path = written(tmp_path / "a.csv", "\n".join(delimiter.join(row) for row in rows))
         heard: list[str] = []
-        found = list(read_sources([str(path)], say=heard.append))
-        assert len(found) == count and {passage.source for passage in found} == {"web"}
-        assert found[1].id == "1" and found[1].text.endswith(f" or 1{prose}")
+        results = list(read_sources([str(path)], say=heard.append))
+        assert len(results) == count and {passage.source for passage in results} == {"web"}
+        assert results[1].id == "1" and results[1].text.endswith(f" or 1{prose}")
         assert len(heard) == 1 and "delimiter: " in heard[0]
 
     def test_parquet_gives_its_texts(self, tmp_path: Path) -> None:
@@ -162,8 +162,8 @@ class TestFaults:
         written(tmp_path / "b.csv", "text,n\nfine,1\nfive,5,5\n")
         with pytest.raises(InvalidDataset) as caught:
             texts(tmp_path)
-        found = [(fault.code, fault.row) for fault in caught.value.faults]
-        assert found == [
+        results = [(fault.code, fault.row) for fault in caught.value.faults]
+        assert results == [
             ("malformed_row", 2),
             ("malformed_row", 3),
             ("not_text", 4),

@@ -27,10 +27,10 @@ def bucket() -> Iterator[str]:
 
 
 def test_remote_folder_is_read_by_file_name(bucket: str) -> None:
-    said: list[str] = []
-    found = [(passage.text, passage.source) for passage in read_sources([bucket], say=said.append)]
-    assert found == [("the first text", "a.txt.gz"), ("the second text", "two.jsonl")]
-    assert said == [f"{bucket}: skipped 1 files of other types"]
+    notes: list[str] = []
+    passages = [(passage.text, passage.source) for passage in read_sources([bucket], say=notes.append)]
+    assert passages == [("the first text", "a.txt.gz"), ("the second text", "two.jsonl")]
+    assert notes == [f"{bucket}: skipped 1 files of other types"]
 
 
 def test_a_single_file_at_an_address_is_read(bucket: str) -> None:

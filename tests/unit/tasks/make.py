@@ -44,16 +44,16 @@ def faults(
 ) -> list[tuple[str, str | None, int | None, str | None]]:
     """(code, split, row, column) of every fault; also checks that `load_task` raises just these."""
     task, report = validate(source, options, limits)
-    found = [(fault["code"], fault["split"], fault["row"], fault["column"]) for fault in report["faults"]]
-    assert (task is None) == bool(found) == (not report["ok"])
-    if found:
+    errors = [(fault["code"], fault["split"], fault["row"], fault["column"]) for fault in report["faults"]]
+    assert (task is None) == bool(errors) == (not report["ok"])
+    if errors:
         try:
             load_task(source, options, limits)
         except InvalidDataset as error:
-            assert [(fault.code, fault.split, fault.row, fault.column) for fault in error.faults] == found
+            assert [(fault.code, fault.split, fault.row, fault.column) for fault in error.faults] == errors
         else:
             raise AssertionError("load_task took a data set that has faults")
-    return found
+    return errors
 
 
 def messages(report: Mapping[str, Any], kind: str, code: str) -> list[str]:

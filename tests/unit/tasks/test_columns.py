@@ -1,4 +1,4 @@
-"""Columns are guessed with a reason, and a wrong name is told with the nearest."""
+"""Columns are inferred with a reason, and an unknown name is reported with the nearest one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that cannot be read, or not in part, are told with the row at fault."""
+"""Unreadable files and rows are reported with the row."""
 
 from __future__ import annotations
 

@@ -74,8 +74,8 @@ def test_delimiter_is_inferred_and_reported(tmp_path: Path, delimiter: str) -> N
     put(tmp_path / "train.csv", delimited(delimiter))
     task, report = load_task(split_files(tmp_path))
     assert task.texts("train") == [row["text"] for row in ROWS]
-    told = [note for note in report["notes"] if "delimiter" in note]
-    assert len(told) == (delimiter != ",")
+    expected_note = [note for note in report["notes"] if "delimiter" in note]
+    assert len(expected_note) == (delimiter != ",")
 
 
 def split_files(root: Path) -> Path:
@@ -111,7 +111,7 @@ def test_blank_lines_are_no_records(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("codec", "told"),
+    ("codec", "expected_note"),
     [
         ("utf-8", None),
         ("utf-8-sig", "byte order mark"),
@@ -122,7 +122,7 @@ def test_blank_lines_are_no_records(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["train.csv", "train.jsonl"])
-def test_encodings_are_detected_and_reported(tmp_path: Path, name: str, codec: str, told: str | None) -> None:
+def test_encodings_are_detected_and_reported(tmp_path: Path, name: str, codec: str, expected_note: str | None) -> None:
     text = "un été à Paris"
     content = f"text,label\n{text},bad\nb,good\n"
     if name.endswith("jsonl"):
@@ -131,8 +131,8 @@ def test_encodings_are_detected_and_reported(tmp_path: Path, name: str, codec: s
     task, report = load_task(split_files(tmp_path))
     assert task.texts("train")[0] == text
     notes = [note for note in report["notes"] if note.startswith(name) and "type" not in note]
-    assert bool(notes) == (told is not None)
-    assert told is None or told in notes[0]
+    assert bool(notes) == (expected_note is not None)
+    assert expected_note is None or expected_note in notes[0]
 
 
 def test_note_on_an_inferred_encoding_shows_a_sample(tmp_path: Path) -> None:

@@ -56,9 +56,9 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Any:
         lines += [part for split in of_config for part in (f"  - split: {split}", f"    path: {config}/{split}-*")]
     (root / "README.md").write_text("\n".join([*lines, "---", ""]))
 
-    def load(path: str, **asked: Any) -> Any:
+    def load(path: str, **options: Any) -> Any:
         assert path == "nyu-mll/glue"
-        return load_dataset(str(root), name=asked["name"], cache_dir=str(root / "cache"))
+        return load_dataset(str(root), name=options["name"], cache_dir=str(root / "cache"))
 
     return partial(read_hub, load=load)
 
@@ -76,8 +76,8 @@ def test_f1_is_that_of_glues_positive_label(reader: Any) -> None:
     task, report = load_task("hub:nyu-mll/glue:mrpc", hub=reader)
     assert (task.metric, task.labels, task.pair) == ("f1", ("not_equivalent", "equivalent"), True)
     assert "f1 measures the label 'equivalent'" in report["notes"]
-    asked, _ = load_task("hub:nyu-mll/glue:mrpc", DatasetOptions(metric="accuracy"), hub=reader)
-    assert (asked.metric, asked.labels) == ("accuracy", ("equivalent", "not_equivalent"))
+    options, _ = load_task("hub:nyu-mll/glue:mrpc", DatasetOptions(metric="accuracy"), hub=reader)
+    assert (options.metric, options.labels) == ("accuracy", ("equivalent", "not_equivalent"))
 
 
 def test_sts_b_is_regression(reader: Any) -> None:

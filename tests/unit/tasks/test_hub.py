@@ -77,10 +77,10 @@ def test_hub_file_is_read_from_the_cache_when_offline(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
-    found, missing, *outside = done.stdout.splitlines()
-    assert found == "a passage,7,1", done.stderr
+    first_line, missing, *outside = done.stdout.splitlines()
+    assert first_line == "a passage,7,1", done.stderr
     assert missing.startswith("Unavailable Cannot fetch 'large_external.csv' of the hub dataset yxchar/sciie-tlm")
-    assert all(told.startswith("InvalidRequest") for told in outside) and len(outside) == 2
+    assert all(line.startswith("InvalidRequest") for line in outside) and len(outside) == 2
 
 
 def test_local_folder_with_the_name_of_a_hub_id_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,20 +91,20 @@ def test_local_folder_with_the_name_of_a_hub_id_is_rejected(tmp_path: Path, monk
 
 
 class Hub:
-    """Stands in for `datasets.load_dataset`: keeps what it is asked and gives or raises what it is told."""
+    """A fake `datasets.load_dataset` that records its arguments and returns or raises `answer`."""
 
     def __init__(self, answer: Any) -> None:
         self.answer = answer
-        self.asked: dict[str, Any] = {}
+        self.arguments: dict[str, Any] = {}
 
     def __call__(self, path: str, **kwargs: Any) -> Any:
-        self.asked = {"path": path, **kwargs}
+        self.arguments = {"path": path, **kwargs}
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
 
 
-def made_splits(**splits: dict[str, list[Any]]) -> dict[str, Any]:
+def dataset_splits(**splits: dict[str, list[Any]]) -> dict[str, Any]:
     from datasets import ClassLabel, Dataset, Features, Value
 
     features = Features({"sentence": Value("string"), "label": ClassLabel(names=["neg", "pos"])})
@@ -112,14 +112,14 @@ def made_splits(**splits: dict[str, list[Any]]) -> dict[str, Any]:
 
 
 def test_revision_and_config_are_passed_on_and_remote_code_is_never_allowed() -> None:
-    hub = Hub(made_splits(train={"sentence": ["a"], "label": [1]}))
+    hub = Hub(dataset_splits(train={"sentence": ["a"], "label": [1]}))
     read_hub(HubSource("a/b", "v1", "small"), Findings(), Limits(), load=hub)
-    assert hub.asked == {"path": "a/b", "name": "small", "revision": "v1", "cache_dir": None}
+    assert hub.arguments == {"path": "a/b", "name": "small", "revision": "v1", "cache_dir": None}
 
 
 def test_class_names_of_the_hub_are_the_labels_and_hidden_labels_are_null() -> None:
     hub = Hub(
-        made_splits(
+        dataset_splits(
             train={"sentence": ["a", "b"], "label": [1, 0]},
             test={"sentence": ["c"], "label": [-1]},
             unsupervised={"sentence": ["d"], "label": [0]},
@@ -134,7 +134,7 @@ def test_class_names_of_the_hub_are_the_labels_and_hidden_labels_are_null() -> N
 
 def test_known_task_sets_name_and_metric_by_default() -> None:
     columns = {"sentence": [f"text {n}" for n in range(6)], "label": [0, 1] * 3}
-    hub = partial(read_hub, load=Hub(made_splits(train=columns, validation=columns, test=columns)))
+    hub = partial(read_hub, load=Hub(dataset_splits(train=columns, validation=columns, test=columns)))
     task, report = load_task("hub:yxchar/chemprot-tlm", hub=hub)
     assert (task.name, task.metric, task.labels) == ("chemprot", "micro_f1", ("neg", "pos"))
     assert "metric: micro_f1, as in the TLM paper" in report["notes"]
@@ -145,5 +145,5 @@ def test_known_task_sets_name_and_metric_by_default() -> None:
 
 def test_hub_dataset_without_train_or_rows_is_a_data_error() -> None:
     findings = Findings()
-    read_hub(HubSource("a/b"), findings, Limits(), load=Hub(made_splits(test={"sentence": [], "label": []})))
+    read_hub(HubSource("a/b"), findings, Limits(), load=Hub(dataset_splits(test={"sentence": [], "label": []})))
     assert [fault.code for fault in findings.faults] == ["no_rows", "no_train"]

@@ -136,26 +136,26 @@ def test_correlations_agree_with_scipy_and_repeated_rows_are_left_out() -> None:
     true = rng.randint(0, 6, 80).astype(float)  # with ties
     pred = true + rng.randn(80)
     repeated = rng.rand(80) < 0.3
-    found = score(true, pred, 1, "spearman", in_train=repeated)
-    assert found["pearson"] == pytest.approx(pearsonr(true, pred)[0])
-    assert found["value"] == found["spearman"] == pytest.approx(spearmanr(true, pred)[0])
-    assert found["deduplicated"]["value"] == pytest.approx(spearmanr(true[~repeated], pred[~repeated])[0])
-    assert found["accuracy"] is None
+    scores = score(true, pred, 1, "spearman", in_train=repeated)
+    assert scores["pearson"] == pytest.approx(pearsonr(true, pred)[0])
+    assert scores["value"] == scores["spearman"] == pytest.approx(spearmanr(true, pred)[0])
+    assert scores["deduplicated"]["value"] == pytest.approx(spearmanr(true[~repeated], pred[~repeated])[0])
+    assert scores["accuracy"] is None
 
 
 @pytest.mark.parametrize("odd", [float("nan"), float("inf")])
 def test_correlation_with_infinite_predictions_is_null_with_a_reason(odd: float) -> None:
-    found = score(
+    scores = score(
         np.array([1.0, 2.0, 3.0]), np.array([1.0, odd, 2.0]), 1, "spearman", in_train=np.array([False, True, False])
     )
-    assert (found["value"], found["pearson"], found["spearman"]) == (None, None, None)
-    assert found["reason"] == "1 of 3 predictions are not finite numbers"
-    assert found["deduplicated"]["value"] == pytest.approx(1.0)
+    assert (scores["value"], scores["pearson"], scores["spearman"]) == (None, None, None)
+    assert scores["reason"] == "1 of 3 predictions are not finite numbers"
+    assert scores["deduplicated"]["value"] == pytest.approx(1.0)
 
 
 def test_correlation_with_a_constant_is_null_with_a_reason() -> None:
-    found = score([1.0, 2.0], [3.0, 3.0], 1, "pearson")
-    assert found["value"] is None and "differ" in found["reason"]
+    scores = score([1.0, 2.0], [3.0, 3.0], 1, "pearson")
+    assert scores["value"] is None and "differ" in scores["reason"]
     assert better(0.0, None) and not better(None, None) and not better(0.1, 0.1)
 
 
@@ -168,7 +168,7 @@ def test_new_metric_needs_one_entry_in_the_table(tmp_path: Path, monkeypatch: py
     monkeypatch.setitem(METRICS, toy.name, toy)
     task, report = load_task(folder(tmp_path, rows(20)), DatasetOptions(metric="first_label"))
     assert report["ok"] and task.metric == "first_label" and task.type is TASK_TYPES[SINGLE_LABEL]
-    found = score(task.targets("test"), np.zeros(4, int), 2, task.metric, in_train=task.in_train("test"))
-    assert found["value"] == found["first_label"] == 1.0 and found["accuracy"] == 0.5
+    scores = score(task.targets("test"), np.zeros(4, int), 2, task.metric, in_train=task.in_train("test"))
+    assert scores["value"] == scores["first_label"] == 1.0 and scores["accuracy"] == 0.5
     assert scores_shown("first_label") == ("macro_f1", "micro_f1", "accuracy", "first_label")
-    assert over_seeds([{"validation": found, "test": found}])["mean"]["test"]["first_label"] == 1.0
+    assert over_seeds([{"validation": scores, "test": scores}])["mean"]["test"]["first_label"] == 1.0

@@ -71,7 +71,7 @@ def test_labels_with_few_rows_are_shared_out_among_the_splits() -> None:
 def test_the_seed_draws_which_of_equal_labels_a_split_has() -> None:
     labels, keys = few_rows(*[4] * 20)
     seen = [set(labels[cut_splits(labels, keys, ("test",), seed)["test"]].tolist()) for seed in range(40)]
-    assert {len(found) for found in seen} == {8}
+    assert {len(columns) for columns in seen} == {8}
     assert set().union(*seen) == set(range(20))
 
 

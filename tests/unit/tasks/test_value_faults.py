@@ -1,4 +1,4 @@
-"""Values at fault are told with row and column; what only deserves a warning stops nothing."""
+"""Invalid values are reported with row and column; warnings stop nothing."""
 
 from __future__ import annotations
 
@@ -100,12 +100,18 @@ def test_unread_parquet_values_are_reported_with_their_kind(tmp_path: Path, metr
     table = pa.table({"text": [b"\xff", b"plain", None], "label": days})
     pq.write_table(table, tmp_path / "train.parquet")
     _, report = validate(tmp_path / "train.parquet", DatasetOptions(metric=metric))
-    found = {(fault["code"], fault["row"]): fault["message"] for fault in report["faults"]}
-    assert set(found) == {("not_text", 1), ("null_text", 3), ("null_label", 1), ("not_a_label", 2), ("not_a_label", 3)}
-    assert found["not_text", 1].endswith(
+    messages_by_row = {(fault["code"], fault["row"]): fault["message"] for fault in report["faults"]}
+    assert set(messages_by_row) == {
+        ("not_text", 1),
+        ("null_text", 3),
+        ("null_label", 1),
+        ("not_a_label", 2),
+        ("not_a_label", 3),
+    }
+    assert messages_by_row["not_text", 1].endswith(
         "column 'text', is a piece of binary data, not a text. Write it as UTF-8 text."
     )
-    assert found["not_a_label", 2].endswith("column 'label', is a date or time. Write it as text.")
+    assert messages_by_row["not_a_label", 2].endswith("column 'label', is a date or time. Write it as text.")
 
 
 def test_at_most_100_unknown_labels_are_listed_and_all_counted(tmp_path: Path) -> None:
@@ -123,11 +129,11 @@ def test_unknown_label_error_suggests_the_nearest_label(tmp_path: Path) -> None:
         ("unknown_label", "validation", 1, "label"),
         ("unknown_label", "test", 2, "label"),
     }
-    told = messages(validate(source)[1], "faults", "unknown_label")
+    texts = messages(validate(source)[1], "faults", "unknown_label")
     assert any(
-        "(3 rows)" in text and "differs from 'positive' only in case, blanks or number format" in text for text in told
+        "(3 rows)" in text and "differs from 'positive' only in case, blanks or number format" in text for text in texts
     )
-    assert any("Did you mean 'negative'?" in text for text in told)
+    assert any("Did you mean 'negative'?" in text for text in texts)
 
 
 def test_one_class_only(tmp_path: Path) -> None:
@@ -173,8 +179,8 @@ def test_two_spellings_of_a_number_are_a_warning(tmp_path: Path) -> None:
     assert messages(report, "warnings", "label_variants")[0].startswith(
         "The labels '1' (2 rows) and '1.0' (2 rows) of train.jsonl differ only"
     )
-    told = messages(report, "faults", "unknown_label")
-    assert ["differs from '0' only" in told[0], "differs from '2024' only" in told[1]] == [True, True]
+    texts = messages(report, "faults", "unknown_label")
+    assert ["differs from '0' only" in texts[0], "differs from '2024' only" in texts[1]] == [True, True]
 
 
 def test_long_numbers_are_not_compared_as_floats(tmp_path: Path) -> None:
