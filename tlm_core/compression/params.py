@@ -7,6 +7,11 @@ from tlm_core.training.params import ExportParams, FinetuneParams
 from tlm_core.training.stage import StageParams
 
 
+def ticket_name(which: str, level: float, seed: int) -> str:
+    """Return the name of a ticket's node in the plan."""
+    return f"ticket.{which}.l{level:g}.s{seed}"
+
+
 class CheckEncoderParams(StageParams):
     """A published encoder, and the levels and masks of the tickets that it must fit."""
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tlm_core.compression.masks import Mask
-from tlm_core.compression.params import PhasesParams
+from tlm_core.compression.params import PhasesParams, ticket_name
 from tlm_core.compression.sliced import MASK, load_sliced, parameters, widened
 from tlm_core.studies.measure import compare_graphs, encoder_onnx
 from tlm_core.studies.outputs import Table, speed_in_words, write_outputs
@@ -47,11 +47,11 @@ def phases(ctx: StageContext[PhasesParams]) -> dict[str, Any]:
     curves = _curves(ctx.inputs, params)
     winning = (point for point in curves if point["ticket"] == "winning")
     best = max(winning, key=lambda point: (-math.inf if point["mean"] is None else point["mean"], point["level"]))
-    folders = {seed: ctx.inputs[_node("winning", best["level"], seed)] for seed in seeds}
+    folders = {seed: ctx.inputs[ticket_name("winning", best["level"], seed)] for seed in seeds}
     report: dict[str, Any] = {"kind": "prune", **report_of(folders, prepared, task, predictor)}
     report["dense"] = {name: dense[name] for name in ("mean", "spread", "cost")}
     report["curves"] = curves
-    tickets = [_node(which, level, seed) for which in params.tickets for level in params.levels for seed in seeds]
+    tickets = [ticket_name(which, level, seed) for which in params.tickets for level in params.levels for seed in seeds]
     report["sweep_cost"] = total_cost([{"tickets": read_history(ctx.inputs[name])["cost"]} for name in tickets])
     model, mask = load_sliced(folders[report["best_seed"]])
     report["super_ticket"] = {"level": best["level"], "mask": mask.as_dict(), **parameters(model.shape, mask)}
@@ -68,10 +68,6 @@ def phases(ctx: StageContext[PhasesParams]) -> dict[str, Any]:
     return {"super_ticket": best["level"], **report_meta(report)}
 
 
-def _node(which: str, level: float, seed: int) -> str:
-    return f"ticket.{which}.l{level:g}.s{seed}"
-
-
 def _curves(inputs: Mapping[str, Path], params: PhasesParams) -> list[dict[str, Any]]:
     """Return the validation scores over seeds of the dense model and of each ticket and level."""
     seeds = params.seeds
@@ -79,7 +75,7 @@ def _curves(inputs: Mapping[str, Path], params: PhasesParams) -> list[dict[str, 
     shape = load_model(inputs[f"finetune.s{seeds[0]}"]).shape
     for which in params.tickets:
         for level in params.levels:
-            folders = [inputs[_node(which, level, seed)] for seed in seeds]
+            folders = [inputs[ticket_name(which, level, seed)] for seed in seeds]
             mask = Mask.from_dict(json.loads((folders[0] / MASK).read_text(encoding="utf-8")))
             counts = parameters(shape, mask)  # equal for all seeds, because the level fixes the number of removed parts
             points.append(_point(which, level, counts["layers_left"] / counts["layers_full"], folders))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, field_validator
 
 from tlm_core.compression.masks import Which, removals
-from tlm_core.compression.params import PhasesParams, TicketParams
+from tlm_core.compression.params import PhasesParams, TicketParams, ticket_name
 from tlm_core.jobs.nodes import Node, Plan, PlanInputs, gather_group, group_by_seed, train_nodes, with_rates
 from tlm_core.jobs.ticket_nodes import CHECK_ENCODER, IMPORTANCE, before_training, check_encoder, importance_node
 from tlm_core.kinds.kind import FormField, Kind, KindOptions
@@ -72,7 +72,7 @@ def plan(inputs: PlanInputs[PruneOptions]) -> Plan:
     for which in options.tickets:
         for level in options.levels:
             for seed in seeds:
-                name = f"ticket.{which}.l{level:g}.s{seed}"
+                name = ticket_name(which, level, seed)
                 params = TicketParams.of(recipe, seed, which=which, level=level)
                 start = {"prepared": "prepare", "importance": f"importance.s{seed}"}
                 if recipe.joint.enabled:
