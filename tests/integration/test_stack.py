@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +107,10 @@ def test_gateway_and_ray_require_a_token(up: dict[str, Any], folder: Path) -> No
 
 
 def test_second_stack_on_the_folder_reports_the_first(up: dict[str, Any], folder: Path) -> None:
-    for way in ([], ["--detach"]):
-        result = tlm("up", *way, "--port", "0", "--data-dir", str(folder))
+    commands = [("up", *options, "--port", "0", "--data-dir", str(folder)) for options in ((), ("--detach",))]
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(lambda command: tlm(*command), commands))
+    for result in results:
         assert result.returncode == 1
         assert f"already running at {up['url']}" in result.stderr
     assert StackFolder(folder).running()
@@ -124,12 +127,12 @@ def test_used_port_is_reported_and_starts_nothing(up: dict[str, Any], tmp_path: 
 def test_killed_gateway_restarts_with_its_data(up: dict[str, Any], folder: Path, tmp_path: Path) -> None:
     rows = tmp_path / "toy.jsonl"
     rows.write_text(ROWS, encoding="utf-8")
-    added = tlm("--data-dir", str(folder), "dataset", "add", "toy", str(rows), "--json")
-    assert added.returncode == 0, added.stderr
+    token = Path(up["token_file"]).read_text(encoding="ascii").strip()
+    with TLMClient(up["url"], token) as client:
+        client.add_dataset("toy", {"file": rows})
     before = part(folder, "api").pid
     os.kill(before, signal.SIGKILL)
     wait_for(lambda: part(folder, "api").state == "up" and part(folder, "api").pid != before, 60)
-    token = Path(up["token_file"]).read_text(encoding="ascii").strip()
     with TLMClient(up["url"], token) as client:
         assert [d.name for d in client.datasets()] == ["toy"]
     assert part(folder, "api").restarts == 1
