@@ -20,6 +20,7 @@ from tlm_client import http
 from tlm_client.transfer import RESUMABLE_BYTES, Download, OnBytes, Stream, check_not_empty, next_part
 from tlm_core import wire
 from tlm_core.artifacts import FileEntry, sha256_file, storage_errors
+from tlm_core.corpus.states import NearDuplicatesChoice
 from tlm_core.errors import Conflict, CorruptArtifact, TLMError, Unavailable, error_from_dict
 from tlm_core.jobs.spec import FROM_JOB, JobSpec
 
@@ -139,7 +140,7 @@ class TLMClient:
         files: Sequence[Path],
         language: str = "en",
         *,
-        near_duplicates: wire.NearDuplicatesChoice = "drop",
+        near_duplicates: NearDuplicatesChoice = "drop",
         in_parts_from: int = RESUMABLE_BYTES,
     ) -> wire.CorpusLoad:
         """Upload files as the next version of a corpus. `wait_corpus` waits until jobs can use it.
@@ -156,7 +157,7 @@ class TLMClient:
         sources: Sequence[str],
         language: str = "en",
         *,
-        near_duplicates: wire.NearDuplicatesChoice = "drop",
+        near_duplicates: NearDuplicatesChoice = "drop",
     ) -> wire.CorpusLoad:
         """Let the service fetch `s3://…` or `hub:…` addresses as the next version of a corpus.
 

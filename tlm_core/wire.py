@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from tlm_core.artifacts import FileEntry
+from tlm_core.corpus.states import CorpusState, LoadState, NearDuplicatesChoice
 from tlm_core.jobs.spec import JobSpec, Origin, Progress
 from tlm_core.jobs.states import TERMINAL, State
 from tlm_core.training.recipe import Recipe
@@ -93,25 +93,6 @@ class DatasetCreated(Dataset):
 
 
 # --- corpora ---------------------------------------------------------------------------------------------------------
-
-
-NearDuplicatesChoice = Literal["drop", "keep"]
-
-
-class CorpusState(StrEnum):
-    LOADING = "loading"
-    READY = "ready"
-    FAILED = "failed"
-
-
-class LoadState(StrEnum):
-    QUEUED = "queued"
-    CUTTING = "cutting"
-    INDEXING = "indexing"
-    CANCELLING = "cancelling"
-    READY = "ready"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
 
 
 class CorpusVersion(_Answer):

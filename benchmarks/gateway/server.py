@@ -25,8 +25,8 @@ from services.common.catalog_records import CorpusVersion
 from services.common.jobstore import JobStore
 from tests.redis_server import RedisServer, free_port
 from tlm_core.artifacts import ArtifactStore, ManifestRef
+from tlm_core.corpus.states import CorpusState, LoadState
 from tlm_core.jobs.spec import Resolved
-from tlm_core.wire import CorpusState, LoadState
 
 TENANT = "default"
 

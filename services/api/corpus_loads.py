@@ -20,8 +20,8 @@ from services.common.catalog_records import OPEN, CorpusLoad, CorpusVersion
 from services.common.logs import log_context
 from services.common.retriever_client import IndexLoad, RetrieverClient
 from tlm_core.artifacts import ArtifactStore, ManifestRef
+from tlm_core.corpus.states import CorpusState, LoadState
 from tlm_core.errors import IndexMismatch, NotFound, StaleAttempt, TLMError
-from tlm_core.wire import CorpusState, LoadState
 
 if TYPE_CHECKING:
     from tlm_core.corpus.passages import Passage

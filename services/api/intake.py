@@ -21,12 +21,12 @@ from services.common.catalog_records import CorpusLoad, DatasetRecord
 from services.common.problem import validation_problem
 from tlm_core.artifacts import ArtifactStore, ManifestRef, storage_errors
 from tlm_core.corpus.remote import is_address
+from tlm_core.corpus.states import NearDuplicatesChoice
 from tlm_core.errors import InvalidRequest, StoreUnavailable
 from tlm_core.hub import HUB, NAME, refuse_folder
 from tlm_core.jobs.spec import NAME_PATTERN, new_id
 from tlm_core.tasks.metrics import METRICS
 from tlm_core.tasks.options import DatasetOptions
-from tlm_core.wire import NearDuplicatesChoice
 
 if TYPE_CHECKING:
     from tlm_core.tasks.task import Task

@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from tlm_core.artifacts import ManifestRef
+from tlm_core.corpus.states import CorpusState, LoadState, NearDuplicatesChoice
 from tlm_core.errors import NotFound
-from tlm_core.wire import CorpusState, LoadState, NearDuplicatesChoice
 
 
 class _Record(BaseModel):

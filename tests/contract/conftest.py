@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from tests.contract.coordinator_harness import CoordinatorHarness, MovableClockStore
 from tests.contract.filled_dashboard import Contents, filled_gateway
 from tests.contract.gateway import TRAIN, Gateway, add_dataset, add_version, make_gateway
-from tlm_core.wire import CorpusState
+from tlm_core.corpus.states import CorpusState
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from tests.contract.job_results import make_export, publish
 from tests.factories import make_spec
 from tests.redis_server import RedisServer
 from tlm_core.artifacts import ManifestRef
+from tlm_core.corpus.states import CorpusState, LoadState
 from tlm_core.errors import NonFiniteLoss
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord, Progress, Resolved
@@ -35,7 +36,6 @@ from tlm_core.tasks.metrics import score, summary
 from tlm_core.tasks.types import TASK_TYPES
 from tlm_core.training.evaluate import report_meta
 from tlm_core.training.recipe import resolve
-from tlm_core.wire import CorpusState, LoadState
 
 HOSTILE = """<script>document.title='owned'</script><img src=x onerror="document.title='owned'">"'&amp;"""
 TOPICS = {

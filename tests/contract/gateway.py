@@ -32,9 +32,9 @@ from services.common.retriever_client import RetrieverClient
 from tests.redis_server import free_port
 from tests.support import files_under
 from tlm_core.artifacts import MARK, ArtifactStore, ManifestRef
+from tlm_core.corpus.states import CorpusState, LoadState
 from tlm_core.tasks.options import DatasetOptions
 from tlm_core.tasks.validate import load_task
-from tlm_core.wire import CorpusState, LoadState
 
 T = "default"
 TOKEN = "tlm_test"

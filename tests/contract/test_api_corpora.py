@@ -19,8 +19,8 @@ from tests.contract.corpora import LINES, T, idle_corpus, post, queue_load, wait
 from tests.contract.gateway import Gateway, make_gateway, restarted
 from tests.support import wait_for
 from tlm_core.artifacts import ArtifactStore
+from tlm_core.corpus.states import LoadState
 from tlm_core.errors import IndexMismatch, IndexUnavailable, StoreUnavailable
-from tlm_core.wire import LoadState
 
 
 def test_uploaded_corpus_becomes_a_searchable_version(api: TestClient, gateway: Gateway) -> None:

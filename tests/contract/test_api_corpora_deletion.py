@@ -16,8 +16,8 @@ from tests.support import wait_for
 from tlm_core.artifacts import ArtifactStore
 from tlm_core.corpus.passages import Passage
 from tlm_core.corpus.read import read_sources
+from tlm_core.corpus.states import LoadState
 from tlm_core.errors import IndexUnavailable
-from tlm_core.wire import LoadState
 
 
 def two_versions(api: TestClient) -> tuple[str, str]:

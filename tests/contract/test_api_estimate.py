@@ -11,8 +11,8 @@ from fastapi.testclient import TestClient
 from services.api.work import Texts, work_of
 from tests.contract.gateway import TRAIN, Gateway, add_dataset, add_version
 from tests.contract.recorded_jobs import ROWS, SEARCHED, TOKENS, record
+from tlm_core.corpus.states import CorpusState
 from tlm_core.jobs.plan import Node, plan_of
-from tlm_core.wire import CorpusState
 
 T = "default"
 pytestmark = pytest.mark.usefixtures("stocked")

@@ -14,10 +14,10 @@ from tests.contract.gateway import TRAIN, Gateway, add_version, restarted, uploa
 from tests.contract.job_results import complete, publish
 from tests.support import wait_for
 from tlm_core.artifacts import ArtifactStore
+from tlm_core.corpus.states import CorpusState
 from tlm_core.errors import StorageUnavailable, StoreUnavailable, WorkerLost
 from tlm_core.jobs import nodes
 from tlm_core.jobs.spec import JobRecord
-from tlm_core.wire import CorpusState
 
 T = "default"
 pytestmark = pytest.mark.usefixtures("stocked")

@@ -13,8 +13,8 @@ from fastapi.testclient import TestClient
 
 from tests.contract.gateway import AUTH, REF, Gateway, add_version, make_gateway, upload
 from tests.contract.job_results import complete
+from tlm_core.corpus.states import CorpusState
 from tlm_core.jobs.states import State
-from tlm_core.wire import CorpusState
 
 T = "default"
 pytestmark = pytest.mark.usefixtures("stocked")

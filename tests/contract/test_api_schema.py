@@ -14,7 +14,7 @@ import redis
 from tests.contract.gateway import AUTH, Gateway, add_version, make_gateway, upload
 from tests.contract.job_results import complete
 from tests.support import skip_or_fail
-from tlm_core.wire import CorpusState
+from tlm_core.corpus.states import CorpusState
 
 EXAMPLES = 7
 # Generated requests must not reach the hub.

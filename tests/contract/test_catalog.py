@@ -12,9 +12,9 @@ from services.common.catalog import Catalog, ready_version
 from services.common.catalog_records import CorpusLoad, CorpusVersion, DatasetRecord
 from services.common.jobstore import JobStore, Removal
 from tlm_core.artifacts import ManifestRef
+from tlm_core.corpus.states import CorpusState, LoadState
 from tlm_core.errors import AlreadyRunning, Conflict, NotFound, StaleAttempt
 from tlm_core.jobs.spec import new_id
-from tlm_core.wire import CorpusState, LoadState
 
 T = "default"
 REF = ManifestRef(folder="default/x", digest="1" * 64)

@@ -15,7 +15,8 @@ from services.api.parts import AfterId, Limit, PartsDep, problems
 from services.api.removal import delete_corpus
 from services.api.views import corpus_view, load_view
 from services.common.catalog import ready_version
-from tlm_core.wire import Corpus, CorpusLoad, Items, NearDuplicatesChoice, Page, RefusedPassage, SearchResult
+from tlm_core.corpus.states import NearDuplicatesChoice
+from tlm_core.wire import Corpus, CorpusLoad, Items, Page, RefusedPassage, SearchResult
 
 router = APIRouter(prefix="/v1/corpora", tags=["corpora"])
 
