@@ -39,7 +39,8 @@ def refuse_folder(path: str) -> None:
     """Raise InvalidRequest if a local folder has the name of the repository: the libraries would read the folder."""
     if Path(path).exists():
         raise InvalidRequest(
-            f"Invalid hub id: '{path}' is also a local folder. Pass the folder, or start in another directory."
+            f"Invalid hub id: '{path}' is also a local folder, which the libraries would read. "
+            "Pass the path of the folder, or start in another directory."
         )
 
 

@@ -102,5 +102,5 @@ def _parsed(url: str) -> httpx.URL:
     except httpx.InvalidURL as error:
         raise InvalidRequest(f"Invalid URL '{url[:200]}': {error}.") from error
     if not parsed.host:
-        raise InvalidRequest(f"Invalid URL '{url[:200]}'. It has no host.")
+        raise InvalidRequest(f"Invalid URL '{url[:200]}'. It has no host. Expected https://HOST/PATH.")
     return parsed

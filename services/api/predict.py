@@ -39,7 +39,7 @@ class Model:
     type: TaskType = TASK_TYPES[SINGLE_LABEL]
 
     def probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> NDArray[np.float32]:
-        """Probabilities of shape (texts, labels), in regression targets of shape (texts, 1).
+        """Return the probabilities of each text, (texts, labels); for a regression model its predictions, (texts, 1).
 
         Row i belongs to texts[i] (and pairs[i]). Batching changes results only by rounding."""
         if not texts:

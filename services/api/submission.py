@@ -145,7 +145,7 @@ def _check_corpus(spec: JobSpec, recipe: Recipe) -> None:
 
 def _check_seeds(spec: JobSpec) -> None:
     if len(set(spec.seeds)) < len(spec.seeds):
-        raise InvalidRequest("A seed occurs twice in 'seeds'. Each seed is one run.")
+        raise InvalidRequest("A seed occurs twice in 'seeds'. Remove the duplicate.")
     if not all(0 <= seed <= _MAX_SEED for seed in spec.seeds):
         raise InvalidRequest(f"Each seed must be between 0 and {_MAX_SEED}.")
 
@@ -242,7 +242,10 @@ def _ignores_corpus(selector: object) -> bool:
 
 
 def _agreeing(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Let the one of corpus and selector that changes end the other. Clients send 'none' if no corpus is named."""
+    """Reset the corpus or the selector if the change of the other excludes it.
+
+    Clients send the selector 'none' if no corpus is named.
+    """
     overrides = values["overrides"]
     selector = overrides.get(_SELECTOR) if isinstance(overrides, dict) else None
     if "corpus" not in changes:
@@ -253,10 +256,10 @@ def _agreeing(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, A
 
 
 def _check_folders(recipe: Recipe, allowed: tuple[Path, ...]) -> None:
-    """A path is opened where the workers run, with their rights: only folders that the operator named will do."""
+    """Raise InvalidRequest unless the operator allows a local path, because workers read it with their permissions."""
     for key, value in (("model.init", recipe.model.init), ("tokenizer.source", recipe.tokenizer.source)):
         if value.startswith("/") and not any(Path(value).resolve().is_relative_to(folder) for folder in allowed):
             raise InvalidRequest(
-                f"'{key}' names the folder {value}, which jobs may not use here; use hub:ID, or ask the operator to "
-                "name the folder in TLM_API_MODEL_FOLDERS"
+                f"Jobs may not use the folder {value} ('{key}'). Use hub:ID, or ask the operator to add the folder to "
+                "TLM_API_MODEL_FOLDERS."
             )

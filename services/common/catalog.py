@@ -136,7 +136,8 @@ class Catalog:
             record = self._version(tenant, name, version)
             if record is None:
                 raise NotFound(
-                    f"Dataset '{name}' has no version '{version}'. Give v and its number, or 8 digits of its digest."
+                    f"Dataset '{name}' has no version '{version}'. "
+                    f"Use '{name}@v3' for version 3, or '{name}@' with at least 8 digits of its digest."
                 )
             return record
         with translated_errors():

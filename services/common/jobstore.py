@@ -564,7 +564,10 @@ class JobStore:
                     f"Cannot {verb} job {job_id}: attempt {attempt} is in force, or another owner holds the job. "
                     "Stop writing."
                 )
-        raise Conflict(f"Unexpected answer {answer} to {verb} of job {job_id}. Run one release of all processes.")
+        raise Conflict(
+            f"The job store returned an unexpected answer ({answer}) to '{verb}' of job {job_id}. "
+            "Run the same release in all processes."
+        )
 
 
 def _indexes(tenant: str, spec: JobSpec, resolved: Resolved) -> list[str]:

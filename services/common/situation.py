@@ -65,8 +65,8 @@ class Situation:
         """
         if node.reused:
             raise NotFound(
-                f"The artifact of '{node.name}' from job {self.job.spec.source_job} is lost ({error}). A new one would "
-                "belong to another model. Train the model again and prune that job."
+                f"The artifact of '{node.name}' from job {self.job.spec.source_job} is lost ({error}). A recomputed "
+                "one would belong to another model. Train the model again and prune the new job."
             ) from error
         artifact = self.artifact_id(node)
         log.warning("Invalidated artifact %s of %s: %s", artifact, node.name, error)

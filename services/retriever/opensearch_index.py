@@ -111,7 +111,9 @@ class OpenSearchIndex:
 
     def add(self, batch: Sequence[Passage]) -> None:
         if self.ready:
-            raise Conflict("The index is committed. Load another version of the corpus instead.")
+            raise Conflict(
+                "The index is complete and accepts no more passages. Load them as another version of the corpus."
+            )
         if self._writer is None:
             self._writer = BulkWriter(self._cluster, load_alias(self.name), self._document, self._start)
         self._writer.write(batch)
@@ -135,7 +137,7 @@ class OpenSearchIndex:
         if expected is not None and count + refused != expected:
             raise IndexMismatch(
                 f"The index contains {count} passages, and {refused} were refused, but the corpus has {expected}. "
-                "Are its ids unique?"
+                "Check that its ids are unique."
             )
         if self.cursor.position == expected:  # otherwise passages were added twice, and counted twice in the checksum
             self._check_ids()
@@ -248,7 +250,7 @@ class OpenSearchIndex:
         for start in range(0, len(wanted), _MGET_SIZE):
             for document in self._fetch(wanted[start : start + _MGET_SIZE]):
                 if not document["found"]:
-                    raise NotFound(f"Passage '{document['_id']}' is not in the index.")
+                    raise NotFound(f"Passage '{document['_id']}' is not in the index. Load the corpus again.")
                 source = document["_source"]
                 passages[document["_id"]] = Passage(document["_id"], source["text"], source["source"])
         return passages
@@ -279,7 +281,7 @@ class OpenSearchIndex:
             last = names[-1]
 
     def close(self) -> None:
-        """End the writing. The connections belong to the cluster."""
+        """Stop the writer. The cluster object owns the connections and closes them."""
         if self._writer is not None:
             self._writer.close()
 

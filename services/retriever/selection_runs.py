@@ -45,7 +45,7 @@ class Run:
         self.status = self.status.model_copy(update=changes)
 
     def report(self, done: int, total: int, unit: str, now: float) -> None:
-        """Update progress and rate. The rate ignores what an earlier process had finished."""
+        """Set progress and rate (units per second). The rate excludes work of an earlier process."""
         if unit != self.status.unit or done < self.status.done or not self.status.total:
             self.rate_start = (done, now)
         first, since = self.rate_start

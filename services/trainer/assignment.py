@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True)
 class Assignment:
-    """One group of a job's plan, the number of workers, and the CPUs and GPUs of each worker."""
+    """What a submitted program computes: one group of a job's plan, on how many workers, with which CPUs and GPUs."""
 
     tenant: str
     job: str

@@ -1,4 +1,4 @@
-"""Requests for a job's selection to the retriever."""
+"""Request the selection of a job from the retriever."""
 
 from __future__ import annotations
 

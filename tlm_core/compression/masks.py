@@ -66,10 +66,14 @@ class Mask:
         if any(value not in (0, 1) for value in values):  # True and False equal 1 and 0
             raise InvalidRequest("Invalid mask: a value is neither 0 nor 1 (or false and true).")
         if len({len(row) for row in heads}) != 1 or len(blocks) != len(heads):
-            raise InvalidRequest("Invalid mask: every layer needs the same number of heads, and one block.")
+            raise InvalidRequest(
+                "Invalid mask: all layers must have the same number of heads, and 'blocks' one value for each layer."
+            )
         mask = cls(tuple(tuple(map(bool, row)) for row in heads), tuple(map(bool, blocks)))
         if empty := [number for number, row in enumerate(mask.heads) if not any(row)]:
-            raise InvalidRequest(f"Invalid mask: layer {empty[0]} has no heads. Each layer needs at least one head.")
+            raise InvalidRequest(
+                f"Invalid mask: layer {empty[0]} has no heads. Layers count from 0, and each needs a head."
+            )
         return mask
 
     def check(self, layers: int, heads: int) -> None:
@@ -77,7 +81,8 @@ class Mask:
         own = (len(self.heads), len(self.heads[0]))
         if own != (layers, heads):
             raise InvalidRequest(
-                f"Invalid mask: it has {own[0]} layers x {own[1]} heads, but the model has {layers} x {heads}."
+                f"Invalid mask: it has {own[0]} layers x {own[1]} heads, but the model has {layers} x {heads}. "
+                "Use a mask of this model."
             )
 
     @property

@@ -47,8 +47,8 @@ def grams(words: list[str], size: int = GRAM) -> Iterator[tuple[str, ...]]:
 class LeakFilter:
     """Detects the texts that a passage leaks.
 
-    A passage leaks a text of at least 8 tokens if it contains at least half of its distinct 8-grams, and a text of 5
-    to 7 tokens if it contains all of it as one run. Texts under 5 tokens never leak.
+    A passage leaks a text of at least 8 tokens if it contains at least half of the text's distinct 8-grams. It leaks a
+    text of 5 to 7 tokens if it contains the whole text as one run. Shorter texts never leak.
 
     texts: (split, row, text) of every validation and test text.
     """

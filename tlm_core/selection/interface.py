@@ -75,7 +75,9 @@ class SelectionInputs:
                 f"The uploaded selection has no passage of rank {self.params.top_k} or better. "
                 "Increase selection.top_k."
             )
-        raise EmptySelection("The first passage is longer than selection.max_tokens. Increase it.")
+        raise EmptySelection(
+            "The first passage is longer than selection.max_tokens allows. Increase selection.max_tokens."
+        )
 
 
 class Selected(NamedTuple):

@@ -89,7 +89,9 @@ class TantivyIndex:
 
     def add(self, batch: Sequence[Passage]) -> None:
         if self._writer is None:
-            raise Conflict("The index is committed. Load another version of the corpus instead.")
+            raise Conflict(
+                "The index is complete and accepts no more passages. Load them as another version of the corpus."
+            )
         with _tantivy_errors(self.folder):
             self._writer.add(batch)
 
@@ -101,7 +103,7 @@ class TantivyIndex:
         self._writer = None
         if expected is not None and count != expected:
             raise IndexMismatch(
-                f"The index contains {count} passages instead of {expected}. Are the ids of the corpus unique?"
+                f"The index contains {count} passages instead of {expected}. Check that its ids are unique."
             )
         metadata = {"schema": SCHEMA_VERSION, "analysis": self.analysis, "count": count}
         with _tantivy_errors(self.folder), _synced(self.folder / _METADATA) as handle:
@@ -135,7 +137,7 @@ class TantivyIndex:
     @property
     def _read(self) -> _Reader:
         if self._reader is None:
-            raise Conflict("The index is not committed, or closed.")
+            raise Conflict("The index is closed or not complete. Commit it before you read it.")
         return self._reader
 
 
@@ -257,7 +259,7 @@ class _Reader:
             records = self._batches[number].take(pa.array(in_batch)).to_pylist()
             passages.update((record["id"], Passage(**record)) for record in records if record["id"] in wanted)
         if missing := wanted - passages.keys():
-            raise NotFound(f"Passage '{min(missing)}' is not in the index.")
+            raise NotFound(f"Passage '{min(missing)}' is not in the index. Load the corpus again.")
         return passages
 
     def _rows_of(self, ids: Collection[str]) -> NDArray[np.int64]:

@@ -49,7 +49,7 @@ class Reverse(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, places: Tensor) -> Tensor:
-        """x: [T, B, n]. places: [T * B], for each row of the flattened result the row of x that it copies."""
+        """Return x [T, B, n] with its rows reordered. places: [T * B], the row of flattened x for each result row."""
         ctx.save_for_backward(places)
         return x.flatten(0, 1)[places].view(x.shape)
 
@@ -71,7 +71,10 @@ class LSTMLayer(nn.Module):
         self.bias = nn.Parameter(torch.zeros(2 * GATES * hidden))
 
     def forward(self, x: Tensor, reversal: Tensor) -> Tensor:
-        """reversal: the `places` of `Reverse`. Texts start at step 0; the output after a text's end is undefined."""
+        """Return [T, B, 2 * hidden] of x [T, B, inputs]. reversal: the `places` of `Reverse`.
+
+        Every text starts at step 0. The output after the end of a text is undefined.
+        """
         forward = self._direction(0, x)
         backward = Reverse.apply(self._direction(1, Reverse.apply(x, reversal)), reversal)
         return torch.cat((forward, backward), dim=-1)

@@ -66,7 +66,10 @@ def count(stores: Sequence[TokenStore], size: int, specials: Sequence[int], dim:
 
 
 def _blocks(stores: Sequence[TokenStore]) -> Iterator[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]]:
-    """Yield (tokens, document of each token) of whole documents, up to MAX_TOKENS over all stores."""
+    """Yield blocks of whole documents: their tokens, and the document number of each token.
+
+    Stop at MAX_TOKENS tokens over all stores.
+    """
     budget = MAX_TOKENS
     for store in stores:
         documents = int(np.searchsorted(store.offsets, budget, side="right")) - 1

@@ -45,7 +45,7 @@ def training_bytes(sizes: Sizes, parameters: int, rows: int, masked: float = 0.0
 
 
 def predicting_bytes(sizes: Sizes, parameters: int, rows: int) -> int:
-    """Return the same for validation between steps, where the forward pass holds one layer at a time.
+    """Return the bytes of validation with `rows` rows. Its forward pass holds one layer at a time.
 
     Memory that fits training with some rows fits validation with twice as many.
     """

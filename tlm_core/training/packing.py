@@ -137,7 +137,7 @@ def first_fit(lengths: Sequence[int], size: int) -> list[list[int]]:
 def pack(store: TokenStore, documents: Ints, length: int, second: Ints | None = None, pad: int = 0) -> Rows:
     """Pack whole documents of the store, each at most `length` tokens long, into rows of `length`.
 
-    second: for text pairs, where the second text of each document in the store begins.
+    second: position in each document at which the second text of a pair begins; None for single texts.
     """
     texts = [store[int(document)] for document in documents]
     bins = first_fit([len(text) for text in texts], length)

@@ -36,7 +36,7 @@ class SelectParams(StageParams):
 
 
 class PrepareParams(StageParams):
-    """vector_width: width of the counted word vectors for `model.init: counts`, or None."""
+    """What `prepare` reads. vector_width: width of the word vectors for `model.init: counts`, or None."""
 
     tokenizer: Tokenizer
     architecture: str

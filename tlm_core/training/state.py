@@ -115,12 +115,16 @@ def load_weights(model: TaskModel, saved: Mapping[str, Tensor], *, skip: tuple[s
     tensors = {name: tensor for name, tensor in saved.items() if not name.startswith(skip)}
     if own.keys() != tensors.keys():
         differing = sorted(own.keys() ^ tensors.keys())[:3]
-        raise CorruptArtifact(f"The saved weights are of another model. They differ in {', '.join(differing)}.")
+        raise CorruptArtifact(
+            f"The saved weights belong to another model. They differ in {', '.join(differing)}. Retry the job."
+        )
     with torch.no_grad():
         for name, parameter in own.items():
             size, expected = tuple(tensors[name].shape), tuple(parameter.shape)
             if size != expected:
-                raise CorruptArtifact(f"The saved weight '{name}' has size {size}. Expected {expected}.")
+                raise CorruptArtifact(
+                    f"The saved weight '{name}' has shape {size} instead of {expected}. Retry the job."
+                )
             parameter.copy_(tensors[name])
 
 

@@ -118,7 +118,7 @@ def dataset(body: DatasetOfUploads, parts: PartsDep, tenant: Tenant) -> DatasetC
     responses=problems(404, 409, 413, 507),
 )
 def corpus(body: CorpusOfUploads, parts: PartsDep, tenant: Tenant) -> CorpusLoad:
-    """Return a load of complete uploads. The service then splits and indexes them, as after a direct upload."""
+    """Create a corpus load from complete uploads and return it. The service then cuts and indexes their text."""
     with parts.uploads.files(tenant, [("files", upload) for upload in body.files]) as files:
         load = parts.corpus_intake.add(tenant, body.name, body.language, files, body.near_duplicates)
     parts.loads.wake()

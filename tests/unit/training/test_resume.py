@@ -99,7 +99,7 @@ def test_checkpoint_of_another_model_is_rejected(tmp_path: Path) -> None:
     prepared = made_prepared(tmp_path / "data", recipe)
     with pytest.raises(Killed):
         run_of(tmp_path / "run", prepared, recipe)(DyingReporter(die_at=3))
-    with pytest.raises(CorruptArtifact, match=r"has size \(.*\)\. Expected \("):
+    with pytest.raises(CorruptArtifact, match=r"has shape \(.*\) instead of \("):
         run_of(tmp_path / "run", prepared, other)()
 
 

@@ -128,7 +128,7 @@ class Architecture(ABC):
         return 3 if self.gated else 2
 
     def layer_weights(self, sizes: Sizes) -> int:
-        """Return the weights in the matrices of one layer."""
+        """Return the number of weights in the matrices of one layer."""
         return 4 * sizes.hidden**2 + self.feed_forward_matrices * sizes.hidden * sizes.intermediate
 
     def layer_products(self, sizes: Sizes, length: int) -> int:
@@ -136,7 +136,7 @@ class Architecture(ABC):
         return self.layer_weights(sizes) + 2 * length * sizes.hidden
 
     def layer_floats(self, sizes: Sizes, maps: int) -> int:
-        """Return the activations of one layer for one position. maps: attention maps or masks of its row."""
+        """Return the number of activations of one layer for one position. maps: attention maps or masks of its row."""
         return 8 * sizes.hidden + self.feed_forward_matrices * sizes.intermediate + maps * sizes.max_length
 
     def exported_parameters(self, sizes: Sizes) -> int:
