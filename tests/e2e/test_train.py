@@ -35,7 +35,7 @@ def test_job_with_killed_worker_resumes_from_its_checkpoint(embedded: Stack, kil
     points = embedded.client.metrics(job.id)
     steps = [point["step"] for point in points if point["attempt"] == 2 and point["node"] == "joint.s0"]
     assert min(steps) > resumed.data["step"], "no step runs twice"
-    assert max(steps) > 0.9 * STEPS
+    assert max(steps) > STEPS / 2, "the series continues; a point covers half a second"
 
 
 def test_downloaded_model_scores_what_the_report_says(
