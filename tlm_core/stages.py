@@ -64,7 +64,7 @@ JOINT = worker("joint", "tlm_core.training.stages:joint", 6, params.JointParams)
 FINETUNE = worker("finetune", "tlm_core.training.stages:finetune", 4, params.FinetuneParams)
 CHOOSE = worker("choose", "tlm_core.training.stages:choose", 1, params.ChooseParams)
 EVALUATE = worker("evaluate", "tlm_core.training.evaluate:evaluate", 4, params.SeedsParams)
-EXPORT = worker("export", "tlm_core.training.export:export", 2, params.ExportParams)
+EXPORT = worker("export", "tlm_core.training.export:export", 3, params.ExportParams)
 
 # The stages that several kinds of job use.
 SHARED_STAGES = (VALIDATE, SELECT, PREPARE, JOINT, FINETUNE, CHOOSE, EVALUATE, EXPORT)

@@ -60,8 +60,10 @@ class Model:
             "attention_mask": np.array([e.attention_mask for e in encoded], np.int64),
             "token_type_ids": np.array([e.type_ids for e in encoded], np.int64),
         }
-        inputs = {node.name for node in self.session.get_inputs()}
-        logits = self.session.run(None, {name: array for name, array in columns.items() if name in inputs})[0]
+        # The graph reads [batch, windows, length]; that of an older export reads [batch, length].
+        inputs = {node.name: len(node.shape) for node in self.session.get_inputs()}
+        arrays = {name: columns[name] if axes == 2 else columns[name][:, None] for name, axes in inputs.items()}
+        logits = self.session.run(None, arrays)[0]
         if not self.type.has_classes:
             return np.asarray(logits, np.float32)
         scaled = np.exp(logits - logits.max(axis=1, keepdims=True))

@@ -73,7 +73,8 @@ def importance(
 ) -> Importance:
     """Return the mean over the split's texts of |dL/dgate| for a gate of 1 on each head and each block.
 
-    L is the loss of one text: the derivative is summed over the text's positions, then its absolute value is taken.
+    L is the loss of one text: the derivative is summed over the text's positions, then its absolute value is taken. A
+    text of several windows counts with one of them.
     Heads are divided by the Euclidean norm of their layer, blocks by the norm over layers.
     as_published: compute it as the authors' released code does, to compare with their masks. That code takes the
     absolute value at every position and the mean loss of the batch. It never zeroes gradients, so early batches
@@ -83,7 +84,9 @@ def importance(
     heads, blocks = np.zeros((shape.layers, shape.heads)), np.zeros(shape.layers)
     running = (np.zeros_like(heads), np.zeros_like(blocks))
     model.eval()
-    order = np.argsort(split.store.lengths, kind="stable") if not as_published else np.arange(len(split))
+    order = split.turns(np.arange(len(split)), 0)
+    if not as_published:
+        order = order[np.argsort(split.store.lengths[order], kind="stable")]
     batches = range(0, len(split), DOCUMENTS)
     rows = rows_at_once(device.type, 1, DOCUMENTS, partial(training_bytes, shape, classifier_size(model)))
     for begin in batches:

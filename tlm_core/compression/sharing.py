@@ -59,8 +59,10 @@ def part(ctx: StageContext[PartParams]) -> dict[str, Any]:
         split = source.split(name)
         labels = split.labels - facts["offset"]
         members = np.flatnonzero((labels >= 0) & (labels < len(facts["labels"])))
+        windows = np.flatnonzero(np.isin(split.texts, members))
+        np.save(ctx.out / f"{name}.texts.npy", np.searchsorted(members, split.texts[windows]))
         with StoreWriter(ctx.out, name, source.vocabulary.size) as store:
-            store.add([split.store[int(member)].tolist() for member in members])
+            store.add([split.store[int(number)].tolist() for number in windows])
             tokens[name] = store.total
         classes = task_type_of(facts["metric"]).has_classes
         targets = labels.astype(np.int32) if classes else np.load(merged / TARGETS.format(split=name))

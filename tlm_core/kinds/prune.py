@@ -14,7 +14,7 @@ from tlm_core.training.params import CardRecipe
 from tlm_core.training.recipe import OWN_STARTS, Recipe
 
 TICKET = worker("ticket", "tlm_core.compression.stages:ticket", 3, TicketParams)
-PHASES = worker("phases", "tlm_core.compression.phases:phases", 7, PhasesParams)
+PHASES = worker("phases", "tlm_core.compression.phases:phases", 8, PhasesParams)
 
 
 class PruneOptions(KindOptions):

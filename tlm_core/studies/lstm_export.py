@@ -16,7 +16,6 @@ from onnx import TensorProto
 from safetensors.torch import save_file
 
 from tlm_core.studies.bilstm import GATES, BiLSTM, LSTMShape
-from tlm_core.studies.measure import padded
 from tlm_core.training.evaluate import predict
 from tlm_core.training.export import PROBES, compare_logits
 from tlm_core.training.graph import FAR, Graph, save
@@ -65,8 +64,7 @@ def _logits(graph: Path, split: Split, pad: int) -> npt.NDArray[np.float32]:
     session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
     logits = []
     for begin in range(0, len(split), PROBES):
-        members = range(begin, min(begin + PROBES, len(split)))
-        inputs = padded([split.store[number] for number in members], pad)
+        inputs = split.padded(range(begin, min(begin + PROBES, len(split))), pad)
         logits.append(session.run(["logits"], {name: inputs[name] for name in ("input_ids", "attention_mask")})[0])
     return np.concatenate(logits)
 
@@ -83,20 +81,20 @@ def lstm_int8(graph: Path, out: Path) -> None:
 
 
 def lstm_onnx(model: BiLSTM, path: Path) -> None:
-    """Write the ONNX graph. Inputs: `input_ids`, `attention_mask`, int64 [batch, length]; outputs as an encoder's."""
+    """Write the ONNX graph, with the inputs `input_ids` and `attention_mask`, and with the outputs of an encoder's."""
     shape, arrays = model.shape, {name: tensor.numpy() for name, tensor in weights(cast(Any, model)).items()}
-    g = Graph()
-    lengths = g.op("Cast", g.op("ReduceSum", "attention_mask", g.ints(1), keepdims=0), to=TensorProto.INT32)
-    x = g.op("Gather", g.const(arrays["encoder.tokens.weight"]), g.op("Transpose", "input_ids", perm=[1, 0]))
+    g, inputs = Graph(), ["input_ids", "attention_mask"]
+    g.flatten_windows(inputs)
+    lengths = g.op("Cast", g.op("ReduceSum", "attention_mask.rows", g.ints(1), keepdims=0), to=TensorProto.INT32)
+    x = g.op("Gather", g.const(arrays["encoder.tokens.weight"]), g.op("Transpose", "input_ids.rows", perm=[1, 0]))
     for number in range(shape.layers):
         x = _layer(g, x, lengths, f"encoder.layers.{number}", shape, arrays)
-    mask = g.op("Transpose", g.op("Cast", "attention_mask", to=TensorProto.FLOAT), perm=[1, 0])
+    mask = g.op("Transpose", g.op("Cast", "attention_mask.rows", to=TensorProto.FLOAT), perm=[1, 0])
     padding = g.op("Mul", g.op("Sub", g.const(1.0), g.op("Unsqueeze", mask, g.ints(2))), g.const(FAR))
     pooled = g.op("ReduceMax", g.op("Add", x, padding), g.ints(0), keepdims=0)
     logits = g.op("MatMul", pooled, g.const(arrays["task.out.weight"].T))
-    g.op("Add", logits, g.const(arrays["task.out.bias"]), out="logits")
-    g.op("Softmax", "logits", axis=-1, out="probabilities")
-    save(g, ["input_ids", "attention_mask"], shape.labels, path)
+    g.average_windows(g.op("Add", logits, g.const(arrays["task.out.bias"])), shape.labels)
+    save(g, inputs, shape.labels, path)
 
 
 def _layer(g: Graph, x: str, lengths: str, name: str, shape: LSTMShape, arrays: Weights) -> str:

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from tlm_core.training.graph import write_onnx
 from tlm_core.training.prepared import Prepared
@@ -18,17 +14,6 @@ from tlm_core.training.state import load_model, weights
 REPEATS = 5
 BATCH = 16
 TIMED = 64
-
-
-def padded(texts: Sequence[npt.NDArray[Any]], pad: int) -> dict[str, npt.NDArray[np.int64]]:
-    """Return `input_ids`, `attention_mask` and `token_type_ids` of single texts, as long as the longest."""
-    shape = (len(texts), max(map(len, texts)))
-    inputs = {name: np.zeros(shape, dtype=np.int64) for name in ("input_ids", "attention_mask", "token_type_ids")}
-    inputs["input_ids"][:] = pad
-    for row, text in enumerate(texts):
-        inputs["input_ids"][row, : len(text)] = text
-        inputs["attention_mask"][row, : len(text)] = 1
-    return inputs
 
 
 def encoder_onnx(folder: Path, path: Path) -> None:
@@ -54,8 +39,8 @@ def compare_graphs(
         sessions[name] = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         names = {entry.name for entry in sessions[name].get_inputs()}
         split, pad = prepared[name].split("validation").first(count), prepared[name].vocabulary.pad
-        counts[name], texts = len(split), [split.store[number] for number in range(len(split))]
-        parts = [padded(texts[begin : begin + BATCH], pad) for begin in range(0, len(texts), BATCH)]
+        counts[name], texts = len(split), range(len(split))
+        parts = [split.padded(texts[begin : begin + BATCH], pad) for begin in range(0, len(split), BATCH)]
         batches[name] = [{key: values for key, values in part.items() if key in names} for part in parts]
     seconds: dict[str, list[float]] = {name: [] for name in graphs}
     for turn in range(REPEATS + 1):

@@ -48,7 +48,7 @@ class BucketBatches:
         return task_batch(self._train, self._batches[number], self._prepared)
 
     def _epoch_batches(self, epoch: int) -> list[npt.NDArray[np.int64]]:
-        order = permutation(self._seed, Stream.FINETUNE, epoch, len(self._train))
+        order = self._train.turns(permutation(self._seed, Stream.FINETUNE, epoch, len(self._train)), epoch)
         lengths, size = self._train.store.lengths, self._batch * CHUNK
         batches: list[npt.NDArray[np.int64]] = []
         for begin in range(0, len(order), size):

@@ -41,8 +41,9 @@ def predict(
     precision: str = "fp32",
     workers: Workers | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Return the label logits [n, labels] of a split, in its order. Workers divide the texts; all get all logits.
+    """Return the label logits [n, labels] of a split's texts, in its order: the means over each text's windows.
 
+    Workers divide the windows; all get all logits.
     Raises OutOfMemory if one row of texts exceeds the device's memory.
     """
     workers = workers or Workers()
@@ -51,25 +52,24 @@ def predict(
         count = partial(predicting_bytes, model.shape, classifier_size(model))
         rows = rows_at_once(device.type, workers.size, DOCUMENTS, count)
     order = np.argsort(split.store.lengths, kind="stable")
-    logits = torch.zeros(len(split), model.shape.labels)
+    logits = torch.zeros(len(order), model.shape.labels)
     training = model.training
     model.eval()
     with torch.inference_mode(), autocast(precision, device):
-        for number, begin in enumerate(range(0, len(split), DOCUMENTS)):
+        for number, begin in enumerate(range(0, len(order), DOCUMENTS)):
             if number % workers.size == workers.rank:
                 batch = task_batch(split, order[begin : begin + DOCUMENTS], prepared)
                 _predict_batch(model, batch, rows, device, logits)
     model.train(training)
     if workers.size > 1:
         logits = workers.sum(logits.to(device)).cpu()
-    result: npt.NDArray[np.float32] = logits.numpy()
-    return result
+    return split.means(logits.numpy())
 
 
 def _predict_batch(model: TaskModel, batch: Batch, rows: int, device: torch.device, logits: Tensor) -> None:
-    """Write the texts' logits into `logits` [n, labels], `rows` rows at once, or fewer if memory runs out.
+    """Write the windows' logits into `logits` [windows, labels], `rows` rows at once, or fewer if memory runs out.
 
-    Texts stay in their packed rows, so that smaller parts change only the rounding of sums.
+    Windows stay in their packed rows, so that smaller parts change only the rounding of sums.
     """
     for part in micro_batches(batch, Workers(), rows):
         try:

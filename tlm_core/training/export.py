@@ -22,7 +22,7 @@ from tlm_core.training.graph import write_onnx
 from tlm_core.training.model import TaskModel
 from tlm_core.training.names import to_stock
 from tlm_core.training.params import CardRecipe, ExportParams
-from tlm_core.training.prepared import Prepared, Split
+from tlm_core.training.prepared import Prepared
 from tlm_core.training.profiling import copy_traces
 from tlm_core.training.stage import StageContext
 from tlm_core.training.state import load_model, weights
@@ -68,8 +68,9 @@ def write_export(
     write_stock(model.shape, full, prepared, folder)
     stock = load_stock(folder)
     split = prepared.split("validation").first(PROBES)
-    probe, expected = _probe(split, prepared), predict(model, split, prepared, device=torch.device("cpu"))
-    compare_logits("exported model", _stock_logits(stock, probe), expected)
+    probe = split.padded(range(len(split)), prepared.vocabulary.pad)
+    expected = predict(model, split, prepared, device=torch.device("cpu"))
+    compare_logits("exported model", split.means(_stock_logits(stock, probe)), expected)
     graph = out / "model.onnx"
     write_onnx(model.shape, {name: tensor.numpy() for name, tensor in weights(model).items()}, graph)
     compare_logits("ONNX graph", _onnx_logits(graph, probe), expected)
@@ -118,24 +119,12 @@ def load_stock(folder: Path) -> Any:
     return model.eval()
 
 
-def _probe(split: Split, prepared: Prepared) -> dict[str, npt.NDArray[np.int64]]:
-    """Return the split's texts as padded inputs, as a stock tokenizer does."""
-    texts = [split.store[number] for number in range(len(split))]
-    shape = (len(texts), max(map(len, texts)))
-    inputs = {name: np.zeros(shape, dtype=np.int64) for name in ("input_ids", "attention_mask", "token_type_ids")}
-    inputs["input_ids"][:] = prepared.vocabulary.pad
-    for row, text in enumerate(texts):
-        inputs["input_ids"][row, : len(text)] = text
-        inputs["attention_mask"][row, : len(text)] = 1
-        if split.second is not None:
-            inputs["token_type_ids"][row, int(split.second[row]) : len(text)] = 1
-    return inputs
-
-
 def _stock_logits(stock: Any, probe: Mapping[str, npt.NDArray[np.int64]]) -> npt.NDArray[np.float32]:
+    """Return the logits of all windows in their order, [windows, labels]."""
     names = ("input_ids", "attention_mask", *(("token_type_ids",) if stock.config.model_type == "bert" else ()))
+    windows = probe["attention_mask"].any(axis=2)
     with torch.inference_mode():
-        logits = stock(**{name: torch.from_numpy(probe[name]) for name in names}).logits
+        logits = stock(**{name: torch.from_numpy(probe[name][windows]) for name in names}).logits
     values: npt.NDArray[np.float32] = logits.numpy()
     return values
 

@@ -1,7 +1,7 @@
 """The trained model as an ONNX graph, node by node.
 
 Writing the graph takes milliseconds and needs no exporter. `export.py` checks it against the model's own predictions.
-Batch size and length are free.
+The numbers of texts, of windows of a text, and of tokens of a window are free.
 """
 
 from __future__ import annotations
@@ -49,6 +49,28 @@ class Graph:
     def ints(self, *values: int) -> str:
         return self.const(values, np.int64)
 
+    def flatten_windows(self, names: Sequence[str]) -> None:
+        """Write each input NAME, [batch, windows, length], as `NAME.rows`, [batch * windows, length]."""
+        shape = self.op("Concat", self.ints(-1), self.op("Shape", names[0], start=2), axis=0)
+        for name in names:
+            self.op("Reshape", name, shape, out=f"{name}.rows")
+
+    def average_windows(self, rows: str, labels: int) -> None:
+        """Write `logits`, [batch, labels], the mean over the windows that have a token, and their `probabilities`.
+
+        rows: logits of the windows, [batch * windows, labels].
+        """
+        shape = self.op("Concat", self.op("Shape", "attention_mask", end=2), self.ints(labels), axis=0)
+        real = self.op("ReduceMax", "attention_mask", self.ints(2), keepdims=1)
+        # The logits of a window without tokens may be NaN, so they are replaced and not multiplied by zero.
+        logits = self.op(
+            "Where", self.op("Cast", real, to=TensorProto.BOOL), self.op("Reshape", rows, shape), self.const(0.0)
+        )
+        count = self.op("Cast", self.op("ReduceSum", real, self.ints(1), keepdims=0), to=TensorProto.FLOAT)
+        self.op("Div", self.op("ReduceSum", logits, self.ints(1), keepdims=0), count, out="logits")
+        if labels > 1:
+            self.op("Softmax", "logits", axis=-1, out="probabilities")
+
 
 class GraphWriter:
     """Writes the parts that encoders share. weights: arrays by our parameter names."""
@@ -59,12 +81,16 @@ class GraphWriter:
         self.weights = weights
         self.graph = Graph()
 
-    def linear(self, x: str, name: str, out: str | None = None) -> str:
+    @property
+    def inputs(self) -> list[str]:
+        """The names of the inputs that the model reads."""
+        return ["input_ids", "attention_mask", *(["token_type_ids"] if self.architecture.token_types > 1 else [])]
+
+    def linear(self, x: str, name: str) -> str:
         g = self.graph
         weight, bias = g.const(self.weights[f"{name}.weight"].T), self.weights.get(f"{name}.bias")
-        if bias is None:
-            return g.op("MatMul", x, weight, out=out)
-        return g.op("Add", g.op("MatMul", x, weight), g.const(bias), out=out)
+        product = g.op("MatMul", x, weight)
+        return product if bias is None else g.op("Add", product, g.const(bias))
 
     def norm(self, x: str, name: str) -> str:
         parameters = [self.weights.get(f"{name}.{kind}") for kind in ("weight", "bias")]
@@ -87,16 +113,15 @@ class GraphWriter:
     def classifier(self) -> None:
         """Write the whole model, from its inputs to `logits` and, for labels, `probabilities`."""
         g = self.graph
+        g.flatten_windows(self.inputs)
         x = self.linear(self._pooled(self._encoder()), "task.dense")
         x = g.op({"gelu": "Gelu", "tanh": "Tanh"}[self.architecture.head_activation], x)
         x = self.norm(x, "task.norm") if self.architecture.head_norm else x
-        logits = self.linear(x, "task.out", out="logits")
-        if self.shape.labels > 1:
-            g.op("Softmax", logits, axis=-1, out="probabilities")
+        g.average_windows(self.linear(x, "task.out"), self.shape.labels)
 
     def _encoder(self) -> str:
         g, shape = self.graph, self.shape
-        length = g.op("Gather", g.op("Shape", "input_ids"), g.const(1, np.int64))
+        length = g.op("Gather", g.op("Shape", "input_ids.rows"), g.const(1, np.int64))
         places = g.op("Range", g.const(0, np.int64), length, g.const(1, np.int64))
         x = self._embeddings(places)
         windows: tuple[int | None, ...] = shape.windows or (None,) * shape.layers
@@ -109,17 +134,19 @@ class GraphWriter:
 
     def _embeddings(self, places: str) -> str:
         g = self.graph
-        x = g.op("Gather", g.const(self.weights["encoder.tokens.weight"]), "input_ids")
+        x = g.op("Gather", g.const(self.weights["encoder.tokens.weight"]), "input_ids.rows")
         if self.architecture.token_types:
             x = g.op("Add", x, g.op("Gather", g.const(self.weights["encoder.positions.weight"]), places))
             types = g.const(self.weights["encoder.types.weight"])
-            x = g.op("Add", x, types if self.architecture.token_types == 1 else g.op("Gather", types, "token_type_ids"))
+            x = g.op(
+                "Add", x, types if self.architecture.token_types == 1 else g.op("Gather", types, "token_type_ids.rows")
+            )
         return self.norm(x, "encoder.norm")
 
     def _mask(self, places: str, window: int | None) -> str:
         """Write what attention adds to the scores, [B, 1, 1, L], or with a window [B, 1, L, L]."""
         g = self.graph
-        real = g.op("Cast", g.op("Unsqueeze", "attention_mask", g.ints(1, 2)), to=TensorProto.FLOAT)
+        real = g.op("Cast", g.op("Unsqueeze", "attention_mask.rows", g.ints(1, 2)), to=TensorProto.FLOAT)
         mask = g.op("Mul", g.op("Sub", g.const(1.0), real), g.const(FAR))
         if window is None:
             return mask
@@ -145,7 +172,7 @@ class GraphWriter:
         g = self.graph
         if self.shape.pooling == "cls":
             return g.op("Gather", x, g.const(0, np.int64), axis=1)
-        real = g.op("Cast", g.op("Unsqueeze", "attention_mask", g.ints(2)), to=TensorProto.FLOAT)
+        real = g.op("Cast", g.op("Unsqueeze", "attention_mask.rows", g.ints(2)), to=TensorProto.FLOAT)
         total = g.op("ReduceSum", g.op("Mul", x, real), g.ints(1), keepdims=0)
         return g.op("Div", total, g.op("ReduceSum", real, g.ints(1), keepdims=0))
 
@@ -153,18 +180,18 @@ class GraphWriter:
 def write_onnx(shape: Shape, weights: Weights, path: Path) -> None:
     """Write the model with inputs `input_ids`, `attention_mask` and, if it reads them, `token_type_ids`.
 
-    Inputs are int64 [batch, length]. Outputs are `logits` and `probabilities`, float32 [batch, labels]; a regression
-    model has only `logits`, the predicted target.
+    Inputs are int64 [batch, windows, length]; a text with fewer windows than others has windows without tokens. Outputs
+    are `logits`, the means over the windows, and `probabilities`, float32 [batch, labels]; a regression model has only
+    `logits`, the predicted target.
     """
     writer = GraphWriter(shape, weights)
     writer.classifier()
-    types = ["token_type_ids"] if writer.architecture.token_types > 1 else []
-    save(writer.graph, ["input_ids", "attention_mask", *types], shape.labels, path)
+    save(writer.graph, writer.inputs, shape.labels, path)
 
 
 def save(written: Graph, names: Sequence[str], labels: int, path: Path) -> None:
-    """Check and write a graph with the named inputs, int64 [batch, length], and the outputs of `write_onnx`."""
-    inputs, answers = ["batch", "length"], ["batch", labels]
+    """Check and write a graph with the named inputs, and with the outputs of `write_onnx`."""
+    inputs, answers = ["batch", "windows", "length"], ["batch", labels]
     outputs = ("logits", "probabilities") if labels > 1 else ("logits",)
     graph = helper.make_graph(
         written.nodes,

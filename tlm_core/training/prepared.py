@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -27,24 +27,63 @@ Labels = npt.NDArray[Any]  # as `TaskType.trained` says
 
 @dataclass(frozen=True)
 class Split:
-    """Task texts of one split.
+    """Task texts of one split, each as one window or as several overlapping ones. Its length is the number of texts.
 
-    labels: [n], label index or regression target. rows: [n], record number in the user's file. second: [n], where the
-    second text of a pair begins; None for single texts.
+    store: the windows, in the order of their texts. labels: [n], label index or regression target. rows: [n], record
+    number in the user's file. second: [n], where the second text of a pair begins; None for single texts. Each pair is
+    one window. texts: [windows], the number of each window's text.
     """
 
     store: TokenStore
     labels: Labels
     rows: Ints
     second: Ints | None
+    texts: Ints
 
     def __len__(self) -> int:
-        return len(self.store)
+        return len(self.labels)
+
+    @cached_property
+    def begins(self) -> Ints:
+        """The number of each text's first window, and last the number of windows, [n + 1]."""
+        return np.searchsorted(self.texts, np.arange(len(self) + 1))
 
     def first(self, count: int) -> Split:
         """Return the first `count` texts."""
+        windows = int(self.begins[: count + 1][-1])
         second = None if self.second is None else self.second[:count]
-        return Split(self.store.first(count), self.labels[:count], self.rows[:count], second)
+        return Split(self.store.first(windows), self.labels[:count], self.rows[:count], second, self.texts[:windows])
+
+    def turns(self, texts: Ints, epochs: Ints | int) -> Ints:
+        """Return one window of each text. Its windows take turns over the epochs.
+
+        So each text counts once in an epoch, and a step costs the same for long texts.
+        """
+        begins = self.begins[texts]
+        windows: Ints = begins + (texts + epochs) % (self.begins[texts + 1] - begins)
+        return windows
+
+    def means(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return the mean over each text's windows, [n, k], of values of the windows, [windows, k]."""
+        counts = np.diff(self.begins)[:, None].astype(np.float32)
+        sums: npt.NDArray[np.float32] = np.add.reduceat(values, self.begins[:-1])
+        return sums / counts
+
+    def padded(self, texts: Sequence[int], pad: int) -> dict[str, Ints]:
+        """Return the inputs of an ONNX graph for some texts, [texts, windows, tokens], filled with padding."""
+        windows = [range(self.begins[text], self.begins[text + 1]) for text in texts]
+        longest = max(len(self.store[number]) for numbers in windows for number in numbers)
+        shape = (len(texts), max(map(len, windows)), longest)
+        inputs = {name: np.zeros(shape, dtype=np.int64) for name in ("input_ids", "attention_mask", "token_type_ids")}
+        inputs["input_ids"][:] = pad
+        for text, numbers in enumerate(windows):
+            for place, number in enumerate(numbers):
+                tokens = self.store[number]
+                inputs["input_ids"][text, place, : len(tokens)] = tokens
+                inputs["attention_mask"][text, place, : len(tokens)] = 1
+                if self.second is not None:
+                    inputs["token_type_ids"][text, place, int(self.second[number]) : len(tokens)] = 1
+        return inputs
 
 
 class Prepared:
@@ -63,12 +102,14 @@ class Prepared:
         )
 
     def split(self, name: str) -> Split:
-        second = self.folder / f"{name}.second.npy"
+        second, texts = self.folder / f"{name}.second.npy", self.folder / f"{name}.texts.npy"
+        store = TokenStore(self.folder, name)
         return Split(
-            store=TokenStore(self.folder, name),
+            store=store,
             labels=np.load(self.folder / f"{name}.labels.npy").astype(self.type.trained),
             rows=np.load(self.folder / f"{name}.rows.npy"),
             second=np.load(second).astype(np.int64) if second.exists() else None,
+            texts=np.load(texts) if texts.exists() else np.arange(len(store)),
         )
 
     @cached_property
@@ -196,8 +237,8 @@ class JointBatches:
 
     def _task_batch(self, step: int, number: int, rate: float) -> Batch:
         joint = self._joint
-        members = draw(self._seed, Stream.TASK, len(self._train), number, joint.task_batch)
-        batch = task_batch(self._train, members, self._prepared)
+        windows = draw_windows(self._seed, Stream.TASK, self._train, number, joint.task_batch)
+        batch = task_batch(self._train, windows, self._prepared)
         if not joint.mlm_on_task:
             return batch
         tokens, targets = mask_rows(batch.rows, self._prepared.vocabulary, rate, self._seed, step)
@@ -222,23 +263,23 @@ class FinetuneBatches:
         self._seed = seed
 
     def __call__(self, step: int, progress: float) -> Batch:  # noqa: ARG002 - the signature the loop calls
-        members = draw(self._seed, Stream.FINETUNE, len(self._train), step, self._batch)
-        return task_batch(self._train, members, self._prepared)
+        windows = draw_windows(self._seed, Stream.FINETUNE, self._train, step, self._batch)
+        return task_batch(self._train, windows, self._prepared)
 
 
-def task_batch(split: Split, members: Ints, prepared: Prepared) -> Batch:
-    """Return a batch of packed, labeled texts without masking."""
-    rows = pack(split.store, members, prepared.max_length, split.second, prepared.vocabulary.pad)
+def task_batch(split: Split, windows: Ints, prepared: Prepared) -> Batch:
+    """Return a batch of packed windows without masking, each with the label of its text. Its documents are windows."""
+    rows = pack(split.store, windows, prepared.max_length, split.second, prepared.vocabulary.pad)
     return Batch(
         rows=rows,
         tokens=rows.tokens,
         targets=np.full_like(rows.tokens, NOT_MASKED),
-        labels=split.labels[rows.documents],
+        labels=split.labels[split.texts[rows.documents]],
         masked=0,
-        documents=len(members),
+        documents=len(windows),
         mlm_weight=0.0,
         task_weight=1.0,
-        sources=partial(_row_names, split, members),
+        sources=partial(_row_names, split, windows),
         loss=prepared.type.loss,
     )
 
@@ -254,6 +295,12 @@ def draw(seed: int, stream: Stream, n: int, number: int, size: int) -> Ints:
     return items
 
 
+def draw_windows(seed: int, stream: Stream, split: Split, number: int, size: int) -> Ints:
+    """Return the windows of batch `number`: texts by `draw`, each with the window of its epoch (`Split.turns`)."""
+    epochs = np.arange(number * size, (number + 1) * size) // len(split)
+    return split.turns(draw(seed, stream, len(split), number, size), epochs)
+
+
 def _order(seed: int, stream: Stream, n: int, epoch: int) -> Ints:
     return permutation(seed, stream, epoch, n)
 
@@ -262,5 +309,5 @@ def _passage_names(prepared: Prepared, stream: PassageStream, first: int, count:
     return prepared.passage_ids(stream.documents(first, count))
 
 
-def _row_names(split: Split, members: Ints) -> list[str]:
-    return [f"train:{row}" for row in split.rows[members]]
+def _row_names(split: Split, windows: Ints) -> list[str]:
+    return [f"train:{row}" for row in split.rows[split.texts[windows]]]

@@ -15,7 +15,6 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from tests.unit.training.made import made_prepared, tiny
 from tlm_core.studies.bilstm import BiLSTM, LSTMShape, initialize
 from tlm_core.studies.lstm_export import export_lstm
-from tlm_core.studies.measure import padded
 from tlm_core.studies.stages import BucketBatches
 from tlm_core.training.evaluate import predict
 from tlm_core.training.objective import Workers, accumulate_gradient, loss_sums
@@ -136,9 +135,12 @@ def test_exported_graph_computes_the_same_for_any_length(model: BiLSTM, prepared
     split = prepared.split("validation")
     expected = predict(cast(Any, model), split, prepared, device=CPU)
     for members in ([0], [1, 2, 3], list(range(len(split)))):
-        inputs = padded([split.store[m] for m in members], prepared.vocabulary.pad)
+        inputs = split.padded(members, prepared.vocabulary.pad)
         logits = session.run(["logits"], {name: inputs[name] for name in ("input_ids", "attention_mask")})[0]
         np.testing.assert_allclose(logits, expected[members], atol=1e-4)
+    inputs = {name: np.stack([array[:2, 0], 0 * array[:2, 0]]).swapaxes(0, 1) for name, array in inputs.items()}
+    logits = session.run(["logits"], {name: inputs[name] for name in ("input_ids", "attention_mask")})[0]
+    np.testing.assert_allclose(logits, expected[:2], atol=1e-4, err_msg="a window without tokens counts")
 
 
 def test_export_predicts_only_the_texts_that_it_compares(
