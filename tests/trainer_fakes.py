@@ -17,8 +17,7 @@ from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import ClusterUnavailable
 from tlm_core.jobs.plan import Node
 from tlm_core.jobs.spec import JobRecord
-from tlm_core.stages import Stage, StageFunction
-from tlm_core.training.stage import StageContext, StageParams, StopRequested
+from tlm_core.training.stage import Stage, StageContext, StageFunction, StageParams, StopRequested
 
 
 class FakeCluster(RayCluster):

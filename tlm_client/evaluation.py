@@ -14,7 +14,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from tlm_client.console import Session
 from tlm_core.errors import InvalidRequest
-from tlm_core.hub import HUB, TOKENIZER
+from tlm_core.hub import TOKENIZER
+from tlm_core.names import HUB
 from tlm_core.tasks.metrics import score
 from tlm_core.tasks.options import DatasetOptions
 from tlm_core.tasks.task import SPLITS, Task

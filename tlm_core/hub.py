@@ -8,12 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tlm_core.errors import InvalidRequest, NotFound, Unavailable
+from tlm_core.names import HUB, MODEL
 
-HUB = "hub:"
-# An owner or a repository: never a path that leads out of a folder.
-NAME = r"[A-Za-z0-9][\w.-]*"
-# A model of the hub in a recipe; the oldest models have no owner.
-MODEL = rf"{HUB}({NAME}/)?{NAME}(@[^\s@:]+)?"
 # Files of every kind of tokenizer that stock classes load.
 TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json")
 

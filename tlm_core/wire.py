@@ -6,7 +6,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tlm_core.artifacts import FileEntry
+from tlm_core.artifacts.manifest import FileEntry
 from tlm_core.corpus.states import CorpusState, LoadState, NearDuplicatesChoice
 from tlm_core.jobs.spec import JobSpec, Origin, Progress
 from tlm_core.jobs.states import TERMINAL, State

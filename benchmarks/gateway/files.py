@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.gateway.server import TENANT, Gateway, wait_for_port
 from benchmarks.report import alternate, figure, ratios
 from tests.redis_server import free_port
-from tlm_core.jobs.spec import new_id
+from tlm_core.names import new_id
 
 _BARE_SERVER = """
 import sys, uvicorn

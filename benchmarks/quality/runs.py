@@ -21,12 +21,13 @@ from benchmarks.report import figure, remark
 from benchmarks.shared import write_once
 from tlm_core.artifacts import ManifestRef, digest_of
 from tlm_core.compression.params import TicketParams
-from tlm_core.jobs.nodes import DatasetInput, Node, PlanInputs
-from tlm_core.jobs.spec import JobSpec
-from tlm_core.stages import DROPPED, VALIDATE
+from tlm_core.jobs.plan import Node
+from tlm_core.jobs.spec import DatasetInput, JobSpec, PlanInputs
+from tlm_core.stages import VALIDATE
 from tlm_core.training.local import compute
 from tlm_core.training.params import SelectParams
 from tlm_core.training.recipe import Recipe
+from tlm_core.training.stage import DROPPED
 from tlm_core.training.state import WEIGHTS
 
 META = "node.json"  # in the folder of a node: the metadata of its artifact, and its seconds

@@ -19,8 +19,7 @@ from benchmarks.quality.data import SOURCES_ROWS, task_folder
 from benchmarks.quality.pretrained import minilm, minilm_overrides
 from benchmarks.quality.runs import TASK_ONLY, argument_parser, read_json, report_folder
 from benchmarks.report import figure, remark
-from tlm_core.jobs.spec import JobSpec
-from tlm_core.kinds.kind import KindOptions
+from tlm_core.jobs.spec import JobSpec, KindOptions
 from tlm_core.kinds.learning_curve import LearningCurveOptions
 from tlm_core.kinds.prune import PruneOptions
 from tlm_core.kinds.share_tickets import ShareTicketsOptions

@@ -12,12 +12,13 @@ from services.common.jobstore import JobStore
 from services.common.situation import Situation
 from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import CorruptArtifact, NotFound
-from tlm_core.jobs.plan import Node, Place, Plan, plan_of
+from tlm_core.jobs.plan import Node, Plan, plan_of
 from tlm_core.jobs.spec import JobRecord, JobSpec, Resolved
 from tlm_core.jobs.states import State
 from tlm_core.studies.params import SubsetParams
 from tlm_core.training.memory import MICRO_ROWS, training_bytes
 from tlm_core.training.params import FinetuneParams, JointParams, PrepareParams, TrainParams
+from tlm_core.training.stage import Place
 from tlm_core.wire import Basis, Estimate, StageEstimate
 
 START = "start"  # of the workers; not a stage, but every job waits for it

@@ -23,8 +23,8 @@ from tlm_core.artifacts import ArtifactStore, ManifestRef, storage_errors
 from tlm_core.corpus.remote import is_address
 from tlm_core.corpus.states import NearDuplicatesChoice
 from tlm_core.errors import InvalidRequest, StoreUnavailable
-from tlm_core.hub import HUB, NAME, refuse_folder
-from tlm_core.jobs.spec import NAME_PATTERN, new_id
+from tlm_core.hub import refuse_folder
+from tlm_core.names import HUB, HUB_NAME, NAME_PATTERN, new_id
 from tlm_core.tasks.metrics import METRICS
 from tlm_core.tasks.options import DatasetOptions
 
@@ -39,7 +39,7 @@ EXTENSIONS = ("jsonl", "ndjson", "json", "csv", "tsv", "tab", "parquet", "pq")
 # Paths out of an allowed folder: parent steps, and fsspec's chains of file systems (`zip://…::file://…`).
 _ESCAPE = re.compile(r"::|\\|(^|/)(\.|%2e){2}(/|$)|[\x00-\x1f]", re.IGNORECASE)
 # The hub library would read a local folder instead of OWNER/NAME.
-_REPOSITORY = re.compile(rf"{HUB}(?P<path>{NAME}/{NAME})(:[^\s:]*){{0,2}}")
+_REPOSITORY = re.compile(rf"{HUB}(?P<path>{HUB_NAME}/{HUB_NAME})(:[^\s:]*){{0,2}}")
 
 
 def _known_metric(name: str) -> str:

@@ -24,7 +24,7 @@ from services.api.forms import ReceivedFile, safe_name, work_folder
 from services.common.redis_client import key, translated_errors
 from tlm_core.artifacts import ArtifactStore, storage_errors
 from tlm_core.errors import Conflict, InvalidRequest, NotFound
-from tlm_core.jobs.spec import new_id
+from tlm_core.names import new_id
 from tlm_core.wire import Upload
 
 PART_BYTES = 32 << 20

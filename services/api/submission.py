@@ -14,9 +14,8 @@ from services.api.parts import Parts
 from services.common.catalog import Catalog, dataset_keys, ready_version
 from services.common.problem import validation_problem
 from tlm_core.errors import Conflict, IllegalTransition, InvalidRequest
-from tlm_core.jobs.nodes import DatasetInput, ReusedArtifact
 from tlm_core.jobs.plan import plan_of
-from tlm_core.jobs.spec import FROM_JOB, JobRecord, JobSpec, Origin, Resolved
+from tlm_core.jobs.spec import FROM_JOB, DatasetInput, JobRecord, JobSpec, Origin, Resolved, ReusedArtifact
 from tlm_core.jobs.states import State
 from tlm_core.kinds import KINDS
 from tlm_core.kinds.kind import FinishedJob

@@ -30,7 +30,7 @@ from services.common.jobstore import JobStore
 from services.common.redis_client import FEED, PREFIX, key, translated_errors
 from tlm_core.artifacts import canonical_json
 from tlm_core.errors import NotFound, TLMError
-from tlm_core.jobs.spec import new_id
+from tlm_core.names import new_id
 from tlm_core.wire import EventType, Webhook, WebhookAttempt
 
 log = logging.getLogger(__name__)

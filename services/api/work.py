@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tlm_core.jobs.nodes import Node
+from tlm_core.jobs.plan import Node
 from tlm_core.training import flops
 from tlm_core.training.architectures import architecture_of
 from tlm_core.training.params import FinetuneParams, JointParams, SeedsParams, TuneParams

@@ -19,10 +19,10 @@ import redis
 
 from services.common.catalog_records import OPEN, CorpusLoad, CorpusRecord, CorpusVersion, DatasetRecord
 from services.common.redis_client import PREFIX, key, translated_errors
-from tlm_core.artifacts import ManifestRef
+from tlm_core.artifacts.manifest import ManifestRef
 from tlm_core.corpus.states import CorpusState, LoadState, NearDuplicatesChoice
 from tlm_core.errors import AlreadyRunning, Conflict, NotFound, StaleAttempt
-from tlm_core.jobs.spec import new_id
+from tlm_core.names import new_id
 
 _OPEN_LOADS = f"{PREFIX}:loads"
 

@@ -17,7 +17,8 @@ import redis
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from services.common.redis_client import FEED, LEASES, PREFIX, QUEUE, REMOVALS, key, translated_errors
-from tlm_core.artifacts import ManifestRef, canonical_json, digest_of
+from tlm_core.artifacts.hashing import canonical_json, digest_of
+from tlm_core.artifacts.manifest import ManifestRef
 from tlm_core.errors import (
     Conflict,
     IdempotencyMismatch,
@@ -27,8 +28,9 @@ from tlm_core.errors import (
     TLMError,
     UnreadableRecord,
 )
-from tlm_core.jobs.spec import FROM_JOB, MAX_PRIORITY, Event, JobRecord, JobSpec, Origin, Progress, Resolved, new_id
+from tlm_core.jobs.spec import FROM_JOB, MAX_PRIORITY, Event, JobRecord, JobSpec, Origin, Progress, Resolved
 from tlm_core.jobs.states import ACTIVE, TERMINAL, TRANSITIONS, State, Verb, allowed
+from tlm_core.names import new_id
 
 _LUA = Path(__file__).parent / "lua"
 _TERMINAL_JSON = canonical_json(dict.fromkeys(TERMINAL, True))

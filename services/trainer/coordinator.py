@@ -34,9 +34,10 @@ from tlm_core.errors import (
     Unavailable,
     UnreadableRecord,
 )
-from tlm_core.jobs.plan import DROPPED, Node, Place
+from tlm_core.jobs.plan import Node
 from tlm_core.jobs.spec import JobRecord, Progress
 from tlm_core.jobs.states import State
+from tlm_core.training.stage import DROPPED, Place
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from multiprocessing.connection import Client, Connection, Listener
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # The program must not import what only its workers need.
-    from tlm_core.stages import Stage, StageFunction
+    from tlm_core.training.stage import Stage, StageFunction
 
 # Returns the value of rank 0 on every rank once all ranks have called it. There is no timeout, because a stage that
 # rank 0 computes alone may take hours. If a worker dies, its connections break or Ray ends the others.

@@ -34,7 +34,7 @@ def _compute(assignment: Assignment, rank: int, broadcast: Broadcast, load: Stag
     from services.common.logs import log_context, set_up_logging
     from services.trainer.settings import TrainerSettings
     from services.trainer.worker import GroupRunner
-    from tlm_core.stages import Stage
+    from tlm_core.training.stage import Stage
 
     set_up_logging("worker")
     settings = TrainerSettings()

@@ -18,11 +18,10 @@ from services.trainer.reporter import JobReporter
 from services.trainer.scratch import work_folder
 from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import CorruptArtifact, NotFound, StaleAttempt, TLMError, WorkerLost
-from tlm_core.jobs.plan import DROPPED, Node, plan_of
+from tlm_core.jobs.plan import Node, plan_of
 from tlm_core.jobs.spec import JobRecord
-from tlm_core.stages import Stage, StageFunction
 from tlm_core.training.params import SHRUNK
-from tlm_core.training.stage import StageContext, StopRequested
+from tlm_core.training.stage import DROPPED, Stage, StageContext, StageFunction, StopRequested
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from services.common.jobstore import JobStore, Removal
 from tlm_core.artifacts import ManifestRef
 from tlm_core.corpus.states import CorpusState, LoadState
 from tlm_core.errors import AlreadyRunning, Conflict, NotFound, StaleAttempt
-from tlm_core.jobs.spec import new_id
+from tlm_core.names import new_id
 
 T = "default"
 REF = ManifestRef(folder="default/x", digest="1" * 64)

@@ -12,8 +12,8 @@ from tests.contract.dashboard_pages import Tags, signed_in
 from tests.contract.filled_dashboard import HOSTILE, LABELS, Contents, make_report
 from tests.contract.gateway import AUTH, Gateway
 from tests.factories import make_resolved, make_spec
-from tlm_core.jobs.nodes import DatasetInput
 from tlm_core.jobs.plan import plan_of
+from tlm_core.jobs.spec import DatasetInput
 from tlm_core.kinds.share_tickets import ShareTicketsOptions
 
 T = "default"

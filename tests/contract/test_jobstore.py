@@ -23,8 +23,7 @@ from tlm_core.errors import (
     StoreUnavailable,
     WorkerLost,
 )
-from tlm_core.jobs.nodes import DatasetInput
-from tlm_core.jobs.spec import JobRecord, Progress
+from tlm_core.jobs.spec import DatasetInput, JobRecord, Progress
 from tlm_core.jobs.states import TERMINAL, TRANSITIONS, State, Verb
 
 T = "default"

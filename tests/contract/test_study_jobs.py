@@ -21,11 +21,11 @@ from tests.factories import make_resolved, make_spec
 from tests.trainer_fakes import FakeCluster, FakeSelections, all_stages, run_group
 from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import ClusterUnavailable
-from tlm_core.jobs.nodes import DatasetInput, ReusedArtifact
-from tlm_core.jobs.plan import DROPPED, plan_of
-from tlm_core.jobs.spec import JobRecord
+from tlm_core.jobs.plan import plan_of
+from tlm_core.jobs.spec import DatasetInput, JobRecord, ReusedArtifact
 from tlm_core.jobs.states import State
 from tlm_core.training.recipe import resolve
+from tlm_core.training.stage import DROPPED
 
 T = "default"
 CURVE: dict[str, Any] = {"sizes": [2, 30], "models": ["bilstm", "tlm"]}

@@ -17,20 +17,20 @@ from services.trainer.settings import TrainerSettings
 from tests.contract.coordinator_harness import InlineExecutor
 from tests.contract.dashboard_pages import Tags, signed_in
 from tests.contract.gateway import TOKEN, Gateway, T
-from tests.contract.toy_kind import KIND, ToyOptions
+from tests.contract.toy_kind import ToyOptions
 from tests.trainer_fakes import FakeCluster, FakeSelections, run_group
 from tlm_client.cli import app
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import State
-from tlm_core.kinds import KINDS
-from tlm_core.stages import Stage
+from tlm_core.kinds import KINDS, MODULES
+from tlm_core.training.stage import Stage
 
 OVERRIDES = {"selection.selector": "none"}
 
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch: pytest.MonkeyPatch, stocked: None) -> None:  # noqa: ARG001
-    monkeypatch.setitem(KINDS, KIND.name, KIND)
+    monkeypatch.setitem(MODULES, "toy", "tests.contract.toy_kind")
 
 
 def run(gateway: Gateway, job_id: str) -> JobRecord:

@@ -8,11 +8,12 @@ from typing import Any
 
 from pydantic import Field
 
-from tlm_core.jobs.nodes import Node, Plan, PlanInputs, validate_nodes
-from tlm_core.kinds.kind import FormField, Kind, KindOptions
-from tlm_core.stages import worker
+from tlm_core.jobs.nodes import validate_nodes
+from tlm_core.jobs.plan import Node, Plan
+from tlm_core.jobs.spec import KindOptions, PlanInputs
+from tlm_core.kinds.kind import FormField, Kind
 from tlm_core.tasks.task import Task
-from tlm_core.training.stage import StageContext, StageParams
+from tlm_core.training.stage import StageContext, StageParams, worker
 
 
 class ToyOptions(KindOptions):

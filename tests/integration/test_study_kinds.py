@@ -22,7 +22,7 @@ from services.trainer.local import run_local
 from services.trainer.settings import TrainerSettings
 from tests.contract.gateway import Gateway, make_gateway
 from tests.trainer_fakes import FakeCluster, FakeSelections, run_group
-from tlm_core.stages import Stage
+from tlm_core.training.stage import Stage
 
 TOPICS = {
     "weather": ["rain", "cloud", "storm", "wind", "thunder", "sunshine", "fog", "snow"],

@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tlm_core.artifacts import storage_errors
+from tlm_core.artifacts.store import storage_errors
 from tlm_core.errors import AlreadyRunning, StorageFull
 
 # The append-only file, the index and the model of a first job must fit.

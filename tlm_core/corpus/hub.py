@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from tlm_core.corpus.files import Row, rows_of
 from tlm_core.errors import InvalidRequest
-from tlm_core.hub import HUB, hub_errors, refuse_folder
+from tlm_core.hub import hub_errors, refuse_folder
+from tlm_core.names import HUB
 from tlm_core.tables.findings import Findings
 from tlm_core.tables.records import Records
 

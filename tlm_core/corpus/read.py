@@ -31,7 +31,7 @@ from tlm_core.corpus.passages import (
 )
 from tlm_core.corpus.remote import Remote, find_remote, is_address
 from tlm_core.errors import CorruptArtifact, Fault, InvalidDataset, InvalidRequest, NotFound
-from tlm_core.hub import HUB
+from tlm_core.names import HUB
 from tlm_core.parquet import open_parquet
 from tlm_core.tables.findings import Findings
 

@@ -1,15 +1,14 @@
-"""Plans: the nodes of a job, what each depends on, and the nodes that several kinds of job share."""
+"""Nodes that several kinds of job share."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
-from tlm_core.artifacts import ManifestRef, artifact_id, digest_of
-from tlm_core.stages import CHOOSE, EVALUATE, FINETUNE, JOINT, PREPARE, SELECT, VALIDATE, Place, Stage
+from tlm_core.jobs.plan import Node
+from tlm_core.jobs.spec import PlanInputs
+from tlm_core.stages import CHOOSE, EVALUATE, FINETUNE, JOINT, PREPARE, SELECT, VALIDATE
 from tlm_core.tasks.options import DatasetOptions
 from tlm_core.training.params import (
     ChooseParams,
@@ -22,129 +21,7 @@ from tlm_core.training.params import (
     ValidateParams,
 )
 from tlm_core.training.recipe import Recipe
-from tlm_core.training.stage import StageParams
-
-Options = TypeVar("Options")
-
-
-class DatasetInput(BaseModel):
-    """A dataset of a job. options: how to read it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    id: str
-    ref: ManifestRef
-    options: dict[str, Any] = {}
-
-    @property
-    def content(self) -> str:
-        """Digest of what determines the texts and labels: the files and how to read them, without the task's name."""
-        return digest_of([self.ref.digest, {key: value for key, value in self.options.items() if key != "name"}])
-
-
-class ReusedArtifact(BaseModel):
-    """The artifact of another job that replaces a node: its id and where it is stored."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    artifact: str
-    ref: ManifestRef
-
-
-@dataclass(frozen=True)
-class PlanInputs(Generic[Options]):
-    """The inputs of a kind's plan.
-
-    names: the datasets as the request names them, in the order of `datasets`. corpus: "NAME@VERSION" or None.
-    """
-
-    options: Options
-    recipe: Recipe
-    seeds: tuple[int, ...]
-    datasets: tuple[DatasetInput, ...]
-    names: tuple[str, ...]
-    corpus: str | None
-
-
-@dataclass(frozen=True)
-class Node:
-    """One stage of a job.
-
-    inputs: name → node that produces it. fixed: name → digest of an input that exists before the job starts.
-    seed, rate: the seed and the finetuning rate that the node is for, if it is for one.
-    reusable: False if the result depends on the clock or on memory, so the cache must not offer it to other jobs.
-    group: workers run the nodes of one group in one submission, because a start takes longer than a short stage.
-    gathers: the node runs even if some of its inputs were dropped.
-    reused: the artifact of another job that replaces this node; the node then never runs.
-    """
-
-    name: str
-    stage: Stage
-    params: StageParams
-    inputs: Mapping[str, str] = field(default_factory=dict)
-    fixed: Mapping[str, str] = field(default_factory=dict)
-    seed: int | None = None
-    rate: float | None = None
-    reusable: bool = True
-    group: str = "main"
-    gathers: bool = False
-    reused: ReusedArtifact | None = None
-
-    @property
-    def place(self) -> Place:
-        return self.stage.place
-
-    def artifact_id(self, digests: Mapping[str, str], job_id: str) -> str:
-        """Return the id of this node's artifact. digests: node → manifest digest, at least of this node's inputs."""
-        if self.reused is not None:
-            return self.reused.artifact
-        inputs = {name: digests[node] for name, node in self.inputs.items()} | dict(self.fixed)
-        params = self.params.model_dump(mode="json") | ({} if self.reusable else {"job": job_id})
-        return artifact_id(self.stage.name, self.stage.version, params, inputs)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The nodes of a job, each after its inputs. The last node is the job's result.
-
-    report, model: names of the nodes that write the report and the model that serves predictions.
-    """
-
-    nodes: tuple[Node, ...]
-    report: str = "evaluate"
-    model: str = "export"
-
-    @property
-    def final(self) -> Node:
-        return self.nodes[-1]
-
-    def node(self, name: str) -> Node:
-        return next(node for node in self.nodes if node.name == name)
-
-    def behind(self, name: str) -> list[Node]:
-        """Return all direct and indirect inputs of a node, in the plan's order."""
-        needed = set(self.node(name).inputs.values())
-        for node in reversed(self.nodes):
-            if node.name in needed:
-                needed |= set(node.inputs.values())
-        return [node for node in self.nodes if node.name in needed]
-
-    def ready(self, done: Collection[str]) -> list[Node]:
-        """Return the nodes that are not done and whose inputs all are."""
-        return [n for n in self.nodes if n.name not in done and all(i in done for i in n.inputs.values())]
-
-    def group(self, name: str) -> list[Node]:
-        """Return the nodes that the workers of one submission run, in order."""
-        return [n for n in self.nodes if n.place is Place.WORKERS and n.group == name]
-
-    def startable(self, name: str, done: Collection[str]) -> bool:
-        """Return whether all inputs that the group needs from other groups are done."""
-        members = {node.name for node in self.group(name)}
-        outside = {source for node in self.group(name) for source in node.inputs.values()} - members
-        return all(source in done for source in outside)
-
-
-# --- nodes that several kinds share -----------------------------------------------------------------------------------
+from tlm_core.training.stage import Place
 
 
 def validate_nodes(inputs: PlanInputs[Any]) -> list[Node]:

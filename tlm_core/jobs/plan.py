@@ -2,13 +2,90 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 
-from tlm_core.jobs.nodes import Node, Plan
-from tlm_core.jobs.spec import JobRecord
-from tlm_core.stages import DROPPED, Place
+from tlm_core.artifacts.hashing import artifact_id
+from tlm_core.jobs.spec import JobRecord, ReusedArtifact
+from tlm_core.training.stage import Place, Stage, StageParams
 
-__all__ = ["DROPPED", "Node", "Place", "Plan", "plan_of"]
+
+@dataclass(frozen=True)
+class Node:
+    """One stage of a job.
+
+    inputs: name → node that produces it. fixed: name → digest of an input that exists before the job starts.
+    seed, rate: the seed and the finetuning rate that the node is for, if it is for one.
+    reusable: False if the result depends on the clock or on memory, so the cache must not offer it to other jobs.
+    group: workers run the nodes of one group in one submission, because a start takes longer than a short stage.
+    gathers: the node runs even if some of its inputs were dropped.
+    reused: the artifact of another job that replaces this node; the node then never runs.
+    """
+
+    name: str
+    stage: Stage
+    params: StageParams
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, str] = field(default_factory=dict)
+    seed: int | None = None
+    rate: float | None = None
+    reusable: bool = True
+    group: str = "main"
+    gathers: bool = False
+    reused: ReusedArtifact | None = None
+
+    @property
+    def place(self) -> Place:
+        return self.stage.place
+
+    def artifact_id(self, digests: Mapping[str, str], job_id: str) -> str:
+        """Return the id of this node's artifact. digests: node → manifest digest, at least of this node's inputs."""
+        if self.reused is not None:
+            return self.reused.artifact
+        inputs = {name: digests[node] for name, node in self.inputs.items()} | dict(self.fixed)
+        params = self.params.model_dump(mode="json") | ({} if self.reusable else {"job": job_id})
+        return artifact_id(self.stage.name, self.stage.version, params, inputs)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The nodes of a job, each after its inputs. The last node is the job's result.
+
+    report, model: names of the nodes that write the report and the model that serves predictions.
+    """
+
+    nodes: tuple[Node, ...]
+    report: str = "evaluate"
+    model: str = "export"
+
+    @property
+    def final(self) -> Node:
+        return self.nodes[-1]
+
+    def node(self, name: str) -> Node:
+        return next(node for node in self.nodes if node.name == name)
+
+    def behind(self, name: str) -> list[Node]:
+        """Return all direct and indirect inputs of a node, in the plan's order."""
+        needed = set(self.node(name).inputs.values())
+        for node in reversed(self.nodes):
+            if node.name in needed:
+                needed |= set(node.inputs.values())
+        return [node for node in self.nodes if node.name in needed]
+
+    def ready(self, done: Collection[str]) -> list[Node]:
+        """Return the nodes that are not done and whose inputs all are."""
+        return [n for n in self.nodes if n.name not in done and all(i in done for i in n.inputs.values())]
+
+    def group(self, name: str) -> list[Node]:
+        """Return the nodes that the workers of one submission run, in order."""
+        return [n for n in self.nodes if n.place is Place.WORKERS and n.group == name]
+
+    def startable(self, name: str, done: Collection[str]) -> bool:
+        """Return whether all inputs that the group needs from other groups are done."""
+        members = {node.name for node in self.group(name)}
+        outside = {source for node in self.group(name) for source in node.inputs.values()} - members
+        return all(source in done for source in outside)
 
 
 def plan_of(job: JobRecord) -> Plan:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import secrets
-import time
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -18,35 +17,31 @@ from pydantic import (
     model_validator,
 )
 
-from tlm_core.artifacts import ManifestRef
+from tlm_core.artifacts.hashing import digest_of
+from tlm_core.artifacts.manifest import ManifestRef
 from tlm_core.errors import InvalidRequest
-from tlm_core.jobs.nodes import DatasetInput, PlanInputs, ReusedArtifact
 from tlm_core.jobs.states import State
 from tlm_core.kinds import KINDS
-from tlm_core.kinds.kind import Kind, KindOptions
 from tlm_core.training.recipe import Recipe, RecipeName, Scale
 
-_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+if TYPE_CHECKING:
+    from tlm_core.kinds.kind import Kind
+
 MAX_PRIORITY = 10
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 
-
-def new_id(prefix: str, now: float | None = None) -> str:
-    """Return a new id such as `job_01h…`. Ids sort by time (milliseconds) and end in 50 random bits."""
-    value = int((time.time() if now is None else now) * 1000) << 50 | secrets.randbits(50)
-    digits = ""
-    for _ in range(19):
-        value, digit = divmod(value, 32)
-        digits = _ALPHABET[digit] + digits
-    return f"{prefix}_{digits}"
-
-
+Options = TypeVar("Options", bound="KindOptions")
 LabelKey = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^=]+$")]
 LabelValue = Annotated[str, StringConstraints(max_length=512)]
 
 
 # Fields that the source job provides, so that a request that names one omits them.
 FROM_JOB = ("dataset", "corpus", "scale", "recipe", "seeds", "overrides")
+
+
+class KindOptions(BaseModel):
+    """Options of a kind of job, in addition to dataset, corpus, recipe and seeds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class _OptionsSchema:
@@ -144,6 +139,30 @@ class JobSpec(BaseModel):
         kind.check(self.options if options is None else options, recipe, self.names)
 
 
+class DatasetInput(BaseModel):
+    """A dataset of a job. options: how to read it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    ref: ManifestRef
+    options: dict[str, Any] = {}
+
+    @property
+    def content(self) -> str:
+        """Digest of what determines the texts and labels: the files and how to read them, without the task's name."""
+        return digest_of([self.ref.digest, {key: value for key, value in self.options.items() if key != "name"}])
+
+
+class ReusedArtifact(BaseModel):
+    """The artifact of another job that replaces a node: its id and where it is stored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    artifact: str
+    ref: ManifestRef
+
+
 class Resolved(BaseModel):
     """The versions and values that a request refers to, resolved at submission. Later changes do not affect it.
 
@@ -197,6 +216,21 @@ class Progress(BaseModel):
     eta_seconds: float | None = None
     nodes_done: int = 0
     nodes_total: int = 0
+
+
+@dataclass(frozen=True)
+class PlanInputs(Generic[Options]):
+    """The inputs of a kind's plan.
+
+    names: the datasets as the request names them, in the order of `datasets`. corpus: "NAME@VERSION" or None.
+    """
+
+    options: Options
+    recipe: Recipe
+    seeds: tuple[int, ...]
+    datasets: tuple[DatasetInput, ...]
+    names: tuple[str, ...]
+    corpus: str | None
 
 
 class JobRecord(BaseModel):

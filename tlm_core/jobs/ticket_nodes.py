@@ -7,9 +7,10 @@ from typing import Any
 
 from tlm_core.compression.masks import Mask
 from tlm_core.compression.params import CheckEncoderParams, ImportanceParams
-from tlm_core.jobs.nodes import Node, PlanInputs
-from tlm_core.stages import Place, worker
+from tlm_core.jobs.plan import Node
+from tlm_core.jobs.spec import PlanInputs
 from tlm_core.training.recipe import OWN_STARTS, Recipe
+from tlm_core.training.stage import Place, worker
 
 CHECK_ENCODER = worker("check_encoder", "tlm_core.compression.stages:check_encoder", 1, CheckEncoderParams)
 IMPORTANCE = worker("importance", "tlm_core.compression.stages:importance", 2, ImportanceParams)

@@ -1,15 +1,37 @@
-"""The kinds of jobs. A new kind is one module here and one entry in `KINDS`."""
+"""The kinds of jobs. A new kind is one module here and one entry in `MODULES`.
+
+The table names modules instead of importing them, because a kind imports the request that names it.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from tlm_core.kinds import learning_curve, prune, share_tickets, train
-from tlm_core.kinds.kind import Kind
+if TYPE_CHECKING:
+    from tlm_core.kinds.kind import Kind
 
-KINDS: dict[str, Kind[Any]] = {
-    train.KIND.name: train.KIND,
-    learning_curve.KIND.name: learning_curve.KIND,
-    prune.KIND.name: prune.KIND,
-    share_tickets.KIND.name: share_tickets.KIND,
+MODULES = {
+    "train": "tlm_core.kinds.train",
+    "learning_curve": "tlm_core.kinds.learning_curve",
+    "prune": "tlm_core.kinds.prune",
+    "share_tickets": "tlm_core.kinds.share_tickets",
 }
+
+
+class _Kinds(Mapping[str, "Kind[Any]"]):
+    """Reads `KIND` of a module when its kind is used."""
+
+    def __getitem__(self, name: str) -> Kind[Any]:
+        kind: Kind[Any] = import_module(MODULES[name]).KIND
+        return kind
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(MODULES)
+
+    def __len__(self) -> int:
+        return len(MODULES)
+
+
+KINDS = _Kinds()

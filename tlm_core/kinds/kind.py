@@ -1,25 +1,17 @@
-"""A kind of job as one value. `tlm_core/kinds/__init__.py` registers every kind."""
+"""A kind of job as one value. `tlm_core/kinds/__init__.py` lists every kind."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
-from tlm_core.jobs.nodes import DatasetInput, Plan, PlanInputs
-from tlm_core.stages import Stage
+from tlm_core.jobs.plan import Plan
+from tlm_core.jobs.spec import DatasetInput, Options, PlanInputs
 from tlm_core.training.recipe import Recipe
-
-
-class KindOptions(BaseModel):
-    """Options of a kind of job, in addition to dataset, corpus, recipe and seeds."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-Options = TypeVar("Options", bound=KindOptions)
+from tlm_core.training.stage import Stage
 
 
 @dataclass(frozen=True)

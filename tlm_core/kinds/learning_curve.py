@@ -8,11 +8,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from tlm_core.errors import InvalidRequest
-from tlm_core.hub import MODEL
 from tlm_core.jobs.nodes import (
-    Node,
-    Plan,
-    PlanInputs,
     finetune_nodes,
     gather_group,
     group_by_seed,
@@ -21,9 +17,12 @@ from tlm_core.jobs.nodes import (
     select_node,
     validate_nodes,
 )
+from tlm_core.jobs.plan import Node, Plan
+from tlm_core.jobs.spec import KindOptions, PlanInputs
 from tlm_core.jobs.ticket_nodes import check_encoder
-from tlm_core.kinds.kind import FormField, Kind, KindOptions
-from tlm_core.stages import EVALUATE, Place, Stage, worker
+from tlm_core.kinds.kind import FormField, Kind
+from tlm_core.names import MODEL
+from tlm_core.stages import EVALUATE
 from tlm_core.studies.params import (
     LSTM,
     BilstmParams,
@@ -36,6 +35,7 @@ from tlm_core.studies.params import (
 )
 from tlm_core.training.params import SeedsParams, training
 from tlm_core.training.recipe import Recipe
+from tlm_core.training.stage import Place, Stage, worker
 
 SIZES = Stage("sizes", Place.COORDINATOR, "tlm_core.studies.subsets:sizes", 2, SizesParams)
 SUBSET = Stage("subset", Place.COORDINATOR, "tlm_core.studies.subsets:subset", 2, SubsetParams)

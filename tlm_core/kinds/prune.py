@@ -6,12 +6,14 @@ from pydantic import Field, field_validator
 
 from tlm_core.compression.masks import Which, removals
 from tlm_core.compression.params import PhasesParams, TicketParams, ticket_name
-from tlm_core.jobs.nodes import Node, Plan, PlanInputs, gather_group, group_by_seed, train_nodes, with_rates
+from tlm_core.jobs.nodes import gather_group, group_by_seed, train_nodes, with_rates
+from tlm_core.jobs.plan import Node, Plan
+from tlm_core.jobs.spec import KindOptions, PlanInputs
 from tlm_core.jobs.ticket_nodes import CHECK_ENCODER, IMPORTANCE, before_training, check_encoder, importance_node
-from tlm_core.kinds.kind import FormField, Kind, KindOptions
-from tlm_core.stages import worker
+from tlm_core.kinds.kind import FormField, Kind
 from tlm_core.training.params import CardRecipe
 from tlm_core.training.recipe import OWN_STARTS, Recipe
+from tlm_core.training.stage import worker
 
 TICKET = worker("ticket", "tlm_core.compression.stages:ticket", 3, TicketParams)
 PHASES = worker("phases", "tlm_core.compression.phases:phases", 8, PhasesParams)

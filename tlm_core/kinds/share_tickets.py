@@ -12,22 +12,15 @@ from pydantic import Field, field_validator
 from tlm_core.compression.masks import Mask, removals
 from tlm_core.compression.params import MergeParams, PartParams, ShareParams
 from tlm_core.errors import InvalidRequest
-from tlm_core.jobs.nodes import (
-    Node,
-    Plan,
-    PlanInputs,
-    gather_group,
-    group_by_seed,
-    joint_node,
-    prepare_node,
-    select_node,
-    validate_nodes,
-)
+from tlm_core.jobs.nodes import gather_group, group_by_seed, joint_node, prepare_node, select_node, validate_nodes
+from tlm_core.jobs.plan import Node, Plan
+from tlm_core.jobs.spec import KindOptions, PlanInputs
 from tlm_core.jobs.ticket_nodes import before_training, check_encoder, importance_node
-from tlm_core.kinds.kind import FormField, Kind, KindOptions, Lookup
-from tlm_core.stages import FINETUNE, Place, Stage, worker
+from tlm_core.kinds.kind import FormField, Kind, Lookup
+from tlm_core.stages import FINETUNE
 from tlm_core.training.params import FinetuneParams, SeedsParams
 from tlm_core.training.recipe import OWN_STARTS, Recipe, differences
+from tlm_core.training.stage import Place, Stage, worker
 
 MERGE = Stage("merge", Place.COORDINATOR, "tlm_core.tasks.merge:merge_stage", 3, MergeParams)
 PART = worker("part", "tlm_core.compression.sharing:part", 2, PartParams)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from tlm_core.jobs.nodes import Node, Plan, PlanInputs, train_nodes
-from tlm_core.kinds.kind import Kind, KindOptions
+from tlm_core.jobs.nodes import train_nodes
+from tlm_core.jobs.plan import Node, Plan
+from tlm_core.jobs.spec import KindOptions, PlanInputs
+from tlm_core.kinds.kind import Kind
 from tlm_core.stages import EXPORT
 from tlm_core.training.params import CardRecipe, ExportParams
 

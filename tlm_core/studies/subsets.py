@@ -11,10 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tlm_core.errors import InvalidRequest
-from tlm_core.stages import DROPPED
 from tlm_core.studies.params import SizesParams, SubsetParams
 from tlm_core.tasks.task import Task
-from tlm_core.training.stage import StageContext
+from tlm_core.training.stage import DROPPED, StageContext
 
 Ints = npt.NDArray[np.int64]
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tlm_core.errors import InvalidRequest
-from tlm_core.hub import HUB, NAME, hub_errors, refuse_folder
+from tlm_core.hub import hub_errors, refuse_folder
+from tlm_core.names import HUB, HUB_NAME
 from tlm_core.tables.findings import Findings
 from tlm_core.tables.records import Records, TableFile, arrow_records, check_names, class_names
 from tlm_core.tasks.known import GLUE_NOTE, glue_task
@@ -17,7 +18,7 @@ from tlm_core.tasks.options import Limits
 from tlm_core.tasks.table import RawTable, collect
 from tlm_core.tasks.task import SPLITS
 
-_ID = re.compile(rf"{HUB}(?P<path>{NAME}/{NAME})(?:@(?P<revision>[^\s@:]+))?(?::(?P<config>[^\s:]+))?")
+_ID = re.compile(rf"{HUB}(?P<path>{HUB_NAME}/{HUB_NAME})(?:@(?P<revision>[^\s@:]+))?(?::(?P<config>[^\s:]+))?")
 _FILE = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
 _BATCH = 2_000
 

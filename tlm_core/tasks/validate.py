@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tlm_core.errors import InvalidRequest
-from tlm_core.hub import HUB
+from tlm_core.names import HUB
 from tlm_core.selection.given import GIVEN, given_part, write_given
 from tlm_core.tables.findings import Findings
 from tlm_core.tasks.checks import check_label_set, check_labels, check_texts, count_labels, sort_labels

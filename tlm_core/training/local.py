@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tlm_core.jobs.nodes import PlanInputs
+from tlm_core.jobs.spec import PlanInputs
 from tlm_core.kinds import train
-from tlm_core.stages import PREPARE, Stage
+from tlm_core.stages import PREPARE
 from tlm_core.training.recipe import Recipe
-from tlm_core.training.stage import StageContext, StageParams
+from tlm_core.training.stage import Stage, StageContext, StageParams
 
 
 @dataclass

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from tlm_core.parquet import open_parquet
 from tlm_core.tasks.task import Task
-from tlm_core.training.architectures import ARCHITECTURES
+from tlm_core.training.architectures import architecture_named
 from tlm_core.training.counts import count
 from tlm_core.training.params import PrepareParams
 from tlm_core.training.stage import StageContext, StopRequested
@@ -84,7 +84,7 @@ def _tokenizer(
 
     ctx.report.event("tokenizer", vocab_size=part.vocab_size)
     tokenizer = train_wordpiece(texts, part.vocab_size, part.lowercase)
-    write_folder(tokenizer, folder, max_length, types=ARCHITECTURES[ctx.params.architecture].token_types > 1)
+    write_folder(tokenizer, folder, max_length, types=architecture_named(ctx.params.architecture).token_types > 1)
     return tokenizer, special_ids(tokenizer)
 
 

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tlm_core.errors import InvalidRecipe, NotFound
-from tlm_core.hub import HUB, model_folder
-from tlm_core.training.architectures import ARCHITECTURES, Shape
+from tlm_core.hub import model_folder
+from tlm_core.names import HUB
+from tlm_core.training.architectures import ARCHITECTURES, Shape, architecture_named
 from tlm_core.training.names import from_stock
 
 WEIGHTS, INDEX, PICKLED = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
@@ -90,9 +91,9 @@ def load(source: str, *, labels: int, vocab: int, max_length: int, dropout: floa
 
 def shape_of(config: dict[str, Any], source: str) -> Shape:
     """Return the shape of a published model, without labels. Raises InvalidRecipe if it is not supported."""
-    architecture = ARCHITECTURES.get(str(config.get("model_type")))
-    if architecture is None:
+    name = str(config.get("model_type"))
+    if name not in ARCHITECTURES:
         raise InvalidRecipe(
             f"'{source}' is a '{config.get('model_type')}' model. model.init supports {', '.join(ARCHITECTURES)}."
         )
-    return architecture.published_shape(config, source)
+    return architecture_named(name).published_shape(config, source)

@@ -1,4 +1,4 @@
-"""What a stage function receives: its inputs, its parameters, a folder to write to, and a way to report.
+"""A stage: where it runs, its function, and what the function receives: inputs, parameters, a folder, and a reporter.
 
 Stage functions do not depend on Ray, Redis or the storage. The process that runs them passes a `StageContext`.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -80,3 +82,45 @@ class StageContext(Generic[Params]):
     rank: int = 0
     world_size: int = 1
     scratch: Path = field(default_factory=lambda: Path("."))
+
+
+StageFunction = Callable[[StageContext[Any]], Mapping[str, Any]]
+
+# In the metadata of an artifact that stands for skipped work, with the reason. Nodes that depend on it are skipped too.
+DROPPED = "dropped"
+
+
+class Place(StrEnum):
+    """Where a stage runs."""
+
+    COORDINATOR = "coordinator"
+    RETRIEVER = "retriever"
+    WORKERS = "workers"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a job.
+
+    function: "module:name" of a function that takes a StageContext and returns the artifact's metadata. It is empty
+    for stages of the retriever. version: raise it when a change of the code changes the result; older artifacts are
+    then not reused. params: the class of the stage's parameters. needs_torch: whether workers import torch for it.
+    """
+
+    name: str
+    place: Place
+    function: str
+    version: int
+    params: type[StageParams]
+    needs_torch: bool = True
+
+    def load(self) -> StageFunction:
+        """Import the stage's module and return its function."""
+        module, _, name = self.function.partition(":")
+        function: StageFunction = getattr(import_module(module), name)
+        return function
+
+
+def worker(name: str, function: str, version: int, params: type[StageParams], *, needs_torch: bool = True) -> Stage:
+    """A stage that runs on workers."""
+    return Stage(name, Place.WORKERS, function, version, params, needs_torch)

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 from tests.factories import make_resolved, make_spec
-from tlm_core.jobs.plan import Place, Plan, plan_of
-from tlm_core.jobs.spec import JobRecord, new_id
+from tlm_core.jobs.plan import Plan, plan_of
+from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import State
+from tlm_core.names import new_id
 from tlm_core.training.recipe import resolve
+from tlm_core.training.stage import Place
 
 
 def make_job(overrides: dict[str, Any] | None = None, *, seeds: tuple[int, ...] = (0,), **resolved: Any) -> JobRecord:

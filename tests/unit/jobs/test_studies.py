@@ -12,12 +12,12 @@ from tests.unit.jobs.test_plan import check_order, ids, make_job
 from tlm_core.artifacts import ManifestRef
 from tlm_core.compression.masks import Mask
 from tlm_core.errors import InvalidRequest
-from tlm_core.jobs.nodes import DatasetInput
-from tlm_core.jobs.plan import Place, plan_of
-from tlm_core.jobs.spec import JobRecord
+from tlm_core.jobs.plan import plan_of
+from tlm_core.jobs.spec import DatasetInput, JobRecord
 from tlm_core.kinds.learning_curve import LearningCurveOptions
 from tlm_core.kinds.prune import PruneOptions
 from tlm_core.training.recipe import PUBLISHED_LR, resolve
+from tlm_core.training.stage import Place
 
 SHARE: dict[str, Any] = {"others": ["second"], "tickets": {"second": Mask.full(3, 3).as_dict()}}
 

@@ -14,14 +14,13 @@ from tests.factories import make_resolved, make_spec
 from tests.unit.training.killed import DyingReporter, Killed, Run, content
 from tests.unit.training.made import made_selection
 from tlm_core.artifacts import ManifestRef
-from tlm_core.jobs.nodes import DatasetInput
-from tlm_core.jobs.plan import DROPPED, Node, Plan, plan_of
-from tlm_core.jobs.spec import JobRecord
+from tlm_core.jobs.plan import Node, Plan, plan_of
+from tlm_core.jobs.spec import DatasetInput, JobRecord
 from tlm_core.jobs.states import State
 from tlm_core.stages import SELECT, VALIDATE
 from tlm_core.training.local import LocalReporter, compute
 from tlm_core.training.recipe import Recipe
-from tlm_core.training.stage import StopRequested
+from tlm_core.training.stage import DROPPED, StopRequested
 
 
 def make_job(recipe: Recipe, *, others: int = 0, **spec: Any) -> JobRecord:

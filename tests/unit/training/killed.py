@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tlm_core.stages import FINETUNE, JOINT, Stage
+from tlm_core.stages import FINETUNE, JOINT
 from tlm_core.training.local import LocalCheckpoints, LocalReporter
 from tlm_core.training.params import FinetuneParams, JointParams
 from tlm_core.training.recipe import Recipe
-from tlm_core.training.stage import StageContext, StageParams
+from tlm_core.training.stage import Stage, StageContext, StageParams
 
 
 class Killed(Exception):

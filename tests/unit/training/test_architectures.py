@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from tests.unit.training.made import made_selection, made_task, tiny
 from tlm_core.compression.masks import Mask
 from tlm_core.compression.sliced import sliced, widened
 from tlm_core.errors import InvalidRecipe
-from tlm_core.training.architectures import ARCHITECTURES, Shape, scratch_shape
+from tlm_core.training.architectures import ARCHITECTURES, Shape, architecture_named, scratch_shape
 from tlm_core.training.architectures.base import with_bias
 from tlm_core.training.architectures.bert import Bert, encoder_names, qkv_names
+from tlm_core.training.architectures.table import Entry
 from tlm_core.training.local import run_chain
 from tlm_core.training.memory import training_bytes
 from tlm_core.training.model import TaskModel, classifier_size, initialize
@@ -42,10 +43,9 @@ class Electra(Bert):
 
 
 @pytest.fixture
-def electra() -> Iterator[Electra]:
-    ARCHITECTURES["electra"] = Electra()
-    yield ARCHITECTURES["electra"]
-    del ARCHITECTURES["electra"]
+def electra(monkeypatch: pytest.MonkeyPatch) -> Electra:
+    monkeypatch.setitem(ARCHITECTURES, "electra", Entry(f"{__name__}:Electra"))
+    return Electra()
 
 
 def test_registered_architecture_trains_exports_and_prunes(electra: Electra, tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_estimates_count_the_parameters_of_the_model(name: str) -> None:
     assert sizes.parameters == pytest.approx(total - vectors, abs=4)
     assert sizes.exported <= classifier_size(model) <= sizes.exported + vectors
     assert training_bytes(sizes, total, 2) == training_bytes(model.shape, total, 2)
-    matrices = ARCHITECTURES[name].matrices(sizes)
+    matrices = architecture_named(name).matrices(sizes)
     stacked = [p for n, p in model.encoder.layers.named_parameters() if p.ndim == 2]
     assert sum(rows * columns * count for (rows, columns), count in matrices.items()) == sum(p.numel() for p in stacked)
 

@@ -19,7 +19,7 @@ from tests.unit.training.made import LABELS, made_prepared, made_selection, made
 from tlm_core.artifacts import MANIFEST
 from tlm_core.errors import InvalidRecipe
 from tlm_core.kinds import learning_curve, prune, share_tickets
-from tlm_core.stages import CHOOSE, FINETUNE, JOINT, PREPARE, SHARED_STAGES, Place, Stage
+from tlm_core.stages import CHOOSE, FINETUNE, JOINT, PREPARE, SHARED_STAGES
 from tlm_core.tasks.metrics import score
 from tlm_core.tasks.task import Task
 from tlm_core.training.architectures import Shape
@@ -31,7 +31,7 @@ from tlm_core.training.model import TaskModel, initialize
 from tlm_core.training.params import CardRecipe, ChooseParams, FinetuneParams, JointParams, PrepareParams
 from tlm_core.training.prepared import Prepared
 from tlm_core.training.recipe import Recipe, resolve
-from tlm_core.training.stage import StageParams, StopRequested
+from tlm_core.training.stage import Place, Stage, StageParams, StopRequested
 from tlm_core.training.stages import evaluation_steps
 from tlm_core.training.state import HISTORY, WEIGHTS, load_model, weights
 

@@ -1,26 +1,31 @@
-"""Encoder architectures by name. A new one is one file here and one entry in `ARCHITECTURES`."""
+"""Encoder architectures by name. A new one is one file here and one entry in the table."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from tlm_core.training.architectures.base import Architecture, Shape, Sizes
-from tlm_core.training.architectures.bert import Bert, Roberta
-from tlm_core.training.architectures.modernbert import ModernBert
+from tlm_core.training.architectures.table import ARCHITECTURES, architecture_named
 
-__all__ = ["ARCHITECTURES", "Architecture", "Shape", "Sizes", "architecture_of", "scratch_shape"]
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "Shape",
+    "Sizes",
+    "architecture_named",
+    "architecture_of",
+    "scratch_shape",
+]
 
 if TYPE_CHECKING:
     from tlm_core.training.recipe import Model
 
-ARCHITECTURES: dict[str, Architecture] = {entry.name: entry for entry in (ModernBert(), Bert(), Roberta())}
-
 
 def architecture_of(sizes: Shape | Sizes) -> Architecture:
     """Return the architecture of a shape."""
-    return ARCHITECTURES[sizes.architecture]
+    return architecture_named(sizes.architecture)
 
 
 def scratch_shape(model: Model, vocab: int, labels: int) -> Shape:
     """Return the shape for training from scratch by a recipe's model part."""
-    return ARCHITECTURES[model.architecture].scratch_shape(model, vocab, labels)
+    return architecture_named(model.architecture).scratch_shape(model, vocab, labels)

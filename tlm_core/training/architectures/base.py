@@ -77,12 +77,11 @@ class Shape:
 class Architecture(ABC):
     """One encoder architecture: its layers, weight names, ONNX nodes, FLOPs, memory, and what pruning removes.
 
-    A new architecture is one subclass and one line in `ARCHITECTURES`. Its module must not import torch, because the
+    A new architecture is one subclass and one entry in `ARCHITECTURES`. Its module must not import torch, because the
     gateway validates recipes and estimates jobs with it.
     """
 
     name: ClassVar[str]  # in recipes and in stored shapes; also the `model_type` of published models
-    from_scratch: ClassVar[bool] = True  # whether recipes may choose it, or only published models have it
     biases: ClassVar[bool] = True  # of linear maps and norms in the encoder
     gated: ClassVar[bool] = False  # the feed-forward block multiplies by a gate, the second half of `mlp_in`
     token_types: ClassVar[int] = 2  # distinct segments that the embeddings know; 0: none, and no learned positions

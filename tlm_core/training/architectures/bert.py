@@ -121,7 +121,6 @@ class Roberta(Bert):
     """RoBERTa: BERT with one token type, and positions that start after the padding token's number."""
 
     name = "roberta"
-    from_scratch = False
     token_types = 1
     names = encoder_names("roberta") | with_bias({"task.dense": "classifier.dense", "task.out": "classifier.out_proj"})
     vocabulary_names = with_bias({"vocabulary.dense": "lm_head.dense", "vocabulary.norm": "lm_head.layer_norm"}) | {

@@ -1,0 +1,24 @@
+"""Names and ids in requests: the patterns that they match, and new ids."""
+
+from __future__ import annotations
+
+import secrets
+import time
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"  # of datasets and corpora
+HUB = "hub:"
+# An owner or a repository of the hub: never a path that leads out of a folder.
+HUB_NAME = r"[A-Za-z0-9][\w.-]*"
+# A model of the hub in a recipe; the oldest models have no owner.
+MODEL = rf"{HUB}({HUB_NAME}/)?{HUB_NAME}(@[^\s@:]+)?"
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+
+
+def new_id(prefix: str, now: float | None = None) -> str:
+    """Return a new id such as `job_01h…`. Ids sort by time (milliseconds) and end in 50 random bits."""
+    value = int((time.time() if now is None else now) * 1000) << 50 | secrets.randbits(50)
+    digits = ""
+    for _ in range(19):
+        value, digit = divmod(value, 32)
+        digits = _ALPHABET[digit] + digits
+    return f"{prefix}_{digits}"

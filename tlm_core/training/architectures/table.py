@@ -1,0 +1,34 @@
+"""The table of encoder architectures. It names classes instead of importing them, because recipes read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tlm_core.training.architectures.base import Architecture
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An architecture. path: `module:class`. from_scratch: False if only published models have it."""
+
+    path: str
+    from_scratch: bool = True
+
+
+ARCHITECTURES = {
+    "modernbert": Entry("tlm_core.training.architectures.modernbert:ModernBert"),
+    "bert": Entry("tlm_core.training.architectures.bert:Bert"),
+    "roberta": Entry("tlm_core.training.architectures.bert:Roberta", from_scratch=False),
+}
+
+
+@cache
+def architecture_named(name: str) -> Architecture:
+    """Return an architecture of the table."""
+    module, _, class_name = ARCHITECTURES[name].path.partition(":")
+    architecture: Architecture = getattr(import_module(module), class_name)()
+    return architecture
