@@ -11,7 +11,7 @@ from tlm_core.training.stage import Place, Stage, worker
 VALIDATE = Stage("validate", Place.COORDINATOR, "tlm_core.tasks.validate:validate_stage", 2, params.ValidateParams)
 SELECT = Stage("select", Place.RETRIEVER, "", 5, params.SelectParams)
 # Preparing text needs no torch, so workers start it seconds earlier and with half the memory.
-PREPARE = worker("prepare", "tlm_core.training.prepare:prepare", 5, params.PrepareParams, needs_torch=False)
+PREPARE = worker("prepare", "tlm_core.training.prepare:prepare", 6, params.PrepareParams, needs_torch=False)
 JOINT = worker("joint", "tlm_core.training.stages:joint", 6, params.JointParams)
 FINETUNE = worker("finetune", "tlm_core.training.stages:finetune", 4, params.FinetuneParams)
 CHOOSE = worker("choose", "tlm_core.training.stages:choose", 1, params.ChooseParams)

@@ -50,7 +50,7 @@ CPU = torch.device("cpu")
 def prepared_texts(folder: Path) -> Prepared:
     """Return SciCite as the prepare stage writes it. Raises NotFound if the data does not exist."""
     write_task(shared_data() / "tasks" / "sci_cite", folder / "task", DatasetOptions())
-    recipe = resolve("fast", "tiny", {"selection.selector": "none", "model.init": "scratch"})
+    recipe = resolve("fast", "tiny", {"selection.selector": "none", "model.init": "scratch", "model.windows": 1})
     params = PrepareParams.of(recipe)
     return Prepared(run_stage(PREPARE, {"task": folder / "task"}, params, folder / "prepared"))
 

@@ -30,6 +30,7 @@ BATCH = 32
 SHAPE = {"model.layers": 4, "model.hidden": 256, "model.heads": 4, "model.max_length": LENGTH, "model.dropout": 0.0}
 COMMON = {
     **SHAPE,
+    "model.windows": 1,  # the rivals truncate longer texts
     "model.init": "scratch",
     "tokenizer.vocab_size": VOCABULARY,
     "joint.batch_rows": BATCH,

@@ -109,8 +109,11 @@ class Estimator:
         for dataset in resolved.datasets:
             report = self._artifacts.read_json(self._catalog.dataset(job.tenant, dataset.id).report, "report.json")
             mean = report["lengths"]["mean_words"] * _TOKENS_PER_WORD + 2
-            tokens = min(mean, resolved.recipe.model.max_length)
-            texts.append(Texts(report["counts"], tokens, len(report["labels"]) or 1, vocab, searched=searched))
+            model, labels = resolved.recipe.model, len(report["labels"]) or 1
+            # A further window adds three quarters of its tokens, because it repeats a quarter of the one before.
+            windows = min(max(1.0, (mean / model.max_length - 0.25) / 0.75), model.windows)
+            tokens = min(mean, model.max_length)
+            texts.append(Texts(report["counts"], tokens, labels, vocab, searched=searched, windows=windows))
         return [replace(known, searched=searched), *texts[1:]] if known else texts
 
     def _passages(
@@ -152,8 +155,10 @@ class Estimator:
             texts = self._texts(job, None)
             prepared = self._artifacts.manifest(refs["prepare"]).meta
             rows, tokens, passages = texts[0].rows, prepared["tokens"], int(prepared["passages"])
-            first = replace(texts[0], tokens=tokens["train"] / rows["train"], vocab=int(prepared["vocab_size"]),
-                            passages=passages, passage_tokens=tokens.get("passages", 0) / max(passages, 1))  # fmt: skip
+            windows = prepared.get("windows", rows)["train"]
+            first = replace(texts[0], tokens=tokens["train"] / windows, windows=windows / rows["train"],
+                            vocab=int(prepared["vocab_size"]), passages=passages,
+                            passage_tokens=tokens.get("passages", 0) / max(passages, 1))  # fmt: skip
             seconds: dict[str, list[float]] = {}
             for stage, node, elapsed in _elapsed(self._jobs, job, plan):
                 work = work_of(node, _texts_of(plan, node, [first, *texts[1:]])) if node else Work(1.0)
@@ -268,7 +273,7 @@ def _disk_bytes(plan: Plan, texts: Sequence[Texts]) -> int | None:
             total += 4 * (sizes.parameters if isinstance(node.params, JointParams) else sizes.exported)
             exported = 4 * sizes.exported
         elif isinstance(node.params, PrepareParams):
-            tokens = sum(own.rows.values()) * own.tokens + own.passages * own.passage_tokens
+            tokens = own.task_tokens + own.passages * own.passage_tokens
             total += own.passages * _PASSAGE_BYTES + tokens * (2 if (own.vocab or 0) < 2**16 else 4)
             total += 4 * (own.vocab or 0) * (node.params.vector_width or 0)
         elif node.stage.name in ("choose", "export"):

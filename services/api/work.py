@@ -39,9 +39,10 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Texts:
-    """The texts of a task. rows: per split; tokens: mean per text; vocab: of the tokenizer, None while unknown.
+    """The texts of a task. rows: per split; tokens: mean per window; vocab: of the tokenizer, None while unknown.
 
-    passages: selected; passage_tokens: mean per passage; searched: passages of the corpus.
+    windows: mean per text; training reads one of them in an epoch, prediction all. passages: selected; passage_tokens:
+    mean per passage; searched: passages of the corpus.
     """
 
     rows: Mapping[str, int]
@@ -51,6 +52,12 @@ class Texts:
     passages: int = 0
     passage_tokens: float = 196.0
     searched: int = 0
+    windows: float = 1.0
+
+    @property
+    def task_tokens(self) -> float:
+        """Tokens of all task texts."""
+        return sum(self.rows.values()) * self.windows * self.tokens
 
 
 @dataclass(frozen=True)
@@ -91,9 +98,10 @@ def work_of(node: Node, texts: Texts) -> Work | None:
         case "select":
             return Work(rows["train"] * max(texts.searched, 1))
         case "prepare":
-            return Work(sum(rows.values()) * texts.tokens + texts.passages * texts.passage_tokens)
+            return Work(texts.task_tokens + texts.passages * texts.passage_tokens)
     if isinstance(params, SeedsParams):
-        return Work(len(params.seeds) * texts.tokens * (rows.get("validation", 0) + rows.get("test", 0)))
+        tested = rows.get("validation", 0) + rows.get("test", 0)
+        return Work(len(params.seeds) * tested * texts.windows * texts.tokens)
     return Work(1.0)
 
 

@@ -54,7 +54,7 @@ def part(ctx: StageContext[PartParams]) -> dict[str, Any]:
     source, merged = Prepared(ctx.inputs["prepared"]), ctx.inputs["task"]
     facts = json.loads((merged / MERGE).read_text(encoding="utf-8"))[ctx.params.number]
     shutil.copytree(source.folder / "tokenizer", ctx.out / "tokenizer")
-    tokens, counts = {}, {}
+    tokens, window_counts, counts = {}, {}, {}
     for name in facts["splits"]:
         split = source.split(name)
         labels = split.labels - facts["offset"]
@@ -70,10 +70,10 @@ def part(ctx: StageContext[PartParams]) -> dict[str, Any]:
         np.save(ctx.out / f"{name}.rows.npy", split.rows[members])
         if split.second is not None:
             np.save(ctx.out / f"{name}.second.npy", split.second[members])
-        counts[name] = len(members)
+        counts[name], window_counts[name] = len(members), len(windows)
     no_cost = dict.fromkeys(("flops", "tokens", "seconds", "gpu_seconds"), 0.0)
     changes = {"labels": facts["labels"], "metric": facts["metric"], "task": facts["name"], "cost": no_cost}
-    data = {**source.facts, **changes, "tokens": tokens, "counts": counts, "passages": 0}
+    data = {**source.facts, **changes, "tokens": tokens, "windows": window_counts, "counts": counts, "passages": 0}
     (ctx.out / "data.json").write_text(json.dumps(data, ensure_ascii=False, indent=1), encoding="utf-8")
     for statistics in ("log_frequency.npy", "vectors.npy"):
         if (source.folder / statistics).exists():

@@ -23,7 +23,7 @@ from tlm_core.training.recipe import OWN_STARTS, Recipe, differences
 from tlm_core.training.stage import Place, Stage, worker
 
 MERGE = Stage("merge", Place.COORDINATOR, "tlm_core.tasks.merge:merge_stage", 3, MergeParams)
-PART = worker("part", "tlm_core.compression.sharing:part", 2, PartParams)
+PART = worker("part", "tlm_core.compression.sharing:part", 3, PartParams)
 SHARE = worker("share", "tlm_core.compression.sharing:share", 4, ShareParams)
 SHARED_REPORT = worker("shared_report", "tlm_core.compression.shared_report:shared_report", 6, SeedsParams)
 

@@ -46,7 +46,12 @@ def export_lstm(model: BiLSTM, prepared: Prepared, out: Path) -> dict[str, float
         "id2label": {str(number): label for number, label in enumerate(prepared.labels)},
     }
     (folder / "config.json").write_text(json.dumps(config, ensure_ascii=False, indent=1), encoding="utf-8")
-    facts = {"labels": prepared.labels, "max_length": prepared.max_length, "pair": prepared.facts["pair"]}
+    facts = {
+        "labels": prepared.labels,
+        "max_length": prepared.max_length,
+        "windows": prepared.max_windows,
+        "pair": prepared.facts["pair"],
+    }
     (out / "labels.json").write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
     lstm_onnx(model, out / "model.onnx")
     split, pad = prepared.split("validation").first(COMPARED), prepared.vocabulary.pad

@@ -46,7 +46,7 @@ def model_card(report: Facts, facts: Facts, recipe: CardRecipe) -> str:
         "",
         "## Limits",
         "- The model may have memorized parts of its training texts. Treat the weights with the care that these need.",
-        f"- Texts longer than {facts['max_length']} tokens are truncated.",
+        *_lengths(facts),
         "- The scores hold for texts like those of the test split. Nothing else was measured.",
         "",
         "## Recipe",
@@ -139,6 +139,17 @@ def _data(facts: Facts, recipe: CardRecipe) -> list[str]:
     if "corpus" in facts.get("selection", {}):
         lines.append(f"- corpus: {_plain(json.dumps(facts['selection']['corpus'], ensure_ascii=False))}")
     return lines
+
+
+def _lengths(facts: Facts) -> list[str]:
+    """Return how long texts are read."""
+    length, windows = facts["max_length"], facts.get("max_windows", 1)
+    if windows == 1:
+        return [f"- Texts longer than {length} tokens are truncated."]
+    return [
+        f"- The scores are those of `model.onnx` and of the service: they read up to {windows} windows of {length}",
+        f"  tokens of a text and average their logits. Stock classes read the first {length} tokens alone.",
+    ]
 
 
 def _costs(report: Facts) -> list[str]:

@@ -76,7 +76,7 @@ def write_export(
     compare_logits("ONNX graph", _onnx_logits(graph, probe), expected)
     (folder / "README.md").write_text(model_card(report, prepared.facts, recipe), encoding="utf-8")
     labels = {"labels": list(task.labels), "max_length": prepared.max_length, "pair": task.pair}
-    labels["task_type"] = task.type.name
+    labels |= {"windows": prepared.max_windows, "task_type": task.type.name}
     (out / "labels.json").write_text(json.dumps(labels, ensure_ascii=False), encoding="utf-8")
     return sum(p.numel() for p in stock.parameters())
 

@@ -41,6 +41,7 @@ class PrepareParams(StageParams):
     tokenizer: Tokenizer
     architecture: str
     max_length: int
+    windows: int
     vector_width: int | None = None
 
     @classmethod
@@ -50,6 +51,7 @@ class PrepareParams(StageParams):
             tokenizer=recipe.tokenizer,
             architecture=model.architecture,
             max_length=model.max_length,
+            windows=model.windows,
             vector_width=model.hidden if model.init == "counts" else None,
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,14 @@ from tlm_core.training.counts import count
 from tlm_core.training.params import PrepareParams
 from tlm_core.training.stage import StageContext, StopRequested
 from tlm_core.training.store import ArrayWriter, StoreWriter, TokenStore
-from tlm_core.training.tokenizer import load_published, special_ids, train_wordpiece, write_folder
+from tlm_core.training.tokenizer import (
+    cut_into_windows,
+    load_published,
+    special_ids,
+    train_wordpiece,
+    windows_of,
+    write_folder,
+)
 
 # Larger batches are not faster, and the tokenizer's result for a text is many times the size of the text.
 BATCH = 250
@@ -27,7 +35,9 @@ REPORT_SECONDS = 0.5
 
 
 def prepare(ctx: StageContext[PrepareParams]) -> dict[str, Any]:
-    """Write the tokenizer, token stores, labels, and `data.json`. Passages stay whole; task texts are truncated.
+    """Write the tokenizer, token stores, labels, and `data.json`.
+
+    Passages stay whole. A longer task text becomes at most `model.windows` windows; pairs are truncated.
 
     Inputs: `task`, and `selection` unless the recipe selects nothing.
     """
@@ -36,7 +46,7 @@ def prepare(ctx: StageContext[PrepareParams]) -> dict[str, Any]:
     began = time.monotonic()
     task = Task.read(ctx.inputs["task"])
     selection = ctx.inputs.get("selection")
-    max_length = ctx.params.max_length
+    max_length, windows = ctx.params.max_length, 1 if task.pair else ctx.params.windows
     tokenizer, ids = _tokenizer(ctx, task, selection)
     size = tokenizer.get_vocab_size(with_added_tokens=True)
     progress = _Counter(ctx, sum(task.counts.values()) + (_passage_rows(selection) if selection else 0))
@@ -48,22 +58,26 @@ def prepare(ctx: StageContext[PrepareParams]) -> dict[str, Any]:
         "task": task.name,
         "counts": task.counts,
         "max_length": max_length,
+        "max_windows": windows,
         "vocab_size": size,
         "special_ids": ids,
         "tokens": {},
+        "windows": {},
     }
     facts["passages"] = _passages(ctx.out, tokenizer, size, selection, facts["tokens"], progress) if selection else 0
     if selection and (selection / "selection.json").exists():
         facts["selection"] = json.loads((selection / "selection.json").read_text(encoding="utf-8"))
-    tokenizer.enable_truncation(max_length, strategy="longest_first")
+    cut_into_windows(tokenizer, max_length, windows)
     for split in task.counts:
-        facts["tokens"][split] = _split(ctx.out, tokenizer, size, task, split, progress)
+        writer = StoreWriter(ctx.out, split, size)
+        facts["windows"][split] = _split(ctx.out, tokenizer, writer, task, split, windows, progress)
+        facts["tokens"][split] = writer.total
     facts["cost"] = {"flops": 0.0, "tokens": sum(facts["tokens"].values())}
     if ctx.params.vector_width is not None:
         facts["cost"] |= _count(ctx.out, facts, ctx.params.vector_width)
     facts["cost"] |= {"seconds": time.monotonic() - began, "gpu_seconds": 0.0}
     (ctx.out / "data.json").write_text(json.dumps(facts, ensure_ascii=False, indent=1), encoding="utf-8")
-    return {"vocab_size": size, "tokens": facts["tokens"], "passages": facts["passages"]}
+    return {"vocab_size": size, **{name: facts[name] for name in ("tokens", "windows", "passages")}}
 
 
 def _tokenizer(
@@ -128,11 +142,15 @@ def _passages(
     return count
 
 
-def _split(out: Path, tokenizer: Tokenizer, size: int, task: Task, split: str, progress: _Counter) -> int:
+def _split(
+    out: Path, tokenizer: Tokenizer, writer: StoreWriter, task: Task, split: str, limit: int, progress: _Counter
+) -> int:
+    """Write a split's texts, each as at most `limit` windows. Return the number of all windows."""
     texts: list[str] = task.texts(split)
     pairs = task.text_pairs(split)
     second = ArrayWriter(out / f"{split}.second.npy", np.int64) if pairs else None
-    with StoreWriter(out, split, size) as store:
+    counts: list[int] = []
+    with writer as store:
         for begin in range(0, len(texts), BATCH):
             block: Iterable[Any] = texts[begin : begin + BATCH]
             if pairs:
@@ -140,16 +158,18 @@ def _split(out: Path, tokenizer: Tokenizer, size: int, task: Task, split: str, p
                 both = zip(block, pairs[begin : begin + BATCH], strict=True)
                 block = [(text, second) if second else text for text, second in both]
             encodings = tokenizer.encode_batch_fast(list(block))
-            store.add([encoding.ids for encoding in encodings])
+            windows = [[window.ids for window in windows_of(encoding, limit)] for encoding in encodings]
+            store.add(list(chain.from_iterable(windows)))
+            counts += map(len, windows)
             if second:
                 second.append([_second_begins(encoding.sequence_ids) for encoding in encodings])
             progress.add(len(encodings))
-        total = store.total
     if second:
         second.close()
+    np.save(out / f"{split}.texts.npy", np.repeat(np.arange(len(texts)), counts))
     np.save(out / f"{split}.labels.npy", task.targets(split))
     np.save(out / f"{split}.rows.npy", task.rows(split))
-    return total
+    return sum(counts)
 
 
 def _second_begins(sequences: list[int | None]) -> int:

@@ -96,6 +96,7 @@ class Prepared:
         self.metric: str = self.facts["metric"]
         self.type: TaskType = task_type_of(self.metric)
         self.max_length: int = self.facts["max_length"]
+        self.max_windows: int = self.facts.get("max_windows", 1)  # of a text
         ids = self.facts["special_ids"]
         self.vocabulary = Vocabulary(
             size=self.facts["vocab_size"], pad=ids["pad"], mask=ids["mask"], specials=tuple(sorted(set(ids.values())))

@@ -63,7 +63,8 @@ class Model(_Part):
     hidden: int = Field(256, ge=16, le=4096)
     heads: int = Field(4, ge=1, le=64)
     intermediate: int = Field(1024, ge=16, le=16384, description="width of the feed-forward block")
-    max_length: int = Field(128, ge=16, le=2048, description="tokens of a row; longer task texts are truncated")
+    max_length: int = Field(128, ge=16, le=2048, description="tokens of a row and of a window of a task text")
+    windows: int = Field(8, ge=1, le=64, description="of a longer text at most; pairs are truncated to one")
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
 
     @field_validator("architecture")
@@ -261,7 +262,13 @@ def _paper(scale: Scale) -> Recipe:
         selection=Selection(top_k=50),
         tokenizer=Tokenizer(vocab_size=30_522),
         model=Model(
-            architecture="bert", layers=layers, hidden=hidden, heads=heads, intermediate=intermediate, dropout=0.1
+            architecture="bert",
+            layers=layers,
+            hidden=hidden,
+            heads=heads,
+            intermediate=intermediate,
+            dropout=0.1,
+            windows=1,
         ),
         joint=Joint(
             budget=Budget(steps=1_500 if tiny else 150_000),

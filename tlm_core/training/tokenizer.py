@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Encoding, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from tlm_core.errors import InvalidRecipe, NotFound
 from tlm_core.hub import TOKENIZER, model_folder
@@ -78,6 +78,19 @@ def train_wordpiece(texts: Callable[[], Iterable[str]], vocab_size: int, lowerca
         special_tokens=[(token, trained.token_to_id(token)) for token in (cls, sep)],
     )
     return trained
+
+
+def cut_into_windows(tokenizer: Tokenizer, max_length: int, windows: int) -> None:
+    """Set the tokenizer to windows of `max_length` tokens, special tokens included; see `windows_of`.
+
+    Neighboring windows share a quarter of their tokens. windows: 1 for pairs, whose longer text is truncated.
+    """
+    tokenizer.enable_truncation(max_length, stride=max_length // 4 if windows > 1 else 0, strategy="longest_first")
+
+
+def windows_of(encoding: Encoding, windows: int) -> list[Encoding]:
+    """Return the first `windows` windows of a text."""
+    return [encoding, *encoding.overflowing[: windows - 1]]
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int]:

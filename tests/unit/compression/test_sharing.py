@@ -95,6 +95,21 @@ def test_part_contains_only_texts_and_labels_of_its_task(tmp_path: Path) -> None
             assert own.second[row] == together.second[begin + row]
 
 
+def test_part_contains_all_windows_of_its_texts(tmp_path: Path) -> None:
+    recipe = recipe_of("modernbert")
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"max_length": 16})})
+    folders = prepare_parts(tmp_path, recipe)
+    together, begin = Prepared(tmp_path / "prepared").split("train"), 0
+    for folder, count in zip(folders, (40, 24), strict=True):
+        own = Prepared(folder).split("train")
+        assert len(own) == count < len(own.store) == Prepared(folder).facts["windows"]["train"]
+        first, last = together.begins[begin], together.begins[begin + count]
+        np.testing.assert_array_equal(own.texts, together.texts[first:last] - begin)
+        for window in range(len(own.store)):
+            np.testing.assert_array_equal(own.store[window], together.store[first + window])
+        begin += count
+
+
 @pytest.mark.parametrize("architecture", ["modernbert", "bert"])
 def test_weights_outside_a_ticket_have_zero_gradient(architecture: str, parts: list[Prepared]) -> None:
     model = shared(recipe_of(architecture), parts).eval()
