@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-
-from tlm_core.errors import NotFound
 
 RELEASE = "README of the TLM release, results table (github.com/yaoxingcheng/TLM)"
 LABEL_COUNTS = "Gururangan et al. 2020 (arXiv 2004.10964), table 2"
@@ -62,15 +59,6 @@ KNOWN_TASKS: Mapping[str, KnownTask] = MappingProxyType(
         )
     }
 )
-
-
-def known_task(name: str) -> KnownTask:
-    """Return the task of the paper with that name. Raises NotFound with the nearest name."""
-    if name in KNOWN_TASKS:
-        return KNOWN_TASKS[name]
-    near = difflib.get_close_matches(name, KNOWN_TASKS, n=1, cutoff=0.5)
-    hint = f"Did you mean '{near[0]}'?" if near else f"Known tasks: {', '.join(KNOWN_TASKS)}."
-    raise NotFound(f"Unknown task '{name}'. {hint}")
 
 
 def known_for_hub(path: str) -> KnownTask | None:

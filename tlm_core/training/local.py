@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tlm_core.jobs.spec import PlanInputs
-from tlm_core.kinds import train
-from tlm_core.stages import PREPARE
-from tlm_core.training.recipe import Recipe
 from tlm_core.training.stage import Stage, StageContext, StageParams
 
 
@@ -87,28 +82,3 @@ def compute(
     meta = stage.load()(context)
     shutil.rmtree(scratch)
     return meta
-
-
-def run_chain(
-    task: Path,
-    selection: Path | None,
-    recipe: Recipe,
-    seeds: Iterable[int],
-    workdir: Path,
-    *,
-    on_done: Callable[[str, float], None] | None = None,
-) -> dict[str, Path]:
-    """Run the stages of a `train` job after the selection. Return the folder of each node.
-
-    selection: None trains on the task alone. on_done: receives each finished node's name and seconds.
-    """
-    done = {"validate": task}
-    for node in train.plan(PlanInputs(None, recipe, tuple(seeds), (), (), None)).nodes:
-        began = time.perf_counter()
-        inputs = {name: done[source] for name, source in node.inputs.items()}
-        if node.stage is PREPARE and selection is not None:
-            inputs["selection"] = selection
-        done[node.name] = run_stage(node.stage, inputs, node.params, workdir / node.name)
-        if on_done:
-            on_done(node.name, time.perf_counter() - began)
-    return done

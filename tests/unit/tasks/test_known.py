@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tlm_core.errors import NotFound
-from tlm_core.tasks.known import KNOWN_TASKS, known_for_hub, known_task
+from tlm_core.tasks.known import KNOWN_TASKS, known_for_hub
 
 
 def test_the_eight_tasks_of_the_paper_have_the_releases_hub_ids() -> None:
@@ -32,8 +31,3 @@ def test_a_known_task_is_found_by_its_hub_path() -> None:
     assert task is not None
     assert task.name == "chemprot"
     assert known_for_hub("someone/else") is None
-
-
-def test_an_unknown_name_gets_the_nearest() -> None:
-    with pytest.raises(NotFound, match="Did you mean 'chemprot'"):
-        known_task("chemport")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tlm_core.jobs.spec import PlanInputs
+from tlm_core.kinds import train
 from tlm_core.stages import PREPARE
 from tlm_core.tasks.task import Task, task_schema
 from tlm_core.training.local import LocalCheckpoints, LocalReporter, run_stage
@@ -88,6 +90,22 @@ def made_selection(folder: Path, count: int = 150) -> Path:
     pq.write_table(table, folder / "passages.parquet")
     (folder / "selection.json").write_text(json.dumps({"passages": count}))
     return folder
+
+
+def run_chain(
+    task: Path, selection: Path | None, recipe: Recipe, seeds: Iterable[int], workdir: Path
+) -> dict[str, Path]:
+    """Run the stages of a `train` job after the selection. Return the folder of each node.
+
+    selection: None trains on the task alone.
+    """
+    done = {"validate": task}
+    for node in train.plan(PlanInputs(None, recipe, tuple(seeds), (), (), None)).nodes:
+        inputs = {name: done[source] for name, source in node.inputs.items()}
+        if node.stage is PREPARE and selection is not None:
+            inputs["selection"] = selection
+        done[node.name] = run_stage(node.stage, inputs, node.params, workdir / node.name)
+    return done
 
 
 def made_prepared(folder: Path, recipe: Recipe, *, pair: bool = False, alone: bool = False) -> Path:

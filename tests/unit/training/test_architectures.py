@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from services.api.work import Sizes
-from tests.unit.training.made import made_selection, made_task, tiny
+from tests.unit.training.made import made_selection, made_task, run_chain, tiny
 from tlm_core.compression.masks import Mask
 from tlm_core.compression.sliced import sliced, widened
 from tlm_core.errors import InvalidRecipe
@@ -20,7 +20,6 @@ from tlm_core.training.architectures import ARCHITECTURES, Shape, architecture_n
 from tlm_core.training.architectures.base import with_bias
 from tlm_core.training.architectures.bert import Bert, encoder_names, qkv_names
 from tlm_core.training.architectures.table import Entry
-from tlm_core.training.local import run_chain
 from tlm_core.training.memory import training_bytes
 from tlm_core.training.model import TaskModel, classifier_size, initialize
 from tlm_core.training.state import weights

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from tests.unit.training.made import made_prepared, made_selection, made_task, tiny
+from tests.unit.training.made import made_prepared, made_selection, made_task, run_chain, tiny
 from tlm_core.stages import JOINT
-from tlm_core.training.local import run_chain, run_stage
+from tlm_core.training.local import run_stage
 from tlm_core.training.params import FinetuneParams, JointParams, PrepareParams
 from tlm_core.training.profiling import STEPS, WARM
 from tlm_core.training.stage import StageContext

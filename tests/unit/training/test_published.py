@@ -21,9 +21,8 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from tests.unit.training.made import COMMON, TELLING, made_selection, made_task, tiny
+from tests.unit.training.made import COMMON, TELLING, made_selection, made_task, run_chain, tiny
 from tlm_core.errors import InvalidRecipe
-from tlm_core.training.local import run_chain
 from tlm_core.training.published import load
 from tlm_core.training.tokenizer import train_wordpiece, write_folder
 

@@ -12,11 +12,10 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from services.api.predict import load_model
-from tests.unit.training.made import TELLING, made_task, tiny
+from tests.unit.training.made import TELLING, made_task, run_chain, tiny
 from tlm_core.tasks.metrics import score
 from tlm_core.tasks.task import Task, task_schema
 from tlm_core.training.evaluate import over_seeds
-from tlm_core.training.local import run_chain
 from tlm_core.training.objective import LOSSES
 
 

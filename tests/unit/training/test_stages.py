@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from tests.unit.training.made import LABELS, made_prepared, made_selection, made_task, tiny
+from tests.unit.training.made import LABELS, made_prepared, made_selection, made_task, run_chain, tiny
 from tlm_core.artifacts import MANIFEST
 from tlm_core.errors import InvalidRecipe
 from tlm_core.kinds import learning_curve, prune, share_tickets
@@ -26,7 +26,7 @@ from tlm_core.training.architectures import Shape
 from tlm_core.training.card import model_card
 from tlm_core.training.export import PROBES, write_export
 from tlm_core.training.graph import write_onnx
-from tlm_core.training.local import LocalReporter, run_chain, run_stage
+from tlm_core.training.local import LocalReporter, run_stage
 from tlm_core.training.model import TaskModel, initialize
 from tlm_core.training.params import CardRecipe, ChooseParams, FinetuneParams, JointParams, PrepareParams
 from tlm_core.training.prepared import Prepared

@@ -12,11 +12,11 @@ import torch
 from tokenizers import Tokenizer
 
 from services.api.predict import load_model as load_export
-from tests.unit.training.made import made_task, tiny
+from tests.unit.training.made import made_task, run_chain, tiny
 from tlm_core.stages import PREPARE
 from tlm_core.tasks.task import Task
 from tlm_core.training.evaluate import predict
-from tlm_core.training.local import run_chain, run_stage
+from tlm_core.training.local import run_stage
 from tlm_core.training.params import PrepareParams
 from tlm_core.training.prepared import FinetuneBatches, Prepared, Split, task_batch
 from tlm_core.training.state import load_model
