@@ -16,6 +16,7 @@ from tlm_core.training.recipe import Scale, resolve
 
 SCALES: tuple[Scale, ...] = ("tiny", "small", "medium")
 WORDS = 12
+LENGTH = 128
 
 
 def measure_predictions(gateway: Gateway, *, count: int = 100) -> None:
@@ -68,7 +69,7 @@ def _export(folder: Path, scale: Scale) -> Path:
     from tlm_core.training.graph import write_onnx
     from tlm_core.training.model import TaskModel, initialize
 
-    recipe = resolve("fast", scale, {})
+    recipe = resolve("fast", scale, {"model.max_length": LENGTH})
     size, labels = recipe.tokenizer.vocab_size, ["l0", "l1", "l2", "l3", "l4"]
     words = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3} | {f"w{n}": n + 4 for n in range(size - 4)}
     tokenizer = Tokenizer(WordLevel(words, unk_token="[UNK]"))
@@ -77,7 +78,7 @@ def _export(folder: Path, scale: Scale) -> Path:
     (folder / "model").mkdir(parents=True)
     tokenizer.save(str(folder / "model" / "tokenizer.json"))
     (folder / "model" / "config.json").write_text(json.dumps({"pad_token_id": 0}))
-    metadata = {"labels": labels, "max_length": recipe.model.max_length, "pair": False}
+    metadata = {"labels": labels, "max_length": LENGTH, "pair": False}
     (folder / "labels.json").write_text(json.dumps(metadata))
     model = TaskModel(scratch_shape(recipe.model, size, len(labels)))
     initialize(model, 0)

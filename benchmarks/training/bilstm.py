@@ -43,6 +43,7 @@ from tlm_core.training.state import weights
 
 BATCH = 32
 LAYERS, WIDTH = 4, 256
+LENGTH = 128
 OPTIMIZER = Optimizer(name="adamw", lr=2e-3)
 CPU = torch.device("cpu")
 
@@ -50,7 +51,8 @@ CPU = torch.device("cpu")
 def prepared_texts(folder: Path) -> Prepared:
     """Return SciCite as the prepare stage writes it. Raises NotFound if the data does not exist."""
     write_task(shared_data() / "tasks" / "sci_cite", folder / "task", DatasetOptions())
-    recipe = resolve("fast", "tiny", {"selection.selector": "none", "model.init": "scratch", "model.windows": 1})
+    overrides = {"selection.selector": "none", "model.init": "scratch", "model.max_length": LENGTH, "model.windows": 1}
+    recipe = resolve("fast", "tiny", overrides)
     params = PrepareParams.of(recipe)
     return Prepared(run_stage(PREPARE, {"task": folder / "task"}, params, folder / "prepared"))
 
@@ -137,7 +139,7 @@ def inference(prepared: Prepared, folder: Path, repeats: int, count: int) -> Non
     graphs["bilstm_4_256_int8"] = folder / "4.int8.onnx"
     lstm_int8(graphs["bilstm_4_256"], graphs["bilstm_4_256_int8"])
     shapes = {
-        "encoder_tiny": resolve("fast", "tiny").model,
+        "encoder_tiny": resolve("fast", "tiny", {"model.max_length": LENGTH}).model,
         "encoder_bert_base": resolve("paper", "small").model,
     }
     for name, model_recipe in shapes.items():

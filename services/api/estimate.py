@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
-from services.api.work import Texts, Work, sizes_of, work_of
+from services.api.work import Texts, Work, length_of, sizes_of, work_of
 from services.common.catalog import Catalog
 from services.common.jobstore import JobStore
 from services.common.situation import Situation
@@ -18,6 +18,7 @@ from tlm_core.jobs.states import State
 from tlm_core.studies.params import SubsetParams
 from tlm_core.training.memory import MICRO_ROWS, training_bytes
 from tlm_core.training.params import FinetuneParams, JointParams, PrepareParams, TrainParams
+from tlm_core.training.recipe import auto_length
 from tlm_core.training.stage import Place
 from tlm_core.wire import Basis, Estimate, StageEstimate
 
@@ -75,13 +76,13 @@ class Estimator:
         texts = [replace(work, passages=passages) for work in texts]
         work = {node.name: work_of(node, _texts_of(plan, node, texts)) for node in plan.nodes}
         stages = list(_stages(job, plan, done, work, history))
-        sizes = sizes_of(recipe.model, texts[0].labels, texts[0].vocab)
+        sizes = sizes_of(recipe.model, texts[0])
         gpu_hours, gpu_reason = _gpu_hours(spec.workers, plan, stages, history)
         counted = (
             "counted from the sizes of model and texts" if sizes else "the sizes of a published encoder are unknown"
         )
         masked = recipe.joint.highest_mask_rate if recipe.joint.enabled else 0.0
-        rows = min(recipe.joint.batch_rows, MICRO_ROWS)
+        rows = min(recipe.joint.at_length(length_of(recipe.model, texts[0]), recipe.model).batch_rows, MICRO_ROWS)
         trained = [stage for stage in stages if any(
             node.stage.name == stage.stage and isinstance(node.params, TrainParams) for node in plan.nodes
         )]  # fmt: skip
@@ -108,12 +109,13 @@ class Estimator:
         vocab = own.vocab_size if own.source == "own" else None
         for dataset in resolved.datasets:
             report = self._artifacts.read_json(self._catalog.dataset(job.tenant, dataset.id).report, "report.json")
-            mean = report["lengths"]["mean_words"] * _TOKENS_PER_WORD + 2
+            mean, p95 = (report["lengths"][name] * _TOKENS_PER_WORD + 2 for name in ("mean_words", "p95"))
             model, labels = resolved.recipe.model, len(report["labels"]) or 1
+            task = Texts(report["counts"], mean, labels, vocab, searched=searched, auto_length=auto_length(p95))
+            length = length_of(model, task)
             # A further window adds three quarters of its tokens, because it repeats a quarter of the one before.
-            windows = min(max(1.0, (mean / model.max_length - 0.25) / 0.75), model.windows)
-            tokens = min(mean, model.max_length)
-            texts.append(Texts(report["counts"], tokens, labels, vocab, searched=searched, windows=windows))
+            windows = min(max(1.0, (mean / length - 0.25) / 0.75), model.windows)
+            texts.append(replace(task, tokens=min(mean, length), windows=windows))
         return [replace(known, searched=searched), *texts[1:]] if known else texts
 
     def _passages(
@@ -156,6 +158,8 @@ class Estimator:
             prepared = self._artifacts.manifest(refs["prepare"]).meta
             rows, tokens, passages = texts[0].rows, prepared["tokens"], int(prepared["passages"])
             windows = prepared.get("windows", rows)["train"]
+            if job.resolved.recipe.model.max_length == "auto":
+                texts[0] = replace(texts[0], auto_length=prepared["max_length"])
             first = replace(texts[0], tokens=tokens["train"] / windows, windows=windows / rows["train"],
                             vocab=int(prepared["vocab_size"]), passages=passages,
                             passage_tokens=tokens.get("passages", 0) / max(passages, 1))  # fmt: skip
@@ -267,7 +271,7 @@ def _disk_bytes(plan: Plan, texts: Sequence[Texts]) -> int | None:
     for node in plan.nodes:
         own = _texts_of(plan, node, texts)
         if isinstance(node.params, JointParams | FinetuneParams):
-            sizes = sizes_of(node.params.model, own.labels, own.vocab)
+            sizes = sizes_of(node.params.model, own)
             if sizes is None:
                 return None
             total += 4 * (sizes.parameters if isinstance(node.params, JointParams) else sizes.exported)

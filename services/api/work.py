@@ -10,7 +10,7 @@ from tlm_core.jobs.plan import Node
 from tlm_core.training import flops
 from tlm_core.training.architectures import architecture_of
 from tlm_core.training.params import FinetuneParams, JointParams, SeedsParams, TuneParams
-from tlm_core.training.recipe import OWN_STARTS, Model
+from tlm_core.training.recipe import AUTO_LENGTHS, OWN_STARTS, Model
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Texts:
     """The texts of a task. rows: per split; tokens: mean per window; vocab: of the tokenizer, None while unknown.
 
     windows: mean per text; training reads one of them in an epoch, prediction all. passages: selected; passage_tokens:
-    mean per passage; searched: passages of the corpus.
+    mean per passage; searched: passages of the corpus. auto_length: what `model.max_length: auto` chooses.
     """
 
     rows: Mapping[str, int]
@@ -53,6 +53,7 @@ class Texts:
     passage_tokens: float = 196.0
     searched: int = 0
     windows: float = 1.0
+    auto_length: int = AUTO_LENGTHS[0]
 
     @property
     def task_tokens(self) -> float:
@@ -70,13 +71,18 @@ class Work:
     flops: float | None = None
 
 
-def sizes_of(model: Model, labels: int, vocab: int | None) -> Sizes | None:
+def length_of(model: Model, texts: Texts) -> int:
+    """Tokens of a row."""
+    return texts.auto_length if model.max_length == "auto" else model.max_length
+
+
+def sizes_of(model: Model, texts: Texts) -> Sizes | None:
     """The sizes of a model; None for a published encoder, whose sizes are known only after it is loaded."""
-    if model.init not in OWN_STARTS or vocab is None:
+    if model.init not in OWN_STARTS or texts.vocab is None:
         return None
     return Sizes(
-        model.layers, model.hidden, model.heads, model.intermediate, model.max_length, vocab, labels,
-        architecture=model.architecture,
+        model.layers, model.hidden, model.heads, model.intermediate, length_of(model, texts), texts.vocab,
+        texts.labels, architecture=model.architecture,
     )  # fmt: skip
 
 
@@ -88,7 +94,7 @@ def work_of(node: Node, texts: Texts) -> Work | None:
     """
     params, rows = node.params, texts.rows
     if isinstance(params, JointParams):
-        sizes = sizes_of(params.model, texts.labels, texts.vocab)
+        sizes = sizes_of(params.model, texts)
         return _joint_work(params, sizes, texts) if sizes else None
     if isinstance(params, TuneParams):
         return _finetune_work(params, texts)
@@ -107,7 +113,7 @@ def work_of(node: Node, texts: Texts) -> Work | None:
 
 def _joint_work(params: JointParams, sizes: Sizes, texts: Texts) -> Work:
     """The joint stage of one seed. A budget in seconds counts as one step."""
-    joint, optimizer = params.joint, params.optimizer.name
+    joint, optimizer = params.joint.at_length(sizes.max_length, params.model), params.optimizer.name
     rate = (joint.mask_rate + (joint.mask_rate if joint.mask_rate_end is None else joint.mask_rate_end)) / 2
     task, retrieved = joint.task_batch * texts.tokens, float(joint.batch_rows * sizes.max_length)
     on_task = _step(
@@ -129,7 +135,7 @@ def _finetune_work(params: TuneParams, texts: Texts) -> Work | None:
     tokens = steps * batch * texts.tokens
     if not isinstance(params, FinetuneParams):
         return Work(tokens, steps, tokens)
-    if (sizes := sizes_of(params.model, texts.labels, texts.vocab)) is None:
+    if (sizes := sizes_of(params.model, texts)) is None:
         return None
     total = steps * _step(sizes, batch * texts.tokens, 0.0, batch, params.optimizer.name)
     return Work(total, steps, tokens, total)

@@ -49,6 +49,7 @@ def record(
         meta: dict[str, Any] = {}
         if node.stage.name in ("select", "prepare"):
             meta = {"passages": 50, "tokens": TOKENS, "vocab_size": 900, "corpus": {"passages": SEARCHED}}
+            meta |= {"max_length": 128, "windows": ROWS}
         meta |= (
             {"flops": (flops or {}).get(node.stage.name, 1e9), "steps": 10}
             if node.stage.name in ("joint", "finetune")

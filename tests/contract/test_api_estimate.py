@@ -117,6 +117,18 @@ def test_selection_time_grows_with_the_corpus(api: TestClient, gateway: Gateway)
     assert (select["basis"], select["seconds"]) == ("measured", pytest.approx(28.0))
 
 
+def test_automatic_length_follows_the_texts(api: TestClient, gateway: Gateway) -> None:
+    texts = (" ".join(f"w{number % 9}" for number in range(120 + text)) for text in range(40))
+    add_dataset(gateway, "long", {"train": "text,label\n" + "".join(f"{t},l{n % 2}\n" for n, t in enumerate(texts))})
+    lengths = {
+        wanted: estimate(api, dataset="long", overrides={"model.max_length": wanted})["memory_bytes"]
+        for wanted in ("auto", 128, 256)
+    }
+    assert lengths["auto"] < lengths[256], "with auto, a step has fewer rows"
+    assert lengths["auto"] > lengths[128], "the attention is over longer rows"
+    assert estimate(api, overrides={"model.max_length": 128})["memory_bytes"] == estimate(api)["memory_bytes"]
+
+
 def test_budget_in_seconds_is_the_estimate(api: TestClient) -> None:
     result = {s["stage"]: s for s in estimate(api, seeds=[0, 1], overrides={"joint.budget.seconds": 30})["stages"]}
     assert (result["joint"]["seconds"], result["joint"]["basis"]) == (60.0, "counted")

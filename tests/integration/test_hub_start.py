@@ -20,7 +20,7 @@ def test_encoder_comes_from_the_cache_or_is_unavailable(tmp_path: Path, monkeypa
     repository = tmp_path / "hub" / "models--made--encoder"
     snapshot = repository / "snapshots" / COMMIT
     BertForMaskedLM(BertConfig(**SIZES)).save_pretrained(snapshot)
-    write_folder(train_wordpiece(lambda: ["some text"], 300, lowercase=True), snapshot, 48, types=True)
+    write_folder(train_wordpiece(lambda: ["some text"], 300, lowercase=True), snapshot, types=True)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(COMMIT)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -28,16 +28,16 @@ def test_encoder_comes_from_the_cache_or_is_unavailable(tmp_path: Path, monkeypa
     for source in ("hub:made/encoder", f"hub:made/encoder@{COMMIT}"):
         shape, parameters = load(source, labels=3, vocab=300, max_length=48, dropout=0.0)
         assert shape.layers == 2 and "vocabulary.dense.weight" in parameters
-        assert sorted(load_published(source, tmp_path / "copy", 48)[1]) == ["cls", "mask", "pad", "sep", "unk"]
+        assert sorted(load_published(source, tmp_path / "copy")[1]) == ["cls", "mask", "pad", "sep", "unk"]
     for name in ("made/encoder@none", "made/missing"):
         with pytest.raises(Unavailable, match=f"Cannot fetch the model 'hub:{name}' now"):
             load(f"hub:{name}", labels=3, vocab=300, max_length=48, dropout=0.0)
 
 
 def test_hub_id_never_reads_a_local_folder(tmp_path: Path) -> None:
-    write_folder(train_wordpiece(lambda: ["some text"], 300, lowercase=True), tmp_path / "own", 48, types=True)
+    write_folder(train_wordpiece(lambda: ["some text"], 300, lowercase=True), tmp_path / "own", types=True)
     with pytest.raises(NotFound, match="Invalid hub model"):
-        load_published(f"hub:{tmp_path / 'own'}", tmp_path / "copy", 48)
+        load_published(f"hub:{tmp_path / 'own'}", tmp_path / "copy")
     for key in ("model.init", "tokenizer.source"):
         with pytest.raises(InvalidRecipe, match=key):
             resolve("fast", "tiny", {key: f"hub:{tmp_path / 'own'}"})

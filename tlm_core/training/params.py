@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from tlm_core.selection.selectors import Selection
 from tlm_core.tasks.options import DatasetOptions
@@ -40,7 +40,7 @@ class PrepareParams(StageParams):
 
     tokenizer: Tokenizer
     architecture: str
-    max_length: int
+    max_length: int | Literal["auto"]
     windows: int
     vector_width: int | None = None
 

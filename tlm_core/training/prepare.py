@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from tlm_core.parquet import open_parquet
 from tlm_core.tasks.task import Task
 from tlm_core.training.architectures import architecture_named
 from tlm_core.training.counts import count
 from tlm_core.training.params import PrepareParams
+from tlm_core.training.recipe import AUTO_COVERED, auto_length
 from tlm_core.training.stage import StageContext, StopRequested
 from tlm_core.training.store import ArrayWriter, StoreWriter, TokenStore
 from tlm_core.training.tokenizer import (
@@ -27,6 +28,7 @@ from tlm_core.training.tokenizer import (
     train_wordpiece,
     windows_of,
     write_folder,
+    write_max_length,
 )
 
 # Larger batches are not faster, and the tokenizer's result for a text is many times the size of the text.
@@ -46,10 +48,13 @@ def prepare(ctx: StageContext[PrepareParams]) -> dict[str, Any]:
     began = time.monotonic()
     task = Task.read(ctx.inputs["task"])
     selection = ctx.inputs.get("selection")
-    max_length, windows = ctx.params.max_length, 1 if task.pair else ctx.params.windows
+    windows = 1 if task.pair else ctx.params.windows
     tokenizer, ids = _tokenizer(ctx, task, selection)
     size = tokenizer.get_vocab_size(with_added_tokens=True)
-    progress = _Counter(ctx, sum(task.counts.values()) + (_passage_rows(selection) if selection else 0))
+    measured = task.counts["train"] if ctx.params.max_length == "auto" else 0
+    progress = _Counter(ctx, measured + sum(task.counts.values()) + (_passage_rows(selection) if selection else 0))
+    max_length = _max_length(ctx.params, tokenizer, task, progress)
+    write_max_length(ctx.out / "tokenizer", max_length)
     facts: dict[str, Any] = {
         "labels": list(task.labels),
         "metric": task.metric,
@@ -77,17 +82,16 @@ def prepare(ctx: StageContext[PrepareParams]) -> dict[str, Any]:
         facts["cost"] |= _count(ctx.out, facts, ctx.params.vector_width)
     facts["cost"] |= {"seconds": time.monotonic() - began, "gpu_seconds": 0.0}
     (ctx.out / "data.json").write_text(json.dumps(facts, ensure_ascii=False, indent=1), encoding="utf-8")
-    return {"vocab_size": size, **{name: facts[name] for name in ("tokens", "windows", "passages")}}
+    return {name: facts[name] for name in ("vocab_size", "max_length", "tokens", "windows", "passages")}
 
 
 def _tokenizer(
     ctx: StageContext[PrepareParams], task: Task, selection: Path | None
 ) -> tuple[Tokenizer, dict[str, int]]:
     """Write the recipe's tokenizer to the folder `tokenizer`. Return it with its special ids."""
-    part, max_length = ctx.params.tokenizer, ctx.params.max_length
-    folder = ctx.out / "tokenizer"
+    part, folder = ctx.params.tokenizer, ctx.out / "tokenizer"
     if part.source != "own":
-        return load_published(part.source, folder, max_length)
+        return load_published(part.source, folder)
 
     def texts() -> Iterator[str]:
         yield from task.texts("train")
@@ -98,8 +102,19 @@ def _tokenizer(
 
     ctx.report.event("tokenizer", vocab_size=part.vocab_size)
     tokenizer = train_wordpiece(texts, part.vocab_size, part.lowercase)
-    write_folder(tokenizer, folder, max_length, types=architecture_named(ctx.params.architecture).token_types > 1)
+    write_folder(tokenizer, folder, types=architecture_named(ctx.params.architecture).token_types > 1)
     return tokenizer, special_ids(tokenizer)
+
+
+def _max_length(params: PrepareParams, tokenizer: Tokenizer, task: Task, progress: _Counter) -> int:
+    """Return `model.max_length`, for `auto` chosen from the lengths of the train texts."""
+    if params.max_length != "auto":
+        return params.max_length
+    lengths: list[int] = []
+    for encodings in _encodings(tokenizer, task, "train"):
+        lengths += map(len, encodings)
+        progress.add(len(encodings))
+    return auto_length(float(np.quantile(lengths, AUTO_COVERED, method="inverted_cdf")))
 
 
 def _count(out: Path, facts: dict[str, Any], dim: int) -> dict[str, float]:
@@ -146,18 +161,10 @@ def _split(
     out: Path, tokenizer: Tokenizer, writer: StoreWriter, task: Task, split: str, limit: int, progress: _Counter
 ) -> int:
     """Write a split's texts, each as at most `limit` windows. Return the number of all windows."""
-    texts: list[str] = task.texts(split)
-    pairs = task.text_pairs(split)
-    second = ArrayWriter(out / f"{split}.second.npy", np.int64) if pairs else None
+    second = ArrayWriter(out / f"{split}.second.npy", np.int64) if task.pair else None
     counts: list[int] = []
     with writer as store:
-        for begin in range(0, len(texts), BATCH):
-            block: Iterable[Any] = texts[begin : begin + BATCH]
-            if pairs:
-                # A merged task may contain pairs and single texts; the second text of a single text is empty.
-                both = zip(block, pairs[begin : begin + BATCH], strict=True)
-                block = [(text, second) if second else text for text, second in both]
-            encodings = tokenizer.encode_batch_fast(list(block))
+        for encodings in _encodings(tokenizer, task, split):
             windows = [[window.ids for window in windows_of(encoding, limit)] for encoding in encodings]
             store.add(list(chain.from_iterable(windows)))
             counts += map(len, windows)
@@ -166,10 +173,23 @@ def _split(
             progress.add(len(encodings))
     if second:
         second.close()
-    np.save(out / f"{split}.texts.npy", np.repeat(np.arange(len(texts)), counts))
+    np.save(out / f"{split}.texts.npy", np.repeat(np.arange(len(counts)), counts))
     np.save(out / f"{split}.labels.npy", task.targets(split))
     np.save(out / f"{split}.rows.npy", task.rows(split))
     return sum(counts)
+
+
+def _encodings(tokenizer: Tokenizer, task: Task, split: str) -> Iterator[list[Encoding]]:
+    """Yield the encodings of a split's texts in batches."""
+    texts: list[str] = task.texts(split)
+    pairs = task.text_pairs(split)
+    for begin in range(0, len(texts), BATCH):
+        block: Iterable[Any] = texts[begin : begin + BATCH]
+        if pairs:
+            # A merged task may contain pairs and single texts; the second text of a single text is empty.
+            both = zip(block, pairs[begin : begin + BATCH], strict=True)
+            block = [(text, second) if second else text for text, second in both]
+        yield tokenizer.encode_batch_fast(list(block))
 
 
 def _second_begins(sequences: list[int | None]) -> int:

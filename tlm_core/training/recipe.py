@@ -29,6 +29,8 @@ OWN_STARTS = ("scratch", "counts")  # values of `model.init` besides a published
 FROM_SCRATCH = [name for name, entry in ARCHITECTURES.items() if entry.from_scratch]
 # Flags of x86 and ARM processors that multiply bfloat16, as Linux lists them in /proc/cpuinfo.
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+AUTO_LENGTHS = (128, 256, 512)  # that `model.max_length: auto` chooses from
+AUTO_COVERED = 0.95  # share of the train texts that are no longer than the chosen length, if one suffices
 PUBLISHED_LR = 3e-4  # maximum finetuning rate of a published encoder, unless the user sets a rate
 
 
@@ -63,7 +65,9 @@ class Model(_Part):
     hidden: int = Field(256, ge=16, le=4096)
     heads: int = Field(4, ge=1, le=64)
     intermediate: int = Field(1024, ge=16, le=16384, description="width of the feed-forward block")
-    max_length: int = Field(128, ge=16, le=2048, description="tokens of a row and of a window of a task text")
+    max_length: Annotated[int, Field(ge=16, le=2048)] | Literal["auto"] = Field(
+        128, description="tokens of a row and of a window of a task text; auto: by the lengths of the train texts"
+    )
     windows: int = Field(8, ge=1, le=64, description="of a longer text at most; pairs are truncated to one")
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
 
@@ -79,6 +83,11 @@ class Model(_Part):
         if self.hidden % self.heads or (self.hidden // self.heads) % 2:
             raise ValueError(f"hidden ({self.hidden}) must be an even multiple of heads ({self.heads}).")
         return self
+
+
+def auto_length(tokens: float) -> int:
+    """Return the smallest length of `auto` that holds a text of `tokens` tokens, or the largest."""
+    return next((length for length in AUTO_LENGTHS if tokens <= length), AUTO_LENGTHS[-1])
 
 
 class Budget(_Part):
@@ -128,13 +137,21 @@ class Joint(_Part):
     task_loss: bool = Field(True, description="false: masked language modeling alone (two-stage baseline)")
     mlm_on_task: bool = Field(True, description="false: no masked language modeling on task texts")
     budget: Budget = Budget(tokens=2_000_000)
-    batch_rows: int = Field(32, ge=1, le=8192, description="rows of max_length tokens in a step, over all workers")
+    batch_rows: int = Field(
+        32, ge=1, le=8192, description="rows in a step, over all workers; with max_length auto, of 128 tokens"
+    )
     task_batch: int = Field(32, ge=1, le=8192, description="task texts in a task batch")
     rho1: float = Field(3, ge=0, description="passage batches for each task batch")
     rho2: float = Field(1.0, ge=0, description="weight of MLM relative to the task's loss in task batches")
     mask_rate: float = Field(0.3, gt=0, lt=1, description="share of tokens masked at the start")
     mask_rate_end: float | None = Field(None, gt=0, lt=1, description="share at the end; None: constant")
     optimizer: Optimizer = Optimizer()
+
+    def at_length(self, length: int, model: Model) -> Joint:
+        """Return the part for rows of `length` tokens. A step has as many tokens at each length that `auto` chooses."""
+        if model.max_length != "auto":
+            return self
+        return self.model_copy(update={"batch_rows": max(1, self.batch_rows * AUTO_LENGTHS[0] // length)})
 
     @property
     def highest_mask_rate(self) -> float:
@@ -234,7 +251,9 @@ def _fast(scale: Scale) -> Recipe:
         scale=scale,
         selection=Selection(top_k=30 if scale == "tiny" else 50),
         tokenizer=Tokenizer(vocab_size=8192 if scale == "tiny" else 30_522),
-        model=Model(init="counts", layers=layers, hidden=hidden, heads=heads, intermediate=intermediate),
+        model=Model(
+            init="counts", max_length="auto", layers=layers, hidden=hidden, heads=heads, intermediate=intermediate
+        ),
         joint=Joint(budget=Budget(tokens=tokens), batch_rows=32 if scale in ("tiny", "small") else 256),
         finetune=Finetune(optimizer=Optimizer(name="adamw", lr=1e-3 if scale == "tiny" else 3e-4)),
     )

@@ -45,8 +45,8 @@ def joint(ctx: StageContext[JointParams]) -> dict[str, Any]:
 
 def joint_trainer(ctx: StageContext[JointParams]) -> Trainer:
     """Return the joint stage's training run. Raises InvalidRecipe or NotFound for `model.init`."""
-    params, joint, device = ctx.params, ctx.params.joint, pick_device()
-    prepared = Prepared(ctx.inputs["prepared"])
+    params, device, prepared = ctx.params, pick_device(), Prepared(ctx.inputs["prepared"])
+    joint = params.joint.at_length(prepared.max_length, params.model)
     model = build(params.model, prepared, params.seed).to(device)
     optimizer = FlatOptimizer(model, joint.optimizer, ("encoder", "vocabulary", "task"))
     return Trainer(
@@ -153,12 +153,13 @@ def evaluation_steps(steps: int, evaluations: int, untouched: bool) -> frozenset
 def build(recipe: Model, prepared: Prepared, seed: int) -> TaskModel:
     """Return the recipe's model with its initial weights, on the CPU. Raises InvalidRecipe or NotFound for `init`."""
     pretrained: dict[str, Tensor] = {}
+    recipe = recipe.model_copy(update={"max_length": prepared.max_length})  # the recipe's may be auto
     size, labels = prepared.vocabulary.size, len(prepared.labels)
     if recipe.init in OWN_STARTS:
         shape = scratch_shape(recipe, size, labels)
     else:
         shape, pretrained = published.load(
-            recipe.init, labels=labels, vocab=size, max_length=recipe.max_length, dropout=recipe.dropout
+            recipe.init, labels=labels, vocab=size, max_length=prepared.max_length, dropout=recipe.dropout
         )
     model = TaskModel(shape)
     initialize(model, seed)

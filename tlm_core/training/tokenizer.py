@@ -99,14 +99,13 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
     return {role: vocabulary[token] for role, token in SPECIALS.items()}
 
 
-def write_folder(tokenizer: Tokenizer, folder: Path, max_length: int, types: bool) -> None:
+def write_folder(tokenizer: Tokenizer, folder: Path, types: bool) -> None:
     """Write the folder that `AutoTokenizer.from_pretrained` reads. types: whether the model reads token types."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
     names = ["input_ids", "token_type_ids", "attention_mask"] if types else ["input_ids", "attention_mask"]
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": max_length,
         "model_input_names": names,
         "clean_up_tokenization_spaces": False,
         **{f"{role}_token": token for role, token in SPECIALS.items()},
@@ -114,7 +113,14 @@ def write_folder(tokenizer: Tokenizer, folder: Path, max_length: int, types: boo
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def load_published(source: str, folder: Path, max_length: int) -> tuple[Tokenizer, dict[str, int]]:
+def write_max_length(folder: Path, max_length: int) -> None:
+    """Write into a tokenizer's folder after how many tokens stock classes truncate."""
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | {"model_max_length": max_length}
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def load_published(source: str, folder: Path) -> tuple[Tokenizer, dict[str, int]]:
     """Copy the tokenizer of `hub:ID` or of a folder to `folder`. Return it with the ids of its special tokens.
 
     Raises NotFound if it cannot be loaded, and InvalidRecipe if it is not fast or lacks a token that masking needs.
@@ -140,7 +146,6 @@ def load_published(source: str, folder: Path, max_length: int) -> tuple[Tokenize
         raise InvalidRecipe(
             f"The tokenizer '{source}' lacks special tokens: {', '.join(missing)}. Choose that of a masked LM."
         )
-    published.model_max_length = max_length
     published.save_pretrained(str(folder))
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_truncation()

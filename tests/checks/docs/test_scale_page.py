@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from services.api.work import sizes_of
+from services.api.work import Texts, sizes_of
 from tests.support import ROOT
 from tlm_core.training.recipe import Recipe, resolve
 
@@ -25,7 +25,7 @@ def test_each_scale_has_a_row() -> None:
 def test_row_matches_its_preset(row: tuple[str, ...]) -> None:
     name, scale, layers, width, millions, amount, unit = row
     recipe = resolve(name, scale)
-    sizes = sizes_of(recipe.model, 7, recipe.tokenizer.vocab_size)
+    sizes = sizes_of(recipe.model, Texts({}, 0.0, 7, recipe.tokenizer.vocab_size))
     assert sizes is not None
     assert (sizes.layers, sizes.hidden) == (int(layers), int(width))
     assert f"{sizes.exported / 1e6:.1f}" == millions

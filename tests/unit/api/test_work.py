@@ -32,7 +32,7 @@ def test_counted_work_matches_the_training_loop(over: dict[str, Any], tmp_path: 
     counts, passages = prepared.facts["tokens"], prepared.facts["passages"]
     rows, vocab = {"train": 60, "validation": 24, "test": 30}, prepared.vocabulary.size
     texts = Texts(rows, counts["train"] / 60, 3, vocab, passages)
-    sizes = sizes_of(recipe.model, 3, vocab)
+    sizes = sizes_of(recipe.model, texts)
     assert sizes is not None
     model = stages.build(recipe.model, prepared, 0)
     assert sizes.parameters == pytest.approx(sum(p.numel() for p in model.parameters()), rel=0.05)
@@ -59,4 +59,5 @@ def test_counted_work_matches_the_training_loop(over: dict[str, Any], tmp_path: 
 
 
 def test_sizes_of_a_published_encoder_are_unknown() -> None:
-    assert sizes_of(tiny(model__init="hub:some/encoder", tokenizer__source="hub:some/encoder").model, 3, 900) is None
+    model = tiny(model__init="hub:some/encoder", tokenizer__source="hub:some/encoder").model
+    assert sizes_of(model, Texts({"train": 60}, 20.0, 3, 900)) is None

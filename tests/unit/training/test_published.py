@@ -42,7 +42,7 @@ def published(folder: Path, kind: str) -> Path:
     config, model = KINDS[kind]
     model(config).save_pretrained(folder)
     words = [*COMMON, *(word for group in TELLING for word in group)]
-    write_folder(train_wordpiece(lambda: words, 300, True), folder, 64, types=kind == "Bert")
+    write_folder(train_wordpiece(lambda: words, 300, True), folder, types=kind == "Bert")
     return folder
 
 

@@ -9,7 +9,14 @@ import pytest
 from transformers import AutoTokenizer
 
 from tlm_core.errors import InvalidRecipe, NotFound
-from tlm_core.training.tokenizer import SPECIALS, load_published, special_ids, train_wordpiece, write_folder
+from tlm_core.training.tokenizer import (
+    SPECIALS,
+    load_published,
+    special_ids,
+    train_wordpiece,
+    write_folder,
+    write_max_length,
+)
 
 TEXTS = [
     "The naïve café served crêpes. " * 3,
@@ -68,7 +75,8 @@ def test_large_alphabet_retains_the_frequent_characters() -> None:
 
 def test_stock_loader_gives_the_same_token_ids(tmp_path: Path) -> None:
     tokenizer = train_wordpiece(lambda: TEXTS * 5, 500, lowercase=True)
-    write_folder(tokenizer, tmp_path, 16, types=True)
+    write_folder(tokenizer, tmp_path, types=True)
+    write_max_length(tmp_path, 16)
     stock = AutoTokenizer.from_pretrained(tmp_path)
     for text in TEXTS:
         assert stock(text)["input_ids"] == tokenizer.encode(text).ids
@@ -79,20 +87,22 @@ def test_stock_loader_gives_the_same_token_ids(tmp_path: Path) -> None:
 
 def test_published_tokenizer_is_copied_with_its_special_ids(tmp_path: Path) -> None:
     own = train_wordpiece(lambda: TEXTS * 5, 500, lowercase=True)
-    write_folder(own, tmp_path / "source", 16, types=False)
-    tokenizer, ids = load_published(str(tmp_path / "source"), tmp_path / "copy", 99)
+    write_folder(own, tmp_path / "source", types=False)
+    tokenizer, ids = load_published(str(tmp_path / "source"), tmp_path / "copy")
     assert ids == special_ids(own)
     assert tokenizer.encode(TEXTS[0]).ids == own.encode(TEXTS[0]).ids
-    assert AutoTokenizer.from_pretrained(tmp_path / "copy").model_max_length == 99
+    write_max_length(tmp_path / "copy", 99)
+    stock = AutoTokenizer.from_pretrained(tmp_path / "copy")
+    assert stock.model_max_length == 99 and stock(TEXTS[0])["input_ids"] == own.encode(TEXTS[0]).ids
 
 
 def test_tokenizer_without_mask_token_or_files_is_rejected(tmp_path: Path) -> None:
     own = train_wordpiece(lambda: TEXTS, 300, lowercase=True)
-    write_folder(own, tmp_path, 16, types=False)
+    write_folder(own, tmp_path, types=False)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     config.pop("mask_token")
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(InvalidRecipe, match="mask"):
-        load_published(str(tmp_path), tmp_path / "copy", 16)
+        load_published(str(tmp_path), tmp_path / "copy")
     with pytest.raises(NotFound, match="Cannot load"):
-        load_published(str(tmp_path / "nowhere"), tmp_path / "copy", 16)
+        load_published(str(tmp_path / "nowhere"), tmp_path / "copy")

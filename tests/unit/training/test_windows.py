@@ -10,15 +10,19 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
+from transformers import AutoTokenizer
 
 from services.api.predict import load_model as load_export
-from tests.unit.training.made import made_task, run_chain, tiny
+from tests.unit.training.made import made_selection, made_task, run_chain, tiny
 from tlm_core.stages import PREPARE
 from tlm_core.tasks.task import Task
 from tlm_core.training.evaluate import predict
-from tlm_core.training.local import run_stage
-from tlm_core.training.params import PrepareParams
+from tlm_core.training.local import LocalCheckpoints, LocalReporter, run_stage
+from tlm_core.training.params import JointParams, PrepareParams
 from tlm_core.training.prepared import FinetuneBatches, Prepared, Split, task_batch
+from tlm_core.training.recipe import AUTO_LENGTHS
+from tlm_core.training.stage import StageContext
+from tlm_core.training.stages import build, joint_trainer
 from tlm_core.training.state import load_model
 from tlm_core.training.store import TokenStore
 
@@ -142,3 +146,41 @@ def test_artifact_of_an_earlier_release_has_one_window_per_text(chain: Mapping[s
     (folder / "train.texts.npy").unlink()
     split = Prepared(folder).split("train")
     assert split.texts.tolist() == list(range(40)) and isinstance(split.store, TokenStore)
+
+
+def prepare_auto(folder: Path, longest: int, **over: object) -> Prepared:
+    params = PrepareParams.of(tiny(model__max_length="auto", **over))
+    task = made_task(folder / "task", (200, 10, 10), longest=longest)
+    return Prepared(run_stage(PREPARE, {"task": task}, params, folder / "prepared"))
+
+
+@pytest.mark.parametrize(("longest", "length"), [(90, 128), (210, 256), (400, 512), (2000, 512)])
+def test_auto_length_covers_most_train_texts(longest: int, length: int, tmp_path: Path) -> None:
+    prepared = prepare_auto(tmp_path, longest)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "prepared" / "tokenizer")
+    lengths = [
+        len(ids) for ids in tokenizer(Task.read(tmp_path / "task").texts("train"), truncation=False)["input_ids"]
+    ]
+    assert prepared.max_length == length == tokenizer.model_max_length
+    covered = {wanted: np.mean(np.array(lengths) <= wanted) for wanted in AUTO_LENGTHS}
+    assert (covered[length] >= 0.95 or length == 512) and all(covered[n] < 0.95 for n in AUTO_LENGTHS if n < length)
+    assert build(tiny(model__max_length="auto").model, prepared, 0).shape.max_length == length
+
+
+def test_joint_steps_have_as_many_tokens_at_every_auto_length() -> None:
+    recipe, fixed = tiny(model__max_length="auto"), tiny(model__max_length=256)
+    rows = [recipe.joint.at_length(length, recipe.model).batch_rows for length in AUTO_LENGTHS]
+    assert rows == [8, 4, 2]
+    assert fixed.joint.at_length(256, fixed.model) == fixed.joint
+
+
+def test_joint_stage_uses_the_chosen_length(tmp_path: Path) -> None:
+    recipe = tiny(model__max_length="auto", joint__budget__steps=2)
+    inputs = {"task": made_task(tmp_path / "task", longest=210), "selection": made_selection(tmp_path / "selection")}
+    prepared = run_stage(PREPARE, inputs, PrepareParams.of(recipe), tmp_path / "prepared")
+    context = StageContext(
+        inputs={"prepared": prepared}, params=JointParams.of(recipe, 0), out=tmp_path, report=LocalReporter(),
+        checkpoints=LocalCheckpoints(tmp_path / "checkpoints"), scratch=tmp_path,
+    )  # fmt: skip
+    trainer = joint_trainer(context)
+    assert trainer.batches(0, 0.0).tokens.shape == (4, 256) and trainer.model.shape.max_length == 256

@@ -62,7 +62,7 @@ class Bert(Architecture):
 
     def scratch_shape(self, model: Model, vocab: int, labels: int) -> Shape:
         sizes = recipe_sizes(model)
-        return Shape(self.name, vocab, labels, **sizes, eps=1e-12, pooling="cls", positions=model.max_length)
+        return Shape(self.name, vocab, labels, **sizes, eps=1e-12, pooling="cls", positions=sizes["max_length"])
 
     def published_shape(self, config: Config, source: str) -> Shape:
         skipped = self.skipped_positions(config)
