@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, ParamSpec, TypeVar
+from typing import IO, ParamSpec, TypeVar, Unpack
 from urllib.parse import quote
 
 import httpx
@@ -424,15 +424,15 @@ class AsyncTLMClient:
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
-    async def _get(self, kind: type[T], path: str, /, *parts: str, **params: object) -> T:
+    async def _get(self, kind: type[T], path: str, /, *parts: str, **params: http.Param) -> T:
         params = {name: value for name, value in params.items() if value is not None}
         return await self._call(kind, "GET", http.path(path, *parts), repeat=True, params=params)
 
-    async def _list(self, kind: type[wire.Items[T]], path: str, /, *parts: str, **params: object) -> list[T]:
+    async def _list(self, kind: type[wire.Items[T]], path: str, /, *parts: str, **params: http.Param) -> list[T]:
         return list((await self._get(kind, path, *parts, **params)).data)
 
     async def _pages(
-        self, kind: type[wire.Page[T]], path: str, key: Callable[[T], str], /, **params: object
+        self, kind: type[wire.Page[T]], path: str, key: Callable[[T], str], /, **params: http.Param
     ) -> AsyncIterator[T]:
         """Iterate over a list, page by page. key: returns the value of `after` that follows an item."""
         while True:
@@ -443,18 +443,22 @@ class AsyncTLMClient:
                 return
             params["after"] = key(page.data[-1])
 
-    async def _post(self, kind: type[T], path: str, *parts: str, repeat: bool = False, **options: Any) -> T:
+    async def _post(
+        self, kind: type[T], path: str, *parts: str, repeat: bool = False, **options: Unpack[http.RequestOptions]
+    ) -> T:
         return await self._call(kind, "POST", http.path(path, *parts), repeat=repeat, **options)
 
-    async def _submit(self, path: str, *parts: str, key: str | None, **options: Any) -> wire.Job:
+    async def _submit(self, path: str, *parts: str, key: str | None, json: object = None) -> wire.Job:
         """Post a request that creates a job. The idempotency key makes it safe to repeat."""
         headers = {"Idempotency-Key": key or str(uuid.uuid4())}
-        return await self._post(wire.Job, path, *parts, repeat=True, headers=headers, **options)
+        return await self._post(wire.Job, path, *parts, repeat=True, headers=headers, json=json)
 
-    async def _delete(self, path: str, *parts: str, **params: object) -> None:
+    async def _delete(self, path: str, *parts: str, **params: http.Param) -> None:
         await self._send("DELETE", http.path(path, *parts), params=params)
 
-    async def _call(self, kind: type[T], method: str, path: str, *, repeat: bool = False, **options: Any) -> T:
+    async def _call(
+        self, kind: type[T], method: str, path: str, *, repeat: bool = False, **options: Unpack[http.RequestOptions]
+    ) -> T:
         tries = self._tries if repeat else 1
         return http.parse(kind, await self._retry(tries, self._send, method, path, **options))
 
@@ -463,7 +467,7 @@ class AsyncTLMClient:
         retrying = AsyncRetrying(stop=stop, wait=http.retry_delay, retry=retry, sleep=self._sleep, reraise=True)
         return await retrying(call, *args, **options)
 
-    async def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
+    async def _send(self, method: str, path: str, **options: Unpack[http.RequestOptions]) -> httpx.Response:
         try:
             response = await self._http.request(method, path, **options)
         except httpx.HTTPError as error:
@@ -473,10 +477,10 @@ class AsyncTLMClient:
         return response
 
     @asynccontextmanager
-    async def _stream(self, path: str, headers: Mapping[str, str], **options: Any) -> AsyncIterator[httpx.Response]:
+    async def _stream(self, path: str, **options: Unpack[http.RequestOptions]) -> AsyncIterator[httpx.Response]:
         """Open a response without reading its body. Raises the same errors as `_send`."""
         try:
-            async with self._http.stream("GET", path, headers=headers, **options) as response:
+            async with self._http.stream("GET", path, **options) as response:
                 if response.is_error:
                     await response.aread()
                     raise http.error_of(response)
@@ -489,7 +493,7 @@ class AsyncTLMClient:
         while True:
             reason = "It closed the stream before its end."
             try:
-                async with self._stream(path, stream.headers(), timeout=_STREAM_TIMEOUT) as response:
+                async with self._stream(path, headers=stream.headers(), timeout=_STREAM_TIMEOUT) as response:
                     stream.connected(response)
                     async for event in EventSource(response).aiter_sse():
                         if event.event == "end":
@@ -577,7 +581,7 @@ class AsyncTLMClient:
         """Append bytes to the partial file. Raises Unavailable if a connection breaks before it brings any."""
         start = download.done
         try:
-            async with self._stream(path, download.headers()) as response:
+            async with self._stream(path, headers=download.headers()) as response:
                 with download.opened(response) as write:
                     async for block in response.aiter_bytes():
                         write(block)
@@ -592,7 +596,7 @@ class AsyncTLMClient:
         partial = target.with_name(f"{target.name}.part")
         with storage_errors(f"writing {target}"):
             target.parent.mkdir(parents=True, exist_ok=True)
-            async with self._stream(path, {"Accept-Encoding": "identity"}) as response:
+            async with self._stream(path, headers={"Accept-Encoding": "identity"}) as response:
                 with open(partial, "wb") as handle:
                     async for block in response.aiter_bytes():
                         handle.write(block)

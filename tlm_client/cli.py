@@ -21,7 +21,7 @@ from tlm_core.errors import TLMError
 class _RootGroup(TyperGroup):
     """All commands. Prints errors and sets the exit code."""
 
-    def invoke(self, ctx: Any) -> Any:
+    def invoke(self, ctx: Any) -> object:
         try:
             return super().invoke(ctx)
         except TLMError as error:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, ParamSpec, TypeVar
+from typing import IO, ParamSpec, TypeVar, Unpack
 from urllib.parse import quote
 
 import httpx
@@ -417,14 +417,16 @@ class TLMClient:
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
-    def _get(self, kind: type[T], path: str, /, *parts: str, **params: object) -> T:
+    def _get(self, kind: type[T], path: str, /, *parts: str, **params: http.Param) -> T:
         params = {name: value for name, value in params.items() if value is not None}
         return self._call(kind, "GET", http.path(path, *parts), repeat=True, params=params)
 
-    def _list(self, kind: type[wire.Items[T]], path: str, /, *parts: str, **params: object) -> list[T]:
+    def _list(self, kind: type[wire.Items[T]], path: str, /, *parts: str, **params: http.Param) -> list[T]:
         return list((self._get(kind, path, *parts, **params)).data)
 
-    def _pages(self, kind: type[wire.Page[T]], path: str, key: Callable[[T], str], /, **params: object) -> Iterator[T]:
+    def _pages(
+        self, kind: type[wire.Page[T]], path: str, key: Callable[[T], str], /, **params: http.Param
+    ) -> Iterator[T]:
         """Iterate over a list, page by page. key: returns the value of `after` that follows an item."""
         while True:
             page = self._get(kind, path, limit=_PAGE, **params)
@@ -434,18 +436,22 @@ class TLMClient:
                 return
             params["after"] = key(page.data[-1])
 
-    def _post(self, kind: type[T], path: str, *parts: str, repeat: bool = False, **options: Any) -> T:
+    def _post(
+        self, kind: type[T], path: str, *parts: str, repeat: bool = False, **options: Unpack[http.RequestOptions]
+    ) -> T:
         return self._call(kind, "POST", http.path(path, *parts), repeat=repeat, **options)
 
-    def _submit(self, path: str, *parts: str, key: str | None, **options: Any) -> wire.Job:
+    def _submit(self, path: str, *parts: str, key: str | None, json: object = None) -> wire.Job:
         """Post a request that creates a job. The idempotency key makes it safe to repeat."""
         headers = {"Idempotency-Key": key or str(uuid.uuid4())}
-        return self._post(wire.Job, path, *parts, repeat=True, headers=headers, **options)
+        return self._post(wire.Job, path, *parts, repeat=True, headers=headers, json=json)
 
-    def _delete(self, path: str, *parts: str, **params: object) -> None:
+    def _delete(self, path: str, *parts: str, **params: http.Param) -> None:
         self._send("DELETE", http.path(path, *parts), params=params)
 
-    def _call(self, kind: type[T], method: str, path: str, *, repeat: bool = False, **options: Any) -> T:
+    def _call(
+        self, kind: type[T], method: str, path: str, *, repeat: bool = False, **options: Unpack[http.RequestOptions]
+    ) -> T:
         tries = self._tries if repeat else 1
         return http.parse(kind, self._retry(tries, self._send, method, path, **options))
 
@@ -454,7 +460,7 @@ class TLMClient:
         retrying = Retrying(stop=stop, wait=http.retry_delay, retry=retry, sleep=self._sleep, reraise=True)
         return retrying(call, *args, **options)
 
-    def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
+    def _send(self, method: str, path: str, **options: Unpack[http.RequestOptions]) -> httpx.Response:
         try:
             response = self._http.request(method, path, **options)
         except httpx.HTTPError as error:
@@ -464,10 +470,10 @@ class TLMClient:
         return response
 
     @contextmanager
-    def _stream(self, path: str, headers: Mapping[str, str], **options: Any) -> Iterator[httpx.Response]:
+    def _stream(self, path: str, **options: Unpack[http.RequestOptions]) -> Iterator[httpx.Response]:
         """Open a response without reading its body. Raises the same errors as `_send`."""
         try:
-            with self._http.stream("GET", path, headers=headers, **options) as response:
+            with self._http.stream("GET", path, **options) as response:
                 if response.is_error:
                     response.read()
                     raise http.error_of(response)
@@ -480,7 +486,7 @@ class TLMClient:
         while True:
             reason = "It closed the stream before its end."
             try:
-                with self._stream(path, stream.headers(), timeout=_STREAM_TIMEOUT) as response:
+                with self._stream(path, headers=stream.headers(), timeout=_STREAM_TIMEOUT) as response:
                     stream.connected(response)
                     for event in EventSource(response).iter_sse():
                         if event.event == "end":
@@ -568,7 +574,7 @@ class TLMClient:
         """Append bytes to the partial file. Raises Unavailable if a connection breaks before it brings any."""
         start = download.done
         try:
-            with self._stream(path, download.headers()) as response:
+            with self._stream(path, headers=download.headers()) as response:
                 with download.opened(response) as write:
                     for block in response.iter_bytes():
                         write(block)
@@ -583,7 +589,7 @@ class TLMClient:
         partial = target.with_name(f"{target.name}.part")
         with storage_errors(f"writing {target}"):
             target.parent.mkdir(parents=True, exist_ok=True)
-            with self._stream(path, {"Accept-Encoding": "identity"}) as response:
+            with self._stream(path, headers={"Accept-Encoding": "identity"}) as response:
                 with open(partial, "wb") as handle:
                     for block in response.iter_bytes():
                         handle.write(block)

@@ -143,7 +143,8 @@ def print_error(error: TLMError, *, as_json: bool) -> None:
     if as_json:
         print_json({"error": error.as_dict()})
     typer.echo(f"error: {error.message}", err=True)
-    data_errors = [*error.facts.get("faults", []), *error.facts.get("errors", [])]
+    listed = (error.facts.get(name) for name in ("faults", "errors"))
+    data_errors = [entry for entries in listed if isinstance(entries, list) for entry in entries]
     for data_error in data_errors[:_MOST_DATA_ERRORS]:
         typer.echo(f"  {_location(data_error)}{data_error.get('message', '')}", err=True)
     if len(data_errors) > _MOST_DATA_ERRORS:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import json
-from collections.abc import Awaitable, Callable, Mapping
-from typing import ParamSpec, TypedDict, TypeVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import IO, ParamSpec, TypedDict, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -30,6 +30,7 @@ AsyncSleep = Callable[[float], Awaitable[None]]
 SyncSleep = Callable[[float], None]
 AsyncCall = Callable[P, Awaitable[R]]
 SyncCall = Callable[P, R]
+Param = str | float | Sequence[str] | None  # of a query
 
 _MAX_RETRY_AFTER_SECONDS = 30.0
 BYTES = "application/octet-stream"
@@ -50,6 +51,18 @@ class ConnectionSettings(TypedDict):
     headers: dict[str, str]
     timeout: httpx.Timeout
     trust_env: bool
+
+
+class RequestOptions(TypedDict, total=False):
+    """Arguments of a request of httpx's clients."""
+
+    json: object
+    data: Mapping[str, str]
+    files: Sequence[tuple[str, tuple[str, IO[bytes], str]]]
+    content: bytes
+    params: Mapping[str, Param]
+    headers: Mapping[str, str]
+    timeout: httpx.Timeout
 
 
 def connection_settings(url: str, token: str, timeout: float) -> ConnectionSettings:
@@ -96,7 +109,7 @@ def path(template: str, *parts: str) -> str:
 def retry_delay(state: RetryCallState) -> float:
     """Return a random, growing number of seconds, at least as long as `Retry-After` says."""
     error = state.outcome.exception() if state.outcome else None
-    required = float(error.facts.get("retry_after_seconds", 0)) if isinstance(error, TLMError) else 0.0
+    required = float(str(error.facts.get("retry_after_seconds", 0))) if isinstance(error, TLMError) else 0.0
     return max(_backoff(state), min(required, _MAX_RETRY_AFTER_SECONDS))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 
 class TLMError(Exception):
@@ -28,14 +28,14 @@ class TLMError(Exception):
     def __init__(self, message: str, **facts: object) -> None:
         super().__init__(message)
         self.message = message
-        self.facts: dict[str, Any] = facts
+        self.facts = facts
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (type(self), self.message, self.facts))
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return the JSON form that a job's record and the API contain."""
-        values: dict[str, Any] = {"code": self.code, "message": self.message, "retryable": self.retryable}
+        values: dict[str, object] = {"code": self.code, "message": self.message, "retryable": self.retryable}
         return values | ({"facts": self.facts} if self.facts else {})
 
 
@@ -56,7 +56,7 @@ class Fault:
     row: int | None = None
     column: str | None = None
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         return asdict(self)
 
 
@@ -179,23 +179,28 @@ def error_classes() -> dict[str, type[TLMError]]:
     return classes
 
 
-def error_from_dict(data: dict[str, Any]) -> TLMError:
+def error_from_dict(data: Mapping[str, object]) -> TLMError:
     """Return the error that `as_dict` described. An unknown code gives a plain TLMError."""
-    cls = error_classes().get(data["code"], TLMError)
-    return _rebuild(cls, data["message"], data.get("facts", {}))
+    return _rebuild(error_classes().get(str(data["code"]), TLMError), str(data["message"]), _facts_of(data))
 
 
-def error_from_problem(problem: Mapping[str, Any], *, unknown: type[TLMError] = TLMError) -> TLMError:
+def error_from_problem(problem: Mapping[str, object], *, unknown: type[TLMError] = TLMError) -> TLMError:
     """Return the error that a problem object (RFC 9457) of the project describes. unknown: class for unknown codes."""
-    facts = dict(problem.get("facts") or {})
+    facts = _facts_of(problem)
     if errors := problem.get("errors"):
         facts["faults" if problem["code"] == InvalidDataset.code else "errors"] = errors
-    return _rebuild(error_classes().get(problem["code"], unknown), problem["detail"], facts)
+    return _rebuild(error_classes().get(str(problem["code"]), unknown), str(problem["detail"]), facts)
 
 
-def _rebuild(cls: type[TLMError], message: str, facts: dict[str, Any]) -> TLMError:
+def _facts_of(data: Mapping[str, object]) -> dict[str, object]:
+    facts = data.get("facts")
+    return dict(facts) if isinstance(facts, Mapping) else {}
+
+
+def _rebuild(cls: type[TLMError], message: str, facts: dict[str, object]) -> TLMError:
     error = cls.__new__(cls)
     TLMError.__init__(error, message, **facts)
     if isinstance(error, InvalidDataset):
-        error.faults = [Fault(**fault) for fault in facts.get("faults", [])]
+        faults = facts.get("faults")
+        error.faults = [Fault(**fault) for fault in faults] if isinstance(faults, list) else []
     return error

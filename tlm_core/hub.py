@@ -17,7 +17,7 @@ TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_ma
 def model_folder(source: str, *patterns: str) -> Path:
     """Return the folder of a model's files; of `hub:OWNER/NAME[@REVISION]` download those that match `patterns`.
 
-    Any other source is a local path. If the hub does not answer, earlier downloads are used. Raises NotFound and
+    All other sources are local paths. If the hub does not answer, earlier downloads are used. Raises NotFound and
     Unavailable.
     """
     if not source.startswith(HUB):

@@ -277,7 +277,7 @@ class Difference(_Answer):
     """A key of spec or recipe in which compared jobs differ, with one value per job."""
 
     key: str
-    values: tuple[Any, ...]
+    values: tuple[object, ...]
 
 
 class Outcome(_Answer):
@@ -285,9 +285,11 @@ class Outcome(_Answer):
 
     job: str
     metric: str | None = None
-    mean: JsonObject | None = Field(None, description="over the seeds, by split and score")
-    spread: JsonObject | None = None
-    cost: JsonObject | None = Field(None, description="by stage, and `total`: flops, tokens, seconds, gpu_seconds")
+    mean: dict[str, dict[str, float | None]] | None = Field(None, description="over the seeds, by split and score")
+    spread: dict[str, dict[str, float | None] | str] | None = None
+    cost: dict[str, dict[str, float]] | None = Field(
+        None, description="by stage, and `total`: flops, tokens, seconds, gpu_seconds"
+    )
     reason: str | None = None
 
 

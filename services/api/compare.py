@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from services.api.job_artifacts import artifact_of
 from services.api.series import series_of
@@ -29,7 +28,7 @@ def compare(jobs: JobStore, artifacts: ArtifactStore, records: Sequence[JobRecor
     )
 
 
-def _configuration(job: JobRecord) -> dict[str, Any]:
+def _configuration(job: JobRecord) -> dict[str, object]:
     resolved = job.resolved
     request = job.spec.model_dump(
         mode="json", include={"kind", "seeds", "workers", "scale", "recipe", "max_runtime_seconds", "priority"}
@@ -45,9 +44,9 @@ def _configuration(job: JobRecord) -> dict[str, Any]:
     return request | _options(job) | data | recipe
 
 
-def _options(job: JobRecord) -> dict[str, Any]:
+def _options(job: JobRecord) -> dict[str, object]:
     """The options of the kind. Other datasets appear by content and by how they are read, instead of by name."""
-    options: dict[str, Any] = job.spec.options.model_dump(mode="json")
+    options: dict[str, object] = job.spec.options.model_dump(mode="json")
     if name := job.spec.definition.datasets_option:
         others = job.resolved.others
         options[name] = [{"dataset": other.ref.digest, "dataset_options": other.options} for other in others]

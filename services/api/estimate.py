@@ -128,7 +128,7 @@ class Estimator:
             return 0, 0, "the job has no select stage"
         limits = [selection.max_passages, texts.rows["train"] * selection.top_k if selection.sized_by_queries else None]
         if selection.definition.source == "dataset":
-            limits.append(self._catalog.dataset(job.tenant, resolved.dataset_id).summary.get("selection"))
+            limits.append(self._catalog.dataset(job.tenant, resolved.dataset_id).summary.selection)
         else:
             limits.append(texts.searched)
         at_most = min(limit for limit in limits if limit is not None)
@@ -150,9 +150,9 @@ class Estimator:
         return [job for job in self._finished.values() if job is not None]
 
     def _measure(self, job: JobRecord) -> Finished | None:
-        if not job.result or "artifacts" not in job.result:
+        if not job.result or not job.result.artifacts:
             return None
-        plan, refs = plan_of(job), {n: ManifestRef(**e["ref"]) for n, e in job.result["artifacts"].items()}
+        plan, refs = plan_of(job), {name: entry.ref for name, entry in job.result.artifacts.items()}
         try:
             texts = self._texts(job, None)
             prepared = self._artifacts.manifest(refs["prepare"]).meta

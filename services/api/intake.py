@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from services.api.forms import ReceivedFile, work_folder
 from services.common.bodies import UnsupportedJSON, check_json
 from services.common.catalog import Catalog
-from services.common.catalog_records import CorpusLoad, DatasetRecord
+from services.common.catalog_records import CorpusLoad, DatasetRecord, DatasetSummary
 from services.common.problem import validation_problem
 from tlm_core.artifacts import ArtifactStore, ManifestRef, storage_errors
 from tlm_core.corpus.remote import is_address
@@ -29,9 +29,10 @@ from tlm_core.tasks.metrics import METRICS
 from tlm_core.tasks.options import DatasetOptions
 
 if TYPE_CHECKING:
+    from tlm_core.tasks.report import Report
     from tlm_core.tasks.task import Task
 
-LoadTask = Callable[[Mapping[str, Path] | str, "DatasetOptions"], tuple["Task", dict[str, Any]]]
+LoadTask = Callable[[Mapping[str, Path] | str, "DatasetOptions"], tuple["Task", "Report"]]
 # Names of a dataset's files, as regular expressions. Storage uses them as file names, so their length is limited.
 PARTS = ("train", "validation", "test", "test_[a-z]{1,40}", "selection", "file")
 EXTENSIONS = ("jsonl", "ndjson", "json", "csv", "tsv", "tab", "parquet", "pq")
@@ -142,27 +143,24 @@ class DatasetIntake:
         tenant: str,
         name: str,
         raw: Path,
-        report: dict[str, Any],
+        report: Report,
         options: DatasetOptions,
         selection: int | None,
     ) -> DatasetRecord:
         dataset_id = new_id("ds")
         folder = f"{tenant}/datasets/{dataset_id}"
-        summary = {
-            "rows": report.get("counts", {}),
-            "labels": len(report.get("labels", [])),
-            "warnings": len(report.get("warnings", [])),
-        }
+        counts = {"labels": len(report["labels"]), "warnings": len(report["warnings"])}
+        summary = DatasetSummary(rows=report["counts"], selection=selection, **counts)
         with deleted_on_error(self._artifacts, folder):
             # The manifest has neither id nor name, so equal bytes have equal digests and reuse cached stages.
             raw_ref = self._artifacts.write(f"{folder}/raw", raw, artifact="dataset", stage="dataset")
             report_ref = self._write_report(f"{folder}/report", report)
             return self._catalog.add_dataset(
                 tenant, dataset_id, name, raw=raw_ref, report=report_ref, options=changed_options(options),
-                summary=summary | ({} if selection is None else {"selection": selection}),
+                summary=summary,
             )  # fmt: skip
 
-    def _write_report(self, folder: str, report: dict[str, Any]) -> ManifestRef:
+    def _write_report(self, folder: str, report: Report) -> ManifestRef:
         with self._work() as work:
             with storage_errors("writing the validation report"):
                 (work / "report.json").write_text(json.dumps(report, ensure_ascii=False), encoding="utf-8")
@@ -221,11 +219,11 @@ def parse_options(text: str) -> OptionsBody:
     except UnsupportedJSON as error:
         raise InvalidRequest(f"options: {error}") from error
     except ValidationError as error:
-        located = [{**entry, "loc": ("options", *entry["loc"])} for entry in error.errors()]
-        raise InvalidRequest(f"options: {validation_problem(located)['detail']}") from error
+        detail = validation_problem(error.errors(), "options")["detail"]
+        raise InvalidRequest(f"options: {detail}") from error
 
 
-def changed_options(options: DatasetOptions) -> dict[str, Any]:
+def changed_options(options: DatasetOptions) -> dict[str, object]:
     """The options that differ from their defaults, so a new option does not change the meaning of stored ones."""
     defaults = asdict(type(options)())
     return {key: value for key, value in asdict(options).items() if value != defaults[key]}

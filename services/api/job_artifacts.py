@@ -25,8 +25,8 @@ _TAR_RECORD = 512
 
 def artifacts_by_node(jobs: JobStore, job: JobRecord, plan: Plan | None = None) -> dict[str, ManifestRef]:
     """Node name → published artifact. The record of a succeeded job lists them."""
-    if job.result is not None and "artifacts" in job.result:
-        return {name: ManifestRef(**entry["ref"]) for name, entry in job.result["artifacts"].items()}
+    if job.result is not None and job.result.artifacts:
+        return {name: entry.ref for name, entry in job.result.artifacts.items()}
     return Situation.read(jobs, job, plan).done
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Depends, Query, Request
 
@@ -68,7 +68,7 @@ AfterId = Annotated[str | None, Query(max_length=200, description="Id of the las
 STREAM_ID = r"^[0-9]{1,19}(-[0-9]{1,19})?$"
 StreamId = Annotated[str, Query(pattern=STREAM_ID, description="`id` of the last item of the previous page.")]
 
-PROBLEM: dict[str, Any] = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+PROBLEM: dict[str, object] = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
 
 _DESCRIPTIONS = {
     400: "Malformed HTTP request.",
@@ -85,14 +85,14 @@ _DESCRIPTIONS = {
 }
 
 
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def problems(*statuses: int) -> dict[int | str, dict[str, object]]:
     """The error responses of a route, for its documentation."""
     return {
         status: {"description": _DESCRIPTIONS[status], "content": PROBLEM} for status in (401, *statuses, 422, 500, 503)
     }
 
 
-FILE_ANSWERS: dict[int | str, dict[str, Any]] = {
+FILE_ANSWERS: dict[int | str, dict[str, object]] = {
     200: {
         "description": "The file.",
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},

@@ -74,8 +74,8 @@ def artifacts_of(jobs: JobStore, job: JobRecord) -> set[str]:
     Artifacts of an earlier release may have other ids than the current plan gives.
     """
     produced = jobs.artifacts_of(job.tenant, job.id)
-    if job.result is not None and "artifacts" in job.result:
-        return produced | {entry["artifact"] for entry in job.result["artifacts"].values()}
+    if job.result is not None and job.result.artifacts:
+        return produced | {entry.artifact for entry in job.result.artifacts.values()}
     return produced.union(Situation.read(jobs, job).artifact_ids())
 
 

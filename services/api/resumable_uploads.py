@@ -59,7 +59,7 @@ class Uploads:
         if size > self._max_bytes:
             raise InvalidRequest(f"The file of {size:,} bytes is larger than the limit of {self._max_bytes:,} bytes.")
         self._sweep(tenant)
-        fields = {"name": safe_name(name), "size": size, "sha256": sha256 or "", "offset": 0}
+        fields: dict[str, str | int] = {"name": safe_name(name), "size": size, "sha256": sha256 or "", "offset": 0}
         upload = _upload(new_id("upl"), fields)
         with translated_errors():
             pipe = self._redis.pipeline(transaction=True)
@@ -191,16 +191,9 @@ def _key(tenant: str, upload_id: str, *suffix: str) -> str:
     return key(tenant, "upload", upload_id, *suffix)
 
 
-def _upload(upload_id: str, fields: Mapping[str, Any]) -> Upload:
-    return Upload(
-        id=upload_id,
-        name=fields["name"],
-        size=int(fields["size"]),
-        sha256=fields["sha256"] or None,
-        offset=int(fields["offset"]),
-        part_bytes=PART_BYTES,
-        expires_seconds=_EXPIRES_SECONDS,
-    )
+def _upload(upload_id: str, fields: Mapping[str, str | int]) -> Upload:
+    own = {"id": upload_id, "part_bytes": PART_BYTES, "expires_seconds": _EXPIRES_SECONDS}
+    return Upload.model_validate({**fields, **own, "sha256": fields["sha256"] or None})
 
 
 def _range(header: str | None, upload: Upload) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import CorruptArtifact, NotFound
@@ -37,25 +37,25 @@ def selection_page(
     folder = artifacts.localize(ref)
     facts = json.loads((folder / "selection.json").read_text(encoding="utf-8"))
     rows, total = _matching(folder, words, train_row, after, limit)
-    provenance = _provenance(folder, [row["id"] for row in rows])
-    shown = {entry["train_row"] for entries in provenance.values() for entry in entries[:_MAX_QUERIES]}
+    provenance = _provenance(folder, [str(row["id"]) for row in rows])
+    shown = {entry.train_row for entries in provenance.values() for entry in entries[:_MAX_QUERIES]}
     texts = _texts(artifacts, task, shown)
     data = []
     for row in rows:
-        entries = provenance[row["id"]]
-        queries = tuple(Provenance(**entry, **texts.get(entry["train_row"], {})) for entry in entries[:_MAX_QUERIES])
-        data.append(SelectedPassage(**row, provenance=queries, provenance_total=len(entries)))
+        entries = provenance[str(row["id"])]
+        queries = [entry.model_copy(update=texts.get(entry.train_row)) for entry in entries[:_MAX_QUERIES]]
+        data.append(SelectedPassage.model_validate({**row, "provenance": queries, "provenance_total": len(entries)}))
     return Selection(facts=facts, data=tuple(data), total=total, has_more=after + len(rows) < total)
 
 
 def _matching(
     folder: Path, words: Sequence[str], train_row: int | None, after: int, limit: int
-) -> tuple[list[dict[str, Any]], int]:
+) -> tuple[list[dict[str, object]], int]:
     """The passages on the page, and the number of all that match."""
     import pyarrow.compute as pc
 
     ids = None if train_row is None else _retrieved_by(folder, train_row)
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     total = 0
     with open_parquet(folder / "passages.parquet") as file:
         for batch in file.iter_batches(batch_size=8_192):
@@ -78,15 +78,15 @@ def _retrieved_by(folder: Path, train_row: int) -> pa.ChunkedArray:
     return pq.read_table(folder / "provenance.parquet", columns=columns, filters=[("train_row", "==", train_row)])[0]
 
 
-def _provenance(folder: Path, passages: list[str]) -> dict[str, list[dict[str, Any]]]:
+def _provenance(folder: Path, passages: list[str]) -> dict[str, list[Provenance]]:
     """The queries that retrieved each passage, best rank first."""
     import pyarrow.parquet as pq
 
-    queries: dict[str, list[dict[str, Any]]] = {name: [] for name in passages}
+    queries: dict[str, list[Provenance]] = {name: [] for name in passages}
     if passages:
         table = pq.read_table(folder / "provenance.parquet", filters=[("passage_id", "in", passages)])
         for row in table.to_pylist():
-            queries[row.pop("passage_id")].append(row)
+            queries[row.pop("passage_id")].append(Provenance(**row))
     return queries
 
 

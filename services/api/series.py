@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterator, Sequence
 
-from services.common.jobstore import JobStore
+from services.common.jobstore import JobStore, MetricPoint
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.wire import Series
 
@@ -20,18 +19,20 @@ def series_of(
     """Every series of the job, ordered by first point. points: maximum per series; names: filter, empty for all."""
     lines: dict[tuple[str, str], list[Point]] = {}
     for entry in _all_points(jobs, job):
+        step, at = entry.get("step"), entry["at"]
         if node is not None and entry.get("node") != node:
             continue
+        assert isinstance(at, float), "the store sets the time of each point"
         for name, value in entry.items():
             if name in _METADATA or isinstance(value, bool) or not isinstance(value, int | float):
                 continue
             if not names or name in names:
                 line = lines.setdefault((str(entry.get("node", "")), name), [])
-                _append(line, (float(entry.get("step", len(line))), float(entry["at"]), float(value)))
+                _append(line, (float(step) if isinstance(step, int | float) else len(line), at, float(value)))
     result = []
     for (line_node, name), line in lines.items():
-        steps, at, values = zip(*thinned(line, points), strict=True)
-        result.append(Series(node=line_node, name=name, total=len(line), steps=steps, at=at, values=values))
+        steps, times, values = zip(*thinned(line, points), strict=True)
+        result.append(Series(node=line_node, name=name, total=len(line), steps=steps, at=times, values=values))
     return result
 
 
@@ -56,10 +57,10 @@ def _append(line: list[Point], point: Point) -> None:
     line.append(point)
 
 
-def _all_points(jobs: JobStore, job: JobRecord) -> Iterator[Mapping[str, Any]]:
+def _all_points(jobs: JobStore, job: JobRecord) -> Iterator[MetricPoint]:
     after = "0"
     while page := jobs.metrics(job.tenant, job.id, after=after, limit=_PAGE):
         yield from page
         if len(page) < _PAGE:
             return
-        after = page[-1]["id"]
+        after = str(page[-1]["id"])

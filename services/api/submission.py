@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -46,7 +45,7 @@ def retry_job(parts: Parts, job: JobRecord, key: str | None) -> tuple[JobRecord,
     return _create(parts, job.tenant, job.spec, key, origin, lambda: (job.spec, job.resolved))
 
 
-def clone_job(parts: Parts, job: JobRecord, changes: Mapping[str, Any], key: str | None) -> tuple[JobRecord, bool]:
+def clone_job(parts: Parts, job: JobRecord, changes: Mapping[str, object], key: str | None) -> tuple[JobRecord, bool]:
     """Create a job with the spec of another one and `changes`. Raises InvalidRequest and the errors of `submit_job`."""
     spec = changed(job, changes)
     origin = Origin(job=job.id, how="clone")
@@ -84,7 +83,7 @@ def resolve_job(parts: Parts, tenant: str, spec: JobSpec) -> tuple[JobSpec, Reso
     _check_corpus(spec, recipe)
     _check_seeds(spec)
     first = parts.catalog.dataset(tenant, spec.dataset)
-    if recipe.selection.definition.source == "dataset" and "selection" not in first.summary:
+    if recipe.selection.definition.source == "dataset" and first.summary.selection is None:
         raise InvalidRequest(
             f"The dataset '{spec.dataset}' has no selection of its own, which '{_SELECTOR}' needs. Upload it "
             "with a part 'selection' (a file with the columns text and rank), or choose another selector."
@@ -114,7 +113,7 @@ class _GatewayLookup:
     def job(self, job_id: str) -> FinishedJob:
         job = self.parts.jobs.get(self.tenant, job_id)
 
-        def report() -> Mapping[str, Any]:
+        def report() -> Mapping[str, object]:
             return self.parts.artifacts.read_json(artifact_of(self.parts.jobs, job, "evaluate"), "report.json")
 
         data, recipe = job.resolved.datasets[0], job.resolved.recipe
@@ -201,7 +200,7 @@ def _from_source(parts: Parts, tenant: str, spec: JobSpec, source: JobRecord) ->
 def _reused(source: JobRecord) -> dict[str, ReusedArtifact]:
     """Return the artifacts of all stages before the evaluation. Raises Conflict if another release computed them."""
     assert source.result is not None, "a job that succeeded has a result"
-    artifacts = {name: ReusedArtifact.model_validate(entry) for name, entry in source.result["artifacts"].items()}
+    artifacts = source.result.artifacts
     digests = {name: artifact.ref.digest for name, artifact in artifacts.items()}
     nodes = plan_of(source).behind("evaluate")
     for node in nodes:
@@ -213,7 +212,7 @@ def _reused(source: JobRecord) -> dict[str, ReusedArtifact]:
     return {node.name: artifacts[node.name] for node in nodes}
 
 
-def changed(job: JobRecord, changes: Mapping[str, Any]) -> JobSpec:
+def changed(job: JobRecord, changes: Mapping[str, object]) -> JobSpec:
     """Return the spec of a job with `changes`, and with its dataset and corpus pinned unless they change.
 
     The keys of `overrides` and `options` change one by one; another kind starts without options. A new corpus ends the
@@ -232,7 +231,7 @@ def changed(job: JobRecord, changes: Mapping[str, Any]) -> JobSpec:
     try:
         return JobSpec.model_validate(_agreeing(values, changes))
     except ValidationError as error:
-        problem = validation_problem([{**entry, "loc": ("body", *entry["loc"])} for entry in error.errors()])
+        problem = validation_problem(error.errors(), "body")
         raise InvalidRequest(problem["detail"], faults=problem["errors"]) from error
 
 
@@ -240,16 +239,16 @@ def _ignores_corpus(selector: object) -> bool:
     return isinstance(selector, str) and selector in SELECTORS and SELECTORS[selector].source != "corpus"
 
 
-def _agreeing(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def _agreeing(values: dict[str, object], changes: Mapping[str, object]) -> dict[str, object]:
     """Reset the corpus or the selector if the change of the other excludes it.
 
     Clients send the selector 'none' if no corpus is named.
     """
-    overrides = values["overrides"]
-    selector = overrides.get(_SELECTOR) if isinstance(overrides, dict) else None
+    overrides = values["overrides"] if isinstance(values["overrides"], dict) else {}
+    new, selector = changes.get("overrides"), overrides.get(_SELECTOR)
     if "corpus" not in changes:
         return values | {"corpus": None} if _ignores_corpus(selector) else values
-    if changes["corpus"] is not None and selector == "none" and _SELECTOR not in changes.get("overrides", {}):
+    if changes["corpus"] is not None and selector == "none" and not (isinstance(new, dict) and _SELECTOR in new):
         return values | {"overrides": {key: value for key, value in overrides.items() if key != _SELECTOR}}
     return values
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from services.common.catalog_records import CorpusLoad, CorpusRecord, DatasetRecord
 from tlm_core import wire
@@ -13,15 +12,8 @@ from tlm_core.jobs.spec import JobRecord
 
 
 def dataset_view(record: DatasetRecord) -> wire.Dataset:
-    summary = record.summary
-    return wire.Dataset(
-        **record.model_dump(include={"id", "name", "version", "options", "created_at"}),
-        digest=record.raw.digest,
-        rows=summary["rows"],
-        labels=summary["labels"],
-        warnings=summary["warnings"],
-        selection=summary.get("selection"),
-    )
+    fields = record.model_dump(include={"id", "name", "version", "options", "created_at"})
+    return wire.Dataset(**fields, **record.summary.model_dump(), digest=record.raw.digest)
 
 
 def load_view(load: CorpusLoad) -> wire.CorpusLoad:
@@ -51,13 +43,13 @@ def dry_run_view(job: JobRecord, plan: Plan, done: Mapping[str, ManifestRef], es
     return wire.DryRun.model_validate({**_resolved(job, plan, done), "estimate": estimate})
 
 
-def _summary(job: JobRecord) -> dict[str, Any]:
+def _summary(job: JobRecord) -> dict[str, object]:
     """The fields of a summary, from the record and from the spec inside it."""
     spec_fields = {"kind", "dataset", "corpus", "scale", "recipe", "seeds", "metadata", "priority"}
     return {name: getattr(job.spec if name in spec_fields else job, name) for name in wire.JobSummary.model_fields}
 
 
-def _resolved(job: JobRecord, plan: Plan, done: Mapping[str, ManifestRef]) -> dict[str, Any]:
+def _resolved(job: JobRecord, plan: Plan, done: Mapping[str, ManifestRef]) -> dict[str, object]:
     stages = tuple(
         wire.StageState(
             name=node.name,

@@ -24,6 +24,7 @@ from typing import Any
 
 import redis
 from pydantic import BaseModel, ConfigDict
+from redis.client import Pipeline
 
 from services.api.outbound import Outbound
 from services.common.jobstore import JobStore
@@ -130,7 +131,7 @@ class Webhooks:
 
 
 class Deliverer:
-    """Follows the feed and delivers. Any number may run; only the one with the lease works."""
+    """Follows the feed and delivers. Several may run; only the one with the lease works."""
 
     def __init__(
         self,
@@ -222,7 +223,7 @@ class Deliverer:
             pipe.execute()
         return len(page) == _PAGE
 
-    def _queue(self, pipe: Any, tenant: str, hook: Webhook, job_id: str, seq: int, event_type: str) -> None:
+    def _queue(self, pipe: Pipeline, tenant: str, hook: Webhook, job_id: str, seq: int, event_type: str) -> None:
         events = self._jobs.events(tenant, job_id, after=seq - 1, limit=1)
         if not events:  # The job was deleted.
             return
@@ -235,7 +236,7 @@ class Deliverer:
         )
         self._schedule(pipe, delivery, self._clock())
 
-    def _schedule(self, pipe: Any, delivery: _Delivery, at: float) -> None:
+    def _schedule(self, pipe: Pipeline, delivery: _Delivery, at: float) -> None:
         name = f"{delivery.hook}/{delivery.message}"
         pipe.hset(_BODIES, name, delivery.model_dump_json())
         pipe.zadd(_DUE, {name: at})

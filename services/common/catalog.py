@@ -17,7 +17,7 @@ from typing import Any
 
 import redis
 
-from services.common.catalog_records import OPEN, CorpusLoad, CorpusRecord, CorpusVersion, DatasetRecord
+from services.common.catalog_records import OPEN, CorpusLoad, CorpusRecord, CorpusVersion, DatasetRecord, DatasetSummary
 from services.common.redis_client import PREFIX, key, translated_errors
 from tlm_core.artifacts.manifest import ManifestRef
 from tlm_core.corpus.states import CorpusState, LoadState, NearDuplicatesChoice
@@ -101,8 +101,8 @@ class Catalog:
         *,
         raw: ManifestRef,
         report: ManifestRef,
-        options: dict[str, Any],
-        summary: dict[str, Any],
+        options: dict[str, object],
+        summary: DatasetSummary,
     ) -> DatasetRecord:
         """Record an upload durably as the next version under `name`."""
         with translated_errors():

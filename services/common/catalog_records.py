@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import BaseModel, ConfigDict
 
 from tlm_core.artifacts.manifest import ManifestRef
@@ -15,11 +13,20 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class DatasetSummary(_Record):
+    """Counts of a dataset. rows: by split. selection: passages of its own selection, if it has one."""
+
+    rows: dict[str, int] = {}
+    labels: int = 0
+    warnings: int = 0
+    selection: int | None = None
+
+
 class DatasetRecord(_Record):
     """One uploaded version of a dataset. Its id always means these bytes; its name means the newest version.
 
     raw: the uploaded files. report: folder with the validation report. options: fields of DatasetOptions that the
-    uploader has set. summary: counts of rows, labels, and warnings. created_at: Unix seconds.
+    uploader has set. created_at: Unix seconds.
     """
 
     id: str
@@ -28,8 +35,8 @@ class DatasetRecord(_Record):
     version: int
     raw: ManifestRef
     report: ManifestRef
-    options: dict[str, Any] = {}
-    summary: dict[str, Any] = {}
+    options: dict[str, object] = {}
+    summary: DatasetSummary = DatasetSummary()
     created_at: float
 
 
@@ -50,7 +57,7 @@ class CorpusVersion(_Record):
     near_duplicates_seconds: float | None = None
     state: CorpusState
     created_at: float
-    error: dict[str, Any] | None = None
+    error: dict[str, object] | None = None
 
 
 class CorpusRecord(_Record):
@@ -94,5 +101,5 @@ class CorpusLoad(_Record):
     version: str | None = None
     done: int = 0
     total: int = 0
-    error: dict[str, Any] | None = None
+    error: dict[str, object] | None = None
     created_at: float

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import redis
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -39,6 +39,19 @@ _JSON_FIELDS = ("spec", "resolved", "origin", "submissions", "excluded_from_cach
 _MAX_LOG_LINES = 20_000  # and metric points
 _MAX_FEED_ENTRIES = 100_000
 _IDEMPOTENCY_SECONDS = 7 * 86_400
+
+
+# Has `id` of the stream, `attempt`, `at`, and the values that the worker reported.
+MetricPoint = dict[str, str | float | None]
+
+
+class LogLine(TypedDict):
+    """A line of a job's log. id: of the stream. at: Unix seconds."""
+
+    id: str
+    attempt: int
+    at: float
+    line: str
 
 
 class CheckpointRef(BaseModel):
@@ -188,8 +201,8 @@ class JobStore:
             for stream_id, fields in rows
         ]
 
-    def metrics(self, tenant: str, job_id: str, *, after: str = "0", limit: int = 1000) -> list[dict[str, Any]]:
-        """Return metric points after stream id `after`, in order. Each has `id`, `attempt`, `at`, and its values."""
+    def metrics(self, tenant: str, job_id: str, *, after: str = "0", limit: int = 1000) -> list[MetricPoint]:
+        """Return metric points after stream id `after`, in order."""
         return [
             {
                 "id": stream_id,
@@ -200,11 +213,11 @@ class JobStore:
             for stream_id, fields in self._stream(key(tenant, "metrics", job_id), after, limit)
         ]
 
-    def logs(self, tenant: str, job_id: str, *, after: str = "0", limit: int = 1000) -> list[dict[str, Any]]:
+    def logs(self, tenant: str, job_id: str, *, after: str = "0", limit: int = 1000) -> list[LogLine]:
         """Return log lines after stream id `after`, in order."""
         return _log_lines(self._stream(key(tenant, "logs", job_id), after, limit))
 
-    def last_logs(self, tenant: str, job_id: str, count: int, *, after: str = "0") -> list[dict[str, Any]]:
+    def last_logs(self, tenant: str, job_id: str, count: int, *, after: str = "0") -> list[LogLine]:
         """Return the last `count` log lines after stream id `after`, in order."""
         with translated_errors():
             entries = self._redis.xrevrange(key(tenant, "logs", job_id), min=f"({after}", count=count)
@@ -250,7 +263,7 @@ class JobStore:
             *_indexes(tenant, spec, resolved),
             key(tenant, "state", "queued"),
         ]
-        args = [
+        args: list[str | float] = [
             job_id,
             f"{tenant}/{job_id}",
             canonical_json(fields),
@@ -315,7 +328,14 @@ class JobStore:
 
         stopping: claim only a pausing or cancelling job whose lease has expired.
         """
-        args = [owner, lease_seconds, PREFIX, MAX_PRIORITY, _MAX_FEED_ENTRIES, "1" if stopping else ""]
+        args: list[str | float] = [
+            owner,
+            lease_seconds,
+            PREFIX,
+            MAX_PRIORITY,
+            _MAX_FEED_ENTRIES,
+            "1" if stopping else "",
+        ]
         member = self._run("claim", [QUEUE, LEASES, FEED], args)
         return None if member is None else self.get(*member.split("/", 1))
 
@@ -372,7 +392,7 @@ class JobStore:
         checkpoints = key(tenant, "checkpoints", published.artifact) if published.is_checkpoint else ""
         keys = [key(tenant, name, job_id) for name in ("job", "events", "metrics", "logs")]
         keys += [key(tenant, "artifacts"), checkpoints, key(tenant, "job-artifacts", job_id)]
-        args = [
+        args: list[str | float] = [
             attempt,
             _ACTIVE_JSON,
             progress.model_dump_json() if progress else "",
@@ -511,7 +531,7 @@ class JobStore:
 
     # --- scripts -----------------------------------------------------------------------------------------------
 
-    def _run(self, script: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
+    def _run(self, script: str, keys: Sequence[str], args: Sequence[str | float]) -> Any:
         with translated_errors():
             return self._script[script](keys=list(keys), args=list(args))
 
@@ -534,7 +554,7 @@ class JobStore:
     ) -> JobRecord:
         job, events, states = key(tenant, "job", job_id), key(tenant, "events", job_id), key(tenant, "state", "")
         keys = [job, events, QUEUE, LEASES, states, FEED]
-        args = [
+        args: list[str | float] = [
             job_id,
             f"{tenant}/{job_id}",
             canonical_json(dict(TRANSITIONS[verb].moves)),
@@ -584,7 +604,7 @@ def _indexes(tenant: str, spec: JobSpec, resolved: Resolved) -> list[str]:
 
 
 def _record(fields: Mapping[str, str]) -> JobRecord:
-    values: dict[str, Any] = {k: json.loads(v) if k in _JSON_FIELDS else v for k, v in fields.items()}
+    values: dict[str, object] = {k: json.loads(v) if k in _JSON_FIELDS else v for k, v in fields.items()}
     try:
         return JobRecord.model_validate(values)
     except ValidationError as error:
@@ -595,12 +615,11 @@ def _record(fields: Mapping[str, str]) -> JobRecord:
         ) from error
 
 
-def _entry(stream_id: str, fields: Mapping[str, str]) -> dict[str, Any]:
-    return {"id": stream_id, "attempt": int(fields["attempt"]), "at": float(fields["at"])}
-
-
-def _log_lines(entries: Iterable[tuple[str, Mapping[str, str]]]) -> list[dict[str, Any]]:
-    return [{**_entry(stream_id, fields), "line": fields["line"]} for stream_id, fields in entries]
+def _log_lines(entries: Iterable[tuple[str, Mapping[str, str]]]) -> list[LogLine]:
+    return [
+        {"id": stream_id, "attempt": int(fields["attempt"]), "at": float(fields["at"]), "line": fields["line"]}
+        for stream_id, fields in entries
+    ]
 
 
 def _failure(job: JobRecord, error: TLMError) -> dict[str, str | None]:

@@ -11,11 +11,12 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -46,13 +47,27 @@ _HTTP_CODES = {400: "invalid_request", 401: "unauthorized", 404: "not_found", 40
                413: "too_large", 415: "unsupported_media_type"}  # fmt: skip
 
 
+class Problem(TypedDict):
+    """A problem object."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    retryable: bool
+    facts: NotRequired[Mapping[str, object]]
+    errors: NotRequired[Sequence[Mapping[str, object]]]
+    checks: NotRequired[Mapping[str, str]]
+
+
 def status_of(cls: type[e.TLMError]) -> int:
     """Return the HTTP status of an error class."""
     return next(_STATUS[base] for base in cls.__mro__ if base in _STATUS)
 
 
-def problem_body(status: int, code: str, detail: str, *, retryable: bool = False, **optional: object) -> dict[str, Any]:
-    """Return a problem object. optional: members that not every problem has."""
+def problem_body(status: int, code: str, detail: str, *, retryable: bool = False) -> Problem:
+    """Return a problem object without the members that not every problem has."""
     return {
         "type": f"{ERROR_PAGE}#{code}",
         "title": HTTPStatus(status).phrase,
@@ -60,19 +75,20 @@ def problem_body(status: int, code: str, detail: str, *, retryable: bool = False
         "detail": detail,
         "code": code,
         "retryable": retryable,
-        **optional,
     }
 
 
-def problem_of(error: e.TLMError) -> dict[str, Any]:
+def problem_of(error: e.TLMError) -> Problem:
     """Return the problem object of an error of the tree."""
     facts = dict(error.facts)
     faults = facts.pop("faults", None)
-    optional = ({"errors": faults} if faults is not None else {}) | ({"facts": facts} if facts else {})
-    return problem_body(status_of(type(error)), error.code, error.message, retryable=error.retryable, **optional)
+    problem = problem_body(status_of(type(error)), error.code, error.message, retryable=error.retryable)
+    if isinstance(faults, list):
+        problem["errors"] = faults
+    return {**problem, "facts": facts} if facts else problem
 
 
-def problem_response(problem: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
+def problem_response(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
     """Return the HTTP response with `problem`."""
     all_headers = dict(headers or {})
     if problem["status"] == 503:
@@ -140,17 +156,17 @@ def _log(request: Request, error: Exception) -> None:
     logging.getLogger(__name__).error("%s %s failed: %r", request.method, request.url.path, error)
 
 
-def validation_problem(errors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the problem for pydantic's list of errors (`ValidationError.errors()`)."""
-    entries = [_entry(error) for error in errors]
+def validation_problem(errors: Sequence[ErrorDetails], *within: str) -> Problem:
+    """Return the problem for pydantic's list of errors (`ValidationError.errors()`). within: what was validated."""
+    entries = [_entry(error, within) for error in errors]
     detail = "; ".join(f"{entry['pointer'] or entry['in']}: {entry['message']}" for entry in entries[:5])
     if len(entries) > 5:
         detail += f"; and {len(entries) - 5} more"
-    return problem_body(422, e.InvalidRequest.code, detail, errors=entries)
+    return {**problem_body(422, e.InvalidRequest.code, detail), "errors": entries}
 
 
-def _entry(error: Mapping[str, Any]) -> dict[str, Any]:
-    place, *path = error["loc"] or ("body",)
+def _entry(error: ErrorDetails, within: tuple[str, ...]) -> dict[str, str]:
+    place, *path = (*within, *error["loc"]) or ("body",)
     pointer = "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in path)
     if error["type"] == "json_invalid":
         reason = error.get("ctx", {}).get("error", "")
@@ -158,7 +174,7 @@ def _entry(error: Mapping[str, Any]) -> dict[str, Any]:
     return {"code": error["type"], "message": _message(error), "in": str(place), "pointer": pointer}
 
 
-def _message(error: Mapping[str, Any]) -> str:
+def _message(error: ErrorDetails) -> str:
     kind = error["type"]
     if kind == "missing":
         return "is required"

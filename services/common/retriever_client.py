@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -18,7 +18,7 @@ _Response = TypeVar("_Response", bound=BaseModel)
 class _Status(BaseModel):
     model_config = ConfigDict(frozen=True)
 
-    error: dict[str, Any] | None = None
+    error: dict[str, object] | None = None
 
     @property
     def failure(self) -> TLMError | None:
@@ -79,7 +79,7 @@ class SelectionRequest(_Request):
     corpus: str | None = None
     version: str | None = None
     task: ManifestRef
-    params: dict[str, Any]
+    params: dict[str, object]
     seed: int = 0
     prefix: str
 

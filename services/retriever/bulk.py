@@ -133,7 +133,7 @@ class BulkWriter:
             pending = again
         return refused
 
-    def _action(self, passage: Passage) -> dict[str, Any]:
+    def _action(self, passage: Passage) -> dict[str, object]:
         # `create` reports a stored passage as a conflict, which is ignored: no passage is written twice.
         return {"_op_type": "create", "_id": passage.id, "_source": self._document(passage)}
 

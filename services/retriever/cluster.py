@@ -165,7 +165,7 @@ class Cluster:
         """Return the waits between the tries of one operation."""
         return Backoff(self._retry_seconds, self._stop, self._clock)
 
-    def call(self, method: str, path: str, *, body: Any = None, params: Mapping[str, Any] | None = None) -> Any:
+    def call(self, method: str, path: str, *, body: object = None, params: Mapping[str, object] | None = None) -> Any:
         """Send a request that is safe to repeat, and return the decoded response."""
         backoff = self.backoff()
         while True:
@@ -178,7 +178,7 @@ class Cluster:
                 backoff.wait(failure.error)
 
     def bulk(
-        self, alias: str, actions: Iterable[dict[str, Any]], *, max_rows: int, max_bytes: int
+        self, alias: str, actions: Iterable[dict[str, object]], *, max_rows: int, max_bytes: int
     ) -> Iterator[dict[str, Any]]:
         """Create documents, with one try each, and yield the result of each action in order.
 

@@ -247,7 +247,7 @@ def _name(key: CorpusKey) -> str:
     return f"tlm-{key.slug}"
 
 
-def _same_similarity(actual: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
+def _same_similarity(actual: Mapping[str, Any], expected: Mapping[str, object]) -> bool:
     """Whether both are BM25 with equal numbers. The server returns numbers as strings."""
     return actual.get("type") == "BM25" and all(
         float(actual.get(name, "nan")) == value for name, value in expected.items() if name != "type"
@@ -257,7 +257,7 @@ def _same_similarity(actual: Mapping[str, Any], expected: Mapping[str, Any]) -> 
 _DEFAULTS = {"norms": True, "doc_values": True}  # the server omits options with their default values
 
 
-def _same_fields(actual: Mapping[str, Mapping[str, Any]], expected: Mapping[str, Mapping[str, Any]]) -> bool:
+def _same_fields(actual: Mapping[str, Mapping[str, object]], expected: Mapping[str, Mapping[str, object]]) -> bool:
     """Whether the mapping has exactly the expected fields, with the expected options."""
     return actual.keys() == expected.keys() and all(
         actual[field].get(option, _DEFAULTS.get(option)) == value

@@ -19,7 +19,7 @@ from tlm_core.selection.index import K1, MAX_TERMS, B, Hit, best_terms, ranked
 from tlm_core.selection.text_analysis import Analysis, terms
 
 SCHEMA_VERSION = 1
-_Json = dict[str, Any]
+_Json = dict[str, object]
 _NO_HITS: _Json = {"match_none": {}}
 _SORT_VALUES_ONLY: _Json = {"_source": False, "stored_fields": "_none_", "track_total_hits": False}
 _MSEARCH_SIZE = 128
@@ -48,7 +48,7 @@ def slug(readable: str, key: tuple[str, ...]) -> str:
     return f"{plain}-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}"
 
 
-def index_body(mark: Mapping[str, Any], analysis: Analysis, shards: int) -> _Json:
+def index_body(mark: Mapping[str, object], analysis: Analysis, shards: int) -> dict[str, dict[str, Any]]:
     """Return settings and mapping of an index for its load: no replicas and no refreshes until it is complete."""
     text: _Json = {"type": "text", "analyzer": "standard", "index_options": "freqs", "norms": True}
     properties: _Json = {
@@ -239,7 +239,7 @@ class OpenSearchIndex:
         return passages
 
     @staticmethod
-    def _request(query: Mapping[str, Any], k: int) -> _Json:
+    def _request(query: Mapping[str, object], k: int) -> _Json:
         # Sorting by id within a score also resolves ties at rank k. Only the sort values of a hit are read: without
         # stored fields the server decompresses no text, which saves a fifth of its work.
         return {"query": query, "size": k, "sort": [{"_score": "desc"}, {"id": "asc"}], **_SORT_VALUES_ONLY}
@@ -248,22 +248,17 @@ class OpenSearchIndex:
         wanted = list(ids)
         passages: dict[str, Passage] = {}
         for start in range(0, len(wanted), _MGET_SIZE):
-            for document in self._fetch(wanted[start : start + _MGET_SIZE]):
-                if not document["found"]:
-                    raise NotFound(f"Passage '{document['_id']}' is not in the index. Load the corpus again.")
-                source = document["_source"]
-                passages[document["_id"]] = Passage(document["_id"], source["text"], source["source"])
+            passages |= {passage.id: passage for passage in self._fetch(wanted[start : start + _MGET_SIZE])}
         return passages
 
-    def _fetch(self, ids: list[str]) -> list[_Json]:
+    def _fetch(self, ids: list[str]) -> list[Passage]:
         backoff = self._cluster.backoff()
         params = {"filter_path": "docs._id,docs.found,docs._source,docs.error", "realtime": "false"}
         while True:
             response = self._cluster.call("POST", f"/{self.name}/_mget", body={"ids": ids}, params=params)
-            documents: list[_Json] = response["docs"]
-            error = next((document["error"] for document in documents if "error" in document), None)
+            error = next((document["error"] for document in response["docs"] if "error" in document), None)
             if error is None:
-                return documents
+                return [_passage(document) for document in response["docs"]]
             backoff.wait(IndexUnavailable(f"Cannot read passages: {reason_of(error)}. Check the cluster."))
 
     def ids(self) -> Iterator[list[str]]:
@@ -284,6 +279,13 @@ class OpenSearchIndex:
         """Stop the writer. The cluster object owns the connections and closes them."""
         if self._writer is not None:
             self._writer.close()
+
+
+def _passage(document: Mapping[str, Any]) -> Passage:
+    if not document["found"]:
+        raise NotFound(f"Passage '{document['_id']}' is not in the index. Load the corpus again.")
+    source = document["_source"]
+    return Passage(document["_id"], source["text"], source["source"])
 
 
 def _too_many_clauses(response: Mapping[str, Any]) -> bool:

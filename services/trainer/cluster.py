@@ -6,7 +6,6 @@ import os
 import shlex
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Any
 
 import httpx
 
@@ -73,9 +72,9 @@ class RayCluster:
         response = self._request("GET", f"/api/jobs/{submission}")
         if response.status_code == 404:
             return "The cluster does not know the submission."
-        message = self._body(response).get("message") or ""
+        message = str(self._body(response).get("message") or "")
         try:
-            logs = self._body(self._request("GET", f"/api/jobs/{submission}/logs")).get("logs") or ""
+            logs = str(self._body(self._request("GET", f"/api/jobs/{submission}/logs")).get("logs") or "")
         except ClusterUnavailable as error:
             # The logs lie on the machine of the submission, which may be lost. So do not wait for them.
             logs = f"Cannot read its output: {error}"
@@ -91,11 +90,11 @@ class RayCluster:
         return response
 
     @staticmethod
-    def _body(response: httpx.Response) -> dict[str, Any]:
+    def _body(response: httpx.Response) -> dict[str, object]:
         if response.is_error:
             raise ClusterUnavailable(f"Ray's job server returned {response.status_code}: {_last_line(response)}")
         try:
-            body: dict[str, Any] = response.json()
+            body: dict[str, object] = response.json()
         except ValueError as error:
             raise ClusterUnavailable("Ray's response is not JSON. Check that ray_url is the job server.") from error
         return body

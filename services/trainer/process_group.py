@@ -7,16 +7,23 @@ group starts with the first stage that needs torch.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
 from multiprocessing.connection import Client, Connection, Listener
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:  # The program must not import what only its workers need.
     from tlm_core.training.stage import Stage, StageFunction
 
-# Returns the value of rank 0 on every rank once all ranks have called it. There is no timeout, because a stage that
-# rank 0 computes alone may take hours. If a worker dies, its connections break or Ray ends the others.
-Broadcast = Callable[[Any], Any]
+T = TypeVar("T")
+
+
+class Broadcast(Protocol):
+    """Returns the value of rank 0 on every rank once all ranks have called it.
+
+    There is no timeout, because a stage that rank 0 computes alone may take hours. If a worker dies, its connections
+    break or Ray ends the others.
+    """
+
+    def __call__(self, value: T, /) -> T: ...
 
 
 class Rendezvous:
@@ -32,7 +39,7 @@ class Rendezvous:
         with self._listener:
             connections = [self._listener.accept() for _ in range(self._others)]
 
-        def broadcast(value: Any) -> Any:
+        def broadcast(value: T) -> T:
             for connection in connections:
                 connection.send(value)
             for connection in connections:
@@ -46,8 +53,8 @@ def join(address: tuple[str, int], secret: bytes) -> Broadcast:
     """Connect to rank 0. Raises OSError if it does not listen, AuthenticationError if it has another secret."""
     connection: Connection = Client(address, authkey=secret)
 
-    def broadcast(_: Any) -> Any:
-        value = connection.recv()
+    def broadcast(_: T) -> T:
+        value: T = connection.recv()
         connection.send(None)
         return value
 

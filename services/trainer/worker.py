@@ -97,7 +97,9 @@ class GroupRunner:
         if self.rank == 0:
             situation = Situation.read(self.store, self._job(assignment))
             values = (situation.job, situation.done)
-        job, done = self.broadcast(values)
+        received = self.broadcast(values)
+        assert received is not None, "rank 0 has read the situation"
+        job, done = received
         return Situation(job, plan_of(job), done)
 
     def _run_nodes(self, assignment: Assignment, names: list[str], reporter: JobReporter | None) -> None:

@@ -40,7 +40,7 @@ def finish(catalog: Catalog, load: CorpusLoad, version: str) -> None:
 
 
 def test_name_means_the_newest_version_and_an_id_one_version(catalog: Catalog, redis_client: redis.Redis) -> None:
-    first, second = add(catalog, rows=1), add(catalog, rows=2)
+    first, second = add(catalog, labels=1), add(catalog, labels=2)
     assert (first.version, second.version) == (1, 2)
     assert catalog.dataset(T, "toy") == second
     assert catalog.dataset(T, first.id) == first

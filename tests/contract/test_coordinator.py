@@ -31,7 +31,7 @@ def test_job_runs_all_its_stages_and_succeeds(harness: CoordinatorHarness) -> No
     assert job.state is State.SUCCEEDED
     assert job.result is not None
     plan = plan_of(job)
-    assert set(job.result["artifacts"]) == {n.name for n in plan.nodes}
+    assert set(job.result.artifacts) == {n.name for n in plan.nodes}
     assert [n.name for n in plan.nodes] == [
         "validate", "select", "prepare", "joint.s0", "finetune.s0", "joint.s1", "finetune.s1", "evaluate", "export",
     ]  # fmt: skip
@@ -63,8 +63,8 @@ def test_artifact_of_a_shrunk_batch_is_excluded_from_the_cache(harness: Coordina
     coordinator.round()
     own, others = harness.job(first).result, harness.job(second).result
     assert own is not None and others is not None
-    assert own["artifacts"]["joint.s0"]["artifact"] != others["artifacts"]["joint.s0"]["artifact"]
-    assert own["artifacts"]["prepare"] == others["artifacts"]["prepare"]
+    assert own.artifacts["joint.s0"].artifact != others.artifacts["joint.s0"].artifact
+    assert own.artifacts["prepare"] == others.artifacts["prepare"]
     for ref in Situation.read(harness.store, harness.job(first)).done.values():
         harness.artifacts.verify(ref)
     third = harness.submit()
@@ -86,7 +86,7 @@ def test_stage_with_a_shrunk_batch_deletes_its_checkpoints(harness: CoordinatorH
     assert job.state is State.SUCCEEDED and job.excluded_from_cache == ("joint.s0",)
     artifacts = {path.parent.parent.parent.name for path in (harness.folder / "storage").rglob("checkpoints/**/step")}
     assert job.result is not None
-    assert artifacts == {job.result["artifacts"]["finetune.s0"]["artifact"]}, "the other stage keeps its checkpoints"
+    assert artifacts == {job.result.artifacts["finetune.s0"].artifact}, "the other stage keeps its checkpoints"
 
 
 def test_artifact_without_its_files_is_computed_again(harness: CoordinatorHarness) -> None:

@@ -79,7 +79,8 @@ def test_form_for_a_prune_job_ignores_inherited_fields(gateway: Gateway) -> None
                     **{"prune.job": f" {trained.id} ", "prune.levels": "0.2"})  # fmt: skip
     assert job.spec.source_job == trained.id
     assert (job.spec.scale, job.spec.seeds, job.spec.overrides) == ("tiny", trained.spec.seeds, trained.spec.overrides)
-    assert job.resolved.reused["joint.s0"].model_dump() == (trained.result or {})["artifacts"]["joint.s0"]
+    assert trained.result is not None
+    assert job.resolved.reused["joint.s0"] == trained.result.artifacts["joint.s0"]
 
 
 def test_empty_form_shows_the_defaults_of_each_kind(gateway: Gateway) -> None:

@@ -160,8 +160,7 @@ def pruning_of(harness: StudyHarness) -> str:
     trained = harness.drive(first)
     assert trained.state is State.SUCCEEDED and trained.result is not None
     artifacts = {
-        name: ReusedArtifact(artifact=f"own-{name}", ref=entry["ref"])
-        for name, entry in trained.result["artifacts"].items()
+        name: ReusedArtifact(artifact=f"own-{name}", ref=entry.ref) for name, entry in trained.result.artifacts.items()
     }
     for name in ("evaluate", "export"):
         del artifacts[name]
@@ -179,7 +178,7 @@ def test_pruning_reuses_the_artifacts_of_the_pruned_job(harness: StudyHarness) -
     assert ran == {"importance.s0", "phases"} | {f"ticket.{which}.l0.3.s0" for which in ("winning", "random", "losing")}
     assert harness.selections.requests == selections
     for name, reused in job.resolved.reused.items():
-        assert job.result["artifacts"][name] == reused.model_dump()
+        assert job.result.artifacts[name] == reused
 
 
 def test_lost_model_of_a_pruned_job_fails_the_pruning(harness: StudyHarness) -> None:

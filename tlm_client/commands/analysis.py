@@ -67,8 +67,8 @@ def _score_rows(comparison: Comparison) -> list[tuple[str, ...]]:
 
 
 def _format_mean(outcome: Outcome, score: str) -> str:
-    mean, spread = (((part or {}).get("test") or {}).get(score) for part in (outcome.mean, outcome.spread))
-    return format_score(mean, spread)
+    mean, spread = (outcome.mean or {}).get("test", {}), (outcome.spread or {}).get("test")
+    return format_score(mean.get(score), spread.get(score) if isinstance(spread, dict) else None)
 
 
 def _curve_rows(comparison: Comparison) -> list[tuple[str, ...]]:

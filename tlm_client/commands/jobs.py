@@ -98,7 +98,7 @@ def logs(
     with session_of(context).client() as client:
         last_id = "0"
         for line in client.last_logs(job_id, tail) if tail is not None else client.logs(job_id):
-            last_id = line["id"]
+            last_id = str(line["id"])
             show_line(line)
         if not follow:
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from pydantic import ValidationError
@@ -59,10 +59,11 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Submit a job."""
-    fields: dict[str, Any] = {"metadata": parse_labels(label), "priority": priority, "kind": kind}
+    fields: dict[str, object] = {"metadata": parse_labels(label), "priority": priority, "kind": kind}
+    kind_options = _parse_options(options, kind) if options is not None else {}
     if options is not None:
-        fields["options"] = _parse_options(options, kind)
-    if dataset is None and not (kind in KINDS and KINDS[kind].names_source(fields.get("options", {}))):
+        fields["options"] = kind_options
+    if dataset is None and not (kind in KINDS and KINDS[kind].names_source(kind_options)):
         raise typer.BadParameter("Name a dataset.", param_hint="--dataset")
     spec = _build_spec(
         set_, dataset=dataset, corpus=corpus, scale=scale, recipe=recipe, seeds=seed, workers=workers,
@@ -123,7 +124,7 @@ def clone(
     as_json: AsJson = False,
 ) -> None:
     """Submit a copy of a job, with changes. By default it uses the same versions of the data."""
-    changes: dict[str, Any] = {
+    changes: dict[str, object] = {
         "dataset": dataset, "corpus": corpus, "scale": scale, "seeds": seed or None,
         "overrides": _parse_overrides(set_) or None, "metadata": parse_labels(label) or None, "priority": priority,
         "max_runtime_seconds": max_runtime, "kind": kind,
@@ -160,7 +161,7 @@ def _build_spec(overrides: list[str] | None, *, dataset: str | None, corpus: str
         raise InvalidRequest(f"Invalid job: {problems}.") from error
 
 
-def _parse_options(text: str, kind: str) -> dict[str, Any]:
+def _parse_options(text: str, kind: str) -> dict[str, object]:
     """Parse the options of a job kind from a JSON object, or from a file that contains one. Raises InvalidRequest.
 
     Options that are paths of files become the content of these files.
@@ -175,7 +176,7 @@ def _parse_options(text: str, kind: str) -> dict[str, Any]:
     return KINDS[kind].read_files(options) if kind in KINDS else options
 
 
-def _parse_overrides(texts: list[str] | None) -> dict[str, Any]:
+def _parse_overrides(texts: list[str] | None) -> dict[str, object]:
     """Parse KEY=VALUE recipe overrides. A value that is not JSON stays text, so that names need no extra quotes."""
     overrides = {}
     for key, text in map(split_pair, texts or []):

@@ -150,8 +150,7 @@ class ArtifactStore:
     def read_json(self, ref: ManifestRef, name: str) -> dict[str, Any]:
         """Return the JSON object in a file of the artifact."""
         with self.open(ref, name) as handle:
-            content: dict[str, Any] = json.load(handle)
-        return content
+            return json.load(handle)
 
     def localize(self, ref: ManifestRef) -> Path:
         """Return a local folder with the artifact's files, checked against the manifest.

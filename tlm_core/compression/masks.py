@@ -27,7 +27,7 @@ class Importance:
     heads: npt.NDArray[np.float64]
     blocks: npt.NDArray[np.float64]
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         return {"heads": self.heads.tolist(), "blocks": self.blocks.tolist()}
 
     @classmethod
@@ -46,11 +46,11 @@ class Mask:
     def full(cls, layers: int, heads: int) -> Mask:
         return cls(((True,) * heads,) * layers, (True,) * layers)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Mask:
+    def from_dict(cls, data: Mapping[str, object]) -> Mask:
         """Read the JSON form `{"heads": [[…]], "blocks": […]}` with true or 1 for each part that stays.
 
         Raises InvalidRequest for any other form, and for a layer without heads.

@@ -28,7 +28,7 @@ from tlm_core.training.stage import StageContext
 from tlm_core.training.state import load_model, read_history, weights
 
 
-def phases(ctx: StageContext[PhasesParams]) -> dict[str, Any]:
+def phases(ctx: StageContext[PhasesParams]) -> dict[str, object]:
     """Write `report.json`, `curves.csv`, `plot.svg`, and the super ticket: its export and its mask in `mask.json`.
 
     The super ticket is the winning level with the best mean validation score over seeds; ties go to the sparser level.
@@ -120,6 +120,6 @@ def _write(out: Path, report: Mapping[str, Any]) -> None:
     for ticket in dict.fromkeys(point["ticket"] for point in points):
         scored = [point for point in points if point["ticket"] == ticket and point["mean"] is not None]
         curves.append(Curve(ticket, sorted((p["weights_left"], p["mean"], p["spread"]) for p in scored)))
-    labels = {"title": f"{report['task']}: tickets on validation", "x": "share of the layers' weights left"}
     table = Table("curves.csv", (*columns, "validation"), rows)
-    write_outputs(out, report, table, curves, **labels, y=report["metric"])
+    title, x = f"{report['task']}: tickets on validation", "share of the layers' weights left"
+    write_outputs(out, report, table, curves, title=title, x=x, y=report["metric"])

@@ -16,7 +16,7 @@ from tlm_core.compression.sliced import parameters
 from tlm_core.studies.outputs import Table, write_outputs
 from tlm_core.studies.plot import Curve
 from tlm_core.tasks.merge import MERGE
-from tlm_core.tasks.metrics import chance_in_words, summary
+from tlm_core.tasks.metrics import Summary, chance_in_words, summary
 from tlm_core.tasks.task import Task
 from tlm_core.training.architectures import Shape
 from tlm_core.training.device import pick_device
@@ -30,7 +30,7 @@ SYSTEMS = ("alone", "multi_task", "tickets")
 DISTANCE = 0.2  # in the plot between the systems of one task; tasks have distance 1
 
 
-def shared_report(ctx: StageContext[SeedsParams]) -> dict[str, Any]:
+def shared_report(ctx: StageContext[SeedsParams]) -> dict[str, object]:
     """Write `report.json`, `scores.csv` and `plot.svg`. It tests each seed's models once, on all test sets.
 
     Inputs: `merged`, `task.{number}`, `prepared.{number}`, `alone.{number}.s{seed}`, `multi_task.s{seed}`,
@@ -55,8 +55,8 @@ def shared_report(ctx: StageContext[SeedsParams]) -> dict[str, Any]:
     }
     report["words"] = words(report)
     names = [*(task["name"] for task in tasks), "mean of all"]
-    labels = {"title": "One encoder for several tasks", "x": "", "y": "score on test, each by its metric"}
-    write_outputs(ctx.out, report, _table(tasks), _curves(tasks, average), **labels, names=names)
+    title, y = "One encoder for several tasks", "score on test, each by its metric"
+    write_outputs(ctx.out, report, _table(tasks), _curves(tasks, average), title=title, x="", y=y, names=names)
     return {name: report[name] for name in ("metric", "mean", "spread", "words")}
 
 
@@ -72,7 +72,7 @@ def _table(tasks: Sequence[Mapping[str, Any]]) -> Table:
     return Table("scores.csv", ("task", "system", "seed", "metric", *tests), rows)
 
 
-def _curves(tasks: Sequence[Mapping[str, Any]], average: Mapping[str, Any]) -> list[Curve]:
+def _curves(tasks: Sequence[Mapping[str, Any]], average: Mapping[str, Summary]) -> list[Curve]:
     """Return mean and spread of each system's test scores, for each task and over all tasks, without missing scores."""
     curves = []
     for number, system in enumerate(SYSTEMS):
@@ -103,7 +103,7 @@ def _task(inputs: Mapping[str, Path], number: int, name: str, seeds: Sequence[in
     return entry
 
 
-def _average(tasks: Sequence[Mapping[str, Any]], system: str, seeds: int) -> dict[str, Any]:
+def _average(tasks: Sequence[Mapping[str, Any]], system: str, seeds: int) -> Summary:
     """Return the summary over seeds of the mean test score over tasks, each by its own metric."""
     by_seed = [summary([task[system]["seeds"][i]["test"]["value"] for task in tasks])["mean"] for i in range(seeds)]
     return summary(by_seed)

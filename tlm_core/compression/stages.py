@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from tlm_core.compression.importance import importance as importance_of
 from tlm_core.compression.masks import Importance, one_shot, removals
@@ -20,7 +19,7 @@ from tlm_core.training.state import load_model
 IMPORTANCE = "importance.json"
 
 
-def check_encoder(ctx: StageContext[CheckEncoderParams]) -> dict[str, Any]:
+def check_encoder(ctx: StageContext[CheckEncoderParams]) -> dict[str, int]:
     """Check that a published encoder is supported and that the levels and masks fit it. It has no inputs.
 
     Raises InvalidRecipe for an unsupported encoder, InvalidRequest for a level or mask that does not fit, NotFound if
@@ -38,7 +37,7 @@ def check_encoder(ctx: StageContext[CheckEncoderParams]) -> dict[str, Any]:
     return size
 
 
-def importance(ctx: StageContext[ImportanceParams]) -> dict[str, Any]:
+def importance(ctx: StageContext[ImportanceParams]) -> dict[str, object]:
     """Write the importance of each head and block of the finetuned model, over all train texts.
 
     Inputs: `prepared`, `finetune`. It writes no checkpoints, because it is short: a pause raises StopRequested, and
@@ -61,7 +60,7 @@ def importance(ctx: StageContext[ImportanceParams]) -> dict[str, Any]:
     return {"layers": len(scores.blocks), "heads": int(scores.heads.shape[1])}
 
 
-def ticket(ctx: StageContext[TicketParams]) -> dict[str, Any]:
+def ticket(ctx: StageContext[TicketParams]) -> dict[str, object]:
     """Rewind to the weights before finetuning, remove the masked parts, and finetune the rest (section 3.2).
 
     Inputs: `prepared`, `importance`, and `joint` if the recipe has a joint stage.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -146,13 +145,14 @@ def _band_keys(signatures: NDArray[np.uint32]) -> Keys:
     return keys
 
 
-def _library() -> Callable[[list[list[str]]], Any]:
+def _library() -> Callable[[list[list[str]]], Sequence[Sequence[int]]]:
     try:
-        from rensa import RMinHash  # type: ignore[import-not-rivals_of, import-untyped, unused-ignore]
+        from rensa import RMinHash  # type: ignore[import-untyped, unused-ignore]
     except ImportError as error:
         raise MissingDependency("Detecting near duplicates needs the package rensa. Install it.") from error
 
-    def minima(shingles: list[list[str]]) -> Any:
-        return RMinHash.digests_from_token_sets(shingles, _MINIMA, _SEED)
+    def minima(shingles: list[list[str]]) -> Sequence[Sequence[int]]:
+        digests: Sequence[Sequence[int]] = RMinHash.digests_from_token_sets(shingles, _MINIMA, _SEED)
+        return digests
 
     return minima

@@ -7,11 +7,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tlm_core.artifacts import storage_errors
 from tlm_core.corpus.files import SUPPORTED, Say, format_of
 from tlm_core.errors import InvalidRequest, MissingDependency, TLMError
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.:-]*://", re.IGNORECASE)
 
@@ -40,7 +43,7 @@ def _remote_errors(action: str) -> Iterator[None]:
 class Remote(NamedTuple):
     """The files to read at an address."""
 
-    fs: Any
+    fs: AbstractFileSystem
     paths: list[str]
 
     def files(self) -> Iterator[Path]:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from tlm_core.jobs.plan import Node
-from tlm_core.jobs.spec import PlanInputs
+from tlm_core.jobs.spec import KindOptions, PlanInputs
 from tlm_core.stages import CHOOSE, EVALUATE, FINETUNE, JOINT, PREPARE, SELECT, VALIDATE
-from tlm_core.tasks.options import DatasetOptions
 from tlm_core.training.params import (
     ChooseParams,
     FinetuneParams,
@@ -24,20 +22,22 @@ from tlm_core.training.recipe import Recipe
 from tlm_core.training.stage import Place
 
 
-def validate_nodes(inputs: PlanInputs[Any]) -> list[Node]:
+def validate_nodes(inputs: PlanInputs[KindOptions]) -> list[Node]:
     """One node for each dataset of the job: it turns the dataset into a task."""
     return [
         Node(
             f"validate.{number}" if number else "validate",
             VALIDATE,
-            ValidateParams(options=DatasetOptions(**dataset.options)),
+            ValidateParams.model_validate({"options": dataset.options}),
             fixed={"dataset": dataset.ref.digest},
         )
         for number, dataset in enumerate(inputs.datasets)
     ]
 
 
-def select_node(inputs: PlanInputs[Any], task: str, name: str = "select", seed: int | None = None) -> Node | None:
+def select_node(
+    inputs: PlanInputs[KindOptions], task: str, name: str = "select", seed: int | None = None
+) -> Node | None:
     """The node that selects passages for a task, or None if the job trains on the task alone."""
     selection = inputs.recipe.selection
     if selection.definition.source == "dataset":
@@ -88,7 +88,7 @@ def with_rates(node: Node, recipe: Recipe) -> list[Node]:
     return [*tries, Node(node.name, CHOOSE, ChooseParams(rates=rates), inputs, seed=node.seed)]
 
 
-def train_nodes(inputs: PlanInputs[Any]) -> list[Node]:
+def train_nodes(inputs: PlanInputs[KindOptions]) -> list[Node]:
     """The nodes of `train` up to its test: validate → select → prepare → joint, finetune (each seed) → evaluate."""
     recipe, seeds = inputs.recipe, inputs.seeds
     select = select_node(inputs, "validate")

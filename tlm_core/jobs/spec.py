@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Generic, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 MAX_PRIORITY = 10
 
-Options = TypeVar("Options", bound="KindOptions")
+Options = TypeVar("Options", bound="KindOptions", covariant=True)
 LabelKey = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^=]+$")]
 LabelValue = Annotated[str, StringConstraints(max_length=512)]
 
@@ -47,7 +47,7 @@ class KindOptions(BaseModel):
 class _OptionsSchema:
     """Describes `JobSpec.options` as one of the options of the registered kinds."""
 
-    def __get_pydantic_json_schema__(self, _: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+    def __get_pydantic_json_schema__(self, _: object, handler: GetJsonSchemaHandler) -> dict[str, object]:
         return {"anyOf": [handler(kind.options.__pydantic_core_schema__) for kind in KINDS.values()], "default": {}}
 
 
@@ -69,7 +69,7 @@ class JobSpec(BaseModel):
     scale: Scale = "tiny"
     recipe: RecipeName = "fast"
     seeds: tuple[int, ...] = Field((0,), min_length=1, max_length=20, description="one training run for each seed")
-    overrides: dict[str, Any] = Field({}, description="changes of the recipe by dotted key: {'joint.rho2': 5}")
+    overrides: dict[str, object] = Field({}, description="changes of the recipe by dotted key: {'joint.rho2': 5}")
     workers: int = Field(1, ge=1, le=256, description="data-parallel workers")
     max_attempts: int = Field(3, ge=1, le=20, description="attempts before the job fails")
     max_runtime_seconds: float | None = Field(
@@ -92,7 +92,7 @@ class JobSpec(BaseModel):
 
     @field_validator("options", mode="before")
     @classmethod
-    def _read_options(cls, value: Any, info: ValidationInfo) -> Any:
+    def _read_options(cls, value: object, info: ValidationInfo) -> object:
         """Validate the options with the model of the kind. Errors name the option at fault."""
         if "kind" not in info.data:
             return KindOptions()  # the error about the kind suffices
@@ -108,7 +108,7 @@ class JobSpec(BaseModel):
         return self
 
     @property
-    def definition(self) -> Kind[Any]:
+    def definition(self) -> Kind[KindOptions]:
         """The kind of the job."""
         return KINDS[self.kind]
 
@@ -146,7 +146,7 @@ class DatasetInput(BaseModel):
 
     id: str
     ref: ManifestRef
-    options: dict[str, Any] = {}
+    options: dict[str, object] = {}
 
     @property
     def content(self) -> str:
@@ -174,11 +174,11 @@ class Resolved(BaseModel):
 
     dataset_id: str
     dataset: ManifestRef
-    dataset_options: dict[str, Any] = {}
+    dataset_options: dict[str, object] = {}
     corpus_name: str | None = None
     corpus_version: str | None = None
     others: tuple[DatasetInput, ...] = ()
-    pinned_options: dict[str, Any] = {}
+    pinned_options: dict[str, object] = {}
     reused: dict[str, ReusedArtifact] = {}
     recipe: Recipe
 
@@ -233,6 +233,24 @@ class PlanInputs(Generic[Options]):
     corpus: str | None
 
 
+class ReportSummary(BaseModel):
+    """The part of a report's metadata that lists of jobs show. mean: over the seeds, by split and score."""
+
+    model_config = ConfigDict(frozen=True)
+
+    metric: str = "macro_f1"
+    mean: dict[str, dict[str, float | None]] = {}
+
+
+class JobResult(BaseModel):
+    """The result of a succeeded job. artifacts: of all nodes, by name."""
+
+    model_config = ConfigDict(frozen=True)
+
+    artifacts: dict[str, ReusedArtifact] = {}
+    summary: ReportSummary = ReportSummary()
+
+
 class JobRecord(BaseModel):
     """A job as stored. Records are immutable: each verb of the store writes a new one.
 
@@ -264,12 +282,12 @@ class JobRecord(BaseModel):
     submissions: dict[str, str] = {}
     excluded_from_cache: tuple[str, ...] = ()
     progress: Progress | None = None
-    error: dict[str, Any] | None = None
-    result: dict[str, Any] | None = None
+    error: dict[str, object] | None = None
+    result: JobResult | None = None
     last_event: int = 0
 
     @property
-    def plan_inputs(self) -> PlanInputs[Any]:
+    def plan_inputs(self) -> PlanInputs[KindOptions]:
         """The inputs of the job's plan."""
         options, resolved = self.spec.options, self.resolved
         if resolved.pinned_options:
@@ -288,4 +306,4 @@ class Event(BaseModel):
     type: str
     at: float
     attempt: int
-    data: dict[str, Any] = {}
+    data: dict[str, object] = {}

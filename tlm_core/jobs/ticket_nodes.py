@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from tlm_core.compression.masks import Mask
 from tlm_core.compression.params import CheckEncoderParams, ImportanceParams
 from tlm_core.jobs.plan import Node
-from tlm_core.jobs.spec import PlanInputs
+from tlm_core.jobs.spec import KindOptions, PlanInputs
 from tlm_core.training.recipe import OWN_STARTS, Recipe
 from tlm_core.training.stage import Place, worker
 
@@ -23,7 +22,7 @@ def importance_node(name: str, as_published: bool, prepared: str, finetune: str,
 
 
 def check_encoder(
-    inputs: PlanInputs[Any], recipe: Recipe, levels: Sequence[float] = (), masks: Sequence[Mask] = ()
+    inputs: PlanInputs[KindOptions], recipe: Recipe, levels: Sequence[float] = (), masks: Sequence[Mask] = ()
 ) -> Node | None:
     """A check of a published encoder, its levels and masks. None for our own models, which the gateway checks."""
     if recipe.model.init in OWN_STARTS:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tlm_core.jobs.spec import KindOptions
     from tlm_core.kinds.kind import Kind
 
 MODULES = {
@@ -20,11 +21,11 @@ MODULES = {
 }
 
 
-class _Kinds(Mapping[str, "Kind[Any]"]):
+class _Kinds(Mapping[str, "Kind[KindOptions]"]):
     """Reads `KIND` of a module when its kind is used."""
 
-    def __getitem__(self, name: str) -> Kind[Any]:
-        kind: Kind[Any] = import_module(MODULES[name]).KIND
+    def __getitem__(self, name: str) -> Kind[KindOptions]:
+        kind: Kind[KindOptions] = import_module(MODULES[name]).KIND
         return kind
 
     def __iter__(self) -> Iterator[str]:

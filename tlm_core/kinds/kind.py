@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, Protocol
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from pydantic import ValidationError
 
 from tlm_core.jobs.plan import Plan
-from tlm_core.jobs.spec import DatasetInput, Options, PlanInputs
+from tlm_core.jobs.spec import DatasetInput, KindOptions, PlanInputs
 from tlm_core.training.recipe import Recipe
 from tlm_core.training.stage import Stage
+
+Options = TypeVar("Options", bound=KindOptions)
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class FormField:
     widget: Literal["text", "number", "numbers", "checkbox", "choices", "lines", "datasets"] = "text"
     choices: Mapping[str, str] = field(default_factory=dict)
     required: str = ""
-    parse: Callable[[str], Any] = str
+    parse: Callable[[str], object] = str
     show: Callable[[Any], str] = str
 
 
@@ -56,7 +58,7 @@ class Lookup(Protocol):
     def dataset(self, name: str) -> DatasetInput: ...
 
 
-def _no_check(options: Any, recipe: Recipe, names: tuple[str, ...]) -> None: ...
+def _no_check(options: object, recipe: Recipe, names: tuple[str, ...]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Kind(Generic[Options]):
     pin: Callable[[Options, Recipe, Lookup], Options] = lambda options, *_: options
     source_job: Callable[[Options], str | None] = lambda _: None
     fields: tuple[FormField, ...] = ()
-    read_files: Callable[[dict[str, Any]], dict[str, Any]] = lambda options: options
+    read_files: Callable[[dict[str, object]], dict[str, object]] = lambda options: options
     extends_train: bool = False
     has_model: bool = True
 
@@ -95,7 +97,7 @@ class Kind(Generic[Options]):
         """Return the names of the datasets in addition to the job's `dataset`."""
         return getattr(options, self.datasets_option) if self.datasets_option else ()
 
-    def names_source(self, options: Mapping[str, Any]) -> bool:
+    def names_source(self, options: Mapping[str, object]) -> bool:
         """Return whether a request with these options names a source job. False for invalid options."""
         try:
             return self.source_job(self.options.model_validate(options)) is not None

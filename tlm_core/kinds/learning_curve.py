@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from pydantic import Field, model_validator
 
@@ -215,7 +214,7 @@ def recipes(options: LearningCurveOptions, recipe: Recipe) -> list[Recipe]:
     return [recipe, pretrained(recipe, options)] if options.pretrained else [recipe]
 
 
-def _parse_lstm(text: str) -> dict[str, Any]:
+def _parse_lstm(text: str) -> dict[str, int]:
     """Parse the paper's notation: `4-256` is four layers of width 256, with token vectors of that width."""
     parts = text.strip().upper().removeprefix("LSTM-").split("-")
     if len(parts) != 2 or not all(part.isascii() and part.isdigit() for part in parts):

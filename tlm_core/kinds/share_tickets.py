@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field, field_validator
 
@@ -50,11 +49,11 @@ class ShareTicketsOptions(KindOptions):
 
     @field_validator("tickets", mode="before")
     @classmethod
-    def _check_tickets(cls, tickets: Any) -> Any:
+    def _check_tickets(cls, tickets: object) -> object:
         return {name: _ticket(name, value) for name, value in tickets.items()} if isinstance(tickets, dict) else tickets
 
 
-def _ticket(name: str, value: Any) -> Any:
+def _ticket(name: str, value: object) -> object:
     """Read a mask, and check a level or an id. Raises ValueError."""
     if isinstance(value, dict):
         try:
@@ -90,7 +89,7 @@ def _mask(name: str, job_id: str, recipe: Recipe, lookup: Lookup) -> Mask:
     return Mask.from_dict(job.report()["super_ticket"]["mask"])
 
 
-def _tuning(recipe: Recipe) -> dict[str, Any]:
+def _tuning(recipe: Recipe) -> dict[str, object]:
     """The settings in which pruning and sharing must agree. Sharing always resets the head."""
     return recipe.model_dump(mode="json", include={"model", "finetune"}, exclude={"finetune": {"reset_head"}})
 
@@ -161,7 +160,7 @@ def _one_seed(
     return nodes
 
 
-def read_files(options: dict[str, Any]) -> dict[str, Any]:
+def read_files(options: dict[str, object]) -> dict[str, object]:
     """Replace paths of mask files by their content. Raises InvalidRequest."""
     tickets = options.get("tickets")
     if not isinstance(tickets, dict):

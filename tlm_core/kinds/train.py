@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from tlm_core.jobs.nodes import train_nodes
 from tlm_core.jobs.plan import Node, Plan
 from tlm_core.jobs.spec import KindOptions, PlanInputs
@@ -16,7 +14,7 @@ class TrainOptions(KindOptions):
     """A `train` job has no options."""
 
 
-def plan(inputs: PlanInputs[Any]) -> Plan:
+def plan(inputs: PlanInputs[KindOptions]) -> Plan:
     """Train and evaluate, then export the best seed's model."""
     nodes = train_nodes(inputs)
     export = ExportParams(recipe=CardRecipe.of(inputs.recipe))

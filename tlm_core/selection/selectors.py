@@ -8,9 +8,10 @@ importing them, so that the gateway reads it without pyarrow or scikit-learn.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,9 @@ def _known(name: str) -> str:
     return name
 
 
-def _list_selectors(schema: dict[str, Any]) -> None:
+def _list_selectors(schema: JsonDict) -> None:
     summaries = "; ".join(f"`{name}`: {selector.summary}" for name, selector in SELECTORS.items())
-    schema.update(enum=list(SELECTORS), description=f"How passages are selected. {summaries}.")
+    schema.update(enum=[*SELECTORS], description=f"How passages are selected. {summaries}.")
 
 
 class Selection(BaseModel):

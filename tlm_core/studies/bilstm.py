@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 from tlm_core.training.model import product_dtype, seed_of
 from tlm_core.training.state import SHAPE, WEIGHTS, load_weights
@@ -35,7 +36,7 @@ class LSTMShape:
     dropout: float = 0.0
     architecture: str = "bilstm"
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         return asdict(self)
 
     def token_flops(self) -> float:
@@ -48,13 +49,13 @@ class Reverse(torch.autograd.Function):
     """Reverses the steps of each document. It is its own inverse, so the backward pass is the same permutation."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, places: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, x: Tensor, places: Tensor) -> Tensor:
         """Return x [T, B, n] with its rows reordered. places: [T * B], the row of flattened x for each result row."""
         ctx.save_for_backward(places)
         return x.flatten(0, 1)[places].view(x.shape)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None]:
         (gradient,) = gradients
         (places,) = ctx.saved_tensors
         return gradient.flatten(0, 1)[places].view(gradient.shape), None

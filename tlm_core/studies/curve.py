@@ -26,7 +26,7 @@ SPEEDS = {"speed_up": "inference", "speed_up_int8": "int8"}
 Reports = Mapping[tuple[str, int, int], Mapping[str, Any]]
 
 
-def curve(ctx: StageContext[CurveParams]) -> dict[str, Any]:
+def curve(ctx: StageContext[CurveParams]) -> dict[str, object]:
     """Write `report.json`, `curves.csv`, `plot.svg`, and the export of the BiLSTM that has the largest size.
 
     Inputs: `sizes`, `evaluate.{model}.n{size}.s{seed}`, and for the largest size `prepared.{model}.s{seed}` and
@@ -65,8 +65,7 @@ def curve(ctx: StageContext[CurveParams]) -> dict[str, Any]:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    report: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    return report
+    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
 
 
 def _bilstm_report(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -222,6 +221,6 @@ def _write(out: Path, report: Mapping[str, Any]) -> None:
     for model, figures in report["models"].items():
         points = [(p["labels"], p["mean"]["test"], p["spread"]["test"]) for p in figures["points"]]
         curves.append(Curve(model, [(n, mean["accuracy"], spread["accuracy"]) for n, mean, spread in points]))
-    labels = {"title": f"{report['task']}: accuracy on test by number of labels", "x": "labeled texts", "y": "accuracy"}
     table = Table("curves.csv", ("model", "labels", "seed", *names), rows)
-    write_outputs(out, report, table, curves, **labels, log_x=True)
+    title = f"{report['task']}: accuracy on test by number of labels"
+    write_outputs(out, report, table, curves, title=title, x="labeled texts", y="accuracy", log_x=True)

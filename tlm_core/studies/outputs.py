@@ -7,9 +7,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
-from tlm_core.studies.plot import Curve, plot
+from tlm_core.studies.plot import Curve, Labels, plot
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,10 @@ class Table:
     rows: Iterable[Sequence[object]]
 
 
-def write_outputs(out: Path, report: Mapping[str, Any], table: Table, curves: Sequence[Curve], **labels: Any) -> None:
-    """Write `report.json`, the table, and `plot.svg` unless no curve has a point. labels: of the plot; see `plot`."""
+def write_outputs(
+    out: Path, report: Mapping[str, object], table: Table, curves: Sequence[Curve], **labels: Unpack[Labels]
+) -> None:
+    """Write `report.json`, the table, and `plot.svg` unless no curve has a point. labels: of the plot."""
     text = json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False)
     (out / "report.json").write_text(text, encoding="utf-8")
     with open(out / table.name, "w", newline="", encoding="utf-8") as file:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import NotRequired, TypedDict
 
 WIDTH, HEIGHT = 720, 440
 LEFT, RIGHT, TOP, BOTTOM = 70, 170, 40, 60
@@ -54,8 +55,18 @@ class _Axis:
         return [number * step for number in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
+class Labels(TypedDict):
+    """The words of a plot, and its axis. names: labels of x = 0, 1, …, instead of numbers."""
+
+    title: str
+    x: str
+    y: str
+    log_x: NotRequired[bool]
+    names: NotRequired[Sequence[str]]
+
+
 def plot(curves: Sequence[Curve], *, title: str, x: str, y: str, log_x: bool = False, names: Sequence[str] = ()) -> str:
-    """Return an SVG document. names: labels of x = 0, 1, …, instead of numbers.
+    """Return an SVG document. For the arguments see `Labels`.
 
     Raises ValueError without points, and for x of 0 or less on a logarithmic axis.
     """

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +26,7 @@ class Size:
     dropped: str | None
 
 
-def sizes(ctx: StageContext[SizesParams]) -> dict[str, Any]:
+def sizes(ctx: StageContext[SizesParams]) -> dict[str, object]:
     """Write `sizes.json`: the number of rows of each size, or the reason why the size is dropped.
 
     Input: `task`. Raises InvalidRequest for sizes that `curve_sizes` rejects.
@@ -37,7 +36,7 @@ def sizes(ctx: StageContext[SizesParams]) -> dict[str, Any]:
     return {"sizes": len(rows)}
 
 
-def subset(ctx: StageContext[SubsetParams]) -> dict[str, Any]:
+def subset(ctx: StageContext[SubsetParams]) -> dict[str, object]:
     """Write the task with a part of its train split, or `dropped.json` if the size is dropped.
 
     Inputs: `task`, `sizes`.
@@ -51,7 +50,7 @@ def subset(ctx: StageContext[SubsetParams]) -> dict[str, Any]:
     return {"rows": size["rows"]}
 
 
-def stratified_order(labels: npt.NDArray[np.integer[Any]], seed: int) -> Ints:
+def stratified_order(labels: npt.NDArray[np.integer], seed: int) -> Ints:
     """Return an order of all rows in which every prefix is stratified.
 
     Row k of the n rows with a label, in a seeded order, gets the position (k + 1/2) / n. With L labels, a prefix

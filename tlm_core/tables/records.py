@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from tlm_core.errors import StorageUnavailable
 from tlm_core.parquet import open_parquet
@@ -26,6 +26,9 @@ from tlm_core.tables.textfile import (
     name_without_packing,
     open_bytes,
 )
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 FORMATS: Mapping[str, str] = {
     ".jsonl": "json", ".ndjson": "json", ".json": "json",
@@ -51,7 +54,7 @@ _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 _DECODER = json.JSONDecoder(object_pairs_hook=tuple, parse_constant=lambda _name: None)
 
 T = TypeVar("T")
-Record = tuple[int, dict[str, Any]]
+Record = tuple[int, dict[str, object]]
 Reader = Callable[[Sequence[str] | None], Iterator[Record]]
 
 
@@ -196,7 +199,7 @@ class TableFile:
         values = self._array if is_array else self._json_lines
         yield self._records([], lambda _: self._objects(values()))
 
-    def _json_lines(self) -> Iterator[tuple[int, Any]]:
+    def _json_lines(self) -> Iterator[tuple[int, object]]:
         row = 0
         lines = self._lines()
         invalid: tuple[int, str] | None = None
@@ -222,7 +225,7 @@ class TableFile:
     def _invalid_json(self, row: int, reason: str) -> None:
         self.fault("malformed_row", f"Row {row} of {self.label} is not a JSON object on one line: {reason}.", row)
 
-    def _array(self) -> Iterator[tuple[int, Any]]:
+    def _array(self) -> Iterator[tuple[int, object]]:
         try:
             values = _DECODER.decode("".join(self._lines()))
         except RecursionError:
@@ -234,7 +237,7 @@ class TableFile:
         else:
             yield from enumerate(values, start=1)
 
-    def _objects(self, values: Iterable[tuple[int, Any]]) -> Iterator[Record]:
+    def _objects(self, values: Iterable[tuple[int, object]]) -> Iterator[Record]:
         for row, value in values:
             if type(value) is not tuple:
                 message = f'Row {row} of {self.label} is not a JSON object. Write {{"text": ..., "label": ...}}.'
@@ -436,7 +439,7 @@ def class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, Sequence[st
     }
 
 
-def arrow_records(batches: Iterable[Any], classes: Mapping[str, Sequence[str]]) -> Iterator[Record]:
+def arrow_records(batches: Iterable[pa.RecordBatch], classes: Mapping[str, Sequence[str]]) -> Iterator[Record]:
     """Records of Arrow tables or record batches; columns in `classes` are numbers that stand for those names."""
     row = itertools.count(1)
     for batch in batches:
@@ -446,7 +449,7 @@ def arrow_records(batches: Iterable[Any], classes: Mapping[str, Sequence[str]]) 
             yield next(row), dict(zip(names, values, strict=True))
 
 
-def _values(column: Any, classes: Sequence[str] | None) -> list[Any]:
+def _values(column: pa.Array | pa.ChunkedArray, classes: Sequence[str] | None) -> Sequence[object]:
     """Python values of an Arrow column: str, bool, int, float, Decimal, None or Unread."""
     import pyarrow as pa
 
@@ -470,7 +473,7 @@ def _values(column: Any, classes: Sequence[str] | None) -> list[Any]:
     return [_text_of(value) if isinstance(value, bytes) else value for value in values]
 
 
-def _strings(column: Any) -> list[str | None]:
+def _strings(column: pa.Array) -> list[str | None]:
     """The strings, with invalid bytes as lone surrogates."""
     import pyarrow as pa
 

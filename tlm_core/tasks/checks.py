@@ -6,9 +6,9 @@ import difflib
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
@@ -21,6 +21,7 @@ _DECIMAL = re.compile(r"-?\d*\.\d+(?:e-?\d+)?", re.IGNORECASE)
 _NUMBER = re.compile(r"-?\d{1,15}|-?\d{0,8}\.\d{1,6}", re.ASCII)
 _SPELLING = "case, blanks or number format"
 LabelCounts = Mapping[str, Mapping[str, int]]
+Predicate = Callable[[pa.StringArray], pa.BooleanArray]
 
 
 def check_texts(table: RawTable, column: str, findings: Findings, limits: Limits) -> None:
@@ -74,7 +75,7 @@ def place_of(table: RawTable, column: str) -> str:
     return f"Row {{row}} of {table.file}, column '{column}',"
 
 
-def null_rows(table: RawTable, column: str, predicate: Callable[[Any], Any]) -> tuple[list[int], int]:
+def null_rows(table: RawTable, column: str, predicate: Predicate) -> tuple[list[int], int]:
     """Return rows without a value, and their number; values of unread kinds are null too but do not count."""
     rows = _rows(table, table.columns[column].values, predicate).tolist()
     kinds = [kind for name, kind in table.columns[column].kinds.items() if name in UNREAD]
@@ -89,7 +90,7 @@ def _check_characters(table: RawTable, column: str, findings: Findings) -> None:
     findings.fault_rows("bad_character", message, rows.tolist(), split=table.split, column=column)
 
 
-def _rows(table: RawTable, values: Any, predicate: Callable[[Any], Any]) -> NDArray[np.int64]:
+def _rows(table: RawTable, values: pa.ChunkedArray, predicate: Predicate) -> NDArray[np.int64]:
     """Numbers of the records for which `predicate` (of a pyarrow array) is true; null counts as false."""
     rows = []
     start = 0
@@ -100,22 +101,22 @@ def _rows(table: RawTable, values: Any, predicate: Callable[[Any], Any]) -> NDAr
     return np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
 
 
-def _is_blank(chunk: Any) -> Any:
+def _is_blank(chunk: pa.StringArray) -> pa.BooleanArray:
     return pc.equal(pc.utf8_trim_whitespace(chunk), "")
 
 
-def is_null_or_blank(chunk: Any) -> Any:
+def is_null_or_blank(chunk: pa.StringArray) -> pa.BooleanArray:
     """Whether each string of a pyarrow array is null, empty or white space."""
     return pc.fill_null(_is_blank(chunk), True)
 
 
-def _long_rows(table: RawTable, values: Any, limit: int) -> list[tuple[int, int]]:
+def _long_rows(table: RawTable, values: pa.ChunkedArray, limit: int) -> list[tuple[int, int]]:
     rows = _rows(table, values, lambda chunk: pc.greater(pc.utf8_length(chunk), limit))
     lengths = pc.utf8_length(values).to_numpy()[np.searchsorted(table.rows, rows)] if len(rows) else rows
     return [(int(row), int(length)) for row, length in zip(rows, lengths, strict=True)]
 
 
-def count_labels(values: Any) -> dict[str, int]:
+def count_labels(values: pa.ChunkedArray) -> dict[str, int]:
     """Number of rows of each label of a string column, without null and blank ones."""
     entries = pc.value_counts(values).to_pylist()
     return {entry["values"]: entry["counts"] for entry in entries if entry["values"] and entry["values"].strip()}

@@ -5,10 +5,13 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class TextScan:
     words: NDArray[np.int64]
 
 
-def scan(text: Any, text_pair: Any | None = None) -> TextScan:
+def scan(text: pa.ChunkedArray, text_pair: pa.ChunkedArray | None = None) -> TextScan:
     """Return keys and word counts of a string column (pyarrow, chunked); the texts of a pair count together.
 
     Nulls count as empty texts. A key is a 64-bit hash, so a million texts need 8 MB; the chance that two of a million
@@ -31,17 +34,18 @@ def scan(text: Any, text_pair: Any | None = None) -> TextScan:
     for index, value in enumerate(_values(text)):
         parts = _folded(value)
         count = len(parts)
-        key: Any = " ".join(parts)
+        folded = " ".join(parts)
+        key: str | tuple[str, str] = folded
         if seconds is not None:
             other = _folded(next(seconds))
             count += len(other)
-            key = (key, " ".join(other))
+            key = (folded, " ".join(other))
         keys[index] = hash(key)
         words[index] = count
     return TextScan(keys, words)
 
 
-def _values(column: Any) -> Iterator[str | None]:
+def _values(column: pa.ChunkedArray) -> Iterator[str | None]:
     for chunk in column.chunks:
         for start in range(0, len(chunk), 10_000):
             yield from chunk.slice(start, 10_000).to_pylist()

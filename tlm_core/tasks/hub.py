@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tlm_core.errors import InvalidRequest
 from tlm_core.hub import hub_errors, refuse_folder
@@ -18,12 +18,15 @@ from tlm_core.tasks.options import Limits
 from tlm_core.tasks.table import RawTable, collect
 from tlm_core.tasks.task import SPLITS
 
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
 _ID = re.compile(rf"{HUB}(?P<path>{HUB_NAME}/{HUB_NAME})(?:@(?P<revision>[^\s@:]+))?(?::(?P<config>[^\s:]+))?")
 _FILE = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
 _BATCH = 2_000
 
 # `datasets.load_dataset`, or a replacement of it.
-Load = Callable[..., Any]
+Load = Callable[..., "DatasetDict"]
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def read_hub(
     return tables
 
 
-def _table(dataset: Any, names: list[str], file: TableFile) -> RawTable | None:
+def _table(dataset: Dataset, names: list[str], file: TableFile) -> RawTable | None:
     classes = class_names(dataset.data.schema.metadata)
     return collect(Records(names, lambda _: arrow_records(dataset.iter(_BATCH), classes), damaged=True), file)
 
@@ -106,7 +109,7 @@ def hub_file(source: HubSource, name: str, *, cache: Path | None = None) -> Path
         return Path(hf_hub_download(source.path, name, repo_type="dataset", revision=source.revision, cache_dir=cache))
 
 
-def _load(source: HubSource, cache: Path | None, load: Load | None) -> Any:
+def _load(source: HubSource, cache: Path | None, load: Load | None) -> DatasetDict:
     if load is None:
         # The library takes seconds to import, and only hub ids need it.
         from datasets import load_dataset

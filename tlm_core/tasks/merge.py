@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +18,7 @@ MERGE = "merge.json"
 TARGETS = "{split}.targets.npy"  # [rows] of the merged split: regression targets, NaN where the row's task has classes
 
 
-def merge_stage(ctx: StageContext[MergeParams]) -> dict[str, Any]:
+def merge_stage(ctx: StageContext[MergeParams]) -> dict[str, object]:
     """Write the merged task. Inputs: `task.0`, `task.1`, …, in the order of the names."""
     names = ctx.params.names
     merge([Task.read(ctx.inputs[f"task.{number}"]) for number in range(len(names))], names, ctx.out)
@@ -56,7 +55,7 @@ def merge(tasks: Sequence[Task], names: Sequence[str], out: Path) -> None:
     (out / MERGE).write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
 
 
-def _shifted(task: Task, split: str, offset: int, pair: bool) -> Any:
+def _shifted(task: Task, split: str, offset: int, pair: bool) -> pa.Table:
     """The split in the form of the merged task; its label indices start at `offset`."""
     table = task.splits[split]
     labels = task.label_ids(split) if task.type.has_classes else np.zeros(len(table), np.int32)

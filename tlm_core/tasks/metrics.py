@@ -10,10 +10,13 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+# Label indices or regression targets, [rows].
+Targets = NDArray[np.number]
 
 SINGLE_LABEL = "single_label"
 REGRESSION = "regression"
@@ -37,14 +40,14 @@ class Metric:
     name: str
     title: str
     task_type: str
-    compute: Callable[[NDArray[Any], NDArray[Any]], float]
+    compute: Callable[[Targets, Targets], float]
     always: bool = False
     same_as: str | None = None
     positive_label: bool = False
 
 
-def _f1(average: str) -> Callable[[NDArray[Any], NDArray[Any]], float]:
-    def compute(true: NDArray[Any], predicted: NDArray[Any]) -> float:
+def _f1(average: str) -> Callable[[Targets, Targets], float]:
+    def compute(true: Targets, predicted: Targets) -> float:
         from sklearn.metrics import f1_score
 
         return float(f1_score(true, predicted, average=average))
@@ -52,13 +55,13 @@ def _f1(average: str) -> Callable[[NDArray[Any], NDArray[Any]], float]:
     return compute
 
 
-def _accuracy(true: NDArray[Any], predicted: NDArray[Any]) -> float:
+def _accuracy(true: Targets, predicted: Targets) -> float:
     from sklearn.metrics import accuracy_score
 
     return float(accuracy_score(true, predicted))
 
 
-def _positive_f1(true: NDArray[Any], predicted: NDArray[Any]) -> float:
+def _positive_f1(true: Targets, predicted: Targets) -> float:
     from sklearn.metrics import f1_score
 
     if not (true == 1).any() and not (predicted == 1).any():
@@ -66,14 +69,14 @@ def _positive_f1(true: NDArray[Any], predicted: NDArray[Any]) -> float:
     return float(f1_score(true == 1, predicted == 1))
 
 
-def _matthews(true: NDArray[Any], predicted: NDArray[Any]) -> float:
+def _matthews(true: Targets, predicted: Targets) -> float:
     from sklearn.metrics import matthews_corrcoef
 
     return float(matthews_corrcoef(true, predicted))
 
 
-def _correlation(name: str) -> Callable[[NDArray[Any], NDArray[Any]], float]:
-    def compute(true: NDArray[Any], predicted: NDArray[Any]) -> float:
+def _correlation(name: str) -> Callable[[Targets, Targets], float]:
+    def compute(true: Targets, predicted: Targets) -> float:
         from scipy import stats  # type: ignore[import-untyped, unused-ignore]
 
         if infinite := int((~np.isfinite(predicted)).sum()):
@@ -152,7 +155,7 @@ def score(
     return result
 
 
-def _check_labels(true: NDArray[Any], predicted: NDArray[Any], n_labels: int, metric: str) -> None:
+def _check_labels(true: Targets, predicted: Targets, n_labels: int, metric: str) -> None:
     if METRICS[metric].positive_label and n_labels != 2:
         raise ValueError(f"The metric '{metric}' compares one label with another; the task has {n_labels} labels.")
     both = np.concatenate([true, predicted])
@@ -160,7 +163,7 @@ def _check_labels(true: NDArray[Any], predicted: NDArray[Any], n_labels: int, me
         raise ValueError(f"Label indices must lie in 0..{n_labels - 1}; got {both.min()}..{both.max()}.")
 
 
-def _scores(true: NDArray[Any], predicted: NDArray[Any], n_labels: int, metric: str) -> dict[str, Any]:
+def _scores(true: Targets, predicted: Targets, n_labels: int, metric: str) -> dict[str, Any]:
     result: dict[str, Any] = {"metric": metric, "rows": len(true), **dict.fromkeys(scores_for(metric))}
     result |= {"per_class": [], "confusion": []}
     reasons: dict[str, str] = {}
@@ -180,7 +183,7 @@ def _scores(true: NDArray[Any], predicted: NDArray[Any], n_labels: int, metric: 
     return result | ({"reason": reasons[metric]} if metric in reasons else {})
 
 
-def _class_scores(true: NDArray[Any], predicted: NDArray[Any], n_labels: int) -> dict[str, Any]:
+def _class_scores(true: Targets, predicted: Targets, n_labels: int) -> dict[str, object]:
     """`per_class`: precision, recall, F1 and support of each label; `confusion`: [true labels, predicted labels]."""
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
@@ -196,32 +199,42 @@ def _class_scores(true: NDArray[Any], predicted: NDArray[Any], n_labels: int) ->
     }
 
 
-def _class_entry(confusion: NDArray[Any], index: int, values: Sequence[float]) -> dict[str, Any]:
+def _class_entry(confusion: NDArray[np.int64], index: int, values: Sequence[float]) -> dict[str, object]:
     numbers = (None if math.isnan(value) else float(value) for value in values)
-    entry: dict[str, Any] = dict(zip(("precision", "recall", "f1"), numbers, strict=True))
-    entry["support"] = int(confusion[index].sum())
-    missing = [] if entry["support"] else ["no row has it"]
+    support = int(confusion[index].sum())
+    missing = [] if support else ["no row has it"]
     missing += [] if confusion[:, index].any() else ["never predicted"]
-    return entry | ({"reason": "; ".join(missing)} if missing else {})
+    scores = dict(zip(("precision", "recall", "f1"), numbers, strict=True))
+    return {**scores, "support": support, **({"reason": "; ".join(missing)} if missing else {})}
 
 
-def summary(values: Sequence[float | None]) -> dict[str, Any]:
+class Summary(TypedDict):
+    """One score over `n` runs. reason: why values are None."""
+
+    n: int
+    mean: float | None
+    std: float | None
+    min: float | None
+    max: float | None
+    reason: NotRequired[str]
+
+
+def summary(values: Sequence[float | None]) -> Summary:
     """Mean, sample standard deviation (n - 1), minimum and maximum of one score over several runs.
 
     A run without a value makes all of them None: leaving it out would flatter the mean.
     """
     known = [float(value) for value in values if value is not None]
-    result: dict[str, Any] = {"n": len(values), "mean": None, "std": None, "min": None, "max": None}
+    result: Summary = {"n": len(values), "mean": None, "std": None, "min": None, "max": None}
     if not values:
         return {**result, "reason": "there is no run"}
     if len(known) < len(values):
         return {**result, "reason": f"{len(values) - len(known)} of {len(values)} runs have no value"}
     mean = math.fsum(known) / len(known)
-    result |= {"mean": mean, "min": min(known), "max": max(known)}
+    result = {**result, "mean": mean, "min": min(known), "max": max(known)}
     if len(known) == 1:
         return {**result, "reason": "one run has no spread; give more seeds"}
-    result["std"] = math.sqrt(math.fsum((value - mean) ** 2 for value in known) / (len(known) - 1))
-    return result
+    return {**result, "std": math.sqrt(math.fsum((value - mean) ** 2 for value in known) / (len(known) - 1))}
 
 
 def better(score: float | None, than: float | None) -> bool:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
@@ -28,9 +29,9 @@ class SplitData:
     """One split with the chosen columns: pyarrow chunked arrays of strings, equally long, and record numbers."""
 
     rows: NDArray[np.int64]
-    text: Any
-    text_pair: Any | None
-    label: Any
+    text: pa.ChunkedArray
+    text_pair: pa.ChunkedArray | None
+    label: pa.ChunkedArray
     scan: TextScan
     type: TaskType = TASK_TYPES["single_label"]
 
@@ -49,12 +50,29 @@ class SplitData:
         return numbers
 
 
-def build_report(splits: Mapping[str, SplitData], findings: Findings) -> dict[str, Any]:
-    """Return the report, and add warnings on repeated texts to `findings`; unknown parts are null.
+class Report(TypedDict):
+    """The validation report. targets: of regression only. lengths: in words.
 
-    Keys: ok, faults, fault_counts, warnings, warning_counts, notes, labels, targets (regression only), counts,
-    lengths (in words), duplicates, overlap, preview. At most 100 data errors of each code are listed; all are counted.
+    At most 100 data errors of each code are listed; all are counted.
     """
+
+    ok: bool
+    faults: list[dict[str, object]]
+    fault_counts: dict[str, int]
+    warnings: list[dict[str, object]]
+    warning_counts: dict[str, int]
+    notes: list[str]
+    labels: list[dict[str, str | int | None]]
+    targets: dict[str, dict[str, float]] | None
+    counts: dict[str, int]
+    lengths: dict[str, float] | None
+    duplicates: dict[str, dict[str, int]]
+    overlap: dict[str, object]
+    preview: list[dict[str, int | str | None]]
+
+
+def build_report(splits: Mapping[str, SplitData], findings: Findings) -> Report:
+    """Return the report, and add warnings on repeated texts to `findings`; unknown parts are null."""
     duplicates = {split: _duplicates(data, split, findings) for split, data in splits.items()}
     overlap = _overlap(splits, findings)
     return {
@@ -83,7 +101,7 @@ def _targets(splits: Mapping[str, SplitData]) -> dict[str, dict[str, float]] | N
     } or None
 
 
-def _labels(splits: Mapping[str, SplitData]) -> list[dict[str, Any]]:
+def _labels(splits: Mapping[str, SplitData]) -> list[dict[str, str | int | None]]:
     if any(not data.type.has_classes for data in splits.values()):
         return []
     counts = {split: count_labels(data.label) for split, data in splits.items()}
@@ -117,8 +135,8 @@ def _duplicates(data: SplitData, split: str, findings: Findings) -> dict[str, in
     return {"copies": int(same_text.sum()), "conflicting": conflicting}
 
 
-def _overlap(splits: Mapping[str, SplitData], findings: Findings) -> dict[str, Any]:
-    result: dict[str, Any] = {}
+def _overlap(splits: Mapping[str, SplitData], findings: Findings) -> dict[str, object]:
+    result: dict[str, object] = {}
     for split in ("validation", "test"):
         if split not in splits or "train" not in splits:
             result |= {f"train_{split}": None, f"{split}_rows": []}
@@ -136,7 +154,7 @@ def _overlap(splits: Mapping[str, SplitData], findings: Findings) -> dict[str, A
     return result
 
 
-def _preview(data: SplitData) -> list[dict[str, Any]]:
+def _preview(data: SplitData) -> list[dict[str, int | str | None]]:
     columns = {"text": data.text, "text_pair": data.text_pair, "label": data.label}
     shown = {
         name: [_short(value) for value in values.slice(0, _PREVIEW_ROWS).to_pylist()]

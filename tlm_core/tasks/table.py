@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -45,15 +44,15 @@ class Kind:
 class Column:
     """chunks: pyarrow arrays of strings, null where the file had no value. kinds: what the values were in the file."""
 
-    chunks: list[Any] = field(default_factory=list)
+    chunks: list[pa.StringArray] = field(default_factory=list)
     kinds: dict[str, Kind] = field(default_factory=dict)
 
     @property
-    def values(self) -> Any:
+    def values(self) -> pa.ChunkedArray:
         """All values as one chunked pyarrow array."""
         return pa.chunked_array(self.chunks, pa.string())
 
-    def append(self, array: Any) -> None:
+    def append(self, array: pa.StringArray | pa.ChunkedArray) -> None:
         self.chunks.extend(array.chunks if isinstance(array, pa.ChunkedArray) else [array])
         if len(self.chunks) % _JOINED == 0:
             # Arrays of Python values own up to twice the memory that they need; copies do not.
@@ -84,7 +83,7 @@ def as_text(value: bool | int | float | Decimal) -> str:
     return str(value)
 
 
-def _kind_of(value: Any) -> str:
+def _kind_of(value: object) -> str:
     if isinstance(value, Unread):
         return value.value
     if isinstance(value, Decimal):
@@ -148,18 +147,18 @@ def collect(records: Records, file: TableFile) -> RawTable | None:
 def _append(columns: Mapping[str, Column], batch: Sequence[Record], file: TableFile, damaged: bool) -> None:
     for name, column in columns.items():
         values = [record.get(name) for _, record in batch]
+        texts = [value if isinstance(value, str) else _scalar(value) for value in values]
         if set(map(type, values)) == {str}:
             _add_kind(column, KINDS[str], (row for row, _ in batch))
         else:
             for (row, _), value in zip(batch, values, strict=True):
                 if value is not None:
                     _add_kind(column, _kind_of(value), [row])
-            values = [value if isinstance(value, str) or value is None else _scalar(value) for value in values]
         try:
-            column.append(pa.array(values, pa.string()))
+            column.append(pa.array(texts, pa.string()))
         except UnicodeEncodeError:
             rows = [row for row, _ in batch]
-            clean = [_repaired(value, name, row, file, damaged) for row, value in zip(rows, values, strict=True)]
+            clean = [_repaired(value, name, row, file, damaged) for row, value in zip(rows, texts, strict=True)]
             column.append(pa.array(clean, pa.string()))
 
 
@@ -167,8 +166,8 @@ def _add_kind(column: Column, kind: str, rows: Iterable[int]) -> None:
     column.kinds.setdefault(kind, Kind()).add(list(rows))
 
 
-def _scalar(value: Any) -> str | None:
-    return as_text(value) if type(value) in KINDS or isinstance(value, Decimal) else None
+def _scalar(value: object) -> str | None:
+    return as_text(value) if isinstance(value, bool | int | float | Decimal) else None
 
 
 def _repaired(value: str | None, name: str, row: int, file: TableFile, damaged: bool) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -81,7 +80,7 @@ def check_spread(tables: Mapping[str, RawTable], column: str, findings: Findings
         findings.fault("one_class", message, split="train", column=column)
 
 
-def as_numbers(column: Any) -> Any:
+def as_numbers(column: pa.ChunkedArray) -> pa.DoubleArray:
     """A validated string column as float64 (pyarrow)."""
     values = [float(value) for value in column.to_pylist()]
     return pa.array(np.asarray(values, dtype=np.float64))

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tlm_core.errors import CorruptArtifact
 from tlm_core.parquet import open_parquet
 from tlm_core.tasks.duplicates import is_among, scan
+from tlm_core.tasks.metrics import Targets
 from tlm_core.tasks.types import TaskType, task_type_of
 
 SPLITS = ("train", "validation", "test")
@@ -24,7 +25,7 @@ _ROW_GROUP = 65_536
 _BATCH = 2_048
 
 
-def task_schema(pair: bool, metric: str = "macro_f1") -> Any:
+def task_schema(pair: bool, metric: str = "macro_f1") -> pa.Schema:
     """Arrow schema of one split: row, text, [text_pair,] label. metric: it determines the type of the label column."""
     pairs = [("text_pair", pa.string())] if pair else []
     label = pa.from_numpy_dtype(np.dtype(task_type_of(metric).stored))
@@ -45,7 +46,7 @@ class Task:
     metric: str
     pair: bool
     language: str
-    splits: Mapping[str, Any]
+    splits: Mapping[str, pa.Table]
 
     @property
     def type(self) -> TaskType:
@@ -76,11 +77,11 @@ class Task:
             raise ValueError(f"Task '{self.name}' has regression targets, not labels. Read them by `targets`.")
         return cast(NDArray[np.int32], self.targets(split))
 
-    def targets(self, split: str) -> NDArray[Any]:
+    def targets(self, split: str) -> Targets:
         """(rows,) label indices (int32), or regression targets (float64)."""
-        return cast(NDArray[Any], self.splits[split]["label"].to_numpy())
+        return cast(Targets, self.splits[split]["label"].to_numpy())
 
-    def label_values(self, split: str) -> Any:
+    def label_values(self, split: str) -> pa.Array | pa.ChunkedArray:
         """The label column as a user writes it (pyarrow): names of labels, or regression targets."""
         column = self.splits[split]["label"]
         return pa.array(self.labels, pa.string()).take(column) if self.type.has_classes else column

@@ -10,12 +10,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from tlm_core.tasks import metrics
+from tlm_core.tasks.metrics import Targets
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Scaling:
     mean: float
     deviation: float
 
-    def standardize(self, targets: NDArray[Any]) -> NDArray[np.float32]:
+    def standardize(self, targets: Targets) -> NDArray[np.float32]:
         return ((targets.astype(np.float64) - self.mean) / self.deviation).astype(np.float32)
 
 
@@ -51,16 +52,16 @@ class TaskType(ABC):
     problem_type: ClassVar[str | None] = None
     baseline_title: ClassVar[str | None] = None
 
-    def scaling(self, targets: NDArray[Any]) -> Scaling | None:  # noqa: ARG002 - classes are not scaled
+    def scaling(self, targets: Targets) -> Scaling | None:  # noqa: ARG002 - classes are not scaled
         """How to standardize targets for training, from those of train [rows]; None trains on them unchanged."""
         return None
 
     @abstractmethod
-    def predict(self, logits: NDArray[Any]) -> NDArray[Any]:
+    def predict(self, logits: NDArray[np.float32]) -> Targets:
         """Predicted targets [rows] from logits [rows, outputs]."""
 
     @abstractmethod
-    def constant(self, targets: NDArray[Any]) -> Any:
+    def constant(self, targets: Targets) -> float:
         """The best constant prediction, given the train targets [rows]."""
 
     @abstractmethod
@@ -69,13 +70,13 @@ class TaskType(ABC):
 
     def baseline(
         self,
-        train: NDArray[Any],
-        true: NDArray[Any],
+        train: Targets,
+        true: Targets,
         n_labels: int,
         metric: str,
         *,
         in_train: NDArray[np.bool_] | None = None,
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         """Scores of the best constant prediction, as `metrics.score` returns them, and its `label` index for classes.
 
         Raises ValueError if train has no row.
@@ -101,10 +102,10 @@ class SingleLabel(TaskType):
     outputs = ("logits", "probabilities")
     baseline_title = "always the most frequent label"
 
-    def predict(self, logits: NDArray[Any]) -> NDArray[Any]:
+    def predict(self, logits: NDArray[np.float32]) -> Targets:
         return logits.argmax(axis=1)
 
-    def constant(self, targets: NDArray[Any]) -> int:
+    def constant(self, targets: Targets) -> int:
         """Index of the most frequent label; the lowest of equally frequent ones."""
         return int(np.bincount(np.asarray(targets, dtype=np.int64)).argmax())
 
@@ -126,14 +127,14 @@ class Regression(TaskType):
     outputs = ("logits",)
     problem_type = "regression"
 
-    def scaling(self, targets: NDArray[Any]) -> Scaling:
+    def scaling(self, targets: Targets) -> Scaling:
         targets = targets.astype(np.float64)
         return Scaling(float(targets.mean()), float(targets.std()) or 1.0)
 
-    def predict(self, logits: NDArray[Any]) -> NDArray[Any]:
+    def predict(self, logits: NDArray[np.float32]) -> Targets:
         return logits[:, 0]
 
-    def constant(self, targets: NDArray[Any]) -> float:
+    def constant(self, targets: Targets) -> float:
         return float(np.asarray(targets, dtype=np.float64).mean())
 
     def output_section(self, labels: Sequence[str]) -> list[str]:

@@ -14,7 +14,6 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +30,7 @@ from tlm_core.tasks.hub import HubSource, parse_hub_id, read_hub
 from tlm_core.tasks.known import glue_task, known_for_hub
 from tlm_core.tasks.metrics import METRICS
 from tlm_core.tasks.options import DatasetOptions, Limits
-from tlm_core.tasks.report import SplitData, build_report
+from tlm_core.tasks.report import Report, SplitData, build_report
 from tlm_core.tasks.split_files import find_splits
 from tlm_core.tasks.splits import bands, cut_splits
 from tlm_core.tasks.table import RawTable, read_table
@@ -47,7 +46,7 @@ HubReader = Callable[[HubSource, Findings, Limits], Mapping[str, RawTable]]
 
 def load_task(
     source: Source, options: DatasetOptions | None = None, limits: Limits | None = None, *, hub: HubReader = read_hub
-) -> tuple[Task, dict[str, Any]]:
+) -> tuple[Task, Report]:
     """Return the task and its report. Raises InvalidDataset with every data error, and what `validate` raises."""
     task, report, findings = _validate(source, options or DatasetOptions(), limits or Limits(), hub)
     if task is None:
@@ -57,7 +56,7 @@ def load_task(
 
 def validate(
     source: Source, options: DatasetOptions | None = None, limits: Limits | None = None, *, hub: HubReader = read_hub
-) -> tuple[Task | None, dict[str, Any]]:
+) -> tuple[Task | None, Report]:
     """Return the task, or None if there is a data error, and the report.
 
     source: a mapping from splits to files, one file, a folder, or a hub id (`hub:OWNER/NAME[@revision][:config]`);
@@ -68,7 +67,7 @@ def validate(
     return task, report
 
 
-def validate_stage(ctx: StageContext[ValidateParams]) -> dict[str, Any]:
+def validate_stage(ctx: StageContext[ValidateParams]) -> dict[str, object]:
     """Write the task of a dataset. Input: `dataset`. Raises what `write_task` raises."""
     write_task(ctx.inputs["dataset"], ctx.out, ctx.params.options)
     return {}
@@ -76,7 +75,7 @@ def validate_stage(ctx: StageContext[ValidateParams]) -> dict[str, Any]:
 
 def write_task(
     source: Source, folder: Path, options: DatasetOptions | None = None, *, hub: HubReader = read_hub
-) -> dict[str, Any]:
+) -> Report:
     """Write the `validate` artifact (the task's files and report.json) to `folder` and return the report.
 
     A selection of the dataset is stored beside the task. Raises what `load_task` and `write_given` raise.
@@ -92,7 +91,7 @@ def write_task(
 
 def _validate(
     source: Source, options: DatasetOptions, limits: Limits, hub: HubReader
-) -> tuple[Task | None, dict[str, Any], Findings]:
+) -> tuple[Task | None, Report, Findings]:
     findings = Findings()
     source = _resolved(source)
     if isinstance(source, HubSource):
@@ -260,7 +259,7 @@ def _facts(
     return options.name or name, metric, options.language or "en"
 
 
-def _table(data: SplitData, labels: list[str], metric: str) -> Any:
+def _table(data: SplitData, labels: list[str], metric: str) -> pa.Table:
     if data.type.has_classes:
         targets = pc.index_in(data.label, value_set=pa.array(labels, pa.string()))
     else:

@@ -6,10 +6,9 @@ contiguous tensors, and out of place in bfloat16.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
 
@@ -20,7 +19,7 @@ class Heads(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, rotation: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: FunctionCtx, qkv: Tensor, rotation: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return three tensors [R, heads, L, head] of qkv [R, L, 3, heads, head].
 
         rotation: cosines and sines, each [L, head], whose second half repeats the first; None rotates nothing.
@@ -34,7 +33,7 @@ class Heads(torch.autograd.Function):
         return query, key, parts[2].contiguous()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None]:
         to_query, to_key, to_value = gradients
         if ctx.rotation is not None:
             cos, sin = ctx.rotation
@@ -53,7 +52,7 @@ class GatedLinear(torch.autograd.Function):
     """gelu(value) * gate, where value and gate come from the two halves of one matrix (Shazeer 2020)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
         """Return [..., n] of x [..., H] and weight [2n, H]. dtype: of the products."""
         x, weight = x.to(dtype), weight.to(dtype)
         value, gate = (F.linear(x, half) for half in weight.chunk(2))
@@ -62,7 +61,7 @@ class GatedLinear(torch.autograd.Function):
         return active * gate
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, value, gate, active = ctx.saved_tensors
         to_gate = (gradients[0] * active).flatten(0, -2)
         to_value = torch.ops.aten.gelu_backward(gradients[0] * gate, value).flatten(0, -2)

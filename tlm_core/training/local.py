@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tlm_core.training.stage import Stage, StageContext, StageParams
 
@@ -17,8 +16,8 @@ class LocalReporter:
 
     keep_going: Callable[[int], bool] | None = None
     steps: list[int] = field(default_factory=list)
-    points: list[dict[str, Any]] = field(default_factory=list)
-    events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    points: list[dict[str, object]] = field(default_factory=list)
+    events: list[tuple[str, dict[str, object]]] = field(default_factory=list)
 
     def progress(self, *, step: int, total: int, rate: float | None, unit: str, eta_seconds: float | None) -> bool:  # noqa: ARG002
         self.steps.append(step)
@@ -27,7 +26,7 @@ class LocalReporter:
     def metrics(self, **values: float | int | str | None) -> None:
         self.points.append(dict(values))
 
-    def event(self, type: str, **data: Any) -> None:
+    def event(self, type: str, **data: object) -> None:
         self.events.append((type, data))
 
 
@@ -72,7 +71,7 @@ def compute(
     params: StageParams,
     folder: Path,
     report: LocalReporter | None = None,
-) -> Mapping[str, Any]:
+) -> Mapping[str, object]:
     """Run the stage into the new folder `folder` and return the artifact's metadata. Raises what the stage raises."""
     folder.mkdir(parents=True)
     scratch = folder.with_name(folder.name + ".scratch")

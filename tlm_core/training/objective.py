@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -64,7 +63,7 @@ def step_flops(shape: Shape, batch: Batch) -> float:
     return flops.FORWARD_AND_BACKWARD * products
 
 
-def to_device(values: npt.NDArray[Any], device: torch.device) -> Tensor:
+def to_device(values: npt.NDArray[np.generic], device: torch.device) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values)).to(device, non_blocking=True)
 
 

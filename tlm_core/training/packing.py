@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -80,7 +79,7 @@ class PassageStream:
             self._ends = np.cumsum(self._store.lengths[self._documents])
             self._epoch = epoch
 
-    def _pieces(self, start: int, count: int) -> list[tuple[int, npt.NDArray[Any]]]:
+    def _pieces(self, start: int, count: int) -> list[tuple[int, npt.NDArray[np.uint16 | np.uint32]]]:
         """Return the (document, tokens) pieces that cover stream positions [start, start + count)."""
         pieces = []
         while count:

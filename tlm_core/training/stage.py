@@ -42,7 +42,7 @@ class Reporter(Protocol):
         """Append one point to the job's metric series. The values contain `step`."""
         ...
 
-    def event(self, type: str, **data: Any) -> None:
+    def event(self, type: str, **data: object) -> None:
         """Append one event to the job's log."""
         ...
 
@@ -84,7 +84,7 @@ class StageContext(Generic[Params]):
     scratch: Path = field(default_factory=lambda: Path("."))
 
 
-StageFunction = Callable[[StageContext[Any]], Mapping[str, Any]]
+StageFunction = Callable[[StageContext[Any]], Mapping[str, object]]
 
 # In the metadata of an artifact that stands for skipped work, with the reason. Nodes that depend on it are skipped too.
 DROPPED = "dropped"

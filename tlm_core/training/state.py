@@ -182,7 +182,7 @@ def load_checkpoint(
     """
     load_weights(model, load_file(folder / WEIGHTS))
     optimizer.load_state(load_file(folder / OPTIMIZER))
-    data: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    data = json.loads((folder / STATE).read_text(encoding="utf-8"))
     if data.keys() != TrainState.__dataclass_fields__.keys():
         raise CorruptArtifact(f"{folder / STATE} is not a training state of this version. Restart the stage.")
     data["means"] = LossMeans(**{name: RunningMean(**mean) for name, mean in data["means"].items()})
@@ -192,8 +192,7 @@ def load_checkpoint(
 
 def read_history(folder: Path) -> dict[str, Any]:
     """Return the history of a training stage: points, evaluations, the best evaluation, and the cost."""
-    history: dict[str, Any] = json.loads((folder / HISTORY).read_text(encoding="utf-8"))
-    return history
+    return json.loads((folder / HISTORY).read_text(encoding="utf-8"))
 
 
 def load_model(folder: Path) -> TaskModel:

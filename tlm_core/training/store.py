@@ -11,7 +11,6 @@ from copy import copy
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +35,7 @@ class ArrayWriter:
         header = {"descr": self._dtype.str, "fortran_order": False, "shape": (self._count,)}
         np.lib.format.write_array_header_1_0(self._file, header)
 
-    def append(self, values: Sequence[int] | npt.NDArray[Any]) -> None:
+    def append(self, values: Sequence[int] | npt.NDArray[np.integer]) -> None:
         block = np.asarray(values, dtype=self._dtype)
         self._file.write(block.tobytes())
         self._count += block.size
@@ -78,7 +77,7 @@ class TokenStore:
     """Memory-mapped documents as token ids."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        self.tokens = np.load(folder / f"{name}.tokens.npy", mmap_mode="r")
+        self.tokens: npt.NDArray[np.uint16 | np.uint32] = np.load(folder / f"{name}.tokens.npy", mmap_mode="r")
         self.offsets: Ints = np.load(folder / f"{name}.offsets.npy", mmap_mode="r")
         if int(self.offsets[-1]) != len(self.tokens):
             raise CorruptArtifact(f"The token store '{name}' is truncated. Rerun the prepare stage.")
@@ -92,7 +91,7 @@ class TokenStore:
         store.offsets = self.offsets[: count + 1]
         return store
 
-    def __getitem__(self, index: int) -> npt.NDArray[Any]:
+    def __getitem__(self, index: int) -> npt.NDArray[np.uint16 | np.uint32]:
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
 
     @property

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Encoding, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -40,7 +39,7 @@ def _within(texts: Iterable[str], characters: int) -> Iterator[str]:
         characters -= len(text)
 
 
-def _alphabet(texts: Iterable[str], size: int, normalizer: Any) -> list[str]:
+def _alphabet(texts: Iterable[str], size: int, normalizer: normalizers.Normalizer) -> list[str]:
     """Return the `size` most frequent characters; code point order breaks ties."""
     counts: Counter[str] = Counter()
     blocks = iter(texts)

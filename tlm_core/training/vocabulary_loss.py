@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
 # Vocabulary entries per block: their logits stay in a core's cache from one product to the next.
@@ -24,7 +23,7 @@ class VocabularyLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, count: int, dtype: torch.dtype
+        ctx: FunctionCtx, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, count: int, dtype: torch.dtype
     ) -> Tensor:
         """Return the loss of hidden [M, H], weight [V, H], bias [V] against the first `count` of targets [M].
 
@@ -68,7 +67,7 @@ class VocabularyLoss(torch.autograd.Function):
         return (total.log() - hit)[:count].sum()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (scale,) = gradients
         to_hidden, to_weight, to_bias = ctx.saved_tensors
         # In place: nothing else refers to them, and a second backward pass through the same loss would raise.

@@ -7,8 +7,8 @@ complete history in its artifact, including earlier jobs and attempts, but witho
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TypedDict
 
 from services.api.job_artifacts import artifacts_by_node
 from services.api.series import series_of
@@ -26,6 +26,26 @@ _POINTS = 400
 _MAX_LINES = 12
 
 Line = dict[str, list[float]]
+Points = Sequence[Mapping[str, float | None]]
+
+
+class _History(TypedDict, total=False):
+    """The part of a training history that charts show."""
+
+    points: Points
+    evaluations: Points
+
+
+class Curve(TypedDict):
+    """The lines of one node. tried: the part of the name that gives the learning rate, if there are several.
+
+    series: name → steps (`x`) and values (`y`).
+    """
+
+    node: str
+    tried: str
+    name: str
+    series: dict[str, Line]
 
 
 def stages_of(plan: Plan) -> list[str]:
@@ -41,11 +61,8 @@ def peak_rate(node: Node) -> float:
 
 def curves(
     jobs: JobStore, artifacts: ArtifactStore, job: JobRecord, stage: str, *, most: int = _MAX_LINES
-) -> list[dict[str, Any]]:
-    """The first `most` nodes of a stage: `{"node", "tried", "name", "series": {name: {"x": steps, "y": values}}}`.
-
-    tried: the part of the name that gives the learning rate, if there are several.
-    """
+) -> list[Curve]:
+    """The curves of the first `most` nodes of a stage."""
     plan = plan_of(job)
     nodes = [node for node in plan.nodes if node.stage.name == stage]
     # In studies, several nodes of a stage have the same seed and rate.
@@ -65,7 +82,7 @@ def curves(
     ]
 
 
-def _series(reported: dict[str, Line], history: Mapping[str, Any], peak: float) -> dict[str, Line]:
+def _series(reported: dict[str, Line], history: _History, peak: float) -> dict[str, Line]:
     points = history.get("points", ())
     lines = {name: _columns(points, name) for name in ("mlm", "task", "rate")}
     share = lines.pop("rate")
@@ -74,18 +91,19 @@ def _series(reported: dict[str, Line], history: Mapping[str, Any], peak: float) 
     return reported | {name: line for name, line in lines.items() if line["x"]}
 
 
-def _columns(points: Any, name: str) -> Line:
-    pairs = [(point["step"], point[name]) for point in points if point.get(name) is not None]
-    return {"x": [step for step, _ in pairs], "y": [value for _, value in pairs]}
+def _columns(points: Points, name: str) -> Line:
+    pairs = [(point["step"], point.get(name)) for point in points]
+    known = [(step, value) for step, value in pairs if step is not None and value is not None]
+    return {"x": [step for step, _ in known], "y": [value for _, value in known]}
 
 
-def _history(artifacts: ArtifactStore, ref: ManifestRef | None) -> dict[str, Any]:
+def _history(artifacts: ArtifactStore, ref: ManifestRef | None) -> _History:
     """The training history of a finished stage; empty if it is not readable, since charts are optional."""
     if ref is None:
         return {}
     try:
         with artifacts.open(ref, "history.json") as handle:
-            history: dict[str, Any] = json.load(handle)
+            history: _History = json.load(handle)
     except TLMError:
         return {}
     return history

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, Response
@@ -105,7 +105,7 @@ def corpus(
     request: Request, name: str, parts: PartsDep, tenant: SignedIn, q: Search = "", version: Version = None
 ) -> Response:
     """A corpus: its versions, its loads, and a search form."""
-    return page(request, "corpus.html", **_corpus(parts, tenant, name), **_search(parts, tenant, name, q, version))
+    return page(request, "corpus.html", _corpus(parts, tenant, name) | _search(parts, tenant, name, q, version))
 
 
 @router.post("/corpora/{name}/loads/{load}/cancel")
@@ -119,7 +119,7 @@ def cancel_load(request: Request, name: str, load: str, parts: PartsDep, tenant:
 @router.get("/corpora/{name}/live")
 def corpus_live(request: Request, name: str, parts: PartsDep, tenant: SignedIn) -> Response:
     """The part of a corpus page that changes during a load."""
-    return page(request, "_corpus_live.html", **_corpus(parts, tenant, name))
+    return page(request, "_corpus_live.html", _corpus(parts, tenant, name))
 
 
 @router.get("/corpora/{name}/search")
@@ -127,10 +127,10 @@ def corpus_search(
     request: Request, name: str, parts: PartsDep, tenant: SignedIn, q: Search = "", version: Version = None
 ) -> Response:
     """The search results, as a part of the page."""
-    return page(request, "_hits.html", **_search(parts, tenant, name, q, version))
+    return page(request, "_hits.html", _search(parts, tenant, name, q, version))
 
 
-def _corpus(parts: Parts, tenant: str, name: str) -> dict[str, Any]:
+def _corpus(parts: Parts, tenant: str, name: str) -> dict[str, object]:
     record = parts.catalog.corpus(tenant, name)
     loads = parts.catalog.loads(tenant, name)
     return {
@@ -141,15 +141,16 @@ def _corpus(parts: Parts, tenant: str, name: str) -> dict[str, Any]:
     }
 
 
-def _search(parts: Parts, tenant: str, name: str, q: str, version: str | None) -> dict[str, Any]:
+def _search(parts: Parts, tenant: str, name: str, q: str, version: str | None) -> dict[str, object]:
     """The hits of a query, or the error as text: the rest of the page stays readable."""
-    values: dict[str, Any] = {"q": q.strip(), "hits": None, "searched": None, "failure": None}
-    if not values["q"]:
+    query = q.strip()
+    values: dict[str, object] = {"q": query, "hits": None, "searched": None, "failure": None}
+    if not query:
         return values
     latest = parts.catalog.loads(tenant, name, limit=1)
     try:
         chosen = ready_version(parts.catalog.corpus(tenant, name), version or None, latest[0] if latest else None)
-        values["hits"] = parts.retriever.search(tenant, name, chosen.version, values["q"], _HITS)
+        values["hits"] = parts.retriever.search(tenant, name, chosen.version, query, _HITS)
         values["searched"] = chosen.version
     except TLMError as error:
         values["failure"] = error.message

@@ -13,7 +13,7 @@ from pydantic_core import PydanticUndefined
 from services.common.bodies import UnsupportedJSON, check_json
 from services.common.problem import validation_problem
 from tlm_core.errors import InvalidRequest
-from tlm_core.jobs.spec import FROM_JOB, JobSpec
+from tlm_core.jobs.spec import FROM_JOB, JobSpec, KindOptions
 from tlm_core.kinds import KINDS
 from tlm_core.kinds.kind import FormField, Kind
 
@@ -53,7 +53,7 @@ class JobForm(CommonFields):
         }
         return cls(dataset=dataset, corpus=corpus, options=options)
 
-    def texts(self, kind: Kind[Any], field: FormField) -> list[str]:
+    def texts(self, kind: Kind[KindOptions], field: FormField) -> list[str]:
         """Return the texts of an option's field."""
         return self.options.get(f"{kind.name}.{field.option}", [])
 
@@ -62,7 +62,7 @@ class JobForm(CommonFields):
         overrides = parse_lines(self.overrides, "Overrides", "joint.rho2 = 5")
         if not self.corpus:
             overrides.setdefault("selection.selector", "none")
-        values: dict[str, Any] = {
+        values: dict[str, object] = {
             "kind": self.kind,
             "dataset": self.dataset,
             "corpus": self.corpus or None,
@@ -75,16 +75,15 @@ class JobForm(CommonFields):
             "max_runtime_seconds": 60 * _parse_number(self.minutes, "Time limit") if self.minutes.strip() else None,
         }
         if kind := KINDS.get(self.kind):
-            values["options"] = self._options(kind)
-            if kind.names_source(values["options"]):
+            values["options"] = options = self._options(kind)
+            if kind.names_source(options):
                 values = {name: value for name, value in values.items() if name not in FROM_JOB}
         try:
             return JobSpec.model_validate(values)
         except ValidationError as error:
-            errors: list[Any] = [{**entry, "loc": ("body", *entry["loc"])} for entry in error.errors()]
-            raise InvalidRequest(str(validation_problem(errors)["detail"])) from error
+            raise InvalidRequest(validation_problem(error.errors(), "body")["detail"]) from error
 
-    def _options(self, kind: Kind[Any]) -> dict[str, Any]:
+    def _options(self, kind: Kind[KindOptions]) -> dict[str, object]:
         """Return the options of the fields that are not blank."""
         options = {}
         for field in kind.fields:
@@ -110,7 +109,7 @@ async def read_form(request: Request, common: Annotated[CommonFields, Form()]) -
 FilledForm = Annotated[JobForm, Depends(read_form)]
 
 
-def _parse(field: FormField, texts: Sequence[str], dataset: str) -> Any:
+def _parse(field: FormField, texts: Sequence[str], dataset: str) -> object:
     """Return the value of an option, or None for a blank field."""
     match field.widget:
         case "checkbox":
@@ -150,12 +149,12 @@ def _show(field: FormField, value: Any) -> list[str]:
     return [field.show(value)]
 
 
-def parse_lines(text: str, label: str, example: str, *, texts: bool = False) -> dict[str, Any]:
+def parse_lines(text: str, label: str, example: str, *, texts: bool = False) -> dict[str, object]:
     """Parse lines of `key = value`. A value that is not JSON stays text; with `texts`, every value does.
 
     Raises InvalidRequest with the invalid line.
     """
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     for line in text.splitlines():
         if not line.strip():
             continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import JSONResponse, Response
@@ -55,7 +55,7 @@ def job_page(
     stage: Annotated[str | None, Query(max_length=40)] = None,
 ) -> Response:
     record = parts.jobs.get(tenant, job)
-    return page(request, "job.html", **_live_values(parts, record), chosen=stage)
+    return page(request, "job.html", _live_values(parts, record), chosen=stage)
 
 
 @router.get("/{job}/live")
@@ -66,7 +66,7 @@ def live(
     values = _live_values(parts, parts.jobs.get(tenant, job))
     if was != values["was"]:
         return Response(status_code=204, headers={"HX-Refresh": "true"})
-    return page(request, "_job_poll.html", **values)
+    return page(request, "_job_poll.html", values)
 
 
 @router.get("/{job}/points")
@@ -125,7 +125,7 @@ def act(
     return redirect(request, f"{PREFIX}/jobs/{job}")
 
 
-def _live_values(parts: Parts, job: JobRecord) -> dict[str, Any]:
+def _live_values(parts: Parts, job: JobRecord) -> dict[str, object]:
     plan = plan_of(job)
     done = artifacts_by_node(parts.jobs, job, plan)
     steps = steps_of(job, plan, done)
@@ -157,12 +157,11 @@ def _events(parts: Parts, job: JobRecord, after: int) -> list[Event]:
     return events[::-1]
 
 
-def _score(job: JobRecord) -> dict[str, Any] | None:
+def _score(job: JobRecord) -> dict[str, str | float | None] | None:
     """Mean test scores of a succeeded job. `name` and `value`: the task's own metric if it has one, else macro-F1."""
-    summary = (job.result or {}).get("summary") or {}
-    test = summary.get("mean", {}).get("test")
-    if not test:
+    summary = job.result.summary if job.result else None
+    if summary is None or not (test := summary.mean.get("test")):
         return None
-    metric = summary.get("metric", "macro_f1")
+    metric = summary.metric
     name = "macro_f1" if metric in scores_shown("macro_f1") else metric
     return {"name": name, "value": test.get(name), "accuracy": test.get("accuracy")}

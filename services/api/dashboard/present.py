@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
 
 from tlm_core.tasks.metrics import METRICS, scores_shown
 
@@ -99,7 +98,7 @@ def size(value: float | None) -> str:
     return f"{value:,.0f} {unit}" if unit == "B" else f"{value:,.1f} {unit}"
 
 
-def plain(value: Any) -> str:
+def plain(value: object) -> str:
     """A readable value of a recipe or an event."""
     match value:
         case None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import FileResponse, Response
@@ -47,20 +47,21 @@ def results(
 ) -> Response:
     """Scores with spread, scores per class and the confusion matrix of one seed, and costs."""
     record = parts.jobs.get(tenant, job)
-    common: dict[str, Any] = {"job": record, "selects": selects(record), "tab": "results"}
+    common: dict[str, object] = {"job": record, "selects": selects(record), "tab": "results"}
     ref = _finished(parts, record, "evaluate")
     if ref is None:
-        return page(request, "not_yet.html", **common, what="Results", stage=plan_of(record).report)
+        return page(request, "not_yet.html", common, what="Results", stage=plan_of(record).report)
     report = parts.artifacts.read_json(ref, "report.json")
     plot = _PLOT in {file.name for file in parts.artifacts.manifest(ref).files}
     if "seeds" not in report:  # ticket sharing: several tasks
-        return page(request, "results.html", **common, report=report, plot=plot)
+        return page(request, "results.html", common, report=report, plot=plot)
     seeds = {entry["seed"]: entry for entry in report["seeds"]}
     chosen = seeds[seed if seed in seeds else report["best_seed"]]
     labels = report["labels"] if chosen["test"]["per_class"] else []  # regression has none
+    confusion = chosen["test"]["confusion"]
     return page(
-        request, "results.html", **common, report=report, plot=plot, chosen=chosen,
-        matrix=_matrix(labels, chosen), confusions=_confusions(labels, chosen), paper_flops=PAPER_FLOPS,
+        request, "results.html", common, report=report, plot=plot, chosen=chosen,
+        matrix=_matrix(labels, confusion), confusions=_confusions(labels, confusion), paper_flops=PAPER_FLOPS,
         classes=list(zip(labels, chosen["test"]["per_class"], strict=True)), shown=scores_of(report["metric"]),
     )  # fmt: skip
 
@@ -100,7 +101,7 @@ def selection(
 def model(request: Request, job: str, parts: PartsDep, tenant: SignedIn) -> Response:
     """A prediction form, the model files and the current checkpoints."""
     record = parts.jobs.get(tenant, job)
-    return page(request, "model.html", **_model_values(parts, record), answers=None, typed="", paired="")
+    return page(request, "model.html", _model_values(parts, record), answers=None, typed="", paired="")
 
 
 @router.post("/{job}/predict")
@@ -132,7 +133,7 @@ def predict(
     if "hx-request" in request.headers:
         return page(request, "_answers.html", answers=answers)
     context = _model_values(parts, record)
-    return page(request, "model.html", **context, answers=answers, typed=texts, paired=pair)
+    return page(request, "model.html", context, answers=answers, typed=texts, paired=pair)
 
 
 @router.get("/{job}/files/{name:path}", response_class=FileResponse)
@@ -141,7 +142,7 @@ def file(job: str, name: str, parts: PartsDep, tenant: SignedIn) -> FileResponse
     return file_response(parts.artifacts, artifact_of(parts.jobs, parts.jobs.get(tenant, job), "export"), name)
 
 
-def _model_values(parts: Parts, job: JobRecord) -> dict[str, Any]:
+def _model_values(parts: Parts, job: JobRecord) -> dict[str, object]:
     ref = _finished(parts, job, "export")
     return {
         "job": job,
@@ -165,24 +166,22 @@ def _finished(parts: Parts, job: JobRecord, stage: str) -> ManifestRef | None:
         return None
 
 
-def _matrix(labels: list[str], entry: dict[str, Any]) -> list[dict[str, Any]] | None:
+def _matrix(labels: list[str], confusion: list[list[int]]) -> list[dict[str, object]] | None:
     """The confusion matrix: count and shade (share of the row) per cell. None for too many labels."""
     if len(labels) > _CLASSES_IN_MATRIX:
         return None
     rows = []
-    for label, counts in zip(labels, entry["test"]["confusion"], strict=True):
+    for label, counts in zip(labels, confusion, strict=True):
         total = sum(counts)
         cells = [{"count": n, "shade": round(_SHADES * n / total) if total else 0} for n in counts]
         rows.append({"label": label, "cells": cells, "total": total})
     return rows
 
 
-def _confusions(labels: list[str], entry: dict[str, Any]) -> list[dict[str, Any]]:
+def _confusions(labels: list[str], confusion: list[list[int]]) -> list[dict[str, object]]:
     """The pairs of labels that are confused most often."""
-    pairs = [
-        {"true": labels[i], "predicted": labels[j], "count": n, "share": n / sum(counts)}
-        for i, counts in enumerate(entry["test"]["confusion"])
-        for j, n in enumerate(counts)
-        if i != j and n
+    pairs = [(n, i, j) for i, counts in enumerate(confusion) for j, n in enumerate(counts) if i != j and n]
+    return [
+        {"true": labels[i], "predicted": labels[j], "count": n, "share": n / sum(confusion[i])}
+        for n, i, j in sorted(pairs, key=lambda pair: -pair[0])[:10]
     ]
-    return sorted(pairs, key=lambda pair: -pair["count"])[:10]

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import quote
 
 from fastapi import Depends, FastAPI, Request
@@ -119,11 +119,13 @@ def make_environment() -> Environment:
     return environment
 
 
-def page(request: Request, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
+def page(
+    request: Request, template: str, common: Mapping[str, object] | None = None, *, status: int = 200, **values: object
+) -> HTMLResponse:
     """A rendered template. `now`: time of rendering; `partial`: whether a script sent the request."""
     environment: Environment = request.app.state.environment
     text = environment.get_template(template).render(
-        values, now=time.time(), partial="hx-request" in request.headers, path=request.url.path
+        {**(common or {}), **values}, now=time.time(), partial="hx-request" in request.headers, path=request.url.path
     )
     return HTMLResponse(text, status)
 
@@ -189,7 +191,7 @@ _TITLES = {
 
 
 def _failure(
-    request: Request, status: int, title: str, detail: str, errors: Sequence[Mapping[str, Any]] = ()
+    request: Request, status: int, title: str, detail: str, errors: Sequence[Mapping[str, object]] = ()
 ) -> HTMLResponse:
     return page(request, "error.html", status=status, title=title, detail=detail, status_code=status, faults=errors)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Request, Response
 from fastapi import Path as PathParam
@@ -22,7 +22,7 @@ router = APIRouter(prefix="/v1/corpora", tags=["corpora"])
 
 Name = Annotated[str, PathParam(max_length=200)]
 
-_FORM: dict[str, Any] = {
+_FORM: dict[str, object] = {
     "requestBody": {
         "required": True,
         "content": {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
@@ -23,7 +23,7 @@ from tlm_core.wire import Dataset, DatasetCreated, Items, JsonObject, Page
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 
 _FILE = {"type": "string", "format": "binary"}
-_FORM: dict[str, Any] = {
+_FORM: dict[str, object] = {
     "requestBody": {
         "required": True,
         "content": {
@@ -113,7 +113,7 @@ def get(dataset: str, parts: PartsDep, tenant: Tenant) -> Dataset:
 
 
 @router.get("/{dataset}/report", summary="Get the validation report", responses=problems(404))
-def report(dataset: str, parts: PartsDep, tenant: Tenant) -> dict[str, Any]:
+def report(dataset: str, parts: PartsDep, tenant: Tenant) -> dict[str, object]:
     """Return inferred settings with reasons, warnings, labels, text lengths, duplicates and overlap of the splits."""
     return parts.artifacts.read_json(parts.catalog.dataset(tenant, dataset).report, "report.json")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Body, Header, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -52,7 +52,7 @@ def submit(
     response: Response,
     idempotency_key: Key = None,
     dry_run: Annotated[bool, Query(description="Validate and estimate the job without creating it.")] = False,
-) -> Any:
+) -> Job | Response:
     """Create a job and return it when it is stored durably. Repeating the Idempotency-Key returns the same job."""
     if dry_run:
         return JSONResponse(_dry_run(parts, tenant, spec).model_dump(mode="json"))
@@ -124,7 +124,7 @@ def retry(job: str, parts: PartsDep, tenant: Tenant, response: Response, idempot
 )
 def clone(
     job: str,
-    changes: Annotated[dict[str, Any], Body(examples=[{"seeds": [3, 4], "overrides": {"finetune.epochs": 20}}])],
+    changes: Annotated[dict[str, object], Body(examples=[{"seeds": [3, 4], "overrides": {"finetune.epochs": 20}}])],
     parts: PartsDep,
     tenant: Tenant,
     response: Response,
@@ -192,7 +192,7 @@ async def events(
 @router.get("/{job}/metrics", summary="List metric points", responses=problems(404))
 def metrics(
     job: str, parts: PartsDep, tenant: Tenant, after: StreamId = "0", limit: Annotated[int, Query(ge=1, le=5000)] = 1000
-) -> Page[dict[str, Any]]:
+) -> Page[dict[str, object]]:
     """Return metric points in order of arrival. Each has `id`, `at`, `attempt`, `node`, `step` and its values."""
     parts.jobs.get(tenant, job)
     points = parts.jobs.metrics(tenant, job, after=after, limit=limit + 1)
@@ -216,7 +216,7 @@ def series(
 @router.get(
     "/{job}/logs",
     summary="List or stream log lines",
-    response_model=Page[dict[str, Any]],
+    response_model=Page[dict[str, object]],
     responses={
         200: {
             "description": "Lines in order, or a stream of server-sent events: `line` with its id; `end` has the final "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query
 from fastapi.responses import FileResponse, StreamingResponse
@@ -24,7 +24,7 @@ from tlm_core.wire import Checkpoint, Items, Model, Page, Prediction, Selection
 
 router = APIRouter(prefix="/v1/jobs", tags=["results"])
 
-TAR: dict[int | str, dict[str, Any]] = {
+TAR: dict[int | str, dict[str, object]] = {
     200: {
         "description": "A tar archive.",
         "content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}},
@@ -101,7 +101,7 @@ def model_file(job: str, name: str, parts: PartsDep, tenant: Tenant) -> FileResp
 
 
 @router.get("/{job}/report", summary="Get the evaluation report", responses=problems(404, 409))
-def report(job: str, parts: PartsDep, tenant: Tenant) -> dict[str, Any]:
+def report(job: str, parts: PartsDep, tenant: Tenant) -> dict[str, object]:
     """Return test scores, per class and per seed, and the cost of each stage."""
     ref = artifact_of(parts.jobs, parts.jobs.get(tenant, job), "evaluate")
     return parts.artifacts.read_json(ref, "report.json")

@@ -62,7 +62,8 @@ async def readyz(parts: PartsDep) -> Response:
     failures = [f"{name}: {result}" for name, result in checks.items() if result != "ok"]
     if not failures:
         return JSONResponse(checks)
-    return problem_response(problem_body(503, "unavailable", "; ".join(failures), retryable=True, checks=checks))
+    problem = problem_body(503, "unavailable", "; ".join(failures), retryable=True)
+    return problem_response({**problem, "checks": checks})
 
 
 @router.get("/v1/info", summary="Get version and limits", responses=problems())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Header, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -18,7 +18,7 @@ from tlm_core.wire import CorpusLoad, DatasetCreated, Upload
 
 router = APIRouter(tags=["uploads"])
 
-_PART: dict[str, Any] = {
+_PART: dict[str, object] = {
     "requestBody": {
         "required": True,
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}, "example": "bytes"}},

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tlm_core.jobs.spec import PlanInputs
+from tlm_core.jobs.spec import KindOptions, PlanInputs
 from tlm_core.kinds import train
 from tlm_core.stages import PREPARE
 from tlm_core.tasks.task import Task, task_schema
@@ -100,7 +100,7 @@ def run_chain(
     selection: None trains on the task alone.
     """
     done = {"validate": task}
-    for node in train.plan(PlanInputs(None, recipe, tuple(seeds), (), (), None)).nodes:
+    for node in train.plan(PlanInputs(KindOptions(), recipe, tuple(seeds), (), (), None)).nodes:
         inputs = {name: done[source] for name, source in node.inputs.items()}
         if node.stage is PREPARE and selection is not None:
             inputs["selection"] = selection

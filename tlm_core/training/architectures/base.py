@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 from tlm_core.errors import InvalidRecipe
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from tlm_core.training.graph import GraphWriter
     from tlm_core.training.model import Layer
     from tlm_core.training.recipe import Model
@@ -66,7 +68,7 @@ class Shape:
     def head_size(self) -> int:
         return self.hidden // self.heads
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         return asdict(self)
 
     @classmethod
@@ -106,7 +108,7 @@ class Architecture(ABC):
         """Return the shape of a published model, without labels. Raises InvalidRecipe for an unsupported variant."""
 
     @abstractmethod
-    def stock_config(self, shape: Shape, common: dict[str, Any], special_ids: Mapping[str, int]) -> Any:
+    def stock_config(self, shape: Shape, common: dict[str, object], special_ids: Mapping[str, int]) -> PretrainedConfig:
         """Return the `transformers` configuration. common: the arguments that all classes share."""
 
     @abstractmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tlm_core.training.architectures.base import (
     Architecture,
@@ -16,6 +16,8 @@ from tlm_core.training.architectures.base import (
 )
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from tlm_core.training.graph import GraphWriter
     from tlm_core.training.model import Layer
     from tlm_core.training.recipe import Model
@@ -88,12 +90,12 @@ class Bert(Architecture):
         """Return the position embeddings at the start that the published model leaves unused."""
         return 0
 
-    def stock_config(self, shape: Shape, common: dict[str, Any], special_ids: Mapping[str, int]) -> Any:  # noqa: ARG002
+    def stock_config(self, shape: Shape, common: dict[str, object], special_ids: Mapping[str, int]) -> PretrainedConfig:  # noqa: ARG002
         from transformers import BertConfig
 
         return BertConfig(architectures=["BertForSequenceClassification"], **self.bert_arguments(shape), **common)
 
-    def bert_arguments(self, shape: Shape) -> dict[str, Any]:
+    def bert_arguments(self, shape: Shape) -> dict[str, float]:
         """Return the arguments that the configurations of BERT's relatives share."""
         return {
             "max_position_embeddings": shape.positions + shape.skipped,
@@ -131,7 +133,7 @@ class Roberta(Bert):
     def skipped_positions(self, config: Config) -> int:
         return int(config.get("pad_token_id", 1)) + 1
 
-    def stock_config(self, shape: Shape, common: dict[str, Any], special_ids: Mapping[str, int]) -> Any:
+    def stock_config(self, shape: Shape, common: dict[str, object], special_ids: Mapping[str, int]) -> PretrainedConfig:
         from transformers import RobertaConfig
 
         return RobertaConfig(

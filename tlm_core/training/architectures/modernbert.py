@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tlm_core.training.architectures.base import (
     Architecture,
@@ -15,6 +15,8 @@ from tlm_core.training.architectures.base import (
 )
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from tlm_core.training.graph import GraphWriter
     from tlm_core.training.model import Layer
     from tlm_core.training.recipe import Model
@@ -89,7 +91,7 @@ class ModernBert(Architecture):
         del names["encoder.layers.0.attention_norm.weight"]  # the norm of the embeddings takes its place
         return names
 
-    def stock_config(self, shape: Shape, common: dict[str, Any], special_ids: Mapping[str, int]) -> Any:
+    def stock_config(self, shape: Shape, common: dict[str, object], special_ids: Mapping[str, int]) -> PretrainedConfig:
         from transformers import ModernBertConfig
 
         kinds = ["full_attention" if window is None else "sliding_attention" for window in shape.windows]
