@@ -25,6 +25,8 @@ from tlm_core.corpus.states import NearDuplicatesChoice
 from tlm_core.errors import InvalidRequest, StoreUnavailable
 from tlm_core.hub import refuse_folder
 from tlm_core.names import HUB, HUB_NAME, NAME_PATTERN, new_id
+from tlm_core.tables.records import SUPPORTED, format_of
+from tlm_core.tables.textfile import name_without_packing
 from tlm_core.tasks.metrics import METRICS
 from tlm_core.tasks.options import DatasetOptions
 
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
 LoadTask = Callable[[Mapping[str, Path] | str, "DatasetOptions"], tuple["Task", "Report"]]
 # Names of a dataset's files, as regular expressions. Storage uses them as file names, so their length is limited.
 PARTS = ("train", "validation", "test", "test_[a-z]{1,40}", "selection", "file")
-EXTENSIONS = ("jsonl", "ndjson", "json", "csv", "tsv", "tab", "parquet", "pq")
 
 # Paths out of an allowed folder: parent steps, and fsspec's chains of file systems (`zip://…::file://…`).
 _ESCAPE = re.compile(r"::|\\|(^|/)(\.|%2e){2}(/|$)|[\x00-\x1f]", re.IGNORECASE)
@@ -279,7 +280,7 @@ def _check_name(name: str) -> None:
 def _check_corpus(
     name: str, language: str, files: Sequence[ReceivedFile], near_duplicates: str, sources: Sequence[str]
 ) -> None:
-    from tlm_core.corpus.files import format_of
+    from tlm_core.corpus import files as corpus
 
     _check_name(name)
     if not re.fullmatch(r"[a-z]{2,3}", language):
@@ -289,11 +290,8 @@ def _check_corpus(
     if not files and not sources:
         raise InvalidRequest("The form has no file. Send at least one file in the field 'files'.")
     for file in files:
-        if format_of(Path(file.name)) is None:
-            raise InvalidRequest(
-                f"Unknown file type of '{file.name}'. Valid extensions: jsonl, csv, tsv, txt, md, rst (optionally with "
-                ".gz or .zst), parquet."
-            )
+        if corpus.format_of(Path(file.name)) is None:
+            raise InvalidRequest(f"Unknown file type of '{file.name}'. {corpus.SUPPORTED}")
 
 
 def _by_split(files: Mapping[str, ReceivedFile]) -> dict[str, ReceivedFile]:
@@ -313,14 +311,10 @@ def _by_split(files: Mapping[str, ReceivedFile]) -> dict[str, ReceivedFile]:
 
 def _extension(name: str) -> str:
     """The extension of a file name that gives its type, such as .csv.gz. Raises InvalidRequest."""
-    suffixes = [suffix.lower() for suffix in Path(name).suffixes]
-    gzipped = suffixes[-1:] == [".gz"]
-    extension = suffixes[-2:-1] if gzipped else suffixes[-1:]
-    if not extension or extension[0][1:] not in EXTENSIONS:
-        raise InvalidRequest(
-            f"Unknown file type of '{name}'. Valid extensions: {', '.join(EXTENSIONS)} (text formats also with .gz)."
-        )
-    return extension[0] + (".gz" if gzipped else "")
+    unpacked = name_without_packing(name)
+    if format_of(name) is None:
+        raise InvalidRequest(f"Unknown file type of '{name}'. {SUPPORTED}")
+    return (Path(unpacked).suffix + name[len(unpacked) :]).lower()
 
 
 def _write_splits(task: Task, folder: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import redis
+import zstandard
 from fastapi.testclient import TestClient
 
 from services.api.intake import OptionsBody, changed_options
@@ -53,16 +54,16 @@ def test_equal_files_have_equal_digests(api: TestClient) -> None:
     assert upload(api, train=TRAIN + "more,pos\n").json()["digest"] != first["digest"]
 
 
-def test_splits_and_gzipped_files_are_accepted(api: TestClient, gateway: Gateway) -> None:
+def test_splits_and_packed_files_are_accepted(api: TestClient, gateway: Gateway) -> None:
     lines = "".join(json.dumps({"text": f"t {n} {split}", "label": n % 2}) + "\n" for n in range(20) for split in "a")
     files = {
         "train": ("My Data (final).jsonl.gz", gzip.compress(lines.encode())),
-        "test": ("t.tsv", "text\tlabel\nx y\t0\nz w\t1\n"),
+        "test": ("T.TSV.zst", zstandard.compress(b"text\tlabel\nx y\t0\nz w\t1\n")),
     }
     answer = api.post("/v1/datasets", data={"name": "two"}, files=files)
     assert answer.status_code == 201, answer.text
     record = gateway.parts.catalog.dataset(T, "two")
-    assert [f.name for f in gateway.parts.artifacts.manifest(record.raw).files] == ["test.tsv", "train.jsonl.gz"]
+    assert [f.name for f in gateway.parts.artifacts.manifest(record.raw).files] == ["test.tsv.zst", "train.jsonl.gz"]
 
 
 def test_additional_test_sets_require_test(api: TestClient) -> None:

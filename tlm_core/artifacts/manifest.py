@@ -70,4 +70,4 @@ class ManifestRef(_Value):
 
 def mismatch(file: str) -> CorruptArtifact:
     """Return the error for a file that differs from its manifest."""
-    return CorruptArtifact(f"The file {file} does not match its manifest. Restore it or run the stage again.")
+    return CorruptArtifact(f"The file {file} does not match its manifest. Restore it, or retry the job that reads it.")

@@ -95,7 +95,7 @@ def _candidates(path: Path, top_k: int) -> Iterator[list[Candidate]]:
                         position += 1
                 yield candidates
     except (pa.ArrowException, OSError) as error:
-        raise CorruptArtifact(f"Cannot read {path}: {error}. Run the validate stage again.") from error
+        raise CorruptArtifact(f"Cannot read {path}: {error}. Retry the job: tlm retry JOB.") from error
 
 
 def _read(path: Path, texts: Path) -> tuple[list[str], NDArray[np.int32] | None]:

@@ -126,12 +126,12 @@ class Task:
             task = cls(**{**facts, "labels": tuple(facts["labels"]), "splits": splits})
         except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's errors are OSError or ValueError
             raise CorruptArtifact(
-                f"Cannot read the task in {folder} ({error}). Run the validate stage again."
+                f"Cannot read the task in {folder} ({error}). Retry the job: tlm retry JOB."
             ) from error
         schema = task_schema(task.pair, task.metric)
         fits = all(table.schema.equals(schema) for table in splits.values())
         if not fits or task.counts != counts:
-            raise CorruptArtifact(f"The splits in {folder} do not match its task.json. Run the validate stage again.")
+            raise CorruptArtifact(f"The splits in {folder} do not match its task.json. Retry the job: tlm retry JOB.")
         return task
 
 

@@ -215,7 +215,9 @@ class FlatOptimizer:
         """Restore the result of `state`. Raises CorruptArtifact if names or sizes differ from this model's."""
         own = self.state()
         if own.keys() != saved.keys() or any(own[name].shape != saved[name].shape for name in own):
-            raise CorruptArtifact("The checkpoint holds the optimizer state of another model. Restart the stage.")
+            raise CorruptArtifact(
+                "The checkpoint holds the optimizer state of another model. Delete the job, then submit it again."
+            )
         for name, tensor in own.items():
             tensor.copy_(saved[name])
 

@@ -184,7 +184,9 @@ def load_checkpoint(
     optimizer.load_state(load_file(folder / OPTIMIZER))
     data = json.loads((folder / STATE).read_text(encoding="utf-8"))
     if data.keys() != TrainState.__dataclass_fields__.keys():
-        raise CorruptArtifact(f"{folder / STATE} is not a training state of this version. Restart the stage.")
+        raise CorruptArtifact(
+            f"{folder / STATE} is not a training state of this version. Delete the job, then submit it again."
+        )
     data["means"] = LossMeans(**{name: RunningMean(**mean) for name, mean in data["means"].items()})
     best = load_file(folder / BEST) if (folder / BEST).exists() else None
     return TrainState(**data), best

@@ -44,7 +44,7 @@ class ArrayWriter:
         self._file.seek(0)
         self._header()
         if self._file.tell() != self._start:
-            raise CorruptArtifact("The header of a token store outgrew its space. Rerun the stage.")
+            raise CorruptArtifact("The header of a token store outgrew its space. Report this error.")
         self._file.close()
 
 
@@ -80,7 +80,7 @@ class TokenStore:
         self.tokens: npt.NDArray[np.uint16 | np.uint32] = np.load(folder / f"{name}.tokens.npy", mmap_mode="r")
         self.offsets: Ints = np.load(folder / f"{name}.offsets.npy", mmap_mode="r")
         if int(self.offsets[-1]) != len(self.tokens):
-            raise CorruptArtifact(f"The token store '{name}' is truncated. Rerun the prepare stage.")
+            raise CorruptArtifact(f"The token store '{name}' is truncated. Retry the job: tlm retry JOB.")
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

@@ -79,7 +79,7 @@ def test_inconsistent_task_files_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(CorruptArtifact, match="do not match"):
         Task.read(tmp_path / "out")
     (tmp_path / "out" / "train.parquet").write_bytes(b"PAR1")
-    with pytest.raises(CorruptArtifact, match="Run the validate stage again"):
+    with pytest.raises(CorruptArtifact, match="Retry the job: tlm retry JOB"):
         Task.read(tmp_path / "out")
     with pytest.raises(CorruptArtifact):
         Task.read(tmp_path / "absent")
