@@ -161,6 +161,8 @@ def _describe(event: JobEvent) -> str | None:
             return f"{data.get('node', data.get('stage'))} is done"
         case "job.requeued":
             return f"attempt {event.attempt} failed, retry in {data.get('delay_seconds')} s: {data.get('message')}"
+        case "stage.warning":
+            return f"warning: {data.get('message')}"
         case "job.waiting":
             return f"waiting: {data.get('message')}"
         case "job.failed":

@@ -38,22 +38,22 @@ def total_cost(report: Report, quantity: str) -> float | None:
 
 
 def report_items(report: Report) -> list[Item]:
-    """Return the test scores beside the majority baseline, or the text of a study; then the cost."""
+    """Return the test scores beside the majority baseline, or the text of a study; then the warnings and the cost."""
     flops, tokens, seconds = (total_cost(report, quantity) for quantity in ("flops", "tokens", "seconds"))
     parts = (
         "FLOPs unknown" if flops is None else f"{flops:.2e} FLOPs",
         "tokens unknown" if tokens is None else f"{tokens:,.0f} tokens",
         "time unknown" if seconds is None else f"{seconds:,.0f} s",
     )
-    cost = f"Cost: {', '.join(parts)}"
+    rest = [*(f"Warning: {message}" for message in report.get("warnings", ())), f"Cost: {', '.join(parts)}"]
     if "words" in report:
-        return [str(report["words"]), cost]
+        return [str(report["words"]), *rest]
     rows = [
         (score, mean_and_spread(report, score), format_score(report_score(report, "majority", score)))
         for score in scores_shown(report["metric"])
     ]
     seeds = len(report["seeds"])
-    return [table(("test score", f"mean of {seeds} seed{'s' if seeds != 1 else ''}", "majority class"), rows), cost]
+    return [table(("test score", f"mean of {seeds} seed{'s' if seeds != 1 else ''}", "majority class"), rows), *rest]
 
 
 def estimate_items(estimate: Estimate) -> list[Item]:

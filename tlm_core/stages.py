@@ -11,11 +11,11 @@ from tlm_core.training.stage import Place, Stage, worker
 VALIDATE = Stage("validate", Place.COORDINATOR, "tlm_core.tasks.validate:validate_stage", 2, params.ValidateParams)
 SELECT = Stage("select", Place.RETRIEVER, "", 5, params.SelectParams)
 # Preparing text needs no torch, so workers start it seconds earlier and with half the memory.
-PREPARE = worker("prepare", "tlm_core.training.prepare:prepare", 6, params.PrepareParams, needs_torch=False)
+PREPARE = worker("prepare", "tlm_core.training.prepare:prepare", 7, params.PrepareParams, needs_torch=False)
 JOINT = worker("joint", "tlm_core.training.stages:joint", 6, params.JointParams)
 FINETUNE = worker("finetune", "tlm_core.training.stages:finetune", 4, params.FinetuneParams)
 CHOOSE = worker("choose", "tlm_core.training.stages:choose", 1, params.ChooseParams)
-EVALUATE = worker("evaluate", "tlm_core.training.evaluate:evaluate", 4, params.SeedsParams)
+EVALUATE = worker("evaluate", "tlm_core.training.evaluate:evaluate", 5, params.SeedsParams)
 EXPORT = worker("export", "tlm_core.training.export:export", 3, params.ExportParams)
 
 SHARED_STAGES = (VALIDATE, SELECT, PREPARE, JOINT, FINETUNE, CHOOSE, EVALUATE, EXPORT)

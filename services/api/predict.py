@@ -51,7 +51,7 @@ class Model:
         from tlm_core.training.tokenizer import windows_of
 
         encoded = self.tokenizer.encode_batch(list(texts) if pairs is None else list(zip(texts, pairs, strict=True)))
-        cut = [windows_of(encoding, self.windows) for encoding in encoded]
+        cut = [windows_of(encoding, self.windows)[0] for encoding in encoded]
         result = np.empty((len(texts), len(self.labels)), np.float32)
         # Batch texts of equally many windows and similar length, because padding costs as much time as text.
         order = sorted(range(len(texts)), key=lambda i: (len(cut[i]), len(cut[i][0].ids)))

@@ -27,7 +27,7 @@ def test_results_show_scores_classes_confusions_and_costs(filled: tuple[Gateway,
     report = browser.get(f"/v1/jobs/{contents.jobs['succeeded']}/report", headers=AUTH).json()
     mean, spread = report["mean"]["test"]["macro_f1"], report["spread"]["test"]["macro_f1"]
     assert f"{mean:.3f} ± {spread:.3f} macro-F1" in words
-    assert all(label in words for label in LABELS)
+    assert all(label in words for label in LABELS) and report["warnings"][0] in words
     assert "4.1 × 10¹³ FLOPs The paper’s small scale takes 3.2 × 10¹⁸ FLOPs, 79,000 times as many" in words
     confusion = report["seeds"][2]["test"]["confusion"]
     cells = re.findall(r'<td class="s\d(?: right)?">(\d+)</td>', text)

@@ -73,7 +73,9 @@ def part(ctx: StageContext[PartParams]) -> dict[str, Any]:
         counts[name], window_counts[name] = len(members), len(windows)
     no_cost = dict.fromkeys(("flops", "tokens", "seconds", "gpu_seconds"), 0.0)
     changes = {"labels": facts["labels"], "metric": facts["metric"], "task": facts["name"], "cost": no_cost}
-    data = {**source.facts, **changes, "tokens": tokens, "windows": window_counts, "counts": counts, "passages": 0}
+    # The merged task's number of cut texts is not that of the part.
+    shared = {name: value for name, value in source.facts.items() if name not in ("cut_texts", "warnings")}
+    data = {**shared, **changes, "tokens": tokens, "windows": window_counts, "counts": counts, "passages": 0}
     (ctx.out / "data.json").write_text(json.dumps(data, ensure_ascii=False, indent=1), encoding="utf-8")
     for statistics in ("log_frequency.npy", "vectors.npy"):
         if (source.folder / statistics).exists():

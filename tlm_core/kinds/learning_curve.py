@@ -39,7 +39,7 @@ from tlm_core.training.stage import Place, Stage, worker
 SIZES = Stage("sizes", Place.COORDINATOR, "tlm_core.studies.subsets:sizes", 2, SizesParams)
 SUBSET = Stage("subset", Place.COORDINATOR, "tlm_core.studies.subsets:subset", 2, SubsetParams)
 BILSTM = worker("bilstm", "tlm_core.studies.stages:bilstm", 4, BilstmParams)
-EVALUATE_BILSTM = worker("evaluate_bilstm", "tlm_core.studies.stages:evaluate_bilstm", 2, SeedsParams)
+EVALUATE_BILSTM = worker("evaluate_bilstm", "tlm_core.studies.stages:evaluate_bilstm", 3, SeedsParams)
 CURVE = worker("curve", "tlm_core.studies.curve:curve", 10, CurveParams)
 
 WITH_TLM = {"tlm", "bilstm_tlm"}

@@ -47,6 +47,7 @@ def model_card(report: Facts, facts: Facts, recipe: CardRecipe) -> str:
         "## Limits",
         "- The model may have memorized parts of its training texts. Treat the weights with the care that these need.",
         *_lengths(facts),
+        *(f"- {warning}" for warning in report.get("warnings", ())),
         "- The scores hold for texts like those of the test split. Nothing else was measured.",
         "",
         "## Recipe",

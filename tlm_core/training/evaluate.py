@@ -155,6 +155,8 @@ def report_of(folders: Mapping[int, Path], prepared: Prepared, task: Task, predi
         **over_seeds(seeds),
         "majority": {split: _majority(prepared, task, split) for split in ("validation", *tests_of(prepared))},
         "best_seed": best["seed"],
+        "cut_texts": prepared.facts.get("cut_texts", {}),
+        "warnings": prepared.facts.get("warnings", []),
         "cost": total_cost([{"prepare": prepared.facts["cost"]}, *(entry["cost"] for entry in seeds)]),
     }
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator
-from itertools import chain
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +67,7 @@ def prepare(ctx: StageContext[PrepareParams]) -> dict[str, Any]:
         "special_ids": ids,
         "tokens": {},
         "windows": {},
+        "cut_texts": {},
     }
     facts["passages"] = _passages(ctx.out, tokenizer, size, selection, facts["tokens"], progress) if selection else 0
     if selection and (selection / "selection.json").exists():
@@ -75,8 +75,12 @@ def prepare(ctx: StageContext[PrepareParams]) -> dict[str, Any]:
     cut_into_windows(tokenizer, max_length, windows)
     for split in task.counts:
         writer = StoreWriter(ctx.out, split, size)
-        facts["windows"][split] = _split(ctx.out, tokenizer, writer, task, split, windows, progress)
+        counts = _split(ctx.out, tokenizer, writer, task, split, windows, progress)
+        facts["windows"][split], facts["cut_texts"][split] = counts
         facts["tokens"][split] = writer.total
+    facts["warnings"] = _cut_warnings(facts)
+    for message in facts["warnings"]:
+        ctx.report.event("stage.warning", message=message)
     facts["cost"] = {"flops": 0.0, "tokens": sum(facts["tokens"].values())}
     if ctx.params.vector_width is not None:
         facts["cost"] |= _count(ctx.out, facts, ctx.params.vector_width)
@@ -157,17 +161,32 @@ def _passages(
     return count
 
 
+def _cut_warnings(facts: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each split with texts that the model does not read to their ends."""
+    length, windows = f"{facts['max_length']} tokens", facts["max_windows"]
+    limit = f"{windows} windows of {length}" if windows > 1 else length
+    remedy = "model.max_length" if facts["pair"] else "model.max_length or model.windows"
+    return [
+        f"{cut:,} of {facts['counts'][split]:,} {split} texts are longer than {limit}; the model does not read their "
+        f"ends. Raise {remedy}."
+        for split, cut in facts["cut_texts"].items()
+        if cut
+    ]
+
+
 def _split(
     out: Path, tokenizer: Tokenizer, writer: StoreWriter, task: Task, split: str, limit: int, progress: _Counter
-) -> int:
-    """Write a split's texts, each as at most `limit` windows. Return the number of all windows."""
+) -> tuple[int, int]:
+    """Write a split's texts, each as at most `limit` windows. Return the numbers of all windows and of longer texts."""
     second = ArrayWriter(out / f"{split}.second.npy", np.int64) if task.pair else None
     counts: list[int] = []
+    cut = 0
     with writer as store:
         for encodings in _encodings(tokenizer, task, split):
-            windows = [[window.ids for window in windows_of(encoding, limit)] for encoding in encodings]
-            store.add(list(chain.from_iterable(windows)))
-            counts += map(len, windows)
+            windows = [windows_of(encoding, limit) for encoding in encodings]
+            store.add([window.ids for of_text, _ in windows for window in of_text])
+            counts += [len(of_text) for of_text, _ in windows]
+            cut += sum(longer for _, longer in windows)
             if second:
                 second.append([_second_begins(encoding.sequence_ids) for encoding in encodings])
             progress.add(len(encodings))
@@ -176,7 +195,7 @@ def _split(
     np.save(out / f"{split}.texts.npy", np.repeat(np.arange(len(counts)), counts))
     np.save(out / f"{split}.labels.npy", task.targets(split))
     np.save(out / f"{split}.rows.npy", task.rows(split))
-    return sum(counts)
+    return sum(counts), cut
 
 
 def _encodings(tokenizer: Tokenizer, task: Task, split: str) -> Iterator[list[Encoding]]:

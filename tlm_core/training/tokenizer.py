@@ -87,9 +87,10 @@ def cut_into_windows(tokenizer: Tokenizer, max_length: int, windows: int) -> Non
     tokenizer.enable_truncation(max_length, stride=max_length // 4 if windows > 1 else 0, strategy="longest_first")
 
 
-def windows_of(encoding: Encoding, windows: int) -> list[Encoding]:
-    """Return the first `windows` windows of a text."""
-    return [encoding, *encoding.overflowing[: windows - 1]]
+def windows_of(encoding: Encoding, windows: int) -> tuple[list[Encoding], bool]:
+    """Return the first `windows` windows of a text, and whether it has more."""
+    further = encoding.overflowing
+    return [encoding, *further[: windows - 1]], len(further) >= windows
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int]:

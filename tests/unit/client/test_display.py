@@ -34,13 +34,19 @@ def test_stage_is_printed_at_its_start_and_every_ten_seconds() -> None:
     assert [line.split()[-1] for line in lines[1:]] == ["0/100", "10/100", "20/100", "1/100"]
 
 
-def test_failed_attempt_and_waiting_job_show_their_reasons() -> None:
+def test_failed_attempt_waiting_and_warning_show_their_message() -> None:
     display, out = plain([0.0])
     with display:
         event = JobEvent(type="job.requeued", attempt=1, data={"message": "[a] worker died", "delay_seconds": 2})
         display.job_event(event)
         display.job_event(JobEvent(type="job.waiting", attempt=1, data={"message": "no room yet"}))
-    assert out.getvalue() == "attempt 1 failed, retry in 2 s: [a] worker died\nwaiting: no room yet\n"
+        display.job_event(JobEvent(type="stage.warning", attempt=1, data={"message": "3 texts are cut"}))
+    lines = out.getvalue().splitlines()
+    assert lines == [
+        "attempt 1 failed, retry in 2 s: [a] worker died",
+        "waiting: no room yet",
+        "warning: 3 texts are cut",
+    ]
 
 
 def test_corpus_upload_shows_rate_and_time_left() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -86,6 +87,7 @@ def test_pairs_are_truncated_to_one_window(tmp_path: Path) -> None:
     prepared = Prepared(run_stage(PREPARE, {"task": task}, PrepareParams.of(RECIPE), tmp_path / "prepared"))
     split = prepared.split("train")
     assert len(split.store) == len(split) and split.store.lengths.max() == LENGTH
+    assert prepared.facts["warnings"][0].endswith("Raise model.max_length.")
     assert prepared.max_windows == 1
 
 
@@ -138,6 +140,34 @@ def test_service_predicts_the_same_from_the_texts(chain: Mapping[str, Path], pre
 def test_card_states_how_long_texts_are_read(chain: Mapping[str, Path]) -> None:
     card = (chain["export"] / "model" / "README.md").read_text()
     assert f"up to {WINDOWS} windows of {LENGTH}" in card
+    assert json.loads((chain["evaluate"] / "report.json").read_text())["warnings"][0] in card
+
+
+@pytest.mark.parametrize(
+    ("over", "limit", "remedy"),
+    [({}, 36, "3 windows of 16 tokens"), ({"windows": 1}, 16, "16 tokens"), ({"max_length": 512}, 9_999, "")],
+)
+def test_texts_that_are_cut_are_counted_with_a_warning(
+    over: dict[str, int], limit: int, remedy: str, chain: Mapping[str, Path], tmp_path: Path
+) -> None:
+    report, params = LocalReporter(), PrepareParams.of(RECIPE).model_copy(update=over)
+    prepared = Prepared(run_stage(PREPARE, {"task": chain["task"]}, params, tmp_path / "prepared", report))
+    cut = {split: sum(len(ids) + 2 > limit for ids in whole(chain, split)) for split in prepared.facts["counts"]}
+    assert prepared.facts["cut_texts"] == cut and (cut["train"] > 0) == bool(remedy)
+    expected = [
+        f"{cut[split]} of {len(whole(chain, split))} {split} texts are longer than {remedy}; the model does not read "
+        "their ends. Raise model.max_length or model.windows."
+        for split in cut
+        if cut[split]
+    ]
+    assert prepared.facts["warnings"] == expected
+    assert [data["message"] for kind, data in report.events if kind == "stage.warning"] == expected
+
+
+def test_report_counts_the_texts_that_are_cut(chain: Mapping[str, Path], prepared: Prepared) -> None:
+    report = json.loads((chain["evaluate"] / "report.json").read_text())
+    assert report["cut_texts"] == prepared.facts["cut_texts"] and report["cut_texts"]["test"] > 0
+    assert report["warnings"] == prepared.facts["warnings"]
 
 
 def test_artifact_of_an_earlier_release_has_one_window_per_text(chain: Mapping[str, Path], tmp_path: Path) -> None:
