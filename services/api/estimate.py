@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
-from services.api.work import Texts, Work, length_of, sizes_of, work_of
+from services.api.work import Texts, Work, length_of, shape_of, work_of
 from services.common.catalog import Catalog
 from services.common.jobstore import JobStore
 from services.common.situation import Situation
@@ -16,6 +16,7 @@ from tlm_core.jobs.plan import Node, Plan, plan_of
 from tlm_core.jobs.spec import JobRecord, JobSpec, Resolved
 from tlm_core.jobs.states import State
 from tlm_core.studies.params import SubsetParams
+from tlm_core.training.architectures import architecture_of
 from tlm_core.training.memory import MICRO_ROWS, training_bytes
 from tlm_core.training.params import FinetuneParams, JointParams, PrepareParams, TrainParams
 from tlm_core.training.recipe import auto_length
@@ -76,10 +77,10 @@ class Estimator:
         texts = [replace(work, passages=passages) for work in texts]
         work = {node.name: work_of(node, _texts_of(plan, node, texts)) for node in plan.nodes}
         stages = list(_stages(job, plan, done, work, history))
-        sizes = sizes_of(recipe.model, texts[0])
+        shape = shape_of(recipe.model, texts[0])
         gpu_hours, gpu_reason = _gpu_hours(spec.workers, plan, stages, history)
         counted = (
-            "counted from the sizes of model and texts" if sizes else "the sizes of a published encoder are unknown"
+            "counted from the sizes of model and texts" if shape else "the sizes of a published encoder are unknown"
         )
         masked = recipe.joint.highest_mask_rate if recipe.joint.enabled else 0.0
         rows = min(recipe.joint.at_length(length_of(recipe.model, texts[0]), recipe.model).batch_rows, MICRO_ROWS)
@@ -90,7 +91,9 @@ class Estimator:
             seconds=_total(stage.seconds for stage in stages),
             flops=_total(stage.flops for stage in trained),
             tokens=_total(stage.tokens for stage in trained),
-            memory_bytes=training_bytes(sizes, sizes.parameters, rows, masked) if sizes else None,
+            memory_bytes=training_bytes(shape, architecture_of(shape).parameters(shape), rows, masked)
+            if shape
+            else None,
             disk_bytes=_disk_bytes(plan, texts),
             gpu_hours=gpu_hours,
             passages=passages,
@@ -271,11 +274,11 @@ def _disk_bytes(plan: Plan, texts: Sequence[Texts]) -> int | None:
     for node in plan.nodes:
         own = _texts_of(plan, node, texts)
         if isinstance(node.params, JointParams | FinetuneParams):
-            sizes = sizes_of(node.params.model, own)
-            if sizes is None:
+            shape = shape_of(node.params.model, own)
+            if shape is None:
                 return None
-            total += 4 * (sizes.parameters if isinstance(node.params, JointParams) else sizes.exported)
-            exported = 4 * sizes.exported
+            exported = 4 * architecture_of(shape).exported_parameters(shape)
+            total += 4 * architecture_of(shape).parameters(shape) if isinstance(node.params, JointParams) else exported
         elif isinstance(node.params, PrepareParams):
             tokens = own.task_tokens + own.passages * own.passage_tokens
             total += own.passages * _PASSAGE_BYTES + tokens * (2 if (own.vocab or 0) < 2**16 else 4)

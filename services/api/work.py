@@ -8,33 +8,9 @@ from dataclasses import dataclass
 
 from tlm_core.jobs.plan import Node
 from tlm_core.training import flops
-from tlm_core.training.architectures import architecture_of
+from tlm_core.training.architectures import Shape, architecture_of, scratch_shape
 from tlm_core.training.params import FinetuneParams, JointParams, SeedsParams, TuneParams
 from tlm_core.training.recipe import AUTO_LENGTHS, OWN_STARTS, Model
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Sizes of a model that is trained from scratch."""
-
-    layers: int
-    hidden: int
-    heads: int
-    intermediate: int
-    max_length: int
-    vocab: int
-    labels: int
-    architecture: str
-
-    @property
-    def exported(self) -> int:
-        """Parameters of encoder and task head."""
-        return architecture_of(self).exported_parameters(self)
-
-    @property
-    def parameters(self) -> int:
-        """Parameters of encoder and both heads, without small vectors."""
-        return self.exported + architecture_of(self).vocabulary_parameters(self)
 
 
 @dataclass(frozen=True)
@@ -76,14 +52,12 @@ def length_of(model: Model, texts: Texts) -> int:
     return texts.auto_length if model.max_length == "auto" else model.max_length
 
 
-def sizes_of(model: Model, texts: Texts) -> Sizes | None:
-    """The sizes of a model; None for a published encoder, whose sizes are known only after it is loaded."""
+def shape_of(model: Model, texts: Texts) -> Shape | None:
+    """The shape of a model; None for a published encoder, whose shape is known only after it is loaded."""
     if model.init not in OWN_STARTS or texts.vocab is None:
         return None
-    return Sizes(
-        model.layers, model.hidden, model.heads, model.intermediate, length_of(model, texts), texts.vocab,
-        texts.labels, architecture=model.architecture,
-    )  # fmt: skip
+    model = model.model_copy(update={"max_length": length_of(model, texts)})
+    return scratch_shape(model, texts.vocab, texts.labels)
 
 
 def work_of(node: Node, texts: Texts) -> Work | None:
@@ -94,8 +68,8 @@ def work_of(node: Node, texts: Texts) -> Work | None:
     """
     params, rows = node.params, texts.rows
     if isinstance(params, JointParams):
-        sizes = sizes_of(params.model, texts)
-        return _joint_work(params, sizes, texts) if sizes else None
+        shape = shape_of(params.model, texts)
+        return _joint_work(params, shape, texts) if shape else None
     if isinstance(params, TuneParams):
         return _finetune_work(params, texts)
     match node.stage.name:
@@ -111,15 +85,15 @@ def work_of(node: Node, texts: Texts) -> Work | None:
     return Work(1.0)
 
 
-def _joint_work(params: JointParams, sizes: Sizes, texts: Texts) -> Work:
+def _joint_work(params: JointParams, shape: Shape, texts: Texts) -> Work:
     """The joint stage of one seed. A budget in seconds counts as one step."""
-    joint, optimizer = params.joint.at_length(sizes.max_length, params.model), params.optimizer.name
+    joint, optimizer = params.joint.at_length(shape.max_length, params.model), params.optimizer.name
     rate = (joint.mask_rate + (joint.mask_rate if joint.mask_rate_end is None else joint.mask_rate_end)) / 2
-    task, retrieved = joint.task_batch * texts.tokens, float(joint.batch_rows * sizes.max_length)
+    task, retrieved = joint.task_batch * texts.tokens, float(joint.batch_rows * shape.max_length)
     on_task = _step(
-        sizes, task, rate * task if joint.mlm_on_task else 0.0, joint.task_batch * joint.task_loss, optimizer
+        shape, task, rate * task if joint.mlm_on_task else 0.0, joint.task_batch * joint.task_loss, optimizer
     )
-    on_passages = _step(sizes, retrieved, rate * retrieved, 0, optimizer)
+    on_passages = _step(shape, retrieved, rate * retrieved, 0, optimizer)
     # A cycle has rho1 steps on passages and one step on the task (paper section 3.2).
     share = 1 / (joint.rho1 + 1) if joint.task_loss or joint.mlm_on_task else 0.0
     share = share if texts.passages else 1.0
@@ -135,17 +109,17 @@ def _finetune_work(params: TuneParams, texts: Texts) -> Work | None:
     tokens = steps * batch * texts.tokens
     if not isinstance(params, FinetuneParams):
         return Work(tokens, steps, tokens)
-    if (sizes := sizes_of(params.model, texts)) is None:
+    if (shape := shape_of(params.model, texts)) is None:
         return None
-    total = steps * _step(sizes, batch * texts.tokens, 0.0, batch, params.optimizer.name)
+    total = steps * _step(shape, batch * texts.tokens, 0.0, batch, params.optimizer.name)
     return Work(total, steps, tokens, total)
 
 
-def _step(sizes: Sizes, tokens: float, masked: float, documents: int, optimizer: str) -> float:
+def _step(shape: Shape, tokens: float, masked: float, documents: int, optimizer: str) -> float:
     """FLOPs of one step on `tokens` tokens in full rows. Products are linear in each argument, so means are exact."""
-    row = flops.forward(sizes, 1, sizes.max_length, 0, 0)
-    head = flops.forward(sizes, 0, sizes.max_length, 1, 0)
-    task = flops.forward(sizes, 0, sizes.max_length, 0, 1)
-    products = math.ceil(tokens / sizes.max_length) * row + masked * head + documents * task
-    update = flops.newton_schulz(architecture_of(sizes).matrices(sizes)) if optimizer == "muon" else 0.0
+    row = flops.forward(shape, 1, shape.max_length, 0, 0)
+    head = flops.forward(shape, 0, shape.max_length, 1, 0)
+    task = flops.forward(shape, 0, shape.max_length, 0, 1)
+    products = math.ceil(tokens / shape.max_length) * row + masked * head + documents * task
+    update = flops.newton_schulz(architecture_of(shape).matrices(shape)) if optimizer == "muon" else 0.0
     return flops.FORWARD_AND_BACKWARD * products + update

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tlm_core.training.architectures import Sizes, architecture_of
+from tlm_core.training.architectures import Shape, architecture_of
 
 # The backward pass computes two products for each one of the forward pass: by the inputs and by the weights.
 FORWARD_AND_BACKWARD = 3
 
 
-def forward(sizes: Sizes, rows: int, length: int, masked: int, documents: int) -> float:
+def forward(shape: Shape, rows: int, length: int, masked: int, documents: int) -> float:
     """Return the FLOPs of the matrix products in one forward pass over [rows, length] positions.
 
     Padding counts too, because the model computes it.
     """
-    encoder = sizes.layers * rows * length * architecture_of(sizes).layer_products(sizes, length)
-    vocabulary = masked * sizes.hidden * (sizes.hidden + sizes.vocab)
-    task = documents * sizes.hidden * (sizes.hidden + sizes.labels)
+    encoder = shape.layers * rows * length * architecture_of(shape).layer_products(shape, length)
+    vocabulary = masked * shape.hidden * (shape.hidden + shape.vocab)
+    task = documents * shape.hidden * (shape.hidden + shape.labels)
     return 2.0 * (encoder + vocabulary + task)
 
 

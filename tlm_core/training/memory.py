@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from tlm_core.training.architectures import Sizes, architecture_of
+from tlm_core.training.architectures import Shape, architecture_of
 
 MICRO_ROWS = 64  # rows processed at once where memory allows
 
@@ -31,26 +31,26 @@ _USABLE = 0.8
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
-def training_bytes(sizes: Sizes, parameters: int, rows: int, masked: float = 0.0) -> int:
+def training_bytes(shape: Shape, parameters: int, rows: int, masked: float = 0.0) -> int:
     """Return the bytes that training needs with `rows` rows in float32, without the libraries.
 
     They hold weights, gradient, two moments, the best weights so far, and both passes. masked: share of masked tokens.
     On a CPU the result is within 15 % of measurements for encoders of 3 to 6 layers, 192 to 384 wide.
     """
-    forward = sizes.layers * architecture_of(sizes).layer_floats(sizes, 3 * sizes.heads)
+    forward = shape.layers * architecture_of(shape).layer_floats(shape, 3 * shape.heads)
     # At its peak the backward pass holds as much again. Before that, the vocabulary's loss holds one exponential for
     # each masked token and vocabulary entry.
-    position = max(2.0 * forward, forward + masked * sizes.vocab)
-    return int(_BYTES * (5 * parameters + rows * sizes.max_length * position))
+    position = max(2.0 * forward, forward + masked * shape.vocab)
+    return int(_BYTES * (5 * parameters + rows * shape.max_length * position))
 
 
-def predicting_bytes(sizes: Sizes, parameters: int, rows: int) -> int:
+def predicting_bytes(shape: Shape, parameters: int, rows: int) -> int:
     """Return the bytes of validation with `rows` rows. Its forward pass holds one layer at a time.
 
     Memory that fits training with some rows fits validation with twice as many.
     """
-    position = architecture_of(sizes).layer_floats(sizes, 2 * sizes.heads + 1)
-    return _BYTES * (5 * parameters + rows * sizes.max_length * position)
+    position = architecture_of(shape).layer_floats(shape, 2 * shape.heads + 1)
+    return _BYTES * (5 * parameters + rows * shape.max_length * position)
 
 
 def rows_at_once(device: str, workers: int, most: int, count: Callable[[int], int]) -> int:

@@ -6,8 +6,9 @@ import re
 
 import pytest
 
-from services.api.work import Texts, sizes_of
+from services.api.work import Texts, shape_of
 from tests.support import ROOT
+from tlm_core.training.architectures import architecture_of
 from tlm_core.training.recipe import Recipe, resolve
 
 PAGE = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
@@ -25,10 +26,10 @@ def test_each_scale_has_a_row() -> None:
 def test_row_matches_its_preset(row: tuple[str, ...]) -> None:
     name, scale, layers, width, millions, amount, unit = row
     recipe = resolve(name, scale)
-    sizes = sizes_of(recipe.model, Texts({}, 0.0, 7, recipe.tokenizer.vocab_size))
-    assert sizes is not None
-    assert (sizes.layers, sizes.hidden) == (int(layers), int(width))
-    assert f"{sizes.exported / 1e6:.1f}" == millions
+    shape = shape_of(recipe.model, Texts({}, 0.0, 7, recipe.tokenizer.vocab_size))
+    assert shape is not None
+    assert (shape.layers, shape.hidden) == (int(layers), int(width))
+    assert f"{architecture_of(shape).exported_parameters(shape) / 1e6:.1f}" == millions
     assert getattr(recipe.joint.budget, unit) == int(amount.replace(",", ""))
 
 

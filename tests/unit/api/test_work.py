@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from services.api.work import Texts, sizes_of, work_of
+from services.api.work import Texts, shape_of, work_of
 from tests.unit.training.made import made_prepared, tiny
 from tlm_core.jobs.nodes import finetune_nodes, joint_node
 from tlm_core.training import stages
+from tlm_core.training.architectures import architecture_of
 from tlm_core.training.objective import step_flops
 from tlm_core.training.optim import FlatOptimizer
 from tlm_core.training.prepared import FinetuneBatches, JointBatches, Prepared
@@ -32,10 +33,12 @@ def test_counted_work_matches_the_training_loop(over: dict[str, Any], tmp_path: 
     counts, passages = prepared.facts["tokens"], prepared.facts["passages"]
     rows, vocab = {"train": 60, "validation": 24, "test": 30}, prepared.vocabulary.size
     texts = Texts(rows, counts["train"] / 60, 3, vocab, passages)
-    sizes = sizes_of(recipe.model, texts)
-    assert sizes is not None
+    shape = shape_of(recipe.model, texts)
+    assert shape is not None
     model = stages.build(recipe.model, prepared, 0)
-    assert sizes.parameters == pytest.approx(sum(p.numel() for p in model.parameters()), rel=0.05)
+    assert architecture_of(shape).parameters(shape) == pytest.approx(
+        sum(p.numel() for p in model.parameters()), rel=0.05
+    )
 
     optimizer = FlatOptimizer(model, recipe.joint.optimizer, ("encoder", "vocabulary", "task"))
     expected = work_of(joint_node(recipe, 0, "joint.s0"), texts)
@@ -58,6 +61,6 @@ def test_counted_work_matches_the_training_loop(over: dict[str, Any], tmp_path: 
     assert flops == pytest.approx(expected.flops, rel=0.2)
 
 
-def test_sizes_of_a_published_encoder_are_unknown() -> None:
+def test_shape_of_a_published_encoder_is_unknown() -> None:
     model = tiny(model__init="hub:some/encoder", tokenizer__source="hub:some/encoder").model
-    assert sizes_of(model, Texts({"train": 60}, 20.0, 3, 900)) is None
+    assert shape_of(model, Texts({"train": 60}, 20.0, 3, 900)) is None

@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from services.api.work import Sizes
 from tests.unit.training.made import made_selection, made_task, run_chain, tiny
 from tlm_core.compression.masks import Mask
 from tlm_core.compression.sliced import sliced, widened
@@ -20,7 +19,6 @@ from tlm_core.training.architectures import ARCHITECTURES, Shape, architecture_n
 from tlm_core.training.architectures.base import with_bias
 from tlm_core.training.architectures.bert import Bert, encoder_names, qkv_names
 from tlm_core.training.architectures.table import Entry
-from tlm_core.training.memory import training_bytes
 from tlm_core.training.model import TaskModel, classifier_size, initialize
 from tlm_core.training.state import weights
 
@@ -70,14 +68,14 @@ def test_registered_architecture_trains_exports_and_prunes(electra: Electra, tmp
 @pytest.mark.parametrize("name", [name for name, entry in ARCHITECTURES.items() if entry.from_scratch])
 def test_estimates_count_the_parameters_of_the_model(name: str) -> None:
     recipe = tiny(model__architecture=name).model
-    model = TaskModel(scratch_shape(recipe, 300, 3))
-    sizes = Sizes(2, 32, 2, 48, 48, 300, 3, name)
+    architecture, shape = architecture_named(name), scratch_shape(recipe, 300, 3)
+    model = TaskModel(shape)
     vectors = sum(p.numel() for n, p in model.named_parameters() if p.ndim == 1 and not n.startswith("vocabulary.out"))
     total = sum(p.numel() for p in model.parameters())
-    assert sizes.parameters == pytest.approx(total - vectors, abs=4)
-    assert sizes.exported <= classifier_size(model) <= sizes.exported + vectors
-    assert training_bytes(sizes, total, 2) == training_bytes(model.shape, total, 2)
-    matrices = architecture_named(name).matrices(sizes)
+    assert architecture.parameters(shape) == pytest.approx(total - vectors, abs=4)
+    exported = architecture.exported_parameters(shape)
+    assert exported <= classifier_size(model) <= exported + vectors
+    matrices = architecture.matrices(shape)
     stacked = [p for n, p in model.encoder.layers.named_parameters() if p.ndim == 2]
     assert sum(rows * columns * count for (rows, columns), count in matrices.items()) == sum(p.numel() for p in stacked)
 

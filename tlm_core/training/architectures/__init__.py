@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tlm_core.training.architectures.base import Architecture, Shape, Sizes
+from tlm_core.training.architectures.base import Architecture, Shape
 from tlm_core.training.architectures.table import ARCHITECTURES, architecture_named
 
 __all__ = [
     "ARCHITECTURES",
     "Architecture",
     "Shape",
-    "Sizes",
     "architecture_named",
     "architecture_of",
     "scratch_shape",
@@ -21,9 +20,9 @@ if TYPE_CHECKING:
     from tlm_core.training.recipe import Model
 
 
-def architecture_of(sizes: Shape | Sizes) -> Architecture:
+def architecture_of(shape: Shape) -> Architecture:
     """Return the architecture of a shape."""
-    return architecture_named(sizes.architecture)
+    return architecture_named(shape.architecture)
 
 
 def scratch_shape(model: Model, vocab: int, labels: int) -> Shape:

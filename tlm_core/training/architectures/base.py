@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tlm_core.errors import InvalidRecipe
 
@@ -17,27 +17,6 @@ if TYPE_CHECKING:
     from tlm_core.training.recipe import Model
 
 Config = Mapping[str, Any]  # a published model's config.json
-
-
-class Sizes(Protocol):
-    """The sizes that determine the FLOPs and the memory of a model. `Shape` has them, and so has an estimate."""
-
-    @property
-    def architecture(self) -> str: ...
-    @property
-    def layers(self) -> int: ...
-    @property
-    def hidden(self) -> int: ...
-    @property
-    def heads(self) -> int: ...
-    @property
-    def intermediate(self) -> int: ...
-    @property
-    def max_length(self) -> int: ...
-    @property
-    def vocab(self) -> int: ...
-    @property
-    def labels(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -128,27 +107,28 @@ class Architecture(ABC):
         """Matrices of size hidden x intermediate in a layer."""
         return 3 if self.gated else 2
 
-    def layer_weights(self, sizes: Sizes) -> int:
+    def layer_weights(self, shape: Shape) -> int:
         """Return the number of weights in the matrices of one layer."""
-        return 4 * sizes.hidden**2 + self.feed_forward_matrices * sizes.hidden * sizes.intermediate
+        return 4 * shape.hidden**2 + self.feed_forward_matrices * shape.hidden * shape.intermediate
 
-    def layer_products(self, sizes: Sizes, length: int) -> int:
+    def layer_products(self, shape: Shape, length: int) -> int:
         """Return the multiply-adds of one layer's forward pass for one position in a row of `length` tokens."""
-        return self.layer_weights(sizes) + 2 * length * sizes.hidden
+        return self.layer_weights(shape) + 2 * length * shape.hidden
 
-    def layer_floats(self, sizes: Sizes, maps: int) -> int:
+    def layer_floats(self, shape: Shape, maps: int) -> int:
         """Return the number of activations of one layer for one position. maps: attention maps or masks of its row."""
-        return 8 * sizes.hidden + self.feed_forward_matrices * sizes.intermediate + maps * sizes.max_length
+        return 8 * shape.hidden + self.feed_forward_matrices * shape.intermediate + maps * shape.max_length
 
-    def exported_parameters(self, sizes: Sizes) -> int:
+    def exported_parameters(self, shape: Shape) -> int:
         """Return the weights of encoder and task head, without small vectors."""
-        positions = (sizes.max_length + self.token_types) * sizes.hidden if self.token_types else 0
-        heads = sizes.hidden**2 + sizes.hidden * sizes.labels
-        return positions + sizes.vocab * sizes.hidden + sizes.layers * self.layer_weights(sizes) + heads
+        positions = (shape.max_length + self.token_types) * shape.hidden if self.token_types else 0
+        heads = shape.hidden**2 + shape.hidden * shape.labels
+        return positions + shape.vocab * shape.hidden + shape.layers * self.layer_weights(shape) + heads
 
-    def vocabulary_parameters(self, sizes: Sizes) -> int:
-        """Return the weights that only the vocabulary head has."""
-        return sizes.hidden**2 + (sizes.vocab if self.tied else sizes.vocab * (sizes.hidden + 1))
+    def parameters(self, shape: Shape) -> int:
+        """Return the weights of encoder and both heads, without small vectors."""
+        vocabulary = shape.hidden**2 + (shape.vocab if self.tied else shape.vocab * (shape.hidden + 1))
+        return self.exported_parameters(shape) + vocabulary
 
     def stacked_matrices(self, name: str) -> int:
         """Return how many matrices a parameter stacks: query, key and value, or value and gate."""
@@ -156,11 +136,11 @@ class Architecture(ABC):
             return 3
         return 2 if self.gated and ".mlp_in." in name else 1
 
-    def matrices(self, sizes: Sizes) -> dict[tuple[int, int], int]:
+    def matrices(self, shape: Shape) -> dict[tuple[int, int], int]:
         """Return how many encoder matrices of each size there are (those that Muon trains)."""
-        square, wide = (sizes.hidden, sizes.hidden), (sizes.intermediate, sizes.hidden)
-        counts = {square: 4 * sizes.layers}
-        counts[wide] = counts.get(wide, 0) + self.feed_forward_matrices * sizes.layers
+        square, wide = (shape.hidden, shape.hidden), (shape.intermediate, shape.hidden)
+        counts = {square: 4 * shape.layers}
+        counts[wide] = counts.get(wide, 0) + self.feed_forward_matrices * shape.layers
         return counts
 
     def feed_forward(self, shape: Shape) -> dict[str, tuple[tuple[int, ...], float]]:
