@@ -88,6 +88,9 @@ def resolve_job(parts: Parts, tenant: str, spec: JobSpec) -> tuple[JobSpec, Reso
             f"The dataset '{spec.dataset}' has no selection of its own, which '{_SELECTOR}' needs. Upload it "
             "with a part 'selection' (a file with the columns text and rank), or choose another selector."
         )
+    if recipe.finetune.class_weights != "none":
+        for name in spec.names:
+            recipe.finetune.check_weights(name, bool(parts.catalog.dataset(tenant, name).summary.labels))
     corpus_name, corpus_version = _corpus_version(parts.catalog, tenant, spec.corpus)
     original = spec.options.model_dump(mode="json")
     pinned = {name: value for name, value in options.model_dump(mode="json").items() if value != original[name]}

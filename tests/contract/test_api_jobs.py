@@ -11,7 +11,7 @@ import pytest
 import redis
 from fastapi.testclient import TestClient
 
-from tests.contract.gateway import AUTH, REF, Gateway, add_version, make_gateway, upload
+from tests.contract.gateway import AUTH, REF, Gateway, add_dataset, add_version, make_gateway, upload
 from tests.contract.job_results import complete
 from tlm_core.corpus.states import CorpusState
 from tlm_core.jobs.states import State
@@ -198,3 +198,13 @@ def test_recipe_cannot_read_local_folders(api: TestClient, key: str) -> None:
     refused = api.post("/v1/jobs", json={**BODY, "overrides": {key: "/etc/../etc/passwd"}})
     assert refused.status_code == 422
     assert key in refused.json()["detail"]
+
+
+def test_class_weights_need_a_task_with_classes(api: TestClient, gateway: Gateway) -> None:
+    scores = "text,label\n" + "".join(f"text {number},{number / 8}\n" for number in range(40))
+    add_dataset(gateway, "scores", {"train": scores}, metric="pearson")
+    body = {**BODY, "overrides": {"finetune.class_weights": "balanced"}}
+    refused = api.post("/v1/jobs", json={**body, "dataset": "scores"})
+    assert refused.status_code == 422
+    assert "'scores' is a regression task" in refused.json()["detail"]
+    assert api.post("/v1/jobs", json=body).status_code == 202

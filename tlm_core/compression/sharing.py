@@ -33,9 +33,9 @@ from tlm_core.training.memory import training_bytes
 from tlm_core.training.model import TaskModel
 from tlm_core.training.objective import Workers, step_flops
 from tlm_core.training.optim import FlatOptimizer
-from tlm_core.training.prepared import Batch, FinetuneBatches, Prepared
+from tlm_core.training.prepared import Batch, FinetuneBatches, Prepared, weighted
 from tlm_core.training.randomness import Stream, random_at
-from tlm_core.training.recipe import Budget, Optimizer
+from tlm_core.training.recipe import Budget, Finetune, Optimizer
 from tlm_core.training.stage import StageContext
 from tlm_core.training.stages import build, evaluation_steps, write_trained
 from tlm_core.training.state import SHAPE, WEIGHTS, load_weights, own_units
@@ -187,10 +187,10 @@ class SharedBatches:
     """
 
     def __init__(
-        self, model: SharedModel, tasks: Sequence[Prepared], steps: Sequence[int], batch: int, seed: int
+        self, model: SharedModel, tasks: Sequence[Prepared], steps: Sequence[int], part: Finetune, seed: int
     ) -> None:
         self._model = model
-        self._batches = [FinetuneBatches(prepared, batch, seed) for prepared in tasks]
+        self._batches = [weighted(FinetuneBatches(task, part.batch, seed), task, part) for task in tasks]
         self._turns = random_at(seed, Stream.TASK, 0).permutation(np.repeat(np.arange(len(tasks)), steps))
 
     def __call__(self, step: int, progress: float) -> Batch:
@@ -218,7 +218,7 @@ def share(ctx: StageContext[ShareParams]) -> dict[str, Any]:
         ctx=ctx,
         model=cast(Any, model),
         optimizer=optimizer,
-        batches=SharedBatches(model, tasks, steps, finetune.batch, params.seed),
+        batches=SharedBatches(model, tasks, steps, finetune, params.seed),
         budget=Budget(steps=sum(steps)),
         device=device,
         step_flops=lambda batch: step_flops(model.shape, batch),

@@ -85,16 +85,17 @@ def pooled_logits(model: TaskModel, batch: Batch, hidden: Tensor, segments: Tens
     return logits.float()
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(logits, labels, reduction="sum")
+def _cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    return F.cross_entropy(logits, labels, weights, reduction="sum")
 
 
-def _squared_error(logits: Tensor, targets: Tensor) -> Tensor:
+def _squared_error(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:  # noqa: ARG001 - see LOSSES
     return F.mse_loss(logits[:, 0], targets, reduction="sum")
 
 
 # Summed loss of logits [D, outputs] against targets [D], by the name that a task type gives (`TaskType.loss`).
-LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"cross_entropy": _cross_entropy, "mse": _squared_error}
+# The third argument holds the weights of the classes.
+LOSSES: Mapping[str, Callable[..., Tensor]] = {"cross_entropy": _cross_entropy, "mse": _squared_error}
 
 
 def loss_sums(model: TaskModel, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -108,7 +109,8 @@ def loss_sums(model: TaskModel, batch: Batch, device: torch.device) -> tuple[Ten
         mlm = model.vocabulary.loss(hidden.flatten(0, 1)[to_device(padded, device)], targets, len(place))
     if batch.task_weight and len(batch.labels):
         logits = pooled_logits(model, batch, hidden, segments)
-        task = LOSSES[batch.loss](logits, to_device(batch.labels, device))
+        weights = None if batch.class_weights is None else to_device(batch.class_weights, device)
+        task = LOSSES[batch.loss](logits, to_device(batch.labels, device), weights)
     return mlm, task
 
 

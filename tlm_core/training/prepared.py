@@ -18,11 +18,13 @@ from tlm_core.tasks.types import Scaling, TaskType, task_type_of
 from tlm_core.training.masking import NOT_MASKED, Vocabulary, mask_rows
 from tlm_core.training.packing import PassageStream, Rows, pack
 from tlm_core.training.randomness import Stream, permutation
-from tlm_core.training.recipe import Joint
+from tlm_core.training.recipe import Finetune, Joint
 from tlm_core.training.store import TokenStore
 
 Ints = npt.NDArray[np.int64]
 Labels = npt.NDArray[Any]  # as `TaskType.trained` says
+
+HIGHEST_WEIGHT = 10.0  # of a class in the loss: a class of few texts must not decide the gradient
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,7 @@ class Batch:
     task_weight: float
     sources: Callable[[], list[str]]
     loss: str  # of the task: a key of `objective.LOSSES`
+    class_weights: npt.NDArray[np.float32] | None = None  # [classes], factors of the texts' losses
 
     def part(self, start: int, stop: int) -> Batch:
         """Return rows [start, stop) with their labels; masked and documents stay those of the step."""
@@ -266,6 +269,26 @@ class FinetuneBatches:
     def __call__(self, step: int, progress: float) -> Batch:  # noqa: ARG002 - the signature the loop calls
         windows = draw_windows(self._seed, Stream.FINETUNE, self._train, step, self._batch)
         return task_batch(self._train, windows, self._prepared)
+
+
+def balanced_weights(labels: Labels) -> npt.NDArray[np.float32]:
+    """Return the weight of each class, n / (k n_c) and at most HIGHEST_WEIGHT, for `finetune.class_weights`.
+
+    labels: [n], of train; n_c of them have class c, and k classes occur. The mean weight of a text is 1 unless the
+    limit applies. So the loss, still divided by the number of texts, fits the same learning rate.
+    """
+    counts = np.bincount(labels)
+    weights = len(labels) / (np.count_nonzero(counts) * counts.clip(min=1))
+    return weights.clip(max=HIGHEST_WEIGHT).astype(np.float32)
+
+
+def weighted(draw: Callable[[int, float], Batch], prepared: Prepared, part: Finetune) -> Callable[[int, float], Batch]:
+    """Return the batches of `draw` with the recipe's class weights. Raises InvalidRecipe for a regression task."""
+    part.check_weights(prepared.facts["task"], prepared.type.has_classes)
+    if part.class_weights == "none":
+        return draw
+    weights = balanced_weights(prepared.split("train").labels)
+    return lambda step, progress: replace(draw(step, progress), class_weights=weights)
 
 
 def task_batch(split: Split, windows: Ints, prepared: Prepared) -> Batch:

@@ -172,6 +172,9 @@ class Finetune(_Part):
         max_length=8,
         description="alternatives to optimizer.lr; the best validation score decides",
     )
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="balanced: a text of a rare class weighs more in the loss, up to 10 times"
+    )
 
     @field_validator("rates")
     @classmethod
@@ -184,6 +187,13 @@ class Finetune(_Part):
         """Return the steps of the epochs over `rows` train texts, at most max_steps."""
         steps = max(1, math.ceil(self.epochs * rows / self.batch))
         return min(steps, self.max_steps) if self.max_steps else steps
+
+    def check_weights(self, task: str, has_classes: bool) -> None:
+        """Raise InvalidRecipe for class weights of a regression task."""
+        if self.class_weights != "none" and not has_classes:
+            raise InvalidRecipe(
+                f"The task '{task}' is a regression task, which has no classes. Set finetune.class_weights to none."
+            )
 
     def for_published(self) -> Finetune:
         """Return the part for a published encoder, which forgets its pretraining at the rates of small own encoders."""

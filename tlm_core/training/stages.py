@@ -26,7 +26,7 @@ from tlm_core.training.model import TaskModel, initialize, initialize_counted
 from tlm_core.training.objective import Workers, step_flops
 from tlm_core.training.optim import FlatOptimizer
 from tlm_core.training.params import SHRUNK, ChooseParams, FinetuneParams, JointParams, TrainParams, TuneParams
-from tlm_core.training.prepared import Batch, FinetuneBatches, JointBatches, Prepared
+from tlm_core.training.prepared import Batch, FinetuneBatches, JointBatches, Prepared, weighted
 from tlm_core.training.profiling import copy_traces, trace_path, traced
 from tlm_core.training.recipe import OWN_STARTS, Budget, Model
 from tlm_core.training.stage import StageContext
@@ -108,7 +108,7 @@ def tune(
         ctx=ctx,
         model=model,
         optimizer=optimizer,
-        batches=draw(prepared, finetune.batch, params.seed),
+        batches=weighted(draw(prepared, finetune.batch, params.seed), prepared, finetune),
         budget=Budget(steps=steps),
         device=device,
         step_flops=flops or partial(step_flops, model.shape),

@@ -187,7 +187,7 @@ def test_each_task_gets_the_batches_of_separate_training(
 ) -> None:
     model = shared(recipe_of("modernbert"), parts)
     counts = (5, 6)  # one epoch of the first task's 40 texts, two of the second's 24
-    batches = SharedBatches(model, parts, counts, 8, seed=0)
+    batches = SharedBatches(model, parts, counts, tiny(finetune__batch=8).finetune, seed=0)
     seen: dict[int, list[list[int]]] = {0: [], 1: []}
     turns: list[int] = []
     for step in range(sum(counts)):
