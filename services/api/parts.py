@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated
@@ -10,6 +12,7 @@ from fastapi import Depends, Query, Request
 
 from services.api.corpus_loads import LoadWorker
 from services.api.estimate import Estimator
+from services.api.forms import Form, receive_form
 from services.api.intake import CorpusIntake, DatasetIntake, LoadTask
 from services.api.outbound import Outbound
 from services.api.predict import Predictor
@@ -41,6 +44,13 @@ class Parts:
     webhooks: Webhooks
     outbound: Outbound
     deliverer: Deliverer
+
+    def form(
+        self, request: Request, *, fields: Sequence[str], files: Sequence[str]
+    ) -> AbstractAsyncContextManager[Form]:
+        """Receive the form of a request; see `receive_form`."""
+        most = self.settings.max_upload_bytes
+        return receive_form(request, self.settings.scratch, max_bytes=most, fields=fields, files=files)
 
     @cached_property
     def dataset_intake(self) -> DatasetIntake:

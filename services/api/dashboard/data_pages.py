@@ -10,8 +10,8 @@ from fastapi.responses import FileResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from services.api.dashboard.web import PREFIX, SignedIn, page, redirect
-from services.api.forms import by_field, receive_form
-from services.api.intake import check_dataset_name, parse_options
+from services.api.forms import by_field
+from services.api.intake import parse_options
 from services.api.job_artifacts import file_response
 from services.api.parts import AfterId, Parts, PartsDep
 from services.api.removal import delete_dataset
@@ -40,12 +40,8 @@ def datasets(request: Request, parts: PartsDep, tenant: SignedIn, after: AfterId
 @router.post("/datasets")
 async def upload(request: Request, parts: PartsDep, tenant: SignedIn) -> Response:
     """Add a dataset like the API does. Errors are shown with row and column."""
-    async with receive_form(
-        request, parts.settings.scratch, max_bytes=parts.settings.max_upload_bytes, fields=("name", *_COLUMNS),
-        files=(*_SPLITS, "file"),
-    ) as form:  # fmt: skip
+    async with parts.form(request, fields=("name", *_COLUMNS), files=(*_SPLITS, "file")) as form:
         name = form.field("name").strip()
-        check_dataset_name(name)
         columns = {column: text for column in _COLUMNS if (text := form.field(column, "").strip())}
         options = parse_options(json.dumps(columns)).options()
         files = by_field(form.selected_files())
@@ -89,10 +85,7 @@ def corpora(request: Request, parts: PartsDep, tenant: SignedIn, after: AfterId 
 @router.post("/corpora")
 async def upload_corpus(request: Request, parts: PartsDep, tenant: SignedIn) -> Response:
     """Add a corpus like the API does. The page of the corpus shows the progress of the load."""
-    async with receive_form(
-        request, parts.settings.scratch, max_bytes=parts.settings.max_upload_bytes,
-        fields=("name", "language", "near_duplicates"), files=("files",),
-    ) as form:  # fmt: skip
+    async with parts.form(request, fields=("name", "language", "near_duplicates"), files=("files",)) as form:
         name, language = form.field("name").strip(), form.field("language", "").strip() or "en"
         near, files = form.field("near_duplicates", "drop"), form.selected_files()
         load = await run_in_threadpool(parts.corpus_intake.add, tenant, name, language, files, near)

@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from services.api.auth import Tenant
-from services.api.forms import receive_form
 from services.api.parts import AfterId, Limit, PartsDep, problems
 from services.api.removal import delete_corpus
 from services.api.views import corpus_view, load_view
@@ -86,13 +85,7 @@ async def create(request: Request, parts: PartsDep, tenant: Tenant) -> CorpusLoa
 
     An existing name gets a new version, which is named by its content. A corpus has at most one active load.
     """
-    async with receive_form(
-        request,
-        parts.settings.scratch,
-        max_bytes=parts.settings.max_upload_bytes,
-        fields=("name", "language", "near_duplicates"),
-        files=("files",),
-    ) as form:
+    async with parts.form(request, fields=("name", "language", "near_duplicates"), files=("files",)) as form:
         name, language = form.field("name"), form.field("language", "en")
         near = form.field("near_duplicates", "drop")
         load = await run_in_threadpool(parts.corpus_intake.add, tenant, name, language, form.files, near)

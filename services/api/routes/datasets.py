@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from services.api.auth import Tenant
-from services.api.forms import by_field, receive_form
-from services.api.intake import PARTS, OptionsBody, check_dataset_name, parse_options
+from services.api.forms import by_field
+from services.api.intake import PARTS, OptionsBody, parse_options
 from services.api.job_artifacts import file_response
 from services.api.parts import FILE_ANSWERS, AfterId, Limit, Parts, PartsDep, problems
 from services.api.removal import delete_dataset
@@ -77,18 +77,9 @@ async def create(request: Request, parts: PartsDep, tenant: Tenant) -> DatasetCr
 
     An existing name gets a new version, and the name then refers to it.
     """
-    async with receive_form(
-        request,
-        parts.settings.scratch,
-        max_bytes=parts.settings.max_upload_bytes,
-        fields=("name", "options"),
-        files=PARTS,
-    ) as form:
-        name = form.field("name")
-        check_dataset_name(name)
-        options = parse_options(form.field("options", "{}")).options()
-        files = by_field(form.files)
-        record = await run_in_threadpool(parts.dataset_intake.add_files, tenant, name, files, options)
+    async with parts.form(request, fields=("name", "options"), files=PARTS) as form:
+        name, options = form.field("name"), parse_options(form.field("options", "{}")).options()
+        record = await run_in_threadpool(parts.dataset_intake.add_files, tenant, name, by_field(form.files), options)
     return await run_in_threadpool(created, parts, record)
 
 

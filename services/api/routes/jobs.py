@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Header, Query, Request, Response
@@ -34,7 +33,16 @@ SPEC_EXAMPLE = {
 }  # fmt: skip
 _STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255)]
-LastEventId = Annotated[str | None, Header(description="Sent by browsers when they reconnect.")]
+
+
+def _streamed(description: str) -> dict[int | str, dict[str, object]]:
+    content = {"text/event-stream": {"schema": {"type": "string"}}}
+    return {200: {"description": description, "content": content}, **problems(404)}
+
+
+_RECONNECT = "Sent by browsers when they reconnect."
+LastSeq = Annotated[str, Header(alias="Last-Event-ID", pattern=r"^([0-9]{1,15})?$", description=_RECONNECT)]
+LastLine = Annotated[str, Header(alias="Last-Event-ID", pattern=f"{STREAM_ID}|^$", description=_RECONNECT)]
 
 
 @router.post(
@@ -159,14 +167,10 @@ def resume(job: str, parts: PartsDep, tenant: Tenant) -> Job:
     "/{job}/events",
     summary="List or stream events",
     response_model=Page[Event],
-    responses={
-        200: {
-            "description": "Events in order, or a stream of server-sent events: `id` is the seq, `event` the type; "
-            "`progress` snapshots have no id; `end` has the final state and closes the stream.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
-        },
-        **problems(404),
-    },
+    responses=_streamed(
+        "Events in order, or a stream of server-sent events: `id` is the seq, `event` the type; `progress` snapshots "
+        "have no id; `end` has the final state and closes the stream."
+    ),
 )
 async def events(
     job: str,
@@ -176,12 +180,12 @@ async def events(
     after: Annotated[int, Query(ge=0, lt=2**53, description="seq of the last known event.")] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     stream: Annotated[bool, Query(description="Stream events, like Accept: text/event-stream.")] = False,
-    last_event_id: LastEventId = None,
+    last_event_id: LastSeq = "",
 ) -> Response:
     """Return the events of a job. `seq` counts from 1 without gaps, so a stream can be resumed."""
     await run_in_threadpool(parts.jobs.get, tenant, job)
     if stream or "text/event-stream" in request.headers.get("accept", ""):
-        start = max(after, _seq(last_event_id))
+        start = max(after, int(last_event_id or 0))
         messages = parts.tailer.stream(tenant, job, start)
         return StreamingResponse(messages, media_type="text/event-stream", headers=_STREAM_HEADERS)
     events = await run_in_threadpool(parts.jobs.events, tenant, job, after=after, limit=limit + 1)
@@ -217,14 +221,10 @@ def series(
     "/{job}/logs",
     summary="List or stream log lines",
     response_model=Page[dict[str, object]],
-    responses={
-        200: {
-            "description": "Lines in order, or a stream of server-sent events: `line` with its id; `end` has the final "
-            "state and closes the stream.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
-        },
-        **problems(404),
-    },
+    responses=_streamed(
+        "Lines in order, or a stream of server-sent events: `line` with its id; `end` has the final state and closes "
+        "the stream."
+    ),
 )
 async def logs(
     job: str,
@@ -235,15 +235,14 @@ async def logs(
     limit: Annotated[int, Query(ge=1, le=5000)] = 1000,
     tail: Annotated[int | None, Query(ge=1, le=5000, description="Only this many lines, the last ones.")] = None,
     follow: Annotated[bool, Query(description="Stream until the job ends, like Accept: text/event-stream.")] = False,
-    last_event_id: LastEventId = None,
+    last_event_id: LastLine = "",
 ) -> Response:
     """Return the log lines of a job. Each has `id`, `at`, `attempt` and `line`. A stream can be resumed."""
     await run_in_threadpool(parts.jobs.state, tenant, job)
     streams = follow or "text/event-stream" in request.headers.get("accept", "")
-    resume_at = _stream_id(last_event_id)
-    start, lines = resume_at or after, None
+    start, lines = last_event_id or after, None
     # A resumed stream sends every line since its last one, however short the tail.
-    if tail is not None and not (streams and resume_at):
+    if tail is not None and not (streams and last_event_id):
         lines = await run_in_threadpool(parts.jobs.last_logs, tenant, job, tail, after=start)
         start = _before(lines[0]["id"]) if lines else start
     if streams:
@@ -291,17 +290,3 @@ def _before(stream_id: str) -> str:
     """The stream id just before `stream_id`, so that a stream after it includes that line."""
     milliseconds, _, number = stream_id.partition("-")
     return f"{milliseconds}-{int(number) - 1}" if int(number) else f"{int(milliseconds) - 1}-{2**63}"
-
-
-def _stream_id(last_event_id: str | None) -> str | None:
-    if last_event_id and not re.fullmatch(STREAM_ID, last_event_id):
-        raise InvalidRequest(f"Invalid Last-Event-ID '{last_event_id[:40]}'. Send the id of the last log line.")
-    return last_event_id or None
-
-
-def _seq(last_event_id: str | None) -> int:
-    if not last_event_id:
-        return 0
-    if not re.fullmatch(r"[0-9]{1,15}", last_event_id):
-        raise InvalidRequest(f"Invalid Last-Event-ID '{last_event_id[:40]}'. Send the seq of the last event.")
-    return int(last_event_id)
