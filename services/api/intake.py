@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast, get_args
+from typing import TYPE_CHECKING, cast, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from services.api.forms import ReceivedFile, work_folder
 from services.common.bodies import UnsupportedJSON, check_json
@@ -42,36 +42,6 @@ PARTS = ("train", "validation", "test", "test_[a-z]{1,40}", "selection", "file")
 _ESCAPE = re.compile(r"::|\\|(^|/)(\.|%2e){2}(/|$)|[\x00-\x1f]", re.IGNORECASE)
 # The hub library would read a local folder instead of OWNER/NAME.
 _REPOSITORY = re.compile(rf"{HUB}(?P<path>{HUB_NAME}/{HUB_NAME})(:[^\s:]*){{0,2}}")
-
-
-def _known_metric(name: str) -> str:
-    if name not in METRICS:
-        raise ValueError(f"Unknown metric '{name}'. Valid metrics: {', '.join(METRICS)}.")
-    return name
-
-
-MetricName = Annotated[
-    str, AfterValidator(_known_metric), Field(json_schema_extra=lambda schema: schema.update(enum=list(METRICS)))
-]
-
-
-class OptionsBody(BaseModel):
-    """How to read a dataset. The gateway infers what is missing and gives the reason in the report."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    text_column: str | None = Field(None, max_length=200)
-    text_pair_column: str | None = Field(None, max_length=200, description='column of second texts; "" for none')
-    label_column: str | None = Field(None, max_length=200)
-    delimiter: str | None = Field(None, description="one character, for CSV files")
-    metric: MetricName | None = Field(None, description="pearson and spearman select regression")
-    positive_label: str | None = Field(None, max_length=1000, description="the positive label of the metric f1")
-    language: str | None = Field(None, pattern=r"^[a-z]{2,3}$", description="ISO 639 code")
-    name: str | None = Field(None, max_length=200, description="name of the task in reports and on the model card")
-    split_seed: int = Field(0, ge=0, lt=2**32, description="random seed of the splits that the gateway cuts")
-
-    def options(self) -> DatasetOptions:
-        return DatasetOptions(**self.model_dump())
 
 
 class DatasetIntake:
@@ -212,11 +182,11 @@ def check_dataset_name(name: str) -> None:
         raise InvalidRequest(f"Invalid name '{name}'. Names cannot begin with 'ds_', the prefix of dataset ids.")
 
 
-def parse_options(text: str) -> OptionsBody:
+def parse_options(text: str) -> DatasetOptions:
     """Parse the JSON options of an upload. Raises InvalidRequest."""
     try:
         check_json(text.encode())
-        return OptionsBody.model_validate_json(text)
+        return TypeAdapter(DatasetOptions).validate_json(text)
     except UnsupportedJSON as error:
         raise InvalidRequest(f"options: {error}") from error
     except ValidationError as error:
@@ -226,7 +196,7 @@ def parse_options(text: str) -> OptionsBody:
 
 def changed_options(options: DatasetOptions) -> dict[str, object]:
     """The options that differ from their defaults, so a new option does not change the meaning of stored ones."""
-    defaults = asdict(type(options)())
+    defaults = asdict(DatasetOptions())
     return {key: value for key, value in asdict(options).items() if value != defaults[key]}
 
 

@@ -178,7 +178,7 @@ def _message(error: ErrorDetails) -> str:
     kind = error["type"]
     if kind == "missing":
         return "is required"
-    if kind == "extra_forbidden":
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         return "is not a known field"
     message = str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
     # pydantic names Python's types; a client sends JSON.

@@ -2,34 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+from typing import Annotated
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 
 from tlm_core.errors import InvalidRequest
 from tlm_core.tasks.metrics import METRICS
 
+_Metric = Annotated[str, Field(json_schema_extra=lambda schema: schema.update(enum=[*METRICS]))]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class DatasetOptions:
-    """How to read a dataset. None: inferred, with the reason in the report.
+    """How to read a dataset. The service infers what is missing and gives the reason in the report."""
 
-    text_pair_column: column of second texts; "" means none. delimiter: of CSV files, one character.
-    metric: a name in `metrics.METRICS`; pearson and spearman mean regression.
-    positive_label: the label that `f1` measures (None: the last in order). language: ISO 639-1 code.
-    split_seed: decides which rows a validation or test split gets that is cut from train.
-    Raises InvalidRequest.
-    """
-
-    text_column: str | None = None
-    text_pair_column: str | None = None
-    label_column: str | None = None
-    delimiter: str | None = None
-    metric: str | None = None
-    language: str | None = None
-    name: str | None = None
-    split_seed: int = 0
-    positive_label: str | None = None
+    text_column: str | None = Field(default=None, max_length=200)
+    text_pair_column: str | None = Field(
+        default=None, max_length=200, description='column of second texts; "" for none'
+    )
+    label_column: str | None = Field(default=None, max_length=200)
+    delimiter: str | None = Field(default=None, description="one character, for CSV files")
+    metric: _Metric | None = Field(default=None, description="pearson and spearman select regression")
+    language: str | None = Field(default=None, pattern=r"^[a-z]{2,3}$", description="ISO 639 code")
+    name: str | None = Field(
+        default=None, max_length=200, description="name of the task in reports and on the model card"
+    )
+    split_seed: int = Field(
+        default=0,
+        description="decides which rows a validation or test split gets that is cut from train",
+        json_schema_extra={"minimum": 0, "exclusiveMaximum": 2**32},
+    )
+    positive_label: str | None = Field(
+        default=None, description="the label that the metric f1 measures; by default the last in order"
+    )
 
     def __post_init__(self) -> None:
+        """Raises InvalidRequest."""
         if self.metric is not None and self.metric not in METRICS:
             raise InvalidRequest(f"Unknown metric '{self.metric}'. Valid metrics: {', '.join(METRICS)}.")
         if self.positive_label is not None and not (self.metric is None or METRICS[self.metric].positive_label):
@@ -43,7 +53,7 @@ class DatasetOptions:
             raise InvalidRequest(f"Text, text pair and label need different columns, not {', '.join(used)}.")
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Limits:
     """Limits of a dataset.
 

@@ -43,7 +43,7 @@ async def upload(request: Request, parts: PartsDep, tenant: SignedIn) -> Respons
     async with parts.form(request, fields=("name", *_COLUMNS), files=(*_SPLITS, "file")) as form:
         name = form.field("name").strip()
         columns = {column: text for column in _COLUMNS if (text := form.field(column, "").strip())}
-        options = parse_options(json.dumps(columns)).options()
+        options = parse_options(json.dumps(columns))
         files = by_field(form.selected_files())
         record = await run_in_threadpool(parts.dataset_intake.add_files, tenant, name, files, options)
     return redirect(request, f"{PREFIX}/datasets/{record.id}")

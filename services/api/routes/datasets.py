@@ -11,13 +11,14 @@ from starlette.concurrency import run_in_threadpool
 
 from services.api.auth import Tenant
 from services.api.forms import by_field
-from services.api.intake import PARTS, OptionsBody, parse_options
+from services.api.intake import PARTS, parse_options
 from services.api.job_artifacts import file_response
 from services.api.parts import FILE_ANSWERS, AfterId, Limit, Parts, PartsDep, problems
 from services.api.removal import delete_dataset
 from services.api.views import dataset_view
 from services.common.catalog_records import DatasetRecord
 from tlm_core.artifacts import FileEntry
+from tlm_core.tasks.options import DatasetOptions
 from tlm_core.wire import Dataset, DatasetCreated, Items, JsonObject, Page
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
@@ -59,7 +60,7 @@ class HubBody(BaseModel):
 
     name: str
     hub: str = Field(description="OWNER/NAME, optionally with @REVISION and :CONFIG", max_length=300)
-    options: OptionsBody = OptionsBody()
+    options: DatasetOptions = DatasetOptions()
     selection: str | None = Field(
         None, max_length=300, description="a file of the dataset with passages for the selector `given`"
     )
@@ -78,7 +79,7 @@ async def create(request: Request, parts: PartsDep, tenant: Tenant) -> DatasetCr
     An existing name gets a new version, and the name then refers to it.
     """
     async with parts.form(request, fields=("name", "options"), files=PARTS) as form:
-        name, options = form.field("name"), parse_options(form.field("options", "{}")).options()
+        name, options = form.field("name"), parse_options(form.field("options", "{}"))
         record = await run_in_threadpool(parts.dataset_intake.add_files, tenant, name, by_field(form.files), options)
     return await run_in_threadpool(created, parts, record)
 
@@ -86,8 +87,8 @@ async def create(request: Request, parts: PartsDep, tenant: Tenant) -> DatasetCr
 @router.post("/hub", status_code=201, summary="Import a dataset from the hub", responses=problems(404, 413, 507))
 def create_from_hub(body: HubBody, parts: PartsDep, tenant: Tenant) -> DatasetCreated:
     """Download a dataset (data files only; none of its code runs), validate it and store its texts and labels."""
-    options = body.options.options()
-    return created(parts, parts.dataset_intake.add_from_hub(tenant, body.name, body.hub, options, body.selection))
+    record = parts.dataset_intake.add_from_hub(tenant, body.name, body.hub, body.options, body.selection)
+    return created(parts, record)
 
 
 @router.get("", summary="List datasets", responses=problems())

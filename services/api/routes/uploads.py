@@ -9,11 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from services.api.auth import Tenant
 from services.api.forms import by_field
-from services.api.intake import PARTS, OptionsBody
+from services.api.intake import PARTS
 from services.api.parts import PartsDep, problems
 from services.api.routes.corpora import CorpusBody
 from services.api.routes.datasets import created
 from services.api.views import load_view
+from tlm_core.tasks.options import DatasetOptions
 from tlm_core.wire import CorpusLoad, DatasetCreated, Upload
 
 router = APIRouter(tags=["uploads"])
@@ -49,7 +50,7 @@ class DatasetOfUploads(_Body):
 
     name: str = Field(max_length=200)
     files: dict[Annotated[str, StringConstraints(pattern=rf"^({'|'.join(PARTS)})$")], str] = Field(min_length=1)
-    options: OptionsBody = OptionsBody()
+    options: DatasetOptions = DatasetOptions()
 
 
 class CorpusOfUploads(CorpusBody):
@@ -106,8 +107,7 @@ def delete(upload: str, parts: PartsDep, tenant: Tenant) -> Response:
 def dataset(body: DatasetOfUploads, parts: PartsDep, tenant: Tenant) -> DatasetCreated:
     """Validate and store complete uploads as a dataset. On success the uploads are deleted; on an error they stay."""
     with parts.uploads.files(tenant, list(body.files.items())) as files:
-        options = body.options.options()
-        record = parts.dataset_intake.add_files(tenant, body.name, by_field(files), options)
+        record = parts.dataset_intake.add_files(tenant, body.name, by_field(files), body.options)
     return created(parts, record)
 
 
