@@ -76,6 +76,7 @@ def _note_json(context: typer.Context, value: bool) -> bool:
     return value
 
 
+JobId = Annotated[str, typer.Argument(metavar="ID", help="ID of the job.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print only JSON to stdout.", callback=_note_json)]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 Watch = Annotated[bool, typer.Option("--watch", "-w", help="Show the progress until the job ends.")]

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
-from services.api.parts import Parts
 from services.common.catalog_records import DatasetRecord
 from services.common.jobstore import JobStore, Removal
 from services.common.situation import Situation
@@ -18,6 +18,9 @@ from tlm_core.artifacts import ArtifactStore
 from tlm_core.errors import AlreadyRunning, Conflict, NotFound, TLMError
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import TERMINAL, State
+
+if TYPE_CHECKING:
+    from services.api.parts import Parts
 
 log = logging.getLogger(__name__)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from services.api.job_artifacts import artifact_of
-from services.api.parts import Parts
 from services.common.catalog import Catalog, dataset_keys, ready_version
 from services.common.problem import validation_problem
 from tlm_core.errors import Conflict, IllegalTransition, InvalidRequest
@@ -20,6 +20,9 @@ from tlm_core.kinds import KINDS
 from tlm_core.kinds.kind import FinishedJob
 from tlm_core.selection.selectors import SELECTORS
 from tlm_core.training.recipe import Recipe, resolve
+
+if TYPE_CHECKING:
+    from services.api.parts import Parts
 
 _MAX_SEED = 2**32 - 1
 _SELECTOR = "selection.selector"

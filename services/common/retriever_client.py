@@ -8,7 +8,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tlm_core.artifacts import ManifestRef
+from tlm_core.artifacts.manifest import ManifestRef
 from tlm_core.errors import IndexUnavailable, NotFound, TLMError, error_from_dict, error_from_problem
 from tlm_core.wire import Hit, Items, RefusedPassage, SearchResult
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from services.common.jobstore import JobStore
-from tlm_core.artifacts import ManifestRef
+from tlm_core.artifacts.manifest import ManifestRef
 from tlm_core.errors import CorruptArtifact, NotFound, StorageUnavailable
 from tlm_core.jobs.plan import Node, Plan, plan_of
 from tlm_core.jobs.spec import JobRecord

@@ -16,6 +16,7 @@ from tlm_client.console import (
     INTERRUPTED,
     AsJson,
     Item,
+    JobId,
     Yes,
     confirm_deletion,
     print_items,
@@ -30,8 +31,6 @@ from tlm_client.summary import report_items
 from tlm_core.errors import InvalidRequest, TLMError
 from tlm_core.jobs.states import State
 from tlm_core.wire import Job, JobEvent
-
-JobId = Annotated[str, typer.Argument(metavar="ID", help="ID of the job.")]
 
 
 def jobs(

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tlm_client.commands.jobs import JobId
-from tlm_client.console import AsJson, print_result, session_of, stderr_console, table
+from tlm_client.console import AsJson, JobId, print_result, session_of, stderr_console, table
 from tlm_client.display import Display
 from tlm_client.summary import format_score
 from tlm_core.errors import Conflict

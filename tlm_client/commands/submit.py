@@ -10,8 +10,8 @@ import typer
 from pydantic import ValidationError
 
 from tlm_client.client import TLMClient
-from tlm_client.commands.jobs import JobId, parse_labels, split_pair, watch_job
-from tlm_client.console import AsJson, Watch, print_result, session_of, stderr_console
+from tlm_client.commands.jobs import parse_labels, split_pair, watch_job
+from tlm_client.console import AsJson, JobId, Watch, print_result, session_of, stderr_console
 from tlm_client.summary import estimate_items
 from tlm_core.errors import InvalidRequest
 from tlm_core.jobs.spec import JobSpec
