@@ -5,17 +5,37 @@ A kind of job defines the stages that only it uses in its own module under `tlm_
 
 from __future__ import annotations
 
+from tlm_core.linear.params import BaselineParams
 from tlm_core.training import params
 from tlm_core.training.stage import Place, Stage, worker
 
 VALIDATE = Stage("validate", Place.COORDINATOR, "tlm_core.tasks.validate:validate_stage", 2, params.ValidateParams)
 SELECT = Stage("select", Place.RETRIEVER, "", 5, params.SelectParams)
+# A linear model needs no torch either.
+BASELINE = worker("baseline", "tlm_core.linear.stages:baseline", 1, BaselineParams, needs_torch=False)
+EVALUATE_LINEAR = worker(
+    "evaluate_linear", "tlm_core.linear.stages:evaluate_linear", 1, BaselineParams, needs_torch=False
+)
+EXPORT_LINEAR = worker("export_linear", "tlm_core.linear.stages:export_linear", 1, BaselineParams, needs_torch=False)
 # Preparing text needs no torch, so workers start it seconds earlier and with half the memory.
 PREPARE = worker("prepare", "tlm_core.training.prepare:prepare", 7, params.PrepareParams, needs_torch=False)
 JOINT = worker("joint", "tlm_core.training.stages:joint", 6, params.JointParams)
 FINETUNE = worker("finetune", "tlm_core.training.stages:finetune", 4, params.FinetuneParams)
 CHOOSE = worker("choose", "tlm_core.training.stages:choose", 1, params.ChooseParams)
-EVALUATE = worker("evaluate", "tlm_core.training.evaluate:evaluate", 5, params.SeedsParams)
-EXPORT = worker("export", "tlm_core.training.export:export", 3, params.ExportParams)
+EVALUATE = worker("evaluate", "tlm_core.training.evaluate:evaluate", 6, params.SeedsParams)
+EXPORT = worker("export", "tlm_core.training.export:export", 4, params.ExportParams)
 
-SHARED_STAGES = (VALIDATE, SELECT, PREPARE, JOINT, FINETUNE, CHOOSE, EVALUATE, EXPORT)
+# The stages that several kinds of job use.
+SHARED_STAGES = (
+    VALIDATE,
+    BASELINE,
+    EVALUATE_LINEAR,
+    EXPORT_LINEAR,
+    SELECT,
+    PREPARE,
+    JOINT,
+    FINETUNE,
+    CHOOSE,
+    EVALUATE,
+    EXPORT,
+)

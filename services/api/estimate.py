@@ -26,7 +26,8 @@ from tlm_core.wire import Basis, Estimate, StageEstimate
 START = "start"  # of the workers; not a stage, but every job waits for it
 # Seconds per unit of work while nothing is measured: `make demo` on 2 cores of an AMD EPYC with AVX-512 bf16.
 BUILT_IN_SECONDS = {
-    "validate": 5e-4, "select": 8.4e-8, START: 9.0, "prepare": 1.7e-6, "joint": 3.5e-12, "finetune": 5.0e-12,
+    "validate": 5e-4, "baseline": 3e-3, "evaluate_linear": 1.0, "export_linear": 0.1,
+    "select": 8.4e-8, START: 9.0, "prepare": 1.7e-6, "joint": 3.5e-12, "finetune": 5.0e-12,
     "choose": 0.1, "evaluate": 6.4e-5, "export": 9.0,
 }  # fmt: skip
 # From the same run: distinct passages per retrieved passage, bytes per passage, tokens per word.
@@ -79,20 +80,20 @@ class Estimator:
         stages = list(_stages(job, plan, done, work, history))
         shape = shape_of(recipe.model, texts[0])
         gpu_hours, gpu_reason = _gpu_hours(spec.workers, plan, stages, history)
-        counted = (
-            "counted from the sizes of model and texts" if shape else "the sizes of a published encoder are unknown"
-        )
         masked = recipe.joint.highest_mask_rate if recipe.joint.enabled else 0.0
         rows = min(recipe.joint.at_length(length_of(recipe.model, texts[0]), recipe.model).batch_rows, MICRO_ROWS)
         trained = [stage for stage in stages if any(
             node.stage.name == stage.stage and isinstance(node.params, TrainParams) for node in plan.nodes
         )]  # fmt: skip
+        counted = (
+            "counted from the sizes of model and texts" if shape else "the sizes of a published encoder are unknown"
+        ) if trained else "the job trains no encoder"  # fmt: skip
         return Estimate(
             seconds=_total(stage.seconds for stage in stages),
             flops=_total(stage.flops for stage in trained),
             tokens=_total(stage.tokens for stage in trained),
             memory_bytes=training_bytes(shape, architecture_of(shape).parameters(shape), rows, masked)
-            if shape
+            if shape and trained
             else None,
             disk_bytes=_disk_bytes(plan, texts),
             gpu_hours=gpu_hours,
@@ -186,7 +187,7 @@ class Estimator:
 def _elapsed(jobs: JobStore, job: JobRecord, plan: Plan) -> Iterator[tuple[str, Node | None, float]]:
     """(stage, node, seconds) of the workers' start and of each node that the job ran itself, from its events."""
     nodes, started = {node.name: node for node in plan.nodes}, dict[str, float]()
-    last, submitted = job.created_at, None
+    published, claimed, submitted = dict[str, float](), job.created_at, None
     for event in jobs.events(job.tenant, job.id, limit=_MAX_EVENTS):
         node = nodes.get(str(event.data.get("node", "")))
         if event.type == "workers.submitted":
@@ -197,9 +198,12 @@ def _elapsed(jobs: JobStore, job: JobRecord, plan: Plan) -> Iterator[tuple[str, 
                 yield START, None, event.at - submitted
                 submitted = None
         elif event.type == "artifact.published" and node:
-            yield node.stage.name, node, event.at - started.get(node.name, last)
-        if event.type in ("job.claimed", "artifact.published"):
-            last = event.at
+            published[node.name] = event.at
+            # A stage that does not run on workers starts when its inputs are there.
+            ready = max([claimed, *(published[source] for source in node.inputs.values() if source in published)])
+            yield node.stage.name, node, event.at - started.get(node.name, ready)
+        elif event.type == "job.claimed":
+            claimed = event.at
 
 
 def _texts_of(plan: Plan, node: Node, texts: Sequence[Texts]) -> Texts:
@@ -219,13 +223,13 @@ def _stages(
     history: Sequence[Finished],
 ) -> Iterator[StageEstimate]:  # fmt: skip
     """Each stage of the plan in order, all nodes together, and the workers' start."""
-    started = False
+    starts = {node.group for node in plan.nodes if node.place is Place.WORKERS and node.name not in done}
     for stage in dict.fromkeys(node.stage.name for node in plan.nodes):
         nodes = [node for node in plan.nodes if node.stage.name == stage]
         missing = [node for node in nodes if node.name not in done]
-        if missing and nodes[0].place is Place.WORKERS and not started:
-            started = True
-            yield _stage(START, [Work(1.0)], None, history)
+        if starts and missing and nodes[0].place is Place.WORKERS:
+            yield _stage(START, [Work(1.0)] * len(starts), None, history)
+            starts = set()
         if not missing:
             yield StageEstimate(stage=stage, seconds=0, flops=0, tokens=0, basis="cached", reason="already done")
         elif stage == "joint" and (budget := job.resolved.recipe.joint.budget.seconds) is not None:

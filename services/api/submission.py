@@ -78,7 +78,7 @@ def resolve_job(parts: Parts, tenant: str, spec: JobSpec) -> tuple[JobSpec, Reso
     """
     if spec.source_job is not None:
         return _from_source(parts, tenant, spec, parts.jobs.get(tenant, spec.source_job))
-    recipe = resolve(spec.recipe, spec.scale, spec.overrides, precision=parts.settings.precision)
+    recipe = resolve(spec.recipe, spec.scale, _overrides(spec), precision=parts.settings.precision)
     options = spec.definition.pin(spec.options, recipe, _GatewayLookup(parts, tenant))
     spec.check(recipe, options)
     for used in spec.definition.recipes(options, recipe):
@@ -107,6 +107,13 @@ def resolve_job(parts: Parts, tenant: str, spec: JobSpec) -> tuple[JobSpec, Reso
         pinned_options=pinned,
         recipe=recipe,
     )
+
+
+def _overrides(spec: JobSpec) -> Mapping[str, object]:
+    """Return the recipe changes. Without a corpus a job trains on the task alone, unless it names a selector."""
+    if spec.corpus is not None or _SELECTOR in spec.overrides or spec.scale == "instant":
+        return spec.overrides
+    return {**spec.overrides, _SELECTOR: "none"}
 
 
 @dataclass(frozen=True)
@@ -138,8 +145,7 @@ def _check_corpus(spec: JobSpec, recipe: Recipe) -> None:
     selector, selects = recipe.selection.selector, recipe.selection.needs_corpus
     if selects and spec.corpus is None:
         raise InvalidRequest(
-            f"The selector '{selector}' needs a corpus. Set 'corpus', or set '{_SELECTOR}' to 'none' to train on the "
-            "task alone."
+            f"The selector '{selector}' needs a corpus. Set 'corpus', or omit '{_SELECTOR}' to train on the task alone."
         )
     if spec.corpus is not None and not selects:
         raise InvalidRequest(
@@ -246,14 +252,12 @@ def _ignores_corpus(selector: object) -> bool:
 
 
 def _agreeing(values: dict[str, object], changes: Mapping[str, object]) -> dict[str, object]:
-    """Reset the corpus or the selector if the change of the other excludes it.
-
-    Clients send the selector 'none' if no corpus is named.
-    """
+    """Reset the corpus, or the selector of the cloned job, if a change of the other or of the scale excludes it."""
     overrides = values["overrides"] if isinstance(values["overrides"], dict) else {}
     new, selector = changes.get("overrides"), overrides.get(_SELECTOR)
     if "corpus" not in changes:
-        return values | {"corpus": None} if _ignores_corpus(selector) else values
+        uses_none = _ignores_corpus(selector) or values.get("scale") == "instant"
+        return values | {"corpus": None} if uses_none else values
     if changes["corpus"] is not None and selector == "none" and not (isinstance(new, dict) and _SELECTOR in new):
         return values | {"overrides": {key: value for key, value in overrides.items() if key != _SELECTOR}}
     return values

@@ -63,8 +63,8 @@ def shape_of(model: Model, texts: Texts) -> Shape | None:
 def work_of(node: Node, texts: Texts) -> Work | None:
     """The work of a node, or None if it is unknown.
 
-    Units: FLOPs of training (tokens for models other than transformers), rows to validate, queries times passages to
-    select, tokens to prepare and evaluate; other nodes are one unit.
+    Units: FLOPs of training (tokens for models other than transformers), rows to validate, train rows of the linear
+    model, queries times passages to select, tokens to prepare and evaluate; other nodes are one unit.
     """
     params, rows = node.params, texts.rows
     if isinstance(params, JointParams):
@@ -75,6 +75,8 @@ def work_of(node: Node, texts: Texts) -> Work | None:
     match node.stage.name:
         case "validate":
             return Work(sum(rows.values()))
+        case "baseline":
+            return Work(rows["train"])
         case "select":
             return Work(rows["train"] * max(texts.searched, 1))
         case "prepare":

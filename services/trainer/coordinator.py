@@ -357,10 +357,15 @@ class Coordinator:
 
     def _end_attempt(self, job: JobRecord, held: _Held, error: TLMError) -> None:
         """Requeue the job if the error is retryable and attempts are left; else fail it."""
-        try:
-            self._stop_selections(job)
-        except Exception as failure:  # The attempt ends anyway.
-            log.warning("Cannot stop the selections of job %s: %s", job.id, failure)
+        # What still runs could publish nothing, but would use the room of the next attempt.
+        for name, stop in (
+            ("selections", lambda: self._stop_selections(job)),
+            ("workers", lambda: held.submissions.stop(job, running=True)),
+        ):
+            try:
+                stop()
+            except Exception as failure:  # The attempt ends anyway.
+                log.warning("Cannot stop the %s of job %s: %s", name, job.id, failure)
         if job.state is State.CANCELLING:
             self.store.confirm_cancelled(job, self.owner)
         elif job.state is State.PAUSING and error.retryable:

@@ -105,12 +105,15 @@ class CoordinatorHarness:
     def job(self, job_id: str) -> JobRecord:
         return self.store.get(T, job_id)
 
-    def until_submitted(self, coordinator: Coordinator, job_id: str) -> str:
-        """Run rounds until the job has a submission, and return its id."""
+    def until_submitted(self, coordinator: Coordinator, job_id: str, group: str = "main") -> str:
+        """Run rounds until the job has a submission of the group, and return its id. Groups before it succeed."""
         for _ in range(10):
             coordinator.round()
-            if submission := self.job(job_id).submissions.get("main"):
-                return submission
+            submissions = self.job(job_id).submissions
+            if group in submissions:
+                return submissions[group]
+            if self.cluster.statuses.get(baseline := submissions.get("baseline", "")) is Status.RUNNING:
+                self.work(baseline)
         raise AssertionError(f"no submission for {self.job(job_id)}")
 
     def work(self, submission: str, **stages: Any) -> None:

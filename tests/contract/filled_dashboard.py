@@ -30,11 +30,11 @@ from tests.redis_server import RedisServer
 from tlm_core.artifacts import ManifestRef
 from tlm_core.corpus.states import CorpusState, LoadState
 from tlm_core.errors import NonFiniteLoss
+from tlm_core.evaluation.report import report_meta
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord, Progress, Resolved
 from tlm_core.tasks.metrics import score, summary
 from tlm_core.tasks.types import TASK_TYPES
-from tlm_core.training.evaluate import report_meta
 from tlm_core.training.recipe import resolve
 
 HOSTILE = """<script>document.title='owned'</script><img src=x onerror="document.title='owned'">"'&amp;"""
@@ -181,7 +181,7 @@ def make_job(gateway: Gateway, name: str, dataset: str) -> str:
 def begin(gateway: Gateway, job: JobRecord) -> None:
     """Publish the stages before training, and report the first lines of a worker."""
     for node in plan_of(job).nodes:
-        if node.stage.name not in ("validate", "select", "prepare"):
+        if node.stage.name not in ("validate", "baseline", "select", "prepare"):
             break
         if node.name in published_of(gateway, job):
             continue

@@ -46,6 +46,24 @@ def test_first_estimate_uses_built_in_rates(api: TestClient) -> None:
     assert api.get("/v1/jobs").json()["data"] == []
 
 
+def test_job_starts_workers_for_the_linear_model_and_for_training(api: TestClient) -> None:
+    starts = [
+        next(stage["seconds"] for stage in estimate(api, **over)["stages"] if stage["stage"] == "start")
+        for over in ({}, {"corpus": None})
+    ]
+    assert starts[0] == 2 * starts[1] > 0, "without a selection, both run in one submission"
+
+
+def test_instant_job_is_estimated_without_an_encoder(api: TestClient) -> None:
+    result = estimate(api, corpus=None, scale="instant")
+    assert [s["stage"] for s in result["stages"]] == [
+        "validate", "start", "baseline", "evaluate_linear", "export_linear",
+    ]  # fmt: skip
+    assert {s["basis"] for s in result["stages"]} == {"built-in"} and result["seconds"] > 0
+    assert result["flops"] is None and result["memory_bytes"] is None
+    assert result["reasons"]["flops"] == result["reasons"]["memory_bytes"] == "the job trains no encoder"
+
+
 def test_unknown_figures_are_null_with_a_reason(api: TestClient) -> None:
     over = {"model.init": "hub:some/encoder", "tokenizer.source": "hub:some/encoder"}
     result = estimate(api, overrides=over)

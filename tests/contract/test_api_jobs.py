@@ -30,7 +30,7 @@ def test_submitted_job_is_fully_resolved(api: TestClient, gateway: Gateway) -> N
     assert answer.headers["location"] == f"/v1/jobs/{job['id']}"
     assert (job["state"], job["corpus_version"], job["dataset"]) == ("queued", "v1", "toy")
     assert job["resolved_recipe"]["joint"]["rho2"] == 5
-    assert [s["name"] for s in job["stages"]][:3] == ["validate", "select", "prepare"]
+    assert [s["name"] for s in job["stages"]][:4] == ["validate", "baseline", "select", "prepare"]
     assert not any(s["done"] for s in job["stages"])
     record = gateway.parts.jobs.get(T, job["id"])
     assert record.resolved.dataset == gateway.parts.catalog.dataset(T, "toy").raw
@@ -52,7 +52,7 @@ def test_later_upload_does_not_change_a_job(api: TestClient, gateway: Gateway) -
 
 
 REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
-    "unknown scale": ({"scale": "huge"}, 422, "'tiny', 'small', 'medium' or 'large'"),
+    "unknown scale": ({"scale": "huge"}, 422, "'instant', 'tiny', 'small', 'medium' or 'large'"),
     "unknown recipe": ({"recipe": "best"}, 422, "'fast' or 'paper'"),
     "unknown recipe key": ({"overrides": {"joint.rho3": 1}}, 422, "Did you mean"),
     "number where a list belongs": ({"seeds": 3}, 422, "/seeds: must be a list"),
@@ -61,7 +61,11 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
     "no seeds": ({"seeds": []}, 422, "/seeds"),
     "a seed twice": ({"seeds": [1, 1]}, 422, "twice"),
     "negative seed": ({"seeds": [-1]}, 422, "between 0 and 4294967295"),
-    "no corpus": ({"corpus": None}, 422, "needs a corpus"),
+    "no corpus to select from": (
+        {"corpus": None, "overrides": {"selection.selector": "bm25"}},
+        422,
+        "'bm25' needs a corpus",
+    ),
     "corpus not taken": (
         {"overrides": {"selection.selector": "none"}},
         422,
@@ -88,11 +92,19 @@ def test_invalid_request_creates_no_job(
     assert api.get("/v1/jobs").json()["data"] == []
 
 
-def test_job_without_retrieval_needs_no_corpus(api: TestClient) -> None:
-    body = {"dataset": "toy", "overrides": {"selection.selector": "none", "joint.enabled": False}}
-    job = api.post("/v1/jobs", json=body).json()
-    assert job["corpus_version"] is None
-    assert [s["stage"] for s in job["stages"]] == ["validate", "prepare", "finetune", "evaluate", "export"]
+@pytest.mark.parametrize("overrides", [{}, {"selection.selector": "none"}])
+def test_job_without_corpus_trains_on_the_task_alone(api: TestClient, overrides: dict[str, Any]) -> None:
+    job = api.post("/v1/jobs", json={"dataset": "toy", "overrides": {"joint.enabled": False, **overrides}}).json()
+    assert (job["corpus_version"], job["resolved_recipe"]["selection"]["selector"]) == (None, "none")
+    assert [s["stage"] for s in job["stages"]] == ["validate", "baseline", "prepare", "finetune", "evaluate", "export"]
+
+
+def test_instant_job_trains_the_linear_model_alone(api: TestClient) -> None:
+    job = api.post("/v1/jobs", json={"dataset": "toy", "scale": "instant"}).json()
+    assert [s["stage"] for s in job["stages"]] == ["validate", "baseline", "evaluate_linear", "export_linear"]
+    for change in ({"corpus": "docs"}, {"recipe": "paper"}, {"overrides": {"joint.rho2": 5}}, {"kind": "prune"}):
+        refused = api.post("/v1/jobs", json={"dataset": "toy", "scale": "instant", **change})
+        assert refused.status_code == 422, refused.text
 
 
 def test_concurrent_posts_with_one_key_create_one_job(api: TestClient, gateway: Gateway) -> None:

@@ -12,7 +12,8 @@ from services.common.jobstore import JobStore
 from services.common.situation import Situation
 from services.trainer.cluster import Status
 from services.trainer.selections import SelectionState
-from tests.contract.coordinator_harness import CoordinatorHarness
+from tests.contract.coordinator_harness import CoordinatorHarness, T
+from tests.factories import make_resolved, make_spec
 from tests.trainer_fakes import counting_stage, plain_stage
 from tlm_core.artifacts import ManifestRef
 from tlm_core.errors import EmptySelection, IndexUnavailable, InvalidDataset, NonFiniteLoss, TLMError
@@ -20,7 +21,10 @@ from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import State
 from tlm_core.training.params import SHRUNK
+from tlm_core.training.recipe import resolve
 from tlm_core.training.stage import StageContext
+
+SELECTOR = "selection.selector"
 
 
 def test_job_runs_all_its_stages_and_succeeds(harness: CoordinatorHarness) -> None:
@@ -33,7 +37,8 @@ def test_job_runs_all_its_stages_and_succeeds(harness: CoordinatorHarness) -> No
     plan = plan_of(job)
     assert set(job.result.artifacts) == {n.name for n in plan.nodes}
     assert [n.name for n in plan.nodes] == [
-        "validate", "select", "prepare", "joint.s0", "finetune.s0", "joint.s1", "finetune.s1", "evaluate", "export",
+        "validate", "baseline", "select", "prepare", "joint.s0", "finetune.s0", "joint.s1", "finetune.s1", "evaluate",
+        "export",
     ]  # fmt: skip
     for ref in Situation.read(harness.store, job).done.values():
         harness.artifacts.verify(ref)
@@ -58,7 +63,7 @@ def test_artifact_of_a_shrunk_batch_is_excluded_from_the_cache(harness: Coordina
     harness.work(harness.until_submitted(coordinator, first), joint=shrunk)
     coordinator.round()
     again = harness.until_submitted(coordinator, second := harness.submit())
-    assert harness.events(second).count("artifact.published") == 0, "validate and select are cached"
+    assert harness.events(second).count("artifact.published") == 0, "validate, baseline and select are cached"
     harness.work(again)
     coordinator.round()
     own, others = harness.job(first).result, harness.job(second).result
@@ -176,6 +181,43 @@ def test_rejected_submission_is_retried_in_the_same_attempt(harness: Coordinator
     assert (harness.job(job_id).state, harness.job(job_id).attempt) == (State.SUCCEEDED, 1)
 
 
+def test_linear_model_is_fitted_during_the_selection(harness: CoordinatorHarness) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit()
+    harness.selections.answer = lambda _: SelectionState(done=1, total=2)
+    fitting = harness.until_submitted(coordinator, job_id, "baseline")
+    harness.work(fitting)
+    coordinator.round()
+    assert Situation.read(harness.store, harness.job(job_id)).done.keys() == {"validate", "baseline"}
+    harness.selections.answer = lambda _: None
+    harness.work(harness.until_submitted(coordinator, job_id))
+    coordinator.round()
+    assert harness.job(job_id).state is State.SUCCEEDED
+    assert len(harness.cluster.commands) == 2
+
+
+def test_training_takes_no_room_before_the_linear_model_is_fitted(harness: CoordinatorHarness) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit()
+    fitting = harness.until_submitted(coordinator, job_id, "baseline")
+    harness.cluster.statuses[fitting] = Status.WAITING  # the cluster has room for one submission
+    harness.rounds_until(coordinator, 29)
+    assert Situation.read(harness.store, harness.job(job_id)).done.keys() == {"validate", "select"}
+    assert list(harness.cluster.commands) == [fitting]
+    assert "job.waiting" not in harness.events(job_id)
+    harness.work(fitting)
+    harness.work(harness.until_submitted(coordinator, job_id))
+    coordinator.round()
+    assert (harness.job(job_id).state, harness.events(job_id).count("job.waiting")) == (State.SUCCEEDED, 0)
+
+
+def test_job_without_a_selection_needs_one_submission(harness: CoordinatorHarness) -> None:
+    coordinator = harness.coordinator()
+    alone = make_resolved(corpus_name=None, corpus_version=None, recipe=resolve("fast", "tiny", {SELECTOR: "none"}))
+    job_id = harness.store.submit(T, make_spec(corpus=None), alone)[0].id
+    harness.work(harness.until_submitted(coordinator, job_id))
+    coordinator.round()
+    assert (harness.job(job_id).state, len(harness.cluster.commands)) == (State.SUCCEEDED, 1)
+
+
 @pytest.mark.parametrize("workers, cpus", [(1, 3.0), (2, 0.0)])
 def test_only_a_single_worker_requests_resources_for_its_submission(
     harness: CoordinatorHarness, workers: int, cpus: float
@@ -199,4 +241,4 @@ def test_situation_needs_one_round_trip_for_each_level_of_the_plan(
     harness.work(harness.until_submitted(coordinator, job_id))
     situation = Situation.read(CountingStore(redis_client), harness.job(job_id))
     assert situation.done.keys() == {node.name for node in situation.plan.nodes}
-    assert levels == [1, 1, 1, 2, 2, 1, 1], "validate, select, prepare, joint, finetune, evaluate, export"
+    assert levels == [1, 2, 1, 2, 2, 1, 1], "validate, baseline and select, prepare, joint, finetune, evaluate, export"

@@ -13,7 +13,7 @@ from services.trainer.selections import SelectionState
 from tests.contract.coordinator_harness import CoordinatorHarness, IdleExecutor, T
 from tests.trainer_fakes import counting_stage
 from tlm_core.artifacts import ArtifactStore, Manifest, ManifestRef
-from tlm_core.errors import IndexUnavailable
+from tlm_core.errors import EmptySelection, IndexUnavailable
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import State
 
@@ -170,6 +170,7 @@ def test_stopping_a_job_waits_for_its_selection_to_stop(harness: CoordinatorHarn
     harness.selections.answer = lambda _: SelectionState(done=1, total=2)
     for _ in range(4):
         coordinator.round()
+    harness.work(harness.until_submitted(coordinator, job_id, "baseline"))
     getattr(harness.store, verb)(T, job_id)
     harness.selections.running = True
     coordinator.round()
@@ -177,6 +178,32 @@ def test_stopping_a_job_waits_for_its_selection_to_stop(harness: CoordinatorHarn
     harness.selections.running = False
     coordinator.round()
     assert harness.job(job_id).state is state
+
+
+def test_paused_job_fits_its_linear_model_after_it_resumes(harness: CoordinatorHarness) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit()
+    harness.selections.answer = lambda _: SelectionState(done=1, total=2)
+    first = harness.until_submitted(coordinator, job_id, "baseline")
+    harness.cluster.statuses[first] = Status.WAITING
+    harness.store.pause(T, job_id)
+    coordinator.round()
+    assert (harness.job(job_id).state, harness.cluster.stopped) == (State.PAUSED, [first])
+    harness.selections.answer = lambda _: None
+    harness.store.resume(T, job_id)
+    assert harness.until_submitted(coordinator, job_id, "baseline") != first
+    harness.work(harness.until_submitted(coordinator, job_id))
+    coordinator.round()
+    assert (harness.job(job_id).state, harness.job(job_id).failures) == (State.SUCCEEDED, 0)
+
+
+def test_failed_selection_stops_the_workers_of_the_linear_model(harness: CoordinatorHarness) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit()
+    harness.selections.answer = lambda _: SelectionState(done=1, total=2)
+    fitting = harness.until_submitted(coordinator, job_id, "baseline")
+    harness.selections.answer = lambda _: SelectionState(error=EmptySelection("no passage"))
+    coordinator.round()
+    assert harness.job(job_id).state is State.FAILED
+    assert harness.cluster.stopped == [fitting]
 
 
 def test_failing_job_stops_its_selection(harness: CoordinatorHarness) -> None:

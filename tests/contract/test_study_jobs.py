@@ -64,6 +64,12 @@ class StudyHarness:
             self.coordinator.round()
         return self.store.get(T, job_id)
 
+    def drive_to_main(self, job_id: str) -> str:
+        """Fit the linear model. Return the submission of the main group."""
+        if "baseline" in (submissions := self.drive(job_id).submissions):
+            self.work(submissions["baseline"])
+        return self.drive(job_id).submissions["main"]
+
     def work(self, submission: str) -> None:
         run_group(
             self.store, self.artifacts, self.folder / "scratch", self.cluster.assignment(submission), all_stages()
@@ -78,7 +84,7 @@ def harness(redis_client: redis.Redis, tmp_path: Path) -> StudyHarness:
 
 def test_nodes_behind_a_dropped_subset_are_dropped(harness: StudyHarness) -> None:
     job_id = harness.submit(kind="learning_curve", options=CURVE)
-    harness.work(harness.drive(job_id).submissions["main"])
+    harness.work(harness.drive_to_main(job_id))
     job = harness.drive(job_id)
     assert job.state is State.SUCCEEDED
     metas = {
@@ -127,7 +133,7 @@ def test_task_damaged_before_a_local_stage_is_computed_again(harness: StudyHarne
 
 def test_second_pruning_computes_only_new_tickets(harness: StudyHarness) -> None:
     first = harness.submit(kind="prune", options={"levels": [0.3]})
-    harness.work(harness.drive(first).submissions["main"])
+    harness.work(harness.drive_to_main(first))
     assert harness.drive(first).state is State.SUCCEEDED
     resolved = harness.store.get(T, first).resolved
     spec = make_spec(kind="prune", options={"levels": [0.3, 0.5]})
@@ -143,20 +149,20 @@ def test_lost_check_is_computed_again_beside_an_existing_report(harness: StudyHa
     resolved = make_resolved(dataset=harness.dataset("first", "abc"), recipe=resolve("fast", "tiny", changes))
     spec = make_spec(kind="prune", options={"levels": [0.3]})
     job_id = harness.store.submit(T, spec, resolved)[0].id
-    harness.work(harness.drive(job_id).submissions["main"])
+    harness.work(harness.drive_to_main(job_id))
     job = harness.store.get(T, job_id)
     done = {name: ref.digest for name, ref in Situation.read(harness.store, job).done.items()}
     harness.store.invalidate_artifact(T, plan_of(job).node("check_encoder").artifact_id(done, job_id))
     assert harness.drive(job_id, rounds=1).state is State.QUEUED
     harness.store.expire_deadlines()
-    harness.work(harness.drive(job_id).submissions["main"])
+    harness.work(harness.drive_to_main(job_id))
     assert harness.drive(job_id).state is State.SUCCEEDED
 
 
 def pruning_of(harness: StudyHarness) -> str:
     """Return a job that prunes the model of another job, whose artifacts no other job can compute."""
     first = harness.submit(seeds=(0,))
-    harness.work(harness.drive(first).submissions["main"])
+    harness.work(harness.drive_to_main(first))
     trained = harness.drive(first)
     assert trained.state is State.SUCCEEDED and trained.result is not None
     artifacts = {
@@ -171,7 +177,7 @@ def pruning_of(harness: StudyHarness) -> str:
 def test_pruning_reuses_the_artifacts_of_the_pruned_job(harness: StudyHarness) -> None:
     job_id = pruning_of(harness)
     selections = harness.selections.requests
-    harness.work(harness.drive(job_id).submissions["main"])
+    harness.work(harness.drive_to_main(job_id))
     job = harness.drive(job_id)
     assert job.state is State.SUCCEEDED and job.result is not None
     ran = {e.data["node"] for e in harness.store.events(T, job_id) if e.type == "artifact.published"}
@@ -193,8 +199,8 @@ def test_lost_model_of_a_pruned_job_fails_the_pruning(harness: StudyHarness) -> 
 
 def test_group_waiting_for_room_is_not_stopped_when_another_group_reports(harness: StudyHarness) -> None:
     job_id = harness.submit(kind="prune", options={"levels": [0.3]}, seeds=(0, 1))
-    harness.work(harness.drive(job_id).submissions["main"])
-    first, second = sorted(harness.drive(job_id).submissions.keys() - {"main"})
+    harness.work(harness.drive_to_main(job_id))
+    first, second = sorted(harness.drive(job_id).submissions.keys() - {"baseline", "main"})
     harness.work(harness.store.get(T, job_id).submissions[first])  # reports and ends
     harness.cluster.statuses[harness.store.get(T, job_id).submissions[second]] = Status.WAITING
     for harness.store.ahead in range(0, 3600, 100):
@@ -202,7 +208,7 @@ def test_group_waiting_for_room_is_not_stopped_when_another_group_reports(harnes
     job = harness.drive(job_id)
     assert (job.attempt, job.failures) == (1, 0)
     harness.work(job.submissions[second])
-    gathering = harness.drive(job_id).submissions.keys() - {"main", first, second}
+    gathering = harness.drive(job_id).submissions.keys() - {"baseline", "main", first, second}
     harness.work(harness.store.get(T, job_id).submissions[gathering.pop()])
     assert harness.drive(job_id).state is State.SUCCEEDED
 
@@ -210,16 +216,16 @@ def test_group_waiting_for_room_is_not_stopped_when_another_group_reports(harnes
 def side_by_side(harness: StudyHarness) -> tuple[str, set[str]]:
     """Return a pruning job whose seeds the next round submits, and the names of their groups."""
     job_id = harness.submit(kind="prune", options={"levels": [0.3]}, seeds=(0, 1, 2))
-    harness.work(harness.drive(job_id).submissions["main"])
+    harness.work(harness.drive_to_main(job_id))
     return job_id, {f"tickets.s{seed}" for seed in (0, 1, 2)}
 
 
 def test_groups_of_one_round_are_each_submitted_once(harness: StudyHarness) -> None:
     job_id, groups = side_by_side(harness)
-    assert harness.drive(job_id, rounds=1).submissions.keys() == {"main"} | groups
+    assert harness.drive(job_id, rounds=1).submissions.keys() == {"baseline", "main"} | groups
     harness.drive(job_id, rounds=3)
     groups_submitted = [e.data["group"] for e in harness.store.events(T, job_id) if e.type == "workers.submitted"]
-    assert sorted(groups_submitted) == ["main", *sorted(groups)]
+    assert sorted(groups_submitted) == ["baseline", "main", *sorted(groups)]
 
 
 def test_rejected_group_is_withdrawn_alone(harness: StudyHarness) -> None:
@@ -232,9 +238,9 @@ def test_rejected_group_is_withdrawn_alone(harness: StudyHarness) -> None:
         submit(submission, command, **needs)
 
     harness.cluster.submit = refusing  # type: ignore[method-assign]
-    assert harness.drive(job_id, rounds=1).submissions.keys() == {"main", "tickets.s0"}
+    assert harness.drive(job_id, rounds=1).submissions.keys() == {"baseline", "main", "tickets.s0"}
     harness.cluster.submit = submit  # type: ignore[method-assign]
-    assert harness.drive(job_id, rounds=1).submissions.keys() == {"main"} | groups
+    assert harness.drive(job_id, rounds=1).submissions.keys() == {"baseline", "main"} | groups
 
 
 def test_cancelled_job_ends_when_all_its_groups_have_stopped(harness: StudyHarness) -> None:
@@ -248,7 +254,7 @@ def test_cancelled_job_ends_when_all_its_groups_have_stopped(harness: StudyHarne
 def test_sharing_datasets_are_validated_and_merged(harness: StudyHarness) -> None:
     other = DatasetInput(id="ds_2", ref=harness.dataset("second", "xy"))
     job_id = harness.submit(kind="share_tickets", options={"others": ["second"]}, others=(other,))
-    harness.work(harness.drive(job_id).submissions["main"])
+    harness.work(harness.drive_to_main(job_id))
     job = harness.drive(job_id)
     assert job.state is State.SUCCEEDED
     merged = harness.artifacts.localize(Situation.read(harness.store, job).done["merge"])

@@ -12,6 +12,7 @@ import pytest
 from tests.e2e.stack import STEPS, Stack, make_spec, run_stack
 from tests.support import wait_for
 from tlm_core.artifacts import sha256_file
+from tlm_core.serving import load_model
 from tlm_core.tasks.metrics import score
 from tlm_core.wire import Job
 
@@ -57,12 +58,16 @@ def test_downloaded_model_scores_what_the_report_says(
     predicted = model(**encoded).logits.argmax(-1).numpy()
     labels = np.array([model.config.label2id[row["label"]] for row in rows])
     scores = score(labels, predicted, 3, "macro_f1")
-    reported = embedded.client.report(job.id)["seeds"][0]["test"]
-    assert scores["macro_f1"] == pytest.approx(reported["macro_f1"], abs=1e-4)
-    assert scores["accuracy"] == pytest.approx(reported["accuracy"], abs=1e-4)
-    assert reported["macro_f1"] > 0.5, "the task can be learned"
+    (reported,) = embedded.client.report(job.id)["seeds"]
+    encoder = reported["models"]["encoder"]["test"]
+    assert scores["macro_f1"] == pytest.approx(encoder["macro_f1"], abs=1e-4)
+    assert scores["accuracy"] == pytest.approx(encoder["accuracy"], abs=1e-4)
+    assert encoder["macro_f1"] > 0.5, "the task can be learned"
+    returned = load_model(tmp_path)
+    predicted = returned.probabilities(texts).argmax(1)
+    assert score(labels, predicted, 3, "macro_f1")["macro_f1"] == pytest.approx(reported["test"]["macro_f1"], abs=1e-4)
     served = [prediction.label for prediction in embedded.client.predict(job.id, texts[:20])]
-    assert served == [model.config.id2label[int(label)] for label in predicted[:20]]
+    assert served == [returned.labels[label] for label in predicted[:20]]
 
 
 def test_equal_request_reuses_every_stage(embedded: Stack, killed: tuple[Job, int]) -> None:

@@ -151,8 +151,6 @@ def _build_spec(overrides: list[str] | None, *, dataset: str | None, corpus: str
     Raises InvalidRequest.
     """
     recipe_changes = _parse_overrides(overrides)
-    if corpus is None and dataset is not None:
-        recipe_changes.setdefault("selection.selector", "none")
     fields |= {"dataset": dataset, "corpus": corpus, "overrides": recipe_changes}
     try:
         return JobSpec.model_validate({name: value for name, value in fields.items() if value not in (None, {})})

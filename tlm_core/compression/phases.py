@@ -14,13 +14,14 @@ import numpy.typing as npt
 from tlm_core.compression.masks import Mask
 from tlm_core.compression.params import PhasesParams, ticket_name
 from tlm_core.compression.sliced import MASK, load_sliced, parameters, widened
+from tlm_core.evaluation.report import report_meta, total_cost
 from tlm_core.studies.measure import compare_graphs, encoder_onnx
 from tlm_core.studies.outputs import Table, speed_in_words, write_outputs
 from tlm_core.studies.plot import Curve
 from tlm_core.tasks.metrics import chance_in_words, summary
 from tlm_core.tasks.task import Task
 from tlm_core.training.device import pick_device
-from tlm_core.training.evaluate import predict, report_meta, report_of, total_cost
+from tlm_core.training.evaluate import predict, report_of
 from tlm_core.training.export import write_export
 from tlm_core.training.prepared import Prepared, Split
 from tlm_core.training.profiling import copy_traces
@@ -49,7 +50,8 @@ def phases(ctx: StageContext[PhasesParams]) -> dict[str, object]:
     best = max(winning, key=lambda point: (-math.inf if point["mean"] is None else point["mean"], point["level"]))
     folders = {seed: ctx.inputs[ticket_name("winning", best["level"], seed)] for seed in seeds}
     report: dict[str, Any] = {"kind": "prune", **report_of(folders, prepared, task, predictor)}
-    report["dense"] = {name: dense[name] for name in ("mean", "spread", "cost")}
+    report["dense"] = {**dense["models"]["encoder"], "cost": dense["cost"]}
+    report["models"] |= {name: dense["models"][name] for name in dense["models"] if name == "linear"}
     report["curves"] = curves
     tickets = [ticket_name(which, level, seed) for which in params.tickets for level in params.levels for seed in seeds]
     report["sweep_cost"] = total_cost([{"tickets": read_history(ctx.inputs[name])["cost"]} for name in tickets])

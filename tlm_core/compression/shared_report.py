@@ -13,6 +13,7 @@ import numpy.typing as npt
 from tlm_core.compression.masks import Mask
 from tlm_core.compression.sharing import MASKS, load_shared
 from tlm_core.compression.sliced import parameters
+from tlm_core.evaluation.report import total_cost
 from tlm_core.studies.outputs import Table, write_outputs
 from tlm_core.studies.plot import Curve
 from tlm_core.tasks.merge import MERGE
@@ -20,7 +21,7 @@ from tlm_core.tasks.metrics import Summary, chance_in_words, summary
 from tlm_core.tasks.task import Task
 from tlm_core.training.architectures import Shape
 from tlm_core.training.device import pick_device
-from tlm_core.training.evaluate import predict, report_of, tests_of, total_cost
+from tlm_core.training.evaluate import predict, report_of, tests_of
 from tlm_core.training.params import SeedsParams
 from tlm_core.training.prepared import Prepared, Split
 from tlm_core.training.stage import StageContext

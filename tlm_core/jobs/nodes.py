@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from tlm_core.jobs.plan import Node
 from tlm_core.jobs.spec import KindOptions, PlanInputs
-from tlm_core.stages import CHOOSE, EVALUATE, FINETUNE, JOINT, PREPARE, SELECT, VALIDATE
+from tlm_core.linear.params import BaselineParams
+from tlm_core.stages import BASELINE, CHOOSE, EVALUATE, FINETUNE, JOINT, PREPARE, SELECT, VALIDATE
 from tlm_core.training.params import (
     ChooseParams,
     FinetuneParams,
@@ -33,6 +34,11 @@ def validate_nodes(inputs: PlanInputs[KindOptions]) -> list[Node]:
         )
         for number, dataset in enumerate(inputs.datasets)
     ]
+
+
+def baseline_node(group: str) -> Node:
+    """The linear model on the task."""
+    return Node("baseline", BASELINE, BaselineParams(), {"task": "validate"}, group=group)
 
 
 def select_node(
@@ -89,11 +95,16 @@ def with_rates(node: Node, recipe: Recipe) -> list[Node]:
 
 
 def train_nodes(inputs: PlanInputs[KindOptions]) -> list[Node]:
-    """The nodes of `train` up to its test: validate → select → prepare → joint, finetune (each seed) → evaluate."""
+    """The nodes of `train` up to its test.
+
+    validate → baseline; validate → select → prepare → joint, finetune (each seed); all of them → evaluate.
+    During the selection, workers would be idle, so the linear model then has a group of its own.
+    """
     recipe, seeds = inputs.recipe, inputs.seeds
     select = select_node(inputs, "validate")
-    nodes = [*validate_nodes(inputs), *([select] if select else []), prepare_node(recipe, "validate", select)]
-    gathered = {"prepared": "prepare", "task": "validate"}
+    nodes = [*validate_nodes(inputs), baseline_node("baseline" if select else "main"), *([select] if select else [])]
+    nodes.append(prepare_node(recipe, "validate", select))
+    gathered = {"prepared": "prepare", "task": "validate", "baseline": "baseline"}
     for seed in seeds:
         start = {}
         if recipe.joint.enabled:

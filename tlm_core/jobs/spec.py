@@ -125,6 +125,8 @@ class JobSpec(BaseModel):
     def check(self, recipe: Recipe, options: KindOptions | None = None) -> None:
         """Raises InvalidRequest if the kind cannot use the recipe. options: as pinned, by default the request's."""
         kind = self.definition
+        if recipe.scale == "instant" and not kind.instant:
+            raise InvalidRequest(f"Kind '{kind.name}' trains encoders, so it has no scale 'instant'. Choose another.")
         if not kind.extends_train:
             others = ", ".join(other.name for other in KINDS.values() if other.extends_train)
             if recipe.profile:

@@ -75,6 +75,7 @@ class Kind(Generic[Options]):
     fields: of the dashboard's form. read_files: replaces paths in options of the command line by file contents.
     extends_train: the plan contains the nodes of `train` up to `evaluate`. Such kinds can use a dataset's own
     selection, write traces, and provide the model that `prune` starts from.
+    instant: the kind supports the scale `instant`, which trains the linear model alone.
     has_model: the job exports a model for download and predictions.
     """
 
@@ -91,6 +92,7 @@ class Kind(Generic[Options]):
     fields: tuple[FormField, ...] = ()
     read_files: Callable[[dict[str, object]], dict[str, object]] = lambda options: options
     extends_train: bool = False
+    instant: bool = False
     has_model: bool = True
 
     def datasets(self, options: Options) -> tuple[str, ...]:

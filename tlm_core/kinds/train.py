@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from tlm_core.jobs.nodes import train_nodes
+from tlm_core.jobs.nodes import baseline_node, train_nodes, validate_nodes
 from tlm_core.jobs.plan import Node, Plan
 from tlm_core.jobs.spec import KindOptions, PlanInputs
 from tlm_core.kinds.kind import Kind
-from tlm_core.stages import EXPORT
+from tlm_core.linear.params import BaselineParams
+from tlm_core.stages import EVALUATE_LINEAR, EXPORT, EXPORT_LINEAR
 from tlm_core.training.params import CardRecipe, ExportParams
 
 
@@ -15,10 +16,25 @@ class TrainOptions(KindOptions):
 
 
 def plan(inputs: PlanInputs[KindOptions]) -> Plan:
-    """Train and evaluate, then export the best seed's model."""
+    """Train and evaluate, then export the model that is best on validation. The scale `instant` is the linear model."""
+    if inputs.recipe.scale == "instant":
+        return _linear_plan(inputs)
     nodes = train_nodes(inputs)
     export = ExportParams(recipe=CardRecipe.of(inputs.recipe))
     return Plan((*nodes, Node("export", EXPORT, export, {**nodes[-1].inputs, "evaluate": "evaluate"})))
 
 
-KIND = Kind("train", "train a classifier", TrainOptions, plan, extends_train=True)
+def _linear_plan(inputs: PlanInputs[KindOptions]) -> Plan:
+    """The plan of a job that trains the linear model alone."""
+    task = {"task": "validate", "baseline": "baseline"}
+    return Plan(
+        (
+            *validate_nodes(inputs),
+            baseline_node("main"),
+            Node("evaluate", EVALUATE_LINEAR, BaselineParams(), task),
+            Node("export", EXPORT_LINEAR, BaselineParams(), {**task, "evaluate": "evaluate"}),
+        )
+    )
+
+
+KIND = Kind("train", "train a classifier", TrainOptions, plan, extends_train=True, instant=True)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tlm_core.evaluation.report import over_seeds, report_meta, total_cost
 from tlm_core.studies.bilstm import load_bilstm
 from tlm_core.studies.fit import compare, fit
 from tlm_core.studies.lstm_export import INT8, export_lstm, lstm_onnx
@@ -15,7 +16,6 @@ from tlm_core.studies.outputs import Table, speed_in_words, write_outputs
 from tlm_core.studies.params import CurveParams, family, size_name
 from tlm_core.studies.plot import Curve
 from tlm_core.tasks.metrics import best_of, scores_for, summary
-from tlm_core.training.evaluate import over_seeds, report_meta, total_cost
 from tlm_core.training.prepared import Prepared
 from tlm_core.training.stage import StageContext
 

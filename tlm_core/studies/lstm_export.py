@@ -98,7 +98,8 @@ def lstm_onnx(model: BiLSTM, path: Path) -> None:
     padding = g.op("Mul", g.op("Sub", g.const(1.0), g.op("Unsqueeze", mask, g.ints(2))), g.const(FAR))
     pooled = g.op("ReduceMax", g.op("Add", x, padding), g.ints(0), keepdims=0)
     logits = g.op("MatMul", pooled, g.const(arrays["task.out.weight"].T))
-    g.average_windows(g.op("Add", logits, g.const(arrays["task.out.bias"])), shape.labels)
+    logits = g.average_windows(g.op("Add", logits, g.const(arrays["task.out.bias"])), shape.labels)
+    g.outputs(logits, shape.labels)
     save(g, inputs, shape.labels, path)
 
 

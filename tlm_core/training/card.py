@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from tlm_core.evaluation.report import total_cost
 from tlm_core.selection.selectors import SELECTORS
 from tlm_core.tasks.metrics import METRICS, scores_shown
 from tlm_core.tasks.types import task_type_of
-from tlm_core.training.evaluate import total_cost
 from tlm_core.training.params import CardRecipe
 from tlm_core.training.recipe import OWN_STARTS
 

@@ -1,9 +1,8 @@
-"""Predictions for a split, validation during training, and the report of the evaluate stage."""
+"""Predictions for a split, validation during training, and the evaluate stage."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ import torch
 from torch import Tensor
 
 from tlm_core.errors import OutOfMemory
-from tlm_core.tasks.metrics import best_of, score, scores_for, summary
+from tlm_core.evaluation.report import EncoderResult, LinearResult, job_report, report_meta, write_report
+from tlm_core.tasks.metrics import score
 from tlm_core.tasks.task import SPLITS, Task
 from tlm_core.training.architectures import Shape
 from tlm_core.training.device import autocast, out_of_memory, pick_device
@@ -114,7 +114,7 @@ def scores_of(
 def evaluate(ctx: StageContext[SeedsParams]) -> dict[str, Any]:
     """Test each seed's model once, in fp32 like the exported model, and write report.json.
 
-    Inputs: `prepared`, `task`, and `finetune.s{seed}` for each seed.
+    Inputs: `prepared`, `task`, `finetune.s{seed}` for each seed and, to combine the models, `baseline`.
     """
     return evaluate_models(ctx, load_model)
 
@@ -128,88 +128,46 @@ def evaluate_models(ctx: StageContext[SeedsParams], load: Callable[[Path], TaskM
         return predict(load(folder).to(device), split, prepared, device=device, workers=workers)
 
     folders = {seed: ctx.inputs[f"finetune.s{seed}"] for seed in ctx.params.seeds}
-    report = report_of(folders, prepared, task, predictor)
-    if not ctx.rank:
-        text = json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False)
-        (ctx.out / "report.json").write_text(text, encoding="utf-8")
+    linear = LinearResult.read(ctx.inputs["baseline"]) if "baseline" in ctx.inputs else None
+    encoders = encoder_results(folders, prepared, predictor)
+    if ctx.rank:
+        return {}
+    report, predictions = job_report(task, encoders, linear, shared_cost(prepared, linear))
+    report |= cut_texts(prepared)
+    write_report(ctx.out, report, predictions)
     return report_meta(report)
 
 
-def report_meta(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of a report that the artifact's metadata repeats."""
-    return {name: report[name] for name in ("metric", "best_seed", "mean", "spread")}
+def encoder_results(folders: Mapping[int, Path], prepared: Prepared, predictor: Predictor) -> list[EncoderResult]:
+    """Return the outputs of each seed's encoder on validation and test, its history and its cost.
+
+    folders: of the finetuned models, by seed. It reads test texts, so call it once, after all training.
+    """
+    results = []
+    for seed in sorted(folders):
+        history = read_history(folders[seed])
+        outputs = {name: predictor(folders[seed], prepared.split(name)) for name in ("validation", *tests_of(prepared))}
+        cost = {name: history[name] for name in ("joint",) if history[name]} | {"finetune": history["cost"]}
+        results.append(EncoderResult(seed, outputs, history["best"], cost, history.get("tries", ())))
+    return results
+
+
+def shared_cost(prepared: Prepared, linear: LinearResult | None) -> dict[str, Any]:
+    """Return the cost of the stages that all seeds share."""
+    return ({"baseline": linear.facts["cost"]} if linear else {}) | {"prepare": prepared.facts["cost"]}
 
 
 def report_of(folders: Mapping[int, Path], prepared: Prepared, task: Task, predictor: Predictor) -> dict[str, Any]:
-    """Return the scores of each seed's model on validation and test, their mean and spread, and the cost.
-
-    folders: of the finetuned models, by seed. It reads test, so call it once, after all training.
-    """
-    seeds = [_seed_report(seed, folders[seed], prepared, task, predictor) for seed in sorted(folders)]
-    best = seeds[best_of([entry["validation"]["value"] for entry in seeds])]
-    return {
-        "task": task.name,
-        "metric": prepared.metric,
-        "labels": prepared.labels,
-        "seeds": seeds,
-        **over_seeds(seeds),
-        "majority": {split: _majority(prepared, task, split) for split in ("validation", *tests_of(prepared))},
-        "best_seed": best["seed"],
-        "cut_texts": prepared.facts.get("cut_texts", {}),
-        "warnings": prepared.facts.get("warnings", []),
-        "cost": total_cost([{"prepare": prepared.facts["cost"]}, *(entry["cost"] for entry in seeds)]),
-    }
+    """Return the report of encoders alone; see `job_report`. folders: of the finetuned models, by seed."""
+    encoders = encoder_results(folders, prepared, predictor)
+    return job_report(task, encoders, None, shared_cost(prepared, None))[0] | cut_texts(prepared)
 
 
-def _seed_report(seed: int, folder: Path, prepared: Prepared, task: Task, predictor: Predictor) -> dict[str, Any]:
-    history = read_history(folder)
-    entry: dict[str, Any] = {"seed": seed, "chosen": history["best"]}
-    for name in ("validation", *tests_of(prepared)):
-        split = prepared.split(name)
-        entry[name] = scores_of(predictor(folder, split), split, prepared, task.in_train(name))
-    if "tries" in history:
-        entry["tries"] = history["tries"]
-    entry["cost"] = {name: history[name] for name in ("joint",) if history[name]} | {"finetune": history["cost"]}
-    return entry
-
-
-def over_seeds(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return `mean` and `spread` (sample standard deviation) of each score; None where it is not defined.
-
-    `spread` has a `reason` if the metric that decides has no spread. Regression has no scores of classes.
-    """
-    result: dict[str, Any] = {"mean": {}, "spread": {}}
-    metric = seeds[0]["test"]["metric"]
-    for split in [name for name, entry in seeds[0].items() if isinstance(entry, Mapping) and "value" in entry]:
-        for name in scores_for(metric):
-            over = summary([entry[split][name] for entry in seeds])
-            result["mean"].setdefault(split, {})[name] = over["mean"]
-            result["spread"].setdefault(split, {})[name] = over["std"]
-            if name == metric and "reason" in over:
-                result["spread"]["reason"] = over["reason"]
-        clean = summary([entry[split]["deduplicated"][metric] for entry in seeds])
-        result["mean"][split]["deduplicated"] = clean["mean"]
-        result["spread"][split]["deduplicated"] = clean["std"]
-    return result
+def cut_texts(prepared: Prepared) -> dict[str, object]:
+    """Return the part of a report on texts that the encoder does not read to their ends."""
+    return {name: prepared.facts.get(name, default) for name, default in (("cut_texts", {}), ("warnings", []))}
 
 
 def tests_of(prepared: Prepared) -> list[str]:
     """Return the names of the test split and of any further test splits."""
     return ["test", *sorted(set(prepared.facts["counts"]) - set(SPLITS))]
-
-
-def _majority(prepared: Prepared, task: Task, split: str) -> dict[str, Any]:
-    train, true = task.targets("train"), task.targets(split)
-    return task.type.baseline(train, true, len(prepared.labels), prepared.metric, in_train=task.in_train(split))
-
-
-def total_cost(costs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
-    """Return FLOPs, tokens, seconds, and GPU-seconds of each stage, summed over the seeds, and last their `total`."""
-    stages: dict[str, dict[str, float]] = {}
-    total: dict[str, float] = {}
-    for cost in costs:
-        for stage, numbers in cost.items():
-            for target in (stages.setdefault(stage, {}), total):
-                for name, value in numbers.items():
-                    target[name] = target.get(name, 0.0) + value
-    return {**stages, "total": total}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,12 @@ import torch
 from torch import Tensor
 
 from tlm_core.errors import TrainingFailed
+from tlm_core.evaluation.combine import ENCODER, LINEAR, Scales, log_softmax
+from tlm_core.evaluation.report import PREDICTIONS, REPORT
+from tlm_core.linear.graph import write_combined, write_linear
+from tlm_core.linear.model import ALPHABET, LinearModel
+from tlm_core.serving import METADATA, MODEL, write_metadata
+from tlm_core.serving import load_model as load_served
 from tlm_core.tasks.task import Task
 from tlm_core.training.architectures import Shape, architecture_of
 from tlm_core.training.card import model_card
@@ -32,10 +39,10 @@ PROBES = 16
 
 
 def export(ctx: StageContext[ExportParams]) -> dict[str, Any]:
-    """Write `model/`, `model.onnx`, `labels.json`, and `report.json`.
+    """Write the returned model and, in `model/`, its encoder as a stock folder; see docs/report.md for the files.
 
-    Inputs: `prepared`, `task`, `evaluate`, and `finetune.s{seed}` for each seed. Raises TrainingFailed unless the
-    stock classes and onnxruntime load the files and compute the same logits as our model.
+    Inputs: `prepared`, `task`, `baseline`, `evaluate`, and `finetune.s{seed}` for each seed. Raises TrainingFailed
+    unless the stock classes and onnxruntime load the files and compute what `evaluate` computed.
     """
     if ctx.rank:
         return {}
@@ -43,10 +50,44 @@ def export(ctx: StageContext[ExportParams]) -> dict[str, Any]:
     report = json.loads((ctx.inputs["evaluate"] / "report.json").read_text(encoding="utf-8"))
     best = ctx.inputs[f"finetune.s{report['best_seed']}"]
     model = load_model(best)
+    scales = next(Scales(**entry["scales"]) for entry in report["seeds"] if entry["seed"] == report["best_seed"])
+    with torch.no_grad():  # the weights of the last layer include the temperature, so every form is calibrated
+        for parameter in model.task.out.parameters():
+            parameter /= scales.encoder_temperature
     count = write_export(ctx.out, model, weights(model), prepared, task, report, ctx.params.recipe)
-    shutil.copyfile(ctx.inputs["evaluate"] / "report.json", ctx.out / "report.json")
+    returned = report["returned"]["model"]
+    _add_linear(ctx.out, ctx.inputs["baseline"], returned, model, replace(scales, encoder_temperature=1.0))
+    write_metadata(ctx.out, task, returned, prepared.max_length, prepared.max_windows)
+    _check_served(ctx.out, task, ctx.inputs["evaluate"], report["best_seed"])
+    shutil.copyfile(ctx.inputs["evaluate"] / REPORT, ctx.out / REPORT)
     copy_traces(best, ctx.out)
     return {"best_seed": report["best_seed"], "parameters": count}
+
+
+def _add_linear(out: Path, baseline: Path, returned: str, model: TaskModel, scales: Scales) -> None:
+    """Write the linear model into `linear/` and, unless the encoder is returned alone, into `model.onnx`."""
+    (out / "linear").mkdir()
+    for name in (MODEL, METADATA, ALPHABET):
+        shutil.copyfile(baseline / name, out / "linear" / name)
+    if returned == ENCODER:
+        return
+    shutil.copyfile(baseline / ALPHABET, out / ALPHABET)
+    if returned == LINEAR:
+        write_linear(LinearModel.read(baseline), scales, out / MODEL)
+    else:
+        arrays = {name: tensor.numpy() for name, tensor in weights(model).items()}
+        write_combined(model.shape, arrays, LinearModel.read(baseline), scales, out / MODEL)
+
+
+def _check_served(out: Path, task: Task, evaluated: Path, seed: int) -> None:
+    """Raise TrainingFailed unless the files predict for texts what `evaluate` computed for their tokens."""
+    texts, pairs = task.texts("validation")[:PROBES], task.text_pairs("validation")
+    served = load_served(out).probabilities(texts, pairs[:PROBES] if pairs else None)
+    with np.load(evaluated / PREDICTIONS) as arrays:
+        expected = arrays[f"validation.s{seed}"][:PROBES]
+    if task.type.has_classes:
+        expected = np.exp(log_softmax(expected))
+    compare_logits("served model", served, expected)
 
 
 def write_export(
@@ -75,9 +116,7 @@ def write_export(
     write_onnx(model.shape, {name: tensor.numpy() for name, tensor in weights(model).items()}, graph)
     compare_logits("ONNX graph", _onnx_logits(graph, probe), expected)
     (folder / "README.md").write_text(model_card(report, prepared.facts, recipe), encoding="utf-8")
-    labels = {"labels": list(task.labels), "max_length": prepared.max_length, "pair": task.pair}
-    labels |= {"windows": prepared.max_windows, "task_type": task.type.name}
-    (out / "labels.json").write_text(json.dumps(labels, ensure_ascii=False), encoding="utf-8")
+    write_metadata(out, task, ENCODER, prepared.max_length, prepared.max_windows)
     return sum(p.numel() for p in stock.parameters())
 
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from tlm_core.serving import NGRAM_IDS
 from tlm_core.training.architectures import Shape, architecture_of
 
 OPSET = 20  # the first with Gelu
@@ -41,6 +42,12 @@ class Graph:
         self.nodes.append(helper.make_node("Split", [x], names, axis=axis, num_outputs=parts))
         return names
 
+    def divide(self, x: str, sizes: Sequence[int], axis: int) -> list[str]:
+        """Split along an axis into parts of the given sizes."""
+        names = [f"part_{len(self.nodes)}_{i}" for i in range(len(sizes))]
+        self.nodes.append(helper.make_node("Split", [x, self.ints(*sizes)], names, axis=axis))
+        return names
+
     def const(self, values: npt.ArrayLike, dtype: npt.DTypeLike = np.float32) -> str:
         name = f"constant_{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(np.asarray(values, dtype=dtype, order="C"), name))
@@ -55,8 +62,8 @@ class Graph:
         for name in names:
             self.op("Reshape", name, shape, out=f"{name}.rows")
 
-    def average_windows(self, rows: str, labels: int) -> None:
-        """Write `logits`, [batch, labels], the mean over the windows that have a token, and their `probabilities`.
+    def average_windows(self, rows: str, labels: int) -> str:
+        """Return the mean logits over the windows that have a token, [batch, labels].
 
         rows: logits of the windows, [batch * windows, labels].
         """
@@ -67,19 +74,23 @@ class Graph:
             "Where", self.op("Cast", real, to=TensorProto.BOOL), self.op("Reshape", rows, shape), self.const(0.0)
         )
         count = self.op("Cast", self.op("ReduceSum", real, self.ints(1), keepdims=0), to=TensorProto.FLOAT)
-        self.op("Div", self.op("ReduceSum", logits, self.ints(1), keepdims=0), count, out="logits")
+        return self.op("Div", self.op("ReduceSum", logits, self.ints(1), keepdims=0), count)
+
+    def outputs(self, logits: str, labels: int) -> None:
+        """Write the graph's outputs: `logits` and, for classes, `probabilities`."""
+        self.op("Identity", logits, out="logits")
         if labels > 1:
-            self.op("Softmax", "logits", axis=-1, out="probabilities")
+            self.op("Softmax", logits, axis=-1, out="probabilities")
 
 
 class GraphWriter:
     """Writes the parts that encoders share. weights: arrays by our parameter names."""
 
-    def __init__(self, shape: Shape, weights: Weights) -> None:
+    def __init__(self, graph: Graph, shape: Shape, weights: Weights) -> None:
+        self.graph = graph
         self.shape = shape
         self.architecture = architecture_of(shape)
         self.weights = weights
-        self.graph = Graph()
 
     @property
     def inputs(self) -> list[str]:
@@ -110,14 +121,14 @@ class GraphWriter:
         flat = g.op("Reshape", g.op("Transpose", mixed, perm=[0, 2, 1, 3]), g.ints(0, 0, heads * size))
         return self.linear(flat, f"{name}.out")
 
-    def classifier(self) -> None:
-        """Write the whole model, from its inputs to `logits` and, for labels, `probabilities`."""
+    def logits(self) -> str:
+        """Write the whole model, from its inputs to the logits of each text, [batch, labels]."""
         g = self.graph
         g.flatten_windows(self.inputs)
         x = self.linear(self._pooled(self._encoder()), "task.dense")
         x = g.op({"gelu": "Gelu", "tanh": "Tanh"}[self.architecture.head_activation], x)
         x = self.norm(x, "task.norm") if self.architecture.head_norm else x
-        g.average_windows(self.linear(x, "task.out"), self.shape.labels)
+        return g.average_windows(self.linear(x, "task.out"), self.shape.labels)
 
     def _encoder(self) -> str:
         g, shape = self.graph, self.shape
@@ -178,25 +189,26 @@ class GraphWriter:
 
 
 def write_onnx(shape: Shape, weights: Weights, path: Path) -> None:
-    """Write the model with inputs `input_ids`, `attention_mask` and, if it reads them, `token_type_ids`.
+    """Write an encoder with inputs `input_ids`, `attention_mask` and, if it reads them, `token_type_ids`.
 
     Inputs are int64 [batch, windows, length]; a text with fewer windows than others has windows without tokens. Outputs
     are `logits`, the means over the windows, and `probabilities`, float32 [batch, labels]; a regression model has only
     `logits`, the predicted target.
     """
-    writer = GraphWriter(shape, weights)
-    writer.classifier()
-    save(writer.graph, writer.inputs, shape.labels, path)
+    graph = Graph()
+    writer = GraphWriter(graph, shape, weights)
+    graph.outputs(writer.logits(), shape.labels)
+    save(graph, writer.inputs, shape.labels, path)
 
 
 def save(written: Graph, names: Sequence[str], labels: int, path: Path) -> None:
     """Check and write a graph with the named inputs, and with the outputs of `write_onnx`."""
-    inputs, answers = ["batch", "windows", "length"], ["batch", labels]
+    answers = ["batch", labels]
     outputs = ("logits", "probabilities") if labels > 1 else ("logits",)
     graph = helper.make_graph(
         written.nodes,
         "classifier",
-        [helper.make_tensor_value_info(name, TensorProto.INT64, inputs) for name in names],
+        [helper.make_tensor_value_info(name, TensorProto.INT64, _axes(name)) for name in names],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, answers) for name in outputs],
         written.constants,
     )
@@ -204,3 +216,8 @@ def save(written: Graph, names: Sequence[str], labels: int, path: Path) -> None:
     model.ir_version = IR_VERSION
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, str(path))
+
+
+def _axes(name: str) -> list[str]:
+    """Return the names of an input's axes."""
+    return ["batch", "ngrams"] if name == NGRAM_IDS else ["batch", "windows", "length"]

@@ -20,7 +20,7 @@ from tlm_core.names import MODEL
 from tlm_core.selection.selectors import Selection
 from tlm_core.training.architectures.table import ARCHITECTURES
 
-Scale = Literal["tiny", "small", "medium", "large"]
+Scale = Literal["instant", "tiny", "small", "medium", "large"]
 RecipeName = Literal["fast", "paper"]
 Precision = Literal["bf16", "fp32"]
 
@@ -249,6 +249,8 @@ def native_precision() -> Precision:
 
 def _fast(scale: Scale) -> Recipe:
     """Return our recipe, which reaches the same quality at lower cost. docs/experiments.md has the measurements."""
+    if scale == "instant":
+        return Recipe(name="fast", scale=scale, selection=Selection(selector="none"))
     shapes = {
         "tiny": (3, 192, 3, 384, 3_000_000),
         "small": (6, 384, 6, 768, 40_000_000),
@@ -332,6 +334,11 @@ def resolve(
         raise InvalidRecipe(f"Unknown recipe '{name}'. Valid recipes: {', '.join(presets)}.")
     if scale not in get_args(Scale):
         raise InvalidRecipe(f"Unknown scale '{scale}'. Valid scales: {', '.join(get_args(Scale))}.")
+    if scale == "instant" and (name != "fast" or overrides):
+        raise InvalidRecipe(
+            "The scale 'instant' trains only the linear model, which has no recipe. Omit the recipe and its overrides, "
+            "or choose another scale."
+        )
     data = presets[name](scale).model_dump()  # type: ignore[arg-type]
     known = sorted(leaves(data))
     for key, value in (overrides or {}).items():

@@ -60,8 +60,6 @@ class JobForm(CommonFields):
     def spec(self) -> JobSpec:
         """Return the request. Raises InvalidRequest."""
         overrides = parse_lines(self.overrides, "Overrides", "joint.rho2 = 5")
-        if not self.corpus:
-            overrides.setdefault("selection.selector", "none")
         values: dict[str, object] = {
             "kind": self.kind,
             "dataset": self.dataset,

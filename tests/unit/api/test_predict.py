@@ -11,10 +11,11 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from services.api.predict import Model, Predictor, load_model
+from services.api.predict import Predictor
 from tests.contract.job_results import make_export
 from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import CorruptArtifact, InvalidRequest
+from tlm_core.serving import Model, load_model
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ class Loader:
         time.sleep(0.01)
         with self.lock:
             self.loaded.append(folder.name)
-        return Model(cast(Any, None), cast(Any, None), ("a",), False, self.size)
+        return Model(cast(Any, None), None, None, ("a",), False, self.size)
 
 
 def test_concurrent_requests_load_a_model_once(artifacts: ArtifactStore, tmp_path: Path) -> None:

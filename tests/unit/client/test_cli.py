@@ -163,7 +163,7 @@ def test_submit_sends_the_given_options() -> None:
     }  # fmt: skip
 
 
-def test_submit_without_corpus_selects_no_passages() -> None:
+def test_submit_without_corpus_leaves_the_selector_to_the_service() -> None:
     sent: dict[str, Any] = {}
 
     def handler(request: httpx.Request) -> httpx.Response:
@@ -171,7 +171,7 @@ def test_submit_without_corpus_selects_no_passages() -> None:
         return httpx.Response(202, json=job_view(corpus=None))
 
     assert tlm(handler, "submit", "--dataset", "toy").exit_code == 0
-    assert sent == {"dataset": "toy", "overrides": {"selection.selector": "none"}}
+    assert sent == {"dataset": "toy"}
 
 
 def test_submit_reads_kind_options_from_json_or_a_file(tmp_path: Path) -> None:

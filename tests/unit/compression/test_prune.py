@@ -16,7 +16,6 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from services.api.predict import load_model
 from tests.unit.studies.local_plan import check_resume, make_job, read_report, run_plan
 from tests.unit.training.made import made_task, tiny
 from tests.unit.training.test_published import published
@@ -28,6 +27,7 @@ from tlm_core.errors import InvalidRecipe, InvalidRequest
 from tlm_core.jobs.plan import Node, plan_of
 from tlm_core.jobs.ticket_nodes import CHECK_ENCODER, IMPORTANCE
 from tlm_core.kinds.share_tickets import ShareTicketsOptions
+from tlm_core.serving import load_model
 from tlm_core.tasks.metrics import score
 from tlm_core.tasks.task import Task
 from tlm_core.training.local import LocalReporter, run_stage

@@ -54,7 +54,7 @@ def test_evaluate_gathers_the_finetuning_of_every_seed() -> None:
 def test_task_only_plan_has_no_selection_and_joint_stage() -> None:
     plan = plan_of(make_job({"joint.enabled": False, "selection.selector": "none"}, corpus_name=None))
     check_order(plan)
-    assert [n.name for n in plan.nodes] == ["validate", "prepare", "finetune.s0", "evaluate", "export"]
+    assert [n.name for n in plan.nodes] == ["validate", "baseline", "prepare", "finetune.s0", "evaluate", "export"]
     assert all(n.place is not Place.RETRIEVER for n in plan.nodes)
 
 
@@ -69,13 +69,13 @@ def test_dataset_selection_depends_only_on_the_task() -> None:
 @pytest.mark.parametrize(
     ("override", "reused"),
     [
-        ({"finetune.epochs": 3}, {"validate", "select", "prepare", "joint.s0"}),
-        ({"joint.rho2": 7}, {"validate", "select", "prepare"}),
-        ({"tokenizer.vocab_size": 500}, {"validate", "select"}),
-        ({"selection.top_k": 7}, {"validate"}),
-        ({"selection.unique_terms": True}, {"validate"}),
-        ({"selection.per_query_cap": 2}, {"validate"}),
-        ({"selection.max_tokens": 1000}, {"validate"}),
+        ({"finetune.epochs": 3}, {"validate", "baseline", "select", "prepare", "joint.s0"}),
+        ({"joint.rho2": 7}, {"validate", "baseline", "select", "prepare"}),
+        ({"tokenizer.vocab_size": 500}, {"validate", "baseline", "select"}),
+        ({"selection.top_k": 7}, {"validate", "baseline"}),
+        ({"selection.unique_terms": True}, {"validate", "baseline"}),
+        ({"selection.per_query_cap": 2}, {"validate", "baseline"}),
+        ({"selection.max_tokens": 1000}, {"validate", "baseline"}),
     ],
 )
 def test_change_of_recipe_reruns_only_dependent_nodes(override: dict[str, Any], reused: set[str]) -> None:

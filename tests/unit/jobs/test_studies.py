@@ -152,7 +152,7 @@ def test_groups_of_seeds_run_in_parallel_without_deadlock(kind: str) -> None:
         done |= {node.name: None for group in ready for node in plan.group(group)}
         groups -= ready
     alone = plan_of(job_of(kind, SHARE if kind == "share_tickets" else None, seeds=(0,)))
-    assert {node.group for node in alone.nodes} == {"main"}
+    assert {node.group for node in alone.nodes} <= {"main", "baseline"}
 
 
 @pytest.mark.parametrize("kind", ["prune", "share_tickets"])

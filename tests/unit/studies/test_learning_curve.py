@@ -15,12 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from services.api.predict import load_model
 from tests.unit.studies.local_plan import check_resume, make_job, read_report, run_plan
 from tests.unit.training.made import LABELS, made_task, tiny
 from tlm_core.errors import InvalidRecipe
 from tlm_core.jobs.plan import plan_of
 from tlm_core.kinds.learning_curve import BILSTM, LearningCurveOptions, bilstm_params
+from tlm_core.serving import load_model
 from tlm_core.studies.curve import words
 from tlm_core.studies.fit import compare
 from tlm_core.tasks.metrics import score

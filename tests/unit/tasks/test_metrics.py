@@ -160,7 +160,7 @@ def test_correlation_with_a_constant_is_null_with_a_reason() -> None:
 
 
 def test_new_metric_needs_one_entry_in_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tlm_core.training.evaluate import over_seeds
+    from tlm_core.evaluation.report import over_seeds
 
     with pytest.raises(InvalidRequest, match="Unknown metric 'first_label'"):
         DatasetOptions(metric="first_label")

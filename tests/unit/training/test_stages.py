@@ -65,14 +65,14 @@ def test_report_has_scores_per_seed_with_mean_and_spread(chain: Mapping[str, Pat
 
 def test_report_has_the_cost_of_every_stage(chain: Mapping[str, Path]) -> None:
     cost = report_of(chain)["cost"]
-    assert list(cost) == ["prepare", "joint", "finetune", "total"]
+    assert list(cost) == ["baseline", "prepare", "joint", "finetune", "total"]
     for name in ("flops", "tokens", "seconds"):
         assert cost["total"][name] == pytest.approx(sum(cost[stage][name] for stage in list(cost)[:-1]))
         assert cost["total"][name] > 0
     assert cost["total"]["gpu_seconds"] == 0.0
 
 
-def test_stock_classes_reproduce_the_reported_test_score(chain: Mapping[str, Path]) -> None:
+def test_stock_classes_reproduce_the_score_of_the_encoder(chain: Mapping[str, Path]) -> None:
     folder = chain["export"] / "model"
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
@@ -83,7 +83,7 @@ def test_stock_classes_reproduce_the_reported_test_score(chain: Mapping[str, Pat
     assert [model.config.id2label[i] for i in range(3)] == list(LABELS)
     scores = score(task.label_ids("test"), answers, 3, "macro_f1")
     best = next(entry for entry in report["seeds"] if entry["seed"] == report["best_seed"])
-    assert scores["macro_f1"] == pytest.approx(best["test"]["macro_f1"], abs=1e-4)
+    assert scores["macro_f1"] == pytest.approx(best["models"]["encoder"]["test"]["macro_f1"], abs=1e-4)
 
 
 def test_export_predicts_only_the_texts_that_it_compares(chain: Mapping[str, Path], tmp_path: Path) -> None:
@@ -97,7 +97,10 @@ def test_export_predicts_only_the_texts_that_it_compares(chain: Mapping[str, Pat
 def test_exported_folder_has_safetensors_and_no_code(chain: Mapping[str, Path]) -> None:
     names = {str(path.relative_to(chain["export"])) for path in chain["export"].rglob("*") if path.is_file()}
     model = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"}
-    assert names == {f"model/{name}" for name in model} | {"model.onnx", "labels.json", "report.json"}
+    linear = {f"linear/{name}" for name in ("model.onnx", "labels.json", "ngrams.json")}
+    alphabet = set() if report_of(chain)["returned"]["model"] == "encoder" else {"ngrams.json"}
+    expected = {f"model/{name}" for name in model} | {"model.onnx", "labels.json", "report.json"}
+    assert names == expected | linear | alphabet
 
 
 def test_card_states_scores_cost_recipe_and_memorization_risk(chain: Mapping[str, Path]) -> None:
@@ -163,9 +166,11 @@ def test_onnx_graph_supports_windows_and_rotary_bases(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.from_numpy(logits), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_onnx_graph_accepts_any_batch_and_length(chain: Mapping[str, Path]) -> None:
-    session = onnxruntime.InferenceSession(chain["export"] / "model.onnx", providers=["CPUExecutionProvider"])
-    model = AutoModelForSequenceClassification.from_pretrained(chain["export"] / "model").eval()
+def test_onnx_graph_accepts_any_batch_and_length(chain: Mapping[str, Path], tmp_path: Path) -> None:
+    trained, task, recipe = load_model(chain["finetune.s0"]), Task.read(chain["task"]), CardRecipe.of(RECIPE)
+    write_export(tmp_path, trained, weights(trained), Prepared(chain["prepare"]), task, report_of(chain), recipe)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model").eval()
     random = torch.Generator().manual_seed(0)
     for shape in ((1, 3), (5, 40)):
         tokens = torch.randint(5, 170, shape, generator=random)
@@ -205,7 +210,7 @@ def test_pair_task_without_selection_trains_a_bert(tmp_path: Path) -> None:
     done = run_chain(task, None, recipe, [3], tmp_path / "run")
     assert "joint.s3" not in done
     report = json.loads((done["evaluate"] / "report.json").read_text())
-    assert list(report["cost"]) == ["prepare", "finetune", "total"]
+    assert list(report["cost"]) == ["baseline", "prepare", "finetune", "total"]
     assert report["spread"]["reason"] and report["spread"]["test"]["macro_f1"] is None
     written = Task.read(task)
     tokenizer = AutoTokenizer.from_pretrained(done["export"] / "model")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -13,18 +14,23 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from services.api.predict import load_model as load_export
 from tests.unit.training.made import made_selection, made_task, run_chain, tiny
+from tlm_core.evaluation.combine import Scales
+from tlm_core.linear.graph import write_combined
+from tlm_core.linear.model import ALPHABET, LinearModel, rows_of
+from tlm_core.serving import MODEL, write_metadata
+from tlm_core.serving import load_model as load_served
 from tlm_core.stages import PREPARE
 from tlm_core.tasks.task import Task
 from tlm_core.training.evaluate import predict
+from tlm_core.training.graph import write_onnx
 from tlm_core.training.local import LocalCheckpoints, LocalReporter, run_stage
 from tlm_core.training.params import JointParams, PrepareParams
 from tlm_core.training.prepared import FinetuneBatches, Prepared, Split, task_batch
 from tlm_core.training.recipe import AUTO_LENGTHS
 from tlm_core.training.stage import StageContext
 from tlm_core.training.stages import build, joint_trainer
-from tlm_core.training.state import load_model
+from tlm_core.training.state import load_model, weights
 from tlm_core.training.store import TokenStore
 
 LENGTH, WINDOWS = 16, 3
@@ -127,11 +133,28 @@ def test_first_texts_keep_their_windows(prepared: Prepared) -> None:
     assert [windows_of(few, text) for text in range(5)] == [windows_of(split, text) for text in range(5)]
 
 
-def test_service_predicts_the_same_from_the_texts(chain: Mapping[str, Path], prepared: Prepared) -> None:
-    split, task = prepared.split("test"), Task.read(chain["task"])
-    logits = predict(load_model(chain["finetune.s0"]), split, prepared, device=CPU)
+@pytest.mark.parametrize("returned", ["encoder", "combined"])
+def test_service_predicts_the_same_from_the_texts(
+    chain: Mapping[str, Path], prepared: Prepared, returned: str, tmp_path: Path
+) -> None:
+    task, model, linear = (
+        Task.read(chain["task"]),
+        load_model(chain["finetune.s0"]),
+        LinearModel.read(chain["baseline"]),
+    )
+    scales = Scales(linear=0.5, encoder=0.5, linear_temperature=9.0) if returned == "combined" else Scales()
+    logits = predict(model, prepared.split("test"), prepared, device=CPU)
+    logits = scales.combine(task.type, linear.outputs(rows_of(task, "test")), logits)
     expected = torch.from_numpy(logits).softmax(-1).numpy()
-    exported = load_export(chain["export"])
+    shutil.copytree(chain["export"] / "model", tmp_path / "model")
+    shutil.copyfile(chain["baseline"] / ALPHABET, tmp_path / ALPHABET)
+    arrays = {name: tensor.numpy() for name, tensor in weights(model).items()}
+    if returned == "combined":
+        write_combined(model.shape, arrays, linear, scales, tmp_path / MODEL)
+    else:
+        write_onnx(model.shape, arrays, tmp_path / MODEL)
+    write_metadata(tmp_path, task, returned, LENGTH, WINDOWS)
+    exported = load_served(tmp_path)
     np.testing.assert_allclose(exported.probabilities(task.texts("test")), expected, atol=1e-4)
     first = [" ".join(text.split()[:4]) for text in task.texts("test")]
     assert np.abs(exported.probabilities(first) - expected).max() > 1e-3, "the other windows count"

@@ -1,0 +1,93 @@
+"""The combination of two models, the choice among them, and the paired bootstrap."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tlm_core.evaluation.bootstrap import paired_difference
+from tlm_core.evaluation.combine import (
+    COMBINED,
+    ENCODER,
+    LINEAR,
+    WEIGHTED,
+    Choice,
+    Outputs,
+    Scales,
+    choose,
+    log_softmax,
+    loss,
+    scales_of,
+    temperature,
+)
+from tlm_core.tasks.task import Task, task_schema
+from tlm_core.tasks.types import TASK_TYPES
+
+CLASSES = TASK_TYPES["single_label"]
+ROWS = 600
+
+
+def noisy(targets: np.ndarray, noise: float, seed: int, strength: float = 1.0) -> Outputs:
+    """Return logits that point to the target, with normal noise."""
+    outputs = np.random.default_rng(seed).normal(0, noise, (len(targets), 3))
+    outputs[np.arange(len(targets)), targets] += 1
+    return (strength * outputs).astype(np.float32)
+
+
+def chosen(linear: Outputs, *encoders: Outputs) -> Choice:
+    empty = pa.table({"row": [], "text": [], "label": []}, schema=task_schema(False))
+    task = Task("t", ("a", "b", "c"), "macro_f1", False, "en", dict.fromkeys(("train", "validation", "test"), empty))
+    return choose(task, linear, encoders, TARGETS)
+
+
+TARGETS = np.random.default_rng(0).integers(0, 3, ROWS)
+
+
+def test_temperature_recovers_the_scale_of_overconfident_logits() -> None:
+    logits = noisy(TARGETS, 1.0, 1)
+    calibrated = temperature(CLASSES, logits, TARGETS)
+    assert temperature(CLASSES, 5 * logits, TARGETS) == pytest.approx(5 * calibrated, rel=1e-3)
+    assert loss(CLASSES, logits / np.float32(calibrated), TARGETS) <= loss(CLASSES, logits, TARGETS)
+
+
+def test_combination_of_independent_models_is_chosen_over_either() -> None:
+    choice = chosen(noisy(TARGETS, 1.5, 1), noisy(TARGETS, 1.5, 2, strength=20))
+    assert choice.model == COMBINED
+    assert choice.scores[COMBINED] > max(choice.scores[LINEAR], choice.scores[ENCODER]) + 0.03
+
+
+def test_simpler_model_wins_a_tie() -> None:
+    linear = noisy(TARGETS, 1.0, 1)
+    assert chosen(linear, linear).model == LINEAR
+
+
+def test_clearly_better_encoder_is_returned_over_a_useless_linear_model() -> None:
+    choice = chosen(noisy(TARGETS, 50.0, 1), noisy(TARGETS, 0.7, 2), noisy(TARGETS, 0.7, 3))
+    assert choice.model == ENCODER
+    assert choice.scores[ENCODER] > choice.scores[LINEAR] + 0.2
+
+
+def test_weighted_combination_learns_the_weight_of_the_better_model() -> None:
+    linear, encoder = noisy(TARGETS, 4.0, 1), noisy(TARGETS, 0.7, 2)
+    assert scales_of(WEIGHTED, CLASSES, linear, encoder, TARGETS).encoder > 0.5
+    assert scales_of(COMBINED, CLASSES, linear, encoder, TARGETS).encoder == 0.5
+
+
+def test_combination_is_the_weighted_sum_of_log_probabilities() -> None:
+    linear, encoder = noisy(TARGETS, 1, 1), noisy(TARGETS, 1, 2)
+    combined = Scales(0.3, 0.7, 2.0, 4.0).combine(CLASSES, linear, encoder)
+    np.testing.assert_allclose(combined, 0.3 * log_softmax(linear / 2) + 0.7 * log_softmax(encoder / 4), rtol=1e-5)
+    np.testing.assert_allclose(Scales(1.0, 0.0, 2.0, 4.0).combine(CLASSES, linear, encoder), linear / 2)
+
+
+def test_bootstrap_interval_contains_zero_for_equal_and_not_for_unequal_models() -> None:
+    good, bad = (noisy(TARGETS, noise, 1).argmax(1) for noise in (0.7, 2.0))
+    same = paired_difference("macro_f1", TARGETS, [good], [good])
+    other = paired_difference("macro_f1", TARGETS, [good], [bad])
+    assert same is not None and (same.value, same.low, same.high) == (0, 0, 0) and not same.distinguishable
+    assert other is not None and other.low < other.value < other.high and other.distinguishable
+
+
+def test_bootstrap_has_no_value_where_the_metric_has_none() -> None:
+    assert paired_difference("pearson", np.zeros(3), [np.arange(3.0)], [np.arange(3.0)]) is None

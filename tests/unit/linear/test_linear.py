@@ -1,0 +1,134 @@
+"""The linear model: its n-grams, its fit, its ONNX graph and its stages."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.metrics import f1_score
+
+from tests.unit.training.made import made_task
+from tlm_core.jobs.nodes import PlanInputs
+from tlm_core.kinds import train
+from tlm_core.linear.fit import fit
+from tlm_core.linear.model import Features, LinearModel, rows_of
+from tlm_core.linear.ngrams import FAMILIES, Alphabet, Ngrams, split_words
+from tlm_core.linear.params import BaselineParams
+from tlm_core.serving import load_model
+from tlm_core.stages import BASELINE
+from tlm_core.tasks.task import Task, task_schema
+from tlm_core.training.local import run_stage
+from tlm_core.training.recipe import resolve
+
+TEXTS = ["The [[ BERT ]] model uses << ELMo >> .", "It's a <b>test</b>, a a a!", "", "naïve  Café\n\tİstanbul", "a"]
+
+
+def odd_texts(count: int) -> list[str]:
+    """Return texts of random characters of many scripts, with runs of blanks and marks."""
+    draw = random.Random(0)
+    characters = "abcdefgh ÄöüßİﬁΩ  \t\n中文字符かなไทย한국어🙂[[<<>>]]{}().,'\"-_/\\0123456789\u0000\u200b\ufeff"
+    return ["".join(draw.choices(characters, k=draw.randrange(0, 60))) for _ in range(count)]
+
+
+def write_task(folder: Path, texts: list[str], labels: list[int], names: tuple[str, ...]) -> Path:
+    """Write a task whose three splits hold the same rows."""
+    columns = {"row": np.arange(1, len(texts) + 1), "text": texts, "label": np.array(labels, np.int32)}
+    table = pa.table(columns, schema=task_schema(False))
+    Task("made", names, "macro_f1", False, "zh", dict.fromkeys(("train", "validation", "test"), table)).write(folder)
+    return folder
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_features_equal_those_of_scikit_learn(family: str) -> None:
+    rows = [(text,) for text in TEXTS]
+    common = {"sublinear_tf": True, "norm": "l2"}
+    if family == "words":
+        expected = TfidfVectorizer(tokenizer=split_words, token_pattern=None, ngram_range=(1, 2), **common)
+    else:
+        expected = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), **common)
+    matrix = expected.fit_transform(TEXTS)
+    features, sequences = Features.learn(rows, [family])
+    ours = features.matrix(sequences)
+    assert ours.shape == matrix.shape
+    np.testing.assert_allclose((ours @ ours.T).toarray(), (matrix @ matrix.T).toarray(), atol=1e-6)
+
+
+def test_entity_marks_are_words_and_unspaced_scripts_are_split() -> None:
+    assert split_words("the [[ cat ]]s") == ["the", "[[", "cat", "]]", "s"]
+    assert split_words("我爱 nlp。") == ["我", "爱", "nlp", "。"]
+
+
+def test_vocabulary_holds_the_most_frequent_ngrams_up_to_its_limit() -> None:
+    alphabet = Alphabet.learn([("a b",), ("a c",), ("a b",)])
+    sequences = alphabet.sequences([("a b",), ("a c",), ("a b",)])
+    ngrams = Ngrams.learn(sequences, "words", alphabet.spaces, limit=3)
+    assert len(ngrams) == 3
+    assert ngrams.counts(sequences).toarray().sum(axis=0).tolist() == [3, 2, 2]
+
+
+@pytest.mark.parametrize("pair", [False, True])
+def test_graph_and_training_agree_on_odd_texts(pair: bool, tmp_path: Path) -> None:
+    done = run_stage(
+        BASELINE, {"task": made_task(tmp_path / "task", pair=pair)}, BaselineParams(), tmp_path / "baseline"
+    )
+    texts = [*odd_texts(1000), "common1 red2 blue3 " * 400]
+    pairs = list(reversed(texts)) if pair else None
+    served = load_model(done)
+    rows = list(zip(texts, pairs, strict=True)) if pairs else [(text,) for text in texts]
+    divisor = json.loads((done / "baseline.json").read_text())["temperature"]
+    logits = LinearModel.read(done).outputs(rows) / divisor
+    expected = np.exp(logits - logits.max(axis=1, keepdims=True))
+    np.testing.assert_allclose(
+        served.probabilities(texts, pairs), expected / expected.sum(axis=1, keepdims=True), atol=1e-5
+    )
+
+
+def test_model_learns_and_reports_how_it_was_chosen(tmp_path: Path) -> None:
+    task = Task.read(made_task(tmp_path / "task", (300, 60, 90)))
+    fitted = fit(task)
+    predicted = fitted.model.outputs(rows_of(task, "test")).argmax(axis=1)
+    assert f1_score(task.targets("test"), predicted, average="macro") > 0.9
+    assert fitted.score is not None and fitted.score > 0.9
+    assert fitted.held_out.shape == (300, 3)
+    assert (fitted.held_out.argmax(axis=1) == task.targets("train")).mean() > 0.9
+    assert {setting.class_weight for setting, _ in fitted.tried} == {None, "balanced"}
+
+
+def test_chinese_texts_are_classified(tmp_path: Path) -> None:
+    good, bad = (
+        ["这部电影很好看", "非常喜欢这本书", "服务很好值得推荐"],
+        ["这部电影太难看", "非常讨厌这本书", "服务很差不推荐"],
+    )
+    texts = [text + tail for text in good + bad for tail in ("。", "！", "啊", "了", "呢", "吧")]
+    labels = [0] * 18 + [1] * 18
+    task = Task.read(write_task(tmp_path / "task", texts, labels, ("good", "bad")))
+    model = fit(task).model
+    assert model.outputs([("这家店很好",), ("这家店太差",)]).argmax(axis=1).tolist() == [0, 1]
+
+
+def test_label_without_train_rows_is_never_predicted(tmp_path: Path) -> None:
+    task = Task.read(write_task(tmp_path / "task", ["a b", "c d"] * 6, [0, 2] * 6, ("x", "unseen", "y")))
+    outputs = fit(task).model.outputs([("a b",), ("c d",), ("nothing known",)])
+    assert outputs[:2].argmax(axis=1).tolist() == [0, 2]
+    assert (outputs.argmax(axis=1) != 1).all()
+
+
+def test_instant_job_returns_the_linear_model(tmp_path: Path) -> None:
+    recipe = resolve("fast", "instant")
+    done = {"validate": made_task(tmp_path / "task")}
+    plan = train.plan(PlanInputs(None, recipe, (0,), (), (), None))
+    for node in plan.nodes:
+        inputs = {name: done[source] for name, source in node.inputs.items()}
+        done[node.name] = run_stage(node.stage, inputs, node.params, tmp_path / node.name)
+    assert [node.name for node in plan.nodes] == ["baseline", "evaluate", "export"]
+    report = json.loads((done["export"] / "report.json").read_text())
+    assert report["returned"]["model"] == "linear"
+    task, served = Task.read(done["validate"]), load_model(done["export"])
+    predicted = served.probabilities(task.texts("test")).argmax(axis=1)
+    score = f1_score(task.targets("test"), predicted, average="macro")
+    assert report["mean"]["test"]["macro_f1"] == pytest.approx(score, abs=1e-4)

@@ -1,0 +1,160 @@
+"""The combination of a linear model and an encoder, and the choice of the model that a job returns.
+
+Their errors differ, so the mean of their log-probabilities is often better than either. Temperatures make the
+log-probabilities comparable (Guo et al. 2017, arXiv 1706.04599). This module does not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tlm_core.evaluation.bootstrap import paired_difference
+from tlm_core.tasks.metrics import METRICS, Targets, Undefined
+from tlm_core.tasks.task import Task
+from tlm_core.tasks.types import TaskType
+
+LINEAR, ENCODER, COMBINED, WEIGHTED = "linear", "encoder", "combined", "weighted"
+MODELS = (LINEAR, ENCODER, COMBINED, WEIGHTED)  # from simple to complex
+SPLITS = 20
+RESAMPLES = 200
+ROUNDING = 1e-9
+WEIGHTS = tuple(number / 10 for number in range(1, 10))  # of the encoder
+
+Outputs = NDArray[np.float32]  # logits [rows, labels], or predicted regression targets [rows, 1]
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Weight and temperature of each model in a combination. A single model has the weight 1, the other 0."""
+
+    linear: float = 0.0
+    encoder: float = 1.0
+    linear_temperature: float = 1.0
+    encoder_temperature: float = 1.0
+
+    def combine(self, task_type: TaskType, linear: Outputs, encoder: Outputs) -> Outputs:
+        """Return the outputs of the combination, as its ONNX graph computes them."""
+        if not self.linear:
+            return encoder / np.float32(self.encoder_temperature)
+        if not self.encoder:
+            return linear / np.float32(self.linear_temperature)
+        parts = [linear / np.float32(self.linear_temperature), encoder / np.float32(self.encoder_temperature)]
+        if task_type.has_classes:
+            parts = [log_softmax(part) for part in parts]
+        total: Outputs = np.float32(self.linear) * parts[0] + np.float32(self.encoder) * parts[1]
+        return total
+
+
+def log_softmax(logits: Outputs) -> Outputs:
+    """Return log-probabilities of logits [rows, labels]."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    result: Outputs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return result
+
+
+def loss(task_type: TaskType, outputs: Outputs, targets: Targets) -> float:
+    """Return the mean negative log-likelihood, or the mean squared error."""
+    if task_type.has_classes:
+        return -float(log_softmax(outputs)[np.arange(len(targets)), targets.astype(np.int64)].mean())
+    return float(((outputs[:, 0] - targets.astype(np.float64)) ** 2).mean())
+
+
+def temperature(task_type: TaskType, outputs: Outputs, targets: Targets) -> float:
+    """Return the divisor of the logits that gives the lowest loss; 1 for regression and for no rows."""
+    if not task_type.has_classes or not len(targets):
+        return 1.0
+    from scipy.optimize import minimize_scalar  # type: ignore[import-untyped, unused-ignore]
+
+    def objective(logarithm: float) -> float:
+        return loss(task_type, outputs / np.float32(np.exp(logarithm)), targets)
+
+    return float(np.exp(minimize_scalar(objective, bounds=(-4.0, 4.0), method="bounded").x))
+
+
+def scales_of(model: str, task_type: TaskType, linear: Outputs, encoder: Outputs, targets: Targets) -> Scales:
+    """Return the scales of a model, fitted on some rows.
+
+    Temperatures minimize the loss of each part alone. `weighted` also fits the weight of the encoder.
+    """
+    scales = Scales(
+        linear=float(model != ENCODER),
+        encoder=float(model != LINEAR),
+        linear_temperature=temperature(task_type, linear, targets),
+        encoder_temperature=temperature(task_type, encoder, targets),
+    )
+    if model in (LINEAR, ENCODER):
+        return scales
+    if model == COMBINED:
+        return replace(scales, linear=0.5, encoder=0.5)
+    choices = [replace(scales, linear=round(1 - weight, 1), encoder=weight) for weight in WEIGHTS]
+    return min(choices, key=lambda choice: loss(task_type, choice.combine(task_type, linear, encoder), targets))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The model that a job returns.
+
+    scores: model → cross-fitted validation score, the mean over seeds; None if validation has no score.
+    reason: one sentence.
+    """
+
+    model: str
+    scores: Mapping[str, float | None]
+    reason: str
+
+
+def choose(task: Task, linear: Outputs, encoders: Sequence[Outputs], targets: Targets) -> Choice:
+    """Choose among linear model, encoder and combinations on validation.
+
+    Scales are fitted on one half of the rows and scored on the other, both ways, for SPLITS random halves. A simpler
+    model wins if its score is within one standard error (paired bootstrap) of the best. linear, encoders: outputs on
+    validation; one array for each seed.
+    """
+    compute = METRICS[task.metric].compute
+    predictions = {model: _cross_fitted(task.type, model, linear, encoders, targets) for model in MODELS}
+    try:
+        scores = {
+            model: float(np.mean([compute(targets, guess) for guess in guesses]))
+            for model, guesses in predictions.items()
+        }
+    except Undefined as error:
+        return Choice(COMBINED, dict.fromkeys(MODELS), f"Validation cannot decide: {error}.")
+    best = max(MODELS, key=lambda model: scores[model])
+    for model in MODELS[: MODELS.index(best)]:
+        # One split for each seed bounds the time.
+        first, second = (predictions[name][:: SPLITS if name in (COMBINED, WEIGHTED) else 1] for name in (best, model))
+        difference = paired_difference(task.metric, targets, first, second, RESAMPLES)
+        if difference is not None and scores[best] - scores[model] <= difference.error + ROUNDING:
+            reason = f"within one standard error ({difference.error:.4f}) of the best score, {scores[best]:.4f}"
+            return Choice(model, scores, f"On validation it is {reason}, and it is simpler.")
+    return Choice(best, scores, "It has the best score on validation.")
+
+
+def _cross_fitted(
+    task_type: TaskType, model: str, linear: Outputs, encoders: Sequence[Outputs], targets: Targets
+) -> list[Targets]:
+    """Return predictions of all rows by scales that did not see the row, for each seed and each split into halves."""
+    if model == LINEAR:
+        return [task_type.predict(linear)]
+    if model == ENCODER:  # a temperature changes no prediction
+        return [task_type.predict(encoder) for encoder in encoders]
+    predictions = []
+    for encoder in encoders:
+        for halves in _halves(len(targets)):
+            outputs = np.zeros_like(encoder)
+            for fitted, scored in (halves, halves[::-1]):
+                scales = scales_of(model, task_type, linear[fitted], encoder[fitted], targets[fitted])
+                outputs[scored] = scales.combine(task_type, linear[scored], encoder[scored])
+            predictions.append(task_type.predict(outputs))
+    return predictions
+
+
+def _halves(rows: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    random = np.random.default_rng(0)
+    for _ in range(SPLITS):
+        order = random.permutation(rows)
+        yield order[: rows // 2], order[rows // 2 :]

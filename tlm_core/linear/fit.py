@@ -1,0 +1,170 @@
+"""Fitting a linear model. Cross-validation on train chooses its features, its strength and its class weights."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import scipy.sparse as sp  # type: ignore[import-untyped, unused-ignore]
+from numpy.typing import NDArray
+
+from tlm_core.linear.model import Features, Floats, LinearModel, rows_of
+from tlm_core.linear.ngrams import FAMILIES
+from tlm_core.tasks.metrics import METRICS, Targets, Undefined
+from tlm_core.tasks.task import Task
+
+STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # C of the support vector machine; 1 / C regularizes
+FOLDS = 5
+FINALISTS = 3
+TUNED_ROWS = 20_000  # more rows change the choice little
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What cross-validation chooses. families: how many of `FAMILIES`, words first."""
+
+    families: int
+    strength: float
+    class_weight: Literal["balanced"] | None
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A model fitted on train, and how it was chosen.
+
+    score: mean over the folds by the task's metric. held_out: outputs of models that did not see the row,
+    [train rows, outputs]. tried: settings on the first fold, with their scores.
+    """
+
+    model: LinearModel
+    setting: Setting
+    score: float | None
+    held_out: Floats
+    tried: tuple[tuple[Setting, float], ...]
+
+
+def fit(task: Task) -> Fitted:
+    """Choose and fit a linear model on the train split of a task."""
+    features, sequences = Features.learn(rows_of(task, "train"), FAMILIES)
+    search = _Search(task, features, features.matrix(sequences), task.targets("train"))
+    setting, score, tried = search.choose()
+    held_out = search.held_out(setting)
+    features = features.only(setting.families)
+    weights, bias = search.train(setting, np.arange(len(search.targets)))
+    return Fitted(LinearModel(features, weights, bias), setting, score, held_out, tried)
+
+
+class _Search:
+    """Cross-validation of settings. matrix: features of all families, [rows, features]; targets: [rows]."""
+
+    def __init__(self, task: Task, features: Features, matrix: sp.csr_matrix, targets: Targets) -> None:
+        self.task = task
+        self.targets = targets
+        self._outputs = len(task.labels)
+        self._matrices = {count: matrix[:, : len(features.only(count))] for count in range(1, len(FAMILIES) + 1)}
+        self._folds = _folds(targets, task.type.has_classes)
+
+    def choose(self) -> tuple[Setting, float | None, tuple[tuple[Setting, float], ...]]:
+        """Return the best setting, its mean score over the folds, and all tried settings with their first score."""
+        weights: list[Literal["balanced"] | None] = [None, "balanced"] if self.task.type.has_classes else [None]
+        chains = [(count, weight) for count in self._matrices for weight in weights]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            tried = [result for results in pool.map(self._try_strengths, chains) for result in results]
+            if not tried:
+                return Setting(1, 1.0, None), None, ()
+            finalists = sorted(tried, key=lambda result: -result[1])[:FINALISTS]
+            means = list(pool.map(self._mean_score, (setting for setting, _ in finalists)))
+        best = int(np.argmax(means))
+        return finalists[best][0], means[best], tuple(tried)
+
+    def _try_strengths(self, chain: tuple[int, Literal["balanced"] | None]) -> list[tuple[Setting, float]]:
+        """Score rising strengths on the first fold until the score has fallen twice: strong models take longest."""
+        tried: list[tuple[Setting, float]] = []
+        for strength in STRENGTHS:
+            setting = Setting(chain[0], strength, chain[1])
+            score = self._score(setting, self._folds[:1])
+            if score is None:
+                return tried
+            tried.append((setting, score))
+            if len(tried) > 2 and tried[-3][1] > tried[-2][1] > score:
+                break
+        return tried
+
+    def _mean_score(self, setting: Setting) -> float:
+        score = self._score(setting, self._folds)
+        return -1.0 if score is None else score
+
+    def _score(self, setting: Setting, folds: Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]]) -> float | None:
+        """Return the mean score over folds, or None where the metric is undefined."""
+        scores = []
+        for train, held_out in folds:
+            train = train[:: max(1, len(train) // TUNED_ROWS)]
+            outputs = self._outputs_of(setting, train, held_out)
+            try:
+                predicted = self.task.type.predict(outputs)
+                scores.append(METRICS[self.task.metric].compute(self.targets[held_out], predicted))
+            except Undefined:
+                return None
+        return float(np.mean(scores))
+
+    def held_out(self, setting: Setting) -> Floats:
+        """Return the outputs of each row from a model that did not see it, [rows, outputs]."""
+        outputs = np.zeros((len(self.targets), self._outputs), np.float32)
+        for train, held_out in self._folds:
+            outputs[held_out] = self._outputs_of(setting, train, held_out)
+        return outputs
+
+    def _outputs_of(self, setting: Setting, train: NDArray[np.intp], rows: NDArray[np.intp]) -> Floats:
+        weights, bias = self.train(setting, train)
+        return np.asarray(self._matrices[setting.families][rows] @ weights, np.float32) + bias
+
+    def train(self, setting: Setting, rows: NDArray[np.intp]) -> tuple[Floats, Floats]:
+        """Fit on some rows. Return the weights [features, outputs] and the bias [outputs]."""
+        matrix, targets = self._matrices[setting.families][rows], self.targets[rows]
+        if not self.task.type.has_classes:
+            return _ridge(matrix, targets, setting)
+        return _support_vectors(matrix, targets, setting, self._outputs)
+
+
+def _folds(targets: Targets, classes: bool) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    from sklearn.model_selection import KFold, StratifiedKFold
+
+    count = max(2, min(FOLDS, len(targets)))
+    splitter = (StratifiedKFold if classes else KFold)(count, shuffle=True, random_state=SEED)
+    with warnings.catch_warnings():  # some labels have fewer rows than there are folds
+        warnings.simplefilter("ignore", UserWarning)
+        return list(splitter.split(targets, targets))
+
+
+def _ridge(matrix: sp.csr_matrix, targets: Targets, setting: Setting) -> tuple[Floats, Floats]:
+    from sklearn.linear_model import Ridge
+
+    model = Ridge(alpha=0.5 / setting.strength, solver="sparse_cg", tol=1e-4).fit(matrix, targets.astype(np.float64))
+    return model.coef_.astype(np.float32)[:, None], np.array([model.intercept_], np.float32)
+
+
+def _support_vectors(matrix: sp.csr_matrix, targets: Targets, setting: Setting, outputs: int) -> tuple[Floats, Floats]:
+    """Fit one support vector machine for each label against the others. A label without rows has the lowest bias."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.svm import LinearSVC
+
+    weights, bias = np.zeros((matrix.shape[1], outputs), np.float32), np.full(outputs, -10.0, np.float32)
+    labels = np.unique(targets)
+    if len(labels) == 1:
+        bias[labels] = 10.0
+        return weights, bias
+    model = LinearSVC(C=setting.strength, class_weight=setting.class_weight, tol=1e-2, random_state=SEED)
+    with warnings.catch_warnings():  # the last digits of the weights do not matter
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(matrix, targets)
+    coefficients, intercepts = model.coef_, model.intercept_
+    if len(labels) == 2:  # one machine, whose positive side is the second label
+        coefficients, intercepts = np.stack([-coefficients[0], coefficients[0]]), np.array([-1, 1]) * intercepts
+    weights[:, labels], bias[labels] = coefficients.T, intercepts
+    return weights, bias

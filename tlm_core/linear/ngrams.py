@@ -1,0 +1,212 @@
+"""N-grams of words and characters as integers: one encoding for training, prediction and ONNX graphs.
+
+A text becomes one sequence of ids: its words, a 0, and its characters. An ONNX `TfIdfVectorizer` counts the n-grams of
+that sequence, so a caller of the graph needs only `Alphabet.encode`. The id 0 separates texts and stands for unknown
+words and characters; no feature contains it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, count
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp  # type: ignore[import-untyped, unused-ignore]
+
+Ints = NDArray[np.int64]
+Row = tuple[str, ...]  # a text, or the two texts of a pair
+
+FAMILIES = {"words": (1, 2), "characters": (2, 3, 4, 5)}  # family → orders of its n-grams
+LAST_CHARACTER = (1 << 12) - 1  # ids up to this one are characters, the others words
+LAST_ORDER = max(order for orders in FAMILIES.values() for order in orders)
+_BITS = {"words": 31, "characters": 12}  # of an id in the key of an n-gram; 2 * 31 and 5 * 12 fit in an int64
+# An ONNX graph has one dense value for each feature of each text.
+FEATURES = 50_000
+_BATCH = 4_000_000  # ids whose n-grams are counted at once
+
+# Scripts without spaces between words (Thai to Khmer, kana, Han): each character is a word.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+# A run of one bracket, such as the entity mark [[, is one word.
+_WORD = re.compile(rf"\[+|\]+|<+|>+|\{{+|\}}+|[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
+
+
+def split_words(text: str) -> list[str]:
+    """Return the words, marks and, in unspaced scripts, characters of a lowercase text."""
+    return _WORD.findall(text)
+
+
+@dataclass(frozen=True)
+class Alphabet:
+    """The ids of words and characters; the second text of a pair has ids of its own.
+
+    words: for each text of a row, word → id. characters: likewise.
+    """
+
+    words: tuple[dict[str, int], ...]
+    characters: tuple[dict[str, int], ...]
+
+    @classmethod
+    def learn(cls, rows: Sequence[Row]) -> Alphabet:
+        """Number the most frequent characters, then all words of the rows."""
+        number = count(1).__next__
+        texts = [[" ".join(row[part].lower().split()) for row in rows] for part in range(len(rows[0]))]
+        limit = LAST_CHARACTER // len(texts)
+        characters = []
+        for of_part in texts:
+            frequent = [c for c, _ in Counter(chain.from_iterable(of_part)).most_common() if c != " "]
+            characters.append({character: number() for character in [" ", *frequent][:limit]})
+        number = count(LAST_CHARACTER + 1).__next__
+        words = (dict.fromkeys(chain.from_iterable(map(split_words, of_part))) for of_part in texts)
+        return cls(tuple({word: number() for word in of_part} for of_part in words), tuple(characters))
+
+    @property
+    def spaces(self) -> list[int]:
+        """The ids of the space, one for each text of a row."""
+        return [characters[" "] for characters in self.characters]
+
+    def encode(self, row: Row) -> list[int]:
+        """Return the ids of a row: words of each text, then characters of each text, with 0 between them."""
+        texts = [text.lower() for text in row]
+        ids: list[int] = []
+        for words, text in zip(self.words, texts, strict=True):
+            ids += [words.get(word, 0) for word in split_words(text)]
+            ids.append(0)
+        for characters, text in zip(self.characters, texts, strict=True):
+            spaced = " ".join(["", *text.split(), ""])  # each word between two spaces
+            ids += [characters.get(c, 0) for c in spaced] if spaced.strip() else []
+            ids.append(0)
+        return ids
+
+    def sequences(self, rows: Iterable[Row]) -> Sequences:
+        """Return the ids of many rows."""
+        arrays = [np.array(self.encode(row), np.int64) for row in rows]
+        lengths = np.array([0, *map(len, arrays)], np.int64)
+        return Sequences(np.concatenate([np.zeros(0, np.int64), *arrays]), lengths.cumsum())
+
+    def only(self, ids: Ints) -> Alphabet:
+        """Return the alphabet without the words whose ids are not given; they encode as unknown."""
+        numbers = set(ids.tolist())
+        words = tuple({word: number for word, number in of_part.items() if number in numbers} for of_part in self.words)
+        return Alphabet(words, self.characters)
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Encoded rows in one array. ids: [tokens]; offsets: [rows + 1]."""
+
+    ids: Ints
+    offsets: Ints
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def parts(self, tokens: int) -> Iterator[Sequences]:
+        """Yield consecutive rows in parts of about `tokens` ids."""
+        start = 0
+        while start < len(self):
+            stop = max(start + 1, int(np.searchsorted(self.offsets, self.offsets[start] + tokens, "right")) - 1)
+            begin, end = self.offsets[start], self.offsets[stop]
+            yield Sequences(self.ids[begin:end], self.offsets[start : stop + 1] - begin)
+            start = stop
+
+
+def _keys(sequences: Sequences, family: str, order: int, spaces: Sequence[int]) -> tuple[Ints, Ints]:
+    """Return the keys of all n-grams of one order, and their rows. An n-gram of characters stays within one word."""
+    ids = sequences.ids
+    usable = (ids > LAST_CHARACTER) if family == "words" else (ids > 0) & (ids <= LAST_CHARACTER)
+    size = max(0, len(ids) - order + 1)
+    keys, valid = np.zeros(size, np.int64), np.ones(size, np.bool_)
+    inner = ~np.isin(ids, spaces) if family == "characters" else usable
+    for place in range(order):
+        keys |= ids[place : place + size] << (_BITS[family] * place)
+        valid &= usable[place : place + size]
+        if 0 < place < order - 1:
+            valid &= inner[place : place + size]
+    places = np.flatnonzero(valid)
+    # Each row ends with 0, so no n-gram crosses rows.
+    return keys[places], np.searchsorted(sequences.offsets, places, "right") - 1
+
+
+@dataclass(frozen=True)
+class Ngrams:
+    """The features of one family: for each order, the sorted keys of its n-grams. They are numbered in this order.
+
+    spaces: ids of the space.
+    """
+
+    family: str
+    keys: tuple[Ints, ...]
+    spaces: tuple[int, ...]
+
+    @classmethod
+    def learn(cls, sequences: Sequences, family: str, spaces: Sequence[int], limit: int = FEATURES) -> Ngrams:
+        """Choose the n-grams that occur in the most rows, at most `limit`; the smaller key wins ties."""
+        orders = FAMILIES[family]
+        by_order = [_row_counts(sequences, family, order, spaces) for order in orders]
+        counts = np.concatenate([rows for _, rows in by_order])
+        lowest = np.sort(counts)[-limit] if len(counts) > limit else 1
+        surplus = int((counts >= lowest).sum()) - limit
+        features = []
+        for keys, rows in reversed(by_order):  # of equally frequent n-grams the longest go first
+            chosen = rows >= lowest
+            if surplus > 0:
+                ties = np.flatnonzero(rows == lowest)[::-1][:surplus]
+                chosen[ties] = False
+                surplus -= len(ties)
+            features.append(keys[chosen])
+        return cls(family, tuple(reversed(features)), tuple(spaces))
+
+    def __len__(self) -> int:
+        return sum(map(len, self.keys))
+
+    def counts(self, sequences: Sequences) -> sp.csr_matrix:
+        """Return how often each feature occurs, [rows, features] float32."""
+        import scipy.sparse as sp  # type: ignore[import-untyped, unused-ignore]
+
+        rows, columns, first = [], [], 0
+        for order, known in zip(FAMILIES[self.family], self.keys, strict=True):
+            keys, places = _keys(sequences, self.family, order, self.spaces)
+            if len(known):
+                numbers = np.searchsorted(known, keys).clip(max=len(known) - 1)
+                match = known[numbers] == keys
+                rows.append(places[match])
+                columns.append(numbers[match] + first)
+            first += len(known)
+        if not rows:
+            return sp.csr_matrix((len(sequences), len(self)), dtype=np.float32)
+        row, column = np.concatenate(rows), np.concatenate(columns)
+        occurrences = np.ones(len(row), np.float32)
+        return sp.coo_matrix((occurrences, (row, column)), (len(sequences), len(self))).tocsr()
+
+    def pool(self) -> list[Ints]:
+        """Return the ids of each order's n-grams, [features, order], in the order of the features."""
+        mask = (1 << _BITS[self.family]) - 1
+        return [
+            np.stack([(keys >> (_BITS[self.family] * place)) & mask for place in range(order)], axis=1)
+            for order, keys in zip(FAMILIES[self.family], self.keys, strict=True)
+        ]
+
+
+def _row_counts(sequences: Sequences, family: str, order: int, spaces: Sequence[int]) -> tuple[Ints, Ints]:
+    """Return the distinct keys of one order, sorted, and in how many rows each occurs."""
+    keys, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    for part in sequences.parts(_BATCH):
+        in_part, rows = _keys(part, family, order, spaces)
+        order_of = np.lexsort((rows, in_part))
+        in_part, rows = in_part[order_of], rows[order_of]
+        first = np.ones(len(in_part), np.bool_)
+        first[1:] = (np.diff(in_part) != 0) | (np.diff(rows) != 0)
+        new, new_counts = np.unique(in_part[first], return_counts=True)
+        merged, inverse = np.unique(np.concatenate([keys, new]), return_inverse=True)
+        counts = np.bincount(inverse, np.concatenate([counts, new_counts])).astype(np.int64)
+        keys = merged
+    return keys, counts

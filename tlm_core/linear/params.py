@@ -1,0 +1,9 @@
+"""Parameters of the stages of the linear model."""
+
+from __future__ import annotations
+
+from tlm_core.training.stage import StageParams
+
+
+class BaselineParams(StageParams):
+    """The baseline stage has no parameters: cross-validation on train chooses the settings."""

@@ -1,0 +1,167 @@
+"""Predictions of a returned model: its ONNX graph, its tokenizer and its n-grams, without torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tlm_core.errors import CorruptArtifact
+from tlm_core.linear.model import ALPHABET, read_alphabet
+from tlm_core.linear.ngrams import Alphabet
+from tlm_core.tasks.metrics import SINGLE_LABEL
+from tlm_core.tasks.task import Task
+from tlm_core.tasks.types import TASK_TYPES, TaskType
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+    from tokenizers import Encoding, Tokenizer
+
+    Windows = Sequence[Encoding]  # of one text
+
+MODEL, METADATA = "model.onnx", "labels.json"
+NGRAM_IDS = "ngram_ids"  # the input of a linear model
+BATCH = 32  # windows, or texts of a linear model, which has one dense value for each feature and text of a batch
+
+
+def write_metadata(folder: Path, task: Task, model: str, max_length: int | None = None, windows: int = 1) -> None:
+    """Write what predictions need beside the graph.
+
+    model: linear, encoder or combined. max_length: of a window, in tokens. windows: at most so many of a text are read.
+    """
+    metadata = {"labels": list(task.labels), "pair": task.pair, "task_type": task.type.name, "model": model}
+    metadata |= {"max_length": max_length, "windows": windows} if max_length else {}
+    (folder / METADATA).write_text(json.dumps(metadata, ensure_ascii=False), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model. labels: in the order of the model's outputs; pair: each row has two texts.
+
+    tokenizer: None for a linear model. alphabet: of n-grams; None for an encoder alone. size: bytes of its files.
+    type: without classes the only output is the target, and `labels` holds its name. name: linear, encoder or combined.
+    windows: of a text that an encoder reads at most; a linear model reads whole texts. pad: id of the padding token.
+    """
+
+    session: InferenceSession
+    tokenizer: Tokenizer | None
+    alphabet: Alphabet | None
+    labels: tuple[str, ...]
+    pair: bool
+    size: int
+    type: TaskType = TASK_TYPES[SINGLE_LABEL]
+    name: str = "encoder"
+    windows: int = 1
+    pad: int = 0
+
+    def probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> NDArray[np.float32]:
+        """Return the probabilities of each text, (texts, labels); for a regression model its predictions, (texts, 1).
+
+        Row i belongs to texts[i] (and pairs[i]). Batching changes results only by rounding."""
+        if not texts:
+            return np.zeros((0, len(self.labels)), np.float32)
+        rows = [(text,) for text in texts] if pairs is None else list(zip(texts, pairs, strict=True))
+        cut = self._windows(rows)
+        counts = [len(windows) or 1 for windows in cut]
+        lengths = [
+            len(windows[0].ids) if windows else sum(map(len, row)) for windows, row in zip(cut, rows, strict=True)
+        ]
+        # Batch texts of equally many windows and similar length, because padding costs as much time as text.
+        order = sorted(range(len(rows)), key=lambda i: (counts[i], lengths[i]))
+        result = np.empty((len(rows), len(self.labels)), np.float32)
+        for count, group in groupby(order, key=lambda i: counts[i]):
+            members = list(group)
+            for start in range(0, len(members), size := max(1, BATCH // count)):
+                batch = members[start : start + size]
+                result[batch] = self._run([rows[i] for i in batch], [cut[i] for i in batch])
+        return result
+
+    def _run(self, rows: Sequence[tuple[str, ...]], cut: Sequence[Windows]) -> NDArray[np.float32]:
+        """Return the outputs of texts that have equally many windows."""
+        # The graph reads [batch, windows, length]; that of an older export reads [batch, length].
+        axes = {node.name: len(node.shape) for node in self.session.get_inputs()}
+        columns = self._tokens(cut) | self._ngrams(rows)
+        arrays = {
+            name: columns[name] if count == columns[name].ndim else columns[name][:, 0] for name, count in axes.items()
+        }
+        logits = self.session.run(None, arrays)[0]
+        if not self.type.has_classes:
+            return np.asarray(logits, np.float32)
+        scaled = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return np.asarray(scaled / scaled.sum(axis=1, keepdims=True), np.float32)
+
+    def _windows(self, rows: Sequence[tuple[str, ...]]) -> list[Windows]:
+        """Return the windows of each text; none for a linear model."""
+        if self.tokenizer is None:
+            return [()] * len(rows)
+        from tlm_core.training.tokenizer import windows_of
+
+        encoded = self.tokenizer.encode_batch([row if self.pair else row[0] for row in rows])
+        return [windows_of(encoding, self.windows)[0] for encoding in encoded]
+
+    def _tokens(self, cut: Sequence[Windows]) -> dict[str, NDArray[np.int64]]:
+        """Return the encoder's inputs, each [texts, windows, length]."""
+        if self.tokenizer is None:
+            return {}
+        shape = (len(cut), len(cut[0]), max(len(window.ids) for windows in cut for window in windows))
+        columns = {name: np.zeros(shape, np.int64) for name in ("input_ids", "attention_mask", "token_type_ids")}
+        columns["input_ids"][:] = self.pad
+        for text, windows in enumerate(cut):
+            for place, window in enumerate(windows):
+                columns["input_ids"][text, place, : len(window)] = window.ids
+                columns["attention_mask"][text, place, : len(window)] = 1
+                columns["token_type_ids"][text, place, : len(window)] = window.type_ids
+        return columns
+
+    def _ngrams(self, rows: Sequence[tuple[str, ...]]) -> dict[str, NDArray[np.int64]]:
+        """Return the linear model's input, [rows, ids], padded with 0."""
+        if self.alphabet is None:
+            return {}
+        encoded = [self.alphabet.encode(row) for row in rows]
+        ids = np.zeros((len(rows), max(map(len, encoded))), np.int64)
+        for place, of_row in enumerate(encoded):
+            ids[place, : len(of_row)] = of_row
+        return {NGRAM_IDS: ids}
+
+
+def load_model(folder: Path) -> Model:
+    """Load a returned model: `model.onnx`, `labels.json`, and `model/` or `ngrams.json`. Raises CorruptArtifact."""
+    from onnxruntime import InferenceSession, SessionOptions
+
+    try:
+        metadata = json.loads((folder / METADATA).read_text(encoding="utf-8"))
+        name = str(metadata.get("model", "encoder"))
+        windows = int(metadata.get("windows", 1))  # of older exports
+        tokenizer, pad = None, 0
+        if name != "linear":
+            tokenizer, pad = _tokenizer(folder, int(metadata["max_length"]), windows)
+        alphabet = None if name == "encoder" else read_alphabet(folder)
+        labels, pair = tuple(str(label) for label in metadata["labels"]), bool(metadata["pair"])
+        files = (folder / MODEL, folder / "model" / "tokenizer.json", folder / ALPHABET)
+        size = sum(path.stat().st_size for path in files if path.exists())
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorruptArtifact(f"The exported model cannot be read ({error}). Run the job again.") from error
+    options = SessionOptions()
+    options.log_severity_level = 3
+    session = InferenceSession(str(folder / MODEL), options, providers=["CPUExecutionProvider"])
+    task_type = TASK_TYPES[str(metadata.get("task_type", SINGLE_LABEL))]
+    return Model(session, tokenizer, alphabet, labels, pair, size, task_type, name, windows, pad)
+
+
+def _tokenizer(folder: Path, max_length: int, windows: int) -> tuple[Tokenizer, int]:
+    """Return the tokenizer and the id of its padding token."""
+    from tokenizers import Tokenizer
+
+    from tlm_core.training.tokenizer import cut_into_windows
+
+    config = json.loads((folder / "model" / "config.json").read_text(encoding="utf-8"))
+    tokenizer = Tokenizer.from_file(str(folder / "model" / "tokenizer.json"))
+    cut_into_windows(tokenizer, max_length, windows)
+    tokenizer.no_padding()
+    return tokenizer, int(config["pad_token_id"])
