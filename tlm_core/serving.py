@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -33,11 +34,19 @@ BATCH = 32  # windows, or texts of a linear model, which has one dense value for
 def write_metadata(folder: Path, task: Task, model: str, max_length: int | None = None, windows: int = 1) -> None:
     """Write what predictions need beside the graph.
 
-    model: linear, encoder or combined. max_length: of a window, in tokens. windows: at most so many of a text are read.
+    model: linear, self_trained, encoder or combined. max_length: of a window, in tokens. windows: at most so many of a
+    text are read.
     """
     metadata = {"labels": list(task.labels), "pair": task.pair, "task_type": task.type.name, "model": model}
     metadata |= {"max_length": max_length, "windows": windows} if max_length else {}
     (folder / METADATA).write_text(json.dumps(metadata, ensure_ascii=False), encoding="utf-8")
+
+
+def copy_model(source: Path, out: Path) -> None:
+    """Copy the files that serve a linear model into a new folder, or into an existing one."""
+    out.mkdir(exist_ok=True)
+    for name in (MODEL, METADATA, ALPHABET):
+        shutil.copyfile(source / name, out / name)
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,8 @@ class Model:
     """A loaded model. labels: in the order of the model's outputs; pair: each row has two texts.
 
     tokenizer: None for a linear model. alphabet: of n-grams; None for an encoder alone. size: bytes of its files.
-    type: without classes the only output is the target, and `labels` holds its name. name: linear, encoder or combined.
+    type: without classes the only output is the target, and `labels` holds its name. name: linear, self_trained,
+    encoder or combined.
     windows: of a text that an encoder reads at most; a linear model reads whole texts. pad: id of the padding token.
     """
 

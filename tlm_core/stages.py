@@ -5,7 +5,7 @@ A kind of job defines the stages that only it uses in its own module under `tlm_
 
 from __future__ import annotations
 
-from tlm_core.linear.params import BaselineParams
+from tlm_core.linear.params import BaselineParams, SelfTrainParams
 from tlm_core.training import params
 from tlm_core.training.stage import Place, Stage, worker
 
@@ -13,6 +13,7 @@ VALIDATE = Stage("validate", Place.COORDINATOR, "tlm_core.tasks.validate:validat
 SELECT = Stage("select", Place.RETRIEVER, "", 5, params.SelectParams)
 # A linear model needs no torch either.
 BASELINE = worker("baseline", "tlm_core.linear.stages:baseline", 1, BaselineParams, needs_torch=False)
+SELF_TRAIN = worker("self_train", "tlm_core.linear.stages:self_train_stage", 1, SelfTrainParams, needs_torch=False)
 EVALUATE_LINEAR = worker(
     "evaluate_linear", "tlm_core.linear.stages:evaluate_linear", 1, BaselineParams, needs_torch=False
 )
@@ -29,6 +30,7 @@ EXPORT = worker("export", "tlm_core.training.export:export", 4, params.ExportPar
 SHARED_STAGES = (
     VALIDATE,
     BASELINE,
+    SELF_TRAIN,
     EVALUATE_LINEAR,
     EXPORT_LINEAR,
     SELECT,

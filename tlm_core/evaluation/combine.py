@@ -17,8 +17,9 @@ from tlm_core.tasks.metrics import METRICS, Targets, Undefined
 from tlm_core.tasks.task import Task
 from tlm_core.tasks.types import TaskType
 
-LINEAR, ENCODER, COMBINED, WEIGHTED = "linear", "encoder", "combined", "weighted"
-MODELS = (LINEAR, ENCODER, COMBINED, WEIGHTED)  # from simple to complex
+LINEAR, SELF_TRAINED, ENCODER, COMBINED, WEIGHTED = "linear", "self_trained", "encoder", "combined", "weighted"
+LINEAR_MODELS = (LINEAR, SELF_TRAINED)
+MODELS = (*LINEAR_MODELS, ENCODER, COMBINED, WEIGHTED)  # from simple to complex
 SPLITS = 20
 RESAMPLES = 200
 ROUNDING = 1e-9
@@ -82,11 +83,11 @@ def scales_of(model: str, task_type: TaskType, linear: Outputs, encoder: Outputs
     """
     scales = Scales(
         linear=float(model != ENCODER),
-        encoder=float(model != LINEAR),
+        encoder=float(model not in LINEAR_MODELS),
         linear_temperature=temperature(task_type, linear, targets),
         encoder_temperature=temperature(task_type, encoder, targets),
     )
-    if model in (LINEAR, ENCODER):
+    if model in (*LINEAR_MODELS, ENCODER):
         return scales
     if model == COMBINED:
         return replace(scales, linear=0.5, encoder=0.5)
@@ -107,24 +108,28 @@ class Choice:
     reason: str
 
 
-def choose(task: Task, linear: Outputs, encoders: Sequence[Outputs], targets: Targets) -> Choice:
+def choose(task: Task, linears: Mapping[str, Outputs], encoders: Sequence[Outputs], targets: Targets) -> Choice:
     """Choose among linear model, encoder and combinations on validation.
 
     Scales are fitted on one half of the rows and scored on the other, both ways, for SPLITS random halves. A simpler
-    model wins if its score is within one standard error (paired bootstrap) of the best. linear, encoders: outputs on
-    validation; one array for each seed.
+    model wins if its score is within one standard error (paired bootstrap) of the best. linears: outputs of the linear
+    models on validation, by name; combinations use the last. encoders: likewise, one array for each seed.
     """
     compute = METRICS[task.metric].compute
-    predictions = {model: _cross_fitted(task.type, model, linear, encoders, targets) for model in MODELS}
+    last = list(linears.values())[-1]
+    models = [model for model in MODELS if model in linears or model not in LINEAR_MODELS]
+    predictions = {
+        model: _cross_fitted(task.type, model, linears.get(model, last), encoders, targets) for model in models
+    }
     try:
         scores = {
             model: float(np.mean([compute(targets, guess) for guess in guesses]))
             for model, guesses in predictions.items()
         }
     except Undefined as error:
-        return Choice(COMBINED, dict.fromkeys(MODELS), f"Validation cannot decide: {error}.")
-    best = max(MODELS, key=lambda model: scores[model])
-    for model in MODELS[: MODELS.index(best)]:
+        return Choice(COMBINED, dict.fromkeys(models), f"Validation cannot decide: {error}.")
+    best = max(models, key=lambda model: scores[model])
+    for model in models[: models.index(best)]:
         # One split for each seed bounds the time.
         first, second = (predictions[name][:: SPLITS if name in (COMBINED, WEIGHTED) else 1] for name in (best, model))
         difference = paired_difference(task.metric, targets, first, second, RESAMPLES)
@@ -138,7 +143,7 @@ def _cross_fitted(
     task_type: TaskType, model: str, linear: Outputs, encoders: Sequence[Outputs], targets: Targets
 ) -> list[Targets]:
     """Return predictions of all rows by scales that did not see the row, for each seed and each split into halves."""
-    if model == LINEAR:
+    if model in LINEAR_MODELS:
         return [task_type.predict(linear)]
     if model == ENCODER:  # a temperature changes no prediction
         return [task_type.predict(encoder) for encoder in encoders]

@@ -14,7 +14,17 @@ from typing import Any
 import numpy as np
 
 from tlm_core.evaluation.bootstrap import Difference, paired_difference
-from tlm_core.evaluation.combine import COMBINED, ENCODER, LINEAR, WEIGHTED, Choice, Outputs, Scales, choose, scales_of
+from tlm_core.evaluation.combine import (
+    COMBINED,
+    ENCODER,
+    LINEAR,
+    WEIGHTED,
+    Choice,
+    Outputs,
+    Scales,
+    choose,
+    scales_of,
+)
 from tlm_core.tasks.metrics import best_of, score, scores_for, summary
 from tlm_core.tasks.task import Task
 
@@ -58,18 +68,18 @@ def splits_of(task: Task) -> list[str]:
 
 
 def job_report(
-    task: Task, encoders: Sequence[EncoderResult], linear: LinearResult | None, shared_cost: Cost
+    task: Task, encoders: Sequence[EncoderResult], linears: Mapping[str, LinearResult], shared_cost: Cost
 ) -> tuple[Report, dict[str, Outputs]]:
     """Return the report, and the outputs of the returned model of each seed as `{split}.s{seed}`.
 
-    It reads the test targets, so call it once, after all training. linear: None scores the encoders alone.
+    It reads the test targets, so call it once, after all training. linears: by name; empty scores the encoders alone.
     shared_cost: of the stages that all seeds share.
     """
-    if linear is None:
+    if not linears:
         by_seed: BySeed = {encoder.seed: {ENCODER: (Scales(), encoder.outputs)} for encoder in encoders}
         choice = Choice(ENCODER, {}, "The job has no other model.")
     else:
-        choice, by_seed = _models(task, encoders, linear)
+        choice, by_seed = _models(task, encoders, linears)
     returned = COMBINED if choice.model == WEIGHTED else choice.model
     seeds, predictions = [], dict[str, Outputs]()
     for encoder in encoders:
@@ -94,9 +104,9 @@ def job_report(
         "best_seed": best["seed"],
         "cost": total_cost([shared_cost, *(entry["cost"] for entry in seeds)]),
     }
-    if linear is not None:
-        report["linear"] = linear.facts
-        report["worth"] = _worth(task, report, predictions, linear)
+    if linears:
+        report["linear"] = linears[LINEAR].facts
+        report["worth"] = _worth(task, report, predictions, linears[LINEAR])
     for entry in seeds:  # the details of each class only for the returned model
         entry["models"] = {name: _compact(of_model) for name, of_model in entry["models"].items()}
     return report, predictions
@@ -124,20 +134,21 @@ def linear_report(task: Task, linear: LinearResult) -> tuple[Report, dict[str, O
     return report, {f"{split}.s0": values for split, values in outputs.items()}
 
 
-def _models(task: Task, encoders: Sequence[EncoderResult], linear: LinearResult) -> tuple[Choice, BySeed]:
+def _models(
+    task: Task, encoders: Sequence[EncoderResult], linears: Mapping[str, LinearResult]
+) -> tuple[Choice, BySeed]:
     """Choose the returned model. Return also the scales and outputs of each model by seed."""
-    targets = task.targets("validation")
-    choice = choose(
-        task, linear.outputs["validation"], [encoder.outputs["validation"] for encoder in encoders], targets
-    )
+    targets, last = task.targets("validation"), list(linears.values())[-1]
+    on_validation = {name: linear.outputs["validation"] for name, linear in linears.items()}
+    choice = choose(task, on_validation, [encoder.outputs["validation"] for encoder in encoders], targets)
     combination = WEIGHTED if choice.model == WEIGHTED else COMBINED
     by_seed: BySeed = {}
     for encoder in encoders:
         models: dict[str, tuple[Scales, Mapping[str, Outputs]]] = {}
-        for name in (LINEAR, ENCODER, COMBINED):
+        for name in (*linears, ENCODER, COMBINED):
+            linear = linears.get(name, last)
             fitted = combination if name == COMBINED else name
-            on = (linear.outputs["validation"], encoder.outputs["validation"])
-            scales = scales_of(fitted, task.type, *on, targets)
+            scales = scales_of(fitted, task.type, linear.outputs["validation"], encoder.outputs["validation"], targets)
             outputs = {
                 split: scales.combine(task.type, linear.outputs[split], encoder.outputs[split])
                 for split in splits_of(task)

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from tlm_core.jobs.plan import Node
 from tlm_core.jobs.spec import KindOptions, PlanInputs
-from tlm_core.linear.params import BaselineParams
-from tlm_core.stages import BASELINE, CHOOSE, EVALUATE, FINETUNE, JOINT, PREPARE, SELECT, VALIDATE
+from tlm_core.linear.params import BaselineParams, SelfTrainParams
+from tlm_core.stages import BASELINE, CHOOSE, EVALUATE, FINETUNE, JOINT, PREPARE, SELECT, SELF_TRAIN, VALIDATE
 from tlm_core.training.params import (
     ChooseParams,
     FinetuneParams,
@@ -39,6 +39,12 @@ def validate_nodes(inputs: PlanInputs[KindOptions]) -> list[Node]:
 def baseline_node(group: str) -> Node:
     """The linear model on the task."""
     return Node("baseline", BASELINE, BaselineParams(), {"task": "validate"}, group=group)
+
+
+def self_train_node(recipe: Recipe, task: str, select: Node) -> Node:
+    """The linear model on a task and the passages that it labels itself."""
+    inputs = {"task": task, "baseline": "baseline", "selection": select.name}
+    return Node("self_train", SELF_TRAIN, SelfTrainParams(amounts=recipe.self_training.amounts), inputs)
 
 
 def select_node(
@@ -103,8 +109,11 @@ def train_nodes(inputs: PlanInputs[KindOptions]) -> list[Node]:
     recipe, seeds = inputs.recipe, inputs.seeds
     select = select_node(inputs, "validate")
     nodes = [*validate_nodes(inputs), baseline_node("baseline" if select else "main"), *([select] if select else [])]
-    nodes.append(prepare_node(recipe, "validate", select))
     gathered = {"prepared": "prepare", "task": "validate", "baseline": "baseline"}
+    if select and recipe.self_training.amounts:
+        nodes.append(self_train_node(recipe, "validate", select))
+        gathered["self_train"] = "self_train"
+    nodes.append(prepare_node(recipe, "validate", select))
     for seed in seeds:
         start = {}
         if recipe.joint.enabled:

@@ -1,4 +1,4 @@
-"""Fitting a linear model. Cross-validation on train chooses its features, its strength and its class weights."""
+"""Fitting a linear model. Cross-validation and validation choose its features, strength and class weights."""
 
 from __future__ import annotations
 
@@ -38,8 +38,9 @@ class Setting:
 class Fitted:
     """A model fitted on train, and how it was chosen.
 
-    score: mean over the folds by the task's metric. held_out: outputs of models that did not see the row,
-    [train rows, outputs]. tried: settings on the first fold, with their scores.
+    score: by the task's metric, the mean over the folds and over validation, weighted by rows.
+    held_out: outputs of models that did not see the row, [train rows, outputs].
+    tried: settings on the first fold, with their scores.
     """
 
     model: LinearModel
@@ -52,7 +53,7 @@ class Fitted:
 def fit(task: Task) -> Fitted:
     """Choose and fit a linear model on the train split of a task."""
     features, sequences = Features.learn(rows_of(task, "train"), FAMILIES)
-    search = _Search(task, features, features.matrix(sequences), task.targets("train"))
+    search = _Search(task, features, features.matrix(sequences))
     setting, score, tried = search.choose()
     held_out = search.held_out(setting)
     features = features.only(setting.families)
@@ -61,14 +62,20 @@ def fit(task: Task) -> Fitted:
 
 
 class _Search:
-    """Cross-validation of settings. matrix: features of all families, [rows, features]; targets: [rows]."""
+    """Cross-validation of settings. matrix: features of all families for train, [rows, features].
 
-    def __init__(self, task: Task, features: Features, matrix: sp.csr_matrix, targets: Targets) -> None:
+    Rows of train are often related, such as sentences of one document, and rows of validation are not related to them.
+    So validation counts in proportion to its rows.
+    """
+
+    def __init__(self, task: Task, features: Features, matrix: sp.csr_matrix) -> None:
         self.task = task
-        self.targets = targets
+        self.targets = task.targets("train")
+        self._validation = features.encode(rows_of(task, "validation"))
+        self._true = task.targets("validation")
         self._outputs = len(task.labels)
         self._matrices = {count: matrix[:, : len(features.only(count))] for count in range(1, len(FAMILIES) + 1)}
-        self._folds = _folds(targets, task.type.has_classes)
+        self._folds = _folds(self.targets, task.type.has_classes)
 
     def choose(self) -> tuple[Setting, float | None, tuple[tuple[Setting, float], ...]]:
         """Return the best setting, its mean score over the folds, and all tried settings with their first score."""
@@ -101,35 +108,33 @@ class _Search:
         return -1.0 if score is None else score
 
     def _score(self, setting: Setting, folds: Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]]) -> float | None:
-        """Return the mean score over folds, or None where the metric is undefined."""
-        scores = []
+        """Return the mean score over folds and validation, or None where the metric is undefined."""
+        compute, predict, scores = METRICS[self.task.metric].compute, self.task.type.predict, []
+        validation = self._validation[:, : self._matrices[setting.families].shape[1]]
         for train, held_out in folds:
-            train = train[:: max(1, len(train) // TUNED_ROWS)]
-            outputs = self._outputs_of(setting, train, held_out)
+            weights, bias = self.train(setting, train[:: max(1, len(train) // TUNED_ROWS)])
+            sides = [(self._matrices[setting.families][held_out], self.targets[held_out]), (validation, self._true)]
             try:
-                predicted = self.task.type.predict(outputs)
-                scores.append(METRICS[self.task.metric].compute(self.targets[held_out], predicted))
+                both = [compute(true, predict(np.asarray(matrix @ weights) + bias)) for matrix, true in sides]
             except Undefined:
                 return None
+            scores.append(np.average(both, weights=[len(self.targets), len(self._true)]))
         return float(np.mean(scores))
 
     def held_out(self, setting: Setting) -> Floats:
         """Return the outputs of each row from a model that did not see it, [rows, outputs]."""
         outputs = np.zeros((len(self.targets), self._outputs), np.float32)
         for train, held_out in self._folds:
-            outputs[held_out] = self._outputs_of(setting, train, held_out)
+            weights, bias = self.train(setting, train)
+            outputs[held_out] = np.asarray(self._matrices[setting.families][held_out] @ weights, np.float32) + bias
         return outputs
-
-    def _outputs_of(self, setting: Setting, train: NDArray[np.intp], rows: NDArray[np.intp]) -> Floats:
-        weights, bias = self.train(setting, train)
-        return np.asarray(self._matrices[setting.families][rows] @ weights, np.float32) + bias
 
     def train(self, setting: Setting, rows: NDArray[np.intp]) -> tuple[Floats, Floats]:
         """Fit on some rows. Return the weights [features, outputs] and the bias [outputs]."""
         matrix, targets = self._matrices[setting.families][rows], self.targets[rows]
         if not self.task.type.has_classes:
             return _ridge(matrix, targets, setting)
-        return _support_vectors(matrix, targets, setting, self._outputs)
+        return support_vectors(matrix, targets, setting, self._outputs)
 
 
 def _folds(targets: Targets, classes: bool) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
@@ -149,8 +154,17 @@ def _ridge(matrix: sp.csr_matrix, targets: Targets, setting: Setting) -> tuple[F
     return model.coef_.astype(np.float32)[:, None], np.array([model.intercept_], np.float32)
 
 
-def _support_vectors(matrix: sp.csr_matrix, targets: Targets, setting: Setting, outputs: int) -> tuple[Floats, Floats]:
-    """Fit one support vector machine for each label against the others. A label without rows has the lowest bias."""
+def support_vectors(
+    matrix: sp.csr_matrix,
+    targets: Targets,
+    setting: Setting,
+    outputs: int,
+    row_weights: NDArray[np.float64] | None = None,
+) -> tuple[Floats, Floats]:
+    """Fit one support vector machine for each label against the others.
+
+    Return the weights [features, outputs] and the bias [outputs]. A label without rows has the lowest bias.
+    """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.svm import LinearSVC
 
@@ -162,7 +176,7 @@ def _support_vectors(matrix: sp.csr_matrix, targets: Targets, setting: Setting, 
     model = LinearSVC(C=setting.strength, class_weight=setting.class_weight, tol=1e-2, random_state=SEED)
     with warnings.catch_warnings():  # the last digits of the weights do not matter
         warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(matrix, targets)
+        model.fit(matrix, targets, sample_weight=row_weights)
     coefficients, intercepts = model.coef_, model.intercept_
     if len(labels) == 2:  # one machine, whose positive side is the second label
         coefficients, intercepts = np.stack([-coefficients[0], coefficients[0]]), np.array([-1, 1]) * intercepts

@@ -70,6 +70,10 @@ class Features:
             " ".join(names[number] for number in ids) for of_order in self.ngrams[0].pool() for ids in of_order.tolist()
         ]
 
+    def encode(self, rows: Sequence[Row]) -> sp.csr_matrix:
+        """Return the features of rows, [rows, features]."""
+        return self.matrix(self.alphabet.sequences(rows))
+
     def matrix(self, sequences: Sequences) -> sp.csr_matrix:
         """Return the features of encoded rows, [rows, features]."""
         import scipy.sparse as sp  # type: ignore[import-untyped, unused-ignore]
@@ -108,7 +112,7 @@ class LinearModel:
 
     def outputs(self, rows: Sequence[Row]) -> Floats:
         """Return the margins of each label, or the predicted regression targets, [rows, outputs]."""
-        return self.outputs_of(self.features.matrix(self.features.alphabet.sequences(rows)))
+        return self.outputs_of(self.features.encode(rows))
 
     def outputs_of(self, matrix: sp.csr_matrix) -> Floats:
         """Return the outputs of rows whose features are known, [rows, features]."""

@@ -5,5 +5,11 @@ from __future__ import annotations
 from tlm_core.training.stage import StageParams
 
 
+class SelfTrainParams(StageParams):
+    """amounts: labeled pieces of passages for each train row; validation chooses."""
+
+    amounts: tuple[float, ...]
+
+
 class BaselineParams(StageParams):
     """The baseline stage has no parameters: cross-validation on train chooses the settings."""

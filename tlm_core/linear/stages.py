@@ -6,11 +6,13 @@ import json
 import shutil
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tlm_core.evaluation.combine import Scales, temperature
+from tlm_core.artifacts import MANIFEST
+from tlm_core.evaluation.combine import LINEAR, SELF_TRAINED, Outputs, Scales, log_softmax, temperature
 from tlm_core.evaluation.report import (
     FACTS,
     HELD_OUT,
@@ -21,11 +23,13 @@ from tlm_core.evaluation.report import (
     splits_of,
     write_report,
 )
-from tlm_core.linear.fit import fit
+from tlm_core.linear.fit import Setting, fit
 from tlm_core.linear.graph import write_linear
-from tlm_core.linear.model import ALPHABET, LinearModel, rows_of
-from tlm_core.linear.params import BaselineParams
-from tlm_core.serving import METADATA, MODEL, write_metadata
+from tlm_core.linear.model import LinearModel, rows_of
+from tlm_core.linear.params import BaselineParams, SelfTrainParams
+from tlm_core.linear.self_training import MOST_PIECES, pieces_of, self_train
+from tlm_core.parquet import open_parquet
+from tlm_core.serving import MODEL, copy_model, write_metadata
 from tlm_core.tasks.task import Task
 from tlm_core.training.stage import StageContext, StageParams
 
@@ -44,25 +48,70 @@ def baseline(ctx: StageContext[BaselineParams]) -> dict[str, Any]:
     task = Task.read(ctx.inputs["task"])
     ctx.report.event("baseline", rows=task.counts["train"])
     fitted = fit(task)
-    model = fitted.model
-    outputs = {split: model.outputs(rows_of(task, split)) for split in splits_of(task)}
-    divisor = temperature(task.type, fitted.held_out, task.targets("train"))
-    model.write(ctx.out)
-    write_linear(model, Scales(linear=1.0, encoder=0.0, linear_temperature=divisor), ctx.out / MODEL)
-    write_metadata(ctx.out, task, "linear")
-    np.savez_compressed(ctx.out / OUTPUTS, allow_pickle=False, **outputs, **{HELD_OUT: fitted.held_out})
-    seconds = time.monotonic() - began
     facts = {
         "setting": asdict(fitted.setting),
-        "features": len(model.features),
-        "cross_validation": fitted.score,
+        "score": fitted.score,
         "tried": [{**asdict(setting), "score": score} for setting, score in fitted.tried],
-        "temperature": divisor,
-        "top_ngrams": top_ngrams(model, task) if task.type.has_classes else {},
-        "cost": {"flops": 0.0, "tokens": 0.0, "seconds": seconds, "gpu_seconds": 0.0},
+        "temperature": temperature(task.type, fitted.held_out, task.targets("train")),
     }
-    (ctx.out / FACTS).write_text(json.dumps(facts, ensure_ascii=False, indent=1), encoding="utf-8")
-    return {"cross_validation": fitted.score, "features": len(model.features), "seconds": seconds}
+    _write_linear(ctx.out, task, fitted.model, fitted.held_out, facts, LINEAR, began)
+    return {"score": fitted.score, "features": len(fitted.model.features)}
+
+
+def _write_linear(
+    out: Path, task: Task, model: LinearModel, held_out: Outputs, facts: dict[str, Any], name: str, began: float
+) -> None:
+    """Write a linear model with its outputs and facts. began: start of the stage, to report its seconds."""
+    outputs = {split: model.outputs(rows_of(task, split)) for split in splits_of(task)}
+    model.write(out)
+    write_linear(model, Scales(linear=1.0, encoder=0.0, linear_temperature=facts["temperature"]), out / MODEL)
+    write_metadata(out, task, name)
+    np.savez_compressed(out / OUTPUTS, allow_pickle=False, **outputs, **{HELD_OUT: held_out})
+    facts |= {
+        "features": len(model.features),
+        "top_ngrams": top_ngrams(model, task) if task.type.has_classes else {},
+        "cost": {"flops": 0.0, "tokens": 0.0, "seconds": time.monotonic() - began, "gpu_seconds": 0.0},
+    }
+    (out / FACTS).write_text(json.dumps(facts, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def self_train_stage(ctx: StageContext[SelfTrainParams]) -> dict[str, Any]:
+    """Fit the linear model again, on train and on passages that the first one labels. Validation chooses how many.
+
+    It writes the same files as `baseline`. Pairs and regression keep the baseline. Inputs: `task`, `baseline`,
+    `selection`.
+    """
+    if ctx.rank:
+        return {}
+    began = time.monotonic()
+    task, first = Task.read(ctx.inputs["task"]), LinearResult.read(ctx.inputs["baseline"])
+    if task.pair or not task.type.has_classes:
+        copy_linear(ctx.inputs["baseline"], ctx.out)
+        return {"amount": None, "reason": "passages cannot stand for pairs of texts or have regression targets"}
+    pieces = _pieces(ctx.inputs["selection"], task)
+    ctx.report.event("self_training", pieces=len(pieces))
+    teacher = LinearModel.read(ctx.inputs["baseline"]).outputs([(piece,) for piece in pieces])
+    teacher = log_softmax(teacher / np.float32(first.facts["temperature"]))
+    student = self_train(task, teacher, pieces, Setting(**first.facts["setting"]), ctx.params.amounts)
+    facts = {**first.facts, "amount": student.amount, "amounts": student.scores, "pieces": student.pieces}
+    _write_linear(ctx.out, task, student.model, first.outputs[HELD_OUT], facts, SELF_TRAINED, began)
+    return {"amount": student.amount, "pieces": student.pieces}
+
+
+def _pieces(selection: Path, task: Task) -> list[str]:
+    """Return pieces of the selected passages, as long as the median train text, at most MOST_PIECES."""
+    words = max(5, int(np.median([len(text.split()) for text in task.texts("train")])))
+    with open_parquet(selection / "passages.parquet") as file:
+        batches = file.iter_batches(columns=["text"])
+        pieces = list(pieces_of((text for batch in batches for text in batch["text"].to_pylist()), words))
+    return pieces[:: len(pieces) // MOST_PIECES + 1]
+
+
+def copy_linear(source: Path, out: Path) -> None:
+    """Copy the files of a linear model."""
+    for path in source.iterdir():
+        if path.name != MANIFEST:
+            shutil.copyfile(path, out / path.name)
 
 
 def top_ngrams(model: LinearModel, task: Task) -> dict[str, list[str]]:
@@ -85,8 +134,7 @@ def export_linear(ctx: StageContext[StageParams]) -> dict[str, Any]:
     """Return the linear model as the job's model. Inputs: `task`, `baseline`, `evaluate`."""
     if ctx.rank:
         return {}
-    for name in (MODEL, METADATA, ALPHABET):
-        shutil.copyfile(ctx.inputs["baseline"] / name, ctx.out / name)
+    copy_model(ctx.inputs["baseline"], ctx.out)
     shutil.copyfile(ctx.inputs["evaluate"] / "report.json", ctx.out / "report.json")
     model = LinearModel.read(ctx.inputs["baseline"])
     return {"parameters": model.weights.size + model.bias.size}

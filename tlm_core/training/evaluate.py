@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tlm_core.errors import OutOfMemory
+from tlm_core.evaluation.combine import LINEAR, SELF_TRAINED
 from tlm_core.evaluation.report import EncoderResult, LinearResult, job_report, report_meta, write_report
 from tlm_core.tasks.metrics import score
 from tlm_core.tasks.task import SPLITS, Task
@@ -114,7 +115,8 @@ def scores_of(
 def evaluate(ctx: StageContext[SeedsParams]) -> dict[str, Any]:
     """Test each seed's model once, in fp32 like the exported model, and write report.json.
 
-    Inputs: `prepared`, `task`, `finetune.s{seed}` for each seed and, to combine the models, `baseline`.
+    Inputs: `prepared`, `task`, `finetune.s{seed}` for each seed and, to combine the models,
+    `baseline` and `self_train`.
     """
     return evaluate_models(ctx, load_model)
 
@@ -128,11 +130,12 @@ def evaluate_models(ctx: StageContext[SeedsParams], load: Callable[[Path], TaskM
         return predict(load(folder).to(device), split, prepared, device=device, workers=workers)
 
     folders = {seed: ctx.inputs[f"finetune.s{seed}"] for seed in ctx.params.seeds}
-    linear = LinearResult.read(ctx.inputs["baseline"]) if "baseline" in ctx.inputs else None
+    nodes = {LINEAR: "baseline", SELF_TRAINED: "self_train"}
+    linears = {name: LinearResult.read(ctx.inputs[node]) for name, node in nodes.items() if node in ctx.inputs}
     encoders = encoder_results(folders, prepared, predictor)
     if ctx.rank:
         return {}
-    report, predictions = job_report(task, encoders, linear, shared_cost(prepared, linear))
+    report, predictions = job_report(task, encoders, linears, shared_cost(prepared, linears))
     report |= cut_texts(prepared)
     write_report(ctx.out, report, predictions)
     return report_meta(report)
@@ -152,15 +155,16 @@ def encoder_results(folders: Mapping[int, Path], prepared: Prepared, predictor: 
     return results
 
 
-def shared_cost(prepared: Prepared, linear: LinearResult | None) -> dict[str, Any]:
+def shared_cost(prepared: Prepared, linears: Mapping[str, LinearResult]) -> dict[str, Any]:
     """Return the cost of the stages that all seeds share."""
-    return ({"baseline": linear.facts["cost"]} if linear else {}) | {"prepare": prepared.facts["cost"]}
+    stages = {"baseline" if name == LINEAR else "self_train": linear for name, linear in linears.items()}
+    return {stage: linear.facts["cost"] for stage, linear in stages.items()} | {"prepare": prepared.facts["cost"]}
 
 
 def report_of(folders: Mapping[int, Path], prepared: Prepared, task: Task, predictor: Predictor) -> dict[str, Any]:
     """Return the report of encoders alone; see `job_report`. folders: of the finetuned models, by seed."""
     encoders = encoder_results(folders, prepared, predictor)
-    return job_report(task, encoders, None, shared_cost(prepared, None))[0] | cut_texts(prepared)
+    return job_report(task, encoders, {}, shared_cost(prepared, {}))[0] | cut_texts(prepared)
 
 
 def cut_texts(prepared: Prepared) -> dict[str, object]:

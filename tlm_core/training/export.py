@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from tlm_core.errors import TrainingFailed
-from tlm_core.evaluation.combine import ENCODER, LINEAR, Scales, log_softmax
+from tlm_core.evaluation.combine import ENCODER, LINEAR, LINEAR_MODELS, Scales, log_softmax
 from tlm_core.evaluation.report import PREDICTIONS, REPORT
 from tlm_core.linear.graph import write_combined, write_linear
 from tlm_core.linear.model import ALPHABET, LinearModel
-from tlm_core.serving import METADATA, MODEL, write_metadata
+from tlm_core.serving import MODEL, copy_model, write_metadata
 from tlm_core.serving import load_model as load_served
 from tlm_core.tasks.task import Task
 from tlm_core.training.architectures import Shape, architecture_of
@@ -41,8 +41,9 @@ PROBES = 16
 def export(ctx: StageContext[ExportParams]) -> dict[str, Any]:
     """Write the returned model and, in `model/`, its encoder as a stock folder; see docs/report.md for the files.
 
-    Inputs: `prepared`, `task`, `baseline`, `evaluate`, and `finetune.s{seed}` for each seed. Raises TrainingFailed
-    unless the stock classes and onnxruntime load the files and compute what `evaluate` computed.
+    Inputs: `prepared`, `task`, `baseline`, `self_train` if there are passages, `evaluate`, and `finetune.s{seed}` for
+    each seed. Raises TrainingFailed unless the stock classes and onnxruntime load the files and compute what
+    `evaluate` computed.
     """
     if ctx.rank:
         return {}
@@ -56,7 +57,10 @@ def export(ctx: StageContext[ExportParams]) -> dict[str, Any]:
             parameter /= scales.encoder_temperature
     count = write_export(ctx.out, model, weights(model), prepared, task, report, ctx.params.recipe)
     returned = report["returned"]["model"]
-    _add_linear(ctx.out, ctx.inputs["baseline"], returned, model, replace(scales, encoder_temperature=1.0))
+    last = ctx.inputs["baseline" if returned == LINEAR or "self_train" not in ctx.inputs else "self_train"]
+    copy_model(ctx.inputs["baseline"], ctx.out / "linear")
+    if returned != ENCODER:
+        _write_with_linear(ctx.out, last, returned, model, replace(scales, encoder_temperature=1.0))
     write_metadata(ctx.out, task, returned, prepared.max_length, prepared.max_windows)
     _check_served(ctx.out, task, ctx.inputs["evaluate"], report["best_seed"])
     shutil.copyfile(ctx.inputs["evaluate"] / REPORT, ctx.out / REPORT)
@@ -64,19 +68,14 @@ def export(ctx: StageContext[ExportParams]) -> dict[str, Any]:
     return {"best_seed": report["best_seed"], "parameters": count}
 
 
-def _add_linear(out: Path, baseline: Path, returned: str, model: TaskModel, scales: Scales) -> None:
-    """Write the linear model into `linear/` and, unless the encoder is returned alone, into `model.onnx`."""
-    (out / "linear").mkdir()
-    for name in (MODEL, METADATA, ALPHABET):
-        shutil.copyfile(baseline / name, out / "linear" / name)
-    if returned == ENCODER:
-        return
-    shutil.copyfile(baseline / ALPHABET, out / ALPHABET)
-    if returned == LINEAR:
-        write_linear(LinearModel.read(baseline), scales, out / MODEL)
+def _write_with_linear(out: Path, linear: Path, returned: str, model: TaskModel, scales: Scales) -> None:
+    """Write `model.onnx` of a linear model, alone or combined with the encoder. linear: folder of its stage."""
+    shutil.copyfile(linear / ALPHABET, out / ALPHABET)
+    if returned in LINEAR_MODELS:
+        write_linear(LinearModel.read(linear), scales, out / MODEL)
     else:
         arrays = {name: tensor.numpy() for name, tensor in weights(model).items()}
-        write_combined(model.shape, arrays, LinearModel.read(baseline), scales, out / MODEL)
+        write_combined(model.shape, arrays, LinearModel.read(linear), scales, out / MODEL)
 
 
 def _check_served(out: Path, task: Task, evaluated: Path, seed: int) -> None:

@@ -202,12 +202,23 @@ class Finetune(_Part):
         return self.model_copy(update={"optimizer": optimizer, "rates": rates if len(rates) > 1 else ()})
 
 
+class SelfTraining(_Part):
+    """Training of the linear model on passages that it labels itself (SentAugment, arXiv 2010.02194)."""
+
+    amounts: tuple[Annotated[float, Field(ge=0, le=100)], ...] = Field(
+        (),
+        max_length=8,
+        description="labeled pieces of passages per train row, such as 0, 1, 3, 10; validation chooses; empty: none",
+    )
+
+
 class Recipe(_Part):
     """Everything that changes a result."""
 
     name: RecipeName
     scale: Scale
     selection: Selection = Selection()
+    self_training: SelfTraining = SelfTraining()
     tokenizer: Tokenizer = Tokenizer()
     model: Model = Model()
     joint: Joint = Joint()

@@ -38,7 +38,7 @@ def noisy(targets: np.ndarray, noise: float, seed: int, strength: float = 1.0) -
 def chosen(linear: Outputs, *encoders: Outputs) -> Choice:
     empty = pa.table({"row": [], "text": [], "label": []}, schema=task_schema(False))
     task = Task("t", ("a", "b", "c"), "macro_f1", False, "en", dict.fromkeys(("train", "validation", "test"), empty))
-    return choose(task, linear, encoders, TARGETS)
+    return choose(task, {LINEAR: linear}, encoders, TARGETS)
 
 
 TARGETS = np.random.default_rng(0).integers(0, 3, ROWS)

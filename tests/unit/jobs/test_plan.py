@@ -83,6 +83,15 @@ def test_change_of_recipe_reruns_only_dependent_nodes(override: dict[str, Any], 
     assert {name for name in before if before[name] == after[name]} == reused
 
 
+def test_self_training_joins_the_evaluation_on_request() -> None:
+    plan = plan_of(make_job({"self_training.amounts": [0, 3]}))
+    check_order(plan)
+    assert dict(plan.node("self_train").inputs) == {"task": "validate", "baseline": "baseline", "selection": "select"}
+    assert plan.node("evaluate").inputs["self_train"] == "self_train"
+    alone = make_job({"self_training.amounts": [0, 3], "selection.selector": "none"}, corpus_name=None)
+    assert "self_train" not in {node.name for node in plan_of(alone).nodes}
+
+
 RATES = {"finetune.rates": [1e-4, 1e-3]}
 
 

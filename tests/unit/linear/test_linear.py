@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,14 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import f1_score
 
 from tests.unit.training.made import made_task
+from tlm_core.evaluation.combine import log_softmax
 from tlm_core.jobs.nodes import PlanInputs
 from tlm_core.kinds import train
 from tlm_core.linear.fit import fit
 from tlm_core.linear.model import Features, LinearModel, rows_of
 from tlm_core.linear.ngrams import FAMILIES, Alphabet, Ngrams, split_words
 from tlm_core.linear.params import BaselineParams
+from tlm_core.linear.self_training import most_confident, pieces_of, self_train
 from tlm_core.serving import load_model
 from tlm_core.stages import BASELINE
 from tlm_core.tasks.task import Task, task_schema
@@ -132,3 +135,38 @@ def test_instant_job_returns_the_linear_model(tmp_path: Path) -> None:
     predicted = served.probabilities(task.texts("test")).argmax(axis=1)
     score = f1_score(task.targets("test"), predicted, average="macro")
     assert report["mean"]["test"]["macro_f1"] == pytest.approx(score, abs=1e-4)
+
+
+def test_passages_are_cut_into_equal_pieces() -> None:
+    assert list(pieces_of(["a b c d e f", "g", "h i j"], 3)) == ["a b c", "d e f", "g", "h i j"]
+
+
+def test_confident_pieces_are_chosen_by_the_shares_of_the_labels() -> None:
+    teacher = np.log(np.array([[0.9, 0.1], [0.6, 0.4], [0.8, 0.2], [0.3, 0.7], [0.2, 0.8]], np.float32))
+    assert most_confident(teacher, np.array([0.5, 0.5]), 2).tolist() == [0, 4]
+    assert most_confident(teacher, np.array([0.75, 0.25]), 4).tolist() == [0, 1, 2, 4]
+
+
+def test_student_learns_words_that_only_passages_contain() -> None:
+    draw = random.Random(0)
+    words = {
+        letters: ["".join(draw.choices(letters, k=4)) for _ in range(8)] for letters in ("abc", "def", "ghi", "jkl")
+    }
+    known, new = {"x": words["abc"], "y": words["def"]}, {"x": words["ghi"], "y": words["jkl"]}
+
+    def texts(words: Mapping[str, list[str]], count: int) -> tuple[list[str], list[int]]:
+        labels = [number % 2 for number in range(count)]
+        return [" ".join(draw.choices(words["xy"[label]], k=6)) for label in labels], labels
+
+    splits = {"train": texts(known, 20), "validation": texts(new, 40), "test": texts(new, 40)}
+    tables = {
+        name: pa.table({"row": range(len(rows)), "text": rows, "label": labels}, schema=task_schema(False))
+        for name, (rows, labels) in splits.items()
+    }
+    task = Task("made", ("x", "y"), "macro_f1", False, "en", tables)
+    pieces = [" ".join([*draw.choices(known[label], k=3), *draw.choices(new[label], k=3)]) for label in "xy" * 60]
+    fitted = fit(task)
+    teacher = log_softmax(fitted.model.outputs([(piece,) for piece in pieces]))
+    student = self_train(task, teacher, pieces, fitted.setting, (0.0, 3.0))
+    assert student.amount == 3.0 and student.scores[3.0] > student.scores[0.0] + 0.2
+    assert (student.model.outputs(rows_of(task, "test")).argmax(axis=1) == task.targets("test")).mean() > 0.9

@@ -99,11 +99,12 @@ def run_chain(
 
     selection: None trains on the task alone.
     """
-    done = {"validate": task}
-    for node in train.plan(PlanInputs(KindOptions(), recipe, tuple(seeds), (), (), None)).nodes:
+    done = {"validate": task} | ({"select": selection} if selection else {})
+    corpus = "local@1" if selection else None
+    for node in train.plan(PlanInputs(KindOptions(), recipe, tuple(seeds), (), (), corpus)).nodes:
+        if node.name in done:
+            continue
         inputs = {name: done[source] for name, source in node.inputs.items()}
-        if node.stage is PREPARE and selection is not None:
-            inputs["selection"] = selection
         done[node.name] = run_stage(node.stage, inputs, node.params, workdir / node.name)
     return done
 

@@ -36,7 +36,12 @@ from tlm_core.training.stages import evaluation_steps
 from tlm_core.training.state import HISTORY, WEIGHTS, load_model, weights
 
 RECIPE = tiny(
-    model__hidden=64, joint__budget__steps=40, finetune__epochs=4, finetune__optimizer__lr=1e-3, precision="fp32"
+    self_training__amounts=(0, 3),
+    model__hidden=64,
+    joint__budget__steps=40,
+    finetune__epochs=4,
+    finetune__optimizer__lr=1e-3,
+    precision="fp32",
 )
 
 
@@ -65,7 +70,7 @@ def test_report_has_scores_per_seed_with_mean_and_spread(chain: Mapping[str, Pat
 
 def test_report_has_the_cost_of_every_stage(chain: Mapping[str, Path]) -> None:
     cost = report_of(chain)["cost"]
-    assert list(cost) == ["baseline", "prepare", "joint", "finetune", "total"]
+    assert list(cost) == ["baseline", "self_train", "prepare", "joint", "finetune", "total"]
     for name in ("flops", "tokens", "seconds"):
         assert cost["total"][name] == pytest.approx(sum(cost[stage][name] for stage in list(cost)[:-1]))
         assert cost["total"][name] > 0
