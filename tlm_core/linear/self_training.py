@@ -21,7 +21,7 @@ from tlm_core.tasks.metrics import METRICS
 from tlm_core.tasks.task import Task
 
 WEIGHT = 0.3  # of a piece, relative to a train row
-ROUNDS = 2  # each labels the pieces anew
+ROUNDS = 2  # each labels the pieces again
 MOST_PIECES = 60_000  # that the teacher labels
 MOST_LABELED = 20_000  # that the student learns from
 
