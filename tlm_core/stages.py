@@ -22,7 +22,7 @@ EXPORT_LINEAR = worker("export_linear", "tlm_core.linear.stages:export_linear", 
 PREPARE = worker("prepare", "tlm_core.training.prepare:prepare", 7, params.PrepareParams, needs_torch=False)
 JOINT = worker("joint", "tlm_core.training.stages:joint", 6, params.JointParams)
 FINETUNE = worker("finetune", "tlm_core.training.stages:finetune", 4, params.FinetuneParams)
-CHOOSE = worker("choose", "tlm_core.training.stages:choose", 1, params.ChooseParams)
+CHOOSE = worker("choose", "tlm_core.training.stages:choose", 2, params.ChooseParams)
 EVALUATE = worker("evaluate", "tlm_core.training.evaluate:evaluate", 6, params.SeedsParams)
 EXPORT = worker("export", "tlm_core.training.export:export", 4, params.ExportParams)
 

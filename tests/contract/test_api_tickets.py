@@ -75,7 +75,10 @@ def test_ticket_of_several_rates_must_be_a_mask(api: TestClient) -> None:
     rates = {"overrides": ALONE | {"finetune.rates": [1e-3, 1e-4]}}
     pruning = submitted(api, kind="prune", options={"levels": [0.1]}, **rates)["id"]
     answer = shared(api, pruning)
-    assert (answer["status_code"], "tried several finetuning rates" in answer["detail"]) == (422, True), answer
+    assert (answer["status_code"], "tried several finetuning rates or class weights" in answer["detail"]) == (
+        422,
+        True,
+    ), answer
 
 
 def test_ticket_of_another_dataset_is_refused(gateway: Gateway, api: TestClient) -> None:

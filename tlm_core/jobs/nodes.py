@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 
 from tlm_core.jobs.plan import Node
 from tlm_core.jobs.spec import KindOptions, PlanInputs
@@ -19,7 +20,7 @@ from tlm_core.training.params import (
     TuneParams,
     ValidateParams,
 )
-from tlm_core.training.recipe import Recipe
+from tlm_core.training.recipe import Finetune, Recipe
 from tlm_core.training.stage import Place
 
 
@@ -76,28 +77,34 @@ def joint_node(recipe: Recipe, seed: int, name: str, prepared: str = "prepare") 
 
 
 def finetune_nodes(recipe: Recipe, seed: int, name: str, inputs: Mapping[str, str]) -> list[Node]:
-    """Finetuning of one seed; see `with_rates`."""
-    return with_rates(Node(name, FINETUNE, FinetuneParams.of(recipe, seed), inputs, seed=seed), recipe)
+    """Finetuning of one seed; see `with_tries`."""
+    node = Node(name, FINETUNE, FinetuneParams.of(recipe, seed), inputs, seed=seed)
+    return with_tries(node, recipe.finetune)
 
 
-def with_rates(node: Node, recipe: Recipe) -> list[Node]:
-    """Return one node for each of the recipe's rates and a last node that chooses among them; or the node itself.
+def with_tries(node: Node, part: Finetune) -> list[Node]:
+    """Return one node for each finetuning to try and a last node that chooses among them, or the node itself.
 
-    A node for one rate equals finetuning at that rate alone, so either reuses the other's artifact.
+    A node for one try equals finetuning with its values alone, so either reuses the other's artifact.
     """
-    rates = recipe.finetune.rates
-    if not rates:
+    if not part.has_tries:
         return [node]
     assert isinstance(node.params, TuneParams)
-    tries = []
-    for rate in rates:
-        finetune = node.params.finetune
-        optimizer = finetune.optimizer.model_copy(update={"lr": rate})
-        finetune = finetune.model_copy(update={"optimizer": optimizer})
+    tries: list[Node] = []
+    values: list[dict[str, float | str]] = []  # of each try, for the report
+    for rate, weights in product(part.rates or (None,), part.weights_to_try):
+        name, finetune = node.name, node.params.finetune.model_copy(update={"class_weights": weights})
+        if rate is not None:
+            finetune = finetune.model_copy(update={"optimizer": finetune.optimizer.model_copy(update={"lr": rate})})
+            name += f".lr{rate:g}"
+        values.append({"lr": finetune.optimizer.lr})
+        if part.class_weights == "auto":
+            name += f".{weights}"
+            values[-1]["class_weights"] = weights
         params = node.params.model_copy(update={"finetune": finetune})
-        tries.append(replace(node, name=f"{node.name}.lr{rate:g}", params=params, rate=rate))
+        tries.append(replace(node, name=name, params=params, rate=rate))
     inputs = {f"try.{number}": attempt.name for number, attempt in enumerate(tries)}
-    return [*tries, Node(node.name, CHOOSE, ChooseParams(rates=rates), inputs, seed=node.seed)]
+    return [*tries, Node(node.name, CHOOSE, ChooseParams(tries=tuple(values)), inputs, seed=node.seed)]
 
 
 def train_nodes(inputs: PlanInputs[KindOptions]) -> list[Node]:

@@ -15,6 +15,7 @@ from tlm_core.jobs.nodes import (
     prepare_node,
     select_node,
     validate_nodes,
+    with_tries,
 )
 from tlm_core.jobs.plan import Node, Plan
 from tlm_core.jobs.spec import KindOptions, PlanInputs
@@ -176,7 +177,8 @@ class _Point:
         if model in WITH_TLM:
             start["joint"] = f"joint{self.end}"
         if model.startswith("bilstm"):
-            trained = [Node(name, BILSTM, bilstm_params(self._recipe, self._options, seed), start, seed=seed)]
+            params = bilstm_params(self._recipe, self._options, seed)
+            trained = with_tries(Node(name, BILSTM, params, start, seed=seed), params.finetune)
         else:
             recipe = {"tlm": self._recipe, "pretrained": pretrained(self._alone, self._options)}.get(model, self._alone)
             trained = finetune_nodes(recipe, seed, name, start)

@@ -6,7 +6,7 @@ from pydantic import Field, field_validator
 
 from tlm_core.compression.masks import Which, removals
 from tlm_core.compression.params import PhasesParams, TicketParams, ticket_name
-from tlm_core.jobs.nodes import gather_group, group_by_seed, train_nodes, with_rates
+from tlm_core.jobs.nodes import gather_group, group_by_seed, train_nodes, with_tries
 from tlm_core.jobs.plan import Node, Plan
 from tlm_core.jobs.spec import KindOptions, PlanInputs
 from tlm_core.jobs.ticket_nodes import CHECK_ENCODER, IMPORTANCE, before_training, check_encoder, importance_node
@@ -79,7 +79,7 @@ def plan(inputs: PlanInputs[PruneOptions]) -> Plan:
                 start = {"prepared": "prepare", "importance": f"importance.s{seed}"}
                 if recipe.joint.enabled:
                     start["joint"] = f"joint.s{seed}"
-                tickets += with_rates(Node(name, TICKET, params, start, seed=seed), recipe)
+                tickets += with_tries(Node(name, TICKET, params, start, seed=seed), recipe.finetune)
                 gathered[name] = name
     phases = PhasesParams(tickets=options.tickets, levels=options.levels, seeds=seeds, recipe=CardRecipe.of(recipe))
     last = Node("phases", PHASES, phases, gathered, group=gather_group(seeds))

@@ -81,8 +81,8 @@ def _mask(name: str, job_id: str, recipe: Recipe, lookup: Lookup) -> Mask:
         raise InvalidRequest(f"{ticket} has kind '{job.kind}'. Name a job of kind 'prune'.")
     if job.data.content != lookup.dataset(name).content:
         raise InvalidRequest(f"{ticket} used other data ({job.dataset}) or read it with other options. {instead}")
-    if job.recipe.finetune.rates:
-        raise InvalidRequest(f"{ticket} tried several finetuning rates, and sharing uses one. {instead}")
+    if job.recipe.finetune.has_tries:
+        raise InvalidRequest(f"{ticket} tried several finetuning rates or class weights. Sharing uses one. {instead}")
     if other := differences([_tuning(job.recipe), _tuning(recipe)]):
         keys = ", ".join(f"{key} ({theirs} there, {ours} here)" for key, (theirs, ours) in other.items())
         raise InvalidRequest(f"{ticket} used other settings: {keys}. Set them to the same values. {instead}")
@@ -95,13 +95,13 @@ def _tuning(recipe: Recipe) -> dict[str, object]:
 
 
 def check(options: ShareTicketsOptions, recipe: Recipe, names: tuple[str, ...]) -> None:
-    """Raises InvalidRequest for tickets of other datasets or of another shape, and for several rates."""
+    """Raises InvalidRequest for tickets of other datasets or of another shape, and for several finetunings."""
     if unknown := sorted(options.tickets.keys() - set(names)):
         raise InvalidRequest(f"There is a ticket for '{unknown[0]}', but the datasets are {', '.join(names)}.")
-    if recipe.finetune.rates:
+    if recipe.finetune.has_tries:
         raise InvalidRequest(
-            "'share_tickets' finetunes at a single rate, because pruning and sharing must use the same settings. Set "
-            "'finetune.optimizer.lr' instead of 'finetune.rates'."
+            "'share_tickets' finetunes once, because pruning and sharing must use the same settings. Set "
+            "'finetune.optimizer.lr' instead of 'finetune.rates', and no 'finetune.class_weights' of auto."
         )
     if recipe.model.init not in OWN_STARTS:
         return  # `check_encoder` checks published encoders, whose shape is unknown here

@@ -126,8 +126,11 @@ def _scores(report: Facts) -> list[str]:
 
 
 def _rates(report: Facts) -> list[str]:
-    rates = [f"{entry['chosen']['lr']:g} (seed {entry['seed']})" for entry in report["seeds"] if "tries" in entry]
-    return ["", f"Finetuned at the rate that was best on validation: {', '.join(rates)}."] if rates else []
+    choices = []
+    for chosen, seed in ((entry["chosen"], entry["seed"]) for entry in report["seeds"] if "tries" in entry):
+        weights = f" with class weights {chosen['class_weights']}" if "class_weights" in chosen else ""
+        choices.append(f"rate {chosen['lr']:g}{weights} (seed {seed})")
+    return ["", f"Finetuned with what was best on validation: {', '.join(choices)}."] if choices else []
 
 
 def _data(facts: Facts, recipe: CardRecipe) -> list[str]:

@@ -113,7 +113,9 @@ def training(recipe: Recipe, seed: int) -> dict[str, Any]:
 
 
 class ChooseParams(StageParams):
-    rates: tuple[float, ...]
+    """tries: the values in which the finetunings to choose from differ."""
+
+    tries: tuple[dict[str, float | str], ...]
 
 
 class SeedsParams(StageParams):

@@ -172,8 +172,9 @@ class Finetune(_Part):
         max_length=8,
         description="alternatives to optimizer.lr; the best validation score decides",
     )
-    class_weights: Literal["none", "balanced"] = Field(
-        "none", description="balanced: a text of a rare class weighs more in the loss, up to 10 times"
+    class_weights: Literal["none", "balanced", "auto"] = Field(
+        "none",
+        description="balanced: rare classes weigh more in the loss, up to 10 times; auto: validation decides",
     )
 
     @field_validator("rates")
@@ -187,6 +188,15 @@ class Finetune(_Part):
         """Return the steps of the epochs over `rows` train texts, at most max_steps."""
         steps = max(1, math.ceil(self.epochs * rows / self.batch))
         return min(steps, self.max_steps) if self.max_steps else steps
+
+    @property
+    def weights_to_try(self) -> tuple[str, ...]:
+        return ("none", "balanced") if self.class_weights == "auto" else (self.class_weights,)
+
+    @property
+    def has_tries(self) -> bool:
+        """Whether validation chooses among several finetunings."""
+        return bool(self.rates) or self.class_weights == "auto"
 
     def check_weights(self, task: str, has_classes: bool) -> None:
         """Raise InvalidRecipe for class weights of a regression task."""

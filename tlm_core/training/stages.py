@@ -128,20 +128,20 @@ def tune(
 def choose(ctx: StageContext[ChooseParams]) -> dict[str, Any]:
     """Copy the finetuning with the best validation score; the first wins ties. Inputs: `try.0`, `try.1`, …
 
-    Its history has the cost of all finetunings, the best one's rate, and under `tries` the result of each.
+    Its history has the cost of all finetunings, the best one's values, and under `tries` the result of each.
     """
     if ctx.rank:
         return {}
-    rates = ctx.params.rates
-    folders = [ctx.inputs[f"try.{number}"] for number in range(len(rates))]
+    values = ctx.params.tries
+    folders = [ctx.inputs[f"try.{number}"] for number in range(len(values))]
     histories = [read_history(folder) for folder in folders]
-    tries = [{**history["best"], "lr": lr} for lr, history in zip(rates, histories, strict=True)]
+    tries = [{**history["best"], **tried} for tried, history in zip(values, histories, strict=True)]
     best = best_of([result["score"] for result in tries])
     cost = {name: sum(history["cost"][name] for history in histories) for name in histories[best]["cost"]}
     shutil.copytree(folders[best], ctx.out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
     history = {**histories[best], "cost": cost, "best": tries[best], "tries": tries}
     (ctx.out / HISTORY).write_text(json.dumps(history), encoding="utf-8")
-    return {"lr": rates[best]}
+    return dict(values[best])
 
 
 def evaluation_steps(steps: int, evaluations: int, untouched: bool) -> frozenset[int]:

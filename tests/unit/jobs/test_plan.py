@@ -107,6 +107,21 @@ def test_rates_are_separate_nodes_and_choose_gathers_them() -> None:
     assert plan.node("evaluate").inputs["finetune.s1"] == "finetune.s1"
 
 
+def test_validation_chooses_among_class_weights_and_rates() -> None:
+    plan = plan_of(make_job(RATES | {"finetune.class_weights": "auto"}))
+    check_order(plan)
+    tries = [node for node in plan.nodes if node.stage.name == "finetune"]
+    assert [(node.params.optimizer.lr, node.params.finetune.class_weights) for node in tries] == [
+        (rate, weights) for rate in (1e-4, 1e-3) for weights in ("none", "balanced")
+    ]
+    choice = plan.node("finetune.s0")
+    assert choice.params.tries[3] == {"lr": 1e-3, "class_weights": "balanced"}
+    assert list(choice.inputs.values()) == [node.name for node in tries]
+    weights = ids(make_job({"finetune.class_weights": "auto"}))
+    for name in ("none", "balanced"):
+        assert weights[f"finetune.s0.{name}"] == ids(make_job({"finetune.class_weights": name}))["finetune.s0"]
+
+
 def test_tried_rate_shares_the_artifact_of_a_single_rate() -> None:
     tried, single = ids(make_job(RATES)), ids(make_job({"finetune.optimizer.lr": 1e-3}))
     assert tried["finetune.s0.lr0.001"] == single["finetune.s0"] != tried["finetune.s0"]

@@ -93,6 +93,17 @@ def test_encoders_and_tickets_try_every_rate(kind: str, seeds: tuple[int, ...]) 
     assert "choose" not in {node.stage.name for node in plan.nodes if "bilstm" in node.name}
 
 
+@pytest.mark.parametrize("kind", ["learning_curve", "prune"])
+def test_every_model_tries_automatic_class_weights(kind: str) -> None:
+    options = {"sizes": [50, 200], "models": ["bilstm", "encoder"]} if kind == "learning_curve" else {"levels": [0.5]}
+    job = job_of(kind, options)
+    recipe = resolve("fast", "tiny", {"finetune.class_weights": "auto"})
+    plan = plan_of(job.model_copy(update={"resolved": job.resolved.model_copy(update={"recipe": recipe})}))
+    tuned = [node for node in plan.nodes if hasattr(node.params, "finetune")]
+    assert len(tuned) == 2 * len([node for node in plan.nodes if node.stage.name == "choose"]) > 2
+    assert {node.params.finetune.class_weights for node in tuned} == {"none", "balanced"}
+
+
 def test_published_encoder_tries_equal_capped_rates_once() -> None:
     options = {"sizes": [50, 200], "models": ["bilstm", "pretrained"], "pretrained": "hub:some/encoder"}
     plan = plan_of(with_rates(job_of("learning_curve", options), [5e-4, 1e-3]))
@@ -100,10 +111,10 @@ def test_published_encoder_tries_equal_capped_rates_once() -> None:
     assert (node.stage.name, node.params.optimizer.lr) == ("finetune", PUBLISHED_LR)
 
 
-def test_sharing_rejects_several_rates() -> None:
-    job = with_rates(job_of("share_tickets", SHARE), [1e-4, 1e-3])
+@pytest.mark.parametrize("tries", [{"finetune.rates": [1e-4, 1e-3]}, {"finetune.class_weights": "auto"}])
+def test_sharing_rejects_several_finetunings(tries: dict[str, object]) -> None:
     with pytest.raises(InvalidRequest, match=r"instead of 'finetune\.rates'"):
-        job.spec.check(job.resolved.recipe)
+        job_of("share_tickets", SHARE).spec.check(resolve("fast", "tiny", tries))
 
 
 def test_default_sizes_and_lstm_are_those_of_the_paper() -> None:

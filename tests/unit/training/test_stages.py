@@ -334,7 +334,7 @@ def test_validation_chooses_the_rate_and_cost_covers_all_rates(chain: Mapping[st
     tries = [json.loads((folder / HISTORY).read_text()) for folder in folders.values()]
     assert tries[1]["best"]["score"] > tries[0]["best"]["score"], "the rates must differ in their result"
     (folders["try.1"] / MANIFEST).write_text("{}")
-    chosen = run_stage(CHOOSE, folders, ChooseParams(rates=rates), tmp_path / "chosen")
+    chosen = run_stage(CHOOSE, folders, ChooseParams(tries=tuple({"lr": rate} for rate in rates)), tmp_path / "chosen")
     history = json.loads((chosen / HISTORY).read_text())
     assert history["best"] == {"lr": rates[1], **tries[1]["best"]}
     assert [result["lr"] for result in history["tries"]] == list(rates)
@@ -342,8 +342,9 @@ def test_validation_chooses_the_rate_and_cost_covers_all_rates(chain: Mapping[st
     assert history["joint"] == tries[1]["joint"], "the joint stage counts once"
     assert (chosen / WEIGHTS).read_bytes() == (chain["finetune.s0"] / WEIGHTS).read_bytes()
     assert not (chosen / MANIFEST).exists(), "the manifest is not copied"
-    ties = run_stage(CHOOSE, {"try.0": chosen, "try.1": chosen}, ChooseParams(rates=rates), tmp_path / "ties")
-    assert json.loads((ties / HISTORY).read_text())["best"]["lr"] == rates[0]
+    params = ChooseParams(tries=({"class_weights": "none"}, {"class_weights": "balanced"}))
+    ties = run_stage(CHOOSE, {"try.0": chosen, "try.1": chosen}, params, tmp_path / "ties")
+    assert json.loads((ties / HISTORY).read_text())["best"]["class_weights"] == "none"
 
 
 def test_report_and_card_name_the_chosen_rate(tmp_path: Path) -> None:
@@ -353,7 +354,7 @@ def test_report_and_card_name_the_chosen_rate(tmp_path: Path) -> None:
     (entry,) = report_of(chain)["seeds"]
     assert entry["chosen"]["lr"] in (1e-3, 1e-4) and [result["lr"] for result in entry["tries"]] == [1e-3, 1e-4]
     card = (chain["export"] / "model" / "README.md").read_text()
-    assert f"best on validation: {entry['chosen']['lr']:g} (seed 3)." in card
+    assert f"best on validation: rate {entry['chosen']['lr']:g} (seed 3)." in card
 
 
 def test_finetune_steps_and_evaluations_follow_the_recipe() -> None:
