@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from services.common.jobstore import JobStore
+from services.common.retriever_client import SelectionRun
 from services.trainer.assignment import Assignment
 from services.trainer.cluster import RayCluster, Status
-from services.trainer.selections import Selections, SelectionState
+from services.trainer.selections import Selections
 from services.trainer.worker import GroupRunner
 from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import ClusterUnavailable
@@ -79,16 +80,18 @@ class FakeSelections(Selections):
         self.requests = 0
         self.stopped: list[str] = []
         self.running = False  # whether a stopped selection still runs
-        self.answer: Callable[[JobRecord], SelectionState | None] = lambda _: None
+        self.answer: Callable[[JobRecord], SelectionRun | None] = lambda _: None
 
-    def request(self, job: JobRecord, node: Node, artifact: str, *, task: ManifestRef) -> SelectionState:  # noqa: ARG002
+    def request(self, job: JobRecord, node: Node, artifact: str, *, task: ManifestRef) -> SelectionRun:  # noqa: ARG002
         self.requests += 1
         if (answer := self.answer(job)) is not None:
             return answer
         if self.requests == 1:
-            return SelectionState(done=1, total=2)
+            return SelectionRun(state="running", done=1, total=2)
         folder = f"{job.tenant}/artifacts/{artifact}/{job.id}-{self.requests}"
-        return SelectionState(ref=folder_artifact(self._artifacts, self._scratch, folder, artifact, node.stage.name))
+        return SelectionRun(
+            state="ready", ref=folder_artifact(self._artifacts, self._scratch, folder, artifact, node.stage.name)
+        )
 
     def stop(self, job: JobRecord, artifact: str) -> bool:  # noqa: ARG002
         self.stopped.append(artifact)

@@ -252,15 +252,15 @@ class Coordinator:
         if DROPPED in self.artifacts.manifest(task).meta:
             self._publish(situation, node, task)
             return
-        selection = self.selections.request(job, node, artifact, task=task)
-        if selection.ref is not None:
-            self._publish(situation, node, selection.ref)
-        elif selection.error is not None:
+        run = self.selections.request(job, node, artifact, task=task)
+        if run.ref is not None:
+            self._publish(situation, node, run.ref)
+        elif run.state == "failed":
             self.selections.stop(job, artifact)  # The retriever forgets the failure, so the next attempt retries.
-            self._fail_stage(situation, node, selection.error)
+            unknown = TLMError("The retriever failed without a reason. Read its log.")
+            self._fail_stage(situation, node, run.failure or unknown)
         else:
-            done, total, unit, rate = selection.done, selection.total, selection.unit, selection.rate
-            self._report_progress(situation, node, step=done, total=total, unit=unit, rate=rate)
+            self._report_progress(situation, node, step=run.done, total=run.total, unit=run.unit, rate=run.rate)
 
     def _fail_stage(self, situation: Situation, node: Node, error: TLMError) -> NoReturn:
         """End the attempt with a stage's error. A lost or damaged input is invalidated and becomes the error."""

@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from services.common.retriever_client import RetrieverClient, SelectionRequest
+from services.common.retriever_client import RetrieverClient, SelectionRequest, SelectionRun
 from services.common.situation import folder_prefix
 from tlm_core.artifacts import ManifestRef
-from tlm_core.errors import TLMError
 from tlm_core.jobs.plan import Node
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.training.params import SelectParams
-
-
-@dataclass(frozen=True)
-class SelectionState:
-    """The progress of a selection in `unit`, at `rate` per second. `ref` is its result, `error` its failure."""
-
-    done: int = 0
-    total: int = 0
-    unit: str = "queries"
-    rate: float | None = None
-    ref: ManifestRef | None = None
-    error: TLMError | None = None
 
 
 class Selections:
@@ -31,7 +16,7 @@ class Selections:
     def __init__(self, client: RetrieverClient) -> None:
         self._client = client
 
-    def request(self, job: JobRecord, node: Node, artifact: str, *, task: ManifestRef) -> SelectionState:
+    def request(self, job: JobRecord, node: Node, artifact: str, *, task: ManifestRef) -> SelectionRun:
         """Start the selection unless it runs, and return its state. Call it until the selection is ready.
 
         A retryable failure starts the selection again and is raised, so that it is reported.
@@ -42,10 +27,7 @@ class Selections:
             self._client.put_selection(artifact, self._body(job, node, artifact, task))
         if failure is not None and failure.retryable:
             raise failure
-        if run.state == "failed":
-            return SelectionState(error=failure or TLMError("The retriever failed without a reason. Read its log."))
-        ref = run.ref if run.state == "ready" else None
-        return SelectionState(run.done, run.total, run.unit, run.rate, ref)
+        return run
 
     def stop(self, job: JobRecord, artifact: str) -> bool:
         """Stop the selection of any attempt of the job. Returns whether it has stopped.

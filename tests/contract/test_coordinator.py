@@ -9,9 +9,9 @@ import pytest
 import redis
 
 from services.common.jobstore import JobStore
+from services.common.retriever_client import SelectionRun
 from services.common.situation import Situation
 from services.trainer.cluster import Status
-from services.trainer.selections import SelectionState
 from tests.contract.coordinator_harness import CoordinatorHarness, T
 from tests.factories import make_resolved, make_spec
 from tests.trainer_fakes import counting_stage, plain_stage
@@ -145,7 +145,7 @@ def test_job_fails_after_its_last_attempt(harness: CoordinatorHarness) -> None:
 def test_job_waits_for_a_component_without_using_an_attempt(harness: CoordinatorHarness) -> None:
     coordinator, job_id = harness.coordinator(), harness.submit()
 
-    def away(_: JobRecord) -> SelectionState:
+    def away(_: JobRecord) -> SelectionRun:
         raise IndexUnavailable("OpenSearch is away")
 
     harness.selections.answer = away
@@ -183,7 +183,7 @@ def test_rejected_submission_is_retried_in_the_same_attempt(harness: Coordinator
 
 def test_linear_model_is_fitted_during_the_selection(harness: CoordinatorHarness) -> None:
     coordinator, job_id = harness.coordinator(), harness.submit()
-    harness.selections.answer = lambda _: SelectionState(done=1, total=2)
+    harness.selections.answer = lambda _: SelectionRun(state="running", done=1, total=2)
     fitting = harness.until_submitted(coordinator, job_id, "baseline")
     harness.work(fitting)
     coordinator.round()

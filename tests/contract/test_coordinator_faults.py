@@ -12,9 +12,9 @@ import pytest
 import redis
 
 from services.common.redis_client import connect
+from services.common.retriever_client import SelectionRun
 from services.common.situation import Situation
 from services.trainer.cluster import Status
-from services.trainer.selections import SelectionState
 from tests.contract.coordinator_harness import CoordinatorHarness, MovableClockStore, T
 from tests.support import wait_for
 from tests.trainer_fakes import FakeSelections, all_stages, counting_stage, run_group
@@ -96,11 +96,11 @@ def test_input_damaged_after_its_check_is_computed_again(harness: CoordinatorHar
 def test_task_that_the_retriever_reports_as_damaged_is_computed_again(harness: CoordinatorHarness) -> None:
     use_remote_storage(harness)
 
-    def retriever(job: JobRecord) -> SelectionState | None:
+    def retriever(job: JobRecord) -> SelectionRun | None:
         if harness.validated > 1:
             return None
         damage_task(harness, job.id)
-        return SelectionState(error=CorruptArtifact("made.json does not match its manifest"))
+        return SelectionRun(state="failed", error=CorruptArtifact("made.json does not match its manifest").as_dict())
 
     harness.selections.answer = retriever
     coordinator, job_id = harness.coordinator(), harness.submit()
@@ -116,7 +116,7 @@ def test_task_that_the_retriever_reports_as_damaged_is_computed_again(harness: C
 
 
 def test_retriever_error_without_a_damaged_input_fails_the_job(harness: CoordinatorHarness) -> None:
-    harness.selections.answer = lambda _: SelectionState(error=NotFound("the corpus is gone"))
+    harness.selections.answer = lambda _: SelectionRun(state="failed", error=NotFound("the corpus is gone").as_dict())
     coordinator, job_id = harness.coordinator(), harness.submit()
     for _ in range(4):
         coordinator.round()
@@ -298,7 +298,7 @@ def test_internal_error_in_one_job_leaves_others_running(harness: CoordinatorHar
     coordinator = harness.coordinator(concurrency=2)
     bad, good = harness.submit(), harness.submit(seeds=(3,))
 
-    def answer(job: JobRecord) -> SelectionState | None:
+    def answer(job: JobRecord) -> SelectionRun | None:
         if job.id == bad:
             raise RuntimeError("bug")
         return None

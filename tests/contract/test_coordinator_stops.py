@@ -8,8 +8,8 @@ import pytest
 import redis
 
 from services.common.redis_client import LEASES
+from services.common.retriever_client import SelectionRun
 from services.trainer.cluster import Status
-from services.trainer.selections import SelectionState
 from tests.contract.coordinator_harness import CoordinatorHarness, IdleExecutor, T
 from tests.trainer_fakes import counting_stage
 from tlm_core.artifacts import ArtifactStore, Manifest, ManifestRef
@@ -167,7 +167,7 @@ def test_cancelled_job_stops_its_workers_first(harness: CoordinatorHarness) -> N
 @pytest.mark.parametrize(("verb", "state"), [("pause", State.PAUSED), ("cancel", State.CANCELLED)])
 def test_stopping_a_job_waits_for_its_selection_to_stop(harness: CoordinatorHarness, verb: str, state: State) -> None:
     coordinator, job_id = harness.coordinator(), harness.submit()
-    harness.selections.answer = lambda _: SelectionState(done=1, total=2)
+    harness.selections.answer = lambda _: SelectionRun(state="running", done=1, total=2)
     for _ in range(4):
         coordinator.round()
     harness.work(harness.until_submitted(coordinator, job_id, "baseline"))
@@ -182,7 +182,7 @@ def test_stopping_a_job_waits_for_its_selection_to_stop(harness: CoordinatorHarn
 
 def test_paused_job_fits_its_linear_model_after_it_resumes(harness: CoordinatorHarness) -> None:
     coordinator, job_id = harness.coordinator(), harness.submit()
-    harness.selections.answer = lambda _: SelectionState(done=1, total=2)
+    harness.selections.answer = lambda _: SelectionRun(state="running", done=1, total=2)
     first = harness.until_submitted(coordinator, job_id, "baseline")
     harness.cluster.statuses[first] = Status.WAITING
     harness.store.pause(T, job_id)
@@ -198,9 +198,9 @@ def test_paused_job_fits_its_linear_model_after_it_resumes(harness: CoordinatorH
 
 def test_failed_selection_stops_the_workers_of_the_linear_model(harness: CoordinatorHarness) -> None:
     coordinator, job_id = harness.coordinator(), harness.submit()
-    harness.selections.answer = lambda _: SelectionState(done=1, total=2)
+    harness.selections.answer = lambda _: SelectionRun(state="running", done=1, total=2)
     fitting = harness.until_submitted(coordinator, job_id, "baseline")
-    harness.selections.answer = lambda _: SelectionState(error=EmptySelection("no passage"))
+    harness.selections.answer = lambda _: SelectionRun(state="failed", error=EmptySelection("no passage").as_dict())
     coordinator.round()
     assert harness.job(job_id).state is State.FAILED
     assert harness.cluster.stopped == [fitting]
@@ -208,7 +208,7 @@ def test_failed_selection_stops_the_workers_of_the_linear_model(harness: Coordin
 
 def test_failing_job_stops_its_selection(harness: CoordinatorHarness) -> None:
     coordinator, job_id = harness.coordinator(), harness.submit(max_runtime_seconds=100)
-    harness.selections.answer = lambda _: SelectionState(done=1, total=2)
+    harness.selections.answer = lambda _: SelectionRun(state="running", done=1, total=2)
     for _ in range(4):
         coordinator.round()
     harness.store.ahead = 101
@@ -285,7 +285,7 @@ def test_full_coordinator_ends_the_cancelled_job_of_a_dead_one(
 def test_job_deleted_by_another_process_is_released(harness: CoordinatorHarness) -> None:
     deleted, coordinator = harness.submit(), harness.coordinator()
 
-    def cancel_and_delete(job: JobRecord) -> SelectionState:
+    def cancel_and_delete(job: JobRecord) -> SelectionRun:
         harness.store.cancel(T, deleted)
         harness.store.delete(harness.store.confirm_cancelled(job, "a"))
         raise IndexUnavailable("OpenSearch is away")

@@ -7,8 +7,8 @@ from typing import Any
 
 import httpx
 
-from services.common.retriever_client import RetrieverClient
-from services.trainer.selections import Selections, SelectionState
+from services.common.retriever_client import RetrieverClient, SelectionRun
+from services.trainer.selections import Selections
 from tests.factories import make_resolved, make_spec
 from tlm_core.artifacts import ManifestRef
 from tlm_core.jobs.plan import plan_of
@@ -26,7 +26,7 @@ def make_job(**over: Any) -> JobRecord:
     )  # fmt: skip
 
 
-def request(run: dict[str, Any], **over: Any) -> tuple[SelectionState, list[Any]]:
+def request(run: dict[str, Any], **over: Any) -> tuple[SelectionRun, list[Any]]:
     """Return the state for the response `run`, and the bodies of all PUT requests."""
     put: list[Any] = []
 
