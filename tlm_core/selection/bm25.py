@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tlm_core.selection.candidates import CandidateFilter, with_texts
 from tlm_core.selection.interface import Selected, SelectionInputs
-from tlm_core.selection.retrieve import Retrieved
+from tlm_core.selection.retrieve import Positions, Retrieved, hits_by_label
 from tlm_core.tasks.task import Task
-
-Positions = NDArray[np.int64]
 
 
 def bm25(inputs: SelectionInputs, accept: CandidateFilter) -> Selected:
@@ -62,15 +59,3 @@ def label_turns(retrieved: Retrieved, task: Task) -> Positions:
         order.extend(position for _, position in drawn if position is not None)
         turns = [turn for turn, position in drawn if position is not None]
     return np.array(order, np.int64)
-
-
-def hits_by_label(retrieved: Retrieved, task: Task) -> Iterator[tuple[Positions, NDArray[np.int32]]]:
-    """For each label the positions that its train rows hit, in increasing order, and their best ranks."""
-    label_of_row = dict(zip(task.rows("train").tolist(), task.label_ids("train").tolist(), strict=True))
-    labels_of_query = [{label_of_row[row] for row in rows} for rows in retrieved.query_rows]
-    for label in range(len(task.labels)):
-        queries = np.array([label in labels for labels in labels_of_query], np.bool_)
-        hits = np.flatnonzero(queries[retrieved.hit_query]) if len(queries) else np.empty(0, np.int64)
-        # Hits are sorted by position, then rank: the first hit of each position is its best.
-        positions, first = np.unique(retrieved.hit_position[hits], return_index=True)
-        yield positions.astype(np.int64), retrieved.hit_rank[hits][first]

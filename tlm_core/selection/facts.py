@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tlm_core.selection.bm25 import Positions, hits_by_label
 from tlm_core.selection.candidates import CandidateFilter
 from tlm_core.selection.interface import Corpus, SelectionInputs
 from tlm_core.selection.output import WrittenPassages
-from tlm_core.selection.retrieve import Retrieved
+from tlm_core.selection.retrieve import Positions, Retrieved, hits_by_label
 from tlm_core.tasks.task import Task
 
 Facts = dict[str, Any]

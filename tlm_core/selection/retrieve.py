@@ -19,12 +19,15 @@ from tlm_core.parquet import open_parquet
 from tlm_core.selection.candidates import Ranked
 from tlm_core.selection.index import Hit, PassageIndex
 from tlm_core.selection.queries import Queries
+from tlm_core.tasks.task import Task
 
 BATCH = 512
 PART = 2 * BATCH  # queries whose hits share one file: the most that an interruption repeats
 _HITS = pa.schema([("query", pa.int32()), ("id", pa.string()), ("rank", pa.int32()), ("score", pa.float32())])
 _SLICE = 10_000
 _LOW_BITS = np.uint64(2**32 - 1)
+
+Positions = NDArray[np.int64]
 
 Progress = Callable[[int, int, str], None]
 """Receives done, total and their unit: `queries` (train rows) or `passages` (of one scan of the corpus).
@@ -199,3 +202,15 @@ def _read(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 def _keys(ids: pa.ChunkedArray) -> NDArray[np.uint64]:
     digests = (hashlib.blake2b(name.encode(), digest_size=8).digest() for name in ids.to_pylist())
     return np.frombuffer(b"".join(digests), np.uint64)
+
+
+def hits_by_label(retrieved: Retrieved, task: Task) -> Iterator[tuple[Positions, NDArray[np.int32]]]:
+    """For each label the positions that its train rows hit, in increasing order, and their best ranks."""
+    label_of_row = dict(zip(task.rows("train").tolist(), task.label_ids("train").tolist(), strict=True))
+    labels_of_query = [{label_of_row[row] for row in rows} for rows in retrieved.query_rows]
+    for label in range(len(task.labels)):
+        queries = np.array([label in labels for labels in labels_of_query], np.bool_)
+        hits = np.flatnonzero(queries[retrieved.hit_query]) if len(queries) else np.empty(0, np.int64)
+        # Hits are sorted by position, then rank: the first hit of each position is its best.
+        positions, first = np.unique(retrieved.hit_position[hits], return_index=True)
+        yield positions.astype(np.int64), retrieved.hit_rank[hits][first]
