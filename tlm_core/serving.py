@@ -130,14 +130,16 @@ class Model:
         return columns
 
     def _ngrams(self, rows: Sequence[tuple[str, ...]]) -> dict[str, NDArray[np.int64]]:
-        """Return the linear model's input, [rows, ids], padded with 0."""
-        if self.alphabet is None:
-            return {}
-        encoded = [self.alphabet.encode(row) for row in rows]
-        ids = np.zeros((len(rows), max(map(len, encoded))), np.int64)
-        for place, of_row in enumerate(encoded):
-            ids[place, : len(of_row)] = of_row
-        return {NGRAM_IDS: ids}
+        return {} if self.alphabet is None else ngram_ids(self.alphabet, rows)
+
+
+def ngram_ids(alphabet: Alphabet, rows: Sequence[tuple[str, ...]]) -> dict[str, NDArray[np.int64]]:
+    """Return a linear model's input, [rows, ids], padded with 0."""
+    encoded = [alphabet.encode(row) for row in rows]
+    ids = np.zeros((len(rows), max(map(len, encoded))), np.int64)
+    for place, of_row in enumerate(encoded):
+        ids[place, : len(of_row)] = of_row
+    return {NGRAM_IDS: ids}
 
 
 def load_model(folder: Path) -> Model:

@@ -78,6 +78,10 @@ def curve(tasks: list[str], options: argparse.Namespace) -> None:
             labels = [] if crossing["labels"] is None else [crossing["labels"]]
             name, unit = f"{task}_{lstm}_within_1_percent_of_{model}", f"labels, {crossing['interval']}"
             figure(name, labels, unit=unit, reason=None if labels else crossing["reason"])
+    for model, crossing in report["passes_linear"].items():
+        labels = [] if crossing["measured"] is None else [crossing["measured"]]
+        reason = None if labels else "not above the linear model at the largest size"
+        figure(f"{task}_{model}_passes_linear", labels, unit="labels, measured", reason=reason)
 
 
 def prune(tasks: list[str], options: argparse.Namespace) -> None:
@@ -89,6 +93,7 @@ def prune(tasks: list[str], options: argparse.Namespace) -> None:
         label = f"{prefix}_{point['ticket']}_{point['weights_left']:.2f}_left"
         figure(label, point["validation"], unit=f"{metric} on validation")
     figure(f"{prefix}_dense_test", [report["dense"]["mean"]["test"][metric]], unit=metric)
+    figure(f"{prefix}_linear_test", [report["models"]["linear"]["mean"]["test"][metric]], unit=metric)
     figure(f"{prefix}_super_ticket_test", [seed["test"][metric] for seed in report["seeds"]], unit=metric)
     figure(f"{prefix}_super_ticket_speed_up", [report["inference"]["speed_up"]], unit="x, one core")
 

@@ -23,7 +23,7 @@ from benchmarks.shared import shared_data
 from tlm_core.stages import PREPARE
 from tlm_core.studies.bilstm import BiLSTM, LSTMShape, initialize
 from tlm_core.studies.lstm_export import lstm_int8, lstm_onnx
-from tlm_core.studies.measure import compare_graphs
+from tlm_core.studies.measure import compare_graphs, token_batches
 from tlm_core.studies.stages import BucketBatches, lstm_flops
 from tlm_core.tasks.options import DatasetOptions
 from tlm_core.tasks.validate import write_task
@@ -147,7 +147,8 @@ def inference(prepared: Prepared, folder: Path, repeats: int, count: int) -> Non
         initialize_encoder(encoder, 0)
         graphs[name] = folder / f"{name}.onnx"
         write_onnx(encoder.shape, {key: t.numpy() for key, t in weights(encoder).items()}, graphs[name])
-    runs = [compare_graphs(graphs, dict.fromkeys(graphs, prepared), count) for _ in range(repeats)]
+    texts = dict.fromkeys(graphs, token_batches(prepared, count))
+    runs = [compare_graphs(graphs, texts) for _ in range(repeats)]
     seconds = {name: [run[name]["seconds_per_text"] for run in runs] for name in graphs}
     for name in graphs:
         figure(f"{name}_ms_per_text", [1000 * s for s in seconds[name]], unit="ms", better="lower")

@@ -103,6 +103,8 @@ def test_workers_wait_for_every_selection(harness: StudyHarness) -> None:
         job = harness.drive(job_id, rounds=1)
         done = Situation.read(harness.store, job).done
         assert ("main" in job.submissions) <= ({"select.n15.s0", "select.n30.s0"} <= done.keys())
+        if harness.cluster.statuses.get(baseline := job.submissions.get("baseline", "")) is Status.RUNNING:
+            harness.work(baseline)
     assert "main" in job.submissions
 
 
@@ -268,4 +270,4 @@ def test_clashing_labels_fail_the_job_before_training(harness: StudyHarness) -> 
     job_id = harness.submit(kind="share_tickets", options={"others": ["toy"]}, others=(other,))
     job = harness.drive(job_id)
     assert job.state is State.FAILED and job.error is not None and "labels clash" in job.error["message"]
-    assert harness.cluster.commands == {}
+    assert job.submissions.keys() <= {"baseline"}, "the linear models need no merged task"

@@ -38,7 +38,7 @@ def test_learning_curve_exports_a_bilstm_that_predicts(embedded: Stack) -> None:
 def test_pruning_reuses_the_dense_model_and_exports_a_smaller_one(embedded: Stack, tmp_path: Path) -> None:
     _, dense = finish(embedded)
     job, report = finish(embedded, kind="prune", options=PRUNE)
-    assert report["dense"]["mean"] == dense["mean"]
+    assert report["dense"]["mean"] == dense["models"]["encoder"]["mean"]
     assert embedded.started_nodes(job)[0] == "importance.s0"
     assert report["inference"]["sliced"]["bytes"] < report["inference"]["dense"]["bytes"]
     assert len(embedded.client.predict(job, TEXTS)) == 2
@@ -65,6 +65,6 @@ def test_ticket_sharing_compares_three_systems(embedded: Stack, data: Path) -> N
     options = {"others": ["topics2"], "level": 0.25, "tickets": {"topics": prune_job}}
     job, report = finish(embedded, kind="share_tickets", options=options)
     assert [task["name"] for task in report["tasks"]] == ["topics", "topics2"]
-    assert set(report["average"]) == {"alone", "multi_task", "tickets"} and report["words"]
+    assert set(report["average"]) == {"alone", "multi_task", "tickets", "linear"} and report["words"]
     nodes = embedded.started_nodes(job)
     assert "importance.1.s0" in nodes and "importance.0.s0" not in nodes, "the first ticket comes from a job"

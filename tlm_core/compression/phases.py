@@ -14,8 +14,9 @@ import numpy.typing as npt
 from tlm_core.compression.masks import Mask
 from tlm_core.compression.params import PhasesParams, ticket_name
 from tlm_core.compression.sliced import MASK, load_sliced, parameters, widened
+from tlm_core.evaluation.combine import LINEAR
 from tlm_core.evaluation.report import report_meta, total_cost
-from tlm_core.studies.measure import compare_graphs, encoder_onnx
+from tlm_core.studies.measure import compare_graphs, encoder_onnx, token_batches
 from tlm_core.studies.outputs import Table, speed_in_words, write_outputs
 from tlm_core.studies.plot import Curve
 from tlm_core.tasks.metrics import chance_in_words, summary
@@ -51,7 +52,7 @@ def phases(ctx: StageContext[PhasesParams]) -> dict[str, object]:
     folders = {seed: ctx.inputs[ticket_name("winning", best["level"], seed)] for seed in seeds}
     report: dict[str, Any] = {"kind": "prune", **report_of(folders, prepared, task, predictor)}
     report["dense"] = {**dense["models"]["encoder"], "cost": dense["cost"]}
-    report["models"] |= {name: dense["models"][name] for name in dense["models"] if name == "linear"}
+    report["models"][LINEAR] = dense["models"][LINEAR]
     report["curves"] = curves
     tickets = [ticket_name(which, level, seed) for which in params.tickets for level in params.levels for seed in seeds]
     report["sweep_cost"] = total_cost([{"tickets": read_history(ctx.inputs[name])["cost"]} for name in tickets])
@@ -61,7 +62,7 @@ def phases(ctx: StageContext[PhasesParams]) -> dict[str, object]:
     (ctx.out / MASK).write_text(json.dumps(mask.as_dict()), encoding="utf-8")
     graphs = {"dense": ctx.scratch / "dense.onnx", "sliced": ctx.out / "model.onnx"}
     encoder_onnx(ctx.inputs[f"finetune.s{dense['best_seed']}"], graphs["dense"])
-    speeds = compare_graphs(graphs, dict.fromkeys(graphs, prepared))
+    speeds = compare_graphs(graphs, dict.fromkeys(graphs, token_batches(prepared)))
     speed_up = speeds["dense"]["seconds_per_text"] / speeds["sliced"]["seconds_per_text"]
     report["inference"] = {**speeds, "speed_up": speed_up, "threads": 1}
     report["words"] = words(report)
@@ -109,19 +110,27 @@ def words(report: Mapping[str, Any]) -> str:
         f"The super ticket has {layers:.0%} of the layers' weights. {reason} On test it has {score:.4f} in {metric}, "
         f"{verdict} the dense model's {dense:.4f} ({len(report['seeds'])} seed(s))."
     )
+    linear = report["models"][LINEAR]["mean"]["test"][metric]
+    baseline = "" if linear is None else f"The linear model has {linear:.4f}."
     chance = chance_in_words(score - dense, [side["spread"]["test"][metric] for side in (report, report["dense"])])
     smaller = 1 - inference["sliced"]["bytes"] / inference["dense"]["bytes"]
     size = f"As ONNX it is {smaller:.0%} smaller and {speed_in_words(inference['speed_up'])} on one core."
-    return " ".join(filter(None, (text, chance, size)))
+    return " ".join(filter(None, (text, chance, baseline, size)))
 
 
 def _write(out: Path, report: Mapping[str, Any]) -> None:
+    """Write the report, a row and a point for each ticket and level, and a row and a line for the linear model."""
     points, columns = report["curves"], ("ticket", "level", "weights_left", "mean", "spread")
     rows = [[*(point[name] for name in columns), " ".join(map(str, point["validation"]))] for point in points]
     curves = []
     for ticket in dict.fromkeys(point["ticket"] for point in points):
         scored = [point for point in points if point["ticket"] == ticket and point["mean"] is not None]
         curves.append(Curve(ticket, sorted((p["weights_left"], p["mean"], p["spread"]) for p in scored)))
+    linear = report["models"][LINEAR]["mean"]["validation"][report["metric"]]
+    rows.append([LINEAR, "", "", linear, "", str(linear)])
+    if linear is not None:
+        ends = (min(point["weights_left"] for point in points), 1.0)
+        curves.append(Curve(LINEAR, [(end, linear, None) for end in ends], dashed=True))
     table = Table("curves.csv", (*columns, "validation"), rows)
     title, x = f"{report['task']}: tickets on validation", "share of the layers' weights left"
     write_outputs(out, report, table, curves, title=title, x=x, y=report["metric"])

@@ -1,4 +1,4 @@
-"""The last stage of a `share_tickets` job: a comparison of separate models, multi-task training and tickets."""
+"""The last stage of a `share_tickets` job: scores of separate models, multi-task training, tickets, linear models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import numpy.typing as npt
 from tlm_core.compression.masks import Mask
 from tlm_core.compression.sharing import MASKS, load_shared
 from tlm_core.compression.sliced import parameters
-from tlm_core.evaluation.report import total_cost
+from tlm_core.evaluation.combine import LINEAR
+from tlm_core.evaluation.report import LinearResult, linear_report, total_cost
 from tlm_core.studies.outputs import Table, write_outputs
 from tlm_core.studies.plot import Curve
 from tlm_core.tasks.merge import MERGE
@@ -28,21 +29,22 @@ from tlm_core.training.stage import StageContext
 from tlm_core.training.state import SHAPE, load_model, read_history
 
 SYSTEMS = ("alone", "multi_task", "tickets")
+COMPARED = (*SYSTEMS, LINEAR)
 DISTANCE = 0.2  # in the plot between the systems of one task; tasks have distance 1
 
 
 def shared_report(ctx: StageContext[SeedsParams]) -> dict[str, object]:
     """Write `report.json`, `scores.csv` and `plot.svg`. It tests each seed's models once, on all test sets.
 
-    Inputs: `merged`, `task.{number}`, `prepared.{number}`, `alone.{number}.s{seed}`, `multi_task.s{seed}`,
-    `tickets.s{seed}`.
+    Inputs: `merged`, `task.{number}`, `baseline.{number}`, `prepared.{number}`, `alone.{number}.s{seed}`,
+    `multi_task.s{seed}`, `tickets.s{seed}`.
     """
     if ctx.rank:
         return {}
     merged = json.loads((ctx.inputs["merged"] / MERGE).read_text(encoding="utf-8"))
     seeds = ctx.params.seeds
     tasks = [_task(ctx.inputs, number, facts["name"], seeds) for number, facts in enumerate(merged)]
-    average = {system: _average(tasks, system, len(seeds)) for system in SYSTEMS}
+    average = {system: _average(tasks, system) for system in COMPARED}
     report: dict[str, Any] = {
         "kind": "share_tickets",
         "task": " + ".join(task["name"] for task in tasks),
@@ -62,12 +64,18 @@ def shared_report(ctx: StageContext[SeedsParams]) -> dict[str, object]:
 
 
 def _table(tasks: Sequence[Mapping[str, Any]]) -> Table:
-    """Return a row for each task, system and seed. A column of a test set that the task does not have is empty."""
+    """Return a row for each task, system and seed, and one for each task's linear model, without a seed.
+
+    A column of a test set that the task does not have is empty.
+    """
     tests = ["test", *sorted({test for task in tasks for test in task["tests"]} - {"test"})]
     rows = [
-        [task["name"], system, entry["seed"], task["metric"], *(entry.get(test, {}).get("value", "") for test in tests)]
+        [
+            *(task["name"], system, entry.get("seed", ""), task["metric"]),
+            *(entry.get(test, {}).get("value", "") for test in tests),
+        ]
         for task in tasks
-        for system in SYSTEMS
+        for system in COMPARED
         for entry in task[system]["seeds"]
     ]
     return Table("scores.csv", ("task", "system", "seed", "metric", *tests), rows)
@@ -76,10 +84,10 @@ def _table(tasks: Sequence[Mapping[str, Any]]) -> Table:
 def _curves(tasks: Sequence[Mapping[str, Any]], average: Mapping[str, Summary]) -> list[Curve]:
     """Return mean and spread of each system's test scores, for each task and over all tasks, without missing scores."""
     curves = []
-    for number, system in enumerate(SYSTEMS):
+    for number, system in enumerate(COMPARED):
         scores = [(t[system]["mean"]["test"][t["metric"]], t[system]["spread"]["test"][t["metric"]]) for t in tasks]
         scores.append((average[system]["mean"], average[system]["std"]))
-        offset = DISTANCE * (number - (len(SYSTEMS) - 1) / 2)
+        offset = DISTANCE * (number - (len(COMPARED) - 1) / 2)
         points = [(place + offset, mean, std) for place, (mean, std) in enumerate(scores) if mean is not None]
         curves.append(Curve(system.replace("_", " "), points, line=False))
     return curves
@@ -101,13 +109,16 @@ def _task(inputs: Mapping[str, Path], number: int, name: str, seeds: Sequence[in
         folders = {seed: inputs[f"{node}.s{seed}"] for seed in seeds}
         report = report_of(folders, prepared, task, alone if system == "alone" else together)
         entry[system] = {key: report[key] for key in ("seeds", "mean", "spread")}
+    report = linear_report(task, LinearResult.read(inputs[f"baseline.{number}"]))[0]
+    runs = [{key: value for key, value in run.items() if key != "seed"} for run in report["seeds"]]
+    entry[LINEAR] = {"seeds": runs, "mean": report["mean"], "spread": report["spread"]}
     return entry
 
 
-def _average(tasks: Sequence[Mapping[str, Any]], system: str, seeds: int) -> Summary:
+def _average(tasks: Sequence[Mapping[str, Any]], system: str) -> Summary:
     """Return the summary over seeds of the mean test score over tasks, each by its own metric."""
-    by_seed = [summary([task[system]["seeds"][i]["test"]["value"] for task in tasks])["mean"] for i in range(seeds)]
-    return summary(by_seed)
+    by_seed = zip(*([run["test"]["value"] for run in task[system]["seeds"]] for task in tasks), strict=True)
+    return summary([summary(scores)["mean"] for scores in by_seed])
 
 
 def _weights_left(folder: Path, tasks: int) -> list[float]:
@@ -119,22 +130,24 @@ def _weights_left(folder: Path, tasks: int) -> list[float]:
 
 
 def _cost(inputs: Mapping[str, Path], tasks: int, seeds: Sequence[int]) -> dict[str, dict[str, float]]:
-    """Return the cost of finetuning by system, without the joint stage that they share."""
+    """Return the cost of the linear models, and of finetuning by system without the joint stage that they share."""
     nodes = [("alone", f"alone.{number}.s{seed}") for number in range(tasks) for seed in seeds]
     nodes += [(system, f"{system}.s{seed}") for system in SYSTEMS[1:] for seed in seeds]
-    return total_cost([{system: read_history(inputs[name])["cost"]} for system, name in nodes])
+    linear = [{LINEAR: LinearResult.read(inputs[f"baseline.{number}"]).facts["cost"]} for number in range(tasks)]
+    return total_cost([*({system: read_history(inputs[name])["cost"]} for system, name in nodes), *linear])
 
 
 def words(report: Mapping[str, Any]) -> str:
-    """Summarize the report in one or two sentences."""
+    """Summarize the report in a paragraph."""
     average = report["average"]
-    alone, plain, tickets = (average[system]["mean"] for system in SYSTEMS)
+    alone, plain, tickets, linear = (average[system]["mean"] for system in COMPARED)
     left = float(np.mean(report["weights_left"]))
-    if None in (alone, plain, tickets):
+    if None in (alone, plain, tickets, linear):
         return "A test score could not be computed, so there is no mean over the tasks. See the scores of each task."
     text = (
         f"Over {len(report['tasks'])} tasks the mean test score is {tickets:.4f} with shared tickets ({left:.0%} of "
-        f"the layers' weights), {plain:.4f} with plain multi-task training and {alone:.4f} with a model for each task."
+        f"the layers' weights), {plain:.4f} with plain multi-task training, {alone:.4f} with an encoder for each task "
+        f"and {linear:.4f} with a linear model for each task."
     )
     chance = chance_in_words(tickets - plain, [average[system]["std"] for system in ("tickets", "multi_task")])
     return f"{text} Tickets compared with plain training: {chance}" if chance else text

@@ -37,9 +37,9 @@ def validate_nodes(inputs: PlanInputs[KindOptions]) -> list[Node]:
     ]
 
 
-def baseline_node(group: str) -> Node:
-    """The linear model on the task."""
-    return Node("baseline", BASELINE, BaselineParams(), {"task": "validate"}, group=group)
+def baseline_node(group: str, task: str = "validate", name: str = "baseline") -> Node:
+    """The linear model on a task."""
+    return Node(name, BASELINE, BaselineParams(), {"task": task}, group=group)
 
 
 def self_train_node(recipe: Recipe, task: str, select: Node) -> Node:

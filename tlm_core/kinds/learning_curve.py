@@ -1,4 +1,7 @@
-"""Kind `learning_curve`: the number of labels from which a BiLSTM matches an encoder (arXiv 2006.08671)."""
+"""Kind `learning_curve`: the number of labels from which a BiLSTM matches an encoder (arXiv 2006.08671).
+
+The linear model is part of each curve, because it shows from which size on the others are worth their training.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from pydantic import Field, model_validator
 
 from tlm_core.errors import InvalidRequest
 from tlm_core.jobs.nodes import (
+    baseline_node,
     finetune_nodes,
     gather_group,
     group_by_seed,
@@ -21,8 +25,9 @@ from tlm_core.jobs.plan import Node, Plan
 from tlm_core.jobs.spec import KindOptions, PlanInputs
 from tlm_core.jobs.ticket_nodes import check_encoder
 from tlm_core.kinds.kind import FormField, Kind
+from tlm_core.linear.params import BaselineParams
 from tlm_core.names import MODEL
-from tlm_core.stages import EVALUATE
+from tlm_core.stages import EVALUATE, EVALUATE_LINEAR
 from tlm_core.studies.params import (
     LSTM,
     BilstmParams,
@@ -31,6 +36,7 @@ from tlm_core.studies.params import (
     SizesParams,
     SubsetParams,
     family,
+    linear_seeds,
     size_name,
 )
 from tlm_core.training.params import SeedsParams, training
@@ -39,16 +45,16 @@ from tlm_core.training.stage import Place, Stage, worker
 
 SIZES = Stage("sizes", Place.COORDINATOR, "tlm_core.studies.subsets:sizes", 2, SizesParams)
 SUBSET = Stage("subset", Place.COORDINATOR, "tlm_core.studies.subsets:subset", 2, SubsetParams)
-BILSTM = worker("bilstm", "tlm_core.studies.stages:bilstm", 4, BilstmParams)
+BILSTM = worker("bilstm", "tlm_core.studies.stages:bilstm", 5, BilstmParams)
 EVALUATE_BILSTM = worker("evaluate_bilstm", "tlm_core.studies.stages:evaluate_bilstm", 3, SeedsParams)
-CURVE = worker("curve", "tlm_core.studies.curve:curve", 10, CurveParams)
+CURVE = worker("curve", "tlm_core.studies.curve:curve", 11, CurveParams)
 
 WITH_TLM = {"tlm", "bilstm_tlm"}
 
 
 class LearningCurveOptions(KindOptions):
     """Models: `bilstm` from scratch, `bilstm_tlm` with TLM's token embeddings, `encoder` on the task alone, `tlm`,
-    and `pretrained`, a published encoder."""
+    and `pretrained`, a published encoder. The linear model is always included."""
 
     sizes: tuple[float, ...] = Field(
         (0.01, 0.03, 0.1, 0.3, 1.0), min_length=2, max_length=20, description="shares up to 1, or counts above 1"
@@ -99,15 +105,18 @@ def plan(inputs: PlanInputs[LearningCurveOptions]) -> Plan:
         Node("sizes", SIZES, SizesParams(sizes=options.sizes, seeds=seeds), {"task": "validate"}),
         *_encoder_checks(inputs),
     ]
-    gathered = {"sizes": "sizes"}
+    linear: list[Node] = []
+    gathered = {"sizes": "sizes", "task": "validate"}
     for size in sorted(options.sizes, key=lambda size: (size == 1, size)):  # 1 is the full train split
         for seed in seeds:
             point = _Point(inputs, size, seed)
             nodes += point.nodes()
+            linear += point.linear()
             gathered |= {f"evaluate.{model}{point.end}": f"evaluate.{model}{point.end}" for model in options.models}
             if size == options.largest:
                 gathered |= point.exported()
-    nodes = group_by_seed(nodes, seeds, "curve")
+    gathered |= {node.name: node.name for node in linear if node.stage is EVALUATE_LINEAR}
+    nodes = [*group_by_seed(nodes, seeds, "curve"), *linear]
     params = CurveParams(models=options.models, seeds=seeds, margin=options.margin)
     nodes.append(Node("curve", CURVE, params, gathered, gathers=True, group=gather_group(seeds)))
     # Subsets come first, so that impossible sizes fail before any training.
@@ -134,7 +143,7 @@ class _Point:
         self._size = size
         self._seed = seed
         self.end = f".n{size_name(size)}.s{seed}"
-        self._subset = f"subset{self.end}"
+        self._subset, self._baseline = f"subset{self.end}", f"baseline{self.end}"
 
     def nodes(self) -> list[Node]:
         """Return the subset, the tokens, the joint stage if a model needs it, and each model."""
@@ -148,9 +157,24 @@ class _Point:
             nodes += self._model(model)
         return nodes
 
+    def linear(self) -> list[Node]:
+        """Return the linear model and its test, unless another seed has them.
+
+        All points share one group, because a fit is shorter than the start of a submission. During selections workers
+        would be idle, so the linear models then have a group of their own.
+        """
+        if self._seed not in linear_seeds(self._size, self._inputs.seeds):
+            return []
+        task = "validate" if self._size == 1 else self._subset
+        group = "baseline" if WITH_TLM & set(self._options.models) else "main"
+        baseline = baseline_node(group, task, self._baseline)
+        inputs = {"task": task, "baseline": baseline.name}
+        name = f"evaluate.linear{self.end}"
+        return [baseline, Node(name, EVALUATE_LINEAR, BaselineParams(), inputs, group=group)]
+
     def exported(self) -> dict[str, str]:
         """Return the inputs of the last stage at the largest size: each model and its tokens."""
-        names = {}
+        names = {"trained.linear": self._baseline} if self._seed == self._inputs.seeds[0] else {}
         for model in self._options.models:
             names[f"prepared.{model}.s{self._seed}"] = self._prepared(model)
             names[f"trained.{model}.s{self._seed}"] = f"finetune.{model}{self.end}"
@@ -205,10 +229,13 @@ def pretrained(recipe: Recipe, options: LearningCurveOptions) -> Recipe:
 
 
 def bilstm_params(recipe: Recipe, options: LearningCurveOptions, seed: int) -> BilstmParams:
-    """Return finetuning's epochs, batch and validation with the BiLSTM's shape and optimizer."""
+    """Return finetuning's epochs, batch and validation with the BiLSTM's shape, start and optimizer."""
+    lstm = options.lstm
+    if recipe.model.init != "counts":  # `prepare` counts no vectors
+        lstm = lstm.model_copy(update={"init": "scratch"})
     optimizer = recipe.finetune.optimizer.model_copy(update={"name": "adamw", "lr": options.lstm.lr})
     finetune = recipe.finetune.model_copy(update={"rates": (), "optimizer": optimizer})
-    return BilstmParams(finetune=finetune, lstm=options.lstm, **training(recipe, seed))
+    return BilstmParams(finetune=finetune, lstm=lstm, **training(recipe, seed))
 
 
 def recipes(options: LearningCurveOptions, recipe: Recipe) -> list[Recipe]:
@@ -238,6 +265,7 @@ KIND = Kind(
         FormField(
             "models",
             "Models",
+            "beside the linear model, which each curve has",
             widget="choices",
             required="bilstm",
             choices={

@@ -11,7 +11,15 @@ from pydantic import Field, field_validator
 from tlm_core.compression.masks import Mask, removals
 from tlm_core.compression.params import MergeParams, PartParams, ShareParams
 from tlm_core.errors import InvalidRequest
-from tlm_core.jobs.nodes import gather_group, group_by_seed, joint_node, prepare_node, select_node, validate_nodes
+from tlm_core.jobs.nodes import (
+    baseline_node,
+    gather_group,
+    group_by_seed,
+    joint_node,
+    prepare_node,
+    select_node,
+    validate_nodes,
+)
 from tlm_core.jobs.plan import Node, Plan
 from tlm_core.jobs.spec import KindOptions, PlanInputs
 from tlm_core.jobs.ticket_nodes import before_training, check_encoder, importance_node
@@ -24,7 +32,7 @@ from tlm_core.training.stage import Place, Stage, worker
 MERGE = Stage("merge", Place.COORDINATOR, "tlm_core.tasks.merge:merge_stage", 3, MergeParams)
 PART = worker("part", "tlm_core.compression.sharing:part", 3, PartParams)
 SHARE = worker("share", "tlm_core.compression.sharing:share", 4, ShareParams)
-SHARED_REPORT = worker("shared_report", "tlm_core.compression.shared_report:shared_report", 6, SeedsParams)
+SHARED_REPORT = worker("shared_report", "tlm_core.compression.shared_report:shared_report", 7, SeedsParams)
 
 
 class ShareTicketsOptions(KindOptions):
@@ -113,7 +121,7 @@ def check(options: ShareTicketsOptions, recipe: Recipe, names: tuple[str, ...]) 
 
 
 def plan(inputs: PlanInputs[ShareTicketsOptions]) -> Plan:
-    """Merge the tasks, train each alone, then all together without tickets and with tickets."""
+    """Fit a linear model on each task. Merge the tasks, train each alone, and all together without and with tickets."""
     names, recipe, seeds = inputs.names, inputs.recipe, inputs.seeds
     # The joint stage trains the labels of all tasks, so each task starts finetuning with its own head.
     recipe = recipe.model_copy(update={"finetune": recipe.finetune.model_copy(update={"reset_head": True})})
@@ -126,13 +134,16 @@ def plan(inputs: PlanInputs[ShareTicketsOptions]) -> Plan:
     parts = {f"prepared.{number}": f"part.{number}" for number in range(len(names))}
     for number in range(len(names)):
         nodes.append(Node(f"part.{number}", PART, PartParams(number=number), {"prepared": "prepare", "task": "merge"}))
+    group = "baseline" if select else "main"  # workers would be idle during the selection
+    baselines = [baseline_node(group, task, f"baseline.{number}") for number, task in enumerate(tasks.values())]
+    nodes += baselines
     levels = [ticket for ticket in tickets if isinstance(ticket, float)]
     masks = [ticket for ticket in tickets if isinstance(ticket, Mask)]
     nodes = before_training(nodes, check_encoder(inputs, recipe, levels, masks))
     trained: list[Node] = []
     for seed in seeds:
         trained += _one_seed(recipe, inputs.options, tickets, seed, parts)
-    gathered = {"merged": "merge", **tasks, **parts}
+    gathered = {"merged": "merge", **tasks, **parts, **{node.name: node.name for node in baselines}}
     gathered |= {node.name: node.name for node in trained if node.stage in (FINETUNE, SHARE)}
     last = Node("report", SHARED_REPORT, SeedsParams(seeds=seeds), gathered, group=gather_group(seeds))
     return Plan((*nodes, *group_by_seed(trained, seeds, "seed"), last), report="report", model="export")

@@ -140,8 +140,11 @@ class _Search:
 def _folds(targets: Targets, classes: bool) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
     from sklearn.model_selection import KFold, StratifiedKFold
 
-    count = max(2, min(FOLDS, len(targets)))
-    splitter = (StratifiedKFold if classes else KFold)(count, shuffle=True, random_state=SEED)
+    # Each fold needs a row of the most frequent label. If every label has a single row, the folds cannot be stratified.
+    frequent = int(np.unique(targets, return_counts=True)[1].max()) if classes else 0
+    stratified = frequent > 1
+    count = max(2, min(FOLDS, len(targets), *([frequent] if stratified else [])))
+    splitter = (StratifiedKFold if stratified else KFold)(count, shuffle=True, random_state=SEED)
     with warnings.catch_warnings():  # some labels have fewer rows than there are folds
         warnings.simplefilter("ignore", UserWarning)
         return list(splitter.split(targets, targets))

@@ -17,10 +17,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from tlm_core.training.model import product_dtype, seed_of
+from tlm_core.training.model import counted_start, product_dtype, seed_of
 from tlm_core.training.state import SHAPE, WEIGHTS, load_weights
 
 GATES = 4  # input, forget, candidate, output, in this order
+TOKEN_SPREAD = 0.1  # standard deviation of random token vectors
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ def initialize(model: BiLSTM, seed: int, embeddings: Tensor | None = None) -> No
             draw = torch.Generator().manual_seed(seed_of(seed, name))
             values = torch.empty(parameter.shape)
             if name == "encoder.tokens.weight":
-                values.normal_(0.0, 0.1, generator=draw) if embeddings is None else values.copy_(embeddings)
+                values.normal_(0.0, TOKEN_SPREAD, generator=draw) if embeddings is None else values.copy_(embeddings)
             elif name.endswith("bias"):
                 values.zero_()
                 if name.startswith("encoder."):
@@ -189,6 +190,17 @@ def initialize(model: BiLSTM, seed: int, embeddings: Tensor | None = None) -> No
             else:
                 values.uniform_(-(hidden**-0.5), hidden**-0.5, generator=draw)
             parameter.copy_(values)
+
+
+def initialize_counted(model: BiLSTM, seed: int, vectors: Tensor) -> None:
+    """Fill the token vectors from counted ones, [V, embedding], as `counted_start` does for the encoder.
+
+    The seed's rotation is that of the encoder. The lengths are those of this model's random vectors. Tokens without a
+    counted vector keep their random start.
+    """
+    known, scaled = counted_start(vectors, seed, TOKEN_SPREAD)
+    with torch.no_grad():
+        model.encoder.tokens.weight[known] = scaled
 
 
 def load_bilstm(folder: Path) -> BiLSTM:

@@ -1,4 +1,7 @@
-"""The last stage of a `learning_curve` job: all points, the fitted power laws, and the export of the BiLSTM."""
+"""The last stage of a `learning_curve` job: all points, the fitted power laws, and the export of the BiLSTM.
+
+It compares the BiLSTM with each encoder, and each of these models with the linear model.
+"""
 
 from __future__ import annotations
 
@@ -7,42 +10,44 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tlm_core.evaluation.combine import LINEAR
 from tlm_core.evaluation.report import over_seeds, report_meta, total_cost
+from tlm_core.serving import MODEL
 from tlm_core.studies.bilstm import load_bilstm
 from tlm_core.studies.fit import compare, fit
 from tlm_core.studies.lstm_export import INT8, export_lstm, lstm_onnx
-from tlm_core.studies.measure import compare_graphs, encoder_onnx
+from tlm_core.studies.measure import compare_graphs, encoder_onnx, ngram_batches, token_batches
 from tlm_core.studies.outputs import Table, speed_in_words, write_outputs
-from tlm_core.studies.params import CurveParams, family, size_name
+from tlm_core.studies.params import CurveParams, family, linear_seeds, size_name
 from tlm_core.studies.plot import Curve
 from tlm_core.tasks.metrics import best_of, scores_for, summary
+from tlm_core.tasks.task import Task
 from tlm_core.training.prepared import Prepared
 from tlm_core.training.stage import StageContext
 
 BILSTM = "bilstm"
 SPEEDS = {"speed_up": "inference", "speed_up_int8": "int8"}
 
-# Reports of `evaluate` by model, rows and seed.
+# Reports of `evaluate` by model, rows and seed; see `linear_seeds`.
 Reports = Mapping[tuple[str, int, int], Mapping[str, Any]]
 
 
 def curve(ctx: StageContext[CurveParams]) -> dict[str, object]:
     """Write `report.json`, `curves.csv`, `plot.svg`, and the export of the BiLSTM that has the largest size.
 
-    Inputs: `sizes`, `evaluate.{model}.n{size}.s{seed}`, and for the largest size `prepared.{model}.s{seed}` and
-    `trained.{model}.s{seed}`.
+    Inputs: `task`, `sizes`, `evaluate.{model}.n{size}.s{seed}`, and for the largest size `prepared.{model}.s{seed}`,
+    `trained.{model}.s{seed}` and `trained.linear`.
     """
     if ctx.rank:
         return {}
-    models: Sequence[str] = ctx.params.models
-    seeds = ctx.params.seeds
+    models, seeds = [*ctx.params.models, LINEAR], ctx.params.seeds
     sizes = json.loads((ctx.inputs["sizes"] / "sizes.json").read_text(encoding="utf-8"))
     used = [size for size in sizes if not size["dropped"]]
     reports = {
         (model, size["rows"], seed): _read(ctx.inputs[f"evaluate.{model}.n{size_name(size['size'])}.s{seed}"])
         for model in models
         for size in used
-        for seed in seeds
+        for seed in (linear_seeds(size["size"], seeds) if model == LINEAR else seeds)
     }
     rows = [size["rows"] for size in used]
     report: dict[str, Any] = {
@@ -88,18 +93,23 @@ def _cost(reports: Reports) -> dict[str, dict[str, float]]:
 
 
 def _model(model: str, reports: Reports, sizes: Sequence[int], seeds: Sequence[int]) -> dict[str, Any]:
-    """Return the points and the power law of one model."""
+    """Return the points and the power law of one model.
+
+    A linear model that all seeds share counts as the run of each seed, and once in the cost.
+    """
     points = []
     for rows in sizes:
-        runs = [reports[model, rows, seed]["seeds"][0] for seed in seeds]
-        names = scores_for(reports[model, rows, seeds[0]]["metric"])
+        own = {key: report for key, report in reports.items() if key[:2] == (model, rows)}
+        shared = own[model, rows, seeds[0]]
+        runs = [own.get((model, rows, seed), shared)["seeds"][0] for seed in seeds]
+        names = scores_for(shared["metric"])
         point: dict[str, Any] = {"labels": rows, "mean": {"validation": {}, "test": {}}, "spread": {"test": {}}}
         for name in names:
             over = summary([run["test"][name] for run in runs])
             point["mean"]["test"][name], point["spread"]["test"][name] = over["mean"], over["std"]
             point["mean"]["validation"][name] = summary([run["validation"][name] for run in runs])["mean"]
         point["runs"] = [_run(run, names) for run in runs]
-        point["cost"] = _cost({(model, rows, seed): reports[model, rows, seed] for seed in seeds})["total"]
+        point["cost"] = _cost(own)["total"]
         points.append(point)
     return {"points": points, "law": _law(points)}
 
@@ -120,39 +130,60 @@ def _law(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _add_crossings(report: dict[str, Any], margin: float) -> None:
-    """Add `against`, the comparison with each encoder, to the report (for `bilstm`) and to each other LSTM."""
+    """Add the comparisons: `against` with each encoder, `passes_linear` with the linear model.
+
+    `against` of `bilstm` is in the report, that of another LSTM in its entry of `models`.
+    """
     models = report["models"]
-    for lstm in [model for model in models if model.startswith(BILSTM)]:
-        against = {model: _against(report, lstm, model, margin) for model in models if not model.startswith(BILSTM)}
+    others = [model for model in models if model != LINEAR]
+    for lstm in [model for model in others if model.startswith(BILSTM)]:
+        against = {model: _against(report, lstm, model, margin) for model in others if not model.startswith(BILSTM)}
         (report if lstm == BILSTM else models[lstm])["against"] = against
+    report["passes_linear"] = {model: _passes_linear(report, model) for model in others}
 
 
 def _against(report: Mapping[str, Any], lstm: str, model: str, margin: float) -> dict[str, Any]:
     """Return the crossing point of an LSTM with an encoder, and its speed-up, also for 8-bit weights."""
-
-    def errors(name: str) -> list[tuple[float, list[float]]]:
-        points = report["models"][name]["points"]
-        return [(p["labels"], [1 - run["accuracy"] for run in p["runs"]]) for p in points]
-
     entry, seconds = report["models"][lstm], report["models"][model]["inference"]["seconds_per_text"]
     speed_up = {name: seconds / entry[key]["seconds_per_text"] for name, key in SPEEDS.items() if key in entry}
-    return {**compare(errors(lstm), errors(model), margin=margin), **speed_up}
+    return {**compare(_errors(report, lstm), _errors(report, model), margin=margin), **speed_up}
+
+
+def _passes_linear(report: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """Return from how many labels on a model is more accurate than the linear model.
+
+    measured: the first measured size from which on it is at all measured sizes, or None. The rest is `compare` with the
+    margin 0, which gives the size by the fitted power laws.
+    """
+    measured = None
+    sides = zip(*(reversed(report["models"][name]["points"]) for name in (model, LINEAR)), strict=True)
+    for own, linear in sides:
+        if own["mean"]["test"]["accuracy"] <= linear["mean"]["test"]["accuracy"]:
+            break
+        measured = own["labels"]
+    return {"measured": measured, **compare(_errors(report, model), _errors(report, LINEAR), margin=0.0)}
+
+
+def _errors(report: Mapping[str, Any], model: str) -> list[tuple[float, list[float]]]:
+    """Return the labels and the errors of each run of a model's points."""
+    return [(p["labels"], [1 - run["accuracy"] for run in p["runs"]]) for p in report["models"][model]["points"]]
 
 
 def _add_inference(ctx: StageContext[CurveParams], report: dict[str, Any], first: int, best: int) -> None:
     """Add the size and speed of each model's ONNX graph at the largest size."""
-    graphs, prepared = {}, {}
+    linear = ctx.inputs["trained.linear"]
+    graphs, texts = {LINEAR: linear / MODEL}, {LINEAR: ngram_batches(linear, Task.read(ctx.inputs["task"]))}
     for model in map(str, ctx.params.models):
         seed = best if model == BILSTM else first
         trained = ctx.inputs[f"trained.{model}.s{seed}"]
         graphs[model] = ctx.scratch / f"{model}.onnx"
-        prepared[model] = Prepared(ctx.inputs[f"prepared.{model}.s{seed}"])
+        texts[model] = token_batches(Prepared(ctx.inputs[f"prepared.{model}.s{seed}"]))
         if model.startswith(BILSTM):
             lstm_onnx(load_bilstm(trained), graphs[model])
         else:
             encoder_onnx(trained, graphs[model])
-    graphs[INT8], prepared[INT8] = ctx.out / INT8, prepared[BILSTM]
-    measured = compare_graphs(graphs, prepared)
+    graphs[INT8], texts[INT8] = ctx.out / INT8, texts[BILSTM]
+    measured = compare_graphs(graphs, texts)
     report["models"][BILSTM]["int8"] = measured.pop(INT8)
     for model, figures in measured.items():
         report["models"][model]["inference"] = figures
@@ -169,6 +200,9 @@ def words(report: Mapping[str, Any]) -> str:
             score = _mean(entry["points"][-1], metric)
             sentences.append(f"With the token embeddings of TLM ('{model}') it has {score}.")
             sentences += _crossings(report, model, entry["against"])
+    score = _mean(report["models"][LINEAR]["points"][-1], metric)
+    sentences.append(f"The linear model has {score}.")
+    sentences += [_passing(model, entry) for model, entry in report["passes_linear"].items()]
     sentences.append(f"With 8-bit weights the BiLSTM predicts the same label for {agreement:.1%} of validation texts.")
     sentences += [f"The size of {size['rows']} labels was dropped: {size['dropped']}." for size in report["dropped"]]
     return " ".join(sentences)
@@ -193,8 +227,7 @@ def _crossings(report: Mapping[str, Any], lstm: str, against: Mapping[str, Mappi
                 f"{_about(entry['labels'])} labels."
             )
             if entry["interval"] is not None:
-                ends = ["beyond the searched range" if end is None else _about(end) for end in entry["interval"]]
-                sentences.append(f"The 90% interval of this number is {ends[0]} to {ends[1]}.")
+                sentences.append(f"The 90% interval of this number is {_interval(entry['interval'])}.")
             if "note" in entry:
                 sentences.append(f"This is {entry['note']}.")
         speed = f"It {speed_in_words(entry['speed_up'])} on one core"
@@ -202,6 +235,25 @@ def _crossings(report: Mapping[str, Any], lstm: str, against: Mapping[str, Mappi
             speed += f"; with 8-bit weights it {speed_in_words(entry['speed_up_int8'])}"
         sentences.append(f"{speed}.")
     return sentences
+
+
+def _passing(model: str, entry: Mapping[str, Any]) -> str:
+    """Return a sentence that says from which size on a model is more accurate than the linear model."""
+    if entry["measured"] is None:
+        text = f"At the largest size '{model}' is not more accurate than the linear model"
+    else:
+        text = f"'{model}' is more accurate than the linear model from the measured size {entry['measured']:,} on"
+    if entry["labels"] is None:
+        return f"{text}; the fitted crossing point is unknown ({entry['reason']})."
+    text += f"; by the fitted power laws from about {_about(entry['labels'])} labels"
+    if entry["interval"] is not None:
+        text += f" (90% interval {_interval(entry['interval'])})"
+    return f"{text}. This is {entry['note']}." if "note" in entry else f"{text}."
+
+
+def _interval(interval: Sequence[float | None]) -> str:
+    low, high = ("beyond the searched range" if end is None else _about(end) for end in interval)
+    return f"{low} to {high}"
 
 
 def _about(count: float) -> str:

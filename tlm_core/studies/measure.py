@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
+import numpy as np
+import numpy.typing as npt
+
+from tlm_core.linear.model import read_alphabet, rows_of
+from tlm_core.serving import ngram_ids
+from tlm_core.tasks.task import Task
 from tlm_core.training.graph import write_onnx
 from tlm_core.training.prepared import Prepared
 from tlm_core.training.state import load_model, weights
@@ -15,6 +21,9 @@ REPEATS = 5
 BATCH = 16
 TIMED = 64
 
+# Batches of texts as a graph reads them: arrays by the name of the input, the first axis counts texts.
+Batches = Sequence[Mapping[str, npt.NDArray[np.int64]]]
+
 
 def encoder_onnx(folder: Path, path: Path) -> None:
     """Write the ONNX graph of the model that finetuning wrote into a folder."""
@@ -22,26 +31,35 @@ def encoder_onnx(folder: Path, path: Path) -> None:
     write_onnx(model.shape, {name: tensor.numpy() for name, tensor in weights(model).items()}, path)
 
 
-def compare_graphs(
-    graphs: Mapping[str, Path], prepared: Mapping[str, Prepared], count: int = TIMED
-) -> dict[str, dict[str, float]]:
-    """Return the bytes of each graph and its median seconds per text on one core.
+def token_batches(prepared: Prepared, count: int = TIMED) -> Batches:
+    """Return the first `count` validation texts as tokens."""
+    split, pad = prepared.split("validation").first(count), prepared.vocabulary.pad
+    texts = range(len(split))
+    return [split.padded(texts[begin : begin + BATCH], pad) for begin in range(0, len(split), BATCH)]
 
-    prepared: the same task in each graph's tokens; the first `count` validation texts are measured. The graphs run
-    alternately, so that other load on the machine slows all of them equally.
+
+def ngram_batches(linear: Path, task: Task, count: int = TIMED) -> Batches:
+    """Return the first `count` validation texts as the n-grams of a linear model in a folder."""
+    rows, alphabet = rows_of(task, "validation")[:count], read_alphabet(linear)
+    return [ngram_ids(alphabet, rows[begin : begin + BATCH]) for begin in range(0, len(rows), BATCH)]
+
+
+def compare_graphs(graphs: Mapping[str, Path], texts: Mapping[str, Batches]) -> dict[str, dict[str, float]]:
+    """Return the bytes of each graph and its median seconds per text on one core, without tokenization.
+
+    texts: the same texts in the form of each graph. The graphs run alternately, so that other load on the machine
+    slows all of them equally.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
-    sessions, batches, counts = {}, {}, {}
+    sessions, batches = {}, {}
     for name, path in graphs.items():
         sessions[name] = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         names = {entry.name for entry in sessions[name].get_inputs()}
-        split, pad = prepared[name].split("validation").first(count), prepared[name].vocabulary.pad
-        counts[name], texts = len(split), range(len(split))
-        parts = [split.padded(texts[begin : begin + BATCH], pad) for begin in range(0, len(split), BATCH)]
-        batches[name] = [{key: values for key, values in part.items() if key in names} for part in parts]
+        batches[name] = [{key: values for key, values in part.items() if key in names} for part in texts[name]]
+    counts = {name: sum(len(next(iter(part.values()))) for part in parts) for name, parts in batches.items()}
     seconds: dict[str, list[float]] = {name: [] for name in graphs}
     for turn in range(REPEATS + 1):
         for name, session in sessions.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,14 +23,25 @@ def family(model: str) -> str:
     return {"tlm": "tlm", "bilstm_tlm": "tlm", "pretrained": "pretrained"}.get(model, "own")
 
 
+def linear_seeds(size: float, seeds: Sequence[int]) -> Sequence[int]:
+    """Return the seeds for which the linear model is fitted. It differs by its rows alone, and size 1 has all rows."""
+    return seeds[:1] if size == 1 else seeds
+
+
 class LSTM(BaseModel):
-    """Shape and learning rate of the BiLSTM. The paper's LSTM-4-256 has four layers of width 256 in each direction."""
+    """Shape and learning rate of the BiLSTM. The paper's LSTM-4-256 has four layers of width 256 in each direction.
+
+    init: `counts` starts from the word vectors of `model.init: counts`, in their width, if the recipe has that start.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     layers: int = Field(4, ge=1, le=8)
     hidden: int = Field(256, ge=8, le=1024, description="width of each direction")
-    embedding: int = Field(256, ge=8, le=1024, description="width of the model's own token vectors")
+    embedding: int = Field(256, ge=8, le=1024, description="width of the token vectors of a random start")
+    init: Literal["counts", "scratch"] = Field(
+        "counts", description="start of the token vectors: counts, like the encoder's if the recipe counts; or scratch"
+    )
     dropout: float = Field(0.2, ge=0, lt=1)
     lr: float = Field(2e-3, gt=0, description="peak learning rate of AdamW")
 

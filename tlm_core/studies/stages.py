@@ -8,10 +8,11 @@ from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tlm_core.studies.bilstm import BiLSTM, LSTMShape, initialize, load_bilstm
+from tlm_core.studies.bilstm import BiLSTM, LSTMShape, initialize, initialize_counted, load_bilstm
 from tlm_core.studies.params import BilstmParams
 from tlm_core.training.device import pick_device
 from tlm_core.training.evaluate import evaluate_models
@@ -69,21 +70,25 @@ def lstm_flops(shape: LSTMShape, batch: Batch) -> float:
 def bilstm(ctx: StageContext[BilstmParams]) -> dict[str, Any]:
     """Train a BiLSTM on the task, with the epochs and the validation of an encoder's finetuning.
 
-    Inputs: `prepared`, and `joint` to start from the token embeddings of a joint stage.
+    Inputs: `prepared`, and `joint` to start from the token embeddings of a joint stage. Otherwise `lstm.init` decides.
     """
-    lstm, prepared = ctx.params.lstm, Prepared(ctx.inputs["prepared"])
+    lstm, prepared, seed = ctx.params.lstm, Prepared(ctx.inputs["prepared"]), ctx.params.seed
     embeddings, before = _embeddings(ctx.inputs["joint"]) if "joint" in ctx.inputs else (None, {})
+    counted = torch.from_numpy(prepared.counted()[1]) if lstm.init == "counts" and embeddings is None else None
+    given = counted if embeddings is None else embeddings
     shape = LSTMShape(
         vocab=prepared.vocabulary.size,
         labels=len(prepared.labels),
         layers=lstm.layers,
         hidden=lstm.hidden,
-        embedding=lstm.embedding if embeddings is None else embeddings.shape[1],
+        embedding=lstm.embedding if given is None else given.shape[1],
         max_length=prepared.max_length,
         dropout=lstm.dropout,
     )
     model = BiLSTM(shape)
-    initialize(model, ctx.params.seed, embeddings)
+    initialize(model, seed, embeddings)
+    if counted is not None:
+        initialize_counted(model, seed, counted)
     return tune(ctx, cast(Any, model.to(pick_device())), before, BucketBatches, partial(lstm_flops, shape))
 
 

@@ -313,16 +313,24 @@ def initialize(model: TaskModel, seed: int) -> None:
 def initialize_counted(model: TaskModel, seed: int, log_frequency: Tensor, vectors: Tensor) -> None:
     """Fill token embeddings and vocabulary head from counts: log_frequency [V], vectors [V, hidden].
 
-    All vectors get the length of random ones. A random rotation spreads their variance, most of which the first axes
-    carry, because optimizers work axis by axis. Tokens without a vector keep their random start.
+    Tokens without a vector keep their random start.
     """
-    hidden = model.shape.hidden
-    generator = torch.Generator().manual_seed(seed_of(seed, "counted vectors"))
-    turn = torch.linalg.qr(torch.randn(hidden, hidden, generator=generator))[0]
-    length = vectors.norm(dim=1, keepdim=True)
-    known = length[:, 0] > 1e-6
-    scaled = (vectors @ turn)[known] / length[known] * (TOKEN_SPREAD * hidden**0.5)
+    known, scaled = counted_start(vectors, seed, TOKEN_SPREAD)
     with torch.no_grad():
         model.encoder.tokens.weight[known] = scaled
         model.vocabulary.out.weight[known] = scaled
         model.vocabulary.out.bias.copy_(log_frequency)
+
+
+def counted_start(vectors: Tensor, seed: int, spread: float) -> tuple[Tensor, Tensor]:
+    """Return which tokens have a counted vector, [V], and the vectors that these start training from, [known, width].
+
+    vectors: [V, width]. All get the length of random ones with the standard deviation `spread`. A random rotation
+    spreads their variance, most of which the first axes carry, because optimizers work axis by axis.
+    """
+    width = vectors.shape[1]
+    generator = torch.Generator().manual_seed(seed_of(seed, "counted vectors"))
+    turn = torch.linalg.qr(torch.randn(width, width, generator=generator))[0]
+    length = vectors.norm(dim=1, keepdim=True)
+    known = length[:, 0] > 1e-6
+    return known, (vectors @ turn)[known] / length[known] * (spread * width**0.5)

@@ -102,12 +102,22 @@ def test_curves_contain_every_ticket_and_dense_model(report: dict[str, Any]) -> 
 def test_table_and_plot_contain_the_points_of_the_report(done: Mapping[str, Path], report: dict[str, Any]) -> None:
     with open(done["phases"] / "curves.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
+    linear = rows.pop()
     for row, point in zip(rows, report["curves"], strict=True):
         assert (row["ticket"], float(row["level"])) == (point["ticket"], point["level"])
         assert (float(row["weights_left"]), float(row["mean"])) == (point["weights_left"], point["mean"])
         assert list(map(float, row["validation"].split())) == point["validation"]
     root = ElementTree.parse(done["phases"] / "plot.svg").getroot()
     assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == len(rows)
+    assert (linear["ticket"], linear["level"], linear["spread"]) == ("linear", "", "")
+    assert float(linear["mean"]) == report["models"]["linear"]["mean"]["validation"]["macro_f1"]
+    assert "linear" in {text.text for text in root.iter("{http://www.w3.org/2000/svg}text")}
+
+
+def test_linear_model_is_reported_beside_the_ticket(done: Mapping[str, Path], report: dict[str, Any]) -> None:
+    score = read_report(done["evaluate"])["models"]["linear"]["mean"]["test"]["macro_f1"]
+    assert report["models"]["linear"]["mean"]["test"]["macro_f1"] == score
+    assert f"The linear model has {score:.4f}." in report["words"]
 
 
 def test_super_ticket_is_best_winning_ticket_on_validation(report: dict[str, Any]) -> None:

@@ -23,10 +23,13 @@ from tlm_core.compression.params import PartParams, ShareParams
 from tlm_core.compression.sharing import SharedBatches, SharedModel, TicketOptimizer, frozen, load_shared
 from tlm_core.compression.sliced import sliced
 from tlm_core.errors import InvalidRequest
+from tlm_core.evaluation.report import LinearResult
 from tlm_core.jobs.plan import plan_of
 from tlm_core.kinds.share_tickets import PART, SHARE, SHARED_REPORT
-from tlm_core.stages import FINETUNE, PREPARE
+from tlm_core.linear.params import BaselineParams
+from tlm_core.stages import BASELINE, FINETUNE, PREPARE
 from tlm_core.tasks.merge import MERGE, merge
+from tlm_core.tasks.metrics import score
 from tlm_core.tasks.task import Task
 from tlm_core.training.evaluate import predict
 from tlm_core.training.local import run_stage
@@ -276,15 +279,24 @@ def test_job_compares_systems_and_interrupted_training_equals_uninterrupted(
     for system in ("alone", "multi_task", "tickets"):
         values = [[task[system]["seeds"][seed]["test"]["value"] for task in report["tasks"]] for seed in (0, 1)]
         assert report["average"][system]["mean"] == pytest.approx(np.mean(values))
-        assert set(report["cost"]) == {"alone", "multi_task", "tickets", "total"}
+        assert set(report["cost"]) == {"alone", "multi_task", "tickets", "linear", "total"}
+    linear = [LinearResult.read(done[f"baseline.{number}"]).outputs["test"].argmax(axis=1) for number in (0, 1)]
+    task = Task.read(tmp_path / "task")
+    scores = [score(task.label_ids("test"), guess, 3, "macro_f1")["value"] for guess in linear]
+    assert [entry["linear"]["mean"]["test"]["macro_f1"] for entry in report["tasks"]] == scores
+    assert report["average"]["linear"]["mean"] == pytest.approx(np.mean(scores))
+    assert f"{np.mean(scores):.4f} with a linear model for each task" in report["words"]
     assert 0 < report["weights_left"][0] < 1 and f"{report['average']['tickets']['mean']:.4f}" in report["words"]
     masks = json.loads((done["multi_task.s0"] / "masks.json").read_text())
     assert all(Mask.from_dict(mask) == Mask.full(2, 4) for mask in masks)
-    assert len((done["report"] / "scores.csv").read_text().splitlines()) == 1 + 2 * 3 * 2
+    with open(done["report"] / "scores.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * (3 * 2 + 1)
+    assert [(row["task"], row["seed"]) for row in rows if row["system"] == "linear"] == [("first", ""), ("second", "")]
     root = ElementTree.parse(done["report"] / "plot.svg").getroot()
-    assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == 3 * (2 + 1), "each system, each task and all"
+    assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == 4 * (2 + 1), "each system, each task and all"
     texts = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"first", "second", "mean of all", "alone", "multi task", "tickets"} <= set(texts)
+    assert {"first", "second", "mean of all", "alone", "multi task", "tickets", "linear"} <= set(texts)
     check_resume(plan_of(job).node("tickets.s1"), done, tmp_path / "interrupted", monkeypatch)
 
 
@@ -311,6 +323,9 @@ def test_further_test_sets_are_merged_and_scored(tmp_path: Path) -> None:
         assert Prepared(out).facts["counts"] == tasks[number].counts
         for test in tasks[number].further_tests:
             np.testing.assert_array_equal(Prepared(out).split(test).labels, tasks[number].label_ids(test))
+        inputs[f"baseline.{number}"] = run_stage(
+            BASELINE, {"task": tmp_path / f"task{number}"}, BaselineParams(), tmp_path / f"baseline{number}"
+        )
         inputs[f"alone.{number}.s0"] = run_stage(FINETUNE, {"prepared": out}, finetune, tmp_path / f"alone{number}")
     parts = {f"prepared.{number}": inputs[f"prepared.{number}"] for number in range(2)}
     for system in ("multi_task", "tickets"):

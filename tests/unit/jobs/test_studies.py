@@ -43,11 +43,40 @@ def test_curve_tests_each_model_at_each_size_and_seed() -> None:
     plan = plan_of(job_of("learning_curve", {"sizes": [50, 200], "models": ["bilstm", "encoder", "tlm"]}))
     tested = {node.name for node in plan.nodes if node.name.startswith("evaluate.")}
     models, sizes, seeds = ("bilstm", "encoder", "tlm"), (50, 200), (0, 1)
-    assert tested == {f"evaluate.{m}.n{n}.s{s}" for m in models for n in sizes for s in seeds}
+    assert tested == {f"evaluate.{m}.n{n}.s{s}" for m in (*models, "linear") for n in sizes for s in seeds}
     assert tested <= set(plan.final.inputs.values())
     assert plan.node("finetune.bilstm.n50.s0").stage.name == "bilstm"
     assert {"trained.tlm.s0", "prepared.bilstm.s1"} <= set(plan.final.inputs)
     assert plan.final.inputs["trained.tlm.s0"] == "finetune.tlm.n200.s0"
+
+
+def test_curve_fits_the_linear_model_at_each_point_in_one_group() -> None:
+    plan = plan_of(job_of("learning_curve", {"sizes": [50, 200, 1], "models": ["bilstm"]}, seeds=(3, 4)))
+    ends = [f"n{size}.s{seed}" for size in (50, 200) for seed in (3, 4)]
+    fitted = [node for node in plan.nodes if node.stage.name == "baseline"]
+    assert [node.name for node in fitted] == [*(f"baseline.{end}" for end in ends), "baseline.n1.s3"]
+    assert [node.inputs["task"] for node in fitted] == [*(f"subset.{end}" for end in ends), "validate"]
+    assert {node.group for node in fitted} == {plan.node(f"evaluate.linear.{ends[0]}").group} == {"main"}
+    assert {f"evaluate.linear.{end}" for end in [*ends, "n1.s3"]} <= set(plan.final.inputs.values())
+    assert plan.final.inputs["trained.linear"] == "baseline.n1.s3"
+    retrieving = plan_of(job_of("learning_curve", {"sizes": [50, 1], "models": ["bilstm", "tlm"]}))
+    assert {node.group for node in retrieving.nodes if "linear" in node.name} == {"baseline"}, (
+        "it runs during selection"
+    )
+
+
+def test_full_linear_model_of_a_curve_is_that_of_train() -> None:
+    curve, train = ids(job_of("learning_curve", {"sizes": [50, 1], "models": ["bilstm"]})), ids(job_of("train"))
+    assert curve["baseline.n1.s0"] == train["baseline"] != curve["baseline.n50.s0"]
+
+
+def test_sharing_fits_a_linear_model_on_each_task() -> None:
+    plan = plan_of(job_of("share_tickets", SHARE))
+    assert [plan.node(f"baseline.{number}").inputs for number in (0, 1)] == [
+        {"task": "validate"},
+        {"task": "validate.1"},
+    ]
+    assert {"baseline.0", "baseline.1"} <= set(plan.final.inputs)
 
 
 def test_tlm_queries_with_subset_unless_unlabelled_is_set() -> None:
@@ -186,7 +215,7 @@ def test_jobs_on_different_data_share_no_artifact(kind: str) -> None:
     resolved = job.resolved.model_copy(update={"recipe": resolve("fast", "tiny", changes)})
     elsewhere = resolved.model_copy(update={"dataset": ManifestRef(folder="default/datasets/ds_9", digest="9" * 64)})
     first, second = (ids(job.model_copy(update={"resolved": data})) for data in (resolved, elsewhere))
-    shared = {"validate.1"} if kind == "share_tickets" else set()  # the second dataset is the same
+    shared = {"validate.1", "baseline.1"} if kind == "share_tickets" else set()  # the second dataset is the same
     assert {name for name in first if first[name] == second[name]} == shared
 
 

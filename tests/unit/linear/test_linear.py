@@ -121,6 +121,16 @@ def test_label_without_train_rows_is_never_predicted(tmp_path: Path) -> None:
     assert (outputs.argmax(axis=1) != 1).all()
 
 
+@pytest.mark.parametrize("rows", [(1, 1), (1, 1, 1), (2, 2, 2), (4, 1, 1)])
+def test_few_rows_of_each_label_are_enough(rows: tuple[int, ...], tmp_path: Path) -> None:
+    words = [f"word{label} tail" for label, count in enumerate(rows) for _ in range(count)]
+    labels = [label for label, count in enumerate(rows) for _ in range(count)]
+    names = ("x", "y", "z")[: len(rows)]
+    fitted = fit(Task.read(write_task(tmp_path / "task", words, labels, names)))
+    assert fitted.held_out.shape == (sum(rows), len(rows))
+    assert np.isfinite(fitted.model.weights).all() and len(fitted.tried) > 0
+
+
 def test_instant_job_returns_the_linear_model(tmp_path: Path) -> None:
     recipe = resolve("fast", "instant")
     done = {"validate": made_task(tmp_path / "task")}

@@ -13,12 +13,16 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from tests.unit.training.made import made_prepared, tiny
-from tlm_core.studies.bilstm import BiLSTM, LSTMShape, initialize
+from tlm_core.kinds.learning_curve import BILSTM, LearningCurveOptions, bilstm_params
+from tlm_core.studies.bilstm import BiLSTM, LSTMShape, initialize, initialize_counted, load_bilstm
 from tlm_core.studies.lstm_export import export_lstm
 from tlm_core.studies.stages import BucketBatches
 from tlm_core.training.evaluate import predict
+from tlm_core.training.local import run_stage
+from tlm_core.training.model import TOKEN_SPREAD
 from tlm_core.training.objective import Workers, accumulate_gradient, loss_sums
 from tlm_core.training.prepared import FinetuneBatches, Prepared, task_batch
+from tlm_core.training.stages import build
 
 CPU = torch.device("cpu")
 
@@ -164,3 +168,51 @@ def test_initial_weights_follow_seed_and_embeddings() -> None:
     assert torch.equal(first.get_parameter(name), again.get_parameter(name))
     assert not torch.equal(first.get_parameter(name), other.get_parameter(name))
     assert torch.equal(pretrained.encoder.tokens.weight, embeddings)
+
+
+def counted_start(prepared: Prepared, seed: int) -> tuple[BiLSTM, BiLSTM]:
+    """Return a BiLSTM with a random start, and one that starts from counted vectors."""
+    vectors = torch.from_numpy(prepared.counted()[1])
+    shape = LSTMShape(len(vectors), 3, layers=1, hidden=8, embedding=vectors.shape[1], max_length=48)
+    plain, counted = BiLSTM(shape), BiLSTM(shape)
+    for model in (plain, counted):
+        initialize(model, seed)
+    initialize_counted(counted, seed, vectors)
+    return plain, counted
+
+
+def test_counted_start_is_a_rotation_of_the_vectors_with_random_length(tmp_path: Path) -> None:
+    recipe = tiny(model__init="counts", selection__selector="none")
+    prepared = Prepared(made_prepared(tmp_path, recipe, alone=True))
+    vectors = torch.from_numpy(prepared.counted()[1])
+    known = vectors.norm(dim=1) > 1e-6
+    assert 100 < known.sum() < len(known)
+    unit = vectors[known] / vectors[known].norm(dim=1, keepdim=True)
+    for seed in (0, 1):
+        plain, counted = counted_start(prepared, seed)
+        weight, random = counted.encoder.tokens.weight, plain.encoder.tokens.weight
+        lengths = weight[known].norm(dim=1)
+        torch.testing.assert_close(lengths, torch.full_like(lengths, 0.1 * vectors.shape[1] ** 0.5))
+        own = weight[known] / lengths[:, None]
+        torch.testing.assert_close(own @ own.T, unit @ unit.T, atol=1e-4, rtol=0)
+        assert torch.equal(weight[~known], random[~known])
+        encoder = build(recipe.model, prepared, seed).encoder.tokens.weight
+        torch.testing.assert_close(weight[known], encoder[known] * (0.1 / TOKEN_SPREAD), atol=1e-5, rtol=1e-4)
+        others = [name for name, _ in plain.named_parameters() if name != "encoder.tokens.weight"]
+        assert all(torch.equal(plain.get_parameter(name), counted.get_parameter(name)) for name in others)
+
+
+@pytest.mark.parametrize(("recipe_init", "init"), [("counts", "counts"), ("counts", "scratch"), ("scratch", "counts")])
+def test_bilstm_starts_like_the_encoder_unless_scratch_is_set(recipe_init: str, init: str, tmp_path: Path) -> None:
+    recipe = tiny(model__init=recipe_init, selection__selector="none", finetune__epochs=1, finetune__evaluations=1,
+                  precision="fp32")  # fmt: skip
+    prepared = Prepared(made_prepared(tmp_path, recipe, alone=True))
+    lstm = {"layers": 1, "hidden": 8, "embedding": 12, "dropout": 0.0, "lr": 1e-12, "init": init}
+    params = bilstm_params(recipe, LearningCurveOptions(lstm=lstm), 3)
+    model = load_bilstm(run_stage(BILSTM, {"prepared": prepared.folder}, params, tmp_path / "bilstm"))
+    if recipe_init == init == "counts":
+        expected = counted_start(prepared, 3)[1]
+    else:
+        expected = BiLSTM(LSTMShape(prepared.vocabulary.size, 3, layers=1, hidden=8, embedding=12, max_length=48))
+        initialize(expected, 3)
+    torch.testing.assert_close(model.encoder.tokens.weight, expected.encoder.tokens.weight)

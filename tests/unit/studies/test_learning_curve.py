@@ -20,7 +20,10 @@ from tests.unit.training.made import LABELS, made_task, tiny
 from tlm_core.errors import InvalidRecipe
 from tlm_core.jobs.plan import plan_of
 from tlm_core.kinds.learning_curve import BILSTM, LearningCurveOptions, bilstm_params
+from tlm_core.linear.fit import fit as fit_linear
+from tlm_core.linear.model import LinearModel, rows_of
 from tlm_core.serving import load_model
+from tlm_core.studies.bilstm import load_bilstm
 from tlm_core.studies.curve import words
 from tlm_core.studies.fit import compare
 from tlm_core.tasks.metrics import score
@@ -52,14 +55,15 @@ def test_size_that_loses_a_class_is_dropped_with_reason(report: dict[str, Any]) 
 
 
 def test_points_have_mean_and_spread_over_seeds(report: dict[str, Any]) -> None:
-    for model in OPTIONS["models"]:
-        points = report["models"][model]["points"]
+    assert list(report["models"]) == [*OPTIONS["models"], "linear"]
+    for model, entry in report["models"].items():
+        points = entry["points"]
         assert [point["labels"] for point in points] == [24, 60, 150]
         for point in points:
             values = [run["accuracy"] for run in point["runs"]]
             assert point["mean"]["test"]["accuracy"] == pytest.approx(np.mean(values))
             assert point["spread"]["test"]["accuracy"] == pytest.approx(np.std(values, ddof=1))
-            assert point["cost"]["flops"] > 0
+            assert (point["cost"]["flops"] > 0) == (model != "linear") and point["cost"]["seconds"] > 0
     lstm = report["models"]["bilstm"]["points"]
     assert lstm[-1]["mean"]["test"]["accuracy"] > report["majority"]["test"]["accuracy"] + 0.1
 
@@ -81,6 +85,32 @@ def test_costs_count_shared_stages_once(done: Mapping[str, Path], report: dict[s
         names = [f"{stage}.{owner}" if owner else stage for owner in owners]
         expected = sum(cost(name, size, seed) for name in names for size in (24, 60, 150) for seed in (0, 1))
         assert report["cost"][stage]["tokens"] == pytest.approx(expected), stage
+
+
+def test_linear_model_is_fitted_on_the_subset_of_each_seed(done: Mapping[str, Path], report: dict[str, Any]) -> None:
+    task = Task.read(done["validate"])
+    for seed in (0, 1):
+        subset = Task.read(done[f"subset.n24.s{seed}"])
+        model = LinearModel.read(done[f"baseline.n24.s{seed}"])
+        assert model.features.alphabet == fit_linear(subset).model.features.alphabet
+        accuracy = (model.outputs(rows_of(task, "test")).argmax(axis=1) == task.label_ids("test")).mean()
+        assert report["models"]["linear"]["points"][0]["runs"][seed]["accuracy"] == pytest.approx(accuracy)
+    fitted = [json.loads((done[f"baseline.n24.s{seed}"] / "baseline.json").read_text()) for seed in (0, 1)]
+    point, seconds = report["models"]["linear"]["points"][0], [facts["cost"]["seconds"] for facts in fitted]
+    assert point["cost"]["seconds"] == pytest.approx(sum(seconds))
+
+
+def test_each_model_is_compared_with_the_linear_model(report: dict[str, Any]) -> None:
+    assert list(report["passes_linear"]) == OPTIONS["models"]
+    linear = [point["mean"]["test"]["accuracy"] for point in report["models"]["linear"]["points"]]
+    for model, entry in report["passes_linear"].items():
+        own = [point["mean"]["test"]["accuracy"] for point in report["models"][model]["points"]]
+        behind = [place for place in range(3) if own[place] <= linear[place]]
+        first = behind[-1] + 1 if behind else 0
+        assert entry["measured"] == ([24, 60, 150, None][first])
+        assert entry["margin"] == 0 and (entry["labels"] is None) == ("reason" in entry)
+        assert f"'{model}' is " in report["words"]
+    assert "linear" not in report["against"], "a crossing with the linear model is in passes_linear"
 
 
 def test_report_contains_laws_crossings_and_speeds(report: dict[str, Any]) -> None:
@@ -116,20 +146,29 @@ def test_bilstm_tlm_starts_from_embeddings_of_joint_stage(done: Mapping[str, Pat
     torch.testing.assert_close(load_file(folder / "model.safetensors")["encoder.tokens.weight"], learned)
 
 
-def report_of(own: list[float], other: list[float], crossing: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of a report that `words` reads: accuracies of a BiLSTM and an encoder, and their crossing."""
+PASSED = {"measured": 1000, "labels": 820.0, "interval": [600.0, 1100.0]}
+
+
+def report_of(
+    own: list[float], other: list[float], crossing: dict[str, Any], passed: dict[str, Any] = PASSED
+) -> dict[str, Any]:
+    """Return the part of a report that `words` reads: accuracies of a BiLSTM and an encoder, and their crossing.
+
+    passed: the encoder's entry of `passes_linear`.
+    """
     models = {
         name: {
             "points": [
                 {"labels": n, "mean": {"test": {"accuracy": mean}}} for n, mean in zip((100, 1000), means, strict=True)
             ]
         }
-        for name, means in (("bilstm", own), ("tlm", other))
+        for name, means in (("bilstm", own), ("tlm", other), ("linear", [0.61, 0.74]))
     }
     models["bilstm"]["int8"] = {"agreement": 0.98}
     against = {"tlm": {"margin": 0.01, "speed_up": 4.0, "speed_up_int8": 8.0, **crossing}}
     dropped = [{"rows": 5, "dropped": "5 texts contain no text of 'red'"}]
-    return {"metric": "accuracy", "models": models, "against": against, "dropped": dropped}
+    common = {"metric": "accuracy", "models": models, "dropped": dropped}
+    return {**common, "against": against, "passes_linear": {"tlm": passed}}
 
 
 def test_words_describe_crossing_interval_and_speed() -> None:
@@ -144,6 +183,8 @@ def test_words_describe_crossing_interval_and_speed() -> None:
         "This is an extrapolation.",
         "98.0% of validation texts",
         "The size of 5 labels was dropped: 5 texts contain no text of 'red'.",
+        "The linear model has 0.7400. 'tlm' is more accurate than the linear model from the measured size 1,000 on; "
+        "by the fitted power laws from about 820 labels (90% interval 600 to 1,100).",
     ):
         assert part in text, text
 
@@ -155,6 +196,17 @@ def test_words_give_reason_without_crossing() -> None:
     assert "It takes 1.2 times as long on one core; with 8-bit weights it runs 1.4 times as fast." in text
 
 
+def test_words_say_that_a_model_does_not_pass_the_linear_model() -> None:
+    crossing = {"labels": 200.0, "interval": None}
+    beyond = {"measured": None, "labels": 19_100.0, "interval": None, "note": "an extrapolation"}
+    start = "At the largest size 'tlm' is not more accurate than the linear model; "
+    text = words(report_of([0.5, 0.7], [0.6, 0.73], crossing, beyond))
+    assert f"{start}by the fitted power laws from about 19,000 labels. This is an extrapolation." in text
+    never = {"measured": None, "labels": None, "interval": None, "reason": "they never meet"}
+    text = words(report_of([0.5, 0.7], [0.6, 0.73], crossing, never))
+    assert f"{start}the fitted crossing point is unknown (they never meet)." in text
+
+
 def test_interrupted_bilstm_equals_uninterrupted_one(
     done: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,10 +216,11 @@ def test_interrupted_bilstm_equals_uninterrupted_one(
 def test_table_and_plot_contain_the_points_of_the_report(done: Mapping[str, Path], report: dict[str, Any]) -> None:
     with open(done["curve"] / "curves.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 4 * 3 * 2
+    assert len(rows) == 5 * 3 * 2
+    assert {row["model"] for row in rows} == set(report["models"])
     assert float(rows[0]["accuracy"]) == report["models"]["bilstm"]["points"][0]["runs"][0]["accuracy"]
     root = ElementTree.parse(done["curve"] / "plot.svg").getroot()
-    assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == 4 * 3
+    assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == 5 * 3
 
 
 def test_exported_bilstm_has_reported_scores_in_the_gateway(done: Mapping[str, Path], report: dict[str, Any]) -> None:
@@ -184,6 +237,19 @@ def test_report_has_the_common_fields(report: dict[str, Any]) -> None:
     assert report["kind"] == "learning_curve"
     assert [entry["seed"] for entry in report["seeds"]] == [0, 1]
     assert {"task", "metric", "labels", "mean", "spread", "majority", "best_seed", "cost"} <= set(report)
+
+
+def test_seeds_share_the_linear_model_of_the_full_train_split(tmp_path: Path) -> None:
+    recipe = tiny(finetune__epochs=1, finetune__evaluations=1, precision="fp32", model__init="counts")
+    options = {"sizes": [20, 40, 1], "models": ["bilstm"], "lstm": LSTM}
+    job = make_job(recipe, kind="learning_curve", seeds=(3, 4), options=options)
+    done = run_plan(job, made_task(tmp_path / "task", (60, 20, 30)), tmp_path / "run")
+    report = read_report(done["curve"])
+    assert "baseline.n1.s3" in done and "baseline.n1.s4" not in done
+    point, facts = report["models"]["linear"]["points"][-1], (done["baseline.n1.s3"] / "baseline.json").read_text()
+    assert point["runs"][0] == point["runs"][1] and point["spread"]["test"]["accuracy"] == 0
+    assert point["cost"]["seconds"] == json.loads(facts)["cost"]["seconds"], "the fit counts once"
+    assert load_bilstm(done["finetune.bilstm.n1.s3"]).shape.embedding == recipe.model.hidden != LSTM["embedding"]
 
 
 def test_curve_supports_other_metrics_and_several_rates(tmp_path: Path) -> None:
