@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from tlm_core.tasks.metrics import METRICS, Targets, Undefined
 
 RESAMPLES = 500
+
+Verdict = Literal["better", "worse", "not distinguishable"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,11 @@ class Difference:
     def distinguishable(self) -> bool:
         return self.low > 0 or self.high < 0
 
+    @property
+    def verdict(self) -> Verdict:
+        """Return what the interval says about the first model."""
+        return ("better" if self.value > 0 else "worse") if self.distinguishable else "not distinguishable"
+
 
 def paired_difference(
     metric: str,
@@ -38,7 +46,9 @@ def paired_difference(
 
     Each resample draws the same rows for both. Returns None where the metric has no value.
     """
-    compute = METRICS[metric].compute
+    if not len(targets):
+        return None
+    compute = _FROM_COUNTS.get(metric, METRICS[metric].compute)
 
     def difference(rows: NDArray[np.int64]) -> float:
         scores = [np.mean([compute(targets[rows], run[rows]) for run in runs]) for runs in (first, second)]
@@ -58,3 +68,34 @@ def paired_difference(
         return None
     low, high = np.percentile(values, [2.5, 97.5])
     return Difference(value, float(low), float(high), float(np.std(values)))
+
+
+Counts = NDArray[np.int64]  # [labels]
+
+
+def _from_counts(score: Callable[[Counts, Counts, Counts], float]) -> Callable[[Targets, Targets], float]:
+    """Return a metric of label indices. score: of the hits, the true rows and the predicted rows of each label."""
+
+    def compute(true: Targets, predicted: Targets) -> float:
+        labels = int(max(true.max(), predicted.max())) + 1
+        hits, rows, guesses = (np.bincount(x, minlength=labels) for x in (true[true == predicted], true, predicted))
+        return score(hits, rows, guesses)
+
+    return compute
+
+
+def _macro_f1(hits: Counts, rows: Counts, guesses: Counts) -> float:
+    used = rows + guesses > 0
+    return float((2 * hits[used] / (rows + guesses)[used]).mean())
+
+
+def _accuracy(hits: Counts, rows: Counts, _guesses: Counts) -> float:
+    return float(hits.sum() / rows.sum())
+
+
+# The functions of scikit-learn take milliseconds, and a bootstrap computes thousands of scores.
+_FROM_COUNTS = {
+    "macro_f1": _from_counts(_macro_f1),
+    "micro_f1": _from_counts(_accuracy),
+    "accuracy": _from_counts(_accuracy),
+}

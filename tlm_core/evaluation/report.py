@@ -198,8 +198,7 @@ def _worth(task: Task, report: Report, predictions: Mapping[str, Outputs], linea
 def worth_in_words(metric: str, difference: Difference, seconds: float) -> str:
     """Say in one sentence whether the returned model is better than the linear model, and at what cost."""
     interval = f"95 % interval {difference.low:+.3f} to {difference.high:+.3f}"
-    verdict = "better than" if difference.value > 0 else "worse than"
-    verdict = verdict if difference.distinguishable else "not distinguishable from"
+    verdict = {"not distinguishable": "not distinguishable from"}.get(difference.verdict, f"{difference.verdict} than")
     return (
         f"On test the returned model is {verdict} the linear model: {difference.value:+.3f} in {metric} ({interval}), "
         f"for {seconds / 60:.1f} minutes of training."

@@ -21,6 +21,7 @@ from tlm_core.evaluation.combine import (
     scales_of,
     temperature,
 )
+from tlm_core.tasks.metrics import METRICS
 from tlm_core.tasks.task import Task, task_schema
 from tlm_core.tasks.types import TASK_TYPES
 
@@ -87,7 +88,22 @@ def test_bootstrap_interval_contains_zero_for_equal_and_not_for_unequal_models()
     other = paired_difference("macro_f1", TARGETS, [good], [bad])
     assert same is not None and (same.value, same.low, same.high) == (0, 0, 0) and not same.distinguishable
     assert other is not None and other.low < other.value < other.high and other.distinguishable
+    assert (same.verdict, other.verdict) == ("not distinguishable", "better")
 
 
 def test_bootstrap_has_no_value_where_the_metric_has_none() -> None:
     assert paired_difference("pearson", np.zeros(3), [np.arange(3.0)], [np.arange(3.0)]) is None
+
+
+@pytest.mark.parametrize("metric", ["macro_f1", "micro_f1", "accuracy"])
+def test_bootstrap_computes_the_reported_metric(metric: str) -> None:
+    first, second = TARGETS.copy(), np.where(TARGETS == 2, 0, TARGETS)  # the second model never predicts label 2
+    first[:50] = 4  # the first predicts a label that no row has
+    difference = paired_difference(metric, TARGETS, [first], [second], 1)
+    compute = METRICS[metric].compute
+    assert difference is not None
+    assert difference.value == pytest.approx(compute(TARGETS, first) - compute(TARGETS, second), abs=1e-12)
+
+
+def test_bootstrap_of_an_empty_split_has_no_value() -> None:
+    assert paired_difference("macro_f1", TARGETS[:0], [TARGETS[:0]], [TARGETS[:0]]) is None
