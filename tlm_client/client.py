@@ -352,17 +352,21 @@ class TLMClient:
         """Return test scores per seed with mean and spread, the majority baseline, and the cost of each stage."""
         return self._get(wire.JsonObject, "/v1/jobs/{}/report", job_id)
 
-    def model(self, job_id: str) -> list[FileEntry]:
-        """Return the files of the model. Raises Conflict while there is no model, NotFound if there will be none."""
-        return list((self._get(wire.Model, "/v1/jobs/{}/model", job_id)).files)
+    def model(self, job_id: str) -> wire.Model:
+        """Return the files of the model. Until it exists, these are the files of the linear model (`final` is false).
+
+        Raises Conflict while there is no model, NotFound if there will be none.
+        """
+        return self._get(wire.Model, "/v1/jobs/{}/model", job_id)
 
     def download(self, job_id: str, folder: Path, on_bytes: OnBytes | None = None) -> list[Path]:
         """Download the files of the model, verified by SHA-256. Skips complete files and resumes partial ones.
 
-        Raises CorruptArtifact if the bytes do not match their digest.
+        Until the model exists, this downloads the linear model to `linear/`. Raises CorruptArtifact if the bytes do not
+        match their digest.
         """
         base = http.path("/v1/jobs/{}/model/files", job_id)
-        return [self._download(base, file, folder, on_bytes) for file in self.model(job_id)]
+        return [self._download(base, file, folder, on_bytes) for file in (self.model(job_id)).files]
 
     def download_archive(self, job_id: str, target: Path) -> Path:
         """Download the model as one tar file. Unlike `download`, this cannot resume."""
@@ -378,11 +382,26 @@ class TLMClient:
         params = {"q": words, "train_row": train_row, "after": after, "limit": limit}
         return self._get(wire.Selection, "/v1/jobs/{}/selection", job_id, **params)
 
-    def predict(self, job_id: str, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[wire.Prediction]:
-        """Classify texts with the model of a job. pairs: the second texts, if the task has text pairs."""
-        body = {"texts": list(texts)} | ({"pairs": list(pairs)} if pairs is not None else {})
-        kind = wire.Items[wire.Prediction]
-        return list((self._post(kind, "/v1/jobs/{}/predict", job_id, repeat=True, json=body)).data)
+    def predict(
+        self,
+        job_id: str,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None = None,
+        *,
+        min_confidence: float | None = None,
+    ) -> wire.Predictions:
+        """Classify texts with the model of a job. Until it exists, the linear model answers; `model` says so.
+
+        pairs: the second texts, if the task has text pairs. min_confidence: texts whose highest probability is lower
+        get no label.
+        """
+        body = {
+            "texts": list(texts),
+            "pairs": pairs if pairs is None else list(pairs),
+            "min_confidence": min_confidence,
+        }
+        sent = {name: value for name, value in body.items() if value is not None}
+        return self._post(wire.Predictions, "/v1/jobs/{}/predict", job_id, repeat=True, json=sent)
 
     # --- webhooks and service ----------------------------------------------------------------------------------------
 

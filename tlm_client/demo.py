@@ -1,7 +1,8 @@
 """Demo of the whole service on this machine: `python -m tlm_client.demo [--task PATH] [--corpus PATH]`.
 
 It starts the stack, submits two jobs over HTTP, downloads the TLM model and classifies texts with it. It compares the
-model with the same encoder trained on the task alone and with the majority class, and writes build/demo/result.json.
+encoder with the same encoder trained on the task alone, with the linear model, with the combination that a job may
+return, and with the majority class. It writes build/demo/result.json.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ from tlm_client.sources import corpus_files, dataset_files
 from tlm_client.stack.control import StackHandle, launch_stack
 from tlm_client.stack.folder import StackFolder
 from tlm_client.stack.parts import StackOptions
-from tlm_client.summary import format_score, mean_and_spread, report_score, total_cost
+from tlm_client.summary import format_score, total_cost
 from tlm_core.errors import AlreadyRunning, InvalidRequest, TLMError, error_from_dict
+from tlm_core.evaluation.summary import MAJORITY, ModelRow, model_rows, sentences
 from tlm_core.jobs.spec import JobSpec
 from tlm_core.jobs.states import State
 from tlm_core.tasks.metrics import METRICS
@@ -65,7 +67,7 @@ class Arm:
             | {split: {score: seed[split][score] for score in SCORES} for split in ("validation", "test")}
             for seed in self.report["seeds"]
         ]
-        facts = {key: self.report[key] for key in ("mean", "spread", "cost", "best_seed")}
+        facts = {key: self.report[key] for key in ("mean", "spread", "cost", "best_seed", "returned", "models")}
         recipe = self.job.resolved_recipe.model_dump(mode="json")
         return {"job": self.job.id, "recipe": recipe, "seconds": self.seconds, **facts, "seeds": seeds}
 
@@ -208,19 +210,26 @@ def _print_comparison(arms: Mapping[str, Arm], predictions: Sequence[Mapping[str
     texts = [(p["text"][:160], p["label"], f"{p['probability']:.2f}", p["true_label"]) for p in predictions]
     columns = ("test text", "predicted", "probability", "true")
     print_items(table(columns, texts, title="Three predictions"))
-    rows = []
+    report = arms["TLM"].report
+    alone = [row for row in model_rows(report) if row.name in (MAJORITY, "linear")]
+    rows: list[tuple[str, ...]] = [(row.name, *_cells(row), "", "", row.file) for row in alone]
     for name, arm in arms.items():
         seconds, flops = (total_cost(arm.report, quantity) for quantity in ("seconds", "flops"))
-        time_text = "n/a" if seconds is None else f"{seconds:,.0f}"
-        flops_text = "n/a" if flops is None else f"{flops:.2e}"
-        rows.append((name, *(mean_and_spread(arm.report, score) for score in SCORES), time_text, flops_text))
-    report = arms["TLM"].report
-    majority = (format_score(report_score(report, "majority", score)) for score in SCORES)
-    rows.append(("majority class", *majority, "0", "0"))
+        cost = ("n/a" if seconds is None else f"{seconds:,.0f}", "n/a" if flops is None else f"{flops:.2e}")
+        for row in model_rows(arm.report):
+            if row.name in ("encoder", "combined"):
+                rows.append(
+                    (f"{name}, {row.name}", *_cells(row), *(cost if row.name == "encoder" else ("", "")), row.file)
+                )
     title = f"{report['seeds'][0]['test']['rows']:,} test rows, mean ± spread of {len(SEEDS)} seeds"
-    print_items(
-        table(("", *(METRICS[score].title for score in SCORES), "training seconds", "FLOPs"), rows, title=title)
-    )
+    header = ("", *(METRICS[score].title for score in SCORES), "training seconds", "FLOPs", "returned as")
+    print_items(table(header, rows, title=title))
+    for name, arm in arms.items():
+        print_items(*(f"{name}: {sentence}" for sentence in sentences(arm.report)))
+
+
+def _cells(row: ModelRow) -> list[str]:
+    return [format_score(row.mean.get(score), row.spread.get(score)) for score in SCORES]
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ from typing import Any
 
 from tlm_client.console import Item, table
 from tlm_client.display import duration
+from tlm_core.evaluation.summary import model_rows, sentences
 from tlm_core.tasks.metrics import scores_shown
-from tlm_core.wire import Estimate
+from tlm_core.wire import Estimate, Verdict
 
 Report = Mapping[str, Any]
 
@@ -20,15 +21,12 @@ def format_score(value: float | None, spread: float | None = None) -> str:
     return f"{value:.3f}" if spread is None else f"{value:.3f} ± {spread:.3f}"
 
 
-def mean_and_spread(report: Report, score: str) -> str:
-    """Return the mean and spread of a test score over all seeds; one seed has no spread."""
-    return format_score(report_score(report, "mean", score), report_score(report, "spread", score))
-
-
-def report_score(report: Report, part: str, score: str) -> float | None:
-    """Return a test score; part: mean, spread or majority."""
-    value = report[part]["test"].get(score)
-    return None if value is None else float(value)
+def format_verdict(verdict: Verdict) -> str:
+    """Return `better: +0.021 (95 % interval +0.004 to +0.038)`, or why there is no verdict."""
+    if verdict.verdict is None:
+        return verdict.reason or "no verdict"
+    interval = f"95 % interval {verdict.low:+.3f} to {verdict.high:+.3f}"
+    return f"{verdict.verdict}: {verdict.value:+.3f} ({interval})"
 
 
 def total_cost(report: Report, quantity: str) -> float | None:
@@ -38,7 +36,10 @@ def total_cost(report: Report, quantity: str) -> float | None:
 
 
 def report_items(report: Report) -> list[Item]:
-    """Return the test scores beside the majority baseline, or the text of a study; then the warnings and the cost."""
+    """Return the test scores of each model and which of them the job returns, or the text of a study.
+
+    The warnings and the cost follow.
+    """
     flops, tokens, seconds = (total_cost(report, quantity) for quantity in ("flops", "tokens", "seconds"))
     parts = (
         "FLOPs unknown" if flops is None else f"{flops:.2e} FLOPs",
@@ -48,12 +49,18 @@ def report_items(report: Report) -> list[Item]:
     rest = [*(f"Warning: {message}" for message in report.get("warnings", ())), f"Cost: {', '.join(parts)}"]
     if "words" in report:
         return [str(report["words"]), *rest]
-    rows = [
-        (score, mean_and_spread(report, score), format_score(report_score(report, "majority", score)))
-        for score in scores_shown(report["metric"])
-    ]
     seeds = len(report["seeds"])
-    return [table(("test score", f"mean of {seeds} seed{'s' if seeds != 1 else ''}", "majority class"), rows), *rest]
+    title = f"Test scores, {f'mean ± spread of {seeds} seeds' if seeds != 1 else 'one seed'}"
+    return [_model_table(report, title), *sentences(report), *rest]
+
+
+def _model_table(report: Report, title: str) -> Item:
+    scores = scores_shown(report["metric"])
+    rows = [
+        (row.name, *(format_score(row.mean.get(score), row.spread.get(score)) for score in scores), row.file)
+        for row in model_rows(report)
+    ]
+    return table(("model", *scores, "returned as"), rows, title=title)
 
 
 def estimate_items(estimate: Estimate) -> list[Item]:

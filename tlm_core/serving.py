@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     Windows = Sequence[Encoding]  # of one text
 
 MODEL, METADATA = "model.onnx", "labels.json"
+LINEAR_FILES = (MODEL, METADATA, ALPHABET)  # all files of a linear model that is served
 NGRAM_IDS = "ngram_ids"  # the input of a linear model
 BATCH = 32  # windows, or texts of a linear model, which has one dense value for each feature and text of a batch
 
@@ -45,7 +46,7 @@ def write_metadata(folder: Path, task: Task, model: str, max_length: int | None 
 def copy_model(source: Path, out: Path) -> None:
     """Copy the files that serve a linear model into a new folder, or into an existing one."""
     out.mkdir(exist_ok=True)
-    for name in (MODEL, METADATA, ALPHABET):
+    for name in LINEAR_FILES:
         shutil.copyfile(source / name, out / name)
 
 
@@ -151,7 +152,7 @@ def load_model(folder: Path) -> Model:
         name = str(metadata.get("model", "encoder"))
         windows = int(metadata.get("windows", 1))  # of older exports
         tokenizer, pad = None, 0
-        if name != "linear":
+        if name not in ("linear", "self_trained"):
             tokenizer, pad = _tokenizer(folder, int(metadata["max_length"]), windows)
         alphabet = None if name == "encoder" else read_alphabet(folder)
         labels, pair = tuple(str(label) for label in metadata["labels"]), bool(metadata["pair"])

@@ -280,8 +280,17 @@ class Difference(_Answer):
     values: tuple[object, ...]
 
 
+class ModelScores(_Answer):
+    """The mean test scores of one model of a job, and their spread over the seeds."""
+
+    name: str = Field(description="majority, linear, self_trained, encoder or combined; `model` in a study")
+    mean: dict[str, float | None]
+    spread: dict[str, float | None]
+    file: str = Field("", description="the returned file with its seed; empty for the other models")
+
+
 class Outcome(_Answer):
-    """The scores and cost of a compared job, or the reason why there are none."""
+    """The scores and cost of a compared job, or the reason why there are none. mean, spread: of the returned model."""
 
     job: str
     metric: str | None = None
@@ -290,7 +299,19 @@ class Outcome(_Answer):
     cost: dict[str, dict[str, float]] | None = Field(
         None, description="by stage, and `total`: flops, tokens, seconds, gpu_seconds"
     )
+    models: tuple[ModelScores, ...] = ()
     reason: str | None = None
+
+
+class Verdict(_Answer):
+    """Whether the model of a compared job is better on test than that of the first one, by a paired bootstrap."""
+
+    job: str
+    verdict: Literal["better", "worse", "not distinguishable"] | None = None
+    value: float | None = Field(None, description="score of this job minus that of the first job")
+    low: float | None = Field(None, description="of the 95 % interval")
+    high: float | None = None
+    reason: str | None = Field(None, description="why there is no verdict")
 
 
 class JobSeries(_Answer):
@@ -306,6 +327,7 @@ class Comparison(_Answer):
     jobs: tuple[JobSummary, ...]
     differences: tuple[Difference, ...]
     outcomes: tuple[Outcome, ...]
+    verdicts: tuple[Verdict, ...] = Field((), description="one for each job but the first")
     curves: tuple[JobSeries, ...]
 
 
@@ -324,11 +346,13 @@ class Checkpoint(_Answer):
 
 
 class Model(_Answer):
-    """The files of the exported model. digest: of its manifest."""
+    """The files of a job's model, or of its linear model while there is no other. digest: of the manifest."""
 
     digest: str
     size: int
     files: tuple[FileEntry, ...]
+    final: bool = Field(True, description="false for the linear model of a job that has not returned a model")
+    note: str | None = Field(None, description="why the model is not final")
 
 
 class Provenance(_Answer):
@@ -365,10 +389,25 @@ class Selection(_Answer):
 class Prediction(_Answer):
     """The most likely label of a text with the probability of each label; in regression, the predicted value."""
 
-    label: str = Field(description="in regression: the name of the target")
-    probability: float | None = None
+    label: str | None = Field(description="null if the model abstained; in regression, the name of the target")
+    probability: float | None = Field(None, description="of the most likely label")
     probabilities: dict[str, float] = {}
+    abstained: bool = Field(False, description="the probability is lower than `min_confidence`")
     value: float | None = Field(None, description="the predicted target, in regression only")
+
+
+class PredictingModel(_Answer):
+    """The model that answered a request for predictions."""
+
+    name: str = Field(description="linear, self_trained, encoder or combined")
+    final: bool = Field(description="false for the linear model of a job that has not returned a model")
+    note: str | None = Field(None, description="why the model is not final")
+
+
+class Predictions(Items[Prediction]):
+    """One prediction for each text, in their order."""
+
+    model: PredictingModel
 
 
 # --- webhooks --------------------------------------------------------------------------------------------------------

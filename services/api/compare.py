@@ -1,29 +1,34 @@
-"""Compare jobs: differences, curves, scores and costs."""
+"""Compare jobs: differences, curves, scores, verdicts and costs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from services.api.job_artifacts import artifact_of
 from services.api.series import series_of
+from services.api.verdicts import verdicts
 from services.api.views import job_summary
 from services.common.jobstore import JobStore
 from tlm_core.artifacts import ArtifactStore
 from tlm_core.errors import Conflict, CorruptArtifact, NotFound
+from tlm_core.evaluation.summary import model_rows
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.training.recipe import differences
-from tlm_core.wire import Comparison, Difference, JobSeries, Outcome
+from tlm_core.wire import Comparison, Difference, JobSeries, ModelScores, Outcome
 
 
 def compare(jobs: JobStore, artifacts: ArtifactStore, records: Sequence[JobRecord], *, points: int) -> Comparison:
     """Compare `records`. points: maximum per curve."""
+    outcomes = tuple(_outcome(jobs, artifacts, job) for job in records)
     return Comparison(
         jobs=tuple(map(job_summary, records)),
         differences=tuple(
             Difference(key=key, values=values)
             for key, values in differences([_configuration(job) for job in records]).items()
         ),
-        outcomes=tuple(_outcome(jobs, artifacts, job) for job in records),
+        outcomes=outcomes,
+        verdicts=verdicts(jobs, artifacts, records, outcomes),
         curves=tuple(JobSeries(job=job.id, series=tuple(series_of(jobs, job, points=points))) for job in records),
     )
 
@@ -59,4 +64,7 @@ def _outcome(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord) -> Outcom
     except (Conflict, NotFound, CorruptArtifact) as error:
         return Outcome(job=job.id, reason=error.message)
     parts = {name: report.get(name) for name in ("metric", "mean", "spread", "cost")}
-    return Outcome(job=job.id, **parts, reason=None if parts["mean"] else "The report has no scores.")
+    if not parts["mean"]:
+        return Outcome(job=job.id, **parts, reason="The report has no scores.")
+    models = () if "tasks" in report else model_rows(report)
+    return Outcome(job=job.id, **parts, models=tuple(ModelScores.model_validate(asdict(row)) for row in models))

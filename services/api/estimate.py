@@ -95,7 +95,7 @@ class Estimator:
             memory_bytes=training_bytes(shape, architecture_of(shape).parameters(shape), rows, masked)
             if shape and trained
             else None,
-            disk_bytes=_disk_bytes(plan, texts),
+            disk_bytes=_disk_bytes(plan, texts) if trained else None,
             gpu_hours=gpu_hours,
             passages=passages,
             passages_at_most=at_most,

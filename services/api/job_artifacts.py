@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from fastapi.responses import FileResponse, StreamingResponse
 from starlette.datastructures import Headers
@@ -17,8 +18,11 @@ from tlm_core.errors import Conflict, NotFound
 from tlm_core.jobs.plan import Plan, plan_of
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import TERMINAL
+from tlm_core.serving import LINEAR_FILES
+from tlm_core.stages import BASELINE
 from tlm_core.wire import Checkpoint
 
+_LINEAR = "linear/"  # the folder of the linear model in a download
 _BLOCK = 1 << 20
 _TAR_RECORD = 512
 
@@ -36,6 +40,10 @@ def artifact_of(jobs: JobStore, job: JobRecord, stage: str) -> ManifestRef:
     `evaluate` and `export` mean the report and the model of the job, in every kind.
     """
     plan = plan_of(job)
+    return _artifact(job, plan, artifacts_by_node(jobs, job, plan), stage)
+
+
+def _artifact(job: JobRecord, plan: Plan, done: Mapping[str, ManifestRef], stage: str) -> ManifestRef:
     result_node = {"evaluate": plan.report, "export": plan.model}.get(stage)
     nodes = [
         node.name
@@ -44,12 +52,57 @@ def artifact_of(jobs: JobStore, job: JobRecord, stage: str) -> ManifestRef:
     ]
     if not nodes:
         raise NotFound(f"Job {job.id} has no stage '{stage}'.")
-    done = artifacts_by_node(jobs, job, plan)
     if nodes[-1] in done:
         return done[nodes[-1]]
     if job.state in TERMINAL:
         raise NotFound(f"Job {job.id} is {job.state} without a result of stage '{stage}'. Retry it.", state=job.state)
     raise Conflict(f"Job {job.id} is {job.state} and has not finished stage '{stage}' yet.", state=job.state)
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """The model that a job serves now: the one that it returns or, before that one exists, its linear model.
+
+    note: one sentence if the model is not final.
+    """
+
+    ref: ManifestRef
+    note: str | None = None
+
+    @property
+    def final(self) -> bool:
+        return self.note is None
+
+    def files(self, artifacts: ArtifactStore) -> dict[str, FileEntry]:
+        """The files by their names in a download."""
+        files = artifacts.manifest(self.ref).files
+        if self.final:
+            return {file.name: file for file in files}
+        return {_LINEAR + file.name: file for file in files if file.name in LINEAR_FILES}
+
+
+def served_model(jobs: JobStore, job: JobRecord) -> ServedModel:
+    """The model of a job for predictions. Raises Conflict while there is none, NotFound if there never will be one."""
+    plan = plan_of(job)
+    done = artifacts_by_node(jobs, job, plan)
+    if plan.model in done or BASELINE.name not in done:
+        return ServedModel(_artifact(job, plan, done, "export"))
+    return ServedModel(done[BASELINE.name], _note(job))
+
+
+def _note(job: JobRecord) -> str:
+    if job.state in TERMINAL:
+        return f"The job is {job.state} and has no final model. This is its linear model."
+    return f"The job is {job.state}. This is its linear model; the final model will replace it."
+
+
+def model_file_response(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord, name: str) -> FileResponse:
+    """One file of a job's model. Those of the linear model exist as soon as its stage is done, under the same names."""
+    if name.startswith(_LINEAR) and (linear := name.removeprefix(_LINEAR)) in LINEAR_FILES:
+        ref = artifacts_by_node(jobs, job).get(BASELINE.name)
+        if ref is not None:
+            return file_response(artifacts, ref, linear)
+    return file_response(artifacts, artifact_of(jobs, job, "export"), name)
 
 
 def checkpoints_of(jobs: JobStore, job: JobRecord) -> list[CheckpointRef]:
@@ -107,14 +160,16 @@ def file_response(artifacts: ArtifactStore, ref: ManifestRef, name: str) -> File
     return _RangedFile(path, media_type="application/octet-stream", filename=path.name, headers=headers)
 
 
-def archive_response(artifacts: ArtifactStore, ref: ManifestRef, name: str) -> StreamingResponse:
-    """All files of an artifact as a tar stream below the folder `name`; equal artifacts give equal bytes.
+def archive_response(
+    artifacts: ArtifactStore, ref: ManifestRef, name: str, files: Mapping[str, FileEntry] | None = None
+) -> StreamingResponse:
+    """Files of an artifact as a tar stream below the folder `name`; equal artifacts give equal bytes.
 
-    Raises CorruptArtifact, NotFound.
+    files: by their names in the archive, by default all. Raises CorruptArtifact, NotFound.
     """
-    files = artifacts.manifest(ref).files
+    files = files if files is not None else {file.name: file for file in artifacts.manifest(ref).files}
     artifacts.localize(ref)  # Report missing files before the response begins.
-    size = sum(_TAR_RECORD + _padded(file.size) for file in files) + 2 * _TAR_RECORD
+    size = sum(_TAR_RECORD + _padded(file.size) for file in files.values()) + 2 * _TAR_RECORD
     headers = {
         "Content-Length": str(size),
         "Content-Disposition": f'attachment; filename="{name}.tar"',
@@ -124,9 +179,9 @@ def archive_response(artifacts: ArtifactStore, ref: ManifestRef, name: str) -> S
     return StreamingResponse(_tar(artifacts, ref, files, name), media_type="application/x-tar", headers=headers)
 
 
-def _tar(artifacts: ArtifactStore, ref: ManifestRef, files: Sequence[FileEntry], name: str) -> Iterator[bytes]:
-    for file in files:
-        entry = tarfile.TarInfo(f"{name}/{file.name}")
+def _tar(artifacts: ArtifactStore, ref: ManifestRef, files: Mapping[str, FileEntry], name: str) -> Iterator[bytes]:
+    for member, file in files.items():
+        entry = tarfile.TarInfo(f"{name}/{member}")
         entry.size, entry.mode = file.size, 0o644
         yield entry.tobuf(tarfile.USTAR_FORMAT)
         with artifacts.open(ref, file.name) as handle:

@@ -7,12 +7,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import InvalidRequest
 from tlm_core.serving import Model, load_model
+from tlm_core.wire import Prediction
 
 
 class Predictor:
@@ -30,11 +28,16 @@ class Predictor:
         self._loading: dict[str, threading.Lock] = {}
 
     def predict(
-        self, export: ManifestRef, texts: Sequence[str], pairs: Sequence[str] | None
-    ) -> tuple[tuple[str, ...], NDArray[np.float32]]:
-        """The labels, and probabilities of shape (texts, labels). Raises InvalidRequest, CorruptArtifact.
+        self,
+        export: ManifestRef,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None,
+        min_confidence: float | None = None,
+    ) -> tuple[Model, tuple[Prediction, ...]]:
+        """The model and its predictions of the texts, in their order. Raises InvalidRequest, CorruptArtifact.
 
-        In regression there is one label, the target's name, and its values replace the probabilities."""
+        min_confidence: texts whose highest probability is lower get no label.
+        """
         model = self.model(export)
         if model.pair and pairs is None:
             raise InvalidRequest("This model classifies pairs of texts. Send the second texts as 'pairs'.")
@@ -42,7 +45,10 @@ class Predictor:
             raise InvalidRequest("This model classifies single texts. Omit 'pairs'.")
         if pairs is not None and len(pairs) != len(texts):
             raise InvalidRequest(f"The request has {len(texts)} texts but {len(pairs)} pairs. Send one pair per text.")
-        return model.labels, model.probabilities(texts, pairs)
+        if min_confidence is not None and not model.type.has_classes:
+            raise InvalidRequest("This model predicts a number, which has no probability. Omit 'min_confidence'.")
+        rows = model.probabilities(texts, pairs).tolist()
+        return model, tuple(_prediction(model, row, min_confidence) for row in rows)
 
     def model(self, export: ManifestRef) -> Model:
         """The model of an export artifact. Concurrent requests load it once."""
@@ -62,3 +68,17 @@ class Predictor:
                     while len(self._models) > 1 and sum(m.size for m in self._models.values()) > self._capacity:
                         self._models.popitem(last=False)
             return model
+
+
+def _prediction(model: Model, row: list[float], min_confidence: float | None) -> Prediction:
+    """The prediction of one text. row: its probabilities, or the value of its regression target."""
+    if not model.type.has_classes:
+        return Prediction(label=model.labels[0], value=row[0])
+    best = max(range(len(row)), key=row.__getitem__)
+    abstained = min_confidence is not None and row[best] < min_confidence
+    return Prediction(
+        label=None if abstained else model.labels[best],
+        probability=row[best],
+        probabilities=dict(zip(model.labels, row, strict=True)),
+        abstained=abstained,
+    )

@@ -24,16 +24,17 @@ from tokenizers.pre_tokenizers import Whitespace
 from services.common.catalog_records import CorpusVersion
 from services.common.jobstore import CheckpointRef
 from tests.contract.gateway import Gateway, T, add_dataset, make_gateway
-from tests.contract.job_results import make_export, publish
+from tests.contract.job_results import make_export, make_linear, publish
 from tests.factories import make_spec
 from tests.redis_server import RedisServer
 from tlm_core.artifacts import ManifestRef
 from tlm_core.corpus.states import CorpusState, LoadState
 from tlm_core.errors import NonFiniteLoss
-from tlm_core.evaluation.report import report_meta
+from tlm_core.evaluation.bootstrap import Difference
+from tlm_core.evaluation.report import over_seeds, report_meta, worth_in_words, write_report
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord, Progress, Resolved
-from tlm_core.tasks.metrics import score, summary
+from tlm_core.tasks.metrics import score
 from tlm_core.tasks.types import TASK_TYPES
 from tlm_core.training.recipe import resolve
 
@@ -189,6 +190,9 @@ def begin(gateway: Gateway, job: JobRecord) -> None:
         folder.mkdir(parents=True)
         if node.stage.name == "validate":
             make_task(folder, job)
+        elif node.stage.name == "baseline":
+            hostile = {HOSTILE: ["plain"], "other": ["text"]}
+            make_linear(folder, hostile if job.spec.dataset == "hostile" else {k: TOPICS[k].split() for k in LABELS})
         elif node.stage.name == "select":
             make_selection(folder, HOSTILE if job.spec.dataset == "hostile" else "")
         else:
@@ -266,7 +270,7 @@ def loss_curve(total: int, until: int, seed: int) -> list[dict[str, Any]]:
 
 def finish(gateway: Gateway, job: JobRecord, labels: tuple[str, ...], skill: float) -> None:
     store, artifacts = gateway.parts.jobs, gateway.parts.artifacts
-    report = make_report(labels, job.spec.seeds, skill)
+    report, outputs = make_report(labels, job.spec.seeds, skill)
     done = published_of(gateway, job)
     for node in plan_of(job).nodes:
         if node.name in done:
@@ -287,7 +291,7 @@ def finish(gateway: Gateway, job: JobRecord, labels: tuple[str, ...], skill: flo
             }
             (folder / "history.json").write_text(json.dumps(history | {"job": job.id}))
         elif node.stage.name == "evaluate":
-            (folder / "report.json").write_text(json.dumps(report))
+            write_report(folder, report, outputs)
         else:
             make_model(folder, labels)
         done[node.name] = publish(store, artifacts, job, node.name, folder)
@@ -302,35 +306,41 @@ def finish(gateway: Gateway, job: JobRecord, labels: tuple[str, ...], skill: flo
     store.finish(job, "maker", result)
 
 
-def make_report(labels: tuple[str, ...], seeds: tuple[int, ...], skill: float) -> dict[str, Any]:
-    """Return the report of the evaluate stage for random predictions. The scores are computed as in that stage."""
-    count = len(labels)
-    rng = np.random.default_rng(0)
+def true_labels(count: int) -> dict[str, np.ndarray]:
+    """Return the same random labels of validation and test for each call."""
     weights = np.arange(count, 0, -1) / np.arange(count, 0, -1).sum()
-    entries, splits = [], {}
-    for split, rows in (("validation", 90), ("test", 120)):
-        splits[split] = rng.choice(count, rows, p=weights)
+    rng = np.random.default_rng(0)
+    return {split: rng.choice(count, rows, p=weights) for split, rows in (("validation", 90), ("test", 120))}
+
+
+def make_report(
+    labels: tuple[str, ...], seeds: tuple[int, ...], skill: float
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the report of the evaluate stage for random predictions, and the outputs of the returned model.
+
+    The scores are computed as in that stage.
+    """
+    count, rng = len(labels), np.random.default_rng(1)
+    splits = true_labels(count)
+    entries, outputs = [], {}
     for seed in seeds:
-        entry: dict[str, Any] = {"seed": seed, "chosen": None, "cost": {}}
-        for split, truth in splits.items():
-            guess = np.where(rng.random(len(truth)) < skill, truth, rng.choice(count, len(truth)))
-            entry[split] = score(truth, guess, count, "macro_f1", in_train=np.arange(len(truth)) < 3)
-        entries.append(entry)
+        models: dict[str, Any] = {}
+        for name, gain in (("linear", -0.1), ("encoder", -0.05), ("combined", 0.0)):
+            models[name] = {}
+            for split, truth in splits.items():
+                guess = np.where(rng.random(len(truth)) < skill + gain, truth, rng.choice(count, len(truth)))
+                outputs[f"{split}.s{seed}"] = np.eye(count, dtype=np.float32)[guess]
+                models[name][split] = score(truth, guess, count, "macro_f1", in_train=np.arange(len(truth)) < 3)
+        entries.append({"seed": seed, "chosen": None, "cost": {}, **models["combined"], "models": models})
     report: dict[str, Any] = {
         "task": "tickets",
         "metric": "macro_f1",
         "labels": list(labels),
+        "returned": {"model": "combined", "seed": seeds[-1], "reason": "It has the best score on validation."},
         "seeds": entries,
-        "mean": {},
-        "spread": {},
+        **over_seeds(entries),
+        "models": {name: over_seeds([entry["models"][name] for entry in entries]) for name in entries[0]["models"]},
     }
-    for split in splits:
-        for name in ("macro_f1", "micro_f1", "accuracy"):
-            over = summary([entry[split][name] for entry in entries])
-            report["mean"].setdefault(split, {})[name] = over["mean"]
-            report["spread"].setdefault(split, {})[name] = over["std"]
-        clean = summary([entry[split]["deduplicated"]["macro_f1"] for entry in entries])
-        report["mean"][split]["deduplicated"], report["spread"][split]["deduplicated"] = clean["mean"], clean["std"]
     report["majority"] = {
         split: TASK_TYPES["single_label"].baseline(
             np.array(truth), truth, count, "macro_f1", in_train=np.arange(len(truth)) < 3
@@ -341,6 +351,7 @@ def make_report(labels: tuple[str, ...], seeds: tuple[int, ...], skill: float) -
     report["warnings"] = [
         "7 of 120 test texts are longer than 8 windows of 512 tokens; the model does not read their ends."
     ]
+    report["worth"] = {"words": worth_in_words("macro_f1", Difference(0.061, 0.012, 0.11, 0.03), 149.5)}
     cost = {
         "prepare": {"flops": 0.0, "tokens": 2_140_332, "seconds": 6.2, "gpu_seconds": 0.0},
         "joint": {"flops": 3.1e13, "tokens": 6_002_112, "seconds": 98.4, "gpu_seconds": 0.0},
@@ -349,7 +360,7 @@ def make_report(labels: tuple[str, ...], seeds: tuple[int, ...], skill: float) -
     total = {
         name: sum(stage[name] for stage in cost.values()) for name in ("flops", "tokens", "seconds", "gpu_seconds")
     }
-    return report | {"cost": {**cost, "total": total}}
+    return report | {"cost": {**cost, "total": total}}, outputs
 
 
 def make_task(folder: Path, job: JobRecord) -> None:
@@ -361,7 +372,9 @@ def make_task(folder: Path, job: JobRecord) -> None:
         "label": pa.array(labels, pa.int32()),
     }
     pq.write_table(pa.table(rows), folder / "train.parquet")
-    (folder / "task.json").write_text(json.dumps({"labels": LABELS, "job": job.id}))
+    count = 2 if job.spec.dataset == "hostile" else len(LABELS)
+    pq.write_table(pa.table({"label": pa.array(true_labels(count)["test"], pa.int32())}), folder / "test.parquet")
+    (folder / "task.json").write_text(json.dumps({"labels": LABELS}))
 
 
 def make_selection(folder: Path, hostile: str, count: int = 60) -> None:

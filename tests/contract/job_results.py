@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,12 @@ from tokenizers.processors import TemplateProcessing
 from services.common.jobstore import JobStore
 from services.common.situation import Situation
 from tlm_core.artifacts import ArtifactStore, ManifestRef
+from tlm_core.evaluation.combine import Scales
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord
+from tlm_core.linear.graph import write_linear
+from tlm_core.linear.model import Features, LinearModel
+from tlm_core.serving import METADATA, MODEL
 
 LABELS = ("bad", "good")
 VOCABULARY = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "good": 4, "bad": 5, "film": 6}
@@ -54,6 +59,8 @@ def complete(
                 (folder / "report.json").write_text(json.dumps({"test": {"macro_f1": 0.5}}))
             case "export":
                 make_export(folder)
+            case "baseline":
+                make_linear(folder, {"bad": ["bad"], "good": ["good"]})
             case _:
                 (folder / "x.json").write_text(json.dumps({"node": node.name}))
         done[node.name] = publish(store, artifacts, job, node.name, folder)
@@ -117,3 +124,17 @@ def make_export(folder: Path, *, pair: bool = False, size: int = 0) -> None:
     onnx.save(
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), folder / "model.onnx"
     )
+
+
+def make_linear(folder: Path, words: Mapping[str, Sequence[str]]) -> None:
+    """Write what the baseline stage writes for predictions: a linear model that assigns words to labels."""
+    features, _ = Features.learn([(word,) for of_label in words.values() for word in of_label], ["words"])
+    names = features.word_names()
+    weights = np.zeros((len(names), len(words)), np.float32)
+    for number, of_label in enumerate(words.values()):
+        weights[[names.index(word) for word in of_label], number] = 4.0
+    model = LinearModel(features, weights, np.zeros(len(words), np.float32))
+    model.write(folder)
+    write_linear(model, Scales(linear=1.0, encoder=0.0), folder / MODEL)
+    labels = {"labels": list(words), "pair": False, "task_type": "single_label", "model": "linear"}
+    (folder / METADATA).write_text(json.dumps(labels))

@@ -39,6 +39,18 @@ def test_submitted_job_is_fully_resolved(api: TestClient, gateway: Gateway) -> N
         assert f'"{internal}"' not in answer.text
 
 
+def test_instant_job_needs_no_corpus_and_trains_the_linear_model_alone(api: TestClient) -> None:
+    job = api.post("/v1/jobs", json={"dataset": "toy", "scale": "instant"}).json()
+    assert [stage["stage"] for stage in job["stages"]] == ["validate", "baseline", "evaluate_linear", "export_linear"]
+    assert (job["corpus"], job["scale"]) == (None, "instant")
+    estimate = api.post("/v1/jobs/estimate", json={"dataset": "toy", "scale": "instant"}).json()
+    assert (estimate["flops"], estimate["memory_bytes"], estimate["disk_bytes"]) == (None, None, None)
+    assert estimate["reasons"]["memory_bytes"] == "the job trains no encoder"
+    for change in ({"corpus": "docs"}, {"overrides": {"joint.rho2": 5}}, {"recipe": "paper"}, {"kind": "prune"}):
+        answer = api.post("/v1/jobs", json={"dataset": "toy", "scale": "instant", **change})
+        assert answer.status_code == 422, change
+
+
 def test_later_upload_does_not_change_a_job(api: TestClient, gateway: Gateway) -> None:
     job = api.post("/v1/jobs", json=BODY).json()
     newer = upload(api, train="text,label\n" + "".join(f"other {n},{n % 2}\n" for n in range(30))).json()

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 import random
+import tarfile
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
 from services.common.jobstore import CheckpointRef
+from tests.contract.filled_dashboard import Contents
 from tests.contract.gateway import Gateway
 from tests.contract.job_results import complete, make_export, publish
 from tests.factories import make_resolved, make_spec
+from tlm_core.errors import NonFiniteLoss
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.training.recipe import resolve
@@ -189,3 +194,74 @@ def test_invalid_texts_are_refused(api: TestClient, gateway: Gateway, body: Any,
     answer = api.post(f"/v1/jobs/{completed(gateway)}/predict", json=body)
     assert answer.status_code == 422
     assert message in answer.json()["detail"]
+
+
+def test_linear_model_answers_until_the_final_model_exists(api: TestClient, gateway: Gateway) -> None:
+    job = running(gateway)
+    complete(gateway.parts.jobs, gateway.parts.artifacts, job, gateway.root, up_to="baseline")
+    note = "The job is running. This is its linear model; the final model will replace it."
+    answer = api.post(f"/v1/jobs/{job.id}/predict", json={"texts": ["good", "bad"]}).json()
+    assert [prediction["label"] for prediction in answer["data"]] == ["good", "bad"]
+    assert answer["model"] == {"name": "linear", "final": False, "note": note}
+    model = api.get(f"/v1/jobs/{job.id}/model").json()
+    assert (model["final"], model["note"]) == (False, note)
+    names = ["linear/labels.json", "linear/model.onnx", "linear/ngrams.json"]
+    assert [file["name"] for file in model["files"]] == names
+    for file in model["files"]:
+        content = api.get(f"/v1/jobs/{job.id}/model/files/{file['name']}").content
+        assert hashlib.sha256(content).hexdigest() == file["sha256"]
+    with tarfile.open(fileobj=io.BytesIO(api.get(f"/v1/jobs/{job.id}/model/archive").content)) as archive:
+        assert archive.getnames() == [f"{job.id}/{name}" for name in names]
+    for name in ("model.onnx", "linear/outputs.npz"):
+        assert api.get(f"/v1/jobs/{job.id}/model/files/{name}").status_code == 409
+    complete(gateway.parts.jobs, gateway.parts.artifacts, job, gateway.root)
+    answer = api.post(f"/v1/jobs/{job.id}/predict", json={"texts": ["good"]}).json()
+    assert answer["model"] == {"name": "encoder", "final": True, "note": None}
+    assert api.get(f"/v1/jobs/{job.id}/model").json()["final"]
+    assert api.get(f"/v1/jobs/{job.id}/model/files/linear/model.onnx").status_code == 200, "The name stays valid."
+
+
+def test_linear_model_remains_after_the_job_failed(api: TestClient, gateway: Gateway) -> None:
+    job = running(gateway)
+    complete(gateway.parts.jobs, gateway.parts.artifacts, job, gateway.root, up_to="baseline")
+    gateway.parts.jobs.fail(job, "a", NonFiniteLoss("The loss is not finite."))
+    answer = api.post(f"/v1/jobs/{job.id}/predict", json={"texts": ["good"]}).json()
+    assert answer["model"]["note"] == "The job is failed and has no final model. This is its linear model."
+
+
+def test_texts_below_the_minimum_confidence_have_no_label(api: TestClient, gateway: Gateway) -> None:
+    url = f"/v1/jobs/{completed(gateway)}/predict"
+    answer = api.post(url, json={"texts": ["good", "film"], "min_confidence": 0.8}).json()["data"]
+    assert [(row["label"], row["abstained"]) for row in answer] == [("good", False), (None, True)]
+    assert answer[1]["probability"] == pytest.approx(0.5) and set(answer[1]["probabilities"]) == {"good", "bad"}
+    assert api.post(url, json={"texts": ["good"], "min_confidence": 1.5}).status_code == 422
+
+
+def test_regression_refuses_a_minimum_confidence(api: TestClient, gateway: Gateway) -> None:
+    job = running(gateway)
+    complete(gateway.parts.jobs, gateway.parts.artifacts, job, gateway.root, up_to="evaluate")
+    folder = gateway.root / "files" / "regression"
+    make_export(folder)
+    facts = {"labels": ["stars"], "max_length": 8, "pair": False, "task_type": "regression"}
+    (folder / "labels.json").write_text(json.dumps(facts))
+    publish(gateway.parts.jobs, gateway.parts.artifacts, job, "export", folder)
+    answer = api.post(f"/v1/jobs/{job.id}/predict", json={"texts": ["x"], "min_confidence": 0.5})
+    assert (answer.status_code, "Omit 'min_confidence'" in answer.json()["detail"]) == (422, True)
+
+
+def test_comparison_has_models_and_a_verdict_against_the_first_job(filled: tuple[Gateway, Contents]) -> None:
+    gateway, contents = filled
+    names = [contents.jobs[name] for name in ("succeeded", "alone", "hostile", "running")]
+    with gateway.test_client() as api:
+        body = api.get("/v1/jobs/compare", params={"ids": names}).json()
+        report = api.get(f"/v1/jobs/{names[1]}/report").json()
+    models = {row["name"]: row for row in body["outcomes"][1]["models"]}
+    assert list(models) == ["majority", "linear", "encoder", "combined"]
+    assert [name for name, row in models.items() if row["file"]] == ["combined"]
+    assert models["linear"]["mean"]["macro_f1"] == report["models"]["linear"]["mean"]["test"]["macro_f1"]
+    alone, hostile, unfinished = body["verdicts"]
+    means = [outcome["mean"]["test"]["macro_f1"] for outcome in body["outcomes"][:2]]
+    assert alone["job"] == names[1] and alone["verdict"] == "worse"
+    assert alone["value"] == pytest.approx(means[1] - means[0]) and alone["low"] < alone["value"] < alone["high"] < 0
+    assert hostile["verdict"] is None and hostile["reason"] == "The jobs have different datasets."
+    assert unfinished["reason"] == f"{names[3]} has no predictions on test."

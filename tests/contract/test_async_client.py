@@ -51,7 +51,7 @@ def test_jobs_are_submitted_watched_and_downloaded_concurrently(redis_client: re
                     member = members[f"{job_id}/{file.relative_to(tmp_path / 'model')}"]
                     assert member is not None and member.read() == file.read_bytes()
                 assert len(members) == len(files)
-            assert [p.label for p in await tlm.predict(job_id, ["good", "bad"])] == ["good", "bad"]
+            assert [p.label for p in (await tlm.predict(job_id, ["good", "bad"])).data] == ["good", "bad"]
             async for event in tlm.events(job_id):
                 assert event.seq == 1
                 break

@@ -146,7 +146,11 @@ def test_compare_page_shows_differences_and_scores(filled: tuple[Gateway, Conten
     ids = f"id={contents.jobs['succeeded']}&id={contents.jobs['alone']}"
     text = browser.get(f"/ui/compare?{ids}").text
     assert "selection.selector" in text and "joint.rho1" not in text
-    assert text.count("± ") == 3, "Only the job with three seeds has a spread for each score."
+    # Only the job with three seeds has a spread: for each score, and for each of its models.
+    assert text.count("± ") == 3 + 3
+    words = " ".join(Tags(text).words.split())
+    assert "linear" in words and "model.onnx, seed 2" in words and "model.onnx, seed 0" in words
+    assert re.search(r"against A–(better|worse|not distinguishable)[+-]0\.\d{3} ?95 % interval", words)
     points = browser.get(f"/ui/compare/points?stage=finetune&{ids}").json()
     assert [curve["name"] for curve in points["curves"]] == ["A", "B"]
     many = "&".join(f"id={job}" for job in contents.jobs.values())

@@ -28,6 +28,10 @@ def test_results_show_scores_classes_confusions_and_costs(filled: tuple[Gateway,
     mean, spread = report["mean"]["test"]["macro_f1"], report["spread"]["test"]["macro_f1"]
     assert f"{mean:.3f} ± {spread:.3f} macro-F1" in words
     assert all(label in words for label in LABELS) and report["warnings"][0] in words
+    assert "linear" in words and "combined" in words and words.count("model.onnx, seed 2") == 1
+    file = report["seeds"][2]["test"]["macro_f1"]
+    assert f"combined with the linear model: macro-F1 {file:.4f} on test." in words
+    assert report["worth"]["words"] in words
     assert "4.1 × 10¹³ FLOPs The paper’s small scale takes 3.2 × 10¹⁸ FLOPs, 79,000 times as many" in words
     confusion = report["seeds"][2]["test"]["confusion"]
     cells = re.findall(r'<td class="s\d(?: right)?">(\d+)</td>', text)
@@ -39,9 +43,8 @@ def test_results_show_scores_classes_confusions_and_costs(filled: tuple[Gateway,
 def test_missing_result_names_its_stage(filled: tuple[Gateway, Contents]) -> None:
     gateway, contents = filled
     browser = signed_in(gateway)
-    for tab in ("results", "model"):
-        answer = browser.get(f"/ui/jobs/{contents.jobs['running']}/{tab}")
-        assert answer.status_code == 200 and "will appear here after the" in answer.text
+    answer = browser.get(f"/ui/jobs/{contents.jobs['running']}/results")
+    assert answer.status_code == 200 and "will appear here after the “evaluate” stage" in answer.text
     assert "/selection" not in browser.get(f"/ui/jobs/{contents.jobs['alone']}").text
 
 
@@ -84,7 +87,37 @@ def test_model_page_classifies_texts(filled: tuple[Gateway, Contents]) -> None:
     assert "<html" in browser.post(path, data={"texts": "invoice"}).text, "The page works without scripts."
     empty = browser.post(path, data={"texts": " "}, headers={"HX-Request": "true"})
     assert (empty.status_code, "Enter a text" in empty.text) == (422, True)
-    assert browser.post(f"/ui/jobs/{contents.jobs['running']}/predict", data={"texts": "x"}).status_code == 409
+
+
+def test_job_without_any_model_says_when_one_appears(gateway: Gateway) -> None:
+    job, _ = gateway.parts.jobs.submit(T, make_spec(), make_resolved())
+    browser = signed_in(gateway)
+    assert "will appear here after the “baseline” stage" in browser.get(f"/ui/jobs/{job.id}/model").text
+    assert browser.post(f"/ui/jobs/{job.id}/predict", data={"texts": "x"}).status_code == 409
+
+
+def test_linear_model_can_be_tried_before_the_job_ends(filled: tuple[Gateway, Contents]) -> None:
+    gateway, contents = filled
+    browser, path = signed_in(gateway), f"/ui/jobs/{contents.jobs['running']}"
+    note = "The job is running. This is its linear model; the final model will replace it."
+    assert note in browser.get(f"{path}/model").text and "The linear model is ready" in browser.get(path).text
+    part = browser.post(
+        f"{path}/predict", data={"texts": "invoice charge\nparcel"}, headers={"HX-Request": "true"}
+    ).text
+    assert re.findall(r'class="best"><th scope="row" class="label">(\w+)<', part) == ["billing", "delivery"]
+    assert "Answered by the linear model, which is not the final one." in part
+    assert browser.get(f"{path}/files/linear/model.onnx").status_code == 200
+    assert "linear model is ready" not in browser.get(f"/ui/jobs/{contents.jobs['succeeded']}").text
+
+
+def test_model_page_abstains_below_the_minimum_confidence(filled: tuple[Gateway, Contents]) -> None:
+    gateway, contents = filled
+    browser, path = signed_in(gateway), f"/ui/jobs/{contents.jobs['succeeded']}/predict"
+    form, part = {"texts": "invoice payment\nzzz", "confidence": "0.5"}, {"HX-Request": "true"}
+    text = browser.post(path, data=form, headers=part).text
+    assert text.count("No label") == 1 and text.count('class="best"') == 1
+    wrong = browser.post(path, data={**form, "confidence": "2"}, headers=part)
+    assert (wrong.status_code, "a number from 0 to 1" in wrong.text) == (422, True)
 
 
 def test_session_can_download_files(filled: tuple[Gateway, Contents]) -> None:
@@ -135,7 +168,7 @@ def test_studies_show_summary_and_plot(gateway: Gateway) -> None:
         assert claimed is not None
         folder = gateway.root / "files" / kind
         folder.mkdir(parents=True)
-        report = make_report(LABELS, (0, 1), 0.7) | {"words": f"Said of {HOSTILE}."}
+        report = make_report(LABELS, (0, 1), 0.7)[0] | {"words": f"Said of {HOSTILE}."}
         if shared:
             alone = {name: report[name] for name in ("mean", "spread")}
             report = {"words": report["words"], "mean": {"test": {"value": 0.5}}, "spread": {"test": {"value": None}}}

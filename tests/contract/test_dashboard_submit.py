@@ -73,6 +73,17 @@ def test_each_kind_reads_its_own_fields_and_no_others(gateway: Gateway) -> None:
     assert submitted(gateway, kind="train", **fields).spec.options == TrainOptions()
 
 
+def test_form_for_the_instant_scale_ignores_the_corpus(gateway: Gateway) -> None:
+    fill(gateway)
+    job = submitted(gateway, scale="instant")
+    assert (job.spec.corpus, job.resolved.corpus_name, job.spec.scale) == (None, None, "instant")
+    text = signed_in(gateway).get(f"/ui/jobs/{job.id}").text
+    assert "finetune.epochs" not in text and "export_linear" in text
+    data = {"dataset": "tickets", "corpus": "manuals", "scale": "instant"}
+    preview = signed_in(gateway).post("/ui/submit/preview", data=data).text
+    assert "linear, on n-grams" in preview and "joint stage" not in preview
+
+
 def test_form_for_a_prune_job_ignores_inherited_fields(gateway: Gateway) -> None:
     trained = gateway.parts.jobs.get(T, fill(gateway).jobs["succeeded"])
     job = submitted(gateway, kind="prune", scale="small", seeds="9",

@@ -108,7 +108,7 @@ class Stack:
 
     def weights(self, job_id: str) -> str:
         """Return the SHA-256 of the exported weights."""
-        return next(file.sha256 for file in self.client.model(job_id) if file.name == "model/model.safetensors")
+        return next(file.sha256 for file in self.client.model(job_id).files if file.name == "model/model.safetensors")
 
     def finish(self, spec: JobSpec) -> Job:
         """Submit a job and wait for its end."""

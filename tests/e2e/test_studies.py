@@ -30,8 +30,8 @@ def test_learning_curve_exports_a_bilstm_that_predicts(embedded: Stack) -> None:
     assert report["sizes"] == [40] and report["dropped"][0]["rows"] == 2
     assert set(report["against"]) == {"encoder", "tlm"} and report["words"]
     predictions = embedded.client.predict(job, TEXTS)
-    assert {prediction.label for prediction in predictions} <= {"weather", "kitchen", "harbour"}
-    files = {file.name for file in embedded.client.model(job)}
+    assert {prediction.label for prediction in predictions.data} <= {"weather", "kitchen", "harbour"}
+    files = {file.name for file in embedded.client.model(job).files}
     assert {"plot.svg", "curves.csv", "model.onnx", "report.json"} <= files
 
 
@@ -41,7 +41,7 @@ def test_pruning_reuses_the_dense_model_and_exports_a_smaller_one(embedded: Stac
     assert report["dense"]["mean"] == dense["models"]["encoder"]["mean"]
     assert embedded.started_nodes(job)[0] == "importance.s0"
     assert report["inference"]["sliced"]["bytes"] < report["inference"]["dense"]["bytes"]
-    assert len(embedded.client.predict(job, TEXTS)) == 2
+    assert len(embedded.client.predict(job, TEXTS).data) == 2
     embedded.client.download(job, tmp_path / "model")
     from transformers import AutoModelForSequenceClassification
 
@@ -56,7 +56,7 @@ def test_validation_chooses_among_rates_and_reuses_a_known_one(embedded: Stack) 
     (entry,) = report["seeds"]
     assert entry["chosen"]["score"] == max(attempt["score"] for attempt in entry["tries"])
     assert report["cost"]["finetune"]["flops"] == pytest.approx(2 * single["cost"]["finetune"]["flops"])
-    assert len(embedded.client.predict(job, TEXTS)) == 2
+    assert len(embedded.client.predict(job, TEXTS).data) == 2
 
 
 def test_ticket_sharing_compares_three_systems(embedded: Stack, data: Path) -> None:

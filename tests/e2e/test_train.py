@@ -12,19 +12,32 @@ import pytest
 from tests.e2e.stack import STEPS, Stack, make_spec, run_stack
 from tests.support import wait_for
 from tlm_core.artifacts import sha256_file
+from tlm_core.evaluation.summary import headline
 from tlm_core.serving import load_model
 from tlm_core.tasks.metrics import score
-from tlm_core.wire import Job
+from tlm_core.wire import Job, Predictions
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.timeout(420)]
 
 
 @pytest.fixture(scope="module")
-def killed(embedded: Stack) -> tuple[Job, int]:
-    """A finished job whose worker was killed once, and the step of the checkpoint before that."""
+def running(embedded: Stack) -> tuple[Job, int, Predictions]:
+    """A job whose worker was killed once, the step of the checkpoint before that, and its answer at that time."""
     job = embedded.client.submit(make_spec())
     step = embedded.kill_worker(job.id)
-    return embedded.client.wait(job.id), step
+    return job, step, embedded.client.predict(job.id, ["rain and thunder", "the old ship", "butter with flour"])
+
+
+@pytest.fixture(scope="module")
+def killed(embedded: Stack, running: tuple[Job, int, Predictions]) -> tuple[Job, int]:
+    """The finished job whose worker was killed once, and the step of the checkpoint before that."""
+    return embedded.client.wait(running[0].id), running[1]
+
+
+def test_linear_model_answers_before_the_job_ends(running: tuple[Job, int, Predictions]) -> None:
+    answer = running[2]
+    assert (answer.model.name, answer.model.final) == ("linear", False)
+    assert [prediction.label for prediction in answer.data] == ["weather", "harbour", "kitchen"]
 
 
 def test_job_with_killed_worker_resumes_from_its_checkpoint(embedded: Stack, killed: tuple[Job, int]) -> None:
@@ -48,7 +61,7 @@ def test_downloaded_model_scores_what_the_report_says(
 
     job, _ = killed
     embedded.client.download(job.id, tmp_path)
-    for file in embedded.client.model(job.id):
+    for file in embedded.client.model(job.id).files:
         assert sha256_file(tmp_path / file.name) == file.sha256
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
@@ -58,7 +71,8 @@ def test_downloaded_model_scores_what_the_report_says(
     predicted = model(**encoded).logits.argmax(-1).numpy()
     labels = np.array([model.config.label2id[row["label"]] for row in rows])
     scores = score(labels, predicted, 3, "macro_f1")
-    (reported,) = embedded.client.report(job.id)["seeds"]
+    report = embedded.client.report(job.id)
+    (reported,) = report["seeds"]
     encoder = reported["models"]["encoder"]["test"]
     assert scores["macro_f1"] == pytest.approx(encoder["macro_f1"], abs=1e-4)
     assert scores["accuracy"] == pytest.approx(encoder["accuracy"], abs=1e-4)
@@ -66,7 +80,8 @@ def test_downloaded_model_scores_what_the_report_says(
     returned = load_model(tmp_path)
     predicted = returned.probabilities(texts).argmax(1)
     assert score(labels, predicted, 3, "macro_f1")["macro_f1"] == pytest.approx(reported["test"]["macro_f1"], abs=1e-4)
-    served = [prediction.label for prediction in embedded.client.predict(job.id, texts[:20])]
+    assert headline(report).endswith(f"macro-F1 {reported['test']['macro_f1']:.4f} on test.")
+    served = [prediction.label for prediction in embedded.client.predict(job.id, texts[:20]).data]
     assert served == [returned.labels[label] for label in predicted[:20]]
 
 

@@ -8,7 +8,7 @@ import typer
 
 from tlm_client.console import AsJson, JobId, print_result, session_of, table
 from tlm_client.display import spark
-from tlm_client.summary import format_score
+from tlm_client.summary import format_score, format_verdict
 from tlm_core.tasks.metrics import scores_shown
 from tlm_core.wire import Comparison, Outcome
 
@@ -28,7 +28,8 @@ def compare(
     print_result(
         comparison,
         table(columns, differences, title="Differences"),
-        table(columns, _score_rows(comparison), title="Test scores and cost"),
+        table(columns, _score_rows(comparison), title="Test scores of the returned models, and cost"),
+        table(columns, _model_rows(comparison), title="Test scores of all models, by the task's metric"),
         table(columns, _curve_rows(comparison), title="Curves"),
         *(f"{outcome.job}: {outcome.reason}" for outcome in comparison.outcomes if outcome.reason),
         as_json=as_json,
@@ -59,10 +60,25 @@ def _score_rows(comparison: Comparison) -> list[tuple[str, ...]]:
     outcomes = comparison.outcomes
     scores = dict.fromkeys(score for outcome in outcomes if outcome.metric for score in scores_shown(outcome.metric))
     rows = [(score, *(_format_mean(o, score) for o in outcomes)) for score in scores or scores_shown("macro_f1")]
+    rows.append((f"against {comparison.jobs[0].id}", "", *map(format_verdict, comparison.verdicts)))
     for quantity in ("flops", "tokens", "seconds"):
         totals = [(outcome.cost or {}).get("total", {}).get(quantity) for outcome in outcomes]
         rows.append((quantity, *("n/a" if total is None else f"{total:.3g}" for total in totals)))
     return rows
+
+
+def _model_rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    names = dict.fromkeys(model.name for outcome in comparison.outcomes for model in outcome.models)
+    return [(name, *(_format_model(outcome, name) for outcome in comparison.outcomes)) for name in names]
+
+
+def _format_model(outcome: Outcome, name: str) -> str:
+    """Return the score of a model with a mark at the returned one, or nothing if the job lacks the model."""
+    model = next((model for model in outcome.models if model.name == name), None)
+    if model is None or outcome.metric is None:
+        return ""
+    score = format_score(model.mean.get(outcome.metric), model.spread.get(outcome.metric))
+    return f"{score} ({model.file})" if model.file else score
 
 
 def _format_mean(outcome: Outcome, score: str) -> str:

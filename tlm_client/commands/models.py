@@ -20,13 +20,22 @@ def download(
     folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="Default: the job ID.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Download the model and the reports of a job, verified by SHA-256. Continues an interrupted download."""
+    """Download the model and the reports of a job, verified by SHA-256. Continues an interrupted download.
+
+    Until the job returns a model, it downloads the linear model.
+    """
     target = folder or Path(job_id)
     with session_of(context).client() as client, Display(stderr_console()) as display:
         display.begin("downloading")
+        model = client.model(job_id)
         files = client.download(job_id, target, display.bytes)
-    text = f"{len(files)} files in {target}. Load the model with {_loading_code(target / 'model')}"
-    print_result({"folder": target, "files": files}, text, as_json=as_json)
+    served = target if model.final else target / "linear"
+    lines = [f"{len(files)} files in {target}."]
+    lines += [model.note] if model.note else []
+    lines.append(f"Load the model with tlm_core.serving.load_model(Path('{served}'))")
+    if (target / "model" / "config.json") in files:
+        lines.append(f"Load its encoder with {_loading_code(target / 'model')}")
+    print_result({"folder": target, "files": files, "final": model.final}, *lines, as_json=as_json)
 
 
 def predict(
@@ -34,18 +43,22 @@ def predict(
     job_id: JobId,
     texts: Annotated[list[str], typer.Argument(metavar="TEXT…", help="Texts to classify.")],
     pair: Annotated[list[str] | None, typer.Option(help="Second text of a text pair. Repeatable.")] = None,
+    min_confidence: Annotated[
+        float | None, typer.Option(min=0, max=1, help="A text whose highest probability is lower gets no label.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Classify texts with the model of a job, on the gateway."""
+    """Classify texts with the model of a job, on the gateway. Until it exists, the linear model answers."""
     with session_of(context).client() as client:
-        predictions = client.predict(job_id, texts, pair or None)
-    regression = predictions[0].value is not None
+        answer = client.predict(job_id, texts, pair or None, min_confidence=min_confidence)
+    regression = answer.data[0].value is not None
     rows = [
-        (p.label, format_score(p.value if regression else p.probability), text[:120])
-        for p, text in zip(predictions, texts, strict=True)
+        ("(none)" if p.abstained else p.label, format_score(p.value if regression else p.probability), text[:120])
+        for p, text in zip(answer.data, texts, strict=True)
     ]
     columns = ("label", "value" if regression else "probability", "text")
-    print_result(predictions, table(columns, rows), as_json=as_json)
+    note = f"Model: {answer.model.name}.{f' {answer.model.note}' if answer.model.note else ''}"
+    print_result(answer, table(columns, rows), note, as_json=as_json)
 
 
 def evaluate(

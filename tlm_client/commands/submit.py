@@ -24,7 +24,8 @@ CorpusName = Annotated[
     str | None,
     typer.Option("--corpus", help="NAME or NAME@VERSION. Default: no corpus, train only on the dataset."),
 ]
-Scale = Annotated[str | None, typer.Option("--scale", help="tiny, small, medium or large. Default: tiny.")]
+_SCALES = "instant (seconds, the linear model alone), tiny, small, medium or large."
+Scale = Annotated[str | None, typer.Option("--scale", help=f"{_SCALES} Default: tiny.")]
 RecipeName = Annotated[str | None, typer.Option("--recipe", help="fast or paper. Default: fast.")]
 Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Seed of one training run. Repeatable.")]
 Overrides = Annotated[
@@ -110,7 +111,7 @@ def clone(
     job_id: JobId,
     dataset: Annotated[str | None, typer.Option(help="Another dataset, or NAME for its newest version.")] = None,
     corpus: Annotated[str | None, typer.Option(help="Another corpus, or NAME for its newest version.")] = None,
-    scale: Annotated[str | None, typer.Option(help="tiny, small, medium or large.")] = None,
+    scale: Annotated[str | None, typer.Option(help=_SCALES)] = None,
     seed: Seeds = None,
     set_: Overrides = None,
     label: Annotated[

@@ -14,18 +14,8 @@ from typing import Any
 import numpy as np
 
 from tlm_core.evaluation.bootstrap import Difference, paired_difference
-from tlm_core.evaluation.combine import (
-    COMBINED,
-    ENCODER,
-    LINEAR,
-    WEIGHTED,
-    Choice,
-    Outputs,
-    Scales,
-    choose,
-    scales_of,
-)
-from tlm_core.tasks.metrics import best_of, score, scores_for, summary
+from tlm_core.evaluation.combine import COMBINED, ENCODER, LINEAR, WEIGHTED, Choice, Outputs, Scales, choose, scales_of
+from tlm_core.tasks.metrics import METRICS, best_of, score, scores_for, summary
 from tlm_core.tasks.task import Task
 
 REPORT, PREDICTIONS = "report.json", "predictions.npz"
@@ -197,10 +187,11 @@ def _worth(task: Task, report: Report, predictions: Mapping[str, Outputs], linea
 
 def worth_in_words(metric: str, difference: Difference, seconds: float) -> str:
     """Say in one sentence whether the returned model is better than the linear model, and at what cost."""
+    change = f"{difference.value:+.3f} in {METRICS[metric].title}"
     interval = f"95 % interval {difference.low:+.3f} to {difference.high:+.3f}"
     verdict = {"not distinguishable": "not distinguishable from"}.get(difference.verdict, f"{difference.verdict} than")
     return (
-        f"On test the returned model is {verdict} the linear model: {difference.value:+.3f} in {metric} ({interval}), "
+        f"On test the returned model is {verdict} the linear model: {change} ({interval}), "
         f"for {seconds / 60:.1f} minutes of training."
     )
 

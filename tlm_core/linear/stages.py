@@ -17,6 +17,7 @@ from tlm_core.evaluation.report import (
     FACTS,
     HELD_OUT,
     OUTPUTS,
+    REPORT,
     LinearResult,
     linear_report,
     report_meta,
@@ -31,6 +32,7 @@ from tlm_core.linear.self_training import MOST_PIECES, pieces_of, self_train
 from tlm_core.parquet import open_parquet
 from tlm_core.serving import MODEL, copy_model, write_metadata
 from tlm_core.tasks.task import Task
+from tlm_core.training.card import linear_card
 from tlm_core.training.stage import StageContext, StageParams
 
 TOP_NGRAMS = 10
@@ -131,10 +133,13 @@ def evaluate_linear(ctx: StageContext[StageParams]) -> dict[str, Any]:
 
 
 def export_linear(ctx: StageContext[StageParams]) -> dict[str, Any]:
-    """Return the linear model as the job's model. Inputs: `task`, `baseline`, `evaluate`."""
+    """Return the linear model as the job's model, with its card. Inputs: `task`, `baseline`, `evaluate`."""
     if ctx.rank:
         return {}
     copy_model(ctx.inputs["baseline"], ctx.out)
-    shutil.copyfile(ctx.inputs["evaluate"] / "report.json", ctx.out / "report.json")
+    shutil.copyfile(ctx.inputs["evaluate"] / REPORT, ctx.out / REPORT)
+    report = json.loads((ctx.out / REPORT).read_text(encoding="utf-8"))
+    facts = json.loads((ctx.inputs["task"] / "task.json").read_text(encoding="utf-8"))
+    (ctx.out / "README.md").write_text(linear_card(report, facts), encoding="utf-8")
     model = LinearModel.read(ctx.inputs["baseline"])
     return {"parameters": model.weights.size + model.bias.size}

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tlm_core.evaluation.report import total_cost
+from tlm_core.evaluation.summary import MAJORITY, ModelRow, model_rows, returned_model, sentences
 from tlm_core.selection.selectors import SELECTORS
 from tlm_core.tasks.metrics import METRICS, scores_shown
 from tlm_core.tasks.types import task_type_of
@@ -30,6 +31,7 @@ def model_card(report: Facts, facts: Facts, recipe: CardRecipe) -> str:
         f"# {_plain(facts['task']) or 'task'}",
         "",
         f"A text {task_type.model} {_training(facts, recipe)}",
+        *_weights(report),
         *_pruning(report),
         "",
         *task_type.output_section([_plain(label) for label in facts["labels"]]),
@@ -54,6 +56,42 @@ def model_card(report: Facts, facts: Facts, recipe: CardRecipe) -> str:
         "```json",
         json.dumps(recipe.model_dump(mode="json"), indent=1, sort_keys=True),
         "```",
+        "",
+    ]
+    return "\n".join(body)
+
+
+def linear_card(report: Facts, task: Facts) -> str:
+    """Return the card of a job that trains the linear model alone. task: name, language, labels and counts."""
+    task_type, setting = task_type_of(report["metric"]), report["linear"]["setting"]
+    features = "n-grams of words (1 to 2)" + (" and of characters (2 to 5)" if setting["families"] > 1 else "")
+    counts = task["counts"]
+    body = [
+        "---",
+        "pipeline_tag: text-classification",
+        "tags: [text-classification, tf-idf]",
+        f"language: {json.dumps(task['language'])}",
+        "---",
+        f"# {_plain(task['name']) or 'task'}",
+        "",
+        f"A text {task_type.model}: linear, on TF-IDF of {features}. Cross-validation and validation chose its",
+        "settings. It reads whole texts. `model.onnx` needs the ids that `ngrams.json` defines.",
+        "`tlm_core.serving.load_model` loads both.",
+        "",
+        *task_type.output_section([_plain(label) for label in task["labels"]]),
+        "",
+        "## Scores",
+        *_scores(report),
+        "",
+        "## Data",
+        f"- task texts: {counts['train']} train, {counts['validation']} validation, {counts['test']} test",
+        "",
+        "## Cost of training",
+        *_costs(report),
+        "",
+        "## Limits",
+        "- `ngrams.json` contains words and characters of the training texts.",
+        "- The scores hold for texts like those of the test split. Nothing else was measured.",
         "",
     ]
     return "\n".join(body)
@@ -102,26 +140,35 @@ def _pruning(report: Facts) -> list[str]:
 
 
 def _scores(report: Facts) -> list[str]:
-    mean, spread, seeds = report["mean"], report["spread"], [entry["seed"] for entry in report["seeds"]]
+    """Return what the job returns, and the scores of each model on test and of the returned one on other splits."""
+    metric, seeds, note = report["metric"], [entry["seed"] for entry in report["seeds"]], report["spread"].get("reason")
+    names, majority = (*scores_shown(metric), "deduplicated"), task_type_of(metric).baseline_title
+    rows = [(f"test, {majority if row.name == MAJORITY else row.name}", row) for row in model_rows(report)]
+    rows = rows if majority else rows[1:]
+    for split in [name for name in report["mean"] if name != "test"]:
+        row = ModelRow("", report["mean"][split], report["spread"][split])
+        rows.append((f"{_plain(split)}, returned model", row))
+    cells = [[_number(row.mean.get(name), row.spread.get(name)) for name in names] for _, row in rows]
+    return [
+        *sentences(report),
+        "",
+        f"Metric that decides: {metric}. Mean over {len(seeds)} seed(s) {seeds}, ± sample standard deviation"
+        f"{f' ({note})' if note else ''}.",
+        "Test was read once for each seed, after all training.",
+        "",
+        f"| | {' | '.join(METRICS[name].title for name in names[:-1])} | without texts that are also in train | file |",
+        "|---" * (len(names) + 2) + "|",
+        *(f"| {title} | {' | '.join(of_row)} | {row.file} |" for (title, row), of_row in zip(rows, cells, strict=True)),
+    ]
+
+
+def _weights(report: Facts) -> list[str]:
+    """Return which weights the stock folder holds, as opposed to the graph beside it."""
     scored = any(entry["validation"]["value"] is not None for entry in report["seeds"])
     chosen = "the best on validation" if scored else "the first, because validation has no score"
-    note = f" ({spread['reason']})" if spread.get("reason") else ""
-    names = scores_shown(report["metric"])
-    lines = [
-        f"Mean over {len(seeds)} seed(s) {seeds}, ± sample standard deviation{note}. Metric that decides: "
-        f"{report['metric']}. These weights",
-        f"are of seed {report['best_seed']}, {chosen}. Test was read once for each seed, after all training.",
-        "",
-        f"| split | {' | '.join(METRICS[name].title for name in names)} | without texts that are also in train |",
-        "|---" * (len(names) + 2) + "|",
-    ]
-    for split in mean:
-        cells = [_number(mean[split][name], spread[split][name]) for name in (*names, "deduplicated")]
-        lines.append(f"| {_plain(split)} | {' | '.join(cells)} |")
-    baseline = task_type_of(report["metric"]).baseline_title
-    if baseline is not None:
-        cells = [_number(report["majority"]["test"][name]) for name in names]
-        lines.append(f"| test, {baseline} | {' | '.join(cells)} | |")
+    lines = ["", f"These weights are the encoder of seed {report['best_seed']}, {chosen}."]
+    if report.get("returned", {}).get("model", "encoder") != "encoder":
+        lines.append(f"`model.onnx`, beside this folder, is {returned_model(report)}: the model that the job returns.")
     return lines
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -15,6 +16,7 @@ from services.api.parts import Parts, PartsDep
 from tlm_core.errors import InvalidRequest
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord
+from tlm_core.wire import ModelScores, Outcome
 
 router = APIRouter(prefix="/compare")
 
@@ -40,7 +42,8 @@ def compare_page(
     charted = [name for name in STAGES if any(name in stages_of(plan_of(job)) for job in jobs)]
     return page(
         request, "compare.html", jobs=jobs, names=_names(jobs), differences=comparison.differences,
-        outcomes=comparison.outcomes,
+        outcomes=comparison.outcomes, verdicts=comparison.verdicts,
+        models=_models(comparison.outcomes),
         scores=[*(scores or scores_of("macro_f1")), "deduplicated"],
         charted=charted, shown=stage if stage in charted else (charted[-1] if charted else None),
     )  # fmt: skip
@@ -68,6 +71,13 @@ def _jobs(parts: Parts, tenant: str, ids: list[str]) -> list[JobRecord]:
     if len(ids) > _MAX_JOBS:
         raise InvalidRequest(f"{len(ids)} jobs are selected. Select at most {_MAX_JOBS}.")
     return [parts.jobs.get(tenant, job) for job in ids]
+
+
+def _models(outcomes: Sequence[Outcome]) -> dict[str, list[ModelScores | None]]:
+    """The scores of each model in each job; None where a job lacks the model."""
+    names = dict.fromkeys(model.name for outcome in outcomes for model in outcome.models)
+    by_name = [{model.name: model for model in outcome.models} for outcome in outcomes]
+    return {name: [models.get(name) for models in by_name] for name in names}
 
 
 def _names(jobs: list[JobRecord]) -> list[str]:

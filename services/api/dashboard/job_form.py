@@ -63,7 +63,7 @@ class JobForm(CommonFields):
         values: dict[str, object] = {
             "kind": self.kind,
             "dataset": self.dataset,
-            "corpus": self.corpus or None,
+            "corpus": None if self.scale == "instant" else self.corpus or None,
             "scale": self.scale,
             "recipe": self.recipe,
             "seeds": _parse_seeds(self.seeds),

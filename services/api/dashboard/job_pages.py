@@ -19,6 +19,7 @@ from tlm_core.errors import NotFound
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import Event, JobRecord
 from tlm_core.jobs.states import TERMINAL, TRANSITIONS, State, Verb
+from tlm_core.stages import BASELINE
 from tlm_core.tasks.metrics import scores_shown
 
 router = APIRouter(prefix="/jobs")
@@ -138,6 +139,7 @@ def _live_values(parts: Parts, job: JobRecord) -> dict[str, object]:
         "events": _events(parts, job, max(0, job.last_event - _EVENTS)),
         "actions": [verb for verb in _ACTIONS if job.state in TRANSITIONS[verb].moves],
         "over": job.state in TERMINAL,
+        "linear_answers": BASELINE.name in done and plan.model not in done and job.state not in TERMINAL,
         "retryable": job.state in RETRYABLE,
         "key": secrets.token_urlsafe(16),
         "charted": started,

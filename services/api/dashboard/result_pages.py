@@ -15,14 +15,21 @@ from services.api.job_artifacts import (
     artifacts_by_node,
     checkpoint_views,
     checkpoints_of,
-    file_response,
+    model_file_response,
+    served_model,
 )
 from services.api.parts import Parts, PartsDep
 from services.api.selections import selection_page
 from tlm_core.artifacts import ManifestRef
 from tlm_core.errors import Conflict, InvalidRequest, NotFound
+from tlm_core.evaluation.report import REPORT
+from tlm_core.evaluation.summary import model_rows, sentences
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord
+from tlm_core.serving import METADATA
+from tlm_core.stages import BASELINE
+from tlm_core.tasks.metrics import SINGLE_LABEL
+from tlm_core.tasks.types import TASK_TYPES
 
 router = APIRouter(prefix="/jobs")
 
@@ -51,7 +58,7 @@ def results(
     ref = _finished(parts, record, "evaluate")
     if ref is None:
         return page(request, "not_yet.html", common, what="Results", stage=plan_of(record).report)
-    report = parts.artifacts.read_json(ref, "report.json")
+    report = parts.artifacts.read_json(ref, REPORT)
     plot = _PLOT in {file.name for file in parts.artifacts.manifest(ref).files}
     if "seeds" not in report:  # ticket sharing: several tasks
         return page(request, "results.html", common, report=report, plot=plot)
@@ -63,6 +70,7 @@ def results(
         request, "results.html", common, report=report, plot=plot, chosen=chosen,
         matrix=_matrix(labels, confusion), confusions=_confusions(labels, confusion), paper_flops=PAPER_FLOPS,
         classes=list(zip(labels, chosen["test"]["per_class"], strict=True)), shown=scores_of(report["metric"]),
+        models=model_rows(report), sentences=sentences(report),
     )  # fmt: skip
 
 
@@ -101,7 +109,8 @@ def selection(
 def model(request: Request, job: str, parts: PartsDep, tenant: SignedIn) -> Response:
     """A prediction form, the model files and the current checkpoints."""
     record = parts.jobs.get(tenant, job)
-    return page(request, "model.html", _model_values(parts, record), answers=None, typed="", paired="")
+    values = _model_values(parts, record)
+    return page(request, "model.html", values, answers=None, typed="", paired="", confidence="")
 
 
 @router.post("/{job}/predict")
@@ -112,50 +121,77 @@ def predict(
     tenant: SignedIn,
     texts: Annotated[str, Form(max_length=100_000)] = "",
     pair: Annotated[str, Form(max_length=100_000)] = "",
+    confidence: Annotated[str, Form(max_length=20)] = "",
 ) -> Response:
-    """Classify one text per line, or the pair of texts in the two fields."""
+    """Classify one text per line, or the pair of texts in the two fields. confidence: below it, a text has no label."""
     record = parts.jobs.get(tenant, job)
-    ref = artifact_of(parts.jobs, record, "export")
-    pairs = _has_pairs(parts, ref)
+    served = served_model(parts.jobs, record)
+    pairs = _has_pairs(parts, served.ref)
     rows = [texts.strip()] if pairs else [line for line in texts.splitlines() if line.strip()]
     if not any(rows):
         raise InvalidRequest("The form has no text. Enter a text to classify.")
     if len(rows) > _TEXTS:
         raise InvalidRequest(f"The form has {len(rows)} lines. Enter at most {_TEXTS}, or use the API.")
-    labels, values = parts.predictor.predict(ref, rows, [pair.strip()] if pairs else None)
+    second = [pair.strip()] if pairs else None
+    model, predictions = parts.predictor.predict(served.ref, rows, second, _confidence(confidence))
     answers = []
-    for text, row in zip(rows, values.tolist(), strict=True):
-        if len(labels) == 1:
-            answers.append({"text": text, "name": labels[0], "value": row[0]})
-            continue
-        ranked = sorted(zip(labels, row, strict=True), key=lambda entry: -entry[1])
-        answers.append({"text": text, "ranked": ranked[:_LABELS_SHOWN], "more": len(ranked) - _LABELS_SHOWN})
+    for text, prediction in zip(rows, predictions, strict=True):
+        ranked = sorted(prediction.probabilities.items(), key=lambda entry: -entry[1])
+        more = len(ranked) - _LABELS_SHOWN
+        answers.append({"text": text, "prediction": prediction, "ranked": ranked[:_LABELS_SHOWN], "more": more})
     if "hx-request" in request.headers:
-        return page(request, "_answers.html", answers=answers)
+        return page(request, "_answers.html", answers=answers, served=served, model=model)
     context = _model_values(parts, record)
-    return page(request, "model.html", context, answers=answers, typed=texts, paired=pair)
+    return page(
+        request, "model.html", context, answers=answers, model=model, typed=texts, paired=pair, confidence=confidence
+    )
 
 
 @router.get("/{job}/files/{name:path}", response_class=FileResponse)
 def file(job: str, name: str, parts: PartsDep, tenant: SignedIn) -> FileResponse:
-    """Download one file of the exported model."""
-    return file_response(parts.artifacts, artifact_of(parts.jobs, parts.jobs.get(tenant, job), "export"), name)
+    """Download one file of the model."""
+    return model_file_response(parts.jobs, parts.artifacts, parts.jobs.get(tenant, job), name)
+
+
+def _confidence(text: str) -> float | None:
+    """Parse the lowest probability that is enough for a label. Raises InvalidRequest."""
+    if not text.strip():
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise InvalidRequest(f"Invalid confidence '{text.strip()}'. Enter a number from 0 to 1, or leave it empty.")
+    return value
 
 
 def _model_values(parts: Parts, job: JobRecord) -> dict[str, object]:
-    ref = _finished(parts, job, "export")
+    try:
+        served = served_model(parts.jobs, job)
+    except (Conflict, NotFound):
+        served = None
+    labels = parts.artifacts.read_json(served.ref, METADATA) if served else {}
+    files = served.files(parts.artifacts) if served else None
+    evaluated = _finished(parts, job, "evaluate")
+    report = parts.artifacts.read_json(evaluated, REPORT) if evaluated else {}
     return {
         "job": job,
         "selects": selects(job),
         "tab": "model",
-        "files": parts.artifacts.manifest(ref).files if ref else None,
-        "pair": _has_pairs(parts, ref) if ref else False,
+        "served": served,
+        "linear": any(node.name == BASELINE.name for node in plan_of(job).nodes),
+        "files": files,
+        "encoder": files is not None and "model/config.json" in files,
+        "headline": next(iter(sentences(report)), None),
+        "pair": labels.get("pair", False),
+        "classes": TASK_TYPES[labels.get("task_type", SINGLE_LABEL)].has_classes,
         "checkpoints": checkpoint_views(parts.artifacts, checkpoints_of(parts.jobs, job)),
     }
 
 
 def _has_pairs(parts: Parts, ref: ManifestRef) -> bool:
-    return bool(parts.artifacts.read_json(ref, "labels.json")["pair"])
+    return bool(parts.artifacts.read_json(ref, METADATA)["pair"])
 
 
 def _finished(parts: Parts, job: JobRecord, stage: str) -> ManifestRef | None:

@@ -17,10 +17,12 @@ from services.api.job_artifacts import (
     checkpoint_views,
     checkpoints_of,
     file_response,
+    model_file_response,
+    served_model,
 )
 from services.api.parts import FILE_ANSWERS, PartsDep, problems
 from services.api.selections import selection_page
-from tlm_core.wire import Checkpoint, Items, Model, Page, Prediction, Selection
+from tlm_core.wire import Checkpoint, Model, Page, PredictingModel, Predictions, Selection
 
 router = APIRouter(prefix="/v1/jobs", tags=["results"])
 
@@ -34,7 +36,10 @@ TAR: dict[int | str, dict[str, object]] = {
 
 
 class PredictBody(BaseModel):
-    """Texts to classify. pairs: the second texts, for a model that reads pairs."""
+    """Texts to classify. pairs: the second texts, for a model that reads pairs.
+
+    min_confidence: texts whose highest probability is lower get no label. Not in regression.
+    """
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", json_schema_extra={"examples": [{"texts": ["We evaluate on SciERC."]}]}
@@ -42,6 +47,7 @@ class PredictBody(BaseModel):
 
     texts: tuple[str, ...] = Field(min_length=1, max_length=256)
     pairs: tuple[str, ...] | None = Field(None, max_length=256)
+    min_confidence: float | None = Field(None, ge=0, le=1)
 
 
 @router.get("/{job}/checkpoints", summary="List checkpoints", responses=problems(404))
@@ -77,16 +83,19 @@ def checkpoint_archive(job: str, node: str, step: int, parts: PartsDep, tenant: 
 
 @router.get("/{job}/model/archive", summary="Download the model", response_class=StreamingResponse, responses=TAR)
 def model_archive(job: str, parts: PartsDep, tenant: Tenant) -> StreamingResponse:
-    """Return all files of the model as a tar stream. It cannot be resumed; for that, download the files one by one."""
-    return archive_response(parts.artifacts, artifact_of(parts.jobs, parts.jobs.get(tenant, job), "export"), job)
+    """Return the files of the model as a tar stream. It cannot be resumed; for that, download the files one by one."""
+    served = served_model(parts.jobs, parts.jobs.get(tenant, job))
+    return archive_response(parts.artifacts, served.ref, job, served.files(parts.artifacts))
 
 
 @router.get("/{job}/model", summary="List the files of the model", responses=problems(404, 409))
 def model(job: str, parts: PartsDep, tenant: Tenant) -> Model:
-    """Return every file of the exported model with size and SHA-256."""
-    ref = artifact_of(parts.jobs, parts.jobs.get(tenant, job), "export")
-    files = parts.artifacts.manifest(ref).files
-    return Model(digest=ref.digest, size=sum(file.size for file in files), files=files)
+    """Return every file of the model with size and SHA-256. Until it exists, `files` are those of the linear model."""
+    served = served_model(parts.jobs, parts.jobs.get(tenant, job))
+    entries = served.files(parts.artifacts)
+    files = tuple(file.model_copy(update={"name": name}) for name, file in entries.items())
+    size = sum(file.size for file in files)
+    return Model(digest=served.ref.digest, size=size, files=files, final=served.final, note=served.note)
 
 
 @router.get(
@@ -97,7 +106,7 @@ def model(job: str, parts: PartsDep, tenant: Tenant) -> Model:
 )
 def model_file(job: str, name: str, parts: PartsDep, tenant: Tenant) -> FileResponse:
     """Supports Range, If-Range and ETag. X-Checksum-SHA256 is the digest of the whole file."""
-    return file_response(parts.artifacts, artifact_of(parts.jobs, parts.jobs.get(tenant, job), "export"), name)
+    return model_file_response(parts.jobs, parts.artifacts, parts.jobs.get(tenant, job), name)
 
 
 @router.get("/{job}/report", summary="Get the evaluation report", responses=problems(404, 409))
@@ -129,18 +138,8 @@ def selection(
 
 
 @router.post("/{job}/predict", summary="Classify texts", responses=problems(404, 409, 413))
-def predict(job: str, body: PredictBody, parts: PartsDep, tenant: Tenant) -> Items[Prediction]:
-    """Classify texts with the exported model. Longer texts than its limit are truncated."""
-    ref = artifact_of(parts.jobs, parts.jobs.get(tenant, job), "export")
-    labels, probabilities = parts.predictor.predict(ref, body.texts, body.pairs)
-    if len(labels) == 1:
-        return Items[Prediction](
-            data=tuple(Prediction(label=labels[0], value=row[0]) for row in probabilities.tolist())
-        )
-    data = []
-    for row in probabilities.tolist():
-        best = max(range(len(labels)), key=row.__getitem__)
-        data.append(
-            Prediction(label=labels[best], probability=row[best], probabilities=dict(zip(labels, row, strict=True)))
-        )
-    return Items[Prediction](data=tuple(data))
+def predict(job: str, body: PredictBody, parts: PartsDep, tenant: Tenant) -> Predictions:
+    """Classify texts with the model of a job. Until it exists, the linear model answers, and `model` says so."""
+    served = served_model(parts.jobs, parts.jobs.get(tenant, job))
+    model, data = parts.predictor.predict(served.ref, body.texts, body.pairs, body.min_confidence)
+    return Predictions(data=data, model=PredictingModel(name=model.name, final=served.final, note=served.note))

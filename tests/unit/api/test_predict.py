@@ -51,8 +51,8 @@ def test_pair_model_requires_pairs(artifacts: ArtifactStore, tmp_path: Path) -> 
         predictor.predict(pairs, ["good"], None)
     with pytest.raises(InvalidRequest, match="1 texts but 2 pairs"):
         predictor.predict(pairs, ["good"], ["a", "b"])
-    labels, probabilities = predictor.predict(pairs, ["film", "film"], ["good", "bad"])
-    assert [labels[row.argmax()] for row in probabilities] == ["good", "bad"]
+    _, predictions = predictor.predict(pairs, ["film", "film"], ["good", "bad"])
+    assert [prediction.label for prediction in predictions] == ["good", "bad"]
 
 
 def test_unreadable_model_raises_corrupt_artifact(tmp_path: Path) -> None:

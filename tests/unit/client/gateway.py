@@ -60,11 +60,16 @@ def dataset_view(**fields: Any) -> dict[str, Any]:
 
 def report() -> dict[str, Any]:
     scores = {"macro_f1": 0.5, "micro_f1": 0.6, "accuracy": 0.6}
+    none = {"test": dict.fromkeys(scores), "reason": "one run has no spread"}
+    models = {"linear": 0.4, "encoder": 0.45, "combined": 0.5}
     return {
         "metric": "macro_f1",
-        "seeds": [{"seed": 0}],
+        "seeds": [{"seed": 3, "test": scores}],
         "mean": {"test": scores},
-        "spread": {"test": dict.fromkeys(scores), "reason": "one run has no spread"},
+        "spread": none,
+        "returned": {"model": "combined", "seed": 3, "reason": "It has the best score on validation."},
+        "models": {name: {"mean": {"test": {**scores, "macro_f1": f1}}, "spread": none} for name, f1 in models.items()},
+        "worth": {"words": "On test the returned model is better than the linear model."},
         "majority": {"test": {"macro_f1": 0.1, "micro_f1": 0.3, "accuracy": 0.3}},
         "cost": {"total": {"flops": 1e12, "tokens": 1000.0, "seconds": 12.0}},
     }

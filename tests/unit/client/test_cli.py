@@ -217,7 +217,12 @@ def test_watch_shows_progress_and_scores() -> None:
     result = tlm(serve(answers), "watch", "job_1")
     assert result.exit_code == 0, result.output
     assert "joint.s0  50% 5/10  2.5 steps/s  1:02 left  stage 4 of 8" in result.stderr
-    assert "succeeded after 1:09" in result.stdout and "0.500" in result.stdout and "1.00e+12 FLOPs" in result.stdout
+    assert "succeeded after 1:09" in result.stdout and "1.00e+12 FLOPs" in result.stdout
+    rows = {line.split("│")[1].strip(): line for line in result.stdout.splitlines() if line.startswith("│")}
+    assert [name for name in rows if name] == ["majority", "linear", "encoder", "combined"]
+    assert "0.400" in rows["linear"] and "0.500" in rows["combined"] and "model.onnx, seed 3" in rows["combined"]
+    file = "model.onnx is the encoder of seed 3 combined with the linear model: macro-F1 0.5000 on test."
+    assert file in result.stdout and "better than the linear model" in result.stdout
 
 
 @pytest.mark.parametrize(("kind", "offered"), [("train", True), ("share_tickets", False)])

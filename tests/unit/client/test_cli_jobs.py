@@ -89,12 +89,43 @@ def test_comparison_shows_differences_and_missing_reports() -> None:
              "cost": {"total": {"flops": 2e12, "tokens": 5.0, "seconds": 7.0}}},
             {"job": "job_2", "reason": "it has not finished"},
         ],
+        "verdicts": [{"job": "job_2", "verdict": "worse", "value": -0.02, "low": -0.034, "high": -0.006}],
         "curves": [{"job": "job_1", "series": [series]}, {"job": "job_2", "series": []}],
     }  # fmt: skip
+    linear = {"name": "linear", "mean": {"macro_f1": 0.45}, "spread": {"macro_f1": 0.02}}
+    body["outcomes"][0]["models"] = [linear, {**linear, "name": "combined", "file": "model.onnx, seed 1"}]
     result = tlm(serve({"GET /v1/jobs/compare": body}), "compare", "job_1", "job_2")
     assert result.exit_code == 0, result.output
-    for part in ("joint.rho2", "0.500 ± 0.010", "0.600", "n/a", "2e+12", "█▅▁ 1", "job_2: it has not finished"):
+    for part in (
+        "joint.rho2",
+        "0.500 ± 0.010",
+        "0.600",
+        "n/a",
+        "2e+12",
+        "█▅▁ 1",
+        "job_2: it has not finished",
+        "worse: -0.020 (95 % interval -0.034 to -0.006)",
+        "0.450 ± 0.020 (model.onnx, seed 1)",
+    ):
         assert part in result.stdout, part
+
+
+def test_predict_names_the_model_and_marks_abstentions() -> None:
+    sent: list[Any] = []
+    note = "The job is running. This is its linear model; the final model will replace it."
+    rows = [{"label": "good", "probability": 0.9}, {"label": None, "probability": 0.6, "abstained": True}]
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        sent.append(json.loads(request.content))
+        return httpx.Response(200, json={"data": rows, "model": {"name": "linear", "final": False, "note": note}})
+
+    result = tlm(handler, "predict", "job_1", "a film", "a movie", "--min-confidence", "0.8")
+    assert result.exit_code == 0, result.output
+    assert sent == [{"texts": ["a film", "a movie"], "min_confidence": 0.8}]
+    assert f"Model: linear. {note}" in result.stdout and "(none)" in result.stdout
+    printed = json.loads(tlm(handler, "predict", "job_1", "x", "y", "--json").stdout)
+    assert printed["model"]["name"] == "linear" and printed["data"][1]["abstained"]
+    assert tlm(handler, "predict", "job_1", "x", "--min-confidence", "2").exit_code == 2
 
 
 def test_clone_sends_only_changes() -> None:

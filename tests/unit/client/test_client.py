@@ -172,12 +172,16 @@ def test_waiting_for_a_corpus_ends_when_ready_or_failed() -> None:
 
 def test_predictions_keep_the_order_of_the_texts() -> None:
     def handler(request: httpx.Request) -> httpx.Response:
-        texts = json.loads(request.content)["texts"]
-        rows = [{"label": t, "probability": 0.9, "probabilities": {t: 0.9, "other": 0.1}} for t in texts]
-        return httpx.Response(200, json={"data": rows})
+        body = json.loads(request.content)
+        assert body.get("min_confidence") in (None, 0.8)
+        rows = [{"label": t, "probability": 0.9, "probabilities": {t: 0.9, "other": 0.1}} for t in body["texts"]]
+        return httpx.Response(200, json={"data": rows, "model": {"name": "linear", "final": False, "note": "Not yet."}})
 
     with client_of(handler) as client:
-        assert [p.label for p in client.predict("job_1", ["b", "a"])] == ["b", "a"]
+        answer = client.predict("job_1", ["b", "a"])
+        assert [p.label for p in answer.data] == ["b", "a"]
+        assert (answer.model.name, answer.model.final) == ("linear", False)
+        client.predict("job_1", ["b"], min_confidence=0.8)
 
 
 def test_names_in_paths_are_percent_encoded() -> None:

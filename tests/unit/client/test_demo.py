@@ -15,7 +15,7 @@ from tlm_core.training.recipe import resolve
 from tlm_core.wire import Job
 
 
-def arm(mean: float, **over: Any) -> demo.Arm:
+def arm(mean: float, returned: str = "encoder", **over: Any) -> demo.Arm:
     scores = {"macro_f1": mean, "micro_f1": mean, "accuracy": mean}
     test = {"test": scores, "validation": scores}
     seeds = [{"seed": 0, "test": {**scores, "rows": 1050}, "validation": scores}]
@@ -25,8 +25,15 @@ def arm(mean: float, **over: Any) -> demo.Arm:
         "spread": {"test": dict.fromkeys(scores, 0.01)},
         "seeds": seeds,
         "best_seed": 0,
+        "returned": {"model": returned, "seed": 0, "reason": "It has the best score on validation."},
+        "models": {"linear": _scored(0.3), "encoder": _scored(mean), "combined": _scored(mean + 0.05)},
     }
     return demo.Arm(Job.model_validate(job_view(state="succeeded")), {**content, **over}, 12.0)
+
+
+def _scored(mean: float) -> dict[str, Any]:
+    scores = {"macro_f1": mean, "accuracy": mean}
+    return {"mean": {"test": scores}, "spread": {"test": dict.fromkeys(scores, 0.01)}}
 
 
 def test_arms_share_the_encoder_and_the_finetuning() -> None:
@@ -45,12 +52,15 @@ def test_arms_share_the_encoder_and_the_finetuning() -> None:
 def test_comparison_shows_the_measured_scores(capsys: pytest.CaptureFixture[str]) -> None:
     cost = {"cost": {"total": {"flops": 2.5e13, "seconds": 140.0}}}
     classified = [{"text": "a [bold] text", "label": "torch", "probability": 0.5, "true_label": "ray"}]
-    demo._print_comparison({"TLM": arm(0.4, **cost), "task only": arm(0.5, cost={})}, classified)
+    demo._print_comparison({"TLM": arm(0.4, "combined", **cost), "task only": arm(0.5, cost={})}, classified)
     out = capsys.readouterr().out
     rows = {line.split("│")[1].strip(): line for line in out.splitlines() if line.startswith("│")}
-    assert "0.400 ± 0.010" in rows["TLM"] and "140" in rows["TLM"] and "2.50e+13" in rows["TLM"]
-    assert "0.500 ± 0.010" in rows["task only"] and "n/a" in rows["task only"]
-    assert "0.100" in rows["majority class"]
+    encoder, alone = rows["TLM, encoder"], rows["task only, encoder"]
+    assert "0.400 ± 0.010" in encoder and "140" in encoder and "2.50e+13" in encoder
+    assert "0.500 ± 0.010" in alone and "n/a" in alone and "model.onnx, seed 0" in alone
+    assert "0.450 ± 0.010" in rows["TLM, combined"] and "model.onnx, seed 0" in rows["TLM, combined"]
+    assert "0.100" in rows["majority"] and "0.300 ± 0.010" in rows["linear"]
+    assert "TLM: model.onnx is the encoder of seed 0 combined with the linear model: macro-F1 0.4000 on test." in out
     assert "a [bold] text" in rows and "1,050 test rows" in out
 
 

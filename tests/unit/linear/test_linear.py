@@ -145,6 +145,10 @@ def test_instant_job_returns_the_linear_model(tmp_path: Path) -> None:
     predicted = served.probabilities(task.texts("test")).argmax(axis=1)
     score = f1_score(task.targets("test"), predicted, average="macro")
     assert report["mean"]["test"]["macro_f1"] == pytest.approx(score, abs=1e-4)
+    card = (done["export"] / "README.md").read_text()
+    assert f"model.onnx is the linear model: macro-F1 {score:.4f} on test." in card
+    assert "| test, linear |" in card and "| model.onnx |" in card and "always the most frequent label" in card
+    assert "| baseline | 0 |" in card
 
 
 def test_passages_are_cut_into_equal_pieces() -> None:

@@ -79,7 +79,7 @@ def test_additional_test_split_is_reported(tmp_path: Path) -> None:
     assert seed["test_other"]["rows"] == 12 and seed["test_other"]["value"] == seed["validation"]["value"]
     assert report["mean"]["test_other"]["matthews"] == seed["validation"]["matthews"]
     card = (done["export"] / "model" / "README.md").read_text()
-    assert "Matthews correlation" in card and "| test_other |" in card.replace("\\", "")
+    assert "Matthews correlation" in card and "| test_other, returned model |" in card.replace("\\", "")
 
 
 @pytest.mark.parametrize(("seeds", "reason"), [(3, None), (1, "one run has no spread; give more seeds")])

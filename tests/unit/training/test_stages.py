@@ -112,6 +112,12 @@ def test_card_states_scores_cost_recipe_and_memorization_risk(chain: Mapping[str
     card, report = (chain["export"] / "model" / "README.md").read_text(), report_of(chain)
     assert f"{report['mean']['test']['macro_f1']:.4f} ± {report['spread']['test']['macro_f1']:.4f}" in card
     assert f"{report['cost']['total']['flops']:.3g}" in card
+    returned = report["returned"]["model"]
+    file = "model.onnx" if returned in ("linear", "self_trained") else f"model.onnx, seed {report['best_seed']}"
+    row = next(line for line in card.splitlines() if line.startswith(f"| test, {returned} |"))
+    assert row.endswith(f"| {file} |") and card.count("| model.onnx") == 1
+    assert all(f"| test, {name} |" in card for name in ("always the most frequent label", "linear", "encoder"))
+    assert f"These weights are the encoder of seed {report['best_seed']}" in card and report["worth"]["words"] in card
     assert "memorized" in card and '"rho1": 3.0' in card and "150 (" in card
     assert all(f". {label}" in card for label in LABELS)
 

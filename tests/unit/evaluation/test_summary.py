@@ -1,0 +1,61 @@
+"""The rows and sentences about a report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.unit.client.gateway import report
+from tlm_core.evaluation.summary import model_rows, sentences
+
+
+def returning(model: str, **over: Any) -> dict[str, Any]:
+    changed = report()
+    return changed | {"returned": changed["returned"] | {"model": model}} | over
+
+
+def test_rows_name_each_model_and_mark_the_returned_file() -> None:
+    rows = model_rows(returning("encoder"))
+    assert [(row.name, row.file) for row in rows] == [
+        ("majority", ""), ("linear", ""), ("encoder", "model.onnx, seed 3"), ("combined", ""),
+    ]  # fmt: skip
+    assert [row.mean["macro_f1"] for row in rows] == [0.1, 0.4, 0.45, 0.5]
+    # The linear model is the same for each seed.
+    assert next(row.file for row in model_rows(returning("linear")) if row.file) == "model.onnx"
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("linear", "the linear model"),
+        ("encoder", "the encoder of seed 3"),
+        ("combined", "the encoder of seed 3 combined with the linear model"),
+    ],
+)
+def test_first_sentence_gives_the_score_of_the_returned_file(model: str, words: str) -> None:
+    first, reason, worth = sentences(returning(model))
+    assert first == f"model.onnx is {words}: macro-F1 0.5000 on test."
+    assert reason == "It has the best score on validation." and "better than the linear model" in worth
+
+
+def test_combination_names_the_linear_model_that_it_uses() -> None:
+    changed = returning("combined")
+    changed["models"] = {"linear": {}, "self_trained": {}, **changed["models"]}
+    assert "the encoder of seed 3 combined with the self-trained linear model:" in sentences(changed)[0]
+
+
+def test_reason_that_the_worth_repeats_is_stated_once() -> None:
+    worth = {"words": "The job returns the linear model. It has the best score on validation."}
+    assert sentences(returning("linear", worth=worth))[1:] == [worth["words"]]
+
+
+def test_missing_test_score_is_no_number() -> None:
+    seeds = [{"seed": 3, "test": {"macro_f1": None}}]
+    assert sentences(returning("encoder", seeds=seeds))[0] == "model.onnx is the encoder of seed 3: no test score."
+
+
+def test_report_of_a_study_has_one_model_and_no_sentence() -> None:
+    study = {name: value for name, value in report().items() if name not in ("returned", "models", "worth")}
+    assert [row.name for row in model_rows(study)] == ["majority", "model"]
+    assert sentences(study) == []

@@ -1,0 +1,73 @@
+"""What tables and sentences about a report show: one row for each model, and the file that a score belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tlm_core.tasks.metrics import METRICS
+
+MAJORITY = "majority"
+_LINEAR = {"linear": "the linear model", "self_trained": "the self-trained linear model"}
+
+Report = Mapping[str, Any]
+Scores = Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """The scores of one model on a split.
+
+    name: majority, linear, self_trained, encoder, combined, or model in a study. spread: None for each score of one
+    seed. file: the returned file with its seed; empty for the other models.
+    """
+
+    name: str
+    mean: Scores
+    spread: Scores
+    file: str = ""
+
+
+def model_rows(report: Report, split: str = "test") -> list[ModelRow]:
+    """Return the models of a report from simple to complex: the majority class first, if the report has it."""
+    rows = []
+    if split in report.get("majority", {}):
+        majority = report["majority"][split]
+        mean = {name: value for name, value in majority.items() if name in METRICS}
+        clean = majority.get("deduplicated")
+        rows.append(ModelRow(MAJORITY, mean | ({"deduplicated": clean["value"]} if clean else {}), {}))
+    # The report of a study has one model, and does not name it.
+    models = report.get("models") or {"model": report}
+    returned = report.get("returned", {})
+    for name, model in models.items():
+        file = "model.onnx" if name == returned.get("model") else ""
+        if file and name not in _LINEAR:
+            file += f", seed {returned['seed']}"
+        rows.append(ModelRow(name, model["mean"][split], model["spread"][split], file))
+    return rows
+
+
+def sentences(report: Report) -> list[str]:
+    """Return what a job returns, why, and whether that is better than the linear model; nothing for a study."""
+    if "returned" not in report:
+        return []
+    worth, reason = report.get("worth", {}).get("words"), report["returned"]["reason"]
+    return [headline(report), *([reason] if reason not in (worth or "") else []), *([worth] if worth else [])]
+
+
+def headline(report: Report) -> str:
+    """Return one sentence with the file that a job returns and the test score of this file."""
+    metric, seed = report["metric"], report["returned"]["seed"]
+    value = next(entry for entry in report["seeds"] if entry["seed"] == seed)["test"][metric]
+    score = "no test score" if value is None else f"{METRICS[metric].title} {value:.4f} on test"
+    return f"model.onnx is {returned_model(report)}: {score}."
+
+
+def returned_model(report: Report) -> str:
+    """Return the name of the returned model with its seed. All seeds of a job have the same linear models."""
+    model, seed = str(report["returned"]["model"]), report["returned"]["seed"]
+    if model in _LINEAR:
+        return _LINEAR[model]
+    linear = [_LINEAR[name] for name in report["models"] if name in _LINEAR]
+    return f"the encoder of seed {seed}" + (f" combined with {linear[-1]}" if model == "combined" else "")
