@@ -53,6 +53,7 @@ def phases(ctx: StageContext[PhasesParams]) -> dict[str, object]:
     report: dict[str, Any] = {"kind": "prune", **report_of(folders, prepared, task, predictor)}
     report["dense"] = {**dense["models"]["encoder"], "cost": dense["cost"]}
     report["models"][LINEAR] = dense["models"][LINEAR]
+    report |= {name: dense[name] for name in ("linear", "suspects") if name in dense}
     report["curves"] = curves
     tickets = [ticket_name(which, level, seed) for which in params.tickets for level in params.levels for seed in seeds]
     report["sweep_cost"] = total_cost([{"tickets": read_history(ctx.inputs[name])["cost"]} for name in tickets])

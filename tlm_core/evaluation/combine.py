@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ ROUNDING = 1e-9
 WEIGHTS = tuple(number / 10 for number in range(1, 10))  # of the encoder
 
 Outputs = NDArray[np.float32]  # logits [rows, labels], or predicted regression targets [rows, 1]
+Real = TypeVar("Real", np.float32, np.float64)
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,10 @@ class Scales:
         return total
 
 
-def log_softmax(logits: Outputs) -> Outputs:
+def log_softmax(logits: NDArray[Real]) -> NDArray[Real]:
     """Return log-probabilities of logits [rows, labels]."""
     shifted = logits - logits.max(axis=1, keepdims=True)
-    result: Outputs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    result: NDArray[Real] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return result
 
 

@@ -14,7 +14,19 @@ from typing import Any
 import numpy as np
 
 from tlm_core.evaluation.bootstrap import Difference, paired_difference
-from tlm_core.evaluation.combine import COMBINED, ENCODER, LINEAR, WEIGHTED, Choice, Outputs, Scales, choose, scales_of
+from tlm_core.evaluation.calibration import trust
+from tlm_core.evaluation.combine import (
+    COMBINED,
+    ENCODER,
+    LINEAR,
+    WEIGHTED,
+    Choice,
+    Outputs,
+    Scales,
+    choose,
+    scales_of,
+)
+from tlm_core.evaluation.suspects import rank_suspects
 from tlm_core.tasks.metrics import METRICS, best_of, score, scores_for, summary
 from tlm_core.tasks.task import Task
 
@@ -92,11 +104,13 @@ def job_report(
         "models": {name: over_seeds([entry["models"][name] for entry in seeds]) for name in seeds[0]["models"]},
         "majority": {split: _majority(task, split) for split in splits_of(task)},
         "best_seed": best["seed"],
+        **_trust(task, by_seed[best["seed"]][returned][1]),
         "cost": total_cost([shared_cost, *(entry["cost"] for entry in seeds)]),
     }
     if linears:
         report["linear"] = linears[LINEAR].facts
         report["worth"] = _worth(task, report, predictions, linears[LINEAR])
+        report |= _doubtful_labels(task, linears[LINEAR])
     for entry in seeds:  # the details of each class only for the returned model
         entry["models"] = {name: _compact(of_model) for name, of_model in entry["models"].items()}
     return report, predictions
@@ -118,7 +132,9 @@ def linear_report(task: Task, linear: LinearResult) -> tuple[Report, dict[str, O
         "models": {LINEAR: over_seeds([scores])},
         "majority": {split: _majority(task, split) for split in splits_of(task)},
         "best_seed": 0,
+        **_trust(task, outputs),
         "linear": linear.facts,
+        **_doubtful_labels(task, linear),
         "cost": total_cost([cost]),
     }
     return report, {f"{split}.s0": values for split, values in outputs.items()}
@@ -170,6 +186,22 @@ def _compact(scores: Mapping[str, Any]) -> dict[str, Any]:
 def _majority(task: Task, split: str) -> dict[str, Any]:
     train, true = task.targets("train"), task.targets(split)
     return task.type.baseline(train, true, len(task.labels), task.metric, in_train=task.in_train(split))
+
+
+def _trust(task: Task, outputs: Mapping[str, Outputs]) -> dict[str, dict[str, object]]:
+    """Return `calibration` and `risk_coverage` of each test split; nothing for regression."""
+    if not task.type.has_classes:
+        return {}
+    tests = {split: trust(outputs[split], task.targets(split)) for split in ("test", *task.further_tests)}
+    return {name: {split: tests[split][name] for split in tests} for name in ("calibration", "risk_coverage")}
+
+
+def _doubtful_labels(task: Task, linear: LinearResult) -> dict[str, dict[str, object]]:
+    """Return `suspects`; nothing for regression."""
+    if not task.type.has_classes:
+        return {}
+    outputs = {"train": linear.outputs[HELD_OUT], "validation": linear.outputs["validation"]}
+    return {"suspects": asdict(rank_suspects(task, outputs))}
 
 
 def _worth(task: Task, report: Report, predictions: Mapping[str, Outputs], linear: LinearResult) -> dict[str, Any]:

@@ -1,0 +1,111 @@
+"""How far a classifier's probabilities can be trusted: the calibration error and the risk-coverage curve.
+
+The confidence of a prediction is the probability of its label. This module does not import torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tlm_core.evaluation.combine import Outputs, log_softmax
+from tlm_core.tasks.metrics import Targets
+
+BINS = 15
+POINTS = 20
+DRAWS = 100
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Rows of similar confidence: their mean confidence and their accuracy."""
+
+    rows: int
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The calibration error and its bins, from low to high confidence.
+
+    chance: the mean error of a perfectly calibrated model on as many rows of the same confidence.
+    """
+
+    error: float
+    chance: float
+    bins: tuple[Bin, ...]
+
+
+@dataclass(frozen=True)
+class Point:
+    """The share of rows whose confidence is at least `threshold`, and the share of errors among them."""
+
+    coverage: float
+    risk: float
+    threshold: float
+
+
+@dataclass(frozen=True)
+class RiskCoverage:
+    """The risk-coverage curve, and the area below it: the mean risk over all coverages."""
+
+    area: float
+    points: tuple[Point, ...]
+
+
+def trust(outputs: Outputs, targets: Targets) -> dict[str, dict[str, object]]:
+    """Return `calibration` and `risk_coverage` as the report stores them. outputs: logits [rows, labels]."""
+    confidence = np.exp(log_softmax(outputs).max(axis=1).astype(np.float64)).clip(max=1.0)
+    correct = outputs.argmax(axis=1) == targets
+    return {
+        "calibration": asdict(calibration(confidence, correct)),
+        "risk_coverage": asdict(risk_coverage(confidence, correct)),
+    }
+
+
+def calibration(confidence: Floats, correct: NDArray[np.bool_]) -> Calibration:
+    """Return the expected calibration error (Naeini et al. 2015; Guo et al. 2017, arXiv 1706.04599).
+
+    Bins hold equally many rows (Nixon et al. 2019, arXiv 1904.01685). Few rows raise the error of every model; `chance`
+    says how much, by draws of the outcome of each row from its confidence (Bröcker and Smith 2007).
+    confidence, correct: [rows], at least one row.
+    """
+    order = np.argsort(confidence, kind="stable")
+    confidence, correct = confidence[order], correct[order]
+    random = np.random.default_rng(0)
+    chance = [_error(confidence, random.random(len(confidence)) < confidence) for _ in range(DRAWS)]
+    bins = zip(_parts(confidence), _parts(correct), strict=True)
+    return Calibration(
+        error=_error(confidence, correct),
+        chance=float(np.mean(chance)),
+        bins=tuple(Bin(len(sure), float(sure.mean()), float(right.mean())) for sure, right in bins),
+    )
+
+
+def _parts(values: NDArray[np.generic]) -> list[NDArray[np.generic]]:
+    return np.array_split(values, min(BINS, len(values)))
+
+
+def _error(confidence: Floats, correct: NDArray[np.bool_]) -> float:
+    """Return the mean over bins of |accuracy - confidence|, weighted by rows."""
+    return float(sum(abs(part.sum()) for part in _parts(correct - confidence)) / len(confidence))
+
+
+def risk_coverage(confidence: Floats, correct: NDArray[np.bool_]) -> RiskCoverage:
+    """Return the curve of a classifier that predicts only above a threshold (Geifman and El-Yaniv 2017).
+
+    Rows of equal confidence belong to the same point. confidence, correct: [rows], at least one row.
+    """
+    order = np.argsort(-confidence, kind="stable")
+    confidence, rows = confidence[order], np.arange(1, len(order) + 1)
+    risk = np.cumsum(~correct[order]) / rows
+    # The last row of each group of equal confidence.
+    ends = np.flatnonzero(np.append(confidence[1:] != confidence[:-1], True))
+    last = ends[np.searchsorted(ends, np.ceil(rows[-1] * np.arange(1, POINTS + 1) / POINTS) - 1)]
+    points = [Point(float(rows[at] / rows[-1]), float(risk[at]), float(confidence[at])) for at in np.unique(last)]
+    return RiskCoverage(float(risk.mean()), tuple(points))

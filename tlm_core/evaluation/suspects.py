@@ -1,0 +1,203 @@
+"""Suspect labels: rows whose given label is less probable than another label.
+
+The probabilities come from a linear model that did not see the row, as in confident learning (Northcutt et al. 2021,
+arXiv 1911.00068), and from the labels of the rows beside it. Texts of one document often follow each other in a file,
+and their labels follow a pattern: in abstracts, background comes before results. docs/experiments.md compares rankings.
+This module does not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tlm_core.evaluation.combine import Outputs, log_softmax
+from tlm_core.tasks.task import Task
+
+LISTED = 200
+OFFSETS = (-2, -1, 1, 2)  # of the neighbors in the file
+GAIN = 0.01  # neighbors count if they lower the loss by this share
+SORTED = 0.75  # agreement of adjacent rows from which a file counts as sorted by label
+SMOOTHING = 10.0  # rows of the label distribution that each conditional distribution contains
+RIDGE = 1e-3
+FITTED_ROWS = 20_000  # more rows change few parameters little
+_PART = 20_000
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows with their given labels. outputs: logits [rows, labels] of a model that did not see them.
+
+    labels: [rows]; numbers: [rows], the numbers of the rows in the file. counted: whether the rows are train rows.
+    """
+
+    outputs: Outputs
+    labels: Ints
+    numbers: Ints
+    counted: bool
+
+
+@dataclass(frozen=True)
+class LabelModel:
+    """The probability of each label from the outputs of a row and, with `transitions`, the labels beside it.
+
+    weights: [1 + offsets], of the logits and of each log-probability; bias: [labels]. transitions: for each offset the
+    counts [label of the neighbor, label]. frequencies: [labels], shares of the labels in train.
+    """
+
+    weights: Floats
+    bias: Floats
+    transitions: tuple[Floats, ...]
+    frequencies: Floats
+
+    @classmethod
+    def fit(cls, train: Split) -> LabelModel:
+        """Fit the model on the train rows.
+
+        It ignores the neighbors if they lower the loss by less than 1 %, or if the file is sorted by label: there they
+        predict each given label, whether right or wrong.
+        """
+        count = train.outputs.shape[1]
+        frequencies = (np.bincount(train.labels, minlength=count) + 0.5) / (len(train.labels) + 0.5 * count)
+        alone, loss = _fitted(train, (), frequencies)
+        if _adjacent_agreement(train) > SORTED:
+            return alone
+        transitions = []
+        for offset in OFFSETS:
+            places = _places(train.numbers, offset)
+            counts = np.zeros((count, count))
+            np.add.at(counts, (train.labels[places[places >= 0]], train.labels[places >= 0]), 1)
+            transitions.append(counts)
+        model, with_neighbors = _fitted(train, tuple(transitions), frequencies)
+        return model if with_neighbors < (1 - GAIN) * loss else alone
+
+    def log_probabilities(self, split: Split) -> Floats:
+        """Return the log-probability of each label, [rows, labels]."""
+        parts = [
+            np.arange(start, min(start + _PART, len(split.labels))) for start in range(0, len(split.labels), _PART)
+        ]
+        return np.concatenate([self.log_probabilities_of(split, part) for part in parts])
+
+    def log_probabilities_of(self, split: Split, rows: Ints) -> Floats:
+        """Return the log-probability of each label of some rows, [rows, labels]."""
+        return log_softmax(np.tensordot(self.weights, self.features(split, rows), 1) + self.bias)
+
+    def features(self, split: Split, rows: Ints) -> Floats:
+        """Return the logits, and the log-probabilities given each neighbor, [1 + offsets, rows, labels].
+
+        A train row does not count for itself. A missing neighbor has the label distribution.
+        """
+        features = np.empty((1 + len(self.transitions), len(rows), len(self.frequencies)))
+        features[0] = split.outputs[rows]
+        for counts, offset, target in zip(self.transitions, OFFSETS, features[1:], strict=False):
+            target[:] = np.log(self.frequencies)
+            places = _places(split.numbers, offset)[rows]
+            found = np.flatnonzero(places >= 0)
+            given = counts[split.labels[places[found]]]
+            if split.counted:
+                given[np.arange(len(found)), split.labels[rows[found]]] -= 1
+            smoothed = given + SMOOTHING * self.frequencies
+            target[found] = np.log(smoothed / (given.sum(axis=1, keepdims=True) + SMOOTHING))
+        return features
+
+
+def _fitted(train: Split, transitions: tuple[Floats, ...], frequencies: Floats) -> tuple[LabelModel, float]:
+    """Return the model with the lowest loss, and that loss."""
+    from scipy.optimize import minimize  # type: ignore[import-untyped, unused-ignore]
+
+    rows = np.arange(0, len(train.labels), max(1, len(train.labels) // FITTED_ROWS))
+    size, bias = 1 + len(transitions), np.zeros(len(frequencies))
+    start = LabelModel(np.eye(size)[0], bias, transitions, frequencies)
+    features, given = start.features(train, rows), (np.arange(len(rows)), train.labels[rows])
+
+    def objective(values: Floats) -> tuple[float, Floats]:
+        logs = log_softmax(np.tensordot(values[:size], features, 1) + values[size:])
+        errors = np.exp(logs)
+        errors[given] -= 1
+        slope = np.concatenate([np.tensordot(features, errors, 2) / len(rows), errors.mean(axis=0)])
+        return float(RIDGE * values @ values / 2 - logs[given].mean()), slope + RIDGE * values
+
+    result = minimize(objective, np.concatenate([start.weights, bias]), jac=True, method="L-BFGS-B")
+    return LabelModel(result.x[:size], result.x[size:], transitions, frequencies), float(result.fun)
+
+
+def _places(numbers: Ints, offset: int) -> Ints:
+    """Return the place of the row with the number + offset for each row, or -1."""
+    order = np.argsort(numbers, kind="stable")
+    found = order[np.searchsorted(numbers[order], numbers + offset).clip(max=len(numbers) - 1)]
+    return np.where(numbers[found] == numbers + offset, found, -1)
+
+
+def _adjacent_agreement(split: Split) -> float:
+    """Return how often the next row has the same label, beyond chance (Cohen's kappa)."""
+    places = _places(split.numbers, 1)
+    labels, following = split.labels[places >= 0], split.labels[places[places >= 0]]
+    if not len(labels):
+        return 0.0
+    first, second = (
+        np.bincount(values, minlength=split.outputs.shape[1]) / len(labels) for values in (labels, following)
+    )
+    chance = float(first @ second)
+    return (float((labels == following).mean()) - chance) / (1 - chance) if chance < 1 else 0.0
+
+
+def doubts(log_probabilities: Floats, labels: Ints) -> tuple[Floats, Ints]:
+    """Return for each row the score and the most probable other label.
+
+    The score is the probability of that label, if either it or the given label is right. log_probabilities: [rows,
+    labels]; labels: the given ones, [rows].
+    """
+    rows = np.arange(len(labels))
+    others = log_probabilities.copy()
+    others[rows, labels] = -np.inf
+    suggested = others.argmax(axis=1)
+    margins = others[rows, suggested] - log_probabilities[rows, labels]
+    return 1 / (1 + np.exp(-margins)), suggested
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A row whose given label is doubtful. row: its number in the file of the split; score: see `doubts`."""
+
+    split: str
+    row: int
+    label: str
+    suggested: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Suspects:
+    """The most suspect rows of train and validation, and how many rows have a more probable label than the given one.
+
+    neighbors: whether the ranking uses the labels of the rows beside a row.
+    """
+
+    neighbors: bool
+    found: int
+    rows: tuple[Suspect, ...]
+
+
+def rank_suspects(task: Task, outputs: Mapping[str, Outputs]) -> Suspects:
+    """Rank the labels of train and validation. outputs: of both splits, by models that did not see the rows."""
+    splits = {
+        name: Split(outputs[name], task.label_ids(name).astype(np.int64), task.rows(name), counted=name == "train")
+        for name in ("train", "validation")
+    }
+    model = LabelModel.fit(splits["train"])
+    rows: list[Suspect] = []
+    found = 0
+    for name, split in splits.items():
+        scores, suggested = doubts(model.log_probabilities(split), split.labels)
+        found += int((scores > 0.5).sum())
+        for place in np.argsort(-scores, kind="stable")[: min(LISTED, int((scores > 0.5).sum()))].tolist():
+            given, better = task.labels[split.labels[place]], task.labels[suggested[place]]
+            rows.append(Suspect(name, int(split.numbers[place]), given, better, float(scores[place])))
+    rows.sort(key=lambda row: -row.score)
+    return Suspects(bool(model.transitions), found, tuple(rows[:LISTED]))
