@@ -387,6 +387,10 @@ class AsyncTLMClient:
         params = {"q": words, "train_row": train_row, "after": after, "limit": limit}
         return await self._get(wire.Selection, "/v1/jobs/{}/selection", job_id, **params)
 
+    async def suspects(self, job_id: str, *, limit: int = 50) -> wire.SuspectLabels:
+        """Return the rows of train and validation whose labels are probably wrong, most suspect first."""
+        return await self._get(wire.SuspectLabels, "/v1/jobs/{}/suspects", job_id, limit=limit)
+
     async def predict(
         self,
         job_id: str,

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from tlm_client.commands import analysis, data, gateway, jobs, models, stack, submit
+from tlm_client.commands import analysis, data, gateway, jobs, models, stack, submit, suspects
 from tlm_client.console import exit_code, print_error, session_of
 from tlm_core.errors import TLMError
 
@@ -49,7 +49,7 @@ _PANELS = {
         *(jobs.jobs, jobs.show, jobs.watch, jobs.logs, jobs.cancel, jobs.pause, jobs.resume, jobs.delete),
     ),
     "Results": (
-        *(analysis.compare, analysis.why),
+        *(analysis.compare, analysis.why, suspects.suspects),
         *(models.download, models.predict, models.evaluate, models.convert),
     ),
 }

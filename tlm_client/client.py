@@ -382,6 +382,10 @@ class TLMClient:
         params = {"q": words, "train_row": train_row, "after": after, "limit": limit}
         return self._get(wire.Selection, "/v1/jobs/{}/selection", job_id, **params)
 
+    def suspects(self, job_id: str, *, limit: int = 50) -> wire.SuspectLabels:
+        """Return the rows of train and validation whose labels are probably wrong, most suspect first."""
+        return self._get(wire.SuspectLabels, "/v1/jobs/{}/suspects", job_id, limit=limit)
+
     def predict(
         self,
         job_id: str,

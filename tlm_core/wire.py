@@ -386,6 +386,25 @@ class Selection(_Answer):
     has_more: bool
 
 
+class SuspectLabel(_Answer):
+    """A row of train or validation whose label is probably wrong. row: its number in the file, from 1."""
+
+    split: str
+    row: int
+    label: str = Field(description="the label in the dataset")
+    suggested: str = Field(description="the most probable other label")
+    score: float = Field(description="the probability of the suggested label, if either of the two is right")
+    text: str | None = Field(None, description="start of the row's text, if the task is available")
+    text_pair: str | None = Field(None, description="likewise, the second text of a pair")
+
+
+class SuspectLabels(Items[SuspectLabel]):
+    """The most suspect labels, best rank first."""
+
+    found: int = Field(description="number of rows for which another label is more probable than theirs")
+    neighbors: bool = Field(description="whether the labels of the rows beside a row count")
+
+
 class Prediction(_Answer):
     """The most likely label of a text with the probability of each label; in regression, the predicted value."""
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from services.api.task_rows import TaskRow, task_rows
 from tlm_core.artifacts import ArtifactStore, ManifestRef
-from tlm_core.errors import CorruptArtifact, NotFound
 from tlm_core.parquet import open_parquet
 from tlm_core.wire import Provenance, SelectedPassage, Selection
 
@@ -39,11 +39,11 @@ def selection_page(
     rows, total = _matching(folder, words, train_row, after, limit)
     provenance = _provenance(folder, [str(row["id"]) for row in rows])
     shown = {entry.train_row for entries in provenance.values() for entry in entries[:_MAX_QUERIES]}
-    texts = _texts(artifacts, task, shown)
+    texts = task_rows(artifacts, task, "train", shown, _MAX_CHARS)
     data = []
     for row in rows:
         entries = provenance[str(row["id"])]
-        queries = [entry.model_copy(update=texts.get(entry.train_row)) for entry in entries[:_MAX_QUERIES]]
+        queries = [_with_text(entry, texts.get(entry.train_row)) for entry in entries[:_MAX_QUERIES]]
         data.append(SelectedPassage.model_validate({**row, "provenance": queries, "provenance_total": len(entries)}))
     return Selection(facts=facts, data=tuple(data), total=total, has_more=after + len(rows) < total)
 
@@ -90,20 +90,5 @@ def _provenance(folder: Path, passages: list[str]) -> dict[str, list[Provenance]
     return queries
 
 
-def _texts(artifacts: ArtifactStore, task: ManifestRef | None, rows: set[int]) -> dict[int, dict[str, str]]:
-    """Text and label (in regression: the target) of training rows; empty if the task is not available."""
-    import pyarrow.parquet as pq
-
-    if task is None or not rows:
-        return {}
-    try:
-        folder = artifacts.localize(task)
-        labels: list[str] = json.loads((folder / "task.json").read_text(encoding="utf-8"))["labels"]
-        entries = pq.read_table(folder / "train.parquet", filters=[("row", "in", sorted(rows))]).to_pylist()
-    except (OSError, NotFound, CorruptArtifact):  # The passages are useful without these texts.
-        return {}
-
-    def label(value: int | float) -> str:
-        return f"{value:g}" if isinstance(value, float) else labels[value]
-
-    return {entry["row"]: {"text": entry["text"][:_MAX_CHARS], "label": label(entry["label"])} for entry in entries}
+def _with_text(entry: Provenance, row: TaskRow | None) -> Provenance:
+    return entry.model_copy(update={"text": row.text, "label": row.label}) if row else entry

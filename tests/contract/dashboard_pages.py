@@ -49,9 +49,8 @@ def pages_of(contents: Contents) -> list[str]:
     paths = ["/ui/jobs", "/ui/datasets", "/ui/corpora", "/ui/corpora/manuals?q=parcel", "/ui/submit"]
     paths += [f"/ui/datasets/{name}" for name in (contents.dataset, contents.hostile_dataset)]
     paths += [f"/ui/jobs/{job}" for job in contents.jobs.values()]
-    paths += [
-        f"/ui/jobs/{job}/{tab}" for job in (succeeded, hostile) for tab in ("results", "selection", "model", "log")
-    ]
+    tabs = ("results", "labels", "selection", "model", "log")
+    paths += [f"/ui/jobs/{job}/{tab}" for job in (succeeded, hostile) for tab in tabs]
     return [*paths, f"/ui/jobs/{contents.jobs['running']}/results", f"/ui/compare?id={succeeded}&id={hostile}"]
 
 

@@ -25,6 +25,7 @@ from services.common.catalog_records import CorpusVersion
 from services.common.jobstore import CheckpointRef
 from tests.contract.gateway import Gateway, T, add_dataset, make_gateway
 from tests.contract.job_results import make_export, make_linear, publish
+from tests.contract.trust_report import trust_parts
 from tests.factories import make_spec
 from tests.redis_server import RedisServer
 from tlm_core.artifacts import ManifestRef
@@ -360,7 +361,7 @@ def make_report(
     total = {
         name: sum(stage[name] for stage in cost.values()) for name in ("flops", "tokens", "seconds", "gpu_seconds")
     }
-    return report | {"cost": {**cost, "total": total}}, outputs
+    return report | {"cost": {**cost, "total": total}} | trust_parts(labels), outputs
 
 
 def make_task(folder: Path, job: JobRecord) -> None:

@@ -22,7 +22,8 @@ from services.api.job_artifacts import (
 )
 from services.api.parts import FILE_ANSWERS, PartsDep, problems
 from services.api.selections import selection_page
-from tlm_core.wire import Checkpoint, Model, Page, PredictingModel, Predictions, Selection
+from services.api.suspects import suspect_labels
+from tlm_core.wire import Checkpoint, Model, Page, PredictingModel, Predictions, Selection, SuspectLabels
 
 router = APIRouter(prefix="/v1/jobs", tags=["results"])
 
@@ -114,6 +115,16 @@ def report(job: str, parts: PartsDep, tenant: Tenant) -> dict[str, object]:
     """Return test scores, per class and per seed, and the cost of each stage."""
     ref = artifact_of(parts.jobs, parts.jobs.get(tenant, job), "evaluate")
     return parts.artifacts.read_json(ref, "report.json")
+
+
+@router.get("/{job}/suspects", summary="List suspect labels", responses=problems(404, 409))
+def suspects(
+    job: str, parts: PartsDep, tenant: Tenant, limit: Annotated[int, Query(ge=1, le=200)] = 50
+) -> SuspectLabels:
+    """Return rows of train and validation whose label is probably wrong, most suspect first, with a suggestion."""
+    record = parts.jobs.get(tenant, job)
+    ref = artifact_of(parts.jobs, record, "evaluate")
+    return suspect_labels(parts.artifacts, ref, artifacts_by_node(parts.jobs, record).get("validate"), limit=limit)
 
 
 @router.get("/{job}/selection", summary="List selected passages", responses=problems(404, 409))

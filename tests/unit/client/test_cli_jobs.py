@@ -224,6 +224,16 @@ def test_job_list_sends_its_filters() -> None:
     }  # fmt: skip
 
 
+def test_suspects_show_row_label_and_suggestion() -> None:
+    row = {"split": "train", "row": 17, "label": "good", "suggested": "bad", "score": 0.987, "text": "a poor film"}
+    body = {"data": [{**row, "text_pair": None}], "found": 1_234, "neighbors": True}
+    result = tlm(serve({"GET /v1/jobs/job_1/suspects": body}), "suspects", "job_1")
+    assert result.exit_code == 0, result.output
+    assert all(part in result.stdout for part in ("train", "17", "good", "bad", "0.987", "a poor film", "1 of 1,234"))
+    as_json = tlm(serve({"GET /v1/jobs/job_1/suspects": body}), "suspects", "job_1", "--json")
+    assert json.loads(as_json.stdout)["data"][0] == {**row, "text_pair": None}
+
+
 def test_why_shows_the_train_rows_of_a_passage() -> None:
     asker = {"train_row": 7, "rank": 1, "score": 2.0, "text": "a [bold]row[/bold]", "label": "pos"}
     passage = {"id": "p", "text": "a passage", "source": "docs", "rank": 1, "score": 2.0, "provenance": [asker],
