@@ -401,7 +401,7 @@ class SuspectLabel(_Answer):
 class SuspectLabels(Items[SuspectLabel]):
     """The most suspect labels, best rank first."""
 
-    found: int = Field(description="number of rows for which another label is more probable than theirs")
+    total: int = Field(description="number of rows for which another label is more probable than theirs")
     neighbors: bool = Field(description="whether the labels of the rows beside a row count")
 
 

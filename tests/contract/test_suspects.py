@@ -25,7 +25,7 @@ def test_suspects_have_their_texts_in_the_order_of_the_report(filled: tuple[Gate
     gateway, contents = filled
     address = f"/v1/jobs/{contents.jobs['succeeded']}/suspects"
     answer = signed_in(gateway).get(address, headers=AUTH).json()
-    assert (answer["found"], answer["neighbors"]) == (7, False)
+    assert (answer["total"], answer["neighbors"]) == (7, False)
     assert [(row["split"], row["row"]) for row in answer["data"]] == [
         *(("train", row) for row in (3, 2, 1)),
         ("validation", 5),

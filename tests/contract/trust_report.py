@@ -25,5 +25,5 @@ def trust_parts(labels: Sequence[str]) -> dict[str, Any]:
     return {
         **{name: {"test": part} for name, part in measured.items()},
         "linear": {"top_ngrams": {label: [label, "my parcel"] for label in labels}},
-        "suspects": {"neighbors": False, "found": 7, "rows": rows},
+        "suspects": {"neighbors": False, "total": 7, "rows": rows},
     }

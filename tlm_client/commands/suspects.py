@@ -28,6 +28,6 @@ def suspects(
     print_result(
         ranking,
         table(("split", "row", "label", "suggested", "score", "text"), rows),
-        f"{len(rows)} of {ranking.found:,} rows with a more probable label. Many labels are right: read the texts.",
+        f"{len(rows)} of {ranking.total:,} rows with a more probable label. Many labels are right: read the texts.",
         as_json=as_json,
     )

@@ -42,6 +42,11 @@ class Split:
     numbers: Ints
     counted: bool
 
+    @classmethod
+    def of(cls, task: Task, name: str, outputs: Outputs) -> Split:
+        """Return the split `name` of a task with classes."""
+        return cls(outputs, task.label_ids(name).astype(np.int64), task.rows(name), counted=name == "train")
+
 
 @dataclass(frozen=True)
 class LabelModel:
@@ -98,12 +103,12 @@ class LabelModel:
         for counts, offset, target in zip(self.transitions, OFFSETS, features[1:], strict=False):
             target[:] = np.log(self.frequencies)
             places = _places(split.numbers, offset)[rows]
-            found = np.flatnonzero(places >= 0)
-            given = counts[split.labels[places[found]]]
+            present = np.flatnonzero(places >= 0)
+            given = counts[split.labels[places[present]]]
             if split.counted:
-                given[np.arange(len(found)), split.labels[rows[found]]] -= 1
+                given[np.arange(len(present)), split.labels[rows[present]]] -= 1
             smoothed = given + SMOOTHING * self.frequencies
-            target[found] = np.log(smoothed / (given.sum(axis=1, keepdims=True) + SMOOTHING))
+            target[present] = np.log(smoothed / (given.sum(axis=1, keepdims=True) + SMOOTHING))
         return features
 
 
@@ -130,8 +135,8 @@ def _fitted(train: Split, transitions: tuple[Floats, ...], frequencies: Floats) 
 def _places(numbers: Ints, offset: int) -> Ints:
     """Return the place of the row with the number + offset for each row, or -1."""
     order = np.argsort(numbers, kind="stable")
-    found = order[np.searchsorted(numbers[order], numbers + offset).clip(max=len(numbers) - 1)]
-    return np.where(numbers[found] == numbers + offset, found, -1)
+    nearest = order[np.searchsorted(numbers[order], numbers + offset).clip(max=len(numbers) - 1)]
+    return np.where(numbers[nearest] == numbers + offset, nearest, -1)
 
 
 def _adjacent_agreement(split: Split) -> float:
@@ -158,7 +163,7 @@ def doubts(log_probabilities: Floats, labels: Ints) -> tuple[Floats, Ints]:
     others[rows, labels] = -np.inf
     suggested = others.argmax(axis=1)
     margins = others[rows, suggested] - log_probabilities[rows, labels]
-    return 1 / (1 + np.exp(-margins)), suggested
+    return np.exp(-np.logaddexp(0, -margins)), suggested
 
 
 @dataclass(frozen=True)
@@ -174,30 +179,28 @@ class Suspect:
 
 @dataclass(frozen=True)
 class Suspects:
-    """The most suspect rows of train and validation, and how many rows have a more probable label than the given one.
+    """The most suspect rows of train and validation.
 
-    neighbors: whether the ranking uses the labels of the rows beside a row.
+    neighbors: whether the ranking uses the labels of the rows beside a row. total: number of rows with a more probable
+    label than the given one.
     """
 
     neighbors: bool
-    found: int
+    total: int
     rows: tuple[Suspect, ...]
 
 
 def rank_suspects(task: Task, outputs: Mapping[str, Outputs]) -> Suspects:
     """Rank the labels of train and validation. outputs: of both splits, by models that did not see the rows."""
-    splits = {
-        name: Split(outputs[name], task.label_ids(name).astype(np.int64), task.rows(name), counted=name == "train")
-        for name in ("train", "validation")
-    }
+    splits = {name: Split.of(task, name, outputs[name]) for name in ("train", "validation")}
     model = LabelModel.fit(splits["train"])
     rows: list[Suspect] = []
-    found = 0
+    total = 0
     for name, split in splits.items():
         scores, suggested = doubts(model.log_probabilities(split), split.labels)
-        found += int((scores > 0.5).sum())
+        total += int((scores > 0.5).sum())
         for place in np.argsort(-scores, kind="stable")[: min(LISTED, int((scores > 0.5).sum()))].tolist():
             given, better = task.labels[split.labels[place]], task.labels[suggested[place]]
             rows.append(Suspect(name, int(split.numbers[place]), given, better, float(scores[place])))
     rows.sort(key=lambda row: -row.score)
-    return Suspects(bool(model.transitions), found, tuple(rows[:LISTED]))
+    return Suspects(bool(model.transitions), total, tuple(rows[:LISTED]))

@@ -226,7 +226,7 @@ def test_job_list_sends_its_filters() -> None:
 
 def test_suspects_show_row_label_and_suggestion() -> None:
     row = {"split": "train", "row": 17, "label": "good", "suggested": "bad", "score": 0.987, "text": "a poor film"}
-    body = {"data": [{**row, "text_pair": None}], "found": 1_234, "neighbors": True}
+    body = {"data": [{**row, "text_pair": None}], "total": 1_234, "neighbors": True}
     result = tlm(serve({"GET /v1/jobs/job_1/suspects": body}), "suspects", "job_1")
     assert result.exit_code == 0, result.output
     assert all(part in result.stdout for part in ("train", "17", "good", "bad", "0.987", "a poor film", "1 of 1,234"))

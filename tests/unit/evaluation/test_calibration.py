@@ -54,7 +54,7 @@ def test_rows_of_equal_confidence_share_one_point() -> None:
 
 
 def test_one_row_has_one_bin_and_one_point() -> None:
-    found = trust(np.array([[2.0, 0.0]], np.float32), np.array([1]))
+    parts = trust(np.array([[2.0, 0.0]], np.float32), np.array([1]))
     confidence = 1 / (1 + np.exp(-2))
-    assert found["calibration"]["error"] == pytest.approx(confidence)
-    assert found["risk_coverage"]["points"] == ({"coverage": 1, "risk": 1, "threshold": pytest.approx(confidence)},)
+    assert parts["calibration"]["error"] == pytest.approx(confidence)
+    assert parts["risk_coverage"]["points"] == ({"coverage": 1, "risk": 1, "threshold": pytest.approx(confidence)},)

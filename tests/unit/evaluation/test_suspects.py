@@ -98,9 +98,15 @@ def test_row_does_not_count_for_itself() -> None:
 
 def test_score_is_the_probability_against_the_given_label() -> None:
     logs = np.log(np.array([[0.6, 0.2, 0.1, 0.1], [0.1, 0.2, 0.3, 0.4]]))
-    scores, suggested = doubts(logs, np.array([1, 3]))
-    assert suggested.tolist() == [0, 2]
-    assert scores == pytest.approx([0.6 / 0.8, 0.3 / 0.7])
+    scores, suggested = doubts(np.vstack([logs, [[0, -900, -990, -990]]]), np.array([1, 3, 0]))
+    assert suggested.tolist() == [0, 2, 1]
+    assert scores == pytest.approx([0.6 / 0.8, 0.3 / 0.7, 0])
+
+
+def test_split_without_rows_has_no_suspects() -> None:
+    split = split_of(shuffled(np.random.default_rng(0)), 2.0)
+    empty = Split(split.outputs[:0], split.labels[:0], split.numbers[:0], counted=False)
+    assert LabelModel.fit(split).log_probabilities(empty).shape == (0, len(LABELS))
 
 
 def texts_of(labels: np.ndarray) -> list[str]:
@@ -125,6 +131,6 @@ def test_wrong_labels_of_a_task_are_listed_with_row_and_suggestion() -> None:
     result = rank_suspects(task, outputs)
     listed = {(row.split, row.row): (row.label, row.suggested) for row in result.rows}
     assert listed == {place: labels for place, labels in wrong.items() if place[0] != "test"}
-    assert result.found == len(result.rows) <= LISTED and not result.neighbors
+    assert result.total == len(result.rows) <= LISTED and not result.neighbors
     scores = [row.score for row in result.rows]
     assert scores == sorted(scores, reverse=True) and min(scores) > 0.5
