@@ -103,12 +103,6 @@ def test_score_is_the_probability_against_the_given_label() -> None:
     assert scores == pytest.approx([0.6 / 0.8, 0.3 / 0.7, 0])
 
 
-def test_split_without_rows_has_no_suspects() -> None:
-    split = split_of(shuffled(np.random.default_rng(0)), 2.0)
-    empty = Split(split.outputs[:0], split.labels[:0], split.numbers[:0], counted=False)
-    assert LabelModel.fit(split).log_probabilities(empty).shape == (0, len(LABELS))
-
-
 def texts_of(labels: np.ndarray) -> list[str]:
     random = np.random.default_rng(3)
     return [
