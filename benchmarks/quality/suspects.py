@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from benchmarks.quality.data import task_folder
 from benchmarks.report import figure
-from tlm_core.evaluation.suspects import LabelModel, Split, doubts
+from tlm_core.evaluation.suspects import LabelModel, Split
 from tlm_core.linear.fit import fit
 from tlm_core.tasks.task import Task
 
@@ -40,7 +40,7 @@ def with_wrong_labels(task: Task, seed: int) -> tuple[Task, NDArray[np.int64]]:
 
 def share_in_first(split: Split, places: NDArray[np.int64]) -> float:
     """Return the share of the places that are among the first ranked rows."""
-    scores, _ = doubts(LabelModel.fit(split).log_probabilities(split), split.labels)
+    scores, _ = LabelModel.fit(split).doubts(split)
     first = np.argsort(-scores, kind="stable")[: round(READ * len(scores))]
     return float(np.isin(places, first).mean())
 

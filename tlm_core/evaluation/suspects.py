@@ -9,7 +9,8 @@ This module does not import torch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ SORTED = 0.75  # agreement of adjacent rows from which a file counts as sorted b
 SMOOTHING = 10.0  # rows of the label distribution that each conditional distribution contains
 RIDGE = 1e-3
 FITTED_ROWS = 20_000  # more rows change few parameters little
-_PART = 20_000
+_CELLS = 4_000_000  # rows times labels that are computed at once
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -46,6 +47,18 @@ class Split:
     def of(cls, task: Task, name: str, outputs: Outputs) -> Split:
         """Return the split `name` of a task with classes."""
         return cls(outputs, task.label_ids(name).astype(np.int64), task.rows(name), counted=name == "train")
+
+    @cached_property
+    def neighbors(self) -> Ints:
+        """The place of each neighbor, or -1, [offsets, rows]."""
+        order = np.argsort(self.numbers, kind="stable")
+        wanted = self.numbers + np.array(OFFSETS)[:, None]
+        nearest = order[np.searchsorted(self.numbers[order], wanted).clip(max=len(order) - 1)]
+        return np.where(self.numbers[nearest] == wanted, nearest, -1)
+
+    @property
+    def rows_at_once(self) -> int:
+        return max(1, _CELLS // self.outputs.shape[1])
 
 
 @dataclass(frozen=True)
@@ -74,24 +87,34 @@ class LabelModel:
         if _adjacent_agreement(train) > SORTED:
             return alone
         transitions = []
-        for offset in OFFSETS:
-            places = _places(train.numbers, offset)
+        for places in train.neighbors:
             counts = np.zeros((count, count))
             np.add.at(counts, (train.labels[places[places >= 0]], train.labels[places >= 0]), 1)
             transitions.append(counts)
         model, with_neighbors = _fitted(train, tuple(transitions), frequencies)
         return model if with_neighbors < (1 - GAIN) * loss else alone
 
-    def log_probabilities(self, split: Split) -> Floats:
-        """Return the log-probability of each label, [rows, labels]."""
-        parts = [
-            np.arange(start, min(start + _PART, len(split.labels))) for start in range(0, len(split.labels), _PART)
-        ]
-        return np.concatenate([self.log_probabilities_of(split, part) for part in parts])
+    def doubts(self, split: Split) -> tuple[Floats, Ints]:
+        """Return for each row the score and the most probable other label.
 
-    def log_probabilities_of(self, split: Split, rows: Ints) -> Floats:
-        """Return the log-probability of each label of some rows, [rows, labels]."""
-        return log_softmax(np.tensordot(self.weights, self.features(split, rows), 1) + self.bias)
+        The score is the probability of that label, if either it or the given label is right.
+        """
+        scores, suggested = np.empty(len(split.labels)), np.empty(len(split.labels), np.int64)
+        for start in range(0, len(scores), split.rows_at_once):
+            rows = np.arange(start, min(start + split.rows_at_once, len(scores)))
+            values = self.values(self.features(split, rows))
+            given = (np.arange(len(rows)), split.labels[rows])
+            margins = -values[given]
+            values[given] = -np.inf
+            suggested[rows] = values.argmax(axis=1)
+            margins += values.max(axis=1)
+            scores[rows] = np.exp(-np.logaddexp(0, -margins))
+        return scores, suggested
+
+    def values(self, features: Floats) -> Floats:
+        """Return logits from features, [rows, labels]."""
+        values: Floats = np.tensordot(self.weights, features, 1) + self.bias
+        return values
 
     def features(self, split: Split, rows: Ints) -> Floats:
         """Return the logits, and the log-probabilities given each neighbor, [1 + offsets, rows, labels].
@@ -100,9 +123,8 @@ class LabelModel:
         """
         features = np.empty((1 + len(self.transitions), len(rows), len(self.frequencies)))
         features[0] = split.outputs[rows]
-        for counts, offset, target in zip(self.transitions, OFFSETS, features[1:], strict=False):
+        for counts, places, target in zip(self.transitions, split.neighbors[:, rows], features[1:], strict=False):
             target[:] = np.log(self.frequencies)
-            places = _places(split.numbers, offset)[rows]
             present = np.flatnonzero(places >= 0)
             given = counts[split.labels[places[present]]]
             if split.counted:
@@ -116,32 +138,26 @@ def _fitted(train: Split, transitions: tuple[Floats, ...], frequencies: Floats) 
     """Return the model with the lowest loss, and that loss."""
     from scipy.optimize import minimize  # type: ignore[import-untyped, unused-ignore]
 
-    rows = np.arange(0, len(train.labels), max(1, len(train.labels) // FITTED_ROWS))
+    most = min(FITTED_ROWS, train.rows_at_once)
+    rows = np.arange(0, len(train.labels), max(1, len(train.labels) // most))
     size, bias = 1 + len(transitions), np.zeros(len(frequencies))
     start = LabelModel(np.eye(size)[0], bias, transitions, frequencies)
     features, given = start.features(train, rows), (np.arange(len(rows)), train.labels[rows])
 
     def objective(values: Floats) -> tuple[float, Floats]:
-        logs = log_softmax(np.tensordot(values[:size], features, 1) + values[size:])
+        logs = log_softmax(replace(start, weights=values[:size], bias=values[size:]).values(features))
         errors = np.exp(logs)
         errors[given] -= 1
         slope = np.concatenate([np.tensordot(features, errors, 2) / len(rows), errors.mean(axis=0)])
         return float(RIDGE * values @ values / 2 - logs[given].mean()), slope + RIDGE * values
 
     result = minimize(objective, np.concatenate([start.weights, bias]), jac=True, method="L-BFGS-B")
-    return LabelModel(result.x[:size], result.x[size:], transitions, frequencies), float(result.fun)
-
-
-def _places(numbers: Ints, offset: int) -> Ints:
-    """Return the place of the row with the number + offset for each row, or -1."""
-    order = np.argsort(numbers, kind="stable")
-    nearest = order[np.searchsorted(numbers[order], numbers + offset).clip(max=len(numbers) - 1)]
-    return np.where(numbers[nearest] == numbers + offset, nearest, -1)
+    return replace(start, weights=result.x[:size], bias=result.x[size:]), float(result.fun)
 
 
 def _adjacent_agreement(split: Split) -> float:
     """Return how often the next row has the same label, beyond chance (Cohen's kappa)."""
-    places = _places(split.numbers, 1)
+    places = split.neighbors[OFFSETS.index(1)]
     labels, following = split.labels[places >= 0], split.labels[places[places >= 0]]
     if not len(labels):
         return 0.0
@@ -152,23 +168,9 @@ def _adjacent_agreement(split: Split) -> float:
     return (float((labels == following).mean()) - chance) / (1 - chance) if chance < 1 else 0.0
 
 
-def doubts(log_probabilities: Floats, labels: Ints) -> tuple[Floats, Ints]:
-    """Return for each row the score and the most probable other label.
-
-    The score is the probability of that label, if either it or the given label is right. log_probabilities: [rows,
-    labels]; labels: the given ones, [rows].
-    """
-    rows = np.arange(len(labels))
-    others = log_probabilities.copy()
-    others[rows, labels] = -np.inf
-    suggested = others.argmax(axis=1)
-    margins = others[rows, suggested] - log_probabilities[rows, labels]
-    return np.exp(-np.logaddexp(0, -margins)), suggested
-
-
 @dataclass(frozen=True)
 class Suspect:
-    """A row whose given label is doubtful. row: its number in the file of the split; score: see `doubts`."""
+    """A row whose given label is doubtful. row: its number in the file of the split; score: see `LabelModel.doubts`."""
 
     split: str
     row: int
@@ -197,7 +199,7 @@ def rank_suspects(task: Task, outputs: Mapping[str, Outputs]) -> Suspects:
     rows: list[Suspect] = []
     total = 0
     for name, split in splits.items():
-        scores, suggested = doubts(model.log_probabilities(split), split.labels)
+        scores, suggested = model.doubts(split)
         total += int((scores > 0.5).sum())
         for place in np.argsort(-scores, kind="stable")[: min(LISTED, int((scores > 0.5).sum()))].tolist():
             given, better = task.labels[split.labels[place]], task.labels[suggested[place]]

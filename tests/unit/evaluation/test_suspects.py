@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tlm_core.evaluation.suspects import LISTED, LabelModel, Split, doubts, rank_suspects
+from tlm_core.evaluation.suspects import LISTED, LabelModel, Split, rank_suspects
 from tlm_core.linear.fit import fit
 from tlm_core.tasks.task import Task, task_schema
 
@@ -34,7 +34,7 @@ def flipped(labels: np.ndarray, share: float = 0.05) -> tuple[np.ndarray, np.nda
 def share_in_first_tenth(split: Split, places: np.ndarray) -> tuple[float, bool]:
     """Return the share of the places in the first tenth of the ranking, and whether neighbors count."""
     model = LabelModel.fit(split)
-    scores, _ = doubts(model.log_probabilities(split), split.labels)
+    scores, _ = model.doubts(split)
     first = np.argsort(-scores, kind="stable")[: len(scores) // 10]
     return float(np.isin(places, first).mean()), bool(model.transitions)
 
@@ -96,11 +96,15 @@ def test_row_does_not_count_for_itself() -> None:
     np.testing.assert_allclose(missing[1, 0], np.log(frequencies))
 
 
-def test_score_is_the_probability_against_the_given_label() -> None:
-    logs = np.log(np.array([[0.6, 0.2, 0.1, 0.1], [0.1, 0.2, 0.3, 0.4]]))
-    scores, suggested = doubts(np.vstack([logs, [[0, -900, -990, -990]]]), np.array([1, 3, 0]))
+def test_score_is_the_probability_against_the_given_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tlm_core.evaluation.suspects._CELLS", 8)  # two rows at once
+    outputs = np.log(np.array([[0.6, 0.2, 0.1, 0.1], [0.1, 0.2, 0.3, 0.4], [1, 1e-30, 1e-35, 1e-35]], np.float32))
+    split = Split(outputs, np.array([1, 3, 0]), np.array([1, 2, 3]), counted=True)
+    model = LabelModel(np.array([1.0]), np.zeros(4), (), np.full(4, 0.25))
+    scores, suggested = model.doubts(split)
     assert suggested.tolist() == [0, 2, 1]
     assert scores == pytest.approx([0.6 / 0.8, 0.3 / 0.7, 0])
+    assert model.doubts(Split(1000 * outputs, split.labels, split.numbers, counted=True))[0][2] == 0
 
 
 def texts_of(labels: np.ndarray) -> list[str]:
