@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tlm_client.commands.jobs import JobId
-from tlm_client.console import AsJson, print_result, session_of, table
+from tlm_client.console import AsJson, JobId, print_result, session_of, table
 
 _CHARS = 200
 
