@@ -16,7 +16,7 @@ from tlm_core.training.recipe import OWN_STARTS, Recipe
 from tlm_core.training.stage import worker
 
 TICKET = worker("ticket", "tlm_core.compression.stages:ticket", 3, TicketParams)
-PHASES = worker("phases", "tlm_core.compression.phases:phases", 9, PhasesParams)
+PHASES = worker("phases", "tlm_core.compression.phases:phases", 10, PhasesParams)
 
 
 class PruneOptions(KindOptions):

@@ -149,6 +149,10 @@ def test_instant_job_returns_the_linear_model(tmp_path: Path) -> None:
     assert f"model.onnx is the linear model: macro-F1 {score:.4f} on test." in card
     assert "| test, linear |" in card and "| model.onnx |" in card and "always the most frequent label" in card
     assert "| baseline | 0 |" in card
+    wrong = (predicted != task.targets("test")).mean()
+    assert report["risk_coverage"]["test"]["points"][-1]["risk"] == pytest.approx(wrong)
+    assert report["calibration"]["test"]["error"] > 0
+    assert report["suspects"]["total"] >= len(report["suspects"]["rows"])
 
 
 def test_passages_are_cut_into_equal_pieces() -> None:

@@ -82,6 +82,7 @@ def test_stock_classes_reproduce_the_score_of_the_encoder(chain: Mapping[str, Pa
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     task, report = Task.read(chain["task"]), report_of(chain)
+    assert {"calibration", "risk_coverage", "suspects"} <= set(report)
     with torch.inference_mode():
         inputs = tokenizer(task.texts("test"), truncation=True, padding=True, return_tensors="pt")
         answers = model(**inputs).logits.argmax(dim=-1).numpy()
