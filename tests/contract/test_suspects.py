@@ -71,7 +71,7 @@ def test_results_page_shows_calibration_and_errors_by_confidence(filled: tuple[G
     gateway, contents = filled
     text = signed_in(gateway).get(f"/ui/jobs/{contents.jobs['succeeded']}/results").text
     words = cells_of(text)
-    report = make_report(LABELS, (0,), 0.8)
+    report, _ = make_report(LABELS, (0,), 0.8)
     error, points = report["calibration"]["test"], report["risk_coverage"]["test"]["points"]
     assert f"Calibration error {error['error']:.3f}" in words
     assert f"{points[-1]['threshold']:.3f} 100.0 % {100 * points[-1]['risk']:.1f} %" in words
