@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.concurrency import run_in_threadpool
 
 from services.api.dashboard.app import mount_dashboard
 from services.api.dashboard.data_pages import UPLOAD_PATHS
-from services.api.parts import Parts
+from services.api.parts import Parts, refuse_unknown_parameters
 from services.api.removal import finish_removals
 from services.api.routes import corpora, datasets, jobs, results, service, uploads, webhooks
 from services.common.problem import install_problem_handlers
@@ -63,7 +63,7 @@ def create_app(parts: Parts) -> FastAPI:
     app.state.parts = parts
     install_problem_handlers(app, streamed=("/v1/datasets", "/v1/corpora", *UPLOAD_PATHS), raw=("/v1/uploads/",))
     for module in (service, uploads, datasets, corpora, jobs, results, webhooks):
-        app.include_router(module.router)
+        app.include_router(module.router, dependencies=[Depends(refuse_unknown_parameters)])
     mount_dashboard(app, parts)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app

@@ -9,6 +9,9 @@ from functools import cached_property
 from typing import Annotated
 
 from fastapi import Depends, Query, Request
+from fastapi.dependencies.models import Dependant
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 
 from services.api.corpus_loads import LoadWorker
 from services.api.estimate import Estimator
@@ -72,6 +75,29 @@ def _parts(request: Request) -> Parts:
 
 
 PartsDep = Annotated[Parts, Depends(_parts)]
+
+
+def refuse_unknown_parameters(request: Request) -> None:
+    """Raise RequestValidationError for query parameters that the route does not declare."""
+    route = request.scope["route"]
+    valid = _query_names(route.dependant) if isinstance(route, APIRoute) else set()
+    advice = f"Valid parameters: {', '.join(sorted(valid))}." if valid else "This path has no query parameters."
+    message = f"is not a known parameter. {advice}"
+    errors = [
+        {"type": "unknown_parameter", "loc": ("query", name), "msg": message}
+        for name in dict.fromkeys(request.query_params)
+        if name not in valid
+    ]
+    if errors:
+        raise RequestValidationError(errors)
+
+
+def _query_names(dependant: Dependant) -> set[str]:
+    """Return the names of the query parameters of a route, and of what it depends on."""
+    names = {field.alias for field in dependant.query_params}
+    return names.union(*map(_query_names, dependant.dependencies))
+
+
 Limit = Annotated[int, Query(ge=1, le=100, description="Maximum number of items.")]
 AfterId = Annotated[str | None, Query(max_length=200, description="Id of the last item of the previous page.")]
 # Redis accepts numbers up to 2^64 - 1, which has 20 digits. Milliseconds and counts are far smaller.

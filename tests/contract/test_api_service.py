@@ -42,6 +42,17 @@ def test_only_health_routes_need_no_token(api: TestClient, header: str | None) -
             assert answer.headers["www-authenticate"] == "Bearer"
 
 
+def test_every_route_refuses_unknown_query_parameters(api: TestClient) -> None:
+    for method, path, operation in operations(api.get("/openapi.json").json()):
+        answer = api.request(method, re.sub(r"{[^}]+}", "1", path), params={"limt": "5"}, json={})
+        assert answer.status_code == 422, path
+        entry = next(entry for entry in answer.json()["errors"] if entry["code"] == "unknown_parameter")
+        assert (entry["in"], entry["pointer"]) == ("query", "/limt")
+        names = {parameter["name"] for parameter in operation.get("parameters", ()) if parameter["in"] == "query"}
+        advice = f"Valid parameters: {', '.join(sorted(names))}." if names else "This path has no query parameters."
+        assert entry["message"] == f"is not a known parameter. {advice}"
+
+
 def test_readiness_names_unavailable_components(gateway: Gateway) -> None:
     with gateway.test_client() as api:
         assert api.get("/readyz").json() == {"redis": "ok", "storage": "ok", "retriever": "ok", "events": "ok"}
@@ -51,6 +62,10 @@ def test_readiness_names_unavailable_components(gateway: Gateway) -> None:
         assert answer.status_code == 503
         assert {name for name, state in answer.json()["checks"].items() if state != "ok"} == {"storage", "retriever"}
         assert api.get("/healthz").status_code == 200
+
+
+def test_openapi_examples_override_no_key_that_lowers_scores(api: TestClient) -> None:
+    assert "joint.rho2" not in api.get("/openapi.json").text
 
 
 def test_openapi_documents_every_body_and_response(api: TestClient) -> None:
