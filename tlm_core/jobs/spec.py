@@ -69,7 +69,7 @@ class JobSpec(BaseModel):
     scale: Scale = "tiny"
     recipe: RecipeName = "fast"
     seeds: tuple[int, ...] = Field((0,), min_length=1, max_length=20, description="one training run for each seed")
-    overrides: dict[str, object] = Field({}, description="changes of the recipe by dotted key: {'joint.rho2': 5}")
+    overrides: dict[str, object] = Field({}, description="changes of the recipe by dotted key: {'finetune.epochs': 5}")
     workers: int = Field(1, ge=1, le=256, description="data-parallel workers")
     max_attempts: int = Field(3, ge=1, le=20, description="attempts before the job fails")
     max_runtime_seconds: float | None = Field(

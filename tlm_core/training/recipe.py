@@ -345,7 +345,7 @@ def _paper(scale: Scale) -> Recipe:
 def resolve(
     name: str, scale: str, overrides: Mapping[str, Any] | None = None, *, precision: Precision | None = None
 ) -> Recipe:
-    """Return the preset `name` at `scale` with dotted `overrides` ({"joint.rho2": 5}).
+    """Return the preset `name` at `scale` with dotted `overrides` ({"finetune.epochs": 5}).
 
     precision: replaces the precision `auto`; by default what this machine's processor computes natively.
     Raises InvalidRecipe that names the invalid key and, for an unknown key, the most similar known key.

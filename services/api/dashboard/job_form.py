@@ -59,7 +59,7 @@ class JobForm(CommonFields):
 
     def spec(self) -> JobSpec:
         """Return the request. Raises InvalidRequest."""
-        overrides = parse_lines(self.overrides, "Overrides", "joint.rho2 = 5")
+        overrides = parse_lines(self.overrides, "Overrides", "finetune.epochs = 5")
         values: dict[str, object] = {
             "kind": self.kind,
             "dataset": self.dataset,
