@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from services.api.job_artifacts import artifact_of
 from services.api.series import series_of
 from services.api.verdicts import verdicts
 from services.api.views import job_summary
+from services.common.catalog import Catalog
 from services.common.jobstore import JobStore
 from tlm_core.artifacts import ArtifactStore
 from tlm_core.errors import Conflict, CorruptArtifact, NotFound
@@ -18,13 +19,16 @@ from tlm_core.training.recipe import differences
 from tlm_core.wire import Comparison, Difference, JobSeries, ModelScores, Outcome
 
 
-def compare(jobs: JobStore, artifacts: ArtifactStore, records: Sequence[JobRecord], *, points: int) -> Comparison:
+def compare(
+    catalog: Catalog, jobs: JobStore, artifacts: ArtifactStore, records: Sequence[JobRecord], *, points: int
+) -> Comparison:
     """Compare `records`. points: maximum per curve."""
+    names = _dataset_names(catalog, records)
     outcomes = tuple(_outcome(jobs, artifacts, job) for job in records)
     return Comparison(
         jobs=tuple(map(job_summary, records)),
         differences=tuple(
-            Difference(key=key, values=values)
+            Difference(key=key, values=tuple(_named(value, names) for value in values))
             for key, values in differences([_configuration(job) for job in records]).items()
         ),
         outcomes=outcomes,
@@ -47,6 +51,32 @@ def _configuration(job: JobRecord) -> dict[str, object]:
         "corpus_version": resolved.corpus_version,
     }
     return request | _options(job) | data | recipe
+
+
+def _dataset_names(catalog: Catalog, records: Sequence[JobRecord]) -> dict[str, str]:
+    """Digest → "NAME@v1 (8 digits of the digest)". A deleted dataset has its id instead of a name."""
+    names: dict[str, str] = {}
+    for job in records:
+        for dataset in job.resolved.datasets:
+            try:
+                record = catalog.dataset(job.tenant, dataset.id)
+                name = f"{record.name}@v{record.version}"
+            except NotFound:
+                name = dataset.id
+            names.setdefault(dataset.ref.digest, f"{name} ({dataset.ref.digest[:8]})")
+    return names
+
+
+def _named(value: object, names: Mapping[str, str]) -> object:
+    """A value of a configuration with the names of datasets instead of their digests."""
+    match value:
+        case str():
+            return names.get(value, value)
+        case list():
+            return [_named(item, names) for item in value]
+        case dict():
+            return {key: _named(item, names) for key, item in value.items()}
+    return value
 
 
 def _options(job: JobRecord) -> dict[str, object]:

@@ -177,7 +177,10 @@ def test_comparison_lists_options_of_the_kind(api: TestClient, gateway: Gateway)
     shared = differences("share_tickets", {"others": ["second"]}, {"others": ["third"], "tickets": {"toy": 0.3}})
     assert shared.pop("options.tickets.toy") == [None, 0.3]
     ((key, (second_id, third_id)),) = shared.items()
-    assert key == "options.others" and second_id != third_id
+    assert key == "options.others"
+    names = [others[0]["dataset"] for others in (second_id, third_id)]
+    assert [name.split(" (")[0] for name in names] == ["second@v1", "third@v1"]
+    assert [len(name.split(" (")[1]) for name in names] == [9, 9], "8 digits of the digest and a parenthesis"
 
 
 @pytest.mark.usefixtures("stocked")

@@ -151,6 +151,8 @@ def test_compare_page_shows_differences_and_scores(filled: tuple[Gateway, Conten
     words = " ".join(Tags(text).words.split())
     assert "linear" in words and "model.onnx, seed 2" in words and "model.onnx, seed 0" in words
     assert re.search(r"against A–(better|worse|not distinguishable)[+-]0\.\d{3} ?95 % interval", words)
+    three = Tags(browser.get(f"/ui/compare?{ids}&id={contents.jobs['hostile']}").text).words
+    assert "tickets@v1 (" in three and "hostile@v1 (" in three and not re.search(r"[0-9a-f]{64}", three)
     points = browser.get(f"/ui/compare/points?stage=finetune&{ids}").json()
     assert [curve["name"] for curve in points["curves"]] == ["A", "B"]
     many = "&".join(f"id={job}" for job in contents.jobs.values())

@@ -35,7 +35,7 @@ def compare_page(
     stage: Annotated[str | None, Query(max_length=40)] = None,
 ) -> Response:
     jobs = _jobs(parts, tenant, ids)
-    comparison = compare(parts.jobs, parts.artifacts, jobs, points=_MIN_POINTS)
+    comparison = compare(parts.catalog, parts.jobs, parts.artifacts, jobs, points=_MIN_POINTS)
     scores = dict.fromkeys(
         name for outcome in comparison.outcomes if outcome.metric for name in scores_of(outcome.metric)
     )

@@ -105,7 +105,8 @@ def compare_jobs(
     job_ids = [job for part in ids for job in part.split(",") if job]
     if not 2 <= len(set(job_ids)) == len(job_ids) <= 10:
         raise InvalidRequest("Invalid ids. Give 2 to 10 different jobs, as ids=A&ids=B or ids=A,B.")
-    return compare(parts.jobs, parts.artifacts, [parts.jobs.get(tenant, job) for job in job_ids], points=points)
+    records = [parts.jobs.get(tenant, job) for job in job_ids]
+    return compare(parts.catalog, parts.jobs, parts.artifacts, records, points=points)
 
 
 @router.get("/{job}", summary="Get a job", responses=problems(404))
