@@ -59,7 +59,10 @@ def create_app(parts: Parts) -> FastAPI:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    app = FastAPI(title="TLM service", version=version("tlm-service"), description=_DESCRIPTION, lifespan=lifespan)
+    app = FastAPI(
+        title="TLM service", version=version("tlm-service"), description=_DESCRIPTION, lifespan=lifespan,
+        docs_url=None, redoc_url=None,
+    )  # fmt: skip
     app.state.parts = parts
     install_problem_handlers(app, streamed=("/v1/datasets", "/v1/corpora", *UPLOAD_PATHS), raw=("/v1/uploads/",))
     for module in (service, uploads, datasets, corpora, jobs, results, webhooks):

@@ -111,6 +111,28 @@ def test_hostile_texts_never_run_and_no_foreign_url_is_requested(
     assert elsewhere == []
 
 
+def test_api_reference_shows_operations_without_foreign_requests(
+    page: Any, served: tuple[str, Gateway, Contents]
+) -> None:
+    url = served[0]
+    elsewhere: list[str] = []
+    page.on("request", lambda request: request.url.startswith((url, "data:")) or elsewhere.append(request.url))
+    page.goto(f"{url}/docs")
+    page.wait_for_selector("text=Submit a job")
+    page.locator("#operations-jobs-submit_v1_jobs_post button").first.click()
+    page.get_by_role("button", name="Try it out").click()
+    page.wait_for_selector("textarea")
+    assert elsewhere == []
+
+
+def test_comparison_of_three_jobs_fits_the_screen(page: Any, served: tuple[str, Gateway, Contents]) -> None:
+    url, _, contents = served
+    page.set_viewport_size({"width": 1440, "height": 900})
+    page.goto(f"{url}/ui/compare?" + "&".join(f"id={contents.jobs[n]}" for n in ("succeeded", "alone", "hostile")))
+    wide = "() => { const box = document.querySelector('.scroll'); return box.scrollWidth - box.clientWidth; }"
+    assert page.evaluate(wide) <= 0
+
+
 def test_every_page_fits_a_phone(page: Any, served: tuple[str, Gateway, Contents]) -> None:
     url, _, contents = served
     page.set_viewport_size({"width": 360, "height": 740})

@@ -11,6 +11,7 @@ from starlette.staticfiles import StaticFiles
 
 from services.api.dashboard import compare_page, data_pages, job_pages, labels_page, result_pages, session, submit_page
 from services.api.dashboard.web import (
+    POLICY,
     PREFIX,
     STATIC,
     Headers,
@@ -37,16 +38,21 @@ def mount_dashboard(app: FastAPI, parts: Parts) -> None:
     inner.mount("/static", StaticFiles(directory=STATIC), name="static")
     # Outermost layer, so that responses to unexpected errors get the headers too.
     app.mount(PREFIX, Headers(inner))
-    app.add_api_route("/", _home, include_in_schema=False)
-
-
-def _home() -> Response:
-    return RedirectResponse(f"{PREFIX}/jobs", 307)
+    app.add_api_route("/", index, include_in_schema=False)
+    app.add_api_route("/docs", lambda: RedirectResponse(f"{PREFIX}/reference", 307), include_in_schema=False)
 
 
 @router.get("/")
 def index() -> Response:
     return RedirectResponse(f"{PREFIX}/jobs", 307)
+
+
+@router.get("/reference")
+def reference(request: Request) -> Response:
+    """The operations of the API. Like /openapi.json, it needs no session. Its style sheet has images as data URLs."""
+    response = page(request, "reference.html")
+    response.headers["Content-Security-Policy"] = POLICY.replace("img-src 'self'", "img-src 'self' data:")
+    return response
 
 
 @router.get("/sign-in")
