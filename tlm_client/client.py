@@ -43,7 +43,7 @@ class TLMClient:
     `async for`. It reads and writes files in the event loop.
 
     timeout: seconds without data after which a request fails. tries: how often a request is sent if the gateway does
-    not answer, or answers with a retryable error; requests that are not idempotent are sent once.
+    not answer, or answers that a component is unavailable; requests that are not idempotent are sent once.
 
     Every method raises the errors of tlm_core.errors, and Unavailable if the gateway does not answer. Raises
     InvalidRequest for an invalid URL or token.
@@ -355,7 +355,7 @@ class TLMClient:
     def model(self, job_id: str) -> wire.Model:
         """Return the files of the model. Until it exists, these are the files of the linear model (`final` is false).
 
-        Raises Conflict while there is no model, NotFound if there will be none.
+        Raises NotReady while there is no model, NotFound if there will be none.
         """
         return self._get(wire.Model, "/v1/jobs/{}/model", job_id)
 

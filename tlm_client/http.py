@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import httpx
 from pydantic import TypeAdapter, ValidationError
-from tenacity import RetryCallState, retry_if_exception, wait_random_exponential
+from tenacity import RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from tlm_core.errors import (
     Conflict,
@@ -35,7 +35,8 @@ Param = str | float | Sequence[str] | None  # of a query
 _MAX_RETRY_AFTER_SECONDS = 30.0
 BYTES = "application/octet-stream"
 _backoff = wait_random_exponential(multiplier=0.5, min=0.25, max=8)
-is_retryable = retry_if_exception(lambda error: isinstance(error, TLMError) and error.retryable)
+# What is not ready yet may take hours, so only an outage is worth another try within seconds.
+is_retryable = retry_if_exception_type(Unavailable)
 
 # For responses that are not a problem of the gateway, for example those of a proxy.
 _ERROR_BY_STATUS: Mapping[int, type[TLMError]] = {

@@ -88,6 +88,10 @@ class Conflict(TLMError, code="conflict"):
     """The current state does not allow the operation."""
 
 
+class NotReady(Conflict, code="not_ready", retryable=True):
+    """What the request needs is not finished yet."""
+
+
 class IllegalTransition(Conflict, code="illegal_transition"):
     """The job's state does not allow the verb."""
 

@@ -14,7 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 from services.common.jobstore import CheckpointRef, JobStore
 from services.common.situation import Situation
 from tlm_core.artifacts import ArtifactStore, FileEntry, ManifestRef
-from tlm_core.errors import Conflict, NotFound
+from tlm_core.errors import NotFound, NotReady
 from tlm_core.jobs.plan import Plan, plan_of
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import TERMINAL
@@ -35,7 +35,7 @@ def artifacts_by_node(jobs: JobStore, job: JobRecord, plan: Plan | None = None) 
 
 
 def artifact_of(jobs: JobStore, job: JobRecord, stage: str) -> ManifestRef:
-    """The artifact of the last node of `stage`. Raises Conflict while it does not exist yet, NotFound if it never will.
+    """The artifact of the last node of `stage`. Raises NotReady while it does not exist yet, NotFound if it never will.
 
     `evaluate` and `export` mean the report and the model of the job, in every kind.
     """
@@ -56,7 +56,7 @@ def _artifact(job: JobRecord, plan: Plan, done: Mapping[str, ManifestRef], stage
         return done[nodes[-1]]
     if job.state in TERMINAL:
         raise NotFound(f"Job {job.id} is {job.state} without a result of stage '{stage}'. Retry it.", state=job.state)
-    raise Conflict(f"Job {job.id} is {job.state} and has not finished stage '{stage}' yet.", state=job.state)
+    raise NotReady(f"Job {job.id} is {job.state} and has not finished stage '{stage}' yet.", state=job.state)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class ServedModel:
 
 
 def served_model(jobs: JobStore, job: JobRecord) -> ServedModel:
-    """The model of a job for predictions. Raises Conflict while there is none, NotFound if there never will be one."""
+    """The model of a job for predictions. Raises NotReady while there is none, NotFound if there never will be one."""
     plan = plan_of(job)
     done = artifacts_by_node(jobs, job, plan)
     if plan.model in done or BASELINE.name not in done:

@@ -12,10 +12,10 @@ from pydantic import ValidationError
 from services.api.job_artifacts import artifact_of
 from services.common.catalog import Catalog, dataset_keys, ready_version
 from services.common.problem import validation_problem
-from tlm_core.errors import Conflict, IllegalTransition, InvalidRequest
+from tlm_core.errors import Conflict, IllegalTransition, InvalidRequest, NotReady
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import FROM_JOB, DatasetInput, JobRecord, JobSpec, Origin, Resolved, ReusedArtifact
-from tlm_core.jobs.states import State
+from tlm_core.jobs.states import TERMINAL, State
 from tlm_core.kinds import KINDS
 from tlm_core.kinds.kind import FinishedJob
 from tlm_core.selection.selectors import SELECTORS
@@ -74,7 +74,7 @@ def _create(
 def resolve_job(parts: Parts, tenant: str, spec: JobSpec) -> tuple[JobSpec, Resolved]:
     """Return the complete request and what it means. Later publications do not change the job.
 
-    Raises InvalidRecipe, InvalidRequest, NotFound, and Conflict for a corpus or a job that is not ready.
+    Raises InvalidRecipe, InvalidRequest, NotFound, and NotReady or Conflict for a corpus or a job without a result.
     """
     if spec.source_job is not None:
         return _from_source(parts, tenant, spec, parts.jobs.get(tenant, spec.source_job))
@@ -194,9 +194,9 @@ def _from_source(parts: Parts, tenant: str, spec: JobSpec, source: JobRecord) ->
             f"of these kinds: {names}."
         )
     if source.state is not State.SUCCEEDED:
-        raise Conflict(
-            f"Job {source.id} is {source.state}. Wait until it has succeeded, or name another job.", state=source.state
-        )
+        if source.state in TERMINAL:
+            raise Conflict(f"Job {source.id} is {source.state}. Name a job that succeeded.", state=source.state)
+        raise NotReady(f"Job {source.id} is {source.state}. Wait until it has succeeded.", state=source.state)
     original = changed(source, {})
     for name in FROM_JOB:
         if name in spec.model_fields_set and getattr(spec, name) != getattr(original, name):

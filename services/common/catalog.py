@@ -21,7 +21,7 @@ from services.common.catalog_records import OPEN, CorpusLoad, CorpusRecord, Corp
 from services.common.redis_client import PREFIX, key, translated_errors
 from tlm_core.artifacts.manifest import ManifestRef
 from tlm_core.corpus.states import CorpusState, LoadState, NearDuplicatesChoice
-from tlm_core.errors import AlreadyRunning, Conflict, NotFound, StaleAttempt
+from tlm_core.errors import AlreadyRunning, Conflict, NotFound, NotReady, StaleAttempt
 from tlm_core.names import new_id
 
 _OPEN_LOADS = f"{PREFIX}:loads"
@@ -340,18 +340,21 @@ class Catalog:
 def ready_version(corpus: CorpusRecord, name: str | None, load: CorpusLoad | None) -> CorpusVersion:
     """Return the version that a job or a search means: `name`, or the newest one that is ready.
 
-    Raises NotFound, or Conflict with the state of what is not ready.
+    Raises NotFound, NotReady while it loads, or Conflict if no load is open.
     """
     if name is not None:
         version = corpus.version(name)
         if version.state is not CorpusState.READY:
-            raise Conflict(f"Version {name} of corpus '{corpus.name}' is {version.state}. Wait until it is ready.")
+            if version.state is CorpusState.FAILED:
+                raise Conflict(f"Version {name} of corpus '{corpus.name}' failed to load. Upload it again.")
+            raise NotReady(f"Version {name} of corpus '{corpus.name}' is {version.state}. Wait until it is ready.")
         return version
     newest = corpus.ready()
     if newest is None:
+        if load and load.state in OPEN:
+            raise NotReady(f"Corpus '{corpus.name}' is {load.state}. Wait until it is ready.", state=load.state)
         state = load.state if load else "empty"
-        advice = "Wait until it is ready." if load and load.state in OPEN else "Upload it again."
-        raise Conflict(f"Corpus '{corpus.name}' is {state}. {advice}", state=state)
+        raise Conflict(f"Corpus '{corpus.name}' is {state}. Upload it again.", state=state)
     return newest
 
 

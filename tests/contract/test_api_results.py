@@ -43,6 +43,7 @@ def test_missing_result_returns_the_state(api: TestClient, gateway: Gateway) -> 
     for path in ("model", "model/files/model.onnx", "report", "selection"):
         answer = api.get(f"/v1/jobs/{job}/{path}")
         assert (answer.status_code, answer.json()["facts"]["state"]) == (409, "running"), path
+        assert (answer.json()["code"], answer.json()["retryable"]) == ("not_ready", True)
     assert api.post(f"/v1/jobs/{job}/predict", json={"texts": ["x"]}).status_code == 409
 
 

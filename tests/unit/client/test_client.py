@@ -98,8 +98,8 @@ def test_retry_waits_as_long_as_retry_after_says() -> None:
     assert delays == [7.0]
 
 
-@pytest.mark.parametrize("code", ["not_found", "conflict"])
-def test_error_that_is_not_retryable_is_not_retried(code: str) -> None:
+@pytest.mark.parametrize("code", ["not_found", "conflict", "not_ready"])
+def test_error_that_does_not_pass_within_seconds_is_not_retried(code: str) -> None:
     requests = []
 
     def handler(request: httpx.Request) -> httpx.Response:
