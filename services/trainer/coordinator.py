@@ -82,6 +82,8 @@ class Coordinator:
 
     def __post_init__(self) -> None:
         self._held: dict[str, _Held] = {}
+        # Tenant and id of requeued jobs. They keep their slots until they can be claimed again.
+        self._backing_off: set[tuple[str, str]] = set()
         # Start of the current round by the store's clock, and the time before which workers may have been unable to
         # report because the store was away or this machine was suspended.
         self._now = self._stall_grace_until = -math.inf
@@ -114,8 +116,9 @@ class Coordinator:
             self._stall_grace_until = self._now
         for held in list(self._held.values()):
             self._step(held)
+        self._backing_off = {job for job in self._backing_off if self._backs_off(*job)}
         while True:
-            full = len(self._held) >= self.settings.concurrency
+            full = len(self._held) + len(self._backing_off) >= self.settings.concurrency
             try:
                 job = self.store.claim(self.owner, self.settings.lease_seconds, stopping=full)
             except UnreadableRecord as error:  # Its lease expires, and a coordinator of the other release claims it.
@@ -126,6 +129,13 @@ class Coordinator:
             log.info("Claimed job %s, attempt %d", job.id, job.attempt)
             submissions = Submissions(self.store, self.cluster, self.settings)
             self._step(self._held.setdefault(job.id, _Held(job.tenant, job.id, submissions)))
+
+    def _backs_off(self, tenant: str, job_id: str) -> bool:
+        try:
+            job = self.store.get(tenant, job_id)
+        except (NotFound, UnreadableRecord):
+            return False
+        return job.state is State.QUEUED and not job.is_due(self.store.now())
 
     def _step(self, held: _Held) -> None:
         """Renew the lease of a job and take its next step. Raises Unavailable if the store does not answer."""
@@ -372,6 +382,7 @@ class Coordinator:
             self.store.confirm_paused(job, self.owner)
         elif error.retryable and job.failures + 1 < job.spec.max_attempts and job.state is State.RUNNING:
             self.store.requeue(job, self.owner, error, delay_seconds=min(60.0, 4.0**job.failures))
+            self._backing_off.add((job.tenant, job.id))
             log.warning("Requeued job %s after attempt %d: %s", job.id, job.attempt, error)
         else:
             self.store.fail(job, self.owner, error)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from services.common.jobstore import JobStore
-from services.common.redis_client import LEASES, QUEUE
+from services.common.redis_client import LEASES, key
 from services.trainer.cluster import Status
 from services.trainer.coordinator import Coordinator
 from services.trainer.settings import TrainerSettings
@@ -45,9 +45,10 @@ class MovableClockStore(JobStore):
 
     def expire_deadlines(self) -> None:
         """Make delayed jobs due and leases expire, as if their time had passed."""
-        for index in (QUEUE, LEASES):
-            for member in self._redis.zrange(index, 0, -1):
-                self._redis.zadd(index, {member: 0})
+        for member in self._redis.zrange(LEASES, 0, -1):
+            self._redis.zadd(LEASES, {member: 0})
+        for job_id in self._redis.zrange(key(T, "state", "queued"), 0, -1):
+            self._redis.hdel(key(T, "job", job_id), "due_at")
 
 
 class IdleExecutor(Executor):

@@ -60,6 +60,18 @@ def test_worker_without_its_storage_ends_the_attempt(harness: CoordinatorHarness
     assert job.error is not None and job.error["code"] == "storage_unavailable"
 
 
+def test_requeued_job_keeps_its_slot_while_it_backs_off(harness: CoordinatorHarness) -> None:
+    coordinator, job_id, later = harness.coordinator(), harness.submit(), harness.submit(seeds=(3,))
+    lost = harness.until_submitted(coordinator, job_id)
+    harness.cluster.statuses[lost] = Status.FAILED
+    coordinator.round()
+    coordinator.round()
+    assert [harness.job(job).state for job in (job_id, later)] == [State.QUEUED, State.QUEUED]
+    harness.store.expire_deadlines()
+    assert harness.until_submitted(coordinator, job_id) != lost
+    assert harness.job(later).state is State.QUEUED
+
+
 def use_remote_storage(harness: CoordinatorHarness) -> None:
     """Use a storage in which only a complete read detects damage."""
     harness.artifacts = ArtifactStore(f"memory://{harness.folder.name}", harness.folder / "cache")

@@ -186,6 +186,29 @@ def test_requeued_job_waits_for_its_delay(store: MovableClockStore) -> None:
     assert claim(store).attempt == 2
 
 
+def test_jobs_start_in_the_order_of_their_submission(store: JobStore, redis_client: redis.Redis) -> None:
+    first, second, third = (submit(store).id for _ in range(3))
+    store.requeue(claim(store), "a", ERROR, 60)
+    assert claim(store).id == second, "another coordinator has room during the delay"
+    redis_client.hdel(f"tlm:{{{T}}}:job:{first}", "due_at")
+    store.pause(T, third)
+    store.resume(T, third)
+    requeued = claim(store)
+    assert (requeued.id, requeued.attempt, requeued.due_at) == (first, 2, None)
+    assert claim(store).id == third
+
+
+def test_queue_survives_a_clock_that_goes_back(store: MovableClockStore, redis_client: redis.Redis) -> None:
+    requeued, delayed = submit(store).id, submit(store).id
+    for _ in range(2):
+        store.requeue(claim(store), "a", ERROR, 60)
+    hour_ahead = {"created_at": store.now() + 3600, "updated_at": store.now() + 3600, "due_at": store.now() + 3660}
+    redis_client.hset(f"tlm:{{{T}}}:job:{requeued}", mapping=hour_ahead)
+    redis_client.zadd("tlm:queue", {f"{T}/{requeued}": store.now() + 3600})
+    assert claim(store).id == requeued
+    assert store.claim("a", 30) is None, f"{delayed} backs off"
+
+
 def test_worker_of_an_old_attempt_cannot_write(store: JobStore) -> None:
     submit(store)
     ended = claim(store)

@@ -259,7 +259,8 @@ class JobRecord(BaseModel):
     attempt: number of the current attempt, and the fencing token of every write of its workers.
     failures: attempts that ended with an error; a pause is not one. submissions: group → submission id of this attempt.
     excluded_from_cache: nodes whose artifacts other jobs must not reuse. ran_seconds: running time of the attempts that
-    have ended. running_since: start of the current one. All times are Unix seconds.
+    have ended. running_since: start of the current one. due_at: earliest start of the next one. All times are Unix
+    seconds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -275,6 +276,7 @@ class JobRecord(BaseModel):
     failures: int = 0
     ran_seconds: float = 0.0
     running_since: float | None = None
+    due_at: float | None = None
     owner: str | None = None
     lease_until: float | None = None
     created_at: float
@@ -287,6 +289,10 @@ class JobRecord(BaseModel):
     error: dict[str, object] | None = None
     result: JobResult | None = None
     last_event: int = 0
+
+    def is_due(self, now: float) -> bool:
+        """Return whether the queued job can be claimed. If the clock went back meanwhile, the delay is over."""
+        return self.due_at is None or not self.updated_at <= now < self.due_at
 
     @property
     def plan_inputs(self) -> PlanInputs[KindOptions]:

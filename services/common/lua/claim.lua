@@ -1,5 +1,5 @@
--- Assigns one job to a coordinator: a job whose lease has expired (same attempt), else the oldest due job of the
--- highest priority in the queue (next attempt).
+-- Assigns one job to a coordinator: a job whose lease has expired (same attempt), else the due job of
+-- the highest priority that was submitted first (next attempt).
 -- KEYS: queue (of priority 0; the keys of other priorities end in the priority), leases, feed
 -- ARGV: owner, lease (s), prefix of all keys, highest priority (the lowest is its negative), maximum length of the feed,
 --       '1' to claim only a pausing or cancelling job, else ''
@@ -21,6 +21,20 @@ local function record(member, job, events, type, data)
   redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[5], '*', 'job', member, 'seq', seq, 'type', type)
 end
 
+-- Returns the member of a queue that was submitted first and does not back off. If the clock went back after the job
+-- was queued, its delay is over.
+local function first_due(queue)
+  local from, members = 0, nil
+  repeat
+    members = redis.call('ZRANGE', queue, from, from + 99)
+    for _, member in ipairs(members) do
+      local times = redis.call('HMGET', (keys_of(member)), 'due_at', 'updated_at')
+      if not times[1] or now >= tonumber(times[1]) or now < tonumber(times[2]) then return member end
+    end
+    from = from + 100
+  until #members < 100
+end
+
 for _, expired in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', stamp)) do
   local job, events = keys_of(expired)
   if ARGV[6] == '' or redis.call('HGET', job, 'state') ~= 'running' then
@@ -34,20 +48,20 @@ if ARGV[6] ~= '' then return false end
 
 for priority = tonumber(ARGV[4]), -tonumber(ARGV[4]), -1 do
   local queue = priority == 0 and KEYS[1] or KEYS[1] .. ':' .. priority
-  local due = redis.call('ZRANGEBYSCORE', queue, '-inf', stamp, 'LIMIT', 0, 1)
-  if due[1] then
-    local job, events, state, id = keys_of(due[1])
+  local due = first_due(queue)
+  if due then
+    local job, events, state, id = keys_of(due)
     -- A full Redis rejects this write. It must come before the removals, which a full Redis accepts and never undoes.
     redis.call('HINCRBY', job, 'attempt', 1)
-    redis.call('ZREM', queue, due[1])
-    redis.call('HDEL', job, 'submissions')
+    redis.call('ZREM', queue, due)
+    redis.call('HDEL', job, 'submissions', 'due_at')
     redis.call('HSETNX', job, 'started_at', stamp)
     redis.call('HSET', job, 'state', 'running', 'owner', ARGV[1], 'lease_until', lease, 'updated_at', stamp, 'running_since', stamp)
     redis.call('ZREM', state .. 'queued', id)
     redis.call('ZADD', state .. 'running', 0, id)
-    redis.call('ZADD', KEYS[2], lease, due[1])
-    record(due[1], job, events, 'job.claimed', {owner = ARGV[1]})
-    return due[1]
+    redis.call('ZADD', KEYS[2], lease, due)
+    record(due, job, events, 'job.claimed', {owner = ARGV[1]})
+    return due
   end
 end
 return false

@@ -1,7 +1,7 @@
 -- Applies one verb to a job: checks state, owner, and attempt, then changes record, events, and indexes; all or nothing.
 -- KEYS: job hash, events stream, queue, leases, state index prefix, feed
 -- ARGV: job id, member, allowed moves (JSON {from: to}), owner ('' = any), attempt ('' = any),
---       changes (JSON {field: string}), event type, event data (JSON), delay in the queue (s), maximum length of the feed
+--       changes (JSON {field: string}), event type, event data (JSON), delay before the next claim (s), maximum length of the feed
 -- Returns {'ok', new state} or {'missing'} / {'state', current} / {'stale', current attempt, current owner}.
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state then return {'missing'} end
@@ -28,7 +28,11 @@ if target ~= state then
   redis.call('ZADD', KEYS[5] .. target, 0, ARGV[1])
   redis.call('ZREM', queue, ARGV[2])
   if target == 'queued' then
-    redis.call('ZADD', queue, string.format('%.6f', now + tonumber(ARGV[9])), ARGV[2])
+    -- A job that was submitted earlier starts earlier, whether or not it ran before.
+    redis.call('ZADD', queue, redis.call('HGET', KEYS[1], 'created_at'), ARGV[2])
+    if tonumber(ARGV[9]) > 0 then
+      redis.call('HSET', KEYS[1], 'due_at', string.format('%.6f', now + tonumber(ARGV[9])))
+    end
   end
   if target ~= 'running' and target ~= 'pausing' and target ~= 'cancelling' then
     redis.call('ZREM', KEYS[4], ARGV[2])
