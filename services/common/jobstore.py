@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import redis
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -40,6 +40,8 @@ _MAX_LOG_LINES = 20_000  # and metric points
 _MAX_FEED_ENTRIES = 100_000
 _IDEMPOTENCY_SECONDS = 7 * 86_400
 
+
+Claimable = Literal["any", "leased", "stopping"]
 
 # Has `id` of the stream, `attempt`, `at`, and the values that the worker reported.
 MetricPoint = dict[str, str | float | None]
@@ -323,21 +325,19 @@ class JobStore:
 
     # --- verbs of the coordinator ------------------------------------------------------------------------------
 
-    def claim(self, owner: str, lease_seconds: float, *, stopping: bool = False) -> JobRecord | None:
+    def claim(self, owner: str, lease_seconds: float, which: Claimable = "any") -> JobRecord | None:
         """Claim a job whose lease has expired (same attempt), else the next job of the queue (next attempt).
 
-        stopping: claim only a pausing or cancelling job whose lease has expired.
+        which: "leased" claims only a job whose lease has expired; "stopping" only such a job that pauses or cancels.
         """
-        args: list[str | float] = [
-            owner,
-            lease_seconds,
-            PREFIX,
-            MAX_PRIORITY,
-            _MAX_FEED_ENTRIES,
-            "1" if stopping else "",
-        ]
+        args: list[str | float] = [owner, lease_seconds, PREFIX, MAX_PRIORITY, _MAX_FEED_ENTRIES, which]
         member = self._run("claim", [QUEUE, LEASES, FEED], args)
         return None if member is None else self.get(*member.split("/", 1))
+
+    def leases(self) -> dict[str, float]:
+        """Return the expiry of the lease of each active job, by 'tenant/job id'."""
+        with translated_errors():
+            return dict(self._redis.zrange(LEASES, 0, -1, withscores=True))
 
     def renew(self, job: JobRecord, owner: str, lease_seconds: float) -> bool:
         """Renew the lease. Returns False if another owner holds the job; then this owner must not write."""

@@ -15,7 +15,7 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from services.common.jobstore import JobStore
+from services.common.jobstore import Claimable, JobStore
 from services.common.logs import log_context
 from services.common.situation import Situation
 from services.trainer.cluster import RayCluster
@@ -84,6 +84,9 @@ class Coordinator:
         self._held: dict[str, _Held] = {}
         # Tenant and id of requeued jobs. They keep their slots until they can be claimed again.
         self._backing_off: set[tuple[str, str]] = set()
+        # Leases at the first round that nobody has renewed since, by member. Their owners may be dead, but their
+        # workers run. They count as held until another coordinator renews them or this one adopts them.
+        self._unrenewed: dict[str, float] | None = None
         # Start of the current round by the store's clock, and the time before which workers may have been unable to
         # report because the store was away or this machine was suspended.
         self._now = self._stall_grace_until = -math.inf
@@ -117,18 +120,33 @@ class Coordinator:
         for held in list(self._held.values()):
             self._step(held)
         self._backing_off = {job for job in self._backing_off if self._backs_off(*job)}
+        self._unrenewed = self._still_unrenewed()
         while True:
-            full = len(self._held) + len(self._backing_off) >= self.settings.concurrency
             try:
-                job = self.store.claim(self.owner, self.settings.lease_seconds, stopping=full)
+                job = self.store.claim(self.owner, self.settings.lease_seconds, self._claimable())
             except UnreadableRecord as error:  # Its lease expires, and a coordinator of the other release claims it.
                 log.error("Cannot read the claimed job: %s", error)
                 return
             if job is None:
                 return
+            self._unrenewed.pop(f"{job.tenant}/{job.id}", None)
             log.info("Claimed job %s, attempt %d", job.id, job.attempt)
             submissions = Submissions(self.store, self.cluster, self.settings)
             self._step(self._held.setdefault(job.id, _Held(job.tenant, job.id, submissions)))
+
+    def _still_unrenewed(self) -> dict[str, float]:
+        if self._unrenewed == {}:
+            return {}
+        leases = self.store.leases()
+        before = leases if self._unrenewed is None else self._unrenewed
+        return {member: expiry for member, expiry in before.items() if leases.get(member) == expiry}
+
+    def _claimable(self) -> Claimable:
+        """Return which jobs may be claimed, so that no more than `concurrency` of them run."""
+        room = self.settings.concurrency - len(self._held) - len(self._backing_off)
+        if room <= 0:
+            return "stopping"
+        return "any" if room > len(self._unrenewed or ()) else "leased"
 
     def _backs_off(self, tenant: str, job_id: str) -> bool:
         try:

@@ -72,6 +72,27 @@ def test_requeued_job_keeps_its_slot_while_it_backs_off(harness: CoordinatorHarn
     assert harness.job(later).state is State.QUEUED
 
 
+def test_restarted_coordinator_counts_the_running_job_before_it_claims(harness: CoordinatorHarness) -> None:
+    running, queued = harness.submit(), harness.submit(seeds=(3,))
+    harness.until_submitted(harness.coordinator("killed"), running)
+    restarted = harness.coordinator("restarted")
+    for _ in range(2):
+        restarted.round()
+        assert harness.job(queued).state is State.QUEUED
+        harness.store.expire_deadlines()
+    assert [harness.job(job).owner for job in (running, queued)] == ["restarted", None]
+
+
+def test_coordinator_does_not_count_the_jobs_of_a_living_one(harness: CoordinatorHarness) -> None:
+    running, queued = harness.submit(), harness.submit(seeds=(3,))
+    first, second = harness.coordinator("a"), harness.coordinator("b")
+    harness.until_submitted(first, running)
+    second.round()
+    first.round()
+    second.round()
+    assert [harness.job(job).owner for job in (running, queued)] == ["a", "b"]
+
+
 def use_remote_storage(harness: CoordinatorHarness) -> None:
     """Use a storage in which only a complete read detects damage."""
     harness.artifacts = ArtifactStore(f"memory://{harness.folder.name}", harness.folder / "cache")

@@ -273,6 +273,8 @@ def test_full_coordinator_ends_the_cancelled_job_of_a_dead_one(
     for job_id in orphans:
         harness.until_submitted(dead, job_id)
     own, coordinator = harness.submit(), harness.coordinator("b")
+    coordinator.round()
+    dead.round()  # It still lives.
     harness.until_submitted(coordinator, own)
     harness.store.cancel(T, orphans[1])
     redis_client.zadd(LEASES, {f"{T}/{job_id}": 0 for job_id in orphans})

@@ -2,7 +2,7 @@
 -- the highest priority that was submitted first (next attempt).
 -- KEYS: queue (of priority 0; the keys of other priorities end in the priority), leases, feed
 -- ARGV: owner, lease (s), prefix of all keys, highest priority (the lowest is its negative), maximum length of the feed,
---       '1' to claim only a pausing or cancelling job, else ''
+--       'any', 'leased' (only a job whose lease has expired) or 'stopping' (only such a job that pauses or cancels)
 -- Returns the member 'tenant/job id', or nil if there is nothing to do.
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
@@ -37,14 +37,14 @@ end
 
 for _, expired in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', stamp)) do
   local job, events = keys_of(expired)
-  if ARGV[6] == '' or redis.call('HGET', job, 'state') ~= 'running' then
+  if ARGV[6] ~= 'stopping' or redis.call('HGET', job, 'state') ~= 'running' then
     redis.call('HSET', job, 'owner', ARGV[1], 'lease_until', lease, 'updated_at', stamp)
     redis.call('ZADD', KEYS[2], lease, expired)
     record(expired, job, events, 'job.adopted', {owner = ARGV[1]})
     return expired
   end
 end
-if ARGV[6] ~= '' then return false end
+if ARGV[6] ~= 'any' then return false end
 
 for priority = tonumber(ARGV[4]), -tonumber(ARGV[4]), -1 do
   local queue = priority == 0 and KEYS[1] or KEYS[1] .. ':' .. priority
