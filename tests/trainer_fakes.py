@@ -11,7 +11,7 @@ from typing import Any
 from services.common.jobstore import JobStore
 from services.common.retriever_client import SelectionRun
 from services.trainer.assignment import Assignment
-from services.trainer.cluster import RayCluster, Status
+from services.trainer.cluster import Ending, RayCluster, Status
 from services.trainer.selections import Selections
 from services.trainer.worker import GroupRunner
 from tlm_core.artifacts import ArtifactStore, ManifestRef
@@ -55,9 +55,9 @@ class FakeCluster(RayCluster):
         if self.statuses.get(submission) is not Status.WAITING:  # as in Ray, which stops it at its start
             self.statuses[submission] = Status.FAILED
 
-    def message(self, submission: str) -> str:
+    def ending(self, submission: str) -> Ending:
         self._check()
-        return f"{submission} ended"
+        return Ending("Worker was killed (SIGKILL, often out of memory).", f"{submission} ended")
 
     def assignment(self, submission: str) -> Assignment:
         return Assignment.read(list(self.commands[submission])[3:])

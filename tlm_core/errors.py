@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import ClassVar
+from typing import ClassVar, Self, TypeVar
+
+_Error = TypeVar("_Error", bound="TLMError")
 
 
 class TLMError(Exception):
     """Base of every error that the project raises on purpose. A subclass gives its code as a class argument.
 
-    facts: values for programs, such as the state of a job.
+    facts: values for programs, such as the state of a job. details: the words of another program, for experts.
     """
 
     code: ClassVar[str] = "error"
@@ -25,18 +27,24 @@ class TLMError(Exception):
         if retryable is not None:
             cls.retryable = retryable
 
-    def __init__(self, message: str, **facts: object) -> None:
+    def __init__(self, message: str, *, details: str = "", **facts: object) -> None:
         super().__init__(message)
         self.message = message
+        self.details = details
         self.facts = facts
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild, (type(self), self.message, self.facts))
+        return (_rebuild, (type(self), self.message, self.facts, self.details))
+
+    def followed_by(self, sentence: str) -> Self:
+        """Return the error with one more sentence in its message."""
+        return _rebuild(type(self), f"{self.message} {sentence}", self.facts, self.details)
 
     def as_dict(self) -> dict[str, object]:
         """Return the JSON form that a job's record and the API contain."""
         values: dict[str, object] = {"code": self.code, "message": self.message, "retryable": self.retryable}
-        return values | ({"facts": self.facts} if self.facts else {})
+        values |= {"facts": self.facts} if self.facts else {}
+        return values | ({"details": self.details} if self.details else {})
 
 
 class InvalidRequest(TLMError, code="invalid_request"):
@@ -185,7 +193,13 @@ def error_classes() -> dict[str, type[TLMError]]:
 
 def error_from_dict(data: Mapping[str, object]) -> TLMError:
     """Return the error that `as_dict` described. An unknown code gives a plain TLMError."""
-    return _rebuild(error_classes().get(str(data["code"]), TLMError), str(data["message"]), _facts_of(data))
+    cls = error_classes().get(str(data["code"]), TLMError)
+    return _rebuild(cls, str(data["message"]), _facts_of(data), str(data.get("details", "")))
+
+
+def without_details(error: Mapping[str, object]) -> dict[str, object]:
+    """Return the JSON form of an error for lists and events."""
+    return {name: value for name, value in error.items() if name != "details"}
 
 
 def error_from_problem(problem: Mapping[str, object], *, unknown: type[TLMError] = TLMError) -> TLMError:
@@ -201,9 +215,10 @@ def _facts_of(data: Mapping[str, object]) -> dict[str, object]:
     return dict(facts) if isinstance(facts, Mapping) else {}
 
 
-def _rebuild(cls: type[TLMError], message: str, facts: dict[str, object]) -> TLMError:
+def _rebuild(cls: type[_Error], message: str, facts: Mapping[str, object], details: str = "") -> _Error:
     error = cls.__new__(cls)
-    TLMError.__init__(error, message, **facts)
+    TLMError.__init__(error, message, details=details)
+    error.facts = dict(facts)
     if isinstance(error, InvalidDataset):
         faults = facts.get("faults")
         error.faults = [Fault(**fault) for fault in faults] if isinstance(faults, list) else []

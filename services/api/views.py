@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from services.common.catalog_records import CorpusLoad, CorpusRecord, DatasetRecord
 from tlm_core import wire
 from tlm_core.artifacts import ManifestRef
+from tlm_core.errors import without_details
 from tlm_core.jobs.plan import Plan
 from tlm_core.jobs.spec import JobRecord
 
@@ -31,7 +32,8 @@ def corpus_view(corpus: CorpusRecord, loads: Sequence[CorpusLoad]) -> wire.Corpu
 
 
 def job_summary(job: JobRecord) -> wire.JobSummary:
-    return wire.JobSummary.model_validate(_summary(job))
+    summary = _summary(job)
+    return wire.JobSummary.model_validate({**summary, "error": job.error and without_details(job.error)})
 
 
 def job_view(job: JobRecord, plan: Plan, done: Mapping[str, ManifestRef]) -> wire.Job:

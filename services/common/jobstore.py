@@ -27,6 +27,7 @@ from tlm_core.errors import (
     StaleAttempt,
     TLMError,
     UnreadableRecord,
+    without_details,
 )
 from tlm_core.jobs.spec import FROM_JOB, MAX_PRIORITY, Event, JobRecord, JobSpec, Origin, Progress, Resolved
 from tlm_core.jobs.states import ACTIVE, TERMINAL, TRANSITIONS, State, Verb, allowed
@@ -355,12 +356,12 @@ class JobStore:
         return self._move_owned(Verb.FINISH, job, owner, "job.succeeded", changes=changes)
 
     def fail(self, job: JobRecord, owner: str, error: TLMError) -> JobRecord:
-        changes = _failure(job, error)
-        return self._move_owned(Verb.FAIL, job, owner, "job.failed", changes=changes, data=error.as_dict())
+        changes, data = _failure(job, error), without_details(error.as_dict())
+        return self._move_owned(Verb.FAIL, job, owner, "job.failed", changes=changes, data=data)
 
     def requeue(self, job: JobRecord, owner: str, error: TLMError, delay_seconds: float) -> JobRecord:
         """End the attempt. The job can be claimed again after the delay."""
-        data = {**error.as_dict(), "delay_seconds": delay_seconds}
+        data = {**without_details(error.as_dict()), "delay_seconds": delay_seconds}
         changes = _failure(job, error)
         return self._move_owned(
             Verb.REQUEUE, job, owner, "job.requeued", changes=changes, data=data, delay=delay_seconds

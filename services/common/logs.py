@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from contextlib import AbstractContextManager
 from typing import TextIO
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
+
+_SECRETS = (
+    re.compile(r"(?i)(\bbearer\s+)[^\s\"',;]+"),
+    re.compile(
+        r"(?i)([\w-]*(?:token|secret|password|credentials?|api_?key|access_?key)[\"']?\s*[=:]\s*[\"']?)[^\s\"',;&]+"
+    ),
+    re.compile(r"(://[^\s/:@]*:)[^\s/@]+(?=@)"),
+    re.compile(r"\b((?:tlm|hf|sk|whsec)_)[\w-]{12,}"),
+)
+
+
+def redacted(text: str) -> str:
+    """Return `text` without passwords and tokens, for readers other than the operator."""
+    for pattern in _SECRETS:
+        text = pattern.sub(r"\1[redacted]", text)
+    return text
 
 
 def set_up_logging(service: str, *, level: str = "INFO", stream: TextIO | None = None) -> None:

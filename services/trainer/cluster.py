@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 
 import httpx
 
+from services.common.logs import redacted
 from tlm_core.errors import ClusterUnavailable
+
+# Of the output of a submission that ended.
+_LINES, _CHARS = 15, 4000
 
 
 class Status(StrEnum):
@@ -29,6 +35,14 @@ _STATUS = {
     "STOPPED": Status.FAILED,
     "FAILED": Status.FAILED,
 }
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a submission ended. summary: one sentence. details: the words of the cluster and the last output."""
+
+    summary: str
+    details: str = ""
 
 
 class RayCluster:
@@ -67,18 +81,21 @@ class RayCluster:
         if response.status_code != 404:
             self._body(response)
 
-    def message(self, submission: str) -> str:
-        """Return why the submission ended, and its last output if that is readable."""
+    def ending(self, submission: str) -> Ending:
+        """Return why the submission ended, without secrets, and its last output if that is readable."""
         response = self._request("GET", f"/api/jobs/{submission}")
         if response.status_code == 404:
-            return "The cluster does not know the submission."
-        message = str(self._body(response).get("message") or "")
+            return Ending("Worker was lost: the cluster does not know its submission.")
+        body = self._body(response)
+        message = str(body.get("message") or "")
         try:
             logs = str(self._body(self._request("GET", f"/api/jobs/{submission}/logs")).get("logs") or "")
         except ClusterUnavailable as error:
             # The logs lie on the machine of the submission, which may be lost. So do not wait for them.
             logs = f"Cannot read its output: {error}"
-        return "\n".join([message, *logs.splitlines()[-15:]]).strip()
+        # The message repeats the output after its first line.
+        details = "\n".join([*message.splitlines()[:1], *logs.splitlines()[-_LINES:]])
+        return Ending(_summary(body.get("driver_exit_code")), redacted(details)[-_CHARS:])
 
     def _request(self, method: str, path: str, json: dict[str, str | float] | None = None) -> httpx.Response:
         try:
@@ -105,6 +122,18 @@ def connect_cluster(url: str, *, timeout: float = 10.0) -> RayCluster:
     token = os.environ.get("RAY_AUTH_TOKEN")
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     return RayCluster(httpx.Client(base_url=url, headers=headers, timeout=timeout, trust_env=False))
+
+
+def _summary(exit_code: object) -> str:
+    """Return how a worker with this exit code of its program ended. A shell adds 128 to the number of a signal."""
+    if not isinstance(exit_code, int):
+        return "Worker was lost, often with its machine."
+    number = -exit_code if exit_code < 0 else exit_code - 128
+    if number == signal.SIGKILL:
+        return "Worker was killed (SIGKILL, often out of memory)."
+    if number in set(signal.Signals):
+        return f"Worker was killed ({signal.Signals(number).name})."
+    return f"Worker ended with exit code {exit_code}." if exit_code else "Worker ended without a result."
 
 
 def _last_line(response: httpx.Response) -> str:

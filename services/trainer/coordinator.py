@@ -33,6 +33,7 @@ from tlm_core.errors import (
     TrainingFailed,
     Unavailable,
     UnreadableRecord,
+    WorkerLost,
 )
 from tlm_core.jobs.plan import Node
 from tlm_core.jobs.spec import JobRecord, Progress
@@ -394,11 +395,15 @@ class Coordinator:
                 stop()
             except Exception as failure:  # The attempt ends anyway.
                 log.warning("Cannot stop the %s of job %s: %s", name, job.id, failure)
+        requeues = error.retryable and job.failures + 1 < job.spec.max_attempts and job.state is State.RUNNING
+        if isinstance(error, WorkerLost) and job.state is State.RUNNING:
+            error = error.followed_by(self._next_attempt(job, requeues=requeues))
+        self.store.report(job.tenant, job.id, job.attempt, logs=[f"error {__name__}: {error.message}"])
         if job.state is State.CANCELLING:
             self.store.confirm_cancelled(job, self.owner)
         elif job.state is State.PAUSING and error.retryable:
             self.store.confirm_paused(job, self.owner)
-        elif error.retryable and job.failures + 1 < job.spec.max_attempts and job.state is State.RUNNING:
+        elif requeues:
             self.store.requeue(job, self.owner, error, delay_seconds=min(60.0, 4.0**job.failures))
             self._backing_off.add((job.tenant, job.id))
             log.warning("Requeued job %s after attempt %d: %s", job.id, job.attempt, error)
@@ -406,3 +411,16 @@ class Coordinator:
             self.store.fail(job, self.owner, error)
             log.warning("Job %s failed: %s", job.id, error)
         self._release(held)
+
+    def _next_attempt(self, job: JobRecord, *, requeues: bool) -> str:
+        """Return where the next attempt after a lost worker starts, and what it needs."""
+        situation = Situation.read(self.store, job)
+        ready = [node for node in situation.ready() if node.place is Place.WORKERS]
+        current = [node for node in ready if job.progress and node.name == job.progress.node]
+        start = "from the last finished stage"
+        for node in current or ready[:1]:
+            checkpoints = self.store.checkpoints(job.tenant, situation.artifact_id(node))
+            start = f"from step {checkpoints[-1].step:,}" if checkpoints else f"with stage '{node.name}'"
+        if requeues:
+            return f"Resumes {start} when a worker is free."
+        return f"Retry the job to resume {start}."

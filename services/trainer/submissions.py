@@ -54,7 +54,7 @@ class Submissions:
             silent = now - max(job.updated_at, stall_grace_until, self.running_since.setdefault(submission, now))
             self._check_heartbeat(situation, group, silent)
         elif status is not Status.WAITING:
-            self._check_result(job, group, status)
+            self._check_result(job, group)
 
     def stop(self, job: JobRecord, *, running: bool) -> bool:
         """Stop the submissions that wait and, with `running`, those that run. Returns whether none runs.
@@ -90,13 +90,13 @@ class Submissions:
             return
         if job.spec.workers == 1 or self._has_begun(job, situation.plan, group):
             self.cluster.stop(job.submissions[group])
-            raise AttemptEnded(WorkerLost(f"The workers did not report for {silent:.0f} s, so they were stopped."))
+            raise AttemptEnded(WorkerLost(f"Worker sent no heartbeat for {silent:.0f} s and was stopped."))
 
-    def _check_result(self, job: JobRecord, group: str, status: Status) -> None:
+    def _check_result(self, job: JobRecord, group: str) -> None:
         """Raise AttemptEnded if the ended workers of a group left a stage undone."""
         job = self.store.get(job.tenant, job.id)  # The workers may have changed the record since it was read.
         if not Situation.read(self.store, job).is_done(group):
-            raise AttemptEnded(self._cause(job, status, job.submissions[group]))
+            raise AttemptEnded(self._cause(job, job.submissions[group]))
 
     def _report_late_workers(self, situation: Situation, group: str, status: Status, now: float) -> None:
         """Report, once, that workers start later than usual. Most often the cluster has no room for them.
@@ -136,13 +136,13 @@ class Submissions:
         assignment = Assignment(job.tenant, job.id, job.attempt, group, workers, cpus, gpus)
         return [settings.python, "-m", "services.trainer.program", *assignment.arguments()]
 
-    def _cause(self, job: JobRecord, status: Status, submission: str) -> TLMError:
-        """Return the error that the workers reported, else one with the cluster's message."""
+    def _cause(self, job: JobRecord, submission: str) -> TLMError:
+        """Return the error that the workers reported, else how the cluster says they ended."""
         for event in reversed(self.store.events(job.tenant, job.id, after=max(0, job.last_event - 50))):
             if event.attempt == job.attempt and event.type == "attempt.error":
                 return error_from_dict(event.data)
-        message = self.cluster.message(submission)
-        return WorkerLost(f"The workers ended without a result ({status}): {message[-2000:]}")
+        ending = self.cluster.ending(submission)
+        return WorkerLost(ending.summary, details=ending.details)
 
 
 def report_waiting(store: JobStore, job: JobRecord, error: Unavailable) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from services.common.jobstore import JobStore
+from services.common.logs import redacted
 from services.common.situation import Situation, folder_prefix
 from services.trainer.assignment import Assignment
 from services.trainer.checkpoints import JobCheckpoints
@@ -26,6 +27,7 @@ from tlm_core.training.stage import DROPPED, Stage, StageContext, StageFunction,
 log = logging.getLogger(__name__)
 
 _Value = TypeVar("_Value")
+_MAX_REASON = 300  # characters of an unexpected error in a job's record
 
 
 class NullReporter:
@@ -75,7 +77,7 @@ class GroupRunner:
         except Exception as error:
             log.error("%s", traceback.format_exc())
             # An unexpected error may come from the machine, so it is retryable on other workers.
-            self._report_error(job, WorkerLost(f"{type(error).__name__}: {error}"))
+            self._report_error(job, _unexpected(error))
             raise
         finally:
             logging.getLogger().removeHandler(handler)
@@ -210,6 +212,12 @@ class GroupRunner:
             self.store.report(job.tenant, job.id, job.attempt, events=[("attempt.error", error.as_dict())])
         except TLMError as failure:
             log.warning("Cannot report the attempt's error: %s", failure)
+
+
+def _unexpected(error: Exception) -> WorkerLost:
+    """Return an error with the first line of an unexpected one. The job's log has its traceback."""
+    reason = redacted(str(error).strip().partition("\n")[0])[:_MAX_REASON]
+    return WorkerLost(f"Worker failed with {type(error).__name__}: {reason.rstrip('.')}.")
 
 
 class _JobLog(logging.Handler):

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import pytest
 import redis
 
+from services.api.views import job_summary
 from services.common.redis_client import connect
 from services.common.retriever_client import SelectionRun
 from services.common.situation import Situation
@@ -238,6 +239,38 @@ def test_damaged_checkpoint_is_skipped_for_the_previous_one(harness: Coordinator
     harness.work(harness.until_submitted(coordinator, job_id), joint=counting_stage(5))
     starts = [e.data["step"] for e in harness.store.events(T, job_id) if e.type == "stage.started_at"]
     assert starts == [0, newest.step - 1]
+
+
+@pytest.mark.parametrize(
+    ("max_attempts", "state", "advice"),
+    [
+        (2, State.QUEUED, "Resumes from step 3 when a worker is free."),
+        (1, State.FAILED, "Retry the job to resume from step 3."),
+    ],
+)
+def test_killed_worker_is_one_sentence_everywhere(
+    harness: CoordinatorHarness, max_attempts: int, state: State, advice: str
+) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit(max_attempts=max_attempts)
+    submission = harness.until_submitted(coordinator, job_id)
+
+    def kill_at_four(step: int) -> None:
+        if step == 4:
+            raise SystemExit(137)
+
+    with pytest.raises(SystemExit):
+        harness.work(submission, joint=counting_stage(5, kill_at_four))
+    harness.cluster.statuses[submission] = Status.FAILED
+    coordinator.round()
+    sentence = f"Worker was killed (SIGKILL, often out of memory). {advice}"
+    job = harness.job(job_id)
+    assert (job.state, job.error and job.error["message"]) == (state, sentence)
+    assert job.error and job.error["details"] == f"{submission} ended"
+    event = harness.store.events(T, job_id)[-1]
+    assert (event.data["message"], "details" in event.data) == (sentence, False)
+    assert harness.store.last_logs(T, job_id, 1)[0]["line"].endswith(sentence)
+    listed = job_summary(job).error
+    assert listed and listed["message"] == sentence and "details" not in listed
 
 
 @pytest.mark.parametrize("away", [False, True])

@@ -9,7 +9,7 @@ import redis
 
 from services.common.redis_client import LEASES
 from services.common.retriever_client import SelectionRun
-from services.trainer.cluster import Status
+from services.trainer.cluster import Ending, Status
 from tests.contract.coordinator_harness import CoordinatorHarness, IdleExecutor, T
 from tests.trainer_fakes import counting_stage
 from tlm_core.artifacts import ArtifactStore, Manifest, ManifestRef
@@ -221,13 +221,13 @@ def test_pause_or_cancel_during_the_end_of_an_attempt_takes_effect(harness: Coor
     coordinator, job_id = harness.coordinator(), harness.submit()
     submission = harness.until_submitted(coordinator, job_id)
     harness.cluster.statuses[submission] = Status.FAILED
-    message = harness.cluster.message
+    ending = harness.cluster.ending
 
-    def message_during_the_end(submission: str) -> str:
+    def verb_during_the_end(submission: str) -> Ending:
         getattr(harness.store, verb)(T, job_id)
-        return message(submission)
+        return ending(submission)
 
-    harness.cluster.message = message_during_the_end  # type: ignore[method-assign]
+    harness.cluster.ending = verb_during_the_end  # type: ignore[method-assign]
     coordinator.round()
     coordinator.round()
     job = harness.job(job_id)

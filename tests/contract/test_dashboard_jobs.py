@@ -10,6 +10,7 @@ import pytest
 from tests.contract.dashboard_pages import Tags, signed_in
 from tests.contract.filled_dashboard import LABELS, Contents, fill, finish
 from tests.contract.gateway import Gateway
+from tlm_core.errors import WorkerLost
 from tlm_core.jobs.states import State
 
 T = "default"
@@ -52,6 +53,18 @@ def test_run_time_excludes_waiting_and_pauses(gateway: Gateway) -> None:
         gateway.client.hset(f"tlm:{{{T}}}:job:{contents.jobs[name]}", mapping={"ran_seconds": 100.0, **begun, **run})
         words = Tags(browser.get(f"/ui/jobs/{contents.jobs[name]}").text.replace("</dt><dd>", " ")).words
         assert text in words, name
+
+
+def test_details_of_an_error_appear_once_and_folded(gateway: Gateway) -> None:
+    contents = fill(gateway)
+    jobs, browser = gateway.parts.jobs, signed_in(gateway)
+    job = jobs.get(T, contents.jobs["running"])
+    jobs.requeue(job, str(job.owner), WorkerLost("Worker was killed.", details="exit code <137>"), 0)
+    text = browser.get(f"/ui/jobs/{job.id}").text
+    assert text.count("Worker was killed.") == 2, "in the notice and in its event"
+    assert text.count("exit code &lt;137&gt;") == 1
+    assert "<details><summary>Details of the last error</summary>" in text
+    assert "exit code" not in browser.get("/ui/jobs").text
 
 
 def test_live_part_reloads_the_page_on_a_state_change(filled: tuple[Gateway, Contents]) -> None:

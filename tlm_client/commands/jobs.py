@@ -70,6 +70,7 @@ def show(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None
     ]
     if job.error:
         items.append(f"Error: {job.error.get('message')}")
+        items += [f"Run `tlm show {job.id} --json` for the details."] if job.error.get("details") else []
     if report:
         items += report_items(report)
     print_result({**job.model_dump(mode="json"), "report": report}, *items, as_json=as_json)

@@ -61,7 +61,7 @@ def test_known_submission_is_not_started_again() -> None:
     assert ray.status("s") is Status.RUNNING
     ray.stop("s")
     assert ray.status("s") is Status.FAILED
-    assert ray.message("s") == "why\none\ntwo"
+    assert ray.ending("s").details == "why\none\ntwo"
     ray.stop("unknown")
 
 
@@ -74,15 +74,41 @@ def silent_logs(request: httpx.Request) -> httpx.Response:
 
 
 @pytest.mark.parametrize(("logs", "says"), [(no_logs, "Cannot connect to host"), (silent_logs, "timed out")])
-def test_message_survives_the_loss_of_the_logs(logs: Handler, says: str) -> None:
+def test_ending_survives_the_loss_of_the_logs(logs: Handler, says: str) -> None:
     def away(request: httpx.Request) -> httpx.Response:
         return logs(request) if request.url.path.endswith("/logs") else server(request)
 
     server = JobServer()
     server.jobs["s"] = "FAILED"
-    message = cluster(away).message("s")
-    assert message.startswith("why\n")
-    assert says in message
+    details = cluster(away).ending("s").details
+    assert details.startswith("why\n")
+    assert says in details
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "summary"),
+    [
+        (137, "Worker was killed (SIGKILL, often out of memory)."),
+        (-9, "Worker was killed (SIGKILL, often out of memory)."),
+        (139, "Worker was killed (SIGSEGV)."),
+        (1, "Worker ended with exit code 1."),
+        (0, "Worker ended without a result."),
+        (None, "Worker was lost, often with its machine."),
+    ],
+)
+def test_ending_is_one_sentence_and_its_details_have_no_secrets(exit_code: int | None, summary: str) -> None:
+    output = "RAY_AUTH_TOKEN=s3cret redis://:hunter2@host/0\nAuthorization: Bearer abc\nstep 7, 12 tokens"
+    message = f"Job entrypoint command failed with exit code {exit_code}, last available logs:\n{output}"
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/logs"):
+            return httpx.Response(200, json={"logs": output})
+        return httpx.Response(200, json={"status": "FAILED", "message": message, "driver_exit_code": exit_code})
+
+    ending = cluster(handler).ending("s")
+    assert ending.summary == summary
+    assert [secret for secret in ("s3cret", "hunter2", "abc") if secret in ending.details] == []
+    assert ending.details.count("step 7, 12 tokens") == 1
 
 
 def test_concurrent_submissions_of_one_id_start_one_job() -> None:
