@@ -94,6 +94,13 @@ def test_content_policy_forbids_inline_and_foreign_content(filled: tuple[Gateway
                 assert (given["integrity"] or "").startswith("sha384-"), (path, given)
 
 
+def test_unknown_page_has_one_heading_and_links(gateway: Gateway) -> None:
+    answer = signed_in(gateway).get("/ui/nowhere")
+    main = answer.text.partition("<main")[2]
+    assert answer.status_code == 404 and main.count("Not found") == 1
+    assert "There is no page at /ui/nowhere." in main and 'href="/ui/datasets"' in main
+
+
 def test_linked_files_match_their_integrity_hashes(gateway: Gateway) -> None:
     browser = visitor(gateway)
     linked = [given for tag, given in Tags(browser.get("/ui/sign-in").text).tags if tag in ("script", "link")]
