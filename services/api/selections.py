@@ -1,9 +1,11 @@
-"""Pages of a job's selection: passages with the training rows that retrieved them."""
+"""Pages of a job's selection: passages with the training rows that retrieved them, and leaks."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,6 +48,29 @@ def selection_page(
         queries = [_with_text(entry, texts.get(entry.train_row)) for entry in entries[:_MAX_QUERIES]]
         data.append(SelectedPassage.model_validate({**row, "provenance": queries, "provenance_total": len(entries)}))
     return Selection(facts=facts, data=tuple(data), total=total, has_more=after + len(rows) < total)
+
+
+@dataclass(frozen=True)
+class LeakedText:
+    """A validation or test text that passages of the corpus contain. passages: how many were removed for it."""
+
+    split: str
+    row: int
+    passages: int
+    text: TaskRow | None
+
+
+def leaked_texts(artifacts: ArtifactStore, ref: ManifestRef, task: ManifestRef | None, limit: int) -> list[LeakedText]:
+    """The texts of validation and test for which the selection removed the most passages."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(artifacts.localize(ref) / "leaks.parquet", columns=["split", "row"]).to_pylist()
+    counts = Counter((entry["split"], entry["row"]) for entry in table).most_common(limit)
+    texts = {
+        split: task_rows(artifacts, task, split, {row for (other, row), _ in counts if other == split}, _MAX_CHARS)
+        for split in {split for (split, _), _ in counts}
+    }
+    return [LeakedText(split, row, passages, texts[split].get(row)) for (split, row), passages in counts]
 
 
 def _matching(

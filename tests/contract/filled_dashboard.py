@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -374,7 +375,9 @@ def make_task(folder: Path, job: JobRecord) -> None:
     }
     pq.write_table(pa.table(rows), folder / "train.parquet")
     count = 2 if job.spec.dataset == "hostile" else len(LABELS)
-    pq.write_table(pa.table({"label": pa.array(true_labels(count)["test"], pa.int32())}), folder / "test.parquet")
+    test = pa.array(true_labels(count)["test"], pa.int32())
+    texts = [f"my parcel is late no. {n}" for n in range(len(test))]
+    pq.write_table(pa.table({"row": range(1, len(test) + 1), "text": texts, "label": test}), folder / "test.parquet")
     (folder / "task.json").write_text(json.dumps({"labels": LABELS}))
 
 
@@ -406,12 +409,18 @@ def make_selection(folder: Path, hostile: str, count: int = 60) -> None:
     pq.write_table(pa.table(provenance), folder / "provenance.parquet")
     facts = {
         "selector": "bm25",
-        "top_k": 30,
+        "params": {"selector": "bm25", "top_k": 30, "max_passages": None},
         "passages": count,
-        "queries": {"train_rows": 420, "without_hit": {"count": 2, "rows": [7, 31]}},
+        "words": 1_380,
+        "queries": {
+            "train_rows": 420,
+            "without_hit": {"count": 2, "rows": [7, 31]},
+            "cut_by_budget": 0,
+            "cut_by_query_cap": 0,
+        },
         "leaks": {"passages": 2, "texts": 1},
-        "labels": {"names": list(LABELS[:2]), "passages": [40, 31], "jaccard": [[1.0, 0.25], [0.25, 1.0]]},
-        "corpus": {"name": "manuals", "version": "4f1c2a9be07d"},
+        "labels": label_overlap(),
+        "corpus": {"name": "manuals", "version": "4f1c2a9be07d", "passages": 93_518},
         "sources": [
             {"source": "handbook", "passages": 33, "share": 0.55},
             {"source": hostile or "wiki", "passages": 15, "share": 0.25},
@@ -419,6 +428,21 @@ def make_selection(folder: Path, hostile: str, count: int = 60) -> None:
         "other_sources": {"sources": 3, "passages": 12},
     }
     (folder / "selection.json").write_text(json.dumps(facts))
+    leaks = {
+        "passage_id": ["a", "b"],
+        "split": ["test"] * 2,
+        "row": pa.array([3, 3], pa.int64()),
+        "rule": ["whole"] * 2,
+    }
+    pq.write_table(pa.table(leaks), folder / "leaks.parquet")
+
+
+def label_overlap() -> dict[str, Any]:
+    rng = random.Random(2)
+    jaccard = [[1.0] * len(LABELS) for _ in LABELS]
+    for a, b in itertools.combinations(range(len(LABELS)), 2):
+        jaccard[a][b] = jaccard[b][a] = round(rng.random() * 0.3, 6)
+    return {"names": list(LABELS), "passages": [40, 31, 22, 19, 12, 3], "jaccard": jaccard}
 
 
 def make_model(folder: Path, labels: tuple[str, ...]) -> None:

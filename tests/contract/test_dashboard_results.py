@@ -8,6 +8,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from services.api.dashboard.present import marked
+from services.api.dashboard.selection_tab import query_terms
 from tests.contract.dashboard_pages import Tags, signed_in
 from tests.contract.filled_dashboard import HOSTILE, LABELS, Contents, make_report
 from tests.contract.gateway import AUTH, Gateway
@@ -15,6 +17,7 @@ from tests.factories import make_resolved, make_spec
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import DatasetInput
 from tlm_core.kinds.share_tickets import ShareTicketsOptions
+from tlm_core.wire import Provenance, SelectedPassage
 
 T = "default"
 
@@ -57,20 +60,37 @@ def test_selection_page_shows_provenance_and_search(filled: tuple[Gateway, Conte
     task = gateway.parts.artifacts.localize(task_of(gateway, contents.jobs["succeeded"])) / "train.parquet"
     assert pq.read_table(task)["text"][int(row) - 1].as_py() == text
     results = browser.get(path + "?q=PARCEL", headers={"HX-Request": "true"}).text
-    texts = re.findall(r'<p class="text">([^<]*)</p>', results)
-    assert texts and all("parcel" in passage.lower() for passage in texts)
+    texts = re.findall(r'<summary class="text">(.*)</summary>', results)
+    assert texts and all("<mark>parcel</mark>" in passage.lower() for passage in texts)
     assert "No selected passage contains" in browser.get(path + "?q=zzz").text
 
 
-def test_selection_page_shows_its_details(filled: tuple[Gateway, Contents]) -> None:
+def test_selection_page_shows_labels_sources_overlap_and_leaks(filled: tuple[Gateway, Contents]) -> None:
     gateway, contents = filled
     text = signed_in(gateway).get(f"/ui/jobs/{contents.jobs['succeeded']}/selection").text
-    how = text.partition('<details class="how">')[2].partition("</details>")[0]
-    words = " ".join(Tags(how.replace("</dt>", " ").replace("</t", " </t")).words.split())
-    assert "handbook 33 55.0 % wiki 15 25.0 % and 3 more sources with 12 passages" in words
-    assert "queries.without_hit count 2, rows 7, 31" in words
-    assert "labels.jaccard 1, 0.25; 0.25, 1" in words
-    assert not set("{}[]") & set(words)
+    words = " ".join(Tags(text.replace("</dt>", " ").replace("</t", " </t")).words.split())
+    assert "60 of 93,518 in manuals" in words and "2 of 420" in words
+    assert "account 40 billing 31" in words, "labels with the most passages first"
+    assert "handbook 33 55.0 % wiki 15 25.0 % and 3 more sources" in words
+    assert "2 passages were removed because of 1 text" in words and "my parcel is late no. 2" in words
+    assert text.count('<td class="s5">29</td>') == 2, "the largest overlap, in both orders of its labels"
+    assert not set("{}[]") & set(words) and "0.25" not in words
+
+
+def test_query_terms_omit_frequent_words() -> None:
+    passages = [
+        SelectedPassage(
+            id=str(n), text=f"The parcel number {name}", source="s", rank=1, score=1.0, provenance_total=1,
+            provenance=(Provenance(train_row=1, rank=1, score=1.0, text=f"is the {name} parcel here"),),
+        )
+        for n, name in enumerate(("alpha", "beta", "gamma"))
+    ]  # fmt: skip
+    assert query_terms(passages) == [{"alpha"}, {"beta"}, {"gamma"}]
+
+
+def test_marked_text_is_escaped() -> None:
+    assert marked("<b>a cart & art</b>", ["ART"]) == ("&lt;b&gt;a c<mark>art</mark> &amp; <mark>art</mark>&lt;/b&gt;")
+    assert marked("a cart, art", ["art"], whole=True) == "a cart, <mark>art</mark>"
 
 
 def task_of(gateway: Gateway, job: str) -> Any:

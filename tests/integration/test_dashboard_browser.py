@@ -133,6 +133,15 @@ def test_comparison_of_three_jobs_fits_the_screen(page: Any, served: tuple[str, 
     assert page.evaluate(wide) <= 0
 
 
+def test_long_labels_do_not_break_inside_a_word(page: Any, served: tuple[str, Gateway, Contents]) -> None:
+    page.set_viewport_size({"width": 1440, "height": 900})
+    page.goto(f"{served[0]}/ui/datasets/{served[2].dataset}")
+    label = page.locator("th.label").first
+    height = label.evaluate("cell => cell.clientHeight")
+    label.evaluate("cell => { cell.textContent = 'ENVIRONMENTAL_FACTORS/RESULTS'; }")
+    assert label.evaluate("cell => cell.clientHeight") == height, "The label has one line."
+
+
 def test_every_page_fits_a_phone(page: Any, served: tuple[str, Gateway, Contents]) -> None:
     url, _, contents = served
     page.set_viewport_size({"width": 360, "height": 740})
@@ -223,7 +232,7 @@ def test_predictions_and_searches_need_no_new_page(page: Any, served: tuple[str,
     page.fill("#q", "parcel")
     page.keyboard.press("Enter")
     page.wait_for_selector("text=all these words.")
-    assert all("parcel" in text.lower() for text in page.locator(".passages > li > .text").all_inner_texts())
+    assert all("parcel" in text.lower() for text in page.locator(".passages summary").all_inner_texts())
     page.locator(".passages summary").first.click()
     assert page.locator(".queries .tag").first.is_visible()
     assert page.evaluate("window.same")

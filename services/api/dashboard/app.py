@@ -9,7 +9,16 @@ from fastapi import APIRouter, FastAPI, Form, Request
 from fastapi.responses import RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from services.api.dashboard import compare_page, data_pages, job_pages, labels_page, result_pages, session, submit_page
+from services.api.dashboard import (
+    compare_page,
+    data_pages,
+    job_pages,
+    labels_page,
+    result_pages,
+    selection_tab,
+    session,
+    submit_page,
+)
 from services.api.dashboard.web import (
     POLICY,
     PREFIX,
@@ -24,7 +33,7 @@ from services.api.dashboard.web import (
 from services.api.parts import Parts
 
 router = APIRouter()
-_PAGES = (job_pages, result_pages, labels_page, data_pages, submit_page, compare_page)
+_PAGES = (job_pages, result_pages, selection_tab, labels_page, data_pages, submit_page, compare_page)
 
 
 def mount_dashboard(app: FastAPI, parts: Parts) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
+
+from markupsafe import Markup, escape
 
 from tlm_core.tasks.metrics import METRICS, scores_shown
 
@@ -119,7 +122,17 @@ def plain(value: object) -> str:
     return str(value)
 
 
+def marked(text: str, words: Collection[str], *, whole: bool = False) -> Markup:
+    """The escaped text with `words` in <mark> elements, ignoring case. whole: not inside longer words."""
+    if not words:
+        return escape(text)
+    pattern = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+    parts = re.split(rf"\b({pattern})\b" if whole else f"({pattern})", text, flags=re.IGNORECASE)
+    return Markup("").join(Markup("<mark>{}</mark>").format(part) if n % 2 else part for n, part in enumerate(parts))
+
+
 FILTERS = {
+    "marked": marked,
     "count": count,
     "power": power,
     "about": about,

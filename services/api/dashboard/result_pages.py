@@ -1,4 +1,4 @@
-"""Pages of a job's results: scores, selection, model files and predictions."""
+"""Pages of a job's results: scores, model files and predictions."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from services.api.dashboard.progress import selects
 from services.api.dashboard.web import SignedIn, page
 from services.api.job_artifacts import (
     artifact_of,
-    artifacts_by_node,
     checkpoint_views,
     checkpoints_of,
     model_file_response,
     served_model,
 )
 from services.api.parts import Parts, PartsDep
-from services.api.selections import selection_page
 from tlm_core.artifacts import ManifestRef
 from tlm_core.errors import Conflict, InvalidRequest, NotFound
 from tlm_core.evaluation.report import REPORT
@@ -33,7 +31,6 @@ from tlm_core.tasks.types import TASK_TYPES
 
 router = APIRouter(prefix="/jobs")
 
-_PASSAGES = 20
 _CLASSES_IN_MATRIX = 24
 _SHADES = 5
 _LABELS_SHOWN = 12
@@ -55,7 +52,7 @@ def results(
     """Scores with spread, scores per class and the confusion matrix of one seed, and costs."""
     record = parts.jobs.get(tenant, job)
     common: dict[str, object] = {"job": record, "selects": selects(record), "tab": "results"}
-    ref = _finished(parts, record, "evaluate")
+    ref = finished(parts, record, "evaluate")
     if ref is None:
         return page(request, "not_yet.html", common, what="Results", stage=plan_of(record).report)
     report = parts.artifacts.read_json(ref, REPORT)
@@ -80,29 +77,6 @@ def plot(job: str, parts: PartsDep, tenant: SignedIn) -> Response:
     ref = artifact_of(parts.jobs, parts.jobs.get(tenant, job), "evaluate")
     with parts.artifacts.open(ref, _PLOT) as handle:
         return Response(handle.read(), media_type="image/svg+xml")
-
-
-@router.get("/{job}/selection")
-def selection(
-    request: Request,
-    job: str,
-    parts: PartsDep,
-    tenant: SignedIn,
-    q: Annotated[str, Query(max_length=200)] = "",
-    after: Annotated[int, Query(ge=0, lt=2**40)] = 0,
-) -> Response:
-    """The selected passages, best rank first, with the training texts that retrieved them."""
-    record = parts.jobs.get(tenant, job)
-    ref = _finished(parts, record, "select") if selects(record) else None
-    if ref is None:
-        return page(request, "not_yet.html", job=record, selects=selects(record), tab="selection", what="Selection",
-                    stage="select")  # fmt: skip
-    task = artifacts_by_node(parts.jobs, record).get("validate")
-    passages = selection_page(parts.artifacts, ref, after=after, limit=_PASSAGES, words=q.split(), task=task)
-    return page(
-        request, "_passages.html" if "hx-request" in request.headers else "selection.html", job=record, found=passages,
-        q=q.strip(), after=after, step=_PASSAGES, selects=True, tab="selection",
-    )  # fmt: skip
 
 
 @router.get("/{job}/model")
@@ -173,7 +147,7 @@ def _model_values(parts: Parts, job: JobRecord) -> dict[str, object]:
         served = None
     labels = parts.artifacts.read_json(served.ref, METADATA) if served else {}
     files = served.files(parts.artifacts) if served else None
-    evaluated = _finished(parts, job, "evaluate")
+    evaluated = finished(parts, job, "evaluate")
     report = parts.artifacts.read_json(evaluated, REPORT) if evaluated else {}
     return {
         "job": job,
@@ -194,7 +168,7 @@ def _has_pairs(parts: Parts, ref: ManifestRef) -> bool:
     return bool(parts.artifacts.read_json(ref, METADATA)["pair"])
 
 
-def _finished(parts: Parts, job: JobRecord, stage: str) -> ManifestRef | None:
+def finished(parts: Parts, job: JobRecord, stage: str) -> ManifestRef | None:
     """The artifact of a stage, or None if it does not exist (yet)."""
     try:
         return artifact_of(parts.jobs, job, stage)
