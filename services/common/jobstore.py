@@ -29,14 +29,16 @@ from tlm_core.errors import (
     UnreadableRecord,
     without_details,
 )
-from tlm_core.jobs.spec import FROM_JOB, MAX_PRIORITY, Event, JobRecord, JobSpec, Origin, Progress, Resolved
+from tlm_core.jobs.spec import FROM_JOB, MAX_PRIORITY, Beat, Event, JobRecord, JobSpec, Origin, Progress, Resolved
 from tlm_core.jobs.states import ACTIVE, TERMINAL, TRANSITIONS, State, Verb, allowed
 from tlm_core.names import new_id
 
 _LUA = Path(__file__).parent / "lua"
 _TERMINAL_JSON = canonical_json(dict.fromkeys(TERMINAL, True))
 _ACTIVE_JSON = canonical_json(dict.fromkeys(ACTIVE, True))
-_JSON_FIELDS = ("spec", "resolved", "origin", "submissions", "excluded_from_cache", "progress", "error", "result")
+_JSON_FIELDS = frozenset(
+    ("spec", "resolved", "origin", "submissions", "beats", "excluded_from_cache", "progress", "error", "result")
+)
 _MAX_LOG_LINES = 20_000  # and metric points
 _MAX_FEED_ENTRIES = 100_000
 _IDEMPOTENCY_SECONDS = 7 * 86_400
@@ -382,12 +384,13 @@ class JobStore:
         submissions: Mapping[str, str | None] | None = None,
         publication: _Publication | None = None,
         excluded_from_cache: str = "",
+        beat: tuple[str, Beat] | None = None,
     ) -> State:
         """Record what an attempt does. Returns the job's state, from which a worker learns that it must stop.
 
-        submissions: group → submission id, or None to delete it; other groups stay. Only `publish` and
-        `publish_checkpoint` pass publication and excluded_from_cache. Raises StaleAttempt if the attempt has ended;
-        then the caller must stop writing.
+        submissions: group → submission id, or None to delete it; other groups stay. beat: of a group's workers. Only
+        `publish` and `publish_checkpoint` pass publication and excluded_from_cache. Raises StaleAttempt if the attempt
+        has ended; then the caller must stop writing.
         """
         published = publication or _Publication("", "")
         checkpoints = key(tenant, "checkpoints", published.artifact) if published.is_checkpoint else ""
@@ -405,6 +408,7 @@ class JobStore:
             _MAX_LOG_LINES,
             canonical_json(submissions) if submissions is not None else "",
             excluded_from_cache,
+            canonical_json([beat[0], beat[1].model_dump(exclude={"at"})]) if beat else "",
         ]
         return State(self._check(Verb.REPORT, job_id, self._run("report", keys, args)))
 

@@ -6,7 +6,7 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from services.common.jobstore import CheckpointRef, JobStore
 from tlm_core.artifacts import ArtifactStore, storage_errors
 from tlm_core.errors import CorruptArtifact, NotFound, StorageFull, TLMError, Unavailable
 from tlm_core.jobs.spec import JobRecord
+from tlm_core.pulse import PULSE
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +93,8 @@ class JobCheckpoints:
         if pending is None:
             return
         try:
-            pending.result()
+            with PULSE.pace(steady=False) if not pending.done() else nullcontext():
+                pending.result()
             self._failed = False
         except (Unavailable, StorageFull) as error:
             if required:

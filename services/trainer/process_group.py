@@ -7,6 +7,7 @@ group starts with the first stage that needs torch.
 from __future__ import annotations
 
 import socket
+from datetime import timedelta
 from multiprocessing.connection import Client, Connection, Listener
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:  # The program must not import what only its workers need.
     from tlm_core.training.stage import Stage, StageFunction
 
 T = TypeVar("T")
+COLLECTIVE_MINUTES = 15  # longer than a rank waits for the storage
 
 
 class Broadcast(Protocol):
@@ -82,7 +84,9 @@ class StageLoader:
 
         address = self._broadcast(None if self._rank else f"tcp://{self._host}:{_free_port(self._host)}")
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, address, rank=self._rank, world_size=self._world_size)
+        dist.init_process_group(
+            backend, address, timedelta(minutes=COLLECTIVE_MINUTES), rank=self._rank, world_size=self._world_size
+        )
         self._initialized = True
 
     def close(self) -> None:

@@ -9,10 +9,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from services.common.jobstore import JobStore
+from services.trainer.liveness import Liveness
 from tlm_core.errors import Conflict, NotFound, Unavailable
 from tlm_core.jobs.plan import Node, Plan
-from tlm_core.jobs.spec import Progress
+from tlm_core.jobs.spec import Beat, Progress
 from tlm_core.jobs.states import State
+from tlm_core.pulse import PULSE
 
 log = logging.getLogger(__name__)
 
@@ -45,15 +47,26 @@ class _Report:
 class JobReporter:
     """A `Reporter` (tlm_core.training.stage) over the job store.
 
-    It sends a report at least every `heartbeat` seconds, which shows that the worker is alive. While Redis is away or
+    It sends a report at least every `heartbeat` seconds, which shows that the worker is alive, and for how long the
+    group has made no progress. While Redis is away or
     full, it buffers the reports and training continues. Once the attempt has ended, `progress` always returns False.
     """
 
     def __init__(
-        self, store: JobStore, tenant: str, job_id: str, attempt: int, *, interval: float = 0.5, heartbeat: float = 5.0
+        self,
+        store: JobStore,
+        tenant: str,
+        job_id: str,
+        attempt: int,
+        group: str,
+        *,
+        interval: float = 0.5,
+        heartbeat: float = 5.0,
     ) -> None:
         self._store = store
         self._job = (tenant, job_id, attempt)
+        self._group = group
+        self._liveness = Liveness()
         self._interval = interval
         self._heartbeat = heartbeat
         self._lock = threading.Lock()
@@ -72,6 +85,7 @@ class JobReporter:
         """See `Reporter.progress`."""
         assert self._node is not None, "call start_node first"
         node, plan = self._node
+        PULSE.advance()
         with self._lock:
             self._pending.progress = Progress(
                 stage=node.stage.name,
@@ -107,6 +121,7 @@ class JobReporter:
     def start_node(self, node: Node, plan: Plan) -> None:
         """Report all that follows for this node."""
         self._node = (node, plan)
+        self._liveness.restart()
         self.progress(step=0, total=0, rate=None, unit="steps", eta_seconds=None)
 
     @property
@@ -125,10 +140,11 @@ class JobReporter:
         waited = self._heartbeat
         while True:
             closing = self._closed
+            idle, limit = self._liveness.sample()
             with self._lock:
                 pending = bool(self._pending)
             if pending or waited >= self._heartbeat:
-                self._send()
+                self._send(Beat(idle=idle, limit=limit))
                 waited = 0.0
             if closing:
                 return
@@ -145,14 +161,19 @@ class JobReporter:
                 with suppress(Unavailable, NotFound):
                     self._continue = self._store.state(*self._job[:2]) is State.RUNNING
 
-    def _send(self) -> None:
+    def _send(self, beat: Beat) -> None:
         with self._lock:
             report, self._pending = self._pending, _Report()
         if self._stale:
             return
         try:
             state = self._store.report(
-                *self._job, progress=report.progress, metrics=report.metrics, events=report.events, logs=report.logs
+                *self._job,
+                progress=report.progress,
+                metrics=report.metrics,
+                events=report.events,
+                logs=report.logs,
+                beat=(self._group, beat),
             )
             self._continue = self._continue and state is State.RUNNING
         except Unavailable as error:

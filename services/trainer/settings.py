@@ -22,7 +22,8 @@ class TrainerSettings(StoreSettings):
     concurrency: int = 1  # jobs that one coordinator drives at the same time
     lease_seconds: float = 30.0
     poll_seconds: float = 0.5
-    stall_seconds: float = 300.0  # workers that do not report for this long are stopped
+    stall_seconds: float = 45.0  # workers that have reported, but not for this long, are stopped
+    first_report_seconds: float = 300.0  # a single worker that runs for this long without a report is stopped
     start_seconds: float = 30.0  # after this time, workers that have not started are reported
     pause_seconds: float = 120.0  # after this time, the workers of a pausing job are stopped
     worker_cpus: float = 1.0

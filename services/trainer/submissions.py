@@ -11,7 +11,6 @@ from services.trainer.assignment import Assignment
 from services.trainer.cluster import RayCluster, Status
 from services.trainer.settings import TrainerSettings
 from tlm_core.errors import ClusterUnavailable, TLMError, Unavailable, WorkerLost, error_from_dict
-from tlm_core.jobs.plan import Plan
 from tlm_core.jobs.spec import JobRecord
 
 
@@ -49,10 +48,9 @@ class Submissions:
             return
         status = self.cluster.status(submission)
         if status is Status.WAITING or (status is Status.RUNNING and job.spec.workers > 1):
-            self._report_late_workers(situation, group, status, now)
+            self._report_late_workers(job, group, status, now)
         if status is Status.RUNNING:
-            silent = now - max(job.updated_at, stall_grace_until, self.running_since.setdefault(submission, now))
-            self._check_heartbeat(situation, group, silent)
+            self._check_beat(job, group, now, stall_grace_until)
         elif status is not Status.WAITING:
             self._check_result(job, group)
 
@@ -83,14 +81,24 @@ class Submissions:
                 self.store.report(job.tenant, job.id, job.attempt, submissions={group: None})
             raise
 
-    def _check_heartbeat(self, situation: Situation, group: str, silent: float) -> None:
-        """Stop workers that have not reported for `silent` seconds, if that is longer than allowed."""
-        job = situation.job
-        if silent <= self.settings.stall_seconds:
+    def _check_beat(self, job: JobRecord, group: str, now: float, stall_grace_until: float) -> None:
+        """Stop workers that are silent or make no progress for longer than allowed.
+
+        Workers that have never reported may still import libraries or, if there are several, wait for room.
+        """
+        submission, beat, settings = job.submissions[group], job.beats.get(group), self.settings
+        since = self.running_since.setdefault(submission, now) if beat is None else beat.at
+        silent = now - max(since, stall_grace_until)
+        if silent > (settings.first_report_seconds if beat is None else settings.stall_seconds):
+            if beat is None and job.spec.workers > 1:
+                return
+            reason = f"sent no heartbeat for {silent:.0f} s"
+        elif beat is not None and beat.idle > beat.limit:
+            reason = f"made no progress for {beat.idle:.0f} s (limit {beat.limit:.0f} s)"
+        else:
             return
-        if job.spec.workers == 1 or self._has_begun(job, situation.plan, group):
-            self.cluster.stop(job.submissions[group])
-            raise AttemptEnded(WorkerLost(f"Worker sent no heartbeat for {silent:.0f} s and was stopped."))
+        self.cluster.stop(submission)
+        raise AttemptEnded(WorkerLost(f"Worker {reason} and was stopped."))
 
     def _check_result(self, job: JobRecord, group: str) -> None:
         """Raise AttemptEnded if the ended workers of a group left a stage undone."""
@@ -98,17 +106,16 @@ class Submissions:
         if not Situation.read(self.store, job).is_done(group):
             raise AttemptEnded(self._cause(job, job.submissions[group]))
 
-    def _report_late_workers(self, situation: Situation, group: str, status: Status, now: float) -> None:
+    def _report_late_workers(self, job: JobRecord, group: str, status: Status, now: float) -> None:
         """Report, once, that workers start later than usual. Most often the cluster has no room for them.
 
         A single worker is the submission itself. Several workers are started by their submission, which runs earlier.
         """
-        job, settings = situation.job, self.settings
-        submission = job.submissions[group]
+        submission, settings = job.submissions[group], self.settings
         if now - self.unstarted_since.setdefault(submission, now) < settings.start_seconds:
             return
         self.unstarted_since[submission] = math.inf
-        if status is Status.WAITING or not self._has_begun(job, situation.plan, group):
+        if status is Status.WAITING or group not in job.beats:
             gpus = f" and {settings.worker_gpus:g} GPU(s)" if settings.worker_gpus else ""
             error = ClusterUnavailable(
                 f"{job.spec.workers} worker(s) of {settings.cpus_per_worker(job.spec.workers):g} CPU(s){gpus} have not "
@@ -116,19 +123,6 @@ class Submissions:
                 "other jobs end or when you add workers."
             )
             report_waiting(self.store, job, error)
-
-    def _has_begun(self, job: JobRecord, plan: Plan, group: str) -> bool:
-        """Return whether the workers of a group have reported anything. If not, they may still wait for room."""
-        newest = self.store.events(job.tenant, job.id, after=job.last_event - 1)
-        last_type = newest[0].type if newest and newest[0].at >= job.updated_at else None
-        if last_type == "workers.submitted":
-            return False
-        if len(job.submissions) == 1 and last_type != "job.waiting":
-            return True
-        # The last report may come from this coordinator or from another group.
-        nodes = {node.name for node in plan.group(group)}
-        events = self.store.events(job.tenant, job.id, after=max(0, job.last_event - 5000), limit=5000)
-        return any(e.attempt == job.attempt and e.type == "stage.started" and e.data["node"] in nodes for e in events)
 
     def _command(self, job: JobRecord, group: str) -> list[str]:
         workers, settings = job.spec.workers, self.settings

@@ -64,7 +64,9 @@ class GroupRunner:
         job's log and raises it.
         """
         job = self._job(assignment)
-        reporter = JobReporter(self.store, job.tenant, job.id, job.attempt) if self.rank == 0 else None
+        reporter = (
+            JobReporter(self.store, job.tenant, job.id, job.attempt, assignment.group) if self.rank == 0 else None
+        )
         handler = _JobLog(reporter) if reporter else logging.NullHandler()
         logging.getLogger().addHandler(handler)
         try:

@@ -18,7 +18,7 @@ from tests.trainer_fakes import FakeCluster, FakeSelections, all_stages, folder_
 from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import TLMError
 from tlm_core.jobs.plan import Node
-from tlm_core.jobs.spec import JobRecord
+from tlm_core.jobs.spec import Beat, JobRecord
 
 T = "default"
 
@@ -97,7 +97,7 @@ class CoordinatorHarness:
         """Run rounds with a moving clock, until it is `ahead` seconds ahead."""
         coordinator.round()
         while self.store.ahead < ahead:
-            self.store.ahead = min(ahead, self.store.ahead + 100)
+            self.store.ahead = min(ahead, self.store.ahead + 20)
             coordinator.round()
 
     def submit(self, **over: Any) -> str:
@@ -127,6 +127,10 @@ class CoordinatorHarness:
             self.cluster.statuses[submission] = Status.ENDED
         except (TLMError, RuntimeError):
             self.cluster.statuses[submission] = Status.FAILED
+
+    def beat(self, job_id: str, group: str = "main", *, idle: float = 0.0, limit: float = 600.0) -> None:
+        """Report as the workers of a group in the first attempt."""
+        self.store.report(T, job_id, 1, beat=(group, Beat(idle=idle, limit=limit)))
 
     def events(self, job_id: str) -> list[str]:
         return [event.type for event in self.store.events(T, job_id)]

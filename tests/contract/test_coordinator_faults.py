@@ -190,8 +190,8 @@ def test_worker_of_an_ended_attempt_publishes_nothing(harness: CoordinatorHarnes
     coordinator, job_id = harness.coordinator(), harness.submit()
     first = harness.until_submitted(coordinator, job_id)
     ended = harness.cluster.assignment(first)
-    harness.store.report(T, job_id, 1, logs=["started"])
-    harness.rounds_until(coordinator, 301)
+    harness.beat(job_id)
+    harness.rounds_until(coordinator, 46)
     harness.store.ahead = 0
     harness.store.expire_deadlines()
     second = harness.until_submitted(coordinator, job_id)
@@ -295,15 +295,15 @@ def test_full_redis_stops_neither_the_coordinator_nor_its_workers(
 ) -> None:
     coordinator, job_id = harness.coordinator(poll_seconds=0.05), harness.submit()
     submission = harness.until_submitted(coordinator, job_id)
-    harness.store.report(T, job_id, 1, logs=["started"])
+    harness.beat(job_id)
     stop = threading.Event()
     runner = threading.Thread(target=coordinator.run, args=(stop,))
-    harness.rounds_until(coordinator, 290)
+    harness.rounds_until(coordinator, 40)
     redis_client.config_set("maxmemory", 1)
     try:
         runner.start()
         wait_for(lambda: "Waiting for the job store: Redis has no memory left" in caplog.text)
-        harness.store.ahead = 310  # longer than the allowed silence
+        harness.store.ahead = 50  # longer than the allowed silence
         caplog.clear()
         wait_for(lambda: "Waiting for the job store: Redis has no memory left" in caplog.text)
     finally:
@@ -313,7 +313,7 @@ def test_full_redis_stops_neither_the_coordinator_nor_its_workers(
         stop.set()
         runner.join(20)
     assert (harness.job(job_id).state, harness.cluster.stopped) == (State.RUNNING, [])
-    harness.rounds_until(coordinator, 621)
+    harness.rounds_until(coordinator, 110)
     assert harness.cluster.stopped == [submission], "the grace period is over"
 
 

@@ -21,22 +21,45 @@ from tlm_core.jobs.states import State
 def test_silent_worker_is_stopped_and_the_job_requeued(harness: CoordinatorHarness) -> None:
     coordinator, job_id = harness.coordinator(), harness.submit()
     submission = harness.until_submitted(coordinator, job_id)
-    harness.store.report(T, job_id, 1, logs=["started"])
-    harness.rounds_until(coordinator, 290)
+    harness.beat(job_id)
+    harness.rounds_until(coordinator, 44)
     assert harness.cluster.statuses[submission] is Status.RUNNING
-    harness.rounds_until(coordinator, 301)
+    harness.rounds_until(coordinator, 46)
     assert harness.cluster.statuses[submission] is Status.FAILED
     assert harness.job(job_id).state is State.QUEUED
+
+
+def test_hung_worker_is_stopped_although_it_reports(harness: CoordinatorHarness) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit()
+    submission = harness.until_submitted(coordinator, job_id)
+    harness.beat(job_id, idle=49.0, limit=50.0)
+    coordinator.round()
+    assert harness.cluster.statuses[submission] is Status.RUNNING
+    harness.beat(job_id, idle=51.0, limit=50.0)
+    coordinator.round()
+    assert harness.cluster.statuses[submission] is Status.FAILED
+    error = harness.job(job_id).error
+    assert error is not None and "no progress for 51 s" in str(error["message"])
+
+
+def test_hung_group_is_stopped_although_another_group_works(harness: CoordinatorHarness) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit()
+    harness.selections.answer = lambda _: SelectionRun(state="running", done=1, total=2)
+    fitting = harness.until_submitted(coordinator, job_id, "baseline")
+    harness.beat(job_id, "baseline", idle=601.0)
+    harness.beat(job_id, "main")
+    coordinator.round()
+    assert harness.cluster.stopped == [fitting]
 
 
 def test_worker_on_a_suspended_machine_gets_a_grace_period(harness: CoordinatorHarness) -> None:
     coordinator, job_id = harness.coordinator(), harness.submit()
     submission = harness.until_submitted(coordinator, job_id)
-    harness.store.report(T, job_id, 1, logs=["started"])
+    harness.beat(job_id)
     harness.store.ahead = 600
-    harness.rounds_until(coordinator, 890)
+    harness.rounds_until(coordinator, 644)
     assert harness.cluster.statuses[submission] is Status.RUNNING
-    harness.rounds_until(coordinator, 901)
+    harness.rounds_until(coordinator, 646)
     assert harness.cluster.statuses[submission] is Status.FAILED
 
 
@@ -97,7 +120,7 @@ def test_several_workers_without_room_report_it_and_keep_waiting(harness: Coordi
     submission = harness.until_submitted(coordinator, job_id)
     coordinator.round()
     if started:
-        harness.store.report(T, job_id, 1, events=[("stage.started", {"node": "joint.s0"})])
+        harness.beat(job_id)
     harness.rounds_until(coordinator, 31)
     assert len(waits(harness, job_id)) == (not started)
     harness.rounds_until(coordinator, 3600)
@@ -107,12 +130,12 @@ def test_several_workers_without_room_report_it_and_keep_waiting(harness: Coordi
 def test_silent_worker_is_stopped_after_a_wait_for_the_cluster(harness: CoordinatorHarness) -> None:
     coordinator, job_id = harness.coordinator(), harness.submit()
     submission = harness.until_submitted(coordinator, job_id)
-    harness.store.report(T, job_id, 1, events=[("stage.started", {"node": "joint.s0"})])
+    harness.beat(job_id)
     harness.cluster.away = True
     coordinator.round()
     harness.cluster.away = False
     assert harness.events(job_id)[-1] == "job.waiting"
-    harness.rounds_until(coordinator, 301)
+    harness.rounds_until(coordinator, 46)
     assert harness.cluster.statuses[submission] is Status.FAILED
 
 

@@ -11,7 +11,10 @@ import redis
 from services.common.jobstore import JobStore
 from services.trainer.reporter import JobReporter
 from tests.factories import make_resolved, make_spec
+from tests.support import wait_for
 from tlm_core.jobs.plan import plan_of
+from tlm_core.jobs.spec import Beat
+from tlm_core.pulse import PULSE
 
 T = "default"
 
@@ -23,7 +26,7 @@ def reporter(redis_client: redis.Redis) -> Iterator[JobReporter]:
     store.submit(T, make_spec(), make_resolved())
     job = store.claim("a", 60)
     assert job is not None
-    reporter = JobReporter(store, T, job.id, job.attempt, interval=0.02)
+    reporter = JobReporter(store, T, job.id, job.attempt, "main", interval=0.02)
     plan = plan_of(job)
     reporter.start_node(plan.node("prepare"), plan)
     yield reporter
@@ -76,3 +79,17 @@ def test_invalid_report_does_not_end_the_reporter(
     assert cancelled(reporter, redis_client)
     reporter.close()
     assert steps(redis_client) == [2]
+
+
+def test_reports_of_a_worker_without_progress_say_so(redis_client: redis.Redis, reporter: JobReporter) -> None:
+    store = JobStore(redis_client)
+    ((job,), _) = store.list_jobs(T)
+
+    def beat() -> Beat | None:
+        return store.get(T, job.id).beats.get("main")
+
+    reporter._heartbeat = 0.02
+    with PULSE.pace(steady=True):
+        wait_for(lambda: (now := beat()) and now.idle > 0.3)
+        reporter.progress(step=1, total=2, rate=None, unit="steps", eta_seconds=None)
+        wait_for(lambda: (now := beat()) and now.idle < 0.3)

@@ -21,6 +21,7 @@ from tlm_core.artifacts.hashing import canonical_json, sha256_file
 from tlm_core.artifacts.manifest import MANIFEST, Manifest, ManifestRef, mismatch
 from tlm_core.artifacts.mark import StorageMark
 from tlm_core.errors import CorruptArtifact, NotFound, StorageFull, StorageUnavailable, TLMError
+from tlm_core.pulse import PULSE, TransferPulse
 
 _BLOCK = 1 << 20
 # Longer than a stage computes on copies that it requested at its start.
@@ -108,7 +109,7 @@ class ArtifactStore:
 
     def _put(self, source: Path, target: str) -> None:
         if not self.local:
-            self.fs.put_file(str(source), target)
+            self.fs.put_file(str(source), target, callback=TransferPulse())
             return
         # A manifest must not survive a power cut that its files do not, so content and name are synced in order.
         Path(target).parent.mkdir(parents=True, exist_ok=True)
@@ -180,7 +181,7 @@ class ArtifactStore:
                 for entry in manifest.files:
                     target = partial / entry.name
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    self.fs.get_file(self.path(ref.folder, entry.name), str(target))
+                    self.fs.get_file(self.path(ref.folder, entry.name), str(target), callback=TransferPulse())
                     if sha256_file(target) != entry.sha256:
                         raise mismatch(f"{ref.folder}/{entry.name}")
                 try:
@@ -207,6 +208,7 @@ class ArtifactStore:
             with self.errors(f"reading {ref.folder}/{entry.name}"), self.open(ref, entry.name) as handle:
                 while block := handle.read(_BLOCK):
                     digest.update(block)
+                    PULSE.advance()
                     size += len(block)
             if size != entry.size or digest.hexdigest() != entry.sha256:
                 raise mismatch(f"{ref.folder}/{entry.name}")

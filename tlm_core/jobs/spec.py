@@ -253,11 +253,25 @@ class JobResult(BaseModel):
     summary: ReportSummary = ReportSummary()
 
 
+class Beat(BaseModel):
+    """The last sign of life of a submission's workers.
+
+    at: when it arrived. idle: seconds without progress. limit: seconds without progress that are still normal.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    at: float = 0.0
+    idle: float
+    limit: float
+
+
 class JobRecord(BaseModel):
     """A job as stored. Records are immutable: each verb of the store writes a new one.
 
     attempt: number of the current attempt, and the fencing token of every write of its workers.
     failures: attempts that ended with an error; a pause is not one. submissions: group → submission id of this attempt.
+    beats: group → last sign of life in this attempt.
     excluded_from_cache: nodes whose artifacts other jobs must not reuse. ran_seconds: running time of the attempts that
     have ended. running_since: start of the current one. due_at: earliest start of the next one. All times are Unix
     seconds.
@@ -284,6 +298,7 @@ class JobRecord(BaseModel):
     started_at: float | None = None
     finished_at: float | None = None
     submissions: dict[str, str] = {}
+    beats: dict[str, Beat] = {}
     excluded_from_cache: tuple[str, ...] = ()
     progress: Progress | None = None
     error: dict[str, object] | None = None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tlm_core.errors import NonFiniteLoss, OutOfMemory
+from tlm_core.pulse import PULSE
 from tlm_core.tasks.metrics import better
 from tlm_core.training.device import out_of_memory, peak_flops
 from tlm_core.training.memory import MICRO_ROWS, rows_at_once
@@ -62,6 +63,10 @@ class Trainer:
         Raises StopRequested after it saves a checkpoint, NonFiniteLoss, and OutOfMemory.
         """
         self._start()
+        with PULSE.pace(steady=True):
+            return self._train()
+
+    def _train(self) -> tuple[TrainState, dict[str, Tensor] | None]:
         state, report = self.state, _Progress(self)
         counted = self.clock()
         if state.step == 0 and 0 in self.evaluate_at and not state.evaluations:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tlm_core.pulse import PULSE
 from tlm_core.training import flops
 from tlm_core.training.architectures import Shape
 from tlm_core.training.device import autocast
@@ -52,6 +53,7 @@ def micro_batches(batch: Batch, workers: Workers, rows: int) -> Iterator[Batch]:
     """Yield this worker's part of the batch in parts of at most `rows` rows."""
     start, stop = workers.share(len(batch.rows))
     for begin in range(start, stop, rows):
+        PULSE.advance()
         yield batch.part(begin, min(begin + rows, stop))
 
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from tokenizers import Encoding, Tokenizer
 
 from tlm_core.parquet import open_parquet
+from tlm_core.pulse import PULSE
 from tlm_core.tasks.task import Task
 from tlm_core.training.architectures import architecture_named
 from tlm_core.training.counts import count
@@ -138,6 +139,7 @@ def _passage_rows(selection: Path) -> int:
 def _passage_batches(selection: Path, columns: list[str]) -> Iterator[dict[str, list[str]]]:
     with open_parquet(selection / "passages.parquet") as file:
         for batch in file.iter_batches(batch_size=BATCH, columns=columns):
+            PULSE.advance()
             yield batch.to_pydict()
 
 
@@ -226,6 +228,7 @@ class _Counter:
 
     def add(self, count: int) -> None:
         """Count texts. Raises StopRequested if the reporter asks to stop; the short stage restarts on resume."""
+        PULSE.advance()
         self._done += count
         now = time.monotonic()
         if now - self._last < REPORT_SECONDS:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from tlm_core.pulse import PULSE
 from tlm_core.training.loop import Trainer
 from tlm_core.training.params import TrainParams
 from tlm_core.training.prepared import Batch
@@ -76,5 +77,6 @@ class _Trace:
         """Stop the profiler if it runs, and write the trace."""
         profiler, self._profiler = self._profiler, None
         if profiler is not None:
-            profiler.stop()
-            profiler.export_chrome_trace(str(self._path))
+            with PULSE.pace(steady=False):
+                profiler.stop()
+                profiler.export_chrome_trace(str(self._path))

@@ -4,7 +4,7 @@
 -- ARGV: attempt, active states (JSON {state: true}), progress (JSON or ''), metrics (JSON list of JSON texts),
 --       events (JSON list of [type, JSON text]), log lines (JSON list), artifact id ('' = none), what to publish (JSON text),
 --       maximum number of lines and points, submissions by group (JSON or ''; null deletes one, other groups stay),
---       node to exclude from the cache ('' = none)
+--       node to exclude from the cache ('' = none), group and its beat (JSON [group, beat] or '')
 -- Returns {'ok', state}, {'missing'}, {'state', state} or {'stale', attempt}. A published artifact never changes.
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state then return {'missing'} end
@@ -22,6 +22,13 @@ if ARGV[10] ~= '' then
     submissions[group] = submission ~= cjson.null and submission or nil
   end
   redis.call('HSET', KEYS[1], 'submissions', cjson.encode(submissions))
+end
+if ARGV[12] ~= '' then
+  local group, beat = unpack(cjson.decode(ARGV[12]))
+  local beats = cjson.decode(redis.call('HGET', KEYS[1], 'beats') or '{}')
+  beat.at = tonumber(stamp)
+  beats[group] = beat
+  redis.call('HSET', KEYS[1], 'beats', cjson.encode(beats))
 end
 for _, point in ipairs(cjson.decode(ARGV[4])) do
   redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[9], '*', 'attempt', attempt, 'at', stamp, 'data', point)

@@ -1,0 +1,52 @@
+"""Measures how long this process has made no progress, and how long it may."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tlm_core.pulse import PULSE, Pulse
+
+FIRST_SECONDS = 600.0  # limit where the interval is unknown: the first steps, and work that is not steady
+LEAST_SECONDS = 30.0
+INTERVALS = 10  # a steady process may pause this many times its median interval
+BUSY = 0.1  # share of a CPU that counts as progress where the pace is not steady
+
+
+@dataclass
+class Liveness:
+    """Watches the progress counter. `sample` must be called at least every few seconds."""
+
+    pulse: Pulse = field(default_factory=lambda: PULSE)
+    clock: Callable[[], float] = time.monotonic
+    cpu: Callable[[], float] = time.process_time
+
+    def __post_init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a new phase, whose intervals are unknown."""
+        self._phase, self._count, self._cpu = self.pulse.phase, self.pulse.count, self.cpu()
+        self._advanced = self._sampled = self.clock()
+        self._intervals: deque[float] = deque(maxlen=100)
+
+    def sample(self) -> tuple[float, float]:
+        """Return for how many seconds nothing has advanced, and the limit in seconds."""
+        if self.pulse.phase != self._phase:
+            self.restart()
+        now, count, cpu = self.clock(), self.pulse.count, self.cpu()
+        if count != self._count:
+            self._intervals.append((now - self._advanced) / (count - self._count))
+        busy = not self.pulse.steady and cpu - self._cpu > BUSY * (now - self._sampled)
+        if count != self._count or busy:
+            self._advanced = now
+        self._count, self._cpu, self._sampled = count, cpu, now
+        return now - self._advanced, self._limit()
+
+    def _limit(self) -> float:
+        if not self.pulse.steady or len(self._intervals) < 3:
+            return FIRST_SECONDS
+        return max(LEAST_SECONDS, INTERVALS * statistics.median(self._intervals))
