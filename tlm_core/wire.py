@@ -174,6 +174,15 @@ class StageState(_Answer):
     digest: str | None = None
 
 
+class Waiting(_Answer):
+    """Why a job does not run now, although it is queued or active."""
+
+    code: str = Field(description="queued, backoff, or the code of the error that the job waits out")
+    reason: str
+    position: int | None = Field(None, description="rank in the queue, from 1")
+    until: float | None = Field(None, description="earliest start after a failed attempt")
+
+
 class JobSummary(_Answer):
     """A job as lists show it."""
 
@@ -194,7 +203,9 @@ class JobSummary(_Answer):
     updated_at: float
     started_at: float | None
     finished_at: float | None
-    progress: Progress | None
+    progress: Progress | None = Field(description="of the last attempt, without rate and time left unless it runs")
+    waiting: Waiting | None = None
+    silent_seconds: float | None = Field(None, description="since the last report of the workers, from 30 on")
     error: JsonObject | None
 
     @property

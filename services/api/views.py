@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from services.api.standing import NOTHING_NEW, Standing
 from services.common.catalog_records import CorpusLoad, CorpusRecord, DatasetRecord
 from tlm_core import wire
 from tlm_core.artifacts import ManifestRef
 from tlm_core.errors import without_details
 from tlm_core.jobs.plan import Plan
 from tlm_core.jobs.spec import JobRecord
+
+_SPEC_FIELDS = ("kind", "dataset", "corpus", "scale", "recipe", "seeds", "metadata", "priority")
 
 
 def dataset_view(record: DatasetRecord) -> wire.Dataset:
@@ -31,24 +34,25 @@ def corpus_view(corpus: CorpusRecord, loads: Sequence[CorpusLoad]) -> wire.Corpu
     )
 
 
-def job_summary(job: JobRecord) -> wire.JobSummary:
-    summary = _summary(job)
+def job_summary(job: JobRecord, standing: Standing = NOTHING_NEW) -> wire.JobSummary:
+    summary = _summary(job, standing)
     return wire.JobSummary.model_validate({**summary, "error": job.error and without_details(job.error)})
 
 
-def job_view(job: JobRecord, plan: Plan, done: Mapping[str, ManifestRef]) -> wire.Job:
+def job_view(job: JobRecord, standing: Standing, plan: Plan, done: Mapping[str, ManifestRef]) -> wire.Job:
     """Return the job with its stages. done: the artifact of each node that is done."""
-    return wire.Job.model_validate({**_summary(job), **_resolved(job, plan, done), "last_event": job.last_event})
+    fields = {**_summary(job, standing), **_resolved(job, plan, done), "last_event": job.last_event}
+    return wire.Job.model_validate(fields)
 
 
 def dry_run_view(job: JobRecord, plan: Plan, done: Mapping[str, ManifestRef], estimate: wire.Estimate) -> wire.DryRun:
     return wire.DryRun.model_validate({**_resolved(job, plan, done), "estimate": estimate})
 
 
-def _summary(job: JobRecord) -> dict[str, object]:
-    """The fields of a summary, from the record and from the spec inside it."""
-    spec_fields = {"kind", "dataset", "corpus", "scale", "recipe", "seeds", "metadata", "priority"}
-    return {name: getattr(job.spec if name in spec_fields else job, name) for name in wire.JobSummary.model_fields}
+def _summary(job: JobRecord, standing: Standing) -> dict[str, object]:
+    """The fields of a summary, from the record, from the spec inside it, and from its standing."""
+    sources = dict.fromkeys(_SPEC_FIELDS, job.spec) | dict.fromkeys(vars(standing), standing)
+    return {name: getattr(sources.get(name, job), name) for name in wire.JobSummary.model_fields}
 
 
 def _resolved(job: JobRecord, plan: Plan, done: Mapping[str, ManifestRef]) -> dict[str, object]:

@@ -37,7 +37,8 @@ _LUA = Path(__file__).parent / "lua"
 _TERMINAL_JSON = canonical_json(dict.fromkeys(TERMINAL, True))
 _ACTIVE_JSON = canonical_json(dict.fromkeys(ACTIVE, True))
 _JSON_FIELDS = frozenset(
-    ("spec", "resolved", "origin", "submissions", "beats", "excluded_from_cache", "progress", "error", "result")
+    {"spec", "resolved", "origin", "submissions", "beats", "excluded_from_cache"}
+    | {"progress", "waiting", "error", "result"}
 )
 _MAX_LOG_LINES = 20_000  # and metric points
 _MAX_FEED_ENTRIES = 100_000
@@ -337,6 +338,22 @@ class JobStore:
         member = self._run("claim", [QUEUE, LEASES, FEED], args)
         return None if member is None else self.get(*member.split("/", 1))
 
+    def positions(self, jobs: Sequence[JobRecord]) -> dict[str, int]:
+        """Return the rank of queued jobs in the order of their start, from 1, by id."""
+        if not jobs:
+            return {}
+        priorities = range(MAX_PRIORITY, -MAX_PRIORITY - 1, -1)
+        with translated_errors():
+            pipe = self._redis.pipeline(transaction=False)
+            for priority in priorities:
+                pipe.zcard(_queue(priority))
+            for job in jobs:
+                pipe.zrank(_queue(job.priority), f"{job.tenant}/{job.id}")
+            numbers = pipe.execute()
+        sizes, ranks = numbers[: len(priorities)], numbers[len(priorities) :]
+        first = {priority: sum(sizes[:index]) + 1 for index, priority in enumerate(priorities)}
+        return {job.id: first[job.priority] + rank for job, rank in zip(jobs, ranks, strict=True) if rank is not None}
+
     def leases(self) -> dict[str, float]:
         """Return the expiry of the lease of each active job, by 'tenant/job id'."""
         with translated_errors():
@@ -606,6 +623,10 @@ def _indexes(tenant: str, spec: JobSpec, resolved: Resolved) -> list[str]:
         *(key(tenant, "data", digest) for digest in sorted({data.ref.digest for data in resolved.datasets})),
         *(key(tenant, "label", digest_of(pair)) for pair in sorted(spec.metadata.items())),
     ]
+
+
+def _queue(priority: int) -> str:
+    return f"{QUEUE}:{priority}" if priority else QUEUE
 
 
 def _record(fields: Mapping[str, str]) -> JobRecord:

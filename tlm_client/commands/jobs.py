@@ -30,7 +30,9 @@ from tlm_client.display import Display, duration
 from tlm_client.summary import report_items
 from tlm_core.errors import InvalidRequest, TLMError
 from tlm_core.jobs.states import State
-from tlm_core.wire import Job, JobEvent
+from tlm_core.wire import Job, JobEvent, JobSummary
+
+_QUEUED = frozenset({"job.submitted", "job.requeued", "job.resumed"})
 
 
 def jobs(
@@ -62,6 +64,7 @@ def show(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None
         report = client.report(job_id) if job.state is State.SUCCEEDED else None
     items: list[Item] = [
         f"{job.id} is {job.state} (attempt {job.attempt}, {job.failures} failed)",
+        *_standing(job),
         f"Submitted: {_age(job.created_at)}",
         f"Dataset: {job.dataset} ({job.dataset_id})",
         f"Corpus: {f'{job.corpus} (version {job.corpus_version})' if job.corpus_version else 'none'}",
@@ -165,6 +168,8 @@ def _wait(client: TLMClient, job_id: str, as_json: bool) -> Job:
 
         def show_event(event: JobEvent) -> None:
             display.job_event(event)
+            if event.type in _QUEUED and (waiting := client.job(job_id).waiting):
+                display.update(State.QUEUED, 0, 0, waiting.reason)
             if event.type == "progress" and display.wants_curve():
                 display.curve(_loss_curve(client, job_id, str(event.data.get("node", ""))))
 
@@ -199,6 +204,13 @@ def split_pair(text: str) -> tuple[str, str]:
 
 def _print_state(job: Job, as_json: bool) -> None:
     print_result(job, f"{job.id} is {job.state}", as_json=as_json)
+
+
+def _standing(job: JobSummary) -> list[str]:
+    """Return why the job does not run now, or how long its workers have been silent."""
+    if job.waiting:
+        return [f"Waiting: {job.waiting.reason}"]
+    return [f"Last heard {duration(job.silent_seconds)} ago"] if job.silent_seconds is not None else []
 
 
 def _age(timestamp: float) -> str:

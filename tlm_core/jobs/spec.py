@@ -273,8 +273,8 @@ class JobRecord(BaseModel):
     failures: attempts that ended with an error; a pause is not one. submissions: group → submission id of this attempt.
     beats: group → last sign of life in this attempt.
     excluded_from_cache: nodes whose artifacts other jobs must not reuse. ran_seconds: running time of the attempts that
-    have ended. running_since: start of the current one. due_at: earliest start of the next one. All times are Unix
-    seconds.
+    have ended. running_since: start of the current one. due_at: earliest start of the next one. waiting: the error that
+    the attempt waits out. All times are Unix seconds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -301,6 +301,7 @@ class JobRecord(BaseModel):
     beats: dict[str, Beat] = {}
     excluded_from_cache: tuple[str, ...] = ()
     progress: Progress | None = None
+    waiting: dict[str, object] | None = None
     error: dict[str, object] | None = None
     result: JobResult | None = None
     last_event: int = 0

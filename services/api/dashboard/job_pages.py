@@ -14,6 +14,7 @@ from services.api.dashboard.web import PREFIX, SignedIn, page, redirect
 from services.api.job_artifacts import artifacts_by_node
 from services.api.parts import AfterId, Parts, PartsDep, StreamId
 from services.api.removal import delete_job
+from services.api.standing import standings
 from services.api.submission import RETRYABLE, retry_job
 from tlm_core.errors import NotFound
 from tlm_core.jobs.plan import plan_of
@@ -38,7 +39,10 @@ def list_page(
 ) -> Response:
     """The list of jobs. A script gets only the table, which replaces the old one."""
     jobs, has_more = parts.jobs.list_jobs(tenant, state=state, after=after, limit=_LIMIT)
-    rows = [{"job": job, "share": overall(job), "score": _score(job)} for job in jobs]
+    rows = [
+        {"job": job, "standing": standing, "share": overall(job), "score": _score(job)}
+        for job, standing in zip(jobs, standings(parts.jobs, jobs), strict=True)
+    ]
     live = any(job.state not in TERMINAL for job in jobs)
     template = "_jobs_table.html" if "hx-request" in request.headers else "jobs.html"
     return page(
@@ -135,6 +139,7 @@ def _live_values(parts: Parts, job: JobRecord) -> dict[str, object]:
     shown = started[-1] if started else None
     return {
         "job": job,
+        "standing": standings(parts.jobs, [job])[0],
         "steps": steps,
         "events": _events(parts, job, max(0, job.last_event - _EVENTS)),
         "actions": [verb for verb in _ACTIONS if job.state in TRANSITIONS[verb].moves],

@@ -15,6 +15,7 @@ from services.api.job_artifacts import artifacts_by_node
 from services.api.parts import STREAM_ID, AfterId, Limit, Parts, PartsDep, StreamId, problems
 from services.api.removal import delete_job
 from services.api.series import series_of
+from services.api.standing import standings
 from services.api.streams import log_stream
 from services.api.submission import clone_job, resolve_job, retry_job, submit_job
 from services.api.views import dry_run_view, job_summary, job_view
@@ -91,7 +92,7 @@ def list_all(
     jobs, has_more = parts.jobs.list_jobs(
         tenant, state=state, kind=kind, datasets=datasets, labels=_labels(label), after=after, limit=limit
     )
-    return Page(data=tuple(map(job_summary, jobs)), has_more=has_more)
+    return Page(data=tuple(map(job_summary, jobs, standings(parts.jobs, jobs))), has_more=has_more)
 
 
 @router.get("/compare", summary="Compare jobs", responses=problems(404))
@@ -276,7 +277,7 @@ def _labels(values: list[str]) -> list[tuple[str, str]]:
 
 def _view(parts: Parts, job: JobRecord) -> Job:
     plan = plan_of(job)
-    return job_view(job, plan, artifacts_by_node(parts.jobs, job, plan))
+    return job_view(job, standings(parts.jobs, [job])[0], plan, artifacts_by_node(parts.jobs, job, plan))
 
 
 def _dry_run(parts: Parts, tenant: str, spec: JobSpec) -> DryRun:

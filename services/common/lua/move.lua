@@ -41,7 +41,14 @@ if target ~= state then
       local ran = tonumber(redis.call('HGET', KEYS[1], 'ran_seconds') or '0')
       redis.call('HSET', KEYS[1], 'ran_seconds', string.format('%.6f', ran + now - tonumber(since)))
     end
-    redis.call('HDEL', KEYS[1], 'owner', 'lease_until', 'running_since')
+    redis.call('HDEL', KEYS[1], 'owner', 'lease_until', 'running_since', 'waiting')
+    local progress = redis.call('HGET', KEYS[1], 'progress')
+    if progress then
+      -- The rate and the time left belong to the attempt that has ended.
+      progress = cjson.decode(progress)
+      progress.rate, progress.eta_seconds = nil, nil
+      redis.call('HSET', KEYS[1], 'progress', cjson.encode(progress))
+    end
   end
   if target == 'succeeded' or target == 'failed' or target == 'cancelled' then
     redis.call('HSET', KEYS[1], 'finished_at', stamp)

@@ -49,8 +49,13 @@ if ARGV[7] ~= '' then
     return {'ok', state}
   end
 end
-for _, event in ipairs(cjson.decode(ARGV[5])) do
+local events, waiting = cjson.decode(ARGV[5]), nil
+for _, event in ipairs(events) do
+  if event[1] == 'job.waiting' then waiting = event[2] end
   local seq = redis.call('HINCRBY', KEYS[1], 'last_event', 1)
   redis.call('XADD', KEYS[2], seq .. '-0', 'type', event[1], 'at', stamp, 'attempt', attempt, 'data', event[2])
 end
+-- Any other event and each new progress show that the attempt no longer waits.
+if waiting then redis.call('HSET', KEYS[1], 'waiting', waiting)
+elseif ARGV[3] ~= '' or #events > 0 then redis.call('HDEL', KEYS[1], 'waiting') end
 return {'ok', state}

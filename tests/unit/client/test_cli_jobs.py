@@ -10,7 +10,7 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from tests.unit.client.gateway import event_stream, job_view
+from tests.unit.client.gateway import end, event, event_stream, job_view
 from tests.unit.client.test_cli import serve, tlm
 from tlm_client.cli import app
 from tlm_client.console import Session
@@ -309,3 +309,26 @@ def test_shell_completion_lists_commands() -> None:
     environment = {"_TLM_COMPLETE": "complete_bash", "COMP_WORDS": "tlm comp", "COMP_CWORD": "1"}
     completions = CliRunner().invoke(app, [], env=environment, prog_name="tlm")
     assert "compare" in completions.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({"waiting": {"code": "queued", "reason": "Next in the queue.", "position": 1}}, "Waiting: Next in the queue."),
+        ({"state": "running", "silent_seconds": 45.0}, "Last heard 0:45 ago"),
+    ],
+)
+def test_show_prints_why_a_job_does_not_run(fields: dict[str, Any], line: str) -> None:
+    result = tlm(lambda _: httpx.Response(200, json=job_view(**fields)), "show", "job_1")
+    assert line in result.stdout.splitlines(), result.output
+
+
+def test_watch_shows_the_queue_instead_of_the_last_attempt() -> None:
+    waiting = {"code": "backoff", "reason": "Backs off until 12:00:00 UTC after a failed attempt.", "position": 1}
+    stream = event_stream(event(1, "job.requeued", message="gone", delay_seconds=4) + end("failed"))
+    answers = {"/v1/jobs/job_1/events": stream}
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        return answers.get(request.url.path) or httpx.Response(200, json=job_view(state="failed", waiting=waiting))
+
+    assert f"job_1 queued {waiting['reason']}" in tlm(handler, "watch", "job_1").stderr.splitlines()

@@ -1,0 +1,56 @@
+"""Why a job does not run now, and how long its workers have been silent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from services.common.jobstore import JobStore
+from tlm_core.jobs.spec import JobRecord
+from tlm_core.jobs.states import ACTIVE, State
+from tlm_core.wire import Waiting
+
+_SILENT_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What the record of a job does not contain. silent_seconds: since the last report of its workers, from 30 on."""
+
+    waiting: Waiting | None = None
+    silent_seconds: float | None = None
+
+
+NOTHING_NEW = Standing()
+
+
+def standings(store: JobStore, jobs: Sequence[JobRecord]) -> list[Standing]:
+    """Return the standing of each job. Reads the queue in one round trip, and only for jobs that it concerns."""
+    if not any(job.state is State.QUEUED or job.state in ACTIVE for job in jobs):
+        return [NOTHING_NEW] * len(jobs)
+    now, running = store.now(), len(store.leases())
+    positions = store.positions([job for job in jobs if job.state is State.QUEUED])
+    return [_standing(job, now, running, positions.get(job.id)) for job in jobs]
+
+
+def _standing(job: JobRecord, now: float, running: int, position: int | None) -> Standing:
+    if job.state is State.QUEUED:
+        return Standing(_queued(job, now, running, position))
+    if job.state not in ACTIVE:
+        return NOTHING_NEW
+    if job.waiting is not None:
+        return Standing(Waiting(code=str(job.waiting["code"]), reason=str(job.waiting["message"])))
+    silent = now - job.updated_at
+    return Standing(silent_seconds=silent if silent >= _SILENT_SECONDS else None)
+
+
+def _queued(job: JobRecord, now: float, running: int, position: int | None) -> Waiting:
+    if job.due_at is not None and not job.is_due(now):
+        time = datetime.fromtimestamp(job.due_at, UTC)
+        reason = f"Backs off until {time:%H:%M:%S} UTC after a failed attempt."
+        return Waiting(code="backoff", reason=reason, position=position, until=job.due_at)
+    ahead = (position or 1) - 1
+    first = f"{ahead:,} job{'' if ahead == 1 else 's'} ahead in the queue." if ahead else "Next in the queue."
+    reason = f"{first} It starts when a coordinator has a free slot (running jobs: {running:,})."
+    return Waiting(code="queued", reason=reason, position=position)

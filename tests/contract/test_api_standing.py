@@ -1,0 +1,84 @@
+"""Why a job waits, its place in the queue, and silent workers: in the API and on the dashboard."""
+
+from __future__ import annotations
+
+import pytest
+from fastapi.testclient import TestClient
+
+from tests.contract.dashboard_pages import Tags, signed_in
+from tests.contract.gateway import Gateway
+from tests.factories import make_resolved, make_spec
+from tlm_core.errors import ClusterUnavailable, WorkerLost
+from tlm_core.jobs.spec import JobRecord, Progress
+
+T = "default"
+PROGRESS = Progress(stage="joint", node="joint.s0", step=239, total=845, rate=3293.0, unit="tokens", eta_seconds=805.0)
+
+
+def submit(gateway: Gateway, **over: int) -> str:
+    return gateway.parts.jobs.submit(T, make_spec(**over), make_resolved())[0].id
+
+
+def running(gateway: Gateway) -> JobRecord:
+    submit(gateway)
+    job = gateway.parts.jobs.claim("a", 60)
+    assert job is not None
+    gateway.parts.jobs.report(T, job.id, 1, progress=PROGRESS)
+    return job
+
+
+def page_text(gateway: Gateway, path: str) -> str:
+    return Tags(signed_in(gateway).get(path).text).words
+
+
+def test_queued_jobs_show_their_position_and_reason(api: TestClient, gateway: Gateway) -> None:
+    running(gateway)
+    first, second, urgent = submit(gateway), submit(gateway), submit(gateway, priority=3)
+    slot = "It starts when a coordinator has a free slot (running jobs: 1)."
+    expected = {
+        urgent: (1, f"Next in the queue. {slot}"),
+        first: (2, f"1 job ahead in the queue. {slot}"),
+        second: (3, f"2 jobs ahead in the queue. {slot}"),
+    }
+    listed = {job["id"]: job["waiting"] for job in api.get("/v1/jobs").json()["data"]}
+    for job, (position, reason) in expected.items():
+        assert (listed[job]["position"], listed[job]["reason"], listed[job]["code"]) == (position, reason, "queued")
+        assert api.get(f"/v1/jobs/{job}").json()["waiting"] == listed[job]
+        assert reason in page_text(gateway, f"/ui/jobs/{job}")
+    assert "position 3" in page_text(gateway, "/ui/jobs")
+
+
+def test_requeued_job_backs_off_without_the_rate_of_its_last_attempt(api: TestClient, gateway: Gateway) -> None:
+    job = running(gateway)
+    gateway.parts.jobs.requeue(job, "a", WorkerLost("gone"), 40)
+    view = api.get(f"/v1/jobs/{job.id}").json()
+    assert (view["waiting"]["code"], view["waiting"]["position"]) == ("backoff", 1)
+    assert view["waiting"]["until"] and view["waiting"]["reason"].startswith("Backs off until")
+    assert (view["progress"]["step"], view["progress"]["rate"], view["progress"]["eta_seconds"]) == (239, None, None)
+    text = page_text(gateway, f"/ui/jobs/{job.id}")
+    assert "Backs off until" in text and "time left" not in text and "3,293" not in text
+    assert "13 min" not in page_text(gateway, "/ui/jobs")
+
+
+def test_running_job_says_what_it_waits_for_until_it_continues(api: TestClient, gateway: Gateway) -> None:
+    job, jobs = running(gateway), gateway.parts.jobs
+    jobs.report(T, job.id, 1, events=[("job.waiting", ClusterUnavailable("No room for 2 workers.").as_dict())])
+    jobs.report(T, job.id, 1)
+    waiting = api.get(f"/v1/jobs/{job.id}").json()["waiting"]
+    assert (waiting["code"], waiting["reason"]) == ("cluster_unavailable", "No room for 2 workers.")
+    assert "No room for 2 workers." in page_text(gateway, f"/ui/jobs/{job.id}")
+    jobs.report(T, job.id, 1, progress=PROGRESS)
+    assert api.get(f"/v1/jobs/{job.id}").json()["waiting"] is None
+
+
+@pytest.mark.parametrize(("silent", "shown"), [(20, False), (45, True)])
+def test_silent_workers_are_visible_from_thirty_seconds_on(
+    api: TestClient, gateway: Gateway, silent: int, shown: bool
+) -> None:
+    job = running(gateway)
+    heard = gateway.parts.jobs.now() - silent
+    gateway.client.hset(f"tlm:{{{T}}}:job:{job.id}", "updated_at", heard)
+    view = api.get(f"/v1/jobs/{job.id}").json()
+    assert (view["silent_seconds"] is not None) == shown
+    for path in (f"/ui/jobs/{job.id}", "/ui/jobs"):
+        assert ("ast heard 4" in page_text(gateway, path)) == shown
