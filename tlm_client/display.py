@@ -95,17 +95,17 @@ class Display:
             self.line(text)
 
     def progress(self, progress: spec.Progress) -> None:
-        """Show step, rate, time left, stage number and loss curve of a job."""
+        """Show step, rate, stage number and loss curve, and share and time left of the whole job."""
         parts = (
             f"{progress.step}/{progress.total}" if progress.total else "",
             f"{progress.rate:,.1f} {progress.unit}/s" if progress.rate is not None else "",
-            f"{duration(progress.eta_seconds)} left" if progress.eta_seconds is not None else "",
+            _time_left(progress),
             f"stage {min(progress.nodes_done + 1, progress.nodes_total)} of {progress.nodes_total}"
             if progress.nodes_total
             else "",
             self._curve,
         )
-        self.update(progress.node or progress.stage, progress.step, progress.total, "  ".join(filter(None, parts)))
+        self.update(progress.node or progress.stage, progress.share, 1.0, "  ".join(filter(None, parts)))
 
     def wants_curve(self) -> bool:
         """Return whether to fetch a new curve: every few seconds on a terminal."""
@@ -152,6 +152,14 @@ def duration(seconds: float) -> str:
     minutes, remainder = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{remainder:02d}" if hours else f"{minutes}:{remainder:02d}"
+
+
+def _time_left(progress: spec.Progress) -> str:
+    """Return the time left of the job, or of its stage if the estimate of the job is unknown."""
+    if progress.eta_seconds is not None:
+        return f"{duration(progress.eta_seconds)} left"
+    own = progress.stage_eta_seconds
+    return "" if own is None else f"{duration(own)} left in this stage"
 
 
 def _describe(event: JobEvent) -> str | None:

@@ -47,6 +47,19 @@ class Finished:
     gpu: bool
 
 
+@dataclass(frozen=True)
+class Known:
+    """What is known of a job before it runs. passages: number, maximum and basis; work: by node."""
+
+    job: JobRecord
+    plan: Plan
+    done: Mapping[str, ManifestRef]
+    history: Sequence[Finished]
+    texts: Sequence[Texts]
+    passages: tuple[int, int, str]
+    work: Mapping[str, Work | None]
+
+
 def source_of(resolved: Resolved) -> tuple[str, str, str]:
     """What the selected passages depend on: the content of dataset, corpus version and selection."""
     return (resolved.datasets[0].content, str(resolved.corpus), resolved.recipe.selection.model_dump_json())
@@ -68,18 +81,11 @@ class Estimator:
 
     def estimate(self, tenant: str, spec: JobSpec, resolved: Resolved) -> Estimate:
         """Raises NotFound, and CorruptArtifact if a validation report is lost."""
-        job, history = proposed(tenant, spec, resolved), self._history(tenant)
-        plan, recipe = plan_of(job), resolved.recipe
-        done = Situation.read(self._jobs, job, plan).done
-        alike = [job for job in history if job.source[0] == source_of(resolved)[0]]
-        alike.sort(key=lambda job: job.source != source_of(resolved))
-        texts = self._texts(job, alike[0].texts if alike else None)
-        passages, at_most, reason = self._passages(job, plan, done, texts[0], alike)
-        texts = [replace(work, passages=passages) for work in texts]
-        work = {node.name: work_of(node, _texts_of(plan, node, texts)) for node in plan.nodes}
-        stages = list(_stages(job, plan, done, work, history))
+        known = self._known(tenant, spec, resolved)
+        plan, texts, recipe = known.plan, known.texts, resolved.recipe
+        stages = list(_stages(known))
         shape = shape_of(recipe.model, texts[0])
-        gpu_hours, gpu_reason = _gpu_hours(spec.workers, plan, stages, history)
+        gpu_hours, gpu_reason = _gpu_hours(spec.workers, plan, stages, known.history)
         masked = recipe.joint.highest_mask_rate if recipe.joint.enabled else 0.0
         rows = min(recipe.joint.at_length(length_of(recipe.model, texts[0]), recipe.model).batch_rows, MICRO_ROWS)
         trained = [stage for stage in stages if any(
@@ -97,12 +103,39 @@ class Estimator:
             else None,
             disk_bytes=_disk_bytes(plan, texts) if trained else None,
             gpu_hours=gpu_hours,
-            passages=passages,
-            passages_at_most=at_most,
+            passages=known.passages[0],
+            passages_at_most=known.passages[1],
             stages=tuple(stages),
             reasons=dict.fromkeys(("flops", "memory_bytes", "disk_bytes"), counted)
-            | {"gpu_hours": gpu_reason, "passages": reason},
+            | {"gpu_hours": gpu_reason, "passages": known.passages[2]},
         )
+
+    def node_seconds(self, tenant: str, spec: JobSpec, resolved: Resolved) -> dict[str, float]:
+        """Expected seconds of each node that is not done; 0 for short stages of unknown duration.
+
+        Empty if the duration of training is unknown or the validation report is lost: progress then counts nodes.
+        """
+        try:
+            known = self._known(tenant, spec, resolved)
+        except (NotFound, CorruptArtifact):
+            return {}
+        missing = [node for node in known.plan.nodes if node.name not in known.done]
+        seconds = {node.name: _estimated(known, [node]).seconds for node in missing}
+        if any(seconds[node.name] is None and isinstance(node.params, TrainParams) for node in missing):
+            return {}
+        return {name: float(f"{value or 0:.3g}") for name, value in seconds.items()}
+
+    def _known(self, tenant: str, spec: JobSpec, resolved: Resolved) -> Known:
+        job, history = proposed(tenant, spec, resolved), self._history(tenant)
+        plan = plan_of(job)
+        done = Situation.read(self._jobs, job, plan).done
+        alike = [job for job in history if job.source[0] == source_of(resolved)[0]]
+        alike.sort(key=lambda job: job.source != source_of(resolved))
+        texts = self._texts(job, alike[0].texts if alike else None)
+        passages = self._passages(job, plan, done, texts[0], alike)
+        texts = [replace(work, passages=passages[0]) for work in texts]
+        work = {node.name: work_of(node, _texts_of(plan, node, texts)) for node in plan.nodes}
+        return Known(job, plan, done, history, texts, passages, work)
 
     def _texts(self, job: JobRecord, known: Texts | None) -> list[Texts]:
         """The texts of each dataset of a job. known: those of an earlier job on the first dataset."""
@@ -218,27 +251,31 @@ def _texts_of(plan: Plan, node: Node, texts: Sequence[Texts]) -> Texts:
     return replace(chosen, rows={**chosen.rows, "train": round(sizes[0] if sizes[0] >= 1 else sizes[0] * train)})
 
 
-def _stages(
-    job: JobRecord, plan: Plan, done: Mapping[str, ManifestRef], work: Mapping[str, Work | None],
-    history: Sequence[Finished],
-) -> Iterator[StageEstimate]:  # fmt: skip
+def _stages(known: Known) -> Iterator[StageEstimate]:
     """Each stage of the plan in order, all nodes together, and the workers' start."""
+    plan, done = known.plan, known.done
     starts = {node.group for node in plan.nodes if node.place is Place.WORKERS and node.name not in done}
     for stage in dict.fromkeys(node.stage.name for node in plan.nodes):
         nodes = [node for node in plan.nodes if node.stage.name == stage]
         missing = [node for node in nodes if node.name not in done]
         if starts and missing and nodes[0].place is Place.WORKERS:
-            yield _stage(START, [Work(1.0)] * len(starts), None, history)
+            yield _stage(START, [Work(1.0)] * len(starts), None, known.history)
             starts = set()
-        if not missing:
-            yield StageEstimate(stage=stage, seconds=0, flops=0, tokens=0, basis="cached", reason="already done")
-        elif stage == "joint" and (budget := job.resolved.recipe.joint.budget.seconds) is not None:
-            yield StageEstimate(stage=stage, seconds=budget * len(missing), flops=None, tokens=None, basis="counted",
-                                reason="the recipe limits the seconds")  # fmt: skip
+        if missing:
+            yield _estimated(known, missing)
         else:
-            trains = any(isinstance(node.params, TrainParams) for node in nodes)
-            workers = job.spec.workers if trains or stage == "evaluate" else None
-            yield _stage(stage, [work[node.name] for node in missing], workers, history)
+            yield StageEstimate(stage=stage, seconds=0, flops=0, tokens=0, basis="cached", reason="already done")
+
+
+def _estimated(known: Known, nodes: Sequence[Node]) -> StageEstimate:
+    """The estimate of nodes of one stage that are not done."""
+    stage, job = nodes[0].stage.name, known.job
+    if stage == "joint" and (budget := job.resolved.recipe.joint.budget.seconds) is not None:
+        return StageEstimate(stage=stage, seconds=budget * len(nodes), flops=None, tokens=None, basis="counted",
+                             reason="the recipe limits the seconds")  # fmt: skip
+    trains = any(isinstance(node.params, TrainParams) for node in nodes)
+    workers = job.spec.workers if trains or stage == "evaluate" else None
+    return _stage(stage, [known.work[node.name] for node in nodes], workers, known.history)
 
 
 def _stage(stage: str, work: Sequence[Work | None], workers: int | None, history: Sequence[Finished]) -> StageEstimate:

@@ -67,6 +67,7 @@ def _create(
     if key and (job := parts.jobs.submitted_with(tenant, spec, key, origin)):
         return job, False
     spec, resolved = resolve()
+    resolved = resolved.model_copy(update={"node_seconds": parts.estimator.node_seconds(tenant, spec, resolved)})
     needs = dataset_keys(tenant, (dataset.id for dataset in resolved.datasets))
     return parts.jobs.submit(tenant, spec, resolved, idempotency_key=key, origin=origin, needs=needs)
 

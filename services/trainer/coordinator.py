@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from services.common.jobstore import Claimable, JobStore
 from services.common.logs import log_context
+from services.common.progress import progress_of
 from services.common.situation import Situation
 from services.trainer.cluster import RayCluster
 from services.trainer.selections import Selections
@@ -36,7 +37,7 @@ from tlm_core.errors import (
     WorkerLost,
 )
 from tlm_core.jobs.plan import Node
-from tlm_core.jobs.spec import JobRecord, Progress
+from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import State
 from tlm_core.training.stage import DROPPED, Place
 
@@ -328,18 +329,8 @@ class Coordinator:
         unit: str = "rows",
         rate: float | None = None,
     ) -> None:
-        job, nodes = situation.job, situation.plan.nodes
-        progress = Progress(
-            stage=node.stage.name,
-            node=node.name,
-            step=step,
-            total=total,
-            unit=unit,
-            rate=rate,
-            eta_seconds=(total - step) / rate if rate else None,
-            nodes_done=nodes.index(node),
-            nodes_total=len(nodes),
-        )
+        job, eta_seconds = situation.job, (total - step) / rate if rate else None
+        progress = progress_of(situation, node, step=step, total=total, unit=unit, rate=rate, eta_seconds=eta_seconds)
         if job.progress != progress:
             self.store.report(job.tenant, job.id, job.attempt, progress=progress)
 

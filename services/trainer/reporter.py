@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from services.common.jobstore import JobStore
+from services.common.progress import progress_of
+from services.common.situation import Situation
 from services.trainer.liveness import Liveness
 from tlm_core.errors import Conflict, NotFound, Unavailable
-from tlm_core.jobs.plan import Node, Plan
+from tlm_core.jobs.plan import Node
 from tlm_core.jobs.spec import Beat, Progress
 from tlm_core.jobs.states import State
 from tlm_core.pulse import PULSE
@@ -24,9 +27,9 @@ _STATE_SECONDS = 0.1  # between two reads of the job's state, which are cheap; a
 
 @dataclass
 class _Report:
-    """What has not been sent yet."""
+    """What has not been sent yet. progress: computed when it is sent, because training reports each step."""
 
-    progress: Progress | None = None
+    progress: Callable[[], Progress] | None = None
     metrics: list[Mapping[str, object]] = field(default_factory=list)
     events: list[tuple[str, Mapping[str, object]]] = field(default_factory=list)
     logs: list[str] = field(default_factory=list)
@@ -74,7 +77,7 @@ class JobReporter:
         self._closed = False
         self._continue = True
         self._stale = False
-        self._node: tuple[Node, Plan] | None = None
+        self._node: tuple[Situation, Node] | None = None
         self._pending = _Report()
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
         self._thread.start()
@@ -84,19 +87,11 @@ class JobReporter:
     def progress(self, *, step: int, total: int, rate: float | None, unit: str, eta_seconds: float | None) -> bool:
         """See `Reporter.progress`."""
         assert self._node is not None, "call start_node first"
-        node, plan = self._node
+        situation, node = self._node
         PULSE.advance()
         with self._lock:
-            self._pending.progress = Progress(
-                stage=node.stage.name,
-                node=node.name,
-                step=step,
-                total=total,
-                rate=rate,
-                unit=unit,
-                eta_seconds=eta_seconds,
-                nodes_done=plan.nodes.index(node),
-                nodes_total=len(plan.nodes),
+            self._pending.progress = partial(
+                progress_of, situation, node, step=step, total=total, rate=rate, unit=unit, eta_seconds=eta_seconds
             )
             return self._continue
 
@@ -104,7 +99,8 @@ class JobReporter:
         """See `Reporter.metrics`."""
         assert self._node is not None, "call start_node first"
         with self._lock:
-            self._pending.metrics.append({"node": self._node[0].name, "stage": self._node[0].stage.name, **values})
+            node = self._node[1]
+            self._pending.metrics.append({"node": node.name, "stage": node.stage.name, **values})
 
     def event(self, type: str, **data: object) -> None:
         """See `Reporter.event`."""
@@ -118,9 +114,9 @@ class JobReporter:
         with self._lock:
             self._pending.logs.append(text)
 
-    def start_node(self, node: Node, plan: Plan) -> None:
+    def start_node(self, situation: Situation, node: Node) -> None:
         """Report all that follows for this node."""
-        self._node = (node, plan)
+        self._node = (situation, node)
         self._liveness.restart()
         self.progress(step=0, total=0, rate=None, unit="steps", eta_seconds=None)
 
@@ -167,9 +163,10 @@ class JobReporter:
         if self._stale:
             return
         try:
+            progress = report.progress() if report.progress else None
             state = self._store.report(
                 *self._job,
-                progress=report.progress,
+                progress=progress,
                 metrics=report.metrics,
                 events=report.events,
                 logs=report.logs,

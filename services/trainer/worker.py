@@ -114,7 +114,7 @@ class GroupRunner:
                 return
             node = situation.plan.node(names.pop(0))
             if reporter:
-                reporter.start_node(node, situation.plan)
+                reporter.start_node(situation, node)
             if not self.broadcast(reporter.should_continue if reporter else None):
                 raise StopRequested("The job was paused or cancelled between two stages.")
             self._run_node(situation, node, reporter)

@@ -9,7 +9,7 @@ import random
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from tokenizers.pre_tokenizers import Whitespace
 
 from services.common.catalog_records import CorpusVersion
 from services.common.jobstore import CheckpointRef
+from services.common.progress import progress_of
+from services.common.situation import Situation
 from tests.contract.gateway import Gateway, T, add_dataset, make_gateway
 from tests.contract.job_results import make_export, make_linear, publish
 from tests.contract.trust_report import trust_parts
@@ -35,7 +37,7 @@ from tlm_core.errors import NonFiniteLoss
 from tlm_core.evaluation.bootstrap import Difference
 from tlm_core.evaluation.report import over_seeds, report_meta, worth_in_words, write_report
 from tlm_core.jobs.plan import plan_of
-from tlm_core.jobs.spec import JobRecord, Progress, Resolved
+from tlm_core.jobs.spec import JobRecord, Resolved
 from tlm_core.tasks.metrics import score
 from tlm_core.tasks.types import TASK_TYPES
 from tlm_core.training.recipe import resolve
@@ -216,16 +218,12 @@ def report_progress(gateway: Gateway, job: JobRecord, share: float) -> None:
     joint = next(node for node in nodes if node.stage.name == "joint")
     total = 900
     step = round(total * share)
-    progress = Progress(
-        stage="joint",
-        node=joint.name,
-        step=step,
-        total=total,
-        rate=15_320,
-        unit="tokens/s",
-        eta_seconds=(total - step) * 0.14,
-        nodes_done=nodes.index(joint),
-        nodes_total=len(nodes),
+    seconds = {"joint": 126.0, "finetune": 30.0, "prepare": 4.0, "select": 3.0, "evaluate": 2.0, "export": 9.0}
+    situation = Situation.read(gateway.parts.jobs, job)
+    weighed = job.resolved.model_copy(update={"node_seconds": {n.name: seconds.get(n.stage.name, 1.0) for n in nodes}})
+    situation = replace(situation, job=job.model_copy(update={"resolved": weighed}))
+    progress = progress_of(
+        situation, joint, step=step, total=total, rate=15_320, unit="tokens", eta_seconds=(total - step) * 0.14
     )
     shares = ({**point, "learning_rate": 3e-3 * point["rate"]} for point in loss_curve(total, step, 0))
     points = [{"node": joint.name, "stage": "joint", **point} for point in shares]
@@ -248,8 +246,6 @@ def report_progress(gateway: Gateway, job: JobRecord, share: float) -> None:
 
 
 def published_of(gateway: Gateway, job: JobRecord) -> dict[str, ManifestRef]:
-    from services.common.situation import Situation
-
     return Situation.read(gateway.parts.jobs, job).done
 
 

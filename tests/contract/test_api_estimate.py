@@ -46,6 +46,17 @@ def test_first_estimate_uses_built_in_rates(api: TestClient) -> None:
     assert api.get("/v1/jobs").json()["data"] == []
 
 
+def test_job_stores_the_estimate_of_its_nodes(api: TestClient, gateway: Gateway) -> None:
+    expected = {stage["stage"]: stage["seconds"] for stage in estimate(api, seeds=[0, 1])["stages"]}
+    job = gateway.parts.jobs.get(T, api.post("/v1/jobs", json=BODY | {"seeds": [0, 1]}).json()["id"])
+    seconds = job.resolved.node_seconds
+    assert seconds["joint.s0"] + seconds["joint.s1"] == pytest.approx(expected["joint"], rel=0.01)
+    assert seconds["prepare"] == pytest.approx(expected["prepare"], rel=0.01)
+    unknown = {"model.init": "hub:some/encoder", "tokenizer.source": "hub:some/encoder"}
+    job = gateway.parts.jobs.get(T, api.post("/v1/jobs", json=BODY | {"overrides": unknown}).json()["id"])
+    assert job.resolved.node_seconds == {}
+
+
 def test_job_starts_workers_for_the_linear_model_and_for_training(api: TestClient) -> None:
     starts = [
         next(stage["seconds"] for stage in estimate(api, **over)["stages"] if stage["stage"] == "start")

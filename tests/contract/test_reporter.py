@@ -9,10 +9,10 @@ import pytest
 import redis
 
 from services.common.jobstore import JobStore
+from services.common.situation import Situation
 from services.trainer.reporter import JobReporter
 from tests.factories import make_resolved, make_spec
 from tests.support import wait_for
-from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import Beat
 from tlm_core.pulse import PULSE
 
@@ -27,8 +27,8 @@ def reporter(redis_client: redis.Redis) -> Iterator[JobReporter]:
     job = store.claim("a", 60)
     assert job is not None
     reporter = JobReporter(store, T, job.id, job.attempt, "main", interval=0.02)
-    plan = plan_of(job)
-    reporter.start_node(plan.node("prepare"), plan)
+    situation = Situation.read(store, job)
+    reporter.start_node(situation, situation.plan.node("prepare"))
     yield reporter
     reporter.close()
 

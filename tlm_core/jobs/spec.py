@@ -169,7 +169,7 @@ class Resolved(BaseModel):
     """The versions and values that a request refers to, resolved at submission. Later changes do not affect it.
 
     pinned_options: the options with each job id replaced by the result of that job.
-    reused: node → its artifact in the source job.
+    reused: node → its artifact in the source job. node_seconds: the estimate at submission, by node.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -182,6 +182,7 @@ class Resolved(BaseModel):
     others: tuple[DatasetInput, ...] = ()
     pinned_options: dict[str, object] = {}
     reused: dict[str, ReusedArtifact] = {}
+    node_seconds: dict[str, float] = {}
     recipe: Recipe
 
     @property
@@ -205,7 +206,11 @@ class Origin(BaseModel):
 
 
 class Progress(BaseModel):
-    """The progress of a job. rate: `unit` per second. eta_seconds: until the end of the stage."""
+    """The progress of a job.
+
+    step, total, rate (`unit` per second) and stage_eta_seconds belong to the node. share (0 to 1), eta_seconds,
+    nodes_done and nodes_total belong to the whole job.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -215,6 +220,8 @@ class Progress(BaseModel):
     total: int = 0
     rate: float | None = None
     unit: str = "steps"
+    stage_eta_seconds: float | None = None
+    share: float = 0.0
     eta_seconds: float | None = None
     nodes_done: int = 0
     nodes_total: int = 0

@@ -56,13 +56,10 @@ def share_of(progress: Progress | None) -> float:
 
 
 def overall(job: JobRecord) -> float | None:
-    """The finished part of a job's nodes, 0 to 1; None before the first progress report."""
+    """The finished share of a job, 0 to 1; None before the first progress report."""
     if job.state is State.SUCCEEDED:
         return 1.0
-    progress = job.progress
-    if progress is None or not progress.nodes_total:
-        return None
-    return min(1.0, (progress.nodes_done + share_of(progress)) / progress.nodes_total)
+    return job.progress.share if job.progress else None
 
 
 def _current(job: JobRecord, plan: Plan, done: Collection[str]) -> str | None:

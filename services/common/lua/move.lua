@@ -46,7 +46,7 @@ if target ~= state then
     if progress then
       -- The rate and the time left belong to the attempt that has ended.
       progress = cjson.decode(progress)
-      progress.rate, progress.eta_seconds = nil, nil
+      progress.rate, progress.eta_seconds, progress.stage_eta_seconds = nil, nil, nil
       redis.call('HSET', KEYS[1], 'progress', cjson.encode(progress))
     end
   end

@@ -208,7 +208,10 @@ def test_invalid_job_is_rejected_before_sending(arguments: list[str]) -> None:
 
 def test_watch_shows_progress_and_scores() -> None:
     stream = event(1, "job.claimed") + 'event: progress\ndata: {"stage":"joint","node":"joint.s0","step":5,"total":10,'
-    stream += '"rate":2.5,"unit":"steps","eta_seconds":62,"nodes_done":3,"nodes_total":8}\n\n' + end()
+    stream += (
+        '"rate":2.5,"unit":"steps","stage_eta_seconds":2,"share":0.3,"eta_seconds":62,"nodes_done":3,"nodes_total":8}\n\n'
+        + end()
+    )
     answers = {
         "GET /v1/jobs/job_1/events": event_stream(stream),
         "GET /v1/jobs/job_1": job_view(state="succeeded", finished_at=70.0),
@@ -216,7 +219,7 @@ def test_watch_shows_progress_and_scores() -> None:
     }
     result = tlm(serve(answers), "watch", "job_1")
     assert result.exit_code == 0, result.output
-    assert "joint.s0  50% 5/10  2.5 steps/s  1:02 left  stage 4 of 8" in result.stderr
+    assert "joint.s0  30% 5/10  2.5 steps/s  1:02 left  stage 4 of 8" in result.stderr
     assert "succeeded after 1:09" in result.stdout and "1.00e+12 FLOPs" in result.stdout
     rows = {line.split("│")[1].strip(): line for line in result.stdout.splitlines() if line.startswith("│")}
     assert [name for name in rows if name] == ["majority", "linear", "encoder", "combined"]

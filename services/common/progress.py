@@ -1,0 +1,51 @@
+"""The progress of a whole job: its nodes, weighted by their expected seconds."""
+
+from __future__ import annotations
+
+from services.common.situation import Situation
+from tlm_core.jobs.plan import Node
+from tlm_core.jobs.spec import Progress
+from tlm_core.training.params import TrainParams
+
+# Below this share of a node, its own time left is too noisy to correct the estimate of other nodes.
+_MEASURED = 0.05
+
+
+def progress_of(
+    situation: Situation,
+    node: Node,
+    *,
+    step: int = 0,
+    total: int = 0,
+    rate: float | None = None,
+    unit: str = "steps",
+    eta_seconds: float | None = None,
+) -> Progress:
+    """Return the progress while `node` runs. eta_seconds: measured time until the end of the node."""
+    nodes = situation.plan.nodes
+    done = situation.done.keys() - {node.name}
+    within = min(1.0, step / total) if total else 0.0
+    share, left = (len(done) + within) / len(nodes), None
+    if any(expected := _expected(situation, node, within, eta_seconds)):
+        seconds = dict(zip((other.name for other in nodes), expected, strict=True))
+        own = seconds[node.name]
+        passed = sum(seconds[name] for name in done) + within * own
+        left = (1 - within) * own if eta_seconds is None else eta_seconds
+        left += sum(value for name, value in seconds.items() if name not in done and name != node.name)
+        share = passed / (passed + left) if passed + left else share
+    return Progress(
+        stage=node.stage.name, node=node.name, step=step, total=total, rate=rate, unit=unit,
+        stage_eta_seconds=eta_seconds, share=share, eta_seconds=left, nodes_done=len(done), nodes_total=len(nodes),
+    )  # fmt: skip
+
+
+def _expected(situation: Situation, node: Node, within: float, eta_seconds: float | None) -> list[float]:
+    """Return the seconds of each node. The measured speed of a training node corrects all training nodes."""
+    seconds = situation.job.resolved.node_seconds
+    own, factor = seconds.get(node.name, 0.0), 1.0
+    if eta_seconds is not None and _MEASURED <= within < 1 and own and isinstance(node.params, TrainParams):
+        factor = eta_seconds / (1 - within) / own
+    return [
+        seconds.get(other.name, 0.0) * (factor if isinstance(other.params, TrainParams) else 1.0)
+        for other in situation.plan.nodes
+    ]
