@@ -21,6 +21,8 @@ class TLMError(Exception):
 
     code: ClassVar[str] = "error"
     retryable: ClassVar[bool] = False
+    # Whether the error says something about the place where a job ran, not about the job.
+    is_loss: ClassVar[bool] = False
 
     def __init_subclass__(cls, *, code: str, retryable: bool | None = None) -> None:
         cls.code = code
@@ -115,6 +117,8 @@ class AlreadyRunning(Conflict, code="already_running"):
 class Unavailable(TLMError, code="unavailable", retryable=True):
     """A component does not answer now."""
 
+    is_loss = True
+
 
 class StoreUnavailable(Unavailable, code="store_unavailable"):
     """Redis does not answer."""
@@ -177,7 +181,15 @@ class OutOfMemory(TrainingFailed, code="out_of_memory"):
 
 
 class WorkerLost(TrainingFailed, code="worker_lost", retryable=True):
-    """A worker died."""
+    """A worker died or hung."""
+
+    is_loss = True
+
+
+class WorkerFailed(WorkerLost, code="worker_failed"):
+    """A worker ended with an unexpected error, or exceeded the memory of its container."""
+
+    is_loss = False
 
 
 def error_classes() -> dict[str, type[TLMError]]:

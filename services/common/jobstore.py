@@ -649,7 +649,8 @@ def _log_lines(entries: Iterable[tuple[str, Mapping[str, str]]]) -> list[LogLine
 
 
 def _failure(job: JobRecord, error: TLMError) -> dict[str, str | None]:
-    return {"error": canonical_json(error.as_dict()), "failures": str(job.failures + 1)}
+    failures, losses = job.spent(is_loss=error.is_loss)
+    return {"error": canonical_json(error.as_dict()), "failures": str(failures), "losses": str(losses)}
 
 
 def _request_digest(spec: JobSpec, origin: Origin | None) -> str:

@@ -40,6 +40,7 @@ _STATUS: Mapping[type[e.TLMError], int] = {
     e.StorageFull: 507,
     e.EmptySelection: 422,
     e.WorkerLost: 503,
+    e.WorkerFailed: 503,
 }
 
 # Codes of responses for which the error tree has no class.

@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from services.common.jobstore import CheckpointRef, JobStore
+from services.trainer.patience import patiently
 from tlm_core.artifacts import ArtifactStore, storage_errors
 from tlm_core.errors import CorruptArtifact, NotFound, StorageFull, TLMError, Unavailable
 from tlm_core.jobs.spec import JobRecord
@@ -47,15 +49,18 @@ class JobCheckpoints:
 
     def latest(self) -> Path | None:
         """Return a local folder with the furthest intact checkpoint. Damaged ones are logged and skipped."""
-        for checkpoint in reversed(self._published()):
+        for checkpoint in reversed(patiently(self._published)):
             try:
-                self.artifacts.verify(checkpoint.ref)
-                folder = self.artifacts.localize(checkpoint.ref)
+                folder = patiently(partial(self._intact, checkpoint))
                 self.report_event("stage.resumed", node=self.node, step=checkpoint.step)
                 return folder
             except (NotFound, CorruptArtifact) as error:
                 log.warning("Skipped the damaged checkpoint %s of %s: %s", checkpoint.step, self.node, error)
         return None
+
+    def _intact(self, checkpoint: CheckpointRef) -> Path:
+        self.artifacts.verify(checkpoint.ref)
+        return self.artifacts.localize(checkpoint.ref)
 
     def save(self, write: Callable[[Path], None], *, step: int, metrics: Mapping[str, float | None]) -> None:
         self._wait(required=self._failed)

@@ -386,7 +386,8 @@ class Coordinator:
                 stop()
             except Exception as failure:  # The attempt ends anyway.
                 log.warning("Cannot stop the %s of job %s: %s", name, job.id, failure)
-        requeues = error.retryable and job.failures + 1 < job.spec.max_attempts and job.state is State.RUNNING
+        failures, losses = job.spent(is_loss=error.is_loss)
+        requeues = error.retryable and failures < job.spec.max_attempts and job.state is State.RUNNING
         if isinstance(error, WorkerLost) and job.state is State.RUNNING:
             error = error.followed_by(self._next_attempt(job, requeues=requeues))
         self.store.report(job.tenant, job.id, job.attempt, logs=[f"error {__name__}: {error.message}"])
@@ -395,7 +396,7 @@ class Coordinator:
         elif job.state is State.PAUSING and error.retryable:
             self.store.confirm_paused(job, self.owner)
         elif requeues:
-            self.store.requeue(job, self.owner, error, delay_seconds=min(60.0, 4.0**job.failures))
+            self.store.requeue(job, self.owner, error, delay_seconds=min(60.0, 4.0 ** (failures + losses - 1)))
             self._backing_off.add((job.tenant, job.id))
             log.warning("Requeued job %s after attempt %d: %s", job.id, job.attempt, error)
         else:

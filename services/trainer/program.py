@@ -7,18 +7,51 @@ Ray retries nothing: a lost worker ends the attempt, and the next attempt contin
 
 from __future__ import annotations
 
+import ctypes
 import os
 import secrets
 import signal
 import sys
+from collections.abc import Callable
 
 from services.trainer.assignment import Assignment
+from services.trainer.oom import oom_kills
 from services.trainer.process_group import Broadcast, Rendezvous, StageLoader, join
+
+_PR_SET_PDEATHSIG = 1  # of prctl(2): ends the child with its parent
 
 
 def main() -> None:
     """Run the assignment on the command line. Exits non-zero if a worker failed."""
-    assignment = Assignment.read()
+    assignment, kills = Assignment.read(), oom_kills()
+    code = _in_child(lambda: _run(assignment))
+    if (code == -signal.SIGKILL or (code and assignment.workers > 1)) and oom_kills() > kills:
+        _report_memory(assignment)
+    sys.exit(128 - code if code < 0 else code)
+
+
+def _in_child(run: Callable[[], None]) -> int:
+    """Run in a child, and return its exit code. The kernel kills the process with the most memory: not this one."""
+    child = os.fork()
+    if not child:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        run()
+        sys.exit()
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGTERM))
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _report_memory(assignment: Assignment) -> None:
+    """Report that the kernel killed a worker. It counts as a fault of the job, not as a lost worker."""
+    from services.trainer.settings import TrainerSettings
+    from tlm_core.errors import WorkerFailed
+
+    error = WorkerFailed("Worker exceeded the memory limit of its container, and the kernel killed it.")
+    store, events = TrainerSettings().job_store(), [("attempt.error", error.as_dict())]
+    store.report(assignment.tenant, assignment.job, assignment.attempt, events=events)
+
+
+def _run(assignment: Assignment) -> None:
     # Ray sends SIGTERM before SIGKILL. Unlike the default handler, sys.exit deletes the working folders.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if assignment.workers > 1:

@@ -14,11 +14,12 @@ from services.common.logs import redacted
 from services.common.situation import Situation, folder_prefix
 from services.trainer.assignment import Assignment
 from services.trainer.checkpoints import JobCheckpoints
+from services.trainer.patience import patiently
 from services.trainer.process_group import Broadcast
 from services.trainer.reporter import JobReporter
 from services.trainer.scratch import work_folder
 from tlm_core.artifacts import ArtifactStore, ManifestRef
-from tlm_core.errors import CorruptArtifact, NotFound, StaleAttempt, TLMError, WorkerLost
+from tlm_core.errors import CorruptArtifact, NotFound, StaleAttempt, TLMError, WorkerFailed
 from tlm_core.jobs.plan import Node, plan_of
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.training.params import SHRUNK
@@ -63,7 +64,7 @@ class GroupRunner:
         Returns early, after writing a checkpoint, if the job is paused or cancelled. Records any other error in the
         job's log and raises it.
         """
-        job = self._job(assignment)
+        job = patiently(lambda: self._job(assignment))
         reporter = (
             JobReporter(self.store, job.tenant, job.id, job.attempt, assignment.group) if self.rank == 0 else None
         )
@@ -99,7 +100,7 @@ class GroupRunner:
         """Read the situation on rank 0 and broadcast it."""
         values = None
         if self.rank == 0:
-            situation = Situation.read(self.store, self._job(assignment))
+            situation = patiently(lambda: Situation.read(self.store, self._job(assignment)))
             values = (situation.job, situation.done)
         received = self.broadcast(values)
         assert received is not None, "rank 0 has read the situation"
@@ -176,7 +177,7 @@ class GroupRunner:
         StorageUnavailable raised. The next attempt computes it again.
         """
         try:
-            return read(situation.done[source])
+            return patiently(lambda: read(situation.done[source]))
         except (NotFound, CorruptArtifact) as error:
             raise situation.invalidate(self.store, situation.plan.node(source), error) from error
 
@@ -188,7 +189,7 @@ class GroupRunner:
         job, cached = situation.job, SHRUNK not in meta
         artifact = situation.artifact_id(replace(node, reusable=node.reusable and cached))
         folder = f"{folder_prefix(job, artifact)}{job.attempt}"
-        ref = self.artifacts.write(folder, out, artifact=artifact, stage=node.stage.name, meta=meta)
+        ref = self.artifacts.write(folder, out, artifact=artifact, stage=node.stage.name, meta=meta, retry=patiently)
         if self._publish(situation, node, artifact, ref, cached=cached) != ref:
             self.artifacts.delete(folder)
         return artifact
@@ -198,15 +199,17 @@ class GroupRunner:
     ) -> ManifestRef:
         """Publish an artifact and return the reference in force, which another job may have published first."""
         job = situation.job
-        return self.store.publish(
-            job.tenant,
-            job.id,
-            job.attempt,
-            artifact=artifact,
-            ref=ref,
-            node=node.name,
-            stage=node.stage.name,
-            cached=cached,
+        return patiently(
+            lambda: self.store.publish(
+                job.tenant,
+                job.id,
+                job.attempt,
+                artifact=artifact,
+                ref=ref,
+                node=node.name,
+                stage=node.stage.name,
+                cached=cached,
+            )
         )
 
     def _report_error(self, job: JobRecord, error: TLMError) -> None:
@@ -216,10 +219,10 @@ class GroupRunner:
             log.warning("Cannot report the attempt's error: %s", failure)
 
 
-def _unexpected(error: Exception) -> WorkerLost:
+def _unexpected(error: Exception) -> WorkerFailed:
     """Return an error with the first line of an unexpected one. The job's log has its traceback."""
     reason = redacted(str(error).strip().partition("\n")[0])[:_MAX_REASON]
-    return WorkerLost(f"Worker failed with {type(error).__name__}: {reason.rstrip('.')}.")
+    return WorkerFailed(f"Worker failed with {type(error).__name__}: {reason.rstrip('.')}.")
 
 
 class _JobLog(logging.Handler):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import redis
@@ -133,13 +133,17 @@ def test_data_errors_fail_the_job_and_are_all_recorded(harness: CoordinatorHarne
 
 def test_job_fails_after_its_last_attempt(harness: CoordinatorHarness) -> None:
     coordinator, job_id = harness.coordinator(), harness.submit(max_attempts=2)
+
+    def fail(_: StageContext) -> NoReturn:
+        raise RuntimeError("a bug")
+
     for _ in range(2):
-        submission = harness.until_submitted(coordinator, job_id)
-        harness.cluster.statuses[submission] = Status.FAILED
+        harness.work(harness.until_submitted(coordinator, job_id), joint=fail)
         coordinator.round()
         harness.store.expire_deadlines()
     job = harness.job(job_id)
     assert (job.state, job.attempt, job.failures) == (State.FAILED, 2, 2)
+    assert job.error is not None and job.error["code"] == "worker_failed"
 
 
 def test_job_waits_for_a_component_without_using_an_attempt(harness: CoordinatorHarness) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,15 +13,25 @@ import pytest
 import redis
 
 from services.api.views import job_summary
+from services.common.jobstore import CheckpointRef
 from services.common.redis_client import connect
 from services.common.retriever_client import SelectionRun
 from services.common.situation import Situation
 from services.trainer.cluster import Status
+from services.trainer.coordinator import Coordinator
 from tests.contract.coordinator_harness import CoordinatorHarness, MovableClockStore, T
 from tests.support import wait_for
 from tests.trainer_fakes import FakeSelections, all_stages, counting_stage, run_group
-from tlm_core.artifacts import ArtifactStore
-from tlm_core.errors import CorruptArtifact, NonFiniteLoss, NotFound, StaleAttempt, StorageUnavailable, UnreadableRecord
+from tlm_core.artifacts import ArtifactStore, ManifestRef
+from tlm_core.errors import (
+    CorruptArtifact,
+    NonFiniteLoss,
+    NotFound,
+    StaleAttempt,
+    StorageUnavailable,
+    StoreUnavailable,
+    UnreadableRecord,
+)
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import State
@@ -57,7 +68,7 @@ def test_worker_without_its_storage_ends_the_attempt(harness: CoordinatorHarness
     harness.work(harness.until_submitted(coordinator, job_id), joint=away)
     coordinator.round()
     job = harness.job(job_id)
-    assert (job.state, job.failures) == (State.QUEUED, 1), "the attempt ends instead of waiting"
+    assert (job.state, job.failures, job.losses) == (State.QUEUED, 0, 1), "the attempt ends instead of waiting"
     assert job.error is not None and job.error["code"] == "storage_unavailable"
 
 
@@ -94,6 +105,84 @@ def test_coordinator_does_not_count_the_jobs_of_a_living_one(harness: Coordinato
     assert [harness.job(job).owner for job in (running, queued)] == ["a", "b"]
 
 
+def lose_worker(harness: CoordinatorHarness, coordinator: Coordinator, job_id: str, steps: int) -> JobRecord:
+    """Lose the worker of the job's next submission after some steps of the joint stage."""
+
+    def lose(step: int) -> None:
+        if step > steps:
+            raise SystemExit(137)
+
+    submission = harness.until_submitted(coordinator, job_id)
+    with pytest.raises(SystemExit):
+        harness.work(submission, joint=counting_stage(50, lose))
+    harness.cluster.statuses[submission] = Status.FAILED
+    coordinator.round()
+    harness.store.expire_deadlines()
+    return harness.job(job_id)
+
+
+def test_lost_workers_are_free_while_checkpoints_advance(harness: CoordinatorHarness) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit(max_attempts=1)
+    for attempt in range(1, 6):
+        job = lose_worker(harness, coordinator, job_id, steps=3 * attempt)
+        assert (job.state, job.failures, job.losses) == (State.QUEUED, 0, 1)
+    harness.work(harness.until_submitted(coordinator, job_id), joint=counting_stage(16))
+    coordinator.round()
+    assert harness.job(job_id).state is State.SUCCEEDED
+
+
+def test_three_lost_workers_without_a_checkpoint_are_one_fault(harness: CoordinatorHarness) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit(max_attempts=2)
+    jobs = [lose_worker(harness, coordinator, job_id, steps=0) for _ in range(6)]
+    assert [(job.failures, job.losses) for job in jobs] == [(0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0)]
+    assert [job.state for job in jobs] == [State.QUEUED] * 5 + [State.FAILED]
+
+
+class OftenAwayStore(MovableClockStore):
+    """A job store that answers reads and publications of workers at the second request only."""
+
+    refused: frozenset[str] = frozenset()
+
+    def _once_away(self, name: str) -> None:
+        self.refused ^= {name}
+        if name in self.refused:
+            raise StoreUnavailable("Redis is away")
+
+    def checkpoints(self, tenant: str, artifact: str) -> list[CheckpointRef]:
+        self._once_away("checkpoints")
+        return super().checkpoints(tenant, artifact)
+
+    def artifacts(self, tenant: str, artifacts: Sequence[str]) -> list[ManifestRef | None]:
+        if len(artifacts) > 1:
+            self._once_away("artifacts")
+        return super().artifacts(tenant, artifacts)
+
+    def publish(self, *args: Any, **kwargs: Any) -> ManifestRef:
+        self._once_away("publish")
+        return super().publish(*args, **kwargs)
+
+
+def test_stage_boundaries_wait_out_an_outage_of_redis(harness: CoordinatorHarness, redis_client: redis.Redis) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit()
+    submission = harness.until_submitted(coordinator, job_id)
+    reliable, harness.store = harness.store, OftenAwayStore(redis_client)
+    harness.work(submission, joint=counting_stage(0))
+    harness.store = reliable
+    coordinator.round()
+    assert (harness.job(job_id).state, harness.job(job_id).attempt) == (State.SUCCEEDED, 1)
+
+
+def test_recomputed_artifact_is_no_advance(harness: CoordinatorHarness, redis_client: redis.Redis) -> None:
+    job_id = harness.submit()
+    harness.store.claim("a", 30)
+    ref = ManifestRef(folder="x", digest="1" * 64)
+    for losses in (None, "2"):
+        redis_client.hset(f"tlm:{{{T}}}:job:{job_id}", "losses", 2)
+        harness.store.publish(T, job_id, 1, artifact="art", ref=ref, node="n", stage="s")
+        assert redis_client.hget(f"tlm:{{{T}}}:job:{job_id}", "losses") == losses
+        harness.store.invalidate_artifact(T, "art", ref)
+
+
 def use_remote_storage(harness: CoordinatorHarness) -> None:
     """Use a storage in which only a complete read detects damage."""
     harness.artifacts = ArtifactStore(f"memory://{harness.folder.name}", harness.folder / "cache")
@@ -120,7 +209,7 @@ def test_input_damaged_after_its_check_is_computed_again(harness: CoordinatorHar
     harness.work(first)
     for _ in range(3):
         coordinator.round()
-    assert (harness.job(job_id).state, harness.job(job_id).failures) == (State.QUEUED, 1)
+    assert (harness.job(job_id).state, harness.job(job_id).losses) == (State.QUEUED, 1)
     harness.store.expire_deadlines()
     harness.work(harness.until_submitted(coordinator, job_id))
     coordinator.round()
@@ -141,7 +230,7 @@ def test_task_that_the_retriever_reports_as_damaged_is_computed_again(harness: C
     for _ in range(3):
         coordinator.round()
     job = harness.job(job_id)
-    assert (job.state, job.failures, job.error and job.error["code"]) == (State.QUEUED, 1, "storage_unavailable")
+    assert (job.state, job.losses, job.error and job.error["code"]) == (State.QUEUED, 1, "storage_unavailable")
     assert harness.selections.stopped, "a stopped selection forgets its failure"
     harness.store.expire_deadlines()
     harness.work(harness.until_submitted(coordinator, job_id))
@@ -242,16 +331,16 @@ def test_damaged_checkpoint_is_skipped_for_the_previous_one(harness: Coordinator
 
 
 @pytest.mark.parametrize(
-    ("max_attempts", "state", "advice"),
+    ("losses", "state", "advice"),
     [
-        (2, State.QUEUED, "Resumes from step 3 when a worker is free."),
-        (1, State.FAILED, "Retry the job to resume from step 3."),
+        (0, State.QUEUED, "Resumes from step 3 when a worker is free."),
+        (2, State.FAILED, "Retry the job to resume from step 3."),
     ],
 )
 def test_killed_worker_is_one_sentence_everywhere(
-    harness: CoordinatorHarness, max_attempts: int, state: State, advice: str
+    harness: CoordinatorHarness, redis_client: redis.Redis, losses: int, state: State, advice: str
 ) -> None:
-    coordinator, job_id = harness.coordinator(), harness.submit(max_attempts=max_attempts)
+    coordinator, job_id = harness.coordinator(), harness.submit(max_attempts=1)
     submission = harness.until_submitted(coordinator, job_id)
 
     def kill_at_four(step: int) -> None:
@@ -260,6 +349,7 @@ def test_killed_worker_is_one_sentence_everywhere(
 
     with pytest.raises(SystemExit):
         harness.work(submission, joint=counting_stage(5, kill_at_four))
+    redis_client.hset(f"tlm:{{{T}}}:job:{job_id}", "losses", losses)
     harness.cluster.statuses[submission] = Status.FAILED
     coordinator.round()
     sentence = f"Worker was killed (SIGKILL, often out of memory). {advice}"

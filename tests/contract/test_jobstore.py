@@ -175,7 +175,7 @@ def test_claim_from_the_queue_starts_an_attempt_but_an_adoption_does_not(store: 
     assert store.renew(adopted, "b", 30)
     store.requeue(adopted, "b", ERROR, 0)
     second = claim(store, "c")
-    assert (second.attempt, second.failures) == (2, 1)
+    assert (second.attempt, second.failures, second.losses) == (2, 0, 1)
 
 
 def test_requeued_job_waits_for_its_delay(store: MovableClockStore) -> None:

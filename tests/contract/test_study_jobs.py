@@ -127,7 +127,7 @@ def test_task_damaged_before_a_local_stage_is_computed_again(harness: StudyHarne
     path = harness.artifacts.path(done["validate"].folder, "train.parquet")
     harness.artifacts.fs.pipe_file(path, b"x" * harness.artifacts.fs.size(path))
     job = harness.drive(job_id, rounds=3)
-    assert (job.state, job.failures, job.error and job.error["code"]) == (State.QUEUED, 1, "storage_unavailable")
+    assert (job.state, job.losses, job.error and job.error["code"]) == (State.QUEUED, 1, "storage_unavailable")
     harness.store.expire_deadlines()
     harness.drive(job_id)
     assert "sizes" in Situation.read(harness.store, harness.store.get(T, job_id)).done

@@ -266,3 +266,30 @@ def test_storage_emptied_by_deletion_stays_available(store: ArtifactStore, tmp_p
     later = used_before(store)
     later.delete("a/1")
     assert later.verify(write(later, tmp_path)).artifact == "art_1"
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_interrupted_write_continues_where_it_stopped(tmp_path: Path, remote: bool) -> None:
+    class OnceAway(ArtifactStore):
+        puts = 0
+
+        def _put(self, source: Path, target: str) -> None:
+            self.puts += 1
+            if self.puts == 2:
+                raise OSError(errno.EIO, "away")
+            super()._put(source, target)
+
+    store = OnceAway(f"memory://{tmp_path.name}" if remote else str(tmp_path / "storage"), tmp_path / "cache")
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("a", "b"):
+        (source / name).write_text(name)
+
+    def retry(write: Callable[[], None]) -> None:
+        with pytest.raises(StorageUnavailable):
+            write()
+        write()
+
+    ref = store.write("folder", source, artifact="art", stage="s", retry=retry)
+    assert sorted(entry.name for entry in store.verify(ref).files) == ["a", "b"]
+    assert store.puts == 4

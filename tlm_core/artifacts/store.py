@@ -94,16 +94,32 @@ class ArtifactStore:
             ) from error
 
     def write(
-        self, folder: str, source: Path, *, artifact: str, stage: str, meta: Mapping[str, object] | None = None
+        self,
+        folder: str,
+        source: Path,
+        *,
+        artifact: str,
+        stage: str,
+        meta: Mapping[str, object] | None = None,
+        retry: Callable[[Callable[[], None]], None] = lambda write: write(),
     ) -> ManifestRef:
-        """Move the files of the local folder `source` to `folder` and write the manifest last. Deletes `source`."""
+        """Move the files of the local folder `source` to `folder` and write the manifest last. Deletes `source`.
+
+        retry: calls a function that writes the remaining files, once or until it raises nothing.
+        """
         manifest = Manifest.of_folder(source, artifact=artifact, stage=stage, meta=meta or {})
-        with self.errors(f"writing {folder}", writes=True):
-            for entry in manifest.files:
-                self._put(source / entry.name, self.path(folder, entry.name))
-            body = source / f".{uuid.uuid4().hex}"
-            body.write_text(canonical_json(manifest.model_dump(mode="json")), encoding="utf-8")
-            self._put(body, self.path(folder, MANIFEST))
+        remaining = {entry.name: source / entry.name for entry in manifest.files}
+        remaining[MANIFEST] = source / f".{uuid.uuid4().hex}"
+
+        def write() -> None:
+            with self.errors(f"writing {folder}", writes=True):
+                body = canonical_json(manifest.model_dump(mode="json"))
+                remaining[MANIFEST].write_text(body, encoding="utf-8")
+                for name in list(remaining):
+                    self._put(remaining[name], self.path(folder, name))
+                    del remaining[name]
+
+        retry(write)
         shutil.rmtree(source, ignore_errors=True)
         return ManifestRef(folder=folder, digest=manifest.digest)
 
@@ -113,13 +129,8 @@ class ArtifactStore:
             return
         # A manifest must not survive a power cut that its files do not, so content and name are synced in order.
         Path(target).parent.mkdir(parents=True, exist_ok=True)
-        _sync(source)
-        try:
-            os.replace(source, target)
-        except OSError as error:
-            if error.errno != errno.EXDEV:
-                raise
-            _copy_over(source, target)
+        if source.exists():  # Otherwise an earlier try has moved it.
+            _move(source, target)
         descriptor = os.open(os.path.dirname(target), os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -223,6 +234,16 @@ class ArtifactStore:
 def _sync(path: Path) -> None:
     with open(path, "rb+") as handle:
         os.fsync(handle.fileno())
+
+
+def _move(source: Path, target: str) -> None:
+    _sync(source)
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        _copy_over(source, target)
 
 
 def _copy_over(source: Path, target: str) -> None:

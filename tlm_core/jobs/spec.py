@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tlm_core.kinds.kind import Kind
 
 MAX_PRIORITY = 10
+LOSSES_PER_FAULT = 3
 
 Options = TypeVar("Options", bound="KindOptions", covariant=True)
 LabelKey = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^=]+$")]
@@ -71,7 +72,9 @@ class JobSpec(BaseModel):
     seeds: tuple[int, ...] = Field((0,), min_length=1, max_length=20, description="one training run for each seed")
     overrides: dict[str, object] = Field({}, description="changes of the recipe by dotted key: {'finetune.epochs': 5}")
     workers: int = Field(1, ge=1, le=256, description="data-parallel workers")
-    max_attempts: int = Field(3, ge=1, le=20, description="attempts before the job fails")
+    max_attempts: int = Field(
+        3, ge=1, le=20, description="faults of the job after which it fails; a lost worker or component is none"
+    )
     max_runtime_seconds: float | None = Field(
         None, gt=0, le=1e8, description="limit of the running time of all attempts together"
     )
@@ -277,8 +280,9 @@ class JobRecord(BaseModel):
     """A job as stored. Records are immutable: each verb of the store writes a new one.
 
     attempt: number of the current attempt, and the fencing token of every write of its workers.
-    failures: attempts that ended with an error; a pause is not one. submissions: group → submission id of this attempt.
-    beats: group → last sign of life in this attempt.
+    failures: attempts that count against `max_attempts`. losses: attempts since the last new checkpoint or artifact
+    that ended because the place was lost: a worker, its node, or a component.
+    submissions: group → submission id of this attempt. beats: group → last sign of life in this attempt.
     excluded_from_cache: nodes whose artifacts other jobs must not reuse. ran_seconds: running time of the attempts that
     have ended. running_since: start of the current one. due_at: earliest start of the next one. waiting: the error that
     the attempt waits out. All times are Unix seconds.
@@ -295,6 +299,7 @@ class JobRecord(BaseModel):
     priority: int = 0
     attempt: int = 0
     failures: int = 0
+    losses: int = 0
     ran_seconds: float = 0.0
     running_since: float | None = None
     due_at: float | None = None
@@ -312,6 +317,12 @@ class JobRecord(BaseModel):
     error: dict[str, object] | None = None
     result: JobResult | None = None
     last_event: int = 0
+
+    def spent(self, *, is_loss: bool) -> tuple[int, int]:
+        """Return failures and losses after the end of this attempt. LOSSES_PER_FAULT losses count as one fault."""
+        if is_loss and self.losses + 1 < LOSSES_PER_FAULT:
+            return self.failures, self.losses + 1
+        return self.failures + 1, 0
 
     def is_due(self, now: float) -> bool:
         """Return whether the queued job can be claimed. If the clock went back meanwhile, the delay is over."""

@@ -42,12 +42,14 @@ if ARGV[11] ~= '' then
   redis.call('HSET', KEYS[1], 'excluded_from_cache', cjson.encode(excluded))
 end
 if ARGV[7] ~= '' then
-  redis.call('SADD', KEYS[7], ARGV[7])
+  local new = redis.call('SADD', KEYS[7], ARGV[7]) == 1
   if KEYS[6] ~= '' then
     redis.call('RPUSH', KEYS[6], ARGV[8])
   elseif redis.call('HSETNX', KEYS[5], ARGV[7], ARGV[8]) == 0 then
     return {'ok', state}
   end
+  -- The job has advanced, unless it computed a damaged artifact again.
+  if new or KEYS[6] ~= '' then redis.call('HDEL', KEYS[1], 'losses') end
 end
 local events, waiting = cjson.decode(ARGV[5]), nil
 for _, event in ipairs(events) do

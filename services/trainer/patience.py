@@ -1,0 +1,35 @@
+"""Waits out an outage of Redis or of the storage between two steps of a stage."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
+
+from tlm_core.errors import Unavailable
+from tlm_core.pulse import PULSE
+
+log = logging.getLogger(__name__)
+
+PATIENCE_SECONDS = 600.0
+_Value = TypeVar("_Value")
+
+
+def patiently(call: Callable[[], _Value]) -> _Value:
+    """Return the value of `call`, which may be repeated. Raises its Unavailable after PATIENCE_SECONDS of retries."""
+    retrying = Retrying(
+        retry=retry_if_exception_type(Unavailable),
+        stop=stop_after_delay(PATIENCE_SECONDS),
+        wait=wait_exponential(multiplier=0.1, max=10.0),
+        before_sleep=_wait,
+        reraise=True,
+    )
+    return retrying(call)
+
+
+def _wait(state: RetryCallState) -> None:
+    PULSE.advance()  # Waiting is no hang.
+    if state.attempt_number == 1 and state.outcome is not None:
+        log.warning("Waiting: %s", state.outcome.exception())
