@@ -83,7 +83,15 @@ def make_selection(folder: Path, count: int = 30) -> None:
         "rank": pa.array([1] * len(retrieved), pa.int32()), "score": pa.array([9.0] * len(retrieved), pa.float32()),
     }  # fmt: skip
     pq.write_table(pa.table(provenance), folder / "provenance.parquet")
-    (folder / "selection.json").write_text(json.dumps({"passages": count}))
+    facts = {
+        "selector": "given", "params": {"selector": "given"}, "passages": count, "words": 3 * count, "queries": None,
+        "labels": None, "leaks": {"passages": 0, "texts": 0}, "other_sources": {"sources": 0, "passages": 0},
+        "sources": [{"source": "docs", "passages": count, "share": 1.0}],
+    }  # fmt: skip
+    (folder / "selection.json").write_text(json.dumps(facts))
+    pq.write_table(
+        pa.table({"split": pa.array([], pa.string()), "row": pa.array([], pa.int64())}), folder / "leaks.parquet"
+    )
 
 
 def make_export(folder: Path, *, pair: bool = False, size: int = 0) -> None:

@@ -134,7 +134,7 @@ def test_selection_has_pages_and_provenance(api: TestClient, gateway: Gateway) -
             break
     assert [p["rank"] for p in seen] == list(range(1, 31))
     assert [[a["train_row"] for a in p["provenance"]] for p in seen[:2]] == [[3], [1, 2]]
-    assert page["facts"] == {"passages": 30}
+    assert page["facts"]["passages"] == 30
     assert api.get(f"/v1/jobs/{job}/selection?after=99").json()["data"] == []
 
 
