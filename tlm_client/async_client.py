@@ -318,22 +318,22 @@ class AsyncTLMClient:
         path, filters = "/v1/jobs/{}/metrics/series", {"node": node, "name": list(names)}
         return await self._list(wire.Items[wire.Series], path, job_id, points=points, **filters)
 
-    def logs(self, job_id: str) -> AsyncIterator[wire.JsonObject]:
+    def logs(self, job_id: str) -> AsyncIterator[wire.LogLine]:
         """Iterate over the log lines of a job, in order."""
         path = http.path("/v1/jobs/{}/logs", job_id)
-        return self._pages(wire.Page[wire.JsonObject], path, lambda line: str(line["id"]))
+        return self._pages(wire.Page[wire.LogLine], path, lambda line: line.id)
 
-    async def last_logs(self, job_id: str, count: int) -> list[wire.JsonObject]:
+    async def last_logs(self, job_id: str, count: int) -> list[wire.LogLine]:
         """Return the last `count` log lines, in order."""
-        return await self._list(wire.Items[wire.JsonObject], "/v1/jobs/{}/logs", job_id, tail=count)
+        return await self._list(wire.Items[wire.LogLine], "/v1/jobs/{}/logs", job_id, tail=count)
 
     async def follow_logs(
         self, job_id: str, *, after: str = "0", patience: float = 120.0
-    ) -> AsyncIterator[wire.JsonObject]:
+    ) -> AsyncIterator[wire.LogLine]:
         """Follow the log lines after the line with id `after`, until the job is over. Reconnects like `events`."""
         stream = Stream(after, patience, self._clock)
         async for _, line in self._follow(http.path("/v1/jobs/{}/logs", job_id), stream):
-            yield line
+            yield wire.LogLine(**line)
 
     # --- results -----------------------------------------------------------------------------------------------------
 

@@ -118,9 +118,9 @@ def print_items(*items: Item) -> None:
             typer.echo(item)
 
 
-def print_json(value: object) -> None:
-    """Print one JSON value to stdout, on one line."""
-    typer.echo(json.dumps(to_jsonable_python(value, by_alias=False), ensure_ascii=False))
+def print_json(value: object, *, err: bool = False) -> None:
+    """Print one JSON value on one line to stdout, or with `err` to stderr."""
+    typer.echo(json.dumps(to_jsonable_python(value, by_alias=False), ensure_ascii=False), err=err)
 
 
 def print_result(value: object, *items: Item, as_json: bool) -> None:
@@ -140,9 +140,10 @@ def confirm_deletion(what: str, *, yes: bool) -> None:
 
 
 def print_error(error: TLMError, *, as_json: bool) -> None:
-    """Print an error and its data errors to stderr; with `as_json` also print the error to stdout."""
+    """Print an error and its data errors to stderr, with `as_json` as one JSON object. stdout has only results."""
     if as_json:
-        print_json({"error": error.as_dict()})
+        print_json({"error": error.as_dict()}, err=True)
+        return
     typer.echo(f"error: {error.message}", err=True)
     listed = (error.facts.get(name) for name in ("faults", "errors"))
     data_errors = [entry for entries in listed if isinstance(entries, list) for entry in entries]

@@ -162,9 +162,8 @@ def _wait(client: TLMClient, job: Job, name: str, display: Display) -> Arm:
     job = client.wait(job.id, display.job_event)
     if job.state is not State.SUCCEEDED:
         raise error_from_dict(job.error) if job.error else TLMError(f"The job '{name}' ended as {job.state}.")
-    seconds = (job.finished_at or 0.0) - (job.started_at or job.created_at)
-    display.line(f"{name}: {job.id} succeeded after {duration(seconds)}")
-    return Arm(job, client.report(job.id), seconds)
+    display.line(f"{name}: {job.id} succeeded after {duration(job.seconds)}")
+    return Arm(job, client.report(job.id), job.seconds)
 
 
 def _download(client: TLMClient, job: Job, display: Display) -> Path:

@@ -1,10 +1,10 @@
-"""Every answer of the API, as the gateway writes it and the client reads it. Times are Unix seconds, sizes bytes."""
+"""Every answer of the API, as the gateway writes it and the client reads it. Sizes are bytes."""
 
 from __future__ import annotations
 
 from typing import Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from tlm_core.artifacts.manifest import FileEntry
 from tlm_core.corpus.states import CorpusState, LoadState, NearDuplicatesChoice
@@ -14,6 +14,7 @@ from tlm_core.training.recipe import Recipe
 
 T = TypeVar("T")
 JsonObject = dict[str, Any]
+Time = AwareDatetime  # RFC 3339 in JSON. Stored records have Unix seconds, which pydantic converts.
 
 
 class _Answer(BaseModel):
@@ -83,7 +84,7 @@ class Dataset(_Answer):
     labels: int
     warnings: int
     selection: int | None = Field(None, description="number of passages in the selection that the dataset includes")
-    created_at: float
+    created_at: Time
 
 
 class DatasetCreated(Dataset):
@@ -106,7 +107,7 @@ class CorpusVersion(_Answer):
     near_duplicates_dropped: int | None = Field(None, description="null if near duplicates are not dropped")
     near_duplicates_seconds: float | None = None
     state: CorpusState
-    created_at: float
+    created_at: Time
     error: JsonObject | None = None
 
 
@@ -123,7 +124,7 @@ class CorpusLoad(_Answer):
     done: int
     total: int
     error: JsonObject | None
-    created_at: float
+    created_at: Time
 
 
 class Corpus(_Answer):
@@ -180,7 +181,7 @@ class Waiting(_Answer):
     code: str = Field(description="queued, backoff, or the code of the error that the job waits out")
     reason: str
     position: int | None = Field(None, description="rank in the queue, from 1")
-    until: float | None = Field(None, description="earliest start after a failed attempt")
+    until: Time | None = Field(None, description="earliest start after a failed attempt")
 
 
 class JobSummary(_Answer):
@@ -199,10 +200,10 @@ class JobSummary(_Answer):
     origin: Origin | None = Field(description="the job that this one retries or clones")
     attempt: int
     failures: int
-    created_at: float
-    updated_at: float
-    started_at: float | None
-    finished_at: float | None
+    created_at: Time
+    updated_at: Time
+    started_at: Time | None
+    finished_at: Time | None
     progress: Progress | None = Field(description="of the last attempt, without rate and time left unless it runs")
     waiting: Waiting | None = None
     silent_seconds: float | None = Field(None, description="since the last report of the workers, from 30 on")
@@ -211,6 +212,11 @@ class JobSummary(_Answer):
     @property
     def is_over(self) -> bool:
         return self.state in TERMINAL
+
+    @property
+    def seconds(self) -> float:
+        """Seconds from the first start, or the submission, to the end or the last report."""
+        return ((self.finished_at or self.updated_at) - (self.started_at or self.created_at)).total_seconds()
 
 
 class _Resolved(_Answer):
@@ -231,11 +237,32 @@ class Job(JobSummary, _Resolved):
 class JobEvent(_Answer):
     """One event of a job. `seq` counts from 1 without gaps; progress snapshots have no seq, time and attempt."""
 
+    model_config = ConfigDict(from_attributes=True)
+
     type: str
     seq: int | None = None
-    at: float | None = None
+    at: Time | None = None
     attempt: int | None = None
     data: JsonObject = {}
+
+
+class LogLine(_Answer):
+    """A line of a job's log. To continue after it, send its id as `after`."""
+
+    id: str
+    at: Time
+    attempt: int
+    line: str
+
+
+class MetricPoint(_Answer):
+    """Values that a worker reported together, each as a field of its own. To continue after it, send its id."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    at: Time
+    attempt: int
 
 
 Basis = Literal["measured", "built-in", "cached", "counted", "unknown"]
@@ -280,7 +307,7 @@ class Series(_Answer):
     name: str
     total: int = Field(description="number of points before thinning")
     steps: tuple[float, ...] = Field(description="ascending")
-    at: tuple[float, ...]
+    at: tuple[Time, ...]
     values: tuple[float, ...]
 
 
@@ -455,7 +482,7 @@ class Webhook(_Answer):
     id: str
     url: str
     events: tuple[EventType, ...]
-    created_at: float
+    created_at: Time
     disabled: str | None = Field(None, description="why the gateway stopped sending events")
 
 
@@ -470,8 +497,8 @@ class WebhookAttempt(_Answer):
 
     message: str
     type: str
-    at: float
+    at: Time
     number: int
     status: int | None = Field(description="HTTP status of the response")
     error: str | None = Field(description="why there is no response")
-    next_at: float | None = Field(description="time of the next attempt")
+    next_at: Time | None = Field(description="time of the next attempt")

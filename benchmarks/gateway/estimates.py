@@ -46,7 +46,7 @@ def compare(client: TLMClient, spec: JobSpec) -> Comparison:
     assert estimate.seconds is not None and estimate.flops is not None, estimate.reasons
     job = client.wait(client.submit(spec).id)
     assert job.started_at is not None and job.finished_at is not None, job.error
-    seconds = job.finished_at - job.started_at
+    seconds = (job.finished_at - job.started_at).total_seconds()
     cost = client.report(job.id)["cost"]
     flops = sum(cost[stage]["flops"] for stage in ("joint", "finetune"))
     remark(

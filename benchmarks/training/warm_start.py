@@ -6,6 +6,7 @@ The first job warms up an embedded stack. The times of the next jobs, with one a
 from __future__ import annotations
 
 import argparse
+from datetime import datetime
 
 from benchmarks.report import figure, remark
 from benchmarks.stack import stack_with_sciie
@@ -30,7 +31,7 @@ SMALL = {
 
 def start_seconds(client: TLMClient, seed: int, workers: int) -> float:
     """Run a job and return the seconds from `workers.submitted` to the workers' first `stage.started`."""
-    at: dict[str, float] = {}
+    at: dict[str, datetime] = {}
     job = client.submit(JobSpec(dataset="bench", corpus=None, seeds=(seed,), workers=workers, overrides=SMALL))
     for event in client.events(job.id):
         first = event.type not in at and event.at is not None
@@ -39,7 +40,7 @@ def start_seconds(client: TLMClient, seed: int, workers: int) -> float:
             at[event.type] = event.at
     if "stage.started" not in at:
         raise TrainingFailed(f"The job did not start: {client.job(job.id).error}.")
-    return at["stage.started"] - at["workers.submitted"]
+    return (at["stage.started"] - at["workers.submitted"]).total_seconds()
 
 
 def main() -> None:

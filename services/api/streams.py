@@ -21,6 +21,7 @@ from tlm_core.artifacts import canonical_json
 from tlm_core.errors import NotFound, Unavailable
 from tlm_core.jobs.spec import Event
 from tlm_core.jobs.states import TERMINAL, State
+from tlm_core.wire import JobEvent, LogLine
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,9 @@ class _Topic:
         if text is None:
             if len(self.texts) > 2 * _BUFFERED_EVENTS:
                 self.texts.clear()
-            text = self.texts[event.seq] = _message(event.type, event.model_dump_json(), event.seq)
+            text = self.texts[event.seq] = _message(
+                event.type, JobEvent.model_validate(event).model_dump_json(), event.seq
+            )
         return text
 
     def after(self, seq: int) -> list[Event] | None:
@@ -262,7 +265,7 @@ async def log_stream(
             continue
         if lines:
             after, sent_at = lines[-1]["id"], time.monotonic()
-            yield "".join(_message("line", canonical_json(line), line["id"]) for line in lines)
+            yield "".join(_message("line", LogLine(**line).model_dump_json(), line["id"]) for line in lines)
             continue
         if state in TERMINAL:
             yield _message("end", canonical_json({"state": state}))

@@ -32,7 +32,7 @@ from services.common.redis_client import FEED, PREFIX, key, translated_errors
 from tlm_core.artifacts import canonical_json
 from tlm_core.errors import NotFound, TLMError
 from tlm_core.names import new_id
-from tlm_core.wire import EventType, Webhook, WebhookAttempt
+from tlm_core.wire import EventType, JobEvent, Webhook, WebhookAttempt
 
 log = logging.getLogger(__name__)
 
@@ -227,9 +227,8 @@ class Deliverer:
         events = self._jobs.events(tenant, job_id, after=seq - 1, limit=1)
         if not events:  # The job was deleted.
             return
-        event = events[0]
-        timestamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(event.at))
-        body = {"type": event_type, "timestamp": timestamp, "data": {"job": job_id, **event.model_dump(mode="json")}}
+        data = JobEvent.model_validate(events[0]).model_dump(mode="json")
+        body = {"type": event_type, "timestamp": data["at"], "data": {"job": job_id, **data}}
         message = f"msg_{job_id.removeprefix('job_')}_{seq}"
         delivery = _Delivery(
             tenant=tenant, hook=hook.id, message=message, type=event_type, number=1, body=canonical_json(body)

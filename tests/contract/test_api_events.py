@@ -22,6 +22,7 @@ from tests.support import wait_for
 from tlm_client.client import TLMClient
 from tlm_core.errors import NotFound, StoreUnavailable
 from tlm_core.jobs.spec import Event, JobRecord, Progress
+from tlm_core.wire import JobEvent
 
 T = "default"
 
@@ -77,7 +78,9 @@ def test_stream_of_a_finished_job_ends(gateway: Gateway) -> None:
     log = gateway.parts.jobs.events(T, job.id)
     with gateway.served() as url:
         received = read(url, job.id)
-        assert [json.loads(f["data"]) for f in received[:-1]] == [e.model_dump(mode="json") for e in log]
+        assert [json.loads(f["data"]) for f in received[:-1]] == [
+            JobEvent.model_validate(e).model_dump(mode="json") for e in log
+        ]
         assert [f["event"] for f in received] == [e.type for e in log] + ["end"]
         assert "id" not in received[-1]
         assert json.loads(received[-1]["data"]) == {"state": "succeeded"}

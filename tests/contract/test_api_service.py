@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -62,6 +63,16 @@ def test_readiness_names_unavailable_components(gateway: Gateway) -> None:
         assert answer.status_code == 503
         assert {name for name, state in answer.json()["checks"].items() if state != "ok"} == {"storage", "retriever"}
         assert api.get("/healthz").status_code == 200
+
+
+def test_every_time_is_rfc_3339(api: TestClient) -> None:
+    seen = set()
+    for schema in api.get("/openapi.json").json()["components"]["schemas"].values():
+        for name, field in schema.get("properties", {}).items():
+            if name in ("at", "until") or name.endswith("_at"):
+                seen.add(name)
+                assert '"format": "date-time"' in json.dumps(field), (schema["title"], name)
+    assert {"at", "created_at", "updated_at", "started_at", "finished_at", "next_at", "until"} <= seen
 
 
 def test_openapi_examples_override_no_key_that_lowers_scores(api: TestClient) -> None:

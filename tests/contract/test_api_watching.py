@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 import httpx
@@ -42,6 +43,8 @@ def test_series_are_columns_without_missing_values(api: TestClient, gateway: Gat
     job = running(gateway)
     report_points(gateway, job, range(1, 501))
     report_points(gateway, job, range(1, 4), node="finetune.s0")
+    first = api.get(f"/v1/jobs/{job.id}/metrics?limit=1").json()["data"][0]
+    assert datetime.fromisoformat(first["at"]).tzinfo and (first["node"], first["step"]) == ("joint.s0", 1)
     series = api.get(f"/v1/jobs/{job.id}/metrics/series?points=50").json()["data"]
     assert [(s["node"], s["name"], s["total"]) for s in series] == [("joint.s0", "mlm", 500), ("finetune.s0", "mlm", 3)]
     assert (series[0]["steps"][0], series[0]["steps"][-1], len(series[0]["steps"]) <= 50) == (1, 500, True)
@@ -67,6 +70,7 @@ def test_log_tail_returns_the_last_lines(api: TestClient, gateway: Gateway) -> N
     gateway.parts.jobs.report(T, job.id, 1, logs=[f"line {n}" for n in range(50)])
     page = api.get(f"/v1/jobs/{job.id}/logs?tail=3").json()
     assert [entry["line"] for entry in page["data"]] == ["line 47", "line 48", "line 49"]
+    assert all(datetime.fromisoformat(entry["at"]).tzinfo for entry in page["data"])
     assert api.get(f"/v1/jobs/{job.id}/logs?tail=3&after={page['data'][-1]['id']}").json()["data"] == []
     first = api.get(f"/v1/jobs/{job.id}/logs?limit=1").json()["data"][0]["id"]
     assert api.get(f"/v1/jobs/{job.id}/logs?tail=3&after={first}").json() == page

@@ -40,7 +40,7 @@ def test_jobs_are_submitted_watched_and_downloaded_concurrently(redis_client: re
             await asyncio.to_thread(run_jobs, 4)
             assert {job.state for job in await waiting} == {"succeeded"}
             job_id = jobs[0].id
-            assert [line["line"] async for line in tlm.follow_logs(job_id)] == ["line 1", "line\u2028 2"]
+            assert [line.line async for line in tlm.follow_logs(job_id)] == ["line 1", "line\u2028 2"]
             events = [event.type async for event in tlm.events(job_id) if event.seq]
             assert events[0] == "job.submitted" and events[-1] == "job.succeeded"
             files = await tlm.download(job_id, tmp_path / "model")

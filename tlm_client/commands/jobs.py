@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import islice
 from typing import Annotated
 
@@ -30,7 +28,7 @@ from tlm_client.display import Display, duration
 from tlm_client.summary import report_items
 from tlm_core.errors import InvalidRequest, TLMError
 from tlm_core.jobs.states import State
-from tlm_core.wire import Job, JobEvent, JobSummary
+from tlm_core.wire import Job, JobEvent, JobSummary, LogLine
 
 _QUEUED = frozenset({"job.submitted", "job.requeued", "job.resumed"})
 
@@ -94,14 +92,13 @@ def logs(
 ) -> None:
     """Print the log of a job."""
 
-    def show_line(line: Mapping[str, object]) -> None:
-        text = f"{datetime.fromtimestamp(float(str(line['at']))):%H:%M:%S} {line['line']}"
-        print_result(line, text, as_json=as_json)
+    def show_line(line: LogLine) -> None:
+        print_result(line, f"{line.at.astimezone():%H:%M:%S} {line.line}", as_json=as_json)
 
     with session_of(context).client() as client:
         last_id = "0"
         for line in client.last_logs(job_id, tail) if tail is not None else client.logs(job_id):
-            last_id = str(line["id"])
+            last_id = line.id
             show_line(line)
         if not follow:
             return
@@ -151,9 +148,8 @@ def watch_job(client: TLMClient, job_id: str, as_json: bool) -> None:
     if as_json:
         print_json({"job": job})
     elif job.state is State.SUCCEEDED:
-        seconds = duration((job.finished_at or 0) - job.created_at)
         hint = f". Download the model with `tlm download {job.id}`" if job.spec.definition.has_model else ""
-        print_items(f"{job.id} succeeded after {seconds}{hint}", *report_items(client.report(job.id)))
+        print_items(f"{job.id} succeeded after {duration(job.seconds)}{hint}", *report_items(client.report(job.id)))
     else:
         print_items(f"{job.id} is {job.state}{': ' + str(job.error.get('message')) if job.error else ''}")
     if job.state is not State.SUCCEEDED:
@@ -213,5 +209,6 @@ def _standing(job: JobSummary) -> list[str]:
     return [f"Last heard {duration(job.silent_seconds)} ago"] if job.silent_seconds is not None else []
 
 
-def _age(timestamp: float) -> str:
-    return f"{datetime.fromtimestamp(timestamp):%Y-%m-%d %H:%M:%S} ({duration(time.time() - timestamp)} ago)"
+def _age(time: datetime) -> str:
+    passed = datetime.now(UTC) - time
+    return f"{time.astimezone():%Y-%m-%d %H:%M:%S} ({duration(passed.total_seconds())} ago)"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Header, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from services.api.auth import Tenant
@@ -22,9 +24,9 @@ from services.api.views import dry_run_view, job_summary, job_view
 from services.common.situation import Situation
 from tlm_core.errors import InvalidRequest
 from tlm_core.jobs.plan import plan_of
-from tlm_core.jobs.spec import Event, JobRecord, JobSpec
+from tlm_core.jobs.spec import JobRecord, JobSpec
 from tlm_core.jobs.states import State
-from tlm_core.wire import Comparison, DryRun, Estimate, Job, JobSummary, Page, Series
+from tlm_core.wire import Comparison, DryRun, Estimate, Job, JobEvent, JobSummary, LogLine, MetricPoint, Page, Series
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -168,7 +170,7 @@ def resume(job: str, parts: PartsDep, tenant: Tenant) -> Job:
 @router.get(
     "/{job}/events",
     summary="List or stream events",
-    response_model=Page[Event],
+    response_model=Page[JobEvent],
     responses=_streamed(
         "Events in order, or a stream of server-sent events: `id` is the seq, `event` the type; `progress` snapshots "
         "have no id; `end` has the final state and closes the stream."
@@ -191,18 +193,17 @@ async def events(
         messages = parts.tailer.stream(tenant, job, start)
         return StreamingResponse(messages, media_type="text/event-stream", headers=_STREAM_HEADERS)
     events = await run_in_threadpool(parts.jobs.events, tenant, job, after=after, limit=limit + 1)
-    page = Page[Event](data=tuple(events[:limit]), has_more=len(events) > limit)
-    return JSONResponse(page.model_dump(mode="json"))
+    return _page(JobEvent, events, limit)
 
 
 @router.get("/{job}/metrics", summary="List metric points", responses=problems(404))
 def metrics(
     job: str, parts: PartsDep, tenant: Tenant, after: StreamId = "0", limit: Annotated[int, Query(ge=1, le=5000)] = 1000
-) -> Page[dict[str, object]]:
+) -> Page[MetricPoint]:
     """Return metric points in order of arrival. Each has `id`, `at`, `attempt`, `node`, `step` and its values."""
     parts.jobs.get(tenant, job)
     points = parts.jobs.metrics(tenant, job, after=after, limit=limit + 1)
-    return Page(data=tuple(points[:limit]), has_more=len(points) > limit)
+    return Page(data=tuple(map(MetricPoint.model_validate, points[:limit])), has_more=len(points) > limit)
 
 
 @router.get("/{job}/metrics/series", summary="Get metric series for charts", responses=problems(404))
@@ -222,7 +223,7 @@ def series(
 @router.get(
     "/{job}/logs",
     summary="List or stream log lines",
-    response_model=Page[dict[str, object]],
+    response_model=Page[LogLine],
     responses=_streamed(
         "Lines in order, or a stream of server-sent events: `line` with its id; `end` has the final state and closes "
         "the stream."
@@ -251,9 +252,15 @@ async def logs(
         messages = log_stream(parts.jobs, parts.tailer, tenant, job, start)
         return StreamingResponse(messages, media_type="text/event-stream", headers=_STREAM_HEADERS)
     if lines is not None:
-        return JSONResponse({"data": lines, "has_more": False})
+        return _page(LogLine, lines, len(lines))
     lines = await run_in_threadpool(parts.jobs.logs, tenant, job, after=start, limit=limit + 1)
-    return JSONResponse({"data": lines[:limit], "has_more": len(lines) > limit})
+    return _page(LogLine, lines, limit)
+
+
+def _page(kind: type[BaseModel], records: Sequence[object], limit: int) -> Response:
+    """The first `limit` records as a page of `kind`. A stream has another type, so the route cannot return a model."""
+    data = [kind.model_validate(record).model_dump(mode="json") for record in records[:limit]]
+    return JSONResponse({"data": data, "has_more": len(records) > limit})
 
 
 def _created(parts: Parts, response: Response, result: tuple[JobRecord, bool]) -> Job:

@@ -22,6 +22,7 @@ from tests.unit.client.gateway import (
     end,
     event,
     event_stream,
+    job_summary,
     job_view,
     load_view,
     problem,
@@ -126,10 +127,16 @@ def test_version_option_needs_no_command() -> None:
     assert (result.exit_code, result.stdout) == (0, f"tlm {version('tlm-service')}\n")
 
 
-def test_json_error_goes_to_stdout_too() -> None:
+def test_json_error_is_printed_once_to_stderr() -> None:
     result = tlm(lambda _: problem(404, "not_found", "No job 'job_9'."), "show", "job_9", "--json")
-    assert json.loads(result.stdout)["error"]["code"] == "not_found"
-    assert result.exit_code == 4
+    assert json.loads(result.stderr)["error"]["code"] == "not_found"
+    assert (result.stdout, result.exit_code) == ("", 4)
+
+
+def test_json_of_jobs_has_their_kinds_and_rfc_3339_times() -> None:
+    page = {"data": [job_summary(kind="prune")], "has_more": False}
+    (job,) = json.loads(tlm(lambda _: httpx.Response(200, json=page), "jobs", "--json").stdout)
+    assert (job["kind"], job["created_at"]) == ("prune", "1970-01-01T00:00:01Z")
 
 
 def test_data_errors_are_listed_with_their_location(tmp_path: Path) -> None:
