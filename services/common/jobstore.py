@@ -138,6 +138,17 @@ class JobStore:
             raise _no_job(job_id)
         return State(state)
 
+    def must_stop(self, tenant: str, job_id: str) -> tuple[bool, bool]:
+        """Return whether a job does not run, and whether its workers' machine stops. For frequent reads.
+
+        Raises NotFound.
+        """
+        with translated_errors():
+            state, draining = self._redis.hmget(key(tenant, "job", job_id), "state", "draining")
+        if state is None:
+            raise _no_job(job_id)
+        return state != State.RUNNING, draining is not None
+
     def list_jobs(
         self,
         tenant: str,
@@ -359,10 +370,13 @@ class JobStore:
         with translated_errors():
             return dict(self._redis.zrange(LEASES, 0, -1, withscores=True))
 
-    def renew(self, job: JobRecord, owner: str, lease_seconds: float) -> bool:
-        """Renew the lease. Returns False if another owner holds the job; then this owner must not write."""
-        keys = [key(job.tenant, "job", job.id), LEASES]
-        return bool(self._run("renew", keys, [owner, lease_seconds, f"{job.tenant}/{job.id}"]))
+    def renew(self, tenant: str, job_id: str, owner: str, lease_seconds: float) -> bool:
+        """Renew the lease. Returns False if another owner holds the job; then this owner must not write.
+
+        A lease of 0 s has expired: another coordinator can adopt the job at once.
+        """
+        keys = [key(tenant, "job", job_id), LEASES]
+        return bool(self._run("renew", keys, [owner, lease_seconds, f"{tenant}/{job_id}"]))
 
     def confirm_paused(self, job: JobRecord, owner: str) -> JobRecord:
         return self._move_owned(Verb.CONFIRM_PAUSED, job, owner, "job.paused")
@@ -402,12 +416,14 @@ class JobStore:
         publication: _Publication | None = None,
         excluded_from_cache: str = "",
         beat: tuple[str, Beat] | None = None,
+        draining: bool = False,
     ) -> State:
         """Record what an attempt does. Returns the job's state, from which a worker learns that it must stop.
 
-        submissions: group → submission id, or None to delete it; other groups stay. beat: of a group's workers. Only
-        `publish` and `publish_checkpoint` pass publication and excluded_from_cache. Raises StaleAttempt if the attempt
-        has ended; then the caller must stop writing.
+        submissions: group → submission id, or None to delete it; other groups stay. beat: of a group's workers.
+        draining: the workers must write a checkpoint and end, because a machine of theirs stops. Only `publish` and
+        `publish_checkpoint` pass publication and excluded_from_cache. Raises StaleAttempt if the attempt has ended;
+        then the caller must stop writing.
         """
         published = publication or _Publication("", "")
         checkpoints = key(tenant, "checkpoints", published.artifact) if published.is_checkpoint else ""
@@ -426,6 +442,7 @@ class JobStore:
             canonical_json(submissions) if submissions is not None else "",
             excluded_from_cache,
             canonical_json([beat[0], beat[1].model_dump(exclude={"at"})]) if beat else "",
+            "1" if draining else "",
         ]
         return State(self._check(Verb.REPORT, job_id, self._run("report", keys, args)))
 

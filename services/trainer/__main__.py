@@ -20,7 +20,7 @@ from services.trainer.settings import TrainerSettings
 
 
 def main() -> None:
-    """Run the coordinator until SIGTERM. Its leases then expire, and another coordinator adopts its jobs."""
+    """Run the coordinator until SIGTERM. It then gives up its leases, and another coordinator adopts its jobs."""
     set_up_logging("trainer")
     settings = TrainerSettings()
     artifacts = settings.artifact_store()

@@ -103,6 +103,16 @@ class Coordinator:
                 self._now = -math.inf
             self._write_heartbeat()
             stop.wait(self.settings.poll_seconds)
+        self._give_up_leases()
+
+    def _give_up_leases(self) -> None:
+        """Let other coordinators adopt the jobs now. Without this, they wait until the leases expire."""
+        for held in list(self._held.values()):
+            held.cancel_local_stages()
+            try:
+                self.store.renew(held.tenant, held.id, self.owner, 0.0)
+            except TLMError as error:
+                log.warning("Cannot give up the lease of job %s; it expires: %s", held.id, error)
 
     def _write_heartbeat(self) -> None:
         try:
@@ -161,7 +171,7 @@ class Coordinator:
         """Renew the lease of a job and take its next step. Raises Unavailable if the store does not answer."""
         try:
             job = self.store.get(held.tenant, held.id)
-            if job.owner != self.owner or not self.store.renew(job, self.owner, self.settings.lease_seconds):
+            if job.owner != self.owner or not self._renew(held):
                 self._release(held)
                 return
             with log_context(job_id=job.id, attempt=job.attempt):
@@ -176,6 +186,9 @@ class Coordinator:
             # Another coordinator holds the job, it was deleted, or another release has written its record.
             log.warning("Released job %s: %s", held.id, error)
             self._release(held)
+
+    def _renew(self, held: _Held) -> bool:
+        return self.store.renew(held.tenant, held.id, self.owner, self.settings.lease_seconds)
 
     def _advance(self, job: JobRecord, held: _Held) -> TLMError | None:
         """Take the next step of a job. Returns the error that ends the attempt, or None.

@@ -12,11 +12,16 @@ import os
 import secrets
 import signal
 import sys
+import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from services.trainer.assignment import Assignment
 from services.trainer.oom import oom_kills
 from services.trainer.process_group import Broadcast, Rendezvous, StageLoader, join
+
+if TYPE_CHECKING:
+    from services.trainer.settings import TrainerSettings
 
 _PR_SET_PDEATHSIG = 1  # of prctl(2): ends the child with its parent
 
@@ -52,12 +57,34 @@ def _report_memory(assignment: Assignment) -> None:
 
 
 def _run(assignment: Assignment) -> None:
-    # Ray sends SIGTERM before SIGKILL. Unlike the default handler, sys.exit deletes the working folders.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if assignment.workers > 1:
         _run_workers(assignment)
     else:
         _compute(assignment, 0, lambda value: value)
+
+
+def _drain_on_sigterm(assignment: Assignment, settings: TrainerSettings) -> threading.Event:
+    """Return an event that SIGTERM sets: the stage then writes a checkpoint and stops.
+
+    Rank 0 decides when to stop. The other processes of a submission pass the signal on through the job's record.
+    A stage that does not stop in time is ended; unlike the default handler, sys.exit deletes the working folders.
+    """
+    draining = threading.Event()
+
+    def pass_on() -> None:
+        settings.job_store().report(assignment.tenant, assignment.job, assignment.attempt, draining=True)
+
+    def drain(*_: object) -> None:
+        if draining.is_set():
+            return
+        draining.set()
+        signal.setitimer(signal.ITIMER_REAL, settings.drain_seconds)
+        if assignment.workers > 1:
+            threading.Thread(target=pass_on, daemon=True).start()
+
+    signal.signal(signal.SIGALRM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGTERM, drain)
+    return draining
 
 
 def _compute(assignment: Assignment, rank: int, broadcast: Broadcast, load: StageLoader | None = None) -> None:
@@ -79,6 +106,7 @@ def _compute(assignment: Assignment, rank: int, broadcast: Broadcast, load: Stag
         rank=rank,
         world_size=assignment.workers,
         broadcast=broadcast,
+        draining=_drain_on_sigterm(assignment, settings),
     )
     with log_context(job_id=assignment.job, attempt=assignment.attempt, rank=rank):
         runner.run(assignment)
@@ -91,7 +119,10 @@ def _run_workers(assignment: Assignment) -> None:
     from ray.util.placement_group import placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+    from services.trainer.settings import TrainerSettings
+
     ray.init()
+    _drain_on_sigterm(assignment, TrainerSettings())
     cpus, gpus = assignment.cpus, assignment.gpus
     group = placement_group([{"CPU": cpus} | ({"GPU": gpus} if gpus else {})] * assignment.workers, strategy="PACK")
     workers, secret = [], secrets.token_bytes(32)

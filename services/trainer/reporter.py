@@ -51,7 +51,7 @@ class JobReporter:
     """A `Reporter` (tlm_core.training.stage) over the job store.
 
     It sends a report at least every `heartbeat` seconds, which shows that the worker is alive, and for how long the
-    group has made no progress. While Redis is away or
+    group has made no progress. draining: set when the machine stops. While Redis is away or
     full, it buffers the reports and training continues. Once the attempt has ended, `progress` always returns False.
     """
 
@@ -63,6 +63,7 @@ class JobReporter:
         attempt: int,
         group: str,
         *,
+        draining: threading.Event | None = None,
         interval: float = 0.5,
         heartbeat: float = 5.0,
     ) -> None:
@@ -76,6 +77,7 @@ class JobReporter:
         self._wake = threading.Event()
         self._closed = False
         self._continue = True
+        self._draining = draining or threading.Event()
         self._stale = False
         self._node: tuple[Situation, Node] | None = None
         self._pending = _Report()
@@ -93,7 +95,7 @@ class JobReporter:
             self._pending.progress = partial(
                 progress_of, situation, node, step=step, total=total, rate=rate, unit=unit, eta_seconds=eta_seconds
             )
-            return self._continue
+            return self._may_continue()
 
     def metrics(self, **values: float | int | str | None) -> None:
         """See `Reporter.metrics`."""
@@ -124,7 +126,15 @@ class JobReporter:
     def should_continue(self) -> bool:
         """False once the job must stop or the attempt has ended."""
         with self._lock:
-            return self._continue
+            return self._may_continue()
+
+    @property
+    def draining(self) -> bool:
+        """Whether the job must stop here because a machine of its workers stops."""
+        return self._draining.is_set()
+
+    def _may_continue(self) -> bool:
+        return self._continue and not self.draining
 
     def close(self) -> None:
         """Send the pending report and end the thread."""
@@ -155,7 +165,10 @@ class JobReporter:
             if self._continue:
                 # The next report handles these errors.
                 with suppress(Unavailable, NotFound):
-                    self._continue = self._store.state(*self._job[:2]) is State.RUNNING
+                    ended, draining = self._store.must_stop(*self._job[:2])
+                    self._continue = not ended
+                    if draining:
+                        self._draining.set()
 
     def _send(self, beat: Beat) -> None:
         with self._lock:

@@ -26,6 +26,7 @@ class TrainerSettings(StoreSettings):
     first_report_seconds: float = 300.0  # a single worker that runs for this long without a report is stopped
     start_seconds: float = 30.0  # after this time, workers that have not started are reported
     pause_seconds: float = 120.0  # after this time, the workers of a pausing job are stopped
+    drain_seconds: float = 100.0  # after SIGTERM, a worker that has not stopped with a checkpoint ends without one
     worker_cpus: float = 1.0
     job_cpus: float | None = None  # CPUs that the workers of a job share; replaces worker_cpus
     worker_gpus: float = 0.0

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,7 +20,7 @@ from services.trainer.process_group import Broadcast
 from services.trainer.reporter import JobReporter
 from services.trainer.scratch import work_folder
 from tlm_core.artifacts import ArtifactStore, ManifestRef
-from tlm_core.errors import CorruptArtifact, NotFound, StaleAttempt, TLMError, WorkerFailed
+from tlm_core.errors import CorruptArtifact, NotFound, StaleAttempt, TLMError, WorkerFailed, WorkerLost
 from tlm_core.jobs.plan import Node, plan_of
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.training.params import SHRUNK
@@ -57,23 +58,28 @@ class GroupRunner:
     rank: int = 0
     world_size: int = 1
     broadcast: Broadcast = lambda value: value
+    draining: threading.Event = field(default_factory=threading.Event)
 
     def run(self, assignment: Assignment) -> None:
         """Run all stages whose artifacts are not published.
 
-        Returns early, after writing a checkpoint, if the job is paused or cancelled. Records any other error in the
-        job's log and raises it.
+        Returns early, after writing a checkpoint, if the job is paused or cancelled, or if `draining` is set. Records
+        any other error in the job's log and raises it.
         """
         job = patiently(lambda: self._job(assignment))
         reporter = (
-            JobReporter(self.store, job.tenant, job.id, job.attempt, assignment.group) if self.rank == 0 else None
+            JobReporter(self.store, job.tenant, job.id, job.attempt, assignment.group, draining=self.draining)
+            if self.rank == 0
+            else None
         )
         handler = _JobLog(reporter) if reporter else logging.NullHandler()
         logging.getLogger().addHandler(handler)
         try:
             self._run_nodes(assignment, [node.name for node in plan_of(job).group(assignment.group)], reporter)
         except StopRequested:
-            log.info("Stopped because the job was paused or cancelled")
+            log.info("Stopped on request")
+            if reporter and reporter.draining:
+                self._report_error(job, WorkerLost("Worker was stopped with its machine (SIGTERM)."))
         except TLMError as error:
             self._report_error(job, error)
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -170,6 +171,36 @@ def test_stage_boundaries_wait_out_an_outage_of_redis(harness: CoordinatorHarnes
     harness.store = reliable
     coordinator.round()
     assert (harness.job(job_id).state, harness.job(job_id).attempt) == (State.SUCCEEDED, 1)
+
+
+def test_drained_worker_writes_a_checkpoint_first(harness: CoordinatorHarness) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit()
+    submission = harness.until_submitted(coordinator, job_id)
+
+    def drain_at_two(step: int) -> None:
+        if step == 2:
+            harness.store.report(T, job_id, 1, draining=True)
+            time.sleep(0.3)  # The reporter reads it every 0.1 s.
+
+    harness.work(submission, joint=counting_stage(50, drain_at_two))
+    coordinator.round()
+    job = harness.job(job_id)
+    assert (job.state, job.failures, job.error and job.error["code"]) == (State.QUEUED, 0, "worker_lost")
+    harness.store.expire_deadlines()
+    harness.work(harness.until_submitted(coordinator, job_id), joint=counting_stage(3))
+    coordinator.round()
+    starts = [e.data["step"] for e in harness.store.events(T, job_id) if e.type == "stage.started_at"]
+    assert (starts, harness.job(job_id).state) == ([0, 2], State.SUCCEEDED)
+
+
+def test_stopped_coordinator_gives_up_its_leases(harness: CoordinatorHarness) -> None:
+    job_id, stop = harness.submit(), threading.Event()
+    coordinator = harness.coordinator("stopped")
+    harness.until_submitted(coordinator, job_id)
+    stop.set()
+    coordinator.run(stop)
+    harness.coordinator("next").round()
+    assert (harness.job(job_id).owner, harness.job(job_id).attempt) == ("next", 1)
 
 
 def test_recomputed_artifact_is_no_advance(harness: CoordinatorHarness, redis_client: redis.Redis) -> None:

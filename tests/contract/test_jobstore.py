@@ -171,8 +171,8 @@ def test_claim_from_the_queue_starts_an_attempt_but_an_adoption_does_not(store: 
     assert (adopted.attempt, adopted.owner) == (1, "b")
     with pytest.raises(StaleAttempt):
         store.finish(first, "a", {})
-    assert not store.renew(first, "a", 30)
-    assert store.renew(adopted, "b", 30)
+    assert not store.renew(T, first.id, "a", 30)
+    assert store.renew(T, adopted.id, "b", 30)
     store.requeue(adopted, "b", ERROR, 0)
     second = claim(store, "c")
     assert (second.attempt, second.failures, second.losses) == (2, 0, 1)

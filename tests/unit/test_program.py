@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from services.trainer.drain import worker_processes
 from services.trainer.oom import oom_kills
 
 RUN = """
@@ -56,3 +57,38 @@ def test_oom_kills_are_read_from_either_version_of_cgroups(tmp_path: Path, name:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text(text)
     assert oom_kills(tmp_path) == kills
+
+
+DRAIN = """
+import os, signal, sys, time
+from services.trainer import program
+from services.trainer.assignment import Assignment
+from services.trainer.settings import TrainerSettings
+program.Assignment = type("Fixed", (), {"read": lambda: Assignment("t", "job_1", 1, "main", 1, 1.0, 0.0)})
+def compute(assignment):
+    draining = program._drain_on_sigterm(assignment, TrainerSettings(storage="s", scratch="s", drain_seconds=SECONDS))
+    print("ready", flush=True)
+    while not draining.is_set() or HANGS:
+        time.sleep(0.01)
+    print("checkpoint", flush=True)
+program._run = compute
+program.main()
+"""
+
+
+@pytest.mark.parametrize(("hangs", "output", "code"), [(False, "checkpoint", 0), (True, "", 143)])
+def test_program_stops_its_stage_on_sigterm_within_the_grace_period(hangs: bool, output: str, code: int) -> None:
+    script = DRAIN.replace("HANGS", str(hangs)).replace("SECONDS", "0.1" if hangs else "60")
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().strip() == "ready"
+        process.terminate()
+        assert (process.communicate(timeout=30)[0].strip(), process.returncode) == (output, code)
+
+
+def test_training_processes_of_a_machine_are_listed(tmp_path: Path) -> None:
+    commands = {"1": b"ray\0start", "2": b"python\0-m\0services.trainer.program", "3": b"ray::_Worker.run", "self": b""}
+    for name, command in commands.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "cmdline").write_bytes(command)
+    assert sorted(worker_processes(tmp_path)) == [2, 3]

@@ -283,6 +283,7 @@ class JobRecord(BaseModel):
     failures: attempts that count against `max_attempts`. losses: attempts since the last new checkpoint or artifact
     that ended because the place was lost: a worker, its node, or a component.
     submissions: group → submission id of this attempt. beats: group → last sign of life in this attempt.
+    draining: whether a machine of this attempt stops.
     excluded_from_cache: nodes whose artifacts other jobs must not reuse. ran_seconds: running time of the attempts that
     have ended. running_since: start of the current one. due_at: earliest start of the next one. waiting: the error that
     the attempt waits out. All times are Unix seconds.
@@ -311,6 +312,7 @@ class JobRecord(BaseModel):
     finished_at: float | None = None
     submissions: dict[str, str] = {}
     beats: dict[str, Beat] = {}
+    draining: bool = False
     excluded_from_cache: tuple[str, ...] = ()
     progress: Progress | None = None
     waiting: dict[str, object] | None = None

@@ -54,7 +54,7 @@ for priority = tonumber(ARGV[4]), -tonumber(ARGV[4]), -1 do
     -- A full Redis rejects this write. It must come before the removals, which a full Redis accepts and never undoes.
     redis.call('HINCRBY', job, 'attempt', 1)
     redis.call('ZREM', queue, due)
-    redis.call('HDEL', job, 'submissions', 'beats', 'due_at')
+    redis.call('HDEL', job, 'submissions', 'beats', 'draining', 'due_at')
     redis.call('HSETNX', job, 'started_at', stamp)
     redis.call('HSET', job, 'state', 'running', 'owner', ARGV[1], 'lease_until', lease, 'updated_at', stamp, 'running_since', stamp)
     redis.call('ZREM', state .. 'queued', id)

@@ -4,7 +4,8 @@
 -- ARGV: attempt, active states (JSON {state: true}), progress (JSON or ''), metrics (JSON list of JSON texts),
 --       events (JSON list of [type, JSON text]), log lines (JSON list), artifact id ('' = none), what to publish (JSON text),
 --       maximum number of lines and points, submissions by group (JSON or ''; null deletes one, other groups stay),
---       node to exclude from the cache ('' = none), group and its beat (JSON [group, beat] or '')
+--       node to exclude from the cache ('' = none), group and its beat (JSON [group, beat] or ''),
+--       '1' if the workers must write a checkpoint and end, else ''
 -- Returns {'ok', state}, {'missing'}, {'state', state} or {'stale', attempt}. A published artifact never changes.
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state then return {'missing'} end
@@ -23,6 +24,7 @@ if ARGV[10] ~= '' then
   end
   redis.call('HSET', KEYS[1], 'submissions', cjson.encode(submissions))
 end
+if ARGV[13] ~= '' then redis.call('HSET', KEYS[1], 'draining', ARGV[13]) end
 if ARGV[12] ~= '' then
   local group, beat = unpack(cjson.decode(ARGV[12]))
   local beats = cjson.decode(redis.call('HGET', KEYS[1], 'beats') or '{}')

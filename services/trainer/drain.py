@@ -1,0 +1,39 @@
+"""Stops the training workers of this machine: `python -m services.trainer.drain`, before its container is stopped.
+
+Ray itself ends its workers without a warning. Each worker that receives SIGTERM first writes a checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+
+_PATIENCE_SECONDS = 110.0
+_TITLES = (b"services.trainer.program", b"ray::_Worker")  # of programs, and of the actors that one of them started
+
+
+def worker_processes(proc: Path = Path("/proc")) -> list[int]:
+    """Return the ids of the training processes of this machine."""
+    pids = []
+    for command in proc.glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # It has ended meanwhile.
+            if any(title in command.read_bytes() for title in _TITLES):
+                pids.append(int(command.parent.name))
+    return pids
+
+
+def main() -> None:
+    """Send SIGTERM to the workers and wait until they have ended."""
+    for pid in worker_processes():
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while worker_processes() and time.monotonic() < deadline:
+        time.sleep(0.5)
+
+
+if __name__ == "__main__":
+    main()
