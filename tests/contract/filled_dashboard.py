@@ -279,7 +279,12 @@ def finish(gateway: Gateway, job: JobRecord, labels: tuple[str, ...], skill: flo
             seed = int(node.name.partition(".s")[2])
             total = 900 if node.stage.name == "joint" else 140
             evaluations = [
-                {"step": s, "score": skill * (1 - math.exp(-(s + 8) / 30)) + 0.01 * seed, "accuracy": 0.5, "loss": 1.0}
+                {
+                    "step": s,
+                    "score": skill * (1 - math.exp(-(s + 8) / 30)) + 0.01 * seed,
+                    "accuracy": 0.5,
+                    "loss": 0.5 + math.exp(-s / 40),
+                }
                 for s in range(0, 141, 14)
             ]
             history = {

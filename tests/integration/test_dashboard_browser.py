@@ -202,13 +202,13 @@ def test_running_job_is_watched_to_its_end(page: Any, served: tuple[str, Gateway
     store, job = gateway.parts.jobs, gateway.parts.jobs.get(T, contents.jobs["running"])
     page.goto(f"{url}/ui/jobs/{job.id}")
     settle(page)
-    losses = page.locator("[data-series='mlm task']")
-    assert re.search(r"MLM [\d.]+; task [\d.]+", losses.locator("[role=img]").get_attribute("aria-label"))
+    losses = page.locator("[data-series='mlm']")
+    assert re.search(r"MLM loss .*: MLM [\d.]+", losses.locator("[role=img]").get_attribute("aria-label"))
     before = losses.locator("[role=img]").get_attribute("aria-label")
     report_progress(gateway, job, 0.8)
     page.wait_for_selector("text=720")
     page.wait_for_function(
-        "before => document.querySelector(\"[data-series='mlm task'] [role=img]\").ariaLabel !== before", arg=before
+        "before => document.querySelector(\"[data-series='mlm'] [role=img]\").ariaLabel !== before", arg=before
     )
     page.wait_for_selector("#latest >> text=checkpoint.published")
     page.get_by_role("button", name="Pause").click()
@@ -216,6 +216,23 @@ def test_running_job_is_watched_to_its_end(page: Any, served: tuple[str, Gateway
     store.confirm_paused(store.get(T, job.id), "maker")
     page.wait_for_selector(".job-head .state.paused")
     assert page.get_by_role("button", name="Resume").is_visible()
+
+
+def test_charts_have_distinct_colors_and_smooth_noisy_lines(page: Any, served: tuple[str, Gateway, Contents]) -> None:
+    url, _, contents = served
+    page.goto(f"{url}/ui/jobs/{contents.jobs['alone']}?stage=finetune")
+    settle(page)
+    series = "figure => figure.chart.series.slice(1).map(one => one.stroke()).filter(Boolean)"
+    task = page.locator("[data-series='task validation_loss']")
+    assert len(set(task.evaluate(series))) == 2, "Training and validation have distinct colors."
+    assert task.evaluate("figure => figure.chart.series.map(one => Boolean(one.dash))") == [False, False, True]
+    page.goto(f"{url}/ui/jobs/{contents.jobs['succeeded']}?stage=joint")
+    settle(page)
+    losses = page.locator("[data-series='mlm']")
+    assert len(set(losses.evaluate(series))) == 6, "Each of three seeds has a line and a pale measured line."
+    assert losses.locator(".u-legend .u-series:visible").count() == 1 + 3
+    page.get_by_label("Smooth noisy lines").uncheck()
+    assert len(losses.evaluate(series)) == 3
 
 
 def test_predictions_and_searches_need_no_new_page(page: Any, served: tuple[str, Gateway, Contents]) -> None:

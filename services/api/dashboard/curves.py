@@ -20,7 +20,7 @@ from tlm_core.jobs.spec import JobRecord
 from tlm_core.training.params import TrainParams
 
 STAGES = ("joint", "finetune")
-_SHOWN = ("mlm", "task", "tokens_per_second", "score", "learning_rate")
+_SHOWN = ("mlm", "task", "tokens_per_second", "score", "validation_loss", "learning_rate")
 _POINTS = 400
 # Studies have a node per size and seed; more lines than this are unreadable.
 _MAX_LINES = 12
@@ -87,7 +87,8 @@ def _series(reported: dict[str, Line], history: _History, peak: float) -> dict[s
     lines = {name: _columns(points, name) for name in ("mlm", "task", "rate")}
     share = lines.pop("rate")
     lines["learning_rate"] = {"x": share["x"], "y": [part * peak for part in share["y"]]}
-    lines["score"] = _columns(history.get("evaluations", ()), "score")
+    evaluations = history.get("evaluations", ())
+    lines |= {"score": _columns(evaluations, "score"), "validation_loss": _columns(evaluations, "loss")}
     return reported | {name: line for name, line in lines.items() if line["x"]}
 
 

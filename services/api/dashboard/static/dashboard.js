@@ -2,7 +2,9 @@
 "use strict";
 
 const POLL_MS = 3000;
-const LABELS = {mlm: "MLM", task: "task", score: "score", tokens_per_second: "tokens per second", learning_rate: "rate"};
+const LABELS = {mlm: "MLM", task: "training", validation_loss: "validation", score: "score", tokens_per_second: "tokens/s", learning_rate: "rate"};
+const NOISY = ["mlm", "task", "tokens_per_second"];
+const SMOOTHED_FROM = 40;
 
 function color(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -22,16 +24,33 @@ function short(value) {
   return size !== 0 && size < 1e-3 ? value.toExponential(1).replace(".0", "") : String(+value.toPrecision(6));
 }
 
-// Returns one line per curve and series name: columns, label, color, dash.
+// Returns one line per curve and series name: columns, label, color, dash. One curve has a color per name, several curves have one each.
 function linesOf(curves, names) {
   const lines = [];
   curves.forEach((curve, number) => names.forEach((name, kind) => {
     const line = curve.series[name];
     if (!line) return;
     const parts = [curves.length > 1 ? curve.name : "", curves.length < 2 || names.length > 1 ? LABELS[name] : ""].filter(Boolean);
-    lines.push({x: line.x, y: line.y, label: parts.join(", "), color: color("--c" + number % 6), dash: kind ? [5, 4] : undefined});
+    const stroke = color("--c" + (curves.length > 1 ? number : kind) % 6);
+    lines.push({x: line.x, y: line.y, label: parts.join(", "), color: stroke, dash: kind ? [5, 4] : undefined, noisy: NOISY.includes(name)});
   }));
   return lines;
+}
+
+// The centered moving average of a line. Its window shrinks at both ends, so that it has no lag.
+function average(values) {
+  const widest = Math.round(values.length / 30);
+  return values.map((_, at) => {
+    const side = Math.min(at, values.length - 1 - at, widest);
+    const near = values.slice(at - side, at + side + 1);
+    return near.reduce((sum, value) => sum + value, 0) / near.length;
+  });
+}
+
+// Adds the moving average of each long noisy line, which then becomes pale and has no legend.
+function withAverages(lines) {
+  return lines.flatMap(line => !line.noisy || line.y.length < SMOOTHED_FROM ? [line] :
+    [{...line, color: line.color + "48", legend: "raw"}, {...line, y: average(line.y)}]);
 }
 
 // Shows the latest values in the legend while the pointer is outside the chart.
@@ -43,27 +62,28 @@ function showLatest(chart) {
 function options(lines, width) {
   const axis = {stroke: color("--dim"), grid: {stroke: color("--line"), width: 1}, ticks: {show: false}, font: "12px system-ui, sans-serif"};
   return {
-    width, height: 190, legend: {live: true}, hooks: {setCursor: [showLatest]}, cursor: {points: {size: 6}}, scales: {x: {time: false}},
+    width, height: 190, legend: {live: true, markers: {dash: (chart, number) => chart.series[number].dash ? "dashed" : "solid"}}, hooks: {setCursor: [showLatest]}, cursor: {points: {size: 6}}, scales: {x: {time: false}},
     axes: [
       {...axis, grid: {show: false}, size: 26, values: (_, ticks) => ticks.map(short)},
       {...axis, size: 52, values: (_, ticks) => ticks.map(short)},
     ],
     series: [{label: "step", value: (_, value) => readable(value)}, ...lines.map(line => ({
-      label: line.label, stroke: line.color, width: 1.6, dash: line.dash, spanGaps: true,
+      label: line.label, class: line.legend, stroke: line.color, width: 1.6, dash: line.dash, spanGaps: true,
       points: {show: line.x.length < 30, size: 5, fill: line.color}, value: (_, value) => readable(value),
     }))],
   };
 }
 
-function draw(figure, curves) {
+function draw(figure, curves, smooth) {
   const plot = figure.querySelector(".plot");
-  const lines = linesOf(curves, figure.dataset.series.split(" "));
+  const measured = linesOf(curves, figure.dataset.series.split(" "));
+  const lines = smooth ? withAverages(measured) : measured;
   const title = figure.querySelector("figcaption").textContent.replace(/\s+/g, " ").trim();
-  const latest = lines.map(line => `${line.label} ${readable(line.y.at(-1))}`).join("; ");
-  // Hide a chart whose series this stage does not have: only finetuning has validation scores.
+  const latest = measured.map(line => `${line.label} ${readable(line.y.at(-1))}`).join("; ");
+  // Hide a chart whose series this stage does not have: only finetuning is validated.
   figure.hidden = !lines.length && curves.some(curve => Object.keys(curve.series).length);
   plot.setAttribute("aria-label", `${title}: ${latest || "no data yet"}`);
-  const shape = lines.map(line => line.label).join("|") + plot.clientWidth + color("--ink");
+  const shape = lines.map(line => line.label + line.color).join("|") + plot.clientWidth;
   const data = lines.length ? uPlot.join(lines.map(line => [line.x, line.y])) : null;
   if (figure.chart && figure.shape === shape) {
     figure.chart.setData(data);
@@ -87,7 +107,9 @@ function draw(figure, curves) {
 function showCharts(area) {
   const figures = [...area.querySelectorAll(".chart")];
   let curves = [];
-  const redraw = () => figures.forEach(figure => draw(figure, curves));
+  const smooth = area.querySelector("[name=smooth]");
+  const redraw = () => figures.forEach(figure => draw(figure, curves, smooth.checked));
+  smooth.addEventListener("change", redraw);
   const load = async () => {
     const start = performance.now();
     let result;
