@@ -30,6 +30,32 @@ def test_job_list_shows_states_as_words(filled: tuple[Gateway, Contents]) -> Non
     assert "hx-trigger" not in browser.get("/ui/jobs?state=failed", headers={"HX-Request": "true"}).text
 
 
+def test_job_list_is_searched_and_ordered(filled: tuple[Gateway, Contents]) -> None:
+    gateway, contents = filled
+    browser, jobs = signed_in(gateway), contents.jobs
+
+    def rows(query: str) -> list[str]:
+        return re.findall(r'id="row-(job_\w+)"', browser.get(f"/ui/jobs?{query}").text)
+
+    assert rows("q=hostile+manuals") == [jobs["hostile"]]
+    assert rows(f"q={jobs['alone'].upper()}") == [jobs["alone"]]
+    assert rows("sort=score")[:3] == [jobs["hostile"], jobs["succeeded"], jobs["alone"]]
+    assert rows("sort=score&state=succeeded&q=tickets") == [jobs["succeeded"], jobs["alone"]]
+    assert rows("sort=failures")[0] == jobs["failed"]
+    assert browser.get("/ui/jobs?sort=beauty").status_code == 422
+    assert "No job contains “zebra”" in browser.get("/ui/jobs?q=zebra").text
+    table = Tags(browser.get("/ui/jobs?sort=failures&q=tickets").text)
+    assert table.has("th", **{"aria-sort": "descending"}) and table.has("a", href="/ui/jobs?q=tickets&sort=score")
+    filters = re.findall(r'href="/ui/jobs\?state=(\w+)"', browser.get("/ui/jobs").text)
+    assert filters == ["queued", "running", "paused", "succeeded", "failed", "cancelled"]
+
+
+def test_empty_job_list_names_the_first_steps(gateway: Gateway) -> None:
+    text = signed_in(gateway).get("/ui/jobs").text
+    assert all(f'href="/ui/{page}"' in text for page in ("datasets", "corpora", "submit"))
+    assert "Upload a dataset" in text and "No failed jobs" in signed_in(gateway).get("/ui/jobs?state=failed").text
+
+
 def test_running_job_shows_stage_and_actions(filled: tuple[Gateway, Contents]) -> None:
     gateway, contents = filled
     job = contents.jobs["running"]

@@ -13,6 +13,7 @@ from services.api.dashboard import (
     compare_page,
     data_pages,
     job_pages,
+    jobs_page,
     labels_page,
     result_pages,
     selection_tab,
@@ -33,7 +34,7 @@ from services.api.dashboard.web import (
 from services.api.parts import Parts
 
 router = APIRouter()
-_PAGES = (job_pages, result_pages, selection_tab, labels_page, data_pages, submit_page, compare_page)
+_PAGES = (jobs_page, job_pages, result_pages, selection_tab, labels_page, data_pages, submit_page, compare_page)
 
 
 def mount_dashboard(app: FastAPI, parts: Parts) -> None:

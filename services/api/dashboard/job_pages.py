@@ -1,4 +1,4 @@
-"""Pages of jobs: the list, one job with its live part, its log, and the actions on it."""
+"""Pages of one job: its live part, its log, and the actions on it."""
 
 from __future__ import annotations
 
@@ -9,46 +9,26 @@ from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from services.api.dashboard.curves import curves, stages_of
-from services.api.dashboard.progress import overall, selects, steps_of
+from services.api.dashboard.progress import selects, steps_of
 from services.api.dashboard.web import PREFIX, SignedIn, page, redirect
 from services.api.job_artifacts import artifacts_by_node
-from services.api.parts import AfterId, Parts, PartsDep, StreamId
+from services.api.parts import Parts, PartsDep, StreamId
 from services.api.removal import delete_job
 from services.api.standing import standings
 from services.api.submission import RETRYABLE, retry_job
 from tlm_core.errors import NotFound
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import Event, JobRecord
-from tlm_core.jobs.states import TERMINAL, TRANSITIONS, State, Verb
+from tlm_core.jobs.states import TERMINAL, TRANSITIONS, Verb
 from tlm_core.stages import BASELINE
-from tlm_core.tasks.metrics import scores_shown
 
 router = APIRouter(prefix="/jobs")
 
-_LIMIT = 25
 _EVENTS = 12
 _EVENTS_PAGE = 500
 _EVENTS_ON_LOG = 1_000
 _LINES = 500
 _ACTIONS = (Verb.PAUSE, Verb.RESUME, Verb.CANCEL)
-
-
-@router.get("")
-def list_page(
-    request: Request, parts: PartsDep, tenant: SignedIn, state: State | None = None, after: AfterId = None
-) -> Response:
-    """The list of jobs. A script gets only the table, which replaces the old one."""
-    jobs, has_more = parts.jobs.list_jobs(tenant, state=state, after=after, limit=_LIMIT)
-    rows = [
-        {"job": job, "standing": standing, "share": overall(job), "score": _score(job)}
-        for job, standing in zip(jobs, standings(parts.jobs, jobs), strict=True)
-    ]
-    live = any(job.state not in TERMINAL for job in jobs)
-    template = "_jobs_table.html" if "hx-request" in request.headers else "jobs.html"
-    return page(
-        request, template, rows=rows, more=has_more, state=state, after=after, states=list(State), live=live,
-        last=jobs[-1].id if jobs else None,
-    )  # fmt: skip
 
 
 @router.get("/{job}")
@@ -162,13 +142,3 @@ def _events(parts: Parts, job: JobRecord, after: int) -> list[Event]:
         events.extend(chunk)
         after = chunk[-1].seq
     return events[::-1]
-
-
-def _score(job: JobRecord) -> dict[str, str | float | None] | None:
-    """Mean test scores of a succeeded job. `name` and `value`: the task's own metric if it has one, else macro-F1."""
-    summary = job.result.summary if job.result else None
-    if summary is None or not (test := summary.mean.get("test")):
-        return None
-    metric = summary.metric
-    name = "macro_f1" if metric in scores_shown("macro_f1") else metric
-    return {"name": name, "value": test.get(name), "accuracy": test.get("accuracy")}

@@ -1,0 +1,117 @@
+"""The list of jobs, with search and order."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
+
+from services.api.dashboard.progress import overall
+from services.api.dashboard.web import PREFIX, SignedIn, page
+from services.api.parts import AfterId, Parts, PartsDep
+from services.api.standing import standings
+from tlm_core.errors import InvalidRequest
+from tlm_core.jobs.spec import JobRecord
+from tlm_core.jobs.states import TERMINAL, State
+from tlm_core.tasks.metrics import scores_shown
+
+router = APIRouter(prefix="/jobs")
+
+_LIMIT = 25
+# A search or an order reads the newest jobs and shows the first of them on one page.
+_READ, _CHUNK, _SHOWN = 1_000, 100, 100
+# States that last. The others are on the way to one of these.
+_FILTERS = (State.QUEUED, State.RUNNING, State.PAUSED, State.SUCCEEDED, State.FAILED, State.CANCELLED)
+_ORDERS = ("score", "runtime", "failures")
+
+
+@router.get("")
+def list_page(
+    request: Request,
+    parts: PartsDep,
+    tenant: SignedIn,
+    state: State | None = None,
+    after: AfterId = None,
+    q: Annotated[str, Query(max_length=200)] = "",
+    sort: Annotated[str, Query(max_length=20)] = "",
+) -> Response:
+    """The list of jobs. A script gets only the table, which replaces the old one."""
+    if sort and sort not in _ORDERS:
+        raise InvalidRequest(f"Unknown order '{sort}'. Use one of these: {', '.join(_ORDERS)}.")
+    words = q.lower().split()
+    if words or sort:
+        jobs, more = _ordered(parts, tenant, state, words, sort)
+    else:
+        jobs, more = parts.jobs.list_jobs(tenant, state=state, after=after, limit=_LIMIT)
+    current = {"state": state, "q": q.strip(), "sort": sort}
+
+    def link(**changes: str | None) -> str:
+        query = urlencode({name: value for name, value in (current | changes).items() if value})
+        return f"{PREFIX}/jobs" + (f"?{query}" if query else "")
+
+    rows = [
+        {"job": job, "standing": standing, "share": overall(job), "score": _score(job), "runtime": _runtime(job)}
+        for job, standing in zip(jobs, standings(parts.jobs, jobs), strict=True)
+    ]
+    return page(
+        request, "_jobs_table.html" if "hx-request" in request.headers else "jobs.html", current, rows=rows, more=more,
+        after=after, states=_FILTERS, live=any(job.state not in TERMINAL for job in jobs), link=link, read=_READ,
+        last=jobs[-1].id if jobs else None, paged=not (words or sort),
+    )  # fmt: skip
+
+
+def _ordered(
+    parts: Parts, tenant: str, state: State | None, words: list[str], sort: str
+) -> tuple[list[JobRecord], bool]:
+    """The newest jobs that contain all words, in the order `sort`, and whether older jobs exist."""
+    matching: list[JobRecord] = []
+    after, more = None, True
+    for _ in range(_READ // _CHUNK):
+        chunk, more = parts.jobs.list_jobs(tenant, state=state, after=after, limit=_CHUNK)
+        matching.extend(job for job in chunk if _contains(job, words))
+        if not more:
+            break
+        after = chunk[-1].id
+    if sort:
+        matching.sort(key=lambda job: -_value(job, sort))
+    return matching[:_SHOWN], more
+
+
+def _contains(job: JobRecord, words: list[str]) -> bool:
+    spec = job.spec
+    labels = (f"{key}={value}" for key, value in spec.metadata.items())
+    texts = (job.id, spec.dataset, job.resolved.corpus_name or "", spec.kind, spec.scale, spec.recipe, *labels)
+    text = " ".join(texts).lower()
+    return all(word in text for word in words)
+
+
+def _value(job: JobRecord, sort: str) -> float:
+    """The value by which a job is ordered, highest first. A job without it is last."""
+    match sort:
+        case "score":
+            score = _score(job)
+            value = score["value"] if score else None
+            return value if isinstance(value, float) else float("-inf")
+        case "runtime":
+            return _runtime(job) or 0.0
+    return job.failures
+
+
+def _runtime(job: JobRecord) -> float | None:
+    """Seconds that the job has run, over all attempts."""
+    if not job.started_at:
+        return None
+    return job.ran_seconds + (time.time() - job.running_since if job.running_since else 0.0)
+
+
+def _score(job: JobRecord) -> dict[str, str | float | None] | None:
+    """Mean test score of a succeeded job: by the task's own metric if it has one, else macro-F1."""
+    summary = job.result.summary if job.result else None
+    if summary is None or not (test := summary.mean.get("test")):
+        return None
+    metric = summary.metric
+    name = "macro_f1" if metric in scores_shown("macro_f1") else metric
+    return {"name": name, "value": test.get(name)}
