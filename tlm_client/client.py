@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,8 +22,17 @@ from tlm_client.transfer import RESUMABLE_BYTES, Download, OnBytes, Stream, chec
 from tlm_core import wire
 from tlm_core.artifacts import FileEntry, sha256_file, storage_errors
 from tlm_core.corpus.states import NearDuplicatesChoice
-from tlm_core.errors import Conflict, CorruptArtifact, TLMError, Unavailable, error_from_dict
+from tlm_core.errors import (
+    Conflict,
+    CorruptArtifact,
+    InvalidRequest,
+    NotFound,
+    TLMError,
+    Unavailable,
+    error_from_dict,
+)
 from tlm_core.jobs.spec import FROM_JOB, JobSpec
+from tlm_core.names import JOB_ID
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -243,11 +253,35 @@ class TLMClient:
         kind: str | None = None,
         dataset: str | None = None,
         labels: Mapping[str, str] | None = None,
+        search: str | None = None,
     ) -> Iterator[wire.JobSummary]:
-        """Iterate over the jobs that match all filters, newest first. dataset: id or name; labels: metadata."""
+        """Iterate over the jobs that match all filters, newest first.
+
+        dataset: id or name. labels: metadata. search: a part of the name, or the start of the id.
+        """
         label = [f"{name}={value}" for name, value in (labels or {}).items()]
-        filters = {"state": state, "kind": kind, "dataset": dataset, "label": label}
+        filters = {"state": state, "kind": kind, "dataset": dataset, "label": label, "q": search}
         return self._pages(wire.Page[wire.JobSummary], "/v1/jobs", lambda job: job.id, **filters)
+
+    def job_id(self, reference: str) -> str:
+        """Return the id that `@latest` (the newest job) or a unique start of an id, with or without `job_`, means.
+
+        A full id is returned without a request. Raises NotFound, or InvalidRequest if several ids start so.
+        """
+        if re.fullmatch(JOB_ID, reference):
+            return reference
+        latest = reference == "@latest"
+        ids = []
+        for job in self.jobs(search=None if latest else reference):
+            if latest:
+                return job.id
+            if job.id.startswith((reference, f"job_{reference}")):
+                ids.append(job.id)
+        if len(ids) > 1:
+            raise InvalidRequest(f"'{reference}' is the start of {len(ids)} ids, such as {ids[0]}. Give more of it.")
+        if not ids:
+            raise NotFound("There are no jobs." if latest else f"No job '{reference}'. List the jobs to see their ids.")
+        return ids[0]
 
     def job(self, job_id: str) -> wire.Job:
         """Return a job with its state, progress, error, resolved inputs and stages."""

@@ -76,8 +76,19 @@ def _note_json(context: typer.Context, value: bool) -> bool:
     return value
 
 
-JobId = Annotated[str, typer.Argument(metavar="ID", help="ID of the job.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print only JSON to stdout.", callback=_note_json)]
+def _job_id(context: typer.Context, reference: str) -> str:
+    with session_of(context).client() as client:
+        return client.job_id(reference)
+
+
+def _job_ids(context: typer.Context, references: list[str]) -> list[str]:
+    return [_job_id(context, reference) for reference in references]
+
+
+_JOB_HELP = "ID of the job, a unique start of it, or @latest."
+JobId = Annotated[str, typer.Argument(metavar="ID", help=_JOB_HELP, callback=_job_id)]
+JobIds = Annotated[list[str], typer.Argument(metavar="ID ID…", help="Two to ten jobs.", callback=_job_ids)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print only JSON to stdout.", callback=_note_json, is_eager=True)]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 Watch = Annotated[bool, typer.Option("--watch", "-w", help="Show the progress until the job ends.")]
 

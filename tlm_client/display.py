@@ -96,16 +96,8 @@ class Display:
 
     def progress(self, progress: spec.Progress) -> None:
         """Show step, rate, stage number and loss curve, and share and time left of the whole job."""
-        parts = (
-            f"{progress.step}/{progress.total}" if progress.total else "",
-            f"{progress.rate:,.1f} {progress.unit}/s" if progress.rate is not None else "",
-            _time_left(progress),
-            f"stage {min(progress.nodes_done + 1, progress.nodes_total)} of {progress.nodes_total}"
-            if progress.nodes_total
-            else "",
-            self._curve,
-        )
-        self.update(progress.node or progress.stage, progress.share, 1.0, "  ".join(filter(None, parts)))
+        facts = "  ".join(filter(None, (progress_facts(progress), self._curve)))
+        self.update(progress.node or progress.stage, progress.share, 1.0, facts)
 
     def wants_curve(self) -> bool:
         """Return whether to fetch a new curve: every few seconds on a terminal."""
@@ -154,7 +146,20 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{remainder:02d}" if hours else f"{minutes}:{remainder:02d}"
 
 
-def _time_left(progress: spec.Progress) -> str:
+def progress_facts(progress: spec.Progress) -> str:
+    """Return step, rate, time left and stage number of a job."""
+    parts = (
+        f"{progress.step:,}/{progress.total:,}" if progress.total else "",
+        f"{progress.rate:,.1f} {progress.unit}/s" if progress.rate is not None else "",
+        time_left(progress),
+        f"stage {min(progress.nodes_done + 1, progress.nodes_total)} of {progress.nodes_total}"
+        if progress.nodes_total
+        else "",
+    )
+    return "  ".join(filter(None, parts))
+
+
+def time_left(progress: spec.Progress) -> str:
     """Return the time left of the job, or of its stage if the estimate of the job is unknown."""
     if progress.eta_seconds is not None:
         return f"{duration(progress.eta_seconds)} left"

@@ -188,6 +188,7 @@ class JobSummary(_Answer):
     """A job as lists show it."""
 
     id: str
+    name: str | None = Field(None, description="given by the user; not unique")
     kind: str
     state: State
     dataset: str
@@ -208,6 +209,8 @@ class JobSummary(_Answer):
     waiting: Waiting | None = None
     silent_seconds: float | None = Field(None, description="since the last report of the workers, from 30 on")
     error: JsonObject | None
+    metric: str | None = Field(None, description="the metric of `score`")
+    score: float | None = Field(None, description="mean test score of the returned model over the seeds")
 
     @property
     def is_over(self) -> bool:

@@ -92,9 +92,7 @@ def run_job(client: TLMClient, label: str, spec: JobSpec, display: Display) -> t
     job = client.wait(job.id, display.job_event)
     if job.state is not State.SUCCEEDED:
         raise error_from_dict(job.error) if job.error else TLMError(f"Job '{label}' is {job.state}.")
-    return client.report(job.id), (
-        (job.finished_at or job.updated_at) - (job.started_at or job.created_at)
-    ).total_seconds()
+    return client.report(job.id), job.seconds
 
 
 def print_report(name: str, report: dict[str, Any], seconds: float) -> None:

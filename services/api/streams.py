@@ -62,9 +62,8 @@ class _Topic:
         if text is None:
             if len(self.texts) > 2 * _BUFFERED_EVENTS:
                 self.texts.clear()
-            text = self.texts[event.seq] = _message(
-                event.type, JobEvent.model_validate(event).model_dump_json(), event.seq
-            )
+            body = JobEvent.model_validate(event).model_dump_json()
+            text = self.texts[event.seq] = _message(event.type, body, event.seq)
         return text
 
     def after(self, seq: int) -> list[Event] | None:

@@ -12,7 +12,8 @@ from tlm_core.errors import without_details
 from tlm_core.jobs.plan import Plan
 from tlm_core.jobs.spec import JobRecord
 
-_SPEC_FIELDS = ("kind", "dataset", "corpus", "scale", "recipe", "seeds", "metadata", "priority")
+_SPEC_FIELDS = ("name", "kind", "dataset", "corpus", "scale", "recipe", "seeds", "metadata", "priority")
+_RECORDED = wire.JobSummary.model_fields.keys() - {"metric", "score"}
 
 
 def dataset_view(record: DatasetRecord) -> wire.Dataset:
@@ -52,7 +53,9 @@ def dry_run_view(job: JobRecord, plan: Plan, done: Mapping[str, ManifestRef], es
 def _summary(job: JobRecord, standing: Standing) -> dict[str, object]:
     """The fields of a summary, from the record, from the spec inside it, and from its standing."""
     sources = dict.fromkeys(_SPEC_FIELDS, job.spec) | dict.fromkeys(vars(standing), standing)
-    return {name: getattr(sources.get(name, job), name) for name in wire.JobSummary.model_fields}
+    fields = {name: getattr(sources.get(name, job), name) for name in _RECORDED}
+    summary = job.result.summary if job.result else None
+    return fields | {"metric": summary and summary.metric, "score": summary and summary.score}
 
 
 def _resolved(job: JobRecord, plan: Plan, done: Mapping[str, ManifestRef]) -> dict[str, object]:

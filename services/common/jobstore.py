@@ -157,19 +157,22 @@ class JobStore:
         kind: str | None = None,
         datasets: Sequence[str] | None = None,
         labels: Sequence[tuple[str, str]] = (),
+        search: str = "",
         after: str | None = None,
         limit: int = 20,
     ) -> tuple[list[JobRecord], bool]:
         """Return the jobs older than `after`, newest first, and whether there are more.
 
-        A job must match every filter, and one of `datasets` (ids).
+        A job must match every filter, and one of `datasets` (ids). search: a part of the name, or the start of the id
+        with or without `job_`.
         """
         filters = [key(tenant, "state", state)] if state else []
         filters += [key(tenant, "kind", kind)] if kind else []
         filters += [key(tenant, "label", digest_of(pair)) for pair in labels]
         on_datasets = None if datasets is None else [key(tenant, "on", dataset) for dataset in datasets]
         with translated_errors():
-            ids = self._ids(filters or [key(tenant, "jobs")], on_datasets, after, limit + 1)
+            only = self._matching(tenant, search) if search else None
+            ids = self._ids(filters or [key(tenant, "jobs")], on_datasets, only, after, limit + 1)
         return self._records(tenant, ids[:limit]), len(ids) > limit
 
     def jobs_on_data(self, tenant: str, digest: str) -> list[JobRecord]:
@@ -178,12 +181,21 @@ class JobStore:
             ids = self._redis.zrange(key(tenant, "data", digest), 0, -1)
         return self._records(tenant, ids)
 
-    def _ids(self, all_of: list[str], any_of: list[str] | None, after: str | None, limit: int) -> list[str]:
+    def _matching(self, tenant: str, search: str) -> set[str]:
+        names, text = self._redis.hgetall(key(tenant, "names")), search.casefold()
+        ids = {job_id for job_id, name in names.items() if text in name.casefold()}
+        for start in (search, f"job_{search}"):
+            ids.update(self._redis.zrange(key(tenant, "jobs"), f"[{start}", f"[{start}\x7f", bylex=True))
+        return ids
+
+    def _ids(
+        self, all_of: list[str], any_of: list[str] | None, only: set[str] | None, after: str | None, limit: int
+    ) -> list[str]:
         """Return members of sorted sets whose scores are all 0, in descending order."""
         start = f"({after}" if after else "+"
         if any_of is not None and len(any_of) == 1:
             all_of, any_of = [*all_of, *any_of], None
-        if any_of is None and len(all_of) == 1:
+        if any_of is None and only is None and len(all_of) == 1:
             return list(self._redis.zrange(all_of[0], start, "-", desc=True, bylex=True, offset=0, num=limit))
         if any_of == []:
             return []
@@ -191,6 +203,8 @@ class JobStore:
         if any_of is not None:
             union = set(self._redis.zunion(any_of))
             members = [member for member in members if member in union]
+        if only is not None:
+            members = [member for member in members if member in only]
         end = bisect.bisect_left(members, after) if after else len(members)
         return list(reversed(members[max(0, end - limit) : end]))
 
@@ -277,6 +291,7 @@ class JobStore:
             key(tenant, "idem", digest_of(idempotency_key)) if idempotency_key else "",
             QUEUE,
             FEED,
+            key(tenant, "names"),
             *_indexes(tenant, spec, resolved),
             key(tenant, "state", "queued"),
         ]
@@ -291,6 +306,7 @@ class JobStore:
             key(tenant, "job", ""),
             _MAX_FEED_ENTRIES,
             canonical_json(list(needs)),
+            spec.name or "",
         ]
         outcome, answer = self._run("submit", keys, args)
         if outcome == "mismatch":
@@ -529,7 +545,7 @@ class JobStore:
         """
         tenant = job.tenant
         own_keys = (key(tenant, name, job.id) for name in ("job", "events", "metrics", "logs", "job-artifacts"))
-        keys = [*own_keys, REMOVALS, *_indexes(tenant, job.spec, job.resolved)]
+        keys = [*own_keys, REMOVALS, key(tenant, "names"), *_indexes(tenant, job.spec, job.resolved)]
         keys += [key(tenant, "state", state) for state in sorted(TERMINAL)]
         args = [job.id, _TERMINAL_JSON, removal.member, canonical_json(asdict(removal))]
         match self._run("delete", keys, args):

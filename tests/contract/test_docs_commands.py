@@ -78,7 +78,7 @@ class Reader:
             self.names |= {"JOB": job, "OTHER_JOB": self.other}
             self.curl(line)
         else:
-            self.tlm(re.sub(r"\b(JOB_ID|ID)\b", job, re.sub(r"\bOTHER_(JOB_)?ID\b", self.other, line)))
+            self.tlm(re.sub(r"\b(JOB_ID|ID)\b|@latest", job, re.sub(r"\bOTHER_(JOB_)?ID\b", self.other, line)))
 
     def tlm(self, line: str) -> None:
         # No worker runs here, so a new job would never end.

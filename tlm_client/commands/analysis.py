@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tlm_client.console import AsJson, JobId, print_result, session_of, table
+from tlm_client.console import AsJson, JobId, JobIds, print_result, session_of, table
 from tlm_client.display import spark
 from tlm_client.summary import format_score, format_verdict
 from tlm_core.tasks.metrics import scores_shown
@@ -17,7 +17,7 @@ _LONGEST_VALUE = 40
 
 def compare(
     context: typer.Context,
-    job_ids: Annotated[list[str], typer.Argument(metavar="ID ID…", help="Two to ten jobs.")],
+    job_ids: JobIds,
     as_json: AsJson = False,
 ) -> None:
     """Compare two to ten jobs: settings that differ, scores, cost and curves."""

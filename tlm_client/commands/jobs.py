@@ -24,7 +24,7 @@ from tlm_client.console import (
     stderr_console,
     table,
 )
-from tlm_client.display import Display, duration
+from tlm_client.display import Display, duration, progress_facts, time_left
 from tlm_client.summary import report_items
 from tlm_core.errors import InvalidRequest, TLMError
 from tlm_core.jobs.states import State
@@ -39,20 +39,39 @@ def jobs(
     kind: Annotated[str | None, typer.Option(help="Only jobs of this kind, such as train.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Only jobs on this dataset (ID or name).")] = None,
     label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Only this label. Repeatable.")] = None,
+    search: Annotated[
+        str | None, typer.Option(help="Only jobs whose name contains this text, or whose ID starts with it.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of jobs.")] = 20,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
     with session_of(context).client() as client:
-        matches = client.jobs(state, kind=kind, dataset=dataset, labels=parse_labels(label))
+        matches = client.jobs(state, kind=kind, dataset=dataset, labels=parse_labels(label), search=search)
         listed = list(islice(matches, limit))
-    rows = [
-        (j.id, j.state, j.dataset, j.corpus, f"{j.recipe}/{j.scale}", j.progress.node if j.progress else None,
-         _age(j.created_at))
-        for j in listed
-    ]  # fmt: skip
-    columns = ("id", "state", "dataset", "corpus", "recipe", "stage", "submitted")
-    print_result(listed, table(columns, rows), as_json=as_json)
+    columns = ("id", "name", "state", "data", "recipe", "progress", "left", "score", "submitted", "note")
+    rows = [_row(job) for job in listed]
+    used = [index for index in range(len(columns)) if index < 4 or any(row[index] for row in rows)]
+    shown = table([columns[index] for index in used], [[row[index] for index in used] for row in rows])
+    print_result(listed, shown, as_json=as_json)
+
+
+def _row(job: JobSummary) -> tuple[object, ...]:
+    """Return the cells of a job in the list. The note is its failure, or why it waits."""
+    live = None if job.is_over else job.progress
+    failure = str(job.error.get("message")) if job.error else ""
+    return (
+        job.id,
+        job.name,
+        job.state,
+        f"{job.dataset} on {job.corpus}" if job.corpus else job.dataset,
+        f"{job.recipe}/{job.scale}",
+        f"{live.share:.0%} {live.node}" if live else None,
+        time_left(live) if live else None,
+        None if job.score is None else f"{job.score:.3f} {job.metric}",
+        _age(job.created_at),
+        failure if job.is_over else " ".join(filter(None, [*_standing(job), failure])),
+    )
 
 
 def show(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
@@ -61,8 +80,9 @@ def show(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None
         job = client.job(job_id)
         report = client.report(job_id) if job.state is State.SUCCEEDED else None
     items: list[Item] = [
-        f"{job.id} is {job.state} (attempt {job.attempt}, {job.failures} failed)",
+        f"{job.id}{f' ({job.name})' if job.name else ''} is {job.state} (attempt {job.attempt}, {job.failures} failed)",
         *_standing(job),
+        *_progress(job),
         f"Submitted: {_age(job.created_at)}",
         f"Dataset: {job.dataset} ({job.dataset_id})",
         f"Corpus: {f'{job.corpus} (version {job.corpus_version})' if job.corpus_version else 'none'}",
@@ -200,6 +220,13 @@ def split_pair(text: str) -> tuple[str, str]:
 
 def _print_state(job: Job, as_json: bool) -> None:
     print_result(job, f"{job.id} is {job.state}", as_json=as_json)
+
+
+def _progress(job: JobSummary) -> list[str]:
+    """Return share, stage, step, rate and time left of an unfinished job."""
+    if job.is_over or job.progress is None:
+        return []
+    return [f"Progress: {job.progress.share:.0%}  {job.progress.node}  {progress_facts(job.progress)}"]
 
 
 def _standing(job: JobSummary) -> list[str]:

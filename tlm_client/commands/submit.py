@@ -35,6 +35,7 @@ Overrides = Annotated[
 Workers = Annotated[int, typer.Option("--workers", min=1, help="Number of data-parallel workers.")]
 Options = Annotated[str | None, typer.Option("--options", metavar="JSON|FILE", help="Options of the job kind.")]
 Labels = Annotated[list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Label of the job. Repeatable.")]
+Name = Annotated[str | None, typer.Option("--name", help="Your name for the job, for lists and searches.")]
 MaxRuntime = Annotated[float | None, typer.Option(help="Time limit in seconds of running.")]
 
 
@@ -50,6 +51,7 @@ def submit(
     seed: Seeds = None,
     set_: Overrides = None,
     workers: Workers = 1,
+    name: Name = None,
     label: Labels = None,
     priority: Annotated[int, typer.Option(min=-10, max=10, help="Higher priorities start first.")] = 0,
     max_runtime: MaxRuntime = None,
@@ -60,7 +62,7 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Submit a job."""
-    fields: dict[str, object] = {"metadata": parse_labels(label), "priority": priority, "kind": kind}
+    fields: dict[str, object] = {"name": name, "metadata": parse_labels(label), "priority": priority, "kind": kind}
     kind_options = _parse_options(options, kind) if options is not None else {}
     if options is not None:
         fields["options"] = kind_options
@@ -114,6 +116,7 @@ def clone(
     scale: Annotated[str | None, typer.Option(help=_SCALES)] = None,
     seed: Seeds = None,
     set_: Overrides = None,
+    name: Name = None,
     label: Annotated[
         list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Replace the labels. Repeatable.")
     ] = None,
@@ -126,7 +129,7 @@ def clone(
 ) -> None:
     """Submit a copy of a job, with changes. By default it uses the same versions of the data."""
     changes: dict[str, object] = {
-        "dataset": dataset, "corpus": corpus, "scale": scale, "seeds": seed or None,
+        "name": name, "dataset": dataset, "corpus": corpus, "scale": scale, "seeds": seed or None,
         "overrides": _parse_overrides(set_) or None, "metadata": parse_labels(label) or None, "priority": priority,
         "max_runtime_seconds": max_runtime, "kind": kind,
     }  # fmt: skip

@@ -31,6 +31,7 @@ MAX_PRIORITY = 10
 LOSSES_PER_FAULT = 3
 
 Options = TypeVar("Options", bound="KindOptions", covariant=True)
+JobName = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^\S[^\x00-\x1f]*$")]
 LabelKey = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^=]+$")]
 LabelValue = Annotated[str, StringConstraints(max_length=512)]
 
@@ -57,6 +58,7 @@ class JobSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    name: JobName | None = Field(None, description="your name for the job, by which lists can be searched")
     kind: str = Field("train", json_schema_extra=lambda schema: schema.update(enum=list(KINDS)))
     dataset: str = Field(
         "",
@@ -252,6 +254,11 @@ class ReportSummary(BaseModel):
 
     metric: str = "macro_f1"
     mean: dict[str, dict[str, float | None]] = {}
+
+    @property
+    def score(self) -> float | None:
+        """The mean test score by the task's own metric."""
+        return self.mean.get("test", {}).get(self.metric)
 
 
 class JobResult(BaseModel):

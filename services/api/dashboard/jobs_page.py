@@ -83,7 +83,16 @@ def _ordered(
 def _contains(job: JobRecord, words: list[str]) -> bool:
     spec = job.spec
     labels = (f"{key}={value}" for key, value in spec.metadata.items())
-    texts = (job.id, spec.dataset, job.resolved.corpus_name or "", spec.kind, spec.scale, spec.recipe, *labels)
+    texts = (
+        job.id,
+        spec.name or "",
+        spec.dataset,
+        job.resolved.corpus_name or "",
+        spec.kind,
+        spec.scale,
+        spec.recipe,
+        *labels,
+    )
     text = " ".join(texts).lower()
     return all(word in text for word in words)
 

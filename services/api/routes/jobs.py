@@ -31,7 +31,7 @@ from tlm_core.wire import Comparison, DryRun, Estimate, Job, JobEvent, JobSummar
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 SPEC_EXAMPLE = {
-    "dataset": "reviews", "corpus": "docs", "scale": "tiny", "recipe": "fast", "seeds": [0, 1, 2],
+    "name": "nightly", "dataset": "reviews", "corpus": "docs", "scale": "tiny", "recipe": "fast", "seeds": [0, 1, 2],
     "overrides": {"finetune.epochs": 10}, "metadata": {"team": "search"},
 }  # fmt: skip
 _STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -86,13 +86,14 @@ def list_all(
     kind: Annotated[str | None, Query(max_length=40)] = None,
     dataset: Annotated[str | None, Query(max_length=200, description="id, NAME (any version), or NAME@VERSION")] = None,
     label: Annotated[list[str], Query(max_length=16, description="KEY=VALUE in the metadata; repeatable.")] = [],  # noqa: B006
+    q: Annotated[str, Query(max_length=100, description="Part of the name, or start of the id.")] = "",
     after: AfterId = None,
     limit: Limit = 20,
 ) -> Page[JobSummary]:
     """Return jobs that match all filters, newest first."""
     datasets = None if dataset is None else parts.catalog.dataset_ids(tenant, dataset)
     jobs, has_more = parts.jobs.list_jobs(
-        tenant, state=state, kind=kind, datasets=datasets, labels=_labels(label), after=after, limit=limit
+        tenant, state=state, kind=kind, datasets=datasets, labels=_labels(label), search=q, after=after, limit=limit
     )
     return Page(data=tuple(map(job_summary, jobs, standings(parts.jobs, jobs))), has_more=has_more)
 

@@ -1,7 +1,8 @@
 -- Creates a job, once per idempotency key.
--- KEYS: job hash, events stream, idempotency key ('' if none), queue, feed, then the indexes of the job
+-- KEYS: job hash, events stream, idempotency key ('' if none), queue, feed, names, then the indexes
+--       of the job
 -- ARGV: job id, member, record fields (JSON object), event data (JSON), body digest, time to live of the key (s),
---       priority, prefix of job hashes, maximum length of the feed, keys that must exist (JSON list)
+--       priority, prefix of job hashes, maximum length of the feed, keys that must exist (JSON list), name ('' = none)
 -- Returns {'created', id}, {'same', id of the earlier job}, {'mismatch', id of the earlier job} or {'gone', key}.
 if KEYS[3] ~= '' then
   local earlier = redis.call('GET', KEYS[3])
@@ -24,6 +25,7 @@ for field, value in pairs(cjson.decode(ARGV[3])) do redis.call('HSET', KEYS[1], 
 redis.call('HSET', KEYS[1], 'state', 'queued', 'attempt', 0, 'failures', 0, 'priority', ARGV[7], 'created_at', now, 'updated_at', now, 'last_event', 1)
 redis.call('XADD', KEYS[2], '1-0', 'type', 'job.submitted', 'at', now, 'attempt', 0, 'data', ARGV[4])
 redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[9], '*', 'job', ARGV[2], 'seq', 1, 'type', 'job.submitted')
-for index = 6, #KEYS do redis.call('ZADD', KEYS[index], 0, ARGV[1]) end
+if ARGV[11] ~= '' then redis.call('HSET', KEYS[6], ARGV[1], ARGV[11]) end
+for index = 7, #KEYS do redis.call('ZADD', KEYS[index], 0, ARGV[1]) end
 redis.call('ZADD', ARGV[7] == '0' and KEYS[4] or KEYS[4] .. ':' .. ARGV[7], now, ARGV[2])
 return {'created', ARGV[1]}

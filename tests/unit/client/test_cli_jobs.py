@@ -10,7 +10,7 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from tests.unit.client.gateway import end, event, event_stream, job_view
+from tests.unit.client.gateway import end, event, event_stream, job_summary, job_view
 from tests.unit.client.test_cli import serve, tlm
 from tlm_client.cli import app
 from tlm_client.console import Session
@@ -332,3 +332,26 @@ def test_watch_shows_the_queue_instead_of_the_last_attempt() -> None:
         return answers.get(request.url.path) or httpx.Response(200, json=job_view(state="failed", waiting=waiting))
 
     assert f"job_1 queued {waiting['reason']}" in tlm(handler, "watch", "job_1").stderr.splitlines()
+
+
+PROGRESS = {"stage": "joint", "node": "joint.s0", "step": 239, "total": 845, "rate": 3293.0, "unit": "tokens",
+            "share": 0.16, "eta_seconds": 805.0, "nodes_done": 3, "nodes_total": 8}  # fmt: skip
+
+
+def test_jobs_show_progress_time_left_score_and_failure() -> None:
+    jobs = [
+        job_summary(id="job_3", name="nightly", state="running", progress=PROGRESS),
+        job_summary(id="job_2", state="succeeded", metric="macro_f1", score=0.6128),
+        job_summary(id="job_1", state="failed", error={"code": "worker_lost", "message": "Worker was killed."}),
+    ]
+    result = tlm(lambda _: httpx.Response(200, json={"data": jobs, "has_more": False}), "jobs")
+    for part in ("nightly", "16% joint.s0", "13:25 left", "0.613 macro_f1", "Worker was killed."):
+        assert part in result.stdout, result.stdout
+
+
+def test_show_prints_step_rate_and_time_left_of_a_running_job() -> None:
+    view = job_view(state="running", name="nightly", progress=PROGRESS)
+    result = tlm(lambda _: httpx.Response(200, json=view), "show", "job_1")
+    assert "job_1 (nightly) is running" in result.stdout
+    line = "Progress: 16%  joint.s0  239/845  3,293.0 tokens/s  13:25 left  stage 4 of 8"
+    assert line in result.stdout.splitlines(), result.stdout

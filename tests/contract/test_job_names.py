@@ -1,0 +1,90 @@
+"""Names of jobs, and short references to them in the client and on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.contract.dashboard_pages import signed_in
+from tests.contract.gateway import TOKEN, Gateway
+from tests.factories import make_resolved, make_spec
+from tlm_client.cli import app
+from tlm_client.client import TLMClient
+from tlm_core.errors import InvalidRequest, NotFound
+
+T = "default"
+
+
+@pytest.fixture
+def url(gateway: Gateway) -> Iterator[str]:
+    with gateway.served() as url:
+        yield url
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[TLMClient]:
+    with TLMClient(url, TOKEN, tries=1) as client:
+        yield client
+
+
+def submit(gateway: Gateway, name: str | None = None) -> str:
+    return gateway.parts.jobs.submit(T, make_spec(name=name), make_resolved())[0].id
+
+
+def test_jobs_are_found_by_name_and_by_start_of_their_id(gateway: Gateway, client: TLMClient) -> None:
+    nightly, other, plain = submit(gateway, "Nightly run 7"), submit(gateway, "weekly"), submit(gateway)
+    assert client.job(nightly).name == "Nightly run 7" and client.job(plain).name is None
+
+    def listed(search: str, state: str | None = None) -> list[str]:
+        return [job.id for job in client.jobs(state, search=search)]
+
+    assert listed("nightly") == listed("RUN 7", "queued") == [nightly]
+    assert listed("nightly", "running") == []
+    assert listed("job_") == [plain, other, nightly]
+    assert listed(other) == listed(other.removeprefix("job_")) == [other]
+    gateway.parts.jobs.cancel(T, nightly)
+    client.delete_job(nightly)
+    assert listed("nightly") == []
+
+
+def test_pages_of_a_search_are_complete(gateway: Gateway) -> None:
+    jobs = [submit(gateway, f"run {number}") for number in range(5)]
+    first, more = gateway.parts.jobs.list_jobs(T, search="run", limit=3)
+    rest, end = gateway.parts.jobs.list_jobs(T, search="run", after=first[-1].id, limit=3)
+    assert [job.id for job in (*first, *rest)] == jobs[::-1]
+    assert (more, end) == (True, False)
+
+
+def test_reference_is_a_unique_start_of_an_id_or_the_latest_job(gateway: Gateway, client: TLMClient) -> None:
+    with pytest.raises(NotFound, match="There are no jobs"):
+        client.job_id("@latest")
+    old, new = submit(gateway), submit(gateway, "job")
+    assert client.job_id("@latest") == new
+    assert client.job_id(old[:-1]) == client.job_id(old.removeprefix("job_")[:-1]) == client.job_id(old) == old
+    with pytest.raises(InvalidRequest, match=r"'job_' is the start of 2 ids"):
+        client.job_id("job_")
+    with pytest.raises(NotFound, match="No job 'zzz'"):
+        client.job_id("zzz")
+
+
+def test_commands_accept_references(gateway: Gateway, url: str) -> None:
+    job = submit(gateway, "nightly")
+
+    def tlm(*arguments: str) -> str:
+        result = CliRunner().invoke(app, ["--url", url, "--token", TOKEN, *arguments])
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    assert f"{job} (nightly) is queued" in tlm("show", "@latest")
+    assert f"{job} is paused" in tlm("pause", job[4:-2])
+    assert "nightly" in tlm("jobs", "--search", "night")
+    missing = CliRunner().invoke(app, ["--url", url, "--token", TOKEN, "show", "job_z", "--json"])
+    assert (missing.exit_code, missing.stdout) == (4, "") and '"not_found"' in missing.stderr
+
+
+def test_dashboard_shows_names_of_jobs(gateway: Gateway) -> None:
+    job = submit(gateway, "nightly <7>")
+    for path in ("/ui/jobs", f"/ui/jobs/{job}", "/ui/jobs?q=nightly"):
+        assert "nightly &lt;7&gt;" in signed_in(gateway).get(path).text
