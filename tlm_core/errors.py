@@ -157,7 +157,7 @@ class IndexMismatch(TLMError, code="index_mismatch"):
 
 
 class UnreadableRecord(TLMError, code="unreadable_record"):
-    """Another release wrote a job's record, and this one cannot read it."""
+    """A job's record is damaged, or another release wrote it, and this one cannot read it."""
 
 
 class EmptySelection(TLMError, code="empty_selection"):

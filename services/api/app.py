@@ -19,7 +19,6 @@ from services.api.parts import Parts, refuse_unknown_parameters
 from services.api.removal import finish_removals
 from services.api.routes import corpora, datasets, jobs, results, service, uploads, webhooks
 from services.common.problem import install_problem_handlers
-from tlm_core.errors import TLMError
 from tlm_core.wire import Problem
 
 log = logging.getLogger(__name__)
@@ -75,10 +74,8 @@ def create_app(parts: Parts) -> FastAPI:
 async def _finish_removals(parts: Parts) -> None:
     """Complete interrupted deletions at the start and every few minutes."""
     while True:
-        try:
+        with parts.removals.round():
             await run_in_threadpool(finish_removals, parts.jobs, parts.artifacts)
-        except TLMError as error:
-            log.warning("Interrupted deletions wait: %s", error)
         await asyncio.sleep(_REMOVAL_SECONDS)
 
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from services.api.background import Background
 from services.common.catalog import Catalog
 from services.common.catalog_records import OPEN, CorpusLoad, CorpusVersion
 from services.common.logs import log_context
@@ -61,6 +62,7 @@ class LoadWorker:
         self._wake = threading.Event()
         self._stopping = False
         self._splitting = ""
+        self.tasks = (Background("splitting of uploads"), Background("loads"))
 
     def wake(self) -> None:
         """Start the next round now."""
@@ -73,38 +75,37 @@ class LoadWorker:
 
     def run(self) -> None:
         """Work until stopped. Splitting may take hours, so it has its own thread and delays no other load."""
-        splitter = threading.Thread(target=self._rounds, args=(_SPLITTING,), name="splitting", daemon=True)
+        splitting, others = self.tasks
+        splitter = threading.Thread(target=self._rounds, args=(splitting, _SPLITTING), name="splitting", daemon=True)
         splitter.start()
-        self._rounds(OPEN - _SPLITTING)
+        self._rounds(others, OPEN - _SPLITTING)
         splitter.join()
 
-    def _rounds(self, states: Set[LoadState]) -> None:
-        unavailable = False
-        while not self._stopping:
-            try:
-                self.round(states)
-                unavailable = False
-            except TLMError as error:
-                if not unavailable:
-                    log.warning("Corpus loads wait: %s", error)
-                unavailable = True
-            self._wake.wait(self._poll_seconds)
-            self._wake.clear()
+    def _rounds(self, task: Background, states: Set[LoadState]) -> None:
+        with task.running():
+            while not self._stopping:
+                with task.round():
+                    self.round(states, task)
+                self._wake.wait(task.delay(self._poll_seconds))
+                self._wake.clear()
 
-    def round(self, states: Set[LoadState] = OPEN) -> None:
+    def round(self, states: Set[LoadState] = OPEN, task: Background | None = None) -> None:
         """Do the next step of every open load in `states` that no other process works on."""
         for tenant, load_id in self._catalog.open_loads():
             if self._stopping:
                 return
-            # Keep this order: `_splitting` is set before the record says so, until the step ends.
-            if self._catalog.load(tenant, load_id).state not in states or load_id == self._splitting:
-                continue
-            if self._catalog.lease_load(tenant, load_id, self._owner, self._lease_seconds):
-                # Read again: the previous owner of the lease may have finished the load.
-                load = self._catalog.load(tenant, load_id)
-                if load.state in states:
-                    with log_context(load_id=load_id):
-                        self._step(load)
+            with (task or self.tasks[0]).item(f"load {load_id}"), log_context(load_id=load_id):
+                self._work_on(tenant, load_id, states)
+
+    def _work_on(self, tenant: str, load_id: str, states: Set[LoadState]) -> None:
+        # Keep this order: `_splitting` is set before the record says so, until the step ends.
+        if self._catalog.load(tenant, load_id).state not in states or load_id == self._splitting:
+            return
+        if self._catalog.lease_load(tenant, load_id, self._owner, self._lease_seconds):
+            # Read again: the previous owner of the lease may have finished the load.
+            load = self._catalog.load(tenant, load_id)
+            if load.state in states:
+                self._step(load)
 
     def _step(self, load: CorpusLoad) -> None:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated
 
@@ -13,6 +13,7 @@ from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
+from services.api.background import Background
 from services.api.corpus_loads import LoadWorker
 from services.api.estimate import Estimator
 from services.api.forms import Form, receive_form
@@ -47,6 +48,12 @@ class Parts:
     webhooks: Webhooks
     outbound: Outbound
     deliverer: Deliverer
+    removals: Background = field(default_factory=lambda: Background("removals"))
+
+    @property
+    def background(self) -> tuple[Background, ...]:
+        """The background tasks of this gateway."""
+        return (self.tailer.task, self.deliverer.task, *self.loads.tasks, self.removals)
 
     def form(
         self, request: Request, *, fields: Sequence[str], files: Sequence[str]

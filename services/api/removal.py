@@ -77,6 +77,8 @@ def artifacts_of(jobs: JobStore, job: JobRecord) -> set[str]:
     Artifacts of an earlier release may have other ids than the current plan gives.
     """
     produced = jobs.artifacts_of(job.tenant, job.id)
+    if job.unreadable:
+        return produced
     if job.result is not None and job.result.artifacts:
         return produced | {entry.artifact for entry in job.result.artifacts.values()}
     return produced.union(Situation.read(jobs, job).artifact_ids())
@@ -88,7 +90,8 @@ def _check_unused(jobs: JobStore, tenant: str, corpus: str, versions: set[str]) 
         while has_more:
             page, has_more = jobs.list_jobs(tenant, state=state, after=after, limit=100)
             for job in page:
-                if job.resolved.corpus_name == corpus and job.resolved.corpus_version in versions:
+                uses = job.resolved.corpus_name == corpus and job.resolved.corpus_version in versions
+                if uses or job.unreadable:
                     raise Conflict(
                         f"Job {job.id} is {job.state} and uses corpus '{corpus}'. Cancel the job first.", job=job.id
                     )

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import redis
 from starlette.concurrency import run_in_threadpool
 
+from services.api.background import Background
 from services.common.jobstore import JobStore
 from services.common.redis_client import key as redis_key
 from services.common.redis_client import translated_errors
@@ -29,6 +30,10 @@ _BUFFERED_EVENTS = 200
 _PAGE = 500
 _RETRY = "retry: 1000\n\n"
 _KEEP_ALIVE = ": still here\n\n"
+
+
+# state, last_event and progress of a record
+_HeadValues = tuple[str | None, str, str | None]
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ class Tailer:
         self._topics: dict[tuple[str, str], _Topic] = {}
         self._watched = asyncio.Event()
         self._closed = False
-        self.alive = False
+        self.task = Background("events")
 
     @property
     def watchers(self) -> int:
@@ -111,22 +116,14 @@ class Tailer:
 
     async def run(self) -> None:
         """Poll until cancelled. Streams stay open while the store is unavailable."""
-        unavailable, self.alive = False, True
-        try:
+        with self.task.running():
             while not self._closed:
                 if not self._topics:
                     self._watched.clear()
                     await self._watched.wait()
-                try:
+                with self.task.round():
                     await self._poll()
-                    unavailable = False
-                except Unavailable as error:
-                    if not unavailable:
-                        log.warning("Event streams wait for the job store: %s", error)
-                    unavailable = True
-                await asyncio.sleep(self._interval)
-        finally:
-            self.alive = False
+                await asyncio.sleep(self.task.delay(self._interval))
 
     def close(self) -> None:
         """End all streams without an `end` event, so that clients reconnect."""
@@ -204,15 +201,21 @@ class Tailer:
     async def _poll(self) -> None:
         keys = list(self._topics)
         heads = await run_in_threadpool(self._heads, keys)
-        for key, head in zip(keys, heads, strict=True):
-            topic = self._topics.get(key)
-            if topic is None or (head is not None and head == topic.head):
-                continue
-            if head is None:
-                topic.deleted = True
-            else:
-                await self._update(key, topic, head)
-            topic.announce()
+        for key, values in zip(keys, heads, strict=True):
+            with self.task.item(f"job {key[1]}"):
+                await self._follow(key, values)
+
+    async def _follow(self, key: tuple[str, str], values: _HeadValues) -> None:
+        state, last_event, progress = values
+        head = None if state is None else Head(State(state), int(last_event), progress)
+        topic = self._topics.get(key)
+        if topic is None or (head is not None and head == topic.head):
+            return
+        if head is None:
+            topic.deleted = True
+        else:
+            await self._update(key, topic, head)
+        topic.announce()
 
     async def _update(self, key: tuple[str, str], topic: _Topic, head: Head) -> None:
         last = topic.recent[-1].seq if topic.recent else max(head.last_event - _BUFFERED_EVENTS // 2, 0)
@@ -224,16 +227,13 @@ class Tailer:
                 topic.recent.clear()
         topic.head = head
 
-    def _heads(self, keys: Sequence[tuple[str, str]]) -> list[Head | None]:
+    def _heads(self, keys: Sequence[tuple[str, str]]) -> list[_HeadValues]:
         with translated_errors():
             pipe = self._redis.pipeline(transaction=False)
             for tenant, job_id in keys:
                 pipe.hmget(redis_key(tenant, "job", job_id), ["state", "last_event", "progress"])
-            rows: list[tuple[str | None, str, str | None]] = pipe.execute()
-        return [
-            None if state is None else Head(State(state), int(last_event), progress)
-            for state, last_event, progress in rows
-        ]
+            rows: list[_HeadValues] = pipe.execute()
+        return rows
 
 
 async def log_stream(

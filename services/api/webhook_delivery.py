@@ -26,11 +26,12 @@ import redis
 from pydantic import BaseModel, ConfigDict
 from redis.client import Pipeline
 
+from services.api.background import Background
 from services.api.outbound import Outbound
 from services.common.jobstore import JobStore
 from services.common.redis_client import FEED, PREFIX, key, translated_errors
 from tlm_core.artifacts import canonical_json
-from tlm_core.errors import NotFound, TLMError
+from tlm_core.errors import NotFound
 from tlm_core.names import new_id
 from tlm_core.wire import EventType, JobEvent, Webhook, WebhookAttempt
 
@@ -151,22 +152,18 @@ class Deliverer:
         self._clock = clock
         self._owner = uuid.uuid4().hex
         self._stop = threading.Event()
+        self.task = Background("webhooks")
 
     def stop(self) -> None:
         self._stop.set()
 
     def run(self) -> None:
         """Deliver until stopped."""
-        unavailable = False
-        while not self._stop.is_set():
-            try:
-                self.round()
-                unavailable = False
-            except TLMError as error:
-                if not unavailable:
-                    log.warning("Webhook delivery waits: %s", error)
-                unavailable = True
-            self._stop.wait(self._poll_seconds)
+        with self.task.running():
+            while not self._stop.is_set():
+                with self.task.round():
+                    self.round()
+                self._stop.wait(self.task.delay(self._poll_seconds))
 
     def round(self) -> None:
         """Queue deliveries for new events, then send those that are due.
@@ -187,7 +184,8 @@ class Deliverer:
             if self._stop.is_set() or not self._has_lease():
                 return
             start = self._clock()
-            self._attempt(name)
+            with self.task.item(f"delivery {name}"):
+                self._attempt(name)
             spent[hook] = spent.get(hook, 0.0) + self._clock() - start
             self._queue_page()
 
@@ -214,11 +212,12 @@ class Deliverer:
             hooks: dict[str, list[Webhook]] = {}
             for _, entry in page:
                 tenant, job_id = entry["job"].split("/", 1)
-                if tenant not in hooks:
-                    hooks[tenant] = [hook for hook in self._hooks.all(tenant) if hook.disabled is None]
-                for hook in hooks[tenant]:
-                    if entry["type"] in hook.events:
-                        self._queue(pipe, tenant, hook, job_id, int(entry["seq"]), entry["type"])
+                with self.task.item(f"event {entry['seq']} of job {job_id}"):
+                    if tenant not in hooks:
+                        hooks[tenant] = [hook for hook in self._hooks.all(tenant) if hook.disabled is None]
+                    for hook in hooks[tenant]:
+                        if entry["type"] in hook.events:
+                            self._queue(pipe, tenant, hook, job_id, int(entry["seq"]), entry["type"])
             pipe.set(_CURSOR, page[-1][0])
             pipe.execute()
         return len(page) == _PAGE

@@ -32,6 +32,7 @@ from tlm_core.errors import (
 from tlm_core.jobs.spec import FROM_JOB, MAX_PRIORITY, Beat, Event, JobRecord, JobSpec, Origin, Progress, Resolved
 from tlm_core.jobs.states import ACTIVE, TERMINAL, TRANSITIONS, State, Verb, allowed
 from tlm_core.names import new_id
+from tlm_core.training.recipe import resolve
 
 _LUA = Path(__file__).parent / "lua"
 _TERMINAL_JSON = canonical_json(dict.fromkeys(TERMINAL, True))
@@ -208,12 +209,17 @@ class JobStore:
         end = bisect.bisect_left(members, after) if after else len(members)
         return list(reversed(members[max(0, end - limit) : end]))
 
-    def _records(self, tenant: str, ids: Iterable[str]) -> list[JobRecord]:
+    def _records(self, tenant: str, ids: Sequence[str]) -> list[JobRecord]:
         with translated_errors():
             pipe = self._redis.pipeline(transaction=False)
             for job_id in ids:
                 pipe.hgetall(key(tenant, "job", job_id))
-            return [_record(fields) for fields in pipe.execute() if fields]
+            rows = zip(ids, pipe.execute(raise_on_error=False), strict=True)
+        return [
+            _listed(tenant, job_id, {} if isinstance(fields, Exception) else fields)
+            for job_id, fields in rows
+            if fields
+        ]
 
     # --- events, metrics, logs ---------------------------------------------------------------------------------
 
@@ -663,15 +669,37 @@ def _queue(priority: int) -> str:
 
 
 def _record(fields: Mapping[str, str]) -> JobRecord:
-    values: dict[str, object] = {k: json.loads(v) if k in _JSON_FIELDS else v for k, v in fields.items()}
     try:
-        return JobRecord.model_validate(values)
+        return JobRecord.model_validate({k: json.loads(v) if k in _JSON_FIELDS else v for k, v in fields.items()})
     except ValidationError as error:
         first = error.errors()[0]
         raise UnreadableRecord(
             f"Another release of the service wrote job {fields.get('id')}: "
             f"{'.'.join(map(str, first['loc']))}: {first['msg']}. Run the newest release in all processes."
         ) from error
+    except json.JSONDecodeError as error:
+        raise UnreadableRecord(f"The record of job {fields.get('id')} is damaged: {error}. Restore it.") from error
+
+
+def _listed(tenant: str, job_id: str, fields: Mapping[str, str]) -> JobRecord:
+    """Return the record, or for an unreadable one a stub with the error: one bad record must not hide the others."""
+    try:
+        return _record(fields)
+    except UnreadableRecord as error:
+        state = fields.get("state", "")
+        return JobRecord(
+            id=job_id,
+            tenant=tenant,
+            state=State(state) if state in set(State) else State.FAILED,
+            spec=JobSpec(dataset="unreadable"),
+            resolved=Resolved(
+                dataset_id="unreadable", dataset=ManifestRef(folder="", digest=""), recipe=resolve("fast", "tiny")
+            ),
+            created_at=0.0,
+            updated_at=0.0,
+            error=error.as_dict(),
+            unreadable=True,
+        )
 
 
 def _log_lines(entries: Iterable[tuple[str, Mapping[str, str]]]) -> list[LogLine]:

@@ -23,10 +23,13 @@ from contextlib import contextmanager
 import redis
 import redis.exceptions as redis_errors
 
-from tlm_core.errors import StoreFull, StoreUnavailable, TLMError
+from tlm_core.errors import StoreFull, StoreUnavailable, TLMError, UnreadableRecord
 
 PREFIX = "tlm"
 QUEUE, LEASES, FEED, REMOVALS = f"{PREFIX}:queue", f"{PREFIX}:leases", f"{PREFIX}:feed", f"{PREFIX}:removals"
+
+# Of error responses that pass: Redis starts, runs a long script, or is a replica.
+_TEMPORARY = ("LOADING", "BUSY", "READONLY", "MASTERDOWN", "NOREPLICAS", "TRYAGAIN", "CLUSTERDOWN")
 
 
 def key(tenant: str, *parts: str) -> str:
@@ -43,7 +46,7 @@ def connect(url: str, *, password: str | None = None, timeout: float = 5.0) -> r
 
 @contextmanager
 def translated_errors() -> Iterator[None]:
-    """Raise StoreFull or StoreUnavailable for each error of redis-py inside the block."""
+    """Raise StoreFull, StoreUnavailable or UnreadableRecord for each error of redis-py inside the block."""
     try:
         yield
     except redis_errors.RedisError as error:
@@ -59,4 +62,6 @@ def _translate(error: redis_errors.RedisError) -> TLMError:
         return StoreFull(f"Redis cannot write its append-only file: {text}. Free space on its disk.")
     if isinstance(error, redis_errors.AuthenticationError | redis_errors.NoPermissionError):
         return StoreUnavailable(f"Redis rejects the credentials: {text}. Check the password in the settings.")
+    if isinstance(error, redis_errors.ResponseError) and not any(word in text for word in _TEMPORARY):
+        return UnreadableRecord(f"Redis rejects a command: {text}. A record is damaged, or of another release.")
     return StoreUnavailable(f"Redis does not answer: {text or type(error).__name__}. Check that it runs.")

@@ -138,7 +138,7 @@ class Coordinator:
                 job = self.store.claim(self.owner, self.settings.lease_seconds, self._claimable())
             except UnreadableRecord as error:  # Its lease expires, and a coordinator of the other release claims it.
                 log.error("Cannot read the claimed job: %s", error)
-                return
+                continue
             if job is None:
                 return
             self._unrenewed.pop(f"{job.tenant}/{job.id}", None)

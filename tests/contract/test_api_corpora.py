@@ -159,6 +159,14 @@ def test_next_process_continues_an_open_load(gateway: Gateway) -> None:
         assert wait_for_corpus(api)["loads"][0]["id"] == load_id
 
 
+def test_load_without_a_record_delays_no_other(gateway: Gateway, redis_client: redis.Redis) -> None:
+    gateway.parts.loads.stop()
+    redis_client.sadd("tlm:loads", "default/ld_0")
+    worker = LoadWorker(gateway.parts.catalog, gateway.parts.artifacts, gateway.parts.retriever, gateway.root)
+    worker.round()
+    assert list(worker.tasks[0].skipped) == ["load ld_0"]
+
+
 def test_only_one_gateway_works_on_a_load(gateway: Gateway, redis_client: redis.Redis) -> None:
     other = replace(make_gateway(redis_client, gateway.root), retriever=gateway.retriever)
     with gateway.test_client() as first_api, other.test_client() as second_api:

@@ -206,6 +206,22 @@ class FlakyJobs(JobStore):
         return super().events(tenant, job_id, after=after, limit=limit)
 
 
+def test_job_with_an_unknown_state_does_not_stop_the_streams_of_others(gateway: Gateway) -> None:
+    store, tailer = gateway.parts.jobs, gateway.parts.tailer
+    newer, job = running(gateway), running(gateway)
+    with gateway.served() as url, ThreadPoolExecutor(2) as pool:
+        other = pool.submit(read, url, newer.id)
+        reader = pool.submit(read, url, job.id)
+        wait_for(lambda: watcher_count(gateway) == 2)
+        gateway.client.hset(f"tlm:{{{T}}}:job:{newer.id}", "state", "of_tomorrow")
+        wait_for(lambda: tailer.task.skipped)
+        store.finish(job, "a", {})
+        assert numbered(reader.result(20)) == [1, 2, 3]
+        assert list(tailer.task.skipped) == [f"job {newer.id}"] and tailer.task.condition == "ok"
+        gateway.client.delete(f"tlm:{{{T}}}:job:{newer.id}")
+        other.result(20)
+
+
 def test_open_stream_waits_for_the_store(gateway: Gateway) -> None:
     job = running(gateway)
     gateway.parts.jobs.finish(job, "a", {})

@@ -56,7 +56,14 @@ def test_every_route_refuses_unknown_query_parameters(api: TestClient) -> None:
 
 def test_readiness_names_unavailable_components(gateway: Gateway) -> None:
     with gateway.test_client() as api:
-        assert api.get("/readyz").json() == {"redis": "ok", "storage": "ok", "retriever": "ok", "events": "ok"}
+        tasks = {"events", "webhooks", "splitting of uploads", "loads", "removals"}
+        assert api.get("/readyz").json() == dict.fromkeys({"redis", "storage", "retriever"} | tasks, "ok")
+        with gateway.parts.tailer.task.round():
+            raise RuntimeError("a bug")
+        checks = api.get("/readyz").json()["checks"]
+        assert checks["events"] == "The task 'events' fails: RuntimeError: a bug. Read the log of the gateway."
+        with gateway.parts.tailer.task.round():
+            pass
         gateway.retriever.unavailable = True
         (gateway.root / "storage").rmdir()
         answer = api.get("/readyz")

@@ -151,16 +151,28 @@ def test_killed_deliverer_loses_no_event(harness: WebhookHarness) -> None:
         harness.gateway.parts.jobs.finish(harness.job(), "a", {})
 
     def die(_: httpx.Request) -> int:
-        raise RuntimeError("killed")
+        raise SystemExit("killed")
 
     harness.answer = die
-    with pytest.raises(RuntimeError):
+    with pytest.raises(SystemExit):
         harness.deliverer.round()
     harness.gateway.client.delete("tlm:webhook:lease")
     again = WebhookHarness(harness.gateway, now=harness.now)
     again.deliverer.round()
     assert [body["type"] for body in again.bodies()] == ["job.succeeded"] * 3
     assert len({request.headers["webhook-id"] for request in again.received}) == 3
+
+
+def test_unreadable_delivery_delays_no_other(harness: WebhookHarness, redis_client: redis.Redis) -> None:
+    hook(harness, "job.cancelled")
+    harness.deliverer.round()
+    redis_client.hset("tlm:webhook:bodies", "wh_0/msg_0", '{"of_tomorrow": 1}')
+    redis_client.zadd("tlm:webhook:due", {"wh_0/msg_0": 0})
+    job, _ = harness.gateway.parts.jobs.submit(T, make_spec(), make_resolved())
+    harness.gateway.parts.jobs.cancel(T, job.id)
+    harness.deliverer.round()
+    assert len(harness.bodies()) == 1
+    assert list(harness.deliverer.task.skipped) == ["delivery wh_0/msg_0"]
 
 
 def test_deliverer_takes_over_an_expired_lease(harness: WebhookHarness) -> None:

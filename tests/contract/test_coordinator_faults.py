@@ -513,6 +513,16 @@ def test_job_with_a_record_of_another_release_is_released(
     assert harness.until_submitted(coordinator, harness.submit())
 
 
+def test_damaged_record_stops_no_other_job(harness: CoordinatorHarness, redis_client: redis.Redis) -> None:
+    coordinator = harness.coordinator(concurrency=2)
+    damaged, other = harness.submit(), harness.submit(seeds=(3,))
+    harness.until_submitted(coordinator, damaged)
+    redis_client.hset(f"tlm:{{{T}}}:job:{damaged}", "progress", "{")
+    harness.work(harness.until_submitted(coordinator, other))
+    coordinator.round()
+    assert harness.job(other).state is State.SUCCEEDED
+
+
 def test_job_of_another_release_does_not_block_others(harness: CoordinatorHarness, redis_client: redis.Redis) -> None:
     unreadable = harness.submit()
     key = f"tlm:{{{T}}}:job:{unreadable}"

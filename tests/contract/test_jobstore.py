@@ -21,6 +21,7 @@ from tlm_core.errors import (
     StaleAttempt,
     StoreFull,
     StoreUnavailable,
+    UnreadableRecord,
     WorkerLost,
 )
 from tlm_core.jobs.spec import DatasetInput, JobRecord, Progress
@@ -207,6 +208,33 @@ def test_queue_survives_a_clock_that_goes_back(store: MovableClockStore, redis_c
     redis_client.zadd("tlm:queue", {f"{T}/{requeued}": store.now() + 3600})
     assert claim(store).id == requeued
     assert store.claim("a", 30) is None, f"{delayed} backs off"
+
+
+def test_damaged_record_is_no_outage_and_hides_no_other_job(store: JobStore, redis_client: redis.Redis) -> None:
+    damaged, other, replaced = (submit(store).id for _ in range(3))
+    first = claim(store)
+    redis_client.hset(f"tlm:{{{T}}}:job:{damaged}", "submissions", "[")
+    redis_client.delete(f"tlm:{{{T}}}:job:{replaced}")
+    redis_client.set(f"tlm:{{{T}}}:job:{replaced}", "no hash")
+    with pytest.raises(UnreadableRecord, match="Redis rejects a command"):
+        store.report(T, first.id, 1, submissions={"main": "x"})
+    with pytest.raises(UnreadableRecord, match=damaged):
+        store.get(T, damaged)
+    listed = {job.id: job for job in store.list_jobs(T)[0]}
+    assert [listed[job].unreadable for job in (damaged, other, replaced)] == [True, False, True]
+    assert listed[damaged].state is State.RUNNING
+    assert listed[damaged].error is not None and listed[damaged].error["code"] == "unreadable_record"
+    assert {job.id for job in store.jobs_on_data(T, "0" * 64)} == set(listed)
+    assert (claim(store).id, store.claim("a", 30)) == (other, None)
+
+
+def test_lease_and_queue_entry_without_a_record_are_dropped(store: JobStore, redis_client: redis.Redis) -> None:
+    redis_client.zadd("tlm:leases", {f"{T}/ghost": 0})
+    redis_client.zadd("tlm:queue", {f"{T}/lost": 0})
+    job = submit(store)
+    assert claim(store).id == job.id
+    assert list(store.leases()) == [f"{T}/{job.id}"]
+    assert not redis_client.exists("tlm:queue", f"tlm:{{{T}}}:job:ghost", f"tlm:{{{T}}}:job:lost")
 
 
 def test_worker_of_an_old_attempt_cannot_write(store: JobStore) -> None:

@@ -290,7 +290,8 @@ class JobRecord(BaseModel):
     failures: attempts that count against `max_attempts`. losses: attempts since the last new checkpoint or artifact
     that ended because the place was lost: a worker, its node, or a component.
     submissions: group → submission id of this attempt. beats: group → last sign of life in this attempt.
-    draining: whether a machine of this attempt stops.
+    draining: whether a machine of this attempt stops. unreadable: whether this stands in a list for a record that this
+    release cannot read; then only id, state and error are of the job.
     excluded_from_cache: nodes whose artifacts other jobs must not reuse. ran_seconds: running time of the attempts that
     have ended. running_since: start of the current one. due_at: earliest start of the next one. waiting: the error that
     the attempt waits out. All times are Unix seconds.
@@ -326,6 +327,7 @@ class JobRecord(BaseModel):
     error: dict[str, object] | None = None
     result: JobResult | None = None
     last_event: int = 0
+    unreadable: bool = False
 
     def spent(self, *, is_loss: bool) -> tuple[int, int]:
         """Return failures and losses after the end of this attempt. LOSSES_PER_FAULT losses count as one fault."""

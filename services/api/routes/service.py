@@ -58,7 +58,7 @@ async def readyz(parts: PartsDep) -> Response:
     }
     results = await asyncio.gather(*(_check(component) for component in components.values()))
     checks = dict(zip(components, results, strict=True))
-    checks["events"] = "ok" if parts.tailer.alive else "The task that feeds event streams has stopped."
+    checks |= {task.name: task.condition for task in parts.background}
     failures = [f"{name}: {result}" for name, result in checks.items() if result != "ok"]
     if not failures:
         return JSONResponse(checks)

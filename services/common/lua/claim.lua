@@ -15,6 +15,13 @@ local function keys_of(member)
   return base .. ':job:' .. id, base .. ':events:' .. id, base .. ':state:', id
 end
 
+-- Returns whether a member has a record. If not, it is removed: it would stop every claim.
+local function exists(index, member)
+  if redis.call('TYPE', (keys_of(member))).ok == 'hash' then return true end
+  redis.call('ZREM', index, member)
+  return false
+end
+
 local function record(member, job, events, type, data)
   local seq = redis.call('HINCRBY', job, 'last_event', 1)
   redis.call('XADD', events, seq .. '-0', 'type', type, 'at', stamp, 'attempt', redis.call('HGET', job, 'attempt'), 'data', cjson.encode(data))
@@ -28,8 +35,10 @@ local function first_due(queue)
   repeat
     members = redis.call('ZRANGE', queue, from, from + 99)
     for _, member in ipairs(members) do
-      local times = redis.call('HMGET', (keys_of(member)), 'due_at', 'updated_at')
-      if not times[1] or now >= tonumber(times[1]) or now < tonumber(times[2]) then return member end
+      if exists(queue, member) then
+        local times = redis.call('HMGET', (keys_of(member)), 'due_at', 'updated_at')
+        if now >= (tonumber(times[1]) or 0) or now < (tonumber(times[2]) or 0) then return member end
+      end
     end
     from = from + 100
   until #members < 100
@@ -37,7 +46,7 @@ end
 
 for _, expired in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', stamp)) do
   local job, events = keys_of(expired)
-  if ARGV[6] ~= 'stopping' or redis.call('HGET', job, 'state') ~= 'running' then
+  if exists(KEYS[2], expired) and (ARGV[6] ~= 'stopping' or redis.call('HGET', job, 'state') ~= 'running') then
     redis.call('HSET', job, 'owner', ARGV[1], 'lease_until', lease, 'updated_at', stamp)
     redis.call('ZADD', KEYS[2], lease, expired)
     record(expired, job, events, 'job.adopted', {owner = ARGV[1]})

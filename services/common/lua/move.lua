@@ -29,7 +29,7 @@ if target ~= state then
   redis.call('ZREM', queue, ARGV[2])
   if target == 'queued' then
     -- A job that was submitted earlier starts earlier, whether or not it ran before.
-    redis.call('ZADD', queue, redis.call('HGET', KEYS[1], 'created_at'), ARGV[2])
+    redis.call('ZADD', queue, redis.call('HGET', KEYS[1], 'created_at') or stamp, ARGV[2])
     if tonumber(ARGV[9]) > 0 then
       redis.call('HSET', KEYS[1], 'due_at', string.format('%.6f', now + tonumber(ARGV[9])))
     end

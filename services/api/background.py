@@ -1,0 +1,77 @@
+"""Background tasks of the gateway. An error ends neither a task nor its work on other items, and readiness shows it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from tlm_core.errors import Unavailable
+
+log = logging.getLogger(__name__)
+
+_MAX_DELAY_SECONDS = 60.0
+_MAX_SKIPPED = 1000  # items that are remembered, so that each is logged once
+
+
+@dataclass
+class Background:
+    """The condition of a task. failures: rounds in a row that failed. skipped: items with an error, which stay."""
+
+    name: str
+    failures: int = 0
+    waiting: bool = False
+    skipped: dict[str, str] = field(default_factory=dict)
+    error: str = ""
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Run the task in the block."""
+        self.error = ""
+        try:
+            yield
+        finally:
+            self.error = self.error or "it has stopped"
+
+    @contextmanager
+    def round(self) -> Iterator[None]:
+        """Log an error of the block. A component that does not answer is reported once, and is no failure."""
+        try:
+            yield
+        except Unavailable as error:
+            if not self.waiting:
+                log.warning("Background task '%s' waits: %s", self.name, error)
+            self.waiting = True
+        except Exception as error:
+            log.exception("Background task '%s' failed and tries again", self.name)
+            self.failures += 1
+            self.error = f"{type(error).__name__}: {error}"
+        else:
+            self.failures, self.error, self.waiting = 0, "", False
+
+    @contextmanager
+    def item(self, name: str) -> Iterator[None]:
+        """Skip one item of a round if the block fails, except when a component does not answer."""
+        try:
+            yield
+        except Unavailable:
+            raise
+        except Exception as error:
+            if name not in self.skipped:
+                log.exception("Background task '%s' skipped %s", self.name, name)
+            if len(self.skipped) < _MAX_SKIPPED:
+                self.skipped[name] = f"{type(error).__name__}: {error}"
+        else:
+            self.skipped.pop(name, None)
+
+    def delay(self, seconds: float) -> float:
+        """Return the time until the next round: `seconds`, and longer after failures."""
+        return min(max(_MAX_DELAY_SECONDS, seconds), seconds * 2.0 ** min(self.failures, 10))
+
+    @property
+    def condition(self) -> str:
+        """The condition for readiness: "ok", or what is wrong."""
+        if self.error:
+            return f"The task '{self.name}' fails: {self.error}. Read the log of the gateway."
+        return "ok"
