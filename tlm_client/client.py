@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +31,7 @@ from tlm_core.errors import (
     error_from_dict,
 )
 from tlm_core.jobs.spec import FROM_JOB, JobSpec
-from tlm_core.names import JOB_ID
+from tlm_core.names import is_job_id
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -268,7 +267,7 @@ class TLMClient:
 
         A full id is returned without a request. Raises NotFound, or InvalidRequest if several ids start so.
         """
-        if re.fullmatch(JOB_ID, reference):
+        if is_job_id(reference):
             return reference
         latest = reference == "@latest"
         ids = []

@@ -21,6 +21,7 @@ from tlm_client.profiles import find_profile, profiles_file
 from tlm_client.stack.control import stack_state
 from tlm_client.stack.folder import StackFolder, default_data_dir
 from tlm_core.errors import InvalidRequest, NotFound, TLMError, Unavailable
+from tlm_core.names import is_job_id
 
 FAILED, USAGE, NOT_REACHABLE, NOT_FOUND, INVALID, INTERRUPTED = 1, 2, 3, 4, 5, 130
 _MOST_DATA_ERRORS = 20
@@ -77,6 +78,8 @@ def _note_json(context: typer.Context, value: bool) -> bool:
 
 
 def _job_id(context: typer.Context, reference: str) -> str:
+    if is_job_id(reference):  # Do not open a connection that nothing needs.
+        return reference
     with session_of(context).client() as client:
         return client.job_id(reference)
 

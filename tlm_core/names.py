@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 
@@ -23,3 +24,8 @@ def new_id(prefix: str, now: float | None = None) -> str:
         value, digit = divmod(value, 32)
         digits = _ALPHABET[digit] + digits
     return f"{prefix}_{digits}"
+
+
+def is_job_id(text: str) -> bool:
+    """Return whether `text` is a complete id of a job."""
+    return re.fullmatch(JOB_ID, text) is not None
