@@ -11,7 +11,7 @@ from typing import Any
 from services.common.jobstore import JobStore
 from services.common.retriever_client import SelectionRun
 from services.trainer.assignment import Assignment
-from services.trainer.cluster import Ending, RayCluster, Status
+from services.trainer.cluster import Ending, RayCluster, Status, Submitted
 from services.trainer.selections import Selections
 from services.trainer.worker import GroupRunner
 from tlm_core.artifacts import ArtifactStore, ManifestRef
@@ -44,6 +44,16 @@ class FakeCluster(RayCluster):
             self.commands[submission] = command
             self.needs[submission] = (cpus, gpus)
             self.statuses[submission] = Status.RUNNING
+
+    def submissions(self) -> list[Submitted]:
+        self._check()
+        assigned = {submission: self.assignment(submission) for submission in self.commands}
+        return [Submitted(name, self.statuses[name], a.tenant, a.job, a.attempt) for name, a in assigned.items()]
+
+    def delete(self, submission: str) -> None:
+        self._check()
+        assert self.statuses[submission] in (Status.ENDED, Status.FAILED), "Ray deletes ended submissions only"
+        del self.commands[submission]
 
     def status(self, submission: str) -> Status:
         self._check()

@@ -504,10 +504,20 @@ class JobStore:
         assert published is not None, "the report above has set it"
         return published
 
-    def invalidate_artifact(self, tenant: str, artifact: str, ref: ManifestRef | None = None) -> None:
-        """Unpublish an artifact, so that its stage runs again. ref: do so only if this reference is still in force."""
+    def invalidate_artifact(
+        self, tenant: str, artifact: str, ref: ManifestRef | None = None, *, by: JobRecord | None = None
+    ) -> None:
+        """Unpublish an artifact, so that its stage runs again. ref: do so only if this reference is still in force.
+
+        by: the job whose attempt does it; None on deletion. Raises StaleAttempt if the attempt has ended.
+        """
         body = canonical_json(ref.model_dump(mode="json")) if ref else ""
-        self._run("invalidate", [key(tenant, "artifacts")], [artifact, body])
+        self._unpublish(key(tenant, "artifacts"), artifact, body, by)
+
+    def _unpublish(self, place: str, artifact: str, body: str, by: JobRecord | None) -> None:
+        keys = [place, key(by.tenant, "job", by.id) if by else ""]
+        answer = self._run("invalidate", keys, [artifact, body, by.attempt if by else "", _ACTIVE_JSON])
+        self._check(Verb.REPORT, by.id if by else "", answer)
 
     def checkpoints(self, tenant: str, artifact: str) -> list[CheckpointRef]:
         """Return the published checkpoints for an artifact by step. Several jobs may have written them."""
@@ -523,11 +533,13 @@ class JobStore:
         event = ("checkpoint.published", data)
         self.report(tenant, checkpoint.job, checkpoint.attempt, events=[event], publication=publication)
 
-    def drop_checkpoint(self, tenant: str, artifact: str, checkpoint: CheckpointRef) -> None:
-        """Unpublish a checkpoint. Afterwards its files may be deleted."""
-        body = canonical_json(checkpoint.model_dump(mode="json"))
-        with translated_errors():
-            self._redis.lrem(key(tenant, "checkpoints", artifact), 0, body)
+    def drop_checkpoint(
+        self, tenant: str, artifact: str, checkpoint: CheckpointRef, *, by: JobRecord | None = None
+    ) -> None:
+        """Unpublish a checkpoint. Afterwards its files may be deleted. by: see `invalidate_artifact`."""
+        self._unpublish(
+            key(tenant, "checkpoints", artifact), "", canonical_json(checkpoint.model_dump(mode="json")), by
+        )
 
     def artifacts_of(self, tenant: str, job_id: str) -> set[str]:
         """Return the ids of the artifacts that the job has published or written checkpoints for."""

@@ -70,7 +70,7 @@ class Situation:
             ) from error
         artifact = self.artifact_id(node)
         log.warning("Invalidated artifact %s of %s: %s", artifact, node.name, error)
-        store.invalidate_artifact(self.job.tenant, artifact, self.done[node.name])
+        store.invalidate_artifact(self.job.tenant, artifact, self.done[node.name], by=self.job)
         return StorageUnavailable(f"The artifact of '{node.name}' is lost or damaged and is computed again: {error}")
 
 

@@ -17,6 +17,7 @@ from services.trainer.coordinator import Coordinator
 from services.trainer.local import run_local
 from services.trainer.selections import Selections
 from services.trainer.settings import TrainerSettings
+from services.trainer.sweeper import Sweeper
 
 
 def main() -> None:
@@ -27,12 +28,14 @@ def main() -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    store, cluster = settings.job_store(), connect_cluster(settings.ray_url)
+    threading.Thread(target=Sweeper(store, cluster).run, args=(stop,), name="sweeper", daemon=True).start()
     with ThreadPoolExecutor(max_workers=2, thread_name_prefix="stage") as executor:
         Coordinator(
-            settings.job_store(),
+            store,
             artifacts,
             Selections(connect_retriever(settings.retriever_url, settings.internal_token.get_secret_value())),
-            connect_cluster(settings.ray_url),
+            cluster,
             settings,
             owner=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}",
             local=functools.partial(run_local, artifacts, settings.scratch),

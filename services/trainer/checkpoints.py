@@ -14,7 +14,7 @@ from pathlib import Path
 from services.common.jobstore import CheckpointRef, JobStore
 from services.trainer.patience import patiently
 from tlm_core.artifacts import ArtifactStore, storage_errors
-from tlm_core.errors import CorruptArtifact, NotFound, StorageFull, TLMError, Unavailable
+from tlm_core.errors import Conflict, CorruptArtifact, NotFound, StorageFull, TLMError, Unavailable
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.pulse import PULSE
 
@@ -124,12 +124,16 @@ class JobCheckpoints:
                 self.artifacts.delete(target)
             raise
         own = CheckpointRef(ref=ref, step=step, node=self.node, job=job, attempt=attempt, metrics=metrics)
-        self.store.publish_checkpoint(tenant, self.artifact, own)
+        try:
+            self.store.publish_checkpoint(tenant, self.artifact, own)
+        except Conflict:  # The attempt has ended. Nobody else deletes these files.
+            self.artifacts.delete(target)
+            raise
         # A checkpoint further on may be another job's, or damaged. Then this job needs its own last one.
         by_value = sorted(self._published(), key=lambda checkpoint: (checkpoint == own, checkpoint.step))
         for checkpoint in by_value[: -self.keep]:
             self._delete(checkpoint)
 
     def _delete(self, checkpoint: CheckpointRef) -> None:
-        self.store.drop_checkpoint(self.job.tenant, self.artifact, checkpoint)
+        self.store.drop_checkpoint(self.job.tenant, self.artifact, checkpoint, by=self.job)
         self.artifacts.delete(checkpoint.ref.folder)

@@ -8,12 +8,15 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
+from typing import Any
 
 import httpx
 
 from services.common.logs import redacted
 from tlm_core.errors import ClusterUnavailable
 
+PROGRAM = "services.trainer.program"
 # Of the output of a submission that ended.
 _LINES, _CHARS = 15, 4000
 
@@ -43,6 +46,17 @@ class Ending:
 
     summary: str
     details: str = ""
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A submission of this service that the cluster knows."""
+
+    id: str
+    status: Status
+    tenant: str
+    job: str
+    attempt: int
 
 
 class RayCluster:
@@ -75,6 +89,27 @@ class RayCluster:
             raise ClusterUnavailable("Ray returned an unknown status. Run the same release of Ray everywhere.")
         return status
 
+    def submissions(self) -> list[Submitted]:
+        """Return the submissions of this service that the cluster knows."""
+        known = []
+        for entry in self._json(self._request("GET", "/api/jobs/")):
+            try:
+                command = shlex.split(str(entry["entrypoint"]))
+                options = dict(pairwise(command))
+                identity = options["--tenant"], options["--job"], int(options["--attempt"])
+                submitted = Submitted(entry["submission_id"], _STATUS[entry["status"]], *identity)
+            except (KeyError, ValueError):
+                continue  # It is of another program.
+            if PROGRAM in command and submitted.id:  # The driver of a submission has no id of its own.
+                known.append(submitted)
+        return known
+
+    def delete(self, submission: str) -> None:
+        """Delete the record of an ended submission. An unknown one is ignored."""
+        response = self._request("DELETE", f"/api/jobs/{submission}")
+        if response.status_code != 404:
+            self._body(response)
+
     def stop(self, submission: str) -> None:
         """Stop the submission. Unknown and ended ones are ignored."""
         response = self._request("POST", f"/api/jobs/{submission}/stop")
@@ -106,15 +141,18 @@ class RayCluster:
             raise ClusterUnavailable("Ray rejects the token. Set the same RAY_AUTH_TOKEN for the head and the trainer.")
         return response
 
+    def _body(self, response: httpx.Response) -> dict[str, object]:
+        body: dict[str, object] = self._json(response)
+        return body
+
     @staticmethod
-    def _body(response: httpx.Response) -> dict[str, object]:
+    def _json(response: httpx.Response) -> Any:
         if response.is_error:
             raise ClusterUnavailable(f"Ray's job server returned {response.status_code}: {_last_line(response)}")
         try:
-            body: dict[str, object] = response.json()
+            return response.json()
         except ValueError as error:
             raise ClusterUnavailable("Ray's response is not JSON. Check that ray_url is the job server.") from error
-        return body
 
 
 def connect_cluster(url: str, *, timeout: float = 10.0) -> RayCluster:

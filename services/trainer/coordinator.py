@@ -393,7 +393,7 @@ class Coordinator:
         # What still runs could publish nothing, but would use the room of the next attempt.
         for name, stop in (
             ("selections", lambda: self._stop_selections(job)),
-            ("workers", lambda: held.submissions.stop(job, running=True)),
+            ("workers", lambda: self._stop_workers(job, held)),
         ):
             try:
                 stop()
@@ -416,6 +416,11 @@ class Coordinator:
             self.store.fail(job, self.owner, error)
             log.warning("Job %s failed: %s", job.id, error)
         self._release(held)
+
+    def _stop_workers(self, job: JobRecord, held: _Held) -> None:
+        current = self.store.get(job.tenant, job.id)  # This step may have submitted another group.
+        if (current.owner, current.attempt) == (self.owner, job.attempt):
+            held.submissions.stop(current, running=True)
 
     def _next_attempt(self, job: JobRecord, *, requeues: bool) -> str:
         """Return where the next attempt after a lost worker starts, and what it needs."""

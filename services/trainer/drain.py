@@ -11,8 +11,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from services.trainer.cluster import PROGRAM
+
 _PATIENCE_SECONDS = 110.0
-_TITLES = (b"services.trainer.program", b"ray::_Worker")  # of programs, and of the actors that one of them started
+_TITLES = (PROGRAM.encode(), b"ray::_Worker")  # of programs, and of the actors that one of them started
 
 
 def worker_processes(proc: Path = Path("/proc")) -> list[int]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from services.common.jobstore import JobStore
 from services.common.situation import Situation
 from services.trainer.assignment import Assignment
-from services.trainer.cluster import RayCluster, Status
+from services.trainer.cluster import PROGRAM, RayCluster, Status
 from services.trainer.settings import TrainerSettings
 from tlm_core.errors import ClusterUnavailable, TLMError, Unavailable, WorkerLost, error_from_dict
 from tlm_core.jobs.spec import JobRecord
@@ -128,7 +128,7 @@ class Submissions:
         workers, settings = job.spec.workers, self.settings
         cpus, gpus = settings.cpus_per_worker(workers), settings.worker_gpus
         assignment = Assignment(job.tenant, job.id, job.attempt, group, workers, cpus, gpus)
-        return [settings.python, "-m", "services.trainer.program", *assignment.arguments()]
+        return [settings.python, "-m", PROGRAM, *assignment.arguments()]
 
     def _cause(self, job: JobRecord, submission: str) -> TLMError:
         """Return the error that the workers reported, else how the cluster says they ended."""

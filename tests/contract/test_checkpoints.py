@@ -16,7 +16,7 @@ from services.trainer.checkpoints import JobCheckpoints
 from tests.factories import make_resolved, make_spec
 from tests.support import files_under
 from tlm_core.artifacts import MARK, ArtifactStore
-from tlm_core.errors import StorageFull
+from tlm_core.errors import Conflict, StorageFull, WorkerLost
 
 T = "default"
 
@@ -200,3 +200,12 @@ def test_full_scratch_disk_counts_as_a_failed_checkpoint(training: Training) -> 
     training.save()
     training.checkpoints.close(required=True)
     assert training.checkpoints.latest() is not None
+
+
+def test_refused_checkpoint_leaves_no_files(training: Training) -> None:
+    job = training.checkpoints.job
+    training.checkpoints.store.requeue(job, "a", WorkerLost("lost"), 0)
+    training.save()
+    with pytest.raises(Conflict):
+        wait(training)
+    assert training.published() == set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import pytest
 import redis
@@ -10,10 +11,12 @@ import redis
 from services.common.redis_client import LEASES
 from services.common.retriever_client import SelectionRun
 from services.trainer.cluster import Ending, Status
+from services.trainer.submissions import AttemptEnded
+from services.trainer.sweeper import Sweeper
 from tests.contract.coordinator_harness import CoordinatorHarness, IdleExecutor, T
 from tests.trainer_fakes import counting_stage
 from tlm_core.artifacts import ArtifactStore, Manifest, ManifestRef
-from tlm_core.errors import EmptySelection, IndexUnavailable
+from tlm_core.errors import EmptySelection, IndexUnavailable, WorkerLost
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import State
 
@@ -227,6 +230,38 @@ def test_failed_selection_stops_the_workers_of_the_linear_model(harness: Coordin
     coordinator.round()
     assert harness.job(job_id).state is State.FAILED
     assert harness.cluster.stopped == [fitting]
+
+
+def test_ended_attempt_stops_the_group_that_the_same_step_submitted(harness: CoordinatorHarness) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit()
+    submit = harness.cluster.submit
+
+    def submit_and_fail(submission: str, command: Sequence[str], **needs: float) -> None:
+        submit(submission, command, **needs)
+        raise AttemptEnded(WorkerLost("another group ended"))
+
+    harness.cluster.submit = submit_and_fail  # type: ignore[method-assign]
+    while not harness.cluster.commands:
+        coordinator.round()
+    assert harness.job(job_id).state is State.QUEUED
+    assert harness.cluster.stopped == list(harness.cluster.commands)
+
+
+def test_sweep_stops_left_submissions_and_deletes_ended_ones(harness: CoordinatorHarness) -> None:
+    coordinator, sweeper = harness.coordinator(concurrency=3), Sweeper(harness.store, harness.cluster)
+    lost, runs, deleted = (harness.submit(seeds=(seed,)) for seed in range(3))
+    left, running, foreign = (harness.until_submitted(coordinator, job) for job in (lost, runs, deleted))
+    sweeper.sweep()
+    assert harness.cluster.stopped == []
+    baselines = {f"{job}.baseline.1" for job in (lost, runs, deleted)}
+    assert harness.cluster.commands.keys() == {left, running, foreign} | baselines, "active attempts are left alone"
+    harness.store.requeue(harness.job(lost), "a", WorkerLost("lost"), 60)
+    harness.store._redis.delete(f"tlm:{{{T}}}:job:{deleted}")
+    sweeper.sweep()
+    assert harness.cluster.stopped == [left]
+    sweeper.sweep()
+    assert not {left, f"{lost}.baseline.1"} & harness.cluster.commands.keys()
+    assert harness.cluster.commands.keys() >= {running, foreign}
 
 
 def test_failing_job_stops_its_selection(harness: CoordinatorHarness) -> None:

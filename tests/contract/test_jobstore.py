@@ -257,6 +257,27 @@ def test_worker_of_an_old_attempt_cannot_write(store: JobStore) -> None:
     assert store.checkpoints(T, "art_1") == []
 
 
+def test_ended_attempt_unpublishes_nothing(store: JobStore) -> None:
+    submit(store)
+    ended = claim(store)
+    ref = ManifestRef(folder="x", digest="1" * 64)
+    checkpoint = CheckpointRef(ref=ref, step=1, node="n", job=ended.id, attempt=1)
+    store.publish(T, ended.id, 1, artifact="art", ref=ref, node="n", stage="s")
+    store.publish_checkpoint(T, "art", checkpoint)
+    store.requeue(ended, "a", ERROR, 0)
+    with pytest.raises(IllegalTransition):
+        store.drop_checkpoint(T, "art", checkpoint, by=ended)
+    current = claim(store)
+    with pytest.raises(StaleAttempt):
+        store.drop_checkpoint(T, "art", checkpoint, by=ended)
+    with pytest.raises(StaleAttempt):
+        store.invalidate_artifact(T, "art", ref, by=ended)
+    assert (store.checkpoints(T, "art"), store.artifact(T, "art")) == ([checkpoint], ref)
+    store.drop_checkpoint(T, "art", checkpoint, by=current)
+    store.invalidate_artifact(T, "art", ref, by=current)
+    assert (store.checkpoints(T, "art"), store.artifact(T, "art")) == ([], None)
+
+
 def test_first_published_manifest_of_an_artifact_stays(store: JobStore) -> None:
     submit(store)
     job = claim(store)

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from services.trainer.cluster import RayCluster, Status
+from services.trainer.cluster import RayCluster, Status, Submitted
 from tlm_core.errors import ClusterUnavailable
 
 Handler = Callable[[httpx.Request], httpx.Response]
@@ -171,3 +171,24 @@ def test_head_without_an_agent_is_unavailable() -> None:
 
     with pytest.raises(ClusterUnavailable, match="try again later"):
         cluster(no_agent).submit("s", ["python"])
+
+
+def test_submissions_of_this_service_are_listed_and_deleted() -> None:
+    command = "python -m services.trainer.program --tenant t --job job_1 --attempt 2 --group main"
+    entries = [
+        {"submission_id": "job_1.main.2", "status": "RUNNING", "entrypoint": command},
+        {"submission_id": None, "status": "RUNNING", "entrypoint": command},
+        {"submission_id": "other", "status": "FAILED", "entrypoint": "python 'unbalanced"},
+        {"submission_id": "other", "status": "FAILED", "entrypoint": "python -m other --tenant t --job j --attempt 1"},
+    ]
+    requests = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        requests.append(f"{request.method} {request.url.path}")
+        return httpx.Response(200, json=entries if request.method == "GET" else {})
+
+    ray = cluster(answer)
+    assert ray.submissions() == [Submitted("job_1.main.2", Status.RUNNING, "t", "job_1", 2)]
+    ray.delete("job_1.main.2")
+    assert requests[-1] == "DELETE /api/jobs/job_1.main.2"
+    cluster(always(404)).delete("unknown")
