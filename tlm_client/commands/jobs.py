@@ -49,29 +49,33 @@ def jobs(
     with session_of(context).client() as client:
         matches = client.jobs(state, kind=kind, dataset=dataset, labels=parse_labels(label), search=search)
         listed = list(islice(matches, limit))
-    columns = ("id", "name", "state", "data", "recipe", "progress", "left", "score", "submitted", "note")
+    columns = ("id", "name", "state", "data", "recipe", "progress", "score", "submitted")
     rows = [_row(job) for job in listed]
-    used = [index for index in range(len(columns)) if index < 4 or any(row[index] for row in rows)]
+    used = [index for index, name in enumerate(columns) if name == "id" or any(row[index] for row in rows)]
     shown = table([columns[index] for index in used], [[row[index] for index in used] for row in rows])
-    print_result(listed, shown, as_json=as_json)
+    notes = (f"{job.id}: {note}" for job in listed for note in _notes(job))
+    print_result(listed, shown, *notes, as_json=as_json)
 
 
 def _row(job: JobSummary) -> tuple[object, ...]:
-    """Return the cells of a job in the list. The note is its failure, or why it waits."""
+    """Return the cells of a job in the list."""
     live = None if job.is_over else job.progress
-    failure = str(job.error.get("message")) if job.error else ""
     return (
         job.id,
         job.name,
         job.state,
         f"{job.dataset} on {job.corpus}" if job.corpus else job.dataset,
         f"{job.recipe}/{job.scale}",
-        f"{live.share:.0%} {live.node}" if live else None,
-        time_left(live) if live else None,
+        " ".join(filter(None, (f"{live.share:.0%} {live.node}", time_left(live)))) if live else None,
         None if job.score is None else f"{job.score:.3f} {job.metric}",
-        _age(job.created_at),
-        failure if job.is_over else " ".join(filter(None, [*_standing(job), failure])),
+        f"{job.created_at.astimezone():%Y-%m-%d %H:%M}",
     )
+
+
+def _notes(job: JobSummary) -> list[str]:
+    """Return why the job does not run, and its error, unless a new attempt runs."""
+    error = None if job.state is State.RUNNING else job.error
+    return [*_standing(job), *([str(error["message"])] if error else [])]
 
 
 def show(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
@@ -90,7 +94,7 @@ def show(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None
         table(("stage", "done"), [(stage.name, "yes" if stage.done else "") for stage in job.stages]),
     ]
     if job.error:
-        items.append(f"Error: {job.error.get('message')}")
+        items.append(f"{'Error' if job.is_over else 'Last error'}: {job.error.get('message')}")
         items += [f"Run `tlm show {job.id} --json` for the details."] if job.error.get("details") else []
     if report:
         items += report_items(report)
