@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
@@ -92,9 +93,12 @@ class Coordinator:
         # Start of the current round by the store's clock, and the time before which workers may have been unable to
         # report because the store was away or this machine was suspended.
         self._now = self._stall_grace_until = -math.inf
+        self._stepped_at = time.monotonic()
 
     def run(self, stop: threading.Event) -> None:
         """Run rounds until `stop` is set. If the store is away or full, no job ends; the next round tries again."""
+        keeper = threading.Thread(target=self._keep_leases, args=(stop,), name="leases", daemon=True)
+        keeper.start()
         while not stop.is_set():
             try:
                 self.round()
@@ -103,7 +107,20 @@ class Coordinator:
                 self._now = -math.inf
             self._write_heartbeat()
             stop.wait(self.settings.poll_seconds)
+        keeper.join()
         self._give_up_leases()
+
+    def _keep_leases(self, stop: threading.Event) -> None:
+        """Renew the leases while a round waits for a component. If a step hangs, let others adopt the jobs."""
+        while not stop.wait(self.settings.lease_seconds / 3):
+            if time.monotonic() - self._stepped_at > self.settings.hang_seconds:
+                log.error("No step for %g s. The leases expire.", self.settings.hang_seconds)
+                continue
+            try:
+                for held in list(self._held.values()):
+                    self._renew(held)
+            except TLMError as error:
+                log.warning("Cannot renew the leases: %s", error)
 
     def _give_up_leases(self) -> None:
         """Let other coordinators adopt the jobs now. Without this, they wait until the leases expire."""
@@ -138,12 +155,12 @@ class Coordinator:
                 job = self.store.claim(self.owner, self.settings.lease_seconds, self._claimable())
             except UnreadableRecord as error:  # Its lease expires, and a coordinator of the other release claims it.
                 log.error("Cannot read the claimed job: %s", error)
-                continue
+                return
             if job is None:
                 return
             self._unrenewed.pop(f"{job.tenant}/{job.id}", None)
             log.info("Claimed job %s, attempt %d", job.id, job.attempt)
-            submissions = Submissions(self.store, self.cluster, self.settings)
+            submissions = Submissions(self.store, self.cluster, self.settings, self.owner)
             self._step(self._held.setdefault(job.id, _Held(job.tenant, job.id, submissions)))
 
     def _still_unrenewed(self) -> dict[str, float]:
@@ -169,6 +186,8 @@ class Coordinator:
 
     def _step(self, held: _Held) -> None:
         """Renew the lease of a job and take its next step. Raises Unavailable if the store does not answer."""
+        self._stepped_at = time.monotonic()
+        self._write_heartbeat()
         try:
             job = self.store.get(held.tenant, held.id)
             if job.owner != self.owner or not self._renew(held):

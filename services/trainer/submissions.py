@@ -10,7 +10,7 @@ from services.common.situation import Situation
 from services.trainer.assignment import Assignment
 from services.trainer.cluster import PROGRAM, RayCluster, Status
 from services.trainer.settings import TrainerSettings
-from tlm_core.errors import ClusterUnavailable, TLMError, Unavailable, WorkerLost, error_from_dict
+from tlm_core.errors import ClusterUnavailable, StaleAttempt, TLMError, Unavailable, WorkerLost, error_from_dict
 from tlm_core.jobs.spec import JobRecord
 
 
@@ -29,6 +29,7 @@ class Submissions:
     store: JobStore
     cluster: RayCluster
     settings: TrainerSettings
+    owner: str
     # Submission → time of the first look at which it had no worker; infinite once that has been reported.
     unstarted_since: dict[str, float] = field(default_factory=dict)
     # Submission → time of the first look at which it ran.
@@ -62,14 +63,24 @@ class Submissions:
         statuses = {submission: self.cluster.status(submission) for submission in job.submissions.values()}
         for submission, status in statuses.items():
             if status is Status.WAITING or (running and status is Status.RUNNING):
-                self.cluster.stop(submission)
+                self._stop(job, submission)
         return Status.RUNNING not in statuses.values()
+
+    def _stop(self, job: JobRecord, submission: str) -> None:
+        self._check_owner(job)
+        self.cluster.stop(submission)
+
+    def _check_owner(self, job: JobRecord) -> None:
+        """Raise StaleAttempt if another coordinator has adopted the job while this one waited for a component."""
+        if not self.store.renew(job.tenant, job.id, self.owner, self.settings.lease_seconds):
+            raise StaleAttempt(f"Another coordinator holds job {job.id}.")
 
     def _start(self, job: JobRecord, group: str) -> None:
         # The record is written before the submission. If the cluster then does not know the submission, it is lost.
         # Without the record, a second start of the same attempt could run it twice.
         submission = f"{job.id}.{group}.{job.attempt}"
         self.cluster.status(submission)  # Raises Unavailable before anything is written.
+        self._check_owner(job)
         event = ("workers.submitted", {"group": group, "submission": submission})
         self.store.report(job.tenant, job.id, job.attempt, submissions={group: submission}, events=[event])
         try:
@@ -97,7 +108,7 @@ class Submissions:
             reason = f"made no progress for {beat.idle:.0f} s (limit {beat.limit:.0f} s)"
         else:
             return
-        self.cluster.stop(submission)
+        self._stop(job, submission)
         raise AttemptEnded(WorkerLost(f"Worker {reason} and was stopped."))
 
     def _check_result(self, job: JobRecord, group: str) -> None:

@@ -23,6 +23,7 @@ from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import CorruptArtifact, NotFound, StaleAttempt, TLMError, WorkerFailed, WorkerLost
 from tlm_core.jobs.plan import Node, plan_of
 from tlm_core.jobs.spec import JobRecord
+from tlm_core.jobs.states import ACTIVE
 from tlm_core.training.params import SHRUNK
 from tlm_core.training.stage import DROPPED, Stage, StageContext, StageFunction, StopRequested
 
@@ -96,9 +97,9 @@ class GroupRunner:
     def _job(self, assignment: Assignment) -> JobRecord:
         """Return the current record of the job. Raises StaleAttempt if this attempt has ended."""
         job = self.store.get(assignment.tenant, assignment.job)
-        if job.attempt != assignment.attempt:
+        if job.attempt != assignment.attempt or job.state not in ACTIVE:
             raise StaleAttempt(
-                f"Attempt {assignment.attempt} of job {job.id} has ended; attempt {job.attempt} is in force."
+                f"Attempt {assignment.attempt} of job {job.id} has ended; it is {job.state} in attempt {job.attempt}."
             )
         return job
 

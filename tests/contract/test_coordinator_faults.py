@@ -203,6 +203,65 @@ def test_stopped_coordinator_gives_up_its_leases(harness: CoordinatorHarness) ->
     assert (harness.job(job_id).owner, harness.job(job_id).attempt) == ("next", 1)
 
 
+def test_leases_are_kept_while_a_round_waits_for_ray(harness: CoordinatorHarness) -> None:
+    coordinator, stop, answer = (
+        harness.coordinator(concurrency=2, lease_seconds=0.3),
+        threading.Event(),
+        threading.Event(),
+    )
+    jobs = [harness.submit(seeds=(seed,)) for seed in range(2)]
+    for job_id in jobs:
+        harness.until_submitted(coordinator, job_id)
+    status = harness.cluster.status
+
+    def hang(submission: str) -> Status:
+        answer.wait(20)
+        return status(submission)
+
+    harness.cluster.status = hang  # type: ignore[method-assign]
+    runner = threading.Thread(target=coordinator.run, args=(stop,))
+    runner.start()
+    try:
+        before = harness.store.now() + 1
+        wait_for(lambda: all(expiry > before for expiry in harness.store.leases().values()))
+        assert harness.store.claim("b", 30) is None
+        coordinator.settings = coordinator.settings.model_copy(update={"hang_seconds": 0.0})
+        assert wait_for(lambda: harness.store.claim("b", 30)).id in jobs, "the step hangs"
+    finally:
+        answer.set()
+        stop.set()
+        runner.join(20)
+    assert harness.cluster.stopped == []
+
+
+def test_coordinator_that_lost_its_lease_stops_and_submits_nothing(harness: CoordinatorHarness) -> None:
+    job_id = harness.submit()
+    coordinator, other = harness.coordinator("a"), harness.coordinator("b")
+    submission = harness.until_submitted(coordinator, job_id)
+    harness.beat(job_id, idle=601.0)
+    status = harness.cluster.status
+
+    def adopted_meanwhile(submission: str) -> Status:
+        harness.store.expire_deadlines()
+        assert harness.store.claim(other.owner, 30) is not None
+        return status(submission)
+
+    harness.cluster.status = adopted_meanwhile  # type: ignore[method-assign]
+    coordinator.round()
+    assert (harness.cluster.stopped, harness.job(job_id).owner) == ([], "b")
+    harness.cluster.status = status  # type: ignore[method-assign]
+    assert harness.cluster.statuses[submission] is Status.RUNNING
+
+
+def test_submission_of_a_requeued_attempt_computes_nothing(harness: CoordinatorHarness) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit()
+    late = harness.until_submitted(coordinator, job_id)
+    harness.store.requeue(harness.job(job_id), "a", NonFiniteLoss("The loss is nan."), 60)
+    events = harness.events(job_id)
+    harness.work(late)
+    assert (harness.cluster.statuses[late], harness.events(job_id)) == (Status.FAILED, events)
+
+
 def test_recomputed_artifact_is_no_advance(harness: CoordinatorHarness, redis_client: redis.Redis) -> None:
     job_id = harness.submit()
     harness.store.claim("a", 30)

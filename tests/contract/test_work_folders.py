@@ -58,12 +58,12 @@ def test_terminated_worker_deletes_its_folder(harness: CoordinatorHarness, redis
     submission = harness.until_submitted(harness.coordinator(), job_id)
     own = {
         "REDIS_URL": redis_server.url, "REDIS_PASSWORD": redis_server.password, "SCRATCH": str(scratch),
-        "STORAGE": harness.artifacts.root,
+        "STORAGE": harness.artifacts.root, "DRAIN_SECONDS": "0.1",
     }  # fmt: skip
     environment: Mapping[str, str] = {f"TLM_TRAINER_{key}": value for key, value in own.items()}
     arguments = list(harness.cluster.commands[submission])[3:]
     with running(_TRAIN, *arguments, **environment) as process:
-        assert [path.name for path in files_under(scratch)] == ["tokens"]
+        assert [path.name for path in files_under(scratch / "work")] == ["tokens"]
         process.terminate()
         assert process.wait(30) == 143
     assert list((scratch / "work").iterdir()) == []

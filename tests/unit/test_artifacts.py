@@ -293,3 +293,8 @@ def test_interrupted_write_continues_where_it_stopped(tmp_path: Path, remote: bo
     ref = store.write("folder", source, artifact="art", stage="s", retry=retry)
     assert sorted(entry.name for entry in store.verify(ref).files) == ["a", "b"]
     assert store.puts == 4
+
+
+def test_calls_to_s3_have_time_limits(tmp_path: Path) -> None:
+    limits = ArtifactStore("s3://bucket/tlm", tmp_path).fs.config_kwargs
+    assert (limits["connect_timeout"], limits["read_timeout"]) == (10, 60)

@@ -29,6 +29,9 @@ _COPY_SECONDS = 14 * 24 * 3600.0
 # The disk is full, the quota is used up, or the file exceeds a limit of the file system or the process.
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
+# Without limits, a storage that hangs would stop a coordinator with all its jobs.
+_OPTIONS = {"s3": {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 3}}}}
+
 
 @contextmanager
 def storage_errors(action: str) -> Iterator[None]:
@@ -54,7 +57,7 @@ class ArtifactStore:
     """
 
     def __init__(self, root: str, cache: Path, *, is_new: Callable[[], bool] = lambda: True) -> None:
-        self.fs, path = fsspec.core.url_to_fs(root)
+        self.fs, path = fsspec.core.url_to_fs(root, **_OPTIONS.get(root.partition(":")[0], {}))
         self.root: str = str(path).rstrip("/")
         self.cache = cache
         self.local = isinstance(self.fs, LocalFileSystem)
