@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from typing import Any
 
+import httpx
 import pytest
 
+from services.api.dashboard.snippets import snippets
 from tests.contract.dashboard_pages import Tags, signed_in
 from tests.contract.filled_dashboard import Contents, fill
 from tests.contract.gateway import Gateway
-from tlm_core.jobs.spec import JobRecord
+from tests.unit.client.test_cli import tlm
+from tlm_core.jobs.spec import JobRecord, JobSpec
 from tlm_core.kinds.learning_curve import LearningCurveOptions
 from tlm_core.kinds.prune import PruneOptions
 from tlm_core.kinds.share_tickets import ShareTicketsOptions
@@ -108,6 +113,62 @@ def test_empty_form_shows_the_defaults_of_each_kind(gateway: Gateway) -> None:
     assert [float(size) for size in typed["learning_curve.sizes"].split(",")] == list(LearningCurveOptions().sizes)
     assert [float(level) for level in typed["prune.levels"].split(",")] == list(PruneOptions().levels)
     assert (typed["learning_curve.lstm"], typed["share_tickets.level"]) == ("4-256", "0.15")
+
+
+@pytest.mark.parametrize(("preset", "scale", "seeds"), [
+    ("", "tiny", "0, 1, 2"), ("instant", "instant", "0"), ("quick", "tiny", "0"), ("best", "small", "0, 1, 2"),
+])  # fmt: skip
+def test_preset_fills_scale_and_seeds(filled: tuple[Gateway, Contents], preset: str, scale: str, seeds: str) -> None:
+    query = f"?dataset=tickets&preset={preset}" if preset else "?dataset=tickets"
+    read = Tags(signed_in(filled[0]).get(f"/ui/submit{query}").text)
+    inputs = [given for tag, given in read.tags if tag == "input"]
+    assert [given["value"] for given in inputs if given.get("name") == "scale" and "checked" in given] == [scale]
+    assert next(given["value"] for given in inputs if given.get("name") == "seeds") == seeds
+    shown = [given["href"] or "" for tag, given in read.tags if tag == "a" and given.get("aria-current") == "true"]
+    assert [f"preset={preset or 'recommended'}" in link for link in shown] == [True]
+
+
+def test_unknown_preset_is_refused(filled: tuple[Gateway, Contents]) -> None:
+    answer = signed_in(filled[0]).get("/ui/submit?preset=huge")
+    assert answer.status_code == 422 and "instant, quick, recommended, best" in answer.text
+
+
+SPEC = JobSpec.model_validate({
+    "dataset": "reviews", "corpus": "it's mine", "seeds": [0, 1], "scale": "small", "kind": "prune",
+    "options": {"levels": [0.2]}, "overrides": {"finetune.epochs": 5, "finetune.rates": [0.001, 0.002]},
+    "metadata": {"team": "search desk"}, "priority": -3, "max_runtime_seconds": 90,
+})  # fmt: skip
+
+
+def test_snippets_send_the_request_of_the_form() -> None:
+    texts = snippets(SPEC, "http://gateway:8321")
+    curl = shlex.split(texts["curl"].replace("\\\n", ""))
+    assert JobSpec.model_validate_json(curl[curl.index("--json") + 1]) == SPEC
+    assert curl[-1] == "http://gateway:8321/v1/jobs"
+    call = texts["Python"].rpartition("tlm.submit(")[2].removesuffix(")")
+    assert eval(call, {"JobSpec": JobSpec}) == SPEC
+
+
+def test_command_line_snippet_sends_the_request_of_the_form() -> None:
+    arguments = shlex.split(snippets(SPEC, "http://gateway:8321")["command line"].replace("\\\n", ""))[1:]
+    bodies: list[dict[str, Any]] = []
+
+    def receive(request: httpx.Request) -> httpx.Response:
+        bodies.append(json.loads(request.content))
+        return httpx.Response(422, json={"status": 422, "code": "invalid_request", "title": "x", "detail": "x"})
+
+    tlm(receive, *arguments)
+    assert JobSpec.model_validate(bodies[0]) == SPEC
+
+
+def test_preview_offers_the_request_and_explains_a_missing_field(filled: tuple[Gateway, Contents]) -> None:
+    browser = signed_in(filled[0])
+    text = browser.post("/ui/submit/preview", data={"dataset": "tickets", "corpus": "manuals"}).text
+    words = Tags(text).words
+    assert "tlm submit \\\n  --dataset tickets \\\n  --corpus manuals \\\n  --seed 0 --seed 1 --seed 2" in words
+    assert "http://testserver/v1/jobs" in words and "JobSpec(dataset='tickets'" in words
+    missing = browser.post("/ui/submit/preview", data={"dataset": "tickets", "corpus": "manuals", "seeds": "x"})
+    assert missing.status_code == 200 and "No estimate yet: Seeds: Expected whole numbers" in missing.text
 
 
 def submitted(gateway: Gateway, **fields: Any) -> JobRecord:

@@ -253,10 +253,18 @@ def test_predictions_and_searches_need_no_new_page(page: Any, served: tuple[str,
     page.locator(".passages summary").first.click()
     assert page.locator(".queries .tag").first.is_visible()
     assert page.evaluate("window.same")
-    page.goto(f"{url}/ui/submit")
-    page.select_option("#dataset", "tickets")
-    page.get_by_role("button", name="Estimate").click()
-    page.wait_for_selector("#preview >> text=FLOPs")
+
+
+def test_estimate_follows_the_form_and_snippets_are_copied(page: Any, served: tuple[str, Gateway, Contents]) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.goto(f"{served[0]}/ui/submit?dataset=tickets")
+    page.wait_for_selector("#preview >> text=joint × 3")
+    page.locator("[name=scale][value=instant]").check()
+    page.wait_for_selector("#preview >> text=linear, on n-grams")
+    page.get_by_text("Copy as curl").click()
+    page.get_by_role("button", name="Copy", exact=True).click()
+    page.get_by_role("button", name="Copied").wait_for()
+    assert '"scale": "instant"' in page.evaluate("navigator.clipboard.readText()")
 
 
 def test_study_form_works_by_keyboard_and_shows_only_its_fields(
@@ -281,7 +289,7 @@ def test_study_form_works_by_keyboard_and_shows_only_its_fields(
         page.keyboard.type(text)
     page.get_by_role("button", name="Estimate").focus()
     page.keyboard.press("Enter")
-    page.wait_for_selector("#preview >> text=ticket × 3")
+    page.wait_for_selector("#preview >> text=ticket × 9")
     page.get_by_role("button", name="Submit").focus()
     page.keyboard.press("Enter")
     page.wait_for_url("**/ui/jobs/job_*")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Depends, Form, Request
@@ -20,6 +21,23 @@ from tlm_core.kinds.kind import FormField, Kind
 _MAX_TEXT = 100_000
 
 
+@dataclass(frozen=True)
+class Preset:
+    """A choice of scale and seeds for a new job."""
+
+    summary: str
+    scale: str
+    seeds: str
+
+
+PRESETS = {
+    "instant": Preset("the linear model alone, in seconds", "instant", "0"),
+    "quick": Preset("one seed at tiny, minutes on a CPU", "tiny", "0"),
+    "recommended": Preset("three seeds at tiny, to measure the spread", "tiny", "0, 1, 2"),
+    "best": Preset("three seeds at small, for a GPU", "small", "0, 1, 2"),
+}
+
+
 class CommonFields(BaseModel):
     """The fields that every kind has. key: random, drawn when the form was shown."""
 
@@ -30,7 +48,7 @@ class CommonFields(BaseModel):
     corpus: str = Field("", max_length=200)
     scale: str = Field("tiny", max_length=20)
     recipe: str = Field("fast", max_length=20)
-    seeds: str = Field("0", max_length=400)
+    seeds: str = Field("0, 1, 2", max_length=400)
     overrides: str = Field("", max_length=10_000)
     metadata: str = Field("", max_length=10_000)
     priority: str = Field("0", max_length=10)
@@ -44,14 +62,14 @@ class JobForm(CommonFields):
     options: dict[str, list[str]] = {}
 
     @classmethod
-    def fresh(cls, dataset: str, corpus: str) -> JobForm:
-        """Return the form with the defaults of every kind."""
+    def fresh(cls, dataset: str, corpus: str, preset: Preset) -> JobForm:
+        """Return the form with a preset and the defaults of every kind."""
         options = {
             f"{kind.name}.{field.option}": _show(field, kind.options.model_fields[field.option].get_default())
             for kind in KINDS.values()
             for field in kind.fields
         }
-        return cls(dataset=dataset, corpus=corpus, options=options)
+        return cls(dataset=dataset, corpus=corpus, scale=preset.scale, seeds=preset.seeds, options=options)
 
     def texts(self, kind: Kind[KindOptions], field: FormField) -> list[str]:
         """Return the texts of an option's field."""

@@ -9,12 +9,13 @@ from typing import Annotated, get_args
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
-from services.api.dashboard.job_form import FilledForm, JobForm
+from services.api.dashboard.job_form import PRESETS, FilledForm, JobForm
+from services.api.dashboard.snippets import snippets
 from services.api.dashboard.web import PREFIX, SignedIn, page, redirect
 from services.api.estimate import proposed
 from services.api.parts import Parts, PartsDep
 from services.api.submission import resolve_job, submit_job
-from tlm_core.errors import TLMError
+from tlm_core.errors import InvalidRequest, TLMError
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import MAX_PRIORITY
 from tlm_core.kinds import KINDS
@@ -32,8 +33,11 @@ def show(
     tenant: SignedIn,
     dataset: Annotated[str, Query(max_length=200)] = "",
     corpus: Annotated[str, Query(max_length=200)] = "",
+    preset: Annotated[str, Query(max_length=20)] = "recommended",
 ) -> Response:
-    return _page(request, parts, tenant, JobForm.fresh(dataset, corpus), None)
+    if preset not in PRESETS:
+        raise InvalidRequest(f"Unknown preset '{preset}'. Use one of these: {', '.join(PRESETS)}.")
+    return _page(request, parts, tenant, JobForm.fresh(dataset, corpus, PRESETS[preset]), None)
 
 
 @router.post("")
@@ -49,13 +53,18 @@ def submit(request: Request, parts: PartsDep, tenant: SignedIn, form: FilledForm
 
 @router.post("/preview")
 def preview(request: Request, parts: PartsDep, tenant: SignedIn, form: FilledForm) -> Response:
-    """What the job would mean and cost, without submitting it."""
-    spec, resolved = resolve_job(parts, tenant, form.spec())
-    estimate = parts.estimator.estimate(tenant, spec, resolved)
+    """What the job would mean and cost, without submitting it. An incomplete form is no error here."""
+    try:
+        request_spec = form.spec()
+        spec, resolved = resolve_job(parts, tenant, request_spec)
+        estimate = parts.estimator.estimate(tenant, spec, resolved)
+    except TLMError as error:
+        return page(request, "_no_preview.html", reason=error.message)
     plan = plan_of(proposed(tenant, spec, resolved))
     return page(
         request, "_preview.html", spec=spec, resolved=resolved, recipe=resolved.recipe, estimate=estimate,
         stages=Counter(node.stage.name for node in plan.nodes),
+        snippets=snippets(request_spec, str(request.base_url).removesuffix(f"{PREFIX}/").rstrip("/")),
     )  # fmt: skip
 
 
@@ -69,5 +78,5 @@ def _page(request: Request, parts: Parts, tenant: str, form: JobForm, error: TLM
     return page(
         request, "submit.html", status=422 if error else 200, form=form, error=error, datasets=names,
         corpora=[corpus for corpus in corpora if corpus.ready()], scales=get_args(Scale), recipes=get_args(RecipeName),
-        kinds=list(KINDS.values()), most=MAX_PRIORITY, key=secrets.token_urlsafe(16),
+        kinds=list(KINDS.values()), most=MAX_PRIORITY, presets=PRESETS, key=secrets.token_urlsafe(16),
     )  # fmt: skip

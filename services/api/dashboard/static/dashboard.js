@@ -1,4 +1,4 @@
-// Draws the charts and shows a notice while the service does not respond. All other page features work without it.
+// Draws the charts, copies snippets, and shows a notice while the service does not respond. All other page features work without it.
 "use strict";
 
 const POLL_MS = 3000;
@@ -131,6 +131,19 @@ function showCharts(area) {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
   load();
 }
+
+// Copies the text beside a button. Browsers allow that only over HTTPS and on this machine; else the text gets selected.
+document.addEventListener("click", async event => {
+  const button = event.target.closest("[data-copy]");
+  if (!button) return;
+  const code = button.parentElement.querySelector("code");
+  try {
+    await navigator.clipboard.writeText(code.textContent);
+    button.textContent = "Copied";
+  } catch {
+    getSelection().selectAllChildren(code);
+  }
+});
 
 const offline = document.querySelector(".offline");
 if (offline) {
