@@ -77,7 +77,8 @@ def _note_json(context: typer.Context, value: bool) -> bool:
     return value
 
 
-def _job_id(context: typer.Context, reference: str) -> str:
+def resolve_job(context: typer.Context, reference: str) -> str:
+    """Return the id of the job that `reference` means. Every command resolves jobs here."""
     if is_job_id(reference):  # Do not open a connection that nothing needs.
         return reference
     with session_of(context).client() as client:
@@ -85,11 +86,11 @@ def _job_id(context: typer.Context, reference: str) -> str:
 
 
 def _job_ids(context: typer.Context, references: list[str]) -> list[str]:
-    return [_job_id(context, reference) for reference in references]
+    return [resolve_job(context, reference) for reference in references]
 
 
 _JOB_HELP = "ID of the job, a unique start of it, or @latest."
-JobId = Annotated[str, typer.Argument(metavar="ID", help=_JOB_HELP, callback=_job_id)]
+JobId = Annotated[str, typer.Argument(metavar="ID", help=_JOB_HELP, callback=resolve_job)]
 JobIds = Annotated[list[str], typer.Argument(metavar="ID ID…", help="Two to ten jobs.", callback=_job_ids)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print only JSON to stdout.", callback=_note_json, is_eager=True)]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]

@@ -26,7 +26,7 @@ NOTHING_NEW = Standing()
 
 
 def standings(store: JobStore, jobs: Sequence[JobRecord]) -> list[Standing]:
-    """Return the standing of each job. Reads the queue in one round trip, and only for jobs that it concerns."""
+    """Return the standing of each job. Reads the queue only if a job is queued or active."""
     if not any(job.state is State.QUEUED or job.state in ACTIVE for job in jobs):
         return [NOTHING_NEW] * len(jobs)
     now, running = store.now(), len(store.leases())

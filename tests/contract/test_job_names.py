@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from click.testing import Result
 from typer.testing import CliRunner
 
 from tests.contract.dashboard_pages import signed_in
@@ -72,16 +73,18 @@ def test_reference_is_a_unique_start_of_an_id_or_the_latest_job(gateway: Gateway
 def test_commands_accept_references(gateway: Gateway, url: str) -> None:
     job = submit(gateway, "nightly")
 
-    def tlm(*arguments: str) -> str:
+    def tlm(*arguments: str, code: int = 0) -> Result:
         result = CliRunner().invoke(app, ["--url", url, "--token", TOKEN, *arguments])
-        assert result.exit_code == 0, result.output
-        return result.stdout
+        assert result.exit_code == code, result.output
+        return result
 
-    assert f"{job} (nightly) is queued" in tlm("show", "@latest")
-    assert f"{job} is paused" in tlm("pause", job[4:-2])
-    assert "nightly" in tlm("jobs", "--search", "night")
-    missing = CliRunner().invoke(app, ["--url", url, "--token", TOKEN, "show", "job_z", "--json"])
-    assert (missing.exit_code, missing.stdout) == (4, "") and '"not_found"' in missing.stderr
+    assert f"{job} (nightly) is queued" in tlm("show", "@latest").stdout
+    assert f"{job} is paused" in tlm("pause", job[4:-2]).stdout
+    assert "nightly" in tlm("jobs", "--search", "night").stdout
+    prune = tlm("submit", "--kind", "prune", "--options", '{"job": "@latest"}', code=1)
+    assert f"Job {job} is paused. Wait until it has succeeded." in prune.stderr
+    missing = tlm("show", "job_z", "--json", code=4)
+    assert missing.stdout == "" and '"not_found"' in missing.stderr
 
 
 def test_dashboard_shows_names_of_jobs(gateway: Gateway) -> None:

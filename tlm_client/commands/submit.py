@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from tlm_client.client import TLMClient
 from tlm_client.commands.jobs import parse_labels, split_pair, watch_job
-from tlm_client.console import AsJson, JobId, Watch, print_result, session_of, stderr_console
+from tlm_client.console import AsJson, JobId, Watch, print_result, resolve_job, session_of, stderr_console
 from tlm_client.summary import estimate_items
 from tlm_core.errors import InvalidRequest
 from tlm_core.jobs.spec import JobSpec
@@ -65,6 +65,8 @@ def submit(
     fields: dict[str, object] = {"name": name, "metadata": parse_labels(label), "priority": priority, "kind": kind}
     kind_options = _parse_options(options, kind) if options is not None else {}
     if options is not None:
+        if isinstance(source := kind_options.get("job"), str):
+            kind_options["job"] = resolve_job(context, source)
         fields["options"] = kind_options
     if dataset is None and not (kind in KINDS and KINDS[kind].names_source(kind_options)):
         raise typer.BadParameter("Name a dataset.", param_hint="--dataset")
