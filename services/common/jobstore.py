@@ -43,6 +43,7 @@ _JSON_FIELDS = frozenset(
 )
 _MAX_LOG_LINES = 20_000  # and metric points
 _MAX_FEED_ENTRIES = 100_000
+_MAX_COUNTED_SECONDS = 60.0  # of running time between two renewals; a step of the clock may be longer
 _IDEMPOTENCY_SECONDS = 7 * 86_400
 
 
@@ -398,7 +399,7 @@ class JobStore:
         A lease of 0 s has expired: another coordinator can adopt the job at once.
         """
         keys = [key(tenant, "job", job_id), LEASES]
-        return bool(self._run("renew", keys, [owner, lease_seconds, f"{tenant}/{job_id}"]))
+        return bool(self._run("renew", keys, [owner, lease_seconds, f"{tenant}/{job_id}", _MAX_COUNTED_SECONDS]))
 
     def confirm_paused(self, job: JobRecord, owner: str) -> JobRecord:
         return self._move_owned(Verb.CONFIRM_PAUSED, job, owner, "job.paused")
@@ -578,8 +579,13 @@ class JobStore:
         Raises Conflict if an unfinished job needs it.
         """
         parts = (("dataset", dataset_id), ("datasets",), ("dataset-name", name), ("on", dataset_id))
-        keys = [*(key(tenant, *part) for part in parts), REMOVALS]
-        args = [dataset_id, _TERMINAL_JSON, key(tenant, "job", ""), removal.member, canonical_json(asdict(removal))]
+        unfinished = sorted(set(State) - TERMINAL)
+        keys = [
+            *(key(tenant, *part) for part in parts),
+            REMOVALS,
+            *(key(tenant, "state", state) for state in unfinished),
+        ]
+        args = [dataset_id, removal.member, canonical_json(asdict(removal)), *unfinished]
         match self._run("drop_dataset", keys, args):
             case ["busy", job, state]:
                 raise Conflict(f"Job {job} is {state} and needs this dataset. Cancel the job first.", job=job)
@@ -638,6 +644,7 @@ class JobStore:
             canonical_json(data or {}),
             delay,
             _MAX_FEED_ENTRIES,
+            _MAX_COUNTED_SECONDS,
         ]
         self._check(verb, job_id, self._run("move", keys, args))
         return self.get(tenant, job_id)

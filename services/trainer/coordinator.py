@@ -266,7 +266,7 @@ class Coordinator:
     def _check_runtime(self, job: JobRecord, held: _Held) -> None:
         """Stop the workers and end the attempt if the job has run longer than its submitter allows."""
         limit = job.spec.max_runtime_seconds
-        runtime = job.ran_seconds + max(0.0, self._now - (job.running_since or self._now))
+        runtime = job.ran_seconds  # The renewals of the lease count it.
         if limit is None or runtime < limit:
             return
         held.submissions.stop(job, running=True)

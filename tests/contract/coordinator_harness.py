@@ -128,6 +128,10 @@ class CoordinatorHarness:
         except (TLMError, RuntimeError):
             self.cluster.statuses[submission] = Status.FAILED
 
+    def ran(self, job_id: str, seconds: float) -> None:
+        """Set the running time that is counted for a job."""
+        self.store._redis.hset(key(T, "job", job_id), "ran_seconds", seconds)
+
     def beat(self, job_id: str, group: str = "main", *, idle: float = 0.0, limit: float = 600.0) -> None:
         """Report as the workers of a group in the first attempt."""
         self.store.report(T, job_id, 1, beat=(group, Beat(idle=idle, limit=limit)))

@@ -77,6 +77,17 @@ def test_store_clock_behind_the_machine_ends_no_attempt(harness: CoordinatorHarn
     assert (harness.job(job_id).state, harness.cluster.stopped) == (State.RUNNING, [])
 
 
+def test_clock_that_steps_forward_ends_no_job(harness: CoordinatorHarness, redis_client: redis.Redis) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit(max_runtime_seconds=100)
+    harness.until_submitted(coordinator, job_id)
+    redis_client.hset(f"tlm:{{{T}}}:job:{job_id}", "running_since", harness.store.now() - 3600)
+    harness.store.ahead = 3600
+    for _ in range(3):
+        coordinator.round()
+    assert harness.job(job_id).state is State.RUNNING
+    assert 60 <= harness.job(job_id).ran_seconds < 70
+
+
 def test_worker_that_never_reports_is_stopped(harness: CoordinatorHarness) -> None:
     coordinator, job_id = harness.coordinator(), harness.submit()
     submission = harness.until_submitted(coordinator, job_id)
@@ -269,7 +280,7 @@ def test_failing_job_stops_its_selection(harness: CoordinatorHarness) -> None:
     harness.selections.answer = lambda _: SelectionRun(state="running", done=1, total=2)
     for _ in range(4):
         coordinator.round()
-    harness.store.ahead = 101
+    harness.ran(job_id, 101)
     coordinator.round()
     assert harness.job(job_id).state is State.FAILED and len(harness.selections.stopped) == 1
 
@@ -316,7 +327,7 @@ def test_local_stage_of_an_ended_job_never_starts(harness: CoordinatorHarness, e
     coordinator, job_id = harness.coordinator(), harness.submit(max_runtime_seconds=100)
     coordinator.round()
     if end == "runtime":
-        harness.store.ahead = 101
+        harness.ran(job_id, 101)
     else:
         getattr(harness.store, end)(T, job_id)
     coordinator.round()
@@ -360,10 +371,10 @@ def test_job_deleted_by_another_process_is_released(harness: CoordinatorHarness)
 def test_job_beyond_its_runtime_limit_fails_and_stops_its_workers(harness: CoordinatorHarness) -> None:
     coordinator, job_id = harness.coordinator(), harness.submit(max_runtime_seconds=100)
     submission = harness.until_submitted(coordinator, job_id)
-    harness.store.ahead = 90
+    harness.ran(job_id, 90)
     coordinator.round()
     assert harness.job(job_id).state is State.RUNNING
-    harness.store.ahead = 101
+    harness.ran(job_id, 101)
     coordinator.round()
     job = harness.job(job_id)
     assert (job.state, job.error and job.error["code"]) == (State.FAILED, "runtime_exceeded")

@@ -237,6 +237,19 @@ def test_lease_and_queue_entry_without_a_record_are_dropped(store: JobStore, red
     assert not redis_client.exists("tlm:queue", f"tlm:{{{T}}}:job:ghost", f"tlm:{{{T}}}:job:lost")
 
 
+def test_lease_of_the_time_before_the_clock_went_back_has_expired(store: JobStore, redis_client: redis.Redis) -> None:
+    job = bring_to(store, State.RUNNING)
+    redis_client.zadd("tlm:leases", {f"{T}/{job.id}": store.now() + 3600})
+    assert (claim(store, "b").id, store.claim("c", 30)) == (job.id, None)
+
+
+def test_dataset_is_dropped_without_a_look_at_finished_jobs(store: JobStore, redis_client: redis.Redis) -> None:
+    finished = bring_to(store, State.SUCCEEDED)
+    redis_client.delete(f"tlm:{{{T}}}:job:{finished.id}")
+    redis_client.set(f"tlm:{{{T}}}:job:{finished.id}", "a look would fail")
+    store.drop_dataset(T, "ds_1", "toy", Removal(T, "ds_1"))
+
+
 def test_worker_of_an_old_attempt_cannot_write(store: JobStore) -> None:
     submit(store)
     ended = claim(store)

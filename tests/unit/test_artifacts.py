@@ -298,3 +298,12 @@ def test_interrupted_write_continues_where_it_stopped(tmp_path: Path, remote: bo
 def test_calls_to_s3_have_time_limits(tmp_path: Path) -> None:
     limits = ArtifactStore("s3://bucket/tlm", tmp_path).fs.config_kwargs
     assert (limits["connect_timeout"], limits["read_timeout"]) == (10, 60)
+
+
+def test_root_of_a_remote_storage_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ArtifactStore(f"memory://{tmp_path.name}", tmp_path / "cache")
+    checks: list[bool] = []
+    monkeypatch.setattr(store, "check_mounted", lambda *, create=False: checks.append(create))
+    for name in ("a", "b"):
+        store.write(name, make(tmp_path, {"file": name}), artifact=name, stage="s")
+    assert checks == [True]

@@ -62,6 +62,7 @@ class ArtifactStore:
         self.cache = cache
         self.local = isinstance(self.fs, LocalFileSystem)
         self._is_new = is_new
+        self._mounted = False
 
     def path(self, *parts: str) -> str:
         return "/".join((self.root, *parts))
@@ -80,8 +81,10 @@ class ArtifactStore:
         try:
             with storage_errors(action):
                 try:
-                    if writes:
+                    # A remote storage cannot be unmounted, and listing its root costs a request.
+                    if writes and (self.local or not self._mounted):
                         self.check_mounted(create=True)
+                        self._mounted = True
                     yield
                 except (FileNotFoundError, NotFound):
                     self.check_mounted()

@@ -292,8 +292,8 @@ class JobRecord(BaseModel):
     submissions: group → submission id of this attempt. beats: group → last sign of life in this attempt.
     draining: whether a machine of this attempt stops. unreadable: whether this stands in a list for a record that this
     release cannot read; then only id, state and error are of the job.
-    excluded_from_cache: nodes whose artifacts other jobs must not reuse. ran_seconds: running time of the attempts that
-    have ended. running_since: start of the current one. due_at: earliest start of the next one. waiting: the error that
+    excluded_from_cache: nodes whose artifacts other jobs must not reuse. ran_seconds: running time of all attempts,
+    except what has passed since `running_since`. due_at: earliest start of the next attempt. waiting: the error that
     the attempt waits out. All times are Unix seconds.
     """
 

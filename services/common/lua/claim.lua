@@ -44,7 +44,12 @@ local function first_due(queue)
   until #members < 100
 end
 
-for _, expired in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', stamp)) do
+local leases = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', stamp)
+-- A lease that ends this late is of a time before the clock went back. Its owner, if it lives, renews it.
+for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], lease + 600, '+inf')) do
+  table.insert(leases, member)
+end
+for _, expired in ipairs(leases) do
   local job, events = keys_of(expired)
   if exists(KEYS[2], expired) and (ARGV[6] ~= 'stopping' or redis.call('HGET', job, 'state') ~= 'running') then
     redis.call('HSET', job, 'owner', ARGV[1], 'lease_until', lease, 'updated_at', stamp)

@@ -1,14 +1,15 @@
 -- Deletes the record of a dataset that no unfinished job needs, and records what remains to be deleted. A job is
 -- accepted only while the record exists, so no job can start to need the dataset during this step.
--- KEYS: record, ids of all datasets, ids of its name, jobs on it, removals
--- ARGV: dataset id, final states (JSON {state: true}), prefix of job hashes, member, what remains to be deleted (JSON)
+-- KEYS: record, ids of all datasets, ids of its name, jobs on it, removals, then the jobs of each unfinished state
+-- ARGV: dataset id, member, what remains to be deleted (JSON), then the unfinished states
 -- Returns {'ok'}, or {'busy', job, its state}.
-for _, job in ipairs(redis.call('ZRANGE', KEYS[4], 0, -1)) do
-  local state = redis.call('HGET', ARGV[3] .. job, 'state')
-  if state and not cjson.decode(ARGV[2])[state] then return {'busy', job, state} end
+for index = 6, #KEYS do
+  for _, job in ipairs(redis.call('ZRANGE', KEYS[index], 0, -1)) do
+    if redis.call('ZSCORE', KEYS[4], job) then return {'busy', job, ARGV[index - 2]} end
+  end
 end
 redis.call('DEL', KEYS[1])
 redis.call('ZREM', KEYS[2], ARGV[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
-redis.call('HSET', KEYS[5], ARGV[4], ARGV[5])
+redis.call('HSET', KEYS[5], ARGV[2], ARGV[3])
 return {'ok'}

@@ -1,7 +1,8 @@
 -- Applies one verb to a job: checks state, owner, and attempt, then changes record, events, and indexes; all or nothing.
 -- KEYS: job hash, events stream, queue, leases, state index prefix, feed
 -- ARGV: job id, member, allowed moves (JSON {from: to}), owner ('' = any), attempt ('' = any),
---       changes (JSON {field: string}), event type, event data (JSON), delay before the next claim (s), maximum length of the feed
+--       changes (JSON {field: string}), event type, event data (JSON), delay before the next claim (s), maximum length of the feed,
+--       most seconds of running time to count
 -- Returns {'ok', new state} or {'missing'} / {'state', current} / {'stale', current attempt, current owner}.
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state then return {'missing'} end
@@ -39,7 +40,8 @@ if target ~= state then
     local since = redis.call('HGET', KEYS[1], 'running_since')
     if since then
       local ran = tonumber(redis.call('HGET', KEYS[1], 'ran_seconds') or '0')
-      redis.call('HSET', KEYS[1], 'ran_seconds', string.format('%.6f', ran + now - tonumber(since)))
+      ran = ran + math.max(0, math.min(now - tonumber(since), tonumber(ARGV[11])))
+      redis.call('HSET', KEYS[1], 'ran_seconds', string.format('%.6f', ran))
     end
     redis.call('HDEL', KEYS[1], 'owner', 'lease_until', 'running_since', 'waiting')
     local progress = redis.call('HGET', KEYS[1], 'progress')
