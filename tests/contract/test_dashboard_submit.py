@@ -116,7 +116,7 @@ def test_empty_form_shows_the_defaults_of_each_kind(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize(("preset", "scale", "seeds"), [
-    ("", "tiny", "0, 1, 2"), ("instant", "instant", "0"), ("quick", "tiny", "0"), ("best", "small", "0, 1, 2"),
+    ("", "tiny", "0, 1, 2"), ("instant", "instant", "0"), ("quick", "tiny", "0"), ("large", "small", "0, 1, 2"),
 ])  # fmt: skip
 def test_preset_fills_scale_and_seeds(filled: tuple[Gateway, Contents], preset: str, scale: str, seeds: str) -> None:
     query = f"?dataset=tickets&preset={preset}" if preset else "?dataset=tickets"
@@ -125,12 +125,12 @@ def test_preset_fills_scale_and_seeds(filled: tuple[Gateway, Contents], preset: 
     assert [given["value"] for given in inputs if given.get("name") == "scale" and "checked" in given] == [scale]
     assert next(given["value"] for given in inputs if given.get("name") == "seeds") == seeds
     shown = [given["href"] or "" for tag, given in read.tags if tag == "a" and given.get("aria-current") == "true"]
-    assert [f"preset={preset or 'recommended'}" in link for link in shown] == [True]
+    assert [f"preset={preset or 'best'}" in link for link in shown] == [True]
 
 
 def test_unknown_preset_is_refused(filled: tuple[Gateway, Contents]) -> None:
     answer = signed_in(filled[0]).get("/ui/submit?preset=huge")
-    assert answer.status_code == 422 and "instant, quick, recommended, best" in answer.text
+    assert answer.status_code == 422 and "instant, quick, best, large" in answer.text
 
 
 SPEC = JobSpec.model_validate({

@@ -31,7 +31,7 @@ def main() -> None:
             ("results-dark", f"{over}/results", "dark", {"width": 1060, "height": 660}),
             ("selection-light", f"{over}/selection", "light", DESK),
             ("dataset-dark", f"/ui/datasets/{contents.dataset}", "dark", DESK),
-            ("submit-light", "/ui/submit", "light", {"width": 1060, "height": 1180}),
+            ("submit-light", "/ui/submit", "light", {"width": 1200, "height": 1180}),
             ("submit-phone", "/ui/submit", "dark", PHONE),
             ("corpora-light", "/ui/corpora", "light", {"width": 1060, "height": 560}),
             (
@@ -51,6 +51,7 @@ def main() -> None:
             if name.startswith("submit"):
                 page.select_option("#dataset", "tickets")
                 page.check("[name=kind][value=learning_curve]")
+                page.wait_for_selector("#preview >> text=learning curve")
             page.screenshot(path=FOLDER / f"{name}.png", full_page=name in ("job-light", "submit-phone"))
             context.close()
 

@@ -33,7 +33,7 @@ def show(
     tenant: SignedIn,
     dataset: Annotated[str, Query(max_length=200)] = "",
     corpus: Annotated[str, Query(max_length=200)] = "",
-    preset: Annotated[str, Query(max_length=20)] = "recommended",
+    preset: Annotated[str, Query(max_length=20)] = "best",
 ) -> Response:
     if preset not in PRESETS:
         raise InvalidRequest(f"Unknown preset '{preset}'. Use one of these: {', '.join(PRESETS)}.")
