@@ -45,6 +45,9 @@ class FakeCluster(RayCluster):
             self.needs[submission] = (cpus, gpus)
             self.statuses[submission] = Status.RUNNING
 
+    def answers(self) -> bool:
+        return not self.away
+
     def submissions(self) -> list[Submitted]:
         self._check()
         assigned = {submission: self.assignment(submission) for submission in self.commands}

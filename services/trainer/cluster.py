@@ -80,6 +80,14 @@ class RayCluster:
         if response.is_error and self.status(submission) is Status.UNKNOWN:
             raise ClusterUnavailable(f"Ray rejected the submission: {_last_line(response)}")
 
+    def answers(self) -> bool:
+        """Return whether the job server can be reached."""
+        try:
+            self._body(self._request("GET", "/api/version"))
+        except ClusterUnavailable:
+            return False
+        return True
+
     def status(self, submission: str) -> Status:
         response = self._request("GET", f"/api/jobs/{submission}")
         if response.status_code == 404:

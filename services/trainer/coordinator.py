@@ -26,6 +26,7 @@ from services.trainer.settings import TrainerSettings
 from services.trainer.submissions import AttemptEnded, Submissions, report_waiting
 from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import (
+    ClusterUnavailable,
     CorruptArtifact,
     IllegalTransition,
     NotFound,
@@ -53,7 +54,7 @@ class _Held:
     """A job that this coordinator drives. Everything here can be rebuilt.
 
     local: artifact id → run of a stage in this process. verified: artifacts whose files have been checked.
-    waiting: code of the reported reason to wait.
+    waiting: code of the reported reason to wait, and since when.
     """
 
     tenant: str
@@ -62,6 +63,7 @@ class _Held:
     local: dict[str, Future[ManifestRef]] = field(default_factory=dict)
     verified: set[ManifestRef] = field(default_factory=set)
     waiting: str | None = None
+    waiting_since: float = 0.0
     stopping_since: float | None = None
 
     def cancel_local_stages(self) -> None:
@@ -94,6 +96,8 @@ class Coordinator:
         # report because the store was away or this machine was suspended.
         self._now = self._stall_grace_until = -math.inf
         self._stepped_at = time.monotonic()
+        # Whether this coordinator has given jobs up because it cannot reach the cluster. It claims none until it can.
+        self._blind = False
 
     def run(self, stop: threading.Event) -> None:
         """Run rounds until `stop` is set. If the store is away or full, no job ends; the next round tries again."""
@@ -150,7 +154,8 @@ class Coordinator:
             self._step(held)
         self._backing_off = {job for job in self._backing_off if self._backs_off(*job)}
         self._unrenewed = self._still_unrenewed()
-        while True:
+        self._blind = self._blind and not self.cluster.answers()
+        while not self._blind:
             try:
                 job = self.store.claim(self.owner, self.settings.lease_seconds, self._claimable())
             except UnreadableRecord as error:  # Its lease expires, and a coordinator of the other release claims it.
@@ -370,8 +375,16 @@ class Coordinator:
         """Report, once for each reason, that the job waits for a component. Waiting uses up no attempt."""
         if held.waiting != error.code:
             held.waiting = error.code
+            held.waiting_since = self._now
             log.warning("Job %s waits: %s", job.id, error)
             report_waiting(self.store, job, error)
+
+        elif isinstance(error, ClusterUnavailable) and self._now - held.waiting_since > self.settings.hang_seconds:
+            # Another coordinator may reach the cluster.
+            log.warning("Giving up job %s: %s", job.id, error)
+            self.store.renew(job.tenant, job.id, self.owner, 0.0)
+            self._release(held)
+            self._blind = True
 
     # --- ending -------------------------------------------------------------------------------------------------
 

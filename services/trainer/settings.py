@@ -21,7 +21,7 @@ class TrainerSettings(StoreSettings):
     ray_url: str = "http://127.0.0.1:8265"
     concurrency: int = 1  # jobs that one coordinator drives at the same time
     lease_seconds: float = 30.0
-    hang_seconds: float = 120.0  # a coordinator whose step takes longer gives its jobs up
+    hang_seconds: float = 120.0  # a coordinator whose step, or whose wait for Ray, takes longer gives its jobs up
     poll_seconds: float = 0.5
     stall_seconds: float = 45.0  # workers that have reported, but not for this long, are stopped
     first_report_seconds: float = 300.0  # a single worker that runs for this long without a report is stopped

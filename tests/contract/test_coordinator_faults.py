@@ -234,6 +234,23 @@ def test_leases_are_kept_while_a_round_waits_for_ray(harness: CoordinatorHarness
     assert harness.cluster.stopped == []
 
 
+def test_coordinator_that_cannot_reach_ray_leaves_its_job_to_another(harness: CoordinatorHarness) -> None:
+    blind, sees, job_id = harness.coordinator("blind"), harness.coordinator("sees"), harness.submit()
+    submission = harness.until_submitted(blind, job_id)
+    harness.cluster.away = True
+    harness.rounds_until(blind, 140)
+    blind.round()
+    assert harness.events(job_id).count("job.waiting") == 1
+    harness.cluster.away = False
+    sees.round()
+    assert (harness.job(job_id).owner, harness.job(job_id).attempt) == ("sees", 1)
+    harness.work(submission)
+    sees.round()
+    queued = harness.submit(seeds=(3,))
+    blind.round()
+    assert (harness.job(job_id).state, harness.job(queued).owner) == (State.SUCCEEDED, "blind"), "it reaches Ray again"
+
+
 def test_coordinator_that_lost_its_lease_stops_and_submits_nothing(harness: CoordinatorHarness) -> None:
     job_id = harness.submit()
     coordinator, other = harness.coordinator("a"), harness.coordinator("b")

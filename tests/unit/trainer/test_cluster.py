@@ -192,3 +192,8 @@ def test_submissions_of_this_service_are_listed_and_deleted() -> None:
     ray.delete("job_1.main.2")
     assert requests[-1] == "DELETE /api/jobs/job_1.main.2"
     cluster(always(404)).delete("unknown")
+
+
+def test_reachable_job_server_answers() -> None:
+    assert cluster(always(200, {"version": "4"})).answers()
+    assert not cluster(always(502, text="bad gateway")).answers()
