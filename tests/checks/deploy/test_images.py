@@ -31,6 +31,7 @@ DEPENDENCIES = {
     "huggingface-hub": "datasets",
     "pydantic-core": "pydantic",
     "scipy": "scikit-learn",
+    "markupsafe": "jinja2",
 }
 
 cut_lock = runpy.run_path(str(DEPLOY / "cut_lock.py"))
