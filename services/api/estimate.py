@@ -181,16 +181,17 @@ class Estimator:
 
     def _history(self, tenant: str) -> list[Finished]:
         """The measurements of the latest succeeded jobs, newest first, without jobs whose files are deleted."""
-        page, _ = self._jobs.list_jobs(tenant, state=State.SUCCEEDED, limit=_EARLIER_JOBS)
-        self._finished = {job.id: self._finished[job.id] if job.id in self._finished else self._measure(job)
-                          for job in page}  # fmt: skip
+        ids = self._jobs.newest_in(tenant, State.SUCCEEDED, _EARLIER_JOBS)
+        self._finished = {job: self._finished[job] if job in self._finished else self._measure(tenant, job)
+                          for job in ids}  # fmt: skip
         return [job for job in self._finished.values() if job is not None]
 
-    def _measure(self, job: JobRecord) -> Finished | None:
-        if not job.result or not job.result.artifacts:
-            return None
-        plan, refs = plan_of(job), {name: entry.ref for name, entry in job.result.artifacts.items()}
+    def _measure(self, tenant: str, job_id: str) -> Finished | None:
         try:
+            job = self._jobs.get(tenant, job_id)
+            if not job.result or not job.result.artifacts:
+                return None
+            plan, refs = plan_of(job), {name: entry.ref for name, entry in job.result.artifacts.items()}
             texts = self._texts(job, None)
             prepared = self._artifacts.manifest(refs["prepare"]).meta
             rows, tokens, passages = texts[0].rows, prepared["tokens"], int(prepared["passages"])

@@ -177,6 +177,11 @@ class JobStore:
             ids = self._ids(filters or [key(tenant, "jobs")], on_datasets, only, after, limit + 1)
         return self._records(tenant, ids[:limit]), len(ids) > limit
 
+    def newest_in(self, tenant: str, state: State, limit: int) -> list[str]:
+        """Return the ids of the newest jobs in a state."""
+        with translated_errors():
+            return self._ids([key(tenant, "state", state)], None, None, None, limit)
+
     def jobs_on_data(self, tenant: str, digest: str) -> list[JobRecord]:
         """Return all jobs whose dataset has these bytes. Only they can share an artifact."""
         with translated_errors():
