@@ -23,7 +23,7 @@ from collections.abc import Callable
 from typing import Any
 
 import redis
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from redis.client import Pipeline
 
 from services.api.background import Background
@@ -88,7 +88,13 @@ class Webhooks:
         """All endpoints, oldest first."""
         with translated_errors():
             records = self._redis.hvals(key(tenant, "webhooks"))
-        return sorted((Webhook.model_validate_json(record) for record in records), key=lambda hook: hook.id)
+        hooks = []
+        for record in records:
+            try:
+                hooks.append(Webhook.model_validate_json(record))
+            except ValidationError as error:
+                log.error("Skipped a webhook whose record is damaged or of another release: %s", error)
+        return sorted(hooks, key=lambda hook: hook.id)
 
     def get(self, tenant: str, hook_id: str) -> Webhook:
         """Raises NotFound."""
@@ -175,7 +181,7 @@ class Deliverer:
         while self._queue_page():
             pass
         with translated_errors():
-            due = self._redis.zrangebyscore(_DUE, "-inf", self._clock())
+            due = self._redis.zrangebyscore(_DUE, "-inf", self._clock(), start=0, num=_PAGE)
         spent: dict[str, float] = {}
         for name in due:
             hook = name.partition("/")[0]

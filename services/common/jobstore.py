@@ -6,7 +6,6 @@ the indexes, or it changes nothing. All times are the Redis server's, so the clo
 
 from __future__ import annotations
 
-import bisect
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -43,6 +42,7 @@ _JSON_FIELDS = frozenset(
 )
 _MAX_LOG_LINES = 20_000  # and metric points
 _MAX_FEED_ENTRIES = 100_000
+_PAGE = 1000  # members of a set that one command reads for a list
 _MAX_COUNTED_SECONDS = 60.0  # of running time between two renewals; a step of the clock may be longer
 _IDEMPOTENCY_SECONDS = 7 * 86_400
 
@@ -198,22 +198,31 @@ class JobStore:
     def _ids(
         self, all_of: list[str], any_of: list[str] | None, only: set[str] | None, after: str | None, limit: int
     ) -> list[str]:
-        """Return members of sorted sets whose scores are all 0, in descending order."""
-        start = f"({after}" if after else "+"
-        if any_of is not None and len(any_of) == 1:
-            all_of, any_of = [*all_of, *any_of], None
-        if any_of is None and only is None and len(all_of) == 1:
-            return list(self._redis.zrange(all_of[0], start, "-", desc=True, bylex=True, offset=0, num=limit))
+        """Return members of sorted sets whose scores are all 0, in descending order.
+
+        It reads the smallest set in pages, because an intersection of whole sets would block Redis for all others.
+        """
         if any_of == []:
             return []
-        members = self._redis.zinter(all_of)
-        if any_of is not None:
-            union = set(self._redis.zunion(any_of))
-            members = [member for member in members if member in union]
-        if only is not None:
-            members = [member for member in members if member in only]
-        end = bisect.bisect_left(members, after) if after else len(members)
-        return list(reversed(members[max(0, end - limit) : end]))
+        if any_of is not None and len(any_of) == 1:
+            all_of, any_of = [*all_of, *any_of], None
+        others = sorted(all_of, key=self._redis.zcard)
+        size = _PAGE if any_of or only is not None or len(others) > 1 else limit
+        smallest, start, members = others.pop(0), f"({after}" if after else "+", list[str]()
+        while len(members) < limit and (
+            page := self._redis.zrange(smallest, start, "-", desc=True, bylex=True, offset=0, num=size)
+        ):
+            start = f"({page[-1]}"
+            matches = [self._are_members(page, other) for other in others]
+            if any_of is not None:
+                unions = [self._are_members(page, other) for other in any_of]
+                matches.append([any(of_one) for of_one in zip(*unions, strict=True)])
+            rows = zip(page, *matches, strict=True)
+            members += [member for member, *in_others in rows if all(in_others) and (only is None or member in only)]
+        return members[:limit]
+
+    def _are_members(self, members: Sequence[str], place: str) -> list[bool]:
+        return [score is not None for score in self._redis.zmscore(place, members)]
 
     def _records(self, tenant: str, ids: Sequence[str]) -> list[JobRecord]:
         with translated_errors():

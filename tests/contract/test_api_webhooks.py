@@ -166,6 +166,7 @@ def test_killed_deliverer_loses_no_event(harness: WebhookHarness) -> None:
 def test_unreadable_delivery_delays_no_other(harness: WebhookHarness, redis_client: redis.Redis) -> None:
     hook(harness, "job.cancelled")
     harness.deliverer.round()
+    redis_client.hset(f"tlm:{{{T}}}:webhooks", "wh_0", '{"of_tomorrow": 1}')
     redis_client.hset("tlm:webhook:bodies", "wh_0/msg_0", '{"of_tomorrow": 1}')
     redis_client.zadd("tlm:webhook:due", {"wh_0/msg_0": 0})
     job, _ = harness.gateway.parts.jobs.submit(T, make_spec(), make_resolved())

@@ -391,6 +391,20 @@ def test_job_lists_are_paged_newest_first_and_filtered_by_state(store: JobStore)
     assert store.list_jobs("other")[0] == []
 
 
+def test_filtered_list_walks_no_whole_set(store: JobStore, redis_client: redis.Redis) -> None:
+    ids = sorted(submit(store).id for _ in range(6))
+    for job_id in ids[:3]:
+        store.cancel(T, job_id)
+    redis_client.config_resetstat()
+    filters: dict[str, Any] = {"state": State.CANCELLED, "kind": "train", "datasets": ["ds_0", "ds_1"]}
+    page, more = store.list_jobs(T, limit=2, **filters)
+    assert ([job.id for job in page], more) == ([ids[2], ids[1]], True)
+    page, more = store.list_jobs(T, limit=2, after=ids[1], **filters)
+    assert ([job.id for job in page], more) == ([ids[0]], False)
+    assert store.list_jobs(T, state=State.CANCELLED, kind="prune")[0] == []
+    assert not {"cmdstat_zinter", "cmdstat_zunion"} & redis_client.info("commandstats").keys()
+
+
 def test_job_of_another_tenant_is_not_found(store: JobStore) -> None:
     job = submit(store)
     for call in (store.get, store.cancel, store.pause, store.resume):
