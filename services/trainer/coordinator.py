@@ -252,6 +252,7 @@ class Coordinator:
         self._check_runtime(job, held)
         situation = self._verified_situation(job, held)
         plan, done = situation.plan, situation.done
+        self._drop_copies(situation, held)
         if len(done) == len(plan.nodes):  # The last node does not need all the others.
             self._finish(situation, held)
             return
@@ -305,12 +306,28 @@ class Coordinator:
             inputs = {name: situation.done[source] for name, source in node.inputs.items()}
             held.local[artifact] = self.executor.submit(self.local, situation.job, node, artifact, inputs)
         elif future.done():
-            del held.local[artifact]
             try:
                 ref = future.result()
-            except (NotFound, CorruptArtifact) as error:
-                self._fail_stage(situation, node, error)
-            self._publish(situation, node, ref)
+            except Exception as error:
+                del held.local[artifact]
+                if isinstance(error, NotFound | CorruptArtifact):
+                    self._fail_stage(situation, node, error)
+                raise
+            published = self._publish(situation, node, ref)
+            del held.local[artifact]
+            if published != ref:
+                self.artifacts.delete(ref.folder)
+
+    def _drop_copies(self, situation: Situation, held: _Held) -> None:
+        """Forget stages of this process that another job has published first, and delete their output."""
+        awaited = {situation.artifact_id(node) for node in situation.ready()}
+        for artifact in held.local.keys() - awaited:
+            if (future := held.local[artifact]).done():
+                del held.local[artifact]
+                if not future.cancelled() and not future.exception():
+                    ref = future.result()
+                    if ref not in situation.done.values():
+                        self.artifacts.delete(ref.folder)
 
     def _select(self, situation: Situation, node: Node) -> None:
         """Request the selection from the retriever, or publish it once it is ready."""
@@ -350,9 +367,10 @@ class Coordinator:
         self._release(held)
         log.info("Finished job %s", job.id)
 
-    def _publish(self, situation: Situation, node: Node, ref: ManifestRef) -> None:
+    def _publish(self, situation: Situation, node: Node, ref: ManifestRef) -> ManifestRef:
+        """Publish an artifact and return the reference in force."""
         job, artifact = situation.job, situation.artifact_id(node)
-        self.store.publish(
+        return self.store.publish(
             job.tenant, job.id, job.attempt, artifact=artifact, ref=ref, node=node.name, stage=node.stage.name
         )
 

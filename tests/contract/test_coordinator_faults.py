@@ -21,7 +21,7 @@ from services.common.situation import Situation
 from services.trainer.cluster import Status
 from services.trainer.coordinator import Coordinator
 from tests.contract.coordinator_harness import CoordinatorHarness, MovableClockStore, T
-from tests.support import wait_for
+from tests.support import files_under, wait_for
 from tests.trainer_fakes import FakeSelections, all_stages, counting_stage, run_group
 from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import (
@@ -277,6 +277,16 @@ def test_submission_of_a_requeued_attempt_computes_nothing(harness: CoordinatorH
     events = harness.events(job_id)
     harness.work(late)
     assert (harness.cluster.statuses[late], harness.events(job_id)) == (Status.FAILED, events)
+
+
+def test_copy_of_an_artifact_that_another_job_published_is_deleted(harness: CoordinatorHarness) -> None:
+    jobs, coordinator = [harness.submit(), harness.submit()], harness.coordinator(concurrency=2)
+    coordinator.round()
+    assert harness.validated == 2, "it computes the task of each job, which is the same artifact"
+    coordinator.round()
+    (folder,) = {Situation.read(harness.store, harness.job(job)).done["validate"].folder for job in jobs}
+    copies = {path.parent for path in files_under(harness.folder / "storage") if path.name == "made.json"}
+    assert copies == {Path(harness.artifacts.path(folder))}
 
 
 def test_recomputed_artifact_is_no_advance(harness: CoordinatorHarness, redis_client: redis.Redis) -> None:
