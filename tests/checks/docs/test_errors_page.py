@@ -1,14 +1,15 @@
-"""docs/errors.md has one section for each error code, at the URL in the `type` of a problem."""
+"""The served documentation. docs/errors.md has one section for each error code, at the URL in a problem's `type`."""
 
 from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from urllib.parse import urljoin
 
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from services.api.routes.service import render_errors, router
+from services.api.routes.documentation import render, router
 from services.common import problem
 from tests.support import ROOT
 from tlm_client.console import NOT_REACHABLE, exit_code
@@ -44,27 +45,68 @@ def test_page_names_the_codes_with_exit_code_3() -> None:
         assert named is (exit_code(cls.__new__(cls)) == NOT_REACHABLE), code
 
 
-class Ids(HTMLParser):
-    def __init__(self) -> None:
+class Page(HTMLParser):
+    """The ids of a page, and what it links to or shows."""
+
+    def __init__(self, text: str) -> None:
         super().__init__()
         self.ids: set[str] = set()
+        self.links: list[str] = []
+        self.feed(text)
 
     def handle_starttag(self, _tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.ids |= {value for name, value in attrs if name == "id" and value}
+        self.links += [value for name, value in attrs if name in ("href", "src") and value]
 
 
 def test_problem_type_links_to_its_section() -> None:
-    app = FastAPI()
-    app.include_router(router)
-    client = TestClient(app)
+    client = documentation()
     for code in codes_in_use():
         path, _, anchor = problem.problem_body(500, code, "x")["type"].partition("#")
         answer = client.get(path)
         assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
-        parser = Ids()
-        parser.feed(answer.text)
-        assert anchor in parser.ids
+        assert anchor in Page(answer.text).ids
+
+
+def documentation() -> TestClient:
+    app = FastAPI()
+    app.include_router(router)
+    return TestClient(app)
+
+
+def test_links_between_served_pages_lead_somewhere() -> None:
+    client = documentation()
+    texts: dict[str, Page] = {}
+    unread = ["/docs/quickstart"]
+    missing = []
+    while unread:
+        path = unread.pop()
+        answer = client.get(path)
+        if answer.status_code != 200:
+            missing.append(path)
+        texts[path] = Page(answer.text if answer.headers["content-type"].startswith("text/html") else "")
+        for link in texts[path].links:
+            target = urljoin(path, link).partition("#")[0]
+            if target.startswith("/docs/") and target not in texts and target not in unread:
+                unread.append(target)
+    assert missing == [] and {"/docs/data", "/docs/contributing/fencing.md"} <= texts.keys()
+    anchors = {urljoin(path, link) for path, page in texts.items() for link in page.links if "#" in link}
+    assert [link for link in anchors if link.startswith("/") and link.partition("#")[2] not in texts[
+        link.partition("#")[0]].ids] == []  # fmt: skip
+
+
+def test_only_files_of_the_documentation_are_served() -> None:
+    client = documentation()
+    for path in (
+        "..%2fREADME",
+        "../README.md",
+        "%2e%2e/pyproject.toml",
+        "nothing",
+        "plots/../../README",
+        "errors.md.md",
+    ):
+        assert client.get(f"/docs/{path}").status_code == 404, path
 
 
 def test_markup_in_the_page_is_escaped() -> None:
-    assert "<p>a &lt;b&gt; <code>x&amp;y</code></p>" in render_errors("# T\na <b> `x&y`")
+    assert "<p>a &lt;b&gt; <code>x&amp;y</code></p>" in render("# T\na <b> `x&y`")
