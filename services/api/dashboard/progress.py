@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from tlm_core.jobs.plan import Plan, plan_of
-from tlm_core.jobs.spec import JobRecord, Progress
+from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import ACTIVE, State
 
 _STOPPED = {State.FAILED: "failed", State.CANCELLED: "cancelled", State.PAUSED: "paused"}
@@ -40,7 +40,8 @@ def steps_of(job: JobRecord, plan: Plan, done: Collection[str]) -> list[Step]:
         state = "waiting"
         if stage == current and job.state is not State.QUEUED:
             state = _STOPPED.get(job.state, "running")
-        within = share_of(job.progress) if job.progress and job.progress.stage == stage else 0.0
+        progress = job.progress if job.progress and job.progress.stage == stage else None
+        within = min(1.0, progress.step / progress.total) if progress and progress.total else 0.0
         steps.append(Step(stage, state, finished, len(names), min(1.0, (finished + within) / len(names))))
     return steps
 
@@ -48,18 +49,6 @@ def steps_of(job: JobRecord, plan: Plan, done: Collection[str]) -> list[Step]:
 def selects(job: JobRecord) -> bool:
     """Whether the job has a select stage."""
     return any(node.stage.name == "select" for node in plan_of(job).nodes)
-
-
-def share_of(progress: Progress | None) -> float:
-    """The finished part of the current node, 0 to 1."""
-    return min(1.0, progress.step / progress.total) if progress and progress.total else 0.0
-
-
-def overall(job: JobRecord) -> float | None:
-    """The finished share of a job, 0 to 1; None before the first progress report."""
-    if job.state is State.SUCCEEDED:
-        return 1.0
-    return job.progress.share if job.progress else None
 
 
 def _current(job: JobRecord, plan: Plan, done: Collection[str]) -> str | None:

@@ -69,7 +69,6 @@ def preview(request: Request, parts: PartsDep, tenant: SignedIn, form: FilledFor
 
 
 def _page(request: Request, parts: Parts, tenant: str, form: JobForm, error: TLMError | None) -> Response:
-    # Of several versions of a name the newest is meant; the same name need not stand twice.
     records, _ = parts.catalog.datasets(tenant, limit=_CHOICES)
     corpora, _ = parts.catalog.corpora(tenant, limit=_CHOICES)
     names = list(dict.fromkeys(record.name for record in records))
