@@ -16,11 +16,12 @@ class Pulse:
 
     phase: changes when the pace does. steady: whether the counter advances at regular intervals now. Otherwise CPU
     time counts as progress too, because calls into libraries, such as the fit of a linear model, advance no counter.
+    warm: whether the first step at this pace has ended. It builds kernels and waits for other workers to start.
     """
 
     def __init__(self) -> None:
         self.count = self.phase = 0
-        self.steady = False
+        self.steady = self.warm = False
 
     def advance(self) -> None:
         self.count += 1
@@ -28,12 +29,19 @@ class Pulse:
     @contextmanager
     def pace(self, *, steady: bool) -> Iterator[None]:
         """Set `steady` inside the block. Only the main thread of a stage may call it."""
-        before, self.steady = self.steady, steady
+        before = self.steady, self.warm
+        self.steady, self.warm = steady, False
         self.phase += 1
         try:
             yield
         finally:
-            self.steady = before
+            self.steady, self.warm = before
+            self.phase += 1
+
+    def warm_up(self) -> None:
+        """End the first step. The intervals count from here."""
+        if not self.warm:
+            self.warm = True
             self.phase += 1
 
 

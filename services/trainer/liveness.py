@@ -47,6 +47,6 @@ class Liveness:
         return now - self._advanced, self._limit()
 
     def _limit(self) -> float:
-        if not self.pulse.steady or len(self._intervals) < 3:
+        if not (self.pulse.steady and self.pulse.warm) or len(self._intervals) < 3:
             return FIRST_SECONDS
         return max(LEAST_SECONDS, INTERVALS * statistics.median(self._intervals))

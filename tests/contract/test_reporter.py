@@ -89,7 +89,7 @@ def test_reports_of_a_worker_without_progress_say_so(redis_client: redis.Redis, 
         return store.get(T, job.id).beats.get("main")
 
     reporter._heartbeat = 0.02
-    with PULSE.pace(steady=True):
+    with PULSE.pace(steady=True):  # CPU time counts as no progress.
         wait_for(lambda: (now := beat()) and now.idle > 0.3)
         reporter.progress(step=1, total=2, rate=None, unit="steps", eta_seconds=None)
         wait_for(lambda: (now := beat()) and now.idle < 0.3)

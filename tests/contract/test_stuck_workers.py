@@ -28,6 +28,7 @@ def train(context):
     with PULSE.pace(steady=True):
         for step in range(1_000_000):
             PULSE.advance()
+            PULSE.warm_up()
             time.sleep(0.02)
             if step == 20:
                 print("ready", flush=True)

@@ -95,6 +95,7 @@ class Trainer:
             if stop and not finished:
                 raise StopRequested(f"The stage stopped on request after step {state.step}. Resume to continue.")
             report.tick(losses, rate, norm)
+            PULSE.warm_up()
         state.seconds += self.clock() - counted
         return state, self.best
 
