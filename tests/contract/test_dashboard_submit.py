@@ -45,8 +45,9 @@ def test_repeated_form_creates_one_job(gateway: Gateway) -> None:
     assert gateway.parts.jobs.get(T, alone.rsplit("/", 1)[1]).resolved.corpus_name is None
 
 
-def test_form_sets_labels_priority_and_time_limit(gateway: Gateway) -> None:
+def test_form_sets_name_labels_priority_and_time_limit(gateway: Gateway) -> None:
     fill(gateway)
+    assert (submitted(gateway, name=" first try ").spec.name, submitted(gateway).spec.name) == ("first try", None)
     job = submitted(gateway, metadata="team = search\n\nrun = a = b", priority="-3", minutes="1.5")
     assert job.spec.metadata == {"team": "search", "run": "a = b"}
     assert (job.spec.priority, job.spec.max_runtime_seconds) == (-3, 90)
@@ -136,7 +137,7 @@ def test_unknown_preset_is_refused(filled: tuple[Gateway, Contents]) -> None:
 SPEC = JobSpec.model_validate({
     "dataset": "reviews", "corpus": "it's mine", "seeds": [0, 1], "scale": "small", "kind": "prune",
     "options": {"levels": [0.2]}, "overrides": {"finetune.epochs": 5, "finetune.rates": [0.001, 0.002]},
-    "metadata": {"team": "search desk"}, "priority": -3, "max_runtime_seconds": 90,
+    "metadata": {"team": "search desk"}, "priority": -3, "max_runtime_seconds": 90, "name": "first try",
 })  # fmt: skip
 
 

@@ -43,6 +43,7 @@ class CommonFields(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
+    name: str = Field("", max_length=200)
     kind: str = Field("train", max_length=40)
     dataset: str = Field("", max_length=200)
     corpus: str = Field("", max_length=200)
@@ -79,6 +80,7 @@ class JobForm(CommonFields):
         """Return the request. Raises InvalidRequest."""
         overrides = parse_lines(self.overrides, "Overrides", "finetune.epochs = 5")
         values: dict[str, object] = {
+            "name": self.name.strip() or None,
             "kind": self.kind,
             "dataset": self.dataset,
             "corpus": None if self.scale == "instant" else self.corpus or None,
