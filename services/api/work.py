@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tlm_core.jobs.plan import Node
+from tlm_core.linear.params import MOST_LABELED, SelfTrainParams
 from tlm_core.training import flops
 from tlm_core.training.architectures import Shape, architecture_of, scratch_shape
 from tlm_core.training.params import FinetuneParams, JointParams, SeedsParams, TuneParams
@@ -64,7 +65,7 @@ def work_of(node: Node, texts: Texts) -> Work | None:
     """The work of a node, or None if it is unknown.
 
     Units: FLOPs of training (tokens for models other than transformers), rows to validate, train rows of the linear
-    model, queries times passages to select, tokens to prepare and evaluate; other nodes are one unit.
+    models, queries times passages to select, tokens to prepare and evaluate; other nodes are one unit.
     """
     params, rows = node.params, texts.rows
     if isinstance(params, JointParams):
@@ -72,6 +73,8 @@ def work_of(node: Node, texts: Texts) -> Work | None:
         return _joint_work(params, shape, texts) if shape else None
     if isinstance(params, TuneParams):
         return _finetune_work(params, texts)
+    if isinstance(params, SelfTrainParams):
+        return Work(sum(rows["train"] + min(amount * rows["train"], MOST_LABELED) for amount in params.amounts))
     match node.stage.name:
         case "validate":
             return Work(sum(rows.values()))

@@ -89,7 +89,7 @@ def test_dataset_may_include_a_selection(api: TestClient, gateway: Gateway) -> N
     body = {"dataset": "brings", "overrides": {"selection.selector": "given"}}
     job = api.post("/v1/jobs", json=body)
     assert job.status_code == 202, job.text
-    assert [stage["name"] for stage in job.json()["stages"]][:4] == ["validate", "baseline", "select", "prepare"]
+    assert [stage["name"] for stage in job.json()["stages"]][:4] == ["validate", "baseline", "select", "self_train"]
     both = api.post("/v1/jobs", json={**body, "corpus": "docs"})
     assert both.status_code == 422 and "Omit 'corpus'" in both.json()["detail"]
     others = {"kind": "share_tickets", "options": {"others": ["toy"]}}

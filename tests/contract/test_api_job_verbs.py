@@ -56,7 +56,7 @@ def test_retry_continues_from_the_failed_stage(api: TestClient, gateway: Gateway
     assert [again[k] for k in ("dataset_digest", "corpus_version", "spec", "resolved_recipe")] == [
         before[k] for k in ("dataset_digest", "corpus_version", "spec", "resolved_recipe")
     ], "Later uploads change nothing."
-    assert done(api, again["id"]) == ["validate", "baseline", "select", "prepare"]
+    assert done(api, again["id"]) == ["validate", "baseline", "select", "self_train", "prepare"]
 
 
 def test_only_failed_or_cancelled_jobs_can_be_retried(api: TestClient) -> None:
@@ -137,13 +137,13 @@ def test_job_on_a_deleted_dataset_cannot_be_retried(api: TestClient, gateway: Ga
 def test_deleted_job_keeps_shared_artifacts(api: TestClient, gateway: Gateway) -> None:
     failed = failed_job(api, gateway, up_to="export", seeds=[1])
     sharing = submit(api, seeds=[2])
-    assert done(api, sharing) == ["validate", "baseline", "select", "prepare"]
+    assert done(api, sharing) == ["validate", "baseline", "select", "self_train", "prepare"]
     assert api.delete(f"/v1/jobs/{failed}").status_code == 204
     for path in ("", "/events", "/logs", "/model"):
         assert api.get(f"/v1/jobs/{failed}{path}").status_code == 404
-    assert done(api, sharing) == ["validate", "baseline", "select", "prepare"]
+    assert done(api, sharing) == ["validate", "baseline", "select", "self_train", "prepare"]
     folders = {p.parent.parent.name for p in (gateway.root / "storage/default/artifacts").rglob("manifest.json")}
-    assert len(folders) == 4, "Artifacts of only the deleted job are deleted."
+    assert len(folders) == 5, "Artifacts of only the deleted job are deleted."
     api.post(f"/v1/jobs/{sharing}/cancel")
     assert api.delete(f"/v1/jobs/{sharing}").status_code == 204
     assert not any((gateway.root / "storage/default/artifacts").rglob("manifest.json"))
@@ -163,7 +163,7 @@ def test_artifacts_of_earlier_releases_are_deleted_with_their_last_job(
     publish(gateway.parts.jobs, gateway.parts.artifacts, job, "joint.s0", gateway.root / "files")
     gateway.parts.jobs.fail(job, "a", WorkerLost("gone"))
     assert api.delete(f"/v1/jobs/{first}").status_code == 204
-    assert done(api, own) == ["validate", "baseline", "select", "prepare", "joint.s0"]
+    assert done(api, own) == ["validate", "baseline", "select", "self_train", "prepare", "joint.s0"]
     monkeypatch.setattr(nodes, "VALIDATE", replace(nodes.VALIDATE, version=99))
     assert done(api, own) == []
     assert api.delete(f"/v1/jobs/{own}").status_code == 204

@@ -30,7 +30,7 @@ def test_submitted_job_is_fully_resolved(api: TestClient, gateway: Gateway) -> N
     assert answer.headers["location"] == f"/v1/jobs/{job['id']}"
     assert (job["state"], job["corpus_version"], job["dataset"]) == ("queued", "v1", "toy")
     assert job["resolved_recipe"]["joint"]["rho2"] == 5
-    assert [s["name"] for s in job["stages"]][:4] == ["validate", "baseline", "select", "prepare"]
+    assert [s["name"] for s in job["stages"]][:4] == ["validate", "baseline", "select", "self_train"]
     assert not any(s["done"] for s in job["stages"])
     record = gateway.parts.jobs.get(T, job["id"])
     assert record.resolved.dataset == gateway.parts.catalog.dataset(T, "toy").raw
@@ -64,7 +64,7 @@ def test_later_upload_does_not_change_a_job(api: TestClient, gateway: Gateway) -
 
 
 REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
-    "unknown scale": ({"scale": "huge"}, 422, "'instant', 'tiny', 'small', 'medium' or 'large'"),
+    "unknown scale": ({"scale": "huge"}, 422, "'instant', 'quick', 'tiny', 'small', 'medium' or 'large'"),
     "unknown recipe": ({"recipe": "best"}, 422, "'fast' or 'paper'"),
     "unknown recipe key": ({"overrides": {"joint.rho3": 1}}, 422, "Did you mean"),
     "number where a list belongs": ({"seeds": 3}, 422, "/seeds: must be a list"),

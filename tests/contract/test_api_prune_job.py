@@ -17,7 +17,9 @@ from tlm_core.jobs.states import State
 T = "default"
 pytestmark = pytest.mark.usefixtures("stocked")
 CLOCKED = {"dataset": "toy", "corpus": "docs", "seeds": [3, 4], "overrides": {"joint.budget.seconds": 5}}
-MODEL = {"validate", "baseline", "select", "prepare", "joint.s3", "joint.s4", "finetune.s3", "finetune.s4"}
+MODEL = {"validate", "baseline", "select", "self_train", "prepare"} | {
+    f"{stage}.s{seed}" for stage in ("joint", "finetune") for seed in (3, 4)
+}
 
 
 def submit(api: TestClient, **body: Any) -> dict[str, Any]:

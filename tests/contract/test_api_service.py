@@ -132,7 +132,7 @@ def test_openapi_examples_are_valid(api: TestClient) -> None:
 
 def test_info_has_version_and_limits(api: TestClient) -> None:
     info = api.get("/v1/info").json()
-    assert info["scales"] == ["instant", "tiny", "small", "medium", "large"]
+    assert info["scales"] == ["instant", "quick", "tiny", "small", "medium", "large"]
     assert info["max_predict_texts"] == 256
 
 

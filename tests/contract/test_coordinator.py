@@ -37,8 +37,8 @@ def test_job_runs_all_its_stages_and_succeeds(harness: CoordinatorHarness) -> No
     plan = plan_of(job)
     assert set(job.result.artifacts) == {n.name for n in plan.nodes}
     assert [n.name for n in plan.nodes] == [
-        "validate", "baseline", "select", "prepare", "joint.s0", "finetune.s0", "joint.s1", "finetune.s1", "evaluate",
-        "export",
+        "validate", "baseline", "select", "self_train", "prepare", "joint.s0", "finetune.s0", "joint.s1",
+        "finetune.s1", "evaluate", "export",
     ]  # fmt: skip
     for ref in Situation.read(harness.store, job).done.values():
         harness.artifacts.verify(ref)
@@ -245,4 +245,5 @@ def test_situation_needs_one_round_trip_for_each_level_of_the_plan(
     harness.work(harness.until_submitted(coordinator, job_id))
     situation = Situation.read(CountingStore(redis_client), harness.job(job_id))
     assert situation.done.keys() == {node.name for node in situation.plan.nodes}
-    assert levels == [1, 2, 1, 2, 2, 1, 1], "validate, baseline and select, prepare, joint, finetune, evaluate, export"
+    # validate, baseline and select, self_train, prepare, joint, finetune, evaluate, export
+    assert levels == [1, 2, 1, 1, 2, 2, 1, 1]

@@ -63,10 +63,17 @@ def select_node(
 
 
 def prepare_node(
-    recipe: Recipe, task: str, select: Node | None, name: str = "prepare", seed: int | None = None
+    recipe: Recipe,
+    task: str,
+    select: Node | None,
+    name: str = "prepare",
+    seed: int | None = None,
+    *,
+    labeled: bool = False,
 ) -> Node:
-    """The node that trains the tokenizer and tokenizes all texts."""
+    """The node that trains the tokenizer and tokenizes all texts. labeled: models label passages for it."""
     inputs = {"task": task} | ({"selection": select.name} if select else {})
+    inputs |= {"self_train": "self_train"} if labeled else {}
     return Node(name, PREPARE, PrepareParams.of(recipe), inputs=inputs, seed=seed)
 
 
@@ -117,10 +124,11 @@ def train_nodes(inputs: PlanInputs[KindOptions]) -> list[Node]:
     select = select_node(inputs, "validate")
     nodes = [*validate_nodes(inputs), baseline_node("baseline" if select else "main"), *([select] if select else [])]
     gathered = {"prepared": "prepare", "task": "validate", "baseline": "baseline"}
-    if select and recipe.self_training.amounts:
+    labeled = bool(select and recipe.self_training.amounts)
+    if select and labeled:
         nodes.append(self_train_node(recipe, "validate", select))
         gathered["self_train"] = "self_train"
-    nodes.append(prepare_node(recipe, "validate", select))
+    nodes.append(prepare_node(recipe, "validate", select, labeled=labeled))
     for seed in seeds:
         start = {}
         if recipe.joint.enabled:

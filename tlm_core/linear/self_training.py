@@ -1,39 +1,48 @@
-"""Self-training: a linear model learns from the retrieved passages, which a teacher labels.
+"""Self-training: models learn from the retrieved passages, which a teacher labels (SentAugment, arXiv 2010.02194).
 
-Passages are cut into pieces as long as the task's texts. The most confident pieces of each label join train with a
-lower weight, and their words count in the inverse document frequencies (SentAugment, arXiv 2010.02194).
+Passages are cut into pieces as long as the task's texts. For the linear model, the most confident pieces of each label
+join train with a lower weight, and their words count in the inverse document frequencies. The encoder learns the
+probabilities of the pieces' labels in the joint stage.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp  # type: ignore[import-untyped, unused-ignore]
 from numpy.typing import NDArray
 
-from tlm_core.evaluation.combine import Outputs, log_softmax
+from tlm_core.evaluation.bootstrap import paired_difference
+from tlm_core.evaluation.combine import RESAMPLES, Outputs, log_softmax
 from tlm_core.linear.fit import Setting, support_vectors
 from tlm_core.linear.model import Features, LinearModel, rows_of
 from tlm_core.linear.ngrams import FAMILIES, Row
+from tlm_core.linear.params import MOST_LABELED
 from tlm_core.tasks.metrics import METRICS
 from tlm_core.tasks.task import Task
 
 WEIGHT = 0.3  # of a piece, relative to a train row
 ROUNDS = 2  # each labels the pieces again
 MOST_PIECES = 60_000  # that the teacher labels
-MOST_LABELED = 20_000  # that the student learns from
 
 
 @dataclass(frozen=True)
 class SelfTrained:
-    """A student. amount: pieces for each train row, 0 for none; scores: amount → score on validation."""
+    """A student.
+
+    amount: pieces for each train row, 0 for none. scores: amount → score on validation. chosen: numbers of the pieces
+    that it learned from, [chosen]. outputs: its outputs for them, [chosen, labels].
+    """
 
     model: LinearModel
     amount: float
     scores: dict[float, float]
-    pieces: int
+    chosen: NDArray[np.int64]
+    outputs: Outputs
 
 
 def pieces_of(passages: Iterable[str], words: int) -> Iterator[str]:
@@ -46,11 +55,18 @@ def pieces_of(passages: Iterable[str], words: int) -> Iterator[str]:
 
 
 def self_train(
-    task: Task, teacher: Outputs, pieces: Sequence[str], setting: Setting, amounts: Sequence[float]
+    task: Task,
+    baseline: Outputs,
+    teacher: Outputs,
+    pieces: Sequence[str],
+    setting: Setting,
+    amounts: Sequence[float],
 ) -> SelfTrained:
-    """Train a student for each amount of pieces and return the best on validation; the smaller amount wins ties.
+    """Train a student for each amount of pieces, and choose one on validation.
 
-    teacher: calibrated log-probabilities of the pieces, [pieces, labels]. The amount 0 changes only the features.
+    It is the best amount, or 0 if that or the baseline is within a standard error of the best score. So models learn
+    from pieces only where this clearly helps. The amount 0 changes only the features. baseline: outputs of the linear
+    model on validation. teacher: calibrated log-probabilities of the pieces, [pieces, labels].
     """
     rows: list[Row] = [(piece,) for piece in pieces]
     features, _ = Features.learn([*rows_of(task, "train"), *rows], list(FAMILIES)[: setting.families])
@@ -60,15 +76,24 @@ def self_train(
         pieces=features.encode(rows),
         validation=features.encode(rows_of(task, "validation")),
     )
-    students: dict[float, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
-    scores: dict[float, float] = {}
-    for amount in amounts:
-        students[amount] = _student(data, teacher, setting, len(task.labels), amount)
-        weights, bias = students[amount]
-        predicted = task.type.predict(np.asarray(data.validation @ weights) + bias)
-        scores[amount] = METRICS[task.metric].compute(task.targets("validation"), predicted)
+    most = MOST_LABELED / len(data.targets)  # larger amounts give the same pieces
+    amounts = list(dict.fromkeys(min(amount, most) for amount in amounts))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        students = list(pool.map(lambda amount: _student(data, teacher, setting, len(task.labels), amount), amounts))
+    targets = task.targets("validation")
+    guesses = {
+        amount: task.type.predict(np.asarray(data.validation @ weights) + bias)
+        for amount, (weights, bias, _) in zip(amounts, students, strict=True)
+    }
+    scores = {amount: METRICS[task.metric].compute(targets, guess) for amount, guess in guesses.items()}
     best = max(sorted(scores), key=lambda amount: scores[amount])
-    return SelfTrained(LinearModel(features, *students[best]), best, scores, len(pieces))
+    without = [task.type.predict(baseline), guesses[0]] if best and 0 in guesses else []
+    differences = [paired_difference(task.metric, targets, [guesses[best]], [guess], RESAMPLES) for guess in without]
+    if any(difference is not None and difference.value <= difference.error for difference in differences):
+        best = 0.0
+    weights, bias, chosen = students[amounts.index(best)]
+    outputs: Outputs = np.asarray(data.pieces[chosen] @ weights, np.float32) + bias
+    return SelfTrained(LinearModel(features, weights, bias), best, scores, chosen, outputs)
 
 
 @dataclass(frozen=True)
@@ -83,11 +108,12 @@ class _Data:
 
 def _student(
     data: _Data, teacher: Outputs, setting: Setting, labels: int, amount: float
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return weights and bias of a student, which is the teacher of the next round."""
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+    """Return weights and bias of a student, and its pieces. After each round the student is the next teacher."""
+    chosen = np.zeros(0, np.int64)
     weights, bias = support_vectors(data.train, data.targets, setting, labels)
     if not amount:
-        return weights, bias
+        return weights, bias, chosen
     shares = np.bincount(data.targets, minlength=labels) / len(data.targets)
     total = min(round(amount * len(data.targets)), MOST_LABELED)
     for _ in range(ROUNDS):
@@ -102,7 +128,7 @@ def _student(
             row_weights,
         )
         teacher = log_softmax(np.asarray(data.pieces @ weights, np.float32) + bias)
-    return weights, bias
+    return weights, bias, chosen
 
 
 def most_confident(teacher: Outputs, shares: NDArray[np.float64], total: int) -> NDArray[np.int64]:

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from tlm_core.artifacts import MANIFEST
 from tlm_core.evaluation.combine import LINEAR, SELF_TRAINED, Outputs, Scales, log_softmax, temperature
@@ -27,7 +30,7 @@ from tlm_core.evaluation.report import (
 from tlm_core.linear.fit import Setting, fit
 from tlm_core.linear.graph import write_linear
 from tlm_core.linear.model import LinearModel, rows_of
-from tlm_core.linear.params import BaselineParams, SelfTrainParams
+from tlm_core.linear.params import PIECES, BaselineParams, SelfTrainParams
 from tlm_core.linear.self_training import MOST_PIECES, pieces_of, self_train
 from tlm_core.parquet import open_parquet
 from tlm_core.serving import MODEL, copy_model, write_metadata
@@ -80,8 +83,8 @@ def _write_linear(
 def self_train_stage(ctx: StageContext[SelfTrainParams]) -> dict[str, Any]:
     """Fit the linear model again, on train and on passages that the first one labels. Validation chooses how many.
 
-    It writes the same files as `baseline`. Pairs and regression keep the baseline. Inputs: `task`, `baseline`,
-    `selection`.
+    It writes the same files as `baseline`, and the labeled pieces of passages for the encoder. Pairs and regression
+    keep the baseline and have no pieces. Inputs: `task`, `baseline`, `selection`.
     """
     if ctx.rank:
         return {}
@@ -89,15 +92,28 @@ def self_train_stage(ctx: StageContext[SelfTrainParams]) -> dict[str, Any]:
     task, first = Task.read(ctx.inputs["task"]), LinearResult.read(ctx.inputs["baseline"])
     if task.pair or not task.type.has_classes:
         copy_linear(ctx.inputs["baseline"], ctx.out)
+        write_pieces(ctx.out, [], np.zeros((0, len(task.labels)), np.float32))
         return {"amount": None, "reason": "passages cannot stand for pairs of texts or have regression targets"}
     pieces = _pieces(ctx.inputs["selection"], task)
     ctx.report.event("self_training", pieces=len(pieces))
     teacher = LinearModel.read(ctx.inputs["baseline"]).outputs([(piece,) for piece in pieces])
     teacher = log_softmax(teacher / np.float32(first.facts["temperature"]))
-    student = self_train(task, teacher, pieces, Setting(**first.facts["setting"]), ctx.params.amounts)
-    facts = {**first.facts, "amount": student.amount, "amounts": student.scores, "pieces": student.pieces}
+    setting, baseline = Setting(**first.facts["setting"]), first.outputs["validation"]
+    student = self_train(task, baseline, teacher, pieces, setting, ctx.params.amounts)
+    facts = {**first.facts, "amount": student.amount, "amounts": student.scores, "pieces": len(student.chosen)}
+    write_pieces(
+        ctx.out,
+        [pieces[number] for number in student.chosen],
+        np.exp(log_softmax(student.outputs / np.float32(first.facts["temperature"]))),
+    )
     _write_linear(ctx.out, task, student.model, first.outputs[HELD_OUT], facts, SELF_TRAINED, began)
-    return {"amount": student.amount, "pieces": student.pieces}
+    return {"amount": student.amount, "pieces": len(student.chosen)}
+
+
+def write_pieces(out: Path, texts: list[str], probabilities: NDArray[np.float32]) -> None:
+    """Write pieces of passages with the probabilities of their labels, [pieces, labels]."""
+    column = pa.FixedSizeListArray.from_arrays(pa.array(probabilities.reshape(-1)), probabilities.shape[1])
+    pq.write_table(pa.table({"text": pa.array(texts, pa.string()), "probabilities": column}), out / PIECES)
 
 
 def _pieces(selection: Path, task: Task) -> list[str]:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from tokenizers import Encoding, Tokenizer
 
+from tlm_core.linear.params import PIECES
 from tlm_core.parquet import open_parquet
 from tlm_core.pulse import PULSE
 from tlm_core.tasks.task import Task
@@ -41,7 +42,7 @@ def prepare(ctx: StageContext[PrepareParams]) -> dict[str, Any]:
 
     Passages stay whole. A longer task text becomes at most `model.windows` windows; pairs are truncated.
 
-    Inputs: `task`, and `selection` unless the recipe selects nothing.
+    Inputs: `task`, `selection` unless the recipe selects nothing, and `self_train` if models label passages.
     """
     if ctx.rank:
         return {}
@@ -79,6 +80,8 @@ def prepare(ctx: StageContext[PrepareParams]) -> dict[str, Any]:
         counts = _split(ctx.out, tokenizer, writer, task, split, windows, progress)
         facts["windows"][split], facts["cut_texts"][split] = counts
         facts["tokens"][split] = writer.total
+    if "self_train" in ctx.inputs:
+        _pieces(ctx.out, tokenizer, size, ctx.inputs["self_train"])
     facts["warnings"] = _cut_warnings(facts)
     for message in facts["warnings"]:
         ctx.report.event("stage.warning", message=message)
@@ -161,6 +164,17 @@ def _passages(
         tokens["passages"] = store.total
     ids.close()
     return count
+
+
+def _pieces(out: Path, tokenizer: Tokenizer, size: int, self_train: Path) -> None:
+    """Write the labeled pieces of passages as the split `pieces`, each as one window. Its labels are probabilities."""
+    table = pq.read_table(self_train / PIECES)
+    texts, labels = table["text"].to_pylist(), table["probabilities"].combine_chunks()
+    with StoreWriter(out, "pieces", size) as store:
+        for begin in range(0, len(texts), BATCH):
+            store.add([encoding.ids for encoding in tokenizer.encode_batch_fast(texts[begin : begin + BATCH])])
+    np.save(out / "pieces.labels.npy", labels.flatten().to_numpy().reshape(len(texts), labels.type.list_size))
+    np.save(out / "pieces.rows.npy", np.arange(len(texts)))
 
 
 def _cut_warnings(facts: Mapping[str, Any]) -> list[str]:

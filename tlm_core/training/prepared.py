@@ -31,9 +31,9 @@ HIGHEST_WEIGHT = 10.0  # of a class in the loss: a class of few texts must not d
 class Split:
     """Task texts of one split, each as one window or as several overlapping ones. Its length is the number of texts.
 
-    store: the windows, in the order of their texts. labels: [n], label index or regression target. rows: [n], record
-    number in the user's file. second: [n], where the second text of a pair begins; None for single texts. Each pair is
-    one window. texts: [windows], the number of each window's text.
+    store: the windows, in the order of their texts. labels: [n], label index or regression target, or probabilities
+    [n, labels]. rows: [n], record number in the user's file. second: [n], where the second text of a pair begins; None
+    for single texts. Each pair is one window. texts: [windows], the number of each window's text.
     """
 
     store: TokenStore
@@ -106,10 +106,10 @@ class Prepared:
 
     def split(self, name: str) -> Split:
         second, texts = self.folder / f"{name}.second.npy", self.folder / f"{name}.texts.npy"
-        store = TokenStore(self.folder, name)
+        store, labels = TokenStore(self.folder, name), np.load(self.folder / f"{name}.labels.npy")
         return Split(
             store=store,
-            labels=np.load(self.folder / f"{name}.labels.npy").astype(self.type.trained),
+            labels=labels.astype(np.float32 if labels.ndim > 1 else self.type.trained),
             rows=np.load(self.folder / f"{name}.rows.npy"),
             second=np.load(second).astype(np.int64) if second.exists() else None,
             texts=np.load(texts) if texts.exists() else np.arange(len(store)),
@@ -136,6 +136,13 @@ class Prepared:
         """Return the selected passages; None without a selection."""
         return TokenStore(self.folder, "passages") if self.facts["passages"] else None
 
+    def pieces(self) -> Split | None:
+        """Return the pieces of passages that the linear model labeled; None without any."""
+        if not (self.folder / "pieces.labels.npy").exists():
+            return None
+        pieces = self.split("pieces")
+        return pieces if len(pieces) else None
+
     def counted(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Return (log frequencies [V], word vectors [V, hidden]) for `model.init: counts`."""
         return np.load(self.folder / "log_frequency.npy"), np.load(self.folder / "vectors.npy")
@@ -149,9 +156,10 @@ class Prepared:
 class Batch:
     """All rows of one step, over all workers.
 
-    tokens: [R, L] as the model sees them; targets: [R, L], NOT_MASKED where nothing is predicted; labels: [D].
-    masked, documents: the number of predictions and labels in the whole step. They divide the losses, so that the
-    gradient does not depend on how the step is divided. sources: returns the names of the batch's texts.
+    tokens: [R, L] as the model sees them; targets: [R, L], NOT_MASKED where nothing is predicted; labels: [D], or
+    probabilities [D, labels]. masked, documents: the number of predictions and labels in the whole step. They divide
+    the losses, so that the gradient does not depend on how the step is divided. sources: returns the names of the
+    batch's texts.
     """
 
     rows: Rows
@@ -200,6 +208,7 @@ class JointBatches:
         self._joint = joint
         self._seed = seed
         self._train = prepared.training()
+        self._pieces = prepared.pieces() if joint.task_loss else None
         passages = prepared.passages()
         self._stream = None
         if passages is not None:
@@ -241,8 +250,7 @@ class JointBatches:
 
     def _task_batch(self, step: int, number: int, rate: float) -> Batch:
         joint = self._joint
-        windows = draw_windows(self._seed, Stream.TASK, self._train, number, joint.task_batch)
-        batch = task_batch(self._train, windows, self._prepared)
+        batch = _turn(self._prepared, self._train, self._pieces, self._seed, Stream.TASK, number, joint.task_batch)
         if not joint.mlm_on_task:
             return batch
         tokens, targets = mask_rows(batch.rows, self._prepared.vocabulary, rate, self._seed, step)
@@ -258,17 +266,27 @@ class JointBatches:
 
 
 class FinetuneBatches:
-    """Step number → batch of labeled texts."""
+    """Step number → batch of labeled texts. Every other batch has pieces of passages, if there are any."""
 
     def __init__(self, prepared: Prepared, batch: int, seed: int) -> None:
         self._prepared = prepared
-        self._train = prepared.training()
+        self._train, self._pieces = prepared.training(), prepared.pieces()
         self._batch = batch
         self._seed = seed
 
     def __call__(self, step: int, progress: float) -> Batch:  # noqa: ARG002 - the signature the loop calls
-        windows = draw_windows(self._seed, Stream.FINETUNE, self._train, step, self._batch)
-        return task_batch(self._train, windows, self._prepared)
+        return _turn(self._prepared, self._train, self._pieces, self._seed, Stream.FINETUNE, step, self._batch)
+
+
+def _turn(
+    prepared: Prepared, train: Split, pieces: Split | None, seed: int, stream: Stream, number: int, size: int
+) -> Batch:
+    """Return batch `number` of labeled texts: train texts, or in turn train texts and pieces of passages."""
+    split, name = train, "train"
+    if pieces is not None:
+        number, of_pieces = divmod(number, 2)
+        split, name = (pieces, "pieces") if of_pieces else (train, name)
+    return task_batch(split, draw_windows(seed, stream, split, number, size), prepared, name)
 
 
 def balanced_weights(labels: Labels) -> npt.NDArray[np.float32]:
@@ -291,8 +309,11 @@ def weighted(draw: Callable[[int, float], Batch], prepared: Prepared, part: Fine
     return lambda step, progress: replace(draw(step, progress), class_weights=weights)
 
 
-def task_batch(split: Split, windows: Ints, prepared: Prepared) -> Batch:
-    """Return a batch of packed windows without masking, each with the label of its text. Its documents are windows."""
+def task_batch(split: Split, windows: Ints, prepared: Prepared, name: str = "train") -> Batch:
+    """Return a batch of packed windows without masking, each with the label of its text. Its documents are windows.
+
+    name: of the split, for `Batch.sources`.
+    """
     rows = pack(split.store, windows, prepared.max_length, split.second, prepared.vocabulary.pad)
     return Batch(
         rows=rows,
@@ -303,7 +324,7 @@ def task_batch(split: Split, windows: Ints, prepared: Prepared) -> Batch:
         documents=len(windows),
         mlm_weight=0.0,
         task_weight=1.0,
-        sources=partial(_row_names, split, windows),
+        sources=partial(_row_names, name, split, windows),
         loss=prepared.type.loss,
     )
 
@@ -333,5 +354,5 @@ def _passage_names(prepared: Prepared, stream: PassageStream, first: int, count:
     return prepared.passage_ids(stream.documents(first, count))
 
 
-def _row_names(split: Split, windows: Ints) -> list[str]:
-    return [f"train:{row}" for row in split.rows[split.texts[windows]]]
+def _row_names(name: str, split: Split, windows: Ints) -> list[str]:
+    return [f"{name}:{row}" for row in split.rows[split.texts[windows]]]

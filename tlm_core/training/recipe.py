@@ -20,7 +20,7 @@ from tlm_core.names import MODEL
 from tlm_core.selection.selectors import Selection
 from tlm_core.training.architectures.table import ARCHITECTURES
 
-Scale = Literal["instant", "tiny", "small", "medium", "large"]
+Scale = Literal["instant", "quick", "tiny", "small", "medium", "large"]
 RecipeName = Literal["fast", "paper"]
 Precision = Literal["bf16", "fp32"]
 
@@ -213,7 +213,10 @@ class Finetune(_Part):
 
 
 class SelfTraining(_Part):
-    """Training of the linear model on passages that it labels itself (SentAugment, arXiv 2010.02194)."""
+    """Training on passages that the linear model labels (SentAugment, arXiv 2010.02194).
+
+    The linear model learns from them first. The encoder learns from those of the amount that validation chooses.
+    """
 
     amounts: tuple[Annotated[float, Field(ge=0, le=100)], ...] = Field(
         (),
@@ -273,22 +276,27 @@ def _fast(scale: Scale) -> Recipe:
     if scale == "instant":
         return Recipe(name="fast", scale=scale, selection=Selection(selector="none"))
     shapes = {
+        "quick": (2, 128, 2, 256, 400_000),
         "tiny": (3, 192, 3, 384, 3_000_000),
         "small": (6, 384, 6, 768, 40_000_000),
         "medium": (12, 768, 12, 1152, 400_000_000),
         "large": (24, 1024, 16, 2624, 2_000_000_000),
     }
     layers, hidden, heads, intermediate, tokens = shapes[scale]
+    on_cpu = scale in ("quick", "tiny")
     return Recipe(
         name="fast",
         scale=scale,
-        selection=Selection(top_k=30 if scale == "tiny" else 50),
-        tokenizer=Tokenizer(vocab_size=8192 if scale == "tiny" else 30_522),
+        selection=Selection(top_k=30 if on_cpu else 50),
+        self_training=SelfTraining(amounts=(0, 1, 3, 10)),
+        tokenizer=Tokenizer(vocab_size=8192 if on_cpu else 30_522),
         model=Model(
             init="counts", max_length="auto", layers=layers, hidden=hidden, heads=heads, intermediate=intermediate
         ),
-        joint=Joint(budget=Budget(tokens=tokens), batch_rows=32 if scale in ("tiny", "small") else 256),
-        finetune=Finetune(optimizer=Optimizer(name="adamw", lr=1e-3 if scale == "tiny" else 3e-4)),
+        joint=Joint(budget=Budget(tokens=tokens), batch_rows=32 if on_cpu or scale == "small" else 256),
+        finetune=Finetune(
+            epochs=5 if scale == "quick" else 10, optimizer=Optimizer(name="adamw", lr=1e-3 if on_cpu else 3e-4)
+        ),
     )
 
 
@@ -360,6 +368,8 @@ def resolve(
             "The scale 'instant' trains only the linear model, which has no recipe. Omit the recipe and its overrides, "
             "or choose another scale."
         )
+    if scale == "quick" and name != "fast":
+        raise InvalidRecipe(f"The recipe '{name}' has no scale 'quick'. Use the recipe 'fast', or the scale 'tiny'.")
     data = presets[name](scale).model_dump()  # type: ignore[arg-type]
     known = sorted(leaves(data))
     for key, value in (overrides or {}).items():

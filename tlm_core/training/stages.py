@@ -96,7 +96,7 @@ def tune(
     params, finetune, device = ctx.params, ctx.params.finetune, pick_device()
     prepared = Prepared(ctx.inputs["prepared"])
     head_trained = bool(before.get("head_trained")) and not finetune.reset_head
-    steps = finetune.steps(len(prepared.split("train")))
+    steps = finetune.steps(len(prepared.split("train"))) * (1 if prepared.pieces() is None else 2)
     validation, workers = prepared.split("validation"), Workers(ctx.rank, ctx.world_size)
 
     def validate() -> dict[str, float | None]:

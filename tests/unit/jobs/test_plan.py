@@ -48,7 +48,7 @@ def test_evaluate_gathers_the_finetuning_of_every_seed() -> None:
     check_order(plan)
     assert {"finetune.s1", "finetune.s2"} <= set(plan.node("evaluate").inputs.values())
     assert plan.final.name == "export"
-    assert plan.group("main")[0].name == "prepare"
+    assert [node.name for node in plan.group("main")][:2] == ["self_train", "prepare"]
 
 
 def test_task_only_plan_has_no_selection_and_joint_stage() -> None:
@@ -69,9 +69,9 @@ def test_dataset_selection_depends_only_on_the_task() -> None:
 @pytest.mark.parametrize(
     ("override", "reused"),
     [
-        ({"finetune.epochs": 3}, {"validate", "baseline", "select", "prepare", "joint.s0"}),
-        ({"joint.rho2": 7}, {"validate", "baseline", "select", "prepare"}),
-        ({"tokenizer.vocab_size": 500}, {"validate", "baseline", "select"}),
+        ({"finetune.epochs": 3}, {"validate", "baseline", "select", "self_train", "prepare", "joint.s0"}),
+        ({"joint.rho2": 7}, {"validate", "baseline", "select", "self_train", "prepare"}),
+        ({"tokenizer.vocab_size": 500}, {"validate", "baseline", "select", "self_train"}),
         ({"selection.top_k": 7}, {"validate", "baseline"}),
         ({"selection.unique_terms": True}, {"validate", "baseline"}),
         ({"selection.per_query_cap": 2}, {"validate", "baseline"}),
@@ -83,12 +83,14 @@ def test_change_of_recipe_reruns_only_dependent_nodes(override: dict[str, Any], 
     assert {name for name in before if before[name] == after[name]} == reused
 
 
-def test_self_training_joins_the_evaluation_on_request() -> None:
-    plan = plan_of(make_job({"self_training.amounts": [0, 3]}))
+def test_self_training_joins_preparation_and_evaluation_where_passages_exist() -> None:
+    plan = plan_of(make_job())
     check_order(plan)
+    assert plan.node("prepare").inputs["self_train"] == "self_train"
+    assert "self_train" not in {node.name for node in plan_of(make_job({"self_training.amounts": []})).nodes}
     assert dict(plan.node("self_train").inputs) == {"task": "validate", "baseline": "baseline", "selection": "select"}
     assert plan.node("evaluate").inputs["self_train"] == "self_train"
-    alone = make_job({"self_training.amounts": [0, 3], "selection.selector": "none"}, corpus_name=None)
+    alone = make_job({"selection.selector": "none"}, corpus_name=None)
     assert "self_train" not in {node.name for node in plan_of(alone).nodes}
 
 

@@ -185,6 +185,11 @@ def test_student_learns_words_that_only_passages_contain() -> None:
     pieces = [" ".join([*draw.choices(known[label], k=3), *draw.choices(new[label], k=3)]) for label in "xy" * 60]
     fitted = fit(task)
     teacher = log_softmax(fitted.model.outputs([(piece,) for piece in pieces]))
-    student = self_train(task, teacher, pieces, fitted.setting, (0.0, 3.0))
+    baseline = fitted.model.outputs(rows_of(task, "validation"))
+    student = self_train(task, baseline, teacher, pieces, fitted.setting, (0.0, 3.0))
+    assert len(student.chosen) == len(student.outputs) == 60
     assert student.amount == 3.0 and student.scores[3.0] > student.scores[0.0] + 0.2
     assert (student.model.outputs(rows_of(task, "test")).argmax(axis=1) == task.targets("test")).mean() > 0.9
+    perfect = np.eye(2, dtype=np.float32)[task.targets("validation")]
+    without = self_train(task, perfect, teacher, pieces, fitted.setting, (0.0, 3.0))
+    assert without.amount == 0.0 and not len(without.chosen)
