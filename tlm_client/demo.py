@@ -1,8 +1,10 @@
 """Demo of the whole service on this machine: `python -m tlm_client.demo [--task PATH] [--corpus PATH]`.
 
-It starts the stack, submits two jobs over HTTP, downloads the TLM model and classifies texts with it. It compares the
-encoder with the same encoder trained on the task alone, with the linear model, with the combination that a job may
-return, and with the majority class. It writes build/demo/result.json.
+It starts the stack and submits three jobs over HTTP. The first, at scale `instant`, classifies five test texts within a
+minute. The others, at scale `quick`, train TLM and the same encoder on the task alone. The demo classifies the texts
+again with the model that the TLM job returns. It compares the returned model with
+the majority class, the linear model, the encoder trained on the task alone, and the TLM encoder. It downloads the
+model and writes build/demo/result.json.
 """
 
 from __future__ import annotations
@@ -15,10 +17,11 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console
 
@@ -29,7 +32,7 @@ from tlm_client.sources import corpus_files, dataset_files
 from tlm_client.stack.control import StackHandle, launch_stack
 from tlm_client.stack.folder import StackFolder
 from tlm_client.stack.parts import StackOptions
-from tlm_client.summary import format_score, total_cost
+from tlm_client.summary import format_score
 from tlm_core.errors import AlreadyRunning, InvalidRequest, TLMError, error_from_dict
 from tlm_core.evaluation.summary import MAJORITY, ModelRow, model_rows, sentences
 from tlm_core.jobs.spec import JobSpec
@@ -37,19 +40,34 @@ from tlm_core.jobs.states import State
 from tlm_core.tasks.metrics import METRICS
 from tlm_core.wire import Job
 
+if TYPE_CHECKING:
+    from tlm_client.demo_data import Splits
+    from tlm_core.corpus.packages import Document
+
 FOLDER = Path("build/demo")
 NAME = "demo"
 SEEDS = (0, 1, 2)
 SCORES = ("macro_f1", "accuracy")
-# The trainer runs both jobs at once, so that the second job starts while the first one trains.
-JOBS_AT_ONCE = 2
+SAMPLES = 5
+INSTANT = JobSpec(dataset=NAME, corpus=None, scale="instant")
 ARMS = {
-    # This budget lets the demo end within six minutes on two cores.
-    "TLM": JobSpec(dataset=NAME, corpus=NAME, seeds=SEEDS, overrides={"joint.budget.tokens": 850_000}),
+    "TLM": JobSpec(dataset=NAME, corpus=NAME, scale="quick", seeds=SEEDS),
     "task only": JobSpec(
-        dataset=NAME, corpus=None, seeds=SEEDS, overrides={"joint.enabled": False, "selection.selector": "none"}
+        dataset=NAME,
+        corpus=None,
+        scale="quick",
+        seeds=SEEDS,
+        overrides={"joint.enabled": False, "selection.selector": "none"},
     ),
 }
+
+
+class Sample(NamedTuple):
+    """A test text of the demo. pair: the second text of a task of pairs."""
+
+    text: str
+    pair: str | None
+    label: str
 
 
 @dataclass(frozen=True)
@@ -98,17 +116,24 @@ def run(own_task: Path | None, own_corpus: Path | None) -> None:
             raise InvalidRequest(f"No file or folder '{path}'. Check the path.")
     with Display(Console(highlight=False, soft_wrap=True)) as display:
         with _stack(display) as stack:
-            task, corpus = _prepare_data(own_task, own_corpus, display)
+            data = _Data(own_task, own_corpus, display)
+            task = data.task()
             stack.wait(display.line)
             with TLMClient(stack.url, stack.token) as client:
-                _upload(client, task, corpus, display)
+                _add_task(client, task, display)
+                samples = _samples(task)
+                with ThreadPoolExecutor(1) as pool:  # the linear model trains while this process writes the corpus
+                    early = pool.submit(_answer_early, client, samples, display, start)
+                    _load(client, data.corpus(), display)
+                    early.result()
                 jobs = {name: client.submit(spec) for name, spec in ARMS.items()}
                 arms = {"TLM": _wait(client, jobs["TLM"], "TLM", display)}
+                predictions = _classify(client, arms["TLM"].job, samples)
                 model = _download(client, arms["TLM"].job, display)
-                predictions = _classify(model, task)
                 arms["task only"] = _wait(client, jobs["task only"], "task only", display)
         display.line("the stack has stopped")
-    _print_comparison(arms, predictions)
+    _print_predictions(predictions, "Predictions of the returned model")
+    _print_comparison(arms)
     seconds = time.monotonic() - start
     result = _result(arms, own_task, own_corpus) | {"seconds": seconds, "classified": predictions, "model": str(model)}
     (FOLDER / "result.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -123,7 +148,6 @@ def _stack(display: Display) -> Iterator[StackHandle]:
     if folder.running():
         raise AlreadyRunning(f"A stack runs on {folder.root}. Stop it with: tlm down --data-dir {folder.root}")
     shutil.rmtree(folder.root, ignore_errors=True)
-    os.environ["TLM_TRAINER_CONCURRENCY"] = str(JOBS_AT_ONCE)
     stack = launch_stack(StackOptions(folder.root, port=0), tied=True)
     try:
         yield stack
@@ -132,38 +156,99 @@ def _stack(display: Display) -> Iterator[StackHandle]:
         stack.stop()
 
 
-def _prepare_data(own_task: Path | None, own_corpus: Path | None, display: Display) -> tuple[dict[str, Path], Path]:
-    """Return the files of the task by split, and the corpus; generate what the user does not provide."""
-    folder = FOLDER / "data"
-    if own_task is None or own_corpus is None:
-        from tlm_client.demo_data import generate_demo
+@dataclass
+class _Data:
+    """The user's task and corpus, or generated ones. The task exists first, so that a job can start early."""
 
-        display.begin("generating data:")
-        demo = generate_demo(folder, progress=lambda stage, done, total: display.update(stage, done, total, ""))
-        rows = ", ".join(f"{split} {count:,}" for split, count in demo.rows.items())
-        display.line(f"corpus: {demo.corpus.count:,} passages of documentation on this machine")
-        display.line(f"task: which of {len(demo.labels)} libraries does a text document? Rows: {rows}")
-    return dataset_files(own_task or folder / "task", notify=display.line), own_corpus or folder / "corpus"
+    own_task: Path | None
+    own_corpus: Path | None
+    display: Display
+    folder: Path = FOLDER / "data"
+    documents: list[Document] = field(default_factory=list)
+    rows: Splits = field(default_factory=dict)
+
+    def task(self) -> dict[str, Path]:
+        """Return the files of the task by split."""
+        if self.own_task is None or self.own_corpus is None:
+            from tlm_client.demo_data import DEMO, read_documents, write_task
+
+            self.display.begin("generating data:")
+            self.documents = read_documents(self._progress)
+            self.rows = write_task(self.documents, self.folder, 0, DEMO)
+            labels = len({row.label for row in self.rows["train"]})
+            rows = ", ".join(f"{split} {len(of_split):,}" for split, of_split in self.rows.items())
+            self.display.line(f"task: which of {labels} libraries does a text document? Rows: {rows}")
+        return dataset_files(self.own_task or self.folder / "task", notify=self.display.line)
+
+    def corpus(self) -> Path:
+        """Return the corpus."""
+        if self.rows:
+            from tlm_client.demo_data import write_corpus_of
+
+            data = write_corpus_of(self.documents, self.rows, self.folder, self._progress)
+            self.documents.clear()
+            self.display.line(f"corpus: {data.corpus.count:,} passages of documentation on this machine")
+        return self.own_corpus or self.folder / "corpus"
+
+    def _progress(self, stage: str, done: int, total: int) -> None:
+        self.display.update(stage, done, total, "")
 
 
-def _upload(client: TLMClient, task: dict[str, Path], corpus: Path, display: Display) -> None:
-    display.begin("loading:")
-    with corpus_files([str(corpus)], language="en", display=display) as files:
-        load = client.add_corpus(NAME, files, near_duplicates="keep")  # as for the published figures
+def _add_task(client: TLMClient, task: dict[str, Path], display: Display) -> None:
     dataset = client.add_dataset(NAME, task)
     for warning in (dataset.report or {}).get("warnings", [])[:5]:
         display.line(f"warning: {warning['message']}")
+
+
+def _load(client: TLMClient, corpus: Path, display: Display) -> None:
+    display.begin("loading:")
+    with corpus_files([str(corpus)], language="en", display=display) as files:
+        load = client.add_corpus(NAME, files, near_duplicates="keep")  # as for the published figures
     client.wait_corpus(NAME, load.id, display.load)
+
+
+def _samples(task: dict[str, Path]) -> list[Sample]:
+    """Return the first test text of each of the first labels."""
+    from tlm_core.tasks.validate import load_task
+
+    data = load_task({"train" if split == "file" else split: path for split, path in task.items()})[0]
+    texts, pairs, labels = data.texts("test"), data.text_pairs("test"), data.label_ids("test").tolist()
+    rows = sorted(labels.index(label) for label in sorted(set(labels))[:SAMPLES])
+    return [Sample(texts[row], pairs[row] if pairs else None, data.labels[labels[row]]) for row in rows]
+
+
+def _answer_early(client: TLMClient, samples: Sequence[Sample], display: Display, start: float) -> None:
+    """Train the linear model and show its predictions."""
+    job = _succeeded(client.wait(client.submit(INSTANT).id), "instant")
+    right = sum(prediction["label"] == prediction["true_label"] for prediction in _classify(client, job, samples))
+    display.line(
+        f"after {duration(time.monotonic() - start)} the linear model answers: {right} of {len(samples)} test texts "
+        "are right. Training of the encoder follows."
+    )
+
+
+def _classify(client: TLMClient, job: Job, samples: Sequence[Sample]) -> list[dict[str, Any]]:
+    """Classify the samples with the best model that the job has."""
+    pairs = [sample.pair or "" for sample in samples] if any(sample.pair is not None for sample in samples) else None
+    predictions = client.predict(job.id, [sample.text for sample in samples], pairs).data
+    return [
+        {"text": sample.text, "label": answer.label, "probability": answer.probability, "true_label": sample.label}
+        for sample, answer in zip(samples, predictions, strict=True)
+    ]
 
 
 def _wait(client: TLMClient, job: Job, name: str, display: Display) -> Arm:
     """Show a job until it ends. Raises its error if it fails."""
     display.begin(f"{name}:")
-    job = client.wait(job.id, display.job_event)
-    if job.state is not State.SUCCEEDED:
-        raise error_from_dict(job.error) if job.error else TLMError(f"The job '{name}' ended as {job.state}.")
+    job = _succeeded(client.wait(job.id, display.job_event), name)
     display.line(f"{name}: {job.id} succeeded after {duration(job.seconds)}")
     return Arm(job, client.report(job.id), job.seconds)
+
+
+def _succeeded(job: Job, name: str) -> Job:
+    if job.state is not State.SUCCEEDED:
+        raise error_from_dict(job.error) if job.error else TLMError(f"The job '{name}' ended as {job.state}.")
+    return job
 
 
 def _download(client: TLMClient, job: Job, display: Display) -> Path:
@@ -173,23 +258,6 @@ def _download(client: TLMClient, job: Job, display: Display) -> Path:
     files = client.download(job.id, folder, display.bytes)
     display.line(f"downloaded {len(files)} files and verified their SHA-256 digests")
     return folder / "model"
-
-
-def _classify(model: Path, task: dict[str, Path]) -> list[dict[str, Any]]:
-    """Classify three test texts with different labels, with the downloaded model in stock classes."""
-    from tlm_client.evaluation import Classifier
-    from tlm_core.tasks.validate import load_task
-
-    data = load_task({"train" if split == "file" else split: path for split, path in task.items()})[0]
-    texts, pairs, labels = data.texts("test"), data.text_pairs("test"), data.label_ids("test").tolist()
-    rows = sorted(labels.index(label) for label in set(labels))[:3]
-    predictions = Classifier(str(model)).classify(
-        [texts[row] for row in rows], None if pairs is None else [pairs[row] for row in rows]
-    )
-    return [
-        {"text": texts[row], "label": label, "probability": probability, "true_label": data.labels[labels[row]]}
-        for row, (label, probability) in zip(rows, predictions, strict=True)
-    ]
 
 
 def _result(arms: Mapping[str, Arm], own_task: Path | None, own_corpus: Path | None) -> dict[str, object]:
@@ -205,26 +273,32 @@ def _result(arms: Mapping[str, Arm], own_task: Path | None, own_corpus: Path | N
     }
 
 
-def _print_comparison(arms: Mapping[str, Arm], predictions: Sequence[Mapping[str, Any]]) -> None:
+def _print_predictions(predictions: Sequence[Mapping[str, Any]], title: str) -> None:
     texts = [(p["text"][:160], p["label"], f"{p['probability']:.2f}", p["true_label"]) for p in predictions]
-    columns = ("test text", "predicted", "probability", "true")
-    print_items(table(columns, texts, title="Three predictions"))
-    report = arms["TLM"].report
-    alone = [row for row in model_rows(report) if row.name in (MAJORITY, "linear")]
-    rows: list[tuple[str, ...]] = [(row.name, *_cells(row), "", "", row.file) for row in alone]
-    for name, arm in arms.items():
-        seconds, flops = (total_cost(arm.report, quantity) for quantity in ("seconds", "flops"))
-        cost = ("n/a" if seconds is None else f"{seconds:,.0f}", "n/a" if flops is None else f"{flops:.2e}")
-        for row in model_rows(arm.report):
-            if row.name in ("encoder", "combined"):
-                rows.append(
-                    (f"{name}, {row.name}", *_cells(row), *(cost if row.name == "encoder" else ("", "")), row.file)
-                )
+    print_items(table(("test text", "predicted", "probability", "true"), texts, title=title))
+
+
+def _print_comparison(arms: Mapping[str, Arm]) -> None:
+    """Print one row for each model: majority, linear, both encoders, and the returned model."""
+    report, alone = arms["TLM"].report, arms["task only"].report
+    of_tlm, of_alone = ({row.name: row for row in model_rows(of_arm)} for of_arm in (report, alone))
+    returned = report["returned"]["model"]
+    rows = [
+        ("majority", *_cells(of_tlm[MAJORITY]), "", ""),
+        ("linear", *_cells(of_tlm["linear"]), *_cost(report, "baseline")),
+        ("task only", *_cells(of_alone["encoder"]), *_cost(alone, "prepare", "finetune")),
+        ("TLM", *_cells(of_tlm["encoder"]), *_cost(report, "prepare", "joint", "finetune")),
+        (f"returned ({returned})", *_cells(of_tlm[returned]), *_cost(report, "total")),
+    ]
     title = f"{report['seeds'][0]['test']['rows']:,} test rows, mean ± spread of {len(SEEDS)} seeds"
-    header = ("", *(METRICS[score].title for score in SCORES), "training seconds", "FLOPs", "returned as")
-    print_items(table(header, rows, title=title))
-    for name, arm in arms.items():
-        print_items(*(f"{name}: {sentence}" for sentence in sentences(arm.report)))
+    print_items(table(("", *(METRICS[score].title for score in SCORES), "seconds", "FLOPs"), rows, title=title))
+    print_items(*sentences(report))
+
+
+def _cost(report: Mapping[str, Any], *stages: str) -> tuple[str, str]:
+    """Return the seconds and FLOPs of some stages, over all seeds."""
+    costs = [report["cost"][stage] for stage in stages if stage in report["cost"]]
+    return f"{sum(cost['seconds'] for cost in costs):,.0f}", f"{sum(cost['flops'] for cost in costs):.1e}"
 
 
 def _cells(row: ModelRow) -> list[str]:

@@ -27,8 +27,6 @@ LIBRARIES = (
     "onnxscript", "huggingface_hub", "datasets", "opensearchpy", "pydantic", "narwhals", "botocore", "onnxruntime",
     "joblib", "aiohttp",
 )  # fmt: skip
-MAX_LABELS, MIN_LABELS = 15, 10
-TRAIN_ROWS, VALIDATION_ROWS, TEST_ROWS = 30, 20, 1050
 MIN_WORDS, MAX_WORDS = 20, 120
 ROWS_PER_MODULE = 4
 BLANK = "___"
@@ -47,6 +45,23 @@ _TEST = re.compile(r"(^|[/\\])(tests?|testing)[/\\]|(^|[/\\])(test_|conftest)[^/
 
 Progress = Callable[[str, int, int], None]
 Grams = set[tuple[str, ...]]
+Splits = dict[str, list["Row"]]
+
+
+class TaskSize(NamedTuple):
+    """Rows of each label by split. labels: at most this many of `libraries`; fewest: with fewer there is no task."""
+
+    labels: int
+    fewest: int
+    train: int
+    validation: int
+    test: int
+    libraries: tuple[str, ...] = LIBRARIES
+
+
+DISTINCT = ("torch", "sympy", "pandas", "ray", "scipy", "sklearn", "transformers", "networkx")  # in their subjects
+DEMO = TaskSize(labels=5, fewest=4, train=60, validation=100, test=200, libraries=DISTINCT)
+LARGE = TaskSize(labels=15, fewest=10, train=30, validation=20, test=70)  # the benchmark `libraries`
 
 
 class Row(NamedTuple):
@@ -65,21 +80,36 @@ class DemoData(NamedTuple):
     rows: dict[str, int]
 
 
-def generate_demo(folder: Path, seed: int = 0, *, progress: Progress) -> DemoData:
+def generate_demo(folder: Path, seed: int = 0, size: TaskSize = DEMO, *, progress: Progress) -> DemoData:
     """Write `folder/corpus/`, `folder/task/{train,validation,test}.jsonl` and `folder/demo.json`.
 
     The same environment and seed give the same bytes. The corpus contains no text of the task, each module gives rows
     to one split only, and no two rows share half of their 8-grams. progress: receives stage, done and total.
 
-    Raises MissingDependency with fewer than 10 installed libraries, StorageFull, StorageUnavailable.
+    Raises MissingDependency with too few installed libraries, StorageFull, StorageUnavailable.
     """
-    documents = documents_from_packages(progress=lambda done, total: progress("reading documentation", done, total))
-    return write_demo(list(documents), folder, seed, progress)
+    documents = read_documents(progress)
+    return write_corpus_of(documents, write_task(documents, folder, seed, size), folder, progress)
 
 
-def write_demo(documents: Sequence[Document], folder: Path, seed: int, progress: Progress) -> DemoData:
-    """Write the demo data from `documents`, which are grouped by file. See `generate_demo`."""
-    splits = make_task(documents, seed)
+def read_documents(progress: Progress) -> list[Document]:
+    """Return the documentation of the installed packages, grouped by file."""
+    return list(documents_from_packages(progress=lambda done, total: progress("reading documentation", done, total)))
+
+
+def write_task(documents: Sequence[Document], folder: Path, seed: int, size: TaskSize) -> Splits:
+    """Write the task and return its rows by split. See `generate_demo`."""
+    splits = make_task(documents, seed, size)
+    with storage_errors(f"writing {folder}"):
+        (folder / "task").mkdir(parents=True, exist_ok=True)
+        for name, split in splits.items():
+            lines = (json.dumps({"text": row.text, "label": row.label}, ensure_ascii=False) + "\n" for row in split)
+            (folder / "task" / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    return splits
+
+
+def write_corpus_of(documents: Sequence[Document], splits: Splits, folder: Path, progress: Progress) -> DemoData:
+    """Write the corpus without the texts of the task, and the facts of both. See `generate_demo`."""
     rows = [row for split in splits.values() for row in split]
     used = {id(row.document) for row in rows}
     remaining = [document for document in documents if id(document) not in used]
@@ -97,19 +127,14 @@ def write_demo(documents: Sequence[Document], folder: Path, seed: int, progress:
 
     info = write_corpus(passages_without_leaks(), folder / "corpus")
     data = DemoData(info, tuple(sorted({row.label for row in rows})), {name: len(s) for name, s in splits.items()})
+    facts = {
+        "labels": data.labels,
+        "rows": data.rows,
+        "documents": len(documents),
+        "passages_dropped_for_the_task": dropped,
+        "corpus": info.model_dump(mode="json", exclude={"sources"}),
+    }
     with storage_errors(f"writing {folder}"):
-        (folder / "task").mkdir(parents=True, exist_ok=True)
-        for name, split in splits.items():
-            lines = (json.dumps({"text": row.text, "label": row.label}, ensure_ascii=False) + "\n" for row in split)
-            (folder / "task" / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-        facts = {
-            "seed": seed,
-            "labels": data.labels,
-            "rows": data.rows,
-            "documents": len(documents),
-            "passages_dropped_for_the_task": dropped,
-            "corpus": info.model_dump(mode="json", exclude={"sources"}),
-        }
         (folder / "demo.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return data
 
@@ -126,29 +151,29 @@ def blank_names(text: str) -> str:
     return _NAMES.sub(BLANK, text)
 
 
-def make_task(documents: Iterable[Document], seed: int) -> dict[str, list[Row]]:
-    """Return rows by split: 30 train and 20 validation rows per label, and at least 1,050 balanced test rows.
+def make_task(documents: Iterable[Document], seed: int, size: TaskSize) -> Splits:
+    """Return rows by split, balanced over as many libraries as have enough docstrings.
 
-    Uses 15 labels, or as many libraries as have enough docstrings. Raises MissingDependency below 10.
+    Raises MissingDependency below `size.fewest` libraries.
     """
     modules: dict[str, dict[str, list[Document]]] = {name: defaultdict(list) for name in LIBRARIES}
     for document in documents:
         if document.docstring and document.package in modules and not _TEST.search(document.file):
             modules[document.package][document.file].append(document)
-    for count in range(MAX_LABELS, MIN_LABELS - 1, -1):
-        # Test rows are chosen first, train rows last.
-        sizes = {"test": -(-TEST_ROWS // count), "validation": VALIDATION_ROWS, "train": TRAIN_ROWS}
-        seen: Grams = set()
-        candidates = (_rows_of(modules[name], sizes, seen, random.Random(f"{seed} {name}")) for name in LIBRARIES)
-        labels = list(islice(filter(None, candidates), count))
-        if len(labels) == count:
-            splits = {split: [row for rows in labels for row in rows[split]] for split in reversed(sizes)}
-            for split, rows in splits.items():
-                random.Random(f"{seed} {split}").shuffle(rows)
-            return splits
-    raise MissingDependency(
-        f"The demo needs {MIN_LABELS} documented libraries out of {', '.join(LIBRARIES)}. Install the requirements."
-    )
+    # Test rows are chosen first, train rows last.
+    sizes = {"test": size.test, "validation": size.validation, "train": size.train}
+    seen: Grams = set()
+    candidates = (_rows_of(modules[name], sizes, seen, random.Random(f"{seed} {name}")) for name in size.libraries)
+    labels = list(islice(filter(None, candidates), size.labels))
+    if len(labels) < size.fewest:
+        raise MissingDependency(
+            f"The demo needs {size.fewest} documented libraries out of {', '.join(size.libraries)}. "
+            "Install the requirements."
+        )
+    splits = {split: [row for rows in labels for row in rows[split]] for split in reversed(sizes)}
+    for split, rows in splits.items():
+        random.Random(f"{seed} {split}").shuffle(rows)
+    return splits
 
 
 def _rows_of(

@@ -9,7 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from tlm_client.demo_data import LIBRARIES, DemoData, blank_names, make_task, write_demo
+from tlm_client.demo_data import (
+    DEMO,
+    DISTINCT,
+    LARGE,
+    LIBRARIES,
+    DemoData,
+    blank_names,
+    make_task,
+    write_corpus_of,
+    write_task,
+)
 from tlm_core.corpus.leaks import LeakFilter
 from tlm_core.corpus.packages import Document
 from tlm_core.corpus.passages import word_count
@@ -89,10 +99,15 @@ def test_ordinary_words_that_contain_a_name_remain(text: str) -> None:
     assert blank_names(text) == text
 
 
+def write_both(folder: Path) -> DemoData:
+    library_documents = documents(LIBRARIES)
+    return write_corpus_of(library_documents, write_task(library_documents, folder, 0, LARGE), folder, lambda *_: None)
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DemoData]:
     folder = tmp_path_factory.mktemp("demo")
-    return folder, write_demo(documents(LIBRARIES), folder, 0, lambda *_: None)
+    return folder, write_both(folder)
 
 
 def rows(folder: Path) -> dict[str, list[dict[str, str]]]:
@@ -138,7 +153,7 @@ def test_corpus_contains_all_texts_except_the_task(demo: tuple[Path, DemoData]) 
 
 def test_modules_belong_to_one_split_and_tests_to_none() -> None:
     owners = defaultdict(set)
-    for split, part in make_task(documents(LIBRARIES), seed=3).items():
+    for split, part in make_task(documents(LIBRARIES), 3, LARGE).items():
         for row in part:
             owners[row.document.file].add(split)
     assert all(len(splits) == 1 for splits in owners.values())
@@ -146,19 +161,25 @@ def test_modules_belong_to_one_split_and_tests_to_none() -> None:
 
 
 def test_same_seed_gives_the_same_rows(demo: tuple[Path, DemoData], tmp_path: Path) -> None:
-    repeated = write_demo(documents(LIBRARIES), tmp_path / "a", 0, lambda *_: None)
+    repeated = write_both(tmp_path / "a")
     assert repeated == demo[1]
     assert rows(tmp_path / "a") == rows(demo[0])
-    other = make_task(documents(LIBRARIES), seed=1)
+    other = make_task(documents(LIBRARIES), 1, LARGE)
     assert [row.text for row in other["test"]] != [row["text"] for row in rows(demo[0])["test"]]
 
 
-def test_fewer_libraries_give_fewer_labels_and_enough_test_rows() -> None:
-    few = make_task(documents(LIBRARIES[:11], modules=70), seed=0)
+def test_fewer_libraries_give_fewer_labels() -> None:
+    few = make_task(documents(LIBRARIES[:11]), 0, LARGE)
     assert {row.label for row in few["train"]} == set(LIBRARIES[:11])
-    assert len(few["test"]) >= 1050
+    assert len(few["test"]) == 11 * 70
+
+
+def test_demo_uses_libraries_with_distinct_subjects() -> None:
+    task = make_task(documents(LIBRARIES, modules=100), 0, DEMO)
+    assert {row.label for row in task["train"]} == set(DISTINCT[:5])
+    assert {split: len(part) for split, part in task.items()} == {"train": 300, "validation": 500, "test": 1000}
 
 
 def test_too_few_libraries_are_an_error() -> None:
     with pytest.raises(MissingDependency, match="Install the requirements"):
-        make_task(documents(LIBRARIES[:9]), seed=0)
+        make_task(documents(LIBRARIES[:9]), 0, LARGE)

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from tests.unit.client.gateway import job_view, report
 from tlm_client import demo
+from tlm_client.display import Display
 from tlm_client.stack.folder import StackFolder
+from tlm_core.jobs.spec import JobSpec
 from tlm_core.training.recipe import resolve
-from tlm_core.wire import Job
+from tlm_core.wire import Job, Predictions
 
 
 def arm(mean: float, returned: str = "encoder", **over: Any) -> demo.Arm:
@@ -47,21 +50,50 @@ def test_arms_share_the_encoder_and_the_finetuning() -> None:
     assert tlm.selection.selector == "bm25" and alone.selection.selector == "none"
     assert demo.ARMS["TLM"].seeds == demo.ARMS["task only"].seeds
     assert len(demo.ARMS["TLM"].seeds) == 3
+    assert not demo.ARMS["TLM"].overrides
 
 
 def test_comparison_shows_the_measured_scores(capsys: pytest.CaptureFixture[str]) -> None:
-    cost = {"cost": {"total": {"flops": 2.5e13, "seconds": 140.0}}}
-    classified = [{"text": "a [bold] text", "label": "torch", "probability": 0.5, "true_label": "ray"}]
-    demo._print_comparison({"TLM": arm(0.4, "combined", **cost), "task only": arm(0.5, cost={})}, classified)
+    stages = {"baseline": (0.0, 3.0), "prepare": (0.0, 5.0), "joint": (2e13, 100.0), "finetune": (5e12, 32.0)}
+    cost = {"cost": {name: {"flops": flops, "seconds": seconds} for name, (flops, seconds) in stages.items()}}
+    cost["cost"]["total"] = {"flops": 2.5e13, "seconds": 140.0}
+    demo._print_comparison({"TLM": arm(0.4, "combined", **cost), "task only": arm(0.5, **cost)})
     out = capsys.readouterr().out
     rows = {line.split("│")[1].strip(): line for line in out.splitlines() if line.startswith("│")}
-    encoder, alone = rows["TLM, encoder"], rows["task only, encoder"]
-    assert "0.400 ± 0.010" in encoder and "140" in encoder and "2.50e+13" in encoder
-    assert "0.500 ± 0.010" in alone and "n/a" in alone and "model.onnx, seed 0" in alone
-    assert "0.450 ± 0.010" in rows["TLM, combined"] and "model.onnx, seed 0" in rows["TLM, combined"]
+    assert list(rows) == ["majority", "linear", "task only", "TLM", "returned (combined)"]
+    assert "0.400 ± 0.010" in rows["TLM"] and "137" in rows["TLM"] and "2.5e+13" in rows["TLM"]
+    assert "0.500 ± 0.010" in rows["task only"] and "0.450 ± 0.010" in rows["returned (combined)"]
     assert "0.100" in rows["majority"] and "0.300 ± 0.010" in rows["linear"]
-    assert "TLM: model.onnx is the encoder of seed 0 combined with the linear model: macro-F1 0.4000 on test." in out
-    assert "a [bold] text" in rows and "1,050 test rows" in out
+    assert "model.onnx is the encoder of seed 0 combined with the linear model: macro-F1 0.4000 on test." in out
+    assert "1,050 test rows" in out
+
+
+def test_samples_are_the_first_test_texts_of_the_labels_and_the_linear_model_answers_early(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"text": f"text {number}", "label": "xyz"[number % 3]} for number in range(30)]
+    for split in ("train", "validation", "test"):
+        lines = [json.dumps(row) for row in rows[:: -1 if split == "test" else 1]]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    samples = demo._samples({split: tmp_path / f"{split}.jsonl" for split in ("train", "validation", "test")})
+    assert [(sample.text, sample.label) for sample in samples] == [("text 29", "z"), ("text 28", "y"), ("text 27", "x")]
+
+    class Client:
+        def submit(self, spec: JobSpec) -> Job:
+            assert spec.scale == "instant"
+            return Job.model_validate(job_view())
+
+        def wait(self, _: str) -> Job:
+            return Job.model_validate(job_view(state="succeeded"))
+
+        def predict(self, _: str, texts: list[str], pairs: list[str] | None) -> Predictions:
+            assert pairs is None
+            answers = [{"label": "z", "probability": 0.5} for _ in texts]
+            return Predictions.model_validate({"data": answers, "model": {"name": "linear", "final": True}})
+
+    with Display(Console(width=200)) as display:
+        demo._answer_early(Client(), samples, display, 0.0)  # type: ignore[arg-type]
+    assert "1 of 3 test texts are right" in capsys.readouterr().out
 
 
 def test_result_contains_the_scores_of_each_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
