@@ -6,7 +6,7 @@ TASK ?=
 CORPUS ?=
 PROSE := README.md CONTRIBUTING.md CHANGELOG.md docs Makefile deploy benchmarks services tlm_client tlm_core tools
 
-.PHONY: help setup demo test check client bench-gateway bench-quality bench-retrieval bench-studies bench-training lock clean
+.PHONY: help setup demo test check client evidence evidence-runs bench-gateway bench-quality bench-retrieval bench-studies bench-training lock clean
 
 help:
 	@echo "make demo   start the local stack, train a classifier and compare it with baselines (TASK=, CORPUS=: your data)"
@@ -18,6 +18,8 @@ help:
 	@echo "make bench-training   measure training, as JSON lines"
 	@echo "make bench-studies    measure the BiLSTM's training and prediction speed, as JSON lines"
 	@echo "make bench-quality    measure the quality of trained models and run all studies; takes many hours, resumes"
+	@echo "make evidence      write the table of results from the records of the runs"
+	@echo "make evidence-runs train what the records lack; takes many hours, resumes"
 	@echo "make lock   update the pinned requirements"
 
 setup: .venv/ready
@@ -72,6 +74,12 @@ bench-quality: setup
 	@$(BIN)/python -m benchmarks.quality.studies prune sciie sci_cite csabstruct
 	@$(BIN)/python -m benchmarks.quality.studies prune sciie sci_cite csabstruct --minilm
 	@$(BIN)/python -m benchmarks.quality.studies share sciie acl_arc sci_cite csabstruct
+
+evidence: setup
+	@$(BIN)/python -m benchmarks.quality.evidence table
+
+evidence-runs: setup
+	@$(BIN)/python -m benchmarks.quality.evidence run
 
 lock:
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml -o requirements.txt

@@ -1,9 +1,10 @@
-"""Tasks, the index of the shared corpus and selections. Each is written once below build/quality."""
+"""Tasks, indexes of corpora and selections. Each is written once below build/quality."""
 
 from __future__ import annotations
 
 import itertools
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.shared import shared_data, write_once
+from tlm_client.demo_data import LARGE, generate_demo
 from tlm_core.artifacts import digest_of, sha256_file
 from tlm_core.corpus.read import read_sources
 from tlm_core.errors import NotFound
@@ -22,6 +24,7 @@ from tlm_core.tasks.task import Task, task_schema
 from tlm_core.tasks.validate import write_task
 
 FOLDER = Path("build/quality")
+LIBRARIES = "libraries"
 SOURCES_ROWS = 200_000
 HELD_OUT = 4_000  # validation texts and test texts of the task `sources`
 _BATCH = 4096
@@ -31,29 +34,42 @@ def task_folder(name: str, rows: int = SOURCES_ROWS) -> Path:
     """Return the `validate` artifact of a shared task, or of `sources` with `rows` train texts."""
     if name == "sources":
         return write_once(FOLDER / "task" / f"sources-{rows}", lambda folder: _write_sources(folder, rows))
-    return write_once(FOLDER / "task" / name, lambda folder: write_task(shared_data() / "tasks" / name, folder))
+    return write_once(FOLDER / "task" / name, lambda folder: write_task(text_folder(name), folder))
+
+
+def text_folder(name: str) -> Path:
+    """Return the folder with the texts of a shared task, or of `libraries`, which needs no shared data."""
+    return _libraries() / "task" if name == LIBRARIES else shared_data() / "tasks" / name
+
+
+def _libraries() -> Path:
+    """Return the folder with the 15 labels of `libraries` and their corpus."""
+    return write_once(FOLDER / LIBRARIES, lambda folder: generate_demo(folder, size=LARGE, progress=lambda *_: None))
 
 
 def select_once(task: Path, params: Selection) -> Path:
-    """Return the selection for a task from the shared corpus."""
+    """Return the selection for a task from its corpus: the shared one, except for `libraries`."""
     digest = digest_of([params.model_dump(mode="json"), [sha256_file(path) for path in sorted(task.glob("*.parquet"))]])
 
     def write(folder: Path) -> None:
         scratch = folder.with_suffix(".scratch")
-        select(Task.read(task), Corpus("shared", "1", corpus_index()), params, folder, seed=0, scratch=scratch)
+        data = Task.read(task)
+        name = LIBRARIES if data.name == LIBRARIES else "shared"
+        select(data, Corpus(name, "1", corpus_index(name)), params, folder, seed=0, scratch=scratch)
         shutil.rmtree(scratch, ignore_errors=True)
 
     return write_once(FOLDER / "selection" / digest[:12], write)
 
 
-def corpus_index() -> TantivyIndex:
-    """Open the index of the shared corpus."""
-    return TantivyIndex.open(write_once(FOLDER / "index", _write_index))
+def corpus_index(name: str = "shared") -> TantivyIndex:
+    """Open the index of a corpus, `shared` or `libraries`."""
+    corpus = _libraries() / "corpus" if name == LIBRARIES else shared_data() / "corpus"
+    return TantivyIndex.open(write_once(FOLDER / f"index-{name}", partial(_write_index, corpus)))
 
 
-def _write_index(folder: Path) -> None:
+def _write_index(corpus: Path, folder: Path) -> None:
     index = TantivyIndex.create(folder, "en")
-    passages = read_sources([str(shared_data() / "corpus")])
+    passages = read_sources([str(corpus)])
     while batch := list(itertools.islice(passages, _BATCH)):
         index.add(batch)
     index.commit()

@@ -1,6 +1,7 @@
 """Jobs that run in this process, with their reports below build/quality and their figures as JSON lines.
 
-A job that was interrupted resumes with its next node. A job with a report does not run again.
+A job that was interrupted resumes with its next node. A job with a report does not run again. Jobs share equal nodes,
+for example the selection and the joint stages of two jobs that differ only in finetuning.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ import argparse
 import json
 import shutil
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from benchmarks.report import figure, remark
 from benchmarks.shared import write_once
 from tlm_core.artifacts import ManifestRef, digest_of
 from tlm_core.compression.params import TicketParams
-from tlm_core.jobs.plan import Node
+from tlm_core.jobs.plan import Node, Plan
 from tlm_core.jobs.spec import DatasetInput, JobSpec, PlanInputs
 from tlm_core.stages import VALIDATE
 from tlm_core.training.local import compute
@@ -73,13 +75,18 @@ def train(task: str, label: str, recipe: Recipe, seeds: Sequence[int]) -> list[S
     """Train a recipe on a shared task with each seed. label: names the runs in remarks and file names."""
     scores = []
     for seed in seeds:
-        spec = JobSpec(dataset=task, seeds=(seed,))
-        folder = report_folder(spec, recipe, [task_folder(task)], f"{task} {label} {seed}")
+        folder = report_of_run(task, label, recipe, seed)
         (entry,) = read_json(folder / "report.json")["seeds"]
         nodes = read_json(folder / "seconds.json")
         seconds = sum(value for node, value in nodes.items() if node not in _UNTIMED)
         scores.append(Score(entry["chosen"]["score"], entry["test"]["value"], seconds))
     return scores
+
+
+def report_of_run(task: str, label: str, recipe: Recipe, seed: int) -> Path:
+    """Return the folder with the report of one training run."""
+    spec = JobSpec(dataset=task, seeds=(seed,))
+    return report_folder(spec, recipe, [task_folder(task)], f"{task} {label} {seed}")
 
 
 def print_scores(name: str, scores: Sequence[Score], *, goal: float | None = None) -> None:
@@ -95,44 +102,46 @@ def report_folder(spec: JobSpec, recipe: Recipe, tasks: Sequence[Path], label: s
     """
     request = [spec.model_dump(mode="json"), recipe.model_dump(mode="json"), [str(task) for task in tasks]]
     name = f"{label.replace(' ', '-')}-{digest_of(request)[:12]}"
-    nodes = FOLDER / "nodes" / name
 
     def write(folder: Path) -> None:
-        report = run_plan(spec, recipe, tasks, nodes)
+        plan, nodes = run_plan(spec, recipe, tasks, label)
         folder.mkdir()
-        for path in (report / "report.json", report / "plot.svg"):
-            if path.exists():
-                shutil.copy(path, folder)
-        seconds = {path.parent.name: read_json(path)["seconds"] for path in nodes.glob(f"*/{META}")}
+        for file in ("report.json", "plot.svg", "predictions.npz"):
+            if (nodes[plan.report] / file).exists():
+                shutil.copy(nodes[plan.report] / file, folder)
+        seconds = {node: read_json(path / META)["seconds"] for node, path in nodes.items()}
         (folder / "seconds.json").write_text(json.dumps(seconds), encoding="utf-8")
 
-    folder = write_once(FOLDER / "reports" / name, write)
-    shutil.rmtree(nodes, ignore_errors=True)
-    return folder
+    return write_once(FOLDER / "reports" / name, write)
 
 
-def run_plan(spec: JobSpec, recipe: Recipe, tasks: Sequence[Path], folder: Path) -> Path:
-    """Run each node of a job's plan in its own folder below `folder`, and return the folder of the report.
+def run_plan(spec: JobSpec, recipe: Recipe, tasks: Sequence[Path], label: str) -> tuple[Plan, dict[str, Path]]:
+    """Run each node of a job's plan in a folder of its own. Return the plan and the folder of each node.
 
-    Nodes that are complete do not run again. Raises InvalidRequest if the job's kind cannot use the recipe, and what
-    a stage raises.
+    Nodes that are complete, also of other jobs, do not run again. Raises InvalidRequest if the job's kind cannot use
+    the recipe, and what a stage raises.
     """
     spec.check(recipe)
-    refs = [ManifestRef(folder=str(task), digest=str(number) * 64) for number, task in enumerate(tasks)]
+    refs = [ManifestRef(folder=str(task), digest=digest_of([str(task)])) for task in tasks]
     datasets = tuple(DatasetInput(id=f"ds_{number}", ref=ref) for number, ref in enumerate(refs))
     corpus = "shared@1" if recipe.selection.needs_corpus else None
     plan = spec.definition.plan(PlanInputs(spec.options, recipe, spec.seeds, datasets, spec.names, corpus))
+    ids: dict[str, str] = {}
+    folders: dict[str, Path] = {}
     for number, node in enumerate(plan.nodes, start=1):
-        if not (folder / node.name).exists():
-            remark(f"{folder.name}: {node.name} ({number} of {len(plan.nodes)})")
-            write_once(folder / node.name, lambda temporary, node=node: _run_node(node, folder, tasks, temporary))
-    return folder / plan.report
+        ids[node.name] = node.artifact_id(ids, label)
+        folder = FOLDER / "nodes" / f"{node.stage.name}-{ids[node.name]}"
+        if not folder.exists():
+            remark(f"{label}: {node.name} ({number} of {len(plan.nodes)})")
+            write_once(folder, partial(_run_node, node, dict(folders), tasks))
+        folders[node.name] = folder
+    return plan, folders
 
 
-def _run_node(node: Node, folder: Path, tasks: Sequence[Path], out: Path) -> None:
-    """Write the artifact of a node and its metadata to `out`. folder: holds the artifacts of the nodes before it."""
+def _run_node(node: Node, folders: Mapping[str, Path], tasks: Sequence[Path], out: Path) -> None:
+    """Write the artifact of a node and its metadata to `out`. folders: the artifacts of the nodes before it."""
     start = time.perf_counter()
-    inputs = {name: folder / source for name, source in node.inputs.items()}
+    inputs = {name: folders[source] for name, source in node.inputs.items()}
     meta: dict[str, Any] = {}
     if not node.gathers and any(DROPPED in read_json(path / META) for path in inputs.values()):
         out.mkdir()

@@ -37,8 +37,8 @@ def test_interrupted_job_resumes_and_report_is_computed_once(tmp_path: Path, mon
     monkeypatch.setattr(runs, "compute", interrupted)
     with pytest.raises(KeyboardInterrupt):
         report_folder(spec, recipe, [task], "prune")
-    (nodes,) = (tmp_path / "nodes").iterdir()
-    assert not (nodes / "ticket.losing.l0.25.s0" / "model.safetensors").exists()
+    finetuned = [path.parent.name.partition("-")[0] for path in (tmp_path / "nodes").rglob("model.safetensors")]
+    assert "ticket" in finetuned and finetuned.count("ticket") == 1, "Only the winning ticket keeps its weights."
     before = len(computed)
     folder = report_folder(spec, recipe, [task], "prune")
     assert computed[before:] == ["phases"]
@@ -48,11 +48,24 @@ def test_interrupted_job_resumes_and_report_is_computed_once(tmp_path: Path, mon
     assert [point["ticket"] for point in points] == ["dense", "winning", "losing"]
     assert read_json(folder / "seconds.json")["phases"] > 0
     assert (folder / "plot.svg").exists()
-    assert not list(tmp_path.rglob(META))
+
+
+def test_jobs_that_differ_only_in_finetuning_share_all_earlier_nodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, spec = made_task(tmp_path / "task", (30, 12, 12)), JobSpec(dataset="made", seeds=(0,))
+    monkeypatch.setattr(runs, "FOLDER", tmp_path)
+    short = tiny(selection__selector="none", joint__budget__steps=2, finetune__epochs=1, finetune__evaluations=1)
+    _, first = run_plan(spec, short, [task], "short")
+    longer = short.model_copy(update={"finetune": short.finetune.model_copy(update={"epochs": 2})})
+    _, second = run_plan(spec, longer, [task], "longer")
+    shared = {node for node in first if first[node] == second[node]}
+    assert shared == {"validate", "baseline", "prepare", "joint.s0"}
+    assert all(read_json(folder / META)["seconds"] >= 0 for folder in second.values())
 
 
 def test_impossible_job_is_refused_before_it_writes_anything(tmp_path: Path) -> None:
     spec, recipe = pruning_job(0.95)
     with pytest.raises(InvalidRequest, match="at most"):
-        run_plan(spec, recipe, [tmp_path], tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+        run_plan(spec, recipe, [tmp_path], "run")
+    assert not list(tmp_path.iterdir())

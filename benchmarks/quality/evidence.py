@@ -1,0 +1,185 @@
+"""The evidence for the method: one table of tasks and models, with the claims of the paper.
+
+`make evidence-runs` trains what records.jsonl lacks, seed by seed, and appends one line for each run. `make evidence`
+writes the table into docs/results.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, Literal
+
+from scipy.stats import ttest_rel  # type: ignore[import-untyped, unused-ignore]
+
+from benchmarks.quality import fasttext_model, linear
+from benchmarks.quality.data import text_folder
+from benchmarks.quality.runs import TASK_ONLY, read_json, report_of_run
+from benchmarks.report import remark
+from benchmarks.shared import ROOT
+from tlm_core.training.recipe import resolve
+
+RECORDS = Path(__file__).with_name("records.jsonl")
+PAGES = (ROOT / "docs/results.md",)
+BEGIN, END = "<!-- evidence: begin -->", "<!-- evidence: end -->"
+NAMES = {
+    "libraries": "libraries",
+    "acl_arc": "ACL-ARC",
+    "sciie": "SciERC",
+    "sci_cite": "SciCite",
+    "csabstruct": "CSAbstruct",
+}
+ALONE = {"self_training.amounts": []}
+# Trained arms: the changes of recipe `fast` at scale `tiny`. The score is that of the encoder.
+TRAINED: dict[str, dict[str, Any]] = {
+    "task only": TASK_ONLY,
+    "MLM on task text": {"selection.selector": "none"},
+    "TLM, random passages": {"selection.selector": "random", **ALONE},
+    "TLM, two stages": {"joint.task_loss": False, **ALONE},
+    "TLM (BM25)": ALONE,
+    "+ self-training": {},
+}
+RETURNED = "returned model"  # of the arm "+ self-training"
+FIXED = ("majority class", "linear model", "fastText")  # the same for each seed
+PRETRAINED = "finetuned MiniLM"
+ROWS = (*FIXED, *TRAINED, RETURNED, PRETRAINED)
+CLAIMS = (("TLM (BM25)", "TLM, random passages"), ("TLM (BM25)", "TLM, two stages"), ("TLM (BM25)", "task only"))
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Record:
+    """Macro-F1 of one run. seed: None for models that are the same for each seed. flops, seconds: of training."""
+
+    task: str
+    arm: str
+    seed: int | None
+    validation: float | None
+    test: float
+    seconds: float
+    flops: float = 0.0
+
+
+def read_records(path: Path = RECORDS) -> list[Record]:
+    """Return all records. The last one of a task, an arm and a seed replaces earlier ones."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    records = [Record(**json.loads(line)) for line in lines]
+    return list({(record.task, record.arm, record.seed): record for record in records}.values())
+
+
+def run(tasks: Sequence[str], seeds: int, arms: Sequence[str]) -> None:
+    """Train what the records lack. Seeds come last, so that an interrupted run has all arms of the first seeds."""
+    for task in tasks:
+        for arm in FIXED:
+            if arm in arms and not _has(task, arm, None):
+                _append(_fixed(task, arm))
+    for seed in range(seeds):
+        for task in tasks:
+            for arm, changes in TRAINED.items():
+                if arm in arms and not _has(task, arm, seed):
+                    remark(f"{task}, {arm}, seed {seed}")
+                    for record in _trained(task, arm, changes, seed):
+                        _append(record)
+
+
+def _has(task: str, arm: str, seed: int | None) -> bool:
+    return any((record.task, record.arm, record.seed) == (task, arm, seed) for record in read_records())
+
+
+def _append(record: Record) -> None:
+    with RECORDS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(record)) + "\n")
+
+
+def _fixed(task: str, arm: str) -> Record:
+    folder, start = text_folder(task), time.monotonic()
+    if arm == "fastText":
+        validation, test = fasttext_model.evaluate(folder)
+        return Record(task, arm, None, validation, test, time.monotonic() - start)
+    if arm == "linear model":
+        result = linear.evaluate(folder)
+        return Record(task, arm, None, None, result["train"]["macro_f1"], result["tuning_seconds"])
+    train, test_rows = (linear.read_rows(folder / f"{split}.jsonl") for split in ("train", "test"))
+    return Record(task, arm, None, None, linear.majority(train, test_rows), 0.0)
+
+
+def _trained(task: str, arm: str, changes: dict[str, Any], seed: int) -> Iterable[Record]:
+    """Train an arm. The job with self-training also gives the returned model."""
+    report = read_json(report_of_run(task, arm, resolve("fast", "tiny", changes), seed) / "report.json")
+    cost = report["cost"]["total"]
+    values = {arm: report["models"]["encoder"]["mean"]}
+    values |= {RETURNED: report["mean"]} if arm == "+ self-training" else {}
+    for name, mean in values.items():
+        scores = [mean[split]["macro_f1"] for split in ("validation", "test")]
+        yield Record(task, name, seed, *scores, seconds=cost["seconds"], flops=cost["flops"])
+
+
+def table(records: Sequence[Record]) -> str:
+    """Return the table of all tasks and models, and the claims of the paper, as Markdown."""
+    header = [" | ".join(["", *NAMES.values(), ""]), "| --- |" + " --- |" * len(NAMES)]
+    lines = [f"| model{header[0].rstrip()}", header[1]]
+    for arm in ROWS:
+        cells = [_cell([record for record in records if (record.task, record.arm) == (task, arm)]) for task in NAMES]
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    lines += ["", "Paired over seeds, difference in macro-F1 on test:", ""]
+    lines += [f"| claim{header[0].rstrip()}", header[1]]
+    for first, second in CLAIMS:
+        cells = [_claim(records, task, first, second) for task in NAMES]
+        lines.append(f"| {first} > {second} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(records: Sequence[Record]) -> str:
+    scores = [record.test for record in records]
+    if not scores:
+        return "–"
+    if records[0].seed is None:
+        return f"{scores[0]:.3f}"
+    return f"{fmean(scores):.3f}" + (f" ± {stdev(scores):.3f} ({len(scores)})" if len(scores) > 1 else " (1)")
+
+
+def _claim(records: Sequence[Record], task: str, first: str, second: str) -> str:
+    """Return the mean difference of the seeds that both have, and the verdict of a paired t-test."""
+    by_arm = [{r.seed: r.test for r in records if (r.task, r.arm) == (task, arm)} for arm in (first, second)]
+    pairs = [(by_arm[0][seed], by_arm[1][seed]) for seed in by_arm[0].keys() & by_arm[1].keys()]
+    if len(pairs) < 2:
+        return "–"
+    difference = fmean(higher - lower for higher, lower in pairs)
+    p = float(ttest_rel(*zip(*pairs, strict=True)).pvalue)
+    verdict: Literal["confirmed", "refuted", "open"] = "open"
+    if p < LEVEL:
+        verdict = "confirmed" if difference > 0 else "refuted"
+    return f"{difference:+.3f}, {verdict} (p = {p:.2f}, {len(pairs)} seeds)"
+
+
+def write_table(text: str, page: Path) -> None:
+    """Replace what is between the marks of a page."""
+    content = page.read_text(encoding="utf-8")
+    marked = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
+    page.write_text(marked.sub(lambda _: f"{BEGIN}\n{text}\n{END}", content), encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    runs = commands.add_parser("run", help="train what the records lack")
+    runs.add_argument("tasks", nargs="*", default=list(NAMES), help="by default all")
+    runs.add_argument("--seeds", type=int, default=5)
+    runs.add_argument("--arm", action="append", choices=[*FIXED, *TRAINED], help="only this arm; repeatable")
+    commands.add_parser("table", help="write the table into the pages")
+    options = parser.parse_args()
+    if options.command == "run":
+        run(options.tasks, options.seeds, options.arm or [*FIXED, *TRAINED])
+        return
+    for page in PAGES:
+        write_table(table(read_records()), page)
+
+
+if __name__ == "__main__":
+    main()

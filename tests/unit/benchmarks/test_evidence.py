@@ -1,0 +1,69 @@
+"""The table of results comes from the records of the runs, and the pages show it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from benchmarks.quality import evidence
+from benchmarks.quality.evidence import PAGES, Record, read_records, run, table, write_table
+
+
+def made_records(scores: dict[str, list[float]]) -> list[Record]:
+    return [
+        Record("sciie", arm, seed, 0.5, score, seconds=1.0)
+        for arm, values in scores.items()
+        for seed, score in enumerate(values)
+    ]
+
+
+def test_pages_show_the_table_of_the_records() -> None:
+    for page in PAGES:
+        assert table(read_records()) in page.read_text(encoding="utf-8"), "Run 'make evidence'."
+
+
+def test_cells_have_mean_spread_and_the_number_of_seeds() -> None:
+    records = [
+        *made_records({"TLM (BM25)": [0.6, 0.7], "task only": [0.5]}),
+        Record("sciie", "fastText", None, 0.4, 0.45, 9.0),
+    ]
+    rows = {line.split(" | ")[0].strip("| "): line for line in table(records).splitlines() if line.startswith("|")}
+    assert "| 0.650 ± 0.071 (2) |" in rows["TLM (BM25)"] and "| 0.500 (1) |" in rows["task only"]
+    assert "| 0.450 |" in rows["fastText"] and "| – |" in rows["returned model"]
+
+
+@pytest.mark.parametrize(
+    ("rival", "verdict"),
+    [([0.5, 0.51, 0.52], "confirmed"), ([0.7, 0.71, 0.72], "refuted"), ([0.5, 0.7, 0.61], "open")],
+)
+def test_claims_are_tested_on_equal_seeds(rival: list[float], verdict: str) -> None:
+    text = table(made_records({"TLM (BM25)": [0.60, 0.611, 0.62, 0.9], "task only": rival}))
+    row = next(line for line in text.splitlines() if line.startswith("| TLM (BM25) > task only"))
+    assert verdict in row and "3 seeds" in row
+
+
+def test_run_trains_only_what_the_records_lack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evidence, "RECORDS", tmp_path / "records.jsonl")
+    monkeypatch.setattr(evidence, "read_records", lambda: read_records(tmp_path / "records.jsonl"))
+    first = Record("sciie", "task only", 0, 0.5, 0.5, 1.0)
+    (tmp_path / "records.jsonl").write_text(json.dumps(asdict(first)) + "\n", encoding="utf-8")
+    trained: list[int] = []
+
+    def train(task: str, arm: str, _: object, seed: int) -> list[Record]:
+        trained.append(seed)
+        return [Record(task, arm, seed, 0.5, 0.5, 1.0)]
+
+    monkeypatch.setattr(evidence, "_trained", train)
+    run(["sciie"], 3, ["task only"])
+    run(["sciie"], 3, ["task only"])
+    assert trained == [1, 2]
+
+
+def test_table_replaces_only_what_is_between_the_marks(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{evidence.BEGIN}\nold\n{evidence.END}\nafter\n", encoding="utf-8")
+    write_table("new \\1", page)
+    assert page.read_text(encoding="utf-8") == f"before\n{evidence.BEGIN}\nnew \\1\n{evidence.END}\nafter\n"
