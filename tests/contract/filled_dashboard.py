@@ -186,7 +186,7 @@ def make_job(gateway: Gateway, name: str, dataset: str) -> str:
 def begin(gateway: Gateway, job: JobRecord) -> None:
     """Publish the stages before training, and report the first lines of a worker."""
     for node in plan_of(job).nodes:
-        if node.stage.name not in ("validate", "baseline", "select", "prepare"):
+        if node.stage.name not in ("validate", "baseline", "select", "self_train", "prepare"):
             break
         if node.name in published_of(gateway, job):
             continue

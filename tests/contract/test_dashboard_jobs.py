@@ -64,8 +64,8 @@ def test_running_job_shows_stage_and_actions(filled: tuple[Gateway, Contents]) -
     assert re.search(r'<li class="running" aria-current="step">\s*<span class="name">joint</span>', text)
     words = " ".join(Tags(text).words.split())
     assert "405 / 900" in words and "rate15,320 tokens/s" in words
-    # 55 % of 126 s of the joint stage, and 41 s of the stages after it
-    assert "37 % of the job, 1 min 50 s left" in words
+    # 55 % of 126 s of the joint stage, and 41 s of the stages after it, of 177 s
+    assert "38 % of the job, 1 min 50 s left" in words
     assert f"/ui/jobs/{job}/do/pause" in text and f"/ui/jobs/{job}/do/resume" not in text
     assert "no number; write" not in text
 

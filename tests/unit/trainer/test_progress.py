@@ -13,8 +13,8 @@ from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import State
 
 REF = ManifestRef(folder="default/x", digest="1" * 64)
-SECONDS = {"validate": 1.0, "baseline": 4.0, "select": 5.0, "prepare": 10.0, "joint.s0": 100.0, "finetune.s0": 50.0,
-           "evaluate": 10.0, "export": 20.0}  # fmt: skip
+SECONDS = {"validate": 1.0, "baseline": 4.0, "select": 3.0, "self_train": 2.0, "prepare": 10.0, "joint.s0": 100.0,
+           "finetune.s0": 50.0, "evaluate": 10.0, "export": 20.0}  # fmt: skip
 
 
 def situation(done: tuple[str, ...], seconds: dict[str, float]) -> Situation:
@@ -25,14 +25,14 @@ def situation(done: tuple[str, ...], seconds: dict[str, float]) -> Situation:
     return Situation(job, plan_of(job), dict.fromkeys(done, REF))
 
 
-BEFORE = ("validate", "baseline", "select", "prepare")
+BEFORE = ("validate", "baseline", "select", "self_train", "prepare")
 
 
 def test_share_and_time_left_are_weighted_by_the_estimate() -> None:
     state = situation(BEFORE, SECONDS)
     progress = progress_of(state, state.plan.node("joint.s0"), step=10, total=100, eta_seconds=90.0)
     assert progress.share == pytest.approx(30 / 200) and progress.eta_seconds == 90 + 80
-    assert (progress.stage_eta_seconds, progress.nodes_done, progress.nodes_total) == (90.0, 4, 8)
+    assert (progress.stage_eta_seconds, progress.nodes_done, progress.nodes_total) == (90.0, 5, 9)
 
 
 def test_measured_speed_of_training_corrects_the_time_left() -> None:
@@ -45,10 +45,10 @@ def test_measured_speed_of_training_corrects_the_time_left() -> None:
 def test_stage_without_measurement_uses_its_estimate() -> None:
     state = situation(BEFORE[:2], SECONDS)
     assert progress_of(state, state.plan.node("select")).eta_seconds == 195
-    assert progress_of(state, state.plan.node("select"), step=1, total=5).eta_seconds == 194
+    assert progress_of(state, state.plan.node("select"), step=1, total=3).eta_seconds == 194
 
 
 def test_progress_without_estimate_counts_nodes() -> None:
     state = situation(BEFORE, {})
     progress = progress_of(state, state.plan.node("joint.s0"), step=1, total=2, eta_seconds=60.0)
-    assert (progress.share, progress.eta_seconds, progress.stage_eta_seconds) == (4.5 / 8, None, 60.0)
+    assert (progress.share, progress.eta_seconds, progress.stage_eta_seconds) == (5.5 / 9, None, 60.0)
