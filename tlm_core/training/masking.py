@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,7 @@ class Vocabulary:
     mask: int
     specials: tuple[int, ...]
 
-    @property
+    @cached_property
     def ordinary(self) -> Ints:
         """All ids that are not special, [V - specials]."""
         return np.setdiff1d(np.arange(self.size), np.array(self.specials))

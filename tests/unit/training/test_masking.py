@@ -57,6 +57,11 @@ def test_mask_does_not_depend_on_the_text(rows: Rows) -> None:
     assert np.array_equal(masked, mask_rows(other, VOCABULARY, 0.3, seed=1, step=7)[1] != NOT_MASKED)
 
 
+def test_ordinary_tokens_are_computed_once() -> None:
+    assert VOCABULARY.ordinary is VOCABULARY.ordinary
+    assert np.array_equal(VOCABULARY.ordinary, np.arange(5, 100))
+
+
 def test_streams_differ_and_accept_large_seeds() -> None:
     drawn = {random_at(2**63, stream, 3).integers(2**62) for stream in Stream}
     assert len(drawn) == len(Stream)
