@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 
 def _run_app() -> None:
-    # Imports may take seconds, so Ctrl-C can arrive during them.
+    # Ctrl-C can arrive during imports. httpx imports a command line of its own, which takes longer than all its rest.
+    sys.modules["httpx._main"] = None  # type: ignore[assignment]
     from tlm_client.cli import app
 
     app()

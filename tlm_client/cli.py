@@ -2,29 +2,89 @@
 
 Exit codes: 0 success; 1 the job failed, or another error; 2 wrong usage; 3 the gateway, or a service that it needs,
 does not answer; 4 not found; 5 invalid input; 130 interrupted.
+
+Only the command that runs is imported: the help reads the summaries of the others from their source.
 """
 
 from __future__ import annotations
 
+import ast
+from functools import cache
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
-from tlm_client.commands import analysis, data, gateway, jobs, models, stack, submit, suspects
-from tlm_client.console import exit_code, print_error, session_of
 from tlm_core.errors import TLMError
+
+Command = TyperCommand | TyperGroup
+
+# Panel of the help → module of tlm_client.commands → its commands; none if `group` of the module is the command.
+_PANELS: dict[str, dict[str, tuple[str, ...]]] = {
+    "Run": {"submit": ("submit", "estimate", "retry", "clone")},
+    "Jobs": {
+        "jobs": ("jobs", "show", "watch", "logs", "cancel", "pause", "resume", "delete"),
+        "analysis": ("compare", "why"),
+        "suspects": ("suspects",),
+    },
+    "Data": {"dataset": (), "corpus": ()},
+    "Models": {"models": ("predict", "download", "evaluate", "convert")},
+    "Service": {"stack": ("up", "down", "status"), "profile": (), "webhook": ()},
+}
+_MODULES = {
+    name: module for modules in _PANELS.values() for module, names in modules.items() for name in names or (module,)
+}
+
+
+@cache
+def _load(name: str) -> Command:
+    """Import a command, or a group of commands."""
+    module = import_module(f"tlm_client.commands.{_MODULES[name]}")
+    commands: typer.Typer | None = getattr(module, "group", None)
+    if commands is None:
+        commands = typer.Typer(add_completion=False, rich_markup_mode=None)
+        commands.command()(getattr(module, name))
+    command = typer.main.get_command(commands)
+    assert isinstance(command, Command)
+    return command
+
+
+@cache
+def _summaries(module: str) -> dict[str, str]:
+    """Return the first sentence of the docstring of each function of a module, and of the module by its own name."""
+    path = Path(__file__).with_name("commands") / f"{module}.py"
+    source = ast.parse(path.read_text(encoding="utf-8"))
+    functions = [node for node in source.body if isinstance(node, ast.FunctionDef)]
+    texts = {module: ast.get_docstring(source)} | {node.name: ast.get_docstring(node) for node in functions}
+    return {name: (text or "").partition("\n")[0].partition(". ")[0].rstrip(".") for name, text in texts.items()}
 
 
 class _RootGroup(TyperGroup):
     """All commands. Prints errors and sets the exit code."""
 
+    def list_commands(self, _: object) -> list[str]:
+        return list(_MODULES)
+
+    def get_command(self, _: object, name: str) -> Command | None:
+        return _load(name) if name in _MODULES else None
+
+    def format_commands(self, _: object, formatter: Any) -> None:
+        for panel, modules in _PANELS.items():
+            rows = [
+                (name, _summaries(module)[name]) for module, names in modules.items() for name in names or (module,)
+            ]
+            with formatter.section(panel):
+                formatter.write_dl(rows)
+
     def invoke(self, ctx: Any) -> object:
         try:
             return super().invoke(ctx)
         except TLMError as error:
+            from tlm_client.console import exit_code, print_error, session_of
+
             print_error(error, as_json=session_of(ctx).as_json)
             raise typer.Exit(exit_code(error)) from error
         except typer.Abort as error:
@@ -38,28 +98,11 @@ app = typer.Typer(
     cls=_RootGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich would take longer to import than the help to print
     help="Train small text classifiers from scratch: retrieve text, train, download the model.",
     epilog="Exit codes: 0 success, 1 failed, 2 wrong usage, 3 not reachable, 4 not found, 5 invalid input, "
     "130 interrupted.",
 )
-_PANELS = {
-    "Service": (stack.up, stack.down, stack.status),
-    "Jobs": (
-        *(submit.submit, submit.estimate, submit.retry, submit.clone),
-        *(jobs.jobs, jobs.show, jobs.watch, jobs.logs, jobs.cancel, jobs.pause, jobs.resume, jobs.delete),
-    ),
-    "Results": (
-        *(analysis.compare, analysis.why, suspects.suspects),
-        *(models.download, models.predict, models.evaluate, models.convert),
-    ),
-}
-for panel, commands in _PANELS.items():
-    for command in commands:
-        app.command(rich_help_panel=panel)(command)
-for name, group in (("dataset", data.datasets), ("corpus", data.corpora)):
-    app.add_typer(group, name=name, rich_help_panel="Data")
-for name, group in (("webhook", gateway.webhooks), ("profile", gateway.profiles)):
-    app.add_typer(group, name=name, rich_help_panel="Service")
 
 
 def _print_version(requested: bool) -> None:
@@ -87,6 +130,8 @@ def connect(
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
+    from tlm_client.console import session_of
+
     session = session_of(context)
     typed = {name for name in ("profile", "url", "token") if _is_on_command_line(context, name)}
     if {"profile", "url"} <= typed:

@@ -7,9 +7,8 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import httpx
 import typer
 from pydantic_core import to_jsonable_python
 from rich.console import Console
@@ -18,10 +17,12 @@ from rich.table import Table
 
 from tlm_client.client import TLMClient
 from tlm_client.profiles import find_profile, profiles_file
-from tlm_client.stack.control import stack_state
 from tlm_client.stack.folder import StackFolder, default_data_dir
 from tlm_core.errors import InvalidRequest, NotFound, TLMError, Unavailable
 from tlm_core.names import is_job_id
+
+if TYPE_CHECKING:
+    import httpx
 
 FAILED, USAGE, NOT_REACHABLE, NOT_FOUND, INVALID, INTERRUPTED = 1, 2, 3, 4, 5, 130
 _MOST_DATA_ERRORS = 20
@@ -56,14 +57,15 @@ class Session:
             profile = find_profile(self.profiles, self.profile)
             url, token = profile.url, token or profile.token
         if url is None:
-            state = stack_state(self.data_dir)
+            folder = StackFolder(self.data_dir)
+            state = folder.running_state()
             if state is None:
                 raise Unavailable(
                     f"No stack runs on {self.data_dir}, and no URL is set. Start one with `tlm up`, "
                     "or set --url and --token (TLM_URL, TLM_TOKEN)."
                 )
             url = state.url
-            token = token or StackFolder(self.data_dir).token_file.read_text(encoding="utf-8").strip()
+            token = token or folder.token_file.read_text(encoding="utf-8").strip()
         return TLMClient(url, token or "", transport=self.transport)
 
 
@@ -93,8 +95,15 @@ _JOB_HELP = "ID of the job, a unique start of it, or @latest."
 JobId = Annotated[str, typer.Argument(metavar="ID", help=_JOB_HELP, callback=resolve_job)]
 JobIds = Annotated[list[str], typer.Argument(metavar="ID ID…", help="Two to ten jobs.", callback=_job_ids)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print only JSON to stdout.", callback=_note_json, is_eager=True)]
+TextColumn = Annotated[str | None, typer.Option(help="Column with the texts. Default: inferred.")]
+LANGUAGE = "ISO 639 code of the language, such as de."
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 Watch = Annotated[bool, typer.Option("--watch", "-w", help="Show the progress until the job ends.")]
+
+
+def command_group(summary: str | None) -> typer.Typer:
+    """Return an empty group of commands."""
+    return typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, help=summary)
 
 
 def exit_code(error: TLMError) -> int:

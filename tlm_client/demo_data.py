@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from tlm_core.artifacts.store import storage_errors
+from tlm_core.artifacts import storage_errors
 from tlm_core.corpus.leaks import LeakFilter, grams, tokens
 from tlm_core.corpus.packages import Document, documents_from_packages, is_prose, passages_of
 from tlm_core.corpus.passages import Passage, tidy, word_count

@@ -7,14 +7,17 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from statistics import fmean
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from tlm_client.transfer import FileProgress
 from tlm_core.jobs import spec
 from tlm_core.wire import CorpusLoad, JobEvent
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 _PLAIN_SECONDS = 10.0
 _CURVE_SECONDS = 5.0
@@ -38,6 +41,8 @@ class Display:
 
     def __enter__(self) -> Display:
         if self._console.is_terminal:
+            from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
             self._bar = Progress(
                 SpinnerColumn(),
                 TextColumn("{task.description}"),

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.gateway.command_line import measure_commands
 from benchmarks.gateway.files import measure_downloads, measure_validation
 from benchmarks.gateway.predictions import measure_predictions
 from benchmarks.gateway.requests import measure_status, measure_submissions
@@ -23,6 +24,7 @@ PARTS: dict[str, Callable[[Gateway, float], None]] = {
     "status": measure_status,
     "events": lambda gateway, _: measure_streams(gateway),
     "download": lambda gateway, _: measure_downloads(gateway),
+    "commands": lambda gateway, _: measure_commands(gateway),
     "predict": lambda gateway, _: measure_predictions(gateway),
 }
 

@@ -25,7 +25,6 @@ from tlm_client.console import (
     table,
 )
 from tlm_client.display import Display, duration, progress_facts, time_left
-from tlm_client.summary import report_items
 from tlm_core.errors import InvalidRequest, TLMError
 from tlm_core.jobs.states import State
 from tlm_core.wire import Job, JobEvent, JobSummary, LogLine
@@ -97,6 +96,8 @@ def show(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None
         items.append(f"{'Error' if job.is_over else 'Last error'}: {job.error.get('message')}")
         items += [f"Run `tlm show {job.id} --json` for the details."] if job.error.get("details") else []
     if report:
+        from tlm_client.summary import report_items
+
         items += report_items(report)
     print_result({**job.model_dump(mode="json"), "report": report}, *items, as_json=as_json)
 
@@ -172,6 +173,8 @@ def watch_job(client: TLMClient, job_id: str, as_json: bool) -> None:
     if as_json:
         print_json({"job": job})
     elif job.state is State.SUCCEEDED:
+        from tlm_client.summary import report_items
+
         hint = f". Download the model with `tlm download {job.id}`" if job.spec.definition.has_model else ""
         print_items(f"{job.id} succeeded after {duration(job.seconds)}{hint}", *report_items(client.report(job.id)))
     else:

@@ -11,7 +11,8 @@ import typer
 
 from tlm_client.console import FAILED, INTERRUPTED, AsJson, print_result, session_of, stderr_console, table
 from tlm_client.display import duration
-from tlm_client.stack.control import launch_stack, run_stack, stack_state, stop_stack
+from tlm_client.stack.control import launch_stack, run_stack, stop_stack
+from tlm_client.stack.folder import StackFolder
 from tlm_client.stack.parts import StackOptions
 from tlm_client.stack.supervisor import StopFlag
 
@@ -64,7 +65,7 @@ def down(context: typer.Context, data_dir: DataDir = None, as_json: AsJson = Fal
 def status(context: typer.Context, data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Show the processes on this machine. Exit code 1 if the gateway does not answer."""
     folder = data_dir or session_of(context).data_dir
-    state = stack_state(folder)
+    state = StackFolder(folder).running_state()
     if state is None:
         text = f"No stack runs on {folder}. Start one with `tlm up`"
         print_result({"state": "stopped", "data_dir": folder}, text, as_json=as_json)

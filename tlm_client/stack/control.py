@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from tlm_client.stack.folder import StackFolder, StackState
+from tlm_client.stack.folder import StackFolder
 from tlm_client.stack.parts import StackOptions, clear_ray, find_ray, find_redis, plan_stack
 from tlm_client.stack.processes import FOLDER_MARK, RUN_MARK, cleaner, kill_processes
 from tlm_client.stack.supervisor import Notify, StopFlag, Supervisor
@@ -139,12 +139,6 @@ def stop_stack(data_dir: Path) -> bool:
             raise Unavailable(f"The stack of {folder.root} does not stop. See its logs in {folder.logs}.")
         time.sleep(0.1)
     return signaled
-
-
-def stack_state(data_dir: Path) -> StackState | None:
-    """Return the state of the running stack of `data_dir`; None if none runs."""
-    folder = StackFolder(data_dir)
-    return folder.state() if folder.running() else None
 
 
 def _serve(pipe: int, options: StackOptions, tied_to: int | None) -> int:

@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tlm_core.artifacts.store import storage_errors
+from tlm_core.artifacts import storage_errors
 from tlm_core.errors import AlreadyRunning, StorageFull
 
 # The append-only file, the index and the model of a first job must fit.
@@ -135,6 +135,10 @@ class StackFolder:
             return StackState.model_validate_json(self._state_file.read_bytes())
         except (FileNotFoundError, ValidationError):
             return None
+
+    def running_state(self) -> StackState | None:
+        """Return the state of the running stack; None if none runs."""
+        return self.state() if self.running() else None
 
     def write_state(self, state: StackState) -> None:
         with storage_errors(f"writing {self._state_file}"):

@@ -16,7 +16,7 @@ from typing import Literal
 from tlm_client.stack.folder import PartState, StackFolder, StackState
 from tlm_client.stack.parts import Part
 from tlm_client.stack.processes import FOLDER_MARK, PART_MARK, kill_processes, spawn
-from tlm_core.artifacts.store import storage_errors
+from tlm_core.artifacts import storage_errors
 from tlm_core.errors import ClusterUnavailable, IndexUnavailable, StoreUnavailable, TLMError, Unavailable
 
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 15.0

@@ -17,36 +17,19 @@ from typing import IO, Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from tlm_core.artifacts.faults import storage_errors
 from tlm_core.artifacts.hashing import canonical_json, sha256_file
 from tlm_core.artifacts.manifest import MANIFEST, Manifest, ManifestRef, mismatch
 from tlm_core.artifacts.mark import StorageMark
-from tlm_core.errors import CorruptArtifact, NotFound, StorageFull, StorageUnavailable, TLMError
+from tlm_core.errors import CorruptArtifact, NotFound, StorageUnavailable, TLMError
 from tlm_core.pulse import PULSE, TransferPulse
 
 _BLOCK = 1 << 20
 # Longer than a stage computes on copies that it requested at its start.
 _COPY_SECONDS = 14 * 24 * 3600.0
-# The disk is full, the quota is used up, or the file exceeds a limit of the file system or the process.
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # Without limits, a storage that hangs would stop a coordinator with all its jobs.
 _OPTIONS = {"s3": {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 3}}}}
-
-
-@contextmanager
-def storage_errors(action: str) -> Iterator[None]:
-    """Raise the project's errors for errors of a file system inside the block. action: begins the message."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise NotFound(f"Failed {action}: {error.filename or error} does not exist.") from error
-    except OSError as error:
-        if error.errno in _NO_SPACE:
-            reason = error.strerror or error
-            raise StorageFull(
-                f"Failed {action}: no space left on the storage ({reason}). Free some space and try again."
-            ) from error
-        raise StorageUnavailable(f"Failed {action}: the storage returned an error: {error}") from error
 
 
 class ArtifactStore:

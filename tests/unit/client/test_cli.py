@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 from tests.unit.client.gateway import (
@@ -426,13 +427,13 @@ def test_by_service_sends_only_urls() -> None:
 
 
 def test_every_command_has_a_json_option() -> None:
-    def commands(typer_app: Any, path: tuple[str, ...]) -> list[tuple[str, ...]]:
-        names = [(*path, c.name or c.callback.__name__.replace("_", "-")) for c in typer_app.registered_commands]
-        for group in typer_app.registered_groups:
-            names += commands(group.typer_instance, (*path, group.name))
-        return names
+    def commands(command: Any, path: tuple[str, ...]) -> list[tuple[str, ...]]:
+        if not hasattr(command, "list_commands"):
+            return [path]
+        names = command.list_commands(None)
+        return [each for name in names for each in commands(command.get_command(None, name), (*path, name))]
 
-    names = commands(app, ())
+    names = commands(typer.main.get_command(app), ())
     assert len(names) >= 19
     for name in names:
         result = CliRunner().invoke(app, [*name, "--help"], env={"COLUMNS": "200"})

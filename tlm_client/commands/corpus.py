@@ -1,44 +1,34 @@
-"""`tlm dataset …` and `tlm corpus …`."""
+"""General texts to retrieve from: add, list, show, search, delete, cancel, refused."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from tlm_client.console import (
+    LANGUAGE,
     AsJson,
-    Item,
+    TextColumn,
     Yes,
+    command_group,
     confirm_deletion,
-    print_note,
     print_result,
     session_of,
     stderr_console,
     table,
 )
 from tlm_client.display import Display
-from tlm_client.sources import corpus_files, dataset_files
+from tlm_client.sources import corpus_files
 from tlm_core.errors import InvalidRequest
-from tlm_core.tasks.metrics import METRICS
-from tlm_core.wire import CorpusVersion, Dataset
+from tlm_core.wire import CorpusVersion
 
-datasets = typer.Typer(no_args_is_help=True, help="Labeled texts: add, list, show, delete.")
-corpora = typer.Typer(
-    no_args_is_help=True, help="General texts to retrieve from: add, list, show, search, delete, cancel, refused."
-)
+group = command_group(__doc__)
 
-_HUB = "hub:"
 _FINAL_STATES = frozenset({"ready", "failed", "cancelled"})
-_MOST_WARNINGS = 20
-
-
-METRIC_HELP = f"One of {', '.join(METRICS)}."
-SOURCES = "Files, folders, URLs (s3://…), or hub:OWNER/NAME[:config][:split] to stream."
-LANGUAGE = "ISO 639 code of the language, such as de."
+_SOURCES = "Files, folders, URLs (s3://…), or hub:OWNER/NAME[:config][:split] to stream."
 
 
 class NearDuplicates(StrEnum):
@@ -48,86 +38,14 @@ class NearDuplicates(StrEnum):
     KEEP = "keep"
 
 
-DatasetName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the dataset.")]
 CorpusName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the corpus.")]
-TextColumn = Annotated[str | None, typer.Option(help="Column with the texts. Default: inferred.")]
 
 
-@datasets.command("add")
-def add_dataset(
-    context: typer.Context,
-    name: DatasetName,
-    source: Annotated[str, typer.Argument(metavar="PATH|hub:ID", help="File, folder of split files, or hub ID.")],
-    selection: Annotated[Path | None, typer.Option(help="File of passages (text, rank) for selector 'given'.")] = None,
-    text_column: TextColumn = None,
-    pair_column: Annotated[str | None, typer.Option(help="Column with the second texts of text pairs.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Column with the labels. Default: inferred.")] = None,
-    delimiter: Annotated[str | None, typer.Option(help="Delimiter of CSV files. Default: inferred.")] = None,
-    metric: Annotated[str | None, typer.Option(help=METRIC_HELP)] = None,
-    positive_label: Annotated[str | None, typer.Option(help="The positive label of the metric f1.")] = None,
-    language: Annotated[str | None, typer.Option(help=LANGUAGE)] = None,
-    split_seed: Annotated[int, typer.Option(help="Seed for splits that the service creates.")] = 0,
-    as_json: AsJson = False,
-) -> None:
-    """Upload a dataset. If it contains errors, print each with its row and column, and store nothing."""
-    fields = {
-        "text_column": text_column, "text_pair_column": pair_column, "label_column": label_column,
-        "delimiter": delimiter, "metric": metric, "positive_label": positive_label, "language": language,
-        "split_seed": split_seed or None,
-    }  # fmt: skip
-    options = {key: value for key, value in fields.items() if value is not None}
-    with session_of(context).client() as client:
-        if source.startswith(_HUB):
-            path = None if selection is None else selection.as_posix()
-            dataset = client.add_hub_dataset(name, source, options, selection=path)
-        else:
-            if selection is not None and not selection.is_file():
-                raise InvalidRequest(f"Invalid --selection: no file '{selection}'. Check the path.")
-            files = dataset_files(Path(source), notify=print_note)
-            dataset = client.add_dataset(name, files | ({"selection": selection} if selection else {}), options)
-    print_result(dataset, *_dataset_items(dataset, dataset.report or {}), as_json=as_json)
-
-
-@datasets.command("list")
-def list_datasets(context: typer.Context, as_json: AsJson = False) -> None:
-    """List the datasets, newest first."""
-    with session_of(context).client() as client:
-        listed = list(client.datasets())
-    rows = [(d.name, d.version, d.id, d.labels, _format_rows(d.rows), d.warnings) for d in listed]
-    print_result(listed, table(("name", "version", "id", "labels", "rows", "warnings"), rows), as_json=as_json)
-
-
-@datasets.command("show")
-def show_dataset(context: typer.Context, name: DatasetName, as_json: AsJson = False) -> None:
-    """Show the labels, warnings and inferred settings of a dataset."""
-    with session_of(context).client() as client:
-        dataset = client.dataset(name)
-        report = client.dataset_report(dataset.id)
-    value = dataset.model_copy(update={"report": report})
-    print_result(value, *_dataset_items(dataset, report), as_json=as_json)
-
-
-@datasets.command("delete")
-def delete_dataset(
-    context: typer.Context,
-    dataset: Annotated[str, typer.Argument(metavar="ID|NAME", help="NAME deletes its newest version.")],
-    with_jobs: Annotated[bool, typer.Option("--with-jobs", help="Also delete its jobs and their models.")] = False,
-    yes: Yes = False,
-    as_json: AsJson = False,
-) -> None:
-    """Delete one version of a dataset. Fails while an unfinished job uses it."""
-    with session_of(context).client() as client:
-        target = client.dataset(dataset)
-        confirm_deletion(f"'{target.name}' version {target.version} ({target.id})", yes=yes)
-        client.delete_dataset(target.id, with_jobs=with_jobs)
-    print_result({"deleted": target.id}, f"Deleted {target.id}", as_json=as_json)
-
-
-@corpora.command("add")
+@group.command("add")
 def add_corpus(
     context: typer.Context,
     name: CorpusName,
-    paths: Annotated[list[str] | None, typer.Argument(metavar="PATH…", help=SOURCES)] = None,
+    paths: Annotated[list[str] | None, typer.Argument(metavar="PATH…", help=_SOURCES)] = None,
     from_packages: Annotated[
         bool, typer.Option("--from-packages", help="Use installed packages' documentation.")
     ] = False,
@@ -167,7 +85,7 @@ def add_corpus(
     print_result(load, text, as_json=as_json)
 
 
-@corpora.command("list")
+@group.command("list")
 def list_corpora(context: typer.Context, as_json: AsJson = False) -> None:
     """List the corpora."""
     with session_of(context).client() as client:
@@ -181,7 +99,7 @@ def list_corpora(context: typer.Context, as_json: AsJson = False) -> None:
     print_result(listed, table(columns, rows), as_json=as_json)
 
 
-@corpora.command("show")
+@group.command("show")
 def show_corpus(context: typer.Context, name: CorpusName, as_json: AsJson = False) -> None:
     """Show the versions of a corpus and its latest uploads."""
     with session_of(context).client() as client:
@@ -197,7 +115,7 @@ def show_corpus(context: typer.Context, name: CorpusName, as_json: AsJson = Fals
     print_result(corpus, table(columns, versions, title="Versions"), upload_table, as_json=as_json)
 
 
-@corpora.command("delete")
+@group.command("delete")
 def delete_corpus(
     context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="NAME deletes all versions.")],
@@ -213,7 +131,7 @@ def delete_corpus(
     print_result({"deleted": corpus, "version": version}, f"Deleted {target}", as_json=as_json)
 
 
-@corpora.command("cancel")
+@group.command("cancel")
 def cancel_upload(
     context: typer.Context,
     name: CorpusName,
@@ -230,7 +148,7 @@ def cancel_upload(
     print_result(load, f"{load.id} of corpus '{name}' is {load.state}", as_json=as_json)
 
 
-@corpora.command("refused")
+@group.command("refused")
 def list_refused(
     context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="Default: the current version.")],
@@ -245,7 +163,7 @@ def list_refused(
     print_result(passages, table(("id", "reason", "text"), rows), as_json=as_json)
 
 
-@corpora.command("search")
+@group.command("search")
 def search_corpus(
     context: typer.Context,
     name: CorpusName,
@@ -273,24 +191,6 @@ def _format_dropped(version: CorpusVersion | None) -> str:
         return ""
     seconds = version.near_duplicates_seconds or 0.0
     return f". Dropped {version.near_duplicates_dropped:,} near duplicates in {seconds:,.1f} s"
-
-
-def _dataset_items(dataset: Dataset, report: Mapping[str, Any]) -> list[Item]:
-    selection = ""
-    if dataset.selection is not None:
-        selection = f" It contains {dataset.selection:,} passages for the selector 'given'."
-    rows = [[entry["label"], *(entry.get(split) for split in dataset.rows)] for entry in report.get("labels", [])]
-    warnings = report.get("warnings", [])[:_MOST_WARNINGS]
-    return [
-        f"Dataset '{dataset.name}' version {dataset.version} ({dataset.id}): {_format_rows(dataset.rows)}.{selection}",
-        table(("label", *dataset.rows), rows),
-        *(f"note: {note}" for note in report.get("notes", [])),
-        *(f"warning: {warning['message']}" for warning in warnings),
-    ]
-
-
-def _format_rows(rows: Mapping[str, int]) -> str:
-    return ", ".join(f"{split} {count:,}" for split, count in rows.items())
 
 
 def _error_message(error: Mapping[str, object] | None) -> str:

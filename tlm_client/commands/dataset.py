@@ -1,0 +1,122 @@
+"""Labeled texts: add, list, show, delete."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tlm_client.console import (
+    LANGUAGE,
+    AsJson,
+    Item,
+    TextColumn,
+    Yes,
+    command_group,
+    confirm_deletion,
+    print_note,
+    print_result,
+    session_of,
+    table,
+)
+from tlm_client.sources import dataset_files
+from tlm_core.errors import InvalidRequest
+from tlm_core.tasks.metrics import METRICS
+from tlm_core.wire import Dataset
+
+group = command_group(__doc__)
+
+_HUB = "hub:"
+_MOST_WARNINGS = 20
+
+DatasetName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the dataset.")]
+
+
+@group.command("add")
+def add_dataset(
+    context: typer.Context,
+    name: DatasetName,
+    source: Annotated[str, typer.Argument(metavar="PATH|hub:ID", help="File, folder of split files, or hub ID.")],
+    selection: Annotated[Path | None, typer.Option(help="File of passages (text, rank) for selector 'given'.")] = None,
+    text_column: TextColumn = None,
+    pair_column: Annotated[str | None, typer.Option(help="Column with the second texts of text pairs.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column with the labels. Default: inferred.")] = None,
+    delimiter: Annotated[str | None, typer.Option(help="Delimiter of CSV files. Default: inferred.")] = None,
+    metric: Annotated[str | None, typer.Option(help=f"One of {', '.join(METRICS)}.")] = None,
+    positive_label: Annotated[str | None, typer.Option(help="The positive label of the metric f1.")] = None,
+    language: Annotated[str | None, typer.Option(help=LANGUAGE)] = None,
+    split_seed: Annotated[int, typer.Option(help="Seed for splits that the service creates.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Upload a dataset. If it contains errors, print each with its row and column, and store nothing."""
+    fields = {
+        "text_column": text_column, "text_pair_column": pair_column, "label_column": label_column,
+        "delimiter": delimiter, "metric": metric, "positive_label": positive_label, "language": language,
+        "split_seed": split_seed or None,
+    }  # fmt: skip
+    options = {key: value for key, value in fields.items() if value is not None}
+    with session_of(context).client() as client:
+        if source.startswith(_HUB):
+            path = None if selection is None else selection.as_posix()
+            dataset = client.add_hub_dataset(name, source, options, selection=path)
+        else:
+            if selection is not None and not selection.is_file():
+                raise InvalidRequest(f"Invalid --selection: no file '{selection}'. Check the path.")
+            files = dataset_files(Path(source), notify=print_note)
+            dataset = client.add_dataset(name, files | ({"selection": selection} if selection else {}), options)
+    print_result(dataset, *_dataset_items(dataset, dataset.report or {}), as_json=as_json)
+
+
+@group.command("list")
+def list_datasets(context: typer.Context, as_json: AsJson = False) -> None:
+    """List the datasets, newest first."""
+    with session_of(context).client() as client:
+        listed = list(client.datasets())
+    rows = [(d.name, d.version, d.id, d.labels, _format_rows(d.rows), d.warnings) for d in listed]
+    print_result(listed, table(("name", "version", "id", "labels", "rows", "warnings"), rows), as_json=as_json)
+
+
+@group.command("show")
+def show_dataset(context: typer.Context, name: DatasetName, as_json: AsJson = False) -> None:
+    """Show the labels, warnings and inferred settings of a dataset."""
+    with session_of(context).client() as client:
+        dataset = client.dataset(name)
+        report = client.dataset_report(dataset.id)
+    value = dataset.model_copy(update={"report": report})
+    print_result(value, *_dataset_items(dataset, report), as_json=as_json)
+
+
+@group.command("delete")
+def delete_dataset(
+    context: typer.Context,
+    dataset: Annotated[str, typer.Argument(metavar="ID|NAME", help="NAME deletes its newest version.")],
+    with_jobs: Annotated[bool, typer.Option("--with-jobs", help="Also delete its jobs and their models.")] = False,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete one version of a dataset. Fails while an unfinished job uses it."""
+    with session_of(context).client() as client:
+        target = client.dataset(dataset)
+        confirm_deletion(f"'{target.name}' version {target.version} ({target.id})", yes=yes)
+        client.delete_dataset(target.id, with_jobs=with_jobs)
+    print_result({"deleted": target.id}, f"Deleted {target.id}", as_json=as_json)
+
+
+def _dataset_items(dataset: Dataset, report: Mapping[str, Any]) -> list[Item]:
+    selection = ""
+    if dataset.selection is not None:
+        selection = f" It contains {dataset.selection:,} passages for the selector 'given'."
+    rows = [[entry["label"], *(entry.get(split) for split in dataset.rows)] for entry in report.get("labels", [])]
+    warnings = report.get("warnings", [])[:_MOST_WARNINGS]
+    return [
+        f"Dataset '{dataset.name}' version {dataset.version} ({dataset.id}): {_format_rows(dataset.rows)}.{selection}",
+        table(("label", *dataset.rows), rows),
+        *(f"note: {note}" for note in report.get("notes", [])),
+        *(f"warning: {warning['message']}" for warning in warnings),
+    ]
+
+
+def _format_rows(rows: Mapping[str, int]) -> str:
+    return ", ".join(f"{split} {count:,}" for split, count in rows.items())

@@ -1,0 +1,28 @@
+"""Translation of a file system's errors."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tlm_core.errors import NotFound, StorageFull, StorageUnavailable
+
+# The disk is full, the quota is used up, or the file exceeds a limit of the file system or the process.
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def storage_errors(action: str) -> Iterator[None]:
+    """Raise the project's errors for errors of a file system inside the block. action: begins the message."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise NotFound(f"Failed {action}: {error.filename or error} does not exist.") from error
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            reason = error.strerror or error
+            raise StorageFull(
+                f"Failed {action}: no space left on the storage ({reason}). Free some space and try again."
+            ) from error
+        raise StorageUnavailable(f"Failed {action}: the storage returned an error: {error}") from error
