@@ -71,7 +71,7 @@ def estimate_items(estimate: Estimate) -> list[Item]:
         passages = f"{estimate.passages:,} of at most {estimate.passages_at_most or 0:,}"
     return [
         table(("stage", "time", "FLOPs", "basis", "reason"), rows),
-        f"Time: {_format_time(estimate.seconds)}",
+        f"Time: {format_range(estimate)}",
         f"FLOPs: {_format_flops(estimate.flops)}",
         f"Passages: {passages}",
         f"GPU hours: {'unknown' if estimate.gpu_hours is None else f'{estimate.gpu_hours:.2f}'}",
@@ -79,6 +79,14 @@ def estimate_items(estimate: Estimate) -> list[Item]:
         f"Disk: {_format_bytes(estimate.disk_bytes)}",
         *(f"{figure}: {reason}" for figure, reason in estimate.reasons.items()),
     ]
+
+
+def format_range(estimate: Estimate) -> str:
+    """Return the expected time, or its range if it was not measured on the machines of the service."""
+    low, high = estimate.seconds_at_least, estimate.seconds_at_most
+    if low is None or high is None or low == high:
+        return _format_time(estimate.seconds)
+    return f"{_format_time(low)} to {_format_time(high)}, not measured here"
 
 
 def _format_time(seconds: float | None) -> str:

@@ -286,6 +286,8 @@ class Estimate(_Answer):
     """The expected cost of a job, without its time in the queue. Unknown values are null."""
 
     seconds: float | None
+    seconds_at_least: float | None = Field(None, description="differs from `seconds` if a rate was not measured here")
+    seconds_at_most: float | None = None
     flops: float | None
     tokens: float | None
     memory_bytes: int | None = Field(description="of one worker, without the memory of libraries")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -35,16 +36,32 @@ _DISTINCT, _PASSAGE_BYTES, _TOKENS_PER_WORD = 0.74, 337, 1.5
 _EARLIER_JOBS, _MAX_EVENTS = 30, 20_000
 
 
+# Without a measurement here, the time is within these multiples of the built-in one: GPUs are faster, and a machine
+# without bf16, or with other work, was six times slower.
+_UNMEASURED = (0.5, 8.0)
+
+
 @dataclass(frozen=True)
 class Finished:
     """Measurements of a succeeded job. source: see `source_of`; seconds: per unit of work, by stage."""
 
     id: str
     workers: int
+    precision: str
     source: tuple[str, str, str]
     texts: Texts
     seconds: Mapping[str, float]
     gpu: bool
+
+
+@dataclass(frozen=True)
+class Running:
+    """A job that trains now. slowdown: its seconds per unit of work, as a multiple of the built-in ones."""
+
+    id: str
+    workers: int
+    precision: str
+    slowdown: float
 
 
 @dataclass(frozen=True)
@@ -55,6 +72,7 @@ class Known:
     plan: Plan
     done: Mapping[str, ManifestRef]
     history: Sequence[Finished]
+    running: Sequence[Running]
     texts: Sequence[Texts]
     passages: tuple[int, int, str]
     work: Mapping[str, Work | None]
@@ -94,8 +112,12 @@ class Estimator:
         counted = (
             "counted from the sizes of model and texts" if shape else "the sizes of a published encoder are unknown"
         ) if trained else "the job trains no encoder"  # fmt: skip
+        at_least, at_most = (_total(_within(stage, factor) for stage in stages) for factor in _UNMEASURED)
+        unmeasured = {} if at_least == at_most else {"seconds": "not measured here; jobs that run here correct it"}
         return Estimate(
             seconds=_total(stage.seconds for stage in stages),
+            seconds_at_least=at_least,
+            seconds_at_most=at_most,
             flops=_total(stage.flops for stage in trained),
             tokens=_total(stage.tokens for stage in trained),
             memory_bytes=training_bytes(shape, architecture_of(shape).parameters(shape), rows, masked)
@@ -106,7 +128,8 @@ class Estimator:
             passages=known.passages[0],
             passages_at_most=known.passages[1],
             stages=tuple(stages),
-            reasons=dict.fromkeys(("flops", "memory_bytes", "disk_bytes"), counted)
+            reasons=unmeasured
+            | dict.fromkeys(("flops", "memory_bytes", "disk_bytes"), counted)
             | {"gpu_hours": gpu_reason, "passages": known.passages[2]},
         )
 
@@ -135,7 +158,7 @@ class Estimator:
         passages = self._passages(job, plan, done, texts[0], alike)
         texts = [replace(work, passages=passages[0]) for work in texts]
         work = {node.name: work_of(node, _texts_of(plan, node, texts)) for node in plan.nodes}
-        return Known(job, plan, done, history, texts, passages, work)
+        return Known(job, plan, done, history, self._running(tenant), texts, passages, work)
 
     def _texts(self, job: JobRecord, known: Texts | None) -> list[Texts]:
         """The texts of each dataset of a job. known: those of an earlier job on the first dataset."""
@@ -186,6 +209,30 @@ class Estimator:
                           for job in ids}  # fmt: skip
         return [job for job in self._finished.values() if job is not None]
 
+    def _running(self, tenant: str) -> list[Running]:
+        """The speeds of the jobs that train now, newest first."""
+        speeds = []
+        for job_id in self._jobs.newest_in(tenant, State.RUNNING, _EARLIER_JOBS):
+            with suppress(NotFound, CorruptArtifact):
+                job = self._jobs.get(tenant, job_id)
+                if slowdown := self._slowdown(job):
+                    speeds.append(Running(job.id, job.spec.workers, job.resolved.recipe.precision, slowdown))
+        return speeds
+
+    def _slowdown(self, job: JobRecord) -> float | None:
+        """The seconds that a training job needs per unit of work, as a multiple of the built-in ones."""
+        progress = job.progress
+        if progress is None or not progress.rate or progress.unit != "tokens":
+            return None
+        nodes = {node.name: node for node in plan_of(job).nodes}
+        texts = replace(
+            self._texts(job, None)[0], passages=int("select" in nodes)
+        )  # whether there are any, not how many
+        work = work_of(nodes[progress.node], texts) if progress.node in nodes else None
+        if not work or not work.tokens or progress.stage not in BUILT_IN_SECONDS:
+            return None
+        return work.tokens / progress.rate / work.units / BUILT_IN_SECONDS[progress.stage]
+
     def _measure(self, tenant: str, job_id: str) -> Finished | None:
         try:
             job = self._jobs.get(tenant, job_id)
@@ -215,7 +262,10 @@ class Estimator:
         except (NotFound, CorruptArtifact, KeyError):
             return None
         rates = {stage: median(values) for stage, values in seconds.items()}
-        return Finished(job.id, job.spec.workers, source_of(job.resolved), first, rates, cost["gpu_seconds"] > 0)
+        return Finished(
+            job.id, job.spec.workers, job.resolved.recipe.precision, source_of(job.resolved), first, rates,
+            cost["gpu_seconds"] > 0,
+        )  # fmt: skip
 
 
 def _elapsed(jobs: JobStore, job: JobRecord, plan: Plan) -> Iterator[tuple[str, Node | None, float]]:
@@ -260,7 +310,7 @@ def _stages(known: Known) -> Iterator[StageEstimate]:
         nodes = [node for node in plan.nodes if node.stage.name == stage]
         missing = [node for node in nodes if node.name not in done]
         if starts and missing and nodes[0].place is Place.WORKERS:
-            yield _stage(START, [Work(1.0)] * len(starts), None, known.history)
+            yield _stage(START, [Work(1.0)] * len(starts), None, known)
             starts = set()
         if missing:
             yield _estimated(known, missing)
@@ -276,17 +326,14 @@ def _estimated(known: Known, nodes: Sequence[Node]) -> StageEstimate:
                              reason="the recipe limits the seconds")  # fmt: skip
     trains = any(isinstance(node.params, TrainParams) for node in nodes)
     workers = job.spec.workers if trains or stage == "evaluate" else None
-    return _stage(stage, [known.work[node.name] for node in nodes], workers, known.history)
+    return _stage(stage, [known.work[node.name] for node in nodes], workers, known)
 
 
-def _stage(stage: str, work: Sequence[Work | None], workers: int | None, history: Sequence[Finished]) -> StageEstimate:
-    """A stage at the rate of the newest job that ran it. workers: all of them share the stage."""
+def _stage(stage: str, work: Sequence[Work | None], workers: int | None, known: Known) -> StageEstimate:
+    """A stage at the rate measured here, or at the built-in one. workers: all of them share the stage."""
     flops, tokens = (_total(getattr(item, name) if item else None for item in work) for name in ("flops", "tokens"))
     units = _total(item.units if item else None for item in work)
-    ran = [job for job in history if stage in job.seconds and workers in (None, job.workers)]
-    basis: Basis = "measured" if ran else "built-in"
-    rate = ran[0].seconds[stage] if ran else BUILT_IN_SECONDS.get(stage) if workers in (None, 1) else None
-    reason = f"measured by {ran[0].id}" if ran else "the built-in rate, measured on 2 cores"
+    basis, rate, reason = _rate(stage, workers, known)
     if units is None:
         reason = "the work is unknown until the sizes of texts and model are known"
     elif rate is None:
@@ -294,6 +341,27 @@ def _stage(stage: str, work: Sequence[Work | None], workers: int | None, history
     if units is None or rate is None:
         return StageEstimate(stage=stage, seconds=None, flops=flops, tokens=tokens, basis="unknown", reason=reason)
     return StageEstimate(stage=stage, seconds=units * rate, flops=flops, tokens=tokens, basis=basis, reason=reason)
+
+
+def _rate(stage: str, workers: int | None, known: Known) -> tuple[Basis, float | None, str]:
+    """The basis, the seconds per unit of work, and the reason: from the newest job that ran the stage in the same way.
+
+    Before one has finished, jobs that train now show how fast this machine trains.
+    """
+    same = (workers, known.job.resolved.recipe.precision)
+    for job in known.history:
+        if stage in job.seconds and (workers is None or same == (job.workers, job.precision)):
+            return "measured", job.seconds[stage], f"measured by {job.id}"
+    rate = BUILT_IN_SECONDS.get(stage)
+    for running in known.running:
+        if rate is not None and same == (running.workers, running.precision):
+            return "measured", rate * running.slowdown, f"measured by {running.id}, which runs"
+    return "built-in", rate if workers in (None, 1) else None, "from 2 cores of a server"
+
+
+def _within(stage: StageEstimate, factor: float) -> float | None:
+    """The seconds of a stage, times a factor unless they are measured."""
+    return stage.seconds * factor if stage.seconds is not None and stage.basis == "built-in" else stage.seconds
 
 
 def _gpu_hours(

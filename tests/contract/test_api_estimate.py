@@ -13,6 +13,7 @@ from tests.contract.gateway import TRAIN, Gateway, add_dataset, add_version
 from tests.contract.recorded_jobs import ROWS, SEARCHED, TOKENS, record
 from tlm_core.corpus.states import CorpusState
 from tlm_core.jobs.plan import Node, plan_of
+from tlm_core.jobs.spec import Progress
 
 T = "default"
 pytestmark = pytest.mark.usefixtures("stocked")
@@ -44,6 +45,42 @@ def test_first_estimate_uses_built_in_rates(api: TestClient) -> None:
     assert result["passages_at_most"] == 3, "The corpus has three passages."
     assert result["passages"] <= 3 and "built-in" in result["reasons"]["passages"]
     assert api.get("/v1/jobs").json()["data"] == []
+
+
+def test_unmeasured_time_is_a_range_with_one_caveat(api: TestClient, gateway: Gateway) -> None:
+    result = estimate(api)
+    assert (result["seconds_at_least"], result["seconds_at_most"]) == pytest.approx(
+        (result["seconds"] / 2, result["seconds"] * 8)
+    )
+    assert "not measured here" in result["reasons"]["seconds"]
+    assert not [stage for stage in result["stages"] if "not measured" in stage["reason"]]
+    finish_job(api, gateway, 7.0)
+    result = estimate(api, seeds=[1])
+    assert result["seconds_at_least"] == result["seconds"] == result["seconds_at_most"]
+    assert "seconds" not in result["reasons"]
+
+
+def test_running_job_corrects_the_estimate_of_the_next(api: TestClient, gateway: Gateway) -> None:
+    before = {stage["stage"]: stage for stage in estimate(api, seeds=[1])["stages"]}
+    job_id = api.post("/v1/jobs", json=BODY).json()["id"]
+    job = gateway.parts.jobs.claim("a", 60)
+    assert job is not None
+    node = next(node for node in plan_of(job).nodes if node.stage.name == "joint")
+    rate = before["joint"]["tokens"] / before["joint"]["seconds"] / 4
+    progress = Progress(stage="joint", node=node.name, step=10, total=100, rate=rate, unit="tokens")
+    gateway.parts.jobs.report(T, job.id, job.attempt, progress=progress)
+    after = {stage["stage"]: stage for stage in estimate(api, seeds=[1])["stages"]}
+    for stage in ("joint", "finetune"):
+        assert after[stage]["seconds"] == pytest.approx(4 * before[stage]["seconds"])
+        assert (after[stage]["basis"], after[stage]["reason"]) == ("measured", f"measured by {job_id}, which runs")
+    assert after["select"]["basis"] == "built-in"
+
+
+def test_rate_at_another_precision_is_not_used(api: TestClient, gateway: Gateway) -> None:
+    finish_job(api, gateway, 7.0, overrides={"precision": "fp32"})
+    for precision, basis in (("fp32", "measured"), ("bf16", "built-in")):
+        stages = estimate(api, seeds=[1], overrides={"precision": precision})["stages"]
+        assert [stage["basis"] for stage in stages if stage["stage"] == "joint"] == [basis]
 
 
 def test_job_stores_the_estimate_of_its_nodes(api: TestClient, gateway: Gateway) -> None:
