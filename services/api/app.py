@@ -12,11 +12,13 @@ from importlib.metadata import version
 from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.concurrency import run_in_threadpool
+from starlette.types import ASGIApp
 
 from services.api.dashboard.app import mount_dashboard
 from services.api.dashboard.data_pages import UPLOAD_PATHS
 from services.api.parts import Parts, refuse_unknown_parameters
 from services.api.removal import finish_removals
+from services.api.request_ids import RequestIds
 from services.api.routes import corpora, datasets, documentation, jobs, results, service, uploads, webhooks
 from services.common.problem import install_problem_handlers
 from tlm_core.wire import Problem
@@ -29,6 +31,13 @@ _DESCRIPTION = (
     "its events, then download the model or classify texts. Errors are RFC 9457 problems. Lists have pages: `after`, "
     "`limit`, `has_more`."
 )
+
+
+class _Gateway(FastAPI):
+    """The application, with the middleware that must enclose the handler of unexpected errors."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return RequestIds(super().build_middleware_stack())
 
 
 def create_app(parts: Parts) -> FastAPI:
@@ -58,7 +67,7 @@ def create_app(parts: Parts) -> FastAPI:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    app = FastAPI(
+    app = _Gateway(
         title="TLM service", version=version("tlm-service"), description=_DESCRIPTION, lifespan=lifespan,
         docs_url=None, redoc_url=None,
     )  # fmt: skip

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import os
 import re
 import socket
@@ -17,7 +19,9 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from tests.contract.gateway import Gateway
+from services.api.app import create_app
+from services.common.logs import set_up_logging
+from tests.contract.gateway import AUTH, Gateway
 from tests.redis_server import RedisServer, free_port
 from tests.support import ROOT
 
@@ -45,10 +49,10 @@ def test_only_health_routes_need_no_token(api: TestClient, header: str | None) -
 
 def test_every_route_refuses_unknown_query_parameters(api: TestClient) -> None:
     for method, path, operation in operations(api.get("/openapi.json").json()):
-        answer = api.request(method, re.sub(r"{[^}]+}", "1", path), params={"limt": "5"}, json={})
+        answer = api.request(method, re.sub(r"{[^}]+}", "1", path), params={"maximum": "5"}, json={})
         assert answer.status_code == 422, path
         entry = next(entry for entry in answer.json()["errors"] if entry["code"] == "unknown_parameter")
-        assert (entry["in"], entry["pointer"]) == ("query", "/limt")
+        assert (entry["in"], entry["pointer"]) == ("query", "/maximum")
         names = {parameter["name"] for parameter in operation.get("parameters", ()) if parameter["in"] == "query"}
         advice = f"Valid parameters: {', '.join(sorted(names))}." if names else "This path has no query parameters."
         assert entry["message"] == f"is not a known parameter. {advice}"
@@ -128,6 +132,33 @@ def test_openapi_examples_are_valid(api: TestClient) -> None:
             answer = api.request(method, re.sub(r"{[^}]+}", "x", path), json=example)
             # The request is valid: it creates something or names something that does not exist.
             assert answer.status_code in (201, 404), f"{path}: {answer.text}"
+
+
+@pytest.mark.parametrize("path", ["/v1/info", "/healthz", "/v1/jobs/unknown", "/nowhere", "/ui/sign-in", "/v1/broken"])
+def test_every_answer_has_a_request_id(gateway: Gateway, path: str) -> None:
+    app = create_app(gateway.parts)
+    lines = io.StringIO()
+
+    @app.get("/v1/broken")
+    def broken() -> None:
+        raise RuntimeError("defect")
+
+    root = logging.getLogger()
+    before = (root.handlers, root.level)
+    try:
+        set_up_logging("api", stream=lines)
+        with TestClient(app, headers=AUTH, raise_server_exceptions=False) as api:
+            new = api.get(path).headers["x-request-id"]
+            assert re.fullmatch(r"req_\w{19}", new)
+            assert api.get(path, headers={"X-Request-ID": "mine-1"}).headers["x-request-id"] == "mine-1"
+            assert api.get(path, headers={"X-Request-ID": "two words"}).headers["x-request-id"] not in (
+                "two words",
+                new,
+            )
+    finally:
+        root.handlers, root.level = before
+    failures = [line for line in map(json.loads, lines.getvalue().splitlines()) if "failed" in line["event"]]
+    assert [line.get("request_id") for line in failures][:2] == ([new, "mine-1"] if path == "/v1/broken" else [])
 
 
 def test_info_has_version_and_limits(api: TestClient) -> None:

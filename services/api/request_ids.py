@@ -1,0 +1,35 @@
+"""The id of each request: on its answer, and in every log line that it causes."""
+
+from __future__ import annotations
+
+import re
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from services.common.logs import log_context
+from tlm_core.names import new_id
+
+HEADER = "X-Request-ID"
+_VALID = re.compile(rb"[A-Za-z0-9._-]{1,100}")
+
+
+class RequestIds:
+    """ASGI middleware that uses a valid id of the request's header, or else a new one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(HEADER.lower().encode(), b"")
+        request_id = given.decode() if _VALID.fullmatch(given) else new_id("req")
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (HEADER.lower().encode(), request_id.encode())]
+            await send(message)
+
+        with log_context(request_id=request_id):
+            await self._app(scope, receive, send_with_id)
