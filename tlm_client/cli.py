@@ -31,7 +31,7 @@ _PANELS: dict[str, dict[str, tuple[str, ...]]] = {
         "suspects": ("suspects",),
     },
     "Data": {"dataset": (), "corpus": ()},
-    "Models": {"models": ("predict", "download", "evaluate", "convert")},
+    "Models": {"models": ("predict", "models", "alias", "download", "evaluate", "convert")},
     "Service": {"stack": ("up", "down", "status"), "profile": (), "webhook": ()},
 }
 _MODULES = {

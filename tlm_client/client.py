@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -263,13 +263,15 @@ class TLMClient:
         return self._pages(wire.Page[wire.JobSummary], "/v1/jobs", lambda job: job.id, **filters)
 
     def job_id(self, reference: str) -> str:
-        """Return the id that `@latest` (the newest job) or a unique start of an id, with or without `job_`, means.
+        """Return the id that a reference means: `@latest` (the newest job), an alias, or a unique start of an id.
 
         A full id is returned without a request. Raises NotFound, or InvalidRequest if several ids start so.
         """
         if is_job_id(reference):
             return reference
         latest = reference == "@latest"
+        if "@" in reference and not latest:
+            return (self.finished_model(reference)).job
         ids = []
         for job in self.jobs(search=None if latest else reference):
             if latest:
@@ -421,16 +423,16 @@ class TLMClient:
 
     def predict(
         self,
-        job_id: str,
+        model: str,
         texts: Sequence[str],
         pairs: Sequence[str] | None = None,
         *,
         min_confidence: float | None = None,
     ) -> wire.Predictions:
-        """Classify texts with the model of a job. Until it exists, the linear model answers; `model` says so.
+        """Classify texts with a model. Until the job has one, its linear model answers; `model` says so.
 
-        pairs: the second texts, if the task has text pairs. min_confidence: texts whose highest probability is lower
-        get no label.
+        model: id of a job, or an alias. pairs: the second texts, if the task has text pairs. min_confidence: texts
+        whose highest probability is lower get no label. `predict_many` has no limit of texts.
         """
         body = {
             "texts": list(texts),
@@ -438,7 +440,39 @@ class TLMClient:
             "min_confidence": min_confidence,
         }
         sent = {name: value for name, value in body.items() if value is not None}
-        return self._post(wire.Predictions, "/v1/jobs/{}/predict", job_id, repeat=True, json=sent)
+        return self._post(wire.Predictions, "/v1/models/{}/predict", model, repeat=True, json=sent)
+
+    def predict_many(
+        self,
+        model: str,
+        texts: Iterable[str],
+        pairs: Iterable[str] | None = None,
+        *,
+        min_confidence: float | None = None,
+    ) -> Iterator[wire.Prediction]:
+        """Classify any number of texts, in requests within the limits of the gateway. See `predict`."""
+        info = self.info()
+        for batch in http.batches(texts, pairs, info.max_predict_texts, info.max_json_bytes):
+            first, second = [text for text, _ in batch], [pair for _, pair in batch if pair is not None]
+            answer = self.predict(model, first, second or None, min_confidence=min_confidence)
+            for prediction in answer.data:
+                yield prediction
+
+    def models(self) -> Iterator[wire.FinishedModel]:
+        """Iterate over the models of succeeded jobs with their aliases, newest first."""
+        return self._pages(wire.Page[wire.FinishedModel], "/v1/models", lambda model: model.job)
+
+    def finished_model(self, model: str) -> wire.FinishedModel:
+        """Return the model of a succeeded job. model: id of the job, or an alias."""
+        return self._get(wire.FinishedModel, "/v1/models/{}", model)
+
+    def set_alias(self, alias: str, job_id: str) -> wire.FinishedModel:
+        """Point an alias such as `reviews@production` to the model of a succeeded job."""
+        return self._call(wire.FinishedModel, "PUT", http.path("/v1/models/{}", alias), json={"job": job_id})
+
+    def delete_alias(self, alias: str) -> None:
+        """Delete an alias, but not its model."""
+        self._delete("/v1/models/{}", alias)
 
     # --- webhooks and service ----------------------------------------------------------------------------------------
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import repeat
 from typing import IO, ParamSpec, TypedDict, TypeVar
 from urllib.parse import quote
 
@@ -33,6 +34,7 @@ SyncCall = Callable[P, R]
 Param = str | float | Sequence[str] | None  # of a query
 
 _MAX_RETRY_AFTER_SECONDS = 30.0
+_OTHER_FIELDS = 1_000  # bytes in the body of a prediction
 BYTES = "application/octet-stream"
 _backoff = wait_random_exponential(multiplier=0.5, min=0.25, max=8)
 # What is not ready yet may take hours, so only an outage is worth another try within seconds.
@@ -105,6 +107,26 @@ def _is_loopback(url: str) -> bool:
 def path(template: str, *parts: str) -> str:
     """Fill `/v1/jobs/{}` with percent-encoded parts."""
     return template.format(*(quote(part, safe="") for part in parts))
+
+
+def batches(
+    texts: Iterable[str], pairs: Iterable[str] | None, most: int, most_bytes: int
+) -> Iterator[list[tuple[str, str | None]]]:
+    """Yield texts with their second texts, in lists of at most `most` that fit a JSON body. Raises InvalidRequest."""
+    batch: list[tuple[str, str | None]] = []
+    size = 0
+    try:
+        for row in zip(texts, repeat(None) if pairs is None else pairs, strict=pairs is not None):
+            row_size = len(json.dumps(row))
+            if batch and (len(batch) == most or size + row_size > most_bytes - _OTHER_FIELDS):
+                yield batch
+                batch, size = [], 0
+            batch.append(row)
+            size += row_size
+    except ValueError as error:
+        raise InvalidRequest("There are not as many pairs as texts. Give one pair for each text.") from error
+    if batch:
+        yield batch
 
 
 def retry_delay(state: RetryCallState) -> float:

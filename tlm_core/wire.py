@@ -398,6 +398,20 @@ class Model(_Answer):
     note: str | None = Field(None, description="why the model is not final")
 
 
+class FinishedModel(_Answer):
+    """The model of a succeeded job. Predictions address it by the id of the job or by an alias."""
+
+    job: str
+    name: str | None = Field(description="of the job")
+    aliases: tuple[str, ...]
+    dataset: str
+    corpus: str | None
+    scale: str
+    metric: str | None
+    score: float | None = Field(description="mean test score of the returned model over the seeds")
+    finished_at: Time | None
+
+
 class Provenance(_Answer):
     """A train row whose query selected a passage, with the rank (from 1) and score of the passage."""
 

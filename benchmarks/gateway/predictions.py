@@ -37,7 +37,7 @@ async def _predict(gateway: Gateway, job: str, vocabulary: int, count: int) -> l
         for number in range(count):
             text = " ".join(f"w{(number * 7919 + place * 131) % (vocabulary - 4)}" for place in range(WORDS))
             start = time.perf_counter()
-            status = await connection.request("POST", f"/v1/jobs/{job}/predict", {"texts": [text]})
+            status = await connection.request("POST", f"/v1/models/{job}/predict", {"texts": [text]})
             seconds.append(time.perf_counter() - start)
             assert status == 200, status
     finally:

@@ -19,7 +19,7 @@ from services.api.dashboard.data_pages import UPLOAD_PATHS
 from services.api.parts import Parts, refuse_unknown_parameters
 from services.api.removal import finish_removals
 from services.api.request_ids import RequestIds
-from services.api.routes import corpora, datasets, documentation, jobs, results, service, uploads, webhooks
+from services.api.routes import corpora, datasets, documentation, jobs, models, results, service, uploads, webhooks
 from services.common.problem import install_problem_handlers
 from tlm_core.wire import Problem
 
@@ -73,7 +73,7 @@ def create_app(parts: Parts) -> FastAPI:
     )  # fmt: skip
     app.state.parts = parts
     install_problem_handlers(app, streamed=("/v1/datasets", "/v1/corpora", *UPLOAD_PATHS), raw=("/v1/uploads/",))
-    for module in (service, documentation, uploads, datasets, corpora, jobs, results, webhooks):
+    for module in (service, documentation, uploads, datasets, corpora, jobs, results, models, webhooks):
         app.include_router(module.router, dependencies=[Depends(refuse_unknown_parameters)])
     mount_dashboard(app, parts)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]

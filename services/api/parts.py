@@ -13,6 +13,7 @@ from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
+from services.api.aliases import Aliases
 from services.api.background import Background
 from services.api.corpus_loads import LoadWorker
 from services.api.estimate import Estimator
@@ -48,6 +49,7 @@ class Parts:
     webhooks: Webhooks
     outbound: Outbound
     deliverer: Deliverer
+    aliases: Aliases
     removals: Background = field(default_factory=lambda: Background("removals"))
 
     @property

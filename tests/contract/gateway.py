@@ -15,6 +15,7 @@ import redis
 import uvicorn
 from fastapi.testclient import TestClient
 
+from services.api.aliases import Aliases
 from services.api.app import create_app
 from services.api.corpus_loads import LoadWorker
 from services.api.forms import ReceivedFile
@@ -146,6 +147,7 @@ def make_gateway(client: redis.Redis, root: Path, **overrides: Any) -> Gateway:
         webhooks=webhooks,
         outbound=outbound,
         deliverer=Deliverer(client, jobs, webhooks, outbound, poll_seconds=0.05),
+        aliases=Aliases(client),
         uploads=Uploads(client, artifacts, settings.scratch, max_bytes=settings.max_upload_bytes),
     )
     return Gateway(parts, retriever, client, root)

@@ -44,7 +44,7 @@ def test_missing_result_returns_the_state(api: TestClient, gateway: Gateway) -> 
         answer = api.get(f"/v1/jobs/{job}/{path}")
         assert (answer.status_code, answer.json()["facts"]["state"]) == (409, "running"), path
         assert (answer.json()["code"], answer.json()["retryable"]) == ("not_ready", True)
-    assert api.post(f"/v1/jobs/{job}/predict", json={"texts": ["x"]}).status_code == 409
+    assert api.post(f"/v1/models/{job}/predict", json={"texts": ["x"]}).status_code == 409
 
 
 def test_cancelled_job_has_no_results(api: TestClient, gateway: Gateway) -> None:
@@ -173,7 +173,7 @@ def test_checkpoints_can_be_listed_and_downloaded(api: TestClient, gateway: Gate
 def test_predictions_keep_the_order_of_texts(api: TestClient, gateway: Gateway) -> None:
     job = completed(gateway)
     texts = ["a good film", "bad bad film " * 50, "good", "", "<script>\u0000ü", "bad"]
-    answer = api.post(f"/v1/jobs/{job}/predict", json={"texts": texts})
+    answer = api.post(f"/v1/models/{job}/predict", json={"texts": texts})
     assert answer.status_code == 200, answer.text
     predictions = answer.json()["data"]
     assert [predictions[i]["label"] for i in (0, 1, 2, 5)] == ["good", "bad", "good", "bad"]
@@ -192,7 +192,7 @@ def test_predictions_keep_the_order_of_texts(api: TestClient, gateway: Gateway) 
     ],
 )
 def test_invalid_texts_are_refused(api: TestClient, gateway: Gateway, body: Any, message: str) -> None:
-    answer = api.post(f"/v1/jobs/{completed(gateway)}/predict", json=body)
+    answer = api.post(f"/v1/models/{completed(gateway)}/predict", json=body)
     assert answer.status_code == 422
     assert message in answer.json()["detail"]
 
@@ -201,7 +201,7 @@ def test_linear_model_answers_until_the_final_model_exists(api: TestClient, gate
     job = running(gateway)
     complete(gateway.parts.jobs, gateway.parts.artifacts, job, gateway.root, up_to="baseline")
     note = "The job is running. This is its linear model; the final model will replace it."
-    answer = api.post(f"/v1/jobs/{job.id}/predict", json={"texts": ["good", "bad"]}).json()
+    answer = api.post(f"/v1/models/{job.id}/predict", json={"texts": ["good", "bad"]}).json()
     assert [prediction["label"] for prediction in answer["data"]] == ["good", "bad"]
     assert answer["model"] == {"name": "linear", "final": False, "note": note}
     model = api.get(f"/v1/jobs/{job.id}/model").json()
@@ -216,7 +216,7 @@ def test_linear_model_answers_until_the_final_model_exists(api: TestClient, gate
     for name in ("model.onnx", "linear/outputs.npz"):
         assert api.get(f"/v1/jobs/{job.id}/model/files/{name}").status_code == 409
     complete(gateway.parts.jobs, gateway.parts.artifacts, job, gateway.root)
-    answer = api.post(f"/v1/jobs/{job.id}/predict", json={"texts": ["good"]}).json()
+    answer = api.post(f"/v1/models/{job.id}/predict", json={"texts": ["good"]}).json()
     assert answer["model"] == {"name": "encoder", "final": True, "note": None}
     assert api.get(f"/v1/jobs/{job.id}/model").json()["final"]
     assert api.get(f"/v1/jobs/{job.id}/model/files/linear/model.onnx").status_code == 200, "The name stays valid."
@@ -226,12 +226,12 @@ def test_linear_model_remains_after_the_job_failed(api: TestClient, gateway: Gat
     job = running(gateway)
     complete(gateway.parts.jobs, gateway.parts.artifacts, job, gateway.root, up_to="baseline")
     gateway.parts.jobs.fail(job, "a", NonFiniteLoss("The loss is not finite."))
-    answer = api.post(f"/v1/jobs/{job.id}/predict", json={"texts": ["good"]}).json()
+    answer = api.post(f"/v1/models/{job.id}/predict", json={"texts": ["good"]}).json()
     assert answer["model"]["note"] == "The job is failed and has no final model. This is its linear model."
 
 
 def test_texts_below_the_minimum_confidence_have_no_label(api: TestClient, gateway: Gateway) -> None:
-    url = f"/v1/jobs/{completed(gateway)}/predict"
+    url = f"/v1/models/{completed(gateway)}/predict"
     answer = api.post(url, json={"texts": ["good", "film"], "min_confidence": 0.8}).json()["data"]
     assert [(row["label"], row["abstained"]) for row in answer] == [("good", False), (None, True)]
     assert answer[1]["probability"] == pytest.approx(0.5) and set(answer[1]["probabilities"]) == {"good", "bad"}
@@ -246,7 +246,7 @@ def test_regression_refuses_a_minimum_confidence(api: TestClient, gateway: Gatew
     facts = {"labels": ["stars"], "max_length": 8, "pair": False, "task_type": "regression"}
     (folder / "labels.json").write_text(json.dumps(facts))
     publish(gateway.parts.jobs, gateway.parts.artifacts, job, "export", folder)
-    answer = api.post(f"/v1/jobs/{job.id}/predict", json={"texts": ["x"], "min_confidence": 0.5})
+    answer = api.post(f"/v1/models/{job.id}/predict", json={"texts": ["x"], "min_confidence": 0.5})
     assert (answer.status_code, "Omit 'min_confidence'" in answer.json()["detail"]) == (422, True)
 
 

@@ -82,14 +82,15 @@ class Reader:
 
     def tlm(self, line: str) -> None:
         # No worker runs here, so a new job would never end.
-        words = [word for word in shlex.split(line, comments=True)[1:] if word != "--watch"]
+        here = expanded(line.replace("http://127.0.0.1:8321", self.url), {"TOKEN": TOKEN})
+        words = [word for word in shlex.split(here, comments=True)[1:] if word != "--watch"]
         result = CliRunner().invoke(app, words, input="y\n" if "delete" in words else None)
         assert result.exit_code == 0, f"{line}\n{result.output}"
 
     def curl(self, line: str) -> None:
         here = expanded(line.replace("http://127.0.0.1:8321", "$TLM_URL"), self.names | {"TOKEN": TOKEN})
         request = curl_request(shlex.split(here, comments=True)[1:], self.folder)
-        if request.method == "DELETE" and not re.search("jobs|uploads|webhooks", str(request.url)):
+        if request.method == "DELETE" and not re.search("jobs|uploads|webhooks|models", str(request.url)):
             self.cancel_queued_jobs()
         answer = self.http.send(request)
         assert answer.is_success, f"{line}\n{answer.status_code} {answer.text}"
@@ -181,6 +182,7 @@ def make_files(folder: Path) -> None:
     rows = [{"text": f"film {n} {'good' * (n % 2)}", "stars": str(n % 2)} for n in range(40)]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "all.jsonl").write_text(lines)
+    (folder / "reviews.csv").write_text("text\na text\nanother\n")
     (folder / "data" / "all.jsonl").write_text(lines)
     pairs = "".join(f"premise {n},hypothesis {n},{'yes' if n % 2 else 'no'}\n" for n in range(40))
     (folder / "pairs.csv").write_text("premise,hypothesis,gold_label\n" + pairs)

@@ -36,7 +36,7 @@ def test_regression_dataset_is_uploaded_trained_and_predicted(service: Service) 
     report = service.report(job["id"])
     assert report["metric"] == "spearman" and report["mean"]["test"]["macro_f1"] is None
     texts = {"texts": ["rain rain rain", "dust dust dust"]}
-    predictions = service.client.post(f"/v1/jobs/{job['id']}/predict", json=texts).json()["data"]
+    predictions = service.client.post(f"/v1/models/{job['id']}/predict", json=texts).json()["data"]
     assert [entry["label"] for entry in predictions] == ["label", "label"]
     assert all(entry["probability"] is None and isinstance(entry["value"], float) for entry in predictions)
     browser = TestClient(service.client.app, headers={"Origin": "http://testserver"})

@@ -90,7 +90,7 @@ class Service:
         return report
 
     def predicted(self, job: str) -> list[str]:
-        answer = self.client.post(f"/v1/jobs/{job}/predict", json={"texts": TEXTS})
+        answer = self.client.post(f"/v1/models/{job}/predict", json={"texts": TEXTS})
         assert answer.status_code == 200, answer.text
         return [prediction["label"] for prediction in answer.json()["data"]]
 
@@ -155,7 +155,7 @@ def test_sharing_compares_systems_without_serving_a_model(service: Service) -> N
     assert job["state"] == "succeeded", job["error"]
     report = service.report(job["id"])
     assert [task["name"] for task in report["tasks"]] == ["topics", "more"]
-    assert service.client.post(f"/v1/jobs/{job['id']}/predict", json={"texts": TEXTS}).status_code == 404
+    assert service.client.post(f"/v1/models/{job['id']}/predict", json={"texts": TEXTS}).status_code == 404
 
 
 def test_invalid_requests_are_rejected_at_submission(service: Service) -> None:

@@ -1,4 +1,4 @@
-"""`tlm download`, `predict`, `evaluate`, `convert`: use trained models."""
+"""`tlm predict`, `models`, `alias`, `download`, `evaluate`, `convert`: use trained models."""
 
 from __future__ import annotations
 
@@ -41,16 +41,44 @@ def download(
 def predict(
     context: typer.Context,
     job_id: JobId,
-    texts: Annotated[list[str], typer.Argument(metavar="TEXT…", help="Texts to classify.")],
+    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT…]", help="Texts to classify.")] = None,
     pair: Annotated[list[str] | None, typer.Option(help="Second text of a text pair. Repeatable.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="CSV file with a text in each row.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The same file with the predictions.")] = None,
+    text_column: Annotated[str, typer.Option(help="Column of the file with the texts.")] = "text",
+    pair_column: Annotated[str | None, typer.Option(help="Column of the file with the second texts.")] = None,
     min_confidence: Annotated[
         float | None, typer.Option(min=0, max=1, help="A text whose highest probability is lower gets no label.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Classify texts with the model of a job, on the gateway. Until it exists, the linear model answers."""
+    if (file is None) != (out is None) or bool(texts) == (file is not None):
+        raise typer.BadParameter("Give texts, or --file and --out.")
+    if file is not None and out is not None:
+        from tlm_client.prediction_files import predict_file
+
+        with session_of(context).client() as client, Display(stderr_console()) as display:
+            display.begin(f"classifying {file}")
+            count = predict_file(
+                client, job_id, file, out, text_column=text_column, pair_column=pair_column,
+                min_confidence=min_confidence, on_row=lambda row: display.update("", 0, 0, f"{row:,} rows"),
+            )  # fmt: skip
+        print_result({"file": out, "rows": count}, f"{count:,} rows in {out}", as_json=as_json)
+        return
+    _predict_texts(context, job_id, texts or [], pair, min_confidence, as_json)
+
+
+def _predict_texts(
+    context: typer.Context,
+    job_id: str,
+    texts: list[str],
+    pairs: list[str] | None,
+    min_confidence: float | None,
+    as_json: bool,
+) -> None:
     with session_of(context).client() as client:
-        answer = client.predict(job_id, texts, pair or None, min_confidence=min_confidence)
+        answer = client.predict(job_id, texts, pairs or None, min_confidence=min_confidence)
     regression = answer.data[0].value is not None
     rows = [
         ("(none)" if p.abstained else p.label, format_score(p.value if regression else p.probability), text[:120])
@@ -59,6 +87,39 @@ def predict(
     columns = ("label", "value" if regression else "probability", "text")
     note = f"Model: {answer.model.name}.{f' {answer.model.note}' if answer.model.note else ''}"
     print_result(answer, table(columns, rows), note, as_json=as_json)
+
+
+def models(context: typer.Context, as_json: AsJson = False) -> None:
+    """List the models of finished jobs with their aliases, newest first."""
+    with session_of(context).client() as client:
+        listed = list(client.models())
+    rows = [
+        (model.job, ", ".join(model.aliases), model.name, model.dataset, model.scale,
+         None if model.score is None else f"{model.score:.3f} {model.metric}")
+        for model in listed
+    ]  # fmt: skip
+    print_result(listed, table(("id", "aliases", "name", "data", "scale", "score"), rows), as_json=as_json)
+
+
+def alias(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME@NAME", help="The alias, such as reviews@production.")],
+    job_id: Annotated[
+        str | None, typer.Argument(metavar="[ID]", help="The job whose model it means from now on.")
+    ] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete the alias, but not the model.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Give a model a stable name for predictions. Commands accept it in place of a job ID."""
+    if delete == (job_id is not None):
+        raise typer.BadParameter("Give the ID of a job, or --delete.")
+    with session_of(context).client() as client:
+        if job_id is None:
+            client.delete_alias(name)
+            print_result({"deleted": name}, f"Deleted {name}", as_json=as_json)
+            return
+        model = client.set_alias(name, client.job_id(job_id))
+    print_result(model, f"{name} is the model of {model.job}", as_json=as_json)
 
 
 def evaluate(

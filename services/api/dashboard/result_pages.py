@@ -157,6 +157,7 @@ def _model_values(parts: Parts, job: JobRecord) -> dict[str, object]:
         "linear": any(node.name == BASELINE.name for node in plan_of(job).nodes),
         "files": files,
         "encoder": files is not None and "model/config.json" in files,
+        "aliases": [alias for alias, target in parts.aliases.all(job.tenant).items() if target == job.id],
         "headline": next(iter(sentences(report)), None),
         "pair": labels.get("pair", False),
         "classes": TASK_TYPES[labels.get("task_type", SINGLE_LABEL)].has_classes,

@@ -1,4 +1,4 @@
-"""Results of jobs: checkpoints, model, report, selection, predictions."""
+"""Results of jobs: checkpoints, model, report, selection."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 from fastapi.responses import FileResponse, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
 
 from services.api.auth import Tenant
 from services.api.job_artifacts import (
@@ -23,7 +22,7 @@ from services.api.job_artifacts import (
 from services.api.parts import FILE_ANSWERS, PartsDep, problems
 from services.api.selections import selection_page
 from services.api.suspects import suspect_labels
-from tlm_core.wire import Checkpoint, Model, Page, PredictingModel, Predictions, Selection, SuspectLabels
+from tlm_core.wire import Checkpoint, Model, Page, Selection, SuspectLabels
 
 router = APIRouter(prefix="/v1/jobs", tags=["results"])
 
@@ -34,21 +33,6 @@ TAR: dict[int | str, dict[str, object]] = {
     },
     **problems(404, 409),
 }
-
-
-class PredictBody(BaseModel):
-    """Texts to classify. pairs: the second texts, for a model that reads pairs.
-
-    min_confidence: texts whose highest probability is lower get no label. Not in regression.
-    """
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", json_schema_extra={"examples": [{"texts": ["We evaluate on SciERC."]}]}
-    )
-
-    texts: tuple[str, ...] = Field(min_length=1, max_length=256)
-    pairs: tuple[str, ...] | None = Field(None, max_length=256)
-    min_confidence: float | None = Field(None, ge=0, le=1)
 
 
 @router.get("/{job}/checkpoints", summary="List checkpoints", responses=problems(404))
@@ -146,11 +130,3 @@ def selection(
     return selection_page(
         parts.artifacts, ref, after=after, limit=limit, words=q.split()[:20], train_row=train_row, task=task
     )
-
-
-@router.post("/{job}/predict", summary="Classify texts", responses=problems(404, 409, 413))
-def predict(job: str, body: PredictBody, parts: PartsDep, tenant: Tenant) -> Predictions:
-    """Classify texts with the model of a job. Until it exists, the linear model answers, and `model` says so."""
-    served = served_model(parts.jobs, parts.jobs.get(tenant, job))
-    model, data = parts.predictor.predict(served.ref, body.texts, body.pairs, body.min_confidence)
-    return Predictions(data=data, model=PredictingModel(name=model.name, final=served.final, note=served.note))

@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from services.api.auth import Tenant
 from services.api.parts import PROBLEM, Parts, PartsDep, problems
-from services.api.routes.results import PredictBody
+from services.api.routes.models import PredictBody
 from services.common.bodies import MAX_JSON_BYTES
 from services.common.problem import problem_body, problem_response
 from tlm_core.errors import StorageFull, TLMError

@@ -1,0 +1,119 @@
+"""Models of finished jobs, their aliases, and predictions of whole files."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+from typer.testing import CliRunner
+
+from tests.contract.filled_dashboard import Contents
+from tests.contract.gateway import TOKEN, Gateway
+from tlm_client.cli import app
+from tlm_client.client import TLMClient
+from tlm_client.console import Session
+from tlm_core.errors import InvalidRequest
+
+
+@pytest.fixture
+def job(filled: tuple[Gateway, Contents]) -> str:
+    return filled[1].jobs["succeeded"]
+
+
+@pytest.fixture
+def api(filled: tuple[Gateway, Contents]) -> Iterator[TestClient]:
+    with filled[0].test_client() as client:
+        yield client
+        for model in client.get("/v1/models").json()["data"]:
+            for alias in model["aliases"]:
+                client.delete(f"/v1/models/{alias}")
+
+
+@pytest.fixture
+def transport(api: TestClient) -> httpx.MockTransport:
+    def send(request: httpx.Request) -> httpx.Response:
+        answer = api.request(request.method, request.url.path, params=dict(request.url.params), content=request.read(),
+                             headers={"Content-Type": "application/json"})  # fmt: skip
+        return httpx.Response(answer.status_code, content=answer.content, request=request)
+
+    return httpx.MockTransport(send)
+
+
+@pytest.fixture
+def tlm(transport: httpx.MockTransport) -> TLMClient:
+    return TLMClient("http://gateway", TOKEN, transport=transport)
+
+
+def test_alias_addresses_a_model_until_it_is_moved(api: TestClient, job: str) -> None:
+    listed = api.get("/v1/models").json()["data"]
+    model = next(entry for entry in listed if entry["job"] == job)
+    assert (model["aliases"], model["metric"]) == ([], "macro_f1") and 0 < model["score"] <= 1
+    other = next(entry["job"] for entry in listed if entry["job"] != job)
+    for target in (other, job):
+        assert api.put("/v1/models/mail@production", json={"job": target}).json()["aliases"] == ["mail@production"]
+        assert api.get("/v1/models/mail@production").json()["job"] == target
+    by_alias, by_id = (
+        api.post(f"/v1/models/{name}/predict", json={"texts": ["invoice charge"]}).json()
+        for name in ("mail@production", job)
+    )
+    assert by_alias == by_id
+    assert api.delete("/v1/models/mail@production").status_code == 204
+    assert api.get("/v1/models/mail@production").status_code == 404
+    assert api.delete("/v1/models/mail@production").status_code == 404
+
+
+def test_job_with_an_alias_is_not_deleted(api: TestClient, job: str) -> None:
+    api.put("/v1/models/mail@production", json={"job": job})
+    answer = api.delete(f"/v1/jobs/{job}")
+    assert answer.status_code == 409 and "mail@production" in answer.json()["detail"]
+
+
+def test_alias_needs_a_name_with_at_and_a_finished_model(
+    api: TestClient, filled: tuple[Gateway, Contents], job: str
+) -> None:
+    assert api.put("/v1/models/production", json={"job": job}).status_code == 422
+    assert api.put("/v1/models/mail@production", json={"job": "job_unknown"}).status_code == 404
+    queued = api.put("/v1/models/mail@production", json={"job": filled[1].jobs["queued"]})
+    assert (queued.status_code, queued.json()["code"]) == (409, "not_ready")
+
+
+def test_many_texts_are_sent_within_the_limits(tlm: TLMClient, job: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"invoice {n}" for n in range(600)] + ["parcel " * 60_000] * 3
+    sent: list[int] = []
+    predict = tlm.predict
+    monkeypatch.setattr(tlm, "predict", lambda *a, **k: sent.append(len(a[1])) or predict(*a, **k))  # type: ignore[func-returns-value]
+    assert len(list(tlm.predict_many(job, iter(texts)))) == len(texts)
+    assert sent[:2] == [256, 256] and sum(sent) == len(texts) and len(sent) > 3, "The bytes are limited too."
+    with pytest.raises(InvalidRequest, match="one pair for each text"):
+        list(tlm.predict_many(job, ["a", "b"], ["c"]))
+
+
+def test_command_classifies_the_rows_of_a_file(
+    tlm: TLMClient, transport: httpx.MockTransport, job: str, tmp_path: Path
+) -> None:
+    session = Session(url="http://gateway", token=TOKEN, transport=transport)
+
+    def run(*arguments: str) -> str:
+        result = CliRunner().invoke(app, list(arguments), obj=session)
+        return result.output if result.exit_code == 0 else f"exit {result.exit_code}: {result.output}"
+
+    source, target = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text('id,body\n1,"invoice, charge"\n2,parcel\n', encoding="utf-8")
+    assert "mail@production is the model of" in run("alias", "mail@production", job)
+    assert "mail@production" in run("models")
+    files = ("--file", str(source), "--out", str(target))
+    assert "has no column 'text', but id, body" in run("predict", "mail@production", *files)
+    assert "2 rows" in run("predict", "mail@production", *files, "--text-column", "body")
+    with open(target, newline="", encoding="utf-8") as handle:
+        rows = list(csv.DictReader(handle))
+    expected = tlm.predict(job, ["invoice, charge", "parcel"]).data
+    assert [row["prediction"] for row in rows] == [prediction.label for prediction in expected]
+    assert [float(row["probability"]) for row in rows] == [prediction.probability for prediction in expected]
+    assert [row["id"] for row in rows] == ["1", "2"]
+    source.write_text("id,body\n1,a,b\n", encoding="utf-8")
+    assert "Line 2" in run("predict", job, *files, "--text-column", "body")
+    assert run("predict", job, "a text", *files).startswith("exit 2")
