@@ -1,4 +1,4 @@
-"""Parts of the encoder with hand-written gradients, which pass over memory less often than autograd does.
+"""What a layer computes with on packed rows, with hand-written gradients, which pass over memory less than autograd.
 
 Between two matrix products memory traffic dominates the time. Elementwise work is several times as fast on whole,
 contiguous tensors, and out of place in bfloat16.
@@ -6,10 +6,55 @@ contiguous tensors, and out of place in bfloat16.
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
+
+Rotation = tuple[Tensor, Tensor]  # cosines and sines, each [L, head]
+
+
+class Kernels(Protocol):
+    """The parts of a layer that depend on the device and on the form of its input."""
+
+    def attend(self, qkv: Tensor, heads: int, dropout: float) -> Tensor:
+        """Return scaled dot-product attention within documents, [..., heads * head], of qkv [..., 3 * heads * head]."""
+        ...
+
+    def gated(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Return gelu(value) * gate, [..., n], for value and gate from the halves of weight [2n, H], of x [..., H]."""
+        ...
+
+
+@dataclass(frozen=True)
+class RowKernels:
+    """Kernels for packed rows, [R, L]. hidden: [R, 1, L, L], True where a token does not see another."""
+
+    hidden: Tensor
+    rotation: Rotation | None
+    dtype: torch.dtype
+
+    def attend(self, qkv: Tensor, heads: int, dropout: float) -> Tensor:
+        """Compute attention. On a CPU step by step, because the fused kernel's backward pass takes four times as long
+        at these lengths.
+        """
+        query, key, value = Heads.apply(qkv.unflatten(-1, (3, heads, -1)), self.rotation)
+        if query.is_cuda:
+            y = F.scaled_dot_product_attention(query, key, value, attn_mask=~self.hidden, dropout_p=dropout)
+        else:
+            scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+            with torch.no_grad():  # softmax passes no gradient to a masked score
+                scores.masked_fill_(self.hidden, -math.inf)
+            y = F.dropout(scores.softmax(dim=-1, dtype=scores.dtype), dropout) @ value
+        return y.transpose(1, 2).flatten(-2)
+
+    def gated(self, x: Tensor, weight: Tensor) -> Tensor:
+        result: Tensor = GatedLinear.apply(x, weight, self.dtype)
+        return result
 
 
 class Heads(torch.autograd.Function):
@@ -19,7 +64,7 @@ class Heads(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, qkv: Tensor, rotation: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: FunctionCtx, qkv: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return three tensors [R, heads, L, head] of qkv [R, L, 3, heads, head].
 
         rotation: cosines and sines, each [L, head], whose second half repeats the first; None rotates nothing.

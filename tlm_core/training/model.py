@@ -6,9 +6,8 @@ writes a trained model in the form of the stock `transformers` classes.
 
 from __future__ import annotations
 
-import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -16,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tlm_core.training.architectures import Shape, architecture_of
-from tlm_core.training.kernels import GatedLinear, Heads
+from tlm_core.training.kernels import Kernels, Rotation, RowKernels
 from tlm_core.training.vocabulary_loss import VocabularyLoss
 
 TOKEN_SPREAD = 0.02
 ZERO_AT_START = ("attention.out.weight", "mlp_out.weight", "vocabulary.out.weight", "task.out.weight")
 
-Rotation = tuple[Tensor, Tensor]  # cosines and sines, each [L, head]
+Layers = Iterable[Kernels]  # of each layer
 
 
 def product_dtype(device: torch.device) -> torch.dtype:
@@ -41,37 +40,10 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(shape.hidden, 3 * shape.hidden, bias=bias)
         self.out = nn.Linear(shape.hidden, shape.hidden, bias=bias)
 
-    def forward(self, x: Tensor, mask: Tensor, rotation: Rotation | None) -> Tensor:
-        y = attend(self.qkv(x), self.heads, mask, rotation, self.dropout if self.training else 0.0)
+    def forward(self, x: Tensor, kernels: Kernels) -> Tensor:
+        y = kernels.attend(self.qkv(x), self.heads, self.dropout if self.training else 0.0)
         out: Tensor = self.out(y)
         return out
-
-
-def attend(qkv: Tensor, heads: int, mask: Tensor, rotation: Rotation | None, dropout: float) -> Tensor:
-    """Return scaled dot-product attention, [R, L, heads * head], of qkv [R, L, 3 * heads * head].
-
-    mask: from `attention_mask`. A CPU computes attention step by step, because the backward pass of the fused kernel
-    takes four times as long at these lengths.
-    """
-    query, key, value = Heads.apply(qkv.unflatten(-1, (3, heads, -1)), rotation)
-    if query.is_cuda:
-        y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-    else:
-        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-        with torch.no_grad():  # softmax passes no gradient to a masked score
-            scores.masked_fill_(mask, -math.inf)
-        y = F.dropout(scores.softmax(dim=-1, dtype=scores.dtype), dropout) @ value
-    return y.transpose(1, 2).flatten(-2)
-
-
-def attention_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the mask that `attend` expects. visible: [R, 1, L, L], whether a token sees another.
-
-    On a CPU it is the inverse of `visible`; on a GPU it is added to the scores and has `dtype`.
-    """
-    if not visible.is_cuda:
-        return ~visible
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, -math.inf)
 
 
 class Norm(nn.Module):
@@ -95,8 +67,8 @@ class Layer(nn.Module):
 
     attention: Attention
 
-    def forward(self, x: Tensor, mask: Tensor, rotation: Rotation | None) -> Tensor:
-        """Return the next hidden states, [R, L, hidden]."""
+    def forward(self, x: Tensor, kernels: Kernels) -> Tensor:
+        """Return the next hidden states, of the size of x: [R, L, hidden] for rows, [T, hidden] for a stream."""
         raise NotImplementedError
 
     def remove_feed_forward(self) -> None:
@@ -116,12 +88,12 @@ class PreNormLayer(Layer):
         self.mlp_out: nn.Linear | None = nn.Linear(shape.intermediate, shape.hidden, bias=False)
         self.dropout = nn.Dropout(shape.dropout)
 
-    def forward(self, x: Tensor, mask: Tensor, rotation: Rotation | None) -> Tensor:
+    def forward(self, x: Tensor, kernels: Kernels) -> Tensor:
         h = x if self.attention_norm is None else self.attention_norm(x)
-        x = x + self.dropout(self.attention(h, mask, rotation))
+        x = x + self.dropout(self.attention(h, kernels))
         if self.mlp_norm is None or self.mlp_in is None or self.mlp_out is None:
             return x
-        gated = GatedLinear.apply(self.mlp_norm(x), self.mlp_in.weight, product_dtype(x.device))
+        gated = kernels.gated(self.mlp_norm(x), self.mlp_in.weight)
         return x + self.mlp_out(self.dropout(gated))
 
     def remove_feed_forward(self) -> None:
@@ -140,8 +112,8 @@ class PostNormLayer(Layer):
         self.mlp_norm = Norm(shape.hidden, shape.eps, bias=True)
         self.dropout = nn.Dropout(shape.dropout)
 
-    def forward(self, x: Tensor, mask: Tensor, rotation: Rotation | None) -> Tensor:
-        x = self.attention_norm(x + self.dropout(self.attention(x, mask, rotation)))
+    def forward(self, x: Tensor, kernels: Kernels) -> Tensor:
+        x = self.attention_norm(x + self.dropout(self.attention(x, kernels)))
         if self.mlp_out is not None:
             x = x + self.dropout(self.mlp_out(F.gelu(self.mlp_in(x))))
         out: Tensor = self.mlp_norm(x)
@@ -169,36 +141,42 @@ class Encoder(nn.Module):
         self.final_norm = Norm(shape.hidden, shape.eps, bias=architecture.biases) if architecture.final_norm else None
 
     def forward(self, tokens: Tensor, segments: Tensor, positions: Tensor, types: Tensor) -> Tensor:
+        """Return the hidden states of packed rows."""
+        dtype = product_dtype(tokens.device)
+        return self.run(tokens, positions, types, dtype, self._row_kernels(segments, dtype))
+
+    def run(self, tokens: Tensor, positions: Tensor, types: Tensor, dtype: torch.dtype, kernels: Layers) -> Tensor:
+        """Return the hidden states. dtype: of the matrix products; kernels: of each layer."""
         x = self.tokens(tokens)
         if self.last_type >= 0:
             x = x + self.positions(positions) + self.types(types.clamp(max=self.last_type))
-        dtype = product_dtype(x.device)
         # All sums from here on have the type of the products: between products, memory traffic dominates the time.
         x = self.dropout(self.norm(x)).to(dtype)
-        masks, rotations = self._masks(segments, dtype), self._rotations(tokens.shape[1], x.device, dtype)
-        for layer, mask, rotation in zip(self.layers, masks, rotations, strict=True):
-            x = layer(x, mask, rotation)
+        for layer, used in zip(self.layers, kernels, strict=True):
+            x = layer(x, used)
         return x if self.final_norm is None else self.final_norm(x)
 
-    def _masks(self, segments: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
-        """Yield the `attention_mask` of each layer. Padding sees padding, so no row of a mask is empty."""
+    def _row_kernels(self, segments: Tensor, dtype: torch.dtype) -> Iterator[Kernels]:
+        """Yield the kernels of each layer. Padding sees padding, so no row of a mask is empty."""
         same = segments[:, None, :, None] == segments[:, None, None, :]
         place = torch.arange(segments.shape[1], device=segments.device)
-        masks: dict[int | None, Tensor] = {}
-        for window in self.shape.windows or (None,) * self.shape.layers:
+        rotations, masks = rotations_of(self.shape, segments.device, dtype, len(place)), dict[int | None, Tensor]()
+        for window, theta in layer_rules(self.shape):
             if window not in masks:
                 visible = same if window is None else same & ((place[:, None] - place).abs() <= window)
-                masks[window] = attention_mask(visible, dtype)
-            yield masks[window]
+                masks[window] = ~visible
+            yield RowKernels(masks[window], rotations.get(theta), dtype)
 
-    def _rotations(self, length: int, device: torch.device, dtype: torch.dtype) -> Iterator[Rotation | None]:
-        """Yield the rotation of each layer. Only differences of positions matter, so all rows share it."""
-        if not self.shape.thetas:
-            yield from (None,) * self.shape.layers
-        rotations = {
-            theta: rotation(length, self.shape.head_size, theta, device, dtype) for theta in set(self.shape.thetas)
-        }
-        yield from (rotations[theta] for theta in self.shape.thetas)
+
+def layer_rules(shape: Shape) -> list[tuple[int | None, float | None]]:
+    """Return the attention window and the rotary base of each layer."""
+    none = (None,) * shape.layers
+    return list(zip(shape.windows or none, shape.thetas or none, strict=True))
+
+
+def rotations_of(shape: Shape, device: torch.device, dtype: torch.dtype, length: int) -> dict[float | None, Rotation]:
+    """Return the rotation of each rotary base. Only differences of positions matter, so all rows share it."""
+    return {theta: rotation(length, shape.head_size, theta, device, dtype) for theta in set(shape.thetas)}
 
 
 def rotation(length: int, size: int, theta: float, device: torch.device, dtype: torch.dtype) -> Rotation:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tlm_core.training.kernels import GatedLinear, Heads
-from tlm_core.training.model import attend, attention_mask, rotation
+from tlm_core.training.kernels import GatedLinear, Heads, RowKernels
+from tlm_core.training.model import rotation
 
 
 def random_tensor(*shape: int) -> Tensor:
@@ -41,7 +41,7 @@ def test_attention_matches_the_fused_kernel_and_masks_gradients(rotary: bool) ->
     segments = torch.tensor([[1, 1, 1, 2, 2, 0], [1, 2, 2, 2, 3, 3]])
     together = segments[:, None, :, None] == segments[:, None, None, :]
     turn = rotation(6, 4, 10_000.0, torch.device("cpu"), torch.float64) if rotary else None
-    attended = attend(qkv, 2, attention_mask(together, torch.float64), turn, 0.0)
+    attended = RowKernels(~together, turn, torch.float64).attend(qkv, 2, 0.0)
     query, key, value = Heads.apply(qkv.unflatten(-1, (3, 2, 4)), turn)
     wanted = F.scaled_dot_product_attention(query, key, value, attn_mask=together)
     torch.testing.assert_close(attended, wanted.transpose(1, 2).flatten(-2))
