@@ -20,7 +20,7 @@ from tests.redis_server import free_port
 from tests.support import wait_for
 from tests.unit.training.made import made_prepared, tiny
 from tlm_core.stages import EXPORT, FINETUNE, JOINT, PREPARE
-from tlm_core.training import loop
+from tlm_core.training import passes
 from tlm_core.training.local import LocalCheckpoints, LocalReporter
 from tlm_core.training.objective import Workers, accumulate_gradient
 from tlm_core.training.params import SHRUNK, FinetuneParams, JointParams
@@ -31,7 +31,7 @@ from tlm_core.training.stage import StageContext, StopRequested
 def work(rank: int, size: int, port: int, folder: Path, recipe: Recipe, stop_at: int | None, tight: int | None) -> None:
     torch.set_num_threads(1)
     if rank == tight:
-        loop.accumulate_gradient = _with_memory_for_two_rows
+        passes.accumulate_gradient = _with_memory_for_two_rows
     address = f"tcp://127.0.0.1:{port}"
     torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=size)
     inputs = {"prepared": folder / "prepared"}

@@ -161,11 +161,11 @@ class TicketOptimizer(FlatOptimizer):
             self._outside.append(torch.cat(places).sort().values)
 
     @torch.no_grad()
-    def step(self, rate: float, active: Iterable[str]) -> None:
+    def update(self, rate: float, active: Iterable[str], skip: Tensor | None = None) -> None:
         number = self._model.current
         saved = [(values, values[places].clone(), places) for values, places in self._unchanged(number)]
         parts = [f"task{number}" if part == "task" else part for part in active]
-        super().step(rate, parts)
+        super().update(rate, parts, skip)
         for values, before, places in saved:
             values[places] = before
 

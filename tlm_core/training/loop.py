@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -13,12 +14,13 @@ from torch import Tensor
 from tlm_core.errors import NonFiniteLoss, OutOfMemory
 from tlm_core.pulse import PULSE
 from tlm_core.tasks.metrics import better
+from tlm_core.training.ahead import Ahead
 from tlm_core.training.device import out_of_memory, peak_flops
-from tlm_core.training.memory import MICRO_ROWS, rows_at_once
 from tlm_core.training.model import TaskModel, seed_of
-from tlm_core.training.objective import Workers, accumulate_gradient
-from tlm_core.training.optim import FlatOptimizer, learning_rate
+from tlm_core.training.objective import Workers
+from tlm_core.training.optim import FlatOptimizer, Totals, learning_rate
 from tlm_core.training.params import TrainParams
+from tlm_core.training.passes import Loaded, Passes, RowPasses
 from tlm_core.training.prepared import Batch
 from tlm_core.training.recipe import Budget
 from tlm_core.training.stage import StageContext, StopRequested
@@ -30,13 +32,41 @@ REPORT_SECONDS = 0.5
 SKIPS, SKIPPED_SHARE = 20, 0.01
 
 
+@dataclass(frozen=True)
+class Step:
+    """A step that the device computes, and what its batch was.
+
+    number: from 0. values: `Totals` and the gradient's norm, in the host's memory once `ready` has passed.
+    """
+
+    number: int
+    batch: Batch
+    rate: float
+    values: Tensor
+    ready: torch.cuda.Event | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a step computed. tokens, progress: the run's at its end."""
+
+    step: int
+    tokens: int
+    progress: float
+    losses: StepLosses
+    rate: float
+    norm: float
+    stop: bool
+
+
 @dataclass
 class Trainer:
     """One stage's training run.
 
     batches: (step, progress) → batch. step_flops: FLOPs of a batch's forward and backward pass. memory: bytes of
     training with a number of rows; None if they are not estimated. validate: scores the model, if the stage does.
-    evaluate_at: the steps (1-based; 0 is before the first) after which to validate.
+    evaluate_at: the steps (1-based; 0 is before the first) after which to validate. passes: by default those over rows.
+    before_step: called before each step.
     """
 
     ctx: StageContext[TrainParams]
@@ -50,8 +80,14 @@ class Trainer:
     validate: Callable[[], dict[str, float | None]] | None = None
     evaluate_at: frozenset[int] = frozenset()
     clock: Callable[[], float] = time.perf_counter
+    passes: Passes | None = None
+    before_step: Callable[[], None] = lambda: None
     state: TrainState = field(default_factory=TrainState, init=False)
     best: dict[str, Tensor] | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        precision = self.ctx.params.precision
+        self._passes = self.passes or RowPasses(self.model, self.workers, precision, self.device, self.memory)
 
     @property
     def workers(self) -> Workers:
@@ -63,38 +99,41 @@ class Trainer:
         Raises StopRequested after it saves a checkpoint, NonFiniteLoss, and OutOfMemory.
         """
         self._start()
-        with PULSE.pace(steady=True):
-            return self._train()
+        with (
+            PULSE.pace(steady=True),
+            Ahead(self.batches, self._load, self._flops, self.state, self.budget, self._passes.ahead) as batches,
+        ):
+            return self._train(batches)
 
-    def _train(self) -> tuple[TrainState, dict[str, Tensor] | None]:
+    def _train(self, batches: Ahead) -> tuple[TrainState, dict[str, Tensor] | None]:
         state, report = self.state, _Progress(self)
         counted = self.clock()
         if state.step == 0 and 0 in self.evaluate_at and not state.evaluations:
             self._evaluate()
-        while (progress := state.progress(self.budget)) < 1.0:
-            batch = self.batches(state.step, progress)
-            flops = self.step_flops(batch) + self.optimizer.flops
-            rate = learning_rate(self._midway(batch, flops), self.optimizer.recipe.warmup)
-            losses, stop, norm = self._gradient(batch, report.stop)
-            if self._finite(batch, losses, norm):
-                self.optimizer.step(rate, batch.active)
-            else:
-                losses = StepLosses()
-            state.step += 1
-            state.tokens += batch.rows.real_tokens
-            state.flops += flops
-            if state.step in self.evaluate_at:
-                self._evaluate()
+        open_steps: deque[tuple[Step, int, float]] = deque()
+        while state.progress(self.budget) < 1.0:
+            self.before_step()
+            step = self._launch(batches(), report.stop)
+            state.count(step.batch.rows.real_tokens, self._flops(step.batch))
             # The time from step to step includes validation, the copy of a checkpoint, and waits for slow storage.
             now = self.clock()
             state.seconds, counted = self._agreed(state.seconds + now - counted), now
-            self._record(losses, rate, norm)
+            open_steps.append((step, state.tokens, state.progress(self.budget)))
             finished = state.progress(self.budget) >= 1.0
-            if not finished and (stop or state.step % self.ctx.params.checkpoint_steps == 0):
+            evaluate, save = state.step in self.evaluate_at, state.step % self.ctx.params.checkpoint_steps == 0
+            late = 0 if finished or evaluate or save else self._passes.late
+            results = self._results(open_steps, late)
+            stop = any(result.stop for result in results)
+            if stop:
+                results += self._results(open_steps, 0)
+            if evaluate:
+                self._evaluate()
+            if not finished and (stop or save):
                 self._checkpoint()
             if stop and not finished:
                 raise StopRequested(f"The stage stopped on request after step {state.step}. Resume to continue.")
-            report.tick(losses, rate, norm)
+            for result in results:
+                report.tick(result)
             PULSE.warm_up()
         state.seconds += self.clock() - counted
         return state, self.best
@@ -108,45 +147,72 @@ class Trainer:
             self.state, self.best = TrainState(), None
             if self.workers.size > 1:
                 torch.distributed.broadcast(self.optimizer.buffers.value, src=0)
+        self.optimizer.refresh()
+        rows = self._passes.first_rows(lambda: self.batches(self.state.step, self.state.progress(self.budget)))
         # The machine that resumes a run may hold fewer rows than the one that wrote the checkpoint.
-        self.state.micro_rows = self.workers.least(min(self.state.micro_rows, self._first_rows()), self.device)
+        if folder is not None:
+            rows = min(rows, self.state.micro_rows)
+        self.state.micro_rows = self.workers.least(rows, self.device)
 
-    def _first_rows(self) -> int:
-        """Return how many rows this worker's memory is expected to hold."""
-        if self.memory is None:
-            return MICRO_ROWS
-        return rows_at_once(self.device.type, self.ctx.world_size, MICRO_ROWS, self.memory)
+    def _load(self, batch: Batch) -> Loaded:
+        return self._passes.load(batch, self.state.micro_rows)
 
-    def _midway(self, batch: Batch, flops: float) -> float:
+    def _flops(self, batch: Batch) -> float:
+        return self.step_flops(batch) + self.optimizer.flops
+
+    def _midway(self, batch: Batch) -> float:
         """Return the progress in the middle of the coming step. The schedule uses it, so no step has rate zero."""
-        half = {"steps": 0.5, "tokens": batch.rows.real_tokens / 2, "flops": flops / 2, "seconds": 0.0}
+        half = {"steps": 0.5, "tokens": batch.rows.real_tokens / 2, "flops": self._flops(batch) / 2, "seconds": 0.0}
         return min(1.0, self.state.progress(self.budget) + half[self.budget.unit] / self.budget.amount)
 
-    def _gradient(self, batch: Batch, stop: bool) -> tuple[StepLosses, bool, float]:
-        """Compute the gradient, summed over all workers. Return mean losses, whether to stop, and the norm."""
-        before = self.state.micro_rows
-        while (sums := self._own_gradient(batch)) is None:
+    def _launch(self, loaded: Loaded, stop: bool) -> Step:
+        """Compute the gradient, summed over all workers, and update the weights if it is finite.
+
+        A GPU computes this while the host continues.
+        """
+        batch, before = loaded.batch, self.state.micro_rows
+        rate = learning_rate(self._midway(batch), self.optimizer.recipe.warmup)
+        if loaded.rows > before:  # loaded before memory ran out
+            loaded = self._load(batch)
+        while (sums := self._own_gradient(loaded)) is None:
             self._halve_rows(batch)
+            loaded = self._load(batch)
         buffers = self.optimizer.buffers
         buffers.set_totals(sums, stop=stop, shrunk=self.state.micro_rows < before)
         self.workers.sum(buffers.gradient)
-        totals = buffers.totals()
-        if totals.shrunk:
-            self._agree_on_rows()
-        losses = StepLosses(
-            mlm=totals.mlm / batch.masked if batch.masked and batch.mlm_weight else None,
-            task=totals.task / batch.documents if batch.task_weight else None,
-        )
-        return losses, totals.stop > 0, self.optimizer.clip()
+        values = torch.cat((buffers.totals, self.optimizer.clip()[None]))
+        self.optimizer.step(rate, batch.active, values.isfinite().all())
+        return Step(self.state.step, batch, rate, *to_host(values))
 
-    def _own_gradient(self, batch: Batch) -> Tensor | None:
+    def _results(self, steps: deque[tuple[Step, int, float]], late: int) -> list[Result]:
+        """Remove all steps but the last `late` ones. Return their results and record them. Raises NonFiniteLoss."""
+        results = []
+        while len(steps) > late:
+            step, tokens, progress = steps.popleft()
+            if step.ready is not None:
+                step.ready.synchronize()
+            *sums, norm = step.values.tolist()
+            totals, batch = Totals(*sums), step.batch
+            if totals.shrunk:
+                self._agree_on_rows(step.number)
+            losses = StepLosses(
+                mlm=totals.mlm / batch.masked if batch.masked and batch.mlm_weight else None,
+                task=totals.task / batch.documents if batch.task_weight else None,
+            )
+            if not self._finite(step, losses, norm):
+                losses = StepLosses()
+            result = Result(step.number + 1, tokens, progress, losses, step.rate, norm, totals.stop > 0)
+            self._record(result)
+            results.append(result)
+        return results
+
+    def _own_gradient(self, loaded: Loaded) -> Tensor | None:
         """Compute this worker's part of the gradient. Return its loss sums, or None if memory ran out."""
         self.optimizer.zero_grad()
-        params, workers, state = self.ctx.params, self.workers, self.state
         if self.model.shape.dropout:
-            torch.manual_seed(seed_of(params.seed, f"dropout {state.step} {workers.rank}"))
+            torch.manual_seed(seed_of(self.ctx.params.seed, f"dropout {self.state.step} {self.workers.rank}"))
         try:
-            return accumulate_gradient(self.model, batch, workers, state.micro_rows, params.precision, self.device)
+            return self._passes.gradient(loaded)
         except RuntimeError as error:
             if out_of_memory(error):
                 return None
@@ -164,36 +230,36 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _agree_on_rows(self) -> None:
+    def _agree_on_rows(self, step: int) -> None:
         """Use the smallest number of rows on all workers, so that one checkpoint and one history describe all."""
         self.state.micro_rows = self.workers.least(self.state.micro_rows, self.device)
         if not self.ctx.rank:
-            self.ctx.report.event("memory.stepped_down", step=self.state.step, rows=self.state.micro_rows)
+            self.ctx.report.event("memory.stepped_down", step=step, rows=self.state.micro_rows)
 
-    def _finite(self, batch: Batch, losses: StepLosses, norm: float) -> bool:
+    def _finite(self, step: Step, losses: StepLosses, norm: float) -> bool:
         """Return whether losses and gradient are finite. If not, count the skipped step, or raise NonFiniteLoss."""
         state, values = self.state, losses.as_dict()
         if all(math.isfinite(value) for value in (*values.values(), norm) if value is not None):
             return True
         texts = {name: None if value is None else str(value) for name, value in values.items()}
-        sources = batch.sources()
-        limit = max(SKIPS, int(SKIPPED_SHARE * state.step))
+        sources = step.batch.sources()
+        limit = max(SKIPS, int(SKIPPED_SHARE * step.number))
         if self.optimizer.recipe.non_finite == "stop" or state.skipped >= limit:
             checkpoint = self._newest_checkpoint()
             newest = "There is no checkpoint."
             if checkpoint is not None:
                 newest = f"The newest checkpoint is of step {checkpoint}."
             raise NonFiniteLoss(
-                f"The loss or its gradient is not finite at step {state.step}. Lower the learning rate, or check the "
+                f"The loss or its gradient is not finite at step {step.number}. Lower the learning rate, or check the "
                 f"texts of this batch ({', '.join(sources[:3])}, ...). {newest}",
-                step=state.step,
+                step=step.number,
                 losses=texts,
                 sources=sources,
                 checkpoint=checkpoint,
             )
         state.skipped += 1
         if not self.ctx.rank:
-            self.ctx.report.event("step.skipped", step=state.step, losses=texts, sources=sources[:100])
+            self.ctx.report.event("step.skipped", step=step.number, losses=texts, sources=sources[:100])
         return False
 
     def _newest_checkpoint(self) -> int | None:
@@ -210,15 +276,15 @@ class Trainer:
         torch.distributed.broadcast(shared, src=0)
         return float(shared)
 
-    def _record(self, losses: StepLosses, rate: float, norm: float) -> None:
+    def _record(self, result: Result) -> None:
         """Update the history: about POINTS points, each with the mean losses since the previous one."""
         state = self.state
-        state.means.add(losses)
-        point = int(state.progress(self.budget) * POINTS)
+        state.means.add(result.losses)
+        point = int(result.progress * POINTS)
         if point <= state.last_point:
             return
-        values = {**state.means.as_dict(), "rate": rate, "gradient_norm": _finite_or_none(norm)}
-        state.points.append({"step": state.step, "tokens": state.tokens, **values})
+        values = {**state.means.as_dict(), "rate": result.rate, "gradient_norm": _finite_or_none(result.norm)}
+        state.points.append({"step": result.step, "tokens": result.tokens, **values})
         state.means, state.last_point = LossMeans(), point
 
     def _evaluate(self) -> None:
@@ -239,6 +305,15 @@ class Trainer:
         point = self.state.points[-1] if self.state.points else {}
         metrics = {name: point.get(name) for name in ("mlm", "task")}
         self.ctx.checkpoints.save(write, step=self.state.step, metrics=metrics)
+
+
+def to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """Return a copy of the values in the host's memory, and the event after which it is complete."""
+    if not values.is_cuda:
+        return values, None
+    copy = torch.empty_like(values, device="cpu", pin_memory=True)
+    copy.copy_(values, non_blocking=True)
+    return copy, torch.cuda.current_stream(values.device).record_event()
 
 
 def _finite_or_none(value: float) -> float | None:
@@ -269,24 +344,24 @@ class _Progress:
         self._means = LossMeans()
         self.stop = False
 
-    def tick(self, losses: StepLosses, rate: float, norm: float) -> None:
+    def tick(self, result: Result) -> None:
         ctx, state = self._trainer.ctx, self._trainer.state
         if ctx.rank:
             return
-        self._means.add(losses)
+        self._means.add(result.losses)
         now = self._trainer.clock()
         if now - self._last >= REPORT_SECONDS:
-            self._point(now, rate, norm)
+            self._point(now, result)
         progress = min(1.0, state.progress(self._trainer.budget))
         self.stop = not ctx.report.progress(
-            step=state.step,
+            step=result.step,
             total=max(state.step, round(state.step / progress)),
             rate=self._tokens_per_second,
             unit="tokens",
             eta_seconds=state.seconds * (1 - progress) / progress,
         )
 
-    def _point(self, now: float, rate: float, norm: float) -> None:
+    def _point(self, now: float, result: Result) -> None:
         trainer, state, mark = self._trainer, self._trainer.state, self._mark
         flops_per_second = None
         if mark is not None and now > mark.clock:
@@ -299,11 +374,11 @@ class _Progress:
         if peak is not None and flops_per_second is not None:
             utilization["mfu"] = flops_per_second / peak / trainer.ctx.world_size
         trainer.ctx.report.metrics(
-            step=state.step,
-            tokens=state.tokens,
+            step=result.step,
+            tokens=result.tokens,
             **means.as_dict(),
-            learning_rate=rate * trainer.optimizer.recipe.lr,
-            gradient_norm=_finite_or_none(norm),
+            learning_rate=result.rate * trainer.optimizer.recipe.lr,
+            gradient_norm=_finite_or_none(result.norm),
             tokens_per_second=self._tokens_per_second,
             gflops_per_second=None if flops_per_second is None else flops_per_second / 1e9,
             **utilization,

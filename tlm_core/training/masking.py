@@ -12,6 +12,7 @@ from tlm_core.training.packing import Rows
 from tlm_core.training.randomness import Stream, random_at
 
 Ints = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 NOT_MASKED = -1
 
 
@@ -30,20 +31,33 @@ class Vocabulary:
         return np.setdiff1d(np.arange(self.size), np.array(self.specials))
 
 
-def mask_rows(rows: Rows, vocabulary: Vocabulary, rate: float, seed: int, step: int) -> tuple[Ints, Ints]:
+def mask_rows(
+    rows: Rows, vocabulary: Vocabulary, rate: float, seed: int, step: int, *, exact: bool = False
+) -> tuple[Ints, Ints]:
     """Return (tokens, targets), both [R, L]; targets are NOT_MASKED where nothing is predicted.
 
     Each token except special ones and padding is drawn with probability `rate`. Of the drawn tokens 80 % become
     [MASK], 10 % a random ordinary token, and 10 % stay (Devlin et al. 2019, section 3.1). The draw covers the whole
     step, whichever worker computes which rows.
+    exact: draw the share `rate` of each row's tokens, rounded down, so that a number of rows has at most that share.
     """
     random = random_at(seed, Stream.MASK, step)
     shape = rows.tokens.shape
-    drawn = random.random(shape, dtype=np.float32) < rate
+    draws = random.random(shape, dtype=np.float32)
     kind = random.random(shape, dtype=np.float32)
     ordinary = vocabulary.ordinary
     other = ordinary[random.integers(len(ordinary), size=shape)]
-    drawn &= (rows.segments > 0) & ~np.isin(rows.tokens, np.array(vocabulary.specials))
+    maskable = (rows.segments > 0) & ~np.isin(rows.tokens, np.array(vocabulary.specials))
+    drawn = maskable & (_lowest(draws, maskable, rate) if exact else draws < rate)
     tokens = np.where(drawn & (kind < 0.8), vocabulary.mask, rows.tokens)
     tokens = np.where(drawn & (kind >= 0.9), other, tokens)
     return tokens, np.where(drawn, rows.tokens, NOT_MASKED)
+
+
+def _lowest(draws: npt.NDArray[np.float32], maskable: Flags, rate: float) -> Flags:
+    """Return where the lowest draws of each row's maskable tokens are: the share `rate` of them, rounded down."""
+    order = np.where(maskable, draws, 2.0).argsort(axis=1, kind="stable")
+    ranks = np.empty_like(order)
+    np.put_along_axis(ranks, order, np.arange(order.shape[1])[None], axis=1)
+    lowest: Flags = ranks < (maskable.sum(axis=1, keepdims=True) * rate).astype(np.int64)
+    return lowest

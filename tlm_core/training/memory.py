@@ -67,6 +67,17 @@ def rows_at_once(device: str, workers: int, most: int, count: Callable[[int], in
     return most
 
 
+def largest_rows(peak: Callable[[int], int], held: int, limit: int, most: int) -> int:
+    """Return how many rows to process at once on a GPU: doubled while twice as many are expected to fit, up to `most`.
+
+    peak: measures the bytes with a number of rows; held: bytes without any; limit: bytes to stay below.
+    """
+    rows = 1
+    while rows < most and held + 2 * (peak(rows) - held) <= limit:
+        rows = min(2 * rows, most)
+    return rows
+
+
 def memory_limit() -> int:
     """Return the bytes that this process may use: the limit of its container, or the machine's memory if less."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]

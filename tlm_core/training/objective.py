@@ -128,7 +128,7 @@ def accumulate_gradient(
     for part in micro_batches(batch, workers, micro_rows):
         with autocast(precision, device):
             mlm, task = loss_sums(model, part, device)
-        mlm_share, task_share = batch.mlm_weight / max(1, batch.masked), batch.task_weight / max(1, batch.documents)
+        mlm_share, task_share = batch.shares
         loss = mlm_share * mlm + task_share * task
         if loss.requires_grad:
             loss.backward()

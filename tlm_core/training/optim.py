@@ -79,7 +79,7 @@ def _block(model: TaskModel, name: str, parameter: Tensor) -> tuple[int, int] | 
 class Buffers:
     """Moves the model's parameters into one flat buffer, with their gradients in another.
 
-    `gradient` ends in the `Totals`, which the workers sum in the same all-reduce.
+    `gradient` ends in `totals`, the values of `Totals`, which the workers sum in the same all-reduce.
     """
 
     def __init__(self, model: TaskModel, muon: bool) -> None:
@@ -94,7 +94,7 @@ class Buffers:
         device = keyed[0][-1].device
         self.value = torch.zeros(total, device=device)
         self.gradient = torch.zeros(total + EXTRAS, device=device)
-        self._totals = self.gradient[total:]
+        self.totals = self.gradient[total:]
         self.sections: list[Section] = []
         start = 0
         for key, block, decay, name, parameter in keyed:
@@ -110,13 +110,9 @@ class Buffers:
 
     def set_totals(self, losses: Tensor, *, stop: bool, shrunk: bool) -> None:
         """Set this worker's addends. losses: [mlm, task]."""
-        self._totals[:2] = losses
-        self._totals[2] = float(stop)
-        self._totals[3] = float(shrunk)
-
-    def totals(self) -> Totals:
-        """Return the sums over all workers, after the all-reduce."""
-        return Totals(*self._totals.tolist())
+        self.totals[:2] = losses
+        self.totals[2] = float(stop)
+        self.totals[3] = float(shrunk)
 
 
 class FlatOptimizer:
@@ -126,10 +122,12 @@ class FlatOptimizer:
     """
 
     def __init__(self, model: TaskModel, recipe: Optimizer, parts: Iterable[str]) -> None:
+        self._named = list(model.named_parameters())
         self.buffers = Buffers(model, muon=recipe.name == "muon")
         self.recipe = recipe
         self._sections = [section for section in self.buffers.sections if section.part in set(parts)]
         self._moments: dict[str, dict[str, Tensor]] = {}
+        self._copy: Tensor | None = None
         for section in self._sections:
             value = self.buffers.value[section.start : section.stop]
             names = ("momentum",) if section.block else ("mean", "square")
@@ -152,27 +150,62 @@ class FlatOptimizer:
                 counts[section.block] = counts.get(section.block, 0) + (section.stop - section.start) // size
         return newton_schulz(counts)
 
+    def leaves(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Return weights to compute with, by name: the parameters, or copies of `dtype` that each step writes.
+
+        The vocabulary's bias stays float32: it holds logarithms of frequencies.
+        """
+        value = self.buffers.value
+        if dtype != value.dtype:
+            self._copy = value.to(dtype)
+        result = {}
+        for name, parameter in self._named:
+            source = value if self._copy is None or name == "vocabulary.out.bias" else self._copy
+            start = parameter.storage_offset()
+            leaf = source[start : start + parameter.numel()].view(parameter.shape)
+            result[name] = leaf.detach().requires_grad_()
+        return result
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Write the copies, after something else changed the parameters."""
+        if self._copy is not None:
+            self._copy.copy_(self.buffers.value)
+
     def zero_grad(self) -> None:
         self.buffers.gradient.zero_()
 
-    def clip(self) -> float:
-        """Scale the gradient to the recipe's limit. Return its norm before that."""
-        gradient = self.buffers.gradient[:-EXTRAS]
-        norm = float(gradient.norm())
-        if self.recipe.clip is not None and norm > self.recipe.clip:
-            gradient.mul_(self.recipe.clip / norm)
+    def clip(self) -> Tensor:
+        """Scale the gradient to the recipe's limit. Return its norm before that, on the device."""
+        gradient, limit = self.buffers.gradient[:-EXTRAS], self.recipe.clip
+        norm = gradient.norm()
+        if limit is not None and (norm.is_cuda or norm > limit):  # to compare, a GPU's host would wait
+            gradient.mul_((limit / norm.double()).clamp(max=1.0))
         return norm
 
+    def step(self, rate: float, active: Iterable[str], finite: Tensor | None = None) -> None:
+        """Update the active parts at `rate` times the peak learning rates, unless `finite` is False.
+
+        A GPU reads the flag itself, so that the host does not wait for it.
+        """
+        if finite is not None and finite.is_cuda:
+            self.update(rate, active, skip=(~finite).float())
+        elif finite is None or finite:
+            self.update(rate, active)
+
     @torch.no_grad()
-    def step(self, rate: float, active: Iterable[str]) -> None:
-        """Update the active parts at `rate` times the peak learning rates."""
+    def update(self, rate: float, active: Iterable[str], skip: Tensor | None = None) -> None:
+        """Update the active parts, and the copies of their weights. skip: 1 changes nothing, 0 is as None."""
         parts = set(active)
         for section in self._sections:
             if section.part in parts:
                 update = self._muon_step if section.block else self._adamw_step
-                update(section, rate)
+                update(section, rate, skip)
+                if self._copy is not None:
+                    here = slice(section.start, section.stop)
+                    self._copy[here].copy_(self.buffers.value[here])
 
-    def _adamw_step(self, section: Section, rate: float) -> None:
+    def _adamw_step(self, section: Section, rate: float, skip: Tensor | None) -> None:
         """Update a whole section by AdamW (Loshchilov and Hutter 2019).
 
         It calls the kernel without `torch.optim`, whose import costs each worker seconds.
@@ -193,18 +226,26 @@ class FlatOptimizer:
             eps=1e-8,
             amsgrad=False,
             maximize=False,
+            found_inf=skip,
         )
+        if skip is not None:
+            moments["step"] -= skip
 
-    def _muon_step(self, section: Section, rate: float) -> None:
+    def _muon_step(self, section: Section, rate: float, skip: Tensor | None) -> None:
         """Update a section by Muon: orthogonalized momentum, with a step that depends on the matrix's shape."""
         assert section.block is not None
         gradient = self.buffers.gradient[section.start : section.stop]
         value = self.buffers.value[section.start : section.stop]
         momentum, lr = self._moments[section.name]["momentum"], rate * self.recipe.muon_lr
+        share: float | Tensor = 1.0
+        if skip is not None:  # the momentum stays, and below the weights
+            gradient, share = torch.where(skip.bool(), momentum, gradient), 1.0 - skip
         momentum.lerp_(gradient, 1 - MOMENTUM)
         update = orthogonalize(gradient.lerp(momentum, MOMENTUM).view(-1, *section.block))
         rows, columns = section.block
-        value.mul_(1 - lr * self.recipe.weight_decay)
+        value.mul_(1 - lr * self.recipe.weight_decay * share)
+        if skip is not None:
+            update = update * share
         value.add_(update.reshape(-1), alpha=-lr * max(1.0, rows / columns) ** 0.5)
 
     def state(self) -> dict[str, Tensor]:

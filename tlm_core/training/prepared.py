@@ -186,6 +186,11 @@ class Batch:
         )
 
     @property
+    def shares(self) -> tuple[float, float]:
+        """What the step's loss multiplies the sums of both losses by: mlm and task (paper section 3.2)."""
+        return self.mlm_weight / max(1, self.masked), self.task_weight / max(1, self.documents)
+
+    @property
     def active(self) -> tuple[str, ...]:
         """The parts of the model that this step trains."""
         heads = (("vocabulary", self.mlm_weight), ("task", self.task_weight))
@@ -200,12 +205,14 @@ def task_steps(step: int, rho1: float) -> int:
 class JointBatches:
     """Step number → batch of the joint stage (paper section 3.2). joint: the recipe's part.
 
+    exact: as `mask_rows` does.
     Raises InvalidRecipe if there is nothing to train on: no passages, and neither loss on task text.
     """
 
-    def __init__(self, prepared: Prepared, joint: Joint, seed: int) -> None:
+    def __init__(self, prepared: Prepared, joint: Joint, seed: int, *, exact: bool = False) -> None:
         self._prepared = prepared
         self._joint = joint
+        self._mask = partial(mask_rows, vocabulary=prepared.vocabulary, seed=seed, exact=exact)
         self._seed = seed
         self._train = prepared.training()
         self._pieces = prepared.pieces() if joint.task_loss else None
@@ -234,7 +241,7 @@ class JointBatches:
         assert self._stream is not None
         first, count = (step - task) * self._joint.batch_rows, self._joint.batch_rows
         rows = self._stream.rows(first, count)
-        tokens, targets = mask_rows(rows, self._prepared.vocabulary, rate, self._seed, step)
+        tokens, targets = self._mask(rows, rate=rate, step=step)
         return Batch(
             rows=rows,
             tokens=tokens,
@@ -253,7 +260,7 @@ class JointBatches:
         batch = _turn(self._prepared, self._train, self._pieces, self._seed, Stream.TASK, number, joint.task_batch)
         if not joint.mlm_on_task:
             return batch
-        tokens, targets = mask_rows(batch.rows, self._prepared.vocabulary, rate, self._seed, step)
+        tokens, targets = self._mask(batch.rows, rate=rate, step=step)
         task_weight = 1 / (joint.rho2 + 1) if joint.task_loss else 0.0
         return replace(
             batch,

@@ -6,7 +6,7 @@ The file is Chrome's trace format, gzipped, as chrome://tracing and ui.perfetto.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,7 +15,6 @@ import torch
 from tlm_core.pulse import PULSE
 from tlm_core.training.loop import Trainer
 from tlm_core.training.params import TrainParams
-from tlm_core.training.prepared import Batch
 from tlm_core.training.stage import StageContext
 
 # The first steps build kernels and fill caches, so the trace starts after them.
@@ -39,32 +38,28 @@ def traced(trainer: Trainer, path: Path | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    batches = trainer.batches
-    trace = _Trace(batches, path)
-    trainer.batches = trace
+    trace = _Trace(path)
+    trainer.before_step = trace.step
     try:
         yield
     finally:
-        trainer.batches = batches
         trace.close()
 
 
 class _Trace:
-    """Wraps the batches. The loop requests one at the beginning of each step, so the trace sees where steps begin."""
+    """Starts and stops the profiler before certain steps."""
 
-    def __init__(self, batches: Callable[[int, float], Batch], path: Path) -> None:
-        self._batches = batches
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._requests = 0
+        self._steps = 0
         self._profiler: torch.profiler.profile | None = None
 
-    def __call__(self, step: int, progress: float) -> Batch:
-        if self._requests == WARM:
+    def step(self) -> None:
+        if self._steps == WARM:
             self._start()
-        elif self._requests == WARM + STEPS:
+        elif self._steps == WARM + STEPS:
             self.close()
-        self._requests += 1
-        return self._batches(step, progress)
+        self._steps += 1
 
     def _start(self) -> None:
         activities = [torch.profiler.ProfilerActivity.CPU]

@@ -26,6 +26,7 @@ from tlm_core.training.model import TaskModel, initialize, initialize_counted
 from tlm_core.training.objective import Workers, step_flops
 from tlm_core.training.optim import FlatOptimizer
 from tlm_core.training.params import SHRUNK, ChooseParams, FinetuneParams, JointParams, TrainParams, TuneParams
+from tlm_core.training.passes import gpu_passes
 from tlm_core.training.prepared import Batch, FinetuneBatches, JointBatches, Prepared, weighted
 from tlm_core.training.profiling import copy_traces, trace_path, traced
 from tlm_core.training.recipe import OWN_STARTS, Budget, Model
@@ -49,15 +50,18 @@ def joint_trainer(ctx: StageContext[JointParams]) -> Trainer:
     joint = params.joint.at_length(prepared.max_length, params.model)
     model = build(params.model, prepared, params.seed).to(device)
     optimizer = FlatOptimizer(model, joint.optimizer, ("encoder", "vocabulary", "task"))
+    rate, loss, workers = joint.highest_mask_rate, prepared.type.loss, Workers(ctx.rank, ctx.world_size)
+    passes = gpu_passes(model, optimizer, workers, device, params.precision, loss=loss, mask_rate=rate, compiled=True)
     return Trainer(
         ctx=ctx,
         model=model,
         optimizer=optimizer,
-        batches=JointBatches(prepared, joint, params.seed),
+        batches=JointBatches(prepared, joint, params.seed, exact=passes is not None),
         budget=joint.budget,
         device=device,
         step_flops=partial(step_flops, model.shape),
-        memory=partial(training_bytes, model.shape, optimizer.size, masked=joint.highest_mask_rate),
+        memory=partial(training_bytes, model.shape, optimizer.size, masked=rate),
+        passes=passes,
     )
 
 
@@ -104,6 +108,11 @@ def tune(
         return validation_scores(logits, validation, prepared)
 
     optimizer = FlatOptimizer(model, finetune.optimizer, ("encoder", "task"))
+    encoder = isinstance(model.shape, Shape)
+    passes = None
+    if encoder:
+        loss = prepared.type.loss
+        passes = gpu_passes(model, optimizer, workers, device, params.precision, loss=loss)
     trainer = Trainer(
         ctx=ctx,
         model=model,
@@ -112,7 +121,8 @@ def tune(
         budget=Budget(steps=steps),
         device=device,
         step_flops=flops or partial(step_flops, model.shape),
-        memory=partial(training_bytes, model.shape, optimizer.size) if isinstance(model.shape, Shape) else None,
+        memory=partial(training_bytes, model.shape, optimizer.size) if encoder else None,
+        passes=passes,
         validate=validate,
         evaluate_at=evaluation_steps(steps, finetune.evaluations, head_trained),
     )

@@ -95,6 +95,12 @@ class TrainState:
     micro_rows: int = MICRO_ROWS
     skipped: int = 0
 
+    def count(self, tokens: int, flops: float) -> None:
+        """Count a step."""
+        self.step += 1
+        self.tokens += tokens
+        self.flops += flops
+
     def progress(self, budget: Budget) -> float:
         """Return the share of the budget that is used up."""
         used = {"steps": self.step, "tokens": self.tokens, "flops": self.flops, "seconds": self.seconds}

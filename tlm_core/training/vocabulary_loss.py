@@ -38,7 +38,7 @@ class VocabularyLoss(torch.autograd.Function):
         to_hidden = torch.zeros(x.shape, device=x.device)  # float32, because it sums many terms
         exponentials = []
         for number, (block, shift) in enumerate(zip(w.split(BLOCK), bias.split(BLOCK), strict=True)):
-            e = _logits(x, block, shift).exp_()
+            e = (x @ block.t()).float().add_(shift).exp_()  # exponentials of float32 take half as long
             rows = order[bounds[number] : bounds[number + 1]]
             e[rows, targets[rows] - number * BLOCK] = 0.0
             others += e.sum(dim=1, dtype=torch.float32)
@@ -72,8 +72,3 @@ class VocabularyLoss(torch.autograd.Function):
         to_hidden, to_weight, to_bias = ctx.saved_tensors
         # In place: nothing else refers to them, and a second backward pass through the same loss would raise.
         return to_hidden.mul_(scale), to_weight.mul_(scale), to_bias.mul_(scale), None, None, None
-
-
-def _logits(x: Tensor, block: Tensor, shift: Tensor) -> Tensor:
-    """Return x @ block.T + shift. A CPU returns float32, whose exponentials take half as long."""
-    return torch.addmm(shift.to(x.dtype), x, block.t()) if x.is_cuda else (x @ block.t()).float().add_(shift)

@@ -51,6 +51,15 @@ def test_mask_depends_on_seed_and_step(rows: Rows) -> None:
         assert not np.array_equal(first[1], mask_rows(rows, VOCABULARY, 0.3, seed=seed, step=step)[1])
 
 
+def test_exact_mask_draws_the_same_share_of_each_row(rows: Rows) -> None:
+    tokens, targets = mask_rows(rows, VOCABULARY, 0.3, seed=1, step=7, exact=True)
+    masked = targets != NOT_MASKED
+    assert set(masked.sum(axis=1)) == {int(0.3 * 98)}, "of the 98 ordinary tokens of each row"
+    assert not masked[:, [0, 60]].any() and not masked[:, 100:].any()
+    assert (masked.sum(axis=0)[1:60] > 5).all(), "every place is drawn"
+    assert (tokens[masked] == VOCABULARY.mask).mean() == pytest.approx(0.8, abs=0.03)
+
+
 def test_mask_does_not_depend_on_the_text(rows: Rows) -> None:
     other = replace(rows, tokens=np.where(rows.tokens > 4, 5, rows.tokens))
     masked = mask_rows(rows, VOCABULARY, 0.3, seed=1, step=7)[1] != NOT_MASKED

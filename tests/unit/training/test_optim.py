@@ -112,6 +112,45 @@ def test_clip_limits_the_gradient_and_returns_its_norm() -> None:
     assert float(optimizer.buffers.gradient[:-EXTRAS].norm()) == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_device_skips_an_update_that_is_not_finite(name: str) -> None:
+    model = small_model()
+    optimizer = FlatOptimizer(model, Optimizer(name=name), PARTS)
+    scatter(optimizer.buffers, 0)
+    optimizer.step(1.0, PARTS)
+    before = [values(model), {name: moment.clone() for name, moment in optimizer.state().items()}]
+    optimizer.buffers.gradient[::7] = float("nan")
+    optimizer.update(1.0, PARTS, skip=torch.ones(()))
+    for tensors, saved in zip((values(model), optimizer.state()), before, strict=True):
+        assert all(torch.equal(tensors[name], saved[name]) for name in saved)
+    optimizer.step(1.0, PARTS, torch.tensor(False))
+    assert all(torch.equal(tensor, before[0][name]) for name, tensor in values(model).items())
+
+
+def test_device_update_with_a_finite_gradient_equals_the_plain_one() -> None:
+    models = small_model(), small_model()
+    plain, on_device = (FlatOptimizer(model, Optimizer(), PARTS) for model in models)
+    for step in range(3):
+        for optimizer in (plain, on_device):
+            scatter(optimizer.buffers, step)
+        plain.step(1.0, PARTS)
+        on_device.update(1.0, PARTS, skip=torch.zeros(()))
+    assert torch.equal(plain.buffers.value, on_device.buffers.value)
+
+
+def test_step_writes_the_copies_that_a_gpu_computes_with() -> None:
+    model = small_model(architecture="bert")
+    optimizer = FlatOptimizer(model, Optimizer(), PARTS)
+    leaves = optimizer.leaves(torch.bfloat16)
+    for change in (lambda: optimizer.step(1.0, PARTS), lambda: (optimizer.buffers.value.add_(1), optimizer.refresh())):
+        scatter(optimizer.buffers, 0)
+        change()
+        for name, parameter in model.named_parameters():
+            assert torch.equal(leaves[name], parameter.to(leaves[name].dtype)), name
+    wide = {name for name, leaf in leaves.items() if leaf.dtype == torch.float32}
+    assert wide == {"vocabulary.out.bias"} and all(leaf.requires_grad for leaf in leaves.values())
+
+
 def test_learning_rate_rises_then_falls_to_zero() -> None:
     rates = [learning_rate(progress, 0.1) for progress in (0.05, 0.1, 0.55, 1.0)]
     assert rates == pytest.approx([0.5, 1.0, 0.5, 0.0])

@@ -1,0 +1,244 @@
+"""The passes for GPUs, on a CPU: the same losses, gradients, and runs as those over packed rows."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from tests.unit.training.made import made_prepared, tiny, trainer_of
+from tlm_core.training.local import LocalCheckpoints, LocalReporter
+from tlm_core.training.loop import Trainer
+from tlm_core.training.masking import NOT_MASKED
+from tlm_core.training.memory import largest_rows
+from tlm_core.training.model import TaskModel
+from tlm_core.training.objective import loss_sums
+from tlm_core.training.prepared import Batch, JointBatches, Prepared
+from tlm_core.training.stage import StopRequested
+from tlm_core.training.stages import build
+from tlm_core.training.state import weights
+from tlm_core.training.stream import Documents, Part, Sizes, StreamLoss, rows_of_part
+from tlm_core.training.stream_passes import StreamPasses
+
+pytestmark = pytest.mark.usefixtures("report_at_every_step")
+CPU = torch.device("cpu")
+# Results that differ by the order of sums, in both formats.
+CLOSE = {"fp32": 1e-4, "bf16": 1e-2}
+
+
+def setup(folder: Path, **over: Any) -> tuple[TaskModel, JointBatches]:
+    """Return a model with random weights everywhere, and batches of passages and of task texts in turn."""
+    recipe = tiny(joint__rho1=1, **over)
+    prepared = Prepared(made_prepared(folder, recipe, pair="bert" in over.values()))
+    model = build(recipe.model, prepared, 3)
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=draw))
+    return model, JointBatches(prepared, recipe.joint, 3, exact=True)
+
+
+def sizes(batch: Batch, rows: int) -> Sizes:
+    length = batch.tokens.shape[1]
+    return Sizes.of(rows_of_part(-(-batch.rows.real_tokens // length), rows), length, 0.5)
+
+
+def stream_sums(model: TaskModel, batch: Batch, rows: int) -> torch.Tensor:
+    loss = StreamLoss(model, batch.loss, batch.tokens.shape[1])
+    weights = None if batch.class_weights is None else torch.from_numpy(batch.class_weights)
+    kinds = bool(batch.mlm_weight), bool(batch.task_weight)
+    parts = Documents.of(batch).parts(sizes(batch, rows))
+    results = [loss(part, *kinds, weights) for part in parts]
+    sum(share for share, _ in results).backward()
+    return torch.stack([sums for _, sums in results]).sum(dim=0)
+
+
+def changed(batch: Batch, kind: str) -> Batch:
+    """Return the batch with another kind of labels."""
+    random = np.random.default_rng(0)
+    if kind == "class weights":
+        return replace(batch, class_weights=np.array([1.0, 2.0, 0.5], np.float32))
+    if kind == "probabilities":
+        return replace(batch, labels=random.dirichlet(np.ones(3), len(batch.labels)).astype(np.float32))
+    if kind == "regression":
+        return replace(batch, labels=random.normal(size=len(batch.labels)).astype(np.float32), loss="mse")
+    return batch
+
+
+@pytest.mark.parametrize("kind", ["labels", "class weights", "probabilities", "regression"])
+@pytest.mark.parametrize("architecture", ["modernbert", "bert", "windows"])
+def test_stream_has_the_losses_and_gradients_of_rows(architecture: str, kind: str, tmp_path: Path) -> None:
+    if architecture == "windows":
+        model, batches = setup(tmp_path)
+        shape = replace(model.shape, windows=(3, None), thetas=(10_000.0, 500.0))
+        other = TaskModel(shape)
+        other.load_state_dict(model.state_dict())
+        model = other
+    else:
+        model, batches = setup(tmp_path, model__architecture=architecture)
+    for step, rows in itertools.product((0, 1), (1, 3, 64)):
+        batch = changed(batches(step, 0.0), kind)
+        sums = loss_sums(model, batch, CPU)
+        sum(share * value for share, value in zip(batch.shares, sums, strict=True)).backward()
+        wanted = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        model.zero_grad()
+        torch.testing.assert_close(stream_sums(model, batch, rows), torch.stack(sums), rtol=1e-5, atol=1e-5)
+        for name, gradient in wanted.items():
+            torch.testing.assert_close(model.get_parameter(name).grad, gradient, rtol=1e-4, atol=1e-6, msg=name)
+        model.zero_grad()
+
+
+def test_parts_hold_each_document_once_and_have_equal_sizes(tmp_path: Path) -> None:
+    _, batches = setup(tmp_path)
+    for step, rows in itertools.product((0, 1), (1, 2, 64)):
+        batch = batches(step, 0.0)
+        expected = sizes(batch, rows)
+        parts = list(Documents.of(batch).parts(expected))
+        assert {(len(part.tokens), len(part.begins) - 1, len(part.masked)) for part in parts} == {
+            (expected.tokens, expected.sequences, expected.masked)
+        }
+        masked = np.concatenate([part.targets[part.targets >= 0].numpy() for part in parts])
+        assert np.array_equal(masked, batch.targets[batch.targets != NOT_MASKED])
+        assert sum(int(part.labeled.sum()) for part in parts) == batch.documents
+        for part in parts:
+            lengths = part.begins.diff()
+            assert int(lengths.sum()) == expected.tokens and int(lengths.max()) <= expected.longest
+
+
+def test_full_rows_fill_parts_of_exact_masks(tmp_path: Path) -> None:
+    _, batches = setup(tmp_path, joint__mask_rate=0.3)
+    batch = batches(0, 0.0)
+    parts = list(Documents.of(batch).parts(Sizes.of(2, batch.tokens.shape[1], 0.3)))
+    assert len(parts) == len(batch.rows) / 2, "passages leave no token of a part empty"
+
+
+def test_document_that_exceeds_a_part_is_an_error(tmp_path: Path) -> None:
+    _, batches = setup(tmp_path)
+    with pytest.raises(ValueError, match="Document 0 of the step exceeds a part"):
+        next(Documents.of(batches(0, 0.0)).parts(Sizes(1, 8, 128, 48)))
+
+
+@pytest.mark.parametrize(
+    ("rows", "most", "expected"), [(64, 64, 64), (256, 64, 64), (96, 64, 48), (33, 64, 40), (3, 64, 3)]
+)
+def test_parts_divide_rows_evenly_into_few_sizes(rows: int, most: int, expected: int) -> None:
+    assert rows_of_part(rows, most) == expected
+
+
+def stream_trainer(folder: Path, precision: str = "fp32", *, compiled: bool = False, **over: Any) -> Trainer:
+    """Return the trainer of `trainer_of` with the passes for GPUs. Its masks are those of a CPU."""
+    trainer = trainer_of(folder, precision=precision, **over)
+    trainer.passes = trainer._passes = StreamPasses(
+        trainer.model, trainer.optimizer, trainer.workers, CPU, "cross_entropy", 0.8, precision, compiled
+    )
+    return trainer
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("over", [{}, {"joint__optimizer__name": "adamw", "model__architecture": "bert"}])
+def test_twenty_steps_have_the_losses_of_rows(precision: str, over: dict[str, Any], tmp_path: Path) -> None:
+    options = {"steps": 20, "joint__rho1": 3, **over}
+    ours, _ = stream_trainer(tmp_path / "stream", precision, **options).run()
+    rows, _ = trainer_of(tmp_path / "rows", precision=precision, **options).run()
+    assert len(ours.points) == 20 and (ours.tokens, ours.flops) == (rows.tokens, rows.flops)
+    for point, wanted in zip(ours.points, rows.points, strict=True):
+        assert point["step"] == wanted["step"]
+        for term in ("mlm", "task"):
+            assert point[term] == (None if wanted[term] is None else pytest.approx(wanted[term], rel=CLOSE[precision]))
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # of PyTorch's own import
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiled_steps_share_one_graph_without_breaks(tmp_path: Path) -> None:
+    size = {"model__layers": 1, "steps": 3, "joint__task_loss": False, "joint__mlm_on_task": False}
+    compiled, _ = stream_trainer(tmp_path / "compiled", compiled=True, **size).run()
+    rows, _ = trainer_of(tmp_path / "rows", **size).run()
+    assert [p["mlm"] for p in compiled.points] == pytest.approx([p["mlm"] for p in rows.points], rel=1e-4)
+    assert not counters["graph_break"] and counters["stats"]["unique_graphs"] == 1
+
+
+def test_resumed_stream_run_equals_an_uninterrupted_run(tmp_path: Path) -> None:
+    options = {"steps": 9, "joint__rho1": 2, "joint__mask_rate_end": 0.1, "model__dropout": 0.1}
+    whole = stream_trainer(tmp_path / "whole", **options)
+    done, _ = whole.run()
+    stopped = stream_trainer(tmp_path / "stopped", **options)
+    stopped.ctx.report.keep_going = lambda step: step < 4  # type: ignore[attr-defined]
+    with pytest.raises(StopRequested):
+        stopped.run()
+    again = stream_trainer(
+        tmp_path / "again", checkpoints=LocalCheckpoints(tmp_path / "stopped/checkpoints"), **options
+    )
+    assert 4 < stopped.state.step < 9
+    state, _ = again.run()
+    assert state.points == done.points and state.step == done.step == 9
+    for name, tensor in weights(whole.model).items():
+        assert torch.equal(weights(again.model)[name], tensor), name
+
+
+def test_every_step_is_reported_once_though_results_are_late(tmp_path: Path) -> None:
+    trainer = stream_trainer(tmp_path, steps=6)
+    trainer.run()
+    assert isinstance(trainer.ctx.report, LocalReporter)
+    assert trainer.ctx.report.steps == [1, 2, 3, 4, 5, 6]
+    assert [point["step"] for point in trainer.ctx.report.points] == [1, 2, 3, 4, 5, 6]
+
+
+def test_out_of_memory_loads_smaller_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = stream_trainer(tmp_path, steps=6)
+    run = StreamPasses._run
+
+    def tight(self: StreamPasses, leaves: Any, part: Part, *kinds: Any) -> Any:
+        if len(part.tokens) > 3 * 48:
+            raise torch.OutOfMemoryError("no room")
+        return run(self, leaves, part, *kinds)
+
+    monkeypatch.setattr(StreamPasses, "_run", tight)
+    state, _ = trainer.run()
+    assert isinstance(trainer.ctx.report, LocalReporter)
+    assert trainer.ctx.report.events == [("memory.stepped_down", {"step": 0, "rows": 2})]
+    assert state.micro_rows == 2 and state.step == 6
+
+
+def test_rows_double_while_they_fit() -> None:
+    def peak(rows: int) -> int:
+        return 100 + 10 * rows
+
+    assert [largest_rows(peak, 100, limit, 64) for limit in (0, 120, 259, 260, 10_000)] == [1, 2, 8, 16, 64]
+    assert largest_rows(peak, 100, 10_000, 48) == 48
+
+
+def test_gpu_form_calls_variable_length_attention_in_bf16(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model, batches = setup(tmp_path)
+    batch, calls = batches(0, 0.0), []
+
+    def attention(*tensors: torch.Tensor, **more: Any) -> torch.Tensor:
+        calls.append((tensors[0].shape, tensors[0].dtype, tensors[3].dtype, tensors[5:], more))
+        return torch.empty_like(tensors[0])
+
+    monkeypatch.setattr("tlm_core.training.stream.varlen_attn", attention)
+    expected = sizes(batch, 8)
+    (part,) = Documents.of(batch).parts(expected)
+    with FakeTensorMode(), torch.device("cuda"), torch.no_grad():
+        module = StreamLoss(TaskModel(model.shape), batch.loss, 48)
+        copies = {name: torch.empty(p.shape, dtype=torch.bfloat16) for name, p in module.named_parameters()}
+        fake = Part(*(torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in part))
+        share, sums = torch.func.functional_call(module, copies, (fake, True, True, None))
+    assert share.device.type == "cuda" and sums.shape == (2,)
+    heads = torch.Size((expected.tokens, 2, 16))
+    assert calls == [(heads, torch.bfloat16, torch.int32, (48, 48), {"window_size": (-1, -1)})] * 2

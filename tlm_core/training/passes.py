@@ -1,0 +1,101 @@
+"""Forward and backward passes of a step: over packed rows on any device, or over streams of tokens on GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from tlm_core.training.device import fast_dtype, resolved_precision
+from tlm_core.training.memory import MICRO_ROWS, rows_at_once
+from tlm_core.training.model import TaskModel
+from tlm_core.training.objective import Workers, accumulate_gradient
+from tlm_core.training.optim import FlatOptimizer
+from tlm_core.training.prepared import Batch
+
+if TYPE_CHECKING:
+    from tlm_core.training.stream import Part
+
+# Variable-length attention has kernels for heads of at most this size, in multiples of 8.
+LARGEST_HEAD, HEAD_MULTIPLE = 256, 8
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A batch, and what of it is on the device already, in micro-batches of `rows` rows."""
+
+    batch: Batch
+    rows: int
+    parts: tuple[Part, ...] = ()
+    class_weights: Tensor | None = None
+    ready: torch.cuda.Event | None = None
+
+
+class Passes(Protocol):
+    """Computes gradients. ahead: batches to load in the background; late: steps after which results are read."""
+
+    ahead: int
+    late: int
+
+    def first_rows(self, sample: Callable[[], Batch]) -> int:
+        """Return how many rows this worker's memory is expected to hold. sample: returns a batch to try."""
+        ...
+
+    def load(self, batch: Batch, rows: int) -> Loaded:
+        """Load this worker's share of a batch."""
+        ...
+
+    def gradient(self, loaded: Loaded) -> Tensor:
+        """Add the gradient to the parameters'. Return the [mlm, task] loss sums. Raises RuntimeError without memory."""
+        ...
+
+
+@dataclass(frozen=True)
+class RowPasses:
+    """Passes over packed rows, on any device. memory: bytes of training with a number of rows; None: not estimated."""
+
+    model: TaskModel
+    workers: Workers
+    precision: str
+    device: torch.device
+    memory: Callable[[int], int] | None = None
+    ahead: int = 0
+    late: int = 0
+
+    def first_rows(self, sample: Callable[[], Batch]) -> int:  # noqa: ARG002
+        if self.memory is None:
+            return MICRO_ROWS
+        return rows_at_once(self.device.type, self.workers.size, MICRO_ROWS, self.memory)
+
+    def load(self, batch: Batch, rows: int) -> Loaded:
+        return Loaded(batch, rows)
+
+    def gradient(self, loaded: Loaded) -> Tensor:
+        return accumulate_gradient(self.model, loaded.batch, self.workers, loaded.rows, self.precision, self.device)
+
+
+def gpu_passes(
+    model: TaskModel,
+    optimizer: FlatOptimizer,
+    workers: Workers,
+    device: torch.device,
+    precision: str,
+    *,
+    loss: str,
+    mask_rate: float = 0.0,
+    compiled: bool = False,
+) -> Passes | None:
+    """Return the passes of a GPU; None if the device, the precision, or the model's heads need those over rows."""
+    head = model.shape.head_size
+    fits = head <= LARGEST_HEAD and head % HEAD_MULTIPLE == 0
+    if device.type != "cuda" or resolved_precision(precision, device) != "bf16" or not fits:
+        return None
+    if fast_dtype(device.type) != torch.bfloat16:
+        return None
+    # Imports PyTorch's compiler, which takes a CPU's workers seconds.
+    from tlm_core.training.stream_passes import StreamPasses
+
+    return StreamPasses(model, optimizer, workers, device, loss, mask_rate, compiled=compiled)

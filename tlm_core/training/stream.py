@@ -1,0 +1,264 @@
+"""The documents of a step as one stream of tokens without padding, in parts of fixed sizes, and their losses.
+
+GPUs compute with it: no token is padding, attention runs within documents, and each part of a kind has the same sizes,
+so that a compiled graph serves all steps. A CPU computes the same with a dense mask, for tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention.varlen import varlen_attn
+
+from tlm_core.training.architectures import Shape
+from tlm_core.training.kernels import Kernels, Rotation
+from tlm_core.training.masking import NOT_MASKED
+from tlm_core.training.model import TaskModel, layer_rules, rotations_of
+from tlm_core.training.objective import LOSSES
+from tlm_core.training.prepared import Batch
+
+# Matrix kernels are fastest for sizes that are multiples of this number.
+MULTIPLE = 128
+TOKENS_OF_SEQUENCE = 8  # a part has room for one sequence in so many tokens
+IGNORED = -100  # the target that PyTorch's cross-entropy leaves out
+
+
+class Part(NamedTuple):
+    """T tokens of S sequences, most of which are documents; K tokens are masked.
+
+    tokens, types, sequence: [T]; sequence is the number of a token's sequence. begins: [S + 1], where each sequence
+    begins; the rest of the T tokens is sequences without labels, then empty ones. masked, targets: [K], places and
+    tokens; the target of an unused place is IGNORED. labels: [S] or [S, labels]; labeled: [S]. shares: [2], by which
+    the step's loss multiplies the sums of both losses.
+    """
+
+    tokens: Tensor
+    types: Tensor
+    sequence: Tensor
+    begins: Tensor
+    masked: Tensor
+    targets: Tensor
+    labels: Tensor
+    labeled: Tensor
+    shares: Tensor
+
+
+def up(count: float, multiple: int) -> int:
+    """Return the smallest multiple that is at least `count`."""
+    return -int(-count // multiple) * multiple
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a part. longest: tokens of the longest document."""
+
+    tokens: int
+    sequences: int
+    masked: int
+    longest: int
+
+    @classmethod
+    def of(cls, rows: int, length: int, mask_rate: float) -> Sizes:
+        """Return the sizes for the tokens of `rows` rows of `length`. mask_rate: the highest."""
+        tokens = rows * length
+        return cls(tokens, rows + up(tokens / TOKENS_OF_SEQUENCE, 8), up(tokens * mask_rate, MULTIPLE), length)
+
+
+def rows_of_part(rows: int, most: int) -> int:
+    """Return the size of equal parts, in rows, that hold `rows` rows, at most `most` each.
+
+    Rounding up gives few sizes, because the graph of each size is compiled.
+    """
+    even = -(-rows // -(-rows // most))
+    return min(most, up(even, max(1, 2 ** ((even - 1).bit_length() - 3))))
+
+
+@dataclass(frozen=True)
+class Documents:
+    """A batch's documents end to end. ends, masks: [D], tokens and masked tokens up to each one's end."""
+
+    batch: Batch
+    tokens: npt.NDArray[np.int64]
+    types: npt.NDArray[np.int64]
+    targets: npt.NDArray[np.int64]
+    ends: npt.NDArray[np.int64]
+    masks: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.generic]
+    labeled: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, batch: Batch) -> Documents:
+        rows = batch.rows
+        real = rows.segments > 0
+        targets = batch.targets[real]
+        ends = np.append(np.flatnonzero(rows.positions[real] == 0)[1:], len(targets))
+        counts = rows.segments.max(axis=1, initial=0)
+        place = (np.cumsum(counts) - counts)[rows.doc_row] + rows.doc_segment - 1
+        whole = batch.labels.dtype.kind == "i"
+        labels = np.full(
+            (len(ends), *batch.labels.shape[1:]), IGNORED if whole else 0, np.int64 if whole else np.float32
+        )
+        labels[place] = batch.labels
+        masks = np.cumsum(targets != NOT_MASKED)[ends - 1]
+        labeled = np.isin(np.arange(len(ends)), place)
+        return cls(batch, batch.tokens[real], rows.types[real], targets, ends, masks, labels, labeled)
+
+    def parts(self, sizes: Sizes) -> Iterator[Part]:
+        """Yield parts of whole documents, each as full as the sizes allow."""
+        first, room = 0, sizes.sequences - -(-sizes.tokens // sizes.longest)
+        while first < len(self.ends):
+            tokens, masked = (int(sums[first - 1]) if first else 0 for sums in (self.ends, self.masks))
+            last = min(
+                first + room,
+                int(np.searchsorted(self.ends, tokens + sizes.tokens, side="right")),
+                int(np.searchsorted(self.masks, masked + sizes.masked, side="right")),
+            )
+            if last == first:
+                raise ValueError(f"Document {first} of the step exceeds a part of {sizes}.")
+            yield self._part(first, last, tokens, sizes)
+            first = last
+
+    def _part(self, first: int, last: int, start: int, sizes: Sizes) -> Part:
+        """Return documents [first, last), which begin at token `start`."""
+        used = slice(start, int(self.ends[last - 1]))
+        rest = np.append(np.arange(used.stop - start, sizes.tokens, sizes.longest)[1:], sizes.tokens)
+        begins = np.concatenate(([0], self.ends[first:last] - start, rest))
+        begins = filled(begins, sizes.sequences + 1, sizes.tokens)
+        places = np.flatnonzero(self.targets[used] != NOT_MASKED)
+        batch = self.batch
+        return Part(
+            tokens=ints(filled(self.tokens[used], sizes.tokens, 0)),
+            types=ints(filled(self.types[used], sizes.tokens, 0)),
+            sequence=ints(np.repeat(np.arange(sizes.sequences), np.diff(begins))),
+            begins=ints(begins),
+            masked=ints(filled(places, sizes.masked, 0)),
+            targets=ints(filled(self.targets[used][places], sizes.masked, IGNORED)),
+            labels=torch.from_numpy(
+                filled(self.labels[first:last], sizes.sequences, IGNORED if self.labels.dtype.kind == "i" else 0)
+            ),
+            labeled=torch.from_numpy(filled(self.labeled[first:last], sizes.sequences, False)),
+            shares=torch.tensor(batch.shares),
+        )
+
+
+def filled(values: npt.NDArray[np.generic], size: int, filler: int) -> npt.NDArray[np.generic]:
+    """Return the values, and after them the filler up to `size` entries."""
+    result = np.full((size, *values.shape[1:]), filler, values.dtype)
+    result[: len(values)] = values
+    return result
+
+
+def ints(values: npt.NDArray[np.generic]) -> Tensor:
+    return torch.from_numpy(values.astype(np.int32))
+
+
+@dataclass(frozen=True)
+class StreamKernels:
+    """Kernels for a stream, [T]. rotation: cosines and sines of each token, [T, 1, head].
+
+    Variable-length attention has no dropout, so a GPU drops no attention weights.
+    """
+
+    sequence: Tensor
+    begins: Tensor
+    longest: int
+    window: int | None
+    rotation: Rotation | None
+
+    def attend(self, qkv: Tensor, heads: int, dropout: float) -> Tensor:  # noqa: ARG002
+        query, key, value = qkv.unflatten(-1, (3, heads, -1)).unbind(-3)
+        if self.rotation is not None:
+            query, key = rotated(query, *self.rotation), rotated(key, *self.rotation)
+        if query.is_cuda:
+            sides = (-1, -1) if self.window is None else (self.window, self.window)
+            begins, longest = self.begins, self.longest
+            y = varlen_attn(query, key, value, begins, begins, longest, longest, window_size=sides)
+        else:
+            y = self._dense(query, key, value)
+        return y.flatten(-2)
+
+    def _dense(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Return the same as the variable-length kernel, on any device, with a mask [T, T]."""
+        visible = self.sequence[:, None] == self.sequence
+        if self.window is not None:
+            place = torch.arange(len(self.sequence), device=query.device)
+            visible &= (place[:, None] - place).abs() <= self.window
+        query, key, value = (part.transpose(0, 1) for part in (query, key, value))
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=visible).transpose(0, 1)
+
+    def gated(self, x: Tensor, weight: Tensor) -> Tensor:
+        value, gate = F.linear(x, weight).chunk(2, dim=-1)
+        return F.gelu(value) * gate
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Return x [T, heads, head] at its rotary positions, computed in the type of the cosines."""
+    left, right = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat((-right, left), dim=-1) * sin).to(x.dtype)
+
+
+class StreamLoss(nn.Module):
+    """The losses of a part, by the weights of a model. A caller may substitute weights of another type."""
+
+    def __init__(self, model: TaskModel, loss: str, longest: int) -> None:
+        super().__init__()
+        self.model = model
+        self._loss = LOSSES[loss]
+        self._longest = longest
+
+    def forward(self, part: Part, mlm: bool, task: bool, class_weights: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the part's share of the step's loss, and both sums, [2]. mlm, task: which losses to compute."""
+        hidden = self._hidden(part)
+        zero = torch.zeros((), device=hidden.device)
+        sums = torch.stack(
+            (
+                self._mlm_sum(hidden, part) if mlm else zero,
+                self._task_sum(hidden, part, class_weights) if task else zero,
+            )
+        )
+        return (sums * part.shares).sum(), sums.detach()
+
+    def _hidden(self, part: Part) -> Tensor:
+        encoder = self.model.encoder
+        places = torch.arange(len(part.tokens), device=part.tokens.device)
+        positions = places - part.begins[part.sequence]
+        kernels = list(self._kernels(self.model.shape, part, positions))
+        return encoder.run(part.tokens, positions, part.types, encoder.tokens.weight.dtype, kernels)
+
+    def _kernels(self, shape: Shape, part: Part, positions: Tensor) -> Iterator[Kernels]:
+        rotations = {
+            theta: (cos[positions][:, None], sin[positions][:, None])
+            for theta, (cos, sin) in rotations_of(shape, positions.device, torch.float32, self._longest).items()
+        }
+        for window, theta in layer_rules(shape):
+            yield StreamKernels(part.sequence, part.begins, self._longest, window, rotations.get(theta))
+
+    def _mlm_sum(self, hidden: Tensor, part: Part) -> Tensor:
+        head = self.model.vocabulary
+        more = -head.out.out_features % MULTIPLE
+        # In float32, because a rounded bias would shift all probabilities of a token.
+        bias = F.pad(head.out.bias.float(), (0, more), value=-torch.inf)
+        logits = F.linear(head.features(hidden[part.masked]), F.pad(head.out.weight, (0, 0, 0, more)))
+        return F.cross_entropy(logits.float() + bias, part.targets.long(), ignore_index=IGNORED, reduction="sum")
+
+    def _task_sum(self, hidden: Tensor, part: Part, class_weights: Tensor | None) -> Tensor:
+        logits = self.model.task(self._pooled(hidden, part).to(hidden.dtype)).float()
+        # The loss of an unlabeled sequence is zero: its logits and its target are 0, or its label is IGNORED.
+        result: Tensor = self._loss(logits * part.labeled[:, None], part.labels, class_weights)
+        return result
+
+    def _pooled(self, hidden: Tensor, part: Part) -> Tensor:
+        """Return one vector for each sequence, [S, hidden], as `TaskModel.pool` does."""
+        begins = part.begins[:-1]
+        if self.model.shape.pooling == "cls":
+            return hidden[begins.clamp(max=len(hidden) - 1)]
+        sums = torch.zeros(len(begins), hidden.shape[1], device=hidden.device)
+        sums = sums.index_add(0, part.sequence, hidden.float())
+        return sums / part.begins.diff().clamp(min=1)[:, None]

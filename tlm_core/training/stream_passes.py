@@ -1,0 +1,144 @@
+"""Passes over streams of tokens, without padding and without waiting for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from tlm_core.pulse import PULSE
+from tlm_core.training.memory import MICRO_ROWS, largest_rows
+from tlm_core.training.model import TaskModel
+from tlm_core.training.objective import Workers
+from tlm_core.training.optim import FlatOptimizer
+from tlm_core.training.passes import Loaded
+from tlm_core.training.prepared import Batch
+from tlm_core.training.stream import Documents, Part, Sizes, StreamLoss, rows_of_part
+
+# In parts of at most this many tokens, the launches of kernels take longer than the kernels: a CUDA graph replays them.
+GRAPH_TOKENS = 16_384
+# Sizes of a part that one run may compile. A run needs few (`rows_of_part`).
+GRAPHS = 64
+USABLE = 0.9  # of a GPU's free memory
+# (weights by name, part, whether to compute each loss, class weights) → as `StreamLoss`.
+Run = Callable[[dict[str, Tensor], Part, bool, bool, Tensor | None], tuple[Tensor, Tensor]]
+
+
+@dataclass
+class StreamPasses:
+    """Passes over streams of tokens. Nothing in a step waits for the device.
+
+    loss: of the task, a key of `objective.LOSSES`. mask_rate: the highest of the run. precision: "bf16" computes with
+    copies of the weights that the optimizer writes, else with the weights. compiled: costs minutes once; finetuning is
+    shorter.
+    """
+
+    model: TaskModel
+    optimizer: FlatOptimizer
+    workers: Workers
+    device: torch.device
+    loss: str
+    mask_rate: float = 0.0
+    precision: str = "bf16"
+    compiled: bool = True
+    ahead: int = 3
+    late: int = 1
+
+    def __post_init__(self) -> None:
+        self._module = StreamLoss(self.model, self.loss, self.model.shape.max_length)
+        self._leaves = self.optimizer.leaves(torch.bfloat16 if self.precision == "bf16" else torch.float32)
+        self._graphs: dict[bool, Run] = {}
+        self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+
+    def first_rows(self, sample: Callable[[], Batch]) -> int:
+        """Double the rows of a part while twice as many are expected to fit the GPU's memory."""
+        if self.device.type != "cuda":
+            return MICRO_ROWS
+        batch = sample()
+        start, stop = self.workers.share(len(batch.rows))
+        free = torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device)
+        held = torch.cuda.memory_allocated(self.device)
+        rows = largest_rows(partial(self._peak, batch), held, int(USABLE * free), stop - start)
+        torch.cuda.empty_cache()
+        # The number is a limit: parts are never larger than the step.
+        return rows if rows < stop - start else max(rows, MICRO_ROWS)
+
+    def _peak(self, batch: Batch, rows: int) -> int:
+        """Return the highest allocation of a pass over `rows` rows. It does not compile, which needs no more memory."""
+        torch.cuda.reset_peak_memory_stats(self.device)
+        loaded = self.load(batch, rows)
+        self._wait(loaded)
+        self._add(loaded, loaded.parts[0], self._run)
+        return torch.cuda.max_memory_allocated(self.device)
+
+    def load(self, batch: Batch, rows: int) -> Loaded:
+        start, stop = self.workers.share(len(batch.rows))
+        if start == stop:
+            return Loaded(batch, rows)
+        documents, length = Documents.of(batch.part(start, stop)), batch.tokens.shape[1]
+        needed = -(-len(documents.tokens) // length)
+        sizes = Sizes.of(rows_of_part(needed, rows), length, self.mask_rate)
+        weights = None if batch.class_weights is None else torch.from_numpy(batch.class_weights)
+        with torch.cuda.stream(self._side):
+            parts = tuple(Part(*map(self._sent, part)) for part in documents.parts(sizes))
+            weights = None if weights is None else self._sent(weights)
+            ready = None if self._side is None else self._side.record_event()
+        return Loaded(batch, rows, parts, weights, ready)
+
+    def _sent(self, tensor: Tensor) -> Tensor:
+        return tensor if self._side is None else tensor.pin_memory().to(self.device, non_blocking=True)
+
+    def gradient(self, loaded: Loaded) -> Tensor:
+        self._wait(loaded)
+        total = torch.zeros(2, device=self.device)
+        for part in loaded.parts:
+            PULSE.advance()
+            total += self._add(loaded, part, self._graph(part) if self.compiled else self._run)
+        return total
+
+    def _add(self, loaded: Loaded, part: Part, run: Run) -> Tensor:
+        """Add a part's gradient to the parameters', in float32. Return its loss sums."""
+        batch = loaded.batch
+        leaves = {name: leaf for name, leaf in self._leaves.items() if name.split(".")[0] in batch.active}
+        mlm, task = batch.mlm_weight > 0, batch.task_weight > 0
+        loss, sums = run(self._leaves, part, mlm, task, loaded.class_weights)
+        pairs = zip(leaves, torch.autograd.grad(loss, list(leaves.values()), allow_unused=True), strict=True)
+        used = {name: gradient for name, gradient in pairs if gradient is not None}
+        torch._foreach_add_([self.model.get_parameter(name).grad for name in used], list(used.values()))
+        return sums
+
+    def _run(
+        self, leaves: dict[str, Tensor], part: Part, mlm: bool, task: bool, class_weights: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        weights = {f"model.{name}": leaf for name, leaf in leaves.items()}
+        result: tuple[Tensor, Tensor] = torch.func.functional_call(
+            self._module, weights, (part, mlm, task, class_weights)
+        )
+        return result
+
+    def _graph(self, part: Part) -> Run:
+        """Return the compiled `_run`. PyTorch stores compiled code on this machine's disk, for later runs."""
+        torch._dynamo.config.recompile_limit = GRAPHS
+        replayed = self.device.type == "cuda" and len(part.tokens) <= GRAPH_TOKENS
+        if replayed:
+            torch.compiler.cudagraph_mark_step_begin()
+        if replayed not in self._graphs:
+            self._graphs[replayed] = torch.compile(
+                self._run, fullgraph=True, dynamic=False, options={"triton.cudagraphs": replayed}
+            )
+        return self._graphs[replayed]
+
+    def _wait(self, loaded: Loaded) -> None:
+        """Let the device's kernels, not this process, wait until the batch is on the device."""
+        if loaded.ready is None:
+            return
+        main = torch.cuda.current_stream(self.device)
+        main.wait_event(loaded.ready)
+        for part in loaded.parts:
+            for tensor in part:
+                tensor.record_stream(main)  # the memory is free for the side stream after the kernels that read it
+        if loaded.class_weights is not None:
+            loaded.class_weights.record_stream(main)
