@@ -10,27 +10,21 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import Depends, FastAPI
-from fastapi.openapi.utils import get_openapi
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp
 
 from services.api.dashboard.app import mount_dashboard
 from services.api.dashboard.data_pages import UPLOAD_PATHS
+from services.api.openapi import openapi
 from services.api.parts import Parts, refuse_unknown_parameters
 from services.api.removal import finish_removals
 from services.api.request_ids import RequestIds
 from services.api.routes import corpora, datasets, documentation, jobs, models, results, service, uploads, webhooks
 from services.common.problem import install_problem_handlers
-from tlm_core.wire import Problem
 
 log = logging.getLogger(__name__)
 
 _REMOVAL_SECONDS = 300
-_DESCRIPTION = (
-    "Trains small text classifiers from scratch. Upload a labeled dataset and optionally a corpus, submit a job, watch "
-    "its events, then download the model or classify texts. Errors are RFC 9457 problems. Lists have pages: `after`, "
-    "`limit`, `has_more`."
-)
 
 
 class _Gateway(FastAPI):
@@ -68,7 +62,7 @@ def create_app(parts: Parts) -> FastAPI:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     app = _Gateway(
-        title="TLM service", version=version("tlm-service"), description=_DESCRIPTION, lifespan=lifespan,
+        title="TLM service", version=version("tlm-service"), lifespan=lifespan,
         docs_url=None, redoc_url=None,
     )  # fmt: skip
     app.state.parts = parts
@@ -76,7 +70,7 @@ def create_app(parts: Parts) -> FastAPI:
     for module in (service, documentation, uploads, datasets, corpora, jobs, results, models, webhooks):
         app.include_router(module.router, dependencies=[Depends(refuse_unknown_parameters)])
     mount_dashboard(app, parts)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    app.openapi = lambda: openapi(app)  # type: ignore[method-assign]
     return app
 
 
@@ -86,15 +80,3 @@ async def _finish_removals(parts: Parts) -> None:
         with parts.removals.round():
             await run_in_threadpool(finish_removals, parts.jobs, parts.artifacts)
         await asyncio.sleep(_REMOVAL_SECONDS)
-
-
-def _openapi(app: FastAPI) -> dict[str, object]:
-    """The OpenAPI document, with the Problem schema instead of FastAPI's validation errors."""
-    if app.openapi_schema is None:
-        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        schemas = schema["components"]["schemas"]
-        schemas["Problem"] = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-        for name in ("HTTPValidationError", "ValidationError"):
-            schemas.pop(name, None)
-        app.openapi_schema = schema
-    return app.openapi_schema

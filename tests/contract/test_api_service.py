@@ -18,12 +18,15 @@ from typing import Any
 import httpx
 import pytest
 from fastapi.testclient import TestClient
+from pydantic import TypeAdapter
 
 from services.api.app import create_app
+from services.api.openapi import answers
 from services.common.logs import set_up_logging
 from tests.contract.gateway import AUTH, Gateway
 from tests.redis_server import RedisServer, free_port
 from tests.support import ROOT
+from tlm_core import wire
 
 OPEN = {"/healthz", "/readyz"}
 
@@ -117,6 +120,22 @@ def test_openapi_documents_every_body_and_response(api: TestClient) -> None:
     assert seen >= 6
 
 
+def answer_class(name: str) -> Any:
+    """Return the class of tlm_core.wire with this name in the schema."""
+    if match := re.fullmatch(r"(Page|Items)_(\w+)_", name):
+        return getattr(wire, match[1])[getattr(wire, match[2], wire.JsonObject)]
+    return getattr(wire, name.rpartition("__")[2], wire.JsonObject)
+
+
+def test_every_json_answer_has_an_example_that_matches_it(api: TestClient) -> None:
+    examples = {name: content["example"] for name, content in answers(api.get("/openapi.json").json())}
+    assert len(examples) > 35
+    for name, example in examples.items():
+        adapter = TypeAdapter(answer_class(name))
+        answer = adapter.dump_python(adapter.validate_python(example), mode="json")
+        assert answer == example, f"{name}: update services/api/examples.json"
+
+
 def test_openapi_examples_are_valid(api: TestClient) -> None:
     schema = api.get("/openapi.json").json()
     for method, path, operation in operations(schema):
@@ -129,7 +148,7 @@ def test_openapi_examples_are_valid(api: TestClient) -> None:
         for example in examples:
             if path in ("/v1/datasets/hub", "/v1/corpora/from-sources"):
                 continue  # sends requests to the hub or to a remote store
-            answer = api.request(method, re.sub(r"{[^}]+}", "x", path), json=example)
+            answer = api.request(method, re.sub(r"{[^}]+}", "x", path.replace("{alias}", "x@y")), json=example)
             # The request is valid: it creates something or names something that does not exist.
             assert answer.status_code in (201, 404), f"{path}: {answer.text}"
 

@@ -61,7 +61,7 @@ def get(model: ModelId, parts: PartsDep, tenant: Tenant) -> FinishedModel:
     return _finished(parts, tenant, parts.aliases.job(tenant, model))
 
 
-@router.put("/{alias}", summary="Set an alias", responses=problems(404, 409))
+@router.put("/{alias}", summary="Set an alias", responses=problems(404, 409, 413))
 def put_alias(alias: Alias, body: AliasBody, parts: PartsDep, tenant: Tenant) -> FinishedModel:
     """Point an alias to the model of a succeeded job. Requests that address the alias use this model from now on."""
     _finished(parts, tenant, body.job)

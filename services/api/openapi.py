@@ -1,0 +1,56 @@
+"""The OpenAPI document: a worked flow, and an example for each answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from tlm_core.wire import JsonObject, Problem
+
+DESCRIPTION = """Trains small text classifiers from scratch. Errors are RFC 9457 problems. Lists have pages: `after`, \
+`limit`, `has_more`.
+
+A worked flow, from a file to predictions. `train.csv` has the columns `text` and `label`:
+
+```
+AUTH="Authorization: Bearer $TLM_TOKEN"
+curl -H "$AUTH" -F name=reviews -F train=@train.csv $TLM_URL/v1/datasets
+curl -H "$AUTH" --json '{"dataset": "reviews", "scale": "quick"}' $TLM_URL/v1/jobs           # returns the id of the job
+curl -H "$AUTH" -N -H "Accept: text/event-stream" $TLM_URL/v1/jobs/$JOB/events                # until it has ended
+curl -H "$AUTH" $TLM_URL/v1/jobs/$JOB/report
+curl -H "$AUTH" -X PUT --json '{"job": "'$JOB'"}' $TLM_URL/v1/models/reviews@production
+curl -H "$AUTH" --json '{"texts": ["a text"]}' $TLM_URL/v1/models/reviews@production/predict
+```
+"""
+# By the name of the schema, or by the operation if its answer has no named schema.
+_EXAMPLES = Path(__file__).with_name("examples.json")
+
+
+def openapi(app: FastAPI) -> JsonObject:
+    """Return the document, with the Problem schema instead of FastAPI's validation errors."""
+    if app.openapi_schema is None:
+        schema = get_openapi(title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes)
+        schemas = schema["components"]["schemas"]
+        schemas["Problem"] = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
+        examples = json.loads(_EXAMPLES.read_text(encoding="utf-8"))
+        for name, content in answers(schema):
+            content["example"] = examples[name]
+        app.openapi_schema = schema
+    return app.openapi_schema
+
+
+def answers(schema: JsonObject) -> Iterator[tuple[str, JsonObject]]:
+    """Yield each successful JSON answer with the name of its example."""
+    for path, methods in schema["paths"].items():
+        for method, operation in methods.items():
+            for status, response in operation["responses"].items():
+                content = response.get("content", {}).get("application/json")
+                if status.startswith("2") and content:
+                    named = content["schema"].get("$ref", "").rpartition("/")[2]
+                    yield named or f"{method.upper()} {path}", content
