@@ -15,7 +15,12 @@ def forward(shape: Shape, rows: int, length: int, masked: int, documents: int) -
 
     Padding counts too, because the model computes it.
     """
-    encoder = shape.layers * rows * length * architecture_of(shape).layer_products(shape, length)
+    return products(shape, rows * length, rows * length**2, masked, documents)
+
+
+def products(shape: Shape, tokens: int, pairs: int, masked: int, documents: int) -> float:
+    """Return the FLOPs of the matrix products in one forward pass. pairs: of a query and a key, over all tokens."""
+    encoder = shape.layers * (tokens * architecture_of(shape).layer_weights(shape) + 2 * pairs * shape.hidden)
     vocabulary = masked * shape.hidden * (shape.hidden + shape.vocab)
     task = documents * shape.hidden * (shape.hidden + shape.labels)
     return 2.0 * (encoder + vocabulary + task)

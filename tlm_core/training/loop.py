@@ -66,6 +66,7 @@ class Trainer:
     batches: (step, progress) → batch. step_flops: FLOPs of a batch's forward and backward pass. memory: bytes of
     training with a number of rows; None if they are not estimated. validate: scores the model, if the stage does.
     evaluate_at: the steps (1-based; 0 is before the first) after which to validate. passes: by default those over rows.
+    needed_flops: FLOPs that the model needs for a batch, for the reported utilization of a GPU.
     before_step: called before each step.
     """
 
@@ -81,6 +82,7 @@ class Trainer:
     evaluate_at: frozenset[int] = frozenset()
     clock: Callable[[], float] = time.perf_counter
     passes: Passes | None = None
+    needed_flops: Callable[[Batch], float] | None = None
     before_step: Callable[[], None] = lambda: None
     state: TrainState = field(default_factory=TrainState, init=False)
     best: dict[str, Tensor] | None = field(default=None, init=False)
@@ -115,6 +117,7 @@ class Trainer:
             self.before_step()
             step = self._launch(batches(), report.stop)
             state.count(step.batch.rows.real_tokens, self._flops(step.batch))
+            report.count(step.batch)
             # The time from step to step includes validation, the copy of a checkpoint, and waits for slow storage.
             now = self.clock()
             state.seconds, counted = self._agreed(state.seconds + now - counted), now
@@ -323,11 +326,12 @@ def _finite_or_none(value: float) -> float | None:
 
 @dataclass
 class _Mark:
-    """The counts at the last point of the metric series."""
+    """The counts at the last point of the metric series. needed: FLOPs that the model needs; see `Trainer`."""
 
     clock: float
     tokens: int
     flops: float
+    needed: float
 
 
 class _Progress:
@@ -342,7 +346,14 @@ class _Progress:
         self._mark: _Mark | None = None
         self._tokens_per_second: float | None = None
         self._means = LossMeans()
+        self._needed = 0.0
+        self._peak = peak_flops(trainer.device) if trainer.needed_flops else None
         self.stop = False
+
+    def count(self, batch: Batch) -> None:
+        """Count what the model needs for a batch."""
+        if self._peak is not None and self._trainer.needed_flops is not None:
+            self._needed += self._trainer.needed_flops(batch)
 
     def tick(self, result: Result) -> None:
         ctx, state = self._trainer.ctx, self._trainer.state
@@ -364,15 +375,15 @@ class _Progress:
     def _point(self, now: float, result: Result) -> None:
         trainer, state, mark = self._trainer, self._trainer.state, self._mark
         flops_per_second = None
-        if mark is not None and now > mark.clock:
-            self._tokens_per_second = (state.tokens - mark.tokens) / (now - mark.clock)
-            flops_per_second = (state.flops - mark.flops) / (now - mark.clock)
-        self._last, self._mark = now, _Mark(now, state.tokens, state.flops)
-        means, self._means = self._means, LossMeans()
-        peak = peak_flops(trainer.device)
         utilization = {}
-        if peak is not None and flops_per_second is not None:
-            utilization["mfu"] = flops_per_second / peak / trainer.ctx.world_size
+        if mark is not None and now > mark.clock:
+            seconds = now - mark.clock
+            self._tokens_per_second = (state.tokens - mark.tokens) / seconds
+            flops_per_second = (state.flops - mark.flops) / seconds
+            if self._peak is not None:
+                utilization["mfu"] = (self._needed - mark.needed) / seconds / self._peak / trainer.ctx.world_size
+        self._last, self._mark = now, _Mark(now, state.tokens, state.flops, self._needed)
+        means, self._means = self._means, LossMeans()
         trainer.ctx.report.metrics(
             step=result.step,
             tokens=result.tokens,

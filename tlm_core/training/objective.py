@@ -65,6 +65,14 @@ def step_flops(shape: Shape, batch: Batch) -> float:
     return flops.FORWARD_AND_BACKWARD * products
 
 
+def needed_flops(shape: Shape, batch: Batch) -> float:
+    """Return the FLOPs that the model needs for the step: no padding, and no attention across documents."""
+    lengths, masked = batch.rows.lengths, batch.masked if batch.mlm_weight else 0
+    documents = batch.documents if batch.task_weight else 0
+    products = flops.products(shape, int(lengths.sum()), int((lengths**2).sum()), masked, documents)
+    return flops.FORWARD_AND_BACKWARD * products
+
+
 def to_device(values: npt.NDArray[np.generic], device: torch.device) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values)).to(device, non_blocking=True)
 

@@ -40,6 +40,12 @@ class Rows:
         """The number of tokens that are not padding."""
         return int(np.count_nonzero(self.segments))
 
+    @property
+    def lengths(self) -> Ints:
+        """The tokens of each document in the rows, cut ones included, in order."""
+        begins = np.flatnonzero(self.positions[self.segments > 0] == 0)
+        return np.diff(begins, append=self.real_tokens)
+
     def __len__(self) -> int:
         return len(self.tokens)
 

@@ -23,7 +23,7 @@ from tlm_core.training.evaluate import predict, validation_scores
 from tlm_core.training.loop import Trainer
 from tlm_core.training.memory import MICRO_ROWS, training_bytes
 from tlm_core.training.model import TaskModel, initialize, initialize_counted
-from tlm_core.training.objective import Workers, step_flops
+from tlm_core.training.objective import Workers, needed_flops, step_flops
 from tlm_core.training.optim import FlatOptimizer
 from tlm_core.training.params import SHRUNK, ChooseParams, FinetuneParams, JointParams, TrainParams, TuneParams
 from tlm_core.training.passes import gpu_passes
@@ -62,6 +62,7 @@ def joint_trainer(ctx: StageContext[JointParams]) -> Trainer:
         step_flops=partial(step_flops, model.shape),
         memory=partial(training_bytes, model.shape, optimizer.size, masked=rate),
         passes=passes,
+        needed_flops=partial(needed_flops, model.shape),
     )
 
 
@@ -123,6 +124,7 @@ def tune(
         step_flops=flops or partial(step_flops, model.shape),
         memory=partial(training_bytes, model.shape, optimizer.size) if encoder else None,
         passes=passes,
+        needed_flops=partial(needed_flops, model.shape) if encoder else None,
         validate=validate,
         evaluate_at=evaluation_steps(steps, finetune.evaluations, head_trained),
     )

@@ -98,7 +98,7 @@ class Documents:
         rows = batch.rows
         real = rows.segments > 0
         targets = batch.targets[real]
-        ends = np.append(np.flatnonzero(rows.positions[real] == 0)[1:], len(targets))
+        ends = np.cumsum(rows.lengths)
         counts = rows.segments.max(axis=1, initial=0)
         place = (np.cumsum(counts) - counts)[rows.doc_row] + rows.doc_segment - 1
         whole = batch.labels.dtype.kind == "i"

@@ -10,7 +10,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.unit.training.made import made_prepared, tiny
-from tlm_core.training.objective import Workers, accumulate_gradient, step_flops
+from tlm_core.training.flops import FORWARD_AND_BACKWARD, forward
+from tlm_core.training.objective import Workers, accumulate_gradient, needed_flops, step_flops
 from tlm_core.training.optim import FlatOptimizer
 from tlm_core.training.prepared import JointBatches, Prepared
 from tlm_core.training.stages import build
@@ -30,3 +31,14 @@ def test_flops_match_the_counter_of_torch(architecture: str, rho1: float, tmp_pa
         optimizer.step(1.0, batch.active)
     total = step_flops(model.shape, batch) + optimizer.flops
     assert total == pytest.approx(counter.get_total_flops(), rel=0.03)
+
+
+def test_needed_flops_are_those_of_each_document_alone(tmp_path: Path) -> None:
+    recipe = tiny(joint__rho1=0)
+    prepared = Prepared(made_prepared(tmp_path, recipe))
+    shape = build(recipe.model, prepared, 0).shape
+    batch = JointBatches(prepared, recipe.joint, 0)(0, 0.0)
+    lengths = prepared.split("train").store.lengths[batch.rows.documents]
+    alone = sum(forward(shape, 1, int(length), 0, 1) for length in lengths) + forward(shape, 0, 0, batch.masked, 0)
+    assert needed_flops(shape, batch) == FORWARD_AND_BACKWARD * alone
+    assert sorted(batch.rows.lengths) == sorted(lengths)

@@ -99,15 +99,19 @@ def test_untrained_loss_is_reported_as_none(tmp_path: Path) -> None:
     assert [point["task"] is None for point in state.points] == [True, False, True, False]
 
 
-def test_utilization_is_reported_if_the_peak_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_utilization_counts_only_what_the_model_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tlm_core.training.loop.peak_flops", lambda _: 1e12)
     ticks = itertools.count()
     trainer = trainer_of(tmp_path, 4, clock=lambda: float(next(ticks)))
     trainer.run()
-    reporter = trainer.ctx.report
-    assert isinstance(reporter, LocalReporter)
-    point = reporter.points[-1]
-    assert point["mfu"] == pytest.approx(point["gflops_per_second"] / 1e3)
+    assert isinstance(trainer.ctx.report, LocalReporter) and trainer.needed_flops is not None
+    before, point = trainer.ctx.report.points[-2:]
+    batch = trainer.batches(3, 0.75)
+    seconds = trainer.step_flops(batch) + trainer.optimizer.flops
+    seconds /= point["gflops_per_second"] * 1e9
+    assert point["mfu"] == pytest.approx(trainer.needed_flops(batch) / seconds / 1e12)
+    assert trainer.needed_flops(batch) < trainer.step_flops(batch), "attention across documents is not needed"
+    assert before["step"] == 3
 
 
 def test_stage_seconds_include_checkpoints_and_validation(tmp_path: Path) -> None:

@@ -111,10 +111,6 @@ class Architecture(ABC):
         """Return the number of weights in the matrices of one layer."""
         return 4 * shape.hidden**2 + self.feed_forward_matrices * shape.hidden * shape.intermediate
 
-    def layer_products(self, shape: Shape, length: int) -> int:
-        """Return the multiply-adds of one layer's forward pass for one position in a row of `length` tokens."""
-        return self.layer_weights(shape) + 2 * length * shape.hidden
-
     def layer_floats(self, shape: Shape, maps: int) -> int:
         """Return the number of activations of one layer for one position. maps: attention maps or masks of its row."""
         return 8 * shape.hidden + self.feed_forward_matrices * shape.intermediate + maps * shape.max_length
