@@ -6,16 +6,18 @@ TASK ?=
 CORPUS ?=
 PROSE := README.md CONTRIBUTING.md CHANGELOG.md docs Makefile deploy benchmarks services tlm_client tlm_core tools
 
-.PHONY: help setup demo test check client evidence evidence-runs bench-gateway bench-quality bench-retrieval bench-studies bench-training lock clean
+.PHONY: help setup demo test check client evidence evidence-runs bench-gateway bench-gpu bench-quality bench-retrieval bench-studies bench-training lock clean test-gpu
 
 help:
 	@echo "make demo   start the local stack, train a classifier and compare it with baselines (TASK=, CORPUS=: your data)"
 	@echo "make test   run all tests"
+	@echo "make test-gpu  run the tests that need a GPU"
 	@echo "make check  check style, types, deployment files and documentation"
 	@echo "make client generate the synchronous client from the asyncio client"
 	@echo "make bench-gateway    measure the gateway, as JSON lines (BENCH=submit: one benchmark)"
 	@echo "make bench-retrieval  measure retrieval, as JSON lines (BENCH=--three-million: add the long benchmark)"
 	@echo "make bench-training   measure training, as JSON lines"
+	@echo "make bench-gpu        measure training on a GPU, as JSON lines with the reason where there is none"
 	@echo "make bench-studies    measure the BiLSTM's training and prediction speed, as JSON lines"
 	@echo "make bench-quality    measure the quality of trained models and run all studies; takes many hours, resumes"
 	@echo "make evidence      write the table of results from the records of the runs"
@@ -38,6 +40,9 @@ demo: setup
 test: setup
 	@$(BIN)/python -m pytest -q
 
+test-gpu: setup
+	@$(BIN)/python -m pytest -q -m cuda tests/unit/training/test_cuda.py
+
 check: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -58,6 +63,9 @@ bench-retrieval: setup
 
 bench-training: setup
 	@$(BIN)/python -m benchmarks.training
+
+bench-gpu: setup
+	@$(BIN)/python -m benchmarks.training gpu
 
 bench-studies: setup
 	@$(BIN)/python -m benchmarks.training bilstm

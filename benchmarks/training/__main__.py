@@ -11,7 +11,7 @@ from benchmarks.shared import program, run_programs
 from benchmarks.training.training_data import environment
 
 # Short ones first, so that a missing requirement appears early.
-NAMES = ("step", "tokenizing", "workers", "warm_start", "joint_step", "gpu")
+NAMES = ("step", "tokenizing", "workers", "warm_start", "joint_step")
 
 if __name__ == "__main__":
     sys.exit(run_programs([program(f"training.{name}") for name in sys.argv[1:] or NAMES], environment()))

@@ -1,107 +1,186 @@
-"""Measure the joint step on a GPU at BERT-base shape against the published loop and Trainer, and its model FLOPs.
+"""Measure the joint step on a GPU: recipe `fast` ("ours") and the published model, both at BERT-base size.
 
-Without a GPU every figure is null with that reason.
+One JSON line for each model, row length, and form (eager or compiled). `mfu` counts only the products that the model
+needs; `hardware_utilization` also those of padding, of unused masks, and of the optimizer. The passages are random
+tokens with the lengths of real ones. Without a GPU each line has the reason instead of figures.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
+import itertools
+import json
+import tempfile
+from collections.abc import Iterable, Iterator
 from functools import partial
-from statistics import median
+from pathlib import Path
 
+import numpy as np
 import torch
 
-from benchmarks.report import alternate, figure, ratios, remark
-from benchmarks.training.ours import Ours
-from benchmarks.training.training_data import bert_recipe, fast_recipe, prepared
-from tlm_core.training.device import peak_flops
-from tlm_core.training.recipe import Recipe
+from tlm_core.training import flops
+from tlm_core.training.architectures import scratch_shape
+from tlm_core.training.device import fast_dtype, peak_flops
+from tlm_core.training.local import LocalCheckpoints, LocalReporter
+from tlm_core.training.loop import Trainer
+from tlm_core.training.masking import NOT_MASKED, Vocabulary, mask_rows
+from tlm_core.training.model import TaskModel, initialize
+from tlm_core.training.objective import Workers, needed_flops, step_flops
+from tlm_core.training.optim import FlatOptimizer
+from tlm_core.training.packing import PassageStream
+from tlm_core.training.params import JointParams
+from tlm_core.training.passes import Loaded
+from tlm_core.training.prepared import Batch
+from tlm_core.training.randomness import Stream, permutation
+from tlm_core.training.recipe import Budget, Recipe, resolve
+from tlm_core.training.stage import StageContext
+from tlm_core.training.state import TrainState
+from tlm_core.training.store import StoreWriter, TokenStore
 
-SHAPE = (12, 768, 12, 3072)
-BASE = {"model.layers": 12, "model.hidden": 768, "model.heads": 12}
-PREFIX = {"ours": "", "fast": "fast_"}
-ROWS: dict[str, tuple[float | None, str]] = {
-    "gpu_joint_step_vs_published_fp32": (8.0, "x"),
-    "gpu_joint_step_vs_published_bf16": (None, "x"),
-    "gpu_joint_step_vs_trainer": (2.0, "x"),
-    "gpu_mfu": (0.45, "share of the card's peak"),
-}
+VOCABULARY = Vocabulary(size=30_522, pad=0, mask=4, specials=(0, 1, 2, 3, 4))
+LABELS = 7
+LENGTHS = (128, 512)
+# The gated block of `fast` is narrower to equal the parameter count.
+INTERMEDIATE = {"ours": ("fast", 2048), "published": ("paper", 3072)}
+WARM, TRACED = 8, 10  # steps
+ATTENTION = ("flash", "fmha", "attention", "attn", "softmax")  # in the names of attention kernels
 
 
-def recipes(rows: int) -> dict[str, Recipe]:
-    """Return our recipes at BERT-base shape. The gated block of `fast` is narrower to equal the parameter count."""
-    size = {**BASE, "joint.batch_rows": rows, "joint.task_batch": rows}
-    return {
-        "ours": bert_recipe(**size, **{"model.intermediate": 3072}),
-        "fast": fast_recipe(**size, **{"model.intermediate": 2048}),
+def recipe(model: str, length: int, tokens: int) -> Recipe:
+    """Return the recipe of a model at BERT-base size, with a step of so many tokens."""
+    name, intermediate = INTERMEDIATE[model]
+    size = {
+        "layers": 12,
+        "hidden": 768,
+        "heads": 12,
+        "intermediate": intermediate,
+        "max_length": length,
+        "dropout": 0.0,
     }
+    rows = {"joint.batch_rows": tokens // length, "precision": "bf16", "checkpoint_steps": 1_000_000}
+    return resolve(name, "tiny", {f"model.{key}": value for key, value in size.items()} | rows | {"model.dropout": 0.0})
 
 
-def utilization(ours: Ours, steps: int, peak: float) -> float:
-    """Return the FLOPs of the step's matrix products over the peak of the card in the same time."""
-    start = time.perf_counter()
-    flops = ours.state_after(steps).flops
-    return flops / (time.perf_counter() - start) / peak
+class Passages:
+    """Step number → batch of masked passages of random tokens."""
+
+    def __init__(self, folder: Path, recipe: Recipe, length: int, rate: float) -> None:
+        random = np.random.default_rng(0)
+        lengths = np.clip(random.lognormal(5.0, 0.5, 20_000), 10, 512).astype(int)
+        with StoreWriter(folder, "passages", VOCABULARY.size) as store:
+            store.add([random.integers(5, VOCABULARY.size, size).tolist() for size in lengths])
+        order = partial(permutation, 0, Stream.PASSAGES, n=len(lengths))
+        self._stream = PassageStream(TokenStore(folder, "passages"), length, order)
+        self._rows, self._rate = recipe.joint.batch_rows, rate
+
+    def __call__(self, step: int, progress: float) -> Batch:  # noqa: ARG002
+        rows = self._stream.rows(step * self._rows, self._rows)
+        tokens, targets = mask_rows(rows, VOCABULARY, self._rate, 0, step, exact=True)
+        masked = int(np.count_nonzero(targets != NOT_MASKED))
+        labels = np.zeros(0, np.int64)
+        return Batch(rows, tokens, targets, labels, masked, 0, 1.0, 0.0, list, "cross_entropy")
+
+
+def trainer(recipe: Recipe, length: int, folder: Path, *, compiled: bool, device: torch.device) -> Trainer:
+    """Return a run of the joint stage's loop on random passages, with the passes for GPUs."""
+    from tlm_core.training.stream_passes import StreamPasses
+
+    rate = recipe.joint.highest_mask_rate
+    model = TaskModel(scratch_shape(recipe.model, VOCABULARY.size, LABELS)).to(device)
+    initialize(model, 0)
+    optimizer = FlatOptimizer(model, recipe.joint.optimizer, ("encoder", "vocabulary", "task"))
+    checkpoints = LocalCheckpoints(folder / "checkpoints")
+    return Trainer(
+        ctx=StageContext({}, JointParams.of(recipe, 0), folder, LocalReporter(), checkpoints),
+        model=model,
+        optimizer=optimizer,
+        batches=Passages(folder, recipe, length, rate),
+        budget=Budget(steps=WARM),
+        device=device,
+        step_flops=partial(step_flops, model.shape),
+        passes=StreamPasses(model, optimizer, Workers(), device, "cross_entropy", rate, recipe.number_format, compiled),
+        needed_flops=partial(needed_flops, model.shape),
+    )
+
+
+def launched_flops(trainer: Trainer, loaded: Loaded) -> float:
+    """Return the FLOPs of the products that a step launches, with padding, unused masks, and the optimizer."""
+    total = trainer.optimizer.flops
+    for part in loaded.parts:
+        pairs = int((part.begins.diff().long() ** 2).sum())
+        products = flops.products(trainer.model.shape, len(part.tokens), pairs, len(part.masked), 0)
+        total += flops.FORWARD_AND_BACKWARD * products
+    return total
+
+
+def busy(intervals: Iterable[tuple[float, float]]) -> float:
+    """Return the length of the union of intervals (begin, end)."""
+    total, last = 0.0, -np.inf
+    for begin, end in sorted(intervals):
+        total += max(0.0, end - max(begin, last))
+        last = max(last, end)
+    return float(total)
+
+
+def traced(trainer: Trainer) -> dict[str, object]:
+    """Run some steps, the later ones under the profiler. Return the GPU's idle share and the attention kernels."""
+    profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
+    steps = itertools.count()
+    trainer.before_step = lambda: profiler.start() if next(steps) == WARM else None
+    trainer.budget = Budget(steps=WARM + TRACED)
+    trainer.run()
+    torch.cuda.synchronize()
+    profiler.stop()
+    kernels = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    spans = [(event.time_range.start, event.time_range.end) for event in kernels]
+    names = {event.name for event in kernels if any(part in event.name.lower() for part in ATTENTION)}
+    whole = max(end for _, end in spans) - min(begin for begin, _ in spans)
+    return {"idle_share": 1 - busy(spans) / whole, "attention_kernels": sorted(name[:80] for name in names)}
+
+
+def measured(trainer: Trainer, steps: int) -> dict[str, object]:
+    """Return the figures of a run after a warm-up. The memory is that of its last step."""
+    trainer.run()
+    trainer.before_step = torch.cuda.reset_peak_memory_stats
+    trainer.budget = Budget(steps=steps)
+    state, _ = trainer.run()
+    memory = {"peak_memory_bytes": torch.cuda.max_memory_allocated(), "rows_at_once": state.micro_rows}
+    rate = {"tokens_per_second": state.tokens / state.seconds}
+    return {**rate, **utilization(trainer, steps, state), **memory, **traced(trainer)}
+
+
+def utilization(trainer: Trainer, steps: int, state: TrainState) -> dict[str, float | None]:
+    """Return `mfu` and `hardware_utilization` of a run; None if the card's peak is unknown."""
+    assert trainer.passes is not None and trainer.needed_flops is not None
+    batch, peak = trainer.batches(0, 0.0), peak_flops(trainer.device)
+    loaded = trainer.passes.load(batch, state.micro_rows)
+    counts = {"mfu": trainer.needed_flops(batch), "hardware_utilization": launched_flops(trainer, loaded)}
+    return {name: None if peak is None else steps * count / state.seconds / peak for name, count in counts.items()}
+
+
+def lines(tokens: int, steps: int) -> Iterator[dict[str, object]]:
+    """Yield a line for each model, length, and form."""
+    reason = "no GPU on this machine" if not torch.cuda.is_available() else None
+    if reason is None and fast_dtype("cuda") != torch.bfloat16:
+        reason = f"{torch.cuda.get_device_name()} does not compute bf16 natively"
+    for model, length, form in itertools.product(INTERMEDIATE, LENGTHS, ("eager", "compiled")):
+        line: dict[str, object] = {"name": f"gpu_{model}_{length}_{form}", "tokens_in_a_step": tokens}
+        if reason is not None:
+            yield {**line, "reason": reason}
+            continue
+        with tempfile.TemporaryDirectory(prefix="tlm-bench-") as folder:
+            chosen, device = recipe(model, length, tokens), torch.device("cuda", 0)
+            run = trainer(chosen, length, Path(folder), compiled=form == "compiled", device=device)
+            yield {**line, "device": torch.cuda.get_device_name(), **measured(run, steps)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--rows", type=int, default=256, help="rows of 128 tokens in a step, for all rivals")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--tokens", type=int, default=65_536, help="tokens in a step")
     options = parser.parse_args()
-    if not torch.cuda.is_available():
-        for name, (goal, unit) in ROWS.items():
-            figure(name, [], goal=goal, unit=unit, reason="no GPU on this machine")
-        return
-    prepared()
-    remark(f"on {torch.cuda.get_device_name()}, {options.rows} rows of 128 tokens a step")
-    ours = {title: Ours(recipe) for title, recipe in recipes(options.rows).items()}
-    against_published(ours, options.rows, options.steps, options.repeats)
-    against_trainer(ours, options.rows, options.steps, options.repeats)
-    model_flops(ours, options.steps, options.repeats)
-
-
-def against_published(ours: dict[str, Ours], rows: int, steps: int, repeats: int) -> None:
-    from benchmarks.training.published_loop import PublishedLoop
-
-    forms = {"fp32": False, "bf16": True}
-    loops = {kind: PublishedLoop(bf16=bf16, shape=SHAPE, batch=rows) for kind, bf16 in forms.items()}
-    rivals = {f"published_{kind}": partial(loop.run, steps) for kind, loop in loops.items()}
-    rates = alternate(rivals | {title: partial(rival.run, steps) for title, rival in ours.items()}, repeats)
-    for title, runs in rates.items():
-        figure(f"gpu_tokens_per_second_{title}", runs, unit="real tokens/s")
-    for title in ours:
-        for kind in forms:
-            row = f"gpu_joint_step_vs_published_{kind}"
-            figure(PREFIX[title] + row, ratios(rates[title], rates[f"published_{kind}"]), goal=ROWS[row][0], unit="x")
-
-
-def against_trainer(ours: dict[str, Ours], rows: int, steps: int, repeats: int) -> None:
-    from benchmarks.training.hf_trainer import alternate_with
-
-    turns = {title: rival.run for title, rival in ours.items()}
-    results = {}
-    for form in ("eager", "compiled"):
-        results[form] = alternate_with(
-            SHAPE, turns, compiled=form == "compiled", batch=rows, steps=steps, repeats=repeats
-        )
-        figure(f"gpu_tokens_per_second_trainer_{form}", results[form]["trainer"], unit="real tokens/s")
-    best = max(results.values(), key=lambda runs: median(runs["trainer"]))
-    for title in ours:
-        row = "gpu_joint_step_vs_trainer"
-        figure(PREFIX[title] + row, ratios(best[title], best["trainer"]), goal=ROWS[row][0], unit="x")
-
-
-def model_flops(ours: dict[str, Ours], steps: int, repeats: int) -> None:
-    card = torch.cuda.get_device_name()
-    peak = peak_flops(torch.device("cuda"))
-    for title, rival in ours.items():
-        shares = [utilization(rival, steps, peak) for _ in range(repeats)] if peak else []
-        goal, unit = ROWS["gpu_mfu"]
-        reason = None if shares else f"the peak of '{card}' is unknown"
-        figure(f"{PREFIX[title]}gpu_mfu", shares, goal=goal, unit=unit, reason=reason)
+    for line in lines(options.tokens, options.steps):
+        print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

@@ -72,22 +72,16 @@ class Turns(TrainerCallback):
 
 
 def alternate_with(
-    shape: tuple[int, int, int, int],
-    others: Mapping[str, Callable[[int], float]],
-    *,
-    compiled: bool,
-    batch: int,
-    steps: int,
-    repeats: int,
+    others: Mapping[str, Callable[[int], float]], *, compiled: bool, steps: int, repeats: int
 ) -> dict[str, list[float]]:
-    """Return the tokens per second of the trainer and the others. shape: layers, hidden, heads, intermediate."""
+    """Return the tokens per second of the trainer and the others."""
     data = Prepared(prepared())
-    config = bert_config(shape, data)
+    config = bert_config((4, 256, 4, 1024), data)
     folder = tempfile.TemporaryDirectory(prefix="tlm-bench-")
     arguments = TrainingArguments(
         output_dir=folder.name,
         max_steps=steps * (repeats + 1),
-        per_device_train_batch_size=batch,
+        per_device_train_batch_size=BATCH,
         dataloader_drop_last=True,
         learning_rate=1e-4,
         bf16=precision() == "bf16",
@@ -101,7 +95,7 @@ def alternate_with(
         disable_tqdm=True,
     )
     tokenizer = AutoTokenizer.from_pretrained(str(data.folder / "tokenizer"))
-    turns = Turns(others, steps, batch * LENGTH)
+    turns = Turns(others, steps, BATCH * LENGTH)
     Trainer(
         model=BertForMaskedLM(config),
         args=arguments,
@@ -122,14 +116,7 @@ def main() -> None:
     with ExitStack() as stack:
         started = {name: RivalProcess("ours", name, env=environment()) for name in ("ours", "fast")}
         others = {name: stack.enter_context(rival).run for name, rival in started.items()}
-        rates = alternate_with(
-            (4, 256, 4, 1024),
-            others,
-            compiled=options.compiled,
-            batch=BATCH,
-            steps=options.steps,
-            repeats=options.repeats,
-        )
+        rates = alternate_with(others, compiled=options.compiled, steps=options.steps, repeats=options.repeats)
     print(json.dumps(rates), flush=True)
 
 

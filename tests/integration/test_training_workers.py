@@ -28,12 +28,21 @@ from tlm_core.training.recipe import Recipe
 from tlm_core.training.stage import StageContext, StopRequested
 
 
-def work(rank: int, size: int, port: int, folder: Path, recipe: Recipe, stop_at: int | None, tight: int | None) -> None:
+def work(
+    rank: int,
+    size: int,
+    port: int,
+    folder: Path,
+    recipe: Recipe,
+    stop_at: int | None,
+    tight: int | None,
+    backend: str = "gloo",
+) -> None:
     torch.set_num_threads(1)
     if rank == tight:
         passes.accumulate_gradient = _with_memory_for_two_rows
     address = f"tcp://127.0.0.1:{port}"
-    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=size)
+    torch.distributed.init_process_group(backend, init_method=address, rank=rank, world_size=size)
     inputs = {"prepared": folder / "prepared"}
     try:
         for stage, params in ((JOINT, JointParams.of(recipe, 2)), (FINETUNE, FinetuneParams.of(recipe, 2))):
