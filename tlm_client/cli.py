@@ -12,6 +12,7 @@ import ast
 from functools import cache
 from importlib import import_module
 from importlib.metadata import version
+from inspect import cleandoc
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +25,7 @@ Command = TyperCommand | TyperGroup
 
 # Panel of the help → module of tlm_client.commands → its commands; none if `group` of the module is the command.
 _PANELS: dict[str, dict[str, tuple[str, ...]]] = {
-    "Run": {"submit": ("submit", "estimate", "retry", "clone")},
+    "Run": {"submit": ("submit", "estimate", "retry", "clone"), "recipe": ()},
     "Jobs": {
         "jobs": ("jobs", "show", "watch", "logs", "cancel", "pause", "resume", "delete"),
         "analysis": ("compare", "why"),
@@ -32,7 +33,7 @@ _PANELS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "Data": {"dataset": (), "corpus": ()},
     "Models": {"models": ("predict", "models", "alias", "download", "evaluate", "convert")},
-    "Service": {"stack": ("up", "down", "status"), "profile": (), "webhook": ()},
+    "Service": {"stack": ("up", "down", "status"), "gateway": ("open", "doctor"), "profile": (), "webhook": ()},
 }
 _MODULES = {
     name: module for modules in _PANELS.values() for module, names in modules.items() for name in names or (module,)
@@ -49,7 +50,18 @@ def _load(name: str) -> Command:
         commands.command()(getattr(module, name))
     command = typer.main.get_command(commands)
     assert isinstance(command, Command)
+    _show_examples(command)
     return command
+
+
+def _show_examples(command: Command) -> None:
+    """Mark the examples in the help of a command and its subcommands: the paragraph of lines that start with `tlm`."""
+    if command.help and "\n\ntlm " in (text := cleandoc(command.help)):
+        text, examples = text.split("\n\ntlm ", 1)
+        # Without \b, the lines would become one paragraph.
+        command.help = "\n".join([text, "\n\b\nExamples:", *(f"  {line}" for line in f"tlm {examples}".splitlines())])
+    for subcommand in getattr(command, "commands", {}).values():
+        _show_examples(subcommand)
 
 
 @cache

@@ -14,6 +14,7 @@ from pydantic_core import to_jsonable_python
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from tlm_client.client import TLMClient
 from tlm_client.profiles import find_profile, profiles_file
@@ -103,7 +104,9 @@ Watch = Annotated[bool, typer.Option("--watch", "-w", help="Show the progress un
 
 def command_group(summary: str | None) -> typer.Typer:
     """Return an empty group of commands."""
-    return typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, help=summary)
+    group = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, help=summary)
+    group.callback()(lambda: None)  # otherwise a group with one command would become that command
+    return group
 
 
 def exit_code(error: TLMError) -> int:
@@ -121,12 +124,12 @@ def stderr_console() -> Console:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> Table:
-    """Return a table. Markup in cells is shown as text."""
+    """Return a table. Markup in cells is shown as text, a Text with its styles."""
     result = Table(title=escape(title) if title else None, title_justify="left", header_style="bold")
     for column in columns:
         result.add_column(column, no_wrap=column == "id", overflow="fold")
     for row in rows:
-        result.add_row(*("" if cell is None else escape(str(cell)) for cell in row))
+        result.add_row(*(cell if isinstance(cell, Text) else escape("" if cell is None else str(cell)) for cell in row))
     return result
 
 

@@ -22,6 +22,7 @@ from tlm_core.pulse import PULSE
 log = logging.getLogger(__name__)
 
 _MAX_PENDING = 10_000  # entries of each kind that are buffered while Redis is away
+_LOGGED = ("mlm", "task", "validation_loss", "score")  # metrics in the log
 _STATE_SECONDS = 0.1  # between two reads of the job's state, which are cheap; a report is a durable write
 
 
@@ -81,6 +82,8 @@ class JobReporter:
         self._stale = False
         self._node: tuple[Situation, Node] | None = None
         self._pending = _Report()
+        self._logged_tenth = 0  # of the current node
+        self._latest: dict[str, float | int | str | None] = {}
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
         self._thread.start()
 
@@ -92,16 +95,29 @@ class JobReporter:
         situation, node = self._node
         PULSE.advance()
         with self._lock:
+            self._log_step(node, step, total, rate, unit)
             self._pending.progress = partial(
                 progress_of, situation, node, step=step, total=total, rate=rate, unit=unit, eta_seconds=eta_seconds
             )
             return self._may_continue()
+
+    def _log_step(self, node: Node, step: int, total: int, rate: float | None, unit: str) -> None:
+        """Log the step at each tenth of a node, with its latest metrics."""
+        tenth = 10 * step // total if total else 0
+        if tenth <= self._logged_tenth:
+            return
+        self._logged_tenth = tenth
+        latest = {name: self._latest.get(name) for name in _LOGGED}
+        shown = (f"{name} {value:.4g}" for name, value in latest.items() if isinstance(value, float | int))
+        speed = [f"{rate:,.0f} {unit}/s"] if rate is not None else []
+        self._pending.logs.append(", ".join([f"{node.name}: step {step:,} of {total:,}", *shown, *speed]))
 
     def metrics(self, **values: float | int | str | None) -> None:
         """See `Reporter.metrics`."""
         assert self._node is not None, "call start_node first"
         with self._lock:
             node = self._node[1]
+            self._latest |= values
             self._pending.metrics.append({"node": node.name, "stage": node.stage.name, **values})
 
     def event(self, type: str, **data: object) -> None:
@@ -119,6 +135,7 @@ class JobReporter:
     def start_node(self, situation: Situation, node: Node) -> None:
         """Report all that follows for this node."""
         self._node = (situation, node)
+        self._logged_tenth, self._latest = 0, {}
         self._liveness.restart()
         self.progress(step=0, total=0, rate=None, unit="steps", eta_seconds=None)
 

@@ -35,6 +35,7 @@ ELSEWHERE = {
     r"--from-packages": "tests/unit/corpus/test_packages.py",
     r"hub:|/v1/datasets/hub": "tests/unit/tasks/test_hub.py",
     r"^tlm evaluate\b": "tests/integration/test_evaluate.py",
+    r"^tlm open\b": "tests/unit/client/test_cli.py",
     r"deploy|docker|kubectl|^make |^source |^export |^python": "tests/checks/docs/test_commands_parse.py",
 }  # fmt: skip
 SIZE = 4096

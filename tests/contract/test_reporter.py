@@ -93,3 +93,15 @@ def test_reports_of_a_worker_without_progress_say_so(redis_client: redis.Redis, 
         wait_for(lambda: (now := beat()) and now.idle > 0.3)
         reporter.progress(step=1, total=2, rate=None, unit="steps", eta_seconds=None)
         wait_for(lambda: (now := beat()) and now.idle < 0.3)
+
+
+def test_log_has_a_line_at_each_tenth_of_a_stage(reporter: JobReporter, redis_client: redis.Redis) -> None:
+    for step in range(1, 96):
+        reporter.metrics(step=step, mlm=8.0 - step / 20, task=None)
+        reporter.progress(step=step, total=95, rate=2_261.4, unit="tokens", eta_seconds=None)
+    reporter.close()
+    store = JobStore(redis_client)
+    ((job,), _) = store.list_jobs(T)
+    lines = [line["line"] for line in store.logs(T, job.id)]
+    assert len(lines) == 10
+    assert lines[0] == "prepare: step 10 of 95, mlm 7.5, 2,261 tokens/s"

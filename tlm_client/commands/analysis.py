@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from tlm_client.console import AsJson, JobId, JobIds, print_result, session_of, table
 from tlm_client.display import spark
@@ -13,6 +16,7 @@ from tlm_core.tasks.metrics import scores_shown
 from tlm_core.wire import Comparison, Outcome
 
 _LONGEST_VALUE = 40
+_WORD = re.compile(r"\w{4,}")  # shorter words of a query say little
 
 
 def compare(
@@ -20,7 +24,11 @@ def compare(
     job_ids: JobIds,
     as_json: AsJson = False,
 ) -> None:
-    """Compare two to ten jobs: settings that differ, scores, cost and curves."""
+    """Compare two to ten jobs: settings that differ, scores, cost and curves.
+
+    tlm compare ID OTHER_ID
+    tlm compare ID OTHER_ID --json
+    """
     with session_of(context).client() as client:
         comparison = client.compare(job_ids, points=40)
     columns = ("", *(job.id for job in comparison.jobs))
@@ -41,19 +49,46 @@ def why(
     job_id: JobId,
     words: Annotated[list[str] | None, typer.Argument(metavar="[WORD…]", help="Words in the passages.")] = None,
     row: Annotated[int | None, typer.Option(min=1, help="Only passages that this train row retrieved.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=100, help="Maximum number of passages.")] = 10,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="Maximum number of passages.")] = 5,
+    full: Annotated[bool, typer.Option("--full", help="Whole passages, each with three train rows.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show selected passages, and the train rows that retrieved each of them."""
+    """Show selected passages, and the train rows that retrieved each of them.
+
+    tlm why @latest
+    tlm why ID water boils --full
+    """
     with session_of(context).client() as client:
         selection = client.selection(job_id, words=" ".join(words or []), train_row=row, limit=limit)
     rows = []
     for passage in selection.data:
-        queries = (f"row {q.train_row} ({q.label or '?'}) {(q.text or '')[:80]}" for q in passage.provenance[:3])
-        rows.append((passage.rank, passage.source, passage.text[:300], "\n".join(queries)))
-    total = "?" if selection.total is None else selection.total
+        sources = passage.provenance[: 3 if full else 1]
+        terms = words or _WORD.findall(" ".join(q.text or "" for q in sources))
+        queries = "\n".join(f"row {q.train_row} ({q.label or '?'}) {q.text or ''}" for q in sources)
+        cells = [passage.text, queries] if full else [shorten(passage.text, terms), shorten(queries, ())]
+        rows.append((passage.rank, passage.source, *(_highlighted(cell, terms) for cell in cells)))
     passages = table(("rank", "source", "passage", "retrieved by"), rows)
-    print_result(selection, passages, f"{len(rows)} of {total} passages", as_json=as_json)
+    print_result(selection, passages, f"{len(rows)} of {selection.total:,} passages", as_json=as_json)
+
+
+def shorten(text: str, terms: Sequence[str], width: int = 100) -> str:
+    """Return at most `width` characters of whole words around the first of `terms`, or from the start."""
+    line = " ".join(text.split())
+    match = re.search(rf"(?i)\b({'|'.join(map(re.escape, terms))})\b", line) if terms else None
+    start = max(0, match.start() - width // 3) if match else 0
+    if start:
+        start = line.find(" ", start) + 1
+    shown = line[start : start + width]
+    if start + width < len(line):
+        shown = f"{shown.rpartition(' ')[0] or shown} …"
+    return f"… {shown}" if start else shown
+
+
+def _highlighted(text: str, terms: Sequence[str]) -> Text:
+    result = Text(text)
+    if terms:
+        result.highlight_regex(rf"(?i)\b({'|'.join(map(re.escape, terms))})\b", "bold")
+    return result
 
 
 def _score_rows(comparison: Comparison) -> list[tuple[str, ...]]:

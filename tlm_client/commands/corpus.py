@@ -59,7 +59,11 @@ def add_corpus(
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the corpus is ready.")] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Split texts into passages on this machine, upload them, and wait until the corpus is ready."""
+    """Split texts into passages on this machine, upload them, and wait until the corpus is ready.
+
+    tlm corpus add docs texts/
+    tlm corpus add docs --from-packages
+    """
     if bool(paths) == from_packages:
         raise InvalidRequest("Name files, folders or hub IDs, or use --from-packages. Do not combine them.")
     if by_service and (from_packages or text_column or limit):
@@ -87,7 +91,11 @@ def add_corpus(
 
 @group.command("list")
 def list_corpora(context: typer.Context, as_json: AsJson = False) -> None:
-    """List the corpora."""
+    """List the corpora.
+
+    tlm corpus list
+    tlm corpus list --json
+    """
     with session_of(context).client() as client:
         listed = list(client.corpora())
     rows = []
@@ -101,7 +109,11 @@ def list_corpora(context: typer.Context, as_json: AsJson = False) -> None:
 
 @group.command("show")
 def show_corpus(context: typer.Context, name: CorpusName, as_json: AsJson = False) -> None:
-    """Show the versions of a corpus and its latest uploads."""
+    """Show the versions of a corpus and its latest uploads.
+
+    tlm corpus show docs
+    tlm corpus show docs --json
+    """
     with session_of(context).client() as client:
         corpus = client.corpus(name)
     versions = []
@@ -122,7 +134,11 @@ def delete_corpus(
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete a corpus or one of its versions. Fails while an unfinished job uses it."""
+    """Delete a corpus or one of its versions. Fails while an unfinished job uses it.
+
+    tlm corpus delete docs
+    tlm corpus delete docs@v1 --yes
+    """
     corpus, version = _split_version(name)
     target = f"version {version} of corpus '{corpus}'" if version else f"corpus '{corpus}'"
     confirm_deletion(target if version else f"{target} with all its versions", yes=yes)
@@ -138,7 +154,11 @@ def cancel_upload(
     upload: Annotated[str | None, typer.Argument(metavar="[UPLOAD]", help="Default: the active upload.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Cancel an active upload. Earlier versions remain."""
+    """Cancel an active upload. Earlier versions remain.
+
+    tlm corpus cancel docs
+    tlm corpus cancel docs load_ID
+    """
     with session_of(context).client() as client:
         active = (load.id for load in client.corpus(name).loads if load.state not in _FINAL_STATES)
         upload_id = upload or next(active, None)
@@ -154,7 +174,11 @@ def list_refused(
     name: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="Default: the current version.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show the passages that the index rejected, with the reasons."""
+    """Show the passages that the index rejected, with the reasons.
+
+    tlm corpus refused docs
+    tlm corpus refused docs@v1
+    """
     corpus, version = _split_version(name)
     with session_of(context).client() as client:
         version = version or client.corpus(corpus).version
@@ -171,7 +195,11 @@ def search_corpus(
     k: Annotated[int, typer.Option("-k", min=1, max=100, help="Maximum number of passages.")] = 10,
     as_json: AsJson = False,
 ) -> None:
-    """Search a corpus."""
+    """Search a corpus.
+
+    tlm corpus search docs "boiling point of water"
+    tlm corpus search docs "a text" -k 3
+    """
     with session_of(context).client() as client:
         hits = client.search(name, query, k)
     rows = [(f"{hit.score:.2f}", hit.source, hit.text[:400]) for hit in hits]

@@ -50,7 +50,11 @@ def add_dataset(
     split_seed: Annotated[int, typer.Option(help="Seed for splits that the service creates.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Upload a dataset. If it contains errors, print each with its row and column, and store nothing."""
+    """Upload a dataset. If it contains errors, print each with its row and column, and store nothing.
+
+    tlm dataset add reviews reviews.csv
+    tlm dataset add sciie hub:yxchar/sciie-tlm
+    """
     fields = {
         "text_column": text_column, "text_pair_column": pair_column, "label_column": label_column,
         "delimiter": delimiter, "metric": metric, "positive_label": positive_label, "language": language,
@@ -71,7 +75,11 @@ def add_dataset(
 
 @group.command("list")
 def list_datasets(context: typer.Context, as_json: AsJson = False) -> None:
-    """List the datasets, newest first."""
+    """List the datasets, newest first.
+
+    tlm dataset list
+    tlm dataset list --json
+    """
     with session_of(context).client() as client:
         listed = list(client.datasets())
     rows = [(d.name, d.version, d.id, d.labels, _format_rows(d.rows), d.warnings) for d in listed]
@@ -80,7 +88,11 @@ def list_datasets(context: typer.Context, as_json: AsJson = False) -> None:
 
 @group.command("show")
 def show_dataset(context: typer.Context, name: DatasetName, as_json: AsJson = False) -> None:
-    """Show the labels, warnings and inferred settings of a dataset."""
+    """Show the labels, warnings and inferred settings of a dataset.
+
+    tlm dataset show reviews
+    tlm dataset show reviews@v1
+    """
     with session_of(context).client() as client:
         dataset = client.dataset(name)
         report = client.dataset_report(dataset.id)
@@ -96,7 +108,11 @@ def delete_dataset(
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete one version of a dataset. Fails while an unfinished job uses it."""
+    """Delete one version of a dataset. Fails while an unfinished job uses it.
+
+    tlm dataset delete reviews@v1
+    tlm dataset delete reviews --with-jobs
+    """
     with session_of(context).client() as client:
         target = client.dataset(dataset)
         confirm_deletion(f"'{target.name}' version {target.version} ({target.id})", yes=yes)

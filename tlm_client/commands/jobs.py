@@ -44,7 +44,11 @@ def jobs(
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of jobs.")] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """List jobs, newest first."""
+    """List jobs, newest first.
+
+    tlm jobs --state running
+    tlm jobs --search nightly --limit 5
+    """
     with session_of(context).client() as client:
         matches = client.jobs(state, kind=kind, dataset=dataset, labels=parse_labels(label), search=search)
         listed = list(islice(matches, limit))
@@ -78,7 +82,11 @@ def _notes(job: JobSummary) -> list[str]:
 
 
 def show(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
-    """Show the state, the stages and the scores of a job."""
+    """Show the state, the stages and the scores of a job.
+
+    tlm show @latest
+    tlm show ID --json
+    """
     with session_of(context).client() as client:
         job = client.job(job_id)
         report = client.report(job_id) if job.state is State.SUCCEEDED else None
@@ -103,7 +111,11 @@ def show(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None
 
 
 def watch(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
-    """Show the progress of a job until it ends. Ctrl-C does not stop the job. Exit code 1 if the job fails."""
+    """Show the progress of a job until it ends. Ctrl-C does not stop the job. Exit code 1 if the job fails.
+
+    tlm watch @latest
+    tlm watch ID --json
+    """
     with session_of(context).client() as client:
         watch_job(client, job_id, as_json)
 
@@ -115,7 +127,11 @@ def logs(
     tail: Annotated[int | None, typer.Option("--tail", "-n", min=1, max=5000, help="Only the last N lines.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the log of a job."""
+    """Print the log of a job.
+
+    tlm logs @latest --tail 20
+    tlm logs ID --follow
+    """
 
     def show_line(line: LogLine) -> None:
         print_result(line, f"{line.at.astimezone():%H:%M:%S} {line.line}", as_json=as_json)
@@ -136,25 +152,41 @@ def logs(
 
 
 def cancel(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
-    """Cancel a job. It stays `cancelling` until all its processes have stopped."""
+    """Cancel a job. It stays `cancelling` until all its processes have stopped.
+
+    tlm cancel ID
+    tlm cancel @latest --json
+    """
     with session_of(context).client() as client:
         _print_state(client.cancel(job_id), as_json)
 
 
 def pause(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
-    """Pause a job after it writes a checkpoint."""
+    """Pause a job after it writes a checkpoint.
+
+    tlm pause ID
+    tlm pause @latest
+    """
     with session_of(context).client() as client:
         _print_state(client.pause(job_id), as_json)
 
 
 def resume(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
-    """Continue a paused job from its checkpoint, with the same result as without the pause."""
+    """Continue a paused job from its checkpoint, with the same result as without the pause.
+
+    tlm resume ID
+    tlm resume @latest
+    """
     with session_of(context).client() as client:
         _print_state(client.resume(job_id), as_json)
 
 
 def delete(context: typer.Context, job_id: JobId, yes: Yes = False, as_json: AsJson = False) -> None:
-    """Delete a finished job, its log, and the models and checkpoints that no other job uses."""
+    """Delete a finished job, its log, and the models and checkpoints that no other job uses.
+
+    tlm delete ID
+    tlm delete ID --yes
+    """
     confirm_deletion(f"{job_id} and its model", yes=yes)
     with session_of(context).client() as client:
         client.delete_job(job_id)

@@ -23,6 +23,9 @@ def download(
     """Download the model and the reports of a job, verified by SHA-256. Continues an interrupted download.
 
     Until the job returns a model, it downloads the linear model.
+
+    tlm download @latest
+    tlm download ID model
     """
     target = folder or Path(job_id)
     with session_of(context).client() as client, Display(stderr_console()) as display:
@@ -52,7 +55,11 @@ def predict(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Classify texts with the model of a job, on the gateway. Until it exists, the linear model answers."""
+    """Classify texts with the model of a job, on the gateway. Until it exists, the linear model answers.
+
+    tlm predict @latest "a text to classify"
+    tlm predict reviews@production --file in.csv --out out.csv
+    """
     if (file is None) != (out is None) or bool(texts) == (file is not None):
         raise typer.BadParameter("Give texts, or --file and --out.")
     if file is not None and out is not None:
@@ -90,7 +97,11 @@ def _predict_texts(
 
 
 def models(context: typer.Context, as_json: AsJson = False) -> None:
-    """List the models of finished jobs with their aliases, newest first."""
+    """List the models of finished jobs with their aliases, newest first.
+
+    tlm models
+    tlm models --json
+    """
     with session_of(context).client() as client:
         listed = list(client.models())
     rows = [
@@ -110,7 +121,11 @@ def alias(
     delete: Annotated[bool, typer.Option("--delete", help="Delete the alias, but not the model.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Give a model a stable name for predictions. Commands accept it in place of a job ID."""
+    """Give a model a stable name for predictions. Commands accept it in place of a job ID.
+
+    tlm alias reviews@production ID
+    tlm alias reviews@production --delete
+    """
     if delete == (job_id is not None):
         raise typer.BadParameter("Give the ID of a job, or --delete.")
     with session_of(context).client() as client:
@@ -130,7 +145,11 @@ def evaluate(
     batch: Annotated[int, typer.Option(min=1, help="Batch size.")] = 64,
     as_json: AsJson = False,
 ) -> None:
-    """Score a model on a dataset, on this machine, with the same metrics as a job."""
+    """Score a model on a dataset, on this machine, with the same metrics as a job.
+
+    tlm evaluate ID/model --dataset reviews
+    tlm evaluate hub:OWNER/NAME --dataset test.csv --split test
+    """
     from tlm_client.evaluation import evaluate_model, task_of
 
     task = task_of(dataset, session_of(context))
@@ -154,7 +173,11 @@ def convert(
     label: Annotated[list[str] | None, typer.Option(help="Label name, in order. Repeatable. Default: numbers.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Convert a model of the original TLM release to a folder that stock classes load."""
+    """Convert a model of the original TLM release to a folder that stock classes load.
+
+    tlm convert hub:OWNER/NAME converted
+    tlm convert release converted --label negative --label positive
+    """
     from tlm_core.training.release import convert as convert_release
 
     if folder.exists():

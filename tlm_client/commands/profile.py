@@ -23,7 +23,11 @@ def add_profile(
     token: Annotated[str, typer.Option(prompt=True, hide_input=True, help="API token of the gateway.")],
     as_json: AsJson = False,
 ) -> None:
-    """Add or replace a profile."""
+    """Add or replace a profile.
+
+    tlm profile add team https://tlm.example.com
+    tlm profile add local http://127.0.0.1:8321 --token TOKEN
+    """
     check_gateway(url, token)
     file = session_of(context).profiles
     save_profiles(file, load_profiles(file) | {name: Profile(url=url, token=token)})
@@ -32,7 +36,11 @@ def add_profile(
 
 @group.command("list")
 def list_profiles(context: typer.Context, as_json: AsJson = False) -> None:
-    """List the profiles without their tokens."""
+    """List the profiles without their tokens.
+
+    tlm profile list
+    tlm profile list --json
+    """
     rows = [(name, profile.url) for name, profile in sorted(load_profiles(session_of(context).profiles).items())]
     value = [{"name": name, "url": url} for name, url in rows]
     print_result(value, table(("name", "url"), rows), as_json=as_json)
@@ -40,7 +48,11 @@ def list_profiles(context: typer.Context, as_json: AsJson = False) -> None:
 
 @group.command("remove")
 def remove_profile(context: typer.Context, name: ProfileName, as_json: AsJson = False) -> None:
-    """Delete a profile."""
+    """Delete a profile.
+
+    tlm profile remove team
+    tlm profile remove team --json
+    """
     file = session_of(context).profiles
     find_profile(file, name)
     save_profiles(file, {other: profile for other, profile in load_profiles(file).items() if other != name})

@@ -31,7 +31,11 @@ def up(
     gpus: Annotated[int | None, typer.Option(min=0, help="GPUs, one for each worker. Default: all visible.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Start Redis, Ray, the retriever, the trainer and the gateway on this machine. Ctrl-C stops them."""
+    """Start Redis, Ray, the retriever, the trainer and the gateway on this machine. Ctrl-C stops them.
+
+    tlm up --detach
+    tlm up --port 0 --data-dir /data/tlm
+    """
     options = StackOptions(
         data_dir or session_of(context).data_dir, port=port, opensearch_url=opensearch_url, gpus=gpus
     )
@@ -55,7 +59,11 @@ def up(
 
 
 def down(context: typer.Context, data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Stop the service on this machine. Unfinished jobs continue after the next start."""
+    """Stop the service on this machine. Unfinished jobs continue after the next start.
+
+    tlm down
+    tlm down --data-dir /data/tlm
+    """
     folder = data_dir or session_of(context).data_dir
     stopped = stop_stack(folder)
     text = "Stopped" if stopped else f"No stack runs on {folder}"
@@ -63,7 +71,11 @@ def down(context: typer.Context, data_dir: DataDir = None, as_json: AsJson = Fal
 
 
 def status(context: typer.Context, data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Show the processes on this machine. Exit code 1 if the gateway does not answer."""
+    """Show the processes on this machine. Exit code 1 if the gateway does not answer.
+
+    tlm status
+    tlm status --json
+    """
     folder = data_dir or session_of(context).data_dir
     state = StackFolder(folder).running_state()
     if state is None:

@@ -61,7 +61,11 @@ def submit(
     watch: Watch = False,
     as_json: AsJson = False,
 ) -> None:
-    """Submit a job."""
+    """Submit a job.
+
+    tlm submit --dataset reviews --corpus docs --watch
+    tlm submit --dataset reviews --scale instant --name first-try
+    """
     fields: dict[str, object] = {"name": name, "metadata": parse_labels(label), "priority": priority, "kind": kind}
     kind_options = _parse_options(options, kind) if options is not None else {}
     if options is not None:
@@ -94,7 +98,11 @@ def estimate(
     workers: Workers = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Estimate the time, compute and memory of a job, with the source of each figure."""
+    """Estimate the time, compute and memory of a job, with the source of each figure.
+
+    tlm estimate --dataset reviews --corpus docs --scale small
+    tlm estimate --dataset reviews --set finetune.epochs=20
+    """
     spec = _build_spec(
         set_, dataset=dataset, corpus=corpus, scale=scale, recipe=recipe, seeds=seed, workers=workers
     )  # fmt: skip
@@ -104,7 +112,11 @@ def estimate(
 
 
 def retry(context: typer.Context, job_id: JobId, watch: Watch = False, as_json: AsJson = False) -> None:
-    """Run a failed or cancelled job again. The new job reuses finished stages."""
+    """Run a failed or cancelled job again. The new job reuses finished stages.
+
+    tlm retry @latest
+    tlm retry ID --watch
+    """
     with session_of(context).client() as client:
         job = client.retry(job_id)
         _report_new_job(client, job, f", a retry of {job_id}", watch=watch, as_json=as_json)
@@ -129,7 +141,11 @@ def clone(
     watch: Watch = False,
     as_json: AsJson = False,
 ) -> None:
-    """Submit a copy of a job, with changes. By default it uses the same versions of the data."""
+    """Submit a copy of a job, with changes. By default it uses the same versions of the data.
+
+    tlm clone ID --seed 1 --seed 2
+    tlm clone @latest --set finetune.epochs=20 --watch
+    """
     changes: dict[str, object] = {
         "name": name, "dataset": dataset, "corpus": corpus, "scale": scale, "seeds": seed or None,
         "overrides": _parse_overrides(set_) or None, "metadata": parse_labels(label) or None, "priority": priority,

@@ -17,7 +17,11 @@ def suspects(
     limit: Annotated[int, typer.Option(min=1, max=200, help="Maximum number of rows.")] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """List the train and validation rows whose labels are probably wrong, most suspect first."""
+    """List the train and validation rows whose labels are probably wrong, most suspect first.
+
+    tlm suspects @latest
+    tlm suspects ID --limit 50 --json
+    """
     with session_of(context).client() as client:
         ranking = client.suspects(job_id, limit=limit)
     rows = []

@@ -22,7 +22,11 @@ def add_webhook(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Add a webhook. Its secret is shown only once."""
+    """Add a webhook. Its secret is shown only once.
+
+    tlm webhook add https://example.com/tlm
+    tlm webhook add https://example.com/tlm --event job.failed
+    """
     with session_of(context).client() as client:
         webhook = client.add_webhook(url, event or ())
     text = f"{webhook.id} receives {', '.join(webhook.events)}. Verify signatures with {webhook.secret}"
@@ -31,7 +35,11 @@ def add_webhook(
 
 @group.command("list")
 def list_webhooks(context: typer.Context, as_json: AsJson = False) -> None:
-    """List the webhooks."""
+    """List the webhooks.
+
+    tlm webhook list
+    tlm webhook list --json
+    """
     with session_of(context).client() as client:
         hooks = client.webhooks()
     rows = [(hook.id, hook.url, ", ".join(hook.events), hook.disabled) for hook in hooks]
@@ -40,7 +48,11 @@ def list_webhooks(context: typer.Context, as_json: AsJson = False) -> None:
 
 @group.command("attempts")
 def list_attempts(context: typer.Context, webhook_id: WebhookId, as_json: AsJson = False) -> None:
-    """Show the latest deliveries and their responses."""
+    """Show the latest deliveries and their responses.
+
+    tlm webhook attempts wh_ID
+    tlm webhook attempts wh_ID --json
+    """
     with session_of(context).client() as client:
         attempts = client.webhook_attempts(webhook_id)
     rows = [(a.message, a.type, a.number, a.status, a.error) for a in attempts]
@@ -49,7 +61,11 @@ def list_attempts(context: typer.Context, webhook_id: WebhookId, as_json: AsJson
 
 @group.command("remove")
 def remove_webhook(context: typer.Context, webhook_id: WebhookId, as_json: AsJson = False) -> None:
-    """Delete a webhook."""
+    """Delete a webhook.
+
+    tlm webhook remove wh_ID
+    tlm webhook remove wh_ID --json
+    """
     with session_of(context).client() as client:
         client.delete_webhook(webhook_id)
     print_result({"removed": webhook_id}, f"Removed {webhook_id}", as_json=as_json)

@@ -12,7 +12,6 @@ from typing import Any
 
 import httpx
 import pytest
-import typer
 from typer.testing import CliRunner, Result
 
 from tests.unit.client.gateway import (
@@ -426,15 +425,37 @@ def test_by_service_sends_only_urls() -> None:
     assert tlm(unreachable, *add, "--limit", "5").exit_code == 5
 
 
-def test_every_command_has_a_json_option() -> None:
-    def commands(command: Any, path: tuple[str, ...]) -> list[tuple[str, ...]]:
-        if not hasattr(command, "list_commands"):
-            return [path]
-        names = command.list_commands(None)
-        return [each for name in names for each in commands(command.get_command(None, name), (*path, name))]
+READY = {"redis": "ok", "retriever": "ok"}
+INFO = {"version": version("tlm-service"), "scales": [], "recipes": [], "max_upload_bytes": 1, "max_json_bytes": 1,
+        "max_predict_texts": 1}  # fmt: skip
 
-    names = commands(typer.main.get_command(app), ())
-    assert len(names) >= 19
-    for name in names:
-        result = CliRunner().invoke(app, [*name, "--help"], env={"COLUMNS": "200"})
-        assert "--json" in result.stdout, name
+
+@pytest.mark.parametrize(
+    ("ready", "info", "failure"),
+    [
+        (READY, INFO, None),
+        (problem(503, "unavailable", "retriever: No response within 3 s."), INFO, "retriever: No response"),
+        (READY, problem(401, "unauthorized", "Unknown API token."), "Unknown API token."),
+        (READY, {**INFO, "version": "9.9"}, "the gateway 9.9"),
+    ],
+)
+def test_doctor_names_what_is_wrong(ready: Any, info: Any, failure: str | None) -> None:
+    result = tlm(serve({"GET /readyz": ready, "GET /v1/info": info}), "doctor", "--json")
+    checks = json.loads(result.stdout)["checks"]
+    wrong = [text for text in checks.values() if text != "ok"]
+    assert (result.exit_code, len(wrong)) == ((0, 0) if failure is None else (1, 1))
+    assert failure is None or failure in wrong[0]
+
+
+def test_open_starts_the_browser_at_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("typer.launch", opened.append)
+    assert tlm(unreachable, "open").exit_code == tlm(unreachable, "open", "job_1").exit_code == 0
+    assert opened == [f"{URL}/ui/jobs", f"{URL}/ui/jobs/job_1"]
+
+
+def test_recipe_keys_show_value_and_meaning() -> None:
+    result = tlm(unreachable, "recipe", "keys", "finetune.max_steps", "--json")
+    assert json.loads(result.stdout) == [
+        {"key": "finetune.max_steps", "value": None, "meaning": "cap on the steps that epochs give"}
+    ]

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from tests.unit.client.gateway import end, event, event_stream, job_summary, job_view
 from tests.unit.client.test_cli import serve, tlm
 from tlm_client.cli import app
+from tlm_client.commands.analysis import shorten
 from tlm_client.console import Session
 from tlm_client.profiles import Profile, save_profiles
 
@@ -244,6 +245,14 @@ def test_why_shows_the_train_rows_of_a_passage() -> None:
     assert "row 7 (pos) a [bold]row[/bold]" in result.stdout and "1 of 9 passages" in result.stdout
 
 
+def test_why_shows_whole_words_around_the_first_term() -> None:
+    text = "alpha beta " * 30 + "water boils " + "gamma delta " * 30
+    shown = shorten(text, ["boils"])
+    assert len(shown) < 110 and "water boils gamma" in shown
+    assert set(shown.split()) == {"…", "alpha", "beta", "water", "boils", "gamma", "delta"}
+    assert shorten("short text", ["text"]) == "short text"
+
+
 def test_profile_selects_a_gateway_and_hides_its_token(tmp_path: Path) -> None:
     seen: list[tuple[str, str]] = []
 
@@ -253,13 +262,13 @@ def test_profile_selects_a_gateway_and_hides_its_token(tmp_path: Path) -> None:
 
     file = tmp_path / "config" / "profiles.toml"
     here = {"profiles": file, "url": None, "token": None}
-    added = tlm(handler, "profile", "add", "lab", "https://lab.example", "--token", 's"ecret', **here)
+    added = tlm(handler, "profile", "add", "lab", "https://lab.example", "--token", 'k"ey1', **here)
     assert added.exit_code == 0, added.output
     assert file.stat().st_mode & 0o777 == 0o600
     assert tlm(handler, "--profile", "lab", "jobs", **here).exit_code == 0
-    assert seen == [("https://lab.example/v1/jobs", 'Bearer s"ecret')]
+    assert seen == [("https://lab.example/v1/jobs", 'Bearer k"ey1')]
     listed = tlm(handler, "profile", "list", **here)
-    assert "lab" in listed.stdout and "ecret" not in listed.stdout
+    assert "lab" in listed.stdout and "ey1" not in listed.stdout
     unknown = tlm(handler, "--profile", "nope", "jobs", **here)
     assert (unknown.exit_code, "Existing profiles: lab" in unknown.stderr) == (4, True)
     assert tlm(handler, "profile", "remove", "lab", **here).exit_code == 0

@@ -1,0 +1,62 @@
+"""`tlm open`, `tlm doctor`: the gateway that this machine uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from tlm_client.client import TLMClient
+from tlm_client.console import FAILED, AsJson, print_result, resolve_job, session_of, table
+from tlm_core.errors import TLMError
+
+_OK = "ok"
+
+
+def open(
+    context: typer.Context,
+    job_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="Default: the list of jobs.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Open the dashboard, or the page of a job, in the browser.
+
+    tlm open
+    tlm open @latest
+    """
+    page = f"/{resolve_job(context, job_id)}" if job_id else ""
+    with session_of(context).client() as client:
+        url = f"{client.url}/ui/jobs{page}"
+    print_result({"url": url}, url, as_json=as_json)
+    typer.launch(url)
+
+
+def doctor(context: typer.Context, as_json: AsJson = False) -> None:
+    """Check the gateway, its components, the token and the versions. Exit code 1 if a check fails.
+
+    tlm doctor
+    tlm doctor --json
+    """
+    with session_of(context).client() as client:
+        checks = dict(_checks(client))
+    value = {"url": client.url, "checks": checks}
+    print_result(value, f"Gateway: {client.url}", table(("check", "result"), checks.items()), as_json=as_json)
+    if set(checks.values()) != {_OK}:
+        raise typer.Exit(FAILED)
+
+
+def _checks(client: TLMClient) -> Iterator[tuple[str, str]]:
+    """Yield each check with `ok`, or with what is wrong."""
+    try:
+        yield from client.ready().items()
+    except TLMError as error:
+        yield "components", error.message
+    own = version("tlm-service")
+    try:
+        theirs = client.info().version
+    except TLMError as error:
+        yield "token", error.message
+        return
+    yield "token", _OK
+    yield "version", _OK if own == theirs else f"tlm is {own}, the gateway {theirs}. Install the same release."
