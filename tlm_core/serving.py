@@ -93,6 +93,11 @@ class Model:
                 result[batch] = self._run([rows[i] for i in batch], [cut[i] for i in batch])
         return result
 
+    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[str] | list[float]:
+        """Return the most likely label of each text; for a regression model its predicted values."""
+        rows = self.probabilities(texts, pairs)
+        return [self.labels[index] for index in rows.argmax(axis=1)] if self.type.has_classes else rows[:, 0].tolist()
+
     def _run(self, rows: Sequence[tuple[str, ...]], cut: Sequence[Windows]) -> NDArray[np.float32]:
         """Return the outputs of texts that have equally many windows."""
         # The graph reads [batch, windows, length]; that of an older export reads [batch, length].

@@ -35,7 +35,7 @@ def download(
     served = target if model.final else target / "linear"
     lines = [f"{len(files)} files in {target}."]
     lines += [model.note] if model.note else []
-    lines.append(f"Load the model with tlm_core.serving.load_model(Path('{served}'))")
+    lines.append(f"Load the model with tlm_core.serving.load_model(Path('{served}')), or tlm_client.models.load_onnx")
     if (target / "model" / "config.json") in files:
         lines.append(f"Load its encoder with {_loading_code(target / 'model')}")
     print_result({"folder": target, "files": files, "final": model.final}, *lines, as_json=as_json)

@@ -1,0 +1,79 @@
+"""Models of jobs in Python: from the gateway to predictions."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.contract.filled_dashboard import Contents
+from tests.contract.gateway import TOKEN, Gateway
+from tests.contract.job_results import make_export
+from tlm_client.client import TLMClient
+from tlm_client.models import load_onnx, load_transformers
+from tlm_core.errors import NotFound
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "tlm" / "models"
+
+
+def client_of(folder: Path) -> Any:
+    """Return a client whose only job has the model in a folder."""
+
+    class OneModel:
+        def __enter__(self) -> OneModel:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def job_id(self, _: str) -> str:
+            return "job_1"
+
+        def model(self, _: str) -> Any:
+            return type("Answer", (), {"final": True})
+
+        def download(self, _: str, target: Path) -> None:
+            shutil.copytree(folder, target)
+
+    return OneModel()
+
+
+def test_onnx_model_loads_by_alias_from_the_environment(
+    filled: tuple[Gateway, Contents], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway, contents = filled
+    texts = ["invoice charge", "parcel courier late"]
+    with gateway.served() as url:
+        monkeypatch.setenv("TLM_URL", url)
+        monkeypatch.setenv("TLM_TOKEN", TOKEN)
+        with TLMClient(url, TOKEN) as client:
+            client.set_alias("tickets@production", contents.jobs["succeeded"])
+            served = [prediction.label for prediction in client.predict("tickets@production", texts).data]
+            assert load_onnx("tickets@production").predict(texts) == served
+            client.delete_alias("tickets@production")
+    assert "model.onnx" in {file.name for file in (cache / contents.jobs["succeeded"]).rglob("*")}
+
+
+def test_encoder_loads_as_a_pipeline_of_transformers(tmp_path: Path) -> None:
+    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+    make_export(tmp_path / "out")
+    folder = tmp_path / "out" / "model"
+    shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    config = BertConfig(vocab_size=8, id2label={0: "bad", 1: "good"}, label2id={"bad": 0, "good": 1}, **shape)
+    BertForSequenceClassification(config).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), pad_token="[PAD]").save_pretrained(folder)
+    (answer,) = load_transformers("job_1", client_of(tmp_path / "out"))("good")
+    assert answer["label"] in ("good", "bad")
+
+
+def test_model_without_an_encoder_names_the_other_function(tmp_path: Path) -> None:
+    make_export(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "model")
+    with pytest.raises(NotFound, match="load_onnx"):
+        load_transformers("job_1", client_of(tmp_path / "out"))

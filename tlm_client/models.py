@@ -1,0 +1,53 @@
+"""Load the model of a job in Python, as an ONNX graph or as Hugging Face classes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tlm_client.client import TLMClient
+from tlm_client.console import Session
+from tlm_core.errors import NotFound
+from tlm_core.serving import Model, load_model
+
+if TYPE_CHECKING:
+    from transformers import TextClassificationPipeline
+
+
+def load_onnx(model: str, client: TLMClient | None = None) -> Model:
+    """Return the model of a job with `predict` and `probabilities`. Before it exists, this is the linear model.
+
+    model: id of a job, an alias, or @latest. client: by default of TLM_URL and TLM_TOKEN, of the profile TLM_PROFILE,
+    or of the stack on this machine. The files stay in ~/.cache/tlm. Raises what TLMClient.download raises.
+    """
+    folder, final = _download(model, client)
+    return load_model(folder if final else folder / "linear")
+
+
+def load_transformers(model: str, client: TLMClient | None = None) -> TextClassificationPipeline:
+    """Return the encoder of a job as a pipeline of the library `transformers`. See `load_onnx`.
+
+    Where the job returns a linear or combined model, this is its encoder alone. Raises NotFound if it has none.
+    """
+    from transformers import pipeline
+
+    folder, _ = _download(model, client)
+    if not (folder / "model" / "config.json").is_file():
+        raise NotFound(f"'{model}' has no encoder. Use load_onnx for its linear model.")
+    return pipeline("text-classification", str(folder / "model"))
+
+
+def _download(model: str, client: TLMClient | None) -> tuple[Path, bool]:
+    """Return the folder with the files of a model, and whether the model is final. Downloads only missing files."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tlm" / "models"
+    with client or _own_client() as used:
+        job = used.job_id(model)
+        final = used.model(job).final
+        used.download(job, cache / job)
+    return cache / job, final
+
+
+def _own_client() -> TLMClient:
+    profile, url, token = (os.environ.get(name) or None for name in ("TLM_PROFILE", "TLM_URL", "TLM_TOKEN"))
+    return Session(profile=profile, url=url, token=token).client()
