@@ -10,8 +10,19 @@ import torch
 
 from tlm_core.errors import OutOfMemory
 
-# Peak FLOP/s in dense bfloat16, by a part of the device's name; from the vendors' data sheets.
-_PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40": 181e12, "L4": 121e12, "B200": 2250e12}
+# Peak FLOP/s in dense bfloat16, by a part of the device's name, of which the first counts; from the data sheets.
+_PEAKS = {
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "H20": 148e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "B200": 2250e12,
+}
 # Instructions of x86 and ARM processors that multiply bfloat16, by PyTorch's names.
 _BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
 

@@ -124,7 +124,8 @@ class Trainer:
             open_steps.append((step, state.tokens, state.progress(self.budget)))
             finished = state.progress(self.budget) >= 1.0
             evaluate, save = state.step in self.evaluate_at, state.step % self.ctx.params.checkpoint_steps == 0
-            late = 0 if finished or evaluate or save else self._passes.late
+            # A step that builds kernels ends with its results: until then, workers wait for each other.
+            late = 0 if finished or evaluate or save or not PULSE.warm else self._passes.late
             results = self._results(open_steps, late)
             stop = any(result.stop for result in results)
             if stop:

@@ -27,6 +27,11 @@ USABLE = 0.9  # of a GPU's free memory
 Run = Callable[[dict[str, Tensor], Part, bool, bool, Tensor | None], tuple[Tensor, Tensor]]
 
 
+def kinds(batch: Batch) -> tuple[bool, bool]:
+    """Return whether the batch trains masked language modeling and the task."""
+    return batch.mlm_weight > 0, batch.task_weight > 0
+
+
 @dataclass
 class StreamPasses:
     """Passes over streams of tokens. Nothing in a step waits for the device.
@@ -50,7 +55,7 @@ class StreamPasses:
     def __post_init__(self) -> None:
         self._module = StreamLoss(self.model, self.loss, self.model.shape.max_length)
         self._leaves = self.optimizer.leaves(torch.bfloat16 if self.precision == "bf16" else torch.float32)
-        self._graphs: dict[bool, Run] = {}
+        self._graphs: dict[tuple[int, bool, bool], Run] = {}  # by tokens and losses
         self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     def first_rows(self, sample: Callable[[], Batch]) -> int:
@@ -96,15 +101,13 @@ class StreamPasses:
         total = torch.zeros(2, device=self.device)
         for part in loaded.parts:
             PULSE.advance()
-            total += self._add(loaded, part, self._graph(part) if self.compiled else self._run)
+            total += self._add(loaded, part, self._graph(part, loaded.batch) if self.compiled else self._run)
         return total
 
     def _add(self, loaded: Loaded, part: Part, run: Run) -> Tensor:
         """Add a part's gradient to the parameters', in float32. Return its loss sums."""
-        batch = loaded.batch
-        leaves = {name: leaf for name, leaf in self._leaves.items() if name.split(".")[0] in batch.active}
-        mlm, task = batch.mlm_weight > 0, batch.task_weight > 0
-        loss, sums = run(self._leaves, part, mlm, task, loaded.class_weights)
+        leaves = {name: leaf for name, leaf in self._leaves.items() if name.split(".")[0] in loaded.batch.active}
+        loss, sums = run(self._leaves, part, *kinds(loaded.batch), loaded.class_weights)
         pairs = zip(leaves, torch.autograd.grad(loss, list(leaves.values()), allow_unused=True), strict=True)
         used = {name: gradient for name, gradient in pairs if gradient is not None}
         torch._foreach_add_([self.model.get_parameter(name).grad for name in used], list(used.values()))
@@ -119,17 +122,21 @@ class StreamPasses:
         )
         return result
 
-    def _graph(self, part: Part) -> Run:
+    def _graph(self, part: Part, batch: Batch) -> Run:
         """Return the compiled `_run`. PyTorch stores compiled code on this machine's disk, for later runs."""
-        torch._dynamo.config.recompile_limit = GRAPHS
-        replayed = self.device.type == "cuda" and len(part.tokens) <= GRAPH_TOKENS
-        if replayed:
+        key, replayed = (len(part.tokens), *kinds(batch)), False
+        if self.device.type == "cuda" and len(part.tokens) <= GRAPH_TOKENS:
+            replayed = True
             torch.compiler.cudagraph_mark_step_begin()
-        if replayed not in self._graphs:
-            self._graphs[replayed] = torch.compile(
+        if key not in self._graphs:
+            PULSE.cool_down()  # compiling takes as long as many steps
+            torch._dynamo.config.recompile_limit = GRAPHS
+            for leaf in self._leaves.values():
+                torch._dynamo.mark_static_address(leaf)  # else a CUDA graph copies all weights
+            self._graphs[key] = torch.compile(
                 self._run, fullgraph=True, dynamic=False, options={"triton.cudagraphs": replayed}
             )
-        return self._graphs[replayed]
+        return self._graphs[key]
 
     def _wait(self, loaded: Loaded) -> None:
         """Let the device's kernels, not this process, wait until the batch is on the device."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from tlm_core.training.device import fast_dtype, resolved_precision
+from tlm_core.training.device import fast_dtype, peak_flops, resolved_precision
 
 CPU = torch.device("cpu")
 
@@ -39,3 +39,19 @@ def test_auto_precision_is_bf16_only_with_native_instructions(
 def test_explicit_precision_is_used(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     assert resolved_precision(precision, CPU) == precision
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA L40S", 362e12),
+        ("Tesla T4", None),
+    ],
+)
+def test_peak_is_that_of_the_exact_card(name: str, peak: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+    assert peak_flops(torch.device("cuda")) == peak
+    assert peak_flops(CPU) is None

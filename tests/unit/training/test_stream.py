@@ -15,6 +15,7 @@ from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.unit.training.made import made_prepared, tiny, trainer_of
+from tlm_core.pulse import PULSE
 from tlm_core.training.local import LocalCheckpoints, LocalReporter
 from tlm_core.training.loop import Trainer
 from tlm_core.training.masking import NOT_MASKED
@@ -171,6 +172,23 @@ def test_compiled_steps_share_one_graph_without_breaks(tmp_path: Path) -> None:
     rows, _ = trainer_of(tmp_path / "rows", **size).run()
     assert [p["mlm"] for p in compiled.points] == pytest.approx([p["mlm"] for p in rows.points], rel=1e-4)
     assert not counters["graph_break"] and counters["stats"]["unique_graphs"] == 1
+
+
+def test_each_new_graph_may_take_as_long_as_a_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda run, **_: run)
+    trainer = stream_trainer(tmp_path, compiled=True, steps=8, joint__rho1=3)
+    warm = []
+    trainer.before_step = lambda: warm.append(PULSE.warm)
+    add = StreamPasses._add
+
+    def recorded(self: StreamPasses, *arguments: Any) -> torch.Tensor:
+        warm[-1] = PULSE.warm
+        return add(self, *arguments)
+
+    monkeypatch.setattr(StreamPasses, "_add", recorded)
+    trainer.run()
+    assert warm[:4] == [False, True, True, False], "the fourth step is the first on task texts"
+    assert warm[4:7] == [True] * 3
 
 
 def test_resumed_stream_run_equals_an_uninterrupted_run(tmp_path: Path) -> None:
