@@ -43,14 +43,11 @@ _UNMEASURED = (0.5, 8.0)
 
 @dataclass(frozen=True)
 class Finished:
-    """Measurements of a succeeded job. source: see `source_of`; seconds: per unit of work, by stage."""
+    """Measurements of a succeeded job. source: see `source_of`."""
 
     id: str
-    workers: int
-    precision: str
     source: tuple[str, str, str]
     texts: Texts
-    seconds: Mapping[str, float]
     gpu: bool
 
 
@@ -66,12 +63,13 @@ class Running:
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a job before it runs. passages: number, maximum and basis; work: by node."""
+    """What is known of a job before it runs. rates: as stored; passages: number, maximum and basis; work: by node."""
 
     job: JobRecord
     plan: Plan
     done: Mapping[str, ManifestRef]
     history: Sequence[Finished]
+    rates: Mapping[str, str]
     running: Sequence[Running]
     texts: Sequence[Texts]
     passages: tuple[int, int, str]
@@ -158,7 +156,8 @@ class Estimator:
         passages = self._passages(job, plan, done, texts[0], alike)
         texts = [replace(work, passages=passages[0]) for work in texts]
         work = {node.name: work_of(node, _texts_of(plan, node, texts)) for node in plan.nodes}
-        return Known(job, plan, done, history, self._running(tenant), texts, passages, work)
+        rates, running = self._jobs.rates(tenant), self._running(tenant)
+        return Known(job, plan, done, history, rates, running, texts, passages, work)
 
     def _texts(self, job: JobRecord, known: Texts | None) -> list[Texts]:
         """The texts of each dataset of a job. known: those of an earlier job on the first dataset."""
@@ -205,8 +204,10 @@ class Estimator:
     def _history(self, tenant: str) -> list[Finished]:
         """The measurements of the latest succeeded jobs, newest first, without jobs whose files are deleted."""
         ids = self._jobs.newest_in(tenant, State.SUCCEEDED, _EARLIER_JOBS)
-        self._finished = {job: self._finished[job] if job in self._finished else self._measure(tenant, job)
-                          for job in ids}  # fmt: skip
+        # The newest job is measured last, so that its rates stay stored.
+        measured = {job: self._finished[job] if job in self._finished else self._measure(tenant, job)
+                    for job in reversed(ids)}  # fmt: skip
+        self._finished = {job: measured[job] for job in ids}
         return [job for job in self._finished.values() if job is not None]
 
     def _running(self, tenant: str) -> list[Running]:
@@ -225,9 +226,8 @@ class Estimator:
         if progress is None or not progress.rate or progress.unit != "tokens":
             return None
         nodes = {node.name: node for node in plan_of(job).nodes}
-        texts = replace(
-            self._texts(job, None)[0], passages=int("select" in nodes)
-        )  # whether there are any, not how many
+        # Whether there are passages matters here, not how many.
+        texts = replace(self._texts(job, None)[0], passages=int("select" in nodes))
         work = work_of(nodes[progress.node], texts) if progress.node in nodes else None
         if not work or not work.tokens or progress.stage not in BUILT_IN_SECONDS:
             return None
@@ -261,11 +261,12 @@ class Estimator:
             cost = self._artifacts.read_json(refs[plan.report], "report.json")["cost"]["total"]
         except (NotFound, CorruptArtifact, KeyError):
             return None
-        rates = {stage: median(values) for stage, values in seconds.items()}
-        return Finished(
-            job.id, job.spec.workers, job.resolved.recipe.precision, source_of(job.resolved), first, rates,
-            cost["gpu_seconds"] > 0,
-        )  # fmt: skip
+        precision, rates = job.resolved.recipe.precision, {stage: median(each) for stage, each in seconds.items()}
+        self._jobs.save_rates(tenant, {
+            _rate_key(stage, workers, precision): f"{rate} {job.id}"
+            for stage, rate in rates.items() for workers in (None, job.spec.workers)
+        })  # fmt: skip
+        return Finished(job.id, source_of(job.resolved), first, cost["gpu_seconds"] > 0)
 
 
 def _elapsed(jobs: JobStore, job: JobRecord, plan: Plan) -> Iterator[tuple[str, Node | None, float]]:
@@ -349,14 +350,19 @@ def _rate(stage: str, workers: int | None, known: Known) -> tuple[Basis, float |
     Before one has finished, jobs that train now show how fast this machine trains.
     """
     same = (workers, known.job.resolved.recipe.precision)
-    for job in known.history:
-        if stage in job.seconds and (workers is None or same == (job.workers, job.precision)):
-            return "measured", job.seconds[stage], f"measured by {job.id}"
+    if stored := known.rates.get(_rate_key(stage, *same)):
+        seconds, job = stored.split()
+        return "measured", float(seconds), f"measured by {job}"
     rate = BUILT_IN_SECONDS.get(stage)
     for running in known.running:
         if rate is not None and same == (running.workers, running.precision):
             return "measured", rate * running.slowdown, f"measured by {running.id}, which runs"
     return "built-in", rate if workers in (None, 1) else None, "from 2 cores of a server"
+
+
+def _rate_key(stage: str, workers: int | None, precision: str) -> str:
+    """The name of a stored rate. workers: None for a stage that they do not share; its precision does not matter."""
+    return stage if workers is None else f"{stage}/{workers}/{precision}"
 
 
 def _within(stage: StageEstimate, factor: float) -> float | None:

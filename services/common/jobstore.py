@@ -182,6 +182,17 @@ class JobStore:
         with translated_errors():
             return self._ids([key(tenant, "state", state)], None, None, None, limit)
 
+    def rates(self, tenant: str) -> dict[str, str]:
+        """Return the rates that `save_rates` stored."""
+        with translated_errors():
+            return dict(self._redis.hgetall(key(tenant, "rates")))
+
+    def save_rates(self, tenant: str, rates: Mapping[str, str]) -> None:
+        """Store measured rates by name. They outlive the jobs that they come from."""
+        if rates:
+            with translated_errors():
+                self._redis.hset(key(tenant, "rates"), mapping=dict(rates))
+
     def jobs_on_data(self, tenant: str, digest: str) -> list[JobRecord]:
         """Return all jobs whose dataset has these bytes. Only they can share an artifact."""
         with translated_errors():

@@ -60,6 +60,16 @@ def test_unmeasured_time_is_a_range_with_one_caveat(api: TestClient, gateway: Ga
     assert "seconds" not in result["reasons"]
 
 
+def test_measured_rates_outlive_their_job(api: TestClient, gateway: Gateway) -> None:
+    job = finish_job(api, gateway, 7.0)
+    before = estimate(api, seeds=[1])
+    assert api.delete(f"/v1/jobs/{job}").status_code == 204
+    gateway.parts.__dict__.pop("estimator")  # as after a restart
+    joint = next(stage for stage in estimate(api, seeds=[1])["stages"] if stage["stage"] == "joint")
+    assert joint["basis"] == "measured" and job in joint["reason"]
+    assert before["seconds_at_most"] == before["seconds"]
+
+
 def test_running_job_corrects_the_estimate_of_the_next(api: TestClient, gateway: Gateway) -> None:
     before = {stage["stage"]: stage for stage in estimate(api, seeds=[1])["stages"]}
     job_id = api.post("/v1/jobs", json=BODY).json()["id"]
