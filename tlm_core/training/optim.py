@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,9 +20,13 @@ from tlm_core.training.flops import newton_schulz
 from tlm_core.training.model import TaskModel
 from tlm_core.training.recipe import Optimizer
 
+if TYPE_CHECKING:
+    from tlm_core.training.objective import Workers
+
 # Coefficients of the quintic iteration of Jordan et al. 2024 ("Muon"), chosen for the steepest slope at zero.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 MOMENTUM = 0.95
+ALIGNED = 128  # GPUs read whole vectors: sections begin at multiples of 256 bytes, of weights and of their copies
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,15 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).to(matrices.dtype)
+
+
+def orthogonalize_shares(matrices: Tensor, workers: Workers) -> Tensor:
+    """Return the result of `orthogonalize`, of which each worker computes its share."""
+    start, stop = workers.share(len(matrices))
+    update = torch.zeros(matrices.shape, dtype=fast_dtype(matrices.device.type), device=matrices.device)
+    if start < stop:
+        update[start:stop] = orthogonalize(matrices[start:stop])
+    return workers.sum(update).to(matrices.dtype)
 
 
 @dataclass(frozen=True)
@@ -79,10 +93,11 @@ def _block(model: TaskModel, name: str, parameter: Tensor) -> tuple[int, int] | 
 class Buffers:
     """Moves the model's parameters into one flat buffer, with their gradients in another.
 
-    `gradient` ends in `totals`, the values of `Totals`, which the workers sum in the same all-reduce.
+    `gradient` ends in `totals`, the values of `Totals`, which the workers sum in the same all-reduce. multiple: of
+    which each section begins at one; zeros fill the gaps.
     """
 
-    def __init__(self, model: TaskModel, muon: bool) -> None:
+    def __init__(self, model: TaskModel, muon: bool, multiple: int = 1) -> None:
         keyed = []
         for name, parameter in model.named_parameters():
             block = _block(model, name, parameter) if muon else None
@@ -90,7 +105,10 @@ class Buffers:
             rule = f"muon.{block[0]}x{block[1]}" if block else f"adamw.{'decay' if decay else 'plain'}"
             keyed.append((f"{_part(name)}.{rule}", block, decay, name, parameter))
         keyed.sort(key=lambda entry: entry[0])  # stable: a section has the model's order
-        total = sum(parameter.numel() for *_, parameter in keyed)
+        names, total = set(), 0
+        for key, *_, parameter in keyed:
+            total += parameter.numel() + (0 if key in names else -total % multiple)
+            names.add(key)
         device = keyed[0][-1].device
         self.value = torch.zeros(total, device=device)
         self.gradient = torch.zeros(total + EXTRAS, device=device)
@@ -98,6 +116,8 @@ class Buffers:
         self.sections: list[Section] = []
         start = 0
         for key, block, decay, name, parameter in keyed:
+            if not self.sections or self.sections[-1].name != key:
+                start += -start % multiple
             stop = start + parameter.numel()
             self.value[start:stop].copy_(parameter.data.reshape(-1))
             parameter.data = self.value[start:stop].view(parameter.shape)
@@ -118,13 +138,17 @@ class Buffers:
 class FlatOptimizer:
     """AdamW over flat sections, with Muon on the encoder's matrices if the recipe says so.
 
-    parts: which of encoder, vocabulary, and task to train.
+    parts: which of encoder, vocabulary, and task to train. workers: GPUs that divide Muon's matrices.
     """
 
-    def __init__(self, model: TaskModel, recipe: Optimizer, parts: Iterable[str]) -> None:
+    def __init__(
+        self, model: TaskModel, recipe: Optimizer, parts: Iterable[str], workers: Workers | None = None
+    ) -> None:
         self._named = list(model.named_parameters())
-        self.buffers = Buffers(model, muon=recipe.name == "muon")
+        multiple = ALIGNED if next(model.parameters()).is_cuda else 1
+        self.buffers = Buffers(model, muon=recipe.name == "muon", multiple=multiple)
         self.recipe = recipe
+        self._workers = workers if workers is not None and self.buffers.value.is_cuda else None
         self._sections = [section for section in self.buffers.sections if section.part in set(parts)]
         self._moments: dict[str, dict[str, Tensor]] = {}
         self._copy: Tensor | None = None
@@ -241,7 +265,8 @@ class FlatOptimizer:
         if skip is not None:  # the momentum stays, and below the weights
             gradient, share = torch.where(skip.bool(), momentum, gradient), 1.0 - skip
         momentum.lerp_(gradient, 1 - MOMENTUM)
-        update = orthogonalize(gradient.lerp(momentum, MOMENTUM).view(-1, *section.block))
+        matrices = gradient.lerp(momentum, MOMENTUM).view(-1, *section.block)
+        update = orthogonalize(matrices) if self._workers is None else orthogonalize_shares(matrices, self._workers)
         rows, columns = section.block
         value.mul_(1 - lr * self.recipe.weight_decay * share)
         if skip is not None:

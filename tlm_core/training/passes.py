@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -18,6 +21,8 @@ from tlm_core.training.prepared import Batch
 
 if TYPE_CHECKING:
     from tlm_core.training.stream import Part
+
+_log = logging.getLogger(__name__)
 
 # Variable-length attention has kernels for heads of at most this size, in multiples of 8.
 LARGEST_HEAD, HEAD_MULTIPLE = 256, 8
@@ -95,7 +100,15 @@ def gpu_passes(
         return None
     if fast_dtype(device.type) != torch.bfloat16:
         return None
+    if compiled and not c_compiler():
+        _log.warning("No C compiler: the joint stage is not compiled, and slower. Install gcc on the workers.")
+        compiled = False
     # Imports PyTorch's compiler, which takes a CPU's workers seconds.
     from tlm_core.training.stream_passes import StreamPasses
 
     return StreamPasses(model, optimizer, workers, device, loss, mask_rate, compiled=compiled)
+
+
+def c_compiler() -> str | None:
+    """Return the C compiler that Triton would call."""
+    return os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")

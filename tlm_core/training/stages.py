@@ -49,8 +49,9 @@ def joint_trainer(ctx: StageContext[JointParams]) -> Trainer:
     params, device, prepared = ctx.params, pick_device(), Prepared(ctx.inputs["prepared"])
     joint = params.joint.at_length(prepared.max_length, params.model)
     model = build(params.model, prepared, params.seed).to(device)
-    optimizer = FlatOptimizer(model, joint.optimizer, ("encoder", "vocabulary", "task"))
-    rate, loss, workers = joint.highest_mask_rate, prepared.type.loss, Workers(ctx.rank, ctx.world_size)
+    workers = Workers(ctx.rank, ctx.world_size)
+    optimizer = FlatOptimizer(model, joint.optimizer, ("encoder", "vocabulary", "task"), workers)
+    rate, loss = joint.highest_mask_rate, prepared.type.loss
     passes = gpu_passes(model, optimizer, workers, device, params.precision, loss=loss, mask_rate=rate, compiled=True)
     return Trainer(
         ctx=ctx,
@@ -108,7 +109,7 @@ def tune(
         logits = predict(model, validation, prepared, device=device, precision=params.precision, workers=workers)
         return validation_scores(logits, validation, prepared)
 
-    optimizer = FlatOptimizer(model, finetune.optimizer, ("encoder", "task"))
+    optimizer = FlatOptimizer(model, finetune.optimizer, ("encoder", "task"), workers)
     encoder = isinstance(model.shape, Shape)
     passes = None
     if encoder:

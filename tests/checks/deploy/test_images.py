@@ -48,6 +48,11 @@ def test_trainer_image_sets_the_training_environment() -> None:
         assert re.search(rf"^ENV .*\b{name}={value}\b", trainer, re.MULTILINE), name
 
 
+def test_trainer_image_has_the_compiler_that_triton_calls() -> None:
+    trainer = DOCKERFILE.partition("AS trainer")[2]
+    assert re.search(r"^RUN apt-get .*install .*\bgcc libc6-dev\b", trainer, re.MULTILINE)
+
+
 def test_packages_of_gateway_retriever_and_client_are_listed() -> None:
     imported = _distributions(_imports_from("services/api", "services/common", "services/retriever"))
     assert not imported & HEAVY

@@ -9,17 +9,33 @@ import torch
 from tlm_core.errors import CorruptArtifact
 from tlm_core.training.architectures import scratch_shape
 from tlm_core.training.model import TaskModel, initialize
-from tlm_core.training.optim import EXTRAS, Buffers, FlatOptimizer, learning_rate, orthogonalize
+from tlm_core.training.objective import Workers
+from tlm_core.training.optim import (
+    ALIGNED,
+    EXTRAS,
+    Buffers,
+    FlatOptimizer,
+    learning_rate,
+    orthogonalize,
+    orthogonalize_shares,
+)
 from tlm_core.training.recipe import Model, Optimizer
 
 PARTS = ("encoder", "vocabulary", "task")
 
 
-def small_model(**more: Any) -> TaskModel:
+def small_model(labels: int = 3, **more: Any) -> TaskModel:
     shape = {"layers": 2, "hidden": 32, "heads": 2, "intermediate": 48, **more}
-    model = TaskModel(scratch_shape(Model(**shape), 60, 3))
+    model = TaskModel(scratch_shape(Model(**shape), 60, labels))
     initialize(model, 0)
     return model
+
+
+class Alone(Workers):
+    """A worker whose sum is its own addend."""
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
 
 
 def scatter(buffers: Buffers, seed: int) -> None:
@@ -43,6 +59,24 @@ def test_buffers_hold_every_parameter_once_and_unchanged(architecture: str) -> N
     places = [(section.start, section.stop) for section in buffers.sections]
     assert places[0][0] == 0 and places[-1][1] == buffers.value.numel()
     assert all(left[1] == right[0] for left, right in itertools.pairwise(places))
+
+
+def test_sections_of_a_gpu_begin_at_whole_vectors() -> None:
+    model, twin = small_model(labels=7), small_model(labels=7)
+    plain, aligned = Buffers(model, muon=True), Buffers(twin, muon=True, multiple=ALIGNED)
+    assert any(section.start % ALIGNED for section in plain.sections)
+    assert [section.start % ALIGNED for section in aligned.sections] == [0] * len(plain.sections)
+    assert aligned.value.numel() > plain.value.numel() and float(aligned.value.sum()) == pytest.approx(
+        float(plain.value.sum())
+    )
+    assert all(torch.equal(tensor, values(model)[name]) for name, tensor in values(twin).items())
+
+
+def test_workers_divide_the_matrices_of_muon() -> None:
+    matrices = torch.randn(5, 32, 48, generator=torch.Generator().manual_seed(0))
+    shares = [orthogonalize_shares(matrices, Alone(rank, 3)) for rank in range(3)]
+    assert [int(share.any(dim=2).any(dim=1).sum()) for share in shares] == [1, 2, 2]
+    torch.testing.assert_close(sum(shares), orthogonalize(matrices))
 
 
 def test_adamw_matches_torch() -> None:
