@@ -10,7 +10,7 @@ import typer
 
 from tlm_client.client import TLMClient
 from tlm_client.console import FAILED, AsJson, print_result, resolve_job, session_of, table
-from tlm_core.errors import TLMError
+from tlm_core.errors import TLMError, Unavailable
 
 _OK = "ok"
 
@@ -55,6 +55,8 @@ def _checks(client: TLMClient) -> Iterator[tuple[str, str]]:
     own = version("tlm-service")
     try:
         theirs = client.info().version
+    except Unavailable:
+        return  # reported above
     except TLMError as error:
         yield "token", error.message
         return
