@@ -172,6 +172,8 @@ def print_error(error: TLMError, *, as_json: bool) -> None:
         print_json({"error": error.as_dict()}, err=True)
         return
     typer.echo(f"error: {error.message}", err=True)
+    if request_id := error.facts.get("request_id"):
+        typer.echo(f"  The gateway's log names this request {request_id}.", err=True)
     listed = (error.facts.get(name) for name in ("faults", "errors"))
     data_errors = [entry for entries in listed if isinstance(entries, list) for entry in entries]
     for data_error in data_errors[:_MOST_DATA_ERRORS]:

@@ -167,6 +167,8 @@ def error_of(response: httpx.Response) -> TLMError:
         error = by_status(f"{message} Check the URL of the gateway.")
     else:
         error = error_from_problem(problem.model_dump(), unknown=by_status)
+    if status >= 500 and (request_id := response.headers.get("X-Request-ID")):
+        error.facts["request_id"] = request_id  # the operator finds it in the log of the gateway
     if response.headers.get("Retry-After", "").isdigit():
         error.facts["retry_after_seconds"] = int(response.headers["Retry-After"])
     return error

@@ -45,7 +45,7 @@ class Tokenizer(_Part):
         "own", pattern=rf"^(own|{MODEL}|/.+)$", description="own, hub:OWNER/NAME[@REVISION] or a folder"
     )
     vocab_size: int = Field(8192, ge=300, le=60_000, description="of an own tokenizer")
-    lowercase: bool = True
+    lowercase: bool = Field(True, description="of an own tokenizer: whether it ignores case")
 
 
 class Model(_Part):
@@ -55,21 +55,23 @@ class Model(_Part):
     counts on the training text; anything else is a published encoder.
     """
 
-    architecture: str = Field("modernbert", json_schema_extra={"enum": [*FROM_SCRATCH]})
+    architecture: str = Field(
+        "modernbert", json_schema_extra={"enum": [*FROM_SCRATCH]}, description="modernbert or bert, the paper's"
+    )
     init: str = Field(
         "scratch",
         pattern=rf"^(scratch|counts|{MODEL}|/.+)$",
         description="scratch, counts, hub:OWNER/NAME[@REVISION] or a folder",
     )
-    layers: int = Field(4, ge=1, le=48)
-    hidden: int = Field(256, ge=16, le=4096)
-    heads: int = Field(4, ge=1, le=64)
+    layers: int = Field(4, ge=1, le=48, description="number of blocks")
+    hidden: int = Field(256, ge=16, le=4096, description="width of the encoder")
+    heads: int = Field(4, ge=1, le=64, description="attention heads of a block")
     intermediate: int = Field(1024, ge=16, le=16384, description="width of the feed-forward block")
     max_length: Annotated[int, Field(ge=16, le=2048)] | Literal["auto"] = Field(
         128, description="tokens of a row and of a window of a task text; auto: by the lengths of the train texts"
     )
     windows: int = Field(8, ge=1, le=64, description="of a longer text at most; pairs are truncated to one")
-    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="share of values that training sets to zero")
 
     @field_validator("architecture")
     @classmethod
@@ -93,9 +95,9 @@ def auto_length(tokens: float) -> int:
 class Budget(_Part):
     """When a stage ends, in exactly one unit. The learning rate decays over this budget."""
 
-    steps: int | None = Field(None, ge=1)
+    steps: int | None = Field(None, ge=1, description="optimizer steps")
     tokens: int | None = Field(None, ge=1, description="real (non-padding) tokens")
-    flops: float | None = Field(None, gt=0)
+    flops: float | None = Field(None, gt=0, description="floating-point operations")
     seconds: float | None = Field(None, gt=0, description="wall clock; not reproducible, never cached")
 
     @model_validator(mode="after")
@@ -117,11 +119,11 @@ class Budget(_Part):
 class Optimizer(_Part):
     """AdamW, or Muon for the encoder's matrices and AdamW for everything else."""
 
-    name: Literal["adamw", "muon"] = "muon"
+    name: Literal["adamw", "muon"] = Field("muon", description="adamw, or muon for the encoder's matrices")
     lr: float = Field(3e-3, gt=0, description="AdamW's peak learning rate")
     muon_lr: float = Field(0.02, gt=0, description="Muon's peak learning rate")
-    weight_decay: float = Field(0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = Field(0.01, ge=0, description="of both optimizers, times the learning rate")
+    betas: tuple[float, float] = Field((0.9, 0.98), description="of AdamW")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the budget; then linear to zero")
     clip: float | None = Field(1.0, gt=0, description="limit of the gradient's norm")
     non_finite: Literal["stop", "skip"] = Field("stop", description="reaction to a step whose loss is not finite")
@@ -161,11 +163,11 @@ class Joint(_Part):
 class Finetune(_Part):
     """Finetune stage: the task's loss alone, with a new optimizer. The best validation score decides."""
 
-    epochs: float = Field(10, gt=0)
+    epochs: float = Field(10, gt=0, description="passes over the train texts")
     max_steps: int | None = Field(None, ge=1, description="cap on the steps that epochs give")
-    batch: int = Field(32, ge=1, le=8192)
+    batch: int = Field(32, ge=1, le=8192, description="texts in a step, over all workers")
     evaluations: int = Field(10, ge=1, description="validations, evenly spread, besides that of the initial model")
-    reset_head: bool = False
+    reset_head: bool = Field(False, description="whether the classifier starts at random, as in the paper")
     optimizer: Optimizer = Optimizer(name="adamw", lr=3e-4)
     rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (),

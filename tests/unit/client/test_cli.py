@@ -425,6 +425,12 @@ def test_by_service_sends_only_urls() -> None:
     assert tlm(unreachable, *add, "--limit", "5").exit_code == 5
 
 
+def test_error_of_the_gateway_names_the_request() -> None:
+    answer = problem(500, "error", "Internal error.")
+    answer.headers["X-Request-ID"] = "req_1"
+    assert "names this request req_1" in tlm(lambda _: answer, "cancel", "job_1").stderr
+
+
 READY = {"redis": "ok", "retriever": "ok"}
 INFO = {"version": version("tlm-service"), "scales": [], "recipes": [], "max_upload_bytes": 1, "max_json_bytes": 1,
         "max_predict_texts": 1}  # fmt: skip
@@ -459,3 +465,5 @@ def test_recipe_keys_show_value_and_meaning() -> None:
     assert json.loads(result.stdout) == [
         {"key": "finetune.max_steps", "value": None, "meaning": "cap on the steps that epochs give"}
     ]
+    every = json.loads(tlm(unreachable, "recipe", "keys", "--json").stdout)
+    assert len(every) > 50 and [entry["key"] for entry in every if not entry["meaning"]] == []
