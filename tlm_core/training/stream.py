@@ -173,7 +173,7 @@ class StreamKernels:
     rotation: Rotation | None
 
     def attend(self, qkv: Tensor, heads: int, dropout: float) -> Tensor:  # noqa: ARG002
-        query, key, value = qkv.unflatten(-1, (3, heads, -1)).unbind(-3)
+        query, key, value = qkv.view(len(qkv), 3, heads, -1).unbind(1)
         if self.rotation is not None:
             query, key = rotated(query, *self.rotation), rotated(key, *self.rotation)
         if query.is_cuda:

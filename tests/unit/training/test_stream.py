@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,17 @@ def fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
 
 
+@pytest.mark.usefixtures("fresh_compiler")
+def test_both_losses_are_traced_without_breaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = partial(torch.compile, backend="aot_eager", fullgraph=True, dynamic=False)
+    monkeypatch.setattr(torch, "compile", lambda run, **_: compiler(run))
+    over = {"model__architecture": "bert", "model__dropout": 0.1, "joint__rho1": 1}
+    trainer = stream_trainer(tmp_path, "bf16", compiled=True, steps=4, **over)
+    state, _ = trainer.run()
+    assert [point["task"] is None for point in state.points] == [True, False, True, False]
+    assert not counters["graph_break"] and counters["stats"]["unique_graphs"] <= 3
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # of PyTorch's own import
 @pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_steps_share_one_graph_without_breaks(tmp_path: Path) -> None:
@@ -241,22 +253,31 @@ def test_rows_double_while_they_fit() -> None:
     assert largest_rows(peak, 100, 10_000, 48) == 48
 
 
-def test_gpu_form_calls_variable_length_attention_in_bf16(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("fresh_compiler")
+def test_form_of_a_gpu_is_one_graph_with_variable_length_attention(tmp_path: Path) -> None:
+    """Trace it with fake tensors, which need no GPU."""
     model, batches = setup(tmp_path)
-    batch, calls = batches(0, 0.0), []
-
-    def attention(*tensors: torch.Tensor, **more: Any) -> torch.Tensor:
-        calls.append((tensors[0].shape, tensors[0].dtype, tensors[3].dtype, tensors[5:], more))
-        return torch.empty_like(tensors[0])
-
-    monkeypatch.setattr("tlm_core.training.stream.varlen_attn", attention)
+    batch, graphs = batches(0, 0.0), []
     expected = sizes(batch, 8)
     (part,) = Documents.of(batch).parts(expected)
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
     with FakeTensorMode(), torch.device("cuda"), torch.no_grad():
         module = StreamLoss(TaskModel(model.shape), batch.loss, 48)
         copies = {name: torch.empty(p.shape, dtype=torch.bfloat16) for name, p in module.named_parameters()}
         fake = Part(*(torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in part))
-        share, sums = torch.func.functional_call(module, copies, (fake, True, True, None))
+        run = torch.compile(
+            lambda weights, part: torch.func.functional_call(module, weights, (part, True, True, None)),
+            backend=backend,
+            fullgraph=True,
+            dynamic=False,
+        )
+        share, sums = run(copies, fake)
     assert share.device.type == "cuda" and sums.shape == (2,)
+    (graph,) = graphs
+    attended = [node.meta["example_value"][0] for node in graph.graph.nodes if "_varlen_attn" in str(node.target)]
     heads = torch.Size((expected.tokens, 2, 16))
-    assert calls == [(heads, torch.bfloat16, torch.int32, (48, 48), {"window_size": (-1, -1)})] * 2
+    assert [(y.shape, y.dtype) for y in attended] == [(heads, torch.bfloat16)] * 2
