@@ -25,23 +25,33 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def delete_dataset(jobs: JobStore, artifacts: ArtifactStore, record: DatasetRecord, *, with_jobs: bool = False) -> None:
+def delete_dataset(parts: Parts, record: DatasetRecord, *, with_jobs: bool = False) -> None:
     """Delete a dataset and its files. Raises Conflict while an unfinished job needs it.
 
-    Finished jobs keep their results, unless `with_jobs` deletes them too.
+    Finished jobs keep their results, unless `with_jobs` deletes them too. Then none of them may have an alias.
     """
+    jobs, artifacts = parts.jobs, parts.artifacts
+    for job in set(parts.aliases.all(record.tenant).values()) if with_jobs else ():
+        with suppress(NotFound):
+            if record.id in {dataset.id for dataset in jobs.get(record.tenant, job).resolved.datasets}:
+                parts.aliases.check_unused(record.tenant, job)
     folders = [f"{record.tenant}/datasets/{record.id}"]
     removal = Removal(record.tenant, record.id, folders=folders, with_jobs=with_jobs)
     jobs.drop_dataset(record.tenant, record.id, record.name, removal)
     _finish(jobs, artifacts, removal)
 
 
-def delete_job(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord) -> None:
+def delete_job(parts: Parts, job: JobRecord) -> None:
     """Delete a finished job, its log, and the artifacts and checkpoints that no other job uses.
 
-    Raises IllegalTransition while the job is unfinished. A job submitted at the same time that reuses one of the
-    artifacts notices the missing files and computes them again.
+    Raises IllegalTransition while the job is unfinished, and Conflict while an alias points to it. A job submitted at
+    the same time that reuses one of the artifacts notices the missing files and computes them again.
     """
+    parts.aliases.check_unused(job.tenant, job.id)
+    _delete_job(parts.jobs, parts.artifacts, job)
+
+
+def _delete_job(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord) -> None:
     produced, data = sorted(artifacts_of(jobs, job)), sorted({dataset.ref.digest for dataset in job.resolved.datasets})
     removal = Removal(job.tenant, job.id, artifacts=produced, data=data)
     jobs.delete(job, removal)
@@ -126,5 +136,5 @@ def _remove(jobs: JobStore, artifacts: ArtifactStore, removal: Removal) -> None:
         page, has_more = jobs.list_jobs(tenant, datasets=[removal.id], limit=100)
         for job in page:
             with suppress(NotFound):  # Another gateway may run the same removal.
-                delete_job(jobs, artifacts, job)
+                _delete_job(jobs, artifacts, job)
         has_more = has_more and bool(page)

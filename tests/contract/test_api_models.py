@@ -11,6 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
+from tests.contract.dashboard_pages import signed_in
 from tests.contract.filled_dashboard import Contents
 from tests.contract.gateway import TOKEN, Gateway
 from tlm_client.cli import app
@@ -66,10 +67,18 @@ def test_alias_addresses_a_model_until_it_is_moved(api: TestClient, job: str) ->
     assert api.delete("/v1/models/mail@production").status_code == 404
 
 
-def test_job_with_an_alias_is_not_deleted(api: TestClient, job: str) -> None:
+def test_job_with_an_alias_is_not_deleted(api: TestClient, filled: tuple[Gateway, Contents], job: str) -> None:
+    gateway, contents = filled
     api.put("/v1/models/mail@production", json={"job": job})
-    answer = api.delete(f"/v1/jobs/{job}")
-    assert answer.status_code == 409 and "mail@production" in answer.json()["detail"]
+    browser = signed_in(gateway)
+    assert "mail@production" in browser.get(f"/ui/jobs/{job}/model").text
+    for client, method, path in (
+        (api, "DELETE", f"/v1/jobs/{job}"),
+        (api, "DELETE", f"/v1/datasets/{contents.dataset}?with_jobs=true"),
+        (browser, "POST", f"/ui/jobs/{job}/do/delete"),
+    ):
+        answer = client.request(method, path)
+        assert answer.status_code == 409 and "mail@production" in answer.text, path
 
 
 def test_alias_needs_a_name_with_at_and_a_finished_model(

@@ -65,7 +65,7 @@ def dataset(request: Request, dataset: str, parts: PartsDep, tenant: SignedIn) -
 
 @router.post("/datasets/{dataset}/delete")
 def delete(request: Request, dataset: str, parts: PartsDep, tenant: SignedIn) -> Response:
-    delete_dataset(parts.jobs, parts.artifacts, parts.catalog.dataset(tenant, dataset))
+    delete_dataset(parts, parts.catalog.dataset(tenant, dataset))
     return redirect(request, f"{PREFIX}/datasets")
 
 

@@ -103,7 +103,7 @@ def act(
             retried, _ = retry_job(parts, record, f"dashboard {key}" if key else None)
             return redirect(request, f"{PREFIX}/jobs/{retried.id}")
         case "delete":
-            delete_job(parts.jobs, parts.artifacts, record)
+            delete_job(parts, record)
             return redirect(request, f"{PREFIX}/jobs")
         case _:
             raise NotFound(f"Unknown action '{verb[:40]}'. Valid actions: pause, resume, cancel, retry, delete.")

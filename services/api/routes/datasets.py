@@ -143,7 +143,7 @@ def delete(
     with_jobs: Annotated[bool, Query(description="Also delete its jobs and their models.")] = False,
 ) -> Response:
     """Delete one version (by id, or the newest of a name). Returns 409 while an unfinished job needs it."""
-    delete_dataset(parts.jobs, parts.artifacts, parts.catalog.dataset(tenant, dataset), with_jobs=with_jobs)
+    delete_dataset(parts, parts.catalog.dataset(tenant, dataset), with_jobs=with_jobs)
     return Response(status_code=204)
 
 

@@ -122,8 +122,7 @@ def get(job: str, parts: PartsDep, tenant: Tenant) -> Job:
 @router.delete("/{job}", status_code=204, summary="Delete a job", responses=problems(404, 409))
 def delete(job: str, parts: PartsDep, tenant: Tenant) -> Response:
     """Permanently delete a finished job, its log, and the model and checkpoints that no other job uses."""
-    parts.aliases.check_unused(tenant, job)
-    delete_job(parts.jobs, parts.artifacts, parts.jobs.get(tenant, job))
+    delete_job(parts, parts.jobs.get(tenant, job))
     return Response(status_code=204)
 
 
