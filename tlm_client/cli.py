@@ -22,6 +22,7 @@ from typer.core import TyperCommand, TyperGroup
 from tlm_core.errors import TLMError
 
 Command = TyperCommand | TyperGroup
+_Internal = Any  # a class that typer does not export
 
 # Panel of the help → module of tlm_client.commands → its commands; none if `group` of the module is the command.
 _PANELS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -77,13 +78,18 @@ def _summaries(module: str) -> dict[str, str]:
 class _RootGroup(TyperGroup):
     """All commands. Prints errors and sets the exit code."""
 
+    def resolve_command(self, ctx: _Internal, args: list[str]) -> tuple[str | None, _Internal, list[str]]:
+        # For a misspelled command, typer suggests one of these names.
+        self.commands = dict.fromkeys(_MODULES)  # type: ignore[assignment]
+        return super().resolve_command(ctx, args)
+
     def list_commands(self, _: object) -> list[str]:
         return list(_MODULES)
 
     def get_command(self, _: object, name: str) -> Command | None:
         return _load(name) if name in _MODULES else None
 
-    def format_commands(self, _: object, formatter: Any) -> None:
+    def format_commands(self, _: object, formatter: _Internal) -> None:
         for panel, modules in _PANELS.items():
             rows = [
                 (name, _summaries(module)[name]) for module, names in modules.items() for name in names or (module,)
@@ -91,7 +97,7 @@ class _RootGroup(TyperGroup):
             with formatter.section(panel):
                 formatter.write_dl(rows)
 
-    def invoke(self, ctx: Any) -> object:
+    def invoke(self, ctx: _Internal) -> object:
         try:
             return super().invoke(ctx)
         except TLMError as error:

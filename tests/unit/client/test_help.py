@@ -38,6 +38,10 @@ def test_help_groups_the_commands_with_their_summaries() -> None:
     assert "  submit    Submit a job\n" in text and "  dataset  Labeled texts: add, list, show, delete\n" in text
 
 
+def test_misspelled_command_gets_a_suggestion() -> None:
+    assert "Did you mean 'submit'" in CliRunner().invoke(app, ["submitt"]).stderr
+
+
 @pytest.mark.parametrize("words", EVERY, ids=" ".join)
 def test_each_command_has_a_json_option_and_two_valid_examples(words: tuple[str, ...]) -> None:
     text = help_of(*words)
