@@ -18,9 +18,9 @@ from services.trainer.process_group import Rendezvous, StageLoader, join
 from tests.integration.worker_processes import process_context
 from tests.redis_server import free_port
 from tests.support import wait_for
-from tests.unit.training.made import made_prepared, tiny
+from tests.unit.training.made import TINY, made_prepared, tiny
 from tlm_core.stages import EXPORT, FINETUNE, JOINT, PREPARE
-from tlm_core.training import passes
+from tlm_core.training import passes, stages
 from tlm_core.training.local import LocalCheckpoints, LocalReporter
 from tlm_core.training.objective import Workers, accumulate_gradient
 from tlm_core.training.params import SHRUNK, FinetuneParams, JointParams
@@ -36,11 +36,14 @@ def work(
     recipe: Recipe,
     stop_at: int | None,
     tight: int | None,
+    stream: bool = False,
     backend: str = "gloo",
 ) -> None:
     torch.set_num_threads(1)
     if rank == tight:
         passes.accumulate_gradient = _with_memory_for_two_rows
+    if stream:
+        _use_streams(tight=rank == tight)
     address = f"tcp://127.0.0.1:{port}"
     torch.distributed.init_process_group(backend, init_method=address, rank=rank, world_size=size)
     inputs = {"prepared": folder / "prepared"}
@@ -75,11 +78,36 @@ def _with_memory_for_two_rows(model: Any, batch: Any, workers: Workers, micro_ro
     return accumulate_gradient(model, batch, workers, micro_rows, *args)
 
 
+def _use_streams(*, tight: bool) -> None:
+    """Compute on this process's CPU as a GPU would. tight: its memory fits two rows."""
+    from tlm_core.training.stream_passes import StreamPasses
+
+    run = StreamPasses._run
+
+    def limited(self: StreamPasses, leaves: Any, part: Any, *rest: Any) -> Any:
+        if tight and len(part.tokens) > 2 * TINY["model.max_length"]:
+            raise torch.OutOfMemoryError("Out of memory.")
+        return run(self, leaves, part, *rest)
+
+    def chosen(*args: Any, compiled: bool = False, loss: str, mask_rate: float = 0.0) -> StreamPasses:  # noqa: ARG001
+        *first, precision = args
+        return StreamPasses(*first, loss, mask_rate, precision, compiled=False)
+
+    StreamPasses._run = limited  # type: ignore[method-assign]
+    stages.gpu_passes = chosen
+
+
 def run_workers(
-    size: int, folder: Path, recipe: Recipe, *, stop_at: int | None = None, tight: int | None = None
+    size: int,
+    folder: Path,
+    recipe: Recipe,
+    *,
+    stop_at: int | None = None,
+    tight: int | None = None,
+    stream: bool = False,
 ) -> None:
-    """Train on `size` workers. tight: the rank whose memory fits two rows."""
-    start(work, size, folder, recipe, stop_at, tight)
+    """Train on `size` workers. tight: the rank whose memory fits two rows. stream: as GPUs do."""
+    start(work, size, folder, recipe, stop_at, tight, stream)
 
 
 def start(target: Callable[..., None], size: int, *args: Any) -> None:
@@ -154,6 +182,23 @@ def test_workers_share_the_smallest_rows_and_one_clock(tmp_path: Path) -> None:
     for stage in ("joint", "finetune"):
         first, second = (json.loads((tmp_path / f"{stage}2.{rank}.json").read_text()) for rank in (0, 1))
         assert first == second and first[SHRUNK] in (1, 2), "Every worker reports the smallest rows."
+
+
+def test_workers_that_read_results_late_decide_together(tmp_path: Path) -> None:
+    recipe = tiny(
+        precision="fp32", joint__budget__steps=10, joint__optimizer__name="adamw", joint__rho1=3, finetune__epochs=1
+    )
+    made_prepared(tmp_path, recipe)
+    run_workers(1, tmp_path, recipe, stream=True)
+    run_workers(2, tmp_path, recipe, stream=True, stop_at=3, tight=1)
+    assert (tmp_path / "stopped.0").exists() and (tmp_path / "stopped.1").exists()
+    run_workers(2, tmp_path, recipe, stream=True, tight=1)
+    alone, shared = points(tmp_path / "joint1"), points(tmp_path / "joint2")
+    for term in ("mlm", "gradient_norm"):
+        assert [point[term] for point in shared] == pytest.approx([point[term] for point in alone], rel=1e-4)
+    for stage in ("joint", "finetune"):
+        first, second = (json.loads((tmp_path / f"{stage}2.{rank}.json").read_text()) for rank in (0, 1))
+        assert first == second and first[SHRUNK] in (1, 2)
 
 
 def wait_long_for_rank_0(rank: int, size: int, _port: int, folder: Path) -> None:

@@ -28,6 +28,8 @@ from tlm_core.training.state import LossMeans, StepLosses, TrainState, checkpoin
 
 POINTS = 200
 REPORT_SECONDS = 0.5
+# Seconds between looks at a GPU, and after which waiting for it is no step of the usual length.
+POLL, PATIENCE = 0.0002, 5.0
 # A recipe may skip this many steps, and in a long run this share of them. More mean that the run itself is wrong.
 SKIPS, SKIPPED_SHARE = 20, 0.01
 
@@ -124,8 +126,8 @@ class Trainer:
             open_steps.append((step, state.tokens, state.progress(self.budget)))
             finished = state.progress(self.budget) >= 1.0
             evaluate, save = state.step in self.evaluate_at, state.step % self.ctx.params.checkpoint_steps == 0
-            # A step that builds kernels ends with its results: until then, workers wait for each other.
-            late = 0 if finished or evaluate or save or not PULSE.warm else self._passes.late
+            # All workers must read results at the same steps, because they decide by them.
+            late = 0 if finished or evaluate or save else self._passes.late
             results = self._results(open_steps, late)
             stop = any(result.stop for result in results)
             if stop:
@@ -193,8 +195,7 @@ class Trainer:
         results = []
         while len(steps) > late:
             step, tokens, progress = steps.popleft()
-            if step.ready is not None:
-                step.ready.synchronize()
+            await_device(step.ready)
             *sums, norm = step.values.tolist()
             totals, batch = Totals(*sums), step.batch
             if totals.shrunk:
@@ -318,6 +319,15 @@ def to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
     copy = torch.empty_like(values, device="cpu", pin_memory=True)
     copy.copy_(values, non_blocking=True)
     return copy, torch.cuda.current_stream(values.device).record_event()
+
+
+def await_device(ready: torch.cuda.Event | None) -> None:
+    """Wait for the event. A long wait is for another worker that compiles, which takes as long as a first step."""
+    began = time.monotonic()
+    while ready is not None and not ready.query():
+        if time.monotonic() - began > PATIENCE:
+            PULSE.cool_down()
+        time.sleep(POLL)
 
 
 def _finite_or_none(value: float) -> float | None:

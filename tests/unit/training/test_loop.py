@@ -13,6 +13,8 @@ import torch
 
 from tests.unit.training.killed import run_of
 from tests.unit.training.made import made_prepared, tiny, trainer_of
+from tlm_core.pulse import PULSE
+from tlm_core.training import loop
 from tlm_core.training.local import LocalCheckpoints, LocalReporter
 
 pytestmark = pytest.mark.usefixtures("report_at_every_step")
@@ -131,3 +133,20 @@ def test_stage_seconds_include_checkpoints_and_validation(tmp_path: Path) -> Non
     trainer.validate, trainer.evaluate_at = validate, frozenset({0, 4})
     state, _ = trainer.run()
     assert state.seconds == 5 + 7 + 5
+
+
+def test_long_wait_for_another_worker_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Event:
+        looks = 0
+
+        def query(self) -> bool:
+            self.looks += 1
+            return self.looks > 3
+
+    for patience, warm in ((60.0, True), (0.0, False)):
+        monkeypatch.setattr(loop, "PATIENCE", patience)
+        with PULSE.pace(steady=True):
+            PULSE.warm_up()
+            event = Event()
+            loop.await_device(event)
+            assert (event.looks, PULSE.warm) == (4, warm)
