@@ -76,26 +76,27 @@ class PassageStream:
         self._length = length
         self._order = order
         self._total = len(store.tokens)
-        self._epoch = -1
-        self._documents = self._ends = np.zeros(0, dtype=np.int64)
+        self._loaded: tuple[int, Ints, Ints] | None = None
 
-    def _load(self, epoch: int) -> None:
-        if epoch != self._epoch:
-            self._documents = self._order(epoch)
-            self._ends = np.cumsum(self._store.lengths[self._documents])
-            self._epoch = epoch
+    def _documents(self, epoch: int) -> tuple[Ints, Ints]:
+        """Return the documents of an epoch in their order, and where each ends. Several threads may call it."""
+        loaded = self._loaded
+        if loaded is None or loaded[0] != epoch:
+            documents = self._order(epoch)
+            self._loaded = loaded = (epoch, documents, np.cumsum(self._store.lengths[documents]))
+        return loaded[1:]
 
     def _pieces(self, start: int, count: int) -> list[tuple[int, npt.NDArray[np.uint16 | np.uint32]]]:
         """Return the (document, tokens) pieces that cover stream positions [start, start + count)."""
         pieces = []
         while count:
             epoch, within = divmod(start, self._total)
-            self._load(epoch)
-            place = int(np.searchsorted(self._ends, within, side="right"))
-            while count and place < len(self._documents):
-                document = int(self._documents[place])
+            documents, ends = self._documents(epoch)
+            place = int(np.searchsorted(ends, within, side="right"))
+            while count and place < len(documents):
+                document = int(documents[place])
                 tokens = self._store[document]
-                skip = within - (int(self._ends[place]) - len(tokens))
+                skip = within - (int(ends[place]) - len(tokens))
                 tokens = tokens[skip : skip + count]
                 pieces.append((document, tokens))
                 within += len(tokens)

@@ -120,3 +120,26 @@ def test_parts_of_rows_contain_their_documents(tmp_path: Path) -> None:
             assert _document(part, int(number))[0] == [number + 1] * 9
             numbers.append(int(number))
     assert sorted(numbers) == list(range(5))
+
+
+def test_stream_can_name_passages_while_a_thread_draws_others(tmp_path: Path, documents: list[list[int]]) -> None:
+    class Interrupted(TokenStore):
+        """Another thread reads the first epoch between two documents."""
+
+        def __getitem__(self, index: int) -> np.ndarray:
+            other, Interrupted.other = Interrupted.other, None
+            if other is not None:
+                other.documents(0, 1)
+            return super().__getitem__(index)
+
+        other: PassageStream | None = None
+
+    def order(epoch: int) -> np.ndarray:
+        return np.random.default_rng(epoch).permutation(len(documents))
+
+    store = store_of(tmp_path, documents)
+    later = sum(map(len, documents)) // LENGTH + 2  # in the second epoch
+    expected = PassageStream(store, LENGTH, order).documents(later, 5)
+    interrupted = PassageStream(Interrupted(tmp_path, "made"), LENGTH, order)
+    Interrupted.other = interrupted
+    assert interrupted.documents(later, 5) == expected
