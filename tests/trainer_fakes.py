@@ -26,23 +26,24 @@ class FakeCluster(RayCluster):
 
     def __init__(self) -> None:
         self.commands: dict[str, Sequence[str]] = {}
-        self.needs: dict[str, tuple[float, float]] = {}
+        self.needs: dict[str, float] = {}
         self.stopped: list[str] = []
         self.statuses: dict[str, Status] = {}
         self.away = False
+        self.offered_gpus = 0.0
         self.refusing = False
 
     def _check(self) -> None:
         if self.away:
             raise ClusterUnavailable("away")
 
-    def submit(self, submission: str, command: Sequence[str], *, cpus: float = 0.0, gpus: float = 0.0) -> None:
+    def submit(self, submission: str, command: Sequence[str], *, cpus: float = 0.0) -> None:
         self._check()
         if self.refusing:
             raise ClusterUnavailable("not ready to take jobs")
         if submission not in self.commands:
             self.commands[submission] = command
-            self.needs[submission] = (cpus, gpus)
+            self.needs[submission] = cpus
             self.statuses[submission] = Status.RUNNING
 
     def answers(self) -> bool:
@@ -52,6 +53,10 @@ class FakeCluster(RayCluster):
         self._check()
         assigned = {submission: self.assignment(submission) for submission in self.commands}
         return [Submitted(name, self.statuses[name], a.tenant, a.job, a.attempt) for name, a in assigned.items()]
+
+    def gpus(self) -> float:
+        self._check()
+        return self.offered_gpus
 
     def delete(self, submission: str) -> None:
         self._check()

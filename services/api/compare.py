@@ -40,7 +40,8 @@ def compare(
 def _configuration(job: JobRecord) -> dict[str, object]:
     resolved = job.resolved
     request = job.spec.model_dump(
-        mode="json", include={"kind", "seeds", "workers", "scale", "recipe", "max_runtime_seconds", "priority"}
+        mode="json",
+        include={"kind", "seeds", "workers", "max_workers", "scale", "recipe", "max_runtime_seconds", "priority"},
     )
     request["recipe_name"] = request.pop("recipe")
     recipe = resolved.recipe.model_dump(mode="json", exclude={"name", "scale"})

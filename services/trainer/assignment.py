@@ -9,15 +9,30 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True)
 class Assignment:
-    """What a submitted program computes: one group of a job's plan, on how many workers, with which CPUs and GPUs."""
+    """What a submitted program computes: one group of a job's plan, on how many workers.
+
+    workers, max_workers: the least and the largest number of workers. cpus, gpus: of each worker.
+    """
 
     tenant: str
     job: str
     attempt: int
     group: str
     workers: int
+    max_workers: int
     cpus: float
     gpus: float
+
+    @property
+    def distributed(self) -> bool:
+        """Whether Ray Train starts the workers. A single worker without a GPU is the program itself."""
+        return self.max_workers > 1 or self.gpus > 0
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables that numpy and torch read when a worker imports them. A worker without a GPU must not see one."""
+        hidden = {} if self.gpus else {"CUDA_VISIBLE_DEVICES": ""}
+        return {"OMP_NUM_THREADS": str(max(1, int(self.cpus))), **hidden}
 
     def arguments(self) -> list[str]:
         """Return the command line of this assignment."""
@@ -29,7 +44,7 @@ class Assignment:
         parser = argparse.ArgumentParser(description=__doc__)
         for name in ("tenant", "job", "group"):
             parser.add_argument(f"--{name}", required=True)
-        for name in ("attempt", "workers"):
+        for name in ("attempt", "workers", "max_workers"):
             parser.add_argument(f"--{name}", type=int, required=True)
         for name in ("cpus", "gpus"):
             parser.add_argument(f"--{name}", type=float, required=True)

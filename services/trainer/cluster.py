@@ -68,13 +68,12 @@ class RayCluster:
     def __init__(self, http: httpx.Client) -> None:
         self._http = http
 
-    def submit(self, submission: str, command: Sequence[str], *, cpus: float = 0.0, gpus: float = 0.0) -> None:
-        """Start `command` where this many CPUs and GPUs are free. A known id is left unchanged."""
+    def submit(self, submission: str, command: Sequence[str], *, cpus: float = 0.0) -> None:
+        """Start `command` where this many CPUs are free. A known id is left unchanged."""
         if self.status(submission) is not Status.UNKNOWN:
             return
         body: dict[str, str | float] = {"submission_id": submission, "entrypoint": shlex.join(command)}
         body |= {"entrypoint_num_cpus": cpus} if cpus else {}
-        body |= {"entrypoint_num_gpus": gpus} if gpus else {}
         response = self._request("POST", "/api/jobs/", json=body)
         # For a known id, Ray returns 400 or 500. Another coordinator may have submitted it in the meantime.
         if response.is_error and self.status(submission) is Status.UNKNOWN:
@@ -111,6 +110,12 @@ class RayCluster:
             if PROGRAM in command and submitted.id:  # The driver of a submission has no id of its own.
                 known.append(submitted)
         return known
+
+    def gpus(self) -> float:
+        """Return how many GPUs the nodes of the cluster offer."""
+        body = self._json(self._request("GET", "/api/v0/nodes?limit=10000"))
+        nodes = body["data"]["result"]["result"]
+        return sum(node["resources_total"].get("GPU", 0.0) for node in nodes if node["state"] == "ALIVE")
 
     def delete(self, submission: str) -> None:
         """Delete the record of an ended submission. An unknown one is ignored."""

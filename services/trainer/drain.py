@@ -14,7 +14,7 @@ from pathlib import Path
 from services.trainer.cluster import PROGRAM
 
 _PATIENCE_SECONDS = 110.0
-_TITLES = (PROGRAM.encode(), b"ray::_Worker")  # of programs, and of the actors that one of them started
+_TITLES = (PROGRAM.encode(), b"ray::RayTrainWorker")  # of programs, and of the workers that Ray Train started
 
 
 def worker_processes(proc: Path = Path("/proc")) -> list[int]:

@@ -38,10 +38,6 @@ class TrainerSettings(StoreSettings):
         """File that the coordinator touches in each step. A health probe reads its time."""
         return self.scratch / "heartbeat"
 
-    def needs(self, workers: int) -> dict[str, float]:
-        """Return the CPUs and GPUs of the submitted program. It needs none if it starts several workers."""
-        return {"cpus": self.cpus_per_worker(workers), "gpus": self.worker_gpus} if workers == 1 else {}
-
     def cpus_per_worker(self, workers: int) -> float:
         """Return the number of CPUs of each worker of a job."""
         return self.worker_cpus if self.job_cpus is None else self.job_cpus / workers

@@ -45,13 +45,13 @@ class Submissions:
         job = situation.job
         submission = job.submissions.get(group)
         if submission is None:
-            self._start(job, group)
+            self._start(job, self._assignment(situation, group))
             return
-        status = self.cluster.status(submission)
-        if status is Status.WAITING or (status is Status.RUNNING and job.spec.workers > 1):
-            self._report_late_workers(job, group, status, now)
+        status, assignment = self.cluster.status(submission), self._assignment(situation, group)
+        if status is Status.WAITING or (status is Status.RUNNING and assignment.distributed):
+            self._report_late_workers(job, assignment, status, now)
         if status is Status.RUNNING:
-            self._check_beat(job, group, now, stall_grace_until)
+            self._check_beat(job, assignment, now, stall_grace_until)
         elif status is not Status.WAITING:
             self._check_result(job, group)
 
@@ -75,16 +75,19 @@ class Submissions:
         if not self.store.renew(job.tenant, job.id, self.owner, self.settings.lease_seconds):
             raise StaleAttempt(f"Another coordinator holds job {job.id}.")
 
-    def _start(self, job: JobRecord, group: str) -> None:
+    def _start(self, job: JobRecord, assignment: Assignment) -> None:
         # The record is written before the submission. If the cluster then does not know the submission, it is lost.
         # Without the record, a second start of the same attempt could run it twice.
+        group = assignment.group
         submission = f"{job.id}.{group}.{job.attempt}"
         self.cluster.status(submission)  # Raises Unavailable before anything is written.
+        self._check_gpus()
         self._check_owner(job)
         event = ("workers.submitted", {"group": group, "submission": submission})
         self.store.report(job.tenant, job.id, job.attempt, submissions={group: submission}, events=[event])
+        command = [self.settings.python, "-m", PROGRAM, *assignment.arguments()]
         try:
-            self.cluster.submit(submission, self._command(job, group), **self.settings.needs(job.spec.workers))
+            self.cluster.submit(submission, command, cpus=0.0 if assignment.distributed else assignment.cpus)
         except ClusterUnavailable:
             # The job server of a new Ray head answers before it accepts jobs. If it does not know the submission,
             # nothing has started, and the same attempt may submit again.
@@ -92,16 +95,25 @@ class Submissions:
                 self.store.report(job.tenant, job.id, job.attempt, submissions={group: None})
             raise
 
-    def _check_beat(self, job: JobRecord, group: str, now: float, stall_grace_until: float) -> None:
+    def _check_gpus(self) -> None:
+        """Raise ClusterUnavailable if the workers would leave the cluster's GPUs unused. The job waits meanwhile."""
+        if not self.settings.worker_gpus and (gpus := self.cluster.gpus()):
+            raise ClusterUnavailable(
+                f"The Ray cluster has {gpus:g} GPU(s), but TLM_TRAINER_WORKER_GPUS is 0. Set it to 1 for the trainer "
+                "and for Ray, or start Ray with --num-gpus=0 to train on CPUs."
+            )
+
+    def _check_beat(self, job: JobRecord, assignment: Assignment, now: float, stall_grace_until: float) -> None:
         """Stop workers that are silent or make no progress for longer than allowed.
 
         Workers that have never reported may still import libraries or, if there are several, wait for room.
         """
-        submission, beat, settings = job.submissions[group], job.beats.get(group), self.settings
+        group, settings = assignment.group, self.settings
+        submission, beat = job.submissions[group], job.beats.get(group)
         since = self.running_since.setdefault(submission, now) if beat is None else beat.at
         silent = now - max(since, stall_grace_until)
         if silent > (settings.first_report_seconds if beat is None else settings.stall_seconds):
-            if beat is None and job.spec.workers > 1:
+            if beat is None and assignment.distributed:
                 return
             reason = f"sent no heartbeat for {silent:.0f} s"
         elif beat is not None and beat.idle > beat.limit:
@@ -117,35 +129,43 @@ class Submissions:
         if not Situation.read(self.store, job).is_done(group):
             raise AttemptEnded(self._cause(job, job.submissions[group]))
 
-    def _report_late_workers(self, job: JobRecord, group: str, status: Status, now: float) -> None:
+    def _report_late_workers(self, job: JobRecord, assignment: Assignment, status: Status, now: float) -> None:
         """Report, once, that workers start later than usual. Most often the cluster has no room for them.
 
-        A single worker is the submission itself. Several workers are started by their submission, which runs earlier.
+        A single worker is the submission itself. Workers of Ray Train start after their submission.
         """
-        submission, settings = job.submissions[group], self.settings
+        submission, settings = job.submissions[assignment.group], self.settings
         if now - self.unstarted_since.setdefault(submission, now) < settings.start_seconds:
             return
         self.unstarted_since[submission] = math.inf
-        if status is Status.WAITING or group not in job.beats:
-            gpus = f" and {settings.worker_gpus:g} GPU(s)" if settings.worker_gpus else ""
+        if status is Status.WAITING or assignment.group not in job.beats:
+            gpus = f" and {assignment.gpus:g} GPU(s)" if assignment.gpus else ""
             error = ClusterUnavailable(
-                f"{job.spec.workers} worker(s) of {settings.cpus_per_worker(job.spec.workers):g} CPU(s){gpus} have not "
-                f"started within {settings.start_seconds:g} s. The cluster is slow or has no room. They start when "
-                "other jobs end or when you add workers."
+                f"{assignment.workers} worker(s) of {assignment.cpus:g} CPU(s){gpus} have not started within "
+                f"{settings.start_seconds:g} s. The cluster is slow or has no room. They start when other jobs end or "
+                "when you add workers."
             )
             report_waiting(self.store, job, error)
 
-    def _command(self, job: JobRecord, group: str) -> list[str]:
-        workers, settings = job.spec.workers, self.settings
-        cpus, gpus = settings.cpus_per_worker(workers), settings.worker_gpus
-        assignment = Assignment(job.tenant, job.id, job.attempt, group, workers, cpus, gpus)
-        return [settings.python, "-m", PROGRAM, *assignment.arguments()]
+    def _assignment(self, situation: Situation, group: str) -> Assignment:
+        """Return what the workers of a group receive. One worker computes a group without torch, without a GPU."""
+        job, settings = situation.job, self.settings
+        least, most, gpus = job.spec.workers, job.spec.max_workers or job.spec.workers, settings.worker_gpus
+        if not any(node.stage.needs_torch for node in situation.plan.group(group)):
+            least, most, gpus = 1, 1, 0.0
+        cpus = settings.cpus_per_worker(most)
+        return Assignment(job.tenant, job.id, job.attempt, group, least, most, cpus, gpus)
 
     def _cause(self, job: JobRecord, submission: str) -> TLMError:
-        """Return the error that the workers reported, else how the cluster says they ended."""
-        for event in reversed(self.store.events(job.tenant, job.id, after=max(0, job.last_event - 50))):
-            if event.attempt == job.attempt and event.type == "attempt.error":
-                return error_from_dict(event.data)
+        """Return the error that the workers reported, else how the cluster says they ended.
+
+        If one worker ends, the others lose their connection to it. Such a loss is not the cause.
+        """
+        events = self.store.events(job.tenant, job.id, after=max(0, job.last_event - 50))
+        reported = [event for event in events if event.attempt == job.attempt and event.type == "attempt.error"]
+        errors = [error_from_dict(event.data) for event in reversed(reported)]
+        if errors:
+            return min(errors, key=lambda error: error.is_loss)
         ending = self.cluster.ending(submission)
         return WorkerLost(ending.summary, details=ending.details)
 

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from services.common.jobstore import JobStore
 from services.common.logs import redacted
@@ -16,7 +16,6 @@ from services.common.situation import Situation, folder_prefix
 from services.trainer.assignment import Assignment
 from services.trainer.checkpoints import JobCheckpoints
 from services.trainer.patience import patiently
-from services.trainer.process_group import Broadcast
 from services.trainer.reporter import JobReporter
 from services.trainer.scratch import work_folder
 from tlm_core.artifacts import ArtifactStore, ManifestRef
@@ -30,7 +29,14 @@ from tlm_core.training.stage import DROPPED, Stage, StageContext, StageFunction,
 log = logging.getLogger(__name__)
 
 _Value = TypeVar("_Value")
+T = TypeVar("T")
 _MAX_REASON = 300  # characters of an unexpected error in a job's record
+
+
+class Broadcast(Protocol):
+    """Returns the value of rank 0 on every rank. It waits for rank 0 without limit."""
+
+    def __call__(self, value: T, /) -> T: ...
 
 
 class NullReporter:
@@ -48,8 +54,7 @@ class NullReporter:
 class GroupRunner:
     """Runs the stages of an assignment on this rank.
 
-    load: returns the function of a stage. broadcast: returns the value of rank 0 on every rank, and waits until every
-    rank has called it.
+    load: returns the function of a stage. broadcast: returns the value of rank 0 on every rank.
     """
 
     store: JobStore
@@ -153,7 +158,7 @@ class GroupRunner:
         checkpoints = JobCheckpoints(
             self.store, self.artifacts, job, node.name, artifact, work, report_event=reporter.event
         )
-        reporter.event("stage.started", node=node.name, stage=node.stage.name)
+        reporter.event("stage.started", node=node.name, stage=node.stage.name, workers=self.world_size)
         localize = self.artifacts.localize
         context = StageContext(
             inputs={name: self._read_input(situation, source, localize) for name, source in node.inputs.items()},

@@ -222,13 +222,37 @@ def test_job_without_a_selection_needs_one_submission(harness: CoordinatorHarnes
     assert (harness.job(job_id).state, len(harness.cluster.commands)) == (State.SUCCEEDED, 1)
 
 
-@pytest.mark.parametrize("workers, cpus", [(1, 3.0), (2, 0.0)])
-def test_only_a_single_worker_requests_resources_for_its_submission(
-    harness: CoordinatorHarness, workers: int, cpus: float
+@pytest.mark.parametrize(
+    ("workers", "gpus", "cpus"),
+    [({}, 0.0, 3.0), ({"workers": 2}, 0.0, 0.0), ({"max_workers": 2}, 0.0, 0.0), ({}, 1.0, 0.0)],
+)
+def test_only_a_single_worker_without_a_gpu_requests_cpus_for_its_submission(
+    harness: CoordinatorHarness, workers: dict[str, int], gpus: float, cpus: float
 ) -> None:
-    coordinator = harness.coordinator(worker_cpus=3.0)
-    submission = harness.until_submitted(coordinator, harness.submit(workers=workers))
-    assert harness.cluster.needs[submission] == (cpus, 0.0), "several workers request their resources themselves"
+    coordinator = harness.coordinator(worker_cpus=3.0, worker_gpus=gpus)
+    submission = harness.until_submitted(coordinator, harness.submit(**workers))
+    assert harness.cluster.needs[submission] == cpus, "Ray Train requests the resources of the others"
+
+
+def test_cluster_with_gpus_is_refused_until_workers_request_them(harness: CoordinatorHarness) -> None:
+    harness.cluster.offered_gpus = 4.0
+    coordinator, job_id = harness.coordinator(), harness.submit()
+    for _ in range(3):
+        coordinator.round()
+    waiting = [event.data for event in harness.store.events(T, job_id) if event.type == "job.waiting"]
+    assert "4 GPU(s), but TLM_TRAINER_WORKER_GPUS is 0" in waiting[0]["message"]
+    assert (harness.cluster.commands, harness.job(job_id).submissions) == ({}, {})
+    coordinator.settings.worker_gpus = 1.0
+    harness.until_submitted(coordinator, job_id)
+
+
+def test_linear_model_has_one_worker_without_a_gpu(harness: CoordinatorHarness) -> None:
+    coordinator = harness.coordinator(job_cpus=4.0, worker_gpus=1.0)
+    job_id = harness.submit(workers=2, max_workers=8)
+    main = harness.cluster.assignment(harness.until_submitted(coordinator, job_id))
+    baseline = harness.cluster.assignment(harness.job(job_id).submissions["baseline"])
+    assert (baseline.workers, baseline.max_workers, baseline.cpus, baseline.gpus) == (1, 1, 4.0, 0.0)
+    assert (main.workers, main.max_workers, main.cpus, main.gpus) == (2, 8, 0.5, 1.0)
 
 
 def test_situation_needs_one_round_trip_for_each_level_of_the_plan(

@@ -103,7 +103,7 @@ def test_cancelled_job_leaves_no_worker(embedded: Stack) -> None:
 
 
 def test_two_workers_resume_after_one_is_killed(embedded: Stack) -> None:
-    actor = b"ray::_Worker"
+    actor = b"ray::RayTrainWorker"
     job = embedded.client.submit(make_spec(seeds=(11,), workers=2))
     step = embedded.kill_worker(job.id, actor)
     ended = embedded.client.wait(job.id)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
+import os
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from services.trainer.process_group import Rendezvous, StageLoader, join
 from tests.integration.worker_processes import process_context
 from tests.redis_server import free_port
-from tests.support import wait_for
 from tests.unit.training.made import TINY, made_prepared, tiny
-from tlm_core.stages import EXPORT, FINETUNE, JOINT, PREPARE
+from tlm_core.errors import WorkerLost
+from tlm_core.stages import FINETUNE, JOINT
 from tlm_core.training import passes, stages
 from tlm_core.training.local import LocalCheckpoints, LocalReporter
 from tlm_core.training.objective import Workers, accumulate_gradient
@@ -201,32 +199,28 @@ def test_workers_that_read_results_late_decide_together(tmp_path: Path) -> None:
         assert first == second and first[SHRUNK] in (1, 2)
 
 
-def wait_long_for_rank_0(rank: int, size: int, _port: int, folder: Path) -> None:
-    """Rank 0 computes a stage alone for longer than torch's timeout."""
-    port = folder / "port"
-    if rank == 0:
-        rendezvous = Rendezvous("127.0.0.1", b"secret", size - 1)
-        port.with_suffix(".new").write_text(str(rendezvous.address[1]))
-        port.with_suffix(".new").rename(port)
-        broadcast = rendezvous.wait()
-    else:
-        wait_for(port.exists, 60)
-        broadcast = join(("127.0.0.1", int(port.read_text())), b"secret")
-    load = StageLoader(broadcast, "127.0.0.1", rank, size)
-    assert load(PREPARE) is PREPARE.load()
-    assert not torch.distributed.is_initialized(), "The prepare stage needs no torch."
-    assert load(JOINT) is JOINT.load()
-    total = torch.ones(1)
-    torch.distributed.all_reduce(total)
-    assert total.item() == size
-    torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=0.5))
-    if rank == 0:
-        time.sleep(1.5)
-    assert broadcast("done" if rank == 0 else None) == "done"
-    assert load(EXPORT) is EXPORT.load(), "The process group starts once."
-    load.close()
-    assert not torch.distributed.is_initialized()
+def test_attempts_may_have_different_numbers_of_workers(tmp_path: Path, recipe: Recipe) -> None:
+    whole = tmp_path / "whole"
+    for folder in (tmp_path, whole):
+        made_prepared(folder, recipe)
+    run_workers(2, whole, recipe)
+    for size, stop_at in ((2, 2), (1, 4), (2, None)):
+        run_workers(size, tmp_path, recipe, stop_at=stop_at)
+    interrupted, uninterrupted = (points(folder / "joint2") for folder in (tmp_path, whole))
+    assert [point["tokens"] for point in interrupted] == [point["tokens"] for point in uninterrupted]
+    for term in ("mlm", "gradient_norm"):
+        whole_run = [point[term] for point in uninterrupted]
+        assert [point[term] for point in interrupted] == pytest.approx(whole_run, rel=1e-4)
 
 
-def test_broadcast_waits_longer_than_the_timeout_of_torch(tmp_path: Path) -> None:
-    start(wait_long_for_rank_0, 2, tmp_path)
+def lose_the_other(rank: int, size: int, port: int) -> None:
+    address = f"tcp://127.0.0.1:{port}"
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=size)
+    if rank:
+        os._exit(0)  # as if it was killed
+    with pytest.raises(WorkerLost, match="lost its connection"):
+        Workers(rank, size).sum(torch.ones(1))
+
+
+def test_worker_whose_peer_died_reports_a_loss() -> None:
+    start(lose_the_other, 2)

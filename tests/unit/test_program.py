@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,8 @@ RUN = """
 import os, sys
 from services.trainer import program
 from services.trainer.assignment import Assignment
-program.Assignment = type("Fixed", (), {"read": lambda: Assignment("t", "job_1", 1, "main", WORKERS, 1.0, 0.0)})
+assignment = Assignment("t", "job_1", 1, "main", WORKERS, WORKERS, 1.0, 0.0)
+program.Assignment = type("Fixed", (), {"read": lambda: assignment})
 kills = iter([1, KILLS])
 program.oom_kills = lambda: next(kills)
 program._report_memory = lambda assignment: print("out of memory", flush=True)
@@ -61,25 +63,27 @@ def test_oom_kills_are_read_from_either_version_of_cgroups(tmp_path: Path, name:
 
 DRAIN = """
 import os, signal, sys, time
-from services.trainer import program
+from services.trainer import compute, program
 from services.trainer.assignment import Assignment
-from services.trainer.settings import TrainerSettings
-program.Assignment = type("Fixed", (), {"read": lambda: Assignment("t", "job_1", 1, "main", 1, 1.0, 0.0)})
-def compute(assignment):
-    draining = program._drain_on_sigterm(assignment, TrainerSettings(storage="s", scratch="s", drain_seconds=SECONDS))
+program.Assignment = type("Fixed", (), {"read": lambda: Assignment("t", "job_1", 1, "main", 1, 1, 1.0, 0.0)})
+def run(assignment):
+    draining = compute.drain_on_sigterm(assignment)
     print("ready", flush=True)
     while not draining.is_set() or HANGS:
         time.sleep(0.01)
     print("checkpoint", flush=True)
-program._run = compute
+program._run = run
 program.main()
 """
 
 
 @pytest.mark.parametrize(("hangs", "output", "code"), [(False, "checkpoint", 0), (True, "", 143)])
 def test_program_stops_its_stage_on_sigterm_within_the_grace_period(hangs: bool, output: str, code: int) -> None:
-    script = DRAIN.replace("HANGS", str(hangs)).replace("SECONDS", "0.1" if hangs else "60")
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+    script = DRAIN.replace("HANGS", str(hangs))
+    settings = {"STORAGE": "s", "SCRATCH": "s", "DRAIN_SECONDS": "0.1" if hangs else "60"}
+    environment = os.environ | {f"TLM_TRAINER_{name}": value for name, value in settings.items()}
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         assert process.stdout.readline().strip() == "ready"
         process.terminate()
@@ -87,7 +91,12 @@ def test_program_stops_its_stage_on_sigterm_within_the_grace_period(hangs: bool,
 
 
 def test_training_processes_of_a_machine_are_listed(tmp_path: Path) -> None:
-    commands = {"1": b"ray\0start", "2": b"python\0-m\0services.trainer.program", "3": b"ray::_Worker.run", "self": b""}
+    commands = {
+        "1": b"ray\0start",
+        "2": b"python\0-m\0services.trainer.program",
+        "3": b"ray::RayTrainWorker.run",
+        "self": b"",
+    }
     for name, command in commands.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "cmdline").write_bytes(command)

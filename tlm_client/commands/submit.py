@@ -33,6 +33,7 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe; VALUE is JSON or text. Repeatable."),
 ]
 Workers = Annotated[int, typer.Option("--workers", min=1, help="Number of data-parallel workers.")]
+MaxWorkers = Annotated[int | None, typer.Option(help="Start with as many as find room, from --workers to this number.")]
 Options = Annotated[str | None, typer.Option("--options", metavar="JSON|FILE", help="Options of the job kind.")]
 Labels = Annotated[list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Label of the job. Repeatable.")]
 Name = Annotated[str | None, typer.Option("--name", help="Your name for the job, for lists and searches.")]
@@ -51,6 +52,7 @@ def submit(
     seed: Seeds = None,
     set_: Overrides = None,
     workers: Workers = 1,
+    max_workers: MaxWorkers = None,
     name: Name = None,
     label: Labels = None,
     priority: Annotated[int, typer.Option(min=-10, max=10, help="Higher priorities start first.")] = 0,
@@ -76,7 +78,7 @@ def submit(
         raise typer.BadParameter("Name a dataset.", param_hint="--dataset")
     spec = _build_spec(
         set_, dataset=dataset, corpus=corpus, scale=scale, recipe=recipe, seeds=seed, workers=workers,
-        max_runtime_seconds=max_runtime, **fields,
+        max_workers=max_workers, max_runtime_seconds=max_runtime, **fields,
     )  # fmt: skip
     with session_of(context).client() as client:
         if dry_run:

@@ -74,6 +74,9 @@ class JobSpec(BaseModel):
     seeds: tuple[int, ...] = Field((0,), min_length=1, max_length=20, description="one training run for each seed")
     overrides: dict[str, object] = Field({}, description="changes of the recipe by dotted key: {'finetune.epochs': 5}")
     workers: int = Field(1, ge=1, le=256, description="data-parallel workers")
+    max_workers: int | None = Field(
+        None, le=256, description="each attempt starts with as many workers as find room, from `workers` to this number"
+    )
     max_attempts: int = Field(
         3, ge=1, le=20, description="faults of the job after which it fails; a lost worker or component is none"
     )
@@ -105,6 +108,12 @@ class JobSpec(BaseModel):
         if isinstance(value, model):
             return value
         return model.model_validate({} if value is None or type(value) is KindOptions else value)
+
+    @model_validator(mode="after")
+    def _check_workers(self) -> JobSpec:
+        if self.max_workers is not None and self.max_workers < self.workers:
+            raise ValueError(f"'max_workers' is {self.max_workers}. Expected at least 'workers', {self.workers}.")
+        return self
 
     @model_validator(mode="after")
     def _check_dataset(self) -> JobSpec:

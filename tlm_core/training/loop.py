@@ -151,8 +151,7 @@ class Trainer:
             self.state, self.best = load_checkpoint(folder, self.model, self.optimizer)
         else:
             self.state, self.best = TrainState(), None
-            if self.workers.size > 1:
-                torch.distributed.broadcast(self.optimizer.buffers.value, src=0)
+            self.workers.first(self.optimizer.buffers.value)
         self.optimizer.refresh()
         rows = self._passes.first_rows(lambda: self.batches(self.state.step, self.state.progress(self.budget)))
         # The machine that resumes a run may hold fewer rows than the one that wrote the checkpoint.
@@ -277,9 +276,7 @@ class Trainer:
         """Return rank 0's seconds if they decide the end of the stage: all workers must end at the same step."""
         if self.workers.size == 1 or self.budget.unit != "seconds":
             return seconds
-        shared = torch.tensor([seconds], dtype=torch.float64, device=self.device)
-        torch.distributed.broadcast(shared, src=0)
-        return float(shared)
+        return float(self.workers.first(torch.tensor([seconds], dtype=torch.float64, device=self.device)))
 
     def _record(self, result: Result) -> None:
         """Update the history: about POINTS points, each with the mean losses since the previous one."""

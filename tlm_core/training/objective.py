@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tlm_core.errors import WorkerLost
 from tlm_core.pulse import PULSE
 from tlm_core.training import flops
 from tlm_core.training.architectures import Shape
@@ -37,7 +39,15 @@ class Workers:
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over all workers, in place."""
         if self.size > 1:
-            torch.distributed.all_reduce(tensor)
+            with connected():
+                torch.distributed.all_reduce(tensor)
+        return tensor
+
+    def first(self, tensor: Tensor) -> Tensor:
+        """Replace the tensor by that of rank 0, in place."""
+        if self.size > 1:
+            with connected():
+                torch.distributed.broadcast(tensor, src=0)
         return tensor
 
     def least(self, value: int, device: torch.device) -> int:
@@ -45,8 +55,20 @@ class Workers:
         if self.size == 1:
             return value
         smallest = torch.tensor(value, device=device)
-        torch.distributed.all_reduce(smallest, torch.distributed.ReduceOp.MIN)
+        with connected():
+            torch.distributed.all_reduce(smallest, torch.distributed.ReduceOp.MIN)
         return int(smallest)
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Raise WorkerLost if a collective fails, because another worker died or takes too long."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise WorkerLost("Worker lost its connection to the others.", details=str(error)) from error
 
 
 def micro_batches(batch: Batch, workers: Workers, rows: int) -> Iterator[Batch]:

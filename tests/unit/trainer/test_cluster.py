@@ -194,6 +194,15 @@ def test_submissions_of_this_service_are_listed_and_deleted() -> None:
     cluster(always(404)).delete("unknown")
 
 
+def test_gpus_of_living_nodes_are_counted() -> None:
+    nodes = [
+        {"state": "ALIVE", "resources_total": {"CPU": 8.0, "GPU": 2.0}},
+        {"state": "ALIVE", "resources_total": {"CPU": 8.0}},
+        {"state": "DEAD", "resources_total": {"GPU": 4.0}},
+    ]
+    assert cluster(always(200, {"data": {"result": {"result": nodes}}})).gpus() == 2.0
+
+
 def test_reachable_job_server_answers() -> None:
     assert cluster(always(200, {"version": "4"})).answers()
     assert not cluster(always(502, text="bad gateway")).answers()

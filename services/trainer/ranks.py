@@ -1,0 +1,167 @@
+"""The workers that Ray Train starts: several ones, or one with a GPU. Only their submissions import this module.
+
+Ray Train places the workers, connects them, and ends all when one fails. It retries nothing and stores nothing: the
+coordinator decides about attempts, and training resumes from our own checkpoints. The controller of Ray Train imports
+this module too, so it imports at the top only what the controller needs.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import ray
+import torch.distributed as dist
+from ray._private.state import available_resources_per_node
+from ray.exceptions import OutOfMemoryError
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError, get_context
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from services.common.logs import redacted
+from services.trainer.assignment import Assignment
+from services.trainer.scratch import work_folder
+from tlm_core.errors import WorkerFailed, WorkerLost
+
+if TYPE_CHECKING:
+    from ray.train.v2._internal.execution.worker_group import WorkerGroup
+
+T = TypeVar("T")
+
+_MONTH = timedelta(days=30)
+# Longer than a worker waits for the storage. A collective that takes longer raises an error.
+_COLLECTIVE = timedelta(minutes=15)
+# For workers beyond the least: another job may take their room before they start.
+_START = timedelta(minutes=1)
+_DETAILS = 4000  # characters of an error
+
+# Settings of Ray Train. It passes them on to its controller and its workers.
+_ENVIRONMENT = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",
+    # Working folders, logs and metrics are ours.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    # Workers learn from SIGTERM that their machine stops.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+
+
+def run_workers(assignment: Assignment) -> None:
+    """Start the workers of an attempt and wait for them. Raises TrainingFailedError if one fails.
+
+    Reports what workers cannot report, such as their death.
+    """
+    from services.trainer.compute import drain_on_sigterm
+    from services.trainer.settings import TrainerSettings
+
+    ray.init()
+    drain_on_sigterm(assignment)
+    settings, number = TrainerSettings(), _number_of_workers(assignment)
+    # The least number of workers waits for its room without limit, and the coordinator reports that.
+    patience = _MONTH if number == assignment.workers else _START
+    os.environ |= _ENVIRONMENT | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(patience.total_seconds())}
+    with work_folder(settings.scratch, f"{assignment.job}-{assignment.attempt}-ray") as work:
+        try:
+            _trainer(assignment, number, work).fit()
+        except TrainingFailedError as failure:
+            if error := _unreported(failure):
+                events = [("attempt.error", error.as_dict())]
+                settings.job_store().report(assignment.tenant, assignment.job, assignment.attempt, events=events)
+            raise
+
+
+def _trainer(assignment: Assignment, number: int, work: Path) -> TorchTrainer:
+    return TorchTrainer(
+        run_rank,
+        train_loop_config={"assignment": assignment},
+        torch_config=_ProcessGroup(assignment),
+        scaling_config=ScalingConfig(
+            num_workers=number, use_gpu=assignment.gpus > 0, resources_per_worker=_needs(assignment)
+        ),
+        run_config=RunConfig(
+            name="ray",
+            storage_path=str(work),
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
+            worker_runtime_env={"env_vars": assignment.environment},
+        ),
+    )
+
+
+def _needs(assignment: Assignment) -> dict[str, float]:
+    """Return what Ray reserves for each worker."""
+    return {name: amount for name, amount in (("CPU", assignment.cpus), ("GPU", assignment.gpus)) if amount}
+
+
+def _number_of_workers(assignment: Assignment) -> int:
+    """Return how many workers this attempt starts: as many as find room now, but at least `workers`.
+
+    Ray Train's own range of workers counts the cluster's resources, also those that other submissions use.
+    """
+    needs = _needs(assignment).items()
+    nodes = available_resources_per_node().values()
+    places = sum(min(int(free.get(name, 0.0) / amount + 1e-3) for name, amount in needs) for free in nodes)
+    return max(assignment.workers, min(places, assignment.max_workers))
+
+
+def _unreported(failure: TrainingFailedError) -> WorkerLost | None:
+    """Return the job's error for a failure of Ray Train, or None if the worker that failed has reported its own.
+
+    Workers that did not start in time or lost their machine are no fault of the job.
+    """
+    details = redacted(str(failure))[-_DETAILS:]
+    if not isinstance(failure, WorkerGroupError):
+        return WorkerLost("Workers did not start, or lost their machine.", details=details)
+    causes = {rank: getattr(cause, "health_check_failure", cause) for rank, cause in failure.worker_failures.items()}
+    if any(isinstance(cause, OutOfMemoryError) for cause in causes.values()):
+        return WorkerFailed("Worker exceeded the memory of its machine, and Ray ended it.", details=details)
+    lost = [rank for rank, cause in causes.items() if type(cause).__module__.startswith("ray.")]
+    return WorkerLost(f"Worker {lost[0]} died or did not answer.", details=details) if lost else None
+
+
+class _ProcessGroup(TorchConfig):
+    """Torch's process group. Before it starts, each worker installs its handler of SIGTERM in its main thread."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        super().__init__(timeout_s=int(_COLLECTIVE.total_seconds()))
+        self.assignment = assignment
+
+    @property
+    def backend_cls(self) -> type:
+        return _Backend
+
+
+class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
+    """Runs in the controller of Ray Train."""
+
+    def on_start(self, worker_group: WorkerGroup, backend_config: _ProcessGroup) -> None:
+        worker_group.execute(_watch_sigterm, backend_config.assignment)
+        super().on_start(worker_group, backend_config)
+
+
+def _watch_sigterm(assignment: Assignment) -> None:
+    from services.trainer.compute import drain_on_sigterm
+
+    drain_on_sigterm(assignment)
+
+
+def run_rank(config: dict[str, Assignment]) -> None:
+    """Run the stages on one rank. Ray Train calls it in a thread of each worker."""
+    from services.trainer.compute import compute
+    from tlm_core.training.objective import connected
+
+    context = get_context()
+    # Rank 0 may compute a stage alone for hours, so broadcasts have a group without a timeout.
+    group = dist.new_group(backend="gloo", timeout=_MONTH)
+
+    def broadcast(value: T) -> T:
+        values = [value]
+        with connected():
+            dist.broadcast_object_list(values, src=0, group=group)
+        return values[0]
+
+    compute(config["assignment"], context.get_world_rank(), context.get_world_size(), broadcast)
