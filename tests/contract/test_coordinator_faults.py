@@ -32,6 +32,7 @@ from tlm_core.errors import (
     StorageUnavailable,
     StoreUnavailable,
     UnreadableRecord,
+    WorkerLost,
 )
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import JobRecord
@@ -130,6 +131,18 @@ def test_lost_workers_are_free_while_checkpoints_advance(harness: CoordinatorHar
     harness.work(harness.until_submitted(coordinator, job_id), joint=counting_stage(16))
     coordinator.round()
     assert harness.job(job_id).state is State.SUCCEEDED
+
+
+def test_fault_of_one_worker_is_the_cause_and_the_losses_of_the_others_are_not(harness: CoordinatorHarness) -> None:
+    coordinator, job_id = harness.coordinator(), harness.submit(workers=2)
+    submission = harness.until_submitted(coordinator, job_id)
+    lost = WorkerLost("Worker lost its connection to the others.")
+    for error in (lost, NonFiniteLoss("The loss is not finite."), lost):
+        harness.store.report(T, job_id, 1, events=[("attempt.error", error.as_dict())])
+    harness.cluster.statuses[submission] = Status.FAILED
+    coordinator.round()
+    job = harness.job(job_id)
+    assert (job.state, job.error and job.error["code"]) == (State.FAILED, "non_finite_loss")
 
 
 def test_three_lost_workers_without_a_checkpoint_are_one_fault(harness: CoordinatorHarness) -> None:

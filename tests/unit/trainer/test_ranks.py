@@ -1,0 +1,46 @@
+"""How many workers an attempt starts through Ray Train, and what their failures mean for the job."""
+
+from __future__ import annotations
+
+import pytest
+from ray.exceptions import ActorDiedError, OutOfMemoryError
+from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
+
+from services.trainer import ranks
+from services.trainer.assignment import Assignment
+from tlm_core.errors import NonFiniteLoss, WorkerLost
+
+
+@pytest.mark.parametrize(
+    ("free", "gpus", "workers"),
+    [
+        ([{"CPU": 4.0}, {"CPU": 4.0}], 0.0, 4),
+        ([{"CPU": 3.0}, {"CPU": 3.0}], 0.0, 2),  # each node has room for one
+        ([{"CPU": 64.0}], 0.0, 8),
+        ([{}, {"CPU": 1.0}], 0.0, 2),  # the least number waits for its room
+        ([{"CPU": 64.0, "GPU": 3.0}, {"CPU": 64.0}], 1.0, 3),
+    ],
+)
+def test_attempt_starts_with_the_workers_that_find_room(
+    free: list[dict[str, float]], gpus: float, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks, "available_resources_per_node", lambda: dict(enumerate(free)))
+    assert ranks._number_of_workers(Assignment("t", "job_1", 1, "main", 2, 8, 2.0, gpus)) == workers
+
+
+DEAD = WorkerHealthCheckFailedError("dead", failure=ActorDiedError())
+
+
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [
+        (ControllerError(WorkerGroupStartupTimeoutError(2)), "worker_lost"),
+        (WorkerGroupError("", {0: DEAD, 1: WorkerLost("Worker lost its connection to the others.")}), "worker_lost"),
+        (WorkerGroupError("", {1: WorkerHealthCheckFailedError("", failure=OutOfMemoryError(""))}), "worker_failed"),
+        (WorkerGroupError("", {0: NonFiniteLoss("nan")}), None),  # rank 0 has reported it
+    ],
+)
+def test_only_failures_that_no_worker_could_report_are_reported(failure: TrainingFailedError, code: str | None) -> None:
+    error = ranks._unreported(failure)
+    assert (error.code if error else None) == code
