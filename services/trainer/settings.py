@@ -25,7 +25,7 @@ class TrainerSettings(StoreSettings):
     poll_seconds: float = 0.5
     stall_seconds: float = 45.0  # workers that have reported, but not for this long, are stopped
     first_report_seconds: float = 300.0  # a single worker that runs for this long without a report is stopped
-    start_seconds: float = 30.0  # after this time, workers that have not started are reported
+    start_seconds: float = 60.0  # after this time, workers that have not started are reported; Ray Train takes 35
     pause_seconds: float = 120.0  # after this time, the workers of a pausing job are stopped
     drain_seconds: float = 100.0  # after SIGTERM, a worker that has not stopped with a checkpoint ends without one
     worker_cpus: float = 1.0

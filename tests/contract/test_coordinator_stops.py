@@ -119,9 +119,9 @@ def test_job_without_room_reports_it_once(harness: CoordinatorHarness) -> None:
     coordinator, job_id = harness.coordinator(worker_cpus=3.0), harness.submit()
     submission = harness.until_submitted(coordinator, job_id)
     harness.cluster.statuses[submission] = Status.WAITING
-    for harness.store.ahead in (0, 29, 31, 62, 3600):
+    for harness.store.ahead in (0, 59, 61, 122, 3600):
         coordinator.round()
-        assert len(waits(harness, job_id)) == (harness.store.ahead > 30)
+        assert len(waits(harness, job_id)) == (harness.store.ahead > 60)
     assert "1 worker(s) of 3 CPU(s)" in waits(harness, job_id)[0]
     harness.work(submission)
     coordinator.round()
@@ -135,7 +135,7 @@ def test_several_workers_without_room_report_it_and_keep_waiting(harness: Coordi
     coordinator.round()
     if started:
         harness.beat(job_id)
-    harness.rounds_until(coordinator, 31)
+    harness.rounds_until(coordinator, 61)
     assert len(waits(harness, job_id)) == (not started)
     harness.rounds_until(coordinator, 3600)
     assert harness.cluster.statuses[submission] is (Status.FAILED if started else Status.RUNNING)
