@@ -279,7 +279,7 @@ def _print_predictions(predictions: Sequence[Mapping[str, Any]], title: str) -> 
 
 
 def _print_comparison(arms: Mapping[str, Arm]) -> None:
-    """Print one row for each model: majority, linear, both encoders, and the returned model."""
+    """Print one row for each model: majority, linear, the encoders, and the returned model."""
     report, alone = arms["TLM"].report, arms["task only"].report
     of_tlm, of_alone = ({row.name: row for row in model_rows(of_arm)} for of_arm in (report, alone))
     returned = report["returned"]["model"]
@@ -288,6 +288,7 @@ def _print_comparison(arms: Mapping[str, Arm]) -> None:
         ("linear", *_cells(of_tlm["linear"]), *_cost(report, "baseline")),
         ("task only", *_cells(of_alone["encoder"]), *_cost(alone, "prepare", "finetune")),
         ("TLM", *_cells(of_tlm["encoder"]), *_cost(report, "prepare", "joint", "finetune")),
+        (f"TLM, {len(SEEDS)} seeds averaged", *_cells(of_tlm["ensemble"]), "", ""),
         (f"returned ({returned})", *_cells(of_tlm[returned]), *_cost(report, "total")),
     ]
     title = f"{report['seeds'][0]['test']['rows']:,} test rows, mean ± spread of {len(SEEDS)} seeds"

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlm_core.errors import CorruptArtifact
+from tlm_core.evaluation.combine import ENCODERS, LINEAR_MODELS
 from tlm_core.linear.model import ALPHABET, read_alphabet
 from tlm_core.linear.ngrams import Alphabet
 from tlm_core.tasks.metrics import SINGLE_LABEL
@@ -35,8 +36,8 @@ BATCH = 32  # windows, or texts of a linear model, which has one dense value for
 def write_metadata(folder: Path, task: Task, model: str, max_length: int | None = None, windows: int = 1) -> None:
     """Write what predictions need beside the graph.
 
-    model: linear, self_trained, encoder or combined. max_length: of a window, in tokens. windows: at most so many of a
-    text are read.
+    model: linear, self_trained, encoder, ensemble or combined. max_length: of a window, in tokens. windows: at most so
+    many of a text are read.
     """
     metadata = {"labels": list(task.labels), "pair": task.pair, "task_type": task.type.name, "model": model}
     metadata |= {"max_length": max_length, "windows": windows} if max_length else {}
@@ -56,8 +57,8 @@ class Model:
 
     tokenizer: None for a linear model. alphabet: of n-grams; None for an encoder alone. size: bytes of its files.
     type: without classes the only output is the target, and `labels` holds its name. name: linear, self_trained,
-    encoder or combined.
-    windows: of a text that an encoder reads at most; a linear model reads whole texts. pad: id of the padding token.
+    encoder, ensemble or combined. windows: of a text that an encoder reads at most; a linear model reads whole texts.
+    pad: id of the padding token.
     """
 
     session: InferenceSession
@@ -157,9 +158,9 @@ def load_model(folder: Path) -> Model:
         name = str(metadata.get("model", "encoder"))
         windows = int(metadata.get("windows", 1))  # of older exports
         tokenizer, pad = None, 0
-        if name not in ("linear", "self_trained"):
+        if name not in LINEAR_MODELS:
             tokenizer, pad = _tokenizer(folder, int(metadata["max_length"]), windows)
-        alphabet = None if name == "encoder" else read_alphabet(folder)
+        alphabet = None if name in ENCODERS else read_alphabet(folder)
         labels, pair = tuple(str(label) for label in metadata["labels"]), bool(metadata["pair"])
         files = (folder / MODEL, folder / "model" / "tokenizer.json", folder / ALPHABET)
         size = sum(path.stat().st_size for path in files if path.exists())

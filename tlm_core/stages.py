@@ -15,16 +15,16 @@ SELECT = Stage("select", Place.RETRIEVER, "", 5, params.SelectParams)
 BASELINE = worker("baseline", "tlm_core.linear.stages:baseline", 1, BaselineParams, needs_torch=False)
 SELF_TRAIN = worker("self_train", "tlm_core.linear.stages:self_train_stage", 2, SelfTrainParams, needs_torch=False)
 EVALUATE_LINEAR = worker(
-    "evaluate_linear", "tlm_core.linear.stages:evaluate_linear", 2, BaselineParams, needs_torch=False
+    "evaluate_linear", "tlm_core.linear.stages:evaluate_linear", 3, BaselineParams, needs_torch=False
 )
-EXPORT_LINEAR = worker("export_linear", "tlm_core.linear.stages:export_linear", 2, BaselineParams, needs_torch=False)
+EXPORT_LINEAR = worker("export_linear", "tlm_core.linear.stages:export_linear", 3, BaselineParams, needs_torch=False)
 # Preparing text needs no torch, so workers start it seconds earlier and with half the memory.
 PREPARE = worker("prepare", "tlm_core.training.prepare:prepare", 7, params.PrepareParams, needs_torch=False)
 JOINT = worker("joint", "tlm_core.training.stages:joint", 6, params.JointParams)
 FINETUNE = worker("finetune", "tlm_core.training.stages:finetune", 4, params.FinetuneParams)
 CHOOSE = worker("choose", "tlm_core.training.stages:choose", 2, params.ChooseParams)
-EVALUATE = worker("evaluate", "tlm_core.training.evaluate:evaluate", 7, params.SeedsParams)
-EXPORT = worker("export", "tlm_core.training.export:export", 5, params.ExportParams)
+EVALUATE = worker("evaluate", "tlm_core.training.evaluate:evaluate", 8, params.SeedsParams)
+EXPORT = worker("export", "tlm_core.training.export:export", 6, params.ExportParams)
 
 # The stages that several kinds of job use.
 SHARED_STAGES = (

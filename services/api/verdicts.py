@@ -35,7 +35,7 @@ def verdicts(
 class _Tested:
     """A job with its predictions on test. task: digest of its task; None for a job without a task.
 
-    predictions: of each seed's returned model [rows]; none if the report has no predictions.
+    predictions: of the returned model [rows], or of each seed's; none if the report has no predictions.
     """
 
     job: str
@@ -64,7 +64,8 @@ def _predictions(report: Path, metric: str) -> list[Targets]:
     if not (report / PREDICTIONS).exists():
         return []
     with np.load(report / PREDICTIONS) as outputs:
-        return [task_type_of(metric).predict(outputs[name]) for name in outputs if name.startswith("test.s")]
+        names = [name for name in outputs if name == "test.all"] or [n for n in outputs if n.startswith("test.s")]
+        return [task_type_of(metric).predict(outputs[name]) for name in names]
 
 
 def _targets(task: Path) -> Targets:

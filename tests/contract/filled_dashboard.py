@@ -339,7 +339,12 @@ def make_report(
         "task": "tickets",
         "metric": "macro_f1",
         "labels": list(labels),
-        "returned": {"model": "combined", "seed": seeds[-1], "reason": "It has the best score on validation."},
+        "returned": {
+            "model": "combined",
+            "seeds": [seeds[-1]],
+            "reason": "It has the best score on validation.",
+            "scores": {split: entries[-1][split] for split in splits},
+        },
         "seeds": entries,
         **over_seeds(entries),
         "models": {name: over_seeds([entry["models"][name] for entry in entries]) for name in entries[0]["models"]},

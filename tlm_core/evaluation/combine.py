@@ -1,7 +1,8 @@
-"""The combination of a linear model and an encoder, and the choice of the model that a job returns.
+"""The combination of a linear model and encoders, and the choice of the model that a job returns.
 
-Their errors differ, so the mean of their log-probabilities is often better than either. Temperatures make the
-log-probabilities comparable (Guo et al. 2017, arXiv 1706.04599). This module does not import torch.
+Their errors differ, so the mean of their log-probabilities is often better than either. The same holds for the
+encoders of several seeds. Temperatures make the log-probabilities comparable (Guo et al. 2017, arXiv 1706.04599).
+This module does not import torch.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from tlm_core.tasks.metrics import METRICS, Targets, Undefined
 from tlm_core.tasks.task import Task
 from tlm_core.tasks.types import TaskType
 
-LINEAR, SELF_TRAINED, ENCODER, COMBINED, WEIGHTED = "linear", "self_trained", "encoder", "combined", "weighted"
+LINEAR, SELF_TRAINED, ENCODER, ENSEMBLE = "linear", "self_trained", "encoder", "ensemble"
+COMBINED, WEIGHTED = "combined", "weighted"
 LINEAR_MODELS = (LINEAR, SELF_TRAINED)
-MODELS = (*LINEAR_MODELS, ENCODER, COMBINED, WEIGHTED)  # from simple to complex
+ENCODERS = (ENCODER, ENSEMBLE)  # of one seed, and of all seeds together
+MODELS = (*LINEAR_MODELS, *ENCODERS, COMBINED, WEIGHTED)  # from simple to complex
 SPLITS = 20
 RESAMPLES = 200
 ROUNDING = 1e-9
@@ -50,6 +53,13 @@ class Scales:
             parts = [log_softmax(part) for part in parts]
         total: Outputs = np.float32(self.linear) * parts[0] + np.float32(self.encoder) * parts[1]
         return total
+
+
+def average(task_type: TaskType, encoders: Sequence[Outputs]) -> Outputs:
+    """Return the outputs of an ensemble: the mean log-probabilities, or the mean regression targets."""
+    parts = [log_softmax(outputs) for outputs in encoders] if task_type.has_classes else encoders
+    total: Outputs = np.mean(np.stack(parts), axis=0, dtype=np.float32)
+    return total
 
 
 def log_softmax(logits: NDArray[Real]) -> NDArray[Real]:
@@ -84,12 +94,12 @@ def scales_of(model: str, task_type: TaskType, linear: Outputs, encoder: Outputs
     Temperatures minimize the loss of each part alone. `weighted` also fits the weight of the encoder.
     """
     scales = Scales(
-        linear=float(model != ENCODER),
+        linear=float(model not in ENCODERS),
         encoder=float(model not in LINEAR_MODELS),
         linear_temperature=temperature(task_type, linear, targets),
         encoder_temperature=temperature(task_type, encoder, targets),
     )
-    if model in (*LINEAR_MODELS, ENCODER):
+    if model in (*LINEAR_MODELS, *ENCODERS):
         return scales
     if model == COMBINED:
         return replace(scales, linear=0.5, encoder=0.5)
@@ -110,16 +120,19 @@ class Choice:
     reason: str
 
 
-def choose(task: Task, linears: Mapping[str, Outputs], encoders: Sequence[Outputs], targets: Targets) -> Choice:
-    """Choose among linear model, encoder and combinations on validation.
+def choose(
+    task: Task, linears: Mapping[str, Outputs], encoder: str, encoders: Sequence[Outputs], targets: Targets
+) -> Choice:
+    """Choose among linear models, encoder and combinations on validation.
 
     Scales are fitted on one half of the rows and scored on the other, both ways, for SPLITS random halves. A simpler
     model wins if its score is within one standard error (paired bootstrap) of the best. linears: outputs of the linear
-    models on validation, by name; combinations use the last. encoders: likewise, one array for each seed.
+    models on validation, by name; combinations use the last. encoder: `encoder` with one array in `encoders` for each
+    seed, or `ensemble` with one array.
     """
     compute = METRICS[task.metric].compute
     last = list(linears.values())[-1]
-    models = [model for model in MODELS if model in linears or model not in LINEAR_MODELS]
+    models = [model for model in MODELS if model in (*linears, encoder, COMBINED, WEIGHTED)]
     predictions = {
         model: _cross_fitted(task.type, model, linears.get(model, last), encoders, targets) for model in models
     }
@@ -147,7 +160,7 @@ def _cross_fitted(
     """Return predictions of all rows by scales that did not see the row, for each seed and each split into halves."""
     if model in LINEAR_MODELS:
         return [task_type.predict(linear)]
-    if model == ENCODER:  # a temperature changes no prediction
+    if model in ENCODERS:  # a temperature changes no prediction
         return [task_type.predict(encoder) for encoder in encoders]
     predictions = []
     for encoder in encoders:

@@ -18,11 +18,14 @@ from tlm_core.evaluation.calibration import trust
 from tlm_core.evaluation.combine import (
     COMBINED,
     ENCODER,
+    ENSEMBLE,
     LINEAR,
+    MODELS,
     WEIGHTED,
     Choice,
     Outputs,
     Scales,
+    average,
     choose,
     scales_of,
 )
@@ -36,7 +39,6 @@ HELD_OUT = "held_out"  # outputs for train rows of models that did not see them
 
 Report = dict[str, Any]
 Cost = Mapping[str, Mapping[str, float]]
-BySeed = dict[int, dict[str, tuple[Scales, Mapping[str, Outputs]]]]  # seed → model → scales, outputs by split
 
 
 @dataclass(frozen=True)
@@ -63,108 +65,152 @@ class EncoderResult:
     cost: Cost
     tries: Sequence[Mapping[str, Any]] = field(default=())
 
+    def facts(self) -> Report:
+        """Return what a report states about the seed beside its scores."""
+        facts = {"seed": self.seed, "chosen": self.chosen, "cost": self.cost}
+        return facts | ({"tries": self.tries} if self.tries else {})
+
 
 def splits_of(task: Task) -> list[str]:
     """Return the names of the splits that reports score."""
     return ["validation", "test", *task.further_tests]
 
 
+@dataclass(frozen=True)
+class _Run:
+    """The models of one seed, or of all seeds together. models: name → scales and outputs by split."""
+
+    models: Mapping[str, tuple[Scales, Mapping[str, Outputs]]]
+    returned: str
+
+    @property
+    def outputs(self) -> Mapping[str, Outputs]:
+        """The outputs of the returned model by split."""
+        return self.models[self.returned][1]
+
+    def scored(self, task: Task) -> Report:
+        """Return the scores of the returned model by split, those of all models, and the returned model's scales."""
+        models = {name: _scores(task, outputs) for name, (_, outputs) in self.models.items()}
+        return {**models[self.returned], "models": models, "scales": asdict(self.models[self.returned][0])}
+
+
 def job_report(
-    task: Task, encoders: Sequence[EncoderResult], linears: Mapping[str, LinearResult], shared_cost: Cost
+    task: Task,
+    encoders: Sequence[EncoderResult],
+    linears: Mapping[str, LinearResult],
+    shared_cost: Cost,
+    *,
+    ensemble: bool = False,
 ) -> tuple[Report, dict[str, Outputs]]:
-    """Return the report, and the outputs of the returned model of each seed as `{split}.s{seed}`.
+    """Return the report, and the outputs of the models in it as `{split}.s{seed}` and `{split}.all`.
 
     It reads the test targets, so call it once, after all training. linears: by name; empty scores the encoders alone.
-    shared_cost: of the stages that all seeds share.
+    shared_cost: of the stages that all seeds share. ensemble: the returned model averages the encoders of all seeds;
+    `{split}.all` holds its outputs.
     """
-    if not linears:
-        by_seed: BySeed = {encoder.seed: {ENCODER: (Scales(), encoder.outputs)} for encoder in encoders}
-        choice = Choice(ENCODER, {}, "The job has no other model.")
-    else:
-        choice, by_seed = _models(task, encoders, linears)
-    returned = COMBINED if choice.model == WEIGHTED else choice.model
-    seeds, predictions = [], dict[str, Outputs]()
-    for encoder in encoders:
-        models = by_seed[encoder.seed]
-        scales, outputs = models[returned]
-        entry: dict[str, Any] = {"seed": encoder.seed, "chosen": encoder.chosen, **_scores(task, outputs)}
-        entry |= {"models": {name: _scores(task, of_model) for name, (_, of_model) in models.items()}}
-        entry |= {"scales": asdict(scales), "cost": encoder.cost}
-        entry |= {"tries": encoder.tries} if encoder.tries else {}
-        predictions |= {f"{split}.s{encoder.seed}": values for split, values in outputs.items()}
-        seeds.append(entry)
-    best = seeds[best_of([entry["validation"]["value"] for entry in seeds])]
+    choice, runs = _runs(task, encoders, linears, ensemble)
+    of_seeds = [_encoder_alone(task, encoder) for encoder in encoders] if ensemble else runs
+    seeds = [encoder.facts() | run.scored(task) for encoder, run in zip(encoders, of_seeds, strict=True)]
+    best = best_of([entry["validation"]["value"] for entry in seeds])
+    scored = [run.scored(task) for run in runs] if ensemble else seeds
+    file, members = (0, seeds) if ensemble else (best, seeds[best : best + 1])
+    scores = {name: over_seeds([entry["models"][name] for entry in scored]) for name in runs[0].models}
+    scores |= {ENCODER: over_seeds(seeds)} if ensemble else {}
     report: Report = {
-        "task": task.name,
-        "metric": task.metric,
-        "labels": list(task.labels),
-        "returned": {"model": returned, "seed": best["seed"], "reason": choice.reason, "validation": choice.scores},
+        **_facts(task),
+        "returned": _returned(task, choice, runs[file].returned, members, scored[file]),
         "seeds": seeds,
-        **over_seeds(seeds),
-        "models": {name: over_seeds([entry["models"][name] for entry in seeds]) for name in seeds[0]["models"]},
-        "majority": {split: _majority(task, split) for split in splits_of(task)},
-        "best_seed": best["seed"],
-        **_trust(task, by_seed[best["seed"]][returned][1]),
-        "cost": total_cost([shared_cost, *(entry["cost"] for entry in seeds)]),
+        **over_seeds(scored),
+        "models": {name: scores[name] for name in MODELS if name in scores},
+        "best_seed": seeds[best]["seed"],
+        **_trust(task, runs[file].outputs),
+        "cost": total_cost([shared_cost, *(encoder.cost for encoder in encoders)]),
     }
+    if ensemble:
+        report["spread"]["reason"] = "the returned model is one model of all seeds"
     if linears:
         report["linear"] = linears[LINEAR].facts
-        report["worth"] = _worth(task, report, predictions, linears[LINEAR])
+        report["worth"] = _worth(task, report, [run.outputs["test"] for run in runs], linears[LINEAR])
         report |= _doubtful_labels(task, linears[LINEAR])
-    for entry in seeds:  # the details of each class only for the returned model
+    for entry in seeds:  # the details of each class only for the seed's own model
         entry["models"] = {name: _compact(of_model) for name, of_model in entry["models"].items()}
+    predictions = {f"{split}.all": outputs for split, outputs in runs[0].outputs.items()} if ensemble else {}
+    for encoder, run in zip(encoders, of_seeds, strict=True):
+        predictions |= {f"{split}.s{encoder.seed}": outputs for split, outputs in run.outputs.items()}
     return report, predictions
 
 
 def linear_report(task: Task, linear: LinearResult) -> tuple[Report, dict[str, Outputs]]:
     """Return the report of a job that trains the linear model alone, in the form of `job_report`."""
-    outputs = {split: linear.outputs[split] for split in splits_of(task)}
-    scores = _scores(task, outputs)
-    cost = {"baseline": linear.facts["cost"]}
-    entry = {"seed": 0, "chosen": {"score": scores["validation"]["value"]}, **scores, "cost": cost}
+    run = _Run({LINEAR: (Scales(), {split: linear.outputs[split] for split in splits_of(task)})}, LINEAR)
+    scored, cost = run.scored(task), {"baseline": linear.facts["cost"]}
+    choice = Choice(LINEAR, {}, "The job trains no other model.")
     report: Report = {
-        "task": task.name,
-        "metric": task.metric,
-        "labels": list(task.labels),
-        "returned": {"model": LINEAR, "seed": 0, "reason": "The job trains no other model.", "validation": {}},
-        "seeds": [entry],
-        **over_seeds([entry]),
-        "models": {LINEAR: over_seeds([scores])},
-        "majority": {split: _majority(task, split) for split in splits_of(task)},
+        **_facts(task),
+        "returned": _returned(task, choice, LINEAR, [{"seed": 0}], scored),
+        "seeds": [{"seed": 0, "chosen": {"score": scored["validation"]["value"]}, "cost": cost, **scored}],
+        **over_seeds([scored]),
+        "models": {LINEAR: over_seeds([scored])},
         "best_seed": 0,
-        **_trust(task, outputs),
+        **_trust(task, run.outputs),
         "linear": linear.facts,
         **_doubtful_labels(task, linear),
         "cost": total_cost([cost]),
     }
-    return report, {f"{split}.s0": values for split, values in outputs.items()}
+    return report, {f"{split}.s0": outputs for split, outputs in run.outputs.items()}
 
 
-def _models(
-    task: Task, encoders: Sequence[EncoderResult], linears: Mapping[str, LinearResult]
-) -> tuple[Choice, BySeed]:
-    """Choose the returned model. Return also the scales and outputs of each model by seed."""
-    targets, last = task.targets("validation"), list(linears.values())[-1]
-    on_validation = {name: linear.outputs["validation"] for name, linear in linears.items()}
-    choice = choose(task, on_validation, [encoder.outputs["validation"] for encoder in encoders], targets)
+def _facts(task: Task) -> Report:
+    majority = {split: _majority(task, split) for split in splits_of(task)}
+    return {"task": task.name, "metric": task.metric, "labels": list(task.labels), "majority": majority}
+
+
+def _returned(task: Task, choice: Choice, model: str, members: Sequence[Report], scored: Report) -> dict[str, object]:
+    """Describe the returned file. members: entries of its seeds. scored: of its run."""
+    seeds = [entry["seed"] for entry in members]
+    facts = {"model": model, "seeds": seeds, "reason": choice.reason, "validation": choice.scores}
+    return {**facts, "scales": scored["scales"], "scores": {split: scored[split] for split in splits_of(task)}}
+
+
+def _runs(
+    task: Task, encoders: Sequence[EncoderResult], linears: Mapping[str, LinearResult], ensemble: bool
+) -> tuple[Choice, list[_Run]]:
+    """Choose the returned model. Return also the models of each seed, or of all seeds together."""
+    name = ENSEMBLE if ensemble else ENCODER
+    by_run = [encoder.outputs for encoder in encoders]
+    if ensemble:
+        by_run = [{split: average(task.type, [outputs[split] for outputs in by_run]) for split in by_run[0]}]
+    if not linears:
+        choice = Choice(name, {}, "The job has no other model.")
+        return choice, [_Run({name: (Scales(), outputs)}, name) for outputs in by_run]
+    on_validation = {model: linear.outputs["validation"] for model, linear in linears.items()}
+    validation = [outputs["validation"] for outputs in by_run]
+    choice = choose(task, on_validation, name, validation, task.targets("validation"))
     combination = WEIGHTED if choice.model == WEIGHTED else COMBINED
-    by_seed: BySeed = {}
-    for encoder in encoders:
-        models: dict[str, tuple[Scales, Mapping[str, Outputs]]] = {}
-        for name in (*linears, ENCODER, COMBINED):
-            linear = linears.get(name, last)
-            fitted = combination if name == COMBINED else name
-            scales = scales_of(fitted, task.type, linear.outputs["validation"], encoder.outputs["validation"], targets)
-            outputs = {
-                split: scales.combine(task.type, linear.outputs[split], encoder.outputs[split])
-                for split in splits_of(task)
-            }
-            models[name] = (scales, outputs)
-        by_seed[encoder.seed] = models
-    return choice, by_seed
+    last = list(linears.values())[-1]
+    runs = []
+    for outputs in by_run:
+        models = {model: _scaled(task, model, linears.get(model, last), outputs) for model in (*linears, name)}
+        models[COMBINED] = _scaled(task, combination, last, outputs)
+        runs.append(_Run(models, COMBINED if choice.model == WEIGHTED else choice.model))
+    return choice, runs
 
 
-def _scores(task: Task, outputs: Mapping[str, Outputs]) -> dict[str, Any]:
+def _encoder_alone(task: Task, encoder: EncoderResult) -> _Run:
+    return _Run({ENCODER: _scaled(task, ENCODER, None, encoder.outputs)}, ENCODER)
+
+
+def _scaled(
+    task: Task, model: str, linear: LinearResult | None, encoder: Mapping[str, Outputs]
+) -> tuple[Scales, Mapping[str, Outputs]]:
+    """Return the scales of a model, fitted on validation, and its outputs by split. linear: None for an encoder."""
+    of_linear = encoder if linear is None else linear.outputs
+    targets = task.targets("validation")
+    scales = scales_of(model, task.type, of_linear["validation"], encoder["validation"], targets)
+    return scales, {split: scales.combine(task.type, of_linear[split], encoder[split]) for split in splits_of(task)}
+
+
+def _scores(task: Task, outputs: Mapping[str, Outputs]) -> Report:
     return {
         split: score(
             task.targets(split),
@@ -183,7 +229,7 @@ def _compact(scores: Mapping[str, Any]) -> dict[str, Any]:
     return {split: {k: v for k, v in of_split.items() if k not in details} for split, of_split in scores.items()}
 
 
-def _majority(task: Task, split: str) -> dict[str, Any]:
+def _majority(task: Task, split: str) -> Report:
     train, true = task.targets("train"), task.targets(split)
     return task.type.baseline(train, true, len(task.labels), task.metric, in_train=task.in_train(split))
 
@@ -204,9 +250,12 @@ def _doubtful_labels(task: Task, linear: LinearResult) -> dict[str, dict[str, ob
     return {"suspects": asdict(rank_suspects(task, outputs))}
 
 
-def _worth(task: Task, report: Report, predictions: Mapping[str, Outputs], linear: LinearResult) -> dict[str, Any]:
-    """Compare the returned model with the linear model on test, and summarize the cost in one sentence."""
-    runs = [task.type.predict(predictions[f"test.s{entry['seed']}"]) for entry in report["seeds"]]
+def _worth(task: Task, report: Report, outputs: Sequence[Outputs], linear: LinearResult) -> Report:
+    """Compare the returned model with the linear model on test, and summarize the cost in one sentence.
+
+    outputs: of the returned model on test, for each run.
+    """
+    runs = [task.type.predict(of_run) for of_run in outputs]
     baseline = [task.type.predict(linear.outputs["test"])]
     seconds = report["cost"]["total"]["seconds"]
     if report["returned"]["model"] == LINEAR:

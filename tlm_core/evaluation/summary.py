@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,8 @@ Scores = Mapping[str, float | None]
 class ModelRow:
     """The scores of one model on a split.
 
-    name: majority, linear, self_trained, encoder, combined, or model in a study. spread: None for each score of one
-    seed. file: the returned file with its seed; empty for the other models.
+    name: majority, linear, self_trained, encoder, ensemble, combined, or model in a study. spread: None for each score
+    of one run. file: the returned file with its seeds; empty for the other models.
     """
 
     name: str
@@ -43,7 +43,7 @@ def model_rows(report: Report, split: str = "test") -> list[ModelRow]:
     for name, model in models.items():
         file = "model.onnx" if name == returned.get("model") else ""
         if file and name not in _LINEAR:
-            file += f", seed {returned['seed']}"
+            file += f", {_seeds(returned['seeds'])}"
         rows.append(ModelRow(name, model["mean"][split], model["spread"][split], file))
     return rows
 
@@ -58,16 +58,21 @@ def sentences(report: Report) -> list[str]:
 
 def headline(report: Report) -> str:
     """Return one sentence with the file that a job returns and the test score of this file."""
-    metric, seed = report["metric"], report["returned"]["seed"]
-    value = next(entry for entry in report["seeds"] if entry["seed"] == seed)["test"][metric]
+    metric = report["metric"]
+    value = report["returned"]["scores"]["test"][metric]
     score = "no test score" if value is None else f"{METRICS[metric].title} {value:.4f} on test"
     return f"model.onnx is {returned_model(report)}: {score}."
 
 
 def returned_model(report: Report) -> str:
-    """Return the name of the returned model with its seed. All seeds of a job have the same linear models."""
-    model, seed = str(report["returned"]["model"]), report["returned"]["seed"]
+    """Return the name of the returned model with its seeds. All seeds of a job have the same linear models."""
+    model, seeds = str(report["returned"]["model"]), report["returned"]["seeds"]
     if model in _LINEAR:
         return _LINEAR[model]
     linear = [_LINEAR[name] for name in report["models"] if name in _LINEAR]
-    return f"the encoder of seed {seed}" + (f" combined with {linear[-1]}" if model == "combined" else "")
+    encoders = f"the encoder of {_seeds(seeds)}" if len(seeds) == 1 else f"the mean of the encoders of {_seeds(seeds)}"
+    return encoders + (f" combined with {linear[-1]}" if model == "combined" else "")
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"

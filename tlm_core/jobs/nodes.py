@@ -114,8 +114,8 @@ def with_tries(node: Node, part: Finetune) -> list[Node]:
     return [*tries, Node(node.name, CHOOSE, ChooseParams(tries=tuple(values)), inputs, seed=node.seed)]
 
 
-def train_nodes(inputs: PlanInputs[KindOptions]) -> list[Node]:
-    """The nodes of `train` up to its test.
+def train_nodes(inputs: PlanInputs[KindOptions], *, ensemble: bool = False) -> list[Node]:
+    """The nodes of `train` up to its test. ensemble: see `SeedsParams`.
 
     validate → baseline; validate → select → prepare → joint, finetune (each seed); all of them → evaluate.
     During the selection, workers would be idle, so the linear model then has a group of its own.
@@ -136,7 +136,8 @@ def train_nodes(inputs: PlanInputs[KindOptions]) -> list[Node]:
             start = {"joint": f"joint.s{seed}"}
         nodes += finetune_nodes(recipe, seed, f"finetune.s{seed}", {"prepared": "prepare", **start})
         gathered[f"finetune.s{seed}"] = f"finetune.s{seed}"
-    return [*nodes, Node("evaluate", EVALUATE, SeedsParams(seeds=seeds), gathered)]
+    params = SeedsParams(seeds=seeds, ensemble=ensemble and len(seeds) > 1)
+    return [*nodes, Node("evaluate", EVALUATE, params, gathered)]
 
 
 def group_by_seed(nodes: Iterable[Node], seeds: Sequence[int], name: str) -> list[Node]:

@@ -16,10 +16,10 @@ class TrainOptions(KindOptions):
 
 
 def plan(inputs: PlanInputs[KindOptions]) -> Plan:
-    """Train and evaluate, then export the model that is best on validation. The scale `instant` is the linear model."""
+    """Train and evaluate, then export the model that validation chooses. The scale `instant` is the linear model."""
     if inputs.recipe.scale == "instant":
         return _linear_plan(inputs)
-    nodes = train_nodes(inputs)
+    nodes = train_nodes(inputs, ensemble=inputs.recipe.ensemble)
     export = ExportParams(recipe=CardRecipe.of(inputs.recipe))
     return Plan((*nodes, Node("export", EXPORT, export, {**nodes[-1].inputs, "evaluate": "evaluate"})))
 

@@ -6,6 +6,7 @@ for each feature and text, so predict in batches of at most 32.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from tlm_core.linear.model import LinearModel
 from tlm_core.linear.ngrams import LAST_ORDER
 from tlm_core.serving import NGRAM_IDS
 from tlm_core.training.architectures import Shape
-from tlm_core.training.graph import Graph, GraphWriter, Weights, save
+from tlm_core.training.graph import Graph, Weights, encoder_outputs, save
 
 
 def write_linear(model: LinearModel, scales: Scales, path: Path) -> None:
@@ -26,17 +27,19 @@ def write_linear(model: LinearModel, scales: Scales, path: Path) -> None:
     save(graph, [NGRAM_IDS], labels, path)
 
 
-def write_combined(shape: Shape, weights: Weights, model: LinearModel, scales: Scales, path: Path) -> None:
-    """Write an encoder and a linear model as one graph, with the inputs of both.
+def write_combined(
+    shape: Shape, members: Sequence[Weights], model: LinearModel | None, scales: Scales, path: Path
+) -> None:
+    """Write one or more encoders, and a linear model unless it is None, as one graph with the inputs of all.
 
     Its `logits` are the weighted sum of the log-probabilities, or of the predicted regression targets.
     """
     graph = Graph()
-    writer = GraphWriter(graph, shape, weights)
-    parts = [
-        (linear_outputs(graph, model), scales.linear, scales.linear_temperature),
-        (writer.logits(), scales.encoder, scales.encoder_temperature),
-    ]
+    encoder, inputs = encoder_outputs(graph, shape, members)
+    parts = [(encoder, scales.encoder, scales.encoder_temperature)]
+    if model is not None:
+        parts.append((linear_outputs(graph, model), scales.linear, scales.linear_temperature))
+        inputs = [*inputs, NGRAM_IDS]
     scaled = []
     for outputs, weight, temperature in parts:
         outputs = graph.op("Div", outputs, graph.const(temperature))
@@ -44,7 +47,7 @@ def write_combined(shape: Shape, weights: Weights, model: LinearModel, scales: S
             outputs = graph.op("LogSoftmax", outputs, axis=-1)
         scaled.append(graph.op("Mul", outputs, graph.const(weight)))
     graph.outputs(graph.op("Sum", *scaled), shape.labels)
-    save(graph, [*writer.inputs, NGRAM_IDS], shape.labels, path)
+    save(graph, inputs, shape.labels, path)
 
 
 def linear_outputs(graph: Graph, model: LinearModel) -> str:

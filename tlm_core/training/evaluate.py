@@ -115,10 +115,12 @@ def scores_of(
 def evaluate(ctx: StageContext[SeedsParams]) -> dict[str, Any]:
     """Test each seed's model once, in fp32 like the exported model, and write report.json.
 
+    An ensemble has weights of half precision, and so have its encoders here.
+
     Inputs: `prepared`, `task`, `finetune.s{seed}` for each seed and, to combine the models,
     `baseline` and `self_train`.
     """
-    return evaluate_models(ctx, load_model)
+    return evaluate_models(ctx, partial(load_model, half=ctx.params.ensemble))
 
 
 def evaluate_models(ctx: StageContext[SeedsParams], load: Callable[[Path], TaskModel]) -> dict[str, Any]:
@@ -135,7 +137,8 @@ def evaluate_models(ctx: StageContext[SeedsParams], load: Callable[[Path], TaskM
     encoders = encoder_results(folders, prepared, predictor)
     if ctx.rank:
         return {}
-    report, predictions = job_report(task, encoders, linears, shared_cost(prepared, linears))
+    shared = shared_cost(prepared, linears)
+    report, predictions = job_report(task, encoders, linears, shared, ensemble=ctx.params.ensemble)
     report |= cut_texts(prepared)
     write_report(ctx.out, report, predictions)
     return report_meta(report)

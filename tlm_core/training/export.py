@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tlm_core.errors import TrainingFailed
-from tlm_core.evaluation.combine import ENCODER, LINEAR, LINEAR_MODELS, Scales, log_softmax
+from tlm_core.evaluation.combine import ENCODER, ENSEMBLE, LINEAR, LINEAR_MODELS, Scales, log_softmax
 from tlm_core.evaluation.report import PREDICTIONS, REPORT
 from tlm_core.linear.graph import write_combined, write_linear
 from tlm_core.linear.model import ALPHABET, LinearModel
@@ -49,41 +48,46 @@ def export(ctx: StageContext[ExportParams]) -> dict[str, Any]:
         return {}
     prepared, task = Prepared(ctx.inputs["prepared"]), Task.read(ctx.inputs["task"])
     report = json.loads((ctx.inputs["evaluate"] / "report.json").read_text(encoding="utf-8"))
-    best = ctx.inputs[f"finetune.s{report['best_seed']}"]
-    model = load_model(best)
-    scales = next(Scales(**entry["scales"]) for entry in report["seeds"] if entry["seed"] == report["best_seed"])
-    with torch.no_grad():  # the weights of the last layer include the temperature, so every form is calibrated
+    best, half = ctx.inputs[f"finetune.s{report['best_seed']}"], ENSEMBLE in report["models"]
+    model = load_model(best, half=half)
+    seed = next(entry for entry in report["seeds"] if entry["seed"] == report["best_seed"])
+    with torch.no_grad():  # the weights of the last layer include the temperature, so the stock model is calibrated
         for parameter in model.task.out.parameters():
-            parameter /= scales.encoder_temperature
+            parameter /= seed["scales"]["encoder_temperature"]
     count = write_export(ctx.out, model, weights(model), prepared, task, report, ctx.params.recipe)
     returned = report["returned"]["model"]
-    last = ctx.inputs["baseline" if returned == LINEAR or "self_train" not in ctx.inputs else "self_train"]
     copy_model(ctx.inputs["baseline"], ctx.out / "linear")
     if returned != ENCODER:
-        _write_with_linear(ctx.out, last, returned, model, replace(scales, encoder_temperature=1.0))
+        _write_returned(ctx, report["returned"], half=half)
     write_metadata(ctx.out, task, returned, prepared.max_length, prepared.max_windows)
-    _check_served(ctx.out, task, ctx.inputs["evaluate"], report["best_seed"])
+    _check_served(ctx.out, task, ctx.inputs["evaluate"], "all" if half else f"s{report['best_seed']}")
     shutil.copyfile(ctx.inputs["evaluate"] / REPORT, ctx.out / REPORT)
     copy_traces(best, ctx.out)
     return {"best_seed": report["best_seed"], "parameters": count}
 
 
-def _write_with_linear(out: Path, linear: Path, returned: str, model: TaskModel, scales: Scales) -> None:
-    """Write `model.onnx` of a linear model, alone or combined with the encoder. linear: folder of its stage."""
-    shutil.copyfile(linear / ALPHABET, out / ALPHABET)
-    if returned in LINEAR_MODELS:
-        write_linear(LinearModel.read(linear), scales, out / MODEL)
-    else:
-        arrays = {name: tensor.numpy() for name, tensor in weights(model).items()}
-        write_combined(model.shape, arrays, LinearModel.read(linear), scales, out / MODEL)
+def _write_returned(ctx: StageContext[ExportParams], returned: Mapping[str, Any], *, half: bool) -> None:
+    """Write `model.onnx` of any model but a single encoder. returned: of the report."""
+    model, scales, path = returned["model"], Scales(**returned["scales"]), ctx.out / MODEL
+    linear = None
+    if model != ENSEMBLE:
+        folder = ctx.inputs["baseline" if model == LINEAR or "self_train" not in ctx.inputs else "self_train"]
+        shutil.copyfile(folder / ALPHABET, ctx.out / ALPHABET)
+        linear = LinearModel.read(folder)
+    if linear is not None and model in LINEAR_MODELS:
+        write_linear(linear, scales, path)
+        return
+    encoders = [load_model(ctx.inputs[f"finetune.s{seed}"], half=half) for seed in returned["seeds"]]
+    members = [{name: tensor.numpy() for name, tensor in weights(encoder).items()} for encoder in encoders]
+    write_combined(encoders[0].shape, members, linear, scales, path)
 
 
-def _check_served(out: Path, task: Task, evaluated: Path, seed: int) -> None:
+def _check_served(out: Path, task: Task, evaluated: Path, run: str) -> None:
     """Raise TrainingFailed unless the files predict for texts what `evaluate` computed for their tokens."""
     texts, pairs = task.texts("validation")[:PROBES], task.text_pairs("validation")
     served = load_served(out).probabilities(texts, pairs[:PROBES] if pairs else None)
     with np.load(evaluated / PREDICTIONS) as arrays:
-        expected = arrays[f"validation.s{seed}"][:PROBES]
+        expected = arrays[f"validation.{run}"][:PROBES]
     if task.type.has_classes:
         expected = np.exp(log_softmax(expected))
     compare_logits("served model", served, expected)

@@ -76,6 +76,14 @@ class Graph:
         count = self.op("Cast", self.op("ReduceSum", real, self.ints(1), keepdims=0), to=TensorProto.FLOAT)
         return self.op("Div", self.op("ReduceSum", logits, self.ints(1), keepdims=0), count)
 
+    def average(self, outputs: Sequence[str], labels: int) -> str:
+        """Return the outputs of an ensemble; see `tlm_core.evaluation.combine.average`."""
+        if len(outputs) == 1:
+            return outputs[0]
+        if labels > 1:
+            outputs = [self.op("LogSoftmax", of_one, axis=-1) for of_one in outputs]
+        return self.op("Mean", *outputs)
+
     def outputs(self, logits: str, labels: int) -> None:
         """Write the graph's outputs: `logits` and, for classes, `probabilities`."""
         self.op("Identity", logits, out="logits")
@@ -84,13 +92,23 @@ class Graph:
 
 
 class GraphWriter:
-    """Writes the parts that encoders share. weights: arrays by our parameter names."""
+    """Writes the parts that encoders share. weights: arrays by our parameter names.
 
-    def __init__(self, graph: Graph, shape: Shape, weights: Weights) -> None:
+    half: store them in half precision. They must have been rounded to it.
+    """
+
+    def __init__(self, graph: Graph, shape: Shape, weights: Weights, *, half: bool = False) -> None:
         self.graph = graph
         self.shape = shape
         self.architecture = architecture_of(shape)
         self.weights = weights
+        self.half = half
+
+    def constant(self, weight: npt.NDArray[np.float32]) -> str:
+        """Write weights. onnxruntime converts those of half precision once, when it loads the graph."""
+        if not self.half:
+            return self.graph.const(weight)
+        return self.graph.op("Cast", self.graph.const(weight, np.float16), to=TensorProto.FLOAT)
 
     @property
     def inputs(self) -> list[str]:
@@ -99,13 +117,13 @@ class GraphWriter:
 
     def linear(self, x: str, name: str) -> str:
         g = self.graph
-        weight, bias = g.const(self.weights[f"{name}.weight"].T), self.weights.get(f"{name}.bias")
+        weight, bias = self.constant(self.weights[f"{name}.weight"].T), self.weights.get(f"{name}.bias")
         product = g.op("MatMul", x, weight)
-        return product if bias is None else g.op("Add", product, g.const(bias))
+        return product if bias is None else g.op("Add", product, self.constant(bias))
 
     def norm(self, x: str, name: str) -> str:
         parameters = [self.weights.get(f"{name}.{kind}") for kind in ("weight", "bias")]
-        constants = [self.graph.const(values) for values in parameters if values is not None]
+        constants = [self.constant(values) for values in parameters if values is not None]
         return self.graph.op("LayerNormalization", x, *constants, axis=-1, epsilon=self.shape.eps)
 
     def attention(self, x: str, name: str, mask: str, rotation: tuple[str, str] | None) -> str:
@@ -122,9 +140,8 @@ class GraphWriter:
         return self.linear(flat, f"{name}.out")
 
     def logits(self) -> str:
-        """Write the whole model, from its inputs to the logits of each text, [batch, labels]."""
+        """Write the whole model, from the flattened inputs to the logits of each text, [batch, labels]."""
         g = self.graph
-        g.flatten_windows(self.inputs)
         x = self.linear(self._pooled(self._encoder()), "task.dense")
         x = g.op({"gelu": "Gelu", "tanh": "Tanh"}[self.architecture.head_activation], x)
         x = self.norm(x, "task.norm") if self.architecture.head_norm else x
@@ -145,10 +162,10 @@ class GraphWriter:
 
     def _embeddings(self, places: str) -> str:
         g = self.graph
-        x = g.op("Gather", g.const(self.weights["encoder.tokens.weight"]), "input_ids.rows")
+        x = g.op("Gather", self.constant(self.weights["encoder.tokens.weight"]), "input_ids.rows")
         if self.architecture.token_types:
-            x = g.op("Add", x, g.op("Gather", g.const(self.weights["encoder.positions.weight"]), places))
-            types = g.const(self.weights["encoder.types.weight"])
+            x = g.op("Add", x, g.op("Gather", self.constant(self.weights["encoder.positions.weight"]), places))
+            types = self.constant(self.weights["encoder.types.weight"])
             x = g.op(
                 "Add", x, types if self.architecture.token_types == 1 else g.op("Gather", types, "token_type_ids.rows")
             )
@@ -196,9 +213,19 @@ def write_onnx(shape: Shape, weights: Weights, path: Path) -> None:
     `logits`, the predicted target.
     """
     graph = Graph()
-    writer = GraphWriter(graph, shape, weights)
-    graph.outputs(writer.logits(), shape.labels)
-    save(graph, writer.inputs, shape.labels, path)
+    logits, inputs = encoder_outputs(graph, shape, [weights])
+    graph.outputs(logits, shape.labels)
+    save(graph, inputs, shape.labels, path)
+
+
+def encoder_outputs(graph: Graph, shape: Shape, members: Sequence[Weights]) -> tuple[str, list[str]]:
+    """Write an encoder, or several as an ensemble of half precision, to their outputs [batch, labels].
+
+    Return also the names of the inputs. members: weights of one shape.
+    """
+    writers = [GraphWriter(graph, shape, weights, half=len(members) > 1) for weights in members]
+    graph.flatten_windows(writers[0].inputs)
+    return graph.average([writer.logits() for writer in writers], shape.labels), writers[0].inputs
 
 
 def save(written: Graph, names: Sequence[str], labels: int, path: Path) -> None:

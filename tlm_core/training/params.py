@@ -119,9 +119,10 @@ class ChooseParams(StageParams):
 
 
 class SeedsParams(StageParams):
-    """Of stages that evaluate the models of several seeds."""
+    """Of stages that evaluate the models of several seeds. ensemble: average their encoders into one model."""
 
     seeds: tuple[int, ...]
+    ensemble: bool = False
 
 
 class CardRecipe(StageParams):

@@ -238,6 +238,10 @@ class Recipe(_Part):
     model: Model = Model()
     joint: Joint = Joint()
     finetune: Finetune = Finetune()
+    ensemble: bool = Field(
+        False,
+        description="true: the returned model averages the encoders of all seeds; false: it has one of them",
+    )
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto",
         description="of matrix products; a submission resolves auto to what the cluster computes natively",
@@ -299,6 +303,7 @@ def _fast(scale: Scale) -> Recipe:
         finetune=Finetune(
             epochs=5 if scale == "quick" else 10, optimizer=Optimizer(name="adamw", lr=1e-3 if on_cpu else 3e-4)
         ),
+        ensemble=True,
     )
 
 

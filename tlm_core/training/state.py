@@ -203,8 +203,12 @@ def read_history(folder: Path) -> dict[str, Any]:
     return json.loads((folder / HISTORY).read_text(encoding="utf-8"))
 
 
-def load_model(folder: Path) -> TaskModel:
-    """Return the encoder and task head that the finetune stage wrote, ready to predict. Raises CorruptArtifact."""
+def load_model(folder: Path, *, half: bool = False) -> TaskModel:
+    """Return the encoder and task head that the finetune stage wrote, ready to predict. Raises CorruptArtifact.
+
+    half: round the weights to half precision, in which the file of an ensemble stores them.
+    """
     model = TaskModel(Shape.from_dict(json.loads((folder / SHAPE).read_text(encoding="utf-8"))))
-    load_weights(model, load_file(folder / WEIGHTS), skip=("vocabulary.",))
+    tensors = load_file(folder / WEIGHTS)
+    load_weights(model, {k: v.half() for k, v in tensors.items()} if half else tensors, skip=("vocabulary.",))
     return model.eval()

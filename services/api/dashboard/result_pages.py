@@ -49,7 +49,7 @@ def results(
     tenant: SignedIn,
     seed: Annotated[int | None, Query(ge=0, lt=2**32)] = None,
 ) -> Response:
-    """Scores with spread, scores per class and the confusion matrix of one seed, and costs."""
+    """Scores with spread, scores per class and the confusion matrix of the returned model or one seed's, and costs."""
     record = parts.jobs.get(tenant, job)
     common: dict[str, object] = {"job": record, "selects": selects(record), "tab": "results"}
     ref = finished(parts, record, "evaluate")
@@ -59,14 +59,15 @@ def results(
     plot = _PLOT in {file.name for file in parts.artifacts.manifest(ref).files}
     if "seeds" not in report:  # ticket sharing: several tasks
         return page(request, "results.html", common, report=report, plot=plot)
-    seeds = {entry["seed"]: entry for entry in report["seeds"]}
-    chosen = seeds[seed if seed in seeds else report["best_seed"]]
-    labels = report["labels"] if chosen["test"]["per_class"] else []  # regression has none
-    confusion = chosen["test"]["confusion"]
+    seeds = {entry["seed"]: entry["test"] for entry in report["seeds"]}
+    returned = report["returned"]["scores"]["test"] if "returned" in report else seeds[report["best_seed"]]
+    chosen = seeds.get(seed, returned) if seed is not None else returned
+    labels = report["labels"] if chosen["per_class"] else []  # regression has none
+    confusion = chosen["confusion"]
     return page(
-        request, "results.html", common, report=report, plot=plot, chosen=chosen,
+        request, "results.html", common, report=report, plot=plot, seed=seed if seed in seeds else None,
         matrix=_matrix(labels, confusion), confusions=_confusions(labels, confusion), paper_flops=PAPER_FLOPS,
-        classes=list(zip(labels, chosen["test"]["per_class"], strict=True)), shown=scores_of(report["metric"]),
+        classes=list(zip(labels, chosen["per_class"], strict=True)), shown=scores_of(report["metric"]),
         models=model_rows(report), sentences=sentences(report),
     )  # fmt: skip
 

@@ -67,7 +67,12 @@ def report() -> dict[str, Any]:
         "seeds": [{"seed": 3, "test": scores}],
         "mean": {"test": scores},
         "spread": none,
-        "returned": {"model": "combined", "seed": 3, "reason": "It has the best score on validation."},
+        "returned": {
+            "model": "combined",
+            "seeds": [3],
+            "reason": "It has the best score on validation.",
+            "scores": {"test": scores},
+        },
         "models": {name: {"mean": {"test": {**scores, "macro_f1": f1}}, "spread": none} for name, f1 in models.items()},
         "worth": {"words": "On test the returned model is better than the linear model."},
         "majority": {"test": {"macro_f1": 0.1, "micro_f1": 0.3, "accuracy": 0.3}},

@@ -28,8 +28,18 @@ def arm(mean: float, returned: str = "encoder", **over: Any) -> demo.Arm:
         "spread": {"test": dict.fromkeys(scores, 0.01)},
         "seeds": seeds,
         "best_seed": 0,
-        "returned": {"model": returned, "seed": 0, "reason": "It has the best score on validation."},
-        "models": {"linear": _scored(0.3), "encoder": _scored(mean), "combined": _scored(mean + 0.05)},
+        "returned": {
+            "model": returned,
+            "seeds": [0, 1, 2],
+            "reason": "It has the best score on validation.",
+            "scores": {"test": _scored(mean)["mean"]["test"]},
+        },
+        "models": {
+            "linear": _scored(0.3),
+            "encoder": _scored(mean),
+            "ensemble": _scored(mean + 0.02),
+            "combined": _scored(mean + 0.05),
+        },
     }
     return demo.Arm(Job.model_validate(job_view(state="succeeded")), {**content, **over}, 12.0)
 
@@ -60,11 +70,12 @@ def test_comparison_shows_the_measured_scores(capsys: pytest.CaptureFixture[str]
     demo._print_comparison({"TLM": arm(0.4, "combined", **cost), "task only": arm(0.5, **cost)})
     out = capsys.readouterr().out
     rows = {line.split("│")[1].strip(): line for line in out.splitlines() if line.startswith("│")}
-    assert list(rows) == ["majority", "linear", "task only", "TLM", "returned (combined)"]
+    assert list(rows) == ["majority", "linear", "task only", "TLM", "TLM, 3 seeds averaged", "returned (combined)"]
     assert "0.400 ± 0.010" in rows["TLM"] and "137" in rows["TLM"] and "2.5e+13" in rows["TLM"]
     assert "0.500 ± 0.010" in rows["task only"] and "0.450 ± 0.010" in rows["returned (combined)"]
     assert "0.100" in rows["majority"] and "0.300 ± 0.010" in rows["linear"]
-    assert "model.onnx is the encoder of seed 0 combined with the linear model: macro-F1 0.4000 on test." in out
+    words = "the mean of the encoders of seeds 0, 1, 2 combined with the linear model"
+    assert f"model.onnx is {words}: macro-F1 0.4000 on test." in out
     assert "1,050 test rows" in out
 
 

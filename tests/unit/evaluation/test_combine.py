@@ -10,11 +10,13 @@ from tlm_core.evaluation.bootstrap import paired_difference
 from tlm_core.evaluation.combine import (
     COMBINED,
     ENCODER,
+    ENSEMBLE,
     LINEAR,
     WEIGHTED,
     Choice,
     Outputs,
     Scales,
+    average,
     choose,
     log_softmax,
     loss,
@@ -36,10 +38,10 @@ def noisy(targets: np.ndarray, noise: float, seed: int, strength: float = 1.0) -
     return (strength * outputs).astype(np.float32)
 
 
-def chosen(linear: Outputs, *encoders: Outputs) -> Choice:
+def chosen(linear: Outputs, *encoders: Outputs, name: str = ENCODER) -> Choice:
     empty = pa.table({"row": [], "text": [], "label": []}, schema=task_schema(False))
     task = Task("t", ("a", "b", "c"), "macro_f1", False, "en", dict.fromkeys(("train", "validation", "test"), empty))
-    return choose(task, {LINEAR: linear}, encoders, TARGETS)
+    return choose(task, {LINEAR: linear}, name, encoders, TARGETS)
 
 
 TARGETS = np.random.default_rng(0).integers(0, 3, ROWS)
@@ -67,6 +69,22 @@ def test_clearly_better_encoder_is_returned_over_a_useless_linear_model() -> Non
     choice = chosen(noisy(TARGETS, 50.0, 1), noisy(TARGETS, 0.7, 2), noisy(TARGETS, 0.7, 3))
     assert choice.model == ENCODER
     assert choice.scores[ENCODER] > choice.scores[LINEAR] + 0.2
+
+
+def test_ensemble_is_better_than_its_members() -> None:
+    members = [noisy(TARGETS, 1.5, seed, strength) for seed, strength in ((1, 1), (2, 20), (3, 5))]
+    accuracies = [float((outputs.argmax(1) == TARGETS).mean()) for outputs in members]
+    ensemble = average(CLASSES, members)
+    np.testing.assert_allclose(ensemble, np.mean([log_softmax(outputs) for outputs in members], axis=0), rtol=1e-5)
+    assert (ensemble.argmax(1) == TARGETS).mean() > max(accuracies) + 0.03
+    choice = chosen(noisy(TARGETS, 50.0, 4), ensemble, name=ENSEMBLE)
+    assert choice.model == ENSEMBLE and ENCODER not in choice.scores
+
+
+def test_ensemble_of_a_regression_is_the_mean_target() -> None:
+    regression = next(kind for kind in TASK_TYPES.values() if not kind.has_classes)
+    outputs = [np.float32([[1.0], [2.0]]), np.float32([[3.0], [4.0]])]
+    assert average(regression, outputs).tolist() == [[2.0], [3.0]]
 
 
 def test_weighted_combination_learns_the_weight_of_the_better_model() -> None:

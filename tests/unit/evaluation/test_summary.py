@@ -12,7 +12,7 @@ from tlm_core.evaluation.summary import model_rows, sentences
 
 def returning(model: str, **over: Any) -> dict[str, Any]:
     changed = report()
-    return changed | {"returned": changed["returned"] | {"model": model}} | over
+    return changed | {"returned": {**changed["returned"], "model": model}} | over
 
 
 def test_rows_name_each_model_and_mark_the_returned_file() -> None:
@@ -51,8 +51,16 @@ def test_reason_that_the_worth_repeats_is_stated_once() -> None:
 
 
 def test_missing_test_score_is_no_number() -> None:
-    seeds = [{"seed": 3, "test": {"macro_f1": None}}]
-    assert sentences(returning("encoder", seeds=seeds))[0] == "model.onnx is the encoder of seed 3: no test score."
+    returned = {"model": "encoder", "seeds": [3], "reason": "", "scores": {"test": {"macro_f1": None}}}
+    assert sentences(report() | {"returned": returned})[0] == "model.onnx is the encoder of seed 3: no test score."
+
+
+def test_ensemble_names_all_its_seeds() -> None:
+    changed = returning("combined")
+    changed["returned"]["seeds"] = [0, 1, 4]
+    words = "the mean of the encoders of seeds 0, 1, 4 combined with the linear model"
+    assert sentences(changed)[0] == f"model.onnx is {words}: macro-F1 0.5000 on test."
+    assert "model.onnx, seeds 0, 1, 4" in [row.file for row in model_rows(changed)]
 
 
 def test_report_of_a_study_has_one_model_and_no_sentence() -> None:

@@ -18,7 +18,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from tests.unit.training.made import LABELS, made_prepared, made_selection, made_task, run_chain, tiny
 from tlm_core.artifacts import MANIFEST
 from tlm_core.errors import InvalidRecipe
-from tlm_core.kinds import learning_curve, prune, share_tickets
+from tlm_core.evaluation import report as report_module
+from tlm_core.evaluation.combine import Choice
+from tlm_core.jobs.spec import KindOptions, PlanInputs
+from tlm_core.kinds import learning_curve, prune, share_tickets, train
+from tlm_core.serving import load_model as load_served
 from tlm_core.stages import CHOOSE, FINETUNE, JOINT, PREPARE, SHARED_STAGES
 from tlm_core.tasks.metrics import score
 from tlm_core.tasks.task import Task
@@ -59,9 +63,9 @@ def report_of(chain: Mapping[str, Path]) -> dict:
 def test_report_has_scores_per_seed_with_mean_and_spread(chain: Mapping[str, Path]) -> None:
     report = report_of(chain)
     assert [entry["seed"] for entry in report["seeds"]] == [0, 1]
-    scores = [entry["test"]["macro_f1"] for entry in report["seeds"]]
-    assert report["mean"]["test"]["macro_f1"] == pytest.approx(np.mean(scores))
-    assert report["spread"]["test"]["macro_f1"] == pytest.approx(np.std(scores, ddof=1))
+    scores, encoder = [entry["test"]["macro_f1"] for entry in report["seeds"]], report["models"]["encoder"]
+    assert encoder["mean"]["test"]["macro_f1"] == pytest.approx(np.mean(scores))
+    assert encoder["spread"]["test"]["macro_f1"] == pytest.approx(np.std(scores, ddof=1))
     assert report["mean"]["test"]["macro_f1"] > report["majority"]["test"]["macro_f1"] + 0.1
     best = max(report["seeds"], key=lambda entry: entry["validation"]["macro_f1"])
     assert report["best_seed"] == best["seed"]
@@ -92,6 +96,38 @@ def test_stock_classes_reproduce_the_score_of_the_encoder(chain: Mapping[str, Pa
     assert scores["macro_f1"] == pytest.approx(best["models"]["encoder"]["test"]["macro_f1"], abs=1e-4)
 
 
+@pytest.mark.parametrize("returned", ["linear", "self_trained", "ensemble", "combined"])
+def test_exported_file_scores_what_the_report_says(
+    chain: Mapping[str, Path], returned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report_module, "choose", lambda *_: Choice(returned, {}, "The test chooses it."))
+    nodes = {node.name: node for node in train.plan(PlanInputs(KindOptions(), RECIPE, (0, 1), (), (), "c@1")).nodes}
+    done = {**chain, "validate": chain["task"]}
+    for name in ("evaluate", "export"):
+        inputs = {key: done[source] for key, source in nodes[name].inputs.items()}
+        done[name] = run_stage(nodes[name].stage, inputs, nodes[name].params, tmp_path / name)
+    task, report = Task.read(chain["task"]), report_of(done)
+    answers = load_served(done["export"]).probabilities(task.texts("test")).argmax(axis=1)
+    assert report["returned"]["model"] == returned and report["returned"]["seeds"] == [0, 1]
+    expected = report["returned"]["scores"]["test"]["macro_f1"]
+    assert score(task.label_ids("test"), answers, 3, "macro_f1")["macro_f1"] == pytest.approx(expected, abs=1e-4)
+    assert report["mean"]["test"]["macro_f1"] == expected
+    if returned == "ensemble":  # two encoders in half precision are as large as one
+        sizes = [(done["export"] / name).stat().st_size for name in ("model.onnx", "model/model.safetensors")]
+        assert sizes[0] < 1.2 * sizes[1]
+
+
+def test_without_ensemble_the_file_has_one_seed(chain: Mapping[str, Path], tmp_path: Path) -> None:
+    recipe = RECIPE.model_copy(update={"ensemble": False})
+    nodes = {node.name: node for node in train.plan(PlanInputs(KindOptions(), recipe, (0, 1), (), (), "c@1")).nodes}
+    done, node = {**chain, "validate": chain["task"]}, nodes["evaluate"]
+    inputs = {key: done[source] for key, source in node.inputs.items()}
+    folder = run_stage(node.stage, inputs, node.params, tmp_path / "evaluate")
+    report = json.loads((folder / "report.json").read_text())
+    assert report["returned"]["seeds"] == [report["best_seed"]] and "ensemble" not in report["models"]
+    assert report["mean"]["test"]["macro_f1"] == np.mean([entry["test"]["macro_f1"] for entry in report["seeds"]])
+
+
 def test_export_predicts_only_the_texts_that_it_compares(chain: Mapping[str, Path], tmp_path: Path) -> None:
     model, prepared, seen = load_model(chain["finetune.s0"]), Prepared(chain["prepare"]), []
     model.task.register_forward_pre_hook(lambda _, pooled: seen.append(len(pooled[0])))
@@ -104,17 +140,18 @@ def test_exported_folder_has_safetensors_and_no_code(chain: Mapping[str, Path]) 
     names = {str(path.relative_to(chain["export"])) for path in chain["export"].rglob("*") if path.is_file()}
     model = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"}
     linear = {f"linear/{name}" for name in ("model.onnx", "labels.json", "ngrams.json")}
-    alphabet = set() if report_of(chain)["returned"]["model"] == "encoder" else {"ngrams.json"}
+    alphabet = set() if report_of(chain)["returned"]["model"] == "ensemble" else {"ngrams.json"}
     expected = {f"model/{name}" for name in model} | {"model.onnx", "labels.json", "report.json"}
     assert names == expected | linear | alphabet
 
 
 def test_card_states_scores_cost_recipe_and_memorization_risk(chain: Mapping[str, Path]) -> None:
     card, report = (chain["export"] / "model" / "README.md").read_text(), report_of(chain)
-    assert f"{report['mean']['test']['macro_f1']:.4f} ± {report['spread']['test']['macro_f1']:.4f}" in card
+    encoder = report["models"]["encoder"]
+    assert f"{encoder['mean']['test']['macro_f1']:.4f} ± {encoder['spread']['test']['macro_f1']:.4f}" in card
     assert f"{report['cost']['total']['flops']:.3g}" in card
     returned = report["returned"]["model"]
-    file = "model.onnx" if returned in ("linear", "self_trained") else f"model.onnx, seed {report['best_seed']}"
+    file = "model.onnx" if returned in ("linear", "self_trained") else "model.onnx, seeds 0, 1"
     row = next(line for line in card.splitlines() if line.startswith(f"| test, {returned} |"))
     assert row.endswith(f"| {file} |") and card.count("| model.onnx") == 1
     assert all(f"| test, {name} |" in card for name in ("always the most frequent label", "linear", "encoder"))

@@ -150,7 +150,7 @@ def test_service_predicts_the_same_from_the_texts(
     shutil.copyfile(chain["baseline"] / ALPHABET, tmp_path / ALPHABET)
     arrays = {name: tensor.numpy() for name, tensor in weights(model).items()}
     if returned == "combined":
-        write_combined(model.shape, arrays, linear, scales, tmp_path / MODEL)
+        write_combined(model.shape, [arrays], linear, scales, tmp_path / MODEL)
     else:
         write_onnx(model.shape, arrays, tmp_path / MODEL)
     write_metadata(tmp_path, task, returned, LENGTH, WINDOWS)
