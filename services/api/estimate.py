@@ -165,7 +165,7 @@ class Estimator:
         if resolved.corpus_name is not None and resolved.corpus_version is not None:
             searched = self._catalog.corpus(job.tenant, resolved.corpus_name).version(resolved.corpus_version).count
         own = resolved.recipe.tokenizer
-        vocab = own.vocab_size if own.source == "own" else None
+        vocab = own.vocab_size if own.may_be_own else None
         for dataset in resolved.datasets:
             report = self._artifacts.read_json(self._catalog.dataset(job.tenant, dataset.id).report, "report.json")
             mean, p95 = (report["lengths"][name] * _TOKENS_PER_WORD + 2 for name in ("mean_words", "p95"))

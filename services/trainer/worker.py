@@ -23,7 +23,7 @@ from tlm_core.errors import CorruptArtifact, NotFound, StaleAttempt, TLMError, W
 from tlm_core.jobs.plan import Node, plan_of
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import ACTIVE
-from tlm_core.training.params import SHRUNK
+from tlm_core.training.params import NOT_CACHED
 from tlm_core.training.stage import DROPPED, Stage, StageContext, StageFunction, StopRequested
 
 log = logging.getLogger(__name__)
@@ -196,9 +196,9 @@ class GroupRunner:
     def _write(self, situation: Situation, node: Node, out: Path, meta: Mapping[str, object]) -> str:
         """Publish the content of `out` as the node's artifact. Returns the artifact id.
 
-        An artifact that depends on the available memory is excluded from the cache, and so gets another id.
+        An artifact that depends on memory or on the hub is excluded from the cache, and so gets another id.
         """
-        job, cached = situation.job, SHRUNK not in meta
+        job, cached = situation.job, NOT_CACHED.isdisjoint(meta)
         artifact = situation.artifact_id(replace(node, reusable=node.reusable and cached))
         folder = f"{folder_prefix(job, artifact)}{job.attempt}"
         ref = self.artifacts.write(folder, out, artifact=artifact, stage=node.stage.name, meta=meta, retry=patiently)

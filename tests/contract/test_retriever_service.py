@@ -208,7 +208,11 @@ def test_unavailable_cluster_fails_at_once_and_logs_one_warning(
             with pytest.raises(IndexUnavailable):
                 call()
         assert time.monotonic() - began < 5
-    assert [record.levelname for record in caplog.records if record.name == "services.retriever.app" and "eady" in record.message] == ["WARNING"]
+    assert [
+        record.levelname
+        for record in caplog.records
+        if record.name == "services.retriever.app" and "eady" in record.message
+    ] == ["WARNING"]
 
 
 def test_second_retriever_with_the_same_scratch_folder_fails(harness: RetrieverHarness) -> None:

@@ -22,12 +22,32 @@ def test_every_preset_is_valid_and_survives_json(name: str, scale: str) -> None:
 
 def test_paper_recipe_matches_the_release() -> None:
     recipe = resolve("paper", "small")
-    assert (recipe.model.layers, recipe.model.hidden, recipe.model.architecture) == (12, 768, "bert")
+    assert (recipe.model.layers, recipe.model.hidden, recipe.model.architecture) == (12, 768, "electra")
+    assert (recipe.tokenizer.published, recipe.tokenizer.may_be_own) == ("hub:google-bert/bert-base-uncased", True)
     assert recipe.joint.budget.steps == 150_000
     assert (recipe.joint.rho1, recipe.joint.rho2, recipe.joint.mask_rate) == (999, 20, 0.15)
-    assert recipe.joint.optimizer.lr == 1e-4
-    assert recipe.finetune.max_steps == 30_000
-    assert recipe.finetune.reset_head
+    optimizer = recipe.joint.optimizer
+    assert (optimizer.lr, optimizer.weight_decay, optimizer.clip) == (1e-4, 0.01, None)
+    assert (recipe.finetune.steps(515), recipe.finetune.evaluations, recipe.finetune.reset_head) == (30_000, 30, True)
+    assert (recipe.finetune.optimizer.lr, recipe.finetune.optimizer.weight_decay) == (2e-5, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("scale", "layers", "steps", "rows", "rho1", "top_k"),
+    [
+        ("small", 12, 150_000, 256, 999, 5_000),
+        ("medium", 12, 300_000, 256, 999, 5_000),
+        ("large", 24, 300_000, 512, 1_999, 10_000),
+    ],
+)
+def test_scales_of_the_paper_have_own_schedules(
+    scale: str, layers: int, steps: int, rows: int, rho1: int, top_k: int
+) -> None:
+    recipe = resolve("paper", scale)
+    joint = recipe.joint
+    assert (recipe.model.layers, joint.budget.steps, joint.batch_rows) == (layers, steps, rows)
+    assert (joint.rho1, joint.rho2, recipe.selection.top_k) == (rho1, 20, top_k)
+    assert joint.optimizer.warmup * steps == pytest.approx(10_000)
 
 
 def test_override_replaces_a_budget_in_another_unit() -> None:

@@ -23,6 +23,7 @@ from tlm_core.tasks.task import Task
 
 BATCH = 512
 PART = 2 * BATCH  # queries whose hits share one file: the most that an interruption repeats
+HITS = 1_000 * BATCH  # of one search; more hits for each query mean fewer queries
 _HITS = pa.schema([("query", pa.int32()), ("id", pa.string()), ("rank", pa.int32()), ("score", pa.float32())])
 _SLICE = 10_000
 _LOW_BITS = np.uint64(2**32 - 1)
@@ -78,14 +79,15 @@ def retrieve(
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows_before = [0, *accumulate(map(len, queries.rows))]  # train rows of all earlier queries
-    total, paths = rows_before[-1], []
-    for start in range(0, len(queries), PART):
-        path = folder / f"hits-{start // PART:05d}.parquet"
+    at_once = min(BATCH, HITS // top_k)
+    total, paths, part = rows_before[-1], [], at_once * PART // BATCH
+    for start in range(0, len(queries), part):
+        path = folder / f"hits-{start // part:05d}.parquet"
         if not _is_complete(path):
             hits: list[list[Hit]] = []
-            for first in range(start, min(start + PART, len(queries)), BATCH):
+            for first in range(start, min(start + part, len(queries)), at_once):
                 progress(rows_before[first], total, "queries")
-                batch = queries[first : first + BATCH]
+                batch = queries[first : first + at_once]
                 hits.extend(index.search([query.text for query in batch], top_k))
             _write_part(path, start, hits)
         paths.append(path)

@@ -107,7 +107,7 @@ class Selection(BaseModel):
     selector: Annotated[
         str, AfterValidator(_known), Field(json_schema_extra=_list_selectors, description="how to select")
     ] = "bm25"
-    top_k: int = Field(50, ge=1, le=1000, description="passages for each train text; of `given` the highest rank")
+    top_k: int = Field(50, ge=1, le=10_000, description="passages for each train text; of `given` the highest rank")
     query: Literal["text", "rake"] = Field("text", description="the whole train text, or its 20 best RAKE phrases")
     unique_terms: bool = Field(False, description="count a word once for each query, however often it occurs there")
     max_passages: int | None = Field(None, ge=1, description="budget in passages, best rank first")

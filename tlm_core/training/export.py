@@ -21,7 +21,7 @@ from tlm_core.linear.model import ALPHABET, LinearModel
 from tlm_core.serving import MODEL, copy_model, write_metadata
 from tlm_core.serving import load_model as load_served
 from tlm_core.tasks.task import Task
-from tlm_core.training.architectures import Shape, architecture_of
+from tlm_core.training.architectures import Shape, architecture_named, architecture_of
 from tlm_core.training.card import model_card
 from tlm_core.training.evaluate import predict
 from tlm_core.training.graph import write_onnx
@@ -163,7 +163,8 @@ def load_stock(folder: Path) -> Any:
 
 def _stock_logits(stock: Any, probe: Mapping[str, npt.NDArray[np.int64]]) -> npt.NDArray[np.float32]:
     """Return the logits of all windows in their order, [windows, labels]."""
-    names = ("input_ids", "attention_mask", *(("token_type_ids",) if stock.config.model_type == "bert" else ()))
+    types = architecture_named(stock.config.model_type).token_types > 1
+    names = ("input_ids", "attention_mask", *(("token_type_ids",) if types else ()))
     windows = probe["attention_mask"].any(axis=2)
     with torch.inference_mode():
         logits = stock(**{name: torch.from_numpy(probe[name][windows]) for name in names}).logits

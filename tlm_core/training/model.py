@@ -223,7 +223,7 @@ class TaskHead(nn.Module):
         self.dense = nn.Linear(shape.hidden, shape.hidden, bias=architecture.biases)
         self.activation = {"gelu": F.gelu, "tanh": torch.tanh}[architecture.head_activation]
         self.norm = Norm(shape.hidden, shape.eps, bias=architecture.biases) if architecture.head_norm else None
-        self.dropout = nn.Dropout(shape.dropout)
+        self.dropout = nn.Dropout(shape.dropout if architecture.head_dropout else 0.0)
         self.out = nn.Linear(shape.hidden, shape.labels)
 
     def forward(self, x: Tensor) -> Tensor:

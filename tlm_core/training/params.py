@@ -19,9 +19,11 @@ from tlm_core.training.recipe import (
 )
 from tlm_core.training.stage import StageParams
 
-# In the metadata of an artifact whose batches memory limits forced to shrink. Sums in another order have other bits, so
-# the artifact is excluded from the cache.
+# In the metadata of an artifact whose batches memory limits forced to shrink. Sums in another order have other bits.
 SHRUNK = "rows_held_at_once"
+# In the metadata of an artifact with an own tokenizer in place of one that the hub did not provide.
+OWN_TOKENIZER = "own_tokenizer"
+NOT_CACHED = frozenset({SHRUNK, OWN_TOKENIZER})  # an artifact with one of them is excluded from the cache
 
 
 class ValidateParams(StageParams):

@@ -12,13 +12,14 @@ import numpy as np
 import pyarrow.parquet as pq
 from tokenizers import Encoding, Tokenizer
 
+from tlm_core.errors import NotFound, Unavailable
 from tlm_core.linear.params import PIECES
 from tlm_core.parquet import open_parquet
 from tlm_core.pulse import PULSE
 from tlm_core.tasks.task import Task
 from tlm_core.training.architectures import architecture_named
 from tlm_core.training.counts import count
-from tlm_core.training.params import PrepareParams
+from tlm_core.training.params import OWN_TOKENIZER, PrepareParams
 from tlm_core.training.recipe import AUTO_COVERED, auto_length
 from tlm_core.training.stage import StageContext, StopRequested
 from tlm_core.training.store import ArrayWriter, StoreWriter, TokenStore
@@ -50,7 +51,7 @@ def prepare(ctx: StageContext[PrepareParams]) -> dict[str, Any]:
     task = Task.read(ctx.inputs["task"])
     selection = ctx.inputs.get("selection")
     windows = 1 if task.pair else ctx.params.windows
-    tokenizer, ids = _tokenizer(ctx, task, selection)
+    tokenizer, ids, replaced = _tokenizer(ctx, task, selection)
     size = tokenizer.get_vocab_size(with_added_tokens=True)
     measured = task.counts["train"] if ctx.params.max_length == "auto" else 0
     progress = _Counter(ctx, measured + sum(task.counts.values()) + (_passage_rows(selection) if selection else 0))
@@ -82,7 +83,7 @@ def prepare(ctx: StageContext[PrepareParams]) -> dict[str, Any]:
         facts["tokens"][split] = writer.total
     if "self_train" in ctx.inputs:
         _pieces(ctx.out, tokenizer, size, ctx.inputs["self_train"])
-    facts["warnings"] = _cut_warnings(facts)
+    facts["warnings"] = [*replaced, *_cut_warnings(facts)]
     for message in facts["warnings"]:
         ctx.report.event("stage.warning", message=message)
     facts["cost"] = {"flops": 0.0, "tokens": sum(facts["tokens"].values())}
@@ -90,16 +91,25 @@ def prepare(ctx: StageContext[PrepareParams]) -> dict[str, Any]:
         facts["cost"] |= _count(ctx.out, facts, ctx.params.vector_width)
     facts["cost"] |= {"seconds": time.monotonic() - began, "gpu_seconds": 0.0}
     (ctx.out / "data.json").write_text(json.dumps(facts, ensure_ascii=False, indent=1), encoding="utf-8")
-    return {name: facts[name] for name in ("vocab_size", "max_length", "tokens", "windows", "passages")}
+    meta = {name: facts[name] for name in ("vocab_size", "max_length", "tokens", "windows", "passages")}
+    return meta | ({OWN_TOKENIZER: True} if replaced else {})
 
 
 def _tokenizer(
     ctx: StageContext[PrepareParams], task: Task, selection: Path | None
-) -> tuple[Tokenizer, dict[str, int]]:
-    """Write the recipe's tokenizer to the folder `tokenizer`. Return it with its special ids."""
-    part, folder = ctx.params.tokenizer, ctx.out / "tokenizer"
-    if part.source != "own":
-        return load_published(part.source, folder)
+) -> tuple[Tokenizer, dict[str, int], list[str]]:
+    """Write the recipe's tokenizer to the folder `tokenizer`. Return it with its special ids.
+
+    The third value is a warning if an own tokenizer replaces the published one.
+    """
+    part, folder, replaced = ctx.params.tokenizer, ctx.out / "tokenizer", list[str]()
+    if part.published:
+        try:
+            return *load_published(part.published, folder), []
+        except (NotFound, Unavailable) as error:
+            if not part.may_be_own:
+                raise
+            replaced = [f"An own tokenizer of {part.vocab_size:,} pieces replaces a published one. {error.message}"]
 
     def texts() -> Iterator[str]:
         yield from task.texts("train")
@@ -111,7 +121,7 @@ def _tokenizer(
     ctx.report.event("tokenizer", vocab_size=part.vocab_size)
     tokenizer = train_wordpiece(texts, part.vocab_size, part.lowercase)
     write_folder(tokenizer, folder, types=architecture_named(ctx.params.architecture).token_types > 1)
-    return tokenizer, special_ids(tokenizer)
+    return tokenizer, special_ids(tokenizer), replaced
 
 
 def _max_length(params: PrepareParams, tokenizer: Tokenizer, task: Task, progress: _Counter) -> int:

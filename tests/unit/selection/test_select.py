@@ -66,6 +66,12 @@ def test_top_k_limits_the_hits_of_each_query(tmp_path: Path) -> None:
     assert [row["id"] for row in rows(tmp_path, "passages")] == ["p2", "p1"]
 
 
+def test_many_hits_are_searched_for_fewer_queries_at_once(tmp_path: Path) -> None:
+    index = index_of("w1", "w2")
+    run(task_of([f"w{n}" for n in range(2 * BATCH)]), index, tmp_path, top_k=10_000)
+    assert {len(queries) for queries in index.searched} == {BATCH // 10, 2 * BATCH % (BATCH // 10)}
+
+
 def test_budget_selects_the_best_ranks(tmp_path: Path) -> None:
     facts = run(task_of(["a b", "c d"]), index_of("a", "a b", "c d", "c"), tmp_path, max_passages=3)
     assert [row["id"] for row in rows(tmp_path, "passages")] == ["p1", "p2", "p0"]

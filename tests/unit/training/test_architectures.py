@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,37 +13,12 @@ from tests.unit.training.made import made_selection, made_task, run_chain, tiny
 from tlm_core.compression.masks import Mask
 from tlm_core.compression.sliced import sliced, widened
 from tlm_core.errors import InvalidRecipe
-from tlm_core.training.architectures import ARCHITECTURES, Shape, architecture_named, scratch_shape
-from tlm_core.training.architectures.base import with_bias
-from tlm_core.training.architectures.bert import Bert, encoder_names, qkv_names
-from tlm_core.training.architectures.table import Entry
+from tlm_core.training.architectures import ARCHITECTURES, architecture_named, scratch_shape
 from tlm_core.training.model import TaskModel, classifier_size, initialize
 from tlm_core.training.state import weights
 
 
-class Electra(Bert):
-    """ELECTRA's classifier: the encoder of BERT and a head with GELU in place of tanh."""
-
-    name = "electra"
-    head_activation = "gelu"
-    names = encoder_names("electra") | with_bias({"task.dense": "classifier.dense", "task.out": "classifier.out_proj"})
-    qkv_names = qkv_names("electra")
-
-    def stock_config(self, shape: Shape, common: dict[str, Any], special_ids: Mapping[str, int]) -> Any:  # noqa: ARG002
-        from transformers import ElectraConfig
-
-        arguments = self.bert_arguments(shape)
-        head = ["ElectraForSequenceClassification"]
-        return ElectraConfig(architectures=head, embedding_size=shape.hidden, **arguments, **common)
-
-
-@pytest.fixture
-def electra(monkeypatch: pytest.MonkeyPatch) -> Electra:
-    monkeypatch.setitem(ARCHITECTURES, "electra", Entry(f"{__name__}:Electra"))
-    return Electra()
-
-
-def test_registered_architecture_trains_exports_and_prunes(electra: Electra, tmp_path: Path) -> None:
+def test_electra_trains_exports_and_prunes(tmp_path: Path) -> None:
     recipe = tiny(model__architecture="electra", joint__budget__steps=4, finetune__max_steps=4)
     task, selection = made_task(tmp_path / "task"), made_selection(tmp_path / "selection")
     # The export stage compares the stock class and the ONNX graph with our own model.
@@ -54,8 +27,11 @@ def test_registered_architecture_trains_exports_and_prunes(electra: Electra, tmp
     stock = load_file(done["export"] / "model" / "model.safetensors")
     assert config["architectures"] == ["ElectraForSequenceClassification"]
 
+    electra = architecture_named("electra")
     shape = electra.published_shape({**config, "hidden_act": "gelu"}, "made")
     assert (shape.layers, shape.hidden, shape.positions) == (2, 32, 48)
+    with pytest.raises(InvalidRecipe, match="embedding_size 16"):
+        electra.published_shape({**config, "embedding_size": 16}, "made")
     mask = Mask(((True, False), (True, True)), (True, False))
     model = TaskModel(scratch_shape(recipe.model, len(stock["electra.embeddings.word_embeddings.weight"]), 3))
     initialize(model, 0)
@@ -82,7 +58,9 @@ def test_estimates_count_the_parameters_of_the_model(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["gpt2", "roberta"])
 def test_recipe_rejects_an_architecture_without_a_scratch_form(name: str) -> None:
-    with pytest.raises(InvalidRecipe, match=f"Unknown architecture '{name}'. Valid architectures: modernbert, bert"):
+    with pytest.raises(
+        InvalidRecipe, match=f"Unknown architecture '{name}'. Valid architectures: modernbert, bert, electra"
+    ):
         tiny(model__architecture=name)
 
 

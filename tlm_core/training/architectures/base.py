@@ -71,6 +71,7 @@ class Architecture(ABC):
     residual_start: ClassVar[bool] = False  # all residual branches and heads start at zero
     head_activation: ClassVar[Literal["gelu", "tanh"]] = "tanh"
     head_norm: ClassVar[bool] = False
+    head_dropout: ClassVar[bool] = True
 
     # Stock names of encoder and task head, and of the vocabulary head, by our names; `{i}` stands for every layer.
     names: ClassVar[Mapping[str, str]]

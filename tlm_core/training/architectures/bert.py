@@ -1,4 +1,4 @@
-"""BERT (Devlin et al. 2019) and RoBERTa: norm after each block, biases, learned positions."""
+"""BERT (Devlin et al. 2019), ELECTRA and RoBERTa: norm after each block, biases, learned positions."""
 
 from __future__ import annotations
 
@@ -117,6 +117,32 @@ class Bert(Architecture):
             inner = g.op("Gelu", writer.linear(x, f"{name}.mlp_in"))
             x = g.op("Add", x, writer.linear(inner, f"{name}.mlp_out"))
         return writer.norm(x, f"{name}.mlp_norm")
+
+
+class Electra(Bert):
+    """BERT with the classifier of the TLM release, which ELECTRA has too: linear, GELU, linear on the first token."""
+
+    name = "electra"
+    head_activation = "gelu"
+    head_dropout = False
+    names = encoder_names("electra") | with_bias({"task.dense": "classifier.dense", "task.out": "classifier.out_proj"})
+    qkv_names = qkv_names("electra")
+
+    def published_shape(self, config: Config, source: str) -> Shape:
+        if config.get("embedding_size", config["hidden_size"]) != config["hidden_size"]:
+            raise unsupported(source, "embedding_size", config["embedding_size"], config["hidden_size"])
+        return super().published_shape(config, source)
+
+    def stock_config(self, shape: Shape, common: dict[str, object], special_ids: Mapping[str, int]) -> PretrainedConfig:  # noqa: ARG002
+        from transformers import ElectraConfig
+
+        return ElectraConfig(
+            architectures=["ElectraForSequenceClassification"],
+            embedding_size=shape.hidden,
+            classifier_dropout=0.0,
+            **self.bert_arguments(shape),
+            **common,
+        )
 
 
 class Roberta(Bert):

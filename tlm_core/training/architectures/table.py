@@ -22,6 +22,7 @@ class Entry:
 ARCHITECTURES = {
     "modernbert": Entry("tlm_core.training.architectures.modernbert:ModernBert"),
     "bert": Entry("tlm_core.training.architectures.bert:Bert"),
+    "electra": Entry("tlm_core.training.architectures.bert:Electra"),
     "roberta": Entry("tlm_core.training.architectures.bert:Roberta", from_scratch=False),
 }
 
