@@ -23,6 +23,7 @@ from services.api.settings import ApiSettings
 from services.api.streams import Tailer
 from services.api.webhook_delivery import Deliverer, Webhooks
 from services.common.catalog import Catalog
+from services.common.history import History
 from services.common.jobstore import JobStore
 from services.common.logs import set_up_logging
 from services.common.redis_client import connect
@@ -40,8 +41,8 @@ def build_parts(settings: ApiSettings) -> Parts:
 
     password = settings.redis_password.get_secret_value() if settings.redis_password else None
     client = connect(settings.redis_url, password=password)
-    jobs = JobStore(client)
     artifacts = settings.artifact_store()
+    jobs = JobStore(client, History(artifacts))
     catalog = Catalog(client)
     retriever = connect_retriever(settings.retriever_url, settings.internal_token.get_secret_value())
     webhooks, outbound = Webhooks(client), Outbound(private=settings.webhook_private)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from services.api.background import Background
+from services.common.background import Background
 from services.common.catalog import Catalog
 from services.common.catalog_records import OPEN, CorpusLoad, CorpusVersion
 from services.common.logs import log_context

@@ -14,7 +14,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
 from services.api.aliases import Aliases
-from services.api.background import Background
 from services.api.corpus_loads import LoadWorker
 from services.api.estimate import Estimator
 from services.api.forms import Form, receive_form
@@ -25,6 +24,7 @@ from services.api.resumable_uploads import Uploads
 from services.api.settings import ApiSettings
 from services.api.streams import Tailer
 from services.api.webhook_delivery import Deliverer, Webhooks
+from services.common.background import Background
 from services.common.catalog import Catalog
 from services.common.jobstore import JobStore
 from services.common.retriever_client import RetrieverClient

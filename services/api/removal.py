@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from services.common.catalog_records import DatasetRecord
+from services.common.history import folder_of
 from services.common.jobstore import JobStore, Removal
 from services.common.situation import Situation
 from tlm_core.artifacts import ArtifactStore
@@ -53,7 +54,7 @@ def delete_job(parts: Parts, job: JobRecord) -> None:
 
 def _delete_job(jobs: JobStore, artifacts: ArtifactStore, job: JobRecord) -> None:
     produced, data = sorted(artifacts_of(jobs, job)), sorted({dataset.ref.digest for dataset in job.resolved.datasets})
-    removal = Removal(job.tenant, job.id, artifacts=produced, data=data)
+    removal = Removal(job.tenant, job.id, folders=[folder_of(job.tenant, job.id)], artifacts=produced, data=data)
     jobs.delete(job, removal)
     _finish(jobs, artifacts, removal)
 

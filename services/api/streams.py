@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import redis
 from starlette.concurrency import run_in_threadpool
 
-from services.api.background import Background
+from services.common.background import Background
 from services.common.jobstore import JobStore
 from services.common.redis_client import key as redis_key
 from services.common.redis_client import translated_errors

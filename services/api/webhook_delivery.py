@@ -26,8 +26,8 @@ import redis
 from pydantic import BaseModel, ConfigDict, ValidationError
 from redis.client import Pipeline
 
-from services.api.background import Background
 from services.api.outbound import Outbound
+from services.common.background import Background
 from services.common.jobstore import JobStore
 from services.common.redis_client import FEED, PREFIX, key, translated_errors
 from tlm_core.artifacts import canonical_json

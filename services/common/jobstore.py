@@ -15,7 +15,18 @@ from typing import Any, Literal, TypedDict
 import redis
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from services.common.redis_client import FEED, LEASES, PREFIX, QUEUE, REMOVALS, key, translated_errors
+from services.common.history import STREAMS, History, Moved, Row, packed, position, unpacked
+from services.common.redis_client import (
+    ENDED,
+    FEED,
+    LEASES,
+    PREFIX,
+    QUEUE,
+    REMOVALS,
+    TO_MOVE,
+    key,
+    translated_errors,
+)
 from tlm_core.artifacts.hashing import canonical_json, digest_of
 from tlm_core.artifacts.manifest import ManifestRef
 from tlm_core.errors import (
@@ -37,11 +48,14 @@ _LUA = Path(__file__).parent / "lua"
 _TERMINAL_JSON = canonical_json(dict.fromkeys(TERMINAL, True))
 _ACTIVE_JSON = canonical_json(dict.fromkeys(ACTIVE, True))
 _JSON_FIELDS = frozenset(
-    {"spec", "resolved", "origin", "submissions", "beats", "excluded_from_cache"}
+    {"spec", "resolved", "origin", "submissions", "beats", "excluded_from_cache", "checkpoints"}
     | {"progress", "waiting", "error", "result"}
 )
-_MAX_LOG_LINES = 20_000  # and metric points
+_UNPACKED = frozenset({"state", "last_event", "history", "packed"})  # fields that are read alone
+_MAX_LOG_LINES = 20_000  # and metric points, in Redis: only while the storage is away
+_MOVED_LINES = 2_000  # and metric points, from which on they move to the storage
 _MAX_FEED_ENTRIES = 100_000
+ARCHIVE_SECONDS = 30 * 86_400.0  # after the end of a job, until its record is compressed
 _PAGE = 1000  # members of a set that one command reads for a list
 _MAX_COUNTED_SECONDS = 60.0  # of running time between two renewals; a step of the clock may be longer
 _IDEMPOTENCY_SECONDS = 7 * 86_400
@@ -105,9 +119,13 @@ class Removal:
 
 
 class JobStore:
-    """All operations on jobs. Thread-safe. Raises StoreUnavailable or StoreFull."""
+    """All operations on jobs. Thread-safe. Raises StoreUnavailable or StoreFull.
 
-    def __init__(self, client: redis.Redis) -> None:
+    history: reads the older entries of streams, which lie in the storage.
+    """
+
+    def __init__(self, client: redis.Redis, history: History | None = None) -> None:
+        self._history = history
         # redis-py types each answer as bytes, text, or awaitable; with decode_responses it is text.
         self._redis: Any = client
         self._script = {p.stem: client.register_script(p.read_text(encoding="utf-8")) for p in _LUA.glob("*.lua")}
@@ -251,8 +269,7 @@ class JobStore:
 
     def events(self, tenant: str, job_id: str, *, after: int = 0, limit: int = 100) -> list[Event]:
         """Return the events with seq > after, in order."""
-        with translated_errors():
-            rows = self._redis.xrange(key(tenant, "events", job_id), f"{after + 1}-0", "+", count=limit)
+        rows = self._rows(tenant, job_id, "events", f"{after}-0", limit)
         return [
             Event(
                 seq=int(stream_id.split("-")[0]),
@@ -273,22 +290,101 @@ class JobStore:
                 "at": float(fields["at"]),
                 **json.loads(fields["data"]),
             }
-            for stream_id, fields in self._stream(key(tenant, "metrics", job_id), after, limit)
+            for stream_id, fields in self._rows(tenant, job_id, "metrics", after, limit)
         ]
 
     def logs(self, tenant: str, job_id: str, *, after: str = "0", limit: int = 1000) -> list[LogLine]:
         """Return log lines after stream id `after`, in order."""
-        return _log_lines(self._stream(key(tenant, "logs", job_id), after, limit))
+        return _log_lines(self._rows(tenant, job_id, "logs", after, limit))
 
     def last_logs(self, tenant: str, job_id: str, count: int, *, after: str = "0") -> list[LogLine]:
         """Return the last `count` log lines after stream id `after`, in order."""
-        with translated_errors():
-            entries = self._redis.xrevrange(key(tenant, "logs", job_id), min=f"({after}", count=count)
-        return _log_lines(reversed(entries))
+        return _log_lines(self._rows(tenant, job_id, "logs", after, count, last=True))
 
-    def _stream(self, stream: str, after: str, limit: int) -> list[tuple[str, dict[str, str]]]:
+    def _rows(self, tenant: str, job_id: str, stream: str, after: str, limit: int, *, last: bool = False) -> list[Row]:
+        """Return the first or the last entries after an id, from the storage and Redis."""
+        name = key(tenant, stream, job_id)
+        while True:
+            with translated_errors():
+                pipe = self._redis.pipeline(transaction=True)
+                pipe.hget(key(tenant, "job", job_id), "history")
+                if last:
+                    pipe.xrevrange(name, min=f"({after}", count=limit)
+                else:
+                    pipe.xrange(name, f"({after}", "+", count=limit)
+                moved, rows = pipe.execute()
+            rows = list(reversed(rows)) if last else list(rows)
+            if moved is None or self._history is None or (last and len(rows) == limit):
+                return rows
+            try:
+                rows = self._history.read(Moved.model_validate_json(moved), stream, after) + rows
+                return rows[-limit:] if last else rows[:limit]
+            except NotFound:
+                with translated_errors():
+                    if self._redis.hget(key(tenant, "job", job_id), "history") == moved:
+                        raise
+
+    # --- moving old entries to the storage ------------------------------------------------------------------------
+
+    def mark_streams(self) -> None:
+        """Mark the jobs that have streams, so that `move_marked` moves those that an earlier release wrote, too."""
         with translated_errors():
-            return list(self._redis.xrange(stream, f"({after}" if after != "0" else "-", "+", count=limit))
+            for name in self._redis.scan_iter(key("*", "events", "*"), count=1000):
+                self._redis.sadd(TO_MOVE, "/".join(name.removeprefix(f"{PREFIX}:{{").split("}:events:")))
+
+    def move_marked(self, count: int = 100) -> int:
+        """Move the streams of marked jobs to the storage. Returns how many jobs that were."""
+        with translated_errors():
+            members = self._redis.srandmember(TO_MOVE, count)
+        for member in members:
+            self._move_streams(*member.split("/", 1))
+        return len(members)
+
+    def _move_streams(self, tenant: str, job_id: str) -> None:
+        """Move the metrics and the log of a job to the storage, and the events too if it has ended."""
+        assert self._history is not None, "only processes with a storage move streams"
+        record, names = key(tenant, "job", job_id), {stream: key(tenant, stream, job_id) for stream in STREAMS}
+        with translated_errors():
+            pipe = self._redis.pipeline(transaction=True)
+            pipe.hmget(record, "state", "history")
+            for name in names.values():
+                pipe.xrange(name)
+            (state, stored), *streams = pipe.execute()
+        rows = {stream: entries for stream, entries in zip(STREAMS, streams, strict=True) if entries}
+        if state not in TERMINAL:
+            rows.pop("events", None)
+        earlier = Moved.model_validate_json(stored) if stored else None
+        moved = self._history.write(tenant, job_id, earlier, rows) if rows else earlier
+        body = moved.model_dump_json() if moved else ""
+        last = [_following(rows[stream][-1][0]) if stream in rows else "" for stream in STREAMS]
+        args = [f"{tenant}/{job_id}", stored or "", body, _TERMINAL_JSON, *last]
+        replaced = self._run("moved", [record, TO_MOVE, ENDED, *names.values()], args)
+        unused = earlier if replaced else moved
+        if rows and unused is not None:
+            self._history.delete(unused)
+
+    def archive_ended(self, seconds: float = ARCHIVE_SECONDS, count: int = 100) -> int:
+        """Compress the records of jobs that ended at least `seconds` ago. Returns how many jobs that were."""
+        with translated_errors():
+            members = self._redis.zrangebyscore(ENDED, "-inf", self.now() - seconds, start=0, num=count)
+            for member in members:
+                self._archive(*member.split("/", 1))
+        return len(members)
+
+    def _archive(self, tenant: str, job_id: str) -> None:
+        """Compress a record with the references of its artifacts and checkpoints, which new jobs no longer reuse."""
+        record = key(tenant, "job", job_id)
+        fields = self._redis.hgetall(record)
+        nodes = json.loads(fields.get("result", "{}")).get("artifacts", {}).values()
+        refs = [(node["artifact"], canonical_json(node["ref"])) for node in nodes]
+        lists = {artifact: self._redis.lrange(key(tenant, "checkpoints", artifact), 0, -1) for artifact, _ in refs}
+        own = [(artifact, body) for artifact, bodies in lists.items() for body in bodies if job_id in body]
+        fields = {name: value for name, value in fields.items() if name not in _UNPACKED}
+        names = list(fields)
+        fields |= {"checkpoints": canonical_json([json.loads(body) for _, body in own])} if own else {}
+        keys = [record, key(tenant, "job-artifacts", job_id), ENDED, key(tenant, "artifacts")]
+        args = [f"{tenant}/{job_id}", packed(fields) if names else "", *map(canonical_json, (names, refs, own))]
+        self._run("archive", keys, [*args, key(tenant, "checkpoints", "")])
 
     # --- verbs of the user -------------------------------------------------------------------------------------
 
@@ -476,7 +572,7 @@ class JobStore:
         published = publication or _Publication("", "")
         checkpoints = key(tenant, "checkpoints", published.artifact) if published.is_checkpoint else ""
         keys = [key(tenant, name, job_id) for name in ("job", "events", "metrics", "logs")]
-        keys += [key(tenant, "artifacts"), checkpoints, key(tenant, "job-artifacts", job_id)]
+        keys += [key(tenant, "artifacts"), checkpoints, key(tenant, "job-artifacts", job_id), TO_MOVE]
         args: list[str | float] = [
             attempt,
             _ACTIVE_JSON,
@@ -491,6 +587,8 @@ class JobStore:
             excluded_from_cache,
             canonical_json([beat[0], beat[1].model_dump(exclude={"at"})]) if beat else "",
             "1" if draining else "",
+            f"{tenant}/{job_id}",
+            _MOVED_LINES,
         ]
         return State(self._check(Verb.REPORT, job_id, self._run("report", keys, args)))
 
@@ -657,7 +755,7 @@ class JobStore:
         delay: float = 0.0,
     ) -> JobRecord:
         job, events, states = key(tenant, "job", job_id), key(tenant, "events", job_id), key(tenant, "state", "")
-        keys = [job, events, QUEUE, LEASES, states, FEED]
+        keys = [job, events, QUEUE, LEASES, states, FEED, TO_MOVE]
         args: list[str | float] = [
             job_id,
             f"{tenant}/{job_id}",
@@ -714,6 +812,7 @@ def _queue(priority: int) -> str:
 
 def _record(fields: Mapping[str, str]) -> JobRecord:
     try:
+        fields = unpacked(fields)
         return JobRecord.model_validate({k: json.loads(v) if k in _JSON_FIELDS else v for k, v in fields.items()})
     except ValidationError as error:
         first = error.errors()[0]
@@ -751,6 +850,12 @@ def _log_lines(entries: Iterable[tuple[str, Mapping[str, str]]]) -> list[LogLine
         {"id": stream_id, "attempt": int(fields["attempt"]), "at": float(fields["at"]), "line": fields["line"]}
         for stream_id, fields in entries
     ]
+
+
+def _following(stream_id: str) -> str:
+    """Return the least stream id after this one."""
+    milliseconds, number = position(stream_id)
+    return f"{milliseconds}-{number + 1}"
 
 
 def _failure(job: JobRecord, error: TLMError) -> dict[str, str | None]:

@@ -14,6 +14,8 @@ Keys have the prefix `tlm`; the tenant T stands in braces:
     tlm:{T}:kind:K, :on:DATASET, :data:DIGEST, :label:DIGEST   job ids, for lists      tlm:queue:N   other priorities
     tlm:feed              stream of the events of all jobs
     tlm:removals          T/ID of a deleted job or dataset → what remains to be deleted
+    tlm:to-move           T/ID of jobs whose streams move to the storage
+    tlm:ended             T/ID of ended jobs whose records are not compressed, scored by the time of the move
 services/common/catalog.py lists the keys of datasets and corpora.
 """
 
@@ -29,6 +31,7 @@ from tlm_core.errors import StoreFull, StoreUnavailable, TLMError, UnreadableRec
 
 PREFIX = "tlm"
 QUEUE, LEASES, FEED, REMOVALS = f"{PREFIX}:queue", f"{PREFIX}:leases", f"{PREFIX}:feed", f"{PREFIX}:removals"
+TO_MOVE, ENDED = f"{PREFIX}:to-move", f"{PREFIX}:ended"
 
 # Of error responses that pass: Redis starts, runs a long script, or is a replica.
 _TEMPORARY = ("LOADING", "BUSY", "READONLY", "MASTERDOWN", "NOREPLICAS", "TRYAGAIN", "CLUSTERDOWN")

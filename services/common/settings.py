@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import redis
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from services.common.history import History
 from services.common.jobstore import JobStore
 from services.common.redis_client import connect
 from tlm_core.artifacts import ArtifactStore
@@ -26,8 +28,12 @@ class StoreSettings(BaseSettings):
     scratch: Path = Field(description="local folder for temporary files; may be emptied between runs")
 
     def job_store(self) -> JobStore:
-        password = self.redis_password.get_secret_value() if self.redis_password else None
-        return JobStore(connect(self.redis_url, password=password))
+        return JobStore(self._redis(), History(self.artifact_store()))
 
     def artifact_store(self) -> ArtifactStore:
-        return ArtifactStore(self.storage, self.scratch / "artifacts", is_new=self.job_store().is_empty)
+        is_new = JobStore(self._redis()).is_empty
+        return ArtifactStore(self.storage, self.scratch / "artifacts", is_new=is_new)
+
+    def _redis(self) -> redis.Redis:
+        password = self.redis_password.get_secret_value() if self.redis_password else None
+        return connect(self.redis_url, password=password)

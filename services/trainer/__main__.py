@@ -10,6 +10,7 @@ import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
+from services.common.background import Background
 from services.common.logs import set_up_logging
 from services.common.retriever_client import connect_retriever
 from services.trainer.cluster import connect_cluster
@@ -29,7 +30,14 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     store, cluster = settings.job_store(), connect_cluster(settings.ray_url)
-    threading.Thread(target=Sweeper(store, cluster).run, args=(stop,), name="sweeper", daemon=True).start()
+    for name, work, seconds in (
+        ("streams", store.move_marked, 5.0),
+        ("marks", store.mark_streams, 3600.0),
+        ("archive", store.archive_ended, 60.0),
+        ("sweep", Sweeper(store, cluster).sweep, 60.0),
+    ):
+        task = Background(name)
+        threading.Thread(target=task.repeat, args=(work, seconds, stop), name=name, daemon=True).start()
     with ThreadPoolExecutor(max_workers=2, thread_name_prefix="stage") as executor:
         Coordinator(
             store,

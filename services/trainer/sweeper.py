@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import logging
-import threading
 from dataclasses import dataclass
 
 from services.common.jobstore import JobStore
 from services.trainer.cluster import RayCluster, Status, Submitted
-from tlm_core.errors import NotFound, TLMError, UnreadableRecord
+from tlm_core.errors import NotFound, UnreadableRecord
 from tlm_core.jobs.states import ACTIVE
 
 log = logging.getLogger(__name__)
-
-_SWEEP_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -22,16 +19,6 @@ class Sweeper:
 
     store: JobStore
     cluster: RayCluster
-
-    def run(self, stop: threading.Event) -> None:
-        """Sweep until `stop` is set. An error delays the sweep."""
-        while not stop.wait(_SWEEP_SECONDS):
-            try:
-                self.sweep()
-            except TLMError as error:
-                log.warning("The sweep of the cluster waits: %s", error)
-            except Exception:
-                log.exception("The sweep of the cluster failed and tries again")
 
     def sweep(self) -> None:
         """Sweep once. Several coordinators may sweep at the same time."""

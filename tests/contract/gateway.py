@@ -28,6 +28,7 @@ from services.api.streams import Tailer
 from services.api.webhook_delivery import Deliverer, Webhooks
 from services.common.catalog import Catalog
 from services.common.catalog_records import CorpusVersion
+from services.common.history import History
 from services.common.jobstore import JobStore
 from services.common.retriever_client import RetrieverClient
 from tests.redis_server import free_port
@@ -130,8 +131,8 @@ def make_gateway(client: redis.Redis, root: Path, **overrides: Any) -> Gateway:
         storage=str(root / "storage"), scratch=root / "scratch", token_file=root / "token", **overrides
     )
     (root / "storage").mkdir(parents=True, exist_ok=True)
-    jobs, catalog = JobStore(client), Catalog(client)
     artifacts = ArtifactStore(settings.storage, settings.scratch / "artifacts")
+    jobs, catalog = JobStore(client, History(artifacts)), Catalog(client)
     webhooks, outbound = Webhooks(client), Outbound(private=settings.webhook_private)
     parts = Parts(
         settings=settings,

@@ -68,7 +68,7 @@ def test_readiness_names_unavailable_components(gateway: Gateway) -> None:
         with gateway.parts.tailer.task.round():
             raise RuntimeError("a bug")
         checks = api.get("/readyz").json()["checks"]
-        assert checks["events"] == "The task 'events' fails: RuntimeError: a bug. Read the log of the gateway."
+        assert checks["events"] == "The task 'events' fails: RuntimeError: a bug. Read the log."
         with gateway.parts.tailer.task.round():
             pass
         gateway.retriever.unavailable = True

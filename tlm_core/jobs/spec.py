@@ -303,7 +303,7 @@ class JobRecord(BaseModel):
     release cannot read; then only id, state and error are of the job.
     excluded_from_cache: nodes whose artifacts other jobs must not reuse. ran_seconds: running time of all attempts,
     except what has passed since `running_since`. due_at: earliest start of the next attempt. waiting: the error that
-    the attempt waits out. All times are Unix seconds.
+    the attempt waits out. checkpoints: references, once the record is archived. All times are Unix seconds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -335,6 +335,7 @@ class JobRecord(BaseModel):
     waiting: dict[str, object] | None = None
     error: dict[str, object] | None = None
     result: JobResult | None = None
+    checkpoints: tuple[dict[str, object], ...] = ()
     last_event: int = 0
     unreadable: bool = False
 

@@ -345,12 +345,14 @@ class _Mark:
 class _Progress:
     """Reports every step's progress on rank 0, and records whether the reporter asks to stop.
 
-    A point of the metric series comes at most every REPORT_SECONDS. Its losses are means since the previous point.
+    A point of the metric series comes at most every REPORT_SECONDS, and after 500 s ever more rarely, so
+    that a long series stays short. Its losses are means since the previous point.
     """
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
-        self._last = trainer.clock() - REPORT_SECONDS
+        self._began = trainer.clock()
+        self._last = self._began - REPORT_SECONDS
         self._mark: _Mark | None = None
         self._tokens_per_second: float | None = None
         self._means = LossMeans()
@@ -369,7 +371,7 @@ class _Progress:
             return
         self._means.add(result.losses)
         now = self._trainer.clock()
-        if now - self._last >= REPORT_SECONDS:
+        if now - self._last >= REPORT_SECONDS * max(1.0, (now - self._began) / 500):
             self._point(now, result)
         progress = min(1.0, state.progress(self._trainer.budget))
         self.stop = not ctx.report.progress(

@@ -1,5 +1,5 @@
 -- Applies one verb to a job: checks state, owner, and attempt, then changes record, events, and indexes; all or nothing.
--- KEYS: job hash, events stream, queue, leases, state index prefix, feed
+-- KEYS: job hash, events stream, queue, leases, state index prefix, feed, jobs whose streams move to the storage
 -- ARGV: job id, member, allowed moves (JSON {from: to}), owner ('' = any), attempt ('' = any),
 --       changes (JSON {field: string}), event type, event data (JSON), delay before the next claim (s), maximum length of the feed,
 --       most seconds of running time to count
@@ -54,6 +54,7 @@ if target ~= state then
   end
   if target == 'succeeded' or target == 'failed' or target == 'cancelled' then
     redis.call('HSET', KEYS[1], 'finished_at', stamp)
+    redis.call('SADD', KEYS[7], ARGV[2])
   end
 end
 local function record(type, data)

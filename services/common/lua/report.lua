@@ -1,11 +1,11 @@
 -- Records a report on an attempt by a worker or coordinator: progress, metric points, events, log lines, artifacts.
 -- KEYS: job hash, events stream, metrics stream, logs stream, artifacts hash, checkpoints of the artifact (or ''),
---       artifacts of the job
+--       artifacts of the job, jobs whose streams move to the storage
 -- ARGV: attempt, active states (JSON {state: true}), progress (JSON or ''), metrics (JSON list of JSON texts),
 --       events (JSON list of [type, JSON text]), log lines (JSON list), artifact id ('' = none), what to publish (JSON text),
 --       maximum number of lines and points, submissions by group (JSON or ''; null deletes one, other groups stay),
 --       node to exclude from the cache ('' = none), group and its beat (JSON [group, beat] or ''),
---       '1' if the workers must write a checkpoint and end, else ''
+--       '1' if the workers must write a checkpoint and end, else '', member, length from which on a stream moves
 -- Returns {'ok', state}, {'missing'}, {'state', state} or {'stale', attempt}. A published artifact never changes.
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state then return {'missing'} end
@@ -37,6 +37,10 @@ for _, point in ipairs(cjson.decode(ARGV[4])) do
 end
 for _, line in ipairs(cjson.decode(ARGV[6])) do
   redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[9], '*', 'attempt', attempt, 'at', stamp, 'line', line)
+end
+-- A stage has ended, or it has written much.
+if (ARGV[7] ~= '' and KEYS[6] == '') or math.max(redis.call('XLEN', KEYS[3]), redis.call('XLEN', KEYS[4])) > tonumber(ARGV[15]) then
+  redis.call('SADD', KEYS[8], ARGV[14])
 end
 if ARGV[11] ~= '' then
   local excluded = cjson.decode(redis.call('HGET', KEYS[1], 'excluded_from_cache') or '[]')

@@ -84,6 +84,18 @@ def test_points_are_limited_per_second_and_hold_mean_losses(tmp_path: Path, monk
     assert any(point["task"] is not None for point in points), "one step in ten is a task step"
 
 
+def test_long_series_becomes_thin_but_keeps_its_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tlm_core.training.loop.REPORT_SECONDS", 5.0)
+    time = itertools.count(step=5.0)
+    trainer = trainer_of(tmp_path, 150, clock=lambda: float(next(time)))
+    trainer.run()
+    reporter = trainer.ctx.report
+    assert isinstance(reporter, LocalReporter)
+    steps = [point["step"] for point in reporter.points if "mlm" in point]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(steps)]
+    assert steps[:5] == [1, 2, 3, 4, 5] and max(gaps) > 1
+
+
 def test_series_has_learning_rate_and_gradient_norm(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, 10)
     state, _ = trainer.run()

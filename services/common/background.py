@@ -1,9 +1,10 @@
-"""Background tasks of the gateway. An error ends neither a task nor its work on other items, and readiness shows it."""
+"""Background tasks. An error ends neither a task nor its work on other items; readiness and metrics show it."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -33,6 +34,13 @@ class Background:
             yield
         finally:
             self.error = self.error or "it has stopped"
+
+    def repeat(self, work: Callable[[], object], seconds: float, stop: threading.Event) -> None:
+        """Call `work` every `seconds`, and less often after failures, until `stop` is set."""
+        with self.running():
+            while not stop.wait(self.delay(seconds)):
+                with self.round():
+                    work()
 
     @contextmanager
     def round(self) -> Iterator[None]:
@@ -73,5 +81,5 @@ class Background:
     def condition(self) -> str:
         """The condition for readiness: "ok", or what is wrong."""
         if self.error:
-            return f"The task '{self.name}' fails: {self.error}. Read the log of the gateway."
+            return f"The task '{self.name}' fails: {self.error}. Read the log."
         return "ok"

@@ -1,0 +1,100 @@
+"""Older entries of a job's streams, in the storage. Redis has the newest ones, and only those while a stage runs."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import tempfile
+import uuid
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict
+
+from tlm_core.artifacts.hashing import canonical_json
+from tlm_core.artifacts.manifest import ManifestRef
+
+if TYPE_CHECKING:
+    from tlm_core.artifacts import ArtifactStore
+
+STREAMS = ("events", "metrics", "logs")
+# Of each stream; a job that writes more loses its oldest log lines and metric points.
+_MAX_ENTRIES = 200_000
+
+Row = tuple[str, dict[str, str]]  # id and fields of an entry, as XRANGE returns them
+
+
+class Moved(BaseModel):
+    """What was moved to the storage. last: the id of the last entry of each stream."""
+
+    model_config = ConfigDict(frozen=True)
+
+    ref: ManifestRef
+    last: dict[str, str]
+
+
+@dataclass(frozen=True)
+class History:
+    """The files of moved entries: one artifact for each job, which each move replaces."""
+
+    artifacts: ArtifactStore
+
+    def read(self, moved: Moved, stream: str, after: str = "0") -> list[Row]:
+        """Return the moved entries of a stream after an id. Raises NotFound if a later move has replaced the file."""
+        if position(moved.last.get(stream, "0")) <= position(after):
+            return []
+        return [row for row in _read(self.artifacts, moved.ref, stream) if position(row[0]) > position(after)]
+
+    def write(self, tenant: str, job: str, earlier: Moved | None, rows: Mapping[str, Sequence[Row]]) -> Moved:
+        """Write the entries of `earlier` and those that follow."""
+        folder = f"{folder_of(tenant, job)}/{uuid.uuid4().hex}"
+        last = dict(earlier.last) if earlier else {}
+        with tempfile.TemporaryDirectory() as scratch:
+            source = Path(scratch) / "history"
+            source.mkdir()
+            for stream in STREAMS:
+                entries = [*(self.read(earlier, stream) if earlier else ()), *rows.get(stream, ())]
+                last |= {stream: entries[-1][0]} if entries else {}
+                newest = entries if stream == "events" else entries[-_MAX_ENTRIES:]
+                with gzip.open(source / f"{stream}.gz", "wt", encoding="utf-8") as file:
+                    file.writelines(canonical_json(entry) + "\n" for entry in newest)
+            ref = self.artifacts.write(folder, source, artifact=job, stage="history")
+        return Moved(ref=ref, last=last)
+
+    def delete(self, moved: Moved) -> None:
+        self.artifacts.delete(moved.ref.folder)
+
+
+@lru_cache(maxsize=4)  # Charts read a series in pages.
+def _read(artifacts: ArtifactStore, ref: ManifestRef, stream: str) -> list[Row]:
+    path = artifacts.localize(ref) / f"{stream}.gz"
+    with artifacts.errors(f"reading {path}"), gzip.open(path, "rt", encoding="utf-8") as file:
+        return [(stream_id, fields) for stream_id, fields in map(json.loads, file)]
+
+
+def folder_of(tenant: str, job: str) -> str:
+    """Return the folder of a job's history in the storage."""
+    return f"{tenant}/jobs/{job}"
+
+
+def position(stream_id: str) -> tuple[int, int]:
+    """Return the place of a stream id in its order."""
+    milliseconds, _, number = stream_id.partition("-")
+    return int(milliseconds), int(number or 0)
+
+
+def packed(fields: Mapping[str, str]) -> str:
+    """Return the fields of a record as compressed text."""
+    return base64.b85encode(zlib.compress(canonical_json(fields).encode(), 9)).decode()
+
+
+def unpacked(fields: Mapping[str, str]) -> dict[str, str]:
+    """Return all fields of a record, of which an archived one has most in `packed`."""
+    inner = fields.get("packed")
+    own = {name: value for name, value in fields.items() if name not in ("packed", "history")}
+    return own if inner is None else {**json.loads(zlib.decompress(base64.b85decode(inner))), **own}

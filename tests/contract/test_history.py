@@ -1,0 +1,228 @@
+"""Streams and records of jobs that have ended: moved to the storage, compressed, and read as before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import redis
+
+from services.api.removal import _delete_job
+from services.common.history import History, Moved
+from services.common.jobstore import JobStore
+from services.common.redis_client import key
+from tests.factories import make_resolved, make_spec
+from tests.store_size import bytes_per_job, run_long_job
+from tlm_core.artifacts import ArtifactStore
+from tlm_core.errors import NotFound, StorageUnavailable
+from tlm_core.jobs.spec import JobRecord
+
+T = "default"
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(str(tmp_path / "storage"), tmp_path / "cache")
+
+
+@pytest.fixture
+def store(redis_client: redis.Redis, artifacts: ArtifactStore) -> JobStore:
+    return JobStore(redis_client, History(artifacts))
+
+
+def running(store: JobStore) -> JobRecord:
+    store.submit(T, make_spec(), make_resolved())
+    job = store.claim("a", 30)
+    assert job is not None
+    return job
+
+
+def report(store: JobStore, job: JobRecord, steps: range) -> None:
+    """Report one point and one line for each step."""
+    for first in range(steps.start, steps.stop, 1000):
+        page = range(first, min(first + 1000, steps.stop))
+        metrics, logs = [{"node": "joint.s0", "step": step} for step in page], [f"line {step}" for step in page]
+        store.report(T, job.id, 1, metrics=metrics, logs=logs)
+
+
+def steps_of(store: JobStore, job: JobRecord) -> list[object]:
+    return [point["step"] for point in store.metrics(T, job.id, limit=100_000)]
+
+
+def folders(artifacts: ArtifactStore, job: JobRecord) -> list[str]:
+    return sorted(path.name for path in Path(artifacts.path(T, "jobs", job.id)).glob("*"))
+
+
+def test_long_curve_keeps_its_beginning(store: JobStore, redis_client: redis.Redis) -> None:
+    job = running(store)
+    for first in range(0, 25_000, 5_000):
+        report(store, job, range(first, first + 5_000))
+        assert store.move_marked() == 1, "the stream is long"
+        assert redis_client.xlen(key(T, "metrics", job.id)) == 0
+    report(store, job, range(25_000, 25_010))
+    assert steps_of(store, job) == list(range(25_010))
+    assert store.logs(T, job.id, limit=1)[0]["line"] == "line 0"
+
+
+def test_short_streams_of_a_running_stage_stay_in_redis(store: JobStore, artifacts: ArtifactStore) -> None:
+    job = running(store)
+    report(store, job, range(100))
+    assert store.move_marked() == 0
+    assert folders(artifacts, job) == []
+
+
+def test_pages_continue_from_the_storage_into_redis(store: JobStore, artifacts: ArtifactStore) -> None:
+    job = running(store)
+    report(store, job, range(3_000))
+    store.move_marked()
+    report(store, job, range(3_000, 3_100))
+    after, seen = "0", []
+    while page := store.metrics(T, job.id, after=after, limit=700):
+        seen += [point["step"] for point in page]
+        after = str(page[-1]["id"])
+    assert seen == list(range(3_100))
+    assert [line["line"] for line in store.last_logs(T, job.id, 102)] == [f"line {step}" for step in range(2998, 3100)]
+    newest = store.last_logs(T, job.id, 2)
+    assert store.last_logs(T, job.id, 5, after=newest[0]["id"]) == newest[1:]
+    assert len(folders(artifacts, job)) == 1
+
+
+def test_ended_job_has_no_streams_in_redis(
+    store: JobStore, artifacts: ArtifactStore, redis_client: redis.Redis
+) -> None:
+    job = run_long_job(store, artifacts, points=100, lines=10)
+    assert [name for name in redis_client.scan_iter(f"*{job.id}*") if redis_client.type(name) == "stream"] == []
+    assert len(store.metrics(T, job.id)) == 200
+    events = store.events(T, job.id)
+    assert [event.seq for event in events] == list(range(1, job.last_event + 1))
+    assert events[-1].type == "job.succeeded"
+    assert store.events(T, job.id, after=job.last_event) == []
+
+
+def test_streams_of_an_earlier_release_move_too(redis_client: redis.Redis, store: JobStore) -> None:
+    job = running(JobStore(redis_client))
+    store.finish(job, "a", {})
+    redis_client.delete("tlm:to-move")
+    store.mark_streams()
+    assert store.move_marked() == 1
+    assert not redis_client.exists(key(T, "events", job.id))
+    assert len(store.events(T, job.id)) == 3
+
+
+class _Interrupted(History):
+    """Calls `meanwhile` between the write of the files and the change of the store."""
+
+    meanwhile: Callable[[], object]
+
+    def write(self, *args: object) -> Moved:
+        moved = super().write(*args)  # type: ignore[arg-type]
+        self.meanwhile()
+        return moved
+
+
+def interrupted(client: redis.Redis, artifacts: ArtifactStore, meanwhile: Callable[[], object]) -> JobStore:
+    history = _Interrupted(artifacts)
+    object.__setattr__(history, "meanwhile", meanwhile)
+    return JobStore(client, history)
+
+
+def test_two_movers_lose_and_repeat_nothing(
+    store: JobStore, redis_client: redis.Redis, artifacts: ArtifactStore
+) -> None:
+    job = running(store)
+    report(store, job, range(3_000))
+    interrupted(redis_client, artifacts, store.move_marked).move_marked()
+    assert steps_of(store, job) == list(range(3_000))
+    assert len(folders(artifacts, job)) == 1
+
+
+def test_job_that_ends_during_a_move_is_moved_again(
+    store: JobStore, redis_client: redis.Redis, artifacts: ArtifactStore
+) -> None:
+    job = running(store)
+    report(store, job, range(3_000))
+    interrupted(redis_client, artifacts, lambda: store.finish(job, "a", {})).move_marked()
+    assert store.move_marked() == 1
+    assert store.move_marked() == 0
+    assert not redis_client.exists(key(T, "events", job.id))
+    assert [event.seq for event in store.events(T, job.id)] == [1, 2, 3]
+
+
+def test_reader_survives_a_move_between_its_two_reads(
+    store: JobStore, redis_client: redis.Redis, artifacts: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = running(store)
+    report(store, job, range(3_000))
+    store.move_marked()
+    report(store, job, range(3_000, 6_000))
+    read = History.read
+
+    def read_after_a_move(self: History, *args: object) -> object:
+        monkeypatch.setattr(History, "read", read)
+        store.move_marked()
+        return read(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(History, "read", read_after_a_move)
+    assert steps_of(store, job) == list(range(6_000))
+    assert redis_client.xlen(key(T, "metrics", job.id)) == 0
+    assert len(folders(artifacts, job)) == 1
+
+
+def test_deleted_job_leaves_no_history(store: JobStore, redis_client: redis.Redis, artifacts: ArtifactStore) -> None:
+    job = running(store)
+    store.finish(job, "a", {})
+    ended = store.get(T, job.id)
+    interrupted(redis_client, artifacts, lambda: _delete_job(store, artifacts, ended)).move_marked()
+    assert folders(artifacts, job) == []
+    assert store.move_marked() == 0, "the mark is gone"
+
+
+def test_storage_that_is_away_delays_the_move_and_loses_nothing(
+    store: JobStore, artifacts: ArtifactStore, tmp_path: Path
+) -> None:
+    job = running(store)
+    report(store, job, range(3_000))
+    with artifacts.errors("marking", writes=True):
+        (tmp_path / "storage").rename(tmp_path / "away")
+    store._history.artifacts._is_new = lambda: False  # type: ignore[union-attr]
+    with pytest.raises(StorageUnavailable):
+        store.move_marked()
+    assert steps_of(store, job) == list(range(3_000))
+    (tmp_path / "away").rename(tmp_path / "storage")
+    assert store.move_marked() == 1
+
+
+def test_archived_job_reads_as_before(store: JobStore, artifacts: ArtifactStore, redis_client: redis.Redis) -> None:
+    job = run_long_job(store, artifacts, points=100, lines=10)
+    assert store.archive_ended(3600) == 0, "it ended less than an hour ago"
+    checkpoints = [ref for node in job.result.artifacts.values() for ref in store.checkpoints(T, node.artifact)]  # type: ignore[union-attr]
+    assert store.archive_ended(-60) == 1
+    assert store.archive_ended(-60) == 0
+    archived = store.get(T, job.id)
+    assert archived.model_copy(update={"checkpoints": ()}) == job
+    assert len(checkpoints) == 4
+    assert list(archived.checkpoints) == [ref.model_dump() for ref in checkpoints]
+    assert store.list_jobs(T)[0] == [archived]
+    assert store.state(T, job.id) == "succeeded"
+    assert len(store.metrics(T, job.id)) == 200
+    assert not redis_client.hlen(key(T, "artifacts"))
+    _delete_job(store, artifacts, archived)
+    with pytest.raises(NotFound):
+        store.get(T, job.id)
+    assert not list(Path(artifacts.path(T)).glob("*/*"))
+
+
+def test_job_is_deleted_while_it_is_archived(store: JobStore, redis_client: redis.Redis) -> None:
+    job = running(store)
+    store.finish(job, "a", {})
+    store.move_marked()
+    redis_client.delete(key(T, "job", job.id))
+    assert store.archive_ended(-60) == 1
+    assert not redis_client.exists(key(T, "job", job.id)) and not redis_client.exists("tlm:ended")
+
+
+def test_ended_jobs_need_little_memory(store: JobStore, redis_client: redis.Redis, artifacts: ArtifactStore) -> None:
+    """tests/store_size.py measures 100,000 jobs."""
+    recent, archived = bytes_per_job(store, redis_client, artifacts, jobs=1_000, recent=200)
+    assert recent <= 50_000 and archived <= 5_000
