@@ -1,7 +1,8 @@
-"""Stacks for benchmarks that need the whole service."""
+"""Stacks and jobs for benchmarks that need the whole service."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -11,8 +12,13 @@ from pathlib import Path
 from benchmarks.report import remark
 from benchmarks.shared import shared_data
 from tlm_client.client import TLMClient
+from tlm_client.display import Display
 from tlm_client.stack.control import launch_stack
 from tlm_client.stack.parts import StackOptions
+from tlm_core.errors import TLMError, error_from_dict
+from tlm_core.jobs.spec import JobSpec
+from tlm_core.jobs.states import State
+from tlm_core.wire import Job
 
 
 @contextmanager
@@ -44,3 +50,22 @@ def stack_with_sciie() -> Iterator[TLMClient]:
     ):
         add_dataset(client, "bench", "sciie")
         yield client
+
+
+def submit(client: TLMClient, spec: JobSpec, attempt: int = 0) -> Job:
+    """Return the job of a request: an earlier one, unless all of them failed or were cancelled."""
+    key = hashlib.sha256(f"{spec.model_dump_json()} {attempt}".encode()).hexdigest()
+    job = client.submit(spec, key=key)
+    if job.state in (State.FAILED, State.CANCELLED):
+        remark(f"{job.id} is {job.state}; submitting again")
+        return submit(client, spec, attempt + 1)
+    return job
+
+
+def finish(client: TLMClient, job_id: str, label: str, display: Display) -> Job:
+    """Wait until a job has succeeded. Raises the error of a failed job."""
+    display.begin(f"{label}:")
+    job = client.wait(job_id, display.job_event)
+    if job.state is not State.SUCCEEDED:
+        raise error_from_dict(job.error) if job.error else TLMError(f"Job '{label}' is {job.state}.")
+    return job

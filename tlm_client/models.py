@@ -41,13 +41,14 @@ def load_transformers(model: str, client: TLMClient | None = None) -> TextClassi
 def _download(model: str, client: TLMClient | None) -> tuple[Path, bool]:
     """Return the folder with the files of a model, and whether the model is final. Downloads only missing files."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tlm" / "models"
-    with client or _own_client() as used:
+    with client or own_client() as used:
         job = used.job_id(model)
         final = used.model(job).final
         used.download(job, cache / job)
     return cache / job, final
 
 
-def _own_client() -> TLMClient:
+def own_client() -> TLMClient:
+    """Return a client of TLM_URL and TLM_TOKEN, of the profile TLM_PROFILE, or of the stack on this machine."""
     profile, url, token = (os.environ.get(name) or None for name in ("TLM_PROFILE", "TLM_URL", "TLM_TOKEN"))
     return Session(profile=profile, url=url, token=token).client()

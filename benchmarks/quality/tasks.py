@@ -9,8 +9,6 @@ names a running OpenSearch; without it, a server starts as in the tests.
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import os
 import time
 from pathlib import Path
@@ -23,14 +21,13 @@ from benchmarks.quality.runs import TASK_ONLY, argument_parser
 from benchmarks.report import figure, remark
 from benchmarks.retrieval.retrieval_data import opensearch_url
 from benchmarks.shared import shared_data
-from benchmarks.stack import add_dataset, running_stack
+from benchmarks.stack import add_dataset, finish, running_stack, submit
 from tlm_client.client import TLMClient
 from tlm_client.display import Display
 from tlm_client.sources import corpus_files
 from tlm_client.stack.parts import StackOptions
-from tlm_core.errors import NotFound, TLMError, error_from_dict
+from tlm_core.errors import NotFound
 from tlm_core.jobs.spec import JobSpec
-from tlm_core.jobs.states import State
 
 CORPUS = "shared"
 
@@ -60,7 +57,8 @@ def main() -> None:
             for arm, (corpus, changes) in jobs.items():
                 seeds = range(options.seeds)
                 spec = JobSpec(dataset=task, corpus=corpus, scale=options.scale, seeds=seeds, overrides=changes)
-                print_report(f"{task}_{arm}", *run_job(client, f"{task} {arm}", spec, display))
+                job = finish(client, submit(client, spec).id, f"{task} {arm}", display)
+                print_report(f"{task}_{arm}", client.report(job.id), job.seconds)
 
 
 def load_corpus(client: TLMClient, folder: Path, display: Display) -> None:
@@ -75,24 +73,6 @@ def load_corpus(client: TLMClient, folder: Path, display: Display) -> None:
         load = client.add_corpus(CORPUS, files, near_duplicates="keep")
     client.wait_corpus(CORPUS, load.id, display.load)
     remark(f"loaded the corpus in {time.monotonic() - start:.0f} s")
-
-
-def run_job(client: TLMClient, label: str, spec: JobSpec, display: Display) -> tuple[dict[str, Any], float]:
-    """Return a job's report and its seconds. Raises the error of a failed job.
-
-    The idempotency key is new only if the earlier jobs of the same request failed or were cancelled.
-    """
-    for attempt in itertools.count():
-        key = hashlib.sha256(f"{spec.model_dump_json()} {attempt}".encode()).hexdigest()
-        job = client.submit(spec, key=key)
-        if job.state not in (State.FAILED, State.CANCELLED):
-            break
-        remark(f"{label}: {job.id} is {job.state}; submitting again")
-    display.begin(f"{label}:")
-    job = client.wait(job.id, display.job_event)
-    if job.state is not State.SUCCEEDED:
-        raise error_from_dict(job.error) if job.error else TLMError(f"Job '{label}' is {job.state}.")
-    return client.report(job.id), job.seconds
 
 
 def print_report(name: str, report: dict[str, Any], seconds: float) -> None:

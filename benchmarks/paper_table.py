@@ -1,0 +1,259 @@
+"""Repeat rows of the paper's results over the service: `python -m benchmarks.paper_table --rows small`.
+
+paper_table.yaml has the rows. The service is that of TLM_URL and TLM_TOKEN, of the profile TLM_PROFILE, or the stack on
+this machine. The same command resumes: it returns to the jobs that it has submitted. build/paper_table.md has all rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+
+from benchmarks.report import remark
+from benchmarks.shared import ROOT
+from benchmarks.stack import finish, submit
+from tlm_client.client import TLMClient
+from tlm_client.display import Display
+from tlm_client.models import own_client
+from tlm_core.errors import NotFound, TLMError
+from tlm_core.jobs.spec import JobSpec
+from tlm_core.tasks.known import KNOWN_TASKS, KnownTask
+from tlm_core.training.recipe import RecipeName, Scale
+from tlm_core.wire import JsonObject
+
+SEEDS = (0, 1, 2)  # as many as the paper averages
+WARMUP = 10_000  # steps of stage 1
+RECIPES: tuple[RecipeName, ...] = ("paper", "fast")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of paper_table.yaml, which explains the fields."""
+
+    task: str
+    scale: Scale
+    expected: float
+    tolerance: float
+    external: str | None
+    top_k: int
+    rho1: int
+    rho2: int
+    steps: int
+    batch: int
+    gpus: int
+    paper_hours: float
+    fast_hours: float
+    length: int = 128
+    passage_length: int | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.task}-{self.scale}"
+
+    @property
+    def known(self) -> KnownTask:
+        return KNOWN_TASKS[self.task]
+
+    def dataset(self, corpus: str | None) -> str:
+        """Return the name of the row's dataset. Without a corpus it contains the selection of the release.
+
+        Raises NotFound without either.
+        """
+        if corpus is None and self.external is None:
+            raise NotFound(f"The release has no selection for {self.name}. Load a corpus, and name it with --corpus.")
+        part = "own" if corpus else str(self.external).partition("_")[0]
+        return f"paper-{self.task}-{part}"
+
+    def spec(self, recipe: RecipeName, corpus: str | None, workers: int | None) -> JobSpec:
+        """Return the request for the row's job, with the paper's schedule for the recipe `paper`."""
+        overrides: dict[str, object] = {"selection.top_k": self.top_k}
+        if corpus is None:
+            overrides["selection.selector"] = "given"
+        if recipe == "paper":
+            overrides |= {
+                "joint.budget.steps": self.steps,
+                "joint.batch_rows": self.batch * (self.passage_length or self.length) // self.length,
+                "joint.task_batch": self.batch,
+                "joint.rho1": self.rho1,
+                "joint.rho2": self.rho2,
+                "joint.optimizer.warmup": WARMUP / self.steps,
+                "model.max_length": self.length,
+            }
+        return JobSpec(
+            name=f"paper table: {self.name}, {recipe}",
+            dataset=self.dataset(corpus),
+            corpus=corpus,
+            scale=self.scale,
+            recipe=recipe,
+            seeds=SEEDS,
+            overrides=overrides,
+            workers=workers or self.gpus,
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The scores of a row's encoders in percent, or why there are none."""
+
+    job: str = ""
+    score: float | None = None
+    spread: float | None = None
+    gpu_hours: float = 0.0
+    reason: str = ""
+
+    @classmethod
+    def of(cls, job: str, report: JsonObject) -> Outcome:
+        encoder, metric = report["models"]["encoder"], report["metric"]
+        spread = encoder["spread"]["test"][metric]
+        return cls(
+            job,
+            round(100 * encoder["mean"]["test"][metric], 2),
+            None if spread is None else round(100 * spread, 2),
+            round(report["cost"]["total"]["gpu_seconds"] / 3600, 2),
+        )
+
+    def within(self, row: Row) -> bool:
+        return self.score is not None and self.score >= row.expected - row.tolerance
+
+    def cell(self, row: Row) -> str:
+        if self.score is None:
+            return self.reason or "–"
+        spread = "" if self.spread is None else f" ± {self.spread:.2f}"
+        return f"{self.score:.2f}{spread} ({self.score - row.expected:+.2f}{'' if self.within(row) else ', too low'})"
+
+
+def read_rows() -> list[Row]:
+    content = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+    return [Row(**row) for row in content["rows"]]
+
+
+def chosen(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
+    """Return the rows of the named scales, tasks and TASK-SCALE. Raises NotFound for a name without rows."""
+    for name in names:
+        if not any(name in (row.scale, row.task, row.name) for row in rows):
+            raise NotFound(f"No row '{name}'. Name a scale, a task or TASK-SCALE, such as {rows[0].name}.")
+    return [row for row in rows if {row.scale, row.task, row.name} & set(names)]
+
+
+class Outcomes:
+    """The outcomes of all rows so far, in `folder` as JSON and as the table."""
+
+    def __init__(self, folder: Path) -> None:
+        self._store, self._table = folder / "paper_table.json", folder / "paper_table.md"
+        stored = json.loads(self._store.read_text(encoding="utf-8")) if self._store.exists() else {}
+        self._of = {name: Outcome(**fields) for name, fields in stored.items()}
+
+    def of(self, row: Row, recipe: str) -> Outcome:
+        return self._of.get(f"{row.name} {recipe}", Outcome())
+
+    def record(self, row: Row, recipe: str, outcome: Outcome) -> None:
+        remark(f"{row.name} {recipe}: {outcome.cell(row)}")
+        self._of[f"{row.name} {recipe}"] = outcome
+        self._store.parent.mkdir(parents=True, exist_ok=True)
+        content = {name: asdict(of_row) for name, of_row in self._of.items()}
+        self._store.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        self._table.write_text(self.table(), encoding="utf-8")
+
+    @contextmanager
+    def reason_of(self, row: Row, recipe: str, job: str = "") -> Iterator[None]:
+        """Record the error of a row as its outcome."""
+        try:
+            yield
+        except TLMError as error:
+            self.record(row, recipe, Outcome(job, reason=error.message))
+
+    def table(self) -> str:
+        """Return all rows as Markdown: the paper's scores, and ours with the difference."""
+        lines = [f"| task | scale | arXiv 2111.04130 | {' | '.join(RECIPES)} |", "|---" * (3 + len(RECIPES)) + "|"]
+        for row in read_rows():
+            cells = " | ".join(self.of(row, recipe).cell(row) for recipe in RECIPES)
+            expected = f"{row.expected:.2f} (tolerance {row.tolerance})"
+            lines.append(f"| {row.known.title} | {row.scale} | {expected} | {cells} |")
+        return "\n".join([*lines, ""])
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Runs rows on a service. corpus: replaces the release's selection; folder: has TASK/ with the hub's files."""
+
+    client: TLMClient
+    recipe: RecipeName
+    outcomes: Outcomes
+    corpus: str | None = None
+    folder: Path | None = None
+    workers: int | None = None
+
+    def add_dataset(self, row: Row) -> None:
+        """Add the row's dataset unless the service has it."""
+        name, options = row.dataset(self.corpus), {"metric": row.known.metric, "name": row.known.title}
+        external = None if self.corpus else row.external
+        try:
+            self.client.dataset(name)
+        except NotFound:
+            if self.folder is None:
+                self.client.add_hub_dataset(name, row.known.hub_id, options, selection=external)
+                return
+            files = {"train": "train.csv", "validation": "dev.csv", "test": "test.csv"}
+            files |= {"selection": external} if external else {}
+            self.client.add_dataset(
+                name, {part: self.folder / row.task / file for part, file in files.items()}, options
+            )
+
+    def check(self, rows: Sequence[Row]) -> None:
+        """Let the service validate the rows. Submits nothing."""
+        for row in rows:
+            with self.outcomes.reason_of(row, self.recipe):
+                self.add_dataset(row)
+                estimate = self.client.dry_run(self.spec(row)).estimate
+                flops = "an unknown number of" if estimate.flops is None else f"{estimate.flops:.2g}"
+                remark(f"{row.name} {self.recipe}: valid, {flops} FLOPs on {row.gpus} GPUs")
+
+    def run(self, rows: Sequence[Row], display: Display) -> None:
+        """Submit the jobs of all rows, then record what each yields. A row that fails leaves its reason."""
+        jobs = {}
+        for row in rows:
+            with self.outcomes.reason_of(row, self.recipe):
+                self.add_dataset(row)
+                jobs[row] = submit(self.client, self.spec(row)).id
+        for row, job_id in jobs.items():
+            with self.outcomes.reason_of(row, self.recipe, job_id):
+                finish(self.client, job_id, f"{row.name} {self.recipe}", display)
+                self.outcomes.record(row, self.recipe, Outcome.of(job_id, self.client.report(job_id)))
+
+    def spec(self, row: Row) -> JobSpec:
+        return row.spec(self.recipe, self.corpus, self.workers)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="+", required=True, help="scales, tasks or TASK-SCALE")
+    parser.add_argument("--recipe", choices=RECIPES, default="paper")
+    parser.add_argument("--corpus", help="select from this corpus of the service, not as the release did")
+    parser.add_argument("--data", type=Path, help="folder with TASK/train.csv and so on, in place of the hub")
+    parser.add_argument("--workers", type=int, help="workers of each job, by default the row's GPUs")
+    parser.add_argument("--out", type=Path, default=ROOT / "build", help="folder of the table")
+    parser.add_argument("--dry-run", action="store_true", help="let the service validate the jobs, and submit none")
+    options = parser.parse_args(arguments)
+    outcomes, console = Outcomes(options.out), Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        rows = chosen(read_rows(), options.rows)
+        with own_client() as client, Display(console) as display:
+            runner = Runner(client, options.recipe, outcomes, options.corpus, options.data, options.workers)
+            runner.check(rows) if options.dry_run else runner.run(rows, display)
+    except TLMError as error:
+        remark(error.message)
+        return 2
+    print(outcomes.table(), end="")
+    return 0 if options.dry_run or all(outcomes.of(row, options.recipe).within(row) for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
