@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from services.common.history import STREAMS, History, Moved, Row, packed, position, unpacked
 from services.common.redis_client import (
+    DISK_FREE,
     ENDED,
     FEED,
     LEASES,
@@ -35,6 +36,7 @@ from tlm_core.errors import (
     IllegalTransition,
     NotFound,
     StaleAttempt,
+    StoreFull,
     TLMError,
     UnreadableRecord,
     without_details,
@@ -56,6 +58,7 @@ _MAX_LOG_LINES = 20_000  # and metric points, in Redis: only while the storage i
 _MOVED_LINES = 2_000  # and metric points, from which on they move to the storage
 _MAX_FEED_ENTRIES = 100_000
 ARCHIVE_SECONDS = 30 * 86_400.0  # after the end of a job, until its record is compressed
+_DISK_RESERVE = 256 << 20  # bytes on Redis's disk, beyond a copy of its data
 _PAGE = 1000  # members of a set that one command reads for a list
 _MAX_COUNTED_SECONDS = 60.0  # of running time between two renewals; a step of the clock may be longer
 _IDEMPOTENCY_SECONDS = 7 * 86_400
@@ -133,6 +136,23 @@ class JobStore:
     def ping(self) -> None:
         with translated_errors():
             self._redis.ping()
+
+    def check_space(self) -> None:
+        """Raise StoreFull before Redis's disk is full: then Redis would exit.
+
+        Redis needs room for a second copy of its data, when it rewrites the append-only file.
+        """
+        with translated_errors():
+            pipe = self._redis.pipeline(transaction=False)
+            pipe.get(DISK_FREE)
+            pipe.info("memory")
+            free, memory = pipe.execute()
+        needed = memory["used_memory"] + _DISK_RESERVE
+        if free is not None and int(free) * 1024 < needed:
+            raise StoreFull(
+                f"The disk of Redis has only {int(free) >> 10} MiB of free space. No job is accepted or started until "
+                f"{needed >> 20} MiB are free. Enlarge the disk, or delete what else lies there."
+            )
 
     def now(self) -> float:
         """Return the time of the Redis server in Unix seconds. All times in the store are by this clock."""
@@ -404,6 +424,7 @@ class JobStore:
         from. needs: keys of the records that must exist. Raises IdempotencyMismatch if the key belongs to another
         spec, NotFound if a needed record is gone.
         """
+        self.check_space()
         job_id = new_id("job")
         fields = {
             "id": job_id,

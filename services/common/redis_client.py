@@ -16,6 +16,7 @@ Keys have the prefix `tlm`; the tenant T stands in braces:
     tlm:removals          T/ID of a deleted job or dataset → what remains to be deleted
     tlm:to-move           T/ID of jobs whose streams move to the storage
     tlm:ended             T/ID of ended jobs whose records are not compressed, scored by the time of the move
+    tlm:disk-free         kB free on Redis's disk, from a loop beside Redis (docker-compose.yml, redis.yaml); expires
 services/common/catalog.py lists the keys of datasets and corpora.
 """
 
@@ -31,7 +32,7 @@ from tlm_core.errors import StoreFull, StoreUnavailable, TLMError, UnreadableRec
 
 PREFIX = "tlm"
 QUEUE, LEASES, FEED, REMOVALS = f"{PREFIX}:queue", f"{PREFIX}:leases", f"{PREFIX}:feed", f"{PREFIX}:removals"
-TO_MOVE, ENDED = f"{PREFIX}:to-move", f"{PREFIX}:ended"
+TO_MOVE, ENDED, DISK_FREE = f"{PREFIX}:to-move", f"{PREFIX}:ended", f"{PREFIX}:disk-free"
 
 # Of error responses that pass: Redis starts, runs a long script, or is a replica.
 _TEMPORARY = ("LOADING", "BUSY", "READONLY", "MASTERDOWN", "NOREPLICAS", "TRYAGAIN", "CLUSTERDOWN")
@@ -64,7 +65,7 @@ def _translate(error: redis_errors.RedisError) -> TLMError:
     if isinstance(error, redis_errors.OutOfMemoryError) or "OOM command" in text:
         return StoreFull("Redis has no memory left. Raise its maxmemory or delete old jobs.")
     if "MISCONF" in text or "No space left" in text:
-        return StoreFull(f"Redis cannot write its append-only file: {text}. Free space on its disk.")
+        return StoreFull(f"Redis cannot write to its disk: {text}. Free space there.")
     if isinstance(error, redis_errors.AuthenticationError | redis_errors.NoPermissionError):
         return StoreUnavailable(f"Redis rejects the credentials: {text}. Check the password in the settings.")
     if isinstance(error, redis_errors.ResponseError) and not any(word in text for word in _TEMPORARY):

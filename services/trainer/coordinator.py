@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -32,6 +33,8 @@ from tlm_core.errors import (
     NotFound,
     RuntimeExceeded,
     StaleAttempt,
+    StorageFull,
+    StoreFull,
     TLMError,
     TrainingFailed,
     Unavailable,
@@ -98,6 +101,7 @@ class Coordinator:
         self._stepped_at = time.monotonic()
         # Whether this coordinator has given jobs up because it cannot reach the cluster. It claims none until it can.
         self._blind = False
+        self._is_full = False
 
     def run(self, stop: threading.Event) -> None:
         """Run rounds until `stop` is set. If the store is away or full, no job ends; the next round tries again."""
@@ -180,7 +184,21 @@ class Coordinator:
         room = self.settings.concurrency - len(self._held) - len(self._backing_off)
         if room <= 0:
             return "stopping"
-        return "any" if room > len(self._unrenewed or ()) else "leased"
+        return "any" if room > len(self._unrenewed or ()) and self._has_space() else "leased"
+
+    def _has_space(self) -> bool:
+        """Return whether a new job can write. Running ones go on, so a gate here comes before a full disk."""
+        try:
+            self.store.check_space()
+            with suppress(NotFound):  # A storage that is not mounted is no full one.
+                self.artifacts.check_space()
+        except (StoreFull, StorageFull) as error:
+            if not self._is_full:
+                log.error("No new job starts: %s", error)
+            self._is_full = True
+            return False
+        self._is_full = False
+        return True
 
     def _backs_off(self, tenant: str, job_id: str) -> bool:
         try:

@@ -21,10 +21,11 @@ from tlm_core.artifacts.faults import storage_errors
 from tlm_core.artifacts.hashing import canonical_json, sha256_file
 from tlm_core.artifacts.manifest import MANIFEST, Manifest, ManifestRef, mismatch
 from tlm_core.artifacts.mark import StorageMark
-from tlm_core.errors import CorruptArtifact, NotFound, StorageUnavailable, TLMError
+from tlm_core.errors import CorruptArtifact, NotFound, StorageFull, StorageUnavailable, TLMError
 from tlm_core.pulse import PULSE, TransferPulse
 
 _BLOCK = 1 << 20
+_RESERVE = 1 << 30  # bytes of a local disk that stay free; at most a twentieth of it
 # Longer than a stage computes on copies that it requested at its start.
 _COPY_SECONDS = 14 * 24 * 3600.0
 
@@ -54,6 +55,18 @@ class ArtifactStore:
         """Raise StorageUnavailable if the storage is not mounted. create: mark a new storage as this service's."""
         StorageMark(self.fs, self.root, self._is_new).check(create=create)
 
+    def check_space(self) -> None:
+        """Raise StorageFull if a local disk is almost full. Redis, which may share it, would exit on a full disk."""
+        if not self.local:
+            return
+        with storage_errors("measuring the free space of the storage"):
+            total, _, free = shutil.disk_usage(self.root)
+        if free < (needed := min(_RESERVE, total // 20)):
+            raise StorageFull(
+                f"The disk of the storage has only {free >> 20} MiB of free space. Nothing is written until "
+                f"{needed >> 20} MiB are free. Delete jobs and datasets, or enlarge the disk."
+            )
+
     @contextmanager
     def errors(self, action: str, *, writes: bool = False) -> Iterator[None]:
         """Raise the project's errors for errors of this storage inside the block.
@@ -67,6 +80,7 @@ class ArtifactStore:
                     # A remote storage cannot be unmounted, and listing its root costs a request.
                     if writes and (self.local or not self._mounted):
                         self.check_mounted(create=True)
+                        self.check_space()
                         self._mounted = True
                     yield
                 except (FileNotFoundError, NotFound):

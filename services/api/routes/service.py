@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import get_args
@@ -17,14 +16,13 @@ from services.api.parts import PROBLEM, Parts, PartsDep, problems
 from services.api.routes.models import PredictBody
 from services.common.bodies import MAX_JSON_BYTES
 from services.common.problem import problem_body, problem_response
-from tlm_core.errors import StorageFull, TLMError
+from tlm_core.errors import TLMError
 from tlm_core.training.recipe import RecipeName, Scale
 from tlm_core.wire import Info
 
 router = APIRouter(tags=["service"])
 
 _TIMEOUT_SECONDS = 3.0
-_MIN_FREE_BYTES = 50 * 2**20
 
 
 @router.get("/healthz", summary="Check liveness")
@@ -84,7 +82,4 @@ def _check_storage(parts: Parts) -> None:
     store = parts.artifacts
     with store.errors("checking the storage"):
         store.check_mounted()
-        if store.local:
-            free = shutil.disk_usage(store.root).free
-            if free < _MIN_FREE_BYTES:
-                raise StorageFull(f"The storage has only {free >> 20} MiB of free space. Free some space.")
+        store.check_space()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import time
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ import botocore.session
 import pytest
 import yaml
 
+from services.common.redis_client import DISK_FREE
 from tests.checks.deploy import versions
 from tests.checks.deploy.environment import check_environment
 from tests.checks.deploy.manifests import base_files, workloads
@@ -230,6 +232,19 @@ def test_redis_persists_each_write_and_evicts_nothing() -> None:
     assert settings["appendfsync"] == "always"
     assert settings["maxmemory-policy"] == "noeviction"
     assert [volume for volume in SERVICES["redis"]["volumes"] if volume.endswith(f":{settings['dir']}")]
+
+
+def test_loop_beside_redis_reports_the_free_space_of_its_disk() -> None:
+    """The gate of `JobStore.check_space` reads it."""
+    command = substitute(SERVICES["redis"]["command"][-1]).replace("/data", str(ROOT))
+    (load,) = (load for load in workloads(base_files()) if load.component == "redis")
+    both = [re.search(r"free\(\).*\n.*done &\n", text)[0] for text in (command, load.container["args"][0])]  # type: ignore[index]
+    assert len({re.sub(r"/\S+ \||\$REDIS_PASSWORD|secret|\s+", "", text) for text in both}) == 1
+    assert f"redis-cli set {DISK_FREE} " in both[0]
+    answer = subprocess.run(
+        ["sh", "-c", f"{both[0].splitlines()[0]}; free"], capture_output=True, check=True, text=True
+    )
+    assert int(answer.stdout) == pytest.approx(shutil.disk_usage(ROOT).free / 1024, rel=0.05)
 
 
 def test_make_env_writes_private_secrets_once(tmp_path: Path) -> None:
