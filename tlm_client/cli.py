@@ -33,7 +33,7 @@ _PANELS: dict[str, dict[str, tuple[str, ...]]] = {
         "suspects": ("suspects",),
     },
     "Data": {"dataset": (), "corpus": ()},
-    "Models": {"models": ("predict", "models", "alias", "download", "evaluate", "convert")},
+    "Models": {"models": ("predict", "models", "alias", "download", "quantize", "evaluate", "convert")},
     "Service": {"stack": ("up", "down", "status"), "gateway": ("open", "doctor"), "profile": (), "webhook": ()},
 }
 _MODULES = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ from services.common.jobstore import JobStore
 from services.common.redis_client import LEASES, key
 from services.trainer.cluster import Status
 from services.trainer.coordinator import Coordinator
+from services.trainer.local import run_local
 from services.trainer.settings import TrainerSettings
+from tests.contract.gateway import Gateway
 from tests.factories import make_resolved, make_spec
 from tests.trainer_fakes import FakeCluster, FakeSelections, all_stages, folder_artifact, run_group
 from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import TLMError
 from tlm_core.jobs.plan import Node
 from tlm_core.jobs.spec import Beat, JobRecord
+from tlm_core.training.stage import Stage
 
 T = "default"
 
@@ -138,3 +142,23 @@ class CoordinatorHarness:
 
     def events(self, job_id: str) -> list[str]:
         return [event.type for event in self.store.events(T, job_id)]
+
+
+def real_work(gateway: Gateway) -> Callable[[], None]:
+    """Return a function that runs one round of a coordinator and the real stages of its submissions."""
+    jobs, artifacts, cluster = gateway.parts.jobs, gateway.parts.artifacts, FakeCluster()
+    scratch = gateway.root / "workers"
+    settings = TrainerSettings(storage=artifacts.root, scratch=scratch)
+    coordinator = Coordinator(
+        jobs, artifacts, FakeSelections(artifacts, scratch), cluster, settings, owner="a",
+        local=partial(run_local, artifacts, scratch), executor=InlineExecutor(),
+    )  # fmt: skip
+
+    def work() -> None:
+        coordinator.round()
+        for submission, status in cluster.statuses.items():
+            if status is Status.RUNNING:
+                run_group(jobs, artifacts, scratch, cluster.assignment(submission), Stage.load)
+                cluster.statuses[submission] = Status.ENDED
+
+    return work

@@ -10,20 +10,14 @@ import pytest
 from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
-from services.trainer.cluster import Status
-from services.trainer.coordinator import Coordinator
-from services.trainer.local import run_local
-from services.trainer.settings import TrainerSettings
-from tests.contract.coordinator_harness import InlineExecutor
+from tests.contract.coordinator_harness import real_work
 from tests.contract.dashboard_pages import Tags, signed_in
 from tests.contract.gateway import TOKEN, Gateway, T
 from tests.contract.toy_kind import ToyOptions
-from tests.trainer_fakes import FakeCluster, FakeSelections, run_group
 from tlm_client.cli import app
 from tlm_core.jobs.spec import JobRecord
 from tlm_core.jobs.states import State
 from tlm_core.kinds import KINDS, MODULES
-from tlm_core.training.stage import Stage
 
 OVERRIDES = {"selection.selector": "none"}
 
@@ -35,20 +29,10 @@ def registered(monkeypatch: pytest.MonkeyPatch, stocked: None) -> None:  # noqa:
 
 def run(gateway: Gateway, job_id: str) -> JobRecord:
     """Let a coordinator and its workers run the job to its end."""
-    jobs, artifacts, cluster = gateway.parts.jobs, gateway.parts.artifacts, FakeCluster()
-    scratch = gateway.root / "workers"
-    settings = TrainerSettings(storage=artifacts.root, scratch=scratch)
-    coordinator = Coordinator(
-        jobs, artifacts, FakeSelections(artifacts, scratch), cluster, settings, owner="a",
-        local=functools.partial(run_local, artifacts, scratch), executor=InlineExecutor(),
-    )  # fmt: skip
+    work = real_work(gateway)
     for _ in range(6):
-        coordinator.round()
-        for submission, status in cluster.statuses.items():
-            if status is Status.RUNNING:
-                run_group(jobs, artifacts, scratch, cluster.assignment(submission), Stage.load)
-                cluster.statuses[submission] = Status.ENDED
-    return jobs.get(T, job_id)
+        work()
+    return gateway.parts.jobs.get(T, job_id)
 
 
 def test_rest_runs_the_job_and_serves_its_report(gateway: Gateway, api: TestClient) -> None:

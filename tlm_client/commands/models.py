@@ -1,4 +1,4 @@
-"""`tlm predict`, `models`, `alias`, `download`, `evaluate`, `convert`: use trained models."""
+"""`tlm predict`, `models`, `alias`, `download`, `quantize`, `evaluate`, `convert`: use trained models."""
 
 from __future__ import annotations
 
@@ -184,6 +184,23 @@ def convert(
         raise Conflict(f"'{folder}' exists. Name a new folder.")
     convert_release(model, folder, label or None)
     print_result({"folder": folder}, f"Load the model with {_loading_code(folder)}", as_json=as_json)
+
+
+def quantize(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A model that `tlm download` wrote.")],
+    out: Annotated[Path, typer.Argument(metavar="NEW_DIR", help="The folder to create.")],
+    as_json: AsJson = False,
+) -> None:
+    """Copy a downloaded model, with 8-bit weights in its encoder.
+
+    tlm quantize model small
+    tlm quantize model small --json
+    """
+    from tlm_core.quantization import quantize as quantize_model
+
+    before, after = quantize_model(folder, out)
+    line = f"model.onnx has {after / 1e6:.1f} MB instead of {before / 1e6:.1f} MB in {out}."
+    print_result({"folder": out, "bytes": after}, line, as_json=as_json)
 
 
 def _loading_code(folder: Path) -> str:

@@ -1,0 +1,70 @@
+"""The commands of docs/tutorial.md print what the page shows."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.checks.docs.blocks import blocks_of
+from tests.contract.coordinator_harness import real_work
+from tests.contract.gateway import AUTH, TOKEN, Gateway
+from tests.support import ROOT
+
+PAGE = ROOT / "docs" / "tutorial.md"
+NUMBER = re.compile(r"\d+\.\d+")
+MARK = "-- end of block --"
+
+
+def steps() -> list[tuple[str, str]]:
+    """Return the commands of each `sh` block with the output that the page shows, "" for none."""
+    blocks = [*blocks_of(PAGE), None]
+    return [
+        (block.text, follower.text if follower and follower.language == "text" else "")
+        for block, follower in itertools.pairwise(blocks)
+        if block and block.language == "sh"
+    ]
+
+
+@pytest.mark.skipif(not (shutil.which("curl") and shutil.which("jq")), reason="needs curl and jq")
+def test_commands_print_what_the_tutorial_shows(gateway: Gateway, tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    shutil.copy(ROOT / "docs" / "questions.csv", tmp_path / "docs")
+    (tmp_path / "tlm").write_text(f'#!/bin/sh\nexec {sys.executable} -m tlm_client "$@"\n')
+    (tmp_path / "tlm").chmod(0o755)
+    script = "".join(f"{commands}echo '{MARK}'\n" for commands, _ in steps())
+    stop = threading.Event()
+    work = real_work(gateway)
+
+    def work_until_stopped() -> None:
+        while not stop.wait(0.05):
+            work()
+
+    worker = threading.Thread(target=work_until_stopped)
+    with gateway.served() as url:
+        worker.start()
+        environment = {
+            "TLM_URL": url, "TLM_TOKEN": TOKEN, "AUTH": f"Authorization: {AUTH['Authorization']}", "COLUMNS": "100",
+            "PATH": f"{tmp_path}:/usr/local/bin:/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": str(ROOT),
+        }  # fmt: skip
+        try:
+            ran = subprocess.run(
+                ["bash", "-euo", "pipefail", "-c", script],
+                cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120,
+            )  # fmt: skip
+        finally:
+            stop.set()
+            worker.join(30)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    for (commands, shown), printed in zip(steps(), ran.stdout.split(MARK + "\n"), strict=False):
+        if shown:
+            assert NUMBER.sub("0.0", printed) == NUMBER.sub("0.0", shown), f"{commands}\n{printed}"
+            numbers, expected = map(float, NUMBER.findall(printed)), map(float, NUMBER.findall(shown))
+            assert list(numbers) == pytest.approx(list(expected), abs=0.02), f"{commands}\n{printed}"
+    assert (tmp_path / "predicted.csv").read_text().count("\n") == 3

@@ -1,0 +1,83 @@
+"""Downloaded models: copies with 8-bit weights, and the Python of docs/serving.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from typer.testing import CliRunner
+
+from tests.checks.docs.blocks import blocks_of
+from tests.contract.job_results import make_export, make_linear
+from tests.support import ROOT
+from tlm_client.cli import app
+from tlm_core.errors import Conflict, InvalidRequest
+from tlm_core.quantization import quantize
+from tlm_core.serving import MODEL, load_model
+from tlm_core.training.architectures import Shape
+from tlm_core.training.graph import Graph, encoder_outputs, save
+from tlm_core.training.model import TaskModel
+from tlm_core.training.state import weights
+
+TEXTS = ["good film", "bad film bad", "film"]
+
+
+def model_folder(folder: Path, members: int) -> Path:
+    """Write an encoder, or an ensemble of several, with random weights."""
+    make_export(folder)
+    shape = Shape(architecture="modernbert", vocab=512, labels=2, layers=2, hidden=64, heads=2, intermediate=64,
+                  max_length=8)  # fmt: skip
+    arrays = []
+    for seed in range(members):
+        torch.manual_seed(seed)
+        model = TaskModel(shape)
+        arrays.append({name: tensor.half().float().numpy() for name, tensor in weights(model).items()})
+    graph = Graph()
+    logits, inputs = encoder_outputs(graph, shape, arrays)
+    graph.outputs(logits, 2)
+    save(graph, inputs, 2, folder / MODEL)
+    return folder
+
+
+@pytest.mark.parametrize("members", [1, 2], ids=["encoder", "ensemble"])
+def test_8_bit_copy_is_smaller_and_predicts_nearly_the_same(tmp_path: Path, members: int) -> None:
+    folder = model_folder(tmp_path / "model", members)
+    result = CliRunner().invoke(app, ["quantize", str(folder), str(tmp_path / "small")])
+    assert result.exit_code == 0 and "MB instead of" in result.output, result.output
+    before, after = ((path / MODEL).stat().st_size for path in (folder, tmp_path / "small"))
+    assert after < before * (0.4 if members == 1 else 0.7)
+    both = [load_model(path).probabilities(TEXTS) for path in (folder, tmp_path / "small")]
+    np.testing.assert_allclose(both[0], both[1], atol=0.02)
+
+
+def test_linear_models_and_existing_folders_are_refused(tmp_path: Path) -> None:
+    make_export(tmp_path / "model")
+    with pytest.raises(Conflict, match="exists"):
+        quantize(tmp_path / "model", tmp_path / "model")
+    (tmp_path / "linear").mkdir()
+    make_linear(tmp_path / "linear", {"bad": ["bad"], "good": ["good"]})
+    with pytest.raises(InvalidRequest, match="has no encoder"):
+        quantize(tmp_path / "linear", tmp_path / "small")
+
+
+def test_python_of_the_serving_page_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model_folder(tmp_path / "out", 1)
+    (tmp_path / "model").symlink_to("out")
+    monkeypatch.chdir(tmp_path)
+    own, bare, server = (block.text for block in blocks_of(ROOT / "docs" / "serving.md") if block.language == "python")
+    names: dict[str, Any] = {}
+    for text in (own, bare):
+        exec(text, names)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[1] in [str([a, b]) for a in ("bad", "good") for b in ("bad", "good")]
+    served: dict[str, Any] = {}
+    exec(server, served)
+    with TestClient(served["app"]) as client:
+        (answer,) = client.post("/predict", json={"texts": ["a text to classify"]}).json()
+    assert list(answer.values()) == pytest.approx(names["model"].probabilities(["a text to classify"])[0])

@@ -1,0 +1,30 @@
+"""8-bit weights for the encoder of a returned model."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from tlm_core.errors import Conflict, InvalidRequest
+from tlm_core.evaluation.combine import LINEAR_MODELS
+from tlm_core.serving import MODEL, load_model
+
+
+def quantize(folder: Path, out: Path) -> tuple[int, int]:
+    """Write a copy of a model whose encoder has 8-bit matrices, and return the bytes of both graphs.
+
+    folder: as `tlm download` writes it. Raises InvalidRequest for a linear model, Conflict if `out` exists, and
+    CorruptArtifact.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    if out.exists():
+        raise Conflict(f"'{out}' exists. Name a new folder.")
+    if (name := load_model(folder).name) in LINEAR_MODELS:
+        raise InvalidRequest(f"'{folder / MODEL}' is the model '{name}', which has no encoder. Use it as it is.")
+    shutil.copytree(folder, out)
+    # An ensemble stores weights in half precision. This step replaces them by those that onnxruntime computes with.
+    quant_pre_process(folder / MODEL, out / MODEL, skip_symbolic_shape=True)
+    quantize_dynamic(out / MODEL, out / MODEL, per_channel=True, weight_type=QuantType.QInt8)
+    return (folder / MODEL).stat().st_size, (out / MODEL).stat().st_size
