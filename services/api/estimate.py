@@ -13,7 +13,7 @@ from services.common.jobstore import JobStore
 from services.common.situation import Situation
 from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import CorruptArtifact, NotFound
-from tlm_core.jobs.plan import Node, Plan, plan_of
+from tlm_core.jobs.plan import SEED_GROUP, Node, Plan, plan_of
 from tlm_core.jobs.spec import JobRecord, JobSpec, Resolved
 from tlm_core.jobs.states import State
 from tlm_core.studies.params import SubsetParams
@@ -52,12 +52,33 @@ class Finished:
 
 
 @dataclass(frozen=True)
+class Setup:
+    """How the nodes of a stage run: number of workers, number of seeds side by side, and precision.
+
+    A stored time per unit of work is divided by `seeds`, so that the times of all seeds sum to that of a job.
+    """
+
+    workers: int
+    seeds: int
+    precision: str
+
+    @classmethod
+    def of(cls, job: JobRecord, plan: Plan, node: Node | None) -> Setup | None:
+        """Return None for a stage whose time does not depend on the setup."""
+        if node is None or not (isinstance(node.params, TrainParams) or node.stage.name == "evaluate"):
+            return None
+        return cls(job.spec.workers, plan.side_by_side(node.group), job.resolved.recipe.precision)
+
+    def __str__(self) -> str:
+        return f"{self.workers}/{self.seeds}/{self.precision}"
+
+
+@dataclass(frozen=True)
 class Running:
     """A job that trains now. slowdown: its seconds per unit of work, as a multiple of the built-in ones."""
 
     id: str
-    workers: int
-    precision: str
+    setup: Setup
     slowdown: float
 
 
@@ -216,22 +237,27 @@ class Estimator:
         for job_id in self._jobs.newest_in(tenant, State.RUNNING, _EARLIER_JOBS):
             with suppress(NotFound, CorruptArtifact):
                 job = self._jobs.get(tenant, job_id)
-                if slowdown := self._slowdown(job):
-                    speeds.append(Running(job.id, job.spec.workers, job.resolved.recipe.precision, slowdown))
+                if running := self._measured_now(job):
+                    speeds.append(running)
         return speeds
 
-    def _slowdown(self, job: JobRecord) -> float | None:
-        """The seconds that a training job needs per unit of work, as a multiple of the built-in ones."""
+    def _measured_now(self, job: JobRecord) -> Running | None:
+        """The speed of a job that trains now."""
         progress = job.progress
         if progress is None or not progress.rate or progress.unit != "tokens":
             return None
-        nodes = {node.name: node for node in plan_of(job).nodes}
+        plan = plan_of(job)
+        nodes = {node.name: node for node in plan.nodes}
         # Whether there are passages matters here, not how many.
         texts = replace(self._texts(job, None)[0], passages=int("select" in nodes))
         work = work_of(nodes[progress.node], texts) if progress.node in nodes else None
         if not work or not work.tokens or progress.stage not in BUILT_IN_SECONDS:
             return None
-        return work.tokens / progress.rate / work.units / BUILT_IN_SECONDS[progress.stage]
+        setup = Setup.of(job, plan, nodes[progress.node])
+        if setup is None:
+            return None
+        slowdown = work.tokens / progress.rate / setup.seeds / work.units / BUILT_IN_SECONDS[progress.stage]
+        return Running(job.id, setup, slowdown)
 
     def _measure(self, tenant: str, job_id: str) -> Finished | None:
         try:
@@ -257,15 +283,13 @@ class Estimator:
                     cost = self._artifacts.read_json(refs[node.name], "history.json")["cost"]
                     elapsed = max(elapsed, float(cost["seconds"]))  # a resumed stage began before its last start
                 if units > 0:
-                    seconds.setdefault(stage, []).append(elapsed / units)
+                    setup = Setup.of(job, plan, node)
+                    each = elapsed / units / (setup.seeds if setup else 1)
+                    seconds.setdefault(_rate_key(stage, setup), []).append(each)
             cost = self._artifacts.read_json(refs[plan.report], "report.json")["cost"]["total"]
         except (NotFound, CorruptArtifact, KeyError):
             return None
-        precision, rates = job.resolved.recipe.precision, {stage: median(each) for stage, each in seconds.items()}
-        self._jobs.save_rates(tenant, {
-            _rate_key(stage, workers, precision): f"{rate} {job.id}"
-            for stage, rate in rates.items() for workers in (None, job.spec.workers)
-        })  # fmt: skip
+        self._jobs.save_rates(tenant, {key: f"{median(each)} {job.id}" for key, each in seconds.items()})
         return Finished(job.id, source_of(job.resolved), first, cost["gpu_seconds"] > 0)
 
 
@@ -306,7 +330,9 @@ def _texts_of(plan: Plan, node: Node, texts: Sequence[Texts]) -> Texts:
 def _stages(known: Known) -> Iterator[StageEstimate]:
     """Each stage of the plan in order, all nodes together, and the workers' start."""
     plan, done = known.plan, known.done
-    starts = {node.group for node in plan.nodes if node.place is Place.WORKERS and node.name not in done}
+    waiting = [node for node in plan.nodes if node.place is Place.WORKERS and node.name not in done]
+    # The workers of all seeds start at the same time.
+    starts = {SEED_GROUP if plan.side_by_side(node.group) > 1 else node.group for node in waiting}
     for stage in dict.fromkeys(node.stage.name for node in plan.nodes):
         nodes = [node for node in plan.nodes if node.stage.name == stage]
         missing = [node for node in nodes if node.name not in done]
@@ -325,44 +351,42 @@ def _estimated(known: Known, nodes: Sequence[Node]) -> StageEstimate:
     if stage == "joint" and (budget := job.resolved.recipe.joint.budget.seconds) is not None:
         return StageEstimate(stage=stage, seconds=budget * len(nodes), flops=None, tokens=None, basis="counted",
                              reason="the recipe limits the seconds")  # fmt: skip
-    trains = any(isinstance(node.params, TrainParams) for node in nodes)
-    workers = job.spec.workers if trains or stage == "evaluate" else None
-    return _stage(stage, [known.work[node.name] for node in nodes], workers, known)
+    setup = Setup.of(job, known.plan, nodes[0])
+    return _stage(stage, [known.work[node.name] for node in nodes], setup, known)
 
 
-def _stage(stage: str, work: Sequence[Work | None], workers: int | None, known: Known) -> StageEstimate:
-    """A stage at the rate measured here, or at the built-in one. workers: all of them share the stage."""
+def _stage(stage: str, work: Sequence[Work | None], setup: Setup | None, known: Known) -> StageEstimate:
+    """A stage at the rate measured here, or at the built-in one."""
     flops, tokens = (_total(getattr(item, name) if item else None for item in work) for name in ("flops", "tokens"))
     units = _total(item.units if item else None for item in work)
-    basis, rate, reason = _rate(stage, workers, known)
+    basis, rate, reason = _rate(stage, setup, known)
     if units is None:
         reason = "the work is unknown until the sizes of texts and model are known"
     elif rate is None:
-        reason = f"no job with {workers or 1} worker(s) has run this stage here yet"
+        reason = f"no job with {setup.workers if setup else 1} worker(s) has run this stage here yet"
     if units is None or rate is None:
         return StageEstimate(stage=stage, seconds=None, flops=flops, tokens=tokens, basis="unknown", reason=reason)
     return StageEstimate(stage=stage, seconds=units * rate, flops=flops, tokens=tokens, basis=basis, reason=reason)
 
 
-def _rate(stage: str, workers: int | None, known: Known) -> tuple[Basis, float | None, str]:
+def _rate(stage: str, setup: Setup | None, known: Known) -> tuple[Basis, float | None, str]:
     """The basis, the seconds per unit of work, and the reason: from the newest job that ran the stage in the same way.
 
     Before one has finished, jobs that train now show how fast this machine trains.
     """
-    same = (workers, known.job.resolved.recipe.precision)
-    if stored := known.rates.get(_rate_key(stage, *same)):
+    if stored := known.rates.get(_rate_key(stage, setup)):
         seconds, job = stored.split()
         return "measured", float(seconds), f"measured by {job}"
     rate = BUILT_IN_SECONDS.get(stage)
     for running in known.running:
-        if rate is not None and same == (running.workers, running.precision):
+        if rate is not None and setup == running.setup:
             return "measured", rate * running.slowdown, f"measured by {running.id}, which runs"
-    return "built-in", rate if workers in (None, 1) else None, "from 2 cores of a server"
+    return "built-in", rate if setup is None or setup.workers == 1 else None, "from 2 cores of a server"
 
 
-def _rate_key(stage: str, workers: int | None, precision: str) -> str:
-    """The name of a stored rate. workers: None for a stage that they do not share; its precision does not matter."""
-    return stage if workers is None else f"{stage}/{workers}/{precision}"
+def _rate_key(stage: str, setup: Setup | None) -> str:
+    """The name of a stored rate."""
+    return stage if setup is None else f"{stage}/{setup}"
 
 
 def _within(stage: StageEstimate, factor: float) -> float | None:

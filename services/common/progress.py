@@ -24,14 +24,16 @@ def progress_of(
     """Return the progress while `node` runs. eta_seconds: measured time until the end of the node."""
     nodes = situation.plan.nodes
     done = situation.done.keys() - {node.name}
+    running = _of_all_seeds(situation, node) - done
     within = min(1.0, step / total) if total else 0.0
-    share, left = (len(done) + within) / len(nodes), None
+    share, left = (len(done) + within * len(running)) / len(nodes), None
     if any(expected := _expected(situation, node, within, eta_seconds)):
         seconds = dict(zip((other.name for other in nodes), expected, strict=True))
-        own = seconds[node.name]
-        passed = sum(seconds[name] for name in done) + within * own
-        left = (1 - within) * own if eta_seconds is None else eta_seconds
-        left += sum(value for name, value in seconds.items() if name not in done and name != node.name)
+        side_by_side = situation.plan.side_by_side(node.group)
+        passed = sum(seconds[name] for name in done) + within * sum(seconds[name] for name in running)
+        left = (1 - within) * seconds[node.name] if eta_seconds is None else eta_seconds / side_by_side
+        left = left * len(running) + sum(value for name, value in seconds.items() if name not in done | running)
+        left = max(left, eta_seconds or 0.0)
         share = passed / (passed + left) if passed + left else share
     return Progress(
         stage=node.stage.name, node=node.name, step=step, total=total, rate=rate, unit=unit,
@@ -39,12 +41,23 @@ def progress_of(
     )  # fmt: skip
 
 
+def _of_all_seeds(situation: Situation, node: Node) -> set[str]:
+    """Return the names of the node and of the same node of each seed that runs side by side with it.
+
+    They are about as far as this node, because they share the CPUs.
+    """
+    if node.seed is None or situation.plan.side_by_side(node.group) == 1:
+        return {node.name}
+    names = {other.seed: node.name.replace(f".s{node.seed}", f".s{other.seed}") for other in situation.plan.nodes}
+    return {name for seed, name in names.items() if seed is not None}
+
+
 def _expected(situation: Situation, node: Node, within: float, eta_seconds: float | None) -> list[float]:
     """Return the seconds of each node. The measured speed of a training node corrects all training nodes."""
     seconds = situation.job.resolved.node_seconds
     own, factor = seconds.get(node.name, 0.0), 1.0
     if eta_seconds is not None and _MEASURED <= within < 1 and own and isinstance(node.params, TrainParams):
-        factor = eta_seconds / (1 - within) / own
+        factor = eta_seconds / (1 - within) / own / situation.plan.side_by_side(node.group)
     return [
         seconds.get(other.name, 0.0) * (factor if isinstance(other.params, TrainParams) else 1.0)
         for other in situation.plan.nodes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
@@ -38,6 +39,10 @@ class TrainerSettings(StoreSettings):
         """File that the coordinator touches in each step. A health probe reads its time."""
         return self.scratch / "heartbeat"
 
-    def cpus_per_worker(self, workers: int) -> float:
-        """Return the number of CPUs of each worker of a job."""
-        return self.worker_cpus if self.job_cpus is None else self.job_cpus / workers
+    def cpus_per_worker(self, workers: int, side_by_side: int = 1) -> float:
+        """Return the number of CPUs of each worker. side_by_side: groups of a job's seeds that share the CPUs.
+
+        Ray shares a CPU in parts of 0.001. A worker has at least half of one, so that memory bounds few workers.
+        """
+        cpus = self.worker_cpus if self.job_cpus is None else self.job_cpus / workers
+        return cpus if side_by_side == 1 else max(min(cpus, 0.5), math.floor(cpus / side_by_side * 1000) / 1000)

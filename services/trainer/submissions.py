@@ -153,7 +153,7 @@ class Submissions:
         least, most, gpus = job.spec.workers, job.spec.max_workers or job.spec.workers, settings.worker_gpus
         if not any(node.stage.needs_torch for node in situation.plan.group(group)):
             least, most, gpus = 1, 1, 0.0
-        cpus = settings.cpus_per_worker(most)
+        cpus = settings.cpus_per_worker(most, 1 if gpus else situation.plan.side_by_side(group))
         return Assignment(job.tenant, job.id, job.attempt, group, least, most, cpus, gpus)
 
     def _cause(self, job: JobRecord, submission: str) -> TLMError:

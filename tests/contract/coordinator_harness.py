@@ -22,6 +22,7 @@ from tlm_core.artifacts import ArtifactStore, ManifestRef
 from tlm_core.errors import TLMError
 from tlm_core.jobs.plan import Node
 from tlm_core.jobs.spec import Beat, JobRecord
+from tlm_core.jobs.states import TERMINAL
 from tlm_core.training.stage import Stage
 
 T = "default"
@@ -120,6 +121,18 @@ class CoordinatorHarness:
             if self.cluster.statuses.get(baseline := submissions.get("baseline", "")) is Status.RUNNING:
                 self.work(baseline)
         raise AssertionError(f"no submission for {self.job(job_id)}")
+
+    def until_ended(self, coordinator: Coordinator, job_id: str) -> JobRecord:
+        """Run rounds and all workers until the job has no submission left to run. Return its record."""
+        for _ in range(20):
+            coordinator.round()
+            job = self.job(job_id)
+            for submission in job.submissions.values():
+                if self.cluster.statuses.get(submission) is Status.RUNNING:
+                    self.work(submission)
+            if job.state in TERMINAL:
+                return job
+        raise AssertionError(f"still {job.state}")
 
     def work(self, submission: str, **stages: Any) -> None:
         """Run the workers of a submission, and set its status as the cluster would."""

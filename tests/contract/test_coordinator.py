@@ -29,9 +29,7 @@ SELECTOR = "selection.selector"
 
 def test_job_runs_all_its_stages_and_succeeds(harness: CoordinatorHarness) -> None:
     coordinator, job_id = harness.coordinator(), harness.submit(seeds=(0, 1))
-    harness.work(harness.until_submitted(coordinator, job_id))
-    coordinator.round()
-    job = harness.job(job_id)
+    job = harness.until_ended(coordinator, job_id)
     assert job.state is State.SUCCEEDED
     assert job.result is not None
     plan = plan_of(job)
@@ -234,6 +232,25 @@ def test_only_a_single_worker_without_a_gpu_requests_cpus_for_its_submission(
     assert harness.cluster.needs[submission] == cpus, "Ray Train requests the resources of the others"
 
 
+@pytest.mark.parametrize(
+    ("settings", "seeds", "cpus"),
+    [
+        ({"job_cpus": 2.0}, (0,), {"main": 2.0}),
+        ({"job_cpus": 2.0}, (0, 1, 2), {"main": 2.0, "seed.s0": 0.666, "seed.s1": 0.666, "seed.s2": 0.666}),
+        ({"worker_cpus": 4.0}, (0, 1), {"main": 4.0, "seed.s0": 2.0, "seed.s1": 2.0}),
+        ({"worker_cpus": 4.0, "worker_gpus": 1.0}, (0, 1), {"main": 4.0, "seed.s0": 4.0, "seed.s1": 4.0}),
+    ],
+)
+def test_seeds_train_side_by_side_and_share_the_cpus(
+    harness: CoordinatorHarness, settings: dict[str, float], seeds: tuple[int, ...], cpus: dict[str, float]
+) -> None:
+    coordinator, job_id = harness.coordinator(**settings), harness.submit(seeds=seeds)
+    harness.work(harness.until_submitted(coordinator, job_id))
+    coordinator.round()
+    submissions = harness.job(job_id).submissions
+    assert {group: harness.cluster.assignment(submissions[group]).cpus for group in cpus} == cpus
+
+
 def test_cluster_with_gpus_is_refused_until_workers_request_them(harness: CoordinatorHarness) -> None:
     harness.cluster.offered_gpus = 4.0
     coordinator, job_id = harness.coordinator(), harness.submit()
@@ -266,7 +283,7 @@ def test_situation_needs_one_round_trip_for_each_level_of_the_plan(
             return super().artifacts(tenant, artifacts)
 
     coordinator, job_id = harness.coordinator(), harness.submit(seeds=(0, 1))
-    harness.work(harness.until_submitted(coordinator, job_id))
+    harness.until_ended(coordinator, job_id)
     situation = Situation.read(CountingStore(redis_client), harness.job(job_id))
     assert situation.done.keys() == {node.name for node in situation.plan.nodes}
     # validate, baseline and select, self_train, prepare, joint, finetune, evaluate, export

@@ -219,7 +219,7 @@ def side_by_side(harness: StudyHarness) -> tuple[str, set[str]]:
     """Return a pruning job whose seeds the next round submits, and the names of their groups."""
     job_id = harness.submit(kind="prune", options={"levels": [0.3]}, seeds=(0, 1, 2))
     harness.work(harness.drive_to_main(job_id))
-    return job_id, {f"tickets.s{seed}" for seed in (0, 1, 2)}
+    return job_id, {f"seed.s{seed}" for seed in (0, 1, 2)}
 
 
 def test_groups_of_one_round_are_each_submitted_once(harness: StudyHarness) -> None:
@@ -232,7 +232,7 @@ def test_groups_of_one_round_are_each_submitted_once(harness: StudyHarness) -> N
 
 def test_rejected_group_is_withdrawn_alone(harness: StudyHarness) -> None:
     job_id, groups = side_by_side(harness)
-    submit, refused = harness.cluster.submit, f"{job_id}.tickets.s1.1"
+    submit, refused = harness.cluster.submit, f"{job_id}.seed.s1.1"
 
     def refusing(submission: str, command: Sequence[str], **needs: float) -> None:
         if submission == refused:
@@ -240,7 +240,7 @@ def test_rejected_group_is_withdrawn_alone(harness: StudyHarness) -> None:
         submit(submission, command, **needs)
 
     harness.cluster.submit = refusing  # type: ignore[method-assign]
-    assert harness.drive(job_id, rounds=1).submissions.keys() == {"baseline", "main", "tickets.s0"}
+    assert harness.drive(job_id, rounds=1).submissions.keys() == {"baseline", "main", "seed.s0"}
     harness.cluster.submit = submit  # type: ignore[method-assign]
     assert harness.drive(job_id, rounds=1).submissions.keys() == {"baseline", "main"} | groups
 

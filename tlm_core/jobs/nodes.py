@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 
-from tlm_core.jobs.plan import Node
+from tlm_core.jobs.plan import SEED_GROUP, Node
 from tlm_core.jobs.spec import KindOptions, PlanInputs
 from tlm_core.linear.params import BaselineParams, SelfTrainParams
 from tlm_core.stages import BASELINE, CHOOSE, EVALUATE, FINETUNE, JOINT, PREPARE, SELECT, SELF_TRAIN, VALIDATE
@@ -118,7 +118,8 @@ def train_nodes(inputs: PlanInputs[KindOptions], *, ensemble: bool = False) -> l
     """The nodes of `train` up to its test. ensemble: see `SeedsParams`.
 
     validate → baseline; validate → select → prepare → joint, finetune (each seed); all of them → evaluate.
-    During the selection, workers would be idle, so the linear model then has a group of its own.
+    During the selection, workers would be idle, so the linear model then has a group of its own. Several seeds train
+    side by side, because small models use several cores badly.
     """
     recipe, seeds = inputs.recipe, inputs.seeds
     select = select_node(inputs, "validate")
@@ -129,28 +130,31 @@ def train_nodes(inputs: PlanInputs[KindOptions], *, ensemble: bool = False) -> l
         nodes.append(self_train_node(recipe, "validate", select))
         gathered["self_train"] = "self_train"
     nodes.append(prepare_node(recipe, "validate", select, labeled=labeled))
+    trained: list[Node] = []
     for seed in seeds:
         start = {}
         if recipe.joint.enabled:
-            nodes.append(joint_node(recipe, seed, f"joint.s{seed}"))
+            trained.append(joint_node(recipe, seed, f"joint.s{seed}"))
             start = {"joint": f"joint.s{seed}"}
-        nodes += finetune_nodes(recipe, seed, f"finetune.s{seed}", {"prepared": "prepare", **start})
+        trained += finetune_nodes(recipe, seed, f"finetune.s{seed}", {"prepared": "prepare", **start})
         gathered[f"finetune.s{seed}"] = f"finetune.s{seed}"
     params = SeedsParams(seeds=seeds, ensemble=ensemble and len(seeds) > 1)
-    return [*nodes, Node("evaluate", EVALUATE, params, gathered)]
+    evaluate = Node("evaluate", EVALUATE, params, gathered, group=gather_group(seeds))
+    return [*nodes, *group_by_seed(trained, seeds), evaluate]
 
 
-def group_by_seed(nodes: Iterable[Node], seeds: Sequence[int], name: str) -> list[Node]:
+def group_by_seed(nodes: Iterable[Node], seeds: Sequence[int]) -> list[Node]:
     """Put the worker nodes of each seed into a group of their own, so that seeds run at the same time.
 
     With one seed the nodes stay in their group: another submission would only cost the time of a start.
     """
     if len(seeds) < 2:
         return list(nodes)
-    return [
-        replace(node, group=f"{name}.s{node.seed}") if node.place is Place.WORKERS and node.seed is not None else node
-        for node in nodes
-    ]
+    return [replace(node, group=f"{SEED_GROUP}{node.seed}") if _of_seed(node) else node for node in nodes]
+
+
+def _of_seed(node: Node) -> bool:
+    return node.place is Place.WORKERS and node.seed is not None
 
 
 def gather_group(seeds: Sequence[int]) -> str:

@@ -9,6 +9,8 @@ from tlm_core.artifacts.hashing import artifact_id
 from tlm_core.jobs.spec import JobRecord, ReusedArtifact
 from tlm_core.training.stage import Place, Stage, StageParams
 
+SEED_GROUP = "seed.s"  # groups of seeds that run at the same time; the seed follows
+
 
 @dataclass(frozen=True)
 class Node:
@@ -80,6 +82,12 @@ class Plan:
     def group(self, name: str) -> list[Node]:
         """Return the nodes that the workers of one submission run, in order."""
         return [n for n in self.nodes if n.place is Place.WORKERS and n.group == name]
+
+    def side_by_side(self, group: str) -> int:
+        """Return how many groups can run at the same time as this one, itself included: those of all seeds."""
+        if not group.startswith(SEED_GROUP):
+            return 1
+        return len({node.group for node in self.nodes if node.group.startswith(SEED_GROUP)})
 
     def startable(self, name: str, done: Collection[str]) -> bool:
         """Return whether all inputs that the group needs from other groups are done."""

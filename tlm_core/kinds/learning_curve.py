@@ -116,7 +116,7 @@ def plan(inputs: PlanInputs[LearningCurveOptions]) -> Plan:
             if size == options.largest:
                 gathered |= point.exported()
     gathered |= {node.name: node.name for node in linear if node.stage is EVALUATE_LINEAR}
-    nodes = [*group_by_seed(nodes, seeds, "curve"), *linear]
+    nodes = [*group_by_seed(nodes, seeds), *linear]
     params = CurveParams(models=options.models, seeds=seeds, margin=options.margin)
     nodes.append(Node("curve", CURVE, params, gathered, gathers=True, group=gather_group(seeds)))
     # Subsets come first, so that impossible sizes fail before any training.

@@ -83,7 +83,7 @@ def plan(inputs: PlanInputs[PruneOptions]) -> Plan:
                 gathered[name] = name
     phases = PhasesParams(tickets=options.tickets, levels=options.levels, seeds=seeds, recipe=CardRecipe.of(recipe))
     last = Node("phases", PHASES, phases, gathered, group=gather_group(seeds))
-    return Plan((*nodes, *group_by_seed(tickets, seeds, "tickets"), last), report="phases", model="phases")
+    return Plan((*nodes, *group_by_seed(tickets, seeds), last), report="phases", model="phases")
 
 
 KIND = Kind(

@@ -146,7 +146,7 @@ def plan(inputs: PlanInputs[ShareTicketsOptions]) -> Plan:
     gathered = {"merged": "merge", **tasks, **parts, **{node.name: node.name for node in baselines}}
     gathered |= {node.name: node.name for node in trained if node.stage in (FINETUNE, SHARE)}
     last = Node("report", SHARED_REPORT, SeedsParams(seeds=seeds), gathered, group=gather_group(seeds))
-    return Plan((*nodes, *group_by_seed(trained, seeds, "seed"), last), report="report", model="export")
+    return Plan((*nodes, *group_by_seed(trained, seeds), last), report="report", model="export")
 
 
 def _one_seed(

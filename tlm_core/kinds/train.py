@@ -21,7 +21,9 @@ def plan(inputs: PlanInputs[KindOptions]) -> Plan:
         return _linear_plan(inputs)
     nodes = train_nodes(inputs, ensemble=inputs.recipe.ensemble)
     export = ExportParams(recipe=CardRecipe.of(inputs.recipe))
-    return Plan((*nodes, Node("export", EXPORT, export, {**nodes[-1].inputs, "evaluate": "evaluate"})))
+    evaluate = nodes[-1]
+    inputs_of_export = {**evaluate.inputs, "evaluate": "evaluate"}
+    return Plan((*nodes, Node("export", EXPORT, export, inputs_of_export, group=evaluate.group)))
 
 
 def _linear_plan(inputs: PlanInputs[KindOptions]) -> Plan:

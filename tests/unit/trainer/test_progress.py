@@ -17,9 +17,9 @@ SECONDS = {"validate": 1.0, "baseline": 4.0, "select": 3.0, "self_train": 2.0, "
            "finetune.s0": 50.0, "evaluate": 10.0, "export": 20.0}  # fmt: skip
 
 
-def situation(done: tuple[str, ...], seconds: dict[str, float]) -> Situation:
+def situation(done: tuple[str, ...], seconds: dict[str, float], seeds: tuple[int, ...] = (0,)) -> Situation:
     job = JobRecord(
-        id="job_1", tenant="default", state=State.RUNNING, spec=make_spec(),
+        id="job_1", tenant="default", state=State.RUNNING, spec=make_spec(seeds=seeds),
         resolved=make_resolved(node_seconds=seconds), created_at=0, updated_at=0,
     )  # fmt: skip
     return Situation(job, plan_of(job), dict.fromkeys(done, REF))
@@ -52,3 +52,14 @@ def test_progress_without_estimate_counts_nodes() -> None:
     state = situation(BEFORE, {})
     progress = progress_of(state, state.plan.node("joint.s0"), step=1, total=2, eta_seconds=60.0)
     assert (progress.share, progress.eta_seconds, progress.stage_eta_seconds) == (5.5 / 9, None, 60.0)
+
+
+def test_seeds_side_by_side_are_equally_far() -> None:
+    seconds = SECONDS | {"joint.s1": 100.0, "finetune.s1": 50.0}
+    state = situation(BEFORE, seconds, seeds=(0, 1))
+    progress = progress_of(state, state.plan.node("joint.s0"), step=50, total=100, eta_seconds=100.0)
+    assert progress.eta_seconds == 100 + 2 * 50 + 30, "each seed takes twice as long as alone"
+    assert progress.share == pytest.approx((20 + 100) / 350)
+    last = situation((*BEFORE, "joint.s0", "finetune.s0"), seconds, seeds=(0, 1))
+    progress = progress_of(last, last.plan.node("joint.s1"), step=50, total=100, eta_seconds=100.0)
+    assert progress.eta_seconds == 50 + 50 + 30
