@@ -111,7 +111,7 @@ def test_learning_curve_has_report_and_predicting_bilstm(service: Service) -> No
     job = service.finished(kind="learning_curve", options=options, seeds=[0, 1])
     assert job["state"] == "succeeded", job["error"]
     submitted = [e.data["group"] for e in service.store.events("default", job["id"]) if e.type == "workers.submitted"]
-    assert sorted(submitted[:-1]) == ["seed.s0", "seed.s1", "main"] and submitted[-1] == "gather"
+    assert sorted(submitted[:-1]) == ["main", "seed.s0", "seed.s1"] and submitted[-1] == "gather"
     report = service.report(job["id"])
     assert list(report["models"]) == ["bilstm", "encoder", "linear"]
     assert report["sizes"] == [18, 60] and report["dropped"][0]["rows"] == 1
