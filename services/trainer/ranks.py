@@ -8,6 +8,7 @@ this module too, so it imports at the top only what the controller needs.
 from __future__ import annotations
 
 import os
+import threading
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -17,10 +18,14 @@ import torch.distributed as dist
 from ray._private.state import available_resources_per_node
 from ray.exceptions import OutOfMemoryError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError, get_context
+from ray.train._internal.utils import get_address_and_port
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from services.common.logs import redacted
+from services.common.situation import Situation
 from services.trainer.assignment import Assignment
+from services.trainer.growth import Growth
+from services.trainer.process_group import join
 from services.trainer.scratch import work_folder
 from tlm_core.errors import WorkerFailed, WorkerLost
 
@@ -65,14 +70,24 @@ def run_workers(assignment: Assignment) -> None:
     # The least number of workers waits for its room without limit, and the coordinator reports that.
     patience = _MONTH if number == assignment.workers else _START
     os.environ |= _ENVIRONMENT | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(patience.total_seconds())}
+    growth = Growth(assignment, number, settings.job_store(), lambda: _places(assignment))
+    threading.Thread(target=growth.watch, daemon=True).start()
+
+    def report(error: WorkerLost | None) -> None:
+        if error is not None:
+            events = [("attempt.error", error.as_dict())]
+            growth.store.report(assignment.tenant, assignment.job, assignment.attempt, events=events)
+
     with work_folder(settings.scratch, f"{assignment.job}-{assignment.attempt}-ray") as work:
         try:
             _trainer(assignment, number, work).fit()
         except TrainingFailedError as failure:
-            if error := _unreported(failure):
-                events = [("attempt.error", error.as_dict())]
-                settings.job_store().report(assignment.tenant, assignment.job, assignment.attempt, events=events)
+            report(_unreported(failure))
             raise
+        finally:
+            growth.ended.set()
+    if not Situation.read(growth.store, growth.store.get(assignment.tenant, assignment.job)).is_done(assignment.group):
+        report(growth.requested)
 
 
 def _trainer(assignment: Assignment, number: int, work: Path) -> TorchTrainer:
@@ -102,10 +117,13 @@ def _number_of_workers(assignment: Assignment) -> int:
 
     Ray Train's own range of workers counts the cluster's resources, also those that other submissions use.
     """
-    needs = _needs(assignment).items()
-    nodes = available_resources_per_node().values()
-    places = sum(min(int(free.get(name, 0.0) / amount + 1e-3) for name, amount in needs) for free in nodes)
-    return max(assignment.workers, min(places, assignment.max_workers))
+    return max(assignment.workers, min(_places(assignment), assignment.max_workers))
+
+
+def _places(assignment: Assignment) -> int:
+    """Return how many workers find room now."""
+    needs, nodes = _needs(assignment).items(), available_resources_per_node().values()
+    return sum(min(int(free.get(name, 0.0) / amount + 1e-3) for name, amount in needs) for free in nodes)
 
 
 def _unreported(failure: TrainingFailedError) -> WorkerLost | None:
@@ -127,7 +145,7 @@ class _ProcessGroup(TorchConfig):
     """Torch's process group. Before it starts, each worker installs its handler of SIGTERM in its main thread."""
 
     def __init__(self, assignment: Assignment) -> None:
-        super().__init__(timeout_s=int(_COLLECTIVE.total_seconds()))
+        super().__init__()
         self.assignment = assignment
 
     @property
@@ -139,8 +157,16 @@ class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
     """Runs in the controller of Ray Train."""
 
     def on_start(self, worker_group: WorkerGroup, backend_config: _ProcessGroup) -> None:
-        worker_group.execute(_watch_sigterm, backend_config.assignment)
-        super().on_start(worker_group, backend_config)
+        assignment, size = backend_config.assignment, len(worker_group)
+        worker_group.execute(_watch_sigterm, assignment)
+        host, port = worker_group.execute_single(0, get_address_and_port)
+        name = f"{assignment.job}.{assignment.group}.{assignment.attempt}"
+        options = {"backend": "nccl" if assignment.gpus else "gloo", "timeout": _COLLECTIVE}
+        joining = [
+            worker_group.execute_single_async(rank, join, name, host, port, rank, size, **options)
+            for rank in range(size)
+        ]
+        ray.get(joining)
 
 
 def _watch_sigterm(assignment: Assignment) -> None:

@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from services.trainer.process_group import join
 from tests.integration.worker_processes import process_context
 from tests.redis_server import free_port
+from tests.support import wait_for
 from tests.unit.training.made import TINY, made_prepared, tiny
 from tlm_core.errors import WorkerLost
 from tlm_core.stages import FINETUNE, JOINT
@@ -147,6 +151,27 @@ def test_two_workers_train_as_one(tmp_path: Path, recipe: Recipe) -> None:
     assert both[0]["weights_sha256"] == hashlib.sha256(content).hexdigest()
 
 
+def join_attempt(rank: int, size: int, port: int, folder: Path) -> None:
+    """Join as a rank of attempt 2; the last process, as rank 1 of attempt 1."""
+    late, connect = rank == size - 1, partial(join, host="127.0.0.1", port=port, size=size - 1, backend="gloo")
+    if late:
+        with pytest.raises(torch.distributed.DistError):
+            connect("job_1.main.1", rank=1, timeout=timedelta(seconds=2))
+        (folder / "refused").touch()
+        return
+    if rank:
+        wait_for((folder / "refused").exists, 60)
+    connect("job_1.main.2", rank=rank, timeout=timedelta(seconds=60))
+    total = torch.ones(1)
+    torch.distributed.all_reduce(total)
+    torch.distributed.destroy_process_group()
+    assert total == size - 1
+
+
+def test_rank_of_another_attempt_cannot_join(tmp_path: Path) -> None:
+    start(join_attempt, 3, tmp_path)
+
+
 def test_two_workers_compute_the_gradient_of_one(tmp_path: Path) -> None:
     recipe = tiny(
         precision="fp32", joint__budget__steps=6, joint__optimizer__name="adamw", joint__rho1=3, finetune__epochs=1
@@ -211,6 +236,10 @@ def test_attempts_may_have_different_numbers_of_workers(tmp_path: Path, recipe: 
     for term in ("mlm", "gradient_norm"):
         whole_run = [point[term] for point in uninterrupted]
         assert [point[term] for point in interrupted] == pytest.approx(whole_run, rel=1e-4)
+    checkpoint = LocalCheckpoints(tmp_path / "checkpoints.joint").latest()  # two steps of two workers, two of one
+    assert checkpoint is not None
+    state = json.loads((checkpoint / "state.json").read_text())
+    assert state["seconds"] < state["worker_seconds"] < 2 * state["seconds"]
 
 
 def lose_the_other(rank: int, size: int, port: int) -> None:

@@ -121,8 +121,7 @@ class Trainer:
             state.count(step.batch.rows.real_tokens, self._flops(step.batch))
             report.count(step.batch)
             # The time from step to step includes validation, the copy of a checkpoint, and waits for slow storage.
-            now = self.clock()
-            state.seconds, counted = self._agreed(state.seconds + now - counted), now
+            counted = self._count_seconds(counted)
             open_steps.append((step, state.tokens, state.progress(self.budget)))
             finished = state.progress(self.budget) >= 1.0
             evaluate, save = state.step in self.evaluate_at, state.step % self.ctx.params.checkpoint_steps == 0
@@ -141,7 +140,7 @@ class Trainer:
             for result in results:
                 report.tick(result)
             PULSE.warm_up()
-        state.seconds += self.clock() - counted
+        self._count_seconds(counted)
         return state, self.best
 
     def _start(self) -> None:
@@ -271,6 +270,13 @@ class Trainer:
         newest = self.ctx.checkpoints.newest()
         self.workers.least(0, self.device)
         return self.ctx.checkpoints.newest() if self.ctx.rank else newest
+
+    def _count_seconds(self, since: float) -> float:
+        """Count the time since a moment of the clock, and return the present one."""
+        now, state, before = self.clock(), self.state, self.state.seconds
+        state.seconds = self._agreed(before + now - since)
+        state.worker_seconds += (state.seconds - before) * self.workers.size
+        return now
 
     def _agreed(self, seconds: float) -> float:
         """Return rank 0's seconds if they decide the end of the stage: all workers must end at the same step."""

@@ -213,7 +213,7 @@ def write_trained(
         "flops": state.flops,
         "tokens": state.tokens,
         "seconds": state.seconds,
-        "gpu_seconds": state.seconds * ctx.world_size if device.type == "cuda" else 0.0,
+        "gpu_seconds": state.worker_seconds if device.type == "cuda" else 0.0,
     }
     best = None if state.best is None else state.evaluations[state.best]
     record = asdict(state)

@@ -80,13 +80,15 @@ class TrainState:
     """Counts of the stage so far (over all workers), its history, and the best evaluation.
 
     means: losses since the last point of the history. last_point: its number. best: index of the best evaluation.
-    micro_rows: rows processed at once. skipped: steps without an update because their loss was not finite.
+    worker_seconds: seconds, each times the workers of that time. micro_rows: rows processed at once. skipped: steps
+    without an update because their loss was not finite.
     """
 
     step: int = 0
     tokens: int = 0
     flops: float = 0.0
     seconds: float = 0.0
+    worker_seconds: float = 0.0
     points: list[dict[str, float | None]] = field(default_factory=list)
     means: LossMeans = field(default_factory=LossMeans)
     last_point: int = -1

@@ -1,0 +1,66 @@
+"""Ends an attempt at a checkpoint when more workers find room, so that the next attempt starts with them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from services.common.jobstore import JobStore
+from services.trainer.assignment import Assignment
+from tlm_core.errors import TLMError, WorkerLost
+from tlm_core.jobs.plan import plan_of
+from tlm_core.training.params import TrainParams
+
+log = logging.getLogger(__name__)
+
+LOOK = 15.0  # seconds between two looks
+ROOMY = 120.0  # for so long, room must be free: another job may be about to take it
+WORTH = 900.0  # seconds that a stage must still train; a new attempt costs about a minute
+
+
+@dataclass
+class Growth:
+    """Watches the room for more workers of an attempt. places: returns how many workers find room now."""
+
+    assignment: Assignment
+    workers: int
+    store: JobStore
+    places: Callable[[], int]
+    clock: Callable[[], float] = time.monotonic
+    ended: threading.Event = field(default_factory=threading.Event)
+    requested: WorkerLost | None = None
+    _since: float | None = None
+
+    def watch(self) -> None:
+        """Look until the attempt ends or grows. Run it in a thread."""
+        while self.workers < self.assignment.max_workers and not self.ended.wait(LOOK):
+            try:
+                if self.look():
+                    return
+            except TLMError as error:
+                log.warning("Cannot look for more room: %s", error)
+
+    def look(self) -> bool:
+        """Request the end of the attempt if more workers have had room for a while. Returns whether it did."""
+        more = min(self.places(), self.assignment.max_workers - self.workers)
+        if more < 1:
+            self._since = None
+            return False
+        self._since = self.clock() if self._since is None else self._since
+        if self.clock() - self._since < ROOMY or not self._is_worth_it():
+            return False
+        self.requested = WorkerLost(f"{more} more worker(s) found room, so the attempt ended at a checkpoint to grow.")
+        place = self.assignment
+        self.store.report(place.tenant, place.job, place.attempt, draining=True)
+        return True
+
+    def _is_worth_it(self) -> bool:
+        """Return whether the last stage that reported is of this group, writes checkpoints and has much left."""
+        job = self.store.get(self.assignment.tenant, self.assignment.job)
+        if job.progress is None or (job.progress.stage_eta_seconds or 0.0) < WORTH:
+            return False
+        node = plan_of(job).node(job.progress.node)
+        return node.group == self.assignment.group and isinstance(node.params, TrainParams)
