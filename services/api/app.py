@@ -18,9 +18,9 @@ from services.api.dashboard.data_pages import UPLOAD_PATHS
 from services.api.openapi import openapi
 from services.api.parts import Parts, refuse_unknown_parameters
 from services.api.removal import finish_removals
-from services.api.request_ids import RequestIds
 from services.api.routes import corpora, datasets, documentation, jobs, models, results, service, uploads, webhooks
 from services.common.problem import install_problem_handlers
+from services.common.request_ids import RequestIds
 
 log = logging.getLogger(__name__)
 

@@ -29,6 +29,7 @@ from redis.client import Pipeline
 from services.api.outbound import Outbound
 from services.common.background import Background
 from services.common.jobstore import JobStore
+from services.common.metrics import Live
 from services.common.redis_client import FEED, PREFIX, key, translated_errors
 from tlm_core.artifacts import canonical_json
 from tlm_core.errors import NotFound
@@ -194,6 +195,11 @@ class Deliverer:
                 self._attempt(name)
             spent[hook] = spent.get(hook, 0.0) + self._clock() - start
             self._queue_page()
+
+    def backlog(self) -> Live:
+        """Return how many deliveries wait, also for their next attempt."""
+        with translated_errors():
+            return Live("tlm_webhook_backlog", "Webhook deliveries that wait.", self._redis.zcard(_DUE))
 
     def _has_lease(self) -> bool:
         with translated_errors():

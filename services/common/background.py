@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from services.common.metrics import FAILING, SKIPPED
 from tlm_core.errors import Unavailable
 
 log = logging.getLogger(__name__)
@@ -30,10 +31,12 @@ class Background:
     def running(self) -> Iterator[None]:
         """Run the task in the block."""
         self.error = ""
+        FAILING.labels(self.name).set(0)
         try:
             yield
         finally:
             self.error = self.error or "it has stopped"
+            FAILING.labels(self.name).set(1)
 
     def repeat(self, work: Callable[[], object], seconds: float, stop: threading.Event) -> None:
         """Call `work` every `seconds`, and less often after failures, until `stop` is set."""
@@ -57,6 +60,8 @@ class Background:
             self.error = f"{type(error).__name__}: {error}"
         else:
             self.failures, self.error, self.waiting = 0, "", False
+        FAILING.labels(self.name).set(bool(self.error))
+        SKIPPED.labels(self.name).set(len(self.skipped))
 
     @contextmanager
     def item(self, name: str) -> Iterator[None]:

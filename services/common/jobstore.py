@@ -7,6 +7,7 @@ the indexes, or it changes nothing. All times are the Redis server's, so the clo
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ import redis
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from services.common.history import STREAMS, History, Moved, Row, packed, position, unpacked
+from services.common.logs import request_id
+from services.common.metrics import Live
 from services.common.redis_client import (
     DISK_FREE,
     ENDED,
@@ -153,6 +156,37 @@ class JobStore:
                 f"The disk of Redis has only {int(free) >> 10} MiB of free space. No job is accepted or started until "
                 f"{needed >> 20} MiB are free. Enlarge the disk, or delete what else lies there."
             )
+
+    def figures(self, tenant: str) -> list[Live]:
+        """Return the figures of the store for Prometheus."""
+        queues = [_queue(priority) for priority in range(-MAX_PRIORITY, MAX_PRIORITY + 1)]
+        began = time.perf_counter()
+        with translated_errors():
+            self._redis.set(f"{PREFIX}:probe", "", ex=60)
+            write_seconds = time.perf_counter() - began
+            pipe = self._redis.pipeline(transaction=False)
+            pipe.info("memory").get(DISK_FREE).time().hlen(REMOVALS).scard(TO_MOVE)
+            for state in State:
+                pipe.zcard(key(tenant, "state", state))
+            for queue in queues:
+                pipe.zrange(queue, 0, 0, withscores=True)
+            memory, disk_free, (now, _), removals, to_move, *rest = pipe.execute()
+        counts, heads = rest[: len(State)], rest[len(State) :]
+        oldest = max((now - score for head in heads for _, score in head), default=0.0)
+        figures = [
+            Live("tlm_queue_oldest_seconds", "Age of the oldest queued job.", max(0.0, oldest)),
+            Live("tlm_redis_write_seconds", "Time of a write to Redis, with its fsync.", write_seconds),
+            Live("tlm_redis_memory_bytes", "Memory of Redis.", memory["used_memory"]),
+            Live("tlm_redis_memory_limit_bytes", "Limit of that memory; 0: none.", memory["maxmemory"]),
+            Live("tlm_removals", "Deletions that are not complete.", removals),
+            Live("tlm_streams_to_move", "Jobs whose streams wait for the storage.", to_move),
+        ]
+        if disk_free:
+            figures.append(Live("tlm_redis_disk_free_bytes", "Free space of Redis's disk.", int(disk_free) * 1024))
+        return figures + [
+            Live("tlm_jobs", "Jobs by state.", count, {"state": state})
+            for state, count in zip(State, counts, strict=True)
+        ]
 
     def now(self) -> float:
         """Return the time of the Redis server in Unix seconds. All times in the store are by this clock."""
@@ -431,6 +465,7 @@ class JobStore:
             "tenant": tenant,
             "spec": spec.model_dump_json(),
             "resolved": resolved.model_dump_json(),
+            "request_id": request_id() or "",
         }
         if origin is not None:
             fields["origin"] = origin.model_dump_json()

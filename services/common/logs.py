@@ -28,16 +28,15 @@ def redacted(text: str) -> str:
     return text
 
 
-def set_up_logging(service: str, *, level: str = "INFO", stream: TextIO | None = None) -> None:
+def set_up_logging(service: str, *, level: str = "INFO", stream: TextIO | None = None, **fields: object) -> None:
     """Send all logs of this process, including those of libraries, to `stream` (default: standard error).
 
-    Every line has `event`, `level`, `logger`, `at` (ISO 8601, UTC), `service`, and the fields of `log_context`. Only
-    the main function of a process calls this.
+    Every line has `event`, `level`, `logger`, `at` (ISO 8601, UTC), `service`, `fields`, and the fields of
+    `log_context`. Only the main function of a process calls this.
     """
 
     def name_service(_: WrappedLogger, __: str, line: EventDict) -> EventDict:
-        line["service"] = service
-        return line
+        return {**line, "service": service, **fields}
 
     before: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -67,3 +66,9 @@ def set_up_logging(service: str, *, level: str = "INFO", stream: TextIO | None =
 def log_context(**fields: object) -> AbstractContextManager[None]:
     """Add fields such as job_id or request_id to every log line of this task or thread inside the block."""
     return structlog.contextvars.bound_contextvars(**fields)
+
+
+def request_id() -> str | None:
+    """Return the id of the request that this task or thread works for, if it is known."""
+    value = structlog.contextvars.get_contextvars().get("request_id")
+    return None if value is None else str(value)

@@ -8,6 +8,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from services.common.logs import request_id
 from tlm_core.artifacts.manifest import ManifestRef
 from tlm_core.errors import IndexUnavailable, NotFound, TLMError, error_from_dict, error_from_problem
 from tlm_core.wire import Hit, Items, RefusedPassage, SearchResult
@@ -149,7 +150,8 @@ class RetrieverClient:
 
     def _call(self, method: str, path: str, body: BaseModel | None = None) -> object:
         content = body.model_dump_json() if body is not None else None
-        headers = {"Content-Type": "application/json"} if content else None
+        headers = {"Content-Type": "application/json"} if content else {}
+        headers |= {"X-Request-ID": identity} if (identity := request_id()) else {}
         try:
             response = self._http.request(method, path, content=content, headers=headers)
         except httpx.HTTPError as error:

@@ -14,7 +14,9 @@ from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from services.common.metrics import CONTENT_TYPE, exposition
 from services.common.problem import install_problem_handlers, problem_of, problem_response
+from services.common.request_ids import RequestIds
 from services.common.retriever_client import (
     CorpusFolder,
     IndexLoad,
@@ -99,6 +101,7 @@ def create_app(
     for router in (_corpora(loads), _selections(selections)):
         app.include_router(router, prefix="/v1", dependencies=[Depends(authorize)])
     app.include_router(_health(indexes))
+    app.add_middleware(RequestIds)
     return app
 
 
@@ -161,6 +164,10 @@ def _health(indexes: CorpusIndexes) -> APIRouter:
     @router.get("/healthz")
     def healthz() -> dict[str, str]:
         return {"status": "alive"}
+
+    @router.get("/metrics")
+    def metrics() -> Response:
+        return Response(exposition(), media_type=CONTENT_TYPE)
 
     @router.get("/readyz", response_model=None)
     def readyz() -> Response | dict[str, str]:

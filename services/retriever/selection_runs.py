@@ -9,11 +9,13 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from services.common.logs import log_context
 from services.common.retriever_client import SelectionRequest, SelectionRun
 from services.retriever.index_loads import IndexLoads
 from services.retriever.indexes import CorpusKey
@@ -108,7 +110,7 @@ class SelectionRuns:
             finished = [name for name, known in self._runs.items() if known.status.state != "running"]
             for name in finished[: max(0, len(self._runs) - _MAX_FINISHED)]:
                 del self._runs[name]
-        self._pool.submit(self._run, artifact, request, params, run)
+        self._pool.submit(copy_context().run, self._run, artifact, request, params, run)
 
     def get(self, artifact: str) -> SelectionRun:
         """Return the state of the latest run; `unknown` if there is none, or if its files are lost or damaged."""
@@ -148,6 +150,11 @@ class SelectionRuns:
                 del self._runs[artifact]
 
     def _run(self, artifact: str, request: SelectionRequest, params: Selection, run: Run) -> None:
+        job, _, attempt = request.prefix.rpartition("/")[2].rpartition("-")
+        with log_context(job_id=job, attempt=attempt):
+            self._compute(artifact, request, params, run)
+
+    def _compute(self, artifact: str, request: SelectionRequest, params: Selection, run: Run) -> None:
         with self._lock:
             run.begun = not run.stop.is_set()
         if not run.begun:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 class Assignment:
     """What a submitted program computes: one group of a job's plan, on how many workers.
 
-    workers, max_workers: the least and the largest number of workers. cpus, gpus: of each worker.
+    workers, max_workers: the least and the largest number of workers. cpus, gpus: of each worker. request_id: for logs.
     """
 
     tenant: str
@@ -22,6 +22,7 @@ class Assignment:
     max_workers: int
     cpus: float
     gpus: float
+    request_id: str = ""
 
     @property
     def distributed(self) -> bool:
@@ -48,4 +49,5 @@ class Assignment:
             parser.add_argument(f"--{name}", type=int, required=True)
         for name in ("cpus", "gpus"):
             parser.add_argument(f"--{name}", type=float, required=True)
+        parser.add_argument("--request_id", default="")
         return cls(**vars(parser.parse_args(arguments)))

@@ -7,7 +7,7 @@ import sys
 import threading
 from functools import cache
 
-from services.common.logs import log_context, set_up_logging
+from services.common.logs import set_up_logging
 from services.trainer.assignment import Assignment
 from services.trainer.settings import TrainerSettings
 from services.trainer.worker import Broadcast, GroupRunner
@@ -17,7 +17,8 @@ def compute(
     assignment: Assignment, rank: int = 0, world_size: int = 1, broadcast: Broadcast = lambda value: value
 ) -> None:
     """Run the stages of one worker. Raises what a stage raises."""
-    set_up_logging("worker")
+    job, attempt, request_id = assignment.job, assignment.attempt, assignment.request_id
+    set_up_logging("worker", job_id=job, attempt=attempt, request_id=request_id, rank=rank)
     settings = TrainerSettings()
     runner = GroupRunner(
         settings.job_store(),
@@ -28,8 +29,7 @@ def compute(
         broadcast=broadcast,
         draining=drain_on_sigterm(assignment),
     )
-    with log_context(job_id=assignment.job, attempt=assignment.attempt, rank=rank):
-        runner.run(assignment)
+    runner.run(assignment)
 
 
 @cache

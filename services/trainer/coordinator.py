@@ -14,11 +14,14 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NoReturn
 
 from services.common.jobstore import Claimable, JobStore
 from services.common.logs import log_context
+from services.common.metrics import CLAIMS, FAILURES, FIRST_STEP, HELD, LEASE_LOSSES, REQUEUES, ROUNDS, STAGES, TOKENS
 from services.common.progress import progress_of
 from services.common.situation import Situation
 from services.trainer.cluster import RayCluster
@@ -57,7 +60,8 @@ class _Held:
     """A job that this coordinator drives. Everything here can be rebuilt.
 
     local: artifact id → run of a stage in this process. verified: artifacts whose files have been checked.
-    waiting: code of the reported reason to wait, and since when.
+    waiting: code of the reported reason to wait, and since when. claimed_at: until the first step. began: node → first
+    sight of its progress. rate: tokens per second.
     """
 
     tenant: str
@@ -68,6 +72,24 @@ class _Held:
     waiting: str | None = None
     waiting_since: float = 0.0
     stopping_since: float | None = None
+    claimed_at: float | None = None
+    began: dict[str, float] = field(default_factory=dict)
+    rate: float = 0.0
+
+    def measure(self, situation: Situation) -> None:
+        """Measure how long stages take, for Prometheus."""
+        job, done, now = situation.job, situation.done, time.monotonic()
+        for node in situation.ready():
+            # Without a sign of life, the progress on a worker is of an earlier attempt.
+            if not job.progress or node.name != job.progress.node or (node.place is Place.WORKERS and not job.beats):
+                continue
+            self.began.setdefault(node.name, now)
+            self.rate = job.progress.rate or 0.0 if job.progress.unit == "tokens" else 0.0
+            if self.claimed_at is not None and job.progress.step and node.place is Place.WORKERS:
+                FIRST_STEP.observe(now - self.claimed_at)
+                self.claimed_at = None
+        for name in self.began.keys() & done.keys():
+            STAGES.labels(situation.plan.node(name).stage.name).observe(now - self.began.pop(name))
 
     def cancel_local_stages(self) -> None:
         """Cancel the stages that still wait for a thread."""
@@ -109,11 +131,14 @@ class Coordinator:
         keeper.start()
         while not stop.is_set():
             try:
-                self.round()
+                with ROUNDS.time():
+                    self.round()
             except Unavailable as error:
                 log.warning("Waiting for the job store: %s", error)
                 self._now = -math.inf
             self._write_heartbeat()
+            HELD.set(len(self._held))
+            TOKENS.set(sum(held.rate for held in self._held.values()))
             stop.wait(self.settings.poll_seconds)
         keeper.join()
         self._give_up_leases()
@@ -169,8 +194,11 @@ class Coordinator:
                 return
             self._unrenewed.pop(f"{job.tenant}/{job.id}", None)
             log.info("Claimed job %s, attempt %d", job.id, job.attempt)
+            adopted = job.updated_at != job.running_since
+            CLAIMS.labels(str(adopted).lower()).inc()
             submissions = Submissions(self.store, self.cluster, self.settings, self.owner)
-            self._step(self._held.setdefault(job.id, _Held(job.tenant, job.id, submissions)))
+            held = _Held(job.tenant, job.id, submissions, claimed_at=None if adopted else time.monotonic())
+            self._step(self._held.setdefault(job.id, held))
 
     def _still_unrenewed(self) -> dict[str, float]:
         if self._unrenewed == {}:
@@ -214,9 +242,10 @@ class Coordinator:
         try:
             job = self.store.get(held.tenant, held.id)
             if job.owner != self.owner or not self._renew(held):
+                LEASE_LOSSES.inc()
                 self._release(held)
                 return
-            with log_context(job_id=job.id, attempt=job.attempt):
+            with log_context(job_id=job.id, attempt=job.attempt, request_id=job.request_id):
                 error = self._advance(job, held)
                 if error is not None:
                     self._end_attempt(job, held, error)
@@ -270,6 +299,7 @@ class Coordinator:
         self._check_runtime(job, held)
         situation = self._verified_situation(job, held)
         plan, done = situation.plan, situation.done
+        held.measure(situation)
         self._drop_copies(situation, held)
         if len(done) == len(plan.nodes):  # The last node does not need all the others.
             self._finish(situation, held)
@@ -322,7 +352,8 @@ class Coordinator:
         if future is None:
             self._report_progress(situation, node)
             inputs = {name: situation.done[source] for name, source in node.inputs.items()}
-            held.local[artifact] = self.executor.submit(self.local, situation.job, node, artifact, inputs)
+            run = partial(self.local, situation.job, node, artifact, inputs)
+            held.local[artifact] = self.executor.submit(copy_context().run, run)  # with the ids for logs
         elif future.done():
             try:
                 ref = future.result()
@@ -479,9 +510,11 @@ class Coordinator:
         elif requeues:
             self.store.requeue(job, self.owner, error, delay_seconds=min(60.0, 4.0 ** (failures + losses - 1)))
             self._backing_off.add((job.tenant, job.id))
+            REQUEUES.labels(error.code).inc()
             log.warning("Requeued job %s after attempt %d: %s", job.id, job.attempt, error)
         else:
             self.store.fail(job, self.owner, error)
+            FAILURES.labels(error.code).inc()
             log.warning("Job %s failed: %s", job.id, error)
         self._release(held)
 

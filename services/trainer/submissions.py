@@ -154,7 +154,7 @@ class Submissions:
         if not any(node.stage.needs_torch for node in situation.plan.group(group)):
             least, most, gpus = 1, 1, 0.0
         cpus = settings.cpus_per_worker(most, 1 if gpus else situation.plan.side_by_side(group))
-        return Assignment(job.tenant, job.id, job.attempt, group, least, most, cpus, gpus)
+        return Assignment(job.tenant, job.id, job.attempt, group, least, most, cpus, gpus, job.request_id)
 
     def _cause(self, job: JobRecord, submission: str) -> TLMError:
         """Return the error that the workers reported, else how the cluster says they ended.

@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 
 from services.common.jobstore import JobStore
+from services.common.metrics import ORPHANS
 from services.trainer.cluster import RayCluster, Status, Submitted
 from tlm_core.errors import NotFound, UnreadableRecord
 from tlm_core.jobs.states import ACTIVE
@@ -28,6 +29,7 @@ class Sweeper:
             if submitted.status in (Status.WAITING, Status.RUNNING):
                 log.warning("Stopping submission %s of an ended attempt", submitted.id)
                 self.cluster.stop(submitted.id)
+                ORPHANS.labels("submission").inc()
             else:
                 self.cluster.delete(submitted.id)
 

@@ -301,6 +301,7 @@ class JobRecord(BaseModel):
     submissions: group → submission id of this attempt. beats: group → last sign of life in this attempt.
     draining: whether a machine of this attempt stops. unreadable: whether this stands in a list for a record that this
     release cannot read; then only id, state and error are of the job.
+    request_id: of the request that submitted the job, for logs.
     excluded_from_cache: nodes whose artifacts other jobs must not reuse. ran_seconds: running time of all attempts,
     except what has passed since `running_since`. due_at: earliest start of the next attempt. waiting: the error that
     the attempt waits out. checkpoints: references, once the record is archived. All times are Unix seconds.
@@ -314,6 +315,7 @@ class JobRecord(BaseModel):
     spec: JobSpec
     resolved: Resolved
     origin: Origin | None = None
+    request_id: str = ""
     priority: int = 0
     attempt: int = 0
     failures: int = 0

@@ -12,9 +12,11 @@ from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
 from services.api.auth import Tenant
+from services.api.figures import live_figures
 from services.api.parts import PROBLEM, Parts, PartsDep, problems
 from services.api.routes.models import PredictBody
 from services.common.bodies import MAX_JSON_BYTES
+from services.common.metrics import CONTENT_TYPE, exposition
 from services.common.problem import problem_body, problem_response
 from tlm_core.errors import TLMError
 from tlm_core.training.recipe import RecipeName, Scale
@@ -52,6 +54,12 @@ async def readyz(parts: PartsDep) -> Response:
         return JSONResponse(checks)
     problem = problem_body(503, "unavailable", "; ".join(failures), retryable=True)
     return problem_response({**problem, "checks": checks})
+
+
+@router.get("/metrics", include_in_schema=False)
+def metrics(parts: PartsDep, tenant: Tenant) -> Response:
+    """Return the figures of this gateway and of the whole service for Prometheus."""
+    return Response(exposition(live_figures(parts, tenant)), media_type=CONTENT_TYPE)
 
 
 @router.get("/v1/info", summary="Get version and limits", responses=problems())

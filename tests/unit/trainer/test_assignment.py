@@ -17,5 +17,5 @@ def test_assignment_survives_the_command_line(assignment: Assignment) -> None:
 
 def test_missing_argument_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        Assignment.read(Assignment("public", "j1", 2, "train", 1, 1, 1.0, 0.0).arguments()[:-2])
-    assert "--gpus" in capsys.readouterr().err
+        Assignment.read(Assignment("public", "j1", 2, "train", 1, 1, 1.0, 0.0).arguments()[2:])
+    assert "--tenant" in capsys.readouterr().err

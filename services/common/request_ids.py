@@ -1,12 +1,14 @@
-"""The id of each request: on its answer, and in every log line that it causes."""
+"""The id and the duration of each request: the id on its answer, and in every log line that it causes."""
 
 from __future__ import annotations
 
 import re
+import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.common.logs import log_context
+from services.common.metrics import REQUESTS
 from tlm_core.names import new_id
 
 HEADER = "X-Request-ID"
@@ -26,8 +28,13 @@ class RequestIds:
         given = dict(scope["headers"]).get(HEADER.lower().encode(), b"")
         request_id = given.decode() if _VALID.fullmatch(given) else new_id("req")
 
+        began = time.perf_counter()
+
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
+                # The path of the route, because paths have ids. Several figures for each id would fill Prometheus.
+                route = getattr(scope.get("route"), "path", "none")
+                REQUESTS.labels(scope["method"], route, message["status"]).observe(time.perf_counter() - began)
                 message["headers"] = [*message.get("headers", ()), (HEADER.lower().encode(), request_id.encode())]
             await send(message)
 

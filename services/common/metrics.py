@@ -1,0 +1,53 @@
+"""What a process measures about itself, for Prometheus. docs/operations.md explains the alerts on these figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+REGISTRY = CollectorRegistry()
+ProcessCollector(namespace="tlm", registry=REGISTRY)
+_LONG = (1, 3, 10, 30, 60, 300, 1_800, 7_200, 36_000, 180_000)
+
+REQUESTS = Histogram(
+    "tlm_request_seconds", "Time until an answer begins.", ("method", "route", "status"), registry=REGISTRY
+)
+FAILING = Gauge("tlm_background_failing", "Whether a task fails or has stopped.", ("task",), registry=REGISTRY)
+SKIPPED = Gauge("tlm_background_skipped", "Items that a background task skips.", ("task",), registry=REGISTRY)
+ROUNDS = Histogram("tlm_round_seconds", "Time of a round of the coordinator.", registry=REGISTRY)
+HELD = Gauge("tlm_held_jobs", "Jobs that the coordinator drives.", registry=REGISTRY)
+CLAIMS = Counter("tlm_claims", "Claimed jobs; adopted: their lease had expired.", ("adopted",), registry=REGISTRY)
+LEASE_LOSSES = Counter("tlm_lease_losses", "Jobs that another coordinator took over.", registry=REGISTRY)
+REQUEUES = Counter("tlm_requeues", "Attempts that ended and are tried again.", ("cause",), registry=REGISTRY)
+FAILURES = Counter("tlm_failures", "Jobs that failed.", ("cause",), registry=REGISTRY)
+FIRST_STEP = Histogram(
+    "tlm_first_step_seconds", "Time from the claim of a job to its first step on a worker.",
+    buckets=_LONG, registry=REGISTRY,
+)  # fmt: skip
+STAGES = Histogram("tlm_stage_seconds", "Time of a stage.", ("stage",), buckets=_LONG, registry=REGISTRY)
+TOKENS = Gauge("tlm_tokens_per_second", "Training speed of all jobs of the coordinator.", registry=REGISTRY)
+ORPHANS = Counter("tlm_orphans", "Removed remains that no record names.", ("kind",), registry=REGISTRY)
+
+
+@dataclass(frozen=True)
+class Live:
+    """A figure that is read when Prometheus asks for it."""
+
+    name: str
+    help: str
+    value: float
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+def exposition(figures: Iterable[Live] = ()) -> bytes:
+    """Return what this process counted, and the figures, in the text format of Prometheus."""
+    live, gauges = CollectorRegistry(), dict[str, Gauge]()
+    for figure in figures:
+        if figure.name not in gauges:
+            gauges[figure.name] = Gauge(figure.name, figure.help, tuple(figure.labels), registry=live)
+        gauge = gauges[figure.name]
+        (gauge.labels(**figure.labels) if figure.labels else gauge).set(figure.value)
+    return generate_latest(REGISTRY) + generate_latest(live)

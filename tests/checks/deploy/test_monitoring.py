@@ -1,0 +1,76 @@
+"""Alerts and dashboard: valid, over figures that the processes show, and explained in docs/operations.md."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+import yaml
+
+from services.common.metrics import REGISTRY
+from tests.checks.deploy.promql import Query
+from tests.support import ROOT
+
+MONITORING = ROOT / "deploy" / "monitoring"
+ALERTS: list[dict[str, Any]] = yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"][0]["rules"]
+DASHBOARD: dict[str, Any] = json.loads((MONITORING / "dashboard.json").read_text())
+OF_SCRAPE = {"job", "instance"}
+
+
+def shown_metrics() -> dict[str, set[str]]:
+    """Return the names that Prometheus stores, with their labels."""
+    names: dict[str, set[str]] = {"up": set()}
+    for metric in REGISTRY.collect():
+        labels = {name for collector in REGISTRY._collector_to_names for name in getattr(collector, "_labelnames", ())}
+        for end in {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(metric.type, [""]):
+            names[metric.name + end] = labels | {"le"}
+    for path in (ROOT / "services").rglob("*.py"):
+        for name, labels in re.findall(r'Live\(\s*"(tlm_\w+)".*?(\{.*?\})?\)(?:,|\n|\])', path.read_text()):
+            names.setdefault(name, set()).update(re.findall(r'"(\w+)":', labels))
+    return names
+
+
+SHOWN = shown_metrics()
+
+
+def expressions() -> list[str]:
+    return [rule["expr"] for rule in ALERTS] + [t["expr"] for panel in DASHBOARD["panels"] for t in panel["targets"]]
+
+
+@pytest.mark.parametrize("text", expressions())
+def test_expression_is_valid_and_uses_shown_figures(text: str) -> None:
+    for name, labels in Query(text).metrics.items():
+        assert name in SHOWN, text
+        assert labels <= SHOWN[name] | OF_SCRAPE, text
+
+
+@pytest.mark.parametrize("text", ["sum(", "sum by (a (b)", "rate(tlm_x)", "tlm_a >", "tlm_a{b=}", "max(tlm_a) tlm_b"])
+def test_parser_refuses_invalid_expressions(text: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(text)):
+        Query(text)
+
+
+def test_each_alert_is_explained_and_has_a_severity() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    assert re.findall(r"^### (\w+)$", page, re.MULTILINE) == [rule["alert"] for rule in ALERTS]
+    assert {rule["labels"]["severity"] for rule in ALERTS} == {"page", "warn"}
+
+
+def test_each_figure_is_on_the_dashboard() -> None:
+    drawn = {name for panel in DASHBOARD["panels"] for t in panel["targets"] for name in Query(t["expr"]).metrics}
+    ends = re.compile("_(bucket|sum|count|total)$")
+    own = {ends.sub("", name) for name in SHOWN if name.startswith("tlm_") and "process_" not in name}
+    assert own <= {ends.sub("", name) for name in drawn}
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
+
+
+def test_prometheus_reads_the_ports_of_the_containers() -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    config = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
+    targets = dict(c["static_configs"][0]["targets"][0].split(":") for c in config["scrape_configs"])
+    for name, port in targets.items():
+        variables = services[name]["environment"]
+        assert port in (variables.get(f"TLM_{name.upper()}_PORT"), variables.get("TLM_TRAINER_METRICS_PORT")), name
+    assert (MONITORING / config["rule_files"][0]).exists()

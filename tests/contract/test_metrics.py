@@ -1,0 +1,198 @@
+"""The figures of each process for Prometheus, and the ids in log lines across processes."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import redis
+from fastapi.testclient import TestClient
+from prometheus_client import start_http_server
+from prometheus_client.parser import text_string_to_metric_families
+
+from services.common.background import Background
+from services.common.logs import log_context, set_up_logging
+from services.common.metrics import REGISTRY
+from services.common.redis_client import DISK_FREE
+from services.common.retriever_client import RetrieverClient
+from services.trainer.cluster import Status
+from tests.contract.coordinator_harness import CoordinatorHarness, MovableClockStore, T
+from tests.contract.gateway import Gateway, make_gateway, upload
+from tests.contract.retriever_harness import RetrieverHarness
+from tests.redis_server import free_port
+from tlm_core.errors import WorkerLost
+from tlm_core.jobs.spec import Progress
+
+Figures = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def parsed(text: str) -> Figures:
+    """Return the value of each sample by name and labels."""
+    samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+    return {(sample.name, frozenset(sample.labels.items())): sample.value for sample in samples}
+
+
+def value(figures: Figures, name: str, **labels: str) -> float:
+    return figures.get((name, frozenset(labels.items())), 0.0)
+
+
+@pytest.fixture
+def harness(redis_client: redis.Redis, tmp_path: Path) -> CoordinatorHarness:
+    return CoordinatorHarness(MovableClockStore(redis_client), tmp_path)
+
+
+@pytest.fixture
+def gateway(redis_client: redis.Redis, tmp_path: Path) -> Gateway:
+    return make_gateway(redis_client, tmp_path)
+
+
+@pytest.fixture
+def lines() -> Iterator[Any]:
+    """Yield a function that returns the log lines of this process as records."""
+    root = logging.getLogger()
+    handlers, level, stream = root.handlers, root.level, io.StringIO()
+    set_up_logging("test", stream=stream)
+    yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
+    root.handlers, root.level = handlers, level
+
+
+def test_gateway_shows_the_queue_redis_and_requests(gateway: Gateway, redis_client: redis.Redis) -> None:
+    redis_client.set(DISK_FREE, 10 << 20)
+    with gateway.test_client() as api:
+        before = parsed(api.get("/metrics").text)
+        assert upload(api).status_code == 201
+        assert api.post("/v1/jobs", json={"dataset": "toy"}).status_code == 202
+        api.get("/v1/jobs/job_1m83r73xbd01k988mks")
+        figures = parsed(api.get("/metrics").text)
+        assert value(figures, "tlm_jobs", state="queued") == 1
+        assert 0 <= value(figures, "tlm_queue_oldest_seconds") < 60
+        assert value(figures, "tlm_redis_up") == 1
+        assert 0 < value(figures, "tlm_redis_write_seconds") < 5
+        assert value(figures, "tlm_redis_disk_free_bytes") == 10 << 30
+        assert value(figures, "tlm_storage_free_bytes") > 0
+        assert value(figures, "tlm_process_resident_memory_bytes") > 1e6
+        labels = {"method": "GET", "route": "/v1/jobs/{job}", "status": "404"}
+        count = value(figures, "tlm_request_seconds_count", **labels)
+        assert count == value(before, "tlm_request_seconds_count", **labels) + 1
+        with gateway.parts.removals.round():
+            raise RuntimeError("a bug")
+        assert value(parsed(api.get("/metrics").text), "tlm_background_failing", task="removals") == 1
+        with gateway.parts.removals.round():
+            pass
+        assert value(parsed(api.get("/metrics").text), "tlm_background_failing", task="removals") == 0
+
+
+def test_figures_of_the_gateway_need_the_token_but_not_redis(gateway: Gateway, monkeypatch: Any) -> None:
+    with gateway.test_client() as api:
+        assert TestClient(api.app).get("/metrics").status_code == 401
+        monkeypatch.setattr(gateway.parts.jobs, "_redis", redis.Redis(port=1))
+        answer = api.get("/metrics")
+        assert answer.status_code == 200
+        assert value(parsed(answer.text), "tlm_redis_up") == 0
+
+
+def test_coordinator_counts_claims_stages_and_requeues(harness: CoordinatorHarness) -> None:
+    port = free_port()
+    server, thread = start_http_server(port, "127.0.0.1", registry=REGISTRY)
+    try:
+
+        def scrape() -> Figures:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+                return parsed(answer.read().decode())
+
+        before, coordinator, job_id = scrape(), harness.coordinator(), harness.submit()
+        submission = harness.until_submitted(coordinator, job_id)
+        progress = Progress(stage="self_train", node="self_train", step=3, total=9, rate=512.0, unit="tokens")
+        harness.store.report(T, job_id, 1, progress=progress)
+        harness.beat(job_id)
+        coordinator.round()
+        assert coordinator._held[job_id].rate == 512.0
+        harness.work(submission)
+        coordinator.round()
+        lost = harness.submit(seeds=(5,))
+        harness.cluster.statuses[harness.until_submitted(coordinator, lost)] = Status.FAILED
+        coordinator.round()
+
+        def grown(name: str, **labels: str) -> float:
+            return value(scrape(), name, **labels) - value(before, name, **labels)
+
+        assert grown("tlm_claims_total", adopted="false") == 2
+        assert grown("tlm_first_step_seconds_count") == 1
+        assert grown("tlm_stage_seconds_count", stage="self_train") == 1
+        assert grown("tlm_requeues_total", cause=WorkerLost.code) == 1
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_retriever_shows_its_requests(tmp_path: Path) -> None:
+    harness = RetrieverHarness(tmp_path, "embedded", "http://127.0.0.1:1")
+    with harness.retriever() as api:
+        api.ready()
+        assert "tlm_request_seconds_count" in api._http.get("/metrics").text
+
+
+def test_repeated_task_shows_that_it_has_stopped() -> None:
+    task = Background("test")
+    with task.running():
+        pass
+    assert REGISTRY.get_sample_value("tlm_background_failing", {"task": "test"}) == 1
+
+
+def test_request_id_reaches_coordinator_and_worker(gateway: Gateway, redis_client: redis.Redis, tmp_path: Path) -> None:
+    with gateway.test_client() as api:
+        upload(api)
+        job_id = api.post("/v1/jobs", json={"dataset": "toy"}, headers={"X-Request-ID": "from-client"}).json()["id"]
+    harness = CoordinatorHarness(MovableClockStore(redis_client), tmp_path)
+    submission = harness.until_submitted(harness.coordinator(), job_id)
+    assert harness.job(job_id).request_id == "from-client"
+    assert harness.cluster.assignment(submission).request_id == "from-client"
+
+
+def test_stage_in_a_thread_of_the_coordinator_logs_the_ids(harness: CoordinatorHarness, lines: Any) -> None:
+    local, log = harness.local, logging.getLogger("services.test")
+
+    def logged(*args: Any) -> Any:
+        log.info("a stage")
+        return local(*args)
+
+    with ThreadPoolExecutor(1) as harness.executor:
+        coordinator = harness.coordinator()
+        coordinator.local = logged
+        with log_context(request_id="req_1"):
+            job_id = harness.submit()
+        coordinator.round()
+    (line,) = (line for line in lines() if line["event"] == "a stage")
+    assert (line["job_id"], line["attempt"], line["request_id"]) == (job_id, 1, "req_1")
+
+
+def test_worker_process_logs_the_ids_in_every_thread(lines: Any) -> None:  # noqa: ARG001
+    stream = io.StringIO()
+    set_up_logging("worker", stream=stream, job_id="job_1", attempt=2, request_id="req_1")
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(logging.getLogger("services.test").info, "a line").result()
+    line = json.loads(stream.getvalue())
+    assert (line["job_id"], line["attempt"], line["request_id"]) == ("job_1", 2, "req_1")
+
+
+def test_request_id_reaches_the_retriever() -> None:
+    seen = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request.headers.get("X-Request-ID"))
+        return httpx.Response(200, json={})
+
+    client = RetrieverClient(httpx.Client(transport=httpx.MockTransport(answer), base_url="http://retriever"))
+    with log_context(request_id="req_1"):
+        client.ready()
+    client.ready()
+    assert seen == ["req_1", None]
