@@ -80,7 +80,7 @@ def test_published_encoder_caps_default_rates_only() -> None:
         ({"finetune.rates": [1e-3, 0.001]}, "two or more rates that differ"),
         ({"finetune.rates": [1e-3, 0]}, "finetune.rates.1"),
         ({"joint.rho11": 1}, "joint.rho1"),
-        ({"nonsense": 1}, "Valid keys"),
+        ({"xyzzy": 1}, "Valid keys"),
         ({"joint": {}}, "Unknown recipe key 'joint'"),
         ({"name": "paper"}, "Unknown recipe key 'name'"),
         ({"joint.mask_rate": [0.1]}, "joint.mask_rate"),

@@ -29,6 +29,7 @@ from tlm_core.evaluation.combine import (
     choose,
     scales_of,
 )
+from tlm_core.evaluation.summary import BEHIND
 from tlm_core.evaluation.suspects import rank_suspects
 from tlm_core.tasks.metrics import METRICS, best_of, score, scores_for, summary
 from tlm_core.tasks.task import Task
@@ -64,10 +65,12 @@ class EncoderResult:
     chosen: Mapping[str, Any]
     cost: Cost
     tries: Sequence[Mapping[str, Any]] = field(default=())
+    behind: Mapping[str, float] | None = None
 
     def facts(self) -> Report:
         """Return what a report states about the seed beside its scores."""
         facts = {"seed": self.seed, "chosen": self.chosen, "cost": self.cost}
+        facts |= {BEHIND: self.behind} if self.behind else {}
         return facts | ({"tries": self.tries} if self.tries else {})
 
 

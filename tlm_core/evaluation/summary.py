@@ -9,6 +9,7 @@ from typing import Any
 from tlm_core.tasks.metrics import METRICS
 
 MAJORITY = "majority"
+BEHIND = "behind"  # the scores of encoder and linear model for which training ended early (`joint.stop_if_behind`)
 _LINEAR = {"linear": "the linear model", "self_trained": "the self-trained linear model"}
 
 Report = Mapping[str, Any]
@@ -53,7 +54,21 @@ def sentences(report: Report) -> list[str]:
     if "returned" not in report:
         return []
     worth, reason = report.get("worth", {}).get("words"), report["returned"]["reason"]
-    return [headline(report), *([reason] if reason not in (worth or "") else []), *([worth] if worth else [])]
+    ended = [behind_in_words(entry[BEHIND]) for entry in report["seeds"] if BEHIND in entry]
+    return [
+        headline(report),
+        *ended[:1],
+        *([reason] if reason not in (worth or "") else []),
+        *([worth] if worth else []),
+    ]
+
+
+def behind_in_words(scores: Mapping[str, float]) -> str:
+    """Say in one sentence why training ended early. scores: of encoder and linear model on validation."""
+    return (
+        f"Training ended at half the joint budget, because the encoder has {scores['encoder']:.3f} on validation "
+        f"and the linear model {scores['linear']:.3f} (joint.stop_if_behind)."
+    )
 
 
 def headline(report: Report) -> str:

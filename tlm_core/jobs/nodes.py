@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 
+from tlm_core.errors import InvalidRecipe
 from tlm_core.jobs.plan import SEED_GROUP, Node
 from tlm_core.jobs.spec import KindOptions, PlanInputs
 from tlm_core.linear.params import BaselineParams, SelfTrainParams
@@ -77,10 +78,17 @@ def prepare_node(
     return Node(name, PREPARE, PrepareParams.of(recipe), inputs=inputs, seed=seed)
 
 
-def joint_node(recipe: Recipe, seed: int, name: str, prepared: str = "prepare") -> Node:
-    """The joint stage of one seed. A wall-clock budget makes its result irreproducible, so the cache excludes it."""
-    reusable = recipe.joint.budget.seconds is None
-    return Node(name, JOINT, JointParams.of(recipe, seed), {"prepared": prepared}, seed=seed, reusable=reusable)
+def joint_node(recipe: Recipe, seed: int, name: str, prepared: str = "prepare", baseline: str | None = None) -> Node:
+    """The joint stage of one seed. A wall-clock budget makes its result irreproducible, so the cache excludes it.
+
+    Raises InvalidRecipe if the recipe compares the encoder with a linear model and there is none.
+    """
+    inputs, reusable = {"prepared": prepared}, recipe.joint.budget.seconds is None
+    if recipe.joint.stop_if_behind is not None:
+        if baseline is None:
+            raise InvalidRecipe("Jobs of this kind do not end early. Omit joint.stop_if_behind.")
+        inputs["baseline"] = baseline
+    return Node(name, JOINT, JointParams.of(recipe, seed), inputs, seed=seed, reusable=reusable)
 
 
 def finetune_nodes(recipe: Recipe, seed: int, name: str, inputs: Mapping[str, str]) -> list[Node]:
@@ -134,7 +142,7 @@ def train_nodes(inputs: PlanInputs[KindOptions], *, ensemble: bool = False) -> l
     for seed in seeds:
         start = {}
         if recipe.joint.enabled:
-            trained.append(joint_node(recipe, seed, f"joint.s{seed}"))
+            trained.append(joint_node(recipe, seed, f"joint.s{seed}", baseline="baseline"))
             start = {"joint": f"joint.s{seed}"}
         trained += finetune_nodes(recipe, seed, f"finetune.s{seed}", {"prepared": "prepare", **start})
         gathered[f"finetune.s{seed}"] = f"finetune.s{seed}"

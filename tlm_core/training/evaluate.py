@@ -15,6 +15,7 @@ from torch import Tensor
 from tlm_core.errors import OutOfMemory
 from tlm_core.evaluation.combine import LINEAR, SELF_TRAINED
 from tlm_core.evaluation.report import EncoderResult, LinearResult, job_report, report_meta, write_report
+from tlm_core.evaluation.summary import BEHIND
 from tlm_core.tasks.metrics import score
 from tlm_core.tasks.task import SPLITS, Task
 from tlm_core.training.architectures import Shape
@@ -154,7 +155,8 @@ def encoder_results(folders: Mapping[int, Path], prepared: Prepared, predictor: 
         history = read_history(folders[seed])
         outputs = {name: predictor(folders[seed], prepared.split(name)) for name in ("validation", *tests_of(prepared))}
         cost = {name: history[name] for name in ("joint",) if history[name]} | {"finetune": history["cost"]}
-        results.append(EncoderResult(seed, outputs, history["best"], cost, history.get("tries", ())))
+        tries, behind = history.get("tries", ()), history.get(BEHIND)
+        results.append(EncoderResult(seed, outputs, history["best"], cost, tries, behind))
     return results
 
 

@@ -67,7 +67,8 @@ class Trainer:
 
     batches: (step, progress) → batch. step_flops: FLOPs of a batch's forward and backward pass. memory: bytes of
     training with a number of rows; None if they are not estimated. validate: scores the model, if the stage does.
-    evaluate_at: the steps (1-based; 0 is before the first) after which to validate. passes: by default those over rows.
+    evaluate_at: the steps (1-based; 0 is before the first) after which to validate. is_behind: called at half the
+    budget; if true, the run ends there. passes: by default those over rows.
     needed_flops: FLOPs that the model needs for a batch, for the reported utilization of a GPU.
     before_step: called before each step.
     """
@@ -82,6 +83,7 @@ class Trainer:
     memory: Callable[[int], int] | None = None
     validate: Callable[[], dict[str, float | None]] | None = None
     evaluate_at: frozenset[int] = frozenset()
+    is_behind: Callable[[], bool] | None = None
     clock: Callable[[], float] = time.perf_counter
     passes: Passes | None = None
     needed_flops: Callable[[Batch], float] | None = None
@@ -115,7 +117,7 @@ class Trainer:
         if state.step == 0 and 0 in self.evaluate_at and not state.evaluations:
             self._evaluate()
         open_steps: deque[tuple[Step, int, float]] = deque()
-        while state.progress(self.budget) < 1.0:
+        while (used := state.progress(self.budget)) < 1.0:
             self.before_step()
             step = self._launch(batches(), report.stop)
             state.count(step.batch.rows.real_tokens, self._flops(step.batch))
@@ -124,15 +126,18 @@ class Trainer:
             counted = self._count_seconds(counted)
             open_steps.append((step, state.tokens, state.progress(self.budget)))
             finished = state.progress(self.budget) >= 1.0
+            halfway = self.is_behind is not None and used < 0.5 <= state.progress(self.budget)
             evaluate, save = state.step in self.evaluate_at, state.step % self.ctx.params.checkpoint_steps == 0
             # All workers must read results at the same steps, because they decide by them.
-            late = 0 if finished or evaluate or save else self._passes.late
+            late = 0 if finished or evaluate or save or halfway else self._passes.late
             results = self._results(open_steps, late)
             stop = any(result.stop for result in results)
             if stop:
                 results += self._results(open_steps, 0)
             if evaluate:
                 self._evaluate()
+            if halfway and self.is_behind and self.is_behind():
+                break
             if not finished and (stop or save):
                 self._checkpoint()
             if stop and not finished:

@@ -162,6 +162,13 @@ class Joint(_Part):
     mask_rate: float = Field(0.3, gt=0, lt=1, description="share of tokens masked at the start")
     mask_rate_end: float | None = Field(None, gt=0, lt=1, description="share at the end; None: constant")
     optimizer: Optimizer = Optimizer()
+    stop_if_behind: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="end at half the budget, with one finetuning step, if the encoder's validation score is below that "
+        "of the linear model by more than this; None: never",
+    )
 
     def at_length(self, length: int, model: Model) -> Joint:
         """Return the part for rows of `length` tokens. A step has as many tokens at each length that `auto` chooses."""
@@ -421,6 +428,11 @@ def _check_trainable(recipe: Recipe) -> None:
         raise InvalidRecipe(
             "With selection.selector 'none' the joint stage trains on task texts alone, so joint.task_loss or "
             "joint.mlm_on_task must be true, or joint.enabled false."
+        )
+    if joint.stop_if_behind is not None and not (joint.enabled and joint.task_loss):
+        raise InvalidRecipe(
+            "joint.stop_if_behind compares the encoder's classifier with the linear model, so joint.enabled and "
+            "joint.task_loss must be true."
         )
 
 

@@ -15,11 +15,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tlm_core.artifacts import MANIFEST
+from tlm_core.evaluation.report import LinearResult
+from tlm_core.evaluation.summary import BEHIND, behind_in_words
 from tlm_core.tasks.metrics import best_of
 from tlm_core.training import published
 from tlm_core.training.architectures import Shape, scratch_shape
 from tlm_core.training.device import model_fits_device, pick_device
-from tlm_core.training.evaluate import predict, validation_scores
+from tlm_core.training.evaluate import predict, scores_of, validation_scores
 from tlm_core.training.loop import Trainer
 from tlm_core.training.memory import MICRO_ROWS, training_bytes
 from tlm_core.training.model import TaskModel, initialize, initialize_counted
@@ -37,11 +39,31 @@ from tlm_core.training.state import HISTORY, SHAPE, WEIGHTS, TrainState, load_we
 @model_fits_device()
 def joint(ctx: StageContext[JointParams]) -> dict[str, Any]:
     """Train on masked language modeling of passages and task texts, and on the task's loss (paper section 3.2)."""
-    trainer = joint_trainer(ctx)
+    trainer, behind = joint_trainer(ctx), dict[str, float]()
+    if ctx.params.joint.stop_if_behind is not None:
+        trainer.is_behind = partial(_is_behind, ctx, trainer, behind)
     with traced(trainer, trace_path(ctx, "joint")):
         state, _ = trainer.run()
-    model, head_trained = trainer.model, ctx.params.joint.task_loss
-    return write_trained(ctx, model.shape, weights(model), state, trainer.device, {"head_trained": head_trained})
+    extra = {"head_trained": ctx.params.joint.task_loss} | ({BEHIND: behind} if behind else {})
+    return write_trained(ctx, trainer.model.shape, weights(trainer.model), state, trainer.device, extra)
+
+
+def _is_behind(ctx: StageContext[JointParams], trainer: Trainer, behind: dict[str, float]) -> bool:
+    """Compare encoder and linear model on validation. `behind` receives the scores if the encoder is behind."""
+    prepared = Prepared(ctx.inputs["prepared"])
+    split, precision = prepared.split("validation"), ctx.params.precision
+    outputs = predict(
+        trainer.model, split, prepared, device=trainer.device, precision=precision, workers=trainer.workers
+    )
+    linear = LinearResult.read(ctx.inputs["baseline"]).outputs["validation"]
+    scores = {name: scores_of(of, split, prepared)["value"] for name, of in (("encoder", outputs), ("linear", linear))}
+    limit = ctx.params.joint.stop_if_behind
+    if limit is None or None in scores.values() or scores["linear"] - scores["encoder"] <= limit:
+        return False
+    behind |= scores
+    if not ctx.rank:
+        ctx.report.event("stage.warning", message=behind_in_words(scores))
+    return True
 
 
 def joint_trainer(ctx: StageContext[JointParams]) -> Trainer:
@@ -103,6 +125,8 @@ def tune(
     prepared = Prepared(ctx.inputs["prepared"])
     head_trained = bool(before.get("head_trained")) and not finetune.reset_head
     steps = finetune.steps(len(prepared.split("train"))) * (1 if prepared.pieces() is None else 2)
+    if BEHIND in before:
+        steps = 1
     validation, workers = prepared.split("validation"), Workers(ctx.rank, ctx.world_size)
 
     def validate() -> dict[str, float | None]:
@@ -135,7 +159,8 @@ def tune(
     if "joint" in ctx.inputs and not ctx.rank:
         copy_traces(ctx.inputs["joint"], ctx.out)
     chosen = {name: tensor for name, tensor in best.items() if not name.startswith("vocabulary.")}
-    return write_trained(ctx, model.shape, own_units(chosen, prepared), state, device, {"joint": before.get("cost")})
+    extra = {"joint": before.get("cost")} | ({BEHIND: before[BEHIND]} if BEHIND in before else {})
+    return write_trained(ctx, model.shape, own_units(chosen, prepared), state, device, extra)
 
 
 def choose(ctx: StageContext[ChooseParams]) -> dict[str, Any]:

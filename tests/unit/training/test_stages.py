@@ -20,6 +20,8 @@ from tlm_core.artifacts import MANIFEST
 from tlm_core.errors import InvalidRecipe
 from tlm_core.evaluation import report as report_module
 from tlm_core.evaluation.combine import Choice
+from tlm_core.evaluation.summary import sentences
+from tlm_core.jobs.nodes import joint_node
 from tlm_core.jobs.spec import KindOptions, PlanInputs
 from tlm_core.kinds import learning_curve, prune, share_tickets, train
 from tlm_core.serving import load_model as load_served
@@ -408,3 +410,28 @@ def test_finetune_steps_and_evaluations_follow_the_recipe() -> None:
     assert part.model_copy(update={"epochs": 0.01}).steps(10) == 1
     assert evaluation_steps(10, 4, untouched=True) == {0, 2, 5, 8, 10}
     assert evaluation_steps(2, 10, untouched=False) == {1, 2}
+
+
+@pytest.mark.parametrize(("limit", "steps"), [(0.1, 5), (1.0, 10)])
+def test_training_ends_early_if_the_encoder_is_behind(tmp_path: Path, limit: float, steps: int) -> None:
+    changes = {"joint__budget__steps": 10, "joint__optimizer__lr": 1e-12, "joint__optimizer__muon_lr": 1e-12}
+    recipe = tiny(joint__stop_if_behind=limit, finetune__max_steps=8, precision="fp32", **changes)
+    task, selection = made_task(tmp_path / "task", (90, 30, 60)), made_selection(tmp_path / "selection")
+    folders = run_chain(task, selection, recipe, [0], tmp_path / "run")
+    joint, finetune = (json.loads((folders[name] / HISTORY).read_text()) for name in ("joint.s0", "finetune.s0"))
+    report = report_of(folders)
+    assert joint["points"][-1]["step"] == steps
+    (seed,) = report["seeds"]
+    if limit == 1.0:
+        assert "behind" not in seed and finetune["evaluations"][-1]["step"] == 8
+        return
+    assert finetune["evaluations"][-1]["step"] == 1 and report["returned"]["model"] == "linear"
+    assert seed["behind"] == joint["behind"] and seed["behind"]["linear"] - seed["behind"]["encoder"] > limit
+    assert "Training ended at half the joint budget" in sentences(report)[1]
+
+
+def test_early_end_needs_a_trained_classifier_and_a_linear_model() -> None:
+    with pytest.raises(InvalidRecipe, match=r"joint\.task_loss must be true"):
+        resolve("fast", "tiny", {"joint.stop_if_behind": 0.2, "joint.task_loss": False})
+    with pytest.raises(InvalidRecipe, match=r"Omit joint\.stop_if_behind"):
+        joint_node(tiny(joint__stop_if_behind=0.2), 0, "joint.s0")
