@@ -58,7 +58,6 @@ class Uploads:
     def create(self, tenant: str, name: str, size: int, sha256: str | None) -> Upload:
         if size > self._max_bytes:
             raise InvalidRequest(f"The file of {size:,} bytes is larger than the limit of {self._max_bytes:,} bytes.")
-        self._sweep(tenant)
         fields: dict[str, str | int] = {"name": safe_name(name), "size": size, "sha256": sha256 or "", "offset": 0}
         upload = _upload(new_id("upl"), fields)
         with translated_errors():
@@ -155,18 +154,6 @@ class Uploads:
             self.delete(tenant, upload.id)
             raise InvalidRequest(f"Upload {upload.id} does not match its SHA-256. Upload the file again.")
         return ReceivedFile(field, target.name, target, upload.size)
-
-    def _sweep(self, tenant: str) -> None:
-        """Delete the parts of expired uploads."""
-        root = self._artifacts.path(f"{tenant}/parts")
-        with self._artifacts.errors("listing old uploads"):
-            folders = self._artifacts.fs.ls(root, detail=False) if self._artifacts.fs.exists(root) else []
-        for folder in folders:
-            upload_id = str(folder).rstrip("/").rsplit("/", 1)[-1]
-            with translated_errors():
-                exists = self._redis.exists(_key(tenant, upload_id))
-            if not exists:
-                self._artifacts.delete(_folder(tenant, upload_id))
 
 
 async def _receive(body: AsyncIterator[bytes], local: Path, length: int) -> int:

@@ -7,8 +7,9 @@ the indexes, or it changes nothing. All times are the Redis server's, so the clo
 from __future__ import annotations
 
 import json
+import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -24,6 +25,7 @@ from services.common.redis_client import (
     ENDED,
     FEED,
     LEASES,
+    ORPHANS,
     PREFIX,
     QUEUE,
     REMOVALS,
@@ -61,6 +63,7 @@ _MAX_LOG_LINES = 20_000  # and metric points, in Redis: only while the storage i
 _MOVED_LINES = 2_000  # and metric points, from which on they move to the storage
 _MAX_FEED_ENTRIES = 100_000
 ARCHIVE_SECONDS = 30 * 86_400.0  # after the end of a job, until its record is compressed
+_FOLDER = re.compile(r'"folder": ?"([^"]+)"')  # in the JSON of a record
 _DISK_RESERVE = 256 << 20  # bytes on Redis's disk, beyond a copy of its data
 _PAGE = 1000  # members of a set that one command reads for a list
 _MAX_COUNTED_SECONDS = 60.0  # of running time between two renewals; a step of the clock may be longer
@@ -733,6 +736,37 @@ class JobStore:
                 return False
             scans = (self._redis.scan_iter(key("*", kind), count=10_000) for kind in ("datasets", "corpora"))
             return not any(any(keys) for keys in scans)
+
+    def named_folders(self, tenant: str) -> set[str]:
+        """Return every folder of the storage that a record of a tenant names, and all that contain it."""
+        folders: set[str] = set()
+        with translated_errors():
+            for name in self._redis.scan_iter(key(tenant, "*"), count=1000):
+                match self._redis.type(name):
+                    case "hash":
+                        texts = list(unpacked(self._redis.hgetall(name)).values())
+                        texts += [self._redis.hget(name, "history") or ""]
+                    case "list":
+                        texts = self._redis.lrange(name, 0, -1)
+                    case "string":
+                        texts = [self._redis.get(name) or ""]
+                    case _:
+                        continue
+                if name.startswith(prefix := key(tenant, "upload", "")):
+                    texts.append(f'"folder":"{tenant}/parts/{name.removeprefix(prefix)}"')
+                folders.update(folder for text in texts for folder in _FOLDER.findall(text))
+        return {f"{folder}/"[:end] for folder in folders for end, sign in enumerate(f"{folder}/") if sign == "/"}
+
+    def orphans(self, folders: Collection[str], seconds: float) -> list[str]:
+        """Note folders that no record names. Returns those that have been noted for `seconds` and are forgotten now."""
+        with translated_errors():
+            now, noted = self.now(), self._redis.hgetall(ORPHANS)
+            due = [folder for folder in folders if now - float(noted.get(folder, now)) >= seconds]
+            if gone := [*due, *(noted.keys() - set(folders))]:
+                self._redis.hdel(ORPHANS, *gone)
+            if new := [folder for folder in folders if folder not in noted]:
+                self._redis.hset(ORPHANS, mapping=dict.fromkeys(new, now))
+        return due
 
     # --- deletion ----------------------------------------------------------------------------------------------
 

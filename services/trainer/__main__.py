@@ -21,7 +21,7 @@ from services.trainer.coordinator import Coordinator
 from services.trainer.local import run_local
 from services.trainer.selections import Selections
 from services.trainer.settings import TrainerSettings
-from services.trainer.sweeper import Sweeper
+from services.trainer.sweeper import StorageSweeper, Sweeper
 
 
 def main() -> None:
@@ -40,6 +40,7 @@ def main() -> None:
         ("marks", store.mark_streams, 3600.0),
         ("archive", store.archive_ended, 60.0),
         ("sweep", Sweeper(store, cluster).sweep, 60.0),
+        ("orphans", StorageSweeper(store, artifacts).sweep, 86_400.0 / 4),
     ):
         task = Background(name)
         threading.Thread(target=task.repeat, args=(work, seconds, stop), name=name, daemon=True).start()

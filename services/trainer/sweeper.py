@@ -1,17 +1,27 @@
-"""Removes the submissions of ended attempts from the cluster."""
+"""Removes what nothing needs: submissions of ended attempts from the cluster, folders without a record."""
 
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass
 
 from services.common.jobstore import JobStore
 from services.common.metrics import ORPHANS
 from services.trainer.cluster import RayCluster, Status, Submitted
-from tlm_core.errors import NotFound, UnreadableRecord
-from tlm_core.jobs.states import ACTIVE
+from tlm_core.artifacts import ArtifactStore
+from tlm_core.errors import Conflict, NotFound, UnreadableRecord
+from tlm_core.jobs.states import ACTIVE, TERMINAL, State
+from tlm_core.names import JOB_ID
 
 log = logging.getLogger(__name__)
+
+# Levels below the tenant's folder at which a record names a folder or one that contains it.
+_DEPTHS = {"artifacts": 2, "checkpoints": 3, "corpora": 2, "datasets": 1, "jobs": 2, "parts": 1, "uploads": 1}
+_ORPHAN_SECONDS = 7 * 86_400.0
+_FEW = 20
+_MANY = 1_000_000
+_JOB = re.compile(JOB_ID)
 
 
 @dataclass(frozen=True)
@@ -40,3 +50,47 @@ class Sweeper:
         except (NotFound, UnreadableRecord):
             return False
         return job.attempt > submitted.attempt or job.state not in ACTIVE
+
+
+@dataclass(frozen=True)
+class StorageSweeper:
+    """Deletes folders of the storage that no record has named for a week, such as partial checkpoints of lost workers.
+
+    Folders of unfinished jobs stay.
+    """
+
+    store: JobStore
+    artifacts: ArtifactStore
+
+    def sweep(self) -> None:
+        """Sweep once. Raises Conflict if most folders have no record: then the records are lost, not the folders."""
+        self.artifacts.check_mounted()
+        folders, orphans = 0, list[str]()
+        for tenant in self._subfolders("", 1):
+            named = self.store.named_folders(tenant)
+            unfinished = {job for state in set(State) - TERMINAL for job in self.store.newest_in(tenant, state, _MANY)}
+            for kind, depth in _DEPTHS.items():
+                for folder in self._subfolders(f"{tenant}/{kind}", depth):
+                    folders += 1
+                    if folder not in named and not unfinished.intersection(_JOB.findall(folder)):
+                        orphans.append(folder)
+        if len(orphans) > max(_FEW, folders / 2):
+            raise Conflict(
+                f"No record names {len(orphans):,} of {folders:,} folders in the storage. Nothing is deleted. Check "
+                "that Redis and the storage belong together."
+            )
+        expired = [folder for folder in orphans if folder.split("/")[1] == "parts"]  # Their records end by themselves.
+        for folder in [*expired, *self.store.orphans(set(orphans) - set(expired), _ORPHAN_SECONDS)]:
+            log.warning("Deleting %s, which no record names", folder)
+            self.artifacts.delete(folder)
+            ORPHANS.labels(folder.split("/")[1]).inc()
+
+    def _subfolders(self, folder: str, depth: int) -> list[str]:
+        """Return the folders that lie `depth` levels below a folder."""
+        if not depth:
+            return [folder]
+        path, fs = self.artifacts.path(folder).rstrip("/"), self.artifacts.fs
+        with self.artifacts.errors(f"listing {folder}"):
+            entries = fs.ls(path, detail=True, refresh=True) if fs.exists(path) else []
+        names = [str(entry["name"]).rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == "directory"]
+        return [below for name in names for below in self._subfolders(f"{folder}/{name}".lstrip("/"), depth - 1)]

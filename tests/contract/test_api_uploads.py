@@ -156,14 +156,6 @@ def test_oversized_upload_is_refused_and_deleted_one_gone(api: TestClient, gatew
     assert gateway.leftovers() == []
 
 
-def test_parts_of_expired_uploads_are_deleted(api: TestClient, gateway: Gateway) -> None:
-    upload_id = begin(api)
-    put(api, upload_id, 0, 999)
-    gateway.client.delete(f"tlm:{{default}}:upload:{upload_id}")
-    begin(api)
-    assert gateway.leftovers() == []
-
-
 def test_uploads_with_equal_names_become_one_corpus(api: TestClient) -> None:
     ids = []
     for text in (b"one passage of text\n", b"another passage of text\n"):

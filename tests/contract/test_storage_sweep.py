@@ -1,0 +1,152 @@
+"""The sweeper of the storage deletes what no record names, after a time of grace, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import redis
+
+from services.api.removal import _delete_job
+from services.common.history import History
+from services.common.redis_client import ORPHANS, key
+from services.trainer.sweeper import StorageSweeper
+from tests.contract.coordinator_harness import MovableClockStore
+from tests.contract.gateway import Gateway, make_gateway, upload
+from tests.factories import make_resolved, make_spec
+from tests.store_size import run_long_job
+from tests.support import files_under
+from tlm_core.errors import Conflict, StorageUnavailable
+
+T = "default"
+WEEK = 7 * 86_400
+
+
+@pytest.fixture
+def gateway(redis_client: redis.Redis, tmp_path: Path) -> Gateway:
+    return make_gateway(redis_client, tmp_path)
+
+
+@pytest.fixture
+def store(gateway: Gateway) -> MovableClockStore:
+    return MovableClockStore(gateway.client, History(gateway.parts.artifacts))
+
+
+@pytest.fixture
+def sweeper(gateway: Gateway, store: MovableClockStore) -> StorageSweeper:
+    return StorageSweeper(store, gateway.parts.artifacts)
+
+
+def add(gateway: Gateway, folder: str) -> Path:
+    path = gateway.root / "storage" / folder
+    path.mkdir(parents=True)
+    (path / "file").write_text("content")
+    return path
+
+
+def sweep_for_a_week(sweeper: StorageSweeper, store: MovableClockStore) -> None:
+    sweeper.sweep()
+    store.ahead += WEEK
+    sweeper.sweep()
+
+
+def test_folders_without_a_record_are_deleted_after_a_week(
+    gateway: Gateway, sweeper: StorageSweeper, store: MovableClockStore
+) -> None:
+    job = f"job_{'1' * 19}"
+    orphans = [
+        add(gateway, folder)
+        for folder in (
+            f"{T}/artifacts/art_1/{job}-1", f"{T}/checkpoints/art_1/{job}-1/step-000000200", f"{T}/datasets/ds_gone",
+            f"{T}/jobs/{job}/abc", f"{T}/uploads/abc", f"{T}/corpora/docs/v9",
+        )
+    ]  # fmt: skip
+    sweeper.sweep()
+    store.ahead += WEEK - 60
+    sweeper.sweep()
+    assert all(path.exists() for path in orphans)
+    store.ahead += 120
+    sweeper.sweep()
+    assert not any(path.exists() for path in orphans)
+    assert not gateway.client.exists(ORPHANS)
+
+
+def test_parts_of_expired_uploads_are_deleted_at_once(gateway: Gateway, sweeper: StorageSweeper) -> None:
+    with gateway.test_client() as api:
+        known, expired = (api.post("/v1/uploads", json={"name": "a.csv", "size": 9}).json()["id"] for _ in range(2))
+    open_parts, gone = (add(gateway, f"{T}/parts/{upload_id}") for upload_id in (known, expired))
+    gateway.client.delete(key(T, "upload", expired))
+    sweeper.sweep()
+    assert open_parts.exists() and not gone.exists()
+
+
+@pytest.mark.parametrize("archived", [False, True])
+def test_folders_of_records_stay(
+    gateway: Gateway, sweeper: StorageSweeper, store: MovableClockStore, archived: bool
+) -> None:
+    with gateway.test_client() as api:
+        upload(api)
+        answer = api.post("/v1/corpora", data={"name": "docs"}, files={"files": ("d.txt", "one passage of text\n")})
+        assert answer.status_code == 202, answer.text
+    job = run_long_job(store, gateway.parts.artifacts, points=300, lines=10)
+    assert job.result is not None
+    refs = [node.ref.folder for node in job.result.artifacts.values()]
+    refs += [ref.ref.folder for node in job.result.artifacts.values() for ref in store.checkpoints(T, node.artifact)]
+    for folder in refs:
+        add(gateway, folder)
+    if archived:
+        assert store.archive_ended(-60) == 1
+    before = set(files_under(gateway.root / "storage"))
+    sweep_for_a_week(sweeper, store)
+    assert set(files_under(gateway.root / "storage")) == before
+    assert len(store.metrics(T, job.id)) > 0
+
+
+def test_folders_of_unfinished_jobs_stay(gateway: Gateway, sweeper: StorageSweeper, store: MovableClockStore) -> None:
+    job, _ = store.submit(T, make_spec(), make_resolved())
+    partial = add(gateway, f"{T}/checkpoints/art_1/{job.id}-1/step-000000200")
+    sweep_for_a_week(sweeper, store)
+    assert partial.exists()
+    store.cancel(T, job.id)
+    sweep_for_a_week(sweeper, store)
+    assert not partial.exists()
+
+
+def test_artifact_that_a_deleted_job_shared_stays(
+    gateway: Gateway, sweeper: StorageSweeper, store: MovableClockStore
+) -> None:
+    job = run_long_job(store, gateway.parts.artifacts, points=300, lines=10)
+    other, _ = store.submit(T, job.spec, job.resolved)
+    claimed = store.claim("a", 60)
+    assert claimed is not None and job.result is not None
+    result = job.result.model_dump(mode="json")
+    store.finish(claimed, "a", result)
+    store.move_marked()
+    store.archive_ended(-60)
+    shared = [add(gateway, node.ref.folder) for node in job.result.artifacts.values()]
+    _delete_job(store, gateway.parts.artifacts, store.get(T, job.id))
+    sweep_for_a_week(sweeper, store)
+    assert all(path.exists() for path in shared)
+    _delete_job(store, gateway.parts.artifacts, store.get(T, other.id))
+    assert not any(path.exists() for path in shared)
+
+
+def test_lost_records_delete_no_folders(gateway: Gateway, sweeper: StorageSweeper, store: MovableClockStore) -> None:
+    paths = [add(gateway, f"{T}/artifacts/art_{number}/job_{'1' * 19}-1") for number in range(30)]
+    for _ in range(2):
+        with pytest.raises(Conflict, match="No record names 30 of 30 folders"):
+            sweeper.sweep()
+        store.ahead += WEEK
+    assert all(path.exists() for path in paths)
+
+
+def test_unmounted_storage_forgets_no_orphan(gateway: Gateway, sweeper: StorageSweeper) -> None:
+    add(gateway, f"{T}/uploads/abc")
+    with gateway.parts.artifacts.errors("marking", writes=True):
+        pass
+    sweeper.sweep()
+    (gateway.root / "storage").rename(gateway.root / "away")
+    gateway.parts.artifacts._is_new = lambda: False
+    with pytest.raises(StorageUnavailable):
+        sweeper.sweep()
+    assert gateway.client.hlen(ORPHANS) == 1
