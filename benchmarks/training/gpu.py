@@ -1,4 +1,4 @@
-"""Measure the joint step on a GPU: recipe `fast` ("ours") and the published model, both at BERT-base size.
+"""Measure the joint step on a GPU: recipe `fast` ("ours") and the published model at BERT-base size, and `fast` small.
 
 One JSON line for each model, row length, and form (eager or compiled). `mfu` counts only the products that the model
 needs; `hardware_utilization` also those of padding, of unused masks, and of the optimizer. The passages are random
@@ -40,25 +40,24 @@ from tlm_core.training.store import StoreWriter, TokenStore
 VOCABULARY = Vocabulary(size=30_522, pad=0, mask=4, specials=(0, 1, 2, 3, 4))
 LABELS = 7
 LENGTHS = (128, 512)
-# The gated block of `fast` is narrower to equal the parameter count.
-INTERMEDIATE = {"ours": ("fast", 2048), "published": ("paper", 3072)}
+BASE = {"layers": 12, "hidden": 768, "heads": 12}
+# Of each model the recipe and the shape. The gated block of `fast` is narrower to equal the parameter count.
+MODELS = {
+    "ours": ("fast", BASE | {"intermediate": 2048}),
+    "published": ("paper", BASE | {"intermediate": 3072}),
+    "fast_small": ("fast", {"layers": 6, "hidden": 384, "heads": 6, "intermediate": 768}),
+}
+SMALL_TOKENS = 4096  # in a step of `fast` at small
+NO_CHECKPOINTS = {"checkpoint_steps": 1_000_000}
 WARM, TRACED = 8, 10  # steps
 ATTENTION = ("flash", "fmha", "attention", "attn", "softmax")  # in the names of attention kernels
 
 
 def recipe(model: str, length: int, tokens: int) -> Recipe:
-    """Return the recipe of a model at BERT-base size, with a step of so many tokens."""
-    name, intermediate = INTERMEDIATE[model]
-    size = {
-        "layers": 12,
-        "hidden": 768,
-        "heads": 12,
-        "intermediate": intermediate,
-        "max_length": length,
-        "dropout": 0.0,
-    }
-    rows = {"joint.batch_rows": tokens // length, "precision": "bf16", "checkpoint_steps": 1_000_000}
-    return resolve(name, "tiny", {f"model.{key}": value for key, value in size.items()} | rows | {"model.dropout": 0.0})
+    """Return the recipe of a model, with a step of so many tokens."""
+    name, shape = MODELS[model]
+    size = {f"model.{key}": value for key, value in (shape | {"max_length": length, "dropout": 0.0}).items()}
+    return resolve(name, "tiny", {**size, "joint.batch_rows": tokens // length, "precision": "bf16", **NO_CHECKPOINTS})
 
 
 class Passages:
@@ -163,13 +162,14 @@ def lines(tokens: int, steps: int) -> Iterator[dict[str, object]]:
     reason = "no GPU on this machine" if not torch.cuda.is_available() else None
     if reason is None and fast_dtype("cuda") != torch.bfloat16:
         reason = f"{torch.cuda.get_device_name()} does not compute bf16 natively"
-    for model, length, form in itertools.product(INTERMEDIATE, LENGTHS, ("eager", "compiled")):
-        line: dict[str, object] = {"name": f"gpu_{model}_{length}_{form}", "tokens_in_a_step": tokens}
+    for model, length, form in itertools.product(MODELS, LENGTHS, ("eager", "compiled")):
+        step = min(tokens, SMALL_TOKENS) if model == "fast_small" else tokens
+        line: dict[str, object] = {"name": f"gpu_{model}_{length}_{form}", "tokens_in_a_step": step}
         if reason is not None:
             yield {**line, "reason": reason}
             continue
         with tempfile.TemporaryDirectory(prefix="tlm-bench-") as folder:
-            chosen, device = recipe(model, length, tokens), torch.device("cuda", 0)
+            chosen, device = recipe(model, length, step), torch.device("cuda", 0)
             run = trainer(chosen, length, Path(folder), compiled=form == "compiled", device=device)
             yield {**line, "device": torch.cuda.get_device_name(), **measured(run, steps)}
 

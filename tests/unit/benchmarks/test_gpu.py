@@ -15,17 +15,25 @@ CPU = torch.device("cpu")
 
 def test_each_line_has_the_reason_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    lines = list(gpu.lines(4096, 5))
-    names = [f"gpu_{m}_{n}_{f}" for m in ("ours", "published") for n in (128, 512) for f in ("eager", "compiled")]
+    lines = list(gpu.lines(65_536, 5))
+    names = [f"gpu_{m}_{n}_{f}" for m in gpu.MODELS for n in (128, 512) for f in ("eager", "compiled")]
     assert [line["name"] for line in lines] == names
+    assert [line["tokens_in_a_step"] for line in lines[::4]] == [65_536, 65_536, 4_096]
     assert all(line["reason"] == "no GPU on this machine" and "mfu" not in line for line in lines)
 
 
 def test_both_models_have_the_size_of_bert_base() -> None:
-    for model in gpu.INTERMEDIATE:
+    for model in ("ours", "published"):
         recipe = gpu.recipe(model, 512, 32_768)
         assert (recipe.model.layers, recipe.model.hidden, recipe.joint.batch_rows) == (12, 768, 64)
         assert recipe.number_format == "bf16" and recipe.model.dropout == 0
+
+
+def test_small_model_is_the_preset() -> None:
+    small, measured = resolve("fast", "small"), gpu.recipe("fast_small", 128, gpu.SMALL_TOKENS)
+    for key in ("layers", "hidden", "heads", "intermediate"):
+        assert getattr(measured.model, key) == getattr(small.model, key)
+    assert measured.joint.batch_rows == small.joint.batch_rows
 
 
 def test_measured_loop_trains_and_counts_launched_flops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
