@@ -22,7 +22,7 @@ from tests.support import wait_for
 from tests.unit.training.made import TINY, made_prepared, tiny
 from tlm_core.errors import WorkerLost
 from tlm_core.stages import FINETUNE, JOINT
-from tlm_core.training import passes, stages
+from tlm_core.training import buckets, passes, stages
 from tlm_core.training.local import LocalCheckpoints, LocalReporter
 from tlm_core.training.objective import Workers, accumulate_gradient
 from tlm_core.training.params import SHRUNK, FinetuneParams, JointParams
@@ -85,6 +85,8 @@ def _use_streams(*, tight: bool) -> None:
     from tlm_core.training.stream_passes import StreamPasses
 
     run = StreamPasses._run
+
+    buckets.BUCKET = 4000  # several in a small model
 
     def limited(self: StreamPasses, leaves: Any, part: Any, *rest: Any) -> Any:
         if tight and len(part.tokens) > 2 * TINY["model.max_length"]:
@@ -149,6 +151,16 @@ def test_two_workers_train_as_one(tmp_path: Path, recipe: Recipe) -> None:
     weights = load_file(tmp_path / "finetune2" / "model.safetensors")
     content = b"".join(weights[name].numpy().tobytes() for name in sorted(weights))
     assert both[0]["weights_sha256"] == hashlib.sha256(content).hexdigest()
+
+
+def test_workers_sum_bf16_gradients_in_buckets(tmp_path: Path) -> None:
+    recipe = tiny(precision="bf16", joint__budget__steps=4, joint__optimizer__name="adamw", finetune__max_steps=2)
+    made_prepared(tmp_path, recipe)
+    for size in (1, 2):
+        run_workers(size, tmp_path, recipe, stream=True)
+    alone, shared = points(tmp_path / "joint1"), points(tmp_path / "joint2")
+    for term in ("mlm", "gradient_norm"):
+        assert [point[term] for point in shared] == pytest.approx([point[term] for point in alone], rel=1e-2)
 
 
 def join_attempt(rank: int, size: int, port: int, folder: Path) -> None:

@@ -188,7 +188,7 @@ class Trainer:
             loaded = self._load(batch)
         buffers = self.optimizer.buffers
         buffers.set_totals(sums, stop=stop, shrunk=self.state.micro_rows < before)
-        self.workers.sum(buffers.gradient)
+        self._passes.reduce(batch, buffers)
         values = torch.cat((buffers.totals, self.optimizer.clip()[None]))
         self.optimizer.step(rate, batch.active, values.isfinite().all())
         return Step(self.state.step, batch, rate, *to_host(values))

@@ -43,6 +43,17 @@ class Workers:
                 torch.distributed.all_reduce(tensor)
         return tensor
 
+    def start_sum(self, tensor: Tensor) -> Callable[[], None]:
+        """Start to sum over all workers, in place. Return what waits for the sum; a GPU's host does not wait."""
+        with connected():
+            work = torch.distributed.all_reduce(tensor, async_op=True)
+
+        def wait() -> None:
+            with connected():
+                work.wait()
+
+        return wait
+
     def first(self, tensor: Tensor) -> Tensor:
         """Replace the tensor by that of rank 0, in place."""
         if self.size > 1:

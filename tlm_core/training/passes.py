@@ -16,7 +16,7 @@ from tlm_core.training.device import fast_dtype, resolved_precision
 from tlm_core.training.memory import MICRO_ROWS, rows_at_once
 from tlm_core.training.model import TaskModel
 from tlm_core.training.objective import Workers, accumulate_gradient
-from tlm_core.training.optim import FlatOptimizer
+from tlm_core.training.optim import Buffers, FlatOptimizer
 from tlm_core.training.prepared import Batch
 
 if TYPE_CHECKING:
@@ -57,6 +57,10 @@ class Passes(Protocol):
         """Add the gradient to the parameters'. Return the [mlm, task] loss sums. Raises RuntimeError without memory."""
         ...
 
+    def reduce(self, batch: Batch, buffers: Buffers) -> None:
+        """Sum gradient and totals over all workers."""
+        ...
+
 
 @dataclass(frozen=True)
 class RowPasses:
@@ -80,6 +84,9 @@ class RowPasses:
 
     def gradient(self, loaded: Loaded) -> Tensor:
         return accumulate_gradient(self.model, loaded.batch, self.workers, loaded.rows, self.precision, self.device)
+
+    def reduce(self, batch: Batch, buffers: Buffers) -> None:  # noqa: ARG002
+        self.workers.sum(buffers.gradient)
 
 
 def gpu_passes(

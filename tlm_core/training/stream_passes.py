@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from tlm_core.pulse import PULSE
+from tlm_core.training.buckets import Buckets
 from tlm_core.training.memory import MICRO_ROWS, largest_rows
 from tlm_core.training.model import TaskModel
 from tlm_core.training.objective import Workers
-from tlm_core.training.optim import FlatOptimizer
+from tlm_core.training.optim import Buffers, FlatOptimizer
 from tlm_core.training.passes import Loaded
 from tlm_core.training.prepared import Batch
 from tlm_core.training.stream import Documents, Part, Sizes, StreamLoss, rows_of_part
@@ -57,6 +58,13 @@ class StreamPasses:
         self._leaves = self.optimizer.leaves(torch.bfloat16 if self.precision == "bf16" else torch.float32)
         self._graphs: dict[tuple[int, bool, bool], Run] = {}  # by tokens and losses
         self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self._buckets: Buckets | None = None
+        self._reducing = False  # whether a backward pass is the last one of a step
+        if self.workers.size > 1:
+            gradient, dtype = self.optimizer.buffers.gradient, self._leaves["encoder.tokens.weight"].dtype
+            self._buckets = Buckets(gradient, list(self.model.named_parameters()), self.workers, dtype)
+            for name, leaf in self._leaves.items():
+                leaf.register_hook(partial(self._complete, name))
 
     def first_rows(self, sample: Callable[[], Batch]) -> int:
         """Double the rows of a part while twice as many are expected to fit the GPU's memory."""
@@ -101,17 +109,37 @@ class StreamPasses:
         total = torch.zeros(2, device=self.device)
         for part in loaded.parts:
             PULSE.advance()
-            total += self._add(loaded, part, self._graph(part, loaded.batch) if self.compiled else self._run)
+            self._reducing = self._buckets is not None and part is loaded.parts[-1]
+            try:
+                total += self._add(loaded, part, self._graph(part, loaded.batch) if self.compiled else self._run)
+            finally:
+                self._reducing = False
         return total
+
+    def reduce(self, batch: Batch, buffers: Buffers) -> None:
+        if self._buckets is not None:
+            self._buckets.finish(batch.active)
+            self.workers.sum(buffers.totals)
 
     def _add(self, loaded: Loaded, part: Part, run: Run) -> Tensor:
         """Add a part's gradient to the parameters', in float32. Return its loss sums."""
         leaves = {name: leaf for name, leaf in self._leaves.items() if name.split(".")[0] in loaded.batch.active}
         loss, sums = run(self._leaves, part, *kinds(loaded.batch), loaded.class_weights)
+        if self._reducing and self._buckets is not None:
+            self._buckets.begin(loaded.batch.active)
         pairs = zip(leaves, torch.autograd.grad(loss, list(leaves.values()), allow_unused=True), strict=True)
         used = {name: gradient for name, gradient in pairs if gradient is not None}
-        torch._foreach_add_([self.model.get_parameter(name).grad for name in used], list(used.values()))
+        if used and not self._reducing:
+            torch._foreach_add_([self.model.get_parameter(name).grad for name in used], list(used.values()))
         return sums
+
+    def _complete(self, name: str, gradient: Tensor) -> None:
+        """Add the last gradient of a parameter, as soon as the backward pass has it, and let the workers sum it."""
+        if self._reducing and self._buckets is not None:
+            total = self.model.get_parameter(name).grad
+            assert total is not None, "gradients lie in the optimizer's buffer"
+            total.add_(gradient)
+            self._buckets.complete(name)
 
     def _run(
         self, leaves: dict[str, Tensor], part: Part, mlm: bool, task: bool, class_weights: Tensor | None

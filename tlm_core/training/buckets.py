@@ -1,0 +1,92 @@
+"""The sum of all workers' gradients in buckets, which start while the backward pass still computes other gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tlm_core.training.objective import Workers
+
+BUCKET = 2**23  # parameters
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A stretch of the flat gradient within one part of the model. first: the number of its first parameter."""
+
+    part: str
+    start: int
+    stop: int
+    first: int
+    names: frozenset[str]
+
+
+def divide(parameters: Sequence[tuple[str, nn.Parameter]], size: int = BUCKET) -> list[Bucket]:
+    """Return the buckets of a model's parameters, which lie in one buffer, in the order of the backward pass.
+
+    A bucket has at most `size` parameters, or one tensor. All workers have the same order.
+    """
+    placed = sorted((parameter.storage_offset(), n) for n, (_, parameter) in enumerate(parameters))
+    buckets: list[Bucket] = []
+    for start, number in placed:
+        name, parameter = parameters[number]
+        bucket = Bucket(name.split(".")[0], start, start + parameter.numel(), number, frozenset({name}))
+        last = buckets[-1] if buckets else None
+        if last is not None and last.part == bucket.part and bucket.stop - last.start <= size:
+            first = min(last.first, number)
+            buckets[-1] = Bucket(last.part, last.start, bucket.stop, first, last.names | bucket.names)
+        else:
+            buckets.append(bucket)
+    return sorted(buckets, key=lambda bucket: -bucket.first)
+
+
+class Buckets:
+    """Sums a step's gradient over the workers. Each bucket starts when the gradients of its parameters are complete.
+
+    Workers start the buckets in one order, so one whose memory runs out, and that begins the step again, only delays
+    the others: a bucket that it has started holds complete gradients. dtype: in which workers add.
+    """
+
+    def __init__(
+        self, gradient: Tensor, parameters: Sequence[tuple[str, nn.Parameter]], workers: Workers, dtype: torch.dtype
+    ) -> None:
+        self._gradient, self._workers = gradient, workers
+        self._sums = torch.empty_like(gradient, dtype=dtype)
+        self._buckets = divide(parameters, BUCKET)
+        self._open: list[Bucket] = []  # of the step, not started
+        self._started: list[tuple[Bucket, Callable[[], None]]] = []
+        self._complete: set[str] = set()
+
+    def begin(self, parts: Iterable[str]) -> None:
+        """Begin the last part of a step's backward pass, or begin it again. parts: of the model, that it trains."""
+        if not self._open and not self._started:
+            wanted = set(parts)
+            self._open = [bucket for bucket in self._buckets if bucket.part in wanted]
+        self._complete = set()
+
+    def complete(self, name: str) -> None:
+        """Start the buckets that wait for no other gradient than that of the parameter `name`."""
+        self._complete.add(name)
+        while self._open and self._open[0].names <= self._complete:
+            self._start()
+
+    def finish(self, parts: Iterable[str]) -> None:
+        """Start the other buckets, wait for all, and write their sums into the gradient."""
+        if not self._open and not self._started:
+            self.begin(parts)
+        while self._open:
+            self._start()
+        for bucket, wait in self._started:
+            wait()
+            here = slice(bucket.start, bucket.stop)
+            self._gradient[here].copy_(self._sums[here])
+        self._started = []
+
+    def _start(self) -> None:
+        bucket = self._open.pop(0)
+        here = slice(bucket.start, bucket.stop)
+        self._sums[here].copy_(self._gradient[here])
+        self._started.append((bucket, self._workers.start_sum(self._sums[here])))
