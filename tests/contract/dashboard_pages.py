@@ -46,7 +46,7 @@ class Tags(HTMLParser):
 
 def pages_of(contents: Contents) -> list[str]:
     succeeded, hostile = contents.jobs["succeeded"], contents.jobs["hostile"]
-    paths = ["/ui/jobs", "/ui/datasets", "/ui/corpora", "/ui/corpora/manuals?q=parcel", "/ui/submit"]
+    paths = ["/ui/jobs", "/ui/models", "/ui/datasets", "/ui/corpora", "/ui/corpora/manuals?q=parcel", "/ui/submit"]
     paths += [f"/ui/datasets/{name}" for name in (contents.dataset, contents.hostile_dataset)]
     paths += [f"/ui/jobs/{job}" for job in contents.jobs.values()]
     tabs = ("results", "labels", "selection", "model", "log")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.contract.dashboard_pages import post_form, signed_in
-from tests.contract.filled_dashboard import fill
-from tests.contract.gateway import Gateway
+from tests.contract.filled_dashboard import Contents, fill
+from tests.contract.gateway import Gateway, add_dataset
 
 
 def test_dataset_upload_shows_errors_with_rows(gateway: Gateway) -> None:
@@ -74,3 +74,28 @@ def test_invalid_corpus_form_shows_the_error(
     answer = post_form(signed_in(gateway), "/ui/corpora", texts, files)
     assert (answer.status_code, message in answer.text) == (422, True), answer.text
     assert gateway.parts.catalog.corpora("default")[0] == []
+
+
+def test_dataset_shows_lengths_and_each_conflicting_text(gateway: Gateway) -> None:
+    train = "text,label\n" + "".join(f"good {n},pos\nbad {n},neg\n" for n in range(20)) + "good 1,neg\n"
+    add_dataset(gateway, "toy", {"train": train})
+    shown = signed_in(gateway).get(f"/ui/datasets/{gateway.parts.catalog.dataset('default', 'toy').id}").text
+    assert "words per text" in shown and "Conflicting labels in train" in shown
+    assert "row 3: " in shown and "row 41: " in shown
+
+
+def test_models_are_listed_and_get_aliases(filled: tuple[Gateway, Contents]) -> None:
+    gateway, contents = filled
+    browser, job = signed_in(gateway), contents.jobs["succeeded"]
+    answer = browser.post("/ui/models", data={"alias": "tickets@live", "job": job})
+    assert (answer.status_code, answer.headers["location"]) == (303, "/ui/models")
+    page = browser.get("/ui/models").text
+    assert f"/ui/jobs/{job}/model" in page and "<code>tickets@live</code>" in page
+    assert browser.post("/ui/models", data={"alias": "tickets", "job": job}).status_code == 422
+    assert browser.post("/ui/models", data={"alias": "a@b", "job": contents.jobs["queued"]}).status_code == 409
+    browser.post("/ui/models/tickets@live/delete")
+    assert "tickets@live" not in browser.get("/ui/models").text
+
+
+def test_list_without_models_says_how_to_get_one(gateway: Gateway) -> None:
+    assert "preset=instant" in signed_in(gateway).get("/ui/models").text

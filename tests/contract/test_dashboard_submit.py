@@ -117,7 +117,7 @@ def test_empty_form_shows_the_defaults_of_each_kind(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize(("preset", "scale", "seeds"), [
-    ("", "tiny", "0, 1, 2"), ("instant", "instant", "0"), ("quick", "tiny", "0"), ("large", "small", "0, 1, 2"),
+    ("", "tiny", "0, 1, 2"), ("instant", "instant", "0"), ("quick", "quick", "0"), ("best", "tiny", "0, 1, 2"),
 ])  # fmt: skip
 def test_preset_fills_scale_and_seeds(filled: tuple[Gateway, Contents], preset: str, scale: str, seeds: str) -> None:
     query = f"?dataset=tickets&preset={preset}" if preset else "?dataset=tickets"
@@ -131,7 +131,7 @@ def test_preset_fills_scale_and_seeds(filled: tuple[Gateway, Contents], preset: 
 
 def test_unknown_preset_is_refused(filled: tuple[Gateway, Contents]) -> None:
     answer = signed_in(filled[0]).get("/ui/submit?preset=huge")
-    assert answer.status_code == 422 and "instant, quick, best, large" in answer.text
+    assert answer.status_code == 422 and "instant, quick, best" in answer.text
 
 
 SPEC = JobSpec.model_validate({
@@ -246,3 +246,16 @@ def test_preview_of_a_study_counts_its_stages(filled: tuple[Gateway, Contents]) 
     assert (
         "learning curve" in answer.text and "bilstm × 4" in answer.text and "has run this stage here yet" in answer.text
     )
+
+
+@pytest.mark.parametrize(("key", "field"), [
+    ("finetune.epochs", 'type="number"'), ("joint.enabled", "<option selected>true"), ("finetune.rates", 'value="[]"'),
+])  # fmt: skip
+def test_recipe_key_shows_its_meaning_and_a_field_of_its_type(
+    filled: tuple[Gateway, Contents], key: str, field: str
+) -> None:
+    browser = signed_in(filled[0])
+    assert f"<option>{key}</option>" in browser.get("/ui/submit").text
+    answer = browser.post("/ui/submit/key", data={"scale": "quick", "recipe": "fast", "pick": key}).text
+    assert field in answer and f'data-override="{key}"' in answer
+    assert "has no recipe" in browser.post("/ui/submit/key", data={"scale": "instant", "pick": key}).text

@@ -22,13 +22,15 @@ def main() -> None:
         gateway.served() as url,
         chromium() as browser,
     ):
+        gateway.parts.aliases.put("default", "tickets@production", contents.jobs["succeeded"])
         running, over = (f"/ui/jobs/{contents.jobs[name]}" for name in ("running", "succeeded"))
         wanted = [
             ("jobs-light", "/ui/jobs", "light", DESK),
             ("jobs-phone", "/ui/jobs", "light", PHONE),
             ("job-light", running, "light", DESK),
             ("job-phone", running, "dark", PHONE),
-            ("results-dark", f"{over}/results", "dark", {"width": 1060, "height": 660}),
+            ("results-light", f"{over}/results", "light", {"width": 1280, "height": 760}),
+            ("models-light", "/ui/models", "light", {"width": 1060, "height": 420}),
             ("selection-light", f"{over}/selection", "light", DESK),
             ("dataset-dark", f"/ui/datasets/{contents.dataset}", "dark", DESK),
             ("submit-light", "/ui/submit", "light", {"width": 1200, "height": 1180}),

@@ -50,7 +50,15 @@ def page(browser: Any, served: tuple[str, Gateway, Contents]) -> Iterator[Any]:
 def paths_of(contents: Contents) -> list[str]:
     succeeded, hostile, running = (f"/ui/jobs/{contents.jobs[name]}" for name in ("succeeded", "hostile", "running"))
     tabs = [f"{job}/{tab}" for job in (succeeded, hostile) for tab in ("results", "selection", "model", "log")]
-    lists = ["/ui/jobs", "/ui/datasets", "/ui/corpora", "/ui/corpora/manuals?q=parcel", "/ui/submit", "/ui/nowhere"]
+    lists = [
+        "/ui/jobs",
+        "/ui/models",
+        "/ui/datasets",
+        "/ui/corpora",
+        "/ui/corpora/manuals?q=parcel",
+        "/ui/submit",
+        "/ui/nowhere",
+    ]
     sets = [f"/ui/datasets/{name}" for name in (contents.dataset, contents.hostile_dataset)]
     both = f"/ui/compare?id={contents.jobs['succeeded']}&id={contents.jobs['alone']}"
     return [*lists, *sets, succeeded, running, f"/ui/jobs/{contents.jobs['failed']}", *tabs, both]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Annotated
 
 import typer
-from pydantic import BaseModel
 
 from tlm_client.console import AsJson, command_group, print_result, table
-from tlm_core.training.recipe import Recipe, leaves, resolve
+from tlm_core.training.recipe import resolve
+from tlm_core.training.recipe_keys import recipe_keys
 
 group = command_group(__doc__)
 
@@ -27,21 +26,10 @@ def list_keys(
     tlm recipe keys finetune
     tlm recipe keys --scale small --json
     """
-    values = leaves(resolve(recipe, scale).model_dump(mode="json"))
-    meanings = dict(_meanings(Recipe))
     rows = [
-        (key, json.dumps(value), meanings.get(key, ""))
-        for key, value in values.items()
-        if key not in ("name", "scale") and all(word in f"{key} {meanings.get(key, '')}" for word in words or ())
+        (entry.key, json.dumps(entry.value), entry.meaning)
+        for entry in recipe_keys(resolve(recipe, scale))
+        if all(word in f"{entry.key} {entry.meaning}" for word in words or ())
     ]
-    value = [{"key": key, "value": values[key], "meaning": meaning} for key, _, meaning in rows]
+    value = [{"key": key, "value": json.loads(text), "meaning": meaning} for key, text, meaning in rows]
     print_result(value, table(("key", "value", "meaning"), rows), as_json=as_json)
-
-
-def _meanings(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield each dotted key of a model with its description."""
-    for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _meanings(field.annotation, f"{prefix}{name}.")
-        else:
-            yield prefix + name, field.description or ""

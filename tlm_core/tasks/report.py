@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -19,6 +19,7 @@ from tlm_core.tasks.task import SPLITS
 from tlm_core.tasks.types import TASK_TYPES, TaskType
 
 _LISTED = 100
+_BINS = 12
 _LABELS_LISTED = 1000
 _PREVIEW_ROWS = 5
 _PREVIEW_CHARS = 300
@@ -65,8 +66,8 @@ class Report(TypedDict):
     labels: list[dict[str, str | int | None]]
     targets: dict[str, dict[str, float]] | None
     counts: dict[str, int]
-    lengths: dict[str, float] | None
-    duplicates: dict[str, dict[str, int]]
+    lengths: dict[str, object] | None
+    duplicates: dict[str, dict[str, object]]
     overlap: dict[str, object]
     preview: list[dict[str, int | str | None]]
 
@@ -88,7 +89,9 @@ def build_report(splits: Mapping[str, SplitData], findings: Findings) -> Report:
         "lengths": _lengths(splits),
         "duplicates": duplicates,
         "overlap": overlap,
-        "preview": _preview(splits["train"]) if "train" in splits else [],
+        "preview": _rows(splits["train"], range(min(_PREVIEW_ROWS, len(splits["train"].rows))))
+        if "train" in splits
+        else [],
     }
 
 
@@ -112,16 +115,22 @@ def _labels(splits: Mapping[str, SplitData]) -> list[dict[str, str | int | None]
     ]
 
 
-def _lengths(splits: Mapping[str, SplitData]) -> dict[str, float] | None:
+def _lengths(splits: Mapping[str, SplitData]) -> dict[str, object] | None:
+    """Return lengths in words. bins: equally wide from `from` on, except the last one, which is open."""
     if not splits:
         return None
     words = np.concatenate([data.scan.words for data in splits.values()])
-    p50, p95 = np.percentile(words, [50, 95])
-    return {"mean_words": round(float(words.mean()), 2), "p50": float(p50), "p95": float(p95), "max": int(words.max())}
+    p50, p95, most = np.percentile(words, [50, 95, 99])
+    least = int(words.min())
+    width = int(most - least) // _BINS + 1
+    counts = np.bincount(np.minimum((words - least) // width, _BINS)).tolist()
+    bins = [{"from": least + number * width, "rows": rows} for number, rows in enumerate(counts)]
+    facts = {"mean_words": round(float(words.mean()), 2), "p50": float(p50), "p95": float(p95), "max": int(words.max())}
+    return {**facts, "bins": bins}
 
 
-def _duplicates(data: SplitData, split: str, findings: Findings) -> dict[str, int]:
-    """copies: rows whose text occurs in an earlier row. conflicting: texts with different labels."""
+def _duplicates(data: SplitData, split: str, findings: Findings) -> dict[str, object]:
+    """copies: rows whose text is in an earlier row. conflicting: texts with several labels; conflicts: those rows."""
     codes = pc.fill_null(pc.index_in(data.label, value_set=pc.unique(data.label)), -1).to_numpy()
     keys = data.scan.keys
     order = np.lexsort((codes, keys))
@@ -132,7 +141,8 @@ def _duplicates(data: SplitData, split: str, findings: Findings) -> dict[str, in
         first = ", ".join(str(row) for row in np.sort(data.rows[conflicts])[:5])
         message = f"{split} has {conflicting} text(s) with different labels (rows {first}). Correct the wrong labels."
         findings.warn("conflicting_labels", message, split=split, row=int(data.rows[conflicts].min()))
-    return {"copies": int(same_text.sum()), "conflicting": conflicting}
+    rows = _rows(data, order[np.isin(keys[order], keys[conflicts])][:_LISTED])
+    return {"copies": int(same_text.sum()), "conflicting": conflicting, "conflicts": rows}
 
 
 def _overlap(splits: Mapping[str, SplitData], findings: Findings) -> dict[str, object]:
@@ -154,16 +164,18 @@ def _overlap(splits: Mapping[str, SplitData], findings: Findings) -> dict[str, o
     return result
 
 
-def _preview(data: SplitData) -> list[dict[str, int | str | None]]:
+def _rows(data: SplitData, positions: Sequence[int] | NDArray[np.int64]) -> list[dict[str, int | str | None]]:
+    """Return the rows at these positions with the beginnings of their texts."""
     columns = {"text": data.text, "text_pair": data.text_pair, "label": data.label}
+    indices = pa.array(positions, pa.int64())
     shown = {
-        name: [_short(value) for value in values.slice(0, _PREVIEW_ROWS).to_pylist()]
+        name: [_short(value) for value in values.take(indices).to_pylist()]
         for name, values in columns.items()
         if values is not None
     }
     return [
-        {"row": int(row), **{name: values[index] for name, values in shown.items()}}
-        for index, row in enumerate(data.rows[:_PREVIEW_ROWS])
+        {"row": int(data.rows[position]), **{name: values[index] for name, values in shown.items()}}
+        for index, position in enumerate(positions)
     ]
 
 

@@ -15,6 +15,7 @@ from services.api.dashboard import (
     job_pages,
     jobs_page,
     labels_page,
+    models_page,
     result_pages,
     selection_tab,
     session,
@@ -34,7 +35,9 @@ from services.api.dashboard.web import (
 from services.api.parts import Parts
 
 router = APIRouter()
-_PAGES = (jobs_page, job_pages, result_pages, selection_tab, labels_page, data_pages, submit_page, compare_page)
+_PAGES = (
+    jobs_page, job_pages, result_pages, selection_tab, labels_page, data_pages, models_page, submit_page, compare_page,
+)  # fmt: skip
 
 
 def mount_dashboard(app: FastAPI, parts: Parts) -> None:

@@ -32,9 +32,8 @@ class Preset:
 
 PRESETS = {
     "instant": Preset("the linear model alone, in seconds", "instant", "0"),
-    "quick": Preset("one seed at tiny, minutes on a CPU", "tiny", "0"),
+    "quick": Preset("a small encoder on a CPU, one seed in a minute", "quick", "0"),
     "best": Preset("three seeds at tiny, the best measured choice", "tiny", "0, 1, 2"),
-    "large": Preset("three seeds at small, for a GPU; not measured yet", "small", "0, 1, 2"),
 }
 
 

@@ -9,6 +9,7 @@ from fastapi.responses import FileResponse, Response
 
 from services.api.dashboard.present import scores_of
 from services.api.dashboard.progress import selects
+from services.api.dashboard.snippets import own_url, prediction_snippets
 from services.api.dashboard.web import SignedIn, page
 from services.api.job_artifacts import (
     artifact_of,
@@ -84,7 +85,7 @@ def plot(job: str, parts: PartsDep, tenant: SignedIn) -> Response:
 def model(request: Request, job: str, parts: PartsDep, tenant: SignedIn) -> Response:
     """A prediction form, the model files and the current checkpoints."""
     record = parts.jobs.get(tenant, job)
-    values = _model_values(parts, record)
+    values = _model_values(request, parts, record)
     return page(request, "model.html", values, answers=None, typed="", paired="", confidence="")
 
 
@@ -116,7 +117,7 @@ def predict(
         answers.append({"text": text, "prediction": prediction, "ranked": ranked[:_LABELS_SHOWN], "more": more})
     if "hx-request" in request.headers:
         return page(request, "_answers.html", answers=answers, served=served, model=model)
-    context = _model_values(parts, record)
+    context = _model_values(request, parts, record)
     return page(
         request, "model.html", context, answers=answers, model=model, typed=texts, paired=pair, confidence=confidence
     )
@@ -141,7 +142,7 @@ def _confidence(text: str) -> float | None:
     return value
 
 
-def _model_values(parts: Parts, job: JobRecord) -> dict[str, object]:
+def _model_values(request: Request, parts: Parts, job: JobRecord) -> dict[str, object]:
     try:
         served = served_model(parts.jobs, job)
     except (Conflict, NotFound):
@@ -150,6 +151,7 @@ def _model_values(parts: Parts, job: JobRecord) -> dict[str, object]:
     files = served.files(parts.artifacts) if served else None
     evaluated = finished(parts, job, "evaluate")
     report = parts.artifacts.read_json(evaluated, REPORT) if evaluated else {}
+    aliases = [alias for alias, target in parts.aliases.all(job.tenant).items() if target == job.id]
     return {
         "job": job,
         "selects": selects(job),
@@ -158,7 +160,8 @@ def _model_values(parts: Parts, job: JobRecord) -> dict[str, object]:
         "linear": any(node.name == BASELINE.name for node in plan_of(job).nodes),
         "files": files,
         "encoder": files is not None and "model/config.json" in files,
-        "aliases": [alias for alias, target in parts.aliases.all(job.tenant).items() if target == job.id],
+        "aliases": aliases,
+        "snippets": prediction_snippets(aliases[0] if aliases else job.id, own_url(request)),
         "headline": next(iter(sentences(report)), None),
         "pair": labels.get("pair", False),
         "classes": TASK_TYPES[labels.get("task_type", SINGLE_LABEL)].has_classes,

@@ -1,4 +1,4 @@
-"""The request for a job as curl, Python and command line."""
+"""Requests for a job and for predictions as curl, Python and command line."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import json
 import shlex
 from collections.abc import Iterator
 
+from fastapi import Request
+
+from services.api.dashboard.web import PREFIX
 from tlm_core.jobs.spec import JobSpec
 
 
@@ -20,6 +23,22 @@ def snippets(spec: JobSpec, url: str) -> dict[str, str]:
         "Python": "import os\n\nfrom tlm_client.client import TLMClient\nfrom tlm_core.jobs.spec import JobSpec\n\n"
         f'with TLMClient({url!r}, os.environ["TLM_TOKEN"]) as tlm:\n    job = tlm.submit(JobSpec({fields}))',
     }
+
+
+def prediction_snippets(model: str, url: str) -> dict[str, str]:
+    """Return a request for predictions in each language. model: id of a job, or an alias."""
+    return {
+        "command line": f'tlm predict {model} "a text to classify"',
+        "curl": f'curl -H "Authorization: Bearer $TLM_TOKEN" \\\n  --json \'{{"texts": ["a text to classify"]}}\' \\\n'
+        f"  {shlex.quote(f'{url}/v1/models/{model}/predict')}",
+        "Python": "from tlm_client.models import load_onnx\n\n"
+        f'print(load_onnx({model!r}).predict(["a text to classify"]))',
+    }
+
+
+def own_url(request: Request) -> str:
+    """Return the URL of the gateway that serves a dashboard page, without a slash at its end."""
+    return str(request.base_url).removesuffix(f"{PREFIX}/").rstrip("/")
 
 
 def _arguments(body: dict[str, object]) -> Iterator[str]:

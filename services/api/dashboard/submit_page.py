@@ -6,11 +6,11 @@ import secrets
 from collections import Counter
 from typing import Annotated, get_args
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import Response
 
 from services.api.dashboard.job_form import PRESETS, FilledForm, JobForm
-from services.api.dashboard.snippets import snippets
+from services.api.dashboard.snippets import own_url, snippets
 from services.api.dashboard.web import PREFIX, SignedIn, page, redirect
 from services.api.estimate import proposed
 from services.api.parts import Parts, PartsDep
@@ -19,7 +19,8 @@ from tlm_core.errors import InvalidRequest, TLMError
 from tlm_core.jobs.plan import plan_of
 from tlm_core.jobs.spec import MAX_PRIORITY
 from tlm_core.kinds import KINDS
-from tlm_core.training.recipe import RecipeName, Scale
+from tlm_core.training.recipe import RecipeName, Scale, resolve
+from tlm_core.training.recipe_keys import recipe_keys
 
 router = APIRouter(prefix="/submit")
 
@@ -64,8 +65,17 @@ def preview(request: Request, parts: PartsDep, tenant: SignedIn, form: FilledFor
     return page(
         request, "_preview.html", spec=spec, resolved=resolved, recipe=resolved.recipe, estimate=estimate,
         stages=Counter(node.stage.name for node in plan.nodes),
-        snippets=snippets(request_spec, str(request.base_url).removesuffix(f"{PREFIX}/").rstrip("/")),
+        snippets=snippets(request_spec, own_url(request)),
     )  # fmt: skip
+
+
+@router.post("/key")
+def recipe_key(
+    request: Request, _: SignedIn, form: FilledForm, pick: Annotated[str, Form(max_length=100)] = ""
+) -> Response:
+    """The field for one recipe key, with its meaning and its value at the scale of the form."""
+    keys = recipe_keys(resolve(form.recipe, form.scale)) if form.scale != "instant" else ()
+    return page(request, "_key.html", entry=next((entry for entry in keys if entry.key == pick), None), form=form)
 
 
 def _page(request: Request, parts: Parts, tenant: str, form: JobForm, error: TLMError | None) -> Response:
@@ -78,4 +88,5 @@ def _page(request: Request, parts: Parts, tenant: str, form: JobForm, error: TLM
         request, "submit.html", status=422 if error else 200, form=form, error=error, datasets=names,
         corpora=[corpus for corpus in corpora if corpus.ready()], scales=get_args(Scale), recipes=get_args(RecipeName),
         kinds=list(KINDS.values()), most=MAX_PRIORITY, presets=PRESETS, key=secrets.token_urlsafe(16),
+        keys=[entry.key for entry in recipe_keys(resolve("fast", "tiny"))],
     )  # fmt: skip

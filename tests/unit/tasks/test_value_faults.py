@@ -252,7 +252,10 @@ def test_copies_with_different_labels_are_a_warning(tmp_path: Path) -> None:
     train = with_rows([{"text": "x", "label": "bad"}, {"text": "X", "label": "good"}, {"text": "x", "label": "good"}])
     train.append(train[0])
     _, report = load_task(folder(tmp_path, train))
-    assert report["duplicates"]["train"] == {"copies": 3, "conflicting": 1}
+    duplicates = report["duplicates"]["train"]
+    assert (duplicates["copies"], duplicates["conflicting"]) == (3, 1)
+    rows = sorted((row["row"], row["text"], row["label"]) for row in duplicates["conflicts"])
+    assert rows == [(5, "x", "bad"), (6, "X", "good"), (7, "x", "good")]
     assert [w["row"] for w in report["warnings"] if w["code"] == "conflicting_labels"] == [6]
 
 
@@ -268,6 +271,8 @@ def test_the_report_is_json_with_lengths_labels_and_a_preview(tmp_path: Path) ->
     _, report = load_task(folder(tmp_path, train), DatasetOptions(name="mine"))
     assert jsonl([report])
     assert report["ok"]
+    bins = report["lengths"].pop("bins")
+    assert (bins[0], bins[-1]) == ({"from": 3, "rows": 12}, {"from": 363, "rows": 1}), "the last one is open"
     assert report["lengths"] == {
         "mean_words": pytest.approx((12 * 3 + 400) / 13, abs=0.01),
         "p50": 3.0,

@@ -1,4 +1,4 @@
-// Draws the charts, copies snippets, and shows a notice while the service does not respond. All other page features work without it.
+// Draws the charts, copies snippets, adds overrides, and shows a notice while the service does not respond. All other page features work without it.
 "use strict";
 
 const POLL_MS = 3000;
@@ -143,6 +143,17 @@ document.addEventListener("click", async event => {
   } catch {
     getSelection().selectAllChildren(code);
   }
+});
+
+// Writes the chosen value of a recipe key into the lines of overrides, in place of an earlier one.
+document.addEventListener("click", event => {
+  const button = event.target.closest("[data-override]");
+  const value = button && document.getElementById("picked-value").value.trim();
+  if (!value) return;
+  const area = document.getElementById("overrides");
+  const others = area.value.split("\n").filter(line => line.trim() && line.split("=")[0].trim() !== button.dataset.override);
+  area.value = [...others, `${button.dataset.override} = ${value}`].join("\n");
+  area.dispatchEvent(new Event("change", {bubbles: true}));
 });
 
 const offline = document.querySelector(".offline");
