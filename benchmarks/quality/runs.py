@@ -75,7 +75,7 @@ def train(task: str, label: str, recipe: Recipe, seeds: Sequence[int]) -> list[S
     """Train a recipe on a shared task with each seed. label: names the runs in remarks and file names."""
     scores = []
     for seed in seeds:
-        folder = report_of_run(task, label, recipe, seed)
+        folder = report_of_run(task, label, recipe, [seed])
         (entry,) = read_json(folder / "report.json")["seeds"]
         nodes = read_json(folder / "seconds.json")
         seconds = sum(value for node, value in nodes.items() if node not in _UNTIMED)
@@ -83,10 +83,10 @@ def train(task: str, label: str, recipe: Recipe, seeds: Sequence[int]) -> list[S
     return scores
 
 
-def report_of_run(task: str, label: str, recipe: Recipe, seed: int) -> Path:
-    """Return the folder with the report of one training run."""
-    spec = JobSpec(dataset=task, seeds=(seed,))
-    return report_folder(spec, recipe, [task_folder(task)], f"{task} {label} {seed}")
+def report_of_run(task: str, label: str, recipe: Recipe, seeds: Sequence[int]) -> Path:
+    """Return the folder with the report of a `train` job."""
+    spec = JobSpec(dataset=task, seeds=tuple(seeds))
+    return report_folder(spec, recipe, [task_folder(task)], " ".join([task, label, *map(str, seeds)]))
 
 
 def print_scores(name: str, scores: Sequence[Score], *, goal: float | None = None) -> None:

@@ -126,7 +126,8 @@ def choose(
     """Choose among linear models, encoder and combinations on validation.
 
     Scales are fitted on one half of the rows and scored on the other, both ways, for SPLITS random halves. A simpler
-    model wins if its score is within one standard error (paired bootstrap) of the best. linears: outputs of the linear
+    model wins if its score is within one standard error (paired bootstrap) of the best, unless a still simpler one has
+    a higher score. linears: outputs of the linear
     models on validation, by name; combinations use the last. encoder: `encoder` with one array in `encoders` for each
     seed, or `ensemble` with one array.
     """
@@ -144,7 +145,9 @@ def choose(
     except Undefined as error:
         return Choice(COMBINED, dict.fromkeys(models), f"Validation cannot decide: {error}.")
     best = max(models, key=lambda model: scores[model])
-    for model in models[: models.index(best)]:
+    for number, model in enumerate(models[: models.index(best)]):
+        if any(scores[simpler] > scores[model] for simpler in models[:number]):
+            continue
         # One split for each seed bounds the time.
         first, second = (predictions[name][:: SPLITS if name in (COMBINED, WEIGHTED) else 1] for name in (best, model))
         difference = paired_difference(task.metric, targets, first, second, RESAMPLES)

@@ -52,9 +52,9 @@ def test_run_trains_only_what_the_records_lack(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "records.jsonl").write_text(json.dumps(asdict(first)) + "\n", encoding="utf-8")
     trained: list[int] = []
 
-    def train(task: str, arm: str, _: object, seed: int) -> list[Record]:
+    def train(task: str, arm: str, _: object, seed: int) -> Record:
         trained.append(seed)
-        return [Record(task, arm, seed, 0.5, 0.5, 1.0)]
+        return Record(task, arm, seed, 0.5, 0.5, 1.0)
 
     monkeypatch.setattr(evidence, "_trained", train)
     run(["sciie"], 3, ["task only"])

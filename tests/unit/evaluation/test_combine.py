@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tlm_core.evaluation.bootstrap import paired_difference
+from tlm_core.evaluation import combine
+from tlm_core.evaluation.bootstrap import Difference, paired_difference
 from tlm_core.evaluation.combine import (
     COMBINED,
     ENCODER,
@@ -63,6 +64,19 @@ def test_combination_of_independent_models_is_chosen_over_either() -> None:
 def test_simpler_model_wins_a_tie() -> None:
     linear = noisy(TARGETS, 1.0, 1)
     assert chosen(linear, linear).model == LINEAR
+
+
+def test_model_that_scores_below_a_simpler_one_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    linear, encoder = noisy(TARGETS, 1.3, 1), noisy(TARGETS, 1.5, 2)
+
+    def difference(_: str, __: np.ndarray, ___: list, second: list, ____: int) -> Difference:
+        error = 1.0 if np.array_equal(second[0], encoder.argmax(axis=1)) else 0.0
+        return Difference(0.0, 0.0, 0.0, error)
+
+    monkeypatch.setattr(combine, "paired_difference", difference)
+    choice = chosen(linear, encoder)
+    assert choice.scores[ENCODER] < choice.scores[LINEAR] < choice.scores[COMBINED]
+    assert choice.model in (COMBINED, WEIGHTED), "only the encoder is within a standard error"
 
 
 def test_clearly_better_encoder_is_returned_over_a_useless_linear_model() -> None:
