@@ -50,7 +50,7 @@ class Ahead:
 
     def _following(self) -> Loaded:
         batch = self._draw(self._next.step, min(1.0, self._next.progress(self._budget)))
-        self._next.count(batch.rows.real_tokens, self._flops(batch))
+        self._next.count(batch.real_tokens, self._flops(batch))
         return self._load(batch)
 
     def __enter__(self) -> Ahead:

@@ -120,7 +120,7 @@ class Trainer:
         while (used := state.progress(self.budget)) < 1.0:
             self.before_step()
             step = self._launch(batches(), report.stop)
-            state.count(step.batch.rows.real_tokens, self._flops(step.batch))
+            state.count(step.batch.real_tokens, self._flops(step.batch))
             report.count(step.batch)
             # The time from step to step includes validation, the copy of a checkpoint, and waits for slow storage.
             counted = self._count_seconds(counted)
@@ -171,7 +171,7 @@ class Trainer:
 
     def _midway(self, batch: Batch) -> float:
         """Return the progress in the middle of the coming step. The schedule uses it, so no step has rate zero."""
-        half = {"steps": 0.5, "tokens": batch.rows.real_tokens / 2, "flops": self._flops(batch) / 2, "seconds": 0.0}
+        half = {"steps": 0.5, "tokens": batch.real_tokens / 2, "flops": self._flops(batch) / 2, "seconds": 0.0}
         return min(1.0, self.state.progress(self.budget) + half[self.budget.unit] / self.budget.amount)
 
     def _launch(self, loaded: Loaded, stop: bool) -> Step:

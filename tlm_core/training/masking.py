@@ -32,32 +32,42 @@ class Vocabulary:
 
 
 def mask_rows(
-    rows: Rows, vocabulary: Vocabulary, rate: float, seed: int, step: int, *, exact: bool = False
+    rows: Rows, vocabulary: Vocabulary, rate: float, seed: int, step: int, *, exact: bool = False, first: int = 0
 ) -> tuple[Ints, Ints]:
     """Return (tokens, targets), both [R, L]; targets are NOT_MASKED where nothing is predicted.
 
     Each token except special ones and padding is drawn with probability `rate`. Of the drawn tokens 80 % become
     [MASK], 10 % a random ordinary token, and 10 % stay (Devlin et al. 2019, section 3.1). The draw covers the whole
     step, whichever worker computes which rows.
-    exact: draw the share `rate` of each row's tokens, rounded down, so that a number of rows has at most that share.
+    exact: draw `drawn_of` each row's tokens, so that a number of rows has at most the share `rate`. Each token has its
+    own counter, so a worker draws for its rows alone. first: the number of the first row in the step.
     """
     random = random_at(seed, Stream.MASK, step)
-    shape = rows.tokens.shape
-    draws = random.random(shape, dtype=np.float32)
-    kind = random.random(shape, dtype=np.float32)
-    ordinary = vocabulary.ordinary
-    other = ordinary[random.integers(len(ordinary), size=shape)]
+    shape, ordinary = rows.tokens.shape, vocabulary.ordinary
     maskable = (rows.segments > 0) & ~np.isin(rows.tokens, np.array(vocabulary.specials))
-    drawn = maskable & (_lowest(draws, maskable, rate) if exact else draws < rate)
+    if exact:
+        random.bit_generator.advance(first * shape[1])  # type: ignore[attr-defined]
+        draws, kind, place, _ = np.moveaxis(random.random((*shape, 4)), -1, 0)  # a counter yields four numbers
+        other = ordinary[(place * len(ordinary)).astype(np.int64)]
+        drawn = maskable & _lowest(draws, maskable, drawn_of((rows.segments > 0).sum(axis=1), rate))
+    else:
+        draws, kind = (random.random(shape, dtype=np.float32) for _ in range(2))
+        other = ordinary[random.integers(len(ordinary), size=shape)]
+        drawn = maskable & (draws < rate)
     tokens = np.where(drawn & (kind < 0.8), vocabulary.mask, rows.tokens)
     tokens = np.where(drawn & (kind >= 0.9), other, tokens)
     return tokens, np.where(drawn, rows.tokens, NOT_MASKED)
 
 
-def _lowest(draws: npt.NDArray[np.float32], maskable: Flags, rate: float) -> Flags:
-    """Return where the lowest draws of each row's maskable tokens are: the share `rate` of them, rounded down."""
+def drawn_of(tokens: Ints, rate: float) -> Ints:
+    """Return how many of a row's tokens an exact mask draws, if so many are not special: `rate`, rounded down."""
+    return (tokens * rate).astype(np.int64)
+
+
+def _lowest(draws: npt.NDArray[np.float64], maskable: Flags, counts: Ints) -> Flags:
+    """Return where the lowest draws of each row's maskable tokens are. counts: of each row."""
     order = np.where(maskable, draws, 2.0).argsort(axis=1, kind="stable")
     ranks = np.empty_like(order)
     np.put_along_axis(ranks, order, np.arange(order.shape[1])[None], axis=1)
-    lowest: Flags = ranks < (maskable.sum(axis=1, keepdims=True) * rate).astype(np.int64)
+    lowest: Flags = ranks < counts[:, None]
     return lowest

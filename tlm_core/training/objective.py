@@ -84,17 +84,22 @@ def connected() -> Iterator[None]:
 
 def micro_batches(batch: Batch, workers: Workers, rows: int) -> Iterator[Batch]:
     """Yield this worker's part of the batch in parts of at most `rows` rows."""
-    start, stop = workers.share(len(batch.rows))
-    for begin in range(start, stop, rows):
+    own = own_rows(batch, workers)
+    for begin in range(0, len(own.rows), rows):
         PULSE.advance()
-        yield batch.part(begin, min(begin + rows, stop))
+        yield own.part(begin, min(begin + rows, len(own.rows)))
+
+
+def own_rows(batch: Batch, workers: Workers) -> Batch:
+    """Return this worker's part of the batch."""
+    return batch.part(*workers.share(len(batch.rows))) if batch.step_rows is None else batch
 
 
 def step_flops(shape: Shape, batch: Batch) -> float:
     """Return the FLOPs of the matrix products in the forward and backward pass, including padding."""
     masked = -(-batch.masked // MASKED_MULTIPLE) * MASKED_MULTIPLE if batch.mlm_weight else 0
     documents = batch.documents if batch.task_weight else 0
-    products = flops.forward(shape, len(batch.rows), batch.tokens.shape[1], masked, documents)
+    products = flops.forward(shape, batch.size, batch.tokens.shape[1], masked, documents)
     return flops.FORWARD_AND_BACKWARD * products
 
 
@@ -102,7 +107,8 @@ def needed_flops(shape: Shape, batch: Batch) -> float:
     """Return the FLOPs that the model needs for the step: no padding, and no attention across documents."""
     lengths, masked = batch.rows.lengths, batch.masked if batch.mlm_weight else 0
     documents = batch.documents if batch.task_weight else 0
-    products = flops.products(shape, int(lengths.sum()), int((lengths**2).sum()), masked, documents)
+    pairs = int((lengths**2).sum()) * batch.size // max(1, len(batch.rows))  # other workers' passages are alike
+    products = flops.products(shape, batch.real_tokens, pairs, masked, documents)
     return flops.FORWARD_AND_BACKWARD * products
 
 

@@ -108,6 +108,8 @@ class PassageStream:
     def rows(self, first: int, count: int) -> Rows:
         """Return rows [first, first + count) of the stream."""
         size = self._length
+        if not count:
+            return self.rows(first, 1).part(0, 0)
         pieces = self._pieces(first * size, count * size)
         lengths = np.array([len(tokens) for _, tokens in pieces])
         flat = np.concatenate([tokens for _, tokens in pieces]).astype(np.int64)

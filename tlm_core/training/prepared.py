@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from tlm_core.errors import InvalidRecipe
 from tlm_core.tasks.types import Scaling, TaskType, task_type_of
-from tlm_core.training.masking import NOT_MASKED, Vocabulary, mask_rows
+from tlm_core.training.masking import NOT_MASKED, Vocabulary, drawn_of, mask_rows
 from tlm_core.training.packing import PassageStream, Rows, pack
 from tlm_core.training.randomness import Stream, permutation
 from tlm_core.training.recipe import Finetune, Joint
@@ -154,8 +154,9 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Batch:
-    """All rows of one step, over all workers.
+    """The rows of one step: of all workers, or of this one alone.
 
+    step_rows: the number of rows of all workers, if the batch has only this worker's. Such rows have no padding.
     tokens: [R, L] as the model sees them; targets: [R, L], NOT_MASKED where nothing is predicted; labels: [D], or
     probabilities [D, labels]. masked, documents: the number of predictions and labels in the whole step. They divide
     the losses, so that the gradient does not depend on how the step is divided. sources: returns the names of the
@@ -173,6 +174,17 @@ class Batch:
     sources: Callable[[], list[str]]
     loss: str  # of the task: a key of `objective.LOSSES`
     class_weights: npt.NDArray[np.float32] | None = None  # [classes], factors of the texts' losses
+    step_rows: int | None = None
+
+    @property
+    def size(self) -> int:
+        """The number of rows of all workers."""
+        return len(self.rows) if self.step_rows is None else self.step_rows
+
+    @property
+    def real_tokens(self) -> int:
+        """The tokens of all workers that are not padding."""
+        return self.rows.real_tokens if self.step_rows is None else self.step_rows * self.tokens.shape[1]
 
     def part(self, start: int, stop: int) -> Batch:
         """Return rows [start, stop) with their labels; masked and documents stay those of the step."""
@@ -205,14 +217,18 @@ def task_steps(step: int, rho1: float) -> int:
 class JointBatches:
     """Step number → batch of the joint stage (paper section 3.2). joint: the recipe's part.
 
-    exact: as `mask_rows` does.
+    share: returns this worker's [start, stop) of n rows. With it, masks are exact, as `mask_rows` draws them, and a
+    batch of passages has only this worker's rows.
     Raises InvalidRecipe if there is nothing to train on: no passages, and neither loss on task text.
     """
 
-    def __init__(self, prepared: Prepared, joint: Joint, seed: int, *, exact: bool = False) -> None:
+    def __init__(
+        self, prepared: Prepared, joint: Joint, seed: int, share: Callable[[int], tuple[int, int]] | None = None
+    ) -> None:
         self._prepared = prepared
         self._joint = joint
-        self._mask = partial(mask_rows, vocabulary=prepared.vocabulary, seed=seed, exact=exact)
+        self._share = share
+        self._mask = partial(mask_rows, vocabulary=prepared.vocabulary, seed=seed, exact=share is not None)
         self._seed = seed
         self._train = prepared.training()
         self._pieces = prepared.pieces() if joint.task_loss else None
@@ -240,19 +256,24 @@ class JointBatches:
             return self._task_batch(step, task, rate)
         assert self._stream is not None
         first, count = (step - task) * self._joint.batch_rows, self._joint.batch_rows
-        rows = self._stream.rows(first, count)
-        tokens, targets = self._mask(rows, rate=rate, step=step)
+        start, stop = (0, count) if self._share is None else self._share(count)
+        rows = self._stream.rows(first + start, stop - start)
+        tokens, targets = self._mask(rows, rate=rate, step=step, first=start)
+        masked = int(np.count_nonzero(targets != NOT_MASKED))
+        if self._share is not None:
+            masked = count * int(drawn_of(np.array(tokens.shape[1]), rate))
         return Batch(
             rows=rows,
             tokens=tokens,
             targets=targets,
             labels=np.zeros(0, dtype=np.int64),
-            masked=int(np.count_nonzero(targets != NOT_MASKED)),
+            masked=masked,
             documents=0,
             mlm_weight=1.0,
             task_weight=0.0,
             sources=partial(_passage_names, self._prepared, self._stream, first, count),
             loss=self._prepared.type.loss,
+            step_rows=None if self._share is None else count,
         )
 
     def _task_batch(self, step: int, number: int, rate: float) -> Batch:

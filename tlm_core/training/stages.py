@@ -79,7 +79,7 @@ def joint_trainer(ctx: StageContext[JointParams]) -> Trainer:
         ctx=ctx,
         model=model,
         optimizer=optimizer,
-        batches=JointBatches(prepared, joint, params.seed, exact=passes is not None),
+        batches=JointBatches(prepared, joint, params.seed, None if passes is None else workers.share),
         budget=joint.budget,
         device=device,
         step_flops=partial(step_flops, model.shape),

@@ -13,7 +13,7 @@ from tlm_core.pulse import PULSE
 from tlm_core.training.buckets import Buckets
 from tlm_core.training.memory import MICRO_ROWS, largest_rows
 from tlm_core.training.model import TaskModel
-from tlm_core.training.objective import Workers
+from tlm_core.training.objective import Workers, own_rows
 from tlm_core.training.optim import Buffers, FlatOptimizer
 from tlm_core.training.passes import Loaded
 from tlm_core.training.prepared import Batch
@@ -71,13 +71,15 @@ class StreamPasses:
         if self.device.type != "cuda":
             return MICRO_ROWS
         batch = sample()
-        start, stop = self.workers.share(len(batch.rows))
+        own = len(own_rows(batch, self.workers).rows)
+        if not own:
+            return MICRO_ROWS
         free = torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device)
         held = torch.cuda.memory_allocated(self.device)
-        rows = largest_rows(partial(self._peak, batch), held, int(USABLE * free), stop - start)
+        rows = largest_rows(partial(self._peak, batch), held, int(USABLE * free), own)
         torch.cuda.empty_cache()
         # The number is a limit: parts are never larger than the step.
-        return rows if rows < stop - start else max(rows, MICRO_ROWS)
+        return rows if rows < own else max(rows, MICRO_ROWS)
 
     def _peak(self, batch: Batch, rows: int) -> int:
         """Return the highest allocation of a pass over `rows` rows. It does not compile, which needs no more memory."""
@@ -88,10 +90,10 @@ class StreamPasses:
         return torch.cuda.max_memory_allocated(self.device)
 
     def load(self, batch: Batch, rows: int) -> Loaded:
-        start, stop = self.workers.share(len(batch.rows))
-        if start == stop:
+        own = own_rows(batch, self.workers)
+        if not len(own.rows):
             return Loaded(batch, rows)
-        documents, length = Documents.of(batch.part(start, stop)), batch.tokens.shape[1]
+        documents, length = Documents.of(own), batch.tokens.shape[1]
         needed = -(-len(documents.tokens) // length)
         sizes = Sizes.of(rows_of_part(needed, rows), length, self.mask_rate)
         weights = None if batch.class_weights is None else torch.from_numpy(batch.class_weights)

@@ -22,7 +22,7 @@ from tlm_core.training.loop import Trainer
 from tlm_core.training.masking import NOT_MASKED
 from tlm_core.training.memory import largest_rows
 from tlm_core.training.model import TaskModel
-from tlm_core.training.objective import loss_sums
+from tlm_core.training.objective import Workers, loss_sums, needed_flops, own_rows, step_flops
 from tlm_core.training.prepared import Batch, JointBatches, Prepared
 from tlm_core.training.stage import StopRequested
 from tlm_core.training.stages import build
@@ -45,7 +45,7 @@ def setup(folder: Path, **over: Any) -> tuple[TaskModel, JointBatches]:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=draw))
-    return model, JointBatches(prepared, recipe.joint, 3, exact=True)
+    return model, JointBatches(prepared, recipe.joint, 3, Workers().share)
 
 
 def sizes(batch: Batch, rows: int) -> Sizes:
@@ -113,6 +113,26 @@ def test_parts_hold_each_document_once_and_have_equal_sizes(tmp_path: Path) -> N
         for part in parts:
             lengths = part.begins.diff()
             assert int(lengths.sum()) == expected.tokens and int(lengths.max()) <= expected.longest
+
+
+def test_each_worker_builds_its_passages_alone(tmp_path: Path) -> None:
+    model, batches = setup(tmp_path, joint__batch_rows=5)
+    prepared, joint = batches._prepared, batches._joint
+    whole = batches(2, 0.0)
+    assert whole.real_tokens == 5 * 48 and whole.masked == np.count_nonzero(whole.targets != NOT_MASKED)
+    for workers in (Workers(0, 2), Workers(1, 2), Workers(1, 6), Workers(0, 6)):
+        own = JointBatches(prepared, joint, 3, workers.share)(2, 0.0)
+        start, stop = workers.share(5)
+        assert own_rows(own, workers) is own and len(own.rows) == stop - start
+        assert np.array_equal(own.tokens, whole.tokens[start:stop])
+        assert np.array_equal(own.targets, whole.targets[start:stop])
+        assert (own.real_tokens, own.masked, own.shares) == (whole.real_tokens, whole.masked, whole.shares)
+        assert step_flops(model.shape, own) == step_flops(model.shape, whole)
+        if stop > start:
+            assert needed_flops(model.shape, own) == pytest.approx(needed_flops(model.shape, whole), rel=0.2)
+        tasks = JointBatches(prepared, joint, 3, workers.share)(1, 0.0)
+        assert np.array_equal(tasks.targets, batches(1, 0.0).targets), "task texts are packed for all workers"
+        assert len(own_rows(tasks, workers).rows) == np.diff(workers.share(len(tasks.rows)))[0]
 
 
 def test_full_rows_fill_parts_of_exact_masks(tmp_path: Path) -> None:
