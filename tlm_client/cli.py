@@ -33,7 +33,10 @@ _PANELS: dict[str, dict[str, tuple[str, ...]]] = {
         "suspects": ("suspects",),
     },
     "Data": {"dataset": (), "corpus": ()},
-    "Models": {"models": ("predict", "models", "alias", "download", "quantize", "evaluate", "convert")},
+    "Models": {
+        "models": ("predict", "models", "alias", "download", "quantize", "evaluate", "convert"),
+        "publish": ("push", "mlflow"),
+    },
     "Service": {"stack": ("up", "down", "status"), "gateway": ("open", "doctor"), "profile": (), "webhook": ()},
 }
 _MODULES = {

@@ -36,6 +36,8 @@ ELSEWHERE = {
     r"hub:|/v1/datasets/hub": "tests/unit/tasks/test_hub.py",
     r"^tlm evaluate\b": "tests/integration/test_evaluate.py",
     r"^tlm open\b": "tests/unit/client/test_cli.py",
+    r"^tlm (push|mlflow)\b": "tests/contract/test_publishing.py",
+    r"^tlm quantize\b": "tests/unit/test_serving_models.py",
     r"deploy|docker|kubectl|^make |^source |^export |^python": "tests/checks/docs/test_commands_parse.py",
 }  # fmt: skip
 SIZE = 4096
