@@ -169,6 +169,32 @@ def test_training_worker_fits_into_a_pod(objects: tuple[Object, ...]) -> None:
             assert float(values["TLM_TRAINER_WORKER_GPUS"]) == float(limits.get("nvidia.com/gpu", 0))
 
 
+def test_ray_has_shared_memory_beyond_its_object_store(objects: tuple[Object, ...]) -> None:
+    (cluster,) = of_kind(objects, "RayCluster").values()
+    groups = [cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]]
+    for group, load in zip(groups, (load for load in workloads(objects) if load.kind == "RayCluster"), strict=True):
+        (name,) = (m["name"] for m in load.container["volumeMounts"] if m["mountPath"] == "/dev/shm")
+        (volume,) = (volume["emptyDir"] for volume in load.spec["volumes"] if volume["name"] == name)
+        assert volume["medium"] == "Memory"
+        assert 2 * int(group["rayStartParams"]["object-store-memory"]) <= _bytes(volume["sizeLimit"])
+        assert 2 * _bytes(volume["sizeLimit"]) <= _bytes(load.container["resources"]["limits"]["memory"])
+
+
+def _bytes(size: str) -> int:
+    return int(size[:-2]) << {"Mi": 20, "Gi": 30}[size[-2:]]
+
+
+def test_gpu_workers_have_the_settings_of_nccl() -> None:
+    overlay = yaml.safe_load((KUBERNETES / "overlays" / "gpu" / "kustomization.yaml").read_text(encoding="utf-8"))
+    (patch,) = (p["patch"] for p in overlay["patches"] if p["target"] == {"kind": "ConfigMap", "name": "trainer"})
+    added = {step["path"].removeprefix("/data/"): step["value"] for step in yaml.safe_load(patch)}
+    compose = yaml.safe_load((ROOT / "deploy" / "compose.gpu.yml").read_text(encoding="utf-8"))["services"]
+    for name in ("ray-head", "ray-worker"):
+        assert compose[name]["environment"] == added
+    assert {"NCCL_DEBUG", "NCCL_SOCKET_IFNAME"} <= added.keys()
+    assert int(compose["ray-worker"]["shm_size"].removesuffix("gb")) >= 8, "NCCL between the GPUs of one container"
+
+
 def test_redis_maxmemory_is_at_most_half_its_limit(objects: tuple[Object, ...]) -> None:
     """A rewrite of the append-only file may double the memory in use."""
     (config,) = (item["data"]["redis.conf"] for item in objects if "redis.conf" in item.get("data", {}))
