@@ -10,7 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+import pyarrow.parquet as pq
 import pytest
+
+from tlm_core.corpus.passages import Passage
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -54,3 +57,9 @@ def wait_for(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
         assert time.monotonic() < deadline, f"the condition was false for {seconds:g} s"
         time.sleep(0.01)
     return value
+
+
+def passages_in(folder: Path) -> list[Passage]:
+    """Return the passages of a corpus folder in their order."""
+    files = sorted(folder.glob("passages-*.parquet"))
+    return [Passage(**row) for path in files for row in pq.read_table(path, columns=list(Passage._fields)).to_pylist()]

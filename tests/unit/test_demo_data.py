@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import passages_in
 from tlm_client.demo_data import (
     DEMO,
     DISTINCT,
@@ -23,7 +24,7 @@ from tlm_client.demo_data import (
 from tlm_core.corpus.leaks import LeakFilter
 from tlm_core.corpus.packages import Document
 from tlm_core.corpus.passages import word_count
-from tlm_core.corpus.read import corpus_info, read_passages
+from tlm_core.corpus.read import corpus_info
 from tlm_core.errors import MissingDependency
 
 _RNG = random.Random(5)
@@ -141,7 +142,7 @@ def test_rows_do_not_name_their_library(demo: tuple[Path, DemoData]) -> None:
 def test_corpus_contains_all_texts_except_the_task(demo: tuple[Path, DemoData]) -> None:
     folder, data = demo
     texts = [(split, i, row["text"]) for split, part in rows(folder).items() for i, row in enumerate(part)]
-    passages = [passage for batch in read_passages(folder / "corpus") for passage in batch]
+    passages = passages_in(folder / "corpus")
     leaks = LeakFilter(texts)
     assert not [passage for passage in passages if leaks.leaks_of(passage.text)]
     assert data.corpus == corpus_info(folder / "corpus")

@@ -32,7 +32,6 @@ from tlm_core.corpus.passages import (
 from tlm_core.corpus.remote import Remote, find_remote, is_address
 from tlm_core.errors import CorruptArtifact, Fault, InvalidDataset, InvalidRequest, NotFound
 from tlm_core.names import HUB
-from tlm_core.parquet import open_parquet
 from tlm_core.tables.findings import Findings
 
 INFO = "corpus.json"
@@ -163,28 +162,6 @@ def corpus_info(folder: Path) -> CorpusInfo:
         return CorpusInfo.model_validate_json((folder / INFO).read_bytes())
     except ValueError as error:
         raise CorruptArtifact(f"Cannot read {folder / INFO}. Add the corpus again.") from error
-
-
-def read_passages(folder: Path, batch_size: int = _BATCH) -> Iterator[list[Passage]]:
-    """The passages of a corpus folder in their order, in lists of at most `batch_size`.
-
-    Raises NotFound, CorruptArtifact.
-    """
-    import pyarrow as pa
-
-    left = corpus_info(folder).count
-    for path in sorted(folder.glob("passages-*.parquet")):
-        try:
-            with open_parquet(path) as file:
-                for batch in file.iter_batches(batch_size, columns=list(Passage._fields)):
-                    columns = (batch.column(name).to_pylist() for name in Passage._fields)
-                    rows = [Passage(*values) for values in zip(*columns, strict=True)]
-                    left -= len(rows)
-                    yield rows
-        except (pa.ArrowException, OSError) as error:
-            raise CorruptArtifact(f"Cannot read {path}. Add the corpus again.") from error
-    if left:
-        raise CorruptArtifact(f"'{folder}' has fewer or more passages than its {INFO} says. Add the corpus again.")
 
 
 class _Tally:

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support import skip_or_fail
+from tests.support import passages_in, skip_or_fail
 from tlm_core.corpus import near
 from tlm_core.corpus.leaks import grams, tokens
 from tlm_core.corpus.near import NearDuplicates
 from tlm_core.corpus.passages import make_passage
-from tlm_core.corpus.read import corpus_info, read_passages, write_corpus
+from tlm_core.corpus.read import corpus_info, write_corpus
 from tlm_core.errors import MissingDependency
 
 WORDS = [f"word{n}" for n in range(3000)]
@@ -112,7 +112,7 @@ def test_a_corpus_without_near_duplicates_counts_them_and_has_its_own_version(
     assert (with_all.count, with_all.near_duplicates_dropped) == (100, None)
     assert (without.count, without.near_duplicates_dropped, without.duplicates_dropped) == (50, 50, 1)
     assert with_all.version != without.version and corpus_info(tmp_path / "b") == without
-    assert [p.text for batch in read_passages(tmp_path / "b") for p in batch] == originals
+    assert [passage.text for passage in passages_in(tmp_path / "b")] == originals
 
 
 def test_missing_library_error_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

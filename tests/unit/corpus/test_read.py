@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from tests.support import shared_data
+from tests.support import passages_in, shared_data
 from tlm_core.corpus.passages import Passage, make_passage, passage_id
-from tlm_core.corpus.read import CorpusInfo, corpus_info, read_passages, read_sources, write_corpus
+from tlm_core.corpus.read import CorpusInfo, corpus_info, read_sources, write_corpus
 from tlm_core.errors import CorruptArtifact, InvalidDataset, InvalidRequest, NotFound
 
 ROWS = [{"text": "one text", "source": "here"}, {"text": "zwei Töne"}]
@@ -221,16 +221,14 @@ class TestCorpusFolder:
             duplicates_dropped=1,
         )
         assert corpus_info(tmp_path) == info
-        batches = list(read_passages(tmp_path, batch_size=10))
-        assert [len(batch) for batch in batches] == [10, 10, 5]
-        assert [passage for batch in batches for passage in batch] == passages
+        assert passages_in(tmp_path) == passages
 
     def test_rows_are_spread_over_files_in_order(self, tmp_path: Path) -> None:
         write_corpus((make_passage(f"t{i}", "s") for i in range(100_001)), tmp_path)
         sizes = [pq.read_metadata(path).num_rows for path in sorted(tmp_path.glob("*.parquet"))]
         assert sizes == [100_000, 1]
         assert pq.read_schema(tmp_path / "passages-00001.parquet").names == ["id", "text", "source"]
-        assert [p.text for batch in read_passages(tmp_path) for p in batch][-2:] == ["t99999", "t100000"]
+        assert [passage.text for passage in passages_in(tmp_path)][-2:] == ["t99999", "t100000"]
 
     def test_the_version_follows_order_language_and_the_text_behind_a_given_id(self, tmp_path: Path) -> None:
         a, b = make_passage("a", "s"), make_passage("b", "s")
@@ -254,7 +252,7 @@ class TestCorpusFolder:
         with pytest.raises(InvalidDataset):
             write_corpus(read_sources([str(bad)]), tmp_path)
         assert corpus_info(tmp_path) == old
-        assert [p.text for batch in read_passages(tmp_path) for p in batch] == ["old"]
+        assert [passage.text for passage in passages_in(tmp_path)] == ["old"]
         assert sorted(path.name for path in tmp_path.iterdir()) == [
             "bad.jsonl",
             "corpus.json",
@@ -267,11 +265,7 @@ class TestCorpusFolder:
 
     def test_a_folder_that_is_no_whole_corpus_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(NotFound):
-            next(read_passages(tmp_path))
-        write_corpus(iter([make_passage("a", "s")]), tmp_path)
-        (tmp_path / "passages-00000.parquet").unlink()
-        with pytest.raises(CorruptArtifact):
-            list(read_passages(tmp_path))
+            corpus_info(tmp_path)
         written(tmp_path / "corpus.json", "{}")
         with pytest.raises(CorruptArtifact):
             corpus_info(tmp_path)
