@@ -23,7 +23,7 @@ PREPARE = worker("prepare", "tlm_core.training.prepare:prepare", 7, params.Prepa
 JOINT = worker("joint", "tlm_core.training.stages:joint", 6, params.JointParams)
 FINETUNE = worker("finetune", "tlm_core.training.stages:finetune", 4, params.FinetuneParams)
 CHOOSE = worker("choose", "tlm_core.training.stages:choose", 2, params.ChooseParams)
-EVALUATE = worker("evaluate", "tlm_core.training.evaluate:evaluate", 9, params.SeedsParams)
+EVALUATE = worker("evaluate", "tlm_core.training.evaluate:evaluate", 10, params.SeedsParams)
 EXPORT = worker("export", "tlm_core.training.export:export", 6, params.ExportParams)
 
 # The stages that several kinds of job use.

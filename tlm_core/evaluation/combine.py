@@ -7,6 +7,7 @@ This module does not import torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -14,7 +15,6 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tlm_core.evaluation.bootstrap import paired_difference
 from tlm_core.tasks.metrics import METRICS, Targets, Undefined
 from tlm_core.tasks.task import Task
 from tlm_core.tasks.types import TaskType
@@ -25,7 +25,6 @@ LINEAR_MODELS = (LINEAR, SELF_TRAINED)
 ENCODERS = (ENCODER, ENSEMBLE)  # of one seed, and of all seeds together
 MODELS = (*LINEAR_MODELS, *ENCODERS, COMBINED, WEIGHTED)  # from simple to complex
 SPLITS = 20
-RESAMPLES = 200
 ROUNDING = 1e-9
 WEIGHTS = tuple(number / 10 for number in range(1, 10))  # of the encoder
 
@@ -126,54 +125,52 @@ def choose(
     """Choose among linear models, encoder and combinations on validation.
 
     Scales are fitted on one half of the rows and scored on the other, both ways, for SPLITS random halves. A simpler
-    model wins if its score is within one standard error (paired bootstrap) of the best, unless a still simpler one has
-    a higher score. linears: outputs of the linear
+    model wins if its score is within one standard error of the best, over these splits. linears: outputs of the linear
     models on validation, by name; combinations use the last. encoder: `encoder` with one array in `encoders` for each
     seed, or `ensemble` with one array.
     """
     compute = METRICS[task.metric].compute
     last = list(linears.values())[-1]
     models = [model for model in MODELS if model in (*linears, encoder, COMBINED, WEIGHTED)]
-    predictions = {
-        model: _cross_fitted(task.type, model, linears.get(model, last), encoders, targets) for model in models
-    }
     try:
-        scores = {
-            model: float(np.mean([compute(targets, guess) for guess in guesses]))
-            for model, guesses in predictions.items()
+        by_split = {
+            model: np.mean(
+                [
+                    [compute(targets, guess) for guess in guesses]
+                    for guesses in _cross_fitted(task.type, model, linears.get(model, last), encoders, targets)
+                ],
+                axis=0,
+            )
+            for model in models
         }
     except Undefined as error:
         return Choice(COMBINED, dict.fromkeys(models), f"Validation cannot decide: {error}.")
+    scores = {model: float(of_splits.mean()) for model, of_splits in by_split.items()}
     best = max(models, key=lambda model: scores[model])
-    for number, model in enumerate(models[: models.index(best)]):
-        if any(scores[simpler] > scores[model] for simpler in models[:number]):
-            continue
-        # One split for each seed bounds the time.
-        first, second = (predictions[name][:: SPLITS if name in (COMBINED, WEIGHTED) else 1] for name in (best, model))
-        difference = paired_difference(task.metric, targets, first, second, RESAMPLES)
-        if difference is not None and scores[best] - scores[model] <= difference.error + ROUNDING:
-            reason = f"within one standard error ({difference.error:.4f}) of the best score, {scores[best]:.4f}"
+    for model in models[: models.index(best)]:
+        within = float(np.std(by_split[best] - by_split[model], ddof=1)) / math.sqrt(SPLITS)
+        if scores[best] - scores[model] <= within + ROUNDING:
+            reason = f"within one standard error ({within:.4f}) of the best score, {scores[best]:.4f}"
             return Choice(model, scores, f"On validation it is {reason}, and it is simpler.")
     return Choice(best, scores, "It has the best score on validation.")
 
 
 def _cross_fitted(
     task_type: TaskType, model: str, linear: Outputs, encoders: Sequence[Outputs], targets: Targets
-) -> list[Targets]:
-    """Return predictions of all rows by scales that did not see the row, for each seed and each split into halves."""
-    if model in LINEAR_MODELS:
-        return [task_type.predict(linear)]
-    if model in ENCODERS:  # a temperature changes no prediction
-        return [task_type.predict(encoder) for encoder in encoders]
-    predictions = []
+) -> Iterator[list[Targets]]:
+    """Yield for each seed the predictions of all rows, for each split, by scales that did not see the row."""
     for encoder in encoders:
+        if model in (*LINEAR_MODELS, *ENCODERS):  # a temperature changes no prediction
+            yield [task_type.predict(linear if model in LINEAR_MODELS else encoder)] * SPLITS
+            continue
+        predictions = []
         for halves in _halves(len(targets)):
             outputs = np.zeros_like(encoder)
             for fitted, scored in (halves, halves[::-1]):
                 scales = scales_of(model, task_type, linear[fitted], encoder[fitted], targets[fitted])
                 outputs[scored] = scales.combine(task_type, linear[scored], encoder[scored])
             predictions.append(task_type.predict(outputs))
-    return predictions
+        yield predictions
 
 
 def _halves(rows: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:

@@ -17,7 +17,7 @@ import scipy.sparse as sp  # type: ignore[import-untyped, unused-ignore]
 from numpy.typing import NDArray
 
 from tlm_core.evaluation.bootstrap import paired_difference
-from tlm_core.evaluation.combine import RESAMPLES, Outputs, log_softmax
+from tlm_core.evaluation.combine import Outputs, log_softmax
 from tlm_core.linear.fit import Setting, support_vectors
 from tlm_core.linear.model import Features, LinearModel, rows_of
 from tlm_core.linear.ngrams import FAMILIES, Row
@@ -88,7 +88,7 @@ def self_train(
     scores = {amount: METRICS[task.metric].compute(targets, guess) for amount, guess in guesses.items()}
     best = max(sorted(scores), key=lambda amount: scores[amount])
     without = [task.type.predict(baseline), guesses[0]] if best and 0 in guesses else []
-    differences = [paired_difference(task.metric, targets, [guesses[best]], [guess], RESAMPLES) for guess in without]
+    differences = [paired_difference(task.metric, targets, [guesses[best]], [guess]) for guess in without]
     if any(difference is not None and difference.value <= difference.error for difference in differences):
         best = 0.0
     weights, bias, chosen = students[amounts.index(best)]
