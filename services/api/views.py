@@ -11,6 +11,7 @@ from tlm_core.artifacts import ManifestRef
 from tlm_core.errors import without_details
 from tlm_core.jobs.plan import Plan
 from tlm_core.jobs.spec import JobRecord
+from tlm_core.jobs.states import State
 
 _SPEC_FIELDS = ("name", "kind", "dataset", "corpus", "scale", "recipe", "seeds", "metadata", "priority")
 _RECORDED = wire.JobSummary.model_fields.keys() - {"metric", "score"}
@@ -54,6 +55,9 @@ def _summary(job: JobRecord, standing: Standing) -> dict[str, object]:
     """The fields of a summary, from the record, from the spec inside it, and from its standing."""
     sources = dict.fromkeys(_SPEC_FIELDS, job.spec) | dict.fromkeys(vars(standing), standing)
     fields = {name: getattr(sources.get(name, job), name) for name in _RECORDED}
+    if job.progress and job.state is State.SUCCEEDED:  # the last report of a worker precedes the end
+        over = {"share": 1.0, "eta_seconds": 0.0, "stage_eta_seconds": 0.0, "nodes_done": job.progress.nodes_total}
+        fields["progress"] = job.progress.model_copy(update=over)
     summary = job.result.summary if job.result else None
     return fields | {"metric": summary and summary.metric, "score": summary and summary.score}
 

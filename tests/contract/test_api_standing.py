@@ -85,3 +85,10 @@ def test_silent_workers_are_visible_from_thirty_seconds_on(
     assert (view["silent_seconds"] is not None) == shown
     for path in (f"/ui/jobs/{job.id}", "/ui/jobs"):
         assert ("ast heard 4" in page_text(gateway, path)) == shown
+
+
+def test_succeeded_job_is_complete_although_its_last_report_was_not(api: TestClient, gateway: Gateway) -> None:
+    job = running(gateway)
+    gateway.parts.jobs.finish(job, "a", {})
+    progress = api.get(f"/v1/jobs/{job.id}").json()["progress"]
+    assert (progress["share"], progress["eta_seconds"]) == (1.0, 0.0)
