@@ -11,10 +11,11 @@ from rich.console import Console
 from benchmarks.paper_table import RECIPES, Outcomes, Runner, chosen, read_rows
 from benchmarks.stack import finish
 from tests.contract.filled_dashboard import make_report
-from tests.contract.gateway import TOKEN, Gateway, T
+from tests.contract.gateway import TOKEN, Gateway, T, add_version
 from tests.contract.job_results import complete
 from tlm_client.client import TLMClient
 from tlm_client.display import Display
+from tlm_core.corpus.states import CorpusState
 from tlm_core.errors import NotFound
 from tlm_core.tasks.known import KNOWN_TASKS
 from tlm_core.training.recipe import RecipeName
@@ -89,15 +90,21 @@ def test_service_accepts_every_row(
     assert gateway.parts.catalog.dataset(T, "paper-chemprot-small").options["metric"] == "micro_f1"
 
 
-def test_row_without_a_selection_of_the_release_needs_a_corpus(client: TLMClient, data: Path, tmp_path: Path) -> None:
+def test_rows_without_a_selection_of_the_release_need_a_corpus(
+    gateway: Gateway, client: TLMClient, data: Path, tmp_path: Path
+) -> None:
     runner = Runner(client, "paper", Outcomes(tmp_path), folder=data)
     rows = [row for row in ROWS if not row.external]
     runner.check(rows)
     assert [row.name for row in rows] == ["imdb-medium", "imdb-large"]
     assert all("--corpus" in runner.outcomes.of(row, "paper").reason for row in rows)
-    with_corpus = Runner(client, "paper", Outcomes(tmp_path), corpus="general", folder=data)
-    assert with_corpus.spec(rows[0]).corpus == "general"
-    assert "selection.selector" not in with_corpus.spec(rows[0]).overrides
+    gateway.parts.loads.stop()
+    add_version(gateway, "general", "v1", CorpusState.READY)
+    with_corpus = Runner(client, "paper", Outcomes(tmp_path / "own"), corpus="general", folder=data)
+    with_corpus.check(ROWS)
+    assert not any(with_corpus.outcomes.of(row, "paper").reason for row in ROWS)
+    used = client.dry_run(with_corpus.spec(rows[1])).resolved_recipe
+    assert (used.selection.selector, used.selection.top_k, used.model.max_length) == ("bm25", 1000, 512)
 
 
 def test_rows_resume_and_fill_the_table(

@@ -18,9 +18,10 @@ from tlm_core.training.model import TaskModel, classifier_size, initialize
 from tlm_core.training.state import weights
 
 
-def test_electra_trains_exports_and_prunes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pair", [False, True])
+def test_electra_trains_exports_and_prunes(tmp_path: Path, pair: bool) -> None:
     recipe = tiny(model__architecture="electra", joint__budget__steps=4, finetune__max_steps=4)
-    task, selection = made_task(tmp_path / "task"), made_selection(tmp_path / "selection")
+    task, selection = made_task(tmp_path / "task", pair=pair), made_selection(tmp_path / "selection")
     # The export stage compares the stock class and the ONNX graph with our own model.
     done = run_chain(task, selection, recipe, [0], tmp_path / "run")
     config = json.loads((done["export"] / "model" / "config.json").read_text())
