@@ -22,6 +22,7 @@ from tlm_core.serving import MODEL, copy_model, write_metadata
 from tlm_core.serving import load_model as load_served
 from tlm_core.tasks.task import Task
 from tlm_core.training.architectures import Shape, architecture_named, architecture_of
+from tlm_core.training.architectures.base import common_arguments
 from tlm_core.training.card import model_card
 from tlm_core.training.evaluate import predict
 from tlm_core.training.graph import write_onnx
@@ -125,18 +126,8 @@ def write_export(
 
 def stock_config(shape: Shape, prepared: Prepared) -> Any:
     """Return the `transformers` configuration, with the task's labels or the name of its regression target."""
-    ids = prepared.facts["special_ids"]
-    common: dict[str, Any] = {
-        "vocab_size": shape.vocab,
-        "hidden_size": shape.hidden,
-        "intermediate_size": shape.intermediate,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "pad_token_id": ids["pad"],
-        "id2label": dict(enumerate(prepared.labels)),
-        "label2id": {label: number for number, label in enumerate(prepared.labels)},
-        **({"problem_type": prepared.type.problem_type} if prepared.type.problem_type else {}),
-    }
+    ids, problem = prepared.facts["special_ids"], prepared.type.problem_type
+    common = common_arguments(shape, ids["pad"], prepared.labels) | ({"problem_type": problem} if problem else {})
     return architecture_of(shape).stock_config(shape, common, ids)
 
 

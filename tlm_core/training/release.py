@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from torch import Tensor
 from tlm_core.errors import InvalidRequest, NotFound
 from tlm_core.hub import TOKENIZER
 from tlm_core.tasks.known import KNOWN_TASKS, KnownTask
-from tlm_core.training.names import modern_name
-from tlm_core.training.published import fetch, fetch_config, read_config, read_weights
+from tlm_core.training.architectures import Shape, architecture_of
+from tlm_core.training.architectures.base import common_arguments, with_bias
+from tlm_core.training.names import from_stock, to_stock
+from tlm_core.training.published import fetch, fetch_config, read_config, read_weights, shape_of
 
-_HEAD = {"cls_layer.0.": "classifier.dense.", "cls_layer.2.": "classifier.out_proj."}
+_HEAD = {"task.dense": "cls_layer.0", "task.out": "cls_layer.2"}
 _NAME = re.compile(r"tlm-(?P<task>.+)-(?P<scale>small|medium|large)-scale")
 _LENGTH = 128  # maximum text length in the release's scripts, except for one task
 
@@ -50,16 +53,16 @@ def convert(source: str, folder: Path, labels: Sequence[str] | None = None) -> P
 
     original = fetch(source, *TOKENIZER)
     config = read_config(original, source)
-    tensors = _renamed(read_weights(original, source), source)
-    outputs = len(tensors["classifier.out_proj.weight"])
-    labels = [str(number) for number in range(outputs)] if labels is None else list(labels)
-    if len(labels) != outputs:
+    shape, weights = _as_electra(config, read_weights(original, source), source)
+    labels = [str(number) for number in range(shape.labels)] if labels is None else list(labels)
+    if len(labels) != shape.labels:
         raise InvalidRequest(
-            f"'{source}' has {outputs} labels, but {len(labels)} names were given. Give {outputs} names."
+            f"'{source}' has {shape.labels} labels, but {len(labels)} names were given. Give {shape.labels} names."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    _electra(config, labels, source).save_pretrained(folder)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    common = common_arguments(shape, config.get("pad_token_id", 0), labels)
+    architecture_of(shape).stock_config(shape, common, {}).save_pretrained(folder)
+    save_file(to_stock(weights, shape), folder / "model.safetensors", metadata={"format": "pt"})
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(original), trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -82,44 +85,20 @@ def _name_parts(source: str) -> re.Match[str] | None:
     return _NAME.fullmatch(source.rstrip("/").rsplit("/", 1)[-1].partition("@")[0])
 
 
-def _renamed(release: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Return encoder and task head under ELECTRA's names. Raises InvalidRequest if either is missing."""
-    stock: dict[str, Tensor] = {}
-    for name, tensor in release.items():
-        name = modern_name(name)
-        head = next((prefix for prefix in _HEAD if name.startswith(prefix)), None)
-        if head:
-            stock[name.replace(head, _HEAD[head])] = tensor.float().contiguous()
-        elif name.startswith("bert.") and not name.endswith("position_ids") and ".pooler." not in name:
-            stock[name.replace("bert.", "electra.", 1)] = tensor.float().contiguous()
-    required = {f"{head}{kind}" for head in _HEAD.values() for kind in ("weight", "bias")}
-    missing = sorted((required | {"electra.embeddings.word_embeddings.weight"}) - stock.keys())
-    if missing:
+def _as_electra(
+    config: Mapping[str, Any], release: Mapping[str, Tensor], source: str
+) -> tuple[Shape, dict[str, Tensor]]:
+    """Return shape and weights, under our names, of the release's BERT with its task head. Raises InvalidRequest."""
+    head = {ours: release.get(theirs) for ours, theirs in with_bias(_HEAD).items()}
+    if config.get("model_type") != "bert" or any(tensor is None for tensor in head.values()):
         raise InvalidRequest(
-            f"'{source}' is not a model of the TLM release: it has no weight for {missing[0]}. "
-            "A stock classifier needs no conversion."
+            f"'{source}' is not a model of the TLM release: a plain BERT with the weights "
+            f"{', '.join(_HEAD.values())}. A stock classifier needs no conversion."
         )
-    return stock
-
-
-def _electra(config: Mapping[str, Any], labels: Sequence[str], source: str) -> Any:
-    """Return the ELECTRA configuration of the release's BERT. Raises InvalidRequest for another encoder."""
-    from transformers import ElectraConfig
-
-    if config.get("model_type") != "bert" or config.get("position_embedding_type", "absolute") != "absolute":
-        raise InvalidRequest(f"'{source}' is not a plain BERT, as all models of the TLM release are.")
-    fields = (
-        "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
-        "hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings", "type_vocab_size",
-        "layer_norm_eps", "pad_token_id",
-    )  # fmt: skip
-    return ElectraConfig(
-        architectures=["ElectraForSequenceClassification"],
-        embedding_size=config["hidden_size"],
-        id2label=dict(enumerate(labels)),
-        label2id={label: number for number, label in enumerate(labels)},
-        **{name: config[name] for name in fields if name in config},
-    )
+    shape = shape_of(dict(config), source)
+    weights = from_stock(release, shape) | {name: tensor.float() for name, tensor in head.items() if tensor is not None}
+    labels, dropout = len(weights["task.out.weight"]), config.get("hidden_dropout_prob", 0.1)
+    return replace(shape, architecture="electra", labels=labels, dropout=dropout), weights
 
 
 def _card(source: str, labels: Sequence[str], task: KnownTask | None) -> str:

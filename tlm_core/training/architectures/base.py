@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -169,6 +169,20 @@ def with_bias(names: Mapping[str, str]) -> dict[str, str]:
 def recipe_sizes(model: Model) -> dict[str, Any]:
     """Return the fields of a recipe's model part that a shape copies."""
     return model.model_dump(include={"layers", "hidden", "heads", "intermediate", "max_length", "dropout"})
+
+
+def common_arguments(shape: Shape, pad: int, labels: Sequence[str]) -> dict[str, object]:
+    """Return the arguments that the `transformers` configurations of all classifiers share."""
+    return {
+        "vocab_size": shape.vocab,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.intermediate,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "pad_token_id": pad,
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: number for number, label in enumerate(labels)},
+    }
 
 
 def published_sizes(config: Config) -> dict[str, Any]:
