@@ -275,6 +275,18 @@ def test_estimate_follows_the_form_and_snippets_are_copied(page: Any, served: tu
     assert '"scale": "instant"' in page.evaluate("navigator.clipboard.readText()")
 
 
+def test_recipe_key_is_added_to_the_overrides_once(page: Any, served: tuple[str, Gateway, Contents]) -> None:
+    page.goto(f"{served[0]}/ui/submit")
+    settle(page)
+    page.fill("#overrides", "joint.rho1 = 2")
+    page.select_option("#pick", "finetune.epochs")
+    for value in ("5", "6"):
+        page.fill("#picked-value", value)
+        page.click("[data-override]")
+    assert page.input_value("#overrides") == "joint.rho1 = 2\nfinetune.epochs = 6"
+    page.wait_for_selector("#preview >> text=6 epochs")
+
+
 def test_study_form_works_by_keyboard_and_shows_only_its_fields(
     page: Any, served: tuple[str, Gateway, Contents]
 ) -> None:
