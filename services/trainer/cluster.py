@@ -17,6 +17,7 @@ from services.common.logs import redacted
 from tlm_core.errors import ClusterUnavailable
 
 PROGRAM = "services.trainer.program"
+DRIVER = "driver"  # a resource of Ray's worker nodes in deploy/
 # Of the output of a submission that ended.
 _LINES, _CHARS = 15, 4000
 
@@ -69,11 +70,18 @@ class RayCluster:
         self._http = http
 
     def submit(self, submission: str, command: Sequence[str], *, cpus: float = 0.0) -> None:
-        """Start `command` where this many CPUs are free. A known id is left unchanged."""
+        """Start `command` where this many CPUs are free. A known id is left unchanged.
+
+        A command without CPUs is a driver. It runs on a node that offers the resource `driver`, if there are such
+        nodes: on the head, drivers would use up the memory, and end with the head.
+        """
         if self.status(submission) is not Status.UNKNOWN:
             return
-        body: dict[str, str | float] = {"submission_id": submission, "entrypoint": shlex.join(command)}
-        body |= {"entrypoint_num_cpus": cpus} if cpus else {}
+        body: dict[str, object] = {"submission_id": submission, "entrypoint": shlex.join(command)}
+        if cpus:
+            body["entrypoint_num_cpus"] = cpus
+        elif self._offered(DRIVER):
+            body["entrypoint_resources"] = {DRIVER: 1}
         response = self._request("POST", "/api/jobs/", json=body)
         # For a known id, Ray returns 400 or 500. Another coordinator may have submitted it in the meantime.
         if response.is_error and self.status(submission) is Status.UNKNOWN:
@@ -113,9 +121,12 @@ class RayCluster:
 
     def gpus(self) -> float:
         """Return how many GPUs the nodes of the cluster offer."""
+        return self._offered("GPU")
+
+    def _offered(self, resource: str) -> float:
         body = self._json(self._request("GET", "/api/v0/nodes?limit=10000"))
         nodes = body["data"]["result"]["result"]
-        return sum(node["resources_total"].get("GPU", 0.0) for node in nodes if node["state"] == "ALIVE")
+        return sum(node["resources_total"].get(resource, 0.0) for node in nodes if node["state"] == "ALIVE")
 
     def delete(self, submission: str) -> None:
         """Delete the record of an ended submission. An unknown one is ignored."""
@@ -145,7 +156,7 @@ class RayCluster:
         details = "\n".join([*message.splitlines()[:1], *logs.splitlines()[-_LINES:]])
         return Ending(_summary(body.get("driver_exit_code")), redacted(details)[-_CHARS:])
 
-    def _request(self, method: str, path: str, json: dict[str, str | float] | None = None) -> httpx.Response:
+    def _request(self, method: str, path: str, json: dict[str, object] | None = None) -> httpx.Response:
         try:
             response = self._http.request(method, path, json=json)
         except httpx.HTTPError as error:

@@ -8,15 +8,18 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
+import redis
 
 from services.api.streams import Tailer
 from services.common.jobstore import JobStore
-from tests.contract.gateway import AUTH, TOKEN, Gateway, make_gateway
+from tests.contract.gateway import AUTH, TOKEN, Gateway, make_gateway, restarted
 from tests.factories import make_resolved, make_spec
 from tests.support import wait_for
 from tlm_client.client import TLMClient
@@ -120,6 +123,46 @@ def test_reconnecting_streams_lose_and_repeat_no_event(gateway: Gateway) -> None
         seen.extend(numbered(tail))
     assert tail[-1]["event"] == "end"
     assert seen == [event.seq for event in store.events(T, job.id, limit=10_000)]
+
+
+@pytest.mark.parametrize("gateways", [1, 3])
+def test_clients_cut_at_random_over_restarts_see_the_whole_log(
+    redis_client: redis.Redis, tmp_path: Path, gateways: int
+) -> None:
+    """Twelve clients; each gateway restarts while they read, and the streams move to the storage meanwhile."""
+    made = [make_gateway(redis_client, tmp_path) for _ in range(gateways)]
+    job, store = running(made[0]), made[0].parts.jobs
+    urls: list[str] = []
+
+    def follow(seed: int) -> list[int]:
+        rng, seen = random.Random(seed), list[int]()
+        while True:
+            with suppress(httpx.HTTPError, IndexError):
+                last = str(seen[-1]) if seen else None
+                received = read(rng.choice(urls), job.id, last=last, count=rng.randint(1, 40))
+                seen += numbered(received)
+                if received and received[-1]["event"] == "end":
+                    return seen
+
+    def write(first: int) -> None:
+        for number in range(first, first + 60):
+            store.report(T, job.id, 1, events=[("tick", {"n": number})], logs=["line"])
+
+    with ThreadPoolExecutor(12) as clients:
+        followed = [clients.submit(follow, seed) for seed in range(12)]
+        for life in range(3):
+            with ExitStack() as served:
+                urls[:] = [served.enter_context(gateway.served()) for gateway in made]
+                write(60 * life)
+                if life == 2:
+                    store.finish(job, "a", {})
+                    store.mark_streams()
+                    store.move_marked()
+                    [client.result() for client in followed]
+            made = [restarted(gateway) for gateway in made]
+    log = [event.seq for event in store.events(T, job.id, limit=10_000)]
+    assert log == list(range(1, 184))
+    assert [client.result() for client in followed] == [log] * 12
 
 
 def test_live_events_and_progress_arrive(gateway: Gateway) -> None:

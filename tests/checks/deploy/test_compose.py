@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -17,6 +18,7 @@ import pytest
 import yaml
 
 from services.common.redis_client import DISK_FREE
+from services.trainer.cluster import DRIVER
 from tests.checks.deploy import versions
 from tests.checks.deploy.environment import check_environment
 from tests.checks.deploy.manifests import base_files, workloads
@@ -206,14 +208,27 @@ def test_overrides_extend_services_and_publish_only_on_loopback(name: str) -> No
 def test_ray_offers_the_cpus_of_one_training_worker() -> None:
     command, environment = SERVICES["ray-worker"]["command"], _environment(SERVICES["ray-worker"])
     assert f"--num-cpus={environment['TLM_TRAINER_WORKER_CPUS']} " in command
-    assert " --num-cpus=0 " in SERVICES["ray-head"]["command"]
+    assert " --num-cpus=0 " in SERVICES["ray-head"]["command"][-1]
     for name in ("ray-head", "ray-worker"):
         assert _environment(SERVICES[name])["RAY_AUTH_MODE"] == "token"
 
 
+def test_head_of_ray_survives_restarts_and_runs_no_drivers() -> None:
+    head, variables = SERVICES["ray-head"]["command"][-1], _environment(SERVICES["ray-head"])
+    assert variables["RAY_REDIS_ADDRESS"] == "redis:6379" and "--redis-password=" in head
+    assert set(SERVICES["ray-head"]["networks"]) & set(SERVICES["redis"]["networks"])
+    gpu = load("deploy/compose.gpu.yml")["services"]["ray-worker"]["command"]
+    for command, drivers in ((SERVICES["ray-worker"]["command"], 2), (gpu, 16)):
+        (resources,) = (word for word in shlex.split(substitute(command)) if word.startswith("--resources="))
+        assert json.loads(resources.partition("=")[2]) == {DRIVER: drivers}
+    assert DRIVER not in head
+    for name in ("ray-head", "ray-worker"):
+        assert _environment(SERVICES[name])["RAY_gcs_rpc_server_reconnect_timeout_s"] == "600"
+
+
 def test_gpu_override_offers_all_cpus_to_ray() -> None:
     override = load("deploy/compose.gpu.yml")["services"]["ray-worker"]
-    shared = re.sub(r" --num-cpus=\S+", "", SERVICES["ray-worker"]["command"])
+    shared = re.sub(r" --num-cpus=\S+", "", SERVICES["ray-worker"]["command"]).replace('"driver": 2', '"driver": 16')
     assert override["command"] == shared
     (device,) = override["deploy"]["resources"]["reservations"]["devices"]
     assert device["count"] == "all"

@@ -12,6 +12,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from services.trainer.cluster import DRIVER
 from tests.checks.deploy.environment import check_environment
 from tests.checks.deploy.manifests import (
     BASE,
@@ -159,6 +160,21 @@ def test_ray_requires_a_token_and_its_head_runs_no_training(objects: tuple[Objec
     # The coordinator submits paths of its own image.
     (trainer,) = (load for load in workloads(objects) if load.component == "trainer")
     assert {head.container["image"], *(load.container["image"] for load in workers)} == {trainer.container["image"]}
+
+
+def test_head_of_ray_survives_restarts_and_runs_no_drivers(objects: tuple[Object, ...]) -> None:
+    (cluster,) = of_kind(objects, "RayCluster").values()
+    options = cluster["spec"]["gcsFaultToleranceOptions"]
+    (redis,) = (service for name, service in of_kind(objects, "Service").items() if name == "redis")
+    assert options["redisAddress"] == f"redis:{redis['spec']['ports'][0]['port']}"
+    assert options["redisPassword"]["valueFrom"]["secretKeyRef"] == {"name": "redis-password", "key": "password"}
+    assert "resources" not in cluster["spec"]["headGroupSpec"]["rayStartParams"]
+    for group in cluster["spec"]["workerGroupSpecs"]:
+        assert json.loads(json.loads(group["rayStartParams"]["resources"])) == {DRIVER: 2}
+    for load in workloads(objects):
+        if load.kind == "RayCluster":
+            variables = {item["name"]: item.get("value") for item in load.container["env"]}
+            assert variables["RAY_gcs_rpc_server_reconnect_timeout_s"] == "600", load
 
 
 def test_training_worker_fits_into_a_pod(objects: tuple[Object, ...]) -> None:

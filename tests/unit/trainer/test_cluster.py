@@ -117,10 +117,10 @@ def test_concurrent_submissions_of_one_id_start_one_job() -> None:
     def race(request: httpx.Request) -> httpx.Response:
         response = server(request)
         if not server.bodies:  # Another coordinator submits right after the first look.
-            cluster(server).submit("s", ["other"])
+            cluster(server).submit("s", ["other"], cpus=1)
         return response
 
-    cluster(race).submit("s", ["python"])
+    cluster(race).submit("s", ["python"], cpus=1)
     assert [body["entrypoint"] for body in server.bodies] == ["other"]
     assert server.jobs == {"s": "PENDING"}
 
@@ -170,7 +170,7 @@ def test_head_without_an_agent_is_unavailable() -> None:
         return httpx.Response(404, text="no such job")
 
     with pytest.raises(ClusterUnavailable, match="try again later"):
-        cluster(no_agent).submit("s", ["python"])
+        cluster(no_agent).submit("s", ["python"], cpus=1)
 
 
 def test_submissions_of_this_service_are_listed_and_deleted() -> None:
@@ -201,6 +201,25 @@ def test_gpus_of_living_nodes_are_counted() -> None:
         {"state": "DEAD", "resources_total": {"GPU": 4.0}},
     ]
     assert cluster(always(200, {"data": {"result": {"result": nodes}}})).gpus() == 2.0
+
+
+@pytest.mark.parametrize("offered", [0.0, 4.0])
+def test_driver_runs_off_the_head_where_nodes_offer_room(offered: float) -> None:
+    bodies = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path.startswith("/api/v0/nodes"):
+            nodes = [{"state": "ALIVE", "resources_total": {"driver": offered}}]
+            return httpx.Response(200, json={"data": {"result": {"result": nodes}}})
+        if request.method == "POST":
+            bodies.append(json.loads(request.content))
+        return httpx.Response(200 if request.method == "POST" else 404, json={})
+
+    ray = cluster(answer)
+    ray.submit("driver", ["run"])
+    ray.submit("worker", ["run"], cpus=2.0)
+    assert bodies[0].get("entrypoint_resources") == ({"driver": 1} if offered else None)
+    assert bodies[1]["entrypoint_num_cpus"] == 2.0 and "entrypoint_resources" not in bodies[1]
 
 
 def test_reachable_job_server_answers() -> None:
