@@ -14,7 +14,6 @@ import uvicorn
 from services.api.aliases import Aliases
 from services.api.app import create_app
 from services.api.auth import ensure_token
-from services.api.corpus_loads import LoadWorker
 from services.api.outbound import Outbound
 from services.api.parts import Parts
 from services.api.predict import Predictor
@@ -55,7 +54,6 @@ def build_parts(settings: ApiSettings) -> Parts:
         retriever=retriever,
         tailer=Tailer(client, jobs),
         predictor=Predictor(artifacts, capacity=settings.predict_cache_bytes),
-        loads=LoadWorker(catalog, artifacts, retriever, settings.scratch),
         webhooks=webhooks,
         outbound=outbound,
         deliverer=Deliverer(client, jobs, webhooks, outbound),

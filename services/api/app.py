@@ -43,20 +43,14 @@ def create_app(parts: Parts) -> FastAPI:
             asyncio.create_task(parts.tailer.run(), name="tailer"),
             asyncio.create_task(_finish_removals(parts), name="removals"),
         ]
-        threads = [
-            threading.Thread(target=run, name=name, daemon=True)
-            for name, run in (("loads", parts.loads.run), ("webhooks", parts.deliverer.run))
-        ]
-        for thread in threads:
-            thread.start()
+        deliverer = threading.Thread(target=parts.deliverer.run, name="webhooks", daemon=True)
+        deliverer.start()
         try:
             yield
         finally:
             parts.tailer.close()
-            parts.loads.stop()
             parts.deliverer.stop()
-            for thread in threads:
-                await run_in_threadpool(thread.join, 10)
+            await run_in_threadpool(deliverer.join, 10)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

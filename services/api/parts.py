@@ -14,7 +14,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
 from services.api.aliases import Aliases
-from services.api.corpus_loads import LoadWorker
 from services.api.estimate import Estimator
 from services.api.forms import Form, receive_form
 from services.api.intake import CorpusIntake, DatasetIntake, LoadTask
@@ -43,7 +42,6 @@ class Parts:
     retriever: RetrieverClient
     tailer: Tailer
     predictor: Predictor
-    loads: LoadWorker
     load_task: LoadTask
     uploads: Uploads
     webhooks: Webhooks
@@ -55,7 +53,7 @@ class Parts:
     @property
     def background(self) -> tuple[Background, ...]:
         """The background tasks of this gateway."""
-        return (self.tailer.task, self.deliverer.task, *self.loads.tasks, self.removals)
+        return (self.tailer.task, self.deliverer.task, self.removals)
 
     def form(
         self, request: Request, *, fields: Sequence[str], files: Sequence[str]

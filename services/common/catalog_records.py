@@ -87,7 +87,7 @@ class CorpusLoad(_Record):
     """The load of one upload into a corpus version. done and total count passages; total is 0 while unknown.
 
     near_duplicates: whether passages nearly equal to an earlier one are dropped. upload: the uploaded files. sources:
-    addresses from which the other files are fetched.
+    addresses from which the other files are fetched. cut: the passages of the files that are split, in their order.
     """
 
     id: str
@@ -97,6 +97,7 @@ class CorpusLoad(_Record):
     near_duplicates: NearDuplicatesChoice = "keep"
     upload: ManifestRef
     sources: tuple[str, ...] = ()
+    cut: tuple[ManifestRef, ...] = ()
     state: LoadState = LoadState.QUEUED
     version: str | None = None
     done: int = 0

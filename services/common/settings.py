@@ -28,12 +28,12 @@ class StoreSettings(BaseSettings):
     scratch: Path = Field(description="local folder for temporary files; may be emptied between runs")
 
     def job_store(self) -> JobStore:
-        return JobStore(self._redis(), History(self.artifact_store()))
+        return JobStore(self.redis(), History(self.artifact_store()))
 
     def artifact_store(self) -> ArtifactStore:
-        is_new = JobStore(self._redis()).is_empty
+        is_new = JobStore(self.redis()).is_empty
         return ArtifactStore(self.storage, self.scratch / "artifacts", is_new=is_new)
 
-    def _redis(self) -> redis.Redis:
+    def redis(self) -> redis.Redis:
         password = self.redis_password.get_secret_value() if self.redis_password else None
         return connect(self.redis_url, password=password)

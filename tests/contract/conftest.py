@@ -24,7 +24,7 @@ def gateway(redis_client: redis.Redis, tmp_path: Path) -> Gateway:
 @pytest.fixture
 def stocked(gateway: Gateway) -> None:
     """Add the dataset `toy` and the corpus `docs` with version v1. The gateway starts no load from now on."""
-    gateway.parts.loads.stop()
+    gateway.loads.stop()
     add_dataset(gateway, "toy", {"train": TRAIN})
     add_version(gateway, "docs", "v1", CorpusState.READY)
 

@@ -33,6 +33,6 @@ def idle_corpus(api: TestClient, name: str) -> Any:
 
 def queue_load(gateway: Gateway) -> str:
     """Upload a corpus that the gateway accepts but does not load. Return the id of the load."""
-    gateway.parts.loads.stop()
+    gateway.loads.stop()
     with gateway.test_client() as api:
         return str(post(api).json()["id"])

@@ -17,7 +17,6 @@ from fastapi.testclient import TestClient
 
 from services.api.aliases import Aliases
 from services.api.app import create_app
-from services.api.corpus_loads import LoadWorker
 from services.api.forms import ReceivedFile
 from services.api.outbound import Outbound
 from services.api.parts import Parts
@@ -31,6 +30,7 @@ from services.common.catalog_records import CorpusVersion
 from services.common.history import History
 from services.common.jobstore import JobStore
 from services.common.retriever_client import RetrieverClient
+from services.loader.loads import LoadWorker
 from tests.redis_server import free_port
 from tests.support import files_under
 from tlm_core.artifacts import MARK, ArtifactStore, ManifestRef
@@ -89,16 +89,27 @@ class FakeRetriever:
 
 @dataclass
 class Gateway:
-    """A gateway with its retriever, Redis client and folder."""
+    """A gateway with its retriever, Redis client, folder and loader, which works while the gateway is served."""
 
     parts: Parts
     retriever: FakeRetriever
     client: redis.Redis
     root: Path
+    loads: LoadWorker
+
+    @contextmanager
+    def _loading(self) -> Iterator[None]:
+        thread = threading.Thread(target=self.loads.run, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self.loads.stop()
+            thread.join(10)
 
     @contextmanager
     def test_client(self) -> Iterator[TestClient]:
-        with TestClient(create_app(self.parts), headers=AUTH, raise_server_exceptions=False) as client:
+        with self._loading(), TestClient(create_app(self.parts), headers=AUTH, raise_server_exceptions=False) as client:
             yield client
 
     @contextmanager
@@ -113,7 +124,8 @@ class Gateway:
             thread.join(0.01)
             assert thread.is_alive(), "The gateway did not start."
         try:
-            yield f"http://127.0.0.1:{port}"
+            with self._loading():
+                yield f"http://127.0.0.1:{port}"
         finally:
             self.parts.tailer.close()
             server.should_exit = True
@@ -143,7 +155,6 @@ def make_gateway(client: redis.Redis, root: Path, **overrides: Any) -> Gateway:
         retriever=retriever.client(),
         tailer=Tailer(client, jobs, interval=0.02, progress_interval=0.1),
         predictor=Predictor(artifacts, capacity=1 << 30),
-        loads=LoadWorker(catalog, artifacts, retriever.client(), settings.scratch, poll_seconds=0.02),
         load_task=load_task,
         webhooks=webhooks,
         outbound=outbound,
@@ -151,7 +162,8 @@ def make_gateway(client: redis.Redis, root: Path, **overrides: Any) -> Gateway:
         aliases=Aliases(client),
         uploads=Uploads(client, artifacts, settings.scratch, max_bytes=settings.max_upload_bytes),
     )
-    return Gateway(parts, retriever, client, root)
+    loads = LoadWorker(catalog, artifacts, retriever.client(), settings.scratch, poll_seconds=0.02)
+    return Gateway(parts, retriever, client, root, loads)
 
 
 def restarted(gateway: Gateway) -> Gateway:

@@ -6,19 +6,21 @@ import json
 import os
 import resource
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 from fastapi.testclient import TestClient
 
-from services.api.corpus_loads import LoadWorker
 from services.common.catalog import Catalog
 from services.common.catalog_records import CorpusLoad
+from services.loader.loads import LoadWorker
 from tests.contract.corpora import LINES, T, idle_corpus, post, queue_load, wait_for_corpus
 from tests.contract.gateway import Gateway, make_gateway, restarted
 from tests.support import wait_for
 from tlm_core.artifacts import ArtifactStore
+from tlm_core.corpus import read as corpus_read
 from tlm_core.corpus.states import LoadState
 from tlm_core.errors import IndexMismatch, IndexUnavailable, StoreUnavailable
 
@@ -152,15 +154,54 @@ def test_next_process_continues_an_open_load(gateway: Gateway) -> None:
     with pytest.raises(Killed):
         worker.round()
     assert parts.catalog.load(T, load_id).state is LoadState.CUTTING
-    parts.loads.round()
+    gateway.loads.round()
     assert parts.catalog.load(T, load_id).state is LoadState.CUTTING, "The lease of the killed process has not expired."
     gateway.client.delete(f"tlm:{{{T}}}:load-lease:{load_id}")  # as if it had expired
     with restarted(gateway).test_client() as api:
         assert wait_for_corpus(api)["loads"][0]["id"] == load_id
 
 
+def test_next_process_splits_only_the_files_that_remain(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    gateway.loads.stop()
+    texts = [LINES.replace("thing", f"thing{number}") for number in range(3)]
+    with gateway.test_client() as api:
+        files = [("files", (f"{number}.jsonl", text)) for number, text in enumerate(texts)]
+        load_id = api.post("/v1/corpora", data={"name": "docs"}, files=files).json()["id"]
+    parts, split, read = gateway.parts, list[str](), corpus_read._read_file
+
+    def read_file(file: Any, *args: Any) -> Any:
+        split.append(Path(file).name)
+        if len(split) == 2:
+            raise Killed
+        yield from read(file, *args)
+
+    monkeypatch.setattr(corpus_read, "_read_file", read_file)
+    worker = LoadWorker(parts.catalog, parts.artifacts, parts.retriever, gateway.root / "dead", owner="dead")
+    with pytest.raises(Killed):
+        worker.round()
+    load = parts.catalog.load(T, load_id)
+    assert (len(load.cut), load.done, load.state) == (1, 5, LoadState.CUTTING)
+    gateway.client.delete(f"tlm:{{{T}}}:load-lease:{load_id}")  # as if it had expired
+    with restarted(gateway).test_client() as api:
+        corpus = wait_for_corpus(api)
+    assert split == ["0.jsonl", "1.jsonl", "1.jsonl", "2.jsonl"], "The first file is not split again."
+    assert corpus["versions"][0]["count"] == 15
+    assert not [path for path in gateway.leftovers() if "uploads" in path], "The passages of files are deleted."
+
+
+def test_files_after_one_with_errors_are_checked_too(gateway: Gateway) -> None:
+    with gateway.test_client() as api:
+        bad = '{"no text": 1}\n'
+        files = [("files", (name, text)) for name, text in (("a.jsonl", LINES), ("b.jsonl", bad), ("c.jsonl", bad))]
+        api.post("/v1/corpora", data={"name": "docs"}, files=files)
+        (load,) = wait_for_corpus(api)["loads"]
+    assert load["state"] == "failed"
+    assert all(name in str(load["error"]) for name in ("b.jsonl", "c.jsonl"))
+    assert gateway.leftovers() == []
+
+
 def test_load_without_a_record_delays_no_other(gateway: Gateway, redis_client: redis.Redis) -> None:
-    gateway.parts.loads.stop()
+    gateway.loads.stop()
     redis_client.sadd("tlm:loads", "default/ld_0")
     worker = LoadWorker(gateway.parts.catalog, gateway.parts.artifacts, gateway.parts.retriever, gateway.root)
     worker.round()

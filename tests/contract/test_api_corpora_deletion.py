@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from services.api.corpus_loads import LoadWorker
+from services.loader.loads import LoadWorker
 from tests.contract.corpora import LINES, T, idle_corpus, post, queue_load, wait_for_corpus
 from tests.contract.gateway import Gateway, upload
 from tests.support import wait_for
 from tlm_core.artifacts import ArtifactStore
 from tlm_core.corpus.passages import Passage
-from tlm_core.corpus.read import read_sources
+from tlm_core.corpus.read import source_files
 from tlm_core.corpus.states import LoadState
 from tlm_core.errors import IndexUnavailable
 
@@ -133,12 +133,12 @@ def splitting_allowed(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Eve
     """An event that starts the splitting of files named slow.jsonl."""
     event = threading.Event()
 
-    def slow(sources: list[str], **options: Any) -> Iterator[Passage]:
+    def slow(sources: list[str], **options: Any) -> Iterator[Iterator[Passage]]:
         if sources[0].endswith("slow.jsonl"):
             event.wait(20)
-        yield from read_sources(sources, **options)
+        yield from source_files(sources, **options)
 
-    monkeypatch.setattr("tlm_core.corpus.read.read_sources", slow)
+    monkeypatch.setattr("tlm_core.corpus.read.source_files", slow)
     yield event
     event.set()
 
@@ -171,13 +171,13 @@ def test_cancelled_load_is_undone_after_its_splitting_stops(
     load = str(post(api, file="slow.jsonl").json()["id"])
     wait_for(lambda: state_of(api, "docs") == "cutting")
     api.post(f"/v1/corpora/docs/loads/{load}/cancel")
-    rounds, run_round = [], gateway.parts.loads.round
+    rounds, run_round = [], gateway.loads.round
 
     def counted_round(*args: Any) -> None:
         run_round(*args)
         rounds.append(args)
 
-    monkeypatch.setattr(gateway.parts.loads, "round", counted_round)
+    monkeypatch.setattr(gateway.loads, "round", counted_round)
     wait_for(lambda: len(rounds) > 2)
     assert state_of(api, "docs") == "cancelling", "The worker still reads its files."
     splitting_allowed.set()
@@ -221,7 +221,7 @@ def test_finished_or_unknown_load_cannot_be_cancelled(api: TestClient) -> None:
 
 
 def test_load_belongs_to_one_corpus(api: TestClient, gateway: Gateway) -> None:
-    gateway.parts.loads.stop()
+    gateway.loads.stop()
     load = post(api).json()["id"]
     post(api, name="other")
     for refused in (api.get(f"/v1/corpora/other/loads/{load}"), api.post(f"/v1/corpora/other/loads/{load}/cancel")):

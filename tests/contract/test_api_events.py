@@ -130,8 +130,8 @@ def test_clients_cut_at_random_over_restarts_see_the_whole_log(
     redis_client: redis.Redis, tmp_path: Path, gateways: int
 ) -> None:
     """Twelve clients; each gateway restarts while they read, and the streams move to the storage meanwhile."""
-    made = [make_gateway(redis_client, tmp_path) for _ in range(gateways)]
-    job, store = running(made[0]), made[0].parts.jobs
+    started = [make_gateway(redis_client, tmp_path) for _ in range(gateways)]
+    job, store = running(started[0]), started[0].parts.jobs
     urls: list[str] = []
 
     def follow(seed: int) -> list[int]:
@@ -152,14 +152,14 @@ def test_clients_cut_at_random_over_restarts_see_the_whole_log(
         followed = [clients.submit(follow, seed) for seed in range(12)]
         for life in range(3):
             with ExitStack() as served:
-                urls[:] = [served.enter_context(gateway.served()) for gateway in made]
+                urls[:] = [served.enter_context(gateway.served()) for gateway in started]
                 write(60 * life)
                 if life == 2:
                     store.finish(job, "a", {})
                     store.mark_streams()
                     store.move_marked()
                     [client.result() for client in followed]
-            made = [restarted(gateway) for gateway in made]
+            started = [restarted(gateway) for gateway in started]
     log = [event.seq for event in store.events(T, job.id, limit=10_000)]
     assert log == list(range(1, 184))
     assert [client.result() for client in followed] == [log] * 12

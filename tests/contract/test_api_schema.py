@@ -29,7 +29,7 @@ def gateway(redis_client: redis.Redis, tmp_path: Path) -> Iterator[tuple[Gateway
     if importlib.util.find_spec("schemathesis") is None:
         skip_or_fail("schemathesis is not installed")
     full_gateway = make_gateway(redis_client, tmp_path, max_upload_bytes=1 << 20)
-    full_gateway.parts.loads.stop()
+    full_gateway.loads.stop()
     with full_gateway.test_client() as api:
         assert upload(api).status_code == 201
         add_version(full_gateway, "docs", "v1", CorpusState.READY)

@@ -63,7 +63,7 @@ def test_every_route_refuses_unknown_query_parameters(api: TestClient) -> None:
 
 def test_readiness_names_unavailable_components(gateway: Gateway) -> None:
     with gateway.test_client() as api:
-        tasks = {"events", "webhooks", "splitting of uploads", "loads", "removals"}
+        tasks = {"events", "webhooks", "removals"}
         assert api.get("/readyz").json() == dict.fromkeys({"redis", "storage", "retriever"} | tasks, "ok")
         with gateway.parts.tailer.task.round():
             raise RuntimeError("a bug")

@@ -23,7 +23,7 @@ SHA = hashlib.sha256(WHOLE).hexdigest()
 @pytest.fixture
 def api(gateway: Gateway) -> Iterator[TestClient]:
     """A client of a gateway that starts no load."""
-    gateway.parts.loads.stop()
+    gateway.loads.stop()
     with gateway.test_client() as client:
         yield client
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import redis
 from fastapi.testclient import TestClient
 
-from services.api.corpus_loads import LoadWorker
 from services.common.retriever_client import RetrieverClient
+from services.loader.loads import LoadWorker
 from services.retriever.app import RetrieverSettings, assemble
 from tests.contract.corpora import wait_for_corpus
 from tests.contract.gateway import make_gateway
@@ -31,7 +31,7 @@ def test_uploaded_corpus_is_indexed_and_searchable(redis_client: redis.Redis, tm
         client = RetrieverClient(inner)
         parts = gateway.parts
         worker = LoadWorker(parts.catalog, parts.artifacts, client, parts.settings.scratch, poll_seconds=0.02)
-        gateway = replace(gateway, parts=replace(parts, retriever=client, loads=worker))
+        gateway = replace(gateway, parts=replace(parts, retriever=client), loads=worker)
         with gateway.test_client() as api:
             api.post("/v1/corpora", data={"name": "docs"}, files={"files": ("a.jsonl", lines)})
             corpus = wait_for_corpus(api)

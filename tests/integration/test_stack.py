@@ -86,7 +86,7 @@ def test_all_parts_are_up_and_answer(up: dict[str, Any], folder: Path) -> None:
     assert result.returncode == 0, status
     assert (status["state"], status["answers"], status["url"]) == ("ready", True, up["url"])
     assert {name: p["state"] for name, p in status["parts"].items()} == dict.fromkeys(
-        ("redis", "ray", "retriever", "trainer", "api"), "up"
+        ("redis", "ray", "retriever", "trainer", "loader", "api"), "up"
     )
 
 

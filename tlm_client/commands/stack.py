@@ -31,7 +31,7 @@ def up(
     gpus: Annotated[int | None, typer.Option(min=0, help="GPUs, one for each worker. Default: all visible.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Start Redis, Ray, the retriever, the trainer and the gateway on this machine. Ctrl-C stops them.
+    """Start Redis, Ray, the retriever, the trainer, the loader and the gateway. Ctrl-C stops them.
 
     tlm up --detach
     tlm up --port 0 --data-dir /data/tlm

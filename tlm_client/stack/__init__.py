@@ -1,1 +1,1 @@
-"""The whole service on one machine: Redis, Ray, retriever, trainer and gateway, on loopback only."""
+"""The whole service on one machine: Redis, Ray, retriever, trainer, loader and gateway, on loopback only."""

@@ -165,8 +165,11 @@ def plan_stack(
         _redis(folder, redis_server, redis_port, base, password),
         _ray(folder, ray, (ray_port, client_port), (options.cpus, gpus), trainer, ray_token),
         _http_part("retriever", retriever_port, service("retriever", index)),
-        # The trainer has no port, so it is healthy while it runs.
-        Part("trainer", (sys.executable, "-m", "services.trainer"), trainer, healthy=lambda: True, after=("redis",)),
+        # These have no port, so they are healthy while they run.
+        *(
+            Part(name, (sys.executable, "-m", f"services.{name}"), variables, healthy=lambda: True, after=("redis",))
+            for name, variables in (("trainer", trainer), ("loader", service("loader", clients)))
+        ),
         _http_part("api", port, service("api", gateway), after=("redis",)),
     )
     return StackPlan(parts, f"http://{HOST}:{port}")

@@ -6,9 +6,9 @@ A corpus folder holds `passages-00000.parquet`, … (`id`, `text`, `source`) and
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -32,6 +32,7 @@ from tlm_core.corpus.passages import (
 from tlm_core.corpus.remote import Remote, find_remote, is_address
 from tlm_core.errors import CorruptArtifact, Fault, InvalidDataset, InvalidRequest, NotFound
 from tlm_core.names import HUB
+from tlm_core.parquet import open_parquet
 from tlm_core.tables.findings import Findings
 
 INFO = "corpus.json"
@@ -71,19 +72,44 @@ def read_sources(
     error (file, row, column) after all sources were read; no passage follows the first data error. For an address
     also MissingDependency, if its protocol needs a package, and StorageUnavailable.
     """
+    return chain.from_iterable(source_files(sources, text_column=text_column, say=say))
+
+
+def source_files(
+    sources: Sequence[str], *, text_column: str | None = None, say: Say | None = None, skip: int = 0
+) -> Iterator[Iterator[Passage]]:
+    """The passages of each file of the sources, without the first `skip` files. A dataset of the hub is one file.
+
+    Exhaust each file before the next one. After one with a data error, the rest is only checked, and InvalidDataset is
+    raised instead of the next file.
+    """
     findings = corpus_findings(say=say)
-    places = [_place(source, findings.note) for source in sources]
-    for place in places:
-        if isinstance(place, str):
-            yield from _passages(stream_hub(place, text_column, findings), place, findings)
-            continue
-        for path in place.files() if isinstance(place, Remote) else place:
-            if format_of(path) == "plain":
-                cuts = (make_passage(text, path.name) for text in cut_stream(read_paragraphs(path, findings)))
-                yield from (passage for passage in cuts if findings.ok)
-            else:
-                yield from _passages(read_rows(path, text_column, findings), path.name, findings)
+    files = [file for source in sources for file in _files(_place(source, findings.note))][skip:]
+    for number, file in enumerate(files, start=1):
+        yield _read_file(file, text_column, findings)
+        if not findings.ok:
+            for later in files[number:]:
+                deque(_read_file(later, text_column, findings), maxlen=0)
+            break
     findings.check()
+
+
+def _files(place: str | Remote | list[Path]) -> Sequence[str | Remote | Path]:
+    if isinstance(place, Remote):
+        return [Remote(place.fs, [path]) for path in place.paths]
+    return [place] if isinstance(place, str) else place
+
+
+def _read_file(file: str | Remote | Path, text_column: str | None, findings: Findings) -> Iterator[Passage]:
+    if isinstance(file, str):
+        yield from _passages(stream_hub(file, text_column, findings), file, findings)
+        return
+    for path in file.files() if isinstance(file, Remote) else (file,):
+        if format_of(path) == "plain":
+            cuts = (make_passage(text, path.name) for text in cut_stream(read_paragraphs(path, findings)))
+            yield from (passage for passage in cuts if findings.ok)
+        else:
+            yield from _passages(read_rows(path, text_column, findings), path.name, findings)
 
 
 def _place(source: str, note: Say) -> str | Remote | list[Path]:
@@ -138,7 +164,7 @@ def write_corpus(
     tally = _Tally(language)
     try:
         distinct = _distinct(passages, tally)
-        parts = _write_parts(tally.watch(_unlike(distinct, near) if near else distinct), folder)
+        parts = write_parts(tally.watch(_unlike(distinct, near) if near else distinct), folder)
         if not parts:
             fault = Fault("empty", "The corpus has no passage: no source has any text. Add files with texts.")
             raise InvalidDataset(fault.message, [fault])
@@ -162,6 +188,20 @@ def corpus_info(folder: Path) -> CorpusInfo:
         return CorpusInfo.model_validate_json((folder / INFO).read_bytes())
     except ValueError as error:
         raise CorruptArtifact(f"Cannot read {folder / INFO}. Add the corpus again.") from error
+
+
+def read_parts(folder: Path) -> Iterator[Passage]:
+    """The passages that `write_parts` wrote to a folder. Raises CorruptArtifact."""
+    import pyarrow as pa
+
+    for path in sorted(folder.glob("passages-*.parquet.part")):
+        try:
+            with open_parquet(path) as file:
+                for batch in file.iter_batches(_BATCH, columns=list(Passage._fields)):
+                    columns = (batch.column(name).to_pylist() for name in Passage._fields)
+                    yield from (Passage(*values) for values in zip(*columns, strict=True))
+        except (pa.ArrowException, OSError) as error:
+            raise CorruptArtifact(f"Cannot read {path}. Add the corpus again.") from error
 
 
 class _Tally:
@@ -221,7 +261,7 @@ def _unlike(passages: Iterator[tuple[Passage, str]], near: NearDuplicates) -> It
         yield from (pair for pair, stays in zip(batch, unique.tolist(), strict=True) if stays)
 
 
-def _write_parts(passages: Iterator[Passage], folder: Path) -> list[Path]:
+def write_parts(passages: Iterator[Passage], folder: Path) -> list[Path]:
     """Write files of ROWS_PER_FILE passages each, with `.part` after their final names."""
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -89,7 +89,6 @@ async def upload_corpus(request: Request, parts: PartsDep, tenant: SignedIn) -> 
         name, language = form.field("name").strip(), form.field("language", "").strip() or "en"
         near, files = form.field("near_duplicates", "drop"), form.selected_files()
         load = await run_in_threadpool(parts.corpus_intake.add, tenant, name, language, files, near)
-    parts.loads.wake()
     return redirect(request, f"{PREFIX}/corpora/{load.corpus}")
 
 
@@ -105,7 +104,6 @@ def corpus(
 def cancel_load(request: Request, name: str, load: str, parts: PartsDep, tenant: SignedIn) -> Response:
     """Cancel an active load."""
     parts.catalog.cancel_load(tenant, parts.catalog.load_of(tenant, name, load).id)
-    parts.loads.wake()
     return redirect(request, f"{PREFIX}/corpora/{name}")
 
 

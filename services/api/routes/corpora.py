@@ -89,7 +89,6 @@ async def create(request: Request, parts: PartsDep, tenant: Tenant) -> CorpusLoa
         name, language = form.field("name"), form.field("language", "en")
         near = form.field("near_duplicates", "drop")
         load = await run_in_threadpool(parts.corpus_intake.add, tenant, name, language, form.files, near)
-    parts.loads.wake()
     return load_view(load)
 
 
@@ -102,7 +101,6 @@ def fetch(body: CorpusOfSources, parts: PartsDep, tenant: Tenant) -> CorpusLoad:
     load = parts.corpus_intake.add(
         tenant, body.name, body.language, near_duplicates=body.near_duplicates, sources=body.sources
     )
-    parts.loads.wake()
     return load_view(load)
 
 
@@ -135,7 +133,6 @@ def cancel_load(corpus: Name, load: str, parts: PartsDep, tenant: Tenant) -> Cor
     Earlier versions stay. While the retriever or the index is unavailable, the load stays `cancelling`.
     """
     cancelled = parts.catalog.cancel_load(tenant, parts.catalog.load_of(tenant, corpus, load).id)
-    parts.loads.wake()
     return load_view(cancelled)
 
 

@@ -121,5 +121,4 @@ def corpus(body: CorpusOfUploads, parts: PartsDep, tenant: Tenant) -> CorpusLoad
     """Create a corpus load from complete uploads and return it. The service then cuts and indexes their text."""
     with parts.uploads.files(tenant, [("files", upload) for upload in body.files]) as files:
         load = parts.corpus_intake.add(tenant, body.name, body.language, files, body.near_duplicates)
-    parts.loads.wake()
     return load_view(load)

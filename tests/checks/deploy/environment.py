@@ -9,11 +9,13 @@ from typing import Any
 from pydantic_settings import BaseSettings
 
 from services.api.settings import ApiSettings
+from services.loader.settings import LoaderSettings
 from services.retriever.app import RetrieverSettings
 from services.trainer.settings import TrainerSettings
 
 SETTINGS: Mapping[str, type[BaseSettings]] = {
     "api": ApiSettings,
+    "loader": LoaderSettings,
     "retriever": RetrieverSettings,
     "trainer": TrainerSettings,
 }

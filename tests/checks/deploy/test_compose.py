@@ -25,7 +25,8 @@ from tests.checks.deploy.manifests import base_files, workloads
 from tests.checks.docs.blocks import blocks_of
 from tests.support import ROOT
 
-OURS = {"api": "api", "retriever": "retriever", "trainer": "trainer", "ray-head": "trainer", "ray-worker": "trainer"}
+OURS = {"api": "api", "loader": "loader", "retriever": "retriever", "trainer": "trainer", "ray-head": "trainer"}
+OURS["ray-worker"] = "trainer"
 OVERRIDES = ("gpu", "dev")
 _VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
 
@@ -49,9 +50,9 @@ def test_only_the_gateway_publishes_a_port_on_loopback() -> None:
     }
 
 
-def test_only_the_gateway_reaches_external_networks() -> None:
+def test_only_gateway_and_loader_reach_external_networks() -> None:
     outer = {name for name, network in load()["networks"].items() if not (network or {}).get("internal")}
-    assert {name for name, service in SERVICES.items() if outer & set(service["networks"])} == {"api"}
+    assert {name for name, service in SERVICES.items() if outer & set(service["networks"])} == {"api", "loader"}
     assert not [name for name, service in SERVICES.items() if "network_mode" in service]
 
 
@@ -79,7 +80,7 @@ def test_images_are_pinned_and_match_kubernetes(name: str) -> None:
     assert versions.pinned(image)
     assert {image} == {load.container["image"] for load in workloads(base_files()) if load.component == name}
     if name in OURS:
-        assert image == f"{versions.OURS}{OURS[name]}:{versions.our_version()}"
+        assert image == f"{versions.OURS}{versions.IMAGES.get(OURS[name], OURS[name])}:{versions.our_version()}"
 
 
 def test_opensearch_has_the_tested_version() -> None:
@@ -146,7 +147,7 @@ def test_documented_settings_are_passed_to_containers() -> None:
         for service in load(file)["services"].values()
         for key in _environment(service)
     }
-    settings = re.compile(r"\bTLM_(?:API|RETRIEVER|TRAINER)_[A-Z_]*[A-Z]\b")
+    settings = re.compile(r"\bTLM_(?:API|LOADER|RETRIEVER|TRAINER)_[A-Z_]*[A-Z]\b")
     documented = {name for page in sorted((ROOT / "docs").glob("*.md")) for name in settings.findall(page.read_text())}
     assert {"TLM_API_SOURCES", "TLM_API_WEBHOOK_PRIVATE"} <= documented <= passed
 

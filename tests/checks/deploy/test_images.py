@@ -54,7 +54,7 @@ def test_trainer_image_has_the_compiler_that_triton_calls() -> None:
 
 
 def test_packages_of_gateway_retriever_and_client_are_listed() -> None:
-    imported = _distributions(_imports_from("services/api", "services/common", "services/retriever"))
+    imported = _distributions(_imports_from("services/api", "services/common", "services/loader", "services/retriever"))
     assert not imported & HEAVY
     needed = {DEPENDENCIES.get(name, name) for name in imported} | CLIENT
     assert needed - LISTED == set()

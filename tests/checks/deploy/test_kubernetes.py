@@ -27,7 +27,7 @@ from tests.checks.deploy.manifests import (
     rendered,
     workloads,
 )
-from tests.checks.deploy.versions import OURS, our_version, pinned
+from tests.checks.deploy.versions import IMAGES, OURS, our_version, pinned
 from tests.checks.docs.blocks import blocks_of
 from tests.support import ROOT
 
@@ -35,6 +35,7 @@ from tests.support import ROOT
 WRITES_TO_ITS_ROOT = {"opensearch"}
 SERVICE_OF = {
     "api": "api",
+    "loader": "loader",
     "retriever": "retriever",
     "trainer": "trainer",
     "ray-head": "trainer",
@@ -135,7 +136,7 @@ def test_base_has_the_project_version_and_the_locked_ray() -> None:
     for load in workloads(base_files()):
         name, tag = load.container["image"].split(":")
         if load.component in SERVICE_OF:
-            assert (name, tag) == (f"{OURS}{SERVICE_OF[load.component]}", our_version()), load
+            assert (name, tag) == (f"{OURS}{_image(load)}", our_version()), load
     (cluster,) = of_kind(base_files(), "RayCluster").values()
     assert f"ray=={cluster['spec']['rayVersion']} " in (ROOT / "requirements.txt").read_text()
 
@@ -148,7 +149,7 @@ def test_documented_overlay_replaces_every_image(tmp_path: Path, below: str) -> 
     (tmp_path / "kustomization.yaml").write_text(overlay, encoding="utf-8")
     for load in workloads(rendered(tmp_path)):
         if load.component in SERVICE_OF:
-            assert load.container["image"] == f"registry.example/tlm/{SERVICE_OF[load.component]}:{our_version()}"
+            assert load.container["image"] == f"registry.example/tlm/{_image(load)}:{our_version()}"
 
 
 def test_ray_requires_a_token_and_its_head_runs_no_training(objects: tuple[Object, ...]) -> None:
@@ -280,9 +281,13 @@ def test_variables_are_settings_of_their_service(objects: tuple[Object, ...]) ->
 
 def test_commands_start_existing_services(objects: tuple[Object, ...]) -> None:
     for load in workloads(objects):
-        if load.component in ("api", "retriever", "trainer"):
+        if load.component in ("api", "loader", "retriever", "trainer"):
             assert load.container["command"] == ["python", "-m", f"services.{load.component}"]
             assert (ROOT / "services" / load.component / "__main__.py").exists()
+
+
+def _image(load: Workload) -> str:
+    return IMAGES.get(SERVICE_OF[load.component], SERVICE_OF[load.component])
 
 
 def _selected(selector: dict[str, str], objects: tuple[Object, ...]) -> Workload:

@@ -72,5 +72,6 @@ def test_prometheus_reads_the_ports_of_the_containers() -> None:
     targets = dict(c["static_configs"][0]["targets"][0].split(":") for c in config["scrape_configs"])
     for name, port in targets.items():
         variables = services[name]["environment"]
-        assert port in (variables.get(f"TLM_{name.upper()}_PORT"), variables.get("TLM_TRAINER_METRICS_PORT")), name
+        own = f"TLM_{name.upper()}"
+        assert port in (variables.get(f"{own}_PORT"), variables.get(f"{own}_METRICS_PORT")), name
     assert (MONITORING / config["rule_files"][0]).exists()

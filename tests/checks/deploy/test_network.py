@@ -15,6 +15,8 @@ RAY = {"ray-head", "ray-worker"}
 ALLOWED = {
     ("api", "redis", 6379),
     ("api", "retriever", 8322),
+    ("loader", "redis", 6379),
+    ("loader", "retriever", 8322),
     ("trainer", "redis", 6379),
     ("trainer", "retriever", 8322),
     ("trainer", "ray-head", 8265),
@@ -44,7 +46,7 @@ def test_only_the_gateway_is_reachable_from_outside() -> None:
     assert open_ports == {("api", 8321)}
 
 
-def test_only_the_gateway_reaches_public_addresses() -> None:
+def test_only_gateway_and_loader_reach_public_addresses() -> None:
     out = {
         load.component: rule["to"]
         for load in LOADS
@@ -52,9 +54,9 @@ def test_only_the_gateway_reaches_public_addresses() -> None:
         for rule in policy["egress"] or []
         if any("ipBlock" in peer for peer in rule["to"])
     }
-    assert set(out) == {"api"}
-    ((peer,),) = out.values()
-    assert {"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"} <= set(peer["ipBlock"]["except"])
+    assert set(out) == {"api", "loader"}
+    for (peer,) in out.values():
+        assert {"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"} <= set(peer["ipBlock"]["except"])
 
 
 @pytest.mark.parametrize("load", LOADS, ids=lambda load: load.component)

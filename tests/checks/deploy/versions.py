@@ -8,6 +8,7 @@ import tomllib
 from tests.support import ROOT
 
 # A bare name would resolve to a public registry, where anyone may own it.
+IMAGES = {"loader": "api"}  # the images of processes that have none of their own
 OURS = "localhost/tlm-service/"
 
 

@@ -1,7 +1,8 @@
 """Loads of corpora: split an upload into passages, store them, and let the retriever index them.
 
 Each round looks at every open load, takes the lease of one that no process works on, and continues from its record. So
-a gateway may stop at any line; it or another one continues the load.
+a loader may stop at any line; it or another one continues the load. Each source file is split once: its passages go to
+the storage, and the record names them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import threading
 import uuid
 from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +40,19 @@ class _Stopped(Exception):
     """The process is shutting down; the load stays open."""
 
 
+@dataclass
+class _Counted:
+    """Passages with their number so far."""
+
+    passages: Iterable[Passage]
+    count: int = 0
+
+    def __iter__(self) -> Iterator[Passage]:
+        for passage in self.passages:
+            self.count += 1
+            yield passage
+
+
 class LoadWorker:
     """Works on open loads; splits one upload at a time. owner: unique id of this process."""
 
@@ -59,19 +74,13 @@ class LoadWorker:
         self._owner = owner or uuid.uuid4().hex
         self._poll_seconds = poll_seconds
         self._lease_seconds = lease_seconds
-        self._wake = threading.Event()
-        self._stopping = False
+        self._stop = threading.Event()
         self._splitting = ""
         self.tasks = (Background("splitting of uploads"), Background("loads"))
 
-    def wake(self) -> None:
-        """Start the next round now."""
-        self._wake.set()
-
     def stop(self) -> None:
         """Make `run` return soon. An active load stays open."""
-        self._stopping = True
-        self._wake.set()
+        self._stop.set()
 
     def run(self) -> None:
         """Work until stopped. Splitting may take hours, so it has its own thread and delays no other load."""
@@ -83,16 +92,15 @@ class LoadWorker:
 
     def _rounds(self, task: Background, states: Set[LoadState]) -> None:
         with task.running():
-            while not self._stopping:
+            while not self._stop.is_set():
                 with task.round():
                     self.round(states, task)
-                self._wake.wait(task.delay(self._poll_seconds))
-                self._wake.clear()
+                self._stop.wait(task.delay(self._poll_seconds))
 
     def round(self, states: Set[LoadState] = OPEN, task: Background | None = None) -> None:
         """Do the next step of every open load in `states` that no other process works on."""
         for tenant, load_id in self._catalog.open_loads():
-            if self._stopping:
+            if self._stop.is_set():
                 return
             with (task or self.tasks[0]).item(f"load {load_id}"), log_context(load_id=load_id):
                 self._work_on(tenant, load_id, states)
@@ -130,14 +138,14 @@ class LoadWorker:
             self._fail(load, error)
         except Exception:
             log.exception("Load %s of corpus %s failed unexpectedly", load.id, load.corpus)
-            self._fail(load, TLMError("The load failed unexpectedly. The log of the gateway has the cause."))
+            self._fail(load, TLMError("The load failed unexpectedly. The log of the loader has the cause."))
 
     # --- from the upload to stored passages -------------------------------------------------------------------------
 
     def _split(self, load: CorpusLoad) -> None:
-        load = load.model_copy(update={"state": LoadState.CUTTING, "done": 0})
-        self._catalog.save_load(load, self._owner)
-        info, ref, near_seconds = self._write_passages(load)
+        with self._renewed_lease(load):
+            load = self._cut(load)
+            info, ref, near_seconds = self._write_passages(load)
         version = CorpusVersion(
             version=info.version, language=load.language, passages=ref, count=info.count, state=CorpusState.LOADING,
             created_at=load.created_at, duplicates_dropped=info.duplicates_dropped,
@@ -153,30 +161,60 @@ class LoadWorker:
             raise
         self._index(load)
 
+    def _cut(self, load: CorpusLoad) -> CorpusLoad:
+        """Store the passages of each source file that the record does not name yet."""
+        from tlm_core.corpus.read import source_files
+
+        load = load.model_copy(update={"state": LoadState.CUTTING, "done": self._count(load)})
+        self._catalog.save_load(load, self._owner)
+        folder = self._artifacts.localize(load.upload)
+        names = [entry.name for entry in self._artifacts.manifest(load.upload).files]
+        sources = [*(str(folder / name) for name in names), *load.sources]
+        files = source_files(sources, skip=len(load.cut), say=lambda text: log.info("%s", text))
+        passages = next(files, None)
+        while passages is not None:
+            ref = self._store(load, passages)
+            passages = next(files, None)  # Raises here for a file with errors, before the record names it.
+            load = load.model_copy(update={"cut": (*load.cut, ref)})
+            load = load.model_copy(update={"done": self._count(load)})
+            self._catalog.save_load(load, self._owner)
+        return load
+
+    def _store(self, load: CorpusLoad, passages: Iterable[Passage]) -> ManifestRef:
+        """Store the passages of one source file, in the folder of the upload."""
+        from tlm_core.corpus.read import write_parts
+
+        counted = _Counted(passages)
+        with self._work_folder() as work:
+            write_parts(self._watched(counted, load), work)
+            place = f"{load.upload.folder}/cut/{len(load.cut):05d}"
+            return self._artifacts.write(place, work, artifact=load.id, stage="cut", meta={"count": counted.count})
+
+    def _count(self, load: CorpusLoad) -> int:
+        return sum(self._artifacts.manifest(ref).meta["count"] for ref in load.cut)
+
     def _write_passages(self, load: CorpusLoad) -> tuple[CorpusInfo, ManifestRef, float | None]:
         """The corpus written to storage, and the seconds that near-duplicate detection took (None if disabled)."""
         from tlm_core.corpus.near import NearDuplicates
-        from tlm_core.corpus.read import read_sources, write_corpus
+        from tlm_core.corpus.read import read_parts, write_corpus
 
-        folder = self._artifacts.localize(load.upload)
-        names = [entry.name for entry in self._artifacts.manifest(load.upload).files]
-        work = self._scratch / "work" / uuid.uuid4().hex
-        state = work.with_suffix(".near")
-        try:
-            sources = [*(str(folder / name) for name in names), *load.sources]
-            passages = read_sources(sources, say=lambda text: log.info("%s", text))
-            near = None
-            if load.near_duplicates == "drop":
-                state.mkdir(parents=True)
-                near = NearDuplicates(state)
-            with self._renewed_lease(load):
-                info = write_corpus(self._counted(passages, load), work, load.language, near)
-                place = f"{load.tenant}/corpora/{load.corpus}/{info.version}"
-                ref = self._artifacts.write(place, work, artifact=f"{load.corpus}@{info.version}", stage="corpus")
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-            shutil.rmtree(state, ignore_errors=True)
+        with self._work_folder() as work, self._work_folder() as state:
+            near = NearDuplicates(state) if load.near_duplicates == "drop" else None
+            folders = (self._artifacts.localize(ref) for ref in load.cut)
+            passages = self._watched((passage for folder in folders for passage in read_parts(folder)), load)
+            info = write_corpus(passages, work, load.language, near)
+            place = f"{load.tenant}/corpora/{load.corpus}/{info.version}"
+            ref = self._artifacts.write(place, work, artifact=f"{load.corpus}@{info.version}", stage="corpus")
         return info, ref, round(near.seconds, 1) if near else None
+
+    @contextmanager
+    def _work_folder(self) -> Iterator[Path]:
+        folder = self._scratch / "work" / uuid.uuid4().hex
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _delete_unrecorded(self, load: CorpusLoad, passages: ManifestRef) -> None:
         """Delete passages written for a load that was cancelled meanwhile, unless another version has the same."""
@@ -193,12 +231,16 @@ class LoadWorker:
             return version
         return version.model_copy(update={"state": before.state}) if before.state is CorpusState.READY else version
 
-    def _counted(self, passages: Iterable[Passage], load: CorpusLoad) -> Iterator[Passage]:
-        """The passages; saves their count to the record at intervals. Raises _Stopped on shutdown."""
+    def _watched(self, passages: Iterable[Passage], load: CorpusLoad) -> Iterator[Passage]:
+        """The passages; saves their number while files are split. Raises _Stopped on shutdown.
+
+        A save raises StaleAttempt if the load is cancelled.
+        """
         for number, passage in enumerate(passages, start=1):
             if number % _REPORT_EVERY == 0:
-                self._catalog.save_load(load.model_copy(update={"done": number}), self._owner)
-                if self._stopping:
+                done = load.done + number if isinstance(passages, _Counted) else load.done
+                self._catalog.save_load(load.model_copy(update={"done": done}), self._owner)
+                if self._stop.is_set():
                     raise _Stopped
             yield passage
 

@@ -1,0 +1,43 @@
+"""The loader service: splits uploaded corpora and has them indexed. Run `python -m services.loader`."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import threading
+
+from prometheus_client import start_http_server
+
+from services.common.catalog import Catalog
+from services.common.logs import set_up_logging
+from services.common.metrics import REGISTRY
+from services.common.retriever_client import connect_retriever
+from services.loader.loads import LoadWorker
+from services.loader.settings import LoaderSettings
+
+_BEAT_SECONDS = 5.0
+
+
+def main() -> None:
+    """Work until SIGTERM. A load that is not finished then continues at the next start, or in another loader."""
+    set_up_logging("loader")
+    settings, stop = LoaderSettings(), threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    if settings.metrics_port is not None:
+        start_http_server(settings.metrics_port, registry=REGISTRY)
+    shutil.rmtree(settings.scratch / "work", ignore_errors=True)  # of an earlier process
+    retriever = connect_retriever(settings.retriever_url, settings.internal_token.get_secret_value())
+    worker = LoadWorker(Catalog(settings.redis()), settings.artifact_store(), retriever, settings.scratch)
+    thread = threading.Thread(target=worker.run, name="loads", daemon=True)
+    thread.start()
+    settings.scratch.mkdir(parents=True, exist_ok=True)
+    while thread.is_alive() and not stop.is_set():
+        settings.heartbeat.touch()
+        stop.wait(_BEAT_SECONDS)
+    worker.stop()
+    thread.join()
+
+
+if __name__ == "__main__":
+    main()
