@@ -75,7 +75,6 @@ bench-quality: setup
 	@$(BIN)/python -m benchmarks.quality.selectors sciie acl_arc sci_cite
 	@$(BIN)/python -m benchmarks.quality.ablations sciie
 	@$(BIN)/python -m benchmarks.quality.time_to_quality sciie sci_cite
-	@$(BIN)/python -m benchmarks.quality.pretrained sciie
 	@$(BIN)/python -m benchmarks.quality.suspects sci_cite csabstruct
 	@$(BIN)/python -m benchmarks.quality.studies curve csabstruct sci_cite --minilm
 	@$(BIN)/python -m benchmarks.quality.studies curve sources --lstm 1x128

@@ -1,7 +1,7 @@
 """The evidence for the method: one table of tasks and models, with the claims of the paper.
 
 `make evidence-runs` trains what records.jsonl lacks, seed by seed, and appends one line for each run. `make evidence`
-writes the table into docs/results.md.
+writes the table into docs/results.md, and the plot of scores over FLOPs beside it.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ from typing import Any, Literal
 
 from scipy.stats import ttest_rel  # type: ignore[import-untyped, unused-ignore]
 
-from benchmarks.quality import fasttext_model, linear
+from benchmarks.quality import fasttext_model, linear, pretrained
 from benchmarks.quality.data import text_folder
 from benchmarks.quality.runs import TASK_ONLY, read_json, report_of_run
 from benchmarks.report import remark
 from benchmarks.shared import ROOT
-from tlm_core.training.recipe import Scale, resolve
+from tlm_core.studies.plot import Curve, plot
+from tlm_core.training.recipe import Recipe, Scale, resolve
 
 RECORDS = Path(__file__).with_name("records.jsonl")
 PAGES = (ROOT / "docs/results.md",)
+PLOT = ROOT / "docs/plots/score-over-flops.svg"
 BEGIN, END = "<!-- evidence: begin -->", "<!-- evidence: end -->"
 NAMES = {
     "libraries": "libraries",
@@ -36,6 +38,7 @@ NAMES = {
     "csabstruct": "CSAbstruct",
 }
 ALONE = {"self_training.amounts": []}
+TLM = "TLM (BM25)"
 SCALE: Scale = "quick"
 # Trained arms: the changes of recipe `fast` at this scale. The score is that of the encoder.
 TRAINED: dict[str, dict[str, Any]] = {
@@ -43,15 +46,16 @@ TRAINED: dict[str, dict[str, Any]] = {
     "MLM on task text": {"selection.selector": "none"},
     "TLM, random passages": {"selection.selector": "random", **ALONE},
     "TLM, two stages": {"joint.task_loss": False, **ALONE},
-    "TLM (BM25)": ALONE,
+    TLM: ALONE,
     "+ self-training": {},
 }
 RETURNED = "returned model"  # of jobs with MEMBERS seeds of the arm LAST
 LAST, MEMBERS = "+ self-training", 3
 FIXED = ("majority class", "linear model", "fastText")  # the same for each seed
 PRETRAINED = "finetuned MiniLM"
+BUDGETS = {f"{TLM}, {times}× tokens": times for times in (3, 10, 30)}  # of the joint stage; in the plot only
 ROWS = (*FIXED, *TRAINED, RETURNED, PRETRAINED)
-CLAIMS = (("TLM (BM25)", "TLM, random passages"), ("TLM (BM25)", "TLM, two stages"), ("TLM (BM25)", "task only"))
+CLAIMS = ((TLM, "TLM, random passages"), (TLM, "TLM, two stages"), (TLM, "task only"))
 LEVEL = 0.05
 
 
@@ -83,10 +87,10 @@ def run(tasks: Sequence[str], seeds: int, arms: Sequence[str]) -> None:
                 _append(_fixed(task, arm))
     for seed in range(seeds):
         for task in tasks:
-            for arm, changes in TRAINED.items():
+            for arm in (*TRAINED, *BUDGETS, PRETRAINED):
                 if arm in arms and not _has(task, arm, seed):
                     remark(f"{task}, {arm}, seed {seed}")
-                    _append(_trained(task, arm, changes, seed))
+                    _append(_trained(task, arm, seed))
     for task in tasks:
         for seed in range(seeds):
             members = sorted((seed + number) % seeds for number in range(MEMBERS))
@@ -115,20 +119,29 @@ def _fixed(task: str, arm: str) -> Record:
     return Record(task, arm, None, None, linear.majority(train, test_rows), 0.0)
 
 
-def _trained(task: str, arm: str, changes: dict[str, Any], seed: int) -> Record:
+def _trained(task: str, arm: str, seed: int) -> Record:
     """Train an arm with one seed. The score is that of the encoder."""
-    report = _report(task, arm, changes, [seed])
+    report = _report(task, arm, [seed])
     return _record(task, arm, seed, report, report["models"]["encoder"]["mean"])
 
 
 def _returned(task: str, seed: int, members: Sequence[int]) -> Record:
     """Return the score of a job with several seeds. The arm LAST has trained each of them, so only the test runs."""
-    report = _report(task, LAST, TRAINED[LAST], members)
+    report = _report(task, LAST, members)
     return _record(task, RETURNED, seed, report, report["mean"])
 
 
-def _report(task: str, arm: str, changes: dict[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
-    return read_json(report_of_run(task, arm, resolve("fast", SCALE, changes), seeds) / "report.json")
+def _report(task: str, arm: str, seeds: Sequence[int]) -> dict[str, Any]:
+    return read_json(report_of_run(task, arm, _recipe(task, arm), seeds) / "report.json")
+
+
+def _recipe(task: str, arm: str) -> Recipe:
+    if arm == PRETRAINED:
+        return resolve("fast", "tiny", pretrained.tuned(task))
+    if arm in BUDGETS:
+        tokens = resolve("fast", SCALE).joint.budget.amount
+        return resolve("fast", SCALE, {**TRAINED[TLM], "joint.budget.tokens": int(tokens * BUDGETS[arm])})
+    return resolve("fast", SCALE, TRAINED[arm])
 
 
 def _record(task: str, arm: str, seed: int, report: dict[str, Any], mean: dict[str, Any]) -> Record:
@@ -174,6 +187,25 @@ def _claim(records: Sequence[Record], task: str, first: str, second: str) -> str
     return f"{difference:+.3f}, {verdict} (p = {p:.2f}, {len(pairs)} seeds)"
 
 
+def plot_of(records: Sequence[Record]) -> str | None:
+    """Return a plot of test scores over the FLOPs of training, at several budgets; None without records of two."""
+    curves = []
+    for task, name in NAMES.items():
+        of_task = [[r for r in records if (r.task, r.arm) == (task, arm)] for arm in (TLM, *BUDGETS)]
+        points = [
+            (fmean(r.flops for r in of_arm), fmean(scores), stdev(scores) if len(scores) > 1 else None)
+            for of_arm in of_task
+            if (scores := [r.test for r in of_arm])
+        ]
+        if len(points) > 1:
+            curves.append(Curve(name, points))
+    if not curves:
+        return None
+    return plot(
+        curves, title="TLM at 1 to 30 times the tokens", x="FLOPs of training", y="macro-F1 on test", log_x=True
+    )
+
+
 def write_table(text: str, page: Path) -> None:
     """Replace what is between the marks of a page."""
     content = page.read_text(encoding="utf-8")
@@ -187,14 +219,18 @@ def main() -> None:
     runs = commands.add_parser("run", help="train what the records lack")
     runs.add_argument("tasks", nargs="*", default=list(NAMES), help="by default all")
     runs.add_argument("--seeds", type=int, default=5)
-    runs.add_argument("--arm", action="append", choices=[*FIXED, *TRAINED], help="only this arm; repeatable")
+    runs.add_argument(
+        "--arm", action="append", choices=[*FIXED, *TRAINED, *BUDGETS, PRETRAINED], help="only this arm; repeatable"
+    )
     commands.add_parser("table", help="write the table into the pages")
     options = parser.parse_args()
     if options.command == "run":
-        run(options.tasks, options.seeds, options.arm or [*FIXED, *TRAINED])
+        run(options.tasks, options.seeds, options.arm or [*FIXED, *TRAINED, PRETRAINED])
         return
     for page in PAGES:
         write_table(table(read_records()), page)
+    if (drawing := plot_of(read_records())) is not None:
+        PLOT.write_text(drawing, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks.quality import evidence
-from benchmarks.quality.evidence import PAGES, Record, read_records, run, table, write_table
+from benchmarks.quality.evidence import PAGES, Record, plot_of, read_records, run, table, write_table
 
 
 def made_records(scores: dict[str, list[float]]) -> list[Record]:
@@ -52,7 +52,7 @@ def test_run_trains_only_what_the_records_lack(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "records.jsonl").write_text(json.dumps(asdict(first)) + "\n", encoding="utf-8")
     trained: list[int] = []
 
-    def train(task: str, arm: str, _: object, seed: int) -> Record:
+    def train(task: str, arm: str, seed: int) -> Record:
         trained.append(seed)
         return Record(task, arm, seed, 0.5, 0.5, 1.0)
 
@@ -67,3 +67,13 @@ def test_table_replaces_only_what_is_between_the_marks(tmp_path: Path) -> None:
     page.write_text(f"before\n{evidence.BEGIN}\nold\n{evidence.END}\nafter\n", encoding="utf-8")
     write_table("new \\1", page)
     assert page.read_text(encoding="utf-8") == f"before\n{evidence.BEGIN}\nnew \\1\n{evidence.END}\nafter\n"
+
+
+def test_plot_has_one_curve_for_each_task_with_several_budgets() -> None:
+    assert plot_of(made_records({"TLM (BM25)": [0.6]})) is None
+    records = [
+        *(replace(r, flops=1e12) for r in made_records({"TLM (BM25)": [0.6, 0.62]})),
+        *(replace(r, flops=1e13) for r in made_records({"TLM (BM25), 10× tokens": [0.65]})),
+    ]
+    drawing = plot_of(records)
+    assert drawing is not None and drawing.count("<circle") == 2 and "SciERC" in drawing and "SciCite" not in drawing
