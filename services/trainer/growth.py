@@ -16,19 +16,23 @@ from tlm_core.training.params import TrainParams
 
 log = logging.getLogger(__name__)
 
-LOOK = 15.0  # seconds between two looks
-ROOMY = 120.0  # for so long, room must be free: another job may be about to take it
-WORTH = 900.0  # seconds that a stage must still train; a new attempt costs about a minute
+LOOKS = 8  # while the room must stay free
+WORTH = 8  # times as long a stage must still train: a new attempt costs about a minute
 
 
 @dataclass
 class Growth:
-    """Watches the room for more workers of an attempt. places: returns how many workers find room now."""
+    """Watches the room for more workers of an attempt.
+
+    places: returns how many workers find room now. seconds: for so long, room must be free, because another job may be
+    about to take it.
+    """
 
     assignment: Assignment
     workers: int
     store: JobStore
     places: Callable[[], int]
+    seconds: float
     clock: Callable[[], float] = time.monotonic
     ended: threading.Event = field(default_factory=threading.Event)
     requested: WorkerLost | None = None
@@ -36,7 +40,7 @@ class Growth:
 
     def watch(self) -> None:
         """Look until the attempt ends or grows. Run it in a thread."""
-        while self.workers < self.assignment.max_workers and not self.ended.wait(LOOK):
+        while self.workers < self.assignment.max_workers and not self.ended.wait(self.seconds / LOOKS):
             try:
                 if self.look():
                     return
@@ -50,7 +54,7 @@ class Growth:
             self._since = None
             return False
         self._since = self.clock() if self._since is None else self._since
-        if self.clock() - self._since < ROOMY or not self._is_worth_it():
+        if self.clock() - self._since < self.seconds or not self._is_worth_it():
             return False
         self.requested = WorkerLost(f"{more} more worker(s) found room, so the attempt ended at a checkpoint to grow.")
         place = self.assignment
@@ -60,7 +64,7 @@ class Growth:
     def _is_worth_it(self) -> bool:
         """Return whether the last stage that reported is of this group, writes checkpoints and has much left."""
         job = self.store.get(self.assignment.tenant, self.assignment.job)
-        if job.progress is None or (job.progress.stage_eta_seconds or 0.0) < WORTH:
+        if job.progress is None or (job.progress.stage_eta_seconds or 0.0) < WORTH * self.seconds:
             return False
         node = plan_of(job).node(job.progress.node)
         return node.group == self.assignment.group and isinstance(node.params, TrainParams)

@@ -70,7 +70,7 @@ def run_workers(assignment: Assignment) -> None:
     # The least number of workers waits for its room without limit, and the coordinator reports that.
     patience = _MONTH if number == assignment.workers else _START
     os.environ |= _ENVIRONMENT | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(patience.total_seconds())}
-    growth = Growth(assignment, number, settings.job_store(), lambda: _places(assignment))
+    growth = Growth(assignment, number, settings.job_store(), lambda: _places(assignment), settings.grow_seconds)
     threading.Thread(target=growth.watch, daemon=True).start()
 
     def report(error: WorkerLost | None) -> None:

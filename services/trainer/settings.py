@@ -29,6 +29,7 @@ class TrainerSettings(StoreSettings):
     first_report_seconds: float = 300.0  # a single worker that runs for this long without a report is stopped
     start_seconds: float = 60.0  # after this time, workers that have not started are reported; Ray Train takes 35
     pause_seconds: float = 120.0  # after this time, the workers of a pausing job are stopped
+    grow_seconds: float = 120.0  # room that stays free for this long ends an attempt that can grow, at a checkpoint
     drain_seconds: float = 100.0  # after SIGTERM, a worker that has not stopped with a checkpoint ends without one
     worker_cpus: float = 1.0
     job_cpus: float | None = None  # CPUs that the workers of a job share; replaces worker_cpus

@@ -1,4 +1,4 @@
-"""A job with several workers on two local Ray nodes, of which one is lost."""
+"""A job with several workers on two local Ray nodes, of which one is lost and later replaced."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ from tests.trainer_fakes import FakeCluster, FakeSelections
 from tlm_core.jobs.spec import Event
 from tlm_core.jobs.states import TERMINAL, State
 
-pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.timeout(600)]
 TASK_ALONE = {name: value for name, value in OVERRIDES.items() if not name.startswith("selection.")}
-LONG = {"selection.selector": "none", "joint.budget.steps": 600, "checkpoint_steps": 10}
+LOCAL = {"node_ip_address": "127.0.0.1", "dashboard_agent_listen_port": 0}
+LONG = {"selection.selector": "none", "joint.budget.steps": 2000, "checkpoint_steps": 10}
 
 
 @pytest.fixture
@@ -68,6 +69,7 @@ def settings(gateway: Gateway, redis_server: RedisServer, monkeypatch: pytest.Mo
         "TLM_TRAINER_SCRATCH": str(gateway.root / "workers"),
         "TLM_TRAINER_REDIS_URL": redis_server.url,
         "TLM_TRAINER_REDIS_PASSWORD": redis_server.password,
+        "TLM_TRAINER_GROW_SECONDS": "1",
         "PYTHONPATH": str(ROOT),
         "RAY_USAGE_STATS_ENABLED": "0",
         # They keep Ray and gloo on loopback.
@@ -82,16 +84,15 @@ def settings(gateway: Gateway, redis_server: RedisServer, monkeypatch: pytest.Mo
 @pytest.fixture
 def nodes(settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:  # noqa: ARG001
     """A head that offers no CPU, and two nodes with one each."""
-    local = {"node_ip_address": "127.0.0.1", "dashboard_agent_listen_port": 0}
-    cluster = Cluster(initialize_head=True, head_node_args={**local, "num_cpus": 0, "include_dashboard": False})
+    cluster = Cluster(initialize_head=True, head_node_args={**LOCAL, "num_cpus": 0, "include_dashboard": False})
     for _ in range(2):
-        cluster.add_node(num_cpus=1, **local)
+        cluster.add_node(num_cpus=1, **LOCAL)
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     yield cluster
     cluster.shutdown()
 
 
-def test_job_continues_with_fewer_workers_when_a_node_is_lost(
+def test_job_shrinks_when_a_node_is_lost_and_grows_with_another(
     gateway: Gateway, settings: TrainerSettings, nodes: Cluster, request: pytest.FixtureRequest
 ) -> None:
     jobs, artifacts, programs = gateway.parts.jobs, gateway.parts.artifacts, Programs()
@@ -113,10 +114,13 @@ def test_job_continues_with_fewer_workers_when_a_node_is_lost(
 
     run_until(lambda: events("checkpoint.published"))
     nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
+    run_until(lambda: [event for event in events("checkpoint.published") if event.attempt == 2])
+    nodes.add_node(num_cpus=1, **LOCAL)
     run_until(lambda: jobs.get(T, job_id).state in TERMINAL)
     job = jobs.get(T, job_id)
-    assert (job.state, job.attempt) == (State.SUCCEEDED, 2)
+    assert (job.state, job.attempt, job.failures) == (State.SUCCEEDED, 3, 0)
     trained = [event.data["workers"] for event in events("stage.started") if event.data["node"] == "joint.s0"]
-    assert trained == [2, 1], "The second attempt starts with the worker that finds room."
+    assert trained == [2, 1, 2], "Each attempt starts with the workers that find room."
+    assert "ended at a checkpoint to grow" in events("job.requeued")[1].data["message"]
     assert {event.data["code"] for event in events("attempt.error")} == {"worker_lost"}
     assert events("stage.resumed")[0].data["step"] > 0

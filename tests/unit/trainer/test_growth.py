@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 import pytest
 
 from services.trainer.assignment import Assignment
-from services.trainer.growth import ROOMY, WORTH, Growth
+from services.trainer.growth import Growth
 from tests.factories import make_resolved, make_spec
 from tlm_core.jobs.spec import JobRecord, Progress
 
+ROOMY, WORTH = 120.0, 960.0  # seconds
 ASSIGNMENT = Assignment("t", "job_1", 3, "main", 1, 4, 1.0, 0.0)
 
 
@@ -33,7 +34,7 @@ class Store:
 def growing(store: Store, free: list[int], *, workers: int = 2) -> tuple[Growth, list[float]]:
     """Return the growth of an attempt with `workers` of 4 workers, and its clock. free: room at each look."""
     clock = [0.0]
-    return Growth(ASSIGNMENT, workers, store, lambda: free.pop(0), lambda: clock[0]), clock  # type: ignore[arg-type]
+    return Growth(ASSIGNMENT, workers, store, lambda: free.pop(0), ROOMY, lambda: clock[0]), clock  # type: ignore[arg-type]
 
 
 def test_attempt_ends_once_room_has_lasted() -> None:
