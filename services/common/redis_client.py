@@ -16,6 +16,7 @@ Keys have the prefix `tlm`; the tenant T stands in braces:
     tlm:removals          T/ID of a deleted job or dataset → what remains to be deleted
     tlm:to-move           T/ID of jobs whose streams move to the storage
     tlm:ended             T/ID of ended jobs whose records are not compressed, scored by the time of the move
+    tlm:retriever:RUN     a load or selection, from its retriever; expires
     tlm:orphans           folder that no record names → first time it was seen
     tlm:disk-free         kB free on Redis's disk, from a loop beside Redis (docker-compose.yml, redis.yaml); expires
 services/common/catalog.py lists the keys of datasets and corpora.

@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.common.metrics import CONTENT_TYPE, exposition
 from services.common.problem import install_problem_handlers, problem_of, problem_response
+from services.common.redis_client import connect as connect_redis
 from services.common.request_ids import RequestIds
 from services.common.retriever_client import (
     CorpusFolder,
@@ -28,6 +29,7 @@ from services.common.retriever_client import (
 from services.retriever.cluster import connect
 from services.retriever.index_loads import IndexLoads
 from services.retriever.indexes import CorpusIndexes, CorpusKey, EmbeddedIndexes, OpenSearchIndexes
+from services.retriever.registry import Registry, SharedRegistry
 from services.retriever.selection_runs import SelectionRuns
 from tlm_core.artifacts import ArtifactStore
 from tlm_core.errors import TLMError, Unauthorized
@@ -54,6 +56,8 @@ class RetrieverSettings(BaseSettings):
     opensearch_shards: int = Field(1, ge=1, description="shards of a new index; one fits some ten million passages")
     retry_seconds: float = Field(120.0, description="how long a search or load retries an unavailable cluster")
     selections_at_once: int = Field(2, ge=1)
+    redis_url: str | None = Field(None, description="with OpenSearch: shares the runs with other retrievers")
+    redis_password: SecretStr | None = None
 
     def artifact_store(self) -> ArtifactStore:
         # The gateway writes to a new storage first: passages and tasks exist before the retriever needs them.
@@ -206,8 +210,14 @@ def assemble(settings: RetrieverSettings) -> FastAPI:
         )
         indexes = OpenSearchIndexes(cluster, shards=settings.opensearch_shards)
     store = settings.artifact_store()
-    loads = IndexLoads(indexes, store, stop)
-    selections = SelectionRuns(loads, store, settings.scratch, stop, at_once=settings.selections_at_once)
+    registry = Registry()
+    if settings.redis_url is not None:
+        secret = settings.redis_password
+        client = connect_redis(settings.redis_url, password=secret.get_secret_value() if secret else None)
+        registry = SharedRegistry(client)
+    loads = IndexLoads(indexes, store, stop, registry=registry)
+    at_once = settings.selections_at_once
+    selections = SelectionRuns(loads, store, settings.scratch, stop, at_once=at_once, registry=registry)
 
     def close() -> None:
         stop.set()

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
+from services.common.background import Background
 from services.common.retriever_client import IndexLoad
 from services.retriever.bulk import Refused
 from services.retriever.corpus_storage import CorpusFiles, LoadRecords
 from services.retriever.indexes import CorpusIndexes, CorpusKey
+from services.retriever.registry import BEAT_SECONDS, Registry
 from tlm_core.artifacts import ArtifactStore
 from tlm_core.errors import Conflict, IndexMismatch, IndexUnavailable, NotFound, TLMError
 from tlm_core.selection.index import PassageIndex
@@ -32,6 +34,7 @@ class _Load:
     status: IndexLoad = field(default_factory=lambda: IndexLoad(state="loading"))
     stop: threading.Event = field(default_factory=threading.Event)
     future: Future[None] = field(default_factory=Future)
+    id: str = ""
 
     def update(self, **changes: object) -> None:
         self.status = self.status.model_copy(update=changes)
@@ -56,7 +59,9 @@ class IndexLoads:
         store: ArtifactStore,
         stop: threading.Event,
         clock: Callable[[], float] = time.monotonic,
+        registry: Registry | None = None,
     ) -> None:
+        self._registry = registry or Registry()
         self._indexes = indexes
         self._store = store
         self._records = LoadRecords(store)
@@ -65,11 +70,14 @@ class IndexLoads:
         self._lock = threading.Lock()
         self._loads: dict[CorpusKey, _Load] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="load")
+        beats = Background("index loads")
+        threading.Thread(target=beats.repeat, args=(self._beat, BEAT_SECONDS, stop), name="beats", daemon=True).start()
 
     def put(self, key: CorpusKey, folder: str, language: str) -> None:
         """Load `key` from `folder` unless it is loaded or loading. A failed load starts again."""
         load = self._loads.get(key)
-        if load is not None and load.status.state == "loading":
+        elsewhere = self._elsewhere(key)
+        if "loading" in (load and load.status.state, elsewhere and elsewhere.state):
             return
         if self._complete_index(key) is None:
             self._records.save_source(key, folder, language)
@@ -81,6 +89,8 @@ class IndexLoads:
     def get(self, key: CorpusKey) -> IndexLoad:
         """Return the progress of `key`. Raises NotFound if it is neither loaded nor requested."""
         load = self._loads.get(key)
+        if elsewhere := self._elsewhere(key):
+            return elsewhere
         if load is not None and load.status.state != "ready":
             return load.status
         index = self._indexes.open(key)
@@ -99,6 +109,8 @@ class IndexLoads:
         error of its load.
         """
         load = self._loads.get(key)
+        if elsewhere := self._elsewhere(key):
+            load = _Load("", "", elsewhere)
         if load is not None and load.status.failure is not None:
             if not load.status.failure.retryable:
                 raise load.status.failure
@@ -116,6 +128,9 @@ class IndexLoads:
         """Stop the load of `key`. Delete its index and records. Raises IndexUnavailable if the load does not stop."""
         with self._lock:
             load = self._loads.get(key)
+        if (elsewhere := self._elsewhere(key)) and elsewhere.state == "loading":
+            self._registry.stop(key.slug)
+            raise IndexUnavailable(f"The load of {key} has not stopped yet. Try again.")
         if load is not None:
             load.stop.set()
             if load.future.cancel():  # it waits for another load
@@ -124,6 +139,8 @@ class IndexLoads:
                 raise IndexUnavailable(f"The load of {key} has not stopped yet. Try again.")
         self._records.delete(key)
         self._indexes.drop(key)
+        if entry := self._registry.read(key.slug):
+            self._registry.forget(key.slug, entry.run)
         with self._lock:
             self._loads.pop(key, None)
 
@@ -151,11 +168,41 @@ class IndexLoads:
             load = self._loads.get(key)
             if load is not None and load.status.state == "loading":
                 return load
-            load = self._loads[key] = _Load(folder, language)
+            load = _Load(folder, language)
+            entry = self._registry.read(key.slug)
+            failed = entry.run if entry and IndexLoad.model_validate_json(entry.status).state == "failed" else ""
+            load.id = self._registry.claim(key.slug, load.status.model_dump_json(), instead_of=failed) or ""
+            if not load.id:  # Another retriever was first.
+                return load
+            self._loads[key] = load
             load.future = self._pool.submit(self._run, key, load)
             return load
 
+    def _elsewhere(self, key: CorpusKey) -> IndexLoad | None:
+        """Return the progress of a load that another retriever runs."""
+        entry, load = self._registry.read(key.slug), self._loads.get(key)
+        if entry is None or (load is not None and load.id == entry.run):
+            return None
+        return IndexLoad.model_validate_json(entry.status)
+
+    def _beat(self) -> None:
+        """Save the running load, and stop it if another retriever asks for that."""
+        for key, load in list(self._loads.items()):
+            if load.status.state == "loading" and not self._save(key, load):
+                load.stop.set()
+
+    def _save(self, key: CorpusKey, load: _Load) -> bool:
+        running = load.status.state == "loading"
+        return self._registry.save(key.slug, load.id, load.status.model_dump_json(), running=running)
+
     def _run(self, key: CorpusKey, load: _Load) -> None:
+        self._run_claimed(key, load)
+        if load.status.state == "failed":
+            self._save(key, load)
+        else:  # The index and the records say the rest.
+            self._registry.forget(key.slug, load.id)
+
+    def _run_claimed(self, key: CorpusKey, load: _Load) -> None:
         try:
             self._fill(key, load)
             load.update(state="ready")

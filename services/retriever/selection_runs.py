@@ -15,10 +15,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from services.common.background import Background
 from services.common.logs import log_context
 from services.common.retriever_client import SelectionRequest, SelectionRun
 from services.retriever.index_loads import IndexLoads
 from services.retriever.indexes import CorpusKey
+from services.retriever.registry import BEAT_SECONDS, Entry, Registry
 from tlm_core.artifacts import MANIFEST, ArtifactStore, Manifest, ManifestRef, drop_untouched
 from tlm_core.errors import CorruptArtifact, InvalidRecipe, InvalidRequest, NotFound, TLMError
 from tlm_core.selection.given import GIVEN
@@ -42,6 +44,7 @@ class Run:
     stop: threading.Event = field(default_factory=threading.Event)
     begun: bool = False
     rate_start: tuple[int, float] = (0, 0.0)
+    id: str = ""
 
     def update(self, **changes: object) -> None:
         self.status = self.status.model_copy(update=changes)
@@ -60,7 +63,7 @@ class Run:
     @property
     def reusable(self) -> bool:
         """Whether an equal request gets this run instead of a new one."""
-        return self.status.failure is None or not self.status.failure.retryable
+        return _is_reusable(self.status)
 
 
 class _Stopped(Exception):
@@ -70,7 +73,7 @@ class _Stopped(Exception):
 class SelectionRuns:
     """Runs a few selections at once and keeps the latest run of each artifact id in memory. Thread-safe.
 
-    After a restart, callers request their selections again.
+    registry: shares the runs with other retrievers. After a restart, callers request their selections again.
     """
 
     def __init__(
@@ -81,17 +84,21 @@ class SelectionRuns:
         stop: threading.Event,
         *,
         at_once: int,
+        registry: Registry | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._loads = loads
         self._store = store
         self._scratch = scratch / "selections"
         self._stop = stop
+        self._registry = registry or Registry()
         self._clock = clock
         self._lock = threading.Lock()
         self._runs: dict[str, Run] = {}
         self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="selection")
         drop_untouched(self._scratch, _SCRATCH_SECONDS)
+        beats = Background("selections")
+        threading.Thread(target=beats.repeat, args=(self._beat, BEAT_SECONDS, stop), name="beats", daemon=True).start()
 
     def put(self, artifact: str, request: SelectionRequest) -> None:
         """Start the selection unless it runs, or is ready, for the same prefix.
@@ -106,16 +113,46 @@ class SelectionRuns:
                 return
             if previous is not None:
                 previous.stop.set()
-            run = self._runs[artifact] = Run(request.prefix)
+            run = Run(request.prefix)
+            if not self._claim(artifact, run):
+                return
+            self._runs[artifact] = run
             finished = [name for name, known in self._runs.items() if known.status.state != "running"]
             for name in finished[: max(0, len(self._runs) - _MAX_FINISHED)]:
                 del self._runs[name]
         self._pool.submit(copy_context().run, self._run, artifact, request, params, run)
 
+    def _claim(self, artifact: str, run: Run) -> bool:
+        """Claim a selection for a new run, unless another retriever runs it or has it for the same prefix."""
+        entry = self._registry.read(artifact)
+        if entry is not None and entry.prefix == run.prefix:
+            status = SelectionRun.model_validate_json(entry.status)
+            if entry.run not in {own.id for own in self._runs.values()} and _is_reusable(status):
+                return False
+        instead_of = entry.run if entry is not None else ""
+        claimed = self._registry.claim(artifact, run.status.model_dump_json(), prefix=run.prefix, instead_of=instead_of)
+        run.id = claimed or ""
+        return claimed is not None
+
+    def _beat(self) -> None:
+        """Save the running selections, and stop those that another retriever stopped or replaced."""
+        with self._lock:
+            running = [(name, run) for name, run in self._runs.items() if run.status.state == "running"]
+        for artifact, run in running:
+            if not self._save(artifact, run):
+                run.stop.set()
+
+    def _save(self, artifact: str, run: Run) -> bool:
+        running = run.status.state == "running"
+        return self._registry.save(artifact, run.id, run.status.model_dump_json(), running=running, prefix=run.prefix)
+
     def get(self, artifact: str) -> SelectionRun:
         """Return the state of the latest run; `unknown` if there is none, or if its files are lost or damaged."""
         with self._lock:
             run = self._runs.get(artifact)
+        entry = self._registry.read(artifact)
+        if entry is not None and (run is None or run.id != entry.run):
+            run = Run(entry.prefix, SelectionRun.model_validate_json(entry.status), id=entry.run)
         if run is None:
             return SelectionRun(state="unknown")
         if run.status.ref is not None and not self._exists(run.status.ref):
@@ -129,16 +166,30 @@ class SelectionRuns:
         A running selection finishes its batch first. Partial results stay for the next equal request; a failure is
         removed.
         """
+        entry = self._registry.read(artifact)
         with self._lock:
             run = self._runs.get(artifact)
+            if entry is not None and (run is None or run.id != entry.run):
+                return self._stop_elsewhere(artifact, entry, prefix)
             if run is not None and run.status.state == "failed":
                 del self._runs[artifact]
+                self._registry.forget(artifact, run.id)
             if run is None or run.status.state != "running" or not run.prefix.startswith(prefix):
                 return True
             run.stop.set()
             if not run.begun:
                 del self._runs[artifact]
+                self._registry.forget(artifact, run.id)
             return not run.begun
+
+    def _stop_elsewhere(self, artifact: str, entry: Entry, prefix: str) -> bool:
+        state = SelectionRun.model_validate_json(entry.status).state
+        if state == "failed":
+            self._registry.forget(artifact, entry.run)
+        if state != "running" or not entry.prefix.startswith(prefix):
+            return True
+        self._registry.stop(artifact)
+        return False
 
     def close(self) -> None:
         """Wait for the running selections, which stop at their next batch."""
@@ -148,6 +199,7 @@ class SelectionRuns:
         with self._lock:
             if self._runs.get(artifact) is run:
                 del self._runs[artifact]
+        self._registry.forget(artifact, run.id)
 
     def _run(self, artifact: str, request: SelectionRequest, params: Selection, run: Run) -> None:
         job, _, attempt = request.prefix.rpartition("/")[2].rpartition("-")
@@ -161,7 +213,7 @@ class SelectionRuns:
             return
         try:
             ref = self._finished_before(artifact, request.prefix) or self._select(artifact, request, params, run)
-            self._finish(run, ref)
+            self._finish(artifact, run, ref)
         except _Stopped:
             log.info("Selection %s in %s stopped", artifact, request.prefix)
             self._remove(artifact, run)
@@ -174,14 +226,18 @@ class SelectionRuns:
             # Otherwise the selection would stay in the state `running`.
             log.exception("Selection %s failed", artifact)
             run.fail(TLMError(f"The selection failed: {error!r}. See the log of the retriever."))
+        if run.status.state != "running":
+            self._save(artifact, run)
 
-    def _finish(self, run: Run, ref: ManifestRef) -> None:
-        """Mark the run as ready. If it was stopped during the write, delete its files."""
+    def _finish(self, artifact: str, run: Run, ref: ManifestRef) -> None:
+        """Mark the run as ready. One that was stopped during the write deletes its files, unless another writes them."""
         with self._lock:
             if not run.stop.is_set():
                 run.update(ref=ref, state="ready")
         if run.status.ref is None:
-            self._store.delete(run.prefix)
+            entry = self._registry.read(artifact)
+            if entry is None or entry.run == run.id or entry.prefix != run.prefix:
+                self._store.delete(run.prefix)
             raise _Stopped
 
     def _select(self, artifact: str, request: SelectionRequest, params: Selection, run: Run) -> ManifestRef:
@@ -241,6 +297,10 @@ class SelectionRuns:
             log.warning("The selection in %s is lost and is computed again: %s", ref.folder, error)
             return False
         return True
+
+
+def _is_reusable(status: SelectionRun) -> bool:
+    return status.failure is None or not status.failure.retryable
 
 
 def _params(request: SelectionRequest) -> Selection:

@@ -21,6 +21,7 @@ ALLOWED = {
     ("trainer", "retriever", 8322),
     ("trainer", "ray-head", 8265),
     ("retriever", "opensearch", 9200),
+    ("retriever", "redis", 6379),
     ("ray-head", "redis", 6379),
     ("ray-worker", "redis", 6379),
     *((source, target, port) for source in RAY for target in RAY for port in PORTS),
