@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tlm_core.artifacts.hashing import canonical_json
 from tlm_core.artifacts.manifest import ManifestRef
+from tlm_core.errors import CorruptArtifact
 
 if TYPE_CHECKING:
     from tlm_core.artifacts import ArtifactStore
@@ -73,8 +74,12 @@ class History:
 @lru_cache(maxsize=4)  # Charts read a series in pages.
 def _read(artifacts: ArtifactStore, ref: ManifestRef, stream: str) -> list[Row]:
     path = artifacts.localize(ref) / f"{stream}.gz"
-    with artifacts.errors(f"reading {path}"), gzip.open(path, "rt", encoding="utf-8") as file:
-        return [(stream_id, fields) for stream_id, fields in map(json.loads, file)]
+    try:
+        with artifacts.errors(f"reading {path}"):
+            lines = path.read_bytes()
+        return [(stream_id, fields) for stream_id, fields in map(json.loads, gzip.decompress(lines).splitlines())]
+    except (EOFError, ValueError, gzip.BadGzipFile, zlib.error) as error:
+        raise CorruptArtifact(f"{path} is damaged: {error}. Restore it, or delete the job.") from error
 
 
 def folder_of(tenant: str, job: str) -> str:

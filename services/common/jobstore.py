@@ -7,9 +7,12 @@ the indexes, or it changes nothing. All times are the Redis server's, so the clo
 from __future__ import annotations
 
 import json
+import logging
 import re
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -37,6 +40,7 @@ from tlm_core.artifacts.hashing import canonical_json, digest_of
 from tlm_core.artifacts.manifest import ManifestRef
 from tlm_core.errors import (
     Conflict,
+    CorruptArtifact,
     IdempotencyMismatch,
     IllegalTransition,
     NotFound,
@@ -50,6 +54,8 @@ from tlm_core.jobs.spec import FROM_JOB, MAX_PRIORITY, Beat, Event, JobRecord, J
 from tlm_core.jobs.states import ACTIVE, TERMINAL, TRANSITIONS, State, Verb, allowed
 from tlm_core.names import new_id
 from tlm_core.training.recipe import resolve
+
+log = logging.getLogger(__name__)
 
 _LUA = Path(__file__).parent / "lua"
 _TERMINAL_JSON = canonical_json(dict.fromkeys(TERMINAL, True))
@@ -394,8 +400,19 @@ class JobStore:
         with translated_errors():
             members = self._redis.srandmember(TO_MOVE, count)
         for member in members:
-            self._move_streams(*member.split("/", 1))
+            with self._skipping(TO_MOVE, member):
+                self._move_streams(*member.split("/", 1))
         return len(members)
+
+    @contextmanager
+    def _skipping(self, place: str, member: str) -> Iterator[None]:
+        """Skip a job whose record or history is damaged. `mark_streams` marks it again."""
+        try:
+            yield
+        except (CorruptArtifact, NotFound, UnreadableRecord, ValueError) as error:
+            log.error("Cannot move or archive job %s: %s", member, error)
+            with translated_errors():
+                self._redis.srem(place, member) if place == TO_MOVE else self._redis.zrem(place, member)
 
     def _move_streams(self, tenant: str, job_id: str) -> None:
         """Move the metrics and the log of a job to the storage, and the events too if it has ended."""
@@ -424,7 +441,8 @@ class JobStore:
         """Compress the records of jobs that ended at least `seconds` ago. Returns how many jobs that were."""
         with translated_errors():
             members = self._redis.zrangebyscore(ENDED, "-inf", self.now() - seconds, start=0, num=count)
-            for member in members:
+        for member in members:
+            with self._skipping(ENDED, member), translated_errors():
                 self._archive(*member.split("/", 1))
         return len(members)
 
@@ -910,7 +928,7 @@ def _record(fields: Mapping[str, str]) -> JobRecord:
             f"Another release of the service wrote job {fields.get('id')}: "
             f"{'.'.join(map(str, first['loc']))}: {first['msg']}. Run the newest release in all processes."
         ) from error
-    except json.JSONDecodeError as error:
+    except (ValueError, zlib.error) as error:
         raise UnreadableRecord(f"The record of job {fields.get('id')} is damaged: {error}. Restore it.") from error
 
 

@@ -230,7 +230,7 @@ class SelectionRuns:
             self._save(artifact, run)
 
     def _finish(self, artifact: str, run: Run, ref: ManifestRef) -> None:
-        """Mark the run as ready. One that was stopped during the write deletes its files, unless another writes them."""
+        """Mark the run as ready. If it was stopped meanwhile, delete its files, unless another run writes them."""
         with self._lock:
             if not run.stop.is_set():
                 run.update(ref=ref, state="ready")

@@ -10,12 +10,13 @@ import redis
 
 from services.api.removal import _delete_job
 from services.common.history import History, Moved
+from services.common.history import _read as history_of_a_job
 from services.common.jobstore import JobStore
 from services.common.redis_client import key
 from tests.factories import make_resolved, make_spec
 from tests.store_size import bytes_per_job, run_long_job
 from tlm_core.artifacts import ArtifactStore
-from tlm_core.errors import NotFound, StorageUnavailable
+from tlm_core.errors import CorruptArtifact, NotFound, StorageUnavailable
 from tlm_core.jobs.spec import JobRecord
 
 T = "default"
@@ -220,6 +221,29 @@ def test_job_is_deleted_while_it_is_archived(store: JobStore, redis_client: redi
     redis_client.delete(key(T, "job", job.id))
     assert store.archive_ended(-60) == 1
     assert not redis_client.exists(key(T, "job", job.id)) and not redis_client.exists("tlm:ended")
+
+
+def test_damaged_record_or_history_delays_no_other_job(
+    store: JobStore, redis_client: redis.Redis, artifacts: ArtifactStore
+) -> None:
+    jobs = [running(store) for _ in range(3)]
+    for job in jobs:
+        report(store, job, range(3_000))
+    store.move_marked()
+    for job in jobs:
+        store.finish(job, "a", {})
+    (file,) = Path(artifacts.path(T, "jobs", jobs[0].id)).glob("*/logs.gz")
+    file.write_bytes(b"x" * file.stat().st_size)
+    history_of_a_job.cache_clear()
+    store.move_marked()
+    assert [redis_client.exists(key(T, "events", job.id)) for job in jobs] == [1, 0, 0]
+    with pytest.raises(CorruptArtifact, match="delete the job"):
+        store.logs(T, jobs[0].id)
+    redis_client.hset(key(T, "job", jobs[1].id), "result", "{")
+    store.archive_ended(-60)
+    assert redis_client.hexists(key(T, "job", jobs[2].id), "packed")
+    redis_client.hset(key(T, "job", jobs[2].id), "packed", "damaged")
+    assert [job.unreadable for job in store.list_jobs(T)[0]] == [True, True, False]
 
 
 def test_ended_jobs_need_little_memory(store: JobStore, redis_client: redis.Redis, artifacts: ArtifactStore) -> None:
