@@ -60,11 +60,6 @@ class Run:
     def fail(self, error: TLMError) -> None:
         self.update(state="failed", error=error.as_dict())
 
-    @property
-    def reusable(self) -> bool:
-        """Whether an equal request gets this run instead of a new one."""
-        return _is_reusable(self.status)
-
 
 class _Stopped(Exception):
     """The run was stopped or replaced, or the process ends. Control flow."""
@@ -108,7 +103,7 @@ class SelectionRuns:
         params = _params(request)
         with self._lock:
             previous = self._runs.pop(artifact, None)
-            if previous is not None and previous.prefix == request.prefix and previous.reusable:
+            if previous is not None and previous.prefix == request.prefix and _is_reusable(previous.status):
                 self._runs[artifact] = previous
                 return
             if previous is not None:
@@ -300,6 +295,7 @@ class SelectionRuns:
 
 
 def _is_reusable(status: SelectionRun) -> bool:
+    """Return whether an equal request gets this run instead of a new one."""
     return status.failure is None or not status.failure.retryable
 
 
