@@ -147,14 +147,22 @@ class Encoder(nn.Module):
 
     def run(self, tokens: Tensor, positions: Tensor, types: Tensor, dtype: torch.dtype, kernels: Layers) -> Tensor:
         """Return the hidden states. dtype: of the matrix products; kernels: of each layer."""
+        return self.through(self.embed(tokens, positions, types, dtype), kernels)
+
+    def embed(self, tokens: Tensor, positions: Tensor, types: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the input of the first layer."""
         x = self.tokens(tokens)
         if self.last_type >= 0:
             x = x + self.positions(positions) + self.types(types.clamp(max=self.last_type))
         # All sums from here on have the type of the products: between products, memory traffic dominates the time.
-        x = self.dropout(self.norm(x)).to(dtype)
-        for layer, used in zip(self.layers, kernels, strict=True):
+        result: Tensor = self.dropout(self.norm(x)).to(dtype)
+        return result
+
+    def through(self, x: Tensor, kernels: Layers, start: int = 0, stop: int | None = None) -> Tensor:
+        """Return the output of layers [start, stop), by default of all, with the final norm."""
+        for layer, used in list(zip(self.layers, kernels, strict=True))[start:stop]:
             x = layer(x, used)
-        return x if self.final_norm is None else self.final_norm(x)
+        return x if self.final_norm is None or stop is not None else self.final_norm(x)
 
     def _row_kernels(self, segments: Tensor, dtype: torch.dtype) -> Iterator[Kernels]:
         """Yield the kernels of each layer. Padding sees padding, so no row of a mask is empty."""

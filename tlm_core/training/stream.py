@@ -204,18 +204,60 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x * cos + torch.cat((-right, left), dim=-1) * sin).to(x.dtype)
 
 
-class StreamLoss(nn.Module):
-    """The losses of a part, by the weights of a model. A caller may substitute weights of another type."""
+def through_layers(
+    model: TaskModel, part: Part, longest: int, x: Tensor | None = None, start: int = 0, stop: int | None = None
+) -> Tensor:
+    """Return the output of layers [start, stop) of the encoder. x: the input of the first one; None embeds the part."""
+    encoder = model.encoder
+    positions = torch.arange(len(part.tokens), device=part.tokens.device) - part.begins[part.sequence]
+    if x is None:
+        x = encoder.embed(part.tokens, positions, part.types, encoder.tokens.weight.dtype)
+    return encoder.through(x, list(_kernels(model.shape, part, positions, longest)), start, stop)
 
-    def __init__(self, model: TaskModel, loss: str, longest: int) -> None:
+
+def _kernels(shape: Shape, part: Part, positions: Tensor, longest: int) -> Iterator[Kernels]:
+    rotations = {
+        theta: (cos[positions][:, None], sin[positions][:, None])
+        for theta, (cos, sin) in rotations_of(shape, positions.device, torch.float32, longest).items()
+    }
+    for window, theta in layer_rules(shape):
+        yield StreamKernels(part.sequence, part.begins, longest, window, rotations.get(theta))
+
+
+class StreamStart(nn.Module):
+    """The first layers of a model. As a graph of its own, its backward pass begins when that of the rest has ended."""
+
+    def __init__(self, model: TaskModel, longest: int, layers: int) -> None:
+        super().__init__()
+        self.model = model
+        self._longest = longest
+        self._layers = layers
+
+    def forward(self, part: Part) -> Tensor:
+        return through_layers(self.model, part, self._longest, stop=self._layers)
+
+
+class StreamLoss(nn.Module):
+    """The losses of a part, by the weights of a model. A caller may substitute weights of another type.
+
+    start: the number of layers that a `StreamStart` computes.
+    """
+
+    def __init__(self, model: TaskModel, loss: str, longest: int, start: int = 0) -> None:
         super().__init__()
         self.model = model
         self._loss = LOSSES[loss]
         self._longest = longest
+        self._start = start
 
-    def forward(self, part: Part, mlm: bool, task: bool, class_weights: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the part's share of the step's loss, and both sums, [2]. mlm, task: which losses to compute."""
-        hidden = self._hidden(part)
+    def forward(
+        self, part: Part, mlm: bool, task: bool, class_weights: Tensor | None, x: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the part's share of the step's loss, and both sums, [2].
+
+        mlm, task: which losses to compute. x: the output of the first layers.
+        """
+        hidden = through_layers(self.model, part, self._longest, x, self._start)
         zero = torch.zeros((), device=hidden.device)
         sums = torch.stack(
             (
@@ -224,21 +266,6 @@ class StreamLoss(nn.Module):
             )
         )
         return (sums * part.shares).sum(), sums.detach()
-
-    def _hidden(self, part: Part) -> Tensor:
-        encoder = self.model.encoder
-        places = torch.arange(len(part.tokens), device=part.tokens.device)
-        positions = places - part.begins[part.sequence]
-        kernels = list(self._kernels(self.model.shape, part, positions))
-        return encoder.run(part.tokens, positions, part.types, encoder.tokens.weight.dtype, kernels)
-
-    def _kernels(self, shape: Shape, part: Part, positions: Tensor) -> Iterator[Kernels]:
-        rotations = {
-            theta: (cos[positions][:, None], sin[positions][:, None])
-            for theta, (cos, sin) in rotations_of(shape, positions.device, torch.float32, self._longest).items()
-        }
-        for window, theta in layer_rules(shape):
-            yield StreamKernels(part.sequence, part.begins, self._longest, window, rotations.get(theta))
 
     def _mlm_sum(self, hidden: Tensor, part: Part) -> Tensor:
         head = self.model.vocabulary

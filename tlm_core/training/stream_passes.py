@@ -17,7 +17,7 @@ from tlm_core.training.objective import Workers, own_rows
 from tlm_core.training.optim import Buffers, FlatOptimizer
 from tlm_core.training.passes import Loaded
 from tlm_core.training.prepared import Batch
-from tlm_core.training.stream import Documents, Part, Sizes, StreamLoss, rows_of_part
+from tlm_core.training.stream import Documents, Part, Sizes, StreamLoss, StreamStart, rows_of_part
 
 # In parts of at most this many tokens, the launches of kernels take longer than the kernels: a CUDA graph replays them.
 GRAPH_TOKENS = 16_384
@@ -31,6 +31,10 @@ Run = Callable[[dict[str, Tensor], Part, bool, bool, Tensor | None], tuple[Tenso
 def kinds(batch: Batch) -> tuple[bool, bool]:
     """Return whether the batch trains masked language modeling and the task."""
     return batch.mlm_weight > 0, batch.task_weight > 0
+
+
+def _of_model(leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"model.{name}": leaf for name, leaf in leaves.items()}
 
 
 @dataclass
@@ -54,7 +58,11 @@ class StreamPasses:
     late: int = 1
 
     def __post_init__(self) -> None:
-        self._module = StreamLoss(self.model, self.loss, self.model.shape.max_length)
+        shape = self.model.shape
+        # Several workers sum the gradients of the last layers during the backward pass of the first.
+        first = shape.layers // 2 if self.workers.size > 1 else 0
+        self._first = StreamStart(self.model, shape.max_length, first) if first else None
+        self._module = StreamLoss(self.model, self.loss, shape.max_length, first)
         self._leaves = self.optimizer.leaves(torch.bfloat16 if self.precision == "bf16" else torch.float32)
         self._graphs: dict[tuple[int, bool, bool], Run] = {}  # by tokens and losses
         self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
@@ -146,10 +154,15 @@ class StreamPasses:
     def _run(
         self, leaves: dict[str, Tensor], part: Part, mlm: bool, task: bool, class_weights: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        weights = {f"model.{name}": leaf for name, leaf in leaves.items()}
-        result: tuple[Tensor, Tensor] = torch.func.functional_call(
-            self._module, weights, (part, mlm, task, class_weights)
-        )
+        return self._rest(leaves, part, mlm, task, class_weights, self._begin(leaves, part) if self._first else None)
+
+    def _begin(self, leaves: dict[str, Tensor], part: Part) -> Tensor:
+        assert self._first is not None
+        result: Tensor = torch.func.functional_call(self._first, _of_model(leaves), (part,))
+        return result
+
+    def _rest(self, leaves: dict[str, Tensor], *arguments: object) -> tuple[Tensor, Tensor]:
+        result: tuple[Tensor, Tensor] = torch.func.functional_call(self._module, _of_model(leaves), arguments)
         return result
 
     def _graph(self, part: Part, batch: Batch) -> Run:
@@ -163,10 +176,16 @@ class StreamPasses:
             torch._dynamo.config.recompile_limit = GRAPHS
             for leaf in self._leaves.values():
                 torch._dynamo.mark_static_address(leaf)  # else a CUDA graph copies all weights
-            self._graphs[key] = torch.compile(
-                self._run, fullgraph=True, dynamic=False, options={"triton.cudagraphs": replayed}
-            )
+            self._graphs[key] = self._compiled({"triton.cudagraphs": replayed})
         return self._graphs[key]
+
+    def _compiled(self, options: dict[str, str | int | bool | Callable[..., object]]) -> Run:
+        """Return `_run` as one graph, or as one of the first layers and one of the rest."""
+        if self._first is None:
+            return torch.compile(self._run, fullgraph=True, dynamic=False, options=options)
+        begin = torch.compile(self._begin, fullgraph=True, dynamic=False, options=options)
+        rest = torch.compile(self._rest, fullgraph=True, dynamic=False, options=options)
+        return lambda leaves, part, *how: rest(leaves, part, *how, begin(leaves, part))
 
     def _wait(self, loaded: Loaded) -> None:
         """Let the device's kernels, not this process, wait until the batch is on the device."""

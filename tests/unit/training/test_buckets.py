@@ -108,6 +108,7 @@ def test_worker_that_begins_a_step_again_sends_each_bucket_once(optimizer: FlatO
     assert len(twins.sizes) == len(divide(parameters, SIZE))
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # PyTorch's compiler reads it
 @pytest.mark.parametrize("compiled", [False, True])
 def test_workers_sum_while_the_backward_pass_runs(
     tmp_path: Path, compiled: bool, monkeypatch: pytest.MonkeyPatch
@@ -125,7 +126,8 @@ def test_workers_sum_while_the_backward_pass_runs(
         assert tokens is not None
         if isinstance(workers, Twins):
             workers.before_sum.append(lambda grad=tokens: began.append(not grad.any()))
-        passes = StreamPasses(trainer.model, trainer.optimizer, workers, CPU, "cross_entropy", 0.8, "fp32", compiled)
+        form = compiled and workers.size > 1
+        passes = StreamPasses(trainer.model, trainer.optimizer, workers, CPU, "cross_entropy", 0.8, "fp32", form)
         for _ in range(2):
             buffers.gradient.zero_()
             losses = passes.gradient(passes.load(batch, len(batch.rows)))
@@ -133,5 +135,4 @@ def test_workers_sum_while_the_backward_pass_runs(
             passes.reduce(batch, buffers)
         gradients.append(buffers.gradient.clone())
     assert torch.allclose(gradients[1], 2 * gradients[0], rtol=1e-5, atol=1e-7)
-    # The embedding's gradient is the last. A compiled backward pass yields all gradients at its end.
-    assert compiled or (began[0] and not began[-1])
+    assert began[0] and not began[-1], "the embedding's gradient is complete after the first sum began"
