@@ -14,6 +14,8 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertModel,
+    ElectraConfig,
+    ElectraForMaskedLM,
     ModernBertConfig,
     ModernBertForMaskedLM,
     PretrainedConfig,
@@ -31,6 +33,7 @@ SIZES = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hid
 ENDS = {"bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
 KINDS: dict[str, tuple[PretrainedConfig, Any]] = {
     "Bert": (BertConfig(**SIZES, max_position_embeddings=64), BertForMaskedLM),
+    "Electra": (ElectraConfig(**SIZES, embedding_size=32, max_position_embeddings=64), ElectraForMaskedLM),
     "Roberta": (RobertaConfig(**SIZES, max_position_embeddings=65, type_vocab_size=1), RobertaForMaskedLM),
     "ModernBert": (ModernBertConfig(**SIZES, **ENDS, max_position_embeddings=64), ModernBertForMaskedLM),
 }
@@ -42,7 +45,7 @@ def published(folder: Path, kind: str) -> Path:
     config, model = KINDS[kind]
     model(config).save_pretrained(folder)
     words = [*COMMON, *(word for group in TELLING for word in group)]
-    write_folder(train_wordpiece(lambda: words, 300, True), folder, types=kind == "Bert")
+    write_folder(train_wordpiece(lambda: words, 300, True), folder, types=kind in ("Bert", "Electra"))
     return folder
 
 
@@ -68,6 +71,8 @@ def test_published_weights_are_loaded(tmp_path: Path) -> None:
     assert shape.positions == 64
     assert torch.equal(given["encoder.positions.weight"], stock["roberta.embeddings.position_embeddings.weight"][1:])
     assert torch.equal(given["vocabulary.out.bias"], stock["lm_head.bias"])
+    _, given = load(str(published(tmp_path / "generator", "Electra")), labels=3, vocab=300, max_length=48, dropout=0.0)
+    assert "vocabulary.dense.weight" in given
 
 
 def test_sharded_and_pickled_weights_are_read(tmp_path: Path) -> None:

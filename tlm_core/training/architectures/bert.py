@@ -126,6 +126,9 @@ class Electra(Bert):
     head_activation = "gelu"
     head_dropout = False
     names = encoder_names("electra") | with_bias({"task.dense": "classifier.dense", "task.out": "classifier.out_proj"})
+    vocabulary_names = with_bias(
+        {"vocabulary.dense": "generator_predictions.dense", "vocabulary.norm": "generator_predictions.LayerNorm"}
+    ) | {"vocabulary.out.bias": "generator_lm_head.bias"}
     qkv_names = qkv_names("electra")
 
     def published_shape(self, config: Config, source: str) -> Shape:
