@@ -98,7 +98,7 @@ def test_rows_without_a_selection_of_the_release_need_a_corpus(
     runner.check(rows)
     assert [row.name for row in rows] == ["imdb-medium", "imdb-large"]
     assert all("--corpus" in runner.outcomes.of(row, "paper").reason for row in rows)
-    gateway.parts.loads.stop()
+    gateway.loads.stop()
     add_version(gateway, "general", "v1", CorpusState.READY)
     with_corpus = Runner(client, "paper", Outcomes(tmp_path / "own"), corpus="general", folder=data)
     with_corpus.check(ROWS)
