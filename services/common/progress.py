@@ -7,7 +7,7 @@ from tlm_core.jobs.plan import Node
 from tlm_core.jobs.spec import Progress
 from tlm_core.training.params import TrainParams
 
-# Below this share of a node, its own time left is too noisy to correct the estimate of other nodes.
+# Below this share of a node, its measured time left is too noisy: the first step includes the start.
 _MEASURED = 0.05
 
 
@@ -31,9 +31,10 @@ def progress_of(
         seconds = dict(zip((other.name for other in nodes), expected, strict=True))
         side_by_side = situation.plan.side_by_side(node.group)
         passed = sum(seconds[name] for name in done) + within * sum(seconds[name] for name in running)
-        left = (1 - within) * seconds[node.name] if eta_seconds is None else eta_seconds / side_by_side
+        measured = eta_seconds if within >= _MEASURED else None
+        left = (1 - within) * seconds[node.name] if measured is None else measured / side_by_side
         left = left * len(running) + sum(value for name, value in seconds.items() if name not in done | running)
-        left = max(left, eta_seconds or 0.0)
+        left = max(left, measured or 0.0)
         share = passed / (passed + left) if passed + left else share
     return Progress(
         stage=node.stage.name, node=node.name, step=step, total=total, rate=rate, unit=unit,

@@ -63,3 +63,9 @@ def test_seeds_side_by_side_are_equally_far() -> None:
     last = situation((*BEFORE, "joint.s0", "finetune.s0"), seconds, seeds=(0, 1))
     progress = progress_of(last, last.plan.node("joint.s1"), step=50, total=100, eta_seconds=100.0)
     assert progress.eta_seconds == 50 + 50 + 30
+
+
+def test_first_steps_do_not_change_the_estimate() -> None:
+    state = situation(BEFORE, SECONDS)
+    progress = progress_of(state, state.plan.node("joint.s0"), step=1, total=100, eta_seconds=900.0)
+    assert progress.eta_seconds == 99 + 80 and progress.stage_eta_seconds == 900.0
