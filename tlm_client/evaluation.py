@@ -50,7 +50,7 @@ class Classifier:
         )
 
     def outputs(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> torch.Tensor:
-        """Return logits (texts, labels), or values (texts, 1) of a regression model; truncates texts as in training."""
+        """Return logits (texts, labels), or values (texts, 1) of a regression model. Truncate texts as in training."""
         encoded = self.tokenizer(
             list(texts),
             list(pairs) if pairs is not None else None,

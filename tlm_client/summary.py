@@ -36,9 +36,9 @@ def total_cost(report: Report, quantity: str) -> float | None:
 
 
 def report_items(report: Report) -> list[Item]:
-    """Return the test scores of each model and which of them the job returns, or the text of a study.
+    """Return the items of a report: the scores or the text of a study, then the warnings and the cost.
 
-    The warnings and the cost follow.
+    The scores are a table of all models, and sentences about the returned one.
     """
     flops, tokens, seconds = (total_cost(report, quantity) for quantity in ("flops", "tokens", "seconds"))
     parts = (

@@ -84,7 +84,10 @@ class Running:
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a job before it runs. rates: as stored; passages: number, maximum and basis; work: by node."""
+    """The facts about a job before it runs.
+
+    rates: as Redis stores them. passages: their number, its maximum, and the basis. work: by name of the node.
+    """
 
     job: JobRecord
     plan: Plan
@@ -370,9 +373,9 @@ def _stage(stage: str, work: Sequence[Work | None], setup: Setup | None, known: 
 
 
 def _rate(stage: str, setup: Setup | None, known: Known) -> tuple[Basis, float | None, str]:
-    """The basis, the seconds per unit of work, and the reason: from the newest job that ran the stage in the same way.
+    """Return the basis, the seconds per unit of work, and their source.
 
-    Before one has finished, jobs that train now show how fast this machine trains.
+    The source is the newest job that ran the stage in the same way, or else a job that trains now.
     """
     if stored := known.rates.get(_rate_key(stage, setup)):
         seconds, job = stored.split()
@@ -409,7 +412,7 @@ def _gpu_hours(
 
 
 def _disk_bytes(plan: Plan, texts: Sequence[Texts]) -> int | None:
-    """Bytes of the artifacts: passages, token stores, and parameters in float32; the export has two formats."""
+    """Bytes of the artifacts: passages, token stores, and parameters in float32. The export holds them twice."""
     total = 0.0
     for node in plan.nodes:
         own = _texts_of(plan, node, texts)

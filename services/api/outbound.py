@@ -47,7 +47,7 @@ class Outbound:
         if parsed.scheme != "https" and not (self._private and parsed.scheme == "http"):
             raise InvalidRequest(f"Invalid webhook URL '{url[:200]}'. It must begin with https://.")
         if parsed.userinfo:
-            raise InvalidRequest("A webhook URL cannot contain a user or password. Check the signature instead.")
+            raise InvalidRequest("A webhook URL cannot contain a user or password. Remove it.")
         try:
             self._address(parsed)
         except OSError:

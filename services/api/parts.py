@@ -72,7 +72,7 @@ class Parts:
 
     @cached_property
     def estimator(self) -> Estimator:
-        """One per process, because it caches the measurements of finished jobs."""
+        """The one estimator of this process. It caches the measurements of finished jobs."""
         return Estimator(self.catalog, self.jobs, self.artifacts)
 
 

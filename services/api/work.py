@@ -64,8 +64,8 @@ def shape_of(model: Model, texts: Texts) -> Shape | None:
 def work_of(node: Node, texts: Texts) -> Work | None:
     """The work of a node, or None if it is unknown.
 
-    Units: FLOPs of training (tokens for models other than transformers), rows to validate, train rows of the linear
-    models, queries times passages to select, tokens to prepare and evaluate; other nodes are one unit.
+    The unit depends on the stage. Training: FLOPs, or tokens for models other than transformers. Validation: rows.
+    Linear models: train rows. Selection: queries times passages. Preparation and evaluation: tokens. Others: 1.
     """
     params, rows = node.params, texts.rows
     if isinstance(params, JointParams):

@@ -272,7 +272,7 @@ class Catalog:
             return bool(self._lease(keys=[key(tenant, "load-lease", load_id)], args=[owner, seconds]))
 
     def cancel_load(self, tenant: str, load_id: str) -> CorpusLoad:
-        """Set a load to `cancelling`, until its owner has undone it. A second cancel has no effect.
+        """Set a load to `cancelling`. Its owner then removes what it wrote. A second cancel has no effect.
 
         Raises NotFound, or Conflict if the load has ended.
         """

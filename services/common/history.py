@@ -52,7 +52,7 @@ class History:
         return [row for row in _read(self.artifacts, moved.ref, stream) if position(row[0]) > position(after)]
 
     def write(self, tenant: str, job: str, earlier: Moved | None, rows: Mapping[str, Sequence[Row]]) -> Moved:
-        """Write the entries of `earlier` and those that follow."""
+        """Write the entries of `earlier`, followed by `rows`, as new files."""
         folder = f"{folder_of(tenant, job)}/{uuid.uuid4().hex}"
         last = dict(earlier.last) if earlier else {}
         with tempfile.TemporaryDirectory() as scratch:

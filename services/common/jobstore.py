@@ -447,7 +447,7 @@ class JobStore:
         return len(members)
 
     def _archive(self, tenant: str, job_id: str) -> None:
-        """Compress a record with the references of its artifacts and checkpoints, which new jobs no longer reuse."""
+        """Compress a record, and end the reuse of its artifacts and checkpoints by new jobs."""
         record = key(tenant, "job", job_id)
         fields = self._redis.hgetall(record)
         nodes = json.loads(fields.get("result", "{}")).get("artifacts", {}).values()

@@ -305,7 +305,7 @@ def _incomplete(response: Mapping[str, Any]) -> str | None:
         if response["status"] == 404:
             raise NotFound(f"The index was deleted: {reason}. Load the corpus again.")
         if response["status"] not in TEMPORARY_STATUS and response["status"] < 500:
-            raise IndexMismatch(f"OpenSearch rejects a search: {reason}")
+            raise IndexMismatch(f"OpenSearch rejected a search ({reason}). Load the corpus again.")
         return reason
     if response.get("timed_out"):
         return "a shard timed out"

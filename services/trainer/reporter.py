@@ -51,9 +51,9 @@ class _Report:
 class JobReporter:
     """A `Reporter` (tlm_core.training.stage) over the job store.
 
-    It sends a report at least every `heartbeat` seconds, which shows that the worker is alive, and for how long the
-    group has made no progress. draining: set when the machine stops. While Redis is away or
-    full, it buffers the reports and training continues. Once the attempt has ended, `progress` always returns False.
+    It sends a report at least every `heartbeat` seconds. The report shows that the worker is alive, and for how long
+    the group has made no progress. draining: set when the machine stops. While Redis is unavailable or full, the
+    reporter buffers reports and training continues. Once the attempt has ended, `progress` always returns False.
     """
 
     def __init__(

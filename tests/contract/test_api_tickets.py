@@ -98,7 +98,7 @@ def test_ticket_of_other_settings_is_refused_with_the_differences(gateway: Gatew
     other = {"finetune.optimizer.lr": 0.002, "finetune.epochs": 3, "model.max_length": 64}
     answer = shared(api, pruning, **other)
     assert answer["status_code"] == 422, answer
-    for part in ("finetune.optimizer.lr (0.001 there, 0.002 here)", "finetune.epochs", "model.max_length"):
+    for part in ("finetune.optimizer.lr (0.001 in that job, 0.002 in this one)", "finetune.epochs", "model.max_length"):
         assert part in answer["detail"], answer
     same = {"finetune.reset_head": True, "tokenizer.vocab_size": 900}
     assert shared(api, pruning, **same)["status_code"] == 202, "The head is always reset."

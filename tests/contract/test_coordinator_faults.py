@@ -133,7 +133,7 @@ def test_lost_workers_are_free_while_checkpoints_advance(harness: CoordinatorHar
     assert harness.job(job_id).state is State.SUCCEEDED
 
 
-def test_fault_of_one_worker_is_the_cause_and_the_losses_of_the_others_are_not(harness: CoordinatorHarness) -> None:
+def test_fault_of_one_worker_is_reported_instead_of_lost_workers(harness: CoordinatorHarness) -> None:
     coordinator, job_id = harness.coordinator(), harness.submit(workers=2)
     submission = harness.until_submitted(coordinator, job_id)
     lost = WorkerLost("Worker lost its connection to the others.")
@@ -216,7 +216,7 @@ def test_stopped_coordinator_gives_up_its_leases(harness: CoordinatorHarness) ->
     assert (harness.job(job_id).owner, harness.job(job_id).attempt) == ("next", 1)
 
 
-def test_leases_are_kept_while_a_round_waits_for_ray(harness: CoordinatorHarness) -> None:
+def test_coordinator_renews_leases_while_a_round_waits_for_ray(harness: CoordinatorHarness) -> None:
     coordinator, stop, answer = (
         harness.coordinator(concurrency=2, lease_seconds=0.3),
         threading.Event(),
@@ -302,7 +302,7 @@ def test_copy_of_an_artifact_that_another_job_published_is_deleted(harness: Coor
     assert copies == {Path(harness.artifacts.path(folder))}
 
 
-def test_recomputed_artifact_is_no_advance(harness: CoordinatorHarness, redis_client: redis.Redis) -> None:
+def test_recomputed_artifact_does_not_count_as_progress(harness: CoordinatorHarness, redis_client: redis.Redis) -> None:
     job_id = harness.submit()
     harness.store.claim("a", 30)
     ref = ManifestRef(folder="x", digest="1" * 64)

@@ -34,7 +34,7 @@ def submit(gateway: Gateway, name: str | None = None) -> str:
     return gateway.parts.jobs.submit(T, make_spec(name=name), make_resolved())[0].id
 
 
-def test_jobs_are_found_by_name_and_by_start_of_their_id(gateway: Gateway, client: TLMClient) -> None:
+def test_search_matches_names_and_starts_of_ids(gateway: Gateway, client: TLMClient) -> None:
     nightly, other, plain = submit(gateway, "Nightly run 7"), submit(gateway, "weekly"), submit(gateway)
     assert client.job(nightly).name == "Nightly run 7" and client.job(plain).name is None
 

@@ -210,7 +210,7 @@ def test_queue_survives_a_clock_that_goes_back(store: MovableClockStore, redis_c
     assert store.claim("a", 30) is None, f"{delayed} backs off"
 
 
-def test_damaged_record_is_no_outage_and_hides_no_other_job(store: JobStore, redis_client: redis.Redis) -> None:
+def test_damaged_record_does_not_hide_other_jobs(store: JobStore, redis_client: redis.Redis) -> None:
     damaged, other, replaced = (submit(store).id for _ in range(3))
     first = claim(store)
     redis_client.hset(f"tlm:{{{T}}}:job:{damaged}", "submissions", "[")

@@ -64,7 +64,7 @@ def test_our_own_errors_and_faults_in_our_code_pass_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("source", ["hub:/etc/models", "hub:../models", "hub:a/b/c", "hub:a b", "hub:a/b@", "hub:"])
-def test_what_is_no_model_of_the_hub_is_told_before_anything_is_asked(source: str) -> None:
+def test_invalid_hub_model_is_refused_before_any_request(source: str) -> None:
     with pytest.raises(NotFound, match="Invalid hub model"):
         model_folder(source, "config.json")
 

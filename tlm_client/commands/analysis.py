@@ -108,7 +108,7 @@ def _model_rows(comparison: Comparison) -> list[tuple[str, ...]]:
 
 
 def _format_model(outcome: Outcome, name: str) -> str:
-    """Return the score of a model with a mark at the returned one, or nothing if the job lacks the model."""
+    """Return the score of a model, and its file if the job returns it. Empty if the job lacks the model."""
     model = next((model for model in outcome.models if model.name == name), None)
     if model is None or outcome.metric is None:
         return ""

@@ -111,11 +111,12 @@ def removals(level: float, layers: int, heads: int) -> tuple[int, int]:
 
 
 def one_shot(importance: Importance, level: float, which: str, seed: int = 0) -> Mask:
-    """Return the mask at a sparsity level. winning removes the least important parts, losing the most important.
+    """Return the mask at a sparsity level.
 
-    Heads are ranked over all layers. The last head of a layer stays, and the next one is removed instead. Equal scores
-    are ordered by layer, then head. random draws without replacement and depends on the seed alone.
-    Raises InvalidRequest where `removals` does, ValueError for an unknown `which`.
+    which: `winning` removes the least important parts, `losing` the most important, and `random` depends on the seed
+    alone. Heads are ranked over all layers; equal scores are ordered by layer, then head. The last head of a layer
+    stays, and the next head in the ranking is removed instead.
+    Raises InvalidRequest for the same levels as `removals`, and ValueError for an unknown `which`.
     """
     layers, heads = importance.heads.shape
     head_count, block_count = removals(level, layers, heads)

@@ -120,7 +120,7 @@ def words(report: Mapping[str, Any]) -> str:
 
 
 def _write(out: Path, report: Mapping[str, Any]) -> None:
-    """Write the report, a row and a point for each ticket and level, and a row and a line for the linear model."""
+    """Write the report, the table, and the plot. The linear model has one row in the table and a line in the plot."""
     points, columns = report["curves"], ("ticket", "level", "weights_left", "mean", "spread")
     rows = [[*(point[name] for name in columns), " ".join(map(str, point["validation"]))] for point in points]
     curves = []

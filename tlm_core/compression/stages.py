@@ -22,8 +22,8 @@ IMPORTANCE = "importance.json"
 def check_encoder(ctx: StageContext[CheckEncoderParams]) -> dict[str, int]:
     """Check that a published encoder is supported and that the levels and masks fit it. It has no inputs.
 
-    Raises InvalidRecipe for an unsupported encoder, InvalidRequest for a level or mask that does not fit, NotFound if
-    the encoder does not exist, and Unavailable if it cannot be read.
+    Raises InvalidRecipe for an unsupported encoder, and InvalidRequest for a level or mask that does not fit.
+    Raises NotFound if the encoder does not exist, and Unavailable if it cannot be read.
     """
     source = ctx.params.init
     shape = published.shape_of(published.read_config(published.fetch_config(source), source), source)

@@ -68,9 +68,9 @@ def read_sources(
     parquet also packed (.gz, .zst). Long texts are cut. Rows with `id`, `text` and `source` and a text of reasonable
     length stay unchanged. `say` is called with what was inferred or skipped.
 
-    Raises InvalidRequest for a source that does not exist or has no readable file, and InvalidDataset with every data
-    error (file, row, column) after all sources were read; no passage follows the first data error. For an address
-    also MissingDependency, if its protocol needs a package, and StorageUnavailable.
+    Raises InvalidRequest for a source that does not exist or has no readable file. Raises InvalidDataset with every
+    data error (file, row, column) after it has read all sources; no passage follows the first data error. For an
+    address it also raises StorageUnavailable, and MissingDependency if the protocol needs a package.
     """
     return chain.from_iterable(source_files(sources, text_column=text_column, say=say))
 

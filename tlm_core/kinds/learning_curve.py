@@ -93,7 +93,7 @@ def check(options: LearningCurveOptions, recipe: Recipe, _: tuple[str, ...]) -> 
     if WITH_TLM & set(options.models) and not (recipe.selection.needs_corpus and recipe.joint.enabled):
         raise InvalidRequest(
             "The models 'tlm' and 'bilstm_tlm' of a learning curve need a corpus and a joint stage. Give a corpus and "
-            "keep 'selection.selector' and 'joint.enabled', or remove these models."
+            "do not disable 'selection.selector' or 'joint.enabled', or remove these models."
         )
 
 

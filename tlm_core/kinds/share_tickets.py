@@ -92,8 +92,8 @@ def _mask(name: str, job_id: str, recipe: Recipe, lookup: Lookup) -> Mask:
     if job.recipe.finetune.has_tries:
         raise InvalidRequest(f"{ticket} tried several finetuning rates or class weights. Sharing uses one. {instead}")
     if other := differences([_tuning(job.recipe), _tuning(recipe)]):
-        keys = ", ".join(f"{key} ({theirs} there, {ours} here)" for key, (theirs, ours) in other.items())
-        raise InvalidRequest(f"{ticket} used other settings: {keys}. Set them to the same values. {instead}")
+        keys = ", ".join(f"{key} ({theirs} in that job, {ours} in this one)" for key, (theirs, ours) in other.items())
+        raise InvalidRequest(f"{ticket} used other settings: {keys}. Use its values in this job. {instead}")
     return Mask.from_dict(job.report()["super_ticket"]["mask"])
 
 

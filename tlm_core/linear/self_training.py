@@ -1,7 +1,7 @@
 """Self-training: models learn from the retrieved passages, which a teacher labels (SentAugment, arXiv 2010.02194).
 
 Passages are cut into pieces as long as the task's texts. For the linear model, the most confident pieces of each label
-join train with a lower weight, and their words count in the inverse document frequencies. The encoder learns the
+join train with a lower weight. Their words count in the inverse document frequencies. The encoder learns the
 probabilities of the pieces' labels in the joint stage.
 """
 

@@ -42,7 +42,7 @@ class QueryCap:
 
 
 def label_turns(retrieved: Retrieved, task: Task) -> Positions:
-    """All positions in an order in which the labels take turns: each adds its best passage that is not yet listed."""
+    """Return all positions in rounds. In each round, each label adds its best passage that is not yet listed."""
     by_rank = [positions[np.argsort(ranks, kind="stable")] for positions, ranks in hits_by_label(retrieved, task)]
     listed = np.zeros(len(retrieved.ids), np.bool_)
     order: list[int] = []

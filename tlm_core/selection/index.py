@@ -1,9 +1,9 @@
 """The interface of a passage index, and the ranking rules that its implementations share.
 
 A query is a bag of terms, any of which may match. A term that occurs n times in the query counts n times. Scores are
-BM25 with k1 = 1.2 and b = 0.75 in Lucene's form without the constant factor k1 + 1, with
-idf = ln(1 + (N - n + 1/2) / (n + 1/2)) over the whole index and lengths rounded to Lucene's one byte. Ties are sorted
-by passage id. `text_analysis` defines the terms of a text.
+BM25 in Lucene's form, without the constant factor k1 + 1. k1 is 1.2 and b is 0.75. The whole index determines
+idf = ln(1 + (N - n + 1/2) / (n + 1/2)). Lengths are rounded to Lucene's one byte. Ties are sorted by passage id.
+`text_analysis` defines the terms of a text.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Split texts into terms. Every index uses the same analysis for the same language.
 
-`standard` equals Lucene's standard analyzer: words of Unicode Annex 29 (which keep an apostrophe between letters and a
-point or comma between digits), each Han and Hiragana character as a word, lower case, no stop words, terms of more
-than 255 characters split. `bigrams` is for languages written without blanks: runs of their scripts become overlapping
-pairs of characters, other text the usual words. The index then stores these terms instead of the text.
+`standard` equals Lucene's standard analyzer. It returns the words of Unicode Annex 29 in lower case. An apostrophe
+between letters, and a point or comma between digits, belong to the word. Each Han and Hiragana character is a word.
+There are no stop words, and terms of more than 255 characters are split. `bigrams` is for languages written without
+blanks. It returns overlapping pairs of characters for their scripts, and the standard words for other text. The index
+then stores these terms instead of the text.
 """
 
 from __future__ import annotations

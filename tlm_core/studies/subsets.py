@@ -78,8 +78,8 @@ def rows_of(size: float, rows: int) -> int:
 def curve_sizes(task: Task, requested: Sequence[float], seeds: Sequence[int]) -> list[Size]:
     """Return the sizes in ascending order. A size is dropped if, for some seed, a class of train has no text in it.
 
-    Raises InvalidRequest if train has fewer rows than a size, if two sizes have the same rows, if all sizes are
-    dropped, and for regression tasks, which have no accuracy.
+    Raises InvalidRequest if train has fewer rows than a size, if two sizes have the same rows, or if all sizes are
+    dropped. Raises it also for regression tasks, which have no accuracy.
     """
     if not task.type.has_classes:
         raise InvalidRequest(

@@ -76,7 +76,7 @@ def place_of(table: RawTable, column: str) -> str:
 
 
 def null_rows(table: RawTable, column: str, predicate: Predicate) -> tuple[list[int], int]:
-    """Return rows without a value, and their number; values of unread kinds are null too but do not count."""
+    """Return the rows without a value, and their number. Values of unread kinds are null as well, but do not count."""
     rows = _rows(table, table.columns[column].values, predicate).tolist()
     kinds = [kind for name, kind in table.columns[column].kinds.items() if name in UNREAD]
     listed = {row for kind in kinds for row in kind.rows}

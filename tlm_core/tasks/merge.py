@@ -37,7 +37,7 @@ def merge(tasks: Sequence[Task], names: Sequence[str], out: Path) -> None:
         raise InvalidRequest(f"Two datasets have the name '{repeated[0]}', so their labels clash. Rename one.")
     languages = {name: task.language for name, task in zip(names, tasks, strict=True)}
     if len(set(languages.values())) > 1:
-        raise InvalidRequest(f"Tasks that share an encoder need one language, but have {languages}.")
+        raise InvalidRequest(f"Tasks that share an encoder need one language, but have {languages}. Omit the others.")
     labels = [f"{name}: {label}" for name, task in zip(names, tasks, strict=True) for label in task.labels]
     offsets = np.cumsum([0, *(len(task.labels) for task in tasks)])[:-1].tolist()
     pair = any(task.pair for task in tasks)

@@ -36,9 +36,9 @@ def task_schema(pair: bool, metric: str = "macro_f1") -> pa.Schema:
 class Task:
     """A validated task: classification or regression of texts.
 
-    splits: for train, validation and test, and for further test sets (`test_NAME`), a pyarrow table with `row`
-    (1-based record number in its source file), `text`, `text_pair` (only when `pair`) and `label`: an index into
-    `labels`, or a regression target, where `labels` holds only its name.
+    splits: a pyarrow table for each of train, validation, test, and further test sets (`test_NAME`). Its columns are
+    `row` (the record number in its source file, from 1), `text`, `text_pair` (only when `pair`) and `label`. A label
+    is an index into `labels`. In regression it is the target, and `labels` holds only its name.
     """
 
     name: str

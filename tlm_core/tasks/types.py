@@ -53,7 +53,7 @@ class TaskType(ABC):
     baseline_title: ClassVar[str | None] = None
 
     def scaling(self, targets: Targets) -> Scaling | None:  # noqa: ARG002 - classes are not scaled
-        """How to standardize targets for training, from those of train [rows]; None trains on them unchanged."""
+        """Return how to standardize the train targets [rows], or None to train on them unchanged."""
         return None
 
     @abstractmethod

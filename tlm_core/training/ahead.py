@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class Ahead:
-    """Draws `count` batches ahead; 0 draws each one when it is requested.
+    """Draws `count` batches ahead. With 0 it draws each batch when it is requested.
 
     draw: (step, progress) → batch. load: prepares a batch for its passes. flops: of a step with a batch. state: the
-    counts at the first step. The counts of later steps follow from the batches, except for seconds: all workers draw
-    equal batches only if they read them at the same moment, so a budget of seconds draws nothing ahead.
+    counts at the first step. The counts of later steps follow from the batches, except for the seconds. So a budget
+    of seconds draws nothing ahead: all workers must read the clock at the same step to draw equal batches.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Parameters in one flat buffer, and the optimizers that update it.
 
 One buffer holds all parameters and one all gradients, with equal shapes side by side. So a step needs one all-reduce,
-one norm, and one fused AdamW call per section, and Muon sees each group of equal matrices as a stack without a copy.
+one norm, and one fused AdamW call per section. Muon reads each group of equal matrices as a stack without a copy.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class Split:
 
     @cached_property
     def begins(self) -> Ints:
-        """The number of each text's first window, and last the number of windows, [n + 1]."""
+        """The index of each text's first window. The last entry is the number of windows. Shape [n + 1]."""
         return np.searchsorted(self.texts, np.arange(len(self) + 1))
 
     def first(self, count: int) -> Split:

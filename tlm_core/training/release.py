@@ -92,7 +92,7 @@ def _as_electra(
     head = {ours: release.get(theirs) for ours, theirs in with_bias(_HEAD).items()}
     if config.get("model_type") != "bert" or any(tensor is None for tensor in head.values()):
         raise InvalidRequest(
-            f"'{source}' is not a model of the TLM release: a plain BERT with the weights "
+            f"'{source}' is not a model of the TLM release. Expected a BERT with the weights "
             f"{', '.join(_HEAD.values())}. A stock classifier needs no conversion."
         )
     shape = shape_of(dict(config), source)

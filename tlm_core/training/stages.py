@@ -90,7 +90,7 @@ def joint_trainer(ctx: StageContext[JointParams]) -> Trainer:
 
 
 def finetune(ctx: StageContext[FinetuneParams]) -> dict[str, Any]:
-    """Train on the task's loss alone, from the joint stage's weights or from scratch. Validation decides."""
+    """Train on the task's loss alone, from the joint stage's weights or from scratch. Validation selects the step."""
     return tune(ctx, *start(ctx))
 
 

@@ -1,7 +1,7 @@
 """The documents of a step as one stream of tokens without padding, in parts of fixed sizes, and their losses.
 
-GPUs compute with it: no token is padding, attention runs within documents, and each part of a kind has the same sizes,
-so that a compiled graph serves all steps. A CPU computes the same with a dense mask, for tests.
+GPUs compute with it: no token is padding, and attention runs within documents. Each part of a kind has the same
+sizes, so that one compiled graph serves all steps. A CPU computes the same with a dense mask, for tests.
 """
 
 from __future__ import annotations

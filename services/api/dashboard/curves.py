@@ -62,7 +62,7 @@ def peak_rate(node: Node) -> float:
 def curves(
     jobs: JobStore, artifacts: ArtifactStore, job: JobRecord, stage: str, *, most: int = _MAX_LINES
 ) -> list[Curve]:
-    """The curves of the first `most` nodes of a stage."""
+    """Return the curves of a stage, for at most `most` of its nodes."""
     plan = plan_of(job)
     nodes = [node for node in plan.nodes if node.stage.name == stage]
     # In studies, several nodes of a stage have the same seed and rate.

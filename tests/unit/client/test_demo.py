@@ -79,7 +79,7 @@ def test_comparison_shows_the_measured_scores(capsys: pytest.CaptureFixture[str]
     assert "1,050 test rows" in out
 
 
-def test_samples_are_the_first_test_texts_of_the_labels_and_the_linear_model_answers_early(
+def test_samples_are_first_test_texts_and_linear_model_answers_early(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [{"text": f"text {number}", "label": "xyz"[number % 3]} for number in range(30)]

@@ -65,7 +65,7 @@ def test_in_scripts_without_blanks_each_character_counts(text: str, other: str) 
     assert leaks(text, other + text[: len(text) // 3]) == leaks(text, other) == []
 
 
-def test_a_short_text_without_blanks_leaks_as_a_whole_and_languages_with_blanks_keep_their_words() -> None:
+def test_short_text_in_a_language_without_blanks_leaks_as_a_whole() -> None:
     assert leaks("味道非常好", "我觉得这里的味道非常好，推荐。") == [Leak("test", 1, WHOLE)]
     assert leaks("味道非常好", "味道好，非常") == []
     assert tokens("iPhone 15的屏幕很好_用") == ["iphone", "15", *"的屏幕很好用"]
@@ -114,7 +114,7 @@ def test_agrees_with_a_naive_reading_of_the_rule(texts: list[str], passage: str)
 
 
 @pytest.mark.data
-def test_real_passages_that_hold_real_test_texts_are_found() -> None:
+def test_real_passages_with_real_test_texts_are_leaks() -> None:
     import pyarrow.parquet as pq
 
     data = shared_data()

@@ -34,13 +34,13 @@ def test_an_id_is_the_hash_of_the_nfc_form() -> None:
     assert make_passage("a b", "s") == (passage_id("a b"), "a b", "s")
 
 
-def test_a_text_of_up_to_250_words_stays_whole_and_its_white_space_is_collapsed() -> None:
+def test_text_of_250_words_stays_whole_with_collapsed_white_space() -> None:
     assert cut(" One\t two.\r\n\n Three\u00a0four ") == ["One two. Three four"]
     assert cut(prose(LONGEST)) == [prose(LONGEST)]
     assert cut(" \n ") == []
 
 
-def test_a_long_text_is_cut_at_sentence_ends_into_pieces_of_passage_length() -> None:
+def test_long_text_is_cut_at_sentence_ends_into_passages() -> None:
     pieces = cut(prose(3000))
     assert all(SHORTEST < word_count(piece) <= LONGEST and piece.endswith(".") for piece in pieces[:-1])
     assert SHORTEST < word_count(pieces[-1]) <= LONGEST
@@ -67,7 +67,7 @@ def test_scripts_without_blanks_are_counted_by_characters(unit: str) -> None:
     assert all(SHORTEST < len(piece) <= LONGEST * 1.5 for piece in pieces)
 
 
-def test_chinese_sentences_are_kept_whole() -> None:
+def test_chinese_sentences_stay_whole() -> None:
     assert all(piece.endswith("。") for piece in cut("今天我们研究语言模型。" * 100))
 
 

@@ -263,7 +263,7 @@ class TestCorpusFolder:
         first = write_corpus((make_passage(f"t{i}", "s") for i in range(30)), tmp_path)
         assert write_corpus(read_sources([str(tmp_path)]), tmp_path) == first
 
-    def test_a_folder_that_is_no_whole_corpus_is_refused(self, tmp_path: Path) -> None:
+    def test_folder_with_a_partial_corpus_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(NotFound):
             corpus_info(tmp_path)
         written(tmp_path / "corpus.json", "{}")

@@ -75,7 +75,7 @@ def test_equal_texts_merge_at_best_rank_and_blank_texts_are_skipped(tmp_path: Pa
     assert converted(path, tmp_path) == [("same", 3), ("other", 4)]
 
 
-def test_order_is_kept_across_batches(tmp_path: Path) -> None:
+def test_order_is_the_same_across_batches(tmp_path: Path) -> None:
     count = 9000
     lines = [json.dumps({"text": f"t{n}", "rank": 1 + (n * 7919) % count}) for n in range(count)]
     passages = converted(put(tmp_path / "a.jsonl", "\n".join(lines) + "\n"), tmp_path)

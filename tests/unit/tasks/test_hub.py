@@ -117,7 +117,7 @@ def test_revision_and_config_are_passed_on_and_remote_code_is_never_allowed() ->
     assert hub.arguments == {"path": "a/b", "name": "small", "revision": "v1", "cache_dir": None}
 
 
-def test_class_names_of_the_hub_are_the_labels_and_hidden_labels_are_null() -> None:
+def test_hub_class_names_are_labels_and_hidden_labels_are_null() -> None:
     hub = Hub(
         dataset_splits(
             train={"sentence": ["a", "b"], "label": [1, 0]},

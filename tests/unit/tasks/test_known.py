@@ -26,7 +26,7 @@ def test_released_scores_have_the_releases_mean(scale: str, mean: float) -> None
     assert sum(scores) / len(scores) == pytest.approx(mean, abs=0.006)
 
 
-def test_a_known_task_is_found_by_its_hub_path() -> None:
+def test_known_task_is_recognized_by_its_hub_path() -> None:
     task = known_for_hub("yxchar/chemprot-tlm")
     assert task is not None
     assert task.name == "chemprot"

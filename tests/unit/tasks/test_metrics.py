@@ -31,7 +31,7 @@ def test_scores_agree_with_scikit_learn() -> None:
     np.testing.assert_allclose(got, per_class)
 
 
-def test_value_is_the_metric_asked_for() -> None:
+def test_value_is_the_requested_metric() -> None:
     true, pred = [0, 0, 0, 1], [0, 0, 0, 0]
     assert score(true, pred, 2, "accuracy")["value"] == 0.75
     assert score(true, pred, 2, "macro_f1")["value"] == pytest.approx((6 / 7 + 0) / 2)

@@ -99,9 +99,7 @@ def test_cut_without_ties_is_stable(counts: tuple[int, ...], test: list[int]) ->
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 30)), min_size=1, max_size=80), st.integers(0, 5))
-def test_every_row_has_one_side_copies_stay_together_and_train_keeps_every_label(
-    drawn: list[tuple[int, int]], seed: int
-) -> None:
+def test_copies_share_a_split_and_train_has_every_label(drawn: list[tuple[int, int]], seed: int) -> None:
     keys = np.array([key for _, key in drawn], dtype=np.int64)
     label_of_key = {key: label for label, key in reversed(drawn)}
     labels = np.array([label_of_key[int(key)] for key in keys], dtype=np.int32)

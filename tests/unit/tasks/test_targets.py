@@ -30,7 +30,7 @@ def test_many_decimal_numbers_are_read_as_regression_and_the_report_says_so(tmp_
     assert np.ptp(means) < 1.5  # of 0 to 14.75: small and large ones stand in each split
 
 
-def test_few_decimal_numbers_stay_names_of_classes_and_the_report_says_how_to_change_it(tmp_path: Path) -> None:
+def test_few_decimal_numbers_are_classes_with_a_warning(tmp_path: Path) -> None:
     path = put(tmp_path / "all.jsonl", jsonl(rows(60, ("0.5", "1.25"))))
     task, report = load_task(path)
     assert task.labels == ("0.5", "1.25")

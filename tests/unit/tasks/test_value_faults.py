@@ -148,7 +148,7 @@ def test_too_many_labels_are_a_data_error(tmp_path: Path) -> None:
     assert "Choose the label column." in validate(source)[1]["faults"][0]["message"]
 
 
-def test_a_label_with_one_row_is_a_warning_when_the_splits_are_given(tmp_path: Path) -> None:
+def test_label_with_one_row_is_a_warning_in_given_splits(tmp_path: Path) -> None:
     train = with_rows([{"text": "x", "label": "rare"}])
     task, report = load_task(folder(tmp_path, train))
     assert task.labels == ("bad", "good", "rare")
@@ -226,7 +226,7 @@ def test_field_of_ten_megabytes_is_reported_with_its_row(tmp_path: Path) -> None
     assert ("text_too_long", "train", 2, "text") in faults(tmp_path / "train.csv")
 
 
-def test_train_rows_inside_test_are_counted_and_kept(tmp_path: Path) -> None:
+def test_train_rows_inside_test_are_counted_but_stay(tmp_path: Path) -> None:
     train = rows(6)
     test = [{"text": "new", "label": "bad"}, {"text": "  TEXT number\n2", "label": "good"}, train[0]]
     task, report = load_task(folder(tmp_path, train, test=test))

@@ -147,7 +147,7 @@ def test_stage_seconds_include_checkpoints_and_validation(tmp_path: Path) -> Non
     assert state.seconds == 5 + 7 + 5
 
 
-def test_long_wait_for_another_worker_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_wait_for_another_worker_is_not_a_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     class Event:
         looks = 0
 
