@@ -1,0 +1,51 @@
+"""`python -m tests.chaos`: many jobs and faults, and a report of what the checker finds."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from tests.chaos.checker import violations
+from tests.chaos.harness import Chaos, delays, plan_faults, say
+from tests.chaos.processes import BUGS
+
+
+def main() -> int:
+    """Run, and return 1 when the checker's verdict is not the expected one."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--jobs", type=int, default=1000)
+    parser.add_argument("--faults", type=int, default=200)
+    parser.add_argument("--clients", type=int, default=20)
+    parser.add_argument("--wait", type=float, default=3.0, help="mean seconds between two faults")
+    parser.add_argument("--patience", type=float, default=600.0, help="seconds in which each job must end")
+    parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
+    parser.add_argument("--bug", choices=BUGS, default="", help="plant a bug, which the checker must find")
+    options = parser.parse_args()
+    say(f"seed {options.seed}: {options.jobs} jobs, {options.faults} faults {options.bug}")
+    folder, began = Path(tempfile.mkdtemp(prefix="chaos-")), time.monotonic()
+    chaos = Chaos(folder, options.bug)
+    faults = plan_faults(options.seed, options.faults, options.wait)
+    chaos.run(options.seed, options.jobs, options.clients, faults, options.patience)
+    history = chaos.history
+    states = dict(Counter(str(record.state) for record in history.records.values()))
+    say(f"{time.monotonic() - began:.0f} s, {len(history.answers)} answers, {len(history.writes)} writes of workers")
+    say(f"states {states}; logs in {folder}")
+    injected = Counter(f"{fault['target']} {fault['kind']}" for fault in chaos.faults)
+    say(f"{sum(injected.values())} faults: {dict(injected)}")
+    for name, times in delays(chaos).items():
+        shown = [f"median {statistics.median(t):.1f} s, most {max(t):.1f} s (n={len(t)})" if t else "-" for t in times]
+        say(f"{name}: noticed {shown[0]}; resumed {shown[1]}")
+    contradictions = violations(history)
+    say("\n".join(contradictions[:40]) or "The checker finds nothing.")
+    say(f"{len(contradictions)} violations: {dict(Counter(line.split(':')[0] for line in contradictions))}")
+    return int(bool(contradictions) is not bool(options.bug))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""Reads what clients, workers and records saw during a run, and returns what contradicts the guarantees."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from tlm_core.jobs.spec import Event
+from tlm_core.jobs.states import TERMINAL, State
+
+# Event → the states that it may follow, and its state.
+_MOVES: dict[str, tuple[set[State], State]] = {
+    "job.succeeded": ({State.RUNNING, State.PAUSING}, State.SUCCEEDED),
+    "job.failed": ({State.RUNNING, State.PAUSING}, State.FAILED),
+    "job.requeued": ({State.RUNNING}, State.QUEUED),
+    "job.resumed": ({State.PAUSED}, State.QUEUED),
+    "job.paused": ({State.QUEUED, State.PAUSING}, State.PAUSED),
+    "job.cancelled": ({State.QUEUED, State.PAUSED, State.CANCELLING}, State.CANCELLED),
+}
+_REQUESTS = {"job.pause_requested": State.PAUSING, "job.cancel_requested": State.CANCELLING}
+_ACTIVE = {State.RUNNING, State.PAUSING, State.CANCELLING}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a client read of a job: between the times `sent_at` and `at`. key: of its submission."""
+
+    sent_at: float
+    at: float
+    key: str
+    job: str
+    state: str
+    last_event: int
+
+
+@dataclass(frozen=True)
+class Write:
+    """A report of a worker that the store accepted. sent_at: the time before the call."""
+
+    job: str
+    attempt: int
+    sent_at: float
+
+
+@dataclass(frozen=True)
+class Record:
+    """A job at the end of the run. key: of its submission, which is its name."""
+
+    key: str
+    state: State
+    events: list[Event]
+
+
+@dataclass
+class History:
+    """All that was seen. torn: published artifacts that somebody read incomplete."""
+
+    answers: list[Answer] = field(default_factory=list)
+    writes: list[Write] = field(default_factory=list)
+    records: dict[str, Record] = field(default_factory=dict)
+    torn: list[str] = field(default_factory=list)
+
+
+def violations(history: History) -> list[str]:
+    """Return one sentence per contradiction."""
+    return [*_lost(history), *_doubled(history.records), *_torn(history.torn), *_back(history), *_late(history)]
+
+
+def _torn(torn: Iterable[str]) -> Iterator[str]:
+    yield from (f"torn artifact: {artifact}" for artifact in torn)
+
+
+def _lost(history: History) -> Iterator[str]:
+    for key, job in sorted({(answer.key, answer.job) for answer in history.answers}):
+        if job not in history.records:
+            yield f"lost job: {key} was accepted as {job}, which has no record"
+    for job, record in history.records.items():
+        if record.state not in TERMINAL:
+            yield f"job without an end: {job} is {record.state}"
+        elif record.state is State.FAILED:
+            yield f"failed job: a fault of the infrastructure cost {job}"
+
+
+def _doubled(records: dict[str, Record]) -> Iterator[str]:
+    for key, jobs in Counter(record.key for record in records.values()).items():
+        if jobs > 1:
+            yield f"double job: {key} made {jobs} jobs"
+    for job, record in records.items():
+        commits = [(e.attempt, str(e.data["artifact"])) for e in record.events if e.type == "artifact.published"]
+        for commit, times in Counter(commits).items():
+            if times > 1:
+                yield f"double commit: attempt {commit[0]} of {job} published {commit[1]} {times} times"
+
+
+def _back(history: History) -> Iterator[str]:
+    """Events form a path through the states, and nobody reads an older state after a newer one."""
+    for job, record in history.records.items():
+        if [event.seq for event in record.events] != list(range(1, len(record.events) + 1)):
+            yield f"lost event: the events of {job} have gaps"
+        yield from _broken_path(job, record)
+    by_job = defaultdict[str, list[Answer]](list)
+    for answer in history.answers:
+        by_job[answer.job].append(answer)
+    for job, answers in by_job.items():
+        newest = max((answer.last_event for answer in answers), default=0)
+        events = history.records[job].events if job in history.records else []
+        if events and newest > len(events):
+            yield f"state went back: {job} had {newest} events, and has {len(events)}"
+        for later in answers:
+            before = [earlier for earlier in answers if earlier.at < later.sent_at]
+            if any(earlier.last_event > later.last_event for earlier in before):
+                yield f"state went back: {job} was read with event {later.last_event} after a later one"
+            if any(earlier.state in TERMINAL and earlier.state != later.state for earlier in before):
+                yield f"state went back: {job} was {later.state} after its end"
+
+
+def _broken_path(job: str, record: Record) -> Iterator[str]:
+    state, attempt = State.QUEUED, 0
+    for event in record.events:
+        before = state
+        if event.attempt < attempt:
+            yield f"state went back: {job} went from attempt {attempt} to {event.attempt}"
+        attempt = event.attempt
+        if event.type == "job.claimed":
+            state = State.RUNNING if state is State.QUEUED else state
+            wrong = before not in {State.QUEUED, *_ACTIVE}
+        elif event.type in _REQUESTS:
+            wrong = before in TERMINAL
+            state = _REQUESTS[event.type] if before in _ACTIVE else before
+        elif event.type in _MOVES:
+            sources, state = _MOVES[event.type]
+            wrong = before not in sources
+        else:
+            wrong = before not in _ACTIVE and event.type != "job.submitted"
+        if wrong:
+            yield f"state went back: {job} got {event.type} (event {event.seq}) while {before}"
+    if state is not record.state:
+        yield f"state went back: the events of {job} end in {state}, its record in {record.state}"
+
+
+def _late(history: History) -> Iterator[str]:
+    """No write of an attempt that began after the next attempt did is accepted."""
+    began = {job: {e.attempt: e.at for e in reversed(r.events) if e.type == "job.claimed"}
+             for job, r in history.records.items()}  # fmt: skip
+    for write in history.writes:
+        later = [at for attempt, at in began.get(write.job, {}).items() if attempt > write.attempt]
+        if later and write.sent_at > min(later):
+            yield f"late write: attempt {write.attempt} of {write.job} wrote after a later attempt began"

@@ -1,0 +1,325 @@
+"""Runs jobs on real processes, breaks them at random, and records what everybody saw."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import httpx
+
+from services.common.history import History as Streams
+from services.common.jobstore import JobStore
+from services.common.redis_client import key
+from services.trainer.assignment import Assignment
+from tests.chaos.checker import Answer, History, Record, Write
+from tests.chaos.kind import ChaosOptions, content
+from tests.chaos.processes import start
+from tests.chaos.proxy import Proxy
+from tests.chaos.ray import JobServer, send
+from tests.redis_server import RedisServer, free_port
+from tlm_core.artifacts import ArtifactStore, ManifestRef
+from tlm_core.errors import CorruptArtifact, NotFound
+from tlm_core.jobs.states import TERMINAL, State
+from tlm_core.kinds import MODULES
+
+T = "default"
+TRAIN = "text,label\n" + "".join(f"good film {n},pos\nbad film {n},neg\n" for n in range(20))
+LEASE_SECONDS, STALL_SECONDS = 4.0, 8.0  # shorter than in service, so that a run has time for many adoptions
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A planned fault. pick: chooses among the targets there are at that moment. wait: until the next one."""
+
+    kind: str
+    target: str
+    pick: float
+    seconds: float
+    wait: float
+
+
+def plan_faults(seed: int, count: int, wait: float) -> list[Fault]:
+    """Return the faults of a seed."""
+    rng = random.Random(seed)
+    kinds = [
+        *(("kill", "coordinator", 0, 0), ("stop", "coordinator", 1, 8), ("kill", "gateway", 0, 0)),
+        *(("stop", "gateway", 1, 4), ("kill", "worker", 0, 0), ("stop", "worker", 1, 12), ("lose", "worker", 3, 8)),
+        *(("kill", "redis", 0.1, 2), ("stop", "redis", 0.5, 7), ("break", "storage", 0.5, 3)),
+        *((mode, "network", 0.5, 6) for mode in ("cut", "delay", "half-open")),
+    ]
+    chosen = [rng.choice(kinds) for _ in range(count)]
+    return [
+        Fault(kind, target, rng.random(), rng.uniform(low, high), rng.uniform(0.3, 1.7) * wait)
+        for kind, target, low, high in chosen
+    ]
+
+
+@dataclass
+class Chaos:
+    """A service of several coordinators and gateways with a cluster and clients, all below `folder`."""
+
+    folder: Path
+    bug: str = ""
+    coordinators: int = 3
+    gateways: int = 2
+    history: History = field(default_factory=History)
+    faults: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.redis = RedisServer(self.folder)
+        self.redis.start()
+        if self.bug == "early-acknowledgment":
+            self.redis.client().config_set("appendonly", "no")
+        self.proxies = {name: Proxy(self.redis.port) for name in ("gateway", "coordinator", "worker")}
+        self.artifacts = ArtifactStore(str(self.folder / "storage"), self.folder / "cache")
+        self.store = JobStore(self.redis.client(), Streams(self.artifacts))
+        self.cluster = JobServer(lambda arguments: self._start("worker", arguments))
+        self.urls = [f"http://127.0.0.1:{free_port()}" for _ in range(self.gateways)]
+        self.processes: dict[tuple[str, int], BaseProcess] = {}
+        self.stop = threading.Event()
+        self._verified = set[str]()
+        self._redis_lock = threading.Lock()
+
+    # --- processes -----------------------------------------------------------------------------------------------
+
+    def _start(self, role: str, arguments: list[str], index: int = 0) -> BaseProcess:
+        prefix = "TLM_API_" if role == "gateway" else "TLM_TRAINER_"
+        values = {
+            "redis_url": f"redis://127.0.0.1:{self.proxies[role].port}/0",
+            "redis_password": self.redis.password,
+            "storage": self.artifacts.root,
+            "scratch": str(self.folder / f"{role}-{index}"),
+        }
+        if role == "gateway":
+            values |= {"port": self.urls[index].rpartition(":")[2], "token_file": str(self.folder / "token")}
+        else:
+            values |= {"ray_url": self.cluster.url if role == "coordinator" else "", "concurrency": "3"}
+            values |= {"lease_seconds": str(LEASE_SECONDS), "stall_seconds": str(STALL_SECONDS), "poll_seconds": "0.2"}
+        environment = {f"{prefix}{name}".upper(): value for name, value in values.items()}
+        return start(role, environment, self.folder, self.bug, arguments)
+
+    def _supervise(self) -> None:
+        """Start what has ended, as Compose and Kubernetes do, and verify new artifacts."""
+        roles = [("gateway", n) for n in range(self.gateways)] + [("coordinator", n) for n in range(self.coordinators)]
+        while not self.stop.wait(0.25):
+            for role, index in roles:
+                process = self.processes.get((role, index))
+                if process is None or not process.is_alive():
+                    self.processes[role, index] = self._start(role, [], index)
+            with suppress(Exception):  # Redis is away.
+                self._verify_artifacts()
+
+    def _verify_artifacts(self) -> None:
+        """Read each artifact as soon as it is published. One that is unpublished meanwhile is nobody's concern."""
+        bodies: dict[str, str] = self.redis.client().hgetall(key(T, "artifacts"))  # type: ignore[assignment]
+        for artifact, body in bodies.items():
+            if body in self._verified:
+                continue
+            try:
+                self.artifacts.verify(ManifestRef.model_validate_json(body))
+            except (NotFound, CorruptArtifact) as error:
+                self.history.torn.append(f"{artifact}: {error}")
+            self._verified.add(body)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        supervisor = threading.Thread(target=self._supervise, daemon=True)
+        supervisor.start()
+        try:
+            with patch.dict(MODULES, chaos="tests.chaos.kind"):
+                yield
+        finally:
+            self.stop.set()
+            supervisor.join()
+            for process in self.processes.values():
+                send(process, signal.SIGKILL)
+            self.cluster.close()
+            for proxy in self.proxies.values():
+                proxy.close()
+            self.redis.kill()
+
+    # --- clients -------------------------------------------------------------------------------------------------
+
+    def request(self, client: httpx.Client, method: str, path: str, rng: random.Random, **more: Any) -> httpx.Response:
+        """Send a request to any gateway until one answers it."""
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            with suppress(httpx.HTTPError, FileNotFoundError):
+                token = (self.folder / "token").read_text().strip()
+                headers = {"Authorization": f"Bearer {token}", **more.get("headers", {})}
+                url = rng.choice(self.urls) + path
+                response = client.request(method, url, **{**more, "headers": headers})
+                if response.status_code < 500:
+                    return response
+            time.sleep(0.2)
+        raise TimeoutError(f"no answer to {method} {path} for 120 s")
+
+    def add_dataset(self) -> None:
+        with httpx.Client(timeout=30, trust_env=False) as client:
+            files = {"train": ("train.csv", TRAIN)}
+            rng = random.Random(0)
+            answer = self.request(client, "POST", "/v1/datasets", rng, data={"name": "toy"}, files=files)
+        assert answer.status_code == 201, answer.text
+
+    def client(self, seed: int, numbers: list[int], patience: float) -> None:
+        """Submit one job after another, follow each to its end, and sometimes pause, resume or cancel it."""
+        rng = random.Random(seed)
+        with httpx.Client(timeout=6, trust_env=False) as client:
+            for number in numbers:
+                self._job(client, rng, number, time.monotonic() + patience)
+
+    def _job(self, client: httpx.Client, rng: random.Random, number: int, deadline: float) -> None:
+        name = f"chaos-{number}"
+        # Some jobs have equal work, which is computed once.
+        body = {
+            "kind": "chaos", "dataset": "toy", "name": name, "options": {"number": number * 4 // 5},
+            "overrides": {"selection.selector": "none"},
+        }  # fmt: skip
+
+        def ask(method: str, path: str, **more: Any) -> str:
+            sent_at = time.time()
+            answer = self.request(client, method, path, rng, **more)
+            if answer.status_code in (200, 202):
+                job = answer.json()
+                seen = Answer(sent_at, time.time(), name, job["id"], job["state"], job["last_event"])
+                self.history.answers.append(seen)
+                return str(job["id"])
+            return ""
+
+        job = ""
+        for _ in range(rng.choice([1, 2])):  # A client that repeats its request gets the same job.
+            job = ask("POST", "/v1/jobs", json=body, headers={"Idempotency-Key": name}) or job
+        verbs = rng.choices([[], ["cancel"], ["pause", "resume"]], [8, 1, 1])[0]
+        while job and time.monotonic() < deadline:
+            time.sleep(rng.uniform(0.3, 0.9))
+            if not ask("GET", f"/v1/jobs/{job}"):
+                return
+            state = self.history.answers[-1].state if self.history.answers[-1].job == job else ""
+            if state in TERMINAL:
+                return
+            if verbs and (verbs[0] != "resume" or state == State.PAUSED) and ask("POST", f"/v1/jobs/{job}/{verbs[0]}"):
+                verbs = verbs[1:]
+
+    # --- faults --------------------------------------------------------------------------------------------------
+
+    def inject(self, fault: Fault) -> None:
+        """Apply a fault, wait, and heal it."""
+        done = {**asdict(fault), "at": time.time(), "job": "", "pid": 0}
+        self.faults.append(done)
+        if fault.target == "redis":
+            self._break_redis(fault)
+        elif fault.target == "storage":
+            (self.folder / "storage-broken").touch()
+            time.sleep(fault.seconds)
+            (self.folder / "storage-broken").unlink(missing_ok=True)
+        elif fault.target == "network":
+            proxy = list(self.proxies.values())[int(fault.pick * len(self.proxies))]
+            proxy.set(fault.kind)
+            time.sleep(fault.seconds)
+            proxy.set("pass")
+        elif fault.target == "worker":
+            if runs := self.cluster.running():
+                run = runs[int(fault.pick * len(runs))]
+                done["job"] = Assignment.read(run.arguments).job
+                run.lost = fault.kind == "lose"
+                self._signal(run.process, fault)
+        else:
+            targets = [process for (role, _), process in self.processes.items() if role == fault.target]
+            process = targets[int(fault.pick * len(targets))]
+            done["pid"] = process.pid
+            self._signal(process, fault)
+
+    @staticmethod
+    def _signal(process: BaseProcess, fault: Fault) -> None:
+        send(process, signal.SIGKILL if fault.kind == "kill" else signal.SIGSTOP)
+        if fault.kind != "kill":
+            time.sleep(fault.seconds)
+            send(process, signal.SIGCONT)
+
+    def _break_redis(self, fault: Fault) -> None:
+        with self._redis_lock:
+            if fault.kind == "kill":
+                self.redis.kill()
+                time.sleep(fault.seconds)
+                self.redis.start()
+            elif self.redis.process is not None:
+                self.redis.process.send_signal(signal.SIGSTOP)
+                time.sleep(fault.seconds)
+                self.redis.process.send_signal(signal.SIGCONT)
+
+    # --- the run -------------------------------------------------------------------------------------------------
+
+    def run(self, seed: int, jobs: int, clients: int, faults: list[Fault], patience: float) -> None:
+        """Run all jobs and faults. patience: seconds that a client waits for the end of a job."""
+        with self.running():
+            self.add_dataset()
+            with ThreadPoolExecutor(clients) as users, ThreadPoolExecutor(4) as breakers:
+                runs = [users.submit(self.client, seed * 1000 + n, list(range(n, jobs, clients)), patience)
+                         for n in range(clients)]  # fmt: skip
+                for fault in faults:
+                    time.sleep(fault.wait)
+                    if all(user.done() for user in runs):
+                        break
+                    breakers.submit(self.inject, fault)
+                for user in runs:
+                    with suppress(TimeoutError):
+                        user.result()
+            self._collect()
+
+    def _collect(self) -> None:
+        """Read the records, the artifacts and the writes of workers."""
+        self._verify_artifacts()
+        records, more = self.store.list_jobs(T, limit=10_000)
+        assert not more
+        for job in records:
+            events = self.store.events(T, job.id, limit=100_000)
+            self.history.records[job.id] = Record(job.spec.name or "", job.state, events)
+            if job.state is State.SUCCEEDED and job.result and isinstance(job.spec.options, ChaosOptions):
+                self._check_result(job.id, job.result.artifacts["number"].ref, job.spec.options.number)
+        writes = self.folder / "writes.jsonl"
+        lines = writes.read_text().splitlines() if writes.exists() else []
+        self.history.writes = [Write(**json.loads(line)) for line in lines]
+
+    def _check_result(self, job: str, ref: ManifestRef, number: int) -> None:
+        try:
+            with self.artifacts.open(ref, "content") as handle:
+                if handle.read() != content(number):
+                    self.history.torn.append(f"the result of {job} has other content")
+        except NotFound as error:
+            self.history.torn.append(f"the result of {job}: {error}")
+
+
+def delays(chaos: Chaos) -> dict[str, tuple[list[float], list[float]]]:
+    """Return, by fault, the seconds until somebody noticed it, and until a stage started again."""
+    by_fault: dict[str, tuple[list[float], list[float]]] = {}
+    for fault in (fault for fault in chaos.faults if fault["kind"] in ("kill", "lose")):
+        for job, record in chaos.history.records.items():
+            before = [event for event in record.events if event.at < fault["at"]]
+            owner = next((str(event.data["owner"]) for event in reversed(before) if "owner" in event.data), "")
+            ended = before and before[-1].type in ("job.requeued", *(f"job.{state}" for state in (*TERMINAL, "paused")))
+            if ended or (job != fault["job"] and f"-{fault['pid']}-" not in owner):
+                continue
+            times = by_fault.setdefault(f"{fault['target']} {fault['kind']}", ([], []))
+            signs, sign = iter(record.events[len(before) :]), "requeued" if fault["target"] == "worker" else "adopted"
+            for seconds, awaited in zip(times, (f"job.{sign}", "stage.started"), strict=True):
+                if event := next((event for event in signs if event.type == awaited), None):
+                    seconds.append(event.at - fault["at"])
+    return by_fault
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()

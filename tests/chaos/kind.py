@@ -1,0 +1,56 @@
+"""A kind of job with two short stages, of which the first writes checkpoints. Stages need no torch."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from tests.trainer_fakes import counting_stage
+from tlm_core.jobs.nodes import validate_nodes
+from tlm_core.jobs.plan import Node, Plan
+from tlm_core.jobs.spec import KindOptions, PlanInputs
+from tlm_core.kinds.kind import Kind
+from tlm_core.training.stage import StageContext, StageParams, worker
+
+STEPS, STEP_SECONDS = 10, 0.1
+
+
+class ChaosOptions(KindOptions):
+    number: int = 0
+
+
+class NumberParams(StageParams):
+    number: int
+
+
+count = counting_stage(STEPS, lambda _: time.sleep(STEP_SECONDS))
+
+
+def content(number: int) -> bytes:
+    """Return what the report of this number must contain, in several blocks."""
+    return f"{number} ".encode() * 20_000
+
+
+def report(ctx: StageContext[NumberParams]) -> dict[str, Any]:
+    """Write `report.json` and the file whose content the checker knows. Input: `counted`."""
+    assert (ctx.inputs["counted"] / "counted").read_text() == str(STEPS)
+    (ctx.out / "content").write_bytes(content(ctx.params.number))
+    values = {"metric": "number", "mean": {"test": {"number": ctx.params.number}}, "spread": {"test": {"number": None}}}
+    cost = {"flops": 0.0, "tokens": 0.0, "seconds": 0.0, "gpu_seconds": 0.0}
+    (ctx.out / "report.json").write_text(json.dumps({"kind": "chaos", "cost": {"total": cost}, **values}))
+    return values
+
+
+COUNT = worker("count", "tests.chaos.kind:count", 1, NumberParams, needs_torch=False)
+REPORT = worker("number", "tests.chaos.kind:report", 1, NumberParams, needs_torch=False)
+
+
+def plan(inputs: PlanInputs[ChaosOptions]) -> Plan:
+    params = NumberParams(number=inputs.options.number)
+    counted = Node("count", COUNT, params, {"task": "validate"})
+    number = Node("number", REPORT, params, {"counted": "count"}, group="last")
+    return Plan((*validate_nodes(inputs), counted, number), report="number", model="number")
+
+
+KIND = Kind("chaos", "count", ChaosOptions, plan, stages=(COUNT, REPORT), has_model=False)

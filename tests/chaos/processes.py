@@ -1,0 +1,110 @@
+"""The processes under test: the real programs, with storage errors on demand and, if sent_at for, a planted bug."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from importlib import import_module
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from services.common.jobstore import JobStore
+from tlm_core.artifacts import ArtifactStore
+from tlm_core.artifacts.manifest import MANIFEST
+from tlm_core.errors import StorageUnavailable
+from tlm_core.kinds import MODULES
+
+MAIN = {"gateway": "services.api.__main__", "coordinator": "services.trainer.__main__"}
+WORKER = "services.trainer.program"
+
+# Bug → what it removes from a script of the store.
+SCRIPT_BUGS = {
+    "no-fencing": ("report", "if attempt ~= ARGV[1] then return {'stale', attempt} end"),
+    "no-idempotency": (
+        "submit",
+        "redis.call('SET', KEYS[3], cjson.encode({id = ARGV[1], digest = ARGV[5]}), 'EX', ARGV[6])",
+    ),
+    "lost-requeue": ("move", "redis.call('ZADD', queue, redis.call('HGET', KEYS[1], 'created_at') or stamp, ARGV[2])"),
+}
+# `early-acknowledgment` is a Redis that answers before it writes to its disk.
+BUGS = (*SCRIPT_BUGS, "early-acknowledgment", "torn-manifest")
+
+_context = get_context("forkserver")
+_context.set_forkserver_preload([*MAIN.values(), WORKER, "services.trainer.compute", __name__, "tests.chaos.kind"])
+
+
+def start(role: str, environment: dict[str, str], folder: Path, bug: str, arguments: list[str]) -> BaseProcess:
+    """Start a program with these variables and arguments, in a process group of its own."""
+    process = _context.Process(target=_run, args=(role, environment, folder, bug, arguments))
+    process.start()
+    return process
+
+
+def _run(role: str, environment: dict[str, str], folder: Path, bug: str, arguments: list[str]) -> None:
+    os.setsid()
+    log = os.open(folder / f"{role}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.environ |= environment
+    MODULES["chaos"] = "tests.chaos.kind"
+    _break_storage(folder / "storage-broken")
+    _plant(bug)
+    if role not in MAIN:
+        _record_writes(folder / "writes.jsonl")
+    sys.argv = [role, *arguments]
+    import_module(MAIN.get(role, WORKER)).main()
+
+
+def _break_storage(flag: Path) -> None:
+    """Let each access to the storage fail while the file `flag` exists."""
+    errors = ArtifactStore.errors
+
+    def breaking(self: ArtifactStore, action: str, *, writes: bool = False) -> AbstractContextManager[None]:
+        if flag.exists():
+            raise StorageUnavailable(f"Failed {action}: planned fault.")
+        return errors(self, action, writes=writes)
+
+    ArtifactStore.errors = breaking  # type: ignore[method-assign, assignment]
+
+
+def _record_writes(path: Path) -> None:
+    """Record each report of a worker that the store accepted, with the time before the call."""
+    report: Callable[..., Any] = JobStore.report
+
+    def recorded(self: JobStore, tenant: str, job: str, attempt: int, **values: Any) -> Any:
+        sent_at = time.time()
+        answer = report(self, tenant, job, attempt, **values)
+        with path.open("a") as handle:
+            handle.write(json.dumps({"job": job, "attempt": attempt, "sent_at": sent_at}) + "\n")
+        return answer
+
+    JobStore.report = recorded  # type: ignore[method-assign]
+
+
+def _plant(bug: str) -> None:
+    if bug in SCRIPT_BUGS:
+        script, line = SCRIPT_BUGS[bug]
+        begin = JobStore.__init__
+
+        def without_line(self: JobStore, client: Any, *rest: Any) -> None:
+            begin(self, client, *rest)
+            text = self._script[script].script
+            assert line in text, f"{script}.lua has changed"
+            self._script[script] = client.register_script(text.replace(line, ""))
+
+        JobStore.__init__ = without_line  # type: ignore[method-assign]
+    if bug == "torn-manifest":
+        put = ArtifactStore._put
+
+        def torn(self: ArtifactStore, source: Path, target: str) -> None:
+            if target.endswith(MANIFEST) and time.time() % 1 < 0.3:
+                source.write_bytes(source.read_bytes()[:40])
+            put(self, source, target)
+
+        ArtifactStore._put = torn  # type: ignore[method-assign]

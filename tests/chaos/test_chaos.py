@@ -1,0 +1,120 @@
+"""The short form of `make chaos`, and the checker on histories in which each guarantee is broken."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from services.common.jobstore import JobStore
+from tests.chaos.checker import Answer, History, Record, Write, violations
+from tests.chaos.harness import Chaos, Fault, plan_faults
+from tests.chaos.processes import SCRIPT_BUGS
+from tlm_core.jobs.spec import Event
+from tlm_core.jobs.states import State
+
+JOB = "job_1"
+
+
+def made_history() -> History:
+    """Return the history of one job whose first worker was lost."""
+    published = ("artifact.published", 3, {"artifact": "art_1"})
+    rows = [
+        *(("job.submitted", 0, {}), ("job.claimed", 1, {}), ("job.requeued", 1, {}), ("job.claimed", 2, {})),
+        *(("job.pause_requested", 2, {}), ("job.paused", 2, {}), ("job.resumed", 2, {}), ("job.claimed", 3, {})),
+        *(published, ("job.adopted", 3, {}), ("job.succeeded", 3, {})),
+    ]
+    events = [Event(seq=n, type=type, at=n, attempt=attempt, data=data)
+              for n, (type, attempt, data) in enumerate(rows, 1)]  # fmt: skip
+    return History(
+        answers=[Answer(1, 1.1, "k", JOB, "queued", 1), Answer(12, 12.1, "k", JOB, "succeeded", 11)],
+        writes=[Write(JOB, 1, 2.5), Write(JOB, 2, 4.5), Write(JOB, 3, 9)],
+        records={JOB: Record("k", State.SUCCEEDED, events)},
+    )
+
+
+def lose(history: History) -> None:
+    history.records.clear()
+
+
+def double_job(history: History) -> None:
+    history.records["job_2"] = history.records[JOB]
+
+
+def double_commit(history: History) -> None:
+    events = history.records[JOB].events
+    events[9] = events[8].model_copy(update={"seq": 10})
+
+
+def go_back(history: History) -> None:
+    history.answers.append(Answer(13, 13.1, "k", JOB, "running", 8))
+
+
+def wrong_path(history: History) -> None:
+    events = history.records[JOB].events
+    events[2] = events[2].model_copy(update={"type": "job.succeeded"})
+
+
+def skip_event(history: History) -> None:
+    del history.records[JOB].events[9]
+
+
+def stay_queued(history: History) -> None:
+    record = history.records[JOB]
+    history.records[JOB] = dataclasses.replace(record, state=State.QUEUED, events=record.events[:7])
+
+
+def fail(history: History) -> None:
+    events = history.records[JOB].events
+    events[-1] = events[-1].model_copy(update={"type": "job.failed"})
+    history.records[JOB] = Record("k", State.FAILED, events)
+
+
+def write_late(history: History) -> None:
+    history.writes.append(Write(JOB, 1, 4.5))
+
+
+def tear(history: History) -> None:
+    history.torn.append("art_1")
+
+
+def test_checker_accepts_a_job_that_moved_between_workers() -> None:
+    assert violations(made_history()) == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "word"),
+    [
+        (lose, "lost job"), (double_job, "double job"), (double_commit, "double commit"), (go_back, "state went back"),
+        (wrong_path, "state went back"), (skip_event, "lost event"), (stay_queued, "job without an end"),
+        (fail, "failed job"), (write_late, "late write"), (tear, "torn artifact"),
+    ],
+)  # fmt: skip
+def test_checker_finds(damage: Callable[[History], None], word: str) -> None:
+    history = made_history()
+    damage(history)
+    assert any(line.startswith(word) for line in violations(history)), violations(history)
+
+
+def test_planted_bugs_change_the_scripts_of_the_store() -> None:
+    for script, line in SCRIPT_BUGS.values():
+        assert line in Path(JobStore.__init__.__globals__["_LUA"], f"{script}.lua").read_text()
+
+
+def test_plan_of_a_seed_can_be_replayed() -> None:
+    assert plan_faults(3, 50, 1.0) == plan_faults(3, 50, 1.0) != plan_faults(4, 50, 1.0)
+
+
+@pytest.mark.timeout(120)
+def test_short_run_keeps_all_guarantees(tmp_path: Path) -> None:
+    chaos = Chaos(tmp_path / "chaos", coordinators=2)
+    faults = [
+        Fault("kill", "coordinator", 0.6, 0, 3), Fault("lose", "worker", 0.5, 5, 2),
+        Fault("kill", "gateway", 0.1, 0, 1), Fault("kill", "worker", 0.5, 0, 1), Fault("kill", "redis", 0, 0.3, 1),
+        Fault("break", "storage", 0, 1, 1), Fault("half-open", "network", 0.9, 2, 1),
+    ]  # fmt: skip
+    chaos.run(seed=1, jobs=8, clients=4, faults=faults, patience=60)
+    assert violations(chaos.history) == []
+    assert len(chaos.history.records) == 8 and len(chaos.faults) >= 4
