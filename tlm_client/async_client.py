@@ -434,7 +434,7 @@ class AsyncTLMClient:
         *,
         min_confidence: float | None = None,
     ) -> wire.Predictions:
-        """Classify texts with a model. Until the job has one, its linear model answers; `model` says so.
+        """Classify texts with a model. Until the job has one, its linear model answers, and `model` states it.
 
         model: id of a job, or an alias. pairs: the second texts, if the task has text pairs. min_confidence: texts
         whose highest probability is lower get no label. `predict_many` has no limit of texts.

@@ -62,7 +62,7 @@ def _check_columns(source: Path, columns: object, *needed: str | None) -> None:
     names = [str(name) for name in columns] if isinstance(columns, list) else []
     for name in needed:
         if name is not None and name not in names:
-            raise InvalidRequest(f"{source} has no column '{name}', but {', '.join(names) or 'none'}. Name the column.")
+            raise InvalidRequest(f"{source} has no column '{name}'. Columns: {', '.join(names) or 'none'}. Name one.")
 
 
 def _rows(source: Path, reader: csv.DictReader[str]) -> Iterator[Row]:

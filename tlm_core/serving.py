@@ -36,8 +36,8 @@ BATCH = 32  # windows, or texts of a linear model, which has one dense value for
 def write_metadata(folder: Path, task: Task, model: str, max_length: int | None = None, windows: int = 1) -> None:
     """Write what predictions need beside the graph.
 
-    model: linear, self_trained, encoder, ensemble or combined. max_length: of a window, in tokens. windows: at most so
-    many of a text are read.
+    model: linear, self_trained, encoder, ensemble or combined. max_length: tokens of a window. windows: the largest
+    number of windows that the model reads of a text.
     """
     metadata = {"labels": list(task.labels), "pair": task.pair, "task_type": task.type.name, "model": model}
     metadata |= {"max_length": max_length, "windows": windows} if max_length else {}

@@ -99,7 +99,7 @@ def packed(fields: Mapping[str, str]) -> str:
 
 
 def unpacked(fields: Mapping[str, str]) -> dict[str, str]:
-    """Return all fields of a record, of which an archived one has most in `packed`."""
+    """Return all fields of a record. An archived record has most of them in `packed`."""
     inner = fields.get("packed")
     own = {name: value for name, value in fields.items() if name not in ("packed", "history")}
     return own if inner is None else {**json.loads(zlib.decompress(base64.b85decode(inner))), **own}

@@ -163,7 +163,7 @@ class JobStore:
         if free is not None and int(free) * 1024 < needed:
             raise StoreFull(
                 f"The disk of Redis has only {int(free) >> 10} MiB of free space. No job is accepted or started until "
-                f"{needed >> 20} MiB are free. Enlarge the disk, or delete what else lies there."
+                f"{needed >> 20} MiB are free. Enlarge the disk, or delete other files on it."
             )
 
     def figures(self, tenant: str) -> list[Live]:
@@ -672,7 +672,7 @@ class JobStore:
     # --- artifacts and checkpoints -----------------------------------------------------------------------------
 
     def artifact(self, tenant: str, artifact: str) -> ManifestRef | None:
-        """Return the reference of a published artifact, or None if it does not exist, whatever files there are."""
+        """Return the reference of a published artifact, or None. It does not check the files."""
         return self.artifacts(tenant, [artifact])[0]
 
     def artifacts(self, tenant: str, artifacts: Sequence[str]) -> list[ManifestRef | None]:
@@ -894,7 +894,7 @@ class JobStore:
                 )
             case ["stale", attempt, *_]:
                 raise StaleAttempt(
-                    f"Cannot {verb} job {job_id}: attempt {attempt} is in force, or another owner holds the job. "
+                    f"Cannot {verb} job {job_id}: attempt {attempt} is current, or another owner holds the job. "
                     "Stop writing."
                 )
         raise Conflict(

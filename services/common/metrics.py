@@ -34,7 +34,7 @@ ORPHANS = Counter("tlm_orphans", "Removed remains that no record names.", ("kind
 
 @dataclass(frozen=True)
 class Live:
-    """A figure that is read when Prometheus asks for it."""
+    """A metric whose value is read when Prometheus collects it."""
 
     name: str
     help: str

@@ -186,7 +186,7 @@ class IndexLoads:
         return IndexLoad.model_validate_json(entry.status)
 
     def _beat(self) -> None:
-        """Save the running load, and stop it if another retriever asks for that."""
+        """Save the running load, and stop it if another retriever requests that."""
         for key, load in list(self._loads.items()):
             if load.status.state == "loading" and not self._save(key, load):
                 load.stop.set()

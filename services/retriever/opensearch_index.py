@@ -221,7 +221,7 @@ class OpenSearchIndex:
         return {"bool": {"should": clauses}} if clauses else _NO_HITS
 
     def _passages_with(self, words: Collection[str]) -> Counter[str]:
-        """Return how many passages contain each term. A shard reports its own passages, so every shard is asked."""
+        """Return how many passages contain each term. Each shard reports its own passages, so all are queried."""
         body = {
             "doc": {self._field: " ".join(words)},
             "fields": [self._field],

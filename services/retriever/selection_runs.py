@@ -285,7 +285,7 @@ class SelectionRuns:
         return ref if manifest.artifact == artifact and self._exists(ref) else None
 
     def _exists(self, ref: ManifestRef) -> bool:
-        """Whether the files of a selection are complete, by the check that the coordinator makes too."""
+        """Whether the files of a selection are complete. The coordinator uses the same check."""
         try:
             self._store.check(ref)
         except (NotFound, CorruptArtifact) as error:

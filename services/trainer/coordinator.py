@@ -126,7 +126,7 @@ class Coordinator:
         self._is_full = False
 
     def run(self, stop: threading.Event) -> None:
-        """Run rounds until `stop` is set. If the store is away or full, no job ends; the next round tries again."""
+        """Run rounds until `stop` is set. If the store is unavailable or full, no job ends; the next round retries."""
         keeper = threading.Thread(target=self._keep_leases, args=(stop,), name="leases", daemon=True)
         keeper.start()
         while not stop.is_set():

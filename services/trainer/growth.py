@@ -1,4 +1,4 @@
-"""Ends an attempt at a checkpoint when more workers find room, so that the next attempt starts with them."""
+"""Ends an attempt at a checkpoint when the cluster has room for more workers. The next attempt starts them."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ def _needs(assignment: Assignment) -> dict[str, float]:
 
 
 def _number_of_workers(assignment: Assignment) -> int:
-    """Return how many workers this attempt starts: as many as find room now, but at least `workers`.
+    """Return how many workers this attempt starts: as many as the cluster has room for, but at least `workers`.
 
     Ray Train's own range of workers counts the cluster's resources, also those that other submissions use.
     """
@@ -121,7 +121,7 @@ def _number_of_workers(assignment: Assignment) -> int:
 
 
 def _places(assignment: Assignment) -> int:
-    """Return how many workers find room now."""
+    """Return how many workers the cluster has room for now."""
     needs, nodes = _needs(assignment).items(), available_resources_per_node().values()
     return sum(min(int(free.get(name, 0.0) / amount + 1e-3) for name, amount in needs) for free in nodes)
 

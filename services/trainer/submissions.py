@@ -106,7 +106,7 @@ class Submissions:
     def _check_beat(self, job: JobRecord, assignment: Assignment, now: float, stall_grace_until: float) -> None:
         """Stop workers that are silent or make no progress for longer than allowed.
 
-        Workers that have never reported may still import libraries or, if there are several, wait for room.
+        Workers that have never reported may still import libraries. Several workers may also wait for room.
         """
         group, settings = assignment.group, self.settings
         submission, beat = job.submissions[group], job.beats.get(group)

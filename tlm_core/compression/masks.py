@@ -64,7 +64,7 @@ class Mask:
             )
         values = [*(value for row in heads for value in row), *blocks]
         if any(value not in (0, 1) for value in values):  # True and False equal 1 and 0
-            raise InvalidRequest("Invalid mask: a value is neither 0 nor 1 (or false and true).")
+            raise InvalidRequest("Invalid mask: each value must be 0 or 1 (or false or true).")
         if len({len(row) for row in heads}) != 1 or len(blocks) != len(heads):
             raise InvalidRequest(
                 "Invalid mask: all layers must have the same number of heads, and 'blocks' one value for each layer."

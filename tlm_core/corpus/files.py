@@ -38,7 +38,7 @@ def corpus_findings(subject: str = "the corpus files", say: Say | None = None) -
 
 
 def format_of(path: Path) -> str | None:
-    """The format that a file name tells: "json" (lines), "delimited", "parquet", "plain", or None."""
+    """The format that a file name indicates: "json" (lines), "delimited", "parquet", "plain", or None."""
     unpacked = Path(name_without_packing(path.name))
     if unpacked.suffix.lower() in (".txt", ".md", ".rst"):
         return "plain"

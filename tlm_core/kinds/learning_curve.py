@@ -92,8 +92,8 @@ def check(options: LearningCurveOptions, recipe: Recipe, _: tuple[str, ...]) -> 
     """Raises InvalidRequest for models that need a corpus if the recipe does not use one."""
     if WITH_TLM & set(options.models) and not (recipe.selection.needs_corpus and recipe.joint.enabled):
         raise InvalidRequest(
-            "The models 'tlm' and 'bilstm_tlm' of a learning curve need a corpus and a joint stage. Give a corpus and "
-            "do not disable 'selection.selector' or 'joint.enabled', or remove these models."
+            "The models 'tlm' and 'bilstm_tlm' of a learning curve need a corpus and a joint stage. Give a corpus, "
+            "and do not set 'selection.selector' to none or 'joint.enabled' to false. Or remove these models."
         )
 
 

@@ -105,11 +105,11 @@ def _tuning(recipe: Recipe) -> dict[str, object]:
 def check(options: ShareTicketsOptions, recipe: Recipe, names: tuple[str, ...]) -> None:
     """Raises InvalidRequest for tickets of other datasets or of another shape, and for several finetunings."""
     if unknown := sorted(options.tickets.keys() - set(names)):
-        raise InvalidRequest(f"There is a ticket for '{unknown[0]}', but the datasets are {', '.join(names)}.")
+        raise InvalidRequest(f"Unknown dataset '{unknown[0]}' in 'tickets'. The datasets are {', '.join(names)}.")
     if recipe.finetune.has_tries:
         raise InvalidRequest(
             "'share_tickets' finetunes once, because pruning and sharing must use the same settings. Set "
-            "'finetune.optimizer.lr' instead of 'finetune.rates', and no 'finetune.class_weights' of auto."
+            "'finetune.optimizer.lr' instead of 'finetune.rates', and 'finetune.class_weights' to none or balanced."
         )
     if recipe.model.init not in OWN_STARTS:
         return  # `check_encoder` checks published encoders, whose shape is unknown here

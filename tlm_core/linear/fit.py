@@ -91,7 +91,7 @@ class _Search:
         return finalists[best][0], means[best], tuple(tried)
 
     def _try_strengths(self, chain: tuple[int, Literal["balanced"] | None]) -> list[tuple[Setting, float]]:
-        """Score rising strengths on the first fold until the score has fallen twice: strong models take longest."""
+        """Score rising strengths on the first fold until the score falls twice. Strong models need most time."""
         tried: list[tuple[Setting, float]] = []
         for strength in STRENGTHS:
             setting = Setting(chain[0], strength, chain[1])

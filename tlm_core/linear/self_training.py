@@ -32,7 +32,7 @@ MOST_PIECES = 60_000  # that the teacher labels
 
 @dataclass(frozen=True)
 class SelfTrained:
-    """A student.
+    """The linear model after self-training.
 
     amount: pieces for each train row, 0 for none. scores: amount → score on validation. chosen: numbers of the pieces
     that it learned from, [chosen]. outputs: its outputs for them, [chosen, labels].

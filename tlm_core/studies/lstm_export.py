@@ -86,7 +86,7 @@ def lstm_int8(graph: Path, out: Path) -> None:
 
 
 def lstm_onnx(model: BiLSTM, path: Path) -> None:
-    """Write the ONNX graph, with the inputs `input_ids` and `attention_mask`, and with the outputs of an encoder's."""
+    """Write the ONNX graph, with the inputs `input_ids` and `attention_mask`, and the outputs of an encoder graph."""
     shape, arrays = model.shape, {name: tensor.numpy() for name, tensor in weights(cast(Any, model)).items()}
     g, inputs = Graph(), ["input_ids", "attention_mask"]
     g.flatten_windows(inputs)

@@ -139,7 +139,7 @@ class TableFile:
         yield from self._json() if self.kind == "json" else self._delimited()
 
     def _infer_kind(self) -> str:
-        """Return the format that the file name tells, if the first bytes agree, else the format of the content."""
+        """Return the format that the file name indicates, if the first bytes agree, else the format of the content."""
         with open_bytes(self.path) as handle:
             start = handle.read(1 << 16)
         if not start:
@@ -343,7 +343,7 @@ class TableFile:
 
 
 def label(name: str, split: str | None) -> str:
-    """The name of a file in messages, with its split unless the name tells it."""
+    """The name of a file in messages, with its split unless the name contains it."""
     return name if split is None or split in name.lower() else f"{name} (split {split})"
 
 
@@ -352,7 +352,7 @@ def delimiter_name(delimiter: str) -> str:
 
 
 def format_of(name: str) -> str | None:
-    """The format that a file name tells: "json", "delimited", "parquet", or None."""
+    """The format that a file name indicates: "json", "delimited", "parquet", or None."""
     suffix = Path(name_without_packing(name)).suffix.lower()
     return FORMATS.get(suffix)
 

@@ -97,7 +97,7 @@ def _pairs(
 
 
 def _association(pairs: sparse.csr_matrix, size: int) -> sparse.csr_matrix:
-    """Return positive pointwise mutual information. SMOOTHING keeps rare tokens from dominating it."""
+    """Return positive pointwise mutual information. SMOOTHING limits the effect of rare tokens."""
     if not pairs.nnz:
         return pairs.astype(np.float32)
     row = np.asarray(pairs.sum(axis=1)).ravel() + 1e-9

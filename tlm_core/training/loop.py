@@ -277,7 +277,7 @@ class Trainer:
         return self.ctx.checkpoints.newest() if self.ctx.rank else newest
 
     def _count_seconds(self, since: float) -> float:
-        """Count the time since a moment of the clock, and return the present one."""
+        """Add the time since an earlier reading of the clock, and return the new reading."""
         now, state, before = self.clock(), self.state, self.state.seconds
         state.seconds = self._agreed(before + now - since)
         state.worker_seconds += (state.seconds - before) * self.workers.size

@@ -55,7 +55,7 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 def orthogonalize_shares(matrices: Tensor, workers: Workers) -> Tensor:
-    """Return the result of `orthogonalize`, of which each worker computes its share."""
+    """Return the result of `orthogonalize`. Each worker computes a share of it."""
     start, stop = workers.share(len(matrices))
     update = torch.zeros(matrices.shape, dtype=fast_dtype(matrices.device.type), device=matrices.device)
     if start < stop:

@@ -57,7 +57,7 @@ class Split:
         return Split(self.store.first(windows), self.labels[:count], self.rows[:count], second, self.texts[:windows])
 
     def turns(self, texts: Ints, epochs: Ints | int) -> Ints:
-        """Return one window of each text. Its windows take turns over the epochs.
+        """Return one window of each text. The next epoch uses the next window.
 
         So each text counts once in an epoch, and a step costs the same for long texts.
         """

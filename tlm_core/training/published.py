@@ -81,7 +81,7 @@ def load(source: str, *, labels: int, vocab: int, max_length: int, dropout: floa
     shape = replace(shape_of(config, source), labels=labels, max_length=max_length, dropout=dropout)
     if shape.vocab < vocab:
         raise InvalidRecipe(
-            f"'{source}' knows {shape.vocab} tokens, but the tokenizer has {vocab}. "
+            f"'{source}' has a vocabulary of {shape.vocab} tokens, but the tokenizer has {vocab}. "
             "Set tokenizer.source to the same model."
         )
     if shape.positions and shape.positions < max_length:

@@ -144,7 +144,7 @@ def load_published(source: str, folder: Path) -> tuple[Tokenizer, dict[str, int]
     missing = sorted(role for role, number in ids.items() if number is None and role != "unk")
     if missing:
         raise InvalidRecipe(
-            f"The tokenizer '{source}' lacks special tokens: {', '.join(missing)}. Choose that of a masked LM."
+            f"The tokenizer '{source}' lacks special tokens: {', '.join(missing)}. Choose the tokenizer of a masked LM."
         )
     published.save_pretrained(str(folder))
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

@@ -78,7 +78,7 @@ def delete_alias(alias: Alias, parts: PartsDep, tenant: Tenant) -> Response:
 
 @router.post("/{model}/predict", summary="Classify texts", responses=problems(404, 409, 413))
 def predict(model: ModelId, body: PredictBody, parts: PartsDep, tenant: Tenant) -> Predictions:
-    """Classify texts with the model of a job. Until it exists, the linear model answers, and `model` says so."""
+    """Classify texts with the model of a job. Until it exists, the linear model answers, and `model` states it."""
     served = served_model(parts.jobs, parts.jobs.get(tenant, parts.aliases.job(tenant, model)))
     used, data = parts.predictor.predict(served.ref, body.texts, body.pairs, body.min_confidence)
     return Predictions(data=data, model=PredictingModel(name=used.name, final=served.final, note=served.note))

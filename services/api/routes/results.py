@@ -37,7 +37,7 @@ TAR: dict[int | str, dict[str, object]] = {
 
 @router.get("/{job}/checkpoints", summary="List checkpoints", responses=problems(404))
 def checkpoints(job: str, parts: PartsDep, tenant: Tenant) -> Page[Checkpoint]:
-    """Return the current checkpoints by node and step. Each node keeps only its newest ones."""
+    """Return the current checkpoints by node and step. Older ones of a node are deleted."""
     current = checkpoints_of(parts.jobs, parts.jobs.get(tenant, job))
     return Page(data=tuple(checkpoint_views(parts.artifacts, current)), has_more=False)
 

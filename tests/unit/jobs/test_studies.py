@@ -351,7 +351,7 @@ def test_invalid_options_of_sharing_are_rejected(options: dict[str, Any] | None,
     ("options", "message"),
     [
         ({"others": ["b"], "level": 0.9}, "at most 6 heads"),
-        ({"others": ["b"], "tickets": {"c": 0.2}}, "a ticket for 'c', but the datasets are toy, b"),
+        ({"others": ["b"], "tickets": {"c": 0.2}}, "'c' in 'tickets'. The datasets are toy, b"),
         ({"others": ["b"], "tickets": {"b": Mask.full(2, 4).as_dict()}}, "2 layers x 4 heads, but the model has 3 x 3"),
     ],
 )
@@ -363,7 +363,7 @@ def test_tickets_that_do_not_fit_the_model_are_rejected(options: dict[str, Any],
 @pytest.mark.parametrize("init", ["scratch", "hub:some/encoder"])
 def test_ticket_of_unknown_dataset_is_rejected(init: str) -> None:
     recipe = resolve("fast", "tiny", {"model.init": init, "tokenizer.source": init if "hub" in init else "own"})
-    with pytest.raises(InvalidRequest, match="a ticket for 'c', but the datasets are toy, b"):
+    with pytest.raises(InvalidRequest, match=r"'c' in 'tickets'\. The datasets are toy, b"):
         options = {"others": ["b"], "tickets": {"c": 0.2}}
         make_spec(kind="share_tickets", options=options).check(recipe)
 

@@ -107,7 +107,7 @@ def test_validation_that_cannot_choose_a_model_is_a_warning(tmp_path: Path) -> N
 
 
 def test_a_positive_label_needs_f1(tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequest, match="belongs to the metric f1"):
+    with pytest.raises(InvalidRequest, match="needs the metric f1"):
         DatasetOptions(metric="accuracy", positive_label="yes")
     path = folder(tmp_path, rows(12))
     assert load_task(path, DatasetOptions(metric="f1", positive_label="bad"))[0].labels == ("good", "bad")
