@@ -25,19 +25,3 @@ FINETUNE = worker("finetune", "tlm_core.training.stages:finetune", 4, params.Fin
 CHOOSE = worker("choose", "tlm_core.training.stages:choose", 2, params.ChooseParams)
 EVALUATE = worker("evaluate", "tlm_core.training.evaluate:evaluate", 10, params.SeedsParams)
 EXPORT = worker("export", "tlm_core.training.export:export", 6, params.ExportParams)
-
-# The stages that several kinds of job use.
-SHARED_STAGES = (
-    VALIDATE,
-    BASELINE,
-    SELF_TRAIN,
-    EVALUATE_LINEAR,
-    EXPORT_LINEAR,
-    SELECT,
-    PREPARE,
-    JOINT,
-    FINETUNE,
-    CHOOSE,
-    EVALUATE,
-    EXPORT,
-)

@@ -24,7 +24,7 @@ from tlm_client.demo_data import (
 from tlm_core.corpus.leaks import LeakFilter
 from tlm_core.corpus.packages import Document
 from tlm_core.corpus.passages import word_count
-from tlm_core.corpus.read import corpus_info
+from tlm_core.corpus.read import INFO, CorpusInfo
 from tlm_core.errors import MissingDependency
 
 _RNG = random.Random(5)
@@ -145,7 +145,7 @@ def test_corpus_contains_all_texts_except_the_task(demo: tuple[Path, DemoData]) 
     passages = passages_in(folder / "corpus")
     leaks = LeakFilter(texts)
     assert not [passage for passage in passages if leaks.leaks_of(passage.text)]
-    assert data.corpus == corpus_info(folder / "corpus")
+    assert data.corpus == CorpusInfo.model_validate_json((folder / "corpus" / INFO).read_bytes())
     facts = json.loads((folder / "demo.json").read_text())
     assert facts["passages_dropped_for_the_task"] > 0
     assert any("TORCH_x" in passage.text for passage in passages)

@@ -30,7 +30,7 @@ from tlm_core.corpus.passages import (
     word_count,
 )
 from tlm_core.corpus.remote import Remote, find_remote, is_address
-from tlm_core.errors import CorruptArtifact, Fault, InvalidDataset, InvalidRequest, NotFound
+from tlm_core.errors import CorruptArtifact, Fault, InvalidDataset, InvalidRequest
 from tlm_core.names import HUB
 from tlm_core.parquet import open_parquet
 from tlm_core.tables.findings import Findings
@@ -178,16 +178,6 @@ def write_corpus(
         return info
     finally:
         _clear(folder, "passages-*.parquet.part")
-
-
-def corpus_info(folder: Path) -> CorpusInfo:
-    """Read the description of a corpus folder. Raises NotFound, CorruptArtifact."""
-    if not (folder / INFO).is_file():
-        raise NotFound(f"'{folder}' is not a corpus: it has no {INFO}. Add the corpus again.")
-    try:
-        return CorpusInfo.model_validate_json((folder / INFO).read_bytes())
-    except ValueError as error:
-        raise CorruptArtifact(f"Cannot read {folder / INFO}. Add the corpus again.") from error
 
 
 def read_parts(folder: Path) -> Iterator[Passage]:

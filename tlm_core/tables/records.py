@@ -38,7 +38,6 @@ FORMATS: Mapping[str, str] = {
 _DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 _SAMPLE_CHARS = 1 << 18
 _FIELD_LIMIT = 1 << 27
-_SHOWN_CHARS = 80
 _BATCH = 1_000
 _FOREIGN = (
     (b"PK\x03\x04", "a ZIP archive or an Excel sheet"),
@@ -421,9 +420,9 @@ def _quotes_are_plain(lines: Iterable[str]) -> bool:
 
 
 def class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, Sequence[str]]:
-    """Names of the numbers in label columns, as the `datasets` library stores them in a schema's metadata.
+    """Return the class names of numbered label columns, which the `datasets` library stores in a schema's metadata.
 
-    Metadata of any other form names nothing: the numbers stay the labels.
+    Metadata of another form has no class names, and the numbers stay the labels.
     """
     try:
         note = json.loads((metadata or {}).get(b"huggingface", b"{}"))

@@ -130,7 +130,7 @@ def _lengths(splits: Mapping[str, SplitData]) -> dict[str, object] | None:
 
 
 def _duplicates(data: SplitData, split: str, findings: Findings) -> dict[str, object]:
-    """copies: rows whose text is in an earlier row. conflicting: texts with several labels; conflicts: those rows."""
+    """Count copies (rows whose text is in an earlier row), and texts with several labels."""
     codes = pc.fill_null(pc.index_in(data.label, value_set=pc.unique(data.label)), -1).to_numpy()
     keys = data.scan.keys
     order = np.lexsort((codes, keys))

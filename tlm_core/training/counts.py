@@ -33,7 +33,7 @@ ITERATIONS = 3
 
 @dataclass(frozen=True)
 class Counted:
-    """log_frequency: [V], natural logarithm; vectors: [V, dim], zero for tokens without a neighbor.
+    """Counts of tokens. log_frequency: [V], natural logarithm. vectors: [V, dim], zero for tokens without a neighbor.
 
     flops: the cost of counting. tokens: how many it read.
     """

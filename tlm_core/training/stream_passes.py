@@ -29,7 +29,7 @@ Run = Callable[[dict[str, Tensor], Part, bool, bool, Tensor | None], tuple[Tenso
 
 
 def kinds(batch: Batch) -> tuple[bool, bool]:
-    """Return whether the batch trains masked language modeling and the task."""
+    """Return two flags: the batch trains masked language modeling; it trains the task."""
     return batch.mlm_weight > 0, batch.task_weight > 0
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.unit.training.made import LABELS, made_prepared, made_selection, made_task, run_chain, tiny
+from tlm_core import stages as shared_stages
 from tlm_core.artifacts import MANIFEST
 from tlm_core.errors import InvalidRecipe
 from tlm_core.evaluation import report as report_module
@@ -25,7 +26,7 @@ from tlm_core.jobs.nodes import joint_node
 from tlm_core.jobs.spec import KindOptions, PlanInputs
 from tlm_core.kinds import learning_curve, prune, share_tickets, train
 from tlm_core.serving import load_model as load_served
-from tlm_core.stages import CHOOSE, FINETUNE, JOINT, PREPARE, SHARED_STAGES
+from tlm_core.stages import CHOOSE, FINETUNE, JOINT, PREPARE
 from tlm_core.tasks.metrics import score
 from tlm_core.tasks.task import Task
 from tlm_core.training.architectures import Shape
@@ -344,8 +345,8 @@ def test_prepare_stops_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_every_stage_loads_and_has_a_unique_name() -> None:
-    stages = [*SHARED_STAGES, *(value for module in (learning_curve, prune, share_tickets)
-                                for value in vars(module).values() if isinstance(value, Stage))]  # fmt: skip
+    modules = (shared_stages, learning_curve, prune, share_tickets)
+    stages = [value for module in modules for value in vars(module).values() if isinstance(value, Stage)]
     assert len({stage.name for stage in stages}) == len(set(stages))
     for stage in stages:
         assert stage.place is Place.RETRIEVER or callable(stage.load())
