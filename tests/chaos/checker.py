@@ -11,6 +11,7 @@ from tlm_core.jobs.states import TERMINAL, State
 
 # Event → the states that it may follow, and its state.
 _MOVES: dict[str, tuple[set[State], State]] = {
+    "job.claimed": ({State.QUEUED}, State.RUNNING),
     "job.succeeded": ({State.RUNNING, State.PAUSING}, State.SUCCEEDED),
     "job.failed": ({State.RUNNING, State.PAUSING}, State.FAILED),
     "job.requeued": ({State.RUNNING}, State.QUEUED),
@@ -122,10 +123,7 @@ def _broken_path(job: str, record: Record) -> Iterator[str]:
         if event.attempt < attempt:
             yield f"state went back: {job} went from attempt {attempt} to {event.attempt}"
         attempt = event.attempt
-        if event.type == "job.claimed":
-            state = State.RUNNING if state is State.QUEUED else state
-            wrong = before not in {State.QUEUED, *_ACTIVE}
-        elif event.type in _REQUESTS:
+        if event.type in _REQUESTS:
             wrong = before in TERMINAL
             state = _REQUESTS[event.type] if before in _ACTIVE else before
         elif event.type in _MOVES:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import random
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from services.common.jobstore import JobStore
+from services.trainer.program import _PR_SET_PDEATHSIG
 from tlm_core.artifacts import ArtifactStore
 from tlm_core.artifacts.manifest import MANIFEST
 from tlm_core.errors import StorageUnavailable
@@ -49,6 +52,7 @@ def start(role: str, environment: dict[str, str], folder: Path, bug: str, argume
 
 def _run(role: str, environment: dict[str, str], folder: Path, bug: str, arguments: list[str]) -> None:
     os.setsid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # A killed harness leaves no processes.
     log = os.open(folder / f"{role}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
