@@ -107,7 +107,6 @@ def test_plan_of_a_seed_can_be_replayed() -> None:
     assert plan_faults(3, 50, 1.0) == plan_faults(3, 50, 1.0) != plan_faults(4, 50, 1.0)
 
 
-@pytest.mark.timeout(120)
 def test_short_run_keeps_all_guarantees(tmp_path: Path) -> None:
     chaos = Chaos(tmp_path / "chaos", coordinators=2)
     faults = [
@@ -115,6 +114,6 @@ def test_short_run_keeps_all_guarantees(tmp_path: Path) -> None:
         Fault("kill", "gateway", 0.1, 0, 1), Fault("kill", "worker", 0.5, 0, 1), Fault("kill", "redis", 0, 0.3, 1),
         Fault("break", "storage", 0, 1, 1), Fault("half-open", "network", 0.9, 2, 1),
     ]  # fmt: skip
-    chaos.run(seed=1, jobs=8, clients=4, faults=faults, patience=60)
+    chaos.run(seed=1, jobs=8, clients=4, faults=faults, patience=150)
     assert violations(chaos.history) == []
     assert len(chaos.history.records) == 8 and len(chaos.faults) >= 4
