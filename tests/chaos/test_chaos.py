@@ -110,10 +110,11 @@ def test_plan_of_a_seed_can_be_replayed() -> None:
 def test_short_run_keeps_all_guarantees(tmp_path: Path) -> None:
     chaos = Chaos(tmp_path / "chaos", coordinators=2)
     faults = [
-        Fault("kill", "coordinator", 0.6, 0, 3), Fault("lose", "worker", 0.5, 5, 2),
-        Fault("kill", "gateway", 0.1, 0, 1), Fault("kill", "worker", 0.5, 0, 1), Fault("kill", "redis", 0, 0.3, 1),
-        Fault("break", "storage", 0, 1, 1), Fault("half-open", "network", 0.9, 2, 1),
+        Fault("kill", "coordinator", 0.6, 0, 1), Fault("lose", "worker", 0.5, 5, 1),
+        Fault("kill", "gateway", 0.1, 0, 0.6), Fault("kill", "worker", 0.5, 0, 0.6),
+        Fault("kill", "redis", 0, 0.3, 0.6), Fault("break", "storage", 0, 1, 1),
+        Fault("half-open", "network", 0.9, 2, 1),
     ]  # fmt: skip
-    chaos.run(seed=1, jobs=8, clients=4, faults=faults, patience=150)
+    chaos.run(seed=1, jobs=12, clients=4, faults=faults, patience=150)
     assert violations(chaos.history) == []
-    assert len(chaos.history.records) == 8 and len(chaos.faults) >= 4
+    assert len(chaos.history.records) == 12 and len(chaos.faults) >= 4
