@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
@@ -25,8 +24,8 @@ class Drawn:
     thread: int
 
     @property
-    def rows(self) -> Any:
-        return SimpleNamespace(real_tokens=10 + self.step)
+    def real_tokens(self) -> int:
+        return 10 + self.step
 
 
 def draw(step: int, progress: float) -> Batch:
@@ -38,11 +37,11 @@ def draw(step: int, progress: float) -> Batch:
 def batches(count: int, budget: Budget, steps: int = 6) -> list[Drawn]:
     state, result = TrainState(step=1, tokens=10), []
     with Ahead(
-        draw, lambda batch: Loaded(batch, 1), lambda batch: 3.0 * batch.rows.real_tokens, state, budget, count
+        draw, lambda batch: Loaded(batch, 1), lambda batch: 3.0 * batch.real_tokens, state, budget, count
     ) as next_one:
         for _ in range(steps):
             batch = cast(Drawn, next_one().batch)
-            state.count(batch.rows.real_tokens, 3.0 * batch.rows.real_tokens)
+            state.count(batch.real_tokens, 3.0 * batch.real_tokens)
             result.append(batch)
     return result
 
