@@ -132,7 +132,12 @@ def test_killed_gateway_restarts_with_its_data(up: dict[str, Any], folder: Path,
         client.add_dataset("toy", {"file": rows})
     before = part(folder, "api").pid
     os.kill(before, signal.SIGKILL)
-    wait_for(lambda: part(folder, "api").state == "up" and part(folder, "api").pid != before, 60)
+
+    def restarted() -> bool:
+        api = part(folder, "api")  # read once: between two reads the state changes
+        return api.state == "up" and api.pid != before
+
+    wait_for(restarted, 60)
     with TLMClient(up["url"], token) as client:
         assert [d.name for d in client.datasets()] == ["toy"]
     assert part(folder, "api").restarts == 1

@@ -133,16 +133,11 @@ def choose(
     last = list(linears.values())[-1]
     models = [model for model in MODELS if model in (*linears, encoder, COMBINED, WEIGHTED)]
     try:
-        by_split = {
-            model: np.mean(
-                [
-                    [compute(targets, guess) for guess in guesses]
-                    for guesses in _cross_fitted(task.type, model, linears.get(model, last), encoders, targets)
-                ],
-                axis=0,
-            )
-            for model in models
-        }
+        by_split = {}
+        for model in models:
+            guesses = _cross_fitted(task.type, model, linears.get(model, last), encoders, targets)
+            seeds = [[compute(targets, guess) for guess in of_seed] for of_seed in guesses]
+            by_split[model] = np.broadcast_to(np.mean(seeds, axis=0), SPLITS)
     except Undefined as error:
         return Choice(COMBINED, dict.fromkeys(models), f"Validation cannot decide: {error}.")
     scores = {model: float(of_splits.mean()) for model, of_splits in by_split.items()}
@@ -158,10 +153,16 @@ def choose(
 def _cross_fitted(
     task_type: TaskType, model: str, linear: Outputs, encoders: Sequence[Outputs], targets: Targets
 ) -> Iterator[list[Targets]]:
-    """Yield for each seed the predictions of all rows, for each split, by scales that did not see the row."""
+    """Yield for each seed the predictions of all rows, for each split, by scales that did not see the row.
+
+    A model alone yields one list for all splits, because a temperature changes no prediction.
+    """
+    if model in LINEAR_MODELS:
+        yield [task_type.predict(linear)]
+        return
     for encoder in encoders:
-        if model in (*LINEAR_MODELS, *ENCODERS):  # a temperature changes no prediction
-            yield [task_type.predict(linear if model in LINEAR_MODELS else encoder)] * SPLITS
+        if model in ENCODERS:
+            yield [task_type.predict(encoder)]
             continue
         predictions = []
         for halves in _halves(len(targets)):
