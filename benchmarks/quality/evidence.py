@@ -1,7 +1,7 @@
 """The evidence for the method: one table of tasks and models, with the claims of the paper.
 
 `make evidence-runs` trains what records.jsonl lacks, seed by seed, and appends one line for each run. `make evidence`
-writes the table into docs/results.md, and the plot of scores over FLOPs beside it.
+writes the table into docs/results.md with a plot of scores over FLOPs, and its main columns into README.md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Literal
 
-from scipy.stats import ttest_rel  # type: ignore[import-untyped, unused-ignore]
+from scipy.stats import ttest_1samp  # type: ignore[import-untyped, unused-ignore]
 
 from benchmarks.quality import fasttext_model, linear, pretrained
 from benchmarks.quality.data import text_folder
@@ -27,7 +27,6 @@ from tlm_core.studies.plot import Curve, plot
 from tlm_core.training.recipe import Recipe, Scale, resolve
 
 RECORDS = Path(__file__).with_name("records.jsonl")
-PAGES = (ROOT / "docs/results.md",)
 PLOT = ROOT / "docs/plots/score-over-flops.svg"
 BEGIN, END = "<!-- evidence: begin -->", "<!-- evidence: end -->"
 NAMES = {
@@ -55,7 +54,15 @@ FIXED = ("majority class", "linear model", "fastText")  # the same for each seed
 PRETRAINED = "finetuned MiniLM"
 BUDGETS = {f"{TLM}, {times}× tokens": times for times in (3, 10, 30)}  # of the joint stage; in the plot only
 ROWS = (*FIXED, *TRAINED, RETURNED, PRETRAINED)
-CLAIMS = ((TLM, "TLM, random passages"), (TLM, "TLM, two stages"), (TLM, "task only"))
+SUMMARY = ("majority class", "linear model", "task only", TLM, RETURNED, PRETRAINED)
+CLAIMS = (
+    (TLM, "TLM, random passages"),
+    (TLM, "TLM, two stages"),
+    (TLM, "task only"),
+    (TLM, "linear model"),
+    (RETURNED, "linear model"),
+    (RETURNED, PRETRAINED),
+)
 LEVEL = 0.05
 
 
@@ -72,9 +79,9 @@ class Record:
     flops: float = 0.0
 
 
-def read_records(path: Path = RECORDS) -> list[Record]:
+def read_records() -> list[Record]:
     """Return all records. The last one of a task, an arm and a seed replaces earlier ones."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = RECORDS.read_text(encoding="utf-8").splitlines() if RECORDS.exists() else []
     records = [Record(**json.loads(line)) for line in lines]
     return list({(record.task, record.arm, record.seed): record for record in records}.values())
 
@@ -92,7 +99,7 @@ def run(tasks: Sequence[str], seeds: int, arms: Sequence[str]) -> None:
                     remark(f"{task}, {arm}, seed {seed}")
                     _append(_trained(task, arm, seed))
     for task in tasks:
-        for seed in range(seeds):
+        for seed in range(seeds if seeds > MEMBERS else 1):  # with MEMBERS seeds, all jobs have the same ones
             members = sorted((seed + number) % seeds for number in range(MEMBERS))
             if LAST in arms and not _has(task, RETURNED, seed):
                 _append(_returned(task, seed, members))
@@ -150,18 +157,42 @@ def _record(task: str, arm: str, seed: int, report: dict[str, Any], mean: dict[s
 
 
 def table(records: Sequence[Record]) -> str:
-    """Return the table of all tasks and models, and the claims of the paper, as Markdown."""
-    header = [" | ".join(["", *NAMES.values(), ""]), "| --- |" + " --- |" * len(NAMES)]
-    lines = [f"| model{header[0].rstrip()}", header[1]]
-    for arm in ROWS:
-        cells = [_cell([record for record in records if (record.task, record.arm) == (task, arm)]) for task in NAMES]
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
-    lines += ["", "Paired over seeds, difference in macro-F1 on test:", ""]
-    lines += [f"| claim{header[0].rstrip()}", header[1]]
-    for first, second in CLAIMS:
-        cells = [_claim(records, task, first, second) for task in NAMES]
-        lines.append(f"| {first} > {second} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    """Return the table of all tasks and models with their cost, and the claims of the paper, as Markdown."""
+    rows = [[arm, *(_cell(_of(records, task, arm)) for task in NAMES), _cost(records, arm)] for arm in ROWS]
+    claims = [
+        [f"{first} > {second}", *(_claim(records, task, first, second) for task in NAMES)] for first, second in CLAIMS
+    ]
+    return "\n\n".join(
+        (
+            _markdown(["model", *NAMES.values(), "FLOPs, seconds of a seed"], rows),
+            "Paired over seeds, difference in macro-F1 on test:",
+            _markdown(["claim", *NAMES.values()], claims),
+        )
+    )
+
+
+def summary(records: Sequence[Record]) -> str:
+    """Return the main columns with a row for each task, as Markdown. The best score of a task is bold."""
+    rows = []
+    for task, name in NAMES.items():
+        cells = [_of(records, task, arm) for arm in SUMMARY]
+        best = max((fmean(record.test for record in cell) for cell in cells if cell), default=None)
+        rows.append(
+            [name, *(_bold(_cell(cell), fmean(r.test for r in cell) == best) if cell else "–" for cell in cells)]
+        )
+    return _markdown(["task", *SUMMARY], rows)
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows))
+
+
+def _bold(text: str, bold: bool) -> str:
+    return f"**{text}**" if bold else text
+
+
+def _of(records: Sequence[Record], task: str, arm: str) -> list[Record]:
+    return [record for record in records if (record.task, record.arm) == (task, arm)]
 
 
 def _cell(records: Sequence[Record]) -> str:
@@ -173,25 +204,38 @@ def _cell(records: Sequence[Record]) -> str:
     return f"{fmean(scores):.3f}" + (f" ± {stdev(scores):.3f} ({len(scores)})" if len(scores) > 1 else " (1)")
 
 
-def _claim(records: Sequence[Record], task: str, first: str, second: str) -> str:
-    """Return the mean difference of the seeds that both have, and the verdict of a paired t-test."""
-    by_arm = [{r.seed: r.test for r in records if (r.task, r.arm) == (task, arm)} for arm in (first, second)]
-    pairs = [(by_arm[0][seed], by_arm[1][seed]) for seed in by_arm[0].keys() & by_arm[1].keys()]
-    if len(pairs) < 2:
+def _cost(records: Sequence[Record], arm: str) -> str:
+    """Return the mean FLOPs and seconds of a run, over tasks and seeds. FLOPs of libraries are not counted."""
+    of_arm = [record for record in records if record.arm == arm]
+    if not of_arm:
         return "–"
-    difference = fmean(higher - lower for higher, lower in pairs)
-    p = float(ttest_rel(*zip(*pairs, strict=True)).pvalue)
+    flops, seconds = (fmean(getattr(record, name) for record in of_arm) for name in ("flops", "seconds"))
+    return f"{flops:.1e}, {seconds:.0f}" if flops else f"–, {seconds:.0f}"
+
+
+def _claim(records: Sequence[Record], task: str, first: str, second: str) -> str:
+    """Return the mean difference of the seeds that both have, and the verdict of a t-test of the differences.
+
+    A model that is the same for each seed is paired with all of them.
+    """
+    scores, rivals = ({r.seed: r.test for r in _of(records, task, arm)} for arm in (first, second))
+    if second in FIXED and rivals:
+        rivals = dict.fromkeys(scores, rivals[None])
+    differences = [scores[seed] - rivals[seed] for seed in scores.keys() & rivals.keys()]
+    if len(differences) < 2:
+        return "–"
+    p = float(ttest_1samp(differences, 0.0).pvalue)
     verdict: Literal["confirmed", "refuted", "open"] = "open"
     if p < LEVEL:
-        verdict = "confirmed" if difference > 0 else "refuted"
-    return f"{difference:+.3f}, {verdict} (p = {p:.2f}, {len(pairs)} seeds)"
+        verdict = "confirmed" if fmean(differences) > 0 else "refuted"
+    return f"{fmean(differences):+.3f}, {verdict} (p = {p:.2f}, {len(differences)} seeds)"
 
 
 def plot_of(records: Sequence[Record]) -> str | None:
     """Return a plot of test scores over the FLOPs of training, at several budgets; None without records of two."""
     curves = []
     for task, name in NAMES.items():
-        of_task = [[r for r in records if (r.task, r.arm) == (task, arm)] for arm in (TLM, *BUDGETS)]
+        of_task = [_of(records, task, arm) for arm in (TLM, *BUDGETS)]
         points = [
             (fmean(r.flops for r in of_arm), fmean(scores), stdev(scores) if len(scores) > 1 else None)
             for of_arm in of_task
@@ -213,6 +257,9 @@ def write_table(text: str, page: Path) -> None:
     page.write_text(marked.sub(lambda _: f"{BEGIN}\n{text}\n{END}", content), encoding="utf-8")
 
 
+PAGES = {ROOT / "docs/results.md": table, ROOT / "README.md": summary}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -222,13 +269,13 @@ def main() -> None:
     runs.add_argument(
         "--arm", action="append", choices=[*FIXED, *TRAINED, *BUDGETS, PRETRAINED], help="only this arm; repeatable"
     )
-    commands.add_parser("table", help="write the table into the pages")
+    commands.add_parser("table", help="write the tables into the pages")
     options = parser.parse_args()
     if options.command == "run":
         run(options.tasks, options.seeds, options.arm or [*FIXED, *TRAINED, PRETRAINED])
         return
-    for page in PAGES:
-        write_table(table(read_records()), page)
+    for page, rendered in PAGES.items():
+        write_table(rendered(read_records()), page)
     if (drawing := plot_of(read_records())) is not None:
         PLOT.write_text(drawing, encoding="utf-8")
 

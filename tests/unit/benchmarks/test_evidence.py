@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.quality import evidence
-from benchmarks.quality.evidence import PAGES, Record, plot_of, read_records, run, table, write_table
+from benchmarks.quality.evidence import PAGES, Record, plot_of, read_records, run, summary, table, write_table
 
 
 def made_records(scores: dict[str, list[float]]) -> list[Record]:
@@ -20,9 +20,9 @@ def made_records(scores: dict[str, list[float]]) -> list[Record]:
     ]
 
 
-def test_pages_show_the_table_of_the_records() -> None:
-    for page in PAGES:
-        assert table(read_records()) in page.read_text(encoding="utf-8"), "Run 'make evidence'."
+def test_pages_show_the_figures_of_the_records() -> None:
+    for page, rendered in PAGES.items():
+        assert rendered(read_records()) in page.read_text(encoding="utf-8"), "Run 'make evidence'."
 
 
 def test_cells_have_mean_spread_and_the_number_of_seeds() -> None:
@@ -45,9 +45,47 @@ def test_claims_are_tested_on_equal_seeds(rival: list[float], verdict: str) -> N
     assert verdict in row and "3 seeds" in row
 
 
+def test_fixed_rival_is_paired_with_each_seed() -> None:
+    records = [
+        *made_records({"returned model": [0.60, 0.62, 0.61]}),
+        Record("sciie", "linear model", None, None, 0.5, 9.0),
+    ]
+    row = next(line for line in table(records).splitlines() if line.startswith("| returned model > linear model"))
+    assert "+0.110, confirmed" in row and "3 seeds" in row
+
+
+def test_summary_marks_the_best_model_of_each_task() -> None:
+    text = summary(made_records({"task only": [0.5, 0.6], "TLM (BM25)": [0.7, 0.6]}))
+    row = next(line for line in text.splitlines() if line.startswith("| SciERC"))
+    assert row.count("**") == 2 and "**0.650 ± 0.071 (2)**" in row
+
+
+def test_cost_is_the_mean_of_all_runs() -> None:
+    records = [
+        replace(r, flops=1e12 * (1 + r.seed)) for r in made_records({"task only": [0.5, 0.6]}) if r.seed is not None
+    ]
+    assert "| 1.5e+12, 1 |" in table(records)
+
+
+@pytest.mark.parametrize(("seeds", "jobs"), [(3, [(0, [0, 1, 2])]), (4, [(0, [0, 1, 2]), (1, [1, 2, 3])])])
+def test_returned_models_come_from_different_seeds(
+    seeds: int, jobs: list[tuple[int, list[int]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evidence, "RECORDS", tmp_path / "records.jsonl")
+    monkeypatch.setattr(evidence, "_trained", lambda task, arm, seed: Record(task, arm, seed, 0.5, 0.5, 1.0))
+    members: dict[int, list[int]] = {}
+
+    def returned(task: str, seed: int, of_job: list[int]) -> Record:
+        members[seed] = of_job
+        return Record(task, "returned model", seed, 0.5, 0.5, 1.0)
+
+    monkeypatch.setattr(evidence, "_returned", returned)
+    run(["sciie"], seeds, [evidence.LAST])
+    assert list(members.items())[: len(jobs)] == jobs and len({tuple(m) for m in members.values()}) == len(members)
+
+
 def test_run_trains_only_what_the_records_lack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evidence, "RECORDS", tmp_path / "records.jsonl")
-    monkeypatch.setattr(evidence, "read_records", lambda: read_records(tmp_path / "records.jsonl"))
     first = Record("sciie", "task only", 0, 0.5, 0.5, 1.0)
     (tmp_path / "records.jsonl").write_text(json.dumps(asdict(first)) + "\n", encoding="utf-8")
     trained: list[int] = []
