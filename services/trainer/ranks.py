@@ -38,7 +38,7 @@ _MONTH = timedelta(days=30)
 # Longer than a worker waits for the storage. A collective that takes longer raises an error.
 _COLLECTIVE = timedelta(minutes=15)
 # For workers beyond the least: another job may take their room before they start.
-_START = timedelta(minutes=1)
+_START = timedelta(minutes=2)
 _DETAILS = 4000  # characters of an error
 
 # Settings of Ray Train. It passes them on to its controller and its workers.

@@ -24,7 +24,7 @@ from tests.trainer_fakes import FakeCluster, FakeSelections
 from tlm_core.jobs.spec import Event
 from tlm_core.jobs.states import TERMINAL, State
 
-pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.timeout(900)]
 TASK_ALONE = {name: value for name, value in OVERRIDES.items() if not name.startswith("selection.")}
 LOCAL = {"node_ip_address": "127.0.0.1", "dashboard_agent_listen_port": 0}
 LONG = {"selection.selector": "none", "joint.budget.steps": 2000, "checkpoint_steps": 10}
@@ -110,7 +110,7 @@ def test_job_shrinks_when_a_node_is_lost_and_grows_with_another(
         return [event for event in jobs.events(T, job_id) if event.type == kind]
 
     def run_until(condition: Callable[[], object]) -> None:
-        wait_for(lambda: coordinator.round() or condition(), 180)
+        wait_for(lambda: coordinator.round() or condition(), 300)
 
     run_until(lambda: events("checkpoint.published"))
     nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
