@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,7 +32,7 @@ from tlm_core.errors import (
     error_from_dict,
 )
 from tlm_core.jobs.spec import FROM_JOB, JobSpec
-from tlm_core.names import is_job_id
+from tlm_core.names import ALIAS, is_job_id
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -263,25 +264,27 @@ class TLMClient:
         return self._pages(wire.Page[wire.JobSummary], "/v1/jobs", lambda job: job.id, **filters)
 
     def job_id(self, reference: str) -> str:
-        """Return the id that a reference means: `@latest` (the newest job), an alias, or a unique start of an id.
+        """Return the id of a job. reference: `@latest` (the newest job), an alias, a name, or a unique start of an id.
 
-        A full id is returned without a request. Raises NotFound, or InvalidRequest if several ids start so.
+        A name means the newest job with that name, even if ids start so. A full id is returned without a request.
+        Raises NotFound, or InvalidRequest if several ids start so.
         """
         if is_job_id(reference):
             return reference
         latest = reference == "@latest"
-        if "@" in reference and not latest:
+        if re.fullmatch(ALIAS, reference):
             return (self.finished_model(reference)).job
         ids = []
         for job in self.jobs(search=None if latest else reference):
-            if latest:
+            if latest or job.name == reference:
                 return job.id
             if job.id.startswith((reference, f"job_{reference}")):
                 ids.append(job.id)
         if len(ids) > 1:
             raise InvalidRequest(f"'{reference}' is the start of {len(ids)} ids, such as {ids[0]}. Give more of it.")
         if not ids:
-            raise NotFound("There are no jobs." if latest else f"No job '{reference}'. List the jobs to see their ids.")
+            missing = f"No job '{reference}'. List the jobs to see their names and ids."
+            raise NotFound("There are no jobs." if latest else missing)
         return ids[0]
 
     def job(self, job_id: str) -> wire.Job:

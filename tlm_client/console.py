@@ -92,7 +92,7 @@ def _job_ids(context: typer.Context, references: list[str]) -> list[str]:
     return [resolve_job(context, reference) for reference in references]
 
 
-_JOB_HELP = "ID of the job, a unique start of it, an alias of its model, or @latest."
+_JOB_HELP = "ID or name of the job, a unique start of the ID, an alias of its model, or @latest."
 JobId = Annotated[str, typer.Argument(metavar="ID", help=_JOB_HELP, callback=resolve_job)]
 JobIds = Annotated[list[str], typer.Argument(metavar="ID ID…", help="Two to ten jobs.", callback=_job_ids)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print only JSON to stdout.", callback=_note_json, is_eager=True)]

@@ -34,7 +34,7 @@ from tlm_client.stack.folder import StackFolder
 from tlm_client.stack.parts import StackOptions
 from tlm_client.summary import format_score
 from tlm_core.errors import AlreadyRunning, InvalidRequest, TLMError, error_from_dict
-from tlm_core.evaluation.summary import MAJORITY, ModelRow, model_rows, sentences
+from tlm_core.evaluation.summary import MAJORITY, ModelRow, model_rows, model_title, sentences
 from tlm_core.jobs.spec import JobSpec
 from tlm_core.jobs.states import State
 from tlm_core.tasks.metrics import METRICS
@@ -289,7 +289,7 @@ def _print_comparison(arms: Mapping[str, Arm]) -> None:
         ("task only", *_cells(of_alone["encoder"]), *_cost(alone, "prepare", "finetune")),
         ("TLM", *_cells(of_tlm["encoder"]), *_cost(report, "prepare", "joint", "finetune")),
         (f"TLM, {len(SEEDS)} seeds averaged", *_cells(of_tlm["ensemble"]), "", ""),
-        (f"returned ({returned})", *_cells(of_tlm[returned]), *_cost(report, "total")),
+        (f"returned ({model_title(returned)})", *_cells(of_tlm[returned]), *_cost(report, "total")),
     ]
     title = f"{report['seeds'][0]['test']['rows']:,} test rows, mean ± spread of {len(SEEDS)} seeds"
     print_items(table(("", *(METRICS[score].title for score in SCORES), "seconds", "FLOPs"), rows, title=title))

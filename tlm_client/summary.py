@@ -7,7 +7,7 @@ from typing import Any
 
 from tlm_client.console import Item, table
 from tlm_client.display import duration
-from tlm_core.evaluation.summary import model_rows, sentences
+from tlm_core.evaluation.summary import model_rows, model_title, sentences
 from tlm_core.tasks.metrics import scores_shown
 from tlm_core.wire import Estimate, Verdict
 
@@ -57,7 +57,7 @@ def report_items(report: Report) -> list[Item]:
 def _model_table(report: Report, title: str) -> Item:
     scores = scores_shown(report["metric"])
     rows = [
-        (row.name, *(format_score(row.mean.get(score), row.spread.get(score)) for score in scores), row.file)
+        (model_title(row.name), *(format_score(row.mean.get(name), row.spread.get(name)) for name in scores), row.file)
         for row in model_rows(report)
     ]
     return table(("model", *scores, "returned as"), rows, title=title)

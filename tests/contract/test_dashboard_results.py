@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from services.api.dashboard.present import marked
 from services.api.dashboard.selection_tab import query_terms
+from services.api.dashboard.web import make_environment
 from tests.contract.dashboard_pages import Tags, signed_in
 from tests.contract.filled_dashboard import HOSTILE, LABELS, Contents, make_report
 from tests.contract.gateway import AUTH, Gateway
@@ -41,6 +42,14 @@ def test_results_show_scores_classes_confusions_and_costs(filled: tuple[Gateway,
     assert [int(cell) for cell in cells] == [n for row in confusion for n in row]
     other = browser.get(f"/ui/jobs/{contents.jobs['succeeded']}/results?seed=0").text
     assert "test, seed 0" in other
+
+
+def test_pages_show_words_instead_of_identifiers(filled: tuple[Gateway, Contents]) -> None:
+    gateway, contents = filled
+    shown = signed_in(gateway).get(f"/ui/jobs/{contents.jobs['queued']}").text
+    assert '<span class="name">self train</span>' in shown
+    title = make_environment().from_string("{{ 'self_trained' | model }}")
+    assert title.render() == "self-trained"
 
 
 def test_missing_result_names_its_stage(filled: tuple[Gateway, Contents]) -> None:

@@ -84,7 +84,7 @@ def test_form_for_the_instant_scale_ignores_the_corpus(gateway: Gateway) -> None
     job = submitted(gateway, scale="instant")
     assert (job.spec.corpus, job.resolved.corpus_name, job.spec.scale) == (None, None, "instant")
     text = signed_in(gateway).get(f"/ui/jobs/{job.id}").text
-    assert "finetune.epochs" not in text and "export_linear" in text
+    assert "finetune.epochs" not in text and "export linear" in text
     data = {"dataset": "tickets", "corpus": "manuals", "scale": "instant"}
     preview = signed_in(gateway).post("/ui/submit/preview", data=data).text
     assert "linear, on n-grams" in preview and "joint stage" not in preview

@@ -70,6 +70,19 @@ def test_reference_is_a_unique_start_of_an_id_or_the_latest_job(gateway: Gateway
         client.job_id("zzz")
 
 
+def test_name_means_the_newest_job_with_it(gateway: Gateway, client: TLMClient) -> None:
+    submit(gateway, "nightly")
+    new = submit(gateway, "nightly")
+    submit(gateway, "nightly, longer")
+    assert client.job_id("nightly") == new
+    with pytest.raises(NotFound, match="No job 'night'"):
+        client.job_id("night")
+    named_like_an_id = submit(gateway, new[:-1])
+    assert client.job_id(new[:-1]) == named_like_an_id
+    spaced = submit(gateway, "run @ noon")
+    assert client.job_id("run @ noon") == spaced
+
+
 def test_commands_accept_references(gateway: Gateway, url: str) -> None:
     job = submit(gateway, "nightly")
 
@@ -79,6 +92,7 @@ def test_commands_accept_references(gateway: Gateway, url: str) -> None:
         return result
 
     assert f"{job} (nightly) is queued" in tlm("show", "@latest").stdout
+    assert f"{job} (nightly) is queued" in tlm("show", "nightly").stdout
     assert f"{job} is paused" in tlm("pause", job[4:-2]).stdout
     assert "nightly" in tlm("jobs", "--search", "night").stdout
     prune = tlm("submit", "--kind", "prune", "--options", '{"job": "@latest"}', code=1)

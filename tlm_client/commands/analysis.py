@@ -12,6 +12,7 @@ from rich.text import Text
 from tlm_client.console import AsJson, JobId, JobIds, print_result, session_of, table
 from tlm_client.display import spark
 from tlm_client.summary import format_score, format_verdict
+from tlm_core.evaluation.summary import model_title
 from tlm_core.tasks.metrics import scores_shown
 from tlm_core.wire import Comparison, Outcome
 
@@ -104,7 +105,7 @@ def _score_rows(comparison: Comparison) -> list[tuple[str, ...]]:
 
 def _model_rows(comparison: Comparison) -> list[tuple[str, ...]]:
     names = dict.fromkeys(model.name for outcome in comparison.outcomes for model in outcome.models)
-    return [(name, *(_format_model(outcome, name) for outcome in comparison.outcomes)) for name in names]
+    return [(model_title(name), *(_format_model(outcome, name) for outcome in comparison.outcomes)) for name in names]
 
 
 def _format_model(outcome: Outcome, name: str) -> str:

@@ -11,6 +11,7 @@ from tlm_client.console import AsJson, JobId, print_result, session_of, stderr_c
 from tlm_client.display import Display
 from tlm_client.summary import format_score
 from tlm_core.errors import Conflict
+from tlm_core.evaluation.summary import model_title
 from tlm_core.tasks.metrics import scores_shown
 
 
@@ -92,7 +93,7 @@ def _predict_texts(
         for p, text in zip(answer.data, texts, strict=True)
     ]
     columns = ("label", "value" if regression else "probability", "text")
-    note = f"Model: {answer.model.name}.{f' {answer.model.note}' if answer.model.note else ''}"
+    note = f"Model: {model_title(answer.model.name)}.{f' {answer.model.note}' if answer.model.note else ''}"
     print_result(answer, table(columns, rows), note, as_json=as_json)
 
 

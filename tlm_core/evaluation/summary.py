@@ -30,6 +30,11 @@ class ModelRow:
     file: str = ""
 
 
+def model_title(name: str) -> str:
+    """Return the name of a model for readers."""
+    return name.replace("_", "-")
+
+
 def model_rows(report: Report, split: str = "test") -> list[ModelRow]:
     """Return the models of a report from simple to complex: the majority class first, if the report has it."""
     rows = []

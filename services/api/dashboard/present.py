@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from markupsafe import Markup, escape
 
+from tlm_core.evaluation.summary import model_title
 from tlm_core.tasks.metrics import METRICS, scores_shown
 
 NONE = "–"
@@ -37,6 +38,11 @@ def about(value: float | None) -> str:
 def metric(name: str) -> str:
     """macro-F1 for macro_f1. Ticket sharing reports `value`: the mean of its tasks, each with its own metric."""
     return "mean of tasks" if name == "value" else name.replace("_f1", "-F1")
+
+
+def words(name: str) -> str:
+    """An identifier of a stage, a kind or a field as words: self train for self_train."""
+    return name.replace("_", " ")
 
 
 def scores_of(metric: str) -> tuple[str, ...]:
@@ -137,6 +143,8 @@ FILTERS = {
     "power": power,
     "about": about,
     "metric": metric,
+    "model": model_title,
+    "words": words,
     "score": score,
     "percent": percent,
     "duration": duration,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.unit.client.gateway import report
-from tlm_core.evaluation.summary import model_rows, sentences
+from tlm_core.evaluation.summary import model_rows, model_title, sentences
 
 
 def returning(model: str, **over: Any) -> dict[str, Any]:
@@ -43,6 +43,10 @@ def test_combination_names_the_linear_model_that_it_uses() -> None:
     changed = returning("combined")
     changed["models"] = {"linear": {}, "self_trained": {}, **changed["models"]}
     assert "the encoder of seed 3 combined with the self-trained linear model:" in sentences(changed)[0]
+
+
+def test_title_of_a_model_is_no_identifier() -> None:
+    assert [model_title(name) for name in ("linear", "self_trained")] == ["linear", "self-trained"]
 
 
 def test_reason_that_the_worth_repeats_is_stated_once() -> None:
