@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import logging
 import tempfile
 import uuid
 import zlib
@@ -18,10 +19,12 @@ from pydantic import BaseModel, ConfigDict
 
 from tlm_core.artifacts.hashing import canonical_json
 from tlm_core.artifacts.manifest import ManifestRef
-from tlm_core.errors import CorruptArtifact
+from tlm_core.errors import CorruptArtifact, NotFound
 
 if TYPE_CHECKING:
     from tlm_core.artifacts import ArtifactStore
+
+log = logging.getLogger(__name__)
 
 STREAMS = ("events", "metrics", "logs")
 # Of each stream; a job that writes more loses its oldest log lines and metric points.
@@ -59,13 +62,21 @@ class History:
             source = Path(scratch) / "history"
             source.mkdir()
             for stream in STREAMS:
-                entries = [*(self.read(earlier, stream) if earlier else ()), *rows.get(stream, ())]
+                entries = [*self._earlier_rows(job, earlier, stream), *rows.get(stream, ())]
                 last |= {stream: entries[-1][0]} if entries else {}
                 newest = entries if stream == "events" else entries[-_MAX_ENTRIES:]
                 with gzip.open(source / f"{stream}.gz", "wt", encoding="utf-8") as file:
                     file.writelines(canonical_json(entry) + "\n" for entry in newest)
             ref = self.artifacts.write(folder, source, artifact=job, stage="history")
         return Moved(ref=ref, last=last)
+
+    def _earlier_rows(self, job: str, earlier: Moved | None, stream: str) -> list[Row]:
+        """Return the entries that a move keeps: none if their files are lost, so that later entries can move."""
+        try:
+            return self.read(earlier, stream) if earlier else []
+        except NotFound as error:
+            log.error("Lost the %s of job %s up to now: %s", stream, job, error)
+            return []
 
     def delete(self, moved: Moved) -> None:
         self.artifacts.delete(moved.ref.folder)
