@@ -6,12 +6,14 @@ TASK ?=
 CORPUS ?=
 PROSE := README.md CONTRIBUTING.md CHANGELOG.md docs Makefile deploy benchmarks services tlm_client tlm_core tools
 
-.PHONY: help setup demo test chaos check client evidence evidence-runs bench-gateway bench-gpu bench-quality bench-retrieval bench-studies bench-training lock clean test-gpu
+.PHONY: help setup demo test chaos chaos-times soak check client evidence evidence-runs bench-gateway bench-gpu bench-quality bench-retrieval bench-studies bench-training lock clean test-gpu
 
 help:
 	@echo "make demo   start the local stack, train a classifier and compare it with baselines (TASK=, CORPUS=: your data)"
 	@echo "make test   run all tests"
 	@echo "make chaos  break running processes at random, and check what clients saw (JOBS=, FAULTS=, SEED=, BUG=)"
+	@echo "make chaos-times  measure how soon faults are noticed and work continues"
+	@echo "make soak   run mixed jobs for two hours (SECONDS=), and check that nothing grows"
 	@echo "make test-gpu  run the tests that need a GPU"
 	@echo "make check  check style, types, deployment files and documentation"
 	@echo "make client generate the synchronous client from the asyncio client"
@@ -43,6 +45,14 @@ test: setup
 
 chaos: setup
 	@$(BIN)/python -m tests.chaos $(if $(JOBS),--jobs $(JOBS)) $(if $(FAULTS),--faults $(FAULTS)) $(if $(SEED),--seed $(SEED)) $(if $(BUG),--bug $(BUG))
+	@$(if $(BUG),:,$(BIN)/python -m tests.chaos.streams)
+	@$(if $(BUG),:,$(BIN)/python -m tests.chaos.resume)
+
+chaos-times: setup
+	@$(BIN)/python -m tests.chaos.times
+
+soak: setup
+	@$(BIN)/python -m tests.chaos.soak $(SECONDS)
 
 test-gpu: setup
 	@$(BIN)/python -m pytest -q -m cuda tests/unit/training/test_cuda.py

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import subprocess
 import time
@@ -39,6 +40,7 @@ class RedisServer:
     port: int = field(default_factory=free_port)
     password: str = field(default_factory=lambda: secrets.token_hex(8))
     process: subprocess.Popen[bytes] | None = None
+    environment: dict[str, str] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
@@ -64,6 +66,7 @@ class RedisServer:
                 self.password,
             ],
             stdout=subprocess.DEVNULL,
+            env=os.environ | self.environment,
         )
         deadline = time.monotonic() + 15
         while True:

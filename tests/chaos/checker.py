@@ -37,11 +37,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Write:
-    """A report of a worker that the store accepted. sent_at: the time before the call."""
+    """A report of a worker that the store accepted. current: the attempt of the job before the call."""
 
     job: str
     attempt: int
-    sent_at: float
+    current: int
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class History:
 
 def violations(history: History) -> list[str]:
     """Return one sentence per contradiction."""
-    return [*_lost(history), *_doubled(history.records), *_torn(history.torn), *_back(history), *_late(history)]
+    return [*_lost(history), *_doubled(history.records), *_torn(history.torn), *_back(history), *_late(history.writes)]
 
 
 def _torn(torn: Iterable[str]) -> Iterator[str]:
@@ -137,11 +137,8 @@ def _broken_path(job: str, record: Record) -> Iterator[str]:
         yield f"state went back: the events of {job} end in {state}, its record in {record.state}"
 
 
-def _late(history: History) -> Iterator[str]:
-    """No write of an attempt that began after the next attempt did is accepted."""
-    began = {job: {e.attempt: e.at for e in reversed(r.events) if e.type == "job.claimed"}
-             for job, r in history.records.items()}  # fmt: skip
-    for write in history.writes:
-        later = [at for attempt, at in began.get(write.job, {}).items() if attempt > write.attempt]
-        if later and write.sent_at > min(later):
-            yield f"late write: attempt {write.attempt} of {write.job} wrote after a later attempt began"
+def _late(writes: Iterable[Write]) -> Iterator[str]:
+    """No write is accepted of an attempt after which another one has begun before the call."""
+    for write in writes:
+        if write.current > write.attempt:
+            yield f"late write: attempt {write.attempt} of {write.job} wrote after attempt {write.current} began"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -35,7 +36,13 @@ from tlm_core.errors import CorruptArtifact, NotFound
 from tlm_core.jobs.states import TERMINAL, State
 from tlm_core.kinds import MODULES
 
-LEASE_SECONDS, STALL_SECONDS = 4.0, 8.0  # shorter than in service, so that a run has time for many adoptions
+# Shorter than in service, so that a run has time for many adoptions.
+FAST = {"lease_seconds": "4", "stall_seconds": "8", "poll_seconds": "0.2"}
+
+
+# Lets the clock of Redis differ from that of the machine (Debian: apt install libfaketime).
+_FAKETIME = next(iter(Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), None)
+_MOST_CLOCK_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -52,10 +59,13 @@ class Fault:
 def plan_faults(seed: int, count: int, wait: float) -> list[Fault]:
     """Return the faults of a seed."""
     rng = random.Random(seed)
+    clock = [("step", "clock", 5, 15)] if _FAKETIME else []
     kinds = [
+        *clock,
         *(("kill", "coordinator", 0, 0), ("stop", "coordinator", 1, 8), ("kill", "gateway", 0, 0)),
         *(("stop", "gateway", 1, 4), ("kill", "worker", 0, 0), ("stop", "worker", 1, 12), ("lose", "worker", 3, 8)),
         *(("kill", "redis", 0.1, 2), ("stop", "redis", 0.5, 7), ("break", "storage", 0.5, 3)),
+        ("fill", "storage", 0.5, 4),
         *((mode, "network", 0.5, 6) for mode in ("cut", "delay", "half-open")),
     ]
     chosen = [rng.choice(kinds) for _ in range(count)]
@@ -67,19 +77,29 @@ def plan_faults(seed: int, count: int, wait: float) -> list[Fault]:
 
 @dataclass
 class Chaos:
-    """A service of several coordinators and gateways with a cluster and clients, all below `folder`."""
+    """A service of several coordinators and gateways with a cluster and clients, all below `folder`.
+
+    times: settings of coordinators and workers. real_disk: the storage has a small disk of its own, where this process
+    may mount one. Otherwise a full disk is an error of each write.
+    """
 
     folder: Path
     bug: str = ""
     coordinators: int = 3
     gateways: int = 2
+    times: dict[str, str] = field(default_factory=FAST.copy)
+    real_disk: bool = False
     history: History = field(default_factory=History)
     faults: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.redis = RedisServer(self.folder)
+        self.redis = RedisServer(self.folder, environment=self._clock(0.0))
         self.redis.start()
+        if self.real_disk:
+            (self.folder / "storage").mkdir()
+            mount = ["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", str(self.folder / "storage")]
+            self.real_disk = subprocess.run(mount, check=False, capture_output=True).returncode == 0
         if self.bug == "early-acknowledgment":
             self.redis.client().config_set("appendonly", "no")
         self.proxies = {name: Proxy(self.redis.port) for name in ("gateway", "coordinator", "worker")}
@@ -91,6 +111,14 @@ class Chaos:
         self.stop = threading.Event()
         self._verified = set[str]()
         self._redis_lock = threading.Lock()
+
+    def _clock(self, ahead: float) -> dict[str, str]:
+        """Set by how many seconds the clock of Redis is ahead. Returns the environment in which Redis reads it."""
+        path = self.folder / "clock"
+        path.with_suffix(".new").write_text(f"{ahead:+.0f}")
+        path.with_suffix(".new").replace(path)
+        faked = {"LD_PRELOAD": str(_FAKETIME), "FAKETIME_TIMESTAMP_FILE": str(path), "FAKETIME_CACHE_DURATION": "1"}
+        return {**faked, "DONT_FAKE_MONOTONIC": "1"} if _FAKETIME else {}
 
     # --- processes -----------------------------------------------------------------------------------------------
 
@@ -106,8 +134,9 @@ class Chaos:
             values |= {"port": self.urls[index].rpartition(":")[2], "token_file": str(self.folder / "token")}
         else:
             values |= {"ray_url": self.cluster.url if role == "coordinator" else "", "concurrency": "3"}
-            values |= {"lease_seconds": str(LEASE_SECONDS), "stall_seconds": str(STALL_SECONDS), "poll_seconds": "0.2"}
+            values |= self.times
         environment = {f"{prefix}{name}".upper(): value for name, value in values.items()}
+        environment["CHAOS_FOLDER"] = str(self.folder)
         return start(role, environment, self.folder, self.bug, arguments)
 
     def _supervise(self) -> None:
@@ -149,6 +178,8 @@ class Chaos:
             for proxy in self.proxies.values():
                 proxy.close()
             self.redis.kill()
+            if self.real_disk:
+                subprocess.run(["umount", "--lazy", str(self.folder / "storage")], check=True)
 
     # --- clients -------------------------------------------------------------------------------------------------
 
@@ -220,10 +251,18 @@ class Chaos:
         self.faults.append(done)
         if fault.target == "redis":
             self._break_redis(fault)
-        elif fault.target == "storage":
-            (self.folder / "storage-broken").touch()
+        elif fault.target == "clock":
+            self._clock((2 * fault.pick - 1) * _MOST_CLOCK_SECONDS)
             time.sleep(fault.seconds)
-            (self.folder / "storage-broken").unlink(missing_ok=True)
+            self._clock(0.0)
+        elif fault.target == "storage":
+            name = "storage-broken" if fault.kind == "break" else "storage/filler" if self.real_disk else "storage-full"
+            path = self.folder / name
+            path.touch()
+            if name == "storage/filler":
+                _fill(path)
+            time.sleep(fault.seconds)
+            path.unlink(missing_ok=True)
         elif fault.target == "network":
             proxy = list(self.proxies.values())[int(fault.pick * len(self.proxies))]
             proxy.set(fault.kind)
@@ -278,9 +317,9 @@ class Chaos:
                 for user in runs:
                     with suppress(TimeoutError):
                         user.result()
-            self._collect()
+            self.collect()
 
-    def _collect(self) -> None:
+    def collect(self) -> None:
         """Read the records, the artifacts, the logs and the writes of workers."""
         self._verify_artifacts()
         records, more = self.store.list_jobs(T, limit=10_000)
@@ -311,22 +350,12 @@ class Chaos:
             self.history.torn.append(f"the result of {job}: {error}")
 
 
-def delays(chaos: Chaos) -> dict[str, tuple[list[float], list[float]]]:
-    """Return, by fault, the seconds until somebody noticed it, and until a stage started again."""
-    by_fault: dict[str, tuple[list[float], list[float]]] = {}
-    for fault in (fault for fault in chaos.faults if fault["kind"] != "stop" and (fault["job"] or fault["pid"])):
-        for job, record in chaos.history.records.items():
-            before = [event for event in record.events if event.at < fault["at"]]
-            owner = next((str(event.data["owner"]) for event in reversed(before) if "owner" in event.data), "")
-            ended = before and before[-1].type in ("job.requeued", *(f"job.{state}" for state in (*TERMINAL, "paused")))
-            if ended or (job != fault["job"] and f"-{fault['pid']}-" not in owner):
-                continue
-            times = by_fault.setdefault(f"{fault['target']} {fault['kind']}", ([], []))
-            signs, sign = iter(record.events[len(before) :]), "requeued" if fault["target"] == "worker" else "adopted"
-            for seconds, awaited in zip(times, (f"job.{sign}", "stage.started"), strict=True):
-                if event := next((event for event in signs if event.type == awaited), None):
-                    seconds.append(event.at - fault["at"])
-    return by_fault
+def _fill(path: Path) -> None:
+    """Let a file fill its disk."""
+    with path.open("wb") as file, suppress(OSError):
+        while True:
+            file.write(b"0" * 100_000)
+            file.flush()
 
 
 def say(text: str) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import time
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from tests.trainer_fakes import counting_stage
@@ -11,20 +14,37 @@ from tlm_core.jobs.nodes import validate_nodes
 from tlm_core.jobs.plan import Node, Plan
 from tlm_core.jobs.spec import KindOptions, PlanInputs
 from tlm_core.kinds.kind import Kind
+from tlm_core.pulse import PULSE
 from tlm_core.training.stage import StageContext, StageParams, worker
-
-STEPS, STEP_SECONDS = 10, 0.1
 
 
 class ChaosOptions(KindOptions):
     number: int = 0
+    steps: int = 10
+    step_seconds: float = 0.1
 
 
 class NumberParams(StageParams):
     number: int
+    steps: int
+    step_seconds: float
 
 
-count = counting_stage(STEPS, lambda _: time.sleep(STEP_SECONDS))
+def count(ctx: StageContext[NumberParams]) -> Mapping[str, Any]:
+    """Count like a training loop does. The process hangs while its file `hang_file` exists."""
+
+    def step(_: int) -> None:
+        time.sleep(ctx.params.step_seconds)
+        while hang_file(Path(os.environ["CHAOS_FOLDER"]), os.getppid()).exists():
+            time.sleep(0.05)
+        PULSE.warm_up()
+
+    with PULSE.pace(steady=True):
+        return counting_stage(ctx.params.steps, step)(ctx)
+
+
+def hang_file(folder: Path, process: int) -> Path:
+    return folder / f"hang-{process}"
 
 
 def content(number: int) -> bytes:
@@ -34,7 +54,7 @@ def content(number: int) -> bytes:
 
 def report(ctx: StageContext[NumberParams]) -> dict[str, Any]:
     """Write `report.json` and the file whose content the checker knows. Input: `counted`."""
-    assert (ctx.inputs["counted"] / "counted").read_text() == str(STEPS)
+    assert (ctx.inputs["counted"] / "counted").read_text() == str(ctx.params.steps)
     (ctx.out / "content").write_bytes(content(ctx.params.number))
     values = {"metric": "number", "mean": {"test": {"number": ctx.params.number}}, "spread": {"test": {"number": None}}}
     cost = {"flops": 0.0, "tokens": 0.0, "seconds": 0.0, "gpu_seconds": 0.0}
@@ -47,7 +67,7 @@ REPORT = worker("number", "tests.chaos.kind:report", 1, NumberParams, needs_torc
 
 
 def plan(inputs: PlanInputs[ChaosOptions]) -> Plan:
-    params = NumberParams(number=inputs.options.number)
+    params = NumberParams(**inputs.options.model_dump())
     counted = Node("count", COUNT, params, {"task": "validate"})
     number = Node("number", REPORT, params, {"counted": "count"}, group="last")
     return Plan((*validate_nodes(inputs), counted, number), report="number", model="number")

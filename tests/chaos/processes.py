@@ -8,7 +8,6 @@ import os
 import random
 import signal
 import sys
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from importlib import import_module
@@ -21,7 +20,7 @@ from services.common.jobstore import JobStore
 from services.trainer.program import _PR_SET_PDEATHSIG
 from tlm_core.artifacts import ArtifactStore
 from tlm_core.artifacts.manifest import MANIFEST
-from tlm_core.errors import StorageUnavailable
+from tlm_core.errors import StorageFull, StorageUnavailable
 from tlm_core.kinds import MODULES
 
 MAIN = {"gateway": "services.api.__main__", "coordinator": "services.trainer.__main__"}
@@ -40,7 +39,13 @@ SCRIPT_BUGS = {
 BUGS = (*SCRIPT_BUGS, "early-acknowledgment", "torn-manifest")
 
 _context = get_context("forkserver")
-_context.set_forkserver_preload([*MAIN.values(), WORKER, "services.trainer.compute", __name__, "tests.chaos.kind"])
+_PRELOADED = [*MAIN.values(), WORKER, "services.trainer.compute", __name__, "tests.chaos.kind"]
+_context.set_forkserver_preload(_PRELOADED)
+
+
+def preload(*modules: str) -> None:
+    """Import more modules before the first process starts."""
+    _context.set_forkserver_preload([*_PRELOADED, *modules])
 
 
 def start(role: str, environment: dict[str, str], folder: Path, bug: str, arguments: list[str]) -> BaseProcess:
@@ -58,7 +63,7 @@ def _run(role: str, environment: dict[str, str], folder: Path, bug: str, argumen
     os.dup2(log, 2)
     os.environ |= environment
     MODULES["chaos"] = "tests.chaos.kind"
-    _break_storage(folder / "storage-broken")
+    _break_storage(folder / "storage-broken", folder / "storage-full")
     _plant(bug)
     if role not in MAIN:
         _record_writes(folder / "writes.jsonl")
@@ -66,27 +71,29 @@ def _run(role: str, environment: dict[str, str], folder: Path, bug: str, argumen
     import_module(MAIN.get(role, WORKER)).main()
 
 
-def _break_storage(flag: Path) -> None:
-    """Let each access to the storage fail while the file `flag` exists."""
+def _break_storage(broken: Path, full: Path) -> None:
+    """Let each access to the storage fail while a file `broken` exists, and each write while a file `full` does."""
     errors = ArtifactStore.errors
 
     def breaking(self: ArtifactStore, action: str, *, writes: bool = False) -> AbstractContextManager[None]:
-        if flag.exists():
+        if broken.exists():
             raise StorageUnavailable(f"Failed {action}: planned fault.")
+        if writes and full.exists():
+            raise StorageFull(f"Failed {action}: planned fault.")
         return errors(self, action, writes=writes)
 
     ArtifactStore.errors = breaking  # type: ignore[method-assign, assignment]
 
 
 def _record_writes(path: Path) -> None:
-    """Record each report of a worker that the store accepted, with the time before the call."""
+    """Record each report of a worker that the store accepted, with the current attempt before the call."""
     report: Callable[..., Any] = JobStore.report
 
     def recorded(self: JobStore, tenant: str, job: str, attempt: int, **values: Any) -> Any:
-        sent_at = time.time()
+        current = self.get(tenant, job).attempt
         answer = report(self, tenant, job, attempt, **values)
         with path.open("a") as handle:
-            handle.write(json.dumps({"job": job, "attempt": attempt, "sent_at": sent_at}) + "\n")
+            handle.write(json.dumps({"job": job, "attempt": attempt, "current": current}) + "\n")
         return answer
 
     JobStore.report = recorded  # type: ignore[method-assign]

@@ -30,7 +30,7 @@ def made_history() -> History:
               for n, (type, attempt, data) in enumerate(rows, 1)]  # fmt: skip
     return History(
         answers=[Answer(1, 1.1, "k", JOB, "queued", 1), Answer(12, 12.1, "k", JOB, "succeeded", 11)],
-        writes=[Write(JOB, 1, 2.5), Write(JOB, 2, 4.5), Write(JOB, 3, 9)],
+        writes=[Write(JOB, 1, 1), Write(JOB, 2, 2), Write(JOB, 3, 3)],
         records={JOB: Record("k", State.SUCCEEDED, events)},
     )
 
@@ -73,7 +73,7 @@ def fail(history: History) -> None:
 
 
 def write_late(history: History) -> None:
-    history.writes.append(Write(JOB, 1, 4.5))
+    history.writes.append(Write(JOB, 1, 2))
 
 
 def tear(history: History) -> None:

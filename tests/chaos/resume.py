@@ -1,0 +1,108 @@
+"""`python -m tests.chaos.resume [KILLS] [SEED]`: real training that is killed at random points and resumes.
+
+The worker is killed KILLS times (default 20) in the joint stage and as often in finetuning. The files of each stage
+must equal those of a job that nobody interrupts, byte for byte.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import httpx
+
+from services.common.situation import Situation
+from tests.chaos import processes
+from tests.chaos.harness import Chaos, say
+from tests.chaos.ray import send
+from tests.contract.gateway import T
+from tests.e2e.stack import OVERRIDES
+from tests.support import wait_for
+from tlm_core.jobs.plan import plan_of
+from tlm_core.jobs.spec import JobRecord
+from tlm_core.jobs.states import TERMINAL, State
+
+STAGES = ("joint", "finetune")
+_RECIPE = {name: value for name, value in OVERRIDES.items() if not name.startswith("selection.")} | {
+    "selection.selector": "none", "joint.budget.steps": 300, "finetune.epochs": 60, "finetune.evaluations": 30,
+    "checkpoint_steps": 2,
+}  # fmt: skip
+_PATIENCE = 560.0
+
+
+def run(folder: Path, kills: int, rng: random.Random) -> dict[str, dict[str, str]]:
+    """Train with this many kills in each stage. Returns the digest of each file of each stage."""
+    chaos = Chaos(folder, coordinators=1, gateways=1)
+    with chaos.running():
+        chaos.add_dataset()
+        job = _submit(chaos)
+        done, deadline = dict.fromkeys(STAGES, 0), time.monotonic() + _PATIENCE
+        while (record := chaos.store.get(T, job)).state not in TERMINAL and time.monotonic() < deadline:
+            stage = _training_stage(chaos, record)
+            if stage and done[stage] < kills:
+                time.sleep(rng.uniform(0.0, 0.6))
+                for run in chaos.cluster.running():
+                    send(run.process, signal.SIGKILL)
+                done[stage] += 1
+                wait_for(lambda now=record: chaos.store.get(T, job).attempt > now.attempt, 60)  # type: ignore[misc]
+            time.sleep(0.05)
+        say(
+            f"{record.state}: attempt {record.attempt}, {record.failures} failures, killed {done}, {record.error or ''}"
+        )
+        assert record.state is State.SUCCEEDED and min(done.values()) >= kills, record
+        return _files(chaos, record)
+
+
+def _submit(chaos: Chaos) -> str:
+    with httpx.Client(timeout=30, trust_env=False) as client:
+        body = {"dataset": "toy", "overrides": _RECIPE, "max_attempts": 10}
+        answer = chaos.request(client, "POST", "/v1/jobs", random.Random(0), json=body)
+    assert answer.status_code == 202, answer.text
+    return str(answer.json()["id"])
+
+
+def _training_stage(chaos: Chaos, record: JobRecord) -> str:
+    """Return the stage that has reported a step of this attempt, or nothing."""
+    events = chaos.store.events(T, record.id, after=max(0, record.last_event - 20))
+    checkpoints = [
+        event for event in events if event.type == "checkpoint.published" and event.attempt == record.attempt
+    ]
+    if record.state is not State.RUNNING or not checkpoints:
+        return ""
+    node = str(checkpoints[-1].data["node"])
+    ended = node in Situation.read(chaos.store, record).done
+    stage = plan_of(record).node(node).stage.name
+    return stage if stage in STAGES and not ended else ""
+
+
+def _files(chaos: Chaos, record: JobRecord) -> dict[str, dict[str, str]]:
+    done = Situation.read(chaos.store, record).done
+    nodes = [node for node in plan_of(record).nodes if node.stage.name in STAGES]
+    return {
+        node.stage.name: {file.name: file.sha256 for file in chaos.artifacts.manifest(done[node.name]).files}
+        for node in nodes
+    }
+
+
+def main() -> int:
+    kills, seed = (int(text) for text in (*sys.argv[1:], *("20", "1")[len(sys.argv) - 1 :]))
+    os.environ["OMP_NUM_THREADS"] = "1"
+    processes.preload("tlm_core.training.stages", "tlm_core.training.evaluate", "tlm_core.training.export")
+    folder = Path(tempfile.mkdtemp(prefix="resume-"))
+    say(f"seed {seed}, logs in {folder}")
+    whole, killed = (
+        run(folder / name, count, random.Random(seed)) for name, count in (("whole", 0), ("killed", kills))
+    )
+    for stage in STAGES:
+        differ = sorted(name for name in whole[stage] if whole[stage][name] != killed[stage].get(name))
+        say(f"{stage}: {len(whole[stage])} files, different: {', '.join(differ) or 'none'}")
+    return int(whole != killed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

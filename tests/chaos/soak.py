@@ -1,0 +1,113 @@
+"""`python -m tests.chaos.soak [SECONDS]`: mixed jobs for a long time (default: 2 hours), without faults.
+
+It fails if the memory or the file handles of a process grow by 5 % or more in the second half, or if the memory of
+Redis differs by more than a tenth from what the number of jobs gives.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+from services.common.redis_client import FEED, TO_MOVE
+from tests.chaos.checker import violations
+from tests.chaos.harness import Chaos, say
+from tests.contract.gateway import T
+from tests.store_size import copy_job, memory
+from tests.support import wait_for
+from tlm_core.jobs.states import TERMINAL, State
+
+_CLIENTS, _COPIES, _MOST_GROWTH, _MOST_DIFFERENCE = 4, 200, 0.05, 0.10
+
+
+@dataclass
+class Soak:
+    """Runs jobs until `seconds` have passed, and samples all processes."""
+
+    chaos: Chaos
+    seconds: float
+    # (process, figure) → (seconds since the start, value)
+    samples: dict[tuple[str, str], list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
+
+    def run(self) -> list[str]:
+        """Return one sentence for each figure that grows too much."""
+        with self.chaos.running():
+            self.chaos.add_dataset()
+            empty, began = memory(self.chaos.store._redis), time.monotonic()
+            clients = [threading.Thread(target=self._client, args=(n, began)) for n in range(_CLIENTS)]
+            for client in clients:
+                client.start()
+            while time.monotonic() < began + self.seconds:
+                time.sleep(min(5.0, self.seconds / 100))
+                self._sample(time.monotonic() - began)
+            for client in clients:
+                client.join()
+            wait_for(lambda: not self.chaos.store._redis.scard(TO_MOVE), 60)
+            self.chaos.collect()
+            return [*self._growing(), *violations(self.chaos.history), *self._redis_size(empty)]
+
+    def _client(self, number: int, began: float) -> None:
+        """Submit one job after another, some with equal work, and pause or cancel some."""
+        rng = random.Random(number)
+        with httpx.Client(timeout=20, trust_env=False) as client:
+            while time.monotonic() < began + self.seconds:
+                self.chaos._job(client, rng, number, time.monotonic() + 300)
+                number += _CLIENTS
+
+    def _sample(self, at: float) -> None:
+        processes = {f"{role} {n}": process.pid for (role, n), process in self.chaos.processes.items()}
+        assert self.chaos.redis.process is not None
+        for name, pid in {**processes, "Redis": self.chaos.redis.process.pid}.items():
+            handles = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+            self.samples[name, "file handles"].append((at, handles))
+            if name != "Redis":
+                pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+                self.samples[name, "MB of memory"].append((at, pages * 4096 / 1e6))
+
+    def _growing(self) -> list[str]:
+        """Compare the last tenth of the time with the tenth in its middle."""
+        growing = []
+        for (process, figure), samples in sorted(self.samples.items()):
+            middle, end = (
+                statistics.mean([value for at, value in samples if first <= at / self.seconds <= first + 0.1])
+                for first in (0.45, 0.9)
+            )
+            say(f"| {process} | {figure} | {middle:.0f} | {end:.0f} | {end / middle - 1:+.1%} |")
+            if end / middle - 1 >= _MOST_GROWTH:
+                growing.append(f"{process}: {figure} grew by {end / middle - 1:.1%}")
+        return growing
+
+    def _redis_size(self, empty: int) -> list[str]:
+        """Compare the memory of Redis with the sum over its jobs: the memory of a copy of one, for each."""
+        client, store = self.chaos.store._redis, self.chaos.store
+        jobs = store.list_jobs(T, limit=1_000_000)[0]
+        ended = [job for job in jobs if job.state in TERMINAL]
+        measured, feed = memory(client), client.memory_usage(FEED, samples=0)
+        copy_job(client, next(job for job in jobs if job.state is State.SUCCEEDED), _COPIES)
+        each = (memory(client) - measured) / _COPIES
+        computed = empty + feed + len(ended) * each
+        say(f"Redis: {len(jobs)} jobs of {each / 1e3:.1f} kB, the feed {feed / 1e3:.0f} kB")
+        say(f"Redis: computed {computed / 1e6:.2f} MB, measured {measured / 1e6:.2f} MB")
+        different = abs(measured / computed - 1) > _MOST_DIFFERENCE
+        return [f"Redis: {measured} bytes, computed {computed:.0f}"] if different else []
+
+
+def main() -> int:
+    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 7200.0
+    say("| process | figure | in the middle | at the end | growth |\n| --- | --- | --- | --- | --- |")
+    wrong = Soak(Chaos(Path(tempfile.mkdtemp(prefix="soak-")), coordinators=2), seconds).run()
+    say("\n".join(wrong) or f"Nothing grows in {seconds:g} s.")
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""`python -m tests.chaos.times [N]`: how soon the service, with its default settings, notices faults and continues.
+
+Each fault comes N times (default 5), and no other at the same time.
+"""
+
+from __future__ import annotations
+
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx
+
+from services.trainer.assignment import Assignment
+from tests.chaos.harness import Chaos, say
+from tests.chaos.kind import hang_file
+from tests.chaos.ray import Submission, send
+from tests.contract.gateway import T
+from tests.support import wait_for
+from tlm_core.jobs.spec import Event
+
+_STEPS, _STEP_SECONDS, _PATIENCE = 100_000, 0.5, 120.0
+
+
+class Times:
+    """Runs jobs without an end, and measures the seconds from a fault to what follows from it."""
+
+    def __init__(self, chaos: Chaos, count: int) -> None:
+        self._chaos, self._count = chaos, count
+        self._client = httpx.Client(timeout=2, trust_env=False)
+
+    def measure(self) -> None:
+        self._submit()
+        self._of_workers("worker killed", lambda run: send(run.process, signal.SIGKILL))
+        self._of_workers("node lost, the cluster reports it", self._lose)
+        self._of_workers("worker hangs: heartbeats, no progress", self._hang)
+        self._of_workers("worker or node silent (SIGSTOP)", lambda run: send(run.process, signal.SIGSTOP))
+        self._row("coordinator killed", [self._kill_coordinator() for _ in range(self._count)])
+        self._row("gateway killed", [self._kill_gateway() for _ in range(self._count)])
+
+    def _submit(self) -> None:
+        token = (self._chaos.folder / "token").read_text().strip()
+        for number in range(self._count):
+            options = {"number": number, "steps": _STEPS, "step_seconds": _STEP_SECONDS}
+            body = {"kind": "chaos", "dataset": "toy", "options": options, "overrides": {"selection.selector": "none"}}
+            headers = {"Authorization": f"Bearer {token}"}
+            answer = self._client.post(f"{self._chaos.urls[0]}/v1/jobs", json=body, headers=headers)
+            assert answer.status_code == 202, answer.text
+
+    def _working(self) -> list[Submission]:
+        """Wait until every job trains steadily, and return their submissions."""
+        wait_for(lambda: len(self._chaos.cluster.running()) == self._count, _PATIENCE)
+        time.sleep(8)  # Some intervals, and a beat.
+        runs = self._chaos.cluster.running()
+        assert len(runs) == self._count
+        return runs
+
+    def _of_workers(self, name: str, break_it: Callable[[Submission], None]) -> None:
+        runs = self._working()
+        began = {}
+        for run in runs:
+            began[Assignment.read(run.arguments).job] = time.time()
+            break_it(run)
+        times = [self._seconds(job, at, "job.requeued", "stage.resumed") for job, at in began.items()]
+        for run in runs:
+            send(run.process, signal.SIGKILL)
+        self._row(name, times)
+
+    def _lose(self, run: Submission) -> None:
+        run.lost = True
+
+    def _hang(self, run: Submission) -> None:
+        hang_file(self._chaos.folder, run.process.pid or 0).touch()
+
+    def _seconds(self, job: str, at: float, *signs: str) -> tuple[float, float]:
+        """Return the seconds until the first event of the first type, and until the last type follows."""
+        first = wait_for(lambda: next(self._since(job, at, signs[0]), None), _PATIENCE)
+        last = wait_for(lambda: next(self._since(job, first.at, signs[-1]), None), _PATIENCE)
+        return first.at - at, last.at - at
+
+    def _since(self, job: str, at: float, type: str) -> Iterator[Event]:
+        time.sleep(0.2)
+        events = self._chaos.store.events(T, job, limit=1_000_000)
+        yield from (event for event in events if event.at >= at and event.type == type)
+
+    def _kill_coordinator(self) -> tuple[float, float]:
+        """Kill the coordinator of the first job. Its worker runs on, so that noticing and resuming are one."""
+        self._working()
+        job = self._chaos.store.list_jobs(T)[0][0]
+        process = next(p for p in self._chaos.processes.values() if f"-{p.pid}-" in (job.owner or ""))
+        at = time.time()
+        send(process, signal.SIGKILL)
+        return self._seconds(job.id, at, "job.adopted")
+
+    def _kill_gateway(self) -> tuple[float, float]:
+        """Kill the only gateway, which its supervisor starts again. Returns the time to the next answer."""
+        at = time.time()
+        send(self._chaos.processes["gateway", 0], signal.SIGKILL)
+        wait_for(lambda: not self._chaos.processes["gateway", 0].is_alive() or time.time() > at + 1)
+        seconds = wait_for(self._answered, _PATIENCE) - at
+        return seconds, seconds
+
+    def _answered(self) -> float:
+        with suppress(httpx.HTTPError):
+            self._client.get(f"{self._chaos.urls[0]}/healthz").raise_for_status()
+            return time.time()
+        time.sleep(0.05)
+        return 0.0
+
+    def _row(self, name: str, times: list[tuple[float, float]]) -> None:
+        shown = [f"{statistics.median(column):.1f}, {max(column):.1f}" for column in zip(*times, strict=True)]
+        say(f"| {name} | {' | '.join(shown)} | {len(times)} |")
+
+
+@contextmanager
+def defaults() -> Iterator[Chaos]:
+    """Run two coordinators and one gateway with the default settings."""
+    chaos = Chaos(Path(tempfile.mkdtemp(prefix="times-")), coordinators=2, gateways=1, times={})
+    with chaos.running():
+        chaos.add_dataset()
+        yield chaos
+
+
+if __name__ == "__main__":
+    say("| fault | noticed: median, most | resumed: median, most | measured |\n| --- | --- | --- | --- |")
+    with defaults() as running:
+        Times(running, int(sys.argv[1]) if len(sys.argv) > 1 else 5).measure()
