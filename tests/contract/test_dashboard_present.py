@@ -19,7 +19,7 @@ def test_unknown_values_are_a_dash(show: Callable[[Any], str]) -> None:
 @pytest.mark.parametrize(
     ("shown", "as_text"),
     [
-        (power(4.1e13), "4.1 × 10¹³"),
+        (power(4.1e13), "4.1 × 10<sup>13</sup>"),
         (power(99_999), "99,999"),
         (about(79_123), "79,000"),
         (about(0.123), "0.12"),

@@ -10,7 +10,7 @@ from tests.integration.browser import chromium, settle, sign_in
 from tests.support import ROOT
 
 FOLDER = ROOT / "docs" / "screenshots"
-DESK, PHONE = {"width": 1200, "height": 820}, {"width": 390, "height": 780}
+DESK, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 780}
 
 
 def main() -> None:
@@ -29,13 +29,13 @@ def main() -> None:
             ("jobs-phone", "/ui/jobs", "light", PHONE),
             ("job-light", running, "light", DESK),
             ("job-phone", running, "dark", PHONE),
-            ("results-light", f"{over}/results", "light", {"width": 1280, "height": 760}),
-            ("models-light", "/ui/models", "light", {"width": 1060, "height": 420}),
+            ("results-light", f"{over}/results", "light", {"width": 1440, "height": 900}),
+            ("models-light", "/ui/models", "light", {"width": 1200, "height": 620}),
             ("selection-light", f"{over}/selection", "light", DESK),
             ("dataset-dark", f"/ui/datasets/{contents.dataset}", "dark", DESK),
-            ("submit-light", "/ui/submit", "light", {"width": 1200, "height": 1180}),
+            ("submit-light", "/ui/submit", "light", {"width": 1440, "height": 1180}),
             ("submit-phone", "/ui/submit", "dark", PHONE),
-            ("corpora-light", "/ui/corpora", "light", {"width": 1060, "height": 560}),
+            ("corpora-light", "/ui/corpora", "light", {"width": 1200, "height": 700}),
             (
                 "compare-light",
                 f"/ui/compare?id={contents.jobs['succeeded']}&id={contents.jobs['alone']}",

@@ -9,6 +9,8 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, Response
 from starlette.concurrency import run_in_threadpool
 
+from services.api.dashboard.present import colors
+from services.api.dashboard.snippets import own_url, upload_snippets
 from services.api.dashboard.web import PREFIX, SignedIn, page, redirect
 from services.api.forms import by_field
 from services.api.intake import parse_options
@@ -34,7 +36,9 @@ Version = Annotated[str | None, Query(max_length=64)]
 @router.get("/datasets")
 def datasets(request: Request, parts: PartsDep, tenant: SignedIn, after: AfterId = None) -> Response:
     records, has_more = parts.catalog.datasets(tenant, after=after, limit=_LIMIT)
-    return page(request, "datasets.html", records=records, more=has_more, after=after)
+    command, fields = "tlm dataset add reviews train.csv", "-F name=reviews -F file=@train.csv"
+    snippets = upload_snippets("/v1/datasets", command, fields, own_url(request))
+    return page(request, "datasets.html", records=records, more=has_more, after=after, snippets=snippets)
 
 
 @router.post("/datasets")
@@ -59,6 +63,7 @@ def dataset(request: Request, dataset: str, parts: PartsDep, tenant: SignedIn) -
     most = max((row[split] or 0 for row in labels for split in splits), default=0)
     return page(
         request, "dataset.html", record=record, report=report, splits=splits, labels=labels[:_LABELS],
+        colors=colors(row["label"] for row in labels),
         hidden_labels=max(0, len(labels) - _LABELS), most=most or 1, files=parts.artifacts.manifest(record.raw).files,
     )  # fmt: skip
 
@@ -79,7 +84,9 @@ def corpora(request: Request, parts: PartsDep, tenant: SignedIn, after: AfterId 
     records, has_more = parts.catalog.corpora(tenant, after=after, limit=_LIMIT)
     rows = [{"corpus": corpus, "ready": corpus.ready(), "loads": parts.catalog.loads(tenant, corpus.name, limit=1)}
             for corpus in records]  # fmt: skip
-    return page(request, "corpora.html", rows=rows, more=has_more, after=after)
+    command, fields = "tlm corpus add manuals texts.jsonl", "-F name=manuals -F language=en -F files=@texts.jsonl"
+    snippets = upload_snippets("/v1/corpora", command, fields, own_url(request))
+    return page(request, "corpora.html", rows=rows, more=has_more, after=after, snippets=snippets)
 
 
 @router.post("/corpora")

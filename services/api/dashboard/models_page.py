@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Form, Request
 from fastapi.responses import Response
 
+from services.api.dashboard.snippets import own_url, prediction_snippets
 from services.api.dashboard.web import PREFIX, SignedIn, page, redirect
 from services.api.parts import AfterId, PartsDep
 from services.api.routes.models import AliasBody, list_models, put_alias
@@ -21,7 +22,18 @@ _LIMIT = 25
 def models(request: Request, parts: PartsDep, tenant: SignedIn, after: AfterId = None) -> Response:
     """The list of models, newest first."""
     listed = list_models(parts, tenant, after, _LIMIT)
-    return page(request, "models.html", models=listed.data, more=listed.has_more, after=after)
+    aliases = [alias for model in listed.data for alias in model.aliases]
+    names = [*aliases, *(model.job for model in listed.data)]
+    snippets = prediction_snippets(names[0], own_url(request)) if names else {}
+    return page(
+        request,
+        "models.html",
+        models=listed.data,
+        more=listed.has_more,
+        after=after,
+        snippets=snippets,
+        first=names[:1],
+    )
 
 
 @router.post("")

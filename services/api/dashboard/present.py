@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 
 from markupsafe import Markup, escape
@@ -12,7 +12,7 @@ from tlm_core.evaluation.summary import model_title
 from tlm_core.tasks.metrics import METRICS, scores_shown
 
 NONE = "–"
-_DIGITS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+_COLORS = 8  # in the style sheet
 
 
 def count(value: float | None) -> str:
@@ -21,13 +21,13 @@ def count(value: float | None) -> str:
 
 
 def power(value: float | None) -> str:
-    """Large numbers with a power of ten: 4.1 × 10¹³."""
+    """Large numbers with a power of ten: 4.1 × 10¹³ with an element <sup>, because few fonts have all superscripts."""
     if value is None:
         return NONE
     if abs(value) < 1e5:
         return f"{value:,.0f}"
     mantissa, _, exponent = f"{value:.1e}".partition("e")
-    return f"{mantissa} × 10{str(int(exponent)).translate(_DIGITS)}"
+    return Markup("{} × 10<sup>{}</sup>").format(mantissa, int(exponent))
 
 
 def about(value: float | None) -> str:
@@ -48,6 +48,11 @@ def words(name: str) -> str:
 def scores_of(metric: str) -> tuple[str, ...]:
     """Names of the scores on a page, without those that always equal another one."""
     return tuple(name for name in scores_shown(metric) if name not in METRICS or METRICS[name].same_as is None)
+
+
+def colors(names: Iterable[str]) -> dict[str, str]:
+    """The class of the color of each label or source. It depends on the names only, so it is the same on all pages."""
+    return {name: f"c{number % _COLORS}" for number, name in enumerate(sorted(names))}
 
 
 def score(value: float | None, spread: float | None = None) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import FileResponse, Response
 
-from services.api.dashboard.present import scores_of
+from services.api.dashboard.present import colors, scores_of
 from services.api.dashboard.progress import selects
 from services.api.dashboard.snippets import own_url, prediction_snippets
 from services.api.dashboard.web import SignedIn, page
@@ -67,7 +67,7 @@ def results(
         request, "results.html", common, report=report, plot=plot, seed=seed if seed in seeds else None,
         matrix=_matrix(labels, confusion), confusions=_confusions(labels, confusion), paper_flops=PAPER_FLOPS,
         classes=list(zip(labels, chosen["per_class"], strict=True)), shown=scores_of(report["metric"]),
-        models=model_rows(report), sentences=sentences(report),
+        models=model_rows(report), sentences=sentences(report), colors=colors(labels),
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
+from services.api.dashboard.present import colors
 from services.api.dashboard.progress import selects
 from services.api.dashboard.result_pages import finished
 from services.api.dashboard.web import SignedIn, page
@@ -44,13 +45,15 @@ def selection(
         return page(request, "not_yet.html", common, what="Selection", stage="select")
     task, words = artifacts_by_node(parts.jobs, record).get("validate"), q.split()
     shown = selection_page(parts.artifacts, ref, after=after, limit=_PASSAGES, words=words, task=task)
+    names = (shown.facts.get("labels") or {}).get("names", ())
     common |= {"found": shown, "q": q.strip(), "after": after, "step": _PASSAGES, "words": words,
-               "terms": query_terms(shown.data)}  # fmt: skip
+               "terms": query_terms(shown.data), "colors": colors(names)}  # fmt: skip
     if "hx-request" in request.headers:
         return page(request, "_passages.html", common)
     return page(
         request, "selection.html", common, facts=shown.facts, labels=_labels(shown.facts.get("labels")),
         leaks=leaked_texts(parts.artifacts, ref, task, _LEAKS),
+        sources=colors(source["source"] for source in shown.facts.get("sources") or ()),
     )  # fmt: skip
 
 

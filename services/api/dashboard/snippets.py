@@ -36,6 +36,14 @@ def prediction_snippets(model: str, url: str) -> dict[str, str]:
     }
 
 
+def upload_snippets(path: str, command: str, fields: str, url: str) -> dict[str, str]:
+    """Return an upload in each language. fields: of the form, as curl writes them."""
+    return {
+        "command line": command,
+        "curl": f'curl -H "Authorization: Bearer $TLM_TOKEN" \\\n  {fields} \\\n  {shlex.quote(f"{url}{path}")}',
+    }
+
+
 def own_url(request: Request) -> str:
     """Return the URL of the gateway that serves a dashboard page, without a slash at its end."""
     return str(request.base_url).removesuffix(f"{PREFIX}/").rstrip("/")

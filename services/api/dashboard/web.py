@@ -32,7 +32,7 @@ _TENANT = "default"
 
 # No inline scripts or styles and nothing from other hosts, so that a hostile label cannot run code.
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; font-src 'self'; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 _HEADERS = {
@@ -79,14 +79,14 @@ class Asset:
 
 
 def read_assets(prefix: str) -> dict[str, Asset]:
-    """Every script, style sheet and icon by its path in `static`.
+    """Every script, style sheet, icon and font by its path in `static`.
 
     Vendored files have recorded integrity hashes, so browsers refuse a changed one.
     """
     recorded = {f"vendor/{entry['file']}": entry["integrity"] for entry in vendored()}
     assets = {}
     for path in sorted(STATIC.rglob("*")):
-        if path.suffix in (".js", ".css", ".svg"):
+        if path.suffix in (".js", ".css", ".svg", ".woff2"):
             name = path.relative_to(STATIC).as_posix()
             integrity = recorded.get(name) or integrity_of(path)
             tag = hashlib.sha256(integrity.encode()).hexdigest()[:12]

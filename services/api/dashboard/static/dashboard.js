@@ -5,6 +5,7 @@ const POLL_MS = 3000;
 const LABELS = {mlm: "MLM", task: "training", validation_loss: "validation", score: "score", tokens_per_second: "tokens/s", learning_rate: "rate"};
 const NOISY = ["mlm", "task", "tokens_per_second"];
 const SMOOTHED_FROM = 40;
+const COLORS = 8;
 
 function color(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -31,8 +32,8 @@ function linesOf(curves, names) {
     const line = curve.series[name];
     if (!line) return;
     const parts = [curves.length > 1 ? curve.name : "", curves.length < 2 || names.length > 1 ? LABELS[name] : ""].filter(Boolean);
-    const stroke = color("--c" + (curves.length > 1 ? number : kind) % 6);
-    lines.push({x: line.x, y: line.y, label: parts.join(", "), color: stroke, dash: kind ? [5, 4] : undefined, noisy: NOISY.includes(name)});
+    const stroke = color("--c" + (curves.length > 1 ? number : kind) % COLORS);
+    lines.push({x: line.x, y: line.y, label: parts.join(", "), color: stroke, dash: kind ? [5, 4] : number >= COLORS ? [2, 2] : undefined, noisy: NOISY.includes(name)});
   }));
   return lines;
 }
@@ -60,7 +61,7 @@ function showLatest(chart) {
 }
 
 function options(lines, width) {
-  const axis = {stroke: color("--dim"), grid: {stroke: color("--line"), width: 1}, ticks: {show: false}, font: "12px system-ui, sans-serif"};
+  const axis = {stroke: color("--dim"), grid: {stroke: color("--line"), width: 1}, ticks: {show: false}, font: "12px Inter, system-ui, sans-serif"};
   return {
     width, height: 190, legend: {live: true, markers: {dash: (chart, number) => chart.series[number].dash ? "dashed" : "solid"}}, hooks: {setCursor: [showLatest]}, cursor: {points: {size: 6}}, scales: {x: {time: false}},
     axes: [
