@@ -189,11 +189,11 @@ def test_requeued_job_waits_for_its_delay(store: MovableClockStore) -> None:
 
 def test_jobs_start_in_the_order_of_their_submission(store: JobStore, redis_client: redis.Redis) -> None:
     first, second, third = (submit(store).id for _ in range(3))
+    store.pause(T, third)
+    store.resume(T, third)
     store.requeue(claim(store), "a", ERROR, 60)
     assert claim(store).id == second, "another coordinator has room during the delay"
     redis_client.hdel(f"tlm:{{{T}}}:job:{first}", "due_at")
-    store.pause(T, third)
-    store.resume(T, third)
     requeued = claim(store)
     assert (requeued.id, requeued.attempt, requeued.due_at) == (first, 2, None)
     assert claim(store).id == third
