@@ -89,6 +89,13 @@ def test_event_is_delivered_once_and_signed(harness: WebhookHarness) -> None:
     assert len({request.headers["webhook-id"] for request in harness.received}) == 2
 
 
+def test_signature_follows_the_standard_webhooks_specification() -> None:
+    signature = sign(
+        "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}'
+    )
+    assert signature == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
 def test_cancelling_a_queued_job_sends_an_event(harness: WebhookHarness) -> None:
     hook(harness, "job.cancelled")
     job = harness.gateway.parts.jobs.submit(T, make_spec(), make_resolved())[0]

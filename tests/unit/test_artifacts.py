@@ -81,6 +81,16 @@ def test_changed_byte_is_detected(store: ArtifactStore, tmp_path: Path, name: st
     store.fs.pipe_file(store.path(ref.folder, name), bytes(body))
     with pytest.raises(CorruptArtifact):
         store.verify(ref)
+    if not store.local:  # a local storage checks only the sizes
+        with pytest.raises(CorruptArtifact):
+            store.localize(ref)
+
+
+def test_manifest_of_another_artifact_is_detected(store: ArtifactStore, tmp_path: Path) -> None:
+    ref, other = write(store, tmp_path), write(store, tmp_path, "b/2", text="3")
+    store.fs.copy(store.path(other.folder, "manifest.json"), store.path(ref.folder, "manifest.json"))
+    with pytest.raises(CorruptArtifact, match="differs from the published one"):
+        store.manifest(ref)
 
 
 def test_folder_without_a_manifest_is_not_an_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
