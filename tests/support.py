@@ -50,7 +50,7 @@ def files_under(folder: Path) -> Iterator[Path]:
         yield from (Path(parent, name) for name in names)
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
     """Call `condition` until it returns a true value, and return that value. Fail after `seconds`."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
