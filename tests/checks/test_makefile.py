@@ -1,4 +1,4 @@
-"""`make setup` recovers from an interrupted set-up."""
+"""`make setup` states its size, and recovers from an interrupted set-up."""
 
 from __future__ import annotations
 
@@ -36,3 +36,9 @@ def test_setup_recreates_an_environment_without_pip(folder: Path) -> None:
         assert result.returncode != 0
         assert "No module named pip" not in result.stdout + result.stderr
     assert (folder / "calls").read_text(encoding="utf-8") == "-m venv .venv\n" * 2
+
+
+def test_demo_states_the_download_before_it_starts(folder: Path) -> None:
+    planned = subprocess.run(["make", "-n", "demo"], cwd=folder, capture_output=True, text=True, check=True).stdout
+    first = planned.splitlines()[0]
+    assert first.startswith("echo") and "downloads 3.3 GB" in first and "tlm_client.demo" in planned
