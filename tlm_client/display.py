@@ -129,7 +129,12 @@ class Display:
 
     def bytes(self, part: FileProgress) -> None:
         """Show the progress of a download."""
-        self.update(part.name, part.done, part.size, f"{part.done / 1e6:.1f}/{part.size / 1e6:.1f} MB")
+        self.update(part.name, part.done, part.size, f"{size(part.done)} of {size(part.size)}")
+
+
+def size(count: float) -> str:
+    """Return a number of bytes in kB, or in MB from 1 MB on."""
+    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB"
 
 
 def spark(values: Sequence[float], width: int = 24) -> str:

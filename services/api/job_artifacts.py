@@ -51,7 +51,8 @@ def _artifact(job: JobRecord, plan: Plan, done: Mapping[str, ManifestRef], stage
         if node.name == result_node or (result_node is None and node.stage.name == stage)
     ]
     if not nodes:
-        raise NotFound(f"Job {job.id} has no stage '{stage}'.")
+        stages = ", ".join(dict.fromkeys(node.stage.name for node in plan.nodes))
+        raise NotFound(f"Job {job.id} has no stage '{stage}'. Its stages: {stages}.")
     if nodes[-1] in done:
         return done[nodes[-1]]
     if job.state in TERMINAL:

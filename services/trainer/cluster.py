@@ -195,7 +195,9 @@ def _summary(exit_code: object) -> str:
         return "Worker was killed (SIGKILL, often out of memory)."
     if number in set(signal.Signals):
         return f"Worker was killed ({signal.Signals(number).name})."
-    return f"Worker ended with exit code {exit_code}." if exit_code else "Worker ended without a result."
+    if exit_code:
+        return f"Worker ended with exit code {exit_code}."
+    return "Worker ended without a result. If the code of the service changed since its start, restart the service."
 
 
 def _last_line(response: httpx.Response) -> str:

@@ -94,6 +94,7 @@ def test_commands_accept_references(gateway: Gateway, url: str) -> None:
     assert f"{job} (nightly) is queued" in tlm("show", "@latest").stdout
     assert f"{job} (nightly) is queued" in tlm("show", "nightly").stdout
     assert f"{job} is paused" in tlm("pause", job[4:-2]).stdout
+    assert (tlm("logs", job).stdout, tlm("logs", job).stderr) == ("", f"note: The log of {job} is empty.\n")
     assert "nightly" in tlm("jobs", "--search", "night").stdout
     prune = tlm("submit", "--kind", "prune", "--options", '{"job": "@latest"}', code=1)
     assert f"Job {job} is paused. Wait until it has succeeded." in prune.stderr

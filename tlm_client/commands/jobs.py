@@ -19,6 +19,7 @@ from tlm_client.console import (
     confirm_deletion,
     print_items,
     print_json,
+    print_note,
     print_result,
     session_of,
     stderr_console,
@@ -142,6 +143,8 @@ def logs(
             last_id = line.id
             show_line(line)
         if not follow:
+            if last_id == "0":
+                print_note(f"The log of {job_id} is empty.")
             return
         try:
             for line in client.follow_logs(job_id, after=last_id):

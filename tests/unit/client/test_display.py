@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 
 from tests.unit.client.gateway import load_view
-from tlm_client.display import Display, duration, spark
+from tlm_client.display import Display, duration, size, spark
 from tlm_core.wire import CorpusLoad, JobEvent
 
 
@@ -66,6 +66,10 @@ def test_corpus_upload_shows_rate_and_time_left() -> None:
         "corpus docs: indexing   0% 0/9,000 passages",
         "corpus docs: indexing  33% 3,000/9,000 passages  300/s  0:20 left",
     ]
+
+
+def test_sizes_of_small_files_are_in_kilobytes() -> None:
+    assert [size(109), size(2_340_000)] == ["0.1 kB", "2.3 MB"]
 
 
 def test_duration_has_clock_format() -> None:

@@ -92,7 +92,7 @@ def test_ending_survives_the_loss_of_the_logs(logs: Handler, says: str) -> None:
         (-9, "Worker was killed (SIGKILL, often out of memory)."),
         (139, "Worker was killed (SIGSEGV)."),
         (1, "Worker ended with exit code 1."),
-        (0, "Worker ended without a result."),
+        (0, "Worker ended without a result. If the code of the service changed since its start, restart the service."),
         (None, "Worker was lost, often with its machine."),
     ],
 )
