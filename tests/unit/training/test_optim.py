@@ -99,12 +99,12 @@ def test_adamw_matches_torch() -> None:
 
 
 def test_muon_matches_torch_on_a_single_matrix() -> None:
-    recipe = Optimizer(name="muon", muon_lr=0.02, weight_decay=0.1, clip=None)
+    recipe = Optimizer(name="muon", muon_lr=0.02, weight_decay=2.0, clip=None)
     model, twin = small_model(), small_model()
     name = "encoder.layers.0.mlp_out.weight"
     before = twin.get_parameter(name).detach().clone()
     optimizer = FlatOptimizer(model, recipe, PARTS)
-    library = torch.optim.Muon([twin.get_parameter(name)], lr=0.02, weight_decay=0.1, momentum=0.95)
+    library = torch.optim.Muon([twin.get_parameter(name)], lr=0.02, weight_decay=2.0, momentum=0.95)
     for step in range(3):
         scatter(optimizer.buffers, step)
         twin.get_parameter(name).grad = model.get_parameter(name).grad.clone()  # type: ignore[union-attr]
