@@ -37,6 +37,7 @@ from tlm_core.errors import (
     RuntimeExceeded,
     StaleAttempt,
     StorageFull,
+    StorageUnavailable,
     StoreFull,
     TLMError,
     TrainingFailed,
@@ -281,7 +282,7 @@ class Coordinator:
             raise
         except AttemptEnded as ended:
             return ended.error
-        except Unavailable as error:
+        except (Unavailable, StorageFull) as error:
             self._wait(job, held, error)
             return None
         except TLMError as error:
@@ -438,7 +439,7 @@ class Coordinator:
         if job.progress != progress:
             self.store.report(job.tenant, job.id, job.attempt, progress=progress)
 
-    def _wait(self, job: JobRecord, held: _Held, error: Unavailable) -> None:
+    def _wait(self, job: JobRecord, held: _Held, error: Unavailable | StorageFull) -> None:
         """Report, once for each reason, that the job waits for a component. Waiting uses up no attempt."""
         if held.waiting != error.code:
             held.waiting = error.code
@@ -489,6 +490,8 @@ class Coordinator:
 
     def _end_attempt(self, job: JobRecord, held: _Held, error: TLMError) -> None:
         """Requeue the job if the error is retryable and attempts are left; else fail it."""
+        if isinstance(error, StorageFull):  # It is no fault of the job. The next attempt waits for free space.
+            error = StorageUnavailable(error.message)
         # What still runs could publish nothing, but would use the room of the next attempt.
         for name, stop in (
             ("selections", lambda: self._stop_selections(job)),

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
-from tlm_core.errors import Unavailable
+from tlm_core.errors import StorageFull, Unavailable
 from tlm_core.pulse import PULSE
 
 log = logging.getLogger(__name__)
@@ -18,9 +18,12 @@ _Value = TypeVar("_Value")
 
 
 def patiently(call: Callable[[], _Value]) -> _Value:
-    """Return the value of `call`, which may be repeated. Raises its Unavailable after PATIENCE_SECONDS of retries."""
+    """Return the value of `call`, which may be repeated.
+
+    Raises its Unavailable or StorageFull after PATIENCE_SECONDS of retries.
+    """
     retrying = Retrying(
-        retry=retry_if_exception_type(Unavailable),
+        retry=retry_if_exception_type((Unavailable, StorageFull)),
         stop=stop_after_delay(PATIENCE_SECONDS),
         wait=wait_exponential(multiplier=0.1, max=10.0),
         before_sleep=_wait,

@@ -10,7 +10,7 @@ from services.common.situation import Situation
 from services.trainer.assignment import Assignment
 from services.trainer.cluster import PROGRAM, RayCluster, Status
 from services.trainer.settings import TrainerSettings
-from tlm_core.errors import ClusterUnavailable, StaleAttempt, TLMError, Unavailable, WorkerLost, error_from_dict
+from tlm_core.errors import ClusterUnavailable, StaleAttempt, TLMError, WorkerLost, error_from_dict
 from tlm_core.jobs.spec import JobRecord
 
 
@@ -170,6 +170,6 @@ class Submissions:
         return WorkerLost(ending.summary, details=ending.details)
 
 
-def report_waiting(store: JobStore, job: JobRecord, error: Unavailable) -> None:
+def report_waiting(store: JobStore, job: JobRecord, error: TLMError) -> None:
     """Append an event that says what the job waits for."""
     store.report(job.tenant, job.id, job.attempt, events=[("job.waiting", error.as_dict())])

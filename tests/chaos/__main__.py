@@ -25,10 +25,11 @@ def main() -> int:
     parser.add_argument("--patience", type=float, default=600.0, help="seconds in which each job must end")
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
     parser.add_argument("--bug", choices=BUGS, default="", help="plant a bug, which the checker must find")
+    parser.add_argument("--ray", action="store_true", help="run the workers on a real Ray head")
     options = parser.parse_args()
     say(f"seed {options.seed}: {options.jobs} jobs, {options.faults} faults {options.bug}")
     folder, began = Path(tempfile.mkdtemp(prefix="chaos-")), time.monotonic()
-    chaos = Chaos(folder, options.bug, real_disk=True)
+    chaos = Chaos(folder, options.bug, real_disk=True, ray=options.ray)
     faults = plan_faults(options.seed, options.faults, options.wait)
     chaos.run(options.seed, options.jobs, options.clients, faults, options.patience)
     history = chaos.history

@@ -28,7 +28,8 @@ from tests.chaos.checker import Answer, History, Record, Write
 from tests.chaos.kind import ChaosOptions, content
 from tests.chaos.processes import start
 from tests.chaos.proxy import Proxy
-from tests.chaos.ray import JobServer, send
+from tests.chaos.ray import HasPid, JobServer, send
+from tests.chaos.real_ray import RayHead
 from tests.contract.gateway import TRAIN, T
 from tests.redis_server import RedisServer, free_port
 from tlm_core.artifacts import ArtifactStore, ManifestRef
@@ -80,7 +81,7 @@ class Chaos:
     """A service of several coordinators and gateways with a cluster and clients, all below `folder`.
 
     times: settings of coordinators and workers. real_disk: the storage has a small disk of its own, where this process
-    may mount one. Otherwise a full disk is an error of each write.
+    may mount one. Otherwise a full disk is an error of each write. ray: run the workers on a real Ray head.
     """
 
     folder: Path
@@ -89,6 +90,7 @@ class Chaos:
     gateways: int = 2
     times: dict[str, str] = field(default_factory=FAST.copy)
     real_disk: bool = False
+    ray: bool = False
     history: History = field(default_factory=History)
     faults: list[dict[str, Any]] = field(default_factory=list)
 
@@ -105,7 +107,9 @@ class Chaos:
         self.proxies = {name: Proxy(self.redis.port) for name in ("gateway", "coordinator", "worker")}
         self.artifacts = ArtifactStore(str(self.folder / "storage"), self.folder / "cache")
         self.store = JobStore(self.redis.client(), Streams(self.artifacts))
-        self.cluster = JobServer(lambda arguments: self._start("worker", arguments))
+        self.cluster: JobServer | RayHead = JobServer(lambda arguments: self._start("worker", arguments))
+        if self.ray:
+            self.cluster = RayHead(self.folder, self._environment("worker"))
         self.urls = [f"http://127.0.0.1:{free_port()}" for _ in range(self.gateways)]
         self.processes: dict[tuple[str, int], BaseProcess] = {}
         self.stop = threading.Event()
@@ -123,6 +127,9 @@ class Chaos:
     # --- processes -----------------------------------------------------------------------------------------------
 
     def _start(self, role: str, arguments: list[str], index: int = 0) -> BaseProcess:
+        return start(role, self._environment(role, index), self.folder, self.bug, arguments)
+
+    def _environment(self, role: str, index: int = 0) -> dict[str, str]:
         prefix = "TLM_API_" if role == "gateway" else "TLM_TRAINER_"
         values = {
             "redis_url": f"redis://127.0.0.1:{self.proxies[role].port}/0",
@@ -135,9 +142,11 @@ class Chaos:
         else:
             values |= {"ray_url": self.cluster.url if role == "coordinator" else "", "concurrency": "3"}
             values |= self.times
-        environment = {f"{prefix}{name}".upper(): value for name, value in values.items()}
-        environment["CHAOS_FOLDER"] = str(self.folder)
-        return start(role, environment, self.folder, self.bug, arguments)
+        environment = {"CHAOS_FOLDER": str(self.folder)}
+        if role == "coordinator" and isinstance(self.cluster, RayHead):
+            values["python"] = str(self.cluster.python)
+            environment |= self.cluster.token
+        return environment | {f"{prefix}{name}".upper(): value for name, value in values.items()}
 
     def _supervise(self) -> None:
         """Start what has ended, as Compose and Kubernetes do, and verify new artifacts."""
@@ -214,10 +223,9 @@ class Chaos:
     def _job(self, client: httpx.Client, rng: random.Random, number: int, deadline: float) -> None:
         name = f"chaos-{number}"
         # Some jobs have equal work, which is computed once.
-        body = {
-            "kind": "chaos", "dataset": "toy", "name": name, "options": {"number": number * 4 // 5},
-            "overrides": {"selection.selector": "none"},
-        }  # fmt: skip
+        options = {"number": number * 4 // 5, "groups": 1 if self.ray else 2}
+        body = {"kind": "chaos", "dataset": "toy", "name": name, "options": options}
+        body["overrides"] = {"selection.selector": "none"}
 
         def ask(method: str, path: str, **more: Any) -> str:
             sent_at = time.time()
@@ -281,7 +289,7 @@ class Chaos:
             self._signal(process, fault)
 
     @staticmethod
-    def _signal(process: BaseProcess, fault: Fault) -> None:
+    def _signal(process: HasPid, fault: Fault) -> None:
         send(process, signal.SIGKILL if fault.kind == "kill" else signal.SIGSTOP)
         if fault.kind != "kill":
             time.sleep(fault.seconds)

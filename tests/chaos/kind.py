@@ -22,6 +22,7 @@ class ChaosOptions(KindOptions):
     number: int = 0
     steps: int = 10
     step_seconds: float = 0.1
+    groups: int = 2  # submissions of the job
 
 
 class NumberParams(StageParams):
@@ -67,9 +68,9 @@ REPORT = worker("number", "tests.chaos.kind:report", 1, NumberParams, needs_torc
 
 
 def plan(inputs: PlanInputs[ChaosOptions]) -> Plan:
-    params = NumberParams(**inputs.options.model_dump())
-    counted = Node("count", COUNT, params, {"task": "validate"})
-    number = Node("number", REPORT, params, {"counted": "count"}, group="last")
+    params = NumberParams(**inputs.options.model_dump(exclude={"groups"}))
+    counted = Node("count", COUNT, params, {"task": "validate"}, group="1")
+    number = Node("number", REPORT, params, {"counted": "count"}, group=f"{inputs.options.groups}")
     return Plan((*validate_nodes(inputs), counted, number), report="number", model="number")
 
 

@@ -62,6 +62,15 @@ def _run(role: str, environment: dict[str, str], folder: Path, bug: str, argumen
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.environ |= environment
+    _main(role, folder, bug, arguments)
+
+
+def run_on_ray() -> None:
+    """Run the program of a worker. Ray's command line is `python -m PROGRAM ARGUMENTS`."""
+    _main("worker", Path(os.environ["CHAOS_FOLDER"]), "", sys.argv[3:])
+
+
+def _main(role: str, folder: Path, bug: str, arguments: list[str]) -> None:
     MODULES["chaos"] = "tests.chaos.kind"
     _break_storage(folder / "storage-broken", folder / "storage-full")
     _plant(bug)

@@ -12,9 +12,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.process import BaseProcess
+from typing import Protocol
 
 
-def send(process: BaseProcess, number: signal.Signals) -> None:
+class HasPid(Protocol):
+    @property
+    def pid(self) -> int | None: ...
+
+
+def send(process: HasPid, number: signal.Signals) -> None:
     """Send a signal to a process and its children."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid or 0, number)

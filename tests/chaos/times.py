@@ -19,7 +19,7 @@ import httpx
 from services.trainer.assignment import Assignment
 from tests.chaos.harness import Chaos, say
 from tests.chaos.kind import hang_file
-from tests.chaos.ray import Submission, send
+from tests.chaos.ray import JobServer, Submission, send
 from tests.contract.gateway import T
 from tests.support import wait_for
 from tlm_core.jobs.spec import Event
@@ -54,6 +54,7 @@ class Times:
 
     def _working(self) -> list[Submission]:
         """Wait until every job trains steadily, and return their submissions."""
+        assert isinstance(self._chaos.cluster, JobServer)
         wait_for(lambda: len(self._chaos.cluster.running()) == self._count, _PATIENCE)
         time.sleep(8)  # Some intervals, and a beat.
         runs = self._chaos.cluster.running()

@@ -29,6 +29,7 @@ from tlm_core.errors import (
     NonFiniteLoss,
     NotFound,
     StaleAttempt,
+    StorageFull,
     StorageUnavailable,
     StoreUnavailable,
     UnreadableRecord,
@@ -216,28 +217,53 @@ def test_stopped_coordinator_gives_up_its_leases(harness: CoordinatorHarness) ->
     assert (harness.job(job_id).owner, harness.job(job_id).attempt) == ("next", 1)
 
 
-def test_coordinator_renews_leases_while_a_round_waits_for_ray(harness: CoordinatorHarness) -> None:
-    coordinator, stop, answer = (
-        harness.coordinator(concurrency=2, lease_seconds=0.3),
+def test_job_waits_for_space_in_the_storage(harness: CoordinatorHarness) -> None:
+    full = StorageFull("The disk of the storage has only 0 MiB of free space.")
+    coordinator, job_id = harness.coordinator(), harness.submit(max_attempts=1)
+    harness.validate_error = full
+    coordinator.round()
+    coordinator.round()
+    assert harness.job(job_id).state is State.RUNNING
+    harness.validate_error = None
+    submission = harness.until_submitted(coordinator, job_id)
+
+    def run_out_of_space(_: StageContext) -> NoReturn:
+        raise full
+
+    harness.work(submission, prepare=run_out_of_space)
+    coordinator.round()
+    job = harness.job(job_id)
+    assert (job.state, job.failures) == (State.QUEUED, 0), job.error
+    harness.store.expire_deadlines()
+    assert harness.until_ended(coordinator, job_id).state is State.SUCCEEDED
+
+
+@pytest.mark.parametrize("component", ["ray", "storage"])
+def test_coordinator_renews_all_leases_while_a_component_hangs(harness: CoordinatorHarness, component: str) -> None:
+    coordinator, stop, hanging, answer = (
+        harness.coordinator(concurrency=50, lease_seconds=4.0),
+        threading.Event(),
         threading.Event(),
         threading.Event(),
     )
-    jobs = [harness.submit(seeds=(seed,)) for seed in range(2)]
-    for job_id in jobs:
-        harness.until_submitted(coordinator, job_id)
-    status = harness.cluster.status
+    jobs = [harness.submit(seeds=(seed,)) for seed in range(50)]
+    coordinator.round()
+    place, name = (harness.cluster, "status") if component == "ray" else (harness.artifacts, "check")
+    call = getattr(place, name)
 
-    def hang(submission: str) -> Status:
-        answer.wait(20)
-        return status(submission)
+    def hang(argument: Any) -> Any:
+        hanging.set()
+        answer.wait(30)
+        return call(argument)
 
-    harness.cluster.status = hang  # type: ignore[method-assign]
+    setattr(place, name, hang)
     runner = threading.Thread(target=coordinator.run, args=(stop,))
     runner.start()
     try:
-        before = harness.store.now() + 1
+        assert hanging.wait(10)
+        before = harness.store.now() + 4.5  # Later than the end of any lease that was renewed before the hang.
         wait_for(lambda: all(expiry > before for expiry in harness.store.leases().values()))
-        assert harness.store.claim("b", 30) is None
+        assert len(harness.store.leases()) == len(jobs) and harness.store.claim("b", 30) is None
         coordinator.settings = coordinator.settings.model_copy(update={"hang_seconds": 0.0})
         assert wait_for(lambda: harness.store.claim("b", 30)).id in jobs, "the step hangs"
     finally:

@@ -1,0 +1,113 @@
+"""A real Ray head on this machine, with the interface of `JobServer`: workers are processes that a fault can find."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from services.trainer.cluster import PROGRAM
+from tests.support import ROOT, wait_for
+from tlm_client.stack.parts import find_ray
+from tlm_client.stack.processes import free_ports
+
+_SCRIPT = """#!/bin/sh
+exec "{python}" -c "from tests.chaos.processes import run_on_ray; run_on_ray()" "$@"
+"""
+
+
+@dataclass(frozen=True)
+class _Group:
+    """A process group, as `send` expects it."""
+
+    pid: int
+
+
+@dataclass
+class RayRun:
+    """A program that Ray runs. Ray itself notices what happens to its processes, so `lost` has no effect."""
+
+    process: _Group
+    arguments: list[str]
+    lost: bool = False
+
+
+class RayHead:
+    """Starts Ray with these variables for its workers. python: what the coordinator must run as Python."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str], cpus: int = 4) -> None:
+        port, client_port = free_ports(2)
+        self.token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
+        self.url = f"http://127.0.0.1:{port}"
+        self.python = folder / "python"
+        self.python.write_text(_SCRIPT.format(python=sys.executable))
+        self.python.chmod(0o755)
+        self._temporary = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # Ray's sockets need a short path.
+        command = [
+            find_ray(), "start", "--head", "--block", "--disable-usage-stats", "--no-monitor",
+            "--node-ip-address", "127.0.0.1", "--port", "0", "--min-worker-port", "0", "--max-worker-port", "0",
+            "--dashboard-host", "127.0.0.1", "--dashboard-port", str(port), "--include-dashboard", "true",
+            "--dashboard-agent-listen-port", "0", "--ray-client-server-port", str(client_port),
+            "--include-log-monitor", "false", "--num-cpus", str(cpus), "--num-gpus", "0",
+            "--object-store-memory", str(100 << 20), "--temp-dir", str(self._temporary),
+        ]  # fmt: skip
+        own = {"PYTHONPATH": str(ROOT), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+        self._mark = f"CHAOS_RAY={self._temporary}"
+        own |= {
+            "CHAOS_RAY": str(self._temporary),
+            "DASHBOARD_METRIC_PORT": "0",
+            "SPT_NOENV": "1",
+            "RAY_JOB_START_TIMEOUT_SECONDS": "3600",
+        }
+        with (folder / "ray.out").open("wb") as log:
+            environment = {**os.environ, **environment, **own}
+            self._head = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        wait_for(self._answers, 120)
+
+    def _answers(self) -> bool:
+        try:
+            headers = {"Authorization": f"Bearer {self.token['RAY_AUTH_TOKEN']}"}
+            return httpx.get(f"{self.url}/api/jobs/", headers=headers, timeout=2, trust_env=False).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def running(self) -> list[RayRun]:
+        runs = {}
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (path / "cmdline").read_bytes().decode().split("\0")
+                if PROGRAM in words and self._mark in (path / "environ").read_text():
+                    group = os.getpgid(int(path.name))
+                    runs[group] = RayRun(_Group(group), words[words.index(PROGRAM) + 1 : -1])
+            except (OSError, ProcessLookupError):  # It has ended.
+                continue
+        return [run for run in runs.values() if "--job" in run.arguments]
+
+    def close(self) -> None:
+        """End Ray and all that it has started."""
+        for process in list(self._started()):
+            try:
+                os.kill(process, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self._head.wait()
+        shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def _started(self) -> Iterator[int]:
+        """Yield the head and the processes that inherit its variables."""
+        yield self._head.pid
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                if self._mark in (path / "environ").read_text():
+                    yield int(path.name)
+            except (OSError, UnicodeDecodeError):
+                continue
