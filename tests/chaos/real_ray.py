@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,18 +63,19 @@ class RayHead:
         ]  # fmt: skip
         own = {"PYTHONPATH": str(ROOT), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
         self._mark = f"CHAOS_RAY={self._temporary}"
-        own |= {
-            "CHAOS_RAY": str(self._temporary),
-            "DASHBOARD_METRIC_PORT": "0",
-            "SPT_NOENV": "1",
-            "RAY_JOB_START_TIMEOUT_SECONDS": "3600",
-        }
+        own |= {"CHAOS_RAY": str(self._temporary), "DASHBOARD_METRIC_PORT": "0", "SPT_NOENV": "1"}
+        own |= {"RAY_JOB_START_TIMEOUT_SECONDS": "3600", **self.token}
         with (folder / "ray.out").open("wb") as log:
             environment = {**os.environ, **environment, **own}
             self._head = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-        wait_for(self._answers, 120)
+        try:
+            wait_for(self._answers, 240)
+        except AssertionError:
+            self.close()
+            raise
 
     def _answers(self) -> bool:
+        time.sleep(1)
         try:
             headers = {"Authorization": f"Bearer {self.token['RAY_AUTH_TOKEN']}"}
             return httpx.get(f"{self.url}/api/jobs/", headers=headers, timeout=2, trust_env=False).status_code == 200

@@ -29,7 +29,7 @@ from tlm_core.jobs.states import TERMINAL, State
 
 STAGES = ("joint", "finetune")
 _RECIPE = {name: value for name, value in OVERRIDES.items() if not name.startswith("selection.")} | {
-    "selection.selector": "none", "joint.budget.steps": 300, "finetune.epochs": 60, "finetune.evaluations": 30,
+    "selection.selector": "none", "joint.budget.steps": 1000, "finetune.epochs": 300, "finetune.evaluations": 30,
     "checkpoint_steps": 2,
 }  # fmt: skip
 _PATIENCE = 560.0
@@ -37,12 +37,14 @@ _PATIENCE = 560.0
 
 def run(folder: Path, kills: int, rng: random.Random) -> dict[str, dict[str, str]]:
     """Train with this many kills in each stage. Returns the digest of each file of each stage."""
-    chaos = Chaos(folder, coordinators=1, gateways=1)
+    times = {"poll_seconds": "0.2"}  # The defaults otherwise: a process that imports torch may be silent for seconds.
+    chaos = Chaos(folder, coordinators=1, gateways=1, times=times)
     with chaos.running():
         chaos.add_dataset()
         job = _submit(chaos)
         done, deadline = dict.fromkeys(STAGES, 0), time.monotonic() + _PATIENCE
-        while (record := chaos.store.get(T, job)).state not in TERMINAL and time.monotonic() < deadline:
+        while (files := _files(chaos, record := chaos.store.get(T, job))).keys() != set(STAGES):
+            assert record.state not in TERMINAL and time.monotonic() < deadline, (record.state, record.error, done)
             stage = _training_stage(chaos, record)
             if stage and done[stage] < kills:
                 time.sleep(rng.uniform(0.0, 0.6))
@@ -51,11 +53,9 @@ def run(folder: Path, kills: int, rng: random.Random) -> dict[str, dict[str, str
                 done[stage] += 1
                 wait_for(lambda now=record: chaos.store.get(T, job).attempt > now.attempt, 60)  # type: ignore[misc]
             time.sleep(0.05)
-        say(
-            f"{record.state}: attempt {record.attempt}, {record.failures} failures, killed {done}, {record.error or ''}"
-        )
-        assert record.state is State.SUCCEEDED and min(done.values()) >= kills, record
-        return _files(chaos, record)
+        say(f"attempt {record.attempt}, {record.failures} failures, killed {done}")
+        assert min(done.values()) >= kills, "The stages are too short."
+        return files
 
 
 def _submit(chaos: Chaos) -> str:
@@ -81,8 +81,9 @@ def _training_stage(chaos: Chaos, record: JobRecord) -> str:
 
 
 def _files(chaos: Chaos, record: JobRecord) -> dict[str, dict[str, str]]:
+    """Return the digest of each file of the stages that are done."""
     done = Situation.read(chaos.store, record).done
-    nodes = [node for node in plan_of(record).nodes if node.stage.name in STAGES]
+    nodes = [node for node in plan_of(record).nodes if node.stage.name in STAGES and node.name in done]
     return {
         node.stage.name: {file.name: file.sha256 for file in chaos.artifacts.manifest(done[node.name]).files}
         for node in nodes
