@@ -29,6 +29,13 @@ curl -H "$AUTH" --json '{"texts": ["a text"]}' $TLM_URL/v1/models/reviews@produc
 # By the name of the schema, or by the operation if its answer has no named schema.
 _EXAMPLES = Path(__file__).with_name("examples.json")
 
+# By the name of the parameter in a path.
+_IN_PATHS = {
+    "alias": "reviews@production", "corpus": "manuals", "dataset": "reviews", "job": "job_1m84535vjbxjm29yr1q",
+    "load": "load_1m8453157tdj3z0js7d", "model": "reviews@production", "name": "model.onnx", "node": "joint.s0",
+    "step": 200, "upload": "upl_1m8453157tdj3z0js7d", "version": "4f1c2a9be07d", "webhook": "wh_1m8453157tdj3z0js7d",
+}  # fmt: skip
+
 
 def openapi(app: FastAPI) -> JsonObject:
     """Return the document, with the Problem schema instead of FastAPI's validation errors."""
@@ -41,6 +48,10 @@ def openapi(app: FastAPI) -> JsonObject:
         examples = json.loads(_EXAMPLES.read_text(encoding="utf-8"))
         for name, content in answers(schema):
             content["example"] = examples[name]
+        for operation in (found for methods in schema["paths"].values() for found in methods.values()):
+            for parameter in operation.get("parameters", ()):
+                if parameter["in"] == "path":
+                    parameter["example"] = _IN_PATHS[parameter["name"]]
         app.openapi_schema = schema
     return app.openapi_schema
 

@@ -104,6 +104,8 @@ def test_openapi_documents_every_body_and_response(api: TestClient) -> None:
             named = schema["components"]["schemas"].get(body.get("$ref", "").rsplit("/", 1)[-1], {})
             assert "example" in content or body.get("examples") or named.get("examples"), f"{where} {kind}"
             seen += 1
+        for parameter in operation.get("parameters", ()):
+            assert parameter["in"] != "path" or "example" in parameter, where
         codes = operation["responses"]
         good = [code for code in codes if code.startswith("2")]
         assert good, where

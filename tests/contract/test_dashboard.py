@@ -27,6 +27,8 @@ def test_pages_without_a_session_redirect_to_sign_in(gateway: Gateway) -> None:
         assert (answer.status_code, answer.headers["location"].split("?")[0]) == (303, "/ui/sign-in"), path
     assert browser.get("/ui/jobs/live", headers={"HX-Request": "true"}).headers["hx-redirect"] == "/ui/sign-in"
     assert browser.get("/").headers["location"] == "/ui/jobs"
+    assert {browser.get(path).headers["location"] for path in ("/docs", "/redoc")} == {"/ui/reference"}
+    assert browser.get("/ui/reference").status_code == 200
 
 
 def test_sign_in_sets_a_cookie_hidden_from_scripts(gateway: Gateway) -> None:

@@ -52,7 +52,8 @@ def mount_dashboard(app: FastAPI, parts: Parts) -> None:
     # Outermost layer, so that responses to unexpected errors get the headers too.
     app.mount(PREFIX, Headers(inner))
     app.add_api_route("/", index, include_in_schema=False)
-    app.add_api_route("/docs", lambda: RedirectResponse(f"{PREFIX}/reference", 307), include_in_schema=False)
+    for path in ("/docs", "/redoc"):
+        app.add_api_route(path, lambda: RedirectResponse(f"{PREFIX}/reference", 307), include_in_schema=False)
 
 
 @router.get("/")

@@ -284,3 +284,10 @@ def _environment(service: Mapping[str, Any]) -> dict[str, str]:
 
 def _read(name: str) -> str:
     return (ROOT / name).read_text()
+
+
+def test_page_reads_the_token_before_it_uses_it() -> None:
+    page = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+    assert "$(docker compose exec -T api cat " in page, "Without -T, a carriage return follows the token."
+    assert page.index("TOKEN=$(") < page.index("$TOKEN") < page.index("tlm profile add compose")
+    assert "podman-compose up -d --no-build" in page
