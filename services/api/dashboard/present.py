@@ -51,7 +51,7 @@ def scores_of(metric: str) -> tuple[str, ...]:
 
 
 def colors(names: Iterable[str]) -> dict[str, str]:
-    """The class of the color of each label or source. It depends on the names only, so it is the same on all pages."""
+    """The class of the color of each label. It depends on the names only, so it is the same on all pages."""
     return {name: f"c{number % _COLORS}" for number, name in enumerate(sorted(names))}
 
 

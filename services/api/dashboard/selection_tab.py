@@ -53,7 +53,6 @@ def selection(
     return page(
         request, "selection.html", common, facts=shown.facts, labels=_labels(shown.facts.get("labels")),
         leaks=leaked_texts(parts.artifacts, ref, task, _LEAKS),
-        sources=colors(source["source"] for source in shown.facts.get("sources") or ()),
     )  # fmt: skip
 
 
