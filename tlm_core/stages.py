@@ -20,7 +20,7 @@ EVALUATE_LINEAR = worker(
 EXPORT_LINEAR = worker("export_linear", "tlm_core.linear.stages:export_linear", 3, BaselineParams, needs_torch=False)
 # Preparing text needs no torch, so workers start it seconds earlier and with half the memory.
 PREPARE = worker("prepare", "tlm_core.training.prepare:prepare", 7, params.PrepareParams, needs_torch=False)
-JOINT = worker("joint", "tlm_core.training.stages:joint", 6, params.JointParams)
+JOINT = worker("joint", "tlm_core.training.stages:joint", 7, params.JointParams)
 FINETUNE = worker("finetune", "tlm_core.training.stages:finetune", 4, params.FinetuneParams)
 CHOOSE = worker("choose", "tlm_core.training.stages:choose", 2, params.ChooseParams)
 EVALUATE = worker("evaluate", "tlm_core.training.evaluate:evaluate", 10, params.SeedsParams)

@@ -67,7 +67,8 @@ class Trainer:
 
     batches: (step, progress) → batch. step_flops: FLOPs of a batch's forward and backward pass. memory: bytes of
     training with a number of rows; None if they are not estimated. validate: scores the model, if the stage does.
-    evaluate_at: the steps (1-based; 0 is before the first) after which to validate. is_behind: called at half the
+    evaluate_at: the steps (1-based; 0 is before the first) after which to validate; the best weights are kept.
+    curve: the number of validations at equal shares of the budget that only report. is_behind: called at half the
     budget; if true, the run ends there. passes: by default those over rows.
     needed_flops: FLOPs that the model needs for a batch, for the reported utilization of a GPU.
     before_step: called before each step.
@@ -83,6 +84,7 @@ class Trainer:
     memory: Callable[[int], int] | None = None
     validate: Callable[[], dict[str, float | None]] | None = None
     evaluate_at: frozenset[int] = frozenset()
+    curve: int = 0
     is_behind: Callable[[], bool] | None = None
     clock: Callable[[], float] = time.perf_counter
     passes: Passes | None = None
@@ -127,7 +129,7 @@ class Trainer:
             open_steps.append((step, state.tokens, state.progress(self.budget)))
             finished = state.progress(self.budget) >= 1.0
             halfway = self.is_behind is not None and used < 0.5 <= state.progress(self.budget)
-            evaluate, save = state.step in self.evaluate_at, state.step % self.ctx.params.checkpoint_steps == 0
+            evaluate, save = self._is_due(used), state.step % self.ctx.params.checkpoint_steps == 0
             # All workers must read results at the same steps, because they decide by them.
             late = 0 if finished or evaluate or save or halfway else self._passes.late
             results = self._results(open_steps, late)
@@ -300,14 +302,19 @@ class Trainer:
         state.points.append({"step": result.step, "tokens": result.tokens, **values})
         state.means, state.last_point = LossMeans(), point
 
+    def _is_due(self, used: float) -> bool:
+        """Return whether to validate after this step. used: the share of the budget before it."""
+        crossed = int(used * self.curve) < int(self.state.progress(self.budget) * self.curve)
+        return crossed or self.state.step in self.evaluate_at
+
     def _evaluate(self) -> None:
-        """Validate, and copy the weights if the score is better than all before."""
+        """Validate, and copy the weights if the score is better than all before, unless it is only reported."""
         assert self.validate is not None
         state, scores = self.state, self.validate()
         state.evaluations.append({"step": state.step, **scores})
         if not self.ctx.rank:
             self.ctx.report.metrics(step=state.step, score=scores["score"], validation_loss=scores["loss"])
-        if state.best is None or better(scores["score"], state.evaluations[state.best]["score"]):
+        if not self.curve and (state.best is None or better(scores["score"], state.evaluations[state.best]["score"])):
             state.best = len(state.evaluations) - 1
             self.best = weights(self.model)
 

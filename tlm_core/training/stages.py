@@ -29,11 +29,14 @@ from tlm_core.training.objective import Workers, needed_flops, step_flops
 from tlm_core.training.optim import FlatOptimizer
 from tlm_core.training.params import SHRUNK, ChooseParams, FinetuneParams, JointParams, TrainParams, TuneParams
 from tlm_core.training.passes import gpu_passes
-from tlm_core.training.prepared import Batch, FinetuneBatches, JointBatches, Prepared, weighted
+from tlm_core.training.prepared import Batch, FinetuneBatches, JointBatches, Prepared, Split, weighted
 from tlm_core.training.profiling import copy_traces, trace_path, traced
 from tlm_core.training.recipe import OWN_STARTS, Budget, Model
 from tlm_core.training.stage import StageContext
 from tlm_core.training.state import HISTORY, SHAPE, WEIGHTS, TrainState, load_weights, own_units, read_history, weights
+
+# The joint stage shows a curve of these validations. They select nothing.
+_CURVE_POINTS, _CURVE_TEXTS = 5, 500
 
 
 @model_fits_device()
@@ -42,10 +45,23 @@ def joint(ctx: StageContext[JointParams]) -> dict[str, Any]:
     trainer, behind = joint_trainer(ctx), dict[str, float]()
     if ctx.params.joint.stop_if_behind is not None:
         trainer.is_behind = partial(_is_behind, ctx, trainer, behind)
+    if ctx.params.joint.task_loss:
+        prepared = Prepared(ctx.inputs["prepared"])
+        texts = prepared.split("validation").first(_CURVE_TEXTS)
+        trainer.validate = partial(_validate, ctx, trainer.model, texts, prepared, trainer.device)
+        trainer.curve = _CURVE_POINTS
     with traced(trainer, trace_path(ctx, "joint")):
         state, _ = trainer.run()
     extra = {"head_trained": ctx.params.joint.task_loss} | ({BEHIND: behind} if behind else {})
     return write_trained(ctx, trainer.model.shape, weights(trainer.model), state, trainer.device, extra)
+
+
+def _validate(
+    ctx: StageContext[Any], model: TaskModel, split: Split, prepared: Prepared, device: torch.device
+) -> dict[str, float | None]:
+    workers = Workers(ctx.rank, ctx.world_size)
+    logits = predict(model, split, prepared, device=device, precision=ctx.params.precision, workers=workers)
+    return validation_scores(logits, split, prepared)
 
 
 def _is_behind(ctx: StageContext[JointParams], trainer: Trainer, behind: dict[str, float]) -> bool:
@@ -127,12 +143,7 @@ def tune(
     steps = finetune.steps(len(prepared.split("train"))) * (1 if prepared.pieces() is None else 2)
     if BEHIND in before:
         steps = 1
-    validation, workers = prepared.split("validation"), Workers(ctx.rank, ctx.world_size)
-
-    def validate() -> dict[str, float | None]:
-        logits = predict(model, validation, prepared, device=device, precision=params.precision, workers=workers)
-        return validation_scores(logits, validation, prepared)
-
+    workers = Workers(ctx.rank, ctx.world_size)
     optimizer = FlatOptimizer(model, finetune.optimizer, ("encoder", "task"), workers)
     encoder = isinstance(model.shape, Shape)
     passes = None
@@ -150,7 +161,7 @@ def tune(
         memory=partial(training_bytes, model.shape, optimizer.size) if encoder else None,
         passes=passes,
         needed_flops=partial(needed_flops, model.shape) if encoder else None,
-        validate=validate,
+        validate=partial(_validate, ctx, model, prepared.split("validation"), prepared, device),
         evaluate_at=evaluation_steps(steps, finetune.evaluations, head_trained),
     )
     with traced(trainer, trace_path(ctx, "finetune")):

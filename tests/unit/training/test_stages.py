@@ -84,6 +84,13 @@ def test_report_has_the_cost_of_every_stage(chain: Mapping[str, Path]) -> None:
     assert cost["total"]["gpu_seconds"] == 0.0
 
 
+def test_joint_stage_has_a_validation_curve_that_selects_nothing(chain: Mapping[str, Path]) -> None:
+    history = json.loads((chain["joint.s0"] / "history.json").read_text())
+    steps = [entry["step"] for entry in history["evaluations"]]
+    assert len(steps) == 5 and steps == sorted(set(steps)) and history["best"] is None
+    assert all(entry["loss"] > 0 for entry in history["evaluations"])
+
+
 def test_stock_classes_reproduce_the_score_of_the_encoder(chain: Mapping[str, Path]) -> None:
     folder = chain["export"] / "model"
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -81,7 +81,7 @@ function draw(figure, curves, smooth) {
   const lines = smooth ? withAverages(measured) : measured;
   const title = figure.querySelector("figcaption").textContent.replace(/\s+/g, " ").trim();
   const latest = measured.map(line => `${line.label} ${readable(line.y.at(-1))}`).join("; ");
-  // Hide a chart whose series this stage does not have: only finetuning is validated.
+  // Hide a chart whose series this stage does not have: without a task loss, the joint stage is not validated.
   figure.hidden = !lines.length && curves.some(curve => Object.keys(curve.series).length);
   plot.setAttribute("aria-label", `${title}: ${latest || "no data yet"}`);
   const shape = lines.map(line => line.label + line.color).join("|") + plot.clientWidth;
