@@ -48,7 +48,7 @@ def openapi(app: FastAPI) -> JsonObject:
         examples = json.loads(_EXAMPLES.read_text(encoding="utf-8"))
         for name, content in answers(schema):
             content["example"] = examples[name]
-        for operation in (found for methods in schema["paths"].values() for found in methods.values()):
+        for operation in (each for methods in schema["paths"].values() for each in methods.values()):
             for parameter in operation.get("parameters", ()):
                 if parameter["in"] == "path":
                     parameter["example"] = _IN_PATHS[parameter["name"]]
