@@ -30,7 +30,7 @@ def main() -> None:
             ("job-light", running, "light", DESK),
             ("job-phone", running, "dark", PHONE),
             ("results-light", f"{over}/results", "light", {"width": 1440, "height": 900}),
-            ("models-light", "/ui/models", "light", {"width": 1200, "height": 620}),
+            ("models-light", "/ui/models", "light", {"width": 1200, "height": 720}),
             ("selection-light", f"{over}/selection", "light", DESK),
             ("dataset-dark", f"/ui/datasets/{contents.dataset}", "dark", DESK),
             ("submit-light", "/ui/submit", "light", {"width": 1440, "height": 1180}),
