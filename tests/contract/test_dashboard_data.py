@@ -73,6 +73,7 @@ def test_invalid_corpus_form_shows_the_error(
 ) -> None:
     answer = post_form(signed_in(gateway), "/ui/corpora", texts, files)
     assert (answer.status_code, message in answer.text) == (422, True), answer.text
+    assert "<h1>Invalid input" in answer.text
     assert gateway.parts.catalog.corpora("default")[0] == []
 
 
