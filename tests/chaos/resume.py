@@ -1,6 +1,6 @@
 """`python -m tests.chaos.resume [KILLS] [SEED]`: real training that is killed at random points and resumes.
 
-The worker is killed KILLS times (default 20) in the joint stage and as often in finetuning. The files of each stage
+The worker is killed KILLS times (default 20) in the joint stage and as often in finetuning. The weights of each stage
 must equal those of a job that nobody interrupts, byte for byte.
 """
 
@@ -81,11 +81,15 @@ def _training_stage(chaos: Chaos, record: JobRecord) -> str:
 
 
 def _files(chaos: Chaos, record: JobRecord) -> dict[str, dict[str, str]]:
-    """Return the digest of each file of the stages that are done."""
+    """Return the digest of each file of the stages that are done, without the history, which has their seconds."""
     done = Situation.read(chaos.store, record).done
     nodes = [node for node in plan_of(record).nodes if node.stage.name in STAGES and node.name in done]
     return {
-        node.stage.name: {file.name: file.sha256 for file in chaos.artifacts.manifest(done[node.name]).files}
+        node.stage.name: {
+            file.name: file.sha256
+            for file in chaos.artifacts.manifest(done[node.name]).files
+            if file.name != "history.json"
+        }
         for node in nodes
     }
 
