@@ -77,7 +77,7 @@ def estimate_items(estimate: Estimate) -> list[Item]:
         f"GPU hours: {'unknown' if estimate.gpu_hours is None else f'{estimate.gpu_hours:.2f}'}",
         f"Memory per worker: {_format_bytes(estimate.memory_bytes)}",
         f"Disk: {_format_bytes(estimate.disk_bytes)}",
-        *(f"{figure}: {reason}" for figure, reason in estimate.reasons.items()),
+        *(f"{figure}: {reason}" for figure, reason in estimate.reasons.items() if figure != "seconds"),
     ]
 
 

@@ -157,8 +157,8 @@ def _overlap(splits: Mapping[str, SplitData], findings: Findings) -> dict[str, o
         if len(rows):
             first = ", ".join(map(str, rows[:5]))
             message = (
-                f"{len(rows)} rows of {split} are also in train, ignoring case and blanks (rows {first}). The report "
-                "shows every score also without them."
+                f"Rows of {split} that are also in train, ignoring case and blanks: {len(rows)} (rows {first}). The "
+                "report shows every score also without them."
             )
             findings.warn("overlap", message, split=split, row=int(rows[0]))
     return result
