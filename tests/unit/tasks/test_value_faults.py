@@ -238,7 +238,7 @@ def test_train_rows_inside_test_are_counted_but_stay(tmp_path: Path) -> None:
     }
     assert task.counts["test"] == 3
     assert task.in_train("test").tolist() == [False, True, True]
-    assert "Rows of test that are also in train, ignoring case and blanks: 2" in messages(report, "warnings", "overlap")[0]
+    assert "also in train, ignoring case and blanks: 2 (rows" in messages(report, "warnings", "overlap")[0]
 
 
 def test_equal_texts_in_another_unicode_form_are_copies(tmp_path: Path) -> None:
