@@ -39,6 +39,7 @@ def test_setup_recreates_an_environment_without_pip(folder: Path) -> None:
 
 
 def test_demo_states_the_download_before_it_starts(folder: Path) -> None:
-    planned = subprocess.run(["make", "-n", "demo"], cwd=folder, capture_output=True, text=True, check=True).stdout
+    command = ["make", "-n", "--no-print-directory", "demo"]  # make in make prints folders
+    planned = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
     first = planned.splitlines()[0]
     assert first.startswith("echo") and "downloads 3.3 GB" in first and "tlm_client.demo" in planned
