@@ -6,25 +6,33 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 pytest_plugins = ["tests.redis_server", "tests.opensearch_server"]
 
 UNCHANGED = {"TLM_SHARED_DATA"}
-SERVERS = ("tests/chaos/", "tests/e2e/", "tests/integration/")
+SERVERS = ("tests/chaos/", "tests/e2e/", "tests/integration/", "tests/contract/test_index")
+
+
+def starts_servers(test: str) -> bool:
+    return test.startswith(SERVERS) or "opensearch" in test
+
+
+class ServersInOneProcess(LoadScopeScheduling):
+    """Lets one process run the tests that start many servers, and the others the other files."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "servers" if starts_servers(nodeid) else super()._split_scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    return ServersInOneProcess(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let one process run the tests that start many servers, and the other processes the other files.
-
-    The servers come first because they take longest.
-    """
-
-    def starts_servers(item: pytest.Item) -> bool:
-        return item.nodeid.startswith(SERVERS) or item.get_closest_marker("opensearch") is not None
-
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("servers" if starts_servers(item) else item.location[0]))
-    items.sort(key=starts_servers, reverse=True)
+    """Start with the servers, because they take longest."""
+    items.sort(key=lambda item: starts_servers(item.nodeid), reverse=True)
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -57,18 +57,21 @@ class Fault:
     wait: float
 
 
-def plan_faults(seed: int, count: int, wait: float) -> list[Fault]:
-    """Return the faults of a seed."""
+# Kind, target, and shortest and longest duration in seconds.
+KINDS = (
+    *((("step", "clock", 5, 15),) if _FAKETIME else ()),
+    *(("kill", "coordinator", 0, 0), ("stop", "coordinator", 1, 8), ("kill", "gateway", 0, 0)),
+    *(("stop", "gateway", 1, 4), ("kill", "worker", 0, 0), ("stop", "worker", 1, 12), ("lose", "worker", 3, 8)),
+    *(("kill", "redis", 0.1, 2), ("stop", "redis", 0.5, 7), ("break", "storage", 0.5, 3)),
+    ("fill", "storage", 0.5, 4),
+    *((mode, "network", 0.5, 6) for mode in ("cut", "delay", "half-open")),
+)
+
+
+def plan_faults(seed: int, count: int, wait: float, only: Collection[str] = ()) -> list[Fault]:
+    """Return the faults of a seed. only: their kinds with targets, such as `lose worker`; by default all."""
     rng = random.Random(seed)
-    clock = [("step", "clock", 5, 15)] if _FAKETIME else []
-    kinds = [
-        *clock,
-        *(("kill", "coordinator", 0, 0), ("stop", "coordinator", 1, 8), ("kill", "gateway", 0, 0)),
-        *(("stop", "gateway", 1, 4), ("kill", "worker", 0, 0), ("stop", "worker", 1, 12), ("lose", "worker", 3, 8)),
-        *(("kill", "redis", 0.1, 2), ("stop", "redis", 0.5, 7), ("break", "storage", 0.5, 3)),
-        ("fill", "storage", 0.5, 4),
-        *((mode, "network", 0.5, 6) for mode in ("cut", "delay", "half-open")),
-    ]
+    kinds = [fault for fault in KINDS if not only or f"{fault[0]} {fault[1]}" in only]
     chosen = [rng.choice(kinds) for _ in range(count)]
     return [
         Fault(kind, target, rng.random(), rng.uniform(low, high), rng.uniform(0.3, 1.7) * wait)

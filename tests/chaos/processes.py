@@ -1,4 +1,4 @@
-"""The processes under test: the real programs, with storage errors on demand and, if sent_at for, a planted bug."""
+"""The processes under test: the real programs, with storage errors on demand and planted bugs."""
 
 from __future__ import annotations
 
