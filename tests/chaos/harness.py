@@ -61,7 +61,7 @@ class Fault:
 KINDS = (
     *((("step", "clock", 5, 15),) if _FAKETIME else ()),
     *(("kill", "coordinator", 0, 0), ("stop", "coordinator", 1, 8), ("kill", "gateway", 0, 0)),
-    *(("stop", "gateway", 1, 4), ("kill", "worker", 0, 0), ("stop", "worker", 1, 12), ("lose", "worker", 3, 8)),
+    *(("stop", "gateway", 1, 4), ("kill", "worker", 0, 0), ("stop", "worker", 1, 12), ("lose", "worker", 1, 8)),
     *(("kill", "redis", 0.1, 2), ("stop", "redis", 0.5, 7), ("break", "storage", 0.5, 3)),
     ("fill", "storage", 0.5, 4),
     *((mode, "network", 0.5, 6) for mode in ("cut", "delay", "half-open")),
