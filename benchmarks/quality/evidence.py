@@ -68,14 +68,17 @@ LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Record:
-    """Macro-F1 of one run. seed: None for models that are the same for each seed. flops, seconds: of training."""
+    """Macro-F1 of one run. seed: None for models that are the same for each seed. flops, seconds: of training.
+
+    seconds: None if the run was paused.
+    """
 
     task: str
     arm: str
     seed: int | None
     validation: float | None
     test: float
-    seconds: float
+    seconds: float | None
     flops: float = 0.0
 
 
@@ -206,11 +209,9 @@ def _cell(records: Sequence[Record]) -> str:
 
 def _cost(records: Sequence[Record], arm: str) -> str:
     """Return the mean FLOPs and seconds of a run, over tasks and seeds. FLOPs of libraries are not counted."""
-    of_arm = [record for record in records if record.arm == arm]
-    if not of_arm:
-        return "–"
-    flops, seconds = (fmean(getattr(record, name) for record in of_arm) for name in ("flops", "seconds"))
-    return f"{flops:.1e}, {seconds:.0f}" if flops else f"–, {seconds:.0f}"
+    flops = [record.flops for record in records if record.arm == arm and record.flops]
+    seconds = [record.seconds for record in records if record.arm == arm and record.seconds is not None]
+    return f"{f'{fmean(flops):.1e}' if flops else '–'}, {f'{fmean(seconds):.0f}' if seconds else '–'}"
 
 
 def _claim(records: Sequence[Record], task: str, first: str, second: str) -> str:
