@@ -65,6 +65,11 @@ def test_simpler_model_wins_a_tie() -> None:
     assert chosen(linear, linear).model == LINEAR
 
 
+def test_simpler_model_wins_within_one_standard_error() -> None:
+    choice = chosen(noisy(TARGETS, 1.0, 147), noisy(TARGETS, 1.0, 247))
+    assert choice.model == COMBINED and choice.scores[WEIGHTED] > choice.scores[COMBINED] + 1e-4
+
+
 def test_error_of_the_choice_is_that_of_the_splits() -> None:
     """The gain of the combination over the linear model is smaller than the standard error over rows."""
     linear, encoder = noisy(TARGETS, 1.0, 1), noisy(TARGETS, 3.0, 5)
