@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import httpx
 from services.trainer.cluster import PROGRAM
 from tests.support import ROOT, wait_for
 from tlm_client.stack.parts import find_ray
-from tlm_client.stack.processes import free_ports
+from tlm_client.stack.processes import find_processes, free_ports, kill_processes
 
 _SCRIPT = """#!/bin/sh
 exec "{python}" -c "from tests.chaos.processes import run_on_ray; run_on_ray()" "$@"
@@ -62,8 +61,8 @@ class RayHead:
             "--object-store-memory", str(100 << 20), "--temp-dir", str(self._temporary),
         ]  # fmt: skip
         own = {"PYTHONPATH": str(ROOT), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-        self._mark = f"CHAOS_RAY={self._temporary}"
-        own |= {"CHAOS_RAY": str(self._temporary), "DASHBOARD_METRIC_PORT": "0", "SPT_NOENV": "1"}
+        self._marks = {"CHAOS_RAY": str(self._temporary)}
+        own |= {**self._marks, "DASHBOARD_METRIC_PORT": "0", "SPT_NOENV": "1"}
         own |= {"RAY_JOB_START_TIMEOUT_SECONDS": "3600", **self.token}
         with (folder / "ray.out").open("wb") as log:
             environment = {**os.environ, **environment, **own}
@@ -84,32 +83,19 @@ class RayHead:
 
     def running(self) -> list[RayRun]:
         runs = {}
-        for path in Path("/proc").glob("[0-9]*"):
+        for pid in find_processes(self._marks):
             try:
-                words = (path / "cmdline").read_bytes().decode().split("\0")
-                if PROGRAM in words and self._mark in (path / "environ").read_text():
-                    group = os.getpgid(int(path.name))
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+                if PROGRAM in words:
+                    group = os.getpgid(pid)
                     runs[group] = RayRun(_Group(group), words[words.index(PROGRAM) + 1 : -1])
-            except (OSError, ProcessLookupError):  # It has ended.
+            except OSError:  # It has ended.
                 continue
         return [run for run in runs.values() if "--job" in run.arguments]
 
     def close(self) -> None:
         """End Ray and all that it has started."""
-        for process in list(self._started()):
-            try:
-                os.kill(process, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        self._head.kill()
+        kill_processes(self._marks)
         self._head.wait()
         shutil.rmtree(self._temporary, ignore_errors=True)
-
-    def _started(self) -> Iterator[int]:
-        """Yield the head and the processes that inherit its variables."""
-        yield self._head.pid
-        for path in Path("/proc").glob("[0-9]*"):
-            try:
-                if self._mark in (path / "environ").read_text():
-                    yield int(path.name)
-            except (OSError, UnicodeDecodeError):
-                continue
