@@ -12,10 +12,12 @@ from services.common.catalog import Catalog
 from services.common.logs import set_up_logging
 from services.common.metrics import REGISTRY
 from services.common.retriever_client import connect_retriever
-from services.loader.loads import LoadWorker
+from services.loader.loads import NEAR, LoadWorker
 from services.loader.settings import LoaderSettings
+from tlm_core.artifacts import drop_untouched
 
 _BEAT_SECONDS = 5.0
+_NEAR_SECONDS = 7 * 24 * 3600
 
 
 def main() -> None:
@@ -27,6 +29,7 @@ def main() -> None:
     if settings.metrics_port is not None:
         start_http_server(settings.metrics_port, registry=REGISTRY)
     shutil.rmtree(settings.scratch / "work", ignore_errors=True)  # of an earlier process
+    drop_untouched(settings.scratch / NEAR, _NEAR_SECONDS)  # of loads that another loader finished
     retriever = connect_retriever(settings.retriever_url, settings.internal_token.get_secret_value())
     worker = LoadWorker(Catalog(settings.redis()), settings.artifact_store(), retriever, settings.scratch)
     thread = threading.Thread(target=worker.run, name="loads", daemon=True)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+NEAR = "near"  # folder of the scratch space
 _REPORT_EVERY = 5_000
 _SPLITTING = frozenset({LoadState.QUEUED, LoadState.CUTTING})
 
@@ -159,6 +160,7 @@ class LoadWorker:
         except StaleAttempt:
             self._delete_unrecorded(load, ref)
             raise
+        shutil.rmtree(self._near_state(load), ignore_errors=True)
         self._index(load)
 
     def _cut(self, load: CorpusLoad) -> CorpusLoad:
@@ -198,14 +200,18 @@ class LoadWorker:
         from tlm_core.corpus.near import NearDuplicates
         from tlm_core.corpus.read import read_parts, write_corpus
 
-        with self._work_folder() as work, self._work_folder() as state:
-            near = NearDuplicates(state) if load.near_duplicates == "drop" else None
+        with self._work_folder() as work:
+            near = NearDuplicates(self._near_state(load)) if load.near_duplicates == "drop" else None
             folders = (self._artifacts.localize(ref) for ref in load.cut)
             passages = self._watched((passage for folder in folders for passage in read_parts(folder)), load)
             info = write_corpus(passages, work, load.language, near)
             place = f"{load.tenant}/corpora/{load.corpus}/{info.version}"
             ref = self._artifacts.write(place, work, artifact=f"{load.corpus}@{info.version}", stage="corpus")
         return info, ref, round(near.seconds, 1) if near else None
+
+    def _near_state(self, load: CorpusLoad) -> Path:
+        """The folder in which the search for near duplicates continues after a restart of this process."""
+        return self._scratch / NEAR / load.id
 
     @contextmanager
     def _work_folder(self) -> Iterator[Path]:
@@ -325,4 +331,5 @@ class LoadWorker:
         self._catalog.save_load(cancelled, self._owner, delete_version=forget)
 
     def _delete_upload(self, load: CorpusLoad) -> None:
+        shutil.rmtree(self._near_state(load), ignore_errors=True)
         self._artifacts.delete(load.upload.folder)

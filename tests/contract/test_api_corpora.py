@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from services.common.catalog_records import CorpusLoad
 from services.loader.loads import LoadWorker
 from tests.contract.corpora import LINES, T, idle_corpus, post, queue_load, wait_for_corpus
 from tests.contract.gateway import Gateway, make_gateway, restarted
-from tests.support import wait_for
+from tests.support import passages_in, wait_for
 from tlm_core.artifacts import ArtifactStore
+from tlm_core.corpus import near
 from tlm_core.corpus import read as corpus_read
 from tlm_core.corpus.states import LoadState
 from tlm_core.errors import IndexMismatch, IndexUnavailable, StoreUnavailable
@@ -161,32 +163,87 @@ def test_next_process_continues_an_open_load(gateway: Gateway) -> None:
         assert wait_for_corpus(api)["loads"][0]["id"] == load_id
 
 
-def test_next_process_splits_only_the_files_that_remain(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+def lines_of(name: str) -> str:
+    return LINES.replace("thing", name)
+
+
+def texts_of(names: Sequence[str]) -> list[str]:
+    return [json.loads(line)["text"].strip() for name in names for line in lines_of(name).splitlines()]
+
+
+def queue_files(gateway: Gateway, names: Sequence[str]) -> str:
+    """Queue a load of files with five passages each, and return its id."""
     gateway.loads.stop()
-    texts = [LINES.replace("thing", f"thing{number}") for number in range(3)]
     with gateway.test_client() as api:
-        files = [("files", (f"{number}.jsonl", text)) for number, text in enumerate(texts)]
-        load_id = api.post("/v1/corpora", data={"name": "docs"}, files=files).json()["id"]
-    parts, split, read = gateway.parts, list[str](), corpus_read._read_file
+        files = [("files", (name, lines_of(name))) for name in names]
+        return str(api.post("/v1/corpora", data={"name": "docs"}, files=files).json()["id"])
+
+
+def killed_worker(gateway: Gateway, load_id: str) -> None:
+    """Work on a load in a process that is killed, and let its lease expire."""
+    parts = gateway.parts
+    with pytest.raises(Killed):
+        LoadWorker(parts.catalog, parts.artifacts, parts.retriever, parts.settings.scratch, owner="dead").round()
+    gateway.client.delete(f"tlm:{{{T}}}:load-lease:{load_id}")
+
+
+@pytest.mark.parametrize("moment", ["while it reads", "before the record"])
+@pytest.mark.parametrize("done", [0, 1, 2])
+def test_load_killed_after_some_files_continues_with_the_next(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, done: int, moment: str
+) -> None:
+    names = ["0.jsonl", "1.jsonl", "2.jsonl"]
+    load_id = queue_files(gateway, names)
+    split, read, save = list[str](), corpus_read._read_file, Catalog.save_load
 
     def read_file(file: Any, *args: Any) -> Any:
         split.append(Path(file).name)
-        if len(split) == 2:
+        for number, passage in enumerate(read(file, *args)):
+            if moment == "while it reads" and number == 2 and len(split) == done + 1:
+                raise Killed
+            yield passage
+
+    def save_load(self: Catalog, load: CorpusLoad, *args: Any) -> None:
+        if moment == "before the record" and len(load.cut) == done + 1:
             raise Killed
-        yield from read(file, *args)
+        save(self, load, *args)
 
     monkeypatch.setattr(corpus_read, "_read_file", read_file)
-    worker = LoadWorker(parts.catalog, parts.artifacts, parts.retriever, gateway.root / "dead", owner="dead")
-    with pytest.raises(Killed):
-        worker.round()
-    load = parts.catalog.load(T, load_id)
-    assert (len(load.cut), load.done, load.state) == (1, 5, LoadState.CUTTING)
-    gateway.client.delete(f"tlm:{{{T}}}:load-lease:{load_id}")  # as if it had expired
+    monkeypatch.setattr(Catalog, "save_load", save_load)
+    killed_worker(gateway, load_id)
+    monkeypatch.setattr(Catalog, "save_load", save)
+    load = gateway.parts.catalog.load(T, load_id)
+    assert (len(load.cut), load.done, load.state) == (done, 5 * done, LoadState.CUTTING)
+    assert split == names[: done + 1]
     with restarted(gateway).test_client() as api:
-        corpus = wait_for_corpus(api)
-    assert split == ["0.jsonl", "1.jsonl", "1.jsonl", "2.jsonl"], "The first file is not split again."
-    assert corpus["versions"][0]["count"] == 15
+        wait_for_corpus(api)
+    assert split[done + 1 :] == names[done:], "Files that the record names are not split again."
+    folder = gateway.parts.artifacts.localize(gateway.parts.catalog.corpus(T, "docs").versions[0].passages)
+    assert [passage.text for passage in passages_in(folder)] == texts_of(names), "No passage is lost or repeated."
     assert not [path for path in gateway.leftovers() if "uploads" in path], "The passages of files are deleted."
+
+
+def test_killed_search_for_near_duplicates_continues(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["0.jsonl", "1.jsonl"]
+    load_id = queue_files(gateway, names)
+    monkeypatch.setattr(near, "_AT_ONCE", 2)
+    searched, signatures = list[str](), near.NearDuplicates._signatures
+
+    def record(self: near.NearDuplicates, texts: Sequence[str]) -> Any:
+        if len(searched) == 6:
+            raise Killed
+        searched.extend(texts)
+        return signatures(self, texts)
+
+    monkeypatch.setattr(near.NearDuplicates, "_signatures", record)
+    killed_worker(gateway, load_id)
+    assert len(gateway.parts.catalog.load(T, load_id).cut) == 2
+    searched.append("killed once")
+    with restarted(gateway).test_client() as api:
+        version = wait_for_corpus(api)["versions"][0]
+    assert searched[:6] + searched[7:] == texts_of(names)
+    assert version["count"] + version["near_duplicates_dropped"] == 10
+    assert not list(gateway.parts.settings.scratch.glob("near/*"))
 
 
 def test_files_after_one_with_errors_are_checked_too(gateway: Gateway) -> None:

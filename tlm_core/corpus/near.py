@@ -7,6 +7,7 @@ pair at 0.9 always.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -34,26 +35,32 @@ Owners = NDArray[np.uint32]
 class NearDuplicates:
     """A filter for near duplicates whose memory does not grow with the number of passages.
 
-    folder: empty, for its state of some 700 bytes per passage; the caller removes it. dropped: near duplicates so far.
-    seconds: time spent so far. Raises MissingDependency, StorageFull.
+    folder: for its state of some 700 bytes per passage; the caller removes it. If it has the state of an earlier
+    process, give the same texts again: those answered then cost no search. dropped: near duplicates so far. seconds:
+    time that this process spent so far. Raises MissingDependency, StorageFull.
     """
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.perf_counter) -> None:
         self._minima = _library()
         self._folder = folder
+        self._signature_file, self._answer_file = folder / "signatures", folder / "answers"
         self._clock = clock
         self._kept = 0
         self._runs = 0
         self._pending: list[tuple[Keys, Owners]] = []
         self.dropped = 0
         self.seconds = 0.0
+        with storage_errors("Detecting near duplicates"):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._answered = self._resume()
 
     def keep(self, texts: Sequence[str]) -> NDArray[np.bool_]:
         """Return [texts] True for every text that is no near duplicate of an earlier one, in any call."""
         begun = self._clock()
         with storage_errors("Detecting near duplicates"):
-            parts = [self._keep(texts[start : start + _AT_ONCE]) for start in range(0, len(texts), _AT_ONCE)]
-        is_new = np.concatenate([np.ones(0, np.bool_), *parts])
+            earlier, self._answered = np.split(self._answered, [len(texts)])
+            parts = [self._keep(texts[start : start + _AT_ONCE]) for start in range(len(earlier), len(texts), _AT_ONCE)]
+        is_new = np.concatenate([earlier, *parts])
         self.dropped += len(texts) - int(is_new.sum())
         self.seconds += self._clock() - begun
         return is_new
@@ -73,8 +80,21 @@ class NearDuplicates:
                 continue
             for key in keys:
                 here.setdefault(key, []).append(number)
-        self._remember(signatures[is_new], bands[is_new])
+        # The answers follow the signatures, so each text with an answer has its signature.
+        _append(self._signature_file, signatures[is_new])
+        _append(self._answer_file, is_new)
+        self._index(bands[is_new])
         return is_new
+
+    def _resume(self) -> NDArray[np.bool_]:
+        """Return the answers of an earlier process, in whole batches, and index its passages again."""
+        stored = np.fromfile(self._answer_file, np.bool_) if self._answer_file.exists() else np.zeros(0, np.bool_)
+        batches = stored[: len(stored) // _AT_ONCE * _AT_ONCE].reshape(-1, _AT_ONCE)
+        _cut(self._answer_file, batches.nbytes)
+        _cut(self._signature_file, int(batches.sum()) * _MINIMA * np.dtype(np.uint32).itemsize)
+        for rows in batches.sum(axis=1).tolist():
+            self._index(_band_keys(self._stored(slice(self._kept, self._kept + rows))))
+        return batches.ravel()
 
     def _signatures(self, texts: Sequence[str]) -> NDArray[np.uint32]:
         """[texts, minima]. A text of fewer words than a shingle is one shingle."""
@@ -98,8 +118,11 @@ class NearDuplicates:
         if not rivals_of:
             return {}
         every = np.unique(np.concatenate([list(rows) for rows in rivals_of.values()]))
-        stored = np.memmap(self._folder / "signatures", np.uint32, "r", shape=(self._kept, _MINIMA))[every]
+        stored = self._stored(every)
         return {number: stored[np.searchsorted(every, sorted(rows))] for number, rows in rivals_of.items()}
+
+    def _stored(self, rows: slice | NDArray[np.uint32]) -> NDArray[np.uint32]:
+        return np.memmap(self._signature_file, np.uint32, "r").reshape(-1, _MINIMA)[rows]
 
     def _known(self) -> Iterator[tuple[Keys, Owners]]:
         yield from self._pending
@@ -108,11 +131,9 @@ class NearDuplicates:
             keys, owners = (np.load(self._folder / f"{name}-{run}.npy", mmap_mode="r") for name in ("keys", "owners"))
             yield keys, owners
 
-    def _remember(self, signatures: NDArray[np.uint32], bands: Keys) -> None:
-        with open(self._folder / "signatures", "ab") as handle:
-            handle.write(signatures.tobytes())
-        owners = np.repeat(np.arange(self._kept, self._kept + len(signatures), dtype=np.uint32), _BANDS)
-        self._kept += len(signatures)
+    def _index(self, bands: Keys) -> None:
+        owners = np.repeat(np.arange(self._kept, self._kept + len(bands), dtype=np.uint32), _BANDS)
+        self._kept += len(bands)
         self._pending.append(_sorted(bands.ravel(), owners))
         if sum(len(keys) for keys, _ in self._pending) >= _RUN:
             keys, owners = _sorted(*(np.concatenate(parts) for parts in zip(*self._pending, strict=True)))
@@ -120,6 +141,18 @@ class NearDuplicates:
             np.save(self._folder / f"owners-{self._runs}.npy", owners)
             self._runs += 1
             self._pending.clear()
+
+
+def _append(path: Path, values: NDArray[np.uint32] | NDArray[np.bool_]) -> None:
+    with open(path, "ab") as handle:
+        handle.write(values.tobytes())
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def _cut(path: Path, size: int) -> None:
+    with open(path, "ab") as handle:
+        handle.truncate(size)
 
 
 def _alike(signature: NDArray[np.uint32], others: NDArray[np.uint32]) -> bool:

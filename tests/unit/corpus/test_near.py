@@ -101,6 +101,31 @@ def test_near_duplicates_in_files_are_detected(finder: NearDuplicates, monkeypat
     assert not finder.keep([changed(t, draw, 1) for t in originals]).any()
 
 
+@pytest.mark.parametrize("torn", [0, 7])
+def test_search_continues_after_the_last_batch_of_a_killed_process(
+    finder: NearDuplicates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torn: int
+) -> None:
+    monkeypatch.setattr(near, "_AT_ONCE", 20)
+    monkeypatch.setattr(near, "_RUN", 500)
+    draw = random.Random(7)
+    originals = [text(draw) for _ in range(60)]
+    texts = [t for original in originals for t in (original, changed(original, draw, 1))]
+    complete = NearDuplicates(tmp_path / "complete")
+    expected = complete.keep(texts)
+    finder.keep(texts[:80])
+    for path, size in ((finder._signature_file, 512 * torn), (finder._answer_file, torn)):
+        with path.open("ab") as handle:
+            handle.write(bytes(size))  # of a batch that the process did not finish
+    searched = list[str]()
+    monkeypatch.setattr(near, "tokens", lambda text: searched.append(text) or tokens(text))
+    resumed = NearDuplicates(finder._folder)
+    is_new = np.concatenate([resumed.keep(texts[:100]), resumed.keep(texts[100:])])
+    assert searched == texts[80:]
+    assert (is_new == expected).all() and expected.sum() == 60
+    assert resumed.dropped == complete.dropped
+    assert resumed._signature_file.read_bytes() == complete._signature_file.read_bytes()
+
+
 def test_a_corpus_without_near_duplicates_counts_them_and_has_its_own_version(
     tmp_path: Path, finder: NearDuplicates
 ) -> None:
