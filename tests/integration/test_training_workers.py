@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
@@ -265,3 +267,22 @@ def lose_the_other(rank: int, size: int, port: int) -> None:
 
 def test_worker_whose_peer_died_reports_a_loss() -> None:
     start(lose_the_other, 2)
+
+
+def stop_the_other(rank: int, size: int, port: int, limit: float) -> None:
+    """Rank 1 is stopped while rank 0 waits for it in a collective, and goes on afterwards."""
+    join("job_1.main.1", "127.0.0.1", port, rank, size, backend="gloo", timeout=timedelta(seconds=limit))
+    workers = Workers(rank, size)
+    other = int(workers.sum(torch.tensor(os.getpid() if rank else 0)))
+    if rank:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    begun = time.monotonic()
+    with pytest.raises(WorkerLost, match="lost its connection"):
+        workers.sum(torch.ones(1))
+    if not rank:
+        os.kill(other, signal.SIGCONT)
+        assert 0.9 * limit < time.monotonic() - begun < limit + 10
+
+
+def test_collective_with_a_stopped_worker_ends_at_its_limit() -> None:
+    start(stop_the_other, 2, 2.0)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+from typing import ClassVar
+
 import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError
 from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
@@ -9,6 +12,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, Wo
 
 from services.trainer import ranks
 from services.trainer.assignment import Assignment
+from services.trainer.process_group import join
 from tlm_core.errors import NonFiniteLoss, WorkerLost
 
 
@@ -44,3 +48,25 @@ DEAD = WorkerHealthCheckFailedError("dead", failure=ActorDiedError())
 def test_only_failures_that_no_worker_could_report_are_reported(failure: TrainingFailedError, code: str | None) -> None:
     error = ranks._unreported(failure)
     assert (error.code if error else None) == code
+
+
+class FakeWorkerGroup(list[int]):
+    """Two ranks of Ray Train. joined: what each rank calls to join the others."""
+
+    joined: ClassVar[list[tuple[object, ...]]] = []
+
+    def execute(self, *_: object) -> None: ...
+
+    def execute_single(self, *_: object) -> tuple[str, int]:
+        return "127.0.0.1", 1
+
+    def execute_single_async(self, rank: int, function: object, *_: object, **options: object) -> None:
+        self.joined.append((rank, function, options))
+
+
+def test_collectives_of_an_attempt_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks.ray, "get", lambda _: None)
+    group = FakeWorkerGroup([0, 1])
+    ranks._Backend().on_start(group, ranks._ProcessGroup(Assignment("t", "job_1", 1, "main", 2, 2, 1.0, 0.0)))
+    options = {"backend": "gloo", "timeout": timedelta(minutes=15)}
+    assert group.joined == [(rank, join, options) for rank in (0, 1)]
