@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import threading
 from functools import cache
 
+from services.common.jobstore import JobStore
 from services.common.logs import set_up_logging
 from services.trainer.assignment import Assignment
 from services.trainer.settings import TrainerSettings
 from services.trainer.worker import Broadcast, GroupRunner
+from tlm_core.errors import TLMError
+from tlm_core.training.speed import device_kind, rate_name, seconds_per_flop
+
+log = logging.getLogger(__name__)
 
 
 def compute(
@@ -19,7 +25,8 @@ def compute(
     """Run the stages of one worker. Raises what a stage raises."""
     job, attempt, request_id = assignment.job, assignment.attempt, assignment.request_id
     set_up_logging("worker", job_id=job, attempt=attempt, request_id=request_id, rank=rank)
-    settings = TrainerSettings()
+    settings, gpu = TrainerSettings(), assignment.gpus > 0
+    device, draining = device_kind(gpu=gpu), drain_on_sigterm(assignment)
     runner = GroupRunner(
         settings.job_store(),
         settings.artifact_store(),
@@ -27,9 +34,27 @@ def compute(
         rank=rank,
         world_size=world_size,
         broadcast=broadcast,
-        draining=drain_on_sigterm(assignment),
+        draining=draining,
+        device=device,
     )
     runner.run(assignment)
+    trains_here = gpu == (settings.worker_gpus > 0)
+    if rank == 0 and trains_here and not draining.is_set():
+        measure_once(runner.store, assignment, device)
+
+
+def measure_once(store: JobStore, assignment: Assignment, device: str) -> None:
+    """Store how fast this device trains, unless a worker has measured it. No job waits for it: its stages are done."""
+    try:
+        precision = store.get(assignment.tenant, assignment.job).resolved.recipe.number_format
+        stored, name = store.rates(assignment.tenant), rate_name(device, precision)
+        rates = {"device": device}
+        if name not in stored:
+            rates[name] = f"{seconds_per_flop(precision, gpu=assignment.gpus > 0)} {assignment.job}"
+        if not rates.items() <= stored.items():
+            store.save_rates(assignment.tenant, rates)
+    except TLMError as error:
+        log.warning("Cannot store the speed of this device, so estimates do not use it: %s", error)
 
 
 @cache

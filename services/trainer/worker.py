@@ -54,7 +54,7 @@ class NullReporter:
 class GroupRunner:
     """Runs the stages of an assignment on this rank.
 
-    load: returns the function of a stage. broadcast: returns the value of rank 0 on every rank.
+    load: returns the function of a stage. broadcast: returns the value of rank 0 on every rank. device: its kind.
     """
 
     store: JobStore
@@ -65,6 +65,7 @@ class GroupRunner:
     world_size: int = 1
     broadcast: Broadcast = lambda value: value
     draining: threading.Event = field(default_factory=threading.Event)
+    device: str = ""
 
     def run(self, assignment: Assignment) -> None:
         """Run all stages whose artifacts are not published.
@@ -158,7 +159,8 @@ class GroupRunner:
         checkpoints = JobCheckpoints(
             self.store, self.artifacts, job, node.name, artifact, work, report_event=reporter.event
         )
-        reporter.event("stage.started", node=node.name, stage=node.stage.name, workers=self.world_size)
+        started = {"node": node.name, "stage": node.stage.name, "workers": self.world_size, "device": self.device}
+        reporter.event("stage.started", **started)
         localize = self.artifacts.localize
         context = StageContext(
             inputs={name: self._read_input(situation, source, localize) for name, source in node.inputs.items()},

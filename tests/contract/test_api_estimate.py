@@ -9,6 +9,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from services.api.work import Texts, work_of
+from services.trainer import compute
+from services.trainer.assignment import Assignment
 from tests.contract.gateway import TRAIN, Gateway, add_dataset, add_version
 from tests.contract.recorded_jobs import ROWS, SEARCHED, TOKENS, record
 from tlm_core.corpus.states import CorpusState
@@ -91,6 +93,19 @@ def test_rate_at_another_precision_is_not_used(api: TestClient, gateway: Gateway
     for precision, basis in (("fp32", "measured"), ("bf16", "built-in")):
         stages = estimate(api, seeds=[1], overrides={"precision": precision})["stages"]
         assert [stage["basis"] for stage in stages if stage["stage"] == "joint"] == [basis]
+
+
+def test_worker_measures_each_device_and_precision_once(
+    api: TestClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speeds = iter((2e-12, 4e-12))
+    monkeypatch.setattr(compute, "seconds_per_flop", lambda _precision, **_: next(speeds))
+    for device in ("old", "old", "new"):
+        job = api.post("/v1/jobs", json=BODY | {"overrides": {"precision": "bf16"}}).json()["id"]
+        compute.measure_once(gateway.parts.jobs, Assignment(T, job, 1, "main", 1, 1, 1.0, 0.0), device)
+    rates = gateway.parts.jobs.rates(T)
+    assert rates["device"] == "new" and rates["device/bf16/new"] == f"4e-12 {job}"
+    assert rates["device/bf16/old"].startswith("2e-12 ")
 
 
 def test_job_stores_the_estimate_of_its_nodes(api: TestClient, gateway: Gateway) -> None:
