@@ -11,9 +11,9 @@ from functools import partial
 
 import uvicorn
 
-from services.api.aliases import Aliases
 from services.api.app import create_app
 from services.api.auth import ensure_token
+from services.api.models import Models
 from services.api.outbound import Outbound
 from services.api.parts import Parts
 from services.api.predict import Predictor
@@ -57,7 +57,7 @@ def build_parts(settings: ApiSettings) -> Parts:
         webhooks=webhooks,
         outbound=outbound,
         deliverer=Deliverer(client, jobs, webhooks, outbound),
-        aliases=Aliases(client),
+        models=Models(client, jobs),
         uploads=Uploads(client, artifacts, settings.scratch, max_bytes=settings.max_upload_bytes),
         # The hub library caches in the home folder by default, which a container may not have.
         load_task=partial(load_task, hub=partial(read_hub, cache=settings.scratch / "hub")),

@@ -43,6 +43,14 @@ def artifact_of(jobs: JobStore, job: JobRecord, stage: str) -> ManifestRef:
     return _artifact(job, plan, artifacts_by_node(jobs, job, plan), stage)
 
 
+def artifact_or_none(jobs: JobStore, job: JobRecord, stage: str) -> ManifestRef | None:
+    """The artifact that `artifact_of` returns, or None if it does not exist."""
+    try:
+        return artifact_of(jobs, job, stage)
+    except (NotReady, NotFound):
+        return None
+
+
 def _artifact(job: JobRecord, plan: Plan, done: Mapping[str, ManifestRef], stage: str) -> ManifestRef:
     result_node = {"evaluate": plan.report, "export": plan.model}.get(stage)
     nodes = [

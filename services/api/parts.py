@@ -13,10 +13,10 @@ from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
-from services.api.aliases import Aliases
 from services.api.estimate import Estimator
 from services.api.forms import Form, receive_form
 from services.api.intake import CorpusIntake, DatasetIntake, LoadTask
+from services.api.models import Models
 from services.api.outbound import Outbound
 from services.api.predict import Predictor
 from services.api.resumable_uploads import Uploads
@@ -47,7 +47,7 @@ class Parts:
     webhooks: Webhooks
     outbound: Outbound
     deliverer: Deliverer
-    aliases: Aliases
+    models: Models
     removals: Background = field(default_factory=lambda: Background("removals"))
 
     @property

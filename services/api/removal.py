@@ -32,10 +32,10 @@ def delete_dataset(parts: Parts, record: DatasetRecord, *, with_jobs: bool = Fal
     Finished jobs keep their results, unless `with_jobs` deletes them too. Then none of them may have an alias.
     """
     jobs, artifacts = parts.jobs, parts.artifacts
-    for job in set(parts.aliases.all(record.tenant).values()) if with_jobs else ():
+    for job in set(parts.models.aliases(record.tenant).values()) if with_jobs else ():
         with suppress(NotFound):
             if record.id in {dataset.id for dataset in jobs.get(record.tenant, job).resolved.datasets}:
-                parts.aliases.check_unused(record.tenant, job)
+                parts.models.check_unused(record.tenant, job)
     folders = [f"{record.tenant}/datasets/{record.id}"]
     removal = Removal(record.tenant, record.id, folders=folders, with_jobs=with_jobs)
     jobs.drop_dataset(record.tenant, record.id, record.name, removal)
@@ -48,7 +48,7 @@ def delete_job(parts: Parts, job: JobRecord) -> None:
     Raises IllegalTransition while the job is unfinished, and Conflict while an alias points to it. A job submitted at
     the same time that reuses one of the artifacts notices the missing files and computes them again.
     """
-    parts.aliases.check_unused(job.tenant, job.id)
+    parts.models.check_unused(job.tenant, job.id)
     _delete_job(parts.jobs, parts.artifacts, job)
 
 

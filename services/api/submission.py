@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from services.api.estimate import proposed
 from services.api.job_artifacts import artifact_of
 from services.common.catalog import Catalog, dataset_keys, ready_version
 from services.common.problem import validation_problem
@@ -67,7 +68,8 @@ def _create(
     if key and (job := parts.jobs.submitted_with(tenant, spec, key, origin)):
         return job, False
     spec, resolved = resolve()
-    resolved = resolved.model_copy(update={"node_seconds": parts.estimator.node_seconds(tenant, spec, resolved)})
+    seconds = parts.estimator.node_seconds(proposed(tenant, spec, resolved))
+    resolved = resolved.model_copy(update={"node_seconds": seconds})
     needs = dataset_keys(tenant, (dataset.id for dataset in resolved.datasets))
     return parts.jobs.submit(tenant, spec, resolved, idempotency_key=key, origin=origin, needs=needs)
 

@@ -1,17 +1,21 @@
-"""The work of a node, counted before it runs: steps, tokens and FLOPs. This module does not import torch."""
+"""The work of a job, counted before it runs: steps, tokens, FLOPs and bytes. This module does not import torch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from tlm_core.jobs.plan import Node
+from tlm_core.jobs.plan import Node, Plan
 from tlm_core.linear.params import MOST_LABELED, SelfTrainParams
+from tlm_core.studies.params import SubsetParams
 from tlm_core.training import flops
 from tlm_core.training.architectures import Shape, architecture_of, scratch_shape
-from tlm_core.training.params import FinetuneParams, JointParams, SeedsParams, TuneParams
-from tlm_core.training.recipe import AUTO_LENGTHS, OWN_STARTS, Model
+from tlm_core.training.memory import MICRO_ROWS, training_bytes
+from tlm_core.training.params import FinetuneParams, JointParams, PrepareParams, SeedsParams, TuneParams
+from tlm_core.training.recipe import AUTO_LENGTHS, OWN_STARTS, Model, Recipe
+
+_PASSAGE_BYTES = 337  # mean, from `make demo`
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,18 @@ def shape_of(model: Model, texts: Texts) -> Shape | None:
         return None
     model = model.model_copy(update={"max_length": length_of(model, texts)})
     return scratch_shape(model, texts.vocab, texts.labels)
+
+
+def texts_of(plan: Plan, node: Node, texts: Sequence[Texts]) -> Texts:
+    """The texts of the dataset that a node depends on, reduced to its subset."""
+    path = [*plan.behind(node.name), node]
+    validate = next((node.name for node in path if node.stage.name == "validate"), "validate")
+    chosen = texts[int(validate.partition(".")[2] or 0)]
+    sizes = {node.params.size for node in path if isinstance(node.params, SubsetParams)}
+    if len(sizes) != 1:
+        return chosen
+    (size,), train = sizes, chosen.rows["train"]
+    return replace(chosen, rows={**chosen.rows, "train": round(size if size >= 1 else size * train)})
 
 
 def work_of(node: Node, texts: Texts) -> Work | None:
@@ -128,3 +144,35 @@ def _step(shape: Shape, tokens: float, masked: float, documents: int, optimizer:
     products = math.ceil(tokens / shape.max_length) * row + masked * head + documents * task
     update = flops.newton_schulz(architecture_of(shape).matrices(shape)) if optimizer == "muon" else 0.0
     return flops.FORWARD_AND_BACKWARD * products + update
+
+
+def memory_bytes(recipe: Recipe, texts: Texts) -> int | None:
+    """Bytes that the joint stage needs, or None if the size of the encoder is unknown."""
+    if (shape := shape_of(recipe.model, texts)) is None:
+        return None
+    rows = min(recipe.joint.at_length(length_of(recipe.model, texts), recipe.model).batch_rows, MICRO_ROWS)
+    masked = recipe.joint.highest_mask_rate if recipe.joint.enabled else 0.0
+    return training_bytes(shape, architecture_of(shape).parameters(shape), rows, masked)
+
+
+def disk_bytes(plan: Plan, texts: Sequence[Texts]) -> int | None:
+    """Bytes of the artifacts, or None if the size of an encoder is unknown.
+
+    They hold passages, tokens, and parameters in float32. The export holds the parameters twice.
+    """
+    total = exported = 0.0
+    for node in plan.nodes:
+        own, params = texts_of(plan, node, texts), node.params
+        if isinstance(params, JointParams | FinetuneParams):
+            if (shape := shape_of(params.model, own)) is None:
+                return None
+            architecture = architecture_of(shape)
+            exported = 4 * architecture.exported_parameters(shape)
+            total += 4 * architecture.parameters(shape) if isinstance(params, JointParams) else exported
+        elif isinstance(params, PrepareParams):
+            vocab, tokens = own.vocab or 0, own.task_tokens + own.passages * own.passage_tokens
+            total += own.passages * _PASSAGE_BYTES + tokens * (2 if vocab < 2**16 else 4)
+            total += 4 * vocab * (params.vector_width or 0)
+        elif node.stage.name in ("choose", "export"):
+            total += exported * (2 if node.stage.name == "export" else 1)
+    return round(total)

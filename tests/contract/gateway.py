@@ -15,9 +15,9 @@ import redis
 import uvicorn
 from fastapi.testclient import TestClient
 
-from services.api.aliases import Aliases
 from services.api.app import create_app
 from services.api.forms import ReceivedFile
+from services.api.models import Models
 from services.api.outbound import Outbound
 from services.api.parts import Parts
 from services.api.predict import Predictor
@@ -159,7 +159,7 @@ def make_gateway(client: redis.Redis, root: Path, **overrides: Any) -> Gateway:
         webhooks=webhooks,
         outbound=outbound,
         deliverer=Deliverer(client, jobs, webhooks, outbound, poll_seconds=0.05),
-        aliases=Aliases(client),
+        models=Models(client, jobs),
         uploads=Uploads(client, artifacts, settings.scratch, max_bytes=settings.max_upload_bytes),
     )
     loads = LoadWorker(catalog, artifacts, retriever.client(), settings.scratch, poll_seconds=0.02)

@@ -22,7 +22,7 @@ def main() -> None:
         gateway.served() as url,
         chromium() as browser,
     ):
-        gateway.parts.aliases.put("default", "tickets@production", contents.jobs["succeeded"])
+        gateway.parts.models.put_alias("default", "tickets@production", contents.jobs["succeeded"])
         running, over = (f"/ui/jobs/{contents.jobs[name]}" for name in ("running", "succeeded"))
         wanted = [
             ("jobs-light", "/ui/jobs", "light", DESK),

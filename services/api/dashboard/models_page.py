@@ -10,7 +10,6 @@ from fastapi.responses import Response
 from services.api.dashboard.snippets import own_url, prediction_snippets
 from services.api.dashboard.web import PREFIX, SignedIn, page, redirect
 from services.api.parts import AfterId, PartsDep
-from services.api.routes.models import AliasBody, list_models, put_alias
 from tlm_core.names import ALIAS
 
 router = APIRouter(prefix="/models")
@@ -21,18 +20,13 @@ _LIMIT = 25
 @router.get("")
 def models(request: Request, parts: PartsDep, tenant: SignedIn, after: AfterId = None) -> Response:
     """The list of models, newest first."""
-    listed = list_models(parts, tenant, after, _LIMIT)
-    aliases = [alias for model in listed.data for alias in model.aliases]
-    names = [*aliases, *(model.job for model in listed.data)]
-    snippets = prediction_snippets(names[0], own_url(request)) if names else {}
+    models = parts.models.list(tenant, after, _LIMIT)
+    # The examples call the newest model that has an alias, or else the newest one.
+    names = [alias for model in models.data for alias in model.aliases] + [model.job for model in models.data]
+    shown = next(iter(names), "")
+    snippets = prediction_snippets(shown, own_url(request))
     return page(
-        request,
-        "models.html",
-        models=listed.data,
-        more=listed.has_more,
-        after=after,
-        snippets=snippets,
-        first=names[:1],
+        request, "models.html", models=models.data, more=models.has_more, after=after, snippets=snippets, shown=shown
     )
 
 
@@ -45,12 +39,12 @@ def set_alias(
     job: Annotated[str, Form(max_length=200)],
 ) -> Response:
     """Point an alias to a model."""
-    put_alias(alias, AliasBody(job=job), parts, tenant)
+    parts.models.put_alias(tenant, alias, job)
     return redirect(request, f"{PREFIX}/models")
 
 
 @router.post("/{alias}/delete")
 def delete_alias(alias: str, request: Request, parts: PartsDep, tenant: SignedIn) -> Response:
     """Delete an alias, but not its model."""
-    parts.aliases.remove(tenant, alias)
+    parts.models.delete_alias(tenant, alias)
     return redirect(request, f"{PREFIX}/models")

@@ -13,6 +13,7 @@ from services.api.dashboard.snippets import own_url, prediction_snippets
 from services.api.dashboard.web import SignedIn, page
 from services.api.job_artifacts import (
     artifact_of,
+    artifact_or_none,
     checkpoint_views,
     checkpoints_of,
     model_file_response,
@@ -51,7 +52,7 @@ def results(
     """Scores with spread, scores per class and the confusion matrix of the returned model or one seed's, and costs."""
     record = parts.jobs.get(tenant, job)
     common: dict[str, object] = {"job": record, "selects": selects(record), "tab": "results"}
-    ref = finished(parts, record, "evaluate")
+    ref = artifact_or_none(parts.jobs, record, "evaluate")
     if ref is None:
         return page(request, "not_yet.html", common, what="Results", stage=plan_of(record).report)
     report = parts.artifacts.read_json(ref, REPORT)
@@ -147,9 +148,9 @@ def _model_values(request: Request, parts: Parts, job: JobRecord) -> dict[str, o
         served = None
     labels = parts.artifacts.read_json(served.ref, METADATA) if served else {}
     files = served.files(parts.artifacts) if served else None
-    evaluated = finished(parts, job, "evaluate")
+    evaluated = artifact_or_none(parts.jobs, job, "evaluate")
     report = parts.artifacts.read_json(evaluated, REPORT) if evaluated else {}
-    aliases = [alias for alias, target in parts.aliases.all(job.tenant).items() if target == job.id]
+    aliases = parts.models.aliases_of(job.tenant, job.id)
     return {
         "job": job,
         "selects": selects(job),
@@ -169,14 +170,6 @@ def _model_values(request: Request, parts: Parts, job: JobRecord) -> dict[str, o
 
 def _has_pairs(parts: Parts, ref: ManifestRef) -> bool:
     return bool(parts.artifacts.read_json(ref, METADATA)["pair"])
-
-
-def finished(parts: Parts, job: JobRecord, stage: str) -> ManifestRef | None:
-    """The artifact of a stage, or None if it does not exist (yet)."""
-    try:
-        return artifact_of(parts.jobs, job, stage)
-    except (Conflict, NotFound):
-        return None
 
 
 def _matrix(labels: list[str], confusion: list[list[int]]) -> list[dict[str, object]] | None:

@@ -12,9 +12,8 @@ from fastapi.responses import Response
 
 from services.api.dashboard.present import colors
 from services.api.dashboard.progress import selects
-from services.api.dashboard.result_pages import finished
 from services.api.dashboard.web import SignedIn, page
-from services.api.job_artifacts import artifacts_by_node
+from services.api.job_artifacts import artifact_or_none, artifacts_by_node
 from services.api.parts import PartsDep
 from services.api.selections import leaked_texts, selection_page
 from tlm_core.wire import JsonObject, SelectedPassage
@@ -40,7 +39,7 @@ def selection(
     """The parts of the selection, and its passages, best rank first, with the training texts that retrieved them."""
     record = parts.jobs.get(tenant, job)
     common: dict[str, object] = {"job": record, "selects": selects(record), "tab": "selection"}
-    ref = finished(parts, record, "select") if selects(record) else None
+    ref = artifact_or_none(parts.jobs, record, "select") if selects(record) else None
     if ref is None:
         return page(request, "not_yet.html", common, what="Selection", stage="select")
     task, words = artifacts_by_node(parts.jobs, record).get("validate"), q.split()

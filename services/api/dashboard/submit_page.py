@@ -58,13 +58,13 @@ def preview(request: Request, parts: PartsDep, tenant: SignedIn, form: FilledFor
     try:
         request_spec = form.spec()
         spec, resolved = resolve_job(parts, tenant, request_spec)
-        estimate = parts.estimator.estimate(tenant, spec, resolved)
+        job = proposed(tenant, spec, resolved)
+        estimate = parts.estimator.estimate(job)
     except TLMError as error:
         return page(request, "_no_preview.html", reason=error.message)
-    plan = plan_of(proposed(tenant, spec, resolved))
     return page(
         request, "_preview.html", spec=spec, resolved=resolved, recipe=resolved.recipe, estimate=estimate,
-        stages=Counter(node.stage.name for node in plan.nodes),
+        stages=Counter(node.stage.name for node in plan_of(job).nodes),
         snippets=snippets(request_spec, own_url(request)),
     )  # fmt: skip
 

@@ -75,7 +75,7 @@ def estimate(spec: Annotated[JobSpec, Body(examples=[SPEC_EXAMPLE])], parts: Par
     """Return seconds, FLOPs, memory, disk, GPU hours and passages, each with its basis: earlier jobs on this service,
     the recipe, or built-in rates. Unknown figures are null. Time in the queue is not included."""
     spec, resolved = resolve_job(parts, tenant, spec)
-    return parts.estimator.estimate(tenant, spec, resolved)
+    return parts.estimator.estimate(proposed(tenant, spec, resolved))
 
 
 @router.get("", summary="List jobs", responses=problems())
@@ -291,9 +291,8 @@ def _view(parts: Parts, job: JobRecord) -> Job:
 def _dry_run(parts: Parts, tenant: str, spec: JobSpec) -> DryRun:
     spec, resolved = resolve_job(parts, tenant, spec)
     job = proposed(tenant, spec, resolved)
-    plan = plan_of(job)
-    cost = parts.estimator.estimate(tenant, spec, resolved)
-    return dry_run_view(job, plan, Situation.read(parts.jobs, job, plan).done, cost)
+    situation = Situation.read(parts.jobs, job)
+    return dry_run_view(job, situation.plan, situation.done, parts.estimator.estimate(job))
 
 
 def _before(stream_id: str) -> str:

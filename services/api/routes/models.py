@@ -8,10 +8,8 @@ from fastapi import APIRouter, Path, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.api.auth import Tenant
-from services.api.job_artifacts import artifact_of, served_model
-from services.api.parts import AfterId, Limit, Parts, PartsDep, problems
-from tlm_core.jobs.spec import JobRecord
-from tlm_core.jobs.states import State
+from services.api.job_artifacts import served_model
+from services.api.parts import AfterId, Limit, PartsDep, problems
 from tlm_core.names import ALIAS
 from tlm_core.wire import FinishedModel, Page, PredictingModel, Predictions
 
@@ -49,52 +47,31 @@ class PredictBody(BaseModel):
 @router.get("", summary="List models", responses=problems())
 def list_models(parts: PartsDep, tenant: Tenant, after: AfterId = None, limit: Limit = 20) -> Page[FinishedModel]:
     """Return the models of succeeded jobs with their aliases, newest first. `after` is the id of a job."""
-    jobs, has_more = parts.jobs.list_jobs(tenant, state=State.SUCCEEDED, after=after, limit=limit)
-    aliases = parts.aliases.all(tenant)
-    models = (_view(job, aliases) for job in jobs if not job.unreadable and job.spec.definition.has_model)
-    return Page(data=tuple(models), has_more=has_more)
+    return parts.models.list(tenant, after, limit)
 
 
 @router.get("/{model}", summary="Get a model", responses=problems(404, 409))
 def get(model: ModelId, parts: PartsDep, tenant: Tenant) -> FinishedModel:
     """Return the model of a succeeded job, by its id or an alias."""
-    return _finished(parts, tenant, parts.aliases.job(tenant, model))
+    return parts.models.get(tenant, parts.models.job_id(tenant, model))
 
 
 @router.put("/{alias}", summary="Set an alias", responses=problems(404, 409, 413))
 def put_alias(alias: Alias, body: AliasBody, parts: PartsDep, tenant: Tenant) -> FinishedModel:
     """Point an alias to the model of a succeeded job. Requests that address the alias use this model from now on."""
-    _finished(parts, tenant, body.job)
-    parts.aliases.put(tenant, alias, body.job)
-    return _finished(parts, tenant, body.job)
+    return parts.models.put_alias(tenant, alias, body.job)
 
 
 @router.delete("/{alias}", status_code=204, summary="Delete an alias", responses=problems(404))
 def delete_alias(alias: Alias, parts: PartsDep, tenant: Tenant) -> Response:
     """Delete an alias, but not its model."""
-    parts.aliases.remove(tenant, alias)
+    parts.models.delete_alias(tenant, alias)
     return Response(status_code=204)
 
 
 @router.post("/{model}/predict", summary="Classify texts", responses=problems(404, 409, 413))
 def predict(model: ModelId, body: PredictBody, parts: PartsDep, tenant: Tenant) -> Predictions:
     """Classify texts with the model of a job. Until it exists, the linear model answers, and `model` states it."""
-    served = served_model(parts.jobs, parts.jobs.get(tenant, parts.aliases.job(tenant, model)))
+    served = served_model(parts.jobs, parts.jobs.get(tenant, parts.models.job_id(tenant, model)))
     used, data = parts.predictor.predict(served.ref, body.texts, body.pairs, body.min_confidence)
     return Predictions(data=data, model=PredictingModel(name=used.name, final=served.final, note=served.note))
-
-
-def _finished(parts: Parts, tenant: str, job_id: str) -> FinishedModel:
-    """Raises NotReady if the job has no final model yet, NotFound if it never will have one."""
-    job = parts.jobs.get(tenant, job_id)
-    artifact_of(parts.jobs, job, "export")
-    return _view(job, parts.aliases.all(tenant))
-
-
-def _view(job: JobRecord, aliases: dict[str, str]) -> FinishedModel:
-    summary = job.result.summary if job.result else None
-    return FinishedModel(
-        job=job.id, name=job.spec.name, aliases=tuple(alias for alias, target in aliases.items() if target == job.id),
-        dataset=job.spec.dataset, corpus=job.spec.corpus, scale=job.spec.scale,
-        metric=summary and summary.metric, score=summary and summary.score, finished_at=job.finished_at,
-    )  # fmt: skip

@@ -1,0 +1,204 @@
+"""Measurements on the jobs of a tenant: the sizes of their texts, and the seconds of each stage per unit of work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import NamedTuple
+
+from services.api.work import Texts, Work, length_of, texts_of, work_of
+from services.common.catalog import Catalog
+from services.common.jobstore import JobStore
+from tlm_core.artifacts import ArtifactStore
+from tlm_core.artifacts.manifest import Manifest
+from tlm_core.errors import CorruptArtifact, NotFound
+from tlm_core.jobs.plan import Node, Plan, plan_of
+from tlm_core.jobs.spec import Event, JobRecord, Resolved
+from tlm_core.jobs.states import State
+from tlm_core.training.params import TrainParams
+from tlm_core.training.recipe import auto_length
+
+START = "start"  # of the workers; not a stage, but every job waits for it
+# Seconds per unit of work while nothing is measured: `make demo` on 2 cores of an AMD EPYC with AVX-512 bf16.
+BUILT_IN_SECONDS = {
+    "validate": 5e-4, "baseline": 3e-3, "self_train": 2e-3, "evaluate_linear": 1.0, "export_linear": 0.1,
+    "select": 8.4e-8, START: 9.0, "prepare": 1.7e-6, "joint": 3.5e-12, "finetune": 5.0e-12,
+    "choose": 0.1, "evaluate": 6.4e-5, "export": 9.0,
+}  # fmt: skip
+_TOKENS_PER_WORD = 1.5  # from the same run
+_EARLIER_JOBS, _MAX_EVENTS = 30, 20_000
+
+
+class Rate(NamedTuple):
+    """Seconds per unit of work, and the job that measured them."""
+
+    seconds: float
+    job: str
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a rate depends on: the stage, and for training and evaluation also workers, seeds and precision.
+
+    seeds: number of seeds side by side. A stored rate is divided by it, so that the times of all seeds sum to that of
+    a job.
+    """
+
+    stage: str
+    workers: int = 1
+    seeds: int = 1
+    precision: str = ""
+
+    @classmethod
+    def of(cls, job: JobRecord, plan: Plan, node: Node) -> Setup:
+        stage = node.stage.name
+        if not (isinstance(node.params, TrainParams) or stage == "evaluate"):
+            return cls(stage)
+        return cls(stage, job.spec.workers, plan.side_by_side(node.group), job.resolved.recipe.precision)
+
+    def __str__(self) -> str:
+        return f"{self.stage}/{self.workers}/{self.seeds}/{self.precision}"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Measurements of a succeeded job. source: see `source_of`."""
+
+    id: str
+    source: tuple[str, str, str]
+    texts: Texts
+    gpu: bool
+
+
+def source_of(resolved: Resolved) -> tuple[str, str, str]:
+    """What the selected passages depend on: the content of dataset, corpus version and selection."""
+    return (resolved.datasets[0].content, str(resolved.corpus), resolved.recipe.selection.model_dump_json())
+
+
+class Measurements:
+    """Reads measurements. Caches those of finished jobs."""
+
+    def __init__(self, catalog: Catalog, jobs: JobStore, artifacts: ArtifactStore) -> None:
+        self._catalog, self._jobs, self._artifacts = catalog, jobs, artifacts
+        self._finished: dict[str, Finished | None] = {}
+
+    def texts(self, job: JobRecord) -> list[Texts]:
+        """The texts of each dataset of a job, as validation counted them."""
+        resolved, searched, texts = job.resolved, 0, []
+        if resolved.corpus_name is not None and resolved.corpus_version is not None:
+            searched = self._catalog.corpus(job.tenant, resolved.corpus_name).version(resolved.corpus_version).count
+        model, tokenizer = resolved.recipe.model, resolved.recipe.tokenizer
+        vocab = tokenizer.vocab_size if tokenizer.may_be_own else None
+        for dataset in resolved.datasets:
+            report = self._artifacts.read_json(self._catalog.dataset(job.tenant, dataset.id).report, "report.json")
+            mean, p95 = (report["lengths"][name] * _TOKENS_PER_WORD + 2 for name in ("mean_words", "p95"))
+            labels = len(report["labels"]) or 1
+            task = Texts(report["counts"], mean, labels, vocab, searched=searched, auto_length=auto_length(p95))
+            length = length_of(model, task)
+            # A further window adds three quarters of its tokens, because it repeats a quarter of the one before.
+            windows = min(max(1.0, (mean / length - 0.25) / 0.75), model.windows)
+            texts.append(replace(task, tokens=min(mean, length), windows=windows))
+        return texts
+
+    def finished(self, tenant: str) -> list[Finished]:
+        """The latest succeeded jobs, newest first, without jobs whose files are deleted. Stores their rates."""
+        ids = self._jobs.newest_in(tenant, State.SUCCEEDED, _EARLIER_JOBS)
+        # The newest job is measured last, so that its rates stay stored.
+        for job_id in reversed(ids):
+            if job_id not in self._finished:
+                self._finished[job_id] = None
+                with suppress(NotFound, CorruptArtifact, KeyError):
+                    self._finished[job_id] = self._measure(self._jobs.get(tenant, job_id))
+        self._finished = {job_id: self._finished[job_id] for job_id in ids}
+        return [job for job in self._finished.values() if job is not None]
+
+    def rates(self, tenant: str) -> dict[str, Rate]:
+        """The measured rates by setup: of the newest job that ran in it, or else of a job that trains now."""
+        rates = {}
+        for setup, value in self._jobs.rates(tenant).items():
+            seconds, job_id = value.split()
+            rates[setup] = Rate(float(seconds), job_id)
+        for job_id in self._jobs.newest_in(tenant, State.RUNNING, _EARLIER_JOBS):
+            with suppress(NotFound, CorruptArtifact):
+                for running, rate in self._rates_now(self._jobs.get(tenant, job_id)):
+                    rates.setdefault(str(running), rate)
+        return rates
+
+    def _rates_now(self, job: JobRecord) -> Iterator[tuple[Setup, Rate]]:
+        """The rates of a job that trains now: the built-in ones, times its slowdown."""
+        progress, plan = job.progress, plan_of(job)
+        if progress is None or not progress.rate or progress.unit != "tokens":
+            return
+        nodes = {node.name: node for node in plan.nodes}
+        node = nodes.get(progress.node)
+        # Whether there are passages matters here, not how many.
+        work = work_of(node, replace(self.texts(job)[0], passages=int("select" in nodes))) if node else None
+        if node and work and work.tokens and progress.stage in BUILT_IN_SECONDS:
+            setup = Setup.of(job, plan, node)
+            expected = work.units * BUILT_IN_SECONDS[progress.stage]
+            slowdown = work.tokens / progress.rate / setup.seeds / expected
+            for stage, seconds in BUILT_IN_SECONDS.items():
+                yield replace(setup, stage=stage), Rate(seconds * slowdown, f"{job.id}, which runs")
+
+    def _measure(self, job: JobRecord) -> Finished | None:
+        """Measure a succeeded job and store its rates. Raises KeyError if it lacks what an encoder's job has."""
+        if not job.result or not job.result.artifacts:
+            return None
+        plan, refs = plan_of(job), {name: entry.ref for name, entry in job.result.artifacts.items()}
+        texts = self.texts(job)
+        texts[0] = _as_prepared(texts[0], job, self._artifacts.manifest(refs["prepare"]))
+        rates: dict[str, list[float]] = {}
+        events = self._jobs.events(job.tenant, job.id, limit=_MAX_EVENTS)
+        for node, elapsed in _elapsed(events, job, plan):
+            work = work_of(node, texts_of(plan, node, texts)) if node else Work(1.0)
+            units = work.units if work else 0.0
+            if node and isinstance(node.params, TrainParams):
+                units = float(self._artifacts.manifest(refs[node.name]).meta.get("flops", units))
+                cost = self._artifacts.read_json(refs[node.name], "history.json")["cost"]
+                elapsed = max(elapsed, float(cost["seconds"]))  # a resumed stage began before its last start
+            if units > 0:
+                setup = Setup.of(job, plan, node) if node else Setup(START)
+                rates.setdefault(str(setup), []).append(elapsed / units / setup.seeds)
+        cost = self._artifacts.read_json(refs[plan.report], "report.json")["cost"]["total"]
+        self._jobs.save_rates(job.tenant, {setup: f"{median(each)} {job.id}" for setup, each in rates.items()})
+        return Finished(job.id, source_of(job.resolved), texts[0], cost["gpu_seconds"] > 0)
+
+
+def _as_prepared(texts: Texts, job: JobRecord, prepared: Manifest) -> Texts:
+    """Texts with the tokens that `prepare` counted."""
+    facts, tokens = prepared.meta, prepared.meta["tokens"]
+    windows, passages = facts["windows"]["train"], int(facts["passages"])
+    is_auto = job.resolved.recipe.model.max_length == "auto"
+    return replace(
+        texts,
+        tokens=tokens["train"] / windows,
+        windows=windows / texts.rows["train"],
+        vocab=int(facts["vocab_size"]),
+        passages=passages,
+        passage_tokens=tokens.get("passages", 0) / max(passages, 1),
+        auto_length=facts["max_length"] if is_auto else texts.auto_length,
+    )
+
+
+def _elapsed(events: Iterable[Event], job: JobRecord, plan: Plan) -> Iterator[tuple[Node | None, float]]:
+    """The seconds of each node that the job ran itself, and of each start of workers as the node None."""
+    nodes, started = {node.name: node for node in plan.nodes}, dict[str, float]()
+    published, claimed, submitted = dict[str, float](), job.created_at, None
+    for event in events:
+        node = nodes.get(str(event.data.get("node", "")))
+        if event.type == "workers.submitted":
+            submitted = event.at
+        elif event.type == "stage.started" and node:
+            started[node.name] = event.at
+            if submitted is not None:
+                yield None, event.at - submitted
+                submitted = None
+        elif event.type == "artifact.published" and node:
+            published[node.name] = event.at
+            # A stage that does not run on workers starts when its inputs are there.
+            ready = max([claimed, *(published[source] for source in node.inputs.values() if source in published)])
+            yield node, event.at - started.get(node.name, ready)
+        elif event.type == "job.claimed":
+            claimed = event.at

@@ -1,0 +1,92 @@
+"""The models of succeeded jobs, and their aliases.
+
+An alias is a name such as `reviews@production`. It means one succeeded job, until it is pointed to another.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import redis
+
+from services.api.job_artifacts import artifact_of
+from services.common.jobstore import JobStore
+from services.common.redis_client import key, translated_errors
+from tlm_core.errors import Conflict, NotFound
+from tlm_core.jobs.spec import JobRecord
+from tlm_core.jobs.states import State
+from tlm_core.wire import FinishedModel, Page
+
+
+class Models:
+    """The models and aliases of each tenant. Raises StoreUnavailable or StoreFull."""
+
+    def __init__(self, client: redis.Redis, jobs: JobStore) -> None:
+        self._redis, self._jobs = client, jobs
+
+    def list(self, tenant: str, after: str | None, limit: int) -> Page[FinishedModel]:
+        """Return the models of succeeded jobs, newest first. after: id of a job."""
+        jobs, has_more = self._jobs.list_jobs(tenant, state=State.SUCCEEDED, after=after, limit=limit)
+        aliases = self.aliases(tenant)
+        models = (_view(job, aliases) for job in jobs if not job.unreadable and job.spec.definition.has_model)
+        return Page(data=tuple(models), has_more=has_more)
+
+    def get(self, tenant: str, job_id: str) -> FinishedModel:
+        """Raises NotReady if the job has no final model yet, NotFound if it never will have one."""
+        job = self._jobs.get(tenant, job_id)
+        artifact_of(self._jobs, job, "export")
+        return _view(job, self.aliases(tenant))
+
+    def job_id(self, tenant: str, model: str) -> str:
+        """Return the job id that `model` means: an alias, or a job id itself. Raises NotFound for an unknown alias."""
+        if "@" not in model:
+            return model
+        with translated_errors():
+            job = cast(str | None, self._redis.hget(key(tenant, "aliases"), model))
+        if job is None:
+            raise NotFound(f"Unknown model '{model[:200]}'. List the models to see their aliases.")
+        return job
+
+    def aliases(self, tenant: str) -> dict[str, str]:
+        """Return the job id of each alias, sorted by alias."""
+        with translated_errors():
+            return dict(sorted(cast(dict[str, str], self._redis.hgetall(key(tenant, "aliases"))).items()))
+
+    def aliases_of(self, tenant: str, job_id: str) -> tuple[str, ...]:
+        """Return the aliases of a job's model."""
+        return tuple(alias for alias, target in self.aliases(tenant).items() if target == job_id)
+
+    def put_alias(self, tenant: str, alias: str, job_id: str) -> FinishedModel:
+        """Point a new or existing alias to the model of a job. Raises NotFound or NotReady, as `get` does."""
+        self.get(tenant, job_id)
+        with translated_errors():
+            self._redis.hset(key(tenant, "aliases"), alias, job_id)
+        return self.get(tenant, job_id)
+
+    def delete_alias(self, tenant: str, alias: str) -> None:
+        """Delete an alias, but not its model. Raises NotFound for an unknown alias."""
+        with translated_errors():
+            if not self._redis.hdel(key(tenant, "aliases"), alias):
+                raise NotFound(f"Unknown alias '{alias[:200]}'. List the models to see their aliases.")
+
+    def check_unused(self, tenant: str, job_id: str) -> None:
+        """Raises Conflict if an alias points to the job."""
+        if aliases := self.aliases_of(tenant, job_id):
+            raise Conflict(
+                f"Job {job_id} is the model '{aliases[0]}'. Point the alias to another job or delete it first."
+            )
+
+
+def _view(job: JobRecord, aliases: dict[str, str]) -> FinishedModel:
+    summary = job.result.summary if job.result else None
+    return FinishedModel(
+        job=job.id,
+        name=job.spec.name,
+        aliases=tuple(alias for alias, target in aliases.items() if target == job.id),
+        dataset=job.spec.dataset,
+        corpus=job.spec.corpus,
+        scale=job.spec.scale,
+        metric=summary and summary.metric,
+        score=summary and summary.score,
+        finished_at=job.finished_at,
+    )
