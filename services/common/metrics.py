@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+    start_http_server,
+)
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 REGISTRY = CollectorRegistry()
@@ -30,6 +39,25 @@ FIRST_STEP = Histogram(
 STAGES = Histogram("tlm_stage_seconds", "Time of a stage.", ("stage",), buckets=_LONG, registry=REGISTRY)
 TOKENS = Gauge("tlm_tokens_per_second", "Training speed of all jobs of the coordinator.", registry=REGISTRY)
 ORPHANS = Counter("tlm_orphans", "Removed remains that no record names.", ("kind",), registry=REGISTRY)
+STEP = Gauge("tlm_worker_step", "Step of the stage that a worker computes.", ("job_id", "node"), registry=REGISTRY)
+SPEED = Gauge("tlm_worker_speed", "Units per second of that stage.", ("job_id", "node", "unit"), registry=REGISTRY)
+PROGRESS = Gauge("tlm_worker_progress", "Rows, batches, bytes and steps of a worker together.", registry=REGISTRY)
+CHECKPOINTS = Histogram("tlm_checkpoint_seconds", "Time to store a checkpoint.", buckets=_LONG, registry=REGISTRY)
+
+
+def serve_metrics(port: int | None, ports: int = 1) -> None:
+    """Show what this process counts at the first free of some ports. None shows it nowhere.
+
+    Raises OSError if no port is free.
+    """
+    if port is None:
+        return
+    *others, last = range(port, port + ports)
+    for number in others:
+        with suppress(OSError):
+            start_http_server(number, registry=REGISTRY)
+            return
+    start_http_server(last, registry=REGISTRY)
 
 
 @dataclass(frozen=True)

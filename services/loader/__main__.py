@@ -6,11 +6,9 @@ import shutil
 import signal
 import threading
 
-from prometheus_client import start_http_server
-
 from services.common.catalog import Catalog
 from services.common.logs import set_up_logging
-from services.common.metrics import REGISTRY
+from services.common.metrics import serve_metrics
 from services.common.retriever_client import connect_retriever
 from services.loader.loads import NEAR, LoadWorker
 from services.loader.settings import LoaderSettings
@@ -26,8 +24,7 @@ def main() -> None:
     settings, stop = LoaderSettings(), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    if settings.metrics_port is not None:
-        start_http_server(settings.metrics_port, registry=REGISTRY)
+    serve_metrics(settings.metrics_port)
     shutil.rmtree(settings.scratch / "work", ignore_errors=True)  # of an earlier process
     drop_untouched(settings.scratch / NEAR, _NEAR_SECONDS)  # of loads that another loader finished
     retriever = connect_retriever(settings.retriever_url, settings.internal_token.get_secret_value())

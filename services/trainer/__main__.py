@@ -10,11 +10,9 @@ import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
-from prometheus_client import start_http_server
-
 from services.common.background import Background
 from services.common.logs import set_up_logging
-from services.common.metrics import REGISTRY
+from services.common.metrics import serve_metrics
 from services.common.retriever_client import connect_retriever
 from services.trainer.cluster import connect_cluster
 from services.trainer.coordinator import Coordinator
@@ -32,8 +30,7 @@ def main() -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    if settings.metrics_port is not None:
-        start_http_server(settings.metrics_port, registry=REGISTRY)
+    serve_metrics(settings.metrics_port)
     store, cluster = settings.job_store(), connect_cluster(settings.ray_url)
     for name, work, seconds in (
         ("streams", store.move_marked, 5.0),

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from services.common.jobstore import CheckpointRef, JobStore
+from services.common.metrics import CHECKPOINTS
 from services.trainer.patience import patiently
 from tlm_core.artifacts import ArtifactStore, storage_errors
 from tlm_core.errors import Conflict, CorruptArtifact, NotFound, StorageFull, TLMError, Unavailable
@@ -107,6 +108,7 @@ class JobCheckpoints:
             self._failed = True
             log.warning("Cannot save a checkpoint of %s: %s", self.node, error)
 
+    @CHECKPOINTS.time()
     def _write(self, write: Callable[[Path], None], step: int, metrics: dict[str, float | None]) -> None:
         tenant, job, attempt = self.job.tenant, self.job.id, self.job.attempt
         target = f"{tenant}/checkpoints/{self.artifact}/{job}-{attempt}/step-{step:09d}"

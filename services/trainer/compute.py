@@ -10,10 +10,12 @@ from functools import cache
 
 from services.common.jobstore import JobStore
 from services.common.logs import set_up_logging
+from services.common.metrics import PROGRESS, serve_metrics
 from services.trainer.assignment import Assignment
-from services.trainer.settings import TrainerSettings
+from services.trainer.settings import METRICS_PORTS, TrainerSettings
 from services.trainer.worker import Broadcast, GroupRunner
 from tlm_core.errors import TLMError
+from tlm_core.pulse import PULSE
 from tlm_core.training.speed import device_kind, rate_name, seconds_per_flop
 
 log = logging.getLogger(__name__)
@@ -26,6 +28,7 @@ def compute(
     job, attempt, request_id = assignment.job, assignment.attempt, assignment.request_id
     set_up_logging("worker", job_id=job, attempt=attempt, request_id=request_id, rank=rank)
     settings, gpu = TrainerSettings(), assignment.gpus > 0
+    _show_figures(settings.worker_metrics_port)
     device, draining = device_kind(gpu=gpu), drain_on_sigterm(assignment)
     runner = GroupRunner(
         settings.job_store(),
@@ -55,6 +58,15 @@ def measure_once(store: JobStore, assignment: Assignment, device: str) -> None:
             store.save_rates(assignment.tenant, rates)
     except TLMError as error:
         log.warning("Cannot store the speed of this device, so estimates do not use it: %s", error)
+
+
+def _show_figures(port: int | None) -> None:
+    """Show the figures of this worker to Prometheus, if one of the machine's ports is free."""
+    PROGRESS.set_function(lambda: PULSE.count)
+    try:
+        serve_metrics(port, METRICS_PORTS)
+    except OSError as error:
+        log.warning("None of %d ports from %d on can show the figures of this worker: %s", METRICS_PORTS, port, error)
 
 
 @cache

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from services.common.jobstore import JobStore
+from services.common.metrics import SPEED, STEP
 from services.common.progress import progress_of
 from services.common.situation import Situation
 from services.trainer.liveness import Liveness
@@ -94,6 +95,9 @@ class JobReporter:
         assert self._node is not None, "call start_node first"
         situation, node = self._node
         PULSE.advance()
+        STEP.labels(self._job[1], node.name).set(step)
+        if rate is not None:
+            SPEED.labels(self._job[1], node.name, unit).set(rate)
         with self._lock:
             self._log_step(node, step, total, rate, unit)
             self._pending.progress = partial(
@@ -136,6 +140,8 @@ class JobReporter:
         """Report all that follows for this node."""
         self._node = (situation, node)
         self._logged_tenth, self._latest = 0, {}
+        STEP.clear()
+        SPEED.clear()
         self._liveness.restart()
         self.progress(step=0, total=0, rate=None, unit="steps", eta_seconds=None)
 

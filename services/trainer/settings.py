@@ -11,6 +11,8 @@ from pydantic_settings import SettingsConfigDict
 
 from services.common.settings import StoreSettings
 
+METRICS_PORTS = 8  # of a machine; each worker uses one
+
 
 class TrainerSettings(StoreSettings):
     """Read from TLM_TRAINER_*. Set the same variables for the coordinator and for Ray's workers."""
@@ -25,6 +27,7 @@ class TrainerSettings(StoreSettings):
     hang_seconds: float = 120.0  # a coordinator whose step, or whose wait for Ray, takes longer gives its jobs up
     poll_seconds: float = 0.5
     metrics_port: int | None = None  # at which the coordinator shows its figures to Prometheus
+    worker_metrics_port: int | None = None  # the first of the ports at which the workers of a machine do
     stall_seconds: float = 45.0  # workers that have reported, but not for this long, are stopped
     first_report_seconds: float = 300.0  # a single worker that runs for this long without a report is stopped
     start_seconds: float = 60.0  # after this time, workers that have not started are reported; Ray Train takes 35

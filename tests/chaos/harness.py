@@ -216,6 +216,14 @@ class Chaos:
             answer = self.request(client, "POST", "/v1/datasets", rng, data={"name": "toy"}, files=files)
         assert answer.status_code == 201, answer.text
 
+    def submit(self, client: httpx.Client, number: int, **options: Any) -> str:
+        """Submit a job of the kind `chaos`, and return its id."""
+        body = {"kind": "chaos", "dataset": "toy", "options": {"number": number, **options}}
+        body["overrides"] = {"selection.selector": "none"}
+        answer = self.request(client, "POST", "/v1/jobs", random.Random(0), json=body)
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["id"])
+
     def client(self, seed: int, numbers: list[int], patience: float) -> None:
         """Submit one job after another, follow each to its end, and sometimes pause, resume or cancel it."""
         rng = random.Random(seed)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import pytest
 
 from services.common.jobstore import JobStore
 from tests.chaos.checker import Answer, History, Record, Write, violations
-from tests.chaos.harness import Chaos, Fault, plan_faults
+from tests.chaos.harness import FAST, Chaos, Fault, plan_faults
 from tests.chaos.processes import SCRIPT_BUGS
+from tests.redis_server import free_port
+from tests.support import wait_for
 from tlm_core.jobs.spec import Event
 from tlm_core.jobs.states import State
 
@@ -105,6 +110,32 @@ def test_planted_bugs_change_the_scripts_of_the_store() -> None:
 
 def test_plan_of_a_seed_can_be_replayed() -> None:
     assert plan_faults(3, 50, 1.0) == plan_faults(3, 50, 1.0) != plan_faults(4, 50, 1.0)
+
+
+def figures(port: int) -> dict[str, float]:
+    """Return what a process shows to Prometheus, or nothing while it shows nothing."""
+    with suppress(httpx.HTTPError):
+        text = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
+        return {name: float(value) for name, value in re.findall(r"^(tlm_\S+) (\S+)$", text, re.MULTILINE)}
+    return {}
+
+
+def test_workers_of_a_machine_show_their_figures_at_the_next_free_ports(tmp_path: Path) -> None:
+    port = free_port()
+    chaos = Chaos(tmp_path, coordinators=1, gateways=1, times=FAST | {"worker_metrics_port": str(port)})
+    with chaos.running(), httpx.Client(timeout=30, trust_env=False) as client:
+        chaos.add_dataset()
+        jobs = [chaos.submit(client, number, steps=100_000) for number in range(2)]
+        steps = {f'tlm_worker_step{{job_id="{job}",node="count"}}' for job in jobs}
+
+        def both() -> bool:
+            shown = [figures(port), figures(port + 1)]
+            working = all(page.get("tlm_checkpoint_seconds_count", 0) > 1 for page in shown)
+            return working and steps == {name for page in shown for name in page if "worker_step" in name}
+
+        wait_for(both, 60)
+        assert figures(port)["tlm_worker_progress"] > 1
+        assert figures(port)["tlm_process_resident_memory_bytes"] > 1e6
 
 
 def test_short_run_keeps_all_guarantees(tmp_path: Path) -> None:

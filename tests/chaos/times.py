@@ -44,13 +44,8 @@ class Times:
         self._row("gateway killed", [self._kill_gateway() for _ in range(self._count)])
 
     def _submit(self) -> None:
-        token = (self._chaos.folder / "token").read_text().strip()
         for number in range(self._count):
-            options = {"number": number, "steps": _STEPS, "step_seconds": _STEP_SECONDS}
-            body = {"kind": "chaos", "dataset": "toy", "options": options, "overrides": {"selection.selector": "none"}}
-            headers = {"Authorization": f"Bearer {token}"}
-            answer = self._client.post(f"{self._chaos.urls[0]}/v1/jobs", json=body, headers=headers)
-            assert answer.status_code == 202, answer.text
+            self._chaos.submit(self._client, number, steps=_STEPS, step_seconds=_STEP_SECONDS)
 
     def _working(self) -> list[Submission]:
         """Wait until every job trains steadily, and return their submissions."""

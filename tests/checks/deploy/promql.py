@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 _TOKEN = re.compile(r'\s*(\d[\d.e+]*[smhd]?|"[^"]*"|[A-Za-z_]\w*|=~|!=|==|<=|>=|[-+*/()\[\]{},<>=])')
 _AGGREGATIONS = {"sum", "max", "min", "avg", "count"}
-_FUNCTIONS = {"rate": 1, "increase": 1, "avg_over_time": 1, "histogram_quantile": 2}
-_RANGED = {"rate", "increase", "avg_over_time"}
+_FUNCTIONS = {"rate": 1, "deriv": 1, "increase": 1, "avg_over_time": 1, "histogram_quantile": 2}
+_RANGED = {"rate", "deriv", "increase", "avg_over_time"}
 _OPERATORS = {"+", "-", "*", "/", "<", ">", "==", "!=", "<=", ">=", "and", "or"}
 
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from services.common.metrics import REGISTRY
+from services.trainer.settings import METRICS_PORTS
 from tests.checks.deploy.promql import Query
 from tests.support import ROOT
 
@@ -69,9 +70,20 @@ def test_each_figure_is_on_the_dashboard() -> None:
 def test_prometheus_reads_the_ports_of_the_containers() -> None:
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
     config = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
-    targets = dict(c["static_configs"][0]["targets"][0].split(":") for c in config["scrape_configs"])
+    *single, workers = config["scrape_configs"]
+    targets = dict(c["static_configs"][0]["targets"][0].split(":") for c in single)
     for name, port in targets.items():
         variables = services[name]["environment"]
         own = f"TLM_{name.upper()}"
         assert port in (variables.get(f"{own}_PORT"), variables.get(f"{own}_METRICS_PORT")), name
     assert (MONITORING / config["rule_files"][0]).exists()
+    first = int(services["ray-worker"]["environment"]["TLM_TRAINER_WORKER_METRICS_PORT"])
+    ports = list(range(first, first + METRICS_PORTS))
+    assert [(entry["names"], entry["port"]) for entry in workers["dns_sd_configs"]] == [
+        (["ray-worker"], p) for p in ports
+    ]
+    assert not re.match("tlm-", workers["job_name"]), "ports without a worker raise no alert"
+    cluster = yaml.safe_load((ROOT / "deploy" / "kubernetes" / "base" / "ray.yaml").read_text())
+    container = cluster["spec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
+    assert [port["containerPort"] for port in container["ports"] if port["name"].startswith("metrics")] == ports
+    assert {"name": "TLM_TRAINER_WORKER_METRICS_PORT", "value": str(first)} in container["env"]
