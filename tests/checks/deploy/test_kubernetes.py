@@ -143,10 +143,14 @@ def test_base_has_the_project_version_and_the_locked_ray() -> None:
 
 @pytest.mark.parametrize("below", ["base", "overlays/gpu"])
 def test_documented_overlay_replaces_every_image(tmp_path: Path, below: str) -> None:
-    (text,) = (b.text for b in blocks_of(ROOT / "docs" / "deploy.md") if "kind: Kustomization" in b.text)
-    assert "resources: [../deploy/kubernetes/base]" in text
-    overlay = text.replace("../deploy/kubernetes/base", os.path.relpath(KUBERNETES / below, tmp_path.resolve()))
+    page = ROOT / "docs" / "deploy.md"
+    (text,) = (b.text for b in blocks_of(page) if "kind: Kustomization" in b.text)
+    component = "components: [../deploy/kubernetes/components/hub]"
+    assert "resources: [../deploy/kubernetes/base]" in text and component in page.read_text(encoding="utf-8")
+    overlay = f"{text.replace('kubernetes/base', f'kubernetes/{below}')}\n{component}"
+    overlay = overlay.replace("../deploy/kubernetes", os.path.relpath(KUBERNETES, tmp_path.resolve()))
     (tmp_path / "kustomization.yaml").write_text(overlay, encoding="utf-8")
+    assert "hub" in of_kind(rendered(tmp_path), "NetworkPolicy") and "hub" not in of_kind(base_files(), "NetworkPolicy")
     for load in workloads(rendered(tmp_path)):
         if load.component in SERVICE_OF:
             assert load.container["image"] == f"registry.example/tlm/{_image(load)}:{our_version()}"

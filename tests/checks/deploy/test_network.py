@@ -6,8 +6,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import yaml
 
-from tests.checks.deploy.manifests import Object, Workload, base_files, environment, of_kind, workloads
+from tests.checks.deploy.manifests import KUBERNETES, Object, Workload, base_files, environment, of_kind, workloads
 
 ANY_PORT = 40_000  # one that no policy names
 PORTS = (6379, 8265, 8321, 8322, 9200, ANY_PORT)
@@ -28,6 +29,7 @@ ALLOWED = {
 }
 
 
+HUB = (yaml.safe_load((KUBERNETES / "components" / "hub" / "network.yaml").read_text(encoding="utf-8")),)
 LOADS = workloads(base_files())
 PAIRS = [(source, target, port) for source in LOADS for target in LOADS for port in PORTS]
 
@@ -47,15 +49,16 @@ def test_only_the_gateway_is_reachable_from_outside() -> None:
     assert open_ports == {("api", 8321)}
 
 
-def test_only_gateway_and_loader_reach_public_addresses() -> None:
+@pytest.mark.parametrize(("optional", "components"), [((), {"api", "loader"}), (HUB, {"api", "loader", "ray-worker"})])
+def test_only_gateway_and_loader_reach_public_addresses(optional: tuple[Object, ...], components: set[str]) -> None:
     out = {
         load.component: rule["to"]
         for load in LOADS
-        for policy in _policies(load, "Egress")
+        for policy in _policies(load, "Egress", base_files() + optional)
         for rule in policy["egress"] or []
         if any("ipBlock" in peer for peer in rule["to"])
     }
-    assert set(out) == {"api", "loader"}
+    assert set(out) == components
     for (peer,) in out.values():
         assert {"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"} <= set(peer["ipBlock"]["except"])
 
@@ -72,8 +75,8 @@ def test_policies_allow_every_url_in_the_environment(load: Workload) -> None:
             assert (load.component, target, url.port) in ALLOWED, name
 
 
-def _policies(load: Workload, direction: str) -> list[dict[str, Any]]:
-    specs = [policy["spec"] for policy in of_kind(base_files(), "NetworkPolicy").values()]
+def _policies(load: Workload, direction: str, objects: tuple[Object, ...] = base_files()) -> list[dict[str, Any]]:
+    specs = [policy["spec"] for policy in of_kind(objects, "NetworkPolicy").values()]
     return [
         {"ingress": [], "egress": []} | spec
         for spec in specs
