@@ -63,12 +63,7 @@ class Row:
         return KNOWN_TASKS[self.task]
 
     def dataset(self, corpus: str | None) -> str:
-        """Return the name of the row's dataset. Without a corpus it contains the selection of the release.
-
-        Raises NotFound without either.
-        """
-        if corpus is None and self.external is None:
-            raise NotFound(f"The release has no selection for {self.name}. Load a corpus, and name it with --corpus.")
+        """Return the name of the row's dataset. Without a corpus it contains the selection of the release."""
         part = "own" if corpus else str(self.external).partition("_")[0]
         return f"paper-{self.task}-{part}"
 
@@ -135,12 +130,24 @@ def read_rows() -> list[Row]:
     return [Row(**row) for row in content["rows"]]
 
 
-def chosen(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
-    """Return the rows of the named scales, tasks and TASK-SCALE. Raises NotFound for a name without rows."""
+def chosen(rows: Sequence[Row], names: Sequence[str], corpus: str | None = None) -> list[Row]:
+    """Return the rows of the named scales, tasks and TASK-SCALE.
+
+    Raises NotFound for a name without rows, and for a row that needs a corpus without one: its error would otherwise
+    follow the days of the other rows.
+    """
     for name in names:
         if not any(name in (row.scale, row.task, row.name) for row in rows):
             raise NotFound(f"No row '{name}'. Name a scale, a task or TASK-SCALE, such as {rows[0].name}.")
-    return [row for row in rows if {row.scale, row.task, row.name} & set(names)]
+    named = [row for row in rows if {row.scale, row.task, row.name} & set(names)]
+    if missing := [row.name for row in named if not (corpus or row.external)]:
+        others = " ".join(row.name for row in named if row.external)
+        instead = f", or run the other rows: --rows {others}" if others else ""
+        raise NotFound(
+            f"The release has no selection for {' and '.join(missing)}. Load a corpus and name it with "
+            f"--corpus{instead}."
+        )
+    return named
 
 
 class Outcomes:
@@ -244,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     outcomes, console = Outcomes(options.out), Console(stderr=True, highlight=False, soft_wrap=True)
     try:
-        rows = chosen(read_rows(), options.rows)
+        rows = chosen(read_rows(), options.rows, options.corpus)
         with own_client() as client, Display(console) as display:
             runner = Runner(client, options.recipe, outcomes, options.corpus, options.data, options.workers)
             runner.check(rows) if options.dry_run else runner.run(rows, display)

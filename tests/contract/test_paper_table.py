@@ -70,6 +70,14 @@ def test_rows_are_those_of_the_paper() -> None:
         chosen(ROWS, ["tiny"])
 
 
+def test_rows_without_a_selection_are_refused_before_any_job_runs() -> None:
+    with pytest.raises(NotFound, match=r"for imdb-large\. Load a corpus .* with --corpus\."):
+        chosen(ROWS, ["imdb-large"])
+    with pytest.raises(NotFound, match=r"for imdb-medium and imdb-large.*: --rows imdb-small"):
+        chosen(ROWS, ["imdb"])
+    assert len(chosen(ROWS, ["medium"], corpus="own")) == 8
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_service_accepts_every_row(
     gateway: Gateway, client: TLMClient, data: Path, tmp_path: Path, recipe: RecipeName
@@ -90,20 +98,16 @@ def test_service_accepts_every_row(
     assert gateway.parts.catalog.dataset(T, "paper-chemprot-small").options["metric"] == "micro_f1"
 
 
-def test_rows_without_a_selection_of_the_release_need_a_corpus(
+def test_a_corpus_replaces_the_selection_of_the_release(
     gateway: Gateway, client: TLMClient, data: Path, tmp_path: Path
 ) -> None:
-    runner = Runner(client, "paper", Outcomes(tmp_path), folder=data)
-    rows = [row for row in ROWS if not row.external]
-    runner.check(rows)
-    assert [row.name for row in rows] == ["imdb-medium", "imdb-large"]
-    assert all("--corpus" in runner.outcomes.of(row, "paper").reason for row in rows)
+    (row,) = chosen(ROWS, ["imdb-large"], corpus="general")
     gateway.loads.stop()
     add_version(gateway, "general", "v1", CorpusState.READY)
     with_corpus = Runner(client, "paper", Outcomes(tmp_path / "own"), corpus="general", folder=data)
     with_corpus.check(ROWS)
     assert not any(with_corpus.outcomes.of(row, "paper").reason for row in ROWS)
-    used = client.dry_run(with_corpus.spec(rows[1])).resolved_recipe
+    used = client.dry_run(with_corpus.spec(row)).resolved_recipe
     assert (used.selection.selector, used.selection.top_k, used.model.max_length) == ("bm25", 1000, 512)
 
 
