@@ -153,6 +153,11 @@ def load_model(folder: Path) -> Model:
     """Load a returned model: `model.onnx`, `labels.json`, and `model/` or `ngrams.json`. Raises CorruptArtifact."""
     from onnxruntime import InferenceSession, SessionOptions
 
+    if missing := [name for name in (METADATA, MODEL) if not (folder / name).is_file()]:
+        raise CorruptArtifact(
+            f"The folder '{folder}' holds no model of a finished job: it has no {' and no '.join(missing)}. Expected "
+            f"{METADATA}, {MODEL}, and the folder model or {ALPHABET}. Download the model of a job with `tlm download`."
+        )
     try:
         metadata = json.loads((folder / METADATA).read_text(encoding="utf-8"))
         name = str(metadata.get("model", "encoder"))
@@ -165,7 +170,7 @@ def load_model(folder: Path) -> Model:
         files = (folder / MODEL, folder / "model" / "tokenizer.json", folder / ALPHABET)
         size = sum(path.stat().st_size for path in files if path.exists())
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CorruptArtifact(f"The exported model cannot be read ({error}). Run the job again.") from error
+        raise CorruptArtifact(f"The model in '{folder}' cannot be read: {error}. Download it again.") from error
     options = SessionOptions()
     options.log_severity_level = 3
     session = InferenceSession(str(folder / MODEL), options, providers=["CPUExecutionProvider"])

@@ -108,11 +108,16 @@ def _back(history: History) -> Iterator[str]:
         events = history.records[job].events if job in history.records else []
         if events and newest > len(events):
             yield f"state went back: {job} had {newest} events, and has {len(events)}"
-        for later in answers:
-            before = [earlier for earlier in answers if earlier.at < later.sent_at]
-            if any(earlier.last_event > later.last_event for earlier in before):
+        earlier, last_event, ends = iter(sorted(answers, key=lambda answer: answer.at)), 0, set[State]()
+        before = next(earlier, None)
+        for later in sorted(answers, key=lambda answer: answer.sent_at):
+            while before and before.at < later.sent_at:
+                last_event = max(last_event, before.last_event)
+                ends |= {before.state} & TERMINAL
+                before = next(earlier, None)
+            if later.last_event < last_event:
                 yield f"state went back: {job} was read with event {later.last_event} after a later one"
-            if any(earlier.state in TERMINAL and earlier.state != later.state for earlier in before):
+            if ends - {later.state}:
                 yield f"state went back: {job} was {later.state} after its end"
 
 

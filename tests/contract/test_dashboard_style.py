@@ -8,7 +8,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from services.api.dashboard.present import colors
+from services.api.dashboard.present import COLORS, colors
 from services.api.dashboard.web import STATIC, read_assets
 from tests.contract.dashboard_pages import visitor
 from tests.contract.gateway import Gateway
@@ -47,7 +47,7 @@ def test_eight_chart_colors_are_visible_and_distinct_for_all_readers(scheme: int
 
 def test_color_of_a_label_depends_on_all_names_only() -> None:
     assert colors(["b", "a"]) == colors(["a", "b"]) == {"a": "c0", "b": "c1"}
-    assert set(colors(map(str, range(20))).values()) == {f"c{n}" for n in range(8)}
+    assert set(colors(map(str, range(20))).values()) == {f"c{n}" for n in range(COLORS)}
 
 
 def test_pages_preload_the_font_of_the_style_sheet(gateway: Gateway) -> None:

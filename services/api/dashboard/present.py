@@ -12,7 +12,7 @@ from tlm_core.evaluation.summary import model_title
 from tlm_core.tasks.metrics import METRICS, scores_shown
 
 NONE = "–"
-_COLORS = 8  # in the style sheet
+COLORS = 8  # in the style sheet
 
 
 def count(value: float | None) -> str:
@@ -50,9 +50,14 @@ def scores_of(metric: str) -> tuple[str, ...]:
     return tuple(name for name in scores_shown(metric) if name not in METRICS or METRICS[name].same_as is None)
 
 
+def color(number: int) -> str:
+    """The class of a color of the style sheet. The colors repeat."""
+    return f"c{number % COLORS}"
+
+
 def colors(names: Iterable[str]) -> dict[str, str]:
     """The class of the color of each label. It depends on the names only, so it is the same on all pages."""
-    return {name: f"c{number % _COLORS}" for number, name in enumerate(sorted(names))}
+    return {name: color(number) for number, name in enumerate(sorted(names))}
 
 
 def score(value: float | None, spread: float | None = None) -> str:
@@ -144,6 +149,7 @@ def marked(text: str, words: Collection[str], *, whole: bool = False) -> Markup:
 
 FILTERS = {
     "marked": marked,
+    "color": color,
     "count": count,
     "power": power,
     "about": about,

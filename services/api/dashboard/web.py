@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.api.dashboard import session
-from services.api.dashboard.present import FILTERS
+from services.api.dashboard.present import COLORS, FILTERS
 from services.common.problem import problem_of, validation_problem
 from tlm_core.errors import TLMError
 
@@ -115,7 +115,7 @@ def make_environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(FILTERS)
-    environment.globals.update(ui=PREFIX, assets=read_assets(PREFIX))
+    environment.globals.update(ui=PREFIX, color_count=COLORS, assets=read_assets(PREFIX))
     return environment
 
 

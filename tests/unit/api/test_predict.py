@@ -55,8 +55,15 @@ def test_pair_model_requires_pairs(artifacts: ArtifactStore, tmp_path: Path) -> 
     assert [prediction.label for prediction in predictions] == ["good", "bad"]
 
 
+def test_folder_without_a_model_is_an_error_that_names_the_files(tmp_path: Path) -> None:
+    with pytest.raises(CorruptArtifact, match=r"holds no model .* it has no labels\.json and no model\.onnx"):
+        load_model(tmp_path)
+
+
 def test_unreadable_model_raises_corrupt_artifact(tmp_path: Path) -> None:
-    with pytest.raises(CorruptArtifact, match=r"labels\.json"):
+    for name in ("labels.json", "model.onnx"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(CorruptArtifact, match="cannot be read"):
         load_model(tmp_path)
 
 

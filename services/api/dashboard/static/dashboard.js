@@ -5,7 +5,7 @@ const POLL_MS = 3000;
 const LABELS = {mlm: "MLM", task: "training", validation_loss: "validation", score: "score", tokens_per_second: "tokens/s", learning_rate: "rate"};
 const NOISY = ["mlm", "task", "tokens_per_second"];
 const SMOOTHED_FROM = 40;
-const COLORS = 8;
+const COLORS = Number(document.documentElement.dataset.colors);
 
 function color(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
