@@ -292,7 +292,9 @@ def _print_comparison(arms: Mapping[str, Arm]) -> None:
         (f"returned ({model_title(returned)})", *_cells(of_tlm[returned]), *_cost(report, "total")),
     ]
     title = f"{report['seeds'][0]['test']['rows']:,} test rows, mean ± spread of {len(SEEDS)} seeds"
-    print_items(table(("", *(METRICS[score].title for score in SCORES), "seconds", "FLOPs"), rows, title=title))
+    print_items(
+        table(("", *(METRICS[score].title for score in SCORES), "seconds, all seeds", "FLOPs"), rows, title=title)
+    )
     print_items(*sentences(report))
 
 

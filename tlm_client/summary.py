@@ -7,7 +7,7 @@ from typing import Any
 
 from tlm_client.console import Item, table
 from tlm_client.display import duration
-from tlm_core.evaluation.summary import model_rows, model_title, sentences
+from tlm_core.evaluation.summary import model_rows, model_title, sentences, training_time
 from tlm_core.tasks.metrics import scores_shown
 from tlm_core.wire import Estimate, Verdict
 
@@ -40,11 +40,11 @@ def report_items(report: Report) -> list[Item]:
 
     The scores are a table of all models, and sentences about the returned one.
     """
-    flops, tokens, seconds = (total_cost(report, quantity) for quantity in ("flops", "tokens", "seconds"))
+    flops, tokens = (total_cost(report, quantity) for quantity in ("flops", "tokens"))
     parts = (
         "FLOPs unknown" if flops is None else f"{flops:.2e} FLOPs",
         "tokens unknown" if tokens is None else f"{tokens:,.0f} tokens",
-        "time unknown" if seconds is None else f"{seconds:,.0f} s",
+        training_time(report),
     )
     rest = [*(f"Warning: {message}" for message in report.get("warnings", ())), f"Cost: {', '.join(parts)}"]
     if "words" in report:

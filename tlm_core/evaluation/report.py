@@ -29,7 +29,7 @@ from tlm_core.evaluation.combine import (
     choose,
     scales_of,
 )
-from tlm_core.evaluation.summary import BEHIND
+from tlm_core.evaluation.summary import BEHIND, training_time
 from tlm_core.evaluation.suspects import rank_suspects
 from tlm_core.tasks.metrics import METRICS, best_of, score, scores_for, summary
 from tlm_core.tasks.task import Task
@@ -266,18 +266,19 @@ def _worth(task: Task, report: Report, outputs: Sequence[Outputs], linear: Linea
     difference = paired_difference(task.metric, task.targets("test"), runs, baseline)
     if difference is None:
         return {"words": "Test has no score, so the models cannot be compared.", "seconds": seconds}
-    return {**asdict(difference), "words": worth_in_words(task.metric, difference, seconds), "seconds": seconds}
+    words = worth_in_words(task.metric, difference, training_time(report))
+    return {**asdict(difference), "words": words, "seconds": seconds}
 
 
-def worth_in_words(metric: str, difference: Difference, seconds: float) -> str:
-    """Say in one sentence whether the returned model is better than the linear model, and at what cost."""
+def worth_in_words(metric: str, difference: Difference, time: str) -> str:
+    """Say in one sentence whether the returned model is better than the linear model, and at what cost.
+
+    time: from `training_time`.
+    """
     change = f"{difference.value:+.3f} in {METRICS[metric].title}"
     interval = f"95 % interval {difference.low:+.3f} to {difference.high:+.3f}"
     verdict = {"not distinguishable": "not distinguishable from"}.get(difference.verdict, f"{difference.verdict} than")
-    return (
-        f"On test the returned model is {verdict} the linear model: {change} ({interval}), "
-        f"for {seconds / 60:.1f} minutes of training."
-    )
+    return f"On test the returned model is {verdict} the linear model: {change} ({interval}), for {time}."
 
 
 def over_seeds(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

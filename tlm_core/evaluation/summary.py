@@ -68,6 +68,19 @@ def sentences(report: Report) -> list[str]:
     ]
 
 
+def training_time(report: Report) -> str:
+    """Return the time of training in words: of all seeds added up, and on the clock if they train side by side."""
+    total = report["cost"].get("total", {}).get("seconds")
+    if total is None:
+        return "training time unknown"
+    seeds = [sum(stage["seconds"] for stage in entry.get("cost", {}).values()) for entry in report.get("seeds", ())]
+    words = f"{total / 60:.1f} minutes of training"
+    if len(seeds) < 2 or not any(seeds):
+        return words
+    together = total - sum(seeds) + max(seeds)
+    return f"{words}, {together / 60:.1f} minutes on the clock if the {len(seeds)} seeds train side by side"
+
+
 def behind_in_words(scores: Mapping[str, float]) -> str:
     """Say in one sentence why training ended early. scores: of encoder and linear model on validation."""
     return (

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from markupsafe import Markup, escape
 
-from tlm_core.evaluation.summary import model_title
+from tlm_core.evaluation.summary import model_title, training_time
 from tlm_core.tasks.metrics import METRICS, scores_shown
 
 NONE = "–"
@@ -155,6 +155,7 @@ FILTERS = {
     "about": about,
     "metric": metric,
     "model": model_title,
+    "training_time": training_time,
     "words": words,
     "score": score,
     "percent": percent,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.unit.client.gateway import report
-from tlm_core.evaluation.summary import model_rows, model_title, sentences
+from tlm_core.evaluation.summary import model_rows, model_title, sentences, training_time
 
 
 def returning(model: str, **over: Any) -> dict[str, Any]:
@@ -52,6 +52,16 @@ def test_title_of_a_model_is_no_identifier() -> None:
 def test_reason_that_the_worth_repeats_is_stated_once() -> None:
     worth = {"words": "The job returns the linear model. It has the best score on validation."}
     assert sentences(returning("linear", worth=worth))[1:] == [worth["words"]]
+
+
+def test_time_of_several_seeds_is_also_given_on_the_clock() -> None:
+    entries = [{"cost": {"joint": {"seconds": s}, "finetune": {"seconds": 60.0}}} for s in (120.0, 180.0, 120.0)]
+    shared = {"cost": {"total": {"seconds": 30.0 + 600.0}}}
+    assert training_time(shared | {"seeds": entries[:1]}) == "10.5 minutes of training"
+    assert training_time(shared | {"seeds": entries}) == (
+        "10.5 minutes of training, 4.5 minutes on the clock if the 3 seeds train side by side"
+    )
+    assert training_time({"cost": {}}) == "training time unknown"
 
 
 def test_missing_test_score_is_no_number() -> None:
