@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from services.api.dashboard.present import about, ago, count, duration, percent, plain, power, score, size
+from services.api.dashboard.present import about, ago, count, duration, facts, percent, plain, power, score, size
 from services.api.dashboard.session import LIFETIME_SECONDS, is_own, is_valid, issue, local_path
 
 
@@ -44,6 +44,9 @@ def test_unknown_values_are_a_dash(show: Callable[[Any], str]) -> None:
         (plain({}), "–"),
         (plain(2_000_000), "2,000,000"),
         (plain(True), "yes"),
+        (facts({"node": "joint.s0", "stage": "joint", "artifact": "art_1", "step": 200}), "node joint.s0 · step 200"),
+        (facts({"group": "main", "submission": "job_1.main.1"}), "group main"),
+        (facts({"owner": "host-7-3fa9c1"}), ""),
     ],
 )
 def test_values_are_formatted(shown: str, as_text: str) -> None:

@@ -97,7 +97,7 @@ def show(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None
         *_progress(job),
         f"Submitted: {_age(job.created_at)}",
         f"Dataset: {job.dataset} ({job.dataset_id})",
-        f"Corpus: {f'{job.corpus} (version {job.corpus_version})' if job.corpus_version else 'none'}",
+        f"Corpus: {f'{job.corpus} (version {job.corpus_version[:8]})' if job.corpus_version else 'none'}",
         f"Recipe: {job.recipe}, scale: {job.scale}, seeds: {', '.join(map(str, job.seeds))}",
         table(("stage", "done"), [(stage.name, "yes" if stage.done else "") for stage in job.stages]),
     ]

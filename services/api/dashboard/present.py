@@ -138,6 +138,12 @@ def plain(value: object) -> str:
     return str(value)
 
 
+def facts(data: Mapping[str, object]) -> str:
+    """The data of an event for readers: without ids, folded details, and a stage that the node names."""
+    hidden = {"artifact", "details", "digest", "owner", "submission"} | ({"stage"} if "node" in data else set())
+    return " · ".join(f"{key} {plain(value)}" for key, value in data.items() if key not in hidden and value is not None)
+
+
 def marked(text: str, words: Collection[str], *, whole: bool = False) -> Markup:
     """The escaped text with `words` in <mark> elements, ignoring case. whole: not inside longer words."""
     if not words:
@@ -165,4 +171,5 @@ FILTERS = {
     "clock": clock,
     "size": size,
     "plain": plain,
+    "facts": facts,
 }
