@@ -54,18 +54,42 @@ def _load(name: str) -> Command:
         commands.command()(getattr(module, name))
     command = typer.main.get_command(commands)
     assert isinstance(command, Command)
-    _show_examples(command)
+    _complete(command)
     return command
 
 
-def _show_examples(command: Command) -> None:
-    """Mark the examples in the help of a command and its subcommands: the paragraph of lines that start with `tlm`."""
+def _note_json(requested: bool) -> None:
+    from tlm_client.console import session
+
+    session().as_json = requested
+
+
+def _shared(
+    _json: Annotated[
+        bool, typer.Option("--json", help="Print only JSON to stdout.", callback=_note_json, is_eager=True)
+    ] = False,
+) -> None:
+    """Declare the options of every command."""
+
+
+def _complete(command: Command) -> None:
+    """Add the shared options to a command or to its subcommands, and mark the examples in the help.
+
+    The examples are the paragraph of lines that start with `tlm`.
+    """
     if command.help and "\n\ntlm " in (text := cleandoc(command.help)):
         text, examples = text.split("\n\ntlm ", 1)
         # Without \b, the lines would become one paragraph.
         command.help = "\n".join([text, "\n\b\nExamples:", *(f"  {line}" for line in f"tlm {examples}".splitlines())])
     for subcommand in getattr(command, "commands", {}).values():
-        _show_examples(subcommand)
+        _complete(subcommand)
+    if isinstance(command, TyperGroup):
+        return
+    shared = typer.Typer(add_completion=False)
+    shared.command()(_shared)
+    for option in typer.main.get_command(shared).params:
+        option.expose_value = False
+        command.params.append(option)
 
 
 @cache
@@ -104,9 +128,9 @@ class _RootGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except TLMError as error:
-            from tlm_client.console import exit_code, print_error, session_of
+            from tlm_client.console import begin_session, exit_code, print_error
 
-            print_error(error, as_json=session_of(ctx).as_json)
+            print_error(error, as_json=begin_session(ctx).as_json)
             raise typer.Exit(exit_code(error)) from error
         except typer.Abort as error:
             # Typer raises Abort both for the answer "no" and for Ctrl-C at a prompt.
@@ -151,9 +175,9 @@ def connect(
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    from tlm_client.console import session_of
+    from tlm_client.console import begin_session
 
-    session = session_of(context)
+    session = begin_session(context)
     typed = {name for name in ("profile", "url", "token") if _is_on_command_line(context, name)}
     if {"profile", "url"} <= typed:
         raise typer.BadParameter("--profile and --url both select a gateway. Use only one of them.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -70,32 +71,40 @@ class Session:
         return TLMClient(url, token or "", transport=self.transport)
 
 
-def session_of(context: typer.Context) -> Session:
+_session: ContextVar[Session] = ContextVar("session")
+
+
+def begin_session(context: typer.Context) -> Session:
+    """Return the session of this `tlm` call. `session` returns it from now on."""
+    _session.set(context.ensure_object(Session))
+    return session()
+
+
+def session() -> Session:
     """Return the session of this `tlm` call."""
-    return context.ensure_object(Session)
+    return _session.get()
 
 
-def _note_json(context: typer.Context, value: bool) -> bool:
-    session_of(context).as_json = value
-    return value
+def open_client() -> TLMClient:
+    """Return a client of the selected gateway."""
+    return session().client()
 
 
-def resolve_job(context: typer.Context, reference: str) -> str:
+def resolve_job(reference: str) -> str:
     """Return the id of the job that `reference` means. Every command resolves jobs here."""
     if is_job_id(reference):  # Do not open a connection that nothing needs.
         return reference
-    with session_of(context).client() as client:
+    with open_client() as client:
         return client.job_id(reference)
 
 
-def _job_ids(context: typer.Context, references: list[str]) -> list[str]:
-    return [resolve_job(context, reference) for reference in references]
+def _job_ids(references: list[str]) -> list[str]:
+    return list(map(resolve_job, references))
 
 
 _JOB_HELP = "ID or name of the job, a unique start of the ID, an alias of its model, or @latest."
 JobId = Annotated[str, typer.Argument(metavar="ID", help=_JOB_HELP, callback=resolve_job)]
 JobIds = Annotated[list[str], typer.Argument(metavar="ID ID…", help="Two to ten jobs.", callback=_job_ids)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print only JSON to stdout.", callback=_note_json, is_eager=True)]
 TextColumn = Annotated[str | None, typer.Option(help="Column with the texts. Default: inferred.")]
 LANGUAGE = "ISO 639 code of the language, such as de."
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
@@ -150,9 +159,9 @@ def print_json(value: object, *, err: bool = False) -> None:
     typer.echo(json.dumps(to_jsonable_python(value, by_alias=False), ensure_ascii=False), err=err)
 
 
-def print_result(value: object, *items: Item, as_json: bool) -> None:
+def print_result(value: object, *items: Item) -> None:
     """Print `value` as JSON, or the lines and tables for people."""
-    print_json(value) if as_json else print_items(*items)
+    print_json(value) if session().as_json else print_items(*items)
 
 
 def print_note(text: str) -> None:

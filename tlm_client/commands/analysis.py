@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from tlm_client.console import AsJson, JobId, JobIds, print_result, session_of, table
+from tlm_client.console import JobId, JobIds, open_client, print_result, table
 from tlm_client.display import spark
 from tlm_client.summary import format_score, format_verdict
 from tlm_core.evaluation.summary import model_title
@@ -20,17 +20,13 @@ _LONGEST_VALUE = 40
 _WORD = re.compile(r"\w{4,}")  # shorter words of a query say little
 
 
-def compare(
-    context: typer.Context,
-    job_ids: JobIds,
-    as_json: AsJson = False,
-) -> None:
+def compare(job_ids: JobIds) -> None:
     """Compare two to ten jobs: settings that differ, scores, cost and curves.
 
     tlm compare ID OTHER_ID
     tlm compare ID OTHER_ID --json
     """
-    with session_of(context).client() as client:
+    with open_client() as client:
         comparison = client.compare(job_ids, points=40)
     columns = ("", *(job.id for job in comparison.jobs))
     differences = [(d.key, *map(_shorten, d.values)) for d in comparison.differences]
@@ -41,25 +37,22 @@ def compare(
         table(columns, _model_rows(comparison), title="Test scores of all models, by the task's metric"),
         table(columns, _curve_rows(comparison), title="Curves"),
         *(f"{outcome.job}: {outcome.reason}" for outcome in comparison.outcomes if outcome.reason),
-        as_json=as_json,
     )
 
 
 def why(
-    context: typer.Context,
     job_id: JobId,
     words: Annotated[list[str] | None, typer.Argument(metavar="[WORD…]", help="Words in the passages.")] = None,
     row: Annotated[int | None, typer.Option(min=1, help="Only passages that this train row retrieved.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=100, help="Maximum number of passages.")] = 5,
     full: Annotated[bool, typer.Option("--full", help="Whole passages, each with three train rows.")] = False,
-    as_json: AsJson = False,
 ) -> None:
     """Show selected passages, and the train rows that retrieved each of them.
 
     tlm why @latest
     tlm why ID water boils --full
     """
-    with session_of(context).client() as client:
+    with open_client() as client:
         selection = client.selection(job_id, words=" ".join(words or []), train_row=row, limit=limit)
     rows = []
     for passage in selection.data:
@@ -69,7 +62,7 @@ def why(
         cells = [passage.text, queries] if full else [shorten(passage.text, terms), shorten(queries, ())]
         rows.append((passage.rank, passage.source, *(_highlighted(cell, terms) for cell in cells)))
     passages = table(("rank", "source", "passage", "retrieved by"), rows)
-    print_result(selection, passages, f"{len(rows)} of {selection.total:,} passages", as_json=as_json)
+    print_result(selection, passages, f"{len(rows)} of {selection.total:,} passages")
 
 
 def shorten(text: str, terms: Sequence[str], width: int = 100) -> str:

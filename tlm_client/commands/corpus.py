@@ -10,13 +10,12 @@ import typer
 
 from tlm_client.console import (
     LANGUAGE,
-    AsJson,
     TextColumn,
     Yes,
     command_group,
     confirm_deletion,
+    open_client,
     print_result,
-    session_of,
     stderr_console,
     table,
 )
@@ -43,7 +42,6 @@ CorpusName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the cor
 
 @group.command("add")
 def add_corpus(
-    context: typer.Context,
     name: CorpusName,
     paths: Annotated[list[str] | None, typer.Argument(metavar="PATH…", help=_SOURCES)] = None,
     from_packages: Annotated[
@@ -57,7 +55,6 @@ def add_corpus(
         NearDuplicates, typer.Option(help="Drop or keep near duplicates.")
     ] = NearDuplicates.DROP,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the corpus is ready.")] = True,
-    as_json: AsJson = False,
 ) -> None:
     """Split texts into passages on this machine, upload them, and wait until the corpus is ready.
 
@@ -69,7 +66,7 @@ def add_corpus(
     if by_service and (from_packages or text_column or limit):
         raise InvalidRequest("--by-service does not support --from-packages, --text-column and --limit. Omit them.")
     near: Literal["drop", "keep"] = "drop" if near_duplicates is NearDuplicates.DROP else "keep"
-    with session_of(context).client() as client, Display(stderr_console()) as display:
+    with open_client() as client, Display(stderr_console()) as display:
         display.begin(f"corpus {name}:")
         if by_service:
             load = client.fetch_corpus(name, paths or [], language, near_duplicates=near)
@@ -86,17 +83,17 @@ def add_corpus(
     text = f"Corpus '{name}' is loading. See `tlm corpus show {name}`"
     if wait:
         text = f"Corpus '{name}' is ready: {load.total:,} passages, version {load.version}{_format_dropped(version)}"
-    print_result(load, text, as_json=as_json)
+    print_result(load, text)
 
 
 @group.command("list")
-def list_corpora(context: typer.Context, as_json: AsJson = False) -> None:
+def list_corpora() -> None:
     """List the corpora.
 
     tlm corpus list
     tlm corpus list --json
     """
-    with session_of(context).client() as client:
+    with open_client() as client:
         listed = list(client.corpora())
     rows = []
     for corpus in listed:
@@ -104,17 +101,17 @@ def list_corpora(context: typer.Context, as_json: AsJson = False) -> None:
         count, language = (f"{version.count:,}", version.language) if version else (None, None)
         rows.append((corpus.name, corpus.version, count, language, corpus.loads[0].state if corpus.loads else ""))
     columns = ("name", "version", "passages", "language", "last upload")
-    print_result(listed, table(columns, rows), as_json=as_json)
+    print_result(listed, table(columns, rows))
 
 
 @group.command("show")
-def show_corpus(context: typer.Context, name: CorpusName, as_json: AsJson = False) -> None:
+def show_corpus(name: CorpusName) -> None:
     """Show the versions of a corpus and its latest uploads.
 
     tlm corpus show docs
     tlm corpus show docs --json
     """
-    with session_of(context).client() as client:
+    with open_client() as client:
         corpus = client.corpus(name)
     versions = []
     for v in corpus.versions:
@@ -124,15 +121,12 @@ def show_corpus(context: typer.Context, name: CorpusName, as_json: AsJson = Fals
     columns = ("version", "state", "passages", "near duplicates dropped", "refused", "language", "error")
     uploads = [(x.id, x.state, f"{x.done:,}/{x.total:,}", x.version, _error_message(x.error)) for x in corpus.loads]
     upload_table = table(("upload", "state", "passages", "version", "error"), uploads, title="Uploads")
-    print_result(corpus, table(columns, versions, title="Versions"), upload_table, as_json=as_json)
+    print_result(corpus, table(columns, versions, title="Versions"), upload_table)
 
 
 @group.command("delete")
 def delete_corpus(
-    context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="NAME deletes all versions.")],
-    yes: Yes = False,
-    as_json: AsJson = False,
+    name: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="NAME deletes all versions.")], yes: Yes = False
 ) -> None:
     """Delete a corpus or one of its versions. Fails while an unfinished job uses it.
 
@@ -142,37 +136,33 @@ def delete_corpus(
     corpus, version = _split_version(name)
     target = f"version {version} of corpus '{corpus}'" if version else f"corpus '{corpus}'"
     confirm_deletion(target if version else f"{target} with all its versions", yes=yes)
-    with session_of(context).client() as client:
+    with open_client() as client:
         client.delete_corpus(corpus, version)
-    print_result({"deleted": corpus, "version": version}, f"Deleted {target}", as_json=as_json)
+    print_result({"deleted": corpus, "version": version}, f"Deleted {target}")
 
 
 @group.command("cancel")
 def cancel_upload(
-    context: typer.Context,
     name: CorpusName,
     upload: Annotated[str | None, typer.Argument(metavar="[UPLOAD]", help="Default: the active upload.")] = None,
-    as_json: AsJson = False,
 ) -> None:
     """Cancel an active upload. Earlier versions remain.
 
     tlm corpus cancel docs
     tlm corpus cancel docs load_ID
     """
-    with session_of(context).client() as client:
+    with open_client() as client:
         active = (load.id for load in client.corpus(name).loads if load.state not in _FINAL_STATES)
         upload_id = upload or next(active, None)
         if upload_id is None:
             raise InvalidRequest(f"Corpus '{name}' has no active upload. `tlm corpus show {name}` lists all uploads.")
         load = client.cancel_load(name, upload_id)
-    print_result(load, f"{load.id} of corpus '{name}' is {load.state}", as_json=as_json)
+    print_result(load, f"{load.id} of corpus '{name}' is {load.state}")
 
 
 @group.command("refused")
 def list_refused(
-    context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="Default: the current version.")],
-    as_json: AsJson = False,
 ) -> None:
     """Show the passages that the index rejected, with the reasons.
 
@@ -180,30 +170,28 @@ def list_refused(
     tlm corpus refused docs@v1
     """
     corpus, version = _split_version(name)
-    with session_of(context).client() as client:
+    with open_client() as client:
         version = version or client.corpus(corpus).version
         passages = client.refused_passages(corpus, version) if version else []
     rows = [(p.id[:32], p.reason, p.text[:200]) for p in passages]
-    print_result(passages, table(("id", "reason", "text"), rows), as_json=as_json)
+    print_result(passages, table(("id", "reason", "text"), rows))
 
 
 @group.command("search")
 def search_corpus(
-    context: typer.Context,
     name: CorpusName,
     query: Annotated[str, typer.Argument(metavar="QUERY", help="A text, such as one of your training texts.")],
     k: Annotated[int, typer.Option("-k", min=1, max=100, help="Maximum number of passages.")] = 10,
-    as_json: AsJson = False,
 ) -> None:
     """Search a corpus.
 
     tlm corpus search docs "boiling point of water"
     tlm corpus search docs "a text" -k 3
     """
-    with session_of(context).client() as client:
+    with open_client() as client:
         hits = client.search(name, query, k)
     rows = [(f"{hit.score:.2f}", hit.source, hit.text[:400]) for hit in hits]
-    print_result(hits, table(("score", "source", "text"), rows), as_json=as_json)
+    print_result(hits, table(("score", "source", "text"), rows))
 
 
 def _split_version(name: str) -> tuple[str, str | None]:

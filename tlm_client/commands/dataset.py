@@ -10,15 +10,14 @@ import typer
 
 from tlm_client.console import (
     LANGUAGE,
-    AsJson,
     Item,
     TextColumn,
     Yes,
     command_group,
     confirm_deletion,
+    open_client,
     print_note,
     print_result,
-    session_of,
     table,
 )
 from tlm_client.sources import dataset_files
@@ -36,7 +35,6 @@ DatasetName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the da
 
 @group.command("add")
 def add_dataset(
-    context: typer.Context,
     name: DatasetName,
     source: Annotated[str, typer.Argument(metavar="PATH|hub:ID", help="File, folder of split files, or hub ID.")],
     selection: Annotated[Path | None, typer.Option(help="File of passages (text, rank) for selector 'given'.")] = None,
@@ -48,7 +46,6 @@ def add_dataset(
     positive_label: Annotated[str | None, typer.Option(help="The positive label of the metric f1.")] = None,
     language: Annotated[str | None, typer.Option(help=LANGUAGE)] = None,
     split_seed: Annotated[int, typer.Option(help="Seed for splits that the service creates.")] = 0,
-    as_json: AsJson = False,
 ) -> None:
     """Upload a dataset. If it contains errors, print each with its row and column, and store nothing.
 
@@ -61,7 +58,7 @@ def add_dataset(
         "split_seed": split_seed or None,
     }  # fmt: skip
     options = {key: value for key, value in fields.items() if value is not None}
-    with session_of(context).client() as client:
+    with open_client() as client:
         if source.startswith(_HUB):
             path = None if selection is None else selection.as_posix()
             dataset = client.add_hub_dataset(name, source, options, selection=path)
@@ -70,54 +67,52 @@ def add_dataset(
                 raise InvalidRequest(f"Invalid --selection: no file '{selection}'. Check the path.")
             files = dataset_files(Path(source), notify=print_note)
             dataset = client.add_dataset(name, files | ({"selection": selection} if selection else {}), options)
-    print_result(dataset, *_dataset_items(dataset, dataset.report or {}), as_json=as_json)
+    print_result(dataset, *_dataset_items(dataset, dataset.report or {}))
 
 
 @group.command("list")
-def list_datasets(context: typer.Context, as_json: AsJson = False) -> None:
+def list_datasets() -> None:
     """List the datasets, newest first.
 
     tlm dataset list
     tlm dataset list --json
     """
-    with session_of(context).client() as client:
+    with open_client() as client:
         listed = list(client.datasets())
     rows = [(d.name, d.version, d.id, d.labels, _format_rows(d.rows), d.warnings) for d in listed]
-    print_result(listed, table(("name", "version", "id", "labels", "rows", "warnings"), rows), as_json=as_json)
+    print_result(listed, table(("name", "version", "id", "labels", "rows", "warnings"), rows))
 
 
 @group.command("show")
-def show_dataset(context: typer.Context, name: DatasetName, as_json: AsJson = False) -> None:
+def show_dataset(name: DatasetName) -> None:
     """Show the labels, warnings and inferred settings of a dataset.
 
     tlm dataset show reviews
     tlm dataset show reviews@v1
     """
-    with session_of(context).client() as client:
+    with open_client() as client:
         dataset = client.dataset(name)
         report = client.dataset_report(dataset.id)
     value = dataset.model_copy(update={"report": report})
-    print_result(value, *_dataset_items(dataset, report), as_json=as_json)
+    print_result(value, *_dataset_items(dataset, report))
 
 
 @group.command("delete")
 def delete_dataset(
-    context: typer.Context,
     dataset: Annotated[str, typer.Argument(metavar="ID|NAME", help="NAME deletes its newest version.")],
     with_jobs: Annotated[bool, typer.Option("--with-jobs", help="Also delete its jobs and their models.")] = False,
     yes: Yes = False,
-    as_json: AsJson = False,
 ) -> None:
     """Delete one version of a dataset. Fails while an unfinished job uses it.
 
     tlm dataset delete reviews@v1
     tlm dataset delete reviews --with-jobs
     """
-    with session_of(context).client() as client:
+    with open_client() as client:
         target = client.dataset(dataset)
         confirm_deletion(f"'{target.name}' version {target.version} ({target.id})", yes=yes)
         client.delete_dataset(target.id, with_jobs=with_jobs)
-    print_result({"deleted": target.id}, f"Deleted {target.id}", as_json=as_json)
+    print_result({"deleted": target.id}, f"Deleted {target.id}")
 
 
 def _dataset_items(dataset: Dataset, report: Mapping[str, Any]) -> list[Item]:

@@ -9,39 +9,37 @@ from typing import Annotated
 import typer
 
 from tlm_client.client import TLMClient
-from tlm_client.console import FAILED, AsJson, print_result, resolve_job, session_of, table
+from tlm_client.console import FAILED, open_client, print_result, resolve_job, table
 from tlm_core.errors import TLMError, Unavailable
 
 _OK = "ok"
 
 
 def open(
-    context: typer.Context,
     job_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="Default: the list of jobs.")] = None,
-    as_json: AsJson = False,
 ) -> None:
     """Open the dashboard, or the page of a job, in the browser.
 
     tlm open
     tlm open @latest
     """
-    page = f"/{resolve_job(context, job_id)}" if job_id else ""
-    with session_of(context).client() as client:
+    page = f"/{resolve_job(job_id)}" if job_id else ""
+    with open_client() as client:
         url = f"{client.url}/ui/jobs{page}"
-    print_result({"url": url}, url, as_json=as_json)
+    print_result({"url": url}, url)
     typer.launch(url)
 
 
-def doctor(context: typer.Context, as_json: AsJson = False) -> None:
+def doctor() -> None:
     """Check the gateway, its components, the token and the versions. Exit code 1 if a check fails.
 
     tlm doctor
     tlm doctor --json
     """
-    with session_of(context).client() as client:
+    with open_client() as client:
         checks = dict(_checks(client))
     value = {"url": client.url, "checks": checks}
-    print_result(value, f"Gateway: {client.url}", table(("check", "result"), checks.items()), as_json=as_json)
+    print_result(value, f"Gateway: {client.url}", table(("check", "result"), checks.items()))
     if set(checks.values()) != {_OK}:
         raise typer.Exit(FAILED)
 

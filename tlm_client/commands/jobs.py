@@ -12,16 +12,16 @@ from tlm_client.client import TLMClient
 from tlm_client.console import (
     FAILED,
     INTERRUPTED,
-    AsJson,
     Item,
     JobId,
     Yes,
     confirm_deletion,
+    open_client,
     print_items,
     print_json,
     print_note,
     print_result,
-    session_of,
+    session,
     stderr_console,
     table,
 )
@@ -34,7 +34,6 @@ _QUEUED = frozenset({"job.submitted", "job.requeued", "job.resumed"})
 
 
 def jobs(
-    context: typer.Context,
     state: Annotated[State | None, typer.Option(help="Only jobs in this state.")] = None,
     kind: Annotated[str | None, typer.Option(help="Only jobs of this kind, such as train.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Only jobs on this dataset (ID or name).")] = None,
@@ -43,14 +42,13 @@ def jobs(
         str | None, typer.Option(help="Only jobs whose name contains this text, or whose ID starts with it.")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of jobs.")] = 20,
-    as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first.
 
     tlm jobs --state running
     tlm jobs --search nightly --limit 5
     """
-    with session_of(context).client() as client:
+    with open_client() as client:
         matches = client.jobs(state, kind=kind, dataset=dataset, labels=parse_labels(label), search=search)
         listed = list(islice(matches, limit))
     columns = ("id", "name", "state", "data", "recipe", "progress", "score", "submitted")
@@ -58,7 +56,7 @@ def jobs(
     used = [index for index, name in enumerate(columns) if name == "id" or any(row[index] for row in rows)]
     shown = table([columns[index] for index in used], [[row[index] for index in used] for row in rows])
     notes = (f"{job.id}: {note}" for job in listed for note in _notes(job))
-    print_result(listed, shown, *notes, as_json=as_json)
+    print_result(listed, shown, *notes)
 
 
 def _row(job: JobSummary) -> tuple[object, ...]:
@@ -82,13 +80,13 @@ def _notes(job: JobSummary) -> list[str]:
     return [*_standing(job), *([str(error["message"])] if error else [])]
 
 
-def show(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
+def show(job_id: JobId) -> None:
     """Show the state, the stages and the scores of a job.
 
     tlm show @latest
     tlm show ID --json
     """
-    with session_of(context).client() as client:
+    with open_client() as client:
         job = client.job(job_id)
         report = client.report(job_id) if job.state is State.SUCCEEDED else None
     items: list[Item] = [
@@ -108,25 +106,23 @@ def show(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None
         from tlm_client.summary import report_items
 
         items += report_items(report)
-    print_result({**job.model_dump(mode="json"), "report": report}, *items, as_json=as_json)
+    print_result({**job.model_dump(mode="json"), "report": report}, *items)
 
 
-def watch(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
+def watch(job_id: JobId) -> None:
     """Show the progress of a job until it ends. Ctrl-C does not stop the job. Exit code 1 if the job fails.
 
     tlm watch @latest
     tlm watch ID --json
     """
-    with session_of(context).client() as client:
-        watch_job(client, job_id, as_json)
+    with open_client() as client:
+        watch_job(client, job_id)
 
 
 def logs(
-    context: typer.Context,
     job_id: JobId,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Print new lines until the job ends.")] = False,
     tail: Annotated[int | None, typer.Option("--tail", "-n", min=1, max=5000, help="Only the last N lines.")] = None,
-    as_json: AsJson = False,
 ) -> None:
     """Print the log of a job.
 
@@ -135,9 +131,9 @@ def logs(
     """
 
     def show_line(line: LogLine) -> None:
-        print_result(line, f"{line.at.astimezone():%H:%M:%S} {line.line}", as_json=as_json)
+        print_result(line, f"{line.at.astimezone():%H:%M:%S} {line.line}")
 
-    with session_of(context).client() as client:
+    with open_client() as client:
         last_id = "0"
         for line in client.last_logs(job_id, tail) if tail is not None else client.logs(job_id):
             last_id = line.id
@@ -154,58 +150,58 @@ def logs(
             raise typer.Exit(INTERRUPTED) from error
 
 
-def cancel(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
+def cancel(job_id: JobId) -> None:
     """Cancel a job. It stays `cancelling` until all its processes have stopped.
 
     tlm cancel ID
     tlm cancel @latest --json
     """
-    with session_of(context).client() as client:
-        _print_state(client.cancel(job_id), as_json)
+    with open_client() as client:
+        _print_state(client.cancel(job_id))
 
 
-def pause(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
+def pause(job_id: JobId) -> None:
     """Pause a job after it writes a checkpoint.
 
     tlm pause ID
     tlm pause @latest
     """
-    with session_of(context).client() as client:
-        _print_state(client.pause(job_id), as_json)
+    with open_client() as client:
+        _print_state(client.pause(job_id))
 
 
-def resume(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
+def resume(job_id: JobId) -> None:
     """Continue a paused job from its checkpoint, with the same result as without the pause.
 
     tlm resume ID
     tlm resume @latest
     """
-    with session_of(context).client() as client:
-        _print_state(client.resume(job_id), as_json)
+    with open_client() as client:
+        _print_state(client.resume(job_id))
 
 
-def delete(context: typer.Context, job_id: JobId, yes: Yes = False, as_json: AsJson = False) -> None:
+def delete(job_id: JobId, yes: Yes = False) -> None:
     """Delete a finished job, its log, and the models and checkpoints that no other job uses.
 
     tlm delete ID
     tlm delete ID --yes
     """
     confirm_deletion(f"{job_id} and its model", yes=yes)
-    with session_of(context).client() as client:
+    with open_client() as client:
         client.delete_job(job_id)
-    print_result({"deleted": job_id}, f"Deleted {job_id}", as_json=as_json)
+    print_result({"deleted": job_id}, f"Deleted {job_id}")
 
 
-def watch_job(client: TLMClient, job_id: str, as_json: bool) -> None:
+def watch_job(client: TLMClient, job_id: str) -> None:
     """Show the progress of a job until it ends. Raises typer.Exit if it does not succeed, or on Ctrl-C."""
     try:
-        job = _wait(client, job_id, as_json)
+        job = _wait(client, job_id)
     except KeyboardInterrupt as error:
         stderr_console().print(
             f"\n{job_id} continues. Return with `tlm watch {job_id}`, or stop it with `tlm cancel {job_id}`"
         )
         raise typer.Exit(INTERRUPTED) from error
-    if as_json:
+    if session().as_json:
         print_json({"job": job})
     elif job.state is State.SUCCEEDED:
         from tlm_client.summary import report_items
@@ -218,8 +214,8 @@ def watch_job(client: TLMClient, job_id: str, as_json: bool) -> None:
         raise typer.Exit(FAILED)
 
 
-def _wait(client: TLMClient, job_id: str, as_json: bool) -> Job:
-    if as_json:
+def _wait(client: TLMClient, job_id: str) -> Job:
+    if session().as_json:
         return client.wait(job_id, lambda event: print_json({"event": event}))
     with Display(stderr_console()) as display:
         display.begin(job_id)
@@ -260,8 +256,8 @@ def split_pair(text: str) -> tuple[str, str]:
     return key, value
 
 
-def _print_state(job: Job, as_json: bool) -> None:
-    print_result(job, f"{job.id} is {job.state}", as_json=as_json)
+def _print_state(job: Job) -> None:
+    print_result(job, f"{job.id} is {job.state}")
 
 
 def _progress(job: JobSummary) -> list[str]:

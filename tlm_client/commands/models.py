@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tlm_client.console import AsJson, JobId, print_result, session_of, stderr_console, table
+from tlm_client.console import JobId, open_client, print_result, session, stderr_console, table
 from tlm_client.display import Display
 from tlm_client.summary import format_score
 from tlm_core.errors import Conflict
@@ -16,10 +16,7 @@ from tlm_core.tasks.metrics import scores_shown
 
 
 def download(
-    context: typer.Context,
-    job_id: JobId,
-    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="Default: the job ID.")] = None,
-    as_json: AsJson = False,
+    job_id: JobId, folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="Default: the job ID.")] = None
 ) -> None:
     """Download the model and the reports of a job, verified by SHA-256. Continues an interrupted download.
 
@@ -29,7 +26,7 @@ def download(
     tlm download ID model
     """
     target = folder or Path(job_id)
-    with session_of(context).client() as client, Display(stderr_console()) as display:
+    with open_client() as client, Display(stderr_console()) as display:
         display.begin("downloading")
         model = client.model(job_id)
         files = client.download(job_id, target, display.bytes)
@@ -39,11 +36,10 @@ def download(
     lines.append(f"Load the model with tlm_core.serving.load_model(Path('{served}')), or tlm_client.models.load_onnx")
     if (target / "model" / "config.json") in files:
         lines.append(f"Load its encoder with {_loading_code(target / 'model')}")
-    print_result({"folder": target, "files": files, "final": model.final}, *lines, as_json=as_json)
+    print_result({"folder": target, "files": files, "final": model.final}, *lines)
 
 
 def predict(
-    context: typer.Context,
     job_id: JobId,
     texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT…]", help="Texts to classify.")] = None,
     pair: Annotated[list[str] | None, typer.Option(help="Second text of a text pair. Repeatable.")] = None,
@@ -54,7 +50,6 @@ def predict(
     min_confidence: Annotated[
         float | None, typer.Option(min=0, max=1, help="A text whose highest probability is lower gets no label.")
     ] = None,
-    as_json: AsJson = False,
 ) -> None:
     """Classify texts with the model of a job, on the gateway. Until it exists, the linear model answers.
 
@@ -66,26 +61,19 @@ def predict(
     if file is not None and out is not None:
         from tlm_client.prediction_files import predict_file
 
-        with session_of(context).client() as client, Display(stderr_console()) as display:
+        with open_client() as client, Display(stderr_console()) as display:
             display.begin(f"classifying {file}")
             count = predict_file(
                 client, job_id, file, out, text_column=text_column, pair_column=pair_column,
                 min_confidence=min_confidence, on_row=lambda row: display.update("", 0, 0, f"{row:,} rows"),
             )  # fmt: skip
-        print_result({"file": out, "rows": count}, f"{count:,} rows in {out}", as_json=as_json)
+        print_result({"file": out, "rows": count}, f"{count:,} rows in {out}")
         return
-    _predict_texts(context, job_id, texts or [], pair, min_confidence, as_json)
+    _predict_texts(job_id, texts or [], pair, min_confidence)
 
 
-def _predict_texts(
-    context: typer.Context,
-    job_id: str,
-    texts: list[str],
-    pairs: list[str] | None,
-    min_confidence: float | None,
-    as_json: bool,
-) -> None:
-    with session_of(context).client() as client:
+def _predict_texts(job_id: str, texts: list[str], pairs: list[str] | None, min_confidence: float | None) -> None:
+    with open_client() as client:
         answer = client.predict(job_id, texts, pairs or None, min_confidence=min_confidence)
     regression = answer.data[0].value is not None
     rows = [
@@ -94,33 +82,31 @@ def _predict_texts(
     ]
     columns = ("label", "value" if regression else "probability", "text")
     note = f"Model: {model_title(answer.model.name)}.{f' {answer.model.note}' if answer.model.note else ''}"
-    print_result(answer, table(columns, rows), note, as_json=as_json)
+    print_result(answer, table(columns, rows), note)
 
 
-def models(context: typer.Context, as_json: AsJson = False) -> None:
+def models() -> None:
     """List the models of finished jobs with their aliases, newest first.
 
     tlm models
     tlm models --json
     """
-    with session_of(context).client() as client:
+    with open_client() as client:
         listed = list(client.models())
     rows = [
         (model.job, ", ".join(model.aliases), model.name, model.dataset, model.scale,
          None if model.score is None else f"{model.score:.3f} {model.metric}")
         for model in listed
     ]  # fmt: skip
-    print_result(listed, table(("id", "aliases", "name", "data", "scale", "score"), rows), as_json=as_json)
+    print_result(listed, table(("id", "aliases", "name", "data", "scale", "score"), rows))
 
 
 def alias(
-    context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME@NAME", help="The alias, such as reviews@production.")],
     job_id: Annotated[
         str | None, typer.Argument(metavar="[ID]", help="The job whose model it means from now on.")
     ] = None,
     delete: Annotated[bool, typer.Option("--delete", help="Delete the alias, but not the model.")] = False,
-    as_json: AsJson = False,
 ) -> None:
     """Give a model a stable name for predictions. Commands accept it in place of a job ID.
 
@@ -129,22 +115,20 @@ def alias(
     """
     if delete == (job_id is not None):
         raise typer.BadParameter("Give the ID of a job, or --delete.")
-    with session_of(context).client() as client:
+    with open_client() as client:
         if job_id is None:
             client.delete_alias(name)
-            print_result({"deleted": name}, f"Deleted {name}", as_json=as_json)
+            print_result({"deleted": name}, f"Deleted {name}")
             return
         model = client.set_alias(name, client.job_id(job_id))
-    print_result(model, f"{name} is the model of {model.job}", as_json=as_json)
+    print_result(model, f"{name} is the model of {model.job}")
 
 
 def evaluate(
-    context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL_DIR|hub:ID", help="A stock sequence-classification model.")],
     dataset: Annotated[str, typer.Option(help="A folder or file, hub:ID, or the name of an uploaded dataset.")],
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     batch: Annotated[int, typer.Option(min=1, help="Batch size.")] = 64,
-    as_json: AsJson = False,
 ) -> None:
     """Score a model on a dataset, on this machine, with the same metrics as a job.
 
@@ -153,7 +137,7 @@ def evaluate(
     """
     from tlm_client.evaluation import evaluate_model, task_of
 
-    task = task_of(dataset, session_of(context))
+    task = task_of(dataset, session())
     with Display(stderr_console()) as display:
         display.begin("evaluating")
 
@@ -165,14 +149,13 @@ def evaluate(
     rows = [(name, format_score(scores[name]), format_score(clean[name])) for name in scores_shown(scores["metric"])]
     columns = ("score", "all rows", f"without {clean['rows_left_out']} rows that are also in train")
     title = f"{scores['rows']:,} {split} rows. Main metric: {scores['metric']}"
-    print_result(scores, title, table(columns, rows), as_json=as_json)
+    print_result(scores, title, table(columns, rows))
 
 
 def convert(
     model: Annotated[str, typer.Argument(metavar="MODEL_DIR|hub:ID", help="A model of the original TLM release.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to create.")],
     label: Annotated[list[str] | None, typer.Option(help="Label name, in order. Repeatable. Default: numbers.")] = None,
-    as_json: AsJson = False,
 ) -> None:
     """Convert a model of the original TLM release to a folder that stock classes load.
 
@@ -184,13 +167,12 @@ def convert(
     if folder.exists():
         raise Conflict(f"'{folder}' exists. Name a new folder.")
     convert_release(model, folder, label or None)
-    print_result({"folder": folder}, f"Load the model with {_loading_code(folder)}", as_json=as_json)
+    print_result({"folder": folder}, f"Load the model with {_loading_code(folder)}")
 
 
 def quantize(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A model that `tlm download` wrote.")],
     out: Annotated[Path, typer.Argument(metavar="NEW_DIR", help="The folder to create.")],
-    as_json: AsJson = False,
 ) -> None:
     """Copy a downloaded model, with 8-bit weights in its encoder.
 
@@ -201,7 +183,7 @@ def quantize(
 
     before, after = quantize_model(folder, out)
     line = f"model.onnx has {after / 1e6:.1f} MB instead of {before / 1e6:.1f} MB in {out}."
-    print_result({"folder": out, "bytes": after}, line, as_json=as_json)
+    print_result({"folder": out, "bytes": after}, line)
 
 
 def _loading_code(folder: Path) -> str:

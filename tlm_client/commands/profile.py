@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tlm_client.console import AsJson, command_group, print_result, session_of, table
+from tlm_client.console import command_group, print_result, session, table
 from tlm_client.http import check_gateway
 from tlm_client.profiles import Profile, find_profile, load_profiles, save_profiles
 
@@ -17,11 +17,9 @@ ProfileName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the pr
 
 @group.command("add")
 def add_profile(
-    context: typer.Context,
     name: ProfileName,
     url: Annotated[str, typer.Argument(metavar="URL", help="URL of the gateway.")],
     token: Annotated[str, typer.Option(prompt=True, hide_input=True, help="API token of the gateway.")],
-    as_json: AsJson = False,
 ) -> None:
     """Add or replace a profile.
 
@@ -29,31 +27,31 @@ def add_profile(
     tlm profile add local http://127.0.0.1:8321 --token TOKEN
     """
     check_gateway(url, token)
-    file = session_of(context).profiles
+    file = session().profiles
     save_profiles(file, load_profiles(file) | {name: Profile(url=url, token=token)})
-    print_result({"name": name, "url": url}, f"`tlm --profile {name} …` uses {url}", as_json=as_json)
+    print_result({"name": name, "url": url}, f"`tlm --profile {name} …` uses {url}")
 
 
 @group.command("list")
-def list_profiles(context: typer.Context, as_json: AsJson = False) -> None:
+def list_profiles() -> None:
     """List the profiles without their tokens.
 
     tlm profile list
     tlm profile list --json
     """
-    rows = [(name, profile.url) for name, profile in sorted(load_profiles(session_of(context).profiles).items())]
+    rows = [(name, profile.url) for name, profile in sorted(load_profiles(session().profiles).items())]
     value = [{"name": name, "url": url} for name, url in rows]
-    print_result(value, table(("name", "url"), rows), as_json=as_json)
+    print_result(value, table(("name", "url"), rows))
 
 
 @group.command("remove")
-def remove_profile(context: typer.Context, name: ProfileName, as_json: AsJson = False) -> None:
+def remove_profile(name: ProfileName) -> None:
     """Delete a profile.
 
     tlm profile remove team
     tlm profile remove team --json
     """
-    file = session_of(context).profiles
+    file = session().profiles
     find_profile(file, name)
     save_profiles(file, {other: profile for other, profile in load_profiles(file).items() if other != name})
-    print_result({"removed": name}, f"Removed {name}", as_json=as_json)
+    print_result({"removed": name}, f"Removed {name}")

@@ -6,15 +6,13 @@ from typing import Annotated
 
 import typer
 
-from tlm_client.console import AsJson, JobId, print_result, session_of
+from tlm_client.console import JobId, open_client, print_result
 
 
 def push(
-    context: typer.Context,
     job_id: JobId,
     repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="A repository of the hub.")],
     public: Annotated[bool, typer.Option("--public", help="Everybody may read a new repository.")] = False,
-    as_json: AsJson = False,
 ) -> None:
     """Upload the model of a job to the Hugging Face hub, with the token of `hf auth login` or HF_TOKEN.
 
@@ -23,17 +21,15 @@ def push(
     """
     from tlm_client.publishing import push_to_hub
 
-    with session_of(context).client() as client:
+    with open_client() as client:
         address = push_to_hub(client, job_id, repository, private=not public)
-    print_result({"url": address}, address, as_json=as_json)
+    print_result({"url": address}, address)
 
 
 def mlflow(
-    context: typer.Context,
     job_id: JobId,
     experiment: Annotated[str, typer.Option(help="The experiment of the run.")] = "tlm",
     model: Annotated[bool, typer.Option("--model", help="Also log the files of the model.")] = False,
-    as_json: AsJson = False,
 ) -> None:
     """Log recipe, scores, costs and curves of a job to the MLflow server of MLFLOW_TRACKING_URI.
 
@@ -42,6 +38,6 @@ def mlflow(
     """
     from tlm_client.publishing import log_to_mlflow
 
-    with session_of(context).client() as client:
+    with open_client() as client:
         run = log_to_mlflow(client, job_id, experiment=experiment, model=model)
-    print_result({"run": run}, f"Logged run {run} of the experiment {experiment}", as_json=as_json)
+    print_result({"run": run}, f"Logged run {run} of the experiment {experiment}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tlm_client.console import AsJson, command_group, print_result, table
+from tlm_client.console import command_group, print_result, table
 from tlm_core.training.recipe import resolve
 from tlm_core.training.recipe_keys import recipe_keys
 
@@ -19,7 +19,6 @@ def list_keys(
     words: Annotated[list[str] | None, typer.Argument(metavar="[WORD…]", help="Only keys with these words.")] = None,
     recipe: Annotated[str, typer.Option(help="fast or paper.")] = "fast",
     scale: Annotated[str, typer.Option(help="quick, tiny, small, medium or large.")] = "tiny",
-    as_json: AsJson = False,
 ) -> None:
     """List the keys that --set changes, with their values and what they mean.
 
@@ -32,4 +31,4 @@ def list_keys(
         if all(word in f"{entry.key} {entry.meaning}" for word in words or ())
     ]
     value = [{"key": key, "value": json.loads(text), "meaning": meaning} for key, text, meaning in rows]
-    print_result(value, table(("key", "value", "meaning"), rows), as_json=as_json)
+    print_result(value, table(("key", "value", "meaning"), rows))

@@ -9,7 +9,7 @@ from typing import Annotated
 import httpx
 import typer
 
-from tlm_client.console import FAILED, INTERRUPTED, AsJson, print_result, session_of, stderr_console, table
+from tlm_client.console import FAILED, INTERRUPTED, print_result, session, stderr_console, table
 from tlm_client.display import duration
 from tlm_client.stack.control import launch_stack, run_stack, stop_stack
 from tlm_client.stack.folder import StackFolder
@@ -17,34 +17,29 @@ from tlm_client.stack.parts import StackOptions
 from tlm_client.stack.supervisor import StopFlag
 
 DataDir = Annotated[
-    Path | None,
-    typer.Option("--data-dir", help="Folder for all data (TLM_DATA_DIR). Default: ~/.local/share/tlm."),
+    Path | None, typer.Option("--data-dir", help="Folder for all data (TLM_DATA_DIR). Default: ~/.local/share/tlm.")
 ]
 
 
 def up(
-    context: typer.Context,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Run in the background.")] = False,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 selects a free port.")] = 8321,
     data_dir: DataDir = None,
     opensearch_url: Annotated[str | None, typer.Option(help="OpenSearch URL. Default: the embedded index.")] = None,
     gpus: Annotated[int | None, typer.Option(min=0, help="GPUs, one for each worker. Default: all visible.")] = None,
-    as_json: AsJson = False,
 ) -> None:
     """Start Redis, Ray, the retriever, the trainer, the loader and the gateway. Ctrl-C stops them.
 
     tlm up --detach
     tlm up --port 0 --data-dir /data/tlm
     """
-    options = StackOptions(
-        data_dir or session_of(context).data_dir, port=port, opensearch_url=opensearch_url, gpus=gpus
-    )
+    options = StackOptions(data_dir or session().data_dir, port=port, opensearch_url=opensearch_url, gpus=gpus)
     console = stderr_console()
 
     def report_ready(url: str, token_file: Path) -> None:
         stop_hint = "Stop it with `tlm down`" if detach else "Ctrl-C stops it"
         text = f"Ready at {url} (token in {token_file}). {stop_hint}"
-        print_result({"url": url, "token_file": token_file}, text, as_json=as_json)
+        print_result({"url": url, "token_file": token_file}, text)
 
     if detach:
         handle = launch_stack(options)
@@ -58,29 +53,29 @@ def up(
         raise typer.Exit(INTERRUPTED)
 
 
-def down(context: typer.Context, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+def down(data_dir: DataDir = None) -> None:
     """Stop the service on this machine. Unfinished jobs continue after the next start.
 
     tlm down
     tlm down --data-dir /data/tlm
     """
-    folder = data_dir or session_of(context).data_dir
+    folder = data_dir or session().data_dir
     stopped = stop_stack(folder)
     text = "Stopped" if stopped else f"No stack runs on {folder}"
-    print_result({"stopped": stopped, "data_dir": folder}, text, as_json=as_json)
+    print_result({"stopped": stopped, "data_dir": folder}, text)
 
 
-def status(context: typer.Context, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+def status(data_dir: DataDir = None) -> None:
     """Show the processes on this machine. Exit code 1 if the gateway does not answer.
 
     tlm status
     tlm status --json
     """
-    folder = data_dir or session_of(context).data_dir
+    folder = data_dir or session().data_dir
     state = StackFolder(folder).running_state()
     if state is None:
         text = f"No stack runs on {folder}. Start one with `tlm up`"
-        print_result({"state": "stopped", "data_dir": folder}, text, as_json=as_json)
+        print_result({"state": "stopped", "data_dir": folder}, text)
         raise typer.Exit(FAILED)
     ready = _is_ready(state.url)
     answer = "answers" if ready else "does not answer"
@@ -90,7 +85,6 @@ def status(context: typer.Context, data_dir: DataDir = None, as_json: AsJson = F
         f"The stack is {state.state}. It started {duration(time.time() - state.started_at)} ago.",
         f"The gateway at {state.url} {answer}. Data folder: {folder}",
         table(("process", "state", "pid", "restarts", "log"), rows),
-        as_json=as_json,
     )
     if not ready:
         raise typer.Exit(FAILED)

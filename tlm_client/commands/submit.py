@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from tlm_client.client import TLMClient
 from tlm_client.commands.jobs import parse_labels, split_pair, watch_job
-from tlm_client.console import AsJson, JobId, Watch, print_result, resolve_job, session_of, stderr_console
+from tlm_client.console import JobId, Watch, open_client, print_result, resolve_job, stderr_console
 from tlm_client.summary import estimate_items
 from tlm_core.errors import InvalidRequest
 from tlm_core.jobs.spec import JobSpec
@@ -21,8 +21,7 @@ from tlm_core.wire import Job
 _KINDS = f"{', '.join(KINDS)}."
 
 CorpusName = Annotated[
-    str | None,
-    typer.Option("--corpus", help="NAME or NAME@VERSION. Default: no corpus, train only on the dataset."),
+    str | None, typer.Option("--corpus", help="NAME or NAME@VERSION. Default: no corpus, train only on the dataset.")
 ]
 _SCALES = "instant (seconds, the linear model alone), tiny, small, medium or large."
 Scale = Annotated[str | None, typer.Option("--scale", help=f"{_SCALES} Default: tiny.")]
@@ -41,10 +40,8 @@ MaxRuntime = Annotated[float | None, typer.Option(help="Time limit in seconds of
 
 
 def submit(
-    context: typer.Context,
     dataset: Annotated[
-        str | None,
-        typer.Option("--dataset", help="Name or ID. Omit it if --options names a job to start from."),
+        str | None, typer.Option("--dataset", help="Name or ID. Omit it if --options names a job to start from.")
     ] = None,
     corpus: CorpusName = None,
     scale: Scale = None,
@@ -61,7 +58,6 @@ def submit(
     options: Options = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Validate and estimate without submitting.")] = False,
     watch: Watch = False,
-    as_json: AsJson = False,
 ) -> None:
     """Submit a job.
 
@@ -72,7 +68,7 @@ def submit(
     kind_options = _parse_options(options, kind) if options is not None else {}
     if options is not None:
         if isinstance(source := kind_options.get("job"), str):
-            kind_options["job"] = resolve_job(context, source)
+            kind_options["job"] = resolve_job(source)
         fields["options"] = kind_options
     if dataset is None and not (kind in KINDS and KINDS[kind].names_source(kind_options)):
         raise typer.BadParameter("Name a dataset.", param_hint="--dataset")
@@ -80,17 +76,16 @@ def submit(
         set_, dataset=dataset, corpus=corpus, scale=scale, recipe=recipe, seeds=seed, workers=workers,
         max_workers=max_workers, max_runtime_seconds=max_runtime, **fields,
     )  # fmt: skip
-    with session_of(context).client() as client:
+    with open_client() as client:
         if dry_run:
             result = client.dry_run(spec)
-            print_result(result, *estimate_items(result.estimate), as_json=as_json)
+            print_result(result, *estimate_items(result.estimate))
             return
         job = client.submit(spec)
-        _report_new_job(client, job, "", watch=watch, as_json=as_json)
+        _report_new_job(client, job, "", watch=watch)
 
 
 def estimate(
-    context: typer.Context,
     dataset: Annotated[str, typer.Option("--dataset", help="Name or ID of a dataset.")],
     corpus: CorpusName = None,
     scale: Scale = None,
@@ -98,7 +93,6 @@ def estimate(
     seed: Seeds = None,
     set_: Overrides = None,
     workers: Workers = 1,
-    as_json: AsJson = False,
 ) -> None:
     """Estimate the time, compute and memory of a job, with the source of each figure.
 
@@ -108,24 +102,23 @@ def estimate(
     spec = _build_spec(
         set_, dataset=dataset, corpus=corpus, scale=scale, recipe=recipe, seeds=seed, workers=workers
     )  # fmt: skip
-    with session_of(context).client() as client:
+    with open_client() as client:
         result = client.estimate(spec)
-    print_result(result, *estimate_items(result), as_json=as_json)
+    print_result(result, *estimate_items(result))
 
 
-def retry(context: typer.Context, job_id: JobId, watch: Watch = False, as_json: AsJson = False) -> None:
+def retry(job_id: JobId, watch: Watch = False) -> None:
     """Run a failed or cancelled job again. The new job reuses finished stages.
 
     tlm retry @latest
     tlm retry ID --watch
     """
-    with session_of(context).client() as client:
+    with open_client() as client:
         job = client.retry(job_id)
-        _report_new_job(client, job, f", a retry of {job_id}", watch=watch, as_json=as_json)
+        _report_new_job(client, job, f", a retry of {job_id}", watch=watch)
 
 
 def clone(
-    context: typer.Context,
     job_id: JobId,
     dataset: Annotated[str | None, typer.Option(help="Another dataset, or NAME for its newest version.")] = None,
     corpus: Annotated[str | None, typer.Option(help="Another corpus, or NAME for its newest version.")] = None,
@@ -141,7 +134,6 @@ def clone(
     kind: Annotated[str | None, typer.Option(help=f"{_KINDS} A new kind starts without options.")] = None,
     options: Options = None,
     watch: Watch = False,
-    as_json: AsJson = False,
 ) -> None:
     """Submit a copy of a job, with changes. By default it uses the same versions of the data.
 
@@ -153,20 +145,20 @@ def clone(
         "overrides": _parse_overrides(set_) or None, "metadata": parse_labels(label) or None, "priority": priority,
         "max_runtime_seconds": max_runtime, "kind": kind,
     }  # fmt: skip
-    with session_of(context).client() as client:
+    with open_client() as client:
         if options is not None:
             target_kind = kind or client.job(job_id).spec.kind
             changes["options"] = _parse_options(options, target_kind)
         job = client.clone(job_id, {name: value for name, value in changes.items() if value is not None})
-        _report_new_job(client, job, f", a clone of {job_id}", watch=watch, as_json=as_json)
+        _report_new_job(client, job, f", a clone of {job_id}", watch=watch)
 
 
-def _report_new_job(client: TLMClient, job: Job, origin: str, *, watch: bool, as_json: bool) -> None:
+def _report_new_job(client: TLMClient, job: Job, origin: str, *, watch: bool) -> None:
     if watch:
         stderr_console().print(f"Submitted {job.id}")
-        watch_job(client, job.id, as_json)
+        watch_job(client, job.id)
         return
-    print_result(job, f"{job.id} is {job.state}{origin}. Follow it with `tlm watch {job.id}`", as_json=as_json)
+    print_result(job, f"{job.id} is {job.state}{origin}. Follow it with `tlm watch {job.id}`")
 
 
 def _build_spec(overrides: list[str] | None, *, dataset: str | None, corpus: str | None, **fields: object) -> JobSpec:

@@ -6,23 +6,20 @@ from typing import Annotated
 
 import typer
 
-from tlm_client.console import AsJson, JobId, print_result, session_of, table
+from tlm_client.console import JobId, open_client, print_result, table
 
 _CHARS = 200
 
 
 def suspects(
-    context: typer.Context,
-    job_id: JobId,
-    limit: Annotated[int, typer.Option(min=1, max=200, help="Maximum number of rows.")] = 20,
-    as_json: AsJson = False,
+    job_id: JobId, limit: Annotated[int, typer.Option(min=1, max=200, help="Maximum number of rows.")] = 20
 ) -> None:
     """List the train and validation rows whose labels are probably wrong, most suspect first.
 
     tlm suspects @latest
     tlm suspects ID --limit 50 --json
     """
-    with session_of(context).client() as client:
+    with open_client() as client:
         ranking = client.suspects(job_id, limit=limit)
     rows = []
     for suspect in ranking.data:
@@ -32,5 +29,4 @@ def suspects(
         ranking,
         table(("split", "row", "label", "suggested", "score", "text"), rows),
         f"{len(rows)} of {ranking.total:,} rows with a more probable label. Many labels are right: read the texts.",
-        as_json=as_json,
     )

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tlm_client.console import AsJson, command_group, print_result, session_of, table
+from tlm_client.console import command_group, open_client, print_result, table
 
 group = command_group(__doc__)
 
@@ -15,57 +15,55 @@ WebhookId = Annotated[str, typer.Argument(metavar="ID", help="ID of the webhook.
 
 @group.command("add")
 def add_webhook(
-    context: typer.Context,
     url: Annotated[str, typer.Argument(metavar="URL", help="The URL that receives the events.")],
     event: Annotated[
         list[str] | None, typer.Option(help="Event type, such as job.failed. Repeatable. Default: the ends of jobs.")
     ] = None,
-    as_json: AsJson = False,
 ) -> None:
     """Add a webhook. Its secret is shown only once.
 
     tlm webhook add https://example.com/tlm
     tlm webhook add https://example.com/tlm --event job.failed
     """
-    with session_of(context).client() as client:
+    with open_client() as client:
         webhook = client.add_webhook(url, event or ())
     text = f"{webhook.id} receives {', '.join(webhook.events)}. Verify signatures with {webhook.secret}"
-    print_result(webhook, text, as_json=as_json)
+    print_result(webhook, text)
 
 
 @group.command("list")
-def list_webhooks(context: typer.Context, as_json: AsJson = False) -> None:
+def list_webhooks() -> None:
     """List the webhooks.
 
     tlm webhook list
     tlm webhook list --json
     """
-    with session_of(context).client() as client:
+    with open_client() as client:
         hooks = client.webhooks()
     rows = [(hook.id, hook.url, ", ".join(hook.events), hook.disabled) for hook in hooks]
-    print_result(hooks, table(("id", "url", "events", "disabled"), rows), as_json=as_json)
+    print_result(hooks, table(("id", "url", "events", "disabled"), rows))
 
 
 @group.command("attempts")
-def list_attempts(context: typer.Context, webhook_id: WebhookId, as_json: AsJson = False) -> None:
+def list_attempts(webhook_id: WebhookId) -> None:
     """Show the latest deliveries and their responses.
 
     tlm webhook attempts wh_ID
     tlm webhook attempts wh_ID --json
     """
-    with session_of(context).client() as client:
+    with open_client() as client:
         attempts = client.webhook_attempts(webhook_id)
     rows = [(a.message, a.type, a.number, a.status, a.error) for a in attempts]
-    print_result(attempts, table(("message", "event", "try", "status", "error"), rows), as_json=as_json)
+    print_result(attempts, table(("message", "event", "try", "status", "error"), rows))
 
 
 @group.command("remove")
-def remove_webhook(context: typer.Context, webhook_id: WebhookId, as_json: AsJson = False) -> None:
+def remove_webhook(webhook_id: WebhookId) -> None:
     """Delete a webhook.
 
     tlm webhook remove wh_ID
     tlm webhook remove wh_ID --json
     """
-    with session_of(context).client() as client:
+    with open_client() as client:
         client.delete_webhook(webhook_id)
-    print_result({"removed": webhook_id}, f"Removed {webhook_id}", as_json=as_json)
+    print_result({"removed": webhook_id}, f"Removed {webhook_id}")
