@@ -82,11 +82,11 @@ def estimate_items(estimate: Estimate) -> list[Item]:
 
 
 def format_range(estimate: Estimate) -> str:
-    """Return the expected time, or its range if it was not measured on the machines of the service."""
+    """Return the expected time, or its range if no job has measured it on the machines of the service."""
     low, high = estimate.seconds_at_least, estimate.seconds_at_most
     if low is None or high is None or low == high:
         return _format_time(estimate.seconds)
-    return f"{_format_time(low)} to {_format_time(high)}, not measured here"
+    return f"{_format_time(low)} to {_format_time(high)}, {estimate.reasons['seconds'].partition(';')[0]}"
 
 
 def _format_time(seconds: float | None) -> str:

@@ -268,7 +268,7 @@ class MetricPoint(_Answer):
     attempt: int
 
 
-Basis = Literal["measured", "built-in", "cached", "counted", "unknown"]
+Basis = Literal["measured", "device", "built-in", "cached", "counted", "unknown"]
 
 
 class StageEstimate(_Answer):
@@ -286,7 +286,9 @@ class Estimate(_Answer):
     """The expected cost of a job, without its time in the queue. Unknown values are null."""
 
     seconds: float | None
-    seconds_at_least: float | None = Field(None, description="differs from `seconds` if a rate was not measured here")
+    seconds_at_least: float | None = Field(
+        None, description="differs from `seconds` if no job has measured a rate here"
+    )
     seconds_at_most: float | None = None
     flops: float | None
     tokens: float | None

@@ -16,13 +16,14 @@ from tlm_core.jobs.plan import SEED_GROUP, Node
 from tlm_core.jobs.spec import JobRecord, JobSpec, Resolved
 from tlm_core.jobs.states import State
 from tlm_core.training.params import TrainParams
+from tlm_core.training.speed import flop_of
 from tlm_core.training.stage import Place
 from tlm_core.wire import Basis, Estimate, StageEstimate
 
 _DISTINCT = 0.74  # distinct passages per retrieved passage, from `make demo`
-# Without a measurement here, the time is within these multiples of the built-in one: GPUs are faster, and a machine
-# without bf16, or with other work, was six times slower.
-_UNMEASURED = (0.5, 8.0)
+# The time is within these multiples of an estimate that no job has measured here: GPUs are faster than the machine of
+# the built-in rates, and one without bf16, or with other work, was six times slower.
+_RANGES = {"built-in": (0.5, 8.0), "device": (0.5, 2.0)}
 
 
 def proposed(tenant: str, spec: JobSpec, resolved: Resolved) -> JobRecord:
@@ -72,16 +73,20 @@ class Known:
         return self._at_rate(Setup.of(job, plan, nodes[0]), work)
 
     def _at_rate(self, setup: Setup, work: Sequence[Work | None]) -> StageEstimate:
-        """A stage at the rate measured here. The built-in rates apply to one worker."""
+        """A stage at the rate measured here. The built-in rates apply to one worker, at the speed of its device."""
         flops, tokens = (_total(getattr(item, name) if item else None for item in work) for name in ("flops", "tokens"))
         units = _total(item.units if item else None for item in work)
         measured, built_in = self.rates.get(str(setup)), BUILT_IN_SECONDS.get(setup.stage)
+        flop = self.rates.get(flop_of(setup.precision))
         basis: Basis = "unknown"
         seconds = None
         if units is None:
             reason = "the work is unknown until the sizes of texts and model are known"
         elif measured:
             basis, seconds, reason = "measured", units * measured.seconds, f"measured by {measured.job}"
+        elif built_in is not None and setup.workers == 1 and flop:
+            seconds = units * built_in * flop.seconds / BUILT_IN_SECONDS["joint"]
+            basis, reason = "device", "from a short measurement of the worker's device"
         elif built_in is not None and setup.workers == 1:
             basis, seconds, reason = "built-in", units * built_in, "from 2 cores of a server"
         else:
@@ -120,9 +125,11 @@ class Estimator:
         passages, passages_at_most, passages_reason = known.passages
         reasons = dict.fromkeys(("flops", "memory_bytes", "disk_bytes"), counted)
         reasons |= {"gpu_hours": gpu_reason, "passages": passages_reason}
-        at_least, at_most = (_total(_within(stage, factor) for stage in stages) for factor in _UNMEASURED)
+        at_least, at_most = (_total(_within(stage, end) for stage in stages) for end in (0, 1))
         if at_least != at_most:
-            reasons["seconds"] = "not measured here; jobs that run here correct it"
+            short = any(stage.basis == "device" for stage in stages)
+            basis = "from a short measurement here" if short else "not measured here"
+            reasons["seconds"] = f"{basis}; jobs that run here correct it"
         return Estimate(
             seconds=_total(stage.seconds for stage in stages),
             seconds_at_least=at_least,
@@ -187,9 +194,9 @@ class Estimator:
         return expected, at_most, f"{_DISTINCT:.0%} of the retrieved passages, a built-in share"
 
 
-def _within(stage: StageEstimate, factor: float) -> float | None:
-    """The seconds of a stage, times a factor unless they are measured."""
-    return stage.seconds * factor if stage.seconds is not None and stage.basis == "built-in" else stage.seconds
+def _within(stage: StageEstimate, end: int) -> float | None:
+    """The seconds of a stage at an end of its range: 0 for the least, 1 for the most."""
+    return None if stage.seconds is None else stage.seconds * _RANGES.get(stage.basis, (1.0, 1.0))[end]
 
 
 def _total(values: Iterable[float | None]) -> float | None:

@@ -19,6 +19,7 @@ from tlm_core.jobs.spec import Event, JobRecord, Resolved
 from tlm_core.jobs.states import State
 from tlm_core.training.params import TrainParams
 from tlm_core.training.recipe import auto_length
+from tlm_core.training.speed import rate_name
 
 START = "start"  # of the workers; not a stage, but every job waits for it
 # Seconds per unit of work while nothing is measured: `make demo` on 2 cores of an AMD EPYC with AVX-512 bf16.
@@ -40,7 +41,7 @@ class Rate(NamedTuple):
 
 @dataclass(frozen=True)
 class Setup:
-    """What a rate depends on: the stage, and for training and evaluation also workers, seeds and precision.
+    """What a rate depends on: the stage, and for training and evaluation also workers, seeds, precision and device.
 
     seeds: number of seeds side by side. A stored rate is divided by it, so that the times of all seeds sum to that of
     a job.
@@ -115,11 +116,17 @@ class Measurements:
         return [job for job in self._finished.values() if job is not None]
 
     def rates(self, tenant: str) -> dict[str, Rate]:
-        """The measured rates by setup: of the newest job that ran in it, or else of a job that trains now."""
-        rates = {}
-        for setup, value in self._jobs.rates(tenant).items():
-            seconds, job_id = value.split()
-            rates[setup] = Rate(float(seconds), job_id)
+        """The measured rates by setup: of the newest job that ran in it, or else of a job that trains now.
+
+        Rates that depend on the device are those of the newest worker's. `flop_of` names its short measurement.
+        """
+        stored, rates = self._jobs.rates(tenant), dict[str, Rate]()
+        device = stored.pop("device", "")
+        for name, value in sorted(stored.items()):
+            measured, _, kind = name.partition(" on ")
+            if kind in ("", device):
+                seconds, job_id = value.split()
+                rates[measured] = Rate(float(seconds), job_id)
         for job_id in self._jobs.newest_in(tenant, State.RUNNING, _EARLIER_JOBS):
             with suppress(NotFound, CorruptArtifact):
                 for running, rate in self._rates_now(self._jobs.get(tenant, job_id)):
@@ -151,7 +158,7 @@ class Measurements:
         texts[0] = _as_prepared(texts[0], job, self._artifacts.manifest(refs["prepare"]))
         rates: dict[str, list[float]] = {}
         events = self._jobs.events(job.tenant, job.id, limit=_MAX_EVENTS)
-        for node, elapsed in _elapsed(events, job, plan):
+        for node, elapsed, device in _elapsed(events, job, plan):
             work = work_of(node, texts_of(plan, node, texts)) if node else Work(1.0)
             units = work.units if work else 0.0
             if node and isinstance(node.params, TrainParams):
@@ -160,7 +167,8 @@ class Measurements:
                 elapsed = max(elapsed, float(cost["seconds"]))  # a resumed stage began before its last start
             if units > 0:
                 setup = Setup.of(job, plan, node) if node else Setup(START)
-                rates.setdefault(str(setup), []).append(elapsed / units / setup.seeds)
+                name = rate_name(str(setup), device) if setup.precision else str(setup)
+                rates.setdefault(name, []).append(elapsed / units / setup.seeds)
         cost = self._artifacts.read_json(refs[plan.report], "report.json")["cost"]["total"]
         self._jobs.save_rates(job.tenant, {setup: f"{median(each)} {job.id}" for setup, each in rates.items()})
         return Finished(job.id, source_of(job.resolved), texts[0], cost["gpu_seconds"] > 0)
@@ -182,23 +190,24 @@ def _as_prepared(texts: Texts, job: JobRecord, prepared: Manifest) -> Texts:
     )
 
 
-def _elapsed(events: Iterable[Event], job: JobRecord, plan: Plan) -> Iterator[tuple[Node | None, float]]:
-    """The seconds of each node that the job ran itself, and of each start of workers as the node None."""
-    nodes, started = {node.name: node for node in plan.nodes}, dict[str, float]()
+def _elapsed(events: Iterable[Event], job: JobRecord, plan: Plan) -> Iterator[tuple[Node | None, float, str]]:
+    """The seconds and device of each node that the job ran itself, and of each start of workers as the node None."""
+    nodes, started = {node.name: node for node in plan.nodes}, dict[str, tuple[float, str]]()
     published, claimed, submitted = dict[str, float](), job.created_at, None
     for event in events:
         node = nodes.get(str(event.data.get("node", "")))
         if event.type == "workers.submitted":
             submitted = event.at
         elif event.type == "stage.started" and node:
-            started[node.name] = event.at
+            started[node.name] = event.at, str(event.data.get("device", ""))
             if submitted is not None:
-                yield None, event.at - submitted
+                yield None, event.at - submitted, ""
                 submitted = None
         elif event.type == "artifact.published" and node:
             published[node.name] = event.at
             # A stage that does not run on workers starts when its inputs are there.
             ready = max([claimed, *(published[source] for source in node.inputs.values() if source in published)])
-            yield node, event.at - started.get(node.name, ready)
+            start, device = started.get(node.name, (ready, ""))
+            yield node, event.at - start, device
         elif event.type == "job.claimed":
             claimed = event.at

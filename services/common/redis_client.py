@@ -10,8 +10,8 @@ Keys have the prefix `tlm`; the tenant T stands in braces:
                                                       submission, and of expiry
     tlm:{T}:names         job id → name, for searches
     tlm:{T}:aliases       alias of a model → job id
-    tlm:{T}:rates         stage, workers, precision and device → seconds per unit of work, and the measuring job;
-                          device → that of the newest worker; device and precision → its seconds per FLOP
+    tlm:{T}:rates         rate and kind of device → seconds per unit of work, and the measuring job; a rate is that of
+                          a FLOP or of a stage with its setup; device → the kind of the newest worker's
     tlm:{T}:kind:K, :on:DATASET, :data:DIGEST, :label:DIGEST   job ids, for lists      tlm:queue:N   other priorities
     tlm:feed              stream of the events of all jobs
     tlm:removals          T/ID of a deleted job or dataset → what remains to be deleted

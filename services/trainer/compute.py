@@ -16,7 +16,7 @@ from services.trainer.settings import METRICS_PORTS, TrainerSettings
 from services.trainer.worker import Broadcast, GroupRunner
 from tlm_core.errors import TLMError
 from tlm_core.pulse import PULSE
-from tlm_core.training.speed import device_kind, rate_name, seconds_per_flop
+from tlm_core.training.speed import device_kind, flop_of, rate_name, seconds_per_flop
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def measure_once(store: JobStore, assignment: Assignment, device: str) -> None:
     """Store how fast this device trains, unless a worker has measured it. No job waits for it: its stages are done."""
     try:
         precision = store.get(assignment.tenant, assignment.job).resolved.recipe.number_format
-        stored, name = store.rates(assignment.tenant), rate_name(device, precision)
+        stored, name = store.rates(assignment.tenant), rate_name(flop_of(precision), device)
         rates = {"device": device}
         if name not in stored:
             rates[name] = f"{seconds_per_flop(precision, gpu=assignment.gpus > 0)} {assignment.job}"

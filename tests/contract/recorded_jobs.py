@@ -26,10 +26,12 @@ def record(
     flops: Mapping[str, float] | None = None,
     counted: float = 0.0,
     gpu_seconds: float = 0.0,
+    device: str = "",
 ) -> JobRecord:
     """Finish a running job. By its events, each stage lasted `seconds` and the start of the workers 10 s.
 
     counted: seconds that each training stage reports. gpu_seconds: of the whole job, by its report.
+    device: of the workers.
     """
     store, artifacts = gateway.parts.jobs, gateway.parts.artifacts
     plan = plan_of(job)
@@ -40,7 +42,8 @@ def record(
         if node.name in published:
             refs[node.name] = published[node.name]
             continue
-        store.report(T, job.id, job.attempt, events=[("stage.started", {"node": node.name, "stage": node.stage.name})])
+        started = {"node": node.name, "stage": node.stage.name, "device": device}
+        store.report(T, job.id, job.attempt, events=[("stage.started", started)])
         folder = gateway.root / "files" / uuid.uuid4().hex
         folder.mkdir(parents=True)
         (folder / "task.json").write_text(json.dumps({"counts": ROWS}))

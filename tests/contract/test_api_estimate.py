@@ -29,13 +29,24 @@ def estimate(api: TestClient, **over: Any) -> dict[str, Any]:
     return body
 
 
+def training(estimated: dict[str, Any]) -> dict[str, Any]:
+    joint: dict[str, Any] = next(stage for stage in estimated["stages"] if stage["stage"] == "joint")
+    return joint
+
+
 def finish_job(
-    api: TestClient, gateway: Gateway, seconds: float, counted: float = 0.0, gpu_seconds: float = 0.0, **over: Any
+    api: TestClient,
+    gateway: Gateway,
+    seconds: float,
+    counted: float = 0.0,
+    gpu_seconds: float = 0.0,
+    device: str = "",
+    **over: Any,
 ) -> str:
     job_id = api.post("/v1/jobs", json=BODY | over).json()["id"]
     job = gateway.parts.jobs.claim("a", 60)
     assert job is not None and job.id == job_id
-    record(gateway, job, lambda _: seconds, counted=counted, gpu_seconds=gpu_seconds)
+    record(gateway, job, lambda _: seconds, counted=counted, gpu_seconds=gpu_seconds, device=device)
     return job_id
 
 
@@ -98,14 +109,27 @@ def test_rate_at_another_precision_is_not_used(api: TestClient, gateway: Gateway
 def test_worker_measures_each_device_and_precision_once(
     api: TestClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    speeds = iter((2e-12, 4e-12))
+    over = {"overrides": {"precision": "bf16"}, "seeds": [1]}
+    speeds = iter((3.5e-12, 7e-12))
     monkeypatch.setattr(compute, "seconds_per_flop", lambda _precision, **_: next(speeds))
-    for device in ("old", "old", "new"):
-        job = api.post("/v1/jobs", json=BODY | {"overrides": {"precision": "bf16"}}).json()["id"]
+    built_in = training(estimate(api, **over))
+    for device, factor in (("an old CPU", 1), ("an old CPU", 1), ("a new CPU, 2 CPUs", 2), ("an old CPU", 1)):
+        job = api.post("/v1/jobs", json=BODY | over).json()["id"]
         compute.measure_once(gateway.parts.jobs, Assignment(T, job, 1, "main", 1, 1, 1.0, 0.0), device)
-    rates = gateway.parts.jobs.rates(T)
-    assert rates["device"] == "new" and rates["device/bf16/new"] == f"4e-12 {job}"
-    assert rates["device/bf16/old"].startswith("2e-12 ")
+        result = estimate(api, **over)
+        stage = training(result)
+        assert (stage["basis"], stage["seconds"]) == ("device", pytest.approx(factor * built_in["seconds"]))
+        assert result["reasons"]["seconds"].startswith("from a short measurement here; ")
+    assert training(estimate(api, overrides={"precision": "fp32"}, seeds=[1]))["basis"] == "built-in"
+
+
+def test_rate_of_a_job_counts_on_its_device_alone(api: TestClient, gateway: Gateway) -> None:
+    finish_job(api, gateway, 7.0, device="an old CPU")
+    for device, basis in (("an old CPU", "measured"), ("a new CPU", "built-in")):
+        gateway.parts.jobs.save_rates(T, {"device": device})
+        result = estimate(api, seeds=[1])
+        assert training(result)["basis"] == basis
+        assert next(stage["basis"] for stage in result["stages"] if stage["stage"] == "export") == "measured"
 
 
 def test_job_stores_the_estimate_of_its_nodes(api: TestClient, gateway: Gateway) -> None:

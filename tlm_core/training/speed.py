@@ -25,9 +25,14 @@ def device_kind(*, gpu: bool) -> str:
     return f"{next(names, os.uname().machine)}, {len(os.sched_getaffinity(0))} CPUs"
 
 
-def rate_name(device: str, precision: Precision) -> str:
-    """Return the name under which the store of rates holds the seconds per FLOP of a kind of device."""
-    return f"device/{precision}/{device}"
+def flop_of(precision: str) -> str:
+    """Return the name of the rate that `seconds_per_flop` measures."""
+    return f"flop/{precision}"
+
+
+def rate_name(rate: str, device: str) -> str:
+    """Return the name under which the store of rates holds a rate of a kind of device."""
+    return f"{rate} on {device}"
 
 
 def seconds_per_flop(precision: Precision, *, gpu: bool) -> float:
